@@ -1,0 +1,17 @@
+"""bufferpool: pages of memory shared between processes, given back when cold.
+
+>>> import bufferpool as bp
+>>> pool = bp.Pool.open("orders", capacity="256MiB")      # doctest: +SKIP
+>>> table = pool.open_file("orders.db", mode="r+")        # doctest: +SKIP
+>>> page = table[7]                                       # doctest: +SKIP
+"""
+
+from bufferpool._core import Pin, PinnedPages, Write
+from bufferpool.errors import *  # noqa: F403
+from bufferpool.inspect import ClientInfo, FrameState, PoolStats, SpaceStats
+from bufferpool.pool import Pool
+from bufferpool.space import Kind, Space
+from bufferpool.store import FileStore, Store
+
+__version__ = "0.1.0"
+__all__ = ["ClientInfo", "FileStore", "FrameState", "Kind", "Pin", "PinnedPages", "Pool", "PoolStats", "Space", "SpaceStats", "Store", "Write"]

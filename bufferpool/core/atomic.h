@@ -1,0 +1,57 @@
+// Atomic access to shared memory. The memory order is part of every name.
+//
+// The objects live in a mapped file: they are never constructed, all-zero
+// bytes are their initial value, and other processes hold them too. Hence
+// plain storage with the compiler's __atomic builtins, not std::atomic.
+//
+// BP_STEP() stands before every access that other processes can observe. It
+// is empty in production; a test build defines it to take control there.
+#pragma once
+
+#include <cstdint>
+
+#ifndef BP_STEP
+#define BP_STEP()
+#endif
+
+// A named point at which a test build may kill the process.
+#ifndef BP_POINT
+#define BP_POINT(name)
+#endif
+
+namespace bp {
+
+using u8 = std::uint8_t;
+using u16 = std::uint16_t;
+using u32 = std::uint32_t;
+using u64 = std::uint64_t;
+
+template <class T>
+class Atomic {
+    static_assert(__atomic_always_lock_free(sizeof(T), nullptr));
+    T value_;
+
+public:
+    T load_relaxed() const { BP_STEP(); return __atomic_load_n(&value_, __ATOMIC_RELAXED); }
+    T load_acquire() const { BP_STEP(); return __atomic_load_n(&value_, __ATOMIC_ACQUIRE); }
+    T load_seq_cst() const { BP_STEP(); return __atomic_load_n(&value_, __ATOMIC_SEQ_CST); }
+    void store_relaxed(T v) { BP_STEP(); __atomic_store_n(&value_, v, __ATOMIC_RELAXED); }
+    void store_release(T v) { BP_STEP(); __atomic_store_n(&value_, v, __ATOMIC_RELEASE); }
+    void store_seq_cst(T v) { BP_STEP(); __atomic_store_n(&value_, v, __ATOMIC_SEQ_CST); }
+    T add_relaxed(T v) { BP_STEP(); return __atomic_fetch_add(&value_, v, __ATOMIC_RELAXED); }
+    T add_seq_cst(T v) { BP_STEP(); return __atomic_fetch_add(&value_, v, __ATOMIC_SEQ_CST); }
+    T sub_seq_cst(T v) { BP_STEP(); return __atomic_fetch_sub(&value_, v, __ATOMIC_SEQ_CST); }
+    T or_seq_cst(T v) { BP_STEP(); return __atomic_fetch_or(&value_, v, __ATOMIC_SEQ_CST); }
+    T swap_seq_cst(T v) { BP_STEP(); return __atomic_exchange_n(&value_, v, __ATOMIC_SEQ_CST); }
+    // On failure `expected` becomes the value found.
+    bool cas_seq_cst(T& expected, T desired) {
+        BP_STEP();
+        return __atomic_compare_exchange_n(&value_, &expected, desired, false, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_SEQ_CST);
+    }
+    // Only its owner writes this counter, one thread at a time (under the GIL):
+    // a plain add, which costs no bus lock.
+    void add_owned(T v) { __atomic_store_n(&value_, static_cast<T>(__atomic_load_n(&value_, __ATOMIC_RELAXED) + v), __ATOMIC_RELAXED); }
+};
+
+}  // namespace bp

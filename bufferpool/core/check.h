@@ -1,0 +1,159 @@
+// The invariants, all of them, while others work. What is read without a lock
+// may be in motion: a finding counts only if it stands in several passes, and a
+// state that a living client's intent covers is no finding.
+#pragma once
+
+#include <cstdarg>
+#include <cstdio>
+#include <set>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "client.h"
+
+namespace bp {
+
+using Findings = std::set<std::string>;
+
+inline std::string say(const char* format, ...) {
+    char text[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return text;
+}
+
+inline const char* name(FrameState s) {
+    static const char* names[] = {"HOLE", "FREE", "BUSY", "LIVE", "OLD", "?5", "?6", "?7"};
+    return names[s & 7];
+}
+inline const char* name(EntryState s) {
+    static const char* names[] = {"ABSENT", "LOADING", "RESIDENT", "EVICTING"};
+    return names[s & 3];
+}
+
+inline bool is_live_client(Segment& s, u32 c) {
+    return c >= 1 && c <= s.g.max_clients && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE && seems_alive(s, c);
+}
+
+// Frames and pages that an operation under way may have between two states.
+struct InMotion {
+    std::unordered_set<u32> frames, pages;
+    explicit InMotion(Segment& s) {
+        for (u32 c = 1; c <= s.g.max_clients; c++) {
+            if (!is_live_client(s, c)) continue;
+            for (Intent& in : s.clients[c - 1].intents) {
+                if (in.op.load_acquire() == u32(Op::NONE)) continue;
+                frames.insert({in.frame.load_relaxed(), in.old.load_relaxed()});
+                pages.insert({in.page.load_relaxed(), in.victim.load_relaxed()});
+            }
+        }
+    }
+};
+
+inline void check_frames(Segment& s, Findings& out) {
+    InMotion motion(s);
+    for (u32 f = 0; f < s.ready; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        FrameState state = frame::state(w);
+        u32 page = frame::page(w), c = frame::client(w);
+        if (state > OLD) out.insert(say("frame %u: unknown state %u", f, unsigned(state)));
+        if (state == BUSY && !is_live_client(s, c))
+            out.insert(say("frame %u: BUSY for client %u, which is gone", f, c));
+        if (state == OLD && !s.any_pin(f) && !motion.frames.count(f))
+            out.insert(say("frame %u: OLD, and nobody pins it", f));
+        if (state == LIVE && !s.has_page(page)) {
+            out.insert(say("frame %u: LIVE for page %u, beyond the last", f, page));
+        } else if (state == LIVE && !motion.frames.count(f) && !motion.pages.count(page)) {
+            u64 e = s.entries[page].load_acquire();
+            bool named = (entry::state(e) == RESIDENT || entry::state(e) == EVICTING) && entry::frame(e) == f;
+            if (!named) out.insert(say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e))));
+        }
+        for (u32 k = 1; k <= s.g.max_clients; k++)
+            if (s.clients[k - 1].state.load_acquire() == CLIENT_FREE &&
+                s.pin_rows[u64(f) * s.g.pins_stride + k - 1].load_relaxed())
+                out.insert(say("frame %u: pinned for client %u, which is gone", f, k));
+    }
+}
+
+inline void check_entries(Segment& s, Findings& out) {
+    InMotion motion(s);
+    for (u32 i = 0; i < MAX_SPACES; i++) {
+        SpaceSlot& slot = s.spaces[i];
+        if (slot.state.load_acquire() != SPACE_LIVE) continue;
+        u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed();
+        if (first > s.g.max_pages || n > s.g.max_pages - first) {
+            out.insert(say("space %u: its entries lie outside the segment", i));
+            continue;
+        }
+        if (space_pages(slot.extent.load_relaxed()) > n)
+            out.insert(say("space %u: more pages than entries", i));
+        for (u32 page = u32(first); page < first + n; page++) {
+            u64 e = s.entries[page].load_acquire();
+            EntryState state = entry::state(e);
+            if (state == ABSENT) continue;
+            if (u32 c = entry::owner(e); c && !is_live_client(s, c))
+                out.insert(say("page %u: %s by client %u, which is gone", page, name(state), c));
+            if (u32 c = entry::flusher(e); state == RESIDENT && c && !is_live_client(s, c))
+                out.insert(say("page %u: flushed by client %u, which is gone", page, c));
+            if (state != RESIDENT) continue;
+            u32 f = entry::frame(e);
+            if (!s.has_frame(f)) {
+                out.insert(say("page %u: RESIDENT in frame %u, beyond the last", page, f));
+            } else if (s.frames[f].word.load_acquire() != frame::live(page) && !motion.pages.count(page)) {
+                u64 w = s.frames[f].word.load_acquire();
+                out.insert(say("page %u: RESIDENT in frame %u, which is %s for page %u", page, f, name(frame::state(w)), frame::page(w)));
+            }
+        }
+    }
+}
+
+// What the memory lock protects, exactly: nobody changes it meanwhile.
+inline void check_memory(Segment& s, Findings& out) {
+    lock_memory(s, false);
+    u32 resident = 0;
+    for (u32 f = 0; f < s.ready; f++) {
+        FrameState state = frame::state(s.frames[f].word.load_acquire());
+        resident += state != HOLE;
+        if ((state == HOLE) != s.holes.has(f)) out.insert(say("frame %u: %s, but %sin the set of holes", f, name(state), s.holes.has(f) ? "" : "not "));
+        if ((state == FREE) != s.free.has(f)) out.insert(say("frame %u: %s, but %sin the set of free frames", f, name(state), s.free.has(f) ? "" : "not "));
+    }
+    if (resident != s.header->resident.load_relaxed())
+        out.insert(say("%u frames have memory, but %u are counted", resident, s.header->resident.load_relaxed()));
+    PoolEnv env{s, nullptr, NONE};
+    Alr<PoolEnv> policy(s.header->policy, env);
+    std::unordered_set<u32> in_ring[3];
+    for (Ring r : {RING_COLD, RING_HOT})
+        for (u32 i = 0; i < policy.ring(r).count; i++) in_ring[r].insert(element_page(policy.at(r, i)));
+    for (u32 f = 0; f < s.ready; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        u32 page = frame::page(w);
+        if (frame::state(w) != LIVE || !s.has_page(page)) continue;
+        u64 e = s.entries[page].load_acquire();
+        if (!entry::is_resident_in(e, f)) continue;
+        Ring r = entry::ring(e);
+        if (r == RING_NONE || !in_ring[r & 3].count(page)) out.insert(say("page %u: resident, but in no ring: it could never be evicted", page));
+    }
+    unlock_memory(s);
+}
+
+inline Findings check(Segment& s, int passes) {
+    s.has_frame(s.g.max_frames - 1);
+    Findings standing;
+    for (int i = 0; i < passes; i++) {
+        Findings now;
+        check_frames(s, now);
+        check_entries(s, now);
+        if (i == 0) standing = now;
+        std::erase_if(standing, [&](const std::string& f) { return !now.count(f); });
+        if (standing.empty()) break;
+        timespec pause{0, 2'000'000};
+        nanosleep(&pause, nullptr);
+    }
+    check_memory(s, standing);
+    return standing;
+}
+
+}  // namespace bp

@@ -1,0 +1,350 @@
+// Clients: taking a slot, leaving it, and reaping the dead (rules 10 and 11).
+//
+// A client is alive while somebody holds its byte lock. Reaping works under that
+// lock, in numbered phases; every change is a CAS from the state that the dead
+// client left, so a reaper may die at any point and the next one starts over.
+// A process that attaches when every slot is taken becomes a dead client, ends
+// its business as reaper of itself, and starts anew in its slot.
+#pragma once
+
+#include "page.h"
+
+namespace bp {
+
+// ---- taking a slot -----------------------------------------------------------
+
+// A fresh start in a slot whose byte lock `fd` holds and whose state is FREE.
+inline void start_client(Segment& s, u32 c) {
+    Client& slot = s.clients[c - 1];
+    auto counters = reinterpret_cast<Atomic<u64>*>(&slot.counters);
+    for (u32 i = 0; i < COUNTERS; i++) counters[i].store_relaxed(0);
+    for (Intent& intent : slot.intents) intent.op.store_relaxed(u32(Op::NONE));
+    slot.generation.store_relaxed(slot.generation.load_relaxed() + 1);
+    slot.folded.store_relaxed(0);
+    slot.pid.store_relaxed(u32(getpid()));
+    slot.start_time.store_relaxed(prim::start_time());
+    slot.attached_ns.store_relaxed(prim::realtime_ns());
+    slot.name[0] = 0;
+    slot.state.store_release(CLIENT_LIVE);
+    BP_POINT("attach.live");
+}
+
+// Claims a free slot for the description `fd`, whose lock on the slot's byte
+// says from now on that the client lives. 0 when there is none.
+inline u32 claim_slot(Segment& s, int fd) {
+    for (u32 c = 1; c <= s.g.max_clients; c++) {
+        auto& state = s.clients[c - 1].state;
+        if (state.load_acquire() != CLIENT_FREE || prim::lock_byte(fd, LOCKS_AT + long(c)) != 0) continue;
+        BP_POINT("attach.locked");
+        if (state.load_acquire() == CLIENT_FREE) {
+            start_client(s, c);
+            return c;
+        }
+        prim::unlock_byte(fd, LOCKS_AT + long(c));  // taken and died in between
+    }
+    return 0;
+}
+
+// Adds a client's counters to the totals, exactly once however often it is
+// tried. Under the memory lock.
+inline void fold_counters(Segment& s, u32 c) {
+    Client& slot = s.clients[c - 1];
+    u64 name = u64(c) << 1 | slot.generation.load_relaxed() << 16;
+    u64 done = s.header->folded.load_acquire();
+    u32 other = u32(done >> 1) & CLIENTS_LIMIT;
+    if (other >= 1 && other <= s.g.max_clients && s.clients[other - 1].generation.load_relaxed() == done >> 16)
+        s.clients[other - 1].folded.store_release(1);  // the last fold, should its reaper have died here
+    if (slot.folded.load_relaxed()) return;
+    u64 copy = done & 1;
+    auto from = reinterpret_cast<Atomic<u64>*>(&s.header->totals[copy]);
+    auto to = reinterpret_cast<Atomic<u64>*>(&s.header->totals[1 - copy]);
+    auto add = reinterpret_cast<Atomic<u64>*>(&slot.counters);
+    for (u32 i = 0; i < COUNTERS; i++) to[i].store_relaxed(from[i].load_relaxed() + add[i].load_relaxed());
+    BP_POINT("fold.filled");
+    s.header->folded.store_release(name | (1 - copy));
+    BP_POINT("fold.switched");
+    slot.folded.store_release(1);
+}
+
+// ---- spaces that go with their client ------------------------------------------
+
+inline u64 space_pages(u64 extent) { return extent & PAGES_MASK; }
+inline u64 space_generation(u64 extent) { return extent >> GENERATION_SHIFT; }
+
+// Drops one page whatever it holds, waiting for whoever is changing it.
+// `freed` counts frames that became FREE. False: it could not be had in time.
+inline bool drop_page(Segment& s, Intent& intent, u32 page, u32& freed) {
+    for (int slices = 0; slices < 500; slices++) {
+        u64 e = s.entries[page].load_acquire();
+        if (entry::state(e) == ABSENT) {
+            forget(s, page);
+            return true;
+        }
+        u32 f;
+        bool open = entry::state(e) == RESIDENT && entry::owner(e) == 0 && entry::flusher(e) == 0;
+        if (open && s.entries[page].cas_seq_cst(e, entry::with_owner(e, s.me))) {
+            f = entry::frame(e);
+            if (!s.has_frame(f)) return end_write(s, page), false;
+            if (discard(s, intent, page, f)) {
+                free_frame(s, f);
+                freed++;
+            }
+            return true;
+        }
+        if (!open) wait_entry(s, page, e);
+        if (slices % 8 == 7 && s.interrupted && s.interrupted(s)) return false;
+    }
+    return false;
+}
+
+// Empties a space and frees its slot. Idempotent: a CLOSING space that somebody
+// left is finished by the next one. Called with the directory lock held.
+inline bool remove_space(Segment& s, u32 index, u32& freed) {
+    SpaceSlot& slot = s.spaces[index];
+    OpSlot op(s);
+    if (!op.valid()) return false;
+    if (slot.state.load_acquire() != SPACE_CLOSING) {
+        slot.state.store_seq_cst(SPACE_CLOSING);
+        slot.extent.store_seq_cst((space_generation(slot.extent.load_relaxed()) + 1) << GENERATION_SHIFT);
+    }
+    BP_POINT("remove.closing");
+    u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed();
+    if (first > s.g.max_pages || n > s.g.max_pages - first) return false;
+    bool empty = true;
+    for (u64 i = 0; i < n; i++) empty &= drop_page(s, op.intent(), u32(first + i), freed);
+    if (!empty) return false;
+    // No ring may name an entry whose memory goes.
+    lock_memory(s, false);
+    PoolEnv env{s, nullptr, NONE};
+    Alr<PoolEnv>(s.header->policy, env).purge();
+    unlock_memory(s);
+    BP_POINT("remove.empty");
+    if (n) prim::punch(s.fd, s.g.entries_at + first * 8, round_up(n * 8, s.g.os_page));
+    slot.entries_ready.store_relaxed(0);
+    for (auto* field : {&slot.reserved, &slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns})
+        field->store_relaxed(0);
+    slot.owner.store_relaxed(0);
+    slot.flush_open.store_relaxed(0);
+    slot.name[0] = slot.path[0] = 0;
+    slot.state.store_seq_cst(SPACE_FREE);
+    BP_POINT("remove.free");
+    return true;
+}
+
+// What the directory lock protects: a slot half opened by a dead owner is free.
+inline void repair_directory(Segment& s) {
+    for (u32 i = 0; i < MAX_SPACES; i++) {
+        u32 opening = SPACE_OPENING;
+        s.spaces[i].state.cas_seq_cst(opening, SPACE_CLOSING);
+    }
+}
+
+inline bool lock_directory(Segment& s, bool interruptible = true) {
+    Acquired a = acquire(s, s.header->directory, interruptible);
+    if (a == Acquired::INTERRUPTED) return false;
+    if (a == Acquired::REPAIR) {
+        repair_directory(s);
+        repaired(s, s.header->directory);
+    }
+    u32 freed = 0;
+    for (u32 i = 0; i < MAX_SPACES; i++)
+        if (s.spaces[i].state.load_acquire() == SPACE_CLOSING) remove_space(s, i, freed);
+    return true;
+}
+
+// The scratch spaces that client `c` owned go with it.
+inline u32 remove_owned(Segment& s, u32 c) {
+    u32 freed = 0;
+    lock_directory(s, false);
+    for (u32 i = 0; i < MAX_SPACES; i++) {
+        SpaceSlot& slot = s.spaces[i];
+        if (slot.state.load_acquire() == SPACE_LIVE && slot.owner.load_relaxed() == c &&
+            slot.owner_generation.load_relaxed() == s.clients[c - 1].generation.load_relaxed())
+            remove_space(s, i, freed);
+    }
+    release(s.header->directory);
+    return freed;
+}
+
+inline bool owns_spaces(Segment& s, u32 c) {
+    for (u32 i = 0; i < MAX_SPACES; i++)
+        if (s.spaces[i].state.load_acquire() == SPACE_LIVE && s.spaces[i].owner.load_relaxed() == c) return true;
+    return false;
+}
+
+// ---- reaping -----------------------------------------------------------------
+
+inline void reap_intent(Segment& s, u32 c, Intent& intent) {
+    Op op = Op(intent.op.load_acquire());
+    u32 page = intent.page.load_relaxed(), f = intent.frame.load_relaxed(), old = intent.old.load_relaxed();
+    u32 victim = intent.victim.load_relaxed();
+    auto frame_cas = [&](u32 n, u64 from, u64 to) {
+        if (n != NONE && s.has_frame(n)) s.frames[n].word.cas_seq_cst(from, to);
+    };
+    if (op == Op::EVICT && s.has_page(victim)) {
+        settle_entry(s, victim, [&](u64 e) {
+            if (entry::state(e) != EVICTING || entry::owner(e) != c) return e;
+            u32 at = entry::frame(e);
+            bool there = s.has_frame(at) && s.frames[at].word.load_acquire() == frame::live(victim);
+            if (there) return entry::with_owner(entry::with_state(e, RESIDENT), 0);
+            return PoolEnv::ghost_word(e, Ghost::COLD, s.header->policy.now);
+        });
+    }
+    if ((op == Op::LOAD || op == Op::EVICT) && s.has_page(page)) {
+        u64 e = s.entries[page].load_acquire();
+        if (!entry::is_resident_in(e, f)) frame_cas(f, frame::live(page), frame::busy(c));
+        settle_entry(s, page, [&](u64 w) {
+            bool dead = entry::state(w) == LOADING && entry::owner(w) == c;
+            return dead ? entry::with_owner(entry::with_state(w, ABSENT), 0) : w;
+        });
+    }
+    if (op == Op::PUBLISH && s.has_page(page)) {
+        bool swapped = entry::is_resident_in(s.entries[page].load_acquire(), f);
+        if (swapped) frame_cas(old, frame::live(page), frame::old(page));
+        else frame_cas(f, frame::live(page), frame::busy(c));
+    }
+    if (op == Op::DISCARD && s.has_page(page) && !entry::is_resident_in(s.entries[page].load_acquire(), old))
+        frame_cas(old, frame::live(page), frame::old(page));
+    if (op == Op::FLUSH)
+        for (u64 p = page; p <= old && s.has_page(u32(p)); p++)
+            settle_entry(s, u32(p), [&](u64 e) {
+                bool ours = entry::state(e) == RESIDENT && entry::flusher(e) == c;
+                return ours ? entry::with_flusher(e, 0) : e;
+            });
+    intent.op.store_release(u32(Op::NONE));
+}
+
+// The BUSY frames of a dead client: nobody knows whether they have memory, so
+// the kernel gets it back in any case (a hole punched twice is a hole).
+inline void reap_busy(Segment& s, u32 c) {
+    u64 bytes = 0;
+    for (u32 f = 0; f < s.ready;) {
+        auto is_dead = [&](u32 i) {
+            u64 w = s.frames[i].word.load_acquire();
+            return frame::state(w) == BUSY && frame::client(w) == c;
+        };
+        if (!is_dead(f)) {
+            f++;
+            continue;
+        }
+        u32 end = f + 1;
+        while (end < s.ready && is_dead(end)) end++;
+        u64 length = u64(end - f) << s.g.page_shift;
+        prim::remove(s.page_data(f), length, s.fd, s.page_offset(f));
+        BP_POINT("reap.punched");
+        lock_memory(s, false);
+        for (u32 i = f; i < end; i++) hole_locked(s, i);
+        unlock_memory(s);
+        bytes += length;
+        f = end;
+    }
+    s.counters().reclaimed_bytes[CLIENT_EXIT].add_relaxed(bytes);
+}
+
+// A lock that the dead client held: what it protects is repaired, then it is free.
+template <class F>
+void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
+    u32 w = lock.word.load_seq_cst();
+    if ((w & lock_word::OWNER) != c) return;
+    if (!lock.word.cas_seq_cst(w, s.me | lock_word::REPAIR | lock_word::WAITED)) return;
+    repair();
+    repaired(s, lock);
+    release(lock);
+}
+
+// Ends the business of a dead client whose byte lock we hold, and frees its slot.
+// `c` may be our own number: then we took over its slot in order to attach.
+inline void reap_held(Segment& s, u32 c) {
+    BP_POINT("reap.begin");
+    // 1. The locks that it held, with what they protect.
+    reap_lock(s, c, s.header->memory, [&] { rebuild(s); });
+    reap_lock(s, c, s.header->directory, [&] { repair_directory(s); });
+    for (u32 i = 0; i < MAX_SPACES; i++) reap_lock(s, c, s.spaces[i].flush_lock, [] {});
+    BP_POINT("reap.locks");
+    // 2. What it was about to change.
+    for (Intent& intent : s.clients[c - 1].intents) {
+        reap_intent(s, c, intent);
+        BP_POINT("reap.intent");
+    }
+    // 3. Its writer fields: a page that has a writer stays in its frame.
+    s.has_frame(s.g.max_frames - 1);
+    for (u32 f = 0; f < s.ready; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        u32 page = frame::page(w);
+        if (frame::state(w) != LIVE || !s.has_page(page)) continue;
+        u64 e = s.entries[page].load_acquire();
+        if (entry::state(e) == RESIDENT && entry::owner(e) == c)
+            settle_entry(s, page, [&](u64 v) {
+                return entry::state(v) == RESIDENT && entry::owner(v) == c ? entry::with_owner(v, 0) : v;
+            });
+    }
+    BP_POINT("reap.fields");
+    // 4. Its pins, and the superseded frames that only they had kept.
+    for (u32 f = 0; f < s.ready; f++) {
+        auto& count = s.pin_rows[u64(f) * s.g.pins_stride + c - 1];
+        if (count.load_relaxed()) count.store_seq_cst(0);
+    }
+    BP_POINT("reap.pins");
+    sweep_old(s);
+    // 5. Its frames.
+    reap_busy(s, c);
+    BP_POINT("reap.frames");
+    // 6. Its scratch spaces.
+    if (owns_spaces(s, c)) remove_owned(s, c);
+    BP_POINT("reap.spaces");
+    // 7. Its counters, and the slot.
+    s.counters().reaped.add_relaxed(1);
+    lock_memory(s, false);
+    fold_counters(s, c);
+    s.clients[c - 1].state.store_release(CLIENT_FREE);
+    unlock_memory(s);
+    BP_POINT("reap.done");
+}
+
+inline void reap(Segment& s, u32 c) {
+    DeadClient dead(s, c);
+    if (dead.held() && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE) reap_held(s, c);
+}
+
+// Reaps every dead client; returns how many there were.
+inline u32 reap_all(Segment& s) {
+    u32 n = 0;
+    for (u32 c = 1; c <= s.g.max_clients; c++) {
+        if (c == s.me || s.clients[c - 1].state.load_acquire() != CLIENT_LIVE || seems_alive(s, c)) continue;
+        reap(s, c);
+        n += s.clients[c - 1].state.load_acquire() == CLIENT_FREE;
+    }
+    return n;
+}
+
+// ---- attach and detach ---------------------------------------------------------
+
+inline void detach(Segment& s) {
+    free_spares(s);
+    if (owns_spaces(s, s.me)) remove_owned(s, s.me);
+    sweep_old(s);
+    lock_memory(s, false);
+    fold_counters(s, s.me);
+    BP_POINT("detach.folded");
+    s.client().state.store_release(CLIENT_FREE);
+    unlock_memory(s);
+    BP_POINT("detach.free");
+    prim::unlock_byte(s.fd, LOCKS_AT + long(s.me));
+    s.me = 0;
+}
+
+// Makes this mapping a client, in a free slot or in that of a dead client.
+inline Status attach(Segment& s) {
+    s.me = claim_slot(s, s.fd);
+    for (u32 c = 1; s.me == 0 && c <= s.g.max_clients; c++) {
+        if (prim::lock_byte(s.fd, LOCKS_AT + long(c)) != 0) continue;
+        s.me = c;
+        if (s.client().state.load_acquire() == CLIENT_LIVE) reap_held(s, c);
+        start_client(s, c);
+    }
+    if (s.me == 0) return Status::NO_CLIENT;
+    s.header->attaches.add_relaxed(1);
+    return Status::OK;
+}
+
+}  // namespace bp

@@ -1,0 +1,201 @@
+// The segment: one sparse tmpfs file that every process maps whole.
+//
+//   +---------+---------+--------+----------+---------+--------+--------+------ - - -+
+//   | header  | clients | spaces | entries  | frames  | pins   | queues | data       |
+//   | 4 pages | slot[]  | slot[] | u64[]    | 32 B[]  | u16[][]| rings, | page[]     |
+//   |         |         |        | sparse   | as used | as used| bitmaps| 2 MiB      |
+//   +---------+---------+--------+----------+---------+--------+--------+------ - - -+
+//
+// Every area starts on an OS page; the data area is aligned to 2 MiB. The
+// areas before the data are plugged (given memory) before they are touched:
+// header, clients, spaces and queues at creation, entries when a space needs
+// them, frames and pins in chunks as frames are first used (`frames_ready`).
+// A zero byte means "never used" everywhere.
+#pragma once
+
+#include <cstddef>
+
+#include "policy.h"
+#include "words.h"
+
+namespace bp {
+
+constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
+constexpr u32 LAYOUT_VERSION = 1;
+constexpr u32 MAX_SPACES = 64;
+constexpr u32 OPS = 64;  // operations that one client can have under way at once
+constexpr u64 DATA_ALIGN = 2u << 20;
+constexpr u32 PIN_MAX = 0xff00;  // pins of one client on one frame; the rest is room for a race of threads
+
+enum Reason : u32 { BUDGET, IDLE, PRESSURE, DROP, TRIM, CLIENT_EXIT, REASONS };
+
+// What the operation in this slot is about to change, written before it does.
+// `op` is stored last and cleared last: the other fields mean nothing without it.
+enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH };
+
+struct Intent {
+    Atomic<u32> op;
+    Atomic<u32> page;    // LOAD, PUBLISH, DISCARD: the page; FLUSH: the first
+    Atomic<u32> frame;   // LOAD: being filled; PUBLISH: the new frame
+    Atomic<u32> old;     // PUBLISH, DISCARD: the frame that is superseded; FLUSH: the last page
+    Atomic<u32> victim;  // EVICT: the page that leaves `frame`
+    u32 pad[3];
+};
+static_assert(sizeof(Intent) == 32);
+
+// Each client adds only to its own counters; the totals of clients that are
+// gone stand in the header.
+struct Counters {
+    Atomic<u64> loads, load_failures, load_bytes;
+    Atomic<u64> evictions_recycled, evictions_reclaimed;
+    Atomic<u64> publishes, appends;
+    Atomic<u64> flushes, flushed_pages, foreground_flushes;
+    Atomic<u64> compacted_pages;
+    Atomic<u64> wait_load, wait_writer, wait_memory, wait_frame;
+    Atomic<u64> reaped, rebuilds;
+    Atomic<u64> reclaimed_bytes[REASONS];
+    struct PerSpace {
+        Atomic<u64> hits, misses;
+    } space[MAX_SPACES];
+};
+constexpr u32 COUNTERS = sizeof(Counters) / sizeof(u64);
+
+// A lock that survives its owner. Low bits: the owner client; see lock.h.
+struct LockWord {
+    Atomic<u32> word;
+};
+
+enum ClientState : u32 { CLIENT_FREE = 0, CLIENT_LIVE = 1 };
+
+struct alignas(64) Client {
+    Atomic<u32> state;
+    Atomic<u32> pid;
+    Atomic<u64> start_time;   // field 22 of /proc/PID/stat, in clock ticks
+    Atomic<u64> attached_ns;  // CLOCK_REALTIME
+    Atomic<u64> generation;   // of this slot's use: grows with each attach
+    Atomic<u32> folded;       // its counters stand in the totals already
+    char name[32];
+    alignas(64) Counters counters;
+    alignas(64) Intent intents[OPS];
+};
+
+enum SpaceState : u32 { SPACE_FREE = 0, SPACE_OPENING = 1, SPACE_LIVE = 2, SPACE_CLOSING = 3 };
+enum SpaceKind : u32 { KIND_FILE = 1, KIND_DERIVED = 2, KIND_SCRATCH = 3, KIND_STORE = 4 };
+enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2 };
+
+// Page count and generation share one word, so that one load tells a handle
+// both how far it may go and whether the space is still the one it opened.
+constexpr int GENERATION_SHIFT = 40;
+constexpr u64 PAGES_MASK = (u64(1) << GENERATION_SHIFT) - 1;
+
+struct alignas(64) SpaceSlot {
+    Atomic<u64> extent;        // generation << 40 | pages
+    Atomic<u64> reserved;      // page numbers handed out by append
+    Atomic<u64> stored;        // pages that the store has
+    Atomic<u64> entries_ready; // entries with memory behind them
+    Atomic<u32> state, kind, flags, owner;
+    Atomic<u32> first_entry, max_pages;
+    LockWord flush_lock;
+    Atomic<u32> flush_open;    // a flush began and has not recorded the file's new time
+    Atomic<u64> device, inode, size_bytes, mtime_ns;
+    Atomic<u64> owner_generation;
+    char name[64];
+    char path[1024];
+};
+
+struct FrameSlot {
+    Atomic<u64> word;
+    Atomic<u64> lsn;
+    Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
+    Atomic<u8> count, tag;  // the policy's: all that a hit writes besides `touched`
+    u8 pad[10];
+};
+static_assert(sizeof(FrameSlot) == 32, "two frames a cache line");
+
+struct Geometry {
+    u32 page_size, page_shift, os_page, extent_frames;
+    u32 max_frames, max_clients, pins_stride, ring_capacity;
+    u64 max_pages;
+    u64 clients_at, spaces_at, entries_at, frames_at, pins_at, queues_at, data_at, total_bytes;
+};
+
+struct Header {
+    u64 magic;
+    u32 version, header_bytes;
+    u8 uuid[16];
+    u64 created_ns;
+    Geometry geometry;
+    u64 geometry_sum;
+    // Changed rarely, read on every operation.
+    alignas(64) Atomic<u32> budget_frames;
+    Atomic<u32> frames_ready;
+    Atomic<u32> policy_tag;
+    Atomic<u64> durable_lsn;
+    alignas(64) LockWord memory;     // free frames, holes, rings, resident count
+    LockWord directory;              // the space slots
+    alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
+    Atomic<u32> old_frames;          // a hint: frames turned OLD since the last sweep
+    PolicyState policy;
+    alignas(64) Atomic<u64> attaches;
+    // Totals of departed clients, twice: a fold fills the inactive copy, then one
+    // store of `folded` (copy, client, its generation) makes it the active one.
+    Atomic<u64> folded;
+    Counters totals[2];
+};
+
+constexpr u64 HEADER_BYTES = 16384;
+static_assert(sizeof(Header) <= HEADER_BYTES);
+static_assert(sizeof(LockWord) == 4);
+
+// Byte locks: client c holds byte LOCKS_AT + c for as long as it lives.
+constexpr long LOCKS_AT = 1024;
+
+constexpr u64 TICK_SHIFT = 27;
+
+constexpr u64 round_up(u64 n, u64 to) { return (n + to - 1) / to * to; }
+
+// Bitmaps of free frames and of holes, with two levels of summaries.
+struct BitmapGeometry {
+    u64 words[3], bytes;
+    explicit constexpr BitmapGeometry(u32 bits)
+        : words{(bits + 63ull) / 64, (bits + 4095ull) / 4096, (bits + 262143ull) / 262144},
+          bytes((words[0] + words[1] + words[2]) * 8) {}
+};
+
+// Fills in the derived fields. The inputs must have been checked.
+inline void place_areas(Geometry& g) {
+    u64 os = g.os_page;
+    g.pins_stride = u32(round_up(g.max_clients, 4));
+    g.ring_capacity = u32(u64(g.max_frames) + g.max_frames / 2 + 64);
+    u64 at = HEADER_BYTES;
+    auto take = [&](u64 bytes) {
+        u64 here = at;
+        at = round_up(at + bytes, os);
+        return here;
+    };
+    at = round_up(at, os);
+    g.clients_at = take(u64(g.max_clients) * sizeof(Client));
+    g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
+    g.entries_at = take(g.max_pages * 8);
+    g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
+    g.pins_at = take(u64(g.max_frames) * g.pins_stride * 2);
+    g.queues_at = take(2 * BitmapGeometry(g.max_frames).bytes + 2ull * g.ring_capacity * 8);
+    g.data_at = round_up(at, DATA_ALIGN);
+    g.total_bytes = g.data_at + (u64(g.max_frames) << g.page_shift);
+}
+
+// FNV-1a over the geometry: a torn or altered header does not attach.
+inline u64 geometry_sum(const Geometry& g) {
+    u64 h = 0xcbf29ce484222325;
+    auto bytes = reinterpret_cast<const u8*>(&g);
+    for (size_t i = 0; i < sizeof g; i++) h = (h ^ bytes[i]) * 0x100000001b3;
+    return h;
+}
+
+// Frames get their slots and pin rows in chunks that fill whole OS pages.
+inline u32 ready_chunk(const Geometry& g) {
+    u32 n = g.os_page / u32(sizeof(FrameSlot));
+    return n > g.extent_frames ? n : g.extent_frames;
+}
+
+}  // namespace bp

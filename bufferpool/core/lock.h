@@ -1,0 +1,110 @@
+// A lock between processes that survives the death of its owner.
+//
+//   31     30       29          9 8       0
+//  +------+--------+-------------+---------+
+//  | wait | repair |  0          | owner   |
+//  +------+--------+-------------+---------+
+//
+// Why not a robust pthread mutex: this word names the owner as a client, so one
+// liveness test (the client's byte lock, rule 10) serves everywhere, across pid
+// namespaces and after fork; and the word can be driven by a test scheduler.
+//
+// An owner is dead when its byte lock can be taken. Whoever takes it makes
+// itself the owner, with the repair bit set until what the lock protects has
+// been rebuilt: if it dies too, the next one rebuilds.
+#pragma once
+
+#include "segment.h"
+
+namespace bp {
+
+enum class Acquired { YES, REPAIR, INTERRUPTED };
+
+namespace lock_word {
+constexpr u32 WAITED = 1u << 31, REPAIR = 1u << 30, OWNER = CLIENTS_LIMIT;
+}
+
+constexpr u64 LOCK_SLICE_NS = 20'000'000;
+
+// Takes the byte lock of client `c`, which says that it is dead, for as long as
+// this object lives. One at a time per process, because byte locks belong to the
+// file description and not to the thread.
+class DeadClient {
+    Segment& s_;
+    std::unique_lock<std::recursive_mutex> guard_;
+    u32 client_;
+    bool held_ = false, nested_ = false;
+
+public:
+    DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex), client_(c) {
+        if (c == 0 || c > s.g.max_clients || c == s.me) return;
+        nested_ = s.reaping == c;
+        held_ = nested_ || prim::lock_byte(s.fd, LOCKS_AT + long(c)) == 0;
+        if (held_ && !nested_) {
+            outer_ = s.reaping;
+            s.reaping = c;
+        }
+    }
+    DeadClient(const DeadClient&) = delete;
+    ~DeadClient() {
+        if (!held_ || nested_) return;
+        s_.reaping = outer_;
+        prim::unlock_byte(s_.fd, LOCKS_AT + long(client_));
+    }
+    bool held() const { return held_; }
+
+private:
+    u32 outer_ = 0;
+};
+
+// May be wrong by the time it returns, in the direction "alive" only for others;
+// a decision to reap takes DeadClient.
+inline bool seems_alive(Segment& s, u32 c) {
+    if (c == 0 || c > s.g.max_clients) return false;
+    return c == s.me || prim::byte_is_locked(s.fd, LOCKS_AT + long(c)) != 0;
+}
+
+// Tries to inherit a lock from a dead owner. True: it is ours, to be repaired.
+inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
+    DeadClient dead(s, seen & lock_word::OWNER);
+    if (!dead.held()) return false;
+    u32 expected = seen;
+    return lock.word.cas_seq_cst(expected, s.me | lock_word::REPAIR | lock_word::WAITED);
+}
+
+inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }
+
+inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
+    for (int spin = 0; spin < 300; spin++) {
+        u32 free = 0;
+        if (lock.word.load_relaxed() == 0 && lock.word.cas_seq_cst(free, s.me)) return Acquired::YES;
+        prim::relax();
+    }
+    s.counters().wait_memory.add_relaxed(1);
+    for (;;) {
+        u32 w = lock.word.load_seq_cst();
+        if ((w & lock_word::OWNER) == 0) {  // free, perhaps to be repaired
+            if (lock.word.cas_seq_cst(w, s.me | lock_word::WAITED | (w & lock_word::REPAIR))) return acquired(w);
+            continue;
+        }
+        if (!(w & lock_word::WAITED)) {
+            if (!lock.word.cas_seq_cst(w, w | lock_word::WAITED)) continue;
+            w |= lock_word::WAITED;
+        }
+        if (prim::futex_wait(&lock.word, w, LOCK_SLICE_NS) == -ETIMEDOUT && inherit(s, lock, w))
+            return Acquired::REPAIR;
+        if (interruptible && s.interrupted && s.interrupted(s)) return Acquired::INTERRUPTED;
+    }
+}
+
+inline void repaired(Segment& s, LockWord& lock) {
+    u32 w = lock.word.load_relaxed();
+    while (!lock.word.cas_seq_cst(w, w & ~lock_word::REPAIR)) {}
+    s.counters().rebuilds.add_relaxed(1);
+}
+
+inline void release(LockWord& lock) {
+    if (lock.word.swap_seq_cst(0) & lock_word::WAITED) prim::futex_wake_all(&lock.word);
+}
+
+}  // namespace bp

@@ -1,0 +1,222 @@
+// The replacement policy: ALR, two rings with an adaptive split.
+//
+// An interface with one implementation. The pool (and, over plain arrays, a
+// simulator) gives it an Env; the policy decides, the Env acts:
+//
+//   Peek  peek(page, ring)        gone when the element no longer stands for the
+//                                 page (whose claim on the ring is then taken
+//                                 back), else its reference count (0..MAX)
+//   void  set_count(page, n)      stores the reference count
+//   void  set_ring(page, ring)    says which ring has the page's element
+//   bool  evict(page, kind, stamp)  takes the page out, leaving a ghost; false
+//                                 when it cannot go now (pinned, dirty, in use)
+//   u64*  slots(ring)             the ring's storage, state().capacity elements
+//
+// What ALR does: new pages enter the cold ring; pages referenced again move to
+// the hot ring if their recency is better than that of the oldest hot page (the
+// test of LIRS, Jiang and Zhang 2002); evicted pages leave a ghost that says
+// when they went, and a miss on a ghost moves the split between the rings (as
+// in ARC, Megiddo and Modha 2003). Both rings are FIFO with reinsertion (as in
+// S3-FIFO, Yang et al. 2023), so a hit moves nothing: it only raises a two-bit
+// count, at most once in a twentieth of the pool's turnover. A scan passes
+// through the cold ring and leaves the hot one as it was.
+//
+// Everything here runs under the memory lock. After a death the rings are
+// repaired from the entries: an element counts only while its page's entry
+// names that ring, so elements are written before the entry and removed after.
+#pragma once
+
+#include "words.h"
+
+namespace bp {
+
+enum class Ghost : u32 { NONE = 0, COLD = 1, HOT = 2 };
+
+constexpr u32 STAMP_MASK = 0x7fffffffu;
+// Signed distance of two 31-bit stamps, safe across wrap-around.
+constexpr int stamp_diff(u32 a, u32 b) { return int((a - b) << 1) >> 1; }
+
+struct RingState {
+    u32 head;
+    u32 count;
+};
+
+struct PolicyState {
+    u32 now;       // counts misses (31 bits)
+    u32 hev;       // counts evictions from the hot ring (31 bits)
+    u32 frames;    // C: the budget
+    u32 cold_target;  // S: target size of the cold ring
+    u32 capacity;  // elements that each ring can hold
+    u32 pad;
+    RingState cold, hot;
+};
+
+struct Peek {
+    bool gone;
+    u32 count;
+};
+
+struct Victim {
+    u32 page;     // NONE when nothing could be evicted
+    bool more;    // the step limit ended the search: call again
+};
+
+constexpr u32 element_page(u64 e) { return u32(e >> 32); }
+constexpr u32 element_stamp(u64 e) { return u32(e) & STAMP_MASK; }
+constexpr u64 element(u32 page, u32 stamp) { return u64(page) << 32 | (stamp & STAMP_MASK); }
+
+template <class Env>
+class Alr {
+    static constexpr u32 COUNT_MAX = 3, SKIP = 8, SHIFT = 2;
+    PolicyState& s_;
+    Env& env_;
+
+public:
+    Alr(PolicyState& s, Env& env) : s_(s), env_(env) {}
+
+    static constexpr u32 count_max() { return COUNT_MAX; }
+
+    // The byte that a hit compares with the page's tag: a new one every 0.05 C misses.
+    u8 tag() const {
+        u32 unit = s_.frames / 20;
+        return u8(s_.now / (unit ? unit : 1));
+    }
+
+    void set_frames(u32 frames) {
+        bool fresh = s_.frames == 0;
+        s_.frames = frames;
+        if (fresh) s_.cold_target = frames / 50;
+        bound_target();
+    }
+
+    // A miss on a page with this ghost: which ring it belongs to. `once` says
+    // that the page is read ahead or scanned, which earns it no hot place.
+    Ring miss(Ghost ghost, u32 stamp, bool once) {
+        s_.now = (s_.now + 1) & STAMP_MASK;
+        int c = int(s_.frames), window = c * 15 / 100, memory = 4 * c;
+        bool valid = false;
+        if (ghost == Ghost::COLD) {
+            drop_gone(RING_COLD);
+            u32 head = s_.cold.count ? element_stamp(at(RING_COLD, 0)) : s_.now;
+            valid = stamp_diff(s_.now, stamp) <= memory + stamp_diff(s_.now, head);
+            if (stamp_diff(head, stamp) <= window) s_.cold_target += SHIFT;
+        } else if (ghost == Ghost::HOT) {
+            valid = stamp_diff(s_.hev, stamp) <= memory;
+            if (stamp_diff(s_.hev, stamp) <= window) s_.cold_target -= s_.cold_target > SHIFT ? SHIFT : 0;
+        }
+        bound_target();
+        if (once) return RING_COLD;
+        bool hot = valid ? hot_ok(stamp, ghost == Ghost::COLD) : s_.hot.count < hot_target();
+        return hot ? RING_HOT : RING_COLD;
+    }
+
+    // Puts a page that a miss brings in at the tail of the ring that miss() named.
+    void insert(u32 page, Ring ring) {
+        push(ring, page, s_.now);
+        env_.set_ring(page, ring);
+    }
+
+    // Looks for a victim for at most `max_steps` steps of the rings.
+    Victim evict(u32 max_steps) {
+        u32 stuck[3] = {0, 0, 0};
+        for (u32 step = 0; step < max_steps; step++) {
+            bool cold_done = stuck[RING_COLD] >= s_.cold.count, hot_done = stuck[RING_HOT] >= s_.hot.count;
+            if (cold_done && hot_done) return {NONE, false};
+            bool from_hot = (s_.hot.count > hot_target() && !hot_done) || cold_done;
+            Ring r = from_hot ? RING_HOT : RING_COLD;
+            u64 e = at(r, 0);
+            u32 page = element_page(e), stamp = element_stamp(e);
+            Peek p = env_.peek(page, r);
+            if (p.gone) {
+                pop(r);
+            } else if (p.count > 0) {
+                env_.set_count(page, from_hot ? p.count - 1 : 0);
+                Ring to = from_hot || hot_ok(stamp, true) ? RING_HOT : RING_COLD;
+                move(r, to, page, s_.now);
+            } else if (env_.evict(page, from_hot ? Ghost::HOT : Ghost::COLD, from_hot ? s_.hev : stamp)) {
+                pop(r);
+                if (from_hot) s_.hev = (s_.hev + 1) & STAMP_MASK;
+                return {page, false};
+            } else {
+                move(r, r, page, stamp);
+                stuck[r]++;
+            }
+        }
+        return {NONE, true};
+    }
+
+    // Drops every element that no longer stands for its page. Bounded by the
+    // capacity; needed when dropped pages left many such elements behind.
+    void purge() {
+        for (Ring r : {RING_COLD, RING_HOT}) {
+            u32 n = ring(r).count, kept = 0;
+            for (u32 i = 0; i < n; i++) {
+                u64 e = at(r, i);
+                if (!env_.peek(element_page(e), r).gone) slot(r, kept++) = e;
+            }
+            ring(r).count = kept;
+        }
+    }
+
+    RingState& ring(Ring r) { return r == RING_HOT ? s_.hot : s_.cold; }
+    u64 at(Ring r, u32 i) { return slot(r, i); }
+
+private:
+    u32 hot_target() const { return s_.frames > s_.cold_target ? s_.frames - s_.cold_target : 0; }
+
+    void bound_target() {
+        u32 low = s_.frames / 100, high = u32(u64(s_.frames) * 95 / 100);
+        if (low < 1) low = 1;
+        if (s_.cold_target > high) s_.cold_target = high;
+        if (s_.cold_target < low) s_.cold_target = low;
+    }
+
+    // May a page last seen at `stamp` be hot? Gives referenced pages at the
+    // head of the hot ring their second chance on the way.
+    bool hot_ok(u32 stamp, bool known) {
+        for (u32 i = 0; i < SKIP && s_.hot.count; i++) {
+            u32 page = element_page(at(RING_HOT, 0));
+            Peek p = env_.peek(page, RING_HOT);
+            if (p.gone) {
+                pop(RING_HOT);
+                continue;
+            }
+            if (p.count == 0) break;
+            env_.set_count(page, p.count - 1);
+            move(RING_HOT, RING_HOT, page, s_.now);
+        }
+        if (s_.hot.count < hot_target()) return true;
+        if (!known || s_.hot.count == 0) return false;
+        u64 head = at(RING_HOT, 0);
+        return env_.peek(element_page(head), RING_HOT).count == 0 && stamp_diff(stamp, element_stamp(head)) > 0;
+    }
+
+    void drop_gone(Ring r) {
+        while (ring(r).count && env_.peek(element_page(at(r, 0)), r).gone) pop(r);
+    }
+
+    u64& slot(Ring r, u32 i) {
+        u64 k = u64(ring(r).head) + i;
+        return env_.slots(r)[k < s_.capacity ? k : k - s_.capacity];
+    }
+
+    void push(Ring r, u32 page, u32 stamp) {
+        if (ring(r).count == s_.capacity) purge();
+        slot(r, ring(r).count) = element(page, stamp);
+        ring(r).count++;
+    }
+
+    void pop(Ring r) {
+        RingState& q = ring(r);
+        q.head = q.head + 1 < s_.capacity ? q.head + 1 : 0;
+        q.count--;
+    }
+
+    void move(Ring from, Ring to, u32 page, u32 stamp) {
+        push(to, page, stamp);  // first in, then out: a death in between leaves it twice, never lost
+        if (from != to) env_.set_ring(page, to);
+        pop(from);
+    }
+};
+
+}  // namespace bp

@@ -1,0 +1,166 @@
+// All system calls of the core, in one room. Each returns 0 (or a count) or
+// -errno; none touches the segment's memory except as its comment says.
+#pragma once
+
+#include <cerrno>
+#include <climits>
+#include <cstddef>
+#include <ctime>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "atomic.h"
+
+#ifndef F_OFD_GETLK
+#define F_OFD_GETLK 36
+#define F_OFD_SETLK 37
+#endif
+
+namespace bp::prim {
+
+// Monotonic clock, a few milliseconds coarse, about 5 ns a call (vDSO).
+inline u64 coarse_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+inline u64 now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Sleeps while *word is `expected`, at most `timeout_ns`. Spurious returns are
+// allowed: callers look again. The futex is shared between processes.
+inline int futex_wait(const void* word, u32 expected, u64 timeout_ns) {
+    timespec t{time_t(timeout_ns / 1'000'000'000u), long(timeout_ns % 1'000'000'000u)};
+    return syscall(SYS_futex, word, FUTEX_WAIT, expected, &t, nullptr, 0) == 0 ? 0 : -errno;
+}
+
+inline void futex_wake_all(const void* word) {
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// Write lock on one byte for this open file description. 0, or -EAGAIN when
+// another description holds it. Never blocks.
+inline int lock_byte(int fd, off_t at) {
+    struct flock l {};
+    l.l_type = F_WRLCK;
+    l.l_whence = SEEK_SET;
+    l.l_start = at;
+    l.l_len = 1;
+    if (fcntl(fd, F_OFD_SETLK, &l) == 0) return 0;
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+inline int unlock_byte(int fd, off_t at) {
+    struct flock l {};
+    l.l_type = F_UNLCK;
+    l.l_whence = SEEK_SET;
+    l.l_start = at;
+    l.l_len = 1;
+    return fcntl(fd, F_OFD_SETLK, &l) == 0 ? 0 : -errno;
+}
+
+// 1 when some other description holds the byte, 0 when nobody does.
+inline int byte_is_locked(int fd, off_t at) {
+    struct flock l {};
+    l.l_type = F_WRLCK;
+    l.l_whence = SEEK_SET;
+    l.l_start = at;
+    l.l_len = 1;
+    if (fcntl(fd, F_OFD_GETLK, &l) != 0) return -errno;
+    return l.l_type != F_UNLCK;
+}
+
+// Memory for a byte range of the segment: afterwards touching it cannot fault
+// with SIGBUS. -ENOSPC when the tmpfs is full, -ENOMEM for the memory cgroup.
+inline int plug(int fd, u64 offset, u64 bytes) {
+    for (int tries = 0; tries < 100; tries++) {
+        if (fallocate(fd, FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(bytes)) == 0) return 0;
+        if (errno != EINTR) return -errno;
+    }
+    return -EINTR;
+}
+
+// Gives a byte range back by descriptor. It reads as zeros afterwards.
+inline int punch(int fd, u64 offset, u64 bytes) {
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(bytes)) == 0 ? 0 : -errno;
+}
+
+// Gives a mapped range back: MADV_REMOVE (madvise(2)), or by descriptor where
+// the mapping is locked in memory and madvise says EINVAL.
+inline int remove(void* address, u64 bytes, int fd, u64 offset) {
+    if (madvise(address, bytes, MADV_REMOVE) == 0) return 0;
+    return errno == EINVAL || errno == EAGAIN ? punch(fd, offset, bytes) : -errno;
+}
+
+// Reads exactly `bytes` at `offset`, or fewer at the end of the file. The
+// destination must be plugged. Returns the count or -errno.
+inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset) {
+    size_t got = 0;
+    while (got < bytes) {
+        ssize_t n = pread(fd, static_cast<char*>(to) + got, bytes - got, off_t(offset + got));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return -errno;
+        if (n == 0) break;
+        got += size_t(n);
+    }
+    return ssize_t(got);
+}
+
+// A second open file description of the file behind `fd`, with locks of its own.
+inline int reopen(int fd) {
+    char path[40] = "/proc/self/fd/";
+    int n = 14;
+    char digits[12];
+    int d = 0;
+    for (int v = fd; v > 0 || d == 0; v /= 10) digits[d++] = char('0' + v % 10);
+    while (d > 0) path[n++] = digits[--d];
+    path[n] = 0;
+    int r = open(path, O_RDWR | O_CLOEXEC);
+    return r >= 0 ? r : -errno;
+}
+
+// Field 22 of /proc/PID/stat: when a process started, in clock ticks since
+// boot. With the pid it names a process for good. 0 when it cannot be read.
+inline u64 start_time() {
+    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    char text[1024];
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0) return 0;
+    text[n] = 0;
+    const char* p = text + n;
+    while (p > text && *p != ')') p--;  // the name may contain anything, even ')'
+    for (int field = 2; field < 22 && *p; field++) {
+        while (*p && *p != ' ') p++;
+        while (*p == ' ') p++;
+    }
+    u64 value = 0;
+    for (; *p >= '0' && *p <= '9'; p++) value = value * 10 + u64(*p - '0');
+    return value;
+}
+
+inline u64 realtime_ns() {
+    timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+}  // namespace bp::prim

@@ -1,0 +1,113 @@
+// What the Python types share. The C API is used raw: a hit is a few dozen
+// nanoseconds, and every layer above it costs more than that.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_20_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL bufferpool_ARRAY_API
+#ifndef BP_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "segment.h"
+
+namespace bp {
+
+// The owner of one pin: the base of every array that space[n] returns. Linked,
+// so that a fork can hand the child a pin of its own for each.
+struct PinNode {
+    PinNode *next, *prev;
+    u32 frame;
+};
+
+struct SegmentObject {
+    PyObject_HEAD
+    Segment* s;         // null once closed
+    PyObject* data;     // numpy.memmap, read-only: (max_frames, page_size)
+    char* read_base;    // its address
+    PinNode pins;       // all live pins of this process (a ring; this is its head)
+    u32 forks;          // how often this process is a forked child: old writes are not ours
+    u32 active;         // operations under way without the GIL
+    bool lost;          // a forked child that found no client slot
+    PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): makes room or raises
+    SegmentObject* next;     // of all attached segments, for fork
+};
+
+struct SpaceObject {
+    PyObject_HEAD
+    SegmentObject* seg;  // null until attached
+    PyObject* store;     // kept alive with its descriptor
+    PyArray_Descr* dtype;
+    npy_intp items;      // of dtype in a page
+    u64 generation;
+    u32 index, first_entry, max_pages, kind;
+    int fd;              // of a file; -1: pages are filled by _fill()
+    bool writable, discardable, zero_fill;
+};
+
+extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType, HolderType;
+
+// errors.py
+PyObject* raise(const char* error, const char* format, ...);
+void raise_status(Status status, SpaceObject* space, u64 page_no);
+
+// module.cpp
+Segment* opened(SegmentObject* seg);  // null with PoolClosed set
+
+// space.cpp: how a page gets pinned
+struct Access {
+    bool counts = true;      // a reference for the policy
+    bool once = false;       // read ahead, or scanned
+    u64 deadline_ns = 0;     // 0: none
+};
+int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no);
+int ready_space(SpaceObject* sp);
+int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing);
+int make_room(SegmentObject* seg, Status status, const struct FrameRequest& want);
+u64 deadline_of(PyObject* timeout);
+
+// views.cpp
+PyObject* view_of(SpaceObject* sp, u32 frame);  // takes over the pin
+PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no);
+PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n);
+void drop_pin(SegmentObject* seg, u32 frame);
+// write.cpp
+PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns);
+
+inline void link_pin(SegmentObject* seg, PinNode* p, u32 frame) {
+    p->frame = frame;
+    p->prev = &seg->pins;
+    p->next = seg->pins.next;
+    p->next->prev = p;
+    seg->pins.next = p;
+}
+inline void unlink_pin(PinNode* p) {
+    p->prev->next = p->next;
+    p->next->prev = p->prev;
+}
+
+// The GIL is released for the lifetime of this object; the segment stays open.
+class Released {
+    SegmentObject* seg_;
+    PyThreadState* state_;
+
+public:
+    explicit Released(SegmentObject* seg) : seg_(seg) {
+        seg_->active++;
+        state_ = PyEval_SaveThread();
+    }
+    Released(const Released&) = delete;
+    ~Released() {
+        PyEval_RestoreThread(state_);
+        seg_->active--;
+    }
+};
+
+inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }
+inline u32 entry_of(SpaceObject* sp, u64 page_no) { return sp->first_entry + u32(page_no); }
+
+}  // namespace bp

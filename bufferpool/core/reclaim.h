@@ -1,0 +1,240 @@
+// Giving memory back to the kernel: which pages go (the policy, or age), which
+// memory goes (the extents that are cheapest to empty), and how (MADV_REMOVE).
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "client.h"
+
+namespace bp {
+
+struct Reclaimed {
+    u64 frames = 0;      // given back
+    u64 moved = 0;       // pages copied to empty extents
+    EvictTally tally{};  // why more pages could not go
+};
+
+constexpr u32 EVICT_BATCH = 64;       // evictions per hold of the memory lock
+constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: bounds what is in flight
+
+// Gives BUSY(me) frames back: one madvise for each run of neighbours.
+inline void release_frames(Segment& s, std::vector<u32>& frames, Reason reason) {
+    std::sort(frames.begin(), frames.end());
+    for (size_t i = 0; i < frames.size();) {
+        size_t end = i + 1;
+        while (end < frames.size() && frames[end] == frames[end - 1] + 1) end++;
+        u64 length = u64(end - i) << s.g.page_shift;
+        BP_POINT("punch.busy");
+        int r = prim::remove(s.page_data(frames[i]), length, s.fd, s.page_offset(frames[i]));
+        BP_POINT("punch.removed");
+        lock_memory(s, false);
+        for (size_t k = i; k < end; k++) {
+            if (r == 0) hole_locked(s, frames[k]);
+            else free_locked(s, frames[k]);  // the kernel would not: keep it, uncounted
+        }
+        unlock_memory(s);
+        if (r == 0) s.counters().reclaimed_bytes[reason].add_relaxed(length);
+        BP_POINT("punch.hole");
+        i = end;
+    }
+    frames.clear();
+}
+
+// Phase 1 of a shrink: evicts until `want` frames are free, or no page can go.
+// False when interrupted.
+inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& tally) {
+    PoolEnv env{s, &intent, NONE};
+    u64 freed = 0;
+    bool more = true;
+    while (freed < want && more) {
+        if (!lock_memory(s)) return false;
+        u32 budget = s.header->budget_frames.load_relaxed();
+        if (s.header->policy.frames != budget) Alr<PoolEnv>(s.header->policy, env).set_frames(budget);
+        Alr<PoolEnv> policy(s.header->policy, env);
+        for (u32 i = 0; i < EVICT_BATCH && freed < want && more; i++) {
+            Victim v = policy.evict(4 * EVICT_STEPS);
+            if (v.page != NONE) {
+                free_locked(s, env.frame);
+                freed++;
+            } else {
+                more = v.more && env.tally.dirty + env.tally.pinned + env.tally.busy < s.ready + EVICT_STEPS;
+            }
+        }
+        unlock_memory(s);
+        if (s.interrupted && s.interrupted(s)) return false;
+    }
+    s.counters().evictions_reclaimed.add_relaxed(freed);
+    tally = env.tally;
+    return true;
+}
+
+struct ExtentPlan {
+    u32 extent, free, live;
+};
+
+// The extents to empty so that `want` frames come free: fewest pages to move
+// first, highest extents first among equals. The last may be more than needed.
+inline std::vector<ExtentPlan> plan_extents(Segment& s, u64 want) {
+    u32 per = s.g.extent_frames;
+    std::vector<ExtentPlan> plans;
+    s.has_frame(s.g.max_frames - 1);
+    for (u32 first = 0; first < s.ready; first += per) {
+        ExtentPlan p{first / per, 0, 0};
+        for (u32 f = first; f < first + per && f < s.ready; f++) {
+            FrameState state = frame::state(s.frames[f].word.load_relaxed());
+            p.free += state == FREE;
+            p.live += state == LIVE;
+        }
+        if (p.free) plans.push_back(p);
+    }
+    std::sort(plans.begin(), plans.end(), [](const ExtentPlan& a, const ExtentPlan& b) {
+        return a.live != b.live ? a.live < b.live : a.extent > b.extent;
+    });
+    u64 sum = 0;
+    size_t n = 0;
+    for (; n < plans.size() && sum + plans[n].free + plans[n].live <= want; n++) sum += plans[n].free + plans[n].live;
+    plans.resize(n);
+    return plans;
+}
+
+// Takes the free frames of one extent, at most `most`, highest first: BUSY(me).
+inline void claim_free(Segment& s, u32 extent, u64 most, std::vector<u32>& out) {
+    u32 first = extent * s.g.extent_frames, end = std::min(first + s.g.extent_frames, s.ready);
+    for (u32 f = end; f-- > first && most > 0;) {
+        if (!s.free.has(f)) continue;
+        s.free.remove(f);
+        s.frames[f].word.store_release(frame::busy(s.me));
+        out.push_back(f);
+        most--;
+    }
+}
+
+// Phases 2 and 3: empties whole extents and gives them back, `want` frames at
+// most; then single runs, for what is less than an extent.
+inline bool give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
+    std::vector<ExtentPlan> plans = plan_extents(s, want);
+    std::vector<u32> out;
+    for (size_t i = 0; i < plans.size(); i += EXTENTS_PER_STEP) {
+        size_t end = std::min(i + EXTENTS_PER_STEP, plans.size());
+        // 2. Compaction: the free frames of these extents are ours, so that the
+        // pages that must move find their place elsewhere.
+        if (!lock_memory(s)) return false;
+        for (size_t k = i; k < end; k++) claim_free(s, plans[k].extent, s.g.extent_frames, out);
+        unlock_memory(s);
+        BP_POINT("compact.claimed");
+        for (size_t k = i; k < end; k++) {
+            u32 first = plans[k].extent * s.g.extent_frames;
+            for (u32 f = first; plans[k].live && f < first + s.g.extent_frames && f < s.ready; f++) {
+                if (frame::state(s.frames[f].word.load_acquire()) != LIVE) continue;
+                if (!lock_memory(s)) return release_frames(s, out, reason), false;
+                u32 g = s.free.lowest();
+                if (g != NONE) {
+                    s.free.remove(g);
+                    s.frames[g].word.store_release(frame::busy(s.me));
+                }
+                unlock_memory(s);
+                if (g == NONE) break;
+                BP_POINT("compact.target");
+                bool ours;
+                if (!move_page(s, intent, f, g, ours)) {
+                    free_frame(s, g);
+                    continue;
+                }
+                done.moved++;
+                if (ours) out.push_back(f);
+            }
+        }
+        // 3. To the kernel.
+        if (done.frames + out.size() > want) {  // pages left meanwhile: keep the surplus
+            lock_memory(s, false);
+            for (; done.frames + out.size() > want; out.pop_back()) free_locked(s, out.back());
+            unlock_memory(s);
+        }
+        done.frames += out.size();
+        release_frames(s, out, reason);
+        if (s.interrupted && s.interrupted(s)) return false;
+    }
+    // Less than an extent is left to give, or pinned frames stood in the way.
+    for (u32 tries = 0; done.frames < want && tries < 1000; tries++) {
+        if (!lock_memory(s)) return false;
+        u32 end = s.ready;
+        while (done.frames + out.size() < want && out.size() < 4 * s.g.extent_frames) {
+            u32 f = s.free.highest_below(end);
+            if (f == NONE) break;
+            claim_free(s, f / s.g.extent_frames, want - done.frames - out.size(), out);
+            end = f / s.g.extent_frames * s.g.extent_frames;
+        }
+        unlock_memory(s);
+        if (out.empty()) break;
+        done.frames += out.size();
+        release_frames(s, out, reason);
+    }
+    return true;
+}
+
+// Gives `want` frames back to the kernel; with `evict`, makes them free first.
+inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed& done) {
+    OpSlot op(s);
+    if (!op.valid()) return Status::INTERRUPTED;
+    if (evict) {
+        sweep_old(s);
+        lock_memory(s, false);
+        u64 free = 0;
+        for (u32 f = 0; f < s.ready; f++) free += s.free.has(f);
+        unlock_memory(s);
+        if (free < want && !evict_for_shrink(s, op.intent(), want - free, done.tally)) return Status::INTERRUPTED;
+    }
+    return give_back(s, op.intent(), want, reason, done) ? Status::OK : Status::INTERRUPTED;
+}
+
+// Evicts the clean pages that nothing has touched since tick `before`; their
+// frames are FREE afterwards. `out` counts them.
+inline Status evict_idle(Segment& s, u32 before, u64& out) {
+    OpSlot op(s);
+    if (!op.valid()) return Status::INTERRUPTED;
+    PoolEnv env{s, &op.intent(), NONE};
+    s.has_frame(s.g.max_frames - 1);
+    for (u32 f = 0; f < s.ready;) {
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        for (u32 i = 0; i < EVICT_BATCH && f < s.ready; f++) {
+            u64 w = s.frames[f].word.load_acquire();
+            u32 page = frame::page(w);
+            if (frame::state(w) != LIVE || int(s.frames[f].touched.load_relaxed() - before) >= 0 || !s.has_page(page)) continue;
+            i++;
+            if (entry::is_resident_in(s.entries[page].load_acquire(), f) &&
+                env.evict(page, Ghost::COLD, s.header->policy.now)) {
+                free_locked(s, f);
+                out++;
+            }
+        }
+        unlock_memory(s);
+        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
+    }
+    s.counters().evictions_reclaimed.add_relaxed(out);
+    return Status::OK;
+}
+
+// Drops `count` pages from `first`, without write-back; frees their frames.
+inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
+    OpSlot op(s);
+    if (!op.valid()) return Status::INTERRUPTED;
+    for (u64 i = 0; i < count; i++)
+        if (!drop_page(s, op.intent(), u32(first + i), freed)) return Status::WAIT;
+    return Status::OK;
+}
+
+// Drops the clean pages of a range (a file that somebody else has changed):
+// readers keep what they have pinned, whoever comes next loads anew.
+inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
+    OpSlot op(s);
+    if (!op.valid()) return Status::INTERRUPTED;
+    for (u64 i = 0; i < count; i++) {
+        u32 page = u32(first + i);
+        u64 e = s.entries[page].load_acquire();
+        if (entry::state(e) == RESIDENT && !(e & entry::DIRTY) && !drop_page(s, op.intent(), page, freed)) return Status::WAIT;
+    }
+    return Status::OK;
+}
+
+}  // namespace bp

@@ -1,0 +1,237 @@
+// One process's mapping of a segment, as one client of it, with what this
+// process keeps for itself. Everything else in core/ works on a Segment.
+#pragma once
+
+#include <mutex>
+#include <new>
+#include <thread>
+
+#include "layout.h"
+#include "prim.h"
+
+namespace bp {
+
+// How an operation ended. The Python layer turns what is not OK into its error.
+enum class Status {
+    OK,
+    ABSENT,       // the page is not resident: load it
+    WAIT,         // somebody else is changing the page: wait on its entry, then again
+    EXHAUSTED,    // no frame can be had: all are pinned, dirty or in use
+    NO_SPACE,     // the tmpfs (or the memory cgroup) has no memory for a frame
+    INTERRUPTED,  // a signal handler raised: give up, nothing has changed
+    TOO_MANY_PINS,
+    DISCARDED,    // a discardable page was dropped
+    NO_CLIENT,    // every client slot is taken
+    CORRUPT,      // the segment contradicts itself
+};
+
+// A set of frame numbers in shared memory, with two levels of summaries so that
+// the lowest member is found in a few loads. Guarded by the memory lock.
+class Bitmap {
+    u64* level_[3] = {nullptr, nullptr, nullptr};
+    u64 words_[3] = {0, 0, 0};
+
+public:
+    Bitmap() = default;
+    Bitmap(u64* at, u32 bits) {
+        BitmapGeometry g(bits);
+        for (int l = 0; l < 3; l++) {
+            level_[l] = at;
+            words_[l] = g.words[l];
+            at += g.words[l];
+        }
+    }
+    bool has(u32 i) const { return level_[0][i / 64] >> (i % 64) & 1; }
+    void add(u32 i) {
+        for (int l = 0; l < 3; l++, i /= 64) level_[l][i / 64] |= u64(1) << (i % 64);
+    }
+    void remove(u32 i) {
+        for (int l = 0; l < 3; l++, i /= 64) {
+            level_[l][i / 64] &= ~(u64(1) << (i % 64));
+            if (level_[l][i / 64]) return;
+        }
+    }
+    void clear() {
+        for (int l = 0; l < 3; l++)
+            for (u64 w = 0; w < words_[l]; w++) level_[l][w] = 0;
+    }
+    u32 lowest() const {
+        for (u64 t = 0; t < words_[2]; t++) {
+            if (!level_[2][t]) continue;
+            u64 b = t * 64 + u64(__builtin_ctzll(level_[2][t]));
+            if (b >= words_[1] || !level_[1][b]) return NONE;
+            u64 a = b * 64 + u64(__builtin_ctzll(level_[1][b]));
+            if (a >= words_[0] || !level_[0][a]) return NONE;
+            return u32(a * 64 + u64(__builtin_ctzll(level_[0][a])));
+        }
+        return NONE;
+    }
+    u32 highest_below(u32 end) const {
+        for (u64 w = (end + 63ull) / 64; w-- > 0;) {
+            u64 bits = level_[0][w];
+            if (w == end / 64) bits &= (u64(1) << (end % 64)) - 1;
+            if (bits) return u32(w * 64 + 63 - u64(__builtin_clzll(bits)));
+        }
+        return NONE;
+    }
+};
+
+constexpr int SPARES = 2;
+
+struct Segment {
+    u8* base = nullptr;
+    int fd = -1;  // this client's own description: holds its liveness lock
+    u32 me = 0;   // client number, from 1
+    Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
+
+    Header* header = nullptr;
+    Client* clients = nullptr;
+    SpaceSlot* spaces = nullptr;
+    Atomic<u64>* entries = nullptr;
+    FrameSlot* frames = nullptr;
+    Atomic<u16>* pin_rows = nullptr;
+    Bitmap free, holes;
+    u64* ring_slots[2] = {nullptr, nullptr};
+    u8* data = nullptr;
+
+    // Of this process only.
+    u32 ready = 0;                   // cached header->frames_ready
+    Atomic<u64> ops_used{};          // which of our intents are in use
+    u64 op_thread[OPS] = {};         // by which thread
+    Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
+    std::recursive_mutex reap_mutex;  // one reaper in this process; see client.h
+    u32 reaping = 0;                 // the dead client whose byte lock we hold
+    bool (*interrupted)(Segment&) = nullptr;
+
+    void map(u8* at, const Geometry& geometry) {
+        base = at;
+        g = geometry;
+        header = reinterpret_cast<Header*>(at);
+        clients = reinterpret_cast<Client*>(at + g.clients_at);
+        spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);
+        entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
+        frames = reinterpret_cast<FrameSlot*>(at + g.frames_at);
+        pin_rows = reinterpret_cast<Atomic<u16>*>(at + g.pins_at);
+        auto q = reinterpret_cast<u64*>(at + g.queues_at);
+        u64 words = BitmapGeometry(g.max_frames).bytes / 8;
+        free = Bitmap(q, g.max_frames);
+        holes = Bitmap(q + words, g.max_frames);
+        ring_slots[0] = q + 2 * words;
+        ring_slots[1] = ring_slots[0] + g.ring_capacity;
+        data = at + g.data_at;
+    }
+
+    Client& client() { return clients[me - 1]; }
+    Counters& counters() { return client().counters; }
+    u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
+    u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
+    Atomic<u16>& pin_count(u32 f) { return pin_rows[u64(f) * g.pins_stride + me - 1]; }
+
+    // Does this frame number have a slot with memory behind it?
+    bool has_frame(u32 f) {
+        if (f < ready) return true;
+        u32 r = header->frames_ready.load_acquire();
+        if (r > g.max_frames) r = g.max_frames;
+        ready = r;
+        return f < r;
+    }
+    bool has_page(u32 page) const { return page < g.max_pages; }
+
+    // Does any client pin this frame? Called after the entry has been changed so
+    // that no new pin can succeed (rule 3), hence sequentially consistent.
+    bool any_pin(u32 f) {
+        auto row = reinterpret_cast<Atomic<u64>*>(&pin_rows[u64(f) * g.pins_stride]);
+        for (u32 i = 0; i < g.pins_stride / 4; i++)
+            if (row[i].load_seq_cst()) return true;
+        return false;
+    }
+    u32 pins_of(u32 f) {
+        u32 n = 0;
+        for (u32 c = 0; c < g.max_clients; c++) n += pin_rows[u64(f) * g.pins_stride + c].load_relaxed();
+        return n;
+    }
+
+    u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
+
+    // A hit, seen by the policy and by the age: three bytes, only when they change.
+    void touch(u32 f, u32 now) {
+        FrameSlot& slot = frames[f];
+        if (slot.touched.load_relaxed() != now) slot.touched.store_relaxed(now);
+        u8 count = slot.count.load_relaxed(), tag = u8(header->policy_tag.load_relaxed());
+        if (count < 3 && slot.tag.load_relaxed() != tag) {
+            slot.tag.store_relaxed(tag);
+            slot.count.store_relaxed(u8(count + 1));
+        }
+    }
+};
+
+inline u64 this_thread() { return std::hash<std::thread::id>{}(std::this_thread::get_id()) | 1; }
+
+// An intent of ours for the time of one operation.
+class OpSlot {
+    Segment& s_;
+    int index_ = -1;
+
+public:
+    explicit OpSlot(Segment& s) : s_(s) {
+        for (u64 tries = 0;; tries++) {
+            u64 used = s.ops_used.load_relaxed();
+            if (used == ~u64(0)) {  // 64 operations under way: others end theirs
+                if (tries % 64 == 63 && s.interrupted && s.interrupted(s)) return;
+                std::this_thread::yield();
+                continue;
+            }
+            int i = __builtin_ctzll(~used);
+            if (s.ops_used.cas_seq_cst(used, used | u64(1) << i)) {
+                index_ = i;
+                s.op_thread[i] = this_thread();
+                return;
+            }
+        }
+    }
+    // Takes over an operation that release() handed out.
+    OpSlot(Segment& s, int index) : s_(s), index_(index) {}
+    OpSlot(const OpSlot&) = delete;
+    ~OpSlot() {
+        if (index_ < 0) return;
+        intent().op.store_release(u32(Op::NONE));
+        s_.op_thread[index_] = 0;
+        u64 used = s_.ops_used.load_relaxed();
+        while (!s_.ops_used.cas_seq_cst(used, used & ~(u64(1) << index_))) {}
+    }
+    bool valid() const { return index_ >= 0; }
+    int release() {
+        int i = index_;
+        index_ = -1;
+        return i;
+    }
+    Intent& intent() { return s_.client().intents[index_]; }
+};
+
+// Is an operation on this page under way in this very thread? (Then waiting for
+// it would never end.)
+inline bool own_thread_loads(Segment& s, u32 page) {
+    u64 me = this_thread();
+    for (u32 i = 0; i < OPS; i++)
+        if (s.op_thread[i] == me && s.client().intents[i].page.load_relaxed() == page &&
+            s.client().intents[i].op.load_relaxed() == u32(Op::LOAD))
+            return true;
+    return false;
+}
+
+// Changes an entry by one CAS from the value read, until it sticks; `change`
+// returns the new value, or the same to leave it. Whoever clears W wakes.
+template <class F>
+u64 change_entry(Atomic<u64>& word, F change) {
+    u64 e = word.load_seq_cst();
+    for (;;) {
+        u64 next = change(e);
+        if (next == e) return e;
+        if (word.cas_seq_cst(e, next)) {
+            if ((e & entry::WAITED) && !(next & entry::WAITED)) prim::futex_wake_all(&word);
+            return next;
+        }
+    }
+}
+
+}  // namespace bp

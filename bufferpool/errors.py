@@ -1,0 +1,183 @@
+"""Every error of bufferpool, in one tree.
+
+::
+
+    BufferPoolError
+    ├── SegmentError                 the shared-memory file
+    │   ├── SegmentNotFound          (FileNotFoundError) no such segment
+    │   ├── SegmentExists            (FileExistsError) the name is taken
+    │   ├── SegmentRefused           (PermissionError) wrong owner, mode or kind of file
+    │   ├── SegmentReplaced          the name belongs to another segment by now
+    │   ├── SegmentCorrupt           it contradicts itself, is truncated, or is no segment
+    │   ├── LayoutMismatch           it was made by another version of the library
+    │   ├── NotTmpfs                 the directory is not on a tmpfs
+    │   └── SharedMemoryFull         (MemoryError) the tmpfs has no memory left
+    ├── PoolClosed                   (ValueError) the pool was closed
+    ├── PoolExhausted                (MemoryError) no frame can be had
+    ├── TooManyClients               every client slot is taken
+    ├── WrongProcess                 a write that belongs to the parent of a fork
+    ├── WaitTimeout                  (TimeoutError) somebody else has the page
+    ├── WouldDeadlock                (RuntimeError) this thread has the page
+    ├── PageError
+    │   ├── PageOutOfRange           (IndexError) no such page
+    │   ├── PageDiscarded            (LookupError) a discardable page was dropped
+    │   └── TooManyPins              (OverflowError) one page, pinned 65,280 times
+    ├── SpaceError
+    │   ├── SpaceNotFound            (LookupError) no space of that name
+    │   ├── SpaceMismatch            (ValueError) the name belongs to a different space
+    │   ├── SpaceReadOnly            (TypeError) it was not opened for writing
+    │   ├── SpaceFull                it has reached max_pages
+    │   ├── SpaceRemoved             it was removed from the pool
+    │   ├── SpaceBusy                it has pages that cannot go now
+    │   └── TooManySpaces            every space slot is taken
+    └── StoreError                   what is behind a space failed
+        ├── ShortRead                it gave fewer bytes than a page
+        ├── ShortWrite               it took fewer bytes than it was given
+        ├── FileSizeMismatch         (ValueError) no whole number of pages
+        ├── FileChanged              somebody else wrote the file, and pages here are dirty
+        ├── LoaderFailed             a loader raised; its exception is the cause
+        └── LoaderOverrun            a loader wrote outside its buffer
+
+Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
+closing a pool, while arrays look at its pages raises ``BufferError``.
+"""
+
+
+class BufferPoolError(Exception):
+    """The root of all operating errors."""
+
+
+class SegmentError(BufferPoolError):
+    """The shared-memory file is not usable."""
+
+
+class SegmentNotFound(SegmentError, FileNotFoundError):
+    """There is no segment of this name."""
+
+
+class SegmentExists(SegmentError, FileExistsError):
+    """The name is taken."""
+
+
+class SegmentRefused(SegmentError, PermissionError):
+    """The file has another owner, is no regular file, or is a symbolic link."""
+
+
+class SegmentReplaced(SegmentError):
+    """The name belongs to another segment than it did."""
+
+
+class SegmentCorrupt(SegmentError):
+    """The segment contradicts itself, or is none."""
+
+
+class LayoutMismatch(SegmentError):
+    """The segment has another layout version."""
+
+
+class NotTmpfs(SegmentError):
+    """MADV_REMOVE would cut holes into a file on a disk."""
+
+
+class SharedMemoryFull(SegmentError, MemoryError):
+    """The tmpfs, or the memory cgroup, has no memory left."""
+
+
+class PoolClosed(BufferPoolError, ValueError):
+    """The pool was closed."""
+
+
+class PoolExhausted(BufferPoolError, MemoryError):
+    """Every frame is pinned, dirty or not discardable."""
+
+
+class TooManyClients(BufferPoolError):
+    """Every client slot belongs to a living process."""
+
+
+class WrongProcess(BufferPoolError):
+    """A write was opened before a fork, in the parent."""
+
+
+class WaitTimeout(BufferPoolError, TimeoutError):
+    """Somebody else has the page for longer than the timeout."""
+
+
+class WouldDeadlock(BufferPoolError, RuntimeError):
+    """This thread has the page already: waiting would never end."""
+
+
+class PageError(BufferPoolError):
+    """One page."""
+
+
+class PageOutOfRange(PageError, IndexError):
+    """The space has no page of this number."""
+
+
+class PageDiscarded(PageError, LookupError):
+    """A page of a discardable space was dropped to make room."""
+
+
+class TooManyPins(PageError, OverflowError):
+    """This process pins the page too often."""
+
+
+class SpaceError(BufferPoolError):
+    """One space."""
+
+
+class SpaceNotFound(SpaceError, LookupError):
+    """The pool has no space of this name."""
+
+
+class SpaceMismatch(SpaceError, ValueError):
+    """The pool has a space of this name, of another kind, size or file."""
+
+
+class SpaceReadOnly(SpaceError, TypeError):
+    """The space was not opened for writing, or cannot be written."""
+
+
+class SpaceFull(SpaceError):
+    """The space has reached its ``max_pages``."""
+
+
+class SpaceRemoved(SpaceError):
+    """The space was removed from the pool."""
+
+
+class SpaceBusy(SpaceError):
+    """The space has pages that cannot go now."""
+
+
+class TooManySpaces(SpaceError):
+    """The pool has no space slot left."""
+
+
+class StoreError(BufferPoolError):
+    """What is behind a space failed."""
+
+
+class ShortRead(StoreError):
+    """The store gave fewer bytes than a page."""
+
+
+class ShortWrite(StoreError):
+    """The store took fewer bytes than it was given."""
+
+
+class FileSizeMismatch(StoreError, ValueError):
+    """The file is no whole number of pages."""
+
+
+class FileChanged(StoreError):
+    """The file was changed behind the pool, which has dirty pages of it."""
+
+
+class LoaderFailed(StoreError):
+    """A loader raised; ``__cause__`` is its exception."""
+
+
+class LoaderOverrun(StoreError):
+    """A loader wrote outside its buffer."""

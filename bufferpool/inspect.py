@@ -1,0 +1,302 @@
+"""What is in a pool: counters, frames, extents, clients.
+
+Everything is read through the core, which copies what has memory behind it:
+looking allocates nothing.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool import _core
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+REASONS = ("budget", "idle", "pressure", "drop", "trim", "client_exit")
+
+# In the order of struct Counters (core/layout.h).
+COUNTERS = (
+    "loads", "load_failures", "load_bytes", "evictions_recycled", "evictions_reclaimed", "publishes", "appends",
+    "flushes", "flushed_pages", "foreground_flushes", "compacted_pages", "wait_load", "wait_writer", "wait_memory",
+    "wait_frame", "reaped", "rebuilds",
+)  # fmt: skip
+
+
+class FrameState(IntEnum):
+    """The state of a frame (docs/design.md)."""
+
+    HOLE = 0
+    FREE = 1
+    BUSY = 2
+    LIVE = 3
+    OLD = 4
+
+
+FRAME = np.dtype(
+    [
+        ("frame", np.uint32),  # its number
+        ("state", np.uint8),  # FrameState
+        ("space", np.int16),  # index of the page's space, -1 for none
+        ("page_no", np.int64),  # -1 for none
+        ("dirty", np.bool_),
+        ("hot", np.bool_),  # in the policy's hot ring
+        ("writer", np.uint16),  # the client that writes the page, 0 for none
+        ("flusher", np.uint16),  # the client that writes it back, 0 for none
+        ("pins", np.uint32),  # of all clients
+        ("pinners", np.uint16),  # clients that pin it
+        ("lsn", np.uint64),
+        ("idle_s", np.float32),  # since its last use, to 0.13 s
+    ]
+)
+
+EXTENT = np.dtype(
+    [("extent", np.uint32)]
+    + [(name, np.uint32) for name in ("hole", "free", "busy", "live", "old", "pinned", "dirty")]
+)
+
+_SLOT = np.dtype(
+    {
+        "names": ["word", "lsn", "touched"],
+        "formats": [np.uint64, np.uint64, np.uint32],
+        "offsets": [0, 8, 16],
+        "itemsize": _core.FRAME_SLOT_BYTES,
+    }
+)
+
+
+@dataclass(frozen=True)
+class SpaceStats:
+    """One space's share."""
+
+    name: str
+    kind: str
+    pages: int
+    hits: int
+    misses: int
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """A pool at one moment; counters run since it was created, over all clients."""
+
+    name: str
+    page_size: int
+    budget_bytes: int
+    max_bytes: int
+    resident_bytes: int
+    """Bytes of all frames that have memory, as the pool counts them."""
+    metadata_bytes: int
+    """Bytes of everything that is not page data, as the pool counts them."""
+    kernel_bytes: int
+    """Bytes that the kernel counts for the whole segment (st_blocks)."""
+    frames: dict[str, int]
+    """Frames by state: hole, free, busy, live, old; of the live ones: clean, dirty, pinned."""
+    hits: int
+    misses: int
+    reclaimed_bytes: dict[str, int]
+    """Bytes given back to the kernel, by reason: budget, idle, pressure, drop, trim, client_exit."""
+    clients: int
+    durable_lsn: int
+    loads: int
+    load_failures: int
+    load_bytes: int
+    evictions_recycled: int
+    evictions_reclaimed: int
+    publishes: int
+    appends: int
+    flushes: int
+    flushed_pages: int
+    foreground_flushes: int
+    compacted_pages: int
+    wait_load: int
+    wait_writer: int
+    wait_memory: int
+    wait_frame: int
+    reaped: int
+    rebuilds: int
+    spaces: list[SpaceStats] = field(default_factory=list)
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits by references; NaN before the first."""
+        total = self.hits + self.misses
+        return self.hits / total if total else float("nan")
+
+    @property
+    def kernel_data_bytes(self) -> int:
+        """What the kernel counts for page data: its figure less the metadata."""
+        return self.kernel_bytes - self.metadata_bytes
+
+    @property
+    def reclaimed_total_bytes(self) -> int:
+        """Bytes given back to the kernel, for all reasons."""
+        return sum(self.reclaimed_bytes.values())
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """An attached process."""
+
+    client: int
+    pid: int
+    start_time: int
+    """Field 22 of /proc/PID/stat: with the pid it names a process for good."""
+    attached_at: float
+    """Seconds since the epoch."""
+    name: str
+    alive: bool
+    pins: int
+    pinned_frames: int
+
+
+def _ages(touched: npt.NDArray[np.uint32], live: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    import time
+
+    tick = np.uint32((time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _core.TICK_SHIFT) & 0xFFFFFFFF)
+    ticks = (tick - touched).view(np.int32).clip(0)
+    ages: npt.NDArray[np.float32] = np.where(live, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(np.float32)
+    return ages
+
+
+def read_pins(pool: "Pool") -> npt.NDArray[np.uint16]:
+    """Pin counts, shape (frames with slots, max_clients), uint16; column c is client c + 1."""
+    geometry = pool._geometry
+    stride = -(-geometry["max_clients"] // 4) * 4
+    rows = np.frombuffer(pool._seg.raw_pins(), np.uint16).reshape(-1, stride)
+    return rows[:, : geometry["max_clients"]]
+
+
+def read_frames(pool: "Pool") -> npt.NDArray[np.void]:
+    """Every frame that has ever been used: a structured array of dtype FRAME."""
+    pins = read_pins(pool)
+    slots = np.frombuffer(pool._seg.raw_frames(), _SLOT)[: len(pins)]
+    pins = pins[: len(slots)]
+    word = slots["word"]
+    pages = (word >> np.uint64(32)).astype(np.uint32)
+    out = np.zeros(len(slots), FRAME)
+    out["frame"] = np.arange(len(slots))
+    out["state"] = word & np.uint64(7)
+    live = out["state"] == FrameState.LIVE
+    entries = pool._seg.entry_words(np.where(live, pages, 0).astype(np.uint32))
+    named = live & ((entries & np.uint64(3)) == 2) & ((entries >> np.uint64(32)) == out["frame"])
+    out["dirty"] = named & ((entries >> np.uint64(3)) & np.uint64(1)).astype(bool)
+    out["hot"] = named & (((entries >> np.uint64(4)) & np.uint64(3)) == 2)
+    out["writer"] = np.where(named, (entries >> np.uint64(8)) & np.uint64(511), 0)
+    out["flusher"] = np.where(named, (entries >> np.uint64(17)) & np.uint64(511), 0)
+    out["pins"] = pins.sum(axis=1, dtype=np.uint32)
+    out["pinners"] = np.count_nonzero(pins, axis=1)
+    out["lsn"] = np.where(live, slots["lsn"], 0)
+    out["idle_s"] = _ages(slots["touched"], live)
+    out["space"] = -1
+    out["page_no"] = -1
+    has_page = live | (out["state"] == FrameState.OLD)
+    for record in pool._seg.spaces():
+        first = record["first_entry"]
+        inside = has_page & (pages >= first) & (pages < first + record["max_pages"])
+        out["space"][inside] = record["index"]
+        out["page_no"][inside] = pages[inside].astype(np.int64) - first
+    return out
+
+
+def read_extents(pool: "Pool") -> npt.NDArray[np.void]:
+    """Every extent that has ever been used: a structured array of dtype EXTENT."""
+    frames = read_frames(pool)
+    per = pool._geometry["extent_frames"]
+    extents = np.zeros(-(-len(frames) // per), EXTENT)
+    extents["extent"] = np.arange(len(extents))
+    where = frames["frame"] // per
+    for state in FrameState:
+        extents[state.name.lower()] = np.bincount(where[frames["state"] == state], minlength=len(extents))
+    extents["pinned"] = np.bincount(where[frames["pins"] > 0], minlength=len(extents))
+    extents["dirty"] = np.bincount(where[frames["dirty"]], minlength=len(extents))
+    return extents
+
+
+def read_clients(pool: "Pool") -> list[ClientInfo]:
+    """Who is attached, and what each pins."""
+    pins = read_pins(pool)
+    return [
+        ClientInfo(
+            client=client,
+            pid=pid,
+            start_time=start,
+            attached_at=attached / 1e9,
+            name=name,
+            alive=alive,
+            pins=int(pins[:, client - 1].sum(dtype=np.uint64)),
+            pinned_frames=int(np.count_nonzero(pins[:, client - 1])),
+        )
+        for client, pid, start, attached, name, alive in pool._seg.clients()
+    ]
+
+
+def read_counters(pool: "Pool") -> tuple[dict[str, int], dict[str, int], npt.NDArray[np.uint64]]:
+    """(counters by name, reclaimed bytes by reason, hits and misses of shape (spaces, 2))."""
+    words = np.frombuffer(pool._seg.counters(), np.uint64)
+    n, m = len(COUNTERS), len(COUNTERS) + len(REASONS)
+    plain = dict(zip(COUNTERS, map(int, words[:n]), strict=True))
+    reclaimed = dict(zip(REASONS, map(int, words[n:m]), strict=True))
+    return plain, reclaimed, words[m:].reshape(_core.MAX_SPACES, 2)
+
+
+def read_stats(pool: "Pool") -> PoolStats:
+    """The figures of :class:`PoolStats`, now."""
+    status = pool._seg.status()
+    counters, reclaimed, per_space = read_counters(pool)
+    frames = read_frames(pool)
+    states = np.bincount(frames["state"], minlength=5)
+    by_state: dict[str, Any] = {state.name.lower(): int(states[state]) for state in FrameState}
+    live = frames["state"] == FrameState.LIVE
+    by_state["dirty"] = int(np.count_nonzero(frames["dirty"]))
+    by_state["clean"] = int(np.count_nonzero(live & ~frames["dirty"]))
+    by_state["pinned"] = int(np.count_nonzero(frames["pins"]))
+    by_state["hole"] += pool._geometry["max_frames"] - len(frames)
+    size = pool.page_size
+    return PoolStats(
+        name=pool.name,
+        page_size=size,
+        budget_bytes=status["budget_frames"] * size,
+        max_bytes=pool._geometry["max_frames"] * size,
+        resident_bytes=status["resident_frames"] * size,
+        metadata_bytes=status["metadata_bytes"],
+        kernel_bytes=status["kernel_bytes"],
+        frames=by_state,
+        hits=int(per_space[:, 0].sum()),
+        misses=int(per_space[:, 1].sum()),
+        reclaimed_bytes=reclaimed,
+        clients=len(pool._seg.clients()),
+        durable_lsn=status["durable_lsn"],
+        spaces=[
+            SpaceStats(r["name"], pool._kind(r["kind"]), r["pages"], *map(int, per_space[r["index"]]))
+            for r in pool._seg.spaces()
+        ],
+        **counters,
+    )
+
+
+def exhausted_message(pool: "Pool") -> str:
+    """Why no frame can be had, and what to do about it."""
+    frames = read_frames(pool)
+    status = pool._seg.status()
+    kinds = {r["index"]: r["kind"] for r in pool._seg.spaces()}
+    dirty = frames[frames["dirty"]]
+    unwritten = int(np.count_nonzero(dirty["lsn"] > status["durable_lsn"]))
+    scratch = sum(kinds.get(int(space)) == 3 for space in dirty["space"])
+    pinned = int(np.count_nonzero((frames["pins"] > 0) & (frames["state"] != FrameState.HOLE)))
+    busy = int(np.count_nonzero(frames["state"] == FrameState.BUSY))
+    who = ", ".join(f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}" for c in read_clients(pool) if c.pinned_frames)
+    parts = [f"{pinned} pinned" + (f" ({who})" if who else "")]
+    if scratch:
+        parts.append(f"{scratch} hold scratch pages that are not discardable")
+    if len(dirty) - scratch:
+        parts.append(f"{len(dirty) - scratch} dirty" + (f", {unwritten} of them above durable_lsn" if unwritten else ""))
+    if busy:
+        parts.append(f"{busy} in use by operations under way")
+    return (
+        f"no frame can be had in pool {pool.name!r}: of {status['budget_frames']} frames, {'; '.join(parts)}. "
+        "Release pins (delete arrays over pages), flush or drop pages, or give the pool more: pool.resize()"
+    )

@@ -1,0 +1,663 @@
+"""The pool: one segment, attached, and everything that a process does with it."""
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool import _core, inspect, segment
+from bufferpool.errors import (
+    BufferPoolError,
+    FileChanged,
+    PoolClosed,
+    PoolExhausted,
+    SegmentExists,
+    SegmentNotFound,
+    SegmentReplaced,
+    SharedMemoryFull,
+    SpaceMismatch,
+    SpaceNotFound,
+    StoreError,
+)
+from bufferpool.flush import dirty_pages, flush_space
+from bufferpool.sizes import parse_size
+from bufferpool.space import Kind, Loader, Space, busy
+from bufferpool.store import FileStore, Store
+
+_WRITABLE, _DISCARDABLE = 2, 1
+_GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow
+_ROOM_S = 0.5  # how long a frame is waited for before PoolExhausted
+_open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for pool in list(_open_pools):
+        try:
+            pool.close()
+        except BufferError:
+            continue  # arrays are still alive: the kernel ends this client with the process
+
+
+class Pool:
+    """An attached buffer pool.
+
+    Made by :meth:`create`, :meth:`attach` or :meth:`open`. Pickles: in the other
+    process it attaches when first used. After a fork the child is a client of
+    its own, and the arrays that it inherited stay pinned in its name.
+    """
+
+    def __init__(self, path: str, owner: int | None, uuid: bytes | None, wanted_page_size: int | None = None) -> None:
+        self.path = path
+        self._owner = owner
+        self._uuid = uuid
+        self._segment: _core.Segment | None = None
+        self._closed = False
+        self._stores: dict[int, tuple[int, Store]] = {}
+        self._lock = threading.RLock()
+        self._room = threading.local()
+        self._wanted_page_size = wanted_page_size
+
+    # ---- life ---------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        capacity: int | str,
+        *,
+        page_size: int = 8192,
+        max_capacity: int | str | None = None,
+        extent_size: int | str = "256KiB",
+        max_clients: int = 64,
+        max_pages: int = 1 << 27,
+        mode: int = 0o600,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> "Pool":
+        """Makes a new pool and attaches to it.
+
+        ``capacity``: bytes that its pages may take (the budget), up to
+        ``max_capacity`` (default: the capacity, fixed at creation).
+        ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
+        bytes given back to the kernel at a time. ``max_clients``: processes
+        attached at once. ``max_pages``: pages of all its spaces together.
+        ``mode``: permissions of the file. ``directory``: another tmpfs mount.
+
+        Raises SegmentExists, SharedMemoryFull, NotTmpfs, SegmentRefused,
+        ValueError, TypeError.
+        """
+        path = segment.path_of(name, directory)
+        plan = segment.plan(
+            parse_size(capacity, "capacity"),
+            page_size=page_size,
+            max_capacity=None if max_capacity is None else parse_size(max_capacity, "max_capacity"),
+            extent_size=parse_size(extent_size, "extent_size"),
+            max_clients=max_clients,
+            max_pages=max_pages,
+        )
+        segment.create(path, plan, mode)
+        return cls.attach(name, directory=directory)
+
+    @classmethod
+    def attach(cls, name: str, *, directory: str | os.PathLike[str] | None = None, owner: int | None = None) -> "Pool":
+        """Attaches to an existing pool that belongs to user ``owner`` (default: oneself).
+
+        Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch,
+        NotTmpfs, TooManyClients.
+        """
+        pool = cls(segment.path_of(name, directory), owner, None)
+        _ = pool._seg
+        return pool
+
+    @classmethod
+    def open(cls, name: str, capacity: int | str, **options: Any) -> "Pool":
+        """Attaches to the pool, or creates it; safe between processes starting together.
+
+        Takes the arguments of :meth:`create`. A pool that exists keeps its own
+        sizes; another page size than the one asked for is an error (ValueError).
+        """
+        directory = options.get("directory")
+        for _ in range(100):
+            try:
+                pool = cls.attach(name, directory=directory)
+            except SegmentNotFound:
+                try:
+                    return cls.create(name, capacity, **options)
+                except SegmentExists:
+                    continue
+            wanted = options.get("page_size", pool.page_size)
+            if wanted != pool.page_size:
+                found = pool.page_size
+                pool.close()
+                raise ValueError(f"pool {name!r} exists with pages of {found} bytes, not {wanted}; use another name, or remove it")
+            return pool
+        raise SegmentReplaced(f"pool {name!r} was created and removed a hundred times meanwhile; use another name")
+
+    @property
+    def _seg(self) -> _core.Segment:
+        seg = self._segment
+        if seg is None:
+            seg = self._connect()
+        return seg
+
+    def _connect(self) -> _core.Segment:
+        with self._lock:
+            if self._segment is not None:
+                return self._segment
+            if self._closed:
+                raise PoolClosed(f"pool {self.name!r} is closed; attach it again")
+            fd = segment.open_trusted(self.path, self._owner)
+            try:
+                uuid = _core.geometry(fd)["uuid"]
+                if self._uuid not in (None, uuid):
+                    raise SegmentReplaced(f"{self.path} is another pool than the one that was pickled; it was removed and created anew")
+                room = weakref.WeakMethod(self._make_room)
+                comm = Path("/proc/self/comm").read_text(errors="replace").strip()
+
+                def make_room(*why: Any) -> None:
+                    method = room()
+                    if method is None:
+                        raise PoolExhausted("no frame can be had, and the pool is being closed")
+                    method(*why)
+
+                seg = _core.Segment(fd, make_room, comm)
+                geometry = seg.geometry()
+                with open(f"/proc/self/fd/{fd}", "rb") as file:
+                    self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(
+                        file, np.uint8, "r", geometry["data_at"], (geometry["max_frames"], geometry["page_size"])
+                    )
+            finally:
+                os.close(fd)
+            seg.set_data(self.data)
+            self._geometry, self._uuid, self._segment = geometry, uuid, seg
+            _open_pools.add(self)
+            return seg
+
+    def close(self) -> None:
+        """Detaches. Raises BufferError while arrays look at pages of the pool."""
+        with self._lock:
+            if self._segment is not None:
+                self._segment.close()
+                self._segment = None
+                self._stores.clear()
+                self.__dict__.pop("data", None)
+            self._closed = True
+
+    def unlink(self) -> None:
+        """Removes the pool's name. Whoever is attached keeps working; memory goes with the last one."""
+        segment.unlink(self.path)
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            self.close()
+        except BufferError:
+            if kind is None:
+                raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _ = self._seg
+        return Pool, (self.path, self._owner, self._uuid)
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name!r}{' (closed)' if self._closed else ''}>"
+
+    @property
+    def name(self) -> str:
+        """The pool's name: that of its file."""
+        return os.path.basename(self.path)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        _ = self._seg
+        return int(self._geometry["page_size"])
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that the segment has room for."""
+        _ = self._seg
+        return int(self._geometry["max_frames"])
+
+    @property
+    def budget_frames(self) -> int:
+        """Frames that may have memory now."""
+        return int(self._seg.status()["budget_frames"])
+
+    # ---- spaces ---------------------------------------------------------------
+
+    def open_file(
+        self,
+        path: str | os.PathLike[str],
+        mode: str = "r",
+        *,
+        name: str | None = None,
+        dtype: npt.DTypeLike = np.uint8,
+        max_pages: int | None = None,
+    ) -> Space:
+        """The pages of a file: 'r', 'r+', or 'w+' (created, or emptied).
+
+        Its size must be a whole number of pages. It grows by ``append``, up to
+        ``max_pages``. If somebody else has changed the file since the pool last
+        saw it, the pages that the pool has of it are dropped.
+
+        Raises FileNotFoundError, PermissionError, FileSizeMismatch, FileChanged,
+        SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
+        """
+        store = FileStore(path, mode, self.page_size)
+        name = os.path.basename(store.path) if name is None else name
+        options = {"path": store.path, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
+        space = Space(self, name, Kind.FILE, dtype, options)
+        space._store = store
+        self._bind(space, truncate=mode == "w+")
+        return space
+
+    def open_derived(self, name: str, n_pages: int, loader: Loader, *, dtype: npt.DTypeLike = np.uint8) -> Space:
+        """Pages that ``loader(page_no, out)`` can make at any time, and that may be dropped at any time.
+
+        ``out`` is a private uint8 array of one page, zeroed, to be filled; the
+        loader runs once per missing page, whoever and however many ask for it.
+        Every process that may miss brings the loader. Raises SpaceMismatch.
+        """
+        if not callable(loader):
+            raise TypeError(f"loader must be a function of (page_no, out), not {type(loader).__name__}")
+        space = Space(self, name, Kind.DERIVED, dtype, {"n_pages": _count(n_pages, "n_pages")})
+        space._loader = loader
+        self._bind(space)
+        return space
+
+    def open_store(
+        self, name: str, store: Store, *, mode: str = "r+", dtype: npt.DTypeLike = np.uint8, max_pages: int | None = None
+    ) -> Space:
+        """The pages of any object that follows the protocol :class:`bufferpool.Store`.
+
+        Every process that may miss or flush brings the store. Raises
+        SpaceMismatch, FileSizeMismatch, TypeError.
+        """
+        if not isinstance(store, Store):
+            raise TypeError("a store has the methods read_into, write_from, sync and size (see bufferpool.Store)")
+        if mode not in ("r", "r+"):
+            raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
+        space = Space(self, name, Kind.STORE, dtype, {"mode": mode, "max_pages": max_pages})
+        space._store = store
+        self._bind(space)
+        return space
+
+    def scratch(
+        self, name: str, n_pages: int, *, owner: str = "pool", discardable: bool = False, dtype: npt.DTypeLike = np.uint8
+    ) -> Space:
+        """Pages without a store: zeros until written.
+
+        ``owner``: "pool" (stays until removed) or "client" (goes with this
+        process, whatever ends it). ``discardable``: written pages may be dropped
+        under pressure, and then raise PageDiscarded; otherwise they are kept.
+        """
+        if owner not in ("pool", "client"):
+            raise ValueError(f"owner must be 'pool' or 'client', not {owner!r}")
+        options = {"n_pages": _count(n_pages, "n_pages"), "owner": owner, "discardable": bool(discardable)}
+        space = Space(self, name, Kind.SCRATCH, dtype, options)
+        self._bind(space)
+        return space
+
+    def space(self, name: str) -> Space:
+        """A space that is in the pool already, by name. Raises SpaceNotFound.
+
+        A derived space, or one on a store of one's own, is opened with
+        :meth:`open_derived` or :meth:`open_store`, which bring the loader or store.
+        """
+        for record in self._seg.spaces():
+            if record["name"] == name:
+                break
+        else:
+            raise SpaceNotFound(f"pool {self.name!r} has no space {name!r}; it has {[r['name'] for r in self._seg.spaces()]}")
+        kind, flags = Kind(record["kind"]), record["flags"]
+        if kind is Kind.FILE:
+            return self.open_file(record["path"], "r+" if flags & _WRITABLE else "r", name=name)
+        if kind is Kind.SCRATCH:
+            options = {"n_pages": record["pages"], "owner": "pool", "discardable": bool(flags & _DISCARDABLE), "found": True}
+        else:
+            options = {"n_pages": record["pages"], "mode": "r+"}
+        space = Space(self, name, kind, np.uint8, options)
+        self._bind(space)
+        return space
+
+    def _space_record(self, index: int) -> dict[str, Any]:
+        for record in self._seg.spaces():
+            if record["index"] == index:
+                return record
+        raise SpaceNotFound("the space has been removed from its pool; open it again")
+
+    @staticmethod
+    def _kind(kind: int) -> str:
+        return Kind(kind).name.lower() if kind in Kind._value2member_map_ else f"kind {kind}"
+
+    def _bind(self, space: Space, truncate: bool = False) -> None:
+        """Finds the space's slot in the segment, or makes it, and connects the handle."""
+        seg, options = self._seg, space._options
+        if isinstance(space.name, str) is False or not space.name or len(space.name.encode()) > 63:
+            raise ValueError(f"a space's name must be 1 to 63 bytes long, not {space.name!r}; pass name=")
+        if space.dtype.itemsize == 0 or self.page_size % space.dtype.itemsize or space.dtype.hasobject or space.dtype.subdtype:
+            raise ValueError(f"dtype {space.dtype} does not fit: its size must divide the page size {self.page_size}, and it must hold plain values")
+        if space.kind is Kind.FILE and space._store is None:
+            space._store = FileStore(options["path"], options["mode"], self.page_size)
+        seg.lock_directory()
+        try:
+            record = self._find_record(space, truncate)
+            if record is None:
+                record = self._space_record(self._add_space(space, truncate))
+        finally:
+            seg.unlock_directory()
+        store = space._store
+        fd = store.fd if isinstance(store, FileStore) else -1
+        if store is not None and space.kind in (Kind.FILE, Kind.STORE):
+            mine = self._stores.get(record["index"])
+            if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
+                self._stores[record["index"]] = (record["generation"], store)
+        space.index = record["index"]
+        writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
+        space._bind_core(
+            seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd, store,
+            space.dtype, writable, bool(record["flags"] & _DISCARDABLE), space.kind is Kind.SCRATCH,
+        )  # fmt: skip
+
+    def _find_record(self, space: Space, truncate: bool) -> dict[str, Any] | None:
+        """The record that the handle belongs to, brought up to date; None if there is none."""
+        store, seg = space._store, self._seg
+        identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
+        for record in seg.spaces():
+            same_file = space.kind is Kind.FILE and record["kind"] == Kind.FILE and (record["device"], record["inode"]) == identity[:2]
+            if record["name"] != space.name:
+                if same_file:
+                    raise SpaceMismatch(f"{record['path']} is in the pool already, as {record['name']!r}; pass name={record['name']!r}")
+                continue
+            if record["kind"] != space.kind:
+                raise SpaceMismatch(f"space {space.name!r} is a {self._kind(record['kind'])} space, not {space.kind.name.lower()}; use another name")
+            if space.kind is Kind.FILE:
+                assert isinstance(store, FileStore)
+                if record["path"] != store.path and not same_file:
+                    raise SpaceMismatch(f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name=")
+                return self._refresh_file(record, store, truncate)
+            pages = space._options.get("n_pages")
+            if pages is not None and not space._options.get("found") and pages > record["max_pages"]:
+                raise SpaceMismatch(f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it")
+            if space.kind is Kind.DERIVED and pages != record["pages"]:
+                raise SpaceMismatch(f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it")
+            return record
+        return None
+
+    def _refresh_file(self, record: dict[str, Any], store: FileStore, truncate: bool) -> dict[str, Any] | None:
+        """Drops what a changed file has made stale. None: the space is to be added anew."""
+        seg, index = self._seg, record["index"]
+
+        def unchanged() -> bool:
+            now = self._space_record(index)
+            return (now["device"], now["inode"], now["size_bytes"], now["mtime_ns"]) == store.identity()
+
+        if not truncate and unchanged():
+            return record
+        interrupted = seg.flush_lock(index)
+        try:
+            if not truncate and unchanged():  # somebody has just flushed it
+                return self._space_record(index)
+            dirty = 0 if truncate else dirty_pages(self, index)
+            if dirty and not interrupted:
+                raise FileChanged(
+                    f"{store.path} was changed by somebody else, and the pool has {dirty} dirty pages of it: "
+                    "save what you need of them, then pool.space(name).remove(discard=True), or restore the file and its time"
+                )
+            device, inode, size, mtime = store.identity()
+            if truncate or (device, inode) != (record["device"], record["inode"]) or size < record["stored"] * self.page_size:
+                removed, _ = seg.remove_space(index)
+                if not removed:
+                    raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
+                return None
+            done, freed = seg.drop_clean(index)
+            if not done:
+                raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
+            if freed:
+                self._give_back(freed, "drop")
+            seg.grow_space(index, size // self.page_size)
+            seg.record_store(index, size // self.page_size, False, size, mtime)
+            return self._space_record(index)
+        finally:
+            seg.flush_unlock(index)
+
+    def _add_space(self, space: Space, truncate: bool) -> int:
+        options, store = space._options, space._store
+        if truncate:
+            assert isinstance(store, FileStore)
+            os.ftruncate(store.fd, 0)
+        identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
+        if store is not None:
+            size = store.size()
+            if size % self.page_size:
+                raise ValueError(f"the store's size {size} is no multiple of the page size {self.page_size}")
+            pages = size // self.page_size
+            grows = options["mode"] == "r+"
+            most = options["max_pages"] or (max(2 * pages, _GROWTH_PAGES) if grows else max(pages, 1))
+            most = min(most, max(pages, 1, int(self._geometry["max_pages"]) // 2)) if options["max_pages"] is None else most
+        else:
+            pages = options["n_pages"]
+            most = max(pages, 1) if space.kind is Kind.DERIVED else max(2 * pages, 1024)
+        flags = (_DISCARDABLE if options.get("discardable") else 0) | (_WRITABLE if options.get("mode") == "r+" else 0)
+        path = store.path if isinstance(store, FileStore) else ""
+        owned = options.get("owner") == "client"
+        return self._seg.add_space(space.name, os.fsencode(path), space.kind, flags, owned, pages, _count(most, "max_pages"), *identity)
+
+    def _store_of(self, record: dict[str, Any]) -> Store:
+        """The store to flush a space with, opened here if this process has not."""
+        known = self._stores.get(record["index"])
+        if known is not None and known[0] == record["generation"] and getattr(known[1], "writable", True):
+            return known[1]
+        if record["kind"] != Kind.FILE:
+            raise StoreError(f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)")
+        try:
+            store = FileStore(record["path"], "r+", self.page_size)
+        except OSError as error:
+            raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {error.strerror}") from error
+        self._stores[record["index"]] = (record["generation"], store)
+        return store
+
+    def _remove(self, space: Space, discard: bool) -> None:
+        if not discard:
+            self.flush(space)
+        seg = self._seg
+        seg.lock_directory()
+        try:
+            record = self._space_record(space.index)
+            if not discard and space.kind is not Kind.SCRATCH and dirty_pages(self, space.index):
+                raise busy(space)
+            removed, freed = seg.remove_space(record["index"])
+        finally:
+            seg.unlock_directory()
+        self._stores.pop(space.index, None)
+        if freed:
+            self._give_back(freed, "drop")
+        if not removed:
+            raise busy(space)
+
+    # ---- write-back -------------------------------------------------------------
+
+    def flush(self, space: Space | None = None) -> int:
+        """Writes dirty pages to their stores and syncs them; returns how many.
+
+        Pages whose LSN is above ``durable_lsn`` stay dirty. Raises StoreError:
+        then nothing is marked clean that is not stored, and all that could be
+        flushed of other spaces was.
+        """
+        lsn = self.durable_lsn
+        written, failed = 0, None
+        for record in self._seg.spaces():
+            if space is not None and record["index"] != space.index:
+                continue
+            try:
+                written += flush_space(self, record, lsn)
+            except BufferPoolError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return written
+
+    @property
+    def durable_lsn(self) -> int:
+        """The log is durable up to this LSN: a page above it is never written.
+
+        2**64 - 1 (no rule) until an engine sets it.
+        """
+        return int(self._seg.status()["durable_lsn"])
+
+    @durable_lsn.setter
+    def durable_lsn(self, lsn: int) -> None:
+        if isinstance(lsn, bool) or not isinstance(lsn, int):
+            raise TypeError(f"an LSN is an integer, not {type(lsn).__name__}")
+        if not 0 <= lsn < 2**64:
+            raise ValueError(f"an LSN is at least 0 and below 2**64, not {lsn}")
+        self._seg.set_durable_lsn(lsn)
+
+    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int) -> None:
+        """Called by the core when no frame can be had: makes room, waits a little, or raises."""
+        seg, now, state = self._seg, time.monotonic(), self._room
+        if now - getattr(state, "last", 0.0) > 1.0:
+            state.since, state.tries = now, 0
+        state.last, state.tries = now, state.tries + 1
+        if seg.reap():
+            return
+        if dirty and state.tries < 100:
+            written = 0
+            for record in seg.spaces():
+                if record["kind"] == Kind.FILE or record["index"] in self._stores:
+                    written += flush_space(self, record, self.durable_lsn, foreground=True)
+            if written:
+                return
+        if now - state.since > _ROOM_S:
+            state.last = 0.0
+            if what == "no_space":
+                raise SharedMemoryFull(str(segment._full(os.path.dirname(self.path))))
+            raise PoolExhausted(inspect.exhausted_message(self))
+        time.sleep(min(0.001 * state.tries, 0.02))
+
+    # ---- memory -------------------------------------------------------------------
+
+    def resize(self, capacity: int | str, *, timeout: float = 5.0) -> int:
+        """Changes the budget while everybody works; returns the bytes given back.
+
+        A smaller budget evicts, coldest first, and gives whole extents back; dirty
+        pages are flushed for it. Raises ValueError, and PoolExhausted if pages
+        that cannot go keep the pool above the new budget for ``timeout`` seconds
+        (the new budget holds all the same: call again when they are released).
+        """
+        frames = parse_size(capacity, "capacity") // self.page_size
+        if not segment.MIN_FRAMES <= frames <= self.max_frames:
+            raise ValueError(
+                f"capacity must be {segment.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes "
+                f"(max_capacity, fixed when the pool was created), not {capacity!r}"
+            )
+        seg, given, deadline = self._seg, 0, time.monotonic() + timeout
+        seg.set_budget(frames)
+        while (over := seg.status()["resident_frames"] - frames) > 0:
+            done, _moved, pinned, dirty, _busy = seg.shrink(over, inspect.REASONS.index("budget"), True)
+            given += done
+            if done >= over or (dirty and self._flush_what_can()):
+                continue
+            if time.monotonic() > deadline:
+                raise PoolExhausted(f"the pool is {over - done} frames above its new budget ({pinned} pinned). {inspect.exhausted_message(self)}")
+            seg.reap()
+            time.sleep(0.005)
+        return given * self.page_size
+
+    def _flush_what_can(self) -> int:
+        return sum(
+            flush_space(self, record, self.durable_lsn)
+            for record in self._seg.spaces()
+            if record["kind"] == Kind.FILE or record["index"] in self._stores
+        )
+
+    def trim(self, *, bytes: int | str | None = None, idle: float | None = None) -> int:
+        """Gives memory back to the kernel now; returns the bytes.
+
+        ``bytes``: at least that much, coldest pages first (less if pinned pages
+        stand in the way; dirty ones are flushed). ``idle``: every clean page that
+        nobody has touched for that many seconds. Neither: the free frames. The
+        budget stays; the pool grows again as it is used.
+        """
+        if bytes is not None and idle is not None:
+            raise ValueError("give bytes= or idle=, not both")
+        seg = self._seg
+        seg.reap()
+        if idle is not None:
+            if not idle >= 0:
+                raise ValueError(f"idle must be a number of seconds, at least 0, not {idle!r}")
+            return self._give_back(seg.evict_idle(float(idle)), "idle")
+        if bytes is None:
+            return self._give_back(self.stats().frames["free"], "trim")
+        want = -(-parse_size(bytes, "bytes") // self.page_size)
+        want = min(want, seg.status()["resident_frames"])
+        given = 0
+        for _ in range(8):
+            done, _moved, _pinned, dirty, _busy = seg.shrink(want - given, inspect.REASONS.index("trim"), True)
+            given += done
+            if given >= want or not dirty or not self._flush_what_can():
+                break
+        return given * self.page_size
+
+    def _give_back(self, frames: int, reason: str) -> int:
+        if not frames:
+            return 0
+        done, *_ = self._seg.shrink(frames, inspect.REASONS.index(reason), False)
+        return int(done) * self.page_size
+
+    # ---- inspection -----------------------------------------------------------------
+
+    def stats(self) -> inspect.PoolStats:
+        """Figures of the whole pool, over all clients, present and past."""
+        return inspect.read_stats(self)
+
+    def frames(self) -> npt.NDArray[np.void]:
+        """Every frame that has ever been used: a structured array, dtype ``inspect.FRAME``."""
+        return inspect.read_frames(self)
+
+    def extents(self) -> npt.NDArray[np.void]:
+        """Every extent that has ever been used: a structured array, dtype ``inspect.EXTENT``."""
+        return inspect.read_extents(self)
+
+    def clients(self) -> list[inspect.ClientInfo]:
+        """Who is attached, and what each pins."""
+        return inspect.read_clients(self)
+
+    def reap(self) -> int:
+        """Ends the business of clients that died; returns how many there were.
+
+        Happens by itself wherever a dead client stands in somebody's way.
+        """
+        return int(self._seg.reap())
+
+    def check(self) -> list[str]:
+        """Every invariant; returns what is violated, [] if nothing is.
+
+        Usable while others work. Reaps dead clients first.
+        """
+        found = list(self._seg.check())
+        for _ in range(20):
+            status, frames = self._seg.status(), self.frames()
+            counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size
+            off = abs(counted - status["kernel_bytes"])
+            if off <= np.count_nonzero(frames["state"] == inspect.FrameState.BUSY) * self.page_size:
+                return found
+            time.sleep(0.005)
+        return [*found, f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}"]
+
+
+def _count(value: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{what} must not be negative")
+    return int(value)

@@ -1,0 +1,233 @@
+"""The segment's file: creating, finding, trusting and removing it.
+
+A segment is one file on a tmpfs. It is made without a name (O_TMPFILE), filled
+in, and linked under its name in one step, so that nobody ever sees half of one
+and two processes that create it together get one segment.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bufferpool import _core
+from bufferpool.errors import (
+    NotTmpfs,
+    SegmentCorrupt,
+    SegmentError,
+    SegmentExists,
+    SegmentNotFound,
+    SegmentRefused,
+    SharedMemoryFull,
+)
+
+SHM = "/dev/shm"
+OS_PAGE = os.sysconf("SC_PAGESIZE")
+MIN_FRAMES = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The geometry of a segment to be made; checked before anything is touched."""
+
+    page_size: int
+    extent_frames: int
+    max_frames: int
+    budget_frames: int
+    max_clients: int
+    max_pages: int
+
+
+def plan(
+    capacity: int,
+    *,
+    page_size: int = 8192,
+    max_capacity: int | None = None,
+    extent_size: int = 256 * 1024,
+    max_clients: int = 64,
+    max_pages: int = 1 << 27,
+) -> Plan:
+    """Checks sizes (bytes) and turns them into frames. Raises ValueError or TypeError."""
+    for name, value in (("page_size", page_size), ("max_clients", max_clients), ("max_pages", max_pages)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    least = max(4096, OS_PAGE)
+    if page_size < least or page_size & (page_size - 1) or page_size > 1 << 30:
+        raise ValueError(f"page_size must be a power of two from {least} to 1 GiB, not {page_size}")
+    if capacity < MIN_FRAMES * page_size:
+        raise ValueError(
+            f"capacity must be at least {MIN_FRAMES} pages ({MIN_FRAMES * page_size} bytes), not {capacity} bytes"
+        )
+    most = capacity if max_capacity is None else max_capacity
+    if most < capacity:
+        raise ValueError(f"max_capacity ({most} bytes) must not be below capacity ({capacity} bytes)")
+    if extent_size % OS_PAGE or extent_size < OS_PAGE:
+        raise ValueError(f"extent_size must be a multiple of {OS_PAGE} bytes, not {extent_size}")
+    if not 1 <= max_clients <= _core.CLIENTS_LIMIT:
+        raise ValueError(f"max_clients must be 1 to {_core.CLIENTS_LIMIT}, not {max_clients}")
+    if not 1 <= max_pages < 2**32 - 1:
+        raise ValueError(f"max_pages must be 1 to {2**32 - 2}, not {max_pages}")
+    extent_frames = max(1, extent_size // page_size)
+    max_frames = -(-most // page_size)
+    max_frames = -(-max_frames // extent_frames) * extent_frames
+    if max_frames >= 2**31:
+        raise ValueError(f"capacity must be below 2**31 pages; use a larger page_size than {page_size}")
+    return Plan(page_size, extent_frames, max_frames, capacity // page_size, max_clients, max_pages)
+
+
+def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
+    """The path of the segment ``name``. Raises ValueError for a name that is none."""
+    if not isinstance(name, str):
+        raise TypeError(f"a pool's name must be a string, not {type(name).__name__}")
+    if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 200:
+        raise ValueError(
+            f"a pool's name must be 1 to 200 bytes without '/' (it is a file name in {SHM}), not {name!r}; "
+            "use directory= to place it elsewhere"
+        )
+    return os.path.join(os.fspath(directory) if directory is not None else SHM, name)
+
+
+def _is_tmpfs(fd: int) -> bool:
+    """Whether the file behind ``fd`` is on a tmpfs: the mount table knows."""
+    device = os.fstat(fd).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            fields = line.split()
+            if fields[2] == wanted:
+                return fields[fields.index("-") + 1] == "tmpfs"
+    return False
+
+
+def _refuse_unless_tmpfs(fd: int, path: str) -> None:
+    if not _is_tmpfs(fd):
+        raise NotTmpfs(
+            f"{path} is not on a tmpfs: giving memory back there would cut holes into a file on a disk; "
+            f"leave directory= out (the pool then lives in {SHM}), or name the mount point of a tmpfs"
+        )
+
+
+def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
+    """Makes the segment ``path``; whoever attaches afterwards finds it whole.
+
+    Raises SegmentExists, NotTmpfs, SharedMemoryFull, SegmentRefused.
+    """
+    directory = os.path.dirname(path)
+    try:
+        fd = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
+    except FileNotFoundError:
+        raise SegmentNotFound(f"the directory {directory} does not exist; create it on a tmpfs first") from None
+    except PermissionError:
+        raise SegmentRefused(f"you may not create files in {directory}") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(directory) from error
+        raise NotTmpfs(f"{directory} cannot hold a segment ({error.strerror}); name a directory on a tmpfs") from error
+    try:
+        _refuse_unless_tmpfs(fd, path)
+        os.fchmod(fd, mode)
+        try:
+            _core.create(
+                fd,
+                uuid.uuid4().bytes,
+                wanted.page_size,
+                wanted.extent_frames,
+                wanted.max_frames,
+                wanted.max_clients,
+                wanted.max_pages,
+                wanted.budget_frames,
+            )
+        except SharedMemoryFull:
+            raise _full(directory) from None
+        try:
+            # A directory descriptor makes Python call linkat(), which follows the
+            # link of /proc to the nameless file; link() would not.
+            os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
+        except FileExistsError:
+            raise SegmentExists(f"{path} exists; attach to it, use open(), or remove it (bufferpool rm)") from None
+    finally:
+        os.close(fd)
+
+
+def _full(directory: str) -> SharedMemoryFull:
+    space = os.statvfs(directory)
+    return SharedMemoryFull(
+        f"{directory} is full ({space.f_bavail * space.f_frsize} of {space.f_blocks * space.f_frsize} bytes free): "
+        "remove what is not needed (bufferpool ls, bufferpool rm), or enlarge it "
+        "(mount -o remount,size=…; containers start with 64 MiB: docker run --shm-size=…)"
+    )
+
+
+def open_trusted(path: str, owner: int | None = None) -> int:
+    """Opens an existing segment for reading and writing; returns the descriptor.
+
+    Follows no symbolic link, opens nothing but a regular file on a tmpfs that
+    belongs to ``owner`` (default: the effective user). Raises SegmentNotFound,
+    SegmentRefused, NotTmpfs.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise SegmentNotFound(f"there is no pool {path}; create it, or use open()") from None
+    except PermissionError:
+        raise SegmentRefused(f"{path} belongs to somebody who has not given you access (its mode)") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise SegmentRefused(f"{path} is not a regular file; somebody else may have planted it: remove it") from None
+        raise SegmentError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise SegmentRefused(f"{path} is not a regular file; somebody else may have planted it: remove it")
+        expected = os.geteuid() if owner is None else owner
+        if found.st_uid != expected:
+            raise SegmentRefused(
+                f"{path} belongs to user {found.st_uid}, not {expected}; pass owner={found.st_uid} if you trust that user"
+            )
+        _refuse_unless_tmpfs(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def unlink(path: str) -> None:
+    """Removes the name. Processes that are attached keep working with what they have."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        raise SegmentNotFound(f"there is no pool {path}") from None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file that is, or was meant to be, a segment."""
+
+    path: str
+    apparent_bytes: int
+    kernel_bytes: int
+    owner: int
+    trouble: str  # "" for a sound one
+
+
+def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
+    """The segments in a directory, read through descriptors: nothing is mapped."""
+    for entry in sorted(Path(directory if directory is not None else SHM).iterdir()):
+        with contextlib.suppress(OSError):
+            fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                about = os.fstat(fd)
+                if not stat.S_ISREG(about.st_mode) or os.pread(fd, 7, 0) != b"BUFPOOL":
+                    continue
+                trouble = ""
+                try:
+                    _core.geometry(fd)
+                except (SegmentCorrupt, SegmentError) as error:
+                    trouble = str(error)
+                yield Found(str(entry), about.st_size, about.st_blocks * 512, about.st_uid, trouble)
+            finally:
+                os.close(fd)

@@ -1,0 +1,168 @@
+"""Spaces: numbered pages with one origin."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool import _core
+from bufferpool.errors import LoaderFailed, PageOutOfRange, SpaceBusy, StoreError
+from bufferpool.store import Buffer, FileStore, GuardedBuffer, Store, read_page
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+Loader = Callable[[int, Buffer], None]
+Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
+
+
+class Kind(IntEnum):
+    """What is behind the pages of a space."""
+
+    FILE = 1
+    DERIVED = 2
+    SCRATCH = 3
+    STORE = 4
+
+
+class Space(_core.Space):
+    """Pages of one origin, shared by all processes of the pool.
+
+    Made by :meth:`Pool.open_file`, :meth:`Pool.open_derived`, :meth:`Pool.open_store`
+    and :meth:`Pool.scratch`. ``space[n]`` is page ``n``: a read-only array of
+    ``space.dtype`` and shape ``(page_size // itemsize,)`` that keeps the page
+    pinned for as long as any array looks at it. Pickles: in the other process
+    it attaches when first used.
+    """
+
+    _store: Store | None = None
+    _loader: Loader | None = None
+
+    def __init__(self, pool: "Pool", name: str, kind: Kind, dtype: npt.DTypeLike, options: dict[str, Any]) -> None:
+        self.pool = pool
+        self.name = name
+        self.kind = kind
+        self.dtype = np.dtype(dtype)
+        self._options = options
+        self.index = -1
+
+    def __repr__(self) -> str:
+        return f"<Space {self.name!r} ({self.kind.name.lower()}) of pool {self.pool.name!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Space, (self.pool, self.name, self.kind, self.dtype, self._options), {"_loader": self._loader, "_store": None if isinstance(self._store, FileStore) else self._store}
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.scan()
+
+    def _attach(self) -> None:
+        """Called by the core when an unpickled space is first used."""
+        self.pool._bind(self)
+
+    def _fill(self, page_no: int) -> Buffer:
+        """Called by the core on a miss that Python must serve."""
+        page_size = self.pool.page_size
+        if self._loader is None:
+            if self._store is None:
+                raise StoreError(f"{self!r} has no store in this process; open it here too")
+            if page_no >= self.pool._space_record(self.index)["stored"]:
+                return np.zeros(page_size, np.uint8)
+            return read_page(self._store, page_no, page_size)
+        buffer = GuardedBuffer(page_size)
+        try:
+            self._loader(page_no, buffer.page)
+        except Exception as error:
+            raise LoaderFailed(f"the loader of {self.name!r} raised for page {page_no}: {error!r}; nothing was published") from error
+        buffer.check(f"the loader of {self.name!r}")
+        return buffer.page
+
+    def _range(self, first: int, count: int | None) -> tuple[int, int]:
+        pages = len(self)
+        if isinstance(first, bool) or not isinstance(first, (int, np.integer)) or not isinstance(count, (int, np.integer, type(None))):
+            raise TypeError("first and count must be integers")
+        size = pages - int(first) if count is None else int(count)
+        if first < 0 or size < 0 or first + size > pages:
+            raise PageOutOfRange(f"pages {first} to {first + size - 1} do not all exist: the space has {pages} pages, numbered from 0")
+        return int(first), size
+
+    def prefetch(self, ids: Ids) -> int:
+        """Reads pages ahead, without pinning them; returns how many were loaded.
+
+        A page read ahead earns no place among the hot ones until it is used.
+        For a file, the kernel is told first (posix_fadvise), so that the reads
+        overlap. Raises as ``space[n]`` does.
+        """
+        if isinstance(self._store, FileStore) and len(ids):
+            numbers = np.unique(np.asarray(ids))
+            if numbers.dtype.kind in "iu":
+                for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
+                    size = self.pool.page_size
+                    if run[0] >= 0:
+                        os.posix_fadvise(self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED)
+        return self._load_many(ids)
+
+    def scan(self, start: int = 0, stop: int | None = None, *, ahead: int = 32) -> Iterator[np.ndarray]:
+        """The pages from ``start`` to before ``stop``, in order, each as ``space[n]``.
+
+        Reads ``ahead`` pages ahead and does not wash the cache out: a page
+        seen by a scan counts as no reference for the replacement policy.
+        """
+        pages = len(self)
+        end = pages if stop is None else min(stop, pages)
+        if start < 0 or ahead < 1:
+            raise ValueError("start must be at least 0 and ahead at least 1")
+        ahead = max(1, min(ahead, self.pool.budget_frames // 8))
+        for first in range(start, end, ahead):
+            last = min(first + ahead, end)
+            self.prefetch(range(first, last))
+            for page_no in range(first, last):
+                yield self._once(page_no)
+
+    def drop(self, first: int = 0, count: int | None = None) -> int:
+        """Drops pages now, without write-back, and gives their memory back.
+
+        Returns the number of bytes that came free. A file's pages read as the
+        file has them afterwards, scratch pages as zeros, derived pages are
+        made anew. A page that a reader has pinned stays whole for that reader,
+        and its memory comes free when the reader is done.
+
+        Raises PageOutOfRange, WaitTimeout.
+        """
+        first, count = self._range(first, count)
+        freed = self._drop_range(first, count) if count else 0
+        if freed:
+            self.pool._give_back(freed, "drop")
+        return freed * self.pool.page_size
+
+    def flush(self) -> int:
+        """Writes the dirty pages of this space and syncs its store; returns their number."""
+        return self.pool.flush(self)
+
+    def remove(self, *, discard: bool = False) -> None:
+        """Takes the space out of the pool, for every process.
+
+        Dirty pages are flushed first, or lost with ``discard=True``. Other
+        processes' handles raise SpaceRemoved from then on; arrays that look at
+        pages stay valid. Raises SpaceBusy, StoreError.
+        """
+        self.pool._remove(self, discard)
+
+    def close(self) -> None:
+        """Ends the use of the space by this handle. A scratch space with owner
+        "client" is removed; everything else stays warm in the pool."""
+        if self.kind is Kind.SCRATCH and self._options.get("owner") == "client":
+            self.remove(discard=True)
+
+    def __enter__(self) -> "Space":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def busy(space: Space) -> SpaceBusy:
+    """The error for a space whose pages cannot all go."""
+    return SpaceBusy(f"{space.name!r} has pages that a living process is writing or loading; pool.clients() says who; try again")

@@ -1,0 +1,139 @@
+"""Stores: what is behind the pages of a space.
+
+A store is any object with the four methods of :class:`Store`. Offsets and
+sizes are bytes; a buffer is one-dimensional, uint8, C-contiguous. Stores
+written in Python never see the segment: they fill and read private buffers.
+"""
+
+import errno
+import os
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool.errors import FileSizeMismatch, LoaderOverrun, ShortRead, ShortWrite, StoreError
+
+Buffer = npt.NDArray[np.uint8]
+
+
+@runtime_checkable
+class Store(Protocol):
+    """What a space needs of its store. Any method may raise; nothing is lost then."""
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        """Fills ``buffer`` from ``offset``; returns the number of bytes read."""
+
+    def write_from(self, offset: int, buffer: Buffer) -> int:
+        """Writes ``buffer`` (one or more pages, read-only) at ``offset``; returns the number of bytes written."""
+
+    def sync(self) -> None:
+        """Returns when everything written so far is durable."""
+
+    def size(self) -> int:
+        """The size of the store in bytes: a whole number of pages."""
+
+
+class FileStore:
+    """A file. Misses are read by the core, straight into the frame."""
+
+    def __init__(self, path: str | os.PathLike[str], mode: str, page_size: int) -> None:
+        """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, or cut to nothing).
+
+        Raises FileNotFoundError, PermissionError, FileSizeMismatch, ValueError.
+        """
+        flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR | os.O_CREAT}
+        if mode not in flags:
+            raise ValueError(f"mode must be 'r', 'r+' or 'w+', not {mode!r}")
+        self.path = os.path.realpath(path)
+        self.writable = mode != "r"
+        self.fd = -1
+        self.fd = os.open(self.path, flags[mode] | os.O_CLOEXEC, 0o666)
+        size = os.fstat(self.fd).st_size
+        if mode != "w+" and size % page_size:
+            raise FileSizeMismatch(
+                f"{self.path} has {size} bytes, which is no multiple of the page size {page_size}: "
+                f"cut or pad it to {size // page_size * page_size} or {-(-size // page_size) * page_size} bytes, "
+                "or use a pool of another page size"
+            )
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def read_into(self, offset: int, buffer: Buffer) -> int:
+        return os.preadv(self.fd, [buffer], offset)
+
+    def write_from(self, offset: int, buffer: Buffer) -> int:
+        return os.pwrite(self.fd, buffer, offset)
+
+    def write_pages(self, offset: int, pages: list[Buffer]) -> None:
+        """Writes neighbouring pages with as few calls as the kernel allows."""
+        most = os.sysconf("SC_IOV_MAX")
+        while pages:
+            batch = pages[:most]
+            want = sum(page.nbytes for page in batch)
+            done = os.pwritev(self.fd, batch, offset)
+            if done < want:  # a full disk, mostly: the next write says why
+                flat = np.concatenate(batch)[done:]
+                while flat.size:
+                    n = os.pwrite(self.fd, flat, offset + done)
+                    if n == 0:
+                        raise ShortWrite(f"{self.path} took {done} of {want} bytes; the pages stay dirty")
+                    flat, done = flat[n:], done + n
+            offset += want
+            pages = pages[most:]
+
+    def sync(self) -> None:
+        os.fdatasync(self.fd)
+
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def identity(self) -> tuple[int, int, int, int]:
+        """(device, inode, size in bytes, modification time in ns)."""
+        about = os.fstat(self.fd)
+        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+_GUARD = 4096
+_PATTERN = np.random.default_rng(0x6275666665720001).integers(0, 256, _GUARD, dtype=np.uint8)
+
+
+class GuardedBuffer:
+    """A private page with guard bytes on both sides, for code that we do not know."""
+
+    def __init__(self, page_size: int) -> None:
+        self._all = np.empty(page_size + 2 * _GUARD, np.uint8)
+        self._all[:_GUARD] = self._all[-_GUARD:] = _PATTERN
+        self.page = self._all[_GUARD:-_GUARD]
+        self.page[:] = 0
+
+    def check(self, who: str) -> None:
+        """Raises LoaderOverrun if the guards were written."""
+        if not (np.array_equal(self._all[:_GUARD], _PATTERN) and np.array_equal(self._all[-_GUARD:], _PATTERN)):
+            raise LoaderOverrun(f"{who} wrote outside the buffer of one page that it was given; nothing was published: correct it")
+
+
+def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
+    """One page of a store written in Python, in a private buffer.
+
+    Raises StoreError (its cause is what the store raised), ShortRead, LoaderOverrun.
+    """
+    buffer = GuardedBuffer(page_size)
+    try:
+        got = store.read_into(page_no * page_size, buffer.page)
+    except Exception as error:
+        raise StoreError(f"page {page_no} cannot be read: {error!r}; nothing is lost, try again once the store works") from error
+    buffer.check(f"read_into of {type(store).__name__}")
+    if got != page_size:
+        raise ShortRead(f"page {page_no}: the store gave {got} of {page_size} bytes; nothing was published")
+    return buffer.page
+
+
+def describe(error: OSError) -> str:
+    """What an I/O error means for somebody who has to act on it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full: free space there"
+    return error.strerror or repr(error)
