@@ -14,4 +14,17 @@ from bufferpool.space import Kind, Space
 from bufferpool.store import FileStore, Store
 
 __version__ = "0.1.0"
-__all__ = ["ClientInfo", "FileStore", "FrameState", "Kind", "Pin", "PinnedPages", "Pool", "PoolStats", "Space", "SpaceStats", "Store", "Write"]
+__all__ = [
+    "ClientInfo",
+    "FileStore",
+    "FrameState",
+    "Kind",
+    "Pin",
+    "PinnedPages",
+    "Pool",
+    "PoolStats",
+    "Space",
+    "SpaceStats",
+    "Store",
+    "Write",
+]

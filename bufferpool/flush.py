@@ -40,10 +40,14 @@ def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any,
         image.flags.writeable = False
         done = store.write_from(offset, image)
         if done != image.nbytes:
-            raise ShortWrite(f"the store took {done} of {image.nbytes} bytes at {offset}; the pages stay dirty, flush again")
+            raise ShortWrite(
+                f"the store took {done} of {image.nbytes} bytes at {offset}; the pages stay dirty, flush again"
+            )
 
 
-def _flush_batch(pool: "Pool", record: dict[str, Any], store: Store, lsn: int, foreground: bool) -> tuple[int, bool]:
+def _flush_batch(
+    pool: "Pool", record: dict[str, Any], store: Store, lsn: int, foreground: bool
+) -> tuple[int, bool]:
     """One batch of one space: (pages written, more to do)."""
     seg, index = pool._seg, record["index"]
     op, raw, _held_back = seg.begin_flush(record["first_entry"], record["max_pages"], lsn, BATCH_PAGES)
@@ -60,9 +64,13 @@ def _flush_batch(pool: "Pool", record: dict[str, Any], store: Store, lsn: int, f
     except BufferPoolError:
         raise
     except OSError as error:
-        raise StoreError(f"{record['name']!r} cannot be written: {describe(error)}; its pages stay dirty, flush again") from error
+        raise StoreError(
+            f"{record['name']!r} cannot be written: {describe(error)}; its pages stay dirty, flush again"
+        ) from error
     except Exception as error:
-        raise StoreError(f"{record['name']!r} cannot be written: {error!r}; its pages stay dirty, flush again") from error
+        raise StoreError(
+            f"{record['name']!r} cannot be written: {error!r}; its pages stay dirty, flush again"
+        ) from error
     finally:
         seg.end_flush(op, raw, synced, foreground)
         if len(items) and isinstance(store, FileStore):

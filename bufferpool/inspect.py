@@ -158,7 +158,9 @@ def _ages(touched: npt.NDArray[np.uint32], live: npt.NDArray[np.bool_]) -> npt.N
 
     tick = np.uint32((time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _core.TICK_SHIFT) & 0xFFFFFFFF)
     ticks = (tick - touched).view(np.int32).clip(0)
-    ages: npt.NDArray[np.float32] = np.where(live, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(np.float32)
+    ages: npt.NDArray[np.float32] = np.where(live, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(
+        np.float32
+    )
     return ages
 
 
@@ -288,12 +290,19 @@ def exhausted_message(pool: "Pool") -> str:
     scratch = sum(kinds.get(int(space)) == 3 for space in dirty["space"])
     pinned = int(np.count_nonzero((frames["pins"] > 0) & (frames["state"] != FrameState.HOLE)))
     busy = int(np.count_nonzero(frames["state"] == FrameState.BUSY))
-    who = ", ".join(f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}" for c in read_clients(pool) if c.pinned_frames)
+    who = ", ".join(
+        f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}"
+        for c in read_clients(pool)
+        if c.pinned_frames
+    )
     parts = [f"{pinned} pinned" + (f" ({who})" if who else "")]
     if scratch:
         parts.append(f"{scratch} hold scratch pages that are not discardable")
     if len(dirty) - scratch:
-        parts.append(f"{len(dirty) - scratch} dirty" + (f", {unwritten} of them above durable_lsn" if unwritten else ""))
+        parts.append(
+            f"{len(dirty) - scratch} dirty"
+            + (f", {unwritten} of them above durable_lsn" if unwritten else "")
+        )
     if busy:
         parts.append(f"{busy} in use by operations under way")
     return (

@@ -53,7 +53,9 @@ class Pool:
     its own, and the arrays that it inherited stay pinned in its name.
     """
 
-    def __init__(self, path: str, owner: int | None, uuid: bytes | None, wanted_page_size: int | None = None) -> None:
+    def __init__(
+        self, path: str, owner: int | None, uuid: bytes | None, wanted_page_size: int | None = None
+    ) -> None:
         self.path = path
         self._owner = owner
         self._uuid = uuid
@@ -105,7 +107,9 @@ class Pool:
         return cls.attach(name, directory=directory)
 
     @classmethod
-    def attach(cls, name: str, *, directory: str | os.PathLike[str] | None = None, owner: int | None = None) -> "Pool":
+    def attach(
+        cls, name: str, *, directory: str | os.PathLike[str] | None = None, owner: int | None = None
+    ) -> "Pool":
         """Attaches to an existing pool that belongs to user ``owner`` (default: oneself).
 
         Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch,
@@ -135,9 +139,13 @@ class Pool:
             if wanted != pool.page_size:
                 found = pool.page_size
                 pool.close()
-                raise ValueError(f"pool {name!r} exists with pages of {found} bytes, not {wanted}; use another name, or remove it")
+                raise ValueError(
+                    f"pool {name!r} exists with pages of {found} bytes, not {wanted}; use another name, or remove it"
+                )
             return pool
-        raise SegmentReplaced(f"pool {name!r} was created and removed a hundred times meanwhile; use another name")
+        raise SegmentReplaced(
+            f"pool {name!r} was created and removed a hundred times meanwhile; use another name"
+        )
 
     @property
     def _seg(self) -> _core.Segment:
@@ -156,7 +164,9 @@ class Pool:
             try:
                 uuid = _core.geometry(fd)["uuid"]
                 if self._uuid not in (None, uuid):
-                    raise SegmentReplaced(f"{self.path} is another pool than the one that was pickled; it was removed and created anew")
+                    raise SegmentReplaced(
+                        f"{self.path} is another pool than the one that was pickled; it was removed and created anew"
+                    )
                 room = weakref.WeakMethod(self._make_room)
                 comm = Path("/proc/self/comm").read_text(errors="replace").strip()
 
@@ -170,7 +180,11 @@ class Pool:
                 geometry = seg.geometry()
                 with open(f"/proc/self/fd/{fd}", "rb") as file:
                     self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(
-                        file, np.uint8, "r", geometry["data_at"], (geometry["max_frames"], geometry["page_size"])
+                        file,
+                        np.uint8,
+                        "r",
+                        geometry["data_at"],
+                        (geometry["max_frames"], geometry["page_size"]),
                     )
             finally:
                 os.close(fd)
@@ -260,7 +274,9 @@ class Pool:
         self._bind(space, truncate=mode == "w+")
         return space
 
-    def open_derived(self, name: str, n_pages: int, loader: Loader, *, dtype: npt.DTypeLike = np.uint8) -> Space:
+    def open_derived(
+        self, name: str, n_pages: int, loader: Loader, *, dtype: npt.DTypeLike = np.uint8
+    ) -> Space:
         """Pages that ``loader(page_no, out)`` can make at any time, and that may be dropped at any time.
 
         ``out`` is a private uint8 array of one page, zeroed, to be filled; the
@@ -275,7 +291,13 @@ class Pool:
         return space
 
     def open_store(
-        self, name: str, store: Store, *, mode: str = "r+", dtype: npt.DTypeLike = np.uint8, max_pages: int | None = None
+        self,
+        name: str,
+        store: Store,
+        *,
+        mode: str = "r+",
+        dtype: npt.DTypeLike = np.uint8,
+        max_pages: int | None = None,
     ) -> Space:
         """The pages of any object that follows the protocol :class:`bufferpool.Store`.
 
@@ -283,7 +305,9 @@ class Pool:
         SpaceMismatch, FileSizeMismatch, TypeError.
         """
         if not isinstance(store, Store):
-            raise TypeError("a store has the methods read_into, write_from, sync and size (see bufferpool.Store)")
+            raise TypeError(
+                "a store has the methods read_into, write_from, sync and size (see bufferpool.Store)"
+            )
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
         space = Space(self, name, Kind.STORE, dtype, {"mode": mode, "max_pages": max_pages})
@@ -292,7 +316,13 @@ class Pool:
         return space
 
     def scratch(
-        self, name: str, n_pages: int, *, owner: str = "pool", discardable: bool = False, dtype: npt.DTypeLike = np.uint8
+        self,
+        name: str,
+        n_pages: int,
+        *,
+        owner: str = "pool",
+        discardable: bool = False,
+        dtype: npt.DTypeLike = np.uint8,
     ) -> Space:
         """Pages without a store: zeros until written.
 
@@ -317,12 +347,19 @@ class Pool:
             if record["name"] == name:
                 break
         else:
-            raise SpaceNotFound(f"pool {self.name!r} has no space {name!r}; it has {[r['name'] for r in self._seg.spaces()]}")
+            raise SpaceNotFound(
+                f"pool {self.name!r} has no space {name!r}; it has {[r['name'] for r in self._seg.spaces()]}"
+            )
         kind, flags = Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
             return self.open_file(record["path"], "r+" if flags & _WRITABLE else "r", name=name)
         if kind is Kind.SCRATCH:
-            options = {"n_pages": record["pages"], "owner": "pool", "discardable": bool(flags & _DISCARDABLE), "found": True}
+            options = {
+                "n_pages": record["pages"],
+                "owner": "pool",
+                "discardable": bool(flags & _DISCARDABLE),
+                "found": True,
+            }
         else:
             options = {"n_pages": record["pages"], "mode": "r+"}
         space = Space(self, name, kind, np.uint8, options)
@@ -344,8 +381,15 @@ class Pool:
         seg, options = self._seg, space._options
         if isinstance(space.name, str) is False or not space.name or len(space.name.encode()) > 63:
             raise ValueError(f"a space's name must be 1 to 63 bytes long, not {space.name!r}; pass name=")
-        if space.dtype.itemsize == 0 or self.page_size % space.dtype.itemsize or space.dtype.hasobject or space.dtype.subdtype:
-            raise ValueError(f"dtype {space.dtype} does not fit: its size must divide the page size {self.page_size}, and it must hold plain values")
+        if (
+            space.dtype.itemsize == 0
+            or self.page_size % space.dtype.itemsize
+            or space.dtype.hasobject
+            or space.dtype.subdtype
+        ):
+            raise ValueError(
+                f"dtype {space.dtype} does not fit: its size must divide the page size {self.page_size}, and it must hold plain values"
+            )
         if space.kind is Kind.FILE and space._store is None:
             space._store = FileStore(options["path"], options["mode"], self.page_size)
         seg.lock_directory()
@@ -362,7 +406,9 @@ class Pool:
             if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
                 self._stores[record["index"]] = (record["generation"], store)
         space.index = record["index"]
-        writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
+        writable = space.kind is Kind.SCRATCH or (
+            space.kind is not Kind.DERIVED and options.get("mode") == "r+"
+        )
         space._bind_core(
             seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd, store,
             space.dtype, writable, bool(record["flags"] & _DISCARDABLE), space.kind is Kind.SCRATCH,
@@ -373,27 +419,43 @@ class Pool:
         store, seg = space._store, self._seg
         identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
         for record in seg.spaces():
-            same_file = space.kind is Kind.FILE and record["kind"] == Kind.FILE and (record["device"], record["inode"]) == identity[:2]
+            same_file = (
+                space.kind is Kind.FILE
+                and record["kind"] == Kind.FILE
+                and (record["device"], record["inode"]) == identity[:2]
+            )
             if record["name"] != space.name:
                 if same_file:
-                    raise SpaceMismatch(f"{record['path']} is in the pool already, as {record['name']!r}; pass name={record['name']!r}")
+                    raise SpaceMismatch(
+                        f"{record['path']} is in the pool already, as {record['name']!r}; pass name={record['name']!r}"
+                    )
                 continue
             if record["kind"] != space.kind:
-                raise SpaceMismatch(f"space {space.name!r} is a {self._kind(record['kind'])} space, not {space.kind.name.lower()}; use another name")
+                raise SpaceMismatch(
+                    f"space {space.name!r} is a {self._kind(record['kind'])} space, not {space.kind.name.lower()}; use another name"
+                )
             if space.kind is Kind.FILE:
                 assert isinstance(store, FileStore)
                 if record["path"] != store.path and not same_file:
-                    raise SpaceMismatch(f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name=")
+                    raise SpaceMismatch(
+                        f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name="
+                    )
                 return self._refresh_file(record, store, truncate)
             pages = space._options.get("n_pages")
             if pages is not None and not space._options.get("found") and pages > record["max_pages"]:
-                raise SpaceMismatch(f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it")
+                raise SpaceMismatch(
+                    f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it"
+                )
             if space.kind is Kind.DERIVED and pages != record["pages"]:
-                raise SpaceMismatch(f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it")
+                raise SpaceMismatch(
+                    f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it"
+                )
             return record
         return None
 
-    def _refresh_file(self, record: dict[str, Any], store: FileStore, truncate: bool) -> dict[str, Any] | None:
+    def _refresh_file(
+        self, record: dict[str, Any], store: FileStore, truncate: bool
+    ) -> dict[str, Any] | None:
         """Drops what a changed file has made stale. None: the space is to be added anew."""
         seg, index = self._seg, record["index"]
 
@@ -414,14 +476,22 @@ class Pool:
                     "save what you need of them, then pool.space(name).remove(discard=True), or restore the file and its time"
                 )
             device, inode, size, mtime = store.identity()
-            if truncate or (device, inode) != (record["device"], record["inode"]) or size < record["stored"] * self.page_size:
+            if (
+                truncate
+                or (device, inode) != (record["device"], record["inode"])
+                or size < record["stored"] * self.page_size
+            ):
                 removed, _ = seg.remove_space(index)
                 if not removed:
-                    raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
+                    raise StoreError(
+                        f"{store.path} was changed, and pages of it are being written or loaded; try again"
+                    )
                 return None
             done, freed = seg.drop_clean(index)
             if not done:
-                raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
+                raise StoreError(
+                    f"{store.path} was changed, and pages of it are being written or loaded; try again"
+                )
             if freed:
                 self._give_back(freed, "drop")
             seg.grow_space(index, size // self.page_size)
@@ -443,14 +513,29 @@ class Pool:
             pages = size // self.page_size
             grows = options["mode"] == "r+"
             most = options["max_pages"] or (max(2 * pages, _GROWTH_PAGES) if grows else max(pages, 1))
-            most = min(most, max(pages, 1, int(self._geometry["max_pages"]) // 2)) if options["max_pages"] is None else most
+            most = (
+                min(most, max(pages, 1, int(self._geometry["max_pages"]) // 2))
+                if options["max_pages"] is None
+                else most
+            )
         else:
             pages = options["n_pages"]
             most = max(pages, 1) if space.kind is Kind.DERIVED else max(2 * pages, 1024)
-        flags = (_DISCARDABLE if options.get("discardable") else 0) | (_WRITABLE if options.get("mode") == "r+" else 0)
+        flags = (_DISCARDABLE if options.get("discardable") else 0) | (
+            _WRITABLE if options.get("mode") == "r+" else 0
+        )
         path = store.path if isinstance(store, FileStore) else ""
         owned = options.get("owner") == "client"
-        return self._seg.add_space(space.name, os.fsencode(path), space.kind, flags, owned, pages, _count(most, "max_pages"), *identity)
+        return self._seg.add_space(
+            space.name,
+            os.fsencode(path),
+            space.kind,
+            flags,
+            owned,
+            pages,
+            _count(most, "max_pages"),
+            *identity,
+        )
 
     def _store_of(self, record: dict[str, Any]) -> Store:
         """The store to flush a space with, opened here if this process has not."""
@@ -458,11 +543,15 @@ class Pool:
         if known is not None and known[0] == record["generation"] and getattr(known[1], "writable", True):
             return known[1]
         if record["kind"] != Kind.FILE:
-            raise StoreError(f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)")
+            raise StoreError(
+                f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)"
+            )
         try:
             store = FileStore(record["path"], "r+", self.page_size)
         except OSError as error:
-            raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {error.strerror}") from error
+            raise StoreError(
+                f"{record['path']} has dirty pages, but cannot be opened to write them: {error.strerror}"
+            ) from error
         self._stores[record["index"]] = (record["generation"], store)
         return store
 
@@ -568,7 +657,9 @@ class Pool:
             if done >= over or (dirty and self._flush_what_can()):
                 continue
             if time.monotonic() > deadline:
-                raise PoolExhausted(f"the pool is {over - done} frames above its new budget ({pinned} pinned). {inspect.exhausted_message(self)}")
+                raise PoolExhausted(
+                    f"the pool is {over - done} frames above its new budget ({pinned} pinned). {inspect.exhausted_message(self)}"
+                )
             seg.reap()
             time.sleep(0.005)
         return given * self.page_size
@@ -602,7 +693,9 @@ class Pool:
         want = min(want, seg.status()["resident_frames"])
         given = 0
         for _ in range(8):
-            done, _moved, _pinned, dirty, _busy = seg.shrink(want - given, inspect.REASONS.index("trim"), True)
+            done, _moved, _pinned, dirty, _busy = seg.shrink(
+                want - given, inspect.REASONS.index("trim"), True
+            )
             given += done
             if given >= want or not dirty or not self._flush_what_can():
                 break
@@ -652,7 +745,10 @@ class Pool:
             if off <= np.count_nonzero(frames["state"] == inspect.FrameState.BUSY) * self.page_size:
                 return found
             time.sleep(0.005)
-        return [*found, f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}"]
+        return [
+            *found,
+            f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}",
+        ]
 
 
 def _count(value: int, what: str) -> int:

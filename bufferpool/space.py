@@ -41,7 +41,9 @@ class Space(_core.Space):
     _store: Store | None = None
     _loader: Loader | None = None
 
-    def __init__(self, pool: "Pool", name: str, kind: Kind, dtype: npt.DTypeLike, options: dict[str, Any]) -> None:
+    def __init__(
+        self, pool: "Pool", name: str, kind: Kind, dtype: npt.DTypeLike, options: dict[str, Any]
+    ) -> None:
         self.pool = pool
         self.name = name
         self.kind = kind
@@ -53,7 +55,11 @@ class Space(_core.Space):
         return f"<Space {self.name!r} ({self.kind.name.lower()}) of pool {self.pool.name!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Space, (self.pool, self.name, self.kind, self.dtype, self._options), {"_loader": self._loader, "_store": None if isinstance(self._store, FileStore) else self._store}
+        return (
+            Space,
+            (self.pool, self.name, self.kind, self.dtype, self._options),
+            {"_loader": self._loader, "_store": None if isinstance(self._store, FileStore) else self._store},
+        )
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.scan()
@@ -75,17 +81,25 @@ class Space(_core.Space):
         try:
             self._loader(page_no, buffer.page)
         except Exception as error:
-            raise LoaderFailed(f"the loader of {self.name!r} raised for page {page_no}: {error!r}; nothing was published") from error
+            raise LoaderFailed(
+                f"the loader of {self.name!r} raised for page {page_no}: {error!r}; nothing was published"
+            ) from error
         buffer.check(f"the loader of {self.name!r}")
         return buffer.page
 
     def _range(self, first: int, count: int | None) -> tuple[int, int]:
         pages = len(self)
-        if isinstance(first, bool) or not isinstance(first, (int, np.integer)) or not isinstance(count, (int, np.integer, type(None))):
+        if (
+            isinstance(first, bool)
+            or not isinstance(first, (int, np.integer))
+            or not isinstance(count, (int, np.integer, type(None)))
+        ):
             raise TypeError("first and count must be integers")
         size = pages - int(first) if count is None else int(count)
         if first < 0 or size < 0 or first + size > pages:
-            raise PageOutOfRange(f"pages {first} to {first + size - 1} do not all exist: the space has {pages} pages, numbered from 0")
+            raise PageOutOfRange(
+                f"pages {first} to {first + size - 1} do not all exist: the space has {pages} pages, numbered from 0"
+            )
         return int(first), size
 
     def prefetch(self, ids: Ids) -> int:
@@ -101,7 +115,9 @@ class Space(_core.Space):
                 for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
                     size = self.pool.page_size
                     if run[0] >= 0:
-                        os.posix_fadvise(self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED)
+                        os.posix_fadvise(
+                            self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED
+                        )
         return self._load_many(ids)
 
     def scan(self, start: int = 0, stop: int | None = None, *, ahead: int = 32) -> Iterator[np.ndarray]:
@@ -165,4 +181,6 @@ class Space(_core.Space):
 
 def busy(space: Space) -> SpaceBusy:
     """The error for a space whose pages cannot all go."""
-    return SpaceBusy(f"{space.name!r} has pages that a living process is writing or loading; pool.clients() says who; try again")
+    return SpaceBusy(
+        f"{space.name!r} has pages that a living process is writing or loading; pool.clients() says who; try again"
+    )

@@ -112,8 +112,12 @@ class GuardedBuffer:
 
     def check(self, who: str) -> None:
         """Raises LoaderOverrun if the guards were written."""
-        if not (np.array_equal(self._all[:_GUARD], _PATTERN) and np.array_equal(self._all[-_GUARD:], _PATTERN)):
-            raise LoaderOverrun(f"{who} wrote outside the buffer of one page that it was given; nothing was published: correct it")
+        if not (
+            np.array_equal(self._all[:_GUARD], _PATTERN) and np.array_equal(self._all[-_GUARD:], _PATTERN)
+        ):
+            raise LoaderOverrun(
+                f"{who} wrote outside the buffer of one page that it was given; nothing was published: correct it"
+            )
 
 
 def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
@@ -125,7 +129,9 @@ def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
     try:
         got = store.read_into(page_no * page_size, buffer.page)
     except Exception as error:
-        raise StoreError(f"page {page_no} cannot be read: {error!r}; nothing is lost, try again once the store works") from error
+        raise StoreError(
+            f"page {page_no} cannot be read: {error!r}; nothing is lost, try again once the store works"
+        ) from error
     buffer.check(f"read_into of {type(store).__name__}")
     if got != page_size:
         raise ShortRead(f"page {page_no}: the store gave {got} of {page_size} bytes; nothing was published")

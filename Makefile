@@ -1,0 +1,44 @@
+# make demo    set everything up and run the main job on real data
+# make test    set everything up and run all tests
+# make bench   the figures of the README and docs, beside their yardsticks
+# make soak    the long forms of the tests
+#
+# The first run needs the package index; later ones work offline.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py $(wildcard bufferpool/core/*)
+
+.PHONY: all demo test soak bench lint clean
+
+all: $(VENV)/.built
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group build --group test
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+demo: all
+	$(BIN)/bufferpool replay --demo
+
+test: all lint
+	$(BIN)/python -m pytest
+
+soak: all
+	$(BIN)/python -m pytest -m soak
+
+bench: all
+	$(BIN)/python benchmarks/run.py
+
+lint: all
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info bufferpool/*.so
