@@ -13,7 +13,17 @@ setup(
             depends=sorted(glob.glob("bufferpool/core/*.h")),
             include_dirs=[numpy.get_include()],
             language="c++",
-            extra_compile_args=["-std=c++20", "-O3", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Wno-cast-function-type"],
+            extra_compile_args=[
+                "-std=c++20",
+                "-O3",
+                "-fno-exceptions",
+                "-fno-rtti",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                "-Wno-missing-field-initializers",
+                "-Wno-cast-function-type",
+            ],
         )
     ]
 )

@@ -45,9 +45,7 @@ def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any,
             )
 
 
-def _flush_batch(
-    pool: "Pool", record: dict[str, Any], store: Store, lsn: int, foreground: bool
-) -> tuple[int, bool]:
+def _flush_batch(pool: "Pool", record: dict[str, Any], store: Store, lsn: int, foreground: bool) -> tuple[int, bool]:
     """One batch of one space: (pages written, more to do)."""
     seg, index = pool._seg, record["index"]
     op, raw, _held_back = seg.begin_flush(record["first_entry"], record["max_pages"], lsn, BATCH_PAGES)

@@ -54,8 +54,7 @@ FRAME = np.dtype(
 )
 
 EXTENT = np.dtype(
-    [("extent", np.uint32)]
-    + [(name, np.uint32) for name in ("hole", "free", "busy", "live", "old", "pinned", "dirty")]
+    [("extent", np.uint32)] + [(name, np.uint32) for name in ("hole", "free", "busy", "live", "old", "pinned", "dirty")]
 )
 
 _SLOT = np.dtype(
@@ -158,9 +157,7 @@ def _ages(touched: npt.NDArray[np.uint32], live: npt.NDArray[np.bool_]) -> npt.N
 
     tick = np.uint32((time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _core.TICK_SHIFT) & 0xFFFFFFFF)
     ticks = (tick - touched).view(np.int32).clip(0)
-    ages: npt.NDArray[np.float32] = np.where(live, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(
-        np.float32
-    )
+    ages: npt.NDArray[np.float32] = np.where(live, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(np.float32)
     return ages
 
 
@@ -291,17 +288,14 @@ def exhausted_message(pool: "Pool") -> str:
     pinned = int(np.count_nonzero((frames["pins"] > 0) & (frames["state"] != FrameState.HOLE)))
     busy = int(np.count_nonzero(frames["state"] == FrameState.BUSY))
     who = ", ".join(
-        f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}"
-        for c in read_clients(pool)
-        if c.pinned_frames
+        f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}" for c in read_clients(pool) if c.pinned_frames
     )
     parts = [f"{pinned} pinned" + (f" ({who})" if who else "")]
     if scratch:
         parts.append(f"{scratch} hold scratch pages that are not discardable")
     if len(dirty) - scratch:
         parts.append(
-            f"{len(dirty) - scratch} dirty"
-            + (f", {unwritten} of them above durable_lsn" if unwritten else "")
+            f"{len(dirty) - scratch} dirty" + (f", {unwritten} of them above durable_lsn" if unwritten else "")
         )
     if busy:
         parts.append(f"{busy} in use by operations under way")

@@ -53,9 +53,7 @@ class Pool:
     its own, and the arrays that it inherited stay pinned in its name.
     """
 
-    def __init__(
-        self, path: str, owner: int | None, uuid: bytes | None, wanted_page_size: int | None = None
-    ) -> None:
+    def __init__(self, path: str, owner: int | None, uuid: bytes | None, wanted_page_size: int | None = None) -> None:
         self.path = path
         self._owner = owner
         self._uuid = uuid
@@ -107,9 +105,7 @@ class Pool:
         return cls.attach(name, directory=directory)
 
     @classmethod
-    def attach(
-        cls, name: str, *, directory: str | os.PathLike[str] | None = None, owner: int | None = None
-    ) -> "Pool":
+    def attach(cls, name: str, *, directory: str | os.PathLike[str] | None = None, owner: int | None = None) -> "Pool":
         """Attaches to an existing pool that belongs to user ``owner`` (default: oneself).
 
         Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch,
@@ -143,9 +139,7 @@ class Pool:
                     f"pool {name!r} exists with pages of {found} bytes, not {wanted}; use another name, or remove it"
                 )
             return pool
-        raise SegmentReplaced(
-            f"pool {name!r} was created and removed a hundred times meanwhile; use another name"
-        )
+        raise SegmentReplaced(f"pool {name!r} was created and removed a hundred times meanwhile; use another name")
 
     @property
     def _seg(self) -> _core.Segment:
@@ -274,9 +268,7 @@ class Pool:
         self._bind(space, truncate=mode == "w+")
         return space
 
-    def open_derived(
-        self, name: str, n_pages: int, loader: Loader, *, dtype: npt.DTypeLike = np.uint8
-    ) -> Space:
+    def open_derived(self, name: str, n_pages: int, loader: Loader, *, dtype: npt.DTypeLike = np.uint8) -> Space:
         """Pages that ``loader(page_no, out)`` can make at any time, and that may be dropped at any time.
 
         ``out`` is a private uint8 array of one page, zeroed, to be filled; the
@@ -305,9 +297,7 @@ class Pool:
         SpaceMismatch, FileSizeMismatch, TypeError.
         """
         if not isinstance(store, Store):
-            raise TypeError(
-                "a store has the methods read_into, write_from, sync and size (see bufferpool.Store)"
-            )
+            raise TypeError("a store has the methods read_into, write_from, sync and size (see bufferpool.Store)")
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
         space = Space(self, name, Kind.STORE, dtype, {"mode": mode, "max_pages": max_pages})
@@ -406,9 +396,7 @@ class Pool:
             if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
                 self._stores[record["index"]] = (record["generation"], store)
         space.index = record["index"]
-        writable = space.kind is Kind.SCRATCH or (
-            space.kind is not Kind.DERIVED and options.get("mode") == "r+"
-        )
+        writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
         space._bind_core(
             seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd, store,
             space.dtype, writable, bool(record["flags"] & _DISCARDABLE), space.kind is Kind.SCRATCH,
@@ -453,9 +441,7 @@ class Pool:
             return record
         return None
 
-    def _refresh_file(
-        self, record: dict[str, Any], store: FileStore, truncate: bool
-    ) -> dict[str, Any] | None:
+    def _refresh_file(self, record: dict[str, Any], store: FileStore, truncate: bool) -> dict[str, Any] | None:
         """Drops what a changed file has made stale. None: the space is to be added anew."""
         seg, index = self._seg, record["index"]
 
@@ -489,9 +475,7 @@ class Pool:
                 return None
             done, freed = seg.drop_clean(index)
             if not done:
-                raise StoreError(
-                    f"{store.path} was changed, and pages of it are being written or loaded; try again"
-                )
+                raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
             if freed:
                 self._give_back(freed, "drop")
             seg.grow_space(index, size // self.page_size)
@@ -521,9 +505,7 @@ class Pool:
         else:
             pages = options["n_pages"]
             most = max(pages, 1) if space.kind is Kind.DERIVED else max(2 * pages, 1024)
-        flags = (_DISCARDABLE if options.get("discardable") else 0) | (
-            _WRITABLE if options.get("mode") == "r+" else 0
-        )
+        flags = (_DISCARDABLE if options.get("discardable") else 0) | (_WRITABLE if options.get("mode") == "r+" else 0)
         path = store.path if isinstance(store, FileStore) else ""
         owned = options.get("owner") == "client"
         return self._seg.add_space(
@@ -693,9 +675,7 @@ class Pool:
         want = min(want, seg.status()["resident_frames"])
         given = 0
         for _ in range(8):
-            done, _moved, _pinned, dirty, _busy = seg.shrink(
-                want - given, inspect.REASONS.index("trim"), True
-            )
+            done, _moved, _pinned, dirty, _busy = seg.shrink(want - given, inspect.REASONS.index("trim"), True)
             given += done
             if given >= want or not dirty or not self._flush_what_can():
                 break

@@ -120,17 +120,13 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
     try:
         fd = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
     except FileNotFoundError:
-        raise SegmentNotFound(
-            f"the directory {directory} does not exist; create it on a tmpfs first"
-        ) from None
+        raise SegmentNotFound(f"the directory {directory} does not exist; create it on a tmpfs first") from None
     except PermissionError:
         raise SegmentRefused(f"you may not create files in {directory}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(directory) from error
-        raise NotTmpfs(
-            f"{directory} cannot hold a segment ({error.strerror}); name a directory on a tmpfs"
-        ) from error
+        raise NotTmpfs(f"{directory} cannot hold a segment ({error.strerror}); name a directory on a tmpfs") from error
     try:
         _refuse_unless_tmpfs(fd, path)
         os.fchmod(fd, mode)
@@ -152,9 +148,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
             # link of /proc to the nameless file; link() would not.
             os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
         except FileExistsError:
-            raise SegmentExists(
-                f"{path} exists; attach to it, use open(), or remove it (bufferpool rm)"
-            ) from None
+            raise SegmentExists(f"{path} exists; attach to it, use open(), or remove it (bufferpool rm)") from None
     finally:
         os.close(fd)
 
@@ -190,9 +184,7 @@ def open_trusted(path: str, owner: int | None = None) -> int:
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise SegmentRefused(
-                f"{path} is not a regular file; somebody else may have planted it: remove it"
-            )
+            raise SegmentRefused(f"{path} is not a regular file; somebody else may have planted it: remove it")
         expected = os.geteuid() if owner is None else owner
         if found.st_uid != expected:
             raise SegmentRefused(

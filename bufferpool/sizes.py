@@ -15,9 +15,7 @@ def parse_size(size: int | str, what: str = "size") -> int:
     powers of 1000. Raises TypeError or ValueError, naming the argument ``what``.
     """
     if isinstance(size, bool) or not isinstance(size, (int, str)):
-        raise TypeError(
-            f"{what} must be a number of bytes or a string such as '256MiB', not {type(size).__name__}"
-        )
+        raise TypeError(f"{what} must be a number of bytes or a string such as '256MiB', not {type(size).__name__}")
     if isinstance(size, int):
         value = size
     else:

@@ -41,9 +41,7 @@ class Space(_core.Space):
     _store: Store | None = None
     _loader: Loader | None = None
 
-    def __init__(
-        self, pool: "Pool", name: str, kind: Kind, dtype: npt.DTypeLike, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, pool: "Pool", name: str, kind: Kind, dtype: npt.DTypeLike, options: dict[str, Any]) -> None:
         self.pool = pool
         self.name = name
         self.kind = kind
@@ -115,9 +113,7 @@ class Space(_core.Space):
                 for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
                     size = self.pool.page_size
                     if run[0] >= 0:
-                        os.posix_fadvise(
-                            self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED
-                        )
+                        os.posix_fadvise(self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED)
         return self._load_many(ids)
 
     def scan(self, start: int = 0, stop: int | None = None, *, ahead: int = 32) -> Iterator[np.ndarray]:

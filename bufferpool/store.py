@@ -112,9 +112,7 @@ class GuardedBuffer:
 
     def check(self, who: str) -> None:
         """Raises LoaderOverrun if the guards were written."""
-        if not (
-            np.array_equal(self._all[:_GUARD], _PATTERN) and np.array_equal(self._all[-_GUARD:], _PATTERN)
-        ):
+        if not (np.array_equal(self._all[:_GUARD], _PATTERN) and np.array_equal(self._all[-_GUARD:], _PATTERN)):
             raise LoaderOverrun(
                 f"{who} wrote outside the buffer of one page that it was given; nothing was published: correct it"
             )
