@@ -79,13 +79,32 @@ def _flush_batch(pool: "Pool", record: dict[str, Any], store: Store, lsn: int, f
     return len(items), len(items) == BATCH_PAGES
 
 
+def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
+    """The store to flush a space with, opened here if this process has not."""
+    known = pool._stores.get(record["index"])
+    if known is not None and known[0] == record["generation"] and getattr(known[1], "writable", True):
+        return known[1]
+    if record["kind"] != Kind.FILE:
+        raise StoreError(
+            f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)"
+        )
+    try:
+        store = FileStore(record["path"], "r+", pool.page_size)
+    except OSError as error:
+        raise StoreError(
+            f"{record['path']} has dirty pages, but cannot be opened to write them: {error.strerror}"
+        ) from error
+    pool._stores[record["index"]] = (record["generation"], store)
+    return store
+
+
 def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: bool = False) -> int:
     """Writes the dirty pages of one space whose LSN is at most ``lsn``; returns their number."""
     if record["kind"] not in (Kind.FILE, Kind.STORE):
         return 0
     if not dirty_pages(pool, record["index"]):
         return 0
-    store = pool._store_of(record)
+    store = store_of(pool, record)
     written, more = 0, True
     pool._seg.flush_lock(record["index"])
     try:

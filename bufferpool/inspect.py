@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
+from bufferpool.space import kind_name
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -270,7 +271,7 @@ def read_stats(pool: "Pool") -> PoolStats:
         clients=len(pool._seg.clients()),
         durable_lsn=status["durable_lsn"],
         spaces=[
-            SpaceStats(r["name"], pool._kind(r["kind"]), r["pages"], *map(int, per_space[r["index"]]))
+            SpaceStats(r["name"], kind_name(r["kind"]), r["pages"], *map(int, per_space[r["index"]]))
             for r in pool._seg.spaces()
         ],
         **counters,

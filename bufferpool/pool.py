@@ -12,26 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core, inspect, segment
+from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove
 from bufferpool.errors import (
     BufferPoolError,
-    FileChanged,
     PoolClosed,
     PoolExhausted,
     SegmentExists,
     SegmentNotFound,
     SegmentReplaced,
     SharedMemoryFull,
-    SpaceMismatch,
     SpaceNotFound,
-    StoreError,
 )
-from bufferpool.flush import dirty_pages, flush_space
+from bufferpool.flush import flush_space
 from bufferpool.sizes import parse_size
-from bufferpool.space import Kind, Loader, Space, busy
+from bufferpool.space import Kind, Loader, Space
 from bufferpool.store import FileStore, Store
 
-_WRITABLE, _DISCARDABLE = 2, 1
-_GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow
 _ROOM_S = 0.5  # how long a frame is waited for before PoolExhausted
 _open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
@@ -265,7 +261,7 @@ class Pool:
         options = {"path": store.path, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
         space = Space(self, name, Kind.FILE, dtype, options)
         space._store = store
-        self._bind(space, truncate=mode == "w+")
+        bind(self, space, truncate=mode == "w+")
         return space
 
     def open_derived(self, name: str, n_pages: int, loader: Loader, *, dtype: npt.DTypeLike = np.uint8) -> Space:
@@ -277,9 +273,9 @@ class Pool:
         """
         if not callable(loader):
             raise TypeError(f"loader must be a function of (page_no, out), not {type(loader).__name__}")
-        space = Space(self, name, Kind.DERIVED, dtype, {"n_pages": _count(n_pages, "n_pages")})
+        space = Space(self, name, Kind.DERIVED, dtype, {"n_pages": count_of(n_pages, "n_pages")})
         space._loader = loader
-        self._bind(space)
+        bind(self, space)
         return space
 
     def open_store(
@@ -302,7 +298,7 @@ class Pool:
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
         space = Space(self, name, Kind.STORE, dtype, {"mode": mode, "max_pages": max_pages})
         space._store = store
-        self._bind(space)
+        bind(self, space)
         return space
 
     def scratch(
@@ -322,9 +318,9 @@ class Pool:
         """
         if owner not in ("pool", "client"):
             raise ValueError(f"owner must be 'pool' or 'client', not {owner!r}")
-        options = {"n_pages": _count(n_pages, "n_pages"), "owner": owner, "discardable": bool(discardable)}
+        options = {"n_pages": count_of(n_pages, "n_pages"), "owner": owner, "discardable": bool(discardable)}
         space = Space(self, name, Kind.SCRATCH, dtype, options)
-        self._bind(space)
+        bind(self, space)
         return space
 
     def space(self, name: str) -> Space:
@@ -342,218 +338,28 @@ class Pool:
             )
         kind, flags = Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
-            return self.open_file(record["path"], "r+" if flags & _WRITABLE else "r", name=name)
+            return self.open_file(record["path"], "r+" if flags & WRITABLE else "r", name=name)
         if kind is Kind.SCRATCH:
             options = {
                 "n_pages": record["pages"],
                 "owner": "pool",
-                "discardable": bool(flags & _DISCARDABLE),
+                "discardable": bool(flags & DISCARDABLE),
                 "found": True,
             }
         else:
             options = {"n_pages": record["pages"], "mode": "r+"}
         space = Space(self, name, kind, np.uint8, options)
-        self._bind(space)
+        bind(self, space)
         return space
 
-    def _space_record(self, index: int) -> dict[str, Any]:
-        for record in self._seg.spaces():
-            if record["index"] == index:
-                return record
-        raise SpaceNotFound("the space has been removed from its pool; open it again")
+    def _bind(self, space: Space) -> None:
+        bind(self, space)
 
-    @staticmethod
-    def _kind(kind: int) -> str:
-        return Kind(kind).name.lower() if kind in Kind._value2member_map_ else f"kind {kind}"
-
-    def _bind(self, space: Space, truncate: bool = False) -> None:
-        """Finds the space's slot in the segment, or makes it, and connects the handle."""
-        seg, options = self._seg, space._options
-        if isinstance(space.name, str) is False or not space.name or len(space.name.encode()) > 63:
-            raise ValueError(f"a space's name must be 1 to 63 bytes long, not {space.name!r}; pass name=")
-        if (
-            space.dtype.itemsize == 0
-            or self.page_size % space.dtype.itemsize
-            or space.dtype.hasobject
-            or space.dtype.subdtype
-        ):
-            raise ValueError(
-                f"dtype {space.dtype} does not fit: its size must divide the page size {self.page_size}, and it must hold plain values"
-            )
-        if space.kind is Kind.FILE and space._store is None:
-            space._store = FileStore(options["path"], options["mode"], self.page_size)
-        seg.lock_directory()
-        try:
-            record = self._find_record(space, truncate)
-            if record is None:
-                record = self._space_record(self._add_space(space, truncate))
-        finally:
-            seg.unlock_directory()
-        store = space._store
-        fd = store.fd if isinstance(store, FileStore) else -1
-        if store is not None and space.kind in (Kind.FILE, Kind.STORE):
-            mine = self._stores.get(record["index"])
-            if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
-                self._stores[record["index"]] = (record["generation"], store)
-        space.index = record["index"]
-        writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
-        space._bind_core(
-            seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd, store,
-            space.dtype, writable, bool(record["flags"] & _DISCARDABLE), space.kind is Kind.SCRATCH,
-        )  # fmt: skip
-
-    def _find_record(self, space: Space, truncate: bool) -> dict[str, Any] | None:
-        """The record that the handle belongs to, brought up to date; None if there is none."""
-        store, seg = space._store, self._seg
-        identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
-        for record in seg.spaces():
-            same_file = (
-                space.kind is Kind.FILE
-                and record["kind"] == Kind.FILE
-                and (record["device"], record["inode"]) == identity[:2]
-            )
-            if record["name"] != space.name:
-                if same_file:
-                    raise SpaceMismatch(
-                        f"{record['path']} is in the pool already, as {record['name']!r}; pass name={record['name']!r}"
-                    )
-                continue
-            if record["kind"] != space.kind:
-                raise SpaceMismatch(
-                    f"space {space.name!r} is a {self._kind(record['kind'])} space, not {space.kind.name.lower()}; use another name"
-                )
-            if space.kind is Kind.FILE:
-                assert isinstance(store, FileStore)
-                if record["path"] != store.path and not same_file:
-                    raise SpaceMismatch(
-                        f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name="
-                    )
-                return self._refresh_file(record, store, truncate)
-            pages = space._options.get("n_pages")
-            if pages is not None and not space._options.get("found") and pages > record["max_pages"]:
-                raise SpaceMismatch(
-                    f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it"
-                )
-            if space.kind is Kind.DERIVED and pages != record["pages"]:
-                raise SpaceMismatch(
-                    f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it"
-                )
-            return record
-        return None
-
-    def _refresh_file(self, record: dict[str, Any], store: FileStore, truncate: bool) -> dict[str, Any] | None:
-        """Drops what a changed file has made stale. None: the space is to be added anew."""
-        seg, index = self._seg, record["index"]
-
-        def unchanged() -> bool:
-            now = self._space_record(index)
-            return (now["device"], now["inode"], now["size_bytes"], now["mtime_ns"]) == store.identity()
-
-        if not truncate and unchanged():
-            return record
-        interrupted = seg.flush_lock(index)
-        try:
-            if not truncate and unchanged():  # somebody has just flushed it
-                return self._space_record(index)
-            dirty = 0 if truncate else dirty_pages(self, index)
-            if dirty and not interrupted:
-                raise FileChanged(
-                    f"{store.path} was changed by somebody else, and the pool has {dirty} dirty pages of it: "
-                    "save what you need of them, then pool.space(name).remove(discard=True), or restore the file and its time"
-                )
-            device, inode, size, mtime = store.identity()
-            if (
-                truncate
-                or (device, inode) != (record["device"], record["inode"])
-                or size < record["stored"] * self.page_size
-            ):
-                removed, _ = seg.remove_space(index)
-                if not removed:
-                    raise StoreError(
-                        f"{store.path} was changed, and pages of it are being written or loaded; try again"
-                    )
-                return None
-            done, freed = seg.drop_clean(index)
-            if not done:
-                raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
-            if freed:
-                self._give_back(freed, "drop")
-            seg.grow_space(index, size // self.page_size)
-            seg.record_store(index, size // self.page_size, False, size, mtime)
-            return self._space_record(index)
-        finally:
-            seg.flush_unlock(index)
-
-    def _add_space(self, space: Space, truncate: bool) -> int:
-        options, store = space._options, space._store
-        if truncate:
-            assert isinstance(store, FileStore)
-            os.ftruncate(store.fd, 0)
-        identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
-        if store is not None:
-            size = store.size()
-            if size % self.page_size:
-                raise ValueError(f"the store's size {size} is no multiple of the page size {self.page_size}")
-            pages = size // self.page_size
-            grows = options["mode"] == "r+"
-            most = options["max_pages"] or (max(2 * pages, _GROWTH_PAGES) if grows else max(pages, 1))
-            most = (
-                min(most, max(pages, 1, int(self._geometry["max_pages"]) // 2))
-                if options["max_pages"] is None
-                else most
-            )
-        else:
-            pages = options["n_pages"]
-            most = max(pages, 1) if space.kind is Kind.DERIVED else max(2 * pages, 1024)
-        flags = (_DISCARDABLE if options.get("discardable") else 0) | (_WRITABLE if options.get("mode") == "r+" else 0)
-        path = store.path if isinstance(store, FileStore) else ""
-        owned = options.get("owner") == "client"
-        return self._seg.add_space(
-            space.name,
-            os.fsencode(path),
-            space.kind,
-            flags,
-            owned,
-            pages,
-            _count(most, "max_pages"),
-            *identity,
-        )
-
-    def _store_of(self, record: dict[str, Any]) -> Store:
-        """The store to flush a space with, opened here if this process has not."""
-        known = self._stores.get(record["index"])
-        if known is not None and known[0] == record["generation"] and getattr(known[1], "writable", True):
-            return known[1]
-        if record["kind"] != Kind.FILE:
-            raise StoreError(
-                f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)"
-            )
-        try:
-            store = FileStore(record["path"], "r+", self.page_size)
-        except OSError as error:
-            raise StoreError(
-                f"{record['path']} has dirty pages, but cannot be opened to write them: {error.strerror}"
-            ) from error
-        self._stores[record["index"]] = (record["generation"], store)
-        return store
+    def _record(self, index: int) -> dict[str, Any]:
+        return record_of(self, index)
 
     def _remove(self, space: Space, discard: bool) -> None:
-        if not discard:
-            self.flush(space)
-        seg = self._seg
-        seg.lock_directory()
-        try:
-            record = self._space_record(space.index)
-            if not discard and space.kind is not Kind.SCRATCH and dirty_pages(self, space.index):
-                raise busy(space)
-            removed, freed = seg.remove_space(record["index"])
-        finally:
-            seg.unlock_directory()
-        self._stores.pop(space.index, None)
-        if freed:
-            self._give_back(freed, "drop")
-        if not removed:
-            raise busy(space)
+        remove(self, space, discard)
 
     # ---- write-back -------------------------------------------------------------
 
@@ -729,11 +535,3 @@ class Pool:
             *found,
             f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}",
         ]
-
-
-def _count(value: int, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
-    if value < 0:
-        raise ValueError(f"{what} must not be negative")
-    return int(value)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
-from bufferpool.errors import LoaderFailed, PageOutOfRange, SpaceBusy, StoreError
+from bufferpool.errors import LoaderFailed, PageOutOfRange, StoreError
 from bufferpool.store import Buffer, FileStore, GuardedBuffer, Store, read_page
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ class Kind(IntEnum):
     DERIVED = 2
     SCRATCH = 3
     STORE = 4
+
+
+def kind_name(kind: int) -> str:
+    """The name of a kind of space, as the segment has it."""
+    return Kind(kind).name.lower() if kind in Kind._value2member_map_ else f"kind {kind}"
 
 
 class Space(_core.Space):
@@ -72,7 +77,7 @@ class Space(_core.Space):
         if self._loader is None:
             if self._store is None:
                 raise StoreError(f"{self!r} has no store in this process; open it here too")
-            if page_no >= self.pool._space_record(self.index)["stored"]:
+            if page_no >= self.pool._record(self.index)["stored"]:
                 return np.zeros(page_size, np.uint8)
             return read_page(self._store, page_no, page_size)
         buffer = GuardedBuffer(page_size)
@@ -173,10 +178,3 @@ class Space(_core.Space):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def busy(space: Space) -> SpaceBusy:
-    """The error for a space whose pages cannot all go."""
-    return SpaceBusy(
-        f"{space.name!r} has pages that a living process is writing or loading; pool.clients() says who; try again"
-    )

@@ -71,19 +71,18 @@ inline void fold_counters(Segment& s, u32 c) {
 inline u64 space_pages(u64 extent) { return extent & PAGES_MASK; }
 inline u64 space_generation(u64 extent) { return extent >> GENERATION_SHIFT; }
 
-// Drops one page whatever it holds, waiting for whoever is changing it.
-// `freed` counts frames that became FREE. False: it could not be had in time.
-inline bool drop_page(Segment& s, Intent& intent, u32 page, u32& freed) {
-    for (int slices = 0; slices < 500; slices++) {
+// Drops one page whatever it holds, waiting at most `patience` slices for whoever
+// is changing it. `freed` counts frames that became FREE. False: not in time.
+inline bool drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed) {
+    for (int waits = 0; waits <= patience;) {
         u64 e = s.entries[page].load_acquire();
         if (entry::state(e) == ABSENT) {
             forget(s, page);
             return true;
         }
-        u32 f;
         bool open = entry::state(e) == RESIDENT && entry::owner(e) == 0 && entry::flusher(e) == 0;
         if (open && s.entries[page].cas_seq_cst(e, entry::with_owner(e, s.me))) {
-            f = entry::frame(e);
+            u32 f = entry::frame(e);
             if (!s.has_frame(f)) return end_write(s, page), false;
             if (discard(s, intent, page, f)) {
                 free_frame(s, f);
@@ -91,28 +90,35 @@ inline bool drop_page(Segment& s, Intent& intent, u32 page, u32& freed) {
             }
             return true;
         }
-        if (!open) wait_entry(s, page, e);
-        if (slices % 8 == 7 && s.interrupted && s.interrupted(s)) return false;
+        if (open) continue;
+        wait_entry(s, page, e);
+        waits++;
+        if (s.interrupted && s.interrupted(s)) return false;
     }
     return false;
 }
 
+constexpr int PATIENT = 500, HASTY = 5;
+
+// From here on no handle of this space works: its generation is over. Needs no
+// lock; whoever holds the directory lock next removes what is left.
+inline void close_space(SpaceSlot& slot) {
+    slot.extent.store_seq_cst((space_generation(slot.extent.load_relaxed()) + 1) << GENERATION_SHIFT);
+    BP_POINT("remove.closing");
+    slot.state.store_seq_cst(SPACE_CLOSING);
+}
+
 // Empties a space and frees its slot. Idempotent: a CLOSING space that somebody
 // left is finished by the next one. Called with the directory lock held.
-inline bool remove_space(Segment& s, u32 index, u32& freed) {
+inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     SpaceSlot& slot = s.spaces[index];
     OpSlot op(s);
     if (!op.valid()) return false;
-    if (slot.state.load_acquire() != SPACE_CLOSING) {
-        slot.state.store_seq_cst(SPACE_CLOSING);
-        slot.extent.store_seq_cst((space_generation(slot.extent.load_relaxed()) + 1) << GENERATION_SHIFT);
-    }
-    BP_POINT("remove.closing");
+    if (slot.state.load_acquire() != SPACE_CLOSING) close_space(slot);
     u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed();
     if (first > s.g.max_pages || n > s.g.max_pages - first) return false;
-    bool empty = true;
-    for (u64 i = 0; i < n; i++) empty &= drop_page(s, op.intent(), u32(first + i), freed);
-    if (!empty) return false;
+    for (u64 i = 0; i < n; i++)
+        if (!drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;
     // No ring may name an entry whose memory goes.
     lock_memory(s, false);
     PoolEnv env{s, nullptr, NONE};
@@ -131,12 +137,35 @@ inline bool remove_space(Segment& s, u32 index, u32& freed) {
     return true;
 }
 
-// What the directory lock protects: a slot half opened by a dead owner is free.
+inline bool any_closing(Segment& s) {
+    for (u32 i = 0; i < MAX_SPACES; i++)
+        if (s.spaces[i].state.load_seq_cst() == SPACE_CLOSING) return true;
+    return false;
+}
+
+// What the directory lock protects: a slot that a dead owner was filling is to go.
 inline void repair_directory(Segment& s) {
-    for (u32 i = 0; i < MAX_SPACES; i++) {
-        u32 opening = SPACE_OPENING;
-        s.spaces[i].state.cas_seq_cst(opening, SPACE_CLOSING);
+    for (u32 i = 0; i < MAX_SPACES; i++)
+        if (s.spaces[i].state.load_acquire() == SPACE_OPENING) close_space(s.spaces[i]);
+}
+
+// Leaves the directory. Spaces that were closed meanwhile by somebody who could
+// not wait for the lock are removed: either they see it free, or we see them.
+inline u32 leave_directory(Segment& s) {
+    u32 freed = 0;
+    for (int rounds = 0; rounds < 10; rounds++) {
+        release(s.header->directory);
+        Acquired how;
+        if (!any_closing(s) || !try_acquire(s, s.header->directory, how)) return freed;
+        if (how == Acquired::REPAIR) {
+            repair_directory(s);
+            repaired(s, s.header->directory);
+        }
+        for (u32 i = 0; i < MAX_SPACES; i++)
+            if (s.spaces[i].state.load_acquire() == SPACE_CLOSING) remove_space(s, i, HASTY, freed);
     }
+    release(s.header->directory);
+    return freed;
 }
 
 inline bool lock_directory(Segment& s, bool interruptible = true) {
@@ -148,28 +177,30 @@ inline bool lock_directory(Segment& s, bool interruptible = true) {
     }
     u32 freed = 0;
     for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_acquire() == SPACE_CLOSING) remove_space(s, i, freed);
+        if (s.spaces[i].state.load_acquire() == SPACE_CLOSING) remove_space(s, i, HASTY, freed);
     return true;
 }
 
-// The scratch spaces that client `c` owned go with it.
-inline u32 remove_owned(Segment& s, u32 c) {
-    u32 freed = 0;
-    lock_directory(s, false);
+// The scratch spaces that client `c` owned go with it. Never waits for the
+// directory lock: the caller may be its owner, or hold what its owner waits for.
+inline void remove_owned(Segment& s, u32 c) {
+    u64 generation = s.clients[c - 1].generation.load_relaxed();
     for (u32 i = 0; i < MAX_SPACES; i++) {
         SpaceSlot& slot = s.spaces[i];
         if (slot.state.load_acquire() == SPACE_LIVE && slot.owner.load_relaxed() == c &&
-            slot.owner_generation.load_relaxed() == s.clients[c - 1].generation.load_relaxed())
-            remove_space(s, i, freed);
+            slot.owner_generation.load_relaxed() == generation)
+            close_space(slot);
     }
-    release(s.header->directory);
-    return freed;
-}
-
-inline bool owns_spaces(Segment& s, u32 c) {
+    Acquired how;
+    if (!any_closing(s) || !try_acquire(s, s.header->directory, how)) return;
+    if (how == Acquired::REPAIR) {
+        repair_directory(s);
+        repaired(s, s.header->directory);
+    }
+    u32 freed = 0;
     for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_acquire() == SPACE_LIVE && s.spaces[i].owner.load_relaxed() == c) return true;
-    return false;
+        if (s.spaces[i].state.load_acquire() == SPACE_CLOSING) remove_space(s, i, HASTY, freed);
+    leave_directory(s);
 }
 
 // ---- reaping -----------------------------------------------------------------
@@ -258,6 +289,7 @@ inline void reap_held(Segment& s, u32 c) {
     BP_POINT("reap.begin");
     // 1. The locks that it held, with what they protect.
     reap_lock(s, c, s.header->memory, [&] { rebuild(s); });
+    reap_lock(s, c, s.header->growth, [&] { repair_growth(s); });
     reap_lock(s, c, s.header->directory, [&] { repair_directory(s); });
     for (u32 i = 0; i < MAX_SPACES; i++) reap_lock(s, c, s.spaces[i].flush_lock, [] {});
     BP_POINT("reap.locks");
@@ -290,7 +322,7 @@ inline void reap_held(Segment& s, u32 c) {
     reap_busy(s, c);
     BP_POINT("reap.frames");
     // 6. Its scratch spaces.
-    if (owns_spaces(s, c)) remove_owned(s, c);
+    remove_owned(s, c);
     BP_POINT("reap.spaces");
     // 7. Its counters, and the slot.
     s.counters().reaped.add_relaxed(1);
@@ -321,7 +353,7 @@ inline u32 reap_all(Segment& s) {
 
 inline void detach(Segment& s) {
     free_spares(s);
-    if (owns_spaces(s, s.me)) remove_owned(s, s.me);
+    remove_owned(s, s.me);
     sweep_old(s);
     lock_memory(s, false);
     fold_counters(s, s.me);

@@ -133,6 +133,7 @@ struct Header {
     Atomic<u64> durable_lsn;
     alignas(64) LockWord memory;     // free frames, holes, rings, resident count
     LockWord directory;              // the space slots
+    LockWord growth;                 // memory for the segment's own data
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     Atomic<u32> old_frames;          // a hint: frames turned OLD since the last sweep
     PolicyState policy;

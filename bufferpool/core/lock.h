@@ -97,6 +97,15 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
     }
 }
 
+// Takes a free lock, or one whose owner is dead; never waits. True: it is ours.
+inline bool try_acquire(Segment& s, LockWord& lock, Acquired& how) {
+    u32 w = lock.word.load_seq_cst();
+    how = acquired(w);
+    if ((w & lock_word::OWNER) == 0) return lock.word.cas_seq_cst(w, s.me | w);
+    how = Acquired::REPAIR;
+    return (w & lock_word::OWNER) != s.me && inherit(s, lock, w);
+}
+
 inline void repaired(Segment& s, LockWord& lock) {
     u32 w = lock.word.load_relaxed();
     while (!lock.word.cas_seq_cst(w, w & ~lock_word::REPAIR)) {}

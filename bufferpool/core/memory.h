@@ -239,29 +239,72 @@ inline u32 sweep_old(Segment& s) {
 
 // ---- taking a frame ----------------------------------------------------------
 
-// More frame slots and pin rows, with memory behind them. Idempotent: the kernel
-// is asked first, then the count is raised, under the lock.
+// The segment's own data grows under the growth lock: memory first, then the
+// count that says so. What is plugged and not counted was left by a dead owner
+// (or a failure half-way): the kernel gets it back.
+inline void repair_growth(Segment& s) {
+    const Geometry& g = s.g;
+    auto punch_beyond = [&](u64 at, u64 used, u64 end) {
+        u64 first = round_up(at + used, g.os_page);
+        if (first < end) prim::punch(s.fd, first, end - first);
+    };
+    u64 ready = s.header->frames_ready.load_acquire();
+    if (ready > g.max_frames) ready = g.max_frames;
+    punch_beyond(g.frames_at, ready * sizeof(FrameSlot), g.pins_at);
+    punch_beyond(g.pins_at, ready * g.pins_stride * 2, g.queues_at);
+    for (u32 i = 0; i < MAX_SPACES; i++) {
+        SpaceSlot& slot = s.spaces[i];
+        u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed(), most = slot.max_pages.load_relaxed();
+        if (slot.state.load_acquire() == SPACE_FREE || first > g.max_pages || most > g.max_pages - first) continue;
+        punch_beyond(g.entries_at + first * 8, n * 8, round_up(g.entries_at + (first + most) * 8, g.os_page));
+    }
+}
+
+inline void lock_growth(Segment& s) {
+    if (acquire(s, s.header->growth, false) != Acquired::REPAIR) return;
+    repair_growth(s);
+    repaired(s, s.header->growth);
+}
+
+// Entries with memory behind them for `pages` pages of a space.
+inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages) {
+    lock_growth(s);
+    u64 ready = slot.entries_ready.load_acquire(), to = round_up(pages, s.g.os_page / 8);
+    int r = 0;
+    if (to > ready) {
+        r = prim::plug(s.fd, s.g.entries_at + (slot.first_entry.load_relaxed() + ready) * 8, (to - ready) * 8);
+        BP_POINT("entries.plugged");
+        if (r) repair_growth(s);
+        else slot.entries_ready.store_release(to);
+    }
+    release(s.header->growth);
+    return r;
+}
+
+// More frame slots and pin rows, with memory behind them.
 inline int grow_ready(Segment& s) {
     const Geometry& g = s.g;
+    lock_growth(s);
     u32 from = s.header->frames_ready.load_acquire();
-    if (from >= g.max_frames) return 0;
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
-    u64 row = u64(g.pins_stride) * 2;
     auto plug_rows = [&](u64 at, u64 size) {
-        u64 first = at + from * size, end = round_up(at + to * size, g.os_page);
-        return prim::plug(s.fd, first, end - first);
+        u64 first = round_up(from * size, g.os_page), end = round_up(to * size, g.os_page);
+        return first < end ? prim::plug(s.fd, at + first, end - first) : 0;
     };
-    if (int r = plug_rows(g.frames_at, sizeof(FrameSlot))) return r;
-    if (int r = plug_rows(g.pins_at, row)) return r;
+    int r = from < to ? plug_rows(g.frames_at, sizeof(FrameSlot)) : 0;
+    if (r == 0 && from < to) r = plug_rows(g.pins_at, u64(g.pins_stride) * 2);
     BP_POINT("grow.plugged");
-    lock_memory(s, false);
-    if (s.header->frames_ready.load_relaxed() == from) {
+    if (r) {
+        repair_growth(s);  // half of it may be there
+    } else if (from < to) {
+        lock_memory(s, false);
         for (u32 f = from; f < to; f++) s.holes.add(f);
         s.header->frames_ready.store_release(to);
+        unlock_memory(s);
+        s.has_frame(to - 1);
     }
-    unlock_memory(s);
-    s.has_frame(to - 1);
-    return 0;
+    release(s.header->growth);
+    return r;
 }
 
 // A run of holes becomes BUSY(me) with memory: one frame for the caller, the

@@ -50,14 +50,24 @@ struct SpaceObject {
 
 extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType, HolderType;
 
-// errors.py
-PyObject* raise(const char* error, const char* format, ...);
-void raise_status(Status status, SpaceObject* space, u64 page_no);
-
 // module.cpp
+PyObject* raise(const char* error, const char* format, ...);  // an error of errors.py, or a built-in
+PyObject* raise_errno(int error, const char* what);
+void raise_status(Status status, SpaceObject* space, u64 page_no);
+bool read_header(int fd, Header& h);
+PyObject* geometry_dict(const Header& h);
+
+// segment.cpp
 Segment* opened(SegmentObject* seg);  // null with PoolClosed set
 
-// space.cpp: how a page gets pinned
+// directory.cpp, flush.cpp: the rest of Segment's methods
+extern PyMethodDef directory_methods[], flush_methods[];
+
+// fork.cpp
+extern SegmentObject* attached;  // every open segment of this process
+void watch_forks();
+
+// load.cpp: how a page gets pinned
 struct Access {
     bool counts = true;      // a reference for the policy
     bool once = false;       // read ahead, or scanned
@@ -66,9 +76,10 @@ struct Access {
 int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no);
 int ready_space(SpaceObject* sp);
+int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
+bool still_open(SpaceObject* sp);
 int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing);
 int make_room(SegmentObject* seg, Status status, const struct FrameRequest& want);
-u64 deadline_of(PyObject* timeout);
 
 // views.cpp
 PyObject* view_of(SpaceObject* sp, u32 frame);  // takes over the pin
@@ -107,6 +118,7 @@ public:
     }
 };
 
+inline SegmentObject* S(PyObject* self) { return reinterpret_cast<SegmentObject*>(self); }
 inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }
 inline u32 entry_of(SpaceObject* sp, u64 page_no) { return sp->first_entry + u32(page_no); }
 

@@ -220,7 +220,7 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
     for (u64 i = 0; i < count; i++)
-        if (!drop_page(s, op.intent(), u32(first + i), freed)) return Status::WAIT;
+        if (!drop_page(s, op.intent(), u32(first + i), PATIENT, freed)) return Status::WAIT;
     return Status::OK;
 }
 
@@ -232,7 +232,7 @@ inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     for (u64 i = 0; i < count; i++) {
         u32 page = u32(first + i);
         u64 e = s.entries[page].load_acquire();
-        if (entry::state(e) == RESIDENT && !(e & entry::DIRTY) && !drop_page(s, op.intent(), page, freed)) return Status::WAIT;
+        if (entry::state(e) == RESIDENT && !(e & entry::DIRTY) && !drop_page(s, op.intent(), page, PATIENT, freed)) return Status::WAIT;
     }
     return Status::OK;
 }

@@ -8,258 +8,6 @@
 
 namespace bp {
 
-// ---- checks --------------------------------------------------------------------
-
-// Attaches a space that was unpickled, refuses one whose pool is closed. 0 or -1.
-int ready_space(SpaceObject* sp) {
-    if (sp->seg && sp->seg->s && sp->seg->s->me) return 0;
-    if (sp->seg) return opened(sp->seg) ? 0 : -1;
-    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_attach", nullptr);
-    if (!r) return -1;
-    Py_DECREF(r);
-    if (sp->seg) return 0;
-    raise("PoolClosed", "the space is not attached to a pool");
-    return -1;
-}
-
-static int bad_page(SpaceObject* sp, u64 extent, PyObject* n) {
-    if (space_generation(extent) != sp->generation)
-        raise("SpaceRemoved", "the space has been removed from its pool; open it again");
-    else
-        raise("PageOutOfRange", "page %S does not exist: the space has %llu pages, numbered from 0", n,
-              (unsigned long long)space_pages(extent));
-    return -1;
-}
-
-// The page number in `n`, checked against the space. 0 or -1.
-int page_number(SpaceObject* sp, PyObject* n, u64& page_no) {
-    long long v;
-    if (PyLong_Check(n)) {
-        v = PyLong_AsLongLong(n);
-    } else {
-        PyObject* i = PyNumber_Index(n);
-        if (!i) {
-            PyErr_Clear();
-            raise("TypeError", "a page number must be an integer, not %.100s", Py_TYPE(n)->tp_name);
-            return -1;
-        }
-        v = PyLong_AsLongLong(i);
-        Py_DECREF(i);
-    }
-    if (v == -1 && PyErr_Occurred()) {
-        PyErr_Clear();
-        v = -1;
-    }
-    if (ready_space(sp) < 0) return -1;
-    u64 extent = space_slot(sp).extent.load_acquire();
-    if (v < 0 || u64(v) >= space_pages(extent) || space_generation(extent) != sp->generation)
-        return bad_page(sp, extent, n);
-    page_no = u64(v);
-    return page_no < sp->max_pages ? 0 : (raise_status(Status::CORRUPT, sp, page_no), -1);
-}
-
-u64 deadline_of(PyObject* timeout) {
-    if (!timeout || timeout == Py_None) return ~u64(0);
-    double t = PyFloat_AsDouble(timeout);
-    if (PyErr_Occurred()) return 0;
-    if (!(t >= 0)) {
-        raise("ValueError", "timeout must be a number of seconds, at least 0, or None to wait without limit");
-        return 0;
-    }
-    return t > 1e9 ? ~u64(0) : prim::now_ns() + u64(t * 1e9) + 1;
-}
-
-static bool still_open(SpaceObject* sp) {
-    return space_generation(space_slot(sp).extent.load_seq_cst()) == sp->generation;
-}
-
-// ---- waiting -------------------------------------------------------------------
-
-// Waits for whoever changes this page, one slice. 0, or -1 with an exception.
-int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
-    Segment& s = *sp->seg->s;
-    u32 page = entry_of(sp, page_no);
-    u64 e = s.entries[page].load_acquire();
-    if (entry::state(e) == ABSENT || (entry::state(e) == RESIDENT && !(writing && entry::owner(e)))) return 0;
-    if (entry::state(e) == LOADING && entry::owner(e) == s.me && own_thread_loads(s, page)) {
-        raise("WouldDeadlock", "the loader of page %llu asked for the page that it is loading", (unsigned long long)page_no);
-        return -1;
-    }
-    (writing ? s.counters().wait_writer : s.counters().wait_load).add_relaxed(1);
-    {
-        Released unlocked(sp->seg);
-        wait_entry(s, page, e);
-    }
-    if (PyErr_CheckSignals() < 0) return -1;
-    if (deadline_ns && prim::now_ns() > deadline_ns) {
-        raise("WaitTimeout", "page %llu: client %u has had it for longer than the timeout; pool.clients() says who that is",
-              (unsigned long long)page_no, entry::owner(e));
-        return -1;
-    }
-    return 0;
-}
-
-// No frame could be had: Python makes room (a foreground flush, reaping) or
-// raises. 0: try again.
-int make_room(SegmentObject* seg, Status status, const FrameRequest& want) {
-    if (status == Status::INTERRUPTED) return PyErr_Occurred() ? -1 : PyErr_CheckSignals();
-    if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return raise_status(status, nullptr, 0), -1;
-    const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
-    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIII", what, want.tally.pinned, want.tally.dirty, want.tally.busy);
-    if (!r) return -1;
-    Py_DECREF(r);
-    return 0;
-}
-
-// ---- loading -------------------------------------------------------------------
-
-enum class Filled { YES, SHORT, ERROR };
-
-// Fills frame `f` from the file, or with zeros beyond what the file has.
-static Filled fill_native(Segment& s, SpaceObject* sp, u64 page_no, u32 f, ssize_t& detail) {
-    u8* to = s.page_data(f);
-    if (sp->zero_fill || page_no >= space_slot(sp).stored.load_acquire()) {
-        memset(to, 0, s.g.page_size);
-        return Filled::YES;
-    }
-    detail = prim::read_at(sp->fd, to, s.g.page_size, page_no << s.g.page_shift);
-    if (detail < 0) return Filled::ERROR;
-    s.counters().load_bytes.add_relaxed(s.g.page_size);
-    return u64(detail) == s.g.page_size ? Filled::YES : Filled::SHORT;
-}
-
-static int raise_fill(SpaceObject* sp, u64 page_no, Filled how, ssize_t detail) {
-    if (how == Filled::SHORT)
-        raise("ShortRead", "page %llu: the file ends after %zd of %u bytes: somebody has cut it; restore the file, then open it again",
-              (unsigned long long)page_no, detail, sp->seg->s->g.page_size);
-    else
-        raise("StoreError", "page %llu cannot be read: %s; nothing is lost, try again once the store works",
-              (unsigned long long)page_no, strerror(int(-detail)));
-    return -1;
-}
-
-// Loads a page that a file or zeros back. The GIL is released throughout.
-// OK: pinned in `frame`; WAIT: somebody was faster, pin again.
-static int load_native(SpaceObject* sp, u64 page_no, Access access, u32& frame, bool& loaded) {
-    Segment& s = *sp->seg->s;
-    u32 page = entry_of(sp, page_no);
-    FrameRequest want{page, access.once};
-    Status status = Status::OK;
-    Filled how = Filled::YES;
-    ssize_t detail = 0;
-    bool removed = false;
-    {
-        Released unlocked(sp->seg);
-        OpSlot op(s);
-        status = op.valid() ? begin_load(s, op.intent(), page) : Status::INTERRUPTED;
-        if (status == Status::ABSENT) {
-            u32 f = NONE;
-            removed = !still_open(sp);
-            status = removed ? Status::OK : take_frame(s, op.intent(), want, f);
-            if (status == Status::OK && !removed) how = fill_native(s, sp, page_no, f, detail);
-            if (status == Status::OK && !removed && how == Filled::YES) {
-                finish_load(s, op.intent(), page, f, Image{});
-                s.counters().loads.add_relaxed(1);
-                frame = f;
-                loaded = true;
-            } else {
-                abort_load(s, op.intent(), page, f);
-                s.counters().load_failures.add_relaxed(1);
-            }
-        } else if (status == Status::WAIT) {
-            status = Status::OK;
-        }
-    }
-    if (how != Filled::YES) return raise_fill(sp, page_no, how, detail);
-    if (status != Status::OK) return make_room(sp->seg, status, want);
-    return 0;
-}
-
-// Loads a page whose content Python makes: _fill(page_no) returns its bytes.
-static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, bool& loaded) {
-    Segment& s = *sp->seg->s;
-    u32 page = entry_of(sp, page_no);
-    OpSlot op(s);
-    Status status = op.valid() ? begin_load(s, op.intent(), page) : Status::INTERRUPTED;
-    if (status == Status::INTERRUPTED) return make_room(sp->seg, status, FrameRequest{});
-    if (status != Status::ABSENT) return 0;
-    u32 f = NONE;
-    PyObject* bytes = nullptr;
-    Py_buffer view{};
-    if (still_open(sp)) bytes = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_fill", "K", (unsigned long long)page_no);
-    bool ok = bytes && PyObject_GetBuffer(bytes, &view, PyBUF_SIMPLE) == 0;
-    if (ok && view.len != Py_ssize_t(s.g.page_size)) {
-        raise("StoreError", "_fill returned %zd bytes for a page of %u", view.len, s.g.page_size);
-        ok = false;
-    }
-    FrameRequest want{page, access.once};
-    while (ok) {
-        {
-            Released unlocked(sp->seg);
-            status = take_frame(s, op.intent(), want, f);
-        }
-        if (status == Status::OK) break;
-        f = NONE;
-        ok = make_room(sp->seg, status, want) == 0;
-    }
-    if (ok) {
-        memcpy(s.page_data(f), view.buf, s.g.page_size);
-        finish_load(s, op.intent(), page, f, Image{});
-        s.counters().loads.add_relaxed(1);
-        s.counters().load_bytes.add_relaxed(s.g.page_size);
-        frame = f;
-        loaded = true;
-    } else {
-        abort_load(s, op.intent(), page, f);
-        s.counters().load_failures.add_relaxed(1);
-    }
-    if (view.obj) PyBuffer_Release(&view);
-    Py_XDECREF(bytes);
-    return ok || !PyErr_Occurred() ? 0 : -1;
-}
-
-// Pins a page, loading it if need be. 0, or -1 with an exception.
-int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
-    Segment& s = *sp->seg->s;
-    u32 page = entry_of(sp, page_no);
-    bool missed = false;
-    for (;;) {
-        bool loaded = false;
-        switch (Status status = pin(s, page, frame)) {
-        case Status::OK: {
-            if (!missed) {
-                auto& hits = s.counters().space[sp->index].hits;
-                if (access.counts) hits.add_owned(1);
-                if (!access.once) s.touch(frame, s.tick());
-            }
-            break;
-        }
-        case Status::ABSENT: {
-            u64 e = s.entries[page].load_acquire();
-            if (entry::state(e) == ABSENT && (e & entry::VOLATILE)) return raise_status(Status::DISCARDED, sp, page_no), -1;
-            if (!missed && access.counts) s.counters().space[sp->index].misses.add_owned(1);
-            missed = true;
-            int r = sp->fd >= 0 || sp->zero_fill ? load_native(sp, page_no, access, frame, loaded)
-                                                 : load_python(sp, page_no, access, frame, loaded);
-            if (r < 0) return -1;
-            if (loaded) break;
-            if (!still_open(sp)) return bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
-            continue;
-        }
-        case Status::WAIT:
-            if (wait_for(sp, page_no, access.deadline_ns, false) < 0) return -1;
-            continue;
-        default:
-            return raise_status(status, sp, page_no), -1;
-        }
-        if (still_open(sp)) return 0;
-        drop_pin(sp->seg, frame);  // the space went while we pinned: this may be another's page
-        return bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
-    }
-}
-
-// ---- methods -------------------------------------------------------------------
-
 static PyObject* space_subscript(PyObject* self, PyObject* n) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     u64 page_no;
@@ -451,22 +199,23 @@ static PyObject* space_append(PyObject* self, PyObject*) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     if (ready_space(sp) < 0) return nullptr;
     if (!sp->writable) return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to append");
-    if (!still_open(sp)) return raise("SpaceRemoved", "the space has been removed from its pool; open it again");
     Segment& s = *sp->seg->s;
     SpaceSlot& slot = space_slot(sp);
     for (;;) {
+        if (!still_open(sp)) return raise("SpaceRemoved", "the space has been removed from its pool; open it again");
         u64 next = slot.reserved.load_acquire();
         u64 pages = space_pages(slot.extent.load_acquire());
         u64 page_no = next > pages ? next : pages;
         if (page_no >= sp->max_pages)
             return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages", sp->max_pages);
-        u64 ready = slot.entries_ready.load_acquire();
-        if (page_no >= ready) {  // entries first: they must have memory before they are touched
-            u64 chunk = u64(s.g.os_page) / 8, most = round_up(sp->max_pages, chunk);
-            u64 to = std::min(round_up(page_no + 1, chunk) + 3 * chunk, most);
-            int r = prim::plug(s.fd, s.g.entries_at + (sp->first_entry + ready) * 8, (to - ready) * 8);
-            if (r) return raise_status(Status::NO_SPACE, sp, page_no), nullptr;
-            while (ready < to && !slot.entries_ready.cas_seq_cst(ready, to)) {}
+        if (page_no >= slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
+            int r;
+            {
+                Released unlocked(sp->seg);
+                r = plug_entries(s, slot, std::min(page_no + 2048, u64(sp->max_pages)));
+            }
+            if (r) return raise_errno(r, "the space's entries cannot be allocated");
+            continue;
         }
         if (slot.reserved.cas_seq_cst(next, page_no + 1)) return new_write(sp, page_no, true, 10'000'000'000u);
     }

@@ -1,0 +1,202 @@
+// The directory: the spaces of a segment. The directory lock is taken and left
+// by Python, which looks at files meanwhile; everything that changes a slot is here.
+#include "py.h"
+
+#include "reclaim.h"
+
+namespace bp {
+
+static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    bool ok;
+    {
+        Released unlocked(S(self));
+        ok = lock_directory(*s);
+    }
+    if (!ok) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for the directory of spaces");
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_unlock_directory(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    {
+        Released unlocked(S(self));
+        leave_directory(*s);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject* text_of(const char* at, size_t most) { return PyUnicode_DecodeUTF8(at, Py_ssize_t(strnlen(at, most)), "surrogateescape"); }
+
+// All live spaces, as dicts.
+static PyObject* segment_spaces(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    PyObject* list = PyList_New(0);
+    for (u32 i = 0; list && i < MAX_SPACES; i++) {
+        SpaceSlot& t = s->spaces[i];
+        if (t.state.load_acquire() != SPACE_LIVE) continue;
+        u64 extent = t.extent.load_acquire();
+        auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
+        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
+                                    "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),
+                                    "owner", t.owner.load_relaxed(), "generation", (unsigned long long)space_generation(extent), "first_entry",
+                                    t.first_entry.load_relaxed(), "max_pages", t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent),
+                                    "stored", k(t.stored), "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode),
+                                    "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns));
+        if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
+        Py_XDECREF(d);
+    }
+    return list;
+}
+
+// A run of `n` entries that no space has: first fit, in whole OS pages. NONE if none.
+static u32 free_run(Segment& s, u64 n) {
+    u64 at = 0, unit = s.g.os_page / 8;
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (u32 i = 0; i < MAX_SPACES; i++) {
+            SpaceSlot& t = s.spaces[i];
+            if (t.state.load_acquire() == SPACE_FREE) continue;
+            u64 first = t.first_entry.load_relaxed(), end = first + round_up(t.max_pages.load_relaxed(), unit);
+            if (at < end && first < at + n) {
+                at = end;
+                moved = true;
+            }
+        }
+    }
+    return at + n <= s.g.max_pages ? u32(at) : NONE;
+}
+
+// add_space(name, path, kind, flags, owned, pages, max_pages, device, inode, size, mtime) -> index.
+// The directory lock is held.
+static PyObject* segment_add_space(PyObject* self, PyObject* args) {
+    const char *name, *path;
+    Py_ssize_t name_n, path_n;
+    unsigned kind, flags;
+    int owned;
+    unsigned long long pages, max_pages, device, inode, size, mtime;
+    if (!PyArg_ParseTuple(args, "s#s#IIpKKKKKK:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages, &max_pages, &device, &inode, &size, &mtime))
+        return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    SpaceSlot* t = nullptr;
+    for (u32 i = 0; !t && i < MAX_SPACES; i++)
+        if (s->spaces[i].state.load_acquire() == SPACE_FREE) t = &s->spaces[i];
+    if (!t) return raise("TooManySpaces", "a pool holds %u spaces and all are taken; remove one (space.remove())", MAX_SPACES);
+    if (name_n >= Py_ssize_t(sizeof t->name) || path_n >= Py_ssize_t(sizeof t->path))
+        return raise("ValueError", "a space's name has at most %zu bytes, its path %zu", sizeof t->name - 1, sizeof t->path - 1);
+    u64 unit = s->g.os_page / 8;
+    u32 first = free_run(*s, round_up(max_pages, unit));
+    if (first == NONE || pages > max_pages)
+        return raise("SpaceFull", "the pool can translate %llu pages in all and has no run of %llu left; remove a space, give this one a "
+                     "smaller max_pages, or create the pool with a larger one", (unsigned long long)s->g.max_pages, max_pages);
+    t->first_entry.store_relaxed(first);
+    t->max_pages.store_relaxed(u32(max_pages));
+    t->state.store_seq_cst(SPACE_OPENING);
+    BP_POINT("space.opening");
+    t->entries_ready.store_relaxed(0);
+    if (int r = plug_entries(*s, *t, pages)) {
+        t->state.store_seq_cst(SPACE_FREE);
+        return raise_errno(r, "the space's entries cannot be allocated");
+    }
+    strncpy(t->name, name, sizeof t->name - 1);
+    strncpy(t->path, path, sizeof t->path - 1);
+    t->kind.store_relaxed(kind);
+    t->flags.store_relaxed(flags);
+    t->owner.store_relaxed(owned ? s->me : 0);
+    t->owner_generation.store_relaxed(owned ? s->client().generation.load_relaxed() : 0);
+    t->reserved.store_relaxed(pages);
+    t->stored.store_relaxed(kind == KIND_SCRATCH || kind == KIND_DERIVED ? 0 : pages);
+    t->device.store_relaxed(device);
+    t->inode.store_relaxed(inode);
+    t->size_bytes.store_relaxed(size);
+    t->mtime_ns.store_relaxed(mtime);
+    u64 generation = space_generation(t->extent.load_relaxed()) + 1;
+    t->extent.store_seq_cst(generation << GENERATION_SHIFT | pages);
+    t->state.store_seq_cst(SPACE_LIVE);
+    BP_POINT("space.live");
+    return PyLong_FromLong(long(t - s->spaces));
+}
+
+static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    u32 freed = 0;
+    bool ok;
+    {
+        Released unlocked(S(self));
+        ok = remove_space(*s, u32(i), PATIENT, freed);
+    }
+    return Py_BuildValue("(OI)", ok ? Py_True : Py_False, freed);
+}
+
+// Drops the clean pages of a space. The directory lock and the flush lock are held.
+static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    SpaceSlot& t = s->spaces[i];
+    u64 first = t.first_entry.load_relaxed(), n = t.entries_ready.load_relaxed();
+    if (first + n > s->g.max_pages) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    u32 freed = 0;
+    Status status;
+    {
+        Released unlocked(S(self));
+        status = drop_clean(*s, u32(first), n, freed);
+    }
+    return Py_BuildValue("(OI)", status == Status::OK ? Py_True : Py_False, freed);
+}
+
+// record_store(space, stored pages or 0, flush open, size, mtime): what is known of the file.
+static PyObject* segment_record_store(PyObject* self, PyObject* args) {
+    unsigned i;
+    unsigned long long stored, size, mtime;
+    int open;
+    if (!PyArg_ParseTuple(args, "IKpKK:record_store", &i, &stored, &open, &size, &mtime)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    SpaceSlot& t = s->spaces[i];
+    u64 before = t.stored.load_relaxed();
+    while (before < stored && !t.stored.cas_seq_cst(before, stored)) {}
+    t.flush_open.store_release(u32(open));
+    if (size) t.size_bytes.store_relaxed(size);
+    if (mtime) t.mtime_ns.store_relaxed(mtime);
+    Py_RETURN_NONE;
+}
+
+// Raises the page count of a space (its file has grown). The directory lock is held.
+static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
+    unsigned i;
+    unsigned long long pages;
+    if (!PyArg_ParseTuple(args, "IK:grow_space", &i, &pages)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    SpaceSlot& t = s->spaces[i];
+    if (pages > t.max_pages.load_relaxed())
+        return raise("SpaceFull", "the file has %llu pages, the space was opened for %u; remove the space and open it with a larger max_pages", pages, t.max_pages.load_relaxed());
+    if (int r = plug_entries(*s, t, pages)) return raise_errno(r, "the space's entries cannot be allocated");
+    u64 e = t.extent.load_acquire();
+    while ((e & PAGES_MASK) < pages && !t.extent.cas_seq_cst(e, (e & ~PAGES_MASK) | pages)) {}
+    Py_RETURN_NONE;
+}
+
+PyMethodDef directory_methods[] = {
+    {"lock_directory", segment_lock_directory, METH_NOARGS, ""},
+    {"unlock_directory", segment_unlock_directory, METH_NOARGS, ""},
+    {"spaces", segment_spaces, METH_NOARGS, ""},
+    {"add_space", segment_add_space, METH_VARARGS, ""},
+    {"remove_space", segment_remove_space, METH_O, ""},
+    {"drop_clean", segment_drop_clean, METH_O, ""},
+    {"record_store", segment_record_store, METH_VARARGS, ""},
+    {"grow_space", segment_grow_space, METH_VARARGS, ""},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace bp

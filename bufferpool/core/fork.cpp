@@ -1,0 +1,71 @@
+// Fork: a child is a client of its own from its first instruction.
+//
+// Before the fork, the parent claims a slot for the child with a description of
+// its own, and repeats there the pins of all live arrays. The child keeps that
+// description, the parent closes it. There is no moment at which a view in the
+// child is unpinned, and none at which the child keeps the parent alive.
+#include "py.h"
+
+#include <pthread.h>
+#include <vector>
+
+#include "client.h"
+
+namespace bp {
+
+SegmentObject* attached;
+
+struct ForkPlan {
+    SegmentObject* seg;
+    int fd;
+    u32 client;
+};
+static std::vector<ForkPlan>* fork_plans = new std::vector<ForkPlan>;
+
+static void before_fork() {
+    fork_plans->clear();
+    for (SegmentObject* seg = attached; seg; seg = seg->next) {
+        Segment* s = seg->s;
+        if (!s || !s->me) continue;
+        ForkPlan plan{seg, prim::reopen(s->fd), 0};
+        if (plan.fd >= 0) {
+            plan.client = claim_slot(*s, plan.fd);
+            if (!plan.client && reap_all(*s)) plan.client = claim_slot(*s, plan.fd);
+        }
+        for (PinNode* p = seg->pins.next; plan.client && p != &seg->pins; p = p->next)
+            s->pin_rows[u64(p->frame) * s->g.pins_stride + plan.client - 1].add_seq_cst(1);
+        fork_plans->push_back(plan);
+    }
+}
+
+static void after_fork_parent() {
+    for (ForkPlan& plan : *fork_plans)
+        if (plan.fd >= 0) close(plan.fd);
+    fork_plans->clear();
+}
+
+static void after_fork_child() {
+    for (ForkPlan& plan : *fork_plans) {
+        Segment* s = plan.seg->s;
+        close(s->fd);
+        s->fd = plan.fd;
+        s->me = plan.client;
+        plan.seg->lost = plan.client == 0;
+        plan.seg->forks++;
+        plan.seg->active = 0;
+        s->ops_used.store_relaxed(0);
+        for (u32 i = 0; i < OPS; i++) s->op_thread[i] = 0;
+        for (auto& spare : s->spares) spare.store_relaxed(0);
+        new (&s->reap_mutex) std::recursive_mutex;
+        s->reaping = 0;
+        if (s->me) {
+            s->client().pid.store_relaxed(u32(getpid()));
+            s->client().start_time.store_relaxed(prim::start_time());
+        }
+    }
+    fork_plans->clear();
+}
+
+void watch_forks() { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
+
+}  // namespace bp

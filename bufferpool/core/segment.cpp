@@ -1,0 +1,355 @@
+// Segment: one client's attachment, seen from Python.
+#include "py.h"
+
+#include <vector>
+
+#include "check.h"
+#include "reclaim.h"
+
+namespace bp {
+
+Segment* opened(SegmentObject* seg) {
+    if (seg->s && seg->s->me) return seg->s;
+    if (seg->lost) raise("TooManyClients", "this forked child found no client slot; create the pool with a larger max_clients");
+    else raise("PoolClosed", "the pool is closed; attach it again");
+    return nullptr;
+}
+
+// Called by the core, without the GIL, between the slices of a wait.
+static bool signal_came(Segment&) {
+    static thread_local u64 last_ns;
+    u64 now = prim::coarse_ns();
+    if (now - last_ns < 10'000'000) return false;
+    last_ns = now;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    bool came = PyErr_CheckSignals() < 0;
+    PyGILState_Release(gil);
+    return came;
+}
+
+static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
+    int fd;
+    PyObject* on_exhausted;
+    const char* name;
+    if (!PyArg_ParseTuple(args, "iOs:Segment", &fd, &on_exhausted, &name)) return nullptr;
+    Header h;
+    if (!read_header(fd, h)) return nullptr;
+    void* at = mmap(nullptr, h.geometry.total_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    if (at == MAP_FAILED) return raise_errno(-errno, "the segment cannot be mapped");
+    madvise(at, h.geometry.total_bytes, MADV_NOHUGEPAGE);
+    madvise(at, h.geometry.total_bytes, MADV_DONTDUMP);
+    int own = prim::reopen(fd);
+    auto seg = own >= 0 ? reinterpret_cast<SegmentObject*>(type->tp_alloc(type, 0)) : nullptr;
+    if (!seg) {
+        munmap(at, h.geometry.total_bytes);
+        return own < 0 ? raise_errno(own, "the segment cannot be opened") : nullptr;
+    }
+    seg->pins.next = seg->pins.prev = &seg->pins;
+    seg->on_exhausted = on_exhausted;
+    Py_INCREF(on_exhausted);
+    seg->s = new Segment;
+    seg->s->map(static_cast<u8*>(at), h.geometry);
+    seg->s->fd = own;
+    seg->s->interrupted = signal_came;
+    Status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = attach(*seg->s);
+    if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
+    Py_END_ALLOW_THREADS
+    if (status != Status::OK) {
+        raise("TooManyClients", "all %u client slots of the segment are taken by living processes; detach one, or create the pool with a larger max_clients", h.geometry.max_clients);
+        Py_DECREF(seg);
+        return nullptr;
+    }
+    seg->next = attached;
+    attached = seg;
+    return reinterpret_cast<PyObject*>(seg);
+}
+
+static void unmap(SegmentObject* seg) {
+    for (SegmentObject** p = &attached; *p; p = &(*p)->next)
+        if (*p == seg) {
+            *p = seg->next;
+            break;
+        }
+    Segment* s = seg->s;
+    seg->s = nullptr;
+    munmap(s->base, s->g.total_bytes);
+    close(s->fd);
+    delete s;
+    Py_CLEAR(seg->data);
+}
+
+static void segment_dealloc(SegmentObject* seg) {
+    if (seg->s) {
+        if (seg->s->me) detach(*seg->s);
+        unmap(seg);
+    }
+    Py_XDECREF(seg->on_exhausted);
+    Py_TYPE(seg)->tp_free(seg);
+}
+
+// set_data(memmap): the read-only mapping that views come from.
+static PyObject* segment_set_data(PyObject* self, PyObject* data) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (!PyArray_Check(data) || PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(data)) != npy_intp(u64(s->g.max_frames) << s->g.page_shift))
+        return raise("ValueError", "data must be an array over the whole data area");
+    Py_INCREF(data);
+    Py_XDECREF(S(self)->data);
+    S(self)->data = data;
+    S(self)->read_base = PyArray_BYTES(reinterpret_cast<PyArrayObject*>(data));
+    madvise(S(self)->read_base, u64(s->g.max_frames) << s->g.page_shift, MADV_NOHUGEPAGE);
+    madvise(S(self)->read_base, u64(s->g.max_frames) << s->g.page_shift, MADV_DONTDUMP);
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_close(PyObject* self, PyObject*) {
+    SegmentObject* seg = S(self);
+    if (!seg->s) Py_RETURN_NONE;
+    if (seg->pins.next != &seg->pins)
+        return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep");
+    if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
+    if (seg->s->me) {
+        Released unlocked(seg);
+        detach(*seg->s);
+    }
+    unmap(seg);
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_views(PyObject* self, PyObject*) {
+    long n = 0;
+    for (PinNode* p = S(self)->pins.next; p != &S(self)->pins; p = p->next) n++;
+    return PyLong_FromLong(n);
+}
+
+static PyObject* segment_geometry(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    Header h{};
+    memcpy(h.uuid, s->header->uuid, sizeof h.uuid);
+    h.created_ns = s->header->created_ns;
+    h.geometry = s->g;
+    return geometry_dict(h);
+}
+
+// Bytes that the kernel should count for everything before the data area.
+static u64 metadata_bytes(Segment& s) {
+    const Geometry& g = s.g;
+    u64 n = g.entries_at + round_up(2 * BitmapGeometry(g.max_frames).bytes + 16ull * g.ring_capacity, g.os_page);
+    u64 ready = s.header->frames_ready.load_acquire();
+    n += round_up(ready * sizeof(FrameSlot), g.os_page) + round_up(ready * g.pins_stride * 2, g.os_page);
+    for (u32 i = 0; i < MAX_SPACES; i++) n += round_up(s.spaces[i].entries_ready.load_relaxed() * 8, g.os_page);
+    return n;
+}
+
+// The counters of all clients, present and past: a consistent sum.
+static std::vector<u64> sum_counters(Segment& s) {
+    std::vector<u64> sum(COUNTERS);
+    for (int tries = 0; tries < 1000; tries++) {
+        u64 folded = s.header->folded.load_seq_cst();
+        auto totals = reinterpret_cast<Atomic<u64>*>(&s.header->totals[folded & 1]);
+        for (u32 i = 0; i < COUNTERS; i++) sum[i] = totals[i].load_relaxed();
+        u64 attaches = s.header->attaches.load_seq_cst();
+        for (u32 c = 1; c <= s.g.max_clients; c++) {
+            Client& slot = s.clients[c - 1];
+            if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire()) continue;
+            if ((u64(c) << 1 | slot.generation.load_relaxed() << 16) == (folded & ~u64(1))) continue;
+            auto own = reinterpret_cast<Atomic<u64>*>(&slot.counters);
+            for (u32 i = 0; i < COUNTERS; i++) sum[i] += own[i].load_relaxed();
+        }
+        if (s.header->folded.load_seq_cst() == folded && s.header->attaches.load_seq_cst() == attaches) break;
+    }
+    return sum;
+}
+
+static PyObject* segment_counters(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    std::vector<u64> sum = sum_counters(*s);
+    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum.data()), Py_ssize_t(sum.size() * 8));
+}
+
+static PyObject* segment_status(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    struct stat st;
+    if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
+    PolicyState& p = s->header->policy;
+    return Py_BuildValue("{s:I,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I}", "budget_frames", s->header->budget_frames.load_relaxed(),
+                         "resident_frames", s->header->resident.load_relaxed(), "frames_ready", s->header->frames_ready.load_relaxed(),
+                         "durable_lsn", (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
+                         (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
+                         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target", p.cold_target);
+}
+
+static PyObject* bytes_of(const void* from, u64 bytes) { return PyBytes_FromStringAndSize(static_cast<const char*>(from), Py_ssize_t(bytes)); }
+
+static PyObject* segment_raw_frames(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    s->has_frame(s->g.max_frames - 1);
+    return bytes_of(s->frames, u64(s->ready) * sizeof(FrameSlot));
+}
+
+static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    s->has_frame(s->g.max_frames - 1);
+    return bytes_of(s->pin_rows, u64(s->ready) * s->g.pins_stride * 2);
+}
+
+// The entry words of the pages in a uint32 array; an index beyond the table reads as 0.
+static PyObject* segment_entry_words(PyObject* self, PyObject* arg) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    auto pages = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(arg, NPY_UINT32, 1, 1, NPY_ARRAY_CARRAY_RO));
+    if (!pages) return nullptr;
+    npy_intp n = PyArray_SIZE(pages);
+    PyObject* out = PyArray_SimpleNew(1, &n, NPY_UINT64);
+    auto from = static_cast<const u32*>(PyArray_DATA(pages));
+    auto to = static_cast<u64*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
+    for (npy_intp i = 0; i < n; i++) to[i] = s->has_page(from[i]) ? s->entries[from[i]].load_relaxed() : 0;
+    Py_DECREF(pages);
+    return out;
+}
+
+static PyObject* segment_clients(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    PyObject* list = PyList_New(0);
+    for (u32 c = 1; list && c <= s->g.max_clients; c++) {
+        Client& slot = s->clients[c - 1];
+        if (slot.state.load_acquire() != CLIENT_LIVE) continue;
+        char name[sizeof slot.name + 1] = {};
+        memcpy(name, slot.name, sizeof slot.name);
+        PyObject* name_text = PyUnicode_DecodeUTF8(name, Py_ssize_t(strlen(name)), "replace");
+        PyObject* item = name_text ? Py_BuildValue("(IIKKNO)", c, slot.pid.load_relaxed(), (unsigned long long)slot.start_time.load_relaxed(),
+                                       (unsigned long long)slot.attached_ns.load_relaxed(), name_text, seems_alive(*s, c) ? Py_True : Py_False) : nullptr;
+        if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+// shrink(frames, reason, evict) -> (given back, moved, pinned, dirty, busy)
+static PyObject* segment_shrink(PyObject* self, PyObject* args) {
+    unsigned long long want;
+    unsigned reason;
+    int evict;
+    if (!PyArg_ParseTuple(args, "KIp:shrink", &want, &reason, &evict)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (reason >= REASONS) return raise("ValueError", "no such reason");
+    Reclaimed done;
+    Status status;
+    {
+        Released unlocked(S(self));
+        status = shrink(*s, want, Reason(reason), evict, done);
+    }
+    if (PyErr_Occurred() || (status == Status::INTERRUPTED && PyErr_CheckSignals() < 0)) return nullptr;
+    return Py_BuildValue("(KKIII)", (unsigned long long)done.frames, (unsigned long long)done.moved, done.tally.pinned, done.tally.dirty, done.tally.busy);
+}
+
+static PyObject* segment_evict_idle(PyObject* self, PyObject* arg) {
+    double seconds = PyFloat_AsDouble(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    u64 out = 0, age = u64(seconds * 1e9), now = prim::coarse_ns();
+    u32 before = u32((now > age ? now - age : 0) >> TICK_SHIFT);
+    {
+        Released unlocked(S(self));
+        evict_idle(*s, before, out);
+    }
+    if (PyErr_Occurred()) return nullptr;
+    return PyLong_FromUnsignedLongLong(out);
+}
+
+static PyObject* segment_set_budget(PyObject* self, PyObject* arg) {
+    unsigned long n = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (n < 1 || n > s->g.max_frames) return raise("ValueError", "a budget is 1 to %u frames", s->g.max_frames);
+    s->header->budget_frames.store_release(u32(n));
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_set_durable_lsn(PyObject* self, PyObject* arg) {
+    unsigned long long n = PyLong_AsUnsignedLongLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    s->header->durable_lsn.store_seq_cst(n);
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_reap(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    u32 n;
+    {
+        Released unlocked(S(self));
+        n = reap_all(*s);
+        sweep_old(*s);
+    }
+    return PyLong_FromUnsignedLong(n);
+}
+
+static PyObject* segment_check(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    Findings found;
+    {
+        Released unlocked(S(self));
+        reap_all(*s);
+        found = check(*s, 8);
+    }
+    PyObject* list = PyList_New(0);
+    for (const std::string& f : found) {
+        PyObject* text = PyUnicode_FromString(f.c_str());
+        if (!text || !list || PyList_Append(list, text) < 0) Py_CLEAR(list);
+        Py_XDECREF(text);
+    }
+    return list;
+}
+
+// The methods, with those of directory.cpp and flush.cpp.
+static PyMethodDef own_methods[] = {
+    {"set_data", segment_set_data, METH_O, ""},
+    {"close", segment_close, METH_NOARGS, ""},
+    {"views", segment_views, METH_NOARGS, ""},
+    {"geometry", segment_geometry, METH_NOARGS, ""},
+    {"counters", segment_counters, METH_NOARGS, ""},
+    {"status", segment_status, METH_NOARGS, ""},
+    {"raw_frames", segment_raw_frames, METH_NOARGS, ""},
+    {"raw_pins", segment_raw_pins, METH_NOARGS, ""},
+    {"entry_words", segment_entry_words, METH_O, ""},
+    {"clients", segment_clients, METH_NOARGS, ""},
+    {"shrink", segment_shrink, METH_VARARGS, ""},
+    {"evict_idle", segment_evict_idle, METH_O, ""},
+    {"set_budget", segment_set_budget, METH_O, ""},
+    {"set_durable_lsn", segment_set_durable_lsn, METH_O, ""},
+    {"reap", segment_reap, METH_NOARGS, ""},
+    {"check", segment_check, METH_NOARGS, ""},
+    {nullptr, nullptr, 0, nullptr}};
+
+static PyMethodDef segment_methods[64];
+
+PyTypeObject SegmentType = {PyVarObject_HEAD_INIT(nullptr, 0)};
+
+int ready_segment_type() {
+    PyMethodDef* to = segment_methods;
+    for (PyMethodDef* from : {own_methods, directory_methods, flush_methods})
+        while (from->ml_name) *to++ = *from++;
+    SegmentType.tp_name = "bufferpool._core.Segment";
+    SegmentType.tp_basicsize = sizeof(SegmentObject);
+    SegmentType.tp_dealloc = reinterpret_cast<destructor>(segment_dealloc);
+    SegmentType.tp_flags = Py_TPFLAGS_DEFAULT;
+    SegmentType.tp_doc = "One client's attachment to a segment.";
+    SegmentType.tp_methods = segment_methods;
+    SegmentType.tp_new = segment_new;
+    return PyType_Ready(&SegmentType);
+}
+
+
+}  // namespace bp

@@ -1,0 +1,213 @@
+"""The directory: which spaces a segment has, and which handle belongs to which.
+
+Runs under the segment's directory lock, so that two processes that open the
+same space get the same one.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bufferpool.errors import FileChanged, SpaceBusy, SpaceMismatch, SpaceNotFound, StoreError
+from bufferpool.flush import dirty_pages
+from bufferpool.space import Kind, Space, kind_name
+from bufferpool.store import FileStore
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+DISCARDABLE, WRITABLE = 1, 2
+GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow
+
+
+def _busy(space: Space) -> SpaceBusy:
+    return SpaceBusy(
+        f"{space.name!r} has pages that a living process is writing or loading; pool.clients() says who; try again"
+    )
+
+
+def record_of(pool: "Pool", index: int) -> dict[str, Any]:
+    for record in pool._seg.spaces():
+        if record["index"] == index:
+            return record
+    raise SpaceNotFound("the space has been removed from its pool; open it again")
+
+
+def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
+    """Finds the space's slot in the segment, or makes it, and connects the handle."""
+    seg, options = pool._seg, space._options
+    if isinstance(space.name, str) is False or not space.name or len(space.name.encode()) > 63:
+        raise ValueError(f"a space's name must be 1 to 63 bytes long, not {space.name!r}; pass name=")
+    if (
+        space.dtype.itemsize == 0
+        or pool.page_size % space.dtype.itemsize
+        or space.dtype.hasobject
+        or space.dtype.subdtype
+    ):
+        raise ValueError(
+            f"dtype {space.dtype} does not fit: its size must divide the page size {pool.page_size}, and it must hold plain values"
+        )
+    if space.kind is Kind.FILE and space._store is None:
+        space._store = FileStore(options["path"], options["mode"], pool.page_size)
+    seg.lock_directory()
+    try:
+        record = _find_record(pool, space, truncate)
+        if record is None:
+            record = record_of(pool, _add_space(pool, space, truncate))
+    finally:
+        seg.unlock_directory()
+    store = space._store
+    fd = store.fd if isinstance(store, FileStore) else -1
+    if store is not None and space.kind in (Kind.FILE, Kind.STORE):
+        mine = pool._stores.get(record["index"])
+        if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
+            pool._stores[record["index"]] = (record["generation"], store)
+    space.index = record["index"]
+    writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
+    space._bind_core(
+        seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd, store,
+        space.dtype, writable, bool(record["flags"] & DISCARDABLE), space.kind is Kind.SCRATCH,
+    )  # fmt: skip
+
+
+def _find_record(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | None:
+    """The record that the handle belongs to, brought up to date; None if there is none."""
+    store, seg = space._store, pool._seg
+    identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
+    for record in seg.spaces():
+        same_file = (
+            space.kind is Kind.FILE
+            and record["kind"] == Kind.FILE
+            and (record["device"], record["inode"]) == identity[:2]
+        )
+        if record["name"] != space.name:
+            if same_file:
+                raise SpaceMismatch(
+                    f"{record['path']} is in the pool already, as {record['name']!r}; pass name={record['name']!r}"
+                )
+            continue
+        if record["kind"] != space.kind:
+            raise SpaceMismatch(
+                f"space {space.name!r} is a {kind_name(record['kind'])} space, not {space.kind.name.lower()}; use another name"
+            )
+        if space.kind is Kind.FILE:
+            assert isinstance(store, FileStore)
+            if record["path"] != store.path and not same_file:
+                raise SpaceMismatch(
+                    f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name="
+                )
+            return _refresh_file(pool, record, store, truncate)
+        pages = space._options.get("n_pages")
+        if pages is not None and not space._options.get("found") and pages > record["max_pages"]:
+            raise SpaceMismatch(
+                f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it"
+            )
+        if space.kind is Kind.DERIVED and pages != record["pages"]:
+            raise SpaceMismatch(
+                f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it"
+            )
+        return record
+    return None
+
+
+def _refresh_file(pool: "Pool", record: dict[str, Any], store: FileStore, truncate: bool) -> dict[str, Any] | None:
+    """Drops what a changed file has made stale. None: the space is to be added anew."""
+    seg, index = pool._seg, record["index"]
+
+    def unchanged() -> bool:
+        now = record_of(pool, index)
+        return (now["device"], now["inode"], now["size_bytes"], now["mtime_ns"]) == store.identity()
+
+    if not truncate and unchanged():
+        return record
+    interrupted = seg.flush_lock(index)
+    try:
+        if not truncate and unchanged():  # somebody has just flushed it
+            return record_of(pool, index)
+        dirty = 0 if truncate else dirty_pages(pool, index)
+        if dirty and not interrupted:
+            raise FileChanged(
+                f"{store.path} was changed by somebody else, and the pool has {dirty} dirty pages of it: "
+                "save what you need of them, then pool.space(name).remove(discard=True), or restore the file and its time"
+            )
+        device, inode, size, mtime = store.identity()
+        if (
+            truncate
+            or (device, inode) != (record["device"], record["inode"])
+            or size < record["stored"] * pool.page_size
+        ):
+            removed, _ = seg.remove_space(index)
+            if not removed:
+                raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
+            return None
+        done, freed = seg.drop_clean(index)
+        if not done:
+            raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
+        if freed:
+            pool._give_back(freed, "drop")
+        seg.grow_space(index, size // pool.page_size)
+        seg.record_store(index, size // pool.page_size, False, size, mtime)
+        return record_of(pool, index)
+    finally:
+        seg.flush_unlock(index)
+
+
+def _add_space(pool: "Pool", space: Space, truncate: bool) -> int:
+    options, store = space._options, space._store
+    if truncate:
+        assert isinstance(store, FileStore)
+        os.ftruncate(store.fd, 0)
+    identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
+    if store is not None:
+        size = store.size()
+        if size % pool.page_size:
+            raise ValueError(f"the store's size {size} is no multiple of the page size {pool.page_size}")
+        pages = size // pool.page_size
+        grows = options["mode"] == "r+"
+        most = options["max_pages"] or (max(2 * pages, GROWTH_PAGES) if grows else max(pages, 1))
+        most = min(most, max(pages, 1, int(pool._geometry["max_pages"]) // 2)) if options["max_pages"] is None else most
+    else:
+        pages = options["n_pages"]
+        most = max(pages, 1) if space.kind is Kind.DERIVED else max(2 * pages, 1024)
+    flags = (DISCARDABLE if options.get("discardable") else 0) | (WRITABLE if options.get("mode") == "r+" else 0)
+    path = store.path if isinstance(store, FileStore) else ""
+    owned = options.get("owner") == "client"
+    return pool._seg.add_space(
+        space.name,
+        os.fsencode(path),
+        space.kind,
+        flags,
+        owned,
+        pages,
+        count_of(most, "max_pages"),
+        *identity,
+    )
+
+
+def remove(pool: "Pool", space: Space, discard: bool) -> None:
+    if not discard:
+        pool.flush(space)
+    seg = pool._seg
+    seg.lock_directory()
+    try:
+        record = record_of(pool, space.index)
+        if not discard and space.kind is not Kind.SCRATCH and dirty_pages(pool, space.index):
+            raise _busy(space)
+        removed, freed = seg.remove_space(record["index"])
+    finally:
+        seg.unlock_directory()
+    pool._stores.pop(space.index, None)
+    if freed:
+        pool._give_back(freed, "drop")
+    if not removed:
+        raise _busy(space)
+
+
+def count_of(value: int, what: str) -> int:
+    """A number of pages, checked. Raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{what} must not be negative")
+    return int(value)

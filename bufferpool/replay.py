@@ -1,0 +1,491 @@
+"""Replaying a trace of page accesses through one pool, with several processes, everything verified.
+
+A database file is built with one stamped page (bufferpool/stamped.py) for every
+different page of the trace. Every read checks the stamp. Every write publishes the next version and is
+counted, by the worker that did it, in a file that all share (the *board*). At
+the end each page in the file must have as many versions as it got writes.
+"""
+
+import multiprocessing as mp
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import traceback
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from multiprocessing import connection, resource_tracker
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool import _core, segment
+from bufferpool.errors import BufferPoolError
+from bufferpool.inspect import PoolStats
+from bufferpool.pool import Pool
+from bufferpool.sizes import format_size
+from bufferpool.space import Space
+from bufferpool.stamped import ReplayFailed, Words, build_file, stamp, verify, verify_file
+
+DEMO_REPEAT = 12
+LOWER_AT, RAISE_AT = 0.4, 0.7  # of the accesses: when the budget is halved and restored
+_BLOCK = 256  # accesses that a worker does between two looks at the board
+
+
+class ReplayStopped(Exception):
+    """A signal ended the replay; everything has been removed. ``signal`` is its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; the pool and the temporary files are removed")
+        self.signal = number
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to replay, and how. Raises ValueError for values that fit nothing."""
+
+    trace: str | None = None
+    """A .npy or .npz file; None: the trace that ships with the package."""
+    capacity: int | None = None
+    """Bytes of the pool; None: a quarter of the file."""
+    processes: int = 4
+    page_size: int = 8192
+    """Bytes of a page."""
+    writes: float = 0.1
+    """The share of the accesses that write, 0 to 1."""
+    repeat: int = 1
+    """How often the trace is replayed."""
+    limit: int | None = None
+    """Only the first so many accesses of the trace."""
+    seed: int = 1
+    directory: str | None = None
+    """The tmpfs mount for the pool; None: /dev/shm."""
+    temp: str | None = None
+    """The directory for the file; None: the system's directory for temporary files."""
+
+    def __post_init__(self) -> None:
+        segment.plan(1 << 40 if self.capacity is None else self.capacity, page_size=self.page_size)
+        if not 1 <= self.processes <= _core.CLIENTS_LIMIT - 4:
+            raise ValueError(f"processes must be 1 to {_core.CLIENTS_LIMIT - 4}, not {self.processes}")
+        if not 0 <= self.writes <= 1:
+            raise ValueError(f"writes must be a share from 0 to 1, not {self.writes}")
+        for name in ("repeat", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Memory given back in one call: what the pool returned, and by how much st_blocks fell. Bytes."""
+
+    pool: int
+    kernel: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a replay that verified found."""
+
+    accesses: int
+    writes: int
+    seconds: float
+    pages: int
+    processes: int
+    stats: PoolStats
+    """The pool after the last access, flushed."""
+    lowered: Given
+    """When the budget was halved, while the workers worked."""
+    trimmed: Given
+    """When everything was trimmed at the end, in the quiet: both are equal."""
+    reclaimed: dict[str, int]
+    """Bytes given back in all, by reason, as the pool counts them."""
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """The closing table: label and text."""
+        stats = self.stats
+        yield "accesses", f"{self.accesses:,} by {self.processes} processes, {self.writes:,} of them writes"
+        yield "hit ratio", f"{stats.hit_ratio:.2%} ({stats.hits:,} hits, {stats.misses:,} misses)"
+        yield "pages per second", f"{self.accesses / self.seconds:,.0f} ({self.seconds:.1f} s, every access verified)"
+        yield (
+            "budget halved",
+            f"pool gave back {self.lowered.pool:,} B; kernel's figure fell by {self.lowered.kernel:,} B",
+        )
+        yield "", "(st_blocks, while the workers worked and took memory in other places)"
+        yield (
+            "trim at the end",
+            f"pool gave back {self.trimmed.pool:,} B; kernel's figure fell by {self.trimmed.kernel:,} B",
+        )
+        yield "memory before it", f"pool {stats.resident_bytes:,} B; kernel {stats.kernel_data_bytes:,} B"
+        reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in self.reclaimed.items() if n)
+        yield "reclaimed", f"{format_size(sum(self.reclaimed.values()))} ({reasons})"
+        yield "pages verified", f"{self.pages:,} of {self.pages:,}, in the file, past the pool"
+        yield "check", "clean"
+
+
+def load_trace(path: str | None, limit: int | None = None) -> npt.NDArray[np.uint32]:
+    """The accesses of a trace file, page numbers made dense (their order is kept).
+
+    ``path``: a .npy file with one array, or an .npz file with an array
+    ``pages`` or with only one; None: the trace of the package. Raises OSError,
+    ReplayFailed.
+    """
+    if path is None:
+        with as_file(files("bufferpool") / "traces" / "tpcc.npz") as shipped:
+            return load_trace(str(shipped), limit)
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                names = loaded.files
+                if "pages" not in names and len(names) != 1:
+                    raise ReplayFailed(f"{path} must have an array 'pages'; it has {names}")
+                loaded = loaded["pages" if "pages" in names else names[0]]
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ReplayFailed(f"{path} is no .npy or .npz file of numbers: {error}") from error
+    trace = np.asarray(loaded)[:limit] if loaded.ndim else loaded
+    if trace.ndim != 1 or trace.dtype.kind not in "iu" or not trace.size:
+        raise ReplayFailed(
+            f"{path} must hold one row of page numbers (integers), not {trace.dtype} of shape {trace.shape}"
+        )
+    _, dense = np.unique(trace, return_inverse=True)
+    return dense.astype(np.uint32)
+
+
+# ---- the workers ---------------------------------------------------------------------
+
+
+class Board:
+    """What parent and workers tell each other: one mapped file, each row written by one process."""
+
+    def __init__(self, path: str, processes: int, pages: int) -> None:
+        rows = 1 + processes
+        with open(path, "ab") as file:
+            file.truncate(rows * 64 + processes * pages * 4)
+        self._rows = np.memmap(path, np.int64, "r+", 0, (rows, 8))
+        self.parent = self._rows[0]  # go, stop
+        self.progress = self._rows[1:]  # of each worker: ready, accesses, writes
+        self.writes = np.memmap(path, np.uint32, "r+", rows * 64, (processes, pages))
+
+    def versions(self) -> Words:
+        """The version that every page must have."""
+        return self.writes.sum(axis=0, dtype=np.uint64)
+
+
+_GO, _STOP = 0, 1
+_READY, _ACCESSES, _WRITES = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know; the trace, the file and the board are files in ``folder``."""
+
+    pool: str
+    directory: str | None
+    folder: str
+    pages: int
+    processes: int
+    page_size: int
+    writes: float
+    repeat: int
+    seed: int
+    parent: int
+
+    def board(self) -> Board:
+        return Board(os.path.join(self.folder, "board"), self.processes, self.pages)
+
+    @property
+    def database(self) -> str:
+        return os.path.join(self.folder, "replay.db")
+
+    @property
+    def trace(self) -> str:
+        return os.path.join(self.folder, "trace.npy")
+
+
+def _do_block(
+    space: Space, block: npt.NDArray[np.uint32], write: npt.NDArray[np.bool_], seen: list[int], mine: npt.NDArray[Any]
+) -> None:
+    for page_no, writes in zip(block.tolist(), write.tolist(), strict=True):
+        if writes:
+            with space.write(page_no) as page:
+                version = verify(page, page_no, seen[page_no]) + 1
+                page.fill(stamp(page_no, version))
+            mine[page_no] += 1
+        else:
+            version = verify(space[page_no], page_no, seen[page_no])
+        seen[page_no] = version
+
+
+def _work(index: int, job: Job) -> None:
+    board = job.board()
+    progress, mine = board.progress[index], board.writes[index]
+    trace = np.load(job.trace, mmap_mode="r")
+    random = np.random.default_rng([job.seed, index])
+    seen = [0] * job.pages
+    with Pool.attach(job.pool, directory=job.directory) as pool:
+        space = pool.open_file(job.database, "r+", dtype=np.uint64)
+        progress[_READY] = 1
+        while not board.parent[_GO] and not board.parent[_STOP] and os.getppid() == job.parent:
+            time.sleep(0.001)
+        for _ in range(job.repeat):
+            for start in range(index * _BLOCK, len(trace), job.processes * _BLOCK):
+                if board.parent[_STOP] or os.getppid() != job.parent:
+                    return
+                block = trace[start : start + _BLOCK]
+                write = random.random(len(block)) < job.writes
+                _do_block(space, block, write, seen, mine)
+                progress[_ACCESSES] += len(block)
+                progress[_WRITES] += np.count_nonzero(write)
+
+
+def _worker(index: int, job: Job, tell: "connection.Connection[Any, Any]") -> None:
+    """The main function of a worker: what goes wrong is told to the parent, in words."""
+    try:
+        _work(index, job)
+    except (BufferPoolError, OSError) as error:
+        tell.send(str(error) if isinstance(error, ReplayFailed) else f"{type(error).__name__}: {error}")
+        raise SystemExit(1) from None
+    except Exception:
+        tell.send("an error that nobody expected\n" + traceback.format_exc()[-8000:])
+        raise SystemExit(1) from None
+
+
+class _Workers:
+    """The worker processes of a replay."""
+
+    def __init__(self, job: Job, board: Board) -> None:
+        self._board = board
+        self._running: dict[int, tuple[BaseProcess, connection.Connection[Any, Any]]] = {}
+        context = mp.get_context("spawn")
+        resource_tracker.ensure_running()  # it unblocks signals when it starts
+        # The workers inherit the mask: a Ctrl-C of the terminal reaches the parent only.
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        try:
+            for index in range(job.processes):
+                hear, tell = context.Pipe(duplex=False)
+                process = context.Process(target=_worker, args=(index, job, tell), name=f"replay-{index}")
+                process.start()
+                tell.close()
+                self._running[index] = process, hear
+        except BaseException:
+            self.end()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until one ends, or for so long; says whether any still works. Raises ReplayFailed."""
+        connection.wait([process.sentinel for process, _ in self._running.values()], seconds)
+        for index, (process, hear) in list(self._running.items()):
+            if process.exitcode is None:
+                continue
+            if process.exitcode < 0:
+                raise ReplayFailed(
+                    f"worker {index} was killed by {signal.strsignal(-process.exitcode)} (signal {-process.exitcode})"
+                )
+            if process.exitcode:
+                why = hear.recv() if hear.poll() else f"exit code {process.exitcode}; what it printed says why"
+                raise ReplayFailed(f"worker {index}: {why}")
+            self._close(index)
+        return bool(self._running)
+
+    def _close(self, index: int) -> None:
+        process, hear = self._running.pop(index)
+        process.join()
+        process.close()
+        hear.close()
+
+    def end(self) -> None:
+        """Stops those that still work; none is left afterwards."""
+        self._board.parent[_STOP] = 1
+        deadline = time.monotonic() + 5
+        for index, (process, _) in list(self._running.items()):
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                process.kill()
+            self._close(index)
+
+
+# ---- the parent ------------------------------------------------------------------------
+
+
+class _Stop:
+    """Signals, remembered: the long steps ask here whether to go on."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> None:
+        """Raises ReplayStopped if a signal has come."""
+        if self.signal:
+            raise ReplayStopped(self.signal)
+
+    def _remember(self, number: int, _frame: object) -> None:
+        self.signal = number
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Ctrl-C, SIGTERM and SIGHUP do nothing but be remembered."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals go to the main thread, which is not ours
+            return
+        wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        old = {number: signal.signal(number, self._remember) for number in wanted}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+class Progress:
+    """Live figures: on a terminal one line that changes, elsewhere a line a second."""
+
+    def __init__(self, out: TextIO, total: int) -> None:
+        self._out, self._total, self._terminal = out, total, out.isatty()
+        self._next = 0.0
+        self._open = False
+
+    def show(self, accesses: int, stats: PoolStats, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if now < self._next and not last:
+            return
+        self._next = now + (0.2 if self._terminal else 1.0)
+        line = (
+            f"{accesses / self._total:4.0%}  hits {stats.hits:,}  misses {stats.misses:,}  ratio {stats.hit_ratio:.1%}  "
+            f"resident {format_size(stats.resident_bytes)}  budget {format_size(stats.budget_bytes)}  "
+            f"reclaimed {format_size(stats.reclaimed_total_bytes)}"
+        )
+        if self._terminal:
+            line = "\r" + line[: shutil.get_terminal_size().columns - 1] + "\x1b[K"
+        print(line, end="" if self._terminal else "\n", file=self._out, flush=True)
+        self._open = self._terminal
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        print(("\n" if self._open else "") + text, file=self._out, flush=True)
+        self._open = False
+
+
+def _kernel_bytes(pool: Pool) -> int:
+    return os.stat(pool.path).st_blocks * 512
+
+
+def _resize(pool: Pool, capacity: int, progress: Progress) -> Given:
+    before = _kernel_bytes(pool)
+    given = pool.resize(capacity)
+    after = _kernel_bytes(pool)
+    progress.say(f"      budget now {format_size(capacity)}: {format_size(given)} given back, workers at work")
+    return Given(given, before - after)
+
+
+def _watch(pool: Pool, workers: _Workers, board: Board, total: int, out: TextIO, stop: _Stop) -> tuple[float, Given]:
+    """While the workers work: progress, and the budget down and up. Returns (seconds, what was given back)."""
+    while not board.progress[:, _READY].all():
+        stop()
+        workers.wait(0.01)
+    full = pool.stats().budget_bytes
+    progress, lowered, raised = Progress(out, total), None, False
+    started = time.monotonic()
+    board.parent[_GO] = 1
+    while workers.wait(0.05):
+        stop()
+        done = int(board.progress[:, _ACCESSES].sum())
+        progress.show(done, pool.stats())
+        if lowered is None and done >= LOWER_AT * total:
+            lowered = _resize(pool, max(full // 2, segment.MIN_FRAMES * pool.page_size), progress)
+        elif lowered is not None and not raised and done >= RAISE_AT * total:
+            _resize(pool, full, progress)
+            raised = True
+    seconds = time.monotonic() - started
+    if lowered is None:  # the trace was so short that the workers ended first
+        lowered = _resize(pool, max(full // 2, segment.MIN_FRAMES * pool.page_size), progress)
+    progress.show(int(board.progress[:, _ACCESSES].sum()), pool.stats(), last=True)
+    progress.say("")
+    return seconds, lowered
+
+
+def _verify(pool: Pool, job: Job, board: Board, total: int, stop: _Stop) -> tuple[PoolStats, Given]:
+    """All that must hold once the workers are gone. Raises ReplayFailed."""
+    done = int(board.progress[:, _ACCESSES].sum())
+    if done != total:
+        raise ReplayFailed(f"the workers did {done} accesses instead of {total}")
+    pool.flush()
+    stats = pool.stats()
+    if _kernel_bytes(pool) - stats.metadata_bytes != stats.resident_bytes:
+        raise ReplayFailed(
+            f"the pool counts {stats.resident_bytes} bytes of pages, and the kernel "
+            f"{_kernel_bytes(pool) - stats.metadata_bytes} ({_kernel_bytes(pool)} less {stats.metadata_bytes} of metadata)"
+        )
+    _check(pool)
+    verify_file(job.database, board.versions(), job.page_size, stop)
+    before = _kernel_bytes(pool)
+    given = pool.trim(bytes=stats.resident_bytes)
+    trimmed = Given(given, before - _kernel_bytes(pool))
+    counted = pool.stats().reclaimed_bytes["trim"] - stats.reclaimed_bytes["trim"]
+    if not trimmed.pool == trimmed.kernel == counted:
+        raise ReplayFailed(
+            f"a trim gave back {trimmed.pool} bytes and counted {counted}, but the kernel's figure fell by {trimmed.kernel}"
+        )
+    _check(pool)
+    return stats, trimmed
+
+
+def _check(pool: Pool) -> None:
+    violations = pool.check()
+    if violations:
+        raise ReplayFailed(f"the pool has {len(violations)} violations: " + "; ".join(violations[:5]))
+
+
+def replay(options: Options, out: TextIO) -> Report:
+    """Does it all; progress goes to ``out``. Nothing stays behind, however it ends.
+
+    Raises ReplayFailed when anything does not verify or a worker ends early,
+    ReplayStopped after Ctrl-C, SIGTERM or SIGHUP, and the errors of the pool.
+    """
+    stop = _Stop()
+    with ExitStack() as stack:
+        stack.enter_context(stop.watching())
+        trace = load_trace(options.trace, options.limit)
+        pages, total = int(trace.max()) + 1, len(trace) * options.repeat
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bufferpool-replay-", dir=options.temp))
+        name = f"replay-{os.getpid()}-{secrets.token_hex(4)}"
+        job = Job(
+            name, options.directory, folder, pages, options.processes, options.page_size,
+            options.writes, options.repeat, options.seed, os.getpid(),
+        )  # fmt: skip
+        np.save(job.trace, trace)
+        board = job.board()
+        file_bytes = pages * options.page_size
+        capacity = max(file_bytes // 4, 64 * options.page_size) if options.capacity is None else options.capacity
+        print(
+            f"file {format_size(file_bytes)} ({pages:,} pages of {options.page_size} B), pool {format_size(capacity)}, "
+            f"{options.processes} processes, {total:,} accesses, {options.writes:.0%} writes",
+            file=out,
+            flush=True,
+        )
+        build_file(job.database, pages, options.page_size, stop)
+        pool = Pool.create(
+            name, capacity, page_size=options.page_size, directory=options.directory, max_clients=options.processes + 4
+        )
+        stack.callback(pool.unlink)
+        stack.enter_context(pool)
+        workers = _Workers(job, board)
+        stack.callback(workers.end)
+        seconds, lowered = _watch(pool, workers, board, total, out, stop)
+        stats, trimmed = _verify(pool, job, board, total, stop)
+        written = int(board.progress[:, _WRITES].sum())
+        reclaimed = pool.stats().reclaimed_bytes
+        return Report(
+            total, written, seconds, pages, options.processes, stats, lowered, trimmed, reclaimed,
+        )  # fmt: skip
