@@ -169,7 +169,7 @@ class Pool:
                 seg = _core.Segment(fd, make_room, comm)
                 geometry = seg.geometry()
                 with open(f"/proc/self/fd/{fd}", "rb") as file:
-                    self.data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(
+                    self._data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(
                         file,
                         np.uint8,
                         "r",
@@ -178,7 +178,7 @@ class Pool:
                     )
             finally:
                 os.close(fd)
-            seg.set_data(self.data)
+            seg.set_data(self._data)
             self._geometry, self._uuid, self._segment = geometry, uuid, seg
             _open_pools.add(self)
             return seg
@@ -190,7 +190,7 @@ class Pool:
                 self._segment.close()
                 self._segment = None
                 self._stores.clear()
-                self.__dict__.pop("data", None)
+                del self._data
             self._closed = True
 
     def unlink(self) -> None:
@@ -218,6 +218,16 @@ class Pool:
     def name(self) -> str:
         """The pool's name: that of its file."""
         return os.path.basename(self.path)
+
+    @property
+    def data(self) -> np.memmap[Any, np.dtype[np.uint8]]:
+        """The mapping that all views come from: read-only, uint8, shape (max_frames, page_size).
+
+        Row f is frame f. A row is stable only while its page is pinned, and
+        reading one that is a hole makes the kernel allocate it.
+        """
+        _ = self._seg
+        return self._data
 
     @property
     def page_size(self) -> int:

@@ -14,31 +14,27 @@ import signal
 import tempfile
 import threading
 import time
-import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool import _core, segment
-from bufferpool.errors import BufferPoolError
+from bufferpool import _core, replay_worker, segment
 from bufferpool.inspect import PoolStats
 from bufferpool.pool import Pool
+from bufferpool.replay_worker import ACCESSES, GO, READY, STOP, WRITES, Board, Job
 from bufferpool.sizes import format_size
-from bufferpool.space import Space
-from bufferpool.stamped import ReplayFailed, Words, build_file, stamp, verify, verify_file
+from bufferpool.stamped import ReplayFailed, build_file, verify_file
 
-DEMO_REPEAT = 12
+DEMO_REPEAT = 10  # of the trace that ships with the package
 LOWER_AT, RAISE_AT = 0.4, 0.7  # of the accesses: when the budget is halved and restored
-_BLOCK = 256  # accesses that a worker does between two looks at the board
 
 
 class ReplayStopped(Exception):
@@ -110,26 +106,24 @@ class Report:
     reclaimed: dict[str, int]
     """Bytes given back in all, by reason, as the pool counts them."""
 
-    def lines(self) -> Iterator[tuple[str, str]]:
-        """The closing table: label and text."""
-        stats = self.stats
-        yield "accesses", f"{self.accesses:,} by {self.processes} processes, {self.writes:,} of them writes"
-        yield "hit ratio", f"{stats.hit_ratio:.2%} ({stats.hits:,} hits, {stats.misses:,} misses)"
-        yield "pages per second", f"{self.accesses / self.seconds:,.0f} ({self.seconds:.1f} s, every access verified)"
-        yield (
-            "budget halved",
-            f"pool gave back {self.lowered.pool:,} B; kernel's figure fell by {self.lowered.kernel:,} B",
-        )
-        yield "", "(st_blocks, while the workers worked and took memory in other places)"
-        yield (
-            "trim at the end",
-            f"pool gave back {self.trimmed.pool:,} B; kernel's figure fell by {self.trimmed.kernel:,} B",
-        )
-        yield "memory before it", f"pool {stats.resident_bytes:,} B; kernel {stats.kernel_data_bytes:,} B"
+    def table(self) -> str:
+        """The closing table."""
+        stats, lowered, trimmed = self.stats, self.lowered, self.trimmed
         reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in self.reclaimed.items() if n)
-        yield "reclaimed", f"{format_size(sum(self.reclaimed.values()))} ({reasons})"
-        yield "pages verified", f"{self.pages:,} of {self.pages:,}, in the file, past the pool"
-        yield "check", "clean"
+        left = f"{self.pages:,} of {self.pages:,}, read from the file, not through the pool"
+        rows = [
+            ("accesses", f"{self.accesses:,} by {self.processes} processes, {self.writes:,} of them writes"),
+            ("hit ratio", f"{stats.hit_ratio:.2%} ({stats.hits:,} hits, {stats.misses:,} misses)"),
+            ("pages per second", f"{self.accesses / self.seconds:,.0f} ({self.seconds:.1f} s, every access verified)"),
+            ("reclaimed", f"{sum(self.reclaimed.values()):,} B ({reasons})"),
+            ("", f"{'the pool counts':>18} {'the kernel (st_blocks)':>24}"),
+            ("  budget halved, workers at work", f"{lowered.pool:>16,} B {lowered.kernel:>22,} B"),
+            ("  trimmed at the end", f"{trimmed.pool:>16,} B {trimmed.kernel:>22,} B"),
+            ("  pages held before that trim", f"{stats.resident_bytes:>16,} B {stats.kernel_data_bytes:>22,} B"),
+            ("pages verified", left),
+            ("check", "clean"),
+        ]
+        return "\n".join(f"{label:<33} {text}" for label, text in rows)
 
 
 def load_trace(path: str | None, limit: int | None = None) -> npt.NDArray[np.uint32]:
@@ -161,105 +155,6 @@ def load_trace(path: str | None, limit: int | None = None) -> npt.NDArray[np.uin
     return dense.astype(np.uint32)
 
 
-# ---- the workers ---------------------------------------------------------------------
-
-
-class Board:
-    """What parent and workers tell each other: one mapped file, each row written by one process."""
-
-    def __init__(self, path: str, processes: int, pages: int) -> None:
-        rows = 1 + processes
-        with open(path, "ab") as file:
-            file.truncate(rows * 64 + processes * pages * 4)
-        self._rows = np.memmap(path, np.int64, "r+", 0, (rows, 8))
-        self.parent = self._rows[0]  # go, stop
-        self.progress = self._rows[1:]  # of each worker: ready, accesses, writes
-        self.writes = np.memmap(path, np.uint32, "r+", rows * 64, (processes, pages))
-
-    def versions(self) -> Words:
-        """The version that every page must have."""
-        return self.writes.sum(axis=0, dtype=np.uint64)
-
-
-_GO, _STOP = 0, 1
-_READY, _ACCESSES, _WRITES = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker has to know; the trace, the file and the board are files in ``folder``."""
-
-    pool: str
-    directory: str | None
-    folder: str
-    pages: int
-    processes: int
-    page_size: int
-    writes: float
-    repeat: int
-    seed: int
-    parent: int
-
-    def board(self) -> Board:
-        return Board(os.path.join(self.folder, "board"), self.processes, self.pages)
-
-    @property
-    def database(self) -> str:
-        return os.path.join(self.folder, "replay.db")
-
-    @property
-    def trace(self) -> str:
-        return os.path.join(self.folder, "trace.npy")
-
-
-def _do_block(
-    space: Space, block: npt.NDArray[np.uint32], write: npt.NDArray[np.bool_], seen: list[int], mine: npt.NDArray[Any]
-) -> None:
-    for page_no, writes in zip(block.tolist(), write.tolist(), strict=True):
-        if writes:
-            with space.write(page_no) as page:
-                version = verify(page, page_no, seen[page_no]) + 1
-                page.fill(stamp(page_no, version))
-            mine[page_no] += 1
-        else:
-            version = verify(space[page_no], page_no, seen[page_no])
-        seen[page_no] = version
-
-
-def _work(index: int, job: Job) -> None:
-    board = job.board()
-    progress, mine = board.progress[index], board.writes[index]
-    trace = np.load(job.trace, mmap_mode="r")
-    random = np.random.default_rng([job.seed, index])
-    seen = [0] * job.pages
-    with Pool.attach(job.pool, directory=job.directory) as pool:
-        space = pool.open_file(job.database, "r+", dtype=np.uint64)
-        progress[_READY] = 1
-        while not board.parent[_GO] and not board.parent[_STOP] and os.getppid() == job.parent:
-            time.sleep(0.001)
-        for _ in range(job.repeat):
-            for start in range(index * _BLOCK, len(trace), job.processes * _BLOCK):
-                if board.parent[_STOP] or os.getppid() != job.parent:
-                    return
-                block = trace[start : start + _BLOCK]
-                write = random.random(len(block)) < job.writes
-                _do_block(space, block, write, seen, mine)
-                progress[_ACCESSES] += len(block)
-                progress[_WRITES] += np.count_nonzero(write)
-
-
-def _worker(index: int, job: Job, tell: "connection.Connection[Any, Any]") -> None:
-    """The main function of a worker: what goes wrong is told to the parent, in words."""
-    try:
-        _work(index, job)
-    except (BufferPoolError, OSError) as error:
-        tell.send(str(error) if isinstance(error, ReplayFailed) else f"{type(error).__name__}: {error}")
-        raise SystemExit(1) from None
-    except Exception:
-        tell.send("an error that nobody expected\n" + traceback.format_exc()[-8000:])
-        raise SystemExit(1) from None
-
-
 class _Workers:
     """The worker processes of a replay."""
 
@@ -273,7 +168,7 @@ class _Workers:
         try:
             for index in range(job.processes):
                 hear, tell = context.Pipe(duplex=False)
-                process = context.Process(target=_worker, args=(index, job, tell), name=f"replay-{index}")
+                process = context.Process(target=replay_worker.main, args=(index, job, tell), name=f"replay-{index}")
                 process.start()
                 tell.close()
                 self._running[index] = process, hear
@@ -307,7 +202,7 @@ class _Workers:
 
     def end(self) -> None:
         """Stops those that still work; none is left afterwards."""
-        self._board.parent[_STOP] = 1
+        self._board.parent[STOP] = 1
         deadline = time.monotonic() + 5
         for index, (process, _) in list(self._running.items()):
             process.join(max(0.0, deadline - time.monotonic()))
@@ -391,16 +286,16 @@ def _resize(pool: Pool, capacity: int, progress: Progress) -> Given:
 
 def _watch(pool: Pool, workers: _Workers, board: Board, total: int, out: TextIO, stop: _Stop) -> tuple[float, Given]:
     """While the workers work: progress, and the budget down and up. Returns (seconds, what was given back)."""
-    while not board.progress[:, _READY].all():
+    while not board.progress[:, READY].all():
         stop()
         workers.wait(0.01)
     full = pool.stats().budget_bytes
     progress, lowered, raised = Progress(out, total), None, False
     started = time.monotonic()
-    board.parent[_GO] = 1
+    board.parent[GO] = 1
     while workers.wait(0.05):
         stop()
-        done = int(board.progress[:, _ACCESSES].sum())
+        done = int(board.progress[:, ACCESSES].sum())
         progress.show(done, pool.stats())
         if lowered is None and done >= LOWER_AT * total:
             lowered = _resize(pool, max(full // 2, segment.MIN_FRAMES * pool.page_size), progress)
@@ -410,14 +305,14 @@ def _watch(pool: Pool, workers: _Workers, board: Board, total: int, out: TextIO,
     seconds = time.monotonic() - started
     if lowered is None:  # the trace was so short that the workers ended first
         lowered = _resize(pool, max(full // 2, segment.MIN_FRAMES * pool.page_size), progress)
-    progress.show(int(board.progress[:, _ACCESSES].sum()), pool.stats(), last=True)
+    progress.show(int(board.progress[:, ACCESSES].sum()), pool.stats(), last=True)
     progress.say("")
     return seconds, lowered
 
 
 def _verify(pool: Pool, job: Job, board: Board, total: int, stop: _Stop) -> tuple[PoolStats, Given]:
     """All that must hold once the workers are gone. Raises ReplayFailed."""
-    done = int(board.progress[:, _ACCESSES].sum())
+    done = int(board.progress[:, ACCESSES].sum())
     if done != total:
         raise ReplayFailed(f"the workers did {done} accesses instead of {total}")
     pool.flush()
@@ -484,7 +379,7 @@ def replay(options: Options, out: TextIO) -> Report:
         stack.callback(workers.end)
         seconds, lowered = _watch(pool, workers, board, total, out, stop)
         stats, trimmed = _verify(pool, job, board, total, stop)
-        written = int(board.progress[:, _WRITES].sum())
+        written = int(board.progress[:, WRITES].sum())
         reclaimed = pool.stats().reclaimed_bytes
         return Report(
             total, written, seconds, pages, options.processes, stats, lowered, trimmed, reclaimed,

@@ -125,6 +125,8 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     Alr<PoolEnv>(s.header->policy, env).purge();
     unlock_memory(s);
     BP_POINT("remove.empty");
+    lock_growth(s);
+    n = slot.entries_ready.load_relaxed();  // somebody may have appended until just now
     if (n) prim::punch(s.fd, s.g.entries_at + first * 8, round_up(n * 8, s.g.os_page));
     slot.entries_ready.store_relaxed(0);
     for (auto* field : {&slot.reserved, &slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns})
@@ -133,6 +135,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.flush_open.store_relaxed(0);
     slot.name[0] = slot.path[0] = 0;
     slot.state.store_seq_cst(SPACE_FREE);
+    release(s.header->growth);
     BP_POINT("remove.free");
     return true;
 }

@@ -52,7 +52,7 @@ static void after_fork_child() {
         s->me = plan.client;
         plan.seg->lost = plan.client == 0;
         plan.seg->forks++;
-        plan.seg->active = 0;
+        plan.seg->active = plan.seg->writes = 0;
         s->ops_used.store_relaxed(0);
         for (u32 i = 0; i < OPS; i++) s->op_thread[i] = 0;
         for (auto& spare : s->spares) spare.store_relaxed(0);

@@ -271,7 +271,8 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages) {
     lock_growth(s);
     u64 ready = slot.entries_ready.load_acquire(), to = round_up(pages, s.g.os_page / 8);
     int r = 0;
-    if (to > ready) {
+    u32 state = slot.state.load_acquire();  // a space that is being removed grows no more
+    if (to > ready && (state == SPACE_LIVE || state == SPACE_OPENING)) {
         r = prim::plug(s.fd, s.g.entries_at + (slot.first_entry.load_relaxed() + ready) * 8, (to - ready) * 8);
         BP_POINT("entries.plugged");
         if (r) repair_growth(s);

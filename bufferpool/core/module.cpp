@@ -10,6 +10,7 @@ int ready_segment_type();
 int ready_view_types();
 int ready_space_type();
 int ready_write_type();
+PyObject* core_simulate(PyObject*, PyObject*);  // simulate.cpp
 
 // ---- errors --------------------------------------------------------------------
 
@@ -140,6 +141,7 @@ static PyObject* core_geometry(PyObject*, PyObject* arg) {
 
 static PyMethodDef module_methods[] = {
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
+    {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
     {"geometry", core_geometry, METH_O, "The checked geometry of the segment behind fd."},
     {nullptr, nullptr, 0, nullptr}};
 static PyModuleDef module_def = {PyModuleDef_HEAD_INIT, "bufferpool._core", "The core of bufferpool.", -1, module_methods, nullptr, nullptr, nullptr, nullptr};

@@ -31,6 +31,7 @@ struct SegmentObject {
     PinNode pins;       // all live pins of this process (a ring; this is its head)
     u32 forks;          // how often this process is a forked child: old writes are not ours
     u32 active;         // operations under way without the GIL
+    u32 writes;         // open writes of this process
     bool lost;          // a forked child that found no client slot
     PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): makes room or raises
     SegmentObject* next;     // of all attached segments, for fork

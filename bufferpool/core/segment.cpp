@@ -109,6 +109,7 @@ static PyObject* segment_close(PyObject* self, PyObject*) {
     if (!seg->s) Py_RETURN_NONE;
     if (seg->pins.next != &seg->pins)
         return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep");
+    if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
     if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
     if (seg->s->me) {
         Released unlocked(seg);

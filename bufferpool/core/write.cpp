@@ -49,6 +49,7 @@ PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns) {
 
 static void set_open(WriteObject* w) {
     w->open = true;
+    w->space->seg->writes++;
     w->thread = this_thread();
     if (!open_writes.next) open_writes.next = open_writes.prev = &open_writes;
     w->prev = &open_writes;
@@ -60,6 +61,7 @@ static void set_open(WriteObject* w) {
 static void set_closed(WriteObject* w) {
     if (!w->open) return;
     w->open = false;
+    if (w->forks == w->space->seg->forks) w->space->seg->writes--;
     w->next->prev = w->prev;
     w->prev->next = w->next;
 }
@@ -106,6 +108,7 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
     SpaceObject* sp = w->space;
     if (w->open || w->done) return raise("ValueError", "a Write is used once; call write() or append() again");
     if (ready_space(sp) < 0) return nullptr;
+    w->forks = sp->seg->forks;
     Segment& s = *sp->seg->s;
     Py_INCREF(sp->dtype);
     w->page = PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 1, &sp->items, nullptr, nullptr, 0, nullptr);
