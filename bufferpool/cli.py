@@ -69,8 +69,10 @@ def _print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> No
 
 
 def _others(pool: Pool) -> list[ClientInfo]:
-    """The clients but for ourselves."""
-    return [c for c in pool.clients() if c.pid != os.getpid()]
+    """The clients but for the one that this handle is: the last of this process."""
+    clients = pool.clients()
+    me = max((c for c in clients if c.pid == os.getpid()), key=lambda c: c.attached_at, default=None)
+    return [c for c in clients if c != me]
 
 
 # ---- ls -----------------------------------------------------------------------------
@@ -267,17 +269,17 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _name(text: str) -> str:
-    return _argument(lambda: (segment.path_of(text), text)[1])
+    try:
+        segment.path_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _size(text: str) -> int:
-    return _argument(lambda: parse_size(text))
-
-
-def _argument[T](convert: Callable[[], T]) -> T:
     try:
-        return convert()
-    except (TypeError, ValueError) as error:
+        return parse_size(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 

@@ -21,6 +21,7 @@ _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
 _EXTENT = 256 << 10
 _PROBE = 8 * _EXTENT
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_KNOB = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
@@ -103,11 +104,15 @@ def _kernel(directory: str) -> Iterator[Finding]:
     yield _huge_pages(directory, release)
 
 
+def shmem_enabled() -> str:
+    """The kernel's rule for huge pages in shared memory, of all tmpfs mounts together."""
+    found = re.search(r"\[(\w+)\]", _KNOB.read_text()) if _KNOB.exists() else None
+    return found[1] if found else "not built in"
+
+
 def _huge_pages(directory: str, release: str) -> Finding:
     """Huge folios in a tmpfs: wrong data after MADV_REMOVE on some kernels, late reclaim on the others."""
-    knob = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-    system = re.search(r"\[(\w+)\]", knob.read_text()) if knob.exists() else None
-    word = system[1] if system else "not built in"
+    word = shmem_enabled()
     mounted = mount_of(directory).option("huge", "never")
     huge = word == "force" or (word not in ("deny", "not built in") and mounted in ("always", "within_size"))
     text = f"shmem_enabled is {word}, {directory} is mounted huge={mounted}"
@@ -117,7 +122,7 @@ def _huge_pages(directory: str, release: str) -> Finding:
     version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     affected = (6, 14) <= version < (7, 0) or "7.0.0-rc1" in release or "7.0-rc1" in release
     remedy = f"mount -o remount,huge=never {directory}" + (
-        f"; echo never > {knob}" if word == "force" else f", or: echo deny > {knob}"
+        f"; echo never > {_KNOB}" if word == "force" else f", or: echo deny > {_KNOB}"
     )
     if affected:
         text += "; kernels 6.14 to 7.0-rc1 return wrong data after MADV_REMOVE of a part of a huge page"

@@ -164,10 +164,7 @@ def _ages(touched: npt.NDArray[np.uint32], live: npt.NDArray[np.bool_]) -> npt.N
 
 def read_pins(pool: "Pool") -> npt.NDArray[np.uint16]:
     """Pin counts, shape (frames with slots, max_clients), uint16; column c is client c + 1."""
-    geometry = pool._geometry
-    stride = -(-geometry["max_clients"] // 4) * 4
-    rows = np.frombuffer(pool._seg.raw_pins(), np.uint16).reshape(-1, stride)
-    return rows[:, : geometry["max_clients"]]
+    return pool._seg.raw_pins()
 
 
 def read_frames(pool: "Pool") -> npt.NDArray[np.void]:

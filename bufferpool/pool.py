@@ -412,17 +412,18 @@ class Pool:
     def _make_room(self, what: str, pinned: int, dirty: int, in_use: int) -> None:
         """Called by the core when no frame can be had: makes room, waits a little, or raises."""
         seg, now, state = self._seg, time.monotonic(), self._room
-        if now - getattr(state, "last", 0.0) > 1.0:
+        if now - getattr(state, "last", 0.0) > 0.05:  # not the same want as the last time
             state.since, state.tries = now, 0
-        state.last, state.tries = now, state.tries + 1
+        state.tries += 1
         if seg.reap():
             return
-        if dirty and state.tries < 100:
-            written = 0
+        if (dirty or in_use) and state.tries < 100:  # a page that somebody is flushing counts as in use
             for record in seg.spaces():
                 if record["kind"] == Kind.FILE or record["index"] in self._stores:
-                    written += flush_space(self, record, self.durable_lsn, foreground=True)
-            if written:
+                    flush_space(self, record, self.durable_lsn, foreground=True)
+            flushed = inspect.read_counters(self)[0]["flushed_pages"]
+            if flushed != getattr(state, "flushed", None):  # by us, or by the one whose lock we waited for
+                state.flushed, state.last = flushed, 0.0
                 return
         if now - state.since > _ROOM_S:
             state.last = 0.0
@@ -430,6 +431,7 @@ class Pool:
                 raise SharedMemoryFull(str(segment._full(os.path.dirname(self.path))))
             raise PoolExhausted(inspect.exhausted_message(self))
         time.sleep(min(0.001 * state.tries, 0.02))
+        state.last = time.monotonic()
 
     # ---- memory -------------------------------------------------------------------
 

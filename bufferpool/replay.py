@@ -137,9 +137,9 @@ def load_trace(path: str | None, limit: int | None = None) -> npt.NDArray[np.uin
         with as_file(files("bufferpool") / "traces" / "tpcc.npz") as shipped:
             return load_trace(str(shipped), limit)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.lib.npyio.NpzFile):
-            with loaded:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
                 names = loaded.files
                 if "pages" not in names and len(names) != 1:
                     raise ReplayFailed(f"{path} must have an array 'pages'; it has {names}")
@@ -377,7 +377,11 @@ def replay(options: Options, out: TextIO) -> Report:
         stack.enter_context(pool)
         workers = _Workers(job, board)
         stack.callback(workers.end)
-        seconds, lowered = _watch(pool, workers, board, total, out, stop)
+        try:
+            seconds, lowered = _watch(pool, workers, board, total, out, stop)
+        except ReplayFailed:
+            stop()  # the signal that we got may have ended the worker, too
+            raise
         stats, trimmed = _verify(pool, job, board, total, stop)
         written = int(board.progress[:, WRITES].sum())
         reclaimed = pool.stats().reclaimed_bytes

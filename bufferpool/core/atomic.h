@@ -4,8 +4,9 @@
 // bytes are their initial value, and other processes hold them too. Hence
 // plain storage with the compiler's __atomic builtins, not std::atomic.
 //
-// BP_STEP() stands before every access that other processes can observe. It
-// is empty in production; a test build defines it to take control there.
+// BP_STEP() stands before every access that orders something between processes
+// (all but the relaxed ones). It is empty in production; the explorer
+// (tests/native) defines it to take control there, and BP_POINT to name places.
 #pragma once
 
 #include <cstdint>
@@ -32,13 +33,13 @@ class Atomic {
     T value_;
 
 public:
-    T load_relaxed() const { BP_STEP(); return __atomic_load_n(&value_, __ATOMIC_RELAXED); }
+    T load_relaxed() const { return __atomic_load_n(&value_, __ATOMIC_RELAXED); }
     T load_acquire() const { BP_STEP(); return __atomic_load_n(&value_, __ATOMIC_ACQUIRE); }
     T load_seq_cst() const { BP_STEP(); return __atomic_load_n(&value_, __ATOMIC_SEQ_CST); }
-    void store_relaxed(T v) { BP_STEP(); __atomic_store_n(&value_, v, __ATOMIC_RELAXED); }
+    void store_relaxed(T v) { __atomic_store_n(&value_, v, __ATOMIC_RELAXED); }
     void store_release(T v) { BP_STEP(); __atomic_store_n(&value_, v, __ATOMIC_RELEASE); }
     void store_seq_cst(T v) { BP_STEP(); __atomic_store_n(&value_, v, __ATOMIC_SEQ_CST); }
-    T add_relaxed(T v) { BP_STEP(); return __atomic_fetch_add(&value_, v, __ATOMIC_RELAXED); }
+    T add_relaxed(T v) { return __atomic_fetch_add(&value_, v, __ATOMIC_RELAXED); }
     T add_seq_cst(T v) { BP_STEP(); return __atomic_fetch_add(&value_, v, __ATOMIC_SEQ_CST); }
     T sub_seq_cst(T v) { BP_STEP(); return __atomic_fetch_sub(&value_, v, __ATOMIC_SEQ_CST); }
     T or_seq_cst(T v) { BP_STEP(); return __atomic_fetch_or(&value_, v, __ATOMIC_SEQ_CST); }

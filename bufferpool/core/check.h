@@ -68,12 +68,11 @@ inline void check_frames(Segment& s, Findings& out) {
             out.insert(say("frame %u: LIVE for page %u, beyond the last", f, page));
         } else if (state == LIVE && !motion.frames.count(f) && !motion.pages.count(page)) {
             u64 e = s.entries[page].load_acquire();
-            bool named = (entry::state(e) == RESIDENT || entry::state(e) == EVICTING) && entry::frame(e) == f;
-            if (!named) out.insert(say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e))));
+            if (!entry::names(e, f)) out.insert(say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e))));
         }
         for (u32 k = 1; k <= s.g.max_clients; k++)
             if (s.clients[k - 1].state.load_acquire() == CLIENT_FREE &&
-                s.pin_rows[u64(f) * s.g.pins_stride + k - 1].load_relaxed())
+                s.pin_count_of(k, f).load_relaxed())
                 out.insert(say("frame %u: pinned for client %u, which is gone", f, k));
     }
 }
@@ -149,8 +148,7 @@ inline Findings check(Segment& s, int passes) {
         if (i == 0) standing = now;
         std::erase_if(standing, [&](const std::string& f) { return !now.count(f); });
         if (standing.empty()) break;
-        timespec pause{0, 2'000'000};
-        nanosleep(&pause, nullptr);
+        prim::nap(2'000'000);
     }
     check_memory(s, standing);
     return standing;

@@ -21,7 +21,7 @@ inline void start_client(Segment& s, u32 c) {
     for (Intent& intent : slot.intents) intent.op.store_relaxed(u32(Op::NONE));
     slot.generation.store_relaxed(slot.generation.load_relaxed() + 1);
     slot.folded.store_relaxed(0);
-    slot.pid.store_relaxed(u32(getpid()));
+    slot.pid.store_relaxed(prim::process_id());
     slot.start_time.store_relaxed(prim::start_time());
     slot.attached_ns.store_relaxed(prim::realtime_ns());
     slot.name[0] = 0;
@@ -226,18 +226,18 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     }
     if ((op == Op::LOAD || op == Op::EVICT) && s.has_page(page)) {
         u64 e = s.entries[page].load_acquire();
-        if (!entry::is_resident_in(e, f)) frame_cas(f, frame::live(page), frame::busy(c));
+        if (!entry::names(e, f)) frame_cas(f, frame::live(page), frame::busy(c));
         settle_entry(s, page, [&](u64 w) {
             bool dead = entry::state(w) == LOADING && entry::owner(w) == c;
             return dead ? entry::with_owner(entry::with_state(w, ABSENT), 0) : w;
         });
     }
     if (op == Op::PUBLISH && s.has_page(page)) {
-        bool swapped = entry::is_resident_in(s.entries[page].load_acquire(), f);
+        bool swapped = entry::names(s.entries[page].load_acquire(), f);
         if (swapped) frame_cas(old, frame::live(page), frame::old(page));
         else frame_cas(f, frame::live(page), frame::busy(c));
     }
-    if (op == Op::DISCARD && s.has_page(page) && !entry::is_resident_in(s.entries[page].load_acquire(), old))
+    if (op == Op::DISCARD && s.has_page(page) && !entry::names(s.entries[page].load_acquire(), old))
         frame_cas(old, frame::live(page), frame::old(page));
     if (op == Op::FLUSH)
         for (u64 p = page; p <= old && s.has_page(u32(p)); p++)
@@ -316,7 +316,7 @@ inline void reap_held(Segment& s, u32 c) {
     BP_POINT("reap.fields");
     // 4. Its pins, and the superseded frames that only they had kept.
     for (u32 f = 0; f < s.ready; f++) {
-        auto& count = s.pin_rows[u64(f) * s.g.pins_stride + c - 1];
+        auto& count = s.pin_count_of(c, f);
         if (count.load_relaxed()) count.store_seq_cst(0);
     }
     BP_POINT("reap.pins");
@@ -365,15 +365,15 @@ inline void detach(Segment& s) {
     unlock_memory(s);
     BP_POINT("detach.free");
     prim::unlock_byte(s.fd, LOCKS_AT + long(s.me));
-    s.me = 0;
+    s.become(0);
 }
 
 // Makes this mapping a client, in a free slot or in that of a dead client.
 inline Status attach(Segment& s) {
-    s.me = claim_slot(s, s.fd);
+    s.become(claim_slot(s, s.fd));
     for (u32 c = 1; s.me == 0 && c <= s.g.max_clients; c++) {
         if (prim::lock_byte(s.fd, LOCKS_AT + long(c)) != 0) continue;
-        s.me = c;
+        s.become(c);
         if (s.client().state.load_acquire() == CLIENT_LIVE) reap_held(s, c);
         start_client(s, c);
     }

@@ -33,7 +33,7 @@ static void before_fork() {
             if (!plan.client && reap_all(*s)) plan.client = claim_slot(*s, plan.fd);
         }
         for (PinNode* p = seg->pins.next; plan.client && p != &seg->pins; p = p->next)
-            s->pin_rows[u64(p->frame) * s->g.pins_stride + plan.client - 1].add_seq_cst(1);
+            s->pin_count_of(plan.client, p->frame).add_seq_cst(1);
         fork_plans->push_back(plan);
     }
 }
@@ -49,7 +49,7 @@ static void after_fork_child() {
         Segment* s = plan.seg->s;
         close(s->fd);
         s->fd = plan.fd;
-        s->me = plan.client;
+        s->become(plan.client);
         plan.seg->lost = plan.client == 0;
         plan.seg->forks++;
         plan.seg->active = plan.seg->writes = 0;

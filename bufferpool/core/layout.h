@@ -2,7 +2,7 @@
 //
 //   +---------+---------+--------+----------+---------+--------+--------+------ - - -+
 //   | header  | clients | spaces | entries  | frames  | pins   | queues | data       |
-//   | 4 pages | slot[]  | slot[] | u64[]    | 32 B[]  | u16[][]| rings, | page[]     |
+//   | 4 pages | slot[]  | slot[] | u64[]    | 32 B[]  | u16[]  | rings, | page[]     |
 //   |         |         |        | sparse   | as used | as used| bitmaps| 2 MiB      |
 //   +---------+---------+--------+----------+---------+--------+--------+------ - - -+
 //
@@ -11,6 +11,10 @@
 // header, clients, spaces and queues at creation, entries when a space needs
 // them, frames and pins in chunks as frames are first used (`frames_ready`).
 // A zero byte means "never used" everywhere.
+//
+// Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
+// clients 2, 10, 18, … in the second, and so on. So the first eight clients never
+// write to the same cache line, and eviction still reads a frame's counts as words.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +26,13 @@ namespace bp {
 
 constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
 constexpr u32 LAYOUT_VERSION = 1;
+#ifdef BP_EXPLORE  // the explorer keeps its states small
+constexpr u32 MAX_SPACES = 1, OPS = 1;
+#else
 constexpr u32 MAX_SPACES = 64;
 constexpr u32 OPS = 64;  // operations that one client can have under way at once
+#endif
+constexpr u32 STRIPES = 8;  // of pin counts
 constexpr u64 DATA_ALIGN = 2u << 20;
 constexpr u32 PIN_MAX = 0xff00;  // pins of one client on one frame; the rest is room for a race of threads
 
@@ -35,10 +44,10 @@ enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH };
 
 struct Intent {
     Atomic<u32> op;
-    Atomic<u32> page;    // LOAD, PUBLISH, DISCARD: the page; FLUSH: the first
-    Atomic<u32> frame;   // LOAD: being filled; PUBLISH: the new frame
+    Atomic<u32> page;    // LOAD, PUBLISH, DISCARD: the page; EVICT: the page to be loaded, or NONE; FLUSH: the first
+    Atomic<u32> frame;   // LOAD: once it is filled; PUBLISH: the new frame
     Atomic<u32> old;     // PUBLISH, DISCARD: the frame that is superseded; FLUSH: the last page
-    Atomic<u32> victim;  // EVICT: the page that leaves `frame`
+    Atomic<u32> victim;  // EVICT: the page that leaves
     u32 pad[3];
 };
 static_assert(sizeof(Intent) == 32);
@@ -114,9 +123,9 @@ static_assert(sizeof(FrameSlot) == 32, "two frames a cache line");
 
 struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
-    u32 max_frames, max_clients, pins_stride, ring_capacity;
+    u32 max_frames, max_clients, stripe_clients, ring_capacity;
     u64 max_pages;
-    u64 clients_at, spaces_at, entries_at, frames_at, pins_at, queues_at, data_at, total_bytes;
+    u64 clients_at, spaces_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
 };
 
 struct Header {
@@ -166,7 +175,7 @@ struct BitmapGeometry {
 // Fills in the derived fields. The inputs must have been checked.
 inline void place_areas(Geometry& g) {
     u64 os = g.os_page;
-    g.pins_stride = u32(round_up(g.max_clients, 4));
+    g.stripe_clients = u32(round_up((g.max_clients + STRIPES - 1) / STRIPES, 4));
     g.ring_capacity = u32(u64(g.max_frames) + g.max_frames / 2 + 64);
     u64 at = HEADER_BYTES;
     auto take = [&](u64 bytes) {
@@ -179,7 +188,8 @@ inline void place_areas(Geometry& g) {
     g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
     g.entries_at = take(g.max_pages * 8);
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
-    g.pins_at = take(u64(g.max_frames) * g.pins_stride * 2);
+    g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);
+    g.pins_at = take(STRIPES * g.stripe_bytes);
     g.queues_at = take(2 * BitmapGeometry(g.max_frames).bytes + 2ull * g.ring_capacity * 8);
     g.data_at = round_up(at, DATA_ALIGN);
     g.total_bytes = g.data_at + (u64(g.max_frames) << g.page_shift);

@@ -75,7 +75,7 @@ inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
 inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }
 
 inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
-    for (int spin = 0; spin < 300; spin++) {
+    for (int spin = 0; spin < prim::SPINS; spin++) {
         u32 free = 0;
         if (lock.word.load_relaxed() == 0 && lock.word.cas_seq_cst(free, s.me)) return Acquired::YES;
         prim::relax();

@@ -58,8 +58,11 @@ struct PoolEnv {
         if (e & entry::DIRTY) return tally.dirty++, false;
         // 1. Close the door.
         u32 before = intent->op.load_relaxed();
+        if (before == u32(Op::NONE)) {  // no load goes with it: what an earlier operation left must not say so
+            intent->page.store_relaxed(NONE);
+            intent->frame.store_relaxed(NONE);
+        }
         intent->victim.store_relaxed(page);
-        intent->frame.store_relaxed(f);
         intent->op.store_release(u32(Op::EVICT));
         BP_POINT("evict.intent");
         u64 closed = entry::with_owner(entry::with_state(e, EVICTING), s.me);
@@ -251,7 +254,10 @@ inline void repair_growth(Segment& s) {
     u64 ready = s.header->frames_ready.load_acquire();
     if (ready > g.max_frames) ready = g.max_frames;
     punch_beyond(g.frames_at, ready * sizeof(FrameSlot), g.pins_at);
-    punch_beyond(g.pins_at, ready * g.pins_stride * 2, g.queues_at);
+    for (u64 stripe = 0; stripe < STRIPES; stripe++) {
+        u64 at = g.pins_at + stripe * g.stripe_bytes;
+        punch_beyond(at, ready * g.stripe_clients * 2, at + g.stripe_bytes);
+    }
     for (u32 i = 0; i < MAX_SPACES; i++) {
         SpaceSlot& slot = s.spaces[i];
         u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed(), most = slot.max_pages.load_relaxed();
@@ -293,7 +299,7 @@ inline int grow_ready(Segment& s) {
         return first < end ? prim::plug(s.fd, at + first, end - first) : 0;
     };
     int r = from < to ? plug_rows(g.frames_at, sizeof(FrameSlot)) : 0;
-    if (r == 0 && from < to) r = plug_rows(g.pins_at, u64(g.pins_stride) * 2);
+    for (u64 i = 0; i < STRIPES && r == 0 && from < to; i++) r = plug_rows(g.pins_at + i * g.stripe_bytes, u64(g.stripe_clients) * 2);
     BP_POINT("grow.plugged");
     if (r) {
         repair_growth(s);  // half of it may be there

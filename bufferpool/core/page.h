@@ -10,8 +10,6 @@
 //   frame   BUSY(me) -> LIVE(page) -> OLD(page) -> BUSY(me)
 #pragma once
 
-#include <cstring>
-
 #include "memory.h"
 
 namespace bp {
@@ -156,7 +154,7 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
     u32 g;
     if (Status r = take_frame(s, op.intent(), want, g); r != Status::OK) return r;
     u32 f = entry::frame(s.entries[page].load_acquire());
-    memcpy(s.page_data(g), bytes, s.g.page_size);
+    prim::copy_page(s.page_data(g), bytes, s.g.page_size);
     FrameSlot &to = s.frames[g], &from = s.frames[f];
     to.lsn.store_relaxed(image.lsn);
     to.count.store_relaxed(from.count.load_relaxed());
@@ -208,7 +206,7 @@ inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
     if (!entry::is_resident_in(e, f) || entry::owner(e) || entry::flusher(e) || s.any_pin(f)) return false;
     if (!s.entries[page].cas_seq_cst(e, entry::with_owner(e, s.me))) return false;
     BP_POINT("move.owned");
-    memcpy(s.page_data(g), s.page_data(f), s.g.page_size);
+    prim::copy_page(s.page_data(g), s.page_data(f), s.g.page_size);
     FrameSlot &to = s.frames[g], &from = s.frames[f];
     to.lsn.store_relaxed(from.lsn.load_relaxed());
     to.touched.store_relaxed(from.touched.load_relaxed());
@@ -230,7 +228,7 @@ constexpr u64 WAIT_SLICE_NS = 20'000'000;
 // without a change, a dead client that it waits for is reaped (rule 12).
 inline void wait_entry(Segment& s, u32 page, u64 e) {
     Atomic<u64>& word = s.entries[page];
-    for (int spin = 0; spin < 200; spin++) {
+    for (int spin = 0; spin < prim::SPINS; spin++) {
         if (word.load_relaxed() != e) return;
         prim::relax();
     }

@@ -2,9 +2,14 @@
 // -errno; none touches the segment's memory except as its comment says.
 #pragma once
 
+#ifdef BP_EXPLORE
+#include "prim_model.h"  // the explorer's kernel
+#else
+
 #include <cerrno>
 #include <climits>
 #include <cstddef>
+#include <cstring>
 #include <ctime>
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -35,6 +40,18 @@ inline u64 now_ns() {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
 }
+
+constexpr int SPINS = 300;  // tries before a wait asks the kernel
+
+inline u32 process_id() { return u32(getpid()); }
+inline void yield() { sched_yield(); }
+inline void nap(u64 ns) {
+    timespec t{time_t(ns / 1'000'000'000u), long(ns % 1'000'000'000u)};
+    nanosleep(&t, nullptr);
+}
+
+// A page into or out of a frame.
+inline void copy_page(void* to, const void* from, size_t bytes) { memcpy(to, from, bytes); }
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -164,3 +181,4 @@ inline u64 realtime_ns() {
 }
 
 }  // namespace bp::prim
+#endif

@@ -140,7 +140,7 @@ static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
     u64 n = g.entries_at + round_up(2 * BitmapGeometry(g.max_frames).bytes + 16ull * g.ring_capacity, g.os_page);
     u64 ready = s.header->frames_ready.load_acquire();
-    n += round_up(ready * sizeof(FrameSlot), g.os_page) + round_up(ready * g.pins_stride * 2, g.os_page);
+    n += round_up(ready * sizeof(FrameSlot), g.os_page) + STRIPES * round_up(ready * g.stripe_clients * 2, g.os_page);
     for (u32 i = 0; i < MAX_SPACES; i++) n += round_up(s.spaces[i].entries_ready.load_relaxed() * 8, g.os_page);
     return n;
 }
@@ -194,11 +194,18 @@ static PyObject* segment_raw_frames(PyObject* self, PyObject*) {
     return bytes_of(s->frames, u64(s->ready) * sizeof(FrameSlot));
 }
 
+// Pin counts: an array of shape (frames with slots, max_clients), uint16.
 static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     s->has_frame(s->g.max_frames - 1);
-    return bytes_of(s->pin_rows, u64(s->ready) * s->g.pins_stride * 2);
+    npy_intp shape[2] = {s->ready, s->g.max_clients};
+    PyObject* out = PyArray_SimpleNew(2, shape, NPY_UINT16);
+    if (!out) return nullptr;
+    auto to = static_cast<u16*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
+    for (u32 f = 0; f < u32(shape[0]); f++)
+        for (u32 c = 1; c <= s->g.max_clients; c++) *to++ = s->pin_count_of(c, f).load_relaxed();
+    return out;
 }
 
 // The entry words of the pages in a uint32 array; an index beyond the table reads as 0.

@@ -77,11 +77,12 @@ public:
 };
 
 constexpr int SPARES = 2;
+constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 
 struct Segment {
     u8* base = nullptr;
     int fd = -1;  // this client's own description: holds its liveness lock
-    u32 me = 0;   // client number, from 1
+    u32 me = 0;   // client number, from 1; set by become()
     Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
 
     Header* header = nullptr;
@@ -89,7 +90,8 @@ struct Segment {
     SpaceSlot* spaces = nullptr;
     Atomic<u64>* entries = nullptr;
     FrameSlot* frames = nullptr;
-    Atomic<u16>* pin_rows = nullptr;
+    u8* pin_rows = nullptr;
+    Atomic<u16>* my_pins = nullptr;  // our count of frame 0
     Bitmap free, holes;
     u64* ring_slots[2] = {nullptr, nullptr};
     u8* data = nullptr;
@@ -111,7 +113,7 @@ struct Segment {
         spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);
         entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
         frames = reinterpret_cast<FrameSlot*>(at + g.frames_at);
-        pin_rows = reinterpret_cast<Atomic<u16>*>(at + g.pins_at);
+        pin_rows = at + g.pins_at;
         auto q = reinterpret_cast<u64*>(at + g.queues_at);
         u64 words = BitmapGeometry(g.max_frames).bytes / 8;
         free = Bitmap(q, g.max_frames);
@@ -125,7 +127,16 @@ struct Segment {
     Counters& counters() { return client().counters; }
     u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
     u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
-    Atomic<u16>& pin_count(u32 f) { return pin_rows[u64(f) * g.pins_stride + me - 1]; }
+    // The pin count of a client's stripe row: see layout.h.
+    Atomic<u16>* stripe_row(u32 stripe, u32 f) {
+        return reinterpret_cast<Atomic<u16>*>(pin_rows + stripe * g.stripe_bytes) + u64(f) * g.stripe_clients;
+    }
+    Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row((c - 1) % STRIPES, f)[(c - 1) / STRIPES]; }
+    Atomic<u16>& pin_count(u32 f) { return my_pins[u64(f) * g.stripe_clients]; }
+    void become(u32 c) {
+        me = c;
+        my_pins = c ? &pin_count_of(c, 0) : nullptr;
+    }
 
     // Does this frame number have a slot with memory behind it?
     bool has_frame(u32 f) {
@@ -140,17 +151,14 @@ struct Segment {
     // Does any client pin this frame? Called after the entry has been changed so
     // that no new pin can succeed (rule 3), hence sequentially consistent.
     bool any_pin(u32 f) {
-        auto row = reinterpret_cast<Atomic<u64>*>(&pin_rows[u64(f) * g.pins_stride]);
-        for (u32 i = 0; i < g.pins_stride / 4; i++)
-            if (row[i].load_seq_cst()) return true;
+        u32 used = g.max_clients < STRIPES ? g.max_clients : STRIPES;
+        for (u32 stripe = 0; stripe < used; stripe++) {
+            auto row = reinterpret_cast<Atomic<u64>*>(stripe_row(stripe, f));
+            for (u32 i = 0; i < g.stripe_clients / 4; i++)
+                if (row[i].load_seq_cst()) return true;
+        }
         return false;
     }
-    u32 pins_of(u32 f) {
-        u32 n = 0;
-        for (u32 c = 0; c < g.max_clients; c++) n += pin_rows[u64(f) * g.pins_stride + c].load_relaxed();
-        return n;
-    }
-
     u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
 
     // A hit, seen by the policy and by the age: three bytes, only when they change.
@@ -176,9 +184,9 @@ public:
     explicit OpSlot(Segment& s) : s_(s) {
         for (u64 tries = 0;; tries++) {
             u64 used = s.ops_used.load_relaxed();
-            if (used == ~u64(0)) {  // 64 operations under way: others end theirs
+            if (used == ALL_OPS) {  // all under way: others end theirs
                 if (tries % 64 == 63 && s.interrupted && s.interrupted(s)) return;
-                std::this_thread::yield();
+                prim::yield();
                 continue;
             }
             int i = __builtin_ctzll(~used);

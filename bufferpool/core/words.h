@@ -62,6 +62,8 @@ constexpr u32 owner(u64 e) { return u32((e & OWNER) >> OWNER_SHIFT); }
 constexpr u32 flusher(u64 e) { return u32((e & FLUSHER) >> FLUSHER_SHIFT); }
 constexpr Ring ring(u64 e) { return Ring((e & RING) >> RING_SHIFT); }
 constexpr bool is_resident_in(u64 e, u32 f) { return state(e) == RESIDENT && frame(e) == f; }
+// An eviction under way may still turn back: the entry names the frame all along.
+constexpr bool names(u64 e, u32 f) { return (state(e) == RESIDENT || state(e) == EVICTING) && frame(e) == f; }
 constexpr u64 with_owner(u64 e, u32 c) { return (e & ~OWNER) | u64(c) << OWNER_SHIFT; }
 constexpr u64 with_flusher(u64 e, u32 c) { return (e & ~FLUSHER) | u64(c) << FLUSHER_SHIFT; }
 constexpr u64 with_state(u64 e, EntryState s) { return (e & ~STATE) | s; }

@@ -87,7 +87,7 @@ static int own_page(SpaceObject* sp, u64 page_no, u64 deadline, u32& frame) {
         }
         if (status == Status::ABSENT) {
             u32 f;
-            if (acquire_page(sp, page_no, Access{.deadline_ns = deadline}, f) < 0) return -1;
+            if (acquire_page(sp, page_no, Access{.counts = !missed, .deadline_ns = deadline}, f) < 0) return -1;
             drop_pin(sp->seg, f);
             missed = true;
         } else if (status == Status::WAIT) {

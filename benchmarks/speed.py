@@ -1,0 +1,490 @@
+"""The measurements behind `make bench`: each row beside its yardstick, in the same run.
+
+A row is measured as yardstick, ours, yardstick, ours, … in many short rounds;
+its figure is the median of the rounds' ratios, so that a machine that is busy
+with something else, or changes its clock, hits both sides alike.
+"""
+
+import mmap
+import multiprocessing
+import os
+import random
+import secrets
+import tempfile
+import time
+import timeit
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import bufferpool
+from bufferpool import inspect
+
+PAGE = 8192
+OS_PAGE = os.sysconf("SC_PAGE_SIZE")
+EXTENT = 256 << 10
+SHM = "/dev/shm"
+UNROLLED = 32  # pages named one after the other in a statement: no loop is timed
+CLIENTS = 64
+
+Sample = Callable[[], float]
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    what: str
+    yardstick: str
+    unit: str
+    ours: float
+    base: float | None  # the yardstick, in the same unit
+    value: float  # what the bar is for: the ratio ours / yardstick, or a plain figure
+    low: float  # quartiles of `value` over the rounds
+    high: float
+    bar: float
+    at_least: bool = False
+    beside: str = ""
+    void: bool = False  # the machine was too busy for a figure
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bar is met."""
+        return not self.void and (self.value >= self.bar if self.at_least else self.value <= self.bar)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Samples of the two sides, taken in turns."""
+
+    base: list[float]
+    ours: list[float]
+
+    def row(self, name: str, what: str, yardstick: str, unit: str, bar: float, *,
+            at_least: bool = False, absolute: bool = False, beside: str = "") -> Row:  # fmt: skip
+        """The row; its value is the ratio, or with `absolute` our own figure."""
+        values = self.ours if absolute else self.ratios
+        low, high = np.quantile(values, [0.25, 0.75])
+        return Row(
+            name, what, yardstick, unit, median(self.ours), median(self.base), median(values),
+            float(low), float(high), bar, at_least, beside,
+        )  # fmt: skip
+
+    @property
+    def ratios(self) -> list[float]:
+        return [ours / base for base, ours in zip(self.base, self.ours, strict=True)]
+
+
+def in_turns(base: Sample, ours: Sample, rounds: int) -> Pairs:
+    """Yardstick, ours, yardstick, ours, …; the first of each only warms up."""
+    base(), ours()
+    taken = [(base(), ours()) for _ in range(rounds)]
+    return Pairs([b for b, _ in taken], [o for _, o in taken])
+
+
+def timed(statements: list[str], per: int = 0, seconds: float = 0.001, **names: Any) -> Sample:
+    """A sampler of `statements`, compiled one after the other: ns per statement (or per `per` things)."""
+    setup = "; ".join(f"{name} = _names[{name!r}]" for name in names) or "pass"
+    timer = timeit.Timer("\n".join(statements), setup, timer=time.perf_counter_ns, globals={"_names": names})
+    timer.timeit(1)
+    once = max(1.0, min(timer.timeit(3) / 3 for _ in range(5)))
+    number = max(1, round(seconds * 1e9 / once))
+    things = number * (per or len(statements))
+    return lambda: timer.timeit(number) / things
+
+
+def read_file(path: Path) -> None:
+    """Brings a file into the page cache."""
+    with open(path, "rb", buffering=0) as file:
+        buffer = bytearray(1 << 20)
+        while file.readinto(buffer):
+            pass
+
+
+def segment_like(size: int) -> tuple[mmap.mmap, mmap.mmap]:
+    """A bare tmpfs file of `size` bytes, mapped twice: writable, and read-only as the pool does for its views.
+
+    It never has a name, and goes with the last array over it.
+    """
+    with tempfile.TemporaryFile(dir=SHM) as file:
+        file.truncate(size)
+        return mmap.mmap(file.fileno(), size), mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
+
+
+class Bench:
+    """What the rows share. Everything that has a name goes when the block ends."""
+
+    def __init__(self, quick: bool) -> None:
+        self.quick = quick
+        self.file_pages = 4096 if quick else 16384
+        self.rounds = 100 if quick else 600  # of a millisecond or less
+        self.long_rounds = 11 if quick else 31
+        self.random = random.Random(1)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def file(self) -> Path:
+        """A file in the page cache, of `file_pages` pages."""
+        directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bufferpool-bench-"))
+        path = Path(directory, "pages")
+        block = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8).tobytes()
+        with open(path, "wb") as file:
+            for _ in range(self.file_pages * PAGE >> 20):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())  # or write-back would run during the measurements
+        read_file(path)
+        return path
+
+    @contextmanager
+    def pool(self, pages: int, *, named: bool = False) -> Iterator[bufferpool.Pool]:
+        """A pool of its own; unless other processes are to find it, its name goes at once."""
+        name = f"bufferpool-bench-{os.getpid()}-{secrets.token_hex(4)}"
+        pool = bufferpool.Pool.create(name, pages * PAGE, page_size=PAGE, extent_size=EXTENT, max_clients=CLIENTS)
+        try:
+            if not named:
+                pool.unlink()
+            with pool:
+                yield pool
+        finally:
+            if named:
+                pool.unlink()
+
+    @cached_property
+    def hot(self) -> "Hot":
+        """Hot pages, shared by the rows that only read."""
+        pool = self._stack.enter_context(self.pool(4096))
+        space = pool.open_file(self.file)
+        for n in range(min(4096, self.file_pages)):
+            space[n]
+        return Hot(pool, space)
+
+    def numbers(self, count: int, most: int) -> list[int]:
+        """Different random numbers below `most`."""
+        return self.random.sample(range(most), count)
+
+
+class Hot:
+    """A space whose pages are all in the pool, and the same memory as a plain ndarray."""
+
+    def __init__(self, pool: bufferpool.Pool, space: bufferpool.Space) -> None:
+        self.space = space
+        self.rows: Bytes = np.asarray(pool.data)
+        frames = pool.frames()
+        live = frames[(frames["state"] == inspect.FrameState.LIVE) & (frames["space"] == space.index)]
+        self.pages = len(live)
+        self.frame_of: npt.NDArray[np.int64] = np.full(self.pages, -1)
+        self.frame_of[live["page_no"]] = live["frame"]
+        int(self.rows[live["frame"], ::OS_PAGE].sum())  # every page of the mapping, in this process's page table
+
+
+# ---- hot pages -----------------------------------------------------------------------
+
+
+def getitem(bench: Bench) -> list[Row]:
+    hot, pages = bench.hot, bench.numbers(UNROLLED, bench.hot.pages)
+    base = timed([f"rows[{hot.frame_of[n]}][0]" for n in pages], rows=hot.rows)
+    ours = timed([f"space[{n}][0]" for n in pages], space=hot.space)
+    pairs = in_turns(base, ours, bench.rounds)
+    return [pairs.row("getitem", "hot space[n], one byte read", "rows[n], one byte read", "ns", 2.2)]
+
+
+def pin(bench: Bench) -> list[Row]:
+    hot, pages = bench.hot, bench.numbers(UNROLLED, bench.hot.pages)
+    base = timed([f"rows[{hot.frame_of[n]}][0]" for n in pages], rows=hot.rows)
+    ours = timed([f"with space.pin({n}) as page: page[0]" for n in pages], space=hot.space)
+    pairs = in_turns(base, ours, bench.rounds)
+    return [pairs.row("pin", "hot space.pin(n), one byte read", "rows[n], one byte read", "ns", 2.7)]
+
+
+def memmap(bench: Bench) -> list[Row]:
+    hot, pages = bench.hot, bench.numbers(UNROLLED, bench.hot.pages)
+    mapped = np.memmap(bench.file, np.uint8, "r")
+    base = timed([f"mapped[{n * PAGE}:{(n + 1) * PAGE}]" for n in pages], mapped=mapped)
+    ours = timed([f"space[{n}]" for n in pages], space=hot.space)
+    pairs = in_turns(base, ours, bench.rounds)
+    return [pairs.row("memmap", "hot space[n]", "slice of an np.memmap", "ns", 1 / 3)]
+
+
+def pin_many(bench: Bench) -> list[Row]:
+    hot = bench.hot
+    sets = [np.array(bench.numbers(64, hot.pages)) for _ in range(8)]
+    base = timed([f"rows[{hot.frame_of[n]}]" for n in sets[0]], rows=hot.rows)
+    ours = timed([f"space.pin_many(ids[{i}]).release()" for i in range(8)], 8 * 64, space=hot.space, ids=sets)
+    pairs = in_turns(base, ours, bench.rounds)
+    beside = f"{median(pairs.ratios):.2f} times 64 plain rows[n]"
+    return [
+        pairs.row(
+            "pin_many", "pin_many of 64 hot pages, release", "rows[n]", "ns/page", 25, absolute=True, beside=beside
+        )
+    ]
+
+
+def read_many(bench: Bench) -> list[Row]:
+    hot, out = bench.hot, np.empty((64, PAGE), np.uint8)
+    ids = [np.array(bench.numbers(64, hot.pages)) for _ in range(8)]
+    frames = [hot.frame_of[i] for i in ids]
+    take = [f"take(rows, ids[{i}], axis=0, out=out)" for i in range(8)]
+    clip = [statement[:-1] + ", mode='clip')" for statement in take]
+    base = timed(take, take=np.take, rows=hot.rows, ids=frames, out=out)
+    fast = timed(clip, take=np.take, rows=hot.rows, ids=frames, out=out)
+    ours = timed([f"space.read_many(ids[{i}], out)" for i in range(8)], space=hot.space, ids=ids, out=out)
+    pairs = in_turns(base, ours, bench.rounds)
+    unbuffered = in_turns(fast, ours, bench.rounds)
+    beside = f"{median(unbuffered.ratios):.2f} times np.take with mode='clip', which does not buffer ({median(unbuffered.base):,.0f} ns)"
+    return [pairs.row("read_many", "read_many of 64 random hot pages", "np.take(…, out=out)", "ns", 1.3, beside=beside)]
+
+
+def write(bench: Bench) -> list[Row]:
+    pages = bench.numbers(UNROLLED, bench.file_pages)
+    with bench.pool(1024) as pool:
+        space = pool.open_file(bench.file, "r+")
+        rows = np.frombuffer(segment_like(1024 * PAGE)[0], np.uint8).reshape(-1, PAGE)
+        rows[:] = 1
+        private, eight = np.empty(PAGE, np.uint8), np.arange(8, dtype=np.uint8)
+        base = timed([f"private[:] = rows[{n}]; rows[{n}] = private" for n in range(0, 1024, 1024 // UNROLLED)],
+                     rows=rows, private=private)  # fmt: skip
+        ours = timed([f"with space.write({n}) as page: page[:8] = eight" for n in pages], space=space, eight=eight)
+        pairs = in_turns(base, ours, bench.rounds)
+        space.drop()  # nothing of it is to reach the file
+    return [pairs.row("write", "write of a hot page, 8 bytes changed", "copy a page out and back", "ns", 4)]
+
+
+# ---- misses --------------------------------------------------------------------------
+
+
+def miss(bench: Bench) -> list[Row]:
+    pages, reads = bench.file_pages, 1000
+    with bench.pool(pages // 8) as pool, open(bench.file, "rb", buffering=0) as file:
+        space = pool.open_file(bench.file)
+        fd, draw, clock = file.fileno(), bench.random, time.perf_counter_ns
+        one = [memoryview(bytearray(PAGE))]
+        resident = memoryview(bytearray(b"1") * (pages // 8 * PAGE))
+        slots = [[resident[at : at + PAGE]] for at in range(0, len(resident), PAGE)]
+        hit = timed([f"space[{n}]" for n in [0] * UNROLLED], space=space)
+        hit_ns = median(hit() for _ in range(9))
+        shares: list[float] = []
+
+        def preadv_one() -> float:
+            offsets, preadv = [draw.randrange(pages) * PAGE for _ in range(reads)], os.preadv
+            start = clock()
+            for offset in offsets:
+                preadv(fd, one, offset)
+            return (clock() - start) / reads
+
+        def preadv_any() -> float:
+            work = [(slots[draw.randrange(len(slots))], draw.randrange(pages) * PAGE) for _ in range(reads)]
+            preadv, start = os.preadv, clock()
+            for into, offset in work:
+                preadv(fd, into, offset)
+            return (clock() - start) / reads
+
+        def ours() -> float:
+            ids = [draw.randrange(pages) for _ in range(reads)]
+            before = pool.stats().misses
+            start = clock()
+            for n in ids:
+                space[n]
+            took = clock() - start
+            misses = pool.stats().misses - before
+            shares.append(misses / reads)
+            return (took - (reads - misses) * hit_ns) / misses
+
+        for _ in range(2 * pages // reads + 1):  # full, and the policy settled
+            ours()
+        pairs = in_turns(preadv_one, ours, bench.rounds)
+        spread = in_turns(preadv_any, ours, bench.rounds)
+    beside = (
+        f"{median(shares):.1%} of the reads missed, the hits are taken out; "
+        f"{median(spread.ratios):.2f} times preadv into any page of a buffer as large as the pool"
+    )
+    return [pairs.row("miss", "a miss, file in the page cache", "os.preadv into one buffer", "ns", 2, beside=beside)]
+
+
+# ---- memory --------------------------------------------------------------------------
+
+
+def trim(bench: Bench) -> list[Row]:
+    pages = bench.file_pages
+    size = pages * PAGE
+    order = bench.numbers(pages, pages)
+    with bench.pool(pages) as pool:
+        space = pool.open_file(bench.file)
+        data: Bytes = np.asarray(pool.data)
+        mapped, reader = segment_like(size)
+        writable, readable = np.frombuffer(mapped, np.uint8), np.frombuffer(reader, np.uint8)
+        clock = time.perf_counter_ns
+
+        def madvise(twice: bool = False) -> float:
+            writable[::OS_PAGE] = 1
+            if twice:
+                int(readable[::OS_PAGE].sum())
+            start = clock()
+            for at in range(0, size, EXTENT):
+                mapped.madvise(mmap.MADV_REMOVE, at, EXTENT)
+            return size / (clock() - start)
+
+        def ours() -> float:
+            for n in order:
+                space[n]
+            int(data[:, ::OS_PAGE].sum())  # the read mapping too
+            full = pool.stats().resident_bytes
+            start = clock()
+            given = pool.trim(bytes=full)
+            took = clock() - start
+            if given != full or full < size:
+                raise RuntimeError(f"the pool had {full} bytes of {size} and gave {given} back")
+            return given / took
+
+        pairs = in_turns(madvise, ours, bench.long_rounds)
+        alike = in_turns(lambda: madvise(True), ours, bench.long_rounds)
+    beside = (
+        f"{median(alike.ratios):.2f} of a segment mapped as the pool is: once writable, once read-only, both touched"
+    )
+    return [
+        pairs.row(
+            "trim",
+            f"trim of a full pool of {size >> 20} MiB",
+            "madvise(MADV_REMOVE)",
+            "GB/s",
+            0.8,
+            at_least=True,
+            beside=beside,
+        )
+    ]
+
+
+def metadata(bench: Bench) -> list[Row]:
+    frames = 1024 if bench.quick else 4096
+
+    def measure(frames: int) -> int:
+        """Bytes of a pool whose frames are all used that are not page data, as the kernel counts them."""
+        with bench.pool(frames, named=True) as pool:
+            space = pool.open_derived("pages", frames, _ones)
+            for n in range(frames):
+                space[n]
+            stats = pool.stats()
+            kernel = os.stat(pool.path).st_blocks * 512
+            if stats.resident_bytes != frames * PAGE or kernel != stats.kernel_bytes:
+                raise RuntimeError(f"the pool has {stats.resident_bytes} bytes resident of {frames * PAGE}")
+            return kernel - stats.resident_bytes
+
+    one, two = measure(frames), measure(2 * frames)
+    each = (two - one) / frames
+    what = f"metadata a frame, {CLIENTS} clients"
+    beside = f"st_blocks of pools of {frames} and {2 * frames} used frames; with the page's own entry"
+    return [Row("metadata", what, "", "bytes", each, None, each, each, each, 200, beside=beside)]
+
+
+def _ones(page_no: int, out: Any) -> None:
+    out[:] = 1
+
+
+# ---- two processes -------------------------------------------------------------------
+
+
+def _reader(pool: bufferpool.Pool, space: bufferpool.Space, pages: int, orders: Connection) -> None:
+    """A reading process. Told (plain, start, stop), it answers (reads a second, its share of a core)."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    draw = random.Random(os.getpid())
+    batches = [[draw.randrange(pages) for _ in range(1000)] for _ in range(50)]
+    for batch in batches:
+        for n in batch:
+            space[n]
+    rows: Bytes = np.asarray(pool.data)
+    int(rows[:pages, ::OS_PAGE].sum())
+    orders.send(None)
+    clock = time.monotonic_ns
+    while True:
+        try:
+            plain, start, stop = orders.recv()
+        except EOFError:
+            break
+        while clock() < start:
+            pass
+        read = rows if plain else space
+        i, began, cpu = 0, clock(), time.process_time_ns()
+        while (now := clock()) < stop:
+            for n in batches[i % 50]:
+                read[n][0]
+            i += 1
+        orders.send((i * 1000 / (now - began) * 1e9, (time.process_time_ns() - cpu) / (clock() - began)))
+    pool.close()
+
+
+def two_processes(bench: Bench) -> list[Row]:
+    window, rounds, limit = (0.25, 5, 8.0) if bench.quick else (0.5, 15, 45.0)
+    pages = 4096
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        pool = stack.enter_context(bench.pool(pages, named=True))
+        space = pool.open_file(bench.file)
+        for n in range(pages):
+            space[n]
+        workers: list[Connection] = []
+        for _ in range(2):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_reader, args=(pool, space, pages, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            stack.callback(process.join, 5)
+            stack.callback(process.terminate)
+            stack.callback(mine.close)
+            workers.append(mine)
+        for worker in workers:
+            worker.recv()
+
+        def run(chosen: list[Connection], plain: bool = False) -> tuple[float, bool]:
+            """Million reads a second, and whether every reader had a core for itself."""
+            start = time.monotonic_ns() + 20_000_000
+            for worker in chosen:
+                worker.send((plain, start, start + int(window * 1e9)))
+            answers = [worker.recv() for worker in chosen]
+            return sum(rate for rate, _ in answers) / 1e6, all(share > 0.97 for _, share in answers)
+
+        kept: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+        disturbed: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+        end, turn = time.monotonic() + limit, 0
+        while len(kept[True]) < rounds and time.monotonic() < end:
+            for plain in (False, True):  # the plain rows show what the machine itself allows
+                one, alone = run([workers[turn % 2]], plain)
+                two, both = run(workers, plain)
+                (kept if alone and both else disturbed)[plain].append((one, two))
+            turn += 1
+    quiet = min(len(pairs) for pairs in kept.values())
+    few = quiet < 3
+    used = {plain: kept[plain] + (disturbed[plain] if few else []) for plain in (False, True)}
+    ceiling = median(two / one for one, two in used[True])
+    beside = f"{pages} pages; rows[n] of a plain ndarray, two processes: {ceiling:.2f} times; " + (
+        f"other programs disturbed all but {quiet} of {turn} rounds: run it again"
+        if few
+        else f"{quiet} undisturbed rounds of {turn}"
+    )
+    pairs = Pairs([one for one, _ in used[False]], [two for _, two in used[False]])
+    what = "two processes, hot pages at random"
+    row = pairs.row("two_processes", what, "one process", "M/s", 1.8, at_least=True, beside=beside)
+    return [replace(row, void=few)]
+
+
+ROWS: dict[str, Callable[[Bench], list[Row]]] = {
+    function.__name__: function
+    for function in (getitem, pin, memmap, pin_many, read_many, write, miss, trim, two_processes, metadata)
+}

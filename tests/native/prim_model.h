@@ -1,0 +1,71 @@
+// The explorer's kernel: what core/prim.h asks of Linux, as a model whose whole
+// state lies in the explored world. A step may be taken before every call.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <sys/types.h>
+
+#include "atomic.h"
+
+namespace bp::model {
+void step();
+int lock_byte(int process, long at);
+void unlock_byte(int process, long at);
+bool byte_is_locked(int process, long at);
+void plug(u64 offset, u64 bytes);
+void punch(u64 offset, u64 bytes);
+int futex_wait(const void* word, u32 expected);
+void require_memory(const void* at);
+}  // namespace bp::model
+
+namespace bp::prim {
+
+constexpr int SPINS = 1;
+
+inline u64 coarse_ns() { return 0; }
+inline u64 now_ns() { return 0; }
+inline u64 realtime_ns() { return 0; }
+inline u64 start_time() { return 0; }
+inline u32 process_id() { return 1; }
+inline void relax() {}
+inline void yield() { model::step(); }
+inline void nap(u64) {}
+
+inline int futex_wait(const void* word, u32 expected, u64) { return model::futex_wait(word, expected); }
+inline void futex_wake_all(const void*) {}  // a waiter wakes when its word has changed
+inline int lock_byte(int fd, off_t at) {
+    model::step();
+    return model::lock_byte(fd, long(at));
+}
+inline int unlock_byte(int fd, off_t at) {
+    model::step();
+    model::unlock_byte(fd, long(at));
+    return 0;
+}
+inline int byte_is_locked(int fd, off_t at) {
+    model::step();
+    return model::byte_is_locked(fd, long(at));
+}
+inline int plug(int, u64 offset, u64 bytes) {
+    model::step();
+    model::plug(offset, bytes);
+    return 0;
+}
+inline int punch(int, u64 offset, u64 bytes) {
+    model::step();
+    model::punch(offset, bytes);
+    return 0;
+}
+inline int remove(void*, u64 bytes, int fd, u64 offset) { return punch(fd, offset, bytes); }
+
+// Half of a page, a step, the other half: whoever reads too early sees a mixture.
+inline void copy_page(void* to, const void* from, size_t bytes) {
+    model::require_memory(to);
+    model::require_memory(from);
+    memcpy(to, from, bytes / 2);
+    model::step();
+    memcpy(static_cast<char*>(to) + bytes / 2, static_cast<const char*>(from) + bytes / 2, bytes - bytes / 2);
+}
+
+}  // namespace bp::prim

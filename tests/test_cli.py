@@ -1,0 +1,364 @@
+"""The command: its output, its exit codes, and that it crashes on nothing that lies in /dev/shm."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool import doctor
+from bufferpool.cli import main
+
+SHM = Path("/dev/shm")
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A name for a pool, removed at the end."""
+    name = f"test-cli-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    yield name
+    (SHM / name).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def pool(name: str, tmp_path: Path) -> Iterator[bp.Pool]:
+    """A pool with some pages of a file in it; sound at the end."""
+    path = tmp_path / "some.db"
+    path.write_bytes(bytes(64 * 4096))
+    with bp.Pool.create(name, "1MiB", page_size=4096) as pool:
+        space = pool.open_file(path, "r+")
+        space.read_many(range(64))
+        with space.write(3) as page:
+            page[:] = 7
+        yield pool
+        assert pool.check() == []
+
+
+def run(*argv: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "bufferpool.cli", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_version_and_help(capsys: Capture) -> None:
+    for argv, expected in (
+        (["--version"], "bufferpool 0."),
+        (["--help"], "examples:"),
+        (["replay", "-h"], "TRACE.npy"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 0
+        assert expected.lower() in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["stat"],
+        ["stat", "a/b"],
+        ["rm"],
+        ["no-such-command"],
+        ["replay"],
+        ["replay", "x.npy", "--demo"],
+        ["replay", "--demo", "--writes", "2"],
+        ["replay", "--demo", "--capacity", "much"],
+        ["replay", "--demo", "--page-size", "5000"],
+        ["replay", "--demo", "--processes", "0"],
+        ["replay", "--demo", "--repeat", "-1"],
+    ],
+)
+def test_wrong_usage(argv: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert "usage: bufferpool" in capsys.readouterr().err
+
+
+def test_a_pool_that_is_not_there() -> None:
+    for command in ("stat", "check", "rm"):
+        done = run(command, "no-such-pool")
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr.startswith("bufferpool: there is no pool /dev/shm/no-such-pool")
+        assert done.stderr.count("\n") == 1
+
+
+# ---- ls -----------------------------------------------------------------------------
+
+
+def listed(capsys: Capture, name: str) -> dict[str, object]:
+    assert main(["ls", "--json"]) == 0
+    rows = [row for row in json.loads(capsys.readouterr().out) if row["name"] == name]
+    assert len(rows) == 1
+    row: dict[str, object] = rows[0]
+    return row
+
+
+def test_ls(pool: bp.Pool, capsys: Capture) -> None:
+    row = listed(capsys, pool.name)
+    assert (row["page_size"], row["resident_bytes"], row["trouble"]) == (4096, pool.stats().resident_bytes, "")
+    assert row["budget_bytes"] == 1 << 20
+    assert row["clients"] == 1  # this process
+    assert row["kernel_bytes"] == os.stat(pool.path).st_blocks * 512
+    assert main(["ls"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["NAME", "PAGE", "RESIDENT", "BUDGET", "CLIENTS", "KERNEL", "STATE"]
+    line = next(line for line in lines if line.startswith(pool.name))
+    assert line.endswith("in use")
+    assert "1.0 MiB" in line
+
+
+def test_ls_of_nothing(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["ls", "--directory", str(tmp_path)]) == 0
+    assert "no pools in" in capsys.readouterr().out
+    assert main(["ls", "--directory", str(tmp_path / "none")]) == 1
+    assert capsys.readouterr().err.startswith("bufferpool: ")
+
+
+def test_ls_of_a_pool_without_clients(name: str, capsys: Capture) -> None:
+    with bp.Pool.create(name, "1MiB") as pool:
+        assert pool.check() == []
+    assert listed(capsys, name)["clients"] == 0
+    assert main(["ls"]) == 0
+    assert "nobody attached" in capsys.readouterr().out
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 4096)
+
+
+def scribble(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(8)
+        file.write(np.random.default_rng(1).bytes(2000))
+
+
+@pytest.mark.parametrize("damage", [cut, scribble])
+def test_a_damaged_pool(name: str, capsys: Capture, damage: Callable[[Path], None]) -> None:
+    with bp.Pool.create(name, "1MiB") as pool:
+        assert pool.check() == []
+    damage(SHM / name)
+    row = listed(capsys, name)
+    assert row["trouble"]
+    assert row["clients"] is None
+    assert main(["ls"]) == 0
+    assert name in capsys.readouterr().out
+    for command in ("stat", "check"):
+        assert main([command, name]) == 1
+        assert capsys.readouterr().err.startswith("bufferpool: ")
+    finding = next(f for f in doctor.examine() if f.what == f"pool {name}")
+    assert (finding.level, finding.remedy) == (doctor.Level.WARN, f"bufferpool rm {name}")
+    assert main(["rm", name]) == 0
+
+
+# ---- stat, check ----------------------------------------------------------------------
+
+
+def test_stat(pool: bp.Pool, capsys: Capture) -> None:
+    assert main(["stat", pool.name]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^some.db +file +64 ", out, re.MULTILINE)
+    assert "1 dirty" in out
+    assert "clients (1)" in out
+    assert str(os.getpid()) in out
+    assert main(["stat", "--json", pool.name]) == 0
+    about = json.loads(capsys.readouterr().out)
+    stats = pool.stats()
+    assert about["resident_bytes"] == about["kernel_data_bytes"] == stats.resident_bytes
+    assert about["publishes"] == 1
+    assert [client["pid"] for client in about["clients"]] == [os.getpid()]
+
+
+def test_stat_of_a_new_pool(name: str, capsys: Capture) -> None:
+    with bp.Pool.create(name, "1MiB") as pool:
+        assert pool.check() == []
+    assert main(["stat", name]) == 0
+    out = capsys.readouterr().out
+    assert "no access yet" in out
+    assert "no clients" in out
+    assert main(["stat", "--json", name]) == 0
+    assert json.loads(capsys.readouterr().out)["hit_ratio"] is None
+
+
+def test_check(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["check", pool.name]) == 0
+    assert capsys.readouterr().out == f"{pool.name}: clean\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(bp.Pool, "check", lambda self: ["this is wrong", "and that"])
+        assert main(["check", pool.name]) == 1
+        assert capsys.readouterr().out == f"{pool.name}: 2 violations\n  this is wrong\n  and that\n"
+        assert main(["check", "--json", pool.name]) == 1
+        assert json.loads(capsys.readouterr().out)["violations"] == ["this is wrong", "and that"]
+
+
+# ---- rm -------------------------------------------------------------------------------
+
+
+def test_rm(name: str, capsys: Capture) -> None:
+    with bp.Pool.create(name, "1MiB") as pool:
+        scratch = pool.scratch("s", 16)
+        for n in range(16):
+            with scratch.write(n) as page:
+                page[:] = n
+        assert main(["rm", name]) == 1
+        assert "in use by living processes" in capsys.readouterr().err
+        assert (SHM / name).exists()
+        assert pool.check() == []
+    size = os.stat(SHM / name).st_blocks * 512
+    assert main(["rm", name, "no-such-pool"]) == 1
+    captured = capsys.readouterr()
+    assert f"({size:,} B) freed" in captured.out
+    assert "no-such-pool" in captured.err
+    assert not (SHM / name).exists()
+
+
+def test_rm_force(pool: bp.Pool, capsys: Capture) -> None:
+    assert main(["rm", "--force", pool.name]) == 0
+    assert "when the last process that is attached ends" in capsys.readouterr().out
+    assert not Path(pool.path).exists()
+
+
+def test_rm_when_the_client_was_killed(name: str, capsys: Capture) -> None:
+    code = f"import bufferpool as bp, sys, time; p = bp.Pool.create({name!r}, '1MiB'); print('up', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"up\n"
+            assert main(["rm", name]) == 1
+        finally:
+            child.kill()
+    assert listed(capsys, name)["clients"] == 0
+    with bp.Pool.attach(name) as pool:
+        assert pool.check() == []
+    assert main(["rm", name]) == 0
+
+
+def test_rm_takes_nothing_but_pools(name: str, capsys: Capture) -> None:
+    (SHM / name).write_bytes(b"somebody else's")
+    assert main(["rm", "--force", name]) == 1
+    assert "is no pool" in capsys.readouterr().err
+    assert (SHM / name).read_bytes() == b"somebody else's"
+
+
+# ---- doctor ---------------------------------------------------------------------------
+
+
+def test_doctor(capsys: Capture) -> None:
+    findings = {f.what: f for f in doctor.examine()}
+    for what in ("MADV_REMOVE", "PUNCH_HOLE", "OFD locks", "/dev/shm"):
+        assert findings[what].level is not doctor.Level.FAIL, findings[what]
+    failed = any(f.level is doctor.Level.FAIL for f in findings.values())
+    assert main(["doctor"]) == int(failed)
+    assert "MADV_REMOVE" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == int(failed)
+    assert {f["what"] for f in json.loads(capsys.readouterr().out)} >= {"kernel", "swap", "RLIMIT_AS"}
+
+
+def test_doctor_of_a_place_that_will_not_do(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["doctor", "--directory", str(tmp_path / "none")]) == 1
+    assert "does not exist" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "mount_of", lambda directory: doctor.Mount("/", "ext4", ()))
+    assert main(["doctor", "--directory", str(tmp_path)]) == 1
+    assert "is on ext4 (/), not on a tmpfs" in capsys.readouterr().out
+
+
+def test_doctor_knows_the_size_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = os.statvfs("/dev/shm")
+    small = os.statvfs_result((4096, 4096, 16384, 16384, 16384, *tuple(space)[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: small)
+    finding = next(f for f in doctor.examine() if f.what == "/dev/shm")
+    assert finding.level is doctor.Level.WARN
+    assert "--shm-size" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("release", "level"), [("6.14.2-1", "FAIL"), ("7.0.0-rc1", "FAIL"), ("7.0.0-rc2", "WARN"), ("6.6.87", "WARN")]
+)
+def test_doctor_knows_the_kernels_that_return_wrong_data(
+    monkeypatch: pytest.MonkeyPatch, release: str, level: str
+) -> None:
+    monkeypatch.setattr("platform.release", lambda: release)
+    monkeypatch.setattr(doctor, "mount_of", lambda directory: doctor.Mount("/dev/shm", "tmpfs", ("huge=always",)))
+    monkeypatch.setattr(doctor, "shmem_enabled", lambda: "never")
+    finding = next(f for f in doctor.examine() if f.what == "huge pages")
+    assert finding.level == level
+    assert "huge=never" in finding.remedy
+    monkeypatch.setattr(doctor, "shmem_enabled", lambda: "deny")
+    assert next(f for f in doctor.examine() if f.what == "huge pages").level == "OK"
+
+
+def test_doctor_finds_a_reclaim_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_madvise", lambda fd, at: None)
+    finding = next(f for f in doctor.examine() if f.what == "MADV_REMOVE")
+    assert finding.level is doctor.Level.FAIL
+    assert "gave 0 bytes back" in finding.text
+
+
+def test_doctor_finds_leftovers(name: str) -> None:
+    with bp.Pool.create(name, "1MiB") as pool:
+        assert next(f for f in doctor.examine() if f.what == f"pool {name}").text.endswith("in use")
+        assert doctor.in_use(pool.path)
+        assert pool.check() == []
+    assert not doctor.in_use(pool.path)
+    finding = next(f for f in doctor.examine() if f.what == f"pool {name}")
+    assert finding.level is doctor.Level.WARN
+    assert finding.remedy.endswith(f"bufferpool rm {name}")
+
+
+@pytest.mark.parametrize(
+    ("table", "files", "limit"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "1000", "a/b/memory.max": "max"}, 1000),
+        ("0::/a/b\n", {"a/memory.max": "1000", "a/b/memory.max": "500"}, 500),
+        ("0::/a\n", {"a/memory.max": "max"}, None),
+        ("4:memory:/x\n0::/\n", {"memory/x/memory.limit_in_bytes": "777"}, 777),
+        ("4:memory:/gone\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+    ],
+)
+def test_the_limit_of_the_cgroup(tmp_path: Path, table: str, files: dict[str, str], limit: int | None) -> None:
+    (tmp_path / "table").write_text(table)
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text + "\n")
+    assert doctor.cgroup_limit(str(tmp_path), str(tmp_path / "table")) == limit
+
+
+# ---- replay ---------------------------------------------------------------------------
+
+
+def test_replay(tmp_path: Path, capsys: Capture) -> None:
+    np.save(tmp_path / "t.npy", np.arange(3000) % 300)
+    argv = ["replay", str(tmp_path / "t.npy"), "--processes", "2", "--capacity", "1MiB", "--page-size", "4KiB"]
+    assert main([*argv, "--temp", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "300 of 300" in out
+    assert "clean" in out
+    assert main(["replay", str(tmp_path / "none.npy")]) == 1
+    assert capsys.readouterr().err.startswith("bufferpool: ")
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """The reader of our output goes away: no traceback."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "bufferpool.cli", "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        started = time.monotonic()
+        err = child.stderr.read()
+        assert child.wait(timeout=30) == 1
+        assert err == b""
+        assert time.monotonic() - started < 30
