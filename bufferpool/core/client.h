@@ -331,8 +331,8 @@ inline void reap_held(Segment& s, u32 c) {
     s.counters().reaped.add_relaxed(1);
     lock_memory(s, false);
     fold_counters(s, c);
-    s.clients[c - 1].state.store_release(CLIENT_FREE);
     unlock_memory(s);
+    s.clients[c - 1].state.store_release(CLIENT_FREE);
     BP_POINT("reap.done");
 }
 
@@ -361,8 +361,9 @@ inline void detach(Segment& s) {
     lock_memory(s, false);
     fold_counters(s, s.me);
     BP_POINT("detach.folded");
-    s.client().state.store_release(CLIENT_FREE);
     unlock_memory(s);
+    // Only now: whoever takes a free slot must find no lock in its number's name.
+    s.client().state.store_release(CLIENT_FREE);
     BP_POINT("detach.free");
     prim::unlock_byte(s.fd, LOCKS_AT + long(s.me));
     s.become(0);

@@ -43,7 +43,7 @@ void point(const char* name);
 namespace bp {
 
 constexpr u32 PROCESSES = 4, FRAMES = 3, PAGES = 3, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
-constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = 16 << 10;
+constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = 5 << 10;
 constexpr u64 DATA_AT = SEGMENT_BYTES - FRAMES * PAGE_BYTES;
 
 enum Life : u32 { UNUSED, READY, WAITING, DONE, DEAD };
@@ -76,6 +76,7 @@ static void* scheduler_sp;
 static u64 visited_states, ended_runs;
 static std::string trail;
 static bool telling;
+static int last_waits;  // of the process that looks at the end
 
 extern "C" void bp_switch(void** save, void* to);
 asm(R"(
@@ -155,6 +156,10 @@ void require_memory(const void* at) {
 }
 
 int futex_wait(const void* word, u32 expected) {
+    if (running < 0) {  // the last process waits for nobody but the dead
+        if (++last_waits > 1000) violation("the last process waits for ever");
+        return -ETIMEDOUT;
+    }
     Process& p = world.processes[running];
     p.word = static_cast<const u32*>(word);
     p.expected = expected;
@@ -291,6 +296,7 @@ static void flush_pages(Segment& s, u64 durable) {
     for (FlushItem& it : items) {
         u64 version = page_words(s, it.frame)[0] & 0xffffffff;
         if (version > durable) violation("page %u: version %u written ahead of the log", it.page, u32(version));
+        model::step();
         u64 before = world.store[it.page][0] & 0xffffffff;
         if (version < before) violation("page %u: version %u written over %u", it.page, u32(version), u32(before));
         model::require_memory(s.page_data(it.frame));
@@ -311,6 +317,7 @@ static void check_clean_is_synced(Segment& s) {
         if (entry::state(e) != RESIDENT || (e & entry::DIRTY)) continue;
         u64 version = page_words(s, entry::frame(e))[0] & 0xffffffff;
         if (version > world.synced[page]) violation("page %u is clean at version %u, the store is sure of %u", page, u32(version), u32(world.synced[page]));
+        if (memcmp(world.store[page], page_words(s, entry::frame(e)), PAGE_BYTES)) violation("page %u is clean, and the store has something else", page);
     }
 }
 
@@ -367,7 +374,10 @@ static void make_segment(u32 budget, u32 frames) {
     g.stripe_bytes = frames * 8;
     g.pins_at = take(STRIPES * g.stripe_bytes);
     g.queues_at = take(2 * BitmapGeometry(frames).bytes + 2 * 12 * 8);
-    if (at > DATA_AT) abort();
+    if (at > DATA_AT) {
+        fprintf(stderr, "SEGMENT_BYTES must grow by %llu\n", (unsigned long long)(at - DATA_AT));
+        abort();
+    }
     g.data_at = DATA_AT;
     g.total_bytes = SEGMENT_BYTES;
     auto h = reinterpret_cast<Header*>(world.segment);
@@ -400,6 +410,7 @@ static void end_check() {
     for (Process& p : world.processes)
         if (!s && p.life == UNUSED) s = &p.segment;
     if (!s) abort();
+    last_waits = 0;
     if (attach(*s) != Status::OK) violation("nobody can attach any more");
     reap_all(*s);
     check_clean_is_synced(*s);
@@ -455,15 +466,22 @@ static void restore_state(const std::vector<u8>& in) {
 }
 
 static u64 hash_of(const std::vector<u8>& bytes) {
-    u64 h = 0x9e3779b97f4a7c15;
+    u64 lanes[4] = {1, 2, 3, 4};
     size_t i = 0;
-    for (; i + 8 <= bytes.size(); i += 8) {
-        u64 w;
-        memcpy(&w, bytes.data() + i, 8);
-        h = (h ^ w) * 0xff51afd7ed558ccd;
-        h ^= h >> 32;
+    for (; i + 32 <= bytes.size(); i += 32) {
+        u64 w[4];
+        memcpy(w, bytes.data() + i, 32);
+        for (int k = 0; k < 4; k++) {
+            lanes[k] = (lanes[k] ^ w[k]) * 0xff51afd7ed558ccd;
+            lanes[k] ^= lanes[k] >> 29;
+        }
     }
+    u64 h = bytes.size();
     for (; i < bytes.size(); i++) h = (h ^ bytes[i]) * 0x100000001b3;
+    for (u64 lane : lanes) {
+        h = (h ^ lane) * 0xc4ceb9fe1a85ec53;
+        h ^= h >> 31;
+    }
     return h;
 }
 
@@ -510,7 +528,7 @@ static void explore(u32 max_kills, u64 max_states) {
             end_check();
             return;
         }
-        levels.push_back({now, std::move(open)});
+        levels.push_back({std::move(now), std::move(open)});
     };
     enter();
     while (!levels.empty()) {

@@ -1,0 +1,345 @@
+"""What all tests share: pools with unique names that end with the checker, stamped files, child processes."""
+
+import faulthandler
+import gc
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+
+SHM = Path("/dev/shm")
+ROOT = Path(bp.__file__).parent.parent  # so that child processes take the same package
+PAGE = 4096
+EXTENT = 16384
+WAIT = 60.0  # no test waits longer for anything; nothing is measured with it
+
+_prefix = f"bptest-{os.getpid()}-"
+_numbers = itertools.count(1)
+
+
+def new_name() -> str:
+    """A pool name that nobody else has."""
+    return f"{_prefix}{next(_numbers)}"
+
+
+# ---- content ---------------------------------------------------------------------
+
+
+def stamp(page_no: int, size: int = PAGE, version: int = 0) -> np.ndarray:
+    """The content of a page: every word differs from every word of other pages and versions."""
+    base = (version << 44) + ((page_no + 1) << 20)
+    return (np.arange(size // 8, dtype=np.uint64) + np.uint64(base)).view(np.uint8)
+
+
+def write_file(path: Path, n_pages: int, size: int = PAGE, version: int = 0) -> Path:
+    path.write_bytes(b"".join(stamp(n, size, version).tobytes() for n in range(n_pages)))
+    return path
+
+
+def kernel_bytes(pool: bp.Pool) -> int:
+    """Bytes that the kernel counts for the segment."""
+    return os.stat(pool.path).st_blocks * 512
+
+
+def pins(pool: bp.Pool) -> int:
+    """Pins of all clients."""
+    return sum(client.pins for client in pool.clients())
+
+
+def wait_until(holds: Callable[[], bool], what: str, timeout: float = WAIT) -> None:
+    """Waits, with a bound, until something holds."""
+    end = time.monotonic() + timeout
+    while not holds():
+        if time.monotonic() > end:
+            pytest.fail(f"waited {timeout} s in vain: {what}")
+        time.sleep(0.005)
+
+
+# ---- pools ---------------------------------------------------------------------------
+
+
+class Pools:
+    """Makes pools; ends them with the checker."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.pools: list[bp.Pool] = []
+        self.unchecked: set[str] = set()
+
+    def name(self) -> str:
+        self.names.append(new_name())
+        return self.names[-1]
+
+    def create(self, capacity: int | str = 64 * PAGE, **options: Any) -> bp.Pool:
+        options.setdefault("page_size", PAGE)
+        options.setdefault("extent_size", max(EXTENT, options["page_size"]))
+        pool = bp.Pool.create(self.name(), capacity, **options)
+        self.pools.append(pool)
+        return pool
+
+    def attach(self, pool: bp.Pool | str) -> bp.Pool:
+        other = bp.Pool.attach(pool if isinstance(pool, str) else pool.name)
+        self.pools.append(other)
+        return other
+
+    def finish(self, passed: bool) -> list[str]:
+        """Checks every pool, closes and removes it; returns what was wrong."""
+        gc.collect()
+        wrong: list[str] = []
+        for name in self.names:
+            if name in self.unchecked or not (SHM / name).is_file():
+                continue
+            try:
+                pool = next((p for p in self.pools if p.name == name and p._segment is not None), None)
+                opened = pool is None
+                pool = bp.Pool.attach(name) if pool is None else pool
+                wrong += [f"{name}: {finding}" for finding in pool.check()]
+                if passed and pins(pool):
+                    wrong.append(f"{name}: {pins(pool)} pins are left over")
+                if opened:
+                    pool.close()
+            except bp.errors.BufferPoolError as error:
+                wrong.append(f"{name}: {error!r}")
+        for pool in self.pools:
+            try:
+                pool.close()
+            except BufferError as error:
+                if passed:
+                    wrong.append(f"{pool.name} does not close: {error}")
+        for name in self.names:
+            remove(SHM / name)
+        return wrong
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if report.when == "call":
+        item.stash[_passed] = report.passed
+    return report
+
+
+_passed = pytest.StashKey[bool]()
+
+
+@pytest.fixture
+def pools(request: pytest.FixtureRequest) -> Iterator[Pools]:
+    made = Pools()
+    yield made
+    passed = request.node.stash.get(_passed, False)
+    wrong = made.finish(passed)
+    assert wrong == []
+
+
+@pytest.fixture
+def make_pool(pools: Pools) -> Callable[..., bp.Pool]:
+    """make_pool(capacity=..., **options): a pool under a unique name, checked at the end."""
+    return pools.create
+
+
+@pytest.fixture
+def attach(pools: Pools) -> Callable[..., bp.Pool]:
+    """attach(pool or name): one more client of it in this process."""
+    return pools.attach
+
+
+@pytest.fixture
+def pool(make_pool: Callable[..., bp.Pool]) -> bp.Pool:
+    """64 pages of 4 KiB, extents of 4."""
+    return make_pool()
+
+
+@pytest.fixture
+def pool_name() -> Iterator[str]:
+    """A name for a segment; whatever is there is removed at the end."""
+    name = new_name()
+    yield name
+    remove(SHM / name)
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Callable[..., Path]:
+    """data_file(n_pages, page_size=4096): a file of stamped pages."""
+    numbers = itertools.count(1)
+
+    def make(n_pages: int, page_size: int = PAGE, name: str | None = None) -> Path:
+        return write_file(tmp_path / (name or f"data{next(numbers)}.db"), n_pages, page_size)
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    gc.collect()
+    left = sorted(path.name for path in SHM.iterdir() if path.name.startswith(_prefix))
+    for name in left:
+        remove(SHM / name)
+    assert left == []
+
+
+# ---- child processes --------------------------------------------------------------
+
+
+class ChildFailed(AssertionError):
+    """A child process raised something that does not travel, or died."""
+
+
+def _child_main(connection: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    with suppress(Exception):
+        faulthandler.enable()
+    try:
+        outcome = (True, function(*args))
+    except BaseException as error:  # noqa: BLE001  reported to the parent
+        outcome = (False, (error, traceback.format_exc()))
+    try:
+        connection.send(outcome)
+    except Exception:  # noqa: BLE001  does not pickle
+        connection.send((False, (None, f"{outcome!r}\n{traceback.format_exc()}")))
+    connection.close()
+
+
+class Child:
+    """A function that runs in a process of its own."""
+
+    def __init__(self, context: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._receive, send = context.Pipe(duplex=False)
+        self.process = context.Process(target=_child_main, args=(send, function, args), daemon=False)
+        self.process.start()
+        send.close()
+
+    @property
+    def pid(self) -> int:
+        pid = self.process.pid
+        assert pid is not None
+        return pid
+
+    def result(self, timeout: float = WAIT) -> Any:
+        """What the function returned, or raises what it raised."""
+        if not self._receive.poll(timeout):
+            self.kill()
+            raise ChildFailed(f"the child process is not done after {timeout} s")
+        try:
+            ok, value = self._receive.recv()
+        except EOFError:
+            self.process.join(timeout)
+            raise ChildFailed(f"the child process ended with exit code {self.process.exitcode}") from None
+        self.process.join(timeout)
+        if ok:
+            return value
+        error, text = value
+        if error is None:
+            raise ChildFailed(text)
+        error.add_note(f"in the child process:\n{text}")
+        raise error
+
+    def kill(self) -> None:
+        """SIGKILL, and waits for the end."""
+        if self.process.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+        self.process.join(WAIT)
+
+    def close(self) -> None:
+        self.kill()
+        self._receive.close()
+        self.process.close()
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[..., Child]]:
+    """child(function, *args, context="spawn"): runs it in another process."""
+    children: list[Child] = []
+
+    def start(function: Callable[..., Any], *args: Any, context: str = "spawn") -> Child:
+        made = Child(multiprocessing.get_context(context), function, args)
+        children.append(made)
+        return made
+
+    yield start
+    for made in children:
+        made.close()
+
+
+@pytest.fixture
+def spawn() -> Any:
+    """The spawn context: events, barriers and values for children."""
+    return multiprocessing.get_context("spawn")
+
+
+def run_python(code: str, *args: str, timeout: float = WAIT, prefix: tuple[str, ...] = ()) -> Any:
+    """Runs Python code in a fresh process that may crash; returns the CompletedProcess."""
+    return subprocess.run(
+        [*prefix, sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        check=False,
+    )
+
+
+def on_small_tmpfs(code: str, tmp_path: Path, size: str = "8m") -> str:
+    """Runs Python code with a small tmpfs mounted at sys.argv[1]; returns what it prints."""
+    mount = tmp_path / "small"
+    mount.mkdir(exist_ok=True)
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user and mount namespaces here (unshare -Urm)")
+    script = f'mount -t tmpfs -o size={size} tmpfs "$0" && exec "$@"'
+    done = run_python(code, str(mount), prefix=("unshare", "-Urm", "sh", "-c", script, str(mount)))
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+class Threads:
+    """Runs functions in threads; the first exception of any is raised at the end."""
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+        self.threads: list[threading.Thread] = []
+
+    def start(self, function: Callable[..., Any], *args: Any) -> None:
+        def run() -> None:
+            try:
+                function(*args)
+            except BaseException as error:  # noqa: BLE001  raised in join
+                self.errors.append(error)
+
+        self.threads.append(threading.Thread(target=run, daemon=True))
+        self.threads[-1].start()
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join(WAIT)
+            assert not thread.is_alive(), "a thread does not end"
+        errors, self.errors = self.errors, []
+        if errors:
+            raise errors[0]
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    made = Threads()
+    yield made
+    made.join()

@@ -1,0 +1,530 @@
+"""Bad input: each kind has its own error, a message that says what to do, and leaves the pool as it was."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool.errors import (
+    BufferPoolError,
+    FileSizeMismatch,
+    LoaderFailed,
+    LoaderOverrun,
+    PageOutOfRange,
+    PoolClosed,
+    SegmentExists,
+    SegmentNotFound,
+    SpaceFull,
+    SpaceMismatch,
+    WrongProcess,
+)
+from tests.conftest import PAGE, SHM, WAIT, kernel_bytes, run_python, stamp
+
+
+@pytest.fixture
+def unchanged(pool, data_file):
+    """(pool, table): at the end all is as it was before the test."""
+    table = pool.open_file(data_file(10), "r+")
+    with table.write(3) as page:
+        page[:] = stamp(3, version=1)
+
+    def state():
+        stats, frames = pool.stats(), pool.frames()
+        # Refused calls may count as failed loads, and may have left a frame free; nothing else.
+        return stats.clients, stats.spaces, stats.frames["live"], stats.frames["dirty"], stats.publishes, len(frames)
+
+    before, memory = state(), kernel_bytes(pool)
+    yield pool, table
+    assert pool.check() == []
+    after = state()
+    assert after[0] == before[0]
+    assert [(s.name, s.pages) for s in after[1]] == [(s.name, s.pages) for s in before[1]]
+    assert after[2:] == before[2:]
+    assert kernel_bytes(pool) == memory
+    assert np.array_equal(table[3], stamp(3, version=1))
+    assert np.array_equal(table[4], stamp(4))
+
+
+# ---- page numbers ------------------------------------------------------------------------
+
+USES = {
+    "space[n]": lambda space, n: space[n],
+    "pin": lambda space, n: space.pin(n),
+    "write": lambda space, n: space.write(n),
+    "pin_many": lambda space, n: space.pin_many([n]),
+    "read_many": lambda space, n: space.read_many([n]),
+    "prefetch": lambda space, n: space.prefetch([n]),
+    "drop": lambda space, n: space.drop(n, 1),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    "n", [10, 11, 2**31, 2**32, 2**32 + 3, 2**40, 2**62, -1, -10, -(2**63), np.int64(10), np.int8(-1)]
+)
+def test_a_page_number_out_of_range_is_an_index_error(unchanged, use, n):
+    _, table = unchanged
+    with pytest.raises(PageOutOfRange, match="10 pages, numbered from 0") as refused:
+        USES[use](table, n)
+    assert isinstance(refused.value, IndexError)
+    assert str(n) in str(refused.value)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("n", [2**63, 2**64, 2**64 + 3, -(2**63) - 1, 10**30])
+def test_a_page_number_beyond_any_integer_is_refused(unchanged, use, n):
+    _, table = unchanged
+    with pytest.raises((PageOutOfRange, TypeError)):
+        USES[use](table, n)
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(
+    "n", [1.0, "1", None, b"1", [1], (1,), slice(1, 2), 1j, np.float64(1), np.array([1, 2]), Ellipsis]
+)
+def test_a_page_number_that_is_no_integer_is_a_type_error(unchanged, use, n):
+    _, table = unchanged
+    with pytest.raises(TypeError, match="integer"):
+        USES[use](table, n)
+
+
+@pytest.mark.parametrize(
+    "ids", [5, None, "12", 1.5, [[1, 2]], np.zeros((2, 2), int), {1: 2}, [1, "2"], [1, None], [True, False], [1.0]]
+)
+def test_page_numbers_that_are_no_list_of_integers_are_a_type_error(unchanged, ids):
+    _, table = unchanged
+    for use in (table.pin_many, table.read_many, table.prefetch):
+        with pytest.raises(TypeError, match=r"integer|len\(\)"):
+            use(ids)
+
+
+def test_a_ragged_list_of_page_numbers_is_refused(unchanged):
+    _, table = unchanged
+    for use in (table.pin_many, table.read_many, table.prefetch):
+        with pytest.raises((TypeError, ValueError)):
+            use([1, [2, 3]])
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), -0.001])
+def test_a_timeout_that_makes_no_sense_is_refused(unchanged, timeout):
+    _, table = unchanged
+    with pytest.raises(ValueError, match="timeout"):
+        table.write(1, timeout=timeout)
+    with pytest.raises(TypeError):
+        table.write(1, timeout="soon")
+
+
+# ---- sizes and names ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, -4096, 512, 2048, 4095, 4097, 5000, 12288, 1 << 31, 10**30])
+def test_a_page_size_that_is_no_power_of_two_from_4096_is_refused(pool_name, size):
+    with pytest.raises(ValueError, match="page_size must be a power of two from 4096"):
+        bp.Pool.create(pool_name, "64MiB", page_size=size)
+    assert not (SHM / pool_name).exists()
+
+
+@pytest.mark.parametrize("size", ["4096", 4096.0, None, True, b"4096"])
+def test_a_page_size_that_is_no_integer_is_refused(pool_name, size):
+    with pytest.raises(TypeError, match="page_size must be an integer"):
+        bp.Pool.create(pool_name, "64MiB", page_size=size)
+    assert not (SHM / pool_name).exists()
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 4095, 3 * 4096, "12KiB", "0"])
+def test_a_budget_below_the_minimum_is_refused(pool_name, capacity):
+    with pytest.raises(ValueError, match="at least 4 pages"):
+        bp.Pool.create(pool_name, capacity, page_size=4096)
+    assert not (SHM / pool_name).exists()
+
+
+@pytest.mark.parametrize("capacity", ["", "MiB", "64 mebibytes", "-1", "1e6", "64MiB64", "0x100", "inf", -1, -(2**70)])
+def test_a_budget_that_is_no_size_is_refused(pool_name, unchanged, capacity):
+    pool, _ = unchanged
+    with pytest.raises(ValueError, match="capacity"):
+        bp.Pool.create(pool_name, capacity)
+    with pytest.raises(ValueError, match="capacity"):
+        pool.resize(capacity)
+    assert not (SHM / pool_name).exists()
+
+
+@pytest.mark.parametrize("capacity", [None, 1e6, True, b"64MiB", [1]])
+def test_a_budget_of_another_type_is_refused(pool_name, unchanged, capacity):
+    pool, _ = unchanged
+    with pytest.raises(TypeError, match="capacity must be a number of bytes or a string"):
+        bp.Pool.create(pool_name, capacity)
+    with pytest.raises(TypeError, match="capacity"):
+        pool.resize(capacity)
+
+
+@pytest.mark.parametrize(
+    ("size", "n"),
+    [
+        ("65536", 65536),
+        ("64KiB", 65536),
+        ("64kib", 65536),
+        (" 64 K ", 65536),
+        ("1MiB", 1 << 20),
+        ("0.5MiB", 1 << 19),
+        ("100KB", 100_000),
+    ],
+)
+def test_sizes_may_be_strings(make_pool, size, n):
+    pool = make_pool(size, max_capacity="1MiB")
+    assert pool.budget_frames == n // PAGE
+
+
+@pytest.mark.parametrize("capacity", ["8EiB", 2**62, 2**64, 2**80, "99999999TiB"])
+def test_a_budget_beyond_any_machine_is_refused(pool_name, capacity):
+    with pytest.raises((ValueError, BufferPoolError, OverflowError)) as refused:
+        bp.Pool.create(pool_name, capacity, page_size=4096)
+    assert str(refused.value)
+    assert not (SHM / pool_name).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"max_capacity": 4 * 4096}, "max_capacity"),
+        ({"extent_size": 0}, "extent_size"),
+        ({"extent_size": 5000}, "extent_size"),
+        ({"extent_size": "1"}, "extent_size"),
+        ({"max_clients": 0}, "max_clients"),
+        ({"max_clients": -1}, "max_clients"),
+        ({"max_clients": 100_000}, "max_clients"),
+        ({"max_pages": 0}, "max_pages"),
+        ({"max_pages": 2**32}, "max_pages"),
+    ],
+)
+def test_other_sizes_out_of_range_are_refused(pool_name, options, match):
+    with pytest.raises(ValueError, match=match):
+        bp.Pool.create(pool_name, 64 * 4096, page_size=4096, **options)
+    assert not (SHM / pool_name).exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", "/dev/shm/x", "../x", "", ".", "..", "x" * 201, "a\0b", "ü" * 101])
+def test_a_name_that_is_no_file_name_is_refused(name):
+    before = sorted(SHM.iterdir())
+    for use in (bp.Pool.attach, lambda n: bp.Pool.create(n, "64MiB"), lambda n: bp.Pool.open(n, "64MiB")):
+        with pytest.raises(ValueError, match="1 to 200 bytes without '/'"):
+            use(name)
+    assert [path for path in SHM.iterdir() if path not in before and name in path.name] == []
+
+
+@pytest.mark.parametrize("name", [None, 5, b"pool", ["pool"]])
+def test_a_name_that_is_no_string_is_refused(name):
+    for use in (bp.Pool.attach, lambda n: bp.Pool.create(n, "64MiB"), lambda n: bp.Pool.open(n, "64MiB")):
+        with pytest.raises(TypeError, match="string"):
+            use(name)
+
+
+def test_an_unusual_name_is_a_name(pool_name):
+    name = f"{pool_name} ü\n*?"
+    with bp.Pool.create(name, 64 * PAGE, page_size=PAGE) as pool:
+        try:
+            with bp.Pool.attach(name) as other:
+                assert other.name == name
+        finally:
+            pool.unlink()
+
+
+def test_open_refuses_bad_options_though_the_pool_exists(pool):
+    for options, error in (({"page_size": 5000}, ValueError), ({"page_size": "4096"}, (TypeError, ValueError))):
+        with pytest.raises(error):
+            bp.Pool.open(pool.name, 64 * PAGE, **options)
+    assert pool.stats().clients == 1
+
+
+# ---- files and spaces ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [1, 100, PAGE - 1])
+def test_a_file_of_no_whole_number_of_pages_is_refused(unchanged, tmp_path, extra):
+    pool, _ = unchanged
+    path = tmp_path / "odd.db"
+    path.write_bytes(bytes(3 * PAGE + extra))
+    for mode in ("r", "r+"):
+        with pytest.raises(FileSizeMismatch, match=f"cut or pad it to {3 * PAGE} or {4 * PAGE} bytes") as refused:
+            pool.open_file(path, mode)
+        assert isinstance(refused.value, ValueError)
+    assert path.stat().st_size == 3 * PAGE + extra
+
+
+def test_a_store_of_no_whole_number_of_pages_is_refused(unchanged):
+    class Odd:
+        def read_into(self, offset, buffer): ...
+        def write_from(self, offset, buffer): ...
+        def sync(self): ...
+        def size(self):
+            return 5000
+
+    pool, _ = unchanged
+    with pytest.raises(FileSizeMismatch, match="5000"):
+        pool.open_store("odd", Odd())
+
+
+@pytest.mark.parametrize("mode", ["w", "a", "rw", "", "R", "r+b", None, 1])
+def test_an_unknown_mode_is_refused(unchanged, data_file, mode):
+    pool, _ = unchanged
+    with pytest.raises(ValueError, match=r"'r', 'r\+' or 'w\+'"):
+        pool.open_file(data_file(2), mode)
+
+
+_SPECIAL = """
+import os, sys, bufferpool as bp
+os.mkfifo(sys.argv[1] + "/fifo")
+pool = bp.Pool.create(f"bptest-{os.getppid()}-special{os.getpid()}", 64 * 4096, page_size=4096)
+pool.unlink()
+for name in sys.argv[2:]:
+    try:
+        pool.open_file(name)
+        print("opened")
+    except (OSError, ValueError, bp.errors.BufferPoolError) as error:
+        print("refused")
+"""
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    done = run_python(_SPECIAL, str(tmp_path), str(tmp_path / "fifo"), str(tmp_path), "/dev/null", timeout=10)
+    assert done.stdout.splitlines() == ["refused"] * 3, done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["S3", "u1,u2", "O", "V5000", "S8192", [("a", "O")], "(2,)u4", "S0", "U"])
+def test_a_dtype_that_does_not_fit_a_page_is_refused(unchanged, dtype, data_file):
+    pool, _ = unchanged
+    path = data_file(2)
+    for use in (lambda: pool.scratch("new", 4, dtype=dtype), lambda: pool.open_file(path, dtype=dtype)):
+        with pytest.raises(ValueError, match="does not fit"):
+            use()
+
+
+def test_a_dtype_that_is_none_is_refused(unchanged):
+    pool, _ = unchanged
+    with pytest.raises(TypeError):
+        pool.scratch("new", 4, dtype="nonsense")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 64, "ü" * 32, "a\0b", 5, b"new"])
+def test_a_space_name_that_is_none_is_refused(unchanged, name):
+    pool, _ = unchanged
+    with pytest.raises((ValueError, TypeError), match="name"):
+        pool.scratch(name, 4)
+
+
+def test_a_file_name_too_long_for_a_space_asks_for_a_name(unchanged, data_file):
+    pool, _ = unchanged
+    with pytest.raises(ValueError, match="pass name="):
+        pool.open_file(data_file(2, name="x" * 100))
+
+
+@pytest.mark.parametrize("n_pages", [-1, 1.5, "4", None, True])
+def test_a_page_count_that_is_none_is_refused(unchanged, n_pages):
+    pool, _ = unchanged
+    error = ValueError if n_pages == -1 else TypeError
+    with pytest.raises(error, match="n_pages"):
+        pool.scratch("new", n_pages)
+    with pytest.raises(error, match="n_pages"):
+        pool.open_derived("new", n_pages, lambda n, out: None)
+
+
+@pytest.mark.parametrize("n_pages", [2**31, 2**32, 2**40, 2**62, 2**63, 2**63 + 4, 2**64, 2**64 + 1, 2**80])
+def test_more_pages_than_the_pool_can_translate_are_refused(unchanged, n_pages):
+    pool, _ = unchanged
+    for use in (
+        lambda: pool.scratch("new", n_pages),
+        lambda: pool.open_derived("new", n_pages, lambda n, out: None),
+    ):
+        with pytest.raises((SpaceFull, ValueError, OverflowError)):
+            use()
+
+
+def test_max_pages_below_the_size_of_the_file_is_refused(unchanged, data_file):
+    pool, _ = unchanged
+    path = data_file(10)
+    for bad in (5, -1, 1.5, "20"):
+        with pytest.raises((SpaceFull, ValueError, TypeError)):
+            pool.open_file(path, "r+", max_pages=bad)
+
+
+def test_max_pages_beyond_any_integer_is_refused(unchanged, data_file):
+    pool, _ = unchanged
+    with pytest.raises((SpaceFull, ValueError, OverflowError)):
+        pool.open_file(data_file(10), "r+", max_pages=2**64 + 20)
+
+
+def test_options_that_make_no_sense_are_refused(unchanged):
+    pool, _ = unchanged
+    with pytest.raises(ValueError, match="owner"):
+        pool.scratch("new", 4, owner="nobody")
+    with pytest.raises(TypeError, match="loader"):
+        pool.open_derived("new", 4, "loader")
+
+
+def test_a_scratch_space_with_other_options_than_the_one_that_is_there_is_refused(unchanged):
+    pool, _ = unchanged
+    with pool.scratch("keep", 4, owner="client"):
+        for options in ({"discardable": True, "owner": "client"},):
+            with pytest.raises(SpaceMismatch):
+                pool.scratch("keep", 4, **options)
+        with pytest.raises(SpaceMismatch):
+            pool.scratch("keep", 5000)
+
+
+# ---- loaders ---------------------------------------------------------------------------------------
+
+
+def test_a_loader_that_raises_or_overruns_leaves_the_pool_as_it_was(pool, unchanged):
+    def raises(n, out):
+        raise ZeroDivisionError("odd tile")
+
+    def overruns(n, out):
+        np.lib.stride_tricks.as_strided(out, (PAGE + 1,), (1,))[PAGE] ^= 1
+
+    for name, loader, error in (("raises", raises, LoaderFailed), ("overruns", overruns, LoaderOverrun)):
+        with pytest.raises(error, match=f"{name}.*nothing was published"):
+            pool.open_derived(name, 4, loader)[1]
+        pool.space(name).remove()
+
+
+def test_a_loader_that_takes_other_arguments_is_told_by_its_type_error(pool):
+    with pytest.raises(LoaderFailed, match="TypeError") as failed:
+        pool.open_derived("derived", 4, lambda: None)[1]
+    assert isinstance(failed.value.__cause__, TypeError)
+
+
+def test_a_store_that_returns_nonsense_is_a_store_error(pool):
+    class Odd:
+        wrong = None
+
+        def read_into(self, offset, buffer):
+            return self.wrong
+
+        def write_from(self, offset, buffer):
+            return self.wrong
+
+        def sync(self): ...
+        def size(self):
+            return 4 * PAGE
+
+    store = Odd()
+    space = pool.open_store("odd", store)
+    for store.wrong in (None, "4096", -1, 0, PAGE - 1, PAGE + 1, 2**70):
+        with pytest.raises(bp.errors.StoreError):
+            space[1]
+    store.wrong = PAGE
+    with space.write(1) as page:
+        page[:] = 1
+    for store.wrong in (None, "4096", -1, 0, PAGE - 1, PAGE + 1, 2**70):
+        with pytest.raises(bp.errors.StoreError):
+            pool.flush()
+        assert pool.stats().frames["dirty"] == 1
+
+
+# ---- use after close ------------------------------------------------------------------------------------
+
+
+def test_every_use_after_close_says_so(pool, data_file):
+    path = data_file(10)
+    table = pool.open_file(path, "r+")
+    work = pool.scratch("work", 4)
+    iterator = iter(table)
+    unused, appending = table.write(1), table.append()
+    pool.close()
+    uses = [
+        lambda: table[1],
+        lambda: table.pin(1),
+        lambda: table.pin_many([1]),
+        lambda: table.read_many([1]),
+        lambda: table.write(1),
+        table.append,
+        lambda: table.prefetch([1]),
+        lambda: next(table.scan()),
+        lambda: next(iterator),
+        lambda: table.drop(1, 1),
+        table.flush,
+        lambda: len(table),
+        work.remove,
+        unused.__enter__,
+        appending.__enter__,
+        pool.flush,
+        pool.stats,
+        pool.frames,
+        pool.extents,
+        pool.clients,
+        pool.check,
+        pool.reap,
+        pool.trim,
+        lambda: pool.trim(bytes=1),
+        lambda: pool.resize("64KiB"),
+        lambda: pool.scratch("new", 4),
+        lambda: pool.open_file(path),
+        lambda: pool.open_derived("d", 4, lambda n, out: None),
+        lambda: pool.space("work"),
+        lambda: pool.durable_lsn,
+        lambda: setattr(pool, "durable_lsn", 4),
+        lambda: pool.page_size,
+        lambda: pool.max_frames,
+        lambda: pool.budget_frames,
+        pool.__reduce__,
+    ]
+    for use in uses:
+        with pytest.raises(PoolClosed, match="closed") as refused:
+            use()
+        assert isinstance(refused.value, ValueError)
+    pool.close()
+    assert pool.name in repr(pool)
+    assert "work" in repr(work)
+
+
+def test_a_removed_pool_says_what_to_do(pool_name):
+    with pytest.raises(SegmentNotFound, match="create it"):
+        bp.Pool.attach(pool_name)
+    with bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE) as pool:
+        with pytest.raises(SegmentExists, match="attach to it"):
+            bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE)
+        pool.unlink()
+
+
+# ---- fork -----------------------------------------------------------------------------------------------
+
+
+def _forked(connection, write):
+    try:
+        write.__exit__(None, None, None)
+    except BaseException as error:  # noqa: BLE001  reported to the parent
+        connection.send((type(error).__name__, str(error)))
+    else:
+        connection.send(("nothing", ""))
+
+
+def test_a_write_of_the_parent_is_refused_in_a_forked_child(pool):
+    work = pool.scratch("work", 4)
+    context = multiprocessing.get_context("fork")
+    receive, send = context.Pipe(duplex=False)
+    with work.write(1) as page:
+        page[:] = 1
+        write = work.write(2)
+        inner = write.__enter__()
+        inner[:] = 2
+        process = context.Process(target=_forked, args=(send, write))
+        process.start()
+        assert receive.poll(WAIT)
+        name, text = receive.recv()
+        process.join(WAIT)
+        write.__exit__(None, None, None)
+    assert name == WrongProcess.__name__
+    assert "forked child" in text
+    assert (work[1] == 1).all()
+    assert (work[2] == 2).all()
+    assert pool.reap() in (0, 1)
+    assert pool.stats().clients == 1
+
+
+def test_every_error_is_in_one_tree_and_explains_itself():
+    errors = [e for e in vars(bp.errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+    assert len(errors) > 30
+    for error in errors:
+        assert issubclass(error, BufferPoolError)
+        assert error.__doc__
+        assert getattr(bp, error.__name__) is error

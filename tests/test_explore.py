@@ -1,0 +1,173 @@
+"""The protocol, explored: every interleaving, and a death after every step.
+
+tests/native/explore.cpp compiles the core's own headers. A scenario is two or
+three processes; from each state every one of them takes its next step, or dies.
+The mutations below are mistakes that the explorer must find.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "bufferpool" / "core"
+NATIVE = ROOT / "tests" / "native"
+
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the explorer switches stacks in x86-64 assembly")
+
+
+def build(core: Path, native: Path, out: Path) -> Path:
+    compiler = os.environ.get("CXX", "g++")
+    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror", "-DBP_EXPLORE"]
+    subprocess.run([compiler, *flags, f"-I{core}", f"-I{native}", str(native / "explore.cpp"), "-o", str(out)], check=True)
+    return out
+
+
+def explore(program: Path, scenario: str, deaths: int, most_states: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(program), scenario, str(deaths), str(most_states)], capture_output=True, text=True, timeout=3600
+    )
+
+
+@pytest.fixture(scope="session")
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(CORE, NATIVE, tmp_path_factory.mktemp("explore") / "explore")
+
+
+def scenarios(program: Path) -> list[str]:
+    return subprocess.run([str(program), "list"], capture_output=True, text=True, check=True).stdout.split()
+
+
+def explore_all(program: Path, deaths: int, most_states: int) -> int:
+    """Explores every scenario; returns the number of states. Fails with the schedule of a violation."""
+    total = 0
+    for scenario in scenarios(program):
+        run = explore(program, scenario, deaths, most_states)
+        assert run.returncode == 0, f"{scenario}: {run.stdout}{run.stderr}"
+        covered = re.search(r"(\d+) states, (\d+) ends", run.stdout)
+        assert covered is not None
+        assert int(covered[1]) > 50
+        assert int(covered[2]) > 0, f"{scenario} never came to an end: {run.stdout}"
+        total += int(covered[1])
+        print(run.stdout, end="")
+    return total
+
+
+def test_nothing_is_lost_or_torn_without_deaths(explorer: Path) -> None:
+    assert explore_all(explorer, 0, 200_000) > 500_000
+
+
+def test_nothing_is_lost_or_torn_when_one_process_dies_anywhere(explorer: Path) -> None:
+    assert explore_all(explorer, 1, 250_000) > 1_500_000
+
+
+def test_a_reaper_that_dies_anywhere_is_followed_by_another(explorer: Path) -> None:
+    for scenario in [name for name in scenarios(explorer) if name.startswith("reap-")]:
+        run = explore(explorer, scenario, 2, 250_000)
+        assert run.returncode == 0, f"{scenario}: {run.stdout}{run.stderr}"
+        assert "ends" in run.stdout
+
+
+@pytest.mark.soak
+def test_deeper(explorer: Path) -> None:
+    explore_all(explorer, 0, 60_000_000)
+    explore_all(explorer, 1, 40_000_000)
+    explore_all(explorer, 2, 20_000_000)
+
+
+def _pins_before_intents(text: str) -> str:
+    """The reap of the pins moved before that of the intents."""
+    intents, pins = text.index("    // 2. What it was about"), text.index("    // 4. Its pins")
+    fields, frames = text.index("    // 3. Its writer fields"), text.index("    // 5. Its frames.")
+    ready = "    s.has_frame(s.g.max_frames - 1);\n"
+    return text[:intents] + ready + text[pins:frames] + text[intents:fields] + text[fields:pins] + text[frames:]
+
+
+# name: (file, what stands there or a function, what stands there instead, scenario that finds it)
+MUTATIONS = {
+    "the second load of the entry in pin left out": (
+        "page.h",
+        "if (entry::is_resident_in(word.load_seq_cst(), f)) {",
+        "if (true) {",
+        "pin-evict-hot",
+    ),
+    "the pins looked at before the entry is closed": (
+        "memory.h",
+        "        bool gone = word.cas_seq_cst(e, closed);",
+        "        bool early = s.any_pin(f);\n        bool gone = word.cas_seq_cst(e, closed);",
+        "pin-evict-hot",
+    ),
+    "a superseded frame reused with a pin on it": (
+        "memory.h",
+        "if (frame::state(w) != OLD || s.any_pin(f)) return false;",
+        "if (frame::state(w) != OLD) return false;",
+        "retire-pin",
+    ),
+    "the flusher field ignored": (
+        "flush.h",
+        "!(e & entry::DIRTY) || entry::flusher(e) || !s.has_frame(f)) continue;",
+        "!(e & entry::DIRTY) || !s.has_frame(f)) continue;",
+        "flush-flush",
+    ),
+    "the pins reaped before the intents": ("client.h", _pins_before_intents, "", "reap-reload"),
+    "dirty cleared before the sync": (
+        "explore.cpp",
+        "    model::step();\n    for (u32 p = 0; p < PAGES; p++)\n        if (written[p]",
+        "    end_flush(s, op.intent(), items, true);\n    items.clear();\n    model::step();\n    for (u32 p = 0; p < PAGES; p++)\n        if (written[p]",
+        "flush-write",
+    ),
+    "a page above the durable LSN written": (
+        "flush.h",
+        "if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn) {",
+        "if (ok) {",
+        "flush-log",
+    ),
+    "the writer field released with the swap": (
+        "page.h",
+        "return (entry::with_frame(e, g) & ~clear) | set;",
+        "return (entry::with_owner(entry::with_frame(e, g), 0) & ~clear) | set;",
+        "flush-evict",
+    ),
+    "an eviction that may turn back taken for done": (
+        "client.h",
+        "if (!entry::names(e, f)) frame_cas",
+        "if (!entry::is_resident_in(e, f)) frame_cas",
+        "reap-reload",
+    ),
+    "a frame taken before its memory is there": (
+        "memory.h",
+        "int r = prim::plug(s.fd, s.page_offset(first), u64(n) << s.g.page_shift);",
+        "int r = 0;",
+        "load-load",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MUTATIONS)
+def test_a_mistake_is_found(mistake: str, tmp_path: Path) -> None:
+    name, before, after, scenario = MUTATIONS[mistake]
+    core, native = tmp_path / "core", tmp_path / "native"
+    shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.cpp"))
+    shutil.copytree(NATIVE, native)
+    file = (native if name.endswith(".cpp") else core) / name
+    text = file.read_text()
+    if callable(before):
+        changed = before(text)
+    else:
+        assert text.count(before) == 1, "the mutation no longer fits the source"
+        changed = text.replace(before, after)
+        if "early" in after:
+            changed = changed.replace("if (gone && s.any_pin(f)) {", "if (gone && early) {")
+    assert changed != text
+    file.write_text(changed)
+    program = build(core, native, tmp_path / "explore")
+    for deaths in (0, 1):
+        run = explore(program, scenario, deaths, 4_000_000)
+        if run.returncode:
+            break
+    assert run.returncode == 1, f"not found: {run.stdout}{run.stderr}"
+    assert "VIOLATION" in run.stdout
