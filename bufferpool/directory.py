@@ -5,11 +5,21 @@ same space get the same one.
 """
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bufferpool.errors import FileChanged, SpaceBusy, SpaceMismatch, SpaceNotFound, StoreError
+from bufferpool.errors import (
+    FileChanged,
+    FileSizeMismatch,
+    SpaceBusy,
+    SpaceFull,
+    SpaceMismatch,
+    SpaceNotFound,
+    SpaceRemoved,
+    StoreError,
+)
 from bufferpool.flush import dirty_pages
 from bufferpool.space import Kind, Space, kind_name
 from bufferpool.store import FileStore
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
 
 DISCARDABLE, WRITABLE = 1, 2
 GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow
+BUSY_S = 1.0  # how long a space in use is waited for, to be removed
 
 
 def _busy(space: Space) -> SpaceBusy:
@@ -37,8 +48,10 @@ def record_of(pool: "Pool", index: int) -> dict[str, Any]:
 def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
     """Finds the space's slot in the segment, or makes it, and connects the handle."""
     seg, options = pool._seg, space._options
-    if isinstance(space.name, str) is False or not space.name or len(space.name.encode()) > 63:
-        raise ValueError(f"a space's name must be 1 to 63 bytes long, not {space.name!r}; pass name=")
+    if not isinstance(space.name, str):
+        raise TypeError(f"a space's name must be a string, not {type(space.name).__name__}")
+    if not space.name or "\0" in space.name or len(space.name.encode(errors="surrogateescape")) > 63:
+        raise ValueError(f"a space's name must be 1 to 63 bytes long, without NUL, not {space.name!r}; pass name=")
     if (
         space.dtype.itemsize == 0
         or pool.page_size % space.dtype.itemsize
@@ -49,10 +62,12 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
             f"dtype {space.dtype} does not fit: its size must divide the page size {pool.page_size}, and it must hold plain values"
         )
     if space.kind is Kind.FILE and space._store is None:
-        space._store = FileStore(options["path"], options["mode"], pool.page_size)
+        space._store = FileStore(options["path"], options["mode"])
     seg.lock_directory()
     try:
         record = _find_record(pool, space, truncate)
+        if space._generation is not None and (record is None or record["generation"] != space._generation):
+            raise SpaceRemoved(f"space {space.name!r} has been removed from pool {pool.name!r} since; open it again")
         if record is None:
             record = record_of(pool, _add_space(pool, space, truncate))
     finally:
@@ -63,7 +78,7 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
         mine = pool._stores.get(record["index"])
         if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
             pool._stores[record["index"]] = (record["generation"], store)
-    space.index = record["index"]
+    space.index, space._generation = record["index"], record["generation"]
     writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
     space._bind_core(
         seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd, store,
@@ -98,17 +113,26 @@ def _find_record(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] |
                     f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name="
                 )
             return _refresh_file(pool, record, store, truncate)
-        pages = space._options.get("n_pages")
-        if pages is not None and not space._options.get("found") and pages > record["max_pages"]:
-            raise SpaceMismatch(
-                f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it"
-            )
-        if space.kind is Kind.DERIVED and pages != record["pages"]:
-            raise SpaceMismatch(
-                f"space {space.name!r} has {record['pages']} pages, not {pages}; use another name, or remove it"
-            )
+        _refuse_another(space, record)
         return record
     return None
+
+
+def _refuse_another(space: Space, record: dict[str, Any]) -> None:
+    """A derived or scratch space that exists must be the one that was asked for."""
+    if space._options.get("found") or space._generation is not None or space.kind is Kind.STORE:
+        return
+    wanted = space._options
+    if (space.kind is Kind.DERIVED and wanted["n_pages"] != record["pages"]) or wanted["n_pages"] > record["max_pages"]:
+        raise SpaceMismatch(
+            f"space {space.name!r} has {record['pages']} pages, not {wanted['n_pages']}; use another name, or remove it"
+        )
+    if space.kind is Kind.SCRATCH:
+        has = ("client" if record["owner"] else "pool", bool(record["flags"] & DISCARDABLE))
+        if has != (wanted["owner"], wanted["discardable"]):
+            raise SpaceMismatch(
+                f"space {space.name!r} has owner={has[0]!r} and discardable={has[1]}; use another name, or remove it"
+            )
 
 
 def _refresh_file(pool: "Pool", record: dict[str, Any], store: FileStore, truncate: bool) -> dict[str, Any] | None:
@@ -131,15 +155,19 @@ def _refresh_file(pool: "Pool", record: dict[str, Any], store: FileStore, trunca
                 f"{store.path} was changed by somebody else, and the pool has {dirty} dirty pages of it: "
                 "save what you need of them, then pool.space(name).remove(discard=True), or restore the file and its time"
             )
+        if interrupted and store.size() % pool.page_size:  # a flush that was killed had begun to extend it
+            os.truncate(store.path, -(-store.size() // pool.page_size) * pool.page_size)
+        if not truncate:
+            store.pages(pool.page_size)
         device, inode, size, mtime = store.identity()
         if (
             truncate
             or (device, inode) != (record["device"], record["inode"])
             or size < record["stored"] * pool.page_size
         ):
-            removed, _ = seg.remove_space(index)
-            if not removed:
-                raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
+            _, freed = seg.remove_space(index)
+            if freed:
+                pool._give_back(freed, "drop")
             return None
         done, freed = seg.drop_clean(index)
         if not done:
@@ -159,49 +187,60 @@ def _add_space(pool: "Pool", space: Space, truncate: bool) -> int:
         assert isinstance(store, FileStore)
         os.ftruncate(store.fd, 0)
     identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
-    if store is not None:
+    if isinstance(store, FileStore):
+        pages = store.pages(pool.page_size)
+    elif store is not None:
         size = store.size()
         if size % pool.page_size:
-            raise ValueError(f"the store's size {size} is no multiple of the page size {pool.page_size}")
+            raise FileSizeMismatch(
+                f"the store has {size} bytes, which is no multiple of the page size {pool.page_size}"
+            )
         pages = size // pool.page_size
-        grows = options["mode"] == "r+"
-        most = options["max_pages"] or (max(2 * pages, GROWTH_PAGES) if grows else max(pages, 1))
-        most = min(most, max(pages, 1, int(pool._geometry["max_pages"]) // 2)) if options["max_pages"] is None else most
     else:
         pages = options["n_pages"]
-        most = max(pages, 1) if space.kind is Kind.DERIVED else max(2 * pages, 1024)
+    fixed = options.get("max_pages")
+    if fixed is not None and count_of(fixed, "max_pages") < pages:
+        raise ValueError(f"max_pages ({fixed}) is below the {pages} pages that there are")
+    if fixed is None:
+        fixed = max(pages, 1) if space.kind is Kind.DERIVED else max(2 * pages, 1024 if store is None else GROWTH_PAGES)
     flags = (DISCARDABLE if options.get("discardable") else 0) | (WRITABLE if options.get("mode") == "r+" else 0)
     path = store.path if isinstance(store, FileStore) else ""
     owned = options.get("owner") == "client"
-    return pool._seg.add_space(
-        space.name,
-        os.fsencode(path),
-        space.kind,
-        flags,
-        owned,
-        pages,
-        count_of(most, "max_pages"),
-        *identity,
-    )
+    while True:
+        try:
+            return pool._seg.add_space(
+                space.name, os.fsencode(path), space.kind, flags, owned, pages, fixed, *identity
+            )  # fmt: skip
+        except SpaceFull:  # room to grow is a wish, unless it was asked for
+            if options.get("max_pages") is not None or fixed <= max(pages, 1):
+                raise
+            fixed = max(pages, 1, fixed // 4)
 
 
 def remove(pool: "Pool", space: Space, discard: bool) -> None:
+    """Takes a space out of the pool, unless somebody is writing, loading or flushing its pages."""
     if not discard:
         pool.flush(space)
     seg = pool._seg
     seg.lock_directory()
     try:
         record = record_of(pool, space.index)
+        if record["generation"] != space._generation:
+            raise SpaceRemoved(f"space {space.name!r} has been removed already")
         if not discard and space.kind is not Kind.SCRATCH and dirty_pages(pool, space.index):
             raise _busy(space)
-        removed, freed = seg.remove_space(record["index"])
+        deadline = time.monotonic() + BUSY_S
+        while seg.space_in_use(space.index):
+            if time.monotonic() > deadline:
+                raise _busy(space)
+            time.sleep(0.002)
+        # What somebody has begun to use in this moment goes when that is over.
+        _, freed = seg.remove_space(record["index"])
     finally:
         seg.unlock_directory()
     pool._stores.pop(space.index, None)
     if freed:
         pool._give_back(freed, "drop")
-    if not removed:
-        raise _busy(space)
 
 
 def count_of(value: int, what: str) -> int:
@@ -210,4 +249,6 @@ def count_of(value: int, what: str) -> int:
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{what} must not be negative")
+    if value >= 2**32 - 1:
+        raise ValueError(f"{what} must be below {2**32 - 1}, not {value}")
     return int(value)

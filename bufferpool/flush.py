@@ -89,7 +89,7 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
             f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)"
         )
     try:
-        store = FileStore(record["path"], "r+", pool.page_size)
+        store = FileStore(record["path"], "r+")
     except OSError as error:
         raise StoreError(
             f"{record['path']} has dirty pages, but cannot be opened to write them: {error.strerror}"

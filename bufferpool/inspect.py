@@ -178,7 +178,8 @@ def read_frames(pool: "Pool") -> npt.NDArray[np.void]:
     out["frame"] = np.arange(len(slots))
     out["state"] = word & np.uint64(7)
     live = out["state"] == FrameState.LIVE
-    entries = pool._seg.entry_words(np.where(live, pages, 0).astype(np.uint32))
+    entries = np.zeros(len(slots), np.uint64)
+    entries[live] = pool._seg.entry_words(pages[live])  # of live frames only: other entries may have no memory
     named = live & ((entries & np.uint64(3)) == 2) & ((entries >> np.uint64(32)) == out["frame"])
     out["dirty"] = named & ((entries >> np.uint64(3)) & np.uint64(1)).astype(bool)
     out["hot"] = named & (((entries >> np.uint64(4)) & np.uint64(3)) == 2)

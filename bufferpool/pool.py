@@ -194,7 +194,12 @@ class Pool:
             self._closed = True
 
     def unlink(self) -> None:
-        """Removes the pool's name. Whoever is attached keeps working; memory goes with the last one."""
+        """Removes the pool's name. Whoever is attached keeps working; memory goes with the last one.
+
+        Raises SegmentNotFound, and SegmentReplaced if the name belongs to another pool by now.
+        """
+        if self._uuid is not None:
+            segment.refuse_another(self.path, self._uuid, self._owner)
         segment.unlink(self.path)
 
     def __enter__(self) -> "Pool":
@@ -266,7 +271,7 @@ class Pool:
         Raises FileNotFoundError, PermissionError, FileSizeMismatch, FileChanged,
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
         """
-        store = FileStore(path, mode, self.page_size)
+        store = FileStore(path, mode)
         name = os.path.basename(store.path) if name is None else name
         options = {"path": store.path, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
         space = Space(self, name, Kind.FILE, dtype, options)

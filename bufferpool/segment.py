@@ -22,6 +22,7 @@ from bufferpool.errors import (
     SegmentExists,
     SegmentNotFound,
     SegmentRefused,
+    SegmentReplaced,
     SharedMemoryFull,
 )
 
@@ -195,6 +196,17 @@ def open_trusted(path: str, owner: int | None = None) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def refuse_another(path: str, uuid: bytes, owner: int | None) -> None:
+    """Raises SegmentReplaced unless ``path`` is the segment that has this uuid."""
+    fd = open_trusted(path, owner)
+    try:
+        found = os.pread(fd, 16, _core.UUID_AT)
+    finally:
+        os.close(fd)
+    if found != uuid:
+        raise SegmentReplaced(f"{path} is another pool than this one; it was removed and created anew")
 
 
 def unlink(path: str) -> None:

@@ -45,6 +45,7 @@ class Space(_core.Space):
 
     _store: Store | None = None
     _loader: Loader | None = None
+    _generation: int | None = None  # of the slot that the handle was bound to
 
     def __init__(self, pool: "Pool", name: str, kind: Kind, dtype: npt.DTypeLike, options: dict[str, Any]) -> None:
         self.pool = pool
@@ -61,7 +62,11 @@ class Space(_core.Space):
         return (
             Space,
             (self.pool, self.name, self.kind, self.dtype, self._options),
-            {"_loader": self._loader, "_store": None if isinstance(self._store, FileStore) else self._store},
+            {
+                "_loader": self._loader,
+                "_store": None if isinstance(self._store, FileStore) else self._store,
+                "_generation": self._generation,
+            },
         )
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -112,13 +117,12 @@ class Space(_core.Space):
         For a file, the kernel is told first (posix_fadvise), so that the reads
         overlap. Raises as ``space[n]`` does.
         """
-        if isinstance(self._store, FileStore) and len(ids):
-            numbers = np.unique(np.asarray(ids))
-            if numbers.dtype.kind in "iu":
-                for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
-                    size = self.pool.page_size
-                    if run[0] >= 0:
-                        os.posix_fadvise(self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED)
+        numbers = np.asarray(ids)
+        valid = numbers.ndim == 1 and numbers.size and numbers.dtype.kind in "iu"
+        if isinstance(self._store, FileStore) and valid and numbers.min() >= 0 and numbers.max() < len(self):
+            size, numbers = self.pool.page_size, np.unique(numbers)
+            for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
+                os.posix_fadvise(self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED)
         return self._load_many(ids)
 
     def scan(self, start: int = 0, stop: int | None = None, *, ahead: int = 32) -> Iterator[np.ndarray]:

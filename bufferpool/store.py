@@ -7,6 +7,7 @@ written in Python never see the segment: they fill and read private buffers.
 
 import errno
 import os
+import stat
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -37,24 +38,21 @@ class Store(Protocol):
 class FileStore:
     """A file. Misses are read by the core, straight into the frame."""
 
-    def __init__(self, path: str | os.PathLike[str], mode: str, page_size: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], mode: str) -> None:
         """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, or cut to nothing).
 
-        Raises FileNotFoundError, PermissionError, FileSizeMismatch, ValueError.
+        Raises FileNotFoundError, PermissionError, ValueError.
         """
+        self.fd = -1
         flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR | os.O_CREAT}
         if mode not in flags:
             raise ValueError(f"mode must be 'r', 'r+' or 'w+', not {mode!r}")
         self.path = os.path.realpath(path)
         self.writable = mode != "r"
-        self.fd = -1
-        self.fd = os.open(self.path, flags[mode] | os.O_CLOEXEC, 0o666)
-        size = os.fstat(self.fd).st_size
-        if mode != "w+" and size % page_size:
-            raise FileSizeMismatch(
-                f"{self.path} has {size} bytes, which is no multiple of the page size {page_size}: "
-                f"cut or pad it to {size // page_size * page_size} or {-(-size // page_size) * page_size} bytes, "
-                "or use a pool of another page size"
+        self.fd = os.open(self.path, flags[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+            raise ValueError(
+                f"{self.path} is not a regular file; pages live in regular files (or in a store: open_store)"
             )
 
     def __del__(self) -> None:
@@ -90,6 +88,17 @@ class FileStore:
 
     def size(self) -> int:
         return os.fstat(self.fd).st_size
+
+    def pages(self, page_size: int) -> int:
+        """How many pages the file has. Raises FileSizeMismatch."""
+        size = self.size()
+        if size % page_size:
+            raise FileSizeMismatch(
+                f"{self.path} has {size} bytes, which is no multiple of the page size {page_size}: "
+                f"cut or pad it to {size // page_size * page_size} or {-(-size // page_size) * page_size} bytes, "
+                "or use a pool of another page size"
+            )
+        return size // page_size
 
     def identity(self) -> tuple[int, int, int, int]:
         """(device, inode, size in bytes, modification time in ns)."""

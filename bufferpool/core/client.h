@@ -98,7 +98,7 @@ inline bool drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& f
     return false;
 }
 
-constexpr int PATIENT = 500, HASTY = 5;
+constexpr int PATIENT = 500, HASTY = 5;  // slices of a wait
 
 // From here on no handle of this space works: its generation is over. Needs no
 // lock; whoever holds the directory lock next removes what is left.
@@ -140,35 +140,43 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     return true;
 }
 
-inline bool any_closing(Segment& s) {
-    for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_seq_cst() == SPACE_CLOSING) return true;
-    return false;
-}
-
 // What the directory lock protects: a slot that a dead owner was filling is to go.
 inline void repair_directory(Segment& s) {
     for (u32 i = 0; i < MAX_SPACES; i++)
         if (s.spaces[i].state.load_acquire() == SPACE_OPENING) close_space(s.spaces[i]);
 }
 
+void give_back_freed(Segment& s, u32 frames);  // reclaim.h
+
+// Removes the closed spaces that nobody uses any more, without waiting for those
+// that somebody does. Under the directory lock. Returns which are left, as bits.
+inline u64 sweep_closing(Segment& s) {
+    u64 left = 0;
+    u32 freed = 0;
+    for (u32 i = 0; i < MAX_SPACES; i++)
+        if (s.spaces[i].state.load_seq_cst() == SPACE_CLOSING && !remove_space(s, i, 0, freed)) left |= u64(1) << i;
+    if (freed) give_back_freed(s, freed);
+    return left;
+}
+
 // Leaves the directory. Spaces that were closed meanwhile by somebody who could
 // not wait for the lock are removed: either they see it free, or we see them.
-inline u32 leave_directory(Segment& s) {
-    u32 freed = 0;
-    for (int rounds = 0; rounds < 10; rounds++) {
+inline void leave_directory(Segment& s) {
+    u64 tried = sweep_closing(s);
+    for (;;) {
         release(s.header->directory);
+        u64 closing = 0;
+        for (u32 i = 0; i < MAX_SPACES; i++)
+            if (s.spaces[i].state.load_seq_cst() == SPACE_CLOSING) closing |= u64(1) << i;
         Acquired how;
-        if (!any_closing(s) || !try_acquire(s, s.header->directory, how)) return freed;
+        if (!(closing & ~tried) || !try_acquire(s, s.header->directory, how)) return;
         if (how == Acquired::REPAIR) {
             repair_directory(s);
             repaired(s, s.header->directory);
         }
-        for (u32 i = 0; i < MAX_SPACES; i++)
-            if (s.spaces[i].state.load_acquire() == SPACE_CLOSING) remove_space(s, i, HASTY, freed);
+        tried |= closing;
+        sweep_closing(s);
     }
-    release(s.header->directory);
-    return freed;
 }
 
 inline bool lock_directory(Segment& s, bool interruptible = true) {
@@ -178,9 +186,7 @@ inline bool lock_directory(Segment& s, bool interruptible = true) {
         repair_directory(s);
         repaired(s, s.header->directory);
     }
-    u32 freed = 0;
-    for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_acquire() == SPACE_CLOSING) remove_space(s, i, HASTY, freed);
+    sweep_closing(s);
     return true;
 }
 
@@ -188,21 +194,20 @@ inline bool lock_directory(Segment& s, bool interruptible = true) {
 // directory lock: the caller may be its owner, or hold what its owner waits for.
 inline void remove_owned(Segment& s, u32 c) {
     u64 generation = s.clients[c - 1].generation.load_relaxed();
+    bool any = false;
     for (u32 i = 0; i < MAX_SPACES; i++) {
         SpaceSlot& slot = s.spaces[i];
         if (slot.state.load_acquire() == SPACE_LIVE && slot.owner.load_relaxed() == c &&
             slot.owner_generation.load_relaxed() == generation)
             close_space(slot);
+        any |= slot.state.load_acquire() == SPACE_CLOSING;
     }
     Acquired how;
-    if (!any_closing(s) || !try_acquire(s, s.header->directory, how)) return;
+    if (!any || !try_acquire(s, s.header->directory, how)) return;
     if (how == Acquired::REPAIR) {
         repair_directory(s);
         repaired(s, s.header->directory);
     }
-    u32 freed = 0;
-    for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_acquire() == SPACE_CLOSING) remove_space(s, i, HASTY, freed);
     leave_directory(s);
 }
 

@@ -121,6 +121,22 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     return PyLong_FromLong(long(t - s->spaces));
 }
 
+// Whether somebody is writing, loading or flushing a page of the space right now.
+static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    u64 first = s->spaces[i].first_entry.load_relaxed(), n = s->spaces[i].entries_ready.load_relaxed();
+    if (first + n > s->g.max_pages) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    for (u64 page = first; page < first + n; page++) {
+        u64 e = s->entries[page].load_acquire();
+        u32 c = entry::owner(e) ? entry::owner(e) : entry::state(e) == RESIDENT ? entry::flusher(e) : 0;
+        if (c && seems_alive(*s, c)) Py_RETURN_TRUE;
+    }
+    Py_RETURN_FALSE;
+}
+
 static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -130,7 +146,7 @@ static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
     bool ok;
     {
         Released unlocked(S(self));
-        ok = remove_space(*s, u32(i), PATIENT, freed);
+        ok = remove_space(*s, u32(i), HASTY, freed);
     }
     return Py_BuildValue("(OI)", ok ? Py_True : Py_False, freed);
 }
@@ -193,6 +209,7 @@ PyMethodDef directory_methods[] = {
     {"unlock_directory", segment_unlock_directory, METH_NOARGS, ""},
     {"spaces", segment_spaces, METH_NOARGS, ""},
     {"add_space", segment_add_space, METH_VARARGS, ""},
+    {"space_in_use", segment_space_in_use, METH_O, ""},
     {"remove_space", segment_remove_space, METH_O, ""},
     {"drop_clean", segment_drop_clean, METH_O, ""},
     {"record_store", segment_record_store, METH_VARARGS, ""},

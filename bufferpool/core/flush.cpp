@@ -22,6 +22,7 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
         index = op.release();
     }
     if (index < 0) return PyErr_CheckSignals() < 0 ? nullptr : raise("InterruptedError", "the flush was interrupted");
+    S(self)->active++;  // until end_flush: the store's code runs meanwhile
     const char* raw = items.empty() ? "" : reinterpret_cast<const char*>(items.data());
     return Py_BuildValue("(iy#K)", index, raw, Py_ssize_t(items.size() * sizeof(FlushItem)), (unsigned long long)held_back);
 }
@@ -41,6 +42,7 @@ static PyObject* segment_end_flush(PyObject* self, PyObject* args) {
         OpSlot op(*s, index);
         end_flush(*s, op.intent(), items, synced);
     }
+    if (S(self)->active) S(self)->active--;
     if (synced && !items.empty()) {
         s->counters().flushes.add_relaxed(1);
         s->counters().flushed_pages.add_relaxed(items.size());

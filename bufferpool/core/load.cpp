@@ -165,6 +165,7 @@ static int load_native(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
 static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, bool& loaded) {
     Segment& s = *sp->seg->s;
     u32 page = entry_of(sp, page_no);
+    Busy busy(sp->seg);
     OpSlot op(s);
     Status status = op.valid() ? begin_load(s, op.intent(), page) : Status::INTERRUPTED;
     if (status == Status::INTERRUPTED) return make_room(sp->seg, status, FrameRequest{});

@@ -163,6 +163,7 @@ PyMODINIT_FUNC PyInit__core() {
     PyModule_AddIntConstant(m, "CLIENTS_LIMIT", CLIENTS_LIMIT);
     PyModule_AddIntConstant(m, "LAYOUT_VERSION", LAYOUT_VERSION);
     PyModule_AddIntConstant(m, "TICK_SHIFT", TICK_SHIFT);
+    PyModule_AddIntConstant(m, "UUID_AT", offsetof(Header, uuid));
     PyModule_AddIntConstant(m, "FRAME_SLOT_BYTES", sizeof(FrameSlot));
     watch_forks();
     return m;

@@ -119,6 +119,19 @@ public:
     }
 };
 
+// Python code runs for the lifetime of this object, and the segment must stay open.
+class Busy {
+    SegmentObject* seg_;
+    u32 forks_;
+
+public:
+    explicit Busy(SegmentObject* seg) : seg_(seg), forks_(seg->forks) { seg_->active++; }
+    Busy(const Busy&) = delete;
+    ~Busy() {
+        if (seg_->forks == forks_) seg_->active--;  // a forked child starts with none
+    }
+};
+
 inline SegmentObject* S(PyObject* self) { return reinterpret_cast<SegmentObject*>(self); }
 inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }
 inline u32 entry_of(SpaceObject* sp, u64 page_no) { return sp->first_entry + u32(page_no); }

@@ -188,6 +188,12 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
     return give_back(s, op.intent(), want, reason, done) ? Status::OK : Status::INTERRUPTED;
 }
 
+// The frames that the spaces of a dead client left.
+inline void give_back_freed(Segment& s, u32 frames) {
+    Reclaimed done;
+    shrink(s, frames, CLIENT_EXIT, false, done);
+}
+
 // Evicts the clean pages that nothing has touched since tick `before`; their
 // frames are FREE afterwards. `out` counts them.
 inline Status evict_idle(Segment& s, u32 before, u64& out) {

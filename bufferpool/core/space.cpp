@@ -45,7 +45,8 @@ static Py_ssize_t space_length(PyObject* self) {
     return Py_ssize_t(space_pages(extent));
 }
 
-// The page numbers in `ids` as int64, checked. Null with an exception.
+// The page numbers in `ids` as int64, checked; a copy, because code of the
+// caller's (a loader, another thread) may run before we are done with them.
 static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
     PyObject* any = PyArray_FROM_O(ids);
     if (!any) return nullptr;
@@ -56,7 +57,7 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
         raise("TypeError", "page numbers must be a one-dimensional sequence of integers");
         return nullptr;
     }
-    auto numbers = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(any, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST));
+    auto numbers = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(any, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSURECOPY));
     Py_DECREF(any);
     if (!numbers || ready_space(sp) < 0) {
         Py_XDECREF(numbers);
@@ -189,7 +190,7 @@ static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     u64 page_no;
     if (page_number(sp, n, page_no) < 0) return nullptr;
     if (!sp->writable) return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to write (derived pages cannot be written)");
-    double seconds = timeout && timeout != Py_None ? PyFloat_AsDouble(timeout) : 10.0;
+    double seconds = !timeout ? 10.0 : timeout == Py_None ? 1e9 : PyFloat_AsDouble(timeout);
     if (PyErr_Occurred()) return nullptr;
     if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0");
     return new_write(sp, page_no, false, u64(std::min(seconds, 1e9) * 1e9));

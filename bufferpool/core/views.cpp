@@ -10,6 +10,8 @@
 // looks at the page: BufferError, and the base array gets a Holder, so that the
 // pin lives as long as they do. (numpy gives every array made from another the
 // outermost exact ndarray as its base; so all of them hold the base array.)
+// One reference left, of an array whose buffer was once exported, may be the name
+// or a memoryview: then the pin is handed over too, without an error.
 #include "py.h"
 
 #include "client.h"
@@ -110,8 +112,14 @@ static PyObject* new_base(SegmentObject* seg) {
                                 NPY_ARRAY_CARRAY_RO, nullptr);
 }
 
-// Nobody but us (and the name it was bound to) holds this array.
-static bool unshared(PyObject* page) { return Py_REFCNT(page) <= 2; }
+// How many others may hold an array that we gave out: at the end of its block
+// the block's name still does, otherwise nobody.
+enum Others : Py_ssize_t { NOBODY = 1, A_NAME = 2 };
+
+// The one other reference may be the name's, or that of a memoryview.
+static bool is_unclear(PyObject* page) {
+    return Py_REFCNT(page) == A_NAME && reinterpret_cast<PyArrayObject_fields*>(page)->_buffer_info != nullptr;
+}
 
 static void make_empty(PyObject* page) {
     auto fields = reinterpret_cast<PyArrayObject_fields*>(page);
@@ -163,18 +171,23 @@ static void hand_over(SegmentObject* seg, PyObject** base, u32 frame) {
     Py_CLEAR(*base);
 }
 
-static bool pin_releasable(PinObject* p) {
+static bool pin_releasable(PinObject* p, Others others) {
     Py_ssize_t ours = 1 + (p->page ? 1 : 0);
-    return !p->base || (Py_REFCNT(p->base) == ours && (!p->page || unshared(p->page)));
+    return !p->base || (Py_REFCNT(p->base) == ours && (!p->page || Py_REFCNT(p->page) <= others));
 }
 
 // 0, or -1 with BufferError.
-static int pin_release(PinObject* p) {
+static int pin_release(PinObject* p, Others others) {
     if (!p->space) return 0;
-    if (!pin_releasable(p)) {
+    if (!pin_releasable(p, others)) {
         raise("BufferError", "page %llu cannot be released: other arrays still look at it; delete them first, "
               "or copy what you keep (they keep the page pinned)", (unsigned long long)p->page_no);
         return -1;
+    }
+    if (p->page && is_unclear(p->page)) {
+        hand_over(p->space->seg, &p->base, p->pin.frame);
+        pin_forget(p);
+        return 0;
     }
     if (p->page) {
         make_empty(p->page);
@@ -220,13 +233,13 @@ static PyObject* pin_exit(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     auto p = reinterpret_cast<PinObject*>(self);
     bool failing = n > 0 && args[0] != Py_None;
     // While an exception passes, its traceback holds arrays: they keep the pin.
-    if (failing && p->space && !pin_releasable(p)) Py_RETURN_NONE;
-    if (pin_release(p) < 0) return nullptr;
+    if (failing && p->space && !pin_releasable(p, A_NAME)) Py_RETURN_NONE;
+    if (pin_release(p, A_NAME) < 0) return nullptr;
     Py_RETURN_NONE;
 }
 
 static PyObject* pin_release_method(PyObject* self, PyObject*) {
-    if (pin_release(reinterpret_cast<PinObject*>(self)) < 0) return nullptr;
+    if (pin_release(reinterpret_cast<PinObject*>(self), NOBODY) < 0) return nullptr;
     Py_RETURN_NONE;
 }
 
@@ -265,66 +278,73 @@ PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n) {
     return reinterpret_cast<PyObject*>(p);
 }
 
-static bool pages_releasable(PinnedPagesObject* p) {
+static bool pages_releasable(PinnedPagesObject* p, Others others) {
     if (!p->base) return true;
     Py_ssize_t ours = 1;
     for (Py_ssize_t i = 0; i < Py_SIZE(p); i++) {
-        if (!p->pages[i]) continue;
-        if (!unshared(p->pages[i])) return false;
+        if (!p->pages || !p->pages[i]) continue;
+        if (Py_REFCNT(p->pages[i]) > others) return false;
         ours++;
     }
     return Py_REFCNT(p->base) == ours;
 }
 
-static void pages_forget(PinnedPagesObject* p, bool give_up) {
+// Gives up the pins; those in `kept` (holders, or null) live on with the arrays.
+static void pages_forget(PinnedPagesObject* p, PyObject* kept, bool all_kept) {
     SegmentObject* seg = p->space->seg;
     for (Py_ssize_t i = 0; i < Py_SIZE(p); i++) {
+        PyObject* page = p->pages ? p->pages[i] : nullptr;
+        bool keep = all_kept || (kept && page && is_unclear(page));
         unlink_pin(&p->pins[i]);
-        if (give_up) drop_pin(seg, p->pins[i].frame);
-        if (p->pages && p->pages[i]) {
-            if (give_up) make_empty(p->pages[i]);
-            Py_CLEAR(p->pages[i]);
+        if (!keep) {
+            drop_pin(seg, p->pins[i].frame);
+            if (page) make_empty(page);
         }
+        if (page) Py_CLEAR(p->pages[i]);
     }
     PyMem_Free(p->pages);
     p->pages = nullptr;
+    if (kept) reinterpret_cast<PyArrayObject_fields*>(p->base)->base = kept;
     Py_CLEAR(p->base);
     Py_CLEAR(p->space);
 }
 
-static int pages_release(PinnedPagesObject* p) {
+// Holders of the pins that must live on: of the pages of unclear arrays, or of all.
+static PyObject* holders_of(PinnedPagesObject* p, bool all) {
+    PyObject* holders = PyList_New(0);
+    for (Py_ssize_t i = 0; holders && i < Py_SIZE(p); i++) {
+        if (!all && !(p->pages && p->pages[i] && is_unclear(p->pages[i]))) continue;
+        PyObject* h = new_holder(p->space->seg, p->pins[i].frame);
+        if (!h || PyList_Append(holders, h) < 0) Py_CLEAR(holders);
+        Py_XDECREF(h);
+    }
+    return holders;
+}
+
+static int pages_release(PinnedPagesObject* p, Others others) {
     if (!p->space) return 0;
-    if (!pages_releasable(p)) {
+    if (!pages_releasable(p, others)) {
         raise("BufferError", "these %zd pages cannot be released: other arrays still look at them; delete them first, "
               "or copy what you keep (they keep the pages pinned)", Py_SIZE(p));
         return -1;
     }
-    pages_forget(p, true);
+    PyObject* holders = p->base ? holders_of(p, false) : nullptr;
+    if (p->base && !holders) return -1;
+    if (holders && PyList_GET_SIZE(holders) == 0) Py_CLEAR(holders);
+    pages_forget(p, holders, false);
     return 0;
 }
 
-// The arrays that outlive this object share one base array: it gets a holder for
-// each page, in a tuple.
+// The arrays that outlive this object share one base array: it gets the holders.
 static void pages_dealloc(PinnedPagesObject* p) {
     if (p->space) {
-        bool shared = false;
-        if (p->base) {
-            Py_ssize_t ours = 1;
-            for (Py_ssize_t i = 0; i < Py_SIZE(p); i++) ours += p->pages[i] && Py_REFCNT(p->pages[i]) == 1;
-            shared = Py_REFCNT(p->base) > ours;
-        }
-        if (shared) {
-            PyObject* holders = PyTuple_New(Py_SIZE(p));
-            for (Py_ssize_t i = 0; holders && i < Py_SIZE(p); i++) {
-                PyObject* h = new_holder(p->space->seg, p->pins[i].frame);
-                if (!h) Py_CLEAR(holders);
-                else PyTuple_SET_ITEM(holders, i, h);
-            }
-            if (holders) reinterpret_cast<PyArrayObject_fields*>(p->base)->base = holders;
-            else PyErr_WriteUnraisable(nullptr);
-            pages_forget(p, false);
+        PyObject* holders = nullptr;
+        if (!pages_releasable(p, NOBODY)) {
+            holders = holders_of(p, true);
+            if (!holders) PyErr_WriteUnraisable(nullptr);  // out of memory: the pins stay, rather than go too early
+            pages_forget(p, holders, true);
         } else {
-            pages_forget(p, true);
+            pages_forget(p, nullptr, false);
         }
     }
     PyObject_Free(p);
@@ -358,13 +378,13 @@ static PyObject* pages_enter(PyObject* self, PyObject*) {
 static PyObject* pages_exit(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     auto p = reinterpret_cast<PinnedPagesObject*>(self);
     bool failing = n > 0 && args[0] != Py_None;
-    if (failing && p->space && !pages_releasable(p)) Py_RETURN_NONE;
-    if (pages_release(p) < 0) return nullptr;
+    if (failing && p->space && !pages_releasable(p, A_NAME)) Py_RETURN_NONE;
+    if (pages_release(p, A_NAME) < 0) return nullptr;
     Py_RETURN_NONE;
 }
 
 static PyObject* pages_release_method(PyObject* self, PyObject*) {
-    if (pages_release(reinterpret_cast<PinnedPagesObject*>(self)) < 0) return nullptr;
+    if (pages_release(reinterpret_cast<PinnedPagesObject*>(self), NOBODY) < 0) return nullptr;
     Py_RETURN_NONE;
 }
 
