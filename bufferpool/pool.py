@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool import _core, inspect, segment
+from bufferpool import _core, inspect, reclaim, segment
 from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove
 from bufferpool.errors import (
     BufferPoolError,
@@ -20,7 +20,6 @@ from bufferpool.errors import (
     SegmentExists,
     SegmentNotFound,
     SegmentReplaced,
-    SharedMemoryFull,
     SpaceNotFound,
 )
 from bufferpool.flush import flush_space
@@ -28,7 +27,6 @@ from bufferpool.sizes import parse_size
 from bufferpool.space import Kind, Loader, Space
 from bufferpool.store import FileStore, Store
 
-_ROOM_S = 0.5  # how long a frame is waited for before PoolExhausted
 _open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
 
@@ -57,7 +55,7 @@ class Pool:
         self._closed = False
         self._stores: dict[int, tuple[int, Store]] = {}
         self._lock = threading.RLock()
-        self._room = threading.local()
+        self._room = reclaim.Room()
         self._wanted_page_size = wanted_page_size
 
     # ---- life ---------------------------------------------------------------
@@ -414,29 +412,9 @@ class Pool:
             raise ValueError(f"an LSN is at least 0 and below 2**64, not {lsn}")
         self._seg.set_durable_lsn(lsn)
 
-    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int) -> None:
-        """Called by the core when no frame can be had: makes room, waits a little, or raises."""
-        seg, now, state = self._seg, time.monotonic(), self._room
-        if now - getattr(state, "last", 0.0) > 0.05:  # not the same want as the last time
-            state.since, state.tries = now, 0
-        state.tries += 1
-        if seg.reap():
-            return
-        if (dirty or in_use) and state.tries < 100:  # a page that somebody is flushing counts as in use
-            for record in seg.spaces():
-                if record["kind"] == Kind.FILE or record["index"] in self._stores:
-                    flush_space(self, record, self.durable_lsn, foreground=True)
-            flushed = inspect.read_counters(self)[0]["flushed_pages"]
-            if flushed != getattr(state, "flushed", None):  # by us, or by the one whose lock we waited for
-                state.flushed, state.last = flushed, 0.0
-                return
-        if now - state.since > _ROOM_S:
-            state.last = 0.0
-            if what == "no_space":
-                raise SharedMemoryFull(str(segment._full(os.path.dirname(self.path))))
-            raise PoolExhausted(inspect.exhausted_message(self))
-        time.sleep(min(0.001 * state.tries, 0.02))
-        state.last = time.monotonic()
+    def _make_room(self, what: str, _pinned: int, dirty: int, in_use: int) -> None:
+        """Called by the core when no frame can be had."""
+        reclaim.make_room(self, self._room, what, dirty, in_use)
 
     # ---- memory -------------------------------------------------------------------
 
@@ -454,27 +432,7 @@ class Pool:
                 f"capacity must be {segment.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes "
                 f"(max_capacity, fixed when the pool was created), not {capacity!r}"
             )
-        seg, given, deadline = self._seg, 0, time.monotonic() + timeout
-        seg.set_budget(frames)
-        while (over := seg.status()["resident_frames"] - frames) > 0:
-            done, _moved, pinned, dirty, _busy = seg.shrink(over, inspect.REASONS.index("budget"), True)
-            given += done
-            if done >= over or (dirty and self._flush_what_can()):
-                continue
-            if time.monotonic() > deadline:
-                raise PoolExhausted(
-                    f"the pool is {over - done} frames above its new budget ({pinned} pinned). {inspect.exhausted_message(self)}"
-                )
-            seg.reap()
-            time.sleep(0.005)
-        return given * self.page_size
-
-    def _flush_what_can(self) -> int:
-        return sum(
-            flush_space(self, record, self.durable_lsn)
-            for record in self._seg.spaces()
-            if record["kind"] == Kind.FILE or record["index"] in self._stores
-        )
+        return reclaim.resize(self, frames, timeout) * self.page_size
 
     def trim(self, *, bytes: int | str | None = None, idle: float | None = None) -> int:
         """Gives memory back to the kernel now; returns the bytes.
@@ -494,20 +452,12 @@ class Pool:
             return self._give_back(seg.evict_idle(float(idle)), "idle")
         if bytes is None:
             return self._give_back(self.stats().frames["free"], "trim")
-        want = -(-parse_size(bytes, "bytes") // self.page_size)
-        want = min(want, seg.status()["resident_frames"])
-        given = 0
-        for _ in range(8):
-            done, _moved, _pinned, dirty, _busy = seg.shrink(want - given, inspect.REASONS.index("trim"), True)
-            given += done
-            if given >= want or not dirty or not self._flush_what_can():
-                break
-        return given * self.page_size
+        return reclaim.trim(self, -(-parse_size(bytes, "bytes") // self.page_size)) * self.page_size
 
     def _give_back(self, frames: int, reason: str) -> int:
         if not frames:
             return 0
-        done, *_ = self._seg.shrink(frames, inspect.REASONS.index(reason), False)
+        done, *_ = self._seg.shrink(frames, reclaim.reason(reason), False)
         return int(done) * self.page_size
 
     # ---- inspection -----------------------------------------------------------------

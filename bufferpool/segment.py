@@ -126,7 +126,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
         raise SegmentRefused(f"you may not create files in {directory}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(directory) from error
+            raise full(directory) from error
         raise NotTmpfs(f"{directory} cannot hold a segment ({error.strerror}); name a directory on a tmpfs") from error
     try:
         _refuse_unless_tmpfs(fd, path)
@@ -143,7 +143,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
                 wanted.budget_frames,
             )
         except SharedMemoryFull:
-            raise _full(directory) from None
+            raise full(directory) from None
         try:
             # A directory descriptor makes Python call linkat(), which follows the
             # link of /proc to the nameless file; link() would not.
@@ -154,7 +154,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
         os.close(fd)
 
 
-def _full(directory: str) -> SharedMemoryFull:
+def full(directory: str) -> SharedMemoryFull:
     space = os.statvfs(directory)
     return SharedMemoryFull(
         f"{directory} is full ({space.f_bavail * space.f_frsize} of {space.f_blocks * space.f_frsize} bytes free): "

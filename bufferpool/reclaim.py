@@ -1,0 +1,117 @@
+"""Memory: making room for a page, shrinking the budget, giving bytes back.
+
+What goes and how is the core's (core/reclaim.h); here is what needs a store
+(dirty pages are flushed first) or patience (pages that are in use for a moment).
+"""
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from bufferpool import inspect, segment
+from bufferpool.errors import PoolExhausted, StoreError
+from bufferpool.flush import flush_space
+from bufferpool.space import Kind
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+ROOM_S = 0.5  # how long a frame is waited for before PoolExhausted
+SAME_WANT_S = 0.05  # calls closer than this are about the same frame
+
+
+class Room(threading.local):
+    """One thread's present want of a frame."""
+
+    last = since = 0.0
+    tries = 0
+    flushed: int | None = None
+
+
+def reason(name: str) -> int:
+    """The number of a reason for giving memory back."""
+    return inspect.REASONS.index(name)
+
+
+def flush_what_can(pool: "Pool", *, foreground: bool = False) -> tuple[int, StoreError | None]:
+    """Flushes every space whose store this process can reach: (pages, the first error)."""
+    written, failed = 0, None
+    for record in pool._seg.spaces():
+        if record["kind"] != Kind.FILE and record["index"] not in pool._stores:
+            continue
+        try:
+            written += flush_space(pool, record, pool.durable_lsn, foreground=foreground)
+        except StoreError as error:  # another space may do: raised by the caller if none does
+            failed = failed or error
+    return written, failed
+
+
+def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> None:
+    """Called when no frame can be had: makes room, waits a little, or raises.
+
+    Raises PoolExhausted (its cause is the store's error, if flushing failed) or
+    SharedMemoryFull.
+    """
+    now = time.monotonic()
+    if now - want.last > SAME_WANT_S:
+        want.since, want.tries = now, 0
+    want.tries += 1
+    failed = None
+    if pool._seg.reap():
+        return
+    if (dirty or in_use) and want.tries < 100:  # a page that somebody is flushing counts as in use
+        _, failed = flush_what_can(pool, foreground=True)
+        flushed = inspect.read_counters(pool)[0]["flushed_pages"]
+        if flushed != want.flushed:  # by us, or by the one whose lock we waited for
+            want.flushed, want.last = flushed, 0.0
+            return
+    if now - want.since > ROOM_S:
+        want.last = 0.0
+        if what == "no_space":
+            raise segment.full(os.path.dirname(pool.path)) from failed
+        raise PoolExhausted(
+            inspect.exhausted_message(pool) + (f"; flushing failed: {failed}" if failed else "")
+        ) from failed
+    time.sleep(min(0.001 * want.tries, 0.02))
+    want.last = time.monotonic()
+
+
+def resize(pool: "Pool", frames: int, timeout: float) -> int:
+    """Sets the budget and shrinks to it; returns the frames given back. Raises PoolExhausted, StoreError."""
+    seg, given, deadline = pool._seg, 0, time.monotonic() + timeout
+    seg.set_budget(frames)
+    while (over := seg.status()["resident_frames"] - frames) > 0:
+        done, _moved, pinned, dirty, _busy = seg.shrink(over, reason("budget"), True)
+        given += done
+        if done >= over:
+            continue
+        written, failed = flush_what_can(pool) if dirty else (0, None)
+        if written:
+            continue
+        if time.monotonic() > deadline:
+            if failed is not None:
+                raise failed
+            raise PoolExhausted(
+                f"the pool is {over - done} frames above its new budget ({pinned} pinned). {inspect.exhausted_message(pool)}"
+            )
+        seg.reap()
+        time.sleep(0.005)
+    return given
+
+
+def trim(pool: "Pool", frames: int) -> int:
+    """Gives up to ``frames`` frames back, coldest pages first; returns how many. Raises StoreError."""
+    seg, given = pool._seg, 0
+    frames = min(frames, seg.status()["resident_frames"])
+    for _ in range(8):
+        done, _moved, _pinned, dirty, _busy = seg.shrink(frames - given, reason("trim"), True)
+        given += done
+        if given >= frames or not dirty:
+            break
+        written, failed = flush_what_can(pool)
+        if failed is not None:
+            raise failed
+        if not written:
+            break
+    return given
