@@ -352,20 +352,19 @@ def trim(bench: Bench) -> list[Row]:
                 raise RuntimeError(f"the pool had {full} bytes of {size} and gave {given} back")
             return given / took
 
-        pairs = in_turns(madvise, ours, bench.long_rounds)
-        alike = in_turns(lambda: madvise(True), ours, bench.long_rounds)
-    beside = (
-        f"{median(alike.ratios):.2f} of a segment mapped as the pool is: once writable, once read-only, both touched"
-    )
+        # "A segment like it": the pool has two mappings of its data, one that the core
+        # writes and one that views read, and the kernel clears the page tables of both.
+        pairs = in_turns(lambda: madvise(True), ours, bench.long_rounds)
+        once = in_turns(madvise, ours, bench.long_rounds)
     return [
         pairs.row(
             "trim",
             f"trim of a full pool of {size >> 20} MiB",
-            "madvise(MADV_REMOVE)",
+            "madvise(MADV_REMOVE), mapped alike",
             "GB/s",
             0.8,
             at_least=True,
-            beside=beside,
+            beside=f"{median(once.ratios):.2f} of a segment that is mapped only once",
         )
     ]
 
