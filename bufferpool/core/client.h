@@ -389,3 +389,5 @@ inline Status attach(Segment& s) {
 }
 
 }  // namespace bp
+
+#include "reclaim.h"  // whoever reaps gives memory back

@@ -66,9 +66,10 @@ inline bool seems_alive(Segment& s, u32 c) {
 
 // Tries to inherit a lock from a dead owner. True: it is ours, to be repaired.
 inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
-    DeadClient dead(s, seen & lock_word::OWNER);
-    if (!dead.held()) return false;
-    u32 expected = seen;
+    u32 owner = seen & lock_word::OWNER, expected = seen;
+    DeadClient dead(s, owner);
+    bool nobody = owner > s.g.max_clients;  // a damaged word: no such client ever holds it
+    if (!dead.held() && !nobody) return false;
     return lock.word.cas_seq_cst(expected, s.me | lock_word::REPAIR | lock_word::WAITED);
 }
 

@@ -26,6 +26,7 @@ struct PoolEnv {
     EvictTally tally{};
 
     u64* slots(Ring r) { return s.ring_slots[r == RING_HOT]; }
+    u32 capacity() const { return s.g.ring_capacity; }
 
     Peek peek(u32 page, Ring r) {
         if (!s.has_page(page)) return {true, 0};
@@ -119,14 +120,8 @@ inline void rebuild(Segment& s) {
     }
     s.header->resident.store_relaxed(resident);
     // 2. The rings: what still stands for its page stays, once.
-    PolicyState& p = s.header->policy;
-    p.capacity = s.g.ring_capacity;
     PoolEnv env{s, nullptr, NONE};
-    Alr<PoolEnv> policy(p, env);
-    for (RingState* r : {&p.cold, &p.hot}) {
-        if (r->head >= p.capacity) r->head = 0;
-        if (r->count > p.capacity) r->count = p.capacity;
-    }
+    Alr<PoolEnv> policy(s.header->policy, env);
     for (Ring r : {RING_COLD, RING_HOT}) {
         u32 n = policy.ring(r).count, kept = 0;
         for (u32 i = 0; i < n; i++) {
@@ -139,8 +134,7 @@ inline void rebuild(Segment& s) {
                 if (seen) continue;
                 seen = 1;
             }
-            u64 k = u64(policy.ring(r).head) + kept++;
-            env.slots(r)[k < p.capacity ? k : k - p.capacity] = el;
+            policy.put(r, kept++, el);
         }
         policy.ring(r).count = kept;
     }
@@ -374,8 +368,9 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
         }
         // 1. A free frame.
         u32 f = s.free.lowest();
-        if (f != NONE && s.has_frame(f)) {
+        if (f != NONE) {
             s.free.remove(f);
+            if (!s.has_frame(f) || s.frames[f].word.load_acquire() != frame::free()) continue;  // a damaged set
             s.frames[f].word.store_release(frame::busy(s.me, want.page));
             out = f;
             break;
@@ -387,6 +382,10 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
                 unlock_memory(s);
                 no_space = grow_ready(s) != 0;
                 if (!lock_memory(s)) return Status::INTERRUPTED;
+                continue;
+            }
+            if (f != NONE && !s.has_frame(f)) {
+                s.holes.remove(f);  // a damaged set: there is no such frame
                 continue;
             }
             if (f != NONE) {

@@ -88,7 +88,6 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.geometry_sum = geometry_sum(g);
     h.budget_frames.store_relaxed(budget);
     h.durable_lsn.store_relaxed(~u64(0));
-    h.policy.capacity = g.ring_capacity;
     if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");
     for (auto [at, end] : {std::pair{u64(0), g.entries_at}, std::pair{g.queues_at, g.data_at}}) {
         u64 to = at ? std::min(end, round_up(at + 2 * BitmapGeometry(g.max_frames).bytes + 16ull * g.ring_capacity, g.os_page)) : end;

@@ -10,7 +10,8 @@
 //   void  set_ring(page, ring)    says which ring has the page's element
 //   bool  evict(page, kind, stamp)  takes the page out, leaving a ghost; false
 //                                 when it cannot go now (pinned, dirty, in use)
-//   u64*  slots(ring)             the ring's storage, state().capacity elements
+//   u64*  slots(ring)             the ring's storage
+//   u32   capacity()              elements that it has room for
 //
 // What ALR does: new pages enter the cold ring; pages referenced again move to
 // the hot ring if their recency is better than that of the oldest hot page (the
@@ -46,8 +47,7 @@ struct PolicyState {
     u32 hev;       // counts evictions from the hot ring (31 bits)
     u32 frames;    // C: the budget
     u32 cold_target;  // S: target size of the cold ring
-    u32 capacity;  // elements that each ring can hold
-    u32 pad;
+    u32 pad[2];
     RingState cold, hot;
 };
 
@@ -70,9 +70,16 @@ class Alr {
     static constexpr u32 COUNT_MAX = 3, SKIP = 8, SHIFT = 2;
     PolicyState& s_;
     Env& env_;
+    const u32 capacity_;
 
 public:
-    Alr(PolicyState& s, Env& env) : s_(s), env_(env) {}
+    // The state may be damaged: what serves as an index is bounded first.
+    Alr(PolicyState& s, Env& env) : s_(s), env_(env), capacity_(env.capacity()) {
+        for (RingState* r : {&s.cold, &s.hot}) {
+            if (r->head >= capacity_) r->head = 0;
+            if (r->count > capacity_) r->count = capacity_;
+        }
+    }
 
     static constexpr u32 count_max() { return COUNT_MAX; }
 
@@ -160,6 +167,7 @@ public:
 
     RingState& ring(Ring r) { return r == RING_HOT ? s_.hot : s_.cold; }
     u64 at(Ring r, u32 i) { return slot(r, i); }
+    void put(Ring r, u32 i, u64 e) { slot(r, i) = e; }
 
 private:
     u32 hot_target() const { return s_.frames > s_.cold_target ? s_.frames - s_.cold_target : 0; }
@@ -197,18 +205,18 @@ private:
 
     u64& slot(Ring r, u32 i) {
         u64 k = u64(ring(r).head) + i;
-        return env_.slots(r)[k < s_.capacity ? k : k - s_.capacity];
+        return env_.slots(r)[k < capacity_ ? k : k - capacity_];
     }
 
     void push(Ring r, u32 page, u32 stamp) {
-        if (ring(r).count == s_.capacity) purge();
+        if (ring(r).count == capacity_) purge();
         slot(r, ring(r).count) = element(page, stamp);
         ring(r).count++;
     }
 
     void pop(Ring r) {
         RingState& q = ring(r);
-        q.head = q.head + 1 < s_.capacity ? q.head + 1 : 0;
+        q.head = q.head + 1 < capacity_ ? q.head + 1 : 0;
         q.count--;
     }
 

@@ -18,6 +18,7 @@ struct SimulatedPool {
     u64 evicted[2] = {0, 0};  // from the cold ring, from the hot ring
 
     u64* slots(Ring r) { return storage[r == RING_HOT].data(); }
+    u32 capacity() const { return u32(storage[0].size()); }
     Peek peek(u32 page, Ring r) { return {pages[page].ring != r, pages[page].count}; }
     void set_count(u32 page, u32 n) { pages[page].count = u8(n); }
     void set_ring(u32 page, Ring r) { pages[page].ring = u8(r); }
@@ -40,8 +41,7 @@ PyObject* core_simulate(PyObject*, PyObject* args) {
     SimulatedPool pool;
     pool.pages.resize(n_pages);
     PolicyState state{};
-    state.capacity = frames + frames / 2 + 64;
-    for (auto& ring : pool.storage) ring.resize(state.capacity);
+    for (auto& ring : pool.storage) ring.resize(frames + frames / 2 + 64);
     Alr<SimulatedPool> policy(state, pool);
     policy.set_frames(frames);
     u64 hits = 0;

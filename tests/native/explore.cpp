@@ -383,7 +383,6 @@ static void make_segment(u32 budget, u32 frames) {
     auto h = reinterpret_cast<Header*>(world.segment);
     h->budget_frames.store_relaxed(budget);
     h->frames_ready.store_relaxed(frames);
-    h->policy.capacity = 12;
     for (u32 i = 0; i < PROCESSES; i++) {
         Process& p = world.processes[i];
         new (&p.segment) Segment;
