@@ -39,6 +39,7 @@ bench: all
 lint: all
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/stubtest bufferpool._core --mypy-config-file pyproject.toml
 
 clean:
 	rm -rf $(VENV) build *.egg-info bufferpool/*.so

@@ -6,10 +6,12 @@
 >>> page = table[7]                                       # doctest: +SKIP
 """
 
+from bufferpool import errors
 from bufferpool._core import Pin, PinnedPages, Write
 from bufferpool.errors import *  # noqa: F403
 from bufferpool.inspect import ClientInfo, FrameState, PoolStats, SpaceStats
 from bufferpool.pool import Pool
+from bufferpool.simulate import Simulation, simulate
 from bufferpool.space import Kind, Space
 from bufferpool.store import FileStore, Store
 
@@ -23,8 +25,11 @@ __all__ = [
     "PinnedPages",
     "Pool",
     "PoolStats",
+    "Simulation",
     "Space",
     "SpaceStats",
     "Store",
     "Write",
+    "simulate",
 ]
+__all__ += errors.__all__

@@ -5,6 +5,7 @@ from typing import Any, Self, final
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import disjoint_base
 
 CLIENTS_LIMIT: int
 FRAME_SLOT_BYTES: int
@@ -27,6 +28,7 @@ def create(
     /,
 ) -> None: ...
 def geometry(fd: int, /) -> dict[str, Any]: ...
+def simulate(trace: npt.NDArray[np.uint32], frames: int, n_pages: int, /) -> tuple[int, int, int, int]: ...
 
 @final
 class Segment:
@@ -92,6 +94,7 @@ class Write:
     def __enter__(self) -> npt.NDArray[Any]: ...
     def __exit__(self, *exc: object) -> None: ...
 
+@disjoint_base
 class Space:
     def __len__(self) -> int: ...
     def __getitem__(self, page_no: int, /) -> npt.NDArray[Any]: ...

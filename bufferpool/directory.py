@@ -80,6 +80,7 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
             pool._stores[record["index"]] = (record["generation"], store)
     space.index, space._generation = record["index"], record["generation"]
     writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
+    writable = writable and pool.mode == "r+"
     space._bind_core(
         seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd, store,
         space.dtype, writable, bool(record["flags"] & DISCARDABLE), space.kind is Kind.SCRATCH,

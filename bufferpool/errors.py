@@ -13,6 +13,7 @@
     │   ├── NotTmpfs                 the directory is not on a tmpfs
     │   └── SharedMemoryFull         (MemoryError) the tmpfs has no memory left
     ├── PoolClosed                   (ValueError) the pool was closed
+    ├── PoolReadOnly                 (PermissionError) it was attached for reading only
     ├── PoolExhausted                (MemoryError) no frame can be had
     ├── TooManyClients               every client slot is taken
     ├── WrongProcess                 a write that belongs to the parent of a fork
@@ -41,6 +42,45 @@
 Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
 closing a pool, while arrays look at its pages raises ``BufferError``.
 """
+
+__all__ = [
+    "BufferPoolError",
+    "FileChanged",
+    "FileSizeMismatch",
+    "LayoutMismatch",
+    "LoaderFailed",
+    "LoaderOverrun",
+    "NotTmpfs",
+    "PageDiscarded",
+    "PageError",
+    "PageOutOfRange",
+    "PoolClosed",
+    "PoolExhausted",
+    "PoolReadOnly",
+    "SegmentCorrupt",
+    "SegmentError",
+    "SegmentExists",
+    "SegmentNotFound",
+    "SegmentRefused",
+    "SegmentReplaced",
+    "SharedMemoryFull",
+    "ShortRead",
+    "ShortWrite",
+    "SpaceBusy",
+    "SpaceError",
+    "SpaceFull",
+    "SpaceMismatch",
+    "SpaceNotFound",
+    "SpaceReadOnly",
+    "SpaceRemoved",
+    "StoreError",
+    "TooManyClients",
+    "TooManyPins",
+    "TooManySpaces",
+    "WaitTimeout",
+    "WouldDeadlock",
+    "WrongProcess",
+]
 
 
 class BufferPoolError(Exception):
@@ -85,6 +125,10 @@ class SharedMemoryFull(SegmentError, MemoryError):
 
 class PoolClosed(BufferPoolError, ValueError):
     """The pool was closed."""
+
+
+class PoolReadOnly(BufferPoolError, PermissionError):
+    """The pool was attached with mode="r"."""
 
 
 class PoolExhausted(BufferPoolError, MemoryError):

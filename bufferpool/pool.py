@@ -17,6 +17,7 @@ from bufferpool.errors import (
     BufferPoolError,
     PoolClosed,
     PoolExhausted,
+    PoolReadOnly,
     SegmentExists,
     SegmentNotFound,
     SegmentReplaced,
@@ -47,7 +48,7 @@ class Pool:
     its own, and the arrays that it inherited stay pinned in its name.
     """
 
-    def __init__(self, path: str, owner: int | None, uuid: bytes | None, wanted_page_size: int | None = None) -> None:
+    def __init__(self, path: str, owner: int | None, uuid: bytes | None, mode: str = "r+") -> None:
         self.path = path
         self._owner = owner
         self._uuid = uuid
@@ -56,7 +57,7 @@ class Pool:
         self._stores: dict[int, tuple[int, Store]] = {}
         self._lock = threading.RLock()
         self._room = reclaim.Room()
-        self._wanted_page_size = wanted_page_size
+        self.mode = mode
 
     # ---- life ---------------------------------------------------------------
 
@@ -99,13 +100,26 @@ class Pool:
         return cls.attach(name, directory=directory)
 
     @classmethod
-    def attach(cls, name: str, *, directory: str | os.PathLike[str] | None = None, owner: int | None = None) -> "Pool":
+    def attach(
+        cls,
+        name: str,
+        *,
+        mode: str = "r+",
+        directory: str | os.PathLike[str] | None = None,
+        owner: int | None = None,
+    ) -> "Pool":
         """Attaches to an existing pool that belongs to user ``owner`` (default: oneself).
+
+        With ``mode="r"`` this process reads spaces that have a file, a store or a
+        loader, and whatever else it finds in the pool; it changes no page and
+        no setting (PoolReadOnly).
 
         Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch,
         NotTmpfs, TooManyClients.
         """
-        pool = cls(segment.path_of(name, directory), owner, None)
+        if mode not in ("r", "r+"):
+            raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
+        pool = cls(segment.path_of(name, directory), owner, None, mode)
         _ = pool._seg
         return pool
 
@@ -196,6 +210,7 @@ class Pool:
 
         Raises SegmentNotFound, and SegmentReplaced if the name belongs to another pool by now.
         """
+        self._require_writable("remove it")
         if self._uuid is not None:
             segment.refuse_another(self.path, self._uuid, self._owner)
         segment.unlink(self.path)
@@ -212,7 +227,7 @@ class Pool:
 
     def __reduce__(self) -> tuple[Any, ...]:
         _ = self._seg
-        return Pool, (self.path, self._owner, self._uuid)
+        return Pool, (self.path, self._owner, self._uuid, self.mode)
 
     def __repr__(self) -> str:
         return f"<Pool {self.name!r}{' (closed)' if self._closed else ''}>"
@@ -269,6 +284,8 @@ class Pool:
         Raises FileNotFoundError, PermissionError, FileSizeMismatch, FileChanged,
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
         """
+        if mode != "r":
+            self._require_writable("open a file for writing")
         store = FileStore(path, mode)
         name = os.path.basename(store.path) if name is None else name
         options = {"path": store.path, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
@@ -309,6 +326,8 @@ class Pool:
             raise TypeError("a store has the methods read_into, write_from, sync and size (see bufferpool.Store)")
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
+        if mode != "r":
+            self._require_writable("open a store for writing")
         space = Space(self, name, Kind.STORE, dtype, {"mode": mode, "max_pages": max_pages})
         space._store = store
         bind(self, space)
@@ -329,6 +348,7 @@ class Pool:
         process, whatever ends it). ``discardable``: written pages may be dropped
         under pressure, and then raise PageDiscarded; otherwise they are kept.
         """
+        self._require_writable("make scratch pages")
         if owner not in ("pool", "client"):
             raise ValueError(f"owner must be 'pool' or 'client', not {owner!r}")
         options = {"n_pages": count_of(n_pages, "n_pages"), "owner": owner, "discardable": bool(discardable)}
@@ -351,7 +371,8 @@ class Pool:
             )
         kind, flags = Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
-            return self.open_file(record["path"], "r+" if flags & WRITABLE else "r", name=name)
+            writable = flags & WRITABLE and self.mode == "r+"
+            return self.open_file(record["path"], "r+" if writable else "r", name=name)
         if kind is Kind.SCRATCH:
             options = {
                 "n_pages": record["pages"],
@@ -360,10 +381,16 @@ class Pool:
                 "found": True,
             }
         else:
-            options = {"n_pages": record["pages"], "mode": "r+"}
+            options = {"n_pages": record["pages"], "mode": self.mode}
         space = Space(self, name, kind, np.uint8, options)
         bind(self, space)
         return space
+
+    def _require_writable(self, what: str) -> None:
+        if self.mode == "r":
+            raise PoolReadOnly(
+                f"pool {self.name!r} is attached for reading only, which does not allow to {what}; attach it with mode='r+'"
+            )
 
     def _bind(self, space: Space) -> None:
         bind(self, space)
@@ -372,6 +399,7 @@ class Pool:
         return record_of(self, index)
 
     def _remove(self, space: Space, discard: bool) -> None:
+        self._require_writable("remove a space")
         remove(self, space, discard)
 
     # ---- write-back -------------------------------------------------------------
@@ -406,6 +434,7 @@ class Pool:
 
     @durable_lsn.setter
     def durable_lsn(self, lsn: int) -> None:
+        self._require_writable("set the durable LSN")
         if isinstance(lsn, bool) or not isinstance(lsn, int):
             raise TypeError(f"an LSN is an integer, not {type(lsn).__name__}")
         if not 0 <= lsn < 2**64:
@@ -426,6 +455,7 @@ class Pool:
         that cannot go keep the pool above the new budget for ``timeout`` seconds
         (the new budget holds all the same: call again when they are released).
         """
+        self._require_writable("change the budget")
         frames = parse_size(capacity, "capacity") // self.page_size
         if not segment.MIN_FRAMES <= frames <= self.max_frames:
             raise ValueError(
@@ -442,6 +472,7 @@ class Pool:
         nobody has touched for that many seconds. Neither: the free frames. The
         budget stays; the pool grows again as it is used.
         """
+        self._require_writable("give memory back")
         if bytes is not None and idle is not None:
             raise ValueError("give bytes= or idle=, not both")
         seg = self._seg

@@ -152,6 +152,7 @@ class Space(_core.Space):
 
         Raises PageOutOfRange, WaitTimeout.
         """
+        self.pool._require_writable("drop pages")
         first, count = self._range(first, count)
         freed = self._drop_range(first, count) if count else 0
         if freed:

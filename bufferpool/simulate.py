@@ -1,0 +1,51 @@
+"""The pool's replacement policy, run over a trace of page numbers alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool import _core
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What a pool of this size would have done with a trace."""
+
+    frames: int
+    hits: int
+    misses: int
+    evictions_cold: int
+    """Pages evicted from the cold ring: seen once, or long ago."""
+    evictions_hot: int
+    """Pages evicted from the hot ring."""
+
+    @property
+    def miss_ratio(self) -> float:
+        """Misses by accesses; NaN for an empty trace."""
+        total = self.hits + self.misses
+        return self.misses / total if total else float("nan")
+
+
+def simulate(trace: npt.ArrayLike, n_frames: int) -> Simulation:
+    """Runs the policy of ``core/policy.h``, the very code that the pool runs.
+
+    ``trace``: page numbers in order of access, one-dimensional, integers of at
+    least 0; ``n_frames``: frames of the simulated pool, at least 1. Tens of
+    millions of accesses a second; memory grows with the distinct pages.
+    Raises TypeError, ValueError.
+    """
+    pages: npt.NDArray[Any] = np.asarray(trace)
+    if pages.ndim != 1 or (pages.dtype.kind not in "iu" and pages.size):
+        raise TypeError("a trace is a one-dimensional array of integers")
+    if isinstance(n_frames, bool) or not isinstance(n_frames, (int, np.integer)):
+        raise TypeError(f"n_frames must be an integer, not {type(n_frames).__name__}")
+    if not 1 <= n_frames < 2**31:
+        raise ValueError(f"n_frames must be 1 to {2**31 - 1}, not {n_frames}")
+    if pages.size and pages.min() < 0:
+        raise ValueError("page numbers are at least 0")
+    distinct, dense = np.unique(pages, return_inverse=True)
+    numbers = np.ascontiguousarray(dense, dtype=np.uint32)
+    hits, misses, cold, hot = _core.simulate(numbers, int(n_frames), max(len(distinct), 1))
+    return Simulation(int(n_frames), hits, misses, cold, hot)
