@@ -63,15 +63,12 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
         )
     if space.kind is Kind.FILE and space._store is None:
         space._store = FileStore(options["path"], options["mode"])
-    seg.lock_directory()
-    try:
+    with seg.lock_directory():
         record = _find_record(pool, space, truncate)
         if space._generation is not None and (record is None or record["generation"] != space._generation):
             raise SpaceRemoved(f"space {space.name!r} has been removed from pool {pool.name!r} since; open it again")
         if record is None:
             record = record_of(pool, _add_space(pool, space, truncate))
-    finally:
-        seg.unlock_directory()
     store = space._store
     fd = store.fd if isinstance(store, FileStore) else -1
     if store is not None and space.kind in (Kind.FILE, Kind.STORE):
@@ -146,17 +143,16 @@ def _refresh_file(pool: "Pool", record: dict[str, Any], store: FileStore, trunca
 
     if not truncate and unchanged():
         return record
-    interrupted = seg.flush_lock(index)
-    try:
+    with seg.lock_flush(index) as held:
         if not truncate and unchanged():  # somebody has just flushed it
             return record_of(pool, index)
         dirty = 0 if truncate else dirty_pages(pool, index)
-        if dirty and not interrupted:
+        if dirty and not held.interrupted:
             raise FileChanged(
                 f"{store.path} was changed by somebody else, and the pool has {dirty} dirty pages of it: "
                 "save what you need of them, then pool.space(name).remove(discard=True), or restore the file and its time"
             )
-        if interrupted and store.size() % pool.page_size:  # a flush that was killed had begun to extend it
+        if held.interrupted and store.size() % pool.page_size:  # a flush that was killed had begun to extend it
             os.truncate(store.path, -(-store.size() // pool.page_size) * pool.page_size)
         if not truncate:
             store.pages(pool.page_size)
@@ -178,8 +174,6 @@ def _refresh_file(pool: "Pool", record: dict[str, Any], store: FileStore, trunca
         seg.grow_space(index, size // pool.page_size)
         seg.record_store(index, size // pool.page_size, False, size, mtime)
         return record_of(pool, index)
-    finally:
-        seg.flush_unlock(index)
 
 
 def _add_space(pool: "Pool", space: Space, truncate: bool) -> int:
@@ -223,8 +217,7 @@ def remove(pool: "Pool", space: Space, discard: bool) -> None:
     if not discard:
         pool.flush(space)
     seg = pool._seg
-    seg.lock_directory()
-    try:
+    with seg.lock_directory():
         record = record_of(pool, space.index)
         if record["generation"] != space._generation:
             raise SpaceRemoved(f"space {space.name!r} has been removed already")
@@ -237,8 +230,6 @@ def remove(pool: "Pool", space: Space, discard: bool) -> None:
             time.sleep(0.002)
         # What somebody has begun to use in this moment goes when that is over.
         _, freed = seg.remove_space(record["index"])
-    finally:
-        seg.unlock_directory()
     pool._stores.pop(space.index, None)
     if freed:
         pool._give_back(freed, "drop")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bufferpool.errors import BufferPoolError, ShortWrite, StoreError
+from bufferpool.errors import BufferPoolError, FileChanged, ShortWrite, StoreError
 from bufferpool.space import Kind
 from bufferpool.store import FileStore, Store, describe
 
@@ -48,8 +48,8 @@ def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any,
 def _flush_batch(pool: "Pool", record: dict[str, Any], store: Store, lsn: int, foreground: bool) -> tuple[int, bool]:
     """One batch of one space: (pages written, more to do)."""
     seg, index = pool._seg, record["index"]
-    op, raw, _held_back = seg.begin_flush(record["first_entry"], record["max_pages"], lsn, BATCH_PAGES)
-    items = np.frombuffer(raw, _ITEM)
+    batch = seg.begin_flush(record["first_entry"], record["max_pages"], lsn, BATCH_PAGES)
+    items = np.frombuffer(batch.items, _ITEM)
     synced = False
     try:
         if len(items):
@@ -70,7 +70,7 @@ def _flush_batch(pool: "Pool", record: dict[str, Any], store: Store, lsn: int, f
             f"{record['name']!r} cannot be written: {error!r}; its pages stay dirty, flush again"
         ) from error
     finally:
-        seg.end_flush(op, raw, synced, foreground)
+        batch.end(synced, foreground)
         if len(items) and isinstance(store, FileStore):
             _, _, size, mtime = store.identity()
             seg.record_store(index, 0, False, size, mtime)
@@ -90,6 +90,11 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
         )
     try:
         store = FileStore(record["path"], "r+")
+        if store.identity()[:2] != (record["device"], record["inode"]):
+            raise FileChanged(
+                f"{record['path']} is another file by now, and the pool has dirty pages of the one that it was: "
+                "put it back, or give the pages up (space.remove(discard=True))"
+            )
     except OSError as error:
         raise StoreError(
             f"{record['path']} has dirty pages, but cannot be opened to write them: {error.strerror}"
@@ -106,11 +111,8 @@ def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: b
         return 0
     store = store_of(pool, record)
     written, more = 0, True
-    pool._seg.flush_lock(record["index"])
-    try:
+    with pool._seg.lock_flush(record["index"]):
         while more and written <= 2 * pool.max_frames:
             n, more = _flush_batch(pool, record, store, lsn, foreground)
             written += n
-    finally:
-        pool._seg.flush_unlock(record["index"])
     return written

@@ -38,12 +38,13 @@ class Store(Protocol):
 class FileStore:
     """A file. Misses are read by the core, straight into the frame."""
 
+    fd = -1
+
     def __init__(self, path: str | os.PathLike[str], mode: str) -> None:
         """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, or cut to nothing).
 
         Raises FileNotFoundError, PermissionError, ValueError.
         """
-        self.fd = -1
         flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR | os.O_CREAT}
         if mode not in flags:
             raise ValueError(f"mode must be 'r', 'r+' or 'w+', not {mode!r}")

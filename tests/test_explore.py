@@ -17,13 +17,17 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "bufferpool" / "core"
 NATIVE = ROOT / "tests" / "native"
 
-pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the explorer switches stacks in x86-64 assembly")
+pytestmark = pytest.mark.skipif(
+    os.uname().machine != "x86_64", reason="the explorer switches stacks in x86-64 assembly"
+)
 
 
 def build(core: Path, native: Path, out: Path) -> Path:
     compiler = os.environ.get("CXX", "g++")
     flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror", "-DBP_EXPLORE"]
-    subprocess.run([compiler, *flags, f"-I{core}", f"-I{native}", str(native / "explore.cpp"), "-o", str(out)], check=True)
+    subprocess.run(
+        [compiler, *flags, f"-I{core}", f"-I{native}", str(native / "explore.cpp"), "-o", str(out)], check=True
+    )
     return out
 
 

@@ -123,7 +123,7 @@ inline void check_memory(Segment& s, Findings& out) {
         out.insert(say("%u frames have memory, but %u are counted", resident, s.header->resident.load_relaxed()));
     PoolEnv env{s, nullptr, NONE};
     Alr<PoolEnv> policy(s.header->policy, env);
-    std::unordered_set<u32> in_ring[3];
+    std::unordered_set<u32> in_ring[4];
     for (Ring r : {RING_COLD, RING_HOT})
         for (u32 i = 0; i < policy.ring(r).count; i++) in_ring[r].insert(element_page(policy.at(r, i)));
     for (u32 f = 0; f < s.ready; f++) {

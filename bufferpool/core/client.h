@@ -119,15 +119,8 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     if (first > s.g.max_pages || n > s.g.max_pages - first) return false;
     for (u64 i = 0; i < n; i++)
         if (!drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;
-    // No ring may name an entry whose memory goes.
-    lock_memory(s, false);
-    PoolEnv env{s, nullptr, NONE};
-    Alr<PoolEnv>(s.header->policy, env).purge();
-    unlock_memory(s);
     BP_POINT("remove.empty");
-    lock_growth(s);
-    n = slot.entries_ready.load_relaxed();  // somebody may have appended until just now
-    if (n) prim::punch(s.fd, s.g.entries_at + first * 8, round_up(n * 8, s.g.os_page));
+    lock_growth(s);  // nobody appends any more
     slot.entries_ready.store_relaxed(0);
     for (auto* field : {&slot.reserved, &slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns})
         field->store_relaxed(0);
@@ -245,11 +238,13 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     if (op == Op::DISCARD && s.has_page(page) && !entry::names(s.entries[page].load_acquire(), old))
         frame_cas(old, frame::live(page), frame::old(page));
     if (op == Op::FLUSH)
-        for (u64 p = page; p <= old && s.has_page(u32(p)); p++)
+        for (u64 p = page; p <= old && s.has_page(u32(p)); p++) {
+            if (!s.has_entry_chunk(p * 8 / s.g.os_page)) continue;  // no memory: a damaged intent
             settle_entry(s, u32(p), [&](u64 e) {
                 bool ours = entry::state(e) == RESIDENT && entry::flusher(e) == c;
                 return ours ? entry::with_flusher(e, 0) : e;
             });
+        }
     intent.op.store_release(u32(Op::NONE));
 }
 

@@ -1,32 +1,10 @@
-// The directory: the spaces of a segment. The directory lock is taken and left
-// by Python, which looks at files meanwhile; everything that changes a slot is here.
+// The directory: the spaces of a segment. Python holds the directory lock (held.cpp)
+// and looks at files meanwhile; everything that changes a slot is here.
 #include "py.h"
 
 #include "reclaim.h"
 
 namespace bp {
-
-static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
-    bool ok;
-    {
-        Released unlocked(S(self));
-        ok = lock_directory(*s);
-    }
-    if (!ok) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for the directory of spaces");
-    Py_RETURN_NONE;
-}
-
-static PyObject* segment_unlock_directory(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
-    {
-        Released unlocked(S(self));
-        leave_directory(*s);
-    }
-    Py_RETURN_NONE;
-}
 
 static PyObject* text_of(const char* at, size_t most) { return PyUnicode_DecodeUTF8(at, Py_ssize_t(strnlen(at, most)), "surrogateescape"); }
 
@@ -128,7 +106,7 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     u64 first = s->spaces[i].first_entry.load_relaxed(), n = s->spaces[i].entries_ready.load_relaxed();
-    if (first + n > s->g.max_pages) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    if (first > s->g.max_pages || n > s->g.max_pages - first) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
     for (u64 page = first; page < first + n; page++) {
         u64 e = s->entries[page].load_acquire();
         u32 c = entry::owner(e) ? entry::owner(e) : entry::state(e) == RESIDENT ? entry::flusher(e) : 0;
@@ -159,7 +137,7 @@ static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     SpaceSlot& t = s->spaces[i];
     u64 first = t.first_entry.load_relaxed(), n = t.entries_ready.load_relaxed();
-    if (first + n > s->g.max_pages) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    if (first > s->g.max_pages || n > s->g.max_pages - first) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
     u32 freed = 0;
     Status status;
     {
@@ -205,8 +183,6 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
 }
 
 PyMethodDef directory_methods[] = {
-    {"lock_directory", segment_lock_directory, METH_NOARGS, ""},
-    {"unlock_directory", segment_unlock_directory, METH_NOARGS, ""},
     {"spaces", segment_spaces, METH_NOARGS, ""},
     {"add_space", segment_add_space, METH_VARARGS, ""},
     {"space_in_use", segment_space_in_use, METH_O, ""},

@@ -8,8 +8,9 @@
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
-// header, clients, spaces and queues at creation, entries when a space needs
-// them, frames and pins in chunks as frames are first used (`frames_ready`).
+// header, clients, spaces and queues at creation, entries in chunks of an OS page
+// when a space needs them (a bitmap says which; they keep it: somebody may always
+// have an old handle), frames and pins in chunks as frames are first used.
 // A zero byte means "never used" everywhere.
 //
 // Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
@@ -126,6 +127,9 @@ struct Geometry {
     u32 max_frames, max_clients, stripe_clients, ring_capacity;
     u64 max_pages;
     u64 clients_at, spaces_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
+
+    u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
+    u64 queue_bytes() const;
 };
 
 struct Header {
@@ -172,6 +176,11 @@ struct BitmapGeometry {
           bytes((words[0] + words[1] + words[2]) * 8) {}
 };
 
+// Bitmaps of free frames, holes and plugged chunks of entries; the two rings.
+inline u64 Geometry::queue_bytes() const {
+    return 2 * BitmapGeometry(max_frames).bytes + (entry_chunks() + 63) / 64 * 8 + 2ull * ring_capacity * 8;
+}
+
 // Fills in the derived fields. The inputs must have been checked.
 inline void place_areas(Geometry& g) {
     u64 os = g.os_page;
@@ -190,7 +199,7 @@ inline void place_areas(Geometry& g) {
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
     g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);
     g.pins_at = take(STRIPES * g.stripe_bytes);
-    g.queues_at = take(2 * BitmapGeometry(g.max_frames).bytes + 2ull * g.ring_capacity * 8);
+    g.queues_at = take(g.queue_bytes());
     g.data_at = round_up(at, DATA_ALIGN);
     g.total_bytes = g.data_at + (u64(g.max_frames) << g.page_shift);
 }

@@ -88,6 +88,7 @@ int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
 // No frame could be had: Python makes room (a foreground flush, reaping) or
 // raises. 0: try again.
 int make_room(SegmentObject* seg, Status status, const FrameRequest& want) {
+    Busy busy(seg);
     if (status == Status::INTERRUPTED) return PyErr_Occurred() ? -1 : PyErr_CheckSignals();
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return raise_status(status, nullptr, 0), -1;
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
@@ -207,6 +208,7 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
 
 // Pins a page, loading it if need be. 0, or -1 with an exception.
 int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
+    Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
     u32 page = entry_of(sp, page_no);
     bool missed = false;

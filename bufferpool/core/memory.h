@@ -252,11 +252,11 @@ inline void repair_growth(Segment& s) {
         u64 at = g.pins_at + stripe * g.stripe_bytes;
         punch_beyond(at, ready * g.stripe_clients * 2, at + g.stripe_bytes);
     }
-    for (u32 i = 0; i < MAX_SPACES; i++) {
-        SpaceSlot& slot = s.spaces[i];
-        u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed(), most = slot.max_pages.load_relaxed();
-        if (slot.state.load_acquire() == SPACE_FREE || first > g.max_pages || most > g.max_pages - first) continue;
-        punch_beyond(g.entries_at + first * 8, n * 8, round_up(g.entries_at + (first + most) * 8, g.os_page));
+    for (u64 i = 0, n = g.entry_chunks(); i < n;) {
+        u64 end = i;
+        while (end < n && !s.has_entry_chunk(end)) end++;
+        if (end > i) prim::punch(s.fd, g.entries_at + i * g.os_page, (end - i) * g.os_page);
+        i = end + 1;
     }
 }
 
@@ -266,17 +266,24 @@ inline void lock_growth(Segment& s) {
     repaired(s, s.header->growth);
 }
 
-// Entries with memory behind them for `pages` pages of a space.
+// Entries with memory behind them for `pages` pages of a space. They keep it when
+// the space is removed: a handle or an intent of a dead client may still lead there.
 inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages) {
     lock_growth(s);
-    u64 ready = slot.entries_ready.load_acquire(), to = round_up(pages, s.g.os_page / 8);
-    int r = 0;
+    u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
+    u64 first = slot.first_entry.load_relaxed();
     u32 state = slot.state.load_acquire();  // a space that is being removed grows no more
-    if (to > ready && (state == SPACE_LIVE || state == SPACE_OPENING)) {
-        r = prim::plug(s.fd, s.g.entries_at + (slot.first_entry.load_relaxed() + ready) * 8, (to - ready) * 8);
+    int r = 0;
+    if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
+        u64 from = (first + ready) / unit, end = (first + to) / unit;
+        r = prim::plug(s.fd, s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
         BP_POINT("entries.plugged");
-        if (r) repair_growth(s);
-        else slot.entries_ready.store_release(to);
+        if (r == 0) {
+            for (u64 i = from; i < end; i++) s.chunk_bits[i / 64] |= u64(1) << (i % 64);
+            slot.entries_ready.store_release(to);
+        } else {
+            repair_growth(s);
+        }
     }
     release(s.header->growth);
     return r;
@@ -370,8 +377,8 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
         u32 f = s.free.lowest();
         if (f != NONE) {
             s.free.remove(f);
-            if (!s.has_frame(f) || s.frames[f].word.load_acquire() != frame::free()) continue;  // a damaged set
-            s.frames[f].word.store_release(frame::busy(s.me, want.page));
+            u64 free = frame::free();
+            if (!s.has_frame(f) || !s.frames[f].word.cas_seq_cst(free, frame::busy(s.me, want.page))) continue;  // a damaged set
             out = f;
             break;
         }
@@ -384,7 +391,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
                 if (!lock_memory(s)) return Status::INTERRUPTED;
                 continue;
             }
-            if (f != NONE && !s.has_frame(f)) {
+            if (f != NONE && (!s.has_frame(f) || s.frames[f].word.load_acquire() != frame::hole())) {
                 s.holes.remove(f);  // a damaged set: there is no such frame
                 continue;
             }

@@ -10,6 +10,7 @@ int ready_segment_type();
 int ready_view_types();
 int ready_space_type();
 int ready_write_type();
+int ready_flush_types();
 PyObject* core_simulate(PyObject*, PyObject*);  // simulate.cpp
 
 // ---- errors --------------------------------------------------------------------
@@ -90,7 +91,7 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.durable_lsn.store_relaxed(~u64(0));
     if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");
     for (auto [at, end] : {std::pair{u64(0), g.entries_at}, std::pair{g.queues_at, g.data_at}}) {
-        u64 to = at ? std::min(end, round_up(at + 2 * BitmapGeometry(g.max_frames).bytes + 16ull * g.ring_capacity, g.os_page)) : end;
+        u64 to = at ? std::min(end, round_up(at + g.queue_bytes(), g.os_page)) : end;
         if (int r = prim::plug(fd, at, to - at)) return raise_errno(r, "the segment's own data cannot be allocated");
     }
     if (pwrite(fd, &h, sizeof h, 0) != ssize_t(sizeof h)) return raise_errno(-errno, "the header cannot be written");
@@ -151,11 +152,12 @@ PyMODINIT_FUNC PyInit__core() {
     using namespace bp;
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word of an entry is its low half");
     import_array();
-    if (ready_segment_type() < 0 || ready_space_type() < 0 || ready_view_types() < 0 || ready_write_type() < 0) return nullptr;
+    if (ready_segment_type() < 0 || ready_space_type() < 0 || ready_view_types() < 0 || ready_write_type() < 0 || ready_flush_types() < 0) return nullptr;
     PyObject* m = PyModule_Create(&module_def);
     if (!m) return nullptr;
     struct { const char* name; PyTypeObject* type; } types[] = {
-        {"Segment", &SegmentType}, {"Space", &SpaceType}, {"Pin", &PinType}, {"PinnedPages", &PinnedPagesType}, {"Write", &WriteType}};
+        {"Segment", &SegmentType}, {"Space", &SpaceType}, {"Pin", &PinType}, {"PinnedPages", &PinnedPagesType}, {"Write", &WriteType},
+        {"Held", &HeldType}, {"Batch", &BatchType}};
     for (auto& t : types)
         if (PyModule_AddObjectRef(m, t.name, reinterpret_cast<PyObject*>(t.type)) < 0) return nullptr;
     PyModule_AddIntConstant(m, "MAX_SPACES", MAX_SPACES);

@@ -153,7 +153,12 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
     if (!op.valid()) return Status::INTERRUPTED;
     u32 g;
     if (Status r = take_frame(s, op.intent(), want, g); r != Status::OK) return r;
-    u32 f = entry::frame(s.entries[page].load_acquire());
+    u64 e = s.entries[page].load_acquire();
+    u32 f = entry::frame(e);
+    if (entry::state(e) != RESIDENT || entry::owner(e) != s.me || !s.has_frame(f)) {  // a damaged segment
+        free_frame(s, g);
+        return Status::CORRUPT;
+    }
     prim::copy_page(s.page_data(g), bytes, s.g.page_size);
     FrameSlot &to = s.frames[g], &from = s.frames[f];
     to.lsn.store_relaxed(image.lsn);
@@ -224,6 +229,20 @@ void reap(Segment& s, u32 client);  // client.h
 
 constexpr u64 WAIT_SLICE_NS = 20'000'000;
 
+// Settles an entry that names `c`, who is dead or no client at all, and who has
+// left no intent for it: only a damaged segment has such a one.
+inline void disown(Segment& s, u32 page, u64 e, u32 c) {
+    DeadClient dead(s, c);
+    if (!dead.held() && c != 0 && c <= s.g.max_clients) return;
+    u64 next = entry::flusher(e) == c && entry::state(e) == RESIDENT ? entry::with_flusher(e, 0) : e;
+    if (entry::owner(next) == c) next = entry::with_owner(next, 0);
+    u32 f = entry::frame(e);
+    bool there = entry::state(e) == EVICTING && s.has_frame(f) && s.frames[f].word.load_acquire() == frame::live(page);
+    if (entry::state(e) == EVICTING) next = there ? entry::with_state(next, RESIDENT) : (next & entry::RING) | ABSENT;
+    if (entry::state(e) == LOADING) next = entry::with_state(next, ABSENT);
+    if (s.entries[page].cas_seq_cst(e, next & ~entry::WAITED)) prim::futex_wake_all(&s.entries[page]);
+}
+
 // Waits until the entry has changed from `e`, one slice at most. After a slice
 // without a change, a dead client that it waits for is reaped (rule 12).
 inline void wait_entry(Segment& s, u32 page, u64 e) {
@@ -237,8 +256,14 @@ inline void wait_entry(Segment& s, u32 page, u64 e) {
         e |= entry::WAITED;
     }
     if (prim::futex_wait(&word, u32(e), WAIT_SLICE_NS) != -ETIMEDOUT) return;
-    for (u32 c : {entry::owner(e), entry::state(e) == RESIDENT ? entry::flusher(e) : 0u})
-        if (c && !seems_alive(s, c)) reap(s, c);
+    auto look_after = [&](u32 c) {
+        if (seems_alive(s, c)) return;
+        reap(s, c);
+        if (word.load_seq_cst() == e) disown(s, page, e, c);
+    };
+    bool resident = entry::state(e) == RESIDENT;
+    if (!resident || entry::owner(e)) look_after(entry::owner(e));
+    if (resident && entry::flusher(e)) look_after(entry::flusher(e));
 }
 
 }  // namespace bp

@@ -49,7 +49,7 @@ struct SpaceObject {
     bool writable, discardable, zero_fill;
 };
 
-extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType, HolderType;
+extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType, HolderType, HeldType, BatchType;
 
 // module.cpp
 PyObject* raise(const char* error, const char* format, ...);  // an error of errors.py, or a built-in
@@ -61,7 +61,7 @@ PyObject* geometry_dict(const Header& h);
 // segment.cpp
 Segment* opened(SegmentObject* seg);  // null with PoolClosed set
 
-// directory.cpp, flush.cpp: the rest of Segment's methods
+// directory.cpp, held.cpp: the rest of Segment's methods
 extern PyMethodDef directory_methods[], flush_methods[];
 
 // fork.cpp

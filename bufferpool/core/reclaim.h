@@ -179,7 +179,7 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
     if (!op.valid()) return Status::INTERRUPTED;
     if (evict) {
         sweep_old(s);
-        lock_memory(s, false);
+        if (!lock_memory(s)) return Status::INTERRUPTED;
         u64 free = 0;
         for (u32 f = 0; f < s.ready; f++) free += s.free.has(f);
         unlock_memory(s);

@@ -82,6 +82,9 @@ static void unmap(SegmentObject* seg) {
 
 static void segment_dealloc(SegmentObject* seg) {
     if (seg->s) {
+        // At the end of the interpreter a daemon thread may still be in the core: then
+        // the mapping stays, and the kernel ends this client with the process.
+        if (seg->active || seg->writes) return;
         if (seg->s->me) detach(*seg->s);
         unmap(seg);
     }
@@ -138,10 +141,10 @@ static PyObject* segment_geometry(PyObject* self, PyObject*) {
 // Bytes that the kernel should count for everything before the data area.
 static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
-    u64 n = g.entries_at + round_up(2 * BitmapGeometry(g.max_frames).bytes + 16ull * g.ring_capacity, g.os_page);
+    u64 n = g.entries_at + round_up(g.queue_bytes(), g.os_page);
     u64 ready = s.header->frames_ready.load_acquire();
     n += round_up(ready * sizeof(FrameSlot), g.os_page) + STRIPES * round_up(ready * g.stripe_clients * 2, g.os_page);
-    for (u32 i = 0; i < MAX_SPACES; i++) n += round_up(s.spaces[i].entries_ready.load_relaxed() * 8, g.os_page);
+    for (u64 i = 0; i < s.g.entry_chunks(); i++) n += s.has_entry_chunk(i) ? g.os_page : 0;
     return n;
 }
 
@@ -321,7 +324,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
     return list;
 }
 
-// The methods, with those of directory.cpp and flush.cpp.
+// The methods, with those of directory.cpp and held.cpp.
 static PyMethodDef own_methods[] = {
     {"set_data", segment_set_data, METH_O, ""},
     {"close", segment_close, METH_NOARGS, ""},

@@ -66,7 +66,8 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
     u64 extent = space_slot(sp).extent.load_acquire();
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     for (npy_intp i = 0; i < PyArray_SIZE(numbers); i++) {
-        if (v[i] >= 0 && u64(v[i]) < space_pages(extent) && space_generation(extent) == sp->generation) continue;
+        bool exists = v[i] >= 0 && u64(v[i]) < space_pages(extent) && space_generation(extent) == sp->generation;
+        if (exists && u64(v[i]) < sp->max_pages) continue;
         PyObject* n = PyLong_FromLongLong(v[i]);
         if (n) bad_page(sp, extent, n);
         Py_XDECREF(n);
@@ -80,6 +81,7 @@ static PyObject* space_pin_many(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyArrayObject* numbers = page_numbers(sp, ids);
     if (!numbers) return nullptr;
+    Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
     npy_intp n = PyArray_SIZE(numbers);
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
@@ -132,6 +134,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:read_many", const_cast<char**>(names), &ids, &out)) return nullptr;
     PyArrayObject* numbers = page_numbers(sp, ids);
     if (!numbers) return nullptr;
+    Busy busy(sp->seg);
     npy_intp n = PyArray_SIZE(numbers);
     PyArrayObject* to = output_for(sp, n, out);
     Segment& s = *sp->seg->s;
@@ -167,6 +170,7 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyArrayObject* numbers = page_numbers(sp, ids);
     if (!numbers) return nullptr;
+    Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     long loaded = 0;
@@ -216,6 +220,7 @@ static PyObject* space_append(PyObject* self, PyObject*) {
                 r = plug_entries(s, slot, std::min(page_no + 2048, u64(sp->max_pages)));
             }
             if (r) return raise_errno(r, "the space's entries cannot be allocated");
+            if (still_open(sp) && page_no >= slot.entries_ready.load_acquire()) return raise_status(Status::CORRUPT, sp, page_no), nullptr;
             continue;
         }
         if (slot.reserved.cas_seq_cst(next, page_no + 1)) return new_write(sp, page_no, true, 10'000'000'000u);

@@ -76,11 +76,16 @@ static void return_number(WriteObject* w) {
 
 // Takes the writer field, loading the page if need be. 0 or -1.
 static int own_page(SpaceObject* sp, u64 page_no, u64 deadline, u32& frame) {
+    Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
     u32 page = entry_of(sp, page_no);
     bool missed = false;
     for (;;) {
         Status status = begin_write(s, page, frame);
+        if (status == Status::OK && !still_open(sp)) {
+            end_write(s, page);
+            return bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
+        }
         if (status == Status::OK) {
             if (!missed) s.counters().space[sp->index].hits.add_owned(1);
             return 0;
@@ -141,6 +146,11 @@ static void write_abort(WriteObject* w) {
     Py_CLEAR(w->page);
 }
 
+static void raise_removed(WriteObject* w) {
+    raise("SpaceRemoved", "the space was removed from its pool while page %llu was being written; nothing is published",
+          (unsigned long long)w->page_no);
+}
+
 // A new page: ABSENT -> LOADING(me) -> RESIDENT(dirty). False: it is there
 // already (somebody read zeros in its place): write it instead. -1 on error.
 static int publish_new(WriteObject* w, const void* bytes, Image image) {
@@ -150,11 +160,15 @@ static int publish_new(WriteObject* w, const void* bytes, Image image) {
     for (;;) {
         FrameRequest want{page};
         Status status;
+        bool removed = false;
         {
             Released unlocked(sp->seg);
             OpSlot op(s);
             status = op.valid() ? begin_load(s, op.intent(), page) : Status::INTERRUPTED;
-            if (status == Status::ABSENT) {
+            if (status == Status::ABSENT && !still_open(sp)) {  // closed since: these entries may be another's
+                abort_load(s, op.intent(), page, NONE);
+                removed = true;
+            } else if (status == Status::ABSENT) {
                 u32 f = NONE;
                 status = take_frame(s, op.intent(), want, f);
                 if (status == Status::OK) {
@@ -168,6 +182,7 @@ static int publish_new(WriteObject* w, const void* bytes, Image image) {
                 return 0;
             }
         }
+        if (removed) return raise_removed(w), -1;
         if (status == Status::WAIT ? wait_for(sp, w->page_no, 0, false) < 0 : make_room(sp->seg, status, want) < 0) return -1;
     }
 }
@@ -194,11 +209,11 @@ static int publish_page(WriteObject* w, const void* bytes, Image image) {
 }
 
 static int write_publish(WriteObject* w) {
+    Busy busy(w->space->seg);
     SpaceObject* sp = w->space;
     Segment& s = *sp->seg->s;
     if (space_generation(space_slot(sp).extent.load_acquire()) != sp->generation) {
-        raise("SpaceRemoved", "the space was removed from its pool while page %llu was being written; nothing is published",
-              (unsigned long long)w->page_no);
+        raise_removed(w);
         return -1;
     }
     const void* bytes = PyArray_DATA(reinterpret_cast<PyArrayObject*>(w->page));

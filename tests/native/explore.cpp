@@ -373,7 +373,7 @@ static void make_segment(u32 budget, u32 frames) {
     g.frames_at = take(frames * sizeof(FrameSlot));
     g.stripe_bytes = frames * 8;
     g.pins_at = take(STRIPES * g.stripe_bytes);
-    g.queues_at = take(2 * BitmapGeometry(frames).bytes + 2 * 12 * 8);
+    g.queues_at = take(g.queue_bytes());
     if (at > DATA_AT) {
         fprintf(stderr, "SEGMENT_BYTES must grow by %llu\n", (unsigned long long)(at - DATA_AT));
         abort();

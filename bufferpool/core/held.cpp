@@ -1,0 +1,220 @@
+// What Python holds for a while: the directory lock, a space's flush lock, a batch
+// of pages being written. Each is an object that lets go when it is dropped, so
+// that an exception between two bytecodes (Ctrl-C) leaves nothing behind.
+#include "py.h"
+
+#include "flush.h"
+
+namespace bp {
+
+struct HeldObject {
+    PyObject_HEAD
+    SegmentObject* seg;  // null once let go
+    u32 forks;           // a forked child does not let go of what its parent holds
+    LockWord* lock;      // null: the directory
+    bool interrupted;    // the last flush of this space did not end
+};
+
+struct BatchObject {
+    PyObject_HEAD
+    SegmentObject* seg;  // null once ended
+    u32 forks;
+    int op;
+    std::vector<FlushItem>* items;
+};
+
+static bool is_ours(SegmentObject* seg, u32 forks) { return seg->s && seg->s->me && seg->forks == forks; }
+
+// ---- locks -----------------------------------------------------------------------
+
+static PyObject* new_held(SegmentObject* seg, LockWord* lock, bool interrupted) {
+    auto held = PyObject_New(HeldObject, &HeldType);
+    if (!held) return nullptr;
+    held->seg = seg;
+    Py_INCREF(seg);
+    held->forks = seg->forks;
+    held->lock = lock;
+    held->interrupted = interrupted;
+    seg->active++;
+    return reinterpret_cast<PyObject*>(held);
+}
+
+static void let_go(HeldObject* held) {
+    SegmentObject* seg = held->seg;
+    if (!seg) return;
+    held->seg = nullptr;
+    if (is_ours(seg, held->forks)) {
+        Busy busy(seg);
+        seg->active--;
+        Released unlocked(seg);
+        if (held->lock) release(*held->lock);
+        else leave_directory(*seg->s);
+    }
+    Py_DECREF(seg);
+}
+
+static PyObject* held_enter(PyObject* self, PyObject*) {
+    Py_INCREF(self);
+    return self;
+}
+static PyObject* held_exit(PyObject* self, PyObject* const*, Py_ssize_t) {
+    let_go(reinterpret_cast<HeldObject*>(self));
+    Py_RETURN_NONE;
+}
+static PyObject* held_interrupted(PyObject* self, void*) { return PyBool_FromLong(reinterpret_cast<HeldObject*>(self)->interrupted); }
+static void held_dealloc(HeldObject* held) {
+    let_go(held);
+    PyObject_Free(held);
+}
+
+// lock_directory() -> Held
+static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    bool ok;
+    {
+        Released unlocked(S(self));
+        ok = lock_directory(*s);
+    }
+    if (!ok) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for the directory of spaces");
+    PyObject* held = new_held(S(self), nullptr, false);
+    if (!held) leave_directory(*s);
+    return held;
+}
+
+// lock_flush(space) -> Held, whose `interrupted` says that the last flush did not end
+static PyObject* segment_lock_flush(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    SpaceSlot& slot = s->spaces[i];
+    Acquired a;
+    {
+        Released unlocked(S(self));
+        a = acquire(*s, slot.flush_lock);
+        if (a == Acquired::REPAIR) repaired(*s, slot.flush_lock);
+    }
+    if (a == Acquired::INTERRUPTED) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for a flush");
+    PyObject* held = new_held(S(self), &slot.flush_lock, slot.flush_open.load_acquire());
+    if (!held) release(slot.flush_lock);
+    return held;
+}
+
+// ---- batches -----------------------------------------------------------------------
+
+static void end_batch(BatchObject* batch, bool synced) {
+    SegmentObject* seg = batch->seg;
+    if (!seg) return;
+    batch->seg = nullptr;
+    if (is_ours(seg, batch->forks)) {
+        Busy busy(seg);
+        seg->active--;
+        Released unlocked(seg);
+        OpSlot op(*seg->s, batch->op);
+        end_flush(*seg->s, op.intent(), *batch->items, synced);
+    }
+    Py_DECREF(seg);
+}
+
+// begin_flush(first, count, lsn, most) -> Batch
+static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
+    unsigned first;
+    unsigned long long count, lsn, most;
+    if (!PyArg_ParseTuple(args, "IKKK:begin_flush", &first, &count, &lsn, &most)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    auto batch = PyObject_New(BatchObject, &BatchType);
+    if (!batch) return nullptr;
+    batch->seg = nullptr;
+    batch->forks = S(self)->forks;
+    batch->items = new std::vector<FlushItem>;
+    {
+        Released unlocked(S(self));
+        u64 held_back = 0;
+        OpSlot op(*s);
+        if (op.valid()) begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, held_back);
+        batch->op = op.release();
+    }
+    if (batch->op < 0) {
+        Py_DECREF(batch);
+        return PyErr_Occurred() ? nullptr : raise("InterruptedError", "the flush was interrupted");
+    }
+    batch->seg = S(self);
+    Py_INCREF(self);
+    S(self)->active++;  // until it ends: the store's code runs meanwhile
+    return reinterpret_cast<PyObject*>(batch);
+}
+
+static PyObject* batch_end(PyObject* self, PyObject* args) {
+    auto batch = reinterpret_cast<BatchObject*>(self);
+    int synced, foreground;
+    if (!PyArg_ParseTuple(args, "pp:end", &synced, &foreground)) return nullptr;
+    if (!batch->seg || !is_ours(batch->seg, batch->forks)) return raise("WrongProcess", "this flush has ended, or belongs to the parent process");
+    if (synced && !batch->items->empty()) {
+        Counters& counters = batch->seg->s->counters();
+        counters.flushes.add_relaxed(1);
+        counters.flushed_pages.add_relaxed(batch->items->size());
+        counters.foreground_flushes.add_relaxed(u64(foreground));
+    }
+    end_batch(batch, synced);
+    Py_RETURN_NONE;
+}
+
+static PyObject* batch_items(PyObject* self, void*) {
+    auto& items = *reinterpret_cast<BatchObject*>(self)->items;
+    return PyBytes_FromStringAndSize(items.empty() ? "" : reinterpret_cast<const char*>(items.data()), Py_ssize_t(items.size() * sizeof(FlushItem)));
+}
+
+static void batch_dealloc(BatchObject* batch) {
+    end_batch(batch, false);
+    delete batch->items;
+    PyObject_Free(batch);
+}
+
+// ---- types -----------------------------------------------------------------------
+
+static PyMethodDef held_methods[] = {
+    {"__enter__", held_enter, METH_NOARGS, ""},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(held_exit)), METH_FASTCALL, "Lets go."},
+    {nullptr, nullptr, 0, nullptr}};
+static PyGetSetDef held_getset[] = {
+    {"interrupted", held_interrupted, nullptr, "Whether the last flush of the space did not end.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+static PyMethodDef batch_methods[] = {
+    {"end", batch_end, METH_VARARGS, "end(synced, foreground): the pages are clean if they were synced."},
+    {nullptr, nullptr, 0, nullptr}};
+static PyGetSetDef batch_getset[] = {
+    {"items", batch_items, nullptr, "Pairs of uint32: entry, frame; in order.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+
+PyTypeObject HeldType = {PyVarObject_HEAD_INIT(nullptr, 0)};
+PyTypeObject BatchType = {PyVarObject_HEAD_INIT(nullptr, 0)};
+
+int ready_flush_types() {
+    HeldType.tp_name = "bufferpool._core.Held";
+    HeldType.tp_basicsize = sizeof(HeldObject);
+    HeldType.tp_dealloc = reinterpret_cast<destructor>(held_dealloc);
+    HeldType.tp_methods = held_methods;
+    HeldType.tp_getset = held_getset;
+    HeldType.tp_doc = "A lock that is held until this object is dropped.";
+    BatchType.tp_name = "bufferpool._core.Batch";
+    BatchType.tp_basicsize = sizeof(BatchObject);
+    BatchType.tp_dealloc = reinterpret_cast<destructor>(batch_dealloc);
+    BatchType.tp_methods = batch_methods;
+    BatchType.tp_getset = batch_getset;
+    BatchType.tp_doc = "Dirty pages that are being written; they stay dirty if it is dropped.";
+    for (PyTypeObject* t : {&HeldType, &BatchType}) {
+        t->tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
+        if (PyType_Ready(t) < 0) return -1;
+    }
+    return 0;
+}
+
+PyMethodDef flush_methods[] = {
+    {"lock_directory", segment_lock_directory, METH_NOARGS, ""},
+    {"lock_flush", segment_lock_flush, METH_O, ""},
+    {"begin_flush", segment_begin_flush, METH_VARARGS, ""},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace bp

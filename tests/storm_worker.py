@@ -1,0 +1,338 @@
+"""What a process of the storm does (tests/storm.py), and the ledger that all of them share."""
+
+import faulthandler
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bufferpool as bp
+from bufferpool import errors
+
+PAGE, FILE_PAGES, MOST_PAGES, DERIVED_PAGES = 4096, 400, 1500, 60
+LEAST, MOST = 120, 320  # frames; from 256 on, writers keep spare frames
+WORKERS, MOST_CLIENTS = 6, 40
+HALF = WORKERS  # row r + HALF of the ledger: the heir that worker r has forked
+RAMP = np.arange(PAGE // 8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+# What a full pool, or a process that was stopped, may cause: no operation happened.
+LEGAL = (errors.PoolExhausted, errors.TooManySpaces, errors.SpaceFull, errors.SpaceBusy, errors.WaitTimeout)
+STOP, STOPS, STOPPED = range(3)  # ledger.head: end your work; SIGSTOPs sent; processes stopped now
+OPS = {
+    "read": 30, "pin": 10, "write": 24, "append": 1.5, "scan": 2, "read_many": 4, "derived": 6, "hold": 6, "look_again": 4,
+    "resize": 1.5, "trim": 1.5, "idle": 1, "flush": 2, "own_scratch": 3, "pool_scratch": 1, "shared": 3, "fork": 1.5, "heir": 0.7,
+    "again": 1.5, "reap": 0.5,
+}  # fmt: skip
+
+
+class Lost(AssertionError):
+    """A page is not what it must be."""
+
+
+def stamp(page: Any, page_no: int, version: int) -> None:
+    np.bitwise_xor(RAMP, np.uint64(page_no << 32 | version), out=page.view(np.uint64))
+
+
+def look(page: Any, page_no: int) -> int:
+    """The version of a page, all of which is compared. Raises Lost."""
+    words = page.view(np.uint64)
+    if page_no >= FILE_PAGES and not words.any():
+        return 0  # the number was taken by an append that never happened
+    word = words[0]
+    if not np.array_equal(words, RAMP ^ word):
+        raise Lost(f"page {page_no} is mixed: {np.unique(words ^ RAMP)[:8]}")
+    if int(word) >> 32 != page_no:
+        raise Lost(f"page {page_no} has the content of page {int(word) >> 32}")
+    return int(word) & 0xFFFFFFFF
+
+
+def make_derived(page_no: int, out: Any) -> None:
+    stamp(np.asarray(out), page_no, 7)
+
+
+class Ledger:
+    """Arrays in a file that all processes of a run map."""
+
+    def __init__(self, path: Path) -> None:
+        rows = 2 * HALF
+        parts = [("head", np.uint64, (8,)), ("pids", np.int64, (rows,)), ("ops", np.uint64, (rows,)),
+                 ("verified", np.uint64, (rows,)), ("refused", np.uint64, (rows, len(LEGAL))), ("since", np.float64, (rows,)),
+                 ("longest", np.float64, (rows, len(OPS))), ("intended", np.uint32, (MOST_PAGES,)),
+                 ("floor", np.uint32, (rows, MOST_PAGES))]  # fmt: skip
+        kind = np.dtype([(name, dtype, shape) for name, dtype, shape in parts])
+        if not path.exists():
+            path.write_bytes(bytes(kind.itemsize))
+        whole = np.memmap(path, kind, "r+", shape=(1,))
+        (
+            self.head,
+            self.pids,
+            self.ops,
+            self.verified,
+            self.refused,
+            self.since,
+            self.longest,
+            self.intended,
+            self.floor,
+        ) = (np.asarray(whole[name][0]) for name, _, _ in parts)
+
+
+class Worker:
+    """One process: takes a random operation, again and again."""
+
+    def __init__(self, directory: str, name: str, row: int, seed: int) -> None:
+        self.directory, self.name, self.row = Path(directory), name, row
+        self.random = random.Random(seed)
+        self.ledger = Ledger(self.directory / "ledger")
+        self.ledger.pids[row] = os.getpid()
+        self.held: deque[tuple[int, int, Any]] = deque(maxlen=12)
+        self.number = 0
+        self.attach()
+
+    def attach(self) -> None:
+        self.pool = bp.Pool.attach(self.name)
+        self.table = self.pool.open_file(self.directory / "table.db", "r+", name="table", max_pages=MOST_PAGES)
+        self.made = self.pool.open_derived("derived", DERIVED_PAGES, make_derived)
+
+    def run(self) -> None:
+        names, weights, ledger = list(OPS), list(OPS.values()), self.ledger
+        numbers = {name: i for i, name in enumerate(names)}
+        while not ledger.head[STOP]:
+            name = self.random.choices(names, weights)[0]
+            stops, quiet = ledger.head[STOPS], ledger.head[STOPPED] == 0
+            ledger.since[self.row] = begin = time.monotonic()
+            try:
+                getattr(self, name)()
+                ledger.ops[self.row] += 1
+            except LEGAL as error:
+                ledger.refused[self.row, [isinstance(error, kind) for kind in LEGAL].index(True)] += 1
+            took = time.monotonic() - begin
+            if quiet and ledger.head[STOPS] == stops:  # nobody was stopped meanwhile
+                longest = ledger.longest[self.row]
+                longest[numbers[name]] = max(longest[numbers[name]], took)
+        ledger.since[self.row] = 0
+        self.held.clear()
+        if self.random.random() < 0.5:
+            self.pool.close()
+
+    def any_page(self) -> int:
+        return self.random.randrange(len(self.table))
+
+    def oldest(self, page_no: int) -> int:
+        """What a read that begins now must find, or something newer."""
+        return int(self.ledger.floor[:, page_no].max())
+
+    def seen(self, page: Any, page_no: int, oldest: int) -> int:
+        version = look(page, page_no)
+        if not oldest <= version <= self.ledger.intended[page_no]:
+            raise Lost(
+                f"page {page_no} has version {version}: {oldest} to {self.ledger.intended[page_no]} are possible"
+            )
+        self.raise_floor(page_no, version)
+        self.ledger.verified[self.row] += 1
+        return version
+
+    def raise_floor(self, page_no: int, version: int) -> None:
+        mine = self.ledger.floor[self.row]
+        mine[page_no] = max(int(mine[page_no]), version)
+
+    def read(self) -> None:
+        n = self.any_page()
+        oldest = self.oldest(n)
+        self.seen(self.table[n], n, oldest)
+
+    def pin(self) -> None:
+        n = self.any_page()
+        oldest = self.oldest(n)
+        with self.table.pin(n) as page:
+            version = self.seen(page, n, oldest)
+            if self.random.random() < 0.3:
+                time.sleep(0.002)
+            if look(page, n) != version:
+                raise Lost(f"page {n} changed under a pin")
+        del page
+
+    def write(self) -> None:
+        n = self.any_page()
+        oldest = self.oldest(n)
+        with self.table.write(n) as page:
+            version = self.seen(page, n, oldest) + 1
+            self.ledger.intended[n] = max(int(self.ledger.intended[n]), version)
+            stamp(page, n, version)
+        self.raise_floor(n, version)
+
+    def append(self) -> None:
+        block = self.table.append()
+        with block as page:
+            n = block.page_no
+            self.ledger.intended[n] = max(int(self.ledger.intended[n]), 1)
+            stamp(page, n, 1)
+        self.raise_floor(n, 1)
+
+    def scan(self) -> None:
+        first = self.any_page()
+        last = min(first + 24, len(self.table))
+        oldest = [self.oldest(n) for n in range(first, last)]
+        for n, page in enumerate(self.table.scan(first, last), first):
+            self.seen(page, n, oldest[n - first])
+
+    def read_many(self) -> None:
+        ids = [self.any_page() for _ in range(8)]
+        oldest = [self.oldest(n) for n in ids]
+        for n, old, page in zip(ids, oldest, self.table.read_many(ids), strict=True):
+            self.seen(page, n, old)
+
+    def derived(self) -> None:
+        n = self.random.randrange(DERIVED_PAGES)
+        if look(self.made[n], n) != 7:
+            raise Lost(f"derived page {n} is wrong")
+        if self.random.random() < 0.3:
+            self.made.drop(n, min(4, DERIVED_PAGES - n))
+
+    def hold(self) -> None:
+        n = self.any_page()
+        oldest = self.oldest(n)
+        page = self.table[n]
+        self.held.append((n, self.seen(page, n, oldest), page))
+
+    def look_again(self) -> None:
+        for n, version, page in self.held:
+            if look(page, n) != version:
+                raise Lost(f"page {n} changed under a view")
+
+    def resize(self) -> None:
+        self.pool.resize(self.random.randrange(LEAST, MOST + 1) * PAGE, timeout=0.2)
+
+    def trim(self) -> None:
+        self.pool.trim(bytes=self.random.randrange(1, 40) * PAGE)
+
+    def idle(self) -> None:
+        self.pool.trim(idle=0.2) if self.random.random() < 0.5 else self.pool.trim()
+
+    def flush(self) -> None:
+        self.pool.flush()
+
+    def reap(self) -> None:
+        self.pool.reap()
+
+    def scratch(self, owner: str) -> None:
+        self.number += 1
+        name = f"{owner}-{os.getpid()}-{self.number}"
+        space = self.pool.scratch(name, 6, owner=owner)
+        try:
+            for n in range(6):
+                with space.write(n) as page:
+                    stamp(page, n, self.number)
+            if self.random.random() < 0.3:
+                space.drop(0, 2)
+            for n in range(2, 6):
+                if look(space[n], n) != self.number:
+                    raise Lost(f"page {n} of {name} is wrong")
+        finally:
+            space.remove(discard=True)
+
+    def own_scratch(self) -> None:
+        self.scratch("client")
+
+    def pool_scratch(self) -> None:
+        self.scratch("pool")
+
+    def shared(self) -> None:
+        """A scratch space that others use, and that anybody may remove at any moment."""
+        with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
+            space = self.pool.scratch(f"pool-shared{self.random.randrange(2)}", 2)
+            mark = (space._generation or 0) << 6 | space.index  # no other space is marked so
+            for _ in range(3):
+                block = space.append() if self.random.random() < 0.3 else space.write(self.random.randrange(2))
+                with block as page:
+                    stamp(page, block.page_no, mark)
+                n = self.random.randrange(max(1, len(space)))
+                page = space[n]
+                if page.any() and look(page, n) != mark:
+                    raise Lost(f"page {n} of {space.name} has the content of another space")
+            if self.random.random() < 0.3:
+                space.remove(discard=True)
+
+    def fork(self) -> None:
+        """A child that reads what it inherited, and dies; sometimes of a fork inside a write."""
+        n, inside = self.any_page(), self.random.random() < 0.3
+        if inside:
+            with self.table.write(n):
+                pid = os.fork()
+                if pid == 0:
+                    guarded(self.directory, self.child)
+        else:
+            pid = os.fork()
+            if pid == 0:
+                guarded(self.directory, self.child)
+        if self.random.random() < 0.5:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def child(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.look_again()
+        n = self.any_page()
+        look(self.table[n], n)
+        self.look_again()
+        if self.random.random() < 0.3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def heir(self) -> None:
+        """A child that goes on as a worker of its own, with what it inherited."""
+        row = self.row + HALF
+        if self.row >= HALF or alive(int(self.ledger.pids[row])):
+            return
+        seed = self.random.random()
+        if os.fork():
+            return
+        self.row, self.random = row, random.Random(seed)
+        self.ledger.pids[row] = os.getpid()
+        self.look_again()
+
+    def again(self) -> None:
+        self.held.clear()
+        self.pool.close()
+        self.attach()
+
+
+def alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def guarded(directory: Path, work: Any, *args: Any) -> None:
+    """Runs the whole of a process; what goes wrong is told in the run's directory."""
+    code = 0
+    try:
+        work(*args)
+    except SystemExit:
+        code = 143
+    except BaseException as error:  # noqa: BLE001  this is where it ends
+        code = 1
+        kind = "lost" if isinstance(error, Lost) else "broken"
+        with open(directory / kind, "a") as file:
+            file.write(f"pid {os.getpid()}: {traceback.format_exc()}\n")
+    finally:
+        os._exit(code)
+
+
+def work(directory: str, name: str, row: int, seed: int) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if seed % 2:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with open(Path(directory) / "stacks", "a") as file:
+        faulthandler.register(signal.SIGUSR1, file)
+        faulthandler.enable(file)
+        Worker(directory, name, row, seed).run()

@@ -1,0 +1,112 @@
+"""A death at every named point of the core (BP_POINT), one after the other, under load from others."""
+
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "bufferpool" / "core"
+SOURCES = sorted([*CORE.glob("*.h"), *CORE.glob("*.cpp")])
+POINTS = sorted({p for source in SOURCES for p in re.findall(r'BP_POINT\("([^"]+)"\)', source.read_text())})
+
+
+def build(package: Path) -> None:
+    """bufferpool, compiled so that it can be killed at its points."""
+    skip = shutil.ignore_patterns("*.so", "core", "__pycache__", "traces")
+    shutil.copytree(ROOT / "bufferpool", package, ignore=skip)
+    flags = ["-std=c++20", "-O1", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w"]
+    flags += [f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    flags += ["-include", str(ROOT / "tests" / "native" / "faults.h")]
+    compiler = os.environ.get("CXX", "g++")
+
+    def compile_one(source: Path) -> str:
+        out = package / f"{source.stem}.o"
+        subprocess.run([compiler, *flags, "-c", str(source), "-o", str(out)], check=True)
+        return str(out)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sorted(CORE.glob("*.cpp"))))
+    library = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run([compiler, "-shared", *objects, "-o", str(library)], check=True)
+
+
+class Driver:
+    """The program tests/killpoints.py, with that build."""
+
+    def __init__(self, package: Path) -> None:
+        self.package = package
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> subprocess.Popen[str]:
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{self.package.parent}:{ROOT}"}
+        check = f"import bufferpool; assert bufferpool.__file__.startswith({str(self.package)!r}), bufferpool.__file__"
+        code = f"{check}; import tests.killpoints as k; k.main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=self.package.parent,
+            env=environment,
+        )
+
+    def kill_at(self, point: str, count: int) -> dict[str, Any]:
+        if self.process is None or self.process.poll() is not None:
+            self.close()
+            self.process = self.start()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{point} {count}\n")
+        self.process.stdin.flush()
+        ready, _, _ = select.select([self.process.stdout], [], [], 90)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            self.process.kill()
+            pytest.fail(f"no answer for {point} {count}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        if self.process is not None:
+            for stream in (self.process.stdin, self.process.stdout):
+                assert stream is not None
+                stream.close()
+            self.process.wait(60)
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    package = tmp_path_factory.mktemp("faults") / "bufferpool"
+    build(package)
+    made = Driver(package)
+    yield made
+    made.close()
+
+
+def test_points_are_found() -> None:
+    assert len(POINTS) > 50
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_death_at(driver: Driver, point: str, count: int) -> None:
+    if point == "grow.plugged":  # the pool grows once per 128 frames
+        count = min(count, 2)
+    answer = driver.kill_at(point, count)
+    assert answer["code"] == -9, f"the victim never came to {point}: {answer}"
+    assert point in answer["reached"]
+    assert answer["findings"] == []
+    assert answer["others"] == [0, 0]
+    assert answer["verified"] > 0
