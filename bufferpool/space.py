@@ -41,6 +41,10 @@ class Space(_core.Space):
     ``space.dtype`` and shape ``(page_size // itemsize,)`` that keeps the page
     pinned for as long as any array looks at it. Pickles: in the other process
     it attaches when first used.
+
+    ``append()`` hands out the next page number at once (``Write.page_no``); the
+    page exists when its block has ended. A number that was handed out and never
+    published reads as zeros once a later page exists.
     """
 
     _store: Store | None = None
