@@ -66,18 +66,21 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     return reinterpret_cast<PyObject*>(seg);
 }
 
-static void unmap(SegmentObject* seg) {
+// Takes the segment from its object, and the object from the list.
+static void forget(SegmentObject* seg) {
     for (SegmentObject** p = &attached; *p; p = &(*p)->next)
         if (*p == seg) {
             *p = seg->next;
             break;
         }
-    Segment* s = seg->s;
     seg->s = nullptr;
+    Py_CLEAR(seg->data);
+}
+
+static void unmap(Segment* s) {
     munmap(s->base, s->g.total_bytes);
     close(s->fd);
     delete s;
-    Py_CLEAR(seg->data);
 }
 
 static void segment_dealloc(SegmentObject* seg) {
@@ -85,8 +88,10 @@ static void segment_dealloc(SegmentObject* seg) {
         // At the end of the interpreter a daemon thread may still be in the core: then
         // the mapping stays, and the kernel ends this client with the process.
         if (seg->active || seg->writes) return;
-        if (seg->s->me) detach(*seg->s);
-        unmap(seg);
+        Segment* s = seg->s;
+        forget(seg);
+        if (s->me) detach(*s);
+        unmap(s);
     }
     Py_XDECREF(seg->on_exhausted);
     Py_TYPE(seg)->tp_free(seg);
@@ -114,11 +119,12 @@ static PyObject* segment_close(PyObject* self, PyObject*) {
         return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep");
     if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
     if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
-    if (seg->s->me) {
-        Released unlocked(seg);
-        detach(*seg->s);
-    }
-    unmap(seg);
+    Segment* s = seg->s;
+    forget(seg);  // from here on every thread finds the pool closed
+    Py_BEGIN_ALLOW_THREADS
+    if (s->me) detach(*s);
+    unmap(s);
+    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
