@@ -142,6 +142,12 @@ MUTATIONS = {
         "if (!entry::is_resident_in(e, f)) frame_cas",
         "reap-reload",
     ),
+    "a dirty page dropped with the clean ones": (
+        "client.h",
+        "if (clean_only && (e & entry::DIRTY)) return true;",
+        "(void)clean_only;",
+        "drop-clean-write",
+    ),
     "a frame taken before its memory is there": (
         "memory.h",
         "int r = prim::plug(s.fd, s.page_offset(first), u64(n) << s.g.page_shift);",

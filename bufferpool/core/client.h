@@ -72,14 +72,16 @@ inline u64 space_pages(u64 extent) { return extent & PAGES_MASK; }
 inline u64 space_generation(u64 extent) { return extent >> GENERATION_SHIFT; }
 
 // Drops one page whatever it holds, waiting at most `patience` slices for whoever
-// is changing it. `freed` counts frames that became FREE. False: not in time.
-inline bool drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed) {
+// is changing it; with `clean_only`, not if it is dirty by then. `freed` counts frames
+// that became FREE. False: not in time.
+inline bool drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed, bool clean_only = false) {
     for (int waits = 0; waits <= patience;) {
         u64 e = s.entries[page].load_acquire();
         if (entry::state(e) == ABSENT) {
             forget(s, page);
             return true;
         }
+        if (clean_only && (e & entry::DIRTY)) return true;
         bool open = entry::state(e) == RESIDENT && entry::owner(e) == 0 && entry::flusher(e) == 0;
         if (open && s.entries[page].cas_seq_cst(e, entry::with_owner(e, s.me))) {
             u32 f = entry::frame(e);

@@ -237,8 +237,8 @@ inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     if (!op.valid()) return Status::INTERRUPTED;
     for (u64 i = 0; i < count; i++) {
         u32 page = u32(first + i);
-        u64 e = s.entries[page].load_acquire();
-        if (entry::state(e) == RESIDENT && !(e & entry::DIRTY) && !drop_page(s, op.intent(), page, PATIENT, freed)) return Status::WAIT;
+        if (entry::state(s.entries[page].load_acquire()) != RESIDENT) continue;
+        if (!drop_page(s, op.intent(), page, PATIENT, freed, true)) return Status::WAIT;
     }
     return Status::OK;
 }

@@ -396,6 +396,7 @@ static void make_segment(u32 budget, u32 frames) {
     slot.entries_ready.store_relaxed(PAGES);
     slot.max_pages.store_relaxed(PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
+    s.chunk_bits[0] = 1;
     for (u32 f = 0; f < frames; f++) s.holes.add(f);
     for (u32 page = 0; page < PAGES; page++)
         for (u64& w : world.store[page]) w = u64(page) << 32;
@@ -637,6 +638,12 @@ static Program reaps() {
 static Program drops(u32 page) {
     return [=](Segment& s, Process&) { drop_and_count(s, page); };
 }
+static Program drops_clean() {
+    return [](Segment& s, Process&) {
+        u32 freed = 0;
+        drop_clean(s, 0, PAGES, freed);
+    };
+}
 static Program detaches(u32 page) {
     return [=](Segment& s, Process& me) {
         read_page(s, me, page);
@@ -667,6 +674,7 @@ static std::vector<Scenario> scenarios() {
         {"trim-write", 3, 3, {0, 1}, {{"T", shrinks(true)}, {"W", writes(1)}}},
         {"drop-pin", 2, 2, {0, 1}, {{"D", drops(0)}, {"R", reads(0)}}},
         {"drop-flush", 2, 2, {0, 1}, {{"D", drops(1)}, {"F", flushes()}}},
+        {"drop-clean-write", 3, 3, {0}, {{"D", drops_clean()}, {"W", writes(0, 2)}}},
         {"reap-load", 2, 2, {0}, {{"L", reads(2)}, {"X", reaps()}}},
         {"reap-evict", 1, 1, {0}, {{"L", reads(2)}, {"X", reaps()}}},
         {"reap-write", 3, 3, {0}, {{"W", writes(0)}, {"X", reaps()}}},
