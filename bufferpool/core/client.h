@@ -141,6 +141,13 @@ inline void repair_directory(Segment& s) {
         if (s.spaces[i].state.load_acquire() == SPACE_OPENING) close_space(s.spaces[i]);
 }
 
+// The directory lock was taken, perhaps over from a dead owner.
+inline void repair_if_inherited(Segment& s, Acquired how) {
+    if (how != Acquired::REPAIR) return;
+    repair_directory(s);
+    repaired(s, s.header->directory);
+}
+
 void give_back_freed(Segment& s, u32 frames);  // reclaim.h
 
 // Removes the closed spaces that nobody uses any more, without waiting for those
@@ -165,10 +172,7 @@ inline void leave_directory(Segment& s) {
             if (s.spaces[i].state.load_seq_cst() == SPACE_CLOSING) closing |= u64(1) << i;
         Acquired how;
         if (!(closing & ~tried) || !try_acquire(s, s.header->directory, how)) return;
-        if (how == Acquired::REPAIR) {
-            repair_directory(s);
-            repaired(s, s.header->directory);
-        }
+        repair_if_inherited(s, how);
         tried |= closing;
         sweep_closing(s);
     }
@@ -177,10 +181,7 @@ inline void leave_directory(Segment& s) {
 inline bool lock_directory(Segment& s, bool interruptible = true) {
     Acquired a = acquire(s, s.header->directory, interruptible);
     if (a == Acquired::INTERRUPTED) return false;
-    if (a == Acquired::REPAIR) {
-        repair_directory(s);
-        repaired(s, s.header->directory);
-    }
+    repair_if_inherited(s, a);
     sweep_closing(s);
     return true;
 }
@@ -199,10 +200,7 @@ inline void remove_owned(Segment& s, u32 c) {
     }
     Acquired how;
     if (!any || !try_acquire(s, s.header->directory, how)) return;
-    if (how == Acquired::REPAIR) {
-        repair_directory(s);
-        repaired(s, s.header->directory);
-    }
+    repair_if_inherited(s, how);
     leave_directory(s);
 }
 
