@@ -17,10 +17,10 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import WaitTimeout
 
-from . import fuzz_segment
+from . import fuzz_damage, fuzz_segment
 from .conftest import PAGE, ROOT, WAIT, on_small_tmpfs, pins, run_python, stamp, wait_until
 
-MEMORY_LOCK, DIRECTORY_LOCK = (fuzz_segment.HEADER[f"{name} lock"][0] for name in ("memory", "directory"))
+MEMORY_LOCK, DIRECTORY_LOCK = (fuzz_damage.HEADER[f"{name}.word"][0] for name in ("memory", "directory"))
 
 
 # ---- damaged segments ----------------------------------------------------------------------
@@ -44,7 +44,7 @@ import mmap, os, struct, sys
 import numpy as np
 import bufferpool as bp
 from bufferpool.errors import BufferPoolError
-from tests.fuzz_segment import CLIENT, FRAME, HEADER, INTENTS, SPACE, SPACE_FIELDS, Layout
+from tests.fuzz_damage import CLIENT, FRAME, HEADER, HEADER_KEPT, INTENTS, SPACE, SPACE_FIELDS, Layout, fields
 name, path = sys.argv[1:]
 pool = bp.Pool.create(name, 32 * 4096, page_size=4096, extent_size=16384, max_capacity=1 << 20, max_clients=8, max_pages=8192)
 with open(path, "wb") as file:
@@ -58,7 +58,8 @@ with table.write(3) as page:
 with work.write(0) as page:
     page[:] = 1
 shm = mmap.mmap(os.open(pool.path, os.O_RDWR), os.stat(pool.path).st_size)
-at = Layout.of(shm[:256])
+at = Layout(shm)
+FIRST = at.space(shm, 1, 'first_entry')  # of the scratch space
 def put(offset, value, size=8):
     shm[offset : offset + size] = value.to_bytes(size, "little")
 def header(field, value):
@@ -82,12 +83,12 @@ def everything():
 _DAMAGES = {
     "a ring that begins outside": "header('policy.cold.head', 0xffffffff); header('policy.hot.head', 0x7fffffff); everything()",
     "rings with four billion elements": "header('policy.cold.count', 0xffffffff); header('policy.hot.count', 0xfffffff0); everything()",
-    "a capacity of the rings that is none": "header('policy.capacity', 0xffffffff); header('policy.cold.head', 1 << 30); everything()",
+    "a budget of the policy that is none": "header('policy.frames', 0xffffffff); header('policy.cold.head', 1 << 30); everything()",
     "the check of endless rings": "header('policy.cold.count', 0xffffffff); typed(pool.check)",
-    "a memory lock that nobody can have": "header('memory lock', 511); everything()",
-    "a directory lock that nobody can have": "header('directory lock', 9); typed(lambda: pool.scratch('more', 4))",
-    "a growth lock that nobody can have": "header('growth lock', 9 | 1 << 31); typed(lambda: pool.scratch('more', 4))",
-    "a flush lock that nobody can have": "space(0, 'flush_lock', 300); typed(pool.flush)",
+    "a memory lock that nobody can have": "header('memory.word', 511); everything()",
+    "a directory lock that nobody can have": "header('directory.word', 9); typed(lambda: pool.scratch('more', 4))",
+    "a growth lock that nobody can have": "header('growth.word', 9 | 1 << 31); typed(lambda: pool.scratch('more', 4))",
+    "a flush lock that nobody can have": "space(0, 'flush_lock.word', 300); typed(pool.flush)",
     "a page loaded by nobody": "entry(40, 1); typed(lambda: table[40])",
     "a page loaded by a client that cannot be": "entry(40, 1 | 400 << 8); typed(lambda: table[40])",
     "a page loaded by a dead client without an intent": "entry(40, 1 | 7 << 8); typed(lambda: table[40])",
@@ -116,7 +117,7 @@ assert os.stat(pool.path).st_blocks <= before + 64, "memory beyond the entries"
     "a page whose frame changes during its write": """
 def write():
     with work.write(0) as page:
-        entry(int.from_bytes(shm[at.spaces_at + SPACE + 48 : at.spaces_at + SPACE + 52], "little"), 2 | 1 << 8 | 0xfffffff0 << 32)
+        entry(FIRST, 2 | 1 << 8 | 0xfffffff0 << 32)
 typed(write)
 """,
     "an endless count of entries, and a changed file": """
@@ -124,12 +125,11 @@ space(0, 'entries_ready', 2**64 - 1)
 typed(pool.flush); os.utime(path); typed(lambda: pool.open_file(path, name="table")); typed(lambda: table.remove())
 """,
     "a count of entries that wraps, repaired by the growth lock": """
-magic = shm[:192]
-first = int.from_bytes(shm[at.spaces_at + SPACE + 48 : at.spaces_at + SPACE + 52], "little")
-space(1, 'entries_ready', (2**64 - at.entries_at - first * 8) // 8)
-header('growth lock', 7)  # dead: its inheritor repairs
+magic = shm[:HEADER_KEPT]
+space(1, 'entries_ready', (2**64 - at.entries_at - FIRST * 8) // 8)
+header('growth.word', 7)  # dead: its inheritor repairs
 typed(lambda: pool.scratch('more', 4))
-assert shm[:192] == magic, "the header was given back to the kernel"
+assert shm[:HEADER_KEPT] == magic, "the header was given back to the kernel"
 """,
     "free frames that are pages": """
 for i in range(24):
@@ -145,7 +145,7 @@ for n in kept:
 base = at.clients_at + 2 * CLIENT
 before = os.stat(pool.path).st_blocks
 shm[base + INTENTS : base + INTENTS + 20] = struct.pack("<5I", 5, 0, 0, 0xffffffff, 0)
-put(base, 1, 4)
+put(base + fields("Client")["state"][0], 1, 4)
 typed(pool.reap)
 assert os.stat(pool.path).st_blocks <= before + 16, "entries that no space has got memory"
 """,
@@ -155,8 +155,8 @@ entry(3, e | 3 << 4)
 typed(pool.check); everything()
 """,
     "frames that are not ready yet": "header('frames_ready', 0xffffffff); everything()",
-    "a budget without end": "header('budget', 0xffffffff); everything()",
-    "no budget": "header('budget', 0); everything()",
+    "a budget without end": "header('budget_frames', 0xffffffff); everything()",
+    "no budget": "header('budget_frames', 0); everything()",
     "less than no memory in use": "header('resident', 0xfffffff0); everything()",
     "a kind of space that is none": "space(0, 'kind', 77); space(1, 'kind', 0); typed(lambda: pool.space('table')); everything()",
 }

@@ -12,6 +12,7 @@ int ready_space_type();
 int ready_write_type();
 int ready_flush_types();
 PyObject* core_simulate(PyObject*, PyObject*);  // simulate.cpp
+PyObject* core_fields(PyObject*, PyObject*);  // fields.cpp
 
 // ---- errors --------------------------------------------------------------------
 
@@ -142,6 +143,7 @@ static PyObject* core_geometry(PyObject*, PyObject* arg) {
 static PyMethodDef module_methods[] = {
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
+    {"fields", core_fields, METH_NOARGS, "Where each field of a segment lies: {'Struct.field': (offset, bytes)}."},
     {"geometry", core_geometry, METH_O, "The checked geometry of the segment behind fd."},
     {nullptr, nullptr, 0, nullptr}};
 static PyModuleDef module_def = {PyModuleDef_HEAD_INIT, "bufferpool._core", "The core of bufferpool.", -1, module_methods, nullptr, nullptr, nullptr, nullptr};

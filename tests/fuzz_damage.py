@@ -1,0 +1,194 @@
+"""Where everything lies in a segment, and how to damage it: the fuzzer's hand (fuzz_segment.py)."""
+
+import mmap
+import random
+import struct
+from typing import Any
+
+from bufferpool import _core
+
+PAGE, EXTENT = 4096, 16384
+FRAMES, MOST, PAGES = 32, 256, 8192
+FILE_PAGES, SCRATCH_PAGES, DERIVED_PAGES = 48, 16, 24
+CLIENTS = 8
+DEAD = 1  # the client of the template, which died
+
+# ---- where things are -----------------------------------------------------------
+
+Place = tuple[int, int]  # offset, bytes
+
+
+def fields(struct: str, *without: str) -> dict[str, Place]:
+    """{field: (offset, bytes)} of a struct of core/layout.h."""
+    found = {name.partition(".")[2]: at for name, at in _core.fields().items() if name.startswith(f"{struct}.")}
+    return {name: at for name, at in found.items() if name not in without}
+
+
+def size_of(struct: str) -> int:
+    return _core.fields()[struct][1]
+
+
+HEADER = fields("Header", "magic", "version", "header_bytes", "uuid", "created_ns", "geometry", "geometry_sum")
+CLIENT_FIELDS = fields("Client", "counters", "intents")
+INTENT_FIELDS, SPACE_FIELDS, FRAME_FIELDS = fields("Intent"), fields("SpaceSlot"), fields("FrameSlot", "word")
+CLIENT, SPACE, FRAME, INTENT = (size_of(struct) for struct in ("Client", "SpaceSlot", "FrameSlot", "Intent"))
+INTENTS = fields("Client")["intents"][0]
+HEADER_KEPT = min(offset for offset, _ in HEADER.values())  # before it: written once, checked when one attaches
+
+
+class Layout:
+    """The geometry of one segment."""
+
+    def __init__(self, segment: Any) -> None:
+        base = _core.fields()["Header.geometry"][0]
+        self._of = {
+            name: int.from_bytes(segment[base + at : base + at + size], "little")
+            for name, (at, size) in fields("Geometry").items()
+        }
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self._of[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def number(self, segment: Any, at: Place, base: int = 0) -> int:
+        return int.from_bytes(segment[base + at[0] : base + sum(at)], "little")
+
+    def space(self, segment: Any, i: int, field: str) -> int:
+        return self.number(segment, SPACE_FIELDS[field], self.spaces_at + i * SPACE)
+
+
+def bitmap_words(layout: Layout) -> int:
+    """64-bit words of a set of frames, with its summaries."""
+    return sum((layout.max_frames + bits - 1) // bits for bits in (1 << 6, 1 << 12, 1 << 18))
+
+
+# ---- changing them ----------------------------------------------------------------
+
+
+class Mutator:
+    """Changes words of a segment, chosen by a seeded generator."""
+
+    def __init__(self, shm: mmap.mmap, rng: random.Random, early: bool) -> None:
+        self.shm, self.rng = shm, rng
+        self.early = early  # nobody is attached yet: the dead client is dead, and its slot is not taken again
+        self.layout = Layout(shm)
+        self.first_entries = [self.layout.space(shm, i, "first_entry") for i in range(4)]
+        self.done: list[str] = []
+
+    def client(self) -> int:
+        """A client's number, of none that lives or will: waiting for the living is right."""
+        return self.rng.choice([0, 7, 8, 9, 200, 511, DEAD if self.early else 8])
+
+    def never_living(self, entry: int) -> int:
+        """The entry word, with no owner and no flusher that may live."""
+        for shift in (8, 17):
+            if 1 <= (entry >> shift & 511) <= 6 and not (self.early and (entry >> shift & 511) == DEAD):
+                entry ^= (entry >> shift & 511 ^ 7) << shift
+        return entry
+
+    def entry(self) -> int:
+        r = self.rng
+        frame = r.choice([0, r.randrange(FRAMES), r.randrange(MOST), MOST, MOST - 1, 128, 2**32 - 1, r.getrandbits(32)])
+        flusher = r.choice([0, 0, self.client()])
+        return frame << 32 | flusher << 17 | self.client() << 8 | r.getrandbits(8)
+
+    def frame(self) -> int:
+        r = self.rng
+        page = r.choice([0, r.randrange(64), r.randrange(PAGES), PAGES, 2**32 - 1, r.getrandbits(32)])
+        return page << 32 | self.client() << 3 | r.getrandbits(3)
+
+    def number(self, bits: int) -> int:
+        r = self.rng
+        near = r.choice([FRAMES, MOST, PAGES, FILE_PAGES, SCRATCH_PAGES, CLIENTS, 128, 432, 1 << 40, 1 << 31, 1 << 61])
+        value = r.choice(
+            [
+                0,
+                1,
+                2,
+                3,
+                2**bits - 1,
+                2**bits - r.randrange(1, 600),
+                near + r.randrange(-2, 3),
+                r.getrandbits(bits),
+                r.randrange(512),
+            ]
+        )
+        return value % 2**bits
+
+    def field(self, what: str, base: int, of: dict[str, Place]) -> tuple[str, int, int, str]:
+        """A field of a struct; of a long one (a name), its first or last bytes."""
+        name = self.rng.choice(sorted(of))
+        offset, size = of[name]
+        if size > 8 and self.rng.random() < 0.5:
+            offset += size - 8
+        return f"{what} {name}", base + offset, min(size, 8), "lock" if name.endswith(".word") else "number"
+
+    def place(self) -> tuple[str, int, int, str]:
+        """(what, offset, bytes, kind of value)"""
+        r, at = self.rng, self.layout
+        area = r.choice(["header"] * 5 + ["client", "intent", "intent", "space", "space", "space"] + ["entry"] * 4
+                        + ["frame"] * 4 + ["pins", "ring", "ring", "bitmap", "bitmap"])  # fmt: skip
+        if area == "header":
+            return self.field("header", 0, HEADER)
+        if area == "client":
+            c = r.randrange(1, 4)
+            return self.field(f"client {c + 1}", at.clients_at + c * CLIENT, CLIENT_FIELDS)
+        if area == "intent":
+            c, i = r.randrange(3), r.randrange(3)
+            base = at.clients_at + c * CLIENT + INTENTS + i * INTENT
+            if r.random() < 0.5:  # a whole one
+                return f"intent {c + 1}.{i}", base, 20, "intent"
+            return self.field(f"intent {c + 1}.{i}", base, INTENT_FIELDS)
+        if area == "space":
+            i = r.choice([0, 1, 2, 3, 4, 63])
+            return self.field(f"space {i}", at.spaces_at + i * SPACE, SPACE_FIELDS)
+        if area == "entry":
+            page = r.choice(self.first_entries) + r.randrange(FILE_PAGES)
+            return f"entry {page}", at.entries_at + 8 * page, 8, "entry"
+        if area == "frame":
+            f = r.randrange(FRAMES + 4)
+            if r.random() < 0.2:
+                return self.field(f"frame {f}", at.frames_at + FRAME * f, FRAME_FIELDS)
+            return f"frame {f}", at.frames_at + FRAME * f, 8, "frame"
+        if area == "pins":
+            f, c = r.randrange(FRAMES), r.randrange(CLIENTS)
+            offset = at.pins_at + (c % 8) * at.stripe_bytes + (f * at.stripe_clients + c // 8) * 2
+            return f"pins of {c + 1} on {f}", offset, 2, "number"
+        words = bitmap_words(at)
+        if area == "bitmap":
+            which, i = r.randrange(2), r.randrange(words)
+            return f"bitmap {('free', 'holes')[which]} {i}", at.queues_at + 8 * (which * words + i), 8, "bits"
+        which, i = r.randrange(2), r.randrange(FILE_PAGES)
+        chunks = (at.max_pages * 8 // at.os_page + 63) // 64  # words of the set of plugged chunks of entries
+        offset = at.queues_at + 16 * words + 8 * (chunks + which * at.ring_capacity + i)
+        return f"ring {('cold', 'hot')[which]} {i}", offset, 8, "element"
+
+    def mutate(self) -> None:
+        r = self.rng
+        what, at, size, kind = self.place()
+        old = self.shm[at : at + size]
+        if kind == "intent":
+            page, entry = r.randrange(PAGES), r.choice([r.randrange(512), 2**32 - 1, PAGES, r.getrandbits(32)])
+            frame = r.choice([r.randrange(FRAMES), MOST, 2**32 - 1, r.getrandbits(32)])
+            new = struct.pack(
+                "<5I", r.randrange(8), r.choice([entry, page, r.randrange(48)]), frame, entry, r.choice([page, entry])
+            )
+        else:
+            value = {"entry": self.entry, "frame": self.frame}.get(kind, lambda: self.number(8 * size))()
+            if kind == "lock":
+                value = self.client() | r.choice([0, 1 << 31, 1 << 30, 3 << 30, r.getrandbits(21) << 9])
+            elif kind in ("entry", "frame") and r.random() < 0.3:  # the word of another, or a flipped bit
+                value = int.from_bytes(old, "little") ^ 1 << r.randrange(64)
+            elif kind == "bits":
+                value = r.choice(
+                    [0, 2**64 - 1, r.getrandbits(64), int.from_bytes(old, "little") ^ 1 << r.randrange(64)]
+                )
+            elif kind == "element":
+                value = r.choice([r.randrange(64), PAGES - 1, 2**32 - 1, r.randrange(PAGES)]) << 32 | r.getrandbits(32)
+            if kind == "entry":
+                value = self.never_living(value)
+            new = value.to_bytes(size, "little")
+        self.shm[at : at + size] = new
+        self.done.append(f"{what}: {old[::-1].hex()} -> {new[::-1].hex()}")
