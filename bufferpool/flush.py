@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bufferpool import inspect
 from bufferpool.errors import BufferPoolError, FileChanged, ShortWrite, StoreError
 from bufferpool.space import Kind
 from bufferpool.store import FileStore, Store, describe
@@ -22,8 +23,7 @@ _ITEM = np.dtype([("page", np.uint32), ("frame", np.uint32)])
 
 def dirty_pages(pool: "Pool", index: int) -> int:
     """How many pages of a space are dirty now."""
-    frames = pool.frames()
-    return int(np.count_nonzero(frames["dirty"] & (frames["space"] == index)))
+    return int(inspect.read_summary(pool).spaces[index, 1])
 
 
 def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any, Any]") -> None:

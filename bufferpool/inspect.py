@@ -6,7 +6,7 @@ looking allocates nothing.
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,11 @@ REASONS = ("budget", "idle", "pressure", "drop", "trim", "client_exit")
 COUNTERS = (
     "loads", "load_failures", "load_bytes", "evictions_recycled", "evictions_reclaimed", "publishes", "appends",
     "flushes", "flushed_pages", "foreground_flushes", "compacted_pages", "wait_load", "wait_writer", "wait_memory",
-    "wait_frame", "reaped", "rebuilds",
+    "wait_frame", "reaped", "pins_broken", "rebuilds", "checkpoints", "flush_failures", "corrupt_pages", "repaired_pages",
 )  # fmt: skip
+
+# In the order of enum Latency. Bucket i counts what took less than 2**(BUCKET_SHIFT + i) ns, the last what took longer.
+LATENCIES = ("load", "flush", "reclaim", "wait")
 
 
 class FrameState(IntEnum):
@@ -68,6 +71,13 @@ _SLOT = np.dtype(
 )
 
 
+class Latency(NamedTuple):
+    """A histogram of durations: a count for each bucket, and their sum in seconds."""
+
+    counts: tuple[int, ...]
+    sum_s: float
+
+
 @dataclass(frozen=True)
 class SpaceStats:
     """One space's share."""
@@ -75,6 +85,8 @@ class SpaceStats:
     name: str
     kind: str
     pages: int
+    resident: int
+    dirty: int
     hits: int
     misses: int
 
@@ -86,6 +98,7 @@ class PoolStats:
     name: str
     page_size: int
     budget_bytes: int
+    min_bytes: int
     max_bytes: int
     resident_bytes: int
     """Bytes of all frames that have memory, as the pool counts them."""
@@ -101,6 +114,7 @@ class PoolStats:
     """Bytes given back to the kernel, by reason: budget, idle, pressure, drop, trim, client_exit."""
     clients: int
     durable_lsn: int
+    checkpoint_lsn: int
     loads: int
     load_failures: int
     load_bytes: int
@@ -117,7 +131,14 @@ class PoolStats:
     wait_memory: int
     wait_frame: int
     reaped: int
+    pins_broken: int
     rebuilds: int
+    checkpoints: int
+    flush_failures: int
+    corrupt_pages: int
+    repaired_pages: int
+    latencies: dict[str, Latency]
+    """Histograms of load, flush, reclaim (one call of the kernel) and wait."""
     spaces: list[SpaceStats] = field(default_factory=list)
 
     @property
@@ -232,44 +253,101 @@ def read_clients(pool: "Pool") -> list[ClientInfo]:
     ]
 
 
-def read_counters(pool: "Pool") -> tuple[dict[str, int], dict[str, int], npt.NDArray[np.uint64]]:
-    """(counters by name, reclaimed bytes by reason, hits and misses of shape (spaces, 2))."""
+class Counters(NamedTuple):
+    """Everything that is counted, over all clients, present and past."""
+
+    plain: dict[str, int]
+    reclaimed_bytes: dict[str, int]
+    spaces: npt.NDArray[np.uint64]
+    """Hits and misses, shape (MAX_SPACES, 2)."""
+    latencies: dict[str, Latency]
+
+
+def read_counters(pool: "Pool") -> Counters:
+    """All counters, from the segment."""
     words = np.frombuffer(pool._seg.counters(), np.uint64)
-    n, m = len(COUNTERS), len(COUNTERS) + len(REASONS)
-    plain = dict(zip(COUNTERS, map(int, words[:n]), strict=True))
-    reclaimed = dict(zip(REASONS, map(int, words[n:m]), strict=True))
-    return plain, reclaimed, words[m:].reshape(_core.MAX_SPACES, 2)
+    per = _core.BUCKETS + 1
+    ends = np.cumsum([len(COUNTERS), len(REASONS), len(LATENCIES) * per])
+    plain, reclaimed, latencies, spaces = np.split(words, ends)
+    return Counters(
+        dict(zip(COUNTERS, map(int, plain), strict=True)),
+        dict(zip(REASONS, map(int, reclaimed), strict=True)),
+        spaces.reshape(_core.MAX_SPACES, 2),
+        {
+            name: Latency(tuple(map(int, row[:-1])), int(row[-1]) / 1e9)
+            for name, row in zip(LATENCIES, latencies.reshape(-1, per), strict=True)
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The frames of a pool, counted in one pass of the core."""
+
+    frames: dict[str, int]
+    """By state: hole, free, busy, live, old; of the live ones: clean, dirty, pinned, hot."""
+    ages: dict[float, int]
+    """Resident pages by the time since their last use: upper limit in seconds (inf at last) -> pages."""
+    held_back: int
+    """Dirty pages whose LSN is above the durable LSN: they cannot be written."""
+    rec_lsn: int | None
+    """The LSN of the oldest change that its store has not; None without one."""
+    dirty_lsn: int
+    """The highest LSN of a dirty page, 0 without one."""
+    spaces: npt.NDArray[np.uint64]
+    """Resident and dirty pages, shape (MAX_SPACES, 2)."""
+
+
+AGE_LIMITS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, float("inf"))  # AGE_LIMITS_S of core/observe.cpp
+
+
+def read_summary(pool: "Pool") -> Summary:
+    """The figures of :class:`Summary`, now; a few milliseconds for a million frames, and no memory."""
+    found = pool._seg.summary()
+    frames = {state.name.lower(): int(n) for state, n in zip(FrameState, found["states"], strict=True)}
+    frames["clean"] = frames["live"] - found["dirty"]
+    frames |= {name: int(found[name]) for name in ("dirty", "pinned", "hot")}
+    return Summary(
+        frames=frames,
+        ages=dict(zip(AGE_LIMITS_S, found["ages"], strict=True)),
+        held_back=found["held_back"],
+        rec_lsn=None if found["rec_lsn"] == 2**64 - 1 else found["rec_lsn"],
+        dirty_lsn=found["dirty_lsn"],
+        spaces=np.frombuffer(found["spaces"], np.uint64).reshape(_core.MAX_SPACES, 2),
+    )
 
 
 def read_stats(pool: "Pool") -> PoolStats:
     """The figures of :class:`PoolStats`, now."""
     status = pool._seg.status()
-    counters, reclaimed, per_space = read_counters(pool)
-    frames = read_frames(pool)
-    states = np.bincount(frames["state"], minlength=5)
-    by_state: dict[str, Any] = {state.name.lower(): int(states[state]) for state in FrameState}
-    live = frames["state"] == FrameState.LIVE
-    by_state["dirty"] = int(np.count_nonzero(frames["dirty"]))
-    by_state["clean"] = int(np.count_nonzero(live & ~frames["dirty"]))
-    by_state["pinned"] = int(np.count_nonzero(frames["pins"]))
-    by_state["hole"] += pool._geometry["max_frames"] - len(frames)
+    counters, reclaimed, per_space, latencies = read_counters(pool)
+    summary = read_summary(pool)
     size = pool.page_size
     return PoolStats(
         name=pool.name,
         page_size=size,
         budget_bytes=status["budget_frames"] * size,
+        min_bytes=status["min_frames"] * size,
         max_bytes=pool._geometry["max_frames"] * size,
         resident_bytes=status["resident_frames"] * size,
         metadata_bytes=status["metadata_bytes"],
         kernel_bytes=status["kernel_bytes"],
-        frames=by_state,
+        frames=summary.frames,
         hits=int(per_space[:, 0].sum()),
         misses=int(per_space[:, 1].sum()),
         reclaimed_bytes=reclaimed,
         clients=len(pool._seg.clients()),
         durable_lsn=status["durable_lsn"],
+        checkpoint_lsn=status["checkpoint_lsn"],
+        latencies=latencies,
         spaces=[
-            SpaceStats(r["name"], kind_name(r["kind"]), r["pages"], *map(int, per_space[r["index"]]))
+            SpaceStats(
+                r["name"],
+                kind_name(r["kind"]),
+                r["pages"],
+                *map(int, summary.spaces[r["index"]]),
+                *map(int, per_space[r["index"]]),
+            )
             for r in pool._seg.spaces()
         ],
         **counters,

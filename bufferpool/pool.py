@@ -68,6 +68,7 @@ class Pool:
         capacity: int | str,
         *,
         page_size: int = 8192,
+        min_capacity: int | str | None = None,
         max_capacity: int | str | None = None,
         extent_size: int | str = "256KiB",
         max_clients: int = 64,
@@ -77,8 +78,9 @@ class Pool:
     ) -> "Pool":
         """Makes a new pool and attaches to it.
 
-        ``capacity``: bytes that its pages may take (the budget), up to
-        ``max_capacity`` (default: the capacity, fixed at creation).
+        ``capacity``: bytes that its pages may take (the budget). A steward moves it
+        between ``min_capacity`` (default: an eighth of it) and ``max_capacity``
+        (default: the capacity), which is fixed at creation.
         ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
         bytes given back to the kernel at a time. ``max_clients``: processes
         attached at once. ``max_pages``: pages of all its spaces together.
@@ -91,6 +93,7 @@ class Pool:
         plan = segment.plan(
             parse_size(capacity, "capacity"),
             page_size=page_size,
+            min_capacity=None if min_capacity is None else parse_size(min_capacity, "min_capacity"),
             max_capacity=None if max_capacity is None else parse_size(max_capacity, "max_capacity"),
             extent_size=parse_size(extent_size, "extent_size"),
             max_clients=max_clients,

@@ -62,7 +62,7 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> N
         return
     if (dirty or in_use) and want.tries < 100:  # a page that somebody is flushing counts as in use
         _, failed = flush_what_can(pool, foreground=True)
-        flushed = inspect.read_counters(pool)[0]["flushed_pages"]
+        flushed = inspect.read_counters(pool).plain["flushed_pages"]
         if flushed != want.flushed:  # by us, or by the one whose lock we waited for
             want.flushed, want.last = flushed, 0.0
             return

@@ -39,6 +39,7 @@ class Plan:
     extent_frames: int
     max_frames: int
     budget_frames: int
+    min_frames: int
     max_clients: int
     max_pages: int
 
@@ -47,6 +48,7 @@ def plan(
     capacity: int,
     *,
     page_size: int = 8192,
+    min_capacity: int | None = None,
     max_capacity: int | None = None,
     extent_size: int = 256 * 1024,
     max_clients: int = 64,
@@ -66,6 +68,11 @@ def plan(
     most = capacity if max_capacity is None else max_capacity
     if most < capacity:
         raise ValueError(f"max_capacity ({most} bytes) must not be below capacity ({capacity} bytes)")
+    least_bytes = max(MIN_FRAMES * page_size, capacity // 8) if min_capacity is None else min_capacity
+    if not MIN_FRAMES * page_size <= least_bytes <= capacity:
+        raise ValueError(
+            f"min_capacity must be {MIN_FRAMES * page_size} (four pages) to {capacity} bytes (the capacity), not {least_bytes}"
+        )
     if extent_size % OS_PAGE or extent_size < OS_PAGE:
         raise ValueError(f"extent_size must be a multiple of {OS_PAGE} bytes, not {extent_size}")
     if not 1 <= max_clients <= _core.CLIENTS_LIMIT:
@@ -77,7 +84,9 @@ def plan(
     max_frames = -(-max_frames // extent_frames) * extent_frames
     if max_frames >= 2**31:
         raise ValueError(f"capacity must be below 2**31 pages; use a larger page_size than {page_size}")
-    return Plan(page_size, extent_frames, max_frames, capacity // page_size, max_clients, max_pages)
+    return Plan(
+        page_size, extent_frames, max_frames, capacity // page_size, least_bytes // page_size, max_clients, max_pages
+    )
 
 
 def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
@@ -141,6 +150,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
                 wanted.max_clients,
                 wanted.max_pages,
                 wanted.budget_frames,
+                wanted.min_frames,
             )
         except SharedMemoryFull:
             raise full(directory) from None

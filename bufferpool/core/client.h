@@ -315,10 +315,14 @@ inline void reap_held(Segment& s, u32 c) {
     }
     BP_POINT("reap.fields");
     // 4. Its pins, and the superseded frames that only they had kept.
+    u64 broken = 0;
     for (u32 f = 0; f < s.ready; f++) {
         auto& count = s.pin_count_of(c, f);
-        if (count.load_relaxed()) count.store_seq_cst(0);
+        if (!count.load_relaxed()) continue;
+        broken += count.load_relaxed();
+        count.store_seq_cst(0);
     }
+    s.counters().pins_broken.add_relaxed(broken);
     BP_POINT("reap.pins");
     sweep_old(s);
     // 5. Its frames.

@@ -19,7 +19,8 @@ constexpr Field fields[] = {
     FIELD(Header, geometry), FIELD(Header, geometry_sum),
     FIELD(Header, budget_frames), FIELD(Header, frames_ready), FIELD(Header, policy_tag), FIELD(Header, durable_lsn),
     INNER(Header, memory.word, u32), INNER(Header, directory.word, u32), INNER(Header, growth.word, u32),
-    FIELD(Header, resident),
+    FIELD(Header, min_frames), FIELD(Header, checkpoint_lsn), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
+    FIELD(Header, events), FIELD(Header, resident),
     INNER(Header, policy.now, u32), INNER(Header, policy.hev, u32), INNER(Header, policy.frames, u32),
     INNER(Header, policy.cold_target, u32),
     INNER(Header, policy.cold.head, u32), INNER(Header, policy.cold.count, u32),
@@ -29,7 +30,7 @@ constexpr Field fields[] = {
     STRUCT(Geometry),
     FIELD(Geometry, page_size), FIELD(Geometry, os_page), FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
     FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, ring_capacity), FIELD(Geometry, max_pages),
-    FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
+    FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, events_at), FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
     FIELD(Geometry, pins_at), FIELD(Geometry, stripe_bytes), FIELD(Geometry, queues_at), FIELD(Geometry, data_at),
     FIELD(Geometry, total_bytes),
 
@@ -49,6 +50,9 @@ constexpr Field fields[] = {
 
     STRUCT(FrameSlot),
     FIELD(FrameSlot, word), FIELD(FrameSlot, lsn), FIELD(FrameSlot, touched), FIELD(FrameSlot, count), FIELD(FrameSlot, tag),
+    FIELD(FrameSlot, seen), FIELD(FrameSlot, rec_lsn),
+
+    STRUCT(Event), FIELD(Event, number),
 };
 
 // fields() -> {"Header": (0, bytes), "Header.magic": (offset, bytes), …}

@@ -20,6 +20,7 @@ struct BatchObject {
     SegmentObject* seg;  // null once ended
     u32 forks;
     int op;
+    u64 since_ns;
     std::vector<FlushItem>* items;
 };
 
@@ -129,6 +130,7 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
     batch->seg = nullptr;
     batch->forks = S(self)->forks;
     batch->items = new std::vector<FlushItem>;
+    batch->since_ns = prim::now_ns();
     {
         Released unlocked(S(self));
         u64 held_back = 0;
@@ -155,6 +157,7 @@ static PyObject* batch_end(PyObject* self, PyObject* args) {
         Counters& counters = batch->seg->s->counters();
         counters.flushes.add_relaxed(1);
         counters.flushed_pages.add_relaxed(batch->items->size());
+        batch->seg->s->took(LATENCY_FLUSH, batch->since_ns);
         counters.foreground_flushes.add_relaxed(u64(foreground));
     }
     end_batch(batch, synced);

@@ -1,14 +1,14 @@
 // The segment: one sparse tmpfs file that every process maps whole.
 //
-//   +---------+---------+--------+----------+---------+--------+--------+------ - - -+
-//   | header  | clients | spaces | entries  | frames  | pins   | queues | data       |
-//   | 4 pages | slot[]  | slot[] | u64[]    | 32 B[]  | u16[]  | rings, | page[]     |
-//   |         |         |        | sparse   | as used | as used| bitmaps| 2 MiB      |
-//   +---------+---------+--------+----------+---------+--------+--------+------ - - -+
+//   +---------+---------+--------+--------+----------+---------+---------+---------+------ - - -+
+//   | header  | clients | spaces | events | entries  | frames  | pins    | queues  | data       |
+//   | 4 pages | slot[]  | slot[] | ring   | u64[]    | 32 B[]  | u16[]   | rings,  | page[]     |
+//   |         |         |        |        | sparse   | as used | as used | bitmaps | 2 MiB      |
+//   +---------+---------+--------+--------+----------+---------+---------+---------+------ - - -+
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
-// header, clients, spaces and queues at creation, entries in chunks of an OS page
+// header, clients, spaces, events and queues at creation, entries in chunks of an OS page
 // when a space needs them (a bitmap says which; they keep it: somebody may always
 // have an old handle), frames and pins in chunks as frames are first used.
 // A zero byte means "never used" everywhere.
@@ -26,18 +26,21 @@
 namespace bp {
 
 constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
-constexpr u32 LAYOUT_VERSION = 1;
+constexpr u32 LAYOUT_VERSION = 2;
 #ifdef BP_EXPLORE  // the explorer keeps its states small
-constexpr u32 MAX_SPACES = 1, OPS = 1;
+constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1;
 #else
 constexpr u32 MAX_SPACES = 64;
 constexpr u32 OPS = 64;  // operations that one client can have under way at once
+constexpr u32 EVENTS = 1024;
+constexpr u32 BUCKETS = 28;
 #endif
 constexpr u32 STRIPES = 8;  // of pin counts
 constexpr u64 DATA_ALIGN = 2u << 20;
 constexpr u32 PIN_MAX = 0xff00;  // pins of one client on one frame; the rest is room for a race of threads
 
 enum Reason : u32 { BUDGET, IDLE, PRESSURE, DROP, TRIM, CLIENT_EXIT, REASONS };
+enum Latency : u32 { LATENCY_LOAD, LATENCY_FLUSH, LATENCY_RECLAIM, LATENCY_WAIT, LATENCIES };
 
 // What the operation in this slot is about to change, written before it does.
 // `op` is stored last and cleared last: the other fields mean nothing without it.
@@ -53,6 +56,20 @@ struct Intent {
 };
 static_assert(sizeof(Intent) == 32);
 
+// How long something took, counted by powers of two: bucket i has what took less than
+// 2^(10 + i) ns (1.02 us, 2.05 us, ... 68.7 s), the last one what took longer.
+constexpr u32 BUCKET_SHIFT = 10;
+struct Histogram {
+    Atomic<u64> bucket[BUCKETS];
+    Atomic<u64> sum_ns;
+
+    void add(u64 ns) {
+        u32 i = ns >> BUCKET_SHIFT ? 64 - u32(__builtin_clzll(ns)) - BUCKET_SHIFT : 0;
+        bucket[i < BUCKETS ? i : BUCKETS - 1].add_relaxed(1);
+        sum_ns.add_relaxed(ns);
+    }
+};
+
 // Each client adds only to its own counters; the totals of clients that are
 // gone stand in the header.
 struct Counters {
@@ -62,8 +79,10 @@ struct Counters {
     Atomic<u64> flushes, flushed_pages, foreground_flushes;
     Atomic<u64> compacted_pages;
     Atomic<u64> wait_load, wait_writer, wait_memory, wait_frame;
-    Atomic<u64> reaped, rebuilds;
+    Atomic<u64> reaped, pins_broken, rebuilds;
+    Atomic<u64> checkpoints, flush_failures, corrupt_pages, repaired_pages;
     Atomic<u64> reclaimed_bytes[REASONS];
+    Histogram latency[LATENCIES];
     struct PerSpace {
         Atomic<u64> hits, misses;
     } space[MAX_SPACES];
@@ -91,7 +110,7 @@ struct alignas(64) Client {
 
 enum SpaceState : u32 { SPACE_FREE = 0, SPACE_OPENING = 1, SPACE_LIVE = 2, SPACE_CLOSING = 3 };
 enum SpaceKind : u32 { KIND_FILE = 1, KIND_DERIVED = 2, KIND_SCRATCH = 3, KIND_STORE = 4 };
-enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2 };
+enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2, SPACE_CHECKSUM = 4 };
 
 // Page count and generation share one word, so that one load tells a handle
 // both how far it may go and whether the space is still the one it opened.
@@ -118,15 +137,33 @@ struct FrameSlot {
     Atomic<u64> lsn;
     Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
     Atomic<u8> count, tag;  // the policy's: all that a hit writes besides `touched`
-    u8 pad[10];
+    u8 seen;              // of rebuild(), under the memory lock
+    u8 pad;
+    Atomic<u64> rec_lsn;  // of a dirty page: the LSN of the first change that its store has not
 };
 static_assert(sizeof(FrameSlot) == 32, "two frames a cache line");
+
+// One decision about the pool's memory, or something that happened to it. `number`
+// is stored first as 0 and last as the event's number (from 1): a reader that finds
+// the same number before and after has a whole event, and one whose writer died in
+// between is left out.
+struct Event {
+    Atomic<u64> number;
+    Atomic<u64> time_ns;  // CLOCK_REALTIME
+    Atomic<u64> bytes;
+    Atomic<u32> from_frames, to_frames;  // the budget, before and after
+    Atomic<u32> what, why;               // numbers of inspect.WHAT and inspect.WHY
+    Atomic<u32> client, pad;
+    Atomic<u64> value;  // a double: what `why` measured
+    u64 spare;
+};
+static_assert(sizeof(Event) == 64);
 
 struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
     u32 max_frames, max_clients, stripe_clients, ring_capacity;
     u64 max_pages;
-    u64 clients_at, spaces_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
+    u64 clients_at, spaces_at, events_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
 
     u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
     u64 queue_bytes() const;
@@ -143,12 +180,19 @@ struct Header {
     alignas(64) Atomic<u32> budget_frames;
     Atomic<u32> frames_ready;
     Atomic<u32> policy_tag;
+    Atomic<u32> min_frames;          // the budget's lower bound; the upper one is max_frames
     Atomic<u64> durable_lsn;
+    Atomic<u64> checkpoint_lsn;      // where recovery must start, as of the last checkpoint
+    // The steward of the moment: who, when it last looked (CLOCK_BOOTTIME), and what it
+    // knows that stewards of other pools ask about: hits a second that a MiB earns (a double).
+    alignas(64) Atomic<u32> steward;
+    u32 pad;
+    Atomic<u64> steward_ns, worth;
+    Atomic<u64> events;              // how many there have been
     alignas(64) LockWord memory;     // free frames, holes, rings, resident count
     LockWord directory;              // the space slots
     LockWord growth;                 // memory for the segment's own data
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
-    Atomic<u32> old_frames;          // a hint: frames turned OLD since the last sweep
     PolicyState policy;
     alignas(64) Atomic<u64> attaches;
     // Totals of departed clients, twice: a fold fills the inactive copy, then one
@@ -161,8 +205,9 @@ constexpr u64 HEADER_BYTES = 16384;
 static_assert(sizeof(Header) <= HEADER_BYTES);
 static_assert(sizeof(LockWord) == 4);
 
-// Byte locks: client c holds byte LOCKS_AT + c for as long as it lives.
-constexpr long LOCKS_AT = 1024;
+// Byte locks: client c holds byte LOCKS_AT + c for as long as it lives; the steward
+// holds one more for as long as it is that.
+constexpr long LOCKS_AT = 1024, STEWARD_LOCK_AT = LOCKS_AT + CLIENTS_LIMIT + 1;
 
 constexpr u64 TICK_SHIFT = 27;
 
@@ -195,6 +240,7 @@ inline void place_areas(Geometry& g) {
     at = round_up(at, os);
     g.clients_at = take(u64(g.max_clients) * sizeof(Client));
     g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
+    g.events_at = take(EVENTS * sizeof(Event));
     g.entries_at = take(g.max_pages * 8);
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
     g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);

@@ -74,7 +74,9 @@ int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
     (writing ? s.counters().wait_writer : s.counters().wait_load).add_relaxed(1);
     {
         Released unlocked(sp->seg);
+        u64 since = prim::now_ns();
         wait_entry(s, page, e);
+        s.took(LATENCY_WAIT, since);
     }
     if (PyErr_CheckSignals() < 0) return -1;
     if (deadline_ns && prim::now_ns() > deadline_ns) {
@@ -91,6 +93,7 @@ int make_room(SegmentObject* seg, Status status, const FrameRequest& want) {
     Busy busy(seg);
     if (status == Status::INTERRUPTED) return PyErr_Occurred() ? -1 : PyErr_CheckSignals();
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return raise_status(status, nullptr, 0), -1;
+    seg->s->counters().wait_frame.add_relaxed(1);
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
     PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIII", what, want.tally.pinned, want.tally.dirty, want.tally.busy);
     if (!r) return -1;
@@ -228,10 +231,14 @@ int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
             if (entry::state(e) == ABSENT && (e & entry::VOLATILE)) return raise_status(Status::DISCARDED, sp, page_no), -1;
             if (!missed && access.counts) s.counters().space[sp->index].misses.add_owned(1);
             missed = true;
+            u64 since = prim::now_ns();
             int r = sp->fd >= 0 || sp->zero_fill ? load_native(sp, page_no, access, frame, loaded)
                                                  : load_python(sp, page_no, access, frame, loaded);
             if (r < 0) return -1;
-            if (loaded) break;
+            if (loaded) {
+                s.took(LATENCY_LOAD, since);
+                break;
+            }
             if (!still_open(sp)) return bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
             continue;
         }

@@ -82,10 +82,12 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
         prim::relax();
     }
     s.counters().wait_memory.add_relaxed(1);
+    u64 since = prim::now_ns();
+    auto ours = [&](Acquired how) { return s.took(LATENCY_WAIT, since), how; };
     for (;;) {
         u32 w = lock.word.load_seq_cst();
         if ((w & lock_word::OWNER) == 0) {  // free, perhaps to be repaired
-            if (lock.word.cas_seq_cst(w, s.me | lock_word::WAITED | (w & lock_word::REPAIR))) return acquired(w);
+            if (lock.word.cas_seq_cst(w, s.me | lock_word::WAITED | (w & lock_word::REPAIR))) return ours(acquired(w));
             continue;
         }
         if (!(w & lock_word::WAITED)) {
@@ -93,8 +95,8 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
             w |= lock_word::WAITED;
         }
         if (prim::futex_wait(&lock.word, w, LOCK_SLICE_NS) == -ETIMEDOUT && inherit(s, lock, w))
-            return Acquired::REPAIR;
-        if (interruptible && s.interrupted && s.interrupted(s)) return Acquired::INTERRUPTED;
+            return ours(Acquired::REPAIR);
+        if (interruptible && s.interrupted && s.interrupted(s)) return ours(Acquired::INTERRUPTED);
     }
 }
 

@@ -116,7 +116,7 @@ inline void rebuild(Segment& s) {
         FrameState state = frame::state(s.frames[f].word.load_acquire());
         if (state == HOLE) s.holes.add(f); else resident++;
         if (state == FREE) s.free.add(f);
-        s.frames[f].pad[0] = 0;
+        s.frames[f].seen = 0;
     }
     s.header->resident.store_relaxed(resident);
     // 2. The rings: what still stands for its page stays, once.
@@ -130,7 +130,7 @@ inline void rebuild(Segment& s) {
             if (env.peek(page, r).gone) continue;
             u64 e = s.entries[page].load_acquire();
             if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e))) {
-                u8& seen = s.frames[entry::frame(e)].pad[0];
+                u8& seen = s.frames[entry::frame(e)].seen;
                 if (seen) continue;
                 seen = 1;
             }
@@ -142,7 +142,7 @@ inline void rebuild(Segment& s) {
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
         u32 page = frame::page(w);
-        if (frame::state(w) != LIVE || s.frames[f].pad[0] || !s.has_page(page)) continue;
+        if (frame::state(w) != LIVE || s.frames[f].seen || !s.has_page(page)) continue;
         u64 e = s.entries[page].load_acquire();
         if (entry::is_resident_in(e, f)) policy.insert(page, entry::ring(e) == RING_HOT ? RING_HOT : RING_COLD);
     }

@@ -66,14 +66,14 @@ PyObject* raise_errno(int error, const char* what) {
 
 static u32 log2_of(u32 n) { return u32(__builtin_ctz(n)); }
 
-// create(fd, uuid, page_size, extent_frames, max_frames, max_clients, max_pages, budget_frames)
+// create(fd, uuid, page_size, extent_frames, max_frames, max_clients, max_pages, budget_frames, min_frames)
 static PyObject* core_create(PyObject*, PyObject* args) {
     int fd;
     Py_buffer uuid;
     Geometry g{};
     unsigned long long max_pages;
-    unsigned budget;
-    if (!PyArg_ParseTuple(args, "iy*IIIIKI:create", &fd, &uuid, &g.page_size, &g.extent_frames, &g.max_frames, &g.max_clients, &max_pages, &budget))
+    unsigned budget, least;
+    if (!PyArg_ParseTuple(args, "iy*IIIIKII:create", &fd, &uuid, &g.page_size, &g.extent_frames, &g.max_frames, &g.max_clients, &max_pages, &budget, &least))
         return nullptr;
     Header h{};
     if (uuid.len == sizeof h.uuid) memcpy(h.uuid, uuid.buf, sizeof h.uuid);
@@ -89,6 +89,7 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.geometry = g;
     h.geometry_sum = geometry_sum(g);
     h.budget_frames.store_relaxed(budget);
+    h.min_frames.store_relaxed(least);
     h.durable_lsn.store_relaxed(~u64(0));
     if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");
     for (auto [at, end] : {std::pair{u64(0), g.entries_at}, std::pair{g.queues_at, g.data_at}}) {
@@ -166,6 +167,9 @@ PyMODINIT_FUNC PyInit__core() {
     PyModule_AddIntConstant(m, "CLIENTS_LIMIT", CLIENTS_LIMIT);
     PyModule_AddIntConstant(m, "LAYOUT_VERSION", LAYOUT_VERSION);
     PyModule_AddIntConstant(m, "TICK_SHIFT", TICK_SHIFT);
+    PyModule_AddIntConstant(m, "BUCKETS", BUCKETS);
+    PyModule_AddIntConstant(m, "BUCKET_SHIFT", BUCKET_SHIFT);
+    PyModule_AddIntConstant(m, "EVENTS", EVENTS);
     PyModule_AddIntConstant(m, "UUID_AT", offsetof(Header, uuid));
     PyModule_AddIntConstant(m, "FRAME_SLOT_BYTES", sizeof(FrameSlot));
     watch_forks();

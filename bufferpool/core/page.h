@@ -82,6 +82,7 @@ struct Image {
 inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image) {
     FrameSlot& slot = s.frames[f];
     slot.lsn.store_relaxed(image.lsn);
+    slot.rec_lsn.store_relaxed(image.lsn);
     slot.touched.store_relaxed(s.tick());
     slot.count.store_relaxed(0);
     slot.tag.store_relaxed(u8(s.header->policy_tag.load_relaxed()));
@@ -162,6 +163,7 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
     prim::copy_page(s.page_data(g), bytes, s.g.page_size);
     FrameSlot &to = s.frames[g], &from = s.frames[f];
     to.lsn.store_relaxed(image.lsn);
+    to.rec_lsn.store_relaxed(e & entry::DIRTY ? from.rec_lsn.load_relaxed() : image.lsn);
     to.count.store_relaxed(from.count.load_relaxed());
     to.tag.store_relaxed(from.tag.load_relaxed());
     s.touch(g, s.tick());
@@ -214,6 +216,7 @@ inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
     prim::copy_page(s.page_data(g), s.page_data(f), s.g.page_size);
     FrameSlot &to = s.frames[g], &from = s.frames[f];
     to.lsn.store_relaxed(from.lsn.load_relaxed());
+    to.rec_lsn.store_relaxed(from.rec_lsn.load_relaxed());
     to.touched.store_relaxed(from.touched.load_relaxed());
     to.count.store_relaxed(from.count.load_relaxed());
     to.tag.store_relaxed(from.tag.load_relaxed());

@@ -61,8 +61,8 @@ PyObject* geometry_dict(const Header& h);
 // segment.cpp
 Segment* opened(SegmentObject* seg);  // null with PoolClosed set
 
-// directory.cpp, held.cpp: the rest of Segment's methods
-extern PyMethodDef directory_methods[], flush_methods[];
+// directory.cpp, held.cpp, observe.cpp: the rest of Segment's methods
+extern PyMethodDef directory_methods[], flush_methods[], observe_methods[];
 
 // fork.cpp
 extern SegmentObject* attached;  // every open segment of this process

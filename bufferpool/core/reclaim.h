@@ -26,7 +26,9 @@ inline void release_frames(Segment& s, std::vector<u32>& frames, Reason reason) 
         while (end < frames.size() && frames[end] == frames[end - 1] + 1) end++;
         u64 length = u64(end - i) << s.g.page_shift;
         BP_POINT("punch.busy");
+        u64 since = prim::now_ns();
         int r = prim::remove(s.page_data(frames[i]), length, s.fd, s.page_offset(frames[i]));
+        s.took(LATENCY_RECLAIM, since);
         BP_POINT("punch.removed");
         lock_memory(s, false);
         for (size_t k = i; k < end; k++) {
@@ -180,8 +182,7 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
     if (evict) {
         sweep_old(s);
         if (!lock_memory(s)) return Status::INTERRUPTED;
-        u64 free = 0;
-        for (u32 f = 0; f < s.ready; f++) free += s.free.has(f);
+        u64 free = s.free.size();
         unlock_memory(s);
         if (free < want && !evict_for_shrink(s, op.intent(), want - free, done.tally)) return Status::INTERRUPTED;
     }

@@ -187,7 +187,8 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     struct stat st;
     if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
     PolicyState& p = s->header->policy;
-    return Py_BuildValue("{s:I,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I}", "budget_frames", s->header->budget_frames.load_relaxed(),
+    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I}", "budget_frames", s->header->budget_frames.load_relaxed(),
+                         "min_frames", s->header->min_frames.load_relaxed(), "checkpoint_lsn", (unsigned long long)s->header->checkpoint_lsn.load_relaxed(),
                          "resident_frames", s->header->resident.load_relaxed(), "frames_ready", s->header->frames_ready.load_relaxed(),
                          "durable_lsn", (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
                          (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
@@ -292,6 +293,26 @@ static PyObject* segment_set_budget(PyObject* self, PyObject* arg) {
     Py_RETURN_NONE;
 }
 
+static PyObject* segment_set_min_frames(PyObject* self, PyObject* arg) {
+    unsigned long n = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (n < 1 || n > s->g.max_frames) return raise("ValueError", "a lower bound is 1 to %u frames", s->g.max_frames);
+    s->header->min_frames.store_release(u32(n));
+    Py_RETURN_NONE;
+}
+
+// raise_checkpoint_lsn(lsn) -> the checkpoint LSN, which never goes back
+static PyObject* segment_raise_checkpoint_lsn(PyObject* self, PyObject* arg) {
+    unsigned long long n = PyLong_AsUnsignedLongLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    u64 seen = s->header->checkpoint_lsn.load_seq_cst();
+    while (seen < n && !s->header->checkpoint_lsn.cas_seq_cst(seen, n)) {}
+    s->counters().checkpoints.add_relaxed(1);
+    return PyLong_FromUnsignedLongLong(seen < n ? n : seen);
+}
+
 static PyObject* segment_set_durable_lsn(PyObject* self, PyObject* arg) {
     unsigned long long n = PyLong_AsUnsignedLongLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -330,7 +351,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
     return list;
 }
 
-// The methods, with those of directory.cpp and held.cpp.
+// The methods, with those of directory.cpp, held.cpp and observe.cpp.
 static PyMethodDef own_methods[] = {
     {"set_data", segment_set_data, METH_O, ""},
     {"close", segment_close, METH_NOARGS, ""},
@@ -346,6 +367,8 @@ static PyMethodDef own_methods[] = {
     {"evict_idle", segment_evict_idle, METH_O, ""},
     {"set_budget", segment_set_budget, METH_O, ""},
     {"set_durable_lsn", segment_set_durable_lsn, METH_O, ""},
+    {"set_min_frames", segment_set_min_frames, METH_O, ""},
+    {"raise_checkpoint_lsn", segment_raise_checkpoint_lsn, METH_O, ""},
     {"reap", segment_reap, METH_NOARGS, ""},
     {"check", segment_check, METH_NOARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
@@ -356,7 +379,7 @@ PyTypeObject SegmentType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_segment_type() {
     PyMethodDef* to = segment_methods;
-    for (PyMethodDef* from : {own_methods, directory_methods, flush_methods})
+    for (PyMethodDef* from : {own_methods, directory_methods, flush_methods, observe_methods})
         while (from->ml_name) *to++ = *from++;
     SegmentType.tp_name = "bufferpool._core.Segment";
     SegmentType.tp_basicsize = sizeof(SegmentObject);

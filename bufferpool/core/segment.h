@@ -55,6 +55,11 @@ public:
         for (int l = 0; l < 3; l++)
             for (u64 w = 0; w < words_[l]; w++) level_[l][w] = 0;
     }
+    u64 size() const {
+        u64 n = 0;
+        for (u64 w = 0; w < words_[0]; w++) n += u64(__builtin_popcountll(level_[0][w]));
+        return n;
+    }
     u32 lowest() const {
         for (u64 t = 0; t < words_[2]; t++) {
             if (!level_[2][t]) continue;
@@ -88,6 +93,7 @@ struct Segment {
     Header* header = nullptr;
     Client* clients = nullptr;
     SpaceSlot* spaces = nullptr;
+    Event* events = nullptr;
     Atomic<u64>* entries = nullptr;
     FrameSlot* frames = nullptr;
     u8* pin_rows = nullptr;
@@ -112,6 +118,7 @@ struct Segment {
         header = reinterpret_cast<Header*>(at);
         clients = reinterpret_cast<Client*>(at + g.clients_at);
         spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);
+        events = reinterpret_cast<Event*>(at + g.events_at);
         entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
         frames = reinterpret_cast<FrameSlot*>(at + g.frames_at);
         pin_rows = at + g.pins_at;
@@ -127,6 +134,7 @@ struct Segment {
 
     Client& client() { return clients[me - 1]; }
     Counters& counters() { return client().counters; }
+    void took(Latency what, u64 since_ns) { counters().latency[what].add(prim::now_ns() - since_ns); }
     u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
     u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
     // The pin count of a client's stripe row: see layout.h.

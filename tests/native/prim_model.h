@@ -25,6 +25,7 @@ constexpr int SPINS = 1;
 
 inline u64 coarse_ns() { return 0; }
 inline u64 now_ns() { return 0; }
+inline u64 boot_ns() { return 0; }
 inline u64 realtime_ns() { return 0; }
 inline u64 start_time() { return 0; }
 inline u32 process_id() { return 1; }
