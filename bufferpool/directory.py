@@ -20,7 +20,7 @@ from bufferpool.errors import (
     SpaceRemoved,
     StoreError,
 )
-from bufferpool.flush import dirty_pages
+from bufferpool.flush import CHECKSUM, dirty_pages, file_store
 from bufferpool.space import Kind, Space, kind_name
 from bufferpool.store import FileStore
 
@@ -62,7 +62,7 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
             f"dtype {space.dtype} does not fit: its size must divide the page size {pool.page_size}, and it must hold plain values"
         )
     if space.kind is Kind.FILE and space._store is None:
-        space._store = FileStore(options["path"], options["mode"])
+        space._store = file_store(options["path"], options["mode"], pool.page_size, bool(options.get("checksum")))
     with seg.lock_directory():
         record = _find_record(pool, space, truncate)
         if space._generation is not None and (record is None or record["generation"] != space._generation):
@@ -70,7 +70,7 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
         if record is None:
             record = record_of(pool, _add_space(pool, space, truncate))
     store = space._store
-    fd = store.fd if isinstance(store, FileStore) else -1
+    fd = store.fd if isinstance(store, FileStore) and store.native else -1
     if store is not None and space.kind in (Kind.FILE, Kind.STORE):
         mine = pool._stores.get(record["index"])
         if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
@@ -110,6 +110,11 @@ def _find_record(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] |
                 raise SpaceMismatch(
                     f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name="
                 )
+            if not truncate and bool(record["flags"] & CHECKSUM) != bool(space._options.get("checksum")):
+                raise SpaceMismatch(
+                    f"space {space.name!r} was opened {'with' if record['flags'] & CHECKSUM else 'without'} checksums; "
+                    f"pass checksum={bool(record['flags'] & CHECKSUM)}, or remove the space first"
+                )
             return _refresh_file(pool, record, store, truncate)
         _refuse_another(space, record)
         return record
@@ -146,7 +151,7 @@ def _refresh_file(pool: "Pool", record: dict[str, Any], store: FileStore, trunca
     with seg.lock_flush(index) as held:
         if not truncate and unchanged():  # somebody has just flushed it
             return record_of(pool, index)
-        dirty = 0 if truncate else dirty_pages(pool, index)
+        dirty = 0 if truncate else dirty_pages(pool, record)
         if dirty and not held.interrupted:
             raise FileChanged(
                 f"{store.path} was changed by somebody else, and the pool has {dirty} dirty pages of it: "
@@ -199,6 +204,7 @@ def _add_space(pool: "Pool", space: Space, truncate: bool) -> int:
     if fixed is None:
         fixed = max(pages, 1) if space.kind is Kind.DERIVED else max(2 * pages, 1024 if store is None else GROWTH_PAGES)
     flags = (DISCARDABLE if options.get("discardable") else 0) | (WRITABLE if options.get("mode") == "r+" else 0)
+    flags |= CHECKSUM if options.get("checksum") else 0
     path = store.path if isinstance(store, FileStore) else ""
     owned = options.get("owner") == "client"
     while True:
@@ -221,7 +227,7 @@ def remove(pool: "Pool", space: Space, discard: bool) -> None:
         record = record_of(pool, space.index)
         if record["generation"] != space._generation:
             raise SpaceRemoved(f"space {space.name!r} has been removed already")
-        if not discard and space.kind is not Kind.SCRATCH and dirty_pages(pool, space.index):
+        if not discard and space.kind is not Kind.SCRATCH and dirty_pages(pool, record):
             raise _busy(space)
         deadline = time.monotonic() + BUSY_S
         while seg.space_in_use(space.index):

@@ -32,6 +32,7 @@
     │   ├── SpaceBusy                it has pages that cannot go now
     │   └── TooManySpaces            every space slot is taken
     └── StoreError                   what is behind a space failed
+        ├── PageCorrupt              a page's checksum is wrong, and nobody could repair it
         ├── ShortRead                it gave fewer bytes than a page
         ├── ShortWrite               it took fewer bytes than it was given
         ├── FileSizeMismatch         (ValueError) no whole number of pages
@@ -51,6 +52,7 @@ __all__ = [
     "LoaderFailed",
     "LoaderOverrun",
     "NotTmpfs",
+    "PageCorrupt",
     "PageDiscarded",
     "PageError",
     "PageOutOfRange",
@@ -201,6 +203,19 @@ class TooManySpaces(SpaceError):
 
 class StoreError(BufferPoolError):
     """What is behind a space failed."""
+
+
+class PageCorrupt(StoreError):
+    """A page's checksum is wrong: a torn write, a damaged disk, or another program's writing."""
+
+    def __init__(self, message: str, space: str, page_no: int, offset: int) -> None:
+        super().__init__(message, space, page_no, offset)
+        self.space, self.page_no = space, page_no
+        self.offset = offset
+        """Of the page in its file, in bytes."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ShortRead(StoreError):

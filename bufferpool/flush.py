@@ -5,11 +5,12 @@ size and time that the pool remembers are those that it made itself. A page is
 clean only after the store has synced (rule 6 of docs/design.md).
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bufferpool import inspect
+from bufferpool.checksum import CheckedFile, Repair
 from bufferpool.errors import BufferPoolError, FileChanged, ShortWrite, StoreError
 from bufferpool.space import Kind
 from bufferpool.store import FileStore, Store, describe
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from bufferpool.pool import Pool
 
 BATCH_PAGES = 4096
+CHECKSUM = 4  # SPACE_CHECKSUM of core/layout.h
+NO_RULE = 2**64 - 1  # the durable LSN until an engine sets it
+WRITTEN = (Kind.FILE, Kind.STORE)
 _ITEM = np.dtype([("page", np.uint32), ("frame", np.uint32)])
 
 
-def dirty_pages(pool: "Pool", index: int) -> int:
+def dirty_pages(pool: "Pool", record: dict[str, Any]) -> int:
     """How many pages of a space are dirty now."""
-    return int(inspect.read_summary(pool).spaces[index, 1])
+    return pool._seg.dirty_range(record["first_entry"], record["max_pages"])[0]
 
 
 def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any, Any]") -> None:
@@ -45,19 +49,32 @@ def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any,
             )
 
 
-def _flush_batch(pool: "Pool", record: dict[str, Any], store: Store, lsn: int, foreground: bool) -> tuple[int, bool]:
-    """One batch of one space: (pages written, more to do)."""
-    seg, index = pool._seg, record["index"]
-    batch = seg.begin_flush(record["first_entry"], record["max_pages"], lsn, BATCH_PAGES)
+@dataclass(frozen=True)
+class Part:
+    """What one batch of a flush did."""
+
+    written: int
+    held_back: int
+    """Dirty pages passed over because their LSN is above the limit."""
+    next_page: int
+    """Where the next batch begins; 0 when this one came to the end of the space."""
+
+
+def _flush_batch(
+    pool: "Pool", record: dict[str, Any], store: Store, lsn: int, first: int, most: int, foreground: bool
+) -> Part:
+    """Writes and syncs up to ``most`` dirty pages of a space from page ``first``, under its flush lock."""
+    seg, index, start = pool._seg, record["index"], record["first_entry"]
+    batch = seg.begin_flush(start + first, record["max_pages"] - first, lsn, most)
     items = np.frombuffer(batch.items, _ITEM)
     synced = False
     try:
         if len(items):
             seg.record_store(index, 0, True, 0, 0)
-            _write(pool, store, record["first_entry"], items)
+            _write(pool, store, start, items)
             store.sync()
             synced = True
-            stored = int(items["page"].max()) - record["first_entry"] + 1
+            stored = int(items["page"][-1]) - start + 1
             seg.record_store(index, stored, True, 0, 0)
     except BufferPoolError:
         raise
@@ -70,13 +87,21 @@ def _flush_batch(pool: "Pool", record: dict[str, Any], store: Store, lsn: int, f
             f"{record['name']!r} cannot be written: {error!r}; its pages stay dirty, flush again"
         ) from error
     finally:
+        if len(items) and not synced:
+            seg.count("flush_failures")
         batch.end(synced, foreground)
         if len(items) and isinstance(store, FileStore):
             _, _, size, mtime = store.identity()
             seg.record_store(index, 0, False, size, mtime)
         elif len(items):
             seg.record_store(index, 0, False, 0, 0)
-    return len(items), len(items) == BATCH_PAGES
+    full = len(items) and len(items) >= most
+    return Part(len(items), batch.held_back, int(items["page"][-1]) - start + 1 if full else 0)
+
+
+def file_store(path: str, mode: str, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
+    """The store of a file space."""
+    return CheckedFile(path, mode, page_size, repair) if checksum else FileStore(path, mode)
 
 
 def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
@@ -89,7 +114,7 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
             f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)"
         )
     try:
-        store = FileStore(record["path"], "r+")
+        store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
         if store.identity()[:2] != (record["device"], record["inode"]):
             raise FileChanged(
                 f"{record['path']} is another file by now, and the pool has dirty pages of the one that it was: "
@@ -103,16 +128,67 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
     return store
 
 
+def flush_part(
+    pool: "Pool", record: dict[str, Any], lsn: int, first: int, most: int, *, foreground: bool = False
+) -> Part:
+    """Writes up to ``most`` dirty pages of a space from page ``first``, in page order, and syncs them.
+
+    Only pages whose LSN is at most ``lsn``. Raises StoreError: then they stay dirty, all of them.
+    """
+    store = store_of(pool, record)
+    with pool._seg.lock_flush(record["index"]):
+        return _flush_batch(pool, record, store, lsn, first, most, foreground)
+
+
 def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: bool = False) -> int:
     """Writes the dirty pages of one space whose LSN is at most ``lsn``; returns their number."""
-    if record["kind"] not in (Kind.FILE, Kind.STORE):
+    if record["kind"] not in WRITTEN or not dirty_pages(pool, record):
         return 0
-    if not dirty_pages(pool, record["index"]):
-        return 0
-    store = store_of(pool, record)
-    written, more = 0, True
-    with pool._seg.lock_flush(record["index"]):
-        while more and written <= 2 * pool.max_frames:
-            n, more = _flush_batch(pool, record, store, lsn, foreground)
-            written += n
-    return written
+    written, first = 0, 0
+    while True:
+        part = flush_part(pool, record, lsn, first, BATCH_PAGES, foreground=foreground)
+        written, first = written + part.written, part.next_page
+        if not first:
+            return written
+
+
+# ---- the log, and checkpoints -------------------------------------------------------
+
+
+def sync_log(pool: "Pool") -> bool:
+    """Asks the engine to make its log durable as far as the dirty pages need it.
+
+    Whether more pages may be written now. What the engine's hook raises goes to the caller.
+    """
+    before = pool.durable_lsn
+    if pool.log_sync is None or before == NO_RULE:
+        return False
+    ranges = [
+        pool._seg.dirty_range(r["first_entry"], r["max_pages"]) for r in pool._seg.spaces() if r["kind"] in WRITTEN
+    ]
+    wanted = max((lsn for _, lsn, _ in ranges), default=0)
+    if wanted <= before:
+        return False
+    done = pool.log_sync(wanted)
+    if done is not None:
+        pool.advance_durable_lsn(done)
+    return pool.durable_lsn > before
+
+
+def checkpoint(pool: "Pool", up_to_lsn: int | None) -> int:
+    """See :meth:`Pool.checkpoint`."""
+    seg = pool._seg
+    spaces = [record for record in seg.spaces() if record["kind"] in WRITTEN]
+
+    def oldest() -> int:
+        return min((seg.dirty_range(r["first_entry"], r["max_pages"])[2] for r in spaces), default=NO_RULE)
+
+    # 1. Up to where everything has been published: the caller knows.
+    if up_to_lsn is None and pool.durable_lsn == NO_RULE:
+        up_to_lsn = max((seg.dirty_range(r["first_entry"], r["max_pages"])[1] for r in spaces), default=0)
+    limit = pool.durable_lsn if up_to_lsn is None else up_to_lsn
+    # 2. The log goes first, then the pages.
+    sync_log(pool)
+    pool.flush()
+    # 3. What is dirty still (above the durable LSN, or since) needs the log from its first change on.
+    return seg.raise_checkpoint_lsn(min(limit + 1, oldest()))

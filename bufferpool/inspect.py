@@ -290,10 +290,6 @@ class Summary:
     """Resident pages by the time since their last use: upper limit in seconds (inf at last) -> pages."""
     held_back: int
     """Dirty pages whose LSN is above the durable LSN: they cannot be written."""
-    rec_lsn: int | None
-    """The LSN of the oldest change that its store has not; None without one."""
-    dirty_lsn: int
-    """The highest LSN of a dirty page, 0 without one."""
     spaces: npt.NDArray[np.uint64]
     """Resident and dirty pages, shape (MAX_SPACES, 2)."""
 
@@ -311,8 +307,6 @@ def read_summary(pool: "Pool") -> Summary:
         frames=frames,
         ages=dict(zip(AGE_LIMITS_S, found["ages"], strict=True)),
         held_back=found["held_back"],
-        rec_lsn=None if found["rec_lsn"] == 2**64 - 1 else found["rec_lsn"],
-        dirty_lsn=found["dirty_lsn"],
         spaces=np.frombuffer(found["spaces"], np.uint64).reshape(_core.MAX_SPACES, 2),
     )
 

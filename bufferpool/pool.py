@@ -5,6 +5,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core, inspect, reclaim, segment
+from bufferpool.checksum import Repair
 from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove
 from bufferpool.errors import (
     BufferPoolError,
@@ -23,10 +25,10 @@ from bufferpool.errors import (
     SegmentReplaced,
     SpaceNotFound,
 )
-from bufferpool.flush import flush_space
-from bufferpool.sizes import parse_size
+from bufferpool.flush import CHECKSUM, checkpoint, file_store, flush_space
+from bufferpool.sizes import lsn_of, parse_size
 from bufferpool.space import Kind, Loader, Space
-from bufferpool.store import FileStore, Store
+from bufferpool.store import Store
 
 _open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
@@ -277,6 +279,8 @@ class Pool:
         name: str | None = None,
         dtype: npt.DTypeLike = np.uint8,
         max_pages: int | None = None,
+        checksum: bool = False,
+        repair: Repair | None = None,
     ) -> Space:
         """The pages of a file: 'r', 'r+', or 'w+' (created, or emptied).
 
@@ -284,14 +288,22 @@ class Pool:
         ``max_pages``. If somebody else has changed the file since the pool last
         saw it, the pages that the pool has of it are dropped.
 
+        ``checksum``: the last eight bytes of every page belong to the pool, which keeps
+        a checksum there and looks at it whenever it loads the page (PageCorrupt); see
+        ``bufferpool/checksum.py``. ``repair(page_no, image)`` is then asked for the right
+        bytes of a damaged page, and returns them or None. Needs the extra ``checksum``.
+
         Raises FileNotFoundError, PermissionError, FileSizeMismatch, FileChanged,
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
         """
         if mode != "r":
             self._require_writable("open a file for writing")
-        store = FileStore(path, mode)
+        if repair is not None and not checksum:
+            raise ValueError("repair= needs checksum=True: without checksums nobody knows that a page is damaged")
+        store = file_store(os.fspath(path), mode, self.page_size, checksum, repair)
         name = os.path.basename(store.path) if name is None else name
         options = {"path": store.path, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
+        options["checksum"] = bool(checksum)
         space = Space(self, name, Kind.FILE, dtype, options)
         space._store = store
         bind(self, space, truncate=mode == "w+")
@@ -375,7 +387,7 @@ class Pool:
         kind, flags = Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
             writable = flags & WRITABLE and self.mode == "r+"
-            return self.open_file(record["path"], "r+" if writable else "r", name=name)
+            return self.open_file(record["path"], "r+" if writable else "r", name=name, checksum=bool(flags & CHECKSUM))
         if kind is Kind.SCRATCH:
             options = {
                 "n_pages": record["pages"],
@@ -407,14 +419,22 @@ class Pool:
 
     # ---- write-back -------------------------------------------------------------
 
-    def flush(self, space: Space | None = None) -> int:
+    log_sync: Callable[[int], int | None] | None = None
+    """The engine's hook for the write-ahead rule, of this process: called as ``log_sync(lsn)`` when
+    pages up to that LSN are to be written and the log is not durable that far. It syncs the log and
+    returns the LSN up to which it is durable now (or None, having set ``durable_lsn`` itself).
+    Called by the steward, by ``checkpoint``, and on a miss that finds only such pages, in
+    whatever thread that is: it must take no lock that a thread holds while it uses pages."""
+
+    def flush(self, space: Space | None = None, *, up_to_lsn: int | None = None) -> int:
         """Writes dirty pages to their stores and syncs them; returns how many.
 
-        Pages whose LSN is above ``durable_lsn`` stay dirty. Raises StoreError:
+        Of one ``space``, or of all; only those whose LSN is at most ``up_to_lsn``. Pages
+        whose LSN is above ``durable_lsn`` stay dirty in any case. Raises StoreError:
         then nothing is marked clean that is not stored, and all that could be
         flushed of other spaces was.
         """
-        lsn = self.durable_lsn
+        lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
         written, failed = 0, None
         for record in self._seg.spaces():
             if space is not None and record["index"] != space.index:
@@ -438,11 +458,31 @@ class Pool:
     @durable_lsn.setter
     def durable_lsn(self, lsn: int) -> None:
         self._require_writable("set the durable LSN")
-        if isinstance(lsn, bool) or not isinstance(lsn, int):
-            raise TypeError(f"an LSN is an integer, not {type(lsn).__name__}")
-        if not 0 <= lsn < 2**64:
-            raise ValueError(f"an LSN is at least 0 and below 2**64, not {lsn}")
-        self._seg.set_durable_lsn(lsn)
+        self._seg.set_durable_lsn(lsn_of(lsn))
+
+    def advance_durable_lsn(self, lsn: int) -> None:
+        """Raises ``durable_lsn`` to ``lsn``; leaves it where it is already there or beyond.
+
+        For engines of several processes: whoever comes last with an older figure
+        does no harm.
+        """
+        self._require_writable("set the durable LSN")
+        self._seg.raise_durable_lsn(lsn_of(lsn))
+
+    def checkpoint(self, up_to_lsn: int | None = None) -> int:
+        """Writes what is dirty; returns the LSN from which recovery must start.
+
+        Every change with a smaller LSN is in its store. ``up_to_lsn``: all changes up to it
+        have been published when this is called (default: ``durable_lsn``; so an engine
+        that raises it before it publishes must say). Asks ``log_sync`` first, if there are
+        pages that wait for the log. Others go on writing meanwhile: a page that is dirty at the
+        end holds the result back to the first change that its store has not (ARIES calls
+        that its recovery LSN; Mohan et al. 1992). Pages without an LSN take no part.
+
+        Raises StoreError: nothing is lost, and the last checkpoint holds.
+        """
+        self._require_writable("make a checkpoint")
+        return checkpoint(self, None if up_to_lsn is None else lsn_of(up_to_lsn))
 
     def _make_room(self, what: str, _pinned: int, dirty: int, in_use: int) -> None:
         """Called by the core when no frame can be had."""

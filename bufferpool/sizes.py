@@ -35,3 +35,12 @@ def format_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def lsn_of(value: int) -> int:
+    """An LSN, checked. Raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"an LSN is an integer, not {type(value).__name__}")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"an LSN is at least 0 and below 2**64, not {value}")
+    return value

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
+from bufferpool.checksum import CheckedFile
 from bufferpool.errors import LoaderFailed, PageOutOfRange, StoreError
 from bufferpool.store import Buffer, FileStore, GuardedBuffer, Store, read_page
 
@@ -88,6 +89,8 @@ class Space(_core.Space):
                 raise StoreError(f"{self!r} has no store in this process; open it here too")
             if page_no >= self.pool._record(self.index)["stored"]:
                 return np.zeros(page_size, np.uint8)
+            if isinstance(self._store, CheckedFile):
+                return self._store.load(page_no, self.name, self.pool._seg.count)
             return read_page(self._store, page_no, page_size)
         buffer = GuardedBuffer(page_size)
         try:

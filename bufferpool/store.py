@@ -39,6 +39,7 @@ class FileStore:
     """A file. Misses are read by the core, straight into the frame."""
 
     fd = -1
+    native = True  # its pages need no look from Python
 
     def __init__(self, path: str | os.PathLike[str], mode: str) -> None:
         """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, or cut to nothing).

@@ -17,26 +17,58 @@ struct FlushItem {
     u32 page, frame;
 };
 
+// Calls `visit(page, lsn, rec_lsn)` for the dirty pages among the entries [first, first + count), in
+// order, until it returns false. By entry and not by frame: a page that is dirty all
+// the while is seen, into whatever frame a publish or a compaction moves it meanwhile.
+template <class F>
+void each_dirty(Segment& s, u64 first, u64 count, F visit) {
+    u64 end = std::min(first + count, s.g.max_pages), chunk = s.g.os_page / 8;
+    for (u64 page = first; page < end; page++) {
+        if (!s.has_entry_chunk(page / chunk)) {  // rule 9
+            page = (page / chunk + 1) * chunk - 1;
+            continue;
+        }
+        for (;;) {
+            u64 e = s.entries[page].load_acquire();
+            u32 f = entry::frame(e);
+            if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || !s.has_frame(f)) break;
+            u64 lsn = s.frames[f].lsn.load_relaxed(), rec_lsn = s.frames[f].rec_lsn.load_relaxed();
+            if (!entry::is_resident_in(s.entries[page].load_acquire(), f)) continue;  // moved: these were of another page
+            if (!visit(u32(page), lsn, rec_lsn)) return;
+            break;
+        }
+    }
+}
+
+// The dirty pages of a range: how many, the highest LSN, and the LSN of the oldest change that
+// the store has not. Pages without an LSN (0) take no part in the latter two.
+struct DirtyRange {
+    u64 pages = 0, lsn = 0, rec_lsn = ~u64(0);
+};
+
+inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
+    DirtyRange out;
+    each_dirty(s, first, count, [&](u32, u64 lsn, u64 rec_lsn) {
+        out.pages++;
+        if (lsn) out.lsn = std::max(out.lsn, lsn);
+        if (lsn && rec_lsn) out.rec_lsn = std::min(out.rec_lsn, rec_lsn);
+        return true;
+    });
+    return out;
+}
+
 // Takes the flusher field and a pin of up to `most` dirty pages of the entries
 // [first, first + count) whose LSN is at most `lsn`, in page order. `held_back`
 // counts the dirty pages above it. The intent covers them until end_flush.
 inline void begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 lsn, size_t most,
                         std::vector<FlushItem>& out, u64& held_back) {
-    // 1. Candidates, by frame: the pool is smaller than the space.
+    // 1. Candidates.
     std::vector<u32> pages;
-    s.has_frame(s.g.max_frames - 1);
-    for (u32 f = 0; f < s.ready; f++) {
-        u64 w = s.frames[f].word.load_acquire();
-        u32 page = frame::page(w);
-        if (frame::state(w) != LIVE || page < first || page - first >= count || !s.has_page(page)) continue;
-        u64 e = s.entries[page].load_acquire();
-        if (!entry::is_resident_in(e, f) || !(e & entry::DIRTY)) continue;
-        if (s.frames[f].lsn.load_relaxed() > lsn) held_back++;
+    each_dirty(s, first, count, [&](u32 page, u64 page_lsn, u64) {
+        if (page_lsn > lsn) held_back++;
         else pages.push_back(page);
-    }
-    std::sort(pages.begin(), pages.end());
-    pages.erase(std::unique(pages.begin(), pages.end()), pages.end());
-    if (pages.size() > most) pages.resize(most);
+        return pages.size() < most;
+    });
     if (pages.empty()) return;
     // 2. The intent, then the fields.
     intent.page.store_relaxed(pages.front());

@@ -20,7 +20,7 @@ struct BatchObject {
     SegmentObject* seg;  // null once ended
     u32 forks;
     int op;
-    u64 since_ns;
+    u64 since_ns, held_back;
     std::vector<FlushItem>* items;
 };
 
@@ -131,11 +131,11 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
     batch->forks = S(self)->forks;
     batch->items = new std::vector<FlushItem>;
     batch->since_ns = prim::now_ns();
+    batch->held_back = 0;
     {
         Released unlocked(S(self));
-        u64 held_back = 0;
         OpSlot op(*s);
-        if (op.valid()) begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, held_back);
+        if (op.valid()) begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, batch->held_back);
         batch->op = op.release();
     }
     if (batch->op < 0) {
@@ -169,6 +169,25 @@ static PyObject* batch_items(PyObject* self, void*) {
     return PyBytes_FromStringAndSize(items.empty() ? "" : reinterpret_cast<const char*>(items.data()), Py_ssize_t(items.size() * sizeof(FlushItem)));
 }
 
+static PyObject* batch_held_back(PyObject* self, void*) {
+    return PyLong_FromUnsignedLongLong(reinterpret_cast<BatchObject*>(self)->held_back);
+}
+
+// dirty_range(first, count) -> (dirty pages, highest LSN, oldest change's LSN)
+static PyObject* segment_dirty_range(PyObject* self, PyObject* args) {
+    unsigned long long first, count;
+    if (!PyArg_ParseTuple(args, "KK:dirty_range", &first, &count)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    DirtyRange found;
+    {
+        Released unlocked(S(self));
+        found = dirty_range(*s, first, count);
+    }
+    return Py_BuildValue("(KKK)", static_cast<unsigned long long>(found.pages), static_cast<unsigned long long>(found.lsn),
+                         static_cast<unsigned long long>(found.rec_lsn));
+}
+
 static void batch_dealloc(BatchObject* batch) {
     end_batch(batch, false);
     delete batch->items;
@@ -189,6 +208,7 @@ static PyMethodDef batch_methods[] = {
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef batch_getset[] = {
     {"items", batch_items, nullptr, "Pairs of uint32: entry, frame; in order.", nullptr},
+    {"held_back", batch_held_back, nullptr, "Dirty pages that were passed over because of their LSN.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject HeldType = {PyVarObject_HEAD_INIT(nullptr, 0)};
@@ -218,6 +238,7 @@ PyMethodDef flush_methods[] = {
     {"lock_directory", segment_lock_directory, METH_NOARGS, ""},
     {"lock_flush", segment_lock_flush, METH_O, ""},
     {"begin_flush", segment_begin_flush, METH_VARARGS, ""},
+    {"dirty_range", segment_dirty_range, METH_VARARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -1,7 +1,6 @@
 // What the steward and the metrics see of a pool, without copying its tables.
 #include "py.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "events.h"
@@ -15,7 +14,6 @@ constexpr u64 AGE_LIMITS_S[AGES - 1] = {1, 10, 60, 600, 3600};
 
 struct Summary {
     u64 states[5] = {}, dirty = 0, held_back = 0, pinned = 0, hot = 0, ages[AGES] = {};
-    u64 rec_lsn = ~u64(0), dirty_lsn = 0;
     struct PerSpace {
         u64 resident, dirty;
     } space[MAX_SPACES] = {};
@@ -47,8 +45,7 @@ public:
     }
 };
 
-// One pass over the frames; each is seen as it is in that moment. Dirty pages that can
-// be written (scratch pages have nowhere to go) count towards the LSNs, if they have one.
+// One pass over the frames; each is seen as it is in that moment.
 static void summarize(Segment& s, Summary& out) {
     u32 now = s.tick();
     u64 durable = s.header->durable_lsn.load_relaxed();
@@ -78,12 +75,7 @@ static void summarize(Segment& s, Summary& out) {
         if (i == NONE) continue;
         out.space[i].resident++;
         out.space[i].dirty += dirty;
-        u64 lsn = slot.lsn.load_relaxed();
-        u32 kind = s.spaces[i].kind.load_relaxed();
-        if (!dirty || lsn == 0 || (kind != KIND_FILE && kind != KIND_STORE)) continue;
-        out.held_back += lsn > durable;
-        out.dirty_lsn = std::max(out.dirty_lsn, lsn);
-        out.rec_lsn = std::min(out.rec_lsn, slot.rec_lsn.load_relaxed());
+        out.held_back += dirty && slot.lsn.load_relaxed() > durable;
     }
     out.states[HOLE] += s.g.max_frames - ready;
 }
@@ -98,10 +90,10 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
         summarize(*s, sum);
     }
     auto n = [](u64 v) { return static_cast<unsigned long long>(v); };
-    return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:(KKKKKK),s:K,s:K,s:y#}", "states", n(sum.states[0]), n(sum.states[1]),
+    return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]), n(sum.states[1]),
                          n(sum.states[2]), n(sum.states[3]), n(sum.states[4]), "dirty", n(sum.dirty), "held_back", n(sum.held_back),
                          "pinned", n(sum.pinned), "hot", n(sum.hot), "ages", n(sum.ages[0]), n(sum.ages[1]), n(sum.ages[2]),
-                         n(sum.ages[3]), n(sum.ages[4]), n(sum.ages[5]), "rec_lsn", n(sum.rec_lsn), "dirty_lsn", n(sum.dirty_lsn),
+                         n(sum.ages[3]), n(sum.ages[4]), n(sum.ages[5]),
                          "spaces", reinterpret_cast<const char*>(sum.space), Py_ssize_t(sizeof sum.space));
 }
 

@@ -163,7 +163,7 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
     prim::copy_page(s.page_data(g), bytes, s.g.page_size);
     FrameSlot &to = s.frames[g], &from = s.frames[f];
     to.lsn.store_relaxed(image.lsn);
-    to.rec_lsn.store_relaxed(e & entry::DIRTY ? from.rec_lsn.load_relaxed() : image.lsn);
+    to.rec_lsn.store_relaxed(e & entry::DIRTY && from.rec_lsn.load_relaxed() ? from.rec_lsn.load_relaxed() : image.lsn);
     to.count.store_relaxed(from.count.load_relaxed());
     to.tag.store_relaxed(from.tag.load_relaxed());
     s.touch(g, s.tick());

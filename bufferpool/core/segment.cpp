@@ -293,6 +293,16 @@ static PyObject* segment_set_budget(PyObject* self, PyObject* arg) {
     Py_RETURN_NONE;
 }
 
+// raise_durable_lsn(lsn): never lowers it, whoever else raises it at the same time
+static PyObject* segment_raise_durable_lsn(PyObject* self, PyObject* arg) {
+    unsigned long long n = PyLong_AsUnsignedLongLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    u64 seen = s->header->durable_lsn.load_seq_cst();
+    while (seen < n && !s->header->durable_lsn.cas_seq_cst(seen, n)) {}
+    Py_RETURN_NONE;
+}
+
 static PyObject* segment_set_min_frames(PyObject* self, PyObject* arg) {
     unsigned long n = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -367,6 +377,7 @@ static PyMethodDef own_methods[] = {
     {"evict_idle", segment_evict_idle, METH_O, ""},
     {"set_budget", segment_set_budget, METH_O, ""},
     {"set_durable_lsn", segment_set_durable_lsn, METH_O, ""},
+    {"raise_durable_lsn", segment_raise_durable_lsn, METH_O, ""},
     {"set_min_frames", segment_set_min_frames, METH_O, ""},
     {"raise_checkpoint_lsn", segment_raise_checkpoint_lsn, METH_O, ""},
     {"reap", segment_reap, METH_NOARGS, ""},
