@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from bufferpool import segment
+from bufferpool.pressure import cgroup_limit
 from bufferpool.sizes import format_size
 
 _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
@@ -168,26 +169,6 @@ def _limits(_directory: str) -> Iterator[Finding]:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     text = "unlimited" if soft == resource.RLIM_INFINITY else format_size(soft)
     yield Finding(Level.OK, "RLIMIT_MEMLOCK", f"{text}: matters only to programs that lock their memory (mlockall)")
-
-
-def cgroup_limit(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> int | None:
-    """The memory limit in bytes that holds for this process, version 1 or 2; None without one."""
-    limits: list[int] = []
-    for line in Path(table).read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, file = Path(root), "memory.max"
-        elif "memory" in controllers.split(","):
-            base, file = Path(root) / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        here = base / path.lstrip("/")
-        for folder in (here, *here.parents):
-            if folder.is_relative_to(base) and (folder / file).exists():
-                text = (folder / file).read_text().strip()
-                if text != "max" and int(text) < 1 << 60:
-                    limits.append(int(text))
-    return min(limits, default=None)
 
 
 def _memory(directory: str) -> Iterator[Finding]:

@@ -19,6 +19,7 @@
     ├── WrongProcess                 a write that belongs to the parent of a fork
     ├── WaitTimeout                  (TimeoutError) somebody else has the page
     ├── WouldDeadlock                (RuntimeError) this thread has the page
+    ├── WorkingSetError              (ValueError) a saved working set that cannot be used
     ├── PageError
     │   ├── PageOutOfRange           (IndexError) no such page
     │   ├── PageDiscarded            (LookupError) a discardable page was dropped
@@ -80,6 +81,7 @@ __all__ = [
     "TooManyPins",
     "TooManySpaces",
     "WaitTimeout",
+    "WorkingSetError",
     "WouldDeadlock",
     "WrongProcess",
 ]
@@ -151,6 +153,10 @@ class WaitTimeout(BufferPoolError, TimeoutError):
 
 class WouldDeadlock(BufferPoolError, RuntimeError):
     """This thread has the page already: waiting would never end."""
+
+
+class WorkingSetError(BufferPoolError, ValueError):
+    """A saved working set is damaged, or of another page size."""
 
 
 class PageError(BufferPoolError):

@@ -104,6 +104,12 @@ def file_store(path: str, mode: str, page_size: int, checksum: bool, repair: Rep
     return CheckedFile(path, mode, page_size, repair) if checksum else FileStore(path, mode)
 
 
+def can_write(pool: "Pool", record: dict[str, Any]) -> bool:
+    """Whether this process has the store of a space, or can open it."""
+    known = pool._stores.get(record["index"])
+    return record["kind"] == Kind.FILE or (known is not None and known[0] == record["generation"])
+
+
 def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
     """The store to flush a space with, opened here if this process has not."""
     known = pool._stores.get(record["index"])

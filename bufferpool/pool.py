@@ -5,14 +5,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool import _core, inspect, reclaim, segment
+from bufferpool import _core, events, inspect, reclaim, segment, warm
 from bufferpool.checksum import Repair
 from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove
 from bufferpool.errors import (
@@ -26,8 +26,12 @@ from bufferpool.errors import (
     SpaceNotFound,
 )
 from bufferpool.flush import CHECKSUM, checkpoint, file_store, flush_space
+from bufferpool.govern import Rules
+from bufferpool.pressure import Source
 from bufferpool.sizes import lsn_of, parse_size
+from bufferpool.sizing import auto, look
 from bufferpool.space import Kind, Loader, Space
+from bufferpool.steward import Settings, Steward
 from bufferpool.store import Store
 
 _open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
@@ -59,6 +63,7 @@ class Pool:
         self._stores: dict[int, tuple[int, Store]] = {}
         self._lock = threading.RLock()
         self._room = reclaim.Room()
+        self._steward: Steward | None = None
         self.mode = mode
 
     # ---- life ---------------------------------------------------------------
@@ -67,7 +72,7 @@ class Pool:
     def create(
         cls,
         name: str,
-        capacity: int | str,
+        capacity: int | str = "auto",
         *,
         page_size: int = 8192,
         min_capacity: int | str | None = None,
@@ -80,9 +85,9 @@ class Pool:
     ) -> "Pool":
         """Makes a new pool and attaches to it.
 
-        ``capacity``: bytes that its pages may take (the budget). A steward moves it
-        between ``min_capacity`` (default: an eighth of it) and ``max_capacity``
-        (default: the capacity), which is fixed at creation.
+        ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of
+        what the machine has to give, see ``bufferpool/sizing.py``. A steward moves it between ``min_capacity`` (default: an eighth of it)
+        and ``max_capacity`` (default: the capacity), which is fixed at creation.
         ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
         bytes given back to the kernel at a time. ``max_clients``: processes
         attached at once. ``max_pages``: pages of all its spaces together.
@@ -92,6 +97,11 @@ class Pool:
         ValueError, TypeError.
         """
         path = segment.path_of(name, directory)
+        if capacity == "auto":
+            sizing = auto(look(os.path.dirname(path)), 16 << 20, parse_size(extent_size, "extent_size"))
+            capacity = sizing.capacity
+            min_capacity = sizing.min_capacity if min_capacity is None else min_capacity
+            max_capacity = sizing.max_capacity if max_capacity is None else max_capacity
         plan = segment.plan(
             parse_size(capacity, "capacity"),
             page_size=page_size,
@@ -102,7 +112,9 @@ class Pool:
             max_pages=max_pages,
         )
         segment.create(path, plan, mode)
-        return cls.attach(name, directory=directory)
+        pool = cls.attach(name, directory=directory)
+        events.post(pool, events.What.CREATED, events.Why.ASKED)
+        return pool
 
     @classmethod
     def attach(
@@ -129,7 +141,7 @@ class Pool:
         return pool
 
     @classmethod
-    def open(cls, name: str, capacity: int | str, **options: Any) -> "Pool":
+    def open(cls, name: str, capacity: int | str = "auto", **options: Any) -> "Pool":
         """Attaches to the pool, or creates it; safe between processes starting together.
 
         Takes the arguments of :meth:`create`. A pool that exists keeps its own
@@ -201,7 +213,8 @@ class Pool:
             return seg
 
     def close(self) -> None:
-        """Detaches. Raises BufferError while arrays look at pages of the pool."""
+        """Detaches; a steward of this process stops. Raises BufferError while arrays look at pages of the pool."""
+        self.stop_steward()
         with self._lock:
             if self._segment is not None:
                 self._segment.close()
@@ -533,6 +546,68 @@ class Pool:
             return 0
         done, *_ = self._seg.shrink(frames, reclaim.reason(reason), False)
         return int(done) * self.page_size
+
+    # ---- the steward ------------------------------------------------------------------
+
+    def start_steward(
+        self,
+        *,
+        interval: float = 0.25,
+        flush_every: float = 15.0,
+        clean: float = 0.1,
+        pressure: bool = True,
+        idle: float | None = None,
+        working_set: str | os.PathLike[str] | None = None,
+        working_set_every: float = 300.0,
+        source: Source | None = None,
+        rules: Rules | None = None,
+    ) -> Steward:
+        """Offers this process as the pool's steward, in a thread; of all that offer, one has the office.
+
+        It reaps the dead; writes every dirty page within ``flush_every`` seconds, and earlier when
+        less than ``clean`` of the budget is free or clean; with ``pressure``, moves the budget
+        between ``min_capacity`` and ``max_capacity`` (``govern.py`` has the ``rules``,
+        ``source`` is where it looks: the kernel); gives pages back that nobody has touched for
+        ``idle`` seconds; saves the working set to ``working_set``. ``events()`` says what it did.
+        It ends with :meth:`stop_steward`, :meth:`close`, or the process. Raises ValueError.
+        """
+        self._require_writable("be its steward")
+        _ = self._seg
+        with self._lock:
+            if self._steward is not None and self._steward.alive and self._steward.pid == os.getpid():
+                raise ValueError("this process is a steward of the pool already; stop_steward() first")
+            settings = Settings(interval, flush_every, clean, pressure, idle, working_set, working_set_every)
+            self._steward = Steward(self, settings, source, rules)
+            return self._steward
+
+    def stop_steward(self) -> None:
+        """Ends the steward of this process, if there is one. Raises what had ended it before, if something had."""
+        steward, self._steward = self._steward, None
+        if steward is not None and steward.pid == os.getpid():
+            steward.stop()
+
+    def steward(self) -> int:
+        """The client number of the pool's steward, 0 if it has none."""
+        return self._seg.steward()
+
+    def events(self) -> list[events.Event]:
+        """The last thousand decisions about the pool's memory, oldest first: when, what, why, bytes."""
+        return events.read_events(self)
+
+    def save_working_set(self, path: str | os.PathLike[str]) -> int:
+        """Writes which pages are resident, hottest first, a few bytes each; returns their number.
+
+        Replaces the file as a whole, and syncs it. Scratch pages are not in it. Raises OSError.
+        """
+        return warm.save_working_set(self, path)
+
+    def load_working_set(self, path: str | os.PathLike[str], spaces: Iterable[Space] = ()) -> warm.WarmUp:
+        """Loads the pages that :meth:`save_working_set` wrote, in the background, in file order.
+
+        As many of the hottest as find room. Files are opened for reading; spaces with a
+        loader or a store of their own are found in ``spaces``. Raises FileNotFoundError, WorkingSetError.
+        """
+        return warm.load_working_set(self, path, spaces)
 
     # ---- inspection -----------------------------------------------------------------
 

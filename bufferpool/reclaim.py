@@ -9,10 +9,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from bufferpool import inspect, segment
+from bufferpool import events, inspect, segment
 from bufferpool.errors import PoolExhausted, StoreError
-from bufferpool.flush import flush_space
-from bufferpool.space import Kind
+from bufferpool.events import What, Why
+from bufferpool.flush import can_write, flush_space, sync_log
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -38,7 +38,7 @@ def flush_what_can(pool: "Pool", *, foreground: bool = False) -> tuple[int, Stor
     """Flushes every space whose store this process can reach: (pages, the first error)."""
     written, failed = 0, None
     for record in pool._seg.spaces():
-        if record["kind"] != Kind.FILE and record["index"] not in pool._stores:
+        if not can_write(pool, record):
             continue
         try:
             written += flush_space(pool, record, pool.durable_lsn, foreground=foreground)
@@ -61,7 +61,9 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> N
     if pool._seg.reap():
         return
     if (dirty or in_use) and want.tries < 100:  # a page that somebody is flushing counts as in use
-        _, failed = flush_what_can(pool, foreground=True)
+        written, failed = flush_what_can(pool, foreground=True)
+        if not written and failed is None and sync_log(pool):  # all that was dirty waited for the log
+            _, failed = flush_what_can(pool, foreground=True)
         flushed = inspect.read_counters(pool).plain["flushed_pages"]
         if flushed != want.flushed:  # by us, or by the one whose lock we waited for
             want.flushed, want.last = flushed, 0.0
@@ -79,8 +81,19 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> N
 
 def resize(pool: "Pool", frames: int, timeout: float) -> int:
     """Sets the budget and shrinks to it; returns the frames given back. Raises PoolExhausted, StoreError."""
-    seg, given, deadline = pool._seg, 0, time.monotonic() + timeout
+    seg, given, deadline, before = pool._seg, 0, time.monotonic() + timeout, pool.budget_frames
     seg.set_budget(frames)
+    if frames < seg.status()["min_frames"]:
+        seg.set_min_frames(frames)  # what is asked for by hand holds
+    try:
+        given = _shrink_to(pool, frames, deadline)
+    finally:
+        events.post(pool, What.RESIZED, Why.ASKED, before=before, after=frames, bytes=given * pool.page_size)
+    return given
+
+
+def _shrink_to(pool: "Pool", frames: int, deadline: float) -> int:
+    seg, given = pool._seg, 0
     while (over := seg.status()["resident_frames"] - frames) > 0:
         done, _moved, pinned, dirty, _busy = seg.shrink(over, reason("budget"), True)
         given += done
@@ -114,4 +127,5 @@ def trim(pool: "Pool", frames: int) -> int:
             raise failed
         if not written:
             break
+    events.post(pool, What.TRIMMED, Why.ASKED, bytes=given * pool.page_size)
     return given

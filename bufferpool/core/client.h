@@ -7,6 +7,7 @@
 // its business as reaper of itself, and starts anew in its slot.
 #pragma once
 
+#include "events.h"
 #include "page.h"
 
 namespace bp {
@@ -333,6 +334,10 @@ inline void reap_held(Segment& s, u32 c) {
     BP_POINT("reap.spaces");
     // 7. Its counters, and the slot.
     s.counters().reaped.add_relaxed(1);
+#ifndef BP_EXPLORE  // no part of the protocol
+    u32 budget = s.header->budget_frames.load_relaxed();
+    post_event(s, WHAT_REAPED, WHY_DIED, 0, budget, budget, c);
+#endif
     lock_memory(s, false);
     fold_counters(s, c);
     unlock_memory(s);

@@ -7,6 +7,8 @@
 
 namespace bp {
 
+constexpr u32 WHAT_REAPED = 6, WHY_DIED = 8;  // of bufferpool/events.py
+
 // Any client may post, at any time, and die while it does: see struct Event.
 inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames, u32 to_frames, double value) {
     u64 n = s.header->events.add_seq_cst(1);

@@ -1,0 +1,148 @@
+"""The last thousand decisions about a pool's memory, and what happened to it: a ring in the segment.
+
+Any process may look, now or after the one that decided has gone (core/events.h).
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bufferpool.sizes import format_size
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+
+class What(IntEnum):
+    """What happened. The numbers are in segments: never reused."""
+
+    CREATED = 1
+    RESIZED = 2
+    """The budget was set by hand."""
+    SHRANK = 3
+    """The steward lowered the budget."""
+    GREW = 4
+    """The steward raised the budget."""
+    TRIMMED = 5
+    """Memory was given back, the budget stayed."""
+    REAPED = 6
+    """A client that died was cleared away."""
+    STEWARD = 7
+    """Another client became the steward."""
+    CHECKPOINT = 8
+    FLUSH_FAILED = 9
+    CANNOT_SHRINK = 10
+    """The steward wanted memory back, and pages that cannot go stood in the way."""
+
+
+class Why(IntEnum):
+    """Why, and what ``Event.value`` is."""
+
+    ASKED = 1
+    """By a call; no value."""
+    PSI = 2
+    """Tasks stalled for memory: percent of the time (PSI, some)."""
+    CGROUP = 3
+    """The memory cgroup is nearly full: bytes of headroom."""
+    SHM = 4
+    """The tmpfs is nearly full: bytes free."""
+    MACHINE = 5
+    """The machine has little memory available: bytes."""
+    IDLE = 6
+    """Nobody had touched it: for how many seconds."""
+    PAYS = 7
+    """The miss-ratio curve says that it pays: misses saved, a second."""
+    DIED = 8
+    """The one before is gone: its client number, or how many."""
+    PEER = 9
+    """Another pool's bytes earn more hits: hits a second and MiB there."""
+    STORE = 10
+    """A store failed; no value."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One of them."""
+
+    number: int
+    time: float
+    """Seconds since the epoch."""
+    what: What
+    why: Why
+    bytes: int
+    """Given back, or asked for."""
+    budget_before: int
+    """Bytes."""
+    budget_after: int
+    value: float
+    """What ``why`` measured."""
+    client: int
+
+    def __str__(self) -> str:
+        words = [self.what.name.lower().replace("_", " ")]
+        if self.budget_before != self.budget_after:
+            words.append(f"from {format_size(self.budget_before)} to {format_size(self.budget_after)}")
+        if self.bytes:
+            words.append(f"{format_size(self.bytes)} given back")
+        reason = {
+            Why.ASKED: "asked for",
+            Why.PSI: f"memory pressure, tasks stalled {self.value:.1f} % of the time",
+            Why.CGROUP: f"the memory cgroup has {format_size(int(self.value))} left",
+            Why.SHM: f"the tmpfs has {format_size(int(self.value))} left",
+            Why.MACHINE: f"the machine has {format_size(int(self.value))} available",
+            Why.IDLE: f"untouched for {self.value:g} s",
+            Why.PAYS: f"saves {self.value:.1f} misses a second",
+            Why.DIED: f"client {self.client} found {self.value:g} dead",
+            Why.PEER: f"another pool earns {self.value:.2f} hits a second with each MiB",
+            Why.STORE: "the store failed",
+        }[self.why]
+        return f"{', '.join(words)}: {reason}"
+
+
+_EVENT = np.dtype(
+    [
+        ("number", np.uint64), ("time_ns", np.uint64), ("bytes", np.uint64), ("from_frames", np.uint32),
+        ("to_frames", np.uint32), ("what", np.uint32), ("why", np.uint32), ("client", np.uint32), ("pad", np.uint32),
+        ("value", np.float64), ("spare", np.uint64),
+    ]
+)  # fmt: skip
+
+
+def post(
+    pool: "Pool",
+    what: What,
+    why: Why,
+    *,
+    bytes: int = 0,
+    before: int | None = None,
+    after: int | None = None,
+    value: float = 0.0,
+) -> None:
+    """Records an event; ``before`` and ``after`` are budgets in frames (default: the present one)."""
+    now = pool.budget_frames if before is None or after is None else 0
+    pool._seg.post_event(
+        what, why, bytes, now if before is None else before, now if after is None else after, float(value)
+    )
+
+
+def read_events(pool: "Pool") -> list[Event]:
+    """Those that are there, oldest first, at most 1024. Damaged ones are left out."""
+    size = pool.page_size
+    found = np.frombuffer(pool._seg.events(), _EVENT)
+    return [
+        Event(
+            number=int(e["number"]),
+            time=int(e["time_ns"]) / 1e9,
+            what=What(int(e["what"])),
+            why=Why(int(e["why"])),
+            bytes=int(e["bytes"]),
+            budget_before=int(e["from_frames"]) * size,
+            budget_after=int(e["to_frames"]) * size,
+            value=float(e["value"]),
+            client=int(e["client"]),
+        )
+        for e in found
+        if int(e["what"]) in What._value2member_map_ and int(e["why"]) in Why._value2member_map_
+    ]

@@ -1,0 +1,200 @@
+"""How short of memory the machine is: what the steward looks at.
+
+Four sources, each from the kernel: PSI (Documentation/accounting/psi.rst: the share
+of time in which tasks stalled for memory), the memory cgroup's limit, the free space of
+the tmpfs, and the machine's available memory (MemAvailable of /proc/meminfo).
+"""
+
+import contextlib
+import os
+import re
+import select
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_PSI_LINE = re.compile(r"^(some|full) avg10=([\d.]+).*total=(\d+)", re.MULTILINE)
+# Wake when tasks stalled for 200 ms within two seconds: the window that processes without privilege may ask for.
+_TRIGGER = b"some 200000 2000000"
+MACHINE_PSI = "/proc/pressure/memory"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one look found. None: there is no such limit, or the kernel does not say."""
+
+    psi_some: float | None = None
+    """Percent of the last ten seconds in which some task stalled for memory."""
+    psi_full: float | None = None
+    """Percent of the last ten seconds in which all tasks did."""
+    cgroup_limit: int | None = None
+    """Bytes."""
+    cgroup_free: int | None = None
+    """Bytes below the cgroup's limit; what could be dropped from its page cache counts as free."""
+    shm_free: int | None = None
+    """Bytes free in the tmpfs that the pool lives in."""
+    shm_size: int | None = None
+    machine_free: int | None = None
+    """Bytes that the machine has available."""
+    machine_size: int | None = None
+
+
+class Source(Protocol):
+    """Where readings come from; tests bring their own."""
+
+    def read(self) -> Reading:
+        """The situation now."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleeps; returns early, and True, if pressure comes up."""
+
+    def close(self) -> None:
+        """Ends the use of what it has open."""
+
+
+# ---- the memory cgroup --------------------------------------------------------------
+
+
+def cgroup_folders(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> Iterator[tuple[Path, int]]:
+    """This process's memory cgroup and its parents, innermost first, with the version (1 or 2)."""
+    for line in Path(table).read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            bases, version = [Path(root), Path(root) / "unified"], 2
+        elif "memory" in controllers.split(","):
+            bases, version = [Path(root) / "memory"], 1
+        else:
+            continue
+        for base in bases:
+            here = base / path.lstrip("/")
+            for folder in (here, *here.parents):
+                if folder.is_relative_to(base) and folder.is_dir():
+                    yield folder, version
+
+
+def _limit_of(folder: Path, version: int) -> int | None:
+    file = folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")
+    if not file.exists():
+        return None
+    text = file.read_text().strip()
+    return None if text == "max" or int(text) >= 1 << 60 else int(text)
+
+
+def _used_of(folder: Path, version: int) -> int:
+    """Bytes that count against the limit, less the page cache that would go first."""
+    used = int((folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")).read_text())
+    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    prefix = "" if version == 2 else "total_"
+    return max(0, used - int(stat.get(f"{prefix}inactive_file", 0)) - int(stat.get(f"{prefix}active_file", 0)))
+
+
+def cgroup_limit(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> int | None:
+    """The memory limit in bytes that holds for this process, version 1 or 2; None without one."""
+    limits = [_limit_of(folder, version) for folder, version in cgroup_folders(root, table)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def cgroup_room(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> tuple[int, int] | None:
+    """(limit, bytes below it) of the cgroup with the least room; None without a limit."""
+    found = []
+    for folder, version in cgroup_folders(root, table):
+        limit = _limit_of(folder, version)
+        if limit is not None:
+            found.append((limit, max(0, limit - _used_of(folder, version))))
+    return min(found, key=lambda pair: pair[1], default=None)
+
+
+# ---- the machine -----------------------------------------------------------------------
+
+
+def machine_memory(path: str = "/proc/meminfo") -> tuple[int, int]:
+    """(total, available) bytes."""
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path(path).read_text(), re.MULTILINE))
+    return int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024
+
+
+def parse_psi(text: str) -> tuple[float, float]:
+    """(some, full) of the last ten seconds, in percent."""
+    found = {kind: float(avg10) for kind, avg10, _ in _PSI_LINE.findall(text)}
+    return found.get("some", 0.0), found.get("full", 0.0)
+
+
+def psi_file() -> str | None:
+    """Where the kernel tells this process's pressure: its cgroup's file, or the machine's; None without PSI."""
+    # The root cgroup has no cgroup.type, and stands for the whole machine.
+    for folder, version in cgroup_folders():
+        if version == 2 and (folder / "cgroup.type").exists() and (folder / "memory.pressure").exists():
+            return str(folder / "memory.pressure")
+    return MACHINE_PSI if os.access(MACHINE_PSI, os.R_OK) else None
+
+
+class SystemSource:
+    """The kernel's figures. PSI by a trigger where the kernel grants one, else by reading."""
+
+    def __init__(self, directory: str, *, trigger: bool = True) -> None:
+        """``directory``: the tmpfs of the pool."""
+        self.directory = directory
+        self._psi = psi_file()
+        self._trigger = self._open_trigger() if trigger and self._psi else -1
+        self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def _open_trigger(self) -> int:
+        """A descriptor that polls as ready (POLLPRI) while there is pressure; -1 where the kernel refuses."""
+        assert self._psi is not None
+        try:
+            fd = os.open(self._psi, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return -1
+        try:
+            os.write(fd, _TRIGGER + b"\0")
+        except OSError:
+            os.close(fd)
+            return -1
+        return fd
+
+    @property
+    def triggered(self) -> bool:
+        """Whether the kernel wakes us, rather than we look."""
+        return self._trigger >= 0
+
+    def read(self) -> Reading:
+        """The situation now."""
+        some = full = None
+        if self._psi is not None:
+            with contextlib.suppress(OSError):  # EOPNOTSUPP: PSI is switched off (psi=0)
+                some, full = parse_psi(Path(self._psi).read_text())
+        shm, (size, free), room = os.statvfs(self.directory), machine_memory(), cgroup_room()
+        return Reading(
+            psi_some=some,
+            psi_full=full,
+            cgroup_limit=room[0] if room else None,
+            cgroup_free=room[1] if room else None,
+            shm_free=shm.f_bavail * shm.f_frsize if shm.f_blocks else None,
+            shm_size=shm.f_blocks * shm.f_frsize if shm.f_blocks else None,
+            machine_free=free,
+            machine_size=size,
+        )
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleeps until the time is up, :meth:`wake` is called, or pressure comes up (True)."""
+        poll = select.poll()
+        poll.register(self._woken, select.POLLIN)
+        if self._trigger >= 0:
+            poll.register(self._trigger, select.POLLPRI)
+        events = dict(poll.poll(max(0.0, timeout_s) * 1000))
+        if events.get(self._trigger, 0) & select.POLLERR:  # the cgroup is gone: look, as without a trigger
+            os.close(self._trigger)
+            self._trigger = -1
+        return bool(events.get(self._trigger, 0) & select.POLLPRI)
+
+    def wake(self) -> None:
+        """Ends a :meth:`wait` of another thread, now and from now on."""
+        os.write(self._waker, b"x")
+
+    def close(self) -> None:
+        """Gives the descriptors back."""
+        for fd in (self._trigger, self._woken, self._waker):
+            if fd >= 0:
+                os.close(fd)
+        self._trigger = self._woken = self._waker = -1

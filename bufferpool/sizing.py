@@ -1,0 +1,69 @@
+"""How large a pool should be when nobody says: ``capacity="auto"``.
+
+A quarter of the memory that is there to be had, up to half of it: what the smallest of
+the cgroup's room, the tmpfs's free space and the machine's available memory allows. The
+rest is for the processes themselves and for the page cache. (PostgreSQL's manual
+recommends a quarter of the memory for shared_buffers, for the same reason.)
+"""
+
+import os
+from dataclasses import dataclass
+
+from bufferpool.pressure import Reading, cgroup_room, machine_memory
+from bufferpool.sizes import format_size
+
+START, MOST, LEAST = 4, 2, 32  # parts of what is there: a quarter, a half, a thirty-second
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """Sizes in bytes, and the reasoning, a sentence each."""
+
+    min_capacity: int
+    capacity: int
+    max_capacity: int
+    reasons: tuple[str, ...]
+
+
+def look(directory: str) -> Reading:
+    """What there is to be had, for a pool in ``directory``."""
+    shm, room, (size, free) = os.statvfs(directory), cgroup_room(), machine_memory()
+    return Reading(
+        cgroup_limit=room[0] if room else None,
+        cgroup_free=room[1] if room else None,
+        shm_free=shm.f_bavail * shm.f_frsize if shm.f_blocks else None,
+        shm_size=shm.f_blocks * shm.f_frsize if shm.f_blocks else None,
+        machine_free=free,
+        machine_size=size,
+    )
+
+
+def auto(reading: Reading, least: int, unit: int) -> Sizing:
+    """Sizes for a reading: whole ``unit`` bytes, ``least`` bytes at least.
+
+    Raises MemoryError if that is not there.
+    """
+    limits = [
+        (free, f"{name} has {format_size(free)} free of {format_size(size)}")
+        for name, free, size in (
+            ("the memory cgroup", reading.cgroup_free, reading.cgroup_limit),
+            ("the tmpfs", reading.shm_free, reading.shm_size),
+            ("the machine", reading.machine_free, reading.machine_size),
+        )
+        if free is not None and size
+    ]
+    there, why = min(limits)
+    if there < least:
+        raise MemoryError(f"{why}, and a pool needs {format_size(least)}: free some, or raise the limit")
+
+    def part(n: int) -> int:
+        return max(least, there // n // unit * unit)
+
+    reasons = [text for _, text in limits]
+    if reading.cgroup_limit is None:
+        reasons.insert(0, "no memory cgroup limits this process")
+    reasons.append(
+        f"{why}, which is the least: the pool starts with 1/{START} of it, {format_size(part(START))}, "
+        f"and may have {format_size(part(LEAST))} to {format_size(part(MOST))}"
+    )
+    return Sizing(part(LEAST), part(START), part(MOST), tuple(reasons))

@@ -1,0 +1,294 @@
+"""The steward: what has to be done in the background, by one process at a time.
+
+Any number of processes may offer to be the steward of a pool; the kernel
+elects one (a byte lock of the segment file, as for liveness), and gives the office to
+another when it ends, whatever ends it. Each round has numbered phases:
+
+1. the dead are reaped;
+2. dirty pages are written, so that misses find clean frames and no page stays dirty for long;
+3. the budget follows the pressure and the miss-ratio curve (govern.py);
+4. pages that nobody has touched for long go back, if asked for;
+5. the working set is saved, if asked for.
+"""
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bufferpool import _core, events, flush, govern, inspect, reclaim, segment, warm
+from bufferpool.errors import StoreError
+from bufferpool.events import What, Why
+from bufferpool.pressure import Source, SystemSource
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+FLUSH_PAGES = 1024  # of one space and round, at most
+SHRINK_BYTES = 64 << 20  # of one step, at most: it holds nobody up, and the next look comes soon
+STALE_S = 5.0  # a steward that has not looked for so long gives nothing
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a steward does. Times in seconds."""
+
+    interval: float = 0.25
+    """Between two rounds."""
+    flush_every: float = 15.0
+    """Every dirty page is written at least so often. Infinite: only when clean frames get short."""
+    clean: float = 0.1
+    """Share of the budget that is kept free or clean, ahead of demand."""
+    pressure: bool = True
+    """Whether the budget moves."""
+    idle: float | None = None
+    """Pages that nobody has touched for so long go back. None: they stay."""
+    working_set: str | os.PathLike[str] | None = None
+    """Where the working set is saved; see :func:`bufferpool.warm.save_working_set`."""
+    working_set_every: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "flush_every", "working_set_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be a number of seconds above 0, not {getattr(self, name)!r}")
+        if self.idle is not None and not self.idle > 0:
+            raise ValueError(f"idle must be a number of seconds above 0, or None, not {self.idle!r}")
+        if not 0 <= self.clean <= 0.5:
+            raise ValueError(f"clean must be a share from 0 to 0.5, not {self.clean!r}")
+
+
+def peers(path: str) -> Iterator[float]:
+    """What a MiB earns in each other pool of the directory whose steward could give memory: hits a second."""
+    where = _core.fields()
+
+    def number(header: bytes, name: str, form: str) -> float:
+        return float(struct.unpack_from(form, header, where[f"Header.{name}"][0])[0])
+
+    for found in segment.find(os.path.dirname(path)):
+        if found.path == path or found.trouble or found.owner != os.geteuid():
+            continue
+        try:
+            with open(found.path, "rb") as file:
+                header = file.read(where["Header"][1])
+        except OSError:  # removed, or closed to us, since it was listed
+            continue
+        looked = number(header, "steward_ns", "<Q") / 1e9
+        led = number(header, "steward", "<I") and time.clock_gettime(time.CLOCK_BOOTTIME) - looked < STALE_S
+        if led and number(header, "budget_frames", "<I") > number(header, "min_frames", "<I"):
+            yield number(header, "worth", "<d")
+
+
+class Steward:
+    """The background thread of one process. Made by :meth:`Pool.start_steward`."""
+
+    def __init__(
+        self,
+        pool: "Pool",
+        settings: Settings,
+        source: Source | None = None,
+        rules: govern.Rules | None = None,
+    ) -> None:
+        self.pool, self.settings = pool, settings
+        self.error: BaseException | None = None
+        """What ended the thread, if not :meth:`stop`."""
+        self.leads = False
+        self.pid = os.getpid()
+        self._source = SystemSource(os.path.dirname(pool.path)) if source is None else source
+        self._governor = govern.Governor(rules)
+        self._stopping = threading.Event()
+        self._cursors: dict[int, tuple[int, int]] = {}  # space -> its generation, the next page to flush
+        self._pass_until = 0.0
+        self._worth = 0.0
+        self._idle_at = self._saved_at = time.monotonic()
+        self._refused_at = float("-inf")
+        self._seen: tuple[float, int] | None = None
+        self._demand_per_s = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"steward of {pool.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Ends the thread, and the office. Raises what had ended it before, if something had."""
+        self._stopping.set()
+        if isinstance(self._source, SystemSource) and self.alive:
+            self._source.wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self.round()
+                self._source.wait(self.settings.interval)
+        except BaseException as error:
+            self.error = error
+            raise  # threading.excepthook shows it; stop() raises it again
+        finally:
+            if self.leads:
+                self.pool._seg.resign()
+                self.leads = False
+            self._source.close()
+
+    # ---- one round --------------------------------------------------------------
+
+    def round(self) -> None:
+        """One round, if this process has the office or can get it."""
+        seg, before = self.pool._seg, self.leads
+        self.leads = seg.lead(self._worth)
+        if not self.leads:
+            return
+        if not before:
+            events.post(self.pool, What.STEWARD, Why.ASKED)
+        now = time.monotonic()
+        # 1. The dead.
+        seg.reap()
+        # 2. Dirty pages.
+        self._flush(now)
+        # 3. The budget.
+        if self.settings.pressure:
+            self._govern(now)
+        # 4. What is idle.
+        idle = self.settings.idle
+        if idle is not None and now - self._idle_at >= max(1.0, idle / 8):
+            self._idle_at = now
+            given = self.pool._give_back(seg.evict_idle(idle), "idle")
+            if given:
+                events.post(self.pool, What.TRIMMED, Why.IDLE, bytes=given, value=idle)
+        # 5. What a restart should find.
+        path = self.settings.working_set
+        if path is not None and now - self._saved_at >= self.settings.working_set_every:
+            self._saved_at = now
+            warm.save_working_set(self.pool, path)
+
+    # ---- flushing ------------------------------------------------------------------
+
+    def _flush(self, now: float) -> None:
+        """Writes what is due: a shortage of clean frames at once, everything else within ``flush_every``.
+
+        In page order, from where the last round ended, so that neighbours go together (an elevator).
+        """
+        summary = inspect.read_summary(self.pool)
+        spaces = [
+            r
+            for r in self.pool._seg.spaces()
+            if r["kind"] in flush.WRITTEN and summary.spaces[r["index"], 1] and flush.can_write(self.pool, r)
+        ]
+        dirty = sum(int(summary.spaces[r["index"], 1]) for r in spaces)
+        if not dirty:
+            self._pass_until = now + self.settings.flush_every
+            return
+        due = self._shortage_of_clean(now, summary)
+        if now >= self._pass_until:
+            due = dirty
+        if due <= 0:
+            return
+        if summary.held_back:
+            flush.sync_log(self.pool)
+        lsn, more = self.pool.durable_lsn, False
+        for record in spaces:
+            generation, first = self._cursors.get(record["index"], (record["generation"], 0))
+            first = first if generation == record["generation"] else 0
+            share = -(-due * int(summary.spaces[record["index"], 1]) // dirty)
+            try:
+                part = flush.flush_part(self.pool, record, lsn, first, min(share, FLUSH_PAGES))
+            except StoreError:  # counted; its pages stay dirty, and the next pass tries again
+                events.post(self.pool, What.FLUSH_FAILED, Why.STORE)
+                continue
+            self._cursors[record["index"]] = (record["generation"], part.next_page)
+            more |= bool(part.next_page)
+        if not more:
+            self._pass_until = now + self.settings.flush_every
+
+    def _shortage_of_clean(self, now: float, summary: inspect.Summary) -> int:
+        """How many pages should be clean that are not: for the demand of two seconds, within limits."""
+        budget = self.pool.budget_frames
+        counters = inspect.read_counters(self.pool).plain
+        taken = counters["loads"] + counters["publishes"]
+        if self._seen is not None and now > self._seen[0]:
+            rate = (taken - self._seen[1]) / (now - self._seen[0])
+            self._demand_per_s += 0.3 * (rate - self._demand_per_s)
+        self._seen = now, taken
+        holes = max(0, budget - sum(summary.frames[state] for state in ("free", "busy", "live", "old")))
+        ready = summary.frames["free"] + summary.frames["clean"] + holes
+        wanted = max(int(budget * self.settings.clean), min(int(2 * self._demand_per_s), budget // 2))
+        return wanted - ready
+
+    # ---- the budget ------------------------------------------------------------------
+
+    def _govern(self, now: float) -> None:
+        pool, status = self.pool, self.pool._seg.status()
+        figures = govern.Pool(
+            status["budget_frames"], status["resident_frames"], status["min_frames"], pool.max_frames, pool.page_size
+        )
+        curve = self._curve(getattr(pool, "advise", None))
+        self._worth = govern.worth(curve, figures, self._governor.rules)
+        reading = self._source.read()
+        rivals = list(peers(pool.path)) if govern.shortage(reading, self._governor.rules) else []
+        decision = self._governor.decide(now, figures, reading, curve, rivals)
+        if decision is not None:
+            pool._seg.set_budget(decision.frames)
+        over = status["resident_frames"] - (decision.frames if decision else status["budget_frames"])
+        given = self._shrink(over) if over > 0 else 0
+        if decision is not None:
+            what = What.GREW if decision.frames > figures.budget else What.SHRANK
+            events.post(
+                pool,
+                what,
+                decision.why,
+                bytes=given,
+                before=figures.budget,
+                after=decision.frames,
+                value=decision.value,
+            )
+        if over > 0 and not given and now - self._refused_at > 10:
+            self._refused_at = now
+            events.post(pool, What.CANNOT_SHRINK, Why.ASKED, bytes=over * pool.page_size)
+
+    @staticmethod
+    def _curve(advise: Any) -> govern.Curve | None:
+        """Misses a second at a budget, between the points of the advice; None while there are too few references."""
+        points = [(p.budget_frames, p.misses_per_s) for p in advise().points] if advise else []
+        if len(points) < 2:
+            return None
+
+        def misses(frames: int) -> float:
+            below = max((p for p in points if p[0] <= frames), default=points[0])
+            above = min((p for p in points if p[0] >= frames), default=points[-1])
+            if above[0] == below[0]:
+                return float(below[1])
+            return float(below[1] + (above[1] - below[1]) * (frames - below[0]) / (above[0] - below[0]))
+
+        return misses
+
+    def _shrink(self, over: int) -> int:
+        """Gives up to ``over`` frames back, a bounded step of them, dirty pages first written; returns the bytes."""
+        pool, size = self.pool, self.pool.page_size
+        want = min(over, max(1, SHRINK_BYTES // size))
+        done, _moved, _pinned, dirty, _busy = pool._seg.shrink(want, reclaim.reason("pressure"), True)
+        if done < want and dirty:
+            written, failed = reclaim.flush_what_can(pool)
+            if failed is not None:
+                events.post(pool, What.FLUSH_FAILED, Why.STORE)
+            if written:
+                done += pool._seg.shrink(want - done, reclaim.reason("pressure"), True)[0]
+        return int(done) * size
+
+
+def run(pool: "Pool", settings: Settings) -> None:
+    """A steward in the calling thread, until the process is told to end (KeyboardInterrupt, SystemExit)."""
+    steward = Steward(pool, settings)
+    try:
+        while steward.alive:
+            steward._thread.join(0.5)
+    finally:
+        steward.stop()

@@ -1,0 +1,196 @@
+"""The working set, saved and loaded: a pool that is warm after the machine was not.
+
+PostgreSQL's autoprewarm and InnoDB's buffer pool dump do the same: page numbers are
+written, not pages. The file is a numpy ``.npz``: ``spaces`` (JSON: name, kind and path of each),
+``space`` (uint8, an index into it) and ``page`` (uint32), in order of heat, hottest first;
+``hot`` (one number) of them were hot. That is five bytes a page before compression.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool.errors import BufferPoolError, WorkingSetError
+from bufferpool.inspect import FrameState
+from bufferpool.space import Kind, Space
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+FORMAT = 1
+CHUNK_PAGES = 128
+_KEPT = (Kind.FILE, Kind.DERIVED, Kind.STORE)
+
+
+def save_working_set(pool: "Pool", path: str | os.PathLike[str]) -> int:
+    """See :meth:`Pool.save_working_set`."""
+    records = [r for r in pool._seg.spaces() if r["kind"] in _KEPT]
+    frames = pool.frames()
+    kept = (frames["state"] == FrameState.LIVE) & np.isin(frames["space"], [r["index"] for r in records])
+    frames = frames[kept]
+    frames = frames[np.lexsort((frames["idle_s"], ~frames["hot"]))]
+    number = np.zeros(256, np.uint8)
+    for i, record in enumerate(records):
+        number[record["index"]] = i
+    spaces = [
+        {"name": r["name"], "kind": Kind(r["kind"]).name, "path": r["path"], "flags": r["flags"]} for r in records
+    ]
+    where = os.fspath(path)
+    draft = f"{where}.{os.getpid()}.{threading.get_ident()}.part"
+    try:
+        with open(draft, "wb") as file:
+            np.savez_compressed(
+                file,
+                format=np.uint32(FORMAT),
+                page_size=np.uint32(pool.page_size),
+                spaces=np.frombuffer(json.dumps(spaces).encode(), np.uint8),
+                space=number[frames["space"]],
+                page=frames["page_no"].astype(np.uint32),
+                hot=np.uint32(np.count_nonzero(frames["hot"])),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, where)  # whoever reads finds the old file or the new one, whole
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+    return len(frames)
+
+
+@dataclass(frozen=True)
+class WorkingSet:
+    """A saved working set."""
+
+    page_size: int
+    spaces: list[dict[str, Any]]
+    space: npt.NDArray[np.uint8]
+    page: npt.NDArray[np.uint32]
+    hot: int
+
+
+def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
+    """Reads and checks the file. Raises FileNotFoundError, WorkingSetError."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+            if int(found["format"]) != FORMAT:
+                raise WorkingSetError(f"{path} has format {int(found['format'])}, not {FORMAT}; save it anew")
+            spaces = json.loads(found["spaces"].tobytes())
+            saved = WorkingSet(
+                int(found["page_size"]), spaces, found["space"], found["page"].astype(np.uint32), int(found["hot"])
+            )
+        names = [(s["name"], Kind[s["kind"]], s["path"], s["flags"]) for s in spaces]
+        sound = saved.space.shape == saved.page.shape and saved.space.ndim == 1 and 0 <= saved.hot <= len(saved.page)
+        if not sound or (len(saved.space) and int(saved.space.max()) >= len(names)):
+            raise WorkingSetError(f"{path} contradicts itself; remove it, and save the working set anew")
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, WorkingSetError):
+            raise
+        raise WorkingSetError(f"{path} is no working set, or is damaged ({error}); remove it, and save anew") from error
+    return saved
+
+
+@dataclass
+class WarmUp:
+    """A working set that is being loaded, in a thread of its own.
+
+    ``done`` of ``total`` pages have been seen to; ``loaded`` of them were read, the others
+    were there already, do not exist any more, or found no room.
+    """
+
+    total: int = 0
+    done: int = 0
+    loaded: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Spaces whose pages could not be loaded, and why."""
+    error: BaseException | None = None
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the thread has ended."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def cancel(self) -> None:
+        """Ends it after the pages that are being read."""
+        self._stop.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until it has ended; whether it has. Raises what ended it early, if something did."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        if self.error is not None:
+            raise self.error
+        return self.finished
+
+
+def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterable[Space]) -> WarmUp:
+    """See :meth:`Pool.load_working_set`."""
+    saved = read_working_set(path)
+    if saved.page_size != pool.page_size:
+        raise WorkingSetError(f"{path} is of pages of {saved.page_size} bytes, the pool's have {pool.page_size}")
+    # 1. The hottest pages that find room, in file order.
+    room = max(0, pool.budget_frames - pool.stats().frames["live"])
+    number, page = saved.space[:room].astype(np.int64), saved.page[:room].astype(np.int64)
+    order = np.lexsort((page, number))
+    work = WarmUp(total=len(order))
+    handles = {space.name: space for space in spaces}
+    # 2. The spaces, opened here, so that errors in the arguments are the caller's.
+    opened: dict[int, Space] = {}
+    for i, about in enumerate(saved.spaces):
+        try:
+            opened[i] = handles.get(about["name"]) or _open(pool, about)
+        except (BufferPoolError, OSError) as error:
+            work.skipped[about["name"]] = str(error)
+
+    def run() -> None:
+        try:
+            for i in range(len(saved.spaces)):
+                mine = order[number[order] == i]
+                if i in opened:
+                    _load(pool, work, opened[i], page[mine], mine < saved.hot)
+                else:
+                    work.done += len(mine)
+        except BaseException as error:  # noqa: BLE001 - not swallowed: wait() raises it
+            work.error = error
+
+    work._thread = threading.Thread(target=run, name=f"warm-up of {pool.name}", daemon=True)
+    work._thread.start()
+    return work
+
+
+def _open(pool: "Pool", about: dict[str, Any]) -> Space:
+    if any(record["name"] == about["name"] for record in pool._seg.spaces()) and about["kind"] == "FILE":
+        return pool.space(about["name"])
+    if about["kind"] != "FILE":
+        raise WorkingSetError(f"{about['name']!r} has a loader or a store of its own: pass its handle in spaces=")
+    return pool.open_file(about["path"], "r", name=about["name"], checksum=bool(about["flags"] & 4))
+
+
+def _load(pool: "Pool", work: WarmUp, space: Space, pages: npt.NDArray[np.int64], hot: npt.NDArray[np.bool_]) -> None:
+    """The pages of one space, in chunks; those that were hot are referenced once more, and so stay longer."""
+    for at in range(0, len(pages), CHUNK_PAGES):
+        chunk, warm = pages[at : at + CHUNK_PAGES], hot[at : at + CHUNK_PAGES]
+        if work._stop.is_set():
+            return
+        there = chunk < len(space)
+        try:
+            work.loaded += space.prefetch(chunk[there])
+            ids = chunk[there & warm]
+            if len(ids):
+                with space.pin_many(ids):
+                    pass
+        except BufferPoolError as error:
+            work.skipped[space.name] = str(error)
+            work.done += len(pages) - at
+            return
+        work.done += len(chunk)
