@@ -1,0 +1,63 @@
+"""The command ``bufferpool``: look at pools, change them, try one out, examine the machine."""
+
+import argparse
+import contextlib
+import os
+import sys
+
+import bufferpool
+from bufferpool.cli import act, look, tools
+from bufferpool.cli.common import PLAIN, Commands, complain
+from bufferpool.errors import BufferPoolError
+from bufferpool.replay import ReplayStopped
+
+_ABOUT = """\
+A pool is one file in /dev/shm that any number of processes share. It stays
+when they end, so that the next one finds its pages warm: these commands show
+what is there, say whether it is sound, and remove it.
+"""
+_EXAMPLES = """\
+examples:
+  bufferpool replay --demo            see a pool at work, on a real trace
+  bufferpool doctor                   does this machine have what a pool needs?
+  bufferpool ls                       every pool: its memory, its clients, its state
+  bufferpool stat orders              one pool: hits, misses, memory, clients, spaces
+  bufferpool check orders             every invariant of a pool, while others use it
+  bufferpool rm orders                give all its memory back
+
+exit codes: 0 all is well; 1 something failed, or was found wrong; 2 wrong usage
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser("bufferpool", description=_ABOUT, epilog=_EXAMPLES, formatter_class=PLAIN)
+    parser.add_argument("--version", action="version", version=f"bufferpool {bufferpool.__version__}")
+    commands = Commands(parser)
+    for module in (look, act, tools):
+        module.register(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0, 1 for a failure, 128 + n after signal n.
+
+    Wrong usage ends in SystemExit(2), as argparse has it.
+    """
+    args = make_parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ReplayStopped as stopped:
+        complain(stopped)
+        return 128 + stopped.signal
+    except (BufferPoolError, OSError) as error:
+        complain(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,186 @@
+"""Commands that change something: budget, memory, dirty pages, dead clients, whole pools."""
+
+import argparse
+import os
+import sys
+
+from bufferpool import doctor, segment
+from bufferpool.cli.common import Commands, attach, complain, pool_name, print_json, size
+from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused
+from bufferpool.pool import Pool
+from bufferpool.sizes import format_size
+from bufferpool.steward import Settings, run
+
+
+def _rm(args: argparse.Namespace) -> int:
+    failed = 0
+    for name in args.name:
+        try:
+            print(_remove(segment.path_of(name, args.directory), args.force))
+        except (BufferPoolError, OSError) as error:
+            complain(error)
+            failed = 1
+    return failed
+
+
+def _remove(path: str, force: bool) -> str:
+    """Removes one pool, whatever its condition; says what came free."""
+    name = os.path.basename(path)
+    found = next((f for f in segment.find(os.path.dirname(path)) if f.path == path), None)
+    if found is None:
+        if os.path.lexists(path):
+            raise SegmentRefused(f"{path} is no pool, or not yours to read; if it is to go, use rm {path}")
+        raise SegmentNotFound(f"there is no pool {path}; bufferpool ls shows what is there")
+    used = doctor.in_use(path)
+    if used and not force:
+        raise SegmentRefused(
+            f"{name!r} is in use by living processes (bufferpool stat {name} names them): end them first, or use --force"
+        )
+    segment.unlink(path)
+    if used:
+        return f"{name}: removed; its {format_size(found.kernel_bytes)} come free when the last process that is attached ends"
+    return f"{name}: removed, {format_size(found.kernel_bytes)} ({found.kernel_bytes:,} B) freed"
+
+
+# ---- memory ---------------------------------------------------------------------------
+
+
+def _given(args: argparse.Namespace, pool: Pool, given: int, **more: int) -> int:
+    if args.json:
+        print_json({"name": args.name, "given_back_bytes": given, **more})
+    else:
+        stats = pool.stats()
+        print(
+            f"{args.name}: {format_size(given)} given back; resident {format_size(stats.resident_bytes)} "
+            f"of a budget of {format_size(stats.budget_bytes)}"
+        )
+    return 0
+
+
+def _resize(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        try:
+            given = pool.resize(args.capacity, timeout=args.timeout)
+        except ValueError as error:
+            args.parser.error(str(error))
+        return _given(args, pool, given, budget_bytes=args.capacity)
+
+
+def _trim(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        return _given(args, pool, pool.trim(bytes=args.bytes, idle=args.idle))
+
+
+def _flush(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        written = pool.flush(None if args.space is None else pool.space(args.space))
+        left = pool.stats().frames["dirty"]
+    if args.json:
+        print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
+    else:
+        print(f"{args.name}: {written:,} pages written and synced; {left:,} are dirty still")
+    return 0
+
+
+def _gc(args: argparse.Namespace) -> int:
+    """Dead clients go without a question: nothing of theirs is of use. Pools are asked about, one by one."""
+    failed = 0
+    for found in list(segment.find(args.directory)):
+        name = os.path.basename(found.path)
+        try:
+            if not found.trouble and found.owner == os.geteuid():
+                with Pool.attach(name, directory=args.directory) as pool:
+                    reaped = pool.reap()
+                if reaped:
+                    print(f"{name}: {reaped} dead clients cleared away")
+            if found.owner != os.geteuid() or doctor.in_use(found.path):
+                continue
+            what = f"damaged ({found.trouble})" if found.trouble else "nobody is attached"
+            if args.yes or _asked(f"{name}: {what}, {format_size(found.kernel_bytes)}. Remove it?"):
+                print(_remove(found.path, force=False))
+        except (BufferPoolError, OSError) as error:
+            complain(error)
+            failed = 1
+    return failed
+
+
+def _asked(question: str) -> bool:
+    """A question; anything but yes, and the end of the input, is no."""
+    print(f"{question} [y/N] ", end="", flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _steward(args: argparse.Namespace) -> int:
+    settings = Settings(
+        flush_every=args.flush_every,
+        pressure=not args.no_pressure,
+        idle=args.idle,
+        working_set=args.working_set,
+    )
+    with attach(args) as pool:
+        print(f"steward of {args.name}, until interrupted", flush=True)
+        run(pool, settings)
+    return 0
+
+
+def register(commands: Commands) -> None:
+    """Adds these commands."""
+    resize = commands.add(
+        "resize", _resize, "change the budget of a pool, while others use it",
+        "A smaller budget evicts the coldest pages and gives whole extents back; dirty pages are written for it.\n\n"
+        "example:\n  bufferpool resize orders 64MiB",
+    )  # fmt: skip
+    resize.add_argument("capacity", metavar="SIZE", type=size)
+    resize.add_argument(
+        "--timeout",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="how long to wait for pages in use (default: %(default)s)",
+    )
+    trim = commands.add(
+        "trim", _trim, "give memory back now; the budget stays",
+        "Without options: the free frames.\n\n"
+        "examples:\n  bufferpool trim orders --bytes 64MiB\n  bufferpool trim orders --idle 30",
+    )  # fmt: skip
+    which = trim.add_mutually_exclusive_group()
+    which.add_argument("--bytes", type=size, metavar="SIZE", help="so much, coldest pages first")
+    which.add_argument("--idle", type=float, metavar="S", help="every clean page untouched for so many seconds")
+    flush = commands.add(
+        "flush", _flush, "write dirty pages to their files, and sync them",
+        "Pages above the pool's durable LSN stay dirty, and those whose store only another process has.\n\n"
+        "example:\n  bufferpool flush orders",
+    )  # fmt: skip
+    flush.add_argument("space", metavar="SPACE", nargs="?", help="only this space")
+    gc = commands.add(
+        "gc", _gc, "clear away dead clients, and, after asking, pools that nobody uses",
+        "A pool that nobody uses may be waiting for its next process, warm: hence the question.\n\n"
+        "examples:\n  bufferpool gc\n  bufferpool gc --yes",
+        pool=False, js=False,
+    )  # fmt: skip
+    gc.add_argument("--yes", action="store_true", help="remove them without asking")
+    steward = commands.add(
+        "steward", _steward, "do the background work of a pool, in this process",
+        "Reaps the dead, writes dirty pages, moves the budget with the memory pressure. Several may run: one has the\n"
+        "office, another takes over when it ends.\n\nexample:\n  bufferpool steward orders --idle 600",
+        js=False,
+    )  # fmt: skip
+    steward.add_argument(
+        "--flush-every",
+        type=float,
+        default=15.0,
+        metavar="S",
+        help="no page stays dirty for longer (default: %(default)s)",
+    )
+    steward.add_argument("--idle", type=float, metavar="S", help="pages untouched for so long go back")
+    steward.add_argument("--no-pressure", action="store_true", help="leave the budget alone")
+    steward.add_argument("--working-set", metavar="FILE", help="save the working set there, every five minutes")
+    rm = commands.add(
+        "rm", _rm, "remove pools and free their memory",
+        "Pages that were written and not flushed are lost. A pool with living clients is kept,\n"
+        "unless forced: then they go on with what they have, and new ones do not find it.\n\n"
+        "examples:\n  bufferpool rm orders\n  bufferpool rm --force orders tiles",
+        pool=False, js=False,
+    )  # fmt: skip
+    rm.add_argument("name", metavar="NAME", nargs="+", type=pool_name)
+    rm.add_argument("--force", action="store_true", help="even if processes are attached")

@@ -1,0 +1,103 @@
+"""What the commands share: output, arguments, and how a command is added."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from bufferpool import segment
+from bufferpool.inspect import ClientInfo
+from bufferpool.pool import Pool
+from bufferpool.sizes import parse_size
+
+PLAIN = argparse.RawDescriptionHelpFormatter
+Run = Callable[[argparse.Namespace], int]
+
+
+# ---- output ------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: NaN is null."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
+    """Columns, aligned; those in ``right`` to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    numbers = set(right)
+    for row in rows:
+        cells = [
+            cell.rjust(w) if i in numbers else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def others(pool: Pool) -> list[ClientInfo]:
+    """The clients but for the one that this handle is: the last of this process."""
+    clients = pool.clients()
+    me = max((c for c in clients if c.pid == os.getpid()), key=lambda c: c.attached_at, default=None)
+    return [c for c in clients if c != me]
+
+
+def complain(error: Exception) -> None:
+    """An error as one line."""
+    print(f"bufferpool: {error}", file=sys.stderr, flush=True)
+
+
+def attach(args: argparse.Namespace, mode: str = "r+") -> Pool:
+    """The pool that a command names."""
+    return Pool.attach(args.name, directory=args.directory, mode=mode)
+
+
+# ---- arguments ----------------------------------------------------------------------
+
+
+def pool_name(text: str) -> str:
+    """An argument that names a pool."""
+    try:
+        segment.path_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def size(text: str) -> int:
+    """An argument that is a size."""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+class Commands:
+    """The parser, while commands are added to it."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        self, name: str, run: Run, about: str, epilog: str, *, pool: bool = True, js: bool = True
+    ) -> argparse.ArgumentParser:
+        """A command: ``about`` in a few words, ``epilog`` with an example; of one ``pool``; with ``--json``."""
+        text = about[0].upper() + about[1:] + "."
+        sub = self._commands.add_parser(name, help=about, description=text, epilog=epilog, formatter_class=PLAIN)
+        sub.set_defaults(run=run, parser=sub)
+        sub.add_argument("--directory", metavar="DIR", help="the tmpfs that holds the pools (default: /dev/shm)")
+        if js:
+            sub.add_argument("--json", action="store_true", help="print JSON; sizes are bytes")
+        if pool:
+            sub.add_argument("name", metavar="NAME", type=pool_name, help="the pool")
+        return sub

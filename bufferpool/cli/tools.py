@@ -1,0 +1,83 @@
+"""Commands that need no pool: a replay that makes its own, and the doctor."""
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from bufferpool import doctor
+from bufferpool.cli.common import Commands, print_json, size
+from bufferpool.replay import DEMO_REPEAT, Options, replay
+
+_DEMO = Options(repeat=DEMO_REPEAT)
+
+
+def _replay(args: argparse.Namespace) -> int:
+    if args.demo == (args.trace is not None):
+        args.parser.error("give a TRACE, or --demo for the one that ships with bufferpool")
+    names = ("trace", "capacity", "processes", "page_size", "writes", "limit", "seed", "directory", "temp")
+    given = {name: getattr(args, name) for name in names}
+    try:
+        options = Options(**given, repeat=args.repeat or (_DEMO.repeat if args.demo else 1))
+    except ValueError as error:
+        args.parser.error(str(error))
+    if args.demo:
+        print("demo: TPC-C on SQLite, 400,000 page accesses, replayed", options.repeat, "times")
+    print(replay(options, sys.stdout).table())
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    findings = []
+    for finding in doctor.examine(args.directory):
+        findings.append(finding)
+        if not args.json:
+            print(f"{finding.level:<4}  {finding.what:<14}  {finding.text}")
+            if finding.remedy:
+                print(f"{'':22}-> {finding.remedy}")
+    if args.json:
+        print_json([asdict(finding) for finding in findings])
+    return 1 if any(finding.level is doctor.Level.FAIL for finding in findings) else 0
+
+
+def register(commands: Commands) -> None:
+    """Adds these commands."""
+    sub = commands.add(
+        "replay",
+        _replay,
+        "replay a trace of page accesses through a pool, everything verified",
+        "Builds a file with one stamped page for every page of the trace, replays the trace through one\n"
+        "pool with several processes, verifies every page that is read, halves the budget on the way and\n"
+        "restores it, and compares what the pool counts with what the kernel says. Leaves nothing behind.\n\n"
+        "examples:\n  bufferpool replay --demo\n"
+        "  bufferpool replay trace.npy --capacity 64MiB --processes 4 --page-size 8192 --writes 0.1\n\n"
+        "TRACE is a .npy file with one row of integers, the page number of each access in order, or an\n"
+        ".npz file with such an array named 'pages'.",
+        pool=False,
+        js=False,
+    )
+    sub.add_argument("trace", nargs="?", metavar="TRACE", help="the trace: .npy or .npz")
+    sub.add_argument("--demo", action="store_true", help="use the trace that ships with bufferpool (TPC-C on SQLite)")
+    for flag, kind, metavar, about in (
+        ("--capacity", size, "SIZE", "the pool's budget (default: a quarter of the file)"),
+        ("--processes", int, "N", "workers (default: %(default)s)"),
+        ("--page-size", size, "BYTES", "a power of two (default: %(default)s)"),
+        ("--writes", float, "SHARE", "share of writes, 0 to 1 (default: %(default)s)"),
+        ("--limit", int, "N", "only the first N accesses of the trace"),
+        ("--seed", int, "N", "which accesses write (default: %(default)s)"),
+    ):
+        default = getattr(_DEMO, flag[2:].replace("-", "_"))
+        sub.add_argument(flag, type=kind, default=default, metavar=metavar, help=about)
+    sub.add_argument(
+        "--repeat", type=int, metavar="N", help=f"passes over the trace (default: 1; {_DEMO.repeat} for the demo)"
+    )
+    sub.add_argument(
+        "--temp", metavar="DIR", help="where to build the file (default: the system's temporary directory)"
+    )
+    commands.add(
+        "doctor",
+        _doctor,
+        "examine the machine: what a pool needs, and what to do about what is missing",
+        "OK is fine; WARN works, but read it; FAIL must be seen to (exit code 1).\n\n"
+        "example:\n  bufferpool doctor --directory /mnt/pools",
+        pool=False,
+    )
