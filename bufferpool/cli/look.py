@@ -191,7 +191,7 @@ def _frames(args: argparse.Namespace) -> int:
         wanted = {"dirty": found["dirty"], "pinned": found["pins"] > 0}
         found = found[wanted[args.state] if args.state in wanted else found["state"] == FrameState[args.state.upper()]]
     else:
-        found = found[found["state"] != FrameState.HOLE]
+        found = found[(found["state"] != FrameState.HOLE) & (found["state"] != FrameState.FREE)]
     rows: list[dict[str, Any]] = [
         {
             "frame": int(f["frame"]),
@@ -342,7 +342,7 @@ def register(commands: Commands) -> None:
     pins.add_argument("page", metavar="PAGE", nargs="?", type=int, help="only this page")
     frames = commands.add(
         "frames", _frames, "show what is in each frame",
-        "Holes are left out unless asked for. IDLE: since the page's last use.\n\n"
+        "Free frames and holes are left out unless asked for. IDLE: since the page's last use.\n\n"
         "examples:\n  bufferpool frames orders --state dirty\n  bufferpool frames orders --limit 1000000 --json",
     )  # fmt: skip
     frames.add_argument(
