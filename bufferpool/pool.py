@@ -641,11 +641,13 @@ class Pool:
         """
         found = list(self._seg.check())
         for _ in range(20):
-            status, frames = self._seg.status(), self.frames()
+            alone, status, frames = self._seg.alone(), self._seg.status(), self.frames()
             counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size
             off = abs(counted - status["kernel_bytes"])
             if off <= np.count_nonzero(frames["state"] == inspect.FrameState.BUSY) * self.page_size:
                 return found
+            if alone:  # it stays as it is
+                break
             time.sleep(0.005)
         return [
             *found,

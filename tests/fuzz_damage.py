@@ -3,6 +3,7 @@
 import mmap
 import random
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from bufferpool import _core
@@ -76,6 +77,7 @@ class Mutator:
         self.layout = Layout(shm)
         self.first_entries = [self.layout.space(shm, i, "first_entry") for i in range(4)]
         self.done: list[str] = []
+        self.saved: list[tuple[int, bytes, bytes]] = []
 
     def client(self) -> int:
         """A client's number, of none that lives or will: waiting for the living is right."""
@@ -165,7 +167,8 @@ class Mutator:
         offset = at.queues_at + 16 * words + 8 * (chunks + which * at.ring_capacity + i)
         return f"ring {('cold', 'hot')[which]} {i}", offset, 8, "element"
 
-    def mutate(self) -> None:
+    def mutate(self) -> bool:
+        """Changes one word, or a whole intent; whether that changed anything."""
         r = self.rng
         what, at, size, kind = self.place()
         old = self.shm[at : at + size]
@@ -191,4 +194,13 @@ class Mutator:
                 value = self.never_living(value)
             new = value.to_bytes(size, "little")
         self.shm[at : at + size] = new
+        self.saved.append((at, old, new))
         self.done.append(f"{what}: {old[::-1].hex()} -> {new[::-1].hex()}")
+        return new != old
+
+    def mend(self, chosen: Callable[[], bool]) -> None:
+        """Puts the words back that are still as mutate() has left them; some of them, or all."""
+        for at, old, new in reversed(self.saved):
+            if self.shm[at : at + len(new)] == new and chosen():
+                self.shm[at : at + len(old)] = old
+        self.saved.clear()

@@ -180,7 +180,7 @@ def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, 
                 break
 
     def resize() -> None:
-        pool.resize(rng.choice([8, 16, 48, MOST]) * PAGE, timeout=0.05)
+        pool.resize(rng.choice([8, 16, 48, MOST]) * PAGE, timeout=0.01)
 
     def frames() -> None:
         pool.frames()

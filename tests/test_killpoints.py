@@ -4,42 +4,18 @@ import json
 import os
 import re
 import select
-import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 
-ROOT = Path(__file__).parent.parent
-CORE = ROOT / "bufferpool" / "core"
+from .native_build import CORE, ROOT, build
+
 SOURCES = sorted([*CORE.glob("*.h"), *CORE.glob("*.cpp")])
 POINTS = sorted({p for source in SOURCES for p in re.findall(r'BP_POINT\("([^"]+)"\)', source.read_text())})
-
-
-def build(package: Path) -> None:
-    """bufferpool, compiled so that it can be killed at its points."""
-    skip = shutil.ignore_patterns("*.so", "core", "__pycache__", "traces")
-    shutil.copytree(ROOT / "bufferpool", package, ignore=skip)
-    flags = ["-std=c++20", "-O1", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w"]
-    flags += [f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    flags += ["-include", str(ROOT / "tests" / "native" / "faults.h")]
-    compiler = os.environ.get("CXX", "g++")
-
-    def compile_one(source: Path) -> str:
-        out = package / f"{source.stem}.o"
-        subprocess.run([compiler, *flags, "-c", str(source), "-o", str(out)], check=True)
-        return str(out)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sorted(CORE.glob("*.cpp"))))
-    library = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([compiler, "-shared", *objects, "-o", str(library)], check=True)
 
 
 class Driver:
@@ -89,7 +65,7 @@ class Driver:
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     package = tmp_path_factory.mktemp("faults") / "bufferpool"
-    build(package)
+    build(package, ["-O1", "-include", str(ROOT / "tests" / "native" / "faults.h")])
     made = Driver(package)
     yield made
     made.close()

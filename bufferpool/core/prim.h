@@ -147,6 +147,32 @@ inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset) {
     return ssize_t(got);
 }
 
+// Tests define it: so much memory on either side of a segment that nobody may touch.
+#ifndef BP_GUARD_BYTES
+#define BP_GUARD_BYTES 0
+#endif
+
+// Maps a segment whole, or null. No huge pages, no core dumps.
+inline u8* map_segment(int fd, u64 bytes) {
+    constexpr u64 guard = BP_GUARD_BYTES;
+    u8* at = nullptr;
+    if (guard) {
+        void* room = mmap(nullptr, bytes + 2 * guard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (room == MAP_FAILED) return nullptr;
+        at = static_cast<u8*>(room) + guard;
+    }
+    void* mapped = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | (guard ? MAP_FIXED : 0), fd, 0);
+    if (mapped == MAP_FAILED) return nullptr;
+    madvise(mapped, bytes, MADV_NOHUGEPAGE);
+    madvise(mapped, bytes, MADV_DONTDUMP);
+    return static_cast<u8*>(mapped);
+}
+
+inline void unmap_segment(u8* base, u64 bytes) {
+    constexpr u64 guard = BP_GUARD_BYTES;
+    munmap(base - guard, bytes + 2 * guard);
+}
+
 // A second open file description of the file behind `fd`, with locks of its own.
 inline int reopen(int fd) {
     char path[40] = "/proc/self/fd/";
