@@ -79,6 +79,7 @@ public:
             if (r->head >= capacity_) r->head = 0;
             if (r->count > capacity_) r->count = capacity_;
         }
+        if (s.frames > capacity_) s.frames = capacity_;
     }
 
     static constexpr u32 count_max() { return COUNT_MAX; }
@@ -91,8 +92,8 @@ public:
 
     void set_frames(u32 frames) {
         bool fresh = s_.frames == 0;
-        s_.frames = frames;
-        if (fresh) s_.cold_target = frames / 50;
+        s_.frames = frames < capacity_ ? frames : capacity_;
+        if (fresh) s_.cold_target = s_.frames / 50;
         bound_target();
     }
 
@@ -100,7 +101,7 @@ public:
     // that the page is read ahead or scanned, which earns it no hot place.
     Ring miss(Ghost ghost, u32 stamp, bool once) {
         s_.now = (s_.now + 1) & STAMP_MASK;
-        int c = int(s_.frames), window = c * 15 / 100, memory = 4 * c;
+        i64 c = s_.frames, window = c * 15 / 100, memory = 4 * c;
         bool valid = false;
         if (ghost == Ghost::COLD) {
             drop_gone(RING_COLD);
