@@ -131,7 +131,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.flush_open.store_relaxed(0);
     slot.name[0] = slot.path[0] = 0;
     slot.state.store_seq_cst(SPACE_FREE);
-    release(s.header->growth);
+    release(s, s.header->growth);
     BP_POINT("remove.free");
     return true;
 }
@@ -167,7 +167,7 @@ inline u64 sweep_closing(Segment& s) {
 inline void leave_directory(Segment& s) {
     u64 tried = sweep_closing(s);
     for (;;) {
-        release(s.header->directory);
+        release(s, s.header->directory);
         u64 closing = 0;
         for (u32 i = 0; i < MAX_SPACES; i++)
             if (s.spaces[i].state.load_seq_cst() == SPACE_CLOSING) closing |= u64(1) << i;
@@ -281,10 +281,10 @@ template <class F>
 void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
     u32 w = lock.word.load_seq_cst();
     if ((w & lock_word::OWNER) != c) return;
-    if (!lock.word.cas_seq_cst(w, s.me | lock_word::REPAIR | lock_word::WAITED)) return;
+    if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) return;
     repair();
     repaired(s, lock);
-    release(lock);
+    release(s, lock);
 }
 
 // Ends the business of a dead client whose byte lock we hold, and frees its slot.

@@ -74,6 +74,7 @@ inline void begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 ls
     intent.page.store_relaxed(pages.front());
     intent.old.store_relaxed(pages.back());
     intent.op.store_release(u32(Op::FLUSH));
+    s.claims.add();
     BP_POINT("flush.intent");
     for (u32 page : pages) {
         Atomic<u64>& word = s.entries[page];

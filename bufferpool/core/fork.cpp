@@ -54,6 +54,7 @@ static void after_fork_child() {
         plan.seg->forks++;
         plan.seg->active = plan.seg->writes = 0;
         s->ops_used.store_relaxed(0);
+        for (auto& use : s->lock_use) use = {};
         for (u32 i = 0; i < OPS; i++) s->op_thread[i] = 0;
         for (auto& spare : s->spares) spare.store_relaxed(0);
         new (&s->reap_mutex) std::recursive_mutex;

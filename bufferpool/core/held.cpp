@@ -48,7 +48,7 @@ static void let_go(HeldObject* held) {
         Busy busy(seg);
         seg->active--;
         Released unlocked(seg);
-        if (held->lock) release(*held->lock);
+        if (held->lock) release(*seg->s, *held->lock);
         else leave_directory(*seg->s);
     }
     Py_DECREF(seg);
@@ -98,7 +98,7 @@ static PyObject* segment_lock_flush(PyObject* self, PyObject* arg) {
     }
     if (a == Acquired::INTERRUPTED) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for a flush");
     PyObject* held = new_held(S(self), &slot.flush_lock, slot.flush_open.load_acquire());
-    if (!held) release(slot.flush_lock);
+    if (!held) release(*s, slot.flush_lock);
     return held;
 }
 

@@ -64,13 +64,30 @@ inline bool seems_alive(Segment& s, u32 c) {
     return c == s.me || prim::byte_is_locked(s.fd, LOCKS_AT + long(c)) != 0;
 }
 
+// The one CAS by which a lock becomes ours.
+inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
+    Segment::LockUse& use = s.use_of(lock);
+    use.begun.add();
+    if (lock.word.cas_seq_cst(seen, s.me | flags)) return true;
+    use.ended.add();
+    return false;
+}
+
+// A damaged word: it names no client, or us, while no thread of ours has the lock. (None
+// had begun to take it before we looked at the word, and none has since: see take().)
+inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
+    u32 owner = seen & lock_word::OWNER;
+    if (owner != s.me) return owner > s.g.max_clients;
+    Segment::LockUse& use = s.use_of(lock);
+    u64 begun = use.begun.value();
+    return use.ended.value() == begun && lock.word.load_seq_cst() == seen && use.begun.value() == begun;
+}
+
 // Tries to inherit a lock from a dead owner. True: it is ours, to be repaired.
 inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
-    u32 owner = seen & lock_word::OWNER, expected = seen;
-    DeadClient dead(s, owner);
-    bool nobody = owner > s.g.max_clients;  // a damaged word: no such client ever holds it
-    if (!dead.held() && !nobody) return false;
-    return lock.word.cas_seq_cst(expected, s.me | lock_word::REPAIR | lock_word::WAITED);
+    DeadClient dead(s, seen & lock_word::OWNER);
+    if (!dead.held() && !is_nobodys(s, lock, seen)) return false;
+    return take(s, lock, seen, lock_word::REPAIR | lock_word::WAITED);
 }
 
 inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }
@@ -78,7 +95,7 @@ inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired:
 inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
     for (int spin = 0; spin < prim::SPINS; spin++) {
         u32 free = 0;
-        if (lock.word.load_relaxed() == 0 && lock.word.cas_seq_cst(free, s.me)) return Acquired::YES;
+        if (lock.word.load_relaxed() == 0 && take(s, lock, free, 0)) return Acquired::YES;
         prim::relax();
     }
     s.counters().wait_memory.add_relaxed(1);
@@ -87,7 +104,7 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
     for (;;) {
         u32 w = lock.word.load_seq_cst();
         if ((w & lock_word::OWNER) == 0) {  // free, perhaps to be repaired
-            if (lock.word.cas_seq_cst(w, s.me | lock_word::WAITED | (w & lock_word::REPAIR))) return ours(acquired(w));
+            if (take(s, lock, w, lock_word::WAITED | (w & lock_word::REPAIR))) return ours(acquired(w));
             continue;
         }
         if (!(w & lock_word::WAITED)) {
@@ -104,9 +121,9 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
 inline bool try_acquire(Segment& s, LockWord& lock, Acquired& how) {
     u32 w = lock.word.load_seq_cst();
     how = acquired(w);
-    if ((w & lock_word::OWNER) == 0) return lock.word.cas_seq_cst(w, s.me | w);
+    if ((w & lock_word::OWNER) == 0) return take(s, lock, w, w);
     how = Acquired::REPAIR;
-    return (w & lock_word::OWNER) != s.me && inherit(s, lock, w);
+    return inherit(s, lock, w);
 }
 
 inline void repaired(Segment& s, LockWord& lock) {
@@ -115,8 +132,10 @@ inline void repaired(Segment& s, LockWord& lock) {
     s.counters().rebuilds.add_relaxed(1);
 }
 
-inline void release(LockWord& lock) {
-    if (lock.word.swap_seq_cst(0) & lock_word::WAITED) prim::futex_wake_all(&lock.word);
+inline void release(Segment& s, LockWord& lock) {
+    u32 w = lock.word.swap_seq_cst(0);
+    s.use_of(lock).ended.add();
+    if (w & lock_word::WAITED) prim::futex_wake_all(&lock.word);
 }
 
 }  // namespace bp

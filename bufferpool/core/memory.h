@@ -65,6 +65,7 @@ struct PoolEnv {
         }
         intent->victim.store_relaxed(page);
         intent->op.store_release(u32(Op::EVICT));
+        s.claims.add();
         BP_POINT("evict.intent");
         u64 closed = entry::with_owner(entry::with_state(e, EVICTING), s.me);
         bool gone = word.cas_seq_cst(e, closed);
@@ -160,7 +161,7 @@ inline bool lock_memory(Segment& s, bool interruptible = true) {
 }
 inline void unlock_memory(Segment& s) {
     BP_POINT("memory.unlock");
-    release(s.header->memory);
+    release(s, s.header->memory);
 }
 
 // ---- giving frames back to the pool -----------------------------------------
@@ -285,7 +286,7 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages) {
             repair_growth(s);
         }
     }
-    release(s.header->growth);
+    release(s, s.header->growth);
     return r;
 }
 
@@ -311,7 +312,7 @@ inline int grow_ready(Segment& s) {
         unlock_memory(s);
         s.has_frame(to - 1);
     }
-    release(s.header->growth);
+    release(s, s.header->growth);
     return r;
 }
 

@@ -54,6 +54,7 @@ inline Status begin_load(Segment& s, Intent& intent, u32 page) {
     intent.page.store_relaxed(page);
     intent.frame.store_relaxed(NONE);
     intent.op.store_release(u32(Op::LOAD));
+    s.claims.add();
     BP_POINT("load.intent");
     if (word.cas_seq_cst(e, entry::with_owner(entry::with_state(e, LOADING), s.me))) {
         BP_POINT("load.loading");
@@ -232,11 +233,27 @@ void reap(Segment& s, u32 client);  // client.h
 
 constexpr u64 WAIT_SLICE_NS = 20'000'000;
 
-// Settles an entry that names `c`, who is dead or no client at all, and who has
-// left no intent for it: only a damaged segment has such a one.
+// Does an operation of this process cover an entry that names us? (If the word still is
+// what it was, and no operation has claimed any entry since, then one that claimed this
+// one was under way all the while, and its intent was there to be seen.)
+inline bool has_operation(Segment& s, u32 page, u64 e) {
+    if (entry::state(e) == RESIDENT && entry::owner(e) == s.me) return true;  // a writer: write.cpp knows
+    u64 claims = s.claims.value(), used = s.ops_used.load_acquire();
+    for (u32 i = 0; i < OPS; i++) {
+        if (!(used >> i & 1)) continue;
+        Intent& in = s.client().intents[i];
+        u32 first = in.page.load_acquire();
+        bool flushes = in.op.load_acquire() == u32(Op::FLUSH);
+        if (first == page || in.victim.load_acquire() == page || (flushes && first <= page && page <= in.old.load_acquire())) return true;
+    }
+    return s.entries[page].load_seq_cst() != e || s.claims.value() != claims;
+}
+
+// Settles an entry that names `c`, who is dead or no client at all (or us, who do nothing
+// to it), and who has left no intent for it: only a damaged segment has such a one.
 inline void disown(Segment& s, u32 page, u64 e, u32 c) {
     DeadClient dead(s, c);
-    if (!dead.held() && c != 0 && c <= s.g.max_clients) return;
+    if (!dead.held() && c != 0 && c <= s.g.max_clients && c != s.me) return;
     u64 next = entry::flusher(e) == c && entry::state(e) == RESIDENT ? entry::with_flusher(e, 0) : e;
     if (entry::owner(next) == c) next = entry::with_owner(next, 0);
     u32 f = entry::frame(e);
@@ -260,8 +277,8 @@ inline void wait_entry(Segment& s, u32 page, u64 e) {
     }
     if (prim::futex_wait(&word, u32(e), WAIT_SLICE_NS) != -ETIMEDOUT) return;
     auto look_after = [&](u32 c) {
-        if (seems_alive(s, c)) return;
-        reap(s, c);
+        if (c == s.me ? has_operation(s, page, e) : seems_alive(s, c)) return;
+        if (c != s.me) reap(s, c);
         if (word.load_seq_cst() == e) disown(s, page, e, c);
     };
     bool resident = entry::state(e) == RESIDENT;

@@ -48,6 +48,15 @@ inline u64 boot_ns() {
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
 }
 
+// Counts something among the threads of this process.
+class Tally {
+    u64 n_ = 0;
+
+public:
+    void add() { __atomic_fetch_add(&n_, 1, __ATOMIC_SEQ_CST); }
+    u64 value() const { return __atomic_load_n(&n_, __ATOMIC_SEQ_CST); }
+};
+
 constexpr int SPINS = 300;  // tries before a wait asks the kernel
 
 inline u32 process_id() { return u32(getpid()); }

@@ -111,6 +111,12 @@ struct Segment {
     std::recursive_mutex reap_mutex;  // one reaper in this process; see client.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
     bool (*interrupted)(Segment&) = nullptr;
+    // What threads of this process have begun, so that a word that names us and is nobody's here is
+    // known to be damaged (is_nobodys in lock.h, has_operation in page.h).
+    struct LockUse {
+        prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
+    } lock_use[3 + MAX_SPACES];
+    prim::Tally claims;  // of entries: counted after the intent, before the CAS
 
     void map(u8* at, const Geometry& geometry) {
         base = at;
@@ -135,6 +141,12 @@ struct Segment {
     Client& client() { return clients[me - 1]; }
     Counters& counters() { return client().counters; }
     void took(Latency what, u64 since_ns) { counters().latency[what].add(prim::now_ns() - since_ns); }
+    LockUse& use_of(const LockWord& lock) {
+        if (&lock == &header->memory) return lock_use[0];
+        if (&lock == &header->directory) return lock_use[1];
+        if (&lock == &header->growth) return lock_use[2];
+        return lock_use[3 + u64(reinterpret_cast<const u8*>(&lock) - reinterpret_cast<const u8*>(spaces)) / sizeof(SpaceSlot)];
+    }
     u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
     u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
     // The pin count of a client's stripe row: see layout.h.
