@@ -51,8 +51,10 @@ class FileStore:
             raise ValueError(f"mode must be 'r', 'r+' or 'w+', not {mode!r}")
         self.path = os.path.realpath(path)
         self.writable = mode != "r"
-        self.fd = os.open(self.path, flags[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+        directory = os.path.isdir(self.path)
+        if not directory:
+            self.fd = os.open(self.path, flags[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        if directory or not stat.S_ISREG(os.fstat(self.fd).st_mode):
             raise ValueError(
                 f"{self.path} is not a regular file; pages live in regular files (or in a store: open_store)"
             )

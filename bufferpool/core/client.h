@@ -220,7 +220,7 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
             u32 at = entry::frame(e);
             bool there = s.has_frame(at) && s.frames[at].word.load_acquire() == frame::live(victim);
             if (there) return entry::with_owner(entry::with_state(e, RESIDENT), 0);
-            return PoolEnv::ghost_word(e, Ghost::COLD, s.header->policy.now);
+            return (e & entry::VOLATILE) | ABSENT;  // no ghost: its stamp is the policy's, behind the memory lock
         });
     }
     if ((op == Op::LOAD || op == Op::EVICT) && s.has_page(page)) {

@@ -99,7 +99,7 @@ struct Segment {
     u8* pin_rows = nullptr;
     Atomic<u16>* my_pins = nullptr;  // our count of frame 0
     Bitmap free, holes;
-    u64* chunk_bits = nullptr;  // which OS pages of entries are plugged; under the growth lock
+    Atomic<u64>* chunk_bits = nullptr;  // which OS pages of entries are plugged; set under the growth lock
     u64* ring_slots[2] = {nullptr, nullptr};
     u8* data = nullptr;
 
@@ -132,8 +132,8 @@ struct Segment {
         u64 words = BitmapGeometry(g.max_frames).bytes / 8;
         free = Bitmap(q, g.max_frames);
         holes = Bitmap(q + words, g.max_frames);
-        chunk_bits = q + 2 * words;
-        ring_slots[0] = chunk_bits + (g.entry_chunks() + 63) / 64;
+        chunk_bits = reinterpret_cast<Atomic<u64>*>(q + 2 * words);
+        ring_slots[0] = q + 2 * words + (g.entry_chunks() + 63) / 64;
         ring_slots[1] = ring_slots[0] + g.ring_capacity;
         data = at + g.data_at;
     }
@@ -168,7 +168,7 @@ struct Segment {
         ready = r;
         return f < r;
     }
-    bool has_entry_chunk(u64 i) const { return chunk_bits[i / 64] >> (i % 64) & 1; }
+    bool has_entry_chunk(u64 i) const { return chunk_bits[i / 64].load_relaxed() >> (i % 64) & 1; }
     bool has_page(u32 page) const { return page < g.max_pages; }
 
     // Does any client pin this frame? Called after the entry has been changed so

@@ -396,7 +396,7 @@ static void make_segment(u32 budget, u32 frames) {
     slot.entries_ready.store_relaxed(PAGES);
     slot.max_pages.store_relaxed(PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
-    s.chunk_bits[0] = 1;
+    s.chunk_bits[0].store_relaxed(1);
     for (u32 f = 0; f < frames; f++) s.holes.add(f);
     for (u32 page = 0; page < PAGES; page++)
         for (u64& w : world.store[page]) w = u64(page) << 32;
