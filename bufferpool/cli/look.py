@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bufferpool import inspect, segment
-from bufferpool.cli.common import Commands, attach, others, print_json, print_table
+from bufferpool.cli.common import Commands, attach, others, pool_name, print_json, print_table
 from bufferpool.errors import BufferPoolError, PageOutOfRange
 from bufferpool.inspect import ClientInfo, FrameState, PoolStats
 from bufferpool.pool import Pool
@@ -315,8 +315,30 @@ def _events(args: argparse.Namespace) -> int:
     return 0
 
 
+def _top(args: argparse.Namespace) -> int:
+    try:
+        from bufferpool.cli.top import Top
+    except ImportError as error:
+        raise BufferPoolError("top needs the library textual: pip install 'bufferpool[top]'") from error
+    if args.name is not None:
+        with attach(args):  # errors on the terminal as it was
+            pass
+    Top(args.name, args.directory, args.interval).run()
+    return 0
+
+
 def register(commands: Commands) -> None:
     """Adds these commands."""
+    top = commands.add(
+        "top", _top, "watch a pool, live, on the whole screen",
+        "Memory by state, the working set by age, rates, spaces, clients, events. Keys: right and left for other pools,\n"
+        "s sorts the spaces, t trims, r resizes, f flushes, q quits.\n\nexamples:\n  bufferpool top\n  bufferpool top orders --interval 0.5",
+        pool=False, js=False,
+    )  # fmt: skip
+    top.add_argument("name", metavar="NAME", nargs="?", type=pool_name, help="the pool (default: the first)")
+    top.add_argument(
+        "--interval", type=float, default=1.0, metavar="S", help="between two looks (default: %(default)s)"
+    )
     commands.add(
         "ls", _ls, "list the pools",
         "RESIDENT is what the pool counts for its pages; KERNEL is st_blocks of the whole\nfile, metadata included. "

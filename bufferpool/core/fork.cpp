@@ -49,6 +49,7 @@ static void after_fork_child() {
         Segment* s = plan.seg->s;
         close(s->fd);
         s->fd = plan.fd;
+        u32 parent = s->me;
         s->become(plan.client);
         plan.seg->lost = plan.client == 0;
         plan.seg->forks++;
@@ -62,6 +63,7 @@ static void after_fork_child() {
         if (s->me) {
             s->client().pid.store_relaxed(u32(getpid()));
             s->client().start_time.store_relaxed(prim::start_time());
+            memcpy(s->client().name, s->clients[parent - 1].name, sizeof(Client::name));
         }
     }
     fork_plans->clear();

@@ -1,0 +1,350 @@
+"""``bufferpool top``: a pool, live, on the whole screen. Needs the extra ``top`` (textual)."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import DataTable, Footer, Input, Label, Static
+
+from bufferpool import inspect, segment
+from bufferpool.cli.common import others
+from bufferpool.errors import BufferPoolError
+from bufferpool.inspect import ClientInfo, PoolStats, Summary
+from bufferpool.pool import Pool
+from bufferpool.sizes import format_size, parse_size
+
+# The parts of the memory bar, in the order in which they stand; the same colours everywhere.
+PARTS = (
+    ("pinned", "#d62728"),
+    ("dirty", "#ff9f1c"),
+    ("clean", "#2ca02c"),
+    ("retired", "#9467bd"),
+    ("free", "#7f9fbf"),
+    ("given back", "#333a45"),
+)
+AGES = ("1 s", "10 s", "1 min", "10 min", "1 h", "older")
+AGE_COLOURS = ("#ffe066", "#ffb347", "#f4845f", "#c05299", "#6a4c93", "#3d348b")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a pool."""
+
+    at: float
+    stats: PoolStats
+    summary: Summary
+    clients: list[ClientInfo]
+    steward: int
+    events: list[str]
+
+
+def look(pool: Pool) -> Look:
+    """Everything that the screen shows."""
+    return Look(
+        time.monotonic(),
+        pool.stats(),
+        inspect.read_summary(pool),
+        others(pool),
+        pool.steward(),
+        [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
+    )
+
+
+def bar(shares: list[tuple[float, str]], width: int) -> Text:
+    """Coloured cells in proportion; every share above 0 gets one at least."""
+    total = sum(share for share, _ in shares) or 1.0
+    cells = [max(1, int(share / total * width)) if share else 0 for share, _ in shares]
+    while sum(cells) != width and any(cells):  # rounding falls to the largest
+        i = max(range(len(cells)), key=cells.__getitem__)
+        cells[i] += 1 if sum(cells) < width else -1
+    text = Text(no_wrap=True)
+    for n, (_, colour) in zip(cells, shares, strict=True):
+        text.append("█" * n, colour)
+    return text
+
+
+def legend(parts: list[tuple[str, str, str]]) -> Text:
+    """Name, colour and figure of each part."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for name, colour, figure in parts:
+        text.append("■ ", colour)
+        text.append(f"{name} ", "dim")
+        text.append(f"{figure}  ", "bold")
+    return text
+
+
+def memory_parts(stats: PoolStats) -> dict[str, int]:
+    """Bytes of each part of the memory bar; together, the largest budget that there may be."""
+    frames, size = stats.frames, stats.page_size
+    pinned = min(frames["pinned"], frames["live"])
+    dirty = min(frames["dirty"], frames["live"] - pinned)
+    return {
+        "pinned": pinned * size,
+        "dirty": dirty * size,
+        "clean": (frames["live"] - pinned - dirty) * size,
+        "retired": frames["old"] * size,
+        "free": (frames["free"] + frames["busy"]) * size,
+        "given back": frames["hole"] * size,
+    }
+
+
+class Ask(ModalScreen[str | None]):
+    """One question, one line of answer; Escape gives it up."""
+
+    CSS = (
+        "Ask { align: center middle; } Ask > Vertical { width: 60; height: auto; border: round $accent; padding: 0 1; }"
+    )
+    BINDINGS = [Binding("escape", "dismiss(None)", "give up")]  # noqa: RUF012 - as textual declares it
+
+    def __init__(self, question: str, value: str) -> None:
+        super().__init__()
+        self.question, self.value = question, value
+
+    def compose(self) -> ComposeResult:
+        """The question and the line."""
+        with Vertical():
+            yield Label(self.question)
+            yield Input(self.value)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """The answer."""
+        self.dismiss(event.value)
+
+
+class Top(App[None]):
+    """The screen."""
+
+    CSS = """
+    #head { height: 1; text-style: bold; }
+    #memory { height: 2; }
+    #rates { height: 1; }
+    #ages { height: 2; }
+    .title { height: 1; color: $accent; text-style: bold; }
+    #spaces { height: 1fr; max-height: 12; min-height: 3; }
+    #clients { height: 1fr; max-height: 12; min-height: 3; }
+    #events { height: 1fr; min-height: 3; overflow: hidden; }
+    DataTable { scrollbar-size-vertical: 1; }
+    """
+    BINDINGS = [  # noqa: RUF012
+        Binding("q", "quit", "quit"),
+        Binding("right,n", "pool(1)", "next pool"),
+        Binding("left,p", "pool(-1)", "previous", show=False),
+        Binding("s", "sort", "sort"),
+        Binding("t", "trim", "trim"),
+        Binding("r", "resize", "resize"),
+        Binding("f", "flush", "flush"),
+    ]
+    ENABLE_COMMAND_PALETTE = False
+
+    def __init__(self, name: str | None, directory: str | None, interval: float) -> None:
+        super().__init__()
+        self.pool_directory, self.interval = directory, interval
+        self.wanted, self.sort_by = name, 0
+        self.pool: Pool | None = None
+        self.before: Look | None = None
+
+    # ---- life ------------------------------------------------------------------------
+
+    def compose(self) -> ComposeResult:
+        """The parts of the screen, from top to bottom."""
+        for name in ("head", "memory", "rates", "ages"):
+            yield Static(id=name)
+        yield Static("spaces", classes="title")
+        yield DataTable(id="spaces", cursor_type="none", show_cursor=False)
+        yield Static("clients", classes="title")
+        yield DataTable(id="clients", cursor_type="none", show_cursor=False)
+        yield Static("latest events", classes="title")
+        yield Static(id="events")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """The columns, and the clock."""
+        self.query_one("#spaces", DataTable).add_columns(
+            "NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO"
+        )
+        self.query_one("#clients", DataTable).add_columns("CLIENT", "PID", "PROGRAM", "PINS", "FRAMES PINNED", "")
+        self.action_pool(0)
+        self.set_interval(self.interval, self.refresh_screen)
+
+    def on_unmount(self) -> None:
+        """Detaches."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self.pool is not None:
+            self.pool.close()
+        self.pool, self.before = None, None
+
+    def names(self) -> list[str]:
+        """The pools that can be looked at, by name."""
+        found = [f.path.rpartition("/")[2] for f in segment.find(self.pool_directory) if not f.trouble]
+        return sorted(found)
+
+    # ---- actions -----------------------------------------------------------------------
+
+    def action_pool(self, step: int) -> None:
+        """Goes to another pool."""
+        names = self.names()
+        if self.wanted is None or (step == 0 and self.wanted not in names):
+            self.wanted = self.wanted or (names[0] if names else None)
+        elif names:
+            at = names.index(self.wanted) if self.wanted in names else 0
+            self.wanted = names[(at + step) % len(names)]
+        self._leave()
+        self.refresh_screen()
+
+    def action_sort(self) -> None:
+        """Sorts the spaces by the next column."""
+        self.sort_by = (self.sort_by + 1) % 8
+        self.refresh_screen()
+
+    def action_trim(self) -> None:
+        """Asks for bytes, and gives them back."""
+        self._ask("give back, of the coldest pages:", "16MiB", lambda pool, n: pool.trim(bytes=n))
+
+    def action_resize(self) -> None:
+        """Asks for a budget, and sets it."""
+        value = format_size(self.before.stats.budget_bytes).replace(" ", "") if self.before else "64MiB"
+        self._ask("new budget:", value, lambda pool, n: pool.resize(n, timeout=1.0))
+
+    def action_flush(self) -> None:
+        """Writes dirty pages."""
+        self._do(lambda pool: f"{pool.flush():,} pages written")
+
+    def _ask(self, question: str, value: str, act: Callable[[Pool, int], int]) -> None:
+        def answered(text: str | None) -> None:
+            if text:
+                self._do(lambda pool: f"{format_size(act(pool, parse_size(text)))} given back")
+
+        self.push_screen(Ask(question, value), answered)
+
+    def _do(self, act: Callable[[Pool], str]) -> None:
+        if self.pool is None:
+            return
+        try:
+            self.notify(act(self.pool))
+        except (BufferPoolError, ValueError, OSError) as error:
+            self.notify(str(error), severity="error", timeout=8)
+        self.refresh_screen()
+
+    # ---- what is shown -------------------------------------------------------------------
+
+    def refresh_screen(self) -> None:
+        """Looks, and shows what is there; says so if there is nothing."""
+        try:
+            if self.pool is None and self.wanted is not None:
+                self.pool = Pool.attach(self.wanted, directory=self.pool_directory)
+            now = look(self.pool) if self.pool is not None else None
+        except (BufferPoolError, OSError) as error:
+            self._leave()
+            self.query_one("#head", Static).update(Text(f"{self.wanted}: {error}", "red"))
+            return
+        if now is None:
+            self.query_one("#head", Static).update(f"no pools in {self.pool_directory or segment.SHM}")
+            return
+        before, self.before = self.before, now
+        self._show_memory(now)
+        self._show_rates(before, now)
+        self._show_spaces(before, now)
+        self._show_clients(now)
+        room = max(1, self.query_one("#events").size.height)
+        events = Text("\n".join(reversed(now.events[-room:])), no_wrap=True, overflow="ellipsis")
+        self.query_one("#events", Static).update(events)
+
+    def _show_memory(self, now: Look) -> None:
+        stats, width = now.stats, max(10, self.size.width)
+        self.query_one("#head", Static).update(
+            Text(
+                f"{stats.name}  {brief(stats.resident_bytes)} of {brief(stats.budget_bytes)} budget "
+                f"({brief(stats.min_bytes)} to {brief(stats.max_bytes)})  kernel {brief(stats.kernel_bytes)}",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+        )
+        parts = memory_parts(stats)
+        text = bar([(float(parts[name]), colour) for name, colour in PARTS], width)
+        text.append("\n")
+        text.append(legend([(name, colour, brief(parts[name])) for name, colour in PARTS if parts[name]]))
+        self.query_one("#memory", Static).update(text)
+        ages = list(zip(AGES, AGE_COLOURS, now.summary.ages.values(), strict=True))
+        text = bar([(float(pages), colour) for _, colour, pages in ages], width)
+        text.append("\n")
+        figures = [
+            (f"< {age}" if age != "older" else age, colour, brief(n * stats.page_size)) for age, colour, n in ages if n
+        ]
+        text.append(Text("last used ", "dim"))
+        text.append(legend(figures))
+        self.query_one("#ages", Static).update(text)
+
+    def _show_rates(self, before: Look | None, now: Look) -> None:
+        if before is None:
+            self.query_one("#rates", Static).update(Text("rates come with the next look", "dim"))
+            return
+        span = now.at - before.at
+
+        def rate(name: str) -> float:
+            return float(getattr(now.stats, name) - getattr(before.stats, name)) / span
+
+        hits, misses = rate("hits"), rate("misses")
+        ratio = f"{hits / (hits + misses):.2%}" if hits + misses else "-"
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for name, figure in (
+            ("hit ratio", ratio),
+            ("hits", short(hits)),
+            ("misses", short(misses)),
+            ("evicted", short(rate("evictions_recycled") + rate("evictions_reclaimed"))),
+            ("flushed", short(rate("flushed_pages"))),
+            ("given back", brief(int(rate("reclaimed_total_bytes")))),
+        ):
+            text.append(f"{name} ", "dim")
+            text.append(f"{figure}{'' if name == 'hit ratio' else '/s'}  ", "bold")
+        self.query_one("#rates", Static).update(text)
+
+    def _show_spaces(self, before: Look | None, now: Look) -> None:
+        table = self.query_one("#spaces", DataTable)
+        table.clear()
+        seen = {s.name: s for s in before.stats.spaces} if before is not None else {}
+        span = now.at - before.at if before is not None else 1.0
+        rows = []
+        for s in now.stats.spaces:
+            was = seen.get(s.name, s)
+            hits, misses = (s.hits - was.hits) / span, (s.misses - was.misses) / span
+            ratio = s.hits / (s.hits + s.misses) if s.hits + s.misses else math.nan
+            rows.append((s.name, s.kind, s.pages, s.resident, s.dirty, hits, misses, ratio))
+        by_text = self.sort_by < 2
+        rows.sort(key=lambda row: row[self.sort_by] if by_text else -float(row[self.sort_by] or 0))
+        for name, kind, pages, resident, dirty, hits, misses, ratio in rows:
+            cells = (f"{pages:,}", f"{resident:,}", f"{dirty:,}", short(hits), short(misses))
+            shown = "-" if math.isnan(ratio) else f"{ratio:.2%}"
+            table.add_row(name, kind, *(Text(c, justify="right") for c in (*cells, shown)))
+
+    def _show_clients(self, now: Look) -> None:
+        table = self.query_one("#clients", DataTable)
+        table.clear()
+        for c in sorted(now.clients, key=lambda c: -c.pins):
+            what = "steward" if c.client == now.steward else "" if c.alive else "dead"
+            table.add_row(str(c.client), str(c.pid), c.name, f"{c.pins:,}", f"{c.pinned_frames:,}", what)
+
+
+def brief(size: int) -> str:
+    """Bytes in a few characters."""
+    value, units = float(size), "BKMGT"
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f}{units[0]}" if value >= 100 or units[0] == "B" else f"{value:.1f}{units[0]}"
+
+
+def short(number: float) -> str:
+    """A figure in a few characters."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 10 * size:
+            return f"{number / size:.0f}{unit}"
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
