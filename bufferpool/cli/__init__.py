@@ -6,7 +6,7 @@ import os
 import sys
 
 import bufferpool
-from bufferpool.cli import act, look, map, tools
+from bufferpool.cli import act, bench, look, map, tools
 from bufferpool.cli.common import PLAIN, Commands, complain
 from bufferpool.errors import BufferPoolError
 from bufferpool.replay import ReplayStopped
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bufferpool", description=_ABOUT, epilog=_EXAMPLES, formatter_class=PLAIN)
     parser.add_argument("--version", action="version", version=f"bufferpool {bufferpool.__version__}")
     commands = Commands(parser)
-    for module in (look, map, act, tools):
+    for module in (look, map, act, bench, tools):
         module.register(commands)
     return parser
 

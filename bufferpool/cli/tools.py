@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from bufferpool import doctor
 from bufferpool.cli.common import Commands, print_json, size
+from bufferpool.errors import BufferPoolError
 from bufferpool.replay import DEMO_REPEAT, Options, replay
 
 _DEMO = Options(repeat=DEMO_REPEAT)
@@ -39,8 +40,29 @@ def _doctor(args: argparse.Namespace) -> int:
     return 1 if any(finding.level is doctor.Level.FAIL for finding in findings) else 0
 
 
+def _completion(args: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise BufferPoolError("completion needs the library shtab: pip install 'bufferpool[completion]'") from error
+    from bufferpool.cli import make_parser
+
+    print(shtab.complete(make_parser(), args.shell))
+    return 0
+
+
 def register(commands: Commands) -> None:
     """Adds these commands."""
+    completion = commands.add(
+        "completion",
+        _completion,
+        "print a completion script for a shell",
+        "examples:\n  bufferpool completion bash > ~/.local/share/bash-completion/completions/bufferpool\n"
+        "  bufferpool completion zsh > ~/.zfunc/_bufferpool",
+        pool=False,
+        js=False,
+    )
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     sub = commands.add(
         "replay",
         _replay,
