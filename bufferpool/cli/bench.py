@@ -5,7 +5,6 @@ a busy machine hits both alike. The project's own table (``make bench``) is long
 """
 
 import argparse
-import mmap
 import os
 import secrets
 import tempfile
@@ -15,7 +14,6 @@ from statistics import median
 
 import numpy as np
 
-from bufferpool import segment
 from bufferpool.cli.common import Commands, print_json, print_table
 from bufferpool.pool import Pool
 from bufferpool.space import Space
@@ -100,37 +98,9 @@ def measure(directory: str | None) -> list[dict[str, object]]:
             for what, yardstick, ours, base, n in work:
                 a, b = (t / n * 1e9 for t in _in_turns(ours, base, ROUNDS))
                 rows.append({"what": what, "yardstick": yardstick, "ours_ns": a, "yardstick_ns": b, "ratio": a / b})
-            rows.append(_trim(pool, space, directory))
         finally:
             pool.unlink()
     return rows
-
-
-def _trim(pool: Pool, space: Space, directory: str | None) -> dict[str, object]:
-    """Giving a full pool's memory back, beside the bare system call on as much."""
-    size, ours, base = PAGES * PAGE, [], []
-    with tempfile.TemporaryFile(dir=directory or segment.SHM) as bare:
-        bare.truncate(size)
-        with mmap.mmap(bare.fileno(), size) as view, mmap.mmap(bare.fileno(), size, prot=mmap.PROT_READ) as seen:
-            pool.flush()
-            for _ in range(12):
-                space.read_many(range(PAGES))
-                start = time.perf_counter()
-                given = pool.trim(bytes=size)
-                ours.append((time.perf_counter() - start) / given * PAGE)
-                view[:] = bytes(size)
-                np.frombuffer(seen, np.uint8)[::4096].max()  # mapped twice, as a pool is
-                start = time.perf_counter()
-                view.madvise(mmap.MADV_REMOVE)
-                base.append((time.perf_counter() - start) / size * PAGE)
-    a, b = median(ours[1:]) * 1e9, median(base[1:]) * 1e9
-    return {
-        "what": "trim, for each page",
-        "yardstick": "madvise(MADV_REMOVE), mapped alike",
-        "ours_ns": a,
-        "yardstick_ns": b,
-        "ratio": a / b,
-    }
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -1,0 +1,238 @@
+"""The commands that look at a pool's inside and change it, and the full-screen view."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bufferpool as bp
+from bufferpool.cli import main
+from bufferpool.cli.top import Ask, Top, bar, brief, memory_parts, short
+
+SHM = Path("/dev/shm")
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[bp.Pool]:
+    """A pool with a page pinned, one dirty, some clean; sound at the end."""
+    name = f"test-cli-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    path = tmp_path / "orders.db"
+    path.write_bytes(bytes(200 * 4096))
+    try:
+        with bp.Pool.create(name, "1MiB", page_size=4096, max_capacity="2MiB") as pool:
+            orders = pool.open_file(path, "r+", name="orders")
+            orders.read_many(range(100))
+            with orders.write(7) as page:
+                page[:] = 1
+            yield pool
+            assert pool.check() == []
+    finally:
+        (SHM / name).unlink(missing_ok=True)
+
+
+def run_json(capsys: Capture, *argv: str) -> object:
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_spaces_frames_extents_clients(pool: bp.Pool, capsys: Capture) -> None:
+    (space,) = run_json(capsys, "spaces", pool.name)
+    assert (space["name"], space["resident"], space["dirty"], space["misses"]) == ("orders", 100, 1, 100)
+    frames = run_json(capsys, "frames", pool.name, "--limit", "1000")
+    assert {f["page_no"] for f in frames if f["state"] == "live"} == set(range(100))
+    assert [f["page_no"] for f in run_json(capsys, "frames", pool.name, "--state", "dirty")] == [7]
+    assert len(run_json(capsys, "frames", pool.name, "--limit", "3")) == 3
+    extents = run_json(capsys, "extents", pool.name)
+    assert sum(extent["live"] for extent in extents) == 100
+    (client,) = run_json(capsys, "clients", pool.name)
+    assert client["pid"] == os.getpid()
+    assert client["steward"] is False
+    for command in ("spaces", "frames", "extents", "clients"):  # the same as tables
+        assert main([command, pool.name]) == 0
+        assert capsys.readouterr().out.count("\n") > 1
+
+
+def test_pins_say_who_and_how_long(pool: bp.Pool, capsys: Capture, tmp_path: Path) -> None:
+    assert main(["pins", pool.name]) == 0
+    assert "nothing is pinned" in capsys.readouterr().out
+    code = (
+        "import bufferpool as bp, sys, time\n"
+        f"p = bp.Pool.attach({pool.name!r}); s = p.open_file({str(tmp_path / 'orders.db')!r}, 'r+', name='orders')\n"
+        "held = [s[42], s[42]]; print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        (pin,) = run_json(capsys, "pins", pool.name, "orders", "42")
+        assert (pin["pid"], pin["pins"], pin["alive"], pin["version"]) == (other.pid, 2, True, "live")
+        with pool.space("orders").write(42) as page:
+            page[:] = 2
+        (pin,) = run_json(capsys, "pins", pool.name)
+        assert (pin["page_no"], pin["version"]) == (42, "old")
+        assert main(["pins", pool.name, "orders", "41"]) == 0
+        assert "nobody pins it" in capsys.readouterr().out
+        other.kill()
+    assert main(["pins", pool.name, "nope"]) == 1
+    assert "it has ['orders']" in capsys.readouterr().err
+    assert main(["pins", pool.name, "orders", "200"]) == 1
+    assert "numbered from 0" in capsys.readouterr().err
+
+
+def test_resize_trim_flush_events(pool: bp.Pool, capsys: Capture) -> None:
+    done = run_json(capsys, "flush", pool.name, "orders")
+    assert (done["written_pages"], done["dirty_pages"]) == (1, 0)
+    before = pool.stats().resident_bytes
+    done = run_json(capsys, "resize", pool.name, "256KiB")
+    assert before - pool.stats().resident_bytes == done["given_back_bytes"] > 0
+    done = run_json(capsys, "trim", pool.name, "--bytes", "64KiB")
+    assert done["given_back_bytes"] == 64 << 10
+    what = [(event["what"], event["why"]) for event in run_json(capsys, "events", pool.name)]
+    assert what == [("created", "asked"), ("resized", "asked"), ("trimmed", "asked")]
+    assert main(["events", pool.name, "--limit", "1"]) == 0
+    assert re.fullmatch(r"\S+ \S+  trimmed, 64.0 KiB given back: asked for\n", capsys.readouterr().out)
+    with pytest.raises(SystemExit) as ended:
+        main(["resize", pool.name, "1GiB"])
+    assert ended.value.code == 2
+
+
+def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{pool.name}-left"
+    bp.Pool.create(name, "1MiB").close()
+    code = f"import bufferpool as bp, os; p = bp.Pool.attach({pool.name!r}); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    try:
+        others = {f.name for f in SHM.iterdir()} - {name, pool.name}
+        if others:  # never on pools of somebody else
+            monkeypatch.setattr("bufferpool.segment.find", only(name, pool.name))
+        for answer, left in (("no\n", True), ("", True), ("yes\n", False)):
+            monkeypatch.setattr("sys.stdin", __import__("io").StringIO(answer))
+            assert main(["gc"]) == 0
+            assert (SHM / name).exists() is left
+        out = capsys.readouterr().out
+        assert "1 dead clients cleared away" in out
+        assert (SHM / pool.name).exists()
+    finally:
+        (SHM / name).unlink(missing_ok=True)
+
+
+def only(*names: str) -> object:
+    from bufferpool import segment
+
+    find = segment.find
+    return lambda directory=None: [f for f in find(directory) if os.path.basename(f.path) in names]
+
+
+def test_map_in_the_terminal_and_as_pictures(pool: bp.Pool, capsys: Capture, tmp_path: Path) -> None:
+    held = pool.space("orders")[3]
+    assert main(["map", pool.name, "--color", "never"]) == 0
+    text = capsys.readouterr().out
+    cells = "".join(re.findall(r"[·\-*odPx]{8,}", text))
+    assert len(cells) == pool.max_frames
+    assert (cells.count("P"), cells.count("d"), cells.count("o")) == (1, 1, 98)
+    assert main(["map", pool.name, "--by", "age", "--color", "always"]) == 0
+    assert "\x1b[38;2;255;224;102m" in capsys.readouterr().out
+    for form, magic in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        out = tmp_path / f"map.{form}"
+        assert main(["map", pool.name, "--output", str(out)]) == 0
+        assert out.read_bytes().startswith(magic)
+    with pytest.raises(SystemExit):
+        main(["map", pool.name, "--output", "map.pdf"])
+    del held
+
+
+def test_completion_knows_every_command(capsys: Capture) -> None:
+    for shell in ("bash", "zsh"):
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert all(command in script for command in ("steward", "pins", "map", "top"))
+
+
+def test_bench_prints_ratios(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bufferpool.cli.bench.ROUNDS", 2)
+    rows = run_json(capsys, "bench")
+    assert len(rows) == 5
+    assert all(row["ratio"] > 0 for row in rows)
+    assert not [f for f in SHM.iterdir() if f.name.startswith(f"bufferpool-bench-{os.getpid()}")]
+
+
+def test_steward_command_ends_with_a_signal(pool: bp.Pool) -> None:
+    command = [sys.executable, "-m", "bufferpool.cli", "steward", pool.name, "--flush-every", "0.5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as steward:
+        deadline = time.monotonic() + 30
+        while (pool.steward() == 0 or pool.stats().frames["dirty"]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert pool.steward() != 0
+        assert pool.stats().frames["dirty"] == 0
+        steward.send_signal(2)
+        _, err = steward.communicate(timeout=30)
+        assert (steward.returncode, err) == (130, "")
+    assert pool.steward() == 0
+
+
+# ---- top ----------------------------------------------------------------------------
+
+
+def test_bar_fills_its_width() -> None:
+    for shares in ([1.0, 1.0, 1.0], [1e9, 1.0, 0.0], [0.0, 5.0], [1.0] * 7):
+        text = bar([(share, "#ffffff") for share in shares], 40)
+        assert len(text.plain) == 40
+    assert (brief(999), brief(10240), brief(5 << 30), short(12345), short(3)) == ("999B", "10.0K", "5.0G", "12k", "3")
+
+
+def test_memory_parts_are_all_of_the_memory(pool: bp.Pool) -> None:
+    parts = memory_parts(pool.stats())
+    assert sum(parts.values()) == pool.stats().max_bytes
+    assert parts["dirty"] == 4096
+
+
+@pytest.mark.parametrize("size", [(80, 24), (200, 60)])
+def test_top_shows_a_pool_and_acts_on_it(pool: bp.Pool, size: tuple[int, int]) -> None:
+    async def session() -> None:
+        app = Top(pool.name, None, 0.2)
+        async with app.run_test(size=size) as pilot:
+            await pilot.pause(0.6)
+            head = str(app.query_one("#head").render())
+            assert pool.name in head
+            assert "kernel" in head
+            assert len(head) <= size[0]
+            assert "hit ratio" in str(app.query_one("#rates").render())
+            assert app.query_one("#spaces").row_count == 1  # type: ignore[attr-defined]
+            await pilot.press("f")
+            await pilot.press("s")
+            await pilot.press("r")
+            assert isinstance(app.screen, Ask)
+            app.screen.query_one("Input").value = "512KiB"  # type: ignore[attr-defined]
+            await pilot.press("enter")
+            await pilot.pause(0.3)
+            await pilot.press("t")
+            await pilot.press("escape")
+            await pilot.press("right")
+            await pilot.pause(0.3)
+
+    asyncio.run(session())
+    assert pool.stats().budget_bytes == 512 << 10
+    assert pool.stats().frames["dirty"] == 0
+
+
+def test_top_without_a_pool_says_so(tmp_path: Path) -> None:
+    async def session() -> None:
+        app = Top(None, str(tmp_path), 0.2)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await pilot.pause(0.3)
+            assert "no pools in" in str(app.query_one("#head").render())
+
+    asyncio.run(session())
+
+
+def test_top_of_a_missing_pool_is_an_error(capsys: Capture) -> None:
+    assert main(["top", "no-such-pool"]) == 1
+    assert "no pool" in capsys.readouterr().err
