@@ -329,7 +329,8 @@ class Top(App[None]):
         table.clear()
         for c in sorted(now.clients, key=lambda c: -c.pins):
             what = "steward" if c.client == now.steward else "" if c.alive else "dead"
-            table.add_row(str(c.client), str(c.pid), c.name, f"{c.pins:,}", f"{c.pinned_frames:,}", what)
+            figures = (Text(f"{n:,}", justify="right") for n in (c.pins, c.pinned_frames))
+            table.add_row(str(c.client), str(c.pid), c.name, *figures, what)
 
 
 def brief(size: int) -> str:
