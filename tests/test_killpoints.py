@@ -71,8 +71,12 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     made.close()
 
 
-def test_points_are_found() -> None:
+def test_the_design_document_lists_every_point_and_no_other() -> None:
+    listed = re.findall(
+        r"^\| `([a-z]+\.[a-z]+)` \| .+ \| .+ \|$", (ROOT / "docs" / "design.md").read_text(), re.MULTILINE
+    )
     assert len(POINTS) > 50
+    assert sorted(listed) == POINTS
 
 
 @pytest.mark.parametrize("count", [1, 3])

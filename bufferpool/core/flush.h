@@ -98,6 +98,7 @@ inline void begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 ls
 // After the store has synced (`synced`), or has failed: clean only what is
 // stored, and only if the entry still names the frame that was written.
 inline void end_flush(Segment& s, Intent& intent, const std::vector<FlushItem>& items, bool synced) {
+    BP_POINT("flush.synced");
     for (const FlushItem& it : items) {
         settle_entry(s, it.page, [&](u64 e) {
             if (entry::state(e) != RESIDENT || entry::flusher(e) != s.me) return e;
