@@ -107,6 +107,17 @@ _DAMAGES = {
     "a page in a frame that is none": "entry(40, 2 | 0xffffffff << 32); everything()",
     "a page written by a client that cannot be": "entry(40, 2 | 400 << 8 | 4 << 32); typed(lambda: table.drop(40, 1)); everything()",
     "a page flushed by a client that cannot be": "entry(40, 2 | 400 << 17 | 4 << 32); typed(lambda: table.drop(40, 1)); everything()",
+    "a space whose remover died at once": """
+held = [work[n] for n in range(8)]; del held
+extent = int.from_bytes(shm[at.spaces_at + SPACE : at.spaces_at + SPACE + 8], "little")
+space(1, 'extent', ((extent >> 40) + 1) << 40 | 1 << 39)
+pool.scratch("more", 4)
+assert "work" not in [record["name"] for record in pool._seg.spaces()], "it is still there"
+assert (pool.frames()["space"] != 1).all() or pool._seg.spaces()[-1]["name"] == "more"
+assert pool.check() == []
+new = pool.scratch("work", 16)
+assert new[0].sum() == 0, "an old page in a new space"
+""",
     "more pages than the space may have": """
 generation = int.from_bytes(shm[at.spaces_at : at.spaces_at + 8], "little") >> 40
 space(0, 'extent', generation << 40 | (1 << 33))

@@ -81,7 +81,7 @@ inline void check_entries(Segment& s, Findings& out) {
     InMotion motion(s);
     for (u32 i = 0; i < MAX_SPACES; i++) {
         SpaceSlot& slot = s.spaces[i];
-        if (slot.state.load_acquire() != SPACE_LIVE) continue;
+        if (!slot.is_live()) continue;
         u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed();
         if (first > s.g.max_pages || n > s.g.max_pages - first) {
             out.insert(say("space %u: its entries lie outside the segment", i));

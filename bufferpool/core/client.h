@@ -103,12 +103,13 @@ inline bool drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& f
 
 constexpr int PATIENT = 500, HASTY = 5;  // slices of a wait
 
-// From here on no handle of this space works: its generation is over. Needs no
-// lock; whoever holds the directory lock next removes what is left.
-inline void close_space(SpaceSlot& slot) {
-    slot.extent.store_seq_cst((space_generation(slot.extent.load_relaxed()) + 1) << GENERATION_SHIFT);
+// From here on no handle of the space whose extent was `seen` works: its generation is
+// over. Needs no lock, hence one CAS: the slot may be another's by now. Whoever holds
+// the directory lock next removes what is left.
+inline void close_space(SpaceSlot& slot, u64 seen) {
+    u64 generation = space_generation(seen), closed = (generation + 1) << GENERATION_SHIFT | CLOSED;
+    while (!(seen & CLOSED) && space_generation(seen) == generation && !slot.extent.cas_seq_cst(seen, closed)) {}
     BP_POINT("remove.closing");
-    slot.state.store_seq_cst(SPACE_CLOSING);
 }
 
 // Empties a space and frees its slot. Idempotent: a CLOSING space that somebody
@@ -117,7 +118,8 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     SpaceSlot& slot = s.spaces[index];
     OpSlot op(s);
     if (!op.valid()) return false;
-    if (slot.state.load_acquire() != SPACE_CLOSING) close_space(slot);
+    close_space(slot, slot.extent.load_acquire());
+    slot.state.store_seq_cst(SPACE_CLOSING);
     u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed();
     if (first > s.g.max_pages || n > s.g.max_pages - first) return false;
     for (u64 i = 0; i < n; i++)
@@ -130,6 +132,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.owner.store_relaxed(0);
     slot.flush_open.store_relaxed(0);
     slot.name[0] = slot.path[0] = 0;
+    slot.extent.store_seq_cst(slot.extent.load_relaxed() & ~(CLOSED | PAGES_MASK));
     slot.state.store_seq_cst(SPACE_FREE);
     release(s, s.header->growth);
     BP_POINT("remove.free");
@@ -139,7 +142,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
 // What the directory lock protects: a slot that a dead owner was filling is to go.
 inline void repair_directory(Segment& s) {
     for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_acquire() == SPACE_OPENING) close_space(s.spaces[i]);
+        if (s.spaces[i].state.load_acquire() == SPACE_OPENING) close_space(s.spaces[i], s.spaces[i].extent.load_acquire());
 }
 
 // The directory lock was taken, perhaps over from a dead owner.
@@ -157,7 +160,7 @@ inline u64 sweep_closing(Segment& s) {
     u64 left = 0;
     u32 freed = 0;
     for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_seq_cst() == SPACE_CLOSING && !remove_space(s, i, 0, freed)) left |= u64(1) << i;
+        if (s.spaces[i].is_closing() && !remove_space(s, i, 0, freed)) left |= u64(1) << i;
     if (freed) give_back_freed(s, freed);
     return left;
 }
@@ -170,7 +173,7 @@ inline void leave_directory(Segment& s) {
         release(s, s.header->directory);
         u64 closing = 0;
         for (u32 i = 0; i < MAX_SPACES; i++)
-            if (s.spaces[i].state.load_seq_cst() == SPACE_CLOSING) closing |= u64(1) << i;
+            if (s.spaces[i].is_closing()) closing |= u64(1) << i;
         Acquired how;
         if (!(closing & ~tried) || !try_acquire(s, s.header->directory, how)) return;
         repair_if_inherited(s, how);
@@ -194,10 +197,11 @@ inline void remove_owned(Segment& s, u32 c) {
     bool any = false;
     for (u32 i = 0; i < MAX_SPACES; i++) {
         SpaceSlot& slot = s.spaces[i];
+        u64 seen = slot.extent.load_acquire();
         if (slot.state.load_acquire() == SPACE_LIVE && slot.owner.load_relaxed() == c &&
             slot.owner_generation.load_relaxed() == generation)
-            close_space(slot);
-        any |= slot.state.load_acquire() == SPACE_CLOSING;
+            close_space(slot, seen);
+        any |= slot.is_closing();
     }
     Acquired how;
     if (!any || !try_acquire(s, s.header->directory, how)) return;

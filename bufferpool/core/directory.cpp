@@ -15,7 +15,7 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
     PyObject* list = PyList_New(0);
     for (u32 i = 0; list && i < MAX_SPACES; i++) {
         SpaceSlot& t = s->spaces[i];
-        if (t.state.load_acquire() != SPACE_LIVE) continue;
+        if (!t.is_live()) continue;
         u64 extent = t.extent.load_acquire();
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
         PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),

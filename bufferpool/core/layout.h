@@ -113,9 +113,11 @@ enum SpaceKind : u32 { KIND_FILE = 1, KIND_DERIVED = 2, KIND_SCRATCH = 3, KIND_S
 enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2, SPACE_CHECKSUM = 4 };
 
 // Page count and generation share one word, so that one load tells a handle
-// both how far it may go and whether the space is still the one it opened.
+// both how far it may go and whether the space is still the one it opened; and
+// one CAS closes a space: the next generation, and the bit that says it is to go.
 constexpr int GENERATION_SHIFT = 40;
-constexpr u64 PAGES_MASK = (u64(1) << GENERATION_SHIFT) - 1;
+constexpr u64 CLOSED = u64(1) << (GENERATION_SHIFT - 1);
+constexpr u64 PAGES_MASK = CLOSED - 1;
 
 struct alignas(64) SpaceSlot {
     Atomic<u64> extent;        // generation << 40 | pages
@@ -130,6 +132,12 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> owner_generation;
     char name[64];
     char path[1024];
+
+    bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(extent.load_acquire() & CLOSED); }
+    bool is_closing() const {
+        u32 s = state.load_seq_cst();
+        return s == SPACE_CLOSING || (s != SPACE_FREE && (extent.load_seq_cst() & CLOSED));
+    }
 };
 
 struct FrameSlot {

@@ -273,7 +273,8 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages) {
     lock_growth(s);
     u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
     u64 first = slot.first_entry.load_relaxed();
-    u32 state = slot.state.load_acquire();  // a space that is being removed grows no more
+    // A space that is being removed grows no more.
+    u32 state = slot.extent.load_acquire() & CLOSED ? SPACE_CLOSING : slot.state.load_acquire();
     int r = 0;
     if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
         u64 from = (first + ready) / unit, end = (first + to) / unit;

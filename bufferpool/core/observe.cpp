@@ -30,7 +30,7 @@ class SpaceFinder {
 public:
     explicit SpaceFinder(Segment& s) {
         for (u32 i = 0; i < MAX_SPACES; i++)
-            if (s.spaces[i].state.load_acquire() == SPACE_LIVE) {
+            if (s.spaces[i].is_live()) {
                 u32 first = s.spaces[i].first_entry.load_relaxed();
                 ranges_.push_back({first, first + s.spaces[i].max_pages.load_relaxed(), i});
             }
