@@ -173,6 +173,37 @@ def test_after_a_failed_fsync_every_page_since_the_last_good_one_is_written_agai
     assert all(path.read_bytes()[n * PAGE : (n + 1) * PAGE] == stamp(n, version=2).tobytes() for n in (2, 3, 9))
 
 
+def test_loaders_of_two_threads_that_wait_for_each_other_are_told(pool, threads):
+    begun, recursive = [threading.Event(), threading.Event()], [True]
+
+    def loader(page_no, out):
+        if recursive[0]:
+            begun[page_no].set()
+            assert begun[1 - page_no].wait(WAIT)
+            _ = space[1 - page_no]
+        out[:] = page_no + 1
+
+    space = pool.open_derived("made", 4, loader)
+    ended = {}
+
+    def ask(n):
+        try:
+            ended[n] = int(space[n][0])
+        except bp.errors.LoaderFailed as error:
+            while error.__cause__ is not None:
+                error = error.__cause__
+            ended[n] = type(error)
+
+    threads.start(ask, 0)
+    threads.start(ask, 1)
+    threads.join()
+    assert ended == {0: bp.errors.WouldDeadlock, 1: bp.errors.WouldDeadlock}
+    recursive[0] = False
+    assert int(space[0][0]) == 1
+    assert int(space[1][0]) == 2
+    assert pool.check() == []
+
+
 # ---- the memory cgroup's limit ------------------------------------------------------------------
 
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")

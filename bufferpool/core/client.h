@@ -125,7 +125,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     for (u64 i = 0; i < n; i++)
         if (!drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;
     BP_POINT("remove.empty");
-    lock_growth(s);  // nobody appends any more
+    if (!lock_growth(s)) return false;  // from here on nobody appends; interrupted: the next one goes on
     slot.entries_ready.store_relaxed(0);
     for (auto* field : {&slot.reserved, &slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns})
         field->store_relaxed(0);

@@ -76,7 +76,12 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     t->state.store_seq_cst(SPACE_OPENING);
     BP_POINT("space.opening");
     t->entries_ready.store_relaxed(0);
-    if (int r = plug_entries(*s, *t, pages)) {
+    int r;
+    {
+        Released unlocked(S(self));
+        r = plug_entries(*s, *t, pages);
+    }
+    if (r) {
         t->state.store_seq_cst(SPACE_FREE);
         return raise_errno(r, "the space's entries cannot be allocated");
     }
@@ -176,7 +181,12 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
     SpaceSlot& t = s->spaces[i];
     if (pages > t.max_pages.load_relaxed())
         return raise("SpaceFull", "the file has %llu pages, the space was opened for %u; remove the space and open it with a larger max_pages", pages, t.max_pages.load_relaxed());
-    if (int r = plug_entries(*s, t, pages)) return raise_errno(r, "the space's entries cannot be allocated");
+    int r;
+    {
+        Released unlocked(S(self));
+        r = plug_entries(*s, t, pages);
+    }
+    if (r) return raise_errno(r, "the space's entries cannot be allocated");
     u64 e = t.extent.load_acquire();
     while ((e & PAGES_MASK) < pages && !t.extent.cas_seq_cst(e, (e & ~PAGES_MASK) | pages)) {}
     Py_RETURN_NONE;

@@ -58,6 +58,7 @@ static void after_fork_child() {
         for (auto& use : s->lock_use) use = {};
         for (u32 i = 0; i < OPS; i++) s->op_thread[i] = 0;
         for (auto& spare : s->spares) spare.store_relaxed(0);
+        for (auto& later : s->later) later.store_relaxed(0);
         new (&s->reap_mutex) std::recursive_mutex;
         s->reaping = 0;
         if (s->me) {
@@ -67,6 +68,7 @@ static void after_fork_child() {
         }
     }
     fork_plans->clear();
+    forget_waiters();
 }
 
 void watch_forks() { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }

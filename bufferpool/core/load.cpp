@@ -61,16 +61,50 @@ bool still_open(SpaceObject* sp) {
 
 // ---- waiting -------------------------------------------------------------------
 
+// The threads of this process that wait for a page, linked under the GIL.
+struct Waiter {
+    Segment* s;
+    u32 page;
+    u64 thread;
+    Waiter* next;
+};
+static Waiter* waiters;
+void forget_waiters() { waiters = nullptr; }  // a forked child has none of its parent's threads
+
+// The thread of this process that loads the page; 0 for none.
+static u64 loader_of(Segment& s, u32 page) {
+    for (u32 i = 0; i < OPS; i++) {
+        Intent& in = s.client().intents[i];
+        if (s.op_thread[i] && in.page.load_relaxed() == page && in.op.load_relaxed() == u32(Op::LOAD)) return s.op_thread[i];
+    }
+    return 0;
+}
+
+// Would waiting for this page never end? Its loader is this thread, or waits (for a page whose
+// loader waits, and so on) for a page that this thread is loading.
+static bool waits_for_us(Segment& s, u32 page) {
+    u64 loader = loader_of(s, page);
+    for (u32 hops = 0; loader && loader != this_thread() && hops < OPS; hops++) {
+        Waiter* w = waiters;
+        while (w && w->thread != loader) w = w->next;
+        loader = w ? loader_of(*w->s, w->page) : 0;
+    }
+    return loader == this_thread();
+}
+
 // Waits for whoever changes this page, one slice. 0, or -1 with an exception.
 int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
     Segment& s = *sp->seg->s;
     u32 page = entry_of(sp, page_no);
     u64 e = s.entries[page].load_acquire();
     if (entry::state(e) == ABSENT || (entry::state(e) == RESIDENT && !(writing && entry::owner(e)))) return 0;
-    if (entry::state(e) == LOADING && entry::owner(e) == s.me && own_thread_loads(s, page)) {
-        raise("WouldDeadlock", "the loader of page %llu asked for the page that it is loading", (unsigned long long)page_no);
+    if (entry::state(e) == LOADING && entry::owner(e) == s.me && waits_for_us(s, page)) {
+        raise("WouldDeadlock", "the loader of page %llu asked for the page that it is loading, or for one whose loader waits for it",
+              (unsigned long long)page_no);
         return -1;
     }
+    Waiter me{&s, page, this_thread(), waiters};
+    waiters = &me;
     (writing ? s.counters().wait_writer : s.counters().wait_load).add_relaxed(1);
     {
         Released unlocked(sp->seg);
@@ -78,6 +112,11 @@ int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
         wait_entry(s, page, e);
         s.took(LATENCY_WAIT, since);
     }
+    for (Waiter** w = &waiters; *w; w = &(*w)->next)
+        if (*w == &me) {
+            *w = me.next;
+            break;
+        }
     if (PyErr_CheckSignals() < 0) return -1;
     if (deadline_ns && prim::now_ns() > deadline_ns) {
         raise("WaitTimeout", "page %llu: client %u has had it for longer than the timeout; pool.clients() says who that is",

@@ -92,7 +92,8 @@ inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
 
 inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }
 
-inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
+// INTERRUPTED: a signal handler raised, or so many slices of the wait have passed.
+inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u32 slices = ~0u) {
     for (int spin = 0; spin < prim::SPINS; spin++) {
         u32 free = 0;
         if (lock.word.load_relaxed() == 0 && take(s, lock, free, 0)) return Acquired::YES;
@@ -111,8 +112,10 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true) {
             if (!lock.word.cas_seq_cst(w, w | lock_word::WAITED)) continue;
             w |= lock_word::WAITED;
         }
-        if (prim::futex_wait(&lock.word, w, LOCK_SLICE_NS) == -ETIMEDOUT && inherit(s, lock, w))
-            return ours(Acquired::REPAIR);
+        if (prim::futex_wait(&lock.word, w, LOCK_SLICE_NS) == -ETIMEDOUT) {
+            if (inherit(s, lock, w)) return ours(Acquired::REPAIR);
+            if (slices-- == 0) return ours(Acquired::INTERRUPTED);
+        }
         if (interruptible && s.interrupted && s.interrupted(s)) return ours(Acquired::INTERRUPTED);
     }
 }

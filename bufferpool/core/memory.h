@@ -149,13 +149,22 @@ inline void rebuild(Segment& s) {
     }
 }
 
-inline bool lock_memory(Segment& s, bool interruptible = true) {
-    Acquired a = acquire(s, s.header->memory, interruptible);
+// BUSY(me) -> FREE, under the lock.
+inline void free_locked(Segment& s, u32 f) {
+    s.frames[f].word.store_release(frame::free());
+    s.free.add(f);
+}
+
+inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u) {
+    Acquired a = acquire(s, s.header->memory, interruptible, slices);
     if (a == Acquired::INTERRUPTED) return false;
     if (a == Acquired::REPAIR) {
         rebuild(s);
         repaired(s, s.header->memory);
     }
+    for (auto& later : s.later)
+        if (later.load_relaxed())
+            if (u32 f = later.swap_seq_cst(0)) free_locked(s, f - 1);
     BP_POINT("memory.locked");
     return true;
 }
@@ -166,14 +175,18 @@ inline void unlock_memory(Segment& s) {
 
 // ---- giving frames back to the pool -----------------------------------------
 
-// BUSY(me) -> FREE, under the lock.
-inline void free_locked(Segment& s, u32 f) {
-    s.frames[f].word.store_release(frame::free());
-    s.free.add(f);
-}
+constexpr u32 FREE_SLICES = 5;
 
+// Often called where nothing may raise and others wait (an array goes away). If the lock
+// is not to be had, its owner being stopped, the frame is left to whoever has it next.
 inline void free_frame(Segment& s, u32 f) {
-    lock_memory(s, false);
+    if (!lock_memory(s, false, FREE_SLICES)) {
+        for (auto& later : s.later) {
+            u32 none = 0;
+            if (later.load_relaxed() == 0 && later.cas_seq_cst(none, f + 1)) return;
+        }
+        lock_memory(s, false);
+    }
     free_locked(s, f);
     unlock_memory(s);
 }
@@ -261,16 +274,20 @@ inline void repair_growth(Segment& s) {
     }
 }
 
-inline void lock_growth(Segment& s) {
-    if (acquire(s, s.header->growth, false) != Acquired::REPAIR) return;
-    repair_growth(s);
-    repaired(s, s.header->growth);
+inline bool lock_growth(Segment& s) {
+    Acquired a = acquire(s, s.header->growth);
+    if (a == Acquired::INTERRUPTED) return false;
+    if (a == Acquired::REPAIR) {
+        repair_growth(s);
+        repaired(s, s.header->growth);
+    }
+    return true;
 }
 
 // Entries with memory behind them for `pages` pages of a space. They keep it when
 // the space is removed: a handle or an intent of a dead client may still lead there.
 inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages) {
-    lock_growth(s);
+    if (!lock_growth(s)) return -EINTR;
     u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
     u64 first = slot.first_entry.load_relaxed();
     // A space that is being removed grows no more.
@@ -294,7 +311,7 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages) {
 // More frame slots and pin rows, with memory behind them.
 inline int grow_ready(Segment& s) {
     const Geometry& g = s.g;
-    lock_growth(s);
+    if (!lock_growth(s)) return -EINTR;
     u32 from = s.header->frames_ready.load_acquire();
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
     auto plug_rows = [&](u64 at, u64 size) {
@@ -389,8 +406,9 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
             f = s.holes.lowest();
             if (f == NONE && s.header->frames_ready.load_relaxed() < s.g.max_frames) {
                 unlock_memory(s);
-                no_space = grow_ready(s) != 0;
-                if (!lock_memory(s)) return Status::INTERRUPTED;
+                int r = grow_ready(s);
+                if (r == -EINTR || !lock_memory(s)) return Status::INTERRUPTED;
+                no_space = r != 0;
                 continue;
             }
             if (f != NONE && (!s.has_frame(f) || s.frames[f].word.load_acquire() != frame::hole())) {

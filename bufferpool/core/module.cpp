@@ -58,6 +58,7 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
 }
 
 PyObject* raise_errno(int error, const char* what) {
+    if (error == -EINTR && PyErr_Occurred()) return nullptr;  // a signal handler raised, while the core waited
     if (error == -ENOSPC || error == -ENOMEM || error == -EDQUOT) return raise_status(Status::NO_SPACE, nullptr, 0), nullptr;
     return raise("SegmentError", "%s: %s", what, strerror(-error));
 }

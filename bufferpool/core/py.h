@@ -80,6 +80,7 @@ int ready_space(SpaceObject* sp);
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
 bool still_open(SpaceObject* sp);
 int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing);
+void forget_waiters();
 int make_room(SegmentObject* seg, Status status, const struct FrameRequest& want);
 
 // views.cpp

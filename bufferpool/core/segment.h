@@ -81,7 +81,7 @@ public:
     }
 };
 
-constexpr int SPARES = 2;
+constexpr int SPARES = 2, LATER = 8;
 constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 
 struct Segment {
@@ -108,6 +108,7 @@ struct Segment {
     Atomic<u64> ops_used{};          // which of our intents are in use
     u64 op_thread[OPS] = {};         // by which thread
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
+    Atomic<u32> later[LATER] = {};   // BUSY frames to be freed by whoever next has the memory lock, +1
     std::recursive_mutex reap_mutex;  // one reaper in this process; see client.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
     bool (*interrupted)(Segment&) = nullptr;
@@ -238,17 +239,6 @@ public:
     }
     Intent& intent() { return s_.client().intents[index_]; }
 };
-
-// Is an operation on this page under way in this very thread? (Then waiting for
-// it would never end.)
-inline bool own_thread_loads(Segment& s, u32 page) {
-    u64 me = this_thread();
-    for (u32 i = 0; i < OPS; i++)
-        if (s.op_thread[i] == me && s.client().intents[i].page.load_relaxed() == page &&
-            s.client().intents[i].op.load_relaxed() == u32(Op::LOAD))
-            return true;
-    return false;
-}
 
 // Changes an entry by one CAS from the value read, until it sticks; `change`
 // returns the new value, or the same to leave it. Whoever clears W wakes.
