@@ -19,8 +19,16 @@
 // when they went, and a miss on a ghost moves the split between the rings (as
 // in ARC, Megiddo and Modha 2003). Both rings are FIFO with reinsertion (as in
 // S3-FIFO, Yang et al. 2023), so a hit moves nothing: it only raises a two-bit
-// count, at most once in a twentieth of the pool's turnover. A scan passes
+// count, at most once in a tenth of the pool's turnover. A scan passes
 // through the cold ring and leaves the hot one as it was.
+//
+// The split compares what one more frame would have earned on either side: a
+// ghost votes for its ring if a ring larger by WINDOW would have kept it. For
+// the hot ring that is so many evictions ago; for the cold one so many
+// elements, and as its stamps count misses, which also fill the hot ring, they
+// are divided by the misses that an element of the cold ring has taken. Where
+// the cold ring has won more than half of the pool, pages are used for a while
+// and then no more: one reference does not make a page hot there.
 //
 // Everything here runs under the memory lock. After a death the rings are
 // repaired from the entries: an element counts only while its page's entry
@@ -67,7 +75,10 @@ constexpr u64 element(u32 page, u32 stamp) { return u64(page) << 32 | (stamp & S
 
 template <class Env>
 class Alr {
-    static constexpr u32 COUNT_MAX = 3, SKIP = 8, SHIFT = 2;
+    static constexpr u32 COUNT_MAX = 3;  // of references that a page has to its credit
+    static constexpr u32 SKIP = 2;       // second chances given in one look at the hot ring
+    static constexpr u32 UNITS = 10;     // units of reference in a turnover of the pool
+    static constexpr u32 WINDOW = 10;    // percent of the pool
     PolicyState& s_;
     Env& env_;
     const u32 capacity_;
@@ -84,9 +95,9 @@ public:
 
     static constexpr u32 count_max() { return COUNT_MAX; }
 
-    // The byte that a hit compares with the page's tag: a new one every 0.05 C misses.
+    // The byte that a hit compares with the page's tag: a new one every 0.1 C misses.
     u8 tag() const {
-        u32 unit = s_.frames / 20;
+        u32 unit = s_.frames / UNITS;
         return u8(s_.now / (unit ? unit : 1));
     }
 
@@ -101,20 +112,15 @@ public:
     // that the page is read ahead or scanned, which earns it no hot place.
     Ring miss(Ghost ghost, u32 stamp, bool once) {
         s_.now = (s_.now + 1) & STAMP_MASK;
-        i64 c = s_.frames, window = c * 15 / 100, memory = 4 * c;
-        bool valid = false;
+        i64 step = 1 + s_.frames / 1000, window = i64(s_.frames) * WINDOW / 100;
         if (ghost == Ghost::COLD) {
             drop_gone(RING_COLD);
-            u32 head = s_.cold.count ? element_stamp(at(RING_COLD, 0)) : s_.now;
-            valid = stamp_diff(s_.now, stamp) <= memory + stamp_diff(s_.now, head);
-            if (stamp_diff(head, stamp) <= window) s_.cold_target += SHIFT;
-        } else if (ghost == Ghost::HOT) {
-            valid = stamp_diff(s_.hev, stamp) <= memory;
-            if (stamp_diff(s_.hev, stamp) <= window) s_.cold_target -= s_.cold_target > SHIFT ? SHIFT : 0;
+            if (missed_cold_by(stamp, window)) move_split(step);
+        } else if (ghost == Ghost::HOT && stamp_diff(s_.hev, stamp) <= window) {
+            move_split(-step);
         }
-        bound_target();
         if (once) return RING_COLD;
-        bool hot = valid ? hot_ok(stamp, ghost == Ghost::COLD) : s_.hot.count < hot_target();
+        bool hot = ghost == Ghost::NONE ? s_.hot.count < hot_target() : hot_ok(stamp, ghost == Ghost::COLD);
         return hot ? RING_HOT : RING_COLD;
     }
 
@@ -137,7 +143,7 @@ public:
             Peek p = env_.peek(page, r);
             if (p.gone) {
                 pop(r);
-            } else if (p.count > 0) {
+            } else if (p.count >= (from_hot ? 1 : cold_threshold())) {
                 env_.set_count(page, from_hot ? p.count - 1 : 0);
                 Ring to = from_hot || hot_ok(stamp, true) ? RING_HOT : RING_COLD;
                 move(r, to, page, s_.now);
@@ -172,6 +178,22 @@ public:
 
 private:
     u32 hot_target() const { return s_.frames > s_.cold_target ? s_.frames - s_.cold_target : 0; }
+
+    // References that keep a page of the cold ring in the pool.
+    u32 cold_threshold() const { return s_.cold_target > s_.frames / 2 ? 2 : 1; }
+
+    // Would a cold ring of `window` elements more still have the page that came into it at `stamp`?
+    bool missed_cold_by(u32 stamp, i64 window) {
+        u32 head = s_.cold.count ? element_stamp(at(RING_COLD, 0)) : s_.now;
+        i64 elements = s_.cold.count ? s_.cold.count : 1, misses = i64(stamp_diff(s_.now, head)) + 1;
+        return i64(stamp_diff(head, stamp)) * elements <= window * (misses > elements ? misses : elements);
+    }
+
+    void move_split(i64 by) {
+        i64 target = i64(s_.cold_target) + by;
+        s_.cold_target = target > 0 ? u32(target) : 0;
+        bound_target();
+    }
 
     void bound_target() {
         u32 low = s_.frames / 100, high = u32(u64(s_.frames) * 95 / 100);
