@@ -33,8 +33,13 @@ test: all lint
 soak: all
 	$(BIN)/python -m pytest -m soak
 
-bench: all
+$(VENV)/.bench: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --group bench
+	touch $@
+
+bench: all $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/policy.py --plots build/miss-ratio
 
 lint: all
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ import numpy.typing as npt
 
 from bufferpool import _core
 
+_SPARSE = 1 << 20  # page numbers up to here cost less memory than sorting costs time
+
 
 @dataclass(frozen=True)
 class Simulation:
@@ -45,7 +47,10 @@ def simulate(trace: npt.ArrayLike, n_frames: int) -> Simulation:
         raise ValueError(f"n_frames must be 1 to {2**31 - 1}, not {n_frames}")
     if pages.size and pages.min() < 0:
         raise ValueError("page numbers are at least 0")
-    distinct, dense = np.unique(pages, return_inverse=True)
-    numbers = np.ascontiguousarray(dense, dtype=np.uint32)
-    hits, misses, cold, hot = _core.simulate(numbers, int(n_frames), max(len(distinct), 1))
+    n_pages = int(pages.max()) + 1 if pages.size else 1
+    if n_pages > max(_SPARSE, 2 * pages.size):  # numbers far apart: as many as there are pages will do
+        distinct, pages = np.unique(pages, return_inverse=True)
+        n_pages = len(distinct)
+    numbers = np.ascontiguousarray(pages, dtype=np.uint32)
+    hits, misses, cold, hot = _core.simulate(numbers, int(n_frames), n_pages)
     return Simulation(int(n_frames), hits, misses, cold, hot)
