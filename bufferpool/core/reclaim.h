@@ -60,7 +60,7 @@ inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& t
                 free_locked(s, env.frame);
                 freed++;
             } else {
-                more = v.more && env.tally.dirty + env.tally.pinned + env.tally.busy < s.ready + EVICT_STEPS;
+                more = v.more && env.tally.dirty + env.tally.pinned + env.tally.busy < 4 * s.ready + EVICT_STEPS;
             }
         }
         unlock_memory(s);
