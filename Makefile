@@ -2,15 +2,18 @@
 # make test    set everything up and run all tests
 # make bench   the figures of the README and docs, beside their yardsticks
 # make soak    the long forms of the tests
+# make examples   the workloads of examples/workloads, with their pictures in IMAGES
 #
 # The first run needs the package index; later ones work offline.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+IMAGES ?= build/images
+WORKLOADS := shared_cache scan_resistance hotplug client_disconnect
 SOURCES := setup.py $(wildcard bufferpool/core/*)
 
-.PHONY: all demo test soak bench lint clean
+.PHONY: all demo examples test soak bench lint clean
 
 all: $(VENV)/.built
 
@@ -26,6 +29,11 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 
 demo: all
 	$(BIN)/bufferpool replay --demo
+
+examples: all
+	mkdir -p $(IMAGES)
+	for name in $(WORKLOADS); do \
+		$(BIN)/python examples/workloads/$$name.py --plot $(IMAGES)/$$name.png || exit 1; done
 
 test: all lint
 	$(BIN)/python -m pytest

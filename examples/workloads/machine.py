@@ -1,0 +1,173 @@
+"""What the kernel counts, and the limits that a workload sets for itself: a memory cgroup, a small tmpfs, a swap file.
+
+A limit that the machine does not let us set raises Refused, with the reason.
+"""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import bufferpool as bp
+from bufferpool.pressure import cgroup_folders
+
+UNLIMITED = 1 << 62
+
+
+def kernel_bytes(pool: bp.Pool) -> int:
+    """What the kernel counts for the segment (st_blocks)."""
+    return os.stat(pool.path).st_blocks * 512
+
+
+def pss(pid: int) -> dict[str, int]:
+    """The proportional set size of a process in bytes: Pss, and its parts Pss_Anon, Pss_File, Pss_Shmem.
+
+    Of each page that n processes (or mappings) share, it counts 1/n: the sum over processes counts each page once
+    (Documentation/filesystems/proc.rst).
+    """
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    fields = {key: int(value.split()[0]) * 1024 for key, value in (line.split(":") for line in lines)}
+    return {key: fields[key] for key in ("Pss", "Pss_Anon", "Pss_File", "Pss_Shmem")}
+
+
+# ---- limits ------------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """The machine does not let us; the message says why."""
+
+
+class MemoryCgroup:
+    """A memory cgroup (version 1 or 2) of our own."""
+
+    def __init__(self, folder: Path, version: int, home: Path) -> None:
+        self.folder, self.version, self.home = folder, version, home
+
+    def _write(self, name: str, value: int | str) -> None:
+        (self.folder / name).write_text(str(value))
+
+    def _stat(self, name: str) -> int:
+        lines = (self.folder / "memory.stat").read_text().splitlines()
+        return int(dict(line.split() for line in lines).get(name, 0))
+
+    def add(self, pid: int) -> None:
+        """Moves a process in: memory that it takes from now on counts here."""
+        self._write("cgroup.procs", pid)
+
+    def limit(self, size: int) -> None:
+        """Sets the limit, in bytes. Raises OSError (EBUSY) if that much cannot be freed."""
+        self._write("memory.max" if self.version == 2 else "memory.limit_in_bytes", size)
+
+    def used(self) -> int:
+        """Bytes that count against the limit."""
+        return int((self.folder / ("memory.current" if self.version == 2 else "memory.usage_in_bytes")).read_text())
+
+    def swapped(self) -> int:
+        """Bytes in swap."""
+        return int((self.folder / "memory.swap.current").read_text()) if self.version == 2 else self._stat("swap")
+
+    def push_out(self, size: int) -> None:
+        """Has the kernel reclaim ``size`` bytes, or what it can: shared memory goes to swap."""
+        try:
+            if self.version == 2:
+                self._write("memory.reclaim", size)
+            else:
+                self.limit(self.used() - size)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EAGAIN):  # it stopped short
+                raise
+        if self.version == 1:
+            self.limit(UNLIMITED)
+
+    def close(self) -> None:
+        """Removes it; who is in it goes back to where this process came from."""
+        for pid in (self.folder / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                (self.home / "cgroup.procs").write_text(pid)
+        self.folder.rmdir()
+
+
+@contextmanager
+def memory_cgroup() -> Iterator[MemoryCgroup]:
+    """A new memory cgroup, with nobody in it; gone when the block ends."""
+    reasons = []
+    folders = list(cgroup_folders())
+    for folder, version in folders:
+        home = next(f for f, v in folders if v == version)
+        if version == 2 and "memory" not in (folder / "cgroup.subtree_control").read_text().split():
+            reasons.append(f"{folder} hands out no memory controller")
+            continue
+        group = MemoryCgroup(folder / f"workload-{os.getpid()}", version, home)
+        try:
+            group.folder.mkdir()
+        except OSError as error:
+            reasons.append(str(error))
+            continue
+        try:
+            yield group
+        finally:
+            group.close()
+        return
+    raise Refused("no memory cgroup can be made: " + ("; ".join(reasons) or "there are none"))
+
+
+@contextmanager
+def small_tmpfs(size: int, folder: Path) -> Iterator[Path]:
+    """A tmpfs of ``size`` bytes of its own. Needs root, or :func:`in_own_namespace`."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Refused(f"no tmpfs can be mounted: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def in_own_namespace() -> None:
+    """Starts this script anew in user and mount namespaces of its own, where it may mount. Raises Refused."""
+    if os.environ.get("WORKLOAD_NAMESPACE"):
+        return
+    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
+        raise Refused("no user and mount namespaces can be had (unshare -Urm)")
+    os.environ["WORKLOAD_NAMESPACE"] = "1"
+    sys.stdout.flush()
+    os.execvp("unshare", ["unshare", "-Urm", sys.executable, *sys.argv])
+
+
+@contextmanager
+def swap_file(path: Path, size: int) -> Iterator[None]:
+    """A swap file for the time of the block. Needs root."""
+    with open(path, "xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        for _ in range(size >> 20):
+            file.write(bytes(1 << 20))
+        os.fsync(file.fileno())
+    try:
+        for command in ("mkswap", "swapon"):
+            try:
+                done = subprocess.run([command, str(path)], capture_output=True, text=True, check=False)
+            except FileNotFoundError:
+                raise Refused(f"{command} is not installed") from None
+            if done.returncode:
+                raise Refused(f"{command}: {done.stderr.strip()}")
+        try:
+            yield
+        finally:
+            subprocess.run(["swapoff", str(path)], check=True)
+    finally:
+        path.unlink()
+
+
+def swap_size() -> int:
+    """Bytes of swap that the machine has."""
+    return sum(int(line.split()[2]) for line in Path("/proc/swaps").read_text().splitlines()[1:]) * 1024
+
+
+def swapped_in() -> int:
+    """Bytes that the machine has read back from swap since it started."""
+    fields = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(fields["pswpin"]) * os.sysconf("SC_PAGE_SIZE")

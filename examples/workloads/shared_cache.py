@@ -1,0 +1,206 @@
+"""Several processes read one dataset: with a cache in each process, with np.memmap, and with one shared pool.
+
+The workers read pages of a file with a Zipf distribution and check a word of each. The file is in the page
+cache before each round, so that no disk is timed. Memory is the growth of the workers' proportional set size
+(PSS) while they read: a page that several processes map is counted once. Page cache that nobody maps is not in
+it: the kernel takes that back when it wants to. Reads are counted in the second half, when the caches are warm.
+
+  private  an LRU cache of --cache MiB in each worker, filled by pread (functools.lru_cache)
+  memmap   np.memmap: the workers map the page cache, as much of it as they touch
+  pool     one bufferpool of --cache MiB for all of them
+  whole    one bufferpool that the whole dataset fits into, as memmap has it
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import kernel_bytes, pss
+from pages import PAGE, WORDS, word, write_dataset, zipf
+from workload import BLUE, GREEN, MIB, ORANGE, Pipe, Run, Worker, main, mib
+
+import bufferpool as bp
+
+CHUNK = 5000  # reads between two reports
+KINDS = ("private", "memmap", "pool", "whole")
+
+
+@dataclass
+class Round:
+    """What one kind of cache did, all workers together. Bytes, and reads a second."""
+
+    kind: str
+    anon: int
+    file: int
+    shm: int
+    reads_per_s: float
+    hit_ratio: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes, whatever they are made of."""
+        return self.anon + self.file + self.shm
+
+
+# ---- a worker ----------------------------------------------------------------------------
+
+
+def opened(kind: str, path: Path, cache_pages: int, pool: bp.Pool | None) -> tuple[Callable[[int], np.ndarray], Any]:
+    """The way to a page, and what knows about hits."""
+    if pool is not None:
+        return pool.open_file(path, dtype=np.uint64).__getitem__, None
+    if kind == "memmap":
+        rows = np.asarray(np.memmap(path, np.uint64, "r")).reshape(-1, WORDS)  # a plain array: faster to index
+        return rows.__getitem__, None
+    fd = os.open(path, os.O_RDONLY)
+    cached = functools.lru_cache(cache_pages)(lambda n: np.frombuffer(os.pread(fd, PAGE, n * PAGE), np.uint64))
+    return cached, cached.cache_info
+
+
+def reader(pipe: Pipe, kind: str, path: Path, cache_pages: int, pool: bp.Pool | None, n_pages: int, reads: int,
+           seed: int) -> tuple[int, float, float, float]:  # fmt: skip
+    """Reads, reports each chunk, and returns (wrong words, begin and end of the second half, hit ratio)."""
+    random = np.random.default_rng(seed)
+    pages, places = zipf(random, n_pages, 1.0, reads), random.integers(0, WORDS, reads)
+    read, info = opened(kind, path, cache_pages, pool)
+    pipe.put("ready")
+    pipe.get()
+    wrong, began = 0, 0.0
+    for first in range(0, reads, CHUNK):
+        if first >= reads // 2 and not began:
+            began = time.monotonic()
+        chunk = slice(first, first + CHUNK)
+        for n, k in zip(pages[chunk].tolist(), places[chunk].tolist(), strict=True):
+            if read(n).item(k) != word(n, k):
+                wrong += 1
+        pipe.put(len(pages[chunk]))
+    ended = time.monotonic()
+    pipe.put("read")
+    pipe.get()  # the cache lives until it has been measured
+    return wrong, began, ended, info().hits / reads if info else float("nan")
+
+
+# ---- the rounds ----------------------------------------------------------------------------
+
+
+def total(workers: list[Worker]) -> dict[str, int]:
+    """The workers' PSS, added up."""
+    parts = [pss(worker.pid) for worker in workers]
+    return {key: sum(part[key] for part in parts) for key in parts[0]}
+
+
+def follow(workers: list[Worker], advance: Callable[[int], None]) -> None:
+    """Waits until every worker has read everything."""
+    left = list(workers)
+    while left:
+        for worker in list(left):
+            step = worker.get()
+            if step == "read":
+                left.remove(worker)
+            else:
+                advance(step)
+
+
+def measure(run: Run, kind: str, path: Path, n_pages: int) -> Round:
+    """One kind of cache, from cold to warm."""
+    options = run.options
+    capacity = int(options.cache * MIB) if kind != "whole" else n_pages * PAGE
+    pool = run.pool(capacity) if kind in ("pool", "whole") else None
+    path.read_bytes()  # into the page cache
+    arguments = (kind, path, capacity // PAGE, pool, n_pages, options.reads)
+    workers = [run.start(reader, *arguments, options.seed + n) for n in range(options.workers)]
+    for worker in workers:
+        worker.get()
+    before = total(workers)
+    for worker in workers:
+        worker.put("go")
+    with run.progress(f"reading: {kind}", options.workers * options.reads) as advance:
+        follow(workers, advance)
+    after = total(workers)
+    for worker in workers:
+        worker.put("end")
+    wrong, began, ended, hits = zip(*(worker.get() for worker in workers), strict=True)
+    reads = options.workers * options.reads
+    run.check(sum(wrong) == 0, f"{kind}: {reads:,} words read, {sum(wrong)} of them wrong")
+    if pool is not None:
+        check_pool(run, kind, pool, capacity, after["Pss_Shmem"])
+    return Round(
+        kind,
+        anon=after["Pss_Anon"] - before["Pss_Anon"],
+        file=after["Pss_File"] - before["Pss_File"],
+        shm=after["Pss_Shmem"] - before["Pss_Shmem"],
+        reads_per_s=reads / 2 / (max(ended) - min(began)),
+        hit_ratio=float(np.mean(hits)) if pool is None else pool.stats().hit_ratio,
+    )
+
+
+def check_pool(run: Run, kind: str, pool: bp.Pool, capacity: int, in_pss: int) -> None:
+    """The pool's memory is what it says, by both of the kernel's counts."""
+    whole = kernel_bytes(pool)
+    data = whole - pool.stats().metadata_bytes
+    run.check(data <= capacity, f"{kind}: its pages take {mib(data)} by the kernel's count, of {mib(capacity)}")
+    run.check(in_pss <= whole, f"{kind}: the workers' PSS has {mib(in_pss)} of the segment's {mib(whole)}")
+    run.check(pool.check() == [], f"{kind}: every invariant holds")
+
+
+def work(run: Run) -> None:
+    """The three rounds."""
+    n_pages = int(run.options.dataset * MIB) // PAGE
+    path = run.folder() / "dataset"
+    write_dataset(run, path, n_pages)
+    rounds = [measure(run, kind, path, n_pages) for kind in KINDS]
+    private, memmap, pool, _ = rounds
+    run.table(
+        f"{run.options.workers} workers, {mib(n_pages * PAGE)} of data, caches of {mib(run.options.cache * MIB)}",
+        ("", "memory (PSS)", "to the pool's", "reads/s", "to the pool's", "hit ratio"),
+        [
+            (r.kind, mib(r.memory), f"{r.memory / pool.memory:.2f}", f"{r.reads_per_s:,.0f}",
+             f"{r.reads_per_s / pool.reads_per_s:.2f}", f"{r.hit_ratio:.1%}" if r.hit_ratio == r.hit_ratio else "")
+            for r in rounds
+        ],
+    )  # fmt: skip
+    for other in (private, memmap):
+        run.check(
+            pool.memory < other.memory,
+            f"the pool takes {mib(pool.memory)}, {other.kind} {mib(other.memory)}",
+        )
+    run.plot(draw, rounds, run.options.workers)
+
+
+def draw(rounds: list[Round], n_workers: int) -> Any:
+    """Memory to the left, throughput to the right."""
+    from matplotlib import pyplot
+
+    figure, (memory, speed) = pyplot.subplots(1, 2, sharey=True, figsize=(9, 3.2))
+    names = [r.kind for r in rounds]
+    left = np.zeros(len(rounds))
+    parts = (("private memory", "anon", ORANGE), ("mapped page cache", "file", GREEN), ("shared memory", "shm", BLUE))
+    for label, part, color in parts:
+        sizes = np.array([max(0, getattr(r, part)) / MIB for r in rounds])
+        memory.barh(names, sizes, left=left, color=color, label=label, height=0.55)
+        left += sizes
+    memory.bar_label(memory.containers[-1], [f"{r.memory / MIB:.0f}" for r in rounds], padding=4)
+    memory.set(title=f"memory of {n_workers} workers (PSS, MiB)", xlim=(0, left.max() * 1.15))
+    memory.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3)
+    bars = speed.barh(names, [r.reads_per_s / 1e6 for r in rounds], color=[ORANGE, GREEN, BLUE, BLUE], height=0.55)
+    speed.bar_label(bars, [f"{r.reads_per_s / 1e6:.2f}" for r in rounds], padding=4)
+    speed.set(title="verified reads a second (millions)", xlim=(0, max(r.reads_per_s for r in rounds) * 1.15e-6))
+    for axes in (memory, speed):
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+if __name__ == "__main__":
+    main(
+        work,
+        workers=(4, 2, "worker processes"),
+        dataset=(256, 24, "size of the file in MiB"),
+        cache=(64, 4, "size of each cache in MiB"),
+        reads=(300_000, 20_000, "reads of each worker"),
+    )

@@ -1,0 +1,257 @@
+"""What the workloads share: arguments, progress, worker processes, checks, and the look of the plots.
+
+A workload is a module with a function ``work(run)``: it measures, verifies with ``run.check``, and
+hands a figure to ``run.plot``. ``main`` does the rest. A check that fails makes the exit code 1.
+"""
+
+import argparse
+import inspect
+import multiprocessing
+import os
+import secrets
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pages import PAGE
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import bufferpool as bp
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIB = 1 << 20
+WAIT_S = 120.0  # nobody waits longer for a worker
+PROCESSES = multiprocessing.get_context("forkserver")  # with numpy in it already: workers start in milliseconds
+PROCESSES.set_forkserver_preload(["numpy", "rich.progress", "bufferpool"])
+
+INK, BLUE, ORANGE, GREEN, GREY, PALE = "#1f2933", "#2f6fb0", "#d9812b", "#3f8f5f", "#8a94a0", "#d7dde4"
+
+
+def mib(size: float) -> str:
+    """Bytes, for tables."""
+    return f"{size / MIB:,.1f} MiB"
+
+
+class Run:
+    """One run of a workload: its options, what it shows, and what it has verified."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.console = Console(highlight=False)
+        self.stack = ExitStack()
+        self.verified = 0
+        self.failed: list[str] = []
+
+    def check(self, holds: bool, what: str) -> None:
+        """Something that must hold; ``what`` is a sentence, with the figures in it."""
+        self.verified += 1
+        if not holds:
+            self.failed.append(what)
+        self.console.print(f"{'[green]ok[/]  ' if holds else '[red]FAIL[/]'} {escape(what)}", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line of the report."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+        """Figures, the first column to the left."""
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+        for n, column in enumerate(columns):
+            table.add_column(column, justify="right" if n else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self.console.print(table)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar that moves while the block runs; yields ``advance(steps)``."""
+        columns = (
+            TextColumn("{task.description:<28}"),
+            BarColumn(40),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console) as bars:
+            task = bars.add_task(escape(what), total=total)
+            yield lambda steps: bars.advance(task, steps)
+
+    def pool(self, capacity: int, **options: Any) -> bp.Pool:
+        """A pool with a name of its own, removed when the run ends."""
+        name = f"workload-{os.getpid()}-{secrets.token_hex(3)}"
+        pool = bp.Pool.create(name, capacity, page_size=PAGE, **options)
+        self.stack.callback(Path(pool.path).unlink, missing_ok=True)
+        self.stack.callback(pool.close)
+        return pool
+
+    def folder(self) -> Path:
+        """A folder for files, removed when the run ends. TMPDIR says where."""
+        return Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="workload-")))
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> "Worker":
+        """A worker process; killed at the end if it still runs."""
+        worker = Worker(function, arguments)
+        self.stack.callback(worker.end)
+        return worker
+
+    def plot(self, draw: Callable[..., "Figure"], *figures: Any) -> None:
+        """Writes the picture that ``draw(*figures)`` makes, if one was asked for."""
+        if self.options.plot is None:
+            return
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        with mpl.rc_context(STYLE):
+            figure = draw(*figures)
+            figure.savefig(self.options.plot, dpi=100)
+        self.say(f"picture: {self.options.plot}")
+
+
+STYLE: Any = {
+    "figure.figsize": (9.0, 4.2),
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "lines.linewidth": 1.6,
+}
+
+
+def main(
+    work: Callable[[Run], None], more: Mapping[str, Any] | None = None, **numbers: tuple[float, float, str]
+) -> None:
+    """The command line of a workload, and its exit code.
+
+    ``numbers``: options of the workload, each with its default, the default of ``--quick``, and its help;
+    ``more``: others, as argparse has them.
+    """
+    doc = inspect.getdoc(sys.modules[work.__module__]) or ""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG) there")
+    parser.add_argument("--quick", action="store_true", help="a small form, of a few seconds")
+    parser.add_argument("--seed", type=int, default=1, help="of the random numbers (default: 1)")
+    for flag, settings in (more or {}).items():
+        parser.add_argument(flag, **settings)
+    for name, (normal, quick, text) in numbers.items():
+        text = f"{text} (default: {normal}; quick: {quick})"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(normal), help=text, metavar="N")
+    options = parser.parse_args()
+    for name, (normal, quick, _) in numbers.items():
+        if getattr(options, name) is None:
+            setattr(options, name, quick if options.quick else normal)
+        elif getattr(options, name) <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, not {getattr(options, name)}")
+    if options.plot is not None and not options.plot.parent.is_dir():
+        parser.error(f"--plot: there is no folder {options.plot.parent}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    run = Run(options)
+    try:
+        with run.stack:
+            work(run)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run.say(f"{run.verified - len(run.failed)} of {run.verified} checks hold")
+    sys.exit(1 if run.failed or not run.verified else 0)
+
+
+# ---- worker processes ------------------------------------------------------------------
+
+
+class WorkerFailed(Exception):
+    """A worker raised, died, or did not answer in time."""
+
+
+class Worker:
+    """A process that runs ``function(pipe, *arguments)``; what it raises is raised by :meth:`get`."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.pipe, theirs = PROCESSES.Pipe()
+        self.process = PROCESSES.Process(target=_serve, args=(theirs, function, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def put(self, message: Any) -> None:
+        """Sends it something."""
+        self.pipe.send(message)
+
+    def get(self, timeout_s: float = WAIT_S) -> Any:
+        """What it sends next, or at last what the function returned. Raises WorkerFailed."""
+        if not self.pipe.poll(timeout_s):
+            raise WorkerFailed(f"worker {self.pid} did not answer within {timeout_s:g} s")
+        try:
+            fine, value = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            raise WorkerFailed(f"worker {self.pid} died, exit code {self.process.exitcode}") from None
+        if not fine:
+            raise WorkerFailed(value)
+        return value
+
+    def kill(self) -> None:
+        """SIGKILL, and waits for its end."""
+        self.process.kill()
+        self.process.join()
+
+    def end(self) -> None:
+        """Waits a little for its end, and makes sure of it."""
+        self.pipe.close()
+        self.process.join(5)
+        if self.process.is_alive():
+            self.kill()
+
+
+class Pipe:
+    """The worker's end."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def put(self, value: Any) -> None:
+        """To whoever calls :meth:`Worker.get`."""
+        self._pipe.send((True, value))
+
+    def get(self) -> Any:
+        """Waits for a message. Raises EOFError if nobody will send one any more."""
+        return self._pipe.recv()
+
+    def waiting(self) -> bool:
+        """Whether there is a message."""
+        return self._pipe.poll()
+
+
+def _serve(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    try:
+        answer = True, function(Pipe(pipe), *arguments)
+    except EOFError:
+        return  # the parent has gone
+    except Exception:  # noqa: BLE001  raised in the parent
+        answer = False, traceback.format_exc()
+    try:
+        pipe.send(answer)
+    except BrokenPipeError:
+        return

@@ -1,0 +1,86 @@
+"""The example workloads, in their quick form: they verify what they do, and say so with their exit code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SHM, WAIT
+
+FOLDER = ROOT / "examples" / "workloads"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def run(*arguments: str | Path, **options):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False, cwd=ROOT, **options)
+
+
+def leftovers():
+    return [path.name for path in SHM.glob("workload-*")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_its_quick_form_verifies_something_draws_a_picture_and_leaves_nothing(script, tmp_path):
+    before, picture = set(leftovers()), tmp_path / "picture.png"
+    done = run(FOLDER / f"{script}.py", "--quick", "--plot", picture)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    held, _, all_of_them = done.stdout.splitlines()[-1].split()[:3]
+    assert held == all_of_them
+    assert int(held) > 0
+    assert "FAIL" not in done.stdout
+    assert picture.read_bytes().startswith(PNG)
+    assert 1000 < picture.stat().st_size < 150_000
+    assert set(leftovers()) <= before
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_its_help_says_what_it_does(script):
+    done = run(FOLDER / f"{script}.py", "--help")
+    assert done.returncode == 0
+    assert "--quick" in done.stdout
+    assert len(done.stdout.split("options:")[0].split()) > 40
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ("run.check(1 + 1 == 2, 'sums')", 0),
+        ("run.check(1 + 1 == 2, 'sums'); run.check(1 + 1 == 3, 'wrong sums')", 1),
+        ("pass", 1),
+        ("run.start(run.options.function).get()", 1),
+    ],
+)
+def test_a_check_that_fails_or_no_check_at_all_is_an_exit_code(body, code, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f'"""A workload."""\nfrom workload import main\n\ndef bad(pipe):\n    raise ValueError("in the worker")\n\n'
+        f"def work(run):\n    run.options.function = bad\n    {body}\n\nif __name__ == '__main__':\n    main(work)\n"
+    )
+    done = run(script, env=os.environ | {"PYTHONPATH": str(FOLDER)})
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    assert ("FAIL wrong sums" in done.stdout) == ("wrong" in body)
+    assert ("in the worker" in done.stderr) == ("start" in body)
+
+
+@pytest.mark.parametrize("arguments", [("--plot", "/nowhere/x.png"), ("--cache", "-3"), ("--cache", "x"), ("--bogus",)])
+def test_bad_arguments_are_refused_before_anything_is_done(arguments):
+    done = run(FOLDER / "shared_cache.py", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+def test_pages_in_swap_are_dropped_without_being_read_back_in(tmp_path):
+    if os.geteuid():
+        pytest.skip("only root can add a swap file")
+    done = run(FOLDER / "client_disconnect.py", "--quick", "--swap", tmp_path / "swapfile")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    found = [line for line in done.stdout.splitlines() if " swap: " in line]
+    assert not (tmp_path / "swapfile").exists()
+    if "left out" in found[0]:
+        pytest.skip(found[0].strip())
+    assert len(found) == 5
+    assert all(line.startswith("ok ") for line in found)
