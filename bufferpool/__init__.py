@@ -8,6 +8,7 @@
 
 from bufferpool import errors
 from bufferpool._core import Pin, PinnedPages, Write
+from bufferpool.advise import Advice, AdvicePoint
 from bufferpool.errors import *  # noqa: F403
 from bufferpool.inspect import ClientInfo, FrameState, PoolStats, SpaceStats
 from bufferpool.pool import Pool
@@ -17,6 +18,8 @@ from bufferpool.store import FileStore, Store
 
 __version__ = "0.1.0"
 __all__ = [
+    "Advice",
+    "AdvicePoint",
     "ClientInfo",
     "FileStore",
     "FrameState",

@@ -19,6 +19,9 @@ UUID_AT: int
 
 _Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
 
+def advise(
+    trace: npt.NDArray[np.uint32], n_pages: int, frames: int, max_frames: int, gap: int, least_shift: int, /
+) -> tuple[dict[str, Any], int, int]: ...
 def create(
     fd: int,
     uuid: bytes,
@@ -42,6 +45,7 @@ class Segment:
         self, name: str, path: bytes, kind: int, flags: int, owned: bool, pages: int, max_pages: int,
         device: int, inode: int, size: int, mtime: int, /
     ) -> int: ...  # fmt: skip
+    def advice(self) -> dict[str, Any]: ...
     def alone(self) -> bool: ...
     def begin_flush(self, first: int, count: int, lsn: int, most: int, /) -> Batch: ...
     def check(self) -> list[str]: ...

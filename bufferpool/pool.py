@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core, events, inspect, reclaim, segment, warm
+from bufferpool.advise import Advice, read_advice
 from bufferpool.checksum import Repair
 from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove
 from bufferpool.errors import (
@@ -626,6 +627,10 @@ class Pool:
     def clients(self) -> list[inspect.ClientInfo]:
         """Who is attached, and what each pins."""
         return inspect.read_clients(self)
+
+    def advise(self) -> Advice:
+        """What the hit ratio would be with an eighth to eight times the budget, from recent references."""
+        return read_advice(self)
 
     def reap(self) -> int:
         """Ends the business of clients that died; returns how many there were.

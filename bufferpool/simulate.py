@@ -38,6 +38,13 @@ def simulate(trace: npt.ArrayLike, n_frames: int) -> Simulation:
     millions of accesses a second; memory grows with the distinct pages.
     Raises TypeError, ValueError.
     """
+    numbers, distinct = dense_trace(trace, n_frames)
+    hits, misses, cold, hot = _core.simulate(numbers, int(n_frames), distinct)
+    return Simulation(int(n_frames), hits, misses, cold, hot)
+
+
+def dense_trace(trace: npt.ArrayLike, n_frames: int) -> tuple[npt.NDArray[np.uint32], int]:
+    """Checks the arguments of a simulation; returns page numbers, renumbered if they are far apart, and a bound of them."""
     pages: npt.NDArray[Any] = np.asarray(trace)
     if pages.ndim != 1 or (pages.dtype.kind not in "iu" and pages.size):
         raise TypeError("a trace is a one-dimensional array of integers")
@@ -51,6 +58,4 @@ def simulate(trace: npt.ArrayLike, n_frames: int) -> Simulation:
     if n_pages > max(_SPARSE, 2 * pages.size):  # numbers far apart: as many as there are pages will do
         distinct, pages = np.unique(pages, return_inverse=True)
         n_pages = len(distinct)
-    numbers = np.ascontiguousarray(pages, dtype=np.uint32)
-    hits, misses, cold, hot = _core.simulate(numbers, int(n_frames), n_pages)
-    return Simulation(int(n_frames), hits, misses, cold, hot)
+    return np.ascontiguousarray(pages, dtype=np.uint32), n_pages

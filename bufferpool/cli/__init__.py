@@ -6,7 +6,7 @@ import os
 import sys
 
 import bufferpool
-from bufferpool.cli import act, bench, look, map, tools
+from bufferpool.cli import act, advise, bench, look, map, tools
 from bufferpool.cli.common import PLAIN, Commands, complain
 from bufferpool.errors import BufferPoolError
 from bufferpool.replay import ReplayStopped
@@ -22,6 +22,7 @@ examples:
   bufferpool doctor                   does this machine have what a pool needs?
   bufferpool ls                       every pool: its memory, its clients, its state
   bufferpool stat orders              one pool: hits, misses, memory, clients, spaces
+  bufferpool advise orders            the hit ratio that another budget would give
   bufferpool check orders             every invariant of a pool, while others use it
   bufferpool rm orders                give all its memory back
 
@@ -34,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bufferpool", description=_ABOUT, epilog=_EXAMPLES, formatter_class=PLAIN)
     parser.add_argument("--version", action="version", version=f"bufferpool {bufferpool.__version__}")
     commands = Commands(parser)
-    for module in (look, map, act, bench, tools):
+    for module in (look, advise, map, act, bench, tools):
         module.register(commands)
     return parser
 

@@ -297,6 +297,7 @@ inline void reap_held(Segment& s, u32 c) {
     BP_POINT("reap.begin");
     // 1. The locks that it held, with what they protect.
     reap_lock(s, c, s.header->memory, [&] { rebuild(s); });
+    if constexpr (ADVISES) reap_lock(s, c, s.header->advice, [&] { forget_advice(s); });
     reap_lock(s, c, s.header->growth, [&] { repair_growth(s); });
     reap_lock(s, c, s.header->directory, [&] { repair_directory(s); });
     for (u32 i = 0; i < MAX_SPACES; i++) reap_lock(s, c, s.spaces[i].flush_lock, [] {});
@@ -368,6 +369,7 @@ inline u32 reap_all(Segment& s) {
 // ---- attach and detach ---------------------------------------------------------
 
 inline void detach(Segment& s) {
+    if constexpr (ADVISES) drain(s);
     free_spares(s);
     remove_owned(s, s.me);
     sweep_old(s);

@@ -1,14 +1,14 @@
 // The segment: one sparse tmpfs file that every process maps whole.
 //
-//   +---------+---------+--------+--------+----------+---------+---------+---------+------ - - -+
-//   | header  | clients | spaces | events | entries  | frames  | pins    | queues  | data       |
-//   | 4 pages | slot[]  | slot[] | ring   | u64[]    | 32 B[]  | u16[]   | rings,  | page[]     |
-//   |         |         |        |        | sparse   | as used | as used | bitmaps | 2 MiB      |
-//   +---------+---------+--------+--------+----------+---------+---------+---------+------ - - -+
+//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+----- - - -+
+//   | header  | clients | spaces | events | advice  | entries  | frames  | pins    | queues  | data      |
+//   | 4 pages | slot[]  | slot[] | ring   | shadows | u64[]    | 32 B[]  | u16[]   | rings,  | page[]    |
+//   |         |         |        |        |         | sparse   | as used | as used | bitmaps | 2 MiB     |
+//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+----- - - -+
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
-// header, clients, spaces, events and queues at creation, entries in chunks of an OS page
+// header, clients, spaces, events, advice and queues at creation, entries in chunks of an OS page
 // when a space needs them (a bitmap says which; they keep it: somebody may always
 // have an old handle), frames and pins in chunks as frames are first used.
 // A zero byte means "never used" everywhere.
@@ -20,7 +20,7 @@
 
 #include <cstddef>
 
-#include "policy.h"
+#include "advice.h"
 #include "words.h"
 
 namespace bp {
@@ -146,7 +146,7 @@ struct FrameSlot {
     Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
     Atomic<u8> count, tag;  // the policy's: all that a hit writes besides `touched`
     u8 seen;              // of rebuild(), under the memory lock
-    u8 pad;
+    Atomic<u8> mark;      // of the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
     Atomic<u64> rec_lsn;  // of a dirty page: the LSN of the first change that its store has not
 };
 static_assert(sizeof(FrameSlot) == 32, "two frames a cache line");
@@ -171,7 +171,7 @@ struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
     u32 max_frames, max_clients, stripe_clients, ring_capacity;
     u64 max_pages;
-    u64 clients_at, spaces_at, events_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
+    u64 clients_at, spaces_at, events_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
 
     u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
     u64 queue_bytes() const;
@@ -199,6 +199,7 @@ struct Header {
     Atomic<u64> events;              // how many there have been
     alignas(64) LockWord memory;     // free frames, holes, rings, resident count
     LockWord directory;              // the space slots
+    LockWord advice;                 // the shadows (advice.h): only tried, but for advise() itself
     LockWord growth;                 // memory for the segment's own data
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
@@ -249,6 +250,7 @@ inline void place_areas(Geometry& g) {
     g.clients_at = take(u64(g.max_clients) * sizeof(Client));
     g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
     g.events_at = take(EVENTS * sizeof(Event));
+    g.advice_at = take(AdviceGeometry(g.max_frames).bytes);
     g.entries_at = take(g.max_pages * 8);
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
     g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);

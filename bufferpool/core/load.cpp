@@ -262,6 +262,7 @@ int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
                 auto& hits = s.counters().space[sp->index].hits;
                 if (access.counts) hits.add_owned(1);
                 if (!access.once) s.touch(frame, s.tick());
+                else if (s.sampler.wants(s.frames[frame])) record(s, page, access.kind());
             }
             break;
         }
@@ -275,6 +276,7 @@ int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
                                                  : load_python(sp, page_no, access, frame, loaded);
             if (r < 0) return -1;
             if (loaded) {
+                if constexpr (ADVISES) record_load(s, page, access.kind());
                 s.took(LATENCY_LOAD, since);
                 break;
             }

@@ -13,6 +13,7 @@ int ready_write_type();
 int ready_flush_types();
 PyObject* core_simulate(PyObject*, PyObject*);  // simulate.cpp
 PyObject* core_fields(PyObject*, PyObject*);  // fields.cpp
+PyObject* core_advise(PyObject*, PyObject*);  // advice.cpp
 
 // ---- errors --------------------------------------------------------------------
 
@@ -145,6 +146,7 @@ static PyObject* core_geometry(PyObject*, PyObject* arg) {
 static PyMethodDef module_methods[] = {
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
+    {"advise", core_advise, METH_VARARGS, "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
     {"fields", core_fields, METH_NOARGS, "Where each field of a segment lies: {'Struct.field': (offset, bytes)}."},
     {"geometry", core_geometry, METH_O, "The checked geometry of the segment behind fd."},
     {nullptr, nullptr, 0, nullptr}};

@@ -87,6 +87,7 @@ inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image
     slot.touched.store_relaxed(s.tick());
     slot.count.store_relaxed(0);
     slot.tag.store_relaxed(u8(s.header->policy_tag.load_relaxed()));
+    slot.mark.store_relaxed(s.mark_of(page));
     intent.frame.store_release(f);
     BP_POINT("load.filled");
     slot.word.store_seq_cst(frame::live(page));
@@ -167,6 +168,7 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
     to.rec_lsn.store_relaxed(e & entry::DIRTY && from.rec_lsn.load_relaxed() ? from.rec_lsn.load_relaxed() : image.lsn);
     to.count.store_relaxed(from.count.load_relaxed());
     to.tag.store_relaxed(from.tag.load_relaxed());
+    to.mark.store_relaxed(from.mark.load_relaxed());
     s.touch(g, s.tick());
     u64 set = (image.dirty ? entry::DIRTY : 0) | (image.is_volatile ? entry::VOLATILE : 0);
     bool ours = swap_frame(s, op.intent(), page, f, g, set, 0);
@@ -221,6 +223,7 @@ inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
     to.touched.store_relaxed(from.touched.load_relaxed());
     to.count.store_relaxed(from.count.load_relaxed());
     to.tag.store_relaxed(from.tag.load_relaxed());
+    to.mark.store_relaxed(from.mark.load_relaxed());
     ours = swap_frame(s, intent, page, f, g, 0, 0);
     end_write(s, page);
     s.counters().compacted_pages.add_relaxed(1);

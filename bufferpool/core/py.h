@@ -61,8 +61,8 @@ PyObject* geometry_dict(const Header& h);
 // segment.cpp
 Segment* opened(SegmentObject* seg);  // null with PoolClosed set
 
-// directory.cpp, held.cpp, observe.cpp: the rest of Segment's methods
-extern PyMethodDef directory_methods[], flush_methods[], observe_methods[];
+// directory.cpp, held.cpp, observe.cpp, advice.cpp: the rest of Segment's methods
+extern PyMethodDef directory_methods[], flush_methods[], observe_methods[], advice_methods[];
 
 // fork.cpp
 extern SegmentObject* attached;  // every open segment of this process
@@ -73,6 +73,7 @@ struct Access {
     bool counts = true;      // a reference for the policy
     bool once = false;       // read ahead, or scanned
     u64 deadline_ns = 0;     // 0: none
+    u32 kind() const { return (once ? SAMPLE_ONCE : 0) | (counts ? 0 : SAMPLE_UNCOUNTED); }
 };
 int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no);

@@ -399,7 +399,7 @@ PyTypeObject SegmentType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_segment_type() {
     PyMethodDef* to = segment_methods;
-    for (PyMethodDef* from : {own_methods, directory_methods, flush_methods, observe_methods})
+    for (PyMethodDef* from : {own_methods, directory_methods, flush_methods, observe_methods, advice_methods})
         while (from->ml_name) *to++ = *from++;
     SegmentType.tp_name = "bufferpool._core.Segment";
     SegmentType.tp_basicsize = sizeof(SegmentObject);

@@ -84,8 +84,46 @@ public:
 constexpr int SPARES = 2, LATER = 8;
 constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 
+#if defined(BP_EXPLORE) || defined(BP_NO_ADVICE)  // the explorer's states have no shadows; the benchmark's yardstick
+constexpr bool ADVISES = false;
+#else
+constexpr bool ADVISES = true;
+#endif
+
+// The references of this process that go to the shadows (advice.h). They are taken in
+// windows: one is open until the buffer is full, and is then worked off by whoever filled
+// it. Windows follow each other until they have cost a few milliseconds; the next burst
+// begins so much later that all of this takes a two-hundredth of the time. Between bursts
+// a hit costs what it costs without advice; a process that is not busy leaves nothing out.
+enum SampleKind : u32 { SAMPLE_ONCE = 1, SAMPLE_UNCOUNTED = 2 };
+
+struct Sampler {
+    static constexpr u32 WINDOW = ADVISES ? 512 : 1;
+    Atomic<u8> gate;                  // 0xff while a window is open, else 0
+    Atomic<u8> epoch;                 // a page is recorded once in an epoch
+    Atomic<u32> tick, n, left;        // of references; of this epoch
+    Atomic<u64> opened_ns, reopen_ns;
+    Atomic<u64> burst_ns, spent_ns;   // when the burst began, and what it has cost
+    Atomic<u64> hits, misses;         // of this client, when the window opened
+    Atomic<u64> samples[WINDOW];      // page << 2 | SampleKind
+
+    // One comparison for three cases: closed, not sampled, recorded in this epoch.
+    bool wants(const FrameSlot& slot) const {
+        u32 mark = slot.mark.load_relaxed() & gate.load_relaxed();
+        return mark * (mark ^ epoch.load_relaxed()) != 0;
+    }
+};
+
+struct Segment;
+// advice.cpp
+void record(Segment& s, u32 page, u32 kind);       // a reference to a sampled page
+void record_load(Segment& s, u32 page, u32 kind);  // the same, of any page that was loaded
+void look_after_window(Segment& s);                // opens or ends a window whose time has come
+void drain(Segment& s);                            // ends the window now
+
 struct Segment {
     u8* base = nullptr;
+    u8* advice = nullptr;
     int fd = -1;  // this client's own description: holds its liveness lock
     u32 me = 0;   // client number, from 1; set by become()
     Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
@@ -116,8 +154,9 @@ struct Segment {
     // known to be damaged (is_nobodys in lock.h, has_operation in page.h).
     struct LockUse {
         prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
-    } lock_use[3 + MAX_SPACES];
+    } lock_use[3 + MAX_SPACES + ADVISES];
     prim::Tally claims;  // of entries: counted after the intent, before the CAS
+    Sampler sampler{};
 
     void map(u8* at, const Geometry& geometry) {
         base = at;
@@ -126,6 +165,7 @@ struct Segment {
         clients = reinterpret_cast<Client*>(at + g.clients_at);
         spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);
         events = reinterpret_cast<Event*>(at + g.events_at);
+        advice = at + g.advice_at;
         entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
         frames = reinterpret_cast<FrameSlot*>(at + g.frames_at);
         pin_rows = at + g.pins_at;
@@ -146,6 +186,8 @@ struct Segment {
         if (&lock == &header->memory) return lock_use[0];
         if (&lock == &header->directory) return lock_use[1];
         if (&lock == &header->growth) return lock_use[2];
+        if constexpr (ADVISES)
+            if (&lock == &header->advice) return lock_use[3 + MAX_SPACES];
         return lock_use[3 + u64(reinterpret_cast<const u8*>(&lock) - reinterpret_cast<const u8*>(spaces)) / sizeof(SpaceSlot)];
     }
     u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
@@ -159,6 +201,9 @@ struct Segment {
     void become(u32 c) {
         me = c;
         my_pins = c ? &pin_count_of(c, 0) : nullptr;
+        sampler.gate.store_relaxed(0);
+        sampler.reopen_ns.store_relaxed(0);
+        sampler.n.store_relaxed(0);
     }
 
     // Does this frame number have a slot with memory behind it?
@@ -185,17 +230,35 @@ struct Segment {
     }
     u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
 
-    // A hit, seen by the policy and by the age: three bytes, only when they change.
+    // What a frame's mark is to be when this page is loaded into it.
+    u8 mark_of(u32 page) const {
+        if constexpr (!ADVISES) return 0;
+        u8 epoch = sampler.epoch.load_relaxed();
+        return is_sampled(page, reinterpret_cast<Advice*>(advice)->shift.load_relaxed()) ? epoch ? epoch : 1 : 0;
+    }
+
+    // A hit, seen by the policy, the age and the sampler: four bytes, only when they change.
     void touch(u32 f, u32 now) {
         FrameSlot& slot = frames[f];
-        if (slot.touched.load_relaxed() != now) slot.touched.store_relaxed(now);
+        if (slot.touched.load_relaxed() != now) {
+            slot.touched.store_relaxed(now);
+            if constexpr (ADVISES)
+                if (sampler.tick.load_relaxed() != now) look_after_window(*this);
+        }
         u8 count = slot.count.load_relaxed(), tag = u8(header->policy_tag.load_relaxed());
         if (count < 3 && slot.tag.load_relaxed() != tag) {
             slot.tag.store_relaxed(tag);
             slot.count.store_relaxed(u8(count + 1));
         }
+        if constexpr (ADVISES)
+            if (sampler.wants(slot)) record(*this, frame::page(slot.word.load_relaxed()), 0);
     }
 };
+
+// The shadows are to start anew: their owner has died while it worked on them.
+inline void forget_advice(Segment& s) {
+    if constexpr (ADVISES) reinterpret_cast<Advice*>(s.advice)->frames = 0;
+}
 
 inline u64 this_thread() { return std::hash<std::thread::id>{}(std::this_thread::get_id()) | 1; }
 

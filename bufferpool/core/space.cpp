@@ -77,6 +77,13 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
     return numbers;
 }
 
+// Not one by one, and not only at the end: the sampler reads the counters meanwhile.
+constexpr u64 HITS_AT_ONCE = 32;
+static void count_hits(SpaceObject* sp, u64& hits) {
+    sp->seg->s->counters().space[sp->index].hits.add_owned(hits);
+    hits = 0;
+}
+
 static PyObject* space_pin_many(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyArrayObject* numbers = page_numbers(sp, ids);
@@ -94,12 +101,12 @@ static PyObject* space_pin_many(PyObject* self, PyObject* ids) {
     for (; i < n; i++) {
         if (pin(s, sp->first_entry + u32(v[i]), frames[i]) == Status::OK) {
             s.touch(frames[i], now);
-            hits++;
+            if (++hits == HITS_AT_ONCE) count_hits(sp, hits);
         } else if (acquire_page(sp, u64(v[i]), Access{}, frames[i]) < 0) {
             break;
         }
     }
-    s.counters().space[sp->index].hits.add_owned(hits);
+    count_hits(sp, hits);
     if (i == n && !still_open(sp)) {
         bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
     } else if (i == n) {
@@ -146,7 +153,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
         u32 f;
         if (pin(s, sp->first_entry + u32(v[i]), f) == Status::OK) {
             s.touch(f, now);
-            hits++;
+            if (++hits == HITS_AT_ONCE) count_hits(sp, hits);
         } else if (acquire_page(sp, u64(v[i]), Access{}, f) < 0) {
             ok = false;
             break;
@@ -154,7 +161,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
         memcpy(static_cast<char*>(PyArray_DATA(to)) + (u64(i) << s.g.page_shift), sp->seg->read_base + (u64(f) << s.g.page_shift), s.g.page_size);
         drop_pin(sp->seg, f);
     }
-    s.counters().space[sp->index].hits.add_owned(hits);
+    count_hits(sp, hits);
     Py_DECREF(numbers);
     if (ok && !still_open(sp)) {
         bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);

@@ -174,6 +174,7 @@ static int publish_new(WriteObject* w, const void* bytes, Image image) {
                 if (status == Status::OK) {
                     memcpy(s.page_data(f), bytes, s.g.page_size);
                     finish_load(s, op.intent(), page, f, image);
+                    if constexpr (ADVISES) record_load(s, page, SAMPLE_UNCOUNTED);
                     unpin(s, f);
                     return 1;
                 }

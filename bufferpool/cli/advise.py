@@ -1,0 +1,45 @@
+"""What another budget would do for a pool."""
+
+import argparse
+from dataclasses import asdict
+
+from bufferpool.advise import FORMATS, Advice, plot
+from bufferpool.cli.common import Commands, attach, print_json, print_table
+from bufferpool.sizes import format_size
+
+
+def _rows(advice: Advice) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("BUDGET", "FRAMES", "HIT RATIO", "MISSES/S", "")]
+    for p in advice.points:
+        now = "<- now" if p is advice.present else ""
+        size = format_size(p.budget_bytes)
+        rows.append((size, f"{p.budget_frames:,}", f"{p.hit_ratio:.2%}", f"{p.misses_per_s:,.0f}", now))
+    return rows
+
+
+def _advise(args: argparse.Namespace) -> int:
+    if args.plot and not args.plot.lower().endswith(FORMATS):
+        args.parser.error(f"--plot draws {', '.join(FORMATS)}, not {args.plot!r}")
+    with attach(args) as pool:
+        advice = pool.advise()
+    if args.plot:
+        plot(advice, args.plot, f"pool {args.name}: hit ratio by budget")
+    if args.json:
+        print_json(asdict(advice))
+    elif advice.points:
+        one_in = 1 / advice.sampling_rate
+        print(f"{advice.references_per_s:,.0f} references a second; one page in {one_in:.0f} is simulated\n")
+        print_table(_rows(advice), right=range(4))
+    else:
+        print(f"{args.name}: too few references yet for advice")
+    return 0
+
+
+def register(commands: Commands) -> None:
+    """Adds this command."""
+    sub = commands.add(
+        "advise", _advise, "tell what the hit ratio would be with less or more memory",
+        "From simulations that the pool runs of itself all the time, over its recent references.\n\n"
+        "examples:\n  bufferpool advise orders\n  bufferpool advise orders --plot orders.png",
+    )  # fmt: skip
+    sub.add_argument("--plot", metavar="FILE", help="also draw the curve: .png, .svg or .pdf (needs matplotlib)")

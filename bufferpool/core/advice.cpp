@@ -1,0 +1,510 @@
+// The shadows of advice.h, the sampler that feeds them, and what Python sees of them.
+#include "py.h"
+
+#include <vector>
+
+#include "advice.h"
+#include "lock.h"
+
+namespace bp {
+
+// ---- one page in one shadow ------------------------------------------------------
+
+namespace state_word {
+constexpr u32 SHIFT = 30, HOT_GHOST = 1u << 29, STAMP = HOT_GHOST - 1;
+enum { NEVER = 0, COLD = RING_COLD, HOT = RING_HOT, EVICTED = 3 };
+
+constexpr u32 state(u32 w) { return w >> SHIFT; }
+constexpr bool is_resident(u32 w) { return state(w) == COLD || state(w) == HOT; }
+constexpr u32 count(u32 w) { return w & 3; }
+constexpr u32 tag(u32 w) { return w >> 8 & 255; }
+constexpr u32 resident(u32 ring, u32 count, u32 tag) { return ring << SHIFT | tag << 8 | count; }
+constexpr u32 ghost(Ghost kind, u32 stamp) { return u32(EVICTED) << SHIFT | (kind == Ghost::HOT ? HOT_GHOST : 0) | (stamp & STAMP); }
+constexpr Ghost kind(u32 w) { return state(w) != EVICTED ? Ghost::NONE : w & HOT_GHOST ? Ghost::HOT : Ghost::COLD; }
+// How long ago, by the counter that the kind of ghost goes by.
+constexpr u32 age(u32 w, const PolicyState& s) { return ((w & HOT_GHOST ? s.hev : s.now) - w) & STAMP; }
+constexpr u32 stamp(u32 w, const PolicyState& s) { return ((w & HOT_GHOST ? s.hev : s.now) - age(w, s)) & STAMP_MASK; }
+}  // namespace state_word
+
+// What the policy sees of a shadow; a "page" is the number of a row.
+struct ShadowEnv {
+    AdviceRow* rows;
+    u32 n_rows, i, capacity_;
+    u64* rings[2];
+
+    u64* slots(Ring r) { return rings[r == RING_HOT]; }
+    u32 capacity() const { return capacity_; }
+    Peek peek(u32 row, Ring r) {
+        if (row >= n_rows) return {true, 0};
+        u32 w = rows[row].state[i];
+        return {state_word::state(w) != u32(r), state_word::count(w)};
+    }
+    void set_count(u32 row, u32 n) {
+        if (row < n_rows) rows[row].state[i] = (rows[row].state[i] & ~3u) | n;
+    }
+    void set_ring(u32 row, Ring r) {
+        if (row < n_rows) rows[row].state[i] = (rows[row].state[i] & ~(3u << state_word::SHIFT)) | u32(r) << state_word::SHIFT;
+    }
+    bool evict(u32 row, Ghost kind, u32 stamp) {
+        rows[row].state[i] = state_word::ghost(kind, stamp);  // peek has bounded it
+        return true;
+    }
+};
+
+// ---- the rows --------------------------------------------------------------------
+
+Shadows::Shadows(u8* at, u32 max_frames, u32 frames, const AdviceGeometry& g)
+    : head_(*reinterpret_cast<Advice*>(at)), g_(g), max_frames_(max_frames), rows_(reinterpret_cast<AdviceRow*>(at + g.rows_at)),
+      index_(reinterpret_cast<u16*>(at + g.index_at)) {
+    auto ring = reinterpret_cast<u64*>(at + g.rings_at);
+    for (u32 i = 0; i < SHADOWS; i++)
+        for (u64*& r : rings_[i]) {
+            r = ring;
+            ring += g.capacity[i];
+        }
+    if (head_.frames == 0) reset(frames);
+    prepare();
+    set_frames(frames);
+}
+
+// What is kept for the time of one drain; bounded, because the area may be damaged.
+void Shadows::prepare() {
+    if (head_.frames < 1 || head_.frames > max_frames_) head_.frames = max_frames_;
+    u32 shift = head_.shift.load_relaxed();
+    if (shift < g_.shift || shift > 31) head_.shift.store_relaxed(shift = g_.shift);
+    for (u32 i = 0; i < SHADOWS; i++) {
+        frames_[i] = shadow_frames(head_.frames, shift, i);
+        ShadowEnv env{rows_, g_.rows, i, g_.capacity[i], {rings_[i][0], rings_[i][1]}};
+        Alr<ShadowEnv> policy(head_.shadow[i], env);
+        if (head_.shadow[i].frames != frames_[i]) policy.set_frames(frames_[i]);
+        tags_[i] = policy.tag();
+    }
+}
+
+void Shadows::reset(u32 frames) {
+    u32 resets = head_.resets + 1;
+    Advice fresh{};
+    memcpy(static_cast<void*>(&head_), &fresh, sizeof fresh);
+    head_.resets = resets;
+    head_.frames = frames;
+    head_.shift.store_relaxed(g_.shift);
+    head_.epoch.store_relaxed(1);
+    head_.unit.store_relaxed(1);
+    memset(index_, 0, g_.slots * 2);
+    for (u32 r = 0; r < g_.rows; r++) rows_[r] = {NONE, {r + 1 < g_.rows ? r + 1 : NONE}};
+    prepare();
+}
+
+u32 Shadows::find(u32 page) const {
+    u32 mask = g_.slots - 1, at = page_hash(page);
+    for (u32 probe = 0; probe < g_.slots; probe++) {
+        u32 row = index_[(at + probe) & mask];
+        if (row == 0) return NONE;
+        if (row <= g_.rows && rows_[row - 1].page == page) return row - 1;
+    }
+    return NONE;
+}
+
+void Shadows::link(u32 row) {
+    u32 mask = g_.slots - 1, at = page_hash(rows_[row].page);
+    for (u32 probe = 0; probe < g_.slots; probe++) {
+        u16& slot = index_[(at + probe) & mask];
+        if (slot) continue;
+        slot = u16(row + 1);
+        return;
+    }
+}
+
+// A row for a page that has none; NONE if it is no longer sampled.
+u32 Shadows::add(u32 page) {
+    if (head_.first_free >= g_.rows) purge();
+    u32 row = head_.first_free;
+    if (row >= g_.rows || !is_sampled(page, head_.shift.load_relaxed())) return NONE;
+    head_.first_free = rows_[row].state[0];
+    rows_[row] = {page, {}};
+    link(row);
+    return row;
+}
+
+// Drops the rows that no shadow has as resident, and all of whose ghosts are older than
+// `ages` times the frames of their shadow.
+void Shadows::drop_rows(u32 ages) {
+    for (u32 r = 0; r < g_.rows; r++) {
+        bool keep = false;
+        for (u32 i = 0; i < SHADOWS && !keep && rows_[r].page != NONE; i++) {
+            u32 w = rows_[r].state[i];
+            keep = state_word::is_resident(w) ||
+                   (state_word::state(w) == state_word::EVICTED && state_word::age(w, head_.shadow[i]) < u64(ages) * frames_[i]);
+        }
+        if (!keep) rows_[r].page = NONE;
+    }
+    head_.first_free = NONE;
+    memset(index_, 0, g_.slots * 2);
+    for (u32 r = g_.rows; r-- > 0;) {
+        if (rows_[r].page != NONE) {
+            link(r);
+            continue;
+        }
+        rows_[r].state[0] = head_.first_free;
+        head_.first_free = r;
+    }
+}
+
+// Makes rows free: at least an eighth.
+void Shadows::purge() {
+    auto enough = [&] {
+        u32 n = 0;
+        for (u32 r = head_.first_free; r < g_.rows && n < g_.rows / 8; r = rows_[r].state[0]) n++;
+        return n >= g_.rows / 8;
+    };
+    for (u32 ages : {5, 2, 1, 0}) {
+        drop_rows(ages);
+        if (enough()) return;
+    }
+    halve();
+}
+
+// Half of the pages are no longer sampled.
+void Shadows::halve() {
+    u32 shift = head_.shift.load_relaxed() + 1;
+    if (shift > 31) return;
+    head_.halvings++;
+    head_.shift.store_relaxed(shift);
+    for (u32 r = 0; r < g_.rows; r++)
+        if (rows_[r].page != NONE && !is_sampled(rows_[r].page, shift)) rows_[r] = {NONE, {}};
+    for (u32 i = 0; i < SHADOWS; i++) {
+        ShadowEnv env{rows_, g_.rows, i, g_.capacity[i], {rings_[i][0], rings_[i][1]}};
+        Alr<ShadowEnv>(head_.shadow[i], env).purge();
+    }
+    prepare();
+    for (u32 i = 0; i < SHADOWS; i++) fit(i);
+    fade();
+    drop_rows(5);
+}
+
+void Shadows::fade() {
+    head_.expected /= 2;
+    head_.missed_by_pool /= 2;
+    for (double& missed : head_.missed) missed /= 2;
+}
+
+// Evicts what is too much.
+void Shadows::fit(u32 i) {
+    ShadowEnv env{rows_, g_.rows, i, g_.capacity[i], {rings_[i][0], rings_[i][1]}};
+    Alr<ShadowEnv> policy(head_.shadow[i], env);
+    for (u32 n = 0; n < 2 * g_.capacity[i] && head_.shadow[i].cold.count + head_.shadow[i].hot.count > frames_[i]; n++)
+        policy.evict(4 * g_.capacity[i]);
+}
+
+// The budget has changed: the shadows keep their pages, and the curve is read at the new
+// sizes, between those that were simulated. (Starting anew would blind a steward after
+// each of its steps.)
+void Shadows::set_frames(u32 frames) {
+    if (frames == head_.frames || frames < 1 || frames > max_frames_) return;
+    double at[SHADOWS], missed[SHADOWS];
+    for (u32 i = 0; i < SHADOWS; i++) {
+        at[i] = double(SHADOW_EIGHTHS[i]) * head_.frames;
+        missed[i] = head_.missed[i];
+    }
+    for (u32 i = 0; i < SHADOWS; i++) {
+        double x = double(SHADOW_EIGHTHS[i]) * frames;
+        u32 above = 0;
+        while (above < SHADOWS && at[above] < x) above++;
+        if (above == 0 || above == SHADOWS) {
+            head_.missed[i] = missed[above ? SHADOWS - 1 : 0];
+        } else {
+            double share = (x - at[above - 1]) / (at[above] - at[above - 1]);
+            head_.missed[i] = missed[above - 1] + share * (missed[above] - missed[above - 1]);
+        }
+    }
+    head_.frames = frames;
+    prepare();
+    for (u32 i = 0; i < SHADOWS; i++) fit(i);
+}
+
+// ---- references ------------------------------------------------------------------
+
+void Shadows::miss(u32 i, u32 row, u32 kind) {
+    PolicyState& s = head_.shadow[i];
+    ShadowEnv env{rows_, g_.rows, i, g_.capacity[i], {rings_[i][0], rings_[i][1]}};
+    Alr<ShadowEnv> policy(s, env);
+    u32 w = rows_[row].state[i];
+    Ring ring = policy.miss(state_word::kind(w), state_word::stamp(w, s), kind & SAMPLE_ONCE);
+    while (s.cold.count + s.hot.count >= frames_[i])
+        if (policy.evict(4 * g_.capacity[i]).page == NONE) break;
+    tags_[i] = policy.tag();
+    rows_[row].state[i] = state_word::resident(RING_NONE, 0, tags_[i]);
+    policy.insert(row, ring);
+    if (!(kind & SAMPLE_UNCOUNTED)) head_.missed[i] += 1;
+}
+
+void Shadows::reference(u32 row, u32 kind) {
+    for (u32 i = 0; i < SHADOWS; i++) {
+        u32& w = rows_[row].state[i];
+        if (!state_word::is_resident(w)) miss(i, row, kind);
+        else if (!(kind & SAMPLE_ONCE) && state_word::count(w) < 3 && state_word::tag(w) != tags_[i])
+            w = state_word::resident(state_word::state(w), state_word::count(w) + 1, tags_[i]);
+    }
+}
+
+void Shadows::apply(const Atomic<u64>* samples, u32 n, u64 references, u64 misses, double window) {
+    double before = head_.missed[0];
+    for (u32 k = 0; k < n; k++) {
+        u64 sample = samples[k].load_relaxed();
+        u32 page = u32(sample >> 2), row = find(page);
+        if (row == NONE) row = add(page);
+        if (row != NONE) reference(row, sample & 3);
+    }
+    double rate = 1.0 / double(u64(1) << head_.shift.load_relaxed());
+    head_.references += references;
+    head_.expected += double(references) * rate;
+    head_.missed_by_pool += double(misses) * rate;
+    head_.unit.store_relaxed(next_unit(n, head_.missed[0] - before));
+    if (head_.expected > window) fade();
+}
+
+// An epoch lasts a quarter of the time in which the smallest shadow could lose a page.
+u32 Shadows::next_unit(u32 n, double missed) const {
+    double share = n && missed > 0 ? missed / n : 0.0, turnover = frames_[0] / 4.0;
+    double unit = share > 0 ? turnover / share : 65536.0;
+    return unit < 1 ? 1 : unit > 65536 ? 65536 : u32(unit);
+}
+
+// ---- sampling --------------------------------------------------------------------
+
+constexpr double REMEMBERED = 65536;  // sampled references
+constexpr u64 SHARE = 200;            // at most this part of the time goes to sampling
+constexpr u64 BURST_NS = 5'000'000;   // of it at a time
+constexpr u64 RECORD_NS = 10, LONGEST_NS = 1'000'000'000;
+
+static Advice& head_of(Segment& s) { return *reinterpret_cast<Advice*>(s.advice); }
+
+struct Seen {
+    u64 hits, misses;
+};
+
+static Seen seen_by(const Counters& counters) {
+    Seen n{0, 0};
+    for (auto& space : counters.space) {
+        n.hits += space.hits.load_relaxed();
+        n.misses += space.misses.load_relaxed();
+    }
+    return n;
+}
+
+// References of all clients, present and past; a fold under way may move it for a moment.
+static u64 all_references(Segment& s) {
+    Seen n = seen_by(s.header->totals[s.header->folded.load_acquire() & 1]);
+    for (u32 c = 0; c < s.g.max_clients; c++) {
+        Client& slot = s.clients[c];
+        if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire()) continue;
+        Seen own = seen_by(slot.counters);
+        n.hits += own.hits;
+        n.misses += own.misses;
+    }
+    return n.hits + n.misses;
+}
+
+static void open_window(Segment& s, u64 now) {
+    Sampler& w = s.sampler;
+    Seen seen = seen_by(s.counters());
+    w.hits.store_relaxed(seen.hits);
+    w.misses.store_relaxed(seen.misses);
+    w.opened_ns.store_relaxed(now);
+    if (w.spent_ns.load_relaxed() == 0) w.burst_ns.store_relaxed(now);
+    w.n.store_relaxed(0);
+    u32 epoch = head_of(s).epoch.load_relaxed() & 255;
+    w.epoch.store_relaxed(u8(epoch ? epoch : 1));
+    w.left.store_relaxed(head_of(s).unit.load_relaxed());
+    w.gate.store_relaxed(0xff);
+}
+
+// The counters as they were some ten to twenty seconds ago, for the rate. Under the lock.
+static void read_counters(Segment& s, Advice& head, u64 now) {
+    constexpr u64 APART_NS = 10'000'000'000;
+    if (now - head.later.at_ns < APART_NS) return;
+    u64 age = prim::realtime_ns() - s.header->created_ns;
+    head.earlier = head.later.at_ns ? head.later : Advice::Reading{now > age ? now - age : 0, 0};
+    head.later = {now, all_references(s)};
+}
+
+// The memory is there from the pool's creation; the lock is ours.
+template <class F>
+static void with_shadows(Segment& s, Acquired how, F work) {
+    BP_POINT("advice.locked");
+    if (how == Acquired::REPAIR) {
+        forget_advice(s);
+        repaired(s, s.header->advice);
+    }
+    u32 budget = s.header->budget_frames.load_relaxed();
+    Shadows shadows(s.advice, s.g.max_frames, budget >= 1 && budget <= s.g.max_frames ? budget : s.g.max_frames, AdviceGeometry(s.g.max_frames));
+    read_counters(s, shadows.head(), prim::boot_ns());
+    work(shadows);
+    BP_POINT("advice.worked");
+    release(s, s.header->advice);
+}
+
+static void apply_window(Segment& s, Shadows& shadows) {
+    Sampler& w = s.sampler;
+    Seen seen = seen_by(s.counters());
+    u32 n = w.n.load_relaxed();
+    u64 hits = seen.hits - w.hits.load_relaxed(), misses = seen.misses - w.misses.load_relaxed();
+    shadows.apply(w.samples, n < w.WINDOW ? n : w.WINDOW, hits + misses, misses, REMEMBERED);
+}
+
+// Ends the window. Somebody else is at the shadows: then what it had is lost, and no figure depends on it.
+void drain(Segment& s) {
+    Sampler& w = s.sampler;
+    if (!w.gate.load_relaxed()) return;
+    w.gate.store_relaxed(0);
+    u64 begin = prim::now_ns();
+    Acquired how;
+    if (try_acquire(s, s.header->advice, how)) with_shadows(s, how, [&](Shadows& shadows) { apply_window(s, shadows); });
+    u64 cost = prim::now_ns() - begin + RECORD_NS * w.n.load_relaxed();
+    u64 spent = w.spent_ns.load_relaxed() + cost, burst = w.burst_ns.load_relaxed();
+    bool over = spent >= BURST_NS;
+    w.reopen_ns.store_relaxed(over ? burst + SHARE * spent : 0);
+    w.spent_ns.store_relaxed(over ? 0 : spent);
+}
+
+void look_after_window(Segment& s) {
+    Sampler& w = s.sampler;
+    w.tick.store_relaxed(s.tick());
+    u64 now = prim::now_ns();
+    if (w.gate.load_relaxed() && now - w.opened_ns.load_relaxed() > LONGEST_NS) drain(s);
+    if (!w.gate.load_relaxed() && now >= w.reopen_ns.load_relaxed()) open_window(s, now);
+}
+
+static void push(Segment& s, u32 page, u32 kind) {
+    Sampler& w = s.sampler;
+    u32 n = w.n.load_relaxed();
+    if (n < w.WINDOW) w.samples[n].store_relaxed(u64(page) << 2 | kind);
+    w.n.store_relaxed(n + 1);
+    if (n + 1 >= w.WINDOW) {
+        drain(s);
+        u64 now = prim::now_ns();
+        if (now >= w.reopen_ns.load_relaxed()) open_window(s, now);
+        return;
+    }
+    u32 left = w.left.load_relaxed();
+    w.left.store_relaxed(left - 1);
+    if (left > 1) return;
+    u32 epoch = head_of(s).epoch.load_relaxed() % 255 + 1;
+    head_of(s).epoch.store_relaxed(epoch);
+    w.epoch.store_relaxed(u8(epoch));
+    w.left.store_relaxed(head_of(s).unit.load_relaxed());
+}
+
+void record(Segment& s, u32 page, u32 kind) {
+    u64 e = s.has_page(page) ? s.entries[page].load_relaxed() : 0;
+    if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e))) {
+        bool sampled = is_sampled(page, head_of(s).shift.load_relaxed() & 31);
+        s.frames[entry::frame(e)].mark.store_relaxed(sampled ? s.sampler.epoch.load_relaxed() : 0);
+        if (sampled) push(s, page, kind);
+    }
+}
+
+void record_load(Segment& s, u32 page, u32 kind) {
+    Sampler& w = s.sampler;
+    if (!w.gate.load_relaxed() && prim::coarse_ns() >= w.reopen_ns.load_relaxed()) look_after_window(s);
+    if (w.gate.load_relaxed() && is_sampled(page, head_of(s).shift.load_relaxed() & 31)) push(s, page, kind);
+}
+
+// ---- Python ----------------------------------------------------------------------
+
+static PyObject* advice_dict(const Advice& head, const u32 frames, double rate) {
+    PyObject* missed = PyList_New(SHADOWS);
+    if (!missed) return nullptr;
+    for (u32 i = 0; i < SHADOWS; i++) {
+        PyObject* v = Py_BuildValue("(Id)", u32((u64(frames) * SHADOW_EIGHTHS[i] + 4) / 8), head.missed[i]);
+        if (!v) return Py_DECREF(missed), nullptr;
+        PyList_SET_ITEM(missed, i, v);
+    }
+    return Py_BuildValue("{s:N,s:d,s:d,s:I,s:I,s:K,s:I,s:I,s:d}", "missed", missed, "expected", head.expected, "missed_by_pool",
+                         head.missed_by_pool, "shift", head.shift.load_relaxed() & 31, "budget_frames", frames, "references",
+                         (unsigned long long)head.references, "resets", head.resets, "halvings", head.halvings, "references_per_s", rate);
+}
+
+// advice() -> the head of the shadows, after the window of this process has been worked off
+static PyObject* segment_advice(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    Advice head{};
+    u32 frames = 0;
+    double rate = 0;
+    bool ours;
+    {
+        Released unlocked(S(self));
+        Acquired how = acquire(*s, s->header->advice);
+        ours = how != Acquired::INTERRUPTED;
+        if (ours)
+            with_shadows(*s, how, [&](Shadows& shadows) {
+                if (s->sampler.gate.load_relaxed()) apply_window(*s, shadows);
+                open_window(*s, prim::now_ns());
+                memcpy(static_cast<void*>(&head), &shadows.head(), sizeof head);
+                frames = head.frames;
+                u64 now = prim::boot_ns(), all = all_references(*s);
+                const auto& since = head.earlier;
+                if (now > since.at_ns && all > since.references) rate = double(all - since.references) * 1e9 / double(now - since.at_ns);
+            });
+    }
+    if (!ours) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for the shadows");
+    return advice_dict(head, frames, rate);
+}
+
+PyMethodDef advice_methods[] = {
+    {"advice", segment_advice, METH_NOARGS, ""},
+    {nullptr, nullptr, 0, nullptr}};
+
+// ---- over a trace ------------------------------------------------------------------
+
+// The pool of a trace: which pages are resident does not matter to the sampler, but for
+// pages that were away: their next reference is recorded whatever their mark says.
+struct TracedSampler {
+    std::vector<u8> marks;
+    std::vector<Atomic<u64>> samples;
+    u32 n = 0, left = 1;
+    u8 epoch = 1;
+
+    bool record(u32 page, const Advice& head) {
+        if (marks[page] == epoch || !is_sampled(page, head.shift.load_relaxed())) return false;
+        marks[page] = epoch;
+        samples[n++].store_relaxed(u64(page) << 2);
+        if (--left == 0) {
+            epoch = u8(epoch % 255 + 1);
+            left = head.unit.load_relaxed();
+        }
+        return n == samples.size();
+    }
+};
+
+// advise(trace: uint32 array, n_pages, frames, max_frames, gap, least_shift) -> what Segment.advice() returns,
+// with the samples taken and the bytes of the area. `gap` references go by between two windows.
+PyObject* core_advise(PyObject*, PyObject* args) {
+    PyArrayObject* trace;
+    unsigned n_pages, frames, max_frames, gap, least_shift;
+    if (!PyArg_ParseTuple(args, "O!IIIII:advise", &PyArray_Type, &trace, &n_pages, &frames, &max_frames, &gap, &least_shift)) return nullptr;
+    if (PyArray_TYPE(trace) != NPY_UINT32 || PyArray_NDIM(trace) != 1 || !PyArray_ISCARRAY_RO(trace) || frames < 1 || max_frames < frames || least_shift > 20)
+        return raise("ValueError", "the trace must be a C-contiguous array of uint32, and frames 1 to max_frames");
+    auto pages = static_cast<const u32*>(PyArray_DATA(trace));
+    u64 n = u64(PyArray_SIZE(trace));
+    AdviceGeometry g(max_frames, least_shift);
+    std::vector<u64> area(g.bytes / 8 + 1);
+    Shadows shadows(reinterpret_cast<u8*>(area.data()), max_frames, frames, g);
+    TracedSampler sampler{std::vector<u8>(n_pages), std::vector<Atomic<u64>>(Sampler::WINDOW)};
+    u64 references = 0, samples = 0;
+    for (u64 i = 0; i < n; i++) {
+        if (pages[i] >= n_pages) return raise("ValueError", "the trace has a page beyond n_pages");
+        references++;
+        if (!sampler.record(pages[i], shadows.head()) && i + 1 < n) continue;
+        shadows.apply(sampler.samples.data(), sampler.n, references, 0, 1e300);
+        samples += sampler.n;
+        sampler.n = 0;
+        references = 0;
+        i += gap;
+    }
+    PyObject* out = advice_dict(shadows.head(), frames, 0);
+    return out ? Py_BuildValue("(NKK)", out, (unsigned long long)samples, (unsigned long long)g.bytes) : nullptr;
+}
+
+}  // namespace bp
