@@ -149,7 +149,8 @@ def cost_table(rounds: int, seconds: float) -> None:
 
             def ask(which: str, command: str, workers: dict[str, subprocess.Popen[str]] = workers) -> float:
                 streams = workers[which]
-                assert streams.stdin is not None and streams.stdout is not None
+                assert streams.stdin is not None
+                assert streams.stdout is not None
                 if command:
                     print(command, file=streams.stdin, flush=True)
                 line = streams.stdout.readline().strip()

@@ -18,7 +18,7 @@ constexpr Field fields[] = {
     FIELD(Header, magic), FIELD(Header, version), FIELD(Header, header_bytes), FIELD(Header, uuid), FIELD(Header, created_ns),
     FIELD(Header, geometry), FIELD(Header, geometry_sum),
     FIELD(Header, budget_frames), FIELD(Header, frames_ready), FIELD(Header, policy_tag), FIELD(Header, durable_lsn),
-    INNER(Header, memory.word, u32), INNER(Header, directory.word, u32), INNER(Header, growth.word, u32),
+    INNER(Header, memory.word, u32), INNER(Header, directory.word, u32), INNER(Header, growth.word, u32), INNER(Header, advice.word, u32),
     FIELD(Header, min_frames), FIELD(Header, checkpoint_lsn), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
     FIELD(Header, events), FIELD(Header, resident),
     INNER(Header, policy.now, u32), INNER(Header, policy.hev, u32), INNER(Header, policy.frames, u32),
@@ -30,7 +30,7 @@ constexpr Field fields[] = {
     STRUCT(Geometry),
     FIELD(Geometry, page_size), FIELD(Geometry, os_page), FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
     FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, ring_capacity), FIELD(Geometry, max_pages),
-    FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, events_at), FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
+    FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, events_at), FIELD(Geometry, advice_at), FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
     FIELD(Geometry, pins_at), FIELD(Geometry, stripe_bytes), FIELD(Geometry, queues_at), FIELD(Geometry, data_at),
     FIELD(Geometry, total_bytes),
 
