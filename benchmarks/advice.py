@@ -28,7 +28,7 @@ PACKAGE = Path(bp.__file__).parent
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
 LEAST_FRAMES = 200
 BAR = 0.02
-GAP = 200_000  # references left out between two windows: much more than a busy pool does
+GAP = 1_000_000  # references left out between two bursts: a second of a pool under full load
 
 WORKER = """
 import os, random, sys, tempfile, time

@@ -131,7 +131,7 @@ def advise_trace(
 
     ``trace``: page numbers, as for :func:`bufferpool.simulate`. ``measured``: the miss
     ratio of the pool itself, to calibrate by, as a pool does. ``gap``: references that go
-    by between two windows of samples (a pool under full load leaves some out).
+    by between two bursts of samples (a pool under full load leaves some out).
     ``least_shift``: at most one page in 2**least_shift is sampled. Raises TypeError,
     ValueError.
     """

@@ -357,10 +357,10 @@ void drain(Segment& s) {
     Sampler& w = s.sampler;
     if (!w.gate.load_relaxed()) return;
     w.gate.store_relaxed(0);
-    u64 begin = prim::now_ns();
+    u64 begin = prim::thread_ns();
     Acquired how;
     if (try_acquire(s, s.header->advice, how)) with_shadows(s, how, [&](Shadows& shadows) { apply_window(s, shadows); });
-    u64 cost = prim::now_ns() - begin + RECORD_NS * w.n.load_relaxed();
+    u64 cost = prim::thread_ns() - begin + RECORD_NS * w.n.load_relaxed();
     u64 spent = w.spent_ns.load_relaxed() + cost, burst = w.burst_ns.load_relaxed();
     bool over = spent >= BURST_NS;
     w.reopen_ns.store_relaxed(over ? burst + SHARE * spent : 0);
@@ -458,6 +458,8 @@ PyMethodDef advice_methods[] = {
 
 // ---- over a trace ------------------------------------------------------------------
 
+constexpr u64 WINDOWS_IN_BURST = 48;  // at some 200 ns a sample
+
 // The pool of a trace: which pages are resident does not matter to the sampler, but for
 // pages that were away: their next reference is recorded whatever their mark says.
 struct TracedSampler {
@@ -479,7 +481,7 @@ struct TracedSampler {
 };
 
 // advise(trace: uint32 array, n_pages, frames, max_frames, gap, least_shift) -> what Segment.advice() returns,
-// with the samples taken and the bytes of the area. `gap` references go by between two windows.
+// with the samples taken and the bytes of the area. `gap` references go by between two bursts.
 PyObject* core_advise(PyObject*, PyObject* args) {
     PyArrayObject* trace;
     unsigned n_pages, frames, max_frames, gap, least_shift;
@@ -492,7 +494,7 @@ PyObject* core_advise(PyObject*, PyObject* args) {
     std::vector<u64> area(g.bytes / 8 + 1);
     Shadows shadows(reinterpret_cast<u8*>(area.data()), max_frames, frames, g);
     TracedSampler sampler{std::vector<u8>(n_pages), std::vector<Atomic<u64>>(Sampler::WINDOW)};
-    u64 references = 0, samples = 0;
+    u64 references = 0, samples = 0, windows = 0;
     for (u64 i = 0; i < n; i++) {
         if (pages[i] >= n_pages) return raise("ValueError", "the trace has a page beyond n_pages");
         references++;
@@ -501,7 +503,7 @@ PyObject* core_advise(PyObject*, PyObject* args) {
         samples += sampler.n;
         sampler.n = 0;
         references = 0;
-        i += gap;
+        if (++windows % WINDOWS_IN_BURST == 0) i += gap;
     }
     PyObject* out = advice_dict(shadows.head(), frames, 0);
     return out ? Py_BuildValue("(NKK)", out, (unsigned long long)samples, (unsigned long long)g.bytes) : nullptr;

@@ -41,6 +41,13 @@ inline u64 now_ns() {
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
 }
 
+// What this thread has worked, without the time in which others had its processor.
+inline u64 thread_ns() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
 // Like now_ns, and it goes on while the machine is suspended: comparable between processes.
 inline u64 boot_ns() {
     timespec t;
