@@ -69,34 +69,37 @@ def _flush_batch(
     items = np.frombuffer(batch.items, _ITEM)
     synced = False
     try:
-        if len(items):
+        if len(items) and is_there(pool, record):  # else these entries are another space's by now
             seg.record_store(index, 0, True, 0, 0)
-            _write(pool, store, start, items)
-            store.sync()
-            synced = True
-            stored = int(items["page"][-1]) - start + 1
-            seg.record_store(index, stored, True, 0, 0)
+            try:
+                _write(pool, store, start, items)
+                store.sync()
+                synced = True
+            finally:  # before the pages are let go: until then nobody can remove the space
+                last = int(items["page"][-1]) - start + 1 if synced else 0
+                size, mtime = store.identity()[2:] if isinstance(store, FileStore) else (0, 0)
+                seg.record_store(index, last, False, size, mtime)
     except BufferPoolError:
+        seg.count("flush_failures")
         raise
     except OSError as error:
+        seg.count("flush_failures")
         raise StoreError(
             f"{record['name']!r} cannot be written: {describe(error)}; its pages stay dirty, flush again"
         ) from error
     except Exception as error:
+        seg.count("flush_failures")
         raise StoreError(
             f"{record['name']!r} cannot be written: {error!r}; its pages stay dirty, flush again"
         ) from error
     finally:
-        if len(items) and not synced:
-            seg.count("flush_failures")
         batch.end(synced, foreground)
-        if len(items) and isinstance(store, FileStore):
-            _, _, size, mtime = store.identity()
-            seg.record_store(index, 0, False, size, mtime)
-        elif len(items):
-            seg.record_store(index, 0, False, 0, 0)
-    full = len(items) and len(items) >= most
-    return Part(len(items), batch.held_back, int(items["page"][-1]) - start + 1 if full else 0)
+    return Part(len(items) if synced else 0, batch.held_back, max(0, batch.next - start))
+
+
+def is_there(pool: "Pool", record: dict[str, Any]) -> bool:
+    """Whether a space has not been removed since its record was read."""
+    return any((r["index"], r["generation"]) == (record["index"], record["generation"]) for r in pool._seg.spaces())
 
 
 def file_store(path: str, mode: str, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
@@ -126,10 +129,9 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
                 f"{record['path']} is another file by now, and the pool has dirty pages of the one that it was: "
                 "put it back, or give the pages up (space.remove(discard=True))"
             )
-    except OSError as error:
-        raise StoreError(
-            f"{record['path']} has dirty pages, but cannot be opened to write them: {error.strerror}"
-        ) from error
+    except (OSError, ImportError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {why}") from error
     pool._stores[record["index"]] = (record["generation"], store)
     return store
 

@@ -91,6 +91,24 @@ def _pins_before_intents(text: str) -> str:
     return text[:intents] + ready + text[pins:frames] + text[intents:fields] + text[fields:pins] + text[frames:]
 
 
+def _scan_by_frames(text: str) -> str:
+    """The dirty pages found through the frames: one that moves meanwhile may be missed."""
+    start, end = text.index("    u64 end = std::min(first + count"), text.index("// The dirty pages of a range")
+    body = """
+    for (u32 f = 0; f < s.ready; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        u32 page = frame::page(w);
+        if (frame::state(w) != LIVE || page < first || page >= first + count) continue;
+        u64 e = s.entries[page].load_acquire();
+        if (!entry::is_resident_in(e, f) || !(e & entry::DIRTY)) continue;
+        if (!visit(page, s.frames[f].lsn.load_relaxed(), s.frames[f].rec_lsn.load_relaxed())) return;
+    }
+}
+
+"""
+    return text[:start] + body + text[end:]
+
+
 # name: (file, what stands there or a function, what stands there instead, scenario that finds it)
 MUTATIONS = {
     "the second load of the entry in pin left out": (
@@ -113,8 +131,8 @@ MUTATIONS = {
     ),
     "the flusher field ignored": (
         "flush.h",
-        "!(e & entry::DIRTY) || entry::flusher(e) || !s.has_frame(f)) continue;",
-        "!(e & entry::DIRTY) || !s.has_frame(f)) continue;",
+        "        if (entry::flusher(e)) {\n            wait_entry",
+        "        if (false) {\n            wait_entry",
         "flush-flush",
     ),
     "the pins reaped before the intents": ("client.h", _pins_before_intents, "", "reap-reload"),
@@ -129,6 +147,19 @@ MUTATIONS = {
         "if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn) {",
         "if (ok) {",
         "flush-log",
+    ),
+    "dirty pages looked for by frames": ("flush.h", _scan_by_frames, "", "checkpoint-move"),
+    "a page that changes while it is being taken passed over": (
+        "flush.h",
+        "        if (word.cas_seq_cst(e, entry::with_flusher(e, s.me))) return true;",
+        "        return word.cas_seq_cst(e, entry::with_flusher(e, s.me));",
+        "checkpoint-move",
+    ),
+    "the LSN of the oldest change left behind by a move": (
+        "page.h",
+        "    to.rec_lsn.store_relaxed(from.rec_lsn.load_relaxed());\n",
+        "",
+        "checkpoint-all",
     ),
     "the writer field released with the swap": (
         "page.h",

@@ -32,8 +32,12 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
             u64 e = s.entries[page].load_acquire();
             u32 f = entry::frame(e);
             if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || !s.has_frame(f)) break;
+            // The pin keeps the slot this page's while we read it: unpinned, the page may go to another
+            // frame and come back, and what was read in between belongs to somebody else.
+            Status status = pin(s, u32(page), f);
+            if (status != Status::OK && status != Status::TOO_MANY_PINS) continue;
             u64 lsn = s.frames[f].lsn.load_relaxed(), rec_lsn = s.frames[f].rec_lsn.load_relaxed();
-            if (!entry::is_resident_in(s.entries[page].load_acquire(), f)) continue;  // moved: these were of another page
+            if (status == Status::OK) unpin(s, f);
             if (!visit(u32(page), lsn, rec_lsn)) return;
             break;
         }
@@ -41,7 +45,7 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
 }
 
 // The dirty pages of a range: how many, the highest LSN, and the LSN of the oldest change that
-// the store has not. Pages without an LSN (0) take no part in the latter two.
+// the store has not. What was written without an LSN (0) takes no part in the latter two.
 struct DirtyRange {
     u64 pages = 0, lsn = 0, rec_lsn = ~u64(0);
 };
@@ -51,55 +55,26 @@ inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
     each_dirty(s, first, count, [&](u32, u64 lsn, u64 rec_lsn) {
         out.pages++;
         if (lsn) out.lsn = std::max(out.lsn, lsn);
-        if (lsn && rec_lsn) out.rec_lsn = std::min(out.rec_lsn, rec_lsn);
+        if (rec_lsn) out.rec_lsn = std::min(out.rec_lsn, rec_lsn);
         return true;
     });
     return out;
 }
 
-// Takes the flusher field and a pin of up to `most` dirty pages of the entries
-// [first, first + count) whose LSN is at most `lsn`, in page order. `held_back`
-// counts the dirty pages above it. The intent covers them until end_flush.
-inline void begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 lsn, size_t most,
-                        std::vector<FlushItem>& out, u64& held_back) {
-    // 1. Candidates.
-    std::vector<u32> pages;
-    each_dirty(s, first, count, [&](u32 page, u64 page_lsn, u64) {
-        if (page_lsn > lsn) held_back++;
-        else pages.push_back(page);
-        return pages.size() < most;
-    });
-    if (pages.empty()) return;
-    // 2. The intent, then the fields.
-    intent.page.store_relaxed(pages.front());
-    intent.old.store_relaxed(pages.back());
-    intent.op.store_release(u32(Op::FLUSH));
-    s.claims.add();
-    BP_POINT("flush.intent");
-    for (u32 page : pages) {
-        Atomic<u64>& word = s.entries[page];
-        u64 e = word.load_acquire();
-        u32 f = entry::frame(e);
-        if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || entry::flusher(e) || !s.has_frame(f)) continue;
-        if (!word.cas_seq_cst(e, entry::with_flusher(e, s.me))) continue;
-        BP_POINT("flush.owned");
-        // The pin keeps the image: a writer may publish a newer one meanwhile.
-        u32 pinned;
-        bool ok = pin(s, page, pinned) == Status::OK;
-        if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn) {
-            out.push_back({page, pinned});
-            continue;
-        }
-        if (ok) unpin(s, pinned);
-        settle_entry(s, page, [&](u64 v) { return entry::with_flusher(v, 0); });
-    }
-}
-
 // After the store has synced (`synced`), or has failed: clean only what is
-// stored, and only if the entry still names the frame that was written.
+// stored, and only if the entry still names the frame that was written. Where a newer
+// version came meanwhile, its oldest change that the store has not cannot be older than
+// what was stored: else a page that is always being written would hold checkpoints back for ever.
 inline void end_flush(Segment& s, Intent& intent, const std::vector<FlushItem>& items, bool synced) {
     BP_POINT("flush.synced");
     for (const FlushItem& it : items) {
+        u32 newer;
+        if (synced && pin(s, it.page, newer) == Status::OK) {
+            u64 stored = s.frames[it.frame].lsn.load_relaxed();
+            auto& rec_lsn = s.frames[newer].rec_lsn;
+            if (newer != it.frame && rec_lsn.load_relaxed() && rec_lsn.load_relaxed() < stored) rec_lsn.store_relaxed(stored);
+            unpin(s, newer);
+        }
         settle_entry(s, it.page, [&](u64 e) {
             if (entry::state(e) != RESIDENT || entry::flusher(e) != s.me) return e;
             u64 r = entry::with_flusher(e, 0);
@@ -109,6 +84,62 @@ inline void end_flush(Segment& s, Intent& intent, const std::vector<FlushItem>& 
         unpin(s, it.frame);
     }
     intent.op.store_release(u32(Op::NONE));
+}
+
+// Takes the flusher field of a dirty page: whoever changes the entry for another reason
+// does not make us miss it, and a flusher that died is reaped. False: no longer
+// dirty, or interrupted. Pages are taken in order, so two flushers never wait for each other.
+inline bool begin_flush_of(Segment& s, u32 page) {
+    Atomic<u64>& word = s.entries[page];
+    for (;;) {
+        u64 e = word.load_acquire();
+        if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || !s.has_frame(entry::frame(e))) return false;
+        if (entry::flusher(e) == s.me) return false;
+        if (entry::flusher(e)) {
+            wait_entry(s, page, e);
+            if (s.interrupted && s.interrupted(s)) return false;
+            continue;
+        }
+        if (word.cas_seq_cst(e, entry::with_flusher(e, s.me))) return true;
+    }
+}
+
+// Takes the flusher field and a pin of up to `most` dirty pages of the entries
+// [first, first + count) whose LSN is at most `lsn`, in page order. `held_back`
+// counts the dirty pages above it. The intent covers them until end_flush. Returns the entry
+// at which to go on, 0 when the range has been gone through.
+inline u64 begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 lsn, size_t most,
+                        std::vector<FlushItem>& out, u64& held_back) {
+    // 1. Candidates.
+    std::vector<u32> pages;
+    each_dirty(s, first, count, [&](u32 page, u64 page_lsn, u64) {
+        if (page_lsn > lsn) held_back++;
+        else pages.push_back(page);
+        return pages.size() < most;
+    });
+    if (pages.empty()) return 0;
+    u64 next = pages.size() < most ? 0 : u64(pages.back()) + 1;  // whether or not all of them can be had
+    // 2. The intent, then the fields.
+    intent.page.store_relaxed(pages.front());
+    intent.old.store_relaxed(pages.back());
+    intent.op.store_release(u32(Op::FLUSH));
+    s.claims.add();
+    BP_POINT("flush.intent");
+    for (u32 page : pages) {
+        if (!begin_flush_of(s, page)) continue;
+        BP_POINT("flush.owned");
+        // The pin keeps the image: a writer may publish a newer one meanwhile.
+        u32 pinned;
+        bool ok = pin(s, page, pinned) == Status::OK;
+        if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn) {
+            out.push_back({page, pinned});
+            continue;
+        }
+        if (ok) unpin(s, pinned);
+        held_back++;
+        settle_entry(s, page, [&](u64 v) { return entry::with_flusher(v, 0); });
+    }
+    return next;
 }
 
 }  // namespace bp

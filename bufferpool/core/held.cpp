@@ -20,7 +20,7 @@ struct BatchObject {
     SegmentObject* seg;  // null once ended
     u32 forks;
     int op;
-    u64 since_ns, held_back;
+    u64 since_ns, held_back, next;
     std::vector<FlushItem>* items;
 };
 
@@ -131,20 +131,22 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
     batch->forks = S(self)->forks;
     batch->items = new std::vector<FlushItem>;
     batch->since_ns = prim::now_ns();
-    batch->held_back = 0;
+    batch->held_back = batch->next = 0;
     {
         Released unlocked(S(self));
         OpSlot op(*s);
-        if (op.valid()) begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, batch->held_back);
+        if (op.valid()) batch->next = begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, batch->held_back);
         batch->op = op.release();
     }
-    if (batch->op < 0) {
+    if (batch->op >= 0) {
+        batch->seg = S(self);
+        Py_INCREF(self);
+        S(self)->active++;  // until it ends: the store's code runs meanwhile
+    }
+    if (batch->op < 0 || PyErr_Occurred()) {  // Ctrl-C: what was taken is given back
         Py_DECREF(batch);
         return PyErr_Occurred() ? nullptr : raise("InterruptedError", "the flush was interrupted");
     }
-    batch->seg = S(self);
-    Py_INCREF(self);
-    S(self)->active++;  // until it ends: the store's code runs meanwhile
     return reinterpret_cast<PyObject*>(batch);
 }
 
@@ -171,6 +173,10 @@ static PyObject* batch_items(PyObject* self, void*) {
 
 static PyObject* batch_held_back(PyObject* self, void*) {
     return PyLong_FromUnsignedLongLong(reinterpret_cast<BatchObject*>(self)->held_back);
+}
+
+static PyObject* batch_next(PyObject* self, void*) {
+    return PyLong_FromUnsignedLongLong(reinterpret_cast<BatchObject*>(self)->next);
 }
 
 // dirty_range(first, count) -> (dirty pages, highest LSN, oldest change's LSN)
@@ -208,6 +214,7 @@ static PyMethodDef batch_methods[] = {
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef batch_getset[] = {
     {"items", batch_items, nullptr, "Pairs of uint32: entry, frame; in order.", nullptr},
+    {"next", batch_next, nullptr, "The entry at which to go on, 0 when the range has been gone through.", nullptr},
     {"held_back", batch_held_back, nullptr, "Dirty pages that were passed over because of their LSN.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 

@@ -16,6 +16,7 @@ struct Reclaimed {
 };
 
 constexpr u32 EVICT_BATCH = 64;       // evictions per hold of the memory lock
+constexpr u32 LOOK_BATCH = 4096;      // frames looked at per hold
 constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: bounds what is in flight
 
 // Gives BUSY(me) frames back: one madvise for each run of neighbours.
@@ -54,14 +55,14 @@ inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& t
         u32 budget = s.header->budget_frames.load_relaxed();
         if (s.header->policy.frames != budget) Alr<PoolEnv>(s.header->policy, env).set_frames(budget);
         Alr<PoolEnv> policy(s.header->policy, env);
-        for (u32 i = 0; i < EVICT_BATCH && freed < want && more; i++) {
-            Victim v = policy.evict(4 * EVICT_STEPS);
-            if (v.page != NONE) {
-                free_locked(s, env.frame);
-                freed++;
-            } else {
+        for (u32 i = 0; i < EVICT_BATCH && freed < want; i++) {
+            Victim v = policy.evict(EVICT_STEPS);
+            if (v.page == NONE) {
                 more = v.more && env.tally.dirty + env.tally.pinned + env.tally.busy < 4 * s.ready + EVICT_STEPS;
+                break;  // that was a long search: let others in
             }
+            free_locked(s, env.frame);
+            freed++;
         }
         unlock_memory(s);
         if (s.interrupted && s.interrupted(s)) return false;
@@ -204,7 +205,7 @@ inline Status evict_idle(Segment& s, u32 before, u64& out) {
     s.has_frame(s.g.max_frames - 1);
     for (u32 f = 0; f < s.ready;) {
         if (!lock_memory(s)) return Status::INTERRUPTED;
-        for (u32 i = 0; i < EVICT_BATCH && f < s.ready; f++) {
+        for (u32 i = 0, end = f + LOOK_BATCH; i < EVICT_BATCH && f < s.ready && f < end; f++) {
             u64 w = s.frames[f].word.load_acquire();
             u32 page = frame::page(w);
             if (frame::state(w) != LIVE || int(s.frames[f].touched.load_relaxed() - before) >= 0 || !s.has_page(page)) continue;

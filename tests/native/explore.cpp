@@ -287,8 +287,11 @@ static void write_page(Segment& s, u32 page) {
     }
 }
 
-// The flush lock is not taken: rule 6 must hold by the flusher field alone.
-static void flush_pages(Segment& s, u64 durable) {
+// The flush lock is not taken: rule 6 must hold by the flusher field alone. `alone`: no
+// other flusher is there, and so what was published before must be stored afterwards.
+static void flush_pages(Segment& s, u64 durable, bool alone = false) {
+    u64 before[PAGES];
+    for (u32 p = 0; p < PAGES; p++) before[p] = world.done[p];
     OpSlot op(s);
     std::vector<FlushItem> items;
     u64 held_back = 0, written[PAGES] = {};
@@ -309,6 +312,17 @@ static void flush_pages(Segment& s, u64 durable) {
         if (written[p] > world.synced[p]) world.synced[p] = written[p];
     model::step();
     end_flush(s, op.intent(), items, true);
+    for (u32 p = 0; alone && p < PAGES; p++)
+        if (world.synced[p] < before[p]) violation("page %u was dirty at version %u, and the flush has missed it", p, u32(before[p]));
+}
+
+// Pool.checkpoint(): every change with an LSN (here: a version) below the result is in the store.
+static void checkpoint(Segment& s, u32 page) {
+    u64 limit = world.done[page];
+    flush_pages(s, ~u64(0), true);
+    u64 lsn = std::min(limit + 1, dirty_range(s, 0, PAGES).rec_lsn);
+    if (world.synced[page] + 1 < lsn)
+        violation("recovery would start at %u, and the store has version %u", u32(lsn), u32(world.synced[page]));
 }
 
 static void check_clean_is_synced(Segment& s) {
@@ -626,6 +640,15 @@ static Program writes(u32 page, int n = 1) {
 static Program flushes(u64 durable = ~u64(0)) {
     return [=](Segment& s, Process&) { flush_pages(s, durable); };
 }
+static Program checkpoints(u32 page) {
+    return [=](Segment& s, Process&) { checkpoint(s, page); };
+}
+static Program writes_and_checkpoints(u32 page) {
+    return [=](Segment& s, Process&) {
+        write_page(s, page);
+        checkpoint(s, page);
+    };
+}
 static Program shrinks(bool evict) {
     return [=](Segment& s, Process&) { shrink_one(s, evict); };
 }
@@ -669,6 +692,9 @@ static std::vector<Scenario> scenarios() {
         {"move-write", 3, 3, {0, 1}, {{"C", moves(1)}, {"W", writes(1)}}},
         {"move-evict", 2, 2, {0}, {{"C", moves(0)}, {"L", reads(2)}}},
         {"move-flush", 3, 3, {0}, {{"W", writes(0)}, {"F", flushes()}, {"C", moves(0)}}},
+        {"checkpoint-move", 3, 3, {0}, {{"W", writes_and_checkpoints(0)}, {"C", moves(0)}}},
+        {"checkpoint-write", 3, 3, {0}, {{"W", writes(0, 2)}, {"K", checkpoints(0)}}},
+        {"checkpoint-all", 3, 3, {0}, {{"W", writes(0, 2)}, {"K", checkpoints(0)}, {"C", moves(0)}}},
         {"move-move", 3, 3, {0}, {{"C", moves(0)}, {"D", moves(0)}}},
         {"trim-load", 2, 2, {0, 1}, {{"T", shrinks(true)}, {"L", reads(2)}}},
         {"trim-write", 3, 3, {0, 1}, {{"T", shrinks(true)}, {"W", writes(1)}}},
