@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bufferpool.errors import PageCorrupt, ShortRead, StoreError
-from bufferpool.store import Buffer, FileStore, describe
+from bufferpool.store import Buffer, FileStore
 
 CHECKSUM_BYTES = 8
 
@@ -70,8 +70,11 @@ class CheckedFile(FileStore):
             seal(page, i)
         super().write_pages(offset, sealed)
 
-    def load(self, page_no: int, space: str, count: Callable[[str], None]) -> Buffer:
-        """One page, whole. ``count`` is told of ``corrupt_pages`` and ``repaired_pages``.
+    def load(self, page_no: int, space: str, count: Callable[[str], None]) -> tuple[Buffer, bool]:
+        """One page, whole, and whether it had to be repaired.
+
+        The file is not touched: a repaired page is dirty in the pool, and a flush mends the file.
+        ``count`` is told of ``corrupt_pages`` and ``repaired_pages``.
 
         Raises PageCorrupt, ShortRead, StoreError.
         """
@@ -83,17 +86,12 @@ class CheckedFile(FileStore):
         if got != self.page_size:
             raise ShortRead(f"page {page_no}: the file ends after {got} of {self.page_size} bytes; restore the file")
         if is_whole(page, page_no):
-            return page
+            return page, False
         count("corrupt_pages")
         where = f"page {page_no} of {space!r} (offset {offset} of {self.path}) has a wrong checksum"
         good = self._repaired(page_no, page, where, space, offset)
-        if self.writable:  # nobody else has this page: it is being loaded here
-            try:
-                self.write_from(offset, good)
-            except OSError as error:
-                raise StoreError(f"{where}, and its repaired image cannot be written: {describe(error)}") from error
         count("repaired_pages")
-        return good
+        return good, True
 
     def _repaired(self, page_no: int, page: Buffer, where: str, space: str, offset: int) -> Buffer:
         remedy = "restore it from the log or a backup (repair= is asked for it), or write zeros there to give it up"
@@ -105,7 +103,12 @@ class CheckedFile(FileStore):
             raise PageCorrupt(f"{where}, and repair raised {error!r}; {remedy}", space, page_no, offset) from error
         if found is None:
             raise PageCorrupt(f"{where}, and repair has no image of it; {remedy}", space, page_no, offset)
-        good = np.frombuffer(found, np.uint8).copy()
+        try:
+            good = np.frombuffer(found, np.uint8).copy()
+        except (TypeError, ValueError, BufferError) as error:
+            raise PageCorrupt(
+                f"{where}, and repair gave no bytes ({error}); {remedy}", space, page_no, offset
+            ) from error
         if good.size != self.page_size:
             raise PageCorrupt(
                 f"{where}, and repair gave {good.size} bytes instead of {self.page_size}; {remedy}",

@@ -62,7 +62,9 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
             f"dtype {space.dtype} does not fit: its size must divide the page size {pool.page_size}, and it must hold plain values"
         )
     if space.kind is Kind.FILE and space._store is None:
-        space._store = file_store(options["path"], options["mode"], pool.page_size, bool(options.get("checksum")))
+        space._store = file_store(
+            options["path"], options["mode"], pool.page_size, bool(options.get("checksum")), options.get("repair")
+        )
     with seg.lock_directory():
         record = _find_record(pool, space, truncate)
         if space._generation is not None and (record is None or record["generation"] != space._generation):

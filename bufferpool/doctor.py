@@ -15,8 +15,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from bufferpool import segment
+from bufferpool.errors import SharedMemoryFull
 from bufferpool.pressure import cgroup_limit
 from bufferpool.sizes import format_size
+from bufferpool.sizing import LEAST_BYTES, auto, look
 
 _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
 _EXTENT = 256 << 10
@@ -201,6 +203,17 @@ def _memory(directory: str) -> Iterator[Finding]:
         )
 
 
+def _auto_size(directory: str) -> Iterator[Finding]:
+    """What ``capacity="auto"`` would choose now, and why."""
+    try:
+        sizing = auto(look(directory), LEAST_BYTES, _EXTENT)
+    except SharedMemoryFull as error:
+        yield Finding(Level.WARN, "auto size", str(error), "Pool.create(capacity=…) takes what you say")
+        return
+    sizes = f"{format_size(sizing.capacity)} ({format_size(sizing.min_capacity)} to {format_size(sizing.max_capacity)})"
+    yield Finding(Level.OK, "auto size", f"{sizes}: {'; '.join(sizing.reasons)}")
+
+
 # ---- probes --------------------------------------------------------------------------
 
 
@@ -317,7 +330,7 @@ def examine(directory: str | None = None) -> Iterator[Finding]:
             "mount -t tmpfs tmpfs /dev/shm, or name the mount point of a tmpfs (--directory)",
         )
         return
-    for part in (_kernel, _room, _limits, _memory, _probes, _leftovers):
+    for part in (_kernel, _room, _limits, _memory, _auto_size, _probes, _leftovers):
         try:
             yield from part(where)
         except OSError as error:

@@ -35,6 +35,8 @@ class What(IntEnum):
     FLUSH_FAILED = 9
     CANNOT_SHRINK = 10
     """The steward wanted memory back, and pages that cannot go stood in the way."""
+    SAVE_FAILED = 11
+    """The steward could not save the working set."""
 
 
 class Why(IntEnum):
@@ -55,11 +57,13 @@ class Why(IntEnum):
     PAYS = 7
     """The miss-ratio curve says that it pays: misses saved, a second."""
     DIED = 8
-    """The one before is gone: its client number, or how many."""
+    """A client is gone: its number."""
     PEER = 9
     """Another pool's bytes earn more hits: hits a second and MiB there."""
     STORE = 10
     """A store failed; no value."""
+    LOG = 11
+    """The engine's ``log_sync`` failed; no value."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,15 @@ class Event:
         reason = {
             Why.ASKED: "asked for",
             Why.PSI: f"memory pressure, tasks stalled {self.value:.1f} % of the time",
-            Why.CGROUP: f"the memory cgroup has {format_size(int(self.value))} left",
-            Why.SHM: f"the tmpfs has {format_size(int(self.value))} left",
-            Why.MACHINE: f"the machine has {format_size(int(self.value))} available",
+            Why.CGROUP: f"the memory cgroup has {format_size(self.value)} left",
+            Why.SHM: f"the tmpfs has {format_size(self.value)} left",
+            Why.MACHINE: f"the machine has {format_size(self.value)} available",
             Why.IDLE: f"untouched for {self.value:g} s",
             Why.PAYS: f"saves {self.value:.1f} misses a second",
-            Why.DIED: f"client {self.client} found {self.value:g} dead",
+            Why.DIED: f"client {self.client} found client {self.value:g} dead",
             Why.PEER: f"another pool earns {self.value:.2f} hits a second with each MiB",
             Why.STORE: "the store failed",
+            Why.LOG: "the log could not be synced",
         }[self.why]
         return f"{', '.join(words)}: {reason}"
 

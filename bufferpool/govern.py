@@ -30,7 +30,7 @@ class Rules:
     """The figures in the rules."""
 
     psi_some_percent: float = 10.0
-    """Pressure: some task stalled for memory this share of the last ten seconds."""
+    """Pressure: some task stalled for memory this share of the last two seconds."""
     psi_full_percent: float = 2.0
     """Pressure: all tasks did."""
     psi_calm_percent: float = 1.0

@@ -30,7 +30,7 @@ from bufferpool.flush import CHECKSUM, checkpoint, file_store, flush_space
 from bufferpool.govern import Rules
 from bufferpool.pressure import Source
 from bufferpool.sizes import lsn_of, parse_size
-from bufferpool.sizing import auto, look
+from bufferpool.sizing import LEAST_BYTES, auto, look
 from bufferpool.space import Kind, Loader, Space
 from bufferpool.steward import Settings, Steward
 from bufferpool.store import Store
@@ -40,11 +40,16 @@ _open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
+    failed: BaseException | None = None
     for pool in list(_open_pools):
         try:
             pool.close()
         except BufferError:
             continue  # arrays are still alive: the kernel ends this client with the process
+        except Exception as error:  # noqa: BLE001 - of a steward; raised when all are closed
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 class Pool:
@@ -65,6 +70,7 @@ class Pool:
         self._lock = threading.RLock()
         self._room = reclaim.Room()
         self._steward: Steward | None = None
+        self._warming: list[warm.WarmUp] = []
         self.mode = mode
 
     # ---- life ---------------------------------------------------------------
@@ -87,8 +93,9 @@ class Pool:
         """Makes a new pool and attaches to it.
 
         ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of
-        what the machine has to give, see ``bufferpool/sizing.py``. A steward moves it between ``min_capacity`` (default: an eighth of it)
-        and ``max_capacity`` (default: the capacity), which is fixed at creation.
+        what the machine has to give, see ``bufferpool/sizing.py``. A steward moves it
+        between ``min_capacity`` (default: an eighth of it) and ``max_capacity`` (default: the
+        capacity), which is fixed at creation.
         ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
         bytes given back to the kernel at a time. ``max_clients``: processes
         attached at once. ``max_pages``: pages of all its spaces together.
@@ -99,10 +106,12 @@ class Pool:
         """
         path = segment.path_of(name, directory)
         if capacity == "auto":
-            sizing = auto(look(os.path.dirname(path)), 16 << 20, parse_size(extent_size, "extent_size"))
-            capacity = sizing.capacity
-            min_capacity = sizing.min_capacity if min_capacity is None else min_capacity
-            max_capacity = sizing.max_capacity if max_capacity is None else max_capacity
+            sizing = auto(look(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
+            least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
+            most = sizing.max_capacity if max_capacity is None else parse_size(max_capacity, "max_capacity")
+            capacity = max(least, min(sizing.capacity, most)) if least <= most else sizing.capacity
+            min_capacity = least if min_capacity is not None else min(least, capacity)
+            max_capacity = most if max_capacity is not None else max(most, capacity)
         plan = segment.plan(
             parse_size(capacity, "capacity"),
             page_size=page_size,
@@ -214,15 +223,25 @@ class Pool:
             return seg
 
     def close(self) -> None:
-        """Detaches; a steward of this process stops. Raises BufferError while arrays look at pages of the pool."""
-        self.stop_steward()
-        with self._lock:
-            if self._segment is not None:
-                self._segment.close()
-                self._segment = None
-                self._stores.clear()
-                del self._data
-            self._closed = True
+        """Detaches; a steward of this process, and working sets that it loads, stop.
+
+        Raises BufferError while arrays look at pages of the pool, and what had ended the
+        steward before, if something had (the pool is closed all the same).
+        """
+        for warming in self._warming:
+            warming.cancel()
+        try:
+            self.stop_steward()
+        finally:
+            while self._warming:
+                self._warming.pop().join()
+            with self._lock:
+                if self._segment is not None:
+                    self._segment.close()
+                    self._segment = None
+                    self._stores.clear()
+                    del self._data
+                self._closed = True
 
     def unlink(self) -> None:
         """Removes the pool's name. Whoever is attached keeps working; memory goes with the last one.
@@ -305,7 +324,8 @@ class Pool:
         ``checksum``: the last eight bytes of every page belong to the pool, which keeps
         a checksum there and looks at it whenever it loads the page (PageCorrupt); see
         ``bufferpool/checksum.py``. ``repair(page_no, image)`` is then asked for the right
-        bytes of a damaged page, and returns them or None. Needs the extra ``checksum``.
+        bytes of a damaged page, and returns them or None; the page is dirty until a flush has mended
+        the file. It travels with the space when that is pickled. Needs the extra ``checksum``.
 
         Raises FileNotFoundError, PermissionError, FileSizeMismatch, FileChanged,
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
@@ -316,8 +336,8 @@ class Pool:
             raise ValueError("repair= needs checksum=True: without checksums nobody knows that a page is damaged")
         store = file_store(os.fspath(path), mode, self.page_size, checksum, repair)
         name = os.path.basename(store.path) if name is None else name
-        options = {"path": store.path, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
-        options["checksum"] = bool(checksum)
+        options: dict[str, Any] = {"path": store.path, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
+        options |= {"checksum": bool(checksum), "repair": repair}
         space = Space(self, name, Kind.FILE, dtype, options)
         space._store = store
         bind(self, space, truncate=mode == "w+")

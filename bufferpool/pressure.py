@@ -5,10 +5,14 @@ of time in which tasks stalled for memory), the memory cgroup's limit, the free 
 the tmpfs, and the machine's available memory (MemAvailable of /proc/meminfo).
 """
 
+import collections
 import contextlib
 import os
 import re
 import select
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +29,9 @@ class Reading:
     """What one look found. None: there is no such limit, or the kernel does not say."""
 
     psi_some: float | None = None
-    """Percent of the last ten seconds in which some task stalled for memory."""
+    """Percent of the last two seconds or so in which some task stalled for memory."""
     psi_full: float | None = None
-    """Percent of the last ten seconds in which all tasks did."""
+    """Percent of them in which all tasks did."""
     cgroup_limit: int | None = None
     """Bytes."""
     cgroup_free: int | None = None
@@ -114,10 +118,48 @@ def machine_memory(path: str = "/proc/meminfo") -> tuple[int, int]:
     return int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024
 
 
-def parse_psi(text: str) -> tuple[float, float]:
-    """(some, full) of the last ten seconds, in percent."""
-    found = {kind: float(avg10) for kind, avg10, _ in _PSI_LINE.findall(text)}
-    return found.get("some", 0.0), found.get("full", 0.0)
+@dataclass(frozen=True)
+class Psi:
+    """A pressure file, parsed; "some" and "full"."""
+
+    avg10: tuple[float, float]
+    """Percent of the time, an average that takes ten seconds to forget two thirds."""
+    total_us: tuple[int, int]
+    """Microseconds stalled, since the machine or the cgroup began."""
+
+
+def parse_psi(text: str) -> Psi:
+    """The pressure file's text. Raises ValueError if it is none."""
+    found = {kind: (float(avg10), int(total)) for kind, avg10, total in _PSI_LINE.findall(text)}
+    if "some" not in found:
+        raise ValueError(f"no pressure file: {text[:80]!r}")
+    some, full = found["some"], found.get("full", (0.0, 0))
+    return Psi((some[0], full[0]), (some[1], full[1]))
+
+
+class Stall:
+    """The share of the last moments that was stalled, from the totals.
+
+    The kernel's own shortest average (avg10) still shows pressure many seconds after it has
+    gone; whoever gives memory back until it does not would give far too much.
+    """
+
+    WINDOW_S = 2.0
+
+    def __init__(self) -> None:
+        self._seen: collections.deque[tuple[float, tuple[int, int]]] = collections.deque()
+
+    def add(self, now: float, psi: Psi) -> tuple[float, float]:
+        """(some, full) in percent, of the last two seconds; avg10 at the first look."""
+        seen = self._seen
+        seen.append((now, psi.total_us))
+        while len(seen) > 2 and now - seen[1][0] >= self.WINDOW_S:
+            seen.popleft()
+        since, before = seen[0]
+        if now - since < self.WINDOW_S / 10:
+            return psi.avg10
+        some, full = (min(100.0, (b - a) / 1e4 / (now - since)) for a, b in zip(before, psi.total_us, strict=True))
+        return some, full
 
 
 def psi_file() -> str | None:
@@ -136,8 +178,11 @@ class SystemSource:
         """``directory``: the tmpfs of the pool."""
         self.directory = directory
         self._psi = psi_file()
+        self._stall = Stall()
         self._trigger = self._open_trigger() if trigger and self._psi else -1
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._lock = threading.Lock()  # of the descriptors: closed once, and never written to after that
+        _sources.add(self)
 
     def _open_trigger(self) -> int:
         """A descriptor that polls as ready (POLLPRI) while there is pressure; -1 where the kernel refuses."""
@@ -163,7 +208,7 @@ class SystemSource:
         some = full = None
         if self._psi is not None:
             with contextlib.suppress(OSError):  # EOPNOTSUPP: PSI is switched off (psi=0)
-                some, full = parse_psi(Path(self._psi).read_text())
+                some, full = self._stall.add(time.monotonic(), parse_psi(Path(self._psi).read_text()))
         shm, (size, free), room = os.statvfs(self.directory), machine_memory(), cgroup_room()
         return Reading(
             psi_some=some,
@@ -190,11 +235,27 @@ class SystemSource:
 
     def wake(self) -> None:
         """Ends a :meth:`wait` of another thread, now and from now on."""
-        os.write(self._waker, b"x")
+        with self._lock:
+            if self._waker >= 0:
+                os.write(self._waker, b"x")
 
     def close(self) -> None:
         """Gives the descriptors back."""
-        for fd in (self._trigger, self._woken, self._waker):
+        with self._lock:
+            fds = self._trigger, self._woken, self._waker
+            self._trigger = self._woken = self._waker = -1
+        for fd in fds:
             if fd >= 0:
                 os.close(fd)
-        self._trigger = self._woken = self._waker = -1
+
+
+_sources: "weakref.WeakSet[SystemSource]" = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    for source in list(_sources):
+        source._lock = threading.Lock()  # its owner is a thread that only the parent has
+        source.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)

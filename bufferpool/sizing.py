@@ -9,9 +9,11 @@ recommends a quarter of the memory for shared_buffers, for the same reason.)
 import os
 from dataclasses import dataclass
 
+from bufferpool.errors import NotTmpfs, SharedMemoryFull
 from bufferpool.pressure import Reading, cgroup_room, machine_memory
 from bufferpool.sizes import format_size
 
+LEAST_BYTES = 16 << 20
 START, MOST, LEAST = 4, 2, 32  # parts of what is there: a quarter, a half, a thirty-second
 
 
@@ -27,7 +29,11 @@ class Sizing:
 
 def look(directory: str) -> Reading:
     """What there is to be had, for a pool in ``directory``."""
-    shm, room, (size, free) = os.statvfs(directory), cgroup_room(), machine_memory()
+    try:
+        shm = os.statvfs(directory)
+    except FileNotFoundError as error:
+        raise NotTmpfs(f"{directory} does not exist; name the mount point of a tmpfs") from error
+    room, (size, free) = cgroup_room(), machine_memory()
     return Reading(
         cgroup_limit=room[0] if room else None,
         cgroup_free=room[1] if room else None,
@@ -41,7 +47,7 @@ def look(directory: str) -> Reading:
 def auto(reading: Reading, least: int, unit: int) -> Sizing:
     """Sizes for a reading: whole ``unit`` bytes, ``least`` bytes at least.
 
-    Raises MemoryError if that is not there.
+    Raises SharedMemoryFull if that is not there.
     """
     limits = [
         (free, f"{name} has {format_size(free)} free of {format_size(size)}")
@@ -54,7 +60,9 @@ def auto(reading: Reading, least: int, unit: int) -> Sizing:
     ]
     there, why = min(limits)
     if there < least:
-        raise MemoryError(f"{why}, and a pool needs {format_size(least)}: free some, or raise the limit")
+        raise SharedMemoryFull(
+            f"{why}, and a pool needs {format_size(least)}: free some, raise the limit, or say capacity="
+        )
 
     def part(n: int) -> int:
         return max(least, there // n // unit * unit)

@@ -81,17 +81,18 @@ class Space(_core.Space):
         """Called by the core when an unpickled space is first used."""
         self.pool._bind(self)
 
-    def _fill(self, page_no: int) -> Buffer:
-        """Called by the core on a miss that Python must serve."""
+    def _fill(self, page_no: int) -> tuple[Buffer, bool]:
+        """Called by the core on a miss that Python must serve: the page, and whether the store has something else."""
         page_size = self.pool.page_size
         if self._loader is None:
             if self._store is None:
                 raise StoreError(f"{self!r} has no store in this process; open it here too")
             if page_no >= self.pool._record(self.index)["stored"]:
-                return np.zeros(page_size, np.uint8)
+                return np.zeros(page_size, np.uint8), False
             if isinstance(self._store, CheckedFile):
-                return self._store.load(page_no, self.name, self.pool._seg.count)
-            return read_page(self._store, page_no, page_size)
+                page, repaired = self._store.load(page_no, self.name, self.pool._seg.count)
+                return page, repaired and self._store.writable and self.pool.mode == "r+"
+            return read_page(self._store, page_no, page_size), False
         buffer = GuardedBuffer(page_size)
         try:
             self._loader(page_no, buffer.page)
@@ -100,7 +101,7 @@ class Space(_core.Space):
                 f"the loader of {self.name!r} raised for page {page_no}: {error!r}; nothing was published"
             ) from error
         buffer.check(f"the loader of {self.name!r}")
-        return buffer.page
+        return buffer.page, False
 
     def _range(self, first: int, count: int | None) -> tuple[int, int]:
         pages = len(self)

@@ -11,6 +11,7 @@ another when it ends, whatever ends it. Each round has numbered phases:
 5. the working set is saved, if asked for.
 """
 
+import math
 import os
 import struct
 import threading
@@ -27,8 +28,10 @@ from bufferpool.pressure import Source, SystemSource
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
 
-FLUSH_PAGES = 1024  # of one space and round, at most
+FLUSH_PAGES = 1024  # of one space and sync, at most
+LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
 SHRINK_BYTES = 64 << 20  # of one step, at most: it holds nobody up, and the next look comes soon
+AGAIN_S = 10.0  # trouble that goes on is an event so often
 STALE_S = 5.0  # a steward that has not looked for so long gives nothing
 
 
@@ -94,18 +97,22 @@ class Steward:
         self.pool, self.settings = pool, settings
         self.error: BaseException | None = None
         """What ended the thread, if not :meth:`stop`."""
+        self.trouble: Exception | None = None
+        """What a store, the log or the working set's file raised last; it is tried again, and is an event."""
         self.leads = False
         self.pid = os.getpid()
         self._source = SystemSource(os.path.dirname(pool.path)) if source is None else source
         self._governor = govern.Governor(rules)
         self._stopping = threading.Event()
         self._cursors: dict[int, tuple[int, int]] = {}  # space -> its generation, the next page to flush
-        self._pass_until = 0.0
+        self._pass_ends = self._flushed_at = float("-inf")
+        self._pass_left = False
         self._worth = 0.0
         self._idle_at = self._saved_at = time.monotonic()
-        self._refused_at = float("-inf")
+        self._told_at: dict[What, float] = {}
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
+        self._ready = 0
         self._thread = threading.Thread(target=self._run, name=f"steward of {pool.name}", daemon=True)
         self._thread.start()
 
@@ -114,10 +121,16 @@ class Steward:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    def pause_s(self) -> float:
+        """How long to the next round: shorter when half of the clean frames would be gone by then."""
+        if not self.leads or not self._demand_per_s:
+            return self.settings.interval
+        return min(self.settings.interval, max(0.005, 0.5 * self._ready / self._demand_per_s))
+
     def stop(self) -> None:
         """Ends the thread, and the office. Raises what had ended it before, if something had."""
         self._stopping.set()
-        if isinstance(self._source, SystemSource) and self.alive:
+        if isinstance(self._source, SystemSource):
             self._source.wake()
         if self._thread is not threading.current_thread():
             self._thread.join()
@@ -129,7 +142,7 @@ class Steward:
         try:
             while not self._stopping.is_set():
                 self.round()
-                self._source.wait(self.settings.interval)
+                self._source.wait(self.pause_s())
         except BaseException as error:
             self.error = error
             raise  # threading.excepthook shows it; stop() raises it again
@@ -144,11 +157,12 @@ class Steward:
     def round(self) -> None:
         """One round, if this process has the office or can get it."""
         seg, before = self.pool._seg, self.leads
-        self.leads = seg.lead(self._worth)
+        predecessor = seg.lead(self._worth)
+        self.leads = predecessor >= 0
         if not self.leads:
             return
         if not before:
-            events.post(self.pool, What.STEWARD, Why.ASKED)
+            events.post(self.pool, What.STEWARD, Why.DIED if predecessor else Why.ASKED, value=predecessor)
         now = time.monotonic()
         # 1. The dead.
         seg.reap()
@@ -168,7 +182,18 @@ class Steward:
         path = self.settings.working_set
         if path is not None and now - self._saved_at >= self.settings.working_set_every:
             self._saved_at = now
-            warm.save_working_set(self.pool, path)
+            try:
+                warm.save_working_set(self.pool, path)
+            except OSError as error:
+                self._tell(now, What.SAVE_FAILED, Why.STORE, error)
+
+    def _tell(self, now: float, what: What, why: Why, error: Exception | None = None, *, bytes: int = 0) -> None:
+        """Trouble that the next rounds may end: an event, not too often."""
+        if error is not None:
+            self.trouble = error
+        if now - self._told_at.get(what, float("-inf")) >= AGAIN_S:
+            self._told_at[what] = now
+            events.post(self.pool, what, why, bytes=bytes)
 
     # ---- flushing ------------------------------------------------------------------
 
@@ -184,30 +209,47 @@ class Steward:
             if r["kind"] in flush.WRITTEN and summary.spaces[r["index"], 1] and flush.can_write(self.pool, r)
         ]
         dirty = sum(int(summary.spaces[r["index"], 1]) for r in spaces)
-        if not dirty:
-            self._pass_until = now + self.settings.flush_every
-            return
-        due = self._shortage_of_clean(now, summary)
-        if now >= self._pass_until:
-            due = dirty
-        if due <= 0:
+        due = max(self._shortage_of_clean(now, summary), self._due_by_age(now, dirty))
+        if due <= 0 or not dirty:
             return
         if summary.held_back:
-            flush.sync_log(self.pool)
-        lsn, more = self.pool.durable_lsn, False
-        for record in spaces:
-            generation, first = self._cursors.get(record["index"], (record["generation"], 0))
-            first = first if generation == record["generation"] else 0
-            share = -(-due * int(summary.spaces[record["index"], 1]) // dirty)
             try:
-                part = flush.flush_part(self.pool, record, lsn, first, min(share, FLUSH_PAGES))
-            except StoreError:  # counted; its pages stay dirty, and the next pass tries again
-                events.post(self.pool, What.FLUSH_FAILED, Why.STORE)
-                continue
-            self._cursors[record["index"]] = (record["generation"], part.next_page)
-            more |= bool(part.next_page)
-        if not more:
-            self._pass_until = now + self.settings.flush_every
+                flush.sync_log(self.pool)
+            except Exception as error:  # noqa: BLE001 - not swallowed: the pages wait, and _tell keeps it
+                self._tell(now, What.FLUSH_FAILED, Why.LOG, error)
+        self._pass_left = False
+        for record in spaces:
+            self._flush_space(now, record, -(-due * int(summary.spaces[record["index"], 1]) // dirty))
+
+    def _due_by_age(self, now: float, dirty: int) -> int:
+        """How many pages this round should write, so that none stays dirty for ``flush_every`` seconds.
+
+        Passes over all spaces, each spread over half of that time: what is dirtied right behind
+        a pass is written by the end of the next.
+        """
+        half_s, since, self._flushed_at = self.settings.flush_every / 2, self._flushed_at, now
+        if now >= self._pass_ends:
+            self._pass_ends, self._pass_left, since = now + half_s, True, now
+        if not self._pass_left or half_s == float("inf"):
+            return 0
+        steps = max(1.0, (self._pass_ends - now) / max(now - since, self.settings.interval))
+        return min(dirty, max(LEAST_FLUSH_PAGES, math.ceil(dirty / steps)))
+
+    def _flush_space(self, now: float, record: dict[str, Any], due: int) -> None:
+        """Writes ``due`` dirty pages of a space, from where the last round ended; notes whether it has come round."""
+        generation, first = self._cursors.get(record["index"], (record["generation"], 0))
+        first = first if generation == record["generation"] else 0
+        try:
+            while due > 0 and not self._stopping.is_set():
+                part = flush.flush_part(self.pool, record, self.pool.durable_lsn, first, min(due, FLUSH_PAGES))
+                first, due = part.next_page, due - max(1, part.written)
+                if not first:
+                    break
+        except StoreError as error:  # counted; its pages stay dirty, and the next pass tries again
+            first = 0
+            self._tell(now, What.FLUSH_FAILED, Why.STORE, error)
+        self._cursors[record["index"]] = (record["generation"], first)
+        self._pass_left |= bool(first)
 
     def _shortage_of_clean(self, now: float, summary: inspect.Summary) -> int:
         """How many pages should be clean that are not: for the demand of two seconds, within limits."""
@@ -219,7 +261,7 @@ class Steward:
             self._demand_per_s += 0.3 * (rate - self._demand_per_s)
         self._seen = now, taken
         holes = max(0, budget - sum(summary.frames[state] for state in ("free", "busy", "live", "old")))
-        ready = summary.frames["free"] + summary.frames["clean"] + holes
+        ready = self._ready = summary.frames["free"] + summary.frames["clean"] + holes
         wanted = max(int(budget * self.settings.clean), min(int(2 * self._demand_per_s), budget // 2))
         return wanted - ready
 
@@ -250,9 +292,8 @@ class Steward:
                 after=decision.frames,
                 value=decision.value,
             )
-        if over > 0 and not given and now - self._refused_at > 10:
-            self._refused_at = now
-            events.post(pool, What.CANNOT_SHRINK, Why.ASKED, bytes=over * pool.page_size)
+        if over > 0 and not given:
+            self._tell(now, What.CANNOT_SHRINK, Why.ASKED, bytes=over * pool.page_size)
 
     @staticmethod
     def _curve(advise: Any) -> govern.Curve | None:
@@ -278,7 +319,7 @@ class Steward:
         if done < want and dirty:
             written, failed = reclaim.flush_what_can(pool)
             if failed is not None:
-                events.post(pool, What.FLUSH_FAILED, Why.STORE)
+                self._tell(time.monotonic(), What.FLUSH_FAILED, Why.STORE, failed)
             if written:
                 done += pool._seg.shrink(want - done, reclaim.reason("pressure"), True)[0]
         return int(done) * size

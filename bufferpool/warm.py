@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool.errors import BufferPoolError, WorkingSetError
+from bufferpool.flush import CHECKSUM
 from bufferpool.inspect import FrameState
 from bufferpool.space import Kind, Space
 
@@ -124,6 +125,11 @@ class WarmUp:
         """Ends it after the pages that are being read."""
         self._stop.set()
 
+    def join(self) -> None:
+        """Waits until it has ended, however."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until it has ended; whether it has. Raises what ended it early, if something did."""
         if self._thread is not None:
@@ -148,7 +154,7 @@ def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterabl
     opened: dict[int, Space] = {}
     for i, about in enumerate(saved.spaces):
         try:
-            opened[i] = handles.get(about["name"]) or _open(pool, about)
+            opened[i] = _open(pool, about) if about["name"] not in handles else handles[about["name"]]
         except (BufferPoolError, OSError) as error:
             work.skipped[about["name"]] = str(error)
 
@@ -164,16 +170,20 @@ def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterabl
             work.error = error
 
     work._thread = threading.Thread(target=run, name=f"warm-up of {pool.name}", daemon=True)
+    pool._warming = [earlier for earlier in pool._warming if not earlier.finished] + [work]
     work._thread.start()
     return work
 
 
 def _open(pool: "Pool", about: dict[str, Any]) -> Space:
-    if any(record["name"] == about["name"] for record in pool._seg.spaces()) and about["kind"] == "FILE":
-        return pool.space(about["name"])
     if about["kind"] != "FILE":
         raise WorkingSetError(f"{about['name']!r} has a loader or a store of its own: pass its handle in spaces=")
-    return pool.open_file(about["path"], "r", name=about["name"], checksum=bool(about["flags"] & 4))
+    for record in pool._seg.spaces():
+        if record["name"] == about["name"]:
+            if record["path"] != about["path"]:
+                raise WorkingSetError(f"{about['name']!r} is another space by now: {record['path'] or 'not a file'}")
+            return pool.space(about["name"])
+    return pool.open_file(about["path"], "r", name=about["name"], checksum=bool(about["flags"] & CHECKSUM))
 
 
 def _load(pool: "Pool", work: WarmUp, space: Space, pages: npt.NDArray[np.int64], hot: npt.NDArray[np.bool_]) -> None:

@@ -60,7 +60,7 @@ static void after_fork_child() {
         for (auto& spare : s->spares) spare.store_relaxed(0);
         for (auto& later : s->later) later.store_relaxed(0);
         new (&s->reap_mutex) std::recursive_mutex;
-        s->reaping = 0;
+        s->reaping = s->leads = 0;
         if (s->me) {
             s->client().pid.store_relaxed(u32(getpid()));
             s->client().start_time.store_relaxed(prim::start_time());

@@ -214,9 +214,11 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
     if (status == Status::INTERRUPTED) return make_room(sp->seg, status, FrameRequest{});
     if (status != Status::ABSENT) return 0;
     u32 f = NONE;
-    PyObject* bytes = nullptr;
+    PyObject *bytes = nullptr, *filled = nullptr;
+    int repaired = 0;  // the store has something else: dirty, so that a flush mends it
     Py_buffer view{};
-    if (still_open(sp)) bytes = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_fill", "K", (unsigned long long)page_no);
+    if (still_open(sp)) filled = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_fill", "K", (unsigned long long)page_no);
+    if (filled && !PyArg_ParseTuple(filled, "Op:_fill", &bytes, &repaired)) bytes = nullptr;
     bool ok = bytes && PyObject_GetBuffer(bytes, &view, PyBUF_SIMPLE) == 0;
     if (ok && view.len != Py_ssize_t(s.g.page_size)) {
         raise("StoreError", "_fill returned %zd bytes for a page of %u", view.len, s.g.page_size);
@@ -234,7 +236,7 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
     }
     if (ok) {
         memcpy(s.page_data(f), view.buf, s.g.page_size);
-        finish_load(s, op.intent(), page, f, Image{});
+        finish_load(s, op.intent(), page, f, Image{.dirty = repaired != 0});
         s.counters().loads.add_relaxed(1);
         s.counters().load_bytes.add_relaxed(s.g.page_size);
         frame = f;
@@ -244,7 +246,7 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
         s.counters().load_failures.add_relaxed(1);
     }
     if (view.obj) PyBuffer_Release(&view);
-    Py_XDECREF(bytes);
+    Py_XDECREF(filled);
     return ok || !PyErr_Occurred() ? 0 : -1;
 }
 

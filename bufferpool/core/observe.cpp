@@ -121,26 +121,30 @@ static PyObject* segment_events(PyObject* self, PyObject*) {
 
 // ---- the steward -------------------------------------------------------------------
 
-// lead(worth) -> whether this client is the steward now: it holds the steward's byte
-// lock, or could take it. The kernel drops the lock with the process.
+// lead(worth) -> -1 if another client is the steward; else this one is, because it holds the
+// steward's byte lock, or could take it: then who was before, 0 if that one had resigned.
+// The kernel drops the lock with the process.
 static PyObject* segment_lead(PyObject* self, PyObject* arg) {
     double worth = PyFloat_AsDouble(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
     if (!s) return nullptr;
-    if (prim::lock_byte(s->fd, STEWARD_LOCK_AT) != 0) Py_RETURN_FALSE;
+    if (prim::lock_byte(s->fd, STEWARD_LOCK_AT) != 0) return PyLong_FromLong(-1);
     u64 bits;
     memcpy(&bits, &worth, sizeof bits);
+    u32 before = s->leads == s->me ? s->me : s->header->steward.load_acquire();
+    s->leads = s->me;
     s->header->worth.store_relaxed(bits);
     s->header->steward_ns.store_relaxed(prim::boot_ns());
     s->header->steward.store_release(s->me);
-    Py_RETURN_TRUE;
+    return PyLong_FromLong(long(before));
 }
 
 static PyObject* segment_resign(PyObject* self, PyObject*) {
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     u32 me = s->me;
-    s->header->steward.cas_seq_cst(me, 0);
+    if (s->leads == me) s->header->steward.cas_seq_cst(me, 0);
+    s->leads = 0;
     prim::unlock_byte(s->fd, STEWARD_LOCK_AT);
     Py_RETURN_NONE;
 }
@@ -150,7 +154,8 @@ static PyObject* segment_steward(PyObject* self, PyObject*) {
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     u32 c = s->header->steward.load_acquire();
-    bool there = c && (c == s->me || prim::byte_is_locked(s->fd, STEWARD_LOCK_AT) == 1);
+    // Our own lock does not show; and a dead steward's number may be ours by now.
+    bool there = c && (s->leads == s->me || prim::byte_is_locked(s->fd, STEWARD_LOCK_AT) == 1);
     return PyLong_FromUnsignedLong(there ? c : 0);
 }
 

@@ -149,6 +149,7 @@ struct Segment {
     Atomic<u32> later[LATER] = {};   // BUSY frames to be freed by whoever next has the memory lock, +1
     std::recursive_mutex reap_mutex;  // one reaper in this process; see client.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
+    u32 leads = 0;                   // our number, while we hold the steward's lock
     bool (*interrupted)(Segment&) = nullptr;
     // What threads of this process have begun, so that a word that names us and is nobody's here is
     // known to be damaged (is_nobodys in lock.h, has_operation in page.h).

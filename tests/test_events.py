@@ -1,0 +1,185 @@
+"""The ring of events: what was decided, by whom, and why; read by anybody, whoever has died."""
+
+import os
+import signal
+import struct
+import time
+
+import pytest
+
+from bufferpool import _core, events
+from bufferpool.events import Event, What, Why
+from tests.conftest import PAGE, WAIT, wait_until
+
+RING = 1024
+
+
+def test_the_first_event_is_the_creation(pool):
+    (event,) = pool.events()
+    assert (event.number, event.what, event.why) == (1, What.CREATED, Why.ASKED)
+    assert event.budget_before == event.budget_after == 64 * PAGE
+    assert abs(event.time - time.time()) < 60
+    assert event.client == pool._seg.status()["client"]
+
+
+def test_resize_and_trim_are_events_with_their_bytes(pool, data_file):
+    table = pool.open_file(data_file(64))
+    for n in range(64):
+        assert table[n].size
+    given = pool.resize(32 * PAGE)
+    trimmed = pool.trim(bytes=8 * PAGE)
+    _, resized, trim = pool.events()
+    assert (resized.what, resized.why, resized.bytes) == (What.RESIZED, Why.ASKED, given)
+    assert (resized.budget_before, resized.budget_after) == (64 * PAGE, 32 * PAGE)
+    assert (trim.what, trim.why, trim.bytes) == (What.TRIMMED, Why.ASKED, trimmed)
+    assert given == 32 * PAGE
+    assert trimmed >= 8 * PAGE
+
+
+def test_a_client_that_died_is_an_event(pool, child, spawn):
+    ready = spawn.Event()
+    victim = child(_wait, pool, ready)
+    assert ready.wait(WAIT)
+    client = next(c.client for c in pool.clients() if c.pid == victim.pid)
+    victim.kill()
+    pool.reap()
+    event = pool.events()[-1]
+    assert (event.what, event.why, event.value) == (What.REAPED, Why.DIED, client)
+    assert f"client {event.client} found client {client} dead" in str(event)
+
+
+def _wait(pool, ready):
+    pool.stats()
+    ready.set()
+    time.sleep(600)
+
+
+def test_the_ring_keeps_the_last_thousand(pool):
+    for i in range(2 * RING + 100):
+        events.post(pool, What.GREW, Why.PAYS, value=i, before=i, after=i + 1)
+    found = pool.events()
+    assert len(found) == RING
+    assert [e.number for e in found] == list(range(RING + 102, 2 * RING + 102))
+    assert [e.value for e in found] == [e.number - 2 for e in found]
+    assert all(e.budget_before == e.value * PAGE for e in found)
+
+
+def test_events_survive_the_process_that_posted_them(pool, child):
+    child(_post, pool, 5, 10).result()
+    assert [e.value for e in pool.events()[1:]] == [5.0] * 10
+    assert len({e.client for e in pool.events()}) == 2
+
+
+def _post(pool, value, n):
+    for _ in range(n):
+        events.post(pool, What.GREW, Why.PAYS, value=value, bytes=value, before=value, after=value)
+
+
+def test_posters_in_threads_and_processes_lose_nothing_and_mix_nothing(pool, child, threads):
+    others = [child(_post, pool, value, 150, context="fork") for value in (1, 2)]
+    for value in (3, 4):
+        threads.start(_post, pool, value, 150)
+    threads.join()
+    for other in others:
+        other.result()
+    found = pool.events()[1:]
+    assert len(found) == 600
+    assert [e.number for e in found] == list(range(2, 602))
+    assert sorted(e.value for e in found) == sorted([1.0, 2.0, 3.0, 4.0] * 150)
+    assert all(e.value == e.bytes == e.budget_before // PAGE for e in found)
+
+
+def test_a_reader_sees_whole_events_while_the_ring_is_lapped(pool, child, spawn):
+    stop = spawn.Event()
+    posters = [child(_post_until, pool, value, stop, context="fork") for value in (7, 8)]
+    wait_until(lambda: len(pool.events()) == RING, "the ring is full")
+    seen = 0
+    for _ in range(20):
+        found = pool.events()
+        assert all(e.value == e.bytes == e.budget_before // PAGE for e in found if e.what is What.GREW)
+        numbers = [e.number for e in found]
+        assert numbers == sorted(set(numbers))
+        seen += len(found)
+    stop.set()
+    assert all(poster.result() > RING for poster in posters)
+    assert seen > 0
+
+
+def _post_until(pool, value, stop):
+    n = 0
+    while not stop.is_set():
+        _post(pool, value, 50)
+        n += 50
+    return n
+
+
+def test_an_event_whose_poster_died_in_the_middle_is_left_out(pool):
+    """The number is stored first as 0 and last as what it is: a dead poster leaves 0."""
+    for i in range(5):
+        events.post(pool, What.GREW, Why.PAYS, value=i)
+    with open(pool.path, "r+b") as file:
+        ring = pool._seg.events()  # 64 bytes each, as they are in the segment
+        start = file.read(8 << 20).find(ring)
+        assert start > 0
+        file.seek(start + 3 * 64)
+        file.write(bytes(8))
+        file.seek(start + 4 * 64)
+        file.write(struct.pack("<Q", 4711))
+    found = pool.events()
+    assert [e.number for e in found] == [1, 2, 3, 6]
+    events.post(pool, What.GREW, Why.PAYS, value=9)
+    assert [e.number for e in pool.events()] == [1, 2, 3, 6, 7]
+
+
+def test_events_that_mean_nothing_are_left_out(pool):
+    pool._seg.post_event(99, int(Why.PSI), 0, 0, 0, 0.0)
+    pool._seg.post_event(int(What.GREW), 0, 0, 0, 0, 0.0)
+    pool._seg.post_event(int(What.GREW), int(Why.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"))
+    found = pool.events()
+    assert [e.number for e in found] == [1, 4]
+    assert str(found[-1])
+
+
+def test_a_damaged_count_of_events_is_no_crash(pool):
+    where = _core.fields()["Header.events"][0]
+    for n in (2**64 - 1, 2**63, 5000):
+        with open(pool.path, "r+b") as file:
+            file.seek(where)
+            file.write(struct.pack("<Q", n))
+        assert len(pool.events()) <= RING
+        events.post(pool, What.GREW, Why.PAYS, value=9)
+    assert pool.events()[-1].value == 9
+
+
+@pytest.mark.parametrize("why", Why)
+def test_each_says_what_it_is(why):
+    for what in What:
+        event = Event(1, 0.0, what, why, 3 << 20, 8 << 20, 4 << 20, 12.5, 3)
+        text = str(event)
+        assert what.name.lower().replace("_", " ") in text
+        assert "from 8.0 MiB to 4.0 MiB" in text
+        assert "3.0 MiB" in text
+        assert len(text.split(": ", 1)[1]) > 3
+
+
+def test_a_read_only_client_sees_them(pool):
+    import bufferpool as bp
+
+    with bp.Pool.attach(pool.name, mode="r") as other:
+        assert other.events() == pool.events()
+
+
+def test_a_poster_killed_at_any_moment_leaves_a_ring_that_can_be_read(pool, child, spawn):
+    for _ in range(5):
+        stop = spawn.Event()
+        poster = child(_post_until, pool, 3, stop, context="fork")
+        before = len(pool.events())
+        wait_until(lambda before=before: pool.events()[-1].number > before + 20, "it posts")
+        os.kill(poster.pid, signal.SIGKILL)
+        poster.process.join(WAIT)
+        last = pool.events()[-1].number
+        events.post(pool, What.GREW, Why.PAYS, value=1)
+        found = pool.events()
+        assert last < found[-1].number <= last + 2
+        assert all(e.value == e.bytes for e in found if e.value == 3)
+    assert pool.reap() >= 1
