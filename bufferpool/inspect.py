@@ -6,7 +6,7 @@ looking allocates nothing.
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,19 @@ import numpy.typing as npt
 from bufferpool import _core
 from bufferpool.space import kind_name
 
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
+
+class Seen(Protocol):
+    """What can be looked at: a :class:`~bufferpool.Pool`, or an :class:`~bufferpool.observer.Observer` of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def _seg(self) -> _core.Segment: ...
+    @property
+    def _geometry(self) -> dict[str, Any]: ...
+
 
 REASONS = ("budget", "idle", "pressure", "drop", "trim", "client_exit")
 
@@ -80,7 +91,7 @@ class Latency(NamedTuple):
 
 @dataclass(frozen=True)
 class SpaceStats:
-    """One space's share."""
+    """One space's share; its counters run since it was opened first."""
 
     name: str
     kind: str
@@ -89,6 +100,8 @@ class SpaceStats:
     dirty: int
     hits: int
     misses: int
+    opened_at: float
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +196,12 @@ def _ages(touched: npt.NDArray[np.uint32], live: npt.NDArray[np.bool_]) -> npt.N
     return ages
 
 
-def read_pins(pool: "Pool") -> npt.NDArray[np.uint16]:
+def read_pins(pool: Seen) -> npt.NDArray[np.uint16]:
     """Pin counts, shape (frames with slots, max_clients), uint16; column c is client c + 1."""
     return pool._seg.raw_pins()
 
 
-def read_frames(pool: "Pool") -> npt.NDArray[np.void]:
+def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     """Every frame that has ever been used: a structured array of dtype FRAME."""
     pins = read_pins(pool)
     slots = np.frombuffer(pool._seg.raw_frames(), _SLOT)[: len(pins)]
@@ -221,7 +234,7 @@ def read_frames(pool: "Pool") -> npt.NDArray[np.void]:
     return out
 
 
-def read_extents(pool: "Pool") -> npt.NDArray[np.void]:
+def read_extents(pool: Seen) -> npt.NDArray[np.void]:
     """Every extent that has ever been used: a structured array of dtype EXTENT."""
     frames = read_frames(pool)
     per = pool._geometry["extent_frames"]
@@ -235,7 +248,7 @@ def read_extents(pool: "Pool") -> npt.NDArray[np.void]:
     return extents
 
 
-def read_clients(pool: "Pool") -> list[ClientInfo]:
+def read_clients(pool: Seen) -> list[ClientInfo]:
     """Who is attached, and what each pins."""
     pins = read_pins(pool)
     return [
@@ -263,7 +276,7 @@ class Counters(NamedTuple):
     latencies: dict[str, Latency]
 
 
-def read_counters(pool: "Pool") -> Counters:
+def read_counters(pool: Seen) -> Counters:
     """All counters, from the segment."""
     words = np.frombuffer(pool._seg.counters(), np.uint64)
     per = _core.BUCKETS + 1
@@ -285,7 +298,8 @@ class Summary:
     """The frames of a pool, counted in one pass of the core."""
 
     frames: dict[str, int]
-    """By state: hole, free, busy, live, old; of the live ones: clean, dirty, pinned, hot."""
+    """By state: hole, free, busy, live, old; of the live ones: clean, dirty, pinned, hot, pinned_live (those of the
+    pinned ones that are live) and pinned_dirty."""
     ages: dict[float, int]
     """Resident pages by the time since their last use: upper limit in seconds (inf at last) -> pages."""
     held_back: int
@@ -297,12 +311,12 @@ class Summary:
 AGE_LIMITS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, float("inf"))  # AGE_LIMITS_S of core/observe.cpp
 
 
-def read_summary(pool: "Pool") -> Summary:
+def read_summary(pool: Seen) -> Summary:
     """The figures of :class:`Summary`, now; a few milliseconds for a million frames, and no memory."""
     found = pool._seg.summary()
     frames = {state.name.lower(): int(n) for state, n in zip(FrameState, found["states"], strict=True)}
     frames["clean"] = frames["live"] - found["dirty"]
-    frames |= {name: int(found[name]) for name in ("dirty", "pinned", "hot")}
+    frames |= {name: int(found[name]) for name in ("dirty", "pinned", "pinned_live", "pinned_dirty", "hot")}
     return Summary(
         frames=frames,
         ages=dict(zip(AGE_LIMITS_S, found["ages"], strict=True)),
@@ -311,11 +325,32 @@ def read_summary(pool: "Pool") -> Summary:
     )
 
 
-def read_stats(pool: "Pool") -> PoolStats:
+def read_spaces(pool: Seen, counters: Counters, summary: Summary) -> list[SpaceStats]:
+    """The live spaces; a space that came after ``counters`` were read has no hits yet."""
+    return [
+        SpaceStats(
+            r["name"],
+            kind_name(r["kind"]),
+            r["pages"],
+            resident=int(summary.spaces[r["index"], 0]),
+            dirty=int(summary.spaces[r["index"], 1]),
+            hits=max(0, int(counters.spaces[r["index"], 0]) - r["hits_before"]),
+            misses=max(0, int(counters.spaces[r["index"], 1]) - r["misses_before"]),
+            opened_at=r["opened_ns"] / 1e9,
+        )
+        for r in pool._seg.spaces()
+    ]
+
+
+def read_stats(pool: Seen) -> PoolStats:
     """The figures of :class:`PoolStats`, now."""
+    counters, summary = read_counters(pool), read_summary(pool)
+    return stats_of(pool, counters, summary)
+
+
+def stats_of(pool: Seen, counters: Counters, summary: Summary) -> PoolStats:
+    """The figures of :class:`PoolStats`, from what was read already."""
     status = pool._seg.status()
-    counters, reclaimed, per_space, latencies = read_counters(pool)
-    summary = read_summary(pool)
     size = pool.page_size
     return PoolStats(
         name=pool.name,
@@ -327,28 +362,19 @@ def read_stats(pool: "Pool") -> PoolStats:
         metadata_bytes=status["metadata_bytes"],
         kernel_bytes=status["kernel_bytes"],
         frames=summary.frames,
-        hits=int(per_space[:, 0].sum()),
-        misses=int(per_space[:, 1].sum()),
-        reclaimed_bytes=reclaimed,
+        hits=int(counters.spaces[:, 0].sum()),
+        misses=int(counters.spaces[:, 1].sum()),
+        reclaimed_bytes=counters.reclaimed_bytes,
         clients=len(pool._seg.clients()),
         durable_lsn=status["durable_lsn"],
         checkpoint_lsn=status["checkpoint_lsn"],
-        latencies=latencies,
-        spaces=[
-            SpaceStats(
-                r["name"],
-                kind_name(r["kind"]),
-                r["pages"],
-                *map(int, summary.spaces[r["index"]]),
-                *map(int, per_space[r["index"]]),
-            )
-            for r in pool._seg.spaces()
-        ],
-        **counters,
+        latencies=counters.latencies,
+        spaces=read_spaces(pool, counters, summary),
+        **counters.plain,
     )
 
 
-def exhausted_message(pool: "Pool") -> str:
+def exhausted_message(pool: Seen) -> str:
     """Why no frame can be had, and what to do about it."""
     frames = read_frames(pool)
     status = pool._seg.status()

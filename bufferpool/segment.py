@@ -180,8 +180,27 @@ def open_trusted(path: str, owner: int | None = None) -> int:
     belongs to ``owner`` (default: the effective user). Raises SegmentNotFound,
     SegmentRefused, NotTmpfs.
     """
+    fd = open_regular(path, os.O_RDWR)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        expected = os.geteuid() if owner is None else owner
+        found = os.fstat(fd).st_uid
+        if found != expected:
+            raise SegmentRefused(
+                f"{path} belongs to user {found}, not {expected}; pass owner={found} if you trust that user"
+            )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_regular(path: str, access: int) -> int:
+    """Opens a regular file on a tmpfs, whoever owns it, through no symbolic link; ``access`` as in os.open.
+
+    Raises SegmentNotFound, SegmentRefused, NotTmpfs.
+    """
+    try:
+        fd = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise SegmentNotFound(f"there is no pool {path}; create it, or use open()") from None
     except PermissionError:
@@ -193,14 +212,8 @@ def open_trusted(path: str, owner: int | None = None) -> int:
             ) from None
         raise SegmentError(f"{path} cannot be opened: {error.strerror}") from error
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SegmentRefused(f"{path} is not a regular file; somebody else may have planted it: remove it")
-        expected = os.geteuid() if owner is None else owner
-        if found.st_uid != expected:
-            raise SegmentRefused(
-                f"{path} belongs to user {found.st_uid}, not {expected}; pass owner={found.st_uid} if you trust that user"
-            )
         _refuse_unless_tmpfs(fd, path)
     except BaseException:
         os.close(fd)

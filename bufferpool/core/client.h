@@ -7,7 +7,9 @@
 // its business as reaper of itself, and starts anew in its slot.
 #pragma once
 
+#include "counters.h"
 #include "events.h"
+#include "page.h"
 #include "page.h"
 
 namespace bp {
@@ -20,8 +22,9 @@ inline void start_client(Segment& s, u32 c) {
     auto counters = reinterpret_cast<Atomic<u64>*>(&slot.counters);
     for (u32 i = 0; i < COUNTERS; i++) counters[i].store_relaxed(0);
     for (Intent& intent : slot.intents) intent.op.store_relaxed(u32(Op::NONE));
-    slot.generation.store_relaxed(slot.generation.load_relaxed() + 1);
-    slot.folded.store_relaxed(0);
+    // Whoever sums and sees one of these two sees zeros in the counters.
+    slot.generation.store_release(slot.generation.load_relaxed() + 1);
+    slot.folded.store_release(0);
     slot.pid.store_relaxed(prim::process_id());
     slot.start_time.store_relaxed(prim::start_time());
     slot.attached_ns.store_relaxed(prim::realtime_ns());
@@ -44,27 +47,6 @@ inline u32 claim_slot(Segment& s, int fd) {
         prim::unlock_byte(fd, LOCKS_AT + long(c));  // taken and died in between
     }
     return 0;
-}
-
-// Adds a client's counters to the totals, exactly once however often it is
-// tried. Under the memory lock.
-inline void fold_counters(Segment& s, u32 c) {
-    Client& slot = s.clients[c - 1];
-    u64 name = u64(c) << 1 | slot.generation.load_relaxed() << 16;
-    u64 done = s.header->folded.load_acquire();
-    u32 other = u32(done >> 1) & CLIENTS_LIMIT;
-    if (other >= 1 && other <= s.g.max_clients && s.clients[other - 1].generation.load_relaxed() == done >> 16)
-        s.clients[other - 1].folded.store_release(1);  // the last fold, should its reaper have died here
-    if (slot.folded.load_relaxed()) return;
-    u64 copy = done & 1;
-    auto from = reinterpret_cast<Atomic<u64>*>(&s.header->totals[copy]);
-    auto to = reinterpret_cast<Atomic<u64>*>(&s.header->totals[1 - copy]);
-    auto add = reinterpret_cast<Atomic<u64>*>(&slot.counters);
-    for (u32 i = 0; i < COUNTERS; i++) to[i].store_relaxed(from[i].load_relaxed() + add[i].load_relaxed());
-    BP_POINT("fold.filled");
-    s.header->folded.store_release(name | (1 - copy));
-    BP_POINT("fold.switched");
-    slot.folded.store_release(1);
 }
 
 // ---- spaces that go with their client ------------------------------------------

@@ -2,6 +2,8 @@
 // and looks at files meanwhile; everything that changes a slot is here.
 #include "py.h"
 
+#include <vector>
+
 #include "reclaim.h"
 
 namespace bp {
@@ -10,7 +12,7 @@ static PyObject* text_of(const char* at, size_t most) { return PyUnicode_DecodeU
 
 // All live spaces, as dicts.
 static PyObject* segment_spaces(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
+    Segment* s = seen(S(self));
     if (!s) return nullptr;
     PyObject* list = PyList_New(0);
     for (u32 i = 0; list && i < MAX_SPACES; i++) {
@@ -18,12 +20,12 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
         if (!t.is_live()) continue;
         u64 extent = t.extent.load_acquire();
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
-        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
+        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
                                     "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),
                                     "owner", t.owner.load_relaxed(), "generation", (unsigned long long)space_generation(extent), "first_entry",
                                     t.first_entry.load_relaxed(), "max_pages", t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent),
                                     "stored", k(t.stored), "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode),
-                                    "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns));
+                                    "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "opened_ns", k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before));
         if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
         Py_XDECREF(d);
     }
@@ -97,6 +99,12 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     t->inode.store_relaxed(inode);
     t->size_bytes.store_relaxed(size);
     t->mtime_ns.store_relaxed(mtime);
+    std::vector<u64> sum(COUNTERS);
+    if (!sum_counters(*s, sum.data())) return raise_unsettled();
+    auto& counted = reinterpret_cast<Counters*>(sum.data())->space[t - s->spaces];
+    t->opened_ns.store_relaxed(prim::realtime_ns());
+    t->hits_before.store_relaxed(counted.hits.load_relaxed());
+    t->misses_before.store_relaxed(counted.misses.load_relaxed());
     u64 generation = space_generation(t->extent.load_relaxed()) + 1;
     t->extent.store_seq_cst(generation << GENERATION_SHIFT | pages);
     t->state.store_seq_cst(SPACE_LIVE);

@@ -47,6 +47,7 @@ constexpr Field fields[] = {
     FIELD(SpaceSlot, first_entry), FIELD(SpaceSlot, max_pages), INNER(SpaceSlot, flush_lock.word, u32), FIELD(SpaceSlot, flush_open),
     FIELD(SpaceSlot, device), FIELD(SpaceSlot, inode), FIELD(SpaceSlot, size_bytes), FIELD(SpaceSlot, mtime_ns),
     FIELD(SpaceSlot, owner_generation), FIELD(SpaceSlot, name), FIELD(SpaceSlot, path),
+    FIELD(SpaceSlot, opened_ns), FIELD(SpaceSlot, hits_before), FIELD(SpaceSlot, misses_before),
 
     STRUCT(FrameSlot),
     FIELD(FrameSlot, word), FIELD(FrameSlot, lsn), FIELD(FrameSlot, touched), FIELD(FrameSlot, count), FIELD(FrameSlot, tag),

@@ -132,6 +132,9 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> owner_generation;
     char name[64];
     char path[1024];
+    // The counters of a slot go on when its next space takes it over: when that was, and
+    // where they stood.
+    Atomic<u64> opened_ns, hits_before, misses_before;
 
     bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(extent.load_acquire() & CLOSED); }
     bool is_closing() const {

@@ -148,6 +148,7 @@ static PyMethodDef module_methods[] = {
     {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
     {"advise", core_advise, METH_VARARGS, "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
     {"fields", core_fields, METH_NOARGS, "Where each field of a segment lies: {'Struct.field': (offset, bytes)}."},
+    {"observe", core_observe, METH_O, "A Segment that is no client, takes no slot, and writes nothing."},
     {"geometry", core_geometry, METH_O, "The checked geometry of the segment behind fd."},
     {nullptr, nullptr, 0, nullptr}};
 static PyModuleDef module_def = {PyModuleDef_HEAD_INIT, "bufferpool._core", "The core of bufferpool.", -1, module_methods, nullptr, nullptr, nullptr, nullptr};

@@ -1,11 +1,185 @@
-// What the steward and the metrics see of a pool, without copying its tables.
+// What there is to see of a pool: its figures, its tables, its events. Clients see it,
+// and observers, who are none: they take no slot, hold no lock, and their mapping is
+// read-only, so that whatever they do, they do not disturb the pool.
+//
+// An observer believes the kernel, not the segment, about where there is memory: a read
+// of a hole would allocate it (rule 9), or be SIGBUS where the tmpfs is full.
 #include "py.h"
 
+#include <algorithm>
 #include <vector>
 
+#include "counters.h"
 #include "events.h"
 
 namespace bp {
+
+Segment* seen(SegmentObject* seg) { return seg->observing && seg->s ? seg->s : opened(seg); }
+
+static bool raise_damaged(const char* what) {
+    raise("SegmentCorrupt", "the segment was truncated, or memory is missing that it should have (%s); remove it and create it anew", what);
+    return false;
+}
+
+// Where one may look, by the offset of an OS page in the segment. A client may look at all
+// that the segment says is there; an observer's bitmap is what the kernel says.
+struct Sight {
+    const u64* written;
+    int shift;  // of an OS page
+
+    explicit Sight(SegmentObject* seg) : written(seg->written), shift(__builtin_ctz(seg->s->g.os_page)) {}
+    bool page(u64 i) const { return !written || written[i / 64] >> (i % 64) & 1; }
+    bool at(u64 offset) const { return page(offset >> shift); }
+    // Of a byte range: 1 all of it, 0 nothing, -1 some.
+    int over(u64 from, u64 to) const {
+        u64 n = 0, first = from >> shift, last = (to - 1) >> shift;
+        for (u64 i = first; i <= last; i++) n += page(i);
+        return n == 0 ? 0 : n > last - first ? 1 : -1;
+    }
+    bool entry(Segment& s, u32 page) const {
+        return s.has_page(page) && (written ? at(s.g.entries_at + page * 8ull) : s.has_entry_chunk(page * 8ull >> shift));
+    }
+};
+
+// Learns anew how many frames have slots; an observer asks the kernel what has been written.
+// False: an exception is set.
+static bool refresh(SegmentObject* seg) {
+    Segment& s = *seg->s;
+    const Geometry& g = s.g;
+    s.has_frame(g.max_frames - 1);
+    if (!seg->observing) return true;
+    struct stat st;
+    if (fstat(s.fd, &st) != 0 || u64(st.st_size) != g.total_bytes) return raise_damaged("its size");
+    u64 bits = reinterpret_cast<u8*>(s.chunk_bits) - s.base;
+    if (prim::populate(s.base, g.entries_at) != 0 || prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + g.entry_chunks() / 8))
+        return raise_damaged("its tables");
+    for (u64 i = 0; i < (g.data_at / g.os_page + 63) / 64; i++) seg->written[i] = 0;
+    for (u64 at = prim::next_written(s.fd, 0, g.data_at); at < g.data_at;) {
+        u64 end = prim::next_unwritten(s.fd, at, g.data_at);
+        if (end <= at) break;
+        for (u64 i = at / g.os_page; i < end / g.os_page; i++) seg->written[i / 64] |= u64(1) << (i % 64);
+        at = end < g.data_at ? prim::next_written(s.fd, end, g.data_at) : end;
+    }
+    return true;
+}
+
+// observe(fd) -> a Segment that is no client
+PyObject* core_observe(PyObject*, PyObject* arg) {
+    int fd = int(PyLong_AsLong(arg));
+    Header h;
+    if (PyErr_Occurred() || !read_header(fd, h)) return nullptr;
+    const Geometry& g = h.geometry;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (own < 0) return raise_errno(-errno, "the descriptor of the segment cannot be duplicated");
+    u8* at = prim::map_segment(own, g.data_at, PROT_READ);
+    auto seg = at ? reinterpret_cast<SegmentObject*>(SegmentType.tp_alloc(&SegmentType, 0)) : nullptr;
+    if (!seg) {
+        int error = -errno;
+        if (at) prim::unmap_segment(at, g.data_at);
+        close(own);
+        return PyErr_Occurred() ? nullptr : raise_errno(error, "the segment cannot be mapped");
+    }
+    seg->pins.next = seg->pins.prev = &seg->pins;
+    seg->observing = true;
+    seg->s = new Segment;
+    seg->s->map(at, g, g.data_at);
+    seg->written = new u64[(g.data_at / g.os_page + 63) / 64]();
+    seg->s->fd = own;
+    if (!refresh(seg)) Py_CLEAR(seg);
+    return reinterpret_cast<PyObject*>(seg);
+}
+
+// ---- counters and tables ----------------------------------------------------------
+
+// Bytes that the kernel should count for everything before the data area.
+static u64 metadata_bytes(Segment& s) {
+    const Geometry& g = s.g;
+    u64 n = g.entries_at + round_up(g.queue_bytes(), g.os_page);
+    u64 ready = std::min(s.header->frames_ready.load_acquire(), g.max_frames);
+    n += round_up(ready * sizeof(FrameSlot), g.os_page) + STRIPES * round_up(ready * g.stripe_clients * 2, g.os_page);
+    for (u64 i = 0; i < (g.entry_chunks() + 63) / 64; i++) n += u64(__builtin_popcountll(s.chunk_bits[i].load_relaxed())) * g.os_page;
+    return n;
+}
+
+PyObject* raise_unsettled() {
+    return raise("BufferPoolError", "clients came and went faster than the counters could be summed; try again");
+}
+
+static PyObject* segment_counters(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    std::vector<u64> sum(COUNTERS);
+    if (!sum_counters(*s, sum.data())) return raise_unsettled();
+    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum.data()), Py_ssize_t(sum.size() * 8));
+}
+
+static PyObject* segment_status(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    struct stat st;
+    if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
+    PolicyState& p = s->header->policy;
+    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I}", "budget_frames", s->header->budget_frames.load_relaxed(),
+                         "min_frames", s->header->min_frames.load_relaxed(), "checkpoint_lsn", (unsigned long long)s->header->checkpoint_lsn.load_relaxed(),
+                         "resident_frames", s->header->resident.load_relaxed(), "frames_ready", s->header->frames_ready.load_relaxed(),
+                         "durable_lsn", (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
+                         (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
+                         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target", p.cold_target);
+}
+
+// Tables are copied with pread, which allocates nothing where there is a hole.
+static bool copy_table(Segment& s, void* to, u64 bytes, u64 at) {
+    ssize_t n = prim::read_at(s.fd, to, bytes, at);
+    return n == ssize_t(bytes) || raise_damaged("its end");
+}
+
+static PyObject* segment_raw_frames(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    s->has_frame(s->g.max_frames - 1);
+    u64 bytes = u64(s->ready) * sizeof(FrameSlot);
+    PyObject* out = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(bytes));
+    if (out && !copy_table(*s, PyBytes_AS_STRING(out), bytes, s->g.frames_at)) Py_CLEAR(out);
+    return out;
+}
+
+// Pin counts: an array of shape (frames with slots, max_clients), uint16.
+static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    const Geometry& g = s->g;
+    s->has_frame(g.max_frames - 1);
+    npy_intp shape[2] = {s->ready, g.max_clients};
+    PyObject* out = PyArray_SimpleNew(2, shape, NPY_UINT16);
+    if (!out) return nullptr;
+    auto to = static_cast<u16*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
+    std::vector<u16> rows(u64(shape[0]) * g.stripe_clients);
+    for (u32 stripe = 0; stripe < STRIPES && stripe < g.max_clients; stripe++) {
+        if (!copy_table(*s, rows.data(), rows.size() * 2, g.pins_at + stripe * g.stripe_bytes)) return Py_DECREF(out), nullptr;
+        for (u32 f = 0; f < u32(shape[0]); f++)
+            for (u32 i = 0; i * STRIPES + stripe < g.max_clients; i++)
+                to[u64(f) * g.max_clients + i * STRIPES + stripe] = rows[u64(f) * g.stripe_clients + i];
+    }
+    return out;
+}
+
+// The entry words of the pages in a uint32 array; an index beyond the table reads as 0.
+static PyObject* segment_entry_words(PyObject* self, PyObject* arg) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    auto pages = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(arg, NPY_UINT32, 1, 1, NPY_ARRAY_CARRAY_RO));
+    if (!pages) return nullptr;
+    if (!refresh(S(self))) return Py_DECREF(pages), nullptr;
+    Sight sight(S(self));
+    npy_intp n = PyArray_SIZE(pages);
+    PyObject* out = PyArray_SimpleNew(1, &n, NPY_UINT64);
+    auto from = static_cast<const u32*>(PyArray_DATA(pages));
+    auto to = static_cast<u64*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
+    for (npy_intp i = 0; i < n; i++) to[i] = sight.entry(*s, from[i]) ? s->entries[from[i]].load_relaxed() : 0;
+    Py_DECREF(pages);
+    return out;
+}
+
 
 // ---- the frames, counted -----------------------------------------------------------
 
@@ -13,7 +187,7 @@ constexpr u32 AGES = 6;
 constexpr u64 AGE_LIMITS_S[AGES - 1] = {1, 10, 60, 600, 3600};
 
 struct Summary {
-    u64 states[5] = {}, dirty = 0, held_back = 0, pinned = 0, hot = 0, ages[AGES] = {};
+    u64 states[5] = {}, dirty = 0, held_back = 0, pinned = 0, pinned_live = 0, pinned_dirty = 0, hot = 0, ages[AGES] = {};
     struct PerSpace {
         u64 resident, dirty;
     } space[MAX_SPACES] = {};
@@ -45,22 +219,55 @@ public:
     }
 };
 
+// Who may be pinned among the frames of one block: the stripes that have been written.
+class PinRows {
+    Segment& s_;
+    const Sight& sight_;
+    u32 row_bytes_;
+    int there_[STRIPES] = {};
+
+public:
+    PinRows(Segment& s, const Sight& sight, u32 from, u32 to) : s_(s), sight_(sight), row_bytes_(s.g.stripe_clients * 2) {
+        for (u32 i = 0; i < STRIPES && i < s.g.max_clients; i++)
+            there_[i] = sight.over(at(i, from), at(i, to));
+    }
+    u64 at(u32 stripe, u32 f) const { return s_.g.pins_at + stripe * s_.g.stripe_bytes + u64(f) * row_bytes_; }
+    bool any(u32 f) const {
+        for (u32 stripe = 0; stripe < STRIPES; stripe++) {
+            if (!there_[stripe]) continue;
+            auto row = reinterpret_cast<Atomic<u64>*>(s_.stripe_row(stripe, f));
+            for (u32 i = 0; i < row_bytes_ / 8; i++)
+                if ((there_[stripe] > 0 || sight_.at(at(stripe, f) + i * 8)) && row[i].load_relaxed()) return true;
+        }
+        return false;
+    }
+};
+
+constexpr u32 BLOCK = 512;  // frames
+
 // One pass over the frames; each is seen as it is in that moment.
-static void summarize(Segment& s, Summary& out) {
+static void summarize(Segment& s, const Sight& sight, Summary& out) {
     u32 now = s.tick();
     u64 durable = s.header->durable_lsn.load_relaxed();
     SpaceFinder spaces(s);
-    s.has_frame(s.g.max_frames - 1);
     u32 ready = s.ready;
+    PinRows pins(s, sight, 0, 0);
     for (u32 f = 0; f < ready; f++) {
+        if (f % BLOCK == 0) new (&pins) PinRows(s, sight, f, std::min(f + BLOCK, ready));
+        if (!sight.at(s.g.frames_at + f * sizeof(FrameSlot))) {  // never written: a hole
+            out.states[HOLE]++;
+            continue;
+        }
         FrameSlot& slot = s.frames[f];
         u64 w = slot.word.load_acquire();
         FrameState state = frame::state(w);
         out.states[state <= OLD ? state : BUSY]++;
         if (state == HOLE || state == FREE) continue;
-        out.pinned += s.any_pin(f);
+        bool pinned = pins.any(f);
+        out.pinned += pinned;
+        out.pinned_live += pinned && state == LIVE;
         u32 page = frame::page(w);
-        if (state != LIVE || !s.has_page(page)) continue;
+        if (state != LIVE || !sight.entry(s, page)) continue;
         int age = int(now - slot.touched.load_relaxed());
         u64 age_s = age > 0 ? (u64(age) << TICK_SHIFT) / 1'000'000'000u : 0;
         u32 a = 0;
@@ -70,6 +277,7 @@ static void summarize(Segment& s, Summary& out) {
         if (!entry::is_resident_in(e, f)) continue;
         bool dirty = e & entry::DIRTY;
         out.dirty += dirty;
+        out.pinned_dirty += dirty && pinned;
         out.hot += entry::ring(e) == RING_HOT;
         u32 i = spaces.of(page);
         if (i == NONE) continue;
@@ -82,17 +290,18 @@ static void summarize(Segment& s, Summary& out) {
 
 // summary() -> the counts of struct Summary: a dict, with per-space pairs as bytes
 static PyObject* segment_summary(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
+    Segment* s = seen(S(self));
+    if (!s || !refresh(S(self))) return nullptr;
     Summary sum;
+    Sight sight(S(self));
     {
         Released unlocked(S(self));
-        summarize(*s, sum);
+        summarize(*s, sight, sum);
     }
     auto n = [](u64 v) { return static_cast<unsigned long long>(v); };
-    return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]), n(sum.states[1]),
+    return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]), n(sum.states[1]),
                          n(sum.states[2]), n(sum.states[3]), n(sum.states[4]), "dirty", n(sum.dirty), "held_back", n(sum.held_back),
-                         "pinned", n(sum.pinned), "hot", n(sum.hot), "ages", n(sum.ages[0]), n(sum.ages[1]), n(sum.ages[2]),
+                         "pinned", n(sum.pinned), "pinned_live", n(sum.pinned_live), "pinned_dirty", n(sum.pinned_dirty), "hot", n(sum.hot), "ages", n(sum.ages[0]), n(sum.ages[1]), n(sum.ages[2]),
                          n(sum.ages[3]), n(sum.ages[4]), n(sum.ages[5]),
                          "spaces", reinterpret_cast<const char*>(sum.space), Py_ssize_t(sizeof sum.space));
 }
@@ -112,7 +321,7 @@ static PyObject* segment_post_event(PyObject* self, PyObject* args) {
 }
 
 static PyObject* segment_events(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
+    Segment* s = seen(S(self));
     if (!s) return nullptr;
     std::vector<Event> out(EVENTS);
     u32 n = read_events(*s, out.data());
@@ -151,7 +360,7 @@ static PyObject* segment_resign(PyObject* self, PyObject*) {
 
 // steward() -> the client number of the steward, 0 if there is none
 static PyObject* segment_steward(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
+    Segment* s = seen(S(self));
     if (!s) return nullptr;
     u32 c = s->header->steward.load_acquire();
     // Our own lock does not show; and a dead steward's number may be ours by now.
@@ -175,6 +384,11 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
 }
 
 PyMethodDef observe_methods[] = {
+    {"counters", segment_counters, METH_NOARGS, ""},
+    {"status", segment_status, METH_NOARGS, ""},
+    {"raw_frames", segment_raw_frames, METH_NOARGS, ""},
+    {"raw_pins", segment_raw_pins, METH_NOARGS, ""},
+    {"entry_words", segment_entry_words, METH_O, ""},
     {"summary", segment_summary, METH_NOARGS, ""},
     {"post_event", segment_post_event, METH_VARARGS, ""},
     {"events", segment_events, METH_NOARGS, ""},

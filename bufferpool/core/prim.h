@@ -168,8 +168,8 @@ inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset) {
 #define BP_GUARD_BYTES 0
 #endif
 
-// Maps a segment whole, or null. No huge pages, no core dumps.
-inline u8* map_segment(int fd, u64 bytes) {
+// Maps the first `bytes` of a segment, or null. No huge pages, no core dumps.
+inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRITE) {
     constexpr u64 guard = BP_GUARD_BYTES;
     u8* at = nullptr;
     if (guard) {
@@ -177,7 +177,7 @@ inline u8* map_segment(int fd, u64 bytes) {
         if (room == MAP_FAILED) return nullptr;
         at = static_cast<u8*>(room) + guard;
     }
-    void* mapped = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | (guard ? MAP_FIXED : 0), fd, 0);
+    void* mapped = mmap(at, bytes, protection, MAP_SHARED | MAP_NORESERVE | (guard ? MAP_FIXED : 0), fd, 0);
     if (mapped == MAP_FAILED) return nullptr;
     madvise(mapped, bytes, MADV_NOHUGEPAGE);
     madvise(mapped, bytes, MADV_DONTDUMP);
@@ -187,6 +187,25 @@ inline u8* map_segment(int fd, u64 bytes) {
 inline void unmap_segment(u8* base, u64 bytes) {
     constexpr u64 guard = BP_GUARD_BYTES;
     munmap(base - guard, bytes + 2 * guard);
+}
+
+// Where the next page of a tmpfs file that was ever written begins, at or after `offset`, and
+// the next one that was not; `end` when there is none before it. What was not written reads as
+// zeros, and may be a hole: reading that through a mapping would allocate it.
+inline u64 next_written(int fd, u64 offset, u64 end) {
+    off_t at = lseek(fd, off_t(offset), SEEK_DATA);
+    return at < 0 || u64(at) > end ? end : u64(at);
+}
+inline u64 next_unwritten(int fd, u64 offset, u64 end) {
+    off_t at = lseek(fd, off_t(offset), SEEK_HOLE);
+    return at < 0 || u64(at) > end ? end : u64(at);
+}
+
+// Maps pages for reading ahead of the read: an error code where that would be SIGBUS.
+// Kernels before 5.14 cannot, and say nothing.
+inline int populate(void* address, u64 bytes) {
+    constexpr int POPULATE_READ = 22;  // MADV_POPULATE_READ
+    return madvise(address, bytes, POPULATE_READ) == 0 || errno == EINVAL ? 0 : -errno;
 }
 
 // A second open file description of the file behind `fd`, with locks of its own.

@@ -32,6 +32,8 @@ struct SegmentObject {
     u32 forks;          // how often this process is a forked child: old writes are not ours
     u32 active;         // operations under way without the GIL
     u32 writes;         // open writes of this process
+    bool observing;     // no client: reads the metadata, through a mapping that cannot be written
+    u64* written;       // an observer's: which OS pages of the metadata have ever been written
     bool lost;          // a forked child that found no client slot
     PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): makes room or raises
     SegmentObject* next;     // of all attached segments, for fork
@@ -60,6 +62,11 @@ PyObject* geometry_dict(const Header& h);
 
 // segment.cpp
 Segment* opened(SegmentObject* seg);  // null with PoolClosed set
+
+// observe.cpp
+Segment* seen(SegmentObject* seg);  // opened, or observed
+PyObject* raise_unsettled();
+PyObject* core_observe(PyObject*, PyObject* fd);
 
 // directory.cpp, held.cpp, observe.cpp, advice.cpp: the rest of Segment's methods
 extern PyMethodDef directory_methods[], flush_methods[], observe_methods[], advice_methods[];

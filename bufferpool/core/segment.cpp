@@ -10,6 +10,7 @@ namespace bp {
 
 Segment* opened(SegmentObject* seg) {
     if (seg->s && seg->s->me) return seg->s;
+    if (seg->s && seg->observing) return raise("PoolReadOnly", "the pool is only observed, not attached; attach it with Pool.attach()"), nullptr;
     if (seg->lost) raise("TooManyClients", "this forked child found no client slot; create the pool with a larger max_clients");
     else raise("PoolClosed", "the pool is closed; attach it again");
     return nullptr;
@@ -72,11 +73,13 @@ static void forget(SegmentObject* seg) {
             break;
         }
     seg->s = nullptr;
+    delete[] seg->written;
+    seg->written = nullptr;
     Py_CLEAR(seg->data);
 }
 
 static void unmap(Segment* s) {
-    prim::unmap_segment(s->base, s->g.total_bytes);
+    prim::unmap_segment(s->base, s->mapped);
     close(s->fd);
     delete s;
 }
@@ -133,7 +136,7 @@ static PyObject* segment_views(PyObject* self, PyObject*) {
 }
 
 static PyObject* segment_geometry(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
+    Segment* s = seen(S(self));
     if (!s) return nullptr;
     Header h{};
     memcpy(h.uuid, s->header->uuid, sizeof h.uuid);
@@ -142,97 +145,8 @@ static PyObject* segment_geometry(PyObject* self, PyObject*) {
     return geometry_dict(h);
 }
 
-// Bytes that the kernel should count for everything before the data area.
-static u64 metadata_bytes(Segment& s) {
-    const Geometry& g = s.g;
-    u64 n = g.entries_at + round_up(g.queue_bytes(), g.os_page);
-    u64 ready = s.header->frames_ready.load_acquire();
-    n += round_up(ready * sizeof(FrameSlot), g.os_page) + STRIPES * round_up(ready * g.stripe_clients * 2, g.os_page);
-    for (u64 i = 0; i < s.g.entry_chunks(); i++) n += s.has_entry_chunk(i) ? g.os_page : 0;
-    return n;
-}
-
-// The counters of all clients, present and past: a consistent sum.
-static std::vector<u64> sum_counters(Segment& s) {
-    std::vector<u64> sum(COUNTERS);
-    for (int tries = 0; tries < 1000; tries++) {
-        u64 folded = s.header->folded.load_seq_cst();
-        auto totals = reinterpret_cast<Atomic<u64>*>(&s.header->totals[folded & 1]);
-        for (u32 i = 0; i < COUNTERS; i++) sum[i] = totals[i].load_relaxed();
-        u64 attaches = s.header->attaches.load_seq_cst();
-        for (u32 c = 1; c <= s.g.max_clients; c++) {
-            Client& slot = s.clients[c - 1];
-            if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire()) continue;
-            if ((u64(c) << 1 | slot.generation.load_relaxed() << 16) == (folded & ~u64(1))) continue;
-            auto own = reinterpret_cast<Atomic<u64>*>(&slot.counters);
-            for (u32 i = 0; i < COUNTERS; i++) sum[i] += own[i].load_relaxed();
-        }
-        if (s.header->folded.load_seq_cst() == folded && s.header->attaches.load_seq_cst() == attaches) break;
-    }
-    return sum;
-}
-
-static PyObject* segment_counters(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
-    std::vector<u64> sum = sum_counters(*s);
-    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum.data()), Py_ssize_t(sum.size() * 8));
-}
-
-static PyObject* segment_status(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
-    struct stat st;
-    if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
-    PolicyState& p = s->header->policy;
-    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I}", "budget_frames", s->header->budget_frames.load_relaxed(),
-                         "min_frames", s->header->min_frames.load_relaxed(), "checkpoint_lsn", (unsigned long long)s->header->checkpoint_lsn.load_relaxed(),
-                         "resident_frames", s->header->resident.load_relaxed(), "frames_ready", s->header->frames_ready.load_relaxed(),
-                         "durable_lsn", (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
-                         (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
-                         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target", p.cold_target);
-}
-
-static PyObject* bytes_of(const void* from, u64 bytes) { return PyBytes_FromStringAndSize(static_cast<const char*>(from), Py_ssize_t(bytes)); }
-
-static PyObject* segment_raw_frames(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
-    s->has_frame(s->g.max_frames - 1);
-    return bytes_of(s->frames, u64(s->ready) * sizeof(FrameSlot));
-}
-
-// Pin counts: an array of shape (frames with slots, max_clients), uint16.
-static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
-    s->has_frame(s->g.max_frames - 1);
-    npy_intp shape[2] = {s->ready, s->g.max_clients};
-    PyObject* out = PyArray_SimpleNew(2, shape, NPY_UINT16);
-    if (!out) return nullptr;
-    auto to = static_cast<u16*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
-    for (u32 f = 0; f < u32(shape[0]); f++)
-        for (u32 c = 1; c <= s->g.max_clients; c++) *to++ = s->pin_count_of(c, f).load_relaxed();
-    return out;
-}
-
-// The entry words of the pages in a uint32 array; an index beyond the table reads as 0.
-static PyObject* segment_entry_words(PyObject* self, PyObject* arg) {
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
-    auto pages = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(arg, NPY_UINT32, 1, 1, NPY_ARRAY_CARRAY_RO));
-    if (!pages) return nullptr;
-    npy_intp n = PyArray_SIZE(pages);
-    PyObject* out = PyArray_SimpleNew(1, &n, NPY_UINT64);
-    auto from = static_cast<const u32*>(PyArray_DATA(pages));
-    auto to = static_cast<u64*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
-    for (npy_intp i = 0; i < n; i++) to[i] = s->has_page(from[i]) ? s->entries[from[i]].load_relaxed() : 0;
-    Py_DECREF(pages);
-    return out;
-}
-
 static PyObject* segment_clients(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
+    Segment* s = seen(S(self));
     if (!s) return nullptr;
     PyObject* list = PyList_New(0);
     for (u32 c = 1; list && c <= s->g.max_clients; c++) {
@@ -375,11 +289,6 @@ static PyMethodDef own_methods[] = {
     {"close", segment_close, METH_NOARGS, ""},
     {"views", segment_views, METH_NOARGS, ""},
     {"geometry", segment_geometry, METH_NOARGS, ""},
-    {"counters", segment_counters, METH_NOARGS, ""},
-    {"status", segment_status, METH_NOARGS, ""},
-    {"raw_frames", segment_raw_frames, METH_NOARGS, ""},
-    {"raw_pins", segment_raw_pins, METH_NOARGS, ""},
-    {"entry_words", segment_entry_words, METH_O, ""},
     {"clients", segment_clients, METH_NOARGS, ""},
     {"shrink", segment_shrink, METH_VARARGS, ""},
     {"evict_idle", segment_evict_idle, METH_O, ""},

@@ -124,8 +124,9 @@ void drain(Segment& s);                            // ends the window now
 struct Segment {
     u8* base = nullptr;
     u8* advice = nullptr;
-    int fd = -1;  // this client's own description: holds its liveness lock
-    u32 me = 0;   // client number, from 1; set by become()
+    u64 mapped = 0;  // bytes; an observer's mapping is read-only and ends where the data begin
+    int fd = -1;     // this client's own description: holds its liveness lock
+    u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
     Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
 
     Header* header = nullptr;
@@ -159,9 +160,10 @@ struct Segment {
     prim::Tally claims;  // of entries: counted after the intent, before the CAS
     Sampler sampler{};
 
-    void map(u8* at, const Geometry& geometry) {
+    void map(u8* at, const Geometry& geometry, u64 bytes = 0) {
         base = at;
         g = geometry;
+        mapped = bytes ? bytes : g.total_bytes;
         header = reinterpret_cast<Header*>(at);
         clients = reinterpret_cast<Client*>(at + g.clients_at);
         spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);

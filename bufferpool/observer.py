@@ -1,0 +1,74 @@
+"""Looking at a pool without being its client.
+
+An observer takes no slot, holds no lock and writes nothing: its mapping of the
+segment is read-only and ends where the pages begin. So it sees a pool whose
+client slots are all taken, and one of another user whose mode lets it be read;
+and nothing that it does disturbs the pool. It allocates no page of the segment,
+and a damaged segment ends in SegmentCorrupt.
+"""
+
+import os
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool import _core, inspect, segment
+
+
+class Observer:
+    """A pool, observed. Use it for a moment, in a ``with`` block: while it is open, memory of a removed pool stays.
+
+    Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch, NotTmpfs.
+    """
+
+    def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
+        self.path = segment.path_of(name, directory)
+        fd = segment.open_regular(self.path, os.O_RDONLY)
+        try:
+            self._seg: _core.Segment = _core.observe(fd)
+        finally:
+            os.close(fd)
+        self._geometry: dict[str, Any] = self._seg.geometry()
+
+    @property
+    def name(self) -> str:
+        """The pool's name: that of its file."""
+        return os.path.basename(self.path)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return int(self._geometry["page_size"])
+
+    @property
+    def created_at(self) -> float:
+        """When the pool was created: seconds since the epoch."""
+        return float(self._geometry["created_ns"] / 1e9)
+
+    def stats(self) -> inspect.PoolStats:
+        """As :meth:`bufferpool.Pool.stats`."""
+        return inspect.read_stats(self)
+
+    def frames(self) -> npt.NDArray[np.void]:
+        """As :meth:`bufferpool.Pool.frames`."""
+        return inspect.read_frames(self)
+
+    def extents(self) -> npt.NDArray[np.void]:
+        """As :meth:`bufferpool.Pool.extents`."""
+        return inspect.read_extents(self)
+
+    def clients(self) -> list[inspect.ClientInfo]:
+        """As :meth:`bufferpool.Pool.clients`."""
+        return inspect.read_clients(self)
+
+    def close(self) -> None:
+        """Ends the look. Closing twice is fine."""
+        self._seg.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
