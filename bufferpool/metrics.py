@@ -16,17 +16,19 @@ scrapes the collector holds nothing at all.
 Names and units follow the Prometheus conventions; docs/metrics.md lists them all.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bufferpool import _core, inspect, segment
-from bufferpool.errors import BufferPoolError
+from bufferpool import _core, inspect, pressure, segment
+from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.observer import Observer
 
 AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # inspect.AGE_LIMITS_S, as labels
@@ -83,6 +85,11 @@ class Family:
     unit: str = ""
 
 
+def _text(name: str) -> str:
+    """A name as a label: what is no UTF-8 is shown as such."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _gauge(name: str, help: str, value: Callable[[Sight], float], unit: str = "") -> Family:
     return Family(GaugeMetricFamily, name, help, lambda s: [((), value(s))], unit=unit)
 
@@ -105,7 +112,7 @@ def _frames(sight: Sight) -> Iterator[Sample]:
 
 
 def _per_space(field: str) -> Callable[[Sight], Iterable[Sample]]:
-    return lambda sight: [((space.name,), getattr(space, field)) for space in sight.stats.spaces]
+    return lambda sight: [((_text(space.name),), getattr(space, field)) for space in sight.stats.spaces]
 
 
 MEMORY = (
@@ -165,7 +172,7 @@ WRITE_BACK = (
              "Batches that a client had to write itself because it found only dirty pages where it needed a frame. "
              "It waited for them: anything above zero is worth a look.", "foreground_flushes"),
     _counter("bufferpool_flush_failures", "Flushes that a store failed; the pages stay dirty.", "flush_failures"),
-    _counter("bufferpool_checkpoints", "Checkpoints taken.", "checkpoints"),
+    _counter("bufferpool_checkpoints", "Checkpoints taken: each time, all that was dirty before it has been written.", "checkpoints"),
     _counter("bufferpool_corrupt_pages", "Pages whose checksum did not match when they were read.", "corrupt_pages"),
     _counter("bufferpool_repaired_pages", "Corrupt pages that were made good again.", "repaired_pages"),
 )  # fmt: skip
@@ -242,29 +249,35 @@ class PoolCollector(Collector):
             start = time.perf_counter()
             try:
                 sights[name] = look(name, self._directory)
+            except SegmentNotFound:
+                if not self._names:
+                    continue  # it went between the two looks
+                sights[name] = None
             except (BufferPoolError, OSError):
                 sights[name] = None
             seconds[name] = time.perf_counter() - start
-        return [*self._health(sights, seconds), *self._families(sights)]
+        return [*self._health(sights, seconds), *_machine(self._directory), *self._families(sights)]
 
     def _find(self) -> list[str]:
         return [os.path.basename(found.path) for found in segment.find(self._directory)]
 
     def _health(self, sights: dict[str, Sight | None], seconds: dict[str, float]) -> Iterator[Metric]:
         up = GaugeMetricFamily(
-            "bufferpool_up", "1 if the pool could be read, 0 if it is gone, damaged or of another layout.", labels=["pool"]
+            "bufferpool_up",
+            "1 if the pool could be read, 0 if it is gone, damaged or of another layout.",
+            labels=["pool"],
         )
         took = GaugeMetricFamily(
             "bufferpool_collect_seconds", "How long this scrape took to read the pool.", labels=["pool"], unit="seconds"
         )
         for name, sight in sights.items():
-            up.add_metric([name], float(sight is not None))
-            took.add_metric([name], seconds[name])
+            up.add_metric([_text(name)], float(sight is not None))
+            took.add_metric([_text(name)], seconds[name])
         yield up
         yield took
 
     def _families(self, sights: dict[str, Sight | None]) -> Iterator[Metric]:
-        seen = [(name, sight) for name, sight in sights.items() if sight is not None]
+        seen = [(_text(name), sight) for name, sight in sights.items() if sight is not None]
         for family in FAMILIES:
             metric: Any = family.kind(family.name, family.help, labels=("pool", *family.labels), unit=family.unit)
             for name, sight in seen:
@@ -278,10 +291,43 @@ class PoolCollector(Collector):
             yield _histogram(what, text, seen)
 
 
+def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
+    """How short of memory the machine is, as a steward sees it: the same for every pool."""
+    path = pressure.psi_file()
+    stalled = CounterMetricFamily(
+        "bufferpool_memory_pressure_seconds",
+        "Time in which some task, or all tasks (full), stalled for memory, as the kernel counts it (PSI), for the cgroup "
+        "of this process if it has one.",
+        labels=["state"],
+        unit="seconds",
+    )
+    if path is not None:
+        with contextlib.suppress(OSError):  # EOPNOTSUPP: PSI is switched off (psi=0)
+            for state, seconds in pressure.psi_stalls(Path(path).read_text()).items():
+                stalled.add_metric([state], seconds)
+    shm = os.statvfs(directory or segment.SHM)
+    size, available = pressure.machine_memory()
+    figures = [
+        ("bufferpool_shm_size_bytes", "Size of the tmpfs that the pools live in.", shm.f_blocks * shm.f_frsize),
+        ("bufferpool_shm_free_bytes", "Bytes free in the tmpfs that the pools live in.", shm.f_bavail * shm.f_frsize),
+        ("bufferpool_machine_memory_bytes", "Memory of the machine.", size),
+        ("bufferpool_machine_available_bytes", "Memory that the machine has available (MemAvailable).", available),
+    ]
+    room = pressure.cgroup_room()
+    if room is not None:
+        figures.append(("bufferpool_cgroup_limit_bytes", "Memory limit of the exporter's cgroup.", room[0]))
+        figures.append(
+            ("bufferpool_cgroup_free_bytes", "Bytes below the memory limit of the exporter's cgroup.", room[1])
+        )
+    yield stalled
+    for name, text, value in figures:
+        yield GaugeMetricFamily(name, text, value=value, unit="bytes")
+
+
 def _created(sight: Sight, family: Family, labels: tuple[str, ...]) -> float:
     """Since when a counter counts: seconds since the epoch."""
     if family.labels == ("space",):
-        return next(space.opened_at for space in sight.stats.spaces if (space.name,) == labels)
+        return next(space.opened_at for space in sight.stats.spaces if (_text(space.name),) == labels)
     return sight.created_at
 
 

@@ -162,6 +162,11 @@ class Stall:
         return some, full
 
 
+def psi_stalls(text: str) -> dict[str, float]:
+    """Seconds in which some task, and in which all tasks, stalled for memory since the machine started."""
+    return {kind: int(total) / 1e6 for kind, _, total in _PSI_LINE.findall(text)}
+
+
 def psi_file() -> str | None:
     """Where the kernel tells this process's pressure: its cgroup's file, or the machine's; None without PSI."""
     # The root cgroup has no cgroup.type, and stands for the whole machine.

@@ -6,7 +6,7 @@ import os
 import sys
 
 import bufferpool
-from bufferpool.cli import act, advise, bench, look, map, tools
+from bufferpool.cli import act, advise, bench, export, look, map, tools
 from bufferpool.cli.common import PLAIN, Commands, complain
 from bufferpool.errors import BufferPoolError
 from bufferpool.replay import ReplayStopped
@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bufferpool", description=_ABOUT, epilog=_EXAMPLES, formatter_class=PLAIN)
     parser.add_argument("--version", action="version", version=f"bufferpool {bufferpool.__version__}")
     commands = Commands(parser)
-    for module in (look, advise, map, act, bench, tools):
+    for module in (look, advise, map, act, export, bench, tools):
         module.register(commands)
     return parser
 

@@ -10,7 +10,6 @@
 #include "counters.h"
 #include "events.h"
 #include "page.h"
-#include "page.h"
 
 namespace bp {
 

@@ -219,31 +219,28 @@ public:
     }
 };
 
-// Who may be pinned among the frames of one block: the stripes that have been written.
-class PinRows {
-    Segment& s_;
-    const Sight& sight_;
-    u32 row_bytes_;
-    int there_[STRIPES] = {};
+constexpr u32 BLOCK = 1024;  // frames
+
+// Which frames of a block somebody pins. Stripe by stripe, so that memory is read in order.
+class Pinned {
+    u64 words_[BLOCK];
 
 public:
-    PinRows(Segment& s, const Sight& sight, u32 from, u32 to) : s_(s), sight_(sight), row_bytes_(s.g.stripe_clients * 2) {
-        for (u32 i = 0; i < STRIPES && i < s.g.max_clients; i++)
-            there_[i] = sight.over(at(i, from), at(i, to));
-    }
-    u64 at(u32 stripe, u32 f) const { return s_.g.pins_at + stripe * s_.g.stripe_bytes + u64(f) * row_bytes_; }
-    bool any(u32 f) const {
-        for (u32 stripe = 0; stripe < STRIPES; stripe++) {
-            if (!there_[stripe]) continue;
-            auto row = reinterpret_cast<Atomic<u64>*>(s_.stripe_row(stripe, f));
-            for (u32 i = 0; i < row_bytes_ / 8; i++)
-                if ((there_[stripe] > 0 || sight_.at(at(stripe, f) + i * 8)) && row[i].load_relaxed()) return true;
+    void look(Segment& s, const Sight& sight, u32 from, u32 to) {
+        u32 n = s.g.stripe_clients / 4;
+        std::fill(words_, words_ + BLOCK, 0);
+        for (u32 stripe = 0; stripe < STRIPES && stripe < s.g.max_clients; stripe++) {
+            u64 at = s.g.pins_at + stripe * s.g.stripe_bytes;
+            int there = sight.over(at + u64(from) * n * 8, at + u64(to) * n * 8);
+            if (!there) continue;
+            auto row = reinterpret_cast<Atomic<u64>*>(s.stripe_row(stripe, from));
+            for (u32 f = 0; f < to - from; f++)
+                for (u32 i = 0; i < n; i++, row++)
+                    if (there > 0 || sight.at(u64(reinterpret_cast<u8*>(row) - s.base))) words_[f] |= row->load_relaxed();
         }
-        return false;
     }
+    bool has(u32 f) const { return words_[f % BLOCK]; }
 };
-
-constexpr u32 BLOCK = 512;  // frames
 
 // One pass over the frames; each is seen as it is in that moment.
 static void summarize(Segment& s, const Sight& sight, Summary& out) {
@@ -251,9 +248,9 @@ static void summarize(Segment& s, const Sight& sight, Summary& out) {
     u64 durable = s.header->durable_lsn.load_relaxed();
     SpaceFinder spaces(s);
     u32 ready = s.ready;
-    PinRows pins(s, sight, 0, 0);
+    Pinned pinned;
     for (u32 f = 0; f < ready; f++) {
-        if (f % BLOCK == 0) new (&pins) PinRows(s, sight, f, std::min(f + BLOCK, ready));
+        if (f % BLOCK == 0) pinned.look(s, sight, f, std::min(f + BLOCK, ready));
         if (!sight.at(s.g.frames_at + f * sizeof(FrameSlot))) {  // never written: a hole
             out.states[HOLE]++;
             continue;
@@ -263,9 +260,8 @@ static void summarize(Segment& s, const Sight& sight, Summary& out) {
         FrameState state = frame::state(w);
         out.states[state <= OLD ? state : BUSY]++;
         if (state == HOLE || state == FREE) continue;
-        bool pinned = pins.any(f);
-        out.pinned += pinned;
-        out.pinned_live += pinned && state == LIVE;
+        out.pinned += pinned.has(f);
+        out.pinned_live += pinned.has(f) && state == LIVE;
         u32 page = frame::page(w);
         if (state != LIVE || !sight.entry(s, page)) continue;
         int age = int(now - slot.touched.load_relaxed());
@@ -277,7 +273,7 @@ static void summarize(Segment& s, const Sight& sight, Summary& out) {
         if (!entry::is_resident_in(e, f)) continue;
         bool dirty = e & entry::DIRTY;
         out.dirty += dirty;
-        out.pinned_dirty += dirty && pinned;
+        out.pinned_dirty += dirty && pinned.has(f);
         out.hot += entry::ring(e) == RING_HOT;
         u32 i = spaces.of(page);
         if (i == NONE) continue;

@@ -1,0 +1,629 @@
+"""Metrics: what they say, that looking changes nothing, and that counters only grow."""
+
+import asyncio
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import numpy as np
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+import bufferpool as bp
+from bufferpool import _core, exporter, inspect
+from bufferpool.metrics import FAMILIES, LATENCIES, PoolCollector
+from bufferpool.observer import Observer
+from tests.conftest import EXTENT, PAGE, SHM, kernel_bytes, on_small_tmpfs, remove, run_python, wait_until
+
+Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def read(*names: str) -> Series:
+    """One scrape in OpenMetrics by a collector of its own: {(name, labels): value}."""
+    text = generate_openmetrics(exporter.registry_of(*names)).decode()
+    return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_openmetrics(text) for s in f.samples}
+
+
+def get(series: Series, name: str, pool: bp.Pool | str, **labels: str) -> float:
+    pool = pool if isinstance(pool, str) else pool.name
+    return series[f"bufferpool_{name}", tuple(sorted({"pool": pool, **labels}.items()))]
+
+
+def busy_pool(make_pool: Any, data_file: Any) -> bp.Pool:
+    """A pool that something of everything has happened to."""
+    pool: bp.Pool = make_pool(64 * PAGE, max_clients=8, max_pages=1 << 21)
+    table = pool.open_file(data_file(100), mode="r+", name="table")
+    tiles = pool.open_derived("tiles", 50, lambda n, out: out.fill(n))
+    work = pool.scratch("sort", n_pages=8)
+    for n in range(100):
+        table[n]
+    for n in (*range(20), *range(10)):
+        tiles[n]
+    for n in range(8):
+        with table.write(n) as page:
+            page[0] = 1
+    pool.flush()
+    with work.write(1) as page:
+        page[0] = 1
+    with table.write(9) as page:
+        page[0] = 2
+    tiles.drop(0, 3)
+    pool.trim(bytes=8 * PAGE)
+    return pool
+
+
+# ---- what they say --------------------------------------------------------------------
+
+
+def test_every_figure_is_that_of_the_pool(make_pool, data_file):
+    pool = busy_pool(make_pool, data_file)
+    page = pool.space("table")[9]
+    series, stats = read(pool.name), pool.stats()
+    for name in ("resident_bytes", "budget_bytes", "min_bytes", "max_bytes", "metadata_bytes"):
+        assert get(series, name, pool) == getattr(stats, name), name
+    assert get(series, "kernel_bytes", pool) == kernel_bytes(pool)
+    assert get(series, "page_size_bytes", pool) == PAGE
+    for metric, field in {
+        "hits": "hits", "misses": "misses", "loads": "loads", "loaded_bytes": "load_bytes",
+        "load_failures": "load_failures", "publishes": "publishes", "appends": "appends", "flushes": "flushes",
+        "flushed_pages": "flushed_pages", "foreground_flushes": "foreground_flushes", "flush_failures": "flush_failures",
+        "checkpoints": "checkpoints", "compacted_pages": "compacted_pages", "clients_reaped": "reaped",
+        "pins_broken": "pins_broken", "lock_repairs": "rebuilds", "corrupt_pages": "corrupt_pages",
+        "repaired_pages": "repaired_pages",
+    }.items():  # fmt: skip
+        assert get(series, f"{metric}_total", pool) == getattr(stats, field), metric
+    for why in ("load", "writer", "memory", "frame"):
+        assert get(series, "waits_total", pool, reason=why) == getattr(stats, f"wait_{why}")
+    for why, n in stats.reclaimed_bytes.items():
+        assert get(series, "reclaimed_bytes_total", pool, reason=why) == n
+    assert get(series, "reclaimed_bytes_total", pool, reason="trim") > 0
+    for why in ("recycled", "reclaimed"):
+        assert get(series, "evictions_total", pool, reason=why) == getattr(stats, f"evictions_{why}") > 0
+    for space in stats.spaces:
+        for name in ("pages", "resident_pages", "dirty_pages", "hits_total", "misses_total"):
+            value = getattr(
+                space, name.removesuffix("_total").replace("resident_pages", "resident").replace("dirty_pages", "dirty")
+            )
+            assert get(series, f"space_{name}", pool, space=space.name) == value
+    assert get(series, "clients", pool, state="alive") == 1
+    assert get(series, "max_clients", pool) == 8
+    assert get(series, "up", pool) == 1
+    del page
+
+
+def test_each_frame_is_in_one_state(make_pool, data_file):
+    pool = busy_pool(make_pool, data_file)
+    table = pool.space("table")
+    old = table[20]
+    with table.write(20) as page:
+        page[0] = 3
+    held = table.pin_many([20, 21])
+    series, frames = read(pool.name), pool.frames()
+    live, pinned, dirty = frames["state"] == inspect.FrameState.LIVE, frames["pins"] > 0, frames["dirty"]
+    states = {state: get(series, "frames", pool, state=state) for state in
+              ("hole", "free", "busy", "clean", "dirty", "pinned", "retired")}  # fmt: skip
+    assert sum(states.values()) == pool.max_frames
+    assert states["pinned"] == np.count_nonzero(live & pinned) == 2
+    assert states["dirty"] == np.count_nonzero(live & dirty & ~pinned) == 2  # page 9, and one of the scratch space
+    assert get(series, "dirty_pages", pool) == np.count_nonzero(dirty) == 3
+    assert states["clean"] == np.count_nonzero(live & ~dirty & ~pinned)
+    assert states["retired"] == 1
+    assert states["hole"] + states["free"] + states["busy"] == pool.max_frames - np.count_nonzero(live) - 1
+    ages = [value for (name, _), value in series.items() if name == "bufferpool_pages"]
+    assert sum(ages) == np.count_nonzero(live)
+    held.release()
+    del old
+
+
+def test_histograms_are_exact_and_cumulative(make_pool, data_file):
+    pool = busy_pool(make_pool, data_file)
+    series, stats = read(pool.name), pool.stats()
+    for what in LATENCIES:
+        counts = stats.latencies[what].counts
+        edges = [(float(dict(labels)["le"]), value) for (name, labels), value in series.items()
+                 if name == f"bufferpool_{what}_seconds_bucket"]  # fmt: skip
+        assert [edge for edge, _ in edges] == [*(2.0 ** (10 + i) / 1e9 for i in range(_core.BUCKETS - 1)), float("inf")]
+        assert [value for _, value in edges] == list(np.cumsum(counts))
+        assert get(series, f"{what}_seconds_count", pool) == sum(counts)
+        assert get(series, f"{what}_seconds_sum", pool) == pytest.approx(stats.latencies[what].sum_s)
+    assert get(series, "load_seconds_count", pool) == stats.loads > 0
+    assert get(series, "reclaim_seconds_count", pool) > 0
+
+
+def test_no_counter_is_forgotten(make_pool, data_file, monkeypatch):
+    """Every counter of the segment moves a metric."""
+    pool = busy_pool(make_pool, data_file)
+    before, plain = read(pool.name), inspect.read_counters(pool).plain
+    real = inspect.read_counters
+    for counter in inspect.COUNTERS:
+        changed = plain | {counter: plain[counter] + 1000}
+        monkeypatch.setattr(inspect, "read_counters", lambda seen, to=changed: real(seen)._replace(plain=to))
+        after = read(pool.name)
+        assert any(after[key] == before[key] + 1000 for key in before if key in after), counter
+
+
+def test_names_units_labels_and_help(make_pool, data_file):
+    pool = busy_pool(make_pool, data_file)
+    text = generate_openmetrics(exporter.registry_of(pool.name)).decode()
+    families = list(parse_openmetrics(text))
+    assert len({family.name for family in families}) == len(families) >= len(FAMILIES) + len(LATENCIES) + 2
+    for family in families:
+        assert re.fullmatch(r"bufferpool(_[a-z]+)+", family.name)
+        assert family.documentation.endswith(".")
+        assert len(family.documentation) > 20
+        assert not family.unit or family.name.endswith(f"_{family.unit}")
+        assert family.unit in ("", "bytes", "seconds")
+        assert ("bytes" in family.name or "seconds" in family.name) == bool(family.unit)
+        for sample in family.samples:
+            assert set(sample.labels) <= {"pool", "space", "reason", "state", "age", "le"}
+    created = [s for family in families for s in family.samples if s.name.endswith("_created")]
+    assert len(created) >= 40
+    assert all(time.time() - 600 < s.value <= time.time() for s in created)
+    plain = generate_latest(exporter.registry_of(pool.name)).decode()
+    assert {f.name for f in families} <= {f.name for f in parse_text(plain)}
+    if shutil.which("promtool"):
+        done = subprocess.run(
+            ["promtool", "check", "metrics"], input=plain, capture_output=True, text=True, check=False
+        )
+        said = [line for line in (done.stdout + done.stderr).splitlines() if "_created" not in line]
+        assert said == []
+
+
+def test_a_space_counts_from_when_it_was_opened(make_pool):
+    pool = make_pool()
+    first = pool.open_derived("first", 10, lambda n, out: None)
+    for _ in range(5):
+        first[0]
+    assert get(read(pool.name), "space_hits_total", pool, space="first") == 4
+    first.remove()
+    series = read(pool.name)
+    assert not any("first" in str(labels) for _, labels in series)
+    assert get(series, "hits_total", pool) == 4
+    second = pool.open_derived("second", 10, lambda n, out: None)  # takes the same slot
+    second[1]
+    series = read(pool.name)
+    assert get(series, "space_hits_total", pool, space="second") == 0
+    assert get(series, "space_misses_total", pool, space="second") == 1
+    assert get(series, "space_hits_created", pool, space="second") > get(series, "hits_created", pool)
+    assert get(series, "misses_total", pool) == 2
+
+
+def test_dead_clients_count_and_are_seen(make_pool, child):
+    pool = make_pool()
+    other = child(attach_and_read, pool.name, 7)
+    wait_until(lambda: get(read(pool.name), "hits_total", pool) == 6, "the other client reads")
+    assert get(read(pool.name), "clients", pool, state="alive") == 2
+    other.kill()
+    series = read(pool.name)
+    assert get(series, "clients", pool, state="alive") == 1
+    assert get(series, "clients", pool, state="dead") == 1
+    assert get(series, "hits_total", pool) == 6
+    pool.reap()
+    series = read(pool.name)
+    assert get(series, "clients", pool, state="dead") == 0
+    assert get(series, "clients_reaped_total", pool) == 1
+    assert get(series, "hits_total", pool) == 6
+
+
+def attach_and_read(name: str, times: int) -> None:
+    space = bp.Pool.attach(name).open_derived("d", 4, lambda n, out: None)
+    for _ in range(times):
+        space[1]
+    time.sleep(60)
+
+
+# ---- looking changes nothing ------------------------------------------------------------
+
+
+def content(pool: bp.Pool) -> tuple[str, int]:
+    """A hash of all the metadata, read without mapping it, and the blocks of the segment."""
+    hashed = hashlib.sha256()
+    with open(pool.path, "rb") as file:
+        while file.tell() < pool._geometry["data_at"]:
+            hashed.update(file.read(1 << 20))
+    return hashed.hexdigest(), os.stat(pool.path).st_blocks
+
+
+def test_a_scrape_writes_nothing_and_allocates_nothing(make_pool, data_file):
+    pool = busy_pool(make_pool, data_file)
+    fresh = make_pool("16MiB", max_pages=1 << 22)
+    before = content(pool), content(fresh)
+    for _ in range(3):
+        read(pool.name, fresh.name)
+        with Observer(pool.name) as observer:
+            assert len(observer.frames()) == len(pool.frames())
+            assert observer.extents()["live"].sum() == pool.extents()["live"].sum()
+            assert [c.pid for c in observer.clients()] == [os.getpid()]
+    assert (content(pool), content(fresh)) == before
+
+
+def test_a_pool_without_a_free_slot_is_seen(make_pool):
+    pool = make_pool(max_clients=1)
+    with pytest.raises(bp.errors.TooManyClients):
+        bp.Pool.attach(pool.name)
+    series = read(pool.name)
+    assert get(series, "up", pool) == 1
+    assert get(series, "clients", pool, state="alive") == get(series, "max_clients", pool) == 1
+
+
+def test_an_observer_changes_nothing_and_says_what_to_do(pool):
+    with Observer(pool.name) as observer:
+        assert observer.stats() == pool.stats()
+        for change in (
+            observer._seg.reap,
+            observer._seg.check,
+            lambda: observer._seg.set_budget(5),
+            lambda: observer._seg.lead(0.0),
+        ):
+            with pytest.raises(bp.errors.PoolReadOnly, match="attach"):
+                change()
+    with pytest.raises(bp.errors.PoolClosed):
+        observer.stats()
+
+
+def test_nothing_is_held_between_scrapes(pool):
+    collector = PoolCollector(pool.name)
+    list(collector.collect())
+    maps = Path("/proc/self/maps").read_text().count(pool.name)
+    fds = len(os.listdir("/proc/self/fd"))
+    list(collector.collect())
+    assert Path("/proc/self/maps").read_text().count(pool.name) == maps
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_a_pool_of_another_user_is_seen_if_its_mode_allows(make_pool, child):
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    seen, hidden = make_pool(mode=0o644), make_pool()
+    up = child(read_as_nobody, seen.name, hidden.name, context="fork").result()
+    assert up == {seen.name: 1.0, hidden.name: 0.0}
+
+
+def read_as_nobody(*names: str) -> dict[str, float]:
+    os.setgid(65534)
+    os.setuid(65534)
+    series = read(*names)
+    return {name: get(series, "up", name) for name in names}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "longer", "no header", "other layout", "punched", "noise"])
+def test_a_damaged_segment_is_down_and_nothing_else(pools, damage):
+    pool, sound = pools.create("1MiB", max_pages=1 << 18), pools.create()
+    space = pool.open_derived("d", 100, lambda n, out: None)
+    for n in range(100):
+        space[n]
+    copy = SHM / pools.name()
+    pools.unchecked.add(copy.name)
+    shutil.copyfile(pool.path, copy)
+    fields, at = _core.fields(), pool._geometry["data_at"]
+    with open(copy, "r+b") as file:
+        if damage == "truncated":
+            file.truncate(at // 2)
+        elif damage == "longer":
+            file.truncate(at * 2)
+        elif damage == "no header":
+            file.write(bytes(4096))
+        elif damage == "other layout":
+            file.seek(fields["Header.version"][0])
+            file.write(b"\x63")
+        elif damage == "noise":
+            file.seek(fields["Header.geometry_sum"][0] + 8)
+            file.write(np.random.default_rng(1).bytes(at - file.tell()))
+        elif damage == "punched":
+            subprocess.run(["fallocate", "-p", "-o", "16384", "-l", str(at - 16384), copy], check=True)
+    done = run_python(SCRAPE, copy.name, sound.name)
+    assert done.returncode == 0, done.stderr
+    up = dict(line.split() for line in done.stdout.splitlines())
+    assert up[sound.name] == "1.0"
+    if damage not in ("noise", "punched"):
+        assert up[copy.name] == "0.0"
+
+
+SCRAPE = """
+import sys
+from bufferpool import exporter
+for metric in exporter.registry_of(*sys.argv[1:]).collect():
+    for s in metric.samples:
+        if s.name == "bufferpool_up":
+            print(s.labels["pool"], s.value)
+"""
+
+
+def test_a_full_tmpfs_does_not_end_a_scrape(tmp_path):
+    out = on_small_tmpfs(FULL, tmp_path)
+    assert out.split() == ["up", "1.0", "same", "True"]
+
+
+FULL = """
+import os, sys
+import bufferpool as bp
+from bufferpool.metrics import PoolCollector
+where = sys.argv[1]
+pool = bp.Pool.create("small", "4MiB", page_size=4096, max_pages=1 << 20, directory=where)
+space = pool.open_derived("d", 100, lambda n, out: None)
+space[1]
+with open(where + "/filler", "wb", buffering=0) as file:
+    try:
+        while True:
+            file.write(bytes(4096))
+    except OSError:
+        pass
+blocks = os.stat(pool.path).st_blocks
+up = [s.value for m in PoolCollector(directory=where).collect() for s in m.samples if s.name == "bufferpool_up"]
+print("up", *up, "same", os.stat(pool.path).st_blocks == blocks)
+"""
+
+
+# ---- pools come and go --------------------------------------------------------------------
+
+
+def test_pools_come_and_go(make_pool, tmp_path):
+    registry = exporter.registry_of()
+
+    def names() -> set[str]:
+        found = {s.labels["pool"]: s.value for m in registry.collect() for s in m.samples if s.name == "bufferpool_up"}
+        return {name for name, up in found.items() if up}
+
+    first = make_pool()
+    assert first.name in names()
+    second = make_pool()
+    assert {first.name, second.name} <= names()
+    second.unlink()
+    assert second.name not in names()
+    series = read(first.name, second.name)
+    assert get(series, "up", second) == 0
+    assert ("bufferpool_hits_total", (("pool", second.name),)) not in series
+
+
+def test_names_that_no_pool_can_have_are_refused():
+    with pytest.raises(ValueError, match="without '/'"):
+        PoolCollector("../etc")
+
+
+# ---- counters only grow ---------------------------------------------------------------------
+
+
+def only_grew(before: Series, after: Series) -> list[str]:
+    """Counters and buckets that went back, or are gone."""
+    ends = ("_total", "_bucket", "_count", "_sum")
+    return [f"{key}: {value} -> {after.get(key)}" for key, value in before.items()
+            if key[0].endswith(ends) and not after.get(key, -1.0) >= value]  # fmt: skip
+
+
+def work_until_killed(name: str, path: str, seed: int) -> None:
+    """A client that does everything, for ever; now and then it detaches and comes back."""
+    random = np.random.default_rng(seed)
+    while True:
+        with bp.Pool.attach(name) as pool:
+            table = pool.open_file(path, mode="r+", name="table")
+            tiles = pool.open_derived("tiles", 200, lambda n, out: out.fill(n))
+            for _ in range(int(random.integers(20, 400))):
+                n = int(random.integers(0, 200))
+                with suppress(bp.errors.PoolExhausted, bp.errors.WaitTimeout):
+                    tiles[n]
+                    table[n]
+                    if n % 10 == 0:
+                        with table.write(n, timeout=1.0) as page:
+                            page[8:16] = 1
+                    if n == 7:
+                        pool.flush()
+                    if n == 9:
+                        pool.trim(bytes=8 * PAGE)
+            del table, tiles
+
+
+def test_counters_never_go_backwards_while_clients_are_killed(make_pool, data_file, child):
+    """Each scrape is by a new collector, as if the exporter had just been restarted."""
+    pool = make_pool(64 * PAGE, max_clients=12)
+    path = str(data_file(200))
+    pool.open_file(path, mode="r+", name="table")
+    pool.open_derived("tiles", 200, lambda n, out: out.fill(n))
+    random, kills, scrapes = np.random.default_rng(5), 0, 0
+    workers = [child(work_until_killed, pool.name, path, i, context="fork") for i in range(6)]
+    before, end = read(pool.name), time.monotonic() + 6
+    while time.monotonic() < end or kills < 20:
+        for _ in range(8):
+            after = read(pool.name)
+            assert only_grew(before, after) == []
+            before, scrapes = after, scrapes + 1
+        victim = int(random.integers(0, len(workers)))
+        workers[victim].kill()
+        kills += 1
+        if kills % 2:
+            pool.reap()
+        workers[victim] = child(work_until_killed, pool.name, path, 100 + kills, context="fork")
+    for worker in workers:
+        worker.kill()
+    pool.reap()
+    after = read(pool.name)
+    assert only_grew(before, after) == []
+    assert get(after, "clients_reaped_total", pool) >= kills
+    assert get(after, "loads_total", pool) == get(after, "load_seconds_count", pool)
+    for what in ("hits", "misses"):
+        spaces = sum(value for (name, _), value in after.items() if name == f"bufferpool_space_{what}_total")
+        assert get(after, f"{what}_total", pool) == spaces
+    assert scrapes > 100
+    pool.flush()
+
+
+def come_and_go(name: str) -> None:
+    """A process that attaches, reads, and detaches, for ever."""
+    while True:
+        with bp.Pool.attach(name) as pool:
+            space = pool.open_derived("d", 4, lambda n, out: None)
+            for _ in range(100):
+                space[1]
+            del space
+
+
+def test_a_sum_never_goes_backwards_while_clients_fold_theirs(make_pool, child):
+    """The core's sum alone, as fast as it goes: folds happen under its hands."""
+    pool = make_pool(max_clients=6)
+    children = [child(come_and_go, pool.name, context="fork") for _ in range(3)]
+    with Observer(pool.name) as observer:
+        before, sums, end = np.frombuffer(observer._seg.counters(), np.uint64), 0, time.monotonic() + 4
+        while time.monotonic() < end:
+            after = np.frombuffer(observer._seg.counters(), np.uint64)
+            assert (after >= before).all(), np.flatnonzero(after < before)
+            before, sums = after, sums + 1
+        assert sums > 1000
+    for one in children:
+        one.kill()
+
+
+# ---- in servers -------------------------------------------------------------------------------
+
+
+def test_one_line_adds_it_to_a_registry(pool):
+    collector = PoolCollector(pool.name)
+    REGISTRY.register(collector)
+    try:
+        assert REGISTRY.get_sample_value("bufferpool_up", {"pool": pool.name}) == 1
+        with pytest.raises(ValueError, match="Duplicated"):
+            REGISTRY.register(PoolCollector())
+    finally:
+        REGISTRY.unregister(collector)
+
+
+def test_registering_reads_no_pool(monkeypatch):
+    monkeypatch.setattr("bufferpool.metrics.look", lambda *_: pytest.fail("a pool was read"))
+    CollectorRegistry(auto_describe=True).register(PoolCollector())
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def serve_as_worker(listener: socket.socket, name: str) -> None:
+    """A worker of a prefork server: its application uses the pool and serves the metrics."""
+    table = bp.Pool.attach(name).space("table")
+    table[0]
+    server = WSGIServer(("", 0), _Quiet, bind_and_activate=False)
+    server.socket.close()
+    server.socket, server.server_name, server.server_port = listener, "", 0
+    server.setup_environ()
+    server.set_app(exporter.wsgi_app(name))
+    server.serve_forever()
+
+
+def test_every_worker_of_a_prefork_server_tells_the_whole(make_pool, data_file, child):
+    pool = make_pool()
+    pool.open_file(data_file(4), name="table")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        workers = [child(serve_as_worker, listener, pool.name, context="fork") for _ in range(3)]
+        wait_until(lambda: pool.stats().hits + pool.stats().misses == 3, "the workers read")
+        port = listener.getsockname()[1]
+
+        def hits() -> str:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read().decode()
+            found = re.search(rf'^bufferpool_hits_total{{pool="{pool.name}"}} (.*)$', text, re.MULTILINE)
+            assert found is not None
+            return found[1]
+
+        assert {hits() for _ in range(6)} == {"2.0"}
+        workers[0].kill()
+        assert {hits() for _ in range(3)} == {"2.0"}
+
+
+def test_it_serves_as_an_asgi_application(pool):
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(exporter.asgi_app(pool.name)(scope, receive, send))
+    assert sent[0]["status"] == 200
+    assert b"bufferpool_hits_total" in sent[1]["body"]
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def export(request):
+    """export(*arguments): starts the command on a free port; the process, and the port."""
+    started = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[str], int]:
+        process = subprocess.Popen([sys.executable, "-m", "bufferpool.cli", "export", "--port", "0", *arguments],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        started.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("serving"), line
+        return process, int(line.rsplit(":", 1)[1].split("/")[0])
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_command_serves_both_formats(pool, make_pool, export):
+    process, port = export()
+    later = make_pool()
+    for accept, kind in (
+        ("text/plain", "text/plain"),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text"),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/metrics", headers={"Accept": accept})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        assert answer.status == 200
+        assert answer.getheader("Content-Type", "").startswith(kind)
+        assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in text
+        assert f'bufferpool_up{{pool="{later.name}"}} 1.0' in text
+    assert len(pool.clients()) == 1
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+
+
+def test_the_command_says_what_is_wrong(export):
+    _, port = export()
+    done = run_python(
+        "import sys; from bufferpool.cli import main; sys.exit(main(sys.argv[1:]))", "export", "--port", str(port)
+    )
+    assert done.returncode == 1
+    assert "choose another --port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_prints_once(pool):
+    done = run_python(
+        "import sys; from bufferpool.cli import main; sys.exit(main(sys.argv[1:]))", "export", "--once", pool.name
+    )
+    assert done.returncode == 0
+    assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in done.stdout
+    assert 'extent="' not in done.stdout
+
+
+def test_a_name_that_is_no_utf8_is_shown(pools):
+    raw = os.fsdecode(b"bp\xff") + str(os.getpid())
+    pool = bp.Pool.create(raw, 64 * PAGE, page_size=PAGE, extent_size=EXTENT)
+    try:
+        assert f'bufferpool_up{{pool="bp\ufffd{os.getpid()}"}} 1.0' in exporter.text_of(raw)
+    finally:
+        pool.close()
+        remove(SHM / raw)
