@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bufferpool import _core, events, flush, govern, inspect, reclaim, segment, warm
+from bufferpool.advise import Advice
 from bufferpool.errors import StoreError
 from bufferpool.events import What, Why
 from bufferpool.pressure import Source, SystemSource
@@ -272,7 +273,7 @@ class Steward:
         figures = govern.Pool(
             status["budget_frames"], status["resident_frames"], status["min_frames"], pool.max_frames, pool.page_size
         )
-        curve = self._curve(getattr(pool, "advise", None))
+        curve = self._curve(pool.advise())
         self._worth = govern.worth(curve, figures, self._governor.rules)
         reading = self._source.read()
         rivals = list(peers(pool.path)) if govern.shortage(reading, self._governor.rules) else []
@@ -296,9 +297,9 @@ class Steward:
             self._tell(now, What.CANNOT_SHRINK, Why.ASKED, bytes=over * pool.page_size)
 
     @staticmethod
-    def _curve(advise: Any) -> govern.Curve | None:
+    def _curve(advice: Advice) -> govern.Curve | None:
         """Misses a second at a budget, between the points of the advice; None while there are too few references."""
-        points = [(p.budget_frames, p.misses_per_s) for p in advise().points] if advise else []
+        points = [(p.budget_frames, p.misses_per_s) for p in advice.points]
         if len(points) < 2:
             return None
 
