@@ -1,0 +1,47 @@
+"""toydb: a small database engine on a bufferpool. Read README.md for the order in which to read it."""
+
+from toydb.database import Database
+from toydb.errors import (
+    Busy,
+    Corrupt,
+    DatabaseClosed,
+    DatabaseNotFound,
+    KeyExists,
+    KeyTooLong,
+    LogCorrupt,
+    LogFailed,
+    NoSuchTable,
+    NotADatabase,
+    PoolRemoved,
+    ReadOnly,
+    SnapshotTooOld,
+    TableExists,
+    ToyDBError,
+    TransactionEnded,
+    TransactionError,
+)
+from toydb.transaction import Stats, Table, Transaction
+
+__all__ = [
+    "Busy",
+    "Corrupt",
+    "Database",
+    "DatabaseClosed",
+    "DatabaseNotFound",
+    "KeyExists",
+    "KeyTooLong",
+    "LogCorrupt",
+    "LogFailed",
+    "NoSuchTable",
+    "NotADatabase",
+    "PoolRemoved",
+    "ReadOnly",
+    "SnapshotTooOld",
+    "Stats",
+    "Table",
+    "TableExists",
+    "ToyDBError",
+    "Transaction",
+    "TransactionEnded",
+    "TransactionError",
+]
