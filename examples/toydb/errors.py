@@ -8,6 +8,7 @@
     ├── NotADatabase         (ValueError) the file is something else, or has another page size
     ├── Busy                 (TimeoutError) another process writes for longer than the timeout
     ├── PoolRemoved          others still work with a pool that was removed from /dev/shm
+    ├── PoolTaken            the pool of that name is used for something else
     ├── Corrupt              pages or the log contradict themselves
     │   └── LogCorrupt       the log has a gap: a part that was durable is missing
     ├── LogFailed            (OSError) the log could not be written or synced
@@ -47,6 +48,10 @@ class Busy(ToyDBError, TimeoutError):
 
 class PoolRemoved(ToyDBError):
     """Living processes work with a pool that has lost its name."""
+
+
+class PoolTaken(ToyDBError):
+    """The pool belongs to another database, or to no database."""
 
 
 class Corrupt(ToyDBError):

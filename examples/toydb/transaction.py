@@ -1,42 +1,401 @@
-"""Transactions: the interface. (The engine behind it follows.)"""
+"""Transactions: which version of a page one sees, and where a writer keeps what it changes.
 
-from collections.abc import Iterator
+A *snapshot* transaction sees the pages as they were at its LSN. A *latest* one, which
+only reads, sees each page as it is now: it registers nothing, is never too old, and sees
+each key as of some commit, but not all keys as of the same one. A *write* transaction
+has the write lock, sees the latest pages, and keeps changed ones in its own memory until it
+commits.
+
+Page 0 is the meta page, with an allocator: pages never used follow one another, pages given
+away form a list. Page 1 is the root of the catalog, a tree: table name -> u32 root, meta.
+
+::
+
+    meta page, from byte 40:   8 "TOYDB1\\0\\0" · 16 uuid · u32 page size · u32 pages · u32 first free · u32 free pages
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from struct import Struct
 from types import TracebackType
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import bufferpool as bp
+from toydb.engine import Engine, Pages
+from toydb.errors import (
+    Corrupt,
+    DatabaseClosed,
+    NoSuchTable,
+    NotADatabase,
+    ReadOnly,
+    TableExists,
+    TransactionEnded,
+    TransactionError,
+)
+from toydb.page import FIRST_SLOT, FREE, META, Page
+from toydb.tree import Stale, Tree, create
+
+if TYPE_CHECKING:
+    from toydb.database import Database
+
+META_PAGE, CATALOG = 0, 1
+MAGIC = b"TOYDB1\0\0"
+FIELDS = Struct("<8s16sIIII")
+ROOT = Struct("<I")
+MOST_RESTARTS = 100
+
+T = TypeVar("T")
+Kind = Literal["snapshot", "latest", "write"]
 
 
 @dataclass
+class MetaPage:
+    """The fields of page 0."""
+
+    uuid: bytes
+    page_size: int
+    n_pages: int
+    first_free: int
+    n_free: int
+
+    @classmethod
+    def load(cls, page: Page) -> "MetaPage":
+        magic, *fields = FIELDS.unpack_from(page.bytes, FIRST_SLOT)
+        if page.kind != META or magic != MAGIC:
+            raise NotADatabase("page 0 is no meta page: this file is no database, or is damaged")
+        return cls(*fields)
+
+    def store(self, page: Page) -> None:
+        fields = (self.uuid, self.page_size, self.n_pages, self.first_free, self.n_free)
+        FIELDS.pack_into(page.bytes, FIRST_SLOT, MAGIC, *fields)
+
+
+@dataclass(frozen=True)
 class Stats:
     """What a transaction has cost so far."""
 
-    pages: int = 0  # pages touched
-    hits: int = 0  # of these, found in the pool
-    misses: int = 0  # read from the file
+    pages: int
+    """Pages touched, each time that they were."""
+    misses: int
+    """Pages of the data file that the pool had to read meanwhile, for whomever."""
+    restarts: int
+    """How often a latest reader came to a page that was not the right one any more."""
+
+    @property
+    def hits(self) -> int:
+        return max(0, self.pages - self.misses)
+
+
+class Transaction:
+    """One unit of work, for one thread. Made by :meth:`Database.begin`; a context manager.
+
+    The block's end commits, an exception rolls back.
+    """
+
+    def __init__(self, database: "Database", engine: Engine, kind: Kind) -> None:
+        self.kind = kind
+        self._database = database
+        self._engine = engine
+        self.page_size = engine.pool.page_size
+        self.moving = kind == "latest"
+        self.changes = 0
+        self._open = True
+        self._dirty: dict[int, Page] = {}
+        self._before: dict[int, bytes | None] = {}
+        self._undo: list[dict[int, bytes | None]] = []
+        self._tables: dict[str, Table] = {}
+        self._pages = self._restarts = 0
+        self._misses = database._misses()
+        self._space = engine.space
+        self.snapshot = engine.versions.begin() if kind == "snapshot" else 0
+
+    # ---- life ----------------------------------------------------------------------
+
+    def __enter__(self) -> "Transaction":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+        if not self._open:
+            return
+        if kind is None:
+            self.commit()
+        else:
+            self.rollback()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self.rollback()
+
+    def _must_be_open(self) -> None:
+        if not self._open:
+            raise TransactionEnded("this transaction has been committed or rolled back; begin another")
+        if self._database.closed:
+            raise DatabaseClosed("the database was closed, or this process was forked; open it again")
+
+    def _must_write(self) -> None:
+        self._must_be_open()
+        if self.kind != "write":
+            raise ReadOnly("this transaction only reads; begin(write=True) makes changes")
+
+    def commit(self) -> None:
+        """Returns when all changes are durable and to be seen by all.
+
+        A write transaction that has changed nothing waits for what it has read.
+        Raises LogFailed: then nothing of it was committed, unless its note says so.
+        """
+        self._must_be_open()
+        lsn = 0
+        try:
+            if self.kind == "write":
+                pages = self._changed()
+                lsn = self._engine.commit(pages) if pages else self._engine.shared.current().committed
+        finally:
+            self._end()
+        if lsn:
+            self._engine.sync_to(lsn)
+            self._database._committed()
+
+    def rollback(self) -> None:
+        """Forgets all changes. A transaction that has ended stays as it is."""
+        if self._open:
+            self._end()
+
+    def _end(self) -> None:
+        self._open = False
+        self.changes += 1
+        self._dirty.clear()
+        self._before.clear()
+        if self._database.closed:
+            return
+        if self.kind == "write":
+            self._engine.write_lock.release()
+        elif self.kind == "snapshot":
+            self._engine.versions.end(self.snapshot)
+
+    def _changed(self) -> Pages:
+        return [
+            (page_no, self._before[page_no], page.bytes.obj)  # type: ignore[misc]
+            for page_no, page in sorted(self._dirty.items())
+            if page.bytes.obj != self._before[page_no]
+        ]
+
+    @property
+    def stats(self) -> Stats:
+        return Stats(self._pages, self._database._misses() - self._misses, self._restarts)
+
+    # ---- pages: what a tree needs ----------------------------------------------------
+
+    def read(self, page_no: int) -> Page:
+        """A page as this transaction sees it."""
+        self._must_be_open()
+        self._pages += 1
+        dirty = self._dirty.get(page_no)
+        if dirty is not None:
+            return dirty
+        try:
+            page = Page(self._space[page_no])
+        except bp.errors.PageOutOfRange as error:
+            if self.moving:
+                raise Stale() from None
+            raise Corrupt(f"page {page_no} is beyond the end of the data file") from error
+        if self.kind == "snapshot" and page.lsn > self.snapshot:
+            page = self._engine.versions.find(page_no, self.snapshot)
+        if page.page_no != page_no and not self.moving:
+            raise Corrupt(f"page {page_no} says that it is page {page.page_no}; Database.check() says what else is wrong")
+        return page
+
+    def change(self, page_no: int) -> Page:
+        """A private copy of a page, to be changed."""
+        self.changes += 1
+        page = self._dirty.get(page_no)
+        if page is None:
+            before = bytes(self.read(page_no).bytes)
+            page = Page(bytearray(before))
+            self._enter(page_no, page, before)
+        elif self._undo and page_no not in self._undo[-1]:
+            self._undo[-1][page_no] = bytes(page.bytes)
+        return page
+
+    def _enter(self, page_no: int, page: Page, before: bytes | None) -> None:
+        self._dirty[page_no] = page
+        self._before.setdefault(page_no, before)
+        if self._undo:
+            self._undo[-1].setdefault(page_no, None)
+
+    def new(self, kind: int, tree: int, level: int = 0) -> Page:
+        """A page for use, from the free list or from the end."""
+        meta_page = self.change(META_PAGE)
+        meta = MetaPage.load(meta_page)
+        if meta.first_free:
+            page = self.change(meta.first_free)
+            if page.kind != FREE:
+                raise Corrupt(f"page {page.page_no} is on the free list, but in use (kind {page.kind})")
+            page_no, meta.first_free, meta.n_free = page.page_no, page.right, meta.n_free - 1
+        else:
+            page_no, meta.n_pages = meta.n_pages, meta.n_pages + 1
+            page = Page(bytearray(self.page_size))
+            self._enter(page_no, page, None)
+        meta.store(meta_page)
+        page.format(page_no, kind, tree, level)
+        return page
+
+    def free(self, page_no: int) -> None:
+        """Gives a page away."""
+        meta_page = self.change(META_PAGE)
+        meta = MetaPage.load(meta_page)
+        page = self.change(page_no)
+        page.format(page_no, FREE, 0)
+        page.right, meta.first_free, meta.n_free = meta.first_free, page_no, meta.n_free + 1
+        page.store()
+        meta.store(meta_page)
+
+    # ---- savepoints --------------------------------------------------------------------
+
+    def savepoint(self) -> int:
+        """A place to roll back to; they nest."""
+        self._must_write()
+        self._undo.append({})
+        return len(self._undo) - 1
+
+    def _must_exist(self, savepoint: int) -> None:
+        self._must_write()
+        if not 0 <= savepoint < len(self._undo):
+            raise TransactionError(f"there is no savepoint {savepoint}: it was released, or rolled back over")
+
+    def rollback_to(self, savepoint: int) -> None:
+        """Undoes every change since the savepoint, which stays; later ones are gone."""
+        self._must_exist(savepoint)
+        for saved in reversed(self._undo[savepoint:]):
+            for page_no, image in saved.items():
+                if image is None:
+                    del self._dirty[page_no]
+                else:
+                    self._dirty[page_no] = Page(bytearray(image))
+        self._undo[savepoint:] = [{}]
+        self.changes += 1
+        for name, table in self._tables.items():
+            table._root = self._root_of(name)
+
+    def release(self, savepoint: int) -> None:
+        """Forgets a savepoint, and those after it; changes stay."""
+        self._must_exist(savepoint)
+        released = self._undo[savepoint:]
+        del self._undo[savepoint:]
+        if self._undo:
+            for saved in released:
+                for page_no, image in saved.items():
+                    self._undo[-1].setdefault(page_no, image)
+
+    # ---- tables --------------------------------------------------------------------------
+
+    def steadily(self, what: Callable[[], T]) -> T:
+        """Runs a read; a latest reader that comes to a page given away starts over, at last in a snapshot."""
+        if not self.moving:
+            return what()
+        for _ in range(MOST_RESTARTS):
+            try:
+                return what()
+            except Stale:
+                self._restarts += 1
+        self.snapshot, self.kind, self.moving = self._engine.versions.begin(), "snapshot", False
+        try:
+            return what()
+        finally:
+            self._engine.versions.end(self.snapshot)
+            self.snapshot, self.kind, self.moving = 0, "latest", True
+
+    def _catalog(self) -> Tree:
+        return Tree(self, CATALOG)
+
+    def _root_of(self, name: str) -> int:
+        """The root of a table's tree, 0 if there is no such table."""
+        entry = self.steadily(lambda: self._catalog().get(name.encode()))
+        return int(ROOT.unpack_from(entry)[0]) if entry else 0
+
+    def create_table(self, name: str, meta: bytes = b"") -> "Table":
+        """Raises TableExists, ReadOnly, KeyTooLong."""
+        self._must_write()
+        if self._root_of(name):
+            raise TableExists(f"table {name!r} exists; drop it first, or use table()")
+        root = create(self)
+        self._catalog().put(name.encode(), ROOT.pack(root) + meta)
+        return self._table(name, root)
+
+    def table(self, name: str) -> "Table":
+        """Raises NoSuchTable."""
+        self._must_be_open()
+        root = self._root_of(name)
+        if not root:
+            raise NoSuchTable(f"there is no table {name!r}; there are {self.tables()}")
+        return self._table(name, root)
+
+    def _table(self, name: str, root: int) -> "Table":
+        table = self._tables.setdefault(name, Table(self, name))
+        table._root = root
+        return table
+
+    def drop_table(self, name: str) -> None:
+        """Raises NoSuchTable, ReadOnly."""
+        self._must_write()
+        table = self.table(name)
+        table._tree().drop()
+        self._catalog().delete(name.encode())
+        table._root = 0
+
+    def tables(self) -> list[str]:
+        """The names of all tables, sorted."""
+        self._must_be_open()
+        return self.steadily(lambda: [key.decode() for key, _ in self._catalog().scan(None, None, False, False, False)])
 
 
 class Table:
-    """An ordered map from bytes to bytes, in one transaction."""
+    """An ordered map from bytes to bytes, as one transaction sees it. Keys compare as bytes do."""
 
-    name: str
+    def __init__(self, txn: Transaction, name: str) -> None:
+        self.name = name
+        self._txn = txn
+        self._root = 0
+
+    def __repr__(self) -> str:
+        return f"<Table {self.name!r}>"
+
+    def _tree(self) -> Tree:
+        if not self._root:
+            raise NoSuchTable(f"table {self.name!r} was dropped, or its creation was rolled back")
+        return Tree(self._txn, self._root)
 
     @property
     def meta(self) -> bytes:
-        raise NotImplementedError
+        """What the user keeps with the table."""
+        self._tree()
+        entry = self._txn.steadily(lambda: self._txn._catalog().get(self.name.encode()))
+        if entry is None:
+            raise NoSuchTable(f"table {self.name!r} was dropped")
+        return entry[ROOT.size :]
 
     def set_meta(self, meta: bytes) -> None:
-        raise NotImplementedError
+        self._txn._must_write()
+        self._tree()
+        self._txn._catalog().put(self.name.encode(), ROOT.pack(self._root) + bytes(meta))
 
     def get(self, key: bytes) -> bytes | None:
-        raise NotImplementedError
+        """The value of a key, None if it has none."""
+        return self._txn.steadily(lambda: self._tree().get(bytes(key)))
 
     def put(self, key: bytes, value: bytes) -> None:
-        raise NotImplementedError
+        """Inserts a key, or replaces its value. Raises KeyTooLong, ReadOnly."""
+        self._txn._must_write()
+        self._tree().put(bytes(key), bytes(value))
 
     def insert(self, key: bytes, value: bytes) -> None:
-        raise NotImplementedError
+        """Inserts a key. Raises KeyExists, KeyTooLong, ReadOnly."""
+        self._txn._must_write()
+        self._tree().put(bytes(key), bytes(value), replace=False)
 
     def delete(self, key: bytes) -> bool:
-        raise NotImplementedError
+        """Removes a key; whether it was there. Raises ReadOnly."""
+        self._txn._must_write()
+        return self._tree().delete(bytes(key))
 
     def scan(
         self,
@@ -47,43 +406,28 @@ class Table:
         hi_open: bool = False,
         reverse: bool = False,
     ) -> Iterator[tuple[bytes, bytes]]:
-        raise NotImplementedError
+        """Keys and values from ``lo`` to ``hi`` (both included unless open; None: no limit), in order.
 
+        The transaction may change the table meanwhile: each key comes once at
+        most, and what is ahead comes as it is by then.
+        """
+        if not self._txn.moving:
+            yield from self._tree().scan(lo, hi, lo_open, hi_open, reverse)
+            return
+        part: Iterator[tuple[bytes, bytes]] | None = None
 
-class Transaction:
-    """A unit of work; made by ``Database.begin``."""
+        def advance() -> tuple[bytes, bytes] | None:
+            nonlocal part
+            part = part or self._tree().scan(lo, hi, lo_open, hi_open, reverse)
+            try:
+                return next(part, None)
+            except Stale:  # a generator that raised is over: the next goes on behind the last key
+                part = None
+                raise
 
-    stats: Stats
-
-    def __enter__(self) -> "Transaction":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        raise NotImplementedError
-
-    def commit(self) -> None:
-        raise NotImplementedError
-
-    def rollback(self) -> None:
-        raise NotImplementedError
-
-    def create_table(self, name: str, meta: bytes = b"") -> Table:
-        raise NotImplementedError
-
-    def table(self, name: str) -> Table:
-        raise NotImplementedError
-
-    def drop_table(self, name: str) -> None:
-        raise NotImplementedError
-
-    def tables(self) -> list[str]:
-        raise NotImplementedError
-
-    def savepoint(self) -> int:
-        raise NotImplementedError
-
-    def rollback_to(self, savepoint: int) -> None:
-        raise NotImplementedError
-
-    def release(self, savepoint: int) -> None:
-        raise NotImplementedError
+        while (found := self._txn.steadily(advance)) is not None:
+            yield found
+            if reverse:
+                hi, hi_open = found[0], True
+            else:
+                lo, lo_open = found[0], True

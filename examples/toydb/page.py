@@ -1,0 +1,243 @@
+"""Pages: the bytes of every kind, and slotted pages in place.
+
+::
+
+     0  u64  lsn       the commit that wrote this version (end of its record in the log)
+     8  u32  page_no   its own number
+    12  u32  tree      the root page of the tree that it belongs to, 0 for none
+    16  u8   kind      META, FREE, LEAF, INNER, OVERFLOW
+    17  u8   level     0 for leaves, counted from below
+    18  u16  count     cells
+    20  u16  heap      where the cells begin; they grow downwards
+    22  u16  garbage   bytes among the cells that no slot names any more
+    24  u32  right     the right sibling; FREE, OVERFLOW: the next page; 0 for none
+    28  u16  low_at, low_len      the low key: every key in this page is at least this
+    32  u16  high_at, high_len    the high key: every key in this page is below it; high_at 0: no limit
+    36  u32  -
+    40  u16  slots[count]         offsets of the cells, in the order of their keys
+         …   free …   cells and the two keys
+    -8       the pool's own: a checksum of the page
+
+    leaf cell    u16 key length · u32 value length (top bit: overflow) · key · value
+                 | u32 first overflow page · u64 xxh3 of the value
+    inner cell   u16 key length · u32 child · key      the child has keys from this key on
+
+The first cell of an inner page has the page's low key. The low key of the
+leftmost page is b"", which is below every other. Right link and high key are
+Lehman and Yao's (1981): who comes to a page that was split meanwhile sees that
+its key is not below the high key, and moves right. The low key says the same in
+the other direction: who comes to a page that was given away starts over.
+
+A :class:`Page` works on the bytes in place: on those of the pool, read-only, or
+on a private copy. A change moves no more bytes than it must, so that the log,
+which takes the 64th parts of a page that changed, stays small.
+"""
+
+import struct
+from typing import Any
+
+FREE, META, LEAF, INNER, OVERFLOW = range(5)
+HEADER = struct.Struct("<QIIBBHHHIHHHHI")
+FIRST_SLOT = HEADER.size
+TRAILER = 8
+CELL = struct.Struct("<HI")
+OVERFLOWN = 1 << 31
+REFERENCE = struct.Struct("<IQ")  # in a leaf cell: first page, xxh3
+_U16 = struct.Struct("<H")
+assert FIRST_SLOT == 40
+
+Buffer = Any  # ndarray of a pinned page, bytes, or bytearray
+
+
+def max_key(page_size: int) -> int:
+    """The longest key, in bytes: a split of a page full of such keys still yields two pages that fit."""
+    return (page_size - 96) // 5
+
+
+def max_cell(page_size: int) -> int:
+    """The largest leaf cell; a value that makes it larger goes to overflow pages."""
+    return max_key(page_size) + 20
+
+
+class Page:
+    """One page: its header as attributes, its cells by position."""
+
+    __slots__ = (
+        "bytes", "count", "garbage", "heap", "high_at", "high_len", "kind", "level", "low_at", "low_len", "lsn", "page_no",
+        "right", "tree",
+    )  # fmt: skip
+
+    def __init__(self, buffer: Buffer) -> None:
+        self.bytes = memoryview(buffer)
+        self.load()
+
+    def load(self) -> None:
+        """Reads the header."""
+        (
+            self.lsn, self.page_no, self.tree, self.kind, self.level, self.count, self.heap, self.garbage, self.right,
+            self.low_at, self.low_len, self.high_at, self.high_len, _,
+        ) = HEADER.unpack_from(self.bytes)  # fmt: skip
+
+    def store(self) -> None:
+        """Writes the header back: every change ends with it."""
+        HEADER.pack_into(
+            self.bytes, 0,
+            self.lsn, self.page_no, self.tree, self.kind, self.level, self.count, self.heap, self.garbage, self.right,
+            self.low_at, self.low_len, self.high_at, self.high_len, 0,
+        )  # fmt: skip
+
+    def format(self, page_no: int, kind: int, tree: int, level: int = 0) -> None:
+        """An empty page of that kind."""
+        self.page_no, self.kind, self.tree, self.level = page_no, kind, tree, level
+        self.count = self.garbage = self.right = self.low_at = self.low_len = self.high_at = self.high_len = 0
+        self.heap = len(self.bytes) - TRAILER
+        self.store()
+
+    # ---- reading -------------------------------------------------------------
+
+    @property
+    def low(self) -> bytes:
+        return bytes(self.bytes[self.low_at : self.low_at + self.low_len])
+
+    @property
+    def high(self) -> bytes | None:
+        """The high key; None: no limit."""
+        return bytes(self.bytes[self.high_at : self.high_at + self.high_len]) if self.high_at else None
+
+    def slot(self, i: int) -> int:
+        return int(_U16.unpack_from(self.bytes, FIRST_SLOT + 2 * i)[0])
+
+    def key(self, i: int) -> bytes:
+        at = self.slot(i) + CELL.size
+        return bytes(self.bytes[at : at + _U16.unpack_from(self.bytes, at - CELL.size)[0]])
+
+    def keys(self) -> list[bytes]:
+        return [self.key(i) for i in range(self.count)]
+
+    def child(self, i: int) -> int:
+        return int(CELL.unpack_from(self.bytes, self.slot(i))[1])
+
+    def _size(self, at: int) -> int:
+        """The bytes of the cell at an offset."""
+        key_len, word = CELL.unpack_from(self.bytes, at)
+        if self.kind == INNER:
+            return int(CELL.size + key_len)
+        return int(CELL.size + key_len + (REFERENCE.size if word & OVERFLOWN else word))
+
+    def cell(self, i: int) -> bytes:
+        at = self.slot(i)
+        return bytes(self.bytes[at : at + self._size(at)])
+
+    def cells(self) -> list[bytes]:
+        return [self.cell(i) for i in range(self.count)]
+
+    def value(self, i: int) -> tuple[bytes, int, int]:
+        """A leaf's value: (its bytes, 0, 0), or (reference, length, first overflow page)."""
+        at = self.slot(i)
+        key_len, word = CELL.unpack_from(self.bytes, at)
+        at += CELL.size + key_len
+        if not word & OVERFLOWN:
+            return bytes(self.bytes[at : at + word]), 0, 0
+        reference = bytes(self.bytes[at : at + REFERENCE.size])
+        return reference, word & ~OVERFLOWN, REFERENCE.unpack(reference)[0]
+
+    def lower(self, key: bytes) -> int:
+        """The position of the first key that is at least ``key``."""
+        data, unpack, first, last = self.bytes, _U16.unpack_from, 0, self.count
+        while first < last:
+            middle = (first + last) // 2
+            at = unpack(data, FIRST_SLOT + 2 * middle)[0]
+            start = at + CELL.size
+            if bytes(data[start : start + unpack(data, at)[0]]) < key:
+                first = middle + 1
+            else:
+                last = middle
+        return first
+
+    def find(self, key: bytes) -> tuple[int, bool]:
+        """(position, whether the key is there)."""
+        i = self.lower(key)
+        return i, i < self.count and self.key(i) == key
+
+    def upper(self, key: bytes) -> int:
+        """The position of the first key that is above ``key``."""
+        i, found = self.find(key)
+        return i + found
+
+    def room(self) -> int:
+        """Bytes that cells and their slots may still take."""
+        return int(self.heap - FIRST_SLOT - 2 * self.count + self.garbage)
+
+    def used(self) -> int:
+        """Bytes that cells and their slots take."""
+        keys = self.low_len + self.high_len
+        return int(len(self.bytes) - TRAILER - FIRST_SLOT - keys - self.room())
+
+    # ---- changing ------------------------------------------------------------
+
+    def _place(self, content: bytes) -> int:
+        self.heap -= len(content)
+        self.bytes[self.heap : self.heap + len(content)] = content
+        return int(self.heap)
+
+    def insert(self, i: int, cell: bytes) -> bool:
+        """Puts a cell at a position; False if it does not fit."""
+        need = len(cell) + 2
+        if self.room() < need:
+            return False
+        if self.heap - FIRST_SLOT - 2 * self.count < need:
+            self.rebuild(self.cells(), self.low, self.high, self.right)
+        at, end = FIRST_SLOT + 2 * i, FIRST_SLOT + 2 * self.count
+        self.bytes[at + 2 : end + 2] = bytes(self.bytes[at:end])
+        _U16.pack_into(self.bytes, at, self._place(cell))
+        self.count += 1
+        self.store()
+        return True
+
+    def remove(self, i: int) -> None:
+        self.garbage += self._size(self.slot(i))
+        at, end = FIRST_SLOT + 2 * i, FIRST_SLOT + 2 * self.count
+        self.bytes[at : end - 2] = bytes(self.bytes[at + 2 : end])
+        self.count -= 1
+        self.store()
+
+    def overwrite(self, i: int, cell: bytes) -> bool:
+        """Replaces a cell by one of the same size, in place; False if the sizes differ."""
+        at = self.slot(i)
+        if self._size(at) != len(cell):
+            return False
+        self.bytes[at : at + len(cell)] = cell
+        return True
+
+    def rebuild(self, cells: list[bytes], low: bytes, high: bytes | None, right: int) -> None:
+        """The page anew, of these cells. They fit: the caller has seen to it."""
+        self.heap, self.garbage, self.count, self.right = len(self.bytes) - TRAILER, 0, len(cells), right
+        self.low_at, self.low_len = self._place(low), len(low)
+        self.high_at, self.high_len = (0, 0) if high is None else (self._place(high), len(high))
+        slots = [self._place(cell) for cell in cells]
+        if self.heap < FIRST_SLOT + 2 * len(slots):
+            raise ValueError(f"{len(cells)} cells do not fit into page {self.page_no}")
+        struct.pack_into(f"<{len(slots)}H", self.bytes, FIRST_SLOT, *slots)
+        self.store()
+
+
+def leaf_cell(key: bytes, value: bytes) -> bytes:
+    return CELL.pack(len(key), len(value)) + key + value
+
+
+def overflow_cell(key: bytes, length: int, first: int, digest: int) -> bytes:
+    return CELL.pack(len(key), length | OVERFLOWN) + key + REFERENCE.pack(first, digest)
+
+
+def inner_cell(key: bytes, child: int) -> bytes:
+    return CELL.pack(len(key), child) + key
+
+
+def cell_key(cell: bytes) -> bytes:
+    return cell[CELL.size : CELL.size + _U16.unpack_from(cell)[0]]
+
+
+def fits(page_size: int, cells: list[bytes], low: bytes, high: bytes | None) -> bool:
+    """Whether these cells make one page."""
+    need = FIRST_SLOT + TRAILER + len(low) + len(high or b"") + sum(len(cell) + 2 for cell in cells)
+    return need <= page_size

@@ -1,0 +1,359 @@
+"""B-link trees (Lehman and Yao, 1981), over whatever hands out pages.
+
+Reading takes no lock. A page that a reader comes to is the right one if it
+belongs to the tree, has the level that was to be next, and its low and high key
+enclose the key that is looked for; how the reader got there does not matter. A
+key at or above the high key: move right. Anything else: the page was given away
+since, start over from the root, which never moves.
+
+A snapshot, and the one writer, see a tree at rest, and never start over: there,
+a page that is not the right one is damage. A reader of the latest pages may look
+while a commit is being published page by page (:mod:`toydb.commit` says in which
+order), and sees each key as it was before or as it is after.
+
+The writer splits a page that is full and merges one that is less than a quarter
+full with a sibling, from the leaf upwards, along the path that it came down.
+"""
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Protocol
+
+import xxhash
+
+from toydb.errors import Corrupt, KeyExists, KeyTooLong
+from toydb.page import (
+    FIRST_SLOT,
+    INNER,
+    LEAF,
+    OVERFLOW,
+    REFERENCE,
+    TRAILER,
+    Page,
+    cell_key,
+    fits,
+    inner_cell,
+    leaf_cell,
+    max_cell,
+    max_key,
+    overflow_cell,
+)
+
+MOST_LEVELS = 60
+MOST_MOVES = 10_000
+
+
+class Stale(Exception):
+    """A reader of the latest pages came to one that is no longer what it was; it starts over."""
+
+
+class Pager(Protocol):
+    """What a tree needs: pages to read, and, for the writer, to change."""
+
+    page_size: int
+    moving: bool
+    """Whether others may publish changes between two reads."""
+    changes: int
+    """Grows with every change that this transaction makes."""
+
+    def read(self, page_no: int) -> Page: ...
+    def change(self, page_no: int) -> Page: ...
+    def new(self, kind: int, tree: int, level: int = 0) -> Page: ...
+    def free(self, page_no: int) -> None: ...
+
+
+class Tree:
+    """One tree, known by its root page."""
+
+    def __init__(self, pager: Pager, root: int) -> None:
+        self.pager = pager
+        self.root = root
+
+    # ---- finding ---------------------------------------------------------------
+
+    def _wrong(self, page: Page, what: str) -> Exception:
+        if self.pager.moving:
+            return Stale()
+        return Corrupt(
+            f"page {page.page_no} (kind {page.kind}, tree {page.tree}, level {page.level}) {what} of tree {self.root}; "
+            "Database.check() says what else is wrong"
+        )
+
+    def _visit(self, page_no: int, level: int) -> Page:
+        page = self.pager.read(page_no)
+        if page.tree != self.root or page.level != level or page.kind != (INNER if level else LEAF):
+            raise self._wrong(page, f"is no page of level {level}")
+        return page
+
+    def _step(self, page: Page, key: bytes | None, before: bool) -> Page:
+        """Moves right until the page is the one for ``key``."""
+        for _ in range(MOST_MOVES):
+            high = page.high
+            if high is None or (key is not None and (key <= high if before else key < high)):
+                break
+            page = self._visit(page.right, page.level)
+        low = page.low
+        if key is not None and low and (key <= low if before else key < low):
+            raise self._wrong(page, f"begins at {low!r}, above {key!r},")
+        return page
+
+    def _descend(self, key: bytes | None, *, before: bool = False, level: int = 0) -> list[Page]:
+        """The pages from the root down to the one for ``key``: the one that has it, or would.
+
+        ``before``: the one for the greatest key below ``key``. None: above all keys.
+        """
+        page = self.pager.read(self.root)
+        if page.tree != self.root or page.kind not in (LEAF, INNER) or page.level > MOST_LEVELS:
+            raise self._wrong(page, "is not the root")
+        path = [page]
+        while page.level > level:
+            end = page.count if key is None else page.lower(key) if before else page.upper(key)
+            page = self._step(self._visit(page.child(max(end - 1, 0)), page.level - 1), key, before)
+            path.append(page)
+        return path
+
+    def _value(self, page: Page, i: int) -> bytes:
+        value, length, first = page.value(i)
+        if not first:
+            return value
+        parts, page_no, digest = [], first, REFERENCE.unpack(value)[1]
+        while length > 0 and page_no:
+            part = self.pager.read(page_no)
+            if part.kind != OVERFLOW or part.tree != self.root:
+                raise self._wrong(part, "is no overflow page")
+            size = min(length, self.pager.page_size - FIRST_SLOT - TRAILER)
+            parts.append(bytes(part.bytes[FIRST_SLOT : FIRST_SLOT + size]))
+            length, page_no = length - size, part.right
+        value = b"".join(parts)
+        if length or xxhash.xxh3_64_intdigest(value) != digest:
+            raise self._wrong(page, f"has a value whose overflow pages (from {first}) do not match it, in the leaf")
+        return value
+
+    def get(self, key: bytes) -> bytes | None:
+        leaf = self._descend(key)[-1]
+        i, found = leaf.find(key)
+        return self._value(leaf, i) if found else None
+
+    def scan(
+        self, lo: bytes | None, hi: bytes | None, lo_open: bool, hi_open: bool, reverse: bool
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values in order. Each leaf is looked at as a whole; after a change by this
+        transaction the place is found again, so that what was changed ahead is seen."""
+        if reverse:
+            return self._backward(lo, hi, lo_open, hi_open and hi is not None)
+        return self._forward(lo or b"", hi, lo_open and lo is not None, hi_open)
+
+    def _leaf(self, page: Page) -> Page:
+        """A copy, which a change does not touch, and which pins nothing."""
+        return Page(bytes(page.bytes))
+
+    def _forward(self, at: bytes, hi: bytes | None, after: bool, hi_open: bool) -> Iterator[tuple[bytes, bytes]]:
+        leaf = self._leaf(self._descend(at)[-1])
+        while True:
+            changes = self.pager.changes
+            for i in range(leaf.upper(at) if after else leaf.lower(at), leaf.count):
+                key = leaf.key(i)
+                if hi is not None and (key > hi or (hi_open and key == hi)):
+                    return
+                value = self._value(leaf, i)
+                at, after = key, True
+                yield key, value
+                if self.pager.changes != changes:
+                    leaf = self._leaf(self._descend(at)[-1])
+                    break
+            else:
+                high = leaf.high
+                if high is None:
+                    return
+                at, after = high, False
+                leaf = self._leaf(self._step(self._visit(leaf.right, 0), at, False))
+
+    def _backward(self, lo: bytes | None, at: bytes | None, lo_open: bool, before: bool) -> Iterator[tuple[bytes, bytes]]:
+        while True:
+            leaf = self._leaf(self._descend(at, before=before and at != b"")[-1])
+            changes = self.pager.changes
+            last = leaf.count if at is None else leaf.lower(at) if before else leaf.upper(at)
+            for i in range(last - 1, -1, -1):
+                key = leaf.key(i)
+                if lo is not None and (key < lo or (lo_open and key == lo)):
+                    return
+                value = self._value(leaf, i)
+                at, before = key, True
+                yield key, value
+                if self.pager.changes != changes:
+                    break
+            else:
+                at, before = leaf.low, True
+                if not at or (lo is not None and at <= lo):
+                    return
+
+    # ---- changing ----------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes, *, replace: bool = True) -> None:
+        """Raises KeyExists (unless ``replace``), KeyTooLong."""
+        if len(key) > max_key(self.pager.page_size):
+            raise KeyTooLong(
+                f"a key of {len(key)} bytes does not fit: with pages of {self.pager.page_size} bytes it may have "
+                f"{max_key(self.pager.page_size)}"
+            )
+        path = self._descend(key)
+        i, found = path[-1].find(key)
+        if found and not replace:
+            raise KeyExists(f"the key {key!r} exists; put() replaces it")
+        if found:
+            self._free_value(path[-1], i)
+        cell = leaf_cell(key, value)
+        if len(cell) > max_cell(self.pager.page_size):
+            cell = overflow_cell(key, len(value), self._store_value(value), xxhash.xxh3_64_intdigest(value))
+        leaf = path[-1] = self.pager.change(path[-1].page_no)
+        if found and leaf.overwrite(i, cell):
+            return
+        if found:
+            leaf.remove(i)
+        self._insert(path, i, cell)
+        if found:
+            self._merge(self._descend(key))
+
+    def delete(self, key: bytes) -> bool:
+        path = self._descend(key)
+        i, found = path[-1].find(key)
+        if not found:
+            return False
+        self._free_value(path[-1], i)
+        path[-1] = self.pager.change(path[-1].page_no)
+        path[-1].remove(i)
+        self._merge(path)
+        return True
+
+    def _store_value(self, value: bytes) -> int:
+        """Writes overflow pages, last first; returns the first."""
+        size, following = self.pager.page_size - FIRST_SLOT - TRAILER, 0
+        for start in reversed(range(0, len(value), size)):
+            page = self.pager.new(OVERFLOW, self.root)
+            part = value[start : start + size]
+            page.bytes[FIRST_SLOT : FIRST_SLOT + len(part)] = part
+            page.right = following
+            page.store()
+            following = page.page_no
+        return following
+
+    def _free_value(self, leaf: Page, i: int) -> None:
+        page_no = leaf.value(i)[2]
+        while page_no:
+            following = self.pager.read(page_no).right
+            self.pager.free(page_no)
+            page_no = following
+
+    def _insert(self, path: list[Page], i: int, cell: bytes) -> None:
+        """Puts a cell into the last page of the path, splitting as far up as need be."""
+        page = self.pager.change(path[-1].page_no)
+        if page.insert(i, cell):
+            return
+        if page.page_no == self.root:
+            path = [*self._grow(page)]
+            page = path[-1]
+        cells = page.cells()
+        cells.insert(i, cell)
+        cut = self._cut(page, cells, i)
+        middle = cell_key(cells[cut])
+        if page.kind == LEAF:
+            middle = separator(cell_key(cells[cut - 1]), middle)
+        right = self.pager.new(page.kind, self.root, page.level)
+        right.rebuild(cells[cut:], middle, page.high, page.right)
+        page.rebuild(cells[:cut], page.low, middle, right.page_no)
+        parent = path[-2]
+        self._insert(path[:-1], parent.upper(middle), inner_cell(middle, right.page_no))
+
+    def _grow(self, root: Page) -> tuple[Page, Page]:
+        """The root keeps its number: what it has moves into a child, and the tree is one level higher."""
+        child = self.pager.new(root.kind, self.root, root.level)
+        child.rebuild(root.cells(), b"", None, 0)
+        root.format(self.root, INNER, self.root, root.level + 1)
+        root.rebuild([inner_cell(b"", child.page_no)], b"", None, 0)
+        return root, child
+
+    def _cut(self, page: Page, cells: list[bytes], i: int) -> int:
+        """Where to split: in the middle by bytes; at the end if keys are being appended."""
+        size, low, high = self.pager.page_size, page.low, page.high
+        offsets = [0, *accumulate(map(len, cells))]
+        cuts = sorted(range(1, len(cells)), key=lambda cut: abs(2 * offsets[cut] - offsets[-1]))
+        if high is None and i == len(cells) - 1:
+            cuts.insert(0, i)
+        for cut in cuts:
+            middle = cell_key(cells[cut])
+            if page.kind == LEAF:
+                middle = separator(cell_key(cells[cut - 1]), middle)
+            if fits(size, cells[:cut], low, middle) and fits(size, cells[cut:], middle, high):
+                return cut
+        raise Corrupt(f"page {page.page_no} of tree {self.root} cannot be split: its cells are too large")
+
+    def _merge(self, path: list[Page]) -> None:
+        """Merges the last page of the path with a sibling if it is nearly empty, and so on upwards."""
+        while len(path) > 1:
+            page = path.pop()
+            if page.used() >= self.pager.page_size // 4:
+                return
+            parent = self.pager.change(path[-1].page_no)
+            path[-1] = parent
+            mine = next(i for i in range(parent.count) if parent.child(i) == page.page_no)
+            for i in (mine, mine - 1):
+                if 0 <= i < parent.count - 1 and self._merge_pair(parent, i):
+                    break
+            else:
+                return
+        self._shrink()
+
+    def _merge_pair(self, parent: Page, i: int) -> bool:
+        """Merges child i + 1 of the parent into child i, if one page can hold them."""
+        left, right = self.pager.read(parent.child(i)), self.pager.read(parent.child(i + 1))
+        cells = left.cells() + right.cells()
+        if not fits(self.pager.page_size, cells, left.low, right.high):
+            return False
+        left = self.pager.change(left.page_no)
+        left.rebuild(cells, left.low, right.high, right.right)
+        parent.remove(i + 1)
+        self.pager.free(right.page_no)
+        return True
+
+    def _shrink(self) -> None:
+        """A root with one child takes its place."""
+        root = self.pager.read(self.root)
+        while root.kind == INNER and root.count == 1:
+            child = self.pager.read(root.child(0))
+            root = self.pager.change(self.root)
+            root.format(self.root, child.kind, self.root, child.level)
+            root.rebuild(child.cells(), b"", None, 0)
+            self.pager.free(child.page_no)
+
+    def drop(self) -> None:
+        """Frees every page of the tree."""
+        for page in self.pages():
+            if page.kind == LEAF:
+                for i in range(page.count):
+                    self._free_value(page, i)
+            self.pager.free(page.page_no)
+
+    def pages(self) -> Iterator[Page]:
+        """Every page but overflow pages, children before their parents."""
+        stack = [(self._descend(b"")[0], 0)]
+        while stack:
+            page, i = stack.pop()
+            if page.kind == INNER and i < page.count:
+                stack.append((page, i + 1))
+                stack.append((self._visit(page.child(i), page.level - 1), 0))
+            else:
+                yield page
+
+
+def create(pager: Pager) -> int:
+    """An empty tree; returns its root."""
+    root = pager.new(LEAF, 0)
+    root.tree = root.page_no
+    root.rebuild([], b"", None, 0)
+    return int(root.page_no)
+
+
+def separator(left: bytes, right: bytes) -> bytes:
+    """The shortest key above ``left`` and not above ``right`` (Bayer and Unterauer 1977)."""
+    same = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), len(left))
+    return right[: same + 1]

@@ -1,0 +1,174 @@
+"""Snapshots: which there are, and the old page versions that they need.
+
+A snapshot is an LSN, S: it sees the commits that were durable when it began. It
+reads a page in the pool if its LSN is at most S. Otherwise it takes the version
+that was there at S from the version store, a scratch space of the pool into
+which each commit copies the pages that it is about to replace.
+
+A version that was current from LSN ``since`` until LSN ``until`` is needed while a
+snapshot S with since <= S < until lives, or can still begin (S = durable, so:
+until > durable). What is not needed is overwritten. So a page that changes a
+thousand times under one long snapshot has two old versions, not a thousand.
+
+The directory is set-associative, as a processor's cache: the versions of page n
+lie in set n mod sets. A set is one page: u64 (page + 1, since, until) for each way.
+A full set first drops what only dead processes hold, then what is oldest: a
+snapshot that needed it raises SnapshotTooOld.
+
+A snapshot is entered into its process's slot and then durable is read again: if it
+has not moved, no writer that missed the entry has dropped what S needs, because a
+writer reads durable before it reads the slots. The slot's byte in the lock file
+tells whether its process lives.
+"""
+
+import threading
+from collections import Counter
+from struct import Struct
+
+import numpy as np
+import numpy.typing as npt
+
+from toydb import locks
+from toydb.errors import Busy, SnapshotTooOld
+from toydb.page import Page
+from toydb.points import point
+from toydb.shared import FIRST_SET, FIRST_SLOT, SLOTS, Shared
+
+SLOT_MAGIC = 0x53_4E_41_50
+HEAD = Struct("<QQ")
+MOST_TRIES = 1000
+
+Set = npt.NDArray[np.uint64]
+
+
+class Versions:
+    """The snapshots of one process, and the version store of all."""
+
+    def __init__(self, shared: Shared, file: locks.LockFile) -> None:
+        self.shared = shared
+        self._file = file
+        self._mutex = threading.Lock()
+        self._mine: Counter[int] = Counter()
+        self._slot = -1
+        self._most = (shared.pool.page_size - HEAD.size) // 8
+
+    # ---- snapshots -------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Takes the lowest free slot, under the open lock. Raises Busy."""
+        for slot in range(SLOTS):
+            if self._file.take(locks.SNAPSHOTS + slot, 0):
+                self._slot = slot
+                self._announce()
+                return
+        raise Busy(f"{SLOTS} handles are open already; close one")
+
+    def _announce(self) -> None:
+        lsns = sorted(self._mine)
+        content = HEAD.pack(SLOT_MAGIC, len(lsns)) + np.array(lsns, np.uint64).tobytes()
+        self.shared.publish(FIRST_SLOT + self._slot, content)
+
+    def begin(self) -> int:
+        """The LSN of a new snapshot. Raises Busy."""
+        with self._mutex:
+            for _ in range(MOST_TRIES):
+                lsn = self.shared.durable()
+                self._mine[lsn] += 1
+                if self._mine[lsn] > 1:
+                    return lsn
+                if len(self._mine) > self._most:
+                    del self._mine[lsn]
+                    raise Busy(f"this handle has {self._most} snapshots; end some")
+                self._announce()
+                point("snapshot.announced")
+                if self.shared.durable() == lsn:
+                    return lsn
+                del self._mine[lsn]
+        raise Busy("commits came too fast to begin a snapshot between two of them; try again")
+
+    def end(self, lsn: int) -> None:
+        with self._mutex:
+            self._mine[lsn] -= 1
+            if self._mine[lsn] <= 0:
+                del self._mine[lsn]
+                self._announce()
+
+    def _live(self) -> list[int]:
+        """Every snapshot that is announced."""
+        found: list[int] = []
+        for slot in range(SLOTS):
+            page = self.shared.control[FIRST_SLOT + slot]
+            magic, count = HEAD.unpack_from(page)
+            if magic != SLOT_MAGIC:
+                break  # slots are taken lowest first: nobody has used a higher one
+            if count:
+                found += np.frombuffer(page, np.uint64, min(count, self._most), HEAD.size).tolist()
+        return found
+
+    def _forget_dead(self) -> None:
+        """Empties the slots of dead processes: whoever can lock the byte is alone with the slot."""
+        for slot in range(SLOTS):
+            page = self.shared.control[FIRST_SLOT + slot]
+            magic, count = HEAD.unpack_from(page)
+            if magic != SLOT_MAGIC:
+                break
+            if count and slot != self._slot and self._file.take(locks.SNAPSHOTS + slot, 0):
+                self.shared.publish(FIRST_SLOT + slot, HEAD.pack(SLOT_MAGIC, 0))
+                self._file.release(locks.SNAPSHOTS + slot)
+
+    # ---- old versions ------------------------------------------------------------
+
+    def _read_set(self, page_no: int) -> tuple[int, Set]:
+        index = page_no % self.shared.n_sets
+        page = self.shared.control[FIRST_SET + index]
+        return index, np.frombuffer(page, np.uint64, self.shared.ways * 3).reshape(-1, 3)
+
+    def find(self, page_no: int, snapshot: int) -> Page:
+        """The version of a page that a snapshot sees. Raises SnapshotTooOld."""
+        for _ in range(MOST_TRIES):
+            index, ways = self._read_set(page_no)
+            named = (ways[:, 0] == page_no + 1) & (ways[:, 1] <= snapshot) & (ways[:, 2] > snapshot)
+            found = np.flatnonzero(named)
+            if not found.size:
+                break
+            way = int(found[0])
+            page = Page(self.shared.versions[index * self.shared.ways + way])
+            if page.page_no == page_no and page.lsn == ways[way, 1]:
+                return page
+        raise SnapshotTooOld(
+            f"page {page_no} as it was at {snapshot:#x} had to make room for newer versions; "
+            "begin the transaction anew, or open the database with a larger capacity"
+        )
+
+    def keep(self, pages: list[tuple[int, bytes]], until: int) -> None:
+        """Keeps versions that are about to be replaced: the pages first, then the directory that names them."""
+        durable = self.shared.durable()
+        live = self._live()
+        sets: dict[int, list[tuple[int, bytes]]] = {}
+        for page_no, image in pages:
+            sets.setdefault(page_no % self.shared.n_sets, []).append((page_no, image))
+        for index, images in sets.items():
+            _, ways = self._read_set(index)
+            ways = ways.copy()
+            free = free_ways(ways, durable, live)
+            if len(free) < len(images):
+                self._forget_dead()
+                live = self._live()
+                free = free_ways(ways, durable, live)
+            if len(free) < len(images):
+                rest = np.argsort(ways[:, 2], kind="stable")
+                free = np.concatenate([free, rest[~np.isin(rest, free)]])
+            for (page_no, image), way in zip(images, free.tolist(), strict=False):
+                with self.shared.versions.write(index * self.shared.ways + way) as page:
+                    page[:] = np.frombuffer(image, np.uint8)
+                ways[way] = page_no + 1, Page(image).lsn, until
+            point("versions.copied")
+            self.shared.publish(FIRST_SET + index, ways.tobytes())
+
+
+def free_ways(ways: Set, durable: int, live: list[int]) -> npt.NDArray[np.intp]:
+    """The ways whose versions no snapshot needs, lowest first."""
+    needed = ways[:, 2] > durable
+    for lsn in set(live):
+        needed |= (ways[:, 1] <= lsn) & (ways[:, 2] > lsn)
+    return np.flatnonzero(~needed)
