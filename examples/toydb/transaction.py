@@ -107,7 +107,10 @@ class Transaction:
         self._pages = self._restarts = 0
         self._misses = database._misses()
         self._space = engine.space
-        self.snapshot = engine.versions.begin() if kind == "snapshot" else 0
+        if kind == "snapshot":
+            self.snapshot = engine.versions.begin()
+        else:  # a writer sees all that was committed before it
+            self.snapshot = engine.shared.current().committed if kind == "write" else 0
 
     # ---- life ----------------------------------------------------------------------
 
@@ -396,6 +399,10 @@ class Table:
         """Removes a key; whether it was there. Raises ReadOnly."""
         self._txn._must_write()
         return self._tree().delete(bytes(key))
+
+    def estimate(self, lo: bytes | None = None, hi: bytes | None = None) -> int:
+        """About how many keys lie in [lo, hi), from two paths down the tree."""
+        return self._txn.steadily(lambda: self._tree().estimate(lo, hi))
 
     def scan(
         self,

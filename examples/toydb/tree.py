@@ -134,6 +134,24 @@ class Tree:
         i, found = leaf.find(key)
         return self._value(leaf, i) if found else None
 
+    def estimate(self, lo: bytes | None, hi: bytes | None) -> int:
+        """About how many keys lie in [lo, hi): exact within one leaf, else as if all pages of a level had
+        as many cells as those on the two paths."""
+        first, last = self._place(lo or b""), self._place(hi)
+        size = max(first[1], last[1])
+        return max(0, round((last[0] - first[0]) * size))
+
+    def _place(self, key: bytes | None) -> tuple[float, float]:
+        """How far into the tree a key is, from 0 to 1, and how many keys there are if all is as on its path."""
+        place, size = 0.0, 1.0
+        for page in self._descend(key):
+            i = page.count if key is None else page.lower(key)
+            if page.level:
+                i = (page.count if key is None else page.upper(key)) - 1
+            place += max(i, 0) / max(page.count, 1) / size
+            size *= max(page.count, 1)
+        return place, size
+
     def scan(
         self, lo: bytes | None, hi: bytes | None, lo_open: bool, hi_open: bool, reverse: bool
     ) -> Iterator[tuple[bytes, bytes]]:
