@@ -142,12 +142,13 @@ class Engine:
         self.pool.advance_durable_lsn(lsn)
         return lsn
 
-    def _sync(self, segment: int) -> None:
+    def must_work(self) -> None:
+        """Raises LogFailed if a sync of the log failed before, in any process."""
         if self.shared.failed():
-            raise LogFailed(
-                0, "a sync of the log failed before, and what the disk has is unknown: close the database in every process, "
-                f"remove its pool ({self.pool.name}), and open it anew",
-            )  # fmt: skip
+            raise LogFailed(0, "a sync of the log failed, and what the disk has is unknown: close the database everywhere, and open it")
+
+    def _sync(self, segment: int) -> None:
+        self.must_work()
         try:
             self.log.sync(segment)
         except LogCorrupt:
@@ -160,7 +161,8 @@ class Engine:
     # ---- what others left ----------------------------------------------------------
 
     def settle(self) -> State:
-        """Ends what a dead writer began; the write lock is held. Returns the state as it is then."""
+        """Ends what a dead writer began; the write lock is held. Returns the state as it is then. Raises LogFailed."""
+        self.must_work()
         state = self.shared.current()
         if state.rotating:
             point("settle.rotating")

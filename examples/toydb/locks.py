@@ -14,7 +14,7 @@ apart by an ordinary lock each.
           4   checkpoint one checkpoint at a time
         100+  snapshots  one byte per open handle: whether its snapshots still count
 
-Order: open, write, sync. Checkpoint is taken first of all and never waited for.
+Order: open, checkpoint, write, sync.
 """
 
 import contextlib

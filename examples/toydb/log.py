@@ -54,6 +54,7 @@ ALL = 2**64 - 1
 CHUNKS = 64
 MOST_BODY = 2**32 - 1
 READ_BYTES = 1 << 20
+KEPT_OPEN = 8
 assert SEGMENT_BYTES == 48
 assert RECORD_BYTES == 24
 
@@ -123,7 +124,7 @@ class Log:
             os.close(fd)
             raise LogCorrupt(f"{self.path(start)} is not the log that it should be; put the right one back")
         self.uuid, self.page_size = uuid, page_size
-        for old in sorted(self._fds)[:-1]:  # the last two are enough: others may still be synced
+        for old in sorted(self._fds)[:-KEPT_OPEN]:  # the latest may still be being synced, by another thread
             os.close(self._fds.pop(old))
         self._fds[start] = fd
         return fd

@@ -66,7 +66,7 @@ def open_engine(path: str, *, capacity: int | str, create: bool, pool_name: str 
             file.take(locks.ATTACHED, shared=True)
             file.release(locks.OPEN)
         except BaseException:
-            engine.pool.close()
+            _detach(engine.pool)
             raise
         return engine
     except BaseException:
@@ -105,11 +105,17 @@ def _attach(path: str, pool_name: str, log: Log, file: locks.LockFile) -> Engine
         raise PoolRemoved(f"{path} is in use by others, but {why}; end the processes that use it, then open it again")
     file.release(locks.ATTACHED)
     if pool is not None:
-        pool.close()
+        _detach(pool)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(bp.segment.path_of(pool_name))
         point("open.unlinked")
     return None
+
+
+def _detach(pool: bp.Pool) -> None:
+    """Closes a pool after an error, whose traceback may have pages of it: then it ends with the process."""
+    with contextlib.suppress(BufferError):
+        pool.close()
 
 
 def _refuse_foreign(pool: bp.Pool, path: str) -> None:
@@ -117,7 +123,7 @@ def _refuse_foreign(pool: bp.Pool, path: str) -> None:
     names = {space.name for space in pool.stats().spaces}
     state = Shared(pool).state() if CONTROL in names else None
     if names - {CONTROL, VERSIONS, DATA} or (state is not None and state.path != path_hash(path)):
-        pool.close()
+        _detach(pool)
         raise PoolTaken(f"the pool {pool.name} is used for something else than {path}; open with another pool_name=")
 
 
@@ -180,7 +186,7 @@ def _recover(path: str, pool_name: str, capacity: int | str, page_size: int, log
         point("recover.ready")
         return engine
     except BaseException:
-        pool.close()
+        _detach(pool)
         raise
 
 

@@ -39,7 +39,7 @@ WORD = Struct("<Q")
 CONTROL, VERSIONS, DATA = "toydb.control", "toydb.versions", "toydb.data"
 SLOTS = 64  # open handles
 FIRST_SLOT, FIRST_SET = 3, 3 + SLOTS
-LEAST_VERSIONS = 64
+LEAST_VERSIONS = 16
 
 
 @dataclass(frozen=True)

@@ -154,9 +154,14 @@ class Transaction:
                 lsn = self._engine.commit(pages) if pages else self._engine.shared.current().committed
         finally:
             self._end()
-        if lsn:
+        if not lsn:
+            return
+        try:
             self._engine.sync_to(lsn)
-            self._database._committed()
+        except BaseException as error:
+            error.add_note("the commit is in the log; whether it is durable is unknown")
+            raise
+        self._database._committed()
 
     def rollback(self) -> None:
         """Forgets all changes. A transaction that has ended stays as it is."""
