@@ -140,14 +140,18 @@ class Database:
         """
         with self._state:
             if not self.closed:
-                self.closed = True
                 self._engine.close()
+                self.closed = True
 
     def __enter__(self) -> "Database":
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            self.close()
+        except BufferError:  # by pages in the traceback: then the handle ends with the process
+            if kind is None:
+                raise
 
     def __repr__(self) -> str:
         return f"<Database {self.path!r}{' (closed)' if self.closed else ''}>"

@@ -59,8 +59,9 @@ class Engine:
         pool.log_sync = self.harden
 
     def close(self) -> None:
-        self.log.close()
+        """Raises BufferError while arrays look at pages of the pool: then nothing is closed."""
         self.pool.close()
+        self.log.close()
         self.file.close()
 
     # ---- pages -------------------------------------------------------------------

@@ -390,6 +390,21 @@ def test_a_commit_is_one_sync_for_all_who_wait(db: toydb.Database, threads: Thre
     assert len(syncs) == 2, "the first, and one for the six that came meanwhile"
 
 
+def test_a_segment_is_durable_before_the_next_begins(db: toydb.Database, monkeypatch: Any) -> None:
+    fill(db, 10)
+    engine, steps = db._engine, []
+    sync, create = engine.log.sync, engine.log.create
+    monkeypatch.setattr(engine.log, "sync", lambda segment: (steps.append(("sync", segment)), sync(segment)))
+    monkeypatch.setattr(engine.log, "create", lambda start: (steps.append(("create", start)), create(start)))
+    with db.begin(write=True) as txn:
+        txn.table("t").put(b"000000", b"new")
+        old = engine.shared.current().segment
+        lsn = engine.commit(txn._changed())  # appended, and not synced yet
+        engine.rotate()
+        txn.rollback()
+    assert steps[:2] == [("sync", old), ("create", lsn)]
+
+
 def test_nobody_sees_what_is_not_durable(db: toydb.Database, threads: Threads, monkeypatch: Any) -> None:
     fill(db, 3)
     engine, inside, go_on = db._engine, threading.Event(), threading.Event()
@@ -616,6 +631,19 @@ def test_a_torn_tail_is_cut_and_a_hole_in_the_log_is_not_ignored(open_db: OpenDa
         file.write(os.urandom(8))
     with pytest.raises(toydb.LogCorrupt):
         open_db()
+
+
+@pytest.mark.parametrize("change", [-5000, -100, 100])
+def test_a_data_file_that_was_growing(open_db: OpenDatabase, change: int) -> None:
+    """A power failure leaves a file whose last pages are there in part, or not at all."""
+    db = open_db()
+    rows = fill(db, 500)
+    db.pool.flush()
+    lose_pool(db)
+    with open(db.path, "r+b") as file:
+        file.truncate(os.path.getsize(db.path) + change)
+    with open_db().begin() as txn:
+        assert dict(txn.table("t").scan()) == rows
 
 
 def test_pages_torn_in_the_file_are_whole_again(open_db: OpenDatabase) -> None:
