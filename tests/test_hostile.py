@@ -238,7 +238,7 @@ def steps(pool):
     yield pool.flush(), pool.trim(), pool.resize("2MiB"), pool.resize("4MiB")
     yield [work[n] for n in range(100)]
 full = whole = 0
-for room in [*range(0, 640, 4), *range(640, 2200, 200)]:  # KiB
+for room in [*range(0, 640, 4), *range(640, 3600, 200)]:  # KiB
     ballast = os.open(where + "/ballast", os.O_RDWR | os.O_CREAT)
     os.posix_fallocate(ballast, 0, (os.statvfs(where).f_bavail - room // 4) * 4096)
     pool = None

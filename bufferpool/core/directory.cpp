@@ -19,6 +19,11 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
         SpaceSlot& t = s->spaces[i];
         if (!t.is_live()) continue;
         u64 extent = t.extent.load_acquire();
+        if (space_sum(t) != t.sum.load_relaxed()) {
+            if (!t.is_live() || t.extent.load_acquire() != extent) continue;  // removed while we looked
+            Py_DECREF(list);
+            return raise("SegmentCorrupt", "space slot %u of the segment was overwritten; save what you need through handles that are open, and remove the segment", i);
+        }
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
         PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
                                     "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),
@@ -105,6 +110,7 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     t->opened_ns.store_relaxed(prim::realtime_ns());
     t->hits_before.store_relaxed(counted.hits.load_relaxed());
     t->misses_before.store_relaxed(counted.misses.load_relaxed());
+    t->sum.store_relaxed(space_sum(*t));
     u64 generation = space_generation(t->extent.load_relaxed()) + 1;
     t->extent.store_seq_cst(generation << GENERATION_SHIFT | pages);
     t->state.store_seq_cst(SPACE_LIVE);

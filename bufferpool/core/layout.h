@@ -135,6 +135,7 @@ struct alignas(64) SpaceSlot {
     // The counters of a slot go on when its next space takes it over: when that was, and
     // where they stood.
     Atomic<u64> opened_ns, hits_before, misses_before;
+    Atomic<u64> sum;           // over what never changes while the space lives: see space_sum
 
     bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(extent.load_acquire() & CLOSED); }
     bool is_closing() const {
@@ -238,6 +239,25 @@ inline u64 Geometry::queue_bytes() const {
     return 2 * BitmapGeometry(max_frames).bytes + (entry_chunks() + 63) / 64 * 8 + 2ull * ring_capacity * 8;
 }
 
+// FNV-1a over words of 64 bits.
+inline u64 fnv(u64 h, const void* at, size_t bytes) {
+    for (size_t i = 0; i + 8 <= bytes; i += 8) {
+        u64 word;
+        __builtin_memcpy(&word, static_cast<const u8*>(at) + i, 8);
+        h = (h ^ word) * 0x100000001b3;
+    }
+    return h;
+}
+constexpr u64 FNV_START = 0xcbf29ce484222325;
+
+// Over the fields of a space that never change while it lives: one that was altered is not
+// taken for another space.
+inline u64 space_sum(const SpaceSlot& t) {
+    u64 fields[] = {t.kind.load_relaxed(), t.flags.load_relaxed(), t.owner.load_relaxed(), t.owner_generation.load_relaxed(),
+                    t.first_entry.load_relaxed(), t.max_pages.load_relaxed()};
+    return fnv(fnv(fnv(FNV_START, fields, sizeof fields), t.name, sizeof t.name), t.path, sizeof t.path);
+}
+
 // Fills in the derived fields. The inputs must have been checked.
 inline void place_areas(Geometry& g) {
     u64 os = g.os_page;
@@ -263,13 +283,9 @@ inline void place_areas(Geometry& g) {
     g.total_bytes = g.data_at + (u64(g.max_frames) << g.page_shift);
 }
 
-// FNV-1a over the geometry: a torn or altered header does not attach.
-inline u64 geometry_sum(const Geometry& g) {
-    u64 h = 0xcbf29ce484222325;
-    auto bytes = reinterpret_cast<const u8*>(&g);
-    for (size_t i = 0; i < sizeof g; i++) h = (h ^ bytes[i]) * 0x100000001b3;
-    return h;
-}
+static_assert(sizeof(Geometry) % 8 == 0);
+// Over the geometry: a torn or altered header does not attach.
+inline u64 geometry_sum(const Geometry& g) { return fnv(FNV_START, &g, sizeof g); }
 
 // Frames get their slots and pin rows in chunks that fill whole OS pages.
 inline u32 ready_chunk(const Geometry& g) {
