@@ -66,7 +66,7 @@ class Database:
 
     @property
     def pool(self) -> bp.Pool:
-        """The pool that has the pages."""
+        """The pool that has the pages. Its path is ``pool.path``, after closing too."""
         return self._engine.pool
 
     def _must_be_open(self) -> None:

@@ -224,7 +224,6 @@ class Engine:
         while (oldest := self.pool.checkpoint(start)) <= start:
             if time.monotonic() > deadline:
                 raise Busy(f"a page from {oldest:#x} could not be written within {FLUSH_S} s; the log is kept: try again")
-            self.pool.reap()  # a process that died while it flushed still has its pages
             time.sleep(0.001)
 
 

@@ -14,7 +14,7 @@ away form a list. Page 1 is the root of the catalog, a tree: table name -> u32 r
     meta page, from byte 40:   8 "TOYDB1\\0\\0" · 16 uuid · u32 page size · u32 pages · u32 first free · u32 free pages
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 from types import TracebackType
@@ -33,6 +33,8 @@ from toydb.errors import (
     TransactionError,
 )
 from toydb.page import FIRST_SLOT, FREE, META, Page
+from toydb.table import ROOT as ROOT
+from toydb.table import Table as Table
 from toydb.tree import Stale, Tree, create
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 META_PAGE, CATALOG = 0, 1
 MAGIC = b"TOYDB1\0\0"
 FIELDS = Struct("<8s16sIIII")
-ROOT = Struct("<I")
 MOST_RESTARTS = 100
 
 T = TypeVar("T")
@@ -354,92 +355,3 @@ class Transaction:
         """The names of all tables, sorted."""
         self._must_be_open()
         return self.steadily(lambda: [key.decode() for key, _ in self._catalog().scan(None, None, False, False, False)])
-
-
-class Table:
-    """An ordered map from bytes to bytes, as one transaction sees it. Keys compare as bytes do."""
-
-    def __init__(self, txn: Transaction, name: str) -> None:
-        self.name = name
-        self._txn = txn
-        self._root = 0
-
-    def __repr__(self) -> str:
-        return f"<Table {self.name!r}>"
-
-    def _tree(self) -> Tree:
-        if not self._root:
-            raise NoSuchTable(f"table {self.name!r} was dropped, or its creation was rolled back")
-        return Tree(self._txn, self._root)
-
-    @property
-    def meta(self) -> bytes:
-        """What the user keeps with the table."""
-        self._tree()
-        entry = self._txn.steadily(lambda: self._txn._catalog().get(self.name.encode()))
-        if entry is None:
-            raise NoSuchTable(f"table {self.name!r} was dropped")
-        return entry[ROOT.size :]
-
-    def set_meta(self, meta: bytes) -> None:
-        self._txn._must_write()
-        self._tree()
-        self._txn._catalog().put(self.name.encode(), ROOT.pack(self._root) + bytes(meta))
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value of a key, None if it has none."""
-        return self._txn.steadily(lambda: self._tree().get(bytes(key)))
-
-    def put(self, key: bytes, value: bytes) -> None:
-        """Inserts a key, or replaces its value. Raises KeyTooLong, ReadOnly."""
-        self._txn._must_write()
-        self._tree().put(bytes(key), bytes(value))
-
-    def insert(self, key: bytes, value: bytes) -> None:
-        """Inserts a key. Raises KeyExists, KeyTooLong, ReadOnly."""
-        self._txn._must_write()
-        self._tree().put(bytes(key), bytes(value), replace=False)
-
-    def delete(self, key: bytes) -> bool:
-        """Removes a key; whether it was there. Raises ReadOnly."""
-        self._txn._must_write()
-        return self._tree().delete(bytes(key))
-
-    def estimate(self, lo: bytes | None = None, hi: bytes | None = None) -> int:
-        """About how many keys lie in [lo, hi), from two paths down the tree."""
-        return self._txn.steadily(lambda: self._tree().estimate(lo, hi))
-
-    def scan(
-        self,
-        lo: bytes | None = None,
-        hi: bytes | None = None,
-        *,
-        lo_open: bool = False,
-        hi_open: bool = False,
-        reverse: bool = False,
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values from ``lo`` to ``hi`` (both included unless open; None: no limit), in order.
-
-        The transaction may change the table meanwhile: each key comes once at
-        most, and what is ahead comes as it is by then.
-        """
-        if not self._txn.moving:
-            yield from self._tree().scan(lo, hi, lo_open, hi_open, reverse)
-            return
-        part: Iterator[tuple[bytes, bytes]] | None = None
-
-        def advance() -> tuple[bytes, bytes] | None:
-            nonlocal part
-            part = part or self._tree().scan(lo, hi, lo_open, hi_open, reverse)
-            try:
-                return next(part, None)
-            except Stale:  # a generator that raised is over: the next goes on behind the last key
-                part = None
-                raise
-
-        while (found := self._txn.steadily(advance)) is not None:
-            yield found
-            if reverse:
-                hi, hi_open = found[0], True
-            else:
-                lo, lo_open = found[0], True

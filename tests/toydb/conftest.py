@@ -48,3 +48,12 @@ def lose_pool(*databases: toydb.Database) -> None:
     for database in databases:
         database.close()
     remove(Path(path))
+
+
+def fill(db: toydb.Database, n: int, table: str = "t", size: int = 50) -> dict[bytes, bytes]:
+    rows = {b"%06d" % i: b"%d" % i * size for i in range(n)}
+    with db.begin(write=True) as txn:
+        t = txn.table(table) if table in txn.tables() else txn.create_table(table)
+        for key, value in rows.items():
+            t.put(key, value)
+    return rows

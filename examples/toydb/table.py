@@ -1,0 +1,105 @@
+"""Tables: what a transaction's user works with.
+
+The catalog is a tree of its own (page 1): table name -> u32 root page, and what the user keeps with the table.
+"""
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from toydb.errors import NoSuchTable
+from toydb.tree import Stale, Tree
+
+if TYPE_CHECKING:
+    from toydb.transaction import Transaction
+
+ROOT = Struct("<I")
+
+
+class Table:
+    """An ordered map from bytes to bytes, as one transaction sees it. Keys compare as bytes do."""
+
+    def __init__(self, txn: "Transaction", name: str) -> None:
+        self.name = name
+        self._txn = txn
+        self._root = 0
+
+    def __repr__(self) -> str:
+        return f"<Table {self.name!r}>"
+
+    def _tree(self) -> Tree:
+        if not self._root:
+            raise NoSuchTable(f"table {self.name!r} was dropped, or its creation was rolled back")
+        return Tree(self._txn, self._root)
+
+    @property
+    def meta(self) -> bytes:
+        """What the user keeps with the table."""
+        self._tree()
+        entry = self._txn.steadily(lambda: self._txn._catalog().get(self.name.encode()))
+        if entry is None:
+            raise NoSuchTable(f"table {self.name!r} was dropped")
+        return entry[ROOT.size :]
+
+    def set_meta(self, meta: bytes) -> None:
+        self._txn._must_write()
+        self._tree()
+        self._txn._catalog().put(self.name.encode(), ROOT.pack(self._root) + bytes(meta))
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of a key, None if it has none."""
+        return self._txn.steadily(lambda: self._tree().get(bytes(key)))
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Inserts a key, or replaces its value. Raises KeyTooLong, ReadOnly."""
+        self._txn._must_write()
+        self._tree().put(bytes(key), bytes(value))
+
+    def insert(self, key: bytes, value: bytes) -> None:
+        """Inserts a key. Raises KeyExists, KeyTooLong, ReadOnly."""
+        self._txn._must_write()
+        self._tree().put(bytes(key), bytes(value), replace=False)
+
+    def delete(self, key: bytes) -> bool:
+        """Removes a key; whether it was there. Raises ReadOnly."""
+        self._txn._must_write()
+        return self._tree().delete(bytes(key))
+
+    def estimate(self, lo: bytes | None = None, hi: bytes | None = None) -> int:
+        """About how many keys lie in [lo, hi), from two paths down the tree."""
+        return self._txn.steadily(lambda: self._tree().estimate(lo, hi))
+
+    def scan(
+        self,
+        lo: bytes | None = None,
+        hi: bytes | None = None,
+        *,
+        lo_open: bool = False,
+        hi_open: bool = False,
+        reverse: bool = False,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values from ``lo`` to ``hi`` (both included unless open; None: no limit), in order.
+
+        The transaction may change the table meanwhile: each key comes once at
+        most, and what is ahead comes as it is by then.
+        """
+        if not self._txn.moving:
+            yield from self._tree().scan(lo, hi, lo_open, hi_open, reverse)
+            return
+        part: Iterator[tuple[bytes, bytes]] | None = None
+
+        def advance() -> tuple[bytes, bytes] | None:
+            nonlocal part
+            part = part or self._tree().scan(lo, hi, lo_open, hi_open, reverse)
+            try:
+                return next(part, None)
+            except Stale:  # a generator that raised is over: the next goes on behind the last key
+                part = None
+                raise
+
+        while (found := self._txn.steadily(advance)) is not None:
+            yield found
+            if reverse:
+                hi, hi_open = found[0], True
+            else:
+                lo, lo_open = found[0], True

@@ -1,0 +1,341 @@
+"""What transactions promise: atomicity, snapshots, turns, durability, readers without a lock."""
+
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toydb
+from tests.conftest import WAIT, Threads, wait_until
+from tests.toydb.conftest import OpenDatabase, fill
+
+# ---- transactions -------------------------------------------------------------------
+
+
+def test_an_exception_rolls_back_and_a_block_commits(db: toydb.Database) -> None:
+    rows = fill(db, 100)
+    def fail() -> None:
+        with db.begin(write=True) as txn:
+            txn.table("t").put(b"x", b"y")
+            txn.create_table("u")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with db.begin(write=True) as txn:
+        assert dict(txn.table("t").scan()) == rows
+        assert txn.tables() == ["t"]
+        txn.table("t").put(b"x", b"y")
+        txn.rollback()
+    with db.begin() as txn:
+        assert dict(txn.table("t").scan()) == rows
+        txn.commit()
+        with pytest.raises(toydb.TransactionEnded):
+            txn.table("t")
+
+
+def test_a_reader_does_not_write(db: toydb.Database) -> None:
+    fill(db, 1)
+    for txn in (db.begin(), db.begin(latest=True)):
+        with txn, pytest.raises(toydb.ReadOnly):
+            txn.table("t").put(b"a", b"b")
+    with pytest.raises(ValueError, match="not both"):
+        db.begin(write=True, latest=True)
+
+
+def test_savepoints(db: toydb.Database) -> None:
+    rows = fill(db, 300)
+    with db.begin(write=True) as txn:
+        t = txn.table("t")
+        t.put(b"a", b"1")
+        first = txn.savepoint()
+        for key in list(rows)[:250]:
+            t.delete(key)
+        u = txn.create_table("u")
+        second = txn.savepoint()
+        t.put(b"a", b"2")
+        txn.drop_table("u")
+        txn.rollback_to(second)
+        assert t.get(b"a") == b"1"
+        u.put(b"b", bytes(10_000))
+        txn.release(second)
+        with pytest.raises(toydb.TransactionError):
+            txn.rollback_to(second)
+        txn.rollback_to(first)
+        assert dict(t.scan()) == {**rows, b"a": b"1"}
+        with pytest.raises(toydb.NoSuchTable):
+            u.get(b"b")
+        txn.rollback_to(first)
+        t.put(b"c", b"3")
+        txn.release(first)
+    with db.begin() as txn:
+        assert dict(txn.table("t").scan()) == {**rows, b"a": b"1", b"c": b"3"}
+
+
+def test_a_snapshot_stays_as_it_was(db: toydb.Database) -> None:
+    seen = []
+    for i in range(8):
+        rows = fill(db, 400, size=i + 1)
+        seen.append((db.begin(), rows))
+    with db.begin(write=True) as txn:
+        txn.drop_table("t")
+    for _ in range(50):  # many versions, of which no snapshot needs any
+        fill(db, 20, table="u", size=3)
+    for txn, rows in seen:
+        with txn:
+            assert dict(txn.table("t").scan()) == rows
+            assert dict(txn.table("t").scan(reverse=True)) == rows
+
+
+def test_old_versions_are_bounded_by_the_snapshots(db: toydb.Database) -> None:
+    fill(db, 10)
+    with db.begin() as txn:
+        for i in range(60):
+            with db.begin(write=True) as other:
+                other.table("t").put(b"000001", b"%d" % i)
+        assert txn.table("t").get(b"000001") == b"1" * 50
+        shared = db._engine.shared
+        kept = [f for f in db.pool.frames() if f["space"] == shared.versions.index]
+        assert len(kept) < 12
+
+
+def test_snapshots_of_the_dead_do_not_count(db: toydb.Database, child: Any) -> None:
+    def change(first: int, n: int) -> None:
+        with db.begin(write=True) as txn:
+            for i in range(first, first + n):
+                txn.table("t").put(b"%06d" % i, os.urandom(700))
+
+    with db.begin(write=True) as txn:
+        t = txn.create_table("t")
+        for i in range(500):
+            t.put(b"%06d" % i, bytes(700))
+    with db.begin() as mine:  # about 100 leaves of the table have five rows each
+        before = dict(mine.table("t").scan())
+        change(0, 250)
+        victim = child(hold_a_snapshot, db, context="spawn")
+        slot = wait_for_a_snapshot(db)
+        change(0, 250)
+        assert slot in db._engine.versions._live()
+        victim.kill()
+        change(250, 250)
+        assert dict(mine.table("t").scan()) == before
+        assert slot not in db._engine.versions._live()
+
+
+def hold_a_snapshot(db: toydb.Database) -> None:
+    with db.begin():
+        time.sleep(WAIT)
+
+
+def wait_for_a_snapshot(db: toydb.Database) -> int:
+    """The LSN of a snapshot of another process, once there is one."""
+    versions = db._engine.versions
+    wait_until(lambda: len(set(versions._live()) - set(versions._mine)) == 1, "another process begins a snapshot")
+    (lsn,) = set(versions._live()) - set(versions._mine)
+    return lsn
+
+
+def test_a_snapshot_that_is_too_old_says_so(db: toydb.Database) -> None:
+    fill(db, 10_000)  # more pages than the version store has room for
+    old = db.begin()
+    fill(db, 10_000, size=51)
+    with old, pytest.raises(toydb.SnapshotTooOld):
+        list(old.table("t").scan())
+
+
+def test_a_writer_waits_for_its_turn(open_db: OpenDatabase, threads: Threads) -> None:
+    db, other = open_db(), open_db()
+    with db.begin(write=True) as txn:
+        txn.create_table("t")
+        with pytest.raises(toydb.TransactionError):
+            db.begin(write=True)
+
+        def wait(handle: toydb.Database) -> None:
+            with pytest.raises(toydb.Busy):
+                handle.begin(write=True, timeout=0.02)
+
+        threads.start(wait, db)
+        threads.start(wait, other)
+        threads.join()
+        with pytest.raises(toydb.Busy):
+            other.begin(write=True, timeout=0)
+    with other.begin(write=True, timeout=10) as txn:
+        txn.table("t").put(b"a", b"b")
+    with db.begin() as txn:
+        assert txn.table("t").get(b"a") == b"b"
+
+
+def test_threads_share_a_handle(open_db: OpenDatabase, threads: Threads) -> None:
+    db = open_db()
+    with db.begin(write=True) as txn:
+        txn.create_table("t").put(b"n", b"0")
+
+    def count(handle: toydb.Database) -> None:
+        for _ in range(25):
+            with handle.begin(write=True) as txn:
+                t = txn.table("t")
+                t.put(b"n", b"%d" % (int(t.get(b"n") or b"") + 1))
+            with handle.begin() as txn:
+                assert int(txn.table("t").get(b"n") or b"") > 0
+
+    for handle in (db, db, open_db()):
+        threads.start(count, handle)
+    threads.join()
+    with db.begin() as txn:
+        assert txn.table("t").get(b"n") == b"75"
+
+
+def test_a_commit_is_one_sync_for_all_who_wait(db: toydb.Database, threads: Threads, monkeypatch: Any) -> None:
+    fill(db, 1)
+    engine, syncs, inside = db._engine, [], threading.Event()
+    others = threading.Semaphore(0)
+    sync = engine.log.sync
+
+    def slow_sync(segment: int) -> None:
+        syncs.append(segment)
+        if len(syncs) == 1:
+            inside.set()
+            for _ in range(6):
+                assert others.acquire(timeout=60)
+        sync(segment)
+
+    publish = engine.publish
+
+    def telling_publish(*args: Any) -> Any:
+        state = publish(*args)
+        if inside.is_set():
+            others.release()
+        return state
+
+    monkeypatch.setattr(engine.log, "sync", slow_sync)
+    monkeypatch.setattr(engine, "publish", telling_publish)
+
+    def put(i: int) -> None:
+        with db.begin(write=True) as txn:
+            txn.table("t").put(b"%d" % i, b"")
+
+    threads.start(put, 0)
+    assert inside.wait(60)
+    for i in range(1, 7):
+        threads.start(put, i)
+    threads.join()
+    assert len(syncs) == 2, "the first, and one for the six that came meanwhile"
+
+
+def test_a_segment_is_durable_before_the_next_begins(db: toydb.Database, monkeypatch: Any) -> None:
+    fill(db, 10)
+    engine, steps = db._engine, []
+    sync, create = engine.log.sync, engine.log.create
+    monkeypatch.setattr(engine.log, "sync", lambda segment: (steps.append(("sync", segment)), sync(segment)))
+    monkeypatch.setattr(engine.log, "create", lambda start: (steps.append(("create", start)), create(start)))
+    with db.begin(write=True) as txn:
+        txn.table("t").put(b"000000", b"new")
+        old = engine.shared.current().segment
+        lsn = engine.commit(txn._changed())  # appended, and not synced yet
+        engine.rotate()
+        txn.rollback()
+    assert steps[:2] == [("sync", old), ("create", lsn)]
+
+
+def test_nobody_sees_what_is_not_durable(db: toydb.Database, threads: Threads, monkeypatch: Any) -> None:
+    fill(db, 3)
+    engine, inside, go_on = db._engine, threading.Event(), threading.Event()
+    sync = engine.log.sync
+
+    def slow_sync(segment: int) -> None:
+        inside.set()
+        assert go_on.wait(60)
+        sync(segment)
+
+    monkeypatch.setattr(engine.log, "sync", slow_sync)
+
+    def put() -> None:
+        with db.begin(write=True) as txn:
+            txn.table("t").put(b"000000", b"new")
+
+    threads.start(put)
+    assert inside.wait(60)
+    db.pool.log_sync = None
+    with db.begin() as txn:
+        assert txn.table("t").get(b"000000") == b"0" * 50
+    with db.begin(latest=True) as txn:
+        assert txn.table("t").get(b"000000") == b"new"
+    assert db.pool.flush() >= 0
+    written = Path(db.path).read_bytes()
+    assert b"new" not in written, "the flusher wrote a page that the log could lose"
+    go_on.set()
+    threads.join()
+    with db.begin() as txn:
+        assert txn.table("t").get(b"000000") == b"new"
+
+# ---- readers without a lock -----------------------------------------------------------
+
+
+def test_a_latest_reader_comes_through_while_pages_split_and_merge(open_db: OpenDatabase, threads: Threads) -> None:
+    db, other = open_db(), open_db()
+    stays = {b"%05d" % i: b"v" * 40 for i in range(0, 1200, 50)}
+    with db.begin(write=True) as txn:
+        t = txn.create_table("t")
+        for key, value in stays.items():
+            t.put(key, value)
+    done = threading.Event()
+    restarts = []
+
+    def read() -> None:
+        while not done.is_set():
+            with other.begin(latest=True) as txn:
+                t = txn.table("t")
+                for key, value in stays.items():
+                    assert t.get(key) == value, key
+                found = [key for key, _ in t.scan(reverse=len(restarts) % 2 == 1) if key in stays]
+                assert sorted(found) == sorted(stays)
+                restarts.append(txn.stats.restarts)
+
+    threads.start(read)
+    for _ in range(4):
+        for step in (put_all, delete_all):
+            with db.begin(write=True) as txn:
+                step(txn.table("t"), stays)
+    done.set()
+    threads.join()
+    assert restarts
+
+
+def put_all(t: toydb.Table, stays: dict[bytes, bytes]) -> None:
+    for i in range(1200):
+        key = b"%05d" % i
+        if key not in stays:
+            t.put(key, bytes(60))
+
+
+def delete_all(t: toydb.Table, stays: dict[bytes, bytes]) -> None:
+    for key, _ in t.scan():
+        if key not in stays:
+            t.delete(key)
+
+
+def test_a_latest_reader_at_each_step_of_a_split(db: toydb.Database, monkeypatch: Any) -> None:
+    """After each single page of a commit is published, every key is found, without starting over."""
+    rows = fill(db, 300)
+    engine, looks = db._engine, 0
+    write_page = engine.write_page
+
+    def look_after(page_no: int, image: bytes, lsn: int) -> None:
+        nonlocal looks
+        write_page(page_no, image, lsn)
+        looks += 1
+        with db.begin(latest=True) as txn:
+            t = txn.table("t")
+            for key in list(rows)[::7]:
+                assert t.get(key) == rows[key]
+            assert txn.stats.restarts == 0, f"page {page_no} was published too early"
+
+    monkeypatch.setattr(engine, "write_page", look_after)
+    with db.begin(write=True) as txn:
+        t = txn.table("t")
+        for i in range(300):
+            t.put(b"%06d+" % i, bytes(90))
+    assert looks > 10
