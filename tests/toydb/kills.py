@@ -7,6 +7,7 @@ Prints a report as JSON; ends with 1 if anything was lost, or hung.
 """
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import os
@@ -19,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -270,6 +271,16 @@ def die_at(arena: Arena, point: str, count: int) -> None:
     arena.verify(f"{point}:{count}")
 
 
+@contextlib.contextmanager
+def ending(arena: Arena) -> Iterator[None]:
+    """Whatever happens, nothing of the arena is left."""
+    try:
+        yield
+    except BaseException:
+        arena.close()
+        raise
+
+
 def kill_at_points(report: Report, counts: tuple[int, ...], seed: int = 1) -> None:
     arena = Arena(report, seed)
     rounds = [(point, count) for count in counts for point in POINTS]
@@ -279,7 +290,8 @@ def kill_at_points(report: Report, counts: tuple[int, ...], seed: int = 1) -> No
             arena = Arena(report, seed + i)
             arena.wait(arena.work(10))
         once = point.startswith(("open.", "make.", "settle.", "recover."))  # a process comes there once
-        die_at(arena, point, 1 if once else count)
+        with ending(arena):
+            die_at(arena, point, 1 if once else count)
     arena.close()
 
 
@@ -288,25 +300,31 @@ def kill_at_random(report: Report, kills: int, seed: int = 1) -> None:
     last = report.kills + kills
     while report.kills < last:
         rounds += 1
-        running = [arena.work(1_000_000, rng.choice(["", "", *POINTS]), rng.randrange(1, 20)) for _ in range(3)]
-        for _ in range(rng.randrange(4, 12)):
-            time.sleep(rng.uniform(0.001, 0.06))
-            victim = rng.choice(running)
-            running.remove(victim)
-            arena.kill(victim)
-            running.append(arena.work(1_000_000))
-        end = rng.random()
-        if end < 0.3:
-            arena.lose_power()
-        elif end < 0.5:
-            arena.lose_pool()
-        else:
-            arena.kill_all()
-        arena.verify(f"round {rounds} of seed {seed}")
+        with ending(arena):
+            kill_some(arena, rng, f"round {rounds} of seed {seed}")
         if rounds % 4 == 0:
             arena.close()
             arena = Arena(report, seed + rounds)
     arena.close()
+
+
+def kill_some(arena: Arena, rng: random.Random, what: str) -> None:
+    """One round: some are killed at random moments, and at last all."""
+    running = [arena.work(1_000_000, rng.choice(["", "", *POINTS]), rng.randrange(1, 20)) for _ in range(3)]
+    for _ in range(rng.randrange(4, 12)):
+        time.sleep(rng.uniform(0.001, 0.06))
+        victim = rng.choice(running)
+        running.remove(victim)
+        arena.kill(victim)
+        running.append(arena.work(1_000_000))
+    end = rng.random()
+    if end < 0.3:
+        arena.lose_power()
+    elif end < 0.5:
+        arena.lose_pool()
+    else:
+        arena.kill_all()
+    arena.verify(what)
 
 
 def main() -> None:
