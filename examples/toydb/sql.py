@@ -1,0 +1,179 @@
+"""SQL over toydb: SQLite parses and plans, toydb's tables store.
+
+    import toydb.sql
+
+    with toydb.sql.connect("shop.db") as con:
+        con.execute("CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT NOT NULL, price REAL)")
+        con.execute("INSERT INTO item(name, price) VALUES(?, ?)", ("lamp", 39.5))
+        print(con.execute("SELECT * FROM item WHERE price < 50").fetchall())
+
+A connection is an ``apsw.Connection`` on an empty database in memory, whose tables are
+all virtual; what APSW documents holds, except as the README's section on SQL says. Each
+thread and each process opens its own; any number work on one database.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+import apsw
+
+from toydb import sql_check, sql_ddl, sql_text
+from toydb.database import Database
+from toydb.sql_schema import Schema
+from toydb.sql_session import Pages, SchemaChanged, Session
+from toydb.sql_text import Statement
+
+MOST_REWRITTEN = 500
+
+
+def connect(path: str | os.PathLike[str], **options: Any) -> "Connection":
+    """Open a database for SQL; ``options`` are those of ``toydb.Database.open``.
+
+    Raises toydb.ToyDBError and what ``Database.open`` raises.
+    """
+    return Connection(Database.open(path, **options), owns=True)
+
+
+class Connection(apsw.Connection):
+    """A SQL connection to an open toydb database, which it closes at the end if it ``owns`` it."""
+
+    def __init__(self, database: Database, *, owns: bool = False) -> None:
+        super().__init__(":memory:")
+        self.database = database
+        self._owns = owns
+        self._rewritten: dict[str, tuple[str, Schema | None, str]] = {}
+        self.session = Session(self, database)
+        self.catalog = sql_ddl.Catalog(self, self.session)
+        self.cursor_factory = Cursor
+        self.catalog.attach()
+
+    def close(self, force: bool = False) -> None:
+        """Roll back what is not committed, and close."""
+        super().close(force)
+        self.session.close()
+        if self._owns:
+            self.database.close()
+
+    def __enter__(self) -> "Connection":
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> bool:
+        try:
+            return super().__exit__(kind, error, where)
+        finally:
+            self.session.settle()
+
+    def set_busy_timeout(self, milliseconds: int) -> None:
+        """How long a writer waits for another one."""
+        super().set_busy_timeout(milliseconds)
+        self.session.timeout_s = milliseconds / 1000
+
+    def changes(self) -> int:
+        """Rows changed by the last INSERT, UPDATE or DELETE."""
+        return super().changes() - self.session.ignored
+
+    def pages(self) -> Pages:
+        """Pages that this connection has touched so far."""
+        return self.session.pages()
+
+    def tables(self) -> list[Schema]:
+        """The tables of the database, by name."""
+        return self.catalog.tables()
+
+    def check(self) -> list[str]:
+        """What is wrong with the database: its pages and trees, then its tables and indexes. [] if nothing is."""
+        return list(self.database.check()) or sql_check.check(self.session, self.tables())
+
+    def rewrite(self, statement: Statement) -> str:
+        """An INSERT with the defaults of the columns that it leaves out."""
+        table, schema, text = self._rewritten.get(statement.sql, ("", None, ""))
+        if table and self.catalog.find(table) is schema:
+            return text
+        target = sql_text.insert_target(statement)
+        if target is None:
+            return statement.sql
+        schema = self.catalog.find(target.table)
+        text = statement.sql if schema is None else _complete(statement, target, schema)
+        if len(self._rewritten) >= MOST_REWRITTEN:
+            self._rewritten.clear()
+        self._rewritten[statement.sql] = (target.table, schema, text)
+        return text
+
+
+def _complete(statement: Statement, target: sql_text.Target, schema: Schema) -> str:
+    if sql_text.returns(statement):
+        raise apsw.SQLError(
+            "INSERT … RETURNING would return what was given, not what is stored: "
+            "use last_insert_rowid(), or SELECT the row"
+        )
+    if target.columns is None and statement.word(target.source) != "DEFAULT":
+        return statement.sql
+    given = {name.lower() for name in target.columns or ()}
+    defaults = {name: value for name, value in schema.defaults().items() if name.lower() not in given}
+    return sql_text.with_defaults(statement, target, defaults) if defaults else statement.sql
+
+
+class Cursor(apsw.Cursor):
+    """Executes statements; of several, the rows come from the last one."""
+
+    def execute(self, statements: str, bindings: Any = None, **options: Any) -> "Cursor":
+        parts = sql_text.script(statements)
+        if len(parts) == 1:
+            return self._execute(parts[0], bindings, options)
+        taken = 0
+        for number, part in enumerate(parts):
+            own = bindings
+            if isinstance(bindings, Sequence):
+                count = sql_text.parameters(part)
+                own = bindings[taken:] if number == len(parts) - 1 else bindings[taken : taken + count]
+                taken += count
+            self._execute(part, own, options)
+            if number < len(parts) - 1:
+                for _ in self:
+                    pass
+        return self
+
+    def executemany(self, statements: str, sequenceofbindings: Iterable[Any], **options: Any) -> "Cursor":
+        for bindings in sequenceofbindings:
+            self.execute(statements, bindings, **options)
+        return self
+
+    def _execute(self, statement: Statement, bindings: Any, options: dict[str, Any]) -> "Cursor":
+        connection = self.connection
+        assert isinstance(connection, Connection)
+        define: Callable[[Statement, Any], None] | None = connection.catalog.handlers.get(statement.kind)
+        if define is not None and not statement.temporary:
+            define(statement, bindings)
+            return self
+        for attempt in (1, 2):
+            sql = connection.rewrite(statement) if statement.kind == "INSERT" else statement.sql
+            try:
+                self._run(sql, bindings, options, statement.kind)
+            except apsw.SQLError as error:
+                outdated = isinstance(error, SchemaChanged) or str(error).startswith("no such table")
+                if attempt == 2 or not outdated or not connection.catalog.refresh():
+                    raise
+            else:
+                break
+        if statement.kind == "BEGIN" and statement.word(1) in ("IMMEDIATE", "EXCLUSIVE"):
+            connection.catalog.begin_write()
+        return self
+
+    def _run(self, sql: str, bindings: Any, options: dict[str, Any], kind: str) -> None:
+        connection = self.connection
+        assert isinstance(connection, Connection)
+        if kind in ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "ROLLBACK TO"):
+            try:
+                super().execute(sql, bindings, **options)
+                connection.catalog.enlist()
+            finally:
+                connection.session.settle()
+        else:
+            connection.catalog.enlist()
+            with connection.session.statement():
+                super().execute(sql, bindings, **options)

@@ -1,0 +1,397 @@
+"""CREATE and DROP: definitions, stored in the database itself and known to every connection.
+
+SQLite's own schema is in memory and this connection's alone. The stored one is the
+truth: each table's ``meta`` holds its SQL. :meth:`Catalog.refresh` makes the first like
+the second, by CREATE VIRTUAL TABLE and DROP TABLE with storage left alone; so prepared
+statements are made anew, and a ROLLBACK takes these back as it takes back the rest.
+
+Views and their triggers are rows of an ordinary toydb table, ``toydb_schema``.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import apsw
+
+from toydb import sql_text
+from toydb.errors import NoSuchTable, TableExists
+from toydb.sql_schema import Schema
+from toydb.sql_session import Session, Work
+from toydb.sql_table import SEQUENCE, VirtualTable
+from toydb.sql_text import Statement, quote
+
+DEFINITIONS = "toydb_schema"
+_CREATE_DEFINITIONS = f"CREATE TABLE {DEFINITIONS}(type TEXT, name TEXT, sql TEXT NOT NULL, PRIMARY KEY(type, name))"
+_ENLIST = "DELETE FROM temp.toydb_transaction WHERE 0"
+
+
+class Enlist:
+    """A virtual table without rows. A write to it brings the session into SQLite's transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def Create(self, *_args: Any) -> tuple[str, "EnlistTable"]:
+        return "CREATE TABLE x(a)", EnlistTable(self._session)
+
+    Connect = Create
+
+
+class EnlistTable:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def BestIndexObject(self, _info: apsw.IndexInfo) -> bool:
+        return True
+
+    def Begin(self) -> None:
+        self._session.enlisted = True
+
+    def Sync(self) -> None:
+        self._session.sync()
+
+    def Commit(self) -> None:
+        self._session.end()
+
+    def Rollback(self) -> None:
+        self._session.end()
+
+    def Savepoint(self, level: int) -> None:
+        self._session.savepoint(level)
+
+    def Release(self, level: int) -> None:
+        self._session.release_to(level)
+
+    def RollbackTo(self, level: int) -> None:
+        self._session.rollback_to(level)
+
+    def Disconnect(self) -> None:
+        """Nothing is kept."""
+
+    Destroy = Disconnect
+
+
+class Module:
+    """Makes the virtual tables of ``USING toydb``."""
+
+    def __init__(self, catalog: "Catalog") -> None:
+        self._catalog = catalog
+
+    def Create(
+        self, connection: apsw.Connection, _module: str, _database: str, name: str, *columns: str
+    ) -> tuple[str, VirtualTable]:
+        schema = self._catalog.coming
+        if schema is None:
+            schema = Schema(f"CREATE TABLE {quote(name)}({', '.join(columns)})")
+        if not self._catalog.storage_stays:
+            self._catalog.create_storage(schema)
+        return self._declare(connection, schema)
+
+    def Connect(
+        self, connection: apsw.Connection, _module: str, _database: str, name: str, *_columns: str
+    ) -> tuple[str, VirtualTable]:
+        schema = self._catalog.find(name)
+        if schema is None:
+            raise apsw.SQLError(f"no such table: {name}")
+        return self._declare(connection, schema)
+
+    def _declare(self, connection: apsw.Connection, schema: Schema) -> tuple[str, VirtualTable]:
+        connection.vtab_config(apsw.SQLITE_VTAB_CONSTRAINT_SUPPORT, 1)
+        table = DefinedTable(connection, self._catalog, schema)
+        self._catalog.known[schema.name.lower()] = table
+        return schema.declaration(), table
+
+
+class DefinedTable(VirtualTable):
+    """A virtual table that a catalog keeps."""
+
+    def __init__(self, connection: apsw.Connection, catalog: "Catalog", schema: Schema) -> None:
+        super().__init__(connection, catalog.session, schema)
+        self._catalog = catalog
+
+    def Disconnect(self) -> None:
+        if self._catalog.known.get(self.schema.name.lower()) is self:
+            del self._catalog.known[self.schema.name.lower()]
+
+    def Destroy(self) -> None:
+        self.Disconnect()
+        if not self._catalog.storage_stays:
+            self._catalog.drop_storage(self.schema)
+
+
+class Catalog:
+    """What is defined, and how statements define it."""
+
+    def __init__(self, connection: apsw.Connection, session: Session) -> None:
+        self._connection = connection
+        self.session = session
+        self.known: dict[str, DefinedTable] = {}
+        self.coming: Schema | None = None  # what the next CREATE VIRTUAL TABLE is to declare
+        self.storage_stays = False
+        self.handlers: dict[str, Callable[[Statement, Any], None]] = {
+            "CREATE TABLE": self._create_table,
+            "CREATE VIRTUAL": self._create_virtual,
+            "CREATE INDEX": self._create_index,
+            "DROP TABLE": self._drop_table,
+            "DROP INDEX": self._drop_index,
+            "CREATE VIEW": self._create_definition,
+            "CREATE TRIGGER": self._create_definition,
+            "DROP VIEW": self._drop_definition,
+            "DROP TRIGGER": self._drop_definition,
+        }
+
+    def attach(self) -> None:
+        """Tell SQLite of everything that is stored."""
+        create = self._connection.create_module
+        create("toydb", cast(Any, Module(self)), use_bestindex_object=True, use_no_change=True, iVersion=2)
+        create("toydb_transaction", cast(Any, Enlist(self.session)), use_bestindex_object=True, iVersion=2)
+        self._sqlite("CREATE VIRTUAL TABLE temp.toydb_transaction USING toydb_transaction")
+        self.refresh()
+
+    # -- what is there ---------------------------------------------------------------------
+
+    def tables(self) -> list[Schema]:
+        with self.session.reading() as work:
+            return [self._stored(work, name) for name in work.txn.tables() if name.startswith("table:")]
+
+    def find(self, name: str) -> Schema | None:
+        """The schema of a table, or None."""
+        known = self.known.get(name.lower())
+        if known is not None:
+            return known.schema
+        with self.session.reading() as work:
+            try:
+                return self._stored(work, "table:" + name.lower())
+            except NoSuchTable:
+                return None
+
+    def _stored(self, work: Work, storage: str) -> Schema:
+        return self.session.load(work.txn.table(storage).meta)
+
+    def refresh(self) -> bool:
+        """Make SQLite's schema like the stored one. Whether anything was different."""
+        stored = {schema.name.lower(): schema for schema in self.tables()}
+        listed = self._sqlite("SELECT lower(name) FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL TABLE%'").fetchall()
+        there = {str(name) for (name,) in listed}
+        changed = False
+        for name in there:
+            known = self.known.get(name)
+            if name not in stored or known is None or known.schema.meta() != stored[name].meta():
+                changed |= name not in stored or known is not None
+                self._forget(name)
+        for name, schema in stored.items():
+            if name not in self.known:
+                self._learn(schema)
+                changed = True
+        return self._refresh_definitions(DEFINITIONS in stored) or changed
+
+    def _refresh_definitions(self, any_stored: bool) -> bool:
+        listed = "SELECT type, name, sql FROM {} WHERE type IN ('view', 'trigger')"
+        known = set(self._sqlite(listed.format("sqlite_schema")).fetchall())
+        stored = set(self._sqlite(listed.format(DEFINITIONS)).fetchall()) if any_stored else set()
+        for kind, name, _ in sorted(known - stored):
+            self._sqlite(f"DROP {kind} IF EXISTS {quote(str(name))}")
+        for _, _, sql in sorted(stored - known, reverse=True):  # views before their triggers
+            self._sqlite(str(sql))
+        return known != stored
+
+    def _learn(self, schema: Schema) -> None:
+        """CREATE VIRTUAL TABLE of what is stored already."""
+        self.coming, before, self.storage_stays = schema, self.storage_stays, True
+        try:
+            self._sqlite(_virtual(schema))
+        finally:
+            self.coming, self.storage_stays = None, before
+
+    def _forget(self, name: str) -> None:
+        """DROP TABLE, and the storage stays."""
+        before, self.storage_stays = self.storage_stays, True
+        try:
+            self._sqlite(f"DROP TABLE main.{quote(name)}")
+        finally:
+            self.storage_stays = before
+
+    # -- storage ---------------------------------------------------------------------------
+
+    def create_storage(self, schema: Schema) -> None:
+        txn = self.session.begin_write().txn
+        try:
+            txn.create_table(schema.storage, schema.meta())
+            for index in schema.indexes:
+                txn.create_table(index.storage)
+        except TableExists as error:
+            raise apsw.SQLError(f"table {quote(schema.name)} already exists") from error
+
+    def drop_storage(self, schema: Schema) -> None:
+        work = self.session.begin_write()
+        for storage in (schema.storage, *(index.storage for index in schema.indexes)):
+            work.txn.drop_table(storage)
+            work.tables.pop(storage, None)
+        work.last_rowid.pop(schema.storage, None)
+        if schema.autoincrement and SEQUENCE in work.txn.tables():
+            work.txn.table(SEQUENCE).delete(schema.storage.encode())
+
+    def begin_write(self) -> None:
+        """BEGIN IMMEDIATE: take the write transaction now, or take BEGIN back."""
+        try:
+            self.session.begin_write()
+        except BaseException:
+            self._sqlite("ROLLBACK")
+            raise
+
+    def enlist(self) -> None:
+        """Inside BEGIN or SAVEPOINT, see that the session hears of its end and of savepoints."""
+        if not self.session.enlisted and not self._connection.get_autocommit():
+            self._sqlite(_ENLIST)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Work]:
+        """A definition is one transaction, or a statement of the one that runs."""
+        if not self._connection.get_autocommit():
+            self.enlist()
+            with self.session.statement():
+                self._sqlite("SAVEPOINT toydb_definition")
+                try:
+                    self.session.begin_write()
+                    self.refresh()
+                    yield self.session.begin_write()
+                except BaseException:
+                    self._sqlite("ROLLBACK TO toydb_definition")
+                    raise
+                finally:
+                    self._sqlite("RELEASE toydb_definition")
+            return
+        self._sqlite("BEGIN")
+        try:
+            self.enlist()
+            self.session.begin_write()
+            self.refresh()
+            yield self.session.begin_write()
+            self._sqlite("COMMIT")
+        except BaseException:
+            if not self._connection.get_autocommit():
+                self._sqlite("ROLLBACK")
+            raise
+        finally:
+            self.session.settle()
+
+    def _sqlite(self, sql: str, values: tuple[Any, ...] = ()) -> apsw.Cursor:
+        """Execute as it is, past our own cursor class."""
+        return apsw.Cursor.execute(apsw.Cursor(self._connection), sql, values)
+
+    # -- statements ------------------------------------------------------------------------
+
+    def _create_table(self, statement: Statement, bindings: Any) -> None:
+        with self._transaction():
+            exists = self._exists(statement.name)
+            if exists and statement.if_exists:
+                return
+            if exists:
+                raise apsw.SQLError(f"table {quote(statement.name)} already exists")
+            if statement.word(statement.at) == "AS":
+                self._create_table_as(statement, bindings)
+            else:
+                self._define(Schema(f"CREATE TABLE {quote(statement.name)}{statement.rest(statement.at)}"))
+
+    def _create_table_as(self, statement: Statement, bindings: Any) -> None:
+        query = statement.rest(statement.at + 1)
+        self._sqlite(f"CREATE TEMP TABLE toydb_new AS {query}", bindings or ())
+        try:
+            columns = self._sqlite("SELECT name, type FROM pragma_table_info('toydb_new')").fetchall()
+            declared = ", ".join(f"{quote(str(name))} {kind}" for name, kind in columns)
+            self._define(Schema(f"CREATE TABLE {quote(statement.name)}({declared})"))
+            self._sqlite(f"INSERT INTO {quote(statement.name)} SELECT * FROM temp.toydb_new")
+        finally:
+            self._sqlite("DROP TABLE temp.toydb_new")
+
+    def _create_virtual(self, statement: Statement, _bindings: Any) -> None:
+        if statement.word(statement.at + 1) != "TOYDB":
+            raise apsw.SQLError("toydb does not store other virtual tables: CREATE VIRTUAL TABLE temp.name USING …")
+        with self._transaction():
+            self._sqlite(statement.sql)
+
+    def _define(self, schema: Schema) -> None:
+        self.create_storage(schema)
+        self._learn(schema)
+
+    def _exists(self, name: str) -> bool:
+        rows = self._sqlite("SELECT 1 FROM sqlite_schema WHERE lower(name) = lower(?)", (name,)).fetchall()
+        return bool(rows)
+
+    def _create_index(self, statement: Statement, _bindings: Any) -> None:
+        at = statement.at
+        if statement.word(at) != "ON" or at + 1 >= len(statement.tokens):
+            raise apsw.SQLError("CREATE INDEX name ON table(columns)")
+        with self._transaction() as work:
+            table = self.find(statement.tokens[at + 1].name)
+            if table is None:
+                raise apsw.SQLError(f"no such table: {statement.tokens[at + 1].name}")
+            if f"index:{statement.name.lower()}" in work.txn.tables():
+                if statement.if_exists:
+                    return
+                raise apsw.SQLError(f"index {quote(statement.name)} already exists")
+            unique = "UNIQUE " if statement.word(1) == "UNIQUE" else ""
+            changed = table.with_index(f"CREATE {unique}INDEX {quote(statement.name)} {statement.rest(at)}")
+            new = next(index for index in changed.indexes if index.name.lower() == statement.name.lower())
+            VirtualTable(self._connection, self.session, changed).add_index(work, new)
+            self._change(work, changed)
+
+    def _drop_index(self, statement: Statement, _bindings: Any) -> None:
+        with self._transaction() as work:
+            for table in self.tables():
+                for index in table.indexes:
+                    if index.name.lower() != statement.name.lower():
+                        continue
+                    if index.sql is None:
+                        raise apsw.SQLError("index associated with UNIQUE or PRIMARY KEY constraint cannot be dropped")
+                    work.txn.drop_table(index.storage)
+                    work.tables.pop(index.storage, None)
+                    self._change(work, table.without_index(index.name))
+                    return
+            if not statement.if_exists:
+                raise apsw.SQLError(f"no such index: {statement.name}")
+
+    def _change(self, work: Work, schema: Schema) -> None:
+        """A table's new schema, stored and declared."""
+        work.txn.table(schema.storage).set_meta(schema.meta())
+        work.tables.pop(schema.storage, None)
+        self._forget(schema.name)
+        self._learn(schema)
+
+    def _drop_table(self, statement: Statement, _bindings: Any) -> None:
+        with self._transaction():
+            if statement.name.lower() == "toydb_transaction":
+                raise apsw.SQLError("table toydb_transaction may not be dropped")
+            self._sqlite(statement.sql)
+
+    def _create_definition(self, statement: Statement, _bindings: Any) -> None:
+        kind = statement.kind.split()[1].lower()
+        with self._transaction():
+            if statement.if_exists and self._exists(statement.name):
+                return
+            self._sqlite(statement.sql)
+            if self.find(DEFINITIONS) is None:
+                self._define(Schema(_CREATE_DEFINITIONS))
+            self._sqlite(
+                f"INSERT INTO {DEFINITIONS} SELECT type, name, sql FROM sqlite_schema "
+                "WHERE type = ? AND lower(name) = lower(?)",
+                (kind, statement.name),
+            )
+
+    def _drop_definition(self, statement: Statement, _bindings: Any) -> None:
+        with self._transaction():
+            self._sqlite(statement.sql)
+            if self.find(DEFINITIONS) is not None:
+                self._refresh_stored_definitions()
+
+    def _refresh_stored_definitions(self) -> None:
+        """Dropping a view drops its triggers too: store what is left."""
+        self._sqlite(f"DELETE FROM {DEFINITIONS} WHERE (type, name) NOT IN (SELECT type, name FROM sqlite_schema)")
+
+
+def _virtual(schema: Schema) -> str:
+    """The CREATE VIRTUAL TABLE that stands in SQLite's schema."""
+    statement = sql_text.script(schema.sql)[0]
+    body = sql_text.parenthesised(statement, statement.at)
+    return f"CREATE VIRTUAL TABLE main.{quote(schema.name)} USING toydb({body.inside if body else ''})"

@@ -1,0 +1,290 @@
+"""What a table looks like: its columns, key and indexes, and the gate that rows pass.
+
+The schema that is stored (a table's ``meta``) is the user's own SQL text. To read it,
+SQLite itself executes it in an empty scratch database in memory, and its pragmas tell
+the rest; so there is no second parser whose idea of a type or a key could differ.
+
+The scratch table has a second use. A value must take on its column's affinity and pass
+NOT NULL and CHECK. Nearly all values obviously do; a row with any other value is
+inserted into the scratch table and read back, and SQLite has the last word.
+
+Meta, UTF-8 JSON::
+
+    {"format": 1, "sql": "CREATE TABLE …", "indexes": ["CREATE INDEX …", …]}
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+import msgspec.msgpack
+
+from toydb import sql_text
+from toydb.keys import COLLATIONS, Value, encode
+
+Row = list[Value]
+
+HIDDEN_KEY = "_toydb_key"
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(list).decode
+_PLAIN: dict[str, frozenset[type]] = {  # value types that an affinity leaves alone
+    "INTEGER": frozenset((int, bytes, type(None))),
+    "NUMERIC": frozenset((int, bytes, type(None))),
+    "REAL": frozenset((float, bytes, type(None))),
+    "TEXT": frozenset((str, bytes, type(None))),
+    "BLOB": frozenset((int, float, str, bytes, type(None))),
+}
+_CONSTANTS = ("NULL", "TRUE", "FALSE", "CURRENT_TIME", "CURRENT_DATE", "CURRENT_TIMESTAMP")
+
+
+def affinity(declared: str) -> str:
+    """A column's affinity by its declared type (SQLite, "Datatypes", section 3.1)."""
+    kind = declared.upper()
+    if "INT" in kind:
+        return "INTEGER"
+    if any(word in kind for word in ("CHAR", "CLOB", "TEXT")):
+        return "TEXT"
+    if not kind or "BLOB" in kind:
+        return "BLOB"
+    return "REAL" if any(word in kind for word in ("REAL", "FLOA", "DOUB")) else "NUMERIC"
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    declared: str
+    affinity: str
+    collation: str
+    not_null: bool
+    default: str | None
+
+
+@dataclass(frozen=True)
+class Index:
+    """Columns by which rows can be found. Its entries are ``columns, then the row's key``."""
+
+    name: str
+    columns: tuple[int, ...]
+    collations: tuple[str, ...]
+    unique: bool
+    sql: str | None  # None for a UNIQUE constraint of the table
+
+    @property
+    def storage(self) -> str:
+        return "index:" + self.name.lower()
+
+
+class Schema:
+    """A table as its SQL text declares it.
+
+    ``rowid`` says what the rows are stored under: their 64-bit row id (``alias`` is then
+    the INTEGER PRIMARY KEY column, if there is one), or else the PRIMARY KEY columns.
+    """
+
+    def __init__(self, sql: str, index_sqls: Sequence[str] = ()) -> None:
+        self.sql = sql
+        self.index_sqls = tuple(index_sqls)
+        self._scratch = apsw.Connection(":memory:")
+        for statement in (sql, *index_sqls):
+            self._scratch.execute(statement)
+        self.name = str(self._one("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"))
+        self.strict = bool(self._one("SELECT strict FROM pragma_table_list WHERE name = ?", self.name))
+        self.columns = self._read_columns()
+        self.indexes: list[Index] = []
+        self.primary_key: tuple[int, ...] = ()
+        self.key_collations: tuple[str, ...] = ()
+        self._read_indexes()
+        self.rowid = not self.primary_key
+        self.alias = self._read_alias() if self.rowid else None
+        self.autoincrement = self.alias is not None and self._is_autoincrement()
+        self._prepare_gate()
+
+    @property
+    def storage(self) -> str:
+        return "table:" + self.name.lower()
+
+    def meta(self) -> bytes:
+        """The schema as the table's meta keeps it."""
+        return json.dumps({"format": 1, "sql": self.sql, "indexes": self.index_sqls}).encode()
+
+    def with_index(self, index_sql: str) -> "Schema":
+        return Schema(self.sql, (*self.index_sqls, index_sql))
+
+    def without_index(self, name: str) -> "Schema":
+        kept = [index.sql for index in self.indexes if index.sql and index.name.lower() != name.lower()]
+        return Schema(self.sql, kept)
+
+    def declaration(self) -> str:
+        """What SQLite is told of the virtual table."""
+        parts = []
+        for column in self.columns:
+            collate = "" if column.collation == "BINARY" else f" COLLATE {column.collation}"
+            parts.append(f"{sql_text.quote(column.name)} {column.declared}{collate}")
+        if self.rowid:
+            return f"CREATE TABLE x({', '.join(parts)})"
+        parts.append(f"{HIDDEN_KEY} BLOB HIDDEN NOT NULL PRIMARY KEY")
+        return f"CREATE TABLE x({', '.join(parts)}) WITHOUT ROWID"
+
+    def defaults(self) -> dict[str, str]:
+        """Default expressions by column name."""
+        return {column.name: _expression(column.default) for column in self.columns if column.default is not None}
+
+    # -- reading the scratch database --------------------------------------------------
+
+    def _one(self, sql: str, *values: Value) -> Any:
+        row = self._scratch.execute(sql, values).fetchone()
+        return None if row is None else row[0]
+
+    def _rows(self, sql: str, *values: Value) -> list[Any]:
+        return self._scratch.execute(sql, values).fetchall()
+
+    def _read_columns(self) -> tuple[Column, ...]:
+        columns = []
+        for _, name, declared, not_null, default, _, hidden in self._rows(
+            "SELECT * FROM pragma_table_xinfo(?)", self.name
+        ):
+            if hidden:
+                raise apsw.SQLError(f"{self.name}.{name}: toydb does not store generated columns; use a view")
+            if name.lower() == HIDDEN_KEY:
+                raise apsw.SQLError(f"a column cannot be called {HIDDEN_KEY}")
+            collation = str(self._scratch.column_metadata("main", self.name, name)[1]).upper()
+            kind = "BLOB" if self.strict and declared.upper() == "ANY" else affinity(declared)
+            columns.append(Column(name, declared, kind, collation, bool(not_null), default))
+        return tuple(columns)
+
+    def _read_indexes(self) -> None:
+        listed = self._rows(
+            'SELECT name, "unique", origin, partial FROM pragma_index_list(?) ORDER BY seq DESC', self.name
+        )
+        for name, unique, origin, partial in listed:
+            parts = self._rows("SELECT cid, coll FROM pragma_index_xinfo(?) WHERE key", name)
+            columns = tuple(cid for cid, _ in parts)
+            collations = tuple(str(collation).upper() for _, collation in parts)
+            if partial or min(columns) < 0:
+                raise apsw.SQLError(f"index {name}: toydb indexes plain columns, without WHERE and expressions")
+            unknown = set(collations) - set(COLLATIONS)
+            if unknown:
+                raise apsw.SQLError(f"index {name}: keys cannot be ordered by {', '.join(sorted(unknown))}")
+            if origin == "pk":
+                self.primary_key, self.key_collations = columns, collations
+            else:
+                sql = self._one("SELECT sql FROM sqlite_schema WHERE name = ?", name)
+                self.indexes.append(Index(name, columns, collations, bool(unique), sql))
+
+    def _read_alias(self) -> int | None:
+        position: int | None = self._one("SELECT cid FROM pragma_table_xinfo(?) WHERE pk", self.name)
+        return position
+
+    def _is_autoincrement(self) -> bool:
+        return any(
+            self._scratch.column_metadata("main", self.name, column.name)[4]
+            for position, column in enumerate(self.columns)
+            if position == self.alias
+        )
+
+    # -- the gate ----------------------------------------------------------------------
+
+    def _prepare_gate(self) -> None:
+        checked = any(token.word == "CHECK" for token in sql_text.tokenize(self.sql))
+        self._always_scratch = checked or self.strict
+        self._plain = [_PLAIN[column.affinity] for column in self.columns]
+        self._reals = [i for i, column in enumerate(self.columns) if column.affinity == "REAL"]
+        required = {i for i, column in enumerate(self.columns) if column.not_null} | set(self.primary_key)
+        self._required = sorted(required - {self.alias})
+        if self.alias is not None:
+            self._plain[self.alias] = frozenset((int,))
+        names = ", ".join(sql_text.quote(column.name) for column in self.columns)
+        marks = ", ".join("?" * len(self.columns))
+        quoted = sql_text.quote(self.name)
+        self._insert = f"INSERT INTO {quoted}({names}) VALUES({marks}) RETURNING {names}"
+        self._clear = f"DELETE FROM {quoted}"
+
+    def null_where_forbidden(self, row: Row) -> int | None:
+        """The first column that is NULL and must not be."""
+        for position in self._required:
+            if row[position] is None:
+                return position
+        return None
+
+    def admit(self, row: Row) -> Row:
+        """The row as its columns store it.
+
+        Raises apsw.ConstraintError (NOT NULL, CHECK, types of a STRICT table) and
+        apsw.MismatchError (an INTEGER PRIMARY KEY that is no integer).
+        """
+        if self.alias is not None and row[self.alias] is None:
+            raise apsw.MismatchError("datatype mismatch")
+        for position in self._reals:
+            value = row[position]
+            if type(value) is int:
+                row[position] = float(value)
+        if not self._always_scratch:
+            for value, plain in zip(row, self._plain, strict=True):
+                if type(value) not in plain:
+                    break
+            else:
+                return row
+        return self._by_scratch(row)
+
+    def _by_scratch(self, row: Row) -> Row:
+        try:
+            admitted = self._scratch.execute(self._insert, row).fetchone()
+        finally:
+            self._scratch.execute(self._clear)
+        if admitted is None:
+            raise apsw.ConstraintError(f"{self.name}: SQLite refused the row without saying why")
+        return list(admitted)
+
+    def default_value(self, column: int) -> Value:
+        """What a column's default expression gives now."""
+        value: Value = self._one(f"SELECT {self.defaults()[self.columns[column].name]}")
+        return value
+
+    # -- bytes -------------------------------------------------------------------------
+
+    def key_of(self, row: Row) -> bytes:
+        """The primary key of a row that is not stored by row id."""
+        return b"".join(
+            [
+                encode(row[column], collation)
+                for column, collation in zip(self.primary_key, self.key_collations, strict=True)
+            ]
+        )
+
+    def pack(self, row: Row) -> bytes:
+        """A row as a record: a MessagePack array; the INTEGER PRIMARY KEY is in the key alone."""
+        if self.alias is not None:
+            row = row.copy()
+            row[self.alias] = None
+        return _pack(row)
+
+    def unpack(self, record: bytes) -> Row:
+        """The row of a record; where there is an INTEGER PRIMARY KEY it is None."""
+        return _unpack(record)
+
+
+def index_prefix(index: Index, row: Row) -> bytes:
+    """The columns of an index entry."""
+    return b"".join(
+        [encode(row[column], collation) for column, collation in zip(index.columns, index.collations, strict=True)]
+    )
+
+
+def _expression(default: str) -> str:
+    """A default as an expression that means the same anywhere: SQLite takes a bare or quoted name as text."""
+    tokens = list(sql_text.tokenize(default))
+    if len(tokens) == 1 and (
+        tokens[0].kind == "quoted" or (tokens[0].kind == "word" and tokens[0].word not in _CONSTANTS)
+    ):
+        return apsw.format_sql_value(tokens[0].name)
+    return f"({default})"
+
+
+def load(meta: bytes) -> Schema:
+    """The schema that a table's meta describes."""
+    stored = json.loads(meta)
+    if stored.get("format") != 1:
+        raise apsw.FormatError(f"this table was made by a newer toydb: schema format {stored.get('format')}")
+    return Schema(stored["sql"], stored["indexes"])

@@ -1,0 +1,260 @@
+"""One connection's transactions: what SQLite asks of virtual tables, as engine transactions.
+
+A statement outside a transaction reads one snapshot, from its first cursor to its last.
+BEGIN takes no snapshot yet; the first read does, and it stays until COMMIT or ROLLBACK.
+The first write turns it into a write transaction, provided that nobody has committed
+since (otherwise Busy: what was read may no longer hold). BEGIN IMMEDIATE writes from the start.
+
+The durable commit happens in xSync, where SQLite still lets it fail.
+
+Savepoints are numbered by SQLite from 0; a virtual table is told of those that are made
+after it was written to first. So each transaction begins with a write, of nothing, to
+a virtual table that is there for this alone (sql_ddl.Enlist): what it is told is whole.
+When a Python exception is on its way, APSW does not pass ROLLBACK TO on; so a
+failed statement is undone here, by a savepoint of its own (:meth:`Session.statement`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import apsw
+
+from toydb import sql_schema
+from toydb.database import Database
+from toydb.errors import Busy, NoSuchTable, TransactionError
+from toydb.sql_schema import Schema
+from toydb.transaction import Stats, Table, Transaction
+
+
+class SchemaChanged(apsw.SQLError):
+    """The stored schema is not the one this connection knows: it looks again, and tries once more.
+
+    (Not apsw.SchemaChangeError: SQLite would repeat the statement by itself, fifty times.)
+    """
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Pages touched so far; of these, found in the pool; and read from the file."""
+
+    touched: int = 0
+    hit: int = 0
+    missed: int = 0
+
+    def since(self, before: "Pages") -> "Pages":
+        return Pages(self.touched - before.touched, self.hit - before.hit, self.missed - before.missed)
+
+
+@dataclass
+class Work:
+    """An engine transaction, and how many cursors read in it."""
+
+    txn: Transaction
+    write: bool
+    start: int = 0  # the savepoint at its beginning
+    users: int = 0
+    over: bool = False
+    tables: dict[str, Table] = field(default_factory=dict)
+    last_rowid: dict[str, int] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """After a rollback to a savepoint nothing remembered need hold."""
+        self.tables.clear()
+        self.last_rowid.clear()
+
+
+class Session:
+    """The transactions of one SQL connection."""
+
+    def __init__(self, connection: apsw.Connection, database: Database) -> None:
+        self._connection = connection
+        self._database = database
+        self._schemas: dict[bytes, Schema] = {}
+        self._levels: list[tuple[int, int | None]] = []  # SQLite's level, the engine's savepoint
+        self.enlisted = False
+        self._past = Pages()
+        self.current: Work | None = None
+        self.timeout_s = 5.0
+        self.keep_after_error = False  # ON CONFLICT FAIL: what the statement did so far stays
+        self.ignored = 0  # rows that OR IGNORE passed over in the running statement
+
+    # -- reading -------------------------------------------------------------------------
+
+    def acquire(self) -> Work:
+        """The transaction to read in; pair with :meth:`release`."""
+        if self.current is None:
+            self.current = Work(self._database.begin(), write=False)
+        self.current.users += 1
+        return self.current
+
+    def release(self, work: Work) -> None:
+        work.users -= 1
+        if work.users == 0 and not work.write and (work is not self.current or self._connection.get_autocommit()):
+            self._finish(work)
+
+    @contextmanager
+    def reading(self) -> Iterator[Work]:
+        work = self.acquire()
+        try:
+            yield work
+        finally:
+            self.release(work)
+
+    def table(self, work: Work, schema: Schema) -> Table:
+        """A table's rows, once its stored schema is seen to be the one we know."""
+        table = work.tables.get(schema.storage)
+        if table is None:
+            try:
+                table = work.txn.table(schema.storage)
+            except NoSuchTable as error:
+                raise SchemaChanged(f"table {schema.name} was dropped") from error
+            if table.meta != schema.meta():
+                raise SchemaChanged(f"table {schema.name} was changed")
+            work.tables[schema.storage] = table
+        return table
+
+    def storage(self, work: Work, name: str) -> Table:
+        """Another tree of a table whose schema was checked: an index."""
+        table = work.tables.get(name)
+        if table is None:
+            table = work.tables[name] = work.txn.table(name)
+        return table
+
+    def load(self, meta: bytes) -> Schema:
+        """The schema that a meta describes; parsed once."""
+        if meta not in self._schemas:
+            self._schemas[meta] = sql_schema.load(meta)
+        return self._schemas[meta]
+
+    # -- writing -------------------------------------------------------------------------
+
+    def begin_write(self) -> Work:
+        """The write transaction; begun if there is none (xBegin)."""
+        before = self.current
+        if before is not None and before.write:
+            return before
+        try:
+            txn = self._database.begin(write=True, timeout=self.timeout_s)
+        except (Busy, TransactionError) as error:  # TransactionError: another connection of this very thread
+            raise apsw.BusyError(f"database is locked: {error}") from error
+        if before is not None and not self._connection.get_autocommit() and txn.snapshot != before.txn.snapshot:
+            txn.rollback()
+            raise _busy_snapshot()
+        self.current = Work(txn, write=True, start=txn.savepoint())
+        if before is not None and before.users == 0:
+            self._finish(before)
+        return self.current
+
+    def sync(self) -> None:
+        """Make the transaction durable (xSync)."""
+        work = self.current
+        if work is not None and work.write and not work.over:
+            work.txn.commit()
+            work.over = True
+
+    def end(self) -> None:
+        """The transaction is over (xCommit after xSync, or xRollback)."""
+        work, self.current = self.current, None
+        self._levels, self.enlisted = [], False
+        if work is not None:
+            if work.write or work.users == 0:
+                self._finish(work)
+            work.forget()
+
+    def settle(self) -> None:
+        """After each statement: outside a transaction nothing stays open that no cursor reads."""
+        work = self.current
+        if work is not None and self._connection.get_autocommit() and (work.write or work.users == 0):
+            self.end()
+
+    def close(self) -> None:
+        self.end()
+
+    def _finish(self, work: Work) -> None:
+        if work is self.current:
+            self.current = None
+        self._past = _add(self._past, work.txn.stats)
+        if not work.over:
+            work.txn.rollback()
+            work.over = True
+
+    # -- savepoints ----------------------------------------------------------------------
+
+    def savepoint(self, level: int) -> None:
+        """xSavepoint. Before the first write there is nothing to go back to but the start: None."""
+        work = self.current
+        number = work.txn.savepoint() if work is not None and work.write else None
+        self._levels = [*(entry for entry in self._levels if entry[0] < level), (level, number)]
+
+    def release_to(self, level: int) -> None:
+        """xRelease: this savepoint and those inside it are part of what is around them."""
+        inside = [number for known, number in self._levels if known >= level and number is not None]
+        if inside and self.current is not None and self.current.write:
+            self.current.txn.release(inside[0])
+        self._levels = [entry for entry in self._levels if entry[0] < level]
+
+    def rollback_to(self, level: int) -> None:
+        """xRollbackTo: undo what came after; the savepoint itself stays.
+
+        A level that we were not told of was made before all writes: -1 is that of a
+        SAVEPOINT that began the transaction.
+        """
+        self._levels = [entry for entry in self._levels if entry[0] <= level]
+        work = self.current
+        if work is not None and work.write:
+            number = next((number for known, number in self._levels if known == level), None)
+            work.txn.rollback_to(work.start if number is None else number)
+            work.forget()
+
+    @contextmanager
+    def statement(self) -> Iterator[None]:
+        """Around the execution of one statement: undone as a whole if it fails."""
+        self.keep_after_error = False
+        self.ignored = 0
+        work, levels = self.current, self._levels
+        mark = work.txn.savepoint() if work is not None and work.write else None
+        try:
+            yield
+        except BaseException:
+            if not self._connection.get_autocommit():
+                self._undo(work, mark)
+                self._levels = levels
+            raise
+        else:
+            if mark is not None and work is not None and not work.over:
+                work.txn.release(mark)
+        finally:
+            self.settle()
+
+    def _undo(self, work: Work | None, mark: int | None) -> None:
+        """Undo a failed statement inside a transaction, as SQLite would have had it undone."""
+        now = self.current
+        if now is None or not now.write or now.over:
+            return
+        if now is work and mark is not None:
+            if not self.keep_after_error:
+                now.txn.rollback_to(mark)
+            now.txn.release(mark)
+        elif not self.keep_after_error:  # the transaction began in this statement, and held nothing before it
+            now.txn.rollback_to(now.start)
+        now.forget()
+
+    # -- figures -------------------------------------------------------------------------
+
+    def pages(self) -> Pages:
+        """Pages touched by this connection's transactions so far: hits and misses."""
+        return self._past if self.current is None else _add(self._past, self.current.txn.stats)
+
+
+def _add(past: Pages, now: Stats) -> Pages:
+    return Pages(past.touched + now.pages, past.hit + now.hits, past.missed + now.misses)
+
+
+def _busy_snapshot() -> Exception:
+    error = apsw.exception_for(apsw.SQLITE_BUSY_SNAPSHOT)
+    error.args = (
+        "database is locked: somebody has written since this transaction began to read; "
+        "roll back and start again, with BEGIN IMMEDIATE to write from the start",
+    )
+    return error

@@ -1,0 +1,314 @@
+"""A toydb table as SQLite sees it: a virtual table, and its changes.
+
+A row is stored under its row id, if the table has an INTEGER PRIMARY KEY or no key at
+all, and otherwise under its primary key. Tables of the second kind are WITHOUT ROWID
+for SQLite, and a hidden column holds the encoded key by which it names rows.
+Each index is a tree of its own: the indexed columns, then the row's key; the value
+says how long the first part is.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import apsw
+
+from toydb import sql_bestindex, sql_plan
+from toydb.keys import END, decode_integer, encode
+from toydb.sql_bestindex import Figures
+from toydb.sql_cursor import Cursor, whole
+from toydb.sql_plan import Plan
+from toydb.sql_schema import Index, Row, Schema, index_prefix
+from toydb.sql_session import Session, Work
+from toydb.transaction import Table
+
+LARGEST_ROWID = (1 << 63) - 1
+SEQUENCE = "toydb:sequence"  # the largest row id ever of AUTOINCREMENT tables
+_REPLACE, _IGNORE, _FAIL = apsw.SQLITE_REPLACE, apsw.SQLITE_IGNORE, apsw.SQLITE_FAIL
+
+
+class VirtualTable:
+    """xBestIndex, xUpdate and the transaction's calls, for one table."""
+
+    def __init__(self, connection: apsw.Connection, session: Session, schema: Schema) -> None:
+        self.schema = schema
+        self.session = session
+        self._connection = connection
+        self._plans: dict[tuple[int, str], Plan] = {}  # by what SQLite keeps of them: number and text
+        self._paths = sql_plan.paths(schema)
+        self._figures: Figures | None = None
+
+    # -- reading -------------------------------------------------------------------------
+
+    def BestIndexObject(self, info: apsw.IndexInfo) -> bool:
+        chosen = sql_bestindex.choose(info, self.schema, self._paths, self._current_figures())
+        sql_bestindex.answer(info, self.schema, chosen)
+        self._plans[int(chosen.plan.ordered), chosen.plan.text(self.schema)] = chosen.plan
+        return True
+
+    def Open(self) -> Cursor:
+        return Cursor(self)
+
+    def plan(self, number: int, text: str) -> Plan:
+        return self._plans[number, text]
+
+    def _current_figures(self) -> Figures:
+        """How many rows there are, and how many share a key's first columns; looked at again as the table grows."""
+        with self.session.reading() as work:
+            rows = self.session.table(work, self.schema).estimate()
+            known = self._figures
+            if known is None or not 0.8 * known.rows <= rows <= 1.25 * known.rows:
+                trees = [self.session.storage(work, path.storage(self.schema)) for path in self._paths]
+                sharing = [
+                    sql_bestindex.sharing(tree, len(path.columns))
+                    for tree, path in zip(trees, self._paths, strict=True)
+                ]
+                known = self._figures = Figures(float(rows), tuple(sharing))
+        return known
+
+    # -- the transaction -----------------------------------------------------------------
+
+    def Begin(self) -> None:
+        self.session.table(self.session.begin_write(), self.schema)
+
+    def Sync(self) -> None:
+        self.session.sync()
+
+    def Commit(self) -> None:
+        self.session.end()
+
+    def Rollback(self) -> None:
+        self.session.end()
+
+    def Rename(self, _new: str) -> None:
+        raise apsw.SQLError(
+            f"toydb does not alter tables: create the new one, INSERT INTO … SELECT from {self.schema.name}, and drop it"
+        )
+
+    def Disconnect(self) -> None:
+        """The connection's module forgets it."""
+
+    def Destroy(self) -> None:
+        """Drop the rows, unless only this connection's knowledge of the table goes (see sql.Module)."""
+
+    # -- changes -------------------------------------------------------------------------
+
+    def UpdateInsertRow(self, rowid: int | None, fields: Sequence[Any]) -> int:
+        schema = self.schema
+        work = self.session.begin_write()
+        rows = self.session.table(work, schema)
+        row: Row = list(fields[: len(schema.columns)])
+        if schema.rowid:
+            rowid = self._new_rowid(work, rows, rowid, row)
+        key = self._admitted(row)
+        if key is None:
+            return self._connection.last_insert_rowid()
+        if schema.rowid and schema.alias is None:
+            key = encode(rowid)
+        if not self._make_room(work, rows, key, row, None):
+            return self._connection.last_insert_rowid()
+        self._store(work, rows, key, row)
+        if not schema.rowid:
+            return self._connection.last_insert_rowid()
+        number = decode_integer(key)
+        self._note_rowid(work, number)
+        if schema.autoincrement:
+            self._raise_sequence(work, number)
+        return number
+
+    def UpdateChangeRow(self, name: int | bytes, new_rowid: int | bytes, fields: Sequence[Any]) -> None:
+        schema = self.schema
+        work = self.session.begin_write()
+        rows = self.session.table(work, schema)
+        old_key = _key(name)
+        record = rows.get(old_key)
+        if record is None:
+            return  # OR REPLACE of another row in this statement has removed it
+        old = whole(schema, old_key, record)
+        row: Row = [was if new is apsw.no_change else new for was, new in zip(old, fields, strict=False)]
+        if schema.alias is not None and name != new_rowid:  # UPDATE t SET rowid = …
+            row[schema.alias] = new_rowid
+        key = self._admitted(row)
+        if key is None:
+            return
+        if schema.rowid and schema.alias is None:
+            key = _key(new_rowid)
+        if not self._make_room(work, rows, key, row, old_key):
+            return
+        self._replace(work, rows, old_key, old, key, row)
+        if schema.rowid:
+            self._note_rowid(work, decode_integer(key))
+
+    def UpdateDeleteRow(self, name: int | bytes) -> None:
+        work = self.session.begin_write()
+        rows = self.session.table(work, self.schema)
+        key = _key(name)
+        self._remove(work, rows, key, self._row(rows, key))
+        work.last_rowid.pop(self.schema.storage, None)
+
+    def add_index(self, work: Work, index: Index) -> None:
+        """Fill a new index from the rows that are there."""
+        tree = work.txn.create_table(index.storage)
+        rows = work.txn.table(self.schema.storage)
+        for key, record in rows.scan():
+            row = whole(self.schema, key, record)
+            if index.unique and self._conflict(tree, index, row, None) is not None:
+                self._refuse(self._columns_text(index.columns), apsw.SQLITE_CONSTRAINT_UNIQUE, apsw.SQLITE_ABORT)
+            prefix = index_prefix(index, row)
+            tree.put(prefix + key, len(prefix).to_bytes(2, "big"))
+
+    def _row(self, rows: Table, key: bytes) -> Row:
+        record = rows.get(key)
+        if record is None:
+            raise apsw.CorruptError(f"{self.schema.name}: a row that an index names is not there; run .check")
+        return whole(self.schema, key, record)
+
+    def _store(self, work: Work, rows: Table, key: bytes, row: Row) -> None:
+        rows.put(key, self.schema.pack(row))
+        for index in self.schema.indexes:
+            prefix = index_prefix(index, row)
+            self.session.storage(work, index.storage).put(prefix + key, len(prefix).to_bytes(2, "big"))
+
+    def _remove(self, work: Work, rows: Table, key: bytes, row: Row) -> None:
+        rows.delete(key)
+        for index in self.schema.indexes:
+            self.session.storage(work, index.storage).delete(index_prefix(index, row) + key)
+
+    def _replace(self, work: Work, rows: Table, old_key: bytes, old: Row, key: bytes, row: Row) -> None:
+        if key != old_key:
+            rows.delete(old_key)
+        rows.put(key, self.schema.pack(row))
+        for index in self.schema.indexes:
+            before, prefix = index_prefix(index, old), index_prefix(index, row)
+            if before != prefix or key != old_key:
+                tree = self.session.storage(work, index.storage)
+                tree.delete(before + old_key)
+                tree.put(prefix + key, len(prefix).to_bytes(2, "big"))
+
+    # -- row ids ---------------------------------------------------------------------------
+
+    def _new_rowid(self, work: Work, rows: Table, rowid: int | None, row: Row) -> int | None:
+        """The id that was given, or the largest so far and one. It is set in the row as well."""
+        alias = self.schema.alias
+        if alias is not None and rowid is not None:
+            row[alias] = rowid
+        if rowid is not None or (alias is not None and row[alias] is not None):
+            return rowid
+        last = work.last_rowid.get(self.schema.storage)
+        if last is None:
+            last = next((decode_integer(key) for key, _ in rows.scan(reverse=True)), 0)
+            if self.schema.autoincrement:
+                last = max(last, self._sequence(work))
+            work.last_rowid[self.schema.storage] = last
+        if last >= LARGEST_ROWID:
+            raise apsw.FullError(f"{self.schema.name}: the largest row id is in use; give one explicitly")
+        if alias is not None:
+            row[alias] = last + 1
+        return last + 1
+
+    def _note_rowid(self, work: Work, number: int) -> None:
+        """Keep the largest row id known, where it is known."""
+        if number > work.last_rowid.get(self.schema.storage, number):
+            work.last_rowid[self.schema.storage] = number
+
+    def _sequence(self, work: Work) -> int:
+        if SEQUENCE not in work.txn.tables():
+            return 0
+        last = work.txn.table(SEQUENCE).get(self.schema.storage.encode())
+        return 0 if last is None else int.from_bytes(last, "big")
+
+    def _raise_sequence(self, work: Work, number: int) -> None:
+        if number > self._sequence(work):
+            exists = SEQUENCE in work.txn.tables()
+            tree = work.txn.table(SEQUENCE) if exists else work.txn.create_table(SEQUENCE)
+            tree.put(self.schema.storage.encode(), number.to_bytes(8, "big"))
+
+    # -- constraints -----------------------------------------------------------------------
+
+    def _admitted(self, row: Row) -> bytes | None:
+        """Make the row what its columns store; its key. None if OR IGNORE passes over it."""
+        schema = self.schema
+        mode = self._connection.vtab_on_conflict()
+        missing = schema.null_where_forbidden(row)
+        if missing is not None:
+            default = schema.columns[missing].default
+            if mode == _REPLACE and default is not None:
+                row[missing] = schema.default_value(missing)
+                return self._admitted(row)
+            text = self._columns_text((missing,))
+            self._refuse(text, apsw.SQLITE_CONSTRAINT_NOTNULL, mode, "NOT NULL constraint failed")
+            return None
+        try:
+            row[:] = schema.admit(row)
+        except apsw.ConstraintError as error:
+            if mode == _IGNORE and getattr(error, "extendedresult", 0) != apsw.SQLITE_CONSTRAINT_DATATYPE:
+                self.session.ignored += 1
+                return None
+            self.session.keep_after_error = mode == _FAIL
+            raise
+        if schema.alias is not None:
+            return encode(row[schema.alias])
+        return b"" if schema.rowid else schema.key_of(row)
+
+    def _make_room(self, work: Work, rows: Table, key: bytes, row: Row, old_key: bytes | None) -> bool:
+        """See to PRIMARY KEY and UNIQUE. False if OR IGNORE passes over the row.
+
+        Nothing is changed before all of them were looked at; OR REPLACE then removes
+        the rows that are in the way.
+        """
+        in_the_way: list[bytes] = []
+        mode = self._connection.vtab_on_conflict()
+        if key != old_key and rows.get(key) is not None:
+            if mode != _REPLACE:
+                self._refuse(*self._key_in_use(), mode)
+                return False
+            in_the_way.append(key)
+        for index in self.schema.indexes:
+            if not index.unique:
+                continue
+            other = self._conflict(self.session.storage(work, index.storage), index, row, old_key)
+            if other is None or other in in_the_way:
+                continue
+            if mode != _REPLACE:
+                self._refuse(self._columns_text(index.columns), apsw.SQLITE_CONSTRAINT_UNIQUE, mode)
+                return False
+            in_the_way.append(other)
+        for other in in_the_way:
+            self._remove(work, rows, other, self._row(rows, other))
+            work.last_rowid.pop(self.schema.storage, None)
+        return True
+
+    def _key_in_use(self) -> tuple[str, int]:
+        schema = self.schema
+        if schema.rowid and schema.alias is None:
+            return f"{schema.name}.rowid", apsw.SQLITE_CONSTRAINT_ROWID
+        columns = schema.primary_key if schema.alias is None else (schema.alias,)
+        return self._columns_text(columns), apsw.SQLITE_CONSTRAINT_PRIMARYKEY
+
+    def _conflict(self, tree: Table, index: Index, row: Row, old_key: bytes | None) -> bytes | None:
+        """The key of another row with the same values in a unique index; NULLs are never the same."""
+        if any(row[column] is None for column in index.columns):
+            return None
+        prefix = index_prefix(index, row)
+        for entry, size in tree.scan(prefix, prefix + END):
+            other = entry[int.from_bytes(size, "big") :]
+            if other != old_key:
+                return other
+        return None
+
+    def _columns_text(self, columns: Sequence[int]) -> str:
+        return ", ".join(f"{self.schema.name}.{self.schema.columns[column].name}" for column in columns)
+
+    def _refuse(self, where: str, code: int, mode: int, what: str = "UNIQUE constraint failed") -> None:
+        """Raise apsw.ConstraintError in SQLite's words; return if OR IGNORE says to pass over the row."""
+        if mode == _IGNORE:
+            self.session.ignored += 1
+            return
+        self.session.keep_after_error = mode == _FAIL
+        error = apsw.exception_for(code)
+        error.args = (f"{what}: {where}",)
+        raise error
+
+
+def _key(name: int | bytes) -> bytes:
+    """The key of the row that SQLite names by row id, or by its key."""
+    return name if isinstance(name, bytes) else encode(name)

@@ -1,0 +1,273 @@
+"""Just enough of SQL's grammar to tell statements apart and to rewrite a few.
+
+SQLite parses everything. What it cannot do for a virtual table is seen to here: an
+ordinary CREATE TABLE becomes CREATE VIRTUAL TABLE, and an INSERT that leaves columns
+out gets their defaults (SQLite passes NULL for them, which is not the same).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import apsw
+
+_TOKEN = re.compile(
+    r"""(?P<space>\s+|--[^\n]*|/\*(?:.*?\*/|.*\Z))
+      | (?P<string>'(?:[^']|'')*'?)
+      | (?P<quoted>"(?:[^"]|"")*"?|`(?:[^`]|``)*`?|\[[^\]]*\]?)
+      | (?P<parameter>\?\d*|[:@$\#][\w$:]+)
+      | (?P<word>[^\W\d][\w$]*)
+      | (?P<number>\d[\w.]*)
+      | (?P<sign>.)""",
+    re.DOTALL | re.VERBOSE,
+)
+
+
+class Token(NamedTuple):
+    kind: str
+    text: str
+    start: int
+    end: int
+
+    @property
+    def word(self) -> str:
+        """A keyword in upper case, or the sign itself."""
+        return self.text.upper() if self.kind == "word" else self.text if self.kind == "sign" else ""
+
+    @property
+    def name(self) -> str:
+        """An identifier without its quotes."""
+        if self.kind == "quoted":
+            close = "]" if self.text[0] == "[" else self.text[0]
+            return self.text[1:-1].replace(close * 2, close) if close != "]" else self.text[1:-1]
+        return self.text.strip("'") if self.kind == "string" else self.text
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement. ``kind`` is its leading keywords, such as ``CREATE TABLE``."""
+
+    sql: str
+    tokens: tuple[Token, ...]
+    kind: str
+    at: int = 0  # the token after the keywords of ``kind``
+    temporary: bool = False
+    if_exists: bool = False  # IF EXISTS or IF NOT EXISTS stood there
+    names: tuple[str, ...] = field(default=())  # the object that is made or dropped: (name,) or (schema, name)
+
+    @property
+    def name(self) -> str:
+        return self.names[-1]
+
+    def word(self, index: int) -> str:
+        return self.tokens[index].word if 0 <= index < len(self.tokens) else ""
+
+    def rest(self, index: int) -> str:
+        """The text from a token to the end."""
+        return self.sql[self.tokens[index].start :] if index < len(self.tokens) else ""
+
+
+def quote(name: str) -> str:
+    """A name as a quoted identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def tokenize(sql: str) -> Iterator[Token]:
+    """The tokens of a text, without space and comments."""
+    for match in _TOKEN.finditer(sql):
+        if match.lastgroup != "space":
+            yield Token(str(match.lastgroup), match.group(), match.start(), match.end())
+
+
+@lru_cache(maxsize=512)
+def script(sql: str) -> tuple[Statement, ...]:
+    """The statements of a text. A trigger's body belongs to its statement."""
+    found: list[Statement] = []
+    pending: list[Token] = []
+    start = 0
+    for token in tokenize(sql):
+        if token.text != ";" or token.kind != "sign":
+            pending.append(token)
+            continue
+        trigger = any(t.word == "TRIGGER" for t in pending[:3])
+        if trigger and not apsw.complete(sql[start : token.end]):
+            pending.append(token)
+            continue
+        if pending:
+            found.append(_statement(sql, pending))
+        pending, start = [], token.end
+    if pending:
+        found.append(_statement(sql, pending))
+    return tuple(found)
+
+
+def parameters(statement: Statement) -> int:
+    """How many values of a sequence of bindings the statement takes, counted as SQLite does."""
+    count = 0
+    named: set[str] = set()
+    for token in statement.tokens:
+        if token.kind != "parameter":
+            continue
+        if token.text == "?":
+            count += 1
+        elif token.text[0] == "?":
+            count = max(count, int(token.text[1:]))
+        elif token.text not in named:
+            named.add(token.text)
+            count += 1
+    return count
+
+
+_MADE = {"TABLE", "INDEX", "VIEW", "TRIGGER", "VIRTUAL"}
+
+
+def _statement(sql: str, tokens: list[Token]) -> Statement:
+    text = sql[tokens[0].start : tokens[-1].end]
+    shift = tokens[0].start
+    own = tuple(Token(t.kind, t.text, t.start - shift, t.end - shift) for t in tokens)
+    first = own[0].word
+    if first in ("CREATE", "DROP"):
+        return _definition(text, own, first)
+    if first in ("WITH", "EXPLAIN"):
+        at = _top_level(own, ("INSERT", "REPLACE", "UPDATE", "DELETE", "SELECT"))
+        if at is not None and own[at].word in ("INSERT", "REPLACE") and _after(own, at) != "(":
+            return Statement(text, own, "INSERT", at + 1)
+        return Statement(text, own, first)
+    if first == "REPLACE":
+        first = "INSERT"
+    if first == "END":
+        first = "COMMIT"
+    if first == "ROLLBACK" and any(t.word == "TO" for t in own[1:4]):
+        first = "ROLLBACK TO"
+    return Statement(text, own, first, 1)
+
+
+def _definition(text: str, tokens: tuple[Token, ...], verb: str) -> Statement:
+    at = 1
+    temporary = unique = False
+    while at < len(tokens) and tokens[at].word in ("TEMP", "TEMPORARY", "UNIQUE"):
+        temporary |= tokens[at].word != "UNIQUE"
+        unique |= tokens[at].word == "UNIQUE"
+        at += 1
+    made = tokens[at].word if at < len(tokens) else ""
+    if made not in _MADE:
+        return Statement(text, tokens, verb, 1)
+    at += 2 if made == "VIRTUAL" else 1
+    conditional = at < len(tokens) and tokens[at].word == "IF"
+    if conditional:
+        at += 3 if verb == "CREATE" else 2
+    names: tuple[str, ...] = ()
+    if at < len(tokens):
+        names = (tokens[at].name,)
+        at += 1
+        if at + 1 < len(tokens) and tokens[at].word == ".":
+            names = (names[0], tokens[at + 1].name)
+            at += 2
+    if len(names) == 2 and names[0].lower() == "temp":
+        temporary = True
+    return Statement(text, tokens, f"{verb} {made}", at, temporary, conditional, names)
+
+
+def _after(tokens: Sequence[Token], at: int) -> str:
+    return tokens[at + 1].word if at + 1 < len(tokens) else ""
+
+
+def _top_level(tokens: Sequence[Token], words: Sequence[str], start: int = 0) -> int | None:
+    """The first of these keywords outside parentheses."""
+    depth = 0
+    for index in range(start, len(tokens)):
+        word = tokens[index].word
+        depth += (word == "(") - (word == ")")
+        if depth == 0 and word in words:
+            return index
+    return None
+
+
+def _closing(tokens: Sequence[Token], opening: int) -> int:
+    """The parenthesis that closes the one at ``opening``; the end if it is missing."""
+    depth = 0
+    for index in range(opening, len(tokens)):
+        word = tokens[index].word
+        depth += (word == "(") - (word == ")")
+        if depth == 0:
+            return index
+    return len(tokens)
+
+
+class Parenthesised(NamedTuple):
+    inside: str
+    after: int  # the token after the closing parenthesis
+
+
+def parenthesised(statement: Statement, opening: int) -> Parenthesised | None:
+    """What stands in the parentheses that open at a token, or None if none open there."""
+    if statement.word(opening) != "(":
+        return None
+    closing = _closing(statement.tokens, opening)
+    if closing == len(statement.tokens):
+        return None
+    return Parenthesised(statement.sql[statement.tokens[opening].end : statement.tokens[closing].start], closing + 1)
+
+
+class Target(NamedTuple):
+    """The table of an INSERT, its columns if it lists them, and where they end."""
+
+    table: str
+    columns: tuple[str, ...] | None
+    after_name: int
+    source: int
+
+
+def insert_target(statement: Statement) -> Target | None:
+    """The target of an INSERT, or None where the statement is not of that form."""
+    tokens, at = statement.tokens, statement.at
+    while at < len(tokens) and tokens[at].word != "INTO":
+        at += 1
+    at += 1
+    if at >= len(tokens):
+        return None
+    name = tokens[at].name
+    if statement.word(at + 1) == ".":
+        if name.lower() not in ("main", "toydb"):
+            return None
+        name = tokens[at + 2].name if at + 2 < len(tokens) else ""
+        at += 2
+    at += 1
+    if statement.word(at) == "AS":
+        at += 2
+    if statement.word(at) != "(":
+        return Target(name, None, at, at)
+    closing = _closing(tokens, at)
+    listed = tuple(t.name for t in tokens[at + 1 : closing] if t.word != ",")
+    return Target(name, listed, at, closing + 1)
+
+
+def returns(statement: Statement) -> bool:
+    """Whether a statement has a RETURNING clause."""
+    return _top_level(statement.tokens, ("RETURNING",)) is not None
+
+
+def with_defaults(statement: Statement, target: Target, defaults: dict[str, str]) -> str:
+    """The INSERT with the columns it leaves out, given their default expressions."""
+    sql, tokens = statement.sql, statement.tokens
+    head = sql[: tokens[target.after_name].start].rstrip()
+    extra = ", ".join(defaults.values())
+    names = [quote(name) for name in (*(target.columns or ()), *defaults)]
+    if statement.word(target.source) == "DEFAULT":
+        return f"{head}({', '.join(names)}) VALUES({extra}) {statement.rest(target.source + 2)}".rstrip()
+    stop = _top_level(tokens, ("RETURNING", "ON"), target.source)
+    # ON may belong to a join of the source; then it is not ON CONFLICT.
+    while stop is not None and tokens[stop].word == "ON" and _after(tokens, stop) != "CONFLICT":
+        stop = _top_level(tokens, ("RETURNING", "ON"), stop + 1)
+    end = len(tokens) if stop is None else stop
+    tail = "" if stop is None else " " + statement.rest(stop)
+    if statement.word(target.source) == "VALUES":
+        rows, at = [], target.source + 1
+        while at < end and (row := parenthesised(statement, at)) is not None:
+            rows.append(f"({row.inside}, {extra})")
+            at = row.after + 1
+        return f"{head}({', '.join(names)}) VALUES{', '.join(rows)}{tail}"
+    source = sql[tokens[target.source].start : tokens[end - 1].end]
+    return f"{head}({', '.join(names)}) SELECT *, {extra} FROM ({source}){tail}"
