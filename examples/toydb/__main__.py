@@ -1,0 +1,7 @@
+"""``python -m toydb``: see :mod:`toydb.shell`."""
+
+import sys
+
+from toydb.shell import main
+
+sys.exit(main())
