@@ -10,6 +10,8 @@ import pytest
 import toydb
 from tests.conftest import SHM, new_name, remove
 
+from .engines import con, connect  # noqa: F401  (fixtures)
+
 OpenDatabase = Callable[..., toydb.Database]
 
 

@@ -1,0 +1,246 @@
+"""The SQL side: definitions, plans, constraints, transactions, several connections; over both engines."""
+
+import apsw
+import pytest
+
+from .engines import MANY, fill, plan, rows
+
+# -- plans ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sql", "wanted"),
+    [
+        ("SELECT * FROM item WHERE id = 5", ["PRIMARY KEY (id=?)"]),
+        ("SELECT * FROM item WHERE rowid = 5", ["PRIMARY KEY (id=?)"]),
+        ("SELECT * FROM item WHERE id BETWEEN 5 AND 9", ["PRIMARY KEY (id>=? AND id<=?)"]),
+        ("SELECT * FROM item WHERE id IN (1, 2)", ["PRIMARY KEY (id=?)"]),
+        ("SELECT * FROM item ORDER BY id DESC LIMIT 3", ["PRIMARY KEY DESC"]),
+        ("SELECT * FROM item WHERE id > 900 ORDER BY id", ["PRIMARY KEY (id>?)"]),
+        ("SELECT * FROM item WHERE name = 'name3'", ["INDEX by_name (name=?)"]),
+        ("SELECT * FROM item WHERE name = 'name3' AND price < 9 ORDER BY price DESC", ["INDEX by_name (name=? AND price<?) DESC"]),
+        ("SELECT * FROM item WHERE name IS NULL", ["INDEX by_name (name IS NULL)"]),
+        ("SELECT * FROM item WHERE name GLOB 'name1*'", ["INDEX by_name (name>=? AND name<?)"]),
+        ("SELECT * FROM item WHERE price = 5", ["PRIMARY KEY"]),
+        ("SELECT * FROM line WHERE orders = 3", ["PRIMARY KEY (orders=?)"]),
+        ("SELECT * FROM line WHERE orders = 3 AND number > 1", ["PRIMARY KEY (orders=? AND number>?)"]),
+        ("SELECT * FROM line WHERE orders = 3 ORDER BY number DESC LIMIT 1", ["PRIMARY KEY (orders=?) DESC"]),
+        ("SELECT * FROM line ORDER BY orders, number", ["PRIMARY KEY"]),
+        ("SELECT * FROM line WHERE number = 3", ["PRIMARY KEY"]),
+        ("SELECT * FROM line l JOIN item i ON i.id = l.item WHERE l.orders = 7", ["PRIMARY KEY (orders=?)", "PRIMARY KEY (id=?)"]),
+        ("SELECT * FROM item WHERE name = ? ORDER BY price", ["INDEX by_name (name=?)"]),
+        ("SELECT max(number) FROM line WHERE orders = 3", ["PRIMARY KEY (orders=?) DESC"]),
+        ("SELECT count(*) FROM line GROUP BY orders", ["PRIMARY KEY"]),
+    ],
+)  # fmt: skip
+def test_the_planner_uses_keys_and_indexes(con, sql, wanted):
+    """And needs no sort: that would be one more line, USE TEMP B-TREE."""
+    fill(con)
+    assert plan(con, sql) == wanted
+
+
+def test_an_order_that_no_key_has_is_sorted(con):
+    fill(con)
+    assert plan(con, "SELECT * FROM line ORDER BY orders, number DESC")[-1].startswith("USE TEMP B-TREE")
+    assert plan(con, "SELECT * FROM item ORDER BY price")[-1].startswith("USE TEMP B-TREE")
+    assert plan(con, "SELECT * FROM item WHERE name IN ('name1', 'name2') ORDER BY price")[-1].startswith(
+        "USE TEMP B-TREE"
+    )
+
+
+def test_a_search_touches_few_pages(con):
+    fill(con)
+
+    def touched(sql):
+        before = con.pages()
+        rows(con, sql)
+        return con.pages().since(before).touched
+
+    whole = touched("SELECT count(*) FROM item")
+    assert touched("SELECT * FROM item WHERE id = 500") < whole
+    assert touched("SELECT * FROM item WHERE name = 'name7' AND price = 1.75") < whole
+    assert con.pages().touched == con.pages().hit + con.pages().missed
+
+
+# -- definitions ------------------------------------------------------------------------------
+
+
+def test_the_schema_outlives_its_connection(connect):
+    first = connect()
+    fill(first)
+    first.execute("CREATE VIEW cheap AS SELECT id FROM item WHERE price < 1")
+    second = connect()
+    assert rows(second, "SELECT count(*) FROM item") == [(1000,)]
+    assert rows(second, "SELECT id FROM cheap ORDER BY id") == [(1,), (2,), (3,)]
+    assert plan(second, "SELECT * FROM item WHERE name = 'x'") == ["INDEX by_name (name=?)"]
+    assert [schema.name for schema in second.tables()] == ["item", "line", "toydb_schema"]
+    assert second.tables()[0].sql == 'CREATE TABLE "item"(id INTEGER PRIMARY KEY, name TEXT, price REAL)'
+
+
+def test_definitions_of_others_are_noticed(connect):
+    one, two = connect(), connect()
+    one.execute("CREATE TABLE t(a INTEGER, b)")
+    two.execute("INSERT INTO t VALUES(1, 2)")
+    two.execute(f"INSERT INTO t {MANY}")
+    one.execute("CREATE UNIQUE INDEX u ON t(a)")
+    with pytest.raises(apsw.ConstraintError, match=r"t\.a"):
+        two.execute("INSERT INTO t VALUES(1, 3)")
+    assert plan(two, "SELECT * FROM t WHERE a = 1") == ["INDEX u (a=?)"]
+    one.execute("DROP INDEX u")
+    two.execute("INSERT INTO t VALUES(1, 3)")
+    one.execute("DROP TABLE t; CREATE TABLE t(z)")
+    assert rows(two, "SELECT * FROM t") == []
+    one.execute("DROP TABLE t; CREATE VIEW t AS SELECT 7")
+    assert rows(two, "SELECT * FROM t") == [(7,)]
+
+
+def test_definitions_are_part_of_transactions(con):
+    con.execute(f"CREATE TABLE t(a INT, b); INSERT INTO t {MANY}")
+    con.execute("BEGIN; CREATE TABLE u(a); INSERT INTO u VALUES(2); CREATE INDEX i ON t(a); CREATE VIEW v AS SELECT 1")
+    assert plan(con, "SELECT * FROM t WHERE a = 1") == ["INDEX i (a=?)"]
+    con.execute("SAVEPOINT s; DROP TABLE t")
+    with pytest.raises(apsw.SQLError, match="no such table"):
+        rows(con, "SELECT * FROM t")
+    con.execute("ROLLBACK TO s")
+    assert rows(con, "SELECT count(*) FROM t") == [(1000,)]
+    con.execute("ROLLBACK")
+    assert [schema.name for schema in con.tables()] == ["t"]
+    assert con.tables()[0].indexes == []
+    assert rows(con, "SELECT count(*) FROM t") == [(1000,)]
+    assert plan(con, "SELECT * FROM t WHERE a = 1") == ["ROWID"]
+    with pytest.raises(apsw.SQLError, match="no such table: v"):
+        rows(con, "SELECT * FROM v")
+
+
+def test_what_can_be_defined(con):
+    con.execute("CREATE TABLE IF NOT EXISTS a(x INT); CREATE TABLE IF NOT EXISTS A(y)")
+    con.execute("CREATE TABLE b AS SELECT 1 AS one, 'x' AS two")
+    con.execute(
+        'CREATE TABLE "odd name"("a ""b" TEXT /* (, */ DEFAULT \'it\'\'s\', [c d] INT, -- a ) comment\n PRIMARY KEY([c d]))'
+    )
+    con.execute('INSERT INTO "odd name"([c d]) VALUES(4)')
+    assert rows(con, 'SELECT * FROM "odd name"') == [("it's", 4)]
+    assert rows(con, "SELECT * FROM b") == [(1, "x")]
+    con.execute("CREATE TEMP TABLE scratch(a); INSERT INTO scratch VALUES(1); DROP TABLE scratch")
+    con.execute("CREATE TABLE strict(a INTEGER, b ANY) STRICT; INSERT INTO strict VALUES(1, '2')")
+    with pytest.raises(apsw.ConstraintError, match="cannot store TEXT"):
+        con.execute("INSERT INTO strict VALUES('x', 1)")
+    con.execute(
+        "CREATE VIEW v AS SELECT x FROM a; CREATE TRIGGER g INSTEAD OF INSERT ON v BEGIN INSERT INTO a VALUES(new.x * 2); END"
+    )
+    con.execute("INSERT INTO v VALUES(21)")
+    assert rows(con, "SELECT x FROM v") == [(42,)]
+    con.execute("DROP VIEW v")
+    assert rows(con, "SELECT * FROM toydb_schema") == []
+    con.execute("DROP TABLE a; DROP TABLE IF EXISTS a")
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("CREATE TABLE t(a)", 'table "t" already exists'),
+        ("CREATE TABLE u(a, b AS (a + 1))", "generated columns"),
+        ("CREATE TABLE u(a a a a, primary)", "syntax error"),
+        ("CREATE TABLE u(_toydb_key)", "_toydb_key"),
+        ("CREATE INDEX i ON t(a) WHERE a > 1", "without WHERE"),
+        ("CREATE INDEX i ON t(a + 1)", "plain columns"),
+        ("CREATE INDEX i ON missing(a)", "no such table"),
+        ("CREATE INDEX i ON t(missing)", "missing"),
+        ("CREATE INDEX there ON t(b)", 'index "there" already exists'),
+        ("CREATE UNIQUE INDEX i ON t(b)", "UNIQUE constraint failed: t\\.b"),
+        ("DROP INDEX missing", "no such index"),
+        ("DROP TABLE missing", "no such table"),
+        ("DROP TABLE toydb_transaction", "may not be dropped"),
+        ("ALTER TABLE t RENAME TO u", "does not alter"),
+        ("ALTER TABLE t ADD COLUMN c", "virtual tables may not be altered"),
+        ("CREATE TRIGGER g AFTER INSERT ON t BEGIN SELECT 1; END", "triggers on virtual tables"),
+        ("INSERT INTO t VALUES(1, 2) ON CONFLICT DO NOTHING", "UPSERT not implemented"),
+        ("INSERT INTO t VALUES(1, 2) RETURNING a", "last_insert_rowid"),
+        ("DELETE FROM t RETURNING a", "RETURNING"),
+        ("CREATE VIRTUAL TABLE f USING fts5(a)", "does not store other virtual tables"),
+    ],
+)
+def test_what_cannot_be_done_is_said(con, sql, message):
+    con.execute("CREATE TABLE t(a, b); CREATE INDEX there ON t(a); INSERT INTO t VALUES(1, 2), (3, 2)")
+    before = [schema.meta() for schema in con.tables()]
+    with pytest.raises((apsw.SQLError, apsw.ConstraintError), match=message):
+        con.execute(sql)
+    assert [schema.meta() for schema in con.tables()] == before
+    assert rows(con, "SELECT count(*) FROM t") == [(2,)]
+
+
+# -- rows -------------------------------------------------------------------------------------
+
+
+def test_defaults_fill_what_is_left_out(con):
+    con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT DEFAULT 'x', c INT DEFAULT (1 + 2), d DEFAULT word, e)")
+    con.execute("INSERT INTO t(e) VALUES(1), (2)")
+    con.execute("INSERT INTO t(b, e) SELECT NULL, e + 10 FROM t WHERE e = 1")
+    con.execute("INSERT INTO t DEFAULT VALUES")
+    con.execute("WITH w(n) AS (VALUES(99)) INSERT INTO t(a) SELECT n FROM w")
+    con.execute("INSERT INTO t(a, c) VALUES(?, ?)", (100, None))
+    wanted = [(1, "x", 3, "word", 1), (2, "x", 3, "word", 2), (3, None, 3, "word", 11), (4, "x", 3, "word", None),
+              (99, "x", 3, "word", None), (100, "x", None, "word", None)]  # fmt: skip
+    assert rows(con, "SELECT * FROM t ORDER BY a") == wanted
+
+
+@pytest.mark.parametrize(
+    ("sql", "message", "code"),
+    [
+        ("INSERT INTO r VALUES(1, 9, 9)", "UNIQUE constraint failed: r.id", apsw.SQLITE_CONSTRAINT_PRIMARYKEY),
+        ("INSERT INTO r VALUES(9, 1, 9)", "UNIQUE constraint failed: r.u", apsw.SQLITE_CONSTRAINT_UNIQUE),
+        ("INSERT INTO r VALUES(9, 9, NULL)", "NOT NULL constraint failed: r.n", apsw.SQLITE_CONSTRAINT_NOTNULL),
+        ("INSERT INTO r VALUES(9, 9, -9)", "CHECK constraint failed: n >= 0", apsw.SQLITE_CONSTRAINT_CHECK),
+        ("UPDATE r SET id = 2 WHERE id = 1", "UNIQUE constraint failed: r.id", apsw.SQLITE_CONSTRAINT_PRIMARYKEY),
+        ("INSERT INTO w VALUES('a', 1, 0)", "UNIQUE constraint failed: w.a, w.b", apsw.SQLITE_CONSTRAINT_PRIMARYKEY),
+        ("INSERT INTO p(rowid, x) VALUES(1, 0)", "UNIQUE constraint failed: p.rowid", apsw.SQLITE_CONSTRAINT_ROWID),
+    ],
+)
+def test_constraints_fail_as_in_sqlite(con, sql, message, code):
+    definitions = """
+        CREATE TABLE r(id INTEGER PRIMARY KEY, u UNIQUE, n NOT NULL CHECK(n >= 0));
+        CREATE TABLE w(a TEXT, b INT, c, PRIMARY KEY(a, b)) WITHOUT ROWID;
+        CREATE TABLE p(x);
+        INSERT INTO r VALUES(1, 1, 1), (2, 2, 2); INSERT INTO w VALUES('a', 1, 1); INSERT INTO p VALUES(1);
+    """
+    for connection in (con, apsw.Connection(":memory:")):
+        connection.execute(definitions)
+        with pytest.raises(apsw.ConstraintError) as caught:
+            connection.execute(sql)
+        assert str(caught.value) == message
+        assert caught.value.extendedresult == code
+
+
+def test_row_ids(con):
+    con.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, x); CREATE TABLE s(id INTEGER PRIMARY KEY AUTOINCREMENT, x)")
+    for table, after in (("t", 10), ("s", 11)):
+        con.execute(f"INSERT INTO {table}(x) VALUES('a')")
+        assert con.last_insert_rowid() == 1
+        con.execute(f"INSERT INTO {table} VALUES(10, 'b'); DELETE FROM {table} WHERE id = 10")
+        con.execute(f"INSERT INTO {table}(x) VALUES('c')")
+        assert con.last_insert_rowid() == (2 if table == "t" else after)
+    con.execute(f"INSERT INTO t VALUES({2**63 - 1}, 1)")
+    with pytest.raises(apsw.FullError, match="largest row id"):
+        con.execute("INSERT INTO t(x) VALUES(1)")
+    with pytest.raises(apsw.MismatchError):
+        con.execute("INSERT INTO t VALUES('abc', 1)")
+
+
+def test_ignored_rows_are_not_counted_as_changes(con):
+    con.execute("CREATE TABLE t(a PRIMARY KEY)")
+    con.execute("INSERT OR IGNORE INTO t VALUES(1), (1), (2)")
+    assert con.changes() == 2
+
+
+def test_large_values_and_long_keys(con):
+    con.execute("CREATE TABLE t(a TEXT PRIMARY KEY, b BLOB)")
+    con.execute("INSERT INTO t VALUES('k', ?)", (bytes(range(256)) * 300,))
+    assert rows(con, "SELECT length(b), substr(b, 70001, 2) FROM t") == [(76800, bytes([112, 113]))]
+    con.execute("INSERT INTO t VALUES(?, NULL)", ("k" * 300,))
+
+
+def test_several_statements_share_their_bindings(con):
+    con.execute("CREATE TABLE t(a, b); INSERT INTO t VALUES(?, ?); INSERT INTO t VALUES(:x, ?1)", (1, 2, 3))
+    assert rows(con, "SELECT * FROM t") == [(1, 2), (3, 3)]
+    con.execute("INSERT INTO t VALUES(:a, :b); DELETE FROM t WHERE a = :c", {"a": 5, "b": 6, "c": 1})
+    assert rows(con, "SELECT count(*) FROM t") == [(2,)]

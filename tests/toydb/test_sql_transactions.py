@@ -1,0 +1,204 @@
+"""Transactions of SQL: statements undone, snapshots, savepoints, processes; and the checker."""
+
+import multiprocessing
+import threading
+
+import apsw
+import pytest
+
+import toydb.sql
+from toydb.sql import Connection
+
+from .engines import MANY, opener, rows
+
+# -- transactions -----------------------------------------------------------------------------
+
+
+def test_a_failed_statement_leaves_no_trace(con):
+    con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY); CREATE TABLE u(a)")
+    with pytest.raises(apsw.ConstraintError):
+        con.execute("INSERT INTO t VALUES(1), (2), (1)")
+    assert rows(con, "SELECT * FROM t") == []
+    con.execute("BEGIN")
+    for _ in range(2):
+        with pytest.raises(apsw.ConstraintError):
+            con.execute("INSERT INTO t VALUES(1), (2), (1)")
+        assert rows(con, "SELECT * FROM t") == []
+    con.execute("INSERT INTO t VALUES(5); SAVEPOINT s; INSERT INTO u VALUES(1)")
+    with pytest.raises(apsw.ConstraintError):
+        con.execute("UPDATE t SET a = 6; INSERT INTO t VALUES(7), (5), (6)")
+    assert rows(con, "SELECT * FROM t") == [(6,)]
+    with pytest.raises(apsw.ConstraintError):
+        con.execute("INSERT OR FAIL INTO t VALUES(8), (6), (9)")
+    assert rows(con, "SELECT * FROM t") == [(6,), (8,)]
+    con.execute("ROLLBACK TO s")
+    assert rows(con, "SELECT * FROM t, (SELECT count(*) FROM u)") == [(5, 0)]
+    with pytest.raises(apsw.ConstraintError):
+        con.execute("INSERT OR ROLLBACK INTO t VALUES(5)")
+    assert con.get_autocommit()
+    assert rows(con, "SELECT * FROM t") == []
+
+
+def test_a_savepoint_before_the_first_write(con):
+    con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY)")
+    con.execute("BEGIN; SAVEPOINT s")
+    with pytest.raises(apsw.ConstraintError):
+        con.execute("INSERT INTO t VALUES(1), (1)")
+    con.execute("INSERT INTO t VALUES(2); ROLLBACK TO s")
+    assert rows(con, "SELECT * FROM t") == []
+    con.execute("INSERT INTO t VALUES(3); RELEASE s; COMMIT")
+    assert rows(con, "SELECT * FROM t") == [(3,)]
+
+
+def test_a_transaction_reads_one_snapshot(connect):
+    one, two = connect(), connect()
+    one.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1)")
+    two.execute("BEGIN")
+    assert rows(two, "SELECT * FROM t") == [(1,)]
+    one.execute("INSERT INTO t VALUES(2)")
+    assert rows(two, "SELECT * FROM t") == [(1,)]
+    with pytest.raises(apsw.BusyError, match="has written since") as caught:
+        two.execute("INSERT INTO t VALUES(3)")
+    assert caught.value.extendedresult == apsw.SQLITE_BUSY_SNAPSHOT
+    assert rows(two, "SELECT * FROM t") == [(1,)]
+    two.execute("COMMIT")
+    assert rows(two, "SELECT * FROM t") == [(1,), (2,)]
+    two.execute("BEGIN; SELECT * FROM t; INSERT INTO t VALUES(3); COMMIT")
+    assert rows(one, "SELECT * FROM t") == [(1,), (2,), (3,)]
+    assert one.session.current is None
+    assert two.session.current is None
+
+
+def test_begin_immediate_writes_from_the_start(connect):
+    one, two = connect(), connect()
+    one.execute("CREATE TABLE t(a); BEGIN IMMEDIATE")
+    two.set_busy_timeout(50)
+
+    def write():
+        with pytest.raises(apsw.BusyError):
+            two.execute("INSERT INTO t VALUES(1)")
+        with pytest.raises(apsw.BusyError):
+            two.execute("BEGIN IMMEDIATE")
+        assert two.get_autocommit()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    with pytest.raises(apsw.BusyError):  # in the same thread, at once
+        two.execute("INSERT INTO t VALUES(1)")
+    one.execute("COMMIT")
+    two.execute("INSERT INTO t VALUES(1)")
+    assert rows(one, "SELECT * FROM t") == [(1,)]
+
+
+def test_a_block_commits_or_rolls_back(connect):
+    one, two = connect(), connect()
+    one.execute("CREATE TABLE t(a)")
+    with one:
+        one.execute("INSERT INTO t VALUES(1)")
+        assert rows(two, "SELECT * FROM t") == []
+
+    def fail():
+        with one:
+            one.execute("INSERT INTO t VALUES(2)")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with two:
+        assert rows(two, "SELECT * FROM t") == [(1,)]
+    assert two.session.current is None
+
+
+def test_changes_while_a_query_runs(con):
+    con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES(1, 0), (2, 0), (3, 0)")
+    for (a,) in con.execute("SELECT a FROM t WHERE a < 10"):
+        con.execute("UPDATE t SET b = b + 1 WHERE a = ?", (a,))
+        con.execute("INSERT INTO t VALUES(?, 9)", (a + 100,))
+    assert rows(con, "SELECT * FROM t WHERE a < 10") == [(1, 1), (2, 1), (3, 1)]
+    con.execute("UPDATE t SET a = a + 1000; DELETE FROM t WHERE a IN (SELECT a FROM t WHERE b = 9)")
+    assert rows(con, "SELECT a FROM t") == [(1001,), (1002,), (1003,)]
+    con.execute("INSERT INTO t SELECT a + 1, b FROM t WHERE a = 1003")
+    assert con.session.current is None
+
+
+def test_a_query_that_is_left_early_holds_missing(con):
+    con.execute("CREATE TABLE t(a); INSERT INTO t VALUES(1), (2)")
+    cursor = con.execute("SELECT * FROM t")
+    assert next(cursor) == (1,)
+    assert con.session.current is not None
+    cursor.close()
+    assert con.session.current is None
+
+
+# -- processes --------------------------------------------------------------------------------
+
+
+def transfer(path, pool, seed):
+    import random
+
+    rng = random.Random(seed)
+    con = toydb.sql.connect(path, pool_name=pool)
+    for _ in range(40):
+        a, b = rng.sample(range(10), 2)
+        try:
+            con.execute("BEGIN IMMEDIATE")
+            con.execute("UPDATE account SET balance = balance - 1 WHERE id = ?", (a,))
+            con.execute("UPDATE account SET balance = balance + 1 WHERE id = ?", (b,))
+            con.execute("INSERT INTO history(seed, a, b) VALUES(?, ?, ?)", (seed, a, b))
+            con.execute("COMMIT" if rng.random() < 0.8 else "ROLLBACK")
+        except apsw.BusyError:
+            assert con.get_autocommit()
+        assert con.execute("SELECT sum(balance) FROM account").fetchall() == [(1000,)]
+    con.close()
+
+
+def test_two_processes_on_one_database(tmp_path):
+    with opener("pages", tmp_path) as open_database:
+        database = open_database()
+        con = Connection(database)
+        con.execute("CREATE TABLE account(id INTEGER PRIMARY KEY, balance INT)")
+        con.execute("CREATE TABLE history(id INTEGER PRIMARY KEY AUTOINCREMENT, seed INT, a INT, b INT)")
+        con.execute("CREATE INDEX by_seed ON history(seed)")
+        con.executemany("INSERT INTO account VALUES(?, 100)", [(n,) for n in range(10)])
+        spawn = multiprocessing.get_context("spawn")
+        name = database.pool.name
+        workers = [spawn.Process(target=transfer, args=(database.path, name, seed)) for seed in (1, 2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+            assert worker.exitcode == 0
+        assert rows(con, "SELECT sum(balance) FROM account") == [(1000,)]
+        counts = rows(con, "SELECT seed, count(*) FROM history GROUP BY seed ORDER BY seed")
+        assert [seed for seed, _ in counts] == [1, 2]
+        wanted = rows(
+            con,
+            "SELECT 100 - (SELECT count(*) FROM history WHERE a = account.id) + (SELECT count(*) FROM history WHERE b = account.id) FROM account",
+        )
+        assert rows(con, "SELECT balance FROM account") == wanted
+        assert con.check() == []
+        con.close()
+
+
+# -- the checker ------------------------------------------------------------------------------
+
+
+def test_the_checker_finds_what_is_wrong(con):
+    con.execute(
+        "CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT); CREATE INDEX i ON t(b); INSERT INTO t VALUES(1, 'x'), (2, 'y')"
+    )
+    con.execute(f"INSERT INTO t {MANY}")
+    with con.database.begin(write=True) as txn:
+        index = txn.table("index:i")
+        kept = [entry for entry in index.scan() if entry[0][1:2] in b"xy"]
+        index.delete(kept[0][0])
+    assert con.check() == ["index i: no entry for row 1501 of t", "index i: 1001 entries for 1002 rows of t"]
+    with con.database.begin(write=True) as txn:
+        txn.table("index:i").put(*kept[0])
+        txn.table("table:t").delete(b"\x15\x02")
+    assert con.check() == ["index i: 1002 entries for 1001 rows of t"]
+    with pytest.raises(apsw.CorruptError, match="not there"):
+        rows(con, "SELECT * FROM t WHERE b = 'y'")
+    with con.database.begin(write=True) as txn:
+        txn.table("index:i").delete(kept[1][0])
