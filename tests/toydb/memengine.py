@@ -13,6 +13,8 @@ from types import TracebackType
 
 from toydb import errors
 
+MOST_KEY_BYTES = 800
+
 
 @dataclass
 class Stats:
@@ -211,6 +213,8 @@ class Table:
         return self._txn._to_read(self.name).rows.get(key)
 
     def put(self, key: bytes, value: bytes) -> None:
+        if len(key) > MOST_KEY_BYTES:
+            raise errors.KeyTooLong(f"a key of {len(key)} bytes")
         tree = self._txn._to_write(self.name)
         if key not in tree.rows:
             bisect.insort(tree.keys, key)

@@ -11,7 +11,7 @@ INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
 EDGES = st.sampled_from(
     [n + d for n in (0, 1 << 53, 1 << 62, (1 << 63) - 1, 255, 256, 65535) for d in (-1, 0) if n + d < 1 << 63]
 )
-REALS = st.floats(allow_nan=False)
+REALS = st.floats(allow_nan=False) | st.sampled_from([n / 4 for n in range(-9, 10)])
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6) | st.sampled_from(
     ["a", "A ", "a\x01", "é", "😀", " "]
 )
@@ -37,6 +37,13 @@ def test_a_key_compares_as_sqlite_compares_its_value(collation, values):
     keys = [encode(value, collation) for value in values]
     order = sorted(set(keys))
     assert [order.index(key) + 1 for key in keys] == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(st.text("a\0\x01", max_size=4) | st.binary(max_size=2), min_size=2, max_size=8))
+def test_a_zero_byte_sorts_before_all_others(values):
+    """(In binary order: SQLite's other collations stop at it.)"""
+    test_a_key_compares_as_sqlite_compares_its_value.hypothesis.inner_test("BINARY", values)
 
 
 @settings(max_examples=120, deadline=None)

@@ -20,6 +20,8 @@ def test_file(path, engine, tmp_path):
     with opener(engine, tmp_path) as open_database:
         connection = Connection(open_database())
         tally = Runner(connection).run(path.read_text(encoding="utf-8"))
+        if connection.get_autocommit():
+            assert connection.check() == []
         connection.close()
     assert tally.queries > 0
     assert tally.skipped == 0

@@ -39,6 +39,27 @@ def test_a_failed_statement_leaves_no_trace(con):
     assert rows(con, "SELECT * FROM t") == []
 
 
+def test_an_error_of_the_engine_is_told_as_it_is_and_undoes_the_statement(con):
+    con.execute("CREATE TABLE t(a TEXT PRIMARY KEY); CREATE TABLE u(a INTEGER PRIMARY KEY, b); CREATE INDEX i ON u(b)")
+    con.execute("BEGIN; INSERT INTO t VALUES('there')")
+    with pytest.raises(apsw.ConstraintError):
+        con.execute("INSERT OR FAIL INTO t VALUES('kept'), ('there')")
+    for sql in ("INSERT INTO t VALUES('gone'), (?)", "INSERT INTO u VALUES(1, 'gone'), (2, ?)"):
+        with pytest.raises(toydb.KeyTooLong):
+            con.execute(sql, ("k" * 4000,))
+    con.execute("COMMIT")
+    assert rows(con, "SELECT a FROM t UNION ALL SELECT b FROM u") == [("kept",), ("there",)]
+
+
+def test_a_changed_row_is_found_by_its_new_values(con):
+    con.execute(f"CREATE TABLE t(a INTEGER PRIMARY KEY, b INT, c); CREATE INDEX i ON t(b); INSERT INTO t(a, b) {MANY}")
+    con.execute(
+        "UPDATE t SET b = -b, c = 1 WHERE a % 2; UPDATE t SET a = a + 5000 WHERE a > 1900; DELETE FROM t WHERE b = 1500"
+    )
+    found = rows(con, "SELECT a, c FROM t WHERE b IN (-1501, 1501, 1502, -1903, 1500) ORDER BY a")
+    assert found == [(1501, 1), (1502, None), (6903, 1)]
+
+
 def test_a_savepoint_before_the_first_write(con):
     con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY)")
     con.execute("BEGIN; SAVEPOINT s")
