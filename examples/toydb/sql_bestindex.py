@@ -29,7 +29,7 @@ from toydb.sql_plan import (
     Term,
 )
 from toydb.sql_schema import Schema
-from toydb.transaction import Table
+from toydb.table import Table
 
 _EQUALITIES = (EQ, IS, IS_NULL)
 _LOWER, _UPPER = (GT, GE), (LT, LE)

@@ -10,7 +10,7 @@ from toydb.keys import Value, decode_integer, prefixes
 from toydb.sql_plan import Plan
 from toydb.sql_schema import Row, Schema
 from toydb.sql_session import Session, Work
-from toydb.transaction import Table
+from toydb.table import Table
 
 
 class Planned(Protocol):

@@ -24,7 +24,8 @@ from toydb import sql_schema
 from toydb.database import Database
 from toydb.errors import Busy, NoSuchTable, TransactionError
 from toydb.sql_schema import Schema
-from toydb.transaction import Stats, Table, Transaction
+from toydb.table import Table
+from toydb.transaction import Stats, Transaction
 
 
 class SchemaChanged(apsw.SQLError):

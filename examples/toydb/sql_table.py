@@ -19,7 +19,7 @@ from toydb.sql_cursor import Cursor, whole
 from toydb.sql_plan import Plan
 from toydb.sql_schema import Index, Row, Schema, index_prefix
 from toydb.sql_session import Session, Work
-from toydb.transaction import Table
+from toydb.table import Table
 
 LARGEST_ROWID = (1 << 63) - 1
 SEQUENCE = "toydb:sequence"  # the largest row id ever of AUTOINCREMENT tables
