@@ -109,9 +109,9 @@ class Pool:
             sizing = auto(look(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
             least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
             most = sizing.max_capacity if max_capacity is None else parse_size(max_capacity, "max_capacity")
-            capacity = max(least, min(sizing.capacity, most)) if least <= most else sizing.capacity
-            min_capacity = least if min_capacity is not None else min(least, capacity)
-            max_capacity = most if max_capacity is not None else max(most, capacity)
+            least = min(least, most) if min_capacity is None else least  # what is given holds
+            most = max(least, most) if max_capacity is None else most
+            capacity, min_capacity, max_capacity = min(max(sizing.capacity, least), most), least, most
         plan = segment.plan(
             parse_size(capacity, "capacity"),
             page_size=page_size,

@@ -7,12 +7,13 @@ written, not pages. The file is a numpy ``.npz``: ``spaces`` (JSON: name, kind a
 """
 
 import contextlib
+import io
 import json
 import os
 import threading
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,22 +81,26 @@ class WorkingSet:
 
 def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
     """Reads and checks the file. Raises FileNotFoundError, WorkingSetError."""
+    data = io.BytesIO(Path(path).read_bytes())
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as found:
+        with np.load(data, allow_pickle=False) as found:
             if int(found["format"]) != FORMAT:
                 raise WorkingSetError(f"{path} has format {int(found['format'])}, not {FORMAT}; save it anew")
             spaces = json.loads(found["spaces"].tobytes())
             saved = WorkingSet(
                 int(found["page_size"]), spaces, found["space"], found["page"].astype(np.uint32), int(found["hot"])
             )
-        names = [(s["name"], Kind[s["kind"]], s["path"], s["flags"]) for s in spaces]
+        known = [Kind[s["kind"]] in _KEPT and s["name"] + s["path"] and s["flags"] >= 0 for s in spaces]
         sound = saved.space.shape == saved.page.shape and saved.space.ndim == 1 and 0 <= saved.hot <= len(saved.page)
-        if not sound or (len(saved.space) and int(saved.space.max()) >= len(names)):
+        sound = sound and all(known) and saved.space.dtype == np.uint8
+        if not sound or (len(saved.space) and int(saved.space.max()) >= len(known)):
             raise WorkingSetError(f"{path} contradicts itself; remove it, and save the working set anew")
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, WorkingSetError):
-            raise
-        raise WorkingSetError(f"{path} is no working set, or is damaged ({error}); remove it, and save anew") from error
+    except WorkingSetError:
+        raise
+    except Exception as error:  # what the readers of zip, zlib, npy and JSON make of a damaged file
+        raise WorkingSetError(
+            f"{path} is no working set, or is damaged ({error!r}); remove it, and save it anew"
+        ) from error
     return saved
 
 

@@ -159,7 +159,7 @@ MUTATIONS = {
         "page.h",
         "    to.rec_lsn.store_relaxed(from.rec_lsn.load_relaxed());\n",
         "",
-        "checkpoint-all",
+        "checkpoint-log",
     ),
     "the writer field released with the swap": (
         "page.h",
