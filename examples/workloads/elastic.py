@@ -64,7 +64,7 @@ def neighbour(pipe: Pipe, folder: Path | None) -> None:
     """Takes as many bytes as it is told: of its own memory, or in a file of the tmpfs. 0: gives all back."""
     blocks: list[npt.NDArray[np.uint8]] = []
     while True:
-        size, had = pipe.get(), 0
+        size, had = pipe.get(), sum(block.nbytes for block in blocks)
         if folder is not None:
             with open(folder / "neighbour", "ab") as file:
                 had = file.tell()
@@ -73,7 +73,7 @@ def neighbour(pipe: Pipe, folder: Path | None) -> None:
             blocks.append(np.ones(size, np.uint8))
         else:
             blocks.clear()
-        pipe.put(had + size)
+        pipe.put(had + size if size else 0)
 
 
 # ---- the limit ---------------------------------------------------------------------------------
@@ -157,10 +157,11 @@ class Stage:
         self.neighbour = self.begin(neighbour, folder)
         self.region = (0, 0)
         self.taken = 0
-        self.move(0, 0)  # every process has begun
         self.take(0)
+        self.move(0, 0.1)
+        time.sleep(0.5)  # every process has its own memory now
         if self.limit is not None:
-            self.limit.enforce(3 * self.most // 2)
+            self.limit.enforce(3 * self.most // 2 - kernel_bytes(self.pool))
         self.samples: list[Sample] = []
         self.phases: list[tuple[float, str]] = []
         self.exact: list[bool] = []
@@ -231,8 +232,6 @@ class Stage:
         """The neighbour takes more; 0: gives all back."""
         self.neighbour.put(size)
         self.taken = self.neighbour.get()
-        if not size:
-            self.taken = 0
 
     def count_exactly(self) -> None:
         """While the load rests: do the pool and the kernel count the same?"""
@@ -393,6 +392,6 @@ if __name__ == "__main__":
     main(
         work,
         {"--limit": choice},
-        pool=(256, 32, "what the pool may have at most, in MiB"),
+        pool=(256, 48, "what the pool may have at most, in MiB"),
         idle=(1.5, 0.5, "seconds after which untouched pages go back"),
     )
