@@ -716,3 +716,20 @@ def test_metadata_is_at_most_200_bytes_a_frame(make_pool, data_file):
     assert stats.resident_bytes == 32 << 20
     queues = 3 * 8 + 1  # two rings of one and a half elements, two bitmaps
     assert (stats.metadata_bytes - before) / 4096 + queues <= 200
+
+
+def test_a_hot_ring_of_pages_that_cannot_go_does_not_hide_clean_pages(make_pool, data_file):
+    frames, kept = 512, 140  # more pages than one look at the rings takes steps
+    pool = make_pool(frames * PAGE)
+    work = pool.scratch("work", kept)
+    fill(work, range(kept))
+    table = pool.open_file(data_file(4 * frames))
+    random = np.random.default_rng(1)
+    for i in range(40_000):  # places that move on: pages are used again soon and then no more, so the cold ring wins
+        if i % 50 == 0:
+            touch(work, range(kept))
+        touch(table, [(i // 2 - int(random.exponential(300))) % len(table)])
+    stats = pool.stats()
+    assert stats.frames["dirty"] == kept  # there: nothing but them was hot, and every miss found a clean page
+    assert stats.frames["hot"] == kept
+    assert stats.evictions_recycled > 10_000

@@ -130,12 +130,14 @@ public:
         env_.set_ring(page, ring);
     }
 
-    // Looks for a victim for at most `max_steps` steps of the rings.
+    // Looks for a victim for at most `max_steps` steps of the rings. Half of them may meet pages of one ring
+    // that cannot go; then it is the other's turn, or a ring of nothing else would hide what the other has.
     Victim evict(u32 max_steps) {
-        u32 stuck[3] = {0, 0, 0};
+        u32 stuck[3] = {0, 0, 0}, most = max_steps / 2 + 1;
         for (u32 step = 0; step < max_steps; step++) {
-            bool cold_done = stuck[RING_COLD] >= s_.cold.count, hot_done = stuck[RING_HOT] >= s_.hot.count;
-            if (cold_done && hot_done) return {NONE, false};
+            bool cold_done = stuck[RING_COLD] >= (s_.cold.count < most ? s_.cold.count : most);
+            bool hot_done = stuck[RING_HOT] >= (s_.hot.count < most ? s_.hot.count : most);
+            if (cold_done && hot_done) return {NONE, s_.cold.count > most || s_.hot.count > most};
             bool from_hot = (s_.hot.count > hot_target() && !hot_done) || cold_done;
             Ring r = from_hot ? RING_HOT : RING_COLD;
             u64 e = at(r, 0);

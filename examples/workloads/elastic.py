@@ -310,7 +310,7 @@ def work(run: Run) -> None:
         share(stage)
     stage.phases.append((time.monotonic() - stage.began, "ends"))
     stage.move(0, 0)
-    gone = stage.watch(lambda now: now.kernel == 0)
+    gone = stage.watch(lambda now: now.kernel <= MIB)
     stage.hold()
     stage.bars.stop()
     now = stage.samples[-1]

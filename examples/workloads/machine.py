@@ -14,6 +14,7 @@ from pathlib import Path
 import bufferpool as bp
 from bufferpool.pressure import cgroup_folders
 
+SHM = Path("/dev/shm")
 UNLIMITED = 1 << 62
 
 

@@ -36,12 +36,14 @@ def write_dataset(run: "Run", path: Path, n_pages: int) -> None:
         os.fsync(file.fileno())
 
 
-def zipf(random: np.random.Generator, n: int, s: float, size: int) -> npt.NDArray[np.int64]:
-    """``size`` numbers below ``n``: the k-th most frequent one has weight 1/k**s, and which one that is is shuffled.
+def zipf(random: np.random.Generator, n: int, s: float, size: int, *, shuffled: bool = True) -> npt.NDArray[np.int64]:
+    """``size`` numbers below ``n``: the k-th most frequent one has weight 1/k**s.
 
-    The shuffle is the same in every process.
+    Which one that is is shuffled, in every process alike; or else it is k - 1.
     """
     cdf = np.cumsum(np.arange(1, n + 1, dtype=np.float64) ** -s)
-    ranks = np.searchsorted(cdf, random.random(size) * cdf[-1])
+    ranks: npt.NDArray[np.int64] = np.searchsorted(cdf, random.random(size) * cdf[-1])
+    if not shuffled:
+        return ranks
     chosen: npt.NDArray[np.int64] = np.random.default_rng(n).permutation(n)[ranks]
     return chosen

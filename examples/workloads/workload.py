@@ -30,6 +30,8 @@ import bufferpool as bp
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # where toydb is
+
 MIB = 1 << 20
 WAIT_S = 120.0  # nobody waits longer for a worker
 PROCESSES = multiprocessing.get_context("forkserver")  # with numpy in it already: workers start in milliseconds
