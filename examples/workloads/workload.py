@@ -50,7 +50,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
         self.stack = ExitStack()
         self.verified = 0
         self.failed: list[str] = []

@@ -302,7 +302,8 @@ def draw(results: list[Result], numbers: list[int]) -> Any:
         label = f"{processes} process{'es' if processes > 1 else ''}"
         speed.bar(x, heights, width * 0.92, color=(GREY, BLUE, GREEN, ORANGE, "#b03a48", "#444444")[n], label=label)
     speed.set(title="operations a second", xticks=range(len(names)), xticklabels=names, yscale="log")
-    speed.legend(loc="upper left", bbox_to_anchor=(0, -0.08), ncols=3)
+    speed.set_ylim(100, 5 * max(r.per_s for r in results))
+    speed.legend(loc="upper left", ncols=3, fontsize=9, columnspacing=1, handlelength=1.2)
     for offset, kind, color in ((-0.12, "reads", BLUE), (0.12, "writes", ORANGE)):
         for at, name in enumerate(names):
             found = next(r for r in results if r.name == name and r.processes == numbers[-1]).times.get(kind)
@@ -315,7 +316,8 @@ def draw(results: list[Result], numbers: list[int]) -> Any:
     for marker, p in zip("o_^", PERCENTILES, strict=True):
         times.plot([], [], marker, color=GREY, label=f"{p} %")
     times.set(title=f"milliseconds, {numbers[-1]} processes", xticks=range(len(names)), xticklabels=names, yscale="log")
-    times.legend(loc="upper left", bbox_to_anchor=(0, -0.08), ncols=5, columnspacing=1, handletextpad=0.4)
+    times.set_ylim(top=6 * times.get_ylim()[1])
+    times.legend(loc="upper left", ncols=5, fontsize=9, columnspacing=1, handlelength=1.2, handletextpad=0.4)
     return figure
 
 
