@@ -20,7 +20,7 @@ all: $(VENV)/.built
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group build --group test
+	$(BIN)/python -m pip install --quiet --group build --group test --group dashboards
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)

@@ -1,0 +1,302 @@
+"""Makes bufferpool.json: `python dashboards/generate.py` (dependency group `dashboards`).
+
+The panels, from top to bottom, answer in turn: how much memory, of what, given back
+when and why; is it enough; how slow; who waits; is write-back keeping up; who is there;
+is the machine short. Every panel says in its description what to make of it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as kinds
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models import heatmap as heat
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+
+FILE = Path(__file__).with_name("bufferpool.json")
+SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+HERE = '{pool=~"$pool"}'
+BYTES, RATIO, SECONDS, PER_SECOND, BYTES_PER_SECOND, COUNT = "bytes", "percentunit", "s", "ops", "Bps", "short"
+
+# Colours that mean the same in every panel.
+COLORS = {
+    "clean": "green", "dirty": "orange", "pinned": "purple", "retired": "red", "busy": "yellow", "free": "#808080",
+    "budget": "red", "maximum": "#808080", "minimum": "#606060", "resident": "blue", "by the kernel's count": "light-blue",
+    "1s": "dark-red", "10s": "red", "1m": "orange", "10m": "yellow", "1h": "blue", "older": "dark-blue",
+    "alive": "green", "dead": "red",
+}  # fmt: skip
+
+AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # from the bottom of a stack to its top
+STATES = ("pinned", "dirty", "retired", "busy", "clean", "free")
+
+Query = tuple[str, str]
+"""An expression, and the legend."""
+
+
+def query(expr: str, legend: str, index: int, instant: bool = False) -> prometheus.Dataquery:
+    made = prometheus.Dataquery().datasource(SOURCE).expr(expr).legend_format(legend).ref_id(chr(65 + index))
+    return made.instant() if instant else made.range()
+
+
+def colored(panel: timeseries.Panel, names: set[str]) -> timeseries.Panel:
+    """The panel, with their own colours for the series that have one."""
+    if "{{state}}" in names:
+        names |= {"alive", "dead"}
+    for name in sorted(names & COLORS.keys()):
+        color = COLORS[name]
+        fixed = {"mode": "fixed", "fixedColor": color}
+        panel.override_by_name(name, [models.DynamicConfigValue(id_val="color", value=fixed)])
+    return panel
+
+
+def number(title: str, about: str, expr: str, unit: str, steps: list[tuple[float | None, str]]) -> stat.Panel:
+    """One figure, coloured by thresholds."""
+    thresholds = dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE)
+    thresholds.steps([models.Threshold(value=at, color=color) for at, color in steps])
+    made = stat.Panel().title(title).description(about).datasource(SOURCE).unit(unit).thresholds(thresholds)
+    made.with_target(query(expr, "", 0)).height(4).span(4).no_value("none yet")
+    made.graph_mode(kinds.BigValueGraphMode.AREA).color_mode(kinds.BigValueColorMode.VALUE)
+    return made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+
+
+def lines(
+    title: str,
+    about: str,
+    unit: str,
+    *queries: Query,
+    stack: bool = False,
+    bars: bool = False,
+    top: float | None = None,
+) -> timeseries.Panel:
+    """Figures over time; stacked where they add up to something."""
+    made = timeseries.Panel().title(title).description(about).datasource(SOURCE).unit(unit).min(0)
+    made.height(8).span(12).line_width(1).show_points(kinds.VisibilityMode.NEVER)
+    made.draw_style(kinds.GraphDrawStyle.BARS if bars else kinds.GraphDrawStyle.LINE)
+    made.fill_opacity(60 if stack else 8)
+    if stack:
+        made.stacking(common.StackingConfig().mode(kinds.StackingMode.NORMAL).group("A"))
+    if top is not None:
+        made.max(top)
+    legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.LIST).show_legend(True)
+    made.legend(legend.placement(kinds.LegendPlacement.BOTTOM))
+    made.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI))
+    for i, (expr, legend_format) in enumerate(queries):
+        made.with_target(query(expr, legend_format, i))
+    return colored(made, {legend for _, legend in queries})
+
+
+def unstacked(panel: timeseries.Panel, *names: str) -> timeseries.Panel:
+    """Series that are drawn as lines over a stack."""
+    for name in names:
+        panel.override_by_name(
+            name,
+            [
+                models.DynamicConfigValue(id_val="custom.stacking", value={"mode": "none", "group": "B"}),
+                models.DynamicConfigValue(id_val="custom.fillOpacity", value=0),
+                models.DynamicConfigValue(id_val="custom.lineWidth", value=2),
+            ],
+        )
+    return panel
+
+
+def latency(what: str, title: str, about: str) -> heatmap.Panel:
+    """How long something took: a column for each moment, a row for each power of two."""
+    expr = f"sum by (le) (increase(bufferpool_{what}_seconds_bucket{HERE}[$__rate_interval]))"
+    made = heatmap.Panel().title(title).description(about).datasource(SOURCE).height(8).span(12).calculate(False)
+    made.with_target(query(expr, "{{le}}", 0).format(PromQueryFormat.HEATMAP))
+    made.y_axis(heatmap.YAxisConfig().unit(SECONDS).axis_placement(kinds.AxisPlacement.LEFT))
+    made.color(
+        heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).exponent(0.5)
+    )
+    return made.filter_values(heatmap.FilterValueRange().le(1e-9)).show_legend().show_tooltip().cell_gap(1)
+
+
+def rate(metric: str, by: str = "", more: str = "") -> str:
+    """So much a second, of the selected pools."""
+    group = f"sum by ({by})" if by else "sum"
+    return f'{group} (rate(bufferpool_{metric}{{pool=~"$pool"{more}}}[$__rate_interval]))'
+
+
+def in_bytes(metric: str, by: str, more: str = "") -> str:
+    """A number of pages or frames, as bytes."""
+    return (
+        f'sum by ({by}) (bufferpool_{metric}{{pool=~"$pool"{more}}} * on (job, instance, pool) group_left () '
+        f"bufferpool_page_size_bytes{HERE})"
+    )
+
+
+def hit_ratio(by: str, prefix: str = "") -> str:
+    hits, misses = rate(f"{prefix}hits_total", by), rate(f"{prefix}misses_total", by)
+    return f"{hits} / ({hits} + {misses})"
+
+
+def glance() -> list[Any]:
+    return [
+        number("Budget in use", "Memory that the pages take, by what they may take. Near 100 % is where a pool that is used wants to "
+               "be; above it, it cannot shrink to a lower budget: pages are pinned, or dirty and not flushed.",
+               f"sum(bufferpool_resident_bytes{HERE}) / sum(bufferpool_budget_bytes{HERE})", RATIO,
+               [(None, "green"), (1.02, "orange"), (1.1, "red")]),
+        number("Hit ratio", "References to pages that were in the pool, by all references. What is good depends on the store: compare "
+               "with yesterday, and with the panels on the working set and on latency.",
+               hit_ratio(""), RATIO, [(None, "red"), (0.5, "orange"), (0.9, "green")]),
+        number("Misses per second", "Pages that had to be loaded: each is one read of the store.", rate("misses_total"), PER_SECOND,
+               [(None, "blue")]),
+        number("Given back", "Bytes given back to the kernel in the time shown, for whatever reason.",
+               f"sum(increase(bufferpool_reclaimed_bytes_total{HERE}[$__range]))", BYTES, [(None, "blue")]),
+        number("Clients", "Processes that are attached and alive.", 'sum(bufferpool_clients{pool=~"$pool", state="alive"})', COUNT,
+               [(None, "blue")]),
+        number("Clients reaped", "Processes that ended without detaching in the time shown: killed, or out of memory. Nothing is lost by "
+               "it, but somebody should know why.",
+               f"sum(increase(bufferpool_clients_reaped_total{HERE}[$__range]))", COUNT, [(None, "green"), (0.5, "orange"), (5, "red")]),
+    ]  # fmt: skip
+
+
+def memory() -> list[Any]:
+    ages = lines("Working set by age, against the budget",
+                 "Pages by the time since their last use. The young ones are the working set: if they fill the budget, the pool is too "
+                 "small; if most are old, it is larger than it need be, and trim(idle=…) gives the rest back.",
+                 BYTES, *((in_bytes("pages", "age", f', age="{age}"'), age) for age in AGES), (f"sum(bufferpool_budget_bytes{HERE})", "budget"), stack=True)  # fmt: skip
+    return [
+        lines("How much memory", "What the pages take, between the bounds of the budget. The kernel's count has the metadata too: if it stays "
+              "above the resident bytes by more than the metadata, run bufferpool check.",
+              BYTES, (f"sum(bufferpool_resident_bytes{HERE})", "resident"), (f"sum(bufferpool_budget_bytes{HERE})", "budget"),
+              (f"sum(bufferpool_kernel_bytes{HERE})", "by the kernel's count"), (f"sum(bufferpool_max_bytes{HERE})", "maximum"),
+              (f"sum(bufferpool_min_bytes{HERE})", "minimum")),
+        lines("Of what", "The frames that have memory, by what is in them. Dirty and pinned frames cannot be given back; clean and free ones "
+              "can. Retired frames are old versions that a reader still holds.",
+              BYTES, *((in_bytes("frames", "state", f', state="{state}"'), state) for state in STATES), stack=True),
+        lines("Given back to the kernel, by reason", "budget: the pool was made smaller; idle: untouched for a given time; pressure: the machine "
+              "was short; drop: a section was dropped; trim: asked for; client_exit: a client died.",
+              BYTES_PER_SECOND, (rate("reclaimed_bytes_total", "reason"), "{{reason}}"), stack=True, bars=True),
+        unstacked(ages, "budget"),
+    ]  # fmt: skip
+
+
+def hits() -> list[Any]:
+    return [
+        lines("Hit ratio by pool", "References to pages that were there, by all references. A fall with a steady load means that the working set "
+              "outgrew the budget.", RATIO, (hit_ratio("pool"), "{{pool}}"), top=1),
+        lines("Misses and evictions per second", "recycled: a frame went from one page to another, the price of a full pool; reclaimed: a page went "
+              "so that its memory could go back.",
+              PER_SECOND, (rate("misses_total"), "misses"), (rate("evictions_total", "reason"), "evictions, {{reason}}")),
+        lines("Hit ratio by space", "Which file, loader or table the misses come from.", RATIO, (hit_ratio("pool, space", "space_"), "{{pool}} {{space}}"),
+              top=1),
+        lines("Resident pages by space", "How the spaces share the pool: whose pages are kept.",
+              BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}} {{space}}"), stack=True),
+    ]  # fmt: skip
+
+
+def latencies() -> list[Any]:
+    return [
+        latency("load", "Loads: how long", "Time to fill a page from its store. Two bands are normal: the page cache, and the disk."),
+        latency("flush", "Flushes: how long", "Time to write and sync a batch of dirty pages. The sync dominates."),
+        latency("reclaim", "Giving memory back: how long", "One call to the kernel. It grows with the number of processes attached."),
+        latency("wait", "Waits: how long", "Clients waiting for each other. Waits of 20 ms and more mean a client that was stopped or died."),
+    ]  # fmt: skip
+
+
+def waiting() -> list[Any]:
+    return [
+        lines("Who waits, and why", "load: for a page that another client is filling; writer: for another client's write of the page; memory: for "
+              "the memory lock, which misses take; frame: because no frame was free.",
+              PER_SECOND, (rate("waits_total", "reason"), "{{reason}}"), stack=True),
+        lines("Time spent waiting and loading", "Seconds that clients spend in each second, all of them together: 1 is one client that does "
+              "nothing else.",
+              SECONDS, *((rate(f"{what}_seconds_sum"), what) for what in ("load", "wait", "flush", "reclaim"))),
+    ]  # fmt: skip
+
+
+def write_back() -> list[Any]:
+    return [
+        lines("Dirty pages", "Pages whose changes the store lacks. Held back: not to be written before the log is durable (the write-ahead rule); "
+              "if they grow, look at the log.",
+              BYTES, (in_bytes("dirty_pages", "pool"), "{{pool}} dirty"), (in_bytes("held_back_pages", "pool"), "{{pool}} held back")),
+        lines("Pages flushed per second", "foreground: batches that a client had to write itself because only dirty pages were left. The steward, or "
+              "a larger budget, spares it that.",
+              PER_SECOND, (rate("flushed_pages_total"), "pages"), (rate("foreground_flushes_total"), "foreground batches"),
+              (rate("flush_failures_total"), "failures"), (rate("checkpoints_total"), "checkpoints")),
+    ]  # fmt: skip
+
+
+def clients() -> list[Any]:
+    return [
+        lines("Attached clients", "dead: died and not yet reaped, which happens by itself wherever one is in the way.",
+              COUNT, (f"sum by (state) (bufferpool_clients{HERE})", "{{state}}"), (f"sum(bufferpool_steward{HERE})", "stewards"),
+              (f"sum(bufferpool_max_clients{HERE})", "maximum")),
+        lines("Deaths, and what they left", "Clients reaped, the pins that they had left, and the locks that were taken over and repaired, in each "
+              "interval.", COUNT,
+              *((f"sum(increase(bufferpool_{metric}_total{HERE}[$__rate_interval]))", name) for metric, name in
+                (("clients_reaped", "clients reaped"), ("pins_broken", "pins broken"), ("lock_repairs", "locks repaired"))), bars=True),
+    ]  # fmt: skip
+
+
+def machine() -> list[Any]:
+    return [
+        lines("Memory pressure of the machine", "The share of time in which some task, or all of them (full), waited for memory (PSI). The steward "
+              "gives memory back when it rises.", RATIO, ("rate(bufferpool_memory_pressure_seconds_total[$__rate_interval])", "{{state}}")),
+        lines("Shared memory and the machine", "What is free in the tmpfs that holds the pools, and in the machine. Containers start with 64 MiB of "
+              "/dev/shm.", BYTES, ("bufferpool_shm_free_bytes", "free in the tmpfs"), ("bufferpool_shm_size_bytes", "size of the tmpfs"),
+              ("bufferpool_machine_available_bytes", "available in the machine")),
+    ]  # fmt: skip
+
+
+ROWS = (
+    ("At a glance", glance),
+    ("Memory", memory),
+    ("Hits and misses", hits),
+    ("Latency", latencies),
+    ("Waiting", waiting),
+    ("Write-back", write_back),
+    ("Clients", clients),
+    ("The machine", machine),
+)
+
+# Grafana's Prometheus source has options for annotations that the SDK's type lacks.
+ANNOTATIONS = {
+    "Budget changed": (f"changes(bufferpool_budget_bytes{HERE}[1m]) > 0", "blue", "{{pool}}: the budget changed"),
+    "Client reaped": (
+        f"increase(bufferpool_clients_reaped_total{HERE}[1m]) > 0",
+        "red",
+        "{{pool}}: a client died and was reaped",
+    ),
+}
+
+
+def build() -> dict[str, Any]:
+    """The dashboard, as JSON has it."""
+    board = dashboard.Dashboard("Buffer pools").uid("bufferpool").tags(["bufferpool"]).editable().refresh("10s")
+    board.description("Pools of bufferpool: memory, hits, latency, waiting, write-back, clients.")
+    board.time("now-30m", "now").tooltip(models.DashboardCursorSync.CROSSHAIR)
+    board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
+    pool = dashboard.QueryVariable("pool").label("Pool").datasource(SOURCE).query("label_values(bufferpool_up, pool)")
+    pool.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True).include_all(True).all_value(".*")
+    board.with_variable(pool.current(models.VariableOption(text="All", value="$__all")))
+    for name in ANNOTATIONS:
+        board.annotation(
+            dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(ANNOTATIONS[name][1])
+        )
+    for title, panels in ROWS:
+        board.with_row(dashboard.Row(title))
+        for panel in panels():
+            board.with_panel(panel)
+    made: dict[str, Any] = json.loads(JSONEncoder(sort_keys=True).encode(board.build()))
+    for i, panel in enumerate(made["panels"]):
+        panel["id"] = i + 1
+    for annotation in made["annotations"]["list"]:
+        expr, _, title = ANNOTATIONS[annotation["name"]]
+        annotation |= {"expr": expr, "step": "60s", "titleFormat": title}
+    return made
+
+
+def text() -> str:
+    """The file."""
+    return json.dumps(build(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text())
+    print(f"{FILE}: {len(build()['panels'])} panels and rows", file=sys.stderr)

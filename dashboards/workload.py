@@ -1,0 +1,152 @@
+"""Something to look at: a pool with four workers, for the dashboard, its test and its pictures.
+
+    python dashboards/workload.py --name demo --seconds 600
+
+A table three times as large as the pool, read with a few pages hot and many cold, and
+written; tiles that a function makes; a temporary table. In every period the budget is
+lowered and raised, cold pages are given back, a section is dropped, a scan comes by, a
+reader keeps pages pinned, and one worker is killed and replaced. It removes all that it
+made when it ends, also by SIGTERM.
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+import bufferpool as bp
+
+PAGE, PAGES, CAPACITY = 8192, 12288, 32 << 20
+WORKERS = 4
+LEGAL = (bp.errors.PoolExhausted, bp.errors.WaitTimeout, bp.errors.PageDiscarded)
+
+
+def paint(number: int, out: np.ndarray) -> None:
+    """A tile: takes a while, like what is worth keeping."""
+    out[:] = number % 256
+    time.sleep(0.0002)
+
+
+def work(name: str, path: str, seed: int, period: float) -> None:
+    """One worker, until it is killed."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    random = np.random.default_rng(seed)
+    pool = bp.Pool.attach(name)
+    table = pool.open_file(path, mode="r+", name="orders")
+    tiles = pool.open_derived("tiles", 2000, paint)
+    temporary = pool.scratch(f"sort-{seed % WORKERS}", n_pages=64, owner="client", discardable=True)
+    while True:
+        phase = time.monotonic() / period
+        wide = 0.5 + 0.4 * np.sin(phase * 2 * np.pi)  # how much of the table is in use: it breathes
+        pages = np.minimum((random.pareto(0.9, 64) * PAGES * wide / 20).astype(int), PAGES - 1)
+        with suppress(*LEGAL):
+            for page in pages.tolist():
+                _ = table[page][0]
+            for page in pages[:4].tolist():
+                with table.write(page, timeout=1.0) as copy:
+                    copy[8:16] = seed % 256
+            for page in (pages[4:20] % 2000).tolist():
+                _ = tiles[page][0]
+            with temporary.write(int(pages[0]) % 64) as copy:
+                copy[0] = 1
+            if seed % WORKERS == 0 and int(phase * 50) % 50 == 25:
+                for _ in table.scan(0, 3000):
+                    pass
+            if seed % WORKERS == 1 and int(phase * 10) % 10 == 3:
+                with table.pin_many(np.unique(pages)):
+                    time.sleep(0.05)
+        time.sleep(0.004)
+
+
+class Show:
+    """The pool, its workers, and what is done to it."""
+
+    def __init__(self, name: str, folder: str, period: float) -> None:
+        self.path = os.path.join(folder, "orders.db")
+        np.zeros(PAGES * PAGE, np.uint8).tofile(self.path)
+        self.name, self.period, self.born = name, period, 0
+        self.pool = bp.Pool.create(
+            name, CAPACITY, page_size=PAGE, max_capacity=2 * CAPACITY, max_clients=16, mode=0o644
+        )
+        self.table = self.pool.open_file(self.path, mode="r+", name="orders")
+        self.tiles = self.pool.open_derived("tiles", 2000, paint)
+        self.workers = [self.start() for _ in range(WORKERS)]
+        self.pool.start_steward(flush_every=min(5.0, period / 4), pressure=False)
+
+    def start(self) -> multiprocessing.process.BaseProcess:
+        self.born += 1
+        process = multiprocessing.get_context("spawn").Process(
+            target=work, args=(self.name, self.path, self.born - 1, self.period), daemon=True
+        )
+        process.start()
+        return process
+
+    def steps(self) -> list[tuple[float, object]]:
+        """What happens when, in parts of a period."""
+
+        def kill() -> None:
+            victim = self.workers.pop(0)
+            victim.kill()
+            victim.join()
+            self.pool.reap()
+            self.workers.append(self.start())
+
+        return [
+            (0.15, lambda: self.pool.resize(CAPACITY // 2)),
+            (0.35, lambda: self.pool.trim(idle=self.period / 10)),
+            (0.45, kill),
+            (0.55, lambda: self.pool.resize(CAPACITY)),
+            (0.70, lambda: self.tiles.drop(0, 500)),
+            (0.80, lambda: self.pool.trim(bytes="2MiB")),
+            (0.90, lambda: self.pool.flush()),
+        ]
+
+    def run(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            start = time.monotonic()
+            for at, step in self.steps():
+                time.sleep(max(0.0, min(start + at * self.period, end) - time.monotonic()))
+                if time.monotonic() >= end:
+                    return
+                with suppress(*LEGAL):
+                    step()  # type: ignore[operator]
+            time.sleep(max(0.0, min(start + self.period, end) - time.monotonic()))
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.join()
+        self.pool.reap()
+        self.pool.unlink()
+        del self.table, self.tiles
+        self.pool.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="demo", help="of the pool (default: demo)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="how long (default: until it is ended)")
+    parser.add_argument("--period", type=float, default=60.0, help="seconds of one round of everything (default: 60)")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tempfile.TemporaryDirectory(prefix="bufferpool-demo-") as folder:
+        show = Show(options.name, folder, options.period)
+        print(f"pool {options.name} in {Path(show.pool.path).parent}, {WORKERS} workers", flush=True)
+        try:
+            show.run(options.seconds)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            show.close()
+
+
+if __name__ == "__main__":
+    main()

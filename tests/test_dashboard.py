@@ -1,0 +1,238 @@
+"""The dashboard and the alerts: they agree with their source, and every expression in them works.
+
+The last is tried with a real Prometheus server (Debian's package `prometheus`), the
+exporter, and dashboards/workload.py at work.
+"""
+
+import json
+import math
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bufferpool import exporter
+from bufferpool.metrics import AGES
+from tests.conftest import ROOT, SHM, new_name, remove
+
+FOLDER = ROOT / "dashboards"
+DASHBOARD = json.loads((FOLDER / "bufferpool.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+PERIOD = 5.0
+needs_prometheus = pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="no prometheus here: apt-get install prometheus (Debian's package has promtool too)",
+)
+
+
+# ---- the files ---------------------------------------------------------------------------
+
+
+def test_the_dashboard_is_what_its_source_makes():
+    pytest.importorskip("grafana_foundation_sdk", reason="pip install --group dashboards")
+    done = subprocess.run([sys.executable, "-c", "import generate; print(generate.text(), end='')"], cwd=FOLDER,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout == (FOLDER / "bufferpool.json").read_text(), "run python dashboards/generate.py"
+
+
+def test_every_panel_says_what_it_shows():
+    assert len(PANELS) > 20
+    titles = [panel["title"] for panel in PANELS]
+    assert len(set(titles)) == len(titles)
+    for panel in PANELS:
+        assert len(panel["description"]) > 30, panel["title"]
+        assert panel["datasource"]["uid"] == "${datasource}"
+        unit = panel["fieldConfig"]["defaults"].get("unit") or panel["options"]["yAxis"]["unit"]
+        assert unit in ("bytes", "Bps", "percentunit", "ops", "s", "short")
+        for target in panel["targets"]:
+            assert "$pool" in target["expr"] or re.search(r"memory_pressure|shm|machine", target["expr"])
+
+
+def test_every_metric_that_is_used_is_exported(make_pool):
+    pool = make_pool()
+    pool.open_derived("d", 4, lambda n, out: None)
+    exported = set(re.findall(r"^(\w+)", exporter.text_of(pool.name), re.MULTILINE))
+    files = (FOLDER / "bufferpool.json").read_text() + (FOLDER / "alerts.yml").read_text()
+    used = set(re.findall(r"bufferpool_[a-z_]+", files))
+    assert used - exported == set()
+    assert set(AGES) <= set(re.findall(r'age=\\"(\w+)\\"', files))
+
+
+@needs_prometheus
+def test_promtool_accepts_the_files(tmp_path):
+    for command in (["test", "rules", "alerts_test.yml"], ["check", "config", "prometheus.yml"]):
+        done = subprocess.run(["promtool", *command], cwd=FOLDER, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_both_ways():
+    alerts = re.findall(r"- alert: (\w+)", (FOLDER / "alerts.yml").read_text())
+    tests = (FOLDER / "alerts_test.yml").read_text()
+    assert len(alerts) > 5
+    for alert in alerts:
+        assert re.search(rf"{alert}, eval_time: \w+, exp_alerts: \[\]", tests), f"{alert} is not shown not to fire"
+        assert re.search(rf"alertname: {alert}\n\s+eval_time: \w+\n\s+exp_alerts:\n\s+- ", tests), (
+            f"{alert}: not to fire"
+        )
+
+
+# ---- a real server -------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class Prometheus:
+    """A running server's HTTP API."""
+
+    def __init__(self, port: int, pool: str) -> None:
+        self.base, self.pool = f"http://127.0.0.1:{port}", pool
+
+    def get(self, path: str, **arguments: str) -> Any:
+        url = f"{self.base}{path}?{urllib.parse.urlencode(arguments)}"
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            found = json.load(answer)
+        assert found["status"] == "success", found
+        return found.get("data")
+
+    def filled(self, expr: str) -> str:
+        """The expression as Grafana would send it."""
+        values = {"$__rate_interval": "4s", "$__range": "15s", "$pool": self.pool}
+        for name, value in values.items():
+            expr = expr.replace(name, value)
+        assert "$" not in expr, expr
+        return expr
+
+    def query(self, expr: str) -> list[float]:
+        """The values now. Fails where the server does."""
+        try:
+            result = self.get("/api/v1/query", query=self.filled(expr))["result"]
+        except urllib.error.HTTPError as error:
+            pytest.fail(f"{expr}\n{error.read().decode()}")
+        return [float(one["value"][1]) for one in result]
+
+    def history(self, expr: str, seconds: float) -> list[float]:
+        """All the values of the last time."""
+        now = time.time()
+        result = self.get(
+            "/api/v1/query_range", query=self.filled(expr), start=str(now - seconds), end=str(now), step="1"
+        )["result"]
+        return [float(value) for one in result for _, value in one["values"]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A workload, the exporter and Prometheus, for some seconds."""
+    folder, name = tmp_path_factory.mktemp("prometheus"), new_name()
+    ports = free_port(), free_port()
+    config = (FOLDER / "prometheus.yml").read_text().replace("exporter:9184", f"127.0.0.1:{ports[0]}")
+    config = config.replace("scrape_interval: 5s", "scrape_interval: 1s").replace(
+        "evaluation_interval: 15s", "evaluation_interval: 1s"
+    )
+    (folder / "prometheus.yml").write_text(config)
+    shutil.copy(FOLDER / "alerts.yml", folder)
+    commands = [
+        [sys.executable, str(FOLDER / "workload.py"), "--name", name, "--period", str(PERIOD)],
+        [sys.executable, "-m", "bufferpool.cli", "export", "--port", str(ports[0]), name],
+        ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+         f"--web.listen-address=127.0.0.1:{ports[1]}", "--log.level=error"],
+    ]  # fmt: skip
+    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for command in commands]
+    made = Prometheus(ports[1], name)
+    try:
+        wait_for_all(made, started)
+        yield made
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+        for process in started:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        left = (SHM / name).exists()
+        remove(SHM / name)
+        assert not left, "the workload did not remove its pool"
+
+
+def wait_for_all(server: Prometheus, started: list[subprocess.Popen[bytes]]) -> None:
+    """Until the server has seen a round of everything."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        assert [process.poll() for process in started] == [None, None, None], "a program ended"
+        try:
+            if server.query("increase(bufferpool_clients_reaped_total[30s]) > 0") and all(
+                server.query(f'increase(bufferpool_reclaimed_bytes_total{{reason="{why}"}}[30s]) > 0')
+                for why in ("budget", "trim", "drop")
+            ):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            pass  # it is starting
+        time.sleep(0.5)
+    pytest.fail("the workload, the exporter or Prometheus did not come up within a minute")
+
+
+@needs_prometheus
+def test_every_expression_of_every_panel_has_values(server):
+    for panel in PANELS:
+        for target in panel["targets"]:
+            if "memory_pressure" in target["expr"] and not Path("/proc/pressure/memory").exists():
+                continue  # this kernel has no PSI, and there is nothing to show
+            values = server.query(target["expr"])
+            values = values if any(not math.isnan(v) for v in values) else server.history(target["expr"], 10)
+            assert [v for v in values if not math.isnan(v)], f"{panel['title']}: {target['expr']}"
+            assert all(v >= 0 or math.isnan(v) for v in values), f"{panel['title']}: {target['expr']}"
+
+
+@needs_prometheus
+def test_the_panels_show_what_happens(server):
+    """Not only zeros: the workload has something for each."""
+    assert sum(server.history('sum(rate(bufferpool_reclaimed_bytes_total{reason="budget"}[4s]))', 20)) > 0
+    panels = {panel["title"]: panel["targets"] for panel in PANELS}
+    for title in ("How much memory", "Of what", "Misses and evictions per second", "Loads: how long", "Giving memory back: how long",
+                  "Time spent waiting and loading", "Attached clients"):  # fmt: skip
+        assert any(value > 0 for target in panels[title] for value in server.history(target["expr"], 20)), title
+
+
+@needs_prometheus
+def test_every_variable_finds_its_values(server):
+    queries = [v["query"] for v in DASHBOARD["templating"]["list"] if v["type"] == "query"]
+    assert len(queries) == 1
+    found = re.fullmatch(r"label_values\((\w+), (\w+)\)", queries[0])
+    assert found is not None
+    assert server.get(f"/api/v1/label/{found[2]}/values", **{"match[]": found[1]}) == [server.pool]
+
+
+@needs_prometheus
+def test_every_annotation_marks_something(server):
+    marks = DASHBOARD["annotations"]["list"]
+    assert len(marks) == 2
+    for mark in marks:
+        assert server.history(mark["expr"], 30), mark["name"]
+
+
+@needs_prometheus
+def test_every_alert_can_be_evaluated(server):
+    """As it stands, and with comparisons that keep both outcomes, so that no part of it finds nothing."""
+    groups = server.get("/api/v1/rules")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert len(rules) == (FOLDER / "alerts.yml").read_text().count("- alert:")
+    for rule in rules:
+        assert rule["health"] in ("ok", "unknown"), rule
+        server.query(rule["query"])
+        kept, comparisons = re.subn(r" (>|<|>=|<=|==|!=) ", r" \1 bool ", rule["query"])
+        assert comparisons, rule["name"]
+        assert server.query(kept), rule["name"]
