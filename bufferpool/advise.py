@@ -9,18 +9,16 @@ SHARDS", FAST 2015). These functions read the figures.
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
 from bufferpool.errors import BufferPoolError
+from bufferpool.inspect import Seen
 from bufferpool.simulate import dense_trace
 from bufferpool.sizes import format_size
-
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
 
 LEAST_EXPECTED = 256
 """Sampled references below which there is no advice."""
@@ -89,7 +87,7 @@ def _curve(raw: dict[str, Any], measured: float | None) -> tuple[list[int], npt.
     return frames, np.minimum.accumulate(ratios)
 
 
-def read_advice(pool: "Pool") -> Advice:
+def read_advice(pool: Seen) -> Advice:
     """The advice of this moment; costs some ten microseconds."""
     raw, size = pool._seg.advice(), pool.page_size
     points = []

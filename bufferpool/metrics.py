@@ -28,6 +28,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from bufferpool import _core, inspect, pressure, segment
+from bufferpool.advise import Advice, AdvicePoint
 from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.observer import Observer
 
@@ -49,6 +50,7 @@ class Sight:
     """Attached clients that live, and those that died and have not been reaped yet."""
     max_clients: int
     steward: bool
+    advice: Advice
 
 
 def look(name: str, directory: str | os.PathLike[str] | None = None) -> Sight:
@@ -64,6 +66,7 @@ def look(name: str, directory: str | os.PathLike[str] | None = None) -> Sight:
             dead=alive.count(False),
             max_clients=pool._geometry["max_clients"],
             steward=pool._seg.steward() != 0,
+            advice=pool.advise(),
         )
 
 
@@ -210,7 +213,25 @@ SPACES = (
            _per_space("misses"), ("space",)),
 )  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES)
+
+def _per_budget(value: Callable[[AdvicePoint], float]) -> Callable[[Sight], Iterable[Sample]]:
+    """A sample for each budget of the advice, named as a multiple of the present one: 0.125 to 8."""
+    return lambda sight: [
+        ((f"{round(8 * point.budget_frames / sight.advice.budget_frames) / 8:g}",), value(point))
+        for point in sight.advice.points
+    ]
+
+
+ADVICE = (
+    Family(GaugeMetricFamily, "bufferpool_advised_hit_ratio",
+           "What the hit ratio would be with another budget, from a simulation of the pool that runs all the time; budget is "
+           "that budget as a multiple of the present one. Nothing while there have been too few references.",
+           _per_budget(lambda point: point.hit_ratio), ("budget",)),
+    Family(GaugeMetricFamily, "bufferpool_advised_budget_bytes", "The budgets of bufferpool_advised_hit_ratio in bytes.",
+           _per_budget(lambda point: point.budget_bytes), ("budget",), "bytes"),
+)  # fmt: skip
+
+FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES, *ADVICE)
 
 LATENCIES = {
     "load": "How long it took to fill a page from its file, store or loader.",

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core, inspect, segment
+from bufferpool.advise import Advice, read_advice
 
 
 class Observer:
@@ -62,6 +63,10 @@ class Observer:
     def clients(self) -> list[inspect.ClientInfo]:
         """As :meth:`bufferpool.Pool.clients`."""
         return inspect.read_clients(self)
+
+    def advise(self) -> Advice:
+        """As :meth:`bufferpool.Pool.advise`; no points while clients are at work on it all the time."""
+        return read_advice(self)
 
     def close(self) -> None:
         """Ends the look. Closing twice is fine."""

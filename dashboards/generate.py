@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, heatmap, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as kinds
 from grafana_foundation_sdk.models import dashboard as models
@@ -31,6 +31,7 @@ COLORS = {
 }  # fmt: skip
 
 AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # from the bottom of a stack to its top
+BUDGETS = (0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)  # of the advice, as multiples of the present one
 STATES = ("pinned", "dirty", "retired", "busy", "clean", "free")
 
 Query = tuple[str, str]
@@ -176,6 +177,36 @@ def memory() -> list[Any]:
     ]  # fmt: skip
 
 
+def advice() -> bargauge.Panel:
+    """The miss-ratio curve, as a bar for each budget."""
+    made = (
+        bargauge.Panel()
+        .title("What another budget would give")
+        .datasource(SOURCE)
+        .unit(RATIO)
+        .min(0)
+        .max(1)
+        .height(8)
+        .span(12)
+    )
+    made.description(
+        "The hit ratio that the pool would have with a multiple of its present budget: the miss-ratio curve, from a simulation that "
+        "runs along. Where the bars stop growing, more memory buys nothing; where they hardly fall, memory can go back."
+    )
+    for i, times in enumerate(BUDGETS):
+        expr = f'avg(bufferpool_advised_hit_ratio{{pool=~"$pool", budget="{times}"}})'
+        made.with_target(query(expr, f"{times} ×", i, instant=True))
+    made.thresholds(
+        dashboard.ThresholdsConfig()
+        .mode(models.ThresholdsMode.ABSOLUTE)
+        .steps([models.Threshold(value=None, color="blue")])
+    )
+    made.orientation(kinds.VizOrientation.HORIZONTAL).display_mode(kinds.BarGaugeDisplayMode.BASIC).no_value(
+        "too early"
+    )
+    return made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+
+
 def hits() -> list[Any]:
     return [
         lines("Hit ratio by pool", "References to pages that were there, by all references. A fall with a steady load means that the working set "
@@ -187,6 +218,9 @@ def hits() -> list[Any]:
               top=1),
         lines("Resident pages by space", "How the spaces share the pool: whose pages are kept.",
               BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}} {{space}}"), stack=True),
+        advice(),
+        lines("Read from the stores", "Bytes that misses and read-ahead brought in. Much more than the misses account for is read-ahead.",
+              BYTES_PER_SECOND, (rate("loaded_bytes_total", "pool"), "{{pool}}")),
     ]  # fmt: skip
 
 

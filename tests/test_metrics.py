@@ -170,7 +170,7 @@ def test_names_units_labels_and_help(make_pool, data_file):
         assert family.unit in ("", "bytes", "seconds")
         assert ("bytes" in family.name or "seconds" in family.name) == bool(family.unit)
         for sample in family.samples:
-            assert set(sample.labels) <= {"pool", "space", "reason", "state", "age", "le"}
+            assert set(sample.labels) <= {"pool", "space", "reason", "state", "age", "budget", "le"}
     created = [s for family in families for s in family.samples if s.name.endswith("_created")]
     assert len(created) >= 40
     assert all(time.time() - 600 < s.value <= time.time() for s in created)
@@ -201,6 +201,19 @@ def test_a_space_counts_from_when_it_was_opened(make_pool):
     assert get(series, "space_misses_total", pool, space="second") == 1
     assert get(series, "space_hits_created", pool, space="second") > get(series, "hits_created", pool)
     assert get(series, "misses_total", pool) == 2
+
+
+def test_the_advice_is_that_of_the_pool(make_pool):
+    pool = make_pool(256 * PAGE)
+    space = pool.open_derived("d", 1000, lambda n, out: None)
+    for n in np.random.default_rng(3).integers(0, 1000, 100_000).tolist():
+        space[n]
+    advice, series = pool.advise(), read(pool.name)
+    assert len(advice.points) > 5
+    for point in advice.points:
+        budget = f"{point.budget_frames / 256:g}"
+        assert get(series, "advised_budget_bytes", pool, budget=budget) == point.budget_bytes
+        assert get(series, "advised_hit_ratio", pool, budget=budget) == pytest.approx(point.hit_ratio, abs=0.05)
 
 
 def test_dead_clients_count_and_are_seen(make_pool, child):

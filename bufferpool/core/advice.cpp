@@ -425,10 +425,36 @@ static PyObject* advice_dict(const Advice& head, const u32 frames, double rate) 
                          (unsigned long long)head.references, "resets", head.resets, "halvings", head.halvings, "references_per_s", rate);
 }
 
+static double reference_rate(Segment& s, const Advice& head) {
+    u64 now = prim::boot_ns(), all = all_references(s);
+    const auto& since = head.earlier;
+    if (now <= since.at_ns || all <= since.references) return 0;
+    return double(all - since.references) * 1e9 / double(now - since.at_ns);
+}
+
+// What an observer sees of the head, who can take no lock: a copy that nobody was at work on
+// before or after, twice the same. Empty if somebody always is.
+static Advice observed_head(Segment& s) {
+    Advice head{}, again{};
+    for (int tries = 0; tries < 100; tries++) {
+        bool open = s.header->advice.word.load_seq_cst() == 0;
+        memcpy(static_cast<void*>(&head), s.advice, sizeof head);
+        open &= s.header->advice.word.load_seq_cst() == 0;
+        memcpy(static_cast<void*>(&again), s.advice, sizeof again);
+        if (open && !memcmp(static_cast<void*>(&head), static_cast<void*>(&again), sizeof head)) return head;
+        prim::yield();
+    }
+    return Advice{};
+}
+
 // advice() -> the head of the shadows, after the window of this process has been worked off
 static PyObject* segment_advice(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
+    Segment* s = seen(S(self));
     if (!s) return nullptr;
+    if (S(self)->observing) {
+        Advice head = observed_head(*s);
+        return advice_dict(head, head.frames, reference_rate(*s, head));
+    }
     Advice head{};
     u32 frames = 0;
     double rate = 0;
@@ -443,9 +469,7 @@ static PyObject* segment_advice(PyObject* self, PyObject*) {
                 open_window(*s, prim::now_ns());
                 memcpy(static_cast<void*>(&head), &shadows.head(), sizeof head);
                 frames = head.frames;
-                u64 now = prim::boot_ns(), all = all_references(*s);
-                const auto& since = head.earlier;
-                if (now > since.at_ns && all > since.references) rate = double(all - since.references) * 1e9 / double(now - since.at_ns);
+                rate = reference_rate(*s, head);
             });
     }
     if (!ours) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for the shadows");

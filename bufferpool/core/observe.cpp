@@ -51,7 +51,7 @@ static bool refresh(SegmentObject* seg) {
     struct stat st;
     if (fstat(s.fd, &st) != 0 || u64(st.st_size) != g.total_bytes) return raise_damaged("its size");
     u64 bits = reinterpret_cast<u8*>(s.chunk_bits) - s.base;
-    if (prim::populate(s.base, g.entries_at) != 0 || prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + g.entry_chunks() / 8))
+    if (prim::populate(s.base, g.advice_at + g.os_page) != 0 || prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + g.entry_chunks() / 8))
         return raise_damaged("its tables");
     for (u64 i = 0; i < (g.data_at / g.os_page + 63) / 64; i++) seg->written[i] = 0;
     for (u64 at = prim::next_written(s.fd, 0, g.data_at); at < g.data_at;) {
