@@ -12,6 +12,7 @@ import numpy as np
 from bufferpool.sizes import format_size
 
 if TYPE_CHECKING:
+    from bufferpool.attachment import Attachment
     from bufferpool.pool import Pool
 
 
@@ -116,7 +117,7 @@ _EVENT = np.dtype(
 
 
 def post(
-    pool: "Pool",
+    pool: "Attachment",
     what: What,
     why: Why,
     *,

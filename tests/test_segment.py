@@ -321,10 +321,10 @@ VERSION_AT, UUID_AT, GEOMETRY_AT = 8, 16, 40
 
 
 def _fnv(data):
-    """FNV-1a, as the core does it."""
+    """FNV-1a over words of 64 bits, as the core does it."""
     sum_ = 0xCBF29CE484222325
-    for byte in data:
-        sum_ = (sum_ ^ byte) * 0x100000001B3 % 2**64
+    for (word,) in struct.iter_unpack("<Q", data):
+        sum_ = (sum_ ^ word) * 0x100000001B3 % 2**64
     return sum_
 
 

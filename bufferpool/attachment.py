@@ -1,0 +1,289 @@
+"""A process and a segment: creating, finding, attaching, leaving, removing."""
+
+import atexit
+import os
+import threading
+import weakref
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from bufferpool import _core, events, segment
+from bufferpool.errors import (
+    PoolClosed,
+    PoolExhausted,
+    PoolReadOnly,
+    SegmentExists,
+    SegmentNotFound,
+    SegmentReplaced,
+)
+from bufferpool.sizes import parse_size
+from bufferpool.sizing import LEAST_BYTES, auto, look
+from bufferpool.store import Store
+
+_open_pools: "weakref.WeakSet[Attachment]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    failed: BaseException | None = None
+    for pool in list(_open_pools):
+        try:
+            pool.close()
+        except BufferError:
+            continue  # arrays are still alive: the kernel ends this client with the process
+        except Exception as error:  # noqa: BLE001 - of a steward; raised when all are closed
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+class Attachment:
+    """One process's attachment to a segment; what is done with it is :class:`bufferpool.Pool`'s."""
+
+    def __init__(self, path: str, owner: int | None, uuid: bytes | None, mode: str = "r+") -> None:
+        self.path = path
+        self._owner = owner
+        self._uuid = uuid
+        self._segment: _core.Segment | None = None
+        self._closed = False
+        self._stores: dict[int, tuple[int, Store]] = {}
+        self._lock = threading.RLock()
+        self.mode = mode
+
+    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int) -> None:
+        """Called by the core when no frame can be had: makes room, or raises."""
+        raise PoolExhausted("no frame can be had")
+
+    def _end_background(self) -> None:
+        """Ends what this process does in the background, before it detaches."""
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        capacity: int | str = "auto",
+        *,
+        page_size: int = 8192,
+        min_capacity: int | str | None = None,
+        max_capacity: int | str | None = None,
+        extent_size: int | str = "256KiB",
+        max_clients: int = 64,
+        max_pages: int = 1 << 27,
+        mode: int = 0o600,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Makes a new pool and attaches to it.
+
+        ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of
+        what the machine has to give, see ``bufferpool/sizing.py``. A steward moves it
+        between ``min_capacity`` (default: an eighth of it) and ``max_capacity`` (default: the
+        capacity), which is fixed at creation.
+        ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
+        bytes given back to the kernel at a time. ``max_clients``: processes
+        attached at once. ``max_pages``: pages of all its spaces together.
+        ``mode``: permissions of the file. ``directory``: another tmpfs mount.
+
+        Raises SegmentExists, SharedMemoryFull, NotTmpfs, SegmentRefused,
+        ValueError, TypeError.
+        """
+        path = segment.path_of(name, directory)
+        if capacity == "auto":
+            sizing = auto(look(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
+            least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
+            most = sizing.max_capacity if max_capacity is None else parse_size(max_capacity, "max_capacity")
+            least = min(least, most) if min_capacity is None else least  # what is given holds
+            most = max(least, most) if max_capacity is None else most
+            capacity, min_capacity, max_capacity = min(max(sizing.capacity, least), most), least, most
+        plan = segment.plan(
+            parse_size(capacity, "capacity"),
+            page_size=page_size,
+            min_capacity=None if min_capacity is None else parse_size(min_capacity, "min_capacity"),
+            max_capacity=None if max_capacity is None else parse_size(max_capacity, "max_capacity"),
+            extent_size=parse_size(extent_size, "extent_size"),
+            max_clients=max_clients,
+            max_pages=max_pages,
+        )
+        segment.create(path, plan, mode)
+        pool = cls.attach(name, directory=directory)
+        events.post(pool, events.What.CREATED, events.Why.ASKED)
+        return pool
+
+    @classmethod
+    def attach(
+        cls,
+        name: str,
+        *,
+        mode: str = "r+",
+        directory: str | os.PathLike[str] | None = None,
+        owner: int | None = None,
+    ) -> Self:
+        """Attaches to an existing pool that belongs to user ``owner`` (default: oneself).
+
+        With ``mode="r"`` this process reads spaces that have a file, a store or a
+        loader, and whatever else it finds in the pool; it changes no page and
+        no setting (PoolReadOnly).
+
+        Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch,
+        NotTmpfs, TooManyClients.
+        """
+        if mode not in ("r", "r+"):
+            raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
+        pool = cls(segment.path_of(name, directory), owner, None, mode)
+        _ = pool._seg
+        return pool
+
+    @classmethod
+    def open(cls, name: str, capacity: int | str = "auto", **options: Any) -> Self:
+        """Attaches to the pool, or creates it; safe between processes starting together.
+
+        Takes the arguments of :meth:`create`. A pool that exists keeps its own
+        sizes; another page size than the one asked for is an error (ValueError).
+        """
+        directory = options.get("directory")
+        for _ in range(100):
+            try:
+                pool = cls.attach(name, directory=directory)
+            except SegmentNotFound:
+                try:
+                    return cls.create(name, capacity, **options)
+                except SegmentExists:
+                    continue
+            wanted = options.get("page_size", pool.page_size)
+            if wanted != pool.page_size:
+                found = pool.page_size
+                pool.close()
+                raise ValueError(
+                    f"pool {name!r} exists with pages of {found} bytes, not {wanted}; use another name, or remove it"
+                )
+            return pool
+        raise SegmentReplaced(f"pool {name!r} was created and removed a hundred times meanwhile; use another name")
+
+    @property
+    def _seg(self) -> _core.Segment:
+        seg = self._segment
+        if seg is None:
+            seg = self._connect()
+        return seg
+
+    def _connect(self) -> _core.Segment:
+        with self._lock:
+            if self._segment is not None:
+                return self._segment
+            if self._closed:
+                raise PoolClosed(f"pool {self.name!r} is closed; attach it again")
+            fd = segment.open_trusted(self.path, self._owner)
+            try:
+                uuid = _core.geometry(fd)["uuid"]
+                if self._uuid not in (None, uuid):
+                    raise SegmentReplaced(
+                        f"{self.path} is another pool than the one that was pickled; it was removed and created anew"
+                    )
+                room = weakref.WeakMethod(self._make_room)
+                comm = Path("/proc/self/comm").read_text(errors="replace").strip()
+
+                def make_room(*why: Any) -> None:
+                    method = room()
+                    if method is None:
+                        raise PoolExhausted("no frame can be had, and the pool is being closed")
+                    method(*why)
+
+                seg = _core.Segment(fd, make_room, comm)
+                geometry = seg.geometry()
+                with open(f"/proc/self/fd/{fd}", "rb") as file:
+                    self._data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(
+                        file,
+                        np.uint8,
+                        "r",
+                        geometry["data_at"],
+                        (geometry["max_frames"], geometry["page_size"]),
+                    )
+            finally:
+                os.close(fd)
+            seg.set_data(self._data)
+            self._geometry, self._uuid, self._segment = geometry, uuid, seg
+            _open_pools.add(self)
+            return seg
+
+    def close(self) -> None:
+        """Detaches; a steward of this process, and working sets that it loads, stop.
+
+        Raises BufferError while arrays look at pages of the pool, and what had ended the
+        steward before, if something had (the pool is closed all the same).
+        """
+        try:
+            self._end_background()
+        finally:
+            with self._lock:
+                if self._segment is not None:
+                    self._segment.close()
+                    self._segment = None
+                    self._stores.clear()
+                    del self._data
+                self._closed = True
+
+    def unlink(self) -> None:
+        """Removes the pool's name. Whoever is attached keeps working; memory goes with the last one.
+
+        Raises SegmentNotFound, and SegmentReplaced if the name belongs to another pool by now.
+        """
+        self._require_writable("remove it")
+        if self._uuid is not None:
+            segment.refuse_another(self.path, self._uuid, self._owner)
+        segment.unlink(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *exc: object) -> None:
+        try:
+            self.close()
+        except BufferError:
+            if kind is None:
+                raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _ = self._seg
+        return type(self), (self.path, self._owner, self._uuid, self.mode)
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name!r}{' (closed)' if self._closed else ''}>"
+
+    @property
+    def name(self) -> str:
+        """The pool's name: that of its file."""
+        return os.path.basename(self.path)
+
+    @property
+    def data(self) -> np.memmap[Any, np.dtype[np.uint8]]:
+        """The mapping that all views come from: read-only, uint8, shape (max_frames, page_size).
+
+        Row f is frame f. A row is stable only while its page is pinned, and
+        reading one that is a hole makes the kernel allocate it.
+        """
+        _ = self._seg
+        return self._data
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        _ = self._seg
+        return int(self._geometry["page_size"])
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that the segment has room for."""
+        _ = self._seg
+        return int(self._geometry["max_frames"])
+
+    @property
+    def budget_frames(self) -> int:
+        """Frames that may have memory now."""
+        return int(self._seg.status()["budget_frames"])
+
+    def _require_writable(self, what: str) -> None:
+        if self.mode == "r":
+            raise PoolReadOnly(
+                f"pool {self.name!r} is attached for reading only, which does not allow to {what}; attach it with mode='r+'"
+            )
