@@ -634,7 +634,7 @@ def _storm(pool, path, seed, stop):
                 case 7:
                     made.drop(n % 190, 10)
                     with work.write(n % 8, timeout=WAIT) as page:
-                        page[0] += 1
+                        page[0] ^= 1
         except bp.errors.PoolExhausted:
             held.clear()
         done += 1
