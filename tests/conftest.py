@@ -101,6 +101,8 @@ class Pools:
         """Checks every pool, closes and removes it; returns what was wrong."""
         gc.collect()
         wrong: list[str] = []
+        for pool in self.pools:
+            pool.stop_steward()  # its flushes pin pages
         for name in self.names:
             if name in self.unchecked or not (SHM / name).is_file():
                 continue
