@@ -26,7 +26,7 @@ BYTES, RATIO, SECONDS, PER_SECOND, BYTES_PER_SECOND, COUNT = "bytes", "percentun
 COLORS = {
     "clean": "green", "dirty": "orange", "pinned": "purple", "retired": "red", "busy": "yellow", "free": "#808080",
     "budget": "red", "maximum": "#808080", "minimum": "#606060", "resident": "blue", "by the kernel's count": "light-blue",
-    "1s": "dark-red", "10s": "red", "1m": "orange", "10m": "yellow", "1h": "blue", "older": "dark-blue",
+    "1s": "dark-orange", "10s": "orange", "1m": "light-yellow", "10m": "light-blue", "1h": "blue", "older": "dark-blue",
     "alive": "green", "dead": "red",
 }  # fmt: skip
 
@@ -60,7 +60,7 @@ def number(title: str, about: str, expr: str, unit: str, steps: list[tuple[float
     thresholds.steps([models.Threshold(value=at, color=color) for at, color in steps])
     made = stat.Panel().title(title).description(about).datasource(SOURCE).unit(unit).thresholds(thresholds)
     made.with_target(query(expr, "", 0)).height(4).span(4).no_value("none yet")
-    made.graph_mode(kinds.BigValueGraphMode.AREA).color_mode(kinds.BigValueColorMode.VALUE)
+    made.graph_mode(kinds.BigValueGraphMode.NONE).color_mode(kinds.BigValueColorMode.VALUE)
     return made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
 
 
@@ -72,6 +72,7 @@ def lines(
     stack: bool = False,
     bars: bool = False,
     top: float | None = None,
+    at_least: float | None = None,
 ) -> timeseries.Panel:
     """Figures over time; stacked where they add up to something."""
     made = timeseries.Panel().title(title).description(about).datasource(SOURCE).unit(unit).min(0)
@@ -82,6 +83,8 @@ def lines(
         made.stacking(common.StackingConfig().mode(kinds.StackingMode.NORMAL).group("A"))
     if top is not None:
         made.max(top)
+    if at_least is not None:
+        made.axis_soft_max(at_least)
     legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.LIST).show_legend(True)
     made.legend(legend.placement(kinds.LegendPlacement.BOTTOM))
     made.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI))
@@ -152,7 +155,7 @@ def glance() -> list[Any]:
                [(None, "blue")]),
         number("Clients reaped", "Processes that ended without detaching in the time shown: killed, or out of memory. Nothing is lost by "
                "it, but somebody should know why.",
-               f"sum(increase(bufferpool_clients_reaped_total{HERE}[$__range]))", COUNT, [(None, "green"), (0.5, "orange"), (5, "red")]),
+               f"round(sum(increase(bufferpool_clients_reaped_total{HERE}[$__range])))", COUNT, [(None, "green"), (0.5, "orange"), (5, "red")]),
     ]  # fmt: skip
 
 
@@ -214,10 +217,10 @@ def hits() -> list[Any]:
         lines("Misses and evictions per second", "recycled: a frame went from one page to another, the price of a full pool; reclaimed: a page went "
               "so that its memory could go back.",
               PER_SECOND, (rate("misses_total"), "misses"), (rate("evictions_total", "reason"), "evictions, {{reason}}")),
-        lines("Hit ratio by space", "Which file, loader or table the misses come from.", RATIO, (hit_ratio("pool, space", "space_"), "{{pool}} {{space}}"),
+        lines("Hit ratio by space", "Which file, loader or table the misses come from.", RATIO, (hit_ratio("pool, space", "space_"), "{{pool}}: {{space}}"),
               top=1),
         lines("Resident pages by space", "How the spaces share the pool: whose pages are kept.",
-              BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}} {{space}}"), stack=True),
+              BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}}: {{space}}"), stack=True),
         advice(),
         lines("Read from the stores", "Bytes that misses and read-ahead brought in. Much more than the misses account for is read-ahead.",
               BYTES_PER_SECOND, (rate("loaded_bytes_total", "pool"), "{{pool}}")),
@@ -263,7 +266,7 @@ def clients() -> list[Any]:
               (f"sum(bufferpool_max_clients{HERE})", "maximum")),
         lines("Deaths, and what they left", "Clients reaped, the pins that they had left, and the locks that were taken over and repaired, in each "
               "interval.", COUNT,
-              *((f"sum(increase(bufferpool_{metric}_total{HERE}[$__rate_interval]))", name) for metric, name in
+              *((f"round(sum(increase(bufferpool_{metric}_total{HERE}[$__rate_interval])))", name) for metric, name in
                 (("clients_reaped", "clients reaped"), ("pins_broken", "pins broken"), ("lock_repairs", "locks repaired"))), bars=True),
     ]  # fmt: skip
 
@@ -271,7 +274,7 @@ def clients() -> list[Any]:
 def machine() -> list[Any]:
     return [
         lines("Memory pressure of the machine", "The share of time in which some task, or all of them (full), waited for memory (PSI). The steward "
-              "gives memory back when it rises.", RATIO, ("rate(bufferpool_memory_pressure_seconds_total[$__rate_interval])", "{{state}}")),
+              "gives memory back when it rises.", RATIO, ("rate(bufferpool_memory_pressure_seconds_total[$__rate_interval])", "{{state}}"), at_least=0.1),
         lines("Shared memory and the machine", "What is free in the tmpfs that holds the pools, and in the machine. Containers start with 64 MiB of "
               "/dev/shm.", BYTES, ("bufferpool_shm_free_bytes", "free in the tmpfs"), ("bufferpool_shm_size_bytes", "size of the tmpfs"),
               ("bufferpool_machine_available_bytes", "available in the machine")),

@@ -45,7 +45,7 @@ def work(name: str, path: str, seed: int, period: float) -> None:
     while True:
         phase = time.monotonic() / period
         wide = 0.5 + 0.4 * np.sin(phase * 2 * np.pi)  # how much of the table is in use: it breathes
-        pages = np.minimum((random.pareto(0.9, 64) * PAGES * wide / 20).astype(int), PAGES - 1)
+        pages = np.minimum((random.pareto(1.0, 64) * PAGES * wide / 20).astype(int), PAGES - 1)
         with suppress(*LEGAL):
             for page in pages.tolist():
                 _ = table[page][0]
@@ -62,7 +62,7 @@ def work(name: str, path: str, seed: int, period: float) -> None:
             if seed % WORKERS == 1 and int(phase * 10) % 10 == 3:
                 with table.pin_many(np.unique(pages)):
                     time.sleep(0.05)
-        time.sleep(0.004)
+        time.sleep(0.03)
 
 
 class Show:

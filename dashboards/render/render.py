@@ -1,0 +1,175 @@
+"""The picture of the dashboard: `python dashboards/render/render.py`.
+
+Runs the workload, the exporter and Prometheus for some minutes, asks Prometheus for
+what every panel of bufferpool.json shows, and draws the panels with Grafana's own
+components (page.tsx, @grafana/ui) in a headless Chromium.
+
+Needs Debian's prometheus, chromium, nodejs and npm; `npm ci` in this folder comes first.
+Not covered: Grafana's own engine of variables, queries and plugins. The values of the
+variables are put in here, and the heatmaps, which are a plugin there, are drawn by page.tsx.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+DASHBOARDS = HERE.parent
+ROOT = DASHBOARDS.parent
+IMAGES = ROOT / "docs" / "images"
+POOL = "shop"
+STEP_S = 2
+
+
+def ask(port: int, path: str, **arguments: str) -> Any:
+    url = f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(arguments)}"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.load(answer)["data"]["result"]
+
+
+def filled(expr: str) -> str:
+    for name, value in {"$__rate_interval": "8s", "$__range": "10m", "$pool": POOL}.items():
+        expr = expr.replace(name, value)
+    return expr
+
+
+def legend(target: dict[str, Any], labels: dict[str, str]) -> str:
+    return re.sub(r"{{(\w+)}}", lambda m: labels.get(m[1], ""), target.get("legendFormat", ""))
+
+
+def collect(seconds: float, period: float, data: Path) -> None:
+    """Lets it all run, and writes what the panels show as JSON."""
+    ports = []
+    for _ in range(2):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ports.append(listener.getsockname()[1])
+    with tempfile.TemporaryDirectory() as folder:
+        config = (DASHBOARDS / "prometheus.yml").read_text().replace("exporter:9184", f"127.0.0.1:{ports[0]}")
+        (Path(folder) / "prometheus.yml").write_text(config.replace("scrape_interval: 5s", "scrape_interval: 1s"))
+        shutil.copy(DASHBOARDS / "alerts.yml", folder)
+        commands = [
+            [sys.executable, str(DASHBOARDS / "workload.py"), "--name", POOL, "--period", str(period)],
+            [sys.executable, "-m", "bufferpool.cli", "export", "--port", str(ports[0]), POOL],
+            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+             f"--web.listen-address=127.0.0.1:{ports[1]}", "--log.level=error"],
+        ]  # fmt: skip
+        started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for command in commands]
+        try:
+            time.sleep(seconds)
+            data.write_text(json.dumps(read(ports[1], seconds - 12)))
+        finally:
+            for process in reversed(started):
+                process.send_signal(signal.SIGTERM)
+                process.wait(30)
+
+
+def read(port: int, seconds: float) -> dict[str, Any]:
+    """Every panel with its series: [{name, times, values}]."""
+    board = json.loads((DASHBOARDS / "bufferpool.json").read_text())
+    now = int(time.time())
+    when = {"start": str(now - seconds), "end": str(now), "step": str(STEP_S)}
+    panels = []
+    for panel in board["panels"]:
+        series = []
+        for target in panel.get("targets", []):
+            for one in ask(port, "/api/v1/query_range", query=filled(target["expr"]), **when):
+                times, values = zip(*one["values"], strict=True)
+                numbers = [None if value == "NaN" else float(value) for value in values]
+                series.append(
+                    {"name": legend(target, one["metric"]), "labels": one["metric"], "times": times, "values": numbers}
+                )
+        panels.append({"panel": panel, "series": series})
+    marks = []
+    for mark in board["annotations"]["list"]:
+        expr = filled(mark["expr"]).replace("[1m]", f"[{STEP_S}s]").replace(f"changes(bufferpool_budget_bytes{{pool=~\"{POOL}\"}}[2s])",
+                                                                        f'changes(bufferpool_budget_bytes{{pool=~"{POOL}"}}[3s])')  # fmt: skip
+        expr = expr.replace(f"[{STEP_S}s]", "[3s]")
+        for one in ask(port, "/api/v1/query_range", query=expr, **when):
+            marks += [{"name": mark["name"], "color": mark["iconColor"], "time": at} for at, _ in one["values"]]
+    return {"panels": panels, "from": now - seconds, "to": now, "marks": marks}
+
+
+def draw(data: Path, width: int, image: Path, rows: list[str], scheme: str) -> None:
+    """The page in Chromium, as a PNG as high as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder)
+        settings = {"rows": rows, "width": width, "scheme": scheme}
+        (page / "data.js").write_text(f"window.DATA = {data.read_text()}; window.SETTINGS = {json.dumps(settings)};")
+        esbuild = HERE / "node_modules" / ".bin" / "esbuild"
+        subprocess.run(
+            [esbuild, HERE / "page.tsx", "--bundle", f"--outfile={page}/page.js", "--loader:.svg=dataurl", "--loader:.woff2=dataurl",
+             "--loader:.png=dataurl", "--loader:.ttf=dataurl", "--jsx=automatic", "--define:process.env.NODE_ENV=\"production\"", "--define:global=window",
+             "--log-level=error", "--minify"], check=True)  # fmt: skip
+        (page / "index.html").write_text(
+            "<!doctype html><meta charset=utf-8><link rel=stylesheet href=page.css><body><div id=root></div><script src=data.js></script><script src=page.js></script>"
+        )
+        height = height_of(data, rows)
+        done = subprocess.run(
+            ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--allow-file-access-from-files",
+             "--enable-logging=stderr", f"--window-size={width},{height}", "--virtual-time-budget=20000", f"--screenshot={image}",
+             f"file://{page}/index.html"],
+            check=True, capture_output=True, text=True, timeout=180)  # fmt: skip
+        wrong = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "Uncaught" in line]
+        if wrong:
+            sys.exit("the page does not draw:\n" + "\n".join(wrong))
+    print(f"{image}: {image.stat().st_size:,} bytes", file=sys.stderr)
+
+
+def bring_up_to_date(data: Path) -> None:
+    """Data of an earlier run, with the panels as they look now."""
+    found = json.loads(data.read_text())
+    now = {panel["title"]: panel for panel in json.loads((DASHBOARDS / "bufferpool.json").read_text())["panels"]}
+    for one in found["panels"]:
+        one["panel"] = now[one["panel"]["title"]]
+    data.write_text(json.dumps(found))
+
+
+def height_of(data: Path, rows: list[str]) -> int:
+    """Pixels of the rows that are shown: those of the grid, as page.tsx lays them out."""
+    shown, units = False, 0
+    last: dict[int, int] = {}
+    for one in json.loads(data.read_text())["panels"]:
+        panel = one["panel"]
+        if panel["type"] == "row":
+            shown = not rows or panel["title"] in rows
+            units += 1 if shown else 0
+        elif shown:
+            last[panel["gridPos"]["y"]] = panel["gridPos"]["h"]
+    return (units + sum(last.values())) * 38 + 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=240, help="how long the workload runs (default: 240)")
+    parser.add_argument("--period", type=float, default=60, help="of the workload (default: 60)")
+    parser.add_argument("--data", type=Path, help="draw this file of an earlier run; made if it is not there")
+    options = parser.parse_args()
+    data = options.data or Path(tempfile.mkdtemp()) / "data.json"
+    if not data.exists():
+        collect(options.seconds, options.period, data)
+    bring_up_to_date(data)
+    IMAGES.mkdir(exist_ok=True, parents=True)
+    draw(data, 1280, IMAGES / "dashboard.png", ["At a glance", "Memory", "Hits and misses"], "dark")
+    draw(
+        data,
+        1280,
+        IMAGES / "dashboard-latency.png",
+        ["Latency", "Waiting", "Write-back", "Clients", "The machine"],
+        "dark",
+    )
+
+
+if __name__ == "__main__":
+    main()
