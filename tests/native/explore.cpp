@@ -43,7 +43,7 @@ void point(const char* name);
 namespace bp {
 
 constexpr u32 PROCESSES = 4, FRAMES = 3, PAGES = 3, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
-constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (5 << 10) + 64;
+constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (5 << 10) + 128;
 constexpr u64 DATA_AT = SEGMENT_BYTES - FRAMES * PAGE_BYTES;
 
 enum Life : u32 { UNUSED, READY, WAITING, DONE, DEAD };
