@@ -130,9 +130,12 @@ def draw(data: Path, width: int, image: Path, rows: list[str], scheme: str) -> N
 def bring_up_to_date(data: Path) -> None:
     """Data of an earlier run, with the panels as they look now."""
     found = json.loads(data.read_text())
-    now = {panel["title"]: panel for panel in json.loads((DASHBOARDS / "bufferpool.json").read_text())["panels"]}
+    now = {
+        (panel["type"], panel["title"]): panel
+        for panel in json.loads((DASHBOARDS / "bufferpool.json").read_text())["panels"]
+    }
     for one in found["panels"]:
-        one["panel"] = now[one["panel"]["title"]]
+        one["panel"] = now[one["panel"]["type"], one["panel"]["title"]]
     data.write_text(json.dumps(found))
 
 
