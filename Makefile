@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 IMAGES ?= build/images
-WORKLOADS := shared_cache elastic scan_resistance ycsb hotplug client_disconnect
+WORKLOADS := shared_cache elastic scan_resistance ycsb tpcc_lite hotplug client_disconnect
 SOURCES := setup.py $(wildcard bufferpool/core/*)
 
 .PHONY: all demo examples test soak bench lint clean

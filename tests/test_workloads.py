@@ -84,3 +84,13 @@ def test_pages_in_swap_are_dropped_without_being_read_back_in(tmp_path):
         pytest.skip(found[0].strip())
     assert len(found) == 5
     assert all(line.startswith("ok ") for line in found)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("limit", ["cgroup", "tmpfs", "none"])
+def test_elastic_under_each_limit_or_it_says_that_there_is_none(limit):
+    done = run(FOLDER / "elastic.py", "--quick", "--limit", limit)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert ("a neighbour took" in done.stdout) != ("no limit: nobody takes memory away" in done.stdout)
+    if limit == "none":
+        assert "a neighbour took" not in done.stdout

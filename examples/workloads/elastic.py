@@ -27,6 +27,10 @@ from bufferpool.govern import Rules
 BATCH = 500  # reads between two looks at the pipe
 STEP = 2 * MIB  # the neighbour takes memory in steps
 SAMPLE_S = 0.05
+PHASES = (  # the region, in parts of what the pool may have: where it begins, and how large it is
+    ("rises", 0, 0.15), ("rises more", 0, 0.45), ("peaks", 0, 0.9),
+    ("falls", 0, 0.2), ("moves", 1.2, 0.2), ("grows", 1.0, 0.7),
+)  # fmt: skip
 PATIENCE_S = 60.0  # the pool has that long to follow; it takes a second or two
 
 
@@ -301,10 +305,7 @@ def work(run: Run) -> None:
     """The phases, then the books."""
     stage = Stage(run)
     pool = stage.pool
-    for name, first, size in (
-        ("rises", 0, 0.15), ("rises more", 0, 0.45), ("peaks", 0, 0.9), ("falls", 0, 0.2), ("moves", 1.2, 0.2),
-        ("grows", 1.0, 0.7),
-    ):  # fmt: skip
+    for name, first, size in PHASES[2:] if run.options.quick else PHASES:
         stage.phase(name, first, size)
     if stage.limit is not None:
         share(stage)
