@@ -63,6 +63,7 @@ class Books:
     sizes: list[tuple[float, int, int]] = field(default_factory=list)  # time, of the live tables, kernel's count
     ends: list[tuple[float, str, int]] = field(default_factory=list)
     live: dict[Worker, int] = field(default_factory=dict)  # session -> pages of its table
+    in_swap: float | None = None  # when two tables were there
     extra: list[int] = field(default_factory=list)  # pages that the kernel counts beside the tables, at rest
 
     def note(self) -> int:
@@ -135,6 +136,7 @@ def killed_in_swap(run: Run, books: Books, group: MemoryCgroup) -> None:
         group.push_out(n_pages * PAGE // 2)
         time.sleep(0.02)
     swapped, before = group.swapped(), swapped_in()
+    books.in_swap = time.monotonic() - books.began
     run.check(swapped >= n_pages * PAGE, f"swap: {mib(swapped)} of two tables of {mib(n_pages * PAGE)} are in swap")
     first.kill()
     gone = books.live.pop(first)
@@ -217,6 +219,9 @@ def draw(books: Books) -> Any:
         axes.plot(ends, np.interp(ends, times, kernel / MIB), "v", color=color, ms=7, label=f"a session {how}")
     axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, 1.45 * kernel.max() / MIB), xlim=(0, None))
     axes.legend(loc="upper left", ncols=3)
+    if books.in_swap is not None:
+        height = np.interp(books.in_swap, times, kernel / MIB)
+        axes.annotate("in swap", (books.in_swap, height), (0, 6), textcoords="offset points", ha="center")
     axes.set_title("temporary tables of sessions that come and go")
     return figure
 
