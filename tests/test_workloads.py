@@ -1,13 +1,15 @@
 """The example workloads, in their quick form: they verify what they do, and say so with their exit code."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SHM, WAIT
+from tests.conftest import ROOT, SHM, WAIT, wait_until
 
 FOLDER = ROOT / "examples" / "workloads"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text())
@@ -84,6 +86,22 @@ def test_pages_in_swap_are_dropped_without_being_read_back_in(tmp_path):
         pytest.skip(found[0].strip())
     assert len(found) == 5
     assert all(line.startswith("ok ") for line in found)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number, code):
+    process = subprocess.Popen(
+        [sys.executable, FOLDER / "hotplug.py", "--steps", "100000"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ours may be ignored
+    )
+    wait_until(lambda: any(SHM.glob(f"workload-{process.pid}-*")), "a pool of the workload")
+    time.sleep(1)  # into its work; wherever that is, nothing may be left
+    process.send_signal(number)
+    assert process.wait(WAIT) == code
+    assert not list(SHM.glob(f"workload-{process.pid}-*"))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("workload-")]
 
 
 @pytest.mark.soak

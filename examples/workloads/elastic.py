@@ -270,10 +270,9 @@ class Stage:
 # ---- the play --------------------------------------------------------------------------------
 
 
-def share(stage: Stage) -> None:
+def share(stage: Stage, limit: Limit) -> None:
     """The neighbour comes, the budget falls; the neighbour goes, it rises again."""
-    run, pool, limit = stage.run, stage.pool, stage.limit
-    assert limit is not None
+    run, pool = stage.run, stage.pool
     stage.phases.append((time.monotonic() - stage.began, "a neighbour"))
     before, goal = pool.stats(), stage.region[1] * PAGE // 2
 
@@ -308,7 +307,7 @@ def work(run: Run) -> None:
     for name, first, size in PHASES[2:] if run.options.quick else PHASES:
         stage.phase(name, first, size)
     if stage.limit is not None:
-        share(stage)
+        share(stage, stage.limit)
     stage.phases.append((time.monotonic() - stage.began, "ends"))
     stage.move(0, 0)
     gone = stage.watch(lambda now: now.kernel <= MIB)
@@ -347,9 +346,9 @@ def report(run: Run, stage: Stage) -> None:
     )
     for found in decisions.values():
         run.say(f"     for instance: {found[-1]}")
-    times = np.array([s.time for s in stage.samples])
+    lasted = np.diff([s.time for s in stage.samples])
     means = {
-        name: float(np.trapezoid([getattr(s, name) for s in stage.samples], times) / (times[-1] - times[0]))
+        name: float(np.average([getattr(s, name) for s in stage.samples[:-1]], weights=lasted))
         for name in ("region", "kernel", "fixed")
     }
     run.say(

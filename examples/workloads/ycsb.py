@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hdrh.histogram import HdrHistogram
+from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 from machine import SHM
 from pages import zipf
 from workload import BLUE, GREEN, GREY, MIB, ORANGE, Pipe, Run, main
