@@ -48,6 +48,7 @@ $(VENV)/.bench: $(VENV)/.installed pyproject.toml
 bench: all $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/policy.py --plots build/miss-ratio
+	$(BIN)/python benchmarks/advice.py
 
 lint: all
 	$(BIN)/ruff check .
