@@ -11,12 +11,21 @@ from .engines import ENGINES, opener
 from .sqllogic import generate
 from .sqllogic.runner import Mismatch, Runner, SyntaxProblem, format_value, parse, summary, values_of
 
-FILES = sorted((Path(__file__).parent / "sqllogic").glob("*.test"))
+WRITTEN = sorted((Path(__file__).parent / "sqllogic").glob("*.test"))  # by hand
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files by name: those written by hand, and the generated ones."""
+    folder = tmp_path_factory.mktemp("sqllogic")
+    generate.main(folder)
+    return {path.stem: path for path in (*WRITTEN, *folder.iterdir())}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_file(path, engine, tmp_path):
+@pytest.mark.parametrize("name", [*(path.stem for path in WRITTEN), *generate.FILES])
+def test_file(name, files, engine, tmp_path):
+    path = files[name]
     with opener(engine, tmp_path) as open_database:
         connection = Connection(open_database())
         tally = Runner(connection).run(path.read_text(encoding="utf-8"))
@@ -27,19 +36,18 @@ def test_file(path, engine, tmp_path):
     assert tally.skipped == 0
 
 
-def test_there_are_enough_queries():
-    queries = [r.sql for path in FILES for r in parse(path.read_text(encoding="utf-8")) if r.kind == "query"]
+def test_there_are_enough_queries(files):
+    queries = [r.sql for path in files.values() for r in parse(path.read_text(encoding="utf-8")) if r.kind == "query"]
     assert len(queries) >= 2000
     assert len(set(queries)) >= 1500
 
 
-def test_the_generated_files_are_what_the_generator_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "HERE", tmp_path)
-    generate.main()
-    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(written) == 6
+def test_the_generator_writes_the_same_files_each_time(files, tmp_path):
+    generate.main(tmp_path)
+    written = {path.stem: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(written) == set(generate.FILES)
     for name, text in written.items():
-        assert (Path(__file__).parent / "sqllogic" / name).read_bytes() == text, f"{name}: run generate.py again"
+        assert files[name].read_bytes() == text
 
 
 EXAMPLE = """

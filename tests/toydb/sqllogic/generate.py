@@ -1,12 +1,13 @@
 """Write the generated .test files: statements and queries by chance, results by SQLite itself.
 
-    python -m tests.toydb.sqllogic.generate
+    python -m tests.toydb.sqllogic.generate FOLDER
 
 Each file has its own seed, so the same program writes the same files. Results are
 those of ordinary tables; the runner computes them again, beside toydb's.
 """
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import apsw
 
 from .runner import summary, values_of
 
-HERE = Path(__file__).parent
 THRESHOLD = 12
 
 
@@ -46,8 +46,8 @@ class Writer:
         self.lines.append("")
         self.queries += 1
 
-    def save(self, name: str) -> None:
-        (HERE / name).write_text("\n".join(self.lines), encoding="utf-8")
+    def save(self, path: Path) -> None:
+        path.write_text("\n".join(self.lines), encoding="utf-8")
 
 
 def _letter(values: list[object]) -> str:
@@ -74,7 +74,7 @@ def _width(sqlite: apsw.Connection, sql: str) -> int:
 # -- expressions over a table of integers ------------------------------------------------
 
 
-def expressions(rng: random.Random) -> None:
+def expressions(rng: random.Random, path: Path) -> None:
     out = Writer("Expressions, subqueries, grouping and ordering over one table.")
     out.statement("CREATE TABLE t1(a INTEGER, b INTEGER, c INTEGER, d INTEGER, e INTEGER)")
     for first in range(100, 245, 5):
@@ -107,13 +107,13 @@ def expressions(rng: random.Random) -> None:
             f"SELECT {key}, {', '.join(picked)} FROM t1 WHERE {rng.choice(tests)} GROUP BY 1{having} ORDER BY 1",
             "nosort",
         )
-    out.save("expressions.test")
+    out.save(path)
 
 
 # -- the same rows with and without indexes ------------------------------------------------
 
 
-def indexes(rng: random.Random) -> None:
+def indexes(rng: random.Random, path: Path) -> None:
     out = Writer("Conditions on tables that differ in their keys and indexes only; a label names what must agree.")
     columns = "pk INTEGER PRIMARY KEY, c0 INTEGER, c1 FLOAT, c2 TEXT, c3 INTEGER, c4 FLOAT, c5 TEXT"
     tables = ["bare", "indexed", "multi", "backward"]
@@ -175,13 +175,13 @@ def indexes(rng: random.Random) -> None:
                 out.query(f"SELECT c0, c1, pk FROM {table} WHERE {where} ORDER BY c0 DESC, c1, pk", "nosort", label)
             else:
                 out.query(f"SELECT count(*), sum(c0), max(c1) FROM {table} WHERE {where}", "nosort", label)
-    out.save("indexes.test")
+    out.save(path)
 
 
 # -- keys of all types ---------------------------------------------------------------------
 
 
-def keys(rng: random.Random) -> None:
+def keys(rng: random.Random, path: Path) -> None:
     out = Writer("Keys of every type, and of several columns: comparisons, affinities and order.")
     values = [
         "-9223372036854775808", "-5", "-1", "-0.5", "0", "0.25", "1", "1.0", "1.5", "2", "10", "255", "256", "9007199254740993",
@@ -226,13 +226,13 @@ def keys(rng: random.Random) -> None:
         for right in kinds:
             out.query(f"SELECT k.id, p.id FROM k{left} AS k, p{right} AS p WHERE k.v = p.v")
             out.query(f"SELECT k.id, p.id FROM p{right} AS p CROSS JOIN k{left} AS k WHERE k.v = p.v AND k.w >= p.w")
-    out.save("keys.test")
+    out.save(path)
 
 
 # -- changes ----------------------------------------------------------------------------------
 
 
-def changes(rng: random.Random) -> None:
+def changes(rng: random.Random, path: Path) -> None:
     out = Writer("Changes of every kind, conflicts included, with the whole table looked at between them.")
     out.statement(
         "CREATE TABLE r(id INTEGER PRIMARY KEY, u INTEGER UNIQUE, n INTEGER NOT NULL DEFAULT 3, t TEXT CHECK(t <> 'bad'))"
@@ -294,13 +294,13 @@ def changes(rng: random.Random) -> None:
         out.query("SELECT u, id FROM r WHERE u > 2 ORDER BY u", "nosort")
         out.query("SELECT rowid, x, y FROM plain ORDER BY rowid", "nosort")
         out.query("SELECT r.id, w.b, w.c FROM r LEFT JOIN w ON w.d = r.t")
-    out.save("changes.test")
+    out.save(path)
 
 
 # -- savepoints --------------------------------------------------------------------------------
 
 
-def savepoints(rng: random.Random) -> None:
+def savepoints(rng: random.Random, path: Path) -> None:
     out = Writer(
         "Savepoints inside each other, with and without BEGIN, over three tables; statements that fail between."
     )
@@ -329,13 +329,13 @@ def savepoints(rng: random.Random) -> None:
         )  # fmt: skip
         if rng.random() < 0.4:
             out.query("SELECT 1, * FROM one UNION ALL SELECT 2, * FROM two UNION ALL SELECT 3, * FROM three")
-    out.save("savepoints.test")
+    out.save(path)
 
 
 # -- joins -----------------------------------------------------------------------------------
 
 
-def joins(rng: random.Random) -> None:
+def joins(rng: random.Random, path: Path) -> None:
     out = Writer("Joins, subqueries, set operations, common table expressions and windows over a small shop.")
     out.statement("CREATE TABLE customer(id INTEGER PRIMARY KEY, name TEXT NOT NULL, city TEXT)")
     out.statement("CREATE TABLE orders(id INTEGER PRIMARY KEY, customer INTEGER, day TEXT)")
@@ -392,13 +392,17 @@ def joins(rng: random.Random) -> None:
         )
         out.query(f"SELECT max(day), min(id) FROM orders WHERE (customer, day) > ({n}, '2024-04')", "nosort")
         out.query(f"SELECT id FROM customer WHERE city = 'Rome' OR id = {n} OR name = 'name0{n % 10}'")
-    out.save("joins.test")
+    out.save(path)
 
 
-def main() -> None:
-    for seed, write in enumerate((expressions, indexes, keys, changes, joins, savepoints)):
-        write(random.Random(seed))
+FILES = {write.__name__: write for write in (expressions, indexes, keys, changes, joins, savepoints)}
+
+
+def main(folder: Path) -> None:
+    """Writes all of them."""
+    for seed, (name, write) in enumerate(FILES.items()):
+        write(random.Random(seed), folder / f"{name}.test")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
