@@ -11,15 +11,14 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
-
-from bufferpool import _core, inspect, segment
-from bufferpool.advise import Advice, read_advice
+from bufferpool import _core, segment
+from bufferpool.inspection import Inspection
 
 
-class Observer:
+class Observer(Inspection):
     """A pool, observed. Use it for a moment, in a ``with`` block: while it is open, memory of a removed pool stays.
+
+    ``advise()`` has no points while clients are at work on it all the time.
 
     Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch, NotTmpfs.
     """
@@ -47,26 +46,6 @@ class Observer:
     def created_at(self) -> float:
         """When the pool was created: seconds since the epoch."""
         return float(self._geometry["created_ns"] / 1e9)
-
-    def stats(self) -> inspect.PoolStats:
-        """As :meth:`bufferpool.Pool.stats`."""
-        return inspect.read_stats(self)
-
-    def frames(self) -> npt.NDArray[np.void]:
-        """As :meth:`bufferpool.Pool.frames`."""
-        return inspect.read_frames(self)
-
-    def extents(self) -> npt.NDArray[np.void]:
-        """As :meth:`bufferpool.Pool.extents`."""
-        return inspect.read_extents(self)
-
-    def clients(self) -> list[inspect.ClientInfo]:
-        """As :meth:`bufferpool.Pool.clients`."""
-        return inspect.read_clients(self)
-
-    def advise(self) -> Advice:
-        """As :meth:`bufferpool.Pool.advise`; no points while clients are at work on it all the time."""
-        return read_advice(self)
 
     def close(self) -> None:
         """Ends the look. Closing twice is fine."""

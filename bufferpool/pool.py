@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import events, inspect, reclaim, segment, warm
-from bufferpool.advise import Advice, read_advice
 from bufferpool.attachment import Attachment
 from bufferpool.checksum import Repair
 from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove
 from bufferpool.errors import BufferPoolError, SpaceNotFound
 from bufferpool.flush import CHECKSUM, checkpoint, file_store, flush_space
 from bufferpool.govern import Rules
+from bufferpool.inspection import Inspection
 from bufferpool.pressure import Source
 from bufferpool.sizes import lsn_of, parse_size
 from bufferpool.space import Kind, Loader, Space
@@ -23,7 +23,7 @@ from bufferpool.steward import Settings, Steward
 from bufferpool.store import Store
 
 
-class Pool(Attachment):
+class Pool(Attachment, Inspection):
     """An attached buffer pool.
 
     Made by :meth:`create`, :meth:`attach` or :meth:`open`. Pickles: in the other
@@ -368,26 +368,6 @@ class Pool(Attachment):
         return warm.load_working_set(self, path, spaces)
 
     # ---- inspection -----------------------------------------------------------------
-
-    def stats(self) -> inspect.PoolStats:
-        """Figures of the whole pool, over all clients, present and past."""
-        return inspect.read_stats(self)
-
-    def frames(self) -> npt.NDArray[np.void]:
-        """Every frame that has ever been used: a structured array, dtype ``inspect.FRAME``."""
-        return inspect.read_frames(self)
-
-    def extents(self) -> npt.NDArray[np.void]:
-        """Every extent that has ever been used: a structured array, dtype ``inspect.EXTENT``."""
-        return inspect.read_extents(self)
-
-    def clients(self) -> list[inspect.ClientInfo]:
-        """Who is attached, and what each pins."""
-        return inspect.read_clients(self)
-
-    def advise(self) -> Advice:
-        """What the hit ratio would be with an eighth to eight times the budget, from recent references."""
-        return read_advice(self)
 
     def reap(self) -> int:
         """Ends the business of clients that died; returns how many there were.

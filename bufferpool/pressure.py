@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -176,6 +176,19 @@ def psi_file() -> str | None:
     return MACHINE_PSI if os.access(MACHINE_PSI, os.R_OK) else None
 
 
+def look(directory: str) -> Reading:
+    """What there is to be had, for a pool in ``directory``; without PSI, which needs two looks. Raises OSError."""
+    shm, (size, free), room = os.statvfs(directory), machine_memory(), cgroup_room()
+    return Reading(
+        cgroup_limit=room[0] if room else None,
+        cgroup_free=room[1] if room else None,
+        shm_free=shm.f_bavail * shm.f_frsize if shm.f_blocks else None,
+        shm_size=shm.f_blocks * shm.f_frsize if shm.f_blocks else None,
+        machine_free=free,
+        machine_size=size,
+    )
+
+
 class SystemSource:
     """The kernel's figures. PSI by a trigger where the kernel grants one, else by reading."""
 
@@ -214,17 +227,7 @@ class SystemSource:
         if self._psi is not None:
             with contextlib.suppress(OSError):  # EOPNOTSUPP: PSI is switched off (psi=0)
                 some, full = self._stall.add(time.monotonic(), parse_psi(Path(self._psi).read_text()))
-        shm, (size, free), room = os.statvfs(self.directory), machine_memory(), cgroup_room()
-        return Reading(
-            psi_some=some,
-            psi_full=full,
-            cgroup_limit=room[0] if room else None,
-            cgroup_free=room[1] if room else None,
-            shm_free=shm.f_bavail * shm.f_frsize if shm.f_blocks else None,
-            shm_size=shm.f_blocks * shm.f_frsize if shm.f_blocks else None,
-            machine_free=free,
-            machine_size=size,
-        )
+        return replace(look(self.directory), psi_some=some, psi_full=full)
 
     def wait(self, timeout_s: float) -> bool:
         """Sleeps until the time is up, :meth:`wake` is called, or pressure comes up (True)."""

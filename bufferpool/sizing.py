@@ -6,11 +6,11 @@ rest is for the processes themselves and for the page cache. (PostgreSQL's manua
 recommends a quarter of the memory for shared_buffers, for the same reason.)
 """
 
-import os
 from dataclasses import dataclass
 
+from bufferpool import pressure
 from bufferpool.errors import NotTmpfs, SharedMemoryFull
-from bufferpool.pressure import Reading, cgroup_room, machine_memory
+from bufferpool.pressure import Reading
 from bufferpool.sizes import format_size
 
 LEAST_BYTES = 16 << 20
@@ -28,20 +28,11 @@ class Sizing:
 
 
 def look(directory: str) -> Reading:
-    """What there is to be had, for a pool in ``directory``."""
+    """What there is to be had, for a pool in ``directory``. Raises NotTmpfs."""
     try:
-        shm = os.statvfs(directory)
+        return pressure.look(directory)
     except FileNotFoundError as error:
         raise NotTmpfs(f"{directory} does not exist; name the mount point of a tmpfs") from error
-    room, (size, free) = cgroup_room(), machine_memory()
-    return Reading(
-        cgroup_limit=room[0] if room else None,
-        cgroup_free=room[1] if room else None,
-        shm_free=shm.f_bavail * shm.f_frsize if shm.f_blocks else None,
-        shm_size=shm.f_blocks * shm.f_frsize if shm.f_blocks else None,
-        machine_free=free,
-        machine_size=size,
-    )
 
 
 def auto(reading: Reading, least: int, unit: int) -> Sizing:
