@@ -221,7 +221,7 @@ class Stage:
 
     def hold(self) -> None:
         """Samples for a while: long enough for untouched pages to go."""
-        end = time.monotonic() + 2 * self.run.options.idle
+        end = time.monotonic() + 1.5 * self.run.options.idle
         self.watch(lambda _: time.monotonic() > end)
 
     def move(self, first: float, size: float) -> None:
@@ -304,7 +304,7 @@ def work(run: Run) -> None:
     """The phases, then the books."""
     stage = Stage(run)
     pool = stage.pool
-    for name, first, size in PHASES[2:] if run.options.quick else PHASES:
+    for name, first, size in PHASES[3:] if run.options.quick else PHASES:
         stage.phase(name, first, size)
     if stage.limit is not None:
         share(stage, stage.limit)
