@@ -259,6 +259,8 @@ class Stage:
         low, high = 0.85 * region, 1.2 * region + 2 * MIB
         self.hold()
         followed = self.watch(lambda now: low <= now.kernel <= high)
+        if not self.run.options.quick:
+            self.hold()  # for the picture
         now = self.samples[-1]
         self.run.check(
             followed,
