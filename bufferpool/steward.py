@@ -109,6 +109,7 @@ class Steward:
         self._pass_ends = self._flushed_at = float("-inf")
         self._pass_left = False
         self._worth = 0.0
+        self._last = govern.Decision(0, Why.ASKED, 0.0)
         self._idle_at = self._saved_at = time.monotonic()
         self._told_at: dict[What, float] = {}
         self._seen: tuple[float, int] | None = None
@@ -293,6 +294,9 @@ class Steward:
                 after=decision.frames,
                 value=decision.value,
             )
+            self._last = decision
+        elif given:  # a shrink of several rounds goes on
+            events.post(pool, What.TRIMMED, self._last.why, bytes=given, value=self._last.value)
         if over > 0 and not given:
             self._tell(now, What.CANNOT_SHRINK, Why.ASKED, bytes=over * pool.page_size)
 
