@@ -146,6 +146,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 _passed = pytest.StashKey[bool]()
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported stays: collections of garbage in the tests need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def pools(request: pytest.FixtureRequest) -> Iterator[Pools]:
     made = Pools()
