@@ -119,6 +119,10 @@ def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
             assert (SHM / name).exists() is left
         out = capsys.readouterr().out
         assert "1 dead clients cleared away" in out
+        bp.Pool.create(name, "1MiB").close()
+        rows = {row["name"]: row for row in run_json(capsys, "gc")}
+        assert (rows[name]["removed"], rows[name]["in_use"], rows[pool.name]["in_use"]) == (False, False, True)
+        assert [row["name"] for row in run_json(capsys, "rm", name)] == [name]
         assert (SHM / pool.name).exists()
     finally:
         (SHM / name).unlink(missing_ok=True)
@@ -140,6 +144,8 @@ def test_map_in_the_terminal_and_as_pictures(pool: bp.Pool, capsys: Capture, tmp
     assert (cells.count("P"), cells.count("d"), cells.count("o")) == (1, 1, 98)
     assert main(["map", pool.name, "--by", "age", "--color", "always"]) == 0
     assert "\x1b[38;2;255;224;102m" in capsys.readouterr().out
+    found = run_json(capsys, "map", pool.name)
+    assert [found["frames"].count(state) for state in ("pinned", "dirty", "clean")] == [1, 1, 98]
     for form, magic in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         out = tmp_path / f"map.{form}"
         assert main(["map", pool.name, "--output", str(out)]) == 0

@@ -13,18 +13,23 @@ from bufferpool.steward import Settings, run
 
 
 def _rm(args: argparse.Namespace) -> int:
-    failed = 0
+    failed, rows = 0, []
     for name in args.name:
         try:
-            print(_remove(segment.path_of(name, args.directory), args.force))
+            row, text = _remove(segment.path_of(name, args.directory), args.force)
+            rows.append(row)
+            if not args.json:
+                print(text)
         except (BufferPoolError, OSError) as error:
             complain(error)
             failed = 1
+    if args.json:
+        print_json(rows)
     return failed
 
 
-def _remove(path: str, force: bool) -> str:
-    """Removes one pool, whatever its condition; says what came free."""
+def _remove(path: str, force: bool) -> tuple[dict[str, object], str]:
+    """Removes one pool, whatever its condition; says what came free, as figures and as a sentence."""
     name = os.path.basename(path)
     found = next((f for f in segment.find(os.path.dirname(path)) if f.path == path), None)
     if found is None:
@@ -37,9 +42,11 @@ def _remove(path: str, force: bool) -> str:
             f"{name!r} is in use by living processes (bufferpool stat {name} names them): end them first, or use --force"
         )
     segment.unlink(path)
+    size = format_size(found.kernel_bytes)
+    row: dict[str, object] = {"name": name, "kernel_bytes": found.kernel_bytes, "in_use": used}
     if used:
-        return f"{name}: removed; its {format_size(found.kernel_bytes)} come free when the last process that is attached ends"
-    return f"{name}: removed, {format_size(found.kernel_bytes)} ({found.kernel_bytes:,} B) freed"
+        return row, f"{name}: removed; its {size} come free when the last process that is attached ends"
+    return row, f"{name}: removed, {size} ({found.kernel_bytes:,} B) freed"
 
 
 # ---- memory ---------------------------------------------------------------------------
@@ -84,23 +91,36 @@ def _flush(args: argparse.Namespace) -> int:
 
 def _gc(args: argparse.Namespace) -> int:
     """Dead clients go without a question: nothing of theirs is of use. Pools are asked about, one by one."""
-    failed = 0
+    failed, rows = 0, []
+
+    def say(text: str) -> None:
+        if not args.json:
+            print(text)
+
     for found in list(segment.find(args.directory)):
-        name = os.path.basename(found.path)
+        name, reaped = os.path.basename(found.path), 0
         try:
-            if not found.trouble and found.owner == os.geteuid():
+            if found.owner != os.geteuid():
+                continue
+            if not found.trouble:
                 with Pool.attach(name, directory=args.directory) as pool:
                     reaped = pool.reap()
                 if reaped:
-                    print(f"{name}: {reaped} dead clients cleared away")
-            if found.owner != os.geteuid() or doctor.in_use(found.path):
-                continue
+                    say(f"{name}: {reaped} dead clients cleared away")
+            used, removed = doctor.in_use(found.path), False
             what = f"damaged ({found.trouble})" if found.trouble else "nobody is attached"
-            if args.yes or _asked(f"{name}: {what}, {format_size(found.kernel_bytes)}. Remove it?"):
-                print(_remove(found.path, force=False))
+            question = f"{name}: {what}, {format_size(found.kernel_bytes)}. Remove it?"
+            if not used and (args.yes or (not args.json and _asked(question))):
+                say(_remove(found.path, force=False)[1])
+                removed = True
+            rows.append(
+                {"name": name, "reaped_clients": reaped, "in_use": used, "trouble": found.trouble, "removed": removed}
+            )
         except (BufferPoolError, OSError) as error:
             complain(error)
             failed = 1
+    if args.json:
+        print_json(rows)
     return failed
 
 
@@ -154,9 +174,10 @@ def register(commands: Commands) -> None:
     flush.add_argument("space", metavar="SPACE", nargs="?", help="only this space")
     gc = commands.add(
         "gc", _gc, "clear away dead clients, and, after asking, pools that nobody uses",
-        "A pool that nobody uses may be waiting for its next process, warm: hence the question.\n\n"
+        "A pool that nobody uses may be waiting for its next process, warm: hence the question.\n"
+        "With --json nothing is asked: without --yes no pool is removed.\n\n"
         "examples:\n  bufferpool gc\n  bufferpool gc --yes",
-        pool=False, js=False,
+        pool=False,
     )  # fmt: skip
     gc.add_argument("--yes", action="store_true", help="remove them without asking")
     steward = commands.add(
@@ -180,7 +201,7 @@ def register(commands: Commands) -> None:
         "Pages that were written and not flushed are lost. A pool with living clients is kept,\n"
         "unless forced: then they go on with what they have, and new ones do not find it.\n\n"
         "examples:\n  bufferpool rm orders\n  bufferpool rm --force orders tiles",
-        pool=False, js=False,
+        pool=False,
     )  # fmt: skip
     rm.add_argument("name", metavar="NAME", nargs="+", type=pool_name)
     rm.add_argument("--force", action="store_true", help="even if processes are attached")

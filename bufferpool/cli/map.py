@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool.cli.common import Commands, attach
+from bufferpool.cli.common import Commands, attach, print_json
 from bufferpool.errors import BufferPoolError
 from bufferpool.inspect import AGE_LIMITS_S, FrameState
 from bufferpool.pool import Pool
@@ -157,6 +157,10 @@ def _map(args: argparse.Namespace) -> int:
         draw(cells, kinds, per, title, stats.page_size, args.output)
         print(f"written to {args.output}")
         return 0
+    if args.json:
+        names = [name for name, *_ in kinds]
+        print_json({"name": args.name, "extent_frames": per, "frames": [names[cell] for cell in cells]})
+        return 0
     colour = args.color == "always" or (args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     print(title)
     for line in lines(cells, kinds, per, shutil.get_terminal_size((100, 30)).columns, colour):
@@ -171,7 +175,6 @@ def register(commands: Commands) -> None:
         "map", _map, "show the segment as a picture, one cell a frame",
         "Each block is an extent, the unit of giving memory back; the number is the first extent's of the line.\n\n"
         "examples:\n  bufferpool map orders\n  bufferpool map orders --by age\n  bufferpool map orders --output orders.png",
-        js=False,
     )  # fmt: skip
     sub.add_argument(
         "--by", choices=["state", "age"], default="state", help="what the colours say (default: %(default)s)"

@@ -21,9 +21,14 @@ def _replay(args: argparse.Namespace) -> int:
         options = Options(**given, repeat=args.repeat or (_DEMO.repeat if args.demo else 1))
     except ValueError as error:
         args.parser.error(str(error))
+    out = sys.stderr if args.json else sys.stdout
     if args.demo:
-        print("demo: TPC-C on SQLite, 400,000 page accesses, replayed", options.repeat, "times")
-    print(replay(options, sys.stdout).table())
+        print("demo: TPC-C on SQLite, 400,000 page accesses, replayed", options.repeat, "times", file=out)
+    report = replay(options, out)
+    if args.json:
+        print_json(asdict(report))
+    else:
+        print(report.table())
     return 0
 
 
@@ -75,7 +80,6 @@ def register(commands: Commands) -> None:
         "TRACE is a .npy file with one row of integers, the page number of each access in order, or an\n"
         ".npz file with such an array named 'pages'.",
         pool=False,
-        js=False,
     )
     sub.add_argument("trace", nargs="?", metavar="TRACE", help="the trace: .npy or .npz")
     sub.add_argument("--demo", action="store_true", help="use the trace that ships with bufferpool (TPC-C on SQLite)")
