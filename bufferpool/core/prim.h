@@ -67,6 +67,7 @@ public:
 constexpr int SPINS = 300;  // tries before a wait asks the kernel
 
 inline u32 process_id() { return u32(getpid()); }
+inline bool is_main_thread() { return getpid() == pid_t(syscall(SYS_gettid)); }
 inline void yield() { sched_yield(); }
 inline void nap(u64 ns) {
     timespec t{time_t(ns / 1'000'000'000u), long(ns % 1'000'000'000u)};

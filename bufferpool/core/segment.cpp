@@ -22,6 +22,9 @@ static bool signal_came(Segment&) {
     u64 now = prim::coarse_ns();
     if (now - last_ns < 10'000'000) return false;
     last_ns = now;
+    // Python runs handlers in the main thread only. Another one must not ask for the GIL here: it may be a
+    // daemon's, and the interpreter gone, while it waits in the core for the end of the process.
+    if (!prim::is_main_thread()) return false;
     PyGILState_STATE gil = PyGILState_Ensure();
     bool came = PyErr_CheckSignals() < 0;
     PyGILState_Release(gil);
