@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from textual.pilot import Pilot
 
 import bufferpool as bp
 from bufferpool.cli import main
@@ -200,26 +201,35 @@ def test_memory_parts_are_all_of_the_memory(pool: bp.Pool) -> None:
     assert parts["dirty"] == 4096
 
 
+async def until(pilot: Pilot[None], holds: Callable[[], bool]) -> None:
+    """Waits for what the screen comes to, however slow the machine is."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        await pilot.pause(0.05)
+
+
 @pytest.mark.parametrize("size", [(80, 24), (200, 60)])
 def test_top_shows_a_pool_and_acts_on_it(pool: bp.Pool, size: tuple[int, int]) -> None:
     async def session() -> None:
         app = Top(pool.name, None, 0.2)
         async with app.run_test(size=size) as pilot:
-            await pilot.pause(0.6)
+            await until(pilot, lambda: "hit ratio" in str(app.query_one("#rates").render()))  # the second look
             head = str(app.query_one("#head").render())
             assert pool.name in head
             assert "kernel" in head
             assert len(head) <= size[0]
-            assert "hit ratio" in str(app.query_one("#rates").render())
             assert app.query_one("#spaces").row_count == 1  # type: ignore[attr-defined]
             await pilot.press("f")
             await pilot.press("s")
             await pilot.press("r")
-            assert isinstance(app.screen, Ask)
+            await until(pilot, lambda: isinstance(app.screen, Ask))
             app.screen.query_one("Input").value = "512KiB"  # type: ignore[attr-defined]
             await pilot.press("enter")
-            await pilot.pause(0.3)
+            await until(pilot, lambda: pool.stats().budget_bytes == 512 << 10)
+            await until(pilot, lambda: pool.stats().frames["dirty"] == 0)
             await pilot.press("t")
+            await until(pilot, lambda: isinstance(app.screen, Ask))
             await pilot.press("escape")
             await pilot.press("right")
             await pilot.pause(0.3)
@@ -233,8 +243,7 @@ def test_top_without_a_pool_says_so(tmp_path: Path) -> None:
     async def session() -> None:
         app = Top(None, str(tmp_path), 0.2)
         async with app.run_test(size=(80, 24)) as pilot:
-            await pilot.pause(0.3)
-            assert "no pools in" in str(app.query_one("#head").render())
+            await until(pilot, lambda: "no pools in" in str(app.query_one("#head").render()))
 
     asyncio.run(session())
 
