@@ -104,7 +104,7 @@ class Steward:
         self.pid = os.getpid()
         self._source = SystemSource(os.path.dirname(pool.path)) if source is None else source
         self._governor = govern.Governor(rules)
-        self._stopping = threading.Event()
+        self._stopping, self._ended = threading.Event(), threading.Event()
         self._cursors: dict[int, tuple[int, int]] = {}  # space -> its generation, the next page to flush
         self._pass_ends = self._flushed_at = float("-inf")
         self._pass_left = False
@@ -121,7 +121,7 @@ class Steward:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return not self._ended.is_set()
 
     def pause_s(self) -> float:
         """How long to the next round: shorter when half of the clean frames would be gone by then."""
@@ -135,6 +135,7 @@ class Steward:
         if isinstance(self._source, SystemSource):
             self._source.wake()
         if self._thread is not threading.current_thread():
+            self._ended.wait()
             self._thread.join()
         if self.error is not None:
             error, self.error = self.error, None
@@ -153,6 +154,7 @@ class Steward:
                 self.pool._seg.resign()
                 self.leads = False
             self._source.close()
+            self._ended.set()
 
     # ---- one round --------------------------------------------------------------
 
@@ -334,7 +336,8 @@ def run(pool: "Pool", settings: Settings) -> None:
     """A steward in the calling thread, until the process is told to end (KeyboardInterrupt, SystemExit)."""
     steward = Steward(pool, settings)
     try:
-        while steward.alive:
-            steward._thread.join(0.5)
+        # Not join(): where Ctrl-C interrupts that, CPython 3.11 takes the thread for ended.
+        while not steward._ended.wait(0.5):
+            pass
     finally:
         steward.stop()
