@@ -60,7 +60,7 @@ static PyObject* held_enter(PyObject* self, PyObject*) {
 }
 static PyObject* held_exit(PyObject* self, PyObject* const*, Py_ssize_t) {
     let_go(reinterpret_cast<HeldObject*>(self));
-    Py_RETURN_NONE;
+    return unless_raised(Py_NewRef(Py_None));
 }
 static PyObject* held_interrupted(PyObject* self, void*) { return PyBool_FromLong(reinterpret_cast<HeldObject*>(self)->interrupted); }
 static void held_dealloc(HeldObject* held) {
@@ -242,10 +242,10 @@ int ready_flush_types() {
 }
 
 PyMethodDef flush_methods[] = {
-    {"lock_directory", segment_lock_directory, METH_NOARGS, ""},
-    {"lock_flush", segment_lock_flush, METH_O, ""},
-    {"begin_flush", segment_begin_flush, METH_VARARGS, ""},
-    {"dirty_range", segment_dirty_range, METH_VARARGS, ""},
+    {"lock_directory", unless_raised<segment_lock_directory>, METH_NOARGS, ""},
+    {"lock_flush", unless_raised<segment_lock_flush>, METH_O, ""},
+    {"begin_flush", unless_raised<segment_begin_flush>, METH_VARARGS, ""},
+    {"dirty_range", unless_raised<segment_dirty_range>, METH_VARARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -117,7 +117,7 @@ int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
             *w = me.next;
             break;
         }
-    if (PyErr_CheckSignals() < 0) return -1;
+    if (PyErr_Occurred() || PyErr_CheckSignals() < 0) return -1;
     if (deadline_ns && prim::now_ns() > deadline_ns) {
         raise("WaitTimeout", "page %llu: client %u has had it for longer than the timeout; pool.clients() says who that is",
               (unsigned long long)page_no, entry::owner(e));

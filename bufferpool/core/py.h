@@ -141,6 +141,21 @@ public:
     }
 };
 
+// A signal's handler may have raised while the core was at work on what somebody dead had left: then the
+// result is dropped (a lock goes with its object), and the exception is the caller's.
+inline PyObject* unless_raised(PyObject* result) {
+    if (!result || !PyErr_Occurred()) return result;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    Py_DECREF(result);
+    PyErr_Restore(type, value, trace);
+    return nullptr;
+}
+template <PyObject* (*method)(PyObject*, PyObject*)>
+PyObject* unless_raised(PyObject* self, PyObject* args) {
+    return unless_raised(method(self, args));
+}
+
 inline SegmentObject* S(PyObject* self) { return reinterpret_cast<SegmentObject*>(self); }
 inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }
 inline u32 entry_of(SpaceObject* sp, u64 page_no) { return sp->first_entry + u32(page_no); }

@@ -65,7 +65,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     }
     seg->next = attached;
     attached = seg;
-    return reinterpret_cast<PyObject*>(seg);
+    return unless_raised(reinterpret_cast<PyObject*>(seg));
 }
 
 // Takes the segment from its object, and the object from the list.
@@ -293,15 +293,15 @@ static PyMethodDef own_methods[] = {
     {"views", segment_views, METH_NOARGS, ""},
     {"geometry", segment_geometry, METH_NOARGS, ""},
     {"clients", segment_clients, METH_NOARGS, ""},
-    {"shrink", segment_shrink, METH_VARARGS, ""},
-    {"evict_idle", segment_evict_idle, METH_O, ""},
+    {"shrink", unless_raised<segment_shrink>, METH_VARARGS, ""},
+    {"evict_idle", unless_raised<segment_evict_idle>, METH_O, ""},
     {"set_budget", segment_set_budget, METH_O, ""},
     {"set_durable_lsn", segment_set_durable_lsn, METH_O, ""},
     {"raise_durable_lsn", segment_raise_durable_lsn, METH_O, ""},
     {"set_min_frames", segment_set_min_frames, METH_O, ""},
     {"raise_checkpoint_lsn", segment_raise_checkpoint_lsn, METH_O, ""},
-    {"reap", segment_reap, METH_NOARGS, ""},
-    {"check", segment_check, METH_NOARGS, ""},
+    {"reap", unless_raised<segment_reap>, METH_NOARGS, ""},
+    {"check", unless_raised<segment_check>, METH_NOARGS, ""},
     {"alone", segment_alone, METH_NOARGS, "Whether nobody else can change anything meanwhile."},
     {nullptr, nullptr, 0, nullptr}};
 
