@@ -123,11 +123,19 @@ class Host:
         self.plugged[block] = cpu
         self.now()
 
-    def unplug(self, block: int) -> None:
-        """Takes a block from its CPU, and gives its memory to the machine."""
+    def take(self, block: int) -> Worker:
+        """Takes a block from its CPU, which it returns: nobody writes there any more."""
         self.now()
         cpu = self.plugged.pop(block)
         self.ask(cpu, "unplug", block)
+        return cpu
+
+    def unplug(self, block: int) -> None:
+        """Takes a block from its CPU, and gives its memory to the machine."""
+        self.drop(block, self.take(block))
+
+    def drop(self, block: int, cpu: Worker) -> None:
+        """Gives the memory of a block that was this CPU's to the machine."""
         self.freed.append(self.guest.drop(block * self.block_pages, self.block_pages))
         self.uses.append((block, self.cpus.index(cpu), self._since.pop(block), self.now()))
 
@@ -145,9 +153,10 @@ class Host:
 def unplug_under_a_device(host: Host) -> None:
     """The last plugged block goes while a page of it is pinned."""
     run, block = host.run, next(iter(host.plugged))
-    page = host.guest[block * host.block_pages]
+    cpu = host.take(block)
+    page = host.guest[block * host.block_pages]  # after the CPU's last write: it is the version that is dropped
     seen = page.copy()
-    host.unplug(block)
+    host.drop(block, cpu)
     run.check(
         host.freed[-1] == host.block_bytes - PAGE and bool((page == seen).all()),
         f"a device looks at a page of block {block}: {host.freed[-1]:,} of its {host.block_bytes:,} bytes came free, the page stays whole",
