@@ -1,6 +1,6 @@
 """Stores that hang, return wrong data, or fail in fsync; and the memory cgroup's limit.
 
-Stores that raise, read short or write short stand in test_spaces.py, and so does a
+Stores that raise, read short or write short stand in test_stores.py, and so does a
 process that is killed in its sync.
 """
 
@@ -17,7 +17,7 @@ import bufferpool as bp
 from bufferpool.errors import StoreError
 
 from .conftest import PAGE, WAIT, pins, stamp, wait_until
-from .test_spaces import Memory
+from .memory_store import Memory
 
 
 class Hangs(Memory):

@@ -1,0 +1,138 @@
+"""Appending: a new page at the end of a space, for one writer and for many."""
+
+import numpy as np
+import pytest
+
+from bufferpool.errors import PageOutOfRange, SpaceFull, SpaceReadOnly
+from tests.conftest import (
+    PAGE,
+    stamp,
+)
+
+
+def test_append_adds_a_page_of_zeros_at_the_end(pool, table):
+    write = table.append()
+    assert write.page_no == 100
+    assert len(table) == 100
+    with write as page:
+        assert page.shape == (PAGE,)
+        assert not page.any()
+        page[:] = stamp(100)
+    assert len(table) == 101
+    assert np.array_equal(table[100], stamp(100))
+    assert pool.stats().appends == 1
+
+
+def _append_one(space):
+    before = len(space)
+    write = space.append()
+    with write as page:
+        page[:] = stamp(write.page_no)
+    return before, write.page_no, len(space)
+
+
+def test_growth_is_seen_by_other_clients(pool, attach, table, child):
+    other = attach(pool).open_file(table._options["path"], "r+")
+    assert _append_one(table) == (100, 100, 101)
+    assert np.array_equal(other[100], stamp(100))
+    assert child(_append_one, table).result() == (101, 101, 102)
+    assert len(table) == len(other) == 102
+    assert np.array_equal(other[101], stamp(101))
+    with pytest.raises(PageOutOfRange):
+        table[102]
+
+
+def test_an_aborted_append_leaves_no_page(table):
+    with pytest.raises(KeyError):  # noqa: PT012, SIM117
+        with table.append() as page:
+            page[:] = 1
+            raise KeyError
+    unused = table.append()
+    assert unused.page_no == 100
+    del unused
+    assert len(table) == 100
+    assert _append_one(table) == (100, 100, 101)
+
+
+def test_nested_appends_get_pages_of_their_own(table):
+    first, second = table.append(), table.append()
+    assert (first.page_no, second.page_no) == (100, 101)
+    with first as page:
+        page[:] = stamp(100)
+        with second as inner:
+            inner[:] = stamp(101)
+        assert not table[100].any()  # not there yet: zeros
+    assert len(table) == 102
+    assert np.array_equal(table[100], stamp(100))
+    assert np.array_equal(table[101], stamp(101))
+
+
+def test_appends_that_abort_inside_out_leave_no_page(table):
+    with pytest.raises(KeyError):  # noqa: SIM117
+        with table.append(), table.append(), table.append():
+            raise KeyError
+    assert _append_one(table) == (100, 100, 101)
+
+
+def test_many_processes_append_without_losing_a_page(pool, table, child):
+    children = [child(_append_many, table, 50) for _ in range(3)]
+    numbers = [n for c in children for n in c.result()]
+    assert sorted(numbers) == list(range(100, 250))
+    assert len(table) == 250
+    for n in range(100, 250):
+        assert np.array_equal(table[n], stamp(n))
+    assert pool.flush() > 0
+
+
+def _append_many(space, n):
+    return [_append_one(space)[1] for _ in range(n)]
+
+
+def test_append_stops_at_max_pages(pool, data_file):
+    space = pool.open_file(data_file(4), "r+", max_pages=6)
+    for n in (4, 5):
+        assert _append_one(space)[1] == n
+    with pytest.raises(SpaceFull, match="max_pages"):
+        space.append()
+    assert len(space) == 6
+
+
+def test_append_far_beyond_the_first_entries(make_pool):
+    pool = make_pool(max_pages=1 << 20)
+    space = pool.scratch("work", 1)
+    space.drop()
+    path_pages = 3000  # entries get memory in steps of 512
+    table = pool.open_store("table", _Null(), max_pages=path_pages)
+    for n in range(path_pages):
+        assert _append_one(table)[1] == n
+    assert pool.check() == []
+
+
+class _Null:
+    """A store that forgets."""
+
+    def read_into(self, offset, buffer):
+        buffer[:] = stamp(offset // PAGE)
+        return buffer.nbytes
+
+    def write_from(self, offset, buffer):
+        return buffer.nbytes
+
+    def sync(self):
+        pass
+
+    def size(self):
+        return 0
+
+
+def test_a_space_that_is_open_for_reading_is_not_written(pool, data_file):
+    space = pool.open_file(data_file(4))
+    for use in (lambda: space.write(0), space.append):
+        with pytest.raises(SpaceReadOnly, match=r"r\+"):
+            use()
+    with pytest.raises(TypeError):
+        space.write(0)
+    derived = pool.open_derived("derived", 4, lambda n, out: None)
+    for use in (lambda: derived.write(0), derived.append):
+        with pytest.raises(SpaceReadOnly):
+            use()

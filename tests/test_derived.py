@@ -1,0 +1,261 @@
+"""Derived pages: made by a loader, once, whoever asks and whoever dies."""
+
+import ctypes
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool.errors import (
+    LoaderFailed,
+    LoaderOverrun,
+    StoreError,
+    WouldDeadlock,
+)
+from tests.conftest import (
+    PAGE,
+    WAIT,
+    stamp,
+    wait_until,
+)
+
+
+def test_a_loader_fills_pages_from_zeros(pool):
+    asked = []
+
+    def loader(n, out):
+        assert out.dtype == np.uint8
+        assert out.shape == (PAGE,)
+        assert not out.any()
+        asked.append(n)
+        out[: PAGE // 2] = n
+
+    space = pool.open_derived("d", 10, loader)
+    for n in (3, 3, 7, 3):
+        assert (space[n][: PAGE // 2] == n).all()
+        assert not space[n][PAGE // 2 :].any()
+    assert asked == [3, 7]
+
+
+def test_a_buffer_that_the_loader_keeps_is_not_the_page(pool):
+    kept = []
+
+    def loader(n, out):
+        out[:] = 1
+        kept.append(out)
+
+    space = pool.open_derived("d", 2, loader)
+    page = space[0]
+    kept[0][:] = 2
+    assert (page == 1).all()
+    assert (space[0] == 1).all()
+
+
+class CountingLoader:
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __call__(self, n, out):
+        with self.calls.get_lock():
+            self.calls[n] += 1
+        time.sleep(0.002)
+        out[:] = stamp(n)
+
+
+def _read_derived(name, calls, barrier):
+    with bp.Pool.attach(name) as pool:
+        space = pool.open_derived("d", 40, CountingLoader(calls))
+        barrier.wait(WAIT)
+        return [bytes(space[n]) for n in range(40)]
+
+
+def test_a_loader_runs_once_a_page_however_many_ask(pool, child, spawn):
+    calls, barrier = spawn.Array("i", 40), spawn.Barrier(3)
+    children = [child(_read_derived, pool.name, calls, barrier) for _ in range(3)]
+    for c in children:
+        assert c.result() == [stamp(n).tobytes() for n in range(40)]
+    assert list(calls) == [1] * 40
+
+
+def test_a_loader_runs_once_a_page_among_threads(pool, threads):
+    calls = []
+
+    def loader(n, out):
+        calls.append(n)
+        time.sleep(0.005)
+        out[:] = stamp(n)
+
+    space = pool.open_derived("d", 10, loader)
+    barrier = threading.Barrier(6)
+
+    def read():
+        barrier.wait(WAIT)
+        for n in range(10):
+            assert np.array_equal(space[n], stamp(n))
+
+    for _ in range(6):
+        threads.start(read)
+    threads.join()
+    assert sorted(calls) == list(range(10))
+
+
+def test_a_loader_that_raises_is_the_cause_and_the_page_can_be_loaded_later(pool, attach):
+    broken = True
+
+    def loader(n, out):
+        out[:] = 1
+        if broken:
+            raise OSError("no such tile")
+        out[:] = 2
+
+    space = pool.open_derived("d", 10, loader)
+    for use in (lambda: space[3], lambda: space.pin(3), lambda: space.read_many([3]), lambda: space.prefetch([3])):
+        with pytest.raises(LoaderFailed, match="no such tile") as failed:
+            use()
+        assert isinstance(failed.value.__cause__, OSError)
+        assert isinstance(failed.value, StoreError)
+    stats = pool.stats()
+    assert (stats.load_failures, stats.loads, stats.frames["live"], stats.frames["busy"]) == (4, 0, 0, 0)
+    assert pool.check() == []
+    broken = False
+    assert (space[3] == 2).all()
+
+
+def test_ctrl_c_in_a_loader_is_ctrl_c(pool):
+    def loader(n, out):
+        raise KeyboardInterrupt
+
+    space = pool.open_derived("d", 10, loader)
+    with pytest.raises(KeyboardInterrupt):
+        space[3]
+    assert pool.stats().frames["busy"] == 0
+
+
+def test_others_who_wait_for_a_failing_loader_try_themselves(pool, threads):
+    inside, first = threading.Event(), []
+
+    def loader(n, out):
+        if not first:
+            first.append(threading.get_ident())
+            assert inside.wait(WAIT)
+            raise OSError("the first one fails")
+        out[:] = 5
+
+    space = pool.open_derived("d", 10, loader)
+    errors = []
+
+    def fails():
+        try:
+            space[3]
+        except LoaderFailed as error:
+            errors.append(error)
+
+    threads.start(fails)
+    wait_until(lambda: bool(first), "the loader runs")
+    threads.start(lambda: inside.set() if not time.sleep(0.05) else None)
+    assert (space[3] == 5).all()
+    threads.join()
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("where", [-1, PAGE, -4096, PAGE + 4095])
+@pytest.mark.parametrize("how", ["ctypes", "as_strided"])
+def test_a_loader_that_writes_outside_its_buffer_is_found(pool, how, where):
+    wrong = True
+
+    def loader(n, out):
+        out[:] = 7
+        if not wrong:
+            return
+        if how == "ctypes":
+            before = ctypes.c_uint8.from_address(out.ctypes.data + where)
+            before.value ^= 0xFF
+        else:
+            whole = np.lib.stride_tricks.as_strided(out, (2 * PAGE,), (1 if where > 0 else -1,), writeable=True)
+            whole[abs(where)] ^= 0xFF
+
+    space = pool.open_derived("d", 10, loader)
+    with pytest.raises(LoaderOverrun, match="outside"):
+        space[3]
+    assert pool.stats().frames["live"] == 0
+    wrong = False
+    assert (space[3] == 7).all()
+
+
+def test_a_loader_that_asks_for_its_own_page_is_told(pool):
+    def loader(n, out):
+        if n == 3:
+            with pytest.raises(WouldDeadlock, match="page 3"):
+                space[3]
+            with pytest.raises(WouldDeadlock):
+                space.read_many([3])
+        out[:] = 4
+
+    space = pool.open_derived("d", 10, loader)
+    assert (space[3] == 4).all()
+
+
+def test_a_loader_that_does_not_catch_it_raises_would_deadlock_as_the_cause(pool):
+    space = pool.open_derived("d", 10, lambda n, out: space[n])
+    with pytest.raises(LoaderFailed) as failed:
+        space[3]
+    assert isinstance(failed.value.__cause__, WouldDeadlock)
+
+
+def test_a_loader_may_use_other_pages_and_other_spaces(pool, data_file):
+    table = pool.open_file(data_file(10))
+
+    def loader(n, out):
+        out[:] = table[n]
+        if n:
+            out[0] = space[n - 1][0] ^ 1
+
+    space = pool.open_derived("d", 10, loader)
+    assert np.array_equal(space[9][1:], stamp(9)[1:])
+    assert pool.stats().loads == 20
+
+
+def _load_and_hang(name, inside):
+    def loader(n, out):
+        inside.set()
+        time.sleep(WAIT)
+
+    with bp.Pool.attach(name) as pool:
+        return pool.open_derived("d", 10, loader)[3][0]
+
+
+def test_a_client_killed_in_its_loader_leaves_the_page_to_others(pool, child, spawn):
+    inside = spawn.Event()
+    loading = child(_load_and_hang, pool.name, inside)
+    assert inside.wait(WAIT)
+    space = pool.open_derived("d", 10, lambda n, out: out.fill(9))
+    loading.kill()
+    assert (space[3] == 9).all()
+    assert pool.stats().clients == 1
+
+
+def test_derived_pages_are_dropped_freely_and_made_again(pool):
+    calls = []
+
+    def loader(n, out):
+        calls.append(n)
+        out[:] = stamp(n)
+
+    space = pool.open_derived("d", 200, loader)
+    for _ in range(2):
+        for n in range(200):
+            assert np.array_equal(space[n], stamp(n))
+    assert len(calls) > 300
+    assert space.flush() == 0
+    space.drop(0, 200)
+    assert np.array_equal(space[5], stamp(5))
+
+
+def test_a_space_without_its_loader_says_what_to_do(pool, attach):
+    pool.open_derived("d", 10, lambda n, out: out.fill(1))[2]
+    other = attach(pool).space("d")
+    assert (other[2] == 1).all()
+    with pytest.raises(StoreError, match="open it here"):
+        other[3]

@@ -1,0 +1,170 @@
+"""Scratch pages: zeros until written, gone with their owner."""
+
+import os
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool.errors import (
+    PageDiscarded,
+    PoolExhausted,
+    SpaceRemoved,
+)
+from tests.conftest import PAGE, WAIT, fill, kernel_bytes, stamp
+
+
+def test_scratch_pages_are_zeros_until_written(pool, attach):
+    work = pool.scratch("work", 10)
+    assert not work[3].any()
+    fill(work, [3])
+    assert np.array_equal(attach(pool).scratch("work", 10)[3], stamp(3))
+    assert pool.flush() == 0
+
+
+def test_scratch_of_the_pool_stays_without_any_process(make_pool):
+    pool = make_pool()
+    fill(pool.scratch("work", 10), [3])
+    pool.close()
+    with bp.Pool.attach(pool.name) as again:
+        assert np.array_equal(again.space("work")[3], stamp(3))
+
+
+def test_scratch_of_a_client_goes_when_it_closes(pool, attach):
+    other = attach(pool)
+    fill(other.scratch("mine", 10, owner="client"), range(10))
+    assert [s.name for s in pool.stats().spaces] == ["mine"]
+    other.close()
+    assert pool.stats().spaces == []
+    assert pool.stats().frames["live"] == 0
+
+
+def test_closing_a_scratch_space_of_a_client_removes_it(pool):
+    memory = kernel_bytes(pool)
+    with pool.scratch("mine", 10, owner="client") as work:
+        fill(work, range(10))
+    assert pool.stats().spaces == []
+    with pytest.raises(SpaceRemoved):
+        work[0]
+    assert pool.stats().reclaimed_bytes["drop"] == 10 * PAGE
+    with pool.scratch("ours", 10) as work:
+        fill(work, [1])
+    assert np.array_equal(work[1], stamp(1))
+    assert kernel_bytes(pool) > memory
+
+
+def _make_scratch(name, n_pages, done, finish):
+    pool = bp.Pool.attach(name)
+    fill(pool.scratch("mine", n_pages, owner="client"), range(n_pages))
+    done.set()
+    assert finish.wait(WAIT)
+    if n_pages % 2:
+        pool.close()
+    os._exit(0)
+
+
+@pytest.mark.parametrize(("n_pages", "end"), [(40, "SIGKILL"), (40, "os._exit"), (41, "close")])
+def test_the_memory_of_a_clients_scratch_comes_back_when_it_is_gone(pool, child, spawn, n_pages, end):
+    fill(pool.scratch("ours", 4), range(4))
+    pool.trim()
+    before = pool.stats()
+    memory = kernel_bytes(pool) - before.metadata_bytes
+    done, finish = spawn.Event(), spawn.Event()
+    client = child(_make_scratch, pool.name, n_pages, done, finish)
+    assert done.wait(WAIT)
+    assert pool.stats().resident_bytes >= (n_pages + 4) * PAGE
+    if end == "SIGKILL":
+        client.kill()  # and no finish.set(): an Event waits for its dead waiters
+    else:
+        finish.set()
+    client.process.join(WAIT)
+    pool.reap()
+    stats = pool.stats()
+    assert [s.name for s in stats.spaces] == ["ours"]
+    assert stats.clients == 1
+    assert stats.frames["live"] == 4
+    assert stats.resident_bytes <= before.resident_bytes + 2 * 4 * PAGE  # not more than started extents
+    assert kernel_bytes(pool) - stats.metadata_bytes == stats.resident_bytes
+    assert stats.reclaimed_bytes["client_exit"] >= (n_pages - 8) * PAGE
+    assert memory == before.resident_bytes
+
+
+def test_dropped_scratch_pages_return_their_memory_to_the_byte(pool):
+    work = pool.scratch("work", 32)
+    fill(work, range(32))
+    for first, count in ((0, 4), (7, 1), (10, 13), (0, 32)):
+        before = kernel_bytes(pool)
+        freed = work.drop(first, count)
+        assert before - kernel_bytes(pool) == freed
+    assert pool.stats().reclaimed_bytes["drop"] == 32 * PAGE
+
+
+def test_removing_a_scratch_space_returns_its_memory_to_the_byte(pool):
+    before = kernel_bytes(pool)
+    work = pool.scratch("work", 32)
+    fill(work, range(32))
+    work.remove()
+    stats = pool.stats()
+    assert stats.reclaimed_bytes["drop"] == 32 * PAGE
+    assert stats.kernel_data_bytes == stats.resident_bytes
+    assert pool.trim() == stats.resident_bytes
+    assert pool.stats().kernel_data_bytes == 0
+    assert kernel_bytes(pool) >= before
+
+
+def test_a_discardable_page_that_was_evicted_raises_page_discarded(pool, data_file):
+    work = pool.scratch("cache", 8, discardable=True)
+    fill(work, range(4))
+    assert np.array_equal(work[2], stamp(2))
+    table = pool.open_file(data_file(200))
+    for _ in range(3):
+        for n in range(200):
+            assert table[n].size
+    gone = []
+    for n in range(4):
+        try:
+            assert np.array_equal(work[n], stamp(n))
+        except PageDiscarded:
+            gone.append(n)
+    assert gone
+    n = gone[0]
+    for use in (
+        lambda: work.read_many([n]),
+        lambda: work.pin_many([n]),
+        lambda: work.pin(n),
+        lambda: work.write(n).__enter__(),
+    ):
+        with pytest.raises(PageDiscarded, match="drop it, then write it anew") as discarded:
+            use()
+        assert isinstance(discarded.value, LookupError)
+    assert not work[7].any()  # was never written: zeros, nothing is lost
+    work.drop(n, 1)
+    assert not work[n].any()
+    fill(work, [n], version=1)
+    assert np.array_equal(work[n], stamp(n, version=1))
+
+
+def test_discardable_scratch_never_exhausts_the_pool(pool):
+    work = pool.scratch("cache", 500, discardable=True)
+    fill(work, range(500))
+    assert pool.stats().resident_bytes <= pool.stats().budget_bytes
+
+
+def test_scratch_that_is_not_discardable_exhausts_the_pool_and_loses_nothing(pool):
+    work = pool.scratch("work", 100)
+    with pytest.raises(PoolExhausted, match=r"hold scratch pages that are not discardable") as full:
+        fill(work, range(100))
+    assert isinstance(full.value, MemoryError)
+    assert "resize" in str(full.value)
+    assert "of 64 frames" in str(full.value)
+    written = int(np.count_nonzero(pool.frames()["dirty"]))
+    assert written >= 60
+    for n in range(written):
+        assert np.array_equal(work[n], stamp(n))
+    kept = [work[n] for n in range(64)]  # what is not dirty is pinned now
+    with pytest.raises(PoolExhausted):
+        work[64]
+    del kept
+    work.drop(0, 10)
+    assert not work[99].any()
+    assert np.array_equal(work[20], stamp(20))
