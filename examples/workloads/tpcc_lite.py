@@ -10,7 +10,6 @@ processes have counted must be there. Then the pool is removed, the database rec
 everything is checked again.
 """
 
-import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -288,8 +287,7 @@ def work(run: Run) -> None:
     """Load, transactions, checks; recovery, checks."""
     options = run.options
     scale = Scale(options.warehouses, options.districts, options.customers, options.items)
-    path, pool_name = run.folder() / "tpcc.db", f"workload-tpcc-{secrets.token_hex(4)}"
-    run.stack.callback((SHM / pool_name).unlink, missing_ok=True)
+    path, pool_name = run.folder() / "tpcc.db", run.pool_name()
     with closing(sql.connect(path, pool_name=pool_name, capacity=int(options.cache * MIB))) as con:
         load(run, con, scale)
         done, times, took = measure(run, path, pool_name, scale)

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from machine import SHM
 from pages import PAGE
 from rich.console import Console
 from rich.markup import escape
@@ -90,11 +91,15 @@ class Run:
 
     def pool(self, capacity: int, **options: Any) -> bp.Pool:
         """A pool with a name of its own, removed when the run ends."""
-        name = f"workload-{os.getpid()}-{secrets.token_hex(3)}"
-        pool = bp.Pool.create(name, capacity, page_size=PAGE, **options)
-        self.stack.callback(Path(pool.path).unlink, missing_ok=True)
+        pool = bp.Pool.create(self.pool_name(), capacity, page_size=PAGE, **options)
         self.stack.callback(pool.close)
         return pool
+
+    def pool_name(self) -> str:
+        """A name for a pool of this run; the pool is removed when the run ends."""
+        name = f"workload-{os.getpid()}-{secrets.token_hex(3)}"
+        self.stack.callback((SHM / name).unlink, missing_ok=True)
+        return name
 
     def folder(self) -> Path:
         """A folder for files, removed when the run ends. TMPDIR says where."""

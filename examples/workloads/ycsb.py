@@ -10,7 +10,6 @@ update counts one up in the field that it changes, so that at the end the sum ov
 number of updates that were committed: none was lost, none was done twice, by any process.
 """
 
-import secrets
 import struct
 import time
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
-from machine import SHM
 from pages import zipf
 from workload import BLUE, GREEN, GREY, MIB, ORANGE, Pipe, Run, main
 
@@ -189,8 +187,7 @@ class Bench:
     def __init__(self, run: Run) -> None:
         self.run, self.options = run, run.options
         self.path = run.folder() / "ycsb.db"
-        self.pool_name = f"workload-ycsb-{secrets.token_hex(4)}"
-        run.stack.callback((SHM / self.pool_name).unlink, missing_ok=True)
+        self.pool_name = run.pool_name()
         capacity = int(self.options.cache * MIB)
         self.database = run.stack.enter_context(Database.open(self.path, capacity=capacity, pool_name=self.pool_name))
         self.updates = self.inserts = self.wrong = self.operations = self.too_old = self.runs = 0
