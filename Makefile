@@ -1,6 +1,7 @@
 # make demo    set everything up and run the main job on real data
 # make test    set everything up and run all tests
 # make bench   the figures of the README and docs, beside their yardsticks
+# make peers   other ways to share pages, beside the pool
 # make soak    the long forms of the tests
 # make examples   the workloads of examples/workloads, with their pictures in IMAGES
 #
@@ -13,7 +14,7 @@ IMAGES ?= build/images
 WORKLOADS := shared_cache elastic scan_resistance ycsb tpcc_lite hotplug client_disconnect
 SOURCES := setup.py $(wildcard bufferpool/core/*)
 
-.PHONY: all demo examples test soak bench lint clean
+.PHONY: all demo examples test soak bench peers lint clean
 
 all: $(VENV)/.built
 
@@ -49,6 +50,13 @@ bench: all $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/policy.py --plots build/miss-ratio
 	$(BIN)/python benchmarks/advice.py
+
+$(VENV)/.peers: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --group peers
+	touch $@
+
+peers: all $(VENV)/.peers
+	$(BIN)/python benchmarks/peers.py
 
 lint: all
 	$(BIN)/ruff check .
