@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,27 @@ def kernel_bytes(pool: bp.Pool) -> int:
 def pins(pool: bp.Pool) -> int:
     """Pins of all clients."""
     return sum(client.pins for client in pool.clients())
+
+
+def fill(space: bp.Space, pages: Iterable[int], version: int = 0) -> None:
+    for n in pages:
+        with space.write(n) as page:
+            page[:] = stamp(n, version=version)
+
+
+def touch(space: bp.Space, pages: Iterable[int]) -> None:
+    """Reads pages, and keeps none of them pinned."""
+    for n in pages:
+        assert space[n].size
+
+
+def in_step(pool: bp.Pool) -> bp.PoolStats:
+    """The pool's figures and the kernel's agree to the byte (on a quiet pool)."""
+    stats = pool.stats()
+    assert stats.kernel_bytes == kernel_bytes(pool)
+    assert stats.kernel_data_bytes == stats.resident_bytes
+    assert stats.frames["hole"] * PAGE + stats.resident_bytes == stats.max_bytes
+    return stats
 
 
 def wait_until(holds: Callable[[], bool], what: str, timeout: float = WAIT) -> None:

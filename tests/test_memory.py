@@ -13,31 +13,9 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import PoolExhausted
-from tests.conftest import EXTENT, PAGE, ROOT, WAIT, kernel_bytes, on_small_tmpfs, pins, stamp
+from tests.conftest import EXTENT, PAGE, ROOT, WAIT, fill, in_step, kernel_bytes, stamp, touch
 
 PER_EXTENT = EXTENT // PAGE
-
-
-def fill(space, pages, version=0):
-    for n in pages:
-        with space.write(n) as page:
-            page[:] = stamp(n, version=version)
-
-
-def touch(space, pages):
-    """Reads pages, and keeps none of them pinned."""
-    for n in pages:
-        assert space[n].size
-
-
-def in_step(pool):
-    """The pool's figures and the kernel's agree to the byte (on a quiet pool)."""
-    stats = pool.stats()
-    assert stats.kernel_bytes == kernel_bytes(pool)
-    assert stats.kernel_data_bytes == stats.resident_bytes
-    assert stats.frames["hole"] * PAGE + stats.resident_bytes == stats.max_bytes
-    return stats
-
 
 # ---- the budget ------------------------------------------------------------------------
 
@@ -133,6 +111,30 @@ def test_a_miss_in_a_full_pool_is_one_system_call(tmp_path):
     assert calls.count("pread64") >= 900
     rest = [call for call in calls if call not in ("pread64", "futex")]
     assert len(rest) <= 20, sorted(set(rest))
+
+
+def test_looking_allocates_nothing(pool, data_file):
+    table = pool.open_file(data_file(20))
+    table.prefetch(range(20))
+    table.drop(0, 10)
+    extra = pool.scratch("extra", 10)
+    fill(extra, [1])
+    extra.remove()
+    table.remove()
+    before = kernel_bytes(pool)
+    pool.stats(), pool.frames(), pool.extents(), pool.clients(), pool.check(), pool.budget_frames
+    assert kernel_bytes(pool) == before
+
+
+def test_metadata_is_at_most_200_bytes_a_frame(make_pool, data_file):
+    pool = make_pool("32MiB", page_size=8192, extent_size="256KiB", max_clients=64)
+    table = pool.open_file(data_file(4096, 8192))
+    before = pool.stats().metadata_bytes
+    table.prefetch(range(4096))
+    stats = pool.stats()
+    assert stats.resident_bytes == 32 << 20
+    queues = 3 * 8 + 1  # two rings of one and a half elements, two bitmaps
+    assert (stats.metadata_bytes - before) / 4096 + queues <= 200
 
 
 # ---- giving back ----------------------------------------------------------------------------
@@ -358,381 +360,3 @@ def test_trim_and_resize_while_threads_work(make_pool, data_file, threads):
         stop.set()
     threads.join()
     in_step(pool)
-
-
-# ---- compaction -----------------------------------------------------------------------------
-
-
-def _scatter(table):
-    """64 pages, of which one an extent stays: (pages that stay, frame of each). The other frames are free."""
-    touch(table, range(64))
-    stay = [int(f["page_no"]) for f in table.pool.frames() if f["frame"] % PER_EXTENT == 1]
-    assert len(stay) == 64 // PER_EXTENT
-    for n in set(range(64)) - set(stay):
-        assert table._drop_range(n, 1) == 1  # freed, but not given back
-    assert in_step(table.pool).frames["free"] == 64 - len(stay)
-    return stay
-
-
-def test_compaction_gathers_scattered_pages_into_few_extents(pool, data_file):
-    table = pool.open_file(data_file(64), "r+")
-    stay = _scatter(table)
-    before = kernel_bytes(pool)
-    given = pool.trim()
-    assert given == 48 * PAGE
-    assert before - kernel_bytes(pool) == given
-    stats = in_step(pool)
-    assert stats.compacted_pages == 12
-    extents = pool.extents()
-    assert np.count_nonzero(extents["live"] == PER_EXTENT) == 4
-    assert np.count_nonzero(extents["hole"] == PER_EXTENT) == 12
-    for n in stay:
-        assert np.array_equal(table[n], stamp(n))
-    assert pool.stats().misses == 64
-
-
-def test_compaction_moves_dirty_pages_too_and_they_stay_dirty(pool, data_file):
-    path = data_file(64)
-    table = pool.open_file(path, "r+")
-    stay = _scatter(table)
-    fill(table, stay[::2], version=1)
-    free = in_step(pool).frames["free"]
-    assert pool.trim() == free * PAGE
-    stats = in_step(pool)
-    assert stats.compacted_pages > 0
-    assert stats.frames["dirty"] == 8
-    for i, n in enumerate(stay):
-        assert np.array_equal(table[n], stamp(n, version=i % 2 == 0))
-    assert pool.flush() == 8
-    data = path.read_bytes()
-    assert all(data[n * PAGE : (n + 1) * PAGE] == stamp(n, version=1).tobytes() for n in stay[::2])
-
-
-def test_compaction_leaves_pinned_pages_where_they_are(pool, data_file):
-    table = pool.open_file(data_file(64), "r+")
-    stay = _scatter(table)
-    kept = {n: table[n] for n in stay[::3]}
-    where = {int(f["page_no"]): int(f["frame"]) for f in pool.frames() if f["pins"]}
-    assert len(where) == len(kept) == 6
-    before = kernel_bytes(pool)
-    given = pool.trim()
-    assert given == 48 * PAGE
-    assert before - kernel_bytes(pool) == given
-    in_step(pool)
-    assert {int(f["page_no"]): int(f["frame"]) for f in pool.frames() if f["pins"]} == where
-    for n in stay:
-        assert np.array_equal(table[n], stamp(n))
-    for n, page in kept.items():
-        assert np.array_equal(page, stamp(n))
-    assert pool.stats().misses == 64
-
-
-def test_pinned_pages_do_not_move_and_keep_their_content(pool, data_file):
-    table = pool.open_file(data_file(64), "r+")
-    touch(table, range(64))
-    kept = {n: table[n] for n in range(0, 64, 5)}
-    frames = pool.frames()
-    where = {int(f["page_no"]): int(f["frame"]) for f in frames if f["pins"]}
-    before = kernel_bytes(pool)
-    given = pool.trim(bytes="1GiB")
-    assert given == (64 - len(kept)) * PAGE
-    assert before - kernel_bytes(pool) == given
-    frames = pool.frames()
-    assert {int(f["page_no"]): int(f["frame"]) for f in frames if f["pins"]} == where
-    for n, page in kept.items():
-        assert np.array_equal(page, stamp(n))
-    misses = pool.stats().misses
-    for n in kept:
-        assert np.shares_memory(table[n], kept[n])
-    assert pool.stats().misses == misses
-    in_step(pool)
-
-
-def test_a_superseded_version_that_a_reader_keeps_survives_giving_back(pool, data_file):
-    table = pool.open_file(data_file(64), "r+")
-    old = table[3]
-    fill(table, [3], version=1)
-    pool.trim(bytes="1GiB")
-    assert np.array_equal(old, stamp(3))
-    assert np.array_equal(table[3], stamp(3, version=1))
-    del old
-    pool.trim(bytes="1GiB")
-    assert in_step(pool).kernel_data_bytes == 0
-
-
-def test_reclaimed_bytes_are_counted_by_reason(pool, data_file):
-    table = pool.open_file(data_file(64))
-    table.prefetch(range(64))
-    given = {
-        "drop": table.drop(0, 8),
-        "trim": pool.trim(bytes=8 * PAGE),
-        "budget": pool.resize(16 * PAGE),
-        "idle": 0,
-        "pressure": 0,
-        "client_exit": 0,
-    }
-    assert given["drop"] == given["trim"] == 8 * PAGE
-    assert given["budget"] == 32 * PAGE
-    stats = in_step(pool)
-    assert stats.reclaimed_bytes == given
-    assert stats.reclaimed_total_bytes == 48 * PAGE
-
-
-# ---- nothing can go ---------------------------------------------------------------------------
-
-
-def _pin_some(space, first, count, holds, go):
-    pages = [space[n] for n in range(first, first + count)]
-    holds.set()
-    assert go.wait(WAIT)
-    return len(pages)
-
-
-def test_pool_exhausted_names_the_clients_that_pin(pool, data_file, child, spawn):
-    table = pool.open_file(data_file(200))
-    holds, go = spawn.Event(), spawn.Event()
-    other = child(_pin_some, table, 0, 10, holds, go)
-    assert holds.wait(WAIT)
-    kept = [table[n] for n in range(10, 64)]
-    before = pool.stats()
-    with pytest.raises(PoolExhausted) as full:
-        table[100]
-    text = str(full.value)
-    assert "64 pinned" in text
-    assert f"(pid {other.pid}) pins 10" in text
-    assert f"(pid {os.getpid()}) pins 54" in text
-    for what in ("of 64 frames", "Release pins", "resize", pool.name):
-        assert what in text
-    after = pool.stats()
-    assert (after.resident_bytes, after.frames, after.clients) == (before.resident_bytes, before.frames, before.clients)
-    assert np.array_equal(table[5], stamp(5))
-    del kept[:1]
-    assert np.array_equal(table[100], stamp(100))
-    go.set()
-    assert other.result() == 10
-
-
-def test_a_killed_client_exhausts_nobody(pool, data_file, child, spawn):
-    table = pool.open_file(data_file(200))
-    holds, go = spawn.Event(), spawn.Event()
-    other = child(_pin_some, table, 0, 64, holds, go)
-    assert holds.wait(WAIT)
-    other.kill()
-    for n in range(64, 128):
-        assert np.array_equal(table[n], stamp(n))
-    assert pins(pool) == 0
-    assert pool.stats().reaped == 1
-
-
-def test_a_waiting_miss_goes_on_when_a_pin_is_released(pool, data_file, threads):
-    table = pool.open_file(data_file(200))
-    kept = [table[n] for n in range(64)]
-    threads.start(lambda: [time.sleep(0.1), kept.pop()])
-    for _ in range(20):
-        try:
-            assert np.array_equal(table[100], stamp(100))
-            break
-        except PoolExhausted:
-            continue
-    else:
-        pytest.fail("the page that came free was not used")
-    threads.join()
-
-
-def test_many_dirty_pages_do_not_exhaust_a_pool_that_can_write_them(pool, data_file, child, spawn):
-    """Foreground flushes of several clients for longer than a frame is waited for."""
-    path = data_file(200)
-    children = [child(_write_for, pool, str(path), seed, 2.0) for seed in range(3)]
-    assert all(c.result() > 0 for c in children)
-    assert pool.stats().foreground_flushes > 0
-
-
-def _write_for(pool, path, seed, seconds):
-    table = pool.open_file(path, "r+")
-    random, done, end = np.random.default_rng(seed), 0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        with table.write(int(random.integers(0, len(table))), timeout=WAIT) as page:
-            page[:] = seed
-        done += 1
-    return done
-
-
-# ---- a full /dev/shm ---------------------------------------------------------------------------
-
-_SMALL = """
-import os, sys
-import numpy as np
-import bufferpool as bp
-from bufferpool.errors import SharedMemoryFull, PoolExhausted
-where = sys.argv[1]
-def create(name="pool", capacity="64MiB", **options):
-    return bp.Pool.create(name, capacity, page_size=4096, directory=where, **options)
-def ballast(room):
-    "Fills the file system but for `room` bytes."
-    with open(os.path.join(where, "ballast"), "wb") as file:
-        free = os.statvfs(where).f_bavail * 4096
-        os.posix_fallocate(file.fileno(), 0, free - room)
-def full(use):
-    try:
-        use()
-    except SharedMemoryFull as error:
-        assert isinstance(error, MemoryError)
-        assert "--shm-size" in str(error), error
-        return "full"
-    return "room"
-"""
-
-_CASES = {
-    "create": """
-ballast(64 << 10)
-print(full(create), sorted(os.listdir(where)))
-os.unlink(where + "/ballast")
-pool = create()
-print(full(lambda: pool.scratch("work", 4)[0]), pool.check())
-""",
-    "attach": """
-pool = create()
-ballast(0)
-other = bp.Pool.attach("pool", directory=where)
-print(pool.stats().clients, full(lambda: other.scratch("work", 1000)), pool.check())
-os.unlink(where + "/ballast")
-print(full(lambda: other.scratch("work", 1000)[5]), pool.check())
-""",
-    "load": """
-path = sys.argv[2]
-open(path, "wb").write(bytes(range(256)) * 16 * 4000)
-pool = create()
-table = pool.open_file(path)
-before = pool.stats().kernel_bytes
-for n in range(4000):  # 16 MB through 8 MiB: eviction, or an error, never a signal
-    assert table[n][7] == 7
-stats = pool.stats()
-print(stats.resident_bytes < 8 << 20, stats.evictions_recycled > 0, pool.check())
-kept = []
-print(full(lambda: kept.extend(table[n] for n in range(4000))), len(kept) > 500)
-assert all(page[9] == 9 for page in kept)
-kept.clear()
-print(all(table[n][3] == 3 for n in range(0, 4000, 7)), pool.check())
-""",
-    "write": """
-pool = create()
-work = pool.scratch("work", 4000)
-done = []
-def fill():
-    for n in range(4000):
-        with work.write(n) as page:
-            page[:] = n % 251
-        done.append(n)
-print(full(fill), len(done) > 500)
-print(all((work[n] == n % 251).all() for n in done), pool.check())
-freed = work.drop(0, 100)
-with work.write(3999) as page:
-    page[:] = 5
-print(freed == 100 * 4096, (work[3999] == 5).all(), all((work[n] == n % 251).all() for n in done[100:]), pool.check())
-""",
-    "append": """
-path = sys.argv[2]
-pool = create()
-table = pool.open_file(path, "w+")
-errors = 0
-while len(table) < 3000:
-    try:
-        with table.append() as page:
-            page[:] = (len(table)) % 251
-    except SharedMemoryFull:
-        errors += 1
-        assert pool.trim(bytes="1MiB") > 0 and errors < 100
-print(len(table), all((table[n] == n % 251).all() for n in range(3000)), pool.check())
-""",
-    "squeezed": """
-pool = create()
-work = pool.scratch("work", 2000)
-for n in range(300):
-    with work.write(n) as page:
-        page[:] = 1
-ballast(0)
-done = []
-def fill():
-    for n in range(300, 2000):
-        with work.write(n) as page:
-            page[:] = 1
-        done.append(n)
-print(full(fill), len(done) < 300)
-print((work[100] == 1).all(), pool.check())
-os.unlink(where + "/ballast")
-print(full(lambda: [work.write(1999).__enter__()]), pool.check())
-""",
-    "entries": """
-pool = create(max_pages=1 << 27)
-ballast(256 << 10)
-print(full(lambda: pool.scratch("huge", 1 << 20)), pool.stats().spaces, pool.check())
-os.unlink(where + "/ballast")
-print(full(lambda: pool.scratch("small", 1000)[999]), pool.check())
-""",
-    "frames": """
-pool = create(capacity="512MiB", max_clients=500)
-ballast(100 << 10)
-work = pool.scratch("work", 100)
-print(full(lambda: [work[n] for n in range(100)]), pool.check())
-os.unlink(where + "/ballast")
-print(full(lambda: work[50]), pool.check())
-""",
-}
-
-_WANT = {
-    "create": ["full ['ballast']", "room []"],
-    "attach": ["2 full []", "room []"],
-    "load": ["True True []", "full True", "True []"],
-    "write": ["full True", "True []", "True True True []"],
-    "append": ["3000 True []"],
-    "squeezed": ["full True", "True []", "room []"],
-    "entries": ["full [] []", "room []"],
-    "frames": ["full []", "room []"],
-}
-
-
-@pytest.mark.parametrize("case", _CASES)
-def test_a_full_file_system_is_a_typed_error_never_sigbus(tmp_path, case):
-    code = (_SMALL + _CASES[case]).replace("sys.argv[2]", repr(str(tmp_path / "data.db")))
-    assert on_small_tmpfs(code, tmp_path).splitlines() == _WANT[case]
-
-
-def test_looking_allocates_nothing(pool, data_file):
-    table = pool.open_file(data_file(20))
-    table.prefetch(range(20))
-    table.drop(0, 10)
-    extra = pool.scratch("extra", 10)
-    fill(extra, [1])
-    extra.remove()
-    table.remove()
-    before = kernel_bytes(pool)
-    pool.stats(), pool.frames(), pool.extents(), pool.clients(), pool.check(), pool.budget_frames
-    assert kernel_bytes(pool) == before
-
-
-def test_metadata_is_at_most_200_bytes_a_frame(make_pool, data_file):
-    pool = make_pool("32MiB", page_size=8192, extent_size="256KiB", max_clients=64)
-    table = pool.open_file(data_file(4096, 8192))
-    before = pool.stats().metadata_bytes
-    table.prefetch(range(4096))
-    stats = pool.stats()
-    assert stats.resident_bytes == 32 << 20
-    queues = 3 * 8 + 1  # two rings of one and a half elements, two bitmaps
-    assert (stats.metadata_bytes - before) / 4096 + queues <= 200
-
-
-def test_a_hot_ring_of_pages_that_cannot_go_does_not_hide_clean_pages(make_pool, data_file):
-    frames, kept = 512, 140  # more pages than one look at the rings takes steps
-    pool = make_pool(frames * PAGE)
-    work = pool.scratch("work", kept)
-    fill(work, range(kept))
-    table = pool.open_file(data_file(4 * frames))
-    random = np.random.default_rng(1)
-    for i in range(40_000):  # places that move on: pages are used again soon and then no more, so the cold ring wins
-        if i % 50 == 0:
-            touch(work, range(kept))
-        touch(table, [(i // 2 - int(random.exponential(300))) % len(table)])
-    stats = pool.stats()
-    assert stats.frames["dirty"] == kept  # there: nothing but them was hot, and every miss found a clean page
-    assert stats.frames["hot"] == kept
-    assert stats.evictions_recycled > 10_000

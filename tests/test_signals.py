@@ -1,0 +1,129 @@
+"""Signals: Ctrl-C ends every wait, a storm of them disturbs nothing, and what a handler raises is told."""
+
+import mmap
+import os
+import signal
+import struct
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+
+from . import fuzz_damage
+from .conftest import WAIT, stamp, wait_until
+
+MEMORY_LOCK, DIRECTORY_LOCK = (fuzz_damage.HEADER[f"{name}.word"][0] for name in ("memory", "directory"))
+
+
+def _slow(page_no, out):
+    time.sleep(0 if page_no != 3 else 30)
+
+
+def _load_slowly(name, ready):
+    with bp.Pool.attach(name) as pool:
+        space = pool.open_derived("made", 8, _slow)
+        ready.set()
+        space[3].sum()
+
+
+def _interrupt_soon():
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    return timer
+
+
+def test_ctrl_c_ends_the_wait_for_a_page_that_another_process_loads(pool, child, spawn):
+    space, ready = pool.open_derived("made", 8, _slow), spawn.Event()
+    loading = child(_load_slowly, pool.name, ready)
+    assert ready.wait(WAIT)
+    wait_until(lambda: pool._seg.entry_words(np.array([3], np.uint32))[0] & 3 == 1, "the page is being loaded")
+    timer, began = _interrupt_soon(), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        space[3].sum()
+    assert time.monotonic() - began < 5
+    timer.join()
+    loading.kill()
+    assert pool.reap() == 1
+
+
+def _hold(name, ready, go):
+    """Attached, and nothing else."""
+    with bp.Pool.attach(name) as pool:
+        ready.put(pool._seg.status()["client"])
+        go.wait(WAIT)
+
+
+_UNDER_THE_LOCK = {
+    "miss": (MEMORY_LOCK, lambda pool, work: work[7].sum()),
+    "trim": (MEMORY_LOCK, lambda pool, work: pool.trim(bytes="64KiB")),
+    "write": (MEMORY_LOCK, lambda pool, work: work.write(9).__enter__()),
+    "open": (DIRECTORY_LOCK, lambda pool, work: pool.scratch("more", 4)),
+    "remove": (DIRECTORY_LOCK, lambda pool, work: work.remove()),
+}
+
+
+@pytest.mark.parametrize("use", _UNDER_THE_LOCK)
+def test_ctrl_c_ends_the_wait_for_a_lock_that_a_living_client_holds(pool, child, spawn, use):
+    at, do = _UNDER_THE_LOCK[use]
+    work = pool.scratch("work", 64)
+    ready, go = spawn.Queue(), spawn.Event()
+    holder = child(_hold, pool.name, ready, go)
+    client = ready.get(timeout=WAIT)
+    fd = os.open(pool.path, os.O_RDWR)
+    with mmap.mmap(fd, mmap.PAGESIZE) as shm:
+        os.close(fd)
+        shm[at : at + 4] = struct.pack("<I", client)
+        timer, began = _interrupt_soon(), time.monotonic()
+        bound = threading.Timer(6, shm.__setitem__, (slice(at, at + 4), bytes(4)))
+        bound.start()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                do(pool, work)
+            assert time.monotonic() - began < 5, "Ctrl-C had to wait for the lock"
+        finally:
+            bound.cancel()
+            bound.join()
+            shm[at : at + 4] = bytes(4)
+            timer.join()
+    go.set()
+    holder.result()
+    assert work[8].sum() == 0
+
+
+def test_a_storm_of_signals_disturbs_nothing(pool, data_file, threads):
+    table, work = pool.open_file(data_file(200), "r+"), pool.scratch("work", 8)
+    came = []
+    before = signal.signal(signal.SIGALRM, lambda *_: came.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    stop = threading.Event()
+
+    def others():
+        random = np.random.default_rng(1)
+        while not stop.is_set():
+            n = int(random.integers(0, 200))
+            assert np.array_equal(table[n], stamp(n))
+
+    threads.start(others)
+    try:
+        end, i = time.monotonic() + 60, 0
+        while len(came) <= 500 and time.monotonic() < end:
+            i += 1
+            assert np.array_equal(table[i % 200], stamp(i % 200))
+            with work.write(i % 8) as page:
+                page[:] = i % 251
+            with table.write(i % 50) as page:
+                page[:] = stamp(i % 50)
+            if i % 20 == 0:
+                pool.flush()
+                pool.trim(bytes="32KiB")
+                bp.Pool.attach(pool.name).close()
+    finally:
+        stop.set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    threads.join()
+    assert len(came) > 500
+    assert i > 20
