@@ -18,7 +18,7 @@
     ├── TooManyClients               every client slot is taken
     ├── WrongProcess                 a write that belongs to the parent of a fork
     ├── WaitTimeout                  (TimeoutError) somebody else has the page
-    ├── WouldDeadlock                (RuntimeError) this thread has the page
+    ├── WouldDeadlock                (RuntimeError) waiting for the page would never end
     ├── WorkingSetError              (ValueError) a saved working set that cannot be used
     ├── PageError
     │   ├── PageOutOfRange           (IndexError) no such page
@@ -152,7 +152,7 @@ class WaitTimeout(BufferPoolError, TimeoutError):
 
 
 class WouldDeadlock(BufferPoolError, RuntimeError):
-    """This thread has the page already: waiting would never end."""
+    """Waiting would never end: this thread has the page, or its loader waits for a page of ours, here or in another process."""
 
 
 class WorkingSetError(BufferPoolError, ValueError):

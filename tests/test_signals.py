@@ -127,3 +127,63 @@ def test_a_storm_of_signals_disturbs_nothing(pool, data_file, threads):
     threads.join()
     assert len(came) > 500
     assert i > 20
+
+
+# ---- a handler that raises ------------------------------------------------------------------------
+
+
+class Told(Exception):
+    """What a handler raises."""
+
+
+@pytest.fixture
+def alarm():
+    """alarm(seconds): SIGALRM so much later, whose handler raises Told."""
+
+    def told(*_):
+        raise Told
+
+    before = signal.signal(signal.SIGALRM, told)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def _own_and_die(name, ready):
+    with bp.Pool.attach(name) as pool:
+        pool.scratch("theirs", 4, owner="client")
+        ready.set()
+        time.sleep(WAIT)
+
+
+_CLEARING = {  # whether the dead client has been reaped before, and what is done then
+    "reap": (False, lambda pool: pool.reap()),
+    "check": (False, lambda pool: pool.check()),
+    "open": (True, lambda pool: pool.scratch("more", 4)),
+    "remove": (True, lambda pool: pool.space("to go").remove()),
+    "detach": (True, lambda pool: bp.Pool.attach(pool.name).close()),
+}
+
+
+@pytest.mark.parametrize("use", _CLEARING)
+def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, attach, child, spawn, alarm, use):
+    """A page of a dead client's scratch space is being written by somebody who lives: whoever comes by waits for it a
+    little, and goes on without. A handler that raises meanwhile is the caller's business: not lost, and no SystemError."""
+    ready, (reaped, do) = spawn.Event(), _CLEARING[use]
+    owner = child(_own_and_die, pool.name, ready)
+    assert ready.wait(WAIT)
+    pool.scratch("to go", 4)
+    write = attach(pool).space("theirs").write(1)
+    write.__enter__()[:] = 1
+    owner.kill()
+    if reaped:
+        assert pool.reap() == 1
+    alarm(0.01)
+    with pytest.raises(Told):  # noqa: PT012  it comes a moment later if nobody waited
+        do(pool)
+        time.sleep(WAIT)
+    with pytest.raises(bp.errors.SpaceRemoved):
+        write.__exit__(None, None, None)
+    pool.reap()
+    pool.scratch("another", 4)
+    assert "theirs" not in [record["name"] for record in pool._seg.spaces()]

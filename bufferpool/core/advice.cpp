@@ -472,7 +472,7 @@ static PyObject* segment_advice(PyObject* self, PyObject*) {
                 rate = reference_rate(*s, head);
             });
     }
-    if (!ours) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for the shadows");
+    if (!ours) return raise_interrupted("the shadows");
     return advice_dict(head, frames, rate);
 }
 

@@ -20,7 +20,10 @@ inline void start_client(Segment& s, u32 c) {
     Client& slot = s.clients[c - 1];
     auto counters = reinterpret_cast<Atomic<u64>*>(&slot.counters);
     for (u32 i = 0; i < COUNTERS; i++) counters[i].store_relaxed(0);
-    for (Intent& intent : slot.intents) intent.op.store_relaxed(u32(Op::NONE));
+    for (Intent& intent : slot.intents) {
+        intent.op.store_relaxed(u32(Op::NONE));
+        intent.waits.store_relaxed(intent.waits.load_relaxed() >> 32 << 32);
+    }
     // Whoever sums and sees one of these two sees zeros in the counters.
     slot.generation.store_release(slot.generation.load_relaxed() + 1);
     slot.folded.store_release(0);

@@ -208,10 +208,10 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
 
 PyMethodDef directory_methods[] = {
     {"spaces", segment_spaces, METH_NOARGS, ""},
-    {"add_space", unless_raised<segment_add_space>, METH_VARARGS, ""},
+    {"add_space", segment_add_space, METH_VARARGS, ""},
     {"space_in_use", segment_space_in_use, METH_O, ""},
-    {"remove_space", unless_raised<segment_remove_space>, METH_O, ""},
-    {"drop_clean", unless_raised<segment_drop_clean>, METH_O, ""},
+    {"remove_space", segment_remove_space, METH_O, ""},
+    {"drop_clean", segment_drop_clean, METH_O, ""},
     {"record_store", segment_record_store, METH_VARARGS, ""},
     {"grow_space", segment_grow_space, METH_VARARGS, ""},
     {nullptr, nullptr, 0, nullptr}};

@@ -39,7 +39,7 @@ constexpr Field fields[] = {
     FIELD(Client, folded), FIELD(Client, name), FIELD(Client, counters), FIELD(Client, intents),
 
     STRUCT(Intent),
-    FIELD(Intent, op), FIELD(Intent, page), FIELD(Intent, frame), FIELD(Intent, old), FIELD(Intent, victim),
+    FIELD(Intent, op), FIELD(Intent, page), FIELD(Intent, frame), FIELD(Intent, old), FIELD(Intent, victim), FIELD(Intent, waits),
 
     STRUCT(SpaceSlot),
     FIELD(SpaceSlot, extent), FIELD(SpaceSlot, reserved), FIELD(SpaceSlot, stored), FIELD(SpaceSlot, entries_ready),

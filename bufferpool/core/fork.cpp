@@ -55,8 +55,9 @@ static void after_fork_child() {
         plan.seg->forks++;
         plan.seg->active = plan.seg->writes = 0;
         s->ops_used.store_relaxed(0);
+        s->ops_held.store_relaxed(0);
         for (auto& use : s->lock_use) use = {};
-        for (u32 i = 0; i < OPS; i++) s->op_thread[i] = 0;
+        for (auto& thread : s->op_thread) thread.store_relaxed(0);
         for (auto& spare : s->spares) spare.store_relaxed(0);
         for (auto& later : s->later) later.store_relaxed(0);
         new (&s->reap_mutex) std::recursive_mutex;
@@ -68,7 +69,7 @@ static void after_fork_child() {
         }
     }
     fork_plans->clear();
-    forget_waiters();
+    forget_signals();
 }
 
 void watch_forks() { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }

@@ -60,7 +60,7 @@ static PyObject* held_enter(PyObject* self, PyObject*) {
 }
 static PyObject* held_exit(PyObject* self, PyObject* const*, Py_ssize_t) {
     let_go(reinterpret_cast<HeldObject*>(self));
-    return unless_raised(Py_NewRef(Py_None));
+    Py_RETURN_NONE;
 }
 static PyObject* held_interrupted(PyObject* self, void*) { return PyBool_FromLong(reinterpret_cast<HeldObject*>(self)->interrupted); }
 static void held_dealloc(HeldObject* held) {
@@ -77,7 +77,7 @@ static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
         Released unlocked(S(self));
         ok = lock_directory(*s);
     }
-    if (!ok) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for the directory of spaces");
+    if (!ok) return raise_interrupted("the directory of spaces");
     PyObject* held = new_held(S(self), nullptr, false);
     if (!held) leave_directory(*s);
     return held;
@@ -96,7 +96,7 @@ static PyObject* segment_lock_flush(PyObject* self, PyObject* arg) {
         a = acquire(*s, slot.flush_lock);
         if (a == Acquired::REPAIR) repaired(*s, slot.flush_lock);
     }
-    if (a == Acquired::INTERRUPTED) return PyErr_Occurred() ? nullptr : raise("InterruptedError", "interrupted while waiting for a flush");
+    if (a == Acquired::INTERRUPTED) return raise_interrupted("a flush");
     PyObject* held = new_held(S(self), &slot.flush_lock, slot.flush_open.load_acquire());
     if (!held) release(*s, slot.flush_lock);
     return held;
@@ -143,10 +143,11 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
         Py_INCREF(self);
         S(self)->active++;  // until it ends: the store's code runs meanwhile
     }
-    if (batch->op < 0 || PyErr_Occurred()) {  // Ctrl-C: what was taken is given back
+    if (batch->op < 0) {
         Py_DECREF(batch);
-        return PyErr_Occurred() ? nullptr : raise("InterruptedError", "the flush was interrupted");
+        return raise_interrupted("other operations of this process");
     }
+    if (check_signals() < 0) Py_CLEAR(batch);  // Ctrl-C: what was taken is given back
     return reinterpret_cast<PyObject*>(batch);
 }
 
@@ -242,10 +243,10 @@ int ready_flush_types() {
 }
 
 PyMethodDef flush_methods[] = {
-    {"lock_directory", unless_raised<segment_lock_directory>, METH_NOARGS, ""},
-    {"lock_flush", unless_raised<segment_lock_flush>, METH_O, ""},
-    {"begin_flush", unless_raised<segment_begin_flush>, METH_VARARGS, ""},
-    {"dirty_range", unless_raised<segment_dirty_range>, METH_VARARGS, ""},
+    {"lock_directory", segment_lock_directory, METH_NOARGS, ""},
+    {"lock_flush", segment_lock_flush, METH_O, ""},
+    {"begin_flush", segment_begin_flush, METH_VARARGS, ""},
+    {"dirty_range", segment_dirty_range, METH_VARARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -52,7 +52,8 @@ struct Intent {
     Atomic<u32> frame;   // LOAD: once it is filled; PUBLISH: the new frame
     Atomic<u32> old;     // PUBLISH, DISCARD: the frame that is superseded; FLUSH: the last page
     Atomic<u32> victim;  // EVICT: the page that leaves
-    u32 pad[3];
+    u32 pad;
+    Atomic<u64> waits;   // LOAD: for which page its thread waits (waits.h)
 };
 static_assert(sizeof(Intent) == 32);
 

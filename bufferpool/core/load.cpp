@@ -2,6 +2,7 @@
 #include "py.h"
 
 #include "client.h"
+#include "waits.h"
 
 namespace bp {
 
@@ -61,63 +62,28 @@ bool still_open(SpaceObject* sp) {
 
 // ---- waiting -------------------------------------------------------------------
 
-// The threads of this process that wait for a page, linked under the GIL.
-struct Waiter {
-    Segment* s;
-    u32 page;
-    u64 thread;
-    Waiter* next;
-};
-static Waiter* waiters;
-void forget_waiters() { waiters = nullptr; }  // a forked child has none of its parent's threads
-
-// The thread of this process that loads the page; 0 for none.
-static u64 loader_of(Segment& s, u32 page) {
-    for (u32 i = 0; i < OPS; i++) {
-        Intent& in = s.client().intents[i];
-        if (s.op_thread[i] && in.page.load_relaxed() == page && in.op.load_relaxed() == u32(Op::LOAD)) return s.op_thread[i];
-    }
-    return 0;
-}
-
-// Would waiting for this page never end? Its loader is this thread, or waits (for a page whose
-// loader waits, and so on) for a page that this thread is loading.
-static bool waits_for_us(Segment& s, u32 page) {
-    u64 loader = loader_of(s, page);
-    for (u32 hops = 0; loader && loader != this_thread() && hops < OPS; hops++) {
-        Waiter* w = waiters;
-        while (w && w->thread != loader) w = w->next;
-        loader = w ? loader_of(*w->s, w->page) : 0;
-    }
-    return loader == this_thread();
-}
-
 // Waits for whoever changes this page, one slice. 0, or -1 with an exception.
 int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
     Segment& s = *sp->seg->s;
     u32 page = entry_of(sp, page_no);
     u64 e = s.entries[page].load_acquire();
     if (entry::state(e) == ABSENT || (entry::state(e) == RESIDENT && !(writing && entry::owner(e)))) return 0;
-    if (entry::state(e) == LOADING && entry::owner(e) == s.me && waits_for_us(s, page)) {
-        raise("WouldDeadlock", "the loader of page %llu asked for the page that it is loading, or for one whose loader waits for it",
-              (unsigned long long)page_no);
-        return -1;
-    }
-    Waiter me{&s, page, this_thread(), waiters};
-    waiters = &me;
+    bool never = false;
     (writing ? s.counters().wait_writer : s.counters().wait_load).add_relaxed(1);
     {
+        LoadsWait loads(s, page);
         Released unlocked(sp->seg);
+        never = loads.any() && waits_for_us(s, page);
         u64 since = prim::now_ns();
-        wait_entry(s, page, e);
+        if (!never) wait_entry(s, page, e);
         s.took(LATENCY_WAIT, since);
     }
-    for (Waiter** w = &waiters; *w; w = &(*w)->next)
-        if (*w == &me) {
-            *w = me.next;
-            break;
-        }
-    if (PyErr_Occurred() || PyErr_CheckSignals() < 0) return -1;
+    if (never) {
+        raise("WouldDeadlock", "a loader asked for page %llu, which it is loading itself, or whose loader waits for it, here or in "
+              "another process: let loaders ask for pages in one direction only", (unsigned long long)page_no);
+        return -1;
+    }
+    if (check_signals() < 0) return -1;
     if (deadline_ns && prim::now_ns() > deadline_ns) {
         raise("WaitTimeout", "page %llu: client %u has had it for longer than the timeout; pool.clients() says who that is",
               (unsigned long long)page_no, entry::owner(e));
@@ -130,7 +96,7 @@ int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
 // raises. 0: try again.
 int make_room(SegmentObject* seg, Status status, const FrameRequest& want) {
     Busy busy(seg);
-    if (status == Status::INTERRUPTED) return PyErr_Occurred() ? -1 : PyErr_CheckSignals();
+    if (status == Status::INTERRUPTED) return check_signals();
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return raise_status(status, nullptr, 0), -1;
     seg->s->counters().wait_frame.add_relaxed(1);
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
@@ -180,7 +146,7 @@ static int load_native(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
     {
         Released unlocked(sp->seg);
         OpSlot op(s);
-        status = op.valid() ? begin_load(s, op.intent(), page) : Status::INTERRUPTED;
+        status = op.valid() ? begin_load(s, op.intent(), page) : op.why_not();
         if (status == Status::ABSENT) {
             u32 f = NONE;
             removed = !still_open(sp);
@@ -209,9 +175,12 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
     Segment& s = *sp->seg->s;
     u32 page = entry_of(sp, page_no);
     Busy busy(sp->seg);
-    OpSlot op(s);
-    Status status = op.valid() ? begin_load(s, op.intent(), page) : Status::INTERRUPTED;
-    if (status == Status::INTERRUPTED) return make_room(sp->seg, status, FrameRequest{});
+    OpSlot op = [&] {  // whoever has the last one may need the GIL to end it
+        Released unlocked(sp->seg);
+        return OpSlot(s);
+    }();
+    if (!op.valid()) return make_room(sp->seg, op.why_not(), FrameRequest{});
+    Status status = begin_load(s, op.intent(), page);
     if (status != Status::ABSENT) return 0;
     u32 f = NONE;
     PyObject *bytes = nullptr, *filled = nullptr;

@@ -50,6 +50,10 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
     case Status::DISCARDED:
         raise("PageDiscarded", "page %llu was discarded to make room (its space is discardable); drop it, then write it anew", n);
         break;
+    case Status::TOO_DEEP:
+        raise("WouldDeadlock", "all %u operations that a process may have under way are loads whose loaders ask for more "
+              "pages; let loaders ask for fewer of each other's pages at a time", OPS);
+        break;
     case Status::NO_SPACE:
         raise("SharedMemoryFull", "the file system of the segment is full; free space there, or enlarge it (docker run --shm-size)");
         break;
@@ -59,7 +63,7 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
 }
 
 PyObject* raise_errno(int error, const char* what) {
-    if (error == -EINTR && PyErr_Occurred()) return nullptr;  // a signal handler raised, while the core waited
+    if (error == -EINTR && check_signals() < 0) return nullptr;
     if (error == -ENOSPC || error == -ENOMEM || error == -EDQUOT) return raise_status(Status::NO_SPACE, nullptr, 0), nullptr;
     return raise("SegmentError", "%s: %s", what, strerror(-error));
 }

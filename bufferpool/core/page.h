@@ -153,7 +153,7 @@ inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 s
 // and releases the field.
 inline Status publish(Segment& s, u32 page, const void* bytes, Image image, FrameRequest& want) {
     OpSlot op(s);
-    if (!op.valid()) return Status::INTERRUPTED;
+    if (!op.valid()) return op.why_not();
     u32 g;
     if (Status r = take_frame(s, op.intent(), want, g); r != Status::OK) return r;
     u64 e = s.entries[page].load_acquire();

@@ -60,6 +60,12 @@ void raise_status(Status status, SpaceObject* space, u64 page_no);
 bool read_header(int fd, Header& h);
 PyObject* geometry_dict(const Header& h);
 
+// signals.cpp
+bool signal_came(Segment& s);
+int check_signals();
+PyObject* raise_interrupted(const char* what);
+void forget_signals();
+
 // segment.cpp
 Segment* opened(SegmentObject* seg);  // null with PoolClosed set
 
@@ -88,7 +94,6 @@ int ready_space(SpaceObject* sp);
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
 bool still_open(SpaceObject* sp);
 int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing);
-void forget_waiters();
 int make_room(SegmentObject* seg, Status status, const struct FrameRequest& want);
 
 // views.cpp
@@ -140,21 +145,6 @@ public:
         if (seg_->forks == forks_) seg_->active--;  // a forked child starts with none
     }
 };
-
-// A signal's handler may have raised while the core was at work on what somebody dead had left: then the
-// result is dropped (a lock goes with its object), and the exception is the caller's.
-inline PyObject* unless_raised(PyObject* result) {
-    if (!result || !PyErr_Occurred()) return result;
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    Py_DECREF(result);
-    PyErr_Restore(type, value, trace);
-    return nullptr;
-}
-template <PyObject* (*method)(PyObject*, PyObject*)>
-PyObject* unless_raised(PyObject* self, PyObject* args) {
-    return unless_raised(method(self, args));
-}
 
 inline SegmentObject* S(PyObject* self) { return reinterpret_cast<SegmentObject*>(self); }
 inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }

@@ -16,21 +16,6 @@ Segment* opened(SegmentObject* seg) {
     return nullptr;
 }
 
-// Called by the core, without the GIL, between the slices of a wait.
-static bool signal_came(Segment&) {
-    static thread_local u64 last_ns;
-    u64 now = prim::coarse_ns();
-    if (now - last_ns < 10'000'000) return false;
-    last_ns = now;
-    // Python runs handlers in the main thread only. Another one must not ask for the GIL here: it may be a
-    // daemon's, and the interpreter gone, while it waits in the core for the end of the process.
-    if (!prim::is_main_thread()) return false;
-    PyGILState_STATE gil = PyGILState_Ensure();
-    bool came = PyErr_CheckSignals() < 0;
-    PyGILState_Release(gil);
-    return came;
-}
-
 static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     int fd;
     PyObject* on_exhausted;
@@ -65,7 +50,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     }
     seg->next = attached;
     attached = seg;
-    return unless_raised(reinterpret_cast<PyObject*>(seg));
+    return reinterpret_cast<PyObject*>(seg);
 }
 
 // Takes the segment from its object, and the object from the list.
@@ -181,7 +166,7 @@ static PyObject* segment_shrink(PyObject* self, PyObject* args) {
         Released unlocked(S(self));
         status = shrink(*s, want, Reason(reason), evict, done);
     }
-    if (PyErr_Occurred() || (status == Status::INTERRUPTED && PyErr_CheckSignals() < 0)) return nullptr;
+    if (status == Status::INTERRUPTED && check_signals() < 0) return nullptr;
     return Py_BuildValue("(KKIII)", (unsigned long long)done.frames, (unsigned long long)done.moved, done.tally.pinned, done.tally.dirty, done.tally.busy);
 }
 
@@ -195,7 +180,6 @@ static PyObject* segment_evict_idle(PyObject* self, PyObject* arg) {
         Released unlocked(S(self));
         evict_idle(*s, before, out);
     }
-    if (PyErr_Occurred()) return nullptr;
     return PyLong_FromUnsignedLongLong(out);
 }
 
@@ -293,15 +277,15 @@ static PyMethodDef own_methods[] = {
     {"views", segment_views, METH_NOARGS, ""},
     {"geometry", segment_geometry, METH_NOARGS, ""},
     {"clients", segment_clients, METH_NOARGS, ""},
-    {"shrink", unless_raised<segment_shrink>, METH_VARARGS, ""},
-    {"evict_idle", unless_raised<segment_evict_idle>, METH_O, ""},
+    {"shrink", segment_shrink, METH_VARARGS, ""},
+    {"evict_idle", segment_evict_idle, METH_O, ""},
     {"set_budget", segment_set_budget, METH_O, ""},
     {"set_durable_lsn", segment_set_durable_lsn, METH_O, ""},
     {"raise_durable_lsn", segment_raise_durable_lsn, METH_O, ""},
     {"set_min_frames", segment_set_min_frames, METH_O, ""},
     {"raise_checkpoint_lsn", segment_raise_checkpoint_lsn, METH_O, ""},
-    {"reap", unless_raised<segment_reap>, METH_NOARGS, ""},
-    {"check", unless_raised<segment_check>, METH_NOARGS, ""},
+    {"reap", segment_reap, METH_NOARGS, ""},
+    {"check", segment_check, METH_NOARGS, ""},
     {"alone", segment_alone, METH_NOARGS, "Whether nobody else can change anything meanwhile."},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -21,6 +21,7 @@ enum class Status {
     INTERRUPTED,  // a signal handler raised: give up, nothing has changed
     TOO_MANY_PINS,
     DISCARDED,    // a discardable page was dropped
+    TOO_DEEP,     // all operations that this process may have under way are loaders' that ask for more
     NO_CLIENT,    // every client slot is taken
     CORRUPT,      // the segment contradicts itself
 };
@@ -145,7 +146,8 @@ struct Segment {
     // Of this process only.
     u32 ready = 0;                   // cached header->frames_ready
     Atomic<u64> ops_used{};          // which of our intents are in use
-    u64 op_thread[OPS] = {};         // by which thread
+    Atomic<u64> op_thread[OPS] = {};  // by which thread
+    Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
     Atomic<u32> later[LATER] = {};   // BUSY frames to be freed by whoever next has the memory lock, +1
     std::recursive_mutex reap_mutex;  // one reaper in this process; see client.h
@@ -269,23 +271,34 @@ inline u64 this_thread() { return std::hash<std::thread::id>{}(std::this_thread:
 class OpSlot {
     Segment& s_;
     int index_ = -1;
+    bool nested_ = false;
+
+    bool claim() {
+        u64 used = s_.ops_used.load_relaxed();
+        while (used != ALL_OPS) {
+            int i = __builtin_ctzll(~used);
+            if (!s_.ops_used.cas_seq_cst(used, used | u64(1) << i)) continue;
+            index_ = i;
+            s_.op_thread[i].store_relaxed(this_thread());
+            return true;
+        }
+        return false;
+    }
 
 public:
     explicit OpSlot(Segment& s) : s_(s) {
-        for (u64 tries = 0;; tries++) {
-            u64 used = s.ops_used.load_relaxed();
-            if (used == ALL_OPS) {  // all under way: others end theirs
-                if (tries % 64 == 63 && s.interrupted && s.interrupted(s)) return;
-                prim::yield();
-                continue;
-            }
-            int i = __builtin_ctzll(~used);
-            if (s.ops_used.cas_seq_cst(used, used | u64(1) << i)) {
-                index_ = i;
-                s.op_thread[i] = this_thread();
-                return;
-            }
+        if (claim()) return;
+        // All are under way: others end theirs. But those of a loader do not end while it waits here for one more.
+        u32 ours = 0;
+        for (auto& thread : s.op_thread) ours += thread.load_relaxed() == this_thread();
+        s.ops_held.add_seq_cst(ours);
+        for (u64 tries = 0; !claim(); tries++) {
+            nested_ = s.ops_held.load_seq_cst() == OPS;
+            if (nested_ || (tries % 64 == 63 && s.interrupted && s.interrupted(s))) break;
+            if (tries < 64) prim::yield();
+            else prim::nap(100'000);
         }
+        s.ops_held.sub_seq_cst(ours);
     }
     // Takes over an operation that release() handed out.
     OpSlot(Segment& s, int index) : s_(s), index_(index) {}
@@ -293,11 +306,12 @@ public:
     ~OpSlot() {
         if (index_ < 0) return;
         intent().op.store_release(u32(Op::NONE));
-        s_.op_thread[index_] = 0;
+        s_.op_thread[index_].store_relaxed(0);
         u64 used = s_.ops_used.load_relaxed();
         while (!s_.ops_used.cas_seq_cst(used, used & ~(u64(1) << index_))) {}
     }
     bool valid() const { return index_ >= 0; }
+    Status why_not() const { return nested_ ? Status::TOO_DEEP : Status::INTERRUPTED; }
     int release() {
         int i = index_;
         index_ = -1;

@@ -247,8 +247,8 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
         Released unlocked(sp->seg);
         status = drop_range(s, entry_of(sp, first), count, freed);
     }
-    if (status == Status::INTERRUPTED || PyErr_Occurred()) return PyErr_CheckSignals() < 0 || PyErr_Occurred() ? nullptr : PyLong_FromUnsignedLong(freed);
-    if (status != Status::OK) return raise("WaitTimeout", "a page of the section is being written by a client that does not end; pool.clients() says who writes; the pages before it are dropped");
+    if (status != Status::OK && check_signals() < 0) return nullptr;
+    if (status == Status::WAIT) return raise("WaitTimeout", "a page of the section is being written by a client that does not end; pool.clients() says who writes; the pages before it are dropped");
     return PyLong_FromUnsignedLong(freed);
 }
 

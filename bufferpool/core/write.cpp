@@ -164,7 +164,7 @@ static int publish_new(WriteObject* w, const void* bytes, Image image) {
         {
             Released unlocked(sp->seg);
             OpSlot op(s);
-            status = op.valid() ? begin_load(s, op.intent(), page) : Status::INTERRUPTED;
+            status = op.valid() ? begin_load(s, op.intent(), page) : op.why_not();
             if (status == Status::ABSENT && !still_open(sp)) {  // closed since: these entries may be another's
                 abort_load(s, op.intent(), page, NONE);
                 removed = true;
