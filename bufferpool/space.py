@@ -97,8 +97,10 @@ class Space(_core.Space):
         try:
             self._loader(page_no, buffer.page)
         except Exception as error:
+            # Of loaders that ask for each other's pages only the innermost tells: a repr of a repr doubles its quotes.
+            what = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else repr(error)
             raise LoaderFailed(
-                f"the loader of {self.name!r} raised for page {page_no}: {error!r}; nothing was published"
+                f"the loader of {self.name!r} raised for page {page_no}: {what}; nothing was published"
             ) from error
         buffer.check(f"the loader of {self.name!r}")
         return buffer.page, False
