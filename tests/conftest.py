@@ -51,12 +51,6 @@ def write_file(path: Path, n_pages: int, size: int = PAGE, version: int = 0) -> 
     return path
 
 
-def fill(space, pages, version=0):
-    for n in pages:
-        with space.write(n) as page:
-            page[:] = stamp(n, version=version)
-
-
 def kernel_bytes(pool: bp.Pool) -> int:
     """Bytes that the kernel counts for the segment."""
     return os.stat(pool.path).st_blocks * 512

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,9 +20,31 @@ import numpy
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "bufferpool" / "core"
+NATIVE = ROOT / "tests" / "native"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w"]
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
+
+
+def program(name: str, out: Path, *flags: str, core: Path = CORE, native: Path = NATIVE) -> Path:
+    """A program of tests/native, with the headers of the core, or of a copy that a test has altered."""
+    wanted = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror", *flags]
+    command = [COMPILER, *wanted, f"-I{core}", f"-I{native}", str(native / f"{name}.cpp"), "-o", str(out)]
+    subprocess.run(command, check=True)
+    return out
+
+
+def altered(to: Path, name: str, change: Callable[[str], str]) -> tuple[Path, Path]:
+    """Copies of the core's headers and of tests/native, in one file of which something else stands."""
+    core, native = to / "core", to / "native"
+    shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.cpp"))
+    shutil.copytree(NATIVE, native)
+    file = next(place / name for place in (core, native) if (place / name).exists())
+    text = file.read_text()
+    changed = change(text)
+    assert changed != text, "the change no longer fits the source"
+    file.write_text(changed)
+    return core, native
 
 
 def build(package: Path, flags: Sequence[str]) -> None:

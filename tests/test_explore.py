@@ -7,28 +7,20 @@ The mutations below are mistakes that the explorer must find.
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-CORE = ROOT / "bufferpool" / "core"
-NATIVE = ROOT / "tests" / "native"
+from . import native_build
 
 pytestmark = pytest.mark.skipif(
     os.uname().machine != "x86_64", reason="the explorer switches stacks in x86-64 assembly"
 )
 
 
-def build(core: Path, native: Path, out: Path) -> Path:
-    compiler = os.environ.get("CXX", "g++")
-    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror", "-DBP_EXPLORE"]
-    subprocess.run(
-        [compiler, *flags, f"-I{core}", f"-I{native}", str(native / "explore.cpp"), "-o", str(out)], check=True
-    )
-    return out
+def build(out: Path, **sources: Path) -> Path:
+    return native_build.program("explore", out, "-DBP_EXPLORE", **sources)
 
 
 def explore(program: Path, scenario: str, deaths: int, most_states: int) -> subprocess.CompletedProcess[str]:
@@ -39,7 +31,7 @@ def explore(program: Path, scenario: str, deaths: int, most_states: int) -> subp
 
 @pytest.fixture(scope="session")
 def explorer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(CORE, NATIVE, tmp_path_factory.mktemp("explore") / "explore")
+    return build(tmp_path_factory.mktemp("explore") / "explore")
 
 
 def scenarios(program: Path) -> list[str]:
@@ -191,21 +183,16 @@ MUTATIONS = {
 @pytest.mark.parametrize("mistake", MUTATIONS)
 def test_a_mistake_is_found(mistake: str, tmp_path: Path) -> None:
     name, before, after, scenario = MUTATIONS[mistake]
-    core, native = tmp_path / "core", tmp_path / "native"
-    shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.cpp"))
-    shutil.copytree(NATIVE, native)
-    file = (native if name.endswith(".cpp") else core) / name
-    text = file.read_text()
-    if callable(before):
-        changed = before(text)
-    else:
+
+    def change(text: str) -> str:
+        if callable(before):
+            return before(text)
         assert text.count(before) == 1, "the mutation no longer fits the source"
         changed = text.replace(before, after)
-        if "early" in after:
-            changed = changed.replace("if (gone && s.any_pin(f)) {", "if (gone && early) {")
-    assert changed != text
-    file.write_text(changed)
-    program = build(core, native, tmp_path / "explore")
+        return changed.replace("if (gone && s.any_pin(f)) {", "if (gone && early) {") if "early" in after else changed
+
+    core, native = native_build.altered(tmp_path, name, change)
+    program = build(tmp_path / "explore", core=core, native=native)
     for deaths in (0, 1):
         run = explore(program, scenario, deaths, 4_000_000)
         if run.returncode:

@@ -24,11 +24,13 @@ struct PoolEnv {
     u32 wanted;        // the page that the frame is for
     u32 frame = NONE;  // the frame of the page evicted last
     EvictTally tally{};
+    u64 looks = 0;  // at pages, in the rings
 
     u64* slots(Ring r) { return s.ring_slots[r == RING_HOT]; }
     u32 capacity() const { return s.g.ring_capacity; }
 
     Peek peek(u32 page, Ring r) {
+        looks++;
         if (!s.has_page(page)) return {true, 0};
         u64 e = s.entries[page].load_acquire();
         if (entry::ring(e) != r) return {true, 0};

@@ -77,6 +77,7 @@ template <class Env>
 class Alr {
     static constexpr u32 COUNT_MAX = 3;  // of references that a page has to its credit
     static constexpr u32 SKIP = 2;       // second chances given in one look at the hot ring
+    static constexpr u32 GONE = 32;      // elements without a page that a miss takes from the cold ring at most
     static constexpr u32 UNITS = 10;     // units of reference in a turnover of the pool
     static constexpr u32 WINDOW = 10;    // percent of the pool
     PolicyState& s_;
@@ -224,8 +225,9 @@ private:
         return env_.peek(element_page(head), RING_HOT).count == 0 && stamp_diff(stamp, element_stamp(head)) > 0;
     }
 
+    // A few of them: after a drop of many pages all of the ring may be gone.
     void drop_gone(Ring r) {
-        while (ring(r).count && env_.peek(element_page(at(r, 0)), r).gone) pop(r);
+        for (u32 i = 0; i < GONE && ring(r).count && env_.peek(element_page(at(r, 0)), r).gone; i++) pop(r);
     }
 
     u64& slot(Ring r, u32 i) {

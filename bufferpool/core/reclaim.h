@@ -16,6 +16,7 @@ struct Reclaimed {
 };
 
 constexpr u32 EVICT_BATCH = 64;       // evictions per hold of the memory lock
+constexpr u32 EVICT_LOOKS = 512;      // and looks at pages: one eviction may need EVICT_STEPS of them
 constexpr u32 LOOK_BATCH = 4096;      // frames looked at per hold
 constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: bounds what is in flight
 
@@ -55,7 +56,8 @@ inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& t
         u32 budget = s.header->budget_frames.load_relaxed();
         if (s.header->policy.frames != budget) Alr<PoolEnv>(s.header->policy, env).set_frames(budget);
         Alr<PoolEnv> policy(s.header->policy, env);
-        for (u32 i = 0; i < EVICT_BATCH && freed < want; i++) {
+        u64 most = env.looks + EVICT_LOOKS;
+        for (u32 i = 0; i < EVICT_BATCH && env.looks < most && freed < want; i++) {
             Victim v = policy.evict(EVICT_STEPS);
             if (v.page == NONE) {
                 more = v.more && env.tally.dirty + env.tally.pinned + env.tally.busy < 4 * s.ready + EVICT_STEPS;
