@@ -172,7 +172,7 @@ MUTATIONS = {
         "drop-clean-write",
     ),
     "a frame taken before its memory is there": (
-        "memory.h",
+        "take.h",
         "int r = prim::plug(s.fd, s.page_offset(first), u64(n) << s.g.page_shift);",
         "int r = 0;",
         "load-load",

@@ -99,36 +99,11 @@ def test_each_weaker_order_is_found(tmp_path: Path, name: str) -> None:
 # ---- memory, and undefined behaviour ---------------------------------------------------------
 
 # Tests of other things than the core's surface: tools, the steward, builds of their own.
-OTHERS = set(
-    [
-        "advise",
-        "altered",
-        "bad_stores",
-        "checksum",
-        "cli",
-        "cli_live",
-        "dashboard",
-        "events",
-        "explore",
-        "exporter",
-        "flush",
-        "govern",
-        "holds",
-        "killpoints",
-        "metrics",
-        "policy",
-        "policy_pool",
-        "pressure",
-        "readme",
-        "replay",
-        "sanitizers",
-        "steward",
-        "storm",
-        "warm",
-        "workloads",
-        "yardsticks",
-    ]
-)
+OTHERS = {
+    "advise", "altered", "bad_stores", "checksum", "cli", "cli_live", "dashboard", "events", "explore", "exporter",
+    "flush", "govern", "holds", "killpoints", "metrics", "policy", "policy_pool", "pressure", "readme", "replay",
+    "sanitizers", "steward", "storm", "warm", "workloads", "yardsticks",
+}  # fmt: skip
 TESTS = sorted(path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py"))
 SURFACE = [name for name in TESTS if name not in OTHERS]
 # What a sanitizer disturbs: how many system calls there are, and how much is done in a given time.

@@ -223,23 +223,9 @@ PyTypeObject HeldType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 PyTypeObject BatchType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_flush_types() {
-    HeldType.tp_name = "bufferpool._core.Held";
-    HeldType.tp_basicsize = sizeof(HeldObject);
-    HeldType.tp_dealloc = reinterpret_cast<destructor>(held_dealloc);
-    HeldType.tp_methods = held_methods;
-    HeldType.tp_getset = held_getset;
-    HeldType.tp_doc = "A lock that is held until this object is dropped.";
-    BatchType.tp_name = "bufferpool._core.Batch";
-    BatchType.tp_basicsize = sizeof(BatchObject);
-    BatchType.tp_dealloc = reinterpret_cast<destructor>(batch_dealloc);
-    BatchType.tp_methods = batch_methods;
-    BatchType.tp_getset = batch_getset;
-    BatchType.tp_doc = "Dirty pages that are being written; they stay dirty if it is dropped.";
-    for (PyTypeObject* t : {&HeldType, &BatchType}) {
-        t->tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
-        if (PyType_Ready(t) < 0) return -1;
-    }
-    return 0;
+    if (ready_type(HeldType, "bufferpool._core.Held", "A lock that is held until this object is dropped.", held_dealloc, held_methods, held_getset) < 0) return -1;
+    return ready_type(BatchType, "bufferpool._core.Batch", "Dirty pages that are being written; they stay dirty if it is dropped.", batch_dealloc,
+                      batch_methods, batch_getset);
 }
 
 PyMethodDef flush_methods[] = {

@@ -8,6 +8,7 @@ namespace bp {
 
 int ready_segment_type();
 int ready_view_types();
+int ready_pinned_pages_type();
 int ready_space_type();
 int ready_write_type();
 int ready_flush_types();
@@ -163,7 +164,8 @@ PyMODINIT_FUNC PyInit__core() {
     using namespace bp;
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word of an entry is its low half");
     import_array();
-    if (ready_segment_type() < 0 || ready_space_type() < 0 || ready_view_types() < 0 || ready_write_type() < 0 || ready_flush_types() < 0) return nullptr;
+    for (auto ready : {ready_segment_type, ready_space_type, ready_view_types, ready_pinned_pages_type, ready_write_type, ready_flush_types})
+        if (ready() < 0) return nullptr;
     PyObject* m = PyModule_Create(&module_def);
     if (!m) return nullptr;
     struct { const char* name; PyTypeObject* type; } types[] = {

@@ -10,7 +10,7 @@
 //   frame   BUSY(me) -> LIVE(page) -> OLD(page) -> BUSY(me)
 #pragma once
 
-#include "memory.h"
+#include "take.h"
 
 namespace bp {
 

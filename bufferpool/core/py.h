@@ -96,7 +96,7 @@ bool still_open(SpaceObject* sp);
 int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing);
 int make_room(SegmentObject* seg, Status status, const struct FrameRequest& want);
 
-// views.cpp
+// views.cpp, pinned_pages.cpp
 PyObject* view_of(SpaceObject* sp, u32 frame);  // takes over the pin
 PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no);
 PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n);
@@ -145,6 +145,20 @@ public:
         if (seg_->forks == forks_) seg_->active--;  // a forked child starts with none
     }
 };
+
+// Makes a type ready, whose rarer slots are set already. One without tp_new is made by the core only.
+template <class Object>
+int ready_type(PyTypeObject& type, const char* name, const char* doc, void (*dealloc)(Object*), PyMethodDef* methods = nullptr,
+               PyGetSetDef* getset = nullptr) {
+    type.tp_name = name;
+    type.tp_doc = doc;
+    if (!type.tp_basicsize) type.tp_basicsize = sizeof(Object);
+    type.tp_dealloc = reinterpret_cast<destructor>(dealloc);
+    type.tp_flags |= Py_TPFLAGS_DEFAULT | (type.tp_new ? 0 : Py_TPFLAGS_DISALLOW_INSTANTIATION);
+    type.tp_methods = methods;
+    type.tp_getset = getset;
+    return PyType_Ready(&type);
+}
 
 inline SegmentObject* S(PyObject* self) { return reinterpret_cast<SegmentObject*>(self); }
 inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }

@@ -183,51 +183,60 @@ static PyObject* segment_evict_idle(PyObject* self, PyObject* arg) {
     return PyLong_FromUnsignedLongLong(out);
 }
 
-static PyObject* segment_set_budget(PyObject* self, PyObject* arg) {
-    unsigned long n = PyLong_AsUnsignedLong(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
-    if (!s) return nullptr;
-    if (n < 1 || n > s->g.max_frames) return raise("ValueError", "a budget is 1 to %u frames", s->g.max_frames);
-    s->header->budget_frames.store_release(u32(n));
+// The segment, and the number that a method was given.
+static Segment* with_number(PyObject* self, PyObject* arg, u64& n) {
+    n = PyLong_AsUnsignedLongLong(arg);
+    return PyErr_Occurred() ? nullptr : opened(S(self));
+}
+
+// Raises a number, never lowers it, whoever else raises it at the same time. What it is now.
+static u64 raise_to(Atomic<u64>& number, u64 n) {
+    u64 seen = number.load_seq_cst();
+    while (seen < n && !number.cas_seq_cst(seen, n)) {}
+    return std::max(seen, n);
+}
+
+static PyObject* set_frames(Segment* s, Atomic<u32>& frames, u64 n, const char* what) {
+    if (n < 1 || n > s->g.max_frames) return raise("ValueError", "%s is 1 to %u frames", what, s->g.max_frames);
+    frames.store_release(u32(n));
     Py_RETURN_NONE;
 }
 
-// raise_durable_lsn(lsn): never lowers it, whoever else raises it at the same time
-static PyObject* segment_raise_durable_lsn(PyObject* self, PyObject* arg) {
-    unsigned long long n = PyLong_AsUnsignedLongLong(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
-    if (!s) return nullptr;
-    u64 seen = s->header->durable_lsn.load_seq_cst();
-    while (seen < n && !s->header->durable_lsn.cas_seq_cst(seen, n)) {}
-    Py_RETURN_NONE;
+static PyObject* segment_set_budget(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    return s ? set_frames(s, s->header->budget_frames, n, "a budget") : nullptr;
 }
 
 static PyObject* segment_set_min_frames(PyObject* self, PyObject* arg) {
-    unsigned long n = PyLong_AsUnsignedLong(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    return s ? set_frames(s, s->header->min_frames, n, "a lower bound") : nullptr;
+}
+
+static PyObject* segment_set_durable_lsn(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
     if (!s) return nullptr;
-    if (n < 1 || n > s->g.max_frames) return raise("ValueError", "a lower bound is 1 to %u frames", s->g.max_frames);
-    s->header->min_frames.store_release(u32(n));
+    s->header->durable_lsn.store_seq_cst(n);
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_raise_durable_lsn(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    if (!s) return nullptr;
+    raise_to(s->header->durable_lsn, n);
     Py_RETURN_NONE;
 }
 
 // raise_checkpoint_lsn(lsn) -> the checkpoint LSN, which never goes back
 static PyObject* segment_raise_checkpoint_lsn(PyObject* self, PyObject* arg) {
-    unsigned long long n = PyLong_AsUnsignedLongLong(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    u64 n;
+    Segment* s = with_number(self, arg, n);
     if (!s) return nullptr;
-    u64 seen = s->header->checkpoint_lsn.load_seq_cst();
-    while (seen < n && !s->header->checkpoint_lsn.cas_seq_cst(seen, n)) {}
     s->counters().checkpoints.add_relaxed(1);
-    return PyLong_FromUnsignedLongLong(seen < n ? n : seen);
-}
-
-static PyObject* segment_set_durable_lsn(PyObject* self, PyObject* arg) {
-    unsigned long long n = PyLong_AsUnsignedLongLong(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
-    if (!s) return nullptr;
-    s->header->durable_lsn.store_seq_cst(n);
-    Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(raise_to(s->header->checkpoint_lsn, n));
 }
 
 static PyObject* segment_reap(PyObject* self, PyObject*) {
@@ -297,15 +306,8 @@ int ready_segment_type() {
     PyMethodDef* to = segment_methods;
     for (PyMethodDef* from : {own_methods, directory_methods, flush_methods, observe_methods, advice_methods})
         while (from->ml_name) *to++ = *from++;
-    SegmentType.tp_name = "bufferpool._core.Segment";
-    SegmentType.tp_basicsize = sizeof(SegmentObject);
-    SegmentType.tp_dealloc = reinterpret_cast<destructor>(segment_dealloc);
-    SegmentType.tp_flags = Py_TPFLAGS_DEFAULT;
-    SegmentType.tp_doc = "One client's attachment to a segment.";
-    SegmentType.tp_methods = segment_methods;
     SegmentType.tp_new = segment_new;
-    return PyType_Ready(&SegmentType);
+    return ready_type(SegmentType, "bufferpool._core.Segment", "One client's attachment to a segment.", segment_dealloc, segment_methods);
 }
-
 
 }  // namespace bp

@@ -324,15 +324,10 @@ PyTypeObject SpaceType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 int ready_space_type() {
     space_mapping.mp_length = space_length;
     space_mapping.mp_subscript = space_subscript;
-    SpaceType.tp_name = "bufferpool._core.Space";
-    SpaceType.tp_basicsize = sizeof(SpaceObject);
-    SpaceType.tp_dealloc = reinterpret_cast<destructor>(space_dealloc);
-    SpaceType.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE;
-    SpaceType.tp_doc = "Pages by number.";
-    SpaceType.tp_methods = space_methods;
+    SpaceType.tp_flags = Py_TPFLAGS_BASETYPE;
     SpaceType.tp_as_mapping = &space_mapping;
     SpaceType.tp_new = space_new;
-    return PyType_Ready(&SpaceType);
+    return ready_type(SpaceType, "bufferpool._core.Space", "Pages by number.", space_dealloc, space_methods);
 }
 
 }  // namespace bp

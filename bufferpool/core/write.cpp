@@ -302,14 +302,8 @@ static PyGetSetDef write_getset[] = {
 PyTypeObject WriteType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_write_type() {
-    WriteType.tp_name = "bufferpool._core.Write";
-    WriteType.tp_basicsize = sizeof(WriteObject);
-    WriteType.tp_dealloc = reinterpret_cast<destructor>(write_dealloc);
-    WriteType.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION;
-    WriteType.tp_doc = "A page being written: a private copy, published when its block ends.";
-    WriteType.tp_methods = write_methods;
-    WriteType.tp_getset = write_getset;
-    return PyType_Ready(&WriteType);
+    return ready_type(WriteType, "bufferpool._core.Write", "A page being written: a private copy, published when its block ends.", write_dealloc,
+                      write_methods, write_getset);
 }
 
 }  // namespace bp

@@ -51,7 +51,7 @@ int main(int argc, char** argv) {
         policy.insert(p, policy.miss(Ghost::NONE, 0, p % 2 == 1));
         env.pages[p].count = p % 4;
     }
-    // As take_frame (core/memory.h) does: up to MAX_STEPS a hold of the lock, four rounds of the rings in all.
+    // As take_frame (core/take.h) does: up to MAX_STEPS a hold of the lock, four rounds of the rings in all.
     u64 evictions = 0, most = 0, calls = 0, without = 0;
     while (without <= 4ull * frames + max_steps) {
         u64 before = env.steps;
