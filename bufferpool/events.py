@@ -13,7 +13,7 @@ from bufferpool.sizes import format_size
 
 if TYPE_CHECKING:
     from bufferpool.attachment import Attachment
-    from bufferpool.pool import Pool
+    from bufferpool.inspect import Seen
 
 
 class What(IntEnum):
@@ -133,7 +133,7 @@ def post(
     )
 
 
-def read_events(pool: "Pool") -> list[Event]:
+def read_events(pool: "Seen") -> list[Event]:
     """Those that are there, oldest first, at most 1024. Damaged ones are left out."""
     size = pool.page_size
     found = np.frombuffer(pool._seg.events(), _EVENT)

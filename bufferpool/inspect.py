@@ -372,31 +372,3 @@ def stats_of(pool: Seen, counters: Counters, summary: Summary) -> PoolStats:
         spaces=read_spaces(pool, counters, summary),
         **counters.plain,
     )
-
-
-def exhausted_message(pool: Seen) -> str:
-    """Why no frame can be had, and what to do about it."""
-    frames = read_frames(pool)
-    status = pool._seg.status()
-    kinds = {r["index"]: r["kind"] for r in pool._seg.spaces()}
-    dirty = frames[frames["dirty"]]
-    unwritten = int(np.count_nonzero(dirty["lsn"] > status["durable_lsn"]))
-    scratch = sum(kinds.get(int(space)) == 3 for space in dirty["space"])
-    pinned = int(np.count_nonzero((frames["pins"] > 0) & (frames["state"] != FrameState.HOLE)))
-    busy = int(np.count_nonzero(frames["state"] == FrameState.BUSY))
-    who = ", ".join(
-        f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}" for c in read_clients(pool) if c.pinned_frames
-    )
-    parts = [f"{pinned} pinned" + (f" ({who})" if who else "")]
-    if scratch:
-        parts.append(f"{scratch} hold scratch pages that are not discardable")
-    if len(dirty) - scratch:
-        parts.append(
-            f"{len(dirty) - scratch} dirty" + (f", {unwritten} of them above durable_lsn" if unwritten else "")
-        )
-    if busy:
-        parts.append(f"{busy} in use by operations under way")
-    return (
-        f"no frame can be had in pool {pool.name!r}: of {status['budget_frames']} frames, {'; '.join(parts)}. "
-        "Release pins (delete arrays over pages), flush or drop pages, or give the pool more: pool.resize()"
-    )

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool import inspect
+from bufferpool import events, inspect
 from bufferpool.advise import Advice, read_advice
 
 
@@ -25,6 +25,14 @@ class Inspection:
     def clients(self: inspect.Seen) -> list[inspect.ClientInfo]:
         """Who is attached, and what each pins."""
         return inspect.read_clients(self)
+
+    def steward(self: inspect.Seen) -> int:
+        """The client number of the pool's steward, 0 if it has none."""
+        return self._seg.steward()
+
+    def events(self: inspect.Seen) -> list[events.Event]:
+        """The last thousand decisions about the pool's memory, oldest first: when, what, why, bytes."""
+        return events.read_events(self)
 
     def advise(self: inspect.Seen) -> Advice:
         """What the hit ratio would be with an eighth to eight times the budget, from recent references.

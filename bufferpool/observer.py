@@ -43,6 +43,16 @@ class Observer(Inspection):
         return int(self._geometry["page_size"])
 
     @property
+    def max_frames(self) -> int:
+        """Frames that the segment has room for."""
+        return int(self._geometry["max_frames"])
+
+    @property
+    def uuid(self) -> bytes:
+        """What tells the pool from another that had its name before."""
+        return bytes(self._geometry["uuid"])
+
+    @property
     def created_at(self) -> float:
         """When the pool was created: seconds since the epoch."""
         return float(self._geometry["created_ns"] / 1e9)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool import events, inspect, reclaim, segment, warm
+from bufferpool import inspect, reclaim, segment, warm
 from bufferpool.attachment import Attachment
 from bufferpool.checksum import Repair
 from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove
@@ -343,14 +343,6 @@ class Pool(Attachment, Inspection):
         steward, self._steward = self._steward, None
         if steward is not None and steward.pid == os.getpid():
             steward.stop()
-
-    def steward(self) -> int:
-        """The client number of the pool's steward, 0 if it has none."""
-        return self._seg.steward()
-
-    def events(self) -> list[events.Event]:
-        """The last thousand decisions about the pool's memory, oldest first: when, what, why, bytes."""
-        return events.read_events(self)
 
     def save_working_set(self, path: str | os.PathLike[str]) -> int:
         """Writes which pages are resident, hottest first, a few bytes each; returns their number.

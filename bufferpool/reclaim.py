@@ -9,6 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bufferpool import events, inspect, segment
 from bufferpool.errors import PoolExhausted, StoreError
 from bufferpool.events import What, Why
@@ -72,11 +74,37 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> N
         want.last = 0.0
         if what == "no_space":
             raise segment.full(os.path.dirname(pool.path)) from failed
-        raise PoolExhausted(
-            inspect.exhausted_message(pool) + (f"; flushing failed: {failed}" if failed else "")
-        ) from failed
+        raise PoolExhausted(exhausted_message(pool) + (f"; flushing failed: {failed}" if failed else "")) from failed
     time.sleep(min(0.001 * want.tries, 0.02))
     want.last = time.monotonic()
+
+
+def exhausted_message(pool: "Pool") -> str:
+    """Why no frame can be had, and what to do about it."""
+    frames = inspect.read_frames(pool)
+    status = pool._seg.status()
+    kinds = {r["index"]: r["kind"] for r in pool._seg.spaces()}
+    dirty = frames[frames["dirty"]]
+    unwritten = int(np.count_nonzero(dirty["lsn"] > status["durable_lsn"]))
+    scratch = sum(kinds.get(int(space)) == 3 for space in dirty["space"])
+    pinned = int(np.count_nonzero((frames["pins"] > 0) & (frames["state"] != inspect.FrameState.HOLE)))
+    busy = int(np.count_nonzero(frames["state"] == inspect.FrameState.BUSY))
+    who = ", ".join(
+        f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}" for c in inspect.read_clients(pool) if c.pinned_frames
+    )
+    parts = [f"{pinned} pinned" + (f" ({who})" if who else "")]
+    if scratch:
+        parts.append(f"{scratch} hold scratch pages that are not discardable")
+    if len(dirty) - scratch:
+        parts.append(
+            f"{len(dirty) - scratch} dirty" + (f", {unwritten} of them above durable_lsn" if unwritten else "")
+        )
+    if busy:
+        parts.append(f"{busy} in use by operations under way")
+    return (
+        f"no frame can be had in pool {pool.name!r}: of {status['budget_frames']} frames, {'; '.join(parts)}. "
+        "Release pins (delete arrays over pages), flush or drop pages, or give the pool more: pool.resize()"
+    )
 
 
 def resize(pool: "Pool", frames: int, timeout: float) -> int:
@@ -106,7 +134,7 @@ def _shrink_to(pool: "Pool", frames: int, deadline: float) -> int:
             if failed is not None:
                 raise failed
             raise PoolExhausted(
-                f"the pool is {over - done} frames above its new budget ({pinned} pinned). {inspect.exhausted_message(pool)}"
+                f"the pool is {over - done} frames above its new budget ({pinned} pinned). {exhausted_message(pool)}"
             )
         seg.reap()
         time.sleep(0.005)

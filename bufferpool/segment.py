@@ -186,7 +186,7 @@ def open_trusted(path: str, owner: int | None = None) -> int:
         found = os.fstat(fd).st_uid
         if found != expected:
             raise SegmentRefused(
-                f"{path} belongs to user {found}, not {expected}; pass owner={found} if you trust that user"
+                f"{path} belongs to user {found}, not {expected}; act as that user, or, if you trust them, pass owner={found}"
             )
     except BaseException:
         os.close(fd)
@@ -252,8 +252,14 @@ class Found:
 
 
 def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
-    """The segments in a directory, read through descriptors: nothing is mapped."""
-    for entry in sorted(Path(directory if directory is not None else SHM).iterdir()):
+    """The segments in a directory, read through descriptors: nothing is mapped. Raises SegmentError."""
+    where = Path(directory if directory is not None else SHM)
+    try:
+        entries = sorted(where.iterdir())
+    except OSError as error:
+        kind = SegmentNotFound if isinstance(error, FileNotFoundError) else SegmentError
+        raise kind(f"no pools in {where}: {error.strerror}; name the mount point of a tmpfs") from error
+    for entry in entries:
         with contextlib.suppress(OSError):
             fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:

@@ -117,7 +117,7 @@ def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
             assert main(["gc"]) == 0
             assert (SHM / name).exists() is left
         out = capsys.readouterr().out
-        assert "1 dead clients cleared away" in out
+        assert "dead clients cleared away: 1" in out
         bp.Pool.create(name, "1MiB").close()
         rows = {row["name"]: row for row in run_json(capsys, "gc")}
         assert (rows[name]["removed"], rows[name]["in_use"], rows[pool.name]["in_use"]) == (False, False, True)
@@ -125,6 +125,18 @@ def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
         assert (SHM / pool.name).exists()
     finally:
         (SHM / name).unlink(missing_ok=True)
+
+
+def test_gc_passes_over_a_pool_without_a_free_slot(
+    pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"{pool.name}-full"
+    with bp.Pool.create(name, "1MiB", max_clients=1) as full:
+        monkeypatch.setattr("bufferpool.segment.find", only(name))
+        assert main(["gc", "--yes"]) == 0
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("", "")
+        full.unlink()
 
 
 def only(*names: str) -> object:

@@ -1,14 +1,10 @@
-"""Metrics: what they say, that looking changes nothing, and that counters only grow."""
+"""Metrics: what they say, and that counters only grow. That a scrape changes nothing: test_observer.py."""
 
-import hashlib
-import os
 import re
 import shutil
 import subprocess
 import time
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,46 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import bufferpool as bp
 from bufferpool import _core, exporter, inspect
-from bufferpool.metrics import FAMILIES, LATENCIES, PoolCollector
+from bufferpool.metrics import FAMILIES, LATENCIES
 from bufferpool.observer import Observer
-from tests.conftest import PAGE, SHM, kernel_bytes, on_small_tmpfs, run_python, wait_until
-
-Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
-
-
-def read(*names: str) -> Series:
-    """One scrape in OpenMetrics by a collector of its own: {(name, labels): value}."""
-    text = generate_openmetrics(exporter.registry_of(*names)).decode()
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_openmetrics(text) for s in f.samples}
-
-
-def get(series: Series, name: str, pool: bp.Pool | str, **labels: str) -> float:
-    pool = pool if isinstance(pool, str) else pool.name
-    return series[f"bufferpool_{name}", tuple(sorted({"pool": pool, **labels}.items()))]
-
-
-def busy_pool(make_pool: Any, data_file: Any) -> bp.Pool:
-    """A pool that something of everything has happened to."""
-    pool: bp.Pool = make_pool(64 * PAGE, max_clients=8, max_pages=1 << 21)
-    table = pool.open_file(data_file(100), mode="r+", name="table")
-    tiles = pool.open_derived("tiles", 50, lambda n, out: out.fill(n))
-    work = pool.scratch("sort", n_pages=8)
-    for n in range(100):
-        table[n]
-    for n in (*range(20), *range(10)):
-        tiles[n]
-    for n in range(8):
-        with table.write(n) as page:
-            page[0] = 1
-    pool.flush()
-    with work.write(1) as page:
-        page[0] = 1
-    with table.write(9) as page:
-        page[0] = 2
-    tiles.drop(0, 3)
-    pool.trim(bytes=8 * PAGE)
-    return pool
-
+from tests.conftest import PAGE, kernel_bytes, wait_until
+from tests.scrape import Series, busy_pool, get, read
 
 # ---- what they say --------------------------------------------------------------------
 
@@ -231,148 +191,6 @@ def attach_and_read(name: str, times: int) -> None:
     for _ in range(times):
         space[1]
     time.sleep(60)
-
-
-# ---- looking changes nothing ------------------------------------------------------------
-
-
-def content(pool: bp.Pool) -> tuple[str, int]:
-    """A hash of all the metadata, read without mapping it, and the blocks of the segment."""
-    hashed = hashlib.sha256()
-    with open(pool.path, "rb") as file:
-        while file.tell() < pool._geometry["data_at"]:
-            hashed.update(file.read(1 << 20))
-    return hashed.hexdigest(), os.stat(pool.path).st_blocks
-
-
-def test_a_scrape_writes_nothing_and_allocates_nothing(make_pool, data_file):
-    pool = busy_pool(make_pool, data_file)
-    fresh = make_pool("16MiB", max_pages=1 << 22)
-    before = content(pool), content(fresh)
-    for _ in range(3):
-        read(pool.name, fresh.name)
-        with Observer(pool.name) as observer:
-            assert len(observer.frames()) == len(pool.frames())
-            assert observer.extents()["live"].sum() == pool.extents()["live"].sum()
-            assert [c.pid for c in observer.clients()] == [os.getpid()]
-    assert (content(pool), content(fresh)) == before
-
-
-def test_a_pool_without_a_free_slot_is_seen(make_pool):
-    pool = make_pool(max_clients=1)
-    with pytest.raises(bp.errors.TooManyClients):
-        bp.Pool.attach(pool.name)
-    series = read(pool.name)
-    assert get(series, "up", pool) == 1
-    assert get(series, "clients", pool, state="alive") == get(series, "max_clients", pool) == 1
-
-
-def test_an_observer_changes_nothing_and_says_what_to_do(pool):
-    with Observer(pool.name) as observer:
-        assert observer.stats() == pool.stats()
-        for change in (
-            observer._seg.reap,
-            observer._seg.check,
-            lambda: observer._seg.set_budget(5),
-            lambda: observer._seg.lead(0.0),
-        ):
-            with pytest.raises(bp.errors.PoolReadOnly, match="attach"):
-                change()
-    with pytest.raises(bp.errors.PoolClosed):
-        observer.stats()
-
-
-def test_nothing_is_held_between_scrapes(pool):
-    collector = PoolCollector(pool.name)
-    list(collector.collect())
-    maps = Path("/proc/self/maps").read_text().count(pool.name)
-    fds = len(os.listdir("/proc/self/fd"))
-    list(collector.collect())
-    assert Path("/proc/self/maps").read_text().count(pool.name) == maps
-    assert len(os.listdir("/proc/self/fd")) == fds
-
-
-def test_a_pool_of_another_user_is_seen_if_its_mode_allows(make_pool, child):
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
-    seen, hidden = make_pool(mode=0o644), make_pool()
-    up = child(read_as_nobody, seen.name, hidden.name, context="fork").result()
-    assert up == {seen.name: 1.0, hidden.name: 0.0}
-
-
-def read_as_nobody(*names: str) -> dict[str, float]:
-    os.setgid(65534)
-    os.setuid(65534)
-    series = read(*names)
-    return {name: get(series, "up", name) for name in names}
-
-
-@pytest.mark.parametrize("damage", ["truncated", "longer", "no header", "other layout", "punched", "noise"])
-def test_a_damaged_segment_is_down_and_nothing_else(pools, damage):
-    pool, sound = pools.create("1MiB", max_pages=1 << 18), pools.create()
-    space = pool.open_derived("d", 100, lambda n, out: None)
-    for n in range(100):
-        space[n]
-    copy = SHM / pools.name()
-    pools.unchecked.add(copy.name)
-    shutil.copyfile(pool.path, copy)
-    fields, at = _core.fields(), pool._geometry["data_at"]
-    with open(copy, "r+b") as file:
-        if damage == "truncated":
-            file.truncate(at // 2)
-        elif damage == "longer":
-            file.truncate(at * 2)
-        elif damage == "no header":
-            file.write(bytes(4096))
-        elif damage == "other layout":
-            file.seek(fields["Header.version"][0])
-            file.write(b"\x63")
-        elif damage == "noise":
-            file.seek(fields["Header.geometry_sum"][0] + 8)
-            file.write(np.random.default_rng(1).bytes(at - file.tell()))
-        elif damage == "punched":
-            subprocess.run(["fallocate", "-p", "-o", "16384", "-l", str(at - 16384), copy], check=True)
-    done = run_python(SCRAPE, copy.name, sound.name)
-    assert done.returncode == 0, done.stderr
-    up = dict(line.split() for line in done.stdout.splitlines())
-    assert up[sound.name] == "1.0"
-    if damage not in ("noise", "punched"):
-        assert up[copy.name] == "0.0"
-
-
-SCRAPE = """
-import sys
-from bufferpool import exporter
-for metric in exporter.registry_of(*sys.argv[1:]).collect():
-    for s in metric.samples:
-        if s.name == "bufferpool_up":
-            print(s.labels["pool"], s.value)
-"""
-
-
-def test_a_full_tmpfs_does_not_end_a_scrape(tmp_path):
-    out = on_small_tmpfs(FULL, tmp_path)
-    assert out.split() == ["up", "1.0", "same", "True"]
-
-
-FULL = """
-import os, sys
-import bufferpool as bp
-from bufferpool.metrics import PoolCollector
-where = sys.argv[1]
-pool = bp.Pool.create("small", "4MiB", page_size=4096, max_pages=1 << 20, directory=where)
-space = pool.open_derived("d", 100, lambda n, out: None)
-space[1]
-with open(where + "/filler", "wb", buffering=0) as file:
-    try:
-        while True:
-            file.write(bytes(4096))
-    except OSError:
-        pass
-blocks = os.stat(pool.path).st_blocks
-up = [s.value for m in PoolCollector(directory=where).collect() for s in m.samples if s.name == "bufferpool_up"]
-print("up", *up, "same", os.stat(pool.path).st_blocks == blocks)
-"""
 
 
 # ---- counters only grow ---------------------------------------------------------------------

@@ -5,8 +5,9 @@ import os
 import sys
 
 from bufferpool import doctor, segment
-from bufferpool.cli.common import Commands, attach, complain, pool_name, print_json, size
+from bufferpool.cli.common import Commands, attach, complain, interval, pool_name, print_json, seconds, size
 from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused
+from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.sizes import format_size
 from bufferpool.steward import Settings, run
@@ -102,11 +103,11 @@ def _gc(args: argparse.Namespace) -> int:
         try:
             if found.owner != os.geteuid():
                 continue
-            if not found.trouble:
+            if not found.trouble and _has_dead(name, args.directory):
                 with Pool.attach(name, directory=args.directory) as pool:
                     reaped = pool.reap()
                 if reaped:
-                    say(f"{name}: {reaped} dead clients cleared away")
+                    say(f"{name}: dead clients cleared away: {reaped}")
             used, removed = doctor.in_use(found.path), False
             what = f"damaged ({found.trouble})" if found.trouble else "nobody is attached"
             question = f"{name}: {what}, {format_size(found.kernel_bytes)}. Remove it?"
@@ -122,6 +123,11 @@ def _gc(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
     return failed
+
+
+def _has_dead(name: str, directory: str | None) -> bool:
+    with Observer(name, directory=directory) as pool:
+        return not all(client.alive for client in pool.clients())
 
 
 def _asked(question: str) -> bool:
@@ -153,7 +159,7 @@ def register(commands: Commands) -> None:
     resize.add_argument("capacity", metavar="SIZE", type=size)
     resize.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=5.0,
         metavar="S",
         help="how long to wait for pages in use (default: %(default)s)",
@@ -165,7 +171,7 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     which = trim.add_mutually_exclusive_group()
     which.add_argument("--bytes", type=size, metavar="SIZE", help="so much, coldest pages first")
-    which.add_argument("--idle", type=float, metavar="S", help="every clean page untouched for so many seconds")
+    which.add_argument("--idle", type=seconds, metavar="S", help="every clean page untouched for so many seconds")
     flush = commands.add(
         "flush", _flush, "write dirty pages to their files, and sync them",
         "Pages above the pool's durable LSN stay dirty, and those whose store only another process has.\n\n"
@@ -188,12 +194,12 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     steward.add_argument(
         "--flush-every",
-        type=float,
+        type=interval,
         default=15.0,
         metavar="S",
         help="no page stays dirty for longer (default: %(default)s)",
     )
-    steward.add_argument("--idle", type=float, metavar="S", help="pages untouched for so long go back")
+    steward.add_argument("--idle", type=interval, metavar="S", help="pages untouched for so long go back")
     steward.add_argument("--no-pressure", action="store_true", help="leave the budget alone")
     steward.add_argument("--working-set", metavar="FILE", help="save the working set there, every five minutes")
     rm = commands.add(

@@ -1,11 +1,23 @@
 """What another budget would do for a pool."""
 
 import argparse
+import time
 from dataclasses import asdict
 
 from bufferpool.advise import FORMATS, Advice, plot
-from bufferpool.cli.common import Commands, attach, print_json, print_table
+from bufferpool.cli.common import Commands, observe, print_json, print_table
 from bufferpool.sizes import format_size
+
+
+def _look(args: argparse.Namespace) -> Advice:
+    """The advice. An observer takes no lock: where clients are at work on the simulations, it looks again."""
+    with observe(args) as pool:
+        for _ in range(20):
+            advice = pool.advise()
+            if advice.resets:  # else nobody has begun, or it was never at rest
+                break
+            time.sleep(0.01)
+    return advice
 
 
 def _rows(advice: Advice) -> list[tuple[str, ...]]:
@@ -20,8 +32,7 @@ def _rows(advice: Advice) -> list[tuple[str, ...]]:
 def _advise(args: argparse.Namespace) -> int:
     if args.plot and not args.plot.lower().endswith(FORMATS):
         args.parser.error(f"--plot draws {', '.join(FORMATS)}, not {args.plot!r}")
-    with attach(args) as pool:
-        advice = pool.advise()
+    advice = _look(args)
     if args.plot:
         plot(advice, args.plot, f"pool {args.name}: hit ratio by budget")
     if args.json:

@@ -3,13 +3,12 @@
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bufferpool import segment
-from bufferpool.inspect import ClientInfo
+from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.sizes import parse_size
 
@@ -45,21 +44,19 @@ def print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> Non
         print("  ".join(cells).rstrip())
 
 
-def others(pool: Pool) -> list[ClientInfo]:
-    """The clients but for the one that this handle is: the last of this process."""
-    clients = pool.clients()
-    me = max((c for c in clients if c.pid == os.getpid()), key=lambda c: c.attached_at, default=None)
-    return [c for c in clients if c != me]
-
-
 def complain(error: Exception) -> None:
     """An error as one line."""
     print(f"bufferpool: {error}", file=sys.stderr, flush=True)
 
 
-def attach(args: argparse.Namespace, mode: str = "r+") -> Pool:
-    """The pool that a command names."""
-    return Pool.attach(args.name, directory=args.directory, mode=mode)
+def observe(args: argparse.Namespace) -> Observer:
+    """The pool that a command names, to look at: takes no client slot, changes nothing."""
+    return Observer(args.name, directory=args.directory)
+
+
+def attach(args: argparse.Namespace) -> Pool:
+    """The pool that a command names, to do something with it."""
+    return Pool.attach(args.name, directory=args.directory)
 
 
 # ---- arguments ----------------------------------------------------------------------
@@ -80,6 +77,32 @@ def size(text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def count(text: str) -> int:
+    """An argument that is a number of things: 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or more, not {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """An argument that is a time: 0 to 1e9 seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1e9:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, 0 or more, not {text!r}")
+    return value
+
+
+def interval(text: str) -> float:
+    """An argument that is the time between two rounds: above 0."""
+    value = seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be above 0 seconds")
+    return value
 
 
 class Commands:

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from bufferpool import inspect, segment
-from bufferpool.cli.common import Commands, attach, others, pool_name, print_json, print_table
-from bufferpool.errors import BufferPoolError, PageOutOfRange
+from bufferpool.cli.common import Commands, attach, count, interval, observe, pool_name, print_json, print_table
+from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.inspect import ClientInfo, FrameState, PoolStats
-from bufferpool.pool import Pool
+from bufferpool.observer import Observer
 from bufferpool.sizes import format_size
 
 # ---- ls -----------------------------------------------------------------------------
 
 
-def _row(found: segment.Found, directory: str | None) -> dict[str, Any]:
-    """One pool for ``ls``; what cannot be read of it is None."""
+def _row(found: segment.Found, directory: str | None) -> dict[str, Any] | None:
+    """One pool for ``ls``; what cannot be read of it is None. None: it went between the two looks."""
     row: dict[str, Any] = {
         "name": os.path.basename(found.path),
         "page_size": None,
@@ -33,25 +33,26 @@ def _row(found: segment.Found, directory: str | None) -> dict[str, Any]:
     }
     if found.trouble:
         return row
-    if found.owner != os.geteuid():
-        return {**row, "trouble": f"belongs to user {found.owner}: not opened"}
     try:
-        with Pool.attach(row["name"], directory=directory) as pool:
-            stats = pool.stats()
+        with Observer(row["name"], directory=directory) as pool:
+            stats, clients = pool.stats(), pool.clients()
             return {
                 **row,
                 "page_size": stats.page_size,
                 "resident_bytes": stats.resident_bytes,
                 "budget_bytes": stats.budget_bytes,
-                "clients": len([c for c in others(pool) if c.alive]),
+                "clients": sum(client.alive for client in clients),
                 "kernel_bytes": stats.kernel_bytes,
             }
+    except SegmentNotFound:
+        return None
     except BufferPoolError as error:
-        return {**row, "trouble": f"{type(error).__name__}: {error}"}
+        return {**row, "trouble": str(error)}
 
 
 def _ls(args: argparse.Namespace) -> int:
-    rows = [_row(found, args.directory) for found in segment.find(args.directory)]
+    found = list(segment.find(args.directory))
+    rows = [row for row in (_row(one, args.directory) for one in found) if row is not None]
     if args.json:
         print_json(rows)
         return 0
@@ -83,8 +84,8 @@ def _ls(args: argparse.Namespace) -> int:
 
 
 def _stat(args: argparse.Namespace) -> int:
-    with attach(args) as pool:
-        stats, clients = pool.stats(), others(pool)
+    with observe(args) as pool:
+        stats, clients = pool.stats(), pool.clients()
     if args.json:
         about = {**asdict(stats), "clients": [asdict(client) for client in clients]}
         derived = ("hit_ratio", "kernel_data_bytes", "reclaimed_total_bytes")
@@ -150,7 +151,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _spaces(args: argparse.Namespace) -> int:
-    with attach(args) as pool:
+    with observe(args) as pool:
         found = pool.stats().spaces
     if args.json:
         print_json([{**asdict(space), "hit_ratio": _ratio(space.hits, space.misses)} for space in found])
@@ -172,8 +173,8 @@ def _ratio(hits: int, misses: int) -> float:
 
 
 def _clients(args: argparse.Namespace) -> int:
-    with attach(args) as pool:
-        clients, steward = others(pool), pool.steward()
+    with observe(args) as pool:
+        clients, steward = pool.clients(), pool.steward()
     if args.json:
         print_json([{**asdict(client), "steward": client.client == steward} for client in clients])
         return 0
@@ -184,7 +185,7 @@ def _clients(args: argparse.Namespace) -> int:
 
 
 def _frames(args: argparse.Namespace) -> int:
-    with attach(args) as pool:
+    with observe(args) as pool:
         found = pool.frames()
         names = {record["index"]: record["name"] for record in pool._seg.spaces()}
     if args.state:
@@ -238,7 +239,7 @@ def _span(seconds: float) -> str:
 
 
 def _extents(args: argparse.Namespace) -> int:
-    with attach(args) as pool:
+    with observe(args) as pool:
         found = pool.extents()
     rows = [{name: int(extent[name]) for name in inspect.EXTENT.names or ()} for extent in found]
     if args.json:
@@ -251,14 +252,14 @@ def _extents(args: argparse.Namespace) -> int:
 
 def _pins(args: argparse.Namespace) -> int:
     """Who pins what. A page was referenced when it was pinned: so its last use is when the newest pin was taken."""
-    with attach(args) as pool:
+    with observe(args) as pool:
         records = {record["name"]: record for record in pool._seg.spaces()}
         if args.space is not None and args.space not in records:
             raise BufferPoolError(f"{args.name} has no space {args.space!r}; it has {sorted(records)}")
-        if args.page is not None and args.page >= records[args.space]["pages"]:
+        if args.page is not None and not 0 <= args.page < records[args.space]["pages"]:
             raise PageOutOfRange(f"{args.space!r} has {records[args.space]['pages']} pages, numbered from 0")
         counts, frames = inspect.read_pins(pool), pool.frames()
-        clients = {client.client: client for client in others(pool)}
+        clients = {client.client: client for client in pool.clients()}
     names = {record["index"]: name for name, record in records.items()}
     wanted = frames["pins"][: len(counts)] > 0
     if args.space is not None:
@@ -303,8 +304,9 @@ def _pins(args: argparse.Namespace) -> int:
 
 
 def _events(args: argparse.Namespace) -> int:
-    with attach(args) as pool:
-        found = pool.events()[-args.limit :]
+    with observe(args) as pool:
+        found = pool.events()
+    found = found[max(0, len(found) - args.limit) :]
     if args.json:
         print_json(
             [{**asdict(e), "what": e.what.name.lower(), "why": e.why.name.lower(), "text": str(e)} for e in found]
@@ -321,8 +323,10 @@ def _top(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise BufferPoolError("top needs the library textual: pip install 'bufferpool[top]'") from error
     if args.name is not None:
-        with attach(args):  # errors on the terminal as it was
+        with observe(args):  # errors on the terminal as it was
             pass
+    else:
+        list(segment.find(args.directory))
     Top(args.name, args.directory, args.interval).run()
     return 0
 
@@ -337,7 +341,7 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     top.add_argument("name", metavar="NAME", nargs="?", type=pool_name, help="the pool (default: the first)")
     top.add_argument(
-        "--interval", type=float, default=1.0, metavar="S", help="between two looks (default: %(default)s)"
+        "--interval", type=interval, default=1.0, metavar="S", help="between two looks (default: %(default)s)"
     )
     commands.add(
         "ls", _ls, "list the pools",
@@ -370,7 +374,7 @@ def register(commands: Commands) -> None:
     frames.add_argument(
         "--state", choices=[*(s.name.lower() for s in FrameState), "dirty", "pinned"], help="only these"
     )
-    frames.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    frames.add_argument("--limit", type=count, default=100, metavar="N", help="at most so many (default: %(default)s)")
     commands.add(
         "extents", _extents, "show how full each extent is",
         "An extent is what goes back to the kernel at a time; empty ones (all holes) have none of its memory.\n\n"
@@ -380,7 +384,7 @@ def register(commands: Commands) -> None:
         "events", _events, "show what was decided about the memory of a pool, and why",
         "The pool remembers a thousand.\n\nexample:\n  bufferpool events orders --limit 20",
     )  # fmt: skip
-    events.add_argument("--limit", type=int, default=1024, metavar="N", help="the last N (default: all)")
+    events.add_argument("--limit", type=count, default=1024, metavar="N", help="the last N (default: all)")
     commands.add(
         "check", _check, "check every invariant of a pool, while others use it",
         "Exits with 1 if any is violated, and says which. Ends the business of clients that died first.\n\n"

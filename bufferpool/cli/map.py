@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool.cli.common import Commands, attach, print_json
+from bufferpool.cli.common import Commands, observe, print_json
 from bufferpool.errors import BufferPoolError
 from bufferpool.inspect import AGE_LIMITS_S, FrameState
-from bufferpool.pool import Pool
+from bufferpool.observer import Observer
 from bufferpool.sizes import format_size
 
 # Name, letter where there are no colours, colour.
@@ -40,7 +40,7 @@ AGES = (
 Kinds = tuple[tuple[str, str, str], ...]
 
 
-def cells_of(pool: Pool, by: str) -> tuple[npt.NDArray[np.uint8], Kinds]:
+def cells_of(pool: Observer, by: str) -> tuple[npt.NDArray[np.uint8], Kinds]:
     """What each frame shows, shape (max_frames,), and what the numbers mean."""
     frames = pool.frames()
     if by == "age":
@@ -146,7 +146,7 @@ def draw(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, title: str, page_
 def _map(args: argparse.Namespace) -> int:
     if args.output and os.path.splitext(args.output)[1] not in (".png", ".svg"):
         args.parser.error(f"--output must end in .png or .svg, not {args.output!r}")
-    with attach(args) as pool:
+    with observe(args) as pool:
         cells, kinds = cells_of(pool, args.by)
         per, stats = int(pool._geometry["extent_frames"]), pool.stats()
     title = (

@@ -1,8 +1,10 @@
 """``bufferpool top``: a pool, live, on the whole screen. Needs the extra ``top`` (textual)."""
 
 import math
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rich.text import Text
@@ -13,9 +15,9 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
 from bufferpool import inspect, segment
-from bufferpool.cli.common import others
-from bufferpool.errors import BufferPoolError
+from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
 from bufferpool.inspect import ClientInfo, PoolStats, Summary
+from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.sizes import format_size, parse_size
 
@@ -28,6 +30,7 @@ PARTS = (
     ("free", "#7f9fbf"),
     ("given back", "#333a45"),
 )
+SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO")
 AGES = ("1 s", "10 s", "1 min", "10 min", "1 h", "older")
 AGE_COLOURS = ("#ffe066", "#ffb347", "#f4845f", "#c05299", "#6a4c93", "#3d348b")
 
@@ -37,6 +40,7 @@ class Look:
     """One look at a pool."""
 
     at: float
+    uuid: bytes
     stats: PoolStats
     summary: Summary
     clients: list[ClientInfo]
@@ -44,16 +48,18 @@ class Look:
     events: list[str]
 
 
-def look(pool: Pool) -> Look:
-    """Everything that the screen shows."""
-    return Look(
-        time.monotonic(),
-        pool.stats(),
-        inspect.read_summary(pool),
-        others(pool),
-        pool.steward(),
-        [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
-    )
+def look(name: str, directory: str | None) -> Look:
+    """Everything that the screen shows. Raises SegmentError and its kind, and OSError."""
+    with Observer(name, directory=directory) as pool:
+        return Look(
+            time.monotonic(),
+            pool.uuid,
+            pool.stats(),
+            inspect.read_summary(pool),
+            pool.clients(),
+            pool.steward(),
+            [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
+        )
 
 
 def bar(shares: list[tuple[float, str]], width: int) -> Text:
@@ -146,8 +152,9 @@ class Top(App[None]):
         super().__init__()
         self.pool_directory, self.interval = directory, interval
         self.wanted, self.sort_by = name, 0
-        self.pool: Pool | None = None
+        self.last: Look | None = None
         self.before: Look | None = None
+        """The look before the last, at the same pool."""
 
     # ---- life ------------------------------------------------------------------------
 
@@ -165,44 +172,32 @@ class Top(App[None]):
 
     def on_mount(self) -> None:
         """The columns, and the clock."""
-        self.query_one("#spaces", DataTable).add_columns(
-            "NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO"
-        )
+        self.query_one("#spaces", DataTable).add_columns(*SPACE_COLUMNS)
         self.query_one("#clients", DataTable).add_columns("CLIENT", "PID", "PROGRAM", "PINS", "FRAMES PINNED", "")
-        self.action_pool(0)
+        self.refresh_screen()
         self.set_interval(self.interval, self.refresh_screen)
-
-    def on_unmount(self) -> None:
-        """Detaches."""
-        self._leave()
-
-    def _leave(self) -> None:
-        if self.pool is not None:
-            self.pool.close()
-        self.pool, self.before = None, None
 
     def names(self) -> list[str]:
         """The pools that can be looked at, by name."""
-        found = [f.path.rpartition("/")[2] for f in segment.find(self.pool_directory) if not f.trouble]
-        return sorted(found)
+        with suppress(SegmentError):  # no such directory any more: the next look says so
+            return sorted(os.path.basename(f.path) for f in segment.find(self.pool_directory) if not f.trouble)
+        return []
 
     # ---- actions -----------------------------------------------------------------------
 
     def action_pool(self, step: int) -> None:
         """Goes to another pool."""
         names = self.names()
-        if self.wanted is None or (step == 0 and self.wanted not in names):
-            self.wanted = self.wanted or (names[0] if names else None)
-        elif names:
-            at = names.index(self.wanted) if self.wanted in names else 0
-            self.wanted = names[(at + step) % len(names)]
-        self._leave()
+        if names:
+            self.wanted = names[(names.index(self.wanted) + step) % len(names)] if self.wanted in names else names[0]
+        self.last = None
         self.refresh_screen()
 
     def action_sort(self) -> None:
         """Sorts the spaces by the next column."""
-        self.sort_by = (self.sort_by + 1) % 8
-        self.refresh_screen()
+        self.sort_by = (self.sort_by + 1) % len(SPACE_COLUMNS)
+        if self.last is not None:
+            self._show_spaces(self.last)
 
     def action_trim(self) -> None:
         """Asks for bytes, and gives them back."""
@@ -210,7 +205,7 @@ class Top(App[None]):
 
     def action_resize(self) -> None:
         """Asks for a budget, and sets it."""
-        value = format_size(self.before.stats.budget_bytes).replace(" ", "") if self.before else "64MiB"
+        value = format_size(self.last.stats.budget_bytes).replace(" ", "") if self.last else "64MiB"
         self._ask("new budget:", value, lambda pool, n: pool.resize(n, timeout=1.0))
 
     def action_flush(self) -> None:
@@ -225,10 +220,12 @@ class Top(App[None]):
         self.push_screen(Ask(question, value), answered)
 
     def _do(self, act: Callable[[Pool], str]) -> None:
-        if self.pool is None:
+        """Attaches for as long as it takes."""
+        if self.wanted is None:
             return
         try:
-            self.notify(act(self.pool))
+            with Pool.attach(self.wanted, directory=self.pool_directory) as pool:
+                self.notify(act(pool))
         except (BufferPoolError, ValueError, OSError) as error:
             self.notify(str(error), severity="error", timeout=8)
         self.refresh_screen()
@@ -238,24 +235,32 @@ class Top(App[None]):
     def refresh_screen(self) -> None:
         """Looks, and shows what is there; says so if there is nothing."""
         try:
-            if self.pool is None and self.wanted is not None:
-                self.pool = Pool.attach(self.wanted, directory=self.pool_directory)
-            now = look(self.pool) if self.pool is not None else None
+            if self.wanted is None:
+                self.wanted = next(iter(self.names()), None)
+            if self.wanted is None:
+                raise SegmentNotFound(f"no pools in {self.pool_directory or segment.SHM}")
+            now = look(self.wanted, self.pool_directory)
         except (BufferPoolError, OSError) as error:
-            self._leave()
-            self.query_one("#head", Static).update(Text(f"{self.wanted}: {error}", "red"))
+            self._show_nothing(Text(str(error), "red"))
             return
-        if now is None:
-            self.query_one("#head", Static).update(f"no pools in {self.pool_directory or segment.SHM}")
-            return
-        before, self.before = self.before, now
+        self.before = self.last if self.last is not None and self.last.uuid == now.uuid else None
+        self.last = now
         self._show_memory(now)
-        self._show_rates(before, now)
-        self._show_spaces(before, now)
+        self._show_rates(now)
+        self._show_spaces(now)
         self._show_clients(now)
         room = max(1, self.query_one("#events").size.height)
         events = Text("\n".join(reversed(now.events[-room:])), no_wrap=True, overflow="ellipsis")
         self.query_one("#events", Static).update(events)
+
+    def _show_nothing(self, why: Text) -> None:
+        """A pool that is gone, or damaged: its last figures do not stay, as if they were true."""
+        self.last = self.before = None
+        self.query_one("#head", Static).update(why)
+        for name in ("memory", "rates", "ages", "events"):
+            self.query_one(f"#{name}", Static).update("")
+        for name in ("spaces", "clients"):
+            self.query_one(f"#{name}", DataTable).clear()
 
     def _show_memory(self, now: Look) -> None:
         stats, width = now.stats, max(10, self.size.width)
@@ -282,7 +287,8 @@ class Top(App[None]):
         text.append(legend(figures))
         self.query_one("#ages", Static).update(text)
 
-    def _show_rates(self, before: Look | None, now: Look) -> None:
+    def _show_rates(self, now: Look) -> None:
+        before = self.before
         if before is None:
             self.query_one("#rates", Static).update(Text("rates come with the next look", "dim"))
             return
@@ -306,8 +312,8 @@ class Top(App[None]):
             text.append(f"{figure}{'' if name == 'hit ratio' else '/s'}  ", "bold")
         self.query_one("#rates", Static).update(text)
 
-    def _show_spaces(self, before: Look | None, now: Look) -> None:
-        table = self.query_one("#spaces", DataTable)
+    def _show_spaces(self, now: Look) -> None:
+        before, table = self.before, self.query_one("#spaces", DataTable)
         table.clear()
         seen = {s.name: s for s in before.stats.spaces} if before is not None else {}
         span = now.at - before.at if before is not None else 1.0
