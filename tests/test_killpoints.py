@@ -90,3 +90,51 @@ def test_a_death_at(driver: Driver, point: str, count: int) -> None:
     assert answer["findings"] == []
     assert answer["others"] == [0, 0]
     assert answer["verified"] > 0
+
+
+FOLD = """
+import json, os, sys
+import bufferpool as bp
+from bufferpool.inspect import read_counters
+from bufferpool.observer import Observer
+
+name, point, killed = sys.argv[1:]
+
+def seen():
+    with Observer(name) as pool:
+        counters = read_counters(pool)
+        return [*counters.spaces[0].tolist(), counters.plain["loads"], counters.plain["reaped"]]
+
+pid = os.fork()
+if pid == 0:
+    pool = bp.Pool.create(name, "1MiB", page_size=4096)
+    space = pool.open_derived("d", 4, lambda n, out: None)
+    for _ in range(7):
+        space[1]
+    os.environ.update(BUFFERPOOL_KILLED=killed, BUFFERPOOL_KILL=point + ":1")
+    pool.close()
+    os._exit(1)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+dead = seen()
+with bp.Pool.attach(name) as pool:
+    attached = seen()
+    pool.reap()
+    reaped = seen()
+    print(json.dumps([status, dead, attached, reaped, pool.check()]))
+"""
+
+
+@pytest.mark.parametrize("point", ["fold.filled", "fold.switched", "detach.folded"])
+def test_who_dies_in_the_fold_counts_once(driver: Driver, tmp_path: Path, pool_name: str, point: str) -> None:
+    """Before it is reaped and afterwards: in its slot or in the totals, never in both, never in neither."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(driver.package.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", FOLD, pool_name, point, str(tmp_path / "killed")],
+        capture_output=True, text=True, timeout=60, check=False, cwd=driver.package.parent, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    status, dead, attached, reaped, violations = json.loads(done.stdout)
+    assert status == -9
+    assert dead == attached == [6, 1, 1, 0]  # hits, misses, loads, reaped
+    assert reaped == [6, 1, 1, 1]
+    assert violations == []
