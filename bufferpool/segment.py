@@ -96,7 +96,7 @@ def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 200:
         raise ValueError(
             f"a pool's name must be 1 to 200 bytes without '/' (it is a file name in {SHM}), not {name!r}; "
-            "use directory= to place it elsewhere"
+            "directory= (--directory) places it elsewhere"
         )
     return os.path.join(os.fspath(directory) if directory is not None else SHM, name)
 
@@ -202,7 +202,9 @@ def open_regular(path: str, access: int) -> int:
     try:
         fd = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise SegmentNotFound(f"there is no pool {path}; create it, or use open()") from None
+        raise SegmentNotFound(
+            f"there is no pool {path}; bufferpool ls shows those that are there, Pool.open() makes one"
+        ) from None
     except PermissionError:
         raise SegmentRefused(f"{path} belongs to somebody who has not given you access (its mode)") from None
     except OSError as error:

@@ -333,11 +333,15 @@ class Steward:
 
 
 def run(pool: "Pool", settings: Settings) -> None:
-    """A steward in the calling thread, until the process is told to end (KeyboardInterrupt, SystemExit)."""
+    """A steward in the calling thread, until the process is told to end (KeyboardInterrupt, SystemExit).
+
+    Or until the pool has been removed and nobody else is attached: then its memory is held for nothing.
+    """
     steward = Steward(pool, settings)
     try:
         # Not join(): where Ctrl-C interrupts that, CPython 3.11 takes the thread for ended.
         while not steward._ended.wait(0.5):
-            pass
+            if pool._seg.status()["links"] == 0 and pool._seg.alone():
+                break
     finally:
         steward.stop()

@@ -4,8 +4,11 @@ import asyncio
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -181,7 +184,26 @@ def test_bench_prints_ratios(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -
     assert not [f for f in SHM.iterdir() if f.name.startswith(f"bufferpool-bench-{os.getpid()}")]
 
 
-def test_steward_command_ends_with_a_signal(pool: bp.Pool) -> None:
+def test_steward_command_ends_with_a_pool_that_nobody_has(pool: bp.Pool) -> None:
+    name = f"{pool.name}-gone"
+    other = bp.Pool.create(name, "1MiB")
+    command = [sys.executable, "-m", "bufferpool.cli", "steward", name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as steward:
+        try:
+            assert steward.stdout is not None
+            assert steward.stdout.readline().startswith("steward of")
+            other.unlink()
+            time.sleep(1.2)  # others are attached: it stays
+            assert steward.poll() is None
+            other.close()
+            out, _ = steward.communicate(timeout=60)
+            assert (steward.returncode, "was removed" in out) == (0, True)
+        finally:
+            steward.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_steward_command_ends_with_a_signal(pool: bp.Pool, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "bufferpool.cli", "steward", pool.name, "--flush-every", "0.5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as steward:
         deadline = time.monotonic() + 30
@@ -189,10 +211,11 @@ def test_steward_command_ends_with_a_signal(pool: bp.Pool) -> None:
             time.sleep(0.05)
         assert pool.steward() != 0
         assert pool.stats().frames["dirty"] == 0
-        steward.send_signal(2)
+        steward.send_signal(number)
         _, err = steward.communicate(timeout=30)
-        assert (steward.returncode, err) == (130, "")
+        assert (steward.returncode, err) == (128 + number, "")
     assert pool.steward() == 0
+    assert [client.pid for client in pool.clients()] == [os.getpid()]  # it has detached
 
 
 # ---- top ----------------------------------------------------------------------------
@@ -256,6 +279,41 @@ def test_top_without_a_pool_says_so(tmp_path: Path) -> None:
             await until(pilot, lambda: "no pools in" in str(app.query_one("#head").render()))
 
     asyncio.run(session())
+
+
+def test_top_follows_pools_that_come_and_go() -> None:
+    folder = tempfile.mkdtemp(dir=SHM, prefix="test-cli-")
+
+    async def session() -> None:
+        app = Top(None, folder, 0.1)
+        async with app.run_test(size=(80, 24)) as pilot:
+            head, spaces = app.query_one("#head"), app.query_one("#spaces")
+            await until(pilot, lambda: "no pools in" in str(head.render()))
+            for times in (1, 2):  # the second has the name of the first
+                with bp.Pool.create("come", "1MiB", directory=folder) as pool:
+                    for n in range(times):
+                        pool.scratch(f"s{n}", 4)
+                    await until(pilot, lambda times=times: spaces.row_count == times)  # type: ignore[attr-defined,misc]
+                    await until(pilot, lambda: "hit ratio" in str(app.query_one("#rates").render()))
+                    pool.unlink()
+                await until(pilot, lambda: "there is no pool" in str(head.render()))
+                assert spaces.row_count == 0  # type: ignore[attr-defined]
+                assert str(app.query_one("#rates").render()) == ""
+            shutil.rmtree(folder)
+            await pilot.press("right")
+            await until(pilot, lambda: "there is no pool" in str(head.render()))
+
+    try:
+        asyncio.run(session())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_top_needs_a_terminal(pool: bp.Pool) -> None:
+    command = [sys.executable, "-m", "bufferpool.cli", "top", pool.name]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "top needs a terminal" in done.stderr
 
 
 def test_top_of_a_missing_pool_is_an_error(capsys: Capture) -> None:

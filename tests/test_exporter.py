@@ -161,6 +161,18 @@ def test_the_command_serves_both_formats(pool, make_pool, export):
     assert process.wait(20) == 130
 
 
+def test_the_command_serves_ipv6(pool, export):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    process, port = export("--address", "::1", pool.name)
+    text = urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=20).read().decode()
+    assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in text
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+
+
 def test_the_command_says_what_is_wrong(export):
     _, port = export()
     done = run_python(

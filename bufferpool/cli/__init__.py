@@ -2,8 +2,12 @@
 
 import argparse
 import contextlib
+import io
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 import bufferpool
 from bufferpool.cli import act, advise, bench, export, look, map, tools
@@ -40,14 +44,44 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _use_streams() -> None:
+    """Makes the standard streams take whatever is printed: closed ones, and names that are no UTF-8."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open for as long as the process lives
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            utf8 = stream.encoding.lower() in ("utf-8", "utf8")
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+@contextlib.contextmanager
+def _ending_with_sigterm() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that it detaches; also as process 1 of a container, without a default."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 1 for a failure, 128 + n after signal n.
 
-    Wrong usage ends in SystemExit(2), as argparse has it.
+    Wrong usage ends in SystemExit(2), as argparse has it, SIGTERM in SystemExit(143).
     """
+    _use_streams()
     args = make_parser().parse_args(argv)
     try:
-        code: int = args.run(args)
+        with _ending_with_sigterm():
+            code: int = args.run(args)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read our output has seen enough

@@ -82,7 +82,8 @@ def _trim(args: argparse.Namespace) -> int:
 def _flush(args: argparse.Namespace) -> int:
     with attach(args) as pool:
         written = pool.flush(None if args.space is None else pool.space(args.space))
-        left = pool.stats().frames["dirty"]
+        stats = pool.stats()
+    left = sum(s.dirty for s in stats.spaces if s.name == args.space) if args.space else stats.frames["dirty"]
     if args.json:
         print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
     else:
@@ -146,6 +147,7 @@ def _steward(args: argparse.Namespace) -> int:
     with attach(args) as pool:
         print(f"steward of {args.name}, until interrupted", flush=True)
         run(pool, settings)
+    print(f"{args.name} was removed, and nobody else is attached: the steward ends")
     return 0
 
 

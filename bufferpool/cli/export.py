@@ -1,6 +1,7 @@
 """``bufferpool export``: the metrics of pools over HTTP, for Prometheus."""
 
 import argparse
+import os
 
 from bufferpool import exporter, segment
 from bufferpool.cli.common import Commands, pool_name
@@ -20,13 +21,15 @@ def _export(args: argparse.Namespace) -> int:
     if args.once:
         print(exporter.text_of(*args.name, directory=args.directory), end="")
         return 0
+    os.statvfs(args.directory or segment.SHM)  # a directory that is not there would fail every scrape
     try:
         server, thread = exporter.serve(*args.name, port=args.port, address=args.address, directory=args.directory)
     except OSError as error:
         where = f"{args.address}:{args.port}"
         raise OSError(f"{where} cannot be served: {error}; choose another --port or --address") from error
+    host = f"[{args.address}]" if ":" in args.address else args.address
     what = ", ".join(args.name) or f"every pool in {args.directory or segment.SHM}"
-    print(f"serving {what} at http://{args.address}:{server.server_port}/metrics", flush=True)
+    print(f"serving {what} at http://{host}:{server.server_port}/metrics", flush=True)
     try:
         thread.join()
     finally:

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -327,6 +328,8 @@ def _top(args: argparse.Namespace) -> int:
             pass
     else:
         list(segment.find(args.directory))
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise BufferPoolError("top needs a terminal; bufferpool stat, spaces and clients print the figures")
     Top(args.name, args.directory, args.interval).run()
     return 0
 

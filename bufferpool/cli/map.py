@@ -144,7 +144,7 @@ def draw(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, title: str, page_
 
 
 def _map(args: argparse.Namespace) -> int:
-    if args.output and os.path.splitext(args.output)[1] not in (".png", ".svg"):
+    if args.output and os.path.splitext(args.output)[1].lower() not in (".png", ".svg"):
         args.parser.error(f"--output must end in .png or .svg, not {args.output!r}")
     with observe(args) as pool:
         cells, kinds = cells_of(pool, args.by)

@@ -139,6 +139,7 @@ class Top(App[None]):
     """
     BINDINGS = [  # noqa: RUF012
         Binding("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
         Binding("right,n", "pool(1)", "next pool"),
         Binding("left,p", "pool(-1)", "previous", show=False),
         Binding("s", "sort", "sort"),
@@ -162,7 +163,7 @@ class Top(App[None]):
         """The parts of the screen, from top to bottom."""
         for name in ("head", "memory", "rates", "ages"):
             yield Static(id=name)
-        yield Static("spaces", classes="title")
+        yield Static("spaces", id="spaces-title", classes="title")
         yield DataTable(id="spaces", cursor_type="none", show_cursor=False)
         yield Static("clients", classes="title")
         yield DataTable(id="clients", cursor_type="none", show_cursor=False)
@@ -234,6 +235,8 @@ class Top(App[None]):
 
     def refresh_screen(self) -> None:
         """Looks, and shows what is there; says so if there is nothing."""
+        if not self.query("#head"):  # the screen is being taken down
+            return
         try:
             if self.wanted is None:
                 self.wanted = next(iter(self.names()), None)
@@ -263,7 +266,7 @@ class Top(App[None]):
             self.query_one(f"#{name}", DataTable).clear()
 
     def _show_memory(self, now: Look) -> None:
-        stats, width = now.stats, max(10, self.size.width)
+        stats, width = now.stats, max(10, self.query_one("#memory").size.width)
         self.query_one("#head", Static).update(
             Text(
                 f"{stats.name}  {brief(stats.resident_bytes)} of {brief(stats.budget_bytes)} budget "
@@ -304,9 +307,9 @@ class Top(App[None]):
             ("hit ratio", ratio),
             ("hits", short(hits)),
             ("misses", short(misses)),
+            ("given back", brief(int(rate("reclaimed_total_bytes")))),
             ("evicted", short(rate("evictions_recycled") + rate("evictions_reclaimed"))),
             ("flushed", short(rate("flushed_pages"))),
-            ("given back", brief(int(rate("reclaimed_total_bytes")))),
         ):
             text.append(f"{name} ", "dim")
             text.append(f"{figure}{'' if name == 'hit ratio' else '/s'}  ", "bold")
@@ -314,6 +317,7 @@ class Top(App[None]):
 
     def _show_spaces(self, now: Look) -> None:
         before, table = self.before, self.query_one("#spaces", DataTable)
+        self.query_one("#spaces-title", Static).update(f"spaces, by {SPACE_COLUMNS[self.sort_by].lower()}")
         table.clear()
         seen = {s.name: s for s in before.stats.spaces} if before is not None else {}
         span = now.at - before.at if before is not None else 1.0

@@ -1,0 +1,93 @@
+"""The doctor: what it finds, and that it finds it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import bufferpool as bp
+from bufferpool import doctor
+from bufferpool.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_doctor(capsys: Capture) -> None:
+    findings = {f.what: f for f in doctor.examine()}
+    for what in ("MADV_REMOVE", "PUNCH_HOLE", "OFD locks", "/dev/shm"):
+        assert findings[what].level is not doctor.Level.FAIL, findings[what]
+    failed = any(f.level is doctor.Level.FAIL for f in findings.values())
+    assert main(["doctor"]) == int(failed)
+    assert "MADV_REMOVE" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == int(failed)
+    assert {f["what"] for f in json.loads(capsys.readouterr().out)} >= {"kernel", "swap", "RLIMIT_AS"}
+
+
+def test_doctor_of_a_place_that_will_not_do(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["doctor", "--directory", str(tmp_path / "none")]) == 1
+    assert "does not exist" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "mount_of", lambda directory: doctor.Mount("/", "ext4", ()))
+    assert main(["doctor", "--directory", str(tmp_path)]) == 1
+    assert "is on ext4 (/), not on a tmpfs" in capsys.readouterr().out
+
+
+def test_doctor_knows_the_size_of_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = os.statvfs("/dev/shm")
+    small = os.statvfs_result((4096, 4096, 16384, 16384, 16384, *tuple(space)[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: small)
+    finding = next(f for f in doctor.examine() if f.what == "/dev/shm")
+    assert finding.level is doctor.Level.WARN
+    assert "--shm-size" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("release", "level"), [("6.14.2-1", "FAIL"), ("7.0.0-rc1", "FAIL"), ("7.0.0-rc2", "WARN"), ("6.6.87", "WARN")]
+)
+def test_doctor_knows_the_kernels_that_return_wrong_data(
+    monkeypatch: pytest.MonkeyPatch, release: str, level: str
+) -> None:
+    monkeypatch.setattr("platform.release", lambda: release)
+    monkeypatch.setattr(doctor, "mount_of", lambda directory: doctor.Mount("/dev/shm", "tmpfs", ("huge=always",)))
+    monkeypatch.setattr(doctor, "shmem_enabled", lambda: "never")
+    finding = next(f for f in doctor.examine() if f.what == "huge pages")
+    assert finding.level == level
+    assert "huge=never" in finding.remedy
+    monkeypatch.setattr(doctor, "shmem_enabled", lambda: "deny")
+    assert next(f for f in doctor.examine() if f.what == "huge pages").level == "OK"
+
+
+def test_doctor_finds_a_reclaim_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_madvise", lambda fd, at: None)
+    finding = next(f for f in doctor.examine() if f.what == "MADV_REMOVE")
+    assert finding.level is doctor.Level.FAIL
+    assert "gave 0 bytes back" in finding.text
+
+
+def test_doctor_finds_leftovers(pool_name: str) -> None:
+    with bp.Pool.create(pool_name, "1MiB") as pool:
+        assert next(f for f in doctor.examine() if f.what == f"pool {pool_name}").text.endswith("in use")
+        assert doctor.in_use(pool.path)
+        assert pool.check() == []
+    assert not doctor.in_use(pool.path)
+    finding = next(f for f in doctor.examine() if f.what == f"pool {pool_name}")
+    assert finding.level is doctor.Level.WARN
+    assert finding.remedy.endswith(f"bufferpool rm {pool_name}")
+
+
+@pytest.mark.parametrize(
+    ("table", "files", "limit"),
+    [
+        ("0::/a/b\n", {"a/memory.max": "1000", "a/b/memory.max": "max"}, 1000),
+        ("0::/a/b\n", {"a/memory.max": "1000", "a/b/memory.max": "500"}, 500),
+        ("0::/a\n", {"a/memory.max": "max"}, None),
+        ("4:memory:/x\n0::/\n", {"memory/x/memory.limit_in_bytes": "777"}, 777),
+        ("4:memory:/gone\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+    ],
+)
+def test_the_limit_of_the_cgroup(tmp_path: Path, table: str, files: dict[str, str], limit: int | None) -> None:
+    (tmp_path / "table").write_text(table)
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text + "\n")
+    assert doctor.cgroup_limit(str(tmp_path), str(tmp_path / "table")) == limit
