@@ -129,7 +129,7 @@ MUTATIONS = {
     ),
     "the pins reaped before the intents": ("client.h", _pins_before_intents, "", "reap-reload"),
     "dirty cleared before the sync": (
-        "explore.cpp",
+        "actors.h",
         "    model::step();\n    for (u32 p = 0; p < PAGES; p++)\n        if (written[p]",
         "    end_flush(s, op.intent(), items, true);\n    items.clear();\n    model::step();\n    for (u32 p = 0; p < PAGES; p++)\n        if (written[p]",
         "flush-write",

@@ -18,14 +18,19 @@ void point(const char* name);
 #define BP_STEP() ::holds::step()
 #define BP_POINT(name) ::holds::point(name)
 
-#include "flush.h"
-#include "reclaim.h"
+#include "operations.h"
 
 using namespace bp;
+
+void bp::wrong(const char* what, u32 page) {
+    fprintf(stderr, "page %u: %s\n", page, what);
+    abort();
+}
 
 namespace {
 
 u64 steps, most, count;
+const u8 nothing[4096] = {};
 bool held;
 
 constexpr u64 LOOK = 20;  // steps that one look at a page may take: an eviction reads its pins and writes its words
@@ -74,20 +79,7 @@ struct Pool {
         close(file);
     }
 
-    // A page made resident and pinned; NONE where no frame can be had.
-    u32 load(u32 page) {
-        u32 f;
-        if (pin(s, page, f) == Status::OK) return f;
-        OpSlot op(s);
-        if (begin_load(s, op.intent(), page) != Status::ABSENT) abort();
-        FrameRequest want{page, scans};
-        if (take_frame(s, op.intent(), want, f) != Status::OK) {
-            abort_load(s, op.intent(), page, NONE);
-            return NONE;
-        }
-        finish_load(s, op.intent(), page, f, Image{});
-        return f;
-    }
+    u32 load(u32 page) { return fetch(s, page, nothing, scans); }
     void read(u32 page) {
         if (u32 f = load(page); f != NONE) unpin(s, f);
     }

@@ -23,10 +23,15 @@ void point(const char* name);
 #define BP_POINT(name) ::races::point(name)
 
 #include "check.h"
-#include "flush.h"
-#include "reclaim.h"
+#include "operations.h"
 
 using namespace bp;
+
+void bp::wrong(const char* what, u32 page) {
+    printf("WRONG: %s, page %u\n", what, page);
+    fflush(stdout);
+    _Exit(2);
+}
 
 namespace {
 
@@ -49,12 +54,6 @@ struct Actor {
 };
 thread_local Actor* actor;
 
-[[noreturn]] void wrong(const char* what, u32 page) {
-    printf("WRONG: %s, page %u\n", what, page);
-    fflush(stdout);
-    _Exit(2);
-}
-
 void count(u64& n) { __atomic_fetch_add(&n, 1, __ATOMIC_RELAXED); }
 u32 pick(u32 n) { return actor->random() % n; }
 
@@ -70,29 +69,7 @@ u64 look_at(const u64* words, u32 page) {
 
 // ---- what clients do -----------------------------------------------------------------
 
-u32 fetch(Segment& s, u32 page) {
-    for (;;) {
-        u32 f;
-        Status status = pin(s, page, f);
-        if (status == Status::OK) return f;
-        if (status == Status::WAIT) {
-            u64 e = s.entries[page].load_acquire();
-            if (entry::state(e) == LOADING || entry::state(e) == EVICTING) wait_entry(s, page, e);
-            continue;
-        }
-        if (status != Status::ABSENT) wrong("pin", page);
-        OpSlot op(s);
-        if (begin_load(s, op.intent(), page) != Status::ABSENT) continue;
-        FrameRequest want{page};
-        if (take_frame(s, op.intent(), want, f) != Status::OK) {
-            abort_load(s, op.intent(), page, NONE);
-            return NONE;
-        }
-        prim::copy_page(s.page_data(f), store[page], 4096);
-        finish_load(s, op.intent(), page, f, Image{});
-        return f;
-    }
-}
+u32 fetch(Segment& s, u32 page) { return bp::fetch(s, page, store[page]); }
 
 void read(Segment& s, u32 page) {
     u32 f = fetch(s, page);
@@ -104,19 +81,8 @@ void read(Segment& s, u32 page) {
 }
 
 void write(Segment& s, u32 page) {
-    u32 f;
-    for (;;) {
-        Status status = begin_write(s, page, f);
-        if (status == Status::OK) break;
-        if (status == Status::WAIT) {
-            u64 e = s.entries[page].load_acquire();
-            if (entry::state(e) != ABSENT && (entry::state(e) != RESIDENT || entry::owner(e))) wait_entry(s, page, e);
-        } else {
-            u32 loaded = fetch(s, page);
-            if (loaded == NONE) return;
-            unpin(s, loaded);
-        }
-    }
+    u32 f = own(s, page, store[page]);
+    if (f == NONE) return;
     static thread_local u64 words[WORDS];
     u64 version = look_at(words_of(s, f), page) + 1;
     for (u64& w : words) w = u64(page) << 32 | version;
@@ -144,14 +110,7 @@ void give_back(Segment& s) {
 }
 
 void move(Segment& s, u32 page) {
-    OpSlot op(s);
-    FrameRequest want{};
-    u32 g;
-    if (take_frame(s, op.intent(), want, g) != Status::OK) return;
-    u64 e = s.entries[page].load_acquire();
-    bool ours = false;
-    bool moved = entry::state(e) == RESIDENT && s.has_frame(entry::frame(e)) && move_page(s, op.intent(), entry::frame(e), g, ours);
-    if (!moved || ours) free_frame(s, moved ? entry::frame(e) : g);
+    if (u32 f = move_elsewhere(s, page); f != NONE) free_frame(s, f);
 }
 
 void drop_clean(Segment& s, u32 page) {

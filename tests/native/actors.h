@@ -1,0 +1,119 @@
+// What the explorer's processes do, and what must hold for each while it does.
+#pragma once
+
+#include "world.h"
+
+namespace bp {
+
+void wrong(const char* what, u32 page) { violation("page %u: %s", page, what); }
+
+static u64* page_words(Segment& s, u32 f) { return reinterpret_cast<u64*>(s.page_data(f)); }
+
+static void read_frame(Segment& s, Process& me, u32 page, u32 f, u64 done_before) {
+    model::require_memory(s.page_data(f));
+    u64 first = page_words(s, f)[0];
+    model::step();
+    u64 last = page_words(s, f)[WORDS - 1];
+    if (first != last) violation("page %u is mixed: %llx and %llx", page, (unsigned long long)first, (unsigned long long)last);
+    if (first >> 32 != page) violation("page %u shows page %u", page, u32(first >> 32));
+    u64 version = first & 0xffffffff;
+    if (version < done_before) violation("page %u shows version %u after %u was published", page, u32(version), u32(done_before));
+    if (version < me.last_seen[page]) violation("page %u went back from version %u to %u", page, u32(me.last_seen[page]), u32(version));
+    if (version > world.intended[page]) violation("page %u shows a version that nobody wrote", page);
+    me.last_seen[page] = version;
+}
+
+static u32 fetch(Segment& s, u32 page) { return fetch(s, page, world.store[page]); }
+
+static void read_page(Segment& s, Process& me, u32 page) {
+    u64 done = world.done[page];
+    u32 f = fetch(s, page);
+    if (f == NONE) return;
+    read_frame(s, me, page, f, done);
+    unpin(s, f);
+}
+
+static void write_page(Segment& s, u32 page) {
+    u32 f = own(s, page, world.store[page]);
+    if (f == NONE) return;
+    u64 words[WORDS];
+    u64 version = (page_words(s, f)[0] & 0xffffffff) + 1;
+    for (u64& w : words) w = u64(page) << 32 | version;
+    if (version > world.intended[page]) world.intended[page] = version;
+    FrameRequest want{};
+    if (publish(s, page, words, Image{true, false, version}, want) == Status::OK) {
+        if (version > world.done[page]) world.done[page] = version;
+    } else {
+        end_write(s, page);
+    }
+}
+
+// The flush lock is not taken: rule 6 must hold by the flusher field alone. `alone`: no
+// other flusher is there, and so what was published before must be stored afterwards.
+static void flush_pages(Segment& s, u64 durable, bool alone = false) {
+    u64 before[PAGES];
+    for (u32 p = 0; p < PAGES; p++) before[p] = world.done[p];
+    OpSlot op(s);
+    std::vector<FlushItem> items;
+    u64 held_back = 0, written[PAGES] = {};
+    begin_flush(s, op.intent(), 0, PAGES, durable, PAGES, items, held_back);
+    for (FlushItem& it : items) {
+        u64 version = page_words(s, it.frame)[0] & 0xffffffff;
+        if (version > durable) violation("page %u: version %u written ahead of the log", it.page, u32(version));
+        model::step();
+        u64 before = world.store[it.page][0] & 0xffffffff;
+        if (version < before) violation("page %u: version %u written over %u", it.page, u32(version), u32(before));
+        model::require_memory(s.page_data(it.frame));
+        // Into the operating system's cache: not durable before the sync.
+        written[it.page] = version;
+        prim::copy_page(world.store[it.page], s.page_data(it.frame), PAGE_BYTES);
+    }
+    model::step();
+    for (u32 p = 0; p < PAGES; p++)
+        if (written[p] > world.synced[p]) world.synced[p] = written[p];
+    model::step();
+    end_flush(s, op.intent(), items, true);
+    for (u32 p = 0; alone && p < PAGES; p++)
+        if (world.synced[p] < before[p]) violation("page %u was dirty at version %u, and the flush has missed it", p, u32(before[p]));
+}
+
+// Pool.checkpoint(): every change with an LSN (here: a version) below the result is in the store.
+static void checkpoint(Segment& s, u32 page, u64 durable = ~u64(0)) {
+    u64 limit = world.done[page];
+    flush_pages(s, durable, durable == ~u64(0));
+    u64 lsn = std::min(limit + 1, dirty_range(s, 0, PAGES).rec_lsn);
+    if (world.synced[page] + 1 < lsn)
+        violation("recovery would start at %u, and the store has version %u", u32(lsn), u32(world.synced[page]));
+}
+
+static void check_clean_is_synced(Segment& s) {
+    for (u32 page = 0; page < PAGES; page++) {
+        u64 e = s.entries[page].load_relaxed();
+        if (entry::state(e) != RESIDENT || (e & entry::DIRTY)) continue;
+        u64 version = page_words(s, entry::frame(e))[0] & 0xffffffff;
+        if (version > world.synced[page]) violation("page %u is clean at version %u, the store is sure of %u", page, u32(version), u32(world.synced[page]));
+        if (memcmp(world.store[page], page_words(s, entry::frame(e)), PAGE_BYTES)) violation("page %u is clean, and the store has something else", page);
+    }
+}
+
+static void shrink_one(Segment& s, bool evict) {
+    Reclaimed done;
+    shrink(s, 1, TRIM, evict, done);
+}
+
+// Compaction: the page moves to another frame, and the old frame goes to the kernel.
+static void move_and_release(Segment& s, u32 page) {
+    u32 f = move_elsewhere(s, page);
+    if (f == NONE) return;
+    std::vector<u32> out{f};
+    release_frames(s, out, TRIM);
+}
+
+static void drop_and_count(Segment& s, u32 page) {
+    u32 freed = 0;
+    // Without write-back: the newest version that counts is the store's.
+    OpSlot op(s);
+    drop_page(s, op.intent(), page, HASTY, freed);
+}
+
+}  // namespace bp

@@ -1,0 +1,197 @@
+// The explorer's scenarios: how a world begins, who is in it and does what, and what must hold at its end.
+#pragma once
+
+#include "actors.h"
+
+namespace bp {
+
+// ---- the start -----------------------------------------------------------------------
+
+static void make_segment(u32 budget, u32 frames) {
+    Geometry g{};
+    g.page_size = PAGE_BYTES;
+    g.page_shift = u32(__builtin_ctz(PAGE_BYTES));
+    g.os_page = 64;
+    g.extent_frames = 1;
+    g.max_frames = frames;
+    g.max_clients = PROCESSES;
+    g.stripe_clients = 4;
+    g.ring_capacity = 12;
+    g.max_pages = PAGES;
+    u64 at = round_up(sizeof(Header), 64);
+    auto take = [&](u64 bytes) {
+        u64 here = at;
+        at = round_up(at + bytes, 64);
+        return here;
+    };
+    g.clients_at = take(PROCESSES * sizeof(Client));
+    g.spaces_at = take(sizeof(SpaceSlot) * MAX_SPACES);
+    g.entries_at = take(PAGES * 8);
+    g.frames_at = take(frames * sizeof(FrameSlot));
+    g.stripe_bytes = frames * 8;
+    g.pins_at = take(STRIPES * g.stripe_bytes);
+    g.queues_at = take(g.queue_bytes());
+    if (at > DATA_AT) {
+        fprintf(stderr, "SEGMENT_BYTES must grow by %llu\n", (unsigned long long)(at - DATA_AT));
+        abort();
+    }
+    g.data_at = DATA_AT;
+    g.total_bytes = SEGMENT_BYTES;
+    auto h = reinterpret_cast<Header*>(world.segment);
+    h->budget_frames.store_relaxed(budget);
+    h->frames_ready.store_relaxed(frames);
+    for (u32 i = 0; i < PROCESSES; i++) {
+        Process& p = world.processes[i];
+        new (&p.segment) Segment;
+        p.segment.map(world.segment, g);
+        p.segment.fd = int(i);
+        p.segment.has_frame(frames - 1);
+    }
+    Segment& s = world.processes[0].segment;
+    SpaceSlot& slot = s.spaces[0];
+    slot.extent.store_relaxed(u64(1) << GENERATION_SHIFT | PAGES);
+    slot.entries_ready.store_relaxed(PAGES);
+    slot.max_pages.store_relaxed(PAGES);
+    slot.state.store_relaxed(SPACE_LIVE);
+    s.chunk_bits[0].store_relaxed(1);
+    for (u32 f = 0; f < frames; f++) s.holes.add(f);
+    for (u32 page = 0; page < PAGES; page++)
+        for (u64& w : world.store[page]) w = u64(page) << 32;
+}
+
+// The last process: reaps, then everything must be in order.
+static void end_check() {
+    for (Process& p : world.processes)
+        if (p.life == READY || p.life == WAITING) violation("a process never ended");
+    Segment* s = nullptr;
+    for (Process& p : world.processes)
+        if (!s && p.life == UNUSED) s = &p.segment;
+    if (!s) abort();
+    last_waits = 0;
+    if (attach(*s) != Status::OK) violation("nobody can attach any more");
+    reap_all(*s);
+    check_clean_is_synced(*s);
+    for (const std::string& found : check(*s, 1)) violation("%s", found.c_str());
+    for (u32 f = 0; f < s->ready; f++) {
+        FrameState state = frame::state(s->frames[f].word.load_relaxed());
+        if (state == BUSY || state == OLD) violation("frame %u is left %s", f, name(state));
+        if (s->any_pin(f)) violation("frame %u is left pinned", f);
+        if ((state == HOLE) != !world.plugged[f]) violation("frame %u is %s and the kernel disagrees", f, name(state));
+    }
+    for (u32 c = 1; c <= PROCESSES; c++)
+        if (s->clients[c - 1].state.load_relaxed() == CLIENT_LIVE && !world.byte_owner[c]) violation("client %u is dead and not reaped", c);
+    for (u32 page = 0; page < PAGES; page++) {
+        u64 e = s->entries[page].load_relaxed();
+        if (entry::state(e) != RESIDENT && entry::state(e) != ABSENT) violation("page %u is left %s", page, name(entry::state(e)));
+        const u64* words = entry::state(e) == RESIDENT ? page_words(*s, entry::frame(e)) : world.store[page];
+        u64 version = words[0] & 0xffffffff;
+        if (words[0] != words[WORDS - 1] || words[0] >> 32 != page) violation("page %u is left damaged", page);
+        if (version < world.done[page]) violation("page %u: version %u is lost, %u is left", page, u32(world.done[page]), u32(version));
+        if (version > world.intended[page]) violation("page %u has a version that nobody wrote", page);
+        if (entry::owner(e) || entry::flusher(e)) violation("page %u is left owned", page);
+    }
+}
+
+// ---- scenarios -----------------------------------------------------------------------------
+
+struct Scenario {
+    const char* name;
+    u32 budget, frames;
+    std::vector<u32> preload;  // pages resident at the start
+    std::vector<std::pair<const char*, Program>> processes;
+};
+
+static Program reads(u32 page, int n = 1) {
+    return [=](Segment& s, Process& me) {
+        for (int i = 0; i < n; i++) read_page(s, me, page);
+    };
+}
+static Program reads_both(u32 page, u32 other) {
+    return [=](Segment& s, Process& me) {
+        read_page(s, me, page);
+        read_page(s, me, other);
+    };
+}
+static Program writes(u32 page, int n = 1) {
+    return [=](Segment& s, Process&) {
+        for (int i = 0; i < n; i++) write_page(s, page);
+    };
+}
+static Program flushes(u64 durable = ~u64(0)) {
+    return [=](Segment& s, Process&) { flush_pages(s, durable); };
+}
+static Program checkpoints(u32 page) {
+    return [=](Segment& s, Process&) { checkpoint(s, page); };
+}
+static Program writes_and_checkpoints(u32 page, u64 durable = ~u64(0)) {
+    return [=](Segment& s, Process&) {
+        write_page(s, page);
+        checkpoint(s, page, durable);
+    };
+}
+static Program shrinks(bool evict) {
+    return [=](Segment& s, Process&) { shrink_one(s, evict); };
+}
+static Program moves(u32 page) {
+    return [=](Segment& s, Process&) { move_and_release(s, page); };
+}
+static Program reaps() {
+    return [](Segment& s, Process&) { reap_all(s); };
+}
+static Program drops(u32 page) {
+    return [=](Segment& s, Process&) { drop_and_count(s, page); };
+}
+static Program drops_clean() {
+    return [](Segment& s, Process&) {
+        u32 freed = 0;
+        drop_clean(s, 0, PAGES, freed);
+    };
+}
+static Program detaches(u32 page) {
+    return [=](Segment& s, Process& me) {
+        read_page(s, me, page);
+        detach(s);
+    };
+}
+
+static std::vector<Scenario> scenarios() {
+    return {
+        {"pin-evict", 2, 2, {0, 1}, {{"R", reads(1, 2)}, {"L", reads(2)}}},
+        {"pin-evict-hot", 1, 1, {0}, {{"R", reads(0, 2)}, {"L", reads(2)}}},
+        {"write-pin", 3, 3, {0}, {{"W", writes(0, 2)}, {"R", reads(0, 2)}}},
+        {"write-evict", 2, 2, {0}, {{"W", writes(0)}, {"L", reads(2)}}},
+        {"write-write", 3, 3, {0}, {{"W", writes(0)}, {"V", writes(0)}}},
+        {"load-load", 2, 2, {}, {{"L", reads(0)}, {"M", reads(0)}}},
+        {"load-load-evict", 1, 1, {1}, {{"L", reads(0)}, {"M", reads(0)}}},
+        {"flush-write", 3, 3, {0}, {{"W", writes(0, 2)}, {"F", flushes()}}},
+        {"flush-log", 3, 3, {0}, {{"W", writes(0, 2)}, {"F", flushes(1)}}},
+        {"flush-flush", 3, 3, {0}, {{"W", writes(0, 2)}, {"F", flushes()}, {"G", flushes()}}},
+        {"flush-evict", 2, 2, {0}, {{"W", writes(0)}, {"F", flushes()}, {"L", reads(2)}}},
+        {"retire-pin", 2, 2, {0}, {{"W", writes(0, 3)}, {"R", reads(0)}}},
+        {"move-pin", 3, 3, {0, 1}, {{"C", moves(1)}, {"R", reads(1, 2)}}},
+        {"move-write", 3, 3, {0, 1}, {{"C", moves(1)}, {"W", writes(1)}}},
+        {"move-evict", 2, 2, {0}, {{"C", moves(0)}, {"L", reads(2)}}},
+        {"move-flush", 3, 3, {0}, {{"W", writes(0)}, {"F", flushes()}, {"C", moves(0)}}},
+        {"checkpoint-move", 3, 3, {0}, {{"W", writes_and_checkpoints(0)}, {"C", moves(0)}}},
+        {"checkpoint-write", 3, 3, {0}, {{"W", writes(0, 2)}, {"K", checkpoints(0)}}},
+        {"checkpoint-log", 3, 3, {0}, {{"W", writes_and_checkpoints(0, 0)}, {"C", moves(0)}}},
+        {"move-move", 3, 3, {0}, {{"C", moves(0)}, {"D", moves(0)}}},
+        {"trim-load", 2, 2, {0, 1}, {{"T", shrinks(true)}, {"L", reads(2)}}},
+        {"trim-write", 3, 3, {0, 1}, {{"T", shrinks(true)}, {"W", writes(1)}}},
+        {"drop-pin", 2, 2, {0, 1}, {{"D", drops(0)}, {"R", reads(0)}}},
+        {"drop-flush", 2, 2, {0, 1}, {{"D", drops(1)}, {"F", flushes()}}},
+        {"drop-clean-write", 3, 3, {0}, {{"D", drops_clean()}, {"W", writes(0, 2)}}},
+        {"reap-load", 2, 2, {0}, {{"L", reads(2)}, {"X", reaps()}}},
+        {"reap-evict", 1, 1, {0}, {{"L", reads(2)}, {"X", reaps()}}},
+        {"reap-write", 3, 3, {0}, {{"W", writes(0)}, {"X", reaps()}}},
+        {"reap-move", 3, 3, {0}, {{"C", moves(0)}, {"X", reaps()}}},
+        {"reap-drop", 2, 2, {0}, {{"D", drops(0)}, {"X", reaps()}}},
+        {"reap-write-pin", 2, 2, {0}, {{"W", writes(0)}, {"R", reads(0)}, {"X", reaps()}}},
+        {"reap-flush", 3, 3, {0}, {{"W", writes(0)}, {"F", flushes()}, {"X", reaps()}}},
+        {"reap-reload", 1, 1, {0}, {{"L", reads(2)}, {"M", reads_both(0, 2)}, {"X", reaps()}}},
+        {"detach", 2, 2, {0}, {{"D", detaches(0)}, {"W", writes(0)}}},
+        {"three", 3, 3, {0, 1}, {{"R", reads(0)}, {"W", writes(0)}, {"L", reads(2)}}},
+    };
+}
+
+}  // namespace bp

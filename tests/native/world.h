@@ -1,0 +1,197 @@
+// The explorer's world: the segment, the kernel's model and the processes, each on a stack of its own; and how
+// one of them takes a step, or dies.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+namespace bp::model {
+void step();
+void point(const char* name);
+}
+#define BP_STEP() ::bp::model::step()
+#define BP_POINT(name) ::bp::model::point(name)
+
+#include "check.h"
+#include "operations.h"
+
+#ifndef __x86_64__
+#error "the explorer switches stacks in assembly: written for x86-64"
+#endif
+
+namespace bp {
+
+constexpr u32 PROCESSES = 4, FRAMES = 3, PAGES = 3, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
+constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (5 << 10) + 128;
+constexpr u64 DATA_AT = SEGMENT_BYTES - FRAMES * PAGE_BYTES;
+
+enum Life : u32 { UNUSED, READY, WAITING, DONE, DEAD };
+
+struct Process {
+    Life life;
+    bool timed_out;
+    const u32* word;  // waited on
+    u32 expected;
+    void* sp;
+    u32 arena_used;
+    u64 last_seen[PAGES];
+    Segment segment;
+    alignas(16) u8 arena[ARENA];
+};
+
+struct World {
+    alignas(64) u8 segment[SEGMENT_BYTES];
+    u8 plugged[FRAMES];
+    u8 byte_owner[16];  // process + 1
+    u64 store[PAGES][WORDS], intended[PAGES], done[PAGES], synced[PAGES];
+    u32 kills;
+    Process processes[PROCESSES];
+};
+
+alignas(4096) static World world;
+alignas(4096) static u8 stacks[PROCESSES][STACK];
+static int running = -1;
+static void* scheduler_sp;
+static u64 visited_states, ended_runs;
+static std::string trail;
+static bool telling;
+static int last_waits;  // of the process that looks at the end
+
+extern "C" void bp_switch(void** save, void* to);
+asm(R"(
+.text
+.globl bp_switch
+bp_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+
+[[noreturn]] static void violation(const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    printf("VIOLATION: ");
+    vprintf(format, args);
+    va_end(args);
+    printf("\nschedule: %s\n", trail.c_str());
+    fflush(stdout);
+    _Exit(1);
+}
+
+// ---- the kernel ----------------------------------------------------------------
+
+namespace model {
+
+void point(const char* name) {
+    if (telling && running >= 0) printf("  %d %s\n", running, name);
+}
+
+void step() {
+    if (running < 0) return;
+    bp_switch(&world.processes[running].sp, scheduler_sp);
+}
+
+int lock_byte(int process, long at) {
+    u8& owner = world.byte_owner[at - LOCKS_AT];
+    if (owner && owner != process + 1) return -EAGAIN;
+    owner = u8(process + 1);
+    return 0;
+}
+void unlock_byte(int process, long at) {
+    u8& owner = world.byte_owner[at - LOCKS_AT];
+    if (owner == process + 1) owner = 0;
+}
+bool byte_is_locked(int process, long at) {
+    u8 owner = world.byte_owner[at - LOCKS_AT];
+    return owner && owner != process + 1;
+}
+
+static void set_memory(u64 offset, u64 bytes, u8 value) {
+    if (offset < DATA_AT) return;
+    for (u64 f = (offset - DATA_AT) / PAGE_BYTES; f < (offset - DATA_AT + bytes) / PAGE_BYTES; f++) {
+        world.plugged[f] = value;
+        if (!value) memset(world.segment + DATA_AT + f * PAGE_BYTES, 0, PAGE_BYTES);
+    }
+}
+void plug(u64 offset, u64 bytes) { set_memory(offset, bytes, 1); }
+void punch(u64 offset, u64 bytes) { set_memory(offset, bytes, 0); }
+
+void require_memory(const void* at) {
+    auto p = static_cast<const u8*>(at);
+    if (p < world.segment + DATA_AT || p >= world.segment + SEGMENT_BYTES) return;
+    if (!world.plugged[u64(p - world.segment - DATA_AT) / PAGE_BYTES]) violation("a frame without memory was touched");
+}
+
+int futex_wait(const void* word, u32 expected) {
+    if (running < 0) {  // the last process waits for nobody but the dead
+        if (++last_waits > 1000) violation("the last process waits for ever");
+        return -ETIMEDOUT;
+    }
+    Process& p = world.processes[running];
+    p.word = static_cast<const u32*>(word);
+    p.expected = expected;
+    p.life = WAITING;
+    p.timed_out = false;
+    step();
+    return p.timed_out ? -ETIMEDOUT : 0;
+}
+
+}  // namespace model
+
+// ---- processes -------------------------------------------------------------------
+
+using Program = std::function<void(Segment&, Process&)>;
+static Program programs[PROCESSES];
+static const char* program_names[PROCESSES];
+
+static void run_program() {
+    Process& p = world.processes[running];
+    programs[running](p.segment, p);
+    p.life = DONE;
+    model::step();
+    abort();  // a process that is done is never resumed
+}
+
+static void prepare(int i, const char* name, Program program) {
+    programs[i] = std::move(program);
+    program_names[i] = name;
+    auto top = reinterpret_cast<void**>(stacks[i] + STACK);
+    memset(stacks[i], 0, STACK);
+    *--top = nullptr;  // alignment: as after a call
+    *--top = reinterpret_cast<void*>(run_program);
+    for (int r = 0; r < 6; r++) *--top = nullptr;
+    world.processes[i].sp = top;
+    world.processes[i].life = READY;
+}
+
+static void resume(int i) {
+    running = i;
+    bp_switch(&scheduler_sp, world.processes[i].sp);
+    running = -1;
+}
+
+static void kill(int i) {
+    world.processes[i].life = DEAD;
+    world.kills++;
+    for (u8& owner : world.byte_owner)
+        if (owner == i + 1) owner = 0;
+}
+
+}  // namespace bp
