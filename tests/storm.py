@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import bufferpool as bp
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests import deaths
 from tests.storm_worker import (
     FILE_PAGES,
     HALF,
@@ -57,26 +58,18 @@ HANGS_S = 20.0  # longer in one operation: it hangs
 
 
 @dataclass
-class Report:
-    kills: int = 0
+class Report(deaths.Report):
     signals: dict[str, int] = field(default_factory=dict)
     started: int = 0
     pauses: int = 0
     operations: int = 0
     refused: dict[str, int] = field(default_factory=dict)
-    verified: int = 0
     lost: int = 0
     leaked: int = 0
     broken: int = 0
     hung: int = 0
     longest_stall_s: float = 0.0
     stalls: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    findings: list[str] = field(default_factory=list)
-
-    @property
-    def clean(self) -> bool:
-        return not (self.lost or self.leaked or self.broken or self.hung)
 
 
 class Storm:
@@ -293,9 +286,9 @@ class Storm:
         self.ledger.intended[FILE_PAGES:] = 0
 
     def run(self, seconds: float, kills: int) -> Report:
-        report, begin = self.report, time.monotonic()
+        report = self.report
         try:
-            while report.clean and (time.monotonic() < begin + seconds or report.kills < kills):
+            while report.clean and (time.monotonic() < report.began + seconds or report.kills < kills):
                 self.blow(self.random.uniform(1, 4))
                 self.audit()
                 self.look_for_errors()
@@ -305,7 +298,6 @@ class Storm:
                     os.killpg(self.group, signal.SIGKILL)
             if report.clean:
                 os.unlink(f"/dev/shm/{self.name}")
-        report.seconds = time.monotonic() - begin
         report.operations = int(self.ledger.ops.sum())
         refused = self.ledger.refused.sum(axis=0).tolist()
         report.refused = {kind.__name__: n for kind, n in zip(LEGAL, refused, strict=True)}
@@ -327,24 +319,16 @@ def storm(seconds: float = 0, kills: int = 0, seed: int = 1) -> Report:
     return report
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = deaths.arguments(__doc__)
     parser.add_argument("--seconds", type=float, default=0)
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         directory, name, row, seed = args.worker
         guarded(Path(directory), work, directory, name, int(row), int(seed))
-    report = storm(args.seconds, args.kills, args.seed)
-    for key, value in asdict(report).items():
-        if key not in ("findings",):
-            print(f"{key:16} {value}")
-    for finding in report.findings:
-        print(finding)
-    return 0 if report.clean else 1
+    storm(args.seconds, args.kills, args.seed).tell()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,10 +6,8 @@
 Prints a report as JSON; ends with 1 if anything was lost, or hung.
 """
 
-import argparse
 import contextlib
 import faulthandler
-import json
 import os
 import random
 import re
@@ -21,13 +19,14 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from tests import deaths
 from tests.toydb import bank
 from toydb import points
 from toydb.log import SEGMENT_BYTES, Log
@@ -41,8 +40,7 @@ ROUNDS_PER_BANK = 12
 
 
 @dataclass
-class Report:
-    kills: int = 0
+class Report(deaths.Report):
     at_points: dict[str, int] = field(default_factory=dict)
     at_random: int = 0
     pools_lost: int = 0
@@ -50,10 +48,6 @@ class Report:
     log_bytes_cut: int = 0
     pages_torn: int = 0
     commits: int = 0
-    verified: int = 0
-    too_old: int = 0
-    findings: list[str] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 class Arena:
@@ -328,23 +322,19 @@ def kill_some(arena: Arena, rng: random.Random, what: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = deaths.arguments(__doc__)
     parser.add_argument("--points", action="store_true", help="a death at each named point")
     parser.add_argument("--counts", type=int, nargs="*", default=[1, 3], help="at the how-manieth time")
     parser.add_argument("--only", help="one point")
-    parser.add_argument("--kills", type=int, default=0, help="deaths at random moments")
-    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    report, start = Report(), time.monotonic()
+    report = Report()
     if args.only:
         POINTS[:] = [args.only]
     if args.points:
         kill_at_points(report, tuple(args.counts), args.seed)
     if args.kills:
         kill_at_random(report, args.kills, args.seed)
-    report.seconds = round(time.monotonic() - start, 1)
-    print(json.dumps(asdict(report), indent=1))
-    sys.exit(bool(report.findings))
+    report.tell()
 
 
 if __name__ == "__main__":

@@ -1,30 +1,12 @@
 """The engine's processes are killed: at each named point, at random, all at once, with the pool, with the power."""
 
-import json
-import subprocess
-import sys
-from typing import Any
-
 import pytest
 
+from tests import deaths
 from tests.conftest import ROOT
 from tests.toydb.kills import POINTS
 
-
-def run(*args: str, timeout: float) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "toydb" / "kills.py"), *args],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    report: dict[str, Any] = json.loads(done.stdout)
-    assert report["findings"] == [], "\n".join(report["findings"])
-    assert done.returncode == 0, done.stderr
-    return report
+KILLS = ROOT / "tests" / "toydb" / "kills.py"
 
 
 def test_points_are_found() -> None:
@@ -32,14 +14,14 @@ def test_points_are_found() -> None:
 
 
 def test_a_death_at_each_point() -> None:
-    report = run("--points", "--counts", "1", "4", timeout=300)
+    report = deaths.run(KILLS, "--points", "--counts", "1", "4", timeout=300)
     assert set(report["at_points"]) == set(POINTS)
     assert report["verified"] == 2 * len(POINTS)
     assert report["power_failures"] > 5
 
 
 def test_deaths_at_random() -> None:
-    report = run("--kills", "200", timeout=300)
+    report = deaths.run(KILLS, "--kills", "200", timeout=300)
     assert report["kills"] >= 200
     assert report["commits"] > 200
     assert report["verified"] > 5
@@ -48,11 +30,11 @@ def test_deaths_at_random() -> None:
 @pytest.mark.soak
 def test_deaths_at_each_point_many_times() -> None:
     for seed in range(4):
-        report = run("--points", "--counts", "1", "2", "3", "5", "8", "--seed", str(100 * seed), timeout=1800)
+        report = deaths.run(KILLS, "--points", "--counts", "1", "2", "3", "5", "8", "--seed", str(100 * seed), timeout=1800)
         assert set(report["at_points"]) == set(POINTS)
 
 
 @pytest.mark.soak
 def test_deaths_at_random_by_the_thousand() -> None:
-    report = run("--kills", "5000", "--seed", "7", timeout=3600)
+    report = deaths.run(KILLS, "--kills", "5000", "--seed", "7", timeout=3600)
     assert report["kills"] >= 5000
