@@ -312,3 +312,40 @@ def test_a_child_that_a_signal_ends_leaves_nothing(pool, signum):
     pool.reap()
     assert pool.stats().clients == 1
     assert pins(pool) == 0
+
+
+# ---- a fork in the loader ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["parent", "child"])
+def test_a_loader_that_forks_and_returns_twice_loads_for_its_own_process(pool, first):
+    """The load is the parent's; the child, which returns from the same loader, waits for that."""
+    children, (read, write) = [], os.pipe()
+
+    def loader(page_no, out):
+        if page_no == 3:
+            pid = os.fork()
+            children.extend([pid] if pid else [])
+            if bool(pid) == (first == "parent"):
+                os.write(write, b".")
+            else:
+                assert os.read(read, 1) == b"."
+        out[:] = page_no
+
+    space = pool.open_derived("made", 8, loader)
+    outer = pool.open_derived("outer", 8, lambda page_no, out: out.__setitem__(slice(None), int(space[3][0]) + 1))
+    parent, code = os.getpid(), 1
+    try:
+        code = 0 if int(outer[0][0]) == 4 and [int(space[n][0]) for n in range(8)] == list(range(8)) else 2
+    finally:
+        if os.getpid() != parent:
+            os._exit(code)
+    assert code == 0
+    _, status = os.waitpid(children[0], 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    pool.reap()
+    assert pool.stats().frames["live"] == 9, "a frame that no page has"
+    assert pool.stats().clients == 1
+    assert pins(pool) == 0
+    for end in (read, write):
+        os.close(end)

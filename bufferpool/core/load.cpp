@@ -83,7 +83,7 @@ int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
               "another process: let loaders ask for pages in one direction only", (unsigned long long)page_no);
         return -1;
     }
-    if (check_signals() < 0) return -1;
+    if (check_signals() < 0 || !opened(sp->seg)) return -1;
     if (deadline_ns && prim::now_ns() > deadline_ns) {
         raise("WaitTimeout", "page %llu: client %u has had it for longer than the timeout; pool.clients() says who that is",
               (unsigned long long)page_no, entry::owner(e));
@@ -96,14 +96,14 @@ int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing) {
 // raises. 0: try again.
 int make_room(SegmentObject* seg, Status status, const FrameRequest& want) {
     Busy busy(seg);
-    if (status == Status::INTERRUPTED) return check_signals();
+    if (status == Status::INTERRUPTED) return check_signals() < 0 || !opened(seg) ? -1 : 0;
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return raise_status(status, nullptr, 0), -1;
     seg->s->counters().wait_frame.add_relaxed(1);
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
     PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIII", what, want.tally.pinned, want.tally.dirty, want.tally.busy);
     if (!r) return -1;
     Py_DECREF(r);
-    return 0;
+    return opened(seg) ? 0 : -1;  // a store's code may have forked, and the child found no slot
 }
 
 // ---- loading -------------------------------------------------------------------
@@ -182,6 +182,8 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
     if (!op.valid()) return make_room(sp->seg, op.why_not(), FrameRequest{});
     Status status = begin_load(s, op.intent(), page);
     if (status != Status::ABSENT) return 0;
+    // The loader, or a store that is written to make room, may fork, and the child come back here: the load is its parent's.
+    auto forked = [sp, forks = sp->seg->forks] { return sp->seg->forks != forks; };
     u32 f = NONE;
     PyObject *bytes = nullptr, *filled = nullptr;
     int repaired = 0;  // the store has something else: dirty, so that a flush mends it
@@ -194,7 +196,7 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
         ok = false;
     }
     FrameRequest want{page, access.once};
-    while (ok) {
+    while (ok && !forked()) {
         {
             Released unlocked(sp->seg);
             status = take_frame(s, op.intent(), want, f);
@@ -203,7 +205,10 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
         f = NONE;
         ok = make_room(sp->seg, status, want) == 0;
     }
-    if (ok) {
+    if (forked()) {
+        op.release();
+        if (!PyErr_Occurred()) opened(sp->seg);
+    } else if (ok) {
         memcpy(s.page_data(f), view.buf, s.g.page_size);
         finish_load(s, op.intent(), page, f, Image{.dirty = repaired != 0});
         s.counters().loads.add_relaxed(1);
@@ -216,7 +221,7 @@ static int load_python(SpaceObject* sp, u64 page_no, Access access, u32& frame, 
     }
     if (view.obj) PyBuffer_Release(&view);
     Py_XDECREF(filled);
-    return ok || !PyErr_Occurred() ? 0 : -1;
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 // Pins a page, loading it if need be. 0, or -1 with an exception.

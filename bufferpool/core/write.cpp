@@ -151,6 +151,11 @@ static void raise_removed(WriteObject* w) {
           (unsigned long long)w->page_no);
 }
 
+static PyObject* raise_parents(WriteObject* w) {
+    return raise("WrongProcess", "page %llu is being written by the parent process; in a forked child open a write of its own",
+                 (unsigned long long)w->page_no);
+}
+
 // A new page: ABSENT -> LOADING(me) -> RESIDENT(dirty). False: it is there
 // already (somebody read zeros in its place): write it instead. -1 on error.
 static int publish_new(WriteObject* w, const void* bytes, Image image) {
@@ -185,6 +190,7 @@ static int publish_new(WriteObject* w, const void* bytes, Image image) {
         }
         if (removed) return raise_removed(w), -1;
         if (status == Status::WAIT ? wait_for(sp, w->page_no, 0, false) < 0 : make_room(sp->seg, status, want) < 0) return -1;
+        if (!is_ours(w)) return raise_parents(w), -1;
     }
 }
 
@@ -206,6 +212,7 @@ static int publish_page(WriteObject* w, const void* bytes, Image image) {
         }
         if (status == Status::OK) return 0;
         if (make_room(sp->seg, status, want) < 0) return -1;
+        if (!is_ours(w)) return raise_parents(w), -1;
     }
 }
 
@@ -245,7 +252,7 @@ static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n)
         write_abort(w);
         if (failing) Py_RETURN_NONE;
         if (!w->space->seg->s) return raise("PoolClosed", "the pool was closed while page %llu was being written; nothing is published", (unsigned long long)w->page_no);
-        return raise("WrongProcess", "page %llu is being written by the parent process; in a forked child open a write of its own", (unsigned long long)w->page_no);
+        return raise_parents(w);
     }
     if (failing || write_publish(w) < 0) {
         write_abort(w);
