@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bufferpool import events, inspect, segment
-from bufferpool.errors import PoolExhausted, StoreError
+from bufferpool.errors import PoolExhausted, StoreError, WouldDeadlock
 from bufferpool.events import What, Why
 from bufferpool.flush import can_write, flush_space, sync_log
 
@@ -36,7 +36,7 @@ def reason(name: str) -> int:
     return inspect.REASONS.index(name)
 
 
-def flush_what_can(pool: "Pool", *, foreground: bool = False) -> tuple[int, StoreError | None]:
+def flush_what_can(pool: "Pool", *, foreground: bool = False) -> tuple[int, StoreError | WouldDeadlock | None]:
     """Flushes every space whose store this process can reach: (pages, the first error)."""
     written, failed = 0, None
     for record in pool._seg.spaces():
@@ -44,7 +44,7 @@ def flush_what_can(pool: "Pool", *, foreground: bool = False) -> tuple[int, Stor
             continue
         try:
             written += flush_space(pool, record, pool.durable_lsn, foreground=foreground)
-        except StoreError as error:  # another space may do: raised by the caller if none does
+        except (StoreError, WouldDeadlock) as error:  # another space may do: raised by the caller if none does
             failed = failed or error
     return written, failed
 

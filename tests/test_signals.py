@@ -13,7 +13,7 @@ import pytest
 import bufferpool as bp
 
 from . import fuzz_damage
-from .conftest import WAIT, stamp, wait_until
+from .conftest import WAIT, run_python, stamp, wait_until
 
 MEMORY_LOCK, DIRECTORY_LOCK = (fuzz_damage.HEADER[f"{name}.word"][0] for name in ("memory", "directory"))
 
@@ -187,3 +187,44 @@ def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, atta
     pool.reap()
     pool.scratch("another", 4)
     assert "theirs" not in [record["name"] for record in pool._seg.spaces()]
+
+
+_AGAIN = """
+import faulthandler, os, signal, sys
+import bufferpool as bp
+from tests.memory_store import Memory
+faulthandler.dump_traceback_later(20, exit=True)
+pool = bp.Pool.create(sys.argv[1], "1MiB", page_size=4096)
+told, doing = [], []
+class Interrupted(Memory):
+    def write_from(self, offset, buffer):
+        signal.raise_signal(signal.SIGUSR1)  # its handler runs before the next bytecode
+        return super().write_from(offset, buffer)
+    def size(self):
+        if doing:
+            signal.raise_signal(signal.SIGUSR1)
+        return super().size()
+def handler(*_):
+    try:
+        told.append(doing[0]())
+    except Exception as error:
+        told.append(type(error).__name__)
+signal.signal(signal.SIGUSR1, handler)
+space = pool.open_store("store", Interrupted(8))
+for what in (pool.flush, space.flush, space.remove, pool.check, lambda: pool.trim(bytes=4096) >= 4096, lambda: int(space[5][0]) >= 0):
+    with space.write(3) as page:
+        page[:] = 1
+    doing[:] = [what]
+    assert pool.flush() == 1
+doing[:] = [lambda: len(pool.scratch("inner", 4))]
+pool.open_store("another", Interrupted(8))
+print(told, pool.check())
+"""
+
+
+def test_what_a_handler_asks_for_in_the_midst_of_the_same_is_refused_not_waited_for(pool_name):
+    """A SIGTERM handler that flushes may come while its thread is flushing: that would wait for itself."""
+    done = run_python(_AGAIN, pool_name)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    told = ["WouldDeadlock", "WouldDeadlock", "WouldDeadlock", [], True, True, "WouldDeadlock"]
+    assert done.stdout.strip() == f"{told} []"

@@ -11,8 +11,10 @@ struct HeldObject {
     PyObject_HEAD
     SegmentObject* seg;  // null once let go
     u32 forks;           // a forked child does not let go of what its parent holds
-    LockWord* lock;      // null: the directory
+    LockWord* lock;
+    u64 thread;          // that took it
     bool interrupted;    // the last flush of this space did not end
+    HeldObject* next;    // of all that are held
 };
 
 struct BatchObject {
@@ -28,6 +30,19 @@ static bool is_ours(SegmentObject* seg, u32 forks) { return seg->s && seg->s->me
 
 // ---- locks -----------------------------------------------------------------------
 
+static HeldObject* all_held;
+
+// Has this thread the lock already, in a frame further out (a signal's handler, or a store, asked for it again)?
+// A forked child has none of its parent's.
+static bool raise_held(SegmentObject* seg, LockWord& lock, const char* what) {
+    for (HeldObject* held = all_held; held; held = held->next)
+        if (held->lock == &lock && held->forks == seg->forks && held->thread == this_thread()) {
+            raise("WouldDeadlock", "this thread is %s already; a signal's handler, or a store, that is called meanwhile cannot do it again", what);
+            return true;
+        }
+    return false;
+}
+
 static PyObject* new_held(SegmentObject* seg, LockWord* lock, bool interrupted) {
     auto held = PyObject_New(HeldObject, &HeldType);
     if (!held) return nullptr;
@@ -35,7 +50,10 @@ static PyObject* new_held(SegmentObject* seg, LockWord* lock, bool interrupted) 
     Py_INCREF(seg);
     held->forks = seg->forks;
     held->lock = lock;
+    held->thread = this_thread();
     held->interrupted = interrupted;
+    held->next = all_held;
+    all_held = held;
     seg->active++;
     return reinterpret_cast<PyObject*>(held);
 }
@@ -44,12 +62,15 @@ static void let_go(HeldObject* held) {
     SegmentObject* seg = held->seg;
     if (!seg) return;
     held->seg = nullptr;
+    HeldObject** at = &all_held;
+    while (*at != held) at = &(*at)->next;
+    *at = held->next;
     if (is_ours(seg, held->forks)) {
         Busy busy(seg);
         seg->active--;
         Released unlocked(seg);
-        if (held->lock) release(*seg->s, *held->lock);
-        else leave_directory(*seg->s);
+        if (held->lock == &seg->s->header->directory) leave_directory(*seg->s);
+        else release(*seg->s, *held->lock);
     }
     Py_DECREF(seg);
 }
@@ -71,14 +92,14 @@ static void held_dealloc(HeldObject* held) {
 // lock_directory() -> Held
 static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
     Segment* s = opened(S(self));
-    if (!s) return nullptr;
+    if (!s || raise_held(S(self), s->header->directory, "opening or removing a space")) return nullptr;
     bool ok;
     {
         Released unlocked(S(self));
         ok = lock_directory(*s);
     }
     if (!ok) return raise_interrupted("the directory of spaces");
-    PyObject* held = new_held(S(self), nullptr, false);
+    PyObject* held = new_held(S(self), &s->header->directory, false);
     if (!held) leave_directory(*s);
     return held;
 }
@@ -90,6 +111,7 @@ static PyObject* segment_lock_flush(PyObject* self, PyObject* arg) {
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     SpaceSlot& slot = s->spaces[i];
+    if (raise_held(S(self), slot.flush_lock, "flushing this space")) return nullptr;
     Acquired a;
     {
         Released unlocked(S(self));
