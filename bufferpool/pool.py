@@ -256,8 +256,9 @@ class Pool(Attachment, Inspection):
         try:
             self.stop_steward()
         finally:
-            while self._warming:
-                self._warming.pop().join()
+            for warming in self._warming:
+                warming.join()
+            self._warming = []
 
     # ---- memory -------------------------------------------------------------------
 

@@ -7,14 +7,18 @@ written, not pages. The file is a numpy ``.npz``: ``spaces`` (JSON: name, kind a
 """
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
+import re
+import secrets
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -45,27 +49,63 @@ def save_working_set(pool: "Pool", path: str | os.PathLike[str]) -> int:
     spaces = [
         {"name": r["name"], "kind": Kind(r["kind"]).name, "path": r["path"], "flags": r["flags"]} for r in records
     ]
-    where = os.fspath(path)
-    draft = f"{where}.{os.getpid()}.{threading.get_ident()}.part"
-    try:
-        with open(draft, "wb") as file:
-            np.savez_compressed(
-                file,
-                format=np.uint32(FORMAT),
-                page_size=np.uint32(pool.page_size),
-                spaces=np.frombuffer(json.dumps(spaces).encode(), np.uint8),
-                space=number[frames["space"]],
-                page=frames["page_no"].astype(np.uint32),
-                hot=np.uint32(np.count_nonzero(frames["hot"])),
-            )
+    image = io.BytesIO()
+    np.savez_compressed(
+        image,
+        format=np.uint32(FORMAT),
+        page_size=np.uint32(pool.page_size),
+        spaces=np.frombuffer(json.dumps(spaces).encode(), np.uint8),
+        space=number[frames["space"]],
+        page=frames["page_no"].astype(np.uint32),
+        hot=np.uint32(np.count_nonzero(frames["hot"])),
+    )
+    _replace(os.fspath(path), image.getbuffer())
+    return len(frames)
+
+
+def _replace(where: str, image: memoryview) -> None:
+    """Puts a file in the place of another: whoever reads finds the old one or the new one, whole."""
+    # 1. Written beside; what is left of savers that were killed goes first, it may be what fills the disk.
+    with _draft(where) as file:
+        try:
+            _clear(where)
+            file.write(image)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, where)  # whoever reads finds the old file or the new one, whole
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        raise
-    return len(frames)
+            # 2. Renamed.
+            os.replace(file.name, where)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file.name)
+            raise
+
+
+def _draft(where: str) -> BinaryIO:
+    """A file beside, of a name that nobody else has, and locked for as long as it is open."""
+    for _ in range(16):
+        file = open(f"{where}.{secrets.token_hex(4)}.part", "xb")  # noqa: SIM115 - the caller closes it
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(file.name):
+                return file
+        file.close()  # another saver took it for a leftover before it was locked, and removes it
+    raise OSError(errno.EAGAIN, "others remove every draft of it", where)
+
+
+def _clear(where: str) -> None:
+    """Removes the drafts that nobody writes: their savers were killed, and the kernel has dropped their locks."""
+    folder, name = os.path.split(os.path.abspath(where))
+    draft = re.compile(re.escape(name) + r"\.[0-9a-f]{8}\.part")
+    with contextlib.suppress(PermissionError):  # a folder that cannot be listed keeps them
+        for found in filter(draft.fullmatch, os.listdir(folder)):
+            path = os.path.join(folder, found)
+            with contextlib.suppress(OSError):  # being written, gone already, or not ours to remove
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+                finally:
+                    os.close(fd)
 
 
 @dataclass(frozen=True)
@@ -119,12 +159,15 @@ class WarmUp:
     """Spaces whose pages could not be loaded, and why."""
     error: BaseException | None = None
     _stop: threading.Event = field(default_factory=threading.Event)
+    # Not the thread's own join(): where a signal interrupts that, CPython 3.11 takes the thread for ended.
+    _ended: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _pid: int = field(default_factory=os.getpid)
 
     @property
     def finished(self) -> bool:
-        """Whether the thread has ended."""
-        return self._thread is None or not self._thread.is_alive()
+        """Whether it has ended; in a forked child it has, for the thread is the parent's."""
+        return self._ended.is_set() or self._pid != os.getpid()
 
     def cancel(self) -> None:
         """Ends it after the pages that are being read."""
@@ -133,12 +176,17 @@ class WarmUp:
     def join(self) -> None:
         """Waits until it has ended, however."""
         if self._thread is not None and self._thread is not threading.current_thread():
+            if not self.finished:
+                self._ended.wait()
             self._thread.join()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Waits until it has ended; whether it has. Raises what ended it early, if something did."""
-        if self._thread is not None:
-            self._thread.join(timeout)
+        """Waits until it has ended, for ``timeout`` seconds at most; whether it has.
+
+        Raises what ended it early, if something did.
+        """
+        if not self.finished:
+            self._ended.wait(timeout)
         if self.error is not None:
             raise self.error
         return self.finished
@@ -173,10 +221,12 @@ def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterabl
                     work.done += len(mine)
         except BaseException as error:  # noqa: BLE001 - not swallowed: wait() raises it
             work.error = error
+        finally:
+            work._ended.set()
 
     work._thread = threading.Thread(target=run, name=f"warm-up of {pool.name}", daemon=True)
-    pool._warming = [earlier for earlier in pool._warming if not earlier.finished] + [work]
     work._thread.start()
+    pool._warming = [earlier for earlier in pool._warming if not earlier.finished] + [work]
     return work
 
 

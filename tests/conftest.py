@@ -91,6 +91,12 @@ def wait_until(holds: Callable[[], bool], what: str, timeout: float = WAIT) -> N
         time.sleep(0.005)
 
 
+def read(space: bp.Space, pages: Iterable[int]) -> None:
+    """References each page once."""
+    for n in pages:
+        assert space[int(n)].size
+
+
 # ---- pools ---------------------------------------------------------------------------
 
 

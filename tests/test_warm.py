@@ -1,4 +1,4 @@
-"""The working set, saved and loaded: order, damage, what has gone since, and whether it pays."""
+"""The working set, loaded: damage, what has gone since, interruptions, and whether it pays."""
 
 import json
 import os
@@ -12,89 +12,13 @@ import bufferpool as bp
 from bufferpool import warm
 from bufferpool.errors import WorkingSetError
 from bufferpool.inspect import FrameState
-from tests.conftest import PAGE, WAIT, run_python, stamp, wait_until
+from tests.conftest import PAGE, WAIT, read, stamp, wait_until
 
 
 def resident(pool, space):
     frames = pool.frames()
     live = frames[(frames["state"] == FrameState.LIVE) & (frames["space"] == space.index)]
     return set(live["page_no"].tolist())
-
-
-def read(space, pages):
-    for n in pages:
-        assert space[int(n)].size
-
-
-# ---- saving ---------------------------------------------------------------------------------------
-
-
-def test_what_is_resident_is_saved_hottest_first_in_a_few_bytes(pool, data_file, tmp_path):
-    one, two = pool.open_file(data_file(40), name="one"), pool.open_file(data_file(40), name="two")
-    work = pool.scratch("work", 4)
-    with work.write(0) as page:
-        page[:] = 1
-    read(one, range(20))
-    read(two, range(10, 30))
-    path = tmp_path / "set"
-    assert pool.save_working_set(path) == 40  # without the scratch page
-    saved = warm.read_working_set(path)
-    assert [s["name"] for s in saved.spaces] == ["one", "two"]
-    assert saved.page_size == PAGE
-    found = {(int(s), int(p)) for s, p in zip(saved.space, saved.page, strict=True)}
-    assert found == {(0, n) for n in range(20)} | {(1, n) for n in range(10, 30)}
-    frames = pool.frames()
-    hot = {(int(f["space"]) - one.index, int(f["page_no"])) for f in frames[frames["hot"]] if f["space"] != work.index}
-    first = {(int(s), int(p)) for s, p in zip(saved.space[: saved.hot], saved.page[: saved.hot], strict=True)}
-    assert first == hot
-    assert path.stat().st_size < 40 * 5 + 2000
-    assert os.listdir(tmp_path).count("set") == 1
-
-
-def test_an_empty_pool_and_a_read_only_client(pool, tmp_path, data_file):
-    assert pool.save_working_set(tmp_path / "set") == 0
-    work = pool.load_working_set(tmp_path / "set")
-    assert work.wait(WAIT)
-    assert (work.total, work.done, work.loaded) == (0, 0, 0)
-    read(pool.open_file(data_file(10)), range(10))
-    with bp.Pool.attach(pool.name, mode="r") as other:
-        assert other.save_working_set(tmp_path / "set") == 10
-
-
-_SAVE = """
-import os, signal, sys, bufferpool as bp
-pool = bp.Pool.attach(sys.argv[1])
-when = sys.argv[3]
-real = getattr(os, when)
-def die(*args):
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(os, when, die)
-pool.save_working_set(sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("when", ["fsync", "replace"])
-def test_killed_while_saving_the_file_is_the_old_one_as_a_whole(pool, data_file, tmp_path, when):
-    table = pool.open_file(data_file(40))
-    read(table, range(10))
-    path = tmp_path / "set"
-    pool.save_working_set(path)
-    read(table, range(10, 40))
-    assert run_python(_SAVE, pool.name, str(path), when).returncode == -signal.SIGKILL
-    assert len(warm.read_working_set(path).page) == 10
-    assert pool.save_working_set(path) == 40
-
-
-def test_a_place_that_cannot_be_written_is_an_oserror_and_leaves_nothing(pool, tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
-        pool.save_working_set(tmp_path / "nowhere" / "set")
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError, match="taken"):
-        pool.save_working_set(tmp_path / "taken")
-    assert os.listdir(tmp_path) == ["taken"]
-
-
-# ---- loading --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -279,6 +203,65 @@ def test_progress_and_cancel(make_pool, tmp_path):
     assert work.wait(WAIT)
     assert work.done == work.loaded == len(seen) == 2 * warm.CHUNK_PAGES
     assert work.error is None
+
+
+class Interrupted(Exception):
+    """What a signal handler raises."""
+
+
+@pytest.mark.parametrize("how", ["wait", "join"])
+def test_an_interrupted_wait_is_no_end(make_pool, tmp_path, how):
+    """A thread's join() that a signal interrupts lets CPython 3.11 take the thread for ended."""
+    pool, gate = make_pool(), threading.Event()
+    table = pool.open_derived("made", 30, _make)
+    read(table, range(30))
+    pool.save_working_set(tmp_path / "set")
+    table.remove()
+    slow = pool.open_derived("made", 30, lambda n, out: gate.wait(WAIT))
+    work = pool.load_working_set(tmp_path / "set", [slow])
+
+    def interrupt(_number, _frame):
+        raise Interrupted
+
+    def wait():
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        getattr(work, how)()
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not work.finished
+    assert not work.wait(0.01)
+    gate.set()
+    pool.close()  # waits for it, though it was interrupted before
+    assert work.finished
+    assert (work.loaded, work.error) == (30, None)
+    assert not [t for t in threading.enumerate() if t.name.startswith("warm-up")]
+
+
+def test_a_forked_child_waits_for_no_load_of_its_parents(make_pool, tmp_path, child):
+    pool, gate = make_pool(), threading.Event()
+    table = pool.open_derived("made", 30, _make)
+    read(table, range(30))
+    pool.save_working_set(tmp_path / "set")
+    table.remove()
+    slow = pool.open_derived("made", 30, lambda n, out: gate.wait(WAIT))
+    work = pool.load_working_set(tmp_path / "set", [slow])
+    assert child(_look_and_close, pool, work, context="fork").result() == (True, True)
+    assert not work.finished
+    gate.set()
+    assert work.wait(WAIT)
+    assert work.loaded == 30
+
+
+def _look_and_close(pool, work):
+    seen = work.finished, work.wait()
+    pool.close()
+    return seen
 
 
 def test_closing_the_pool_ends_a_load(pool, tmp_path):
