@@ -6,23 +6,10 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
+from benchmarks.yardsticks import lru_misses
 
 TRACE = Path(bp.__file__).parent / "traces" / "tpcc.npz"
 PAGE = 4096
-
-
-def lru_misses(trace: np.ndarray, frames: int) -> int:
-    cache: dict[int, None] = {}
-    misses = 0
-    for page in trace.tolist():
-        if page in cache:
-            del cache[page]
-        else:
-            misses += 1
-            if len(cache) == frames:
-                del cache[next(iter(cache))]
-        cache[page] = None
-    return misses
 
 
 @pytest.fixture(scope="module")

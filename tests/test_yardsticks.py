@@ -7,15 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.yardsticks import fifo_misses, lru_misses, opt_misses
+
 from .conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture
-def yardsticks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return __import__("yardsticks")
 
 
 def best_misses(pages: tuple[int, ...], frames: int) -> int:
@@ -36,29 +32,29 @@ def best_misses(pages: tuple[int, ...], frames: int) -> int:
     return min(states.values())
 
 
-def test_opt_is_the_best_of_all_choices(yardsticks) -> None:
+def test_opt_is_the_best_of_all_choices() -> None:
     rng = np.random.default_rng(1)
     for _ in range(60):
         pages, frames = rng.integers(0, 7, 40), int(rng.integers(1, 6))
         best = best_misses(tuple(pages.tolist()), frames)
-        assert yardsticks.opt_misses(pages, frames) == best
-        assert yardsticks.lru_misses(pages, frames) >= best
-        assert yardsticks.fifo_misses(pages, frames) >= best
+        assert opt_misses(pages, frames) == best
+        assert lru_misses(pages, frames) >= best
+        assert fifo_misses(pages, frames) >= best
 
 
-def test_opt_clears_its_heap_on_the_way(yardsticks) -> None:
+def test_opt_clears_its_heap_on_the_way() -> None:
     loop = np.tile(np.arange(50), 400)
-    assert yardsticks.opt_misses(loop, 50) == 50
-    assert yardsticks.opt_misses(np.tile(np.arange(3), 4000), 2) == best_misses((0, 1, 2) * 4000, 2)
+    assert opt_misses(loop, 50) == 50
+    assert opt_misses(np.tile(np.arange(3), 4000), 2) == best_misses((0, 1, 2) * 4000, 2)
 
 
 @pytest.mark.parametrize(("published", "code"), [(None, 0), ("FIFO", 0), ("wrong", 1)])
-def test_the_benchmark_ends_by_its_bars(published: str | None, code: int, tmp_path: Path, yardsticks) -> None:
+def test_the_benchmark_ends_by_its_bars(published: str | None, code: int, tmp_path: Path) -> None:
     loop = np.tile(np.arange(200), 30)
     np.savez(tmp_path / "loop.npz", pages=loop)
     command = [sys.executable, str(BENCHMARKS / "policy.py"), str(tmp_path)]
     if published:
-        ratio = yardsticks.fifo_misses(loop, 100) / len(loop) - (0.01 if published == "wrong" else 0)
+        ratio = fifo_misses(loop, 100) / len(loop) - (0.01 if published == "wrong" else 0)
         (tmp_path / "figures.csv").write_text(f"trace,policy,cache_pages,miss_ratio\nloop,FIFO,100,{ratio:.6f}\n")
         command += ["--published", str(tmp_path / "figures.csv")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
