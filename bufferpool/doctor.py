@@ -184,7 +184,7 @@ def _memory(directory: str) -> Iterator[Finding]:
             "cgroup",
             f"memory limit {format_size(limit)}, below the {format_size(size)} of {directory}: "
             "pages of a pool count, and a pool that comes near gets its processes killed",
-            "keep the budget of all pools well below the limit, or raise it (memory.max)",
+            "keep the budget of all pools well below the limit, or raise it (memory.max; version 1: memory.limit_in_bytes)",
         )
     else:
         yield Finding(Level.OK, "cgroup", f"memory limit {format_size(limit)}")

@@ -49,7 +49,8 @@ def auto(reading: Reading, least: int, unit: int) -> Sizing:
         )
         if free is not None and size
     ]
-    there, why = min(limits)
+    tightest = min(limits)
+    there, why = tightest
     if there < least:
         raise SharedMemoryFull(
             f"{why}, and a pool needs {format_size(least)}: free some, raise the limit, or say capacity="
@@ -58,11 +59,9 @@ def auto(reading: Reading, least: int, unit: int) -> Sizing:
     def part(n: int) -> int:
         return max(least, there // n // unit * unit)
 
-    reasons = [text for _, text in limits]
-    if reading.cgroup_limit is None:
-        reasons.insert(0, "no memory cgroup limits this process")
-    reasons.append(
-        f"{why}, which is the least: the pool starts with 1/{START} of it, {format_size(part(START))}, "
-        f"and may have {format_size(part(LEAST))} to {format_size(part(MOST))}"
-    )
+    reasons = ["no memory cgroup limits this process"] if reading.cgroup_limit is None else []
+    reasons += [text for limit, text in limits if (limit, text) != tightest]
+    reasons.append(why if len(limits) == 1 else f"{why}, the least of these")
+    floor = f", but has {format_size(least)} at least" if there // LEAST < least else ""
+    reasons.append(f"a pool starts with 1/{START} of that and moves between 1/{LEAST} and 1/{MOST} of it{floor}")
     return Sizing(part(LEAST), part(START), part(MOST), tuple(reasons))

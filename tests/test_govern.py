@@ -5,11 +5,9 @@ import random
 
 import pytest
 
-from bufferpool.errors import SharedMemoryFull
 from bufferpool.events import Why
 from bufferpool.govern import Governor, Pool, Rules, room, shortage, worth
 from bufferpool.pressure import Reading
-from bufferpool.sizing import auto
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 8192
 CALM = Reading(
@@ -229,38 +227,3 @@ def test_the_pool_whose_bytes_earn_least_gives_first():
     assert third.decide(0, pool(), STALLED, steep, [0.0, 1.0, mine + 1]) is None
     assert third.decide(1.5, pool(), STALLED, steep, [0.0, 1.0, mine + 1]) is None  # two earn less
     assert third.decide(2.0, pool(), STALLED, steep, [0.0, 1.0, mine + 1]) is not None
-
-
-# ---- "auto" ---------------------------------------------------------------------------------------
-
-
-def test_auto_takes_a_quarter_of_what_the_tightest_limit_leaves():
-    reading = Reading(
-        cgroup_limit=2 * GIB,
-        cgroup_free=GIB,
-        shm_free=8 * GIB,
-        shm_size=16 * GIB,
-        machine_free=4 * GIB,
-        machine_size=16 * GIB,
-    )
-    sizing = auto(reading, 16 * MIB, 256 << 10)
-    assert (sizing.min_capacity, sizing.capacity, sizing.max_capacity) == (GIB // 32, GIB // 4, GIB // 2)
-    text = "\n".join(sizing.reasons)
-    for word in (
-        "the memory cgroup has 1.0 GiB free of 2.0 GiB",
-        "the tmpfs has 8.0 GiB",
-        "the machine has 4.0 GiB",
-        "1/4",
-    ):
-        assert word in text
-    without = auto(Reading(shm_free=GIB, shm_size=GIB, machine_free=4 * GIB, machine_size=4 * GIB), 16 * MIB, 1 << 18)
-    assert without.capacity == GIB // 4
-    assert "no memory cgroup limits this process" in without.reasons
-
-
-def test_auto_is_whole_extents_and_at_least_what_a_pool_needs():
-    sizing = auto(Reading(machine_free=100 * MIB + 12345, machine_size=GIB), 16 * MIB, 1 << 20)
-    assert sizing.min_capacity == 16 * MIB
-    assert sizing.capacity == 25 * MIB
-    with pytest.raises(SharedMemoryFull, match=r"the machine has 10\.0 MiB free"):
-        auto(Reading(machine_free=10 * MIB, machine_size=GIB), 16 * MIB, 1 << 20)

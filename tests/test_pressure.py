@@ -1,17 +1,14 @@
 """What the kernel says of memory: cgroups of both versions from files of our own, and this machine's real PSI."""
 
 import os
-import re
 import threading
 from pathlib import Path
 
 import pytest
 
-import bufferpool as bp
-from bufferpool import doctor, pressure, sizing
-from bufferpool.errors import NotTmpfs, SharedMemoryFull
-from bufferpool.pressure import Psi, Reading, Stall, SystemSource, cgroup_limit, cgroup_room, machine_memory, parse_psi
-from tests.conftest import PAGE, WAIT
+from bufferpool import pressure
+from bufferpool.pressure import Psi, Stall, SystemSource, cgroup_limit, cgroup_room, machine_memory, parse_psi
+from tests.conftest import WAIT
 
 MIB = 1 << 20
 TEXT = """some avg10=12.50 avg60=3.00 avg300=1.00 total=123456
@@ -177,62 +174,3 @@ def test_a_forked_child_has_none_of_the_sources_descriptors(source):
     os.close(read)
     os.close(write)
     assert source.triggered or source.read() is not None  # the parent's still work
-
-
-# ---- "auto", in pools ------------------------------------------------------------------------------
-
-FAKE = Reading(shm_free=1024 * MIB, shm_size=2048 * MIB, machine_free=512 * MIB, machine_size=4096 * MIB)
-
-
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr("bufferpool.attachment.look", lambda directory: FAKE)
-
-
-def sizes(pool):
-    stats = pool.stats()
-    return stats.min_bytes // MIB, stats.budget_bytes // MIB, stats.max_bytes // MIB
-
-
-def test_create_and_open_take_auto_by_default(pools, small):
-    pool = pools.create("auto")
-    assert sizes(pool) == (16, 128, 256)
-    name = pools.name()
-    opened = bp.Pool.open(name)
-    pools.pools.append(opened)
-    assert sizes(opened) == (16, 128, 256)
-
-
-def test_auto_keeps_to_bounds_that_are_given(pools, small):
-    assert sizes(pools.create("auto", max_capacity="64MiB")) == (16, 64, 64)
-    assert sizes(pools.create("auto", max_capacity="512MiB")) == (16, 128, 512)
-    assert sizes(pools.create("auto", min_capacity="192MiB")) == (192, 192, 256)
-    assert sizes(pools.create("auto", max_capacity="8MiB")) == (8, 8, 8)
-    with pytest.raises(ValueError, match="capacity"):
-        pools.create("auto", min_capacity="64MiB", max_capacity="32MiB")
-
-
-def test_auto_without_memory_is_a_typed_error(pools, monkeypatch):
-    monkeypatch.setattr("bufferpool.attachment.look", lambda directory: Reading(machine_free=MIB, machine_size=MIB))
-    with pytest.raises(SharedMemoryFull, match=r"a pool needs 16\.0 MiB"):
-        pools.create("auto")
-    monkeypatch.undo()
-    with pytest.raises(NotTmpfs):
-        bp.Pool.create(pools.name(), directory="/nowhere/at/all")
-
-
-def test_the_doctor_prints_the_reasoning(monkeypatch):
-    monkeypatch.setattr("bufferpool.doctor.look", lambda directory: FAKE)
-    (finding,) = [f for f in doctor.examine() if f.what == "auto size"]
-    assert finding.level is doctor.Level.OK
-    assert re.match(r"128\.0 MiB \(16\.0 MiB to 256\.0 MiB\): ", finding.text)
-    assert "the machine has 512.0 MiB free of 4.0 GiB" in finding.text
-    monkeypatch.setattr("bufferpool.doctor.look", lambda directory: Reading(machine_free=MIB, machine_size=MIB))
-    (finding,) = [f for f in doctor.examine() if f.what == "auto size"]
-    assert finding.level is doctor.Level.WARN
-    assert finding.remedy
-
-
-def test_a_real_look_is_a_real_size():
-    found = sizing.auto(sizing.look("/dev/shm"), PAGE, PAGE)
-    assert 0 < found.min_capacity <= found.capacity <= found.max_capacity
