@@ -7,7 +7,7 @@ another when it ends, whatever ends it. Each round has numbered phases:
 1. the dead are reaped;
 2. dirty pages are written, so that misses find clean frames and no page stays dirty for long;
 3. the budget follows the pressure and the miss-ratio curve (govern.py);
-4. pages that nobody has touched for long go back, if asked for;
+4. pages that nobody has touched for long go back, if asked for, and free frames that nobody has taken meanwhile;
 5. the working set is saved, if asked for.
 """
 
@@ -33,6 +33,7 @@ FLUSH_PAGES = 1024  # of one space and sync, at most
 LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
 SHRINK_BYTES = 64 << 20  # of one step, at most: it holds nobody up, and the next look comes soon
 AGAIN_S = 10.0  # trouble that goes on is an event so often
+MANY = 1 << 32  # more frames than there are
 STALE_S = 5.0  # a steward that has not looked for so long gives nothing
 
 
@@ -49,7 +50,7 @@ class Settings:
     pressure: bool = True
     """Whether the budget moves."""
     idle: float | None = None
-    """Pages that nobody has touched for so long go back. None: they stay."""
+    """Pages that nobody has touched for so long go back, and free frames that nobody takes. None: they stay."""
     working_set: str | os.PathLike[str] | None = None
     """Where the working set is saved; see :func:`bufferpool.warm.save_working_set`."""
     working_set_every: float = 300.0
@@ -111,6 +112,7 @@ class Steward:
         self._worth = 0.0
         self._last = govern.Decision(0, Why.ASKED, 0.0)
         self._idle_at = self._saved_at = time.monotonic()
+        self._least_free = MANY  # frames, in any round since the last look for idle pages
         self._told_at: dict[What, float] = {}
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
@@ -166,6 +168,7 @@ class Steward:
         if not self.leads:
             return
         if not before:
+            self._idle_at, self._least_free = time.monotonic(), MANY
             events.post(self.pool, What.STEWARD, Why.DIED if predecessor else Why.ASKED, value=predecessor)
         now = time.monotonic()
         # 1. The dead.
@@ -176,12 +179,8 @@ class Steward:
         if self.settings.pressure:
             self._govern(now)
         # 4. What is idle.
-        idle = self.settings.idle
-        if idle is not None and now - self._idle_at >= max(1.0, idle / 8):
-            self._idle_at = now
-            given = self.pool._give_back(seg.evict_idle(idle), "idle")
-            if given:
-                events.post(self.pool, What.TRIMMED, Why.IDLE, bytes=given, value=idle)
+        if self.settings.idle is not None:
+            self._give_idle(now, self.settings.idle)
         # 5. What a restart should find.
         path = self.settings.working_set
         if path is not None and now - self._saved_at >= self.settings.working_set_every:
@@ -199,6 +198,21 @@ class Steward:
             self._told_at[what] = now
             events.post(self.pool, what, why, bytes=bytes)
 
+    def _give_idle(self, now: float, idle_s: float) -> None:
+        """Gives back the pages that nobody has touched for so long, and the frames that were free all the time.
+
+        How many frames were never needed since the last look is what was free in the round that
+        had the fewest (the low-water mark of tcmalloc's free lists). An extent of them stays: whoever
+        needs one frame gives memory to a whole extent, and that would come and go for ever.
+        """
+        if now - self._idle_at < max(1.0, idle_s / 8):
+            return
+        unused = max(0, self._least_free - self.pool._geometry["extent_frames"])
+        self._idle_at, self._least_free = now, MANY
+        given = self.pool._give_back(self.pool._seg.evict_idle(idle_s) + unused, "idle")
+        if given:
+            events.post(self.pool, What.TRIMMED, Why.IDLE, bytes=given, value=idle_s)
+
     # ---- flushing ------------------------------------------------------------------
 
     def _flush(self, now: float) -> None:
@@ -207,6 +221,7 @@ class Steward:
         In page order, from where the last round ended, so that neighbours go together (an elevator).
         """
         summary = inspect.read_summary(self.pool)
+        self._least_free = min(self._least_free, summary.frames["free"])
         spaces = [
             r
             for r in self.pool._seg.spaces()
