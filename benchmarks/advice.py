@@ -4,20 +4,16 @@
 array ``pages``; default: those that the package ships) to the simulations that a pool
 runs of itself, and compares their curve with exact simulation at an eighth to eight times
 2, 5, 10, 20 and 50 % of the distinct pages. Exits with 1 if the mean absolute error over all
-is above 0.02. ``--cost`` measures hits by second of processor time beside a build without advice.
+is above 0.02. ``--cost`` measures what it takes of the throughput of hits (``advice_cost.py``), and
+exits with 1 if recording takes 1 % or more.
 """
 
 import argparse
-import os
-import shutil
-import statistics
-import subprocess
 import sys
-import sysconfig
-import tempfile
 from functools import cache
 from pathlib import Path
 
+import advice_cost
 import numpy as np
 import numpy.typing as npt
 
@@ -29,40 +25,6 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
 LEAST_FRAMES = 200
 BAR = 0.02
 GAP = 1_000_000  # references left out between two bursts: a second of a pool under full load
-
-WORKER = """
-import os, random, sys, tempfile, time
-import numpy as np, bufferpool as bp
-pages = int(sys.argv[1])
-with tempfile.NamedTemporaryFile() as file:
-    file.truncate(8192 * pages)
-    pool = bp.Pool.create(f"bpadvice-{os.getpid()}", 8192 * pages, page_size=8192)
-    s = pool.open_file(file.name)
-    for n in range(pages): s[n]
-    ids = random.Random(1).choices(range(pages), k=6400)
-    batches, out = np.array(ids).reshape(-1, 64), np.empty((64, 8192), np.uint8)
-    def single():
-        for n in ids: s[n]
-    def hot():
-        for _ in range(100):
-            for n in ids[:64]: s[n]
-    def pin_many():
-        for batch in batches:
-            with s.pin_many(batch): pass
-    def read_many():
-        for batch in batches: s.read_many(batch, out=out)
-    print("ready", flush=True)
-    try:
-        for line in sys.stdin:
-            work, seconds = globals()[line.split()[0]], float(line.split()[1])
-            start, rounds = time.process_time(), 0
-            while time.process_time() - start < seconds:
-                work()
-                rounds += 1
-            print(rounds / (time.process_time() - start), flush=True)
-    finally:
-        pool.unlink()
-"""
 
 
 def traces(folder: Path | None) -> dict[str, npt.NDArray[np.integer]]:
@@ -122,65 +84,15 @@ def rate_table(folder: Path | None) -> None:
         print(f"rate at most 1/{2**shift:<3} mean error {np.mean(errors):.4f}, worst {np.max(errors):.4f}", flush=True)
 
 
-def build_without(directory: Path) -> None:
-    """The package once more, compiled without advice."""
-    shutil.copytree(PACKAGE, directory / "bufferpool", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    flags = "-std=c++20 -O3 -fPIC -shared -fno-exceptions -fno-rtti -fvisibility=hidden -w -DNDEBUG -DBP_NO_ADVICE"
-    includes = [f"-I{np.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    sources = sorted(map(str, (PACKAGE / "core").glob("*.cpp")))
-    library = directory / "bufferpool" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([os.environ.get("CXX", "g++"), *flags.split(), *includes, *sources, "-o", str(library)], check=True)
-
-
-def cost_table(rounds: int, seconds: float) -> None:
-    """Prints the throughput of hits with advice by that without, measured in turns."""
-    with tempfile.TemporaryDirectory() as directory:
-        build_without(Path(directory))
-        for pages in (1024, 16384):
-            workers = {}
-            for which, path in (("with", PACKAGE.parent), ("without", Path(directory))):
-                workers[which] = subprocess.Popen(
-                    [sys.executable, "-c", WORKER, str(pages)],
-                    env={**os.environ, "PYTHONPATH": str(path)},
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-
-            def ask(which: str, command: str, workers: dict[str, subprocess.Popen[str]] = workers) -> float:
-                streams = workers[which]
-                assert streams.stdin is not None
-                assert streams.stdout is not None
-                if command:
-                    print(command, file=streams.stdin, flush=True)
-                line = streams.stdout.readline().strip()
-                return 0.0 if line == "ready" else float(line)
-
-            for which in workers:
-                ask(which, "")
-            for work in ("single", "hot", "pin_many", "read_many"):
-                ratios = []
-                for i in range(rounds):
-                    order = ("with", "without") if i % 2 else ("without", "with")
-                    got = {which: ask(which, f"{work} {seconds}") for which in order}
-                    ratios.append(got["with"] / got["without"])
-                low, mid, high = statistics.quantiles(ratios, n=4)
-                print(f"{pages:>6} pages, {work:<10} {mid:.4f} of the throughput without ({low:.4f} to {high:.4f})", flush=True)
-            for process in workers.values():
-                process.communicate()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="traces, NAME.npz with an array 'pages'")
     parser.add_argument("--rates", action="store_true", help="the error at several sampling rates")
-    parser.add_argument("--cost", action="store_true", help="the throughput of hits with and without")
-    parser.add_argument("--rounds", type=int, default=61)
-    parser.add_argument("--seconds", type=float, default=0.1)
+    parser.add_argument("--cost", action="store_true", help="what it takes of the throughput of hits")
+    parser.add_argument("--seconds", type=float, default=200.0, help="for --cost (default: %(default)s)")
     args = parser.parse_args()
     if args.cost:
-        cost_table(args.rounds, args.seconds)
-        return 0
+        return 1 if advice_cost.cost_table(args.seconds) >= advice_cost.BAR else 0
     if args.rates:
         rate_table(args.folder)
         return 0

@@ -110,6 +110,23 @@ def test_the_pool_advises_what_the_simulator_says(make_pool, tmp_path: Path, tpc
     assert found.resets == 1
 
 
+def test_a_few_references_do_not_blind_it(make_pool, tmp_path: Path) -> None:
+    """None of a few has to miss in the smallest shadow: an epoch that is as long as that says would never end."""
+    trace = np.random.default_rng(1).integers(0, 600, 60_000)
+    pool, path = make_pool(600 * PAGE), pages_of(tmp_path, trace)
+    space = pool.open_file(path)
+    read_all(pool, path, trace)
+    for _ in range(5):
+        assert space[5].size
+        pool.advise()  # ends the window, as a second does
+    for part in np.split(trace, 20):
+        space.read_many(part)
+        pool.advise()
+    smallest = pool.advise().points[0]
+    assert smallest.budget_frames == 75
+    assert abs(1 - smallest.hit_ratio - exact(trace, 75)) <= 0.1
+
+
 def test_several_processes_feed_it(make_pool, tmp_path: Path, child, tpcc: np.ndarray) -> None:
     pool, path = make_pool(700 * PAGE), pages_of(tmp_path, tpcc)
     workers = [child(read_all, pool, path, tpcc[i::3]) for i in range(3)]

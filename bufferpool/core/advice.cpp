@@ -43,18 +43,50 @@ static u64 all_references(Segment& s) {
     return n.hits + n.misses;
 }
 
+static void next_epoch(Segment& s) {
+    Sampler& w = s.sampler;
+    u32 epoch = head_of(s).epoch.load_relaxed() % 255 + 1;
+    head_of(s).epoch.store_relaxed(epoch);
+    w.epoch.store_relaxed(u8(epoch));
+    w.left.store_relaxed(head_of(s).unit.load_relaxed());
+}
+
+// A window that was not filled ends its epoch. How long that is to be is known from what missed in
+// the window; of a few references none may have missed, and in an epoch without an end every page
+// would be recorded once and never again.
 static void open_window(Segment& s, u64 now) {
     Sampler& w = s.sampler;
     Seen seen = seen_by(s.counters());
     w.hits.store_relaxed(seen.hits);
     w.misses.store_relaxed(seen.misses);
     w.opened_ns.store_relaxed(now);
-    if (w.spent_ns.load_relaxed() == 0) w.burst_ns.store_relaxed(now);
+    if (w.spent_ns.load_relaxed() == 0) {
+        w.burst_ns.store_relaxed(now);
+        w.thread.store_relaxed(this_thread());
+        w.delayed_ns.store_relaxed(prim::delayed_ns());
+    }
+    if (w.n.load_relaxed() < w.WINDOW) {
+        next_epoch(s);
+    } else {
+        u32 epoch = head_of(s).epoch.load_relaxed() & 255;
+        w.epoch.store_relaxed(u8(epoch ? epoch : 1));
+        w.left.store_relaxed(head_of(s).unit.load_relaxed());
+    }
     w.n.store_relaxed(0);
-    u32 epoch = head_of(s).epoch.load_relaxed() & 255;
-    w.epoch.store_relaxed(u8(epoch ? epoch : 1));
-    w.left.store_relaxed(head_of(s).unit.load_relaxed());
     w.gate.store_relaxed(0xff);
+}
+
+// Has the pause after a burst ended? If others had our processor for a part of it, it is so much longer.
+static bool may_open(Segment& s, u64 now) {
+    Sampler& w = s.sampler;
+    u64 reopen = w.reopen_ns.load_relaxed();
+    if (reopen == 0 || now < reopen) return now >= reopen;
+    if (w.thread.load_relaxed() != this_thread()) return true;
+    u64 delayed = prim::delayed_ns(), before = w.delayed_ns.load_relaxed();
+    if (delayed <= before) return true;
+    w.delayed_ns.store_relaxed(delayed);
+    w.reopen_ns.store_relaxed(reopen += delayed - before);
+    return now >= reopen;
 }
 
 // The counters as they were some ten to twenty seconds ago, for the rate. Under the lock.
@@ -110,7 +142,7 @@ void look_after_window(Segment& s) {
     w.tick.store_relaxed(s.tick());
     u64 now = prim::now_ns();
     if (w.gate.load_relaxed() && now - w.opened_ns.load_relaxed() > LONGEST_NS) drain(s);
-    if (!w.gate.load_relaxed() && now >= w.reopen_ns.load_relaxed()) open_window(s, now);
+    if (!w.gate.load_relaxed() && may_open(s, now)) open_window(s, now);
 }
 
 static void push(Segment& s, u32 page, u32 kind) {
@@ -121,16 +153,12 @@ static void push(Segment& s, u32 page, u32 kind) {
     if (n + 1 >= w.WINDOW) {
         drain(s);
         u64 now = prim::now_ns();
-        if (now >= w.reopen_ns.load_relaxed()) open_window(s, now);
+        if (may_open(s, now)) open_window(s, now);
         return;
     }
     u32 left = w.left.load_relaxed();
     w.left.store_relaxed(left - 1);
-    if (left > 1) return;
-    u32 epoch = head_of(s).epoch.load_relaxed() % 255 + 1;
-    head_of(s).epoch.store_relaxed(epoch);
-    w.epoch.store_relaxed(u8(epoch));
-    w.left.store_relaxed(head_of(s).unit.load_relaxed());
+    if (left <= 1) next_epoch(s);
 }
 
 void record(Segment& s, u32 page, u32 kind) {
@@ -214,13 +242,41 @@ static PyObject* segment_advice(PyObject* self, PyObject*) {
     return advice_dict(head, frames, rate);
 }
 
+// sampling(on): ends the recording of references, or goes on where it ended, as if no time had
+// passed. For benchmarks/advice.py, which measures what it costs within one process.
+static PyObject* segment_sampling(PyObject* self, PyObject* arg) {
+    int on = PyObject_IsTrue(arg);
+    Segment* s = on < 0 ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    Sampler& w = s->sampler;
+    if (bool(on) != w.paused) Py_RETURN_NONE;
+    u64 now = prim::now_ns();
+    Seen seen = seen_by(s->counters());
+    if (!on) {
+        u64 reopen = w.reopen_ns.load_relaxed();
+        w.rest_ns = reopen > now ? reopen - now : 0;
+        w.gate_before = w.gate.load_relaxed();
+    }
+    w.gate.store_relaxed(on ? w.gate_before : 0);
+    w.reopen_ns.store_relaxed(on ? now + w.rest_ns : ~u64(0));
+    for (Atomic<u64>* at : {&w.opened_ns, &w.burst_ns}) at->store_relaxed(now - at->load_relaxed());
+    w.hits.store_relaxed(seen.hits - w.hits.load_relaxed());
+    w.misses.store_relaxed(seen.misses - w.misses.load_relaxed());
+    w.delayed_ns.store_relaxed(prim::delayed_ns() - w.delayed_ns.load_relaxed());
+    w.paused = !on;
+    look_after_window(*s);
+    Py_RETURN_NONE;
+}
+
 PyMethodDef advice_methods[] = {
     {"advice", segment_advice, METH_NOARGS, ""},
+    {"sampling", segment_sampling, METH_O, ""},
     {nullptr, nullptr, 0, nullptr}};
 
 // ---- over a trace ------------------------------------------------------------------
 
 constexpr u64 WINDOWS_IN_BURST = 48;  // at some 200 ns a sample
+constexpr u64 LONGEST = 100'000;      // references: a second of a pool that is in use
 
 // The pool of a trace: which pages are resident does not matter to the sampler, but for
 // pages that were away: their next reference is recorded whatever their mark says.
@@ -230,15 +286,15 @@ struct TracedSampler {
     u32 n = 0, left = 1;
     u8 epoch = 1;
 
-    bool record(u32 page, const Advice& head) {
-        if (marks[page] == epoch || !is_sampled(page, head.shift.load_relaxed())) return false;
+    void record(u32 page, const Advice& head) {
+        if (marks[page] == epoch || !is_sampled(page, head.shift.load_relaxed())) return;
         marks[page] = epoch;
         samples[n++].store_relaxed(u64(page) << 2);
-        if (--left == 0) {
-            epoch = u8(epoch % 255 + 1);
-            left = head.unit.load_relaxed();
-        }
-        return n == samples.size();
+        if (--left == 0) next_epoch(head);
+    }
+    void next_epoch(const Advice& head) {
+        epoch = u8(epoch % 255 + 1);
+        left = head.unit.load_relaxed();
     }
 };
 
@@ -260,8 +316,11 @@ PyObject* core_advise(PyObject*, PyObject* args) {
     for (u64 i = 0; i < n; i++) {
         if (pages[i] >= n_pages) return raise("ValueError", "the trace has a page beyond n_pages");
         references++;
-        if (!sampler.record(pages[i], shadows.head()) && i + 1 < n) continue;
+        sampler.record(pages[i], shadows.head());
+        bool full = sampler.n == Sampler::WINDOW;
+        if (!full && references < LONGEST && i + 1 < n) continue;
         shadows.apply(sampler.samples.data(), sampler.n, references, 0, 1e300);
+        if (!full) sampler.next_epoch(shadows.head());
         samples += sampler.n;
         sampler.n = 0;
         references = 0;

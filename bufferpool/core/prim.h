@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstddef>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <fcntl.h>
@@ -46,6 +47,20 @@ inline u64 thread_ns() {
     timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+// For how long this thread was ready to run and others had the processors, since it began
+// (Documentation/scheduler/sched-stats.rst). 0 where the kernel does not say. Some microseconds a call.
+inline u64 delayed_ns() {
+    int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    char text[96];
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0) return 0;
+    text[n] = 0;
+    const char* second = strchr(text, ' ');
+    return second ? strtoull(second, nullptr, 10) : 0;
 }
 
 // Like now_ns, and it goes on while the machine is suspended: comparable between processes.

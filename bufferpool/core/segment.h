@@ -94,8 +94,9 @@ constexpr bool ADVISES = true;
 // The references of this process that go to the shadows (advice.h). They are taken in
 // windows: one is open until the buffer is full, and is then worked off by whoever filled
 // it. Windows follow each other until they have cost a few milliseconds; the next burst
-// begins so much later that all of this takes a two-hundredth of the time. Between bursts
-// a hit costs what it costs without advice; a process that is not busy leaves nothing out.
+// begins so much later that all of this takes a two-hundredth of the time (that in which the
+// process waits for a processor does not count). Between bursts a hit costs what it costs without
+// advice; a process that is not busy leaves nothing out.
 enum SampleKind : u32 { SAMPLE_ONCE = 1, SAMPLE_UNCOUNTED = 2 };
 
 struct Sampler {
@@ -105,7 +106,11 @@ struct Sampler {
     Atomic<u32> tick, n, left;        // of references; of this epoch
     Atomic<u64> opened_ns, reopen_ns;
     Atomic<u64> burst_ns, spent_ns;   // when the burst began, and what it has cost
+    Atomic<u64> delayed_ns, thread;   // by then its thread had waited so long for a processor
     Atomic<u64> hits, misses;         // of this client, when the window opened
+    bool paused = false;              // by sampling(): these are differences then, not points in time
+    u64 rest_ns = 0;                  // to the next burst
+    u8 gate_before = 0;
     Atomic<u64> samples[WINDOW];      // page << 2 | SampleKind
 
     // One comparison for three cases: closed, not sampled, recorded in this epoch.
@@ -209,6 +214,7 @@ struct Segment {
         sampler.gate.store_relaxed(0);
         sampler.reopen_ns.store_relaxed(0);
         sampler.n.store_relaxed(0);
+        sampler.paused = false;
     }
 
     // Does this frame number have a slot with memory behind it?

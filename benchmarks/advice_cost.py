@@ -1,0 +1,176 @@
+"""What the advice costs hits (``benchmarks/advice.py --cost``).
+
+Three sides take turns of some ten milliseconds in one process, on the same pages of one segment: hits
+while references are recorded; hits while they are not (``Segment.sampling`` switches, and lets no time
+pass for the sampler while it is off); and hits through a build without advice, a second client, which
+lacks the one comparison a hit makes as well. So what disturbs the machine disturbs all three alike.
+
+Recording comes in bursts of 5 ms a second, and a median over short turns would not see them: the figure
+of a pair is that of a whole cycle, the turns of a second put together. Times are of the processor.
+"""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import bufferpool as bp
+
+PACKAGE = Path(bp.__file__).parent
+PAGE = 8192
+TURN_S, CYCLE_S = 0.01, 1.0
+BAR = 0.01  # of the throughput
+SIDES = ("recording", "not recording", "built without")
+
+Work = Callable[[], None]
+
+
+def build_without(directory: Path) -> None:
+    """The package once more, compiled without advice."""
+    shutil.copytree(PACKAGE, directory / "bufferpool", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    flags = "-std=c++20 -O3 -fPIC -shared -fno-exceptions -fno-rtti -fvisibility=hidden -w -DNDEBUG -DBP_NO_ADVICE"
+    includes = [f"-I{np.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    sources = sorted(map(str, (PACKAGE / "core").glob("*.cpp")))
+    library = directory / "bufferpool" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run([os.environ.get("CXX", "g++"), *flags.split(), *includes, *sources, "-o", str(library)], check=True)
+
+
+def imported_from(directory: Path) -> ModuleType:
+    """The package that stands in a directory, beside the one that is imported already."""
+
+    def ours() -> dict[str, ModuleType]:
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "bufferpool"}
+
+    kept = ours()
+    sys.path.insert(0, str(directory))
+    try:
+        return importlib.import_module("bufferpool")
+    finally:
+        sys.path.remove(str(directory))
+        ours()
+        sys.modules.update(kept)
+
+
+def work_on(space: Any, kind: str, ids: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> Work:
+    """A few tenths of a millisecond of hits."""
+    numbers, batches = ids.tolist(), ids.reshape(-1, 64)
+
+    def single() -> None:
+        for n in numbers:
+            space[n]
+
+    def hot() -> None:
+        for _ in range(100):
+            for n in numbers[:64]:
+                space[n]
+
+    def pin_many() -> None:
+        for batch in batches:
+            with space.pin_many(batch):
+                pass
+
+    def read_many() -> None:
+        for batch in batches[:20]:
+            space.read_many(batch, out=out)
+
+    return {"single": single, "hot": hot, "pin_many": pin_many, "read_many": read_many}[kind]
+
+
+class Sides:
+    """The three sides, on one segment whose pages are all resident."""
+
+    def __init__(self, pool: bp.Pool, without: Any, path: str, kind: str, pages: int) -> None:
+        space, other = pool.open_file(path), without.open_file(path)
+        for n in range(pages):
+            space[n], other[n]
+        self._sampling = pool._seg.sampling
+        ids, out = np.random.default_rng(1).integers(0, pages, 6400), np.empty((64, PAGE), np.uint8)
+        ours, others = (work_on(one, kind, ids, out) for one in (space, other))
+        self._work = dict(zip(SIDES, (ours, ours, others), strict=True))
+        self._sampling(False)
+        self._random = np.random.default_rng(2)
+        self._repeats = 1
+        while self._turn(SIDES[1])[1] < TURN_S / 2:
+            self._repeats *= 2
+
+    def _turn(self, side: str) -> tuple[float, float]:
+        """Seconds: of the processor, and of the clock."""
+        work, recording = self._work[side], side == SIDES[0]
+        self._sampling(recording)
+        clock, start = time.perf_counter(), time.thread_time()
+        for _ in range(self._repeats):
+            work()
+        took, clock = time.thread_time() - start, time.perf_counter() - clock
+        self._sampling(False)
+        return took, clock
+
+    def cycle(self) -> tuple[npt.NDArray[np.float64], float]:
+        """Seconds of the processor that each side took for the same work, and the share of a processor that it had."""
+        took, recorded_s, had = np.zeros(len(SIDES)), 0.0, 0.0
+        while had < CYCLE_S:
+            for i in self._random.permutation(len(SIDES)):  # whoever comes later finds the caches warmer
+                cpu, clock = self._turn(SIDES[i])
+                took[i] += cpu
+                if i == 0:
+                    recorded_s += clock
+                    had += cpu
+        return took, had / recorded_s
+
+
+def median_and_interval(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """The median, and the 95 % interval of it by the bootstrap (Efron 1979)."""
+    drawn = np.random.default_rng(0).choice(values, (10_000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    return float(np.median(values)), float(low), float(high)
+
+
+@contextmanager
+def pools(without: Any, pages: int) -> Iterator[tuple[bp.Pool, Any, str]]:
+    """A pool with room for a file of so many pages, and the same through the other build."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(PAGE * pages)
+        pool = bp.Pool.create(f"bpadvice-{os.getpid()}", PAGE * pages, page_size=PAGE)
+        try:
+            with without.Pool.attach(pool.name) as other:
+                yield pool, other, file.name
+        finally:
+            pool.unlink()
+            pool.close()
+
+
+def cost_table(seconds: float) -> float:
+    """Prints the share of the throughput that recording takes, for ``seconds``; returns the worst."""
+    kinds = [("single", 1024), ("single", 16384), ("hot", 64), ("pin_many", 1024), ("read_many", 1024)]
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as directory:
+        build_without(Path(directory))
+        without = imported_from(Path(directory))
+        for kind, pages in kinds:
+            with pools(without, max(pages, 256)) as (pool, other, path):
+                sides, cycles, shares = Sides(pool, other, path, kind, pages), [], []
+                sides.cycle()  # warms up
+                end = time.monotonic() + seconds / len(kinds)
+                while time.monotonic() < end:
+                    took, share = sides.cycle()
+                    cycles.append(took)
+                    shares.append(share)
+            took = np.array(cycles)
+            print(f"{kind:<10} {pages:>6} pages, {len(took)} pairs, {np.mean(shares):.0%} of a processor", flush=True)
+            for side, name in ((1, "recording"), (2, "all, beside a build without")):
+                mid, low, high = median_and_interval(1 - took[:, side] / took[:, 0])
+                print(f"    {name:<28} {mid:>7.2%} of the throughput ({low:.2%} to {high:.2%})", flush=True)
+                worst = max(worst, mid if side == 1 else 0.0)
+    print(f"recording costs at most {worst:.2%}; bar {BAR:.0%}")
+    return worst
