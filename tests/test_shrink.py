@@ -1,14 +1,175 @@
 """A shrink among everything that can be in its way, while other processes work."""
 
+import contextlib
 import os
 import signal
+import threading
 import time
 
 import numpy as np
+import pytest
 
 import bufferpool as bp
-from tests.conftest import EXTENT, PAGE, WAIT, stamp, wait_until
-from tests.stewards import CALM, FAST, PRESSED, Fake, Stop
+from bufferpool.events import What
+from tests.conftest import EXTENT, PAGE, WAIT, read, stamp, wait_until
+from tests.disks import Disk
+from tests.stewards import CALM, FAST, PRESSED, Fake, Stop, put, whats
+
+HELD = 24  # pages of 128; the budget falls to 16
+
+
+def _is_stamped(view, n):
+    return np.array_equal(np.asarray(view), stamp(n))
+
+
+def _pinned(pool, path, held, _resume):
+    views = held.enter_context(pool.open_file(path, "r+").pin_many(range(HELD)))
+    return lambda: all(_is_stamped(view, n) for n, view in enumerate(views))
+
+
+def _dirty(pool, path, _held, _resume):
+    table = pool.open_file(path, "r+")
+    pool.durable_lsn = 0  # the log is not there yet: nobody may write them
+    for n in range(HELD):
+        put(table, n, version=7, lsn=1)
+
+    def verify():
+        whole = all(np.array_equal(table[n], stamp(n, version=7)) for n in range(HELD))
+        pool.durable_lsn = 1
+        return whole
+
+    return verify
+
+
+def _written(pool, path, held, _resume):
+    table = pool.open_file(path, "r+")
+    copies = [held.enter_context(table.write(n)) for n in range(HELD)]
+    for copy in copies:
+        copy.view(np.uint64)[0] = 99
+
+    def verify():
+        kept = all(_is_stamped(table[n], n) for n in range(HELD))  # not published yet
+        held.close()
+        return kept and all(table[n].view(np.uint64)[0] == 99 for n in range(HELD))
+
+    return verify
+
+
+def _loading(pool, _path, _held, resume):
+    begun, results = threading.Semaphore(0), []
+
+    def loader(n, out):
+        begun.release()
+        assert resume.wait(WAIT)
+        out[:] = stamp(n)
+
+    made = pool.open_derived("made", HELD, loader)
+    loads = [threading.Thread(target=lambda n=n: results.append(_is_stamped(made[n], n))) for n in range(HELD)]
+    for load in loads:
+        load.start()
+    for _ in loads:
+        assert begun.acquire(timeout=WAIT)
+
+    def verify():
+        for load in loads:
+            load.join(WAIT)
+        return results == [True] * HELD
+
+    return verify
+
+
+def _leaving(pool, path, _held, _resume):
+    """Dropped, and still looked at: the frames go with their last reader."""
+    table = pool.open_file(path, "r+")
+    views = [table[n] for n in range(HELD)]
+    table.drop(0, HELD)
+
+    def verify():
+        return all(_is_stamped(view, n) for n, view in enumerate(views))
+
+    return verify
+
+
+def _flushed(pool, path, _held, resume):
+    """In the hands of a flush whose disk takes its time."""
+    disk, begun = Disk(HELD), threading.Event()
+    disk.before_sync = lambda: (begun.set(), resume.wait(WAIT))
+    table = pool.open_store("disk", disk)
+    for n in range(HELD):
+        put(table, n)
+    flush = threading.Thread(target=table.flush)
+    flush.start()
+    assert begun.wait(WAIT)
+
+    def verify():
+        flush.join(WAIT)
+        return np.array_equal(disk.durable, np.concatenate([stamp(n, version=1) for n in range(HELD)]))
+
+    return verify
+
+
+STATES = {
+    "pinned": (_pinned, "pinned"),
+    "dirty": (_dirty, "dirty"),
+    "being written": (_written, "live"),
+    "loading": (_loading, None),  # in private buffers: they take frames when they are there
+    "leaving": (_leaving, "old"),
+    "being flushed": (_flushed, "dirty"),
+}
+
+
+def _hold(pool, path, state, ready, resume):
+    """Brings pages into a state, and keeps them there; whether they were right all the time."""
+    with contextlib.ExitStack() as held:
+        verify = STATES[state][0](pool, path, held, resume)
+        ready.set()
+        assert resume.wait(WAIT)
+        return verify()
+
+
+def _work(pool, path, stop):
+    """Reads and verifies other pages, and writes some, as far as there is room."""
+    table, rng, done = pool.open_file(path, "r+"), np.random.default_rng(5), 0
+    while not stop.is_set():
+        n = int(rng.integers(HELD, 128))
+        with contextlib.suppress(bp.errors.PoolExhausted):
+            if done % 5 == 0:
+                with table.write(n, timeout=WAIT) as page:
+                    page[:] = stamp(n)
+            assert _is_stamped(table[n], n)
+        done += 1
+    return done
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_shrink_steps_round_what_cannot_go_and_takes_it_when_it_can(make_pool, data_file, child, spawn, state):
+    """More pages of one state, in another process, than the budget is to have; a third process works meanwhile."""
+    pool, path = make_pool(128 * PAGE, min_capacity=16 * PAGE), data_file(128)
+    read(pool.open_file(path, "r+"), range(128))
+    ready, resume, stop = spawn.Event(), spawn.Event(), Stop(spawn)
+    holder = child(_hold, pool, str(path), state, ready, resume, context="fork")
+    assert ready.wait(WAIT)
+    worker = child(_work, pool, str(path), stop, context="fork")
+    counted = STATES[state][1]
+    assert counted is None or pool.stats().frames[counted] >= HELD
+    fake = Fake(PRESSED["machine"][0])
+    pool.start_steward(interval=0.01, flush_every=0.2, source=fake, rules=FAST)
+    wait_until(lambda: pool.budget_frames == 16, "the budget falls")
+    # Everything else goes; the worker has a frame or two in its hands at any moment.
+    wait_until(lambda: pool.stats().resident_bytes <= (HELD + 8) * PAGE, "all else goes")
+    if counted is not None:
+        assert pool.stats().frames[counted] >= HELD
+        wait_until(lambda: What.CANNOT_SHRINK in whats(pool), "it says so")
+    fake.reading = CALM
+    pool._seg.set_budget(128)  # a publish needs a frame
+    resume.set()
+    assert holder.result()
+    fake.reading = PRESSED["machine"][0]
+    wait_until(lambda: pool.budget_frames == 16 and pool.stats().resident_bytes <= 16 * PAGE, "they go when they can")
+    stop.set()
+    assert worker.result() > 0
+    pool.stop_steward()
+    pool.flush()
 
 
 def _storm(pool, path, seed, stop):
