@@ -29,7 +29,7 @@ from typing import Any
 import diskcache
 import lmdb
 import numpy as np
-from speed import PAGE, SHM, UNROLLED, Bench, Pairs, Sample, in_turns, timed
+from harness import PAGE, SHM, UNROLLED, Bench, Pairs, Sample, in_turns, timed
 
 PAGES = 4096
 WINDOW_S = 0.03  # of one sample beside a reader

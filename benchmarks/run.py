@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from speed import ROWS, SHM, Bench, Row
+from harness import SHM, Bench, Row
+from speed import ROWS
 
 SHM_NEEDED = 512 << 20
 
