@@ -210,7 +210,8 @@ def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     pages = (word >> np.uint64(32)).astype(np.uint32)
     out = np.zeros(len(slots), FRAME)
     out["frame"] = np.arange(len(slots))
-    out["state"] = word & np.uint64(7)
+    state = word & np.uint64(7)
+    out["state"] = np.where(state <= FrameState.OLD, state, FrameState.BUSY)  # a damaged one is nobody's to use
     live = out["state"] == FrameState.LIVE
     entries = np.zeros(len(slots), np.uint64)
     entries[live] = pool._seg.entry_words(pages[live])  # of live frames only: other entries may have no memory

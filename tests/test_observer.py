@@ -155,6 +155,26 @@ def read_as_nobody(*names: str) -> dict[str, float]:
     return {name: get(series, "up", name) for name in names}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_commands_that_look_at_noise_print_something_or_say_what_is_wrong(pools, capsys, seed):
+    pool = pools.create("1MiB", max_pages=1 << 18)
+    pool.open_derived("d", 100, lambda n, out: None).read_many(range(100))
+    copy = SHM / pools.name()
+    pools.unchecked.add(copy.name)
+    shutil.copyfile(pool.path, copy)
+    start, end = _core.fields()["Header.geometry_sum"][0] + 8, pool._geometry["data_at"]
+    random = np.random.default_rng(seed)
+    everywhere, here_and_there = [(start, end - start)], [(at, 8) for at in random.integers(start, end, 500)]
+    with open(copy, "r+b") as file:
+        for at, n in everywhere if seed % 2 else here_and_there:
+            file.seek(at)
+            file.write(random.bytes(n))
+    for command in LOOKS:
+        code = main([command, *([] if command == "ls" else [copy.name])])
+        captured = capsys.readouterr()
+        assert code == 0 or (code == 1 and captured.err.startswith("bufferpool: ")), command
+
+
 @pytest.mark.parametrize("damage", ["truncated", "longer", "no header", "other layout", "punched", "noise"])
 def test_a_damaged_segment_is_down_and_nothing_else(pools, damage):
     pool, sound = pools.create("1MiB", max_pages=1 << 18), pools.create()

@@ -49,7 +49,7 @@ def cells_of(pool: Observer, by: str) -> tuple[npt.NDArray[np.uint8], Kinds]:
         out[: len(frames)][live] = np.searchsorted(AGE_LIMITS_S[:-1], frames["idle_s"][live], side="right")
         return out, AGES
     out = np.full(pool.max_frames, HOLE, np.uint8)
-    shown = np.array([HOLE, FREE, BUSY, CLEAN, RETIRED], np.uint8)[np.minimum(frames["state"], 4)]
+    shown = np.array([HOLE, FREE, BUSY, CLEAN, RETIRED], np.uint8)[frames["state"]]
     live = shown == CLEAN
     shown[live & frames["dirty"]] = DIRTY
     shown[live & (frames["pins"] > 0)] = PINNED
