@@ -187,12 +187,12 @@ class ClientInfo:
     pinned_frames: int
 
 
-def _ages(touched: npt.NDArray[np.uint32], live: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+def _ages(touched: npt.NDArray[np.uint32], has_page: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     import time
 
     tick = np.uint32((time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _core.TICK_SHIFT) & 0xFFFFFFFF)
     ticks = (tick - touched).view(np.int32).clip(0)
-    ages: npt.NDArray[np.float32] = np.where(live, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(np.float32)
+    ages: npt.NDArray[np.float32] = np.where(has_page, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(np.float32)
     return ages
 
 
@@ -223,10 +223,10 @@ def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     out["pins"] = pins.sum(axis=1, dtype=np.uint32)
     out["pinners"] = np.count_nonzero(pins, axis=1)
     out["lsn"] = np.where(live, slots["lsn"], 0)
-    out["idle_s"] = _ages(slots["touched"], live)
     out["space"] = -1
     out["page_no"] = -1
     has_page = live | (out["state"] == FrameState.OLD)
+    out["idle_s"] = _ages(slots["touched"], has_page)
     for record in pool._seg.spaces():
         first = record["first_entry"]
         inside = has_page & (pages >= first) & (pages < first + record["max_pages"])

@@ -20,7 +20,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 FILE = Path(__file__).with_name("bufferpool.json")
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
 HERE = '{pool=~"$pool"}'
-BYTES, RATIO, SECONDS, PER_SECOND, BYTES_PER_SECOND, COUNT = "bytes", "percentunit", "s", "ops", "Bps", "short"
+BYTES, RATIO, SECONDS, PER_SECOND, BYTES_PER_SECOND, COUNT = "bytes", "percentunit", "s", "ops", "binBps", "short"
 
 # Colours that mean the same in every panel.
 COLORS = {
@@ -264,8 +264,8 @@ def clients() -> list[Any]:
         lines("Attached clients", "dead: died and not yet reaped, which happens by itself wherever one is in the way.",
               COUNT, (f"sum by (state) (bufferpool_clients{HERE})", "{{state}}"), (f"sum(bufferpool_steward{HERE})", "stewards"),
               (f"sum(bufferpool_max_clients{HERE})", "maximum")),
-        lines("Deaths, and what they left", "Clients reaped, the pins that they had left, and the locks that were taken over and repaired, in each "
-              "interval.", COUNT,
+        lines("Deaths, and what they left", "Clients reaped, the pins that they had left, and the locks that were taken over and repaired, in the four "
+              "scrapes before each point: one death is a few bars side by side, and one annotation.", COUNT,
               *((f"round(sum(increase(bufferpool_{metric}_total{HERE}[$__rate_interval])))", name) for metric, name in
                 (("clients_reaped", "clients reaped"), ("pins_broken", "pins broken"), ("lock_repairs", "locks repaired"))), bars=True),
     ]  # fmt: skip

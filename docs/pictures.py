@@ -7,7 +7,6 @@ steward, a budget that is lowered on the way, and a worker that is killed.
 import asyncio
 import multiprocessing
 import os
-import secrets
 import signal
 import tempfile
 import time
@@ -20,12 +19,12 @@ from bufferpool.cli import main
 from bufferpool.cli.top import Top
 
 IMAGES = Path(__file__).parent / "images"
-PAGES, PAGE = 6000, 4096
+NAME, PAGES, PAGE = "orders", 6000, 4096
 
 
-def work(name: str, path: str, seed: int) -> None:
+def work(folder: str, path: str, seed: int) -> None:
     """Reads pages by a Zipf law, writes some, keeps a few pinned."""
-    pool = bp.Pool.attach(name)
+    pool = bp.Pool.attach(NAME, directory=folder)
     orders = pool.open_file(path, "r+", name="orders")
     tiles = pool.open_derived("tiles", 4000, lambda page_no, out: out.fill(page_no % 251))
     random, held = np.random.default_rng(seed), []
@@ -41,9 +40,9 @@ def work(name: str, path: str, seed: int) -> None:
     del held
 
 
-async def picture_of_top(name: str) -> None:
+async def picture_of_top(folder: str) -> None:
     """One screen of 110 by 32."""
-    app = Top(name, None, 1.0)
+    app = Top(NAME, folder, 1.0)
     async with app.run_test(size=(110, 32)) as pilot:
         await pilot.pause(4.5)
         (IMAGES / "top.svg").write_text(app.export_screenshot(title="bufferpool top orders"))
@@ -51,14 +50,14 @@ async def picture_of_top(name: str) -> None:
 
 def make() -> None:
     """The load, the pictures, and no trace of either."""
-    name = f"orders-{secrets.token_hex(3)}"
     with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
         tempfile.NamedTemporaryFile() as file,
-        bp.Pool.create(name, "16MiB", page_size=PAGE, max_capacity="32MiB") as pool,
+        bp.Pool.create(NAME, "16MiB", page_size=PAGE, max_capacity="32MiB", directory=folder) as pool,
     ):
         file.write(bytes(PAGES * PAGE))
         file.flush()
-        workers = [multiprocessing.Process(target=work, args=(name, file.name, n), daemon=True) for n in range(4)]
+        workers = [multiprocessing.Process(target=work, args=(folder, file.name, n), daemon=True) for n in range(4)]
         try:
             for worker in workers:
                 worker.start()
@@ -67,8 +66,8 @@ def make() -> None:
             pool.resize("12MiB")
             os.kill(workers[3].pid or 0, signal.SIGKILL)
             time.sleep(2)
-            asyncio.run(picture_of_top(name))
-            main(["map", name, "--output", str(IMAGES / "map.png")])
+            asyncio.run(picture_of_top(folder))
+            main(["map", NAME, "--directory", folder, "--output", str(IMAGES / "map.png")])
         finally:
             for worker in workers:
                 worker.kill()

@@ -82,6 +82,7 @@ def test_pins_say_who_and_how_long(pool: bp.Pool, capsys: Capture, tmp_path: Pat
             page[:] = 2
         (pin,) = run_json(capsys, "pins", pool.name)
         assert (pin["page_no"], pin["version"]) == (42, "old")
+        assert 0 <= pin["pinned_s"] < 60
         assert main(["pins", pool.name, "orders", "41"]) == 0
         assert "nobody pins it" in capsys.readouterr().out
         other.kill()

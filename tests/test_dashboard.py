@@ -8,16 +8,13 @@ import json
 import math
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
+import urllib.error
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,6 +23,9 @@ from bufferpool.metrics import AGES
 from tests.conftest import ROOT, SHM, new_name, remove
 
 FOLDER = ROOT / "dashboards"
+sys.path.append(str(FOLDER))
+import live  # noqa: E402 - a module of that folder
+
 DASHBOARD = json.loads((FOLDER / "bufferpool.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 PERIOD = 5.0
@@ -53,7 +53,7 @@ def test_every_panel_says_what_it_shows():
         assert len(panel["description"]) > 30, panel["title"]
         assert panel["datasource"]["uid"] == "${datasource}"
         unit = panel["fieldConfig"]["defaults"].get("unit") or panel["options"]["yAxis"]["unit"]
-        assert unit in ("bytes", "Bps", "percentunit", "ops", "s", "short")
+        assert unit in ("bytes", "binBps", "percentunit", "ops", "s", "short")
         for target in panel["targets"]:
             assert "$pool" in target["expr"] or re.search(r"memory_pressure|shm|machine", target["expr"])
 
@@ -90,23 +90,12 @@ def test_every_alert_is_tested_both_ways():
 # ---- a real server -------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 class Prometheus:
     """A running server's HTTP API."""
 
     def __init__(self, port: int, pool: str) -> None:
-        self.base, self.pool = f"http://127.0.0.1:{port}", pool
-
-    def get(self, path: str, **arguments: str) -> Any:
-        url = f"{self.base}{path}?{urllib.parse.urlencode(arguments)}"
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            found = json.load(answer)
-        assert found["status"] == "success", found
-        return found.get("data")
+        self.pool = pool
+        self.get = partial(live.ask, port)
 
     def filled(self, expr: str) -> str:
         """The expression as Grafana would send it."""
@@ -136,37 +125,14 @@ class Prometheus:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A workload, the exporter and Prometheus, for some seconds."""
-    folder, name = tmp_path_factory.mktemp("prometheus"), new_name()
-    ports = free_port(), free_port()
-    config = (FOLDER / "prometheus.yml").read_text().replace("exporter:9184", f"127.0.0.1:{ports[0]}")
-    config = config.replace("scrape_interval: 5s", "scrape_interval: 1s").replace(
-        "evaluation_interval: 15s", "evaluation_interval: 1s"
-    )
-    (folder / "prometheus.yml").write_text(config)
-    shutil.copy(FOLDER / "alerts.yml", folder)
-    commands = [
-        [sys.executable, str(FOLDER / "workload.py"), "--name", name, "--period", str(PERIOD)],
-        [sys.executable, "-m", "bufferpool.cli", "export", "--port", str(ports[0]), name],
-        ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-         f"--web.listen-address=127.0.0.1:{ports[1]}", "--log.level=error"],
-    ]  # fmt: skip
-    started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for command in commands]
-    made = Prometheus(ports[1], name)
-    try:
+    name = new_name()
+    with live.running(tmp_path_factory.mktemp("prometheus"), name, PERIOD) as (port, started):
+        made = Prometheus(port, name)
         wait_for_all(made, started)
         yield made
-    finally:
-        for process in reversed(started):
-            process.send_signal(signal.SIGTERM)
-        for process in started:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        left = (SHM / name).exists()
-        remove(SHM / name)
-        assert not left, "the workload did not remove its pool"
+    left = (SHM / name).exists()
+    remove(SHM / name)
+    assert not left, "the workload did not remove its pool"
 
 
 def wait_for_all(server: Prometheus, started: list[subprocess.Popen[bytes]]) -> None:

@@ -94,7 +94,7 @@ def test_commands_that_look_leave_the_dead_where_they_are(pools, child, capsys, 
 
 
 def create_and_hold(name, ready):
-    pool = bp.Pool.create(name, 64 * PAGE, page_size=PAGE, max_clients=1)
+    pool = bp.Pool.create(name, 64 * PAGE, page_size=PAGE, max_clients=1, max_pages=1 << 18)
     held = pool.open_derived("d", 10, lambda n, out: out.fill(n))[3]
     ready.set()
     time.sleep(60)

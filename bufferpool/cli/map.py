@@ -130,6 +130,7 @@ def draw(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, title: str, page_
     colours = ListedColormap([colour for *_, colour in kinds])
     ax.imshow(grid, cmap=colours, vmin=-0.5, vmax=len(kinds) - 0.5, interpolation="nearest")
     ax.add_collection(LineCollection(outlines, colors="#8a93a0", linewidths=0.6))
+    ax.set(xlim=(-1, grid.shape[1]), ylim=(grid.shape[0], -1))  # so that the outermost outlines are whole
     ax.set_axis_off()
     ax.set_title(title, loc="left", fontsize=11)
     counts = np.bincount(cells, minlength=len(kinds))

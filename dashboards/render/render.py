@@ -12,16 +12,10 @@ variables are put in here, and the heatmaps, which are a plugin there, are drawn
 import argparse
 import json
 import re
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +23,11 @@ HERE = Path(__file__).parent
 DASHBOARDS = HERE.parent
 ROOT = DASHBOARDS.parent
 IMAGES = ROOT / "docs" / "images"
+sys.path.append(str(DASHBOARDS))
+import live  # noqa: E402 - a module of the folder above
+
 POOL = "shop"
 STEP_S = 2
-
-
-def ask(port: int, path: str, **arguments: str) -> Any:
-    url = f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(arguments)}"
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        return json.load(answer)["data"]["result"]
 
 
 def filled(expr: str) -> str:
@@ -51,28 +42,13 @@ def legend(target: dict[str, Any], labels: dict[str, str]) -> str:
 
 def collect(seconds: float, period: float, data: Path) -> None:
     """Lets it all run, and writes what the panels show as JSON."""
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            ports.append(listener.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder:
-        config = (DASHBOARDS / "prometheus.yml").read_text().replace("exporter:9184", f"127.0.0.1:{ports[0]}")
-        (Path(folder) / "prometheus.yml").write_text(config.replace("scrape_interval: 5s", "scrape_interval: 1s"))
-        shutil.copy(DASHBOARDS / "alerts.yml", folder)
-        commands = [
-            [sys.executable, str(DASHBOARDS / "workload.py"), "--name", POOL, "--period", str(period)],
-            [sys.executable, "-m", "bufferpool.cli", "export", "--port", str(ports[0]), POOL],
-            ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-             f"--web.listen-address=127.0.0.1:{ports[1]}", "--log.level=error"],
-        ]  # fmt: skip
-        started = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for command in commands]
-        try:
-            time.sleep(seconds)
-            data.write_text(json.dumps(read(ports[1], seconds - 12)))
-        finally:
-            for process in reversed(started):
-                process.send_signal(signal.SIGTERM)
-                process.wait(30)
+    with tempfile.TemporaryDirectory() as folder, live.running(Path(folder), POOL, period) as (port, _):
+        time.sleep(seconds)
+        data.write_text(json.dumps(read(port, seconds - 12)))
+
+
+def history(port: int, expr: str, when: dict[str, str]) -> Any:
+    return live.ask(port, "/api/v1/query_range", query=expr, **when)["result"]
 
 
 def read(port: int, seconds: float) -> dict[str, Any]:
@@ -84,7 +60,7 @@ def read(port: int, seconds: float) -> dict[str, Any]:
     for panel in board["panels"]:
         series = []
         for target in panel.get("targets", []):
-            for one in ask(port, "/api/v1/query_range", query=filled(target["expr"]), **when):
+            for one in history(port, filled(target["expr"]), when):
                 times, values = zip(*one["values"], strict=True)
                 numbers = [None if value == "NaN" else float(value) for value in values]
                 series.append(
@@ -96,7 +72,7 @@ def read(port: int, seconds: float) -> dict[str, Any]:
         expr = filled(mark["expr"]).replace("[1m]", f"[{STEP_S}s]").replace(f"changes(bufferpool_budget_bytes{{pool=~\"{POOL}\"}}[2s])",
                                                                         f'changes(bufferpool_budget_bytes{{pool=~"{POOL}"}}[3s])')  # fmt: skip
         expr = expr.replace(f"[{STEP_S}s]", "[3s]")
-        for one in ask(port, "/api/v1/query_range", query=expr, **when):
+        for one in history(port, expr, when):
             marks += [{"name": mark["name"], "color": mark["iconColor"], "time": at} for at, _ in one["values"]]
     return {"panels": panels, "from": now - seconds, "to": now, "marks": marks}
 

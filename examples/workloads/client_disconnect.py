@@ -221,7 +221,7 @@ def draw(books: Books) -> Any:
     axes.legend(loc="upper left", ncols=3)
     if books.in_swap is not None:
         height = np.interp(books.in_swap, times, kernel / MIB)
-        axes.annotate("in swap", (books.in_swap, height), (0, 6), textcoords="offset points", ha="center")
+        axes.annotate("in swap", (books.in_swap, height), (-8, 4), textcoords="offset points", ha="right")
     axes.set_title("temporary tables of sessions that come and go")
     return figure
 

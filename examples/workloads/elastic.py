@@ -373,7 +373,7 @@ def draw(samples: list[Sample], phases: list[tuple[float, str]], limit: Limit | 
     axes.plot(times, series("fixed"), color=ORANGE, label="a cache of fixed size")
     axes.plot(times, series("budget"), color=GREY, ls="--", lw=1.1, label="the pool's budget")
     axes.plot(times, series("pool"), color=GREEN, lw=4, alpha=0.45, label="the pool, by its own count")
-    axes.plot(times, series("kernel"), color=BLUE, lw=1.1, label="the pool, by the kernel's (st_blocks)")
+    axes.plot(times, series("kernel"), color=BLUE, lw=1.1, label="the pool, by the kernel's count (st_blocks)")
     if limit is not None:
         axes.plot(times, series("neighbour"), color="#b03a48", ls=":", label="a neighbour, in the same limit")
     top = 1.12 * max(s.budget for s in samples) / MIB
