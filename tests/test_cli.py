@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,11 +20,9 @@ SHM = Path("/dev/shm")
 
 
 @pytest.fixture
-def name() -> Iterator[str]:
+def name(pool_name: str) -> str:
     """A name for a pool, removed at the end."""
-    name = f"test-cli-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    yield name
-    (SHM / name).unlink(missing_ok=True)
+    return pool_name
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,21 +25,17 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Iterator[bp.Pool]:
-    """A pool with a page pinned, one dirty, some clean; sound at the end."""
-    name = f"test-cli-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+def pool(pool_name: str, tmp_path: Path) -> Iterator[bp.Pool]:
+    """A pool with one dirty page and some clean ones; sound at the end."""
     path = tmp_path / "orders.db"
     path.write_bytes(bytes(200 * 4096))
-    try:
-        with bp.Pool.create(name, "1MiB", page_size=4096, max_capacity="2MiB") as pool:
-            orders = pool.open_file(path, "r+", name="orders")
-            orders.read_many(range(100))
-            with orders.write(7) as page:
-                page[:] = 1
-            yield pool
-            assert pool.check() == []
-    finally:
-        (SHM / name).unlink(missing_ok=True)
+    with bp.Pool.create(pool_name, "1MiB", page_size=4096, max_capacity="2MiB") as pool:
+        orders = pool.open_file(path, "r+", name="orders")
+        orders.read_many(range(100))
+        with orders.write(7) as page:
+            page[:] = 1
+        yield pool
+        assert pool.check() == []
 
 
 def run_json(capsys: Capture, *argv: str) -> object:

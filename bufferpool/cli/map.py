@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bufferpool.cli import colours
 from bufferpool.cli.common import Commands, observe, print_json
 from bufferpool.errors import BufferPoolError
 from bufferpool.inspect import AGE_LIMITS_S, FrameState
@@ -19,23 +20,18 @@ from bufferpool.sizes import format_size
 
 # Name, letter where there are no colours, colour.
 STATES = (
-    ("hole", "·", "#333a45"),
-    ("free", "-", "#7f9fbf"),
-    ("in use by an operation", "*", "#17becf"),
-    ("clean", "o", "#2ca02c"),
-    ("dirty", "d", "#ff9f1c"),
-    ("pinned", "P", "#d62728"),
-    ("retired", "x", "#9467bd"),
+    ("hole", "·", colours.HOLE),
+    ("free", "-", colours.FREE),
+    ("in use by an operation", "*", colours.BUSY),
+    ("clean", "o", colours.CLEAN),
+    ("dirty", "d", colours.DIRTY),
+    ("pinned", "P", colours.PINNED),
+    ("retired", "x", colours.RETIRED),
 )
 HOLE, FREE, BUSY, CLEAN, DIRTY, PINNED, RETIRED = range(len(STATES))
 AGES = (
-    ("used within 1 s", "0", "#ffe066"),
-    ("10 s", "1", "#ffb347"),
-    ("1 min", "2", "#f4845f"),
-    ("10 min", "3", "#c05299"),
-    ("1 h", "4", "#6a4c93"),
-    ("earlier", "5", "#3d348b"),
-    ("no page", "·", "#333a45"),
+    *((f"< {age}" if age != "older" else age, str(i), colour) for i, (age, colour) in enumerate(colours.AGES)),
+    ("no page", "·", colours.HOLE),
 )
 Kinds = tuple[tuple[str, str, str], ...]
 

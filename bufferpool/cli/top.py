@@ -15,24 +15,23 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
 from bufferpool import inspect, segment
+from bufferpool.cli import colours
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
 from bufferpool.inspect import ClientInfo, PoolStats, Summary
 from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.sizes import format_size, parse_size
 
-# The parts of the memory bar, in the order in which they stand; the same colours everywhere.
+# The parts of the memory bar, in the order in which they stand.
 PARTS = (
-    ("pinned", "#d62728"),
-    ("dirty", "#ff9f1c"),
-    ("clean", "#2ca02c"),
-    ("retired", "#9467bd"),
-    ("free", "#7f9fbf"),
-    ("given back", "#333a45"),
+    ("pinned", colours.PINNED),
+    ("dirty", colours.DIRTY),
+    ("clean", colours.CLEAN),
+    ("retired", colours.RETIRED),
+    ("free", colours.FREE),
+    ("given back", colours.HOLE),
 )
 SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO")
-AGES = ("1 s", "10 s", "1 min", "10 min", "1 h", "older")
-AGE_COLOURS = ("#ffe066", "#ffb347", "#f4845f", "#c05299", "#6a4c93", "#3d348b")
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ class Top(App[None]):
         text.append("\n")
         text.append(legend([(name, colour, brief(parts[name])) for name, colour in PARTS if parts[name]]))
         self.query_one("#memory", Static).update(text)
-        ages = list(zip(AGES, AGE_COLOURS, now.summary.ages.values(), strict=True))
+        ages = [(*band, pages) for band, pages in zip(colours.AGES, now.summary.ages.values(), strict=True)]
         text = bar([(float(pages), colour) for _, colour, pages in ages], width)
         text.append("\n")
         figures = [
