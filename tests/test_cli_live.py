@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import DataTable
 
 import bufferpool as bp
 from bufferpool.cli import main
-from bufferpool.cli.top import Ask, Top, bar, brief, memory_parts, short
+from bufferpool.cli.pools import Pools
+from bufferpool.cli.sight import bar, brief, memory_parts, short
+from bufferpool.cli.top import Ask, Top
 
 SHM = Path("/dev/shm")
 Capture = pytest.CaptureFixture[str]
@@ -301,6 +304,39 @@ def test_top_follows_pools_that_come_and_go() -> None:
 
     try:
         asyncio.run(session())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_top_shows_every_pool_and_goes_to_one() -> None:
+    folder = tempfile.mkdtemp(dir=SHM, prefix="test-cli-")
+
+    async def session() -> None:
+        app = Top(None, folder, 0.1)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await until(pilot, lambda: isinstance(app.screen, Pools))
+            table = app.screen.query_one("#pools", DataTable)
+            await until(pilot, lambda: table.row_count == 3)
+            rows = {str(row[0]): [str(cell) for cell in row[1:]] for row in map(table.get_row_at, range(3))}
+            assert rows["torn"][-1] == "damaged"
+            assert rows["many"][0] == "256K"  # an extent
+            assert rows["few"][-1] == "1"
+            await pilot.press("t", "r", "f", "s")  # nothing is done to a pool that is not shown
+            await pilot.pause()
+            assert isinstance(app.screen, Pools)
+            await pilot.press("down", "enter")
+            await until(pilot, lambda: str(app.query_one("#head").render()).startswith("many  256K"))
+            await pilot.press("a")
+            await until(pilot, lambda: isinstance(app.screen, Pools))
+            await pilot.press("escape")
+            await until(pilot, lambda: not isinstance(app.screen, Pools))
+            assert app.wanted == "many"
+
+    try:
+        with bp.Pool.create("few", "1MiB", directory=folder), bp.Pool.create("many", "1MiB", directory=folder) as many:
+            many.open_derived("d", 20, lambda n, out: None).read_many(range(20))
+            (Path(folder) / "torn").write_bytes(b"BUFPOOL1" + bytes(5000))
+            asyncio.run(session())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

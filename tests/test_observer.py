@@ -13,7 +13,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import _core
-from bufferpool.cli import main, top
+from bufferpool.cli import main, sight
 from bufferpool.metrics import PoolCollector
 from bufferpool.observer import Observer
 from tests.conftest import PAGE, SHM, on_small_tmpfs, run_python
@@ -66,7 +66,7 @@ def test_commands_that_look_need_no_slot_and_change_nothing(make_pool, data_file
         assert main([command, *named, *form]) == 0, command
         assert content(pool) == before, command
         assert pool.name in capsys.readouterr().out or named, command
-    shown = top.look(pool.name, None)
+    shown = sight.look(pool.name, None)
     assert (shown.stats, shown.clients) == (pool.stats(), pool.clients())
     assert content(pool) == before
     with pytest.raises(bp.errors.TooManyClients):

@@ -338,11 +338,11 @@ def register(commands: Commands) -> None:
     """Adds these commands."""
     top = commands.add(
         "top", _top, "watch a pool, live, on the whole screen",
-        "Memory by state, the working set by age, rates, spaces, clients, events. Keys: right and left for other pools,\n"
-        "s sorts the spaces, t trims, r resizes, f flushes, q quits.\n\nexamples:\n  bufferpool top\n  bufferpool top orders --interval 0.5",
+        "Memory by state, the working set by age, rates, spaces, clients, events. Keys: a for all pools, right and left\n"
+        "for other ones, s sorts the spaces, t trims, r resizes, f flushes, q quits.\n\nexamples:\n  bufferpool top\n  bufferpool top orders --interval 0.5",
         pool=False, js=False,
     )  # fmt: skip
-    top.add_argument("name", metavar="NAME", nargs="?", type=pool_name, help="the pool (default: the first)")
+    top.add_argument("name", metavar="NAME", nargs="?", type=pool_name, help="the pool (default: all of them)")
     top.add_argument(
         "--interval", type=interval, default=1.0, metavar="S", help="between two looks (default: %(default)s)"
     )

@@ -2,10 +2,8 @@
 
 import math
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from rich.text import Text
 from textual.app import App, ComposeResult
@@ -14,89 +12,15 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
-from bufferpool import inspect, segment
+from bufferpool import segment
 from bufferpool.cli import colours
+from bufferpool.cli.pools import Pools
+from bufferpool.cli.sight import PARTS, Look, bar, brief, legend, look, memory_parts, rate, short
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
-from bufferpool.inspect import ClientInfo, PoolStats, Summary
-from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.sizes import format_size, parse_size
 
-# The parts of the memory bar, in the order in which they stand.
-PARTS = (
-    ("pinned", colours.PINNED),
-    ("dirty", colours.DIRTY),
-    ("clean", colours.CLEAN),
-    ("retired", colours.RETIRED),
-    ("free", colours.FREE),
-    ("given back", colours.HOLE),
-)
 SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO")
-
-
-@dataclass(frozen=True)
-class Look:
-    """One look at a pool."""
-
-    at: float
-    uuid: bytes
-    stats: PoolStats
-    summary: Summary
-    clients: list[ClientInfo]
-    steward: int
-    events: list[str]
-
-
-def look(name: str, directory: str | None) -> Look:
-    """Everything that the screen shows. Raises SegmentError and its kind, and OSError."""
-    with Observer(name, directory=directory) as pool:
-        return Look(
-            time.monotonic(),
-            pool.uuid,
-            pool.stats(),
-            inspect.read_summary(pool),
-            pool.clients(),
-            pool.steward(),
-            [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
-        )
-
-
-def bar(shares: list[tuple[float, str]], width: int) -> Text:
-    """Coloured cells in proportion; every share above 0 gets one at least."""
-    total = sum(share for share, _ in shares) or 1.0
-    cells = [max(1, int(share / total * width)) if share else 0 for share, _ in shares]
-    while sum(cells) != width and any(cells):  # rounding falls to the largest
-        i = max(range(len(cells)), key=cells.__getitem__)
-        cells[i] += 1 if sum(cells) < width else -1
-    text = Text(no_wrap=True)
-    for n, (_, colour) in zip(cells, shares, strict=True):
-        text.append("█" * n, colour)
-    return text
-
-
-def legend(parts: list[tuple[str, str, str]]) -> Text:
-    """Name, colour and figure of each part."""
-    text = Text(no_wrap=True, overflow="ellipsis")
-    for name, colour, figure in parts:
-        text.append("■ ", colour)
-        text.append(f"{name} ", "dim")
-        text.append(f"{figure}  ", "bold")
-    return text
-
-
-def memory_parts(stats: PoolStats) -> dict[str, int]:
-    """Bytes of each part of the memory bar; together, the largest budget that there may be."""
-    frames, size = stats.frames, stats.page_size
-    pinned = min(frames["pinned"], frames["live"])
-    dirty = min(frames["dirty"], frames["live"] - pinned)
-    return {
-        "pinned": pinned * size,
-        "dirty": dirty * size,
-        "clean": (frames["live"] - pinned - dirty) * size,
-        "retired": frames["old"] * size,
-        "free": (frames["free"] + frames["busy"]) * size,
-        "given back": frames["hole"] * size,
-    }
 
 
 class Ask(ModalScreen[str | None]):
@@ -139,8 +63,9 @@ class Top(App[None]):
     BINDINGS = [  # noqa: RUF012
         Binding("q", "quit", "quit"),
         Binding("ctrl+c", "quit", show=False, priority=True),
-        Binding("right,n", "pool(1)", "next pool"),
+        Binding("right,n", "pool(1)", "next"),
         Binding("left,p", "pool(-1)", "previous", show=False),
+        Binding("a", "all", "all pools"),
         Binding("s", "sort", "sort"),
         Binding("t", "trim", "trim"),
         Binding("r", "resize", "resize"),
@@ -174,7 +99,10 @@ class Top(App[None]):
         """The columns, and the clock."""
         self.query_one("#spaces", DataTable).add_columns(*SPACE_COLUMNS)
         self.query_one("#clients", DataTable).add_columns("CLIENT", "PID", "PROGRAM", "PINS", "FRAMES PINNED", "")
+        several = self.wanted is None and len(self.names()) > 1
         self.refresh_screen()
+        if several:
+            self.action_all()
         self.set_interval(self.interval, self.refresh_screen)
 
     def names(self) -> list[str]:
@@ -182,6 +110,10 @@ class Top(App[None]):
         with suppress(SegmentError):  # no such directory any more: the next look says so
             return sorted(os.path.basename(f.path) for f in segment.find(self.pool_directory) if not f.trouble)
         return []
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Among all pools, nothing is done to the one behind them."""
+        return action == "quit" or not isinstance(self.screen, Pools)
 
     # ---- actions -----------------------------------------------------------------------
 
@@ -193,6 +125,16 @@ class Top(App[None]):
         self.last = None
         self.refresh_screen()
 
+    def action_all(self) -> None:
+        """Every pool, one line each."""
+
+        def chosen(name: str | None) -> None:
+            if name is not None:
+                self.wanted, self.last = name, None
+            self.refresh_screen()
+
+        self.push_screen(Pools(self.pool_directory, self.interval), chosen)
+
     def action_sort(self) -> None:
         """Sorts the spaces by the next column."""
         self.sort_by = (self.sort_by + 1) % len(SPACE_COLUMNS)
@@ -201,12 +143,12 @@ class Top(App[None]):
 
     def action_trim(self) -> None:
         """Asks for bytes, and gives them back."""
-        self._ask("give back, of the coldest pages:", "16MiB", lambda pool, n: pool.trim(bytes=n))
+        self._ask(f"give back of {self.wanted}, coldest pages first:", "16MiB", lambda pool, n: pool.trim(bytes=n))
 
     def action_resize(self) -> None:
         """Asks for a budget, and sets it."""
         value = format_size(self.last.stats.budget_bytes).replace(" ", "") if self.last else "64MiB"
-        self._ask("new budget:", value, lambda pool, n: pool.resize(n, timeout=1.0))
+        self._ask(f"new budget of {self.wanted}:", value, lambda pool, n: pool.resize(n, timeout=1.0))
 
     def action_flush(self) -> None:
         """Writes dirty pages."""
@@ -294,21 +236,16 @@ class Top(App[None]):
         if before is None:
             self.query_one("#rates", Static).update(Text("rates come with the next look", "dim"))
             return
-        span = now.at - before.at
-
-        def rate(name: str) -> float:
-            return float(getattr(now.stats, name) - getattr(before.stats, name)) / span
-
-        hits, misses = rate("hits"), rate("misses")
+        hits, misses = rate(before, now, "hits"), rate(before, now, "misses")
         ratio = f"{hits / (hits + misses):.2%}" if hits + misses else "-"
         text = Text(no_wrap=True, overflow="ellipsis")
         for name, figure in (
             ("hit ratio", ratio),
             ("hits", short(hits)),
             ("misses", short(misses)),
-            ("given back", brief(int(rate("reclaimed_total_bytes")))),
-            ("evicted", short(rate("evictions_recycled") + rate("evictions_reclaimed"))),
-            ("flushed", short(rate("flushed_pages"))),
+            ("given back", brief(int(rate(before, now, "reclaimed_total_bytes")))),
+            ("evicted", short(rate(before, now, "evictions_recycled", "evictions_reclaimed"))),
+            ("flushed", short(rate(before, now, "flushed_pages"))),
         ):
             text.append(f"{name} ", "dim")
             text.append(f"{figure}{'' if name == 'hit ratio' else '/s'}  ", "bold")
@@ -340,21 +277,3 @@ class Top(App[None]):
             what = "steward" if c.client == now.steward else "" if c.alive else "dead"
             figures = (Text(f"{n:,}", justify="right") for n in (c.pins, c.pinned_frames))
             table.add_row(str(c.client), str(c.pid), c.name, *figures, what)
-
-
-def brief(size: int) -> str:
-    """Bytes in a few characters."""
-    value, units = float(size), "BKMGT"
-    while value >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.0f}{units[0]}" if value >= 100 or units[0] == "B" else f"{value:.1f}{units[0]}"
-
-
-def short(number: float) -> str:
-    """A figure in a few characters."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 10 * size:
-            return f"{number / size:.0f}{unit}"
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return f"{number:.0f}"
