@@ -220,8 +220,8 @@ def draw(books: Books) -> Any:
     axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, 1.45 * kernel.max() / MIB), xlim=(0, None))
     axes.legend(loc="upper left", ncols=3)
     if books.in_swap is not None:
-        height = np.interp(books.in_swap, times, kernel / MIB)
-        axes.annotate("in swap", (books.in_swap, height), (-8, 4), textcoords="offset points", ha="right")
+        height = kernel[np.searchsorted(times, books.in_swap) - 1] / MIB  # before it is killed
+        axes.annotate("in swap", (books.in_swap, height), (0, 5), textcoords="offset points", ha="right")
     axes.set_title("temporary tables of sessions that come and go")
     return figure
 
