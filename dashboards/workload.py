@@ -37,6 +37,7 @@ def paint(number: int, out: np.ndarray) -> None:
 def work(name: str, path: str, seed: int, period: float) -> None:
     """One worker, until it is killed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     random = np.random.default_rng(seed)
     pool = bp.Pool.attach(name)
     table = pool.open_file(path, mode="r+", name="orders")
@@ -72,13 +73,19 @@ class Show:
         self.path = os.path.join(folder, "orders.db")
         np.zeros(PAGES * PAGE, np.uint8).tofile(self.path)
         self.name, self.period, self.born = name, period, 0
+        self.workers: list[multiprocessing.process.BaseProcess] = []
         self.pool = bp.Pool.create(
             name, CAPACITY, page_size=PAGE, max_capacity=2 * CAPACITY, max_clients=16, mode=0o644
         )
-        self.table = self.pool.open_file(self.path, mode="r+", name="orders")
-        self.tiles = self.pool.open_derived("tiles", 2000, paint)
-        self.workers = [self.start() for _ in range(WORKERS)]
-        self.pool.start_steward(flush_every=min(5.0, period / 4), pressure=False)
+        try:
+            self.table = self.pool.open_file(self.path, mode="r+", name="orders")  # the steward here writes its pages
+            self.tiles = self.pool.open_derived("tiles", 2000, paint)
+            for _ in range(WORKERS):
+                self.workers.append(self.start())
+            self.pool.start_steward(flush_every=min(5.0, period / 4), pressure=False)
+        except BaseException:  # SIGTERM may come this early
+            self.close()
+            raise
 
     def start(self) -> multiprocessing.process.BaseProcess:
         self.born += 1
@@ -126,7 +133,6 @@ class Show:
             worker.join()
         self.pool.reap()
         self.pool.unlink()
-        del self.table, self.tiles
         self.pool.close()
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from bufferpool import exporter
 from bufferpool.metrics import AGES
-from tests.conftest import ROOT, SHM, new_name, remove
+from tests.conftest import ROOT, SHM, WAIT, new_name, remove, wait_until
 
 FOLDER = ROOT / "dashboards"
 sys.path.append(str(FOLDER))
@@ -43,6 +43,18 @@ def test_the_dashboard_is_what_its_source_makes():
     done = subprocess.run([sys.executable, "-c", "import generate; print(generate.text(), end='')"], cwd=FOLDER,
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout == (FOLDER / "bufferpool.json").read_text(), "run python dashboards/generate.py"
+
+
+def test_the_workload_ended_while_it_begins_leaves_nothing():
+    name = new_name()
+    started = subprocess.Popen([sys.executable, str(FOLDER / "workload.py"), "--name", name], cwd=ROOT)
+    wait_until((SHM / name).exists, "the workload's pool")
+    started.send_signal(signal.SIGTERM)
+    try:
+        assert started.wait(WAIT) == 0
+        assert not (SHM / name).exists()
+    finally:
+        remove(SHM / name)
 
 
 def test_every_panel_says_what_it_shows():

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from machine import MemoryCgroup, Refused, in_own_namespace, kernel_bytes, memory_cgroup, small_tmpfs
 from pages import PAGE, WORDS, stamp, word
 from rich.progress import BarColumn, Progress, TextColumn
-from workload import BLUE, GREEN, GREY, MIB, ORANGE, PALE, Pipe, Run, Worker, main, mib
+from workload import BLUE, GREEN, GREY, MIB, ORANGE, PALE, Pipe, Run, Worker, eventually, main, mib
 
 import bufferpool as bp
 from bufferpool.govern import Rules
@@ -241,14 +241,12 @@ class Stage:
         """While the load rests: do the pool and the kernel count the same?"""
         region = self.region
         self.move(0, 0)
-        equal = False
-        for _ in range(50):  # the steward may be giving something back this moment
+
+        def equal() -> bool:
             stats = self.pool.stats()
-            equal = stats.resident_bytes == kernel_bytes(self.pool) - stats.metadata_bytes
-            if equal:
-                break
-            time.sleep(0.01)
-        self.exact.append(equal)
+            return stats.resident_bytes == kernel_bytes(self.pool) - stats.metadata_bytes
+
+        self.exact.append(eventually(equal))  # the steward may be giving something back this moment
         self.move(region[0] * PAGE / self.most, region[1] * PAGE / self.most)
 
     def phase(self, name: str, first: float, size: float) -> None:
@@ -278,19 +276,22 @@ def share(stage: Stage, limit: Limit) -> None:
     stage.phases.append((time.monotonic() - stage.began, "a neighbour"))
     before, goal = pool.stats(), stage.region[1] * PAGE // 2
 
+    def given() -> int:
+        return pool.stats().reclaimed_bytes["pressure"] - before.reclaimed_bytes["pressure"]
+
     def give_way(now: Sample) -> bool:
         if now.kernel > goal and limit.room() > 2 * STEP:  # without room it would be killed, or refused
             stage.take(STEP)
-        return now.kernel <= goal
+        return now.kernel <= goal and given() >= goal // 2  # a load that is held up for a while gives pages for idle
 
     gave = stage.watch(give_way)
     stage.hold()
-    now, after = stage.samples[-1], pool.stats()
-    given = after.reclaimed_bytes["pressure"] - before.reclaimed_bytes["pressure"]
+    gave &= stage.watch(lambda now: now.kernel <= now.budget)  # not while a budget that has just fallen is being kept
+    now = stage.samples[-1]
     run.check(
-        gave and now.kernel <= now.budget and given >= goal // 2,
+        gave,
         f"a neighbour took {mib(now.neighbour)} under {limit.name} of {mib(limit.size)}: "
-        f"the pool gave {mib(given)} for pressure, and holds {mib(now.kernel)}",
+        f"the pool gave {mib(given())} for pressure, and holds {mib(now.kernel)}",
     )
     stage.count_exactly()
     stage.phases.append((time.monotonic() - stage.began, "it leaves"))

@@ -23,15 +23,29 @@ def kernel_bytes(pool: bp.Pool) -> int:
     return os.stat(pool.path).st_blocks * 512
 
 
-def pss(pid: int) -> dict[str, int]:
-    """The proportional set size of a process in bytes: Pss, and its parts Pss_Anon, Pss_File, Pss_Shmem.
+def pss(pid: int, *files: Path) -> tuple[int, ...]:
+    """The proportional set size of a process in bytes: of its private memory, and of its mappings of each file.
 
     Of each page that n processes (or mappings) share, it counts 1/n: the sum over processes counts each page once
-    (Documentation/filesystems/proc.rst).
+    (Documentation/filesystems/proc.rst). Other files are left out: their part moves as other programs come and go.
     """
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    fields = {key: int(value.split()[0]) * 1024 for key, value in (line.split(":") for line in lines)}
-    return {key: fields[key] for key in ("Pss", "Pss_Anon", "Pss_File", "Pss_Shmem")}
+    private, sizes, mapped = 0, dict.fromkeys(map(str, files), 0), ""
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        key, *rest = line.split(maxsplit=5)
+        if not key.endswith(":"):  # address, permissions, offset, device, inode, path
+            mapped = rest[4] if len(rest) == 5 else ""
+        elif key == "Pss:" and mapped in sizes:
+            sizes[mapped] += int(rest[0]) * 1024
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss_Anon:"):
+            private = int(line.split()[1]) * 1024
+    return (private, *sizes.values())
+
+
+def bytes_read(pid: int | str = "self") -> int:
+    """Bytes that a process has had read from disks so far, from swap too (Documentation/filesystems/proc.rst, io)."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
 # ---- limits ------------------------------------------------------------------------------
@@ -166,9 +180,3 @@ def swap_file(path: Path, size: int) -> Iterator[None]:
 def swap_size() -> int:
     """Bytes of swap that the machine has."""
     return sum(int(line.split()[2]) for line in Path("/proc/swaps").read_text().splitlines()[1:]) * 1024
-
-
-def swapped_in() -> int:
-    """Bytes that the machine has read back from swap since it started."""
-    fields = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(fields["pswpin"]) * os.sysconf("SC_PAGE_SIZE")

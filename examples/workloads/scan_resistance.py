@@ -1,10 +1,11 @@
 """Point reads go on while another process scans the whole table: whose pages does the cache keep?
 
 One process reads pages with a Zipf distribution; after a while a second one scans the table, from end to end,
---passes times. It is done twice: with the hint that it is a scan (space.scan), and without (space[n] in a
-loop). Each process writes down which page it read when. The two lists, merged by time, are the reference
-string; a plain LRU of the same size (functools.lru_cache) is run over that very string, and the point reads' hit
-ratio is compared, in the pool and in the LRU. A point read hit if its process did not read the store for it.
+--passes times: both at once, as many pages of the scan as point reads, whoever gets more of the processor. It is
+done twice: with the hint that it is a scan (space.scan), and without (space[n] in a loop). Each process writes
+down which page it read when. The two lists, merged by time, are the reference string; a plain LRU of the same
+size (functools.lru_cache) is run over that very string, and the point reads' hit ratio is compared, in the
+pool and in the LRU. A point read hit if its process did not read the store for it.
 """
 
 import functools
@@ -20,7 +21,8 @@ from workload import BLUE, MIB, ORANGE, PALE, Pipe, Run, main, mib
 
 import bufferpool as bp
 
-STEP = 1000  # point reads between two looks at the pipe
+STEP = 250  # reads of each process between two looks at the pipe
+SHOWN = 1000  # point reads that the picture takes together, at least
 
 
 class CountingStore:
@@ -79,14 +81,14 @@ class Outcome:
 
 
 def point_reader(pipe: Pipe, pool: bp.Pool, path: Path, n_pages: int, seed: int) -> Log:
-    """Reads pages at random until it is told to end."""
+    """Reads pages at random, STEP each time that it is told to go."""
     random, store = np.random.default_rng(seed), CountingStore(path)
     table = pool.open_store("table", store, mode="r", dtype=np.uint64)
     times: list[int] = []
     pages: list[int] = []
     missed: list[bool] = []
     wrong = 0
-    while not pipe.waiting():
+    while pipe.get() == "go":
         numbers, places = zipf(random, n_pages, 1.0, STEP), random.integers(0, WORDS, STEP)
         for n, k in zip(numbers.tolist(), places.tolist(), strict=True):
             before = store.reads
@@ -94,23 +96,25 @@ def point_reader(pipe: Pipe, pool: bp.Pool, path: Path, n_pages: int, seed: int)
             times.append(time.monotonic_ns())
             missed.append(store.reads != before)
         pages += numbers.tolist()
-        pipe.put(STEP)
-    pipe.put("read")
+        pipe.put("read")
     return Log(np.array(times), np.array(pages), np.array(missed), wrong, store.reads)
 
 
 def scanner(pipe: Pipe, pool: bp.Pool, path: Path, passes: int, hint: bool) -> Log:
-    """Reads every page in order, ``passes`` times."""
+    """Reads every page in order, ``passes`` times, STEP each time that it is told to go; says whether more are left."""
     store = CountingStore(path)
     table = pool.open_store("table", store, mode="r", dtype=np.uint64)
     times: list[int] = []
     wrong, n_pages = 0, len(table)
-    pipe.put("ready")
     pipe.get()
     for _ in range(passes):
         for n, page in enumerate(table.scan() if hint else map(table.__getitem__, range(n_pages))):
+            if times and len(times) % STEP == 0:
+                pipe.put(True)
+                pipe.get()
             wrong += page.item(n % WORDS) != word(n, n % WORDS)
             times.append(time.monotonic_ns())
+    pipe.put(False)
     pages = np.tile(np.arange(n_pages), passes)
     return Log(np.array(times), pages, np.zeros(len(pages), bool), wrong, store.reads)
 
@@ -138,22 +142,21 @@ def measure(run: Run, path: Path, n_pages: int, hint: bool) -> Outcome:
     pool = run.pool(int(options.cache * MIB))
     points = run.start(point_reader, pool, path, n_pages, options.seed)
     scans = run.start(scanner, pool, path, options.passes, hint)
-    scans.get()
-    with run.progress(f"scan by {title}", 2 * options.reads) as advance:
-        done = 0
-        while done < options.reads:  # the cache gets warm
-            done += points.get()
-            advance(STEP)
-        scans.put("go")
-        while not scans.pipe.poll():
+    alone, together = -(-options.reads // STEP), 0  # in steps
+    with run.progress(f"scan by {title}", 2 * alone * STEP) as advance:
+        for step in range(2 * alone):
+            if step == alone:  # the cache is warm
+                more = True
+                while more:
+                    scans.put("go")
+                    points.put("go")
+                    points.get()
+                    more = scans.get()
+                    together += 1
+            points.put("go")
             points.get()
-        done = 0
-        while done < options.reads:  # and afterwards
-            done += points.get()
             advance(STEP)
     points.put("end")
-    while points.get() != "read":
-        pass
     point, scan = points.get(), scans.get()
     stats = pool.stats()
     wrong = point.wrong + scan.wrong
@@ -166,7 +169,8 @@ def measure(run: Run, path: Path, n_pages: int, hint: bool) -> Outcome:
     order = np.argsort(np.concatenate([point.times, scan.times]), kind="stable")
     misses = np.empty(len(order), bool)
     misses[order] = lru_misses(np.concatenate([point.pages, scan.pages])[order], pool.budget_frames)
-    scanning = (point.times >= scan.times[0]) & (point.times <= scan.times[-1])
+    step = np.arange(len(point.pages)) // STEP
+    scanning = (alone <= step) & (step < alone + together)
     return Outcome(title, ~point.missed, ~misses[: len(point.pages)], scanning)
 
 
@@ -196,7 +200,7 @@ def draw(outcomes: list[Outcome]) -> Any:
 
     figure, panels = pyplot.subplots(1, len(outcomes), sharey=True, figsize=(9, 3.4), squeeze=False)
     for axes, found in zip(panels[0], outcomes, strict=True):
-        window = max(STEP, len(found.pool_hits) // 60)
+        window = max(SHOWN, len(found.pool_hits) // 60)
         ends = np.arange(window, len(found.pool_hits) + 1, window)
         x = (ends - window / 2) / 1000
         for name, hits, color in (("the pool", found.pool_hits, BLUE), ("plain LRU", found.lru_hits, ORANGE)):

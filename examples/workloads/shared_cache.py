@@ -2,8 +2,8 @@
 
 The workers read pages of a file with a Zipf distribution and check a word of each. The file is in the page
 cache before each round, so that no disk is timed. Memory is the growth of the workers' proportional set size
-(PSS) while they read: a page that several processes map is counted once. Page cache that nobody maps is not in
-it: the kernel takes that back when it wants to. Reads are counted in the second half, when the caches are warm.
+(PSS) while they read, in private memory, the file and the pool: a page that several processes map is counted
+once. Page cache that nobody maps is not in it: the kernel takes that back when it wants to. Reads are counted in the second half, when the caches are warm.
 
   private  an LRU cache of --cache MiB in each worker, filled by pread (functools.lru_cache)
   memmap   np.memmap: the workers map the page cache, as much of it as they touch
@@ -88,10 +88,9 @@ def reader(pipe: Pipe, kind: str, path: Path, cache_pages: int, pool: bp.Pool | 
 # ---- the rounds ----------------------------------------------------------------------------
 
 
-def total(workers: list[Worker]) -> dict[str, int]:
-    """The workers' PSS, added up."""
-    parts = [pss(worker.pid) for worker in workers]
-    return {key: sum(part[key] for part in parts) for key in parts[0]}
+def total(workers: list[Worker], *files: Path) -> list[int]:
+    """The workers' PSS, added up: private memory, and each file."""
+    return [sum(parts) for parts in zip(*(pss(worker.pid, *files) for worker in workers), strict=True)]
 
 
 def follow(workers: list[Worker], advance: Callable[[int], None]) -> None:
@@ -116,27 +115,25 @@ def measure(run: Run, kind: str, path: Path, n_pages: int) -> Round:
     workers = [run.start(reader, *arguments, options.seed + n) for n in range(options.workers)]
     for worker in workers:
         worker.get()
-    before = total(workers)
+    files = (path, Path(pool.path if pool is not None else "none"))
+    before = total(workers, *files)
     for worker in workers:
         worker.put("go")
     with run.progress(f"reading: {kind}", options.workers * options.reads) as advance:
         follow(workers, advance)
-    after = total(workers)
+    after = total(workers, *files)
     for worker in workers:
         worker.put("end")
     wrong, began, ended, hits = zip(*(worker.get() for worker in workers), strict=True)
     reads = options.workers * options.reads
     run.check(sum(wrong) == 0, f"{kind}: {reads:,} words read, {sum(wrong)} of them wrong")
     if pool is not None:
-        check_pool(run, kind, pool, capacity, after["Pss_Shmem"])
-    return Round(
-        kind,
-        anon=after["Pss_Anon"] - before["Pss_Anon"],
-        file=after["Pss_File"] - before["Pss_File"],
-        shm=after["Pss_Shmem"] - before["Pss_Shmem"],
-        reads_per_s=reads / 2 / (max(ended) - min(began)),
-        hit_ratio=float(np.mean(hits)) if pool is None else pool.stats().hit_ratio,
-    )
+        check_pool(run, kind, pool, capacity, after[2])
+    for worker in workers:  # what the next ones share with these is not theirs alone until these have gone
+        worker.end()
+    anon, file, shm = (now - then for now, then in zip(after, before, strict=True))
+    speed, hit_ratio = reads / 2 / (max(ended) - min(began)), pool.stats().hit_ratio if pool else float(np.mean(hits))
+    return Round(kind, anon, file, shm, speed, hit_ratio)
 
 
 def check_pool(run: Run, kind: str, pool: bp.Pool, capacity: int, in_pss: int) -> None:

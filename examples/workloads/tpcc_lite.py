@@ -21,7 +21,7 @@ from machine import SHM
 from tpcc_data import Dice, Scale, load
 from workload import BLUE, GREY, MIB, Pipe, Run, main
 
-from toydb import sql
+from toydb import SnapshotTooOld, sql
 
 MIX = {"New-Order": 0.45, "Payment": 0.43, "Order-Status": 0.04, "Delivery": 0.04, "Stock-Level": 0.04}
 UNUSED_ITEM = 1 << 30
@@ -179,19 +179,20 @@ def terminal(
         "Delivery": one.delivery, "Stock-Level": one.stock_level,
     }  # fmt: skip
     times = {name: HdrHistogram(1, 60_000_000, 3) for name in MIX}  # microseconds
-    done, rolled_back = dict.fromkeys(MIX, 0), 0
+    done, rolled_back, too_old = dict.fromkeys(MIX, 0), 0, 0
     pipe.put("ready")
     pipe.get()
     began = time.monotonic()
-    while time.monotonic() < began + seconds:
+    while not sum(done.values()) or time.monotonic() < began + seconds:
         name = one.dice.pick(MIX)
         start = time.perf_counter_ns()
         con.execute("BEGIN" if name in ("Order-Status", "Stock-Level") else "BEGIN IMMEDIATE")
         try:
             actions[name]()
-        except RolledBack:
+        except (RolledBack, SnapshotTooOld) as reason:
             con.execute("ROLLBACK")
-            rolled_back += 1
+            rolled_back += isinstance(reason, RolledBack)
+            too_old += isinstance(reason, SnapshotTooOld)
             continue
         con.execute("COMMIT")
         times[name].record_value(max(1, (time.perf_counter_ns() - start) // 1000))
@@ -199,7 +200,9 @@ def terminal(
     took = time.monotonic() - began
     con.close()
     encoded = {name: t.encode() for name, t in times.items()}
-    return {"done": done, "rolled_back": rolled_back, "wrong": one.wrong, "took": took, "times": encoded}
+    return {
+        "done": done, "rolled_back": rolled_back, "too_old": too_old, "wrong": one.wrong, "took": took, "times": encoded
+    }  # fmt: skip
 
 
 # ---- the checks --------------------------------------------------------------------------------
@@ -275,11 +278,12 @@ def measure(run: Run, path: Path, pool_name: str, scale: Scale) -> tuple[dict[st
         for name, encoded in part["times"].items():
             times[name].decode_and_add(encoded)
     done = {name: sum(part["done"][name] for part in found) for name in MIX}
-    wrong, rolled_back = sum(part["wrong"] for part in found), sum(part["rolled_back"] for part in found)
+    wrong, rolled_back, too_old = (sum(part[key] for part in found) for key in ("wrong", "rolled_back", "too_old"))
     run.check(
         wrong == 0, f"each of {done['Order-Status']:,} Order-Status saw an order with all of its lines, {wrong} did not"
     )
     run.say(f"     {rolled_back} New-Orders were rolled back, as they should be")
+    run.say(f"     {too_old} queries were given up because their snapshot had become too old")
     return done, times, max(part["took"] for part in found)
 
 

@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -44,6 +45,16 @@ INK, BLUE, ORANGE, GREEN, GREY, PALE = "#1f2933", "#2f6fb0", "#d9812b", "#3f8f5f
 def mib(size: float) -> str:
     """Bytes, for tables."""
     return f"{size / MIB:,.1f} MiB"
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Waits until something holds; False if it does not within WAIT_S."""
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 class Run:

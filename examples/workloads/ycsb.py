@@ -155,7 +155,7 @@ def client(
         pipe.get()
         before, began = dict(one.done), time.monotonic()
         one.times = {name: HdrHistogram(1, 60_000_000, 3) for name in one.times}
-        while time.monotonic() < began + seconds:
+        while sum(one.done.values()) == sum(before.values()) or time.monotonic() < began + seconds:
             for which in one.random.choice(len(names), 20, p=shares):
                 one.once(names[which])
         took = time.monotonic() - began
