@@ -95,10 +95,10 @@ class Engine:
 
     # ---- commit ------------------------------------------------------------------
 
-    def commit(self, pages: Pages) -> int:
-        """Commits what a write transaction has changed, under the write lock; returns its LSN.
+    def append(self, pages: Pages) -> tuple[State, int]:
+        """Step 1 of a commit, under the write lock; returns the state to :meth:`complete`, and the commit's LSN.
 
-        It is durable after :meth:`sync_to`. Raises LogFailed: then nothing was committed.
+        Raises LogFailed: then nothing was committed.
         """
         state = self.shared.current()
         told = [
@@ -108,6 +108,10 @@ class Engine:
         lsn, record = self.log.encode(state.committed, told)
         point("commit.encoded")
         self.log.append(state.segment, state.committed, record)
+        return state, lsn
+
+    def complete(self, state: State, pages: Pages, lsn: int) -> None:
+        """Steps 2 to 4. The commit is durable after :meth:`sync_to`."""
         try:
             point("commit.appended")
             if len(pages) > self.pool.max_frames // 8:
@@ -116,7 +120,6 @@ class Engine:
         except BaseException as error:
             error.add_note("the commit is in the log, and the next write transaction completes it")
             raise
-        return lsn
 
     def sync_to(self, lsn: int) -> None:
         """Returns when everything up to ``lsn`` is durable. One sync serves all who wait. Raises LogFailed."""

@@ -64,9 +64,12 @@ class Connection(apsw.Connection):
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> bool:
         try:
-            return super().__exit__(kind, error, where)
-        finally:
-            self.session.settle()
+            with self.session.whole():
+                return super().__exit__(kind, error, where)
+        except apsw.SQLError as told:
+            if told.__context__ is None or told.__context__ is error:
+                raise
+            raise told.__context__ from None  # what it was that SQLite could not commit for
 
     def set_busy_timeout(self, milliseconds: int) -> None:
         """How long a writer waits for another one."""
@@ -168,11 +171,9 @@ class Cursor(apsw.Cursor):
         connection = self.connection
         assert isinstance(connection, Connection)
         if kind in ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "ROLLBACK TO"):
-            try:
+            with connection.session.whole():
                 super().execute(sql, bindings, **options)
                 connection.catalog.enlist()
-            finally:
-                connection.session.settle()
         else:
             connection.catalog.enlist()
             with connection.session.statement():

@@ -23,6 +23,7 @@ import apsw
 from toydb import sql_schema
 from toydb.database import Database
 from toydb.errors import Busy, NoSuchTable, TransactionError
+from toydb.interrupts import later
 from toydb.sql_schema import Schema
 from toydb.table import Table
 from toydb.transaction import Stats, Transaction
@@ -74,6 +75,8 @@ class Session:
         self._schemas: dict[bytes, Schema] = {}
         self._levels: list[tuple[int, int | None]] = []  # SQLite's level, the engine's savepoint
         self.enlisted = False
+        self.committed = False  # the last transaction that ended
+        self._late: BaseException | None = None
         self._past = Pages()
         self.current: Work | None = None
         self.timeout_s = 5.0
@@ -148,11 +151,45 @@ class Session:
         return self.current
 
     def sync(self) -> None:
-        """Make the transaction durable (xSync)."""
+        """Make the transaction durable (xSync). An error after which it is committed all the same is told later."""
         work = self.current
         if work is not None and work.write and not work.over:
-            work.txn.commit()
+            try:
+                work.txn.commit()
+            except BaseException as error:
+                if not work.txn.committed:
+                    raise
+                self._late = error
             work.over = True
+        self.committed = True
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Around what may commit: raises at the end what :meth:`sync` had to keep."""
+        self._late = None
+        yield
+        if self._late is not None:
+            raise self._late
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Around BEGIN, COMMIT and their like: Ctrl-C comes after it, with a note of what became of the transaction."""
+        self.committed = False
+        try:
+            with later(), self.telling():
+                try:
+                    yield
+                finally:
+                    self.settle()
+        except KeyboardInterrupt as error:
+            self._note(error)
+            raise
+
+    def _note(self, error: KeyboardInterrupt) -> None:
+        """What became of the transaction."""
+        if not hasattr(error, "__notes__"):
+            ended = "is committed" if self.committed else "was rolled back"
+            error.add_note(f"the transaction {ended if self._connection.get_autocommit() else 'goes on'}")
 
     def end(self) -> None:
         """The transaction is over (xCommit after xSync, or xRollback)."""
@@ -211,16 +248,19 @@ class Session:
     @contextmanager
     def statement(self) -> Iterator[None]:
         """Around the execution of one statement: undone as a whole if it fails."""
-        self.keep_after_error = False
+        self.keep_after_error = self.committed = False
         self.ignored = 0
         work, levels = self.current, self._levels
         mark = work.txn.savepoint() if work is not None and work.write else None
         try:
-            yield
-        except BaseException:
+            with self.telling():
+                yield
+        except BaseException as error:
             if not self._connection.get_autocommit():
                 self._undo(work, mark)
                 self._levels = levels
+            if isinstance(error, KeyboardInterrupt):
+                self._note(error)
             raise
         else:
             if mark is not None and work is not None and not work.over:

@@ -32,6 +32,7 @@ from toydb.errors import (
     TransactionEnded,
     TransactionError,
 )
+from toydb.interrupts import later
 from toydb.page import FIRST_SLOT, FREE, META, Page
 from toydb.table import ROOT as ROOT
 from toydb.table import Table as Table
@@ -100,6 +101,8 @@ class Transaction:
         self.page_size = engine.pool.page_size
         self.moving = kind == "latest"
         self.changes = 0
+        self.committed = False
+        """From when on nothing undoes it any more, even if commit() raises: its record is in the log."""
         self._open = True
         self._dirty: dict[int, Page] = {}
         self._before: dict[int, bytes | None] = {}
@@ -144,15 +147,30 @@ class Transaction:
     def commit(self) -> None:
         """Returns when all changes are durable and to be seen by all.
 
-        A write transaction that has changed nothing waits for what it has read.
-        Raises LogFailed: then nothing of it was committed, unless its note says so.
+        A write transaction that has changed nothing waits for what it has read. Ctrl-C meanwhile
+        comes when it is done (:mod:`toydb.interrupts`).
+
+        Raises LogFailed: then nothing of it was committed, unless its note says so, and :attr:`committed`.
         """
         self._must_be_open()
+        try:
+            with later():
+                self._commit()
+        except KeyboardInterrupt as error:
+            if not hasattr(error, "__notes__"):
+                error.add_note(f"the transaction {'is committed' if self.committed else 'was rolled back'}")
+            raise
+
+    def _commit(self) -> None:
         lsn = 0
         try:
             if self.kind == "write":
-                pages = self._changed()
-                lsn = self._engine.commit(pages) if pages else self._engine.shared.current().committed
+                lsn = self._engine.shared.current().committed
+                if pages := self._changed():
+                    state, lsn = self._engine.append(pages)
+                    self.committed = True
+                    self._engine.complete(state, pages, lsn)
+            self.committed = True
         finally:
             self._end()
         if not lsn:

@@ -234,7 +234,8 @@ def test_a_segment_is_durable_before_the_next_begins(db: toydb.Database, monkeyp
     with db.begin(write=True) as txn:
         txn.table("t").put(b"000000", b"new")
         old = engine.shared.current().segment
-        lsn = engine.commit(txn._changed())  # appended, and not synced yet
+        state, lsn = engine.append(pages := txn._changed())
+        engine.complete(state, pages, lsn)  # and not synced yet
         engine.rotate()
         txn.rollback()
     assert steps[:2] == [("sync", old), ("create", lsn)]

@@ -1,6 +1,7 @@
 """Transactions of SQL: statements undone, snapshots, savepoints, processes; and the checker."""
 
 import multiprocessing
+import signal
 import threading
 
 import apsw
@@ -150,6 +151,101 @@ def test_a_query_that_is_left_early_holds_missing(con):
     assert con.session.current is not None
     cursor.close()
     assert con.session.current is None
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------
+
+
+def interrupted(monkeypatch, where, name, times=1):
+    """So many Ctrl-C when ``where.name`` is called next, before it does anything."""
+    function = getattr(where, name)
+
+    def call(*args):
+        monkeypatch.setattr(where, name, function)
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return function(*args)
+
+    monkeypatch.setattr(where, name, call)
+
+
+def insert(con, form, value, arm):
+    """A row by BEGIN and COMMIT, by a statement alone, or by a block; ``arm()`` just before it is to be committed."""
+    if form == "begin":
+        con.execute("BEGIN; INSERT INTO t VALUES(?)", (value,))
+        arm()
+        con.execute("COMMIT")
+    elif form == "alone":
+        arm()
+        con.execute("INSERT INTO t VALUES(?)", (value,))
+    else:
+        with con:
+            con.execute("INSERT INTO t VALUES(?)", (value,))
+            arm()
+
+
+@pytest.mark.parametrize("form", ["begin", "alone", "block"])
+@pytest.mark.parametrize(
+    ("place", "times", "fate"),
+    [
+        ("log.append", 1, "the transaction is committed"),
+        ("write_page", 1, "the transaction is committed"),
+        ("log.sync", 1, "the transaction is committed"),
+        ("log.append", 2, "the transaction was rolled back"),
+        ("write_page", 2, "the commit is in the log, and the next write transaction completes it"),
+        ("log.sync", 2, "the commit is in the log; whether it is durable is unknown"),
+    ],
+)
+def test_ctrl_c_in_a_commit_comes_after_it_and_says_what_became_of_it(tmp_path, monkeypatch, form, place, times, fate):
+    with opener("pages", tmp_path) as open_database:
+        database = open_database()
+        con, other = Connection(database), Connection(open_database())
+        con.execute("CREATE TABLE t(a)")
+        part, _, name = place.rpartition(".")
+        where = getattr(database._engine, part) if part else database._engine
+        with pytest.raises(KeyboardInterrupt) as caught:
+            insert(con, form, 1, lambda: interrupted(monkeypatch, where, name, times))
+        assert caught.value.__notes__ == [fate]
+        assert con.get_autocommit()
+        assert con.session.current is None
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        wanted = [] if "rolled back" in fate else [(1,)]
+        if times == 1:
+            assert rows(other, "SELECT a FROM t") == wanted
+        con.execute("INSERT INTO t VALUES(2)")
+        assert rows(other, "SELECT a FROM t ORDER BY a") == [*wanted, (2,)]
+        con.close()
+        other.close()
+
+
+def test_ctrl_c_in_a_statement_undoes_the_statement(con, monkeypatch):
+    con.execute("CREATE TABLE t(a); BEGIN; INSERT INTO t VALUES(1)")
+    table = con.catalog.known["t"]
+    for note in ("the transaction goes on", "the transaction was rolled back"):
+        interrupted(monkeypatch, table, "_store")
+        with pytest.raises(KeyboardInterrupt) as caught:
+            con.execute("INSERT INTO t VALUES(2), (3)")
+        assert caught.value.__notes__ == [note]
+        assert rows(con, "SELECT * FROM t") == [(1,)]
+        if not con.get_autocommit():
+            con.execute("COMMIT")
+
+
+@pytest.mark.parametrize("form", ["begin", "alone", "block"])
+def test_a_log_that_cannot_be_written_is_told_as_it_is(tmp_path, monkeypatch, form):
+    def full(*_args):
+        raise toydb.LogFailed(28, "the log takes no more")
+
+    with opener("pages", tmp_path) as open_database:
+        database = open_database()
+        con = Connection(database)
+        con.execute("CREATE TABLE t(a)")
+        with monkeypatch.context() as patched, pytest.raises(toydb.LogFailed, match="takes no more"):
+            insert(con, form, 1, lambda: patched.setattr(database._engine.log, "append", full))
+        assert con.get_autocommit()
+        con.execute("INSERT INTO t VALUES(2)")
+        assert rows(con, "SELECT * FROM t") == [(2,)]
+        con.close()
 
 
 # -- processes --------------------------------------------------------------------------------

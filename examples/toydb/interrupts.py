@@ -1,0 +1,36 @@
+"""Ctrl-C, and what must not be left half done."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+KEEP = "later.<locals>.keep"  # the handler inside a block
+
+
+@contextmanager
+def later() -> Iterator[None]:
+    """Ctrl-C inside the block comes at its end. A second one comes at once: nobody waits for ever.
+
+    Only the main thread is interrupted, and only by a handler that is Python's. Blocks may nest.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(before) or getattr(before, "__qualname__", "") == KEEP:
+        yield
+        return
+    came: list[FrameType | None] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        came.append(frame)
+        if len(came) > 1:
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, keep)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if len(came) == 1:
+            before(signal.SIGINT, came[0])
