@@ -15,6 +15,8 @@ from toydb.errors import Busy, DatabaseClosed
 from toydb.recovery import open_engine
 from toydb.transaction import Kind, Transaction
 
+LEAST_PAGES = 16
+
 _open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
 
 
@@ -53,13 +55,18 @@ class Database:
         into it. ``page_size`` counts for a new database, an old one keeps its own.
         ``checkpoint_bytes``: log after which a commit makes a checkpoint.
 
-        Raises DatabaseNotFound, NotADatabase, PoolRemoved, PoolTaken, LogCorrupt, Busy, and the errors of the pool.
+        Raises DatabaseNotFound, NotADatabase, PoolRemoved, PoolTaken, LogCorrupt, Busy, OSError, and the errors
+        of the pool; ValueError for an option that cannot be.
         """
         options: dict[str, object] = {
             "capacity": capacity, "create": create, "pool_name": pool_name, "page_size": page_size,
             "checkpoint_bytes": checkpoint_bytes,
         }  # fmt: skip
         parse_size(checkpoint_bytes, "checkpoint_bytes")
+        if capacity != "auto" and parse_size(capacity, "capacity") < LEAST_PAGES * page_size:
+            raise ValueError(
+                f"capacity must be at least {LEAST_PAGES} pages ({LEAST_PAGES * page_size:,} bytes), not {capacity!r}"
+            )
         path = os.path.realpath(path)
         engine = open_engine(path, capacity=capacity, create=create, pool_name=pool_name, page_size=page_size)
         return cls(engine, path, options)

@@ -49,9 +49,15 @@ def open_engine(path: str, *, capacity: int | str, create: bool, pool_name: str 
     path = os.path.realpath(path)
     pool_name = pool_name or default_pool_name(path)
     if not create and not os.path.exists(path):
-        raise DatabaseNotFound(f"there is no database {path}; open it with create=True to make one")
-    file = locks.LockFile(path + "-lock")
+        raise DatabaseNotFound(f"there is no database {path}; with create=True (in the shell: without --existing) it would be made")
     log = Log(path + "-log.")
+    if not os.path.isdir(os.path.dirname(path)):
+        raise DatabaseNotFound(f"there is no folder {os.path.dirname(path)}; make it first")
+    if os.path.isdir(path):
+        raise NotADatabase(f"{path} is a folder; name a file in it")
+    if not os.path.exists(path + "-lock"):
+        _refuse_half(path, log)  # and leave no lock beside it
+    file = _lock_file(path)
     try:
         if not file.take(locks.OPEN, OPEN_S):
             raise Busy(f"another process has been opening {path} for {OPEN_S} s; if it is stopped, end it")
@@ -73,6 +79,14 @@ def open_engine(path: str, *, capacity: int | str, create: bool, pool_name: str 
         log.close()
         file.close()
         raise
+
+
+def _lock_file(path: str) -> locks.LockFile:
+    try:
+        return locks.LockFile(path + "-lock")
+    except OSError as error:
+        why = f"{error.strerror}; a database, even if only to be read, needs a folder to write in"
+        raise type(error)(error.errno, why, error.filename) from error
 
 
 def _refuse_half(path: str, log: Log) -> None:

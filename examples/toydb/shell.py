@@ -8,13 +8,14 @@ no terminal, it executes what comes from there. Errors are one line each.
 import argparse
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 from rich.console import Console
@@ -53,6 +54,7 @@ class Shell:
         self._interrupted = False
         # Python sees to signals between its own instructions only; this gives it some.
         connection.set_progress_handler(lambda: False, PROGRESS_STEPS)
+        connection.session.interrupted = lambda: self._interrupted
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -87,6 +89,7 @@ class Shell:
             self._execute(text)
 
     def _execute(self, text: str) -> None:
+        text = PLAIN.get(text.strip().rstrip(";").lower(), text)
         if text.lstrip().startswith("."):
             self._command(text.strip())
             return
@@ -130,7 +133,7 @@ class Shell:
     # -- dot commands ----------------------------------------------------------------------
 
     def _command(self, text: str) -> None:
-        name, *arguments = text.rstrip(";").split()
+        name, *arguments = shlex.split(text.rstrip(";"))
         command = COMMANDS.get(name)
         if command is None:
             raise CommandError(f"no command {name}; .help lists them")
@@ -221,6 +224,7 @@ COMMANDS = {
     ".help": Command(Shell.help, "", "this list"),
     ".quit": Command(Shell.quit, "", "leave; so does Ctrl-D"),
 }
+PLAIN = {"help": ".help", "exit": ".quit", "quit": ".quit"}
 
 
 # -- running ----------------------------------------------------------------------------------
@@ -228,14 +232,15 @@ COMMANDS = {
 
 def describe(error: BaseException) -> str:
     """An error as one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    text = " ".join(told.split()) or type(error).__name__
     return f"error: {text}"
 
 
 def complete(text: str) -> bool:
-    """Whether a text can be executed as it is: a dot command, or whole statements."""
+    """Whether a text can be executed as it is: a command, or whole statements."""
     stripped = text.strip()
-    return not stripped or stripped.startswith(".") or bool(apsw.complete(text))
+    return not stripped or stripped.startswith(".") or stripped.lower() in PLAIN or bool(apsw.complete(text))
 
 
 def run_text(shell: Shell, text: str) -> int:
@@ -245,6 +250,8 @@ def run_text(shell: Shell, text: str) -> int:
     except (KeyboardInterrupt, apsw.InterruptError):
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise  # nobody reads on: no error of the statement
     except EXPECTED as error:
         print(describe(error), file=sys.stderr)
         return 1
@@ -269,16 +276,14 @@ def run_lines(shell: Shell, lines: Iterator[str]) -> int:
 def run_prompt(shell: Shell) -> int:
     """The interactive prompt."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
 
-    history = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "toydb_history"
-    history.parent.mkdir(parents=True, exist_ok=True)
-    session: PromptSession[str] = PromptSession(history=FileHistory(str(history)))
+    session: PromptSession[str] = PromptSession(history=_history())
     shell.console.print("toydb: statements end with a semicolon; .help lists commands", highlight=False)
     pending = ""
     while not shell.finished:
         try:
-            pending += session.prompt("   ...> " if pending else "toydb> ") + "\n"
+            inside = "" if shell.connection.get_autocommit() else "*"  # of a transaction
+            pending += session.prompt("   ...> " if pending else f"toydb{inside}> ") + "\n"
         except KeyboardInterrupt:
             pending = ""
             continue
@@ -290,6 +295,19 @@ def run_prompt(shell: Shell) -> int:
     return 0
 
 
+def _history() -> Any:
+    """What was typed before, where it can be kept."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    path = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "toydb_history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(str(path))
+
+
 @contextmanager
 def opened(options: argparse.Namespace) -> Iterator[Shell]:
     chosen = {} if options.pool is None else {"pool_name": options.pool}
@@ -298,6 +316,8 @@ def opened(options: argparse.Namespace) -> Iterator[Shell]:
     try:
         yield Shell(connection, form=form, explain=options.explain, console=Console(soft_wrap=True))
     finally:
+        if not connection.get_autocommit():
+            print("the transaction was not committed: rolled back", file=sys.stderr)
         connection.close()
 
 
@@ -322,10 +342,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with opened(options) as shell:
             if options.statement is not None:
-                return run_text(shell, options.statement)
-            if sys.stdin.isatty():
-                return run_prompt(shell)
-            return run_lines(shell, iter(sys.stdin))
+                code = run_text(shell, options.statement)
+            elif sys.stdin.isatty():
+                code = run_prompt(shell)
+            else:
+                code = run_lines(shell, iter(sys.stdin))
+            sys.stdout.flush()
+            return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -14,7 +14,8 @@ When a Python exception is on its way, APSW does not pass ROLLBACK TO on; so a
 failed statement is undone here, by a savepoint of its own (:meth:`Session.statement`).
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ from toydb.interrupts import later
 from toydb.sql_schema import Schema
 from toydb.table import Table
 from toydb.transaction import Stats, Transaction
+
+LOOK_S = 0.1
 
 
 class SchemaChanged(apsw.SQLError):
@@ -80,6 +83,7 @@ class Session:
         self._past = Pages()
         self.current: Work | None = None
         self.timeout_s = 5.0
+        self.interrupted: Callable[[], bool] = lambda: bool(connection.is_interrupted)
         self.keep_after_error = False  # ON CONFLICT FAIL: what the statement did so far stays
         self.ignored = 0  # rows that OR IGNORE passed over in the running statement
 
@@ -138,10 +142,7 @@ class Session:
         before = self.current
         if before is not None and before.write:
             return before
-        try:
-            txn = self._database.begin(write=True, timeout=self.timeout_s)
-        except (Busy, TransactionError) as error:  # TransactionError: another connection of this very thread
-            raise apsw.BusyError(f"database is locked: {error}") from error
+        txn = self._wait_for_turn()
         if before is not None and not self._connection.get_autocommit() and txn.snapshot != before.txn.snapshot:
             txn.rollback()
             raise _busy_snapshot()
@@ -149,6 +150,22 @@ class Session:
         if before is not None and before.users == 0:
             self._finish(before)
         return self.current
+
+    def _wait_for_turn(self) -> Transaction:
+        """The engine's write transaction; looks now and then whether nobody wants it any more."""
+        end = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return self._database.begin(write=True, timeout=max(0.0, min(LOOK_S, end - time.monotonic())))
+            except Busy as error:
+                if self.interrupted():
+                    raise apsw.InterruptError("interrupted while another transaction writes") from error
+                if time.monotonic() >= end:
+                    raise apsw.BusyError(
+                        f"database is locked: another transaction has been writing for {self.timeout_s:g} s; try again"
+                    ) from error
+            except TransactionError as error:  # another connection of this very thread
+                raise apsw.BusyError(f"database is locked: {error}") from error
 
     def sync(self) -> None:
         """Make the transaction durable (xSync). An error after which it is committed all the same is told later."""

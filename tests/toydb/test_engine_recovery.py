@@ -48,6 +48,14 @@ def test_no_database(open_db: OpenDatabase, tmp_path: Path) -> None:
     with pytest.raises(toydb.NotADatabase):
         open_db("text.db")
     assert (tmp_path / "text.db").read_text() == "Dear diary"
+    with pytest.raises(toydb.DatabaseNotFound, match="there is no folder"):
+        open_db("nowhere/new.db")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(toydb.NotADatabase, match="is a folder"):
+        open_db("folder")
+    with pytest.raises(ValueError, match="at least 16 pages"):
+        open_db("small.db", capacity="32KiB")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "text.db"]
 
 
 def test_a_database_keeps_its_page_size(open_db: OpenDatabase) -> None:

@@ -13,6 +13,7 @@ import apsw
 import pytest
 
 import bufferpool as bp
+import toydb
 from toydb import importer, sql
 from toydb.shell import complete, describe, main
 
@@ -36,6 +37,7 @@ def shell(tmp_path, monkeypatch, capfd):
         assert check is None or code == check, error
         return subprocess.CompletedProcess(more, code, out, error)
 
+    run.pool = name
     run.command = [sys.executable, "-m", "toydb", *arguments]
     run.environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "PYTHONWARNINGS": "error"}
     yield run
@@ -72,7 +74,8 @@ def test_errors_are_one_line(shell):
         ("INSERT INTO t VALUES(1), (1)", "error: UNIQUE constraint failed: t.a"),
         (".nothing", "error: no command .nothing; .help lists them"),
         (".import", "error: .import FILE.csv TABLE"),
-        (".import no.csv t", "error: [Errno 2] No such file or directory: 'no.csv'"),
+        (".import no.csv t", "error: no.csv: No such file or directory"),
+        (".import 'two words.csv' t", "error: two words.csv: No such file or directory"),
         (".schema nothing", "error: no such table: nothing"),
     ):
         done = shell(statement, check=1)
@@ -190,7 +193,42 @@ def test_ctrl_c_ends_a_statement(shell):
     assert shell("SELECT count(*) FROM t", "--csv", check=0).stdout == "count(*)\n300\n"
 
 
+def test_ctrl_c_ends_waiting_for_another_writer(shell, tmp_path):
+    shell("CREATE TABLE t(a)", check=0)
+    with toydb.Database.open(tmp_path / "shop.db", pool_name=shell.pool) as database, database.begin(write=True):
+        for statement in ("INSERT INTO t VALUES(1)", "BEGIN IMMEDIATE", "CREATE TABLE u(a)"):
+            running = subprocess.Popen(
+                [*shell.command, f"SELECT 'go'; {statement}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={**shell.environment, "PYTHONUNBUFFERED": "1"}
+            )  # fmt: skip
+            for _ in range(4):
+                running.stdout.readline()
+            running.send_signal(signal.SIGINT)
+            assert running.communicate(timeout=30)[1] == "interrupted\n"
+            assert running.returncode == 130
+
+
+def test_a_reader_that_has_seen_enough(shell):
+    numbers = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT 30000) SELECT n FROM c"
+    running = subprocess.Popen(
+        [*shell.command, numbers], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=shell.environment
+    )
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    assert running.wait(60) == 1
+    running.stderr.close()
+
+
+def test_a_transaction_that_is_left_open_is_told(shell):
+    shell("CREATE TABLE t(a)", check=0)
+    left = shell(stdin="BEGIN; INSERT INTO t VALUES(1);\nexit\nSELECT 1;\n", check=0)
+    assert (left.stdout, left.stderr) == ("", "the transaction was not committed: rolled back\n")
+    assert shell("--csv", "SELECT count(*) FROM t", check=0).stdout == "count(*)\n0\n"
+
+
 def test_what_is_a_whole_statement():
+    assert complete("exit")
     assert [complete(text) for text in ("", " .tables", "SELECT 1;", "SELECT 1", "SELECT ';", "/* ; */")] == [
         True,
         True,
