@@ -141,28 +141,32 @@ class Page:
         reference = bytes(self.bytes[at : at + REFERENCE.size])
         return reference, word & ~OVERFLOWN, REFERENCE.unpack(reference)[0]
 
-    def lower(self, key: bytes) -> int:
-        """The position of the first key that is at least ``key``."""
-        data, unpack, first, last = self.bytes, _U16.unpack_from, 0, self.count
+    def _search(self, key: bytes, above: bool) -> int:
+        """The position of the first key that is at least ``key``, or above it."""
+        data, first, last = self.bytes, 0, self.count
+        slots = data[FIRST_SLOT : FIRST_SLOT + 2 * last].cast("H")
         while first < last:
             middle = (first + last) // 2
-            at = unpack(data, FIRST_SLOT + 2 * middle)[0]
-            start = at + CELL.size
-            if bytes(data[start : start + unpack(data, at)[0]]) < key:
+            start = slots[middle] + CELL.size
+            found = data[start : start + _U16.unpack_from(data, start - CELL.size)[0]].tobytes()
+            if found < key or (above and found == key):
                 first = middle + 1
             else:
                 last = middle
         return first
 
+    def lower(self, key: bytes) -> int:
+        """The position of the first key that is at least ``key``."""
+        return self._search(key, above=False)
+
+    def upper(self, key: bytes) -> int:
+        """The position of the first key that is above ``key``."""
+        return self._search(key, above=True)
+
     def find(self, key: bytes) -> tuple[int, bool]:
         """(position, whether the key is there)."""
         i = self.lower(key)
         return i, i < self.count and self.key(i) == key
-
-    def upper(self, key: bytes) -> int:
-        """The position of the first key that is above ``key``."""
-        i, found = self.find(key)
-        return i + found
 
     def room(self) -> int:
         """Bytes that cells and their slots may still take."""

@@ -86,6 +86,7 @@ class Schema:
     def __init__(self, sql: str, index_sqls: Sequence[str] = ()) -> None:
         self.sql = sql
         self.index_sqls = tuple(index_sqls)
+        self._meta = json.dumps({"format": 1, "sql": self.sql, "indexes": self.index_sqls}).encode()
         self._scratch = apsw.Connection(":memory:")
         for statement in (sql, *index_sqls):
             self._scratch.execute(statement)
@@ -107,7 +108,7 @@ class Schema:
 
     def meta(self) -> bytes:
         """The schema as the table's meta keeps it."""
-        return json.dumps({"format": 1, "sql": self.sql, "indexes": self.index_sqls}).encode()
+        return self._meta
 
     def with_index(self, index_sql: str) -> "Schema":
         return Schema(self.sql, (*self.index_sqls, index_sql))

@@ -22,7 +22,8 @@ class Table:
     def __init__(self, txn: "Transaction", name: str) -> None:
         self.name = name
         self._txn = txn
-        self._root = 0
+        self._root = 0  # 0: there is no such table
+        self._meta = b""
 
     def __repr__(self) -> str:
         return f"<Table {self.name!r}>"
@@ -34,17 +35,15 @@ class Table:
 
     @property
     def meta(self) -> bytes:
-        """What the user keeps with the table."""
+        """What the user keeps with the table; as it was when Transaction.table() found it."""
         self._tree()
-        entry = self._txn.steadily(lambda: self._txn._catalog().get(self.name.encode()))
-        if entry is None:
-            raise NoSuchTable(f"table {self.name!r} was dropped")
-        return entry[ROOT.size :]
+        return self._meta
 
     def set_meta(self, meta: bytes) -> None:
         self._txn._must_write()
         self._tree()
         self._txn._catalog().put(self.name.encode(), ROOT.pack(self._root) + bytes(meta))
+        self._meta = bytes(meta)
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, None if it has none."""

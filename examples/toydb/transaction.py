@@ -301,7 +301,7 @@ class Transaction:
         self._undo[savepoint:] = [{}]
         self.changes += 1
         for name, table in self._tables.items():
-            table._root = self._root_of(name)
+            table._root, table._meta = self._entry(name)
 
     def release(self, savepoint: int) -> None:
         """Forgets a savepoint, and those after it; changes stay."""
@@ -334,31 +334,31 @@ class Transaction:
     def _catalog(self) -> Tree:
         return Tree(self, CATALOG)
 
-    def _root_of(self, name: str) -> int:
-        """The root of a table's tree, 0 if there is no such table."""
+    def _entry(self, name: str) -> tuple[int, bytes]:
+        """A table's root and meta; the root is 0 if there is no such table."""
         entry = self.steadily(lambda: self._catalog().get(name.encode()))
-        return int(ROOT.unpack_from(entry)[0]) if entry else 0
+        return (int(ROOT.unpack_from(entry)[0]), entry[ROOT.size :]) if entry else (0, b"")
 
     def create_table(self, name: str, meta: bytes = b"") -> "Table":
         """Raises TableExists, ReadOnly, KeyTooLong."""
         self._must_write()
-        if self._root_of(name):
+        if self._entry(name)[0]:
             raise TableExists(f"table {name!r} exists; drop it first, or use table()")
         root = create(self)
         self._catalog().put(name.encode(), ROOT.pack(root) + meta)
-        return self._table(name, root)
+        return self._table(name, root, meta)
 
     def table(self, name: str) -> "Table":
         """Raises NoSuchTable."""
         self._must_be_open()
-        root = self._root_of(name)
+        root, meta = self._entry(name)
         if not root:
             raise NoSuchTable(f"there is no table {name!r}; there are {self.tables()}")
-        return self._table(name, root)
+        return self._table(name, root, meta)
 
-    def _table(self, name: str, root: int) -> "Table":
+    def _table(self, name: str, root: int, meta: bytes) -> "Table":
         table = self._tables.setdefault(name, Table(self, name))
-        table._root = root
+        table._root, table._meta = root, meta
         return table
 
     def drop_table(self, name: str) -> None:
