@@ -19,7 +19,7 @@ from typing import Any
 
 import apsw
 
-from toydb import sql_check, sql_ddl, sql_text
+from toydb import sql_check, sql_ddl, sql_refused, sql_text
 from toydb.database import Database
 from toydb.sql_schema import Schema
 from toydb.sql_session import Pages, SchemaChanged, Session
@@ -149,15 +149,21 @@ class Cursor(apsw.Cursor):
     def _execute(self, statement: Statement, bindings: Any, options: dict[str, Any]) -> "Cursor":
         connection = self.connection
         assert isinstance(connection, Connection)
+        sql_refused.refuse(statement)
         define: Callable[[Statement, Any], None] | None = connection.catalog.handlers.get(statement.kind)
-        if define is not None and not statement.temporary:
-            define(statement, bindings)
+        if define is not None and not statement.elsewhere:
+            try:
+                define(statement, bindings)
+            except apsw.SQLError as error:
+                sql_refused.advise(statement, error)
+                raise
             return self
         for attempt in (1, 2):
             sql = connection.rewrite(statement) if statement.kind == "INSERT" else statement.sql
             try:
                 self._run(sql, bindings, options, statement.kind)
             except apsw.SQLError as error:
+                sql_refused.advise(statement, error)
                 outdated = isinstance(error, SchemaChanged) or str(error).startswith("no such table")
                 if attempt == 2 or not outdated or not connection.catalog.refresh():
                     raise

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import apsw
 
-from toydb import sql_text
+from toydb import sql_alter
 from toydb.errors import NoSuchTable, TableExists
 from toydb.sql_schema import Schema
 from toydb.sql_session import Session, Work
@@ -91,6 +91,7 @@ class Module:
     def Connect(
         self, connection: apsw.Connection, _module: str, _database: str, name: str, *_columns: str
     ) -> tuple[str, VirtualTable]:
+        self._catalog.known.pop(name.lower(), None)  # what a ROLLBACK took back may still be in use
         schema = self._catalog.find(name)
         if schema is None:
             raise apsw.SQLError(f"no such table: {name}")
@@ -139,6 +140,7 @@ class Catalog:
             "CREATE TRIGGER": self._create_definition,
             "DROP VIEW": self._drop_definition,
             "DROP TRIGGER": self._drop_definition,
+            "ALTER TABLE": self._alter_table,
         }
 
     def attach(self) -> None:
@@ -146,7 +148,7 @@ class Catalog:
         create = self._connection.create_module
         create("toydb", cast(Any, Module(self)), use_bestindex_object=True, use_no_change=True, iVersion=2)
         create("toydb_transaction", cast(Any, Enlist(self.session)), use_bestindex_object=True, iVersion=2)
-        self._sqlite("CREATE VIRTUAL TABLE temp.toydb_transaction USING toydb_transaction")
+        self.sqlite("CREATE VIRTUAL TABLE temp.toydb_transaction USING toydb_transaction")
         self.refresh()
 
     # -- what is there ---------------------------------------------------------------------
@@ -172,7 +174,7 @@ class Catalog:
     def refresh(self) -> bool:
         """Make SQLite's schema like the stored one. Whether anything was different."""
         stored = {schema.name.lower(): schema for schema in self.tables()}
-        listed = self._sqlite("SELECT lower(name) FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL TABLE%'").fetchall()
+        listed = self.sqlite("SELECT lower(name) FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL TABLE%'").fetchall()
         there = {str(name) for (name,) in listed}
         changed = False
         for name in there:
@@ -186,21 +188,24 @@ class Catalog:
                 changed = True
         return self._refresh_definitions(DEFINITIONS in stored) or changed
 
+    def definitions(self, table: str = "sqlite_schema") -> list[Any]:
+        """(type, name, sql) of views and triggers."""
+        return self.sqlite(f"SELECT type, name, sql FROM {table} WHERE type IN ('view', 'trigger')").fetchall()
+
     def _refresh_definitions(self, any_stored: bool) -> bool:
-        listed = "SELECT type, name, sql FROM {} WHERE type IN ('view', 'trigger')"
-        known = set(self._sqlite(listed.format("sqlite_schema")).fetchall())
-        stored = set(self._sqlite(listed.format(DEFINITIONS)).fetchall()) if any_stored else set()
+        known = set(self.definitions())
+        stored = set(self.definitions(DEFINITIONS)) if any_stored else set()
         for kind, name, _ in sorted(known - stored):
-            self._sqlite(f"DROP {kind} IF EXISTS {quote(str(name))}")
+            self.sqlite(f"DROP {kind} IF EXISTS {quote(str(name))}")
         for _, _, sql in sorted(stored - known, reverse=True):  # views before their triggers
-            self._sqlite(str(sql))
+            self.sqlite(str(sql))
         return known != stored
 
     def _learn(self, schema: Schema) -> None:
         """CREATE VIRTUAL TABLE of what is stored already."""
         self.coming, before, self.storage_stays = schema, self.storage_stays, True
         try:
-            self._sqlite(_virtual(schema))
+            self.sqlite(schema.virtual())
         finally:
             self.coming, self.storage_stays = None, before
 
@@ -208,7 +213,7 @@ class Catalog:
         """DROP TABLE, and the storage stays."""
         before, self.storage_stays = self.storage_stays, True
         try:
-            self._sqlite(f"DROP TABLE main.{quote(name)}")
+            self.sqlite(f"DROP TABLE main.{quote(name)}")
         finally:
             self.storage_stays = before
 
@@ -237,13 +242,13 @@ class Catalog:
         try:
             self.session.begin_write()
         except BaseException:
-            self._sqlite("ROLLBACK")
+            self.sqlite("ROLLBACK")
             raise
 
     def enlist(self) -> None:
         """Inside BEGIN or SAVEPOINT, see that the session hears of its end and of savepoints."""
         if not self.session.enlisted and not self._connection.get_autocommit():
-            self._sqlite(_ENLIST)
+            self.sqlite(_ENLIST)
 
     @contextmanager
     def _transaction(self) -> Iterator[Work]:
@@ -251,32 +256,32 @@ class Catalog:
         if not self._connection.get_autocommit():
             self.enlist()
             with self.session.statement():
-                self._sqlite("SAVEPOINT toydb_definition")
+                self.sqlite("SAVEPOINT toydb_definition")
                 try:
                     self.session.begin_write()
                     self.refresh()
                     yield self.session.begin_write()
                 except BaseException:
-                    self._sqlite("ROLLBACK TO toydb_definition")
+                    self.sqlite("ROLLBACK TO toydb_definition")
                     raise
                 finally:
-                    self._sqlite("RELEASE toydb_definition")
+                    self.sqlite("RELEASE toydb_definition")
             return
-        self._sqlite("BEGIN")
+        self.sqlite("BEGIN")
         try:
             self.enlist()
             self.session.begin_write()
             self.refresh()
             yield self.session.begin_write()
-            self._sqlite("COMMIT")
+            self.sqlite("COMMIT")
         except BaseException:
             if not self._connection.get_autocommit():
-                self._sqlite("ROLLBACK")
+                self.sqlite("ROLLBACK")
             raise
         finally:
             self.session.settle()
 
-    def _sqlite(self, sql: str, values: tuple[Any, ...] = ()) -> apsw.Cursor:
+    def sqlite(self, sql: str, values: tuple[Any, ...] = ()) -> apsw.Cursor:
         """Execute as it is, past our own cursor class."""
         return apsw.Cursor.execute(apsw.Cursor(self._connection), sql, values)
 
@@ -284,7 +289,7 @@ class Catalog:
 
     def _create_table(self, statement: Statement, bindings: Any) -> None:
         with self._transaction():
-            exists = self._exists(statement.name)
+            exists = self.exists(statement.name)
             if exists and statement.if_exists:
                 return
             if exists:
@@ -296,27 +301,27 @@ class Catalog:
 
     def _create_table_as(self, statement: Statement, bindings: Any) -> None:
         query = statement.rest(statement.at + 1)
-        self._sqlite(f"CREATE TEMP TABLE toydb_new AS {query}", bindings or ())
+        self.sqlite(f"CREATE TEMP TABLE toydb_new AS {query}", bindings or ())
         try:
-            columns = self._sqlite("SELECT name, type FROM pragma_table_info('toydb_new')").fetchall()
+            columns = self.sqlite("SELECT name, type FROM pragma_table_info('toydb_new')").fetchall()
             declared = ", ".join(f"{quote(str(name))} {kind}" for name, kind in columns)
             self._define(Schema(f"CREATE TABLE {quote(statement.name)}({declared})"))
-            self._sqlite(f"INSERT INTO {quote(statement.name)} SELECT * FROM temp.toydb_new")
+            self.sqlite(f"INSERT INTO {quote(statement.name)} SELECT * FROM temp.toydb_new")
         finally:
-            self._sqlite("DROP TABLE temp.toydb_new")
+            self.sqlite("DROP TABLE temp.toydb_new")
 
     def _create_virtual(self, statement: Statement, _bindings: Any) -> None:
         if statement.word(statement.at + 1) != "TOYDB":
             raise apsw.SQLError("toydb does not store other virtual tables: CREATE VIRTUAL TABLE temp.name USING …")
         with self._transaction():
-            self._sqlite(statement.sql)
+            self.sqlite(statement.sql)
 
     def _define(self, schema: Schema) -> None:
         self.create_storage(schema)
         self._learn(schema)
 
-    def _exists(self, name: str) -> bool:
-        rows = self._sqlite("SELECT 1 FROM sqlite_schema WHERE lower(name) = lower(?)", (name,)).fetchall()
+    def exists(self, name: str) -> bool:
+        rows = self.sqlite("SELECT 1 FROM sqlite_schema WHERE lower(name) = lower(?)", (name,)).fetchall()
         return bool(rows)
 
     def _create_index(self, statement: Statement, _bindings: Any) -> None:
@@ -335,7 +340,7 @@ class Catalog:
             changed = table.with_index(f"CREATE {unique}INDEX {quote(statement.name)} {statement.rest(at)}")
             new = next(index for index in changed.indexes if index.name.lower() == statement.name.lower())
             VirtualTable(self._connection, self.session, changed).add_index(work, new)
-            self._change(work, changed)
+            self.change(work, table, changed)
 
     def _drop_index(self, statement: Statement, _bindings: Any) -> None:
         with self._transaction() as work:
@@ -347,33 +352,37 @@ class Catalog:
                         raise apsw.SQLError("index associated with UNIQUE or PRIMARY KEY constraint cannot be dropped")
                     work.txn.drop_table(index.storage)
                     work.tables.pop(index.storage, None)
-                    self._change(work, table.without_index(index.name))
+                    self.change(work, table, table.without_index(index.name))
                     return
             if not statement.if_exists:
                 raise apsw.SQLError(f"no such index: {statement.name}")
 
-    def _change(self, work: Work, schema: Schema) -> None:
+    def change(self, work: Work, old: Schema, new: Schema) -> None:
         """A table's new schema, stored and declared."""
-        work.txn.table(schema.storage).set_meta(schema.meta())
-        work.tables.pop(schema.storage, None)
-        self._forget(schema.name)
-        self._learn(schema)
+        work.txn.table(new.storage).set_meta(new.meta())
+        work.tables.pop(new.storage, None)
+        self._forget(old.name)
+        self._learn(new)
+
+    def _alter_table(self, statement: Statement, _bindings: Any) -> None:
+        with self._transaction() as work:
+            sql_alter.alter(self, work, statement)
 
     def _drop_table(self, statement: Statement, _bindings: Any) -> None:
         with self._transaction():
             if statement.name.lower() == "toydb_transaction":
                 raise apsw.SQLError("table toydb_transaction may not be dropped")
-            self._sqlite(statement.sql)
+            self.sqlite(statement.sql)
 
     def _create_definition(self, statement: Statement, _bindings: Any) -> None:
         kind = statement.kind.split()[1].lower()
         with self._transaction():
-            if statement.if_exists and self._exists(statement.name):
+            if statement.if_exists and self.exists(statement.name):
                 return
-            self._sqlite(statement.sql)
+            self.sqlite(statement.sql)
             if self.find(DEFINITIONS) is None:
                 self._define(Schema(_CREATE_DEFINITIONS))
-            self._sqlite(
+            self.sqlite(
                 f"INSERT INTO {DEFINITIONS} SELECT type, name, sql FROM sqlite_schema "
                 "WHERE type = ? AND lower(name) = lower(?)",
                 (kind, statement.name),
@@ -381,17 +390,10 @@ class Catalog:
 
     def _drop_definition(self, statement: Statement, _bindings: Any) -> None:
         with self._transaction():
-            self._sqlite(statement.sql)
+            self.sqlite(statement.sql)
             if self.find(DEFINITIONS) is not None:
                 self._refresh_stored_definitions()
 
     def _refresh_stored_definitions(self) -> None:
         """Dropping a view drops its triggers too: store what is left."""
-        self._sqlite(f"DELETE FROM {DEFINITIONS} WHERE (type, name) NOT IN (SELECT type, name FROM sqlite_schema)")
-
-
-def _virtual(schema: Schema) -> str:
-    """The CREATE VIRTUAL TABLE that stands in SQLite's schema."""
-    statement = sql_text.script(schema.sql)[0]
-    body = sql_text.parenthesised(statement, statement.at)
-    return f"CREATE VIRTUAL TABLE main.{quote(schema.name)} USING toydb({body.inside if body else ''})"
+        self.sqlite(f"DELETE FROM {DEFINITIONS} WHERE (type, name) NOT IN (SELECT type, name FROM sqlite_schema)")

@@ -128,6 +128,12 @@ class Schema:
         parts.append(f"{HIDDEN_KEY} BLOB HIDDEN NOT NULL PRIMARY KEY")
         return f"CREATE TABLE x({', '.join(parts)}) WITHOUT ROWID"
 
+    def virtual(self) -> str:
+        """The CREATE VIRTUAL TABLE that stands in SQLite's schema."""
+        statement = sql_text.script(self.sql)[0]
+        body = sql_text.parenthesised(statement, statement.at)
+        return f"CREATE VIRTUAL TABLE main.{sql_text.quote(self.name)} USING toydb({body.inside if body else ''})"
+
     def defaults(self) -> dict[str, str]:
         """Default expressions by column name."""
         return {column.name: _expression(column.default) for column in self.columns if column.default is not None}
@@ -164,7 +170,7 @@ class Schema:
             columns = tuple(cid for cid, _ in parts)
             collations = tuple(str(collation).upper() for _, collation in parts)
             if partial or min(columns) < 0:
-                raise apsw.SQLError(f"index {name}: toydb indexes plain columns, without WHERE and expressions")
+                raise apsw.SQLError(f"index {name}: toydb indexes plain columns, without WHERE and expressions: add a column for it")
             unknown = set(collations) - set(COLLATIONS)
             if unknown:
                 raise apsw.SQLError(f"index {name}: keys cannot be ordered by {', '.join(sorted(unknown))}")

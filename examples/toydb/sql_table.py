@@ -79,11 +79,6 @@ class VirtualTable:
     def Rollback(self) -> None:
         self.session.end()
 
-    def Rename(self, _new: str) -> None:
-        raise apsw.SQLError(
-            f"toydb does not alter tables: create the new one, INSERT INTO … SELECT from {self.schema.name}, and drop it"
-        )
-
     def Disconnect(self) -> None:
         """The connection's module forgets it."""
 

@@ -53,7 +53,7 @@ class Statement:
     tokens: tuple[Token, ...]
     kind: str
     at: int = 0  # the token after the keywords of ``kind``
-    temporary: bool = False
+    elsewhere: bool = False  # a temporary object, or one in a database that was attached: SQLite's own
     if_exists: bool = False  # IF EXISTS or IF NOT EXISTS stood there
     names: tuple[str, ...] = field(default=())  # the object that is made or dropped: (name,) or (schema, name)
 
@@ -120,6 +120,7 @@ def parameters(statement: Statement) -> int:
     return count
 
 
+OURS = ("main", "toydb")
 _MADE = {"TABLE", "INDEX", "VIEW", "TRIGGER", "VIRTUAL"}
 
 
@@ -128,7 +129,7 @@ def _statement(sql: str, tokens: list[Token]) -> Statement:
     shift = tokens[0].start
     own = tuple(Token(t.kind, t.text, t.start - shift, t.end - shift) for t in tokens)
     first = own[0].word
-    if first in ("CREATE", "DROP"):
+    if first in ("CREATE", "DROP", "ALTER"):
         return _definition(text, own, first)
     if first in ("WITH", "EXPLAIN"):
         at = _top_level(own, ("INSERT", "REPLACE", "UPDATE", "DELETE", "SELECT"))
@@ -165,7 +166,7 @@ def _definition(text: str, tokens: tuple[Token, ...], verb: str) -> Statement:
         if at + 1 < len(tokens) and tokens[at].word == ".":
             names = (names[0], tokens[at + 1].name)
             at += 2
-    if len(names) == 2 and names[0].lower() == "temp":
+    if len(names) == 2 and names[0].lower() not in OURS:
         temporary = True
     return Statement(text, tokens, f"{verb} {made}", at, temporary, conditional, names)
 
@@ -230,7 +231,7 @@ def insert_target(statement: Statement) -> Target | None:
         return None
     name = tokens[at].name
     if statement.word(at + 1) == ".":
-        if name.lower() not in ("main", "toydb"):
+        if name.lower() not in OURS:
             return None
         name = tokens[at + 2].name if at + 2 < len(tokens) else ""
         at += 2

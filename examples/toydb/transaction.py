@@ -369,6 +369,18 @@ class Transaction:
         self._catalog().delete(name.encode())
         table._root = 0
 
+    def rename_table(self, name: str, new: str) -> "Table":
+        """Raises NoSuchTable, TableExists, ReadOnly, KeyTooLong."""
+        self._must_write()
+        table = self.table(name)
+        if self._entry(new)[0]:
+            raise TableExists(f"table {new!r} exists; drop it first")
+        self._catalog().put(new.encode(), ROOT.pack(table._root) + table.meta)
+        self._catalog().delete(name.encode())
+        renamed = self._table(new, table._root, table.meta)
+        table._root = 0
+        return renamed
+
     def tables(self) -> list[str]:
         """The names of all tables, sorted."""
         self._must_be_open()

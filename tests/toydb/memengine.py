@@ -146,6 +146,15 @@ class Transaction:
         del self._trees[name]
         self._own.discard(name)
 
+    def rename_table(self, name: str, new: str) -> "Table":
+        self._writing()
+        self.table(name)
+        if new in self._trees:
+            raise errors.TableExists(f"table {new} exists")
+        self._trees[new] = self._trees.pop(name)
+        self._own.discard(name)
+        return Table(self, new)
+
     def tables(self) -> list[str]:
         self._running()
         return sorted(self._trees)

@@ -149,6 +149,29 @@ def test_tables_come_and_go(db):
             txn.table("t")
 
 
+def test_a_table_takes_another_name(db):
+    fill(db, b"a")
+    with db.begin(write=True) as txn:
+        txn.create_table("u")
+        with pytest.raises(TableExists):
+            txn.rename_table("t", "u")
+        saved = txn.savepoint()
+        renamed = txn.rename_table("t", "s")
+        assert (renamed.get(b"a"), renamed.meta) == (b"va", b"meta")
+        renamed.put(b"b", b"")
+        assert txn.tables() == ["s", "u"]
+        with pytest.raises(NoSuchTable):
+            txn.rename_table("t", "r")
+        txn.rollback_to(saved)
+        assert list(txn.table("t").scan()) == [(b"a", b"va")]
+        txn.rename_table("t", "s")
+    with db.begin() as txn:
+        assert txn.tables() == ["s", "u"]
+        assert list(txn.table("s").scan()) == [(b"a", b"va")]
+        with pytest.raises(ReadOnly):
+            txn.rename_table("s", "t")
+
+
 def test_what_is_not_allowed_is_said(db):
     fill(db, b"a")
     with db.begin() as txn:

@@ -1,0 +1,41 @@
+"""What is not to be had here, and what to do instead.
+
+Some statements SQLite would execute, on its own empty database in memory: what they did would be
+lost, or be nothing. Others it refuses for any virtual table, without a way out.
+"""
+
+import apsw
+
+from toydb.sql_text import Statement
+
+LOST = ("USER_VERSION", "APPLICATION_ID")
+ADVICE = {
+    "UPSERT not implemented": "INSERT OR IGNORE does nothing instead, INSERT OR REPLACE replaces the row; "
+    "or UPDATE first, and INSERT if changes() is 0",
+    "RETURNING is not available": "SELECT the rows before, in the same transaction",
+    "cannot create triggers on virtual tables": "toydb has triggers on views only (INSTEAD OF)",
+    "no such index": "INDEXED BY knows no index of a virtual table; the planner finds it by itself",
+}
+
+
+def refuse(statement: Statement) -> None:
+    """Raises apsw.SQLError for a statement that would not do what it says."""
+    words = {token.word for token in statement.tokens[1:5]}
+    if statement.kind == "REINDEX":
+        raise apsw.SQLError("toydb does not rebuild indexes in place: DROP INDEX, and CREATE INDEX")
+    if statement.kind == "VACUUM" and "INTO" in words:
+        raise apsw.SQLError(
+            "VACUUM INTO would copy nothing of toydb: close the database everywhere, and copy its files"
+        )
+    if statement.kind == "PRAGMA" and words.intersection(LOST) and words.intersection("=("):
+        raise apsw.SQLError("this pragma would be lost with the connection: keep the number in a table")
+
+
+def advise(statement: Statement, error: apsw.SQLError) -> None:
+    """Adds the way out to SQLite's words."""
+    if statement.kind.startswith("DROP"):
+        return
+    text = str(error)
+    for refused, instead in ADVICE.items():
+        if refused in text and instead not in text:
+            error.args = (f"{text}: {instead}",)
