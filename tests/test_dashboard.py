@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
