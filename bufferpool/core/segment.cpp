@@ -11,7 +11,7 @@ namespace bp {
 Segment* opened(SegmentObject* seg) {
     if (seg->s && seg->s->me) return seg->s;
     if (seg->s && seg->observing) return raise("PoolReadOnly", "the pool is only observed, not attached; attach it with Pool.attach()"), nullptr;
-    if (seg->lost) raise("TooManyClients", "this forked child found no client slot; create the pool with a larger max_clients");
+    if (seg->lost) raise("TooManyClients", "this forked child found no client slot, or no file descriptor to hold it; create the pool with a larger max_clients, or raise ulimit -n");
     else raise("PoolClosed", "the pool is closed; attach it again");
     return nullptr;
 }
