@@ -152,3 +152,14 @@ def read_events(pool: "Seen") -> list[Event]:
         for e in found
         if int(e["what"]) in What._value2member_map_ and int(e["why"]) in Why._value2member_map_
     ]
+
+
+def last_times(pool: "Seen") -> dict[tuple[What, Why], float]:
+    """When each kind of event was last, in seconds since the epoch, of those that are there."""
+    found = np.frombuffer(pool._seg.events(), _EVENT)
+    times = {}
+    for what, why in np.unique(found[["what", "why"]]).tolist():
+        if what in What._value2member_map_ and why in Why._value2member_map_:
+            mine = (found["what"] == what) & (found["why"] == why)
+            times[What(what), Why(why)] = int(found["time_ns"][mine].max()) / 1e9
+    return times

@@ -27,7 +27,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bufferpool import _core, inspect, pressure, segment
+from bufferpool import _core, events, inspect, pressure, segment
 from bufferpool.advise import Advice, AdvicePoint
 from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.observer import Observer
@@ -51,6 +51,8 @@ class Sight:
     max_clients: int
     steward: bool
     advice: Advice
+    events: dict[tuple[events.What, events.Why], float]
+    """When each kind of them was last; seconds since the epoch."""
 
 
 def look(name: str, directory: str | os.PathLike[str] | None = None) -> Sight:
@@ -67,6 +69,7 @@ def look(name: str, directory: str | os.PathLike[str] | None = None) -> Sight:
             max_clients=pool._geometry["max_clients"],
             steward=pool._seg.steward() != 0,
             advice=pool.advise(),
+            events=events.last_times(pool),
         )
 
 
@@ -231,7 +234,15 @@ ADVICE = (
            _per_budget(lambda point: point.budget_bytes), ("budget",), "bytes"),
 )  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES, *ADVICE)
+EVENTS = (
+    Family(GaugeMetricFamily, "bufferpool_last_event_timestamp_seconds",
+           "When this was last decided about the pool's memory, and why, of the last thousand decisions: shrank and grew "
+           "are the steward's, resized is by hand.",
+           lambda s: [((what.name.lower(), why.name.lower()), at) for (what, why), at in s.events.items()],
+           ("event", "reason"), "seconds"),
+)  # fmt: skip
+
+FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES, *ADVICE, *EVENTS)
 
 LATENCIES = {
     "load": "How long it took to fill a page from its file, store or loader.",

@@ -14,7 +14,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import bufferpool as bp
-from bufferpool import _core, exporter, inspect
+from bufferpool import _core, events, exporter, inspect
+from bufferpool.events import What, Why
 from bufferpool.metrics import FAMILIES, LATENCIES
 from bufferpool.observer import Observer
 from tests.conftest import PAGE, kernel_bytes, wait_until
@@ -123,7 +124,7 @@ def test_names_units_labels_and_help(make_pool, data_file):
         assert family.unit in ("", "bytes", "seconds")
         assert ("bytes" in family.name or "seconds" in family.name) == bool(family.unit)
         for sample in family.samples:
-            assert set(sample.labels) <= {"pool", "space", "reason", "state", "age", "budget", "le"}
+            assert set(sample.labels) <= {"pool", "space", "reason", "state", "age", "budget", "event", "le"}
     created = [s for family in families for s in family.samples if s.name.endswith("_created")]
     assert len(created) >= 40
     assert all(time.time() - 600 < s.value <= time.time() for s in created)
@@ -167,6 +168,20 @@ def test_the_advice_is_that_of_the_pool(make_pool):
         budget = f"{point.budget_frames / 256:g}"
         assert get(series, "advised_budget_bytes", pool, budget=budget) == point.budget_bytes
         assert get(series, "advised_hit_ratio", pool, budget=budget) == pytest.approx(point.hit_ratio, abs=0.05)
+
+
+def test_why_the_budget_moved_is_in_the_metrics(make_pool):
+    pool = make_pool()
+    events.post(pool, What.SHRANK, Why.PSI, before=64, after=48)
+    events.post(pool, What.GREW, Why.PAYS, before=48, after=64)
+    events.post(pool, What.SHRANK, Why.PSI, before=64, after=32)
+    pool._seg.post_event(99, int(Why.PSI), 0, 0, 0, 0.0)  # of a later version
+    last, series = {(e.what, e.why): e.time for e in pool.events()}, read(pool.name)
+    assert len(last) == 3
+    for (what, why), at in last.items():
+        labels = {"event": what.name.lower(), "reason": why.name.lower()}
+        assert get(series, "last_event_timestamp_seconds", pool, **labels) == pytest.approx(at, abs=1e-3)
+    assert sum("last_event" in str(name) for name in series) == 3
 
 
 def test_dead_clients_count_and_are_seen(make_pool, child):
