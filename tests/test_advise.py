@@ -127,6 +127,20 @@ def test_a_few_references_do_not_blind_it(make_pool, tmp_path: Path) -> None:
     assert abs(1 - smallest.hit_ratio - exact(trace, 75)) <= 0.1
 
 
+def test_recording_can_be_switched_off_and_on_again(make_pool, tmp_path: Path, tpcc: np.ndarray) -> None:
+    """For the benchmark of what it costs: what is referenced meanwhile is as if it had not been."""
+    pool, path = advised(make_pool, tmp_path, tpcc)
+    before = pool.advise().references
+    for _ in range(2):
+        pool._seg.sampling(False)
+    read_all(pool, path, tpcc)
+    for _ in range(2):
+        pool._seg.sampling(True)
+    assert pool.advise().references == before
+    read_all(pool, path, tpcc)
+    assert pool.advise().references > before
+
+
 def test_several_processes_feed_it(make_pool, tmp_path: Path, child, tpcc: np.ndarray) -> None:
     pool, path = make_pool(700 * PAGE), pages_of(tmp_path, tpcc)
     workers = [child(read_all, pool, path, tpcc[i::3]) for i in range(3)]
