@@ -5,6 +5,7 @@ ending it in any way leaves nothing behind.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -48,4 +49,12 @@ def serve(
 
     Raises OSError, if the port is taken or the address is not of this machine.
     """
-    return start_http_server(port, address, registry_of(*names, directory=directory))
+    server, thread = start_http_server(port, address, registry_of(*names, directory=directory))
+    tell = server.handle_error
+
+    def handle_error(request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # who has hung up is not to be told, and nobody else
+            tell(request, client_address)
+
+    server.handle_error = handle_error  # type: ignore[method-assign]
+    return server, thread

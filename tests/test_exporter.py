@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import urllib.request
@@ -171,6 +172,18 @@ def test_the_command_serves_ipv6(pool, export):
     assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in text
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
+
+
+def test_who_hangs_up_is_no_error(pool, export):
+    process, port = export(pool.name)
+    for sent in (b"", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\n\r\n", b"\x16\x03\x01 no HTTP\r\n\r\n"):
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                peer.sendall(sent)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    assert b"bufferpool_up" in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read()
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20) == ("", "")
 
 
 def test_the_command_says_what_is_wrong(export):

@@ -25,12 +25,16 @@ examples:
   bufferpool replay --demo            see a pool at work, on a real trace
   bufferpool doctor                   does this machine have what a pool needs?
   bufferpool ls                       every pool: its memory, its clients, its state
+  bufferpool top                      the same, live, and one of them in full
   bufferpool stat orders              one pool: hits, misses, memory, clients, spaces
   bufferpool advise orders            the hit ratio that another budget would give
+  bufferpool pins orders orders.db 42 who keeps page 42 of orders.db in the pool
   bufferpool check orders             every invariant of a pool, while others use it
+  bufferpool export                   metrics of every pool, for Prometheus
   bufferpool rm orders                give all its memory back
 
-exit codes: 0 all is well; 1 something failed, or was found wrong; 2 wrong usage
+exit codes: 0 all is well; 1 something failed, or was found wrong; 2 wrong usage;
+128 + n ended by signal n (130: Ctrl-C)
 """
 
 

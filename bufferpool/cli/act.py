@@ -191,7 +191,8 @@ def register(commands: Commands) -> None:
     steward = commands.add(
         "steward", _steward, "do the background work of a pool, in this process",
         "Reaps the dead, writes dirty pages, moves the budget with the memory pressure. Several may run: one has the\n"
-        "office, another takes over when it ends.\n\nexample:\n  bufferpool steward orders --idle 600",
+        "office, another takes over when it ends. Ends with Ctrl-C or SIGTERM, and when the pool was removed and nobody\n"
+        "else is attached.\n\nexample:\n  bufferpool steward orders --idle 600",
         js=False,
     )  # fmt: skip
     steward.add_argument(
