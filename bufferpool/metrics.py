@@ -270,8 +270,8 @@ class PoolCollector(Collector):
         self._directory = directory
 
     def describe(self) -> Iterable[Metric]:
-        """The metrics without values; reads no pool."""
-        return self._families({})
+        """The metrics, so that their names are known (``/metrics?name[]=…``); reads no pool."""
+        return [*self._health({}, {}), *_machine(None), *self._families({})]
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of every pool, now."""

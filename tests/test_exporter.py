@@ -62,6 +62,13 @@ def test_one_line_adds_it_to_a_registry(pool):
         REGISTRY.unregister(collector)
 
 
+def test_one_metric_can_be_asked_for(pool):
+    registry = exporter.registry_of(pool.name)
+    for name in ("bufferpool_up", "bufferpool_shm_free_bytes", "bufferpool_hits_total", "bufferpool_load_seconds_sum"):
+        families = list(registry.restricted_registry([name]).collect())
+        assert {sample.name for family in families for sample in family.samples} == {name}
+
+
 def test_registering_reads_no_pool(monkeypatch):
     monkeypatch.setattr("bufferpool.metrics.look", lambda *_: pytest.fail("a pool was read"))
     CollectorRegistry(auto_describe=True).register(PoolCollector())
