@@ -290,10 +290,9 @@ def test_a_sum_never_goes_backwards_while_clients_fold_theirs(make_pool, child):
     children = [child(come_and_go, pool.name, context="fork") for _ in range(3)]
     with Observer(pool.name) as observer:
         before, sums, end = np.frombuffer(observer._seg.counters(), np.uint64), 0, time.monotonic() + 4
-        while time.monotonic() < end:
+        while time.monotonic() < end or sums < 1000:
             after = np.frombuffer(observer._seg.counters(), np.uint64)
             assert (after >= before).all(), np.flatnonzero(after < before)
             before, sums = after, sums + 1
-        assert sums > 1000
     for one in children:
         one.kill()
