@@ -273,7 +273,8 @@ class Catalog:
             self.session.begin_write()
             self.refresh()
             yield self.session.begin_write()
-            self.sqlite("COMMIT")
+            with self.session.whole():
+                self.sqlite("COMMIT")
         except BaseException:
             if not self._connection.get_autocommit():
                 self.sqlite("ROLLBACK")
@@ -370,8 +371,6 @@ class Catalog:
 
     def _drop_table(self, statement: Statement, _bindings: Any) -> None:
         with self._transaction():
-            if statement.name.lower() == "toydb_transaction":
-                raise apsw.SQLError("table toydb_transaction may not be dropped")
             self.sqlite(statement.sql)
 
     def _create_definition(self, statement: Statement, _bindings: Any) -> None:

@@ -21,6 +21,8 @@ ADVICE = {
 def refuse(statement: Statement) -> None:
     """Raises apsw.SQLError for a statement that would not do what it says."""
     words = {token.word for token in statement.tokens[1:5]}
+    if statement.kind == "DROP TABLE" and statement.names and statement.name.lower() == "toydb_transaction":
+        raise apsw.SQLError("table toydb_transaction may not be dropped: it tells this connection of its transactions")
     if statement.kind == "REINDEX":
         raise apsw.SQLError("toydb does not rebuild indexes in place: DROP INDEX, and CREATE INDEX")
     if statement.kind == "VACUUM" and "INTO" in words:

@@ -175,6 +175,9 @@ def insert(con, form, value, arm):
         con.execute("BEGIN; INSERT INTO t VALUES(?)", (value,))
         arm()
         con.execute("COMMIT")
+    elif form == "definition":
+        arm()
+        con.execute("CREATE TABLE t2 AS SELECT 1 AS a")
     elif form == "alone":
         arm()
         con.execute("INSERT INTO t VALUES(?)", (value,))
@@ -184,7 +187,7 @@ def insert(con, form, value, arm):
             arm()
 
 
-@pytest.mark.parametrize("form", ["begin", "alone", "block"])
+@pytest.mark.parametrize("form", ["begin", "alone", "block", "definition"])
 @pytest.mark.parametrize(
     ("place", "times", "fate"),
     [
@@ -210,10 +213,11 @@ def test_ctrl_c_in_a_commit_comes_after_it_and_says_what_became_of_it(tmp_path, 
         assert con.session.current is None
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         wanted = [] if "rolled back" in fate else [(1,)]
+        table = "t2" if form == "definition" else "t"
         if times == 1:
-            assert rows(other, "SELECT a FROM t") == wanted
-        con.execute("INSERT INTO t VALUES(2)")
-        assert rows(other, "SELECT a FROM t ORDER BY a") == [*wanted, (2,)]
+            assert rows(other, f"SELECT a FROM {table}") == wanted
+        con.execute(f"CREATE TABLE IF NOT EXISTS {table}(a); INSERT INTO {table} VALUES(2)")
+        assert rows(other, f"SELECT a FROM {table} ORDER BY a") == [*wanted, (2,)]
         con.close()
         other.close()
 
