@@ -182,6 +182,7 @@ class Catalog:
             if name not in stored or known is None or known.schema.meta() != stored[name].meta():
                 changed |= name not in stored or known is not None
                 self._forget(name)
+        self.known = {name: table for name, table in self.known.items() if name in stored}
         for name, schema in stored.items():
             if name not in self.known:
                 self._learn(schema)

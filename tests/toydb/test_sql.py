@@ -127,6 +127,14 @@ def test_an_altered_table_is_the_same_to_all(connect):
     assert rows(two, "SELECT b, c FROM u WHERE a = 1002") == [(1002, None)]
 
 
+@pytest.mark.parametrize("sql", ["ALTER TABLE u ADD b", "CREATE INDEX i ON u(a)", "INSERT INTO u VALUES(1)", "DROP TABLE u"])
+def test_a_table_that_was_taken_back_is_not_known(con, sql):
+    con.execute("BEGIN; CREATE TABLE u(a); INSERT INTO u VALUES(1); SELECT * FROM u; ROLLBACK")
+    with pytest.raises(apsw.SQLError, match=r"no such table: (main\.)?u"):
+        con.execute(sql)
+    assert con.tables() == []
+
+
 def test_a_database_that_was_attached_is_sqlites_own(con, tmp_path):
     con.execute(f"ATTACH '{tmp_path / 'other.sqlite'}' AS other")
     con.execute("CREATE TABLE other.t(a); CREATE INDEX other.i ON t(a); INSERT INTO other.t VALUES(1); ALTER TABLE other.t ADD b")

@@ -339,7 +339,48 @@ def joins(rng: random.Random, path: Path) -> None:
     out.save(path)
 
 
-FILES = {write.__name__: write for write in (expressions, indexes, keys, changes, joins, savepoints)}
+# -- tables that are altered -----------------------------------------------------------------
+
+
+def alters(rng: random.Random, path: Path) -> None:
+    out = Writer("Tables and columns that come, go and take other names, in transactions and outside, with indexes.")
+    kinds = ["", "INT", "TEXT", "REAL", "TEXT COLLATE NOCASE", "NUMERIC"]
+    limits = ["", "", "UNIQUE", "NOT NULL DEFAULT 4", "CHECK (1)", "DEFAULT 7", "DEFAULT 'z'", "NOT NULL"]
+    tables, names = ["t", "u", '"V w"'], ["a", "b", "c", "d", '"e f"', "G"]
+    values = ["NULL", "1", "2", "'x'", "'Y'", "3.5", "x'00'", "'10'", "7"]
+
+    def columns(table: str) -> list[str]:
+        listed = out.sqlite.execute("SELECT name FROM pragma_table_info(?)", (table.strip('"'),)).fetchall()
+        return [f'"{name}"' for (name,) in listed]
+
+    def step(table: str, there: list[str]) -> str:
+        some, column, name = rng.sample(there, rng.randint(1, len(there))), rng.choice(there), rng.choice(names)
+        typed = f"{name} {rng.choice(kinds)} {rng.choice(limits)}"
+        made = [f"{n} {rng.choice(kinds)} {rng.choice(limits)}" for n in rng.sample(names, 3)]
+        made[0] = rng.choice([made[0], f"{made[0].rsplit(' ')[0]} INTEGER PRIMARY KEY" if " f" not in made[0] else made[0]])
+        index = f"i{rng.randint(1, 3)}"
+        inserts = [f"INSERT INTO {table}({', '.join(some)}) VALUES({', '.join(rng.choice(values) for _ in some)})"] * 9
+        return rng.choice(
+            [
+                f"CREATE TABLE {table}({', '.join(made)})", f"ALTER TABLE {table} ADD {typed}", f"ALTER TABLE {table} ADD {typed}",
+                f"ALTER TABLE {table} ADD {typed}", f"ALTER TABLE {table} DROP {column}", f"ALTER TABLE {table} DROP {column}",
+                f"ALTER TABLE {table} RENAME {column} TO {name}", f"ALTER TABLE {table} RENAME TO {rng.choice(tables)}",
+                f"CREATE {rng.choice(['', 'UNIQUE '])}INDEX {index} ON {table}({column})", f"DROP INDEX {index}",
+                rng.choice(["BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT s", "RELEASE s", "ROLLBACK TO s"]),
+                f"UPDATE {table} SET {column} = {rng.choice(values)} WHERE {rng.choice(there)} > {rng.choice(values)}",
+                f"DELETE FROM {table} WHERE {column} = {rng.choice(values)}", *inserts,
+            ]
+        )  # fmt: skip
+
+    for _ in range(500):
+        table = rng.choice(tables)
+        out.statement(step(table, columns(table) or ["a"]))
+        if rng.random() < 0.4 and (there := columns(table)):
+            out.query(f"SELECT {', '.join(there)} FROM {table} WHERE {rng.choice(there)} IS NOT {rng.choice(values)}")
+    out.save(path)
+
+
+FILES = {write.__name__: write for write in (expressions, indexes, keys, changes, joins, savepoints, alters)}
 
 
 def main(folder: Path) -> None:
