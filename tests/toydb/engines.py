@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import bufferpool as bp
 import toydb
+from tests.conftest import SHM, remove
 from toydb.sql import Connection
 
 from . import memengine
@@ -42,7 +42,7 @@ def opener(engine: str, directory: Path) -> Iterator[Opener]:
     finally:
         for database in opened:
             database.close()
-        bp.Pool.attach(name).unlink()
+        remove(SHM / name)
 
 
 @pytest.fixture(params=ENGINES)

@@ -1,6 +1,7 @@
 """What transactions promise: atomicity, snapshots, turns, durability, readers without a lock."""
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -223,6 +224,28 @@ def test_a_commit_is_one_sync_for_all_who_wait(db: toydb.Database, threads: Thre
         threads.start(put, i)
     threads.join()
     assert len(syncs) == 2, "the first, and one for the six that came meanwhile"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_for_the_commit_once(db: toydb.Database, monkeypatch: Any, times: int) -> None:
+    fill(db, 1)
+    append = db._engine.log.append
+
+    def interrupted(*args: Any) -> None:
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        append(*args)
+
+    txn = db.begin(write=True)
+    txn.table("t").put(b"x", b"new")
+    with monkeypatch.context() as patched:
+        patched.setattr(db._engine.log, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            txn.commit()
+    assert txn.committed == (times == 1)
+    assert caught.value.__notes__ == [f"the transaction {'is committed' if times == 1 else 'was rolled back'}"]
+    with db.begin(write=True, timeout=0) as after:
+        assert after.table("t").get(b"x") == (b"new" if times == 1 else None)
 
 
 def test_a_segment_is_durable_before_the_next_begins(db: toydb.Database, monkeypatch: Any) -> None:

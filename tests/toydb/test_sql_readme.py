@@ -5,29 +5,36 @@ import re
 import shlex
 from pathlib import Path
 
-import bufferpool as bp
+import pytest
+
 import toydb.sql
+from tests.conftest import SHM, remove
 from toydb.shell import main
 
 README = Path(__file__).resolve().parents[2] / "examples" / "toydb" / "README.md"
 
 
-def test_the_commands_and_the_code_do_what_they_say(tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def pool_name():
+    name = f"toysql-readme-{os.getpid()}"
+    yield name
+    remove(SHM / name)
+
+
+def test_the_commands_and_the_code_do_what_they_say(tmp_path, monkeypatch, capfd, pool_name):
     section = README.read_text(encoding="utf-8").split("\n## SQL\n")[1]
     blocks = dict(re.findall(r"```(console|python)\n(.*?)```", section, re.DOTALL))
-    name = f"toysql-readme-{os.getpid()}"
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^\$ python -m toydb (.*)$", blocks["console"], re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
-        assert main(["--pool", name, *shlex.split(command)]) == 0
+        assert main(["--pool", pool_name, *shlex.split(command)]) == 0
     out, error = capfd.readouterr()
     shown = blocks["console"].splitlines()[len(commands) :]
     assert out.splitlines() + error.splitlines() == shown
 
     connect = toydb.sql.connect
-    monkeypatch.setattr(toydb.sql, "connect", lambda path: connect(path, pool_name=name))
+    monkeypatch.setattr(toydb.sql, "connect", lambda path: connect(path, pool_name=pool_name))
     exec(compile(blocks["python"], str(README), "exec"), {})
     out = capfd.readouterr().out
     assert out.splitlines() == re.findall(r"print\(.*\)  # (\S+)", blocks["python"])
-    bp.Pool.attach(name).unlink()

@@ -12,8 +12,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-import bufferpool as bp
 import toydb
+from tests.conftest import SHM, remove
 from toydb import importer, sql
 from toydb.shell import complete, describe, main
 
@@ -41,7 +41,7 @@ def shell(tmp_path, monkeypatch, capfd):
     run.command = [sys.executable, "-m", "toydb", *arguments]
     run.environment = {**os.environ, "PYTHONPATH": str(EXAMPLES), "PYTHONWARNINGS": "error"}
     yield run
-    bp.Pool.attach(name).unlink()
+    remove(SHM / name)
 
 
 def test_it_runs_as_a_module(shell):
