@@ -83,7 +83,7 @@ class Show:
             for _ in range(WORKERS):
                 self.workers.append(self.start())
             self.pool.start_steward(flush_every=min(5.0, period / 4), pressure=False)
-        except BaseException:  # SIGTERM may come this early
+        except BaseException:
             self.close()
             raise
 
@@ -142,12 +142,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="how long (default: until it is ended)")
     parser.add_argument("--period", type=float, default=60.0, help="seconds of one round of everything (default: 60)")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    early: list[int] = []  # signals that come while there is nothing whole to close
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: early.append(number))
     with tempfile.TemporaryDirectory(prefix="bufferpool-demo-") as folder:
         show = Show(options.name, folder, options.period)
         print(f"pool {options.name} in {Path(show.pool.path).parent}, {WORKERS} workers", flush=True)
         try:
-            show.run(options.seconds)
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            show.run(0.0 if early else options.seconds)
         except KeyboardInterrupt:
             pass
         finally:
