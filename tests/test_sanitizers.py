@@ -119,6 +119,6 @@ def test_the_surface_under_the_address_sanitizer(tests: str) -> None:
     if extra is None:
         pytest.skip(f"{COMPILER} has no address sanitizer")
     check = "import sys, bufferpool, pytest; assert 'sanitized' in bufferpool.__file__, bufferpool.__file__; sys.exit(pytest.main())"
-    command = [sys.executable, "-c", check, "-p", "no:cacheprovider", "-k", NOT_HERE, f"tests/test_{tests}.py"]
+    command = [sys.executable, "-P", "-c", check, "-p", "no:cacheprovider", "-k", NOT_HERE, f"tests/test_{tests}.py"]
     run = subprocess.run(command, cwd=ROOT, env=os.environ | extra, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, f"{run.stdout[-6000:]}\n{run.stderr[-6000:]}"
