@@ -36,7 +36,9 @@ def traces(folder: Path | None) -> dict[str, npt.NDArray[np.integer]]:
 
 def error_table(folder: Path | None) -> float:
     """Prints the error of every trace and size; returns the mean."""
-    print(f"{'trace':<16} {'frames':>8} {'rate':>6} {'memory':>9} {'error':>7} {'worst':>7} {'busy':>7} {'uncalib.':>8}")
+    print(
+        f"{'trace':<16} {'frames':>8} {'rate':>6} {'memory':>9} {'error':>7} {'worst':>7} {'busy':>7} {'uncalib.':>8}"
+    )
     errors: list[tuple[float, float, float]] = []
     for name, trace in traces(folder).items():
         distinct = len(np.unique(trace))

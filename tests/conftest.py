@@ -1,19 +1,12 @@
-"""What all tests share: pools with unique names that end with the checker, stamped files, child processes."""
+"""What all tests share: pools with unique names that end with the checker, and stamped files."""
 
-import faulthandler
 import gc
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +14,8 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
+
+pytest_plugins = ["tests.children"]
 
 SHM = Path("/dev/shm")
 ROOT = Path(bp.__file__).parent.parent  # so that child processes take the same package
@@ -70,7 +65,7 @@ def fill(space: bp.Space, pages: Iterable[int], version: int = 0) -> None:
 def touch(space: bp.Space, pages: Iterable[int]) -> None:
     """Reads pages, and keeps none of them pinned."""
     for n in pages:
-        assert space[n].size
+        assert space[int(n)].size
 
 
 def in_step(pool: bp.Pool) -> bp.PoolStats:
@@ -89,12 +84,6 @@ def wait_until(holds: Callable[[], bool], what: str, timeout: float = WAIT) -> N
         if time.monotonic() > end:
             pytest.fail(f"waited {timeout} s in vain: {what}")
         time.sleep(0.005)
-
-
-def read(space: bp.Space, pages: Iterable[int]) -> None:
-    """References each page once."""
-    for n in pages:
-        assert space[int(n)].size
 
 
 # ---- pools ---------------------------------------------------------------------------
@@ -274,147 +263,3 @@ def _nothing_is_left() -> Iterator[None]:
     for name in left:
         remove(SHM / name)
     assert left == []
-
-
-# ---- child processes --------------------------------------------------------------
-
-
-class ChildFailed(AssertionError):
-    """A child process raised something that does not travel, or died."""
-
-
-def _child_main(connection: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    with suppress(Exception):
-        faulthandler.enable()
-    try:
-        outcome = (True, function(*args))
-    except BaseException as error:  # noqa: BLE001  reported to the parent
-        outcome = (False, (error, traceback.format_exc()))
-    try:
-        connection.send(outcome)
-    except Exception:  # noqa: BLE001  does not pickle
-        connection.send((False, (None, f"{outcome!r}\n{traceback.format_exc()}")))
-    connection.close()
-
-
-class Child:
-    """A function that runs in a process of its own."""
-
-    def __init__(self, context: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self._receive, send = context.Pipe(duplex=False)
-        self.process = context.Process(target=_child_main, args=(send, function, args), daemon=False)
-        self.process.start()
-        send.close()
-
-    @property
-    def pid(self) -> int:
-        pid = self.process.pid
-        assert pid is not None
-        return pid
-
-    def result(self, timeout: float = WAIT) -> Any:
-        """What the function returned, or raises what it raised."""
-        if not self._receive.poll(timeout):
-            self.kill()
-            raise ChildFailed(f"the child process is not done after {timeout} s")
-        try:
-            ok, value = self._receive.recv()
-        except EOFError:
-            self.process.join(timeout)
-            raise ChildFailed(f"the child process ended with exit code {self.process.exitcode}") from None
-        self.process.join(timeout)
-        if ok:
-            return value
-        error, text = value
-        if error is None:
-            raise ChildFailed(text)
-        error.add_note(f"in the child process:\n{text}")
-        raise error
-
-    def kill(self) -> None:
-        """SIGKILL, and waits for the end."""
-        if self.process.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
-        self.process.join(WAIT)
-
-    def close(self) -> None:
-        self.kill()
-        self._receive.close()
-        self.process.close()
-
-
-@pytest.fixture
-def child() -> Iterator[Callable[..., Child]]:
-    """child(function, *args, context="spawn"): runs it in another process."""
-    children: list[Child] = []
-
-    def start(function: Callable[..., Any], *args: Any, context: str = "spawn") -> Child:
-        children.append(Child(multiprocessing.get_context(context), function, args))
-        return children[-1]
-
-    yield start
-    for made in children:
-        made.close()
-
-
-@pytest.fixture
-def spawn() -> Any:
-    """The spawn context: events, barriers and values for children."""
-    return multiprocessing.get_context("spawn")
-
-
-def run_python(code: str, *args: str, timeout: float = WAIT, prefix: tuple[str, ...] = ()) -> Any:
-    """Runs Python code in a fresh process that may crash; returns the CompletedProcess."""
-    return subprocess.run(
-        [*prefix, sys.executable, "-c", code, *args],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        check=False,
-    )
-
-
-def on_small_tmpfs(code: str, tmp_path: Path, size: str = "8m") -> str:
-    """Runs Python code with a small tmpfs mounted at sys.argv[1]; returns what it prints."""
-    mount = tmp_path / "small"
-    mount.mkdir(exist_ok=True)
-    if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no user and mount namespaces here (unshare -Urm)")
-    script = f'mount -t tmpfs -o size={size} tmpfs "$0" && exec "$@"'
-    done = run_python(code, str(mount), prefix=("unshare", "-Urm", "sh", "-c", script, str(mount)))
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-class Threads:
-    """Runs functions in threads; the first exception of any is raised at the end."""
-
-    def __init__(self) -> None:
-        self.errors: list[BaseException] = []
-        self.threads: list[threading.Thread] = []
-
-    def start(self, function: Callable[..., Any], *args: Any) -> None:
-        def run() -> None:
-            try:
-                function(*args)
-            except BaseException as error:  # noqa: BLE001  raised in join
-                self.errors.append(error)
-
-        self.threads.append(threading.Thread(target=run, daemon=True))
-        self.threads[-1].start()
-
-    def join(self) -> None:
-        for thread in self.threads:
-            thread.join(WAIT)
-            assert not thread.is_alive(), "a thread does not end"
-        errors, self.errors = self.errors, []
-        if errors:
-            raise errors[0]
-
-
-@pytest.fixture
-def threads() -> Iterator[Threads]:
-    made = Threads()
-    yield made
-    made.join()

@@ -42,7 +42,9 @@ def arguments(text: str | None) -> argparse.ArgumentParser:
 
 def run(script: Path, *args: str, timeout: float) -> dict[str, Any]:
     """Runs such a script; its report, in which nothing was found."""
-    done = subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), *args], capture_output=True, text=True, timeout=timeout, check=False
+    )
     assert done.stdout, done.stderr
     print(done.stdout)
     report: dict[str, Any] = json.loads(done.stdout)

@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PageOutOfRange, SpaceFull, SpaceReadOnly
-from tests.conftest import (
-    PAGE,
-    stamp,
-)
+from tests.conftest import PAGE, stamp
 
 
 def test_append_adds_a_page_of_zeros_at_the_end(pool, table):

@@ -14,11 +14,7 @@ from bufferpool.errors import (
     SegmentNotFound,
     WrongProcess,
 )
-from tests.conftest import (
-    PAGE,
-    SHM,
-    WAIT,
-)
+from tests.conftest import PAGE, SHM, WAIT
 
 # ---- page numbers ------------------------------------------------------------------------
 

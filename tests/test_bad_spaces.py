@@ -11,7 +11,8 @@ from bufferpool.errors import (
     SpaceFull,
     SpaceMismatch,
 )
-from tests.conftest import PAGE, run_python
+from tests.children import run_python
+from tests.conftest import PAGE
 
 # ---- files and spaces ---------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ import pytest
 import bufferpool as bp
 from bufferpool.checksum import is_whole, seal
 from bufferpool.errors import PageCorrupt, SpaceMismatch, StoreError
-from tests.conftest import PAGE, run_python, stamp
+from tests.children import run_python
+from tests.conftest import PAGE, stamp
 
 xxhash = pytest.importorskip("xxhash")
 

@@ -7,7 +7,8 @@ import pytest
 import bufferpool as bp
 
 from . import fuzz_segment
-from .conftest import PAGE, run_python
+from .children import run_python
+from .conftest import PAGE
 
 
 def test_a_damaged_segment_ends_in_results_or_typed_errors():

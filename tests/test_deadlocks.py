@@ -10,7 +10,8 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import LoaderFailed, WouldDeadlock
 
-from .conftest import WAIT, run_python, stamp, wait_until
+from .children import run_python
+from .conftest import WAIT, stamp, wait_until
 
 OPS = 64  # operations that a process may have under way
 

@@ -14,12 +14,7 @@ from bufferpool.errors import (
     StoreError,
     WouldDeadlock,
 )
-from tests.conftest import (
-    PAGE,
-    WAIT,
-    stamp,
-    wait_until,
-)
+from tests.conftest import PAGE, WAIT, stamp, wait_until
 
 
 def test_a_loader_fills_pages_from_zeros(pool):

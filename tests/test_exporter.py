@@ -19,7 +19,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 import bufferpool as bp
 from bufferpool import exporter
 from bufferpool.metrics import PoolCollector
-from tests.conftest import EXTENT, PAGE, SHM, remove, run_python, wait_until
+from tests.children import run_python
+from tests.conftest import EXTENT, PAGE, SHM, remove, wait_until
 from tests.test_metrics import get, read
 
 # ---- pools come and go --------------------------------------------------------------------

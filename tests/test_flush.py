@@ -11,7 +11,8 @@ import pytest
 import bufferpool as bp
 from bufferpool import flush
 from bufferpool.errors import StoreError
-from tests.conftest import PAGE, WAIT, run_python, stamp, wait_until
+from tests.children import run_python
+from tests.conftest import PAGE, WAIT, stamp, wait_until
 from tests.disks import Disk, dirty, put
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .conftest import on_small_tmpfs
+from .children import on_small_tmpfs
 
 _SMALL = """
 import os, sys

@@ -15,7 +15,8 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import WaitTimeout
 
-from .conftest import ROOT, WAIT, pins, run_python, stamp, wait_until
+from .children import run_python
+from .conftest import ROOT, WAIT, pins, stamp, wait_until
 
 # ---- fork -----------------------------------------------------------------------------------
 

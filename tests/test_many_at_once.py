@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from tests.conftest import (
-    PAGE,
-    WAIT,
-    Threads,
-    pins,
-    run_python,
-    wait_until,
-)
+from tests.children import Threads, run_python
+from tests.conftest import PAGE, WAIT, pins, wait_until
 
 # ---- many at once ------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from bufferpool import _core
 from bufferpool.cli import main, sight
 from bufferpool.metrics import PoolCollector
 from bufferpool.observer import Observer
-from tests.conftest import PAGE, SHM, on_small_tmpfs, run_python
+from tests.children import on_small_tmpfs, run_python
+from tests.conftest import PAGE, SHM
 from tests.scrape import busy_pool, get, read
 
 # ---- looking changes nothing ------------------------------------------------------------

@@ -16,13 +16,7 @@ from bufferpool.errors import (
     SegmentReplaced,
     SpaceRemoved,
 )
-from tests.conftest import (
-    PAGE,
-    SHM,
-    remove,
-    stamp,
-    write_file,
-)
+from tests.conftest import PAGE, SHM, remove, stamp, write_file
 
 # ---- pickling ------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import PageOutOfRange
-from tests.conftest import PAGE, pins, run_python, stamp
+from tests.children import run_python
+from tests.conftest import PAGE, pins, stamp
 
 # ---- reading -------------------------------------------------------------------------
 

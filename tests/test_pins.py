@@ -6,10 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from tests.conftest import (
-    pins,
-    stamp,
-)
+from tests.conftest import pins, stamp
 
 # ---- views own their pins ------------------------------------------------------------------
 

@@ -16,12 +16,8 @@ from bufferpool.errors import (
     SegmentRefused,
     TooManyClients,
 )
-from tests.conftest import (
-    PAGE,
-    SHM,
-    on_small_tmpfs,
-    stamp,
-)
+from tests.children import on_small_tmpfs
+from tests.conftest import PAGE, SHM, stamp
 
 # ---- create, attach, open, close, unlink ---------------------------------------------
 

@@ -12,10 +12,7 @@ from bufferpool.errors import (
     LayoutMismatch,
     SegmentCorrupt,
 )
-from tests.conftest import (
-    PAGE,
-    SHM,
-)
+from tests.conftest import PAGE, SHM
 
 
 @pytest.fixture

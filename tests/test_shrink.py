@@ -11,7 +11,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.events import What
-from tests.conftest import EXTENT, PAGE, WAIT, read, stamp, wait_until
+from tests.conftest import EXTENT, PAGE, WAIT, stamp, touch, wait_until
 from tests.disks import Disk
 from tests.stewards import CALM, FAST, PRESSED, Fake, Stop, put, whats
 
@@ -145,7 +145,7 @@ def _work(pool, path, stop):
 def test_a_shrink_steps_round_what_cannot_go_and_takes_it_when_it_can(make_pool, data_file, child, spawn, state):
     """More pages of one state, in another process, than the budget is to have; a third process works meanwhile."""
     pool, path = make_pool(128 * PAGE, min_capacity=16 * PAGE), data_file(128)
-    read(pool.open_file(path, "r+"), range(128))
+    touch(pool.open_file(path, "r+"), range(128))
     ready, resume, stop = spawn.Event(), spawn.Event(), Stop(spawn)
     holder = child(_hold, pool, str(path), state, ready, resume, context="fork")
     assert ready.wait(WAIT)

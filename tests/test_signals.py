@@ -13,7 +13,8 @@ import pytest
 import bufferpool as bp
 
 from . import fuzz_damage
-from .conftest import WAIT, run_python, stamp, wait_until
+from .children import run_python
+from .conftest import WAIT, stamp, wait_until
 
 MEMORY_LOCK, DIRECTORY_LOCK = (fuzz_damage.HEADER[f"{name}.word"][0] for name in ("memory", "directory"))
 

@@ -11,7 +11,8 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import PoolReadOnly
 from bufferpool.events import What, Why
-from tests.conftest import run_python, wait_until
+from tests.children import run_python
+from tests.conftest import wait_until
 from tests.stewards import Fake, Stop
 
 

@@ -10,7 +10,7 @@ from bufferpool import _core, inspect, steward
 from bufferpool.events import What, Why
 from bufferpool.govern import Rules
 from bufferpool.steward import Steward
-from tests.conftest import EXTENT, PAGE, kernel_bytes, read, wait_until
+from tests.conftest import EXTENT, PAGE, kernel_bytes, touch, wait_until
 from tests.stewards import CALM, FAST, PRESSED, Fake, Stop, by_hand, put, whats
 
 # ---- what is idle ----------------------------------------------------------------------------------
@@ -38,10 +38,10 @@ def test_idle_pages_go_back_and_touched_ones_stay(pool, data_file):
     table, made = pool.open_file(data_file(40)), by_hand(pool, idle=IDLE_S, pressure=False)
     made.round()  # it has the office
     for _ in range(100):  # a machine that is so busy that the hot pages were idle too shows nothing
-        read(table, range(40))
+        touch(table, range(40))
         wait_until(lambda: pages(pool)["idle_s"].min() > IDLE_S + 0.3, "all are idle")  # ages are in ticks of 0.134 s
         touched_at = time.monotonic()
-        read(table, range(4))
+        touch(table, range(4))
         look(made)
         if time.monotonic() - touched_at < IDLE_S / 2:
             break
@@ -85,7 +85,7 @@ def test_frames_that_nobody_takes_go_back_but_for_an_extent(pool, data_file):
 def _use(pool, path, pages, stop):
     table = pool.open_file(path, "r+")
     while not stop.is_set():
-        read(table, range(pages))
+        touch(table, range(pages))
         put(table, 0)
         time.sleep(0.01)
 
@@ -96,7 +96,7 @@ def test_the_kernel_has_back_all_but_the_working_set(make_pool, data_file, child
     table, empty = pool.open_file(path, "r+"), kernel_bytes(pool)
     for n in range(240):
         if n % 4:
-            read(table, [n])
+            touch(table, [n])
         else:
             put(table, n)
     assert kernel_bytes(pool) >= empty + 240 * PAGE

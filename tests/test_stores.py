@@ -14,12 +14,7 @@ from bufferpool.errors import (
     SpaceReadOnly,
     StoreError,
 )
-from tests.conftest import (
-    PAGE,
-    fill,
-    pins,
-    stamp,
-)
+from tests.conftest import PAGE, fill, pins, stamp
 from tests.memory_store import Memory
 
 

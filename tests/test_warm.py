@@ -12,7 +12,7 @@ import bufferpool as bp
 from bufferpool import warm
 from bufferpool.errors import WorkingSetError
 from bufferpool.inspect import FrameState
-from tests.conftest import PAGE, WAIT, read, stamp, wait_until
+from tests.conftest import PAGE, WAIT, stamp, touch, wait_until
 
 
 def resident(pool, space):
@@ -27,7 +27,7 @@ def saved(make_pool, data_file, tmp_path):
     path, file = tmp_path / "set", data_file(200, name="table.db")
     with bp.Pool.create(f"{make_pool().name}-first", 64 * PAGE, page_size=PAGE) as first:
         table = first.open_file(file)
-        read(table, range(0, 120, 3))
+        touch(table, range(0, 120, 3))
         assert first.save_working_set(path) == 40
         first.unlink()
     return path, file
@@ -79,7 +79,7 @@ def test_pages_are_read_in_file_order(pool, tmp_path):
 
 def test_spaces_with_a_loader_need_their_handle(pool, tmp_path):
     table = pool.open_derived("made", 100, _make)
-    read(table, range(5))
+    touch(table, range(5))
     pool.save_working_set(tmp_path / "set")
     table.drop()
     work = pool.load_working_set(tmp_path / "set")
@@ -94,8 +94,8 @@ def _make(page_no, out):
 
 def test_a_loader_that_raises_is_told_and_the_others_go_on(pool, saved, data_file, tmp_path):
     made, table = pool.open_derived("a", 100, _make), pool.open_file(saved[1])
-    read(made, range(5))
-    read(table, range(5))
+    touch(made, range(5))
+    touch(table, range(5))
     pool.save_working_set(tmp_path / "set")
     made.drop()
     table.drop()
@@ -187,7 +187,7 @@ def test_progress_and_cancel(make_pool, tmp_path):
         gate.acquire()
 
     table = pool.open_derived("made", 600, _make)
-    read(table, range(600))
+    touch(table, range(600))
     pool.save_working_set(tmp_path / "set")
     table.remove()
     slow = pool.open_derived("made", 600, loader)
@@ -214,7 +214,7 @@ def test_an_interrupted_wait_is_no_end(make_pool, tmp_path, how):
     """A thread's join() that a signal interrupts lets CPython 3.11 take the thread for ended."""
     pool, gate = make_pool(), threading.Event()
     table = pool.open_derived("made", 30, _make)
-    read(table, range(30))
+    touch(table, range(30))
     pool.save_working_set(tmp_path / "set")
     table.remove()
     slow = pool.open_derived("made", 30, lambda n, out: gate.wait(WAIT))
@@ -246,7 +246,7 @@ def test_an_interrupted_wait_is_no_end(make_pool, tmp_path, how):
 def test_a_forked_child_waits_for_no_load_of_its_parents(make_pool, tmp_path, child):
     pool, gate = make_pool(), threading.Event()
     table = pool.open_derived("made", 30, _make)
-    read(table, range(30))
+    touch(table, range(30))
     pool.save_working_set(tmp_path / "set")
     table.remove()
     slow = pool.open_derived("made", 30, lambda n, out: gate.wait(WAIT))
@@ -266,7 +266,7 @@ def _look_and_close(pool, work):
 
 def test_closing_the_pool_ends_a_load(pool, tmp_path):
     table = pool.open_derived("made", 60, _make)
-    read(table, range(60))
+    touch(table, range(60))
     pool.save_working_set(tmp_path / "set")
     table.drop()
     work = pool.load_working_set(tmp_path / "set", [table])
@@ -300,7 +300,7 @@ def test_a_hot_set_survives_the_restart(make_pool, data_file, tmp_path):
 
     def misses(pool, requests):
         table, before = pool.open_file(file), pool.stats().misses
-        read(table, requests)
+        touch(table, requests)
         return pool.stats().misses - before
 
     first = make_pool(256 * PAGE)

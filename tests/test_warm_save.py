@@ -10,7 +10,8 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import warm
-from tests.conftest import PAGE, WAIT, on_small_tmpfs, read, run_python, wait_until
+from tests.children import on_small_tmpfs, run_python
+from tests.conftest import PAGE, WAIT, touch, wait_until
 
 
 def test_what_is_resident_is_saved_hottest_first_in_a_few_bytes(pool, data_file, tmp_path):
@@ -18,8 +19,8 @@ def test_what_is_resident_is_saved_hottest_first_in_a_few_bytes(pool, data_file,
     work = pool.scratch("work", 4)
     with work.write(0) as page:
         page[:] = 1
-    read(one, range(20))
-    read(two, range(10, 30))
+    touch(one, range(20))
+    touch(two, range(10, 30))
     path = tmp_path / "set"
     assert pool.save_working_set(path) == 40  # without the scratch page
     saved = warm.read_working_set(path)
@@ -40,7 +41,7 @@ def test_an_empty_pool_and_a_read_only_client(pool, tmp_path, data_file):
     work = pool.load_working_set(tmp_path / "set")
     assert work.wait(WAIT)
     assert (work.total, work.done, work.loaded) == (0, 0, 0)
-    read(pool.open_file(data_file(10)), range(10))
+    touch(pool.open_file(data_file(10)), range(10))
     with bp.Pool.attach(pool.name, mode="r") as other:
         assert other.save_working_set(tmp_path / "set") == 10
 
@@ -60,7 +61,7 @@ pool.save_working_set(sys.argv[2])
 @pytest.mark.parametrize("when", ["fsync", "replace"])
 def test_killed_while_saving_the_file_is_the_old_one_and_the_next_save_clears_up(pool, data_file, tmp_path, when):
     table = pool.open_file(data_file(40))
-    read(table, range(10))
+    touch(table, range(10))
     folder = tmp_path / "sets"
     folder.mkdir()
     path = folder / "set"
@@ -68,7 +69,7 @@ def test_killed_while_saving_the_file_is_the_old_one_and_the_next_save_clears_up
     for name in kept:
         (folder / name).write_bytes(b"of somebody else")
     pool.save_working_set(path)
-    read(table, range(10, 40))
+    touch(table, range(10, 40))
     for _ in range(3):
         assert run_python(_SAVE, pool.name, str(path), when).returncode == -signal.SIGKILL
         assert len(warm.read_working_set(path).page) == 10
@@ -80,7 +81,7 @@ def test_killed_while_saving_the_file_is_the_old_one_and_the_next_save_clears_up
 
 def test_a_draft_that_is_being_written_stays(pool, data_file, tmp_path, monkeypatch, threads):
     """Two savers at once, one of them held up in its fsync: neither disturbs the other."""
-    read(pool.open_file(data_file(40)), range(40))
+    touch(pool.open_file(data_file(40)), range(40))
     path, real, held, go = tmp_path / "set", os.fsync, threading.Event(), threading.Event()
 
     def fsync(fd):
@@ -121,7 +122,7 @@ def test_a_draft_that_is_taken_for_a_leftover_before_it_is_locked_is_made_anew(p
 
 
 def test_savers_of_many_processes_leave_one_whole_file(pool, data_file, tmp_path, child):
-    read(pool.open_file(data_file(40)), range(40))
+    touch(pool.open_file(data_file(40)), range(40))
     path = tmp_path / "set"
     savers = [child(_save_often, pool, str(path), context="fork") for _ in range(3)]
     killed = child(_save_often, pool, str(path), 10**6, context="fork")
@@ -176,7 +177,7 @@ def test_a_full_disk_keeps_the_old_file_and_leftovers_do_not_fill_it(tmp_path):
 
 def test_a_folder_that_may_not_be_listed_or_written(pool, data_file, tmp_path):
     """As somebody who is not root: what root may do says nothing."""
-    read(pool.open_file(data_file(10)), range(10))
+    touch(pool.open_file(data_file(10)), range(10))
     code = """
 import os, sys, bufferpool as bp
 pool = bp.Pool.attach(sys.argv[1])

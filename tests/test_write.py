@@ -11,10 +11,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import WaitTimeout, WouldDeadlock
-from tests.conftest import (
-    WAIT,
-    pins,
-)
+from tests.conftest import WAIT, pins
 
 
 def test_write_publishes_when_the_block_ends(pool, attach, work):

@@ -64,7 +64,9 @@ def _check_tree(txn: "Transaction", root: int, what: str, used: Counter[int], fo
             if used[page_no] > 1:
                 continue
             if (page.page_no, page.tree, page.level) != (page_no, root, expected):
-                found.append(f"{where}: it is page {page.page_no} of tree {page.tree}, level {page.level} not {expected}")
+                found.append(
+                    f"{where}: it is page {page.page_no} of tree {page.tree}, level {page.level} not {expected}"
+                )
             if page.kind != (INNER if expected else LEAF):
                 found.append(f"{where}: kind {page.kind} on level {expected}")
                 continue

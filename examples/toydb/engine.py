@@ -149,7 +149,10 @@ class Engine:
     def must_work(self) -> None:
         """Raises LogFailed if a sync of the log failed before, in any process."""
         if self.shared.failed():
-            raise LogFailed(0, "a sync of the log failed, and what the disk has is unknown: close the database everywhere, and open it")
+            raise LogFailed(
+                0,
+                "a sync of the log failed, and what the disk has is unknown: close the database everywhere, and open it",
+            )
 
     def _sync(self, segment: int) -> None:
         self.must_work()
@@ -226,7 +229,9 @@ class Engine:
         deadline = time.monotonic() + FLUSH_S
         while (oldest := self.pool.checkpoint(start)) <= start:
             if time.monotonic() > deadline:
-                raise Busy(f"a page from {oldest:#x} could not be written within {FLUSH_S} s; the log is kept: try again")
+                raise Busy(
+                    f"a page from {oldest:#x} could not be written within {FLUSH_S} s; the log is kept: try again"
+                )
             time.sleep(0.001)
 
 

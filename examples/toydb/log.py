@@ -149,7 +149,9 @@ class Log:
             point("segment.named")
             sync_directory(self.base)
         except OSError as error:
-            raise LogFailed(error.errno, f"{self.path(start)} cannot be made: {error.strerror}; nothing is lost") from error
+            raise LogFailed(
+                error.errno, f"{self.path(start)} cannot be made: {error.strerror}; nothing is lost"
+            ) from error
 
     def remove_below(self, start: int) -> int:
         """Removes the segments before this one, oldest first; returns how many."""
@@ -203,7 +205,9 @@ class Log:
             write_all(fd, record, at)
         except OSError as error:
             os.ftruncate(fd, at)
-            raise LogFailed(error.errno, f"the log takes no more: {error.strerror}; nothing of this was committed") from error
+            raise LogFailed(
+                error.errno, f"the log takes no more: {error.strerror}; nothing of this was committed"
+            ) from error
 
     def end(self, segment: int) -> int:
         """The LSN where the segment's file ends, whatever is in it."""

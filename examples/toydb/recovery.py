@@ -49,7 +49,9 @@ def open_engine(path: str, *, capacity: int | str, create: bool, pool_name: str 
     path = os.path.realpath(path)
     pool_name = pool_name or default_pool_name(path)
     if not create and not os.path.exists(path):
-        raise DatabaseNotFound(f"there is no database {path}; with create=True (in the shell: without --existing) it would be made")
+        raise DatabaseNotFound(
+            f"there is no database {path}; with create=True (in the shell: without --existing) it would be made"
+        )
     log = Log(path + "-log.")
     if not os.path.isdir(os.path.dirname(path)):
         raise DatabaseNotFound(f"there is no folder {os.path.dirname(path)}; make it first")
@@ -93,7 +95,9 @@ def _refuse_half(path: str, log: Log) -> None:
     """Raises NotADatabase if one of the files is missing: a pool that is still there may be all that is left."""
     segments = log.segments()
     if not segments and os.path.exists(path) and os.path.getsize(path):
-        raise NotADatabase(f"{path} is not empty and has no log beside it: it is no database, or its log was moved away")
+        raise NotADatabase(
+            f"{path} is not empty and has no log beside it: it is no database, or its log was moved away"
+        )
     if segments and segments[0] != FIRST_LSN and not os.path.exists(path):
         raise NotADatabase(f"{path} is gone, and its log has the latest changes only; put the file back")
 

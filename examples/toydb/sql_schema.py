@@ -170,7 +170,9 @@ class Schema:
             columns = tuple(cid for cid, _ in parts)
             collations = tuple(str(collation).upper() for _, collation in parts)
             if partial or min(columns) < 0:
-                raise apsw.SQLError(f"index {name}: toydb indexes plain columns, without WHERE and expressions: add a column for it")
+                raise apsw.SQLError(
+                    f"index {name}: toydb indexes plain columns, without WHERE and expressions: add a column for it"
+                )
             unknown = set(collations) - set(COLLATIONS)
             if unknown:
                 raise apsw.SQLError(f"index {name}: keys cannot be ordered by {', '.join(sorted(unknown))}")

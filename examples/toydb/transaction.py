@@ -121,7 +121,9 @@ class Transaction:
     def __enter__(self) -> "Transaction":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         if not self._open:
             return
         if kind is None:
@@ -228,7 +230,9 @@ class Transaction:
         if self.kind == "snapshot" and page.lsn > self.snapshot:
             page = self._engine.versions.find(page_no, self.snapshot)
         if page.page_no != page_no and not self.moving:
-            raise Corrupt(f"page {page_no} says that it is page {page.page_no}; Database.check() says what else is wrong")
+            raise Corrupt(
+                f"page {page_no} says that it is page {page.page_no}; Database.check() says what else is wrong"
+            )
         return page
 
     def change(self, page_no: int) -> Page:

@@ -186,7 +186,9 @@ class Tree:
                 at, after = high, False
                 leaf = self._leaf(self._step(self._visit(leaf.right, 0), at, False))
 
-    def _backward(self, lo: bytes | None, at: bytes | None, lo_open: bool, before: bool) -> Iterator[tuple[bytes, bytes]]:
+    def _backward(
+        self, lo: bytes | None, at: bytes | None, lo_open: bool, before: bool
+    ) -> Iterator[tuple[bytes, bytes]]:
         while True:
             leaf = self._leaf(self._descend(at, before=before and at != b"")[-1])
             changes = self.pager.changes

@@ -158,7 +158,9 @@ def killed_in_swap(run: Run, books: Books, group: MemoryCgroup) -> None:
     wrong, read = second.get(), bytes_read(second.pid) - before
     run.check(wrong == 0, f"swap: the other session reads its table back in, {mib(read)}, {wrong} wrong")
     end(books, second, "is killed")
-    free = eventually(lambda: group.swapped() <= swapped // 8)  # the kernel adds up what its processors count now and then
+    free = eventually(
+        lambda: group.swapped() <= swapped // 8
+    )  # the kernel adds up what its processors count now and then
     run.check(free, f"swap: at the end {mib(group.swapped())} are in swap")
 
 

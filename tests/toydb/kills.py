@@ -236,12 +236,18 @@ def prepare(arena: Arena, point: str) -> None:
             path.unlink()
         return
     if point.startswith(("recover.", "open.unlinked")):
-        arena.wait(arena.work(400, "sync.durable"))  # a commit that no checkpoint follows: there is something to recover
+        arena.wait(
+            arena.work(400, "sync.durable")
+        )  # a commit that no checkpoint follows: there is something to recover
         arena.lose_pool()
     if point == "open.unlinked":  # a pool that is there, and of no use: its recovery was not completed
         arena.wait(arena.work(3, "recover.pool"))
     if point.startswith("settle."):
-        before = {"settle.found": "commit.appended", "settle.cut": "commit.appending", "settle.rotating": "rotate.created"}
+        before = {
+            "settle.found": "commit.appended",
+            "settle.cut": "commit.appending",
+            "settle.rotating": "rotate.created",
+        }
         arena.wait(arena.work(400, before[point]))
 
 

@@ -30,7 +30,9 @@ def test_deaths_at_random() -> None:
 @pytest.mark.soak
 def test_deaths_at_each_point_many_times() -> None:
     for seed in range(4):
-        report = deaths.run(KILLS, "--points", "--counts", "1", "2", "3", "5", "8", "--seed", str(100 * seed), timeout=1800)
+        report = deaths.run(
+            KILLS, "--points", "--counts", "1", "2", "3", "5", "8", "--seed", str(100 * seed), timeout=1800
+        )
         assert set(report["at_points"]) == set(POINTS)
 
 

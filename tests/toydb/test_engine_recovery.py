@@ -168,7 +168,9 @@ def test_pages_torn_in_the_file_are_whole_again(open_db: OpenDatabase) -> None:
     rows = fill(db, 500, size=60)
     db.pool.flush()
     state = db._engine.shared.current()
-    numbers = {change[0] for record in db._engine.log.records(state.segment, state.segment) for change in record.changes}
+    numbers = {
+        change[0] for record in db._engine.log.records(state.segment, state.segment) for change in record.changes
+    }
     assert len(numbers) > 5
     lose_pool(db)
     with open(db.path, "r+b") as file:

@@ -119,6 +119,7 @@ def test_deletes_merge(db: toydb.Database) -> None:
         assert txn.read(t._root).level == 0
         assert [key for key, _ in t.scan()] == sorted(rows)[-10:]
 
+
 # ---- scans --------------------------------------------------------------------------
 
 
@@ -158,6 +159,7 @@ def test_a_scan_bears_changes_by_its_own_transaction(db: toydb.Database, reverse
                 t.put(b"%06d+" % ahead, bytes(1500))
                 added.add(b"%06d+" % ahead)
         assert seen == sorted({*rows, *added}, reverse=reverse)
+
 
 # ---- the checker checks -------------------------------------------------------------------
 

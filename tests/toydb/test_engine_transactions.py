@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import toydb
-from tests.conftest import WAIT, Threads, wait_until
+from tests.children import Threads
+from tests.conftest import WAIT, wait_until
 from tests.toydb.conftest import OpenDatabase, fill
 
 # ---- transactions -------------------------------------------------------------------
@@ -18,6 +19,7 @@ from tests.toydb.conftest import OpenDatabase, fill
 
 def test_an_exception_rolls_back_and_a_block_commits(db: toydb.Database) -> None:
     rows = fill(db, 100)
+
     def fail() -> None:
         with db.begin(write=True) as txn:
             txn.table("t").put(b"x", b"y")
@@ -294,6 +296,7 @@ def test_nobody_sees_what_is_not_durable(db: toydb.Database, threads: Threads, m
     threads.join()
     with db.begin() as txn:
         assert txn.table("t").get(b"000000") == b"new"
+
 
 # ---- readers without a lock -----------------------------------------------------------
 

@@ -114,20 +114,26 @@ def test_definitions_are_part_of_transactions(con):
 
 def test_an_altered_table_is_the_same_to_all(connect):
     one, two = connect(), connect()
-    one.execute(f"CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE, c); CREATE INDEX i ON t(c); INSERT INTO t(a, b) {MANY}")
+    one.execute(
+        f"CREATE TABLE t(a INTEGER PRIMARY KEY, b UNIQUE, c); CREATE INDEX i ON t(c); INSERT INTO t(a, b) {MANY}"
+    )
     assert rows(two, "SELECT count(*) FROM t") == [(1000,)]
     one.execute("ALTER TABLE t ADD d TEXT DEFAULT 'x'; ALTER TABLE t RENAME TO u")
     assert rows(two, "SELECT * FROM u WHERE b = 1500") == [(1500, 1500, None, "x")]
     assert plan(two, "SELECT * FROM u WHERE b = 1500") == ["INDEX sqlite_autoindex_u_1 (b=?)"]
     with pytest.raises(apsw.SQLError, match="no such table: t"):
         two.execute("INSERT INTO t VALUES(1, 2, 3)")
-    two.execute("BEGIN; DROP INDEX i; ALTER TABLE u DROP c; ALTER TABLE u RENAME b TO bb; INSERT INTO u VALUES(1, 2, 3)")
+    two.execute(
+        "BEGIN; DROP INDEX i; ALTER TABLE u DROP c; ALTER TABLE u RENAME b TO bb; INSERT INTO u VALUES(1, 2, 3)"
+    )
     assert rows(one, "SELECT b, c FROM u WHERE a = 1002") == [(1002, None)]
     two.execute("ROLLBACK")
     assert rows(two, "SELECT b, c FROM u WHERE a = 1002") == [(1002, None)]
 
 
-@pytest.mark.parametrize("sql", ["ALTER TABLE u ADD b", "CREATE INDEX i ON u(a)", "INSERT INTO u VALUES(1)", "DROP TABLE u"])
+@pytest.mark.parametrize(
+    "sql", ["ALTER TABLE u ADD b", "CREATE INDEX i ON u(a)", "INSERT INTO u VALUES(1)", "DROP TABLE u"]
+)
 def test_a_table_that_was_taken_back_is_not_known(con, sql):
     con.execute("BEGIN; CREATE TABLE u(a); INSERT INTO u VALUES(1); SELECT * FROM u; ROLLBACK")
     with pytest.raises(apsw.SQLError, match=r"no such table: (main\.)?u"):
@@ -137,8 +143,12 @@ def test_a_table_that_was_taken_back_is_not_known(con, sql):
 
 def test_a_database_that_was_attached_is_sqlites_own(con, tmp_path):
     con.execute(f"ATTACH '{tmp_path / 'other.sqlite'}' AS other")
-    con.execute("CREATE TABLE other.t(a); CREATE INDEX other.i ON t(a); INSERT INTO other.t VALUES(1); ALTER TABLE other.t ADD b")
-    con.execute("CREATE TABLE t(x); INSERT INTO main.t SELECT a + 1 FROM other.t; CREATE TEMP TABLE s(a); ALTER TABLE s ADD b")
+    con.execute(
+        "CREATE TABLE other.t(a); CREATE INDEX other.i ON t(a); INSERT INTO other.t VALUES(1); ALTER TABLE other.t ADD b"
+    )
+    con.execute(
+        "CREATE TABLE t(x); INSERT INTO main.t SELECT a + 1 FROM other.t; CREATE TEMP TABLE s(a); ALTER TABLE s ADD b"
+    )
     assert [schema.name for schema in con.tables()] == ["t"]
     assert rows(con, "SELECT x, a, b FROM main.t, other.t") == [(2, 1, None)]
     con.execute("DROP INDEX other.i; DROP TABLE other.t")

@@ -357,7 +357,9 @@ def alters(rng: random.Random, path: Path) -> None:
         some, column, name = rng.sample(there, rng.randint(1, len(there))), rng.choice(there), rng.choice(names)
         typed = f"{name} {rng.choice(kinds)} {rng.choice(limits)}"
         made = [f"{n} {rng.choice(kinds)} {rng.choice(limits)}" for n in rng.sample(names, 3)]
-        made[0] = rng.choice([made[0], f"{made[0].rsplit(' ')[0]} INTEGER PRIMARY KEY" if " f" not in made[0] else made[0]])
+        made[0] = rng.choice(
+            [made[0], f"{made[0].rsplit(' ')[0]} INTEGER PRIMARY KEY" if " f" not in made[0] else made[0]]
+        )
         index = f"i{rng.randint(1, 3)}"
         inserts = [f"INSERT INTO {table}({', '.join(some)}) VALUES({', '.join(rng.choice(values) for _ in some)})"] * 9
         return rng.choice(
