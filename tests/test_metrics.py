@@ -266,7 +266,8 @@ def test_counters_never_go_backwards_while_clients_are_killed(make_pool, data_fi
     after = read(pool.name)
     assert only_grew(before, after) == []
     assert get(after, "clients_reaped_total", pool) >= kills
-    assert get(after, "loads_total", pool) == get(after, "load_seconds_count", pool)
+    # Who dies between the count of a load and that of its time leaves the one without the other.
+    assert 0 <= get(after, "loads_total", pool) - get(after, "load_seconds_count", pool) <= kills + len(workers)
     for what in ("hits", "misses"):
         spaces = sum(value for (name, _), value in after.items() if name == f"bufferpool_space_{what}_total")
         assert get(after, f"{what}_total", pool) == spaces
