@@ -8,6 +8,8 @@ The mutations below are mistakes that the explorer must find.
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ from . import native_build
 pytestmark = pytest.mark.skipif(
     os.uname().machine != "x86_64", reason="the explorer switches stacks in x86-64 assembly"
 )
+
+
+CORES = os.cpu_count()
 
 
 def build(out: Path, **sources: Path) -> Path:
@@ -38,11 +43,12 @@ def scenarios(program: Path) -> list[str]:
     return subprocess.run([str(program), "list"], capture_output=True, text=True, check=True).stdout.split()
 
 
-def explore_all(program: Path, deaths: int, most_states: int) -> int:
+def explore_all(program: Path, deaths: int, most_states: int, at_once: int | None = CORES) -> int:
     """Explores every scenario; returns the number of states. Fails with the schedule of a violation."""
-    total = 0
-    for scenario in scenarios(program):
-        run = explore(program, scenario, deaths, most_states)
+    names, total = scenarios(program), 0
+    with ThreadPoolExecutor(at_once) as threads:
+        runs = list(threads.map(lambda name: explore(program, name, deaths, most_states), names))
+    for scenario, run in zip(names, runs, strict=True):
         assert run.returncode == 0, f"{scenario}: {run.stdout}{run.stderr}"
         covered = re.search(r"(\d+) states, (\d+) ends", run.stdout)
         assert covered is not None
@@ -70,9 +76,8 @@ def test_a_reaper_that_dies_anywhere_is_followed_by_another(explorer: Path) -> N
 
 @pytest.mark.soak
 def test_deeper(explorer: Path) -> None:
-    explore_all(explorer, 0, 60_000_000)
-    explore_all(explorer, 1, 40_000_000)
-    explore_all(explorer, 2, 20_000_000)
+    for deaths, most_states in ((0, 60_000_000), (1, 40_000_000), (2, 20_000_000)):
+        explore_all(explorer, deaths, most_states, at_once=1)  # each takes gigabytes
 
 
 def _pins_before_intents(text: str) -> str:
@@ -180,8 +185,8 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("mistake", MUTATIONS)
-def test_a_mistake_is_found(mistake: str, tmp_path: Path) -> None:
+def look_for(mistake: str, place: Path) -> subprocess.CompletedProcess[str]:
+    """Builds the explorer with the mistake in it, and explores the scenario that should find it."""
     name, before, after, scenario = MUTATIONS[mistake]
 
     def change(text: str) -> str:
@@ -191,11 +196,26 @@ def test_a_mistake_is_found(mistake: str, tmp_path: Path) -> None:
         changed = text.replace(before, after)
         return changed.replace("if (gone && s.any_pin(f)) {", "if (gone && early) {") if "early" in after else changed
 
-    core, native = native_build.altered(tmp_path, name, change)
-    program = build(tmp_path / "explore", core=core, native=native)
-    for deaths in (0, 1):
-        run = explore(program, scenario, deaths, 4_000_000)
-        if run.returncode:
-            break
+    core, native = native_build.altered(place, name, change)
+    program = build(place / "explore", core=core, native=native)
+    without = explore(program, scenario, 0, 4_000_000)
+    return without if without.returncode else explore(program, scenario, 1, 4_000_000)
+
+
+@pytest.fixture(scope="session")
+def searches(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """The searches for all mistakes that this session asks for, as many at once as there are cores."""
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    wanted = [item.callspec.params["mistake"] for item in items if item.originalname == "test_a_mistake_is_found"]
+    with ThreadPoolExecutor(CORES) as threads:
+        yield {m: threads.submit(look_for, m, tmp_path_factory.mktemp("mistake")) for m in wanted}
+        threads.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("mistake", MUTATIONS)
+def test_a_mistake_is_found(mistake: str, searches: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
+    run = searches[mistake].result()
     assert run.returncode == 1, f"not found: {run.stdout}{run.stderr}"
     assert "VIOLATION" in run.stdout
