@@ -265,7 +265,8 @@ def test_the_pool_that_earns_less_gives_first(make_pool, data_file, monkeypatch)
     assert poor.stats().resident_bytes <= 16 * PAGE
     rich_gave = [e for e in rich.events() if e.what is What.SHRANK]
     poor_gave = [e for e in poor.events() if e.what is What.SHRANK]
-    assert poor_gave
-    assert not rich_gave or rich_gave[0].time >= poor_gave[-1].time
+    assert len(poor_gave) > 5
+    # A step is told of after it was taken: the rich one may act on the poor one's last before that stands there.
+    assert not rich_gave or rich_gave[0].time >= poor_gave[-2].time
     for pool in (rich, poor):
         pool.stop_steward()
