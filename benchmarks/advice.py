@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("folder", nargs="?", type=Path, help="traces, NAME.npz with an array 'pages'")
     parser.add_argument("--rates", action="store_true", help="the error at several sampling rates")
     parser.add_argument("--cost", action="store_true", help="what it takes of the throughput of hits")
-    parser.add_argument("--seconds", type=float, default=180.0, help="for --cost (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="for --cost (default: %(default)s)")
     args = parser.parse_args()
     if args.cost:
         return 1 if advice_cost.cost_table(args.seconds) >= advice_cost.BAR else 0

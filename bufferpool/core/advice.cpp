@@ -11,7 +11,7 @@ namespace bp {
 // ---- sampling --------------------------------------------------------------------
 
 constexpr double REMEMBERED = 65536;  // sampled references
-constexpr u64 SHARE = 200;            // at most this part of the time goes to sampling
+constexpr u64 SHARE = 400;            // at most this part of the time goes to sampling
 constexpr u64 BURST_NS = 5'000'000;   // of it at a time
 constexpr u64 RECORD_NS = 10, LONGEST_NS = 1'000'000'000;
 

@@ -94,7 +94,7 @@ constexpr bool ADVISES = true;
 // The references of this process that go to the shadows (advice.h). They are taken in
 // windows: one is open until the buffer is full, and is then worked off by whoever filled
 // it. Windows follow each other until they have cost a few milliseconds; the next burst
-// begins so much later that all of this takes a two-hundredth of the time (that in which the
+// begins so much later that all of this takes a four-hundredth of the time (that in which the
 // process waits for a processor does not count). Between bursts a hit costs what it costs without
 // advice; a process that is not busy leaves nothing out.
 enum SampleKind : u32 { SAMPLE_ONCE = 1, SAMPLE_UNCOUNTED = 2 };
