@@ -167,11 +167,12 @@ class Transaction:
         lsn = 0
         try:
             if self.kind == "write":
-                lsn = self._engine.shared.current().committed
                 if pages := self._changed():
                     state, lsn = self._engine.append(pages)
                     self.committed = True
                     self._engine.complete(state, pages, lsn)
+                else:
+                    lsn = self._engine.shared.current().committed
             self.committed = True
         finally:
             self._end()
