@@ -17,6 +17,13 @@ def test_a_damaged_segment_ends_in_results_or_typed_errors():
     assert run.mutations > 2000
 
 
+def test_a_search_for_victims_ends_though_nobody_says_why_they_do_not_go():
+    """What a million damages found once: pages in frames that belong to others, which a shrink tried for ever."""
+    run = fuzz_segment.fuzz_in_parallel(1_000_502, fuzz_segment.Limits(rounds=1))
+    assert [str(finding) for finding in run.found] == []
+    assert run.operations > 50
+
+
 @pytest.mark.soak
 def test_a_million_damages_end_in_results_or_typed_errors_under_the_sanitizers():
     limits = fuzz_segment.Limits(mutations=1_000_000, findings=20)

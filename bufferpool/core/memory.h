@@ -71,6 +71,7 @@ struct PoolEnv {
         BP_POINT("evict.intent");
         u64 closed = entry::with_owner(entry::with_state(e, EVICTING), s.me);
         bool gone = word.cas_seq_cst(e, closed);
+        if (!gone) tally.busy++;
         BP_POINT("evict.closed");
         // 2. Look who is inside.
         if (gone && s.any_pin(f)) {
@@ -88,6 +89,7 @@ struct PoolEnv {
                 frame = f;
             } else {
                 gone = false;  // a damaged segment: check() tells; leave the page where it is
+                tally.busy++;  // what cannot go is counted in every case: whoever looks for victims ends by that
                 change_entry(word, [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
             }
         }
