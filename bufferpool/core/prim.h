@@ -49,16 +49,23 @@ inline u64 thread_ns() {
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
 }
 
+// A small file of /proc as text, or as much of it as there is room for. False when it cannot be read.
+template <size_t N>
+bool read_proc(const char* path, char (&text)[N]) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    ssize_t n = read(fd, text, N - 1);
+    close(fd);
+    if (n <= 0) return false;
+    text[n] = 0;
+    return true;
+}
+
 // For how long this thread was ready to run and others had the processors, since it began
 // (Documentation/scheduler/sched-stats.rst). 0 where the kernel does not say. Some microseconds a call.
 inline u64 delayed_ns() {
-    int fd = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return 0;
     char text[96];
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0) return 0;
-    text[n] = 0;
+    if (!read_proc("/proc/thread-self/schedstat", text)) return 0;
     const char* second = strchr(text, ' ');
     return second ? strtoull(second, nullptr, 10) : 0;
 }
@@ -240,14 +247,9 @@ inline int reopen(int fd) {
 // Field 22 of /proc/PID/stat: when a process started, in clock ticks since
 // boot. With the pid it names a process for good. 0 when it cannot be read.
 inline u64 start_time() {
-    int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return 0;
     char text[1024];
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    if (n <= 0) return 0;
-    text[n] = 0;
-    const char* p = text + n;
+    if (!read_proc("/proc/self/stat", text)) return 0;
+    const char* p = text + strlen(text);
     while (p > text && *p != ')') p--;  // the name may contain anything, even ')'
     for (int field = 2; field < 22 && *p; field++) {
         while (*p && *p != ' ') p++;
