@@ -15,6 +15,7 @@ from bufferpool import events, inspect, segment
 from bufferpool.errors import PoolExhausted, StoreError, WouldDeadlock
 from bufferpool.events import What, Why
 from bufferpool.flush import can_write, flush_space, sync_log
+from bufferpool.space import Kind
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -86,7 +87,7 @@ def exhausted_message(pool: "Pool") -> str:
     kinds = {r["index"]: r["kind"] for r in pool._seg.spaces()}
     dirty = frames[frames["dirty"]]
     unwritten = int(np.count_nonzero(dirty["lsn"] > status["durable_lsn"]))
-    scratch = sum(kinds.get(int(space)) == 3 for space in dirty["space"])
+    scratch = sum(kinds.get(int(space)) == Kind.SCRATCH for space in dirty["space"])
     pinned = int(np.count_nonzero((frames["pins"] > 0) & (frames["state"] != inspect.FrameState.HOLE)))
     busy = int(np.count_nonzero(frames["state"] == inspect.FrameState.BUSY))
     who = ", ".join(
