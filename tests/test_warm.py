@@ -205,6 +205,16 @@ def test_progress_and_cancel(make_pool, tmp_path):
     assert work.error is None
 
 
+def _held_up(pool, path, gate):
+    """A load of thirty pages whose loader waits for the gate."""
+    table = pool.open_derived("made", 30, _make)
+    touch(table, range(30))
+    pool.save_working_set(path)
+    table.remove()
+    slow = pool.open_derived("made", 30, lambda n, out: gate.wait(WAIT))
+    return pool.load_working_set(path, [slow])
+
+
 class Interrupted(Exception):
     """What a signal handler raises."""
 
@@ -213,12 +223,7 @@ class Interrupted(Exception):
 def test_an_interrupted_wait_is_no_end(make_pool, tmp_path, how):
     """A thread's join() that a signal interrupts lets CPython 3.11 take the thread for ended."""
     pool, gate = make_pool(), threading.Event()
-    table = pool.open_derived("made", 30, _make)
-    touch(table, range(30))
-    pool.save_working_set(tmp_path / "set")
-    table.remove()
-    slow = pool.open_derived("made", 30, lambda n, out: gate.wait(WAIT))
-    work = pool.load_working_set(tmp_path / "set", [slow])
+    work = _held_up(pool, tmp_path / "set", gate)
 
     def interrupt(_number, _frame):
         raise Interrupted
@@ -245,12 +250,7 @@ def test_an_interrupted_wait_is_no_end(make_pool, tmp_path, how):
 
 def test_a_forked_child_waits_for_no_load_of_its_parents(make_pool, tmp_path, child):
     pool, gate = make_pool(), threading.Event()
-    table = pool.open_derived("made", 30, _make)
-    touch(table, range(30))
-    pool.save_working_set(tmp_path / "set")
-    table.remove()
-    slow = pool.open_derived("made", 30, lambda n, out: gate.wait(WAIT))
-    work = pool.load_working_set(tmp_path / "set", [slow])
+    work = _held_up(pool, tmp_path / "set", gate)
     assert child(_look_and_close, pool, work, context="fork").result() == (True, True)
     assert not work.finished
     gate.set()
