@@ -86,7 +86,7 @@ struct Access {
     bool counts = true;      // a reference for the policy
     bool once = false;       // read ahead, or scanned
     u64 deadline_ns = 0;     // 0: none
-    u32 kind() const { return (once ? SAMPLE_ONCE : 0) | (counts ? 0 : SAMPLE_UNCOUNTED); }
+    u32 kind() const { return (once ? u32(SAMPLE_ONCE) : 0) | (counts ? 0 : u32(SAMPLE_UNCOUNTED)); }
 };
 int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no);
