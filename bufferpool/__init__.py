@@ -6,6 +6,16 @@
 >>> page = table[7]                                       # doctest: +SKIP
 """
 
+import importlib
+import importlib.util
+from types import ModuleType
+
+if importlib.util.find_spec("bufferpool._core") is None:
+    raise ImportError(
+        "bufferpool's compiled core is not here: this is its source folder. Build it in place with "
+        "'pip install --editable .', or leave the folder to import the package that is installed."
+    )
+
 from bufferpool import errors
 from bufferpool._core import Pin, PinnedPages, Write
 from bufferpool.advise import Advice, AdvicePoint
@@ -36,3 +46,11 @@ __all__ = [
     "simulate",
 ]
 __all__ += errors.__all__
+
+_MODULES = ("exporter", "metrics", "observer")  # imported on first use: they need what most programs do not
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _MODULES:
+        return importlib.import_module(f"bufferpool.{name}")
+    raise AttributeError(f"module 'bufferpool' has no attribute {name!r}")

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from bufferpool import exporter, segment
+from bufferpool import segment
 from bufferpool.cli.common import Commands, pool_name
 
 _ABOUT = """\
@@ -18,10 +18,14 @@ examples:
 
 def _export(args: argparse.Namespace) -> int:
     """Serves until it is interrupted. Raises OSError."""
+    from bufferpool import exporter  # here, because the other commands need no prometheus_client
+
     if args.once:
         print(exporter.text_of(*args.name, directory=args.directory), end="")
         return 0
     os.statvfs(args.directory or segment.SHM)  # a directory that is not there would fail every scrape
+    if args.port is None:
+        args.port = exporter.PORT
     try:
         server, thread = exporter.serve(*args.name, port=args.port, address=args.address, directory=args.directory)
     except OSError as error:
@@ -47,9 +51,7 @@ def register(commands: Commands) -> None:
     """Adds this command."""
     sub = commands.add("export", _export, "serve the metrics of pools for Prometheus", _ABOUT, pool=False, js=False)
     sub.add_argument("name", metavar="NAME", nargs="*", type=pool_name, help="pools (default: all that you may read)")
-    sub.add_argument(
-        "--port", type=_port, default=exporter.PORT, metavar="N", help="default: %(default)s; 0 is any free one"
-    )
+    sub.add_argument("--port", type=_port, metavar="N", help="default: 9184; 0 is any free one")
     sub.add_argument("--address", default="127.0.0.1", help="default: %(default)s; 0.0.0.0 is every network")
     sub.add_argument(
         "--once", action="store_true", help="print the metrics and end (for node_exporter's textfile collector)"

@@ -1,0 +1,39 @@
+"""What ``import bufferpool`` brings, and what it says where it cannot."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+def run(code: str, cwd: Path = ROOT, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *flags, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+def test_the_source_folder_says_how_to_build(tmp_path: Path) -> None:
+    """After ``pip install .`` the checkout shadowed the package: a bare ModuleNotFoundError for bufferpool._core."""
+    (tmp_path / "bufferpool").mkdir()
+    for source in (ROOT / "bufferpool").glob("*.py"):
+        (tmp_path / "bufferpool" / source.name).write_text(source.read_text())
+    failed = run("import sys; sys.path.insert(0, '.'); import bufferpool", tmp_path, "-S")
+    assert failed.returncode == 1
+    assert "pip install --editable ." in failed.stderr.splitlines()[-1]
+
+
+def test_the_metrics_of_the_readme_need_no_import_of_their_own() -> None:
+    """README's ``REGISTRY.register(bufferpool.metrics.PoolCollector())`` was an AttributeError."""
+    done = run("import bufferpool; print(bufferpool.metrics.PoolCollector.__name__)")
+    assert (done.stdout, done.stderr) == ("PoolCollector\n", "")
+
+
+def test_a_plain_import_and_a_plain_command_bring_no_prometheus_client() -> None:
+    done = run("import sys, bufferpool.cli; print('prometheus_client' in sys.modules)")
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bufferpool", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.startswith("bufferpool ")
