@@ -1,5 +1,6 @@
-# make demo    set everything up and run the main job on real data
+# make demo    set up what the demo needs, and run the main job on real data
 # make test    set everything up and run all tests
+# make quick   the tests of the surface and of the core's main paths, in under a minute
 # make bench   the figures of the README and docs, beside their yardsticks
 # make peers   other ways to share pages, beside the pool
 # make soak    the long forms of the tests
@@ -14,21 +15,34 @@ IMAGES ?= build/images
 WORKLOADS := shared_cache elastic scan_resistance ycsb tpcc_lite hotplug client_disconnect
 SOURCES := setup.py $(wildcard bufferpool/core/*)
 
-.PHONY: all demo examples test soak bench peers lint clean
+# What `make quick` runs: the surface, and one file for each main path of the core.
+QUICK := $(addprefix tests/test_,import readme pages pins write append spaces scratch derived files flush stores \
+	memory compaction bad_input events observer)
 
-all: $(VENV)/.built
+.PHONY: all demo examples test quick soak bench peers lint clean
 
-$(VENV)/.installed: pyproject.toml
+all: $(VENV)/.built $(VENV)/.installed
+
+# The package, and what it needs to be built: all that the demo takes.
+$(VENV)/.created: pyproject.toml
+	@echo "Setting up $(VENV): a virtual environment with numpy and prometheus-client."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group build --group test --group dashboards
+	$(BIN)/python -m pip install --quiet --group build
 	touch $@
 
-$(VENV)/.built: $(VENV)/.installed $(SOURCES)
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[toydb]'
+$(VENV)/.built: $(VENV)/.created $(SOURCES)
+	@echo "Compiling the core of bufferpool."
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	touch $@
 
-demo: all
+# What the tests, the examples and the checks of style need besides.
+$(VENV)/.installed: pyproject.toml | $(VENV)/.built
+	@echo "Installing what the tests need."
+	$(BIN)/python -m pip install --quiet --group test --group dashboards 'bufferpool[toydb]'
+	touch $@
+
+demo: $(VENV)/.built
 	$(BIN)/bufferpool replay --demo
 
 examples: all
@@ -38,6 +52,9 @@ examples: all
 
 test: all lint
 	$(BIN)/python -m pytest
+
+quick: all
+	$(BIN)/python -m pytest $(addsuffix .py,$(QUICK))
 
 soak: all
 	$(BIN)/python -m pytest -m soak
