@@ -3,6 +3,7 @@
 # make quick   the tests of the surface and of the core's main paths, in under a minute
 # make bench   the figures of the README and docs, beside their yardsticks
 # make peers   other ways to share pages, beside the pool
+# make docs    the documentation as a site, in build/site
 # make soak    the long forms of the tests
 # make examples   the workloads of examples/workloads, with their pictures in IMAGES
 #
@@ -19,7 +20,7 @@ SOURCES := setup.py $(wildcard bufferpool/core/*)
 QUICK := $(addprefix tests/test_,import readme pages pins write append spaces scratch derived files flush stores \
 	memory compaction bad_input events observer)
 
-.PHONY: all demo examples test quick soak bench peers lint clean
+.PHONY: all demo examples test quick soak bench peers docs lint clean
 
 all: $(VENV)/.built $(VENV)/.installed
 
@@ -74,6 +75,14 @@ $(VENV)/.peers: $(VENV)/.installed pyproject.toml
 
 peers: all $(VENV)/.peers
 	$(BIN)/python benchmarks/peers.py
+
+$(VENV)/.docs: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --group docs
+	touch $@
+
+docs: all $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going docs build/site
+	@echo "The site is in build/site/index.html."
 
 lint: all
 	$(BIN)/ruff check .
