@@ -1,7 +1,7 @@
 """The native core (bufferpool/core). For use by the package only, but for the three types it exports."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self, final
+from typing import Any, Self, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +63,10 @@ class Segment:
     def grow_space(self, space: int, pages: int, /) -> None: ...
     def lead(self, worth: float, /) -> int: ...
     def lock_directory(self) -> Held: ...
+    @overload
     def lock_flush(self, space: int, /) -> Held: ...
+    @overload
+    def lock_flush(self, space: int, wait: bool, /) -> Held | None: ...
     def post_event(
         self, what: int, why: int, bytes: int, from_frames: int, to_frames: int, value: float, /
     ) -> None: ...

@@ -1,7 +1,10 @@
 """The directory: which spaces a segment has, and which handle belongs to which.
 
-Runs under the segment's directory lock, so that two processes that open the
-same space get the same one.
+Slots change under the segment's directory lock, so that two processes that open the
+same space get the same one. Everybody who opens or removes a space needs that lock, so no
+store is called and no file is looked at while it is held: what a store says is read
+before, and whoever finds the directory changed by then starts over. Whoever wants a space's
+flush lock too takes that first: nobody waits for it with the directory lock held.
 """
 
 import os
@@ -22,7 +25,7 @@ from bufferpool.errors import (
 )
 from bufferpool.flush import CHECKSUM, dirty_pages, file_store
 from bufferpool.space import Kind, Space, kind_name
-from bufferpool.store import FileStore
+from bufferpool.store import FileStore, Store
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -65,12 +68,9 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
         space._store = file_store(
             options["path"], options["mode"], pool.page_size, bool(options.get("checksum")), options.get("repair")
         )
-    with seg.lock_directory():
-        record = _find_record(pool, space, truncate)
-        if space._generation is not None and (record is None or record["generation"] != space._generation):
-            raise SpaceRemoved(f"space {space.name!r} has been removed from pool {pool.name!r} since; open it again")
-        if record is None:
-            record = record_of(pool, _add_space(pool, space, truncate))
+    record = None
+    while record is None:  # None: the directory has changed since we looked
+        record = _connect(pool, space, truncate)
     store = space._store
     fd = store.fd if isinstance(store, FileStore) and store.native else -1
     if store is not None and space.kind in (Kind.FILE, Kind.STORE):
@@ -86,11 +86,28 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
     )  # fmt: skip
 
 
-def _find_record(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | None:
-    """The record that the handle belongs to, brought up to date; None if there is none."""
-    store, seg = space._store, pool._seg
-    identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
-    for record in seg.spaces():
+Identity = tuple[int, int, int, int]  # of a file: see FileStore.identity()
+
+
+def _identity(store: Store | None) -> Identity:
+    return store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
+
+
+def _connect(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | None:
+    """One attempt to find the slot of the space, or to make it. None: the directory has changed meanwhile."""
+    identity = _identity(space._store)
+    record = _find_record(pool, space, identity, truncate)
+    if space._generation is not None and (record is None or record["generation"] != space._generation):
+        raise SpaceRemoved(f"space {space.name!r} has been removed from pool {pool.name!r} since; open it again")
+    if record is not None:
+        return _refresh_file(pool, space, record, truncate) if space.kind is Kind.FILE else record
+    return _add_space(pool, space, identity, truncate, None)
+
+
+def _find_record(pool: "Pool", space: Space, identity: Identity, truncate: bool) -> dict[str, Any] | None:
+    """The record that the handle belongs to; None if there is none."""
+    store = space._store
+    for record in pool._seg.spaces():
         same_file = (
             space.kind is Kind.FILE
             and record["kind"] == Kind.FILE
@@ -117,9 +134,17 @@ def _find_record(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] |
                     f"space {space.name!r} was opened {'with' if record['flags'] & CHECKSUM else 'without'} checksums; "
                     f"pass checksum={bool(record['flags'] & CHECKSUM)}, or remove the space first"
                 )
-            return _refresh_file(pool, record, store, truncate)
-        _refuse_another(space, record)
+        else:
+            _refuse_another(space, record)
         return record
+    return None
+
+
+def _same(pool: "Pool", record: dict[str, Any]) -> dict[str, Any] | None:
+    """The record as it is now, if its slot still has the same space."""
+    for now in pool._seg.spaces():
+        if (now["index"], now["generation"]) == (record["index"], record["generation"]):
+            return now
     return None
 
 
@@ -140,19 +165,23 @@ def _refuse_another(space: Space, record: dict[str, Any]) -> None:
             )
 
 
-def _refresh_file(pool: "Pool", record: dict[str, Any], store: FileStore, truncate: bool) -> dict[str, Any] | None:
-    """Drops what a changed file has made stale. None: the space is to be added anew."""
-    seg, index = pool._seg, record["index"]
+def _unchanged(record: dict[str, Any], store: FileStore) -> bool:
+    return (record["device"], record["inode"], record["size_bytes"], record["mtime_ns"]) == store.identity()
 
-    def unchanged() -> bool:
-        now = record_of(pool, index)
-        return (now["device"], now["inode"], now["size_bytes"], now["mtime_ns"]) == store.identity()
 
-    if not truncate and unchanged():
+def _refresh_file(pool: "Pool", space: Space, record: dict[str, Any], truncate: bool) -> dict[str, Any] | None:
+    """Drops what a changed file has made stale; adds the space anew where nothing of it is left.
+
+    Returns the record, or None: the space was removed meanwhile.
+    """
+    seg, index, store = pool._seg, record["index"], space._store
+    assert isinstance(store, FileStore)
+    if not truncate and _unchanged(record, store):
         return record
     with seg.lock_flush(index) as held:
-        if not truncate and unchanged():  # somebody has just flushed it
-            return record_of(pool, index)
+        found = _same(pool, record)
+        if found is None or (not truncate and _unchanged(found, store)):  # somebody has just flushed it
+            return found
         dirty = 0 if truncate else dirty_pages(pool, record)
         if dirty and not held.interrupted:
             raise FileChanged(
@@ -161,45 +190,81 @@ def _refresh_file(pool: "Pool", record: dict[str, Any], store: FileStore, trunca
             )
         if held.interrupted and store.size() % pool.page_size:  # a flush that was killed had begun to extend it
             os.truncate(store.path, -(-store.size() // pool.page_size) * pool.page_size)
-        if not truncate:
-            store.pages(pool.page_size)
-        device, inode, size, mtime = store.identity()
+        identity = device, inode, size, mtime = store.identity()
         if (
             truncate
             or (device, inode) != (record["device"], record["inode"])
-            or size < record["stored"] * pool.page_size
+            or size < found["stored"] * pool.page_size
         ):
-            _, freed = seg.remove_space(index)
-            if freed:
-                pool._give_back(freed, "drop")
-            return None
+            return _add_space(pool, space, identity, truncate, found)
+        pages = store.pages(pool.page_size, size)
         done, freed = seg.drop_clean(index)
         if not done:
             raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
         if freed:
             pool._give_back(freed, "drop")
-        seg.grow_space(index, size // pool.page_size)
-        seg.record_store(index, size // pool.page_size, False, size, mtime)
-        return record_of(pool, index)
+        with seg.lock_directory():
+            if _same(pool, record) is not None:
+                seg.grow_space(index, pages)
+                seg.record_store(index, pages, False, size, mtime)
+        return _same(pool, record)
 
 
-def _add_space(pool: "Pool", space: Space, truncate: bool) -> int:
-    options, store = space._options, space._store
-    if truncate:
+def _pages_of(pool: "Pool", space: Space, identity: Identity, truncate: bool) -> int:
+    """How many pages a new space has: what its store says, or what was asked for."""
+    store = space._store
+    if isinstance(store, FileStore):
+        return 0 if truncate else store.pages(pool.page_size, identity[2])
+    if store is None:
+        return int(space._options["n_pages"])
+    size = store.size()
+    if size % pool.page_size:
+        raise FileSizeMismatch(f"the store has {size} bytes, which is no multiple of the page size {pool.page_size}")
+    return size // pool.page_size
+
+
+def _add_space(
+    pool: "Pool", space: Space, identity: Identity, truncate: bool, old: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Adds the space, in the place of ``old`` where there is one (whose flush lock we hold).
+
+    None: the directory has changed since it was looked at; nothing was done. A file that is to be emptied is
+    emptied last, after all that may refuse the space; until then its record has a time that fits no file, so
+    that whoever opens it meanwhile waits for the flush lock.
+    """
+    seg, pages, held = pool._seg, _pages_of(pool, space, identity, truncate), None
+    known = (*identity[:2], 0, 0) if truncate else identity
+    with seg.lock_directory():
+        found = _find_record(pool, space, identity, truncate)
+        if (found and (found["index"], found["generation"])) != (old and (old["index"], old["generation"])):
+            return None
+        freed = seg.remove_space(old["index"])[1] if old and not truncate else 0
+        index = _take_slot(pool, space, pages, known)
+        if truncate:
+            held = seg.lock_flush(index, False)
+            if held is None:  # the last flush of the slot's former space is about to let go
+                seg.remove_space(index)
+                return None
+            freed = seg.remove_space(old["index"])[1] if old else 0
+        record = record_of(pool, index)
+    if freed:
+        pool._give_back(freed, "drop")
+    if held is None:
+        return record
+    with held:
+        store = space._store
         assert isinstance(store, FileStore)
         os.ftruncate(store.fd, 0)
-    identity = store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
-    if isinstance(store, FileStore):
-        pages = store.pages(pool.page_size)
-    elif store is not None:
-        size = store.size()
-        if size % pool.page_size:
-            raise FileSizeMismatch(
-                f"the store has {size} bytes, which is no multiple of the page size {pool.page_size}"
-            )
-        pages = size // pool.page_size
-    else:
-        pages = options["n_pages"]
+        size, mtime = store.identity()[2:]
+        with seg.lock_directory():
+            if _same(pool, record) is not None:
+                seg.record_store(index, 0, False, size, mtime)
+    return _same(pool, record)
+
+
+def _take_slot(pool: "Pool", space: Space, pages: int, identity: Identity) -> int:
+    """Fills a slot of the directory, whose lock is held; returns its number."""
+    options, store = space._options, space._store
     fixed = options.get("max_pages")
     if fixed is not None and count_of(fixed, "max_pages") < pages:
         raise ValueError(f"max_pages ({fixed}) is below the {pages} pages that there are")
@@ -224,6 +289,15 @@ def remove(pool: "Pool", space: Space, discard: bool) -> None:
     """Takes a space out of the pool, unless somebody is writing, loading or flushing its pages."""
     if not discard:
         pool.flush(space)
+    deadline = time.monotonic() + BUSY_S
+    while not _remove_now(pool, space, discard):
+        if time.monotonic() > deadline:
+            raise _busy(space)
+        time.sleep(0.002)
+
+
+def _remove_now(pool: "Pool", space: Space, discard: bool) -> bool:
+    """Removes the space if nobody uses its pages in this moment. Does not wait."""
     seg = pool._seg
     with seg.lock_directory():
         record = record_of(pool, space.index)
@@ -231,16 +305,14 @@ def remove(pool: "Pool", space: Space, discard: bool) -> None:
             raise SpaceRemoved(f"space {space.name!r} has been removed already")
         if not discard and space.kind is not Kind.SCRATCH and dirty_pages(pool, record):
             raise _busy(space)
-        deadline = time.monotonic() + BUSY_S
-        while seg.space_in_use(space.index):
-            if time.monotonic() > deadline:
-                raise _busy(space)
-            time.sleep(0.002)
-        # What somebody has begun to use in this moment goes when that is over.
+        if seg.space_in_use(space.index):
+            return False
+        # What somebody has begun to use in this moment is removed when that is over.
         _, freed = seg.remove_space(record["index"])
     pool._stores.pop(space.index, None)
     if freed:
         pool._give_back(freed, "drop")
+    return True
 
 
 def count_of(value: int, what: str) -> int:

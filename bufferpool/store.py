@@ -93,9 +93,8 @@ class FileStore:
     def size(self) -> int:
         return os.fstat(self.fd).st_size
 
-    def pages(self, page_size: int) -> int:
-        """How many pages the file has. Raises FileSizeMismatch."""
-        size = self.size()
+    def pages(self, page_size: int, size: int) -> int:
+        """How many pages a file of ``size`` bytes has. Raises FileSizeMismatch."""
         if size % page_size:
             raise FileSizeMismatch(
                 f"{self.path} has {size} bytes, which is no multiple of the page size {page_size}: "

@@ -134,6 +134,7 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     Py_RETURN_FALSE;
 }
 
+// The directory lock is held: pages that somebody uses are not waited for, and removed when that is over.
 static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -143,12 +144,13 @@ static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
     bool ok;
     {
         Released unlocked(S(self));
-        ok = remove_space(*s, u32(i), HASTY, freed);
+        ok = remove_space(*s, u32(i), 0, freed);
     }
     return Py_BuildValue("(OI)", ok ? Py_True : Py_False, freed);
 }
 
-// Drops the clean pages of a space. The directory lock and the flush lock are held.
+// Drops the clean pages of a space, whose flush lock is held. It waits for pages that are being written, so the directory
+// lock is not held: should the space be removed meanwhile, pages of another one are dropped, and loaded again.
 static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));

@@ -104,20 +104,26 @@ static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
     return held;
 }
 
-// lock_flush(space) -> Held, whose `interrupted` says that the last flush did not end
-static PyObject* segment_lock_flush(PyObject* self, PyObject* arg) {
-    unsigned long i = PyLong_AsUnsignedLong(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+// lock_flush(space, wait=True) -> Held, whose `interrupted` says that the last flush did not end. None: somebody has
+// the lock, and was not to be waited for.
+static PyObject* segment_lock_flush(PyObject* self, PyObject* args) {
+    unsigned i;
+    int wait = 1;
+    if (!PyArg_ParseTuple(args, "I|p:lock_flush", &i, &wait)) return nullptr;
+    Segment* s = opened(S(self));
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     SpaceSlot& slot = s->spaces[i];
     if (raise_held(S(self), slot.flush_lock, "flushing this space")) return nullptr;
-    Acquired a;
+    Acquired a = Acquired::YES;
+    bool ours = true;
     {
         Released unlocked(S(self));
-        a = acquire(*s, slot.flush_lock);
-        if (a == Acquired::REPAIR) repaired(*s, slot.flush_lock);
+        if (wait) a = acquire(*s, slot.flush_lock);
+        else ours = try_acquire(*s, slot.flush_lock, a);
+        if (ours && a == Acquired::REPAIR) repaired(*s, slot.flush_lock);
     }
+    if (!ours) Py_RETURN_NONE;
     if (a == Acquired::INTERRUPTED) return raise_interrupted("a flush");
     PyObject* held = new_held(S(self), &slot.flush_lock, slot.flush_open.load_acquire());
     if (!held) release(*s, slot.flush_lock);
@@ -252,7 +258,7 @@ int ready_flush_types() {
 
 PyMethodDef flush_methods[] = {
     {"lock_directory", segment_lock_directory, METH_NOARGS, ""},
-    {"lock_flush", segment_lock_flush, METH_O, ""},
+    {"lock_flush", segment_lock_flush, METH_VARARGS, ""},
     {"begin_flush", segment_begin_flush, METH_VARARGS, ""},
     {"dirty_range", segment_dirty_range, METH_VARARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
