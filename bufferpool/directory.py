@@ -7,6 +7,7 @@ before, and whoever finds the directory changed by then starts over. Whoever wan
 flush lock too takes that first: nobody waits for it with the directory lock held.
 """
 
+import hashlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,9 @@ def _connect(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | Non
     if space._generation is not None and (record is None or record["generation"] != space._generation):
         raise SpaceRemoved(f"space {space.name!r} has been removed from pool {pool.name!r} since; open it again")
     if record is not None:
+        if _has_another_version(space, record):
+            pool._require_writable(f"replace {space.name!r}, whose pages another version of its loader made")
+            return _add_space(pool, space, identity, False, record)
         return _refresh_file(pool, space, record, truncate) if space.kind is Kind.FILE else record
     return _add_space(pool, space, identity, truncate, None)
 
@@ -134,7 +138,7 @@ def _find_record(pool: "Pool", space: Space, identity: Identity, truncate: bool)
                     f"space {space.name!r} was opened {'with' if record['flags'] & CHECKSUM else 'without'} checksums; "
                     f"pass checksum={bool(record['flags'] & CHECKSUM)}, or remove the space first"
                 )
-        else:
+        elif not _has_another_version(space, record):
             _refuse_another(space, record)
         return record
     return None
@@ -146,6 +150,12 @@ def _same(pool: "Pool", record: dict[str, Any]) -> dict[str, Any] | None:
         if (now["index"], now["generation"]) == (record["index"], record["generation"]):
             return now
     return None
+
+
+def _has_another_version(space: Space, record: dict[str, Any]) -> bool:
+    """Whether the pages of a derived space that exists come from other code than the one that opens it now."""
+    found = "version" not in space._options or space._generation is not None
+    return space.kind is Kind.DERIVED and not found and bool(record["version"] != space._options["version"])
 
 
 def _refuse_another(space: Space, record: dict[str, Any]) -> None:
@@ -277,7 +287,7 @@ def _take_slot(pool: "Pool", space: Space, pages: int, identity: Identity) -> in
     while True:
         try:
             return pool._seg.add_space(
-                space.name, os.fsencode(path), space.kind, flags, owned, pages, fixed, *identity
+                space.name, os.fsencode(path), space.kind, flags, owned, pages, fixed, *identity, options.get("version", 0)
             )  # fmt: skip
         except SpaceFull:  # room to grow is a wish, unless it was asked for
             if options.get("max_pages") is not None or fixed <= max(pages, 1):
@@ -324,3 +334,13 @@ def count_of(value: int, what: str) -> int:
     if value >= 2**32 - 1:
         raise ValueError(f"{what} must be below {2**32 - 1}, not {value}")
     return int(value)
+
+
+def version_of(version: int | str | None) -> int:
+    """What the segment keeps of the version of a derived space: 0 if there is none. Raises TypeError."""
+    if version is None:
+        return 0
+    if isinstance(version, bool) or not isinstance(version, (int, np.integer, str)):
+        raise TypeError(f"version must be an integer or a string, not {type(version).__name__}")
+    named = f"str {version!s}" if isinstance(version, str) else f"int {int(version)}"
+    return int.from_bytes(hashlib.blake2b(named.encode(errors="surrogatepass"), digest_size=8).digest(), "little") or 1

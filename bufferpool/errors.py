@@ -39,6 +39,7 @@
         ├── FileSizeMismatch         (ValueError) no whole number of pages
         ├── FileChanged              somebody else wrote the file, and pages here are dirty
         ├── LoaderFailed             a loader raised; its exception is the cause
+        ├── LoaderReturned           (TypeError) a loader returned something instead of filling its buffer
         └── LoaderOverrun            a loader wrote outside its buffer
 
 Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
@@ -52,6 +53,7 @@ __all__ = [
     "LayoutMismatch",
     "LoaderFailed",
     "LoaderOverrun",
+    "LoaderReturned",
     "NotTmpfs",
     "PageCorrupt",
     "PageDiscarded",
@@ -242,6 +244,10 @@ class FileChanged(StoreError):
 
 class LoaderFailed(StoreError):
     """A loader raised; ``__cause__`` is its exception."""
+
+
+class LoaderReturned(StoreError, TypeError):
+    """A loader returned something; it is to fill ``out``, and to return nothing."""
 
 
 class LoaderOverrun(StoreError):

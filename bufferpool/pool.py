@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bufferpool import inspect, reclaim, segment, warm
 from bufferpool.attachment import Attachment
 from bufferpool.checksum import Repair
-from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove
+from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove, version_of
 from bufferpool.errors import BufferPoolError, SpaceNotFound
 from bufferpool.flush import CHECKSUM, checkpoint, file_store, flush_space
 from bufferpool.govern import Rules
@@ -78,16 +78,33 @@ class Pool(Attachment, Inspection):
         bind(self, space, truncate=mode == "w+")
         return space
 
-    def open_derived(self, name: str, n_pages: int, loader: Loader, *, dtype: npt.DTypeLike = np.uint8) -> Space:
+    def open_derived(
+        self,
+        name: str,
+        n_pages: int,
+        loader: Loader,
+        *,
+        dtype: npt.DTypeLike = np.uint8,
+        version: int | str | None = None,
+    ) -> Space:
         """Pages that ``loader(page_no, out)`` can make at any time, and that may be dropped at any time.
 
-        ``out`` is a private uint8 array of one page, zeroed, to be filled; the
-        loader runs once per missing page, whoever and however many ask for it.
-        Every process that may miss brings the loader. Raises SpaceMismatch.
+        ``out`` is a private array of one page, of the space's dtype and shape, zeroed. The loader fills
+        it and returns nothing: one that returns something raises LoaderReturned. It runs once per
+        missing page, however many ask for the page. Every process that may miss brings the loader.
+
+        ``version`` says which code makes the pages. A space that was made with another version (none
+        is one, too) is replaced by an empty one, whatever its number of pages: handles of it raise
+        SpaceRemoved from then on, and arrays that look at its pages stay valid. Versions that are to be
+        in use at the same time need names of their own.
+
+        Raises SpaceMismatch, and PoolReadOnly if a space of another version is in a pool that is
+        attached for reading only.
         """
         if not callable(loader):
             raise TypeError(f"loader must be a function of (page_no, out), not {type(loader).__name__}")
-        space = Space(self, name, Kind.DERIVED, dtype, {"n_pages": count_of(n_pages, "n_pages")})
+        options = {"n_pages": count_of(n_pages, "n_pages"), "version": version_of(version)}
+        space = Space(self, name, Kind.DERIVED, dtype, options)
         space._loader = loader
         bind(self, space)
         return space

@@ -10,13 +10,13 @@ import numpy.typing as npt
 
 from bufferpool import _core
 from bufferpool.checksum import CheckedFile
-from bufferpool.errors import LoaderFailed, PageOutOfRange, StoreError
+from bufferpool.errors import LoaderFailed, LoaderReturned, PageOutOfRange, StoreError
 from bufferpool.store import Buffer, FileStore, GuardedBuffer, Store, read_page
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
 
-Loader = Callable[[int, Buffer], None]
+Loader = Callable[[int, npt.NDArray[Any]], None]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
 
 
@@ -95,7 +95,7 @@ class Space(_core.Space):
             return read_page(self._store, page_no, page_size), False
         buffer = GuardedBuffer(page_size)
         try:
-            self._loader(page_no, buffer.page)
+            returned = self._loader(page_no, buffer.page.view(self.dtype))
         except Exception as error:
             # Of loaders that ask for each other's pages only the innermost tells: a repr of a repr doubles its quotes.
             what = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else repr(error)
@@ -103,6 +103,11 @@ class Space(_core.Space):
                 f"the loader of {self.name!r} raised for page {page_no}: {what}; nothing was published"
             ) from error
         buffer.check(f"the loader of {self.name!r}")
+        if returned is not None:
+            raise LoaderReturned(
+                f"the loader of {self.name!r} returned {type(returned).__name__} for page {page_no}; nothing was published: "
+                "write the page into the array that it is given (out[:] = ...), and return nothing"
+            )
         return buffer.page, False
 
     def _range(self, first: int, count: int | None) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Derived pages: made by a loader, once, whoever asks and whoever dies."""
 
 import ctypes
+import pickle
 import threading
 import time
 
@@ -11,6 +12,10 @@ import bufferpool as bp
 from bufferpool.errors import (
     LoaderFailed,
     LoaderOverrun,
+    LoaderReturned,
+    PoolReadOnly,
+    SpaceMismatch,
+    SpaceRemoved,
     StoreError,
     WouldDeadlock,
 )
@@ -46,6 +51,151 @@ def test_a_buffer_that_the_loader_keeps_is_not_the_page(pool):
     kept[0][:] = 2
     assert (page == 1).all()
     assert (space[0] == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, ">u2", "datetime64[s]", [("key", "<u4"), ("value", "<f4")], "S16"])
+def test_a_loader_fills_an_array_of_the_space_s_dtype(pool, dtype):
+    """A loader of a float64 space was given bytes, and out[:] = 1.5 became a page of ones of another type."""
+    kind, given = np.dtype(dtype), []
+    values = np.arange(PAGE, dtype=np.uint8).view(kind)
+
+    def loader(n, out):
+        given.append((out.dtype, out.shape))
+        assert not out.view(np.uint8).any()
+        out[:] = values
+
+    space = pool.open_derived("d", 4, loader, dtype=dtype)
+    assert space[2].tobytes() == values.tobytes()
+    assert space.read_many([2])[0].tobytes() == values.tobytes()
+    assert given == [(kind, (PAGE // kind.itemsize,))]
+
+
+def test_a_value_that_a_loader_writes_is_the_value_that_is_read(pool):
+    space = pool.open_derived("d", 4, lambda n, out: out.fill(n + 0.5), dtype=np.float64)
+    assert (space[2] == 2.5).all()
+
+
+async def _coroutine(n, out):
+    out[:] = 1
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+@pytest.mark.parametrize(
+    "loader",
+    [
+        lambda n, out: np.full(PAGE, 7, np.uint8),
+        lambda n, out: bytes(PAGE),
+        lambda n, out: out,
+        lambda n, out: False,
+        lambda n, out: (out[:1] for _ in range(1)),
+        _coroutine,
+    ],
+)
+def test_a_loader_that_returns_something_is_told_to_fill_out(pool, loader):
+    """A loader that returned its page published zeros: the array that it was given had not been touched."""
+    space = pool.open_derived("d", 10, loader)
+    for use in (lambda: space[3], lambda: space.pin_many([3]), lambda: space.prefetch([3]), lambda: list(space.scan())):
+        with pytest.raises(LoaderReturned, match=r"nothing was published: write the page into .*out\[:\]") as told:
+            use()
+        assert isinstance(told.value, (StoreError, TypeError))
+    assert pool.stats().frames["live"] == 0
+    assert (pool.open_derived("d", 10, lambda n, out: out.fill(3))[3] == 3).all()
+
+
+def test_a_loader_that_overruns_and_returns_is_told_of_the_overrun(pool):
+    def loader(n, out):
+        np.lib.stride_tricks.as_strided(out, (PAGE // 2 + 1,))[PAGE // 2] ^= 1
+        return out
+
+    with pytest.raises(LoaderOverrun):
+        pool.open_derived("d", 10, loader, dtype=np.uint16)[3]
+
+
+# ---- versions of the loader ---------------------------------------------------------------
+
+
+def _tile(value):
+    return lambda n, out: out.fill(value)
+
+
+@pytest.mark.parametrize(("old", "new"), [(None, 1), (1, None), (1, 2), (1, "1"), ("a", "b"), (0, None), ("", None)])
+def test_pages_of_another_version_of_the_loader_are_not_believed(pool, attach, old, new):
+    """A new release of a program read the tiles that the old release's code had made, for as long as the pool lived."""
+    other = attach(pool)
+    before = other.open_derived("d", 10, _tile(1), version=old)
+    kept = before[3]
+    assert (kept == 1).all()
+    after = pool.open_derived("d", 20, _tile(2), version=new)  # with another number of pages, too
+    assert (after[3] == 2).all()
+    assert len(after) == 20
+    for use in (lambda: before[3], lambda: before[4], lambda: len(before), lambda: before.read_many([1])):
+        with pytest.raises(SpaceRemoved, match="open it again"):
+            use()
+    assert (kept == 1).all()
+    assert [s.name for s in pool.stats().spaces] == ["d"]
+    assert (pool.open_derived("d", 20, _tile(3), version=new)[3] == 2).all()
+
+
+def test_pages_of_the_same_version_are_shared_as_ever(pool, attach):
+    first = pool.open_derived("d", 10, _tile(1), version="2.1")
+    assert (first[3] == 1).all()
+    assert (attach(pool).open_derived("d", 10, _tile(9), version="2.1")[3] == 1).all()
+    assert (pool.space("d")[3] == 1).all()
+    assert (first[3] == 1).all()
+    with pytest.raises(SpaceMismatch, match="10 pages"):
+        pool.open_derived("d", 11, _tile(1), version="2.1")
+
+
+def test_a_handle_that_was_pickled_does_not_replace_a_newer_version(pool):
+    space = pool.open_derived("d", 10, CountingLoader(None), version=1)
+    pickled = pickle.dumps(space)
+    assert (pool.open_derived("d", 10, _tile(2), version=2)[3] == 2).all()
+    with pytest.raises(SpaceRemoved):
+        pickle.loads(pickled)[3]
+    assert (pool.open_derived("d", 10, _tile(9), version=2)[3] == 2).all()
+
+
+def test_a_version_can_be_replaced_while_its_loader_runs(pool, threads):
+    """The load that is under way publishes nothing into the space of the next version."""
+    inside, go, failed = threading.Event(), threading.Event(), []
+
+    def slow(n, out):
+        inside.set()
+        assert go.wait(WAIT)
+        out[:] = 1
+
+    before = pool.open_derived("d", 10, slow, version=1)
+
+    def read():
+        try:
+            before[3]
+        except SpaceRemoved as error:
+            failed.append(error)
+
+    threads.start(read)
+    assert inside.wait(WAIT)
+    after = pool.open_derived("d", 10, _tile(2), version=2)
+    assert (after[3] == 2).all()
+    go.set()
+    threads.join()
+    assert len(failed) == 1
+    assert (after[3] == 2).all()
+
+
+def test_a_pool_for_reading_replaces_no_version(pool):
+    made = pool.open_derived("d", 10, _tile(1), version=1)
+    assert (made[3] == 1).all()
+    with bp.Pool.attach(pool.name, mode="r") as reader:
+        with pytest.raises(PoolReadOnly, match="another version"):
+            reader.open_derived("d", 10, _tile(2), version=2)
+        assert (reader.open_derived("d", 10, _tile(2), version=1)[3] == 1).all()
+    assert (made[3] == 1).all()
+
+
+@pytest.mark.parametrize("version", [1.5, b"1", True, (1, 2)])
+def test_a_version_is_an_integer_or_a_string(pool, version):
+    with pytest.raises(TypeError, match="version"):
+        pool.open_derived("d", 10, _tile(1), version=version)
 
 
 class CountingLoader:

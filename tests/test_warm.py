@@ -211,7 +211,11 @@ def _held_up(pool, path, gate):
     touch(table, range(30))
     pool.save_working_set(path)
     table.remove()
-    slow = pool.open_derived("made", 30, lambda n, out: gate.wait(WAIT))
+
+    def waits(_page_no, _out):
+        assert gate.wait(WAIT)
+
+    slow = pool.open_derived("made", 30, waits)
     return pool.load_working_set(path, [slow])
 
 

@@ -25,12 +25,12 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
             return raise("SegmentCorrupt", "space slot %u of the segment was overwritten; save what you need through handles that are open, and remove the segment", i);
         }
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
-        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
+        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
                                     "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),
                                     "owner", t.owner.load_relaxed(), "generation", (unsigned long long)space_generation(extent), "first_entry",
                                     t.first_entry.load_relaxed(), "max_pages", t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent),
                                     "stored", k(t.stored), "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode),
-                                    "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "opened_ns", k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before));
+                                    "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "opened_ns", k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version", k(t.version));
         if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
         Py_XDECREF(d);
     }
@@ -55,15 +55,15 @@ static u32 free_run(Segment& s, u64 n) {
     return at + n <= s.g.max_pages ? u32(at) : NONE;
 }
 
-// add_space(name, path, kind, flags, owned, pages, max_pages, device, inode, size, mtime) -> index.
+// add_space(name, path, kind, flags, owned, pages, max_pages, device, inode, size, mtime, version) -> index.
 // The directory lock is held.
 static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     const char *name, *path;
     Py_ssize_t name_n, path_n;
     unsigned kind, flags;
     int owned;
-    unsigned long long pages, max_pages, device, inode, size, mtime;
-    if (!PyArg_ParseTuple(args, "s#s#IIpKKKKKK:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages, &max_pages, &device, &inode, &size, &mtime))
+    unsigned long long pages, max_pages, device, inode, size, mtime, version;
+    if (!PyArg_ParseTuple(args, "s#s#IIpKKKKKKK:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages, &max_pages, &device, &inode, &size, &mtime, &version))
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
@@ -98,6 +98,7 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     t->flags.store_relaxed(flags);
     t->owner.store_relaxed(owned ? s->me : 0);
     t->owner_generation.store_relaxed(owned ? s->client().generation.load_relaxed() : 0);
+    t->version.store_relaxed(version);
     t->reserved.store_relaxed(pages);
     t->stored.store_relaxed(kind == KIND_SCRATCH || kind == KIND_DERIVED ? 0 : pages);
     t->device.store_relaxed(device);

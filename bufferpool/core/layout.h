@@ -26,7 +26,7 @@
 namespace bp {
 
 constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
-constexpr u32 LAYOUT_VERSION = 2;
+constexpr u32 LAYOUT_VERSION = 3;
 #ifdef BP_EXPLORE  // the explorer keeps its states small
 constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1;
 #else
@@ -131,6 +131,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u32> flush_open;    // a flush began and has not recorded the file's new time
     Atomic<u64> device, inode, size_bytes, mtime_ns;
     Atomic<u64> owner_generation;
+    Atomic<u64> version;       // of a derived space's loader, hashed; 0: none was given
     char name[64];
     char path[1024];
     // The counters of a slot go on when its next space takes it over: when that was, and
@@ -255,7 +256,7 @@ constexpr u64 FNV_START = 0xcbf29ce484222325;
 // taken for another space.
 inline u64 space_sum(const SpaceSlot& t) {
     u64 fields[] = {t.kind.load_relaxed(), t.flags.load_relaxed(), t.owner.load_relaxed(), t.owner_generation.load_relaxed(),
-                    t.first_entry.load_relaxed(), t.max_pages.load_relaxed()};
+                    t.first_entry.load_relaxed(), t.max_pages.load_relaxed(), t.version.load_relaxed()};
     return fnv(fnv(fnv(FNV_START, fields, sizeof fields), t.name, sizeof t.name), t.path, sizeof t.path);
 }
 

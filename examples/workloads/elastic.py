@@ -37,9 +37,9 @@ PATIENCE_S = 60.0  # the pool has that long to follow; it takes a second or two
 # ---- the load and the neighbour: processes -----------------------------------------------------
 
 
-def make(page_no: int, out: npt.NDArray[np.uint8]) -> None:
+def make(page_no: int, out: npt.NDArray[np.uint64]) -> None:
     """The loader: a page is computed."""
-    out.view(np.uint64)[:] = stamp(page_no)
+    out[:] = stamp(page_no)
 
 
 def load(pipe: Pipe, pool: bp.Pool, n_pages: int, touched_path: Path, seed: int) -> tuple[int, int]:
