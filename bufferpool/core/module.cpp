@@ -51,6 +51,10 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
     case Status::DISCARDED:
         raise("PageDiscarded", "page %llu was discarded to make room (its space is discardable); drop it, then write it anew", n);
         break;
+    case Status::DEADLOCK:
+        raise("WouldDeadlock", "a loader asked for page %llu, which it is loading itself, or whose loader waits for it, here or in "
+              "another process: let loaders ask for pages in one direction only", n);
+        break;
     case Status::TOO_DEEP:
         raise("WouldDeadlock", "all %u operations that a process may have under way are loads whose loaders ask for more "
               "pages; let loaders ask for fewer of each other's pages at a time", OPS);

@@ -82,19 +82,12 @@ extern SegmentObject* attached;  // every open segment of this process
 void watch_forks();
 
 // load.cpp: how a page gets pinned
-struct Access {
-    bool counts = true;      // a reference for the policy
-    bool once = false;       // read ahead, or scanned
-    u64 deadline_ns = 0;     // 0: none
-    u32 kind() const { return (once ? u32(SAMPLE_ONCE) : 0) | (counts ? 0 : u32(SAMPLE_UNCOUNTED)); }
-};
+struct Access;  // fetch.h
 int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no);
 int ready_space(SpaceObject* sp);
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
 bool still_open(SpaceObject* sp);
-int wait_for(SpaceObject* sp, u64 page_no, u64 deadline_ns, bool writing);
-int make_room(SegmentObject* seg, Status status, const struct FrameRequest& want);
 
 // views.cpp, pinned_pages.cpp
 PyObject* view_of(SpaceObject* sp, u32 frame);  // takes over the pin

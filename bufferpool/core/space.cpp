@@ -1,10 +1,10 @@
 // Space: pages by number. The hot path of everything: space[n].
-#include "py.h"
+#include "hooks.h"
 
 #include <vector>
 
-#include "client.h"
 #include "reclaim.h"
+#include "writing.h"
 
 namespace bp {
 
@@ -211,27 +211,14 @@ static PyObject* space_append(PyObject* self, PyObject*) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     if (ready_space(sp) < 0) return nullptr;
     if (!sp->writable) return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to append");
-    Segment& s = *sp->seg->s;
-    SpaceSlot& slot = space_slot(sp);
-    for (;;) {
-        if (!still_open(sp)) return raise("SpaceRemoved", "the space has been removed from its pool; open it again");
-        u64 next = slot.reserved.load_acquire();
-        u64 pages = space_pages(slot.extent.load_acquire());
-        u64 page_no = next > pages ? next : pages;
-        if (page_no >= sp->max_pages)
-            return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages", sp->max_pages);
-        if (page_no >= slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
-            int r;
-            {
-                Released unlocked(sp->seg);
-                r = plug_entries(s, slot, std::min(page_no + 2048, u64(sp->max_pages)));
-            }
-            if (r) return raise_errno(r, "the space's entries cannot be allocated");
-            if (still_open(sp) && page_no >= slot.entries_ready.load_acquire()) return raise_status(Status::CORRUPT, sp, page_no), nullptr;
-            continue;
-        }
-        if (slot.reserved.cas_seq_cst(next, page_no + 1)) return new_write(sp, page_no, true, 10'000'000'000u);
-    }
+    u64 page_no;
+    SpaceHooks hooks{sp, 0};
+    Status status = reserve_number(*sp->seg->s, place_of(sp, 0), sp->max_pages, hooks, page_no);
+    if (status == Status::OK) return new_write(sp, page_no, true, 10'000'000'000u);
+    if (status == Status::REMOVED) return raise("SpaceRemoved", "the space has been removed from its pool; open it again");
+    if (status == Status::TOO_LONG)
+        return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages", sp->max_pages);
+    return answer(status, sp, page_no), nullptr;
 }
 
 static PyObject* space_drop_range(PyObject* self, PyObject* args) {

@@ -73,7 +73,7 @@ inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
 }
 
 // Would waiting for this page never end?
-inline bool waits_for_us(Segment& s, u32 page) {
+[[gnu::noinline]] inline bool waits_for_us(Segment& s, u32 page) {
     WaitingLoad once[CHAIN_MOST], again[CHAIN_MOST];
     int n = chain_to_us(s, page, once);
     return n >= 0 && chain_to_us(s, page, again) == n && std::equal(once, once + n, again);

@@ -1,9 +1,8 @@
 // Write: a private copy of a page, published as a whole when its block ends.
 // Nothing of the segment is ever writable from Python: the copy is ordinary
 // memory, and stays the caller's own when the block is over.
-#include "py.h"
-
-#include "client.h"
+#include "hooks.h"
+#include "writing.h"
 
 namespace bp {
 
@@ -68,45 +67,35 @@ static void set_closed(WriteObject* w) {
 
 static bool is_ours(WriteObject* w) { return w->space->seg->s && w->space->seg->s->me && w->forks == w->space->seg->forks; }
 
-// Gives back a page number that nobody has used, if it is still the last.
-static void return_number(WriteObject* w) {
-    u64 expected = w->page_no + 1;
-    space_slot(w->space).reserved.cas_seq_cst(expected, w->page_no);
+static void raise_removed(WriteObject* w) {
+    raise("SpaceRemoved", "the space was removed from its pool while page %llu was being written; nothing is published",
+          (unsigned long long)w->page_no);
 }
 
-// Takes the writer field, loading the page if need be. 0 or -1.
-static int own_page(SpaceObject* sp, u64 page_no, u64 deadline, u32& frame) {
-    Busy busy(sp->seg);
-    Segment& s = *sp->seg->s;
-    u32 page = entry_of(sp, page_no);
-    bool missed = false;
-    for (;;) {
-        Status status = begin_write(s, page, frame);
-        if (status == Status::OK && !still_open(sp)) {
-            end_write(s, page);
-            return bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
-        }
-        if (status == Status::OK) {
-            if (!missed) s.counters().space[sp->index].hits.add_owned(1);
-            return 0;
-        }
-        if (status == Status::ABSENT) {
-            u32 f;
-            if (acquire_page(sp, page_no, Access{.counts = !missed, .deadline_ns = deadline}, f) < 0) return -1;
-            drop_pin(sp->seg, f);
-            missed = true;
-        } else if (status == Status::WAIT) {
-            u64 e = s.entries[page].load_acquire();
-            if (entry::state(e) == RESIDENT && entry::owner(e) == s.me && own_thread_writes(sp, page_no)) {
-                raise("WouldDeadlock", "this thread is writing page %llu already; end that block first", (unsigned long long)page_no);
-                return -1;
-            }
-            if (wait_for(sp, page_no, deadline, true) < 0) return -1;
-        } else {
-            return raise_status(status, sp, page_no), -1;
-        }
-    }
+static PyObject* raise_parents(WriteObject* w) {
+    return raise("WrongProcess", "page %llu is being written by the parent process; in a forked child open a write of its own",
+                 (unsigned long long)w->page_no);
 }
+
+struct OwnHooks : SpaceHooks {
+    Status may_wait_for(u32) {
+        if (!own_thread_writes(sp, page_no)) return Status::OK;
+        raise("WouldDeadlock", "this thread is writing page %llu already; end that block first", (unsigned long long)page_no);
+        return Status::RAISED;
+    }
+};
+
+// While its version is being published: a child that a store's code, or a signal handler, has forked does not publish it, too.
+struct PublishHooks : OwnHooks {
+    WriteObject* w;
+
+    Status unless_forked(Status status) {
+        if (status == Status::OK && !is_ours(w)) return raise_parents(w), Status::RAISED;
+        return status;
+    }
+    Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
+    Status make_room(Status status, const FrameRequest& want) { return unless_forked(OwnHooks::make_room(status, want)); }
+};
 
 static PyObject* write_enter(PyObject* self, PyObject*) {
     auto w = reinterpret_cast<WriteObject*>(self);
@@ -124,7 +113,9 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
     } else {
         u32 frame;
         u64 limit = ~u64(0) - w->timeout_ns > prim::now_ns() ? prim::now_ns() + w->timeout_ns : ~u64(0);
-        if (own_page(sp, w->page_no, limit, frame) < 0) {
+        OwnHooks hooks{{sp, w->page_no, limit}};
+        Busy busy(sp->seg);
+        if (answer(own_page(s, place_of(sp, w->page_no), Access{}, hooks, frame), sp, w->page_no) < 0) {
             Py_CLEAR(w->page);
             return nullptr;
         }
@@ -138,7 +129,7 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
 
 static void write_abort(WriteObject* w) {
     if (is_ours(w)) {
-        if (w->append) return_number(w);
+        if (w->append) return_number(place_of(w->space, w->page_no), w->page_no);
         else if (w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
     }
     set_closed(w);
@@ -146,102 +137,20 @@ static void write_abort(WriteObject* w) {
     Py_CLEAR(w->page);
 }
 
-static void raise_removed(WriteObject* w) {
-    raise("SpaceRemoved", "the space was removed from its pool while page %llu was being written; nothing is published",
-          (unsigned long long)w->page_no);
-}
-
-static PyObject* raise_parents(WriteObject* w) {
-    return raise("WrongProcess", "page %llu is being written by the parent process; in a forked child open a write of its own",
-                 (unsigned long long)w->page_no);
-}
-
-// A new page: ABSENT -> LOADING(me) -> RESIDENT(dirty). False: it is there
-// already (somebody read zeros in its place): write it instead. -1 on error.
-static int publish_new(WriteObject* w, const void* bytes, Image image) {
-    SpaceObject* sp = w->space;
-    Segment& s = *sp->seg->s;
-    u32 page = entry_of(sp, w->page_no);
-    for (;;) {
-        FrameRequest want{page};
-        Status status;
-        bool removed = false;
-        {
-            Released unlocked(sp->seg);
-            OpSlot op(s);
-            status = op.valid() ? begin_load(s, op.intent(), page) : op.why_not();
-            if (status == Status::ABSENT && !still_open(sp)) {  // closed since: these entries may be another's
-                abort_load(s, op.intent(), page, NONE);
-                removed = true;
-            } else if (status == Status::ABSENT) {
-                u32 f = NONE;
-                status = take_frame(s, op.intent(), want, f);
-                if (status == Status::OK) {
-                    memcpy(s.page_data(f), bytes, s.g.page_size);
-                    finish_load(s, op.intent(), page, f, image);
-                    if constexpr (ADVISES) record_load(s, page, SAMPLE_UNCOUNTED);
-                    unpin(s, f);
-                    return 1;
-                }
-                abort_load(s, op.intent(), page, f);
-            } else if (status == Status::OK) {
-                return 0;
-            }
-        }
-        if (removed) return raise_removed(w), -1;
-        if (status == Status::WAIT ? wait_for(sp, w->page_no, 0, false) < 0 : make_room(sp->seg, status, want) < 0) return -1;
-        if (!is_ours(w)) return raise_parents(w), -1;
-    }
-}
-
-static void raise_pages(SpaceSlot& slot, u64 generation, u64 pages) {
-    u64 e = slot.extent.load_acquire();
-    while (e >> GENERATION_SHIFT == generation && (e & PAGES_MASK) < pages &&
-           !slot.extent.cas_seq_cst(e, generation << GENERATION_SHIFT | pages)) {}
-}
-
-// Publishes an existing page. 0 or -1; the writer field is released if 0.
-static int publish_page(WriteObject* w, const void* bytes, Image image) {
-    SpaceObject* sp = w->space;
-    for (;;) {
-        FrameRequest want{};
-        Status status;
-        {
-            Released unlocked(sp->seg);
-            status = publish(*sp->seg->s, entry_of(sp, w->page_no), bytes, image, want);
-        }
-        if (status == Status::OK) return 0;
-        if (make_room(sp->seg, status, want) < 0) return -1;
-        if (!is_ours(w)) return raise_parents(w), -1;
-    }
-}
-
 static int write_publish(WriteObject* w) {
-    Busy busy(w->space->seg);
     SpaceObject* sp = w->space;
+    Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
-    if (space_generation(space_slot(sp).extent.load_acquire()) != sp->generation) {
-        raise_removed(w);
-        return -1;
-    }
+    Place at = place_of(sp, w->page_no);
     const void* bytes = PyArray_DATA(reinterpret_cast<PyArrayObject*>(w->page));
     Image image{!sp->discardable, sp->discardable, w->lsn};
-    if (w->append) {
-        int r = publish_new(w, bytes, image);
-        if (r < 0) return -1;
-        if (r == 0) {
-            u32 frame;
-            if (own_page(sp, w->page_no, 0, frame) < 0) return -1;
-            if (publish_page(w, bytes, image) < 0) {
-                end_write(s, entry_of(sp, w->page_no));
-                return -1;
-            }
-        }
-        raise_pages(space_slot(sp), sp->generation, w->page_no + 1);
-        s.counters().appends.add_relaxed(1);
-        return 0;
-    }
-    return publish_page(w, bytes, image);
+    PublishHooks hooks{{{sp, w->page_no}}, w};
+    Status status = Status::REMOVED;
+    if (at.open())
+        status = w->append ? append_page(s, at, w->page_no, bytes, image, hooks) : publish_page(s, at, bytes, image, hooks);
+    if (status != Status::REMOVED) return answer(status, sp, w->page_no);
+    raise_removed(w);
+    return -1;
 }
 
 static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n) {

@@ -1,53 +1,64 @@
-// Operations as processes do them, of the core's own functions: for the explorer, the races and the holds.
+// What stands in for Python in the explorer, the races and the holds: the hooks of the production loops, and compaction
+// of one page.
 #pragma once
 
 #include "flush.h"
 #include "reclaim.h"
+#include "writing.h"
 
 namespace bp {
 
 [[noreturn]] void wrong(const char* what, u32 page);  // of each program
 
-// A page pinned, loaded from `stored` if need be; NONE when no frame can be had.
-inline u32 fetch(Segment& s, u32 page, const void* stored, bool once = false) {
-    for (;;) {
-        u32 f;
-        Status status = pin(s, page, f);
-        if (status == Status::OK) return f;
-        if (status == Status::WAIT) {
-            u64 e = s.entries[page].load_acquire();
-            if (entry::state(e) == LOADING || entry::state(e) == EVICTING) wait_entry(s, page, e);
-            continue;
-        }
-        if (status != Status::ABSENT) wrong("a pin that ends neither well nor for a load", page);
-        OpSlot op(s);
-        if (begin_load(s, op.intent(), page) != Status::ABSENT) continue;
-        FrameRequest want{page, once};
-        if (take_frame(s, op.intent(), want, f) != Status::OK) {
-            abort_load(s, op.intent(), page, NONE);
-            return NONE;
-        }
-        prim::copy_page(s.page_data(f), stored, s.g.page_size);
-        finish_load(s, op.intent(), page, f, Image{});
-        return f;
-    }
+inline Place place_of(Segment& s, u32 page, u32 space = 0) {
+    SpaceSlot& slot = s.spaces[space];
+    return {slot, space_generation(slot.extent.load_relaxed()), space, page};
 }
 
-// The frame of a page whose writer field is ours now; NONE when no frame can be had.
-inline u32 own(Segment& s, u32 page, const void* stored) {
-    for (;;) {
-        u32 f;
-        Status status = begin_write(s, page, f);
-        if (status == Status::OK) return f;
-        if (status == Status::WAIT) {
-            u64 e = s.entries[page].load_acquire();
-            if (entry::state(e) != ABSENT && (entry::state(e) != RESIDENT || entry::owner(e))) wait_entry(s, page, e);
-        } else {
-            u32 loaded = fetch(s, page, stored);
-            if (loaded == NONE) return NONE;
-            unpin(s, loaded);
-        }
+// A load that copies `stored`, of an operation that gives up when no frame can be had.
+struct StoredHooks {
+    Segment& s;
+    const void* stored;
+
+    template <class F>
+    auto unlocked(F f) { return f(); }
+    Status waited(u64) { return Status::OK; }
+    Status make_room(Status status, const FrameRequest&) { return status; }
+    Status may_wait_for(u32) { return Status::OK; }
+    Status no_entries(int) { return Status::RAISED; }
+    void unpin(u32 f) { bp::unpin(s, f); }
+
+    Status prepare() { return Status::OK; }
+    Status no_frame(Status status, FrameRequest&) { return status; }
+    bool forked() { return false; }
+    Status fill(u32 f, Image&) {
+        prim::copy_page(s.page_data(f), stored, s.g.page_size);
+        return Status::OK;
     }
+    Status load(const Place& at, FrameRequest& want, u32& frame) { return load_page(s, at, want, *this, frame); }
+};
+
+inline void require(Status status, u32 page) {
+    if (status != Status::OK && status != Status::EXHAUSTED && status != Status::NO_SPACE && status != Status::REMOVED)
+        wrong("an operation that ends neither well nor for want of a frame or of its space", page);
+}
+
+// A page pinned, loaded from `stored` if need be; NONE when it cannot be had.
+inline u32 fetch(Segment& s, u32 page, const void* stored, bool once = false) {
+    StoredHooks hooks{s, stored};
+    u32 f;
+    Status status = fetch_page(s, place_of(s, page), Access{.once = once}, hooks, f);
+    require(status, page);
+    return status == Status::OK ? f : NONE;
+}
+
+// The frame of a page whose writer field is ours now; NONE when it cannot be had.
+inline u32 own(Segment& s, u32 page, const void* stored) {
+    StoredHooks hooks{s, stored};
+    u32 f;
+    Status status = own_page(s, place_of(s, page), Access{}, hooks, f);
+    require(status, page);
+    return status == Status::OK ? f : NONE;
 }
 
 // Compaction: the page moves to another frame. The one that it left, if that is ours now; else NONE.

@@ -1,0 +1,133 @@
+// How a page gets pinned: found, waited for, or loaded. The loops of every process, Python's (load.cpp) and the
+// explorer's (tests/native), which differ in their hooks:
+//
+//   unlocked(f)                  calls f without the interpreter's lock
+//   waited(e, page)              after a slice of a wait for an entry that was `e`: OK, or why to give up
+//   make_room(status, want)      no frame can be had; nothing is held: OK to try again
+//   load(place, want, out)       load_page() with the hooks of what fills the page's space
+//   unpin(frame)                 takes back a pin
+//
+// and, for one load:
+//
+//   unlocked(f)
+//   prepare()                    foreign code makes the content: before a frame is taken, for it may take long
+//   no_frame(status, want)       no frame can be had, the page is ours: OK to try again, else the load is given up
+//   fill(frame, image)           the content, into a frame that is ours
+//   forked()                     whether foreign code has forked, and this is the child: the load is its parent's
+//
+// A hook that says RAISED has told its caller why (in Python, an exception is set).
+#pragma once
+
+#include "client.h"
+#include "waits.h"
+
+namespace bp {
+
+struct Access {
+    bool counts = true;      // a reference for the policy
+    bool once = false;       // read ahead, or scanned
+    u64 deadline_ns = 0;     // 0: none
+    u32 kind() const { return (once ? u32(SAMPLE_ONCE) : 0) | (counts ? 0 : u32(SAMPLE_UNCOUNTED)); }
+};
+
+// A page as a handle of its space names it.
+struct Place {
+    SpaceSlot& slot;
+    u64 generation;  // of the space, when the handle was made
+    u32 index, page;
+
+    // Whoever has a pin, or the entry, looks again: a removed space's entries may be another's by then.
+    bool open() const { return space_generation(slot.extent.load_seq_cst()) == generation; }
+};
+
+// Waits, one slice at most, for whoever changes the page. OK: look again.
+template <class Hooks>
+[[gnu::noinline]] Status wait_turn(Segment& s, u32 page, bool writing, Hooks& hooks) {
+    u64 e = s.entries[page].load_acquire();
+    if (entry::state(e) == ABSENT || (entry::state(e) == RESIDENT && !(writing && entry::owner(e)))) return Status::OK;
+    (writing ? s.counters().wait_writer : s.counters().wait_load).add_relaxed(1);
+    bool never = false;
+    {
+        LoadsWait loads(s, page);
+        hooks.unlocked([&] {
+            never = loads.any() && waits_for_us(s, page);
+            u64 since = prim::now_ns();
+            if (!never) wait_entry(s, page, e);
+            s.took(LATENCY_WAIT, since);
+        });
+    }
+    return never ? Status::DEADLOCK : hooks.waited(e);
+}
+
+// Loads a page that is absent. OK: it is there, and pinned in `out`. WAIT: somebody else was faster, look again.
+template <class Load>
+Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u32& out) {
+    OpSlot op = load.unlocked([&] { return OpSlot(s); });  // whoever has the last one may need the interpreter to end it
+    if (!op.valid()) return op.why_not();
+    if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
+    Image image;
+    u32 f = NONE;
+    Status status = at.open() ? load.prepare() : Status::REMOVED;
+    while (status == Status::OK && !load.forked()) {
+        status = load.unlocked([&] { return take_frame(s, op.intent(), want, f); });
+        if (status == Status::OK) break;
+        f = NONE;
+        status = load.no_frame(status, want);
+    }
+    if (load.forked()) {
+        op.release();
+        return Status::WAIT;
+    }
+    if (status == Status::OK) status = load.fill(f, image);
+    if (status == Status::OK) finish_load(s, op.intent(), at.page, out = f, image);
+    else abort_load(s, op.intent(), at.page, f);
+    return status;
+}
+
+// Loads a page that was not there, and counts it. OK: it is pinned in `frame`. WAIT: look again.
+template <class Hooks>
+[[gnu::noinline]] Status fetch_absent(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
+    FrameRequest want{at.page, access.once};
+    u64 since = prim::now_ns();
+    Status status = hooks.load(at, want, frame);
+    if (status == Status::OK) {
+        s.counters().loads.add_relaxed(1);
+        if constexpr (ADVISES) record_load(s, at.page, access.kind());
+        s.took(LATENCY_LOAD, since);
+        return Status::OK;
+    }
+    if (status == Status::WAIT) return at.open() ? status : Status::REMOVED;
+    if (status != Status::REMOVED && status != Status::RAISED) status = hooks.make_room(status, want);
+    if (status == Status::OK) return at.open() ? Status::WAIT : Status::REMOVED;
+    s.counters().load_failures.add_relaxed(1);
+    return status;
+}
+
+// Pins a page, loading it if need be. A hit has no call here: it is a few dozen nanoseconds.
+template <class Hooks>
+[[gnu::always_inline]] inline Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
+    for (bool missed = false;;) {
+        Status status = pin(s, at.page, frame);
+        if (status == Status::OK && !missed) {
+            if (access.counts) s.counters().space[at.index].hits.add_owned(1);
+            if (!access.once) s.touch(frame, s.tick());
+            else if (ADVISES && s.sampler.wants(s.frames[frame])) record(s, at.page, access.kind());
+        } else if (status == Status::ABSENT) {
+            u64 e = s.entries[at.page].load_acquire();
+            if (entry::state(e) == ABSENT && (e & entry::VOLATILE)) return Status::DISCARDED;
+            if (!missed && access.counts) s.counters().space[at.index].misses.add_owned(1);
+            missed = true;
+            status = fetch_absent(s, at, access, hooks, frame);
+        } else if (status == Status::WAIT) {
+            status = wait_turn(s, at.page, false, hooks);
+            if (status == Status::OK) continue;
+        }
+        if (status == Status::WAIT) continue;
+        if (status != Status::OK) return status;
+        if (at.open()) return Status::OK;
+        hooks.unpin(frame);  // the space went while we pinned: this may be another's page
+        return Status::REMOVED;
+    }
+}
+
+}  // namespace bp
