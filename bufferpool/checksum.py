@@ -47,6 +47,7 @@ class CheckedFile(FileStore):
     """A file of pages with checksums."""
 
     native = False
+    trailer_bytes = CHECKSUM_BYTES
 
     def __init__(self, path: str | os.PathLike[str], mode: str, page_size: int, repair: Repair | None = None) -> None:
         """As :class:`FileStore`; needs the library xxhash (ImportError).

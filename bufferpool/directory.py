@@ -10,12 +10,12 @@ flush lock too takes that first: nobody waits for it with the directory lock hel
 import hashlib
 import os
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bufferpool.errors import (
-    FileChanged,
     FileSizeMismatch,
     SpaceBusy,
     SpaceFull,
@@ -24,9 +24,10 @@ from bufferpool.errors import (
     SpaceRemoved,
     StoreError,
 )
-from bufferpool.flush import CHECKSUM, dirty_pages, file_store
+from bufferpool.filestate import NO_FILE, FileState, changed, is_unchanged, recorded
+from bufferpool.flush import CHECKSUM, current, dirty_pages, file_store, flush_space
 from bufferpool.space import Kind, Space, kind_name
-from bufferpool.store import FileStore, Store
+from bufferpool.store import Buffer, FileStore, Store
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -36,9 +37,9 @@ GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow
 BUSY_S = 1.0  # how long a space in use is waited for, to be removed
 
 
-def _busy(space: Space) -> SpaceBusy:
+def _busy(name: str) -> SpaceBusy:
     return SpaceBusy(
-        f"{space.name!r} has pages that a living process is writing or loading; pool.clients() says who; try again"
+        f"{name!r} has pages that a living process is writing or loading; pool.clients() says who; try again"
     )
 
 
@@ -51,7 +52,7 @@ def record_of(pool: "Pool", index: int) -> dict[str, Any]:
 
 def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
     """Finds the space's slot in the segment, or makes it, and connects the handle."""
-    seg, options = pool._seg, space._options
+    options = space._options
     if not isinstance(space.name, str):
         raise TypeError(f"a space's name must be a string, not {type(space.name).__name__}")
     if not space.name or "\0" in space.name or len(space.name.encode(errors="surrogateescape")) > 63:
@@ -78,45 +79,42 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
         mine = pool._stores.get(record["index"])
         if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
             pool._stores[record["index"]] = (record["generation"], store)
-    space.index, space._generation = record["index"], record["generation"]
     writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
-    writable = writable and pool.mode == "r+"
+    _bind_record(pool, space, record, fd, writable=writable and pool.mode == "r+")
+
+
+def _bind_record(pool: "Pool", space: Space, record: dict[str, Any], fd: int, *, writable: bool) -> None:
+    """Connects a handle to a slot; ``fd`` is what the core reads misses from, if not -1."""
+    space.index, space._generation = record["index"], record["generation"]
     space._bind_core(
-        seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd, store,
-        space.dtype, writable, bool(record["flags"] & DISCARDABLE), space.kind is Kind.SCRATCH,
+        pool._seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd,
+        space._store, space.dtype, writable, bool(record["flags"] & DISCARDABLE), space.kind is Kind.SCRATCH,
     )  # fmt: skip
 
 
-Identity = tuple[int, int, int, int]  # of a file: see FileStore.identity()
-
-
-def _identity(store: Store | None) -> Identity:
-    return store.identity() if isinstance(store, FileStore) else (0, 0, 0, 0)
+def _state(store: Store | None) -> FileState:
+    return store.state() if isinstance(store, FileStore) else NO_FILE
 
 
 def _connect(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | None:
     """One attempt to find the slot of the space, or to make it. None: the directory has changed meanwhile."""
-    identity = _identity(space._store)
-    record = _find_record(pool, space, identity, truncate)
+    state = _state(space._store)
+    record = _find_record(pool, space, state, truncate)
     if space._generation is not None and (record is None or record["generation"] != space._generation):
         raise SpaceRemoved(f"space {space.name!r} has been removed from pool {pool.name!r} since; open it again")
     if record is not None:
         if _has_another_version(space, record):
             pool._require_writable(f"replace {space.name!r}, whose pages another version of its loader made")
-            return _add_space(pool, space, identity, False, record)
+            return _add_space(pool, space, state, False, record)
         return _refresh_file(pool, space, record, truncate) if space.kind is Kind.FILE else record
-    return _add_space(pool, space, identity, truncate, None)
+    return _add_space(pool, space, state, truncate, None)
 
 
-def _find_record(pool: "Pool", space: Space, identity: Identity, truncate: bool) -> dict[str, Any] | None:
+def _find_record(pool: "Pool", space: Space, state: FileState, truncate: bool) -> dict[str, Any] | None:
     """The record that the handle belongs to; None if there is none."""
     store = space._store
     for record in pool._seg.spaces():
-        same_file = (
-            space.kind is Kind.FILE
-            and record["kind"] == Kind.FILE
-            and (record["device"], record["inode"]) == identity[:2]
-        )
+        same_file = space.kind is Kind.FILE and record["kind"] == Kind.FILE and recorded(record).file == state.file
         if record["name"] != space.name:
             if same_file:
                 raise SpaceMismatch(
@@ -144,14 +142,6 @@ def _find_record(pool: "Pool", space: Space, identity: Identity, truncate: bool)
     return None
 
 
-def _same(pool: "Pool", record: dict[str, Any]) -> dict[str, Any] | None:
-    """The record as it is now, if its slot still has the same space."""
-    for now in pool._seg.spaces():
-        if (now["index"], now["generation"]) == (record["index"], record["generation"]):
-            return now
-    return None
-
-
 def _has_another_version(space: Space, record: dict[str, Any]) -> bool:
     """Whether the pages of a derived space that exists come from other code than the one that opens it now."""
     found = "version" not in space._options or space._generation is not None
@@ -175,10 +165,6 @@ def _refuse_another(space: Space, record: dict[str, Any]) -> None:
             )
 
 
-def _unchanged(record: dict[str, Any], store: FileStore) -> bool:
-    return (record["device"], record["inode"], record["size_bytes"], record["mtime_ns"]) == store.identity()
-
-
 def _refresh_file(pool: "Pool", space: Space, record: dict[str, Any], truncate: bool) -> dict[str, Any] | None:
     """Drops what a changed file has made stale; adds the space anew where nothing of it is left.
 
@@ -186,45 +172,54 @@ def _refresh_file(pool: "Pool", space: Space, record: dict[str, Any], truncate: 
     """
     seg, index, store = pool._seg, record["index"], space._store
     assert isinstance(store, FileStore)
-    if not truncate and _unchanged(record, store):
+    before, now = recorded(record), store.state()
+    if not truncate and not before.doubt and (now.content, now.ctime_ns) == (before.content, before.ctime_ns):
         return record
     with seg.lock_flush(index) as held:
-        found = _same(pool, record)
-        if found is None or (not truncate and _unchanged(found, store)):  # somebody has just flushed it
-            return found
-        dirty = 0 if truncate else dirty_pages(pool, record)
-        if dirty and not held.interrupted:
-            raise FileChanged(
-                f"{store.path} was changed by somebody else, and the pool has {dirty} dirty pages of it: "
-                "save what you need of them, then pool.space(name).remove(discard=True), or restore the file and its time"
-            )
-        if held.interrupted and store.size() % pool.page_size:  # a flush that was killed had begun to extend it
-            os.truncate(store.path, -(-store.size() // pool.page_size) * pool.page_size)
-        identity = device, inode, size, mtime = store.identity()
-        if (
-            truncate
-            or (device, inode) != (record["device"], record["inode"])
-            or size < found["stored"] * pool.page_size
-        ):
-            return _add_space(pool, space, identity, truncate, found)
-        pages = store.pages(pool.page_size, size)
-        done, freed = seg.drop_clean(index)
-        if not done:
-            raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
-        if freed:
-            pool._give_back(freed, "drop")
-        with seg.lock_directory():
-            if _same(pool, record) is not None:
-                seg.grow_space(index, pages)
-                seg.record_store(index, pages, False, size, mtime)
-        return _same(pool, record)
+        found = current(pool, record)
+        if found is None:
+            return None
+        if not truncate and not held.interrupted and is_unchanged(pool, found, store, opening=True):
+            seg.record_store(index, 0, False, store.state())  # of this time there is less doubt, or none
+            return current(pool, record)
+        before, now = recorded(found), store.state()
+        another, cut = now.file != before.file, now.size < before.size
+        dirty = 0 if truncate else dirty_pages(pool, found)
+        if dirty and (another or cut or not held.interrupted):
+            what = "is another file by now" if another else "was cut" if cut else "was changed"
+            raise changed(pool, found, f"{what} by somebody else", dirty)
+        if held.interrupted and not truncate:
+            store.pad_to_whole_pages(before.size, pool.page_size)
+            now = store.state()
+        if truncate or another or now.size < found["stored"] * pool.page_size:
+            return _add_space(pool, space, now, truncate, found)
+        adopt(pool, found, store)
+        return current(pool, record)
 
 
-def _pages_of(pool: "Pool", space: Space, identity: Identity, truncate: bool) -> int:
+def adopt(pool: "Pool", record: dict[str, Any], store: FileStore) -> None:
+    """Takes a file as it is now for what the space is about: drops the clean pages in memory. Under the flush lock.
+
+    Raises FileSizeMismatch, SpaceFull, StoreError.
+    """
+    seg, index, state = pool._seg, record["index"], store.state()
+    pages = store.pages(pool.page_size, state.size)
+    done, freed = seg.drop_clean(index)
+    if not done:
+        raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
+    if freed:
+        pool._give_back(freed, "drop")
+    with seg.lock_directory():
+        if current(pool, record) is not None:
+            seg.grow_space(index, pages)
+            seg.record_store(index, pages, False, state)
+
+
+def _pages_of(pool: "Pool", space: Space, state: FileState, truncate: bool) -> int:
     """How many pages a new space has: what its store says, or what was asked for."""
     store = space._store
     if isinstance(store, FileStore):
-        return 0 if truncate else store.pages(pool.page_size, identity[2])
+        return 0 if truncate else store.pages(pool.page_size, state.size)
     if store is None:
         return int(space._options["n_pages"])
     size = store.size()
@@ -234,7 +229,7 @@ def _pages_of(pool: "Pool", space: Space, identity: Identity, truncate: bool) ->
 
 
 def _add_space(
-    pool: "Pool", space: Space, identity: Identity, truncate: bool, old: dict[str, Any] | None
+    pool: "Pool", space: Space, state: FileState, truncate: bool, old: dict[str, Any] | None
 ) -> dict[str, Any] | None:
     """Adds the space, in the place of ``old`` where there is one (whose flush lock we hold).
 
@@ -242,10 +237,10 @@ def _add_space(
     emptied last, after all that may refuse the space; until then its record has a time that fits no file, so
     that whoever opens it meanwhile waits for the flush lock.
     """
-    seg, pages, held = pool._seg, _pages_of(pool, space, identity, truncate), None
-    known = (*identity[:2], 0, 0) if truncate else identity
+    seg, pages, held = pool._seg, _pages_of(pool, space, state, truncate), None
+    known = NO_FILE._replace(device=state.device, inode=state.inode) if truncate else state
     with seg.lock_directory():
-        found = _find_record(pool, space, identity, truncate)
+        found = _find_record(pool, space, state, truncate)
         if (found and (found["index"], found["generation"])) != (old and (old["index"], old["generation"])):
             return None
         freed = seg.remove_space(old["index"])[1] if old and not truncate else 0
@@ -265,14 +260,14 @@ def _add_space(
         store = space._store
         assert isinstance(store, FileStore)
         os.ftruncate(store.fd, 0)
-        size, mtime = store.identity()[2:]
+        state = store.state()
         with seg.lock_directory():
-            if _same(pool, record) is not None:
-                seg.record_store(index, 0, False, size, mtime)
-    return _same(pool, record)
+            if current(pool, record) is not None:
+                seg.record_store(index, 0, False, state)
+    return current(pool, record)
 
 
-def _take_slot(pool: "Pool", space: Space, pages: int, identity: Identity) -> int:
+def _take_slot(pool: "Pool", space: Space, pages: int, state: FileState) -> int:
     """Fills a slot of the directory, whose lock is held; returns its number."""
     options, store = space._options, space._store
     fixed = options.get("max_pages")
@@ -287,7 +282,8 @@ def _take_slot(pool: "Pool", space: Space, pages: int, identity: Identity) -> in
     while True:
         try:
             return pool._seg.add_space(
-                space.name, os.fsencode(path), space.kind, flags, owned, pages, fixed, *identity, options.get("version", 0)
+                os.fsencode(space.name), os.fsencode(path), space.kind, flags, owned, pages, fixed, state,
+                options.get("version", 0),
             )  # fmt: skip
         except SpaceFull:  # room to grow is a wish, unless it was asked for
             if options.get("max_pages") is not None or fixed <= max(pages, 1):
@@ -299,30 +295,94 @@ def remove(pool: "Pool", space: Space, discard: bool) -> None:
     """Takes a space out of the pool, unless somebody is writing, loading or flushing its pages."""
     if not discard:
         pool.flush(space)
+    _remove(pool, space.name, space.index, space._generation, discard or space.kind is Kind.SCRATCH)
+
+
+def _remove(pool: "Pool", name: str, index: int, generation: int | None, discard: bool) -> int:
+    """Removes a space; returns how many dirty pages are lost. Raises SpaceRemoved, SpaceBusy."""
     deadline = time.monotonic() + BUSY_S
-    while not _remove_now(pool, space, discard):
+    while True:
+        lost = _remove_now(pool, name, index, generation, discard)
+        if lost is not None:
+            return lost
         if time.monotonic() > deadline:
-            raise _busy(space)
+            raise _busy(name)
         time.sleep(0.002)
 
 
-def _remove_now(pool: "Pool", space: Space, discard: bool) -> bool:
-    """Removes the space if nobody uses its pages in this moment. Does not wait."""
+def _remove_now(pool: "Pool", name: str, index: int, generation: int | None, discard: bool) -> int | None:
+    """Removes a space if nobody uses its pages in this moment, and does not wait; how many dirty pages are lost."""
     seg = pool._seg
     with seg.lock_directory():
-        record = record_of(pool, space.index)
-        if record["generation"] != space._generation:
-            raise SpaceRemoved(f"space {space.name!r} has been removed already")
-        if not discard and space.kind is not Kind.SCRATCH and dirty_pages(pool, record):
-            raise _busy(space)
-        if seg.space_in_use(space.index):
-            return False
+        record = record_of(pool, index)
+        if record["generation"] != generation:
+            raise SpaceRemoved(f"space {name!r} has been removed already")
+        dirty = dirty_pages(pool, record)
+        if dirty and not discard:
+            raise SpaceBusy(
+                f"{name!r} has {dirty} dirty pages that are not written: they are newer than the flush, or their LSN is above the "
+                "durable LSN; flush again, or give them up (discard=True)"
+            )
+        if seg.space_in_use(index):
+            return None
         # What somebody has begun to use in this moment is removed when that is over.
-        _, freed = seg.remove_space(record["index"])
-    pool._stores.pop(space.index, None)
+        _, freed = seg.remove_space(index)
+    pool._stores.pop(index, None)
     if freed:
         pool._give_back(freed, "drop")
-    return True
+    return dirty
+
+
+# ---- the way out when a file has changed under dirty pages -----------------------------
+
+
+def record_named(pool: "Pool", name: str) -> dict[str, Any]:
+    """The record of the space ``name``. Raises SpaceNotFound."""
+    records = pool._seg.spaces()
+    for record in records:
+        if record["name"] == name:
+            return record
+    raise SpaceNotFound(f"pool {pool.name!r} has no space {name!r}; it has {[r['name'] for r in records]}")
+
+
+def dirty_images(pool: "Pool", name: str) -> Iterator[tuple[int, Buffer]]:
+    """See :meth:`Pool.dirty_pages`. The file is not looked at."""
+    record = record_named(pool, name)
+    space = Space(pool, name, Kind(record["kind"]), np.uint8, {"found": True})
+    _bind_record(pool, space, record, -1, writable=False)
+    frames = pool.frames()
+    numbers = frames["page_no"][(frames["space"] == record["index"]) & frames["dirty"]]
+    for page_no in np.sort(numbers).tolist():
+        try:
+            yield page_no, space._once(page_no).copy()
+        except StoreError:
+            continue  # it was written and evicted meanwhile, and this handle has no store to load it from
+
+
+def discard(pool: "Pool", name: str) -> int:
+    """See :meth:`Pool.discard`."""
+    record = record_named(pool, name)
+    return _remove(pool, name, record["index"], record["generation"], True)
+
+
+def overwrite(pool: "Pool", name: str) -> int:
+    """See :meth:`Pool.overwrite`."""
+    record = record_named(pool, name)
+    anew = False
+    if record["kind"] == Kind.FILE:
+        store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
+        with pool._seg.lock_flush(record["index"]):
+            found = current(pool, record)
+            if found is None:
+                raise SpaceRemoved(f"space {name!r} was removed meanwhile")
+            now = store.state()
+            anew = now.file != recorded(found).file or now.size < found["stored"] * pool.page_size
+            adopt(pool, record, store)
+            pool._stores[record["index"]] = (record["generation"], store)
+    written = flush_space(pool, record, pool.durable_lsn)
+    if anew:  # handles that are open read another file, or count pages that the file has lost
+        _remove(pool, name, record["index"], record["generation"], False)
+    return written
 
 
 def count_of(value: int, what: str) -> int:

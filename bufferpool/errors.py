@@ -239,7 +239,7 @@ class FileSizeMismatch(StoreError, ValueError):
 
 
 class FileChanged(StoreError):
-    """The file was changed behind the pool, which has dirty pages of it."""
+    """Somebody else changed the file, and the pool has dirty pages of it: they stay, and the file is not written."""
 
 
 class LoaderFailed(StoreError):

@@ -1,8 +1,9 @@
 """Writing dirty pages back.
 
 One flush at a time and space, under the space's flush lock, so that the file's
-size and time that the pool remembers are those that it made itself. A page is
-clean only after the store has synced (rule 6 of docs/design.md).
+size and times that the pool remembers are those that it made itself. A file that somebody
+else has changed is not written (filestate.py). A page is clean only after the store has
+synced (rule 6 of docs/design.md).
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bufferpool.checksum import CheckedFile, Repair
-from bufferpool.errors import BufferPoolError, FileChanged, ShortWrite, StoreError
+from bufferpool.errors import BufferPoolError, ShortWrite, StoreError
+from bufferpool.filestate import Doubt, FileState, changed, refuse_changed, stamped
 from bufferpool.space import Kind
 from bufferpool.store import FileStore, Store, describe
 
@@ -60,25 +62,57 @@ class Part:
     """Where the next batch begins; 0 when this one came to the end of the space."""
 
 
+def _store_batch(
+    pool: "Pool", record: dict[str, Any], store: Store, items: "np.ndarray[Any, Any]", interrupted: bool
+) -> None:
+    """Writes and syncs the pages of a batch, and records what the file is like then. Under the flush lock."""
+    seg, index, start = pool._seg, record["index"], record["first_entry"]
+    if not isinstance(store, FileStore):
+        _write(pool, store, start, items)
+        store.sync()
+        seg.record_store(index, int(items["page"][-1]) - start + 1, False, None)
+        return
+    refuse_changed(pool, record, store, interrupted, dirty_pages(pool, record))
+    before = store.size()
+    seg.record_store(index, 0, True, None)
+    stored, written = 0, None
+    try:
+        _write(pool, store, start, items)
+        written = stamped(store.fd)
+        store.sync()
+        stored = int(items["page"][-1]) - start + 1
+    finally:  # before the pages are let go: until then nobody can remove the space
+        if written is None:
+            store.cut_to_whole_pages(before, pool.page_size)
+        seg.record_store(index, stored, False, _settled(written, store.state()))
+
+
+def _settled(written: FileState | None, now: FileState) -> FileState:
+    """What to remember of a file that we wrote, and that may have been written by somebody else since, while it was synced."""
+    same = written is not None and (now.content, now.ctime_ns) == (written.content, written.ctime_ns)
+    return written if written is not None and same else now._replace(doubt=Doubt.FLUSHED)
+
+
 def _flush_batch(
-    pool: "Pool", record: dict[str, Any], store: Store, lsn: int, first: int, most: int, foreground: bool
+    pool: "Pool",
+    record: dict[str, Any],
+    store: Store,
+    lsn: int,
+    first: int,
+    most: int,
+    foreground: bool,
+    interrupted: bool,
 ) -> Part:
     """Writes and syncs up to ``most`` dirty pages of a space from page ``first``, under its flush lock."""
-    seg, index, start = pool._seg, record["index"], record["first_entry"]
+    seg, start = pool._seg, record["first_entry"]
     batch = seg.begin_flush(start + first, record["max_pages"] - first, lsn, most)
     items = np.frombuffer(batch.items, _ITEM)
     synced = False
     try:
-        if len(items) and is_there(pool, record):  # else these entries are another space's by now
-            seg.record_store(index, 0, True, 0, 0)
-            try:
-                _write(pool, store, start, items)
-                store.sync()
-                synced = True
-            finally:  # before the pages are let go: until then nobody can remove the space
-                last = int(items["page"][-1]) - start + 1 if synced else 0
-                size, mtime = store.identity()[2:] if isinstance(store, FileStore) else (0, 0)
-                seg.record_store(index, last, False, size, mtime)
+        now = current(pool, record) if len(items) else None
+        if now is not None:  # else these entries are another space's by now
+            _store_batch(pool, now, store, items, interrupted)
+            synced = True
     except BufferPoolError:
         seg.count("flush_failures")
         raise
@@ -97,9 +131,10 @@ def _flush_batch(
     return Part(len(items) if synced else 0, batch.held_back, max(0, batch.next - start))
 
 
-def is_there(pool: "Pool", record: dict[str, Any]) -> bool:
-    """Whether a space has not been removed since its record was read."""
-    return any((r["index"], r["generation"]) == (record["index"], record["generation"]) for r in pool._seg.spaces())
+def current(pool: "Pool", record: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a space as it is now, None if the space has been removed since."""
+    same = (r for r in pool._seg.spaces() if (r["index"], r["generation"]) == (record["index"], record["generation"]))
+    return next(same, None)
 
 
 def file_store(path: str, mode: str, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
@@ -124,11 +159,8 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
         )
     try:
         store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
-        if store.identity()[:2] != (record["device"], record["inode"]):
-            raise FileChanged(
-                f"{record['path']} is another file by now, and the pool has dirty pages of the one that it was: "
-                "put it back, or give the pages up (space.remove(discard=True))"
-            )
+    except FileNotFoundError as error:
+        raise changed(pool, record, "was moved away or deleted", dirty_pages(pool, record)) from error
     except (OSError, ImportError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {why}") from error
@@ -144,8 +176,8 @@ def flush_part(
     Only pages whose LSN is at most ``lsn``. Raises StoreError: then they stay dirty, all of them.
     """
     store = store_of(pool, record)
-    with pool._seg.lock_flush(record["index"]):
-        return _flush_batch(pool, record, store, lsn, first, most, foreground)
+    with pool._seg.lock_flush(record["index"]) as held:
+        return _flush_batch(pool, record, store, lsn, first, most, foreground, held.interrupted)
 
 
 def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: bool = False) -> int:

@@ -2,17 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool import inspect, reclaim, segment, warm
+from bufferpool import directory, inspect, reclaim, segment, warm
 from bufferpool.attachment import Attachment
 from bufferpool.checksum import Repair
-from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_of, remove, version_of
-from bufferpool.errors import BufferPoolError, SpaceNotFound
+from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_named, record_of, remove, version_of
+from bufferpool.errors import BufferPoolError
 from bufferpool.flush import CHECKSUM, checkpoint, file_store, flush_space
 from bufferpool.govern import Rules
 from bufferpool.inspection import Inspection
@@ -20,7 +20,7 @@ from bufferpool.pressure import Source
 from bufferpool.sizes import lsn_of, parse_size
 from bufferpool.space import Kind, Loader, Space
 from bufferpool.steward import Settings, Steward
-from bufferpool.store import Store
+from bufferpool.store import Buffer, Store
 
 
 class Pool(Attachment, Inspection):
@@ -163,13 +163,7 @@ class Pool(Attachment, Inspection):
         A derived space, or one on a store of one's own, is opened with
         :meth:`open_derived` or :meth:`open_store`, which bring the loader or store.
         """
-        for record in self._seg.spaces():
-            if record["name"] == name:
-                break
-        else:
-            raise SpaceNotFound(
-                f"pool {self.name!r} has no space {name!r}; it has {[r['name'] for r in self._seg.spaces()]}"
-            )
+        record = record_named(self, name)
         kind, flags = Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
             writable = flags & WRITABLE and self.mode == "r+"
@@ -226,6 +220,33 @@ class Pool(Attachment, Inspection):
         if failed is not None:
             raise failed
         return written
+
+    def dirty_pages(self, name: str) -> Iterator[tuple[int, Buffer]]:
+        """The dirty pages of the space ``name``: their numbers and, one by one, copies of them (uint8).
+
+        Needs no handle, and does not look at the file: for pages that cannot be written, because
+        somebody else has changed the file (FileChanged). Raises SpaceNotFound.
+        """
+        return directory.dirty_images(self, name)
+
+    def discard(self, name: str) -> int:
+        """Gives up the dirty pages of the space ``name`` and takes the space out of the pool; returns their number.
+
+        Needs no handle. Whoever opens the file again gets it as it is; handles that are open raise SpaceRemoved.
+        Raises SpaceNotFound, SpaceBusy.
+        """
+        self._require_writable("discard pages")
+        return directory.discard(self, name)
+
+    def overwrite(self, name: str) -> int:
+        """Writes the dirty pages of the space ``name`` to its file, although somebody else has changed it; returns their number.
+
+        Needs no handle. All other pages are what the file that has the space's path now has. If it was
+        cut, pages that it has lost and that are not dirty read as zeros, or do not exist. If it was cut or is another file,
+        handles that are open raise SpaceRemoved afterwards. Raises FileNotFoundError, FileSizeMismatch, SpaceNotFound, StoreError.
+        """
+        self._require_writable("write pages")
+        return directory.overwrite(self, name)
 
     @property
     def durable_lsn(self) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool.errors import FileSizeMismatch, LoaderOverrun, ShortRead, ShortWrite, StoreError
+from bufferpool.filestate import FileState, state_of
 
 Buffer = npt.NDArray[np.uint8]
 
@@ -40,6 +41,7 @@ class FileStore:
 
     fd = -1
     native = True  # its pages need no look from Python
+    trailer_bytes = 0  # at the end of a page, which are not the engine's
 
     def __init__(self, path: str | os.PathLike[str], mode: str) -> None:
         """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, or cut to nothing).
@@ -87,6 +89,24 @@ class FileStore:
             offset += want
             pages = pages[most:]
 
+    def cut_to_whole_pages(self, before: int, page_size: int) -> None:
+        """After a write that failed: takes away the part of a page by which it has extended the file from ``before`` bytes."""
+        size = self.size()
+        if size > before and size % page_size:
+            os.ftruncate(self.fd, max(before, size // page_size * page_size))
+
+    def pad_to_whole_pages(self, before: int, page_size: int) -> None:
+        """After a flush that was killed while it extended the file from ``before`` bytes: completes the last page with zeros."""
+        size = self.size()
+        if size > before and size % page_size:
+            fd = os.open(
+                f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC
+            )  # this one may be open for reading only
+            try:
+                os.ftruncate(fd, -(-size // page_size) * page_size)
+            finally:
+                os.close(fd)
+
     def sync(self) -> None:
         os.fdatasync(self.fd)
 
@@ -103,10 +123,9 @@ class FileStore:
             )
         return size // page_size
 
-    def identity(self) -> tuple[int, int, int, int]:
-        """(device, inode, size in bytes, modification time in ns)."""
-        about = os.fstat(self.fd)
-        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+    def state(self) -> FileState:
+        """The file as it is now."""
+        return state_of(self.fd)
 
 
 _GUARD = 4096
@@ -146,6 +165,15 @@ def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
     if got != page_size:
         raise ShortRead(f"page {page_no}: the store gave {got} of {page_size} bytes; nothing was published")
     return buffer.page
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Makes the names in a folder durable: those of files that were created, renamed or removed there."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def describe(error: OSError) -> str:

@@ -208,7 +208,7 @@ pool.checkpoint(up_to_lsn=300)
 """
 
 
-@pytest.mark.parametrize(("where", "at"), [("write_pages", 1), ("write_pages", 2), ("sync", 1), ("identity", 1)])
+@pytest.mark.parametrize(("where", "at"), [("write_pages", 1), ("write_pages", 2), ("sync", 1), ("state", 2)])
 def test_killed_in_the_middle_of_a_checkpoint_the_next_one_is_right(pool, data_file, where, at):
     path = data_file(40)
     table = pool.open_file(path, "r+")

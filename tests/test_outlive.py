@@ -197,15 +197,15 @@ def test_a_changed_file_with_dirty_pages_in_the_pool_is_an_error_that_loses_noth
     assert path.read_bytes()[:8] == stamp(0, version=3)[:8].tobytes()
 
 
-def test_after_file_changed_the_space_can_be_removed_as_the_message_says(pool, data_file):
+def test_after_file_changed_the_pages_can_be_given_up_as_the_message_says(pool, data_file):
     path = data_file(10)
     space = pool.open_file(path, "r+")
     with space.write(7) as page:
         page[:] = stamp(7, version=9)
     _change(path, 10, 3)
-    with pytest.raises(FileChanged, match=r"remove\(discard=True\)"):
+    with pytest.raises(FileChanged, match=r"pool\.discard"):
         pool.open_file(path, "r+")
-    space.remove(discard=True)
+    assert pool.discard(space.name) == 1
     assert bytes(pool.open_file(path, "r+")[7]) == stamp(7, version=3).tobytes()
 
 

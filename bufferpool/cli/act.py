@@ -5,12 +5,23 @@ import os
 import sys
 
 from bufferpool import doctor, segment
-from bufferpool.cli.common import Commands, attach, complain, interval, pool_name, print_json, seconds, size
+from bufferpool.cli.common import (
+    Commands,
+    attach,
+    complain,
+    interval,
+    pool_name,
+    print_json,
+    print_table,
+    seconds,
+    size,
+)
 from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused
 from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.sizes import format_size
 from bufferpool.steward import Settings, run
+from bufferpool.store import sync_directory
 
 
 def _rm(args: argparse.Namespace) -> int:
@@ -80,14 +91,57 @@ def _trim(args: argparse.Namespace) -> int:
 
 
 def _flush(args: argparse.Namespace) -> int:
+    if args.overwrite and args.space is None:
+        args.parser.error("--overwrite needs the SPACE whose file is to be written over")
     with attach(args) as pool:
-        written = pool.flush(None if args.space is None else pool.space(args.space))
+        if args.overwrite:
+            written = pool.overwrite(args.space)
+        else:
+            written = pool.flush(None if args.space is None else pool.space(args.space))
         stats = pool.stats()
     left = sum(s.dirty for s in stats.spaces if s.name == args.space) if args.space else stats.frames["dirty"]
     if args.json:
         print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
     else:
         print(f"{args.name}: {written:,} pages written and synced; {left:,} are dirty still")
+    return 0
+
+
+def _dirty(args: argparse.Namespace) -> int:
+    rows: list[tuple[str, int, str]] = []
+    with Pool.attach(args.name, directory=args.directory, mode="r") as pool:
+        if args.save is not None:
+            os.makedirs(args.save, exist_ok=True)
+        for page_no, image in pool.dirty_pages(args.space):
+            path = "" if args.save is None else os.path.join(args.save, f"page-{page_no:010}")
+            if path:
+                with open(path, "xb") as file:
+                    file.write(image)
+                    file.flush()
+                    os.fsync(file.fileno())
+            rows.append((str(page_no), page_no * pool.page_size, path))
+        if args.save is not None:
+            sync_directory(args.save)
+    if args.json:
+        print_json([{"page_no": int(number), "offset": offset, "saved": path or None} for number, offset, path in rows])
+    elif rows:
+        print_table(
+            [("page", "offset", "saved"), *((number, str(offset), path) for number, offset, path in rows)], right=(0, 1)
+        )
+    else:
+        print(f"{args.name}: no page of {args.space} is dirty")
+    return 0
+
+
+def _discard(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        lost = pool.discard(args.space)
+    if args.json:
+        print_json({"name": args.name, "space": args.space, "discarded_pages": lost})
+    else:
+        print(
+            f"{args.name}: {lost:,} dirty pages of {args.space} were given up; its next opener reads the file as it is"
+        )
     return 0
 
 
@@ -180,6 +234,21 @@ def register(commands: Commands) -> None:
         "example:\n  bufferpool flush orders",
     )  # fmt: skip
     flush.add_argument("space", metavar="SPACE", nargs="?", help="only this space")
+    flush.add_argument("--overwrite", action="store_true", help="even if somebody else has changed the file of SPACE")
+    dirty = commands.add(
+        "dirty", _dirty, "list the dirty pages of a space, or save copies of them",
+        "For pages that cannot be written, because somebody else has changed their file: look at them here, then\n"
+        "write them over the change (flush --overwrite), or give them up (discard). The file is not looked at.\n\n"
+        "examples:\n  bufferpool dirty orders orders.db\n  bufferpool dirty orders orders.db --save rescued",
+    )  # fmt: skip
+    dirty.add_argument("space", metavar="SPACE", help="a space of the pool")
+    dirty.add_argument("--save", metavar="DIR", help="write each page to a file page-NUMBER in this folder")
+    discard = commands.add(
+        "discard", _discard, "give up the dirty pages of a space, and take it out of the pool",
+        "Its file stays as it is, and is read anew by whoever opens it next.\n\n"
+        "example:\n  bufferpool discard orders orders.db",
+    )  # fmt: skip
+    discard.add_argument("space", metavar="SPACE", help="a space of the pool")
     gc = commands.add(
         "gc", _gc, "clear away dead clients, and, after asking, pools that nobody uses",
         "A pool that nobody uses may be waiting for its next process, warm: hence the question.\n"

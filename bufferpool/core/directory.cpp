@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "client.h"
 #include "reclaim.h"
 
 namespace bp {
@@ -25,12 +26,12 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
             return raise("SegmentCorrupt", "space slot %u of the segment was overwritten; save what you need through handles that are open, and remove the segment", i);
         }
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
-        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
+        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
                                     "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),
                                     "owner", t.owner.load_relaxed(), "generation", (unsigned long long)space_generation(extent), "first_entry",
                                     t.first_entry.load_relaxed(), "max_pages", t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent),
                                     "stored", k(t.stored), "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode),
-                                    "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "opened_ns", k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version", k(t.version));
+                                    "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns", k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version", k(t.version));
         if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
         Py_XDECREF(d);
     }
@@ -55,15 +56,32 @@ static u32 free_run(Segment& s, u64 n) {
     return at + n <= s.g.max_pages ? u32(at) : NONE;
 }
 
-// add_space(name, path, kind, flags, owned, pages, max_pages, device, inode, size, mtime, version) -> index.
-// The directory lock is held.
+// What is known of a file: the fields of filestate.FileState.
+struct FileRecord {
+    unsigned long long device = 0, inode = 0, size = 0, mtime = 0, ctime = 0, doubt = 0;
+
+    bool parse(PyObject* state) { return PyArg_ParseTuple(state, "KKKKKK:FileState", &device, &inode, &size, &mtime, &ctime, &doubt); }
+    void store(SpaceSlot& t) const {
+        t.device.store_relaxed(device);
+        t.inode.store_relaxed(inode);
+        t.size_bytes.store_relaxed(size);
+        t.mtime_ns.store_relaxed(mtime);
+        t.ctime_ns.store_relaxed(ctime);
+        t.doubt.store_relaxed(doubt);
+    }
+};
+
+// add_space(name, path, kind, flags, owned, pages, max_pages, state, version) -> index. The directory lock is held.
 static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     const char *name, *path;
     Py_ssize_t name_n, path_n;
     unsigned kind, flags;
     int owned;
-    unsigned long long pages, max_pages, device, inode, size, mtime, version;
-    if (!PyArg_ParseTuple(args, "s#s#IIpKKKKKKK:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages, &max_pages, &device, &inode, &size, &mtime, &version))
+    unsigned long long pages, max_pages, version;
+    PyObject* state;
+    FileRecord file;
+    if (!PyArg_ParseTuple(args, "s#s#IIpKKO!K:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages, &max_pages, &PyTuple_Type, &state, &version) ||
+        !file.parse(state))
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
@@ -101,10 +119,7 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     t->version.store_relaxed(version);
     t->reserved.store_relaxed(pages);
     t->stored.store_relaxed(kind == KIND_SCRATCH || kind == KIND_DERIVED ? 0 : pages);
-    t->device.store_relaxed(device);
-    t->inode.store_relaxed(inode);
-    t->size_bytes.store_relaxed(size);
-    t->mtime_ns.store_relaxed(mtime);
+    file.store(*t);
     std::vector<u64> sum(COUNTERS);
     if (!sum_counters(*s, sum.data())) return raise_unsettled();
     auto& counted = reinterpret_cast<Counters*>(sum.data())->space[t - s->spaces];
@@ -169,22 +184,63 @@ static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     return Py_BuildValue("(OI)", status == Status::OK ? Py_True : Py_False, freed);
 }
 
-// record_store(space, stored pages or 0, flush open, size, mtime): what is known of the file.
+// record_store(space, stored pages or 0, flush open, state or None): what is known of the file. The flush lock is held.
 static PyObject* segment_record_store(PyObject* self, PyObject* args) {
     unsigned i;
-    unsigned long long stored, size, mtime;
+    unsigned long long stored;
     int open;
-    if (!PyArg_ParseTuple(args, "IKpKK:record_store", &i, &stored, &open, &size, &mtime)) return nullptr;
+    PyObject* state;
+    FileRecord file;
+    if (!PyArg_ParseTuple(args, "IKpO:record_store", &i, &stored, &open, &state)) return nullptr;
+    if (state != Py_None && (!PyTuple_Check(state) || !file.parse(state))) return PyErr_Occurred() ? nullptr : raise("TypeError", "a file's state is a tuple");
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     SpaceSlot& t = s->spaces[i];
     u64 before = t.stored.load_relaxed();
     while (before < stored && !t.stored.cas_seq_cst(before, stored)) {}
+    if (state != Py_None) file.store(t);
     t.flush_open.store_release(u32(open));
-    if (size) t.size_bytes.store_relaxed(size);
-    if (mtime) t.mtime_ns.store_relaxed(mtime);
     Py_RETURN_NONE;
+}
+
+// The first clean page among the entries [first, first + count) whose first `bytes` are not what the file has at
+// its place, counted from `first`; ~0 when there is none. `buffer` has room for a page.
+static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8* buffer) {
+    for (u64 i = 0; i < count; i++) {
+        u64 e = s.entries[first + i].load_acquire();
+        u32 f;
+        if (entry::state(e) != RESIDENT || (e & entry::DIRTY) || pin(s, u32(first + i), f) != Status::OK) continue;
+        ssize_t got = prim::read_at(fd, buffer, bytes, i << s.g.page_shift);
+        bool dirty = s.entries[first + i].load_acquire() & entry::DIRTY;  // written meanwhile: no longer the file's
+        bool same = dirty || (got == ssize_t(bytes) && memcmp(buffer, s.page_data(f), bytes) == 0);
+        unpin(s, f);
+        if (!same) return i;
+    }
+    return ~u64(0);
+}
+
+// first_changed(space, fd, bytes) -> the number of the first clean page in memory whose first `bytes` the file
+// does not have, -1 when there is none. The flush lock is held.
+static PyObject* segment_first_changed(PyObject* self, PyObject* args) {
+    unsigned i, bytes;
+    int fd;
+    if (!PyArg_ParseTuple(args, "IiI:first_changed", &i, &fd, &bytes)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (i >= MAX_SPACES || bytes > s->g.page_size) return raise("ValueError", "no such space, or more bytes than a page has");
+    SpaceSlot& t = s->spaces[i];
+    u64 first = t.first_entry.load_relaxed(), n = t.entries_ready.load_relaxed();
+    if (first > s->g.max_pages || n > s->g.max_pages - first) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    auto buffer = static_cast<u8*>(PyMem_Malloc(s->g.page_size));
+    if (!buffer) return PyErr_NoMemory();
+    u64 found;
+    {
+        Released unlocked(S(self));
+        found = first_changed(*s, u32(first), std::min(n, t.stored.load_acquire()), fd, bytes, buffer);
+    }
+    PyMem_Free(buffer);
+    return PyLong_FromLongLong(found == ~u64(0) ? -1 : static_cast<long long>(found));
 }
 
 // Raises the page count of a space (its file has grown). The directory lock is held.
@@ -216,6 +272,7 @@ PyMethodDef directory_methods[] = {
     {"remove_space", segment_remove_space, METH_O, ""},
     {"drop_clean", segment_drop_clean, METH_O, ""},
     {"record_store", segment_record_store, METH_VARARGS, ""},
+    {"first_changed", segment_first_changed, METH_VARARGS, ""},
     {"grow_space", segment_grow_space, METH_VARARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
 
