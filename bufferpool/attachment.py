@@ -2,7 +2,6 @@
 
 import atexit
 import os
-import threading
 import weakref
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from bufferpool import _core, events, segment
+from bufferpool._locks import Lock
 from bufferpool.errors import (
     PoolClosed,
     PoolExhausted,
@@ -49,7 +49,7 @@ class Attachment:
         self._segment: _core.Segment | None = None
         self._closed = False
         self._stores: dict[int, tuple[int, Store]] = {}
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self.mode = mode
 
     def _make_room(self, what: str, pinned: int, dirty: int, in_use: int) -> None:
@@ -201,9 +201,9 @@ class Attachment:
                     )
             finally:
                 os.close(fd)
-            seg.set_data(self._data)
-            self._geometry, self._uuid, self._segment = geometry, uuid, seg
+            self._geometry, self._uuid = geometry, uuid
             _open_pools.add(self)
+            seg.set_data(self._data, self)  # from here on it is ours, and a forked child inherits it
             return seg
 
     def close(self) -> None:

@@ -10,13 +10,14 @@ import contextlib
 import os
 import re
 import select
-import threading
 import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+
+from bufferpool._locks import Lock
 
 _PSI_LINE = re.compile(r"^(some|full) avg10=([\d.]+).*total=(\d+)", re.MULTILINE)
 # Wake when tasks stalled for 200 ms within two seconds: the window that processes without privilege may ask for.
@@ -199,7 +200,7 @@ class SystemSource:
         self._stall = Stall()
         self._trigger = self._open_trigger() if trigger and self._psi else -1
         self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._lock = threading.Lock()  # of the descriptors: closed once, and never written to after that
+        self._lock = Lock()  # of the descriptors: closed once, and never written to after that
         _sources.add(self)
 
     def _open_trigger(self) -> int:
@@ -262,7 +263,6 @@ _sources: "weakref.WeakSet[SystemSource]" = weakref.WeakSet()
 
 def _close_inherited() -> None:
     for source in list(_sources):
-        source._lock = threading.Lock()  # its owner is a thread that only the parent has
         source.close()
 
 

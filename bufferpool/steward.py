@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bufferpool import _core, events, flush, govern, inspect, reclaim, segment, warm
+from bufferpool._locks import Event
 from bufferpool.advise import Advice
 from bufferpool.errors import StoreError
 from bufferpool.events import What, Why
@@ -105,7 +106,7 @@ class Steward:
         self.pid = os.getpid()
         self._source = SystemSource(os.path.dirname(pool.path)) if source is None else source
         self._governor = govern.Governor(rules)
-        self._stopping, self._ended = threading.Event(), threading.Event()
+        self._stopping, self._ended = Event(), Event()
         self._cursors: dict[int, tuple[int, int]] = {}  # space -> its generation, the next page to flush
         self._pass_ends = self._flushed_at = float("-inf")
         self._pass_left = False

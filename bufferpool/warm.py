@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from bufferpool._locks import Event
 from bufferpool.errors import BufferPoolError, WorkingSetError
 from bufferpool.flush import CHECKSUM
 from bufferpool.inspect import FrameState
@@ -158,9 +159,9 @@ class WarmUp:
     skipped: dict[str, str] = field(default_factory=dict)
     """Spaces whose pages could not be loaded, and why."""
     error: BaseException | None = None
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _stop: Event = field(default_factory=Event)
     # Not the thread's own join(): where a signal interrupts that, CPython 3.11 takes the thread for ended.
-    _ended: threading.Event = field(default_factory=threading.Event)
+    _ended: Event = field(default_factory=Event)
     _thread: threading.Thread | None = None
     _pid: int = field(default_factory=os.getpid)
 

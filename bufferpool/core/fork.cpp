@@ -4,10 +4,15 @@
 // its own, and repeats there the pins of all live arrays. The child keeps that
 // description, the parent closes it. There is no moment at which a view in the
 // child is unpinned, and none at which the child keeps the parent alive.
+//
+// Every description that may hold a byte lock is on a list before it takes the
+// lock, and leaves the list when it is closed. The child closes all of them but
+// its own: also those of a segment that another thread was attaching or
+// detaching when the process forked, which no SegmentObject leads to.
 #include "py.h"
 
+#include <mutex>
 #include <pthread.h>
-#include <vector>
 
 #include "client.h"
 
@@ -15,60 +20,111 @@ namespace bp {
 
 SegmentObject* attached;
 
-struct ForkPlan {
-    SegmentObject* seg;
-    int fd;
-    u32 client;
-};
-static std::vector<ForkPlan>* fork_plans = new std::vector<ForkPlan>;
+// ---- all descriptions of this process ------------------------------------------
+
+static std::mutex mapped_mutex;   // held over a fork, so that the list is whole in the child
+static Segment* mapped_segments;  // linked by `next`
+
+// Gives the segment a description of its own, from another of the same file.
+int map_client(Segment* s, int fd) {
+    std::lock_guard<std::mutex> guard(mapped_mutex);
+    int own = prim::reopen(fd);
+    if (own < 0) return own;
+    s->fd = own;
+    s->next = mapped_segments;
+    mapped_segments = s;
+    return 0;
+}
+
+void unmap_client(Segment* s) {
+    prim::unmap_segment(s->base, s->mapped);
+    {
+        std::lock_guard<std::mutex> guard(mapped_mutex);
+        for (Segment** p = &mapped_segments; *p; p = &(*p)->next)
+            if (*p == s) {
+                *p = s->next;
+                break;
+            }
+        if (s->fd >= 0) close(s->fd);
+    }
+    delete s;
+}
+
+// ---- before and after ----------------------------------------------------------
 
 static void before_fork() {
-    fork_plans->clear();
+    mapped_mutex.lock();
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
         Segment* s = seg->s;
-        if (!s || !s->me) continue;
-        ForkPlan plan{seg, prim::reopen(s->fd), 0};
+        ForkPlan& plan = seg->plan;
+        plan = {-1, 0};
+        if (!s->me) continue;
+        plan.fd = prim::reopen(s->fd);
         if (plan.fd >= 0) {
             plan.client = claim_slot(*s, plan.fd);
             if (!plan.client && reap_all(*s)) plan.client = claim_slot(*s, plan.fd);
         }
         for (PinNode* p = seg->pins.next; plan.client && p != &seg->pins; p = p->next)
             s->pin_count_of(plan.client, p->frame).add_seq_cst(1);
-        fork_plans->push_back(plan);
     }
 }
 
 static void after_fork_parent() {
-    for (ForkPlan& plan : *fork_plans)
-        if (plan.fd >= 0) close(plan.fd);
-    fork_plans->clear();
+    for (SegmentObject* seg = attached; seg; seg = seg->next)
+        if (seg->plan.fd >= 0) close(seg->plan.fd);
+    mapped_mutex.unlock();
+}
+
+// What this process keeps of a segment for itself belongs to threads that only the parent has.
+static void renew(Segment& s) {
+    s.ops_used.store_relaxed(0);
+    s.ops_held.store_relaxed(0);
+    for (auto& use : s.lock_use) use = {};
+    for (auto& thread : s.op_thread) thread.store_relaxed(0);
+    for (auto& spare : s.spares) spare.store_relaxed(0);
+    for (auto& later : s.later) later.store_relaxed(0);
+    new (&s.reap_mutex) std::recursive_mutex;
+    s.reaping = s.leads = 0;
+}
+
+// Closes the descriptions that the parent's byte locks are on, and leaves the list with what the child has. A
+// segment that another thread was attaching or detaching is unmapped: in the child nobody knows of it.
+static void close_inherited() {
+    Segment* kept = nullptr;
+    for (Segment *s = mapped_segments, *next; s; s = next) {
+        next = s->next;
+        close(s->fd);
+        s->fd = -1;
+        bool known = false;
+        for (SegmentObject* seg = attached; seg; seg = seg->next) known |= seg->s == s;
+        if (known) {
+            s->next = kept;
+            kept = s;
+        } else {
+            prim::unmap_segment(s->base, s->mapped);
+        }
+    }
+    mapped_segments = kept;
 }
 
 static void after_fork_child() {
-    for (ForkPlan& plan : *fork_plans) {
-        Segment* s = plan.seg->s;
-        close(s->fd);
-        s->fd = plan.fd;
+    new (&mapped_mutex) std::mutex;
+    close_inherited();
+    for (SegmentObject* seg = attached; seg; seg = seg->next) {
+        Segment* s = seg->s;
+        s->fd = seg->plan.fd;
         u32 parent = s->me;
-        s->become(plan.client);
-        plan.seg->lost = plan.client == 0;
-        plan.seg->forks++;
-        plan.seg->active = plan.seg->writes = 0;
-        s->ops_used.store_relaxed(0);
-        s->ops_held.store_relaxed(0);
-        for (auto& use : s->lock_use) use = {};
-        for (auto& thread : s->op_thread) thread.store_relaxed(0);
-        for (auto& spare : s->spares) spare.store_relaxed(0);
-        for (auto& later : s->later) later.store_relaxed(0);
-        new (&s->reap_mutex) std::recursive_mutex;
-        s->reaping = s->leads = 0;
+        s->become(seg->plan.client);
+        seg->lost = s->me == 0;
+        seg->forks++;
+        seg->active = seg->writes = 0;
+        renew(*s);
         if (s->me) {
             s->client().pid.store_relaxed(u32(getpid()));
             s->client().start_time.store_relaxed(prim::start_time());
             memcpy(s->client().name, s->clients[parent - 1].name, sizeof(Client::name));
         }
     }
-    fork_plans->clear();
     forget_signals();
 }
 

@@ -23,6 +23,12 @@ struct PinNode {
     u32 frame;
 };
 
+// What a fork has made for the child, between its handlers.
+struct ForkPlan {
+    int fd;
+    u32 client;
+};
+
 struct SegmentObject {
     PyObject_HEAD
     Segment* s;         // null once closed
@@ -37,6 +43,7 @@ struct SegmentObject {
     bool lost;          // a forked child that found no client slot
     PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): makes room or raises
     SegmentObject* next;     // of all attached segments, for fork
+    ForkPlan plan;
 };
 
 struct SpaceObject {
@@ -79,6 +86,8 @@ extern PyMethodDef directory_methods[], flush_methods[], observe_methods[], advi
 
 // fork.cpp
 extern SegmentObject* attached;  // every open segment of this process
+int map_client(Segment* s, int fd);  // 0, or -errno
+void unmap_client(Segment* s);
 void watch_forks();
 
 // load.cpp: how a page gets pinned

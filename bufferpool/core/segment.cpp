@@ -25,19 +25,18 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (!read_header(fd, h)) return nullptr;
     u8* at = prim::map_segment(fd, h.geometry.total_bytes);
     if (!at) return raise_errno(-errno, "the segment cannot be mapped");
-    int own = prim::reopen(fd);
-    auto seg = own >= 0 ? reinterpret_cast<SegmentObject*>(type->tp_alloc(type, 0)) : nullptr;
-    if (!seg) {
-        prim::unmap_segment(at, h.geometry.total_bytes);
-        return own < 0 ? raise_errno(own, "the segment cannot be opened") : nullptr;
-    }
+    auto seg = reinterpret_cast<SegmentObject*>(type->tp_alloc(type, 0));
+    if (!seg) return prim::unmap_segment(at, h.geometry.total_bytes), nullptr;
     seg->pins.next = seg->pins.prev = &seg->pins;
     seg->on_exhausted = on_exhausted;
     Py_INCREF(on_exhausted);
     seg->s = new Segment;
     seg->s->map(at, h.geometry);
-    seg->s->fd = own;
     seg->s->interrupted = signal_came;
+    if (int r = map_client(seg->s, fd)) {
+        Py_DECREF(seg);
+        return raise_errno(r, "the segment cannot be opened");
+    }
     Status status;
     Py_BEGIN_ALLOW_THREADS
     status = attach(*seg->s);
@@ -48,8 +47,6 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
         Py_DECREF(seg);
         return nullptr;
     }
-    seg->next = attached;
-    attached = seg;
     return reinterpret_cast<PyObject*>(seg);
 }
 
@@ -66,12 +63,6 @@ static void forget(SegmentObject* seg) {
     Py_CLEAR(seg->data);
 }
 
-static void unmap(Segment* s) {
-    prim::unmap_segment(s->base, s->mapped);
-    close(s->fd);
-    delete s;
-}
-
 static void segment_dealloc(SegmentObject* seg) {
     if (seg->s) {
         // At the end of the interpreter a daemon thread may still be in the core: then
@@ -80,21 +71,27 @@ static void segment_dealloc(SegmentObject* seg) {
         Segment* s = seg->s;
         forget(seg);
         if (s->me) detach(*s);
-        unmap(s);
+        unmap_client(s);
     }
     Py_XDECREF(seg->on_exhausted);
     Py_TYPE(seg)->tp_free(seg);
 }
 
-// set_data(memmap): the read-only mapping that views come from.
-static PyObject* segment_set_data(PyObject* self, PyObject* data) {
+// set_data(memmap, pool): the read-only mapping that views come from. It is the last step of attaching, and makes
+// this the pool's segment without letting another thread run in between: a fork finds both done, or neither.
+static PyObject* segment_set_data(PyObject* self, PyObject* args) {
+    PyObject *data, *pool;
+    if (!PyArg_ParseTuple(args, "OO:set_data", &data, &pool)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
+    if (S(self)->data) return raise("ValueError", "the segment has its data already");
     if (!PyArray_Check(data) || PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(data)) != npy_intp(u64(s->g.max_frames) << s->g.page_shift))
         return raise("ValueError", "data must be an array over the whole data area");
+    if (PyObject_SetAttrString(pool, "_segment", self) < 0) return nullptr;
     Py_INCREF(data);
-    Py_XDECREF(S(self)->data);
     S(self)->data = data;
+    S(self)->next = attached;
+    attached = S(self);
     S(self)->read_base = PyArray_BYTES(reinterpret_cast<PyArrayObject*>(data));
     madvise(S(self)->read_base, u64(s->g.max_frames) << s->g.page_shift, MADV_NOHUGEPAGE);
     madvise(S(self)->read_base, u64(s->g.max_frames) << s->g.page_shift, MADV_DONTDUMP);
@@ -112,7 +109,7 @@ static PyObject* segment_close(PyObject* self, PyObject*) {
     forget(seg);  // from here on every thread finds the pool closed
     Py_BEGIN_ALLOW_THREADS
     if (s->me) detach(*s);
-    unmap(s);
+    unmap_client(s);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -281,7 +278,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
 
 // The methods, with those of directory.cpp, held.cpp and observe.cpp.
 static PyMethodDef own_methods[] = {
-    {"set_data", segment_set_data, METH_O, ""},
+    {"set_data", segment_set_data, METH_VARARGS, ""},
     {"close", segment_close, METH_NOARGS, ""},
     {"views", segment_views, METH_NOARGS, ""},
     {"geometry", segment_geometry, METH_NOARGS, ""},

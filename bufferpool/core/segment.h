@@ -136,6 +136,7 @@ struct Segment {
     u8* advice = nullptr;
     u64 mapped = 0;  // bytes; an observer's mapping is read-only and ends where the data begin
     int fd = -1;     // this client's own description: holds its liveness lock
+    Segment* next = nullptr;  // of all that this process has mapped as a client (fork.cpp)
     u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
     Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
 

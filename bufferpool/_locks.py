@@ -1,0 +1,59 @@
+"""The locks of this package: every one is made here, and a forked child gets them all anew.
+
+A fork copies the locks, and only the thread that forks: a lock that another thread held
+would never be released in the child. So a child starts with locks that nobody holds, and
+with events that are set, because the threads that would set them do not exist there.
+"""
+
+import os
+import threading
+import weakref
+from typing import Any
+
+_made: "weakref.WeakSet[Lock | Event]" = weakref.WeakSet()
+
+
+class Lock:
+    """A lock between the threads of this process. The thread that holds it may take it again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        _made.add(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._lock.release()
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+
+class Event:
+    """Like threading.Event. In a forked child it is set: what would set it there does not exist."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        _made.add(self)
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._event.wait(timeout)
+
+    def _renew(self) -> None:
+        self._event = threading.Event()
+        self._event.set()
+
+
+def _renew_all() -> None:
+    for made in list(_made):
+        made._renew()
+
+
+os.register_at_fork(after_in_child=_renew_all)
