@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "client.h"
 #include "reclaim.h"
+#include "spaces.h"
 
 namespace bp {
 
@@ -38,24 +38,6 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
     return list;
 }
 
-// A run of `n` entries that no space has: first fit, in whole OS pages. NONE if none.
-static u32 free_run(Segment& s, u64 n) {
-    u64 at = 0, unit = s.g.os_page / 8;
-    for (bool moved = true; moved;) {
-        moved = false;
-        for (u32 i = 0; i < MAX_SPACES; i++) {
-            SpaceSlot& t = s.spaces[i];
-            if (t.state.load_acquire() == SPACE_FREE) continue;
-            u64 first = t.first_entry.load_relaxed(), end = first + round_up(t.max_pages.load_relaxed(), unit);
-            if (at < end && first < at + n) {
-                at = end;
-                moved = true;
-            }
-        }
-    }
-    return at + n <= s.g.max_pages ? u32(at) : NONE;
-}
-
 // What is known of a file: the fields of filestate.FileState.
 struct FileRecord {
     unsigned long long device = 0, inode = 0, size = 0, mtime = 0, ctime = 0, doubt = 0;
@@ -85,31 +67,23 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    SpaceSlot* t = nullptr;
-    for (u32 i = 0; !t && i < MAX_SPACES; i++)
-        if (s->spaces[i].state.load_acquire() == SPACE_FREE) t = &s->spaces[i];
-    if (!t) return raise("TooManySpaces", "a pool holds %u spaces and all are taken; remove one (space.remove())", MAX_SPACES);
+    u32 index = free_slot(*s);
+    if (index == NONE) return raise("TooManySpaces", "a pool holds %u spaces and all are taken; remove one (space.remove())", MAX_SPACES);
+    SpaceSlot* t = &s->spaces[index];
     if (name_n >= Py_ssize_t(sizeof t->name) || path_n >= Py_ssize_t(sizeof t->path))
         return raise("ValueError", "a space's name has at most %zu bytes, its path %zu", sizeof t->name - 1, sizeof t->path - 1);
-    u64 unit = s->g.os_page / 8;
-    u32 first = free_run(*s, round_up(max_pages, unit));
+    u32 first = free_run(*s, max_pages);
     if (first == NONE || pages > max_pages)
         return raise("SpaceFull", "the pool can translate %llu pages in all and has no run of %llu left; remove a space, give this one a "
                      "smaller max_pages, or create the pool with a larger one", (unsigned long long)s->g.max_pages, max_pages);
-    t->first_entry.store_relaxed(first);
-    t->max_pages.store_relaxed(u32(max_pages));
-    t->state.store_seq_cst(SPACE_OPENING);
-    BP_POINT("space.opening");
-    t->entries_ready.store_relaxed(0);
+    std::vector<u64> sum(COUNTERS);
+    if (!sum_counters(*s, sum.data())) return raise_unsettled();
     int r;
     {
         Released unlocked(S(self));
-        r = plug_entries(*s, *t, pages);
+        r = begin_space(*s, *t, first, u32(max_pages), pages);
     }
-    if (r) {
-        t->state.store_seq_cst(SPACE_FREE);
-        return raise_errno(r, "the space's entries cannot be allocated");
-    }
+    if (r) return raise_errno(r, "the space's entries cannot be allocated");
     strncpy(t->name, name, sizeof t->name - 1);
     strncpy(t->path, path, sizeof t->path - 1);
     t->kind.store_relaxed(kind);
@@ -117,21 +91,14 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     t->owner.store_relaxed(owned ? s->me : 0);
     t->owner_generation.store_relaxed(owned ? s->client().generation.load_relaxed() : 0);
     t->version.store_relaxed(version);
-    t->reserved.store_relaxed(pages);
     t->stored.store_relaxed(kind == KIND_SCRATCH || kind == KIND_DERIVED ? 0 : pages);
     file.store(*t);
-    std::vector<u64> sum(COUNTERS);
-    if (!sum_counters(*s, sum.data())) return raise_unsettled();
-    auto& counted = reinterpret_cast<Counters*>(sum.data())->space[t - s->spaces];
+    auto& counted = reinterpret_cast<Counters*>(sum.data())->space[index];
     t->opened_ns.store_relaxed(prim::realtime_ns());
     t->hits_before.store_relaxed(counted.hits.load_relaxed());
     t->misses_before.store_relaxed(counted.misses.load_relaxed());
-    t->sum.store_relaxed(space_sum(*t));
-    u64 generation = space_generation(t->extent.load_relaxed()) + 1;
-    t->extent.store_seq_cst(generation << GENERATION_SHIFT | pages);
-    t->state.store_seq_cst(SPACE_LIVE);
-    BP_POINT("space.live");
-    return PyLong_FromLong(long(t - s->spaces));
+    finish_space(*t, pages);
+    return PyLong_FromUnsignedLong(index);
 }
 
 // Whether somebody is writing, loading or flushing a page of the space right now.
