@@ -176,6 +176,26 @@ MUTATIONS = {
         "(void)clean_only;",
         "drop-clean-write",
     ),
+    "a page that was set aside made clean in no ring": (
+        "flush.h",
+        "        aside = clean && entry::is_aside(e);",
+        "        aside = false;",
+        "flush-aside",
+    ),
+    "a page made clean before it gets back into a ring": (
+        "flush.h",
+        "    lock_memory(s, false);  // nobody sets it aside again before it is clean\n    bring_back_locked(s, it.page);\n",
+        "    settle_entry(s, it.page, [&](u64 e) { return entry::with_flusher(e & ~entry::DIRTY, 0); });\n"
+        "    lock_memory(s, false);\n    PoolEnv env{s, nullptr, NONE};\n"
+        "    Alr<PoolEnv>(s.header->policy, env).bring_back(it.page);\n",
+        "flush-aside",
+    ),
+    "a clean page set aside": (
+        "memory.h",
+        "entry::state(e) == RESIDENT && (e & entry::DIRTY) && !entry::owner(e)",
+        "entry::state(e) == RESIDENT && !entry::owner(e)",
+        "pin-evict-hot",
+    ),
     "a frame taken before its memory is there": (
         "take.h",
         "int r = prim::plug(s.fd, s.page_offset(first), u64(n) << s.g.page_shift);",

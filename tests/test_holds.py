@@ -26,8 +26,8 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     ),
     "a search for a victim that lets nobody in": (
         "take.h",
-        "constexpr u32 EVICT_STEPS = 128,",
-        "constexpr u32 EVICT_STEPS = 128, ENDLESS = 1u << 20,",
+        "constexpr u32 EVICT_STEPS = 128;",
+        "constexpr u32 EVICT_STEPS = 128, ENDLESS = 1u << 20;",
         "misses, all pages pinned",
     ),
     "all idle pages looked at in one go": (
@@ -72,7 +72,7 @@ def test_a_hold_without_bound_is_found(mistake: str, tmp_path: Path) -> None:
     def change(text: str) -> str:
         assert text.count(before) == 1, "the mistake no longer fits the source"
         text = text.replace(before, after)
-        return text.replace("policy.evict(EVICT_STEPS)", "policy.evict(ENDLESS)") if "ENDLESS" in after else text
+        return text.replace("evict(search, EVICT_STEPS)", "evict(search, ENDLESS)") if "ENDLESS" in after else text
 
     core, native = native_build.altered(tmp_path, name, change)
     program = native_build.program("holds", tmp_path / "holds", "-DBP_NO_ADVICE", core=core, native=native)

@@ -253,29 +253,34 @@ def test_a_rebuild_after_a_death_loses_order_not_pages(make_pool, child, spawn, 
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, int], list[int]]:
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, int, str], list[int]]:
     program = tmp_path_factory.mktemp("policy") / "steps"
     source = ROOT / "tests" / "native" / "policy_steps.cpp"
     flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'bufferpool' / 'core'}"]
     subprocess.run([os.environ.get("CXX", "g++"), *flags, str(source), "-o", str(program)], check=True)
 
-    def run(frames: int, stuck_percent: int, max_steps: int) -> list[int]:
-        command = [str(program), str(frames), str(stuck_percent), str(max_steps)]
+    def run(frames: int, stuck_percent: int, max_steps: int, why: str) -> list[int]:
+        command = [str(program), str(frames), str(stuck_percent), str(max_steps), why]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         return [int(word) for word in done.stdout.split()]
 
     return run
 
 
+@pytest.mark.parametrize("why", ["pinned", "dirty"])
 @pytest.mark.parametrize("stuck", [0, 50, 90, 99, 100])
-def test_pages_that_cannot_go_are_stepped_over_in_bounded_steps(steps: Callable, stuck: int) -> None:
-    """Steps are counted, not timed; the stuck pages stand at the heads of both rings."""
+def test_pages_that_cannot_go_are_stepped_over_in_bounded_steps(steps: Callable, stuck: int, why: str) -> None:
+    """Searches gave up among pages that cannot go, and later ones met the same pages again.
+
+    Steps are counted, not timed; the stuck pages stand at the heads of both rings.
+    """
     frames, max_steps = 4000, 128
-    evicted, most, total, _calls = steps(frames, stuck, max_steps)
+    evicted, most, total, miss, failed = steps(frames, stuck, max_steps, why)
     free = frames - frames * stuck // 100
     assert evicted == free  # whatever can go does
     assert most <= 4 * max_steps  # one hold of the lock
     share = frames / max(free, 1)
-    assert total <= 8 * frames + free * 2 * share * 2 * np.log(
-        frames
-    )  # an eviction passes the stuck ones between two others
+    # An eviction passes the stuck ones between two others.
+    assert total <= 8 * frames + free * 2 * share * 2 * np.log(frames)
+    assert failed == 0
+    assert miss <= 2 * max_steps  # the stuck ones stand out of the way by then

@@ -133,7 +133,7 @@ inline void check_memory(Segment& s, Findings& out) {
         u64 e = s.entries[page].load_acquire();
         if (!entry::is_resident_in(e, f)) continue;
         Ring r = entry::ring(e);
-        if (r == RING_NONE || !in_ring[r & 3].count(page)) out.insert(say("page %u: resident, but in no ring: it could never be evicted", page));
+        if (!entry::is_aside(e) && !in_ring[r & 3].count(page)) out.insert(say("page %u: resident and in no ring, without being set aside: it could never be evicted", page));
     }
     unlock_memory(s);
 }

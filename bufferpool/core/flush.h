@@ -4,6 +4,7 @@
 //   entry  RESIDENT(f, dirty) -> RESIDENT(f, dirty, flusher me)    begin
 //          RESIDENT(f, dirty, flusher me) -> RESIDENT(f)           synced
 //          RESIDENT(g, dirty, flusher me) -> RESIDENT(g, dirty)    a newer version came
+//          RESIDENT(f, dirty, no ring) -> RESIDENT(f, dirty, cold) -> RESIDENT(f)   synced, of a page that was set aside
 #pragma once
 
 #include <algorithm>
@@ -61,6 +62,25 @@ inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
     return out;
 }
 
+// Clears the flusher field, and the dirty bit if the store has what the entry still names. A page that was set aside
+// gets back into a ring before it is clean: whoever dies in between leaves it dirty.
+inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
+    bool aside = false;
+    auto settle = [&](u64 e) {
+        aside = false;
+        if (entry::state(e) != RESIDENT || entry::flusher(e) != s.me) return e;
+        bool clean = synced && entry::frame(e) == it.frame;
+        aside = clean && entry::is_aside(e);
+        return aside ? e : entry::with_flusher(clean ? e & ~entry::DIRTY : e, 0);
+    };
+    settle_entry(s, it.page, settle);
+    if (!aside) return;
+    lock_memory(s, false);  // nobody sets it aside again before it is clean
+    bring_back_locked(s, it.page);
+    settle_entry(s, it.page, settle);
+    unlock_memory(s);
+}
+
 // After the store has synced (`synced`), or has failed: clean only what is
 // stored, and only if the entry still names the frame that was written. Where a newer
 // version came meanwhile, its oldest change that the store has not cannot be older than
@@ -75,11 +95,7 @@ inline void end_flush(Segment& s, Intent& intent, const std::vector<FlushItem>& 
             if (newer != it.frame && rec_lsn.load_relaxed() && rec_lsn.load_relaxed() < stored) rec_lsn.store_relaxed(stored);
             unpin(s, newer);
         }
-        settle_entry(s, it.page, [&](u64 e) {
-            if (entry::state(e) != RESIDENT || entry::flusher(e) != s.me) return e;
-            u64 r = entry::with_flusher(e, 0);
-            return synced && entry::frame(e) == it.frame ? r & ~entry::DIRTY : r;
-        });
+        settle_flushed(s, it, synced);
         BP_POINT("flush.cleaned");
         unpin(s, it.frame);
     }

@@ -6,6 +6,9 @@
 //   BUSY  -> FREE       give      under the lock
 //   OLD   -> BUSY(me)   settle    by whoever finds that no pin is left
 //
+// A resident page stands in a ring, or it is dirty (it was *set aside* by a search that met it): where both change,
+// one CAS of its entry sees both.
+//
 // Taking a frame, and memory for more of them: take.h.
 #pragma once
 
@@ -97,6 +100,16 @@ struct PoolEnv {
         return gone;
     }
 
+    // A dirty page, unless its writer has it: what changes its ring or makes it clean has the memory lock, or
+    // finds the ring in the same word.
+    bool set_aside(u32 page, Ring r) {
+        u64 e = s.entries[page].load_acquire();
+        bool waits = entry::state(e) == RESIDENT && (e & entry::DIRTY) && !entry::owner(e) && entry::ring(e) == r;
+        if (!waits || !s.entries[page].cas_seq_cst(e, entry::with_ring(e, RING_NONE))) return false;
+        BP_POINT("aside.marked");
+        return true;
+    }
+
     static u64 ghost_word(u64 w, Ghost kind, u32 stamp) {
         u64 high = u64(stamp & STAMP_MASK) | (kind == Ghost::HOT ? u64(1) << 31 : 0);
         return high << 32 | (w & entry::VOLATILE) | entry::GHOST | ABSENT;
@@ -143,14 +156,25 @@ inline void rebuild(Segment& s) {
         }
         policy.ring(r).count = kept;
     }
-    // 3. Resident pages that no ring has.
+    // 3. Resident pages that no ring has: set aside if they are dirty, lost with the dead owner's step if not.
+    s.header->policy.aside = 0;
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
         u32 page = frame::page(w);
         if (frame::state(w) != LIVE || s.frames[f].seen || !s.has_page(page)) continue;
         u64 e = s.entries[page].load_acquire();
-        if (entry::is_resident_in(e, f)) policy.insert(page, entry::ring(e) == RING_HOT ? RING_HOT : RING_COLD);
+        if (!entry::is_resident_in(e, f)) continue;
+        if (entry::is_aside(e)) s.header->policy.aside++;
+        else policy.insert(page, entry::ring(e) == RING_HOT ? RING_HOT : RING_COLD);
     }
+}
+
+// A dirty page that no ring has, and that is about to be clean, is put into a ring first. Under the lock.
+inline void bring_back_locked(Segment& s, u32 page) {
+    if (!entry::is_aside(s.entries[page].load_acquire())) return;
+    PoolEnv env{s, nullptr, NONE};
+    Alr<PoolEnv>(s.header->policy, env).bring_back(page);
+    BP_POINT("aside.back");
 }
 
 // BUSY(me) -> FREE, under the lock.
@@ -175,6 +199,14 @@ inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u)
 inline void unlock_memory(Segment& s) {
     BP_POINT("memory.unlock");
     release(s, s.header->memory);
+}
+
+// A page that was set aside has been dropped.
+inline void forget_aside(Segment& s) {
+    lock_memory(s, false);
+    PoolEnv env{s, nullptr, NONE};
+    Alr<PoolEnv>(s.header->policy, env).forget_aside();
+    unlock_memory(s);
 }
 
 // ---- giving frames back to the pool -----------------------------------------

@@ -189,12 +189,13 @@ inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
     intent.old.store_relaxed(f);
     intent.op.store_release(u32(Op::DISCARD));
     BP_POINT("discard.intent");
-    settle_entry(s, page, [](u64 e) { return (e & entry::RING) | ABSENT; });
+    u64 gone = settle_entry(s, page, [](u64 e) { return (e & entry::RING) | ABSENT; });
     BP_POINT("discard.absent");
     s.frames[f].word.store_seq_cst(frame::old(page));
     BP_POINT("discard.retired");
     intent.op.store_release(u32(Op::NONE));
     s.pin_count(f).sub_seq_cst(1);
+    if (entry::ring(gone) == RING_NONE) forget_aside(s);
     return settle_old(s, f);
 }
 

@@ -10,6 +10,8 @@
 //   void  set_ring(page, ring)    says which ring has the page's element
 //   bool  evict(page, kind, stamp)  takes the page out, leaving a ghost; false
 //                                 when it cannot go now (pinned, dirty, in use)
+//   bool  set_aside(page, ring)   takes the page's claim on the ring back if it cannot go before it is
+//                                 flushed or dropped; bring_back() is called once it can
 //   u64*  slots(ring)             the ring's storage
 //   u32   capacity()              elements that it has room for
 //
@@ -55,7 +57,8 @@ struct PolicyState {
     u32 hev;       // counts evictions from the hot ring (31 bits)
     u32 frames;    // C: the budget
     u32 cold_target;  // S: target size of the cold ring
-    u32 pad[2];
+    u32 aside;  // pages that no ring has, because they cannot go before they are flushed or dropped
+    u32 pad;
     RingState cold, hot;
 };
 
@@ -64,9 +67,12 @@ struct Peek {
     u32 count;
 };
 
-struct Victim {
-    u32 page;     // NONE when nothing could be evicted
-    bool more;    // the step limit ended the search: call again
+// One search for victims, over as many calls of evict() as it takes: so that each call, and with it each hold
+// of the memory lock, is short, and yet the search ends only when every page of the rings could not go.
+struct Search {
+    u32 met[3] = {};    // by ring: pages met in a row that could not go
+    u64 moves = 0;      // to a tail, since the last victim
+    bool over = false;  // nothing can go
 };
 
 constexpr u32 element_page(u64 e) { return u32(e >> 32); }
@@ -80,6 +86,8 @@ class Alr {
     static constexpr u32 GONE = 32;      // elements without a page that a miss takes from the cold ring at most
     static constexpr u32 UNITS = 10;     // units of reference in a turnover of the pool
     static constexpr u32 WINDOW = 10;    // percent of the pool
+    static constexpr u32 TURN = 16;      // pages of one ring that cannot go, before the other one is looked at
+    static constexpr u32 ROUNDS = 8;     // of the rings in a search at most: each takes one of a page's references
     PolicyState& s_;
     Env& env_;
     const u32 capacity_;
@@ -131,36 +139,61 @@ public:
         env_.set_ring(page, ring);
     }
 
-    // Looks for a victim for at most `max_steps` steps of the rings. Half of them may meet pages of one ring
-    // that cannot go; then it is the other's turn, or a ring of nothing else would hide what the other has.
-    Victim evict(u32 max_steps) {
-        u32 stuck[3] = {0, 0, 0}, most = max_steps / 2 + 1;
+    // Looks for a victim for at most `max_steps` steps of the rings: its page, or NONE when the steps are used up
+    // or the search is over. TURN pages of one ring that cannot go make it the other's turn, so that a ring of
+    // nothing else does not hide what the other has; and what the cold ring has too many of moves into the hot
+    // one, so that the next search does not meet it first.
+    u32 evict(Search& search, u32 max_steps) {
+        u32 stuck = 0;
         for (u32 step = 0; step < max_steps; step++) {
-            bool cold_done = stuck[RING_COLD] >= (s_.cold.count < most ? s_.cold.count : most);
-            bool hot_done = stuck[RING_HOT] >= (s_.hot.count < most ? s_.hot.count : most);
-            if (cold_done && hot_done) return {NONE, s_.cold.count > most || s_.hot.count > most};
-            bool from_hot = (s_.hot.count > hot_target() && !hot_done) || cold_done;
-            Ring r = from_hot ? RING_HOT : RING_COLD;
+            bool cold_done = search.met[RING_COLD] >= s_.cold.count, hot_done = search.met[RING_HOT] >= s_.hot.count;
+            search.over = (cold_done && hot_done) || search.moves > ROUNDS * (u64(s_.cold.count) + s_.hot.count);
+            if (search.over) return NONE;
+            bool hot_turn = (s_.hot.count > hot_target()) != (stuck / TURN % 2 == 1);
+            Ring r = cold_done || (hot_turn && !hot_done) ? RING_HOT : RING_COLD;
             u64 e = at(r, 0);
             u32 page = element_page(e), stamp = element_stamp(e);
             Peek p = env_.peek(page, r);
             if (p.gone) {
                 pop(r);
-            } else if (p.count >= (from_hot ? 1 : cold_threshold())) {
-                env_.set_count(page, from_hot ? p.count - 1 : 0);
-                Ring to = from_hot || hot_ok(stamp, true) ? RING_HOT : RING_COLD;
+            } else if (p.count >= (r == RING_HOT ? 1 : cold_threshold())) {
+                env_.set_count(page, r == RING_HOT ? p.count - 1 : 0);
+                Ring to = r == RING_HOT || hot_ok(stamp, true) ? RING_HOT : RING_COLD;
                 move(r, to, page, s_.now);
-            } else if (env_.evict(page, from_hot ? Ghost::HOT : Ghost::COLD, from_hot ? s_.hev : stamp)) {
+                search.moves++;
+                search.met[RING_COLD] = search.met[RING_HOT] = 0;
+            } else if (env_.evict(page, r == RING_HOT ? Ghost::HOT : Ghost::COLD, r == RING_HOT ? s_.hev : stamp)) {
                 pop(r);
-                if (from_hot) s_.hev = (s_.hev + 1) & STAMP_MASK;
-                return {page, false};
+                if (r == RING_HOT) s_.hev = (s_.hev + 1) & STAMP_MASK;
+                search.moves = 0;
+                return page;
+            } else if (env_.set_aside(page, r)) {
+                pop(r);
+                s_.aside++;
             } else {
-                move(r, r, page, stamp);
-                stuck[r]++;
+                Ring to = search.met[r] >= TURN ? RING_HOT : r;
+                move(r, to, page, to == r ? stamp : s_.now);
+                search.moves++;
+                search.met[to]++;
+                stuck++;
             }
         }
-        return {NONE, true};
+        return NONE;
     }
+
+    u32 evict(u32 max_steps) {
+        Search search;
+        return evict(search, max_steps);
+    }
+
+    // A page that was set aside has been flushed, or is about to be clean: a new one, as far as the rings know.
+    void bring_back(u32 page) {
+        insert(page, RING_COLD);
+        forget_aside();
+    }
+
+    // A page that was set aside has been dropped.
+    void forget_aside() { s_.aside -= s_.aside > 0; }
 
     // Drops every element that no longer stands for its page. Bounded by the
     // capacity; needed when dropped pages left many such elements behind.
@@ -180,10 +213,12 @@ public:
     void put(Ring r, u32 i, u64 e) { slot(r, i) = e; }
 
 private:
-    u32 hot_target() const { return s_.frames > s_.cold_target ? s_.frames - s_.cold_target : 0; }
+    // The frames that the rings have between them.
+    u32 shared() const { return s_.frames > s_.aside ? s_.frames - s_.aside : 1; }
+    u32 hot_target() const { return shared() > s_.cold_target ? shared() - s_.cold_target : 0; }
 
     // References that keep a page of the cold ring in the pool.
-    u32 cold_threshold() const { return s_.cold_target > s_.frames / 2 ? 2 : 1; }
+    u32 cold_threshold() const { return s_.cold_target > shared() / 2 ? 2 : 1; }
 
     // Would a cold ring of `window` elements more still have the page that came into it at `stamp`?
     bool missed_cold_by(u32 stamp, i64 window) {
@@ -199,7 +234,7 @@ private:
     }
 
     void bound_target() {
-        u32 low = s_.frames / 100, high = u32(u64(s_.frames) * 95 / 100);
+        u32 low = shared() / 100, high = u32(u64(shared()) * 95 / 100);
         if (low < 1) low = 1;
         if (s_.cold_target > high) s_.cold_target = high;
         if (s_.cold_target < low) s_.cold_target = low;

@@ -50,27 +50,24 @@ inline void release_frames(Segment& s, std::vector<u32>& frames, Reason reason) 
 inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& tally) {
     PoolEnv env{s, &intent, NONE};
     u64 freed = 0;
-    bool more = true;
-    while (freed < want && more) {
+    Search search;
+    while (freed < want && !search.over) {
         if (!lock_memory(s)) return false;
         u32 budget = s.header->budget_frames.load_relaxed();
         if (s.header->policy.frames != budget) Alr<PoolEnv>(s.header->policy, env).set_frames(budget);
         Alr<PoolEnv> policy(s.header->policy, env);
         u64 most = env.looks + EVICT_LOOKS;
         for (u32 i = 0; i < EVICT_BATCH && env.looks < most && freed < want; i++) {
-            Victim v = policy.evict(EVICT_STEPS);
-            if (v.page == NONE) {
-                more = v.more && env.tally.dirty + env.tally.pinned + env.tally.busy < 4 * s.ready + EVICT_STEPS;
-                break;  // that was a long search: let others in
-            }
+            if (policy.evict(search, EVICT_STEPS) == NONE) break;  // that was a long search: let others in
             free_locked(s, env.frame);
             freed++;
         }
+        tally = env.tally;
+        tally.dirty += s.header->policy.aside;
         unlock_memory(s);
         if (s.interrupted && s.interrupted(s)) return false;
     }
     s.counters().evictions_reclaimed.add_relaxed(freed);
-    tally = env.tally;
     return true;
 }
 

@@ -48,6 +48,7 @@ struct ShadowEnv {
         rows[row].state[i] = state_word::ghost(kind, stamp);  // peek has bounded it
         return true;
     }
+    bool set_aside(u32, Ring) { return false; }
 };
 
 // ---- the rows --------------------------------------------------------------------
@@ -230,7 +231,7 @@ void Shadows::miss(u32 i, u32 row, u32 kind) {
     u32 w = rows_[row].state[i];
     Ring ring = policy.miss(state_word::kind(w), state_word::stamp(w, s), kind & SAMPLE_ONCE);
     while (s.cold.count + s.hot.count >= frames_[i])
-        if (policy.evict(4 * g_.capacity[i]).page == NONE) break;
+        if (policy.evict(4 * g_.capacity[i]) == NONE) break;
     tags_[i] = policy.tag();
     rows_[row].state[i] = state_word::resident(RING_NONE, 0, tags_[i]);
     policy.insert(row, ring);

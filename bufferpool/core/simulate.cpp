@@ -27,6 +27,7 @@ struct SimulatedPool {
         pages[page] = {RING_NONE, 0, 0, kind, stamp};
         return true;
     }
+    bool set_aside(u32, Ring) { return false; }
 };
 
 // simulate(pages: uint32 array, frames) -> (hits, misses, evicted cold, evicted hot)

@@ -133,7 +133,7 @@ struct FrameRequest {
     EvictTally tally{};  // out: why pages could not go
 };
 
-constexpr u32 EVICT_STEPS = 128, DIRTY_STEPS = 256;
+constexpr u32 EVICT_STEPS = 128;  // of a search, in one hold of the memory lock
 
 // A BUSY(me) frame with memory. `intent` covers the eviction that may be needed;
 // for a load, the page's entry is LOADING(me).
@@ -144,7 +144,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
     PoolEnv env{s, &intent, want.page};
     if (!lock_memory(s)) return Status::INTERRUPTED;
     Alr<PoolEnv> policy(s.header->policy, env);
-    u64 steps = 0;
+    Search search;
     for (;;) {
         u32 budget = s.header->budget_frames.load_relaxed(), resident = s.header->resident.load_relaxed();
         if (s.header->policy.frames != budget) policy.set_frames(budget);
@@ -185,17 +185,15 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
             }
         }
         // 3. The frame of a page that can go.
-        Victim v = policy.evict(EVICT_STEPS);
-        if (v.page != NONE) {
+        if (policy.evict(search, EVICT_STEPS) != NONE) {
             s.counters().evictions_recycled.add_relaxed(1);
             out = env.frame;
             break;
         }
-        steps += EVICT_STEPS;
-        u64 all = 4ull * (s.header->policy.cold.count + s.header->policy.hot.count) + EVICT_STEPS;
-        if (!v.more || env.tally.dirty >= DIRTY_STEPS || steps > all) {
-            unlock_memory(s);
+        if (search.over) {
             want.tally = env.tally;
+            want.tally.dirty += s.header->policy.aside;
+            unlock_memory(s);
             return no_space ? Status::NO_SPACE : Status::EXHAUSTED;
         }
         unlock_memory(s);  // let others in

@@ -10,7 +10,8 @@
 //   st   ABSENT, LOADING, RESIDENT, EVICTING
 //   W    somebody waits on this word: whoever changes it wakes them
 //   D    dirty: the store has not this image yet
-//   rng  the replacement ring that has an element for this page: none, cold, hot
+//   rng  the replacement ring that has an element for this page: none, cold, hot;
+//        RESIDENT and none: set aside, which only a dirty page can be
 //   V    RESIDENT: the content may be dropped although no store has it
 //        ABSENT: content was dropped that way (reading raises PageDiscarded)
 //   G    ABSENT, LOADING: the high half is a ghost
@@ -61,6 +62,7 @@ constexpr u32 frame(u64 e) { return u32(e >> FRAME_SHIFT); }
 constexpr u32 owner(u64 e) { return u32((e & OWNER) >> OWNER_SHIFT); }
 constexpr u32 flusher(u64 e) { return u32((e & FLUSHER) >> FLUSHER_SHIFT); }
 constexpr Ring ring(u64 e) { return Ring((e & RING) >> RING_SHIFT); }
+constexpr bool is_aside(u64 e) { return state(e) == RESIDENT && (e & DIRTY) && ring(e) == RING_NONE; }
 constexpr bool is_resident_in(u64 e, u32 f) { return state(e) == RESIDENT && frame(e) == f; }
 // An eviction under way may still turn back: the entry names the frame all along.
 constexpr bool names(u64 e, u32 f) { return (state(e) == RESIDENT || state(e) == EVICTING) && frame(e) == f; }

@@ -136,6 +136,7 @@ std::vector<Scenario> scenarios(u32 extent_frames) {
         {"misses, all pages referenced", [=](Pool& p) { full(p), p.refer(); }, some, TAKE},
         {"misses, all pages pinned", [=](Pool& p) { full(p), p.make_pinned(NONE); }, some, TAKE},
         {"misses, all pages dirty", [=](Pool& p) { full(p), p.make_dirty(NONE); }, some, TAKE},
+        {"misses, all but few pinned", [=](Pool& p) { full(p), p.make_pinned(100); }, some, TAKE},
         {"misses, all but few dirty", [=](Pool& p) { full(p), p.make_dirty(100); }, some, TAKE},
         {"misses of ghosts, all other pages dropped",  // scanned: the elements of the cold ring stand for no page any more
          [=](Pool& p) { p.scans = true, full(p), some(p), p.drop_resident(); },

@@ -120,6 +120,12 @@ static Program writes(u32 page, int n = 1) {
 static Program flushes(u64 durable = ~u64(0)) {
     return [=](Segment& s, Process&) { flush_pages(s, durable); };
 }
+static Program writes_and_flushes(u32 page) {
+    return [=](Segment& s, Process&) {
+        write_page(s, page);
+        flush_pages(s, ~u64(0));
+    };
+}
 static Program checkpoints(u32 page) {
     return [=](Segment& s, Process&) { checkpoint(s, page); };
 }
@@ -167,6 +173,8 @@ static std::vector<Scenario> scenarios() {
         {"flush-log", 3, 3, {0}, {{"W", writes(0, 2)}, {"F", flushes(1)}}},
         {"flush-flush", 3, 3, {0}, {{"W", writes(0, 2)}, {"F", flushes()}, {"G", flushes()}}},
         {"flush-evict", 2, 2, {0}, {{"W", writes(0)}, {"F", flushes()}, {"L", reads(2)}}},
+        {"flush-aside", 2, 2, {0}, {{"W", writes_and_flushes(0)}, {"L", reads_both(1, 2)}}},
+        {"drop-aside", 2, 2, {0}, {{"W", writes(0)}, {"D", drops(0)}, {"L", reads_both(1, 2)}}},
         {"retire-pin", 2, 2, {0}, {{"W", writes(0, 3)}, {"R", reads(0)}}},
         {"move-pin", 3, 3, {0, 1}, {{"C", moves(1)}, {"R", reads(1, 2)}}},
         {"move-write", 3, 3, {0, 1}, {{"C", moves(1)}, {"W", writes(1)}}},

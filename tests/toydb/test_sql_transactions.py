@@ -323,3 +323,18 @@ def test_the_checker_finds_what_is_wrong(con):
         rows(con, "SELECT * FROM t WHERE b = 'y'")
     with con.database.begin(write=True) as txn:
         txn.table("index:i").delete(kept[1][0])
+
+
+def test_an_update_of_many_rows_with_all_defaults(tmp_path, pool_name):
+    """It failed with PoolExhausted beside thousands of clean pages: the old versions are kept in scratch pages."""
+    with toydb.Database.open(tmp_path / "test.db", pool_name=pool_name) as db:
+        con = Connection(db)
+        con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c INTEGER)")
+        many = (
+            "WITH RECURSIVE up(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM up WHERE n < 20000) SELECT n, ?, n FROM up"
+        )
+        con.execute(f"INSERT INTO t {many}", ("x" * 1000,))
+        con.execute("UPDATE t SET c = c + 1, b = b || 'y'")
+        assert rows(con, "SELECT count(*), sum(c), max(length(b)) FROM t") == [(20000, 20000 * 20003 // 2, 1001)]
+        assert con.check() == []
+        con.close()
