@@ -50,22 +50,29 @@ def record_of(pool: "Pool", index: int) -> dict[str, Any]:
     raise SpaceNotFound("the space has been removed from its pool; open it again")
 
 
+def refuse_unfit(pool: "Pool", space: Space) -> None:
+    """What can be said against a space before its store is looked at. Raises TypeError, ValueError."""
+    name, dtype = space.name, space.dtype
+    if not isinstance(name, str):
+        raise TypeError(f"a space's name must be a string, not {type(name).__name__}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"a space's name must be text that UTF-8 can encode, not {name!r}; pass name=") from None
+    if not 1 <= size <= 63 or "\0" in name:
+        raise ValueError(f"a space's name must be 1 to 63 bytes long, without NUL, not {name!r}; pass name=")
+    if dtype.itemsize == 0 or pool.page_size % dtype.itemsize or dtype.hasobject or dtype.subdtype:
+        raise ValueError(
+            f"dtype {dtype} does not fit: its size must divide the page size {pool.page_size}, and it must hold plain values"
+        )
+    if space._options.get("max_pages") is not None:
+        count_of(space._options["max_pages"], "max_pages")
+
+
 def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
     """Finds the space's slot in the segment, or makes it, and connects the handle."""
     options = space._options
-    if not isinstance(space.name, str):
-        raise TypeError(f"a space's name must be a string, not {type(space.name).__name__}")
-    if not space.name or "\0" in space.name or len(space.name.encode(errors="surrogateescape")) > 63:
-        raise ValueError(f"a space's name must be 1 to 63 bytes long, without NUL, not {space.name!r}; pass name=")
-    if (
-        space.dtype.itemsize == 0
-        or pool.page_size % space.dtype.itemsize
-        or space.dtype.hasobject
-        or space.dtype.subdtype
-    ):
-        raise ValueError(
-            f"dtype {space.dtype} does not fit: its size must divide the page size {pool.page_size}, and it must hold plain values"
-        )
+    refuse_unfit(pool, space)
     if space.kind is Kind.FILE and space._store is None:
         space._store = file_store(
             options["path"], options["mode"], pool.page_size, bool(options.get("checksum")), options.get("repair")
@@ -282,7 +289,7 @@ def _take_slot(pool: "Pool", space: Space, pages: int, state: FileState) -> int:
     while True:
         try:
             return pool._seg.add_space(
-                os.fsencode(space.name), os.fsencode(path), space.kind, flags, owned, pages, fixed, state,
+                space.name.encode(), os.fsencode(path), space.kind, flags, owned, pages, fixed, state,
                 options.get("version", 0),
             )  # fmt: skip
         except SpaceFull:  # room to grow is a wish, unless it was asked for

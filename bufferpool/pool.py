@@ -11,7 +11,17 @@ import numpy.typing as npt
 from bufferpool import directory, inspect, reclaim, segment, warm
 from bufferpool.attachment import Attachment
 from bufferpool.checksum import Repair
-from bufferpool.directory import DISCARDABLE, WRITABLE, bind, count_of, record_named, record_of, remove, version_of
+from bufferpool.directory import (
+    DISCARDABLE,
+    WRITABLE,
+    bind,
+    count_of,
+    record_named,
+    record_of,
+    refuse_unfit,
+    remove,
+    version_of,
+)
 from bufferpool.errors import BufferPoolError
 from bufferpool.flush import CHECKSUM, checkpoint, file_store, flush_space
 from bufferpool.govern import Rules
@@ -50,7 +60,7 @@ class Pool(Attachment, Inspection):
         checksum: bool = False,
         repair: Repair | None = None,
     ) -> Space:
-        """The pages of a file: 'r', 'r+', or 'w+' (created, or emptied).
+        """The pages of a file: 'r', 'r+', or 'w+' (created, or emptied, once nothing can refuse it any more).
 
         Its size must be a whole number of pages. It grows by ``append``, up to
         ``max_pages``. If somebody else has changed the file since the pool last
@@ -69,13 +79,18 @@ class Pool(Attachment, Inspection):
             self._require_writable("open a file for writing")
         if repair is not None and not checksum:
             raise ValueError("repair= needs checksum=True: without checksums nobody knows that a page is damaged")
-        store = file_store(os.fspath(path), mode, self.page_size, checksum, repair)
-        name = os.path.basename(store.path) if name is None else name
-        options: dict[str, Any] = {"path": store.path, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
+        where = os.path.realpath(path)
+        name = os.path.basename(where) if name is None else name
+        options: dict[str, Any] = {"path": where, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
         options |= {"checksum": bool(checksum), "repair": repair}
         space = Space(self, name, Kind.FILE, dtype, options)
-        space._store = store
-        bind(self, space, truncate=mode == "w+")
+        refuse_unfit(self, space)  # before a file is created
+        space._store = store = file_store(where, mode, self.page_size, checksum, repair)
+        try:
+            bind(self, space, truncate=mode == "w+")
+        except BaseException:
+            store.uncreate()
+            raise
         return space
 
     def open_derived(

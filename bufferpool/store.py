@@ -8,6 +8,7 @@ written in Python never see the segment: they fill and read private buffers.
 import errno
 import os
 import stat
+from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -41,25 +42,51 @@ class FileStore:
 
     fd = -1
     native = True  # its pages need no look from Python
+    created = False  # by this store
     trailer_bytes = 0  # at the end of a page, which are not the engine's
 
     def __init__(self, path: str | os.PathLike[str], mode: str) -> None:
-        """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, or cut to nothing).
+        """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, if there is none; it is not emptied yet).
 
         Raises FileNotFoundError, PermissionError, ValueError.
         """
-        flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR | os.O_CREAT}
+        flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR}
         if mode not in flags:
             raise ValueError(f"mode must be 'r', 'r+' or 'w+', not {mode!r}")
         self.path = os.path.realpath(path)
         self.writable = mode != "r"
         directory = os.path.isdir(self.path)
         if not directory:
-            self.fd = os.open(self.path, flags[mode] | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+            self._open(flags[mode] | os.O_CLOEXEC | os.O_NONBLOCK, mode == "w+")
         if directory or not stat.S_ISREG(os.fstat(self.fd).st_mode):
             raise ValueError(
                 f"{self.path} is not a regular file; pages live in regular files (or in a store: open_store)"
             )
+
+    def _open(self, flags: int, may_create: bool) -> None:
+        """Opens the file; one that it creates has its name for good."""
+        while self.fd < 0:
+            try:
+                self.fd = os.open(self.path, flags)
+            except FileNotFoundError:
+                if not may_create:
+                    raise
+                with suppress(FileExistsError):  # somebody else was faster
+                    self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+                    self.created = True
+        if self.created:
+            try:
+                sync_directory(os.path.dirname(self.path))
+            except BaseException:
+                self.uncreate()
+                raise
+
+    def uncreate(self) -> None:
+        """Removes a file that this store has created, if nobody has written to it."""
+        if self.created and self.size() == 0:
+            with suppress(OSError):
+                if os.path.samestat(os.stat(self.path), os.fstat(self.fd)):
+                    os.unlink(self.path)
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -169,9 +196,16 @@ def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """Makes the names in a folder durable: those of files that were created, renamed or removed there."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:  # a folder that may be written and not read: the call for everything is left
+        os.sync()
+        return
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system without folders that can be synced
+            raise
     finally:
         os.close(fd)
 

@@ -28,6 +28,7 @@ from bufferpool.errors import BufferPoolError, WorkingSetError
 from bufferpool.flush import CHECKSUM
 from bufferpool.inspect import FrameState
 from bufferpool.space import Kind, Space
+from bufferpool.store import sync_directory
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -73,8 +74,9 @@ def _replace(where: str, image: memoryview) -> None:
             file.write(image)
             file.flush()
             os.fsync(file.fileno())
-            # 2. Renamed.
+            # 2. Renamed, and the new name made durable.
             os.replace(file.name, where)
+            sync_directory(os.path.dirname(os.path.abspath(where)))
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file.name)

@@ -26,7 +26,7 @@ import bufferpool as bp
 from toydb import locks
 from toydb.engine import Engine
 from toydb.errors import Busy, DatabaseNotFound, LogCorrupt, NotADatabase, PoolRemoved, PoolTaken
-from toydb.log import Log, new_uuid
+from toydb.log import Log, new_uuid, sync_directory
 from toydb.page import LEAF, META, Page
 from toydb.points import point
 from toydb.shared import CONTROL, DATA, VERSIONS, Shared, State
@@ -187,6 +187,7 @@ def _recover(path: str, pool_name: str, capacity: int | str, page_size: int, log
     size = os.stat(path).st_size if os.path.exists(path) else 0
     with open(path, "ab") as data:
         data.truncate(-(-size // log.page_size) * log.page_size)
+    sync_directory(path)  # it may just have been created, and the log will be cut once its pages are written
     pool = bp.Pool.create(pool_name, capacity, page_size=log.page_size)
     try:
         point("recover.pool")
