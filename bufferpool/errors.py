@@ -46,6 +46,8 @@ Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
 closing a pool, while arrays look at its pages raises ``BufferError``.
 """
 
+from typing import TypeVar
+
 __all__ = [
     "BufferPoolError",
     "FileChanged",
@@ -89,8 +91,20 @@ __all__ = [
 ]
 
 
+_Error = TypeVar("_Error", bound="BufferPoolError")
+
+
+def caused(error: _Error, cause: int | OSError) -> _Error:
+    """The error, with the errno of the system call that failed."""
+    error.errno = cause if isinstance(cause, int) else cause.errno
+    return error
+
+
 class BufferPoolError(Exception):
     """The root of all operating errors."""
+
+    errno: int | None = None
+    """Of the system call that failed, where one did."""
 
 
 class SegmentError(BufferPoolError):

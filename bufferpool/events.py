@@ -3,6 +3,7 @@
 Any process may look, now or after the one that decided has gone (core/events.h).
 """
 
+import os
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ class What(IntEnum):
     CHECKPOINT = 8
     FLUSH_FAILED = 9
     CANNOT_SHRINK = 10
-    """The steward wanted memory back, and pages that cannot go stood in the way."""
+    """Memory was to go back, and pages that cannot go stood in the way, or the kernel did not take it."""
     SAVE_FAILED = 11
     """The steward could not save the working set."""
 
@@ -65,6 +66,13 @@ class Why(IntEnum):
     """A store failed; no value."""
     LOG = 11
     """The engine's ``log_sync`` failed; no value."""
+    KERNEL = 12
+    """The kernel refused a call: its errno."""
+
+
+def errno_text(value: float) -> str:
+    """The text of an errno, as an event has it; of a damaged one, its number."""
+    return os.strerror(int(value)) if 0 < value < 4096 else f"errno {value:g}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ class Event:
             Why.PEER: f"another pool earns {self.value:.2f} hits a second with each MiB",
             Why.STORE: "the store failed",
             Why.LOG: "the log could not be synced",
+            Why.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
         }[self.why]
         return f"{', '.join(words)}: {reason}"
 

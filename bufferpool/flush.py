@@ -113,7 +113,7 @@ def _flush_batch(
         if now is not None:  # else these entries are another space's by now
             _store_batch(pool, now, store, items, interrupted)
             synced = True
-    except BufferPoolError:
+    except (BufferPoolError, MemoryError):
         seg.count("flush_failures")
         raise
     except OSError as error:

@@ -356,8 +356,10 @@ class Pool(Attachment, Inspection):
     def _give_back(self, frames: int, reason: str) -> int:
         if not frames:
             return 0
-        done, *_ = self._seg.shrink(frames, reclaim.reason(reason), False)
-        return int(done) * self.page_size
+        done, *_, refused = self._seg.shrink(frames, reclaim.reason(reason), False)
+        if refused:
+            reclaim.post_refused(self, refused)
+        return done * self.page_size
 
     # ---- the steward ------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bufferpool import events, inspect, segment
-from bufferpool.errors import PoolExhausted, StoreError, WouldDeadlock
+from bufferpool.errors import PoolExhausted, SegmentError, StoreError, WouldDeadlock, caused
 from bufferpool.events import What, Why
 from bufferpool.flush import can_write, flush_space, sync_log
 from bufferpool.space import Kind
@@ -35,6 +35,22 @@ class Room(threading.local):
 def reason(name: str) -> int:
     """The number of a reason for giving memory back."""
     return inspect.REASONS.index(name)
+
+
+def refusal(pool: "Pool", error: int) -> SegmentError:
+    """The kernel does not take memory back (a sandbox, mostly); ``error``: the errno."""
+    return caused(
+        SegmentError(
+            f"the kernel does not take memory of pool {pool.name!r} back (madvise MADV_REMOVE, fallocate PUNCH_HOLE): "
+            f"{os.strerror(error)}; allow these calls (bufferpool doctor tries them)"
+        ),
+        error,
+    )
+
+
+def post_refused(pool: "Pool", error: int) -> None:
+    """The pool keeps what the kernel did not take: an event says so."""
+    events.post(pool, What.CANNOT_SHRINK, Why.KERNEL, value=error)
 
 
 def flush_what_can(pool: "Pool", *, foreground: bool = False) -> tuple[int, StoreError | WouldDeadlock | None]:
@@ -124,8 +140,11 @@ def resize(pool: "Pool", frames: int, timeout: float) -> int:
 def _shrink_to(pool: "Pool", frames: int, deadline: float) -> int:
     seg, given = pool._seg, 0
     while (over := seg.status()["resident_frames"] - frames) > 0:
-        done, _moved, pinned, dirty, _busy = seg.shrink(over, reason("budget"), True)
+        done, _moved, pinned, dirty, _busy, refused = seg.shrink(over, reason("budget"), True)
         given += done
+        if refused:
+            post_refused(pool, refused)
+            raise refusal(pool, refused)
         if done >= over:
             continue
         written, failed = flush_what_can(pool) if dirty else (0, None)
@@ -147,9 +166,11 @@ def trim(pool: "Pool", frames: int) -> int:
     seg, given = pool._seg, 0
     frames = min(frames, seg.status()["resident_frames"])
     for _ in range(8):
-        done, _moved, _pinned, dirty, _busy = seg.shrink(frames - given, reason("trim"), True)
+        done, _moved, _pinned, dirty, _busy, refused = seg.shrink(frames - given, reason("trim"), True)
         given += done
-        if given >= frames or not dirty:
+        if refused:
+            post_refused(pool, refused)
+        if given >= frames or not dirty or refused:
             break
         written, failed = flush_what_can(pool)
         if failed is not None:

@@ -191,13 +191,15 @@ class Steward:
             except OSError as error:
                 self._tell(now, What.SAVE_FAILED, Why.STORE, error)
 
-    def _tell(self, now: float, what: What, why: Why, error: Exception | None = None, *, bytes: int = 0) -> None:
+    def _tell(
+        self, now: float, what: What, why: Why, error: Exception | None = None, *, bytes: int = 0, value: float = 0
+    ) -> None:
         """Trouble that the next rounds may end: an event, not too often."""
         if error is not None:
             self.trouble = error
         if now - self._told_at.get(what, float("-inf")) >= AGAIN_S:
             self._told_at[what] = now
-            events.post(self.pool, what, why, bytes=bytes)
+            events.post(self.pool, what, why, bytes=bytes, value=value)
 
     def _give_idle(self, now: float, idle_s: float) -> None:
         """Gives back the pages that nobody has touched for so long, and the frames that were free all the time.
@@ -338,13 +340,16 @@ class Steward:
         """Gives up to ``over`` frames back, a bounded step of them, dirty pages first written; returns the bytes."""
         pool, size = self.pool, self.pool.page_size
         want = min(over, max(1, SHRINK_BYTES // size))
-        done, _moved, _pinned, dirty, _busy = pool._seg.shrink(want, reclaim.reason("pressure"), True)
+        done, _moved, _pinned, dirty, _busy, refused = pool._seg.shrink(want, reclaim.reason("pressure"), True)
         if done < want and dirty:
             written, failed = reclaim.flush_what_can(pool)
             if failed is not None:
                 self._tell(time.monotonic(), What.FLUSH_FAILED, Why.STORE, failed)
             if written:
-                done += pool._seg.shrink(want - done, reclaim.reason("pressure"), True)[0]
+                more, *_, refused = pool._seg.shrink(want - done, reclaim.reason("pressure"), True)
+                done += more
+        if refused:
+            self._tell(time.monotonic(), What.CANNOT_SHRINK, Why.KERNEL, reclaim.refusal(pool, refused), value=refused)
         return int(done) * size
 
 

@@ -1,8 +1,6 @@
 // What feeds the shadows of advice.h (the sampler, or a trace), and what Python sees of them.
 #include "py.h"
 
-#include <vector>
-
 #include "advice.h"
 #include "lock.h"
 
@@ -281,8 +279,8 @@ constexpr u64 LONGEST = 100'000;      // references: a second of a pool that is 
 // The pool of a trace: which pages are resident does not matter to the sampler, but for
 // pages that were away: their next reference is recorded whatever their mark says.
 struct TracedSampler {
-    std::vector<u8> marks;
-    std::vector<Atomic<u64>> samples;
+    Vec<u8> marks;
+    Vec<Atomic<u64>> samples;
     u32 n = 0, left = 1;
     u8 epoch = 1;
 
@@ -309,9 +307,10 @@ PyObject* core_advise(PyObject*, PyObject* args) {
     auto pages = static_cast<const u32*>(PyArray_DATA(trace));
     u64 n = u64(PyArray_SIZE(trace));
     AdviceGeometry g(max_frames, least_shift);
-    std::vector<u64> area(g.bytes / 8 + 1);
+    Vec<u64> area;
+    TracedSampler sampler;
+    if (!area.resize(g.bytes / 8 + 1) || !sampler.marks.resize(n_pages) || !sampler.samples.resize(Sampler::WINDOW)) return PyErr_NoMemory();
     Shadows shadows(reinterpret_cast<u8*>(area.data()), max_frames, frames, g);
-    TracedSampler sampler{std::vector<u8>(n_pages), std::vector<Atomic<u64>>(Sampler::WINDOW)};
     u64 references = 0, samples = 0, windows = 0;
     for (u64 i = 0; i < n; i++) {
         if (pages[i] >= n_pages) return raise("ValueError", "the trace has a page beyond n_pages");

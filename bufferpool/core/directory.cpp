@@ -2,8 +2,7 @@
 // and looks at files meanwhile; everything that changes a slot is here.
 #include "py.h"
 
-#include <vector>
-
+#include "client.h"
 #include "reclaim.h"
 #include "spaces.h"
 
@@ -76,8 +75,8 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     if (first == NONE || pages > max_pages)
         return raise("SpaceFull", "the pool can translate %llu pages in all and has no run of %llu left; remove a space, give this one a "
                      "smaller max_pages, or create the pool with a larger one", (unsigned long long)s->g.max_pages, max_pages);
-    std::vector<u64> sum(COUNTERS);
-    if (!sum_counters(*s, sum.data())) return raise_unsettled();
+    u64 sum[COUNTERS];
+    if (!sum_counters(*s, sum)) return raise_unsettled();
     int r;
     {
         Released unlocked(S(self));
@@ -93,7 +92,7 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     t->version.store_relaxed(version);
     t->stored.store_relaxed(kind == KIND_SCRATCH || kind == KIND_DERIVED ? 0 : pages);
     file.store(*t);
-    auto& counted = reinterpret_cast<Counters*>(sum.data())->space[index];
+    auto& counted = reinterpret_cast<Counters*>(sum)->space[index];
     t->opened_ns.store_relaxed(prim::realtime_ns());
     t->hits_before.store_relaxed(counted.hits.load_relaxed());
     t->misses_before.store_relaxed(counted.misses.load_relaxed());

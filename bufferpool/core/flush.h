@@ -7,9 +7,6 @@
 //          RESIDENT(f, dirty, no ring) -> RESIDENT(f, dirty, cold) -> RESIDENT(f)   synced, of a page that was set aside
 #pragma once
 
-#include <algorithm>
-#include <vector>
-
 #include "client.h"
 
 namespace bp {
@@ -85,7 +82,7 @@ inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
 // stored, and only if the entry still names the frame that was written. Where a newer
 // version came meanwhile, its oldest change that the store has not cannot be older than
 // what was stored: else a page that is always being written would hold checkpoints back for ever.
-inline void end_flush(Segment& s, Intent& intent, const std::vector<FlushItem>& items, bool synced) {
+inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, bool synced) {
     BP_POINT("flush.synced");
     for (const FlushItem& it : items) {
         u32 newer;
@@ -122,19 +119,22 @@ inline bool begin_flush_of(Segment& s, u32 page) {
 
 // Takes the flusher field and a pin of up to `most` dirty pages of the entries
 // [first, first + count) whose LSN is at most `lsn`, in page order. `held_back`
-// counts the dirty pages above it. The intent covers them until end_flush. Returns the entry
-// at which to go on, 0 when the range has been gone through.
-inline u64 begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 lsn, size_t most,
-                        std::vector<FlushItem>& out, u64& held_back) {
-    // 1. Candidates.
-    std::vector<u32> pages;
+// counts the dirty pages above it. The intent covers them until end_flush. `next`: the entry
+// at which to go on, 0 when the range has been gone through. NO_MEMORY: nothing was taken.
+inline Status begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 lsn, size_t most,
+                          Vec<FlushItem>& out, u64& held_back, u64& next) {
+    // 1. Candidates, and room for what will be taken of them.
+    Vec<u32> pages;
+    bool room = true;
     each_dirty(s, first, count, [&](u32 page, u64 page_lsn, u64) {
         if (page_lsn > lsn) held_back++;
-        else pages.push_back(page);
-        return pages.size() < most;
+        else room = pages.push(page);
+        return room && pages.size() < most;
     });
-    if (pages.empty()) return 0;
-    u64 next = pages.size() < most ? 0 : u64(pages.back()) + 1;  // whether or not all of them can be had
+    next = 0;
+    if (!room || !out.reserve(pages.size())) return Status::NO_MEMORY;
+    if (pages.empty()) return Status::OK;
+    if (pages.size() >= most) next = u64(pages.back()) + 1;  // whether or not all of them can be had
     // 2. The intent, then the fields.
     intent.page.store_relaxed(pages.front());
     intent.old.store_relaxed(pages.back());
@@ -147,15 +147,12 @@ inline u64 begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 lsn
         // The pin keeps the image: a writer may publish a newer one meanwhile.
         u32 pinned;
         bool ok = pin(s, page, pinned) == Status::OK;
-        if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn) {
-            out.push_back({page, pinned});
-            continue;
-        }
+        if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn && out.push({page, pinned})) continue;  // there is room
         if (ok) unpin(s, pinned);
         held_back++;
         settle_entry(s, page, [&](u64 v) { return entry::with_flusher(v, 0); });
     }
-    return next;
+    return Status::OK;
 }
 
 }  // namespace bp

@@ -47,7 +47,7 @@ void unmap_client(Segment* s) {
             }
         if (s->fd >= 0) close(s->fd);
     }
-    delete s;
+    unmake(s);
 }
 
 // ---- before and after ----------------------------------------------------------

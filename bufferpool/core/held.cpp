@@ -23,7 +23,7 @@ struct BatchObject {
     u32 forks;
     int op;
     u64 since_ns, held_back, next;
-    std::vector<FlushItem>* items;
+    Vec<FlushItem>* items;
 };
 
 static bool is_ours(SegmentObject* seg, u32 forks) { return seg->s && seg->s->me && seg->forks == forks; }
@@ -157,15 +157,19 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
     if (!batch) return nullptr;
     batch->seg = nullptr;
     batch->forks = S(self)->forks;
-    batch->items = new std::vector<FlushItem>;
+    batch->items = make<Vec<FlushItem>>();
+    if (!batch->items) return Py_DECREF(batch), PyErr_NoMemory();
     batch->since_ns = prim::now_ns();
     batch->held_back = batch->next = 0;
+    Status status;
     {
         Released unlocked(S(self));
         OpSlot op(*s);
-        if (op.valid()) batch->next = begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, batch->held_back);
-        batch->op = op.release();
+        status = op.valid() ? begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, batch->held_back, batch->next)
+                            : op.why_not();
+        batch->op = status == Status::OK ? op.release() : -1;
     }
+    if (status == Status::NO_MEMORY) return Py_DECREF(batch), PyErr_NoMemory();
     if (batch->op >= 0) {
         batch->seg = S(self);
         Py_INCREF(self);
@@ -225,7 +229,7 @@ static PyObject* segment_dirty_range(PyObject* self, PyObject* args) {
 
 static void batch_dealloc(BatchObject* batch) {
     end_batch(batch, false);
-    delete batch->items;
+    unmake(batch->items);
     PyObject_Free(batch);
 }
 

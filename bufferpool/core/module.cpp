@@ -25,6 +25,7 @@ PyObject* raise(const char* error, const char* format, ...) {
     PyObject* type = PyObject_GetAttrString(module, error);
     Py_DECREF(module);
     if (!type) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return nullptr;
         PyErr_Clear();
         PyObject* builtins = PyImport_ImportModule("builtins");
         type = builtins ? PyObject_GetAttrString(builtins, error) : nullptr;
@@ -58,6 +59,9 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
     case Status::TOO_DEEP:
         raise("WouldDeadlock", "all %u operations that a process may have under way are loads whose loaders ask for more "
               "pages; let loaders ask for fewer of each other's pages at a time", OPS);
+        break;
+    case Status::NO_MEMORY:
+        PyErr_NoMemory();
         break;
     case Status::NO_SPACE:
         raise("SharedMemoryFull", "the file system of the segment is full; free space there, or enlarge it (docker run --shm-size)");

@@ -7,7 +7,6 @@
 #include "py.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "counters.h"
 #include "events.h"
@@ -81,10 +80,16 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
     }
     seg->pins.next = seg->pins.prev = &seg->pins;
     seg->observing = true;
-    seg->s = new Segment;
+    seg->s = make<Segment>();
+    if (!seg->s) {
+        prim::unmap_segment(at, g.data_at);
+        close(own);
+        return Py_DECREF(seg), PyErr_NoMemory();
+    }
     seg->s->map(at, g, g.data_at);
-    seg->written = new u64[(g.data_at / g.os_page + 63) / 64]();
     seg->s->fd = own;
+    seg->written = static_cast<u64*>(prim::allocate((g.data_at / g.os_page + 63) / 64 * 8));
+    if (!seg->written) return Py_DECREF(seg), PyErr_NoMemory();
     if (!refresh(seg)) Py_CLEAR(seg);
     return reinterpret_cast<PyObject*>(seg);
 }
@@ -108,9 +113,9 @@ PyObject* raise_unsettled() {
 static PyObject* segment_counters(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
-    std::vector<u64> sum(COUNTERS);
-    if (!sum_counters(*s, sum.data())) return raise_unsettled();
-    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum.data()), Py_ssize_t(sum.size() * 8));
+    u64 sum[COUNTERS];
+    if (!sum_counters(*s, sum)) return raise_unsettled();
+    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum), sizeof sum);
 }
 
 static PyObject* segment_status(PyObject* self, PyObject*) {
@@ -153,7 +158,8 @@ static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
     PyObject* out = PyArray_SimpleNew(2, shape, NPY_UINT16);
     if (!out) return nullptr;
     auto to = static_cast<u16*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
-    std::vector<u16> rows(u64(shape[0]) * g.stripe_clients);
+    Vec<u16> rows;
+    if (!rows.resize(u64(shape[0]) * g.stripe_clients)) return Py_DECREF(out), PyErr_NoMemory();
     for (u32 stripe = 0; stripe < STRIPES && stripe < g.max_clients; stripe++) {
         if (!copy_table(*s, rows.data(), rows.size() * 2, g.pins_at + stripe * g.stripe_bytes)) return Py_DECREF(out), nullptr;
         for (u32 f = 0; f < u32(shape[0]); f++)
@@ -173,6 +179,7 @@ static PyObject* segment_entry_words(PyObject* self, PyObject* arg) {
     Sight sight(S(self));
     npy_intp n = PyArray_SIZE(pages);
     PyObject* out = PyArray_SimpleNew(1, &n, NPY_UINT64);
+    if (!out) return Py_DECREF(pages), nullptr;
     auto from = static_cast<const u32*>(PyArray_DATA(pages));
     auto to = static_cast<u64*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
     for (npy_intp i = 0; i < n; i++) to[i] = sight.entry(*s, from[i]) ? s->entries[from[i]].load_relaxed() : 0;
@@ -198,22 +205,22 @@ class SpaceFinder {
     struct Range {
         u32 first, end, index;
     };
-    std::vector<Range> ranges_;
-    size_t last_ = 0;
+    Range ranges_[MAX_SPACES];
+    size_t n_ = 0, last_ = 0;
 
 public:
     explicit SpaceFinder(Segment& s) {
         for (u32 i = 0; i < MAX_SPACES; i++)
             if (s.spaces[i].is_live()) {
                 u32 first = s.spaces[i].first_entry.load_relaxed();
-                ranges_.push_back({first, first + s.spaces[i].max_pages.load_relaxed(), i});
+                ranges_[n_++] = {first, first + s.spaces[i].max_pages.load_relaxed(), i};
             }
     }
     u32 of(u32 page) {
-        for (size_t tries = 0; tries < ranges_.size(); tries++) {
+        for (size_t tries = 0; tries < n_; tries++) {
             const Range& r = ranges_[last_];
             if (page >= r.first && page < r.end) return r.index;
-            last_ = (last_ + 1) % ranges_.size();
+            last_ = (last_ + 1) % n_;
         }
         return NONE;
     }
@@ -319,7 +326,8 @@ static PyObject* segment_post_event(PyObject* self, PyObject* args) {
 static PyObject* segment_events(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
-    std::vector<Event> out(EVENTS);
+    Vec<Event> out;
+    if (!out.resize(EVENTS)) return PyErr_NoMemory();
     u32 n = read_events(*s, out.data());
     return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(out.data()), Py_ssize_t(n * sizeof(Event)));
 }

@@ -29,6 +29,10 @@
 
 namespace bp::prim {
 
+// Memory of this process, or null: room.h is what asks for it.
+inline void* allocate(size_t bytes) { return malloc(bytes); }
+inline void deallocate(void* at) { free(at); }
+
 // Monotonic clock, a few milliseconds coarse, about 5 ns a call (vDSO).
 inline u64 coarse_ns() {
     timespec t;
@@ -165,11 +169,10 @@ inline int punch(int fd, u64 offset, u64 bytes) {
     return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(bytes)) == 0 ? 0 : -errno;
 }
 
-// Gives a mapped range back: MADV_REMOVE (madvise(2)), or by descriptor where
-// the mapping is locked in memory and madvise says EINVAL.
+// Gives a mapped range back: MADV_REMOVE (madvise(2)), or by descriptor where madvise refuses: EINVAL for a
+// mapping that is locked in memory, EPERM or ENOSYS in a sandbox.
 inline int remove(void* address, u64 bytes, int fd, u64 offset) {
-    if (madvise(address, bytes, MADV_REMOVE) == 0) return 0;
-    return errno == EINVAL || errno == EAGAIN ? punch(fd, offset, bytes) : -errno;
+    return madvise(address, bytes, MADV_REMOVE) == 0 ? 0 : punch(fd, offset, bytes);
 }
 
 // Reads exactly `bytes` at `offset`, or fewer at the end of the file. The

@@ -2,15 +2,13 @@
 // memory goes (the extents that are cheapest to empty), and how (MADV_REMOVE).
 #pragma once
 
-#include <algorithm>
-#include <vector>
-
 #include "client.h"
 
 namespace bp {
 
 struct Reclaimed {
-    u64 frames = 0;      // given back
+    u64 frames = 0;      // given back: the kernel has them
+    int refused = 0;     // the kernel would not take some: its -errno
     u64 moved = 0;       // pages copied to empty extents
     EvictTally tally{};  // why more pages could not go
 };
@@ -20,8 +18,9 @@ constexpr u32 EVICT_LOOKS = 512;      // and looks at pages: one eviction may ne
 constexpr u32 LOOK_BATCH = 4096;      // frames looked at per hold
 constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: bounds what is in flight
 
-// Gives BUSY(me) frames back: one madvise for each run of neighbours.
-inline void release_frames(Segment& s, std::vector<u32>& frames, Reason reason) {
+// Gives BUSY(me) frames back: one madvise for each run of neighbours. What the kernel does not take stays
+// in the pool, free; `done` counts what it took.
+inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaimed& done) {
     std::sort(frames.begin(), frames.end());
     for (size_t i = 0; i < frames.size();) {
         size_t end = i + 1;
@@ -35,10 +34,12 @@ inline void release_frames(Segment& s, std::vector<u32>& frames, Reason reason) 
         lock_memory(s, false);
         for (size_t k = i; k < end; k++) {
             if (r == 0) hole_locked(s, frames[k]);
-            else free_locked(s, frames[k]);  // the kernel would not: keep it, uncounted
+            else free_locked(s, frames[k]);
         }
         unlock_memory(s);
         if (r == 0) s.counters().reclaimed_bytes[reason].add_relaxed(length);
+        if (r == 0) done.frames += end - i;
+        else done.refused = r;
         BP_POINT("punch.hole");
         i = end;
     }
@@ -76,10 +77,9 @@ struct ExtentPlan {
 };
 
 // The extents to empty so that `want` frames come free: fewest pages to move
-// first, highest extents first among equals. The last may be more than needed.
-inline std::vector<ExtentPlan> plan_extents(Segment& s, u64 want) {
+// first, highest extents first among equals. The last may be more than needed. False: no memory.
+inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
     u32 per = s.g.extent_frames;
-    std::vector<ExtentPlan> plans;
     s.has_frame(s.g.max_frames - 1);
     for (u32 first = 0; first < s.ready; first += per) {
         ExtentPlan p{first / per, 0, 0};
@@ -88,7 +88,7 @@ inline std::vector<ExtentPlan> plan_extents(Segment& s, u64 want) {
             p.free += state == FREE;
             p.live += state == LIVE;
         }
-        if (p.free) plans.push_back(p);
+        if (p.free && !plans.push(p)) return false;
     }
     std::sort(plans.begin(), plans.end(), [](const ExtentPlan& a, const ExtentPlan& b) {
         return a.live != b.live ? a.live < b.live : a.extent > b.extent;
@@ -96,40 +96,42 @@ inline std::vector<ExtentPlan> plan_extents(Segment& s, u64 want) {
     u64 sum = 0;
     size_t n = 0;
     for (; n < plans.size() && sum + plans[n].free + plans[n].live <= want; n++) sum += plans[n].free + plans[n].live;
-    plans.resize(n);
-    return plans;
+    plans.cut(n);
+    return true;
 }
 
-// Takes the free frames of one extent, at most `most`, highest first: BUSY(me).
-inline void claim_free(Segment& s, u32 extent, u64 most, std::vector<u32>& out) {
+// Takes the free frames of one extent, at most `most` and as many as `out` has room for, highest first: BUSY(me).
+inline void claim_free(Segment& s, u32 extent, u64 most, Vec<u32>& out) {
     u32 first = extent * s.g.extent_frames, end = std::min(first + s.g.extent_frames, s.ready);
-    for (u32 f = end; f-- > first && most > 0;) {
+    for (u32 f = end; f-- > first && most > 0 && !out.full();) {
         if (!s.free.has(f)) continue;
         s.free.remove(f);
         s.frames[f].word.store_release(frame::busy(s.me));
-        out.push_back(f);
-        most--;
+        most -= out.push(f);
     }
 }
 
 // Phases 2 and 3: empties whole extents and gives them back, `want` frames at
-// most; then single runs, for what is less than an extent.
-inline bool give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
-    std::vector<ExtentPlan> plans = plan_extents(s, want);
-    std::vector<u32> out;
+// most; then single runs, for what is less than an extent. The list of frames on their way has
+// its room before any is taken: NO_MEMORY has changed nothing.
+inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
+    Vec<ExtentPlan> plans;
+    Vec<u32> out;
+    if (!plan_extents(s, want, plans) || !out.reserve(std::min(u64(EXTENTS_PER_STEP) * s.g.extent_frames, u64(s.ready))))
+        return Status::NO_MEMORY;
     for (size_t i = 0; i < plans.size(); i += EXTENTS_PER_STEP) {
         size_t end = std::min(i + EXTENTS_PER_STEP, plans.size());
         // 2. Compaction: the free frames of these extents are ours, so that the
         // pages that must move find their place elsewhere.
-        if (!lock_memory(s)) return false;
+        if (!lock_memory(s)) return Status::INTERRUPTED;
         for (size_t k = i; k < end; k++) claim_free(s, plans[k].extent, s.g.extent_frames, out);
         unlock_memory(s);
         BP_POINT("compact.claimed");
         for (size_t k = i; k < end; k++) {
             u32 first = plans[k].extent * s.g.extent_frames;
-            for (u32 f = first; plans[k].live && f < first + s.g.extent_frames && f < s.ready; f++) {
+            for (u32 f = first; plans[k].live && !out.full() && f < first + s.g.extent_frames && f < s.ready; f++) {
                 if (frame::state(s.frames[f].word.load_acquire()) != LIVE) continue;
-                if (!lock_memory(s)) return release_frames(s, out, reason), false;
+                if (!lock_memory(s)) return release_frames(s, out, reason, done), Status::INTERRUPTED;
                 u32 g = s.free.lowest();
                 if (g != NONE) {
                     s.free.remove(g);
@@ -144,24 +146,24 @@ inline bool give_back(Segment& s, Intent& intent, u64 want, Reason reason, Recla
                     continue;
                 }
                 done.moved++;
-                if (ours) out.push_back(f);
+                if (ours && !out.push(f)) free_frame(s, f);  // there is room: see above
             }
         }
         // 3. To the kernel.
         if (done.frames + out.size() > want) {  // pages left meanwhile: keep the surplus
             lock_memory(s, false);
-            for (; done.frames + out.size() > want; out.pop_back()) free_locked(s, out.back());
+            for (; done.frames + out.size() > want; out.pop()) free_locked(s, out.back());
             unlock_memory(s);
         }
-        done.frames += out.size();
-        release_frames(s, out, reason);
-        if (s.interrupted && s.interrupted(s)) return false;
+        release_frames(s, out, reason, done);
+        if (done.refused) return Status::OK;  // it would not take the next ones either
+        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
     }
     // Less than an extent is left to give, or pinned frames stood in the way.
     for (u32 tries = 0; done.frames < want && tries < 1000; tries++) {
-        if (!lock_memory(s)) return false;
+        if (!lock_memory(s)) return Status::INTERRUPTED;
         u32 end = s.ready;
-        while (done.frames + out.size() < want && out.size() < 4 * s.g.extent_frames) {
+        while (done.frames + out.size() < want && !out.full()) {
             u32 f = s.free.highest_below(end);
             if (f == NONE) break;
             claim_free(s, f / s.g.extent_frames, want - done.frames - out.size(), out);
@@ -169,10 +171,10 @@ inline bool give_back(Segment& s, Intent& intent, u64 want, Reason reason, Recla
         }
         unlock_memory(s);
         if (out.empty()) break;
-        done.frames += out.size();
-        release_frames(s, out, reason);
+        release_frames(s, out, reason, done);
+        if (done.refused) break;
     }
-    return true;
+    return Status::OK;
 }
 
 // Gives `want` frames back to the kernel; with `evict`, makes them free first.
@@ -186,10 +188,10 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
         unlock_memory(s);
         if (free < want && !evict_for_shrink(s, op.intent(), want - free, done.tally)) return Status::INTERRUPTED;
     }
-    return give_back(s, op.intent(), want, reason, done) ? Status::OK : Status::INTERRUPTED;
+    return give_back(s, op.intent(), want, reason, done);
 }
 
-// The frames that the spaces of a dead client left.
+// The frames that the spaces of a dead client left. Where there is no memory for that, they stay in the pool, free.
 inline void give_back_freed(Segment& s, u32 frames) {
     Reclaimed done;
     shrink(s, frames, CLIENT_EXIT, false, done);

@@ -1,8 +1,6 @@
 // Segment: one client's attachment, seen from Python.
 #include "py.h"
 
-#include <vector>
-
 #include "check.h"
 #include "reclaim.h"
 
@@ -30,7 +28,11 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     seg->pins.next = seg->pins.prev = &seg->pins;
     seg->on_exhausted = on_exhausted;
     Py_INCREF(on_exhausted);
-    seg->s = new Segment;
+    seg->s = make<Segment>();
+    if (!seg->s) {
+        prim::unmap_segment(at, h.geometry.total_bytes);
+        return Py_DECREF(seg), PyErr_NoMemory();
+    }
     seg->s->map(at, h.geometry);
     seg->s->interrupted = signal_came;
     if (int r = map_client(seg->s, fd)) {
@@ -58,7 +60,7 @@ static void forget(SegmentObject* seg) {
             break;
         }
     seg->s = nullptr;
-    delete[] seg->written;
+    prim::deallocate(seg->written);
     seg->written = nullptr;
     Py_CLEAR(seg->data);
 }
@@ -148,7 +150,7 @@ static PyObject* segment_clients(PyObject* self, PyObject*) {
     return list;
 }
 
-// shrink(frames, reason, evict) -> (given back, moved, pinned, dirty, busy)
+// shrink(frames, reason, evict) -> (given back, moved, pinned, dirty, busy, the errno with which the kernel refused some, or 0)
 static PyObject* segment_shrink(PyObject* self, PyObject* args) {
     unsigned long long want;
     unsigned reason;
@@ -164,7 +166,9 @@ static PyObject* segment_shrink(PyObject* self, PyObject* args) {
         status = shrink(*s, want, Reason(reason), evict, done);
     }
     if (status == Status::INTERRUPTED && check_signals() < 0) return nullptr;
-    return Py_BuildValue("(KKIII)", (unsigned long long)done.frames, (unsigned long long)done.moved, done.tally.pinned, done.tally.dirty, done.tally.busy);
+    if (status == Status::NO_MEMORY) return PyErr_NoMemory();
+    return Py_BuildValue("(KKIIIi)", (unsigned long long)done.frames, (unsigned long long)done.moved, done.tally.pinned, done.tally.dirty,
+                         done.tally.busy, -done.refused);
 }
 
 static PyObject* segment_evict_idle(PyObject* self, PyObject* arg) {
@@ -262,16 +266,18 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
     if (!s) return nullptr;
     Findings found;
     int passes = is_alone(S(self)) ? 1 : 8;  // what nobody changes is as it will be
+    Status status;
     {
         Released unlocked(S(self));
         reap_all(*s);
-        found = check(*s, passes);
+        status = check(*s, passes, found);
     }
-    PyObject* list = PyList_New(0);
-    for (const std::string& f : found) {
-        PyObject* text = PyUnicode_FromString(f.c_str());
-        if (!text || !list || PyList_Append(list, text) < 0) Py_CLEAR(list);
-        Py_XDECREF(text);
+    if (status == Status::NO_MEMORY) return PyErr_NoMemory();
+    PyObject* list = PyList_New(Py_ssize_t(found.size()));
+    for (size_t i = 0; list && i < found.size(); i++) {
+        PyObject* text = PyUnicode_FromString(found[i].text);
+        if (text) PyList_SET_ITEM(list, Py_ssize_t(i), text);
+        else Py_CLEAR(list);
     }
     return list;
 }

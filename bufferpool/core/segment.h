@@ -3,11 +3,11 @@
 #pragma once
 
 #include <mutex>
-#include <new>
 #include <thread>
 
 #include "layout.h"
 #include "prim.h"
+#include "room.h"
 
 namespace bp {
 
@@ -27,6 +27,7 @@ enum class Status {
     TOO_LONG,     // the space has as many pages as it may have
     DEADLOCK,     // a loader waits, in the end, for itself
     RAISED,       // a hook has given up, and has said why
+    NO_MEMORY,    // this process has no memory for a list of its own: nothing has changed
     CORRUPT,      // the segment contradicts itself
 };
 

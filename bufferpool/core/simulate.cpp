@@ -2,8 +2,6 @@
 // runs, with plain arrays in place of entries and frames.
 #include "py.h"
 
-#include <vector>
-
 namespace bp {
 
 struct SimulatedPage {
@@ -13,8 +11,8 @@ struct SimulatedPage {
 };
 
 struct SimulatedPool {
-    std::vector<SimulatedPage> pages;
-    std::vector<u64> storage[2];
+    Vec<SimulatedPage> pages;
+    Vec<u64> storage[2];
     u64 evicted[2] = {0, 0};  // from the cold ring, from the hot ring
 
     u64* slots(Ring r) { return storage[r == RING_HOT].data(); }
@@ -40,9 +38,10 @@ PyObject* core_simulate(PyObject*, PyObject* args) {
     auto pages = static_cast<const u32*>(PyArray_DATA(trace));
     npy_intp n = PyArray_SIZE(trace);
     SimulatedPool pool;
-    pool.pages.resize(n_pages);
+    bool room = pool.pages.resize(n_pages);
     PolicyState state{};
-    for (auto& ring : pool.storage) ring.resize(frames + frames / 2 + 64);
+    for (auto& ring : pool.storage) room = room && ring.resize(size_t(frames) + frames / 2 + 64);
+    if (!room) return PyErr_NoMemory();
     Alr<SimulatedPool> policy(state, pool);
     policy.set_frames(frames);
     u64 hits = 0;

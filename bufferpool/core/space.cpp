@@ -1,8 +1,6 @@
 // Space: pages by number. The hot path of everything: space[n].
 #include "hooks.h"
 
-#include <vector>
-
 #include "reclaim.h"
 #include "writing.h"
 
@@ -93,7 +91,8 @@ static PyObject* space_pin_many(PyObject* self, PyObject* ids) {
     npy_intp n = PyArray_SIZE(numbers);
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     u32 few[128];
-    std::vector<u32> many(n > 128 ? size_t(n) : 0);
+    Vec<u32> many;
+    if (n > 128 && !many.resize(size_t(n))) return Py_DECREF(numbers), PyErr_NoMemory();
     u32* frames = n > 128 ? many.data() : few;
     u32 now = s.tick();
     u64 hits = 0;

@@ -54,9 +54,9 @@ static void flush_pages(Segment& s, u64 durable, bool alone = false) {
     u64 before[PAGES];
     for (u32 p = 0; p < PAGES; p++) before[p] = world.done[p];
     OpSlot op(s);
-    std::vector<FlushItem> items;
-    u64 held_back = 0, written[PAGES] = {};
-    begin_flush(s, op.intent(), 0, PAGES, durable, PAGES, items, held_back);
+    Vec<FlushItem> items;
+    u64 held_back = 0, next = 0, written[PAGES] = {};
+    if (begin_flush(s, op.intent(), 0, PAGES, durable, PAGES, items, held_back, next) != Status::OK) abort();
     for (FlushItem& it : items) {
         u64 version = page_words(s, it.frame)[0] & 0xffffffff;
         if (version > durable) violation("page %u: version %u written ahead of the log", it.page, u32(version));
@@ -105,8 +105,10 @@ static void shrink_one(Segment& s, bool evict) {
 static void move_and_release(Segment& s, u32 page) {
     u32 f = move_elsewhere(s, page);
     if (f == NONE) return;
-    std::vector<u32> out{f};
-    release_frames(s, out, TRIM);
+    Vec<u32> out;
+    Reclaimed done;
+    if (!out.push(f)) abort();
+    release_frames(s, out, TRIM, done);
 }
 
 static void drop_and_count(Segment& s, u32 page) {

@@ -23,6 +23,15 @@
 
 namespace bp {
 
+static std::string say(const char* format, ...) {
+    char text[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return text;
+}
+
 // A copy of everything in use: the world, and each stack from its top down to its pointer.
 static void copy_state(std::vector<u8>& out) {
     out.clear();

@@ -93,15 +93,15 @@ void write(Segment& s, u32 page) {
 
 void flush(Segment& s) {
     OpSlot op(s);
-    std::vector<FlushItem>* items = new std::vector<FlushItem>;  // not on the stack: the dead leave it
-    u64 held_back = 0;
-    begin_flush(s, op.intent(), 0, PAGES, ~u64(0), PAGES, *items, held_back);
+    Vec<FlushItem>* items = make<Vec<FlushItem>>();  // not on the stack: the dead leave it
+    u64 held_back = 0, next = 0;
+    if (begin_flush(s, op.intent(), 0, PAGES, ~u64(0), PAGES, *items, held_back, next) != Status::OK) abort();
     for (FlushItem& it : *items) {
         look_at(words_of(s, it.frame), it.page);
         prim::copy_page(store[it.page], s.page_data(it.frame), 4096);
     }
     end_flush(s, op.intent(), *items, true);
-    delete items;
+    unmake(items);
 }
 
 void give_back(Segment& s) {
@@ -209,7 +209,9 @@ void look_at_the_end() {
     s.fd = prim::reopen(file);
     if (attach(s) != Status::OK) wrong("nobody can attach any more", 0);
     reap_all(s);
-    for (const std::string& found : check(s, 1)) printf("%s\n", found.c_str()), wrong("check", 0);
+    Findings found;
+    if (check(s, 1, found) != Status::OK) wrong("no memory for check", 0);
+    for (const Finding& finding : found) printf("%s\n", finding.text), wrong("check", 0);
     for (u32 page = 0; page < PAGES; page++) read(s, page), flush(s);
     detach(s);
 }

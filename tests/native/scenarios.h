@@ -71,7 +71,9 @@ static void end_check() {
     if (attach(*s) != Status::OK) violation("nobody can attach any more");
     reap_all(*s);
     check_clean_is_synced(*s);
-    for (const std::string& found : check(*s, 1)) violation("%s", found.c_str());
+    Findings found;
+    if (check(*s, 1, found) != Status::OK) abort();
+    for (const Finding& finding : found) violation("%s", finding.text);
     for (u32 f = 0; f < s->ready; f++) {
         FrameState state = frame::state(s->frames[f].word.load_relaxed());
         if (state == BUSY || state == OLD) violation("frame %u is left %s", f, name(state));
