@@ -21,6 +21,7 @@ from bufferpool.errors import (
     SpaceFull,
     SpaceMismatch,
     SpaceNotFound,
+    SpacePrivate,
     SpaceRemoved,
     StoreError,
 )
@@ -96,6 +97,7 @@ def _bind_record(pool: "Pool", space: Space, record: dict[str, Any], fd: int, *,
     space._bind_core(
         pool._seg, record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"], fd,
         space._store, space.dtype, writable, bool(record["flags"] & DISCARDABLE), space.kind is Kind.SCRATCH,
+        bool(record["owner"]),
     )  # fmt: skip
 
 
@@ -109,6 +111,8 @@ def _connect(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | Non
     record = _find_record(pool, space, state, truncate)
     if space._generation is not None and (record is None or record["generation"] != space._generation):
         raise SpaceRemoved(f"space {space.name!r} has been removed from pool {pool.name!r} since; open it again")
+    if record is None and space._options.get("found"):
+        raise SpaceNotFound(no_such_space(pool, space.name))
     if record is not None:
         if _has_another_version(space, record):
             pool._require_writable(f"replace {space.name!r}, whose pages another version of its loader made")
@@ -119,34 +123,62 @@ def _connect(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | Non
 
 def _find_record(pool: "Pool", space: Space, state: FileState, truncate: bool) -> dict[str, Any] | None:
     """The record that the handle belongs to; None if there is none."""
-    store = space._store
-    for record in pool._seg.spaces():
-        same_file = space.kind is Kind.FILE and record["kind"] == Kind.FILE and recorded(record).file == state.file
-        if record["name"] != space.name:
-            if same_file:
-                raise SpaceMismatch(
-                    f"{record['path']} is in the pool already, as {record['name']!r}; pass name={record['name']!r}"
-                )
-            continue
-        if record["kind"] != space.kind:
+    store, spaces = space._store, pool._seg.spaces()
+    for other in spaces:
+        if space.kind is Kind.FILE and other["name"] != space.name and _same_file(other, state):
             raise SpaceMismatch(
-                f"space {space.name!r} is a {kind_name(record['kind'])} space, not {space.kind.name.lower()}; use another name"
+                f"{other['path']} is in the pool already, as {other['name']!r}; pass name={other['name']!r}"
             )
-        if space.kind is Kind.FILE:
-            assert isinstance(store, FileStore)
-            if record["path"] != store.path and not same_file:
-                raise SpaceMismatch(
-                    f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name="
-                )
-            if not truncate and bool(record["flags"] & CHECKSUM) != bool(space._options.get("checksum")):
-                raise SpaceMismatch(
-                    f"space {space.name!r} was opened {'with' if record['flags'] & CHECKSUM else 'without'} checksums; "
-                    f"pass checksum={bool(record['flags'] & CHECKSUM)}, or remove the space first"
-                )
-        elif not _has_another_version(space, record):
-            _refuse_another(space, record)
-        return record
-    return None
+    record = visible(spaces, space.name, private=space.private)
+    if record is None:
+        return None
+    if record["kind"] != space.kind:
+        raise SpaceMismatch(
+            f"space {space.name!r} is a {kind_name(record['kind'])} space, not {space.kind.name.lower()}; use another name"
+        )
+    if space.kind is Kind.FILE:
+        assert isinstance(store, FileStore)
+        if record["path"] != store.path and not _same_file(record, state):
+            raise SpaceMismatch(
+                f"space {space.name!r} is the file {record['path']}, not {store.path}; pass another name="
+            )
+        if not truncate and bool(record["flags"] & CHECKSUM) != bool(space._options.get("checksum")):
+            raise SpaceMismatch(
+                f"space {space.name!r} was opened {'with' if record['flags'] & CHECKSUM else 'without'} checksums; "
+                f"pass checksum={bool(record['flags'] & CHECKSUM)}, or remove the space first"
+            )
+    elif not _has_another_version(space, record):
+        _refuse_another(space, record)
+    return record
+
+
+def _same_file(record: dict[str, Any], state: FileState) -> bool:
+    return record["kind"] == Kind.FILE and recorded(record).file == state.file
+
+
+def visible(spaces: list[dict[str, Any]], name: str, *, private: bool) -> dict[str, Any] | None:
+    """The record of the space that this process sees under a name; None if it sees none.
+
+    Private scratch spaces of other processes are not seen. Where there is a shared space and one of our own,
+    ``private`` says which.
+    """
+    found = [r for r in spaces if r["name"] == name and (r["mine"] or not r["owner"])]
+    found.sort(key=lambda r: r["mine"] != private)
+    return found[0] if found else None
+
+
+def no_such_space(pool: "Pool", name: str) -> str:
+    """Why ``name`` is not found, and what there is."""
+    spaces = pool._seg.spaces()
+    theirs = [r["owner"] for r in spaces if r["name"] == name and r["owner"] and not r["mine"]]
+    if theirs:
+        return (
+            f'the space {name!r} of pool {pool.name!r} is private to client {theirs[0]} (owner="client"; pool.clients() says '
+            'who that is); make one here with pool.scratch(), or share one with owner="pool"'
+        )
+    return (
+        f"pool {pool.name!r} has no space {name!r}; it has {[r['name'] for r in spaces if r['mine'] or not r['owner']]}"
+    )
 
 
 def _has_another_version(space: Space, record: dict[str, Any]) -> bool:
@@ -324,6 +356,8 @@ def _remove_now(pool: "Pool", name: str, index: int, generation: int | None, dis
         record = record_of(pool, index)
         if record["generation"] != generation:
             raise SpaceRemoved(f"space {name!r} has been removed already")
+        if record["owner"] and not record["mine"]:
+            raise SpacePrivate(f"{name!r} belongs to client {record['owner']} alone, which removes it")
         dirty = dirty_pages(pool, record)
         if dirty and not discard:
             raise SpaceBusy(
@@ -344,12 +378,11 @@ def _remove_now(pool: "Pool", name: str, index: int, generation: int | None, dis
 
 
 def record_named(pool: "Pool", name: str) -> dict[str, Any]:
-    """The record of the space ``name``. Raises SpaceNotFound."""
-    records = pool._seg.spaces()
-    for record in records:
-        if record["name"] == name:
-            return record
-    raise SpaceNotFound(f"pool {pool.name!r} has no space {name!r}; it has {[r['name'] for r in records]}")
+    """The record of the space ``name``: this process's own comes first. Raises SpaceNotFound."""
+    record = visible(pool._seg.spaces(), name, private=True)
+    if record is None:
+        raise SpaceNotFound(no_such_space(pool, name))
+    return record
 
 
 def dirty_images(pool: "Pool", name: str) -> Iterator[tuple[int, Buffer]]:

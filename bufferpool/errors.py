@@ -31,6 +31,7 @@
     │   ├── SpaceFull                it has reached max_pages
     │   ├── SpaceRemoved             it was removed from the pool
     │   ├── SpaceBusy                it has pages that cannot go now
+    │   ├── SpacePrivate             it belongs to one process alone
     │   └── TooManySpaces            every space slot is taken
     └── StoreError                   what is behind a space failed
         ├── PageCorrupt              a page's checksum is wrong, and nobody could repair it
@@ -78,6 +79,7 @@ __all__ = [
     "SpaceFull",
     "SpaceMismatch",
     "SpaceNotFound",
+    "SpacePrivate",
     "SpaceReadOnly",
     "SpaceRemoved",
     "StoreError",
@@ -217,6 +219,10 @@ class SpaceRemoved(SpaceError):
 
 class SpaceBusy(SpaceError):
     """The space has pages that cannot go now."""
+
+
+class SpacePrivate(SpaceError):
+    """The scratch space belongs to one process alone (owner="client"), and this is another."""
 
 
 class TooManySpaces(SpaceError):

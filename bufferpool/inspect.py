@@ -102,6 +102,13 @@ class SpaceStats:
     misses: int
     opened_at: float
     """Seconds since the epoch."""
+    owner: int = 0
+    """The client whose private space it is; 0: the pool's."""
+
+    @property
+    def shown_name(self) -> str:
+        """The name, with the client that a private space belongs to: others may have one of the same name."""
+        return f"{self.name} (client {self.owner})" if self.owner else self.name
 
 
 @dataclass(frozen=True)
@@ -338,6 +345,7 @@ def read_spaces(pool: Seen, counters: Counters, summary: Summary) -> list[SpaceS
             hits=max(0, int(counters.spaces[r["index"], 0]) - r["hits_before"]),
             misses=max(0, int(counters.spaces[r["index"], 1]) - r["misses_before"]),
             opened_at=r["opened_ns"] / 1e9,
+            owner=r["owner"],
         )
         for r in pool._seg.spaces()
     ]

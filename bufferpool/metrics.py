@@ -30,6 +30,7 @@ from prometheus_client.registry import Collector
 from bufferpool import _core, events, inspect, pressure, segment
 from bufferpool.advise import Advice, AdvicePoint
 from bufferpool.errors import BufferPoolError, SegmentNotFound
+from bufferpool.inspect import SpaceStats
 from bufferpool.observer import Observer
 
 AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # inspect.AGE_LIMITS_S, as labels
@@ -118,7 +119,12 @@ def _frames(sight: Sight) -> Iterator[Sample]:
 
 
 def _per_space(field: str) -> Callable[[Sight], Iterable[Sample]]:
-    return lambda sight: [((_text(space.name),), getattr(space, field)) for space in sight.stats.spaces]
+    """A private space has its client in a label: others may have one of the same name."""
+    return lambda sight: [(_labels(space), getattr(space, field)) for space in sight.stats.spaces]
+
+
+def _labels(space: SpaceStats) -> tuple[str, str]:
+    return _text(space.name), str(space.owner or "")
 
 
 MEMORY = (
@@ -203,17 +209,18 @@ CLIENTS = (
              "rebuilds"),
 )  # fmt: skip
 
+SPACE_LABELS = ("space", "client")
 SPACES = (
     Family(GaugeMetricFamily, "bufferpool_space_pages", "Pages of a space, resident or not.", _per_space("pages"),
-           ("space",)),
+           SPACE_LABELS),
     Family(GaugeMetricFamily, "bufferpool_space_resident_pages", "Pages of a space that are in the pool.",
-           _per_space("resident"), ("space",)),
+           _per_space("resident"), SPACE_LABELS),
     Family(GaugeMetricFamily, "bufferpool_space_dirty_pages", "Pages of a space with changes that its store lacks.",
-           _per_space("dirty"), ("space",)),
+           _per_space("dirty"), SPACE_LABELS),
     Family(CounterMetricFamily, "bufferpool_space_hits", "References to pages of a space that were in the pool.",
-           _per_space("hits"), ("space",)),
+           _per_space("hits"), SPACE_LABELS),
     Family(CounterMetricFamily, "bufferpool_space_misses", "References to pages of a space that had to be loaded.",
-           _per_space("misses"), ("space",)),
+           _per_space("misses"), SPACE_LABELS),
 )  # fmt: skip
 
 
@@ -358,8 +365,8 @@ def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
 
 def _created(sight: Sight, family: Family, labels: tuple[str, ...]) -> float:
     """Since when a counter counts: seconds since the epoch."""
-    if family.labels == ("space",):
-        return next(space.opened_at for space in sight.stats.spaces if (_text(space.name),) == labels)
+    if family.labels == SPACE_LABELS:
+        return next(space.opened_at for space in sight.stats.spaces if _labels(space) == labels)
     return sight.created_at
 
 

@@ -160,9 +160,12 @@ class Pool(Attachment, Inspection):
     ) -> Space:
         """Pages without a store: zeros until written.
 
-        ``owner``: "pool" (stays until removed) or "client" (goes with this
-        process, whatever ends it). ``discardable``: written pages may be dropped
-        under pressure, and then raise PageDiscarded; otherwise they are kept.
+        ``owner``: "pool" (shared by all processes; stays until removed) or "client" (private to
+        this process, and removed with it, however it ends). Each process that makes a private
+        space of a name has its own: no other process finds its pages by that name, it does not
+        pickle, and in a forked child the parent's handle raises SpacePrivate.
+        ``discardable``: written pages may be dropped under pressure, and then raise
+        PageDiscarded; otherwise they are kept.
         """
         self._require_writable("make scratch pages")
         if owner not in ("pool", "client"):
@@ -175,26 +178,33 @@ class Pool(Attachment, Inspection):
     def space(self, name: str) -> Space:
         """A space that is in the pool already, by name. Raises SpaceNotFound.
 
+        Private scratch spaces of other processes are not found; one of this process comes before
+        a shared space of the same name.
         A derived space, or one on a store of one's own, is opened with
         :meth:`open_derived` or :meth:`open_store`, which bring the loader or store.
         """
-        record = record_named(self, name)
-        kind, flags = Kind(record["kind"]), record["flags"]
+        return self._found(record_named(self, name))
+
+    def _found(self, record: dict[str, Any]) -> Space:
+        """A handle of the space that ``record`` says is there."""
+        name, kind, flags = record["name"], Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
             writable = flags & WRITABLE and self.mode == "r+"
             return self.open_file(record["path"], "r+" if writable else "r", name=name, checksum=bool(flags & CHECKSUM))
+        options = {"n_pages": record["pages"], "found": True}
         if kind is Kind.SCRATCH:
-            options = {
-                "n_pages": record["pages"],
-                "owner": "pool",
-                "discardable": bool(flags & DISCARDABLE),
-                "found": True,
-            }
+            options |= {"owner": "client" if record["owner"] else "pool", "discardable": bool(flags & DISCARDABLE)}
         else:
-            options = {"n_pages": record["pages"], "mode": self.mode}
+            options |= {"mode": self.mode}
         space = Space(self, name, kind, np.uint8, options)
         bind(self, space)
         return space
+
+    def _owns(self, space: Space) -> bool:
+        """Whether a private space is still there, and is this process's own."""
+        return any(
+            r["mine"] and (r["index"], r["generation"]) == (space.index, space._generation) for r in self._seg.spaces()
+        )
 
     def _bind(self, space: Space) -> None:
         bind(self, space)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bufferpool import _core
 from bufferpool.checksum import CheckedFile
-from bufferpool.errors import LoaderFailed, LoaderReturned, PageOutOfRange, StoreError
+from bufferpool.errors import LoaderFailed, LoaderReturned, PageOutOfRange, SpacePrivate, StoreError
 from bufferpool.store import Buffer, FileStore, GuardedBuffer, Store, read_page
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class Space(_core.Space):
         return f"<Space {self.name!r} ({self.kind.name.lower()}) of pool {self.pool.name!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self.private:
+            raise SpacePrivate(
+                f'{self!r} belongs to this process alone (owner="client") and cannot be pickled: '
+                'make one in the other process, or share one (owner="pool")'
+            )
         return (
             Space,
             (self.pool, self.name, self.kind, self.dtype, self._options),
@@ -73,6 +78,11 @@ class Space(_core.Space):
                 "_generation": self._generation,
             },
         )
+
+    @property
+    def private(self) -> bool:
+        """Whether the space belongs to one process alone: scratch pages with owner "client"."""
+        return self.kind is Kind.SCRATCH and bool(self._options.get("owner") == "client")
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.scan()
@@ -188,9 +198,12 @@ class Space(_core.Space):
         self.pool._remove(self, discard)
 
     def close(self) -> None:
-        """Ends the use of the space by this handle. A scratch space with owner
-        "client" is removed; everything else stays warm in the pool."""
-        if self.kind is Kind.SCRATCH and self._options.get("owner") == "client":
+        """Ends the use of the space by this handle.
+
+        A scratch space with owner "client" is removed by the process that owns it;
+        everything else stays warm in the pool.
+        """
+        if self.private and self.pool._owns(self):
             self.remove(discard=True)
 
     def __enter__(self) -> "Space":

@@ -237,10 +237,10 @@ def _open(pool: "Pool", about: dict[str, Any]) -> Space:
     if about["kind"] != "FILE":
         raise WorkingSetError(f"{about['name']!r} has a loader or a store of its own: pass its handle in spaces=")
     for record in pool._seg.spaces():
-        if record["name"] == about["name"]:
+        if record["name"] == about["name"] and not record["owner"]:
             if record["path"] != about["path"]:
                 raise WorkingSetError(f"{about['name']!r} is another space by now: {record['path'] or 'not a file'}")
-            return pool.space(about["name"])
+            return pool._found(record)
     return pool.open_file(about["path"], "r", name=about["name"], checksum=bool(about["flags"] & CHECKSUM))
 
 

@@ -20,6 +20,8 @@ def read(*names: str) -> Series:
 
 def get(series: Series, name: str, pool: bp.Pool | str, **labels: str) -> float:
     pool = pool if isinstance(pool, str) else pool.name
+    if name.startswith("space_"):
+        labels.setdefault("client", "")
     return series[f"bufferpool_{name}", tuple(sorted({"pool": pool, **labels}.items()))]
 
 

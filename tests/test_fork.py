@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-from bufferpool.errors import TooManyClients, WrongProcess
+from bufferpool.errors import SpaceNotFound, SpacePrivate, TooManyClients, WrongProcess
 
 from .conftest import WAIT, pins, stamp, wait_until
 
@@ -114,17 +114,46 @@ def test_a_pool_works_in_a_forked_child(pool, data_file, child):
     assert pool.stats().clients == 1
 
 
-def test_scratch_of_the_parent_stays_when_a_forked_child_ends(pool, child):
+def _use_private_of_the_parent(pool, work, view):
+    assert (view == 5).all()
+    pool.reap()
+    for use in (
+        lambda: work[1],
+        lambda: len(work),
+        lambda: work.pin(1),
+        lambda: work.read_many([1]),
+        lambda: work.pin_many([1]),
+        lambda: work.write(1),
+        lambda: work.append(),
+        lambda: work.drop(),
+        lambda: list(work.scan()),
+        lambda: work.remove(),
+        lambda: work.remove(discard=True),
+    ):
+        with pytest.raises(SpacePrivate, match=r"client \d+ alone"):
+            use()
+    work.close()  # ends nothing that is another's
+    with pytest.raises(SpaceNotFound, match="private to client"):
+        pool.space("mine")
+    own = pool.scratch("mine", 4, owner="client")
+    assert not own[1].any()
+    with own.write(1) as page:
+        page[:] = 6
+    assert (pool.space("mine")[1] == 6).all()
+    assert (view == 5).all()
+    return [space.name for space in pool.stats().spaces]
+
+
+def test_private_scratch_of_the_parent_is_not_the_child_s_and_stays_when_it_ends(pool, child):
+    """A forked child wrote into its parent's private pages, by name and through the inherited handle."""
     work = pool.scratch("mine", 4, owner="client")
     with work.write(1) as page:
         page[:] = 5
-    assert child(_first_byte, work, context="fork").result() == 5
+    view = work[1]
+    assert child(_use_private_of_the_parent, pool, work, view, context="fork").result() == ["mine", "mine"]
     pool.reap()
     assert (work[1] == 5).all()
-
-
-def _first_byte(space):
-    return int(space[1][0])
+    assert [space.name for space in pool.stats().spaces] == ["mine"]
 
 
 def _exit_hard(view, space):
@@ -193,6 +222,10 @@ def test_blocks_that_a_forked_child_abandons_stay_the_parents(pool, data_file, c
     assert (table[1] == 5).all()
     assert len(table) == 11
     assert (table[10] == 6).all()
+
+
+def _first_byte(space):
+    return int(space[1][0])
 
 
 def test_a_fork_without_a_free_slot_says_so(make_pool, child):

@@ -124,7 +124,7 @@ def test_names_units_labels_and_help(make_pool, data_file):
         assert family.unit in ("", "bytes", "seconds")
         assert ("bytes" in family.name or "seconds" in family.name) == bool(family.unit)
         for sample in family.samples:
-            assert set(sample.labels) <= {"pool", "space", "reason", "state", "age", "budget", "event", "le"}
+            assert set(sample.labels) <= {"pool", "space", "client", "reason", "state", "age", "budget", "event", "le"}
     created = [s for family in families for s in family.samples if s.name.endswith("_created")]
     assert len(created) >= 40
     assert all(time.time() - 600 < s.value <= time.time() for s in created)

@@ -1,6 +1,8 @@
 """Scratch pages: zeros until written, gone with their owner."""
 
+import copy
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ import bufferpool as bp
 from bufferpool.errors import (
     PageDiscarded,
     PoolExhausted,
+    SpaceMismatch,
+    SpaceNotFound,
+    SpacePrivate,
     SpaceRemoved,
 )
 from tests.conftest import PAGE, WAIT, fill, kernel_bytes, stamp
@@ -51,6 +56,96 @@ def test_closing_a_scratch_space_of_a_client_removes_it(pool):
         fill(work, [1])
     assert np.array_equal(work[1], stamp(1))
     assert kernel_bytes(pool) > memory
+
+
+def _own(name, how, ready, go):
+    """Makes a private space of the name that the test has too, and says what it finds there."""
+    with bp.Pool.attach(name) as pool:
+        work = pool.scratch("work", 4, owner="client")
+        found = int(work[1][0])
+        fill(work, [1], version=7)
+        ready.set()
+        assert go.wait(WAIT)
+        assert np.array_equal(work[1], stamp(1, version=7))
+        if how == "dies":
+            os._exit(0)
+        return found
+
+
+@pytest.mark.parametrize("how", ["ends", "dies"])
+def test_private_scratch_of_one_name_is_each_process_s_own(pool, child, spawn, how):
+    """Two workers that sorted in scratch("sort", owner="client") wrote into each other's pages: the second found the
+    first one's space by its name."""
+    mine = pool.scratch("work", 4, owner="client")
+    fill(mine, [1], version=3)
+    ready, go = spawn.Event(), spawn.Event()
+    other = child(_own, pool.name, how, ready, go)
+    assert ready.wait(WAIT)
+    assert np.array_equal(mine[1], stamp(1, version=3))
+    owners = {s.owner: s.shown_name for s in pool.stats().spaces}
+    assert len(owners) == 2
+    assert owners == {c.client: f"work (client {c.client})" for c in pool.clients()}
+    go.set()
+    if how == "ends":
+        assert other.result() == 0
+    else:
+        other.process.join(WAIT)
+    pool.reap()
+    assert np.array_equal(mine[1], stamp(1, version=3))
+    assert np.array_equal(pool.space("work")[1], stamp(1, version=3))
+    assert len(pool.stats().spaces) == 1
+
+
+def test_private_scratch_of_another_is_not_found_by_its_name(pool, attach, data_file):
+    mine = pool.scratch("work", 4, owner="client")
+    fill(mine, [1])
+    other = attach(pool)
+    with pytest.raises(SpaceNotFound, match=r"private to client 1 .*pool\.scratch"):
+        other.space("work")
+    with pytest.raises(SpaceNotFound, match=r"it has \[\]"):
+        other.space("elsewhere")
+    # Nor does it stand in the way of a shared space of that name, of any kind.
+    shared = other.scratch("work", 8)
+    assert not shared[1].any()
+    fill(shared, [1], version=2)
+    assert np.array_equal(mine[1], stamp(1))
+    assert np.array_equal(pool.space("work")[1], stamp(1))  # one's own comes first
+    assert np.array_equal(pool.scratch("work", 4, owner="client")[1], stamp(1))
+    assert np.array_equal(pool.scratch("work", 4)[1], stamp(1, version=2))
+    assert np.array_equal(pickle.loads(pickle.dumps(shared))[1], stamp(1, version=2))
+    shared.remove()
+    table = other.open_file(data_file(4), name="work")
+    assert np.array_equal(table[2], stamp(2))
+    assert np.array_equal(mine[1], stamp(1))
+    mine.close()
+    assert np.array_equal(pool.space("work")[2], stamp(2))
+
+
+def test_a_shared_and_a_private_space_are_not_taken_for_each_other(pool):
+    pool.scratch("shared", 4)
+    with pytest.raises(SpaceMismatch, match="owner='pool'"):
+        pool.scratch("shared", 4, owner="client")
+    with pool.scratch("own", 4, owner="client"), pytest.raises(SpaceMismatch, match="owner='client'"):
+        pool.scratch("own", 4)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_private_scratch_does_not_travel(pool, copied):
+    """An unpickled handle of a private space read and wrote the pages of the process that had made it."""
+    work = pool.scratch("work", 4, owner="client")
+    for space in (work, pool.space("work")):
+        with pytest.raises(SpacePrivate, match="cannot be pickled: make one in the other process"):
+            copied(space)
+    assert copied(pool.scratch("shared", 4))
+
+
+def test_closing_a_found_private_space_removes_it_like_any_handle_of_it(pool, attach):
+    pool.scratch("work", 4, owner="client")
+    pool.space("work").close()
+    assert pool.stats().spaces == []
+    with pool.scratch("work", 4):
+        pass
+    assert [s.owner for s in attach(pool).stats().spaces] == [0]
 
 
 def _make_scratch(name, n_pages, done, finish):

@@ -99,7 +99,11 @@ def _flush(args: argparse.Namespace) -> int:
         else:
             written = pool.flush(None if args.space is None else pool.space(args.space))
         stats = pool.stats()
-    left = sum(s.dirty for s in stats.spaces if s.name == args.space) if args.space else stats.frames["dirty"]
+    left = (
+        sum(s.dirty for s in stats.spaces if s.name == args.space and not s.owner)
+        if args.space
+        else stats.frames["dirty"]
+    )
     if args.json:
         print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
     else:

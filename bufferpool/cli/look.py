@@ -95,7 +95,7 @@ def _stat(args: argparse.Namespace) -> int:
     _print_stats(stats)
     if stats.spaces:
         print("\nspaces")
-        rows = [(s.name, s.kind, f"{s.pages:,}", f"{s.hits:,}", f"{s.misses:,}") for s in stats.spaces]
+        rows = [(s.shown_name, s.kind, f"{s.pages:,}", f"{s.hits:,}", f"{s.misses:,}") for s in stats.spaces]
         print_table([("NAME", "KIND", "PAGES", "HITS", "MISSES"), *rows], right=(2, 3, 4))
     print(f"\nclients ({len(clients)})" if clients else "\nno clients")
     if clients:
@@ -153,20 +153,28 @@ def _check(args: argparse.Namespace) -> int:
 
 def _spaces(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        found = pool.stats().spaces
+        found, clients = pool.stats().spaces, {client.client: client for client in pool.clients()}
     if args.json:
         print_json([{**asdict(space), "hit_ratio": _ratio(space.hits, space.misses)} for space in found])
         return 0
     rows = [
         (
-            s.name, s.kind, f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
+            s.name, s.kind, _owner(s.owner, clients), f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
             "-" if not s.hits + s.misses else f"{_ratio(s.hits, s.misses):.2%}",
         )
         for s in found
     ]  # fmt: skip
-    head = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO")
-    print_table([head, *rows], right=range(2, 8)) if rows else print("no spaces")
+    head = ("NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO")
+    print_table([head, *rows], right=range(3, 9)) if rows else print("no spaces")
     return 0
+
+
+def _owner(number: int, clients: dict[int, ClientInfo]) -> str:
+    """Whose a space is: the pool's, or one client's."""
+    if not number:
+        return "pool"
+    client = clients.get(number)
+    return f"client {number}" if client is None else f"client {number} (pid {client.pid}, {client.name})"
 
 
 def _ratio(hits: int, misses: int) -> float:
@@ -254,17 +262,21 @@ def _extents(args: argparse.Namespace) -> int:
 def _pins(args: argparse.Namespace) -> int:
     """Who pins what. A page was referenced when it was pinned: so its last use is when the newest pin was taken."""
     with observe(args) as pool:
-        records = {record["name"]: record for record in pool._seg.spaces()}
-        if args.space is not None and args.space not in records:
-            raise BufferPoolError(f"{args.name} has no space {args.space!r}; it has {sorted(records)}")
-        if args.page is not None and not 0 <= args.page < records[args.space]["pages"]:
-            raise PageOutOfRange(f"{args.space!r} has {records[args.space]['pages']} pages, numbered from 0")
+        records = pool._seg.spaces()
+        asked = [r for r in records if r["name"] == args.space]  # private ones of several clients may have one name
+        if args.space is not None and not asked:
+            raise BufferPoolError(
+                f"{args.name} has no space {args.space!r}; it has {sorted(r['name'] for r in records)}"
+            )
+        most = max((r["pages"] for r in asked), default=0)
+        if args.page is not None and not 0 <= args.page < most:
+            raise PageOutOfRange(f"{args.space!r} has {most} pages, numbered from 0")
         counts, frames = inspect.read_pins(pool), pool.frames()
         clients = {client.client: client for client in pool.clients()}
-    names = {record["index"]: name for name, record in records.items()}
+    names = {record["index"]: record["name"] for record in records}
     wanted = frames["pins"][: len(counts)] > 0
     if args.space is not None:
-        wanted &= frames["space"][: len(counts)] == records[args.space]["index"]
+        wanted &= np.isin(frames["space"][: len(counts)], [r["index"] for r in asked])
     if args.page is not None:
         wanted &= frames["page_no"][: len(counts)] == args.page
     rows: list[dict[str, Any]] = []

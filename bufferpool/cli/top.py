@@ -255,14 +255,14 @@ class Top(App[None]):
         before, table = self.before, self.query_one("#spaces", DataTable)
         self.query_one("#spaces-title", Static).update(f"spaces, by {SPACE_COLUMNS[self.sort_by].lower()}")
         table.clear()
-        seen = {s.name: s for s in before.stats.spaces} if before is not None else {}
+        seen = {(s.name, s.owner): s for s in before.stats.spaces} if before is not None else {}
         span = now.at - before.at if before is not None else 1.0
         rows = []
         for s in now.stats.spaces:
-            was = seen.get(s.name, s)
+            was = seen.get((s.name, s.owner), s)
             hits, misses = (s.hits - was.hits) / span, (s.misses - was.misses) / span
             ratio = s.hits / (s.hits + s.misses) if s.hits + s.misses else math.nan
-            rows.append((s.name, s.kind, s.pages, s.resident, s.dirty, hits, misses, ratio))
+            rows.append((s.shown_name, s.kind, s.pages, s.resident, s.dirty, hits, misses, ratio))
         by_text = self.sort_by < 2
         rows.sort(key=lambda row: row[self.sort_by] if by_text else -float(row[self.sort_by] or 0))
         for name, kind, pages, resident, dirty, hits, misses, ratio in rows:

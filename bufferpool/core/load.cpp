@@ -5,9 +5,14 @@ namespace bp {
 
 // ---- checks --------------------------------------------------------------------
 
-// Attaches a space that was unpickled, refuses one whose pool is closed. 0 or -1.
+// Attaches a space that was unpickled; refuses one whose pool is closed, and a parent's private one. 0 or -1.
 int ready_space(SpaceObject* sp) {
-    if (sp->seg && sp->seg->s && sp->seg->s->me) return 0;
+    if (sp->seg && sp->seg->s && sp->seg->s->me) {
+        if (!sp->only || sp->only == sp->seg->s->me) return 0;
+        raise("SpacePrivate", "the scratch space belongs to client %u alone, of which this process is a forked child; make one here (pool.scratch), "
+              "or share one (owner=\"pool\")", sp->only);
+        return -1;
+    }
     if (sp->seg) return opened(sp->seg) ? 0 : -1;
     PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_attach", nullptr);
     if (!r) return -1;

@@ -54,6 +54,7 @@ struct SpaceObject {
     npy_intp items;      // of dtype in a page
     u64 generation;
     u32 index, first_entry, max_pages, kind;
+    u32 only;            // the client whose private space it is; 0: everybody's
     int fd;              // of a file; -1: pages are filled by _fill()
     bool writable, discardable, zero_fill;
 };

@@ -238,16 +238,16 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
     return PyLong_FromUnsignedLong(freed);
 }
 
-// (segment, index, generation, first_entry, max_pages, kind, fd, store, dtype, writable, discardable, zero_fill)
+// (segment, index, generation, first_entry, max_pages, kind, fd, store, dtype, writable, discardable, zero_fill, private)
 static PyObject* space_bind(PyObject* self, PyObject* args) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyObject *seg, *store;
     PyArray_Descr* dtype;
     unsigned long long generation;
     unsigned index, first, max_pages, kind;
-    int fd, writable, discardable, zero_fill;
-    if (!PyArg_ParseTuple(args, "O!IKIIIiOO!ppp:_bind_core", &SegmentType, &seg, &index, &generation, &first, &max_pages, &kind,
-                          &fd, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable, &zero_fill))
+    int fd, writable, discardable, zero_fill, is_private;
+    if (!PyArg_ParseTuple(args, "O!IKIIIiOO!pppp:_bind_core", &SegmentType, &seg, &index, &generation, &first, &max_pages, &kind,
+                          &fd, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable, &zero_fill, &is_private))
         return nullptr;
     Segment* s = opened(reinterpret_cast<SegmentObject*>(seg));
     if (!s) return nullptr;
@@ -273,6 +273,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->writable = writable;
     sp->discardable = discardable;
     sp->zero_fill = zero_fill;
+    sp->only = is_private ? s->me : 0;
     Py_RETURN_NONE;
 }
 
