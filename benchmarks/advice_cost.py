@@ -162,7 +162,7 @@ def pool_and_file(pages: int) -> Iterator[tuple[bp.Pool, str]]:
         try:
             yield pool, file.name
         finally:
-            pool.unlink()
+            pool.unlink(discard=True)
             pool.close()
 
 

@@ -156,12 +156,12 @@ class Bench:
         pool = bufferpool.Pool.create(name, pages * PAGE, page_size=PAGE, extent_size=EXTENT, max_clients=CLIENTS)
         try:
             if not named:
-                pool.unlink()
+                pool.unlink(discard=True)
             with pool:
                 yield pool
         finally:
             if named:
-                pool.unlink()
+                pool.unlink(discard=True)
 
     @cached_property
     def hot(self) -> "Hot":

@@ -46,7 +46,7 @@ def main() -> None:
             pin.release()
         del held, space
     finally:
-        pool.unlink()
+        pool.unlink(discard=True)
 
 
 def measure(pool: bp.Pool) -> None:

@@ -18,6 +18,7 @@ from bufferpool.errors import (
     SegmentNotFound,
     SegmentReplaced,
 )
+from bufferpool.observer import refuse_loss
 from bufferpool.sizes import parse_size
 from bufferpool.sizing import LEAST_BYTES, auto, look
 from bufferpool.store import Store
@@ -223,14 +224,17 @@ class Attachment:
                     del self._data
                 self._closed = True
 
-    def unlink(self) -> None:
-        """Removes the pool's name. Whoever is attached keeps working; memory goes with the last one.
+    def unlink(self, *, discard: bool = False) -> None:
+        """Removes the pool's name. Processes that are attached keep working; memory goes with the last one.
 
-        Raises SegmentNotFound, and SegmentReplaced if the name belongs to another pool by now.
+        Raises UnsavedPages if files or stores have dirty pages in it, unless ``discard`` gives them up;
+        SegmentNotFound; and SegmentReplaced if the name belongs to another pool by now.
         """
         self._require_writable("remove it")
         if self._uuid is not None:
             segment.refuse_another(self.path, self._uuid, self._owner)
+        if not discard:
+            refuse_loss(self.name, os.path.dirname(self.path))
         segment.unlink(self.path)
 
     def __enter__(self) -> Self:

@@ -15,6 +15,7 @@
     ├── PoolClosed                   (ValueError) the pool was closed
     ├── PoolReadOnly                 (PermissionError) it was attached for reading only
     ├── PoolExhausted                (MemoryError) no frame can be had
+    ├── UnsavedPages                 dirty pages of files or stores would be lost
     ├── TooManyClients               every client slot is taken
     ├── WrongProcess                 a write that belongs to the parent of a fork
     ├── WaitTimeout                  (TimeoutError) somebody else has the page
@@ -86,6 +87,7 @@ __all__ = [
     "TooManyClients",
     "TooManyPins",
     "TooManySpaces",
+    "UnsavedPages",
     "WaitTimeout",
     "WorkingSetError",
     "WouldDeadlock",
@@ -155,6 +157,18 @@ class PoolReadOnly(BufferPoolError, PermissionError):
 
 class PoolExhausted(BufferPoolError, MemoryError):
     """Every frame is pinned, dirty or not discardable."""
+
+
+class UnsavedPages(BufferPoolError):
+    """What was asked for would lose dirty pages of files or stores."""
+
+    def __init__(self, message: str, pages: dict[str, int]) -> None:
+        super().__init__(message, pages)
+        self.pages = pages
+        """How many, by the name of their space."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class TooManyClients(BufferPoolError):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
-from bufferpool.space import kind_name
+from bufferpool.space import Kind, kind_name
 
 
 class Seen(Protocol):
@@ -331,6 +331,13 @@ def read_summary(pool: Seen) -> Summary:
         held_back=found["held_back"],
         spaces=np.frombuffer(found["spaces"], np.uint64).reshape(_core.MAX_SPACES, 2),
     )
+
+
+def read_unsaved(pool: Seen) -> dict[str, int]:
+    """Dirty pages of spaces that have a file or a store, by the name of the space: what would be lost with the pool."""
+    dirty = read_summary(pool).spaces[:, 1]
+    written = (r for r in pool._seg.spaces() if r["kind"] in (Kind.FILE, Kind.STORE) and dirty[r["index"]])
+    return {r["name"]: int(dirty[r["index"]]) for r in written}
 
 
 def read_spaces(pool: Seen, counters: Counters, summary: Summary) -> list[SpaceStats]:

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from bufferpool import _core, segment
+from bufferpool.errors import SegmentCorrupt, UnsavedPages
+from bufferpool.inspect import read_unsaved
 from bufferpool.inspection import Inspection
 
 
@@ -66,3 +68,26 @@ class Observer(Inspection):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def unsaved_pages(name: str, directory: str | os.PathLike[str] | None = None) -> dict[str, int]:
+    """Dirty pages of the files and stores of a pool, by space. Raises as :class:`Observer` does."""
+    with Observer(name, directory=directory) as pool:
+        return read_unsaved(pool)
+
+
+def refuse_loss(name: str, directory: str | os.PathLike[str] | None = None) -> None:
+    """Raises UnsavedPages if the pool has dirty pages of files or stores: they are nowhere else."""
+    try:
+        pages = unsaved_pages(name, directory)
+    except SegmentCorrupt as error:
+        raise SegmentCorrupt(
+            f"{error}; nobody can count its dirty pages: to remove it all the same, pass discard=True (bufferpool rm --discard)"
+        ) from error
+    if pages:
+        which = ", ".join(f"{n} of {space!r}" for space, n in pages.items())
+        raise UnsavedPages(
+            f"{name!r} has {sum(pages.values())} dirty pages that no file or store has yet ({which}): write them first "
+            "(pool.flush(), bufferpool flush), or give them up (discard=True, bufferpool rm --discard)",
+            pages,
+        )

@@ -72,7 +72,7 @@ def make() -> None:
             for worker in workers:
                 worker.kill()
                 worker.join()
-            pool.unlink()
+            pool.unlink(discard=True)
 
 
 if __name__ == "__main__":

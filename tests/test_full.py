@@ -194,7 +194,7 @@ for room in [*range(0, 640, 4), *range(640, 3600, 200)]:  # KiB
     with pool.open_file(path, "r+", name="table").write(30) as page:
         page[:] = 7
     assert pool.scratch("more", 500)[400].sum() == 0
-    pool.unlink()
+    pool.unlink(discard=True)
     pool.close()
 print(full > 20, whole > 2)
 """

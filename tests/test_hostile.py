@@ -185,7 +185,7 @@ def test_the_interpreter_ends_with_live_views_and_threads_inside_the_core(pool_n
             pool.reap()
             assert pool.check() == []
             assert pins(pool) == 0
-            pool.unlink()
+            pool.unlink(discard=True)
 
 
 def _use_until(name, path, ready, stop):

@@ -17,7 +17,7 @@ from bufferpool.cli.common import (
     size,
 )
 from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused
-from bufferpool.observer import Observer
+from bufferpool.observer import Observer, refuse_loss, unsaved_pages
 from bufferpool.pool import Pool
 from bufferpool.sizes import format_size
 from bufferpool.steward import Settings, run
@@ -28,7 +28,7 @@ def _rm(args: argparse.Namespace) -> int:
     failed, rows = 0, []
     for name in args.name:
         try:
-            row, text = _remove(segment.path_of(name, args.directory), args.force)
+            row, text = _remove(segment.path_of(name, args.directory), args.force, args.discard)
             rows.append(row)
             if not args.json:
                 print(text)
@@ -40,7 +40,7 @@ def _rm(args: argparse.Namespace) -> int:
     return failed
 
 
-def _remove(path: str, force: bool) -> tuple[dict[str, object], str]:
+def _remove(path: str, force: bool, discard: bool) -> tuple[dict[str, object], str]:
     """Removes one pool, whatever its condition; says what came free, as figures and as a sentence."""
     name = os.path.basename(path)
     found = next((f for f in segment.find(os.path.dirname(path)) if f.path == path), None)
@@ -53,6 +53,8 @@ def _remove(path: str, force: bool) -> tuple[dict[str, object], str]:
         raise SegmentRefused(
             f"{name!r} is in use by living processes (bufferpool stat {name} names them): end them first, or use --force"
         )
+    if not discard and not found.trouble:  # of one that nobody can attach to, nothing can be saved
+        refuse_loss(name, os.path.dirname(path))
     segment.unlink(path)
     size = format_size(found.kernel_bytes)
     row: dict[str, object] = {"name": name, "kernel_bytes": found.kernel_bytes, "in_use": used}
@@ -168,13 +170,22 @@ def _gc(args: argparse.Namespace) -> int:
                 if reaped:
                     say(f"{name}: dead clients cleared away: {reaped}")
             used, removed = doctor.in_use(found.path), False
+            unsaved = 0 if used or found.trouble else sum(unsaved_pages(name, args.directory).values())
             what = f"damaged ({found.trouble})" if found.trouble else "nobody is attached"
-            question = f"{name}: {what}, {format_size(found.kernel_bytes)}. Remove it?"
+            loss = f", {unsaved} dirty pages that no file has yet" if unsaved else ""
+            question = f"{name}: {what}, {format_size(found.kernel_bytes)}{loss}. Remove it?"
             if not used and (args.yes or (not args.json and _asked(question))):
-                say(_remove(found.path, force=False)[1])
+                say(_remove(found.path, force=False, discard=not args.yes)[1])
                 removed = True
             rows.append(
-                {"name": name, "reaped_clients": reaped, "in_use": used, "trouble": found.trouble, "removed": removed}
+                {
+                    "name": name,
+                    "reaped_clients": reaped,
+                    "in_use": used,
+                    "trouble": found.trouble,
+                    "unsaved_pages": unsaved,
+                    "removed": removed,
+                }
             )
         except (BufferPoolError, OSError) as error:
             complain(error)
@@ -256,7 +267,7 @@ def register(commands: Commands) -> None:
     gc = commands.add(
         "gc", _gc, "clear away dead clients, and, after asking, pools that nobody uses",
         "A pool that nobody uses may be waiting for its next process, warm: hence the question.\n"
-        "With --json nothing is asked: without --yes no pool is removed.\n\n"
+        "With --json nothing is asked: without --yes no pool is removed. --yes keeps pools with dirty pages of files.\n\n"
         "examples:\n  bufferpool gc\n  bufferpool gc --yes",
         pool=False,
     )  # fmt: skip
@@ -280,10 +291,11 @@ def register(commands: Commands) -> None:
     steward.add_argument("--working-set", metavar="FILE", help="save the working set there, every five minutes")
     rm = commands.add(
         "rm", _rm, "remove pools and free their memory",
-        "Pages that were written and not flushed are lost. A pool with living clients is kept,\n"
-        "unless forced: then they go on with what they have, and new ones do not find it.\n\n"
+        "A pool with dirty pages of files or stores is kept, unless they are given up (--discard), and so is one with\n"
+        "living clients, unless forced: then they go on with what they have, and new ones do not find it.\n\n"
         "examples:\n  bufferpool rm orders\n  bufferpool rm --force orders tiles",
         pool=False,
     )  # fmt: skip
     rm.add_argument("name", metavar="NAME", nargs="+", type=pool_name)
+    rm.add_argument("--discard", action="store_true", help="even if pages are lost that were not flushed")
     rm.add_argument("--force", action="store_true", help="even if processes are attached")

@@ -99,7 +99,7 @@ def measure(directory: str | None) -> list[dict[str, object]]:
                 a, b = (t / n * 1e9 for t in _in_turns(ours, base, ROUNDS))
                 rows.append({"what": what, "yardstick": yardstick, "ours_ns": a, "yardstick_ns": b, "ratio": a / b})
         finally:
-            pool.unlink()
+            pool.unlink(discard=True)
     return rows
 
 
