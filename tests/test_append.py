@@ -133,3 +133,22 @@ def test_a_space_that_is_open_for_reading_is_not_written(pool, data_file):
     for use in (lambda: derived.write(0), derived.append):
         with pytest.raises(SpaceReadOnly):
             use()
+
+
+def test_a_number_is_not_given_back_to_the_next_space_in_the_slot(pool):
+    """An append of a space that was removed gave "its" number back to the space that has the slot now.
+
+    The next two appends of that one got the same number then, and the first one's page was overwritten.
+    """
+    old = pool.scratch("t", 3)
+    stale = old.append()
+    old.remove(discard=True)
+    new = pool.scratch("t", 3)
+    assert new.index == old.index
+    with new.append() as page:
+        del stale
+        with new.append() as other:
+            page[:], other[:] = 1, 2
+    assert len(new) == 5
+    assert [int(new[n][0]) for n in (3, 4)] == [1, 2]
+    assert pool.check() == []

@@ -1,7 +1,7 @@
 """The protocol, explored: every interleaving, and a death after every step.
 
-tests/native/explore.cpp compiles the core's own headers. A scenario is two or
-three processes; from each state every one of them takes its next step, or dies.
+tests/native/explore.cpp compiles the core's own headers. A scenario is two to
+four processes; from each state every one of them takes its next step, or dies.
 The mutations below are mistakes that the explorer must find.
 """
 
@@ -106,6 +106,17 @@ def _scan_by_frames(text: str) -> str:
     return text[:start] + body + text[end:]
 
 
+def _any_generation(text: str) -> str:
+    """A number that nobody has used given back to the space that has the slot now, whichever it is."""
+    start = text.index("    u64 expected = space_extent(at.generation, page_no + 1);")
+    end = text.index("}\n", start)
+    body = """
+    u64 now = at.slot.reserved.load_acquire();
+    if (space_pages(now) == page_no + 1) at.slot.reserved.cas_seq_cst(now, now - 1);
+"""
+    return text[:start] + body + text[end:]
+
+
 # name: (file, what stands there or a function, what stands there instead, scenario that finds it)
 MUTATIONS = {
     "the second load of the entry in pin left out": (
@@ -195,6 +206,37 @@ MUTATIONS = {
         "entry::state(e) == RESIDENT && (e & entry::DIRTY) && !entry::owner(e)",
         "entry::state(e) == RESIDENT && !entry::owner(e)",
         "pin-evict-hot",
+    ),
+    "an append's number given back to the next space in the slot": ("writing.h", _any_generation, "", "append-reopen"),
+    "an append's number taken without a look at who else takes it": (
+        "writing.h",
+        "if (slot.reserved.cas_seq_cst(reserved, space_extent(at.generation, page_no + 1))) return Status::OK;",
+        "return slot.reserved.store_seq_cst(space_extent(at.generation, page_no + 1)), Status::OK;",
+        "append-append",
+    ),
+    "a load that does not look whether the space is still open": (
+        "fetch.h",
+        "Status status = at.open() ? load.prepare() : Status::REMOVED;",
+        "Status status = load.prepare();",
+        "load-reopen",
+    ),
+    "a pin that does not look whether the space is still open": (
+        "fetch.h",
+        "        if (at.open()) return Status::OK;\n        hooks.unpin(frame);",
+        "        if (true) return Status::OK;\n        hooks.unpin(frame);",
+        "read-reopen",
+    ),
+    "a writer that does not look whether the space is still open": (
+        "writing.h",
+        "if (!at.open()) return end_write(s, at.page), Status::REMOVED;",
+        "",
+        "write-reopen",
+    ),
+    "a space removed while a page of it is in use": (
+        "client.h",
+        "if (!drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;",
+        "(void)drop_page(s, op.intent(), u32(first + i), patience, freed);",
+        "write-remove",
     ),
     "a frame taken before its memory is there": (
         "take.h",

@@ -55,6 +55,7 @@ inline u32 claim_slot(Segment& s, int fd) {
 
 inline u64 space_pages(u64 extent) { return extent & PAGES_MASK; }
 inline u64 space_generation(u64 extent) { return extent >> GENERATION_SHIFT; }
+inline u64 space_extent(u64 generation, u64 pages) { return generation << GENERATION_SHIFT | pages; }
 
 // Drops one page whatever it holds, waiting at most `patience` slices for whoever
 // is changing it; with `clean_only`, not if it is dirty by then. `freed` counts frames
@@ -111,7 +112,8 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     BP_POINT("remove.empty");
     if (!lock_growth(s)) return false;  // from here on nobody appends; interrupted: the next one goes on
     slot.entries_ready.store_relaxed(0);
-    for (auto* field : {&slot.reserved, &slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns, &slot.ctime_ns, &slot.doubt})
+    slot.reserved.store_release(0);  // whoever finds no generation in it finds the space closed, too
+    for (auto* field : {&slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns, &slot.ctime_ns, &slot.doubt})
         field->store_relaxed(0);
     slot.owner.store_relaxed(0);
     slot.flush_open.store_relaxed(0);

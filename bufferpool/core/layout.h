@@ -28,12 +28,12 @@ namespace bp {
 constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
 constexpr u32 LAYOUT_VERSION = 3;
 #ifdef BP_EXPLORE  // the explorer keeps its states small
-constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1;
+constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, PATH_BYTES = 8;
 #else
 constexpr u32 MAX_SPACES = 64;
 constexpr u32 OPS = 64;  // operations that one client can have under way at once
 constexpr u32 EVENTS = 1024;
-constexpr u32 BUCKETS = 28;
+constexpr u32 BUCKETS = 28, PATH_BYTES = 1024;
 #endif
 constexpr u32 STRIPES = 8;  // of pin counts
 constexpr u64 DATA_ALIGN = 2u << 20;
@@ -122,7 +122,7 @@ constexpr u64 PAGES_MASK = CLOSED - 1;
 
 struct alignas(64) SpaceSlot {
     Atomic<u64> extent;        // generation << 40 | pages
-    Atomic<u64> reserved;      // page numbers handed out by append
+    Atomic<u64> reserved;      // generation << 40 | page numbers handed out by append
     Atomic<u64> stored;        // pages that the store has
     Atomic<u64> entries_ready; // entries with memory behind them
     Atomic<u32> state, kind, flags, owner;
@@ -134,7 +134,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> owner_generation;
     Atomic<u64> version;       // of a derived space's loader, hashed; 0: none was given
     char name[64];
-    char path[1024];
+    char path[PATH_BYTES];
     // The counters of a slot go on when its next space takes it over: when that was, and
     // where they stood.
     Atomic<u64> opened_ns, hits_before, misses_before;

@@ -51,9 +51,9 @@ inline int begin_space(Segment& s, SpaceSlot& t, u32 first_entry, u32 max_pages,
 // All other fields have been filled in.
 inline void finish_space(SpaceSlot& t, u64 pages) {
     u64 generation = space_generation(t.extent.load_relaxed()) + 1;
-    t.reserved.store_relaxed(pages);
+    t.reserved.store_relaxed(space_extent(generation, pages));
     t.sum.store_relaxed(space_sum(t));
-    t.extent.store_seq_cst(generation << GENERATION_SHIFT | pages);
+    t.extent.store_seq_cst(space_extent(generation, pages));
     t.state.store_seq_cst(SPACE_LIVE);
     BP_POINT("space.live");
 }

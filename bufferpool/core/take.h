@@ -45,13 +45,17 @@ inline bool lock_growth(Segment& s) {
 }
 
 // Entries with memory behind them for `pages` pages of a space. They keep it when
-// the space is removed: a handle or an intent of a dead client may still lead there.
-inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages) {
+// the space is removed: a handle or an intent of a dead client may still lead there. Only
+// while the space in the slot is of this generation: it is not removed while we have the lock.
+constexpr u64 ANY_GENERATION = ~u64(0);
+inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
     u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
     u64 first = slot.first_entry.load_relaxed();
     // A space that is being removed grows no more.
-    u32 state = slot.extent.load_acquire() & CLOSED ? SPACE_CLOSING : slot.state.load_acquire();
+    u64 extent = slot.extent.load_acquire();
+    bool another = generation != ANY_GENERATION && generation != extent >> GENERATION_SHIFT;
+    u32 state = extent & CLOSED || another ? SPACE_CLOSING : slot.state.load_acquire();
     int r = 0;
     if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
         u64 from = (first + ready) / unit, end = (first + to) / unit;

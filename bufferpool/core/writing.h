@@ -93,7 +93,7 @@ Status publish_new(Segment& s, const Place& at, const void* bytes, Image image, 
 inline void raise_pages(const Place& at, u64 pages) {
     u64 e = at.slot.extent.load_acquire();
     while (e >> GENERATION_SHIFT == at.generation && (e & PAGES_MASK) < pages &&
-           !at.slot.extent.cas_seq_cst(e, at.generation << GENERATION_SHIFT | pages)) {}
+           !at.slot.extent.cas_seq_cst(e, space_extent(at.generation, pages))) {}
 }
 
 // Publishes the page with an append's number, and makes the space that long.
@@ -114,30 +114,33 @@ Status append_page(Segment& s, const Place& at, u64 page_no, const void* bytes, 
     return Status::OK;
 }
 
-// The next number for an append, for us alone. TOO_LONG: the space has all its pages.
+// The next number for an append, for us alone. TOO_LONG: the space has all its pages. The word that counts them
+// carries the space's generation, so that a handle of an earlier space in the slot neither takes nor returns a number.
 template <class Hooks>
 Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, u64& page_no) {
     SpaceSlot& slot = at.slot;
     for (;;) {
+        u64 reserved = slot.reserved.load_acquire();
         if (!at.open()) return Status::REMOVED;
-        u64 next = slot.reserved.load_acquire();
+        if (space_generation(reserved) != at.generation) return Status::CORRUPT;
+        u64 next = space_pages(reserved);
         u64 pages = space_pages(slot.extent.load_acquire());
         page_no = next > pages ? next : pages;
         if (page_no >= max_pages) return Status::TOO_LONG;
         if (page_no >= slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
-            int r = hooks.unlocked([&] { return plug_entries(s, slot, std::min(page_no + 2048, max_pages)); });
+            int r = hooks.unlocked([&] { return plug_entries(s, slot, std::min(page_no + 2048, max_pages), at.generation); });
             if (r) return hooks.no_entries(r);
             if (at.open() && page_no >= slot.entries_ready.load_acquire()) return Status::CORRUPT;
             continue;
         }
-        if (slot.reserved.cas_seq_cst(next, page_no + 1)) return Status::OK;
+        if (slot.reserved.cas_seq_cst(reserved, space_extent(at.generation, page_no + 1))) return Status::OK;
     }
 }
 
 // Gives back a number that nobody has used, if it is still the last.
 inline void return_number(const Place& at, u64 page_no) {
-    u64 expected = page_no + 1;
-    at.slot.reserved.cas_seq_cst(expected, page_no);
+    u64 expected = space_extent(at.generation, page_no + 1);
+    at.slot.reserved.cas_seq_cst(expected, space_extent(at.generation, page_no));
 }
 
 }  // namespace bp

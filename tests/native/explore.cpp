@@ -103,7 +103,7 @@ static std::vector<Choice> choices(u32 max_kills) {
     return out;
 }
 
-static void explore(u32 max_kills, u64 max_states) {
+static void explore(const Scenario& scenario, u32 max_kills, u64 max_states) {
     struct Level {
         std::vector<u8> state;
         std::vector<Choice> open;
@@ -120,7 +120,7 @@ static void explore(u32 max_kills, u64 max_states) {
         for (Process& p : world.processes) alive |= p.life == READY || p.life == WAITING;
         if (!alive) {
             ended_runs++;
-            end_check();
+            end_check(scenario);
             return;
         }
         levels.push_back({std::move(now), std::move(open)});
@@ -173,7 +173,7 @@ static void tell_words() {
     last = now;
 }
 
-static void replay(const std::string& schedule) {
+static void replay(const Scenario& scenario, const std::string& schedule) {
     telling = true;
     for (size_t i = 0; i + 2 < schedule.size() + 0 || i + 2 == schedule.size() - 1; i += 3) {
         int c = schedule[i + 2] - '0';
@@ -190,28 +190,29 @@ static void replay(const std::string& schedule) {
         resume(c);
         tell_words();
     }
-    end_check();
+    end_check(scenario);
 }
 
 static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* schedule) {
     memset(static_cast<void*>(&world), 0, sizeof world);
-    make_segment(sc.budget, sc.frames);
+    make_segment(sc.budget, sc.frames, sc.pages);
     u32 n = u32(sc.processes.size());
     for (u32 i = 0; i < n; i++)
         if (attach(world.processes[i].segment) != Status::OK) abort();
     for (u32 page : sc.preload) {
-        u32 f = fetch(world.processes[0].segment, page);
+        Segment& s = world.processes[0].segment;
+        u32 f = fetch(s, page, sc.opens_spaces ? stored_image(1, page) : world.store[page]);
         if (f == NONE) abort();
-        unpin(world.processes[0].segment, f);
+        unpin(s, f);
     }
     for (u32 i = 0; i < n; i++) prepare(int(i), sc.processes[i].first, sc.processes[i].second);
     visited_states = ended_runs = 0;
     trail.clear();
     if (schedule) {
-        replay(schedule);
+        replay(sc, schedule);
         return 0;
     }
-    explore(max_kills, max_states);
+    explore(sc, max_kills, max_states);
     printf("%s: %llu states, %llu ends, at most %u deaths\n", sc.name, (unsigned long long)visited_states, (unsigned long long)ended_runs, max_kills);
     fflush(stdout);
     return 0;

@@ -4,6 +4,7 @@
 
 #include "flush.h"
 #include "reclaim.h"
+#include "spaces.h"
 #include "writing.h"
 
 namespace bp {

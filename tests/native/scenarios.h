@@ -1,32 +1,32 @@
 // The explorer's scenarios: how a world begins, who is in it and does what, and what must hold at its end.
 #pragma once
 
-#include "actors.h"
+#include "space_actors.h"
 
 namespace bp {
 
 // ---- the start -----------------------------------------------------------------------
 
-static void make_segment(u32 budget, u32 frames) {
+static void make_segment(u32 budget, u32 frames, u32 pages) {
     Geometry g{};
     g.page_size = PAGE_BYTES;
     g.page_shift = u32(__builtin_ctz(PAGE_BYTES));
-    g.os_page = 64;
+    g.os_page = ENTRIES * 8;
     g.extent_frames = 1;
     g.max_frames = frames;
-    g.max_clients = PROCESSES;
+    g.max_clients = CLIENTS;
     g.stripe_clients = 4;
     g.ring_capacity = 12;
-    g.max_pages = PAGES;
+    g.max_pages = ENTRIES;
     u64 at = round_up(sizeof(Header), 64);
     auto take = [&](u64 bytes) {
         u64 here = at;
         at = round_up(at + bytes, 64);
         return here;
     };
-    g.clients_at = take(PROCESSES * sizeof(Client));
+    g.clients_at = take(CLIENTS * sizeof(Client));
     g.spaces_at = take(sizeof(SpaceSlot) * MAX_SPACES);
-    g.entries_at = take(PAGES * 8);
+    g.entries_at = take(ENTRIES * 8);
     g.frames_at = take(frames * sizeof(FrameSlot));
     g.stripe_bytes = frames * 8;
     g.pins_at = take(STRIPES * g.stripe_bytes);
@@ -49,8 +49,9 @@ static void make_segment(u32 budget, u32 frames) {
     }
     Segment& s = world.processes[0].segment;
     SpaceSlot& slot = s.spaces[0];
-    slot.extent.store_relaxed(u64(1) << GENERATION_SHIFT | PAGES);
-    slot.entries_ready.store_relaxed(PAGES);
+    slot.extent.store_relaxed(u64(1) << GENERATION_SHIFT | pages);
+    slot.reserved.store_relaxed(space_extent(1, pages));
+    slot.entries_ready.store_relaxed(ENTRIES);
     slot.max_pages.store_relaxed(PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
     s.chunk_bits[0].store_relaxed(1);
@@ -59,8 +60,29 @@ static void make_segment(u32 budget, u32 frames) {
         for (u64& w : world.store[page]) w = u64(page) << 32;
 }
 
+struct Scenario {
+    const char* name;
+    u32 budget, frames;
+    std::vector<u32> preload;  // pages resident at the start
+    std::vector<std::pair<const char*, Program>> processes;
+    u32 pages = PAGES;         // of the space
+    bool opens_spaces = false;
+};
+
+static void check_content(Segment& s) {
+    check_clean_is_synced(s);
+    for (u32 page = 0; page < PAGES; page++) {
+        u64 e = s.entries[page].load_relaxed();
+        const u64* words = entry::state(e) == RESIDENT ? page_words(s, entry::frame(e)) : world.store[page];
+        u64 version = words[0] & 0xffffffff;
+        if (words[0] != words[WORDS - 1] || words[0] >> 32 != page) violation("page %u is left damaged", page);
+        if (version < world.done[page]) violation("page %u: version %u is lost, %u is left", page, u32(world.done[page]), u32(version));
+        if (version > world.intended[page]) violation("page %u has a version that nobody wrote", page);
+    }
+}
+
 // The last process: reaps, then everything must be in order.
-static void end_check() {
+static void end_check(const Scenario& scenario) {
     for (Process& p : world.processes)
         if (p.life == READY || p.life == WAITING) violation("a process never ended");
     Segment* s = nullptr;
@@ -70,7 +92,8 @@ static void end_check() {
     last_waits = 0;
     if (attach(*s) != Status::OK) violation("nobody can attach any more");
     reap_all(*s);
-    check_clean_is_synced(*s);
+    if (scenario.opens_spaces) check_spaces(*s);
+    else check_content(*s);
     Findings found;
     if (check(*s, 1, found) != Status::OK) abort();
     for (const Finding& finding : found) violation("%s", finding.text);
@@ -80,28 +103,16 @@ static void end_check() {
         if (s->any_pin(f)) violation("frame %u is left pinned", f);
         if ((state == HOLE) != !world.plugged[f]) violation("frame %u is %s and the kernel disagrees", f, name(state));
     }
-    for (u32 c = 1; c <= PROCESSES; c++)
+    for (u32 c = 1; c <= CLIENTS; c++)
         if (s->clients[c - 1].state.load_relaxed() == CLIENT_LIVE && !world.byte_owner[c]) violation("client %u is dead and not reaped", c);
-    for (u32 page = 0; page < PAGES; page++) {
+    for (u32 page = 0; page < ENTRIES; page++) {
         u64 e = s->entries[page].load_relaxed();
         if (entry::state(e) != RESIDENT && entry::state(e) != ABSENT) violation("page %u is left %s", page, name(entry::state(e)));
-        const u64* words = entry::state(e) == RESIDENT ? page_words(*s, entry::frame(e)) : world.store[page];
-        u64 version = words[0] & 0xffffffff;
-        if (words[0] != words[WORDS - 1] || words[0] >> 32 != page) violation("page %u is left damaged", page);
-        if (version < world.done[page]) violation("page %u: version %u is lost, %u is left", page, u32(world.done[page]), u32(version));
-        if (version > world.intended[page]) violation("page %u has a version that nobody wrote", page);
         if (entry::owner(e) || entry::flusher(e)) violation("page %u is left owned", page);
     }
 }
 
 // ---- scenarios -----------------------------------------------------------------------------
-
-struct Scenario {
-    const char* name;
-    u32 budget, frames;
-    std::vector<u32> preload;  // pages resident at the start
-    std::vector<std::pair<const char*, Program>> processes;
-};
 
 static Program reads(u32 page, int n = 1) {
     return [=](Segment& s, Process& me) {
@@ -162,8 +173,24 @@ static Program detaches(u32 page) {
     };
 }
 
+// Spaces are opened and removed: handles of generation 1, or of the space that is open when a process begins.
+static Scenario of_spaces(const char* name, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
+    return {name, 3, 3, std::move(preload), std::move(processes), 1, true};
+}
+
 static std::vector<Scenario> scenarios() {
     return {
+        of_spaces("append-append", {0}, {{"A", appends()}, {"B", appends()}}),
+        of_spaces("append-append-read", {}, {{"A", appends()}, {"B", appends()}, {"R", reads_space(1)}}),
+        of_spaces("append-remove", {0}, {{"A", appends()}, {"D", removes()}}),
+        of_spaces("append-reopen", {}, {{"A", appends()}, {"D", reopens_and_appends()}}),
+        of_spaces("read-reopen", {0}, {{"R", reads_space(0, 2)}, {"D", reopens_and_reads()}}),
+        of_spaces("load-reopen", {}, {{"R", reads_space(0)}, {"D", reopens_and_reads()}}),
+        of_spaces("write-reopen", {0}, {{"W", writes_space(0)}, {"D", reopens_and_reads()}}),
+        of_spaces("write-remove", {0}, {{"W", writes_space(0)}, {"D", removes()}, {"E", removes()}}),
+        of_spaces("open-open", {}, {{"D", reopens_and_reads()}, {"E", reopens_and_reads()}}),
+        of_spaces("reap-append", {0}, {{"A", appends()}, {"B", appends()}, {"X", reaps()}}),
+        of_spaces("reap-reopen", {0}, {{"D", reopens_and_reads()}, {"X", reaps()}}),
         {"pin-evict", 2, 2, {0, 1}, {{"R", reads(1, 2)}, {"L", reads(2)}}},
         {"pin-evict-hot", 1, 1, {0}, {{"R", reads(0, 2)}, {"L", reads(2)}}},
         {"write-pin", 3, 3, {0}, {{"W", writes(0, 2)}, {"R", reads(0, 2)}}},

@@ -26,7 +26,8 @@ void point(const char* name);
 
 namespace bp {
 
-constexpr u32 PROCESSES = 4, FRAMES = 3, PAGES = 3, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
+constexpr u32 PROCESSES = 5, CLIENTS = 4, FRAMES = 3, PAGES = 3, ENTRIES = 4, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
+constexpr u32 GENERATIONS = 8;  // of the space's slot
 constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (5 << 10) + 128;
 constexpr u64 DATA_AT = SEGMENT_BYTES - FRAMES * PAGE_BYTES;
 
@@ -49,6 +50,7 @@ struct World {
     u8 plugged[FRAMES];
     u8 byte_owner[16];  // process + 1
     u64 store[PAGES][WORDS], intended[PAGES], done[PAGES], synced[PAGES];
+    u8 numbers[GENERATIONS][ENTRIES], appended[GENERATIONS][ENTRIES];  // by space: who has an append's number, whose page is there
     u32 kills;
     Process processes[PROCESSES];
 };

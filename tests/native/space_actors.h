@@ -1,0 +1,158 @@
+// What the explorer's processes do with whole spaces: append to them, remove them, open the next one in their place.
+#pragma once
+
+#include "actors.h"
+
+namespace bp {
+
+// A page says which space it belongs to (by the generation of the slot), its number and who wrote it (0: nobody).
+constexpr u64 image_of(u64 generation, u32 page, u32 writer) { return generation << 48 | u64(page) << 32 | writer; }
+
+static const u64* stored_image(u64 generation, u32 page) {
+    static u64 images[GENERATIONS][ENTRIES][WORDS];
+    if (generation >= GENERATIONS) violation("more spaces than there were to be");
+    for (u64& w : images[generation][page]) w = image_of(generation, page, 0);
+    return images[generation][page];
+}
+
+static Place page_of(Segment& s, u64 generation, u32 page) { return {s.spaces[0], generation, 0, page}; }
+static u64 open_generation(Segment& s) { return space_generation(s.spaces[0].extent.load_seq_cst()); }
+static bool exists(Segment& s, u64 generation, u32 page) {
+    u64 extent = s.spaces[0].extent.load_seq_cst();
+    return space_generation(extent) == generation && page < space_pages(extent);
+}
+
+static void read_of_space(Segment& s, u64 generation, u32 page) {
+    if (!exists(s, generation, page)) return;
+    StoredHooks hooks{s, stored_image(generation, page)};
+    u32 f;
+    u8 appended = world.appended[generation][page];
+    Status status = fetch_page(s, page_of(s, generation, page), Access{}, hooks, f);
+    require(status, page);
+    if (status != Status::OK) return;
+    u64 first = page_words(s, f)[0];
+    model::step();
+    u64 last = page_words(s, f)[WORDS - 1];
+    if (first != last) violation("page %u is mixed: %llx and %llx", page, (unsigned long long)first, (unsigned long long)last);
+    if (first >> 32 != image_of(generation, page, 0) >> 32) violation("page %u of space %u shows %llx", page, u32(generation), (unsigned long long)first);
+    if (appended && u8(first) == 0) violation("page %u shows what was there before it was appended", page);
+    unpin(s, f);
+}
+
+static void write_of_space(Segment& s, u64 generation, u32 page) {
+    StoredHooks hooks{s, stored_image(generation, page)};
+    Place at = page_of(s, generation, page);
+    u32 f;
+    Status status = own_page(s, at, Access{}, hooks, f);
+    require(status, page);
+    if (status != Status::OK) return;
+    u64 words[WORDS];
+    for (u64& w : words) w = image_of(generation, page, u32(running) + 1);
+    if (page_words(s, f)[0] >> 48 != generation) violation("page %u: a writer of space %u has another one's", page, u32(generation));
+    if (publish_page(s, at, words, Image{true, false, 1}, hooks) != Status::OK) end_write(s, page);
+}
+
+// The number that an append gets; NONE if it gets none.
+static u32 reserve(Segment& s, u64 generation) {
+    StoredHooks hooks{s, nullptr};
+    u64 n;
+    if (reserve_number(s, page_of(s, generation, 0), PAGES, hooks, n) != Status::OK) return NONE;
+    if (n >= PAGES) violation("an append has the number %u", u32(n));
+    u8& holder = world.numbers[generation][n];
+    if (holder) violation("page %u of space %u is appended by two", u32(n), u32(generation));
+    holder = u8(running + 1);
+    return u32(n);
+}
+
+static void append(Segment& s, u64 generation, u32 n) {
+    StoredHooks hooks{s, stored_image(generation, n)};
+    Place at = page_of(s, generation, n);
+    u64 words[WORDS];
+    for (u64& w : words) w = image_of(generation, n, u32(running) + 1);
+    Status status = append_page(s, at, n, words, Image{true, false, 1}, hooks);
+    require(status, n);
+    if (status == Status::OK) {
+        world.appended[generation][n] = u8(running + 1);
+        return;
+    }
+    world.numbers[generation][n] = 0;
+    return_number(at, n);
+}
+
+static void remove_it(Segment& s, u64 generation) {
+    if (!lock_directory(s)) return;
+    u32 freed = 0;
+    if (open_generation(s) == generation && s.spaces[0].is_live()) remove_space(s, 0, 1, freed);
+    leave_directory(s);
+}
+
+// The generation of a space that was opened in the slot; 0 if the slot is still taken.
+static u64 open_another(Segment& s) {
+    if (!lock_directory(s)) return 0;
+    u64 generation = 0;
+    u32 index = free_slot(s), first = free_run(s, PAGES);
+    if (index != NONE && first != NONE && begin_space(s, s.spaces[index], first, PAGES, 1) == 0) {
+        finish_space(s.spaces[index], 1);
+        generation = open_generation(s);
+    }
+    leave_directory(s);
+    return generation;
+}
+
+static void check_spaces(Segment& s) {
+    lock_directory(s);
+    leave_directory(s);
+    SpaceSlot& slot = s.spaces[0];
+    u32 state = slot.state.load_relaxed();
+    u64 extent = slot.extent.load_relaxed(), generation = space_generation(extent);
+    if (state != SPACE_FREE && state != SPACE_LIVE) violation("the space's slot is left in state %u", state);
+    if (extent & CLOSED) violation("a closed space is left");
+    for (u32 page = 0; page < ENTRIES; page++) {
+        u64 e = s.entries[page].load_relaxed();
+        bool resident = entry::state(e) == RESIDENT;
+        u64 content = resident ? page_words(s, entry::frame(e))[0] : 0;
+        if (state == SPACE_FREE && resident) violation("page %u is left of a space that was removed", page);
+        if (resident && content >> 32 != image_of(generation, page, 0) >> 32) violation("page %u of space %u is left with %llx", page, u32(generation), (unsigned long long)content);
+        u8 who = state == SPACE_LIVE ? world.appended[generation][page] : 0;
+        if (who && page >= space_pages(extent)) violation("page %u was appended, and the space has %u", page, u32(space_pages(extent)));
+        if (who && u8(content) != who) violation("page %u was appended by %u, and is lost", page, who);
+    }
+}
+
+// ---- programs ------------------------------------------------------------------------------
+
+static Program appends() {
+    return [](Segment& s, Process&) {
+        if (u32 n = reserve(s, 1); n != NONE) append(s, 1, n);
+    };
+}
+static Program reads_space(u32 page, int n = 1) {
+    return [=](Segment& s, Process&) {
+        for (int i = 0; i < n; i++) read_of_space(s, 1, page);
+    };
+}
+static Program writes_space(u32 page) {
+    return [=](Segment& s, Process&) { write_of_space(s, 1, page); };
+}
+static Program removes() {
+    return [](Segment& s, Process&) { remove_it(s, 1); };
+}
+static Program reopens_and_reads() {
+    return [](Segment& s, Process&) {
+        remove_it(s, 1);
+        if (u64 generation = open_another(s)) read_of_space(s, generation, 0);
+    };
+}
+// Two numbers are taken before the first page is there, as by two threads.
+static Program reopens_and_appends() {
+    return [](Segment& s, Process&) {
+        remove_it(s, 1);
+        u64 generation = open_another(s);
+        if (!generation) return;
+        u32 one = reserve(s, generation), two = reserve(s, generation);
+        if (one != NONE) append(s, generation, one);
+        if (two != NONE) append(s, generation, two);
+    };
+}
+
+}  // namespace bp
