@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from bufferpool import _core, events, segment
 from bufferpool._locks import Lock
@@ -48,6 +49,7 @@ class Attachment:
         self._owner = owner
         self._uuid = uuid
         self._segment: _core.Segment | None = None
+        self._data: npt.NDArray[np.uint8]
         self._closed = False
         self._stores: dict[int, tuple[int, Store]] = {}
         self._lock = Lock()
@@ -192,19 +194,11 @@ class Attachment:
 
                 seg = _core.Segment(fd, make_room, comm)
                 geometry = seg.geometry()
-                with open(f"/proc/self/fd/{fd}", "rb") as file:
-                    self._data: np.memmap[Any, np.dtype[np.uint8]] = np.memmap(
-                        file,
-                        np.uint8,
-                        "r",
-                        geometry["data_at"],
-                        (geometry["max_frames"], geometry["page_size"]),
-                    )
             finally:
                 os.close(fd)
             self._geometry, self._uuid = geometry, uuid
             _open_pools.add(self)
-            seg.set_data(self._data, self)  # from here on it is ours, and a forked child inherits it
+            seg.give_to(self)  # from here on it is ours, and a forked child inherits it
             return seg
 
     def close(self) -> None:
@@ -260,7 +254,7 @@ class Attachment:
         return os.path.basename(self.path)
 
     @property
-    def data(self) -> np.memmap[Any, np.dtype[np.uint8]]:
+    def data(self) -> npt.NDArray[np.uint8]:
         """The mapping that all views come from: read-only, uint8, shape (max_frames, page_size).
 
         Row f is frame f. A row is stable only while its page is pinned, and

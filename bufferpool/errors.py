@@ -13,6 +13,7 @@
     │   ├── NotTmpfs                 the directory is not on a tmpfs
     │   └── SharedMemoryFull         (MemoryError) the tmpfs has no memory left
     ├── PoolClosed                   (ValueError) the pool was closed
+    ├── DescriptorLost               a descriptor of the pool, or of a file of it, was closed behind it
     ├── PoolReadOnly                 (PermissionError) it was attached for reading only
     ├── PoolExhausted                (MemoryError) no frame can be had
     ├── UnsavedPages                 dirty pages of files or stores would be lost
@@ -52,6 +53,7 @@ from typing import TypeVar
 
 __all__ = [
     "BufferPoolError",
+    "DescriptorLost",
     "FileChanged",
     "FileSizeMismatch",
     "LayoutMismatch",
@@ -149,6 +151,10 @@ class SharedMemoryFull(SegmentError, MemoryError):
 
 class PoolClosed(BufferPoolError, ValueError):
     """The pool was closed."""
+
+
+class DescriptorLost(BufferPoolError):
+    """A descriptor of the pool, or of a file whose pages it has, was closed by other code of this process."""
 
 
 class PoolReadOnly(BufferPoolError, PermissionError):

@@ -14,7 +14,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool.errors import FileSizeMismatch, LoaderOverrun, ShortRead, ShortWrite, StoreError
+from bufferpool import _core
+from bufferpool.errors import DescriptorLost, FileSizeMismatch, LoaderOverrun, ShortRead, ShortWrite, StoreError
 from bufferpool.filestate import FileState, state_of
 
 Buffer = npt.NDArray[np.uint8]
@@ -40,7 +41,7 @@ class Store(Protocol):
 class FileStore:
     """A file. Misses are read by the core, straight into the frame."""
 
-    fd = -1
+    _fd = -1
     native = True  # its pages need no look from Python
     created = False  # by this store
     trailer_bytes = 0  # at the end of a page, which are not the engine's
@@ -65,15 +66,19 @@ class FileStore:
 
     def _open(self, flags: int, may_create: bool) -> None:
         """Opens the file; one that it creates has its name for good."""
-        while self.fd < 0:
+        fd = -1
+        while fd < 0:
             try:
-                self.fd = os.open(self.path, flags)
+                fd = os.open(self.path, flags)
             except FileNotFoundError:
                 if not may_create:
                     raise
                 with suppress(FileExistsError):  # somebody else was faster
-                    self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+                    fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
                     self.created = True
+        self._fd = _core.move_up(fd)
+        about = os.fstat(self._fd)
+        self._file = about.st_dev, about.st_ino
         if self.created:
             try:
                 sync_directory(os.path.dirname(self.path))
@@ -89,9 +94,26 @@ class FileStore:
                     os.unlink(self.path)
 
     def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        if self._fd >= 0 and self._has_descriptor():
+            os.close(self._fd)
+        self._fd = -1
+
+    def _has_descriptor(self) -> bool:
+        try:
+            about = os.fstat(self._fd)
+        except OSError:
+            return False
+        return (about.st_dev, about.st_ino) == self._file
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, if it is the file's still: its number may be a stranger's by now. Raises DescriptorLost."""
+        if not self._has_descriptor():
+            raise DescriptorLost(
+                f"the descriptor of {self.path} was closed behind the pool's back, as daemons do that close all that they "
+                "inherit; open the file again, and keep descriptors open that are not your own"
+            )
+        return self._fd
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         return os.preadv(self.fd, [buffer], offset)

@@ -134,20 +134,21 @@ import os, signal, sys, threading, warnings
 import bufferpool as bp
 from bufferpool import attachment
 warnings.simplefilter("ignore")
-there, go, memmap = threading.Event(), threading.Event(), attachment.np.memmap
+there, go, Segment = threading.Event(), threading.Event(), attachment._core.Segment
 
-def stop(*args, **options):  # the core has attached, and Python does not know it yet
+def stop(*args):  # the core has attached, and Python does not know it yet
+    seg = Segment(*args)
     there.set()
     go.wait()
-    return memmap(*args, **options)
+    return seg
 
 pool = bp.Pool(f"/dev/shm/{sys.argv[1]}", None, None)
-attachment.np.memmap = stop
+attachment._core.Segment = stop
 thread = threading.Thread(target=pool.stats, daemon=True)
 thread.start()
 assert there.wait(60)
 kid = os.fork()
-attachment.np.memmap = memmap
+attachment._core.Segment = Segment
 """
 
 _AND_DIES = """

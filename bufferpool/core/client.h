@@ -255,7 +255,7 @@ inline void reap_busy(Segment& s, u32 c) {
         u32 end = f + 1;
         while (end < s.ready && is_dead(end)) end++;
         u64 length = u64(end - f) << s.g.page_shift;
-        prim::remove(s.page_data(f), length, s.fd, s.page_offset(f));
+        s.remove_frames(f, length);
         BP_POINT("reap.punched");
         lock_memory(s, false);
         for (u32 i = f; i < end; i++) hole_locked(s, i);
@@ -366,7 +366,7 @@ inline void detach(Segment& s) {
     // Only now: whoever takes a free slot must find no lock in its number's name.
     s.client().state.store_release(CLIENT_FREE);
     BP_POINT("detach.free");
-    prim::unlock_byte(s.fd, LOCKS_AT + long(s.me));
+    s.unlock_byte(LOCKS_AT + long(s.me));
     s.become(0);
 }
 
@@ -374,10 +374,16 @@ inline void detach(Segment& s) {
 inline Status attach(Segment& s) {
     s.become(claim_slot(s, s.fd));
     for (u32 c = 1; s.me == 0 && c <= s.g.max_clients; c++) {
-        if (prim::lock_byte(s.fd, LOCKS_AT + long(c)) != 0) continue;
+        if (s.lock_byte(LOCKS_AT + long(c)) != 0) continue;
+        bool dead = s.clients[c - 1].state.load_acquire() == CLIENT_LIVE;
+        if (dead && s.still_maps(c)) {
+            s.unlock_byte(LOCKS_AT + long(c));
+            continue;
+        }
         s.become(c);
-        if (s.client().state.load_acquire() == CLIENT_LIVE) reap_held(s, c);
+        if (dead) reap_held(s, c);
         start_client(s, c);
+        s.become(c);
     }
     if (s.me == 0) return Status::NO_CLIENT;
     s.header->attaches.add_relaxed(1);

@@ -25,12 +25,22 @@ SegmentObject* attached;
 static std::mutex mapped_mutex;   // held over a fork, so that the list is whole in the child
 static Segment* mapped_segments;  // linked by `next`
 
-// Gives the segment a description of its own, from another of the same file.
+// A description of its own, from another of the same file, that is known by its mark; or -errno.
+static int own_description(int fd, u64& mark) {
+    int own = prim::move_up(prim::reopen(fd));
+    if (own >= 0) prim::set_mark(own, mark = prim::new_mark());
+    return own;
+}
+
+// Gives the segment a description of its own.
 int map_client(Segment* s, int fd) {
     std::lock_guard<std::mutex> guard(mapped_mutex);
-    int own = prim::reopen(fd);
+    struct stat st;
+    int own = fstat(fd, &st) == 0 ? own_description(fd, s->mark) : -errno;
     if (own < 0) return own;
     s->fd = own;
+    s->device = st.st_dev;
+    s->inode = st.st_ino;
     s->next = mapped_segments;
     mapped_segments = s;
     return 0;
@@ -45,7 +55,7 @@ void unmap_client(Segment* s) {
                 *p = s->next;
                 break;
             }
-        if (s->fd >= 0) close(s->fd);
+        if (s->has_descriptor()) close(s->fd);  // else it is a stranger's
     }
     unmake(s);
 }
@@ -57,14 +67,16 @@ static void before_fork() {
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
         Segment* s = seg->s;
         ForkPlan& plan = seg->plan;
-        plan = {-1, 0};
-        if (!s->me) continue;
-        plan.fd = prim::reopen(s->fd);
+        plan = {-1, 0, 0};
+        if (!s->me || !s->has_descriptor()) continue;
+        plan.fd = own_description(s->fd, plan.mark);
         if (plan.fd >= 0) {
             plan.client = claim_slot(*s, plan.fd);
             if (!plan.client && reap_all(*s)) plan.client = claim_slot(*s, plan.fd);
         }
-        for (PinNode* p = seg->pins.next; plan.client && p != &seg->pins; p = p->next)
+        if (!plan.client) continue;
+        s->clients[plan.client - 1].pid.store_relaxed(0);  // the child's, once it is there: until then its byte lock says that it lives
+        for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next)
             s->pin_count_of(plan.client, p->frame).add_seq_cst(1);
     }
 }
@@ -93,7 +105,7 @@ static void close_inherited() {
     Segment* kept = nullptr;
     for (Segment *s = mapped_segments, *next; s; s = next) {
         next = s->next;
-        close(s->fd);
+        if (s->has_descriptor()) close(s->fd);
         s->fd = -1;
         bool known = false;
         for (SegmentObject* seg = attached; seg; seg = seg->next) known |= seg->s == s;
@@ -113,6 +125,7 @@ static void after_fork_child() {
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
         Segment* s = seg->s;
         s->fd = seg->plan.fd;
+        s->mark = seg->plan.mark;
         u32 parent = s->me;
         s->become(seg->plan.client);
         seg->lost = s->me == 0;
@@ -120,8 +133,8 @@ static void after_fork_child() {
         seg->active = seg->writes = 0;
         renew(*s);
         if (s->me) {
-            s->client().pid.store_relaxed(u32(getpid()));
             s->client().start_time.store_relaxed(prim::start_time());
+            s->client().pid.store_relaxed(prim::process_id());
             memcpy(s->client().name, s->clients[parent - 1].name, sizeof(Client::name));
         }
     }

@@ -114,7 +114,8 @@ struct NativeLoad {
             memset(to, 0, s.g.page_size);
             return Status::OK;
         }
-        got = prim::read_at(sp->fd, to, s.g.page_size, page_no << s.g.page_shift);
+        bool ours = prim::is_file(sp->fd, sp->device, sp->inode);  // not a stranger's, by now
+        got = !ours ? -EBADF : prim::read_at(sp->fd, to, s.g.page_size, page_no << s.g.page_shift);
         unreadable = got != ssize_t(s.g.page_size);
         if (got >= 0) s.counters().load_bytes.add_relaxed(s.g.page_size);
         return unreadable ? Status::RAISED : Status::OK;
@@ -124,6 +125,9 @@ struct NativeLoad {
         if (got >= 0)
             raise("ShortRead", "page %llu: the file ends after %zd of %u bytes: somebody has cut it; restore the file, then open it again",
                   (unsigned long long)page_no, got, s.g.page_size);
+        else if (got == -EBADF)
+            raise("DescriptorLost", "page %llu cannot be read: the descriptor of its file was closed behind the pool's back; open the file "
+                  "again, and keep descriptors open that are not your own", (unsigned long long)page_no);
         else
             raise("StoreError", "page %llu cannot be read: %s; nothing is lost, try again once the store works",
                   (unsigned long long)page_no, strerror(int(-got)));
@@ -174,6 +178,7 @@ public:
 
 Status SpaceHooks::load(const Place& at, FrameRequest& want, u32& frame) {
     Segment& s = *sp->seg->s;
+    if (!opened(sp->seg)) return Status::RAISED;
     if (sp->fd >= 0 || sp->zero_fill) {
         NativeLoad load{s, sp, page_no};
         Status status = unlocked([&] { return load_page(s, at, want, load, frame); });

@@ -9,7 +9,8 @@
 // liveness test (the client's byte lock, rule 10) serves everywhere, across pid
 // namespaces and after fork; and the word can be driven by a test scheduler.
 //
-// An owner is dead when its byte lock can be taken. Whoever takes it makes
+// An owner is dead when its byte lock can be taken, and its process has not the segment mapped (it may have
+// lost the lock, with a descriptor that was closed behind us). Whoever takes it makes
 // itself the owner, with the repair bit set until what the lock protects has
 // been rebuilt: if it dies too, the next one rebuilds.
 #pragma once
@@ -39,7 +40,11 @@ public:
     DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex), client_(c) {
         if (c == 0 || c > s.g.max_clients || c == s.me) return;
         nested_ = s.reaping == c;
-        held_ = nested_ || prim::lock_byte(s.fd, LOCKS_AT + long(c)) == 0;
+        held_ = nested_ || s.lock_byte(LOCKS_AT + long(c)) == 0;
+        if (held_ && !nested_ && s.still_maps(c)) {
+            s.unlock_byte(LOCKS_AT + long(c));
+            held_ = false;
+        }
         if (held_ && !nested_) {
             outer_ = s.reaping;
             s.reaping = c;
@@ -49,7 +54,7 @@ public:
     ~DeadClient() {
         if (!held_ || nested_) return;
         s_.reaping = outer_;
-        prim::unlock_byte(s_.fd, LOCKS_AT + long(client_));
+        s_.unlock_byte(LOCKS_AT + long(client_));
     }
     bool held() const { return held_; }
 
@@ -61,7 +66,7 @@ private:
 // a decision to reap takes DeadClient.
 inline bool seems_alive(Segment& s, u32 c) {
     if (c == 0 || c > s.g.max_clients) return false;
-    return c == s.me || prim::byte_is_locked(s.fd, LOCKS_AT + long(c)) != 0;
+    return c == s.me || s.byte_is_locked(LOCKS_AT + long(c)) != 0 || s.still_maps(c);
 }
 
 // The one CAS by which a lock becomes ours.

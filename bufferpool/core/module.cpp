@@ -73,6 +73,7 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
 
 PyObject* raise_errno(int error, const char* what) {
     if (error == -EINTR && check_signals() < 0) return nullptr;
+    if (error == -EBADF) return raise_lost();
     if (error == -ENOSPC || error == -ENOMEM || error == -EDQUOT) return raise_status(Status::NO_SPACE, nullptr, 0), nullptr;
     return raise("SegmentError", "%s: %s", what, strerror(-error));
 }
@@ -156,7 +157,18 @@ static PyObject* core_geometry(PyObject*, PyObject* arg) {
     return geometry_dict(h);
 }
 
+// move_up(fd) -> the same description under a number that programs do not close in passing
+static PyObject* core_move_up(PyObject*, PyObject* arg) {
+    int fd = int(PyLong_AsLong(arg));
+    if (PyErr_Occurred()) return nullptr;
+    fd = prim::move_up(fd);
+    if (fd >= 0) return PyLong_FromLong(fd);
+    errno = -fd;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
 static PyMethodDef module_methods[] = {
+    {"move_up", core_move_up, METH_O, "The same open file under a number beyond those that programs close in passing."},
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
     {"advise", core_advise, METH_VARARGS, "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},

@@ -13,7 +13,10 @@
 
 namespace bp {
 
-Segment* seen(SegmentObject* seg) { return seg->observing && seg->s ? seg->s : opened(seg); }
+Segment* seen(SegmentObject* seg) {
+    if (!seg->observing || !seg->s) return opened(seg);
+    return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
+}
 
 static bool raise_damaged(const char* what) {
     raise("SegmentCorrupt", "the segment was truncated, or memory is missing that it should have (%s); remove it and create it anew", what);
@@ -90,6 +93,8 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
     seg->s->fd = own;
     seg->written = static_cast<u64*>(prim::allocate((g.data_at / g.os_page + 63) / 64 * 8));
     if (!seg->written) return Py_DECREF(seg), PyErr_NoMemory();
+    struct stat st;
+    if (fstat(own, &st) == 0) seg->s->device = st.st_dev, seg->s->inode = st.st_ino;
     if (!refresh(seg)) Py_CLEAR(seg);
     return reinterpret_cast<PyObject*>(seg);
 }
@@ -341,7 +346,7 @@ static PyObject* segment_lead(PyObject* self, PyObject* arg) {
     double worth = PyFloat_AsDouble(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
     if (!s) return nullptr;
-    if (prim::lock_byte(s->fd, STEWARD_LOCK_AT) != 0) return PyLong_FromLong(-1);
+    if (s->lock_byte(STEWARD_LOCK_AT) != 0) return PyLong_FromLong(-1);
     u64 bits;
     memcpy(&bits, &worth, sizeof bits);
     u32 before = s->leads == s->me ? s->me : s->header->steward.load_acquire();
@@ -358,7 +363,7 @@ static PyObject* segment_resign(PyObject* self, PyObject*) {
     u32 me = s->me;
     if (s->leads == me) s->header->steward.cas_seq_cst(me, 0);
     s->leads = 0;
-    prim::unlock_byte(s->fd, STEWARD_LOCK_AT);
+    s->unlock_byte(STEWARD_LOCK_AT);
     Py_RETURN_NONE;
 }
 
@@ -368,7 +373,7 @@ static PyObject* segment_steward(PyObject* self, PyObject*) {
     if (!s) return nullptr;
     u32 c = s->header->steward.load_acquire();
     // Our own lock does not show; and a dead steward's number may be ours by now.
-    bool there = c && (s->leads == s->me || prim::byte_is_locked(s->fd, STEWARD_LOCK_AT) == 1);
+    bool there = c && (s->leads == s->me || s->byte_is_locked(STEWARD_LOCK_AT) == 1);
     return PyLong_FromUnsignedLong(there ? c : 0);
 }
 

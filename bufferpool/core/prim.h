@@ -9,15 +9,19 @@
 #include <cerrno>
 #include <climits>
 #include <cstddef>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <csignal>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "atomic.h"
@@ -122,6 +126,36 @@ inline void futex_wake_all(const void* word) {
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
+// ---- whose descriptor is this? ---------------------------------------------------
+//
+// A process that closes descriptors that it does not know of (a daemon) closes ours, and the number may be anybody's by
+// the time that we use it. The file offset tells: it belongs to the open file description, nothing here reads or
+// writes at it, and ours stands at a number that no other description's does.
+
+inline void set_mark(int fd, u64 mark) { lseek(fd, off_t(mark), SEEK_SET); }
+inline bool has_mark(int fd, u64 mark) { return lseek(fd, 0, SEEK_CUR) == off_t(mark); }
+inline u64 new_mark() { return u64(1) << 61 | now_ns(); }
+
+inline bool is_file(int fd, u64 device, u64 inode) {
+    struct stat st;
+    return fstat(fd, &st) == 0 && u64(st.st_dev) == device && u64(st.st_ino) == inode;
+}
+
+// The same description under a number beyond those that programs close in passing; never 0, 1 or 2. The old number is
+// closed. -errno when there is none.
+inline int move_up(int fd) {
+    if (fd < 0) return fd;
+    rlimit limit{};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    int most = limit.rlim_cur < 1024 ? int(limit.rlim_cur) : 1024;
+    int up = fcntl(fd, F_DUPFD_CLOEXEC, most - most / 8);
+    if (up < 0 && fd > 2) return fd;
+    if (up < 0) up = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    int error = errno;
+    close(fd);
+    return up >= 0 ? up : -error;
+}
+
 // Write lock on one byte for this open file description. 0, or -EAGAIN when
 // another description holds it. Never blocks.
 inline int lock_byte(int fd, off_t at) {
@@ -210,6 +244,16 @@ inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRIT
     return static_cast<u8*>(mapped);
 }
 
+// A second view of a part of the segment, which cannot be written; or null.
+inline char* map_for_reading(int fd, u64 offset, u64 bytes) {
+    void* at = mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, off_t(offset));
+    if (at == MAP_FAILED) return nullptr;
+    madvise(at, bytes, MADV_NOHUGEPAGE);
+    madvise(at, bytes, MADV_DONTDUMP);
+    return static_cast<char*>(at);
+}
+inline void unmap(void* at, u64 bytes) { munmap(at, bytes); }
+
 inline void unmap_segment(u8* base, u64 bytes) {
     constexpr u64 guard = BP_GUARD_BYTES;
     munmap(base - guard, bytes + 2 * guard);
@@ -248,12 +292,13 @@ inline int reopen(int fd) {
 }
 
 // Field 22 of /proc/PID/stat: when a process started, in clock ticks since
-// boot. With the pid it names a process for good. 0 when it cannot be read.
-inline u64 start_time() {
+// boot. With the pid it names a process for good. 0 when it cannot be read, or has ended.
+inline u64 start_time(const char* stat = "/proc/self/stat") {
     char text[1024];
-    if (!read_proc("/proc/self/stat", text)) return 0;
+    if (!read_proc(stat, text)) return 0;
     const char* p = text + strlen(text);
     while (p > text && *p != ')') p--;  // the name may contain anything, even ')'
+    if (!*p || p[2] == 'Z' || p[2] == 'X') return 0;
     for (int field = 2; field < 22 && *p; field++) {
         while (*p && *p != ' ') p++;
         while (*p == ' ') p++;
@@ -261,6 +306,37 @@ inline u64 start_time() {
     u64 value = 0;
     for (; *p >= '0' && *p <= '9'; p++) value = value * 10 + u64(*p - '0');
     return value;
+}
+
+// Whether /proc/PID/maps names a file. 1, 0, or -errno where it cannot be read.
+inline int maps_file(const char* path, u64 device, u64 inode) {
+    char wanted[64], text[4096];
+    int n = snprintf(wanted, sizeof wanted, " %02x:%02x %llu ", major(dev_t(device)), minor(dev_t(device)), static_cast<unsigned long long>(inode));
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    size_t kept = 0;
+    int found = 0;
+    while (!found) {
+        ssize_t got = read(fd, text + kept, sizeof text - kept);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        size_t have = kept + size_t(got);
+        found = memmem(text, have, wanted, size_t(n)) != nullptr;
+        kept = have < size_t(n) ? have : size_t(n);  // the rest of the name may come with the next read
+        memmove(text, text + have - kept, kept);
+    }
+    close(fd);
+    return found;
+}
+
+// Whether the process that started then under this pid lives, and has the file mapped. False where /proc does not say.
+inline bool still_maps(u32 pid, u64 start, u64 device, u64 inode) {
+    if (!pid || (::kill(pid_t(pid), 0) != 0 && errno == ESRCH)) return false;
+    char path[40];
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    if (!start || start_time(path) != start) return false;
+    snprintf(path, sizeof path, "/proc/%u/maps", pid);
+    return maps_file(path, device, inode) == 1;
 }
 
 inline u64 realtime_ns() {

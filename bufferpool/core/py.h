@@ -27,12 +27,13 @@ struct PinNode {
 struct ForkPlan {
     int fd;
     u32 client;
+    u64 mark;
 };
 
 struct SegmentObject {
     PyObject_HEAD
     Segment* s;         // null once closed
-    PyObject* data;     // numpy.memmap, read-only: (max_frames, page_size)
+    PyObject* data;     // read-only array: (max_frames, page_size)
     char* read_base;    // its address
     PinNode pins;       // all live pins of this process (a ring; this is its head)
     u32 forks;          // how often this process is a forked child: old writes are not ours
@@ -53,6 +54,7 @@ struct SpaceObject {
     PyArray_Descr* dtype;
     npy_intp items;      // of dtype in a page
     u64 generation;
+    u64 device, inode;   // of the file behind `fd`
     u32 index, first_entry, max_pages, kind;
     u32 only;            // the client whose private space it is; 0: everybody's
     int fd;              // of a file; -1: pages are filled by _fill()
@@ -75,7 +77,8 @@ PyObject* raise_interrupted(const char* what);
 void forget_signals();
 
 // segment.cpp
-Segment* opened(SegmentObject* seg);  // null with PoolClosed set
+Segment* opened(SegmentObject* seg);  // null with PoolClosed, or what else is the matter, set
+PyObject* raise_lost();
 
 // observe.cpp
 Segment* seen(SegmentObject* seg);  // opened, or observed

@@ -28,7 +28,7 @@ inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaime
         u64 length = u64(end - i) << s.g.page_shift;
         BP_POINT("punch.busy");
         u64 since = prim::now_ns();
-        int r = prim::remove(s.page_data(frames[i]), length, s.fd, s.page_offset(frames[i]));
+        int r = s.remove_frames(frames[i], length);
         s.took(LATENCY_RECLAIM, since);
         BP_POINT("punch.removed");
         lock_memory(s, false);

@@ -6,8 +6,13 @@
 
 namespace bp {
 
+PyObject* raise_lost() {
+    return raise("DescriptorLost", "a descriptor of the pool was closed behind its back, as daemons do that close all that they inherit; "
+                 "what you have pinned stays true, but this process cannot use the pool any more: attach it after that, or keep its descriptors open");
+}
+
 Segment* opened(SegmentObject* seg) {
-    if (seg->s && seg->s->me) return seg->s;
+    if (seg->s && seg->s->me) return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
     if (seg->s && seg->observing) return raise("PoolReadOnly", "the pool is only observed, not attached; attach it with Pool.attach()"), nullptr;
     if (seg->lost) raise("TooManyClients", "this forked child found no client slot, or no file descriptor to hold it; create the pool with a larger max_clients, or raise ulimit -n");
     else raise("PoolClosed", "the pool is closed; attach it again");
@@ -65,6 +70,13 @@ static void forget(SegmentObject* seg) {
     Py_CLEAR(seg->data);
 }
 
+// A client that has lost its byte lock changes nothing any more: once its mapping is gone, it is dead, and reaped.
+static void leave(Segment* s) {
+    if (s->me && s->has_descriptor()) detach(*s);
+    else if (s->has_slot()) s->client().pid.store_relaxed(0);  // of this process, which may have attached anew
+    unmap_client(s);
+}
+
 static void segment_dealloc(SegmentObject* seg) {
     if (seg->s) {
         // At the end of the interpreter a daemon thread may still be in the core: then
@@ -72,31 +84,48 @@ static void segment_dealloc(SegmentObject* seg) {
         if (seg->active || seg->writes) return;
         Segment* s = seg->s;
         forget(seg);
-        if (s->me) detach(*s);
-        unmap_client(s);
+        leave(s);
     }
     Py_XDECREF(seg->on_exhausted);
     Py_TYPE(seg)->tp_free(seg);
 }
 
-// set_data(memmap, pool): the read-only mapping that views come from. It is the last step of attaching, and makes
-// this the pool's segment without letting another thread run in between: a fork finds both done, or neither.
-static PyObject* segment_set_data(PyObject* self, PyObject* args) {
-    PyObject *data, *pool;
-    if (!PyArg_ParseTuple(args, "OO:set_data", &data, &pool)) return nullptr;
+static void unmap_data(PyObject* capsule) {
+    auto bytes = reinterpret_cast<u64>(PyCapsule_GetContext(capsule));
+    prim::unmap(PyCapsule_GetPointer(capsule, nullptr), bytes);
+}
+
+// The data area, (max_frames, page_size), through a mapping of its own that cannot be written. It keeps no descriptor,
+// as Python's mmap does: that could be a stranger's when the mapping ends and closes it.
+static PyObject* map_data(Segment& s) {
+    u64 bytes = u64(s.g.max_frames) << s.g.page_shift;
+    char* at = prim::map_for_reading(s.fd, s.g.data_at, bytes);
+    if (!at) return raise_errno(-errno, "the segment cannot be mapped");
+    PyObject* capsule = PyCapsule_New(at, nullptr, unmap_data);
+    if (!capsule) return prim::unmap(at, bytes), nullptr;
+    PyCapsule_SetContext(capsule, reinterpret_cast<void*>(bytes));
+    npy_intp shape[] = {npy_intp(s.g.max_frames), npy_intp(s.g.page_size)};
+    PyObject* data = PyArray_NewFromDescr(&PyArray_Type, PyArray_DescrFromType(NPY_UINT8), 2, shape, nullptr, at, NPY_ARRAY_CARRAY_RO, nullptr);
+    if (!data) return Py_DECREF(capsule), nullptr;
+    PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(data), capsule);
+    return data;
+}
+
+// give_to(pool): the last step of attaching. It makes this the pool's segment, and one that forked children
+// inherit, without letting another thread run in between: a fork finds both done, or neither.
+static PyObject* segment_give_to(PyObject* self, PyObject* pool) {
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    if (S(self)->data) return raise("ValueError", "the segment has its data already");
-    if (!PyArray_Check(data) || PyArray_NBYTES(reinterpret_cast<PyArrayObject*>(data)) != npy_intp(u64(s->g.max_frames) << s->g.page_shift))
-        return raise("ValueError", "data must be an array over the whole data area");
-    if (PyObject_SetAttrString(pool, "_segment", self) < 0) return nullptr;
-    Py_INCREF(data);
+    if (S(self)->data) return raise("ValueError", "the segment has a pool already");
+    PyObject* data = map_data(*s);
+    if (!data || PyObject_SetAttrString(pool, "_data", data) < 0 || PyObject_SetAttrString(pool, "_segment", self) < 0) {
+        Py_XDECREF(data);
+        return nullptr;
+    }
     S(self)->data = data;
+    S(self)->read_base = PyArray_BYTES(reinterpret_cast<PyArrayObject*>(data));
     S(self)->next = attached;
     attached = S(self);
-    S(self)->read_base = PyArray_BYTES(reinterpret_cast<PyArrayObject*>(data));
-    madvise(S(self)->read_base, u64(s->g.max_frames) << s->g.page_shift, MADV_NOHUGEPAGE);
-    madvise(S(self)->read_base, u64(s->g.max_frames) << s->g.page_shift, MADV_DONTDUMP);
     Py_RETURN_NONE;
 }
 
@@ -110,8 +139,7 @@ static PyObject* segment_close(PyObject* self, PyObject*) {
     Segment* s = seg->s;
     forget(seg);  // from here on every thread finds the pool closed
     Py_BEGIN_ALLOW_THREADS
-    if (s->me) detach(*s);
-    unmap_client(s);
+    leave(s);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -284,7 +312,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
 
 // The methods, with those of directory.cpp, held.cpp and observe.cpp.
 static PyMethodDef own_methods[] = {
-    {"set_data", segment_set_data, METH_VARARGS, ""},
+    {"give_to", segment_give_to, METH_O, ""},
     {"close", segment_close, METH_NOARGS, ""},
     {"views", segment_views, METH_NOARGS, ""},
     {"geometry", segment_geometry, METH_NOARGS, ""},

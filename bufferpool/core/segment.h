@@ -137,6 +137,9 @@ struct Segment {
     u8* advice = nullptr;
     u64 mapped = 0;  // bytes; an observer's mapping is read-only and ends where the data begin
     int fd = -1;     // this client's own description: holds its liveness lock
+    u64 mark = 0;    // and how it is known to be ours; an observer's is known by its file alone
+    u64 device = 0, inode = 0;  // of the segment's file
+    u64 generation = 0;         // of our slot, since become()
     Segment* next = nullptr;  // of all that this process has mapped as a client (fork.cpp)
     u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
     Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
@@ -214,8 +217,31 @@ struct Segment {
     }
     Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row((c - 1) % STRIPES, f)[(c - 1) / STRIPES]; }
     Atomic<u16>& pin_count(u32 f) { return my_pins[u64(f) * g.stripe_clients]; }
+    // What needs the file, and is done with our own descriptor or not at all: it may have been closed behind us.
+    bool has_descriptor() const { return mark ? prim::has_mark(fd, mark) : !inode || prim::is_file(fd, device, inode); }
+    int plug(u64 offset, u64 bytes) const { return has_descriptor() ? prim::plug(fd, offset, bytes) : -EBADF; }
+    int punch(u64 offset, u64 bytes) const { return has_descriptor() ? prim::punch(fd, offset, bytes) : -EBADF; }
+    int remove_frames(u32 first, u64 bytes) {
+        return prim::remove(page_data(first), bytes, has_descriptor() ? fd : -1, page_offset(first));
+    }
+    int lock_byte(long at) const { return has_descriptor() ? prim::lock_byte(fd, at) : -EBADF; }
+    int unlock_byte(long at) const { return has_descriptor() ? prim::unlock_byte(fd, at) : -EBADF; }
+    int byte_is_locked(long at) const { return has_descriptor() ? prim::byte_is_locked(fd, at) : -EBADF; }
+
+    // Has a client lost its byte lock, and lives? Then its process has the segment mapped: its views are true.
+    bool still_maps(u32 c) const {
+#ifndef BP_BYTE_LOCKS_ONLY  // tests whose clients are threads of one process
+        return prim::still_maps(clients[c - 1].pid.load_relaxed(), clients[c - 1].start_time.load_relaxed(), device, inode);
+#else
+        return c == 0;
+#endif
+    }
+    // Is our slot still ours? Without a byte lock it may have been reaped, where /proc does not say that we live.
+    bool has_slot() { return me && client().generation.load_acquire() == generation; }
+
     void become(u32 c) {
         me = c;
+        generation = c ? client().generation.load_relaxed() : 0;
         my_pins = c ? &pin_count_of(c, 0) : nullptr;
         sampler.gate.store_relaxed(0);
         sampler.reopen_ns.store_relaxed(0);

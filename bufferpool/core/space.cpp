@@ -208,7 +208,7 @@ static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
 
 static PyObject* space_append(PyObject* self, PyObject*) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    if (ready_space(sp) < 0) return nullptr;
+    if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
     if (!sp->writable) return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to append");
     u64 page_no;
     SpaceHooks hooks{sp, 0};
@@ -224,7 +224,7 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     unsigned long long first, count;
     if (!PyArg_ParseTuple(args, "KK:_drop_range", &first, &count)) return nullptr;
-    if (ready_space(sp) < 0) return nullptr;
+    if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
     if (first + count > sp->max_pages) return raise_status(Status::CORRUPT, sp, first), nullptr;
     Segment& s = *sp->seg->s;
     u32 freed = 0;
@@ -270,6 +270,8 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->max_pages = max_pages;
     sp->kind = kind;
     sp->fd = fd;
+    struct stat st;
+    if (fd >= 0 && fstat(fd, &st) == 0) sp->device = st.st_dev, sp->inode = st.st_ino;
     sp->writable = writable;
     sp->discardable = discardable;
     sp->zero_fill = zero_fill;

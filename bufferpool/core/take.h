@@ -17,7 +17,7 @@ inline void repair_growth(Segment& s) {
     const Geometry& g = s.g;
     auto punch_beyond = [&](u64 at, u64 used, u64 end) {
         u64 first = round_up(at + used, g.os_page);
-        if (first < end) prim::punch(s.fd, first, end - first);
+        if (first < end) s.punch(first, end - first);
     };
     u64 ready = s.header->frames_ready.load_acquire();
     if (ready > g.max_frames) ready = g.max_frames;
@@ -29,7 +29,7 @@ inline void repair_growth(Segment& s) {
     for (u64 i = 0, n = g.entry_chunks(); i < n;) {
         u64 end = i;
         while (end < n && !s.has_entry_chunk(end)) end++;
-        if (end > i) prim::punch(s.fd, g.entries_at + i * g.os_page, (end - i) * g.os_page);
+        if (end > i) s.punch(g.entries_at + i * g.os_page, (end - i) * g.os_page);
         i = end + 1;
     }
 }
@@ -59,7 +59,7 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation =
     int r = 0;
     if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
         u64 from = (first + ready) / unit, end = (first + to) / unit;
-        r = prim::plug(s.fd, s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
+        r = s.plug(s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
         BP_POINT("entries.plugged");
         if (r == 0) {
             for (u64 i = from; i < end; i++) s.chunk_bits[i / 64].store_relaxed(s.chunk_bits[i / 64].load_relaxed() | u64(1) << (i % 64));
@@ -80,7 +80,7 @@ inline int grow_ready(Segment& s) {
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
     auto plug_rows = [&](u64 at, u64 size) {
         u64 first = round_up(from * size, g.os_page), end = round_up(to * size, g.os_page);
-        return first < end ? prim::plug(s.fd, at + first, end - first) : 0;
+        return first < end ? s.plug(at + first, end - first) : 0;
     };
     int r = from < to ? plug_rows(g.frames_at, sizeof(FrameSlot)) : 0;
     for (u64 i = 0; i < STRIPES && r == 0 && from < to; i++) r = plug_rows(g.pins_at + i * g.stripe_bytes, u64(g.stripe_clients) * 2);
@@ -113,11 +113,11 @@ inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
     s.header->resident.store_relaxed(s.header->resident.load_relaxed() + n);
     unlock_memory(s);
     BP_POINT("plug.busy");
-    int r = prim::plug(s.fd, s.page_offset(first), u64(n) << s.g.page_shift);
+    int r = s.plug(s.page_offset(first), u64(n) << s.g.page_shift);
     u32 got = n;
     if (r && n > 1) {  // less room than that: one frame will do
-        prim::punch(s.fd, s.page_offset(first), u64(n) << s.g.page_shift);
-        r = prim::plug(s.fd, s.page_offset(first), u64(1) << s.g.page_shift);
+        s.punch(s.page_offset(first), u64(n) << s.g.page_shift);
+        r = s.plug(s.page_offset(first), u64(1) << s.g.page_shift);
         got = r ? 0 : 1;
     } else if (r) {
         got = 0;

@@ -101,7 +101,7 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
     auto w = reinterpret_cast<WriteObject*>(self);
     SpaceObject* sp = w->space;
     if (w->open || w->done) return raise("ValueError", "a Write is used once; call write() or append() again");
-    if (ready_space(sp) < 0) return nullptr;
+    if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
     w->forks = sp->seg->forks;
     Segment& s = *sp->seg->s;
     Py_INCREF(sp->dtype);
@@ -128,7 +128,7 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
 }
 
 static void write_abort(WriteObject* w) {
-    if (is_ours(w)) {
+    if (is_ours(w) && w->space->seg->s->has_slot()) {
         if (w->append) return_number(place_of(w->space, w->page_no), w->page_no);
         else if (w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
     }
@@ -139,6 +139,7 @@ static void write_abort(WriteObject* w) {
 
 static int write_publish(WriteObject* w) {
     SpaceObject* sp = w->space;
+    if (!opened(sp->seg)) return -1;
     Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
     Place at = place_of(sp, w->page_no);

@@ -15,6 +15,7 @@ namespace holds {
 void step();
 void point(const char* name);
 }
+#define BP_BYTE_LOCKS_ONLY
 #define BP_STEP() ::holds::step()
 #define BP_POINT(name) ::holds::point(name)
 

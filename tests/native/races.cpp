@@ -19,6 +19,7 @@ namespace races {
 void step();
 void point(const char* name);
 }
+#define BP_BYTE_LOCKS_ONLY
 #define BP_STEP() ::races::step()
 #define BP_POINT(name) ::races::point(name)
 
