@@ -88,6 +88,15 @@ def _pins_before_intents(text: str) -> str:
     return text[:intents] + ready + text[pins:frames] + text[intents:fields] + text[fields:pins] + text[frames:]
 
 
+def _settles_without_a_look(text: str) -> str:
+    """A superseded frame is its settler's, whoever pins it."""
+    for look in ("|| s.any_pin(f)) return false;", "bool left = s.any_pin(f);"):
+        assert text.count(look) == 1
+    return text.replace("|| s.any_pin(f)) return false;", ") return false;").replace(
+        "bool left = s.any_pin(f);", "bool left = false;"
+    )
+
+
 def _scan_by_frames(text: str) -> str:
     """The dirty pages found through the frames: one that moves meanwhile may be missed."""
     start, end = text.index("    u64 end = std::min(first + count"), text.index("// The dirty pages of a range")
@@ -133,9 +142,27 @@ MUTATIONS = {
     ),
     "a superseded frame reused with a pin on it": (
         "memory.h",
-        "if (frame::state(w) != OLD || s.any_pin(f)) return false;",
-        "if (frame::state(w) != OLD) return false;",
+        _settles_without_a_look,
+        "",
         "retire-pin",
+    ),
+    "the pins of a superseded frame looked at before it is closed": (
+        "memory.h",
+        "        bool left = s.any_pin(f);\n",
+        "        bool left = false;\n",
+        "settle-sweep",
+    ),
+    "a frame that was being settled not looked at again": (
+        "memory.h",
+        "        if (!left) return true;\n    }",
+        "        return !left;\n    }",
+        "retire-pin",
+    ),
+    "the frame of a load that has ended taken by its reaper": (
+        "client.h",
+        "if (loads(s.entries[page].load_acquire())) frame_cas",
+        "if (!entry::names(s.entries[page].load_acquire(), f)) frame_cas",
+        "reap-load-write",
     ),
     "the flusher field ignored": (
         "flush.h",
@@ -174,12 +201,6 @@ MUTATIONS = {
         "return (entry::with_frame(e, g) & ~clear) | set;",
         "return (entry::with_owner(entry::with_frame(e, g), 0) & ~clear) | set;",
         "flush-evict",
-    ),
-    "an eviction that may turn back taken for done": (
-        "client.h",
-        "if (!entry::names(e, f)) frame_cas",
-        "if (!entry::is_resident_in(e, f)) frame_cas",
-        "reap-reload",
     ),
     "a dirty page dropped with the clean ones": (
         "client.h",

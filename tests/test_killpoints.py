@@ -138,3 +138,64 @@ def test_who_dies_in_the_fold_counts_once(driver: Driver, tmp_path: Path, pool_n
     assert dead == attached == [6, 1, 1, 0]  # hits, misses, loads, reaped
     assert reaped == [6, 1, 1, 1]
     assert violations == []
+
+
+SETTLE = """
+import json, os, signal, sys
+import bufferpool as bp
+
+name, killed = sys.argv[1:]
+pool = bp.Pool.create(name, 16 * 4096, page_size=4096)
+space = pool.scratch("s", 1)
+
+def put(value):
+    with space.write(0) as page:
+        page[:] = value
+
+def seen():
+    return sorted(set(space[0].tolist()))
+
+put(1)
+ready, pinned = os.pipe()
+go, let = os.pipe()
+reader = os.fork()
+if reader == 0:
+    view = space[0]
+    os.write(pinned, b"1")
+    os.read(go, 1)
+    os.environ.update(BUFFERPOOL_KILLED=killed, BUFFERPOOL_KILL="settle.looked:1:19")
+    del view
+    os._exit(0)
+os.read(ready, 1)
+put(2)
+os.write(let, b"1")
+_, status = os.waitpid(reader, os.WUNTRACED)
+assert os.WIFSTOPPED(status), status
+pool.reap()                 # a sweep of superseded frames
+put(3)
+third = space[0]
+put(4)
+os.kill(reader, signal.SIGCONT)
+ended = os.waitstatus_to_exitcode(os.waitpid(reader, 0)[1])
+put(5)
+put(6)
+print(json.dumps([ended, sorted(set(third.tolist())), seen(), pool.check()]))
+"""
+
+
+def test_a_reader_stopped_while_it_settles_a_frame_takes_no_frame_that_is_pinned(
+    driver: Driver, tmp_path: Path, pool_name: str
+) -> None:
+    """A reader leaves a superseded version, and is stopped after it has seen that nobody else pins the frame.
+
+    Meanwhile the page is published again and again. The frame was once freed by a sweep, held the third version, was
+    superseded again and pinned by somebody else; when the reader went on, it took the frame, because the frame's
+    word was the same as before, and the pinned view showed the fifth version.
+    """
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(driver.package.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", SETTLE, pool_name, str(tmp_path / "killed")],
+        capture_output=True, text=True, timeout=60, check=False, cwd=driver.package.parent, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [0, [3], [6], []]

@@ -30,7 +30,7 @@ struct Findings : Vec<Finding> {
 };
 
 inline const char* name(FrameState s) {
-    static const char* names[] = {"HOLE", "FREE", "BUSY", "LIVE", "OLD", "?5", "?6", "?7"};
+    static const char* names[] = {"HOLE", "FREE", "BUSY", "LIVE", "OLD", "SETTLING", "?6", "?7"};
     return names[s & 7];
 }
 inline const char* name(EntryState s) {
@@ -67,9 +67,9 @@ inline void check_frames(Segment& s, Findings& out) {
         u64 w = s.frames[f].word.load_acquire();
         FrameState state = frame::state(w);
         u32 page = frame::page(w), c = frame::client(w);
-        if (state > OLD) out.say("frame %u: unknown state %u", f, unsigned(state));
-        if (state == BUSY && !is_live_client(s, c))
-            out.say("frame %u: BUSY for client %u, which is gone", f, c);
+        if (state > SETTLING) out.say("frame %u: unknown state %u", f, unsigned(state));
+        if ((state == BUSY || state == SETTLING) && !is_live_client(s, c))
+            out.say("frame %u: %s for client %u, which is gone", f, name(state), c);
         if (state == OLD && !s.any_pin(f) && !motion.frames.has(f))
             out.say("frame %u: OLD, and nobody pins it", f);
         if (state == LIVE && !s.has_page(page)) {

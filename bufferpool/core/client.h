@@ -214,12 +214,11 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
         });
     }
     if ((op == Op::LOAD || op == Op::EVICT) && s.has_page(page)) {
-        u64 e = s.entries[page].load_acquire();
-        if (!entry::names(e, f)) frame_cas(f, frame::live(page), frame::busy(c));
-        settle_entry(s, page, [&](u64 w) {
-            bool dead = entry::state(w) == LOADING && entry::owner(w) == c;
-            return dead ? entry::with_owner(entry::with_state(w, ABSENT), 0) : w;
-        });
+        // Only while the entry is LOADING(c), which nobody else changes, is the frame the load's. Later it is the
+        // page's: a writer may be about to retire it, and the entry may name another already.
+        auto loads = [c](u64 e) { return entry::state(e) == LOADING && entry::owner(e) == c; };
+        if (loads(s.entries[page].load_acquire())) frame_cas(f, frame::live(page), frame::busy(c));
+        settle_entry(s, page, [&](u64 e) { return loads(e) ? entry::with_owner(entry::with_state(e, ABSENT), 0) : e; });
     }
     if (op == Op::PUBLISH && s.has_page(page)) {
         bool swapped = entry::names(s.entries[page].load_acquire(), f);
@@ -306,9 +305,11 @@ inline void reap_held(Segment& s, u32 c) {
             });
     }
     BP_POINT("reap.fields");
-    // 4. Its pins, and the superseded frames that only they had kept.
+    // 4. Its pins, and the superseded frames that only they had kept, or that it was about to settle.
     u64 broken = 0;
     for (u32 f = 0; f < s.ready; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        if (frame::state(w) == SETTLING && frame::client(w) == c) s.frames[f].word.cas_seq_cst(w, frame::old(frame::page(w)));
         auto& count = s.pin_count_of(c, f);
         if (!count.load_relaxed()) continue;
         broken += count.load_relaxed();

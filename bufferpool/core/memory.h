@@ -4,7 +4,8 @@
 //
 //   LIVE  -> BUSY(me)   evict     under the lock
 //   BUSY  -> FREE       give      under the lock
-//   OLD   -> BUSY(me)   settle    by whoever finds that no pin is left
+//   OLD   -> SETTLING(me) -> BUSY(me)   settle   by whoever finds that no pin is left
+//            SETTLING(me) -> OLD                 a pin is left after all
 //
 // A resident page stands in a ring, or it is dirty (it was *set aside* by a search that met it): where both change,
 // one CAS of its entry sees both.
@@ -234,12 +235,24 @@ inline void hole_locked(Segment& s, u32 f) {
     s.header->resident.store_relaxed(s.header->resident.load_relaxed() - 1);
 }
 
-// OLD -> BUSY(me), if no pin is left. The readers that could still come have
-// loaded a stale entry: their second load turns them away.
+// OLD -> SETTLING(me) -> BUSY(me), if no pin is left. As in eviction, the door is closed before we look
+// (rule 3): a frame that was OLD when we looked at its pins may be OLD for the same page once more, with
+// others' pins, when our CAS comes; SETTLING(me) is left by nobody but us. A reader that left meanwhile
+// found no OLD frame and has not settled it, so after a turn back we look once more. The readers
+// that could still come have loaded a stale entry: their second load turns them away.
 inline bool settle_old(Segment& s, u32 f) {
-    u64 w = s.frames[f].word.load_seq_cst();
-    if (frame::state(w) != OLD || s.any_pin(f)) return false;
-    return s.frames[f].word.cas_seq_cst(w, frame::busy(s.me));
+    Atomic<u64>& word = s.frames[f].word;
+    for (;;) {
+        u64 w = word.load_seq_cst();
+        if (frame::state(w) != OLD || s.any_pin(f)) return false;
+        u64 closed = frame::settling(s.me, frame::page(w));
+        if (!word.cas_seq_cst(w, closed)) continue;
+        BP_POINT("settle.closed");
+        bool left = s.any_pin(f);
+        BP_POINT("settle.looked");
+        if (!word.cas_seq_cst(closed, left ? frame::old(frame::page(w)) : frame::busy(s.me))) return false;  // a damaged segment
+        if (!left) return true;
+    }
 }
 
 // Keeps a BUSY(me) frame for our next publish, or frees it.

@@ -7,7 +7,7 @@
 //           RESIDENT(f) -> RESIDENT(f, writer)          begin_write
 //           RESIDENT(f, writer) -> RESIDENT(g, dirty, writer) -> RESIDENT(g)  publish
 //           RESIDENT(f, writer) -> ABSENT               discard
-//   frame   BUSY(me) -> LIVE(page) -> OLD(page) -> BUSY(me)
+//   frame   BUSY(me) -> LIVE(page) -> OLD(page) -> SETTLING(me) -> BUSY(me)
 #pragma once
 
 #include "take.h"

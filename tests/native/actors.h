@@ -21,6 +21,8 @@ static void read_frame(Segment& s, Process& me, u32 page, u32 f, u64 done_before
     if (version < me.last_seen[page]) violation("page %u went back from version %u to %u", page, u32(me.last_seen[page]), u32(version));
     if (version > world.intended[page]) violation("page %u shows a version that nobody wrote", page);
     me.last_seen[page] = version;
+    u64 w = s.frames[f].word.load_relaxed();
+    if (!frame::holds(w, page)) violation("frame %u is %s, and a reader of page %u pins it", f, name(frame::state(w)), page);
 }
 
 static u32 fetch(Segment& s, u32 page) { return fetch(s, page, world.store[page]); }

@@ -157,6 +157,9 @@ static Program moves(u32 page) {
 static Program reaps() {
     return [](Segment& s, Process&) { reap_all(s); };
 }
+static Program sweeps() {
+    return [](Segment& s, Process&) { sweep_old(s); };
+}
 static Program drops(u32 page) {
     return [=](Segment& s, Process&) { drop_and_count(s, page); };
 }
@@ -205,6 +208,7 @@ static std::vector<Scenario> scenarios() {
         {"flush-aside", 2, 2, {0}, {{"W", writes_and_flushes(0)}, {"L", reads_both(1, 2)}}},
         {"drop-aside", 2, 2, {0}, {{"W", writes(0)}, {"D", drops(0)}, {"L", reads_both(1, 2)}}},
         {"retire-pin", 2, 2, {0}, {{"W", writes(0, 3)}, {"R", reads(0)}}},
+        {"settle-sweep", 2, 2, {0}, {{"W", writes(0, 3)}, {"R", reads(0)}, {"X", sweeps()}}},
         {"move-pin", 3, 3, {0, 1}, {{"C", moves(1)}, {"R", reads(1, 2)}}},
         {"move-write", 3, 3, {0, 1}, {{"C", moves(1)}, {"W", writes(1)}}},
         {"move-evict", 2, 2, {0}, {{"C", moves(0)}, {"L", reads(2)}}},
@@ -221,6 +225,7 @@ static std::vector<Scenario> scenarios() {
         {"reap-load", 2, 2, {0}, {{"L", reads(2)}, {"X", reaps()}}},
         {"reap-evict", 1, 1, {0}, {{"L", reads(2)}, {"X", reaps()}}},
         {"reap-write", 3, 3, {0}, {{"W", writes(0)}, {"X", reaps()}}},
+        {"reap-load-write", 3, 3, {}, {{"L", reads(0)}, {"W", writes(0)}, {"X", reaps()}}},
         {"reap-move", 3, 3, {0}, {{"C", moves(0)}, {"X", reaps()}}},
         {"reap-drop", 2, 2, {0}, {{"D", drops(0)}, {"X", reaps()}}},
         {"reap-write-pin", 2, 2, {0}, {{"W", writes(0)}, {"R", reads(0)}, {"X", reaps()}}},
