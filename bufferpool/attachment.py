@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any, Self
@@ -13,13 +14,16 @@ from bufferpool import _core, events, segment
 from bufferpool._locks import Lock
 from bufferpool.errors import (
     PoolClosed,
+    PoolDiffers,
     PoolExhausted,
+    PoolMismatch,
     PoolReadOnly,
     SegmentExists,
     SegmentNotFound,
     SegmentReplaced,
 )
 from bufferpool.observer import refuse_loss
+from bufferpool.request import Request
 from bufferpool.sizes import parse_size
 from bufferpool.sizing import LEAST_BYTES, auto, look
 from bufferpool.store import Store
@@ -92,6 +96,7 @@ class Attachment:
         ValueError, TypeError.
         """
         path = segment.path_of(name, directory)
+        segment.check_permissions(mode, "mode (here the permissions of the file)")
         if capacity == "auto":
             sizing = auto(look(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
             least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
@@ -138,30 +143,70 @@ class Attachment:
         return pool
 
     @classmethod
-    def open(cls, name: str, capacity: int | str = "auto", **options: Any) -> Self:
+    def open(
+        cls,
+        name: str,
+        capacity: int | str = "auto",
+        *,
+        mode: str = "r+",
+        page_size: int | None = None,
+        min_capacity: int | str | None = None,
+        max_capacity: int | str | None = None,
+        extent_size: int | str | None = None,
+        max_clients: int | None = None,
+        max_pages: int | None = None,
+        permissions: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> Self:
         """Attaches to the pool, or creates it; safe between processes starting together.
 
-        Takes the arguments of :meth:`create`. A pool that exists keeps its own
-        sizes; another page size than the one asked for is an error (ValueError).
+        Takes the sizes of :meth:`create`; ``permissions`` are those of the file. What is not given is the
+        pool's own, or the default for a new one. Every argument is checked, whether or not the pool exists.
+        What is given is compared with a pool that exists: another ``page_size``, ``extent_size``,
+        ``max_capacity``, ``max_clients`` or ``max_pages`` raises PoolMismatch, because these are fixed; another
+        ``capacity`` (than was last asked for: at creation, or by ``resize``; not what a steward made of it),
+        ``min_capacity`` or ``permissions`` is the warning PoolDiffers, and the pool stays as it is.
+
+        ``mode="r"`` attaches for reading (see :meth:`attach`), and creates nothing: SegmentNotFound.
+
+        Raises what :meth:`attach` and :meth:`create` raise, and PoolMismatch.
         """
-        directory = options.get("directory")
+        if mode not in ("r", "r+"):
+            hint = "; permissions= gives the file's permissions" if isinstance(mode, int) else ""
+            raise (ValueError if isinstance(mode, str) else TypeError)(f"mode must be 'r' or 'r+', not {mode!r}{hint}")
+        request = Request(
+            capacity, page_size, min_capacity, max_capacity, extent_size, max_clients, max_pages, permissions
+        )
+        request.check()
         for _ in range(100):
             try:
-                pool = cls.attach(name, directory=directory)
+                pool = cls.attach(name, mode=mode, directory=directory)
             except SegmentNotFound:
+                if mode == "r":
+                    raise
                 try:
-                    return cls.create(name, capacity, **options)
+                    return cls.create(name, directory=directory, **request.for_creation())
                 except SegmentExists:
                     continue
-            wanted = options.get("page_size", pool.page_size)
-            if wanted != pool.page_size:
-                found = pool.page_size
+            try:
+                pool._compare(request)
+            except BaseException:
                 pool.close()
-                raise ValueError(
-                    f"pool {name!r} exists with pages of {found} bytes, not {wanted}; use another name, or remove it"
-                )
+                raise
             return pool
         raise SegmentReplaced(f"pool {name!r} was created and removed a hundred times meanwhile; use another name")
+
+    def _compare(self, request: Request) -> None:
+        """Raises PoolMismatch, or warns, if this pool differs from what was asked for."""
+        found = request.differences(self)
+        if any(not difference.remedy for difference in found):
+            raise PoolMismatch(
+                f"pool {self.name!r} exists, and {'; '.join(map(str, found))}: leave out what may be as it is, "
+                "use another name, or remove the pool and create it anew (bufferpool rm)",
+                {difference.what: (difference.asked, difference.found) for difference in found},
+            )
+        if found:
+            warnings.warn(PoolDiffers(f"pool {self.name!r} exists, and {'; '.join(map(str, found))}"), stacklevel=3)
 
     @property
     def _seg(self) -> _core.Segment:

@@ -8,6 +8,7 @@
     │   ├── SegmentExists            (FileExistsError) the name is taken
     │   ├── SegmentRefused           (PermissionError) wrong owner, mode or kind of file
     │   ├── SegmentReplaced          the name belongs to another segment by now
+    │   ├── PoolMismatch             (ValueError) the pool that exists was created with other fixed sizes
     │   ├── SegmentCorrupt           it contradicts itself, is truncated, or is no segment
     │   ├── LayoutMismatch           it was made by another version of the library
     │   ├── NotTmpfs                 the directory is not on a tmpfs
@@ -45,6 +46,7 @@
         ├── LoaderReturned           (TypeError) a loader returned something instead of filling its buffer
         └── LoaderOverrun            a loader wrote outside its buffer
 
+``Pool.open`` gives the warning ``PoolDiffers`` where a pool that exists has another capacity than was asked for.
 Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
 closing a pool, while arrays look at its pages raises ``BufferError``.
 """
@@ -66,7 +68,9 @@ __all__ = [
     "PageError",
     "PageOutOfRange",
     "PoolClosed",
+    "PoolDiffers",
     "PoolExhausted",
+    "PoolMismatch",
     "PoolReadOnly",
     "SegmentCorrupt",
     "SegmentError",
@@ -131,6 +135,24 @@ class SegmentRefused(SegmentError, PermissionError):
 
 class SegmentReplaced(SegmentError):
     """The name belongs to another segment than it did."""
+
+
+class PoolMismatch(SegmentError, ValueError):
+    """The pool exists, and what was asked for differs in what is fixed when a pool is created.
+
+    ``differences``: what was asked for and what was found, by the name of the argument.
+    """
+
+    def __init__(self, message: str, differences: dict[str, tuple[object, object]]) -> None:
+        super().__init__(message, differences)
+        self.differences = differences
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class PoolDiffers(UserWarning):
+    """The pool exists, and what was asked for differs in what can be changed while it lives."""
 
 
 class SegmentCorrupt(SegmentError):

@@ -128,6 +128,7 @@ def resize(pool: "Pool", frames: int, timeout: float) -> int:
     """Sets the budget and shrinks to it; returns the frames given back. Raises PoolExhausted, StoreError."""
     seg, given, deadline, before = pool._seg, 0, time.monotonic() + timeout, pool.budget_frames
     seg.set_budget(frames)
+    seg.set_asked_frames(frames)
     if frames < seg.status()["min_frames"]:
         seg.set_min_frames(frames)  # what is asked for by hand holds
     try:

@@ -89,6 +89,14 @@ def plan(
     )
 
 
+def check_permissions(permissions: int, what: str) -> None:
+    """Raises TypeError or ValueError for what is no mode of a file that its owner can use."""
+    if isinstance(permissions, bool) or not isinstance(permissions, int):
+        raise TypeError(f"{what} must be an integer such as 0o600, not {type(permissions).__name__}")
+    if not 0 <= permissions <= 0o777 or permissions & 0o600 != 0o600:
+        raise ValueError(f"{what} must be 0o600 to 0o777, with read and write for the owner, not {permissions:#o}")
+
+
 def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
     """The path of the segment ``name``. Raises ValueError for a name that is none."""
     if not isinstance(name, str):

@@ -14,7 +14,7 @@ from bufferpool.errors import (
     SegmentNotFound,
     WrongProcess,
 )
-from tests.conftest import PAGE, SHM, WAIT
+from tests.conftest import PAGE, SHM, WAIT, new_name
 
 # ---- page numbers ------------------------------------------------------------------------
 
@@ -200,10 +200,34 @@ def test_an_unusual_name_is_a_name(pool_name):
 
 
 def test_open_refuses_bad_options_though_the_pool_exists(pool):
-    for options, error in (({"page_size": 5000}, ValueError), ({"page_size": "4096"}, (TypeError, ValueError))):
-        with pytest.raises(error):
-            bp.Pool.open(pool.name, 64 * PAGE, **options)
+    """open(max_clients=-3), or of a capacity that is no size, attached to a pool that existed without a word."""
+    bad = [
+        {"page_size": 5000}, {"page_size": "4096"}, {"page_size": 0}, {"page_size": True}, {"capacity": "much"},
+        {"capacity": -1}, {"capacity": 1.5}, {"capacity": 1}, {"capacity": None}, {"min_capacity": "1TiB"},
+        {"min_capacity": 0}, {"max_capacity": PAGE}, {"max_capacity": "64 parsecs"}, {"extent_size": 1000},
+        {"extent_size": "x"}, {"extent_size": 0}, {"max_clients": 0}, {"max_clients": -3}, {"max_clients": 10**6},
+        {"max_clients": "many"}, {"max_pages": 0}, {"max_pages": 2**40}, {"max_pages": 2.5}, {"permissions": 0o400},
+        {"permissions": 0o2600}, {"permissions": "rw"}, {"permissions": -1}, {"mode": "w"}, {"mode": 0o660},
+        {"mode": None}, {"pagesize": PAGE}, {"owner": 0},
+    ]  # fmt: skip
+    missing = new_name()
+    for options in bad:
+        said = []
+        for name in (pool.name, missing):
+            with pytest.raises((TypeError, ValueError)) as refused:
+                bp.Pool.open(name, **{"capacity": 64 * PAGE, "page_size": PAGE, **options})
+            said.append((type(refused.value), str(refused.value)))
+        assert said[0] == said[1], options
+        assert not isinstance(refused.value, bp.errors.BufferPoolError)
     assert pool.stats().clients == 1
+    with pytest.raises(SegmentNotFound):
+        bp.Pool.attach(missing)
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o2600, "r+", None, -1])
+def test_create_refuses_permissions_that_nobody_can_use(pool_name, mode):
+    with pytest.raises((TypeError, ValueError), match="permissions of the file"):
+        bp.Pool.create(pool_name, 64 * PAGE, mode=mode)
 
 
 # ---- use after close ------------------------------------------------------------------------------------
@@ -307,7 +331,11 @@ def test_a_write_of_the_parent_is_refused_in_a_forked_child(pool):
 
 
 def test_every_error_is_in_one_tree_and_explains_itself():
-    errors = [e for e in vars(bp.errors).values() if isinstance(e, type) and issubclass(e, Exception)]
+    errors = [
+        e
+        for e in vars(bp.errors).values()
+        if isinstance(e, type) and issubclass(e, Exception) and not issubclass(e, Warning)
+    ]
     assert len(errors) > 30
     for error in errors:
         assert issubclass(error, BufferPoolError)

@@ -19,7 +19,7 @@ constexpr Field fields[] = {
     FIELD(Header, geometry), FIELD(Header, geometry_sum),
     FIELD(Header, budget_frames), FIELD(Header, frames_ready), FIELD(Header, policy_tag), FIELD(Header, durable_lsn),
     INNER(Header, memory.word, u32), INNER(Header, directory.word, u32), INNER(Header, growth.word, u32), INNER(Header, advice.word, u32),
-    FIELD(Header, min_frames), FIELD(Header, checkpoint_lsn), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
+    FIELD(Header, min_frames), FIELD(Header, asked_frames), FIELD(Header, checkpoint_lsn), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
     FIELD(Header, events), FIELD(Header, resident),
     INNER(Header, policy.now, u32), INNER(Header, policy.hev, u32), INNER(Header, policy.frames, u32),
     INNER(Header, policy.cold_target, u32),

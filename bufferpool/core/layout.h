@@ -201,7 +201,7 @@ struct Header {
     // The steward of the moment: who, when it last looked (CLOCK_BOOTTIME), and what it
     // knows that stewards of other pools ask about: hits a second that a MiB earns (a double).
     alignas(64) Atomic<u32> steward;
-    u32 pad;
+    Atomic<u32> asked_frames;        // the budget that was last asked for by hand; a steward moves budget_frames only
     Atomic<u64> steward_ns, worth;
     Atomic<u64> events;              // how many there have been
     alignas(64) LockWord memory;     // free frames, holes, rings, resident count

@@ -105,6 +105,7 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.geometry = g;
     h.geometry_sum = geometry_sum(g);
     h.budget_frames.store_relaxed(budget);
+    h.asked_frames.store_relaxed(budget);
     h.min_frames.store_relaxed(least);
     h.durable_lsn.store_relaxed(~u64(0));
     if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");

@@ -237,6 +237,12 @@ static PyObject* segment_set_budget(PyObject* self, PyObject* arg) {
     return s ? set_frames(s, s->header->budget_frames, n, "a budget") : nullptr;
 }
 
+static PyObject* segment_set_asked_frames(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    return s ? set_frames(s, s->header->asked_frames, n, "a budget") : nullptr;
+}
+
 static PyObject* segment_set_min_frames(PyObject* self, PyObject* arg) {
     u64 n;
     Segment* s = with_number(self, arg, n);
@@ -322,6 +328,7 @@ static PyMethodDef own_methods[] = {
     {"set_budget", segment_set_budget, METH_O, ""},
     {"set_durable_lsn", segment_set_durable_lsn, METH_O, ""},
     {"raise_durable_lsn", segment_raise_durable_lsn, METH_O, ""},
+    {"set_asked_frames", segment_set_asked_frames, METH_O, ""},
     {"set_min_frames", segment_set_min_frames, METH_O, ""},
     {"raise_checkpoint_lsn", segment_raise_checkpoint_lsn, METH_O, ""},
     {"reap", segment_reap, METH_NOARGS, ""},
