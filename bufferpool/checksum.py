@@ -9,11 +9,19 @@
 
 The checksum is XXH3 (64 bits, little-endian) over the bytes before it, seeded with
 the page number, so that a page that was written to the wrong place is found too.
-A page of nothing but zeros is whole: it has never been written. The last eight bytes
-belong to the pool: what the engine puts there is replaced on the way to the file.
+The last eight bytes belong to the pool: what the engine puts there is replaced on the way to the file.
+
+A page of zeros has a checksum like any other. One without is damage, unless the file has a hole there
+(SEEK_DATA): what was never written, in a file that was made by truncate() or fallocate(), reads as zeros. So that
+nothing else does, a write that extends the file past pages that nobody has published, or that fills a block of a file system
+whose blocks are larger than a page, writes those as zeros with a checksum. Where a file system knows no holes, a file
+of zeros is damaged throughout: let it grow by ``append`` instead.
 """
 
+import errno
+import fcntl
 import os
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -39,8 +47,27 @@ def seal(page: Buffer, page_no: int) -> None:
 
 
 def is_whole(page: Buffer, page_no: int) -> bool:
-    """Whether the checksum is right, or the page was never written."""
-    return page[-CHECKSUM_BYTES:].tobytes() == _xxh3(page[:-CHECKSUM_BYTES], page_no) or not page.any()
+    """Whether the checksum is right."""
+    return page[-CHECKSUM_BYTES:].tobytes() == _xxh3(page[:-CHECKSUM_BYTES], page_no)
+
+
+_FIEMAP = 0xC020660B  # FS_IOC_FIEMAP (linux/fiemap.h)
+_REQUEST, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII")
+_SYNC, _UNWRITTEN, _EXTENTS = 1, 0x800, 16
+
+
+def _is_reserved(fd: int, offset: int, size: int) -> bool:
+    """Whether the file system has room for these bytes and nothing in it (fallocate): SEEK_DATA says so until they are read."""
+    answer = bytearray(
+        _REQUEST.pack(offset, size, _SYNC, 0, _EXTENTS, 0).ljust(_REQUEST.size + _EXTENTS * _EXTENT.size, b"\0")
+    )
+    try:
+        fcntl.ioctl(fd, _FIEMAP, answer)
+    except OSError:  # a file system that does not say: then there is data
+        return False
+    found = _REQUEST.unpack_from(answer)[3]
+    flags = [_EXTENT.unpack_from(answer, _REQUEST.size + i * _EXTENT.size)[5] for i in range(found)]
+    return found < _EXTENTS and all(flag & _UNWRITTEN for flag in flags)
 
 
 class CheckedFile(FileStore):
@@ -48,6 +75,8 @@ class CheckedFile(FileStore):
 
     native = False
     trailer_bytes = CHECKSUM_BYTES
+    lost_below = 0
+    """Pages before this offset that the file does not have were cut off by somebody else: they are marked as damaged."""
 
     def __init__(self, path: str | os.PathLike[str], mode: str, page_size: int, repair: Repair | None = None) -> None:
         """As :class:`FileStore`; needs the library xxhash (ImportError).
@@ -69,7 +98,35 @@ class CheckedFile(FileStore):
         sealed = [page.copy() for page in pages]
         for i, page in enumerate(sealed, offset // self.page_size):
             seal(page, i)
+        self._seal_around(offset, offset + len(pages) * self.page_size)
         super().write_pages(offset, sealed)
+
+    def _seal_around(self, first: int, end: int) -> None:
+        """Before the bytes from ``first`` to ``end`` are written: the pages that would then read as zeros without being holes.
+
+        They lie between the file's end and ``first``, or share a block of the file system with what is written.
+        """
+        about = os.fstat(self.fd)
+        block = max(about.st_blksize, self.page_size)
+        start, stop = min(about.st_size, first // block * block), min(about.st_size, -(-end // block) * block)
+        if start >= first and stop <= end:
+            return
+        places = (*range(start, first, self.page_size), *range(end, stop, self.page_size))
+        for at in [at for at in places if self.is_hole(at)]:  # all of them before the first is written
+            page = np.zeros(self.page_size, np.uint8)
+            if at >= self.lost_below:
+                seal(page, at // self.page_size)
+            super().write_pages(at, [page])
+
+    def is_hole(self, offset: int) -> bool:
+        """Whether the page at ``offset`` was never written, as far as the file system knows."""
+        try:
+            if os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + self.page_size:
+                return True
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is no data from here on
+                return True
+        return _is_reserved(self.fd, offset, self.page_size)
 
     def load(self, page_no: int, space: str, count: Callable[[str], None]) -> tuple[Buffer, bool]:
         """One page, whole, and whether it had to be repaired.
@@ -86,7 +143,7 @@ class CheckedFile(FileStore):
             raise StoreError(f"page {page_no} cannot be read: {error.strerror}; nothing is lost, try again") from error
         if got != self.page_size:
             raise ShortRead(f"page {page_no}: the file ends after {got} of {self.page_size} bytes; restore the file")
-        if is_whole(page, page_no):
+        if is_whole(page, page_no) or (not page.any() and self.is_hole(offset)):
             return page, False
         count("corrupt_pages")
         where = f"page {page_no} of {space!r} (offset {offset} of {self.path}) has a wrong checksum"
@@ -95,7 +152,10 @@ class CheckedFile(FileStore):
         return good, True
 
     def _repaired(self, page_no: int, page: Buffer, where: str, space: str, offset: int) -> Buffer:
-        remedy = "restore it from the log or a backup (repair= is asked for it), or write zeros there to give it up"
+        remedy = (
+            "restore it from the log or a backup (repair= is asked for it), or make a hole there to give it up "
+            f"(fallocate --punch-hole --offset {offset} --length {self.page_size} {self.path})"
+        )
         if self.repair is None:
             raise PageCorrupt(f"{where}; {remedy}", space, page_no, offset)
         try:

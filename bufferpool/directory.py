@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bufferpool.checksum import CheckedFile
 from bufferpool.errors import (
     FileSizeMismatch,
     SpaceBusy,
@@ -417,7 +418,9 @@ def overwrite(pool: "Pool", name: str) -> int:
                 raise SpaceRemoved(f"space {name!r} was removed meanwhile")
             now = store.state()
             anew = now.file != recorded(found).file or now.size < found["stored"] * pool.page_size
-            adopt(pool, record, store)
+            adopt(pool, found, store)
+            if isinstance(store, CheckedFile):
+                store.lost_below = found["stored"] * pool.page_size
             pool._stores[record["index"]] = (record["generation"], store)
     written = flush_space(pool, record, pool.durable_lsn)
     if anew:  # handles that are open read another file, or count pages that the file has lost

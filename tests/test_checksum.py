@@ -2,11 +2,13 @@
 
 import os
 import pickle
+import subprocess
 
 import numpy as np
 import pytest
 
 import bufferpool as bp
+from bufferpool import checksum
 from bufferpool.checksum import is_whole, seal
 from bufferpool.errors import PageCorrupt, SpaceMismatch, StoreError
 from tests.children import run_python
@@ -54,7 +56,7 @@ def test_the_checksum_is_xxh3_of_the_page_seeded_with_its_number():
     assert int(page[-8:].view("<u8")[0]) == expected
     assert is_whole(page, 7)
     assert not is_whole(page, 8)
-    assert is_whole(np.zeros(PAGE, np.uint8), 3)
+    assert not is_whole(np.zeros(PAGE, np.uint8), 3)
 
 
 def test_every_single_bit_is_covered():
@@ -164,11 +166,136 @@ def _read(table, page_no):
     return bytes(table[page_no][:-8])
 
 
-def test_zeros_are_a_page_that_was_never_written(pool, sealed):
+# ---- zeros -----------------------------------------------------------------------------------
+
+
+def punch(path, page_no):
+    """Makes a hole of one page."""
+    subprocess.run(
+        ["fallocate", "--punch-hole", "--offset", str(page_no * PAGE), "--length", str(PAGE), str(path)], check=True
+    )
+
+
+@pytest.mark.parametrize("when", ["before the pool saw it", "while the pool has the file"])
+def test_zeros_that_were_written_over_a_page_are_damage(pool, sealed, when):
+    """A disk that returns zeros, or a program that wrote them, passed for a page that was never written."""
+    if when == "before the pool saw it":
+        damage(sealed, 5 * PAGE, bytes(PAGE))
+        table = pool.open_file(sealed, "r+", checksum=True)
+    else:
+        table = pool.open_file(sealed, "r+", checksum=True)
+        with table.write(5) as page:
+            page[:] = 0  # and a page of zeros that was written is no exception
+        assert pool.flush() == 1
+        assert np.array_equal(table[5][:-8], np.zeros(PAGE - 8))
+        table.drop()
+        assert not table[5][:-8].any()
+        table.drop()
+        damage(sealed, 5 * PAGE, bytes(PAGE))
+    with pytest.raises(PageCorrupt, match=r"fallocate --punch-hole --offset 20480 --length 4096"):
+        table[5]
+    assert pool.stats().corrupt_pages == 1
+
+
+def test_a_damaged_page_can_be_given_up_as_the_message_says(pool, sealed):
     damage(sealed, 5 * PAGE, bytes(PAGE))
-    table = pool.open_file(sealed, checksum=True)
+    punch(sealed, 5)
+    table = pool.open_file(sealed, "r+", checksum=True)
     assert not table[5].any()
     assert pool.stats().corrupt_pages == 0
+
+
+@pytest.mark.parametrize("how", ["truncate", "fallocate"])
+def test_a_file_that_was_made_and_never_written_reads_as_zeros(pool, tmp_path, how):
+    path = tmp_path / "made.db"
+    path.touch()
+    if how == "truncate":
+        os.truncate(path, 16 * PAGE)
+    else:
+        subprocess.run(["fallocate", "--length", str(16 * PAGE), str(path)], check=True)
+    table = pool.open_file(path, "r+", checksum=True)
+    assert not any(table[n].any() for n in range(16))
+    with table.write(5) as page:
+        page[:] = stamp(5)
+    assert pool.flush() == 1
+    table.drop()
+    assert np.array_equal(table[5][:-8], body(5))
+    assert not any(table[n][:-8].any() for n in range(16) if n != 5)
+    assert pool.stats().corrupt_pages == 0
+
+
+def test_pages_that_nobody_published_are_sealed_when_the_file_grows_past_them(pool, tmp_path):
+    """They were a hole, or zeros that nobody could tell from damage."""
+    path = tmp_path / "gaps.db"
+    table = pool.open_file(path, "w+", checksum=True)
+    writes = [table.append() for _ in range(12)]
+    for n, write in enumerate(writes):
+        write.__enter__()[:] = stamp(n)
+    for n in (3, 4, 9):
+        writes[n].__exit__(None, None, None)
+    assert pool.flush() == 3
+    raw = np.fromfile(path, np.uint8).reshape(-1, PAGE)
+    assert len(raw) == 10
+    assert all(is_whole(raw[n], n) for n in range(10))
+    for n in set(range(12)) - {3, 4, 9}:
+        writes[n].__exit__(ValueError, ValueError(), None)
+    table.drop()
+    for n in range(10):
+        assert np.array_equal(table[n][:-8], body(n) if n in (3, 4, 9) else np.zeros(PAGE - 8))
+    assert pool.stats().corrupt_pages == 0
+
+
+def test_the_neighbours_in_a_large_block_are_sealed(pool, tmp_path, monkeypatch):
+    """Of a file system with blocks of four pages: a write to one makes the others zeros that are no hole."""
+    path = tmp_path / "made.db"
+    path.touch()
+    os.truncate(path, 16 * PAGE)
+    fstat, lseek = os.fstat, os.lseek
+
+    class Large:
+        def __init__(self, about):
+            self.about = about
+
+        st_blksize = 4 * PAGE
+
+        def __getattr__(self, name):
+            return getattr(self.about, name)
+
+    def coarse(fd, offset, how):
+        """The first block of four pages that has data in it."""
+        if how != os.SEEK_DATA:
+            return lseek(fd, offset, how)
+        found = lseek(fd, offset // (4 * PAGE) * 4 * PAGE, how)
+        return max(offset, found // (4 * PAGE) * 4 * PAGE)
+
+    monkeypatch.setattr(os, "fstat", lambda fd: Large(fstat(fd)))
+    monkeypatch.setattr(os, "lseek", coarse)
+    monkeypatch.setattr(checksum, "_is_reserved", lambda *_: False)
+    table = pool.open_file(path, "r+", checksum=True)
+    with table.write(5) as page:
+        page[:] = stamp(5)
+    assert pool.flush() == 1
+    table.drop()
+    assert np.array_equal(table[5][:-8], body(5))
+    assert not any(table[n][:-8].any() for n in range(16) if n != 5)
+    assert pool.stats().corrupt_pages == 0
+
+
+def test_pages_that_somebody_cut_off_are_damaged_when_the_pool_writes_beyond_them(pool, attach, sealed):
+    """What is written over a cut on purpose makes the file long again: what it has lost must not pass for zeros."""
+    table = pool.open_file(sealed, "r+", checksum=True)
+    with table.write(11) as page:
+        page[:] = stamp(11, version=1)
+    os.truncate(sealed, 4 * PAGE)
+    with pytest.raises(bp.errors.FileChanged):
+        pool.flush()
+    assert pool.overwrite(table.name) == 1
+    again = attach(pool).open_file(sealed, "r+", checksum=True)
+    assert np.array_equal(again[11][:-8], body(11, 1))
+    assert np.array_equal(again[3][:-8], body(3))
+    for n in range(4, 11):
+        with pytest.raises(PageCorrupt):
+            again[n]
 
 
 def test_a_file_that_ends_early_or_cannot_be_read_is_no_corrupt_page(pool, sealed, monkeypatch):
