@@ -10,7 +10,7 @@ import threading
 import weakref
 from typing import Any
 
-_made: "weakref.WeakSet[Lock | Event]" = weakref.WeakSet()
+_made: "weakref.WeakSet[Lock | Event | Condition]" = weakref.WeakSet()
 
 
 class Lock:
@@ -49,6 +49,29 @@ class Event:
     def _renew(self) -> None:
         self._event = threading.Event()
         self._event.set()
+
+
+class Condition:
+    """Like threading.Condition. In a forked child nobody waits for it."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        _made.add(self)
+
+    def __enter__(self) -> None:
+        self._condition.acquire()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._condition.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._condition.wait(timeout)
+
+    def notify_all(self) -> None:
+        self._condition.notify_all()
+
+    def _renew(self) -> None:
+        self._condition = threading.Condition()
 
 
 def _renew_all() -> None:

@@ -68,6 +68,8 @@ class Why(IntEnum):
     """The engine's ``log_sync`` failed; no value."""
     KERNEL = 12
     """The kernel refused a call: its errno."""
+    HANGS = 20
+    """A store does not come back: for how many seconds."""
 
 
 def errno_text(value: float) -> str:
@@ -112,6 +114,7 @@ class Event:
             Why.STORE: "the store failed",
             Why.LOG: "the log could not be synced",
             Why.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
+            Why.HANGS: f"the store has not come back for {self.value:.0f} s",
         }[self.why]
         return f"{', '.join(words)}: {reason}"
 

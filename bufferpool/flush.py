@@ -14,6 +14,7 @@ import numpy as np
 from bufferpool.checksum import CheckedFile, Repair
 from bufferpool.errors import BufferPoolError, ShortWrite, StoreError
 from bufferpool.filestate import Doubt, FileState, changed, refuse_changed, stamped
+from bufferpool.jobs import working_on
 from bufferpool.space import Kind
 from bufferpool.store import FileStore, Store, describe
 
@@ -169,24 +170,35 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
 
 
 def flush_part(
-    pool: "Pool", record: dict[str, Any], lsn: int, first: int, most: int, *, foreground: bool = False
+    pool: "Pool",
+    record: dict[str, Any],
+    lsn: int,
+    first: int,
+    most: int,
+    *,
+    foreground: bool = False,
+    wait: bool = True,
 ) -> Part:
     """Writes up to ``most`` dirty pages of a space from page ``first``, in page order, and syncs them.
 
-    Only pages whose LSN is at most ``lsn``. Raises StoreError: then they stay dirty, all of them.
+    Only pages whose LSN is at most ``lsn``; none, without ``wait``, while somebody else flushes the space.
+    Raises StoreError: then they stay dirty, all of them.
     """
     store = store_of(pool, record)
-    with pool._seg.lock_flush(record["index"]) as held:
+    held = pool._seg.lock_flush(record["index"], wait)
+    if held is None:
+        return Part(0, 0, 0)
+    with held, working_on(record["index"]):
         return _flush_batch(pool, record, store, lsn, first, most, foreground, held.interrupted)
 
 
-def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: bool = False) -> int:
+def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: bool = False, wait: bool = True) -> int:
     """Writes the dirty pages of one space whose LSN is at most ``lsn``; returns their number."""
     if record["kind"] not in WRITTEN or not dirty_pages(pool, record):
         return 0
     written, first = 0, 0
     while True:
-        part = flush_part(pool, record, lsn, first, BATCH_PAGES, foreground=foreground)
+        part = flush_part(pool, record, lsn, first, BATCH_PAGES, foreground=foreground, wait=wait)
         written, first = written + part.written, part.next_page
         if not first:
             return written
@@ -195,19 +207,25 @@ def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: b
 # ---- the log, and checkpoints -------------------------------------------------------
 
 
+def wanted_of_log(pool: "Pool") -> int | None:
+    """How far dirty pages need the log that it is not durable; None if no further, or if there is no hook to ask."""
+    durable = pool.durable_lsn
+    if pool.log_sync is None or durable == NO_RULE:
+        return None
+    ranges = [
+        pool._seg.dirty_range(r["first_entry"], r["max_pages"]) for r in pool._seg.spaces() if r["kind"] in WRITTEN
+    ]
+    wanted = max((lsn for _, lsn, _ in ranges), default=0)
+    return wanted if wanted > durable else None
+
+
 def sync_log(pool: "Pool") -> bool:
     """Asks the engine to make its log durable as far as the dirty pages need it.
 
     Whether more pages may be written now. What the engine's hook raises goes to the caller.
     """
-    before = pool.durable_lsn
-    if pool.log_sync is None or before == NO_RULE:
-        return False
-    ranges = [
-        pool._seg.dirty_range(r["first_entry"], r["max_pages"]) for r in pool._seg.spaces() if r["kind"] in WRITTEN
-    ]
-    wanted = max((lsn for _, lsn, _ in ranges), default=0)
-    if wanted <= before:
+    before, wanted = pool.durable_lsn, wanted_of_log(pool)
+    if pool.log_sync is None or wanted is None:
         return False
     done = pool.log_sync(wanted)
     if done is not None:

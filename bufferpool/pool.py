@@ -22,14 +22,15 @@ from bufferpool.directory import (
     remove,
     version_of,
 )
-from bufferpool.errors import BufferPoolError
-from bufferpool.flush import CHECKSUM, checkpoint, file_store, flush_space
+from bufferpool.flush import CHECKSUM, checkpoint, file_store
+from bufferpool.flush_jobs import flush_all
 from bufferpool.govern import Rules
 from bufferpool.inspection import Inspection
+from bufferpool.jobs import Jobs
 from bufferpool.pressure import Source
-from bufferpool.sizes import lsn_of, parse_size
+from bufferpool.sizes import lsn_of, parse_size, seconds_of
 from bufferpool.space import Kind, Loader, Space
-from bufferpool.steward import Settings, Steward
+from bufferpool.steward import STOP_S, Settings, Steward
 from bufferpool.store import Buffer, Store
 
 
@@ -44,6 +45,7 @@ class Pool(Attachment, Inspection):
     def __init__(self, path: str, owner: int | None, uuid: bytes | None, mode: str = "r+") -> None:
         super().__init__(path, owner, uuid, mode)
         self._room = reclaim.Room()
+        self._own_jobs = Jobs()
         self._steward: Steward | None = None
         self._warming: list[warm.WarmUp] = []
 
@@ -225,26 +227,27 @@ class Pool(Attachment, Inspection):
     Called by the steward, by ``checkpoint``, and on a miss that finds only such pages, in
     whatever thread that is: it must take no lock that a thread holds while it uses pages."""
 
-    def flush(self, space: Space | None = None, *, up_to_lsn: int | None = None) -> int:
+    def flush(self, space: Space | None = None, *, up_to_lsn: int | None = None, timeout: float | None = None) -> int:
         """Writes dirty pages to their stores and syncs them; returns how many.
 
         Of one ``space``, or of all; only those whose LSN is at most ``up_to_lsn``. Pages
-        whose LSN is above ``durable_lsn`` stay dirty in any case. Raises StoreError:
-        then nothing is marked clean that is not stored, and all that could be
-        flushed of other spaces was.
+        whose LSN is above ``durable_lsn`` stay dirty in any case. Several spaces are written
+        at once, each store in a thread of its own, so that a store that hangs keeps no other from
+        being written; with ``timeout``, their flushes go on in the background after so many seconds.
+
+        Raises StoreError: then nothing is marked clean that is not stored, and all that could be
+        flushed of other spaces was. Raises WaitTimeout, which names the spaces that are not flushed yet.
         """
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
-        written, failed = 0, None
-        for record in self._seg.spaces():
-            if space is not None and record["index"] != space.index:
-                continue
-            try:
-                written += flush_space(self, record, lsn)
-            except BufferPoolError as error:
-                failed = failed or error
-        if failed is not None:
-            raise failed
-        return written
+        records = [r for r in self._seg.spaces() if space is None or r["index"] == space.index]
+        return flush_all(self, records, lsn, seconds_of(timeout))
+
+    @property
+    def _jobs(self) -> Jobs:
+        """What this process does in threads because it may hang. A forked child has none of its parent's threads."""
+        if self._own_jobs.pid != os.getpid():
+            self._own_jobs = Jobs()
+        return self._own_jobs
 
     def dirty_pages(self, name: str) -> Iterator[tuple[int, Buffer]]:
         """The dirty pages of the space ``name``: their numbers and, one by one, copies of them (uint8).
@@ -320,17 +323,18 @@ class Pool(Attachment, Inspection):
             self.stop_steward()
         finally:
             for warming in self._warming:
-                warming.join()
+                warming.join(STOP_S)
             self._warming = []
+            self._jobs.wait(lambda: not self._jobs.all(), STOP_S)
 
     # ---- memory -------------------------------------------------------------------
 
-    def resize(self, capacity: int | str, *, timeout: float = 5.0) -> int:
+    def resize(self, capacity: int | str, *, timeout: float | None = 5.0) -> int:
         """Changes the budget while everybody works; returns the bytes given back.
 
         A smaller budget evicts, coldest first, and gives whole extents back; dirty
         pages are flushed for it. Raises ValueError, and PoolExhausted if pages
-        that cannot go keep the pool above the new budget for ``timeout`` seconds
+        that cannot go, or a store that hangs, keep the pool above the new budget for ``timeout`` seconds
         (the new budget holds all the same: call again when they are released).
         """
         self._require_writable("change the budget")
@@ -340,13 +344,13 @@ class Pool(Attachment, Inspection):
                 f"capacity must be {segment.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes "
                 f"(max_capacity, fixed when the pool was created), not {capacity!r}"
             )
-        return reclaim.resize(self, frames, timeout) * self.page_size
+        return reclaim.resize(self, frames, seconds_of(timeout)) * self.page_size
 
-    def trim(self, *, bytes: int | str | None = None, idle: float | None = None) -> int:
+    def trim(self, *, bytes: int | str | None = None, idle: float | None = None, timeout: float | None = 5.0) -> int:
         """Gives memory back to the kernel now; returns the bytes.
 
         ``bytes``: at least that much, coldest pages first (less if pinned pages
-        stand in the way; dirty ones are flushed). ``idle``: every clean page that
+        stand in the way, or dirty ones that cannot be flushed within ``timeout`` seconds). ``idle``: every clean page that
         nobody has touched for that many seconds. Neither: the free frames. The
         budget stays; the pool grows again as it is used.
         """
@@ -361,7 +365,8 @@ class Pool(Attachment, Inspection):
             return self._give_back(seg.evict_idle(float(idle)), "idle")
         if bytes is None:
             return self._give_back(self.stats().frames["free"], "trim")
-        return reclaim.trim(self, -(-parse_size(bytes, "bytes") // self.page_size)) * self.page_size
+        frames = -(-parse_size(bytes, "bytes") // self.page_size)
+        return reclaim.trim(self, frames, seconds_of(timeout)) * self.page_size
 
     def _give_back(self, frames: int, reason: str) -> int:
         if not frames:

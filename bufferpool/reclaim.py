@@ -2,6 +2,8 @@
 
 What goes and how is the core's (core/reclaim.h); here is what needs a store
 (dirty pages are flushed first) or patience (pages that are in use for a moment).
+A store may hang: flushes run in threads (jobs.py), and whoever needs memory waits for
+whichever brings some, until his own time is up.
 """
 
 import os
@@ -14,13 +16,16 @@ import numpy as np
 from bufferpool import events, inspect, segment
 from bufferpool.errors import PoolExhausted, SegmentError, StoreError, WouldDeadlock, caused
 from bufferpool.events import What, Why
-from bufferpool.flush import can_write, flush_space, sync_log
+from bufferpool.flush_jobs import hanging, start_flushes, start_log_sync
+from bufferpool.jobs import Job
 from bufferpool.space import Kind
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
 
 ROOM_S = 0.5  # how long a frame is waited for before PoolExhausted
+SLOW_S = 10.0  # how long a flush may be under way until it counts as one that hangs, and is not waited for any more
+PAUSE_S = 0.02  # between two looks for a frame
 SAME_WANT_S = 0.05  # calls closer than this are about the same frame
 
 
@@ -29,7 +34,9 @@ class Room(threading.local):
 
     last = since = 0.0
     tries = 0
-    flushed: int | None = None
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
 
 
 def reason(name: str) -> int:
@@ -53,17 +60,43 @@ def post_refused(pool: "Pool", error: int) -> None:
     events.post(pool, What.CANNOT_SHRINK, Why.KERNEL, value=error)
 
 
-def flush_what_can(pool: "Pool", *, foreground: bool = False) -> tuple[int, StoreError | WouldDeadlock | None]:
-    """Flushes every space whose store this process can reach: (pages, the first error)."""
-    written, failed = 0, None
-    for record in pool._seg.spaces():
-        if not can_write(pool, record):
-            continue
-        try:
-            written += flush_space(pool, record, pool.durable_lsn, foreground=foreground)
-        except (StoreError, WouldDeadlock) as error:  # another space may do: raised by the caller if none does
-            failed = failed or error
-    return written, failed
+def flushed_pages(pool: "Pool") -> int:
+    """How many pages all clients have flushed so far."""
+    return int(inspect.read_counters(pool).plain["flushed_pages"])
+
+
+def write_some(
+    pool: "Pool", jobs: list[Job], seconds: float, *, foreground: bool = False, ask_log: bool = True
+) -> tuple[bool, Exception | None]:
+    """Has dirty pages written, and waits until some are, by whomever; until nobody here writes any; or so many seconds.
+
+    ``jobs`` are those that the caller has started before; afterwards, those that still run. Returns whether pages
+    were written, and the first error. With ``ask_log``, the log is asked for where nothing else can be written;
+    raises what the engine's ``log_sync`` raised.
+    """
+    before = flushed_pages(pool)
+    try:
+        jobs.extend(job for job in start_flushes(pool, foreground=foreground) if job not in jobs)
+    except WouldDeadlock as error:
+        return False, error
+    end = time.monotonic() + seconds
+    pool._jobs.wait(lambda: flushed_pages(pool) != before or all(job.done for job in jobs), seconds)
+    failed = next((job.error for job in jobs if job.error is not None), None)
+    if failed is not None and not isinstance(failed, (StoreError, WouldDeadlock)):
+        jobs.clear()
+        raise failed
+    wrote = flushed_pages(pool) != before
+    if (
+        ask_log and not wrote and failed is None and all(job.done for job in jobs)
+    ):  # all that is dirty may wait for the log
+        log = start_log_sync(pool)
+        if log is not None:
+            pool._jobs.wait(lambda: log.done, end - time.monotonic())
+            if log.error is not None:
+                raise log.error
+            wrote = bool(log.result)  # they may be written now
+    jobs[:] = [job for job in jobs if not job.done]
+    return wrote, failed
 
 
 def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> None:
@@ -74,25 +107,26 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> N
     """
     now = time.monotonic()
     if now - want.last > SAME_WANT_S:
-        want.since, want.tries = now, 0
+        want.since, want.tries, want.jobs = now, 0, []
     want.tries += 1
     failed = None
     if pool._seg.reap():
         return
-    if (dirty or in_use) and want.tries < 100:  # a page that somebody is flushing counts as in use
-        written, failed = flush_what_can(pool, foreground=True)
-        if not written and failed is None and sync_log(pool):  # all that was dirty waited for the log
-            _, failed = flush_what_can(pool, foreground=True)
-        flushed = inspect.read_counters(pool).plain["flushed_pages"]
-        if flushed != want.flushed:  # by us, or by the one whose lock we waited for
-            want.flushed, want.last = flushed, 0.0
+    slow: list[tuple[float, str]] = []
+    if dirty or in_use:  # a page that somebody is flushing counts as in use
+        wrote, failed = write_some(pool, want.jobs, PAUSE_S, foreground=True)
+        if wrote:
+            want.last = 0.0
             return
-    if now - want.since > ROOM_S:
+        slow = hanging(pool)
+    ages = [seconds for seconds, _ in slow] + [time.monotonic() - job.began for job in want.jobs]
+    if time.monotonic() - want.since > ROOM_S and (failed is not None or min(ages, default=SLOW_S) >= SLOW_S):
         want.last = 0.0
         if what == "no_space":
             raise segment.full(os.path.dirname(pool.path)) from failed
-        raise PoolExhausted(exhausted_message(pool) + (f"; flushing failed: {failed}" if failed else "")) from failed
-    time.sleep(min(0.001 * want.tries, 0.02))
+        told = "".join(f"; {text}" for _, text in slow) + (f"; flushing failed: {failed}" if failed else "")
+        raise PoolExhausted(exhausted_message(pool) + told) from failed
+    time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S) - time.monotonic()))
     want.last = time.monotonic()
 
 
@@ -140,43 +174,49 @@ def resize(pool: "Pool", frames: int, timeout: float) -> int:
 
 def _shrink_to(pool: "Pool", frames: int, deadline: float) -> int:
     seg, given = pool._seg, 0
+    jobs: list[Job] = []
     while (over := seg.status()["resident_frames"] - frames) > 0:
-        done, _moved, pinned, dirty, _busy, refused = seg.shrink(over, reason("budget"), True)
+        done, _moved, pinned, dirty, busy, refused = seg.shrink(over, reason("budget"), True)
         given += done
         if refused:
             post_refused(pool, refused)
             raise refusal(pool, refused)
         if done >= over:
             continue
-        written, failed = flush_what_can(pool) if dirty else (0, None)
-        if written:
-            continue
+        failed, left = None, deadline - time.monotonic()
+        if (dirty or busy) and left > 0:
+            wrote, failed = write_some(pool, jobs, left)
+            if wrote:
+                continue
         if time.monotonic() > deadline:
             if failed is not None:
                 raise failed
+            told = "".join(f"; {text}" for _, text in hanging(pool))
             raise PoolExhausted(
-                f"the pool is {over - done} frames above its new budget ({pinned} pinned). {exhausted_message(pool)}"
+                f"the pool is {over - done} frames above its new budget ({pinned} pinned). {exhausted_message(pool)}{told}"
             )
         seg.reap()
         time.sleep(0.005)
     return given
 
 
-def trim(pool: "Pool", frames: int) -> int:
+def trim(pool: "Pool", frames: int, timeout: float) -> int:
     """Gives up to ``frames`` frames back, coldest pages first; returns how many. Raises StoreError."""
-    seg, given = pool._seg, 0
+    seg, given, deadline = pool._seg, 0, time.monotonic() + timeout
     frames = min(frames, seg.status()["resident_frames"])
-    for _ in range(8):
-        done, _moved, _pinned, dirty, _busy, refused = seg.shrink(frames - given, reason("trim"), True)
+    jobs: list[Job] = []
+    while True:
+        done, _moved, _pinned, dirty, busy, refused = seg.shrink(frames - given, reason("trim"), True)
         given += done
         if refused:
             post_refused(pool, refused)
-        if given >= frames or not dirty or refused:
+        left = deadline - time.monotonic()
+        if given >= frames or left <= 0 or refused or not (dirty or (busy and jobs)):
             break
-        written, failed = flush_what_can(pool)
+        wrote, failed = write_some(pool, jobs, left)
         if failed is not None:
             raise failed
-        if not written:
+        if not wrote:
             break
     events.post(pool, What.TRIMMED, Why.ASKED, bytes=given * pool.page_size)
     return given

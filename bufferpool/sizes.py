@@ -1,5 +1,6 @@
-"""Sizes in bytes: integers, or strings such as "256MiB"."""
+"""Arguments that are numbers: sizes in bytes (integers, or strings such as "256MiB"), timeouts, LSNs."""
 
+import math
 import re
 
 _UNITS = {"": 1, "B": 1}
@@ -35,6 +36,17 @@ def format_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def seconds_of(timeout: float | None) -> float:
+    """A timeout, checked; None is infinite. Raises TypeError, ValueError."""
+    if timeout is None:
+        return math.inf
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, or None, not {type(timeout).__name__}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be a number of seconds, at least 0, not {timeout!r}")
+    return float(timeout)
 
 
 def lsn_of(value: int) -> int:

@@ -184,9 +184,11 @@ class Space(_core.Space):
             self.pool._give_back(freed, "drop")
         return freed * self.pool.page_size
 
-    def flush(self) -> int:
-        """Writes the dirty pages of this space and syncs its store; returns their number."""
-        return self.pool.flush(self)
+    def flush(self, *, timeout: float | None = None) -> int:
+        """Writes the dirty pages of this space and syncs its store; returns their number.
+
+        Raises StoreError, WaitTimeout."""
+        return self.pool.flush(self, timeout=timeout)
 
     def remove(self, *, discard: bool = False) -> None:
         """Takes the space out of the pool, for every process.

@@ -9,6 +9,9 @@ another when it ends, whatever ends it. Each round has numbered phases:
 3. the budget follows the pressure and the miss-ratio curve (govern.py);
 4. pages that nobody has touched for long go back, if asked for, and free frames that nobody has taken meanwhile;
 5. the working set is saved, if asked for.
+
+What may hang (stores, the log, the working set's file) runs in threads of its own (jobs.py), of which a
+round waits for at most ``interval`` seconds: the other spaces are flushed, and the rounds go on, meanwhile.
 """
 
 import math
@@ -16,15 +19,17 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bufferpool import _core, events, flush, govern, inspect, reclaim, segment, warm
+from bufferpool import _core, events, flush, flush_jobs, govern, inspect, reclaim, segment, warm
 from bufferpool._locks import Event
 from bufferpool.advise import Advice
 from bufferpool.errors import StoreError
 from bufferpool.events import What, Why
+from bufferpool.jobs import Job
 from bufferpool.pressure import Source, SystemSource
 
 if TYPE_CHECKING:
@@ -34,6 +39,9 @@ FLUSH_PAGES = 1024  # of one space and sync, at most
 LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
 SHRINK_BYTES = 64 << 20  # of one step, at most: it holds nobody up, and the next look comes soon
 AGAIN_S = 10.0  # trouble that goes on is an event so often
+HUNG_S = 10.0  # a flush that takes longer is an event
+STOP_S = 2.0  # how long what is being flushed is waited for at the end
+SAVING = "working set"  # the subject of the job that saves it
 MANY = 1 << 32  # more frames than there are
 STALE_S = 5.0  # a steward that has not looked for so long gives nothing
 
@@ -115,6 +123,10 @@ class Steward:
         self._idle_at = self._saved_at = time.monotonic()
         self._least_free = MANY  # frames, in any round since the last look for idle pages
         self._told_at: dict[What, float] = {}
+        self._shrinking: list[Job] = []  # flushes that make pages clean which the budget has no room for
+        self._jobs: list[Job] = []  # of this steward, that have not been looked at since they ended
+        self._hung: set[tuple[int, int]] = set()  # flushes that have been told of: space, when it began
+        self._patience_s = settings.interval  # how long a round waits for its jobs
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
         self._ready = 0
@@ -140,6 +152,7 @@ class Steward:
         if self._thread is not threading.current_thread():
             self._ended.wait()
             self._thread.join()
+        self.pool._jobs.wait(lambda: all(job.done for job in self._jobs), STOP_S)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -186,10 +199,32 @@ class Steward:
         path = self.settings.working_set
         if path is not None and now - self._saved_at >= self.settings.working_set_every:
             self._saved_at = now
-            try:
-                warm.save_working_set(self.pool, path)
-            except OSError as error:
-                self._tell(now, What.SAVE_FAILED, Why.STORE, error)
+            self._start(SAVING, partial(self._save, now, path))
+            self._wait()
+
+    def _start(self, subject: Hashable, work: Callable[[], int]) -> bool:
+        """Starts a job; False if there is one on its subject already. Raises what has ended an earlier one."""
+        for job in self._jobs:
+            if job.error is not None:
+                raise job.error
+        self._jobs = [job for job in self._jobs if not job.done]
+        job, new = self.pool._jobs.start(subject, work)
+        if new:
+            self._jobs.append(job)
+        return new
+
+    def _wait(self) -> None:
+        """Waits for the jobs of this round, a little."""
+        began = time.monotonic()
+        jobs = [job for job in self._jobs if job.began > began - self._patience_s]
+        self.pool._jobs.wait(lambda: self._stopping.is_set() or all(job.done for job in jobs), self._patience_s)
+
+    def _save(self, now: float, path: str | os.PathLike[str]) -> int:
+        try:
+            return warm.save_working_set(self.pool, path)
+        except OSError as error:
+            self._tell(now, What.SAVE_FAILED, Why.STORE, error)
+            return 0
 
     def _tell(
         self, now: float, what: What, why: Why, error: Exception | None = None, *, bytes: int = 0, value: float = 0
@@ -225,23 +260,47 @@ class Steward:
         """
         summary = inspect.read_summary(self.pool)
         self._least_free = min(self._least_free, summary.frames["free"])
+        spaces = self.pool._seg.spaces()
+        self._tell_of_hung(spaces)
         spaces = [
             r
-            for r in self.pool._seg.spaces()
+            for r in spaces
             if r["kind"] in flush.WRITTEN and summary.spaces[r["index"], 1] and flush.can_write(self.pool, r)
         ]
+        busy = [r for r in spaces if r["flusher"] or self.pool._jobs.running(r["index"])]
+        spaces = [r for r in spaces if r not in busy]  # what somebody flushes already needs no help
         dirty = sum(int(summary.spaces[r["index"], 1]) for r in spaces)
         due = max(self._shortage_of_clean(now, summary), self._due_by_age(now, dirty))
         if due <= 0 or not dirty:
             return
         if summary.held_back:
-            try:
-                flush.sync_log(self.pool)
-            except Exception as error:  # noqa: BLE001 - not swallowed: the pages wait, and _tell keeps it
-                self._tell(now, What.FLUSH_FAILED, Why.LOG, error)
-        self._pass_left = False
+            self._start(flush_jobs.LOG, partial(self._sync_log, now))
+            self._wait()
         for record in spaces:
-            self._flush_space(now, record, -(-due * int(summary.spaces[record["index"], 1]) // dirty))
+            share = -(-due * int(summary.spaces[record["index"], 1]) // dirty)
+            self._start(record["index"], partial(self._flush_space, now, record, share))
+        self._wait()
+        self._pass_left = any(
+            self.pool._jobs.running(r["index"]) or self._cursors.get(r["index"], (0, 0))[1] for r in spaces
+        )
+
+    def _tell_of_hung(self, spaces: list[dict[str, Any]]) -> None:
+        """Each flush that takes very long is an event, once, whoever flushes."""
+        under_way = {(r["index"], r["flush_since_ns"]): r for r in spaces if r["flusher"]}
+        self._hung &= under_way.keys()
+        for key in under_way.keys() - self._hung:
+            for seconds, text in flush_jobs.hanging(self.pool, key[0]):
+                if seconds >= HUNG_S:
+                    self._hung.add(key)
+                    self.trouble = StoreError(f"{text}; its pages stay dirty until its store comes back")
+                    events.post(self.pool, What.FLUSH_FAILED, Why.HANGS, value=seconds)
+
+    def _sync_log(self, now: float) -> int:
+        try:
+            return flush.sync_log(self.pool)
+        except Exception as error:  # noqa: BLE001 - not swallowed: the pages wait, and _tell keeps it
+            self._tell(now, What.FLUSH_FAILED, Why.LOG, error)
+            return 0
 
     def _due_by_age(self, now: float, dirty: int) -> int:
         """How many pages this round should write, so that none stays dirty for ``flush_every`` seconds.
@@ -257,21 +316,25 @@ class Steward:
         steps = max(1.0, (self._pass_ends - now) / max(now - since, self.settings.interval))
         return min(dirty, max(LEAST_FLUSH_PAGES, math.ceil(dirty / steps)))
 
-    def _flush_space(self, now: float, record: dict[str, Any], due: int) -> None:
-        """Writes ``due`` dirty pages of a space, from where the last round ended; notes whether it has come round."""
+    def _flush_space(self, now: float, record: dict[str, Any], due: int) -> int:
+        """Writes ``due`` dirty pages of a space, from where the last round ended; notes where the next one begins."""
+        written = 0
         generation, first = self._cursors.get(record["index"], (record["generation"], 0))
         first = first if generation == record["generation"] else 0
         try:
             while due > 0 and not self._stopping.is_set():
-                part = flush.flush_part(self.pool, record, self.pool.durable_lsn, first, min(due, FLUSH_PAGES))
+                part = flush.flush_part(
+                    self.pool, record, self.pool.durable_lsn, first, min(due, FLUSH_PAGES), wait=False
+                )
                 first, due = part.next_page, due - max(1, part.written)
+                written += part.written
                 if not first:
                     break
         except StoreError as error:  # counted; its pages stay dirty, and the next pass tries again
             first = 0
             self._tell(now, What.FLUSH_FAILED, Why.STORE, error)
         self._cursors[record["index"]] = (record["generation"], first)
-        self._pass_left |= bool(first)
+        return written
 
     def _shortage_of_clean(self, now: float, summary: inspect.Summary) -> int:
         """How many pages should be clean that are not: for the demand of two seconds, within limits."""
@@ -342,10 +405,10 @@ class Steward:
         want = min(over, max(1, SHRINK_BYTES // size))
         done, _moved, _pinned, dirty, _busy, refused = pool._seg.shrink(want, reclaim.reason("pressure"), True)
         if done < want and dirty:
-            written, failed = reclaim.flush_what_can(pool)
+            wrote, failed = reclaim.write_some(pool, self._shrinking, self._patience_s, ask_log=False)
             if failed is not None:
                 self._tell(time.monotonic(), What.FLUSH_FAILED, Why.STORE, failed)
-            if written:
+            if wrote:
                 more, *_, refused = pool._seg.shrink(want - done, reclaim.reason("pressure"), True)
                 done += more
         if refused:

@@ -3,6 +3,9 @@
 A store is any object with the four methods of :class:`Store`. Offsets and
 sizes are bytes; a buffer is one-dimensional, uint8, C-contiguous. Stores
 written in Python never see the segment: they fill and read private buffers.
+
+Their methods are called in threads of the pool's own too: where pages are written to make room, by
+``pool.flush()`` of several spaces, and by a steward. So a store takes no lock that a thread holds while it uses pages.
 """
 
 import errno

@@ -176,11 +176,11 @@ class WarmUp:
         """Ends it after the pages that are being read."""
         self._stop.set()
 
-    def join(self) -> None:
-        """Waits until it has ended, however."""
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until it has ended, however; for ``timeout`` seconds at most."""
         if self._thread is not None and self._thread is not threading.current_thread():
-            if not self.finished:
-                self._ended.wait()
+            if not self.finished and not self._ended.wait(timeout):
+                return
             self._thread.join()
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -71,4 +71,6 @@ class Stop:
 def by_hand(pool, source=None, rules=None, **settings):
     """A steward without a thread, whose rounds the test calls."""
     with mock.patch.object(threading.Thread, "start"):
-        return Steward(pool, Settings(**settings), Fake() if source is None else source, rules)
+        made = Steward(pool, Settings(**settings), Fake() if source is None else source, rules)
+    made._patience_s = WAIT  # a round is over when its jobs are
+    return made

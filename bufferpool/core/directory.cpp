@@ -26,13 +26,15 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
             return raise("SegmentCorrupt", "space slot %u of the segment was overwritten; save what you need through handles that are open, and remove the segment", i);
         }
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
-        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O}", "index", i, "name", text_of(t.name, sizeof t.name),
+        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
                                     "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),
                                     "owner", t.owner.load_relaxed(), "generation", (unsigned long long)space_generation(extent), "first_entry",
                                     t.first_entry.load_relaxed(), "max_pages", t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent),
                                     "stored", k(t.stored), "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode),
                                     "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns", k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version", k(t.version),
-                                    "mine", s->me && t.owner.load_relaxed() == s->me && t.owner_generation.load_relaxed() == my_generation ? Py_True : Py_False);
+                                    "mine", s->me && t.owner.load_relaxed() == s->me && t.owner_generation.load_relaxed() == my_generation ? Py_True : Py_False,
+
+                                    "flusher", t.flush_lock.word.load_relaxed() & lock_word::OWNER, "flush_since_ns", k(t.flush_since_ns));
         if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
         Py_XDECREF(d);
     }

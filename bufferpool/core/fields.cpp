@@ -44,7 +44,7 @@ constexpr Field fields[] = {
     STRUCT(SpaceSlot),
     FIELD(SpaceSlot, extent), FIELD(SpaceSlot, reserved), FIELD(SpaceSlot, stored), FIELD(SpaceSlot, entries_ready),
     FIELD(SpaceSlot, state), FIELD(SpaceSlot, kind), FIELD(SpaceSlot, flags), FIELD(SpaceSlot, owner),
-    FIELD(SpaceSlot, first_entry), FIELD(SpaceSlot, max_pages), INNER(SpaceSlot, flush_lock.word, u32), FIELD(SpaceSlot, flush_open),
+    FIELD(SpaceSlot, first_entry), FIELD(SpaceSlot, max_pages), INNER(SpaceSlot, flush_lock.word, u32), FIELD(SpaceSlot, flush_open), FIELD(SpaceSlot, flush_since_ns),
     FIELD(SpaceSlot, device), FIELD(SpaceSlot, inode), FIELD(SpaceSlot, size_bytes), FIELD(SpaceSlot, mtime_ns),
     FIELD(SpaceSlot, ctime_ns), FIELD(SpaceSlot, doubt),
     FIELD(SpaceSlot, owner_generation), FIELD(SpaceSlot, version), FIELD(SpaceSlot, sum), FIELD(SpaceSlot, name), FIELD(SpaceSlot, path),

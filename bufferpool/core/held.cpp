@@ -122,6 +122,7 @@ static PyObject* segment_lock_flush(PyObject* self, PyObject* args) {
         if (wait) a = acquire(*s, slot.flush_lock);
         else ours = try_acquire(*s, slot.flush_lock, a);
         if (ours && a == Acquired::REPAIR) repaired(*s, slot.flush_lock);
+        if (ours && a != Acquired::INTERRUPTED) slot.flush_since_ns.store_relaxed(prim::boot_ns());
     }
     if (!ours) Py_RETURN_NONE;
     if (a == Acquired::INTERRUPTED) return raise_interrupted("a flush");

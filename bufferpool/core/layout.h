@@ -135,6 +135,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> version;       // of a derived space's loader, hashed; 0: none was given
     char name[64];
     char path[PATH_BYTES];
+    Atomic<u64> flush_since_ns;  // when the owner of the flush lock took it (CLOCK_BOOTTIME)
     // The counters of a slot go on when its next space takes it over: when that was, and
     // where they stood.
     Atomic<u64> opened_ns, hits_before, misses_before;

@@ -1,0 +1,103 @@
+"""Work that may hang, on threads of its own: flushes, the log's sync, the saving of the working set.
+
+A store may hang in any of its methods, and a file's disk in any system call. Whoever needs what such a call
+brings waits for it as long as he wants; whoever does not must not be held up by it. So the calls are made in
+daemon threads, one job at a time for each subject (a space, the log), which is also what bounds their number.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Hashable
+
+from bufferpool._locks import Condition
+
+_here = threading.local()
+
+
+def underway() -> frozenset[Hashable]:
+    """The subjects of the jobs that this thread works on, or that wait for it."""
+    found: frozenset[Hashable] = getattr(_here, "subjects", frozenset())
+    return found
+
+
+class working_on:
+    """Inside the block this thread works on a subject: to wait for a job on the same one would never end."""
+
+    def __init__(self, subject: Hashable, outer: frozenset[Hashable] | None = None) -> None:
+        self._subjects = (underway() if outer is None else outer) | {subject}
+
+    def __enter__(self) -> None:
+        self._before = underway()
+        _here.subjects = self._subjects
+
+    def __exit__(self, *exc: object) -> None:
+        _here.subjects = self._before
+
+
+class Job:
+    """One piece of work, in a thread."""
+
+    def __init__(self, subject: Hashable, work: Callable[[], int]) -> None:
+        self.subject, self._work = subject, work
+        self.began = time.monotonic()
+        self.done = False
+        self.result = 0
+        """What the work returned: pages written, for a flush."""
+        self.error: BaseException | None = None
+
+
+class Jobs:
+    """The jobs of one pool in one process. A forked child has none of its parent's."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self._changed = Condition()
+        self._running: dict[Hashable, Job] = {}
+
+    def running(self, subject: Hashable) -> Job | None:
+        """The job on a subject, if there is one."""
+        return self._running.get(subject)
+
+    def all(self) -> list[Job]:
+        """The jobs that run now."""
+        with self._changed:
+            return list(self._running.values())
+
+    def start(self, subject: Hashable, work: Callable[[], int]) -> tuple[Job, bool]:
+        """The job on a subject that runs, or else a new one; and whether it is new."""
+        with self._changed:
+            job = self._running.get(subject)
+            if job is not None:
+                return job, False
+            job = self._running[subject] = Job(subject, work)
+        run = threading.Thread(target=self._run, args=(job, underway()), name=f"bufferpool {subject}", daemon=True)
+        try:
+            run.start()
+        except RuntimeError:  # no thread can be had (a limit, or the interpreter ends): then it is done here
+            self._run(job, underway())
+        return job, True
+
+    def _run(self, job: Job, outer: frozenset[Hashable]) -> None:
+        try:
+            with working_on(job.subject, outer):
+                job.result = job._work()
+        except BaseException as error:  # noqa: BLE001 - not swallowed: whoever waits for the job raises it
+            job.error = error
+        if self.pid == os.getpid():  # else the work has forked, and this is the child
+            with self._changed:
+                job.done = True
+                del self._running[job.subject]
+                self._changed.notify_all()
+
+    def wait(self, holds: Callable[[], bool], seconds: float, slice_s: float = 0.02) -> bool:
+        """Waits until something holds, which is asked whenever a job ends, and every ``slice_s`` seconds."""
+        end = time.monotonic() + seconds
+        while not holds():
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            with self._changed:
+                if not holds():
+                    self._changed.wait(min(left, slice_s))
+        return True
