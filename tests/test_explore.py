@@ -259,6 +259,12 @@ MUTATIONS = {
         "(void)drop_page(s, op.intent(), u32(first + i), patience, freed);",
         "write-remove",
     ),
+    "a dead client's lock left when a waiter comes meanwhile": (
+        "client.h",
+        "if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) continue;",
+        "if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) return;",
+        "reap-lock",
+    ),
     "a frame taken before its memory is there": (
         "take.h",
         "int r = prim::plug(s.fd, s.page_offset(first), u64(n) << s.g.page_shift);",

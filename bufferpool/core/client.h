@@ -265,15 +265,17 @@ inline void reap_busy(Segment& s, u32 c) {
     s.counters().reclaimed_bytes[CLIENT_EXIT].add_relaxed(bytes);
 }
 
-// A lock that the dead client held: what it protects is repaired, then it is free.
+// A lock that the dead client held: what it protects is repaired, then it is free. A waiter may set its bit
+// meanwhile, so the word is looked at again: the slot is not to be freed while a lock has its number.
 template <class F>
 void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
     u32 w = lock.word.load_seq_cst();
-    if ((w & lock_word::OWNER) != c) return;
-    if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) return;
-    repair();
-    repaired(s, lock);
-    release(s, lock);
+    while ((w & lock_word::OWNER) == c) {
+        if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) continue;
+        repair();
+        repaired(s, lock);
+        return release(s, lock);
+    }
 }
 
 // Ends the business of a dead client whose byte lock we hold, and frees its slot.

@@ -195,10 +195,10 @@ static void replay(const Scenario& scenario, const std::string& schedule) {
 
 static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* schedule) {
     memset(static_cast<void*>(&world), 0, sizeof world);
-    make_segment(sc.budget, sc.frames, sc.pages);
+    make_segment(sc.budget, sc.frames, sc.pages, sc.clients);
     u32 n = u32(sc.processes.size());
     for (u32 i = 0; i < n; i++)
-        if (attach(world.processes[i].segment) != Status::OK) abort();
+        if (i != sc.newcomer && attach(world.processes[i].segment) != Status::OK) abort();
     for (u32 page : sc.preload) {
         Segment& s = world.processes[0].segment;
         u32 f = fetch(s, page, sc.opens_spaces ? stored_image(1, page) : world.store[page]);

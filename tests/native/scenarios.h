@@ -7,14 +7,14 @@ namespace bp {
 
 // ---- the start -----------------------------------------------------------------------
 
-static void make_segment(u32 budget, u32 frames, u32 pages) {
+static void make_segment(u32 budget, u32 frames, u32 pages, u32 clients) {
     Geometry g{};
     g.page_size = PAGE_BYTES;
     g.page_shift = u32(__builtin_ctz(PAGE_BYTES));
     g.os_page = ENTRIES * 8;
     g.extent_frames = 1;
     g.max_frames = frames;
-    g.max_clients = CLIENTS;
+    g.max_clients = clients;
     g.stripe_clients = 4;
     g.ring_capacity = 12;
     g.max_pages = ENTRIES;
@@ -24,7 +24,7 @@ static void make_segment(u32 budget, u32 frames, u32 pages) {
         at = round_up(at + bytes, 64);
         return here;
     };
-    g.clients_at = take(CLIENTS * sizeof(Client));
+    g.clients_at = take(clients * sizeof(Client));
     g.spaces_at = take(sizeof(SpaceSlot) * MAX_SPACES);
     g.entries_at = take(ENTRIES * 8);
     g.frames_at = take(frames * sizeof(FrameSlot));
@@ -67,6 +67,8 @@ struct Scenario {
     std::vector<std::pair<const char*, Program>> processes;
     u32 pages = PAGES;         // of the space
     bool opens_spaces = false;
+    u32 newcomer = NONE;       // the process that is no client at the start
+    u32 clients = CLIENTS;
 };
 
 static void check_content(Segment& s) {
@@ -103,7 +105,7 @@ static void end_check(const Scenario& scenario) {
         if (s->any_pin(f)) violation("frame %u is left pinned", f);
         if ((state == HOLE) != !world.plugged[f]) violation("frame %u is %s and the kernel disagrees", f, name(state));
     }
-    for (u32 c = 1; c <= CLIENTS; c++)
+    for (u32 c = 1; c <= s->g.max_clients; c++)
         if (s->clients[c - 1].state.load_relaxed() == CLIENT_LIVE && !world.byte_owner[c]) violation("client %u is dead and not reaped", c);
     for (u32 page = 0; page < ENTRIES; page++) {
         u64 e = s->entries[page].load_relaxed();
@@ -159,6 +161,21 @@ static Program reaps() {
 }
 static Program sweeps() {
     return [](Segment& s, Process&) { sweep_old(s); };
+}
+// Takes the lock of a space's flushes, and lets go.
+static Program locks() {
+    return [](Segment& s, Process&) {
+        if (acquire(s, s.spaces[0].flush_lock) == Acquired::REPAIR) repaired(s, s.spaces[0].flush_lock);
+        release(s, s.spaces[0].flush_lock);
+    };
+}
+// A newcomer has no lock, whoever had its number before.
+static Program comes() {
+    return [](Segment& s, Process&) {
+        if (attach(s) != Status::OK) return;
+        for (LockWord* lock : {&s.header->memory, &s.header->directory, &s.header->growth, &s.spaces[0].flush_lock})
+            if ((lock->word.load_relaxed() & lock_word::OWNER) == s.me) violation("a lock is held in the name of a client that has just come");
+    };
 }
 static Program drops(u32 page) {
     return [=](Segment& s, Process&) { drop_and_count(s, page); };
@@ -231,6 +248,7 @@ static std::vector<Scenario> scenarios() {
         {"reap-write-pin", 2, 2, {0}, {{"W", writes(0)}, {"R", reads(0)}, {"X", reaps()}}},
         {"reap-flush", 3, 3, {0}, {{"W", writes(0)}, {"F", flushes()}, {"X", reaps()}}},
         {"reap-reload", 1, 1, {0}, {{"L", reads(2)}, {"M", reads_both(0, 2)}, {"X", reaps()}}},
+        {"reap-lock", 1, 1, {}, {{"N", comes()}, {"X", reaps()}, {"W", locks()}, {"H", locks()}}, PAGES, false, 0, PROCESSES},
         {"detach", 2, 2, {0}, {{"D", detaches(0)}, {"W", writes(0)}}},
         {"three", 3, 3, {0, 1}, {{"R", reads(0)}, {"W", writes(0)}, {"L", reads(2)}}},
     };
