@@ -59,7 +59,7 @@ class Attachment:
         self._lock = Lock()
         self.mode = mode
 
-    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int) -> None:
+    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int) -> None:
         """Called by the core when no frame can be had: makes room, or raises."""
         raise PoolExhausted("no frame can be had")
 
@@ -229,7 +229,10 @@ class Attachment:
                         f"{self.path} is another pool than the one that was pickled; it was removed and created anew"
                     )
                 room = weakref.WeakMethod(self._make_room)
-                comm = Path("/proc/self/comm").read_text(errors="replace").strip()
+                try:
+                    comm = Path("/proc/self/comm").read_text(errors="replace").strip()
+                except OSError:  # a name to show, where there is one
+                    comm = ""
 
                 def make_room(*why: Any) -> None:
                     method = room()

@@ -15,7 +15,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from bufferpool import segment
-from bufferpool.errors import SharedMemoryFull
+from bufferpool.errors import SegmentError
+from bufferpool.mounts import KNOB, are_huge, mount_of, shmem_enabled
 from bufferpool.pressure import cgroup_limit
 from bufferpool.sizes import format_size
 from bufferpool.sizing import LEAST_BYTES, auto, look
@@ -24,7 +25,6 @@ _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
 _EXTENT = 256 << 10
 _PROBE = 8 * _EXTENT
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-_KNOB = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
@@ -44,34 +44,6 @@ class Finding:
     what: str
     text: str
     remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Mount:
-    """A line of /proc/self/mountinfo."""
-
-    point: str
-    kind: str
-    options: tuple[str, ...]
-
-    def option(self, name: str, default: str = "") -> str:
-        """The value of ``name=value``."""
-        return next((o.partition("=")[2] for o in self.options if o.startswith(f"{name}=")), default)
-
-
-def mount_of(directory: str) -> Mount:
-    """The mount that holds a directory. Raises OSError."""
-    about = os.stat(directory)
-    device = f"{os.major(about.st_dev)}:{os.minor(about.st_dev)}"
-    found = None
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        fields = line.split()
-        if fields[2] == device:
-            dash = fields.index("-")
-            found = Mount(fields[4], fields[dash + 1], (*fields[5].split(","), *fields[dash + 3].split(",")))
-    if found is None:
-        raise OSError(errno.ENOENT, "no mount found in /proc/self/mountinfo", directory)
-    return found
 
 
 def in_use(path: str) -> bool:
@@ -107,25 +79,18 @@ def _kernel(directory: str) -> Iterator[Finding]:
     yield _huge_pages(directory, release)
 
 
-def shmem_enabled() -> str:
-    """The kernel's rule for huge pages in shared memory, of all tmpfs mounts together."""
-    found = re.search(r"\[(\w+)\]", _KNOB.read_text()) if _KNOB.exists() else None
-    return found[1] if found else "not built in"
-
-
 def _huge_pages(directory: str, release: str) -> Finding:
     """Huge folios in a tmpfs: wrong data after MADV_REMOVE on some kernels, late reclaim on the others."""
     word = shmem_enabled()
     mounted = mount_of(directory).option("huge", "never")
-    huge = word == "force" or (word not in ("deny", "not built in") and mounted in ("always", "within_size"))
     text = f"shmem_enabled is {word}, {directory} is mounted huge={mounted}"
-    if not huge:
+    if not are_huge(word, mounted):
         return Finding(Level.OK, "huge pages", f"{text}: none in a pool")
     numbers = re.match(r"(\d+)\.(\d+)", release)
     version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     affected = (6, 14) <= version < (7, 0) or "7.0.0-rc1" in release or "7.0-rc1" in release
     remedy = f"mount -o remount,huge=never {directory}" + (
-        f"; echo never > {_KNOB}" if word == "force" else f", or: echo deny > {_KNOB}"
+        f"; echo never > {KNOB}" if word == "force" else f", or: echo deny > {KNOB}"
     )
     if affected:
         text += "; kernels 6.14 to 7.0-rc1 return wrong data after MADV_REMOVE of a part of a huge page"
@@ -207,7 +172,7 @@ def _auto_size(directory: str) -> Iterator[Finding]:
     """What ``capacity="auto"`` would choose now, and why."""
     try:
         sizing = auto(look(directory), LEAST_BYTES, _EXTENT)
-    except SharedMemoryFull as error:
+    except SegmentError as error:
         yield Finding(Level.WARN, "auto size", str(error), "Pool.create(capacity=…) takes what you say")
         return
     sizes = f"{format_size(sizing.capacity)} ({format_size(sizing.min_capacity)} to {format_size(sizing.max_capacity)})"

@@ -51,6 +51,7 @@ Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
 closing a pool, while arrays look at its pages raises ``BufferError``.
 """
 
+import errno
 from typing import TypeVar
 
 __all__ = [
@@ -108,6 +109,22 @@ def caused(error: _Error, cause: int | OSError) -> _Error:
     """The error, with the errno of the system call that failed."""
     error.errno = cause if isinstance(cause, int) else cause.errno
     return error
+
+
+def remedy(number: int | None) -> str:
+    """What to do about an errno that says little by itself: the end of a message, or nothing."""
+    text = {
+        errno.EMFILE: "this process has no file descriptor left; raise ulimit -n, or close some",
+        errno.ENFILE: "the machine has no file descriptor left; raise fs.file-max",
+        errno.EFBIG: "files may not be so large; raise ulimit -f (RLIMIT_FSIZE)",
+        errno.EROFS: "the file system is mounted read-only; remount it for writing, or name another directory=",
+        errno.ENOLCK: "the kernel has no room for locks, or a sandbox refuses them",
+        errno.EAGAIN: "this process locks its memory (mlockall) and may not lock so much: raise ulimit -l",
+        errno.EPERM: "a sandbox refuses this call (seccomp); allow it. bufferpool doctor tries what a pool needs",
+        errno.ENOSYS: "a sandbox, or the kernel, does not have this call; bufferpool doctor tries what a pool needs",
+        errno.ENOENT: "/proc is not mounted here, or the file has been removed",
+    }.get(number or 0)
+    return f"; {text}" if text else ""
 
 
 class BufferPoolError(Exception):

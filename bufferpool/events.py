@@ -39,6 +39,8 @@ class What(IntEnum):
     """Memory was to go back, and pages that cannot go stood in the way, or the kernel did not take it."""
     SAVE_FAILED = 11
     """The steward could not save the working set."""
+    ROUND_FAILED = 13
+    """A round of the steward failed; it goes on with the next."""
 
 
 class Why(IntEnum):

@@ -345,14 +345,21 @@ def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
             for state, seconds in pressure.psi_stalls(Path(path).read_text()).items():
                 stalled.add_metric([state], seconds)
     shm = os.statvfs(directory or segment.SHM)
-    size, available = pressure.machine_memory()
+    memory = pressure.given(pressure.machine_memory)  # None: /proc shows processes only
     figures = [
         ("bufferpool_shm_size_bytes", "Size of the tmpfs that the pools live in.", shm.f_blocks * shm.f_frsize),
         ("bufferpool_shm_free_bytes", "Bytes free in the tmpfs that the pools live in.", shm.f_bavail * shm.f_frsize),
-        ("bufferpool_machine_memory_bytes", "Memory of the machine.", size),
-        ("bufferpool_machine_available_bytes", "Memory that the machine has available (MemAvailable).", available),
     ]
-    room = pressure.cgroup_room()
+    if memory is not None:
+        figures.append(("bufferpool_machine_memory_bytes", "Memory of the machine.", memory[0]))
+        figures.append(
+            (
+                "bufferpool_machine_available_bytes",
+                "Memory that the machine has available (MemAvailable).",
+                memory[1],
+            )
+        )
+    room = pressure.given(pressure.cgroup_room)
     if room is not None:
         figures.append(("bufferpool_cgroup_limit_bytes", "Memory limit of the exporter's cgroup.", room[0]))
         figures.append(

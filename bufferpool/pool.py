@@ -27,7 +27,8 @@ from bufferpool.flush_jobs import flush_all
 from bufferpool.govern import Rules
 from bufferpool.inspection import Inspection
 from bufferpool.jobs import Jobs
-from bufferpool.pressure import Source
+from bufferpool.mounts import has_huge_pages
+from bufferpool.pressure import Source, given
 from bufferpool.sizes import lsn_of, parse_size, seconds_of
 from bufferpool.space import Kind, Loader, Space
 from bufferpool.steward import STOP_S, Settings, Steward
@@ -313,8 +314,8 @@ class Pool(Attachment, Inspection):
         self._require_writable("make a checkpoint")
         return checkpoint(self, None if up_to_lsn is None else lsn_of(up_to_lsn))
 
-    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int) -> None:
-        reclaim.make_room(self, self._room, what, dirty, in_use)
+    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int) -> None:
+        reclaim.make_room(self, self._room, what, dirty, in_use, error)
 
     def _end_background(self) -> None:
         for warming in self._warming:
@@ -454,6 +455,8 @@ class Pool(Attachment, Inspection):
             if alone:  # it stays as it is
                 break
             time.sleep(0.005)
+        if status["kernel_bytes"] > counted and given(lambda: has_huge_pages(os.path.dirname(self.path))):
+            return found  # the kernel has given more than was asked for, and rounds up: bufferpool doctor tells
         return [
             *found,
             f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}",

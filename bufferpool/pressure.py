@@ -6,16 +6,16 @@ the tmpfs, and the machine's available memory (MemAvailable of /proc/meminfo).
 """
 
 import collections
-import contextlib
+import errno
 import os
 import re
 import select
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from bufferpool._locks import Lock
 
@@ -23,6 +23,7 @@ _PSI_LINE = re.compile(r"^(some|full) avg10=([\d.]+).*total=(\d+)", re.MULTILINE
 # Wake when tasks stalled for 200 ms within two seconds: the window that processes without privilege may ask for.
 _TRIGGER = b"some 200000 2000000"
 MACHINE_PSI = "/proc/pressure/memory"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,42 @@ class Source(Protocol):
         """Ends the use of what it has open."""
 
 
+# What the kernel does not give here: it is not there, not mounted, not built in, or not for us. Anything else (no file
+# descriptor left, no memory) passes, and is raised.
+_NOT_GIVEN = frozenset(
+    getattr(errno, name)
+    for name in [
+        "ENOENT",
+        "ENOTDIR",
+        "EACCES",
+        "EPERM",
+        "EOPNOTSUPP",
+        "ENODEV",
+        "ENXIO",
+        "ENOSYS",
+        "EINVAL",
+        "ESRCH",
+        "EROFS",
+    ]
+)
+
+
+def given(read: Callable[[], _T]) -> _T | None:
+    """What ``read()`` says; None where the kernel does not give it."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno in _NOT_GIVEN:
+            return None
+        raise
+
+
 # ---- the memory cgroup --------------------------------------------------------------
 
 
 def cgroup_folders(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> Iterator[tuple[Path, int]]:
     """This process's memory cgroup and its parents, innermost first, with the version (1 or 2)."""
-    for line in Path(table).read_text().splitlines():
+    for line in (given(lambda: Path(table).read_text()) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             bases, version = [Path(root), Path(root) / "unified"], 2
@@ -179,7 +210,8 @@ def psi_file() -> str | None:
 
 def look(directory: str) -> Reading:
     """What there is to be had, for a pool in ``directory``; without PSI, which needs two looks. Raises OSError."""
-    shm, (size, free), room = os.statvfs(directory), machine_memory(), cgroup_room()
+    shm, room = os.statvfs(directory), given(cgroup_room)
+    size, free = given(machine_memory) or (None, None)
     return Reading(
         cgroup_limit=room[0] if room else None,
         cgroup_free=room[1] if room else None,
@@ -208,7 +240,7 @@ class SystemSource:
         assert self._psi is not None
         try:
             fd = os.open(self._psi, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
+        except OSError:  # optional: without a trigger the steward looks at each round
             return -1
         try:
             os.write(fd, _TRIGGER + b"\0")
@@ -226,8 +258,9 @@ class SystemSource:
         """The situation now."""
         some = full = None
         if self._psi is not None:
-            with contextlib.suppress(OSError):  # EOPNOTSUPP: PSI is switched off (psi=0)
-                some, full = self._stall.add(time.monotonic(), parse_psi(Path(self._psi).read_text()))
+            text = given(Path(self._psi).read_text)  # None: PSI is switched off (psi=0), or the cgroup is gone
+            if text is not None:
+                some, full = self._stall.add(time.monotonic(), parse_psi(text))
         return replace(look(self.directory), psi_some=some, psi_full=full)
 
     def wait(self, timeout_s: float) -> bool:

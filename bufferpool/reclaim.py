@@ -99,11 +99,11 @@ def write_some(
     return wrote, failed
 
 
-def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> None:
+def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int, error: int) -> None:
     """Called when no frame can be had: makes room, waits a little, or raises.
 
     Raises PoolExhausted (its cause is the store's error, if flushing failed) or
-    SharedMemoryFull.
+    SharedMemoryFull (or SegmentError, where the kernel refuses memory for another reason; ``error``: its errno).
     """
     now = time.monotonic()
     if now - want.last > SAME_WANT_S:
@@ -123,7 +123,7 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int) -> N
     if time.monotonic() - want.since > ROOM_S and (failed is not None or min(ages, default=SLOW_S) >= SLOW_S):
         want.last = 0.0
         if what == "no_space":
-            raise segment.full(os.path.dirname(pool.path)) from failed
+            raise segment.no_memory(os.path.dirname(pool.path), error) from failed
         told = "".join(f"; {text}" for _, text in slow) + (f"; flushing failed: {failed}" if failed else "")
         raise PoolExhausted(exhausted_message(pool) + told) from failed
     time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S) - time.monotonic()))

@@ -24,6 +24,8 @@ from bufferpool.errors import (
     SegmentRefused,
     SegmentReplaced,
     SharedMemoryFull,
+    caused,
+    remedy,
 )
 
 SHM = "/dev/shm"
@@ -109,20 +111,8 @@ def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
     return os.path.join(os.fspath(directory) if directory is not None else SHM, name)
 
 
-def _is_tmpfs(fd: int) -> bool:
-    """Whether the file behind ``fd`` is on a tmpfs: the mount table knows."""
-    device = os.fstat(fd).st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[2] == wanted:
-                return fields[fields.index("-") + 1] == "tmpfs"
-    return False
-
-
 def _refuse_unless_tmpfs(fd: int, path: str) -> None:
-    if not _is_tmpfs(fd):
+    if not _core.is_tmpfs(fd):
         raise NotTmpfs(
             f"{path} is not on a tmpfs: giving memory back there would cut holes into a file on a disk; "
             f"leave directory= out (the pool then lives in {SHM}), or name the mount point of a tmpfs"
@@ -135,16 +125,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
     Raises SegmentExists, NotTmpfs, SharedMemoryFull, SegmentRefused.
     """
     directory = os.path.dirname(path)
-    try:
-        fd = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
-    except FileNotFoundError:
-        raise SegmentNotFound(f"the directory {directory} does not exist; create it on a tmpfs first") from None
-    except PermissionError:
-        raise SegmentRefused(f"you may not create files in {directory}") from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full(directory) from error
-        raise NotTmpfs(f"{directory} cannot hold a segment ({error.strerror}); name a directory on a tmpfs") from error
+    fd = _nameless(directory, mode)
     try:
         _refuse_unless_tmpfs(fd, path)
         os.fchmod(fd, mode)
@@ -160,25 +141,67 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
                 wanted.budget_frames,
                 wanted.min_frames,
             )
-        except SharedMemoryFull:
-            raise full(directory) from None
+        except SharedMemoryFull as error:
+            raise no_memory(directory, error.errno) from error
         try:
             # A directory descriptor makes Python call linkat(), which follows the
             # link of /proc to the nameless file; link() would not.
             os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd, follow_symlinks=True)
-        except FileExistsError:
-            raise SegmentExists(f"{path} exists; attach to it, use open(), or remove it (bufferpool rm)") from None
+        except FileExistsError as error:
+            raise caused(
+                SegmentExists(f"{path} exists; attach to it, use open(), or remove it (bufferpool rm)"), error
+            ) from None
+        except OSError as error:
+            raise failed(f"{path} cannot be given its name", error, directory) from error
     finally:
         os.close(fd)
 
 
-def full(directory: str) -> SharedMemoryFull:
+def _nameless(directory: str, mode: int) -> int:
+    """A new file without a name; the descriptor. Raises SegmentNotFound, SegmentRefused, SharedMemoryFull, NotTmpfs."""
+    try:
+        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
+    except FileNotFoundError as error:
+        raise caused(
+            SegmentNotFound(f"the directory {directory} does not exist; create it on a tmpfs first"), error
+        ) from None
+    except PermissionError as error:
+        raise caused(SegmentRefused(f"you may not create files in {directory}: {error.strerror}"), error) from None
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOTDIR):
+            raise caused(
+                NotTmpfs(f"{directory} cannot hold a segment ({error.strerror}); name a directory on a tmpfs"), error
+            ) from error
+        raise failed(f"no file can be made in {directory}", error, directory) from error
+
+
+def failed(what: str, error: OSError, directory: str) -> SegmentError:
+    """The error for a system call on the segment, or its directory, that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_memory(directory, error.errno)
+    return caused(SegmentError(f"{what}: {error.strerror}{remedy(error.errno)}"), error)
+
+
+def no_memory(directory: str, error: int | None) -> SegmentError:
+    """The kernel gave no memory for the segment; ``error``: the errno with which it said so."""
     space = os.statvfs(directory)
-    return SharedMemoryFull(
-        f"{directory} is full ({space.f_bavail * space.f_frsize} of {space.f_blocks * space.f_frsize} bytes free): "
-        "remove what is not needed (bufferpool ls, bufferpool rm), or enlarge it "
-        "(mount -o remount,size=…; containers start with 64 MiB: docker run --shm-size=…)"
-    )
+    if error == errno.ENOMEM:
+        text = "the memory cgroup of this process has no memory left for the segment: raise its limit, or free some"
+    elif error not in (None, errno.ENOSPC, errno.EDQUOT):
+        text = f"the kernel gives no memory for the segment (fallocate): {os.strerror(error)}{remedy(error)}"
+        return caused(SegmentError(text), error)
+    elif space.f_files and not space.f_favail:
+        text = (
+            f"{directory} has no inode left (all {space.f_files} are taken; it has room for {space.f_bavail * space.f_frsize} "
+            "bytes): remove files there, or mount -o remount,nr_inodes=…"
+        )
+    else:
+        text = (
+            f"{directory} is full ({space.f_bavail * space.f_frsize} of {space.f_blocks * space.f_frsize} bytes free): "
+            "remove what is not needed (bufferpool ls, bufferpool rm), or enlarge it "
+            "(mount -o remount,size=…; containers start with 64 MiB: docker run --shm-size=…)"
+        )
+    return caused(SharedMemoryFull(text), errno.ENOSPC if error is None else error)
 
 
 def open_trusted(path: str, owner: int | None = None) -> int:
@@ -209,18 +232,24 @@ def open_regular(path: str, access: int) -> int:
     """
     try:
         fd = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise SegmentNotFound(
-            f"there is no pool {path}; bufferpool ls shows those that are there, Pool.open() makes one"
+    except FileNotFoundError as error:
+        raise caused(
+            SegmentNotFound(
+                f"there is no pool {path}; bufferpool ls shows those that are there, Pool.open() makes one"
+            ),
+            error,
         ) from None
-    except PermissionError:
-        raise SegmentRefused(f"{path} belongs to somebody who has not given you access (its mode)") from None
+    except PermissionError as error:
+        raise caused(
+            SegmentRefused(f"{path} belongs to somebody who has not given you access (its mode): {error.strerror}"),
+            error,
+        ) from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise SegmentRefused(
-                f"{path} is not a regular file; somebody else may have planted it: remove it"
+            raise caused(
+                SegmentRefused(f"{path} is not a regular file; somebody else may have planted it: remove it"), error
             ) from None
-        raise SegmentError(f"{path} cannot be opened: {error.strerror}") from error
+        raise failed(f"{path} cannot be opened", error, os.path.dirname(path)) from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise SegmentRefused(f"{path} is not a regular file; somebody else may have planted it: remove it")
@@ -246,8 +275,12 @@ def unlink(path: str) -> None:
     """Removes the name. Processes that are attached keep working with what they have."""
     try:
         os.unlink(path)
-    except FileNotFoundError:
-        raise SegmentNotFound(f"there is no pool {path}") from None
+    except FileNotFoundError as error:
+        raise caused(SegmentNotFound(f"there is no pool {path}"), error) from None
+    except PermissionError as error:
+        raise caused(SegmentRefused(f"you may not remove {path}: {error.strerror}"), error) from None
+    except OSError as error:
+        raise failed(f"{path} cannot be removed", error, os.path.dirname(path)) from error
 
 
 @dataclass(frozen=True)
@@ -268,7 +301,8 @@ def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
         entries = sorted(where.iterdir())
     except OSError as error:
         kind = SegmentNotFound if isinstance(error, FileNotFoundError) else SegmentError
-        raise kind(f"no pools in {where}: {error.strerror}; name the mount point of a tmpfs") from error
+        text = f"no pools in {where}: {error.strerror}; name the mount point of a tmpfs"
+        raise caused(kind(text), error) from error
     for entry in entries:
         with contextlib.suppress(OSError):
             fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

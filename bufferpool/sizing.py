@@ -9,7 +9,7 @@ recommends a quarter of the memory for shared_buffers, for the same reason.)
 from dataclasses import dataclass
 
 from bufferpool import pressure
-from bufferpool.errors import NotTmpfs, SharedMemoryFull
+from bufferpool.errors import NotTmpfs, SegmentError, SharedMemoryFull
 from bufferpool.pressure import Reading
 from bufferpool.sizes import format_size
 
@@ -38,7 +38,7 @@ def look(directory: str) -> Reading:
 def auto(reading: Reading, least: int, unit: int) -> Sizing:
     """Sizes for a reading: whole ``unit`` bytes, ``least`` bytes at least.
 
-    Raises SharedMemoryFull if that is not there.
+    Raises SharedMemoryFull if that is not there, SegmentError if no limit is known.
     """
     limits = [
         (free, f"{name} has {format_size(free)} free of {format_size(size)}")
@@ -49,6 +49,10 @@ def auto(reading: Reading, least: int, unit: int) -> Sizing:
         )
         if free is not None and size
     ]
+    if not limits:
+        raise SegmentError(
+            "nothing here says how much memory there is (no /proc/meminfo, no limit of a cgroup or of the tmpfs): say capacity="
+        )
     tightest = min(limits)
     there, why = tightest
     if there < least:

@@ -170,7 +170,7 @@ class Space(_core.Space):
     def drop(self, first: int = 0, count: int | None = None) -> int:
         """Drops pages now, without write-back, and gives their memory back.
 
-        Returns the number of bytes that came free. A file's pages read as the
+        Returns the number of bytes that the kernel got back. A file's pages read as the
         file has them afterwards, scratch pages as zeros, derived pages are
         made anew. A page that a reader has pinned stays whole for that reader,
         and its memory comes free when the reader is done.
@@ -180,9 +180,7 @@ class Space(_core.Space):
         self.pool._require_writable("drop pages")
         first, count = self._range(first, count)
         freed = self._drop_range(first, count) if count else 0
-        if freed:
-            self.pool._give_back(freed, "drop")
-        return freed * self.pool.page_size
+        return self.pool._give_back(freed, "drop")
 
     def flush(self, *, timeout: float | None = None) -> int:
         """Writes the dirty pages of this space and syncs its store; returns their number.

@@ -14,6 +14,8 @@ What may hang (stores, the log, the working set's file) runs in threads of its o
 round waits for at most ``interval`` seconds: the other spaces are flushed, and the rounds go on, meanwhile.
 """
 
+import contextlib
+import errno
 import math
 import os
 import struct
@@ -27,7 +29,16 @@ from typing import TYPE_CHECKING, Any
 from bufferpool import _core, events, flush, flush_jobs, govern, inspect, reclaim, segment, warm
 from bufferpool._locks import Event
 from bufferpool.advise import Advice
-from bufferpool.errors import StoreError
+from bufferpool.errors import (
+    BufferPoolError,
+    PoolClosed,
+    PoolReadOnly,
+    SegmentCorrupt,
+    SegmentReplaced,
+    StoreError,
+    TooManyClients,
+    WrongProcess,
+)
 from bufferpool.events import What, Why
 from bufferpool.jobs import Job
 from bufferpool.pressure import Source, SystemSource
@@ -95,6 +106,15 @@ def peers(path: str) -> Iterator[float]:
             yield number(header, "worth", "<d")
 
 
+def passes(error: Exception) -> bool:
+    """Whether what failed may work the next time: no descriptor, no memory, a file system that was full for a moment.
+
+    A pool that is closed or damaged, or a mistake in a program, does not pass.
+    """
+    lasting = (PoolClosed, PoolReadOnly, SegmentCorrupt, SegmentReplaced, TooManyClients, WrongProcess)
+    return isinstance(error, (OSError, MemoryError, BufferPoolError)) and not isinstance(error, lasting)
+
+
 class Steward:
     """The background thread of one process. Made by :meth:`Pool.start_steward`."""
 
@@ -109,7 +129,7 @@ class Steward:
         self.error: BaseException | None = None
         """What ended the thread, if not :meth:`stop`."""
         self.trouble: Exception | None = None
-        """What a store, the log or the working set's file raised last; it is tried again, and is an event."""
+        """What a store, the log, the working set's file or the kernel raised last; it is tried again, and is an event."""
         self.leads = False
         self.pid = os.getpid()
         self._source = SystemSource(os.path.dirname(pool.path)) if source is None else source
@@ -160,8 +180,13 @@ class Steward:
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                self.round()
-                self._source.wait(self.pause_s())
+                try:
+                    self.round()
+                    self._source.wait(self.pause_s())
+                except Exception as error:
+                    if not passes(error):
+                        raise
+                    self._round_failed(error)
         except BaseException as error:
             self.error = error
             raise  # threading.excepthook shows it; stop() raises it again
@@ -171,6 +196,14 @@ class Steward:
                 self.leads = False
             self._source.close()
             self._ended.set()
+
+    def _round_failed(self, error: Exception) -> None:
+        """What may have passed by the next round: an event, and on."""
+        self.trouble = error
+        number = getattr(error, "errno", None)
+        with contextlib.suppress(MemoryError):  # the event is what memory is left for
+            self._tell(time.monotonic(), What.ROUND_FAILED, Why.KERNEL, error, value=number or errno.ENOMEM)
+        self._stopping.wait(self.settings.interval)
 
     # ---- one round --------------------------------------------------------------
 

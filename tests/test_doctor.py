@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import bufferpool as bp
-from bufferpool import doctor
+from bufferpool import doctor, mounts
 from bufferpool.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -27,7 +27,7 @@ def test_doctor(capsys: Capture) -> None:
 def test_doctor_of_a_place_that_will_not_do(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["doctor", "--directory", str(tmp_path / "none")]) == 1
     assert "does not exist" in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "mount_of", lambda directory: doctor.Mount("/", "ext4", ()))
+    monkeypatch.setattr(doctor, "mount_of", lambda directory: mounts.Mount("/", "ext4", ()))
     assert main(["doctor", "--directory", str(tmp_path)]) == 1
     assert "is on ext4 (/), not on a tmpfs" in capsys.readouterr().out
 
@@ -48,7 +48,7 @@ def test_doctor_knows_the_kernels_that_return_wrong_data(
     monkeypatch: pytest.MonkeyPatch, release: str, level: str
 ) -> None:
     monkeypatch.setattr("platform.release", lambda: release)
-    monkeypatch.setattr(doctor, "mount_of", lambda directory: doctor.Mount("/dev/shm", "tmpfs", ("huge=always",)))
+    monkeypatch.setattr(doctor, "mount_of", lambda directory: mounts.Mount("/dev/shm", "tmpfs", ("huge=always",)))
     monkeypatch.setattr(doctor, "shmem_enabled", lambda: "never")
     finding = next(f for f in doctor.examine() if f.what == "huge pages")
     assert finding.level == level

@@ -373,11 +373,14 @@ inline void detach(Segment& s) {
     s.become(0);
 }
 
-// Makes this mapping a client, in a free slot or in that of a dead client.
-inline Status attach(Segment& s) {
+// Makes this mapping a client, in a free slot or in that of a dead client. `error`: why no lock could be had,
+// where that is not that somebody has it.
+inline Status attach(Segment& s, int& error) {
     s.become(claim_slot(s, s.fd));
     for (u32 c = 1; s.me == 0 && c <= s.g.max_clients; c++) {
-        if (s.lock_byte(LOCKS_AT + long(c)) != 0) continue;
+        int r = s.lock_byte(LOCKS_AT + long(c));
+        if (r && r != -EAGAIN) error = r;
+        if (r) continue;
         bool dead = s.clients[c - 1].state.load_acquire() == CLIENT_LIVE;
         if (dead && s.still_maps(c)) {
             s.unlock_byte(LOCKS_AT + long(c));
@@ -388,9 +391,14 @@ inline Status attach(Segment& s) {
         start_client(s, c);
         s.become(c);
     }
-    if (s.me == 0) return Status::NO_CLIENT;
+    if (s.me == 0) return error ? Status::NO_LOCKS : Status::NO_CLIENT;
     s.header->attaches.add_relaxed(1);
     return Status::OK;
+}
+
+inline Status attach(Segment& s) {
+    int error = 0;
+    return attach(s, error);
 }
 
 }  // namespace bp

@@ -85,7 +85,7 @@ Status SpaceHooks::make_room(Status status, const FrameRequest& want) {
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return status;
     seg->s->counters().wait_frame.add_relaxed(1);
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
-    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIII", what, want.tally.pinned, want.tally.dirty, want.tally.busy);
+    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIi", what, want.tally.pinned, want.tally.dirty, want.tally.busy, -want.error);
     if (!r) return Status::RAISED;
     Py_DECREF(r);
     return opened(seg) ? Status::OK : Status::RAISED;  // a store's code may have forked, and the child found no slot

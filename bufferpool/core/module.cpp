@@ -71,11 +71,48 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
     }
 }
 
+// The exception that is set gets the errno of the call that failed.
+static PyObject* with_errno(int error) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject* number = PyLong_FromLong(error);
+    if (!number || PyObject_SetAttrString(value, "errno", number) < 0) PyErr_Clear();  // a MemoryError has none
+    Py_XDECREF(number);
+    PyErr_Restore(type, value, trace);
+    return nullptr;
+}
+
+// What to do about an errno that says little by itself.
+static const char* remedy_of(int error) {
+    switch (error) {
+    case EMFILE: return ": this process has no file descriptor left; raise ulimit -n, or close some";
+    case ENFILE: return ": the machine has no file descriptor left; raise fs.file-max";
+    case EFBIG: return ": files may not be so large; raise ulimit -f (RLIMIT_FSIZE)";
+    case ENOLCK: return ": the kernel has no room for locks, or a sandbox refuses them";
+    case EPERM:
+    case ENOSYS: return ": a sandbox refuses this call (seccomp); allow it. bufferpool doctor tries what a pool needs";
+    case EROFS: return ": the file system is mounted read-only; remount it for writing";
+    case ENOENT: return ": /proc is not mounted, or the file has been removed";
+    default: return "";
+    }
+}
+
 PyObject* raise_errno(int error, const char* what) {
     if (error == -EINTR && check_signals() < 0) return nullptr;
     if (error == -EBADF) return raise_lost();
-    if (error == -ENOSPC || error == -ENOMEM || error == -EDQUOT) return raise_status(Status::NO_SPACE, nullptr, 0), nullptr;
-    return raise("SegmentError", "%s: %s", what, strerror(-error));
+    if (error == -ENOSPC || error == -EDQUOT) raise_status(Status::NO_SPACE, nullptr, 0);
+    else if (error == -ENOMEM) raise("SharedMemoryFull", "%s: the memory cgroup of this process has no memory left; raise its limit, or free some", what);
+    else raise("SegmentError", "%s: %s%s", what, strerror(-error), remedy_of(-error));
+    return with_errno(-error);
+}
+
+PyObject* raise_unmapped(int error) {
+    const char* remedy = error == -ENOMEM ? "; the address space of this process is used up (ulimit -v, vm.max_map_count): a pool maps its max_capacity twice"
+                         : error == -EAGAIN ? "; this process locks its memory (mlockall) and may not lock so much: raise ulimit -l"
+                                            : remedy_of(-error);
+    raise("SegmentError", "the segment cannot be mapped: %s%s", strerror(-error), remedy);
+    return with_errno(-error);
 }
 
 // ---- create and open -------------------------------------------------------------
@@ -168,7 +205,13 @@ static PyObject* core_move_up(PyObject*, PyObject* arg) {
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
+static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
+    int fd = int(PyLong_AsLong(arg));
+    return PyErr_Occurred() ? nullptr : PyBool_FromLong(prim::is_tmpfs(fd));
+}
+
 static PyMethodDef module_methods[] = {
+    {"is_tmpfs", core_is_tmpfs, METH_O, "Whether the file behind fd is on a tmpfs."},
     {"move_up", core_move_up, METH_O, "The same open file under a number beyond those that programs close in passing."},
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},

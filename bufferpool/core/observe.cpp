@@ -79,7 +79,7 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
         int error = -errno;
         if (at) prim::unmap_segment(at, g.data_at);
         close(own);
-        return PyErr_Occurred() ? nullptr : raise_errno(error, "the segment cannot be mapped");
+        return PyErr_Occurred() ? nullptr : raise_unmapped(error);
     }
     seg->pins.next = seg->pins.prev = &seg->pins;
     seg->observing = true;
@@ -346,7 +346,9 @@ static PyObject* segment_lead(PyObject* self, PyObject* arg) {
     double worth = PyFloat_AsDouble(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
     if (!s) return nullptr;
-    if (s->lock_byte(STEWARD_LOCK_AT) != 0) return PyLong_FromLong(-1);
+    int r = s->lock_byte(STEWARD_LOCK_AT);
+    if (r == -EAGAIN) return PyLong_FromLong(-1);
+    if (r) return raise_errno(r, "the steward's lock cannot be had (fcntl F_OFD_SETLK)");
     u64 bits;
     memcpy(&bits, &worth, sizeof bits);
     u32 before = s->leads == s->me ? s->me : s->header->steward.load_acquire();

@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -228,7 +229,17 @@ inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset) {
 #define BP_GUARD_BYTES 0
 #endif
 
-// Maps the first `bytes` of a segment, or null. No huge pages, no core dumps.
+// Where a mapping made without access becomes one with it: no huge pages, no core dumps, and not locked in memory.
+// A process that has called mlockall(MCL_FUTURE) would else have the kernel give memory to all of the segment
+// with the mapping: to 1 GiB of holes for a pool of 8 MiB. 0 or -errno.
+inline int open_mapping(void* at, u64 bytes, int protection) {
+    munlock(at, bytes);
+    madvise(at, bytes, MADV_NOHUGEPAGE);
+    madvise(at, bytes, MADV_DONTDUMP);
+    return mprotect(at, bytes, protection) == 0 ? 0 : -errno;
+}
+
+// Maps the first `bytes` of a segment, or null.
 inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRITE) {
     constexpr u64 guard = BP_GUARD_BYTES;
     u8* at = nullptr;
@@ -237,19 +248,25 @@ inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRIT
         if (room == MAP_FAILED) return nullptr;
         at = static_cast<u8*>(room) + guard;
     }
-    void* mapped = mmap(at, bytes, protection, MAP_SHARED | MAP_NORESERVE | (guard ? MAP_FIXED : 0), fd, 0);
+    void* mapped = mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | (guard ? MAP_FIXED : 0), fd, 0);
     if (mapped == MAP_FAILED) return nullptr;
-    madvise(mapped, bytes, MADV_NOHUGEPAGE);
-    madvise(mapped, bytes, MADV_DONTDUMP);
+    if (int r = open_mapping(mapped, bytes, protection)) {
+        munmap(mapped, bytes);
+        errno = -r;
+        return nullptr;
+    }
     return static_cast<u8*>(mapped);
 }
 
 // A second view of a part of the segment, which cannot be written; or null.
 inline char* map_for_reading(int fd, u64 offset, u64 bytes) {
-    void* at = mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, off_t(offset));
+    void* at = mmap(nullptr, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, off_t(offset));
     if (at == MAP_FAILED) return nullptr;
-    madvise(at, bytes, MADV_NOHUGEPAGE);
-    madvise(at, bytes, MADV_DONTDUMP);
+    if (int r = open_mapping(at, bytes, PROT_READ)) {
+        munmap(at, bytes);
+        errno = -r;
+        return nullptr;
+    }
     return static_cast<char*>(at);
 }
 inline void unmap(void* at, u64 bytes) { munmap(at, bytes); }
@@ -276,6 +293,13 @@ inline u64 next_unwritten(int fd, u64 offset, u64 end) {
 inline int populate(void* address, u64 bytes) {
     constexpr int POPULATE_READ = 22;  // MADV_POPULATE_READ
     return madvise(address, bytes, POPULATE_READ) == 0 || errno == EINVAL ? 0 : -errno;
+}
+
+// Whether a file is on a tmpfs: asked of the kernel, because /proc may not be there.
+inline bool is_tmpfs(int fd) {
+    constexpr long TMPFS = 0x01021994;
+    struct statfs about;
+    return fstatfs(fd, &about) == 0 && long(about.f_type) == TMPFS;
 }
 
 // A second open file description of the file behind `fd`, with locks of its own.

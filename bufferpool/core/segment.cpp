@@ -27,7 +27,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     Header h;
     if (!read_header(fd, h)) return nullptr;
     u8* at = prim::map_segment(fd, h.geometry.total_bytes);
-    if (!at) return raise_errno(-errno, "the segment cannot be mapped");
+    if (!at) return raise_unmapped(-errno);
     auto seg = reinterpret_cast<SegmentObject*>(type->tp_alloc(type, 0));
     if (!seg) return prim::unmap_segment(at, h.geometry.total_bytes), nullptr;
     seg->pins.next = seg->pins.prev = &seg->pins;
@@ -45,10 +45,15 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
         return raise_errno(r, "the segment cannot be opened");
     }
     Status status;
+    int lock_error = 0;
     Py_BEGIN_ALLOW_THREADS
-    status = attach(*seg->s);
+    status = attach(*seg->s, lock_error);
     if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
     Py_END_ALLOW_THREADS
+    if (status == Status::NO_LOCKS) {
+        Py_DECREF(seg);
+        return raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
+    }
     if (status != Status::OK) {
         raise("TooManyClients", "all %u client slots of the segment are taken by living processes; detach one, or create the pool with a larger max_clients", h.geometry.max_clients);
         Py_DECREF(seg);
@@ -100,7 +105,7 @@ static void unmap_data(PyObject* capsule) {
 static PyObject* map_data(Segment& s) {
     u64 bytes = u64(s.g.max_frames) << s.g.page_shift;
     char* at = prim::map_for_reading(s.fd, s.g.data_at, bytes);
-    if (!at) return raise_errno(-errno, "the segment cannot be mapped");
+    if (!at) return raise_unmapped(-errno);
     PyObject* capsule = PyCapsule_New(at, nullptr, unmap_data);
     if (!capsule) return prim::unmap(at, bytes), nullptr;
     PyCapsule_SetContext(capsule, reinterpret_cast<void*>(bytes));

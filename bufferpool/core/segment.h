@@ -23,6 +23,7 @@ enum class Status {
     DISCARDED,    // a discardable page was dropped
     TOO_DEEP,     // all operations that this process may have under way are loaders' that ask for more
     NO_CLIENT,    // every client slot is taken
+    NO_LOCKS,     // the kernel refuses byte locks
     REMOVED,      // the space of the page has been removed from the pool
     TOO_LONG,     // the space has as many pages as it may have
     DEADLOCK,     // a loader waits, in the end, for itself

@@ -135,6 +135,7 @@ struct FrameRequest {
     u32 page = NONE;     // the page to be loaded, NONE for a writer's frame
     bool once = false;   // read ahead or scanned
     EvictTally tally{};  // out: why pages could not go
+    int error = 0;       // out, with NO_SPACE: why the kernel gave no memory, as -errno
 };
 
 constexpr u32 EVICT_STEPS = 128;  // of a search, in one hold of the memory lock
@@ -174,6 +175,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
                 unlock_memory(s);
                 int r = grow_ready(s);
                 if (r == -EINTR || !lock_memory(s)) return Status::INTERRUPTED;
+                want.error = r;
                 no_space = r != 0;
                 continue;
             }
@@ -182,7 +184,8 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
                 continue;
             }
             if (f != NONE) {
-                no_space = plug_run(s, f, budget - resident, want.page) != 0;
+                want.error = plug_run(s, f, budget - resident, want.page);
+                no_space = want.error != 0;
                 if (no_space) continue;
                 out = f;
                 break;
