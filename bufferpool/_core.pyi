@@ -71,7 +71,16 @@ class Segment:
     @overload
     def lock_flush(self, space: int, wait: bool, /) -> Held | None: ...
     def post_event(
-        self, what: int, why: int, bytes: int, from_frames: int, to_frames: int, value: float, /
+        self,
+        what: int,
+        why: int,
+        bytes: int,
+        from_frames: int,
+        to_frames: int,
+        value: float,
+        origin: int = 0,
+        page: int = 0,
+        /,
     ) -> None: ...
     def raise_checkpoint_lsn(self, lsn: int, /) -> int: ...
     def raise_durable_lsn(self, lsn: int, /) -> None: ...

@@ -289,7 +289,10 @@ class TooManySpaces(SpaceError):
 
 
 class StoreError(BufferPoolError):
-    """What is behind a space failed."""
+    """What is behind a space failed; if the system said why, ``__cause__`` is its OSError."""
+
+    page_no: int | None = None
+    """The page, or the first one of those that were to be written, if one was meant."""
 
 
 class PageCorrupt(StoreError):

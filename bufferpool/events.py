@@ -6,6 +6,7 @@ Any process may look, now or after the one that decided has gone (core/events.h)
 import os
 from dataclasses import dataclass
 from enum import IntEnum
+from errno import errorcode
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +40,8 @@ class What(IntEnum):
     """Memory was to go back, and pages that cannot go stood in the way, or the kernel did not take it."""
     SAVE_FAILED = 11
     """The steward could not save the working set."""
+    LOAD_FAILED = 12
+    """A page could not be read from its store."""
     ROUND_FAILED = 13
     """A round of the steward failed; it goes on with the next."""
 
@@ -96,6 +99,11 @@ class Event:
     value: float
     """What ``why`` measured."""
     client: int
+    space: str | None = None
+    """Of a failure: the space, if it is still there."""
+    page_no: int | None = None
+    """The page, or the first one of those that were to be written."""
+    errno: int = 0
 
     def __str__(self) -> str:
         words = [self.what.name.lower().replace("_", " ")]
@@ -118,14 +126,16 @@ class Event:
             Why.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
             Why.HANGS: f"the store has not come back for {self.value:.0f} s",
         }[self.why]
-        return f"{', '.join(words)}: {reason}"
+        place = f" (space {self.space!r}" + (f", page {self.page_no})" if self.page_no is not None else ")")
+        code = f", {errorcode.get(self.errno, f'errno {self.errno}')}" if self.errno else ""
+        return f"{', '.join(words)}: {reason}{code}{place if self.space is not None else ''}"
 
 
 _EVENT = np.dtype(
     [
         ("number", np.uint64), ("time_ns", np.uint64), ("bytes", np.uint64), ("from_frames", np.uint32),
-        ("to_frames", np.uint32), ("what", np.uint32), ("why", np.uint32), ("client", np.uint32), ("pad", np.uint32),
-        ("value", np.float64), ("spare", np.uint64),
+        ("to_frames", np.uint32), ("what", np.uint32), ("why", np.uint32), ("client", np.uint32), ("origin", np.uint32),
+        ("value", np.float64), ("page", np.uint64),
     ]
 )  # fmt: skip
 
@@ -139,18 +149,35 @@ def post(
     before: int | None = None,
     after: int | None = None,
     value: float = 0.0,
+    origin: tuple[int, int, int] | None = None,
+    page: int | None = None,
 ) -> None:
-    """Records an event; ``before`` and ``after`` are budgets in frames (default: the present one)."""
+    """Records an event; ``before`` and ``after`` are budgets in frames (default: the present one).
+
+    ``origin``: a space's number and generation, and an errno; ``page`` is one of its pages.
+    """
     now = pool.budget_frames if before is None or after is None else 0
     pool._seg.post_event(
-        what, why, bytes, now if before is None else before, now if after is None else after, float(value)
+        what,
+        why,
+        bytes,
+        now if before is None else before,
+        now if after is None else after,
+        float(value),
+        0 if origin is None else _origin_word(*origin),
+        0 if page is None else page + 1,
     )
+
+
+def _origin_word(index: int, generation: int, number: int) -> int:
+    return (generation & 0xFFF) << 20 | min(number, 0xFFF) << 8 | index + 1
 
 
 def read_events(pool: "Seen") -> list[Event]:
     """Those that are there, oldest first, at most 1024. Damaged ones are left out."""
     size = pool.page_size
     found = np.frombuffer(pool._seg.events(), _EVENT)
+    names = {_origin_word(r["index"], r["generation"], 0): r["name"] for r in pool._seg.spaces()}
     return [
         Event(
             number=int(e["number"]),
@@ -162,6 +189,9 @@ def read_events(pool: "Seen") -> list[Event]:
             budget_after=int(e["to_frames"]) * size,
             value=float(e["value"]),
             client=int(e["client"]),
+            space=names.get(int(e["origin"]) & 0xFFF000FF) if e["origin"] else None,
+            page_no=int(e["page"]) - 1 if e["page"] else None,
+            errno=int(e["origin"]) >> 8 & 0xFFF,
         )
         for e in found
         if int(e["what"]) in What._value2member_map_ and int(e["why"]) in Why._value2member_map_

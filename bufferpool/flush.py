@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bufferpool import trouble
 from bufferpool.checksum import CheckedFile, Repair
 from bufferpool.errors import BufferPoolError, ShortWrite, StoreError
+from bufferpool.events import What
 from bufferpool.filestate import Doubt, FileState, changed, refuse_changed, stamped
 from bufferpool.jobs import working_on
 from bufferpool.space import Kind
@@ -114,19 +116,17 @@ def _flush_batch(
         if now is not None:  # else these entries are another space's by now
             _store_batch(pool, now, store, items, interrupted)
             synced = True
-    except (BufferPoolError, MemoryError):
-        seg.count("flush_failures")
-        raise
-    except OSError as error:
-        seg.count("flush_failures")
-        raise StoreError(
-            f"{record['name']!r} cannot be written: {describe(error)}; its pages stay dirty, flush again"
-        ) from error
     except Exception as error:
         seg.count("flush_failures")
-        raise StoreError(
-            f"{record['name']!r} cannot be written: {error!r}; its pages stay dirty, flush again"
-        ) from error
+        failed: Exception = error
+        if not isinstance(error, (BufferPoolError, MemoryError)):
+            why = describe(error) if isinstance(error, OSError) else repr(error)
+            failed = StoreError(f"{record['name']!r} cannot be written: {why}; its pages stay dirty, flush again")
+        if isinstance(failed, StoreError) and failed.page_no is None and len(items):
+            failed.page_no = int(items["page"][0]) - start
+        if failed is error:
+            raise
+        raise failed from error
     finally:
         batch.end(synced, foreground)
     return Part(len(items) if synced else 0, batch.held_back, max(0, batch.next - start))
@@ -184,12 +184,17 @@ def flush_part(
     Only pages whose LSN is at most ``lsn``; none, without ``wait``, while somebody else flushes the space.
     Raises StoreError: then they stay dirty, all of them.
     """
-    store = store_of(pool, record)
-    held = pool._seg.lock_flush(record["index"], wait)
-    if held is None:
-        return Part(0, 0, 0)
-    with held, working_on(record["index"]):
-        return _flush_batch(pool, record, store, lsn, first, most, foreground, held.interrupted)
+    try:
+        store = store_of(pool, record)
+        held = pool._seg.lock_flush(record["index"], wait)
+        if held is None:
+            return Part(0, 0, 0)
+        with held, working_on(record["index"]):
+            return _flush_batch(pool, record, store, lsn, first, most, foreground, held.interrupted)
+    except StoreError as error:  # told when no lock is held: what listens to the log is foreign code
+        origin = trouble.Origin(record["index"], record["generation"], record["name"], error.page_no)
+        trouble.tell(pool, What.FLUSH_FAILED, error, origin)
+        raise
 
 
 def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: bool = False, wait: bool = True) -> int:

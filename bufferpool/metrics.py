@@ -164,7 +164,8 @@ MEMORY = (
 
 ACCESS = (
     _counter("bufferpool_hits", "References to pages that were in the pool.", "hits"),
-    _counter("bufferpool_misses", "References to pages that had to be loaded.", "misses"),
+    _counter("bufferpool_misses", "References to pages that had to be loaded, or were read ahead and used for the first time.",
+             "misses"),
     _counter("bufferpool_loads", "Pages filled from a file, a store or a loader, read-ahead included.", "loads"),
     _counter("bufferpool_loaded_bytes", "Bytes of the pages that were filled.", "load_bytes", "bytes"),
     _counter("bufferpool_load_failures", "Loads that ended in an error of the store or the loader.", "load_failures"),
@@ -219,7 +220,7 @@ SPACES = (
            _per_space("dirty"), SPACE_LABELS),
     Family(CounterMetricFamily, "bufferpool_space_hits", "References to pages of a space that were in the pool.",
            _per_space("hits"), SPACE_LABELS),
-    Family(CounterMetricFamily, "bufferpool_space_misses", "References to pages of a space that had to be loaded.",
+    Family(CounterMetricFamily, "bufferpool_space_misses", "References to pages of a space that had to be loaded, or were read ahead.",
            _per_space("misses"), SPACE_LABELS),
 )  # fmt: skip
 

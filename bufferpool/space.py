@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool import _core
+from bufferpool import _core, trouble
 from bufferpool.checksum import CheckedFile
 from bufferpool.errors import LoaderFailed, LoaderReturned, PageOutOfRange, SpacePrivate, StoreError
+from bufferpool.events import What
 from bufferpool.store import Buffer, FileStore, GuardedBuffer, Store, read_page
 
 if TYPE_CHECKING:
@@ -119,6 +120,18 @@ class Space(_core.Space):
                 "write the page into the array that it is given (out[:] = ...), and return nothing"
             )
         return buffer.page, False
+
+    def _load_failed(self, page_no: int, error: BaseException, number: int) -> None:
+        """Called by the core when a load has failed; ``number`` is the errno of a read that the core did itself."""
+        if number:
+            error.__cause__ = OSError(number, os.strerror(number))
+        if self._loader is None and isinstance(error, StoreError):
+            trouble.tell(
+                self.pool,
+                What.LOAD_FAILED,
+                error,
+                trouble.Origin(self.index, self._generation or 0, self.name, page_no),
+            )
 
     def _range(self, first: int, count: int | None) -> tuple[int, int]:
         pages = len(self)

@@ -42,6 +42,7 @@ from bufferpool.errors import (
 from bufferpool.events import What, Why
 from bufferpool.jobs import Job
 from bufferpool.pressure import Source, SystemSource
+from bufferpool.trouble import AGAIN_S, LOG
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 FLUSH_PAGES = 1024  # of one space and sync, at most
 LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
 SHRINK_BYTES = 64 << 20  # of one step, at most: it holds nobody up, and the next look comes soon
-AGAIN_S = 10.0  # trouble that goes on is an event so often
 HUNG_S = 10.0  # a flush that takes longer is an event
 STOP_S = 2.0  # how long what is being flushed is waited for at the end
 SAVING = "working set"  # the subject of the job that saves it
@@ -262,12 +262,18 @@ class Steward:
     def _tell(
         self, now: float, what: What, why: Why, error: Exception | None = None, *, bytes: int = 0, value: float = 0
     ) -> None:
-        """Trouble that the next rounds may end: an event, not too often."""
+        """Trouble that the next rounds may end: an event and a line in the log, not too often.
+
+        A flush that failed has told of its store already (trouble.py).
+        """
         if error is not None:
             self.trouble = error
-        if now - self._told_at.get(what, float("-inf")) >= AGAIN_S:
+        told = (what, why) == (What.FLUSH_FAILED, Why.STORE)
+        if not told and now - self._told_at.get(what, float("-inf")) >= AGAIN_S:
             self._told_at[what] = now
             events.post(self.pool, what, why, bytes=bytes, value=value)
+            if error is not None:
+                LOG.warning("pool %r, %s: %s", self.pool.name, what.name.lower().replace("_", " "), error)
 
     def _give_idle(self, now: float, idle_s: float) -> None:
         """Gives back the pages that nobody has touched for so long, and the frames that were free all the time.

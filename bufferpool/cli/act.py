@@ -1,6 +1,7 @@
 """Commands that change something: budget, memory, dirty pages, dead clients, whole pools."""
 
 import argparse
+import logging
 import os
 import sys
 
@@ -213,6 +214,7 @@ def _steward(args: argparse.Namespace) -> int:
         idle=args.idle,
         working_set=args.working_set,
     )
+    logging.basicConfig(format="%(asctime)s %(message)s")  # what fails is told on the standard error
     with attach(args) as pool:
         print(f"steward of {args.name}, until interrupted", flush=True)
         run(pool, settings)

@@ -9,8 +9,20 @@ namespace bp {
 
 constexpr u32 WHAT_REAPED = 6, WHY_DIED = 8;  // of bufferpool/events.py
 
+// Which space failed, and how: the low bits of its generation, for the slot may be another's when the event is read.
+//
+//    31          20 19           8 7       0
+//   +--------------+--------------+---------+
+//   | generation   | errno        | slot, +1|     all zero: no space
+//   +--------------+--------------+---------+
+struct Origin {
+    u32 word = 0;
+    u64 page = 0;  // from 1; 0: none
+};
+
 // Any client may post, at any time, and die while it does: see struct Event.
-inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames, u32 to_frames, double value) {
+inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames, u32 to_frames, double value,
+                       Origin origin = {}) {
     u64 n = s.header->events.add_seq_cst(1);
     Event& e = s.events[n % EVENTS];
     u64 bits;
@@ -23,6 +35,8 @@ inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames
     e.what.store_relaxed(what);
     e.why.store_relaxed(why);
     e.client.store_relaxed(s.me);
+    e.origin.store_relaxed(origin.word);
+    e.page.store_relaxed(origin.page);
     e.value.store_relaxed(bits);
     e.number.store_seq_cst(n + 1);
 }

@@ -3,7 +3,7 @@
 //
 //   unlocked(f)                  calls f without the interpreter's lock
 //   waited(e, page)              after a slice of a wait for an entry that was `e`: OK, or why to give up
-//   make_room(status, want)      no frame can be had; nothing is held: OK to try again
+//   make_room(status, want)      no frame can be had; nothing is held: OK to try again (`want` says since when)
 //   load(place, want, out)       load_page() with the hooks of what fills the page's space
 //   unpin(frame)                 takes back a pin
 //
@@ -27,6 +27,7 @@ struct Access {
     bool counts = true;      // a reference for the policy
     bool once = false;       // read ahead, or scanned
     u64 deadline_ns = 0;     // 0: none
+    bool ahead() const { return once && !counts; }
     u32 kind() const { return (once ? u32(SAMPLE_ONCE) : 0) | (counts ? 0 : u32(SAMPLE_UNCOUNTED)); }
 };
 
@@ -65,7 +66,7 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
     OpSlot op = load.unlocked([&] { return OpSlot(s); });  // whoever has the last one may need the interpreter to end it
     if (!op.valid()) return op.why_not();
     if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
-    Image image;
+    Image image{.ahead = want.ahead};
     u32 f = NONE;
     Status status = at.open() ? load.prepare() : Status::REMOVED;
     while (status == Status::OK && !load.forked()) {
@@ -84,23 +85,53 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
     return status;
 }
 
+// A wait for a frame counts once, however often it is tried, and however it ends.
+class FrameWait {
+    Segment& s_;
+    const FrameRequest& want_;
+
+public:
+    FrameWait(Segment& s, const FrameRequest& want) : s_(s), want_(want) {}
+    FrameWait(const FrameWait&) = delete;
+    ~FrameWait() {
+        if (!want_.waits_since_ns || !s_.me) return;  // a forked child may have no slot
+        s_.counters().wait_frame.add_relaxed(1);
+        s_.took(LATENCY_WAIT, want_.waits_since_ns);
+    }
+};
+
+// A reference to a page that is there. The first use of a page that was read ahead is what it was loaded for: a
+// miss, as if it were loaded now, so that the same reads count the same, whether or not somebody asks ahead.
+inline void count_use(Segment& s, u32 index, u32 page, u32 frame, Access access) {
+    auto& uses = s.counters().space[index];
+    if (!s.first_use(frame)) return uses.hits.add_owned(1);
+    uses.misses.add_owned(1);
+    s.frames[frame].mark.store_relaxed(s.mark_of(page));
+    if constexpr (ADVISES) record_load(s, page, access.kind());
+}
+
 // Loads a page that was not there, and counts it. OK: it is pinned in `frame`. WAIT: look again.
 template <class Hooks>
 [[gnu::noinline]] Status fetch_absent(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
     FrameRequest want{at.page, access.once};
-    u64 since = prim::now_ns();
-    Status status = hooks.load(at, want, frame);
-    if (status == Status::OK) {
-        s.counters().loads.add_relaxed(1);
-        if constexpr (ADVISES) record_load(s, at.page, access.kind());
-        s.took(LATENCY_LOAD, since);
-        return Status::OK;
+    want.ahead = access.ahead();
+    FrameWait waited(s, want);
+    for (;;) {
+        u64 since = prim::now_ns();
+        Status status = hooks.load(at, want, frame);
+        if (status == Status::OK) {
+            s.counters().loads.add_relaxed(1);
+            if (ADVISES && !want.ahead) record_load(s, at.page, access.kind());
+            s.took(LATENCY_LOAD, since);
+            return Status::OK;
+        }
+        if (status == Status::WAIT) return at.open() ? status : Status::REMOVED;
+        if (status != Status::REMOVED && status != Status::RAISED) status = hooks.make_room(status, want);
+        if (status == Status::OK && at.open()) continue;
+        if (status == Status::OK) return Status::REMOVED;
+        if (s.me) s.counters().load_failures.add_relaxed(1);
+        return status;
     }
-    if (status == Status::WAIT) return at.open() ? status : Status::REMOVED;
-    if (status != Status::REMOVED && status != Status::RAISED) status = hooks.make_room(status, want);
-    if (status == Status::OK) return at.open() ? Status::WAIT : Status::REMOVED;
-    s.counters().load_failures.add_relaxed(1);
-    return status;
 }
 
 // Pins a page, loading it if need be. A hit has no call here: it is a few dozen nanoseconds.
@@ -109,7 +140,7 @@ template <class Hooks>
     for (bool missed = false;;) {
         Status status = pin(s, at.page, frame);
         if (status == Status::OK && !missed) {
-            if (access.counts) s.counters().space[at.index].hits.add_owned(1);
+            if (access.counts) count_use(s, at.index, at.page, frame, access);
             if (!access.once) s.touch(frame, s.tick());
             else if (ADVISES && s.sampler.wants(s.frames[frame])) record(s, at.page, access.kind());
         } else if (status == Status::ABSENT) {

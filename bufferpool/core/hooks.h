@@ -20,7 +20,7 @@ struct SpaceHooks {
         return f();
     }
     Status waited(u64 e);
-    Status make_room(Status status, const FrameRequest& want);
+    Status make_room(Status status, FrameRequest& want);
     Status load(const Place& at, FrameRequest& want, u32& frame);
     Status no_entries(int error) { return raise_errno(error, "the space's entries cannot be allocated"), Status::RAISED; }
     void unpin(u32 frame) { drop_pin(sp->seg, frame); }

@@ -148,11 +148,13 @@ struct alignas(64) SpaceSlot {
     }
 };
 
+constexpr u8 AHEAD = 0x80;  // in FrameSlot::count, beside the references
+
 struct FrameSlot {
     Atomic<u64> word;
     Atomic<u64> lsn;
     Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
-    Atomic<u8> count, tag;  // the policy's: all that a hit writes besides `touched`
+    Atomic<u8> count, tag;  // the policy's: all that a hit writes besides `touched`; AHEAD: read ahead, and not used yet
     u8 seen;              // of rebuild(), under the memory lock
     Atomic<u8> mark;      // of the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
     Atomic<u64> rec_lsn;  // of a dirty page: the LSN of the first change that its store has not
@@ -169,9 +171,9 @@ struct Event {
     Atomic<u64> bytes;
     Atomic<u32> from_frames, to_frames;  // the budget, before and after
     Atomic<u32> what, why;               // numbers of inspect.WHAT and inspect.WHY
-    Atomic<u32> client, pad;
-    Atomic<u64> value;  // a double: what `why` measured
-    u64 spare;
+    Atomic<u32> client, origin;          // origin: of a failure, see Origin in events.h
+    Atomic<u64> value;                   // a double: what `why` measured
+    Atomic<u64> page;                    // of the space in `origin`, from 1; 0: none
 };
 static_assert(sizeof(Event) == 64);
 

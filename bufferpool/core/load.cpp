@@ -78,12 +78,12 @@ Status SpaceHooks::waited(u64 e) {
 }
 
 // Python makes room (a foreground flush, reaping) or raises.
-Status SpaceHooks::make_room(Status status, const FrameRequest& want) {
+Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     SegmentObject* seg = sp->seg;
     Busy busy(seg);
     if (status == Status::INTERRUPTED) return check_signals() < 0 || !opened(seg) ? Status::RAISED : Status::OK;
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return status;
-    seg->s->counters().wait_frame.add_relaxed(1);
+    if (!want.waits_since_ns) want.waits_since_ns = prim::now_ns();
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
     PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIi", what, want.tally.pinned, want.tally.dirty, want.tally.busy, -want.error);
     if (!r) return Status::RAISED;
@@ -176,18 +176,38 @@ public:
     }
 };
 
+// Tells of a failure, now that the page is nobody's: what listens to the log is foreign code. The exception stands.
+static void report_failure(SpaceObject* sp, u64 page_no, int error) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_load_failed", "KOi", (unsigned long long)page_no, value, error);
+    if (r) {
+        Py_DECREF(r);
+        PyErr_Restore(type, value, trace);
+        return;
+    }
+    Py_XDECREF(type);  // Ctrl-C meanwhile
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+}
+
 Status SpaceHooks::load(const Place& at, FrameRequest& want, u32& frame) {
     Segment& s = *sp->seg->s;
     if (!opened(sp->seg)) return Status::RAISED;
     if (sp->fd >= 0 || sp->zero_fill) {
         NativeLoad load{s, sp, page_no};
         Status status = unlocked([&] { return load_page(s, at, want, load, frame); });
-        if (load.unreadable) load.raise_why();
+        if (load.unreadable) {
+            load.raise_why();
+            report_failure(sp, page_no, load.got < 0 ? int(-load.got) : 0);
+        }
         return status;
     }
     PythonLoad load(*this);
     Status status = load_page(s, at, want, load, frame);
     if (load.forked() && !PyErr_Occurred()) opened(sp->seg);
+    else if (PyErr_Occurred()) report_failure(sp, page_no, 0);
     return PyErr_Occurred() ? Status::RAISED : status;
 }
 

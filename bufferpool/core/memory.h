@@ -43,7 +43,7 @@ struct PoolEnv {
             return {true, 0};
         }
         if (entry::state(e) != RESIDENT || !s.has_frame(entry::frame(e))) return {false, 0};
-        return {false, s.frames[entry::frame(e)].count.load_relaxed()};
+        return {false, u32(s.frames[entry::frame(e)].count.load_relaxed() & ~AHEAD)};
     }
 
     void set_count(u32 page, u32 n) {

@@ -316,15 +316,15 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
 
 // ---- events ------------------------------------------------------------------------
 
-// post_event(what, why, bytes, from_frames, to_frames, value)
+// post_event(what, why, bytes, from_frames, to_frames, value, origin, page)
 static PyObject* segment_post_event(PyObject* self, PyObject* args) {
-    unsigned what, why, from, to;
-    unsigned long long bytes;
+    unsigned what, why, from, to, origin = 0;
+    unsigned long long bytes, page = 0;
     double value;
-    if (!PyArg_ParseTuple(args, "IIKIId:post_event", &what, &why, &bytes, &from, &to, &value)) return nullptr;
+    if (!PyArg_ParseTuple(args, "IIKIId|IK:post_event", &what, &why, &bytes, &from, &to, &value, &origin, &page)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    post_event(*s, what, why, bytes, from, to, value);
+    post_event(*s, what, why, bytes, from, to, value, Origin{origin, page});
     Py_RETURN_NONE;
 }
 

@@ -77,6 +77,7 @@ inline void abort_load(Segment& s, Intent& intent, u32 page, u32 f) {
 struct Image {
     bool dirty = false, is_volatile = false;
     u64 lsn = 0;
+    bool ahead = false;  // read ahead, and not used yet
 };
 
 // The frame is filled: LIVE, pinned by us, then visible.
@@ -85,7 +86,7 @@ inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image
     slot.lsn.store_relaxed(image.lsn);
     slot.rec_lsn.store_relaxed(image.lsn);
     slot.touched.store_relaxed(s.tick());
-    slot.count.store_relaxed(0);
+    slot.count.store_relaxed(image.ahead ? AHEAD : 0);
     slot.tag.store_relaxed(u8(s.header->policy_tag.load_relaxed()));
     slot.mark.store_relaxed(s.mark_of(page));
     intent.frame.store_release(f);

@@ -281,6 +281,13 @@ struct Segment {
         return is_sampled(page, reinterpret_cast<Advice*>(advice)->shift.load_relaxed()) ? epoch ? epoch : 1 : 0;
     }
 
+    // Is this the first use of a page that was read ahead? Of several at once one is.
+    bool first_use(u32 f) {
+        auto& count = frames[f].count;
+        u8 before = count.load_relaxed();
+        return (before & AHEAD) && count.cas_seq_cst(before, u8(before & ~AHEAD));
+    }
+
     // A hit, seen by the policy, the age and the sampler: four bytes, only when they change.
     void touch(u32 f, u32 now) {
         FrameSlot& slot = frames[f];

@@ -82,6 +82,13 @@ static void count_hits(SpaceObject* sp, u64& hits) {
     hits = 0;
 }
 
+static void use(SpaceObject* sp, u64 page_no, u32 frame, u32 now, u64& hits) {
+    Segment& s = *sp->seg->s;
+    if (s.frames[frame].count.load_relaxed() & AHEAD) count_use(s, sp->index, entry_of(sp, page_no), frame, Access{});
+    else if (++hits == HITS_AT_ONCE) count_hits(sp, hits);
+    s.touch(frame, now);
+}
+
 static PyObject* space_pin_many(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyArrayObject* numbers = page_numbers(sp, ids);
@@ -99,8 +106,7 @@ static PyObject* space_pin_many(PyObject* self, PyObject* ids) {
     npy_intp i = 0;
     for (; i < n; i++) {
         if (pin(s, sp->first_entry + u32(v[i]), frames[i]) == Status::OK) {
-            s.touch(frames[i], now);
-            if (++hits == HITS_AT_ONCE) count_hits(sp, hits);
+            use(sp, u64(v[i]), frames[i], now, hits);
         } else if (acquire_page(sp, u64(v[i]), Access{}, frames[i]) < 0) {
             break;
         }
@@ -151,8 +157,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     for (npy_intp i = 0; ok && i < n; i++) {
         u32 f;
         if (pin(s, sp->first_entry + u32(v[i]), f) == Status::OK) {
-            s.touch(f, now);
-            if (++hits == HITS_AT_ONCE) count_hits(sp, hits);
+            use(sp, u64(v[i]), f, now, hits);
         } else if (acquire_page(sp, u64(v[i]), Access{}, f) < 0) {
             ok = false;
             break;

@@ -136,6 +136,10 @@ struct FrameRequest {
     bool once = false;   // read ahead or scanned
     EvictTally tally{};  // out: why pages could not go
     int error = 0;       // out, with NO_SPACE: why the kernel gave no memory, as -errno
+    // Of all tries to get it: the miss counts once for the policy, and the wait once among the waits.
+    Ring ring = RING_NONE;
+    bool counted = false, ahead = false;  // ahead: not used yet
+    u64 waits_since_ns = 0;
 };
 
 constexpr u32 EVICT_STEPS = 128;  // of a search, in one hold of the memory lock
@@ -144,8 +148,7 @@ constexpr u32 EVICT_STEPS = 128;  // of a search, in one hold of the memory lock
 // for a load, the page's entry is LOADING(me).
 inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& out) {
     if (want.page == NONE && (out = take_spare(s)) != NONE) return Status::OK;
-    bool no_space = false, counted = false;
-    Ring ring = RING_NONE;
+    bool no_space = false;
     PoolEnv env{s, &intent, want.page};
     if (!lock_memory(s)) return Status::INTERRUPTED;
     Alr<PoolEnv> policy(s.header->policy, env);
@@ -153,11 +156,11 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
     for (;;) {
         u32 budget = s.header->budget_frames.load_relaxed(), resident = s.header->resident.load_relaxed();
         if (s.header->policy.frames != budget) policy.set_frames(budget);
-        if (want.page != NONE && !counted) {
+        if (want.page != NONE && !want.counted) {
             u64 e = s.entries[want.page].load_relaxed();
-            ring = policy.miss(ghost_of(e), ghost_stamp(e), want.once);
+            want.ring = policy.miss(ghost_of(e), ghost_stamp(e), want.once);
             s.header->policy_tag.store_relaxed(policy.tag());
-            counted = true;
+            want.counted = true;
         }
         // 1. A free frame.
         u32 f = s.free.lowest();
@@ -207,7 +210,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
         if (!lock_memory(s)) return Status::INTERRUPTED;
     }
     if (want.page != NONE && entry::ring(s.entries[want.page].load_relaxed()) == RING_NONE)
-        policy.insert(want.page, ring);
+        policy.insert(want.page, want.ring);
     unlock_memory(s);
     return Status::OK;
 }

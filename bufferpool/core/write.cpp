@@ -94,7 +94,7 @@ struct PublishHooks : OwnHooks {
         return status;
     }
     Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
-    Status make_room(Status status, const FrameRequest& want) { return unless_forked(OwnHooks::make_room(status, want)); }
+    Status make_room(Status status, FrameRequest& want) { return unless_forked(OwnHooks::make_room(status, want)); }
 };
 
 static PyObject* write_enter(PyObject* self, PyObject*) {

@@ -16,7 +16,7 @@ Status own_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& f
         Status status = begin_write(s, at.page, frame);
         if (status == Status::OK) {
             if (!at.open()) return end_write(s, at.page), Status::REMOVED;
-            if (access.counts) s.counters().space[at.index].hits.add_owned(1);
+            if (access.counts) count_use(s, at.index, at.page, frame, access);
         } else if (status == Status::ABSENT) {
             u32 f;
             status = fetch_page(s, at, access, hooks, f);
@@ -37,8 +37,9 @@ Status own_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& f
 // Publishes the new version of a page that we own. OK: the page is no longer ours.
 template <class Hooks>
 Status publish_page(Segment& s, const Place& at, const void* bytes, Image image, Hooks& hooks) {
+    FrameRequest want{};
+    FrameWait waited(s, want);
     for (;;) {
-        FrameRequest want{};
         Status status = hooks.unlocked([&] { return publish(s, at.page, bytes, image, want); });
         if (status == Status::OK) return status;
         if (Status r = hooks.make_room(status, want); r != Status::OK) return r;
@@ -68,8 +69,9 @@ struct NewPage {
 // Publishes a page that is new. WAIT: it is there already (somebody has read zeros in its place): write it instead.
 template <class Hooks>
 Status publish_new(Segment& s, const Place& at, const void* bytes, Image image, Hooks& hooks) {
+    FrameRequest want{at.page};
+    FrameWait waited(s, want);
     for (;;) {
-        FrameRequest want{at.page};
         Status status = hooks.unlocked([&] {
             NewPage page{s, bytes, image};
             u32 f;
