@@ -18,11 +18,25 @@ from typing import Any
 
 import bufferpool as bp
 from tests.storm import Storm
-from tests.storm_worker import DERIVED_PAGES, LEGAL, MOST, PAGE, STOP, Worker, guarded, make_derived, stamp, work
+from tests.storm_worker import (
+    DERIVED_PAGES,
+    HALF,
+    LEGAL,
+    MOST,
+    PAGE,
+    PAUSE,
+    STOP,
+    Worker,
+    alive,
+    guarded,
+    make_derived,
+    stamp,
+    work,
+)
 
 OTHERS = (1, 2)  # their rows in the ledger
 GROWN = 1000  # frames
-REACH_S, GO_ON_S = 20.0, 10.0
+REACH_S, GO_ON_S = 120.0, 60.0  # more than a loaded machine needs
 MIX = (
     "read", "write", "orphan", "append", "failing_load", "grow", "scan", "own_scratch", "read_many", "flush", "shrink", "derived",
     "trim", "pool_scratch", "shared", "write", "again", "fork", "resize", "hold", "idle", "reap",
@@ -33,6 +47,7 @@ class Victim(Worker):
     """Does everything, in turn, so that it passes every point soon."""
 
     grown = 0
+    alone = False  # the pool is grown while the others pause
 
     def run(self) -> None:
         end = time.monotonic() + REACH_S
@@ -78,11 +93,23 @@ class Victim(Worker):
         if self.grown > 2:
             return
         self.grown += 1
+        if self.alone:  # whoever needs a frame first grows the pool: the others would come before us
+            self.let_others_pause()
         self.pool.resize(GROWN * PAGE)
         space = self.pool.open_derived(f"pool-grown-{os.getpid()}", GROWN, make_derived)
         for n in range(GROWN):
             space.prefetch([n])
         space.remove(discard=True)
+        self.ledger.head[PAUSE] = 0
+
+    def let_others_pause(self) -> None:
+        self.ledger.head[PAUSE] = 1
+        end = time.monotonic() + REACH_S
+        rows = [row for row in range(1, len(self.ledger.pids)) if row != HALF]
+        while any(alive(int(self.ledger.pids[row])) and not self.ledger.paused[row] for row in rows):
+            if time.monotonic() > end:
+                raise TimeoutError("the others do not pause")
+            time.sleep(0.001)
 
     def shrink(self) -> None:
         """Holes in many extents: their pages must be moved."""
@@ -90,7 +117,7 @@ class Victim(Worker):
         self.pool.resize(MOST * PAGE)
         for n in range(DERIVED_PAGES):
             self.made[n]
-        self.pool.flush()
+        self.flush()
         for n in range(0, DERIVED_PAGES, 2):
             self.made.drop(n, 1)
         self.pool.trim(bytes=40 * PAGE)
@@ -100,7 +127,9 @@ def victim(directory: str, name: str, point: str, count: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     os.environ["BUFFERPOOL_KILLED"] = f"{directory}/killed"
     os.environ["BUFFERPOOL_KILL"] = f"{point}:{count}"
-    Victim(directory, name, 0, count).run()
+    made = Victim(directory, name, 0, count)
+    made.alone = point == "grow.plugged"
+    made.run()
 
 
 def wait(pid: int, seconds: float) -> int | None:
@@ -146,6 +175,7 @@ def kill_at(point: str, count: int) -> dict[str, Any]:
     others = {row: start(storm, work, row, 100 * count + row) for row in OTHERS}
     dying = start(storm, victim, point, count)
     code = wait(dying, REACH_S + 10)
+    storm.ledger.head[PAUSE] = 0
     killed = storm.directory / "killed"
     reached = killed.read_text() if killed.exists() else ""
     stall = go_on(storm, others)

@@ -1,7 +1,7 @@
 """The storm: processes do everything that a pool can, and are killed at random moments.
 
     python tests/storm.py --seconds 60
-    python tests/storm.py --kills 10000
+    python tests/storm.py --kills 20000
 
 The ledger, a file outside the pool, knows of every page which version somebody
 was about to publish (`intended`), and which each process has published or seen
@@ -37,7 +37,6 @@ from tests.storm_worker import (
     LEAST,
     LEGAL,
     MOST,
-    MOST_CLIENTS,
     MOST_PAGES,
     OPS,
     PAGE,
@@ -54,7 +53,10 @@ from tests.storm_worker import (
     work,
 )  # fmt: skip
 
-HANGS_S = 20.0  # longer in one operation: it hangs
+HANGS_S = 60.0  # longer in one operation: it hangs
+CLIENTS = (40, 9, 400)  # client slots of the pools, in turn: enough, too few, and room for a crowd
+CROWD = 300  # clients at once
+PAUSES = 3  # stretches with one pool
 
 
 @dataclass
@@ -62,6 +64,9 @@ class Report(deaths.Report):
     signals: dict[str, int] = field(default_factory=dict)
     started: int = 0
     pauses: int = 0
+    stutters: int = 0
+    crowds: int = 0
+    pools: dict[str, int] = field(default_factory=dict)
     operations: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     lost: int = 0
@@ -85,18 +90,33 @@ class Storm:
                 page = np.empty(PAGE, np.uint8)
                 stamp(page, n, 0)
                 file.write(page)
+        for which in range(3):
+            (self.directory / f"side{which}.db").write_bytes((self.directory / "table.db").read_bytes()[: 8 * PAGE])
         self.ledger = Ledger(self.directory / "ledger")
-        bp.Pool.create(
-            self.name,
-            LEAST * PAGE,
-            max_capacity=most * PAGE,
-            page_size=PAGE,
-            extent_size=4 * PAGE,
-            max_clients=MOST_CLIENTS,
-        ).close()
+        self.most, self.clients = most, CLIENTS[0]
+        self.create()
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become ours
         self.group = 0
         self.killed: set[int] = set()  # in this stretch
+
+    def create(self) -> None:
+        bp.Pool.create(
+            self.name,
+            LEAST * PAGE,
+            max_capacity=self.most * PAGE,
+            page_size=PAGE,
+            extent_size=4 * PAGE,
+            max_clients=self.clients,
+        ).close()
+
+    def change(self) -> None:
+        """Another pool, with another number of client slots; the table's file goes on."""
+        with bp.Pool.attach(self.name) as pool:
+            with suppress(bp.errors.SpaceNotFound):  # the last look may have taken it out
+                pool.space("table").remove()
+            pool.unlink()
+        self.clients = CLIENTS[self.report.pauses // PAUSES % len(CLIENTS)]
+        self.create()
 
     def find(self, kind: str, what: str) -> None:
         setattr(self.report, kind, getattr(self.report, kind) + 1)
@@ -144,17 +164,48 @@ class Storm:
         if not pids:
             return
         dice = self.random.random()
-        if dice < 0.1 and not self.stopped:
+        if dice < 0.08:
+            self.stutter(self.random.choice(pids))
+        elif self.clients > CROWD and dice < 0.09:
+            self.crowd()
+        elif dice < 0.16 and not self.stopped:
             self.ledger.head[STOPS] += 1
             self.ledger.head[STOPPED] += 1
             victim = self.random.choice(pids)
             self.send(victim, signal.SIGSTOP)
             self.stopped.append((now + self.random.random() * 0.15, victim))
-        elif dice < 0.25:
+        elif dice < 0.3:
             self.send(self.random.choice(pids), signal.SIGTERM)
         else:
             for pid in self.random.sample(pids, min(len(pids), self.random.choice([1, 1, 1, 2, 3]))):
                 self.send(pid, signal.SIGKILL)
+
+    def stutter(self, pid: int) -> None:
+        """Stops a process again and again, for 0.1 to 2 ms: between two steps of a pin, for one."""
+        for _ in range(12):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                self.report.stutters += 1
+            time.sleep(self.random.uniform(0.0001, 0.002))
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(self.random.uniform(0.0001, 0.002))
+
+    def crowd(self) -> None:
+        """Hundreds of clients at once: they are forked by a process that has a page pinned, and are killed together."""
+        leader = os.fork()
+        if leader == 0:
+            os.setpgid(0, self.group)
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            guarded(self.directory, lead_a_crowd, str(self.directory), self.name)
+        end = time.monotonic() + HANGS_S
+        while not os.waitpid(leader, os.WNOHANG)[0]:
+            if time.monotonic() > end:
+                self.find("hung", "the leader of a crowd does not end")
+                os.kill(leader, signal.SIGKILL)
+            self.look_for_hangs()
+            time.sleep(0.01)
+        self.report.crowds += 1
 
     def bury(self) -> bool:
         """Collects the dead. False when no child is left."""
@@ -292,6 +343,10 @@ class Storm:
                 self.blow(self.random.uniform(1, 4))
                 self.audit()
                 self.look_for_errors()
+                slots = f"{self.clients} slots"
+                report.pools[slots] = report.pools.get(slots, 0) + 1
+                if report.clean and report.pauses % PAUSES == 0:
+                    self.change()
         finally:
             with suppress(ProcessLookupError):
                 if self.group:
@@ -304,8 +359,36 @@ class Storm:
         report.verified += int(self.ledger.verified.sum())
         stalls = self.ledger.longest.max(axis=0).tolist()
         report.stalls = dict(sorted(zip(OPS, stalls, strict=True), key=lambda item: -item[1]))
-        report.longest_stall_s = max(stalls)
+        report.longest_stall_s = max(s for op, s in report.stalls.items() if op != "hung")  # that one asks for it
         return report
+
+
+def lead_a_crowd(directory: str, name: str) -> None:
+    """Forks a crowd of clients; each looks at a page that it inherited and at another one. Kills most of them."""
+    path = Path(directory) / "table.db"
+    pool = bp.Pool.attach(name)
+    table = pool.open_file(path, "r", name="table")
+    page, members = table[1], []
+    version = look(page, 1)
+    for n in range(CROWD):
+        pid = os.fork()
+        if pid == 0:
+            guarded(Path(directory), one_of_a_crowd, table, page, version, n % FILE_PAGES)
+        members.append(pid)
+    look(table[0], 0)
+    for pid in members[: CROWD * 2 // 3]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(0)
+
+
+def one_of_a_crowd(table: bp.Space, page: Any, version: int, page_no: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(*LEGAL):
+        look(table[page_no], page_no)
+    time.sleep(0.3)
+    if look(page, 1) != version:
+        raise Lost("page 1 changed under a view that a child inherited")
 
 
 def storm(seconds: float = 0, kills: int = 0, seed: int = 1) -> Report:

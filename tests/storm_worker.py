@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -19,16 +20,19 @@ from bufferpool import errors
 
 PAGE, FILE_PAGES, MOST_PAGES, DERIVED_PAGES = 4096, 400, 1500, 60
 LEAST, MOST = 120, 320  # frames; from 256 on, writers keep spare frames
-WORKERS, MOST_CLIENTS = 6, 40
+WORKERS = 6
 HALF = WORKERS  # row r + HALF of the ledger: the heir that worker r has forked
 RAMP = np.arange(PAGE // 8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 # What a full pool, or a process that was stopped, may cause: no operation happened.
-LEGAL = (errors.PoolExhausted, errors.TooManySpaces, errors.SpaceFull, errors.SpaceBusy, errors.WaitTimeout)
-STOP, STOPS, STOPPED = range(3)  # ledger.head: end your work; SIGSTOPs sent; processes stopped now
+LEGAL = (
+    errors.PoolExhausted, errors.TooManySpaces, errors.SpaceFull, errors.SpaceBusy, errors.WaitTimeout, errors.TooManyClients,
+)  # fmt: skip
+# ledger.head: end your work; SIGSTOPs sent; processes stopped now; do nothing for a while
+STOP, STOPS, STOPPED, PAUSE = range(4)
 OPS = {
     "read": 30, "pin": 10, "write": 24, "append": 1.5, "scan": 2, "read_many": 4, "derived": 6, "hold": 6, "look_again": 4,
     "resize": 1.5, "trim": 1.5, "idle": 1, "flush": 2, "own_scratch": 3, "pool_scratch": 1, "shared": 3, "fork": 1.5, "heir": 0.7,
-    "again": 1.5, "reap": 0.5,
+    "again": 1.5, "reap": 0.5, "hot": 4, "attach_and_fork": 0.5, "side": 2, "hung": 0.1,
 }  # fmt: skip
 
 
@@ -63,7 +67,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         rows = 2 * HALF
         parts = [("head", np.uint64, (8,)), ("pids", np.int64, (rows,)), ("ops", np.uint64, (rows,)),
-                 ("verified", np.uint64, (rows,)), ("refused", np.uint64, (rows, len(LEGAL))), ("since", np.float64, (rows,)),
+                 ("paused", np.uint8, (rows,)), ("verified", np.uint64, (rows,)), ("refused", np.uint64, (rows, len(LEGAL))), ("since", np.float64, (rows,)),
                  ("longest", np.float64, (rows, len(OPS))), ("intended", np.uint32, (MOST_PAGES,)),
                  ("floor", np.uint32, (rows, MOST_PAGES))]  # fmt: skip
         kind = np.dtype([(name, dtype, shape) for name, dtype, shape in parts])
@@ -74,6 +78,7 @@ class Ledger:
             self.head,
             self.pids,
             self.ops,
+            self.paused,
             self.verified,
             self.refused,
             self.since,
@@ -96,7 +101,16 @@ class Worker:
         self.attach()
 
     def attach(self) -> None:
-        self.pool = bp.Pool.attach(self.name)
+        """Attaches to the pool; where its slots are all taken, as soon as one is free."""
+        while True:
+            try:
+                self.pool = bp.Pool.attach(self.name)
+                break
+            except errors.TooManyClients:
+                self.ledger.refused[self.row, LEGAL.index(errors.TooManyClients)] += 1
+                if self.ledger.head[STOP]:
+                    os._exit(0)
+                time.sleep(0.002)
         self.table = self.pool.open_file(self.directory / "table.db", "r+", name="table", max_pages=MOST_PAGES)
         self.made = self.pool.open_derived("derived", DERIVED_PAGES, make_derived)
 
@@ -106,6 +120,8 @@ class Worker:
         while not ledger.head[STOP]:
             name = self.random.choices(names, weights)[0]
             stops, quiet = ledger.head[STOPS], ledger.head[STOPPED] == 0
+            if ledger.head[PAUSE]:
+                self.pause()
             ledger.since[self.row] = begin = time.monotonic()
             try:
                 getattr(self, name)()
@@ -120,6 +136,13 @@ class Worker:
         self.held.clear()
         if self.random.random() < 0.5:
             self.pool.close()
+
+    def pause(self) -> None:
+        """Says that we do nothing, until we need not any more."""
+        self.ledger.since[self.row], self.ledger.paused[self.row] = 0, 1
+        while self.ledger.head[PAUSE] and not self.ledger.head[STOP]:
+            time.sleep(0.001)
+        self.ledger.paused[self.row] = 0
 
     def any_page(self) -> int:
         return self.random.randrange(len(self.table))
@@ -216,7 +239,13 @@ class Worker:
         self.pool.trim(idle=0.2) if self.random.random() < 0.5 else self.pool.trim()
 
     def flush(self) -> None:
-        self.pool.flush()
+        try:
+            self.pool.flush()
+        except (
+            errors.StoreError
+        ) as error:  # whoever had the store was killed: the others' pages are written all the same
+            if "pool-hung" not in str(error):
+                raise
 
     def reap(self) -> None:
         self.pool.reap()
@@ -277,12 +306,21 @@ class Worker:
 
     def child(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.end_without_a_slot()
         self.look_again()
-        n = self.any_page()
-        look(self.table[n], n)
+        with suppress(errors.PoolExhausted):
+            n = self.any_page()
+            look(self.table[n], n)
         self.look_again()
         if self.random.random() < 0.3:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def end_without_a_slot(self) -> None:
+        """A forked child for which there was no client slot can do nothing, and says so."""
+        try:
+            len(self.table)
+        except errors.TooManyClients:
+            os._exit(0)
 
     def heir(self) -> None:
         """A child that goes on as a worker of its own, with what it inherited."""
@@ -294,12 +332,128 @@ class Worker:
             return
         self.row, self.random = row, random.Random(seed)
         self.ledger.pids[row] = os.getpid()
+        self.end_without_a_slot()
         self.look_again()
 
     def again(self) -> None:
         self.held.clear()
         self.pool.close()
         self.attach()
+
+    def hot(self) -> None:
+        """Everybody reads one page, and somebody writes it: the storm stops readers for fractions of a millisecond."""
+        if self.random.random() < 0.2:
+            with self.table.write(0) as page:
+                version = look(page, 0) + 1
+                self.ledger.intended[0] = max(int(self.ledger.intended[0]), version)
+                stamp(page, 0, version)
+            self.raise_floor(0, version)
+        for _ in range(60):
+            oldest = self.oldest(0)
+            page = self.table[0]
+            version = self.seen(page, 0, oldest)
+            if look(page, 0) != version:
+                raise Lost("page 0 changed under a view")
+
+    def attach_and_fork(self) -> None:
+        """Children that are forked while another thread attaches and detaches."""
+        done = threading.Event()
+
+        def attach() -> None:
+            while not done.is_set():
+                with suppress(*LEGAL), bp.Pool.attach(self.name) as pool:
+                    pool.stats()
+
+        thread = threading.Thread(target=attach, daemon=True)
+        thread.start()
+        for _ in range(3):
+            if os.fork() == 0:
+                guarded(self.directory, self.child_that_attaches)
+        done.set()
+        thread.join()
+
+    def child_that_attaches(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.end_without_a_slot()
+        self.look_again()
+        with suppress(*LEGAL), bp.Pool.attach(self.name) as pool:
+            pool.stats()
+        self.look_again()
+
+    def side(self) -> None:
+        """A space that others open and remove at the same time: derived, in versions, on a store, or of a file."""
+        which, version = self.random.randrange(3), self.random.randrange(3)
+        mark = which << 8 | version
+        kind = self.random.choice(["derived", "store", "file"])
+        name = f"pool-side-{kind}{which}"
+        with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
+            if kind == "derived":
+                space = self.pool.open_derived(name, 8, Marked(mark), version=version)
+            elif kind == "store":
+                mark = which
+                space = self.pool.open_store(name, MarkedStore(mark), mode="r")
+            else:
+                mark = 0
+                space = self.pool.open_file(self.directory / f"side{which}.db", "r", name=name)
+            for n in self.random.sample(range(8), 3):
+                if look(space[n], n) != mark:
+                    raise Lost(f"page {n} of {name} is {look(space[n], n)}, not {mark}")
+            if self.random.random() < 0.5:
+                space.remove(discard=True)
+
+    def hung(self) -> None:
+        """A store that takes long to read, to write and to sync: nobody else has to wait for it."""
+        with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
+            space = self.pool.open_store(f"pool-hung{self.row}", SlowStore(self.random.uniform(0.2, 1.0)))
+            with space.write(self.random.randrange(8)) as page:
+                page[:8] = 1
+            space.flush()
+            space.remove(discard=True)
+
+
+class Marked:
+    """A loader that says which version it is."""
+
+    def __init__(self, mark: int) -> None:
+        self.mark = mark
+
+    def __call__(self, page_no: int, out: Any) -> None:
+        stamp(out, page_no, self.mark)
+
+
+class MarkedStore:
+    """A store of eight pages, made when they are read."""
+
+    def __init__(self, mark: int) -> None:
+        self.mark = mark
+
+    def read_into(self, offset: int, buffer: Any) -> int:
+        stamp(buffer, offset // PAGE, self.mark)
+        return len(buffer)
+
+    def write_from(self, offset: int, buffer: Any) -> int:
+        return len(buffer)
+
+    def sync(self) -> None:
+        pass
+
+    def size(self) -> int:
+        return 8 * PAGE
+
+
+class SlowStore(MarkedStore):
+    """The same, of a disk that hangs for a while."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(0)
+        self.seconds = seconds
+
+    def read_into(self, offset: int, buffer: Any) -> int:
+        time.sleep(self.seconds)
+        return super().read_into(offset, buffer)
+
+    def sync(self) -> None:
+        time.sleep(self.seconds)
 
 
 def alive(pid: int) -> bool:

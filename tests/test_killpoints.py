@@ -46,7 +46,7 @@ class Driver:
         assert self.process.stdout is not None
         self.process.stdin.write(f"{point} {count}\n")
         self.process.stdin.flush()
-        ready, _, _ = select.select([self.process.stdout], [], [], 90)
+        ready, _, _ = select.select([self.process.stdout], [], [], 600)
         line = self.process.stdout.readline() if ready else ""
         if not line:
             self.process.kill()
