@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
+from bufferpool import _core
 from bufferpool.errors import (
     PageOutOfRange,
     PoolExhausted,
@@ -304,3 +305,33 @@ def test_a_client_killed_in_its_flush_leaves_the_pages_dirty_and_the_next_flush_
     assert pool.flush() == 10
     assert path.read_bytes() == b"".join(stamp(n, version=4).tobytes() for n in range(10))
     assert np.array_equal(space[3], stamp(3, version=4))
+
+
+def test_a_slot_whose_generations_are_used_up_takes_no_more_spaces(pool):
+    """A handle is told from those of later spaces in its slot by a generation, and numbers are finite.
+
+    With 24 bits, a program that opened and removed a space eight million times came round: a handle that it had
+    kept of the first one read and wrote the pages of the last.
+    """
+    fields = _core.fields()
+
+    def at(fd, name):
+        offset = fields["Header.geometry"][0] + fields["Geometry.spaces_at"][0]
+        spaces = int.from_bytes(os.pread(fd, 8, offset), "little")
+        return spaces + fields[name][0]
+
+    first = pool.scratch("first", 4)
+    assert first.index == 0
+    first.remove(discard=True)
+    fd = os.open(pool.path, os.O_RDWR)
+    try:
+        os.pwrite(
+            fd, ((2**31 - 2) << 33).to_bytes(8, "little"), at(fd, "SpaceSlot.extent")
+        )  # one is left, two are needed
+    finally:
+        os.close(fd)
+    fill(pool.scratch("second", 4), [1])
+    assert pool.space("second").index == 1
+    with pytest.raises(SpaceRemoved):
+        first[1]
+    assert pool.check() == []

@@ -71,7 +71,7 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     u32 index = free_slot(*s);
-    if (index == NONE) return raise("TooManySpaces", "a pool holds %u spaces and all are taken; remove one (space.remove())", MAX_SPACES);
+    if (index == NONE) return raise("TooManySpaces", "a pool holds %u spaces and all are taken; remove one (space.remove()), or, if a billion have been opened in their slots, create the pool anew", MAX_SPACES);
     SpaceSlot* t = &s->spaces[index];
     if (name_n >= Py_ssize_t(sizeof t->name) || path_n >= Py_ssize_t(sizeof t->path))
         return raise("ValueError", "a space's name has at most %zu bytes, its path %zu", sizeof t->name - 1, sizeof t->path - 1);

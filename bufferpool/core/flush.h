@@ -150,7 +150,7 @@ inline Status begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 
         if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn && out.push({page, pinned})) continue;  // there is room
         if (ok) unpin(s, pinned);
         held_back++;
-        settle_entry(s, page, [&](u64 v) { return entry::with_flusher(v, 0); });
+        settle_entry(s, page, [&](u64 v) { return entry::flusher(v) == s.me && entry::state(v) == RESIDENT ? entry::with_flusher(v, 0) : v; });
     }
     return Status::OK;
 }

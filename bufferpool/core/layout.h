@@ -116,12 +116,15 @@ enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2, SPACE_CHECKSU
 // Page count and generation share one word, so that one load tells a handle
 // both how far it may go and whether the space is still the one it opened; and
 // one CAS closes a space: the next generation, and the bit that says it is to go.
-constexpr int GENERATION_SHIFT = 40;
+constexpr int GENERATION_SHIFT = 33;
 constexpr u64 CLOSED = u64(1) << (GENERATION_SHIFT - 1);
 constexpr u64 PAGES_MASK = CLOSED - 1;
+// A slot has so many generations, two for each space that is opened there; then it is not used any more, so that
+// no handle and no reserved number ever meets its own generation again.
+constexpr u64 GENERATIONS_MOST = (u64(1) << (64 - GENERATION_SHIFT)) - 1;
 
 struct alignas(64) SpaceSlot {
-    Atomic<u64> extent;        // generation << 40 | pages
+    Atomic<u64> extent;        // generation << GENERATION_SHIFT | pages
     Atomic<u64> reserved;      // generation << 40 | page numbers handed out by append
     Atomic<u64> stored;        // pages that the store has
     Atomic<u64> entries_ready; // entries with memory behind them

@@ -78,6 +78,15 @@ inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
     return false;
 }
 
+// Takes a lock from the owner that `seen` names, who cannot take it or give it up. Others may set W meanwhile:
+// that makes it no other's lock, and the CAS is tried again.
+inline bool take_from(Segment& s, LockWord& lock, u32 seen, u32 flags) {
+    u32 owner = seen & lock_word::OWNER;
+    while ((seen & lock_word::OWNER) == owner)
+        if (take(s, lock, seen, flags)) return true;
+    return false;
+}
+
 // A damaged word: it names no client, or us, while no thread of ours has the lock. (None
 // had begun to take it before we looked at the word, and none has since: see take().)
 inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
@@ -91,8 +100,7 @@ inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
 // Tries to inherit a lock from a dead owner. True: it is ours, to be repaired.
 inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
     DeadClient dead(s, seen & lock_word::OWNER);
-    if (!dead.held() && !is_nobodys(s, lock, seen)) return false;
-    return take(s, lock, seen, lock_word::REPAIR | lock_word::WAITED);
+    return (dead.held() || is_nobodys(s, lock, seen)) && take_from(s, lock, seen, lock_word::REPAIR | lock_word::WAITED);
 }
 
 inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }

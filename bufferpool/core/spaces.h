@@ -10,10 +10,13 @@
 
 namespace bp {
 
-// The first slot without a space. NONE if there is none.
+// The first slot without a space that has generations left. NONE if there is none.
 inline u32 free_slot(Segment& s) {
-    for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_acquire() == SPACE_FREE) return i;
+    for (u32 i = 0; i < MAX_SPACES; i++) {
+        SpaceSlot& t = s.spaces[i];
+        bool used_up = space_generation(t.extent.load_relaxed()) + 2 > GENERATIONS_MOST;
+        if (t.state.load_acquire() == SPACE_FREE && !used_up) return i;
+    }
     return NONE;
 }
 
