@@ -26,7 +26,7 @@ from bufferpool.observer import refuse_loss
 from bufferpool.request import Request
 from bufferpool.sizes import parse_size
 from bufferpool.sizing import LEAST_BYTES, auto, look
-from bufferpool.store import Store
+from bufferpool.store import FileStore, Store
 
 _open_pools: "weakref.WeakSet[Attachment]" = weakref.WeakSet()
 
@@ -56,6 +56,7 @@ class Attachment:
         self._data: npt.NDArray[np.uint8]
         self._closed = False
         self._stores: dict[int, tuple[int, Store]] = {}
+        self._claims: dict[tuple[int, int], FileStore] = {}  # on files that this process writes: see claim.py
         self._lock = Lock()
         self.mode = mode
 
@@ -263,6 +264,7 @@ class Attachment:
                     self._segment.close()
                     self._segment = None
                     self._stores.clear()
+                    self._claims.clear()
                     del self._data
                 self._closed = True
 
@@ -310,6 +312,12 @@ class Attachment:
         """
         _ = self._seg
         return self._data
+
+    @property
+    def uuid(self) -> bytes:
+        """What tells the pool from another that had its name before."""
+        _ = self._seg
+        return bytes(self._geometry["uuid"])
 
     @property
     def page_size(self) -> int:

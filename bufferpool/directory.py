@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bufferpool.checksum import CheckedFile
+from bufferpool.claim import claim, release
 from bufferpool.errors import (
     FileSizeMismatch,
     SpaceBusy,
@@ -79,10 +80,15 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
         space._store = file_store(
             options["path"], options["mode"], pool.page_size, bool(options.get("checksum")), options.get("repair")
         )
-    record = None
-    while record is None:  # None: the directory has changed since we looked
-        record = _connect(pool, space, truncate)
-    store = space._store
+    store, record = space._store, None
+    claimed = isinstance(store, FileStore) and options["mode"] == "r+" and claim(pool, store)
+    try:
+        while record is None:  # None: the directory has changed since we looked
+            record = _connect(pool, space, truncate)
+    except BaseException:
+        if claimed and isinstance(store, FileStore):
+            release(pool, *store.state().file)
+        raise
     fd = store.fd if isinstance(store, FileStore) and store.native else -1
     if store is not None and space.kind in (Kind.FILE, Kind.STORE):
         mine = pool._stores.get(record["index"])
@@ -370,6 +376,7 @@ def _remove_now(pool: "Pool", name: str, index: int, generation: int | None, dis
         # What somebody has begun to use in this moment is removed when that is over.
         _, freed = seg.remove_space(index)
     pool._stores.pop(index, None)
+    release(pool, record["device"], record["inode"])
     if freed:
         pool._give_back(freed, "drop")
     return dirty
@@ -412,6 +419,7 @@ def overwrite(pool: "Pool", name: str) -> int:
     anew = False
     if record["kind"] == Kind.FILE:
         store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
+        claim(pool, store)
         with pool._seg.lock_flush(record["index"]):
             found = current(pool, record)
             if found is None:

@@ -42,6 +42,7 @@
         ├── ShortWrite               it took fewer bytes than it was given
         ├── FileSizeMismatch         (ValueError) no whole number of pages
         ├── FileChanged              somebody else wrote the file, and pages here are dirty
+        ├── FileInUse                another pool writes the file
         ├── LoaderFailed             a loader raised; its exception is the cause
         ├── LoaderReturned           (TypeError) a loader returned something instead of filling its buffer
         └── LoaderOverrun            a loader wrote outside its buffer
@@ -58,6 +59,7 @@ __all__ = [
     "BufferPoolError",
     "DescriptorLost",
     "FileChanged",
+    "FileInUse",
     "FileSizeMismatch",
     "LayoutMismatch",
     "LoaderFailed",
@@ -322,6 +324,10 @@ class FileSizeMismatch(StoreError, ValueError):
 
 class FileChanged(StoreError):
     """Somebody else changed the file, and the pool has dirty pages of it: they stay, and the file is not written."""
+
+
+class FileInUse(StoreError):
+    """Another pool has the file open for writing."""
 
 
 class LoaderFailed(StoreError):

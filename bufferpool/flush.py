@@ -13,6 +13,7 @@ import numpy as np
 
 from bufferpool import trouble
 from bufferpool.checksum import CheckedFile, Repair
+from bufferpool.claim import claim
 from bufferpool.errors import BufferPoolError, ShortWrite, StoreError
 from bufferpool.events import What
 from bufferpool.filestate import Doubt, FileState, changed, refuse_changed, stamped
@@ -165,6 +166,7 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
     except (OSError, ImportError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {why}") from error
+    claim(pool, store)
     pool._stores[record["index"]] = (record["generation"], store)
     return store
 

@@ -97,11 +97,12 @@ class FileStore:
                     os.unlink(self.path)
 
     def __del__(self) -> None:
-        if self._fd >= 0 and self._has_descriptor():
+        if self._fd >= 0 and self.has_descriptor():
             os.close(self._fd)
         self._fd = -1
 
-    def _has_descriptor(self) -> bool:
+    def has_descriptor(self) -> bool:
+        """Whether the descriptor is the file's still."""
         try:
             about = os.fstat(self._fd)
         except OSError:
@@ -111,7 +112,7 @@ class FileStore:
     @property
     def fd(self) -> int:
         """The descriptor, if it is the file's still: its number may be a stranger's by now. Raises DescriptorLost."""
-        if not self._has_descriptor():
+        if not self.has_descriptor():
             raise DescriptorLost(
                 f"the descriptor of {self.path} was closed behind the pool's back, as daemons do that close all that they "
                 "inherit; open the file again, and keep descriptors open that are not your own"
