@@ -36,9 +36,9 @@ def _close_all() -> None:
     failed: BaseException | None = None
     for pool in list(_open_pools):
         try:
-            pool.close()
+            pool._close(late=True)
         except BufferError:
-            continue  # arrays are still alive: the kernel ends this client with the process
+            continue  # a thread is still in it: the kernel ends this client with the process
         except Exception as error:  # noqa: BLE001 - of a steward; raised when all are closed
             failed = failed or error
     if failed is not None:
@@ -254,14 +254,18 @@ class Attachment:
         """Detaches; a steward of this process, and working sets that it loads, stop.
 
         Raises BufferError while arrays look at pages of the pool, and what had ended the
-        steward before, if something had (the pool is closed all the same).
+        steward before, if something had (the pool is closed all the same). The end of a ``with`` block does not
+        raise it: then the pool is closed, the arrays stay valid, and it detaches when the last of them goes.
         """
+        self._close(late=False)
+
+    def _close(self, late: bool) -> None:
         try:
             self._end_background()
         finally:
             with self._lock:
                 if self._segment is not None:
-                    self._segment.close()
+                    self._segment.close(late)
                     self._segment = None
                     self._stores.clear()
                     self._claims.clear()
@@ -286,8 +290,8 @@ class Attachment:
 
     def __exit__(self, kind: object, *exc: object) -> None:
         try:
-            self.close()
-        except BufferError:
+            self._close(late=True)
+        except BufferError:  # a write block, or another thread, is in it
             if kind is None:
                 raise
 

@@ -25,6 +25,7 @@
     ├── WorkingSetError              (ValueError) a saved working set that cannot be used
     ├── PageError
     │   ├── PageOutOfRange           (IndexError) no such page
+    │   ├── PageReleased             (ValueError) the page of a with block that has ended
     │   ├── PageDiscarded            (LookupError) a discardable page was dropped
     │   └── TooManyPins              (OverflowError) one page, pinned 65,280 times
     ├── SpaceError
@@ -70,6 +71,7 @@ __all__ = [
     "PageDiscarded",
     "PageError",
     "PageOutOfRange",
+    "PageReleased",
     "PoolClosed",
     "PoolDiffers",
     "PoolExhausted",
@@ -244,6 +246,10 @@ class PageError(BufferPoolError):
 
 class PageOutOfRange(PageError, IndexError):
     """The space has no page of this number."""
+
+
+class PageReleased(PageError, ValueError):
+    """The array of a ``with`` block that has ended: it looks at no page any more."""
 
 
 class PageDiscarded(PageError, LookupError):

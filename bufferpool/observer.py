@@ -61,7 +61,7 @@ class Observer(Inspection):
 
     def close(self) -> None:
         """Ends the look. Closing twice is fine."""
-        self._seg.close()
+        self._seg.close(False)
 
     def __enter__(self) -> Self:
         return self

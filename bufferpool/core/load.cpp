@@ -7,7 +7,7 @@ namespace bp {
 
 // Attaches a space that was unpickled; refuses one whose pool is closed, and a parent's private one. 0 or -1.
 int ready_space(SpaceObject* sp) {
-    if (sp->seg && sp->seg->s && sp->seg->s->me) {
+    if (sp->seg && sp->seg->s && sp->seg->s->me && !sp->seg->closing) {
         if (!sp->only || sp->only == sp->seg->s->me) return 0;
         raise("SpacePrivate", "the scratch space belongs to client %u alone, of which this process is a forked child; make one here (pool.scratch), "
               "or share one (owner=\"pool\")", sp->only);

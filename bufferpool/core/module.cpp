@@ -9,6 +9,7 @@ namespace bp {
 int ready_segment_type();
 int ready_view_types();
 int ready_pinned_pages_type();
+int ready_released_type();
 int ready_space_type();
 int ready_write_type();
 int ready_flush_types();
@@ -228,7 +229,7 @@ PyMODINIT_FUNC PyInit__core() {
     using namespace bp;
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word of an entry is its low half");
     import_array();
-    for (auto ready : {ready_segment_type, ready_space_type, ready_view_types, ready_pinned_pages_type, ready_write_type, ready_flush_types})
+    for (auto ready : {ready_segment_type, ready_space_type, ready_view_types, ready_pinned_pages_type, ready_released_type, ready_write_type, ready_flush_types})
         if (ready() < 0) return nullptr;
     PyObject* m = PyModule_Create(&module_def);
     if (!m) return nullptr;

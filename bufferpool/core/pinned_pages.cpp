@@ -52,6 +52,7 @@ static void pages_forget(PinnedPagesObject* p, PyObject* kept, bool all_kept) {
         }
         if (page) Py_CLEAR(p->pages[i]);
     }
+    if (seg->closing) finish_closing(seg);
     PyMem_Free(p->pages);
     p->pages = nullptr;
     if (kept) reinterpret_cast<PyArrayObject_fields*>(p->base)->base = kept;

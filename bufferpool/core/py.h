@@ -39,6 +39,7 @@ struct SegmentObject {
     u32 forks;          // how often this process is a forked child: old writes are not ours
     u32 active;         // operations under way without the GIL
     u32 writes;         // open writes of this process
+    bool closing;       // closed while arrays looked at its pages: it detaches when the last of them goes
     bool observing;     // no client: reads the metadata, through a mapping that cannot be written
     u64* written;       // an observer's: which OS pages of the metadata have ever been written
     bool lost;          // a forked child that found no client slot
@@ -80,6 +81,7 @@ void forget_signals();
 // segment.cpp
 Segment* opened(SegmentObject* seg);  // null with PoolClosed, or what else is the matter, set
 PyObject* raise_lost();
+void finish_closing(SegmentObject* seg);  // after a pin has gone
 
 // observe.cpp
 Segment* seen(SegmentObject* seg);  // opened, or observed

@@ -12,7 +12,7 @@ PyObject* raise_lost() {
 }
 
 Segment* opened(SegmentObject* seg) {
-    if (seg->s && seg->s->me) return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
+    if (seg->s && seg->s->me && !seg->closing) return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
     if (seg->s && seg->observing) return raise("PoolReadOnly", "the pool is only observed, not attached; attach it with Pool.attach()"), nullptr;
     if (seg->lost) raise("TooManyClients", "this forked child found no client slot, or no file descriptor to hold it; create the pool with a larger max_clients, or raise ulimit -n");
     else raise("PoolClosed", "the pool is closed; attach it again");
@@ -134,18 +134,33 @@ static PyObject* segment_give_to(PyObject* self, PyObject* pool) {
     Py_RETURN_NONE;
 }
 
-static PyObject* segment_close(PyObject* self, PyObject*) {
-    SegmentObject* seg = S(self);
-    if (!seg->s) Py_RETURN_NONE;
-    if (seg->pins.next != &seg->pins)
-        return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep");
-    if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
-    if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
+// Detaches. From here on every thread finds the pool closed.
+static void detach_now(SegmentObject* seg) {
     Segment* s = seg->s;
-    forget(seg);  // from here on every thread finds the pool closed
+    forget(seg);
     Py_BEGIN_ALLOW_THREADS
     leave(s);
     Py_END_ALLOW_THREADS
+}
+
+// Called when a pin has gone: the last one takes with it a segment that was closed meanwhile.
+void finish_closing(SegmentObject* seg) {
+    if (seg->closing && seg->s && seg->pins.next == &seg->pins && !seg->active && !seg->writes) detach_now(seg);
+}
+
+// close(late): detaches; while arrays look at pages, that is a BufferError, or, with `late`, it happens when they are gone.
+static PyObject* segment_close(PyObject* self, PyObject* arg) {
+    SegmentObject* seg = S(self);
+    int late = PyObject_IsTrue(arg);
+    if (late < 0) return nullptr;
+    if (!seg->s) Py_RETURN_NONE;
+    bool pinned = seg->pins.next != &seg->pins;
+    if (pinned && !late)
+        return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep");
+    if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
+    if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
+    if (pinned) seg->closing = true;  // views stay true
+    else detach_now(seg);
     Py_RETURN_NONE;
 }
 
@@ -324,7 +339,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
 // The methods, with those of directory.cpp, held.cpp and observe.cpp.
 static PyMethodDef own_methods[] = {
     {"give_to", segment_give_to, METH_O, ""},
-    {"close", segment_close, METH_NOARGS, ""},
+    {"close", segment_close, METH_O, ""},
     {"views", segment_views, METH_NOARGS, ""},
     {"geometry", segment_geometry, METH_NOARGS, ""},
     {"clients", segment_clients, METH_NOARGS, ""},

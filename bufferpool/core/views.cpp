@@ -68,6 +68,7 @@ static void holder_dealloc(HolderObject* h) {
     SegmentObject* seg = h->seg;
     unlink_pin(&h->pin);
     drop_pin(seg, h->pin.frame);
+    if (seg->closing) finish_closing(seg);
     if (holder_cached < 64) holder_cache[holder_cached++] = h;
     else PyObject_Free(h);
     Py_DECREF(seg);
@@ -134,6 +135,7 @@ PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no) {
 
 static void pin_forget(PinObject* p) {
     unlink_pin(&p->pin);
+    if (p->space->seg->closing) finish_closing(p->space->seg);
     Py_CLEAR(p->page);
     Py_CLEAR(p->space);
 }

@@ -18,9 +18,13 @@ inline bool is_unclear(PyObject* page) {
     return Py_REFCNT(page) == A_NAME && reinterpret_cast<PyArrayObject_fields*>(page)->_buffer_info != nullptr;
 }
 
+extern PyTypeObject ReleasedPageType;  // released.cpp
+
+// The array of a block that has ended: it shows nothing, and says so.
 inline void make_empty(PyObject* page) {
     auto fields = reinterpret_cast<PyArrayObject_fields*>(page);
     fields->dimensions[0] = 0;
+    if (PyArray_CheckExact(page)) Py_SET_TYPE(page, &ReleasedPageType);
 }
 
 }  // namespace bp
