@@ -60,7 +60,7 @@ class Attachment:
         self._lock = Lock()
         self.mode = mode
 
-    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int) -> None:
+    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int, left: float) -> None:
         """Called by the core when no frame can be had: makes room, or raises."""
         raise PoolExhausted("no frame can be had")
 

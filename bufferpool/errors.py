@@ -337,7 +337,12 @@ class FileInUse(StoreError):
 
 
 class LoaderFailed(StoreError):
-    """A loader raised; ``__cause__`` is its exception."""
+    """A loader raised; ``__cause__`` is its exception, where it ran in this thread.
+
+    Whoever waited for that load gets this error too: in one of another thread or process only the words are known.
+    """
+
+    told: bytes | None = None  # what those who waited for the load are told
 
 
 class LoaderReturned(StoreError, TypeError):

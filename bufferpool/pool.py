@@ -314,8 +314,8 @@ class Pool(Attachment, Inspection):
         self._require_writable("make a checkpoint")
         return checkpoint(self, None if up_to_lsn is None else lsn_of(up_to_lsn))
 
-    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int) -> None:
-        reclaim.make_room(self, self._room, what, dirty, in_use, error)
+    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int, left: float) -> None:
+        reclaim.make_room(self, self._room, what, dirty, in_use, error, left)
 
     def _end_background(self) -> None:
         for warming in self._warming:

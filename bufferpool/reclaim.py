@@ -99,8 +99,8 @@ def write_some(
     return wrote, failed
 
 
-def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int, error: int) -> None:
-    """Called when no frame can be had: makes room, waits a little, or raises.
+def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int, error: int, left: float) -> None:
+    """Called when no frame can be had: makes room, waits a little, or raises; ``left``: seconds of the caller's timeout.
 
     Raises PoolExhausted (its cause is the store's error, if flushing failed) or
     SharedMemoryFull (or SegmentError, where the kernel refuses memory for another reason; ``error``: its errno).
@@ -114,19 +114,20 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int, erro
         return
     slow: list[tuple[float, str]] = []
     if dirty or in_use:  # a page that somebody is flushing counts as in use
-        wrote, failed = write_some(pool, want.jobs, PAUSE_S, foreground=True)
+        wrote, failed = write_some(pool, want.jobs, min(PAUSE_S, left), foreground=True)
         if wrote:
             want.last = 0.0
             return
         slow = hanging(pool)
     ages = [seconds for seconds, _ in slow] + [time.monotonic() - job.began for job in want.jobs]
-    if time.monotonic() - want.since > ROOM_S and (failed is not None or min(ages, default=SLOW_S) >= SLOW_S):
+    over = time.monotonic() - want.since > ROOM_S and (failed is not None or min(ages, default=SLOW_S) >= SLOW_S)
+    if over or time.monotonic() - now >= left:
         want.last = 0.0
         if what == "no_space":
             raise segment.no_memory(os.path.dirname(pool.path), error) from failed
         told = "".join(f"; {text}" for _, text in slow) + (f"; flushing failed: {failed}" if failed else "")
         raise PoolExhausted(exhausted_message(pool) + told) from failed
-    time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S) - time.monotonic()))
+    time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S, left) - time.monotonic()))
     want.last = time.monotonic()
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bufferpool import _core, trouble
 from bufferpool.checksum import CheckedFile
-from bufferpool.errors import LoaderFailed, LoaderReturned, PageOutOfRange, SpacePrivate, StoreError
+from bufferpool.errors import LoaderFailed, LoaderReturned, PageOutOfRange, SpacePrivate, StoreError, WouldDeadlock
 from bufferpool.events import What
 from bufferpool.store import Buffer, FileStore, GuardedBuffer, Store, read_page
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 Loader = Callable[[int, npt.NDArray[Any]], None]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
+
+
+def _is_deadlock(error: BaseException | None) -> bool:
+    """Whether a loader failed only because it and others waited for each other."""
+    while error is not None and not isinstance(error, WouldDeadlock):
+        error = error.__cause__
+    return error is not None
 
 
 class Kind(IntEnum):
@@ -110,9 +117,12 @@ class Space(_core.Space):
         except Exception as error:
             # Of loaders that ask for each other's pages only the innermost tells: a repr of a repr doubles its quotes.
             what = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else repr(error)
-            raise LoaderFailed(
+            failed = LoaderFailed(
                 f"the loader of {self.name!r} raised for page {page_no}: {what}; nothing was published"
-            ) from error
+            )
+            if not _is_deadlock(error):  # that is over for those who waited
+                failed.told = str(failed).encode(errors="backslashreplace").replace(b"\0", b"")
+            raise failed from error
         buffer.check(f"the loader of {self.name!r}")
         if returned is not None:
             raise LoaderReturned(

@@ -278,7 +278,7 @@ def test_ctrl_c_in_a_loader_is_ctrl_c(pool):
     assert pool.stats().frames["busy"] == 0
 
 
-def test_others_who_wait_for_a_failing_loader_try_themselves(pool, threads):
+def test_who_waited_for_a_failing_loader_is_told_and_may_ask_again(pool, threads):
     inside, first = threading.Event(), []
 
     def loader(n, out):
@@ -299,7 +299,9 @@ def test_others_who_wait_for_a_failing_loader_try_themselves(pool, threads):
 
     threads.start(fails)
     wait_until(lambda: bool(first), "the loader runs")
-    threads.start(lambda: inside.set() if not time.sleep(0.05) else None)
+    threads.start(lambda: (wait_until(lambda: pool.stats().wait_load > 0, "somebody waits"), inside.set()))
+    with pytest.raises(LoaderFailed, match=r"which this waited for.*the first one fails"):
+        space[3]
     assert (space[3] == 5).all()
     threads.join()
     assert len(errors) == 1

@@ -24,6 +24,7 @@ inline void start_client(Segment& s, u32 c) {
         intent.op.store_relaxed(u32(Op::NONE));
         intent.waits.store_relaxed(intent.waits.load_relaxed() >> 32 << 32);
     }
+    for (Failure& failure : slot.failures) failure.about.store_relaxed(0);
     // Whoever sums and sees one of these two sees zeros in the counters.
     slot.generation.store_release(slot.generation.load_relaxed() + 1);
     slot.folded.store_release(0);

@@ -6,6 +6,7 @@
 //   make_room(status, want)      no frame can be had; nothing is held: OK to try again (`want` says since when)
 //   load(place, want, out)       load_page() with the hooks of what fills the page's space
 //   unpin(frame)                 takes back a pin
+//   failed(client, text)         the load that was waited for has failed: why to give up
 //
 // and, for one load:
 //
@@ -13,6 +14,7 @@
 //   prepare()                    foreign code makes the content: before a frame is taken, for it may take long
 //   no_frame(status, want)       no frame can be had, the page is ours: OK to try again, else the load is given up
 //   fill(frame, image)           the content, into a frame that is ours
+//   failure()                    after RAISED: what to tell those who wait for the page; null: they load it themselves
 //   forked()                     whether foreign code has forked, and this is the child: the load is its parent's
 //
 // A hook that says RAISED has told its caller why (in Python, an exception is set).
@@ -41,11 +43,12 @@ struct Place {
     bool open() const { return space_generation(slot.extent.load_seq_cst()) == generation; }
 };
 
-// Waits, one slice at most, for whoever changes the page. OK: look again.
+// Waits, one slice at most, for whoever changes the page. OK: look again. `loader`: who loads the page.
 template <class Hooks>
-[[gnu::noinline]] Status wait_turn(Segment& s, u32 page, bool writing, Hooks& hooks) {
+[[gnu::noinline]] Status wait_turn(Segment& s, u32 page, bool writing, Hooks& hooks, u32* loader = nullptr) {
     u64 e = s.entries[page].load_acquire();
     if (entry::state(e) == ABSENT || (entry::state(e) == RESIDENT && !(writing && entry::owner(e)))) return Status::OK;
+    if (loader && entry::state(e) == LOADING) *loader = entry::owner(e);
     (writing ? s.counters().wait_writer : s.counters().wait_load).add_relaxed(1);
     bool never = false;
     {
@@ -81,8 +84,21 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
     }
     if (status == Status::OK) status = load.fill(f, image);
     if (status == Status::OK) finish_load(s, op.intent(), at.page, out = f, image);
-    else abort_load(s, op.intent(), at.page, f);
+    else {
+        if (status == Status::RAISED)
+            if (const char* text = load.failure()) tell_failure(s, at.page, text);
+        abort_load(s, op.intent(), at.page, f);
+    }
     return status;
+}
+
+// We waited for a load of `loader`'s, and the page is not there. OK: that load has not failed, or is not over.
+template <class Hooks>
+[[gnu::noinline]] Status look_for_failure(Segment& s, u32 page, u32 loader, Hooks& hooks) {
+    u64 e = s.entries[page].load_acquire();
+    char text[FAILURE_WORDS * 8 + 1];
+    if ((entry::state(e) == LOADING && entry::owner(e) == loader) || !find_failure(s, loader, page, text)) return Status::OK;
+    return hooks.failed(loader, text);
 }
 
 // A wait for a frame counts once, however often it is tried, and however it ends.
@@ -137,8 +153,11 @@ template <class Hooks>
 // Pins a page, loading it if need be. A hit has no call here: it is a few dozen nanoseconds.
 template <class Hooks>
 [[gnu::always_inline]] inline Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
+    u32 loader = 0;  // of a load that we have waited for
     for (bool missed = false;;) {
         Status status = pin(s, at.page, frame);
+        if (status != Status::OK && loader)
+            if (Status r = look_for_failure(s, at.page, loader, hooks); r != Status::OK) return r;
         if (status == Status::OK && !missed) {
             if (access.counts) count_use(s, at.index, at.page, frame, access);
             if (!access.once) s.touch(frame, s.tick());
@@ -150,7 +169,7 @@ template <class Hooks>
             missed = true;
             status = fetch_absent(s, at, access, hooks, frame);
         } else if (status == Status::WAIT) {
-            status = wait_turn(s, at.page, false, hooks);
+            status = wait_turn(s, at.page, false, hooks, &loader);
             if (status == Status::OK) continue;
         }
         if (status == Status::WAIT) continue;

@@ -36,7 +36,7 @@ constexpr Field fields[] = {
 
     STRUCT(Client),
     FIELD(Client, state), FIELD(Client, pid), FIELD(Client, start_time), FIELD(Client, attached_ns), FIELD(Client, generation),
-    FIELD(Client, folded), FIELD(Client, name), FIELD(Client, counters), FIELD(Client, intents),
+    FIELD(Client, folded), FIELD(Client, name), FIELD(Client, counters), FIELD(Client, intents), FIELD(Client, failed), FIELD(Client, failures),
 
     STRUCT(Intent),
     FIELD(Intent, op), FIELD(Intent, page), FIELD(Intent, frame), FIELD(Intent, old), FIELD(Intent, victim), FIELD(Intent, waits),

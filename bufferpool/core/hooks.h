@@ -20,6 +20,7 @@ struct SpaceHooks {
         return f();
     }
     Status waited(u64 e);
+    Status failed(u32 client, const char* text);
     Status make_room(Status status, FrameRequest& want);
     Status load(const Place& at, FrameRequest& want, u32& frame);
     Status no_entries(int error) { return raise_errno(error, "the space's entries cannot be allocated"), Status::RAISED; }

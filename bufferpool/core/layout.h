@@ -28,12 +28,13 @@ namespace bp {
 constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
 constexpr u32 LAYOUT_VERSION = 3;
 #ifdef BP_EXPLORE  // the explorer keeps its states small
-constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, PATH_BYTES = 8;
+constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, PATH_BYTES = 8, FAILURES = 1, FAILURE_WORDS = 1;
 #else
 constexpr u32 MAX_SPACES = 64;
 constexpr u32 OPS = 64;  // operations that one client can have under way at once
 constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28, PATH_BYTES = 1024;
+constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;  // loads of one client that failed, as those who waited are told: failures.h
 #endif
 constexpr u32 STRIPES = 8;  // of pin counts
 constexpr u64 DATA_ALIGN = 2u << 20;
@@ -97,6 +98,11 @@ struct LockWord {
 
 enum ClientState : u32 { CLIENT_FREE = 0, CLIENT_LIVE = 1 };
 
+struct Failure {
+    Atomic<u64> about;
+    Atomic<u64> text[FAILURE_WORDS];
+};
+
 struct alignas(64) Client {
     Atomic<u32> state;
     Atomic<u32> pid;
@@ -107,6 +113,8 @@ struct alignas(64) Client {
     char name[32];
     alignas(64) Counters counters;
     alignas(64) Intent intents[OPS];
+    Atomic<u64> failed;  // how many loads, so far
+    Failure failures[FAILURES];
 };
 
 enum SpaceState : u32 { SPACE_FREE = 0, SPACE_OPENING = 1, SPACE_LIVE = 2, SPACE_CLOSING = 3 };

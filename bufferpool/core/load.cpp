@@ -77,6 +77,11 @@ Status SpaceHooks::waited(u64 e) {
     return Status::RAISED;
 }
 
+Status SpaceHooks::failed(u32 client, const char* text) {
+    raise("LoaderFailed", "page %llu: its load by client %u, which this waited for, has failed: %s", (unsigned long long)page_no, client, text);
+    return Status::RAISED;
+}
+
 // Python makes room (a foreground flush, reaping) or raises.
 Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     SegmentObject* seg = sp->seg;
@@ -85,7 +90,9 @@ Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return status;
     if (!want.waits_since_ns) want.waits_since_ns = prim::now_ns();
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
-    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIi", what, want.tally.pinned, want.tally.dirty, want.tally.busy, -want.error);
+    u64 now = prim::now_ns();
+    double left = !deadline_ns ? Py_HUGE_VAL : deadline_ns > now ? double(deadline_ns - now) / 1e9 : 0.0;
+    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIid", what, want.tally.pinned, want.tally.dirty, want.tally.busy, -want.error, left);
     if (!r) return Status::RAISED;
     Py_DECREF(r);
     return opened(seg) ? Status::OK : Status::RAISED;  // a store's code may have forked, and the child found no slot
@@ -105,6 +112,7 @@ struct NativeLoad {
     auto unlocked(F f) { return f(); }
     Status prepare() { return Status::OK; }
     Status no_frame(Status status, FrameRequest&) { return status; }
+    const char* failure() { return nullptr; }  // the next one reads by itself
     bool forked() { return false; }
 
     // From the file, or zeros beyond what the file has.
@@ -142,6 +150,7 @@ class PythonLoad {
     PyObject* filled_ = nullptr;
     int repaired_ = 0;
     Py_buffer view_{};
+    char failure_[FAILURE_WORDS * 8 + 1];
 
 public:
     explicit PythonLoad(SpaceHooks& hooks) : hooks_(hooks), forks_(hooks.sp->seg->forks) {}
@@ -165,6 +174,23 @@ public:
         if (view_.len == Py_ssize_t(size)) return Status::OK;
         raise("StoreError", "_fill returned %zd bytes for a page of %u", view_.len, size);
         return Status::RAISED;
+    }
+
+    // What a loader raised is told to all who waited for it, in words (_fill has put them into the exception).
+    const char* failure() {
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        PyErr_NormalizeException(&type, &value, &trace);
+        PyObject* told = value ? PyObject_GetAttrString(value, "told") : nullptr;
+        if (!told) PyErr_Clear();
+        bool ok = told && PyBytes_Check(told);
+        if (ok) {
+            strncpy(failure_, PyBytes_AS_STRING(told), sizeof failure_ - 1);
+            failure_[sizeof failure_ - 1] = 0;
+        }
+        Py_XDECREF(told);
+        PyErr_Restore(type, value, trace);
+        return ok ? failure_ : nullptr;
     }
 
     Status fill(u32 f, Image& image) {

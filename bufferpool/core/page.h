@@ -10,6 +10,7 @@
 //   frame   BUSY(me) -> LIVE(page) -> OLD(page) -> SETTLING(me) -> BUSY(me)
 #pragma once
 
+#include "failures.h"
 #include "take.h"
 
 namespace bp {
@@ -56,6 +57,7 @@ inline Status begin_load(Segment& s, Intent& intent, u32 page) {
     intent.op.store_release(u32(Op::LOAD));
     s.claims.add();
     BP_POINT("load.intent");
+    forget_failures(s.client(), page);
     if (word.cas_seq_cst(e, entry::with_owner(entry::with_state(e, LOADING), s.me))) {
         BP_POINT("load.loading");
         return Status::ABSENT;  // ours: load it

@@ -14,12 +14,44 @@ static PyObject* space_subscript(PyObject* self, PyObject* n) {
     return view_of(sp, frame);
 }
 
-static PyObject* space_pin(PyObject* self, PyObject* n) {
+// The end of a wait of so many seconds (None, or not given: 0, none). 0 or -1.
+static int deadline_of(PyObject* timeout, u64& deadline_ns) {
+    deadline_ns = 0;
+    if (!timeout || timeout == Py_None) return 0;
+    double seconds = PyFloat_AsDouble(timeout);
+    if (PyErr_Occurred()) return -1;
+    if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0, or None"), -1;
+    deadline_ns = prim::now_ns() + u64(std::min(seconds, 1e9) * 1e9);
+    return 0;
+}
+
+// The arguments (what, timeout=None) of a fast call. 0 or -1.
+static int with_timeout(const char* name, PyObject* const* args, Py_ssize_t n, PyObject* names, PyObject*& what, Access& access) {
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    bool keyword = named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "timeout") == 0;
+    if (n != 1 || named > 1 || (named && !keyword)) return raise("TypeError", "%s() takes one argument, and timeout= as a keyword", name), -1;
+    what = args[0];
+    return named ? deadline_of(args[1], access.deadline_ns) : 0;
+}
+
+static PyObject* space_get(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyObject* what;
+    Access access;
     u64 page_no;
     u32 frame;
-    if (page_number(sp, n, page_no) < 0 || acquire_page(sp, page_no, Access{}, frame) < 0) return nullptr;
-    return new_pin(sp, frame, page_no);
+    if (with_timeout("get", args, n, names, what, access) < 0 || page_number(sp, what, page_no) < 0) return nullptr;
+    return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : view_of(sp, frame);
+}
+
+static PyObject* space_pin(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyObject* what;
+    Access access;
+    u64 page_no;
+    u32 frame;
+    if (with_timeout("pin", args, n, names, what, access) < 0 || page_number(sp, what, page_no) < 0) return nullptr;
+    return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : new_pin(sp, frame, page_no);
 }
 
 // Pins a page for a scan: it earns the page no place among the hot ones.
@@ -89,8 +121,11 @@ static void use(SpaceObject* sp, u64 page_no, u32 frame, u32 now, u64& hits) {
     s.touch(frame, now);
 }
 
-static PyObject* space_pin_many(PyObject* self, PyObject* ids) {
+static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyObject* ids;
+    Access access;
+    if (with_timeout("pin_many", args, count, names, ids, access) < 0) return nullptr;
     PyArrayObject* numbers = page_numbers(sp, ids);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
@@ -107,7 +142,7 @@ static PyObject* space_pin_many(PyObject* self, PyObject* ids) {
     for (; i < n; i++) {
         if (pin(s, sp->first_entry + u32(v[i]), frames[i]) == Status::OK) {
             use(sp, u64(v[i]), frames[i], now, hits);
-        } else if (acquire_page(sp, u64(v[i]), Access{}, frames[i]) < 0) {
+        } else if (acquire_page(sp, u64(v[i]), access, frames[i]) < 0) {
             break;
         }
     }
@@ -141,9 +176,11 @@ static PyArrayObject* output_for(SpaceObject* sp, npy_intp n, PyObject* out) {
 
 static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwargs) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    static const char* names[] = {"ids", "out", nullptr};
-    PyObject *ids, *out = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:read_many", const_cast<char**>(names), &ids, &out)) return nullptr;
+    static const char* names[] = {"ids", "out", "timeout", nullptr};
+    PyObject *ids, *out = nullptr, *timeout = nullptr;
+    Access access;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:read_many", const_cast<char**>(names), &ids, &out, &timeout)) return nullptr;
+    if (deadline_of(timeout, access.deadline_ns) < 0) return nullptr;
     PyArrayObject* numbers = page_numbers(sp, ids);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
@@ -158,7 +195,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
         u32 f;
         if (pin(s, sp->first_entry + u32(v[i]), f) == Status::OK) {
             use(sp, u64(v[i]), f, now, hits);
-        } else if (acquire_page(sp, u64(v[i]), Access{}, f) < 0) {
+        } else if (acquire_page(sp, u64(v[i]), access, f) < 0) {
             ok = false;
             break;
         }
@@ -299,10 +336,14 @@ static void space_dealloc(SpaceObject* sp) {
 }
 
 static PyMethodDef space_methods[] = {
-    {"pin", space_pin, METH_O, "pin(page_no): a Pin; as a block it gives the page, read-only, and releases it at the end."},
-    {"pin_many", space_pin_many, METH_O, "pin_many(ids): PinnedPages, a sequence of read-only arrays; as a block released at its end."},
+    {"get", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_get)), METH_FASTCALL | METH_KEYWORDS,
+     "get(page_no, timeout=None): the page, as space[page_no]; WaitTimeout if somebody else has it for longer."},
+    {"pin", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_pin)), METH_FASTCALL | METH_KEYWORDS,
+     "pin(page_no, timeout=None): a Pin; as a block it gives the page, read-only, and releases it at the end."},
+    {"pin_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_pin_many)), METH_FASTCALL | METH_KEYWORDS,
+     "pin_many(ids, timeout=None): PinnedPages, a sequence of read-only arrays; as a block released at its end."},
     {"read_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_read_many)), METH_VARARGS | METH_KEYWORDS,
-     "read_many(ids, out=None): a copy of many pages, shape (len(ids), items per page)."},
+     "read_many(ids, out=None, timeout=None): a copy of many pages, shape (len(ids), items per page)."},
     {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_write)), METH_VARARGS | METH_KEYWORDS,
      "write(page_no, timeout=10.0): a Write; as a block it gives a private copy, published when the block ends well."},
     {"append", space_append, METH_NOARGS, "append(): a Write of a new page of zeros at the end of the space."},

@@ -63,6 +63,7 @@ struct NewPage {
         out = image;
         return Status::OK;
     }
+    const char* failure() { return nullptr; }
     bool forked() { return false; }
 };
 

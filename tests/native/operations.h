@@ -31,6 +31,8 @@ struct StoredHooks {
 
     Status prepare() { return Status::OK; }
     Status no_frame(Status status, FrameRequest&) { return status; }
+    const char* failure() { return nullptr; }
+    Status failed(u32, const char*) { return Status::RAISED; }
     bool forked() { return false; }
     Status fill(u32 f, Image&) {
         prim::copy_page(s.page_data(f), stored, s.g.page_size);
