@@ -237,10 +237,17 @@ class Pool(Attachment, Inspection):
         being written; with ``timeout``, their flushes go on in the background after so many seconds.
 
         Raises StoreError: then nothing is marked clean that is not stored, and all that could be
-        flushed of other spaces was. Raises WaitTimeout, which names the spaces that are not flushed yet.
+        flushed of other spaces was. Raises WaitTimeout, which names the spaces that are not flushed yet,
+        and SpaceRemoved for a space that has been removed.
         """
+        if space is not None:
+            len(space)  # attaches one that was unpickled; refuses one that was removed, whose slot another may have
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
-        records = [r for r in self._seg.spaces() if space is None or r["index"] == space.index]
+        records = [
+            r
+            for r in self._seg.spaces()
+            if space is None or (r["index"], r["generation"]) == (space.index, space._generation)
+        ]
         return flush_all(self, records, lsn, seconds_of(timeout))
 
     @property

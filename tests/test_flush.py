@@ -1,6 +1,7 @@
 """Writing back: what is written, when it fails, and what a kill leaves."""
 
 import os
+import pickle
 import random
 import signal
 import time
@@ -10,10 +11,35 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import flush
-from bufferpool.errors import StoreError
+from bufferpool.errors import SpaceRemoved, StoreError
 from tests.children import run_python
 from tests.conftest import PAGE, WAIT, stamp, wait_until
 from tests.disks import Disk, dirty, put
+from tests.memory_store import Memory
+
+
+def test_flushing_a_space_that_was_removed_says_so_and_writes_no_other(pool, attach):
+    """The slot of a removed space was another's by then, whose pages were flushed, or whose store was missed."""
+    old = pool.open_store("old", Memory(4))
+    attach(pool).space("old").remove(discard=True)
+    store = Memory(4)
+    new = pool.open_store("new", store)
+    assert new.index == old.index
+    with new.write(1) as page:
+        page[:] = stamp(1, version=1)
+    for use in (old.flush, lambda: pool.flush(old), old.remove):
+        with pytest.raises(SpaceRemoved):
+            use()
+    assert not store.written
+    assert new.flush() == 1
+
+
+def test_flushing_an_unpickled_space_flushes_it(pool, data_file):
+    """A handle that had come from another process and was used for nothing else flushed nothing, and said 0."""
+    table = pool.open_file(data_file(4), "r+")
+    with table.write(1) as page:
+        page[:] = stamp(1, version=1)
+    assert pickle.loads(pickle.dumps(table)).flush() == 1
 
 
 def test_flush_writes_one_space_or_all_and_says_how_many(pool, data_file):
