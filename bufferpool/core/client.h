@@ -19,6 +19,7 @@ namespace bp {
 inline void start_client(Segment& s, u32 c) {
     Client& slot = s.clients[c - 1];
     auto counters = reinterpret_cast<Atomic<u64>*>(&slot.counters);
+    fence_release();  // a sum that sees a zero sees that the counters were folded
     for (u32 i = 0; i < COUNTERS; i++) counters[i].store_relaxed(0);
     for (Intent& intent : slot.intents) {
         intent.op.store_relaxed(u32(Op::NONE));

@@ -27,6 +27,7 @@ inline void fold_counters(Segment& s, u32 c) {
     auto from = reinterpret_cast<Atomic<u64>*>(&s.header->totals[copy]);
     auto to = reinterpret_cast<Atomic<u64>*>(&s.header->totals[1 - copy]);
     auto add = reinterpret_cast<Atomic<u64>*>(&slot.counters);
+    fence_release();  // a sum that reads what we fill in sees the fold before this one, which made the copy inactive
     for (u32 i = 0; i < COUNTERS; i++) to[i].store_relaxed(from[i].load_relaxed() + add[i].load_relaxed());
     BP_POINT("fold.filled");
     s.header->folded.store_release(name | (1 - copy));

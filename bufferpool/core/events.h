@@ -27,7 +27,8 @@ inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames
     Event& e = s.events[n % EVENTS];
     u64 bits;
     memcpy(&bits, &value, sizeof bits);
-    e.number.store_seq_cst(0);
+    e.number.store_release(0);
+    fence_release();  // whoever reads a field of this event sees that its number has gone
     e.time_ns.store_relaxed(prim::realtime_ns());
     e.bytes.store_relaxed(bytes);
     e.from_frames.store_relaxed(from_frames);
@@ -38,7 +39,7 @@ inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames
     e.origin.store_relaxed(origin.word);
     e.page.store_relaxed(origin.page);
     e.value.store_relaxed(bits);
-    e.number.store_seq_cst(n + 1);
+    e.number.store_release(n + 1);
 }
 
 // Copies the whole events, oldest first, into `out` (room for EVENTS of them); returns how many.
@@ -47,10 +48,11 @@ inline u32 read_events(Segment& s, Event* out) {
     u32 n = 0;
     for (u64 i = begin; i < end && n < EVENTS; i++) {
         Event& e = s.events[i % EVENTS];
-        u64 number = e.number.load_seq_cst();
+        u64 number = e.number.load_acquire();
         if (number != i + 1) continue;  // being written, lapped, or left by a dead writer
         memcpy(static_cast<void*>(&out[n]), &e, sizeof e);
-        if (e.number.load_seq_cst() == number) n++;
+        fence_acquire();  // the second look comes after the copy
+        if (e.number.load_acquire() == number) n++;
     }
     return n;
 }
