@@ -203,3 +203,107 @@ print(full > 20, whole > 2)
 def test_a_file_system_that_fills_up_at_any_point_is_a_typed_error(tmp_path):
     code = _FILLING.replace("sys.argv[2]", repr(str(tmp_path / "data.db")))
     assert on_small_tmpfs(code, tmp_path).splitlines() == ["True True"]
+
+
+_DAMAGED = """
+path = sys.argv[2]
+open(path, "wb").write(bytes(64 * 4096))
+from bufferpool import _core
+from bufferpool.errors import SegmentCorrupt
+fields = _core.fields()
+pool = bp.Pool.create("pool", 16 * 4096, page_size=4096, directory=where, max_pages=1 << 20, max_capacity="16MiB", max_clients=8)
+table = pool.open_file(path, "r+", name="table", max_pages=100000)
+work = pool.scratch("work", 8)
+for n in range(4):
+    table[n].sum()
+fd = os.open(pool.path, os.O_RDWR)
+def word(at):
+    return int.from_bytes(os.pread(fd, 8, at), "little")
+def put(at, value, size=8):
+    os.pwrite(fd, value.to_bytes(size, "little"), at)
+def area(name):
+    return word(fields["Header.geometry"][0] + fields["Geometry." + name][0])
+clients, spaces, frames, entries = (area(name) for name in ("clients_at", "spaces_at", "frames_at", "entries_at"))
+ready = fields["Header.frames_ready"][0]
+def space(name, index=0):
+    return spaces + index * fields["SpaceSlot"][1] + fields["SpaceSlot." + name][0]
+def frame(n):
+    return frames + n * fields["FrameSlot"][1]
+live = next(n for n in range(16) if word(frame(n)) == 3)    # page 0 is there
+hole = next(n for n in range(16, 64) if word(frame(n)) == 0)
+def die():
+    pid = os.fork()
+    if pid == 0:
+        os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    return clients + fields["Client"][1] + fields["Client.intents"][0]
+def each(*uses):
+    for use in uses:
+        try:
+            use()
+        except (bp.errors.BufferPoolError, BufferError, ValueError):
+            pass
+def everything():
+    each(lambda: [table[n] for n in range(16)], lambda: work[3].sum(), pool.flush, pool.check, pool.trim, pool.reap, pool.frames,
+         pool.stats, lambda: table.drop(0, 4), lambda: work.append().__enter__(), lambda: table.prefetch(range(20)), pool.check)
+def corrupt(use):
+    try:
+        use()
+    except SegmentCorrupt:
+        return
+    raise AssertionError("no SegmentCorrupt")
+"""
+
+_WORDS = {
+    "more pages than entries": """
+put(space("extent"), word(space("extent")) >> 32 << 32 | 100000)
+ballast(0)
+for use in (lambda: table[50000], lambda: table.read_many([3, 50000]), lambda: table.pin_many([50000]), lambda: table.prefetch([50000]),
+            lambda: table.write(50000).__enter__(), lambda: table.pin(50000)):
+    corrupt(use)
+each(lambda: table.drop(50000, 10))
+""",
+    "more entries than have memory": """
+put(space("entries_ready"), 100000); put(space("entries_ready", 1), 900000); put(space("reserved", 1), word(space("reserved", 1)) | 4000)
+ballast(0)
+each(lambda: os.utime(path), lambda: pool.open_file(path, name="table"), table.remove, work.remove)
+""",
+    "an intent over pages without entries": """
+at = die()
+for i, op in enumerate((1, 2, 3, 4, 5)):
+    os.pwrite(fd, b"".join(n.to_bytes(4, "little") for n in (op, 900000, 60, 61, 900001, 0)), at + 32 * i)
+ballast(0)
+pool.reap()
+""",
+    "a frame of a page without an entry": "put(frame(live), 900000 << 32 | 3); ballast(0); assert pool.check()",
+    "a superseded frame that is a hole": "put(frame(hole), 4); ballast(0); pool.trim(); pool.trim()",
+    "a frame of the dead that is a hole": "die(); put(frame(hole), 2 | 2 << 3); ballast(0); pool.reap()",
+    "an entry that names a hole": """
+put(entries, hole << 32 | 2)
+ballast(0)
+corrupt(lambda: table[0])
+corrupt(lambda: table.write(0).__enter__())
+""",
+    "an entry that names the frame of another page": """
+put(entries + 8, live << 32 | 2)
+corrupt(lambda: table[1])
+""",
+    "more frames than there are, in half of the word": "put(ready, 4096, 4); ballast(0)",
+    "more frames than there are, in the other half": "put(ready + 4, 4096, 4); ballast(0)",
+    "more frames than there are": "put(ready, 4096); ballast(0)",
+}
+
+
+@pytest.mark.parametrize("damage", _WORDS)
+def test_a_damaged_word_leads_to_no_memory_that_is_not_there(damage, tmp_path):
+    """One word of the segment is damaged, within all bounds; what it leads to is a hole of the file.
+
+    Where the file system has room, a touch allocates memory that nobody counts; where it is full, it was a SIGBUS.
+    """
+    code = (
+        _SMALL
+        + _DAMAGED.replace("sys.argv[2]", repr(str(tmp_path / "data.db")))
+        + _WORDS[damage]
+        + "\neverything()\nos._exit(0)"
+    )
+    assert on_small_tmpfs(code, tmp_path) == ""

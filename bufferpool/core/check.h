@@ -73,7 +73,7 @@ inline void check_frames(Segment& s, Findings& out) {
         if (state == OLD && !s.any_pin(f) && !motion.frames.has(f))
             out.say("frame %u: OLD, and nobody pins it", f);
         if (state == LIVE && !s.has_page(page)) {
-            out.say("frame %u: LIVE for page %u, beyond the last", f, page);
+            out.say("frame %u: LIVE for page %u, which has no entry", f, page);
         } else if (state == LIVE && !motion.frames.has(f) && !motion.pages.has(page)) {
             u64 e = s.entries[page].load_acquire();
             if (!entry::names(e, f)) out.say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e)));
@@ -91,14 +91,18 @@ inline void check_entries(Segment& s, Findings& out) {
     for (u32 i = 0; i < MAX_SPACES; i++) {
         SpaceSlot& slot = s.spaces[i];
         if (!slot.is_live()) continue;
-        u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed();
-        if (first > s.g.max_pages || n > s.g.max_pages - first) {
+        u64 first, n;
+        if (!entries_of(s, slot, first, n)) {
             out.say("space %u: its entries lie outside the segment", i);
             continue;
         }
         if (space_pages(slot.extent.load_relaxed()) > n)
             out.say("space %u: more pages than entries", i);
         for (u32 page = u32(first); page < first + n; page++) {
+            if (!s.has_page(page)) {
+                out.say("page %u: an entry without memory, in space %u", page, i);
+                break;
+            }
             u64 e = s.entries[page].load_acquire();
             EntryState state = entry::state(e);
             if (state == ABSENT) continue;

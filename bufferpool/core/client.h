@@ -59,6 +59,13 @@ inline u64 space_pages(u64 extent) { return extent & PAGES_MASK; }
 inline u64 space_generation(u64 extent) { return extent >> GENERATION_SHIFT; }
 inline u64 space_extent(u64 generation, u64 pages) { return generation << GENERATION_SHIFT | pages; }
 
+// The entries of a space that its slot says have memory. False: there are none such in the segment.
+inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64& n) {
+    first = slot.first_entry.load_relaxed();
+    n = std::min(slot.entries_ready.load_relaxed(), round_up(slot.max_pages.load_relaxed(), s.g.os_page / 8));
+    return first <= s.g.max_pages && n <= s.g.max_pages - first;
+}
+
 // Drops one page whatever it holds, waiting at most `patience` slices for whoever
 // is changing it; with `clean_only`, not if it is dirty by then. `freed` counts frames
 // that became FREE. False: not in time.
@@ -107,10 +114,10 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     if (!op.valid()) return false;
     close_space(slot, slot.extent.load_acquire());
     slot.state.store_seq_cst(SPACE_CLOSING);
-    u64 first = slot.first_entry.load_relaxed(), n = slot.entries_ready.load_relaxed();
-    if (first > s.g.max_pages || n > s.g.max_pages - first) return false;
+    u64 first, n;
+    if (!entries_of(s, slot, first, n)) return false;
     for (u64 i = 0; i < n; i++)
-        if (!drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;
+        if (s.has_page(u32(first + i)) && !drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;
     BP_POINT("remove.empty");
     if (!lock_growth(s)) return false;  // from here on nobody appends; interrupted: the next one goes on
     slot.entries_ready.store_relaxed(0);
@@ -230,8 +237,7 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     if (op == Op::DISCARD && s.has_page(page) && !entry::names(s.entries[page].load_acquire(), old))
         frame_cas(old, frame::live(page), frame::old(page));
     if (op == Op::FLUSH)
-        for (u64 p = page; p <= old && s.has_page(u32(p)); p++) {
-            if (!s.has_entry_chunk(p * 8 / s.g.os_page)) continue;  // no memory: a damaged intent
+        for (u64 p = page; p <= old && s.has_page(u32(p)); p++) {  // the pages of one space: no hole between them
             settle_entry(s, u32(p), [&](u64 e) {
                 bool ours = entry::state(e) == RESIDENT && entry::flusher(e) == c;
                 return ours ? entry::with_flusher(e, 0) : e;

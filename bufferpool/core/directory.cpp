@@ -110,9 +110,9 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
-    u64 first = s->spaces[i].first_entry.load_relaxed(), n = s->spaces[i].entries_ready.load_relaxed();
-    if (first > s->g.max_pages || n > s->g.max_pages - first) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
-    for (u64 page = first; page < first + n; page++) {
+    u64 first, n;
+    if (!entries_of(*s, s->spaces[i], first, n)) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    for (u64 page = first; page < first + n && s->has_page(u32(page)); page++) {
         u64 e = s->entries[page].load_acquire();
         u32 c = entry::owner(e) ? entry::owner(e) : entry::state(e) == RESIDENT ? entry::flusher(e) : 0;
         if (c && seems_alive(*s, c)) Py_RETURN_TRUE;
@@ -143,8 +143,8 @@ static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     SpaceSlot& t = s->spaces[i];
-    u64 first = t.first_entry.load_relaxed(), n = t.entries_ready.load_relaxed();
-    if (first > s->g.max_pages || n > s->g.max_pages - first) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    u64 first, n;
+    if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
     u32 freed = 0;
     Status status;
     {
@@ -178,6 +178,7 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
 // its place, counted from `first`; ~0 when there is none. `buffer` has room for a page.
 static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8* buffer) {
     for (u64 i = 0; i < count; i++) {
+        if (!s.has_page(u32(first + i))) break;
         u64 e = s.entries[first + i].load_acquire();
         u32 f;
         if (entry::state(e) != RESIDENT || (e & entry::DIRTY) || pin(s, u32(first + i), f) != Status::OK) continue;
@@ -200,8 +201,8 @@ static PyObject* segment_first_changed(PyObject* self, PyObject* args) {
     if (!s) return nullptr;
     if (i >= MAX_SPACES || bytes > s->g.page_size) return raise("ValueError", "no such space, or more bytes than a page has");
     SpaceSlot& t = s->spaces[i];
-    u64 first = t.first_entry.load_relaxed(), n = t.entries_ready.load_relaxed();
-    if (first > s->g.max_pages || n > s->g.max_pages - first) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    u64 first, n;
+    if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
     auto buffer = static_cast<u8*>(PyMem_Malloc(s->g.page_size));
     if (!buffer) return PyErr_NoMemory();
     u64 found;

@@ -33,6 +33,7 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
             // The pin keeps the slot this page's while we read it: unpinned, the page may go to another
             // frame and come back, and what was read in between belongs to somebody else.
             Status status = pin(s, u32(page), f);
+            if (status == Status::CORRUPT) break;  // it is no page of that frame
             if (status != Status::OK && status != Status::TOO_MANY_PINS) continue;
             u64 lsn = s.frames[f].lsn.load_relaxed(), rec_lsn = s.frames[f].rec_lsn.load_relaxed();
             if (status == Status::OK) unpin(s, f);

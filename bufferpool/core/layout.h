@@ -207,9 +207,9 @@ struct Header {
     u64 geometry_sum;
     // Changed rarely, read on every operation.
     alignas(64) Atomic<u32> budget_frames;
-    Atomic<u32> frames_ready;
     Atomic<u32> policy_tag;
     Atomic<u32> min_frames;          // the budget's lower bound; the upper one is max_frames
+    Atomic<u64> frames_ready;        // how many have slots and pin rows with memory: see doubled()
     Atomic<u64> durable_lsn;
     Atomic<u64> checkpoint_lsn;      // where recovery must start, as of the last checkpoint
     // The steward of the moment: who, when it last looked (CLOCK_BOOTTIME), and what it
@@ -230,6 +230,11 @@ struct Header {
     Atomic<u64> folded;
     Counters totals[2];
 };
+
+// A count that says how far memory may be touched stands in one word twice, so that
+// a damaged word is told: where it is no bound, a touch might be a SIGBUS.
+constexpr u64 doubled(u32 n) { return u64(n) << 32 | n; }
+constexpr bool is_doubled(u64 w) { return w == doubled(u32(w)); }
 
 constexpr u64 HEADER_BYTES = 16384;
 static_assert(sizeof(Header) <= HEADER_BYTES);

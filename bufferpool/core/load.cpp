@@ -31,6 +31,16 @@ int bad_page(SpaceObject* sp, u64 extent, PyObject* n) {
     return -1;
 }
 
+// Has the page's entry memory behind it? The space's extent alone does not say so: it may be damaged. What is
+// known lasts, because entries keep their memory; so a hit makes one comparison.
+bool find_backed(SpaceObject* sp, u64 page_no) {
+    Segment& s = *sp->seg->s;
+    u32 unit = s.g.os_page / 8;
+    while (sp->backed <= page_no && sp->backed < sp->max_pages && s.has_page(sp->first_entry + sp->backed))
+        sp->backed += std::min(unit - (sp->first_entry + sp->backed) % unit, sp->max_pages - sp->backed);
+    return page_no < sp->backed;
+}
+
 // The page number in `n`, checked against the space. 0 or -1.
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no) {
     long long v;
@@ -55,7 +65,7 @@ int page_number(SpaceObject* sp, PyObject* n, u64& page_no) {
     if (v < 0 || u64(v) >= space_pages(extent) || space_generation(extent) != sp->generation)
         return bad_page(sp, extent, n);
     page_no = u64(v);
-    return page_no < sp->max_pages ? 0 : (raise_status(Status::CORRUPT, sp, page_no), -1);
+    return is_backed(sp, page_no) ? 0 : (raise_status(Status::CORRUPT, sp, page_no), -1);
 }
 
 bool still_open(SpaceObject* sp) { return place_of(sp, 0).open(); }

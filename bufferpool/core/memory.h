@@ -126,11 +126,13 @@ inline u32 ghost_stamp(u64 e) { return u32(e >> 32) & STAMP_MASK; }
 // ---- rebuilding what the lock protects -------------------------------------
 
 inline void rebuild(Segment& s) {
-    // 1. Free frames, holes and the count of frames with memory.
+    // 1. Free frames, holes and the count of frames with memory. A hole whose word was damaged is told by the set.
+    s.has_frame(s.g.max_frames - 1);
+    for (u32 f = 0; f < s.ready; f++)
+        if (s.holes.has(f) && frame::state(s.frames[f].word.load_acquire()) == FREE) s.frames[f].word.store_release(frame::hole());
     s.free.clear();
     s.holes.clear();
     u32 resident = 0;
-    s.has_frame(s.g.max_frames - 1);
     for (u32 f = 0; f < s.ready; f++) {
         FrameState state = frame::state(s.frames[f].word.load_acquire());
         if (state == HOLE) s.holes.add(f); else resident++;
@@ -180,8 +182,9 @@ inline void bring_back_locked(Segment& s, u32 page) {
 
 // BUSY(me) -> FREE, under the lock.
 inline void free_locked(Segment& s, u32 f) {
-    s.frames[f].word.store_release(frame::free());
-    s.free.add(f);
+    bool hole = s.holes.has(f);  // its word was damaged: it said that there is memory
+    s.frames[f].word.store_release(hole ? frame::hole() : frame::free());
+    if (!hole) s.free.add(f);
 }
 
 inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u) {

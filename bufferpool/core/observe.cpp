@@ -39,7 +39,7 @@ struct Sight {
         return n == 0 ? 0 : n > last - first ? 1 : -1;
     }
     bool entry(Segment& s, u32 page) const {
-        return s.has_page(page) && (written ? at(s.g.entries_at + page * 8ull) : s.has_entry_chunk(page * 8ull >> shift));
+        return written ? page < s.g.max_pages && at(s.g.entries_at + page * 8ull) : s.has_page(page);
     }
 };
 
@@ -105,7 +105,8 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
 static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
     u64 n = g.entries_at + round_up(g.queue_bytes(), g.os_page);
-    u64 ready = std::min(s.header->frames_ready.load_acquire(), g.max_frames);
+    s.look_at_ready();
+    u64 ready = s.ready;
     n += round_up(ready * sizeof(FrameSlot), g.os_page) + STRIPES * round_up(ready * g.stripe_clients * 2, g.os_page);
     for (u64 i = 0; i < (g.entry_chunks() + 63) / 64; i++) n += u64(__builtin_popcountll(s.chunk_bits[i].load_relaxed())) * g.os_page;
     return n;
@@ -131,7 +132,7 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     PolicyState& p = s->header->policy;
     return Py_BuildValue("{s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I}", "budget_frames", s->header->budget_frames.load_relaxed(),
                          "min_frames", s->header->min_frames.load_relaxed(), "asked_frames", s->header->asked_frames.load_relaxed(), "checkpoint_lsn", (unsigned long long)s->header->checkpoint_lsn.load_relaxed(),
-                         "resident_frames", s->header->resident.load_relaxed(), "frames_ready", s->header->frames_ready.load_relaxed(),
+                         "resident_frames", s->header->resident.load_relaxed(), "frames_ready", u32(s->header->frames_ready.load_relaxed()),
                          "durable_lsn", (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
                          (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
                          (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target", p.cold_target);

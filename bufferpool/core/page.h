@@ -36,7 +36,9 @@ inline Status pin(Segment& s, u32 page, u32& out) {
         count.add_seq_cst(1);
         if (entry::is_resident_in(word.load_seq_cst(), f)) {
             out = f;
-            return Status::OK;
+            if (frame::holds(s.frames[f].word.load_relaxed(), page)) return Status::OK;
+            unpin(s, f);
+            return Status::CORRUPT;  // the entry, or the frame's word, is damaged
         }
         unpin(s, f);
     }
@@ -109,6 +111,12 @@ inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image
 
 // ---- write -------------------------------------------------------------------
 
+inline void end_write(Segment& s, u32 page) {
+    settle_entry(s, page, [&](u64 e) {
+        return entry::state(e) == RESIDENT && entry::owner(e) == s.me ? entry::with_owner(e, 0) : e;
+    });
+}
+
 // Takes the writer field of a resident page; `out` is its frame, which stays
 // until the field is released: neither eviction, compaction nor another writer
 // touches a page that has a writer.
@@ -121,13 +129,9 @@ inline Status begin_write(Segment& s, u32 page, u32& out) {
     if (!word.cas_seq_cst(e, entry::with_owner(e, s.me))) return Status::WAIT;
     BP_POINT("write.owned");
     out = entry::frame(e);
-    return Status::OK;
-}
-
-inline void end_write(Segment& s, u32 page) {
-    settle_entry(s, page, [&](u64 e) {
-        return entry::state(e) == RESIDENT && entry::owner(e) == s.me ? entry::with_owner(e, 0) : e;
-    });
+    if (s.frames[out].word.load_relaxed() == frame::live(page)) return Status::OK;
+    end_write(s, page);
+    return Status::CORRUPT;  // the entry, or the frame's word, is damaged
 }
 
 // Swaps the frame of a page that we write from `f` to `g`, BUSY(me) and filled,

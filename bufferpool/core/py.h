@@ -57,6 +57,7 @@ struct SpaceObject {
     u64 generation;
     u64 device, inode;   // of the file behind `fd`
     u32 index, first_entry, max_pages, kind;
+    u32 backed;          // so many of its pages have entries with memory, as far as we have looked: see is_backed()
     u32 only;            // the client whose private space it is; 0: everybody's
     int fd;              // of a file; -1: pages are filled by _fill()
     bool writable, discardable, zero_fill;
@@ -101,6 +102,8 @@ void watch_forks();
 struct Access;  // fetch.h
 int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no);
+bool find_backed(SpaceObject* sp, u64 page_no);
+inline bool is_backed(SpaceObject* sp, u64 page_no) { return page_no < sp->backed || find_backed(sp, page_no); }
 int ready_space(SpaceObject* sp);
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
 bool still_open(SpaceObject* sp);

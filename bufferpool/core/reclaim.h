@@ -229,7 +229,7 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
     for (u64 i = 0; i < count; i++)
-        if (!drop_page(s, op.intent(), u32(first + i), PATIENT, freed)) return Status::WAIT;
+        if (s.has_page(u32(first + i)) && !drop_page(s, op.intent(), u32(first + i), PATIENT, freed)) return Status::WAIT;
     return Status::OK;
 }
 
@@ -240,7 +240,7 @@ inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     if (!op.valid()) return Status::INTERRUPTED;
     for (u64 i = 0; i < count; i++) {
         u32 page = u32(first + i);
-        if (entry::state(s.entries[page].load_acquire()) != RESIDENT) continue;
+        if (!s.has_page(page) || entry::state(s.entries[page].load_acquire()) != RESIDENT) continue;
         if (!drop_page(s, op.intent(), page, PATIENT, freed, true)) return Status::WAIT;
     }
     return Status::OK;

@@ -159,7 +159,7 @@ struct Segment {
     u8* data = nullptr;
 
     // Of this process only.
-    u32 ready = 0;                   // cached header->frames_ready
+    u32 ready = 0;                   // cached header->frames_ready, as far as that was ever sound
     Atomic<u64> ops_used{};          // which of our intents are in use
     Atomic<u64> op_thread[OPS] = {};  // by which thread
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more
@@ -253,13 +253,20 @@ struct Segment {
     // Does this frame number have a slot with memory behind it?
     bool has_frame(u32 f) {
         if (f < ready) return true;
-        u32 r = header->frames_ready.load_acquire();
-        if (r > g.max_frames) r = g.max_frames;
-        ready = r;
-        return f < r;
+        look_at_ready();
+        return f < ready;
+    }
+    // Learns how many frames are ready. False: the word that says so is damaged.
+    bool look_at_ready() {
+        u64 w = header->frames_ready.load_acquire();
+        if (!is_doubled(w) || u32(w) > g.max_frames) return false;
+        ready = u32(w);
+        return true;
     }
     bool has_entry_chunk(u64 i) const { return chunk_bits[i / 64].load_relaxed() >> (i % 64) & 1; }
-    bool has_page(u32 page) const { return page < g.max_pages; }
+    // Does this page number have an entry with memory behind it? What comes from a word of the segment may be
+    // within all bounds and lead to a hole, whose touch allocates memory that nobody counts, or is a SIGBUS.
+    bool has_page(u32 page) const { return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3)); }
 
     // Does any client pin this frame? Called after the entry has been changed so
     // that no new pin can succeed (rule 3), hence sequentially consistent.

@@ -97,9 +97,10 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     for (npy_intp i = 0; i < PyArray_SIZE(numbers); i++) {
         bool exists = v[i] >= 0 && u64(v[i]) < space_pages(extent) && space_generation(extent) == sp->generation;
-        if (exists && u64(v[i]) < sp->max_pages) continue;
+        if (exists && is_backed(sp, u64(v[i]))) continue;
         PyObject* n = PyLong_FromLongLong(v[i]);
-        if (n) bad_page(sp, extent, n);
+        if (n && exists) raise_status(Status::CORRUPT, sp, u64(v[i]));
+        else if (n) bad_page(sp, extent, n);
         Py_XDECREF(n);
         Py_DECREF(numbers);
         return nullptr;
@@ -310,6 +311,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->index = index;
     sp->first_entry = first;
     sp->max_pages = max_pages;
+    sp->backed = 0;
     sp->kind = kind;
     sp->fd = fd;
     struct stat st;

@@ -19,12 +19,13 @@ inline void repair_growth(Segment& s) {
         u64 first = round_up(at + used, g.os_page);
         if (first < end) s.punch(first, end - first);
     };
-    u64 ready = s.header->frames_ready.load_acquire();
-    if (ready > g.max_frames) ready = g.max_frames;
-    punch_beyond(g.frames_at, ready * sizeof(FrameSlot), g.pins_at);
-    for (u64 stripe = 0; stripe < STRIPES; stripe++) {
-        u64 at = g.pins_at + stripe * g.stripe_bytes;
-        punch_beyond(at, ready * g.stripe_clients * 2, at + g.stripe_bytes);
+    if (s.look_at_ready()) {
+        u64 ready = s.ready;
+        punch_beyond(g.frames_at, ready * sizeof(FrameSlot), g.pins_at);
+        for (u64 stripe = 0; stripe < STRIPES; stripe++) {
+            u64 at = g.pins_at + stripe * g.stripe_bytes;
+            punch_beyond(at, ready * g.stripe_clients * 2, at + g.stripe_bytes);
+        }
     }
     for (u64 i = 0, n = g.entry_chunks(); i < n;) {
         u64 end = i;
@@ -76,7 +77,7 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation =
 inline int grow_ready(Segment& s) {
     const Geometry& g = s.g;
     if (!lock_growth(s)) return -EINTR;
-    u32 from = s.header->frames_ready.load_acquire();
+    u32 from = s.look_at_ready() ? s.ready : g.max_frames;  // damaged: it grows no more
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
     auto plug_rows = [&](u64 at, u64 size) {
         u64 first = round_up(from * size, g.os_page), end = round_up(to * size, g.os_page);
@@ -90,7 +91,7 @@ inline int grow_ready(Segment& s) {
     } else if (from < to) {
         lock_memory(s, false);
         for (u32 f = from; f < to; f++) s.holes.add(f);
-        s.header->frames_ready.store_release(to);
+        s.header->frames_ready.store_release(doubled(to));
         unlock_memory(s);
         s.has_frame(to - 1);
     }
@@ -174,7 +175,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
         // 2. A hole, while the budget has room.
         if (resident < budget && !no_space) {
             f = s.holes.lowest();
-            if (f == NONE && s.header->frames_ready.load_relaxed() < s.g.max_frames) {
+            if (f == NONE && s.look_at_ready() && s.ready < s.g.max_frames) {
                 unlock_memory(s);
                 int r = grow_ready(s);
                 if (r == -EINTR || !lock_memory(s)) return Status::INTERRUPTED;

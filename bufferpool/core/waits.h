@@ -57,7 +57,7 @@ constexpr u32 CHAIN_MOST = 256;  // loads in a ring that is found
 // it does not come to one.
 inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
     for (u32 n = 0; n < CHAIN_MOST; n++) {
-        if (!s.has_page(page) || !s.has_entry_chunk(page * 8ull / s.g.os_page)) return -1;
+        if (!s.has_page(page)) return -1;
         u64 e = s.entries[page].load_seq_cst();
         u32 c = entry::owner(e);
         if (entry::state(e) != LOADING || !seems_alive(s, c)) return -1;

@@ -136,6 +136,7 @@ Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, 
             if (at.open() && page_no >= slot.entries_ready.load_acquire()) return Status::CORRUPT;
             continue;
         }
+        if (!s.has_page(u32(at.page + page_no))) return Status::CORRUPT;  // the count of entries is damaged
         if (slot.reserved.cas_seq_cst(reserved, space_extent(at.generation, page_no + 1))) return Status::OK;
     }
 }

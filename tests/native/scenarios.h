@@ -39,7 +39,7 @@ static void make_segment(u32 budget, u32 frames, u32 pages, u32 clients) {
     g.total_bytes = SEGMENT_BYTES;
     auto h = reinterpret_cast<Header*>(world.segment);
     h->budget_frames.store_relaxed(budget);
-    h->frames_ready.store_relaxed(frames);
+    h->frames_ready.store_relaxed(doubled(frames));
     for (u32 i = 0; i < PROCESSES; i++) {
         Process& p = world.processes[i];
         new (&p.segment) Segment;
