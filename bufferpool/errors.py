@@ -56,6 +56,8 @@ closing a pool, while arrays look at its pages raises ``BufferError``.
 import errno
 from typing import TypeVar
 
+from bufferpool.printable import printable
+
 __all__ = [
     "BufferPoolError",
     "DescriptorLost",
@@ -136,6 +138,15 @@ class BufferPoolError(Exception):
 
     errno: int | None = None
     """Of the system call that failed, where one did."""
+    _lines = False  # whether its message has several
+
+    def __init__(self, *args: object) -> None:
+        """Names in a message are others' making: what a terminal would obey is escaped."""
+
+        def shown(text: str) -> str:
+            return "\n".join(map(printable, text.split("\n"))) if self._lines else printable(text)
+
+        super().__init__(*(shown(part) if isinstance(part, str) else part for part in args))
 
 
 class SegmentError(BufferPoolError):

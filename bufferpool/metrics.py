@@ -32,6 +32,7 @@ from bufferpool.advise import Advice, AdvicePoint
 from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.inspect import SpaceStats
 from bufferpool.observer import Observer
+from bufferpool.printable import printable
 
 AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # inspect.AGE_LIMITS_S, as labels
 
@@ -93,8 +94,8 @@ class Family:
 
 
 def _text(name: str) -> str:
-    """A name as a label: what is no UTF-8 is shown as such."""
-    return name.encode(errors="surrogateescape").decode(errors="replace")
+    """A name as a label: what is no UTF-8 is shown as such, what a terminal would obey as an escape."""
+    return printable(name.encode(errors="surrogateescape").decode(errors="replace"))
 
 
 def _gauge(name: str, help: str, value: Callable[[Sight], float], unit: str = "") -> Family:

@@ -28,6 +28,8 @@ Words = npt.NDArray[np.uint64]
 class ReplayFailed(BufferPoolError):
     """Something did not verify, or a worker ended early."""
 
+    _lines = True
+
 
 def stamp(page_no: int, version: int) -> int:
     """The word that fills a page."""

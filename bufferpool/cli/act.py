@@ -16,6 +16,7 @@ from bufferpool.cli.common import (
     print_table,
     seconds,
     size,
+    tell,
 )
 from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused
 from bufferpool.observer import Observer, refuse_loss, unsaved_pages
@@ -32,7 +33,7 @@ def _rm(args: argparse.Namespace) -> int:
             row, text = _remove(segment.path_of(name, args.directory), args.force, args.discard)
             rows.append(row)
             if not args.json:
-                print(text)
+                tell(text)
         except (BufferPoolError, OSError) as error:
             complain(error)
             failed = 1
@@ -72,7 +73,7 @@ def _given(args: argparse.Namespace, pool: Pool, given: int, **more: int) -> int
         print_json({"name": args.name, "given_back_bytes": given, **more})
     else:
         stats = pool.stats()
-        print(
+        tell(
             f"{args.name}: {format_size(given)} given back; resident {format_size(stats.resident_bytes)} "
             f"of a budget of {format_size(stats.budget_bytes)}"
         )
@@ -110,7 +111,7 @@ def _flush(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
     else:
-        print(f"{args.name}: {written:,} pages written and synced; {left:,} are dirty still")
+        tell(f"{args.name}: {written:,} pages written and synced; {left:,} are dirty still")
     return 0
 
 
@@ -136,7 +137,7 @@ def _dirty(args: argparse.Namespace) -> int:
             [("page", "offset", "saved"), *((number, str(offset), path) for number, offset, path in rows)], right=(0, 1)
         )
     else:
-        print(f"{args.name}: no page of {args.space} is dirty")
+        tell(f"{args.name}: no page of {args.space} is dirty")
     return 0
 
 
@@ -146,7 +147,7 @@ def _discard(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"name": args.name, "space": args.space, "discarded_pages": lost})
     else:
-        print(
+        tell(
             f"{args.name}: {lost:,} dirty pages of {args.space} were given up; its next opener reads the file as it is"
         )
     return 0
@@ -158,7 +159,7 @@ def _gc(args: argparse.Namespace) -> int:
 
     def say(text: str) -> None:
         if not args.json:
-            print(text)
+            tell(text)
 
     for found in list(segment.find(args.directory)):
         name, reaped = os.path.basename(found.path), 0
@@ -203,7 +204,7 @@ def _has_dead(name: str, directory: str | None) -> bool:
 
 def _asked(question: str) -> bool:
     """A question; anything but yes, and the end of the input, is no."""
-    print(f"{question} [y/N] ", end="", flush=True)
+    tell(f"{question} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -216,9 +217,9 @@ def _steward(args: argparse.Namespace) -> int:
     )
     logging.basicConfig(format="%(asctime)s %(message)s")  # what fails is told on the standard error
     with attach(args) as pool:
-        print(f"steward of {args.name}, until interrupted", flush=True)
+        tell(f"steward of {args.name}, until interrupted")
         run(pool, settings)
-    print(f"{args.name} was removed, and nobody else is attached: the steward ends")
+    tell(f"{args.name} was removed, and nobody else is attached: the steward ends")
     return 0
 
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 
 from bufferpool.advise import FORMATS, Advice, plot
-from bufferpool.cli.common import Commands, observe, print_json, print_table
+from bufferpool.cli.common import Commands, observe, print_json, print_table, tell
 from bufferpool.sizes import format_size
 
 
@@ -42,7 +42,7 @@ def _advise(args: argparse.Namespace) -> int:
         print(f"{advice.references_per_s:,.0f} references a second; one page in {one_in:.0f} is simulated\n")
         print_table(_rows(advice), right=range(4))
     else:
-        print(f"{args.name}: too few references yet for advice")
+        tell(f"{args.name}: too few references yet for advice")
     return 0
 
 

@@ -5,11 +5,12 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from bufferpool import segment
 from bufferpool.observer import Observer
 from bufferpool.pool import Pool
+from bufferpool.printable import printable
 from bufferpool.sizes import parse_size
 
 PLAIN = argparse.RawDescriptionHelpFormatter
@@ -32,8 +33,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(_plain(value), indent=2, allow_nan=False))
 
 
+def tell(text: object, *, to: TextIO | None = None, end: str = "\n") -> None:
+    """A line, without what a terminal would obey in a name."""
+    print(printable(text), file=to, end=end, flush=True)
+
+
 def print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
     """Columns, aligned; those in ``right`` to the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     numbers = set(right)
     for row in rows:
@@ -45,8 +52,11 @@ def print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> Non
 
 
 def complain(error: Exception) -> None:
-    """An error as one line."""
-    print(f"bufferpool: {error}", file=sys.stderr, flush=True)
+    """An error as one line, or as many as it has."""
+    first, *more = str(error).split("\n")
+    tell(f"bufferpool: {first}", to=sys.stderr)
+    for line in more:
+        tell(line, to=sys.stderr)
 
 
 def observe(args: argparse.Namespace) -> Observer:

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from bufferpool import segment
-from bufferpool.cli.common import Commands, pool_name
+from bufferpool.cli.common import Commands, pool_name, tell
 
 _ABOUT = """\
 Attaches to no pool and takes no client slot; pools that come and go are picked up.
@@ -33,7 +33,7 @@ def _export(args: argparse.Namespace) -> int:
         raise OSError(f"{where} cannot be served: {error}; choose another --port or --address") from error
     host = f"[{args.address}]" if ":" in args.address else args.address
     what = ", ".join(args.name) or f"every pool in {args.directory or segment.SHM}"
-    print(f"serving {what} at http://{host}:{server.server_port}/metrics", flush=True)
+    tell(f"serving {what} at http://{host}:{server.server_port}/metrics")
     try:
         thread.join()
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bufferpool import inspect, segment
-from bufferpool.cli.common import Commands, attach, count, interval, observe, pool_name, print_json, print_table
+from bufferpool.cli.common import Commands, attach, count, interval, observe, pool_name, print_json, print_table, tell
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.inspect import ClientInfo, FrameState, PoolStats
 from bufferpool.observer import Observer
@@ -58,7 +58,7 @@ def _ls(args: argparse.Namespace) -> int:
         print_json(rows)
         return 0
     if not rows:
-        print(f"no pools in {args.directory or segment.SHM}")
+        tell(f"no pools in {args.directory or segment.SHM}")
         return 0
 
     def cell(value: int | None, form: Callable[[float], str]) -> str:
@@ -94,10 +94,12 @@ def _stat(args: argparse.Namespace) -> int:
         return 0
     _print_stats(stats)
     if stats.spaces:
-        print("\nspaces")
+        print()
+        tell("spaces")
         rows = [(s.shown_name, s.kind, f"{s.pages:,}", f"{s.hits:,}", f"{s.misses:,}") for s in stats.spaces]
         print_table([("NAME", "KIND", "PAGES", "HITS", "MISSES"), *rows], right=(2, 3, 4))
-    print(f"\nclients ({len(clients)})" if clients else "\nno clients")
+    print()
+    tell(f"clients ({len(clients)})" if clients else "no clients")
     if clients:
         head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED")
         print_table([head, *map(_client, clients)], right=(0, 1, 4, 5))
@@ -142,9 +144,11 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"name": args.name, "clean": not violations, "violations": violations})
     elif violations:
-        print(f"{args.name}: {len(violations)} violations", *violations, sep="\n  ")
+        tell(f"{args.name}: {len(violations)} violations")
+        for violation in violations:
+            tell(f"  {violation}")
     else:
-        print(f"{args.name}: clean")
+        tell(f"{args.name}: clean")
     return 1 if violations else 0
 
 
@@ -165,7 +169,7 @@ def _spaces(args: argparse.Namespace) -> int:
         for s in found
     ]  # fmt: skip
     head = ("NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO")
-    print_table([head, *rows], right=range(3, 9)) if rows else print("no spaces")
+    print_table([head, *rows], right=range(3, 9)) if rows else tell("no spaces")
     return 0
 
 
@@ -189,7 +193,7 @@ def _clients(args: argparse.Namespace) -> int:
         return 0
     head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "")
     rows = [(*_client(c), "steward" if c.client == steward else "") for c in clients]
-    print_table([head, *rows], right=(0, 1, 4, 5)) if rows else print("nobody is attached")
+    print_table([head, *rows], right=(0, 1, 4, 5)) if rows else tell("nobody is attached")
     return 0
 
 
@@ -233,7 +237,7 @@ def _frames(args: argparse.Namespace) -> int:
     ]  # fmt: skip
     print_table([head, *cells], right=(0, 3, 6, 7, 8))
     if len(found) > args.limit:
-        print(f"... and {len(found) - args.limit:,} more (--limit)")
+        tell(f"... and {len(found) - args.limit:,} more (--limit)")
     return 0
 
 
@@ -301,7 +305,7 @@ def _pins(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
     elif not rows:
-        print("nobody pins it" if args.page is not None else "nothing is pinned")
+        tell("nobody pins it" if args.page is not None else "nothing is pinned")
     else:
         head = ("SPACE", "PAGE", "VERSION", "PINS", "CLIENT", "PID", "PROGRAM", "FOR AT LEAST")
         cells = [
@@ -326,7 +330,7 @@ def _events(args: argparse.Namespace) -> int:
         )
         return 0
     for event in found:
-        print(time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time)), "", event)
+        tell(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.time))}  {event}")
     return 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool.cli import colours
-from bufferpool.cli.common import Commands, observe, print_json
+from bufferpool.cli.common import Commands, observe, print_json, tell
 from bufferpool.errors import BufferPoolError
 from bufferpool.inspect import AGE_LIMITS_S, FrameState
 from bufferpool.observer import Observer
@@ -152,14 +152,14 @@ def _map(args: argparse.Namespace) -> int:
     )
     if args.output:
         draw(cells, kinds, per, title, stats.page_size, args.output)
-        print(f"written to {args.output}")
+        tell(f"written to {args.output}")
         return 0
     if args.json:
         names = [name for name, *_ in kinds]
         print_json({"name": args.name, "extent_frames": per, "frames": [names[cell] for cell in cells]})
         return 0
     colour = args.color == "always" or (args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    print(title)
+    tell(title)
     for line in lines(cells, kinds, per, shutil.get_terminal_size((100, 30)).columns, colour):
         print(line)
     print(_legend(cells, kinds, stats.page_size, colour))

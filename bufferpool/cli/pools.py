@@ -11,6 +11,7 @@ from textual.widgets import DataTable, Footer, Static
 from bufferpool import segment
 from bufferpool.cli.sight import Look, brief, look, rate, short
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
+from bufferpool.printable import printable
 
 COLUMNS = ("NAME", "RESIDENT", "BUDGET", "HIT RATIO", "MISSES/S", "BACK/S", "CLIENTS")
 
@@ -50,7 +51,7 @@ class Pools(Screen[str | None]):
         try:
             found = list(segment.find(self.pool_directory))
         except SegmentError as error:
-            self.query_one("#pools-head", Static).update(Text(str(error), "red"))
+            self.query_one("#pools-head", Static).update(Text(printable(error), "red"))
             return
         for one in found:
             name = os.path.basename(one.path)
@@ -60,14 +61,14 @@ class Pools(Screen[str | None]):
                 continue
             except (BufferPoolError, OSError):
                 cells = ["-"] * (len(COLUMNS) - 2)
-                table.add_row(name, *cells, Text("damaged", "red"), key=name)
+                table.add_row(Text(printable(name)), *cells, Text("damaged", "red"), key=name)
                 continue
             self.looks[name] = now
             cells = _cells(before.get(name), now)
-            table.add_row(name, *(Text(cell, justify="right") for cell in cells), key=name)
+            table.add_row(Text(printable(name)), *(Text(cell, justify="right") for cell in cells), key=name)
         table.move_cursor(row=at)
         resident = sum(look.stats.resident_bytes for look in self.looks.values())
-        text = f"{table.row_count} pools in {where}, {brief(resident)} resident; Enter looks at one"
+        text = f"{table.row_count} pools in {printable(where)}, {brief(resident)} resident; Enter looks at one"
         self.query_one("#pools-head", Static).update(Text(text, no_wrap=True, overflow="ellipsis"))
 
 

@@ -5,7 +5,7 @@ import sys
 from dataclasses import asdict
 
 from bufferpool import doctor
-from bufferpool.cli.common import Commands, print_json, size
+from bufferpool.cli.common import Commands, print_json, size, tell
 from bufferpool.errors import BufferPoolError
 from bufferpool.replay import DEMO_REPEAT, Options, replay
 
@@ -37,9 +37,9 @@ def _doctor(args: argparse.Namespace) -> int:
     for finding in doctor.examine(args.directory):
         findings.append(finding)
         if not args.json:
-            print(f"{finding.level:<4}  {finding.what:<14}  {finding.text}")
+            tell(f"{finding.level:<4}  {finding.what:<14}  {finding.text}")
             if finding.remedy:
-                print(f"{'':22}-> {finding.remedy}")
+                tell(f"{'':22}-> {finding.remedy}")
     if args.json:
         print_json([asdict(finding) for finding in findings])
     return 1 if any(finding.level is doctor.Level.FAIL for finding in findings) else 0

@@ -18,6 +18,7 @@ from bufferpool.cli.pools import Pools
 from bufferpool.cli.sight import PARTS, Look, bar, brief, legend, look, memory_parts, rate, short
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
 from bufferpool.pool import Pool
+from bufferpool.printable import printable
 from bufferpool.sizes import format_size, parse_size
 
 SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO")
@@ -169,7 +170,7 @@ class Top(App[None]):
             with Pool.attach(self.wanted, directory=self.pool_directory) as pool:
                 self.notify(act(pool))
         except (BufferPoolError, ValueError, OSError) as error:
-            self.notify(str(error), severity="error", timeout=8)
+            self.notify(printable(error), markup=False, severity="error", timeout=8)
         self.refresh_screen()
 
     # ---- what is shown -------------------------------------------------------------------
@@ -185,7 +186,7 @@ class Top(App[None]):
                 raise SegmentNotFound(f"no pools in {self.pool_directory or segment.SHM}")
             now = look(self.wanted, self.pool_directory)
         except (BufferPoolError, OSError) as error:
-            self._show_nothing(Text(str(error), "red"))
+            self._show_nothing(Text(printable(error), "red"))
             return
         self.before = self.last if self.last is not None and self.last.uuid == now.uuid else None
         self.last = now
@@ -210,7 +211,7 @@ class Top(App[None]):
         stats, width = now.stats, max(10, self.query_one("#memory").size.width)
         self.query_one("#head", Static).update(
             Text(
-                f"{stats.name}  {brief(stats.resident_bytes)} of {brief(stats.budget_bytes)} budget "
+                f"{printable(stats.name)}  {brief(stats.resident_bytes)} of {brief(stats.budget_bytes)} budget "
                 f"({brief(stats.min_bytes)} to {brief(stats.max_bytes)})  kernel {brief(stats.kernel_bytes)}",
                 no_wrap=True,
                 overflow="ellipsis",
@@ -268,7 +269,7 @@ class Top(App[None]):
         for name, kind, pages, resident, dirty, hits, misses, ratio in rows:
             cells = (f"{pages:,}", f"{resident:,}", f"{dirty:,}", short(hits), short(misses))
             shown = "-" if math.isnan(ratio) else f"{ratio:.2%}"
-            table.add_row(name, kind, *(Text(c, justify="right") for c in (*cells, shown)))
+            table.add_row(Text(printable(name)), kind, *(Text(c, justify="right") for c in (*cells, shown)))
 
     def _show_clients(self, now: Look) -> None:
         table = self.query_one("#clients", DataTable)
@@ -276,4 +277,4 @@ class Top(App[None]):
         for c in sorted(now.clients, key=lambda c: -c.pins):
             what = "steward" if c.client == now.steward else "" if c.alive else "dead"
             figures = (Text(f"{n:,}", justify="right") for n in (c.pins, c.pinned_frames))
-            table.add_row(str(c.client), str(c.pid), c.name, *figures, what)
+            table.add_row(str(c.client), str(c.pid), Text(printable(c.name)), *figures, what)

@@ -1,0 +1,121 @@
+"""Names that a terminal would obey: escape sequences, newlines, overrides of the writing direction, bytes that are no UTF-8."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+import bufferpool as bp
+from bufferpool import exporter
+from bufferpool.errors import BufferPoolError, SegmentNotFound, SpaceNotFound
+from bufferpool.printable import printable
+from tests.conftest import PAGE, ROOT, WAIT, new_name, write_file
+
+RED, CSI, BIDI, LINE = "\x1b[31m", "\x9b2J", "\u202egnp.exe\u2066", "\nforged  4096  in use"
+EVIL = f"{RED}{CSI}{BIDI}{LINE}\x07\x7f\u2028\udc9b2J"
+_PR_SET_NAME = 15
+
+
+def obeyed(text: str) -> list[str]:
+    """The characters that a terminal would obey, but for the ends of lines."""
+    return [c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+
+
+def test_what_is_escaped_and_what_is_not():
+    assert printable("orders.db · Zürich 東京 ✓") == "orders.db · Zürich 東京 ✓"
+    assert printable(RED) == "\\x1b[31m"
+    assert printable("a\nb\tc") == "a\\nb\\tc"
+    assert printable("\x9b\x85\x7f\xad") == "\\x9b\\x85\\x7f\\xad"
+    assert printable("\u202e\u2066\u200f\u2028\ufeff") == "\\u202e\\u2066\\u200f\\u2028\\ufeff"
+    assert printable(os.fsdecode(b"a\x9bb")) == "a\\x9bb"
+    assert printable(12) == "12"
+    assert printable(printable(EVIL)) == printable(EVIL)
+
+
+@pytest.mark.parametrize("kind", [SegmentNotFound, SpaceNotFound, BufferPoolError])
+def test_messages_of_errors(kind):
+    assert obeyed(str(kind(f"there is no {EVIL}"))) == []
+    assert "\n" not in str(kind(f"there is no {EVIL}"))
+
+
+@pytest.fixture
+def evil_pool(tmp_path):
+    """A pool whose name, spaces, files and program are evil; the command line looks at it."""
+    name = new_name() + EVIL
+    libc = ctypes.CDLL(None)
+    before = Path("/proc/self/comm").read_bytes().rstrip()
+    libc.prctl(_PR_SET_NAME, b"\x1b[31mpwn\x9b\n", 0, 0, 0)
+    try:
+        pool = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
+    finally:
+        libc.prctl(_PR_SET_NAME, before, 0, 0, 0)
+    table = pool.open_file(write_file(tmp_path / f"table{RED}", 4), "r+", name=f"t{RED}{BIDI}")
+    work = pool.scratch(f"w\n{CSI}", 4)
+    with table.write(0) as page, work.write(1) as other:
+        page[0] = other[0] = 1
+    kept = table[1]
+    yield pool
+    del kept, page, other
+    assert pool.check() == []
+    pool.unlink(discard=True)
+    pool.close()
+
+
+def run(*command: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "bufferpool.cli", *command],
+        capture_output=True,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        timeout=WAIT,
+        check=False,
+    )
+
+
+COMMANDS = (
+    "ls",
+    "doctor",
+    "stat",
+    "spaces",
+    "clients",
+    "pins",
+    "frames",
+    "check",
+    "map",
+    "events",
+    "advise",
+    "flush",
+    "trim",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_line_shows_names_that_no_terminal_obeys(evil_pool, command):
+    named = () if command in ("ls", "doctor") else (evil_pool.name,)
+    done = run(command, *named)
+    if done.returncode == 2:
+        pytest.skip(f"no command {command}")
+    for stream in (done.stdout, done.stderr):
+        text = stream.decode(errors="surrogateescape")
+        assert obeyed(text) == []
+        assert not any(line.startswith("forged") for line in text.splitlines())
+    assert done.stdout
+
+
+def test_errors_of_the_command_line():
+    for command in (("stat", f"none{EVIL}"), ("rm", f"none{EVIL}"), ("ls", "--directory", f"/none{EVIL}")):
+        done = run(*command)
+        text = done.stderr.decode(errors="surrogateescape")
+        assert done.returncode == 1
+        assert obeyed(text) == []
+        assert len(text.splitlines()) == 1
+
+
+def test_metrics_of_evil_names(evil_pool):
+    text = exporter.text_of(evil_pool.name)
+    assert obeyed(text) == []
+    assert not any(line.startswith("forged") for line in text.splitlines())
