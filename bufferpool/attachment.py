@@ -17,6 +17,7 @@ from bufferpool.errors import (
     PoolDiffers,
     PoolExhausted,
     PoolMismatch,
+    PoolNameless,
     PoolReadOnly,
     SegmentExists,
     SegmentNotFound,
@@ -56,6 +57,7 @@ class Attachment:
         self._data: npt.NDArray[np.uint8]
         self._closed = False
         self._stores: dict[int, tuple[int, Store]] = {}
+        self._told_nameless = False
         self._claims: dict[tuple[int, int], FileStore] = {}  # on files that this process writes: see claim.py
         self._lock = Lock()
         self.mode = mode
@@ -283,7 +285,24 @@ class Attachment:
             segment.refuse_another(self.path, self._uuid, self._owner)
         if not discard:
             refuse_loss(self.name, os.path.dirname(self.path))
+        if self._segment is not None:
+            self._segment.mark_unlinked()
         segment.unlink(self.path)
+
+    def _warn_if_nameless(self) -> None:
+        """Gives the warning PoolNameless, once, if the name was removed, and not by :meth:`unlink`."""
+        status = self._seg.status()
+        if self._told_nameless or status["links"] or status["unlinked"]:
+            return
+        self._told_nameless = True
+        warnings.warn(
+            PoolNameless(
+                f"{self.path} was removed, or is another pool by now, while this process is attached to pool {self.name!r}: no other "
+                "process finds it, and its pages are lost when the last one that is attached ends. flush() writes them; then close "
+                "it and open it anew. systemd removes what users have in /dev/shm when they log out (RemoveIPC= in logind.conf)"
+            ),
+            stacklevel=4,
+        )
 
     def __enter__(self) -> Self:
         return self

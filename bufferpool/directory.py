@@ -76,6 +76,7 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
     """Finds the space's slot in the segment, or makes it, and connects the handle."""
     options = space._options
     refuse_unfit(pool, space)
+    pool._warn_if_nameless()
     if space.kind is Kind.FILE and space._store is None:
         space._store = file_store(
             options["path"], options["mode"], pool.page_size, bool(options.get("checksum")), options.get("repair")

@@ -1,20 +1,23 @@
 """Does this machine have what a pool needs? Every finding says what to do about it."""
 
+import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import mmap
 import os
 import platform
 import re
 import resource
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bufferpool import segment
+from bufferpool import _core, segment
 from bufferpool.errors import SegmentError
 from bufferpool.mounts import KNOB, are_huge, mount_of, shmem_enabled
 from bufferpool.pressure import cgroup_limit
@@ -284,6 +287,27 @@ def _leftovers(directory: str) -> Iterator[Finding]:
             yield Finding(Level.WARN, f"pool {name}", f"{size}, nobody attached", remedy)
 
 
+def _nameless(directory: str) -> Iterator[Finding]:
+    """Segments without a name that processes are attached to, of the processes that we may look at."""
+    at, size = _core.fields()["Header.unlinked"]
+    users: dict[tuple[int, int], tuple[str, bool, set[int]]] = {}
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # not ours to look at, or gone by now
+            path, about = os.readlink(link), os.stat(link)
+            if about.st_nlink or not stat.S_ISREG(about.st_mode) or os.path.dirname(path) != directory:
+                continue
+            with open(link, "rb") as file:
+                header = file.read(at + size)
+            if header[:7] == b"BUFPOOL":
+                name = os.path.basename(path).removesuffix(" (deleted)")
+                found = users.setdefault((about.st_dev, about.st_ino), (name, any(header[at:]), set()))
+                found[2].add(int(link.split("/")[2]))
+    for name, on_purpose, pids in users.values():
+        text = f"its name was removed, and it is in use by {', '.join(f'pid {pid}' for pid in sorted(pids))}"
+        remedy = "flush it in these processes, end them, and open it anew; RemoveIPC=no in logind.conf keeps names at a logout"
+        yield Finding(Level.OK if on_purpose else Level.WARN, f"pool {name}", text, "" if on_purpose else remedy)
+
+
 def examine(directory: str | None = None) -> Iterator[Finding]:
     """Every finding, one by one. Changes nothing."""
     where = os.path.abspath(segment.SHM if directory is None else directory)
@@ -295,7 +319,7 @@ def examine(directory: str | None = None) -> Iterator[Finding]:
             "mount -t tmpfs tmpfs /dev/shm, or name the mount point of a tmpfs (--directory)",
         )
         return
-    for part in (_kernel, _room, _limits, _memory, _auto_size, _probes, _leftovers):
+    for part in (_kernel, _room, _limits, _memory, _auto_size, _probes, _leftovers, _nameless):
         try:
             yield from part(where)
         except OSError as error:

@@ -48,7 +48,8 @@
         ├── LoaderReturned           (TypeError) a loader returned something instead of filling its buffer
         └── LoaderOverrun            a loader wrote outside its buffer
 
-``Pool.open`` gives the warning ``PoolDiffers`` where a pool that exists has another capacity than was asked for.
+``Pool.open`` gives the warning ``PoolDiffers`` where a pool that exists has another capacity than was asked for,
+and opening a space or flushing gives ``PoolNameless`` where somebody has removed the pool's name.
 Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
 closing a pool, while arrays look at its pages raises ``BufferError``.
 """
@@ -78,6 +79,7 @@ __all__ = [
     "PoolDiffers",
     "PoolExhausted",
     "PoolMismatch",
+    "PoolNameless",
     "PoolReadOnly",
     "SegmentCorrupt",
     "SegmentError",
@@ -185,6 +187,10 @@ class PoolMismatch(SegmentError, ValueError):
 
 class PoolDiffers(UserWarning):
     """The pool exists, and what was asked for differs in what can be changed while it lives."""
+
+
+class PoolNameless(UserWarning):
+    """Somebody has removed the pool's name: its pages are lost when the last process that is attached ends."""
 
 
 class SegmentCorrupt(SegmentError):

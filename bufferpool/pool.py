@@ -248,7 +248,9 @@ class Pool(Attachment, Inspection):
             for r in self._seg.spaces()
             if space is None or (r["index"], r["generation"]) == (space.index, space._generation)
         ]
-        return flush_all(self, records, lsn, seconds_of(timeout))
+        written = flush_all(self, records, lsn, seconds_of(timeout))
+        self._warn_if_nameless()
+        return written
 
     @property
     def _jobs(self) -> Jobs:

@@ -25,7 +25,7 @@ constexpr Field fields[] = {
     INNER(Header, policy.cold_target, u32),
     INNER(Header, policy.cold.head, u32), INNER(Header, policy.cold.count, u32),
     INNER(Header, policy.hot.head, u32), INNER(Header, policy.hot.count, u32),
-    FIELD(Header, attaches), FIELD(Header, folded),
+    FIELD(Header, attaches), FIELD(Header, unlinked), FIELD(Header, folded),
 
     STRUCT(Geometry),
     FIELD(Geometry, page_size), FIELD(Geometry, os_page), FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),

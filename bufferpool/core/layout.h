@@ -225,6 +225,7 @@ struct Header {
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
     alignas(64) Atomic<u64> attaches;
+    Atomic<u64> unlinked;            // 1: its name was removed on purpose (Pool.unlink), and nobody need be told
     // Totals of departed clients, twice: a fold fills the inactive copy, then one
     // store of `folded` (copy, client, its generation) makes it the active one.
     Atomic<u64> folded;

@@ -130,12 +130,13 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     struct stat st;
     if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
     PolicyState& p = s->header->policy;
-    return Py_BuildValue("{s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I}", "budget_frames", s->header->budget_frames.load_relaxed(),
+    return Py_BuildValue("{s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K}", "budget_frames", s->header->budget_frames.load_relaxed(),
                          "min_frames", s->header->min_frames.load_relaxed(), "asked_frames", s->header->asked_frames.load_relaxed(), "checkpoint_lsn", (unsigned long long)s->header->checkpoint_lsn.load_relaxed(),
                          "resident_frames", s->header->resident.load_relaxed(), "frames_ready", u32(s->header->frames_ready.load_relaxed()),
                          "durable_lsn", (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
                          (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
-                         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target", p.cold_target);
+                         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target", p.cold_target,
+                         "unlinked", (unsigned long long)s->header->unlinked.load_relaxed());
 }
 
 // Tables are copied with pread, which allocates nothing where there is a hole.

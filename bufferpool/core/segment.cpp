@@ -285,6 +285,13 @@ static PyObject* segment_raise_durable_lsn(PyObject* self, PyObject* arg) {
     Py_RETURN_NONE;
 }
 
+static PyObject* segment_mark_unlinked(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    s->header->unlinked.store_relaxed(1);
+    Py_RETURN_NONE;
+}
+
 // raise_checkpoint_lsn(lsn) -> the checkpoint LSN, which never goes back
 static PyObject* segment_raise_checkpoint_lsn(PyObject* self, PyObject* arg) {
     u64 n;
@@ -350,6 +357,7 @@ static PyMethodDef own_methods[] = {
     {"raise_durable_lsn", segment_raise_durable_lsn, METH_O, ""},
     {"set_asked_frames", segment_set_asked_frames, METH_O, ""},
     {"set_min_frames", segment_set_min_frames, METH_O, ""},
+    {"mark_unlinked", segment_mark_unlinked, METH_NOARGS, ""},
     {"raise_checkpoint_lsn", segment_raise_checkpoint_lsn, METH_O, ""},
     {"reap", segment_reap, METH_NOARGS, ""},
     {"check", segment_check, METH_NOARGS, ""},
