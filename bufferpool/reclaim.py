@@ -105,6 +105,10 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int, erro
     Raises PoolExhausted (its cause is the store's error, if flushing failed) or
     SharedMemoryFull (or SegmentError, where the kernel refuses memory for another reason; ``error``: its errno).
     """
+    if what == "scratch":  # no wait: only their owners can drop them
+        if pool._seg.reap():
+            return
+        raise PoolExhausted(scratch_message(pool, dirty, in_use))
     now = time.monotonic()
     if now - want.last > SAME_WANT_S:
         want.since, want.tries, want.jobs = now, 0, []
@@ -129,6 +133,25 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int, erro
         raise PoolExhausted(exhausted_message(pool) + told) from failed
     time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S, left) - time.monotonic()))
     want.last = time.monotonic()
+
+
+def scratch_message(pool: "Pool", held: int, most: int) -> str:
+    """Why no more scratch pages can be written: which spaces have how many, and whose they are."""
+    frames = inspect.read_frames(pool)
+    numbers = np.bincount(frames["space"][frames["dirty"]], minlength=1)
+    spaces = [r for r in pool._seg.spaces() if r["kind"] == Kind.SCRATCH and r["index"] < len(numbers)]
+    pids = {c.client: c.pid for c in inspect.read_clients(pool)}
+    parts = []
+    for r in sorted(spaces, key=lambda r: -int(numbers[r["index"]])):
+        owner = f" of client {r['owner']} (pid {pids[r['owner']]})" if r["owner"] in pids else ""
+        if numbers[r["index"]]:
+            parts.append(f"{r['name']!r}{owner}: {numbers[r['index']]}")
+    more = f", and {len(parts) - 5} more spaces" if len(parts) > 5 else ""
+    return (
+        f"{held} of {pool.budget_frames} frames of pool {pool.name!r} hold scratch pages that nothing can evict "
+        f"({', '.join(parts[:5])}{more}), and they may have {most}: the rest is kept for everybody else. "
+        "Give the pool more (pool.resize()), drop pages (space.drop()), or make them discardable (discardable=True)"
+    )
 
 
 def exhausted_message(pool: "Pool") -> str:

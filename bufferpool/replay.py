@@ -373,7 +373,7 @@ def replay(options: Options, out: TextIO) -> Report:
         pool = Pool.create(
             name, capacity, page_size=options.page_size, directory=options.directory, max_clients=options.processes + 4
         )
-        stack.callback(pool.unlink)
+        stack.callback(lambda: pool.unlink(discard=True))  # ended early, it may have pages that nobody needs
         stack.enter_context(pool)
         workers = _Workers(job, board)
         stack.callback(workers.end)

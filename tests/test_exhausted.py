@@ -98,6 +98,7 @@ def _write_for(pool, path, seed, seconds):
 
 FRAMES = 1024
 FREE_TO_GO = 12  # pages
+SCRATCH = FRAMES - FRAMES // 8  # as many as may be kept
 
 
 def _read_beside(pool, others, rounds=3):
@@ -119,13 +120,13 @@ def test_scratch_pages_beside_clean_ones(make_pool, data_file, warm):
     others, work = pool.open_file(data_file(FRAMES)), pool.scratch("work", FRAMES)
     for _ in range(4 if warm else 1):
         touch(others, range(FRAMES))
-    for n in range(FRAMES - FREE_TO_GO):
+    for n in range(SCRATCH):
         fill(work, [n])
         if warm and n % 50 == 49:
             touch(others, range(FRAMES // 2))
-    assert pool.stats().frames["dirty"] == FRAMES - FREE_TO_GO
+    assert pool.stats().frames["dirty"] == SCRATCH
     _read_beside(pool, others)
-    assert all(np.array_equal(work[n], stamp(n)) for n in range(FRAMES - FREE_TO_GO))
+    assert all(np.array_equal(work[n], stamp(n)) for n in range(SCRATCH))
 
 
 def test_a_reader_that_pins_nearly_all(make_pool, data_file):
@@ -200,7 +201,7 @@ def test_what_was_set_aside_can_be_dropped(make_pool, data_file):
     pool = make_pool(FRAMES * PAGE)
     others, work = pool.open_file(data_file(2 * FRAMES)), pool.scratch("work", FRAMES)
     for _ in range(3):
-        fill(work, range(FRAMES - FREE_TO_GO))
+        fill(work, range(SCRATCH))
         touch(others, range(2 * FRAMES))
         work.drop(0, FRAMES)
         assert pool.check() == []

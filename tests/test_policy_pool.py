@@ -248,7 +248,7 @@ def test_a_rebuild_after_a_death_loses_order_not_pages(make_pool, child, spawn, 
     assert len(held & set(range(frames))) == frames - 1  # one went for page 500
     for page in sorted(held):
         space[page]
-    assert pool.stats().hits == before.hits + len(held)
+    assert pool.stats().hits == before.hits + len(held) - 1  # the first use of page 500, which was read ahead, is none
     assert pool.trim(bytes=frames * PAGE) == frames * PAGE  # none of them is stuck
 
 

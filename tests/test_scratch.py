@@ -247,13 +247,13 @@ def test_discardable_scratch_never_exhausts_the_pool(pool):
 
 def test_scratch_that_is_not_discardable_exhausts_the_pool_and_loses_nothing(pool):
     work = pool.scratch("work", 100)
-    with pytest.raises(PoolExhausted, match=r"hold scratch pages that are not discardable") as full:
+    with pytest.raises(PoolExhausted, match=r"hold scratch pages that nothing can evict") as full:
         fill(work, range(100))
     assert isinstance(full.value, MemoryError)
     assert "resize" in str(full.value)
     assert "of 64 frames" in str(full.value)
     written = int(np.count_nonzero(pool.frames()["dirty"]))
-    assert written >= 60
+    assert written == 56  # of 64: the rest is kept for everybody else
     for n in range(written):
         assert np.array_equal(work[n], stamp(n))
     kept = [work[n] for n in range(64)]  # what is not dirty is pinned now
@@ -263,3 +263,72 @@ def test_scratch_that_is_not_discardable_exhausts_the_pool_and_loses_nothing(poo
     work.drop(0, 10)
     assert not work[99].any()
     assert np.array_equal(work[20], stamp(20))
+
+
+# ---- the share of everybody else ----------------------------------------------------
+
+
+def _fill_until_refused(pool, n_pages):
+    work, done = pool.scratch("mine", n_pages, owner="client"), 0
+    try:
+        for n in range(n_pages):
+            fill(work, [n])
+            done += 1
+    except PoolExhausted as error:
+        return done, str(error), all(np.array_equal(work[n], stamp(n)) for n in range(done))
+    return done, "", True
+
+
+def test_scratch_pages_leave_a_share_of_the_pool_to_the_others(make_pool, data_file):
+    """One client's scratch pages took every frame, and the others, who had done nothing, were told PoolExhausted."""
+    pool = make_pool(256 * PAGE)
+    table = pool.open_file(data_file(300), "r+")
+    done, text, whole = _fill_until_refused(pool, 300)
+    assert whole
+    assert 200 < done <= 224
+    assert "of 256 frames" in text
+    assert f"'mine' of client 1 (pid {os.getpid()}): {done}" in text
+    for word in ("nothing can evict", "resize", "drop", "discardable"):
+        assert word in text
+    for n in range(300):
+        assert np.array_equal(table[n], stamp(n))
+    fill(table, range(300), version=1)  # flushed as need be
+    mine = pool.scratch("mine", 300, owner="client")
+    fill(mine, range(done), version=1)  # what is there may be written again
+    with pytest.raises(PoolExhausted):
+        fill(mine, [299])
+    assert not np.any(mine[299])
+    loose = pool.scratch("loose", 100, discardable=True)
+    fill(loose, range(100))  # those can go
+    mine.drop(0, 10)
+    fill(mine, range(290, 300))
+    pool.resize(240 * PAGE)
+    assert pool.check() == []
+
+
+def test_scratch_pages_of_the_dead_are_nobodys_share(make_pool, child):
+    pool = make_pool(64 * PAGE)
+    for _ in range(3):
+        done, _, whole = child(_fill_until_refused, pool, 100).result()
+        assert (done, whole) == (56, True)
+    work = pool.scratch("work", 56)
+    fill(work, range(56))
+    assert pool.check() == []
+
+
+def test_several_clients_share_what_scratch_pages_may_have(make_pool, child, data_file):
+    pool = make_pool(512 * PAGE)
+    table = pool.open_file(data_file(600))
+    children = [child(_fill_and_hold, pool) for _ in range(3)]
+    for n in list(range(600)) * 3:
+        assert np.array_equal(table[n], stamp(n))
+    for c in children:
+        c.result()
+    assert pool.check() == []
+
+
+def _fill_and_hold(pool):
+    done, text, whole = _fill_until_refused(pool, 512)
+    assert text
+    assert whole
+    return done

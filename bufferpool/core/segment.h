@@ -174,6 +174,8 @@ struct Segment {
     struct LockUse {
         prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
     } lock_use[3 + MAX_SPACES + ADVISES];
+    Atomic<u32> scratch_left{};      // pages that may be kept before they are counted again; scratch.h
+    Atomic<u64> scratch_until_ns{};
     prim::Tally claims;  // of entries: counted after the intent, before the CAS
     Sampler sampler{};
 

@@ -2,6 +2,7 @@
 // Nothing of the segment is ever writable from Python: the copy is ordinary
 // memory, and stays the caller's own when the block is over.
 #include "hooks.h"
+#include "scratch.h"
 #include "writing.h"
 
 namespace bp {
@@ -137,6 +138,24 @@ static void write_abort(WriteObject* w) {
     Py_CLEAR(w->page);
 }
 
+// One more page that nothing can evict: whether the share of the others stays whole. If not, Python reaps or raises.
+static bool may_keep(WriteObject* w) {
+    SpaceObject* sp = w->space;
+    Segment& s = *sp->seg->s;
+    for (;;) {
+        u64 e = w->append ? 0 : s.entries[entry_of(sp, w->page_no)].load_acquire();
+        if (!is_kept(space_slot(sp)) || (entry::state(e) == RESIDENT && (e & entry::DIRTY))) return true;
+        ScratchShare share{};
+        SpaceHooks hooks{sp, w->page_no};
+        if (hooks.unlocked([&] { return may_keep_one(s, share); })) return true;
+        PyObject* r = PyObject_CallFunction(sp->seg->on_exhausted, "sIIIi", "scratch", 0, share.used, share.most, 0);
+        if (!r) return false;
+        Py_DECREF(r);
+        if (!opened(sp->seg)) return false;
+        if (!is_ours(w)) return raise_parents(w), false;
+    }
+}
+
 static int write_publish(WriteObject* w) {
     SpaceObject* sp = w->space;
     if (!opened(sp->seg)) return -1;
@@ -147,6 +166,7 @@ static int write_publish(WriteObject* w) {
     Image image{!sp->discardable, sp->discardable, w->lsn};
     PublishHooks hooks{{{sp, w->page_no}}, w};
     Status status = Status::REMOVED;
+    if (at.open() && !may_keep(w)) return -1;
     if (at.open())
         status = w->append ? append_page(s, at, w->page_no, bytes, image, hooks) : publish_page(s, at, bytes, image, hooks);
     if (status != Status::REMOVED) return answer(status, sp, w->page_no);
