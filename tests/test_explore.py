@@ -259,6 +259,12 @@ MUTATIONS = {
         "(void)drop_page(s, op.intent(), u32(first + i), patience, freed);",
         "write-remove",
     ),
+    "the pins of a forked child not repeated": (
+        "client.h",
+        "each_pin([&](u32 f) { s.pin_count_of(c, f).add_seq_cst(1); });",
+        "(void)each_pin;",
+        "fork-write",
+    ),
     "a dead client's lock left when a waiter comes meanwhile": (
         "client.h",
         "if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) continue;",

@@ -409,6 +409,20 @@ inline Status attach(Segment& s) {
     return attach(s, error);
 }
 
+// ---- fork ----------------------------------------------------------------------
+
+// Before a fork: a slot for the child, whose description `fd` will be, with a pin for each frame that `each_pin(visit)`
+// visits. 0: no slot is free. Until the child is there, its byte lock alone says that it lives.
+template <class Each>
+u32 hand_over(Segment& s, int fd, Each each_pin) {
+    u32 c = claim_slot(s, fd);
+    if (!c && reap_all(s)) c = claim_slot(s, fd);
+    if (!c) return 0;
+    s.clients[c - 1].pid.store_relaxed(0);
+    each_pin([&](u32 f) { s.pin_count_of(c, f).add_seq_cst(1); });
+    return c;
+}
+
 }  // namespace bp
 
 #include "reclaim.h"  // whoever reaps gives memory back

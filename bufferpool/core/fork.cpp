@@ -70,14 +70,10 @@ static void before_fork() {
         plan = {-1, 0, 0};
         if (!s->me || !s->has_descriptor()) continue;
         plan.fd = own_description(s->fd, plan.mark);
-        if (plan.fd >= 0) {
-            plan.client = claim_slot(*s, plan.fd);
-            if (!plan.client && reap_all(*s)) plan.client = claim_slot(*s, plan.fd);
-        }
-        if (!plan.client) continue;
-        s->clients[plan.client - 1].pid.store_relaxed(0);  // the child's, once it is there: until then its byte lock says that it lives
-        for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next)
-            s->pin_count_of(plan.client, p->frame).add_seq_cst(1);
+        if (plan.fd < 0) continue;
+        plan.client = hand_over(*s, plan.fd, [seg](auto visit) {
+            for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next) visit(p->frame);
+        });
     }
 }
 

@@ -41,7 +41,7 @@ static void copy_state(std::vector<u8>& out) {
         Process& p = world.processes[i];
         add(&p, offsetof(Process, arena));
         add(p.arena, p.arena_used);
-        if (p.life == READY || p.life == WAITING) add(p.sp, size_t(stacks[i] + STACK - static_cast<u8*>(p.sp)));
+        if (p.life == UNBORN || p.life == READY || p.life == WAITING) add(p.sp, size_t(stacks[i] + STACK - static_cast<u8*>(p.sp)));
     }
 }
 
@@ -56,7 +56,7 @@ static void restore_state(const std::vector<u8>& in) {
         Process& p = world.processes[i];
         take(&p, offsetof(Process, arena));
         take(p.arena, p.arena_used);
-        if (p.life == READY || p.life == WAITING) take(p.sp, size_t(stacks[i] + STACK - static_cast<u8*>(p.sp)));
+        if (p.life == UNBORN || p.life == READY || p.life == WAITING) take(p.sp, size_t(stacks[i] + STACK - static_cast<u8*>(p.sp)));
     }
 }
 
@@ -197,8 +197,9 @@ static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* sc
     memset(static_cast<void*>(&world), 0, sizeof world);
     make_segment(sc.budget, sc.frames, sc.pages, sc.clients);
     u32 n = u32(sc.processes.size());
+    for (u32 i = 0; i < PROCESSES; i++) world.holders[i] = i == sc.child ? 0 : u8(1u << i);
     for (u32 i = 0; i < n; i++)
-        if (i != sc.newcomer && attach(world.processes[i].segment) != Status::OK) abort();
+        if (i != sc.newcomer && i != sc.child && attach(world.processes[i].segment) != Status::OK) abort();
     for (u32 page : sc.preload) {
         Segment& s = world.processes[0].segment;
         u32 f = fetch(s, page, sc.opens_spaces ? stored_image(1, page) : world.store[page]);
@@ -206,6 +207,7 @@ static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* sc
         unpin(s, f);
     }
     for (u32 i = 0; i < n; i++) prepare(int(i), sc.processes[i].first, sc.processes[i].second);
+    if (sc.child != NONE) world.processes[sc.child].life = UNBORN;
     visited_states = ended_runs = 0;
     trail.clear();
     if (schedule) {

@@ -69,6 +69,7 @@ struct Scenario {
     bool opens_spaces = false;
     u32 newcomer = NONE;       // the process that is no client at the start
     u32 clients = CLIENTS;
+    u32 child = NONE;          // the process that process 0 forks
 };
 
 static void check_content(Segment& s) {
@@ -177,6 +178,36 @@ static Program comes() {
             if ((lock->word.load_relaxed() & lock_word::OWNER) == s.me) violation("a lock is held in the name of a client that has just come");
     };
 }
+// A fork with a view of the page, as fork.cpp does it: the child's view stays what it is, whoever writes, or dies.
+constexpr int CHILD = 1;
+static Program forks(u32 page) {
+    return [=](Segment& s, Process& me) {
+        u32 f = fetch(s, page);
+        if (f == NONE) return;
+        read_frame(s, me, page, f, 0);
+        Process& child = world.processes[CHILD];
+        world.holders[CHILD] = u8(1u << running);
+        child.inherited_client = hand_over(s, CHILD, [f](auto visit) { visit(f); });
+        child.inherited_frame = f;
+        child.last_seen[page] = me.last_seen[page];
+        model::step();
+        if (child.inherited_client) fork_process(running, CHILD);
+        model::step();
+        close_description(CHILD, running);
+        unpin(s, f);
+    };
+}
+static Program is_forked(u32 page) {
+    return [=](Segment& s, Process& me) {
+        model::step();
+        close_description(0, running);
+        s.become(me.inherited_client);
+        u64 version = me.last_seen[page];
+        read_frame(s, me, page, me.inherited_frame, 0);
+        if (me.last_seen[page] != version) violation("the view of page %u that the child has inherited has changed", page);
+        unpin(s, me.inherited_frame);
+    };
+}
 static Program drops(u32 page) {
     return [=](Segment& s, Process&) { drop_and_count(s, page); };
 }
@@ -249,6 +280,8 @@ static std::vector<Scenario> scenarios() {
         {"reap-flush", 3, 3, {0}, {{"W", writes(0)}, {"F", flushes()}, {"X", reaps()}}},
         {"reap-reload", 1, 1, {0}, {{"L", reads(2)}, {"M", reads_both(0, 2)}, {"X", reaps()}}},
         {"reap-lock", 1, 1, {}, {{"N", comes()}, {"X", reaps()}, {"W", locks()}, {"H", locks()}}, PAGES, false, 0, PROCESSES},
+        {"fork-write", 3, 3, {0}, {{"P", forks(0)}, {"C", is_forked(0)}, {"W", writes(0, 2)}}, PAGES, false, NONE, CLIENTS, CHILD},
+        {"fork-reap", 1, 1, {0}, {{"P", forks(0)}, {"C", is_forked(0)}, {"L", reads(2)}, {"X", reaps()}}, PAGES, false, NONE, PROCESSES, CHILD},
         {"detach", 2, 2, {0}, {{"D", detaches(0)}, {"W", writes(0)}}},
         {"three", 3, 3, {0, 1}, {{"R", reads(0)}, {"W", writes(0)}, {"L", reads(2)}}},
     };

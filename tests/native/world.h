@@ -31,7 +31,7 @@ constexpr u32 GENERATIONS = 8;  // of the space's slot
 constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (5 << 10) + 128;
 constexpr u64 DATA_AT = SEGMENT_BYTES - FRAMES * PAGE_BYTES;
 
-enum Life : u32 { UNUSED, READY, WAITING, DONE, DEAD };
+enum Life : u32 { UNUSED, UNBORN, READY, WAITING, DONE, DEAD };
 
 struct Process {
     Life life;
@@ -41,6 +41,7 @@ struct Process {
     void* sp;
     u32 arena_used;
     u64 last_seen[PAGES];
+    u32 inherited_frame, inherited_client;  // of a forked child
     Segment segment;
     alignas(16) u8 arena[ARENA];
 };
@@ -48,7 +49,8 @@ struct Process {
 struct World {
     alignas(64) u8 segment[SEGMENT_BYTES];
     u8 plugged[FRAMES];
-    u8 byte_owner[16];  // process + 1
+    u8 byte_owner[16];       // the description that has the lock, + 1
+    u8 holders[PROCESSES];   // of each description (the process's own has its number): a bit for each process
     u64 store[PAGES][WORDS], intended[PAGES], done[PAGES], synced[PAGES];
     u8 numbers[GENERATIONS][ENTRIES], appended[GENERATIONS][ENTRIES];  // by space: who has an append's number, whose page is there
     u32 kills;
@@ -189,11 +191,27 @@ static void resume(int i) {
     running = -1;
 }
 
+// A process closes a description; its locks go with the last one who has it.
+static void close_description(int description, int process) {
+    u8& holders = world.holders[description];
+    holders &= u8(~(1u << process));
+    if (holders) return;
+    for (u8& owner : world.byte_owner)
+        if (owner == description + 1) owner = 0;
+}
+
 static void kill(int i) {
     world.processes[i].life = DEAD;
     world.kills++;
-    for (u8& owner : world.byte_owner)
-        if (owner == i + 1) owner = 0;
+    for (int d = 0; d < int(PROCESSES); d++)
+        if (world.holders[d] >> i & 1) close_description(d, i);
+}
+
+// The child, which is UNBORN until now, has all descriptions that the parent has.
+static void fork_process(int parent, int child) {
+    for (u8& holders : world.holders)
+        if (holders >> parent & 1) holders |= u8(1u << child);
+    world.processes[child].life = READY;
 }
 
 }  // namespace bp
