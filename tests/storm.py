@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 
 import bufferpool as bp
+from bufferpool._core import fields
+from bufferpool.observer import Observer
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -224,12 +226,22 @@ class Storm:
         for row, since in enumerate(self.ledger.since.tolist()):
             pid = int(self.ledger.pids[row])
             if since and now - since > HANGS_S and alive(pid):
-                self.find(
-                    "hung", f"pid {pid} has been in one operation for {now - since:.1f} s; its stack is in stacks"
-                )
+                what = f"pid {pid} has been in one operation for {now - since:.1f} s; its stack is in stacks"
+                self.find("hung", f"{what}; {self.describe()}")
                 os.kill(pid, signal.SIGUSR1)
                 time.sleep(0.2)
                 os.kill(pid, signal.SIGKILL)
+
+    def describe(self) -> str:
+        """What a hang may hang on: the lock words, and who is a client."""
+        with Observer(self.name) as pool, open(f"/dev/shm/{self.name}", "rb") as file:
+            words = {}
+            for lock in ("memory", "directory", "growth", "advice"):
+                file.seek(fields()[f"Header.{lock}.word"][0])
+                words[lock] = hex(int.from_bytes(file.read(4), "little"))
+            clients = [(c.client, c.pid, "alive" if c.alive else "dead", alive(c.pid)) for c in pool.clients()]
+            spaces = [(r["name"], r["flusher"]) for r in pool._seg.spaces()]
+            return f"locks {words}, clients {clients}, spaces {spaces}, {pool.frames()['state'].tolist()}"
 
     def blow(self, seconds: float) -> None:
         """A stretch of storm; then nobody is left."""
@@ -259,7 +271,8 @@ class Storm:
                 time.sleep(0.005)
                 self.bury()
             for pid in self.pids():
-                self.find("hung", f"pid {pid} does not end when asked; its stack is in stacks")
+                what = f"pid {pid} does not end when asked; its stack is in stacks"
+                self.find("hung", f"{what}; {self.describe()}")
                 os.kill(pid, signal.SIGUSR1)
                 time.sleep(0.2)
         self.report.kills += len(self.killed.union(self.pids()))
