@@ -329,7 +329,21 @@ static PyObject* space_new(PyTypeObject* type, PyObject*, PyObject*) {
     return reinterpret_cast<PyObject*>(sp);
 }
 
+// A store may lead back to its space: by a function that repairs pages, which holds the engine that holds the space.
+static int space_traverse(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(reinterpret_cast<SpaceObject*>(self)->store);
+    return 0;
+}
+
+static int space_clear(PyObject* self) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    sp->fd = -1;  // it is the store's
+    Py_CLEAR(sp->store);
+    return 0;
+}
+
 static void space_dealloc(SpaceObject* sp) {
+    PyObject_GC_UnTrack(sp);
     PyTypeObject* type = Py_TYPE(sp);
     Py_XDECREF(sp->seg);
     Py_XDECREF(sp->store);
@@ -361,7 +375,9 @@ PyTypeObject SpaceType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 int ready_space_type() {
     space_mapping.mp_length = space_length;
     space_mapping.mp_subscript = space_subscript;
-    SpaceType.tp_flags = Py_TPFLAGS_BASETYPE;
+    SpaceType.tp_flags = Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC;
+    SpaceType.tp_traverse = space_traverse;
+    SpaceType.tp_clear = space_clear;
     SpaceType.tp_as_mapping = &space_mapping;
     SpaceType.tp_new = space_new;
     return ready_type(SpaceType, "bufferpool._core.Space", "Pages by number.", space_dealloc, space_methods);
