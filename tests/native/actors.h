@@ -115,7 +115,7 @@ static void move_and_release(Segment& s, u32 page) {
 
 static void drop_and_count(Segment& s, u32 page) {
     u32 freed = 0;
-    // Without write-back: the newest version that counts is the store's.
+    world.dropped[page] = 1;
     OpSlot op(s);
     drop_page(s, op.intent(), page, HASTY, freed);
 }

@@ -52,6 +52,7 @@ struct World {
     u8 byte_owner[16];       // the description that has the lock, + 1
     u8 holders[PROCESSES];   // of each description (the process's own has its number): a bit for each process
     u64 store[PAGES][WORDS], intended[PAGES], done[PAGES], synced[PAGES];
+    u8 dropped[PAGES];  // without write-back: what was written may be gone
     u8 numbers[GENERATIONS][ENTRIES], appended[GENERATIONS][ENTRIES];  // by space: who has an append's number, whose page is there
     u32 kills;
     Process processes[PROCESSES];
