@@ -22,6 +22,7 @@ _Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
 def advise(
     trace: npt.NDArray[np.uint32], n_pages: int, frames: int, max_frames: int, gap: int, least_shift: int, /
 ) -> tuple[dict[str, Any], int, int]: ...
+def begin_writeback(fd: int, /) -> int: ...
 def create(
     fd: int,
     uuid: bytes,

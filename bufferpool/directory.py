@@ -126,6 +126,8 @@ def _connect(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | Non
             pool._require_writable(f"replace {space.name!r}, whose pages another version of its loader made")
             return _add_space(pool, space, state, False, record)
         return _refresh_file(pool, space, record, truncate) if space.kind is Kind.FILE else record
+    if isinstance(space._store, FileStore):
+        state = space._store.fresh_state()
     return _add_space(pool, space, state, truncate, None)
 
 
@@ -223,6 +225,7 @@ def _refresh_file(pool: "Pool", space: Space, record: dict[str, Any], truncate: 
     if not truncate and not before.doubt and (now.content, now.ctime_ns) == (before.content, before.ctime_ns):
         return record
     with seg.lock_flush(index) as held:
+        store.fresh_state()  # what is recorded below was seen after this
         found = current(pool, record)
         if found is None:
             return None

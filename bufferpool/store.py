@@ -176,6 +176,15 @@ class FileStore:
             )
         return size // page_size
 
+    def fresh_state(self) -> FileState:
+        """The file as it is now, taken so that stores through a shared mapping from now on give it another time.
+
+        A page that is mapped and dirty can be stored to without a fault, and no time shows it; one that is being
+        written back cannot. On tmpfs, which writes nothing back, no store through a mapping shows.
+        """
+        _core.begin_writeback(self.fd)  # where it cannot, such stores are not seen
+        return self.state()
+
     def state(self) -> FileState:
         """The file as it is now."""
         return state_of(self.fd)

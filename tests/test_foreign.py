@@ -10,6 +10,7 @@ import bufferpool as bp
 from bufferpool import filestate, flush
 from bufferpool.cli import main
 from bufferpool.errors import FileChanged, PoolReadOnly, ShortRead, SpaceNotFound, SpaceRemoved, StoreError
+from bufferpool.mounts import mount_of
 from tests.conftest import PAGE, fill, stamp
 from tests.disks import dirty
 from tests.test_outlive import _touch
@@ -221,6 +222,21 @@ def test_a_write_while_the_pool_syncs_is_seen_at_the_next_open(pool, attach, dat
     assert pool.flush() == 1
     monkeypatch.undo()
     assert np.array_equal(attach(pool).open_file(path, "r+")[5], stamp(5, version=7))
+
+
+def test_a_store_through_a_mapping_is_seen_where_the_file_system_gives_it_a_time(pool, attach, data_file):
+    """A page that was mapped and dirty when the pool loaded it was stored to without a fault, and no time changed."""
+    path = data_file(16)
+    if mount_of(str(path.parent)).kind not in ("ext4", "xfs", "btrfs"):
+        pytest.skip("nobody knows when this file system gives a file a new time for stores through a mapping")
+    mapped = np.memmap(path, np.uint8, "r+")
+    for first, second in ((1, 99), (98, 97)):
+        mapped[5 * PAGE] = first
+        assert attach(pool).open_file(path)[5][0] == first
+        time.sleep(0.05)  # longer than a step of the clock of file times
+        mapped[5 * PAGE] = second
+        mapped.flush()
+        assert attach(pool).open_file(path)[5][0] == second
 
 
 # ---- the way out ----------------------------------------------------------------------------

@@ -196,6 +196,16 @@ static PyObject* core_geometry(PyObject*, PyObject* arg) {
     return geometry_dict(h);
 }
 
+static PyObject* core_begin_writeback(PyObject*, PyObject* arg) {
+    long fd = PyLong_AsLong(arg);
+    if (fd == -1 && PyErr_Occurred()) return nullptr;
+    int r;
+    Py_BEGIN_ALLOW_THREADS
+    r = prim::begin_writeback(int(fd));
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(r);
+}
+
 // move_up(fd) -> the same description under a number that programs do not close in passing
 static PyObject* core_move_up(PyObject*, PyObject* arg) {
     int fd = int(PyLong_AsLong(arg));
@@ -213,6 +223,7 @@ static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
 
 static PyMethodDef module_methods[] = {
     {"is_tmpfs", core_is_tmpfs, METH_O, "Whether the file behind fd is on a tmpfs."},
+    {"begin_writeback", core_begin_writeback, METH_O, "Begins to write a file's dirty pages back; what else maps it must fault to store again."},
     {"move_up", core_move_up, METH_O, "The same open file under a number beyond those that programs close in passing."},
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},

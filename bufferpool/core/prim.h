@@ -224,6 +224,10 @@ inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset) {
     return ssize_t(got);
 }
 
+// Begins to write a file's dirty pages back and does not wait for it. What is under way is no longer writable in the
+// mappings of others: their next store faults, and gives the file a new time. Best effort: -errno where it cannot.
+inline int begin_writeback(int fd) { return sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0 ? 0 : -errno; }
+
 // Tests define it: so much memory on either side of a segment that nobody may touch.
 #ifndef BP_GUARD_BYTES
 #define BP_GUARD_BYTES 0
