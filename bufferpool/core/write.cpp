@@ -148,7 +148,7 @@ static bool may_keep(WriteObject* w) {
         ScratchShare share{};
         SpaceHooks hooks{sp, w->page_no};
         if (hooks.unlocked([&] { return may_keep_one(s, share); })) return true;
-        PyObject* r = PyObject_CallFunction(sp->seg->on_exhausted, "sIIIi", "scratch", 0, share.used, share.most, 0);
+        PyObject* r = PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", "scratch", 0, share.used, share.most, 0, 0.0);
         if (!r) return false;
         Py_DECREF(r);
         if (!opened(sp->seg)) return false;
