@@ -126,6 +126,12 @@ def _any_generation(text: str) -> str:
     return text[:start] + body + text[end:]
 
 
+def _moved(text: str, first: str, last: str) -> str:
+    """The line ``last`` moved to before the line ``first``, which stands above it."""
+    start, end = text.index(first), text.index(last, text.index(first))
+    return text[:start] + last + text[start:end] + text[end + len(last) :]
+
+
 # name: (file, what stands there or a function, what stands there instead, scenario that finds it)
 MUTATIONS = {
     "the second load of the entry in pin left out": (
@@ -270,6 +276,20 @@ MUTATIONS = {
         "if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) continue;",
         "if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) return;",
         "reap-lock",
+    ),
+    "a failed load told after its page is absent": (
+        "fetch.h",
+        lambda text: _moved(
+            text, "        if (status == Status::RAISED)\n", "        abort_load(s, op.intent(), at.page, f);\n"
+        ),
+        "",
+        "fail-wait",
+    ),
+    "older failures of a page not made void before it is loaded": (
+        "page.h",
+        "    forget_failures(s.client(), page);\n",
+        "",
+        "fail-again",
     ),
     "a frame taken before its memory is there": (
         "take.h",

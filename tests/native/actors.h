@@ -35,6 +35,42 @@ static void read_page(Segment& s, Process& me, u32 page) {
     unpin(s, f);
 }
 
+// A load that fails, or not, and what those who wait for it are told.
+struct FailingHooks : StoredHooks {
+    bool fails;
+    u32 over = world.failures_over, awaited = 0;
+
+    Status waited(u64 e) {
+        if (entry::state(e) == LOADING) awaited = entry::owner(e);
+        return Status::OK;
+    }
+    Status prepare() {
+        if (awaited && !world.kills && world.loads[awaited] == 1 && world.failed[awaited]) violation("client %u runs a loader whose failure it waited for", s.me);
+        world.loads[s.me]++;
+        return fails ? Status::RAISED : Status::OK;
+    }
+    const char* failure() {
+        world.failures++;
+        world.failed[s.me] = 1;
+        return "no";
+    }
+    Status failed(u32 client, const char*) {
+        if (world.failures == over) violation("client %u is told of a failure of client %u that was over before it asked", s.me, client);
+        return Status::RAISED;
+    }
+    Status load(const Place& at, FrameRequest& want, u32& frame) {
+        Status status = load_page(s, at, want, *this, frame);
+        if (status == Status::RAISED) world.failures_over++;
+        return status;
+    }
+};
+
+static void ask(Segment& s, u32 page, bool fails) {
+    FailingHooks hooks{{s, world.store[page]}, fails};
+    u32 f;
+    if (fetch_page(s, place_of(s, page), Access{}, hooks, f) == Status::OK) unpin(s, f);
+}
+
 static void write_page(Segment& s, u32 page) {
     u32 f = own(s, page, world.store[page]);
     if (f == NONE) return;

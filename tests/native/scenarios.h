@@ -133,6 +133,15 @@ static Program writes(u32 page, int n = 1) {
         for (int i = 0; i < n; i++) write_page(s, page);
     };
 }
+// Asks for a page whose loads fail, and then, perhaps, for the same page when they do not.
+static Program asks(u32 page, bool fails, bool again = false) {
+    return [=](Segment& s, Process&) {
+        ask(s, page, fails);
+        if (!again) return;
+        world.loads[s.me]++;  // from here on its failure may be forgotten
+        ask(s, page, false);
+    };
+}
 static Program flushes(u64 durable = ~u64(0)) {
     return [=](Segment& s, Process&) { flush_pages(s, durable); };
 }
@@ -248,6 +257,8 @@ static std::vector<Scenario> scenarios() {
         {"write-evict", 2, 2, {0}, {{"W", writes(0)}, {"L", reads(2)}}},
         {"write-write", 3, 3, {0}, {{"W", writes(0)}, {"V", writes(0)}}},
         {"load-load", 2, 2, {}, {{"L", reads(0)}, {"M", reads(0)}}},
+        {"fail-wait", 2, 2, {}, {{"A", asks(0, true)}, {"B", asks(0, true)}}},
+        {"fail-again", 2, 2, {}, {{"A", asks(0, true, true)}, {"B", asks(0, false)}}},
         {"load-load-evict", 1, 1, {1}, {{"L", reads(0)}, {"M", reads(0)}}},
         {"flush-write", 3, 3, {0}, {{"W", writes(0, 2)}, {"F", flushes()}}},
         {"flush-log", 3, 3, {0}, {{"W", writes(0, 2)}, {"F", flushes(1)}}},

@@ -54,6 +54,8 @@ struct World {
     u64 store[PAGES][WORDS], intended[PAGES], done[PAGES], synced[PAGES];
     u8 dropped[PAGES];  // without write-back: what was written may be gone
     u8 numbers[GENERATIONS][ENTRIES], appended[GENERATIONS][ENTRIES];  // by space: who has an append's number, whose page is there
+    u32 failures, failures_over;         // of loads
+    u8 loads[PROCESSES + 1], failed[PROCESSES + 1];  // by client
     u32 kills;
     Process processes[PROCESSES];
 };
