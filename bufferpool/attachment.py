@@ -79,7 +79,7 @@ class Attachment:
         min_capacity: int | str | None = None,
         max_capacity: int | str | None = None,
         extent_size: int | str = "256KiB",
-        max_clients: int = 64,
+        max_clients: int = 256,
         max_pages: int = 1 << 27,
         mode: int = 0o600,
         directory: str | os.PathLike[str] | None = None,

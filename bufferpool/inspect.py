@@ -383,7 +383,7 @@ def stats_of(pool: Seen, counters: Counters, summary: Summary) -> PoolStats:
         hits=int(counters.spaces[:, 0].sum()),
         misses=int(counters.spaces[:, 1].sum()),
         reclaimed_bytes=counters.reclaimed_bytes,
-        clients=len(pool._seg.clients()),
+        clients=sum(client[0] <= pool._geometry["max_clients"] for client in pool._seg.clients()),  # without guests
         durable_lsn=status["durable_lsn"],
         checkpoint_lsn=status["checkpoint_lsn"],
         latencies=counters.latencies,

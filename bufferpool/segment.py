@@ -53,7 +53,7 @@ def plan(
     min_capacity: int | None = None,
     max_capacity: int | None = None,
     extent_size: int = 256 * 1024,
-    max_clients: int = 64,
+    max_clients: int = 256,
     max_pages: int = 1 << 27,
 ) -> Plan:
     """Checks sizes (bytes) and turns them into frames. Raises ValueError or TypeError."""

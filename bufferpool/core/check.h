@@ -79,7 +79,7 @@ inline void check_frames(Segment& s, Findings& out) {
             if (!entry::names(e, f)) out.say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e)));
         }
         for (u32 k = 1; k <= s.g.max_clients; k++)
-            if (s.clients[k - 1].state.load_acquire() == CLIENT_FREE &&
+            if (s.has_pins(k) && s.clients[k - 1].state.load_acquire() == CLIENT_FREE &&
                 s.pin_count_of(k, f).load_relaxed())
                 out.say("frame %u: pinned for client %u, which is gone", f, k);
     }

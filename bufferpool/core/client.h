@@ -29,6 +29,7 @@ inline void start_client(Segment& s, u32 c) {
     // Whoever sums and sees one of these two sees zeros in the counters.
     slot.generation.store_release(slot.generation.load_relaxed() + 1);
     slot.folded.store_release(0);
+    slot.unlocked.store_relaxed(0);
     slot.pid.store_relaxed(prim::process_id());
     slot.start_time.store_relaxed(prim::start_time());
     slot.attached_ns.store_relaxed(prim::realtime_ns());
@@ -38,9 +39,11 @@ inline void start_client(Segment& s, u32 c) {
 }
 
 // Claims a free slot for the description `fd`, whose lock on the slot's byte
-// says from now on that the client lives. 0 when there is none.
-inline u32 claim_slot(Segment& s, int fd) {
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+// says from now on that the client lives. 0 when there is none. The last slots are for guests: forked
+// children that find no other.
+inline u32 claim_slot(Segment& s, int fd, bool guest = false) {
+    u32 own = s.g.max_clients - s.g.guests;
+    for (u32 c = guest ? own + 1 : 1; c <= (guest ? s.g.max_clients : own); c++) {
         auto& state = s.clients[c - 1].state;
         if (state.load_acquire() != CLIENT_FREE || prim::lock_byte(fd, LOCKS_AT + long(c)) != 0) continue;
         BP_POINT("attach.locked");
@@ -317,9 +320,11 @@ inline void reap_held(Segment& s, u32 c) {
     BP_POINT("reap.fields");
     // 4. Its pins, and the superseded frames that only they had kept, or that it was about to settle.
     u64 broken = 0;
+    bool has_pins = s.has_pins(c);
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
         if (frame::state(w) == SETTLING && frame::client(w) == c) s.frames[f].word.cas_seq_cst(w, frame::old(frame::page(w)));
+        if (!has_pins) continue;
         auto& count = s.pin_count_of(c, f);
         if (!count.load_relaxed()) continue;
         broken += count.load_relaxed();
@@ -369,6 +374,7 @@ inline void detach(Segment& s) {
     if constexpr (ADVISES) drain(s);
     free_spares(s);
     remove_owned(s, s.me);
+    for (u32 f = 0; s.lent && f < s.ready; f++) s.pin_count(f).store_seq_cst(0);
     sweep_old(s);
     lock_memory(s, false);
     fold_counters(s, s.me);
@@ -385,7 +391,7 @@ inline void detach(Segment& s) {
 // where that is not that somebody has it.
 inline Status attach(Segment& s, int& error) {
     s.become(claim_slot(s, s.fd));
-    for (u32 c = 1; s.me == 0 && c <= s.g.max_clients; c++) {
+    for (u32 c = 1; s.me == 0 && c <= s.g.max_clients - s.g.guests; c++) {
         int r = s.lock_byte(LOCKS_AT + long(c));
         if (r && r != -EAGAIN) error = r;
         if (r) continue;
@@ -400,6 +406,7 @@ inline Status attach(Segment& s, int& error) {
         s.become(c);
     }
     if (s.me == 0) return error ? Status::NO_LOCKS : Status::NO_CLIENT;
+    if (int r = open_pins(s, s.me)) return detach(s), r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
     s.header->attaches.add_relaxed(1);
     return Status::OK;
 }
@@ -411,14 +418,22 @@ inline Status attach(Segment& s) {
 
 // ---- fork ----------------------------------------------------------------------
 
-// Before a fork: a slot for the child, whose description `fd` will be, with a pin for each frame that `each_pin(visit)`
-// visits. 0: no slot is free. Until the child is there, its byte lock alone says that it lives.
+// Before a fork: a slot for the child, whose byte `fd` holds, with a pin for each frame that `each_pin(visit)` visits. 0:
+// no slot is free, or there is no memory for its pins. `fd` is the child's own description: until the child is there, its
+// byte lock alone says that it lives. Or it is ours, and the child has none (`unlocked`).
 template <class Each>
-u32 hand_over(Segment& s, int fd, Each each_pin) {
-    u32 c = claim_slot(s, fd);
-    if (!c && reap_all(s)) c = claim_slot(s, fd);
+u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlocked = false) {
+    u32 c = claim_slot(s, fd, guest);
+    if (!c && reap_all(s)) c = claim_slot(s, fd, guest);
     if (!c) return 0;
-    s.clients[c - 1].pid.store_relaxed(0);
+    Client& slot = s.clients[c - 1];
+    if (unlocked) slot.unlocked.store_relaxed(1);
+    else slot.pid.store_relaxed(0);
+    if (open_pins(s, c, false) != 0) {
+        slot.state.store_release(CLIENT_FREE);
+        prim::unlock_byte(fd, LOCKS_AT + long(c));
+        return 0;
+    }
     each_pin([&](u32 f) { s.pin_count_of(c, f).add_seq_cst(1); });
     return c;
 }

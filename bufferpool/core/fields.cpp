@@ -29,7 +29,7 @@ constexpr Field fields[] = {
 
     STRUCT(Geometry),
     FIELD(Geometry, page_size), FIELD(Geometry, os_page), FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
-    FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, ring_capacity), FIELD(Geometry, max_pages),
+    FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, guests), FIELD(Geometry, ring_capacity), FIELD(Geometry, max_pages),
     FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, events_at), FIELD(Geometry, advice_at), FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
     FIELD(Geometry, pins_at), FIELD(Geometry, stripe_bytes), FIELD(Geometry, queues_at), FIELD(Geometry, data_at),
     FIELD(Geometry, total_bytes),

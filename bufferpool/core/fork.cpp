@@ -62,17 +62,36 @@ void unmap_client(Segment* s) {
 
 // ---- before and after ----------------------------------------------------------
 
+// A slot for the child, and what holds it: a description of the child's own; or, where none can be opened, its
+// process alone. Then our description holds the slot's byte until the child has said which process it is.
+template <class Each>
+static void plan_child(Segment& s, ForkPlan& plan, Each each_pin) {
+    plan.lost = LOST_DESCRIPTOR;
+    if (!s.has_descriptor()) return;
+    plan.fd = own_description(s.fd, plan.mark);
+    plan.lost = -plan.fd;
+    if (plan.fd >= 0) {
+        plan.client = hand_over(s, plan.fd, each_pin);
+        plan.lost = plan.client ? 0 : LOST_SLOTS;
+    }
+    if (plan.lost) plan.client = hand_over(s, plan.fd >= 0 ? plan.fd : s.fd, each_pin, true, plan.fd < 0);
+}
+
 static void before_fork() {
     mapped_mutex.lock();
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
-        Segment* s = seg->s;
-        ForkPlan& plan = seg->plan;
-        plan = {-1, 0, 0};
-        if (!s->me || !s->has_descriptor()) continue;
-        plan.fd = own_description(s->fd, plan.mark);
-        if (plan.fd < 0) continue;
-        plan.client = hand_over(*s, plan.fd, [seg](auto visit) {
+        Segment& s = *seg->s;
+        auto each_pin = [seg](auto visit) {
             for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next) visit(p->frame);
+        };
+        seg->plan = {-1, 0, 0, 0};
+        if (!s.me) continue;
+        plan_child(s, seg->plan, each_pin);
+        if (seg->plan.client) continue;
+        // Our own column keeps the child's pins, for as long as we have it.
+        each_pin([&s](u32 f) {
+            s.lent = true;
+            if (s.pin_count(f).load_relaxed() < PIN_MAX) s.pin_count(f).add_seq_cst(1);
         });
     }
 }
@@ -93,6 +112,7 @@ static void renew(Segment& s) {
     for (auto& later : s.later) later.store_relaxed(0);
     new (&s.reap_mutex) std::recursive_mutex;
     s.reaping = s.leads = 0;
+    s.lent = false;
 }
 
 // Closes the descriptions that the parent's byte locks are on, and leaves the list with what the child has. A
@@ -115,16 +135,28 @@ static void close_inherited() {
     mapped_segments = kept;
 }
 
+// A child without a description tells which process it is, before the byte of its slot is free. At each step the
+// slot names a process that lives: its parent, then itself.
+static void introduce(SegmentObject* seg) {
+    Segment& s = *seg->s;
+    if (!seg->plan.client || seg->plan.fd >= 0) return;
+    Client& slot = s.clients[seg->plan.client - 1];
+    slot.start_time.store_seq_cst(0);
+    slot.pid.store_seq_cst(prim::process_id());
+    s.unlock_byte(LOCKS_AT + long(seg->plan.client));
+}
+
 static void after_fork_child() {
     new (&mapped_mutex) std::mutex;
+    for (SegmentObject* seg = attached; seg; seg = seg->next) introduce(seg);
     close_inherited();
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
         Segment* s = seg->s;
+        u32 parent = s->me;
         s->fd = seg->plan.fd;
         s->mark = seg->plan.mark;
-        u32 parent = s->me;
-        s->become(seg->plan.client);
-        seg->lost = s->me == 0;
+        s->become(seg->plan.client, seg->plan.lost != 0);
+        if (parent) seg->lost = seg->plan.lost;
         seg->forks++;
         seg->active = seg->writes = 0;
         renew(*s);

@@ -16,6 +16,8 @@
 // Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
 // clients 2, 10, 18, … in the second, and so on. So the first eight clients never
 // write to the same cache line, and eviction still reads a frame's counts as words.
+// Clients 65 to 128 have eight stripes more, and so on: a block of stripes gets its
+// memory when the first of its clients attaches.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +38,9 @@ constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28, PATH_BYTES = 1024;
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;  // loads of one client that failed, as those who waited are told: failures.h
 #endif
-constexpr u32 STRIPES = 8;  // of pin counts
+constexpr u32 STRIPES = 8;  // of pin counts, for each block of clients
+constexpr u32 CLIENT_BLOCK = 64;  // clients whose pin counts get their memory together
+constexpr u32 GUESTS = 16;  // slots beyond max_clients, for forked children that find no other
 constexpr u64 DATA_ALIGN = 2u << 20;
 constexpr u32 PIN_MAX = 0xff00;  // pins of one client on one frame; the rest is room for a race of threads
 
@@ -110,6 +114,7 @@ struct alignas(64) Client {
     Atomic<u64> attached_ns;  // CLOCK_REALTIME
     Atomic<u64> generation;   // of this slot's use: grows with each attach
     Atomic<u32> folded;       // its counters stand in the totals already
+    Atomic<u32> unlocked;     // a forked child without a descriptor: it holds no byte lock, its process says that it lives
     char name[32];
     alignas(64) Counters counters;
     alignas(64) Intent intents[OPS];
@@ -191,10 +196,12 @@ static_assert(sizeof(Event) == 64);
 struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
     u32 max_frames, max_clients, stripe_clients, ring_capacity;
+    u32 guests, pad;  // of max_clients: the last slots, for forked children alone
     u64 max_pages;
     u64 clients_at, spaces_at, events_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
 
     u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
+    u32 stripes() const { return (max_clients + CLIENT_BLOCK - 1) / CLIENT_BLOCK * STRIPES; }
     u64 queue_bytes() const;
 };
 
@@ -222,6 +229,7 @@ struct Header {
     LockWord directory;              // the space slots
     LockWord advice;                 // the shadows (advice.h): only tried, but for advise() itself
     LockWord growth;                 // memory for the segment's own data
+    Atomic<u64> more_blocks;         // twice: of clients whose pin rows have memory, beyond the first (under the growth lock)
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
     alignas(64) Atomic<u64> attaches;
@@ -284,7 +292,8 @@ inline u64 space_sum(const SpaceSlot& t) {
 // Fills in the derived fields. The inputs must have been checked.
 inline void place_areas(Geometry& g) {
     u64 os = g.os_page;
-    g.stripe_clients = u32(round_up((g.max_clients + STRIPES - 1) / STRIPES, 4));
+    u32 block = g.max_clients < CLIENT_BLOCK ? g.max_clients : CLIENT_BLOCK;
+    g.stripe_clients = u32(round_up((block + STRIPES - 1) / STRIPES, 4));
     g.ring_capacity = u32(u64(g.max_frames) + g.max_frames / 2 + 64);
     u64 at = HEADER_BYTES;
     auto take = [&](u64 bytes) {
@@ -300,7 +309,7 @@ inline void place_areas(Geometry& g) {
     g.entries_at = take(g.max_pages * 8);
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
     g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);
-    g.pins_at = take(STRIPES * g.stripe_bytes);
+    g.pins_at = take(g.stripes() * g.stripe_bytes);
     g.queues_at = take(g.queue_bytes());
     g.data_at = round_up(at, DATA_ALIGN);
     g.total_bytes = g.data_at + (u64(g.max_frames) << g.page_shift);

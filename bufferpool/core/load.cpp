@@ -7,7 +7,7 @@ namespace bp {
 
 // Attaches a space that was unpickled; refuses one whose pool is closed, and a parent's private one. 0 or -1.
 int ready_space(SpaceObject* sp) {
-    if (sp->seg && sp->seg->s && sp->seg->s->me && !sp->seg->closing) {
+    if (sp->seg && sp->seg->s && sp->seg->s->works && !sp->seg->closing) {
         if (!sp->only || sp->only == sp->seg->s->me) return 0;
         raise("SpacePrivate", "the scratch space belongs to client %u alone, of which this process is a forked child; make one here (pool.scratch), "
               "or share one (owner=\"pool\")", sp->only);
@@ -132,7 +132,11 @@ struct NativeLoad {
             memset(to, 0, s.g.page_size);
             return Status::OK;
         }
-        bool ours = prim::is_file(sp->fd, sp->device, sp->inode);  // not a stranger's, by now
+        // Not a stranger's, by now? A look at each read would double its system calls; and the number is so high that a file
+        // that is opened anew does not get it, but one that is put there on purpose (dup2), or the thousandth.
+        u32 now = s.tick();
+        bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
+        sp->checked.store_relaxed(now);
         got = !ours ? -EBADF : prim::read_at(sp->fd, to, s.g.page_size, page_no << s.g.page_shift);
         unreadable = got != ssize_t(s.g.page_size);
         if (got >= 0) s.counters().load_bytes.add_relaxed(s.g.page_size);
@@ -230,7 +234,7 @@ static void report_failure(SpaceObject* sp, u64 page_no, int error) {
 
 Status SpaceHooks::load(const Place& at, FrameRequest& want, u32& frame) {
     Segment& s = *sp->seg->s;
-    if (!opened(sp->seg)) return Status::RAISED;
+    if (!may_work(sp->seg)) return Status::RAISED;
     if (sp->fd >= 0 || sp->zero_fill) {
         NativeLoad load{s, sp, page_no};
         Status status = unlocked([&] { return load_page(s, at, want, load, frame); });

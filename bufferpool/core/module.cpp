@@ -133,6 +133,8 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     if (uuid.len == sizeof h.uuid) memcpy(h.uuid, uuid.buf, sizeof h.uuid);
     PyBuffer_Release(&uuid);
     g.max_pages = max_pages;
+    g.guests = std::min(GUESTS, CLIENTS_LIMIT - g.max_clients);
+    g.max_clients += g.guests;
     g.page_shift = log2_of(g.page_size);
     g.os_page = u32(sysconf(_SC_PAGESIZE));
     place_areas(g);
@@ -167,7 +169,7 @@ bool read_header(int fd, Header& h) {
     Geometry g = h.geometry;
     bool sane = geometry_sum(g) == h.geometry_sum && g.page_size >= 4096 && (g.page_size & (g.page_size - 1)) == 0 &&
                 g.page_size <= (1u << 30) && g.page_shift == log2_of(g.page_size) && g.max_clients >= 1 &&
-                g.max_clients <= CLIENTS_LIMIT && g.max_frames >= 1 && g.extent_frames >= 1 &&
+                g.max_clients <= CLIENTS_LIMIT && g.guests < g.max_clients && g.max_frames >= 1 && g.extent_frames >= 1 &&
                 g.max_frames % g.extent_frames == 0 && g.max_pages >= 1 && g.max_pages < NONE;
     if (sane && g.os_page != u32(sysconf(_SC_PAGESIZE)))
         return raise("LayoutMismatch", "the segment was made for pages of %u bytes by the operating system; remove it", g.os_page), false;
@@ -185,7 +187,7 @@ PyObject* geometry_dict(const Header& h) {
     const Geometry& g = h.geometry;
     return Py_BuildValue("{s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K}", "uuid", reinterpret_cast<const char*>(h.uuid), Py_ssize_t(16),
                          "page_size", g.page_size, "extent_frames", g.extent_frames, "max_frames", g.max_frames, "max_clients",
-                         g.max_clients, "max_pages", (unsigned long long)g.max_pages, "data_at", (unsigned long long)g.data_at,
+                         g.max_clients - g.guests, "max_pages", (unsigned long long)g.max_pages, "data_at", (unsigned long long)g.data_at,
                          "total_bytes", (unsigned long long)g.total_bytes, "created_ns", (unsigned long long)h.created_ns);
 }
 

@@ -107,7 +107,7 @@ static u64 metadata_bytes(Segment& s) {
     u64 n = g.entries_at + round_up(g.queue_bytes(), g.os_page);
     s.look_at_ready();
     u64 ready = s.ready;
-    n += round_up(ready * sizeof(FrameSlot), g.os_page) + STRIPES * round_up(ready * g.stripe_clients * 2, g.os_page);
+    n += round_up(ready * sizeof(FrameSlot), g.os_page) + s.stripes() * round_up(ready * g.stripe_clients * 2, g.os_page);
     for (u64 i = 0; i < (g.entry_chunks() + 63) / 64; i++) n += u64(__builtin_popcountll(s.chunk_bits[i].load_relaxed())) * g.os_page;
     return n;
 }
@@ -162,16 +162,16 @@ static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
     const Geometry& g = s->g;
     s->has_frame(g.max_frames - 1);
     npy_intp shape[2] = {s->ready, g.max_clients};
-    PyObject* out = PyArray_SimpleNew(2, shape, NPY_UINT16);
+    PyObject* out = PyArray_ZEROS(2, shape, NPY_UINT16, 0);
     if (!out) return nullptr;
     auto to = static_cast<u16*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
     Vec<u16> rows;
     if (!rows.resize(u64(shape[0]) * g.stripe_clients)) return Py_DECREF(out), PyErr_NoMemory();
-    for (u32 stripe = 0; stripe < STRIPES && stripe < g.max_clients; stripe++) {
+    for (u32 stripe = 0; stripe < s->stripes(); stripe++) {
+        u32 first = stripe / STRIPES * CLIENT_BLOCK + stripe % STRIPES, end = std::min(first / CLIENT_BLOCK * CLIENT_BLOCK + CLIENT_BLOCK, g.max_clients);
         if (!copy_table(*s, rows.data(), rows.size() * 2, g.pins_at + stripe * g.stripe_bytes)) return Py_DECREF(out), nullptr;
         for (u32 f = 0; f < u32(shape[0]); f++)
-            for (u32 i = 0; i * STRIPES + stripe < g.max_clients; i++)
-                to[u64(f) * g.max_clients + i * STRIPES + stripe] = rows[u64(f) * g.stripe_clients + i];
+            for (u32 c = first, i = 0; c < end; c += STRIPES, i++) to[u64(f) * g.max_clients + c] = rows[u64(f) * g.stripe_clients + i];
     }
     return out;
 }
@@ -243,7 +243,7 @@ public:
     void look(Segment& s, const Sight& sight, u32 from, u32 to) {
         u32 n = s.g.stripe_clients / 4;
         std::fill(words_, words_ + BLOCK, 0);
-        for (u32 stripe = 0; stripe < STRIPES && stripe < s.g.max_clients; stripe++) {
+        for (u32 stripe = 0, stripes = s.stripes(); stripe < stripes; stripe++) {
             u64 at = s.g.pins_at + stripe * s.g.stripe_bytes;
             int there = sight.over(at + u64(from) * n * 8, at + u64(to) * n * 8);
             if (!there) continue;

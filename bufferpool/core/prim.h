@@ -357,14 +357,19 @@ inline int maps_file(const char* path, u64 device, u64 inode) {
     return found;
 }
 
-// Whether the process that started then under this pid lives, and has the file mapped. False where /proc does not say.
-inline bool still_maps(u32 pid, u64 start, u64 device, u64 inode) {
+// Whether the process that started then under this pid lives, and has the file mapped. Where /proc does not say: `unsaid`.
+inline bool still_maps(u32 pid, u64 start, u64 device, u64 inode, bool unsaid) {
     if (!pid || (::kill(pid_t(pid), 0) != 0 && errno == ESRCH)) return false;
     char path[40];
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    if (!start || start_time(path) != start) return false;
+    errno = 0;
+    u64 found = start_time(path);
+    if (!found && (errno == EMFILE || errno == ENFILE)) return true;  // we cannot look now: later
+    if (!found && errno) return unsaid;
+    if (!found || (start ? found != start : !unsaid)) return false;
     snprintf(path, sizeof path, "/proc/%u/maps", pid);
-    return maps_file(path, device, inode) == 1;
+    int mapped = maps_file(path, device, inode);
+    return mapped == 1 || mapped == -EMFILE || mapped == -ENFILE || (mapped < 0 && unsaid);
 }
 
 inline u64 realtime_ns() {

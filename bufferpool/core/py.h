@@ -25,10 +25,12 @@ struct PinNode {
 
 // What a fork has made for the child, between its handlers.
 struct ForkPlan {
-    int fd;
+    int fd;      // -1: none could be opened, the child has no byte lock
+    int lost;    // as in SegmentObject
     u32 client;
     u64 mark;
 };
+constexpr int LOST_SLOTS = -1, LOST_DESCRIPTOR = -2;
 
 struct SegmentObject {
     PyObject_HEAD
@@ -42,7 +44,7 @@ struct SegmentObject {
     bool closing;       // closed while arrays looked at its pages: it detaches when the last of them goes
     bool observing;     // no client: reads the metadata, through a mapping that cannot be written
     u64* written;       // an observer's: which OS pages of the metadata have ever been written
-    bool lost;          // a forked child that found no client slot
+    int lost;           // why this forked child does not work: an errno, or LOST_…; 0 where it does
     PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): makes room or raises
     SegmentObject* next;     // of all attached segments, for fork
     ForkPlan plan;
@@ -56,6 +58,7 @@ struct SpaceObject {
     npy_intp items;      // of dtype in a page
     u64 generation;
     u64 device, inode;   // of the file behind `fd`
+    Atomic<u32> checked; // the tick in which we last saw that it is that
     u32 index, first_entry, max_pages, kind;
     u32 backed;          // so many of its pages have entries with memory, as far as we have looked: see is_backed()
     u32 only;            // the client whose private space it is; 0: everybody's
@@ -83,6 +86,7 @@ void forget_signals();
 Segment* opened(SegmentObject* seg);  // null with PoolClosed, or what else is the matter, set
 PyObject* raise_lost();
 void finish_closing(SegmentObject* seg);  // after a pin has gone
+bool may_work(SegmentObject* seg);     // the same, by what was seen a moment ago
 
 // observe.cpp
 Segment* seen(SegmentObject* seg);  // opened, or observed

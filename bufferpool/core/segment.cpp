@@ -11,13 +11,25 @@ PyObject* raise_lost() {
                  "what you have pinned stays true, but this process cannot use the pool any more: attach it after that, or keep its descriptors open");
 }
 
+// Why a forked child does not work: nothing but its pins could be kept for it.
+static void raise_guest(const SegmentObject* seg) {
+    if (seg->lost == LOST_DESCRIPTOR) raise_lost();
+    else if (seg->lost == LOST_SLOTS)
+        raise("TooManyClients", "this forked child found all %u client slots taken by living processes; the arrays that it inherited stay true; "
+              "create the pool with a larger max_clients", seg->s->g.max_clients - seg->s->g.guests);
+    else
+        raise("SegmentError", "this forked child could not open the segment for itself: %s (errno %d); the arrays that it inherited stay true", strerror(seg->lost), seg->lost);
+}
+
 Segment* opened(SegmentObject* seg) {
-    if (seg->s && seg->s->me && !seg->closing) return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
+    if (seg->s && seg->s->works && !seg->closing) return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
     if (seg->s && seg->observing) return raise("PoolReadOnly", "the pool is only observed, not attached; attach it with Pool.attach()"), nullptr;
-    if (seg->lost) raise("TooManyClients", "this forked child found no client slot, or no file descriptor to hold it; create the pool with a larger max_clients, or raise ulimit -n");
+    if (seg->s && seg->lost) raise_guest(seg);
     else raise("PoolClosed", "the pool is closed; attach it again");
     return nullptr;
 }
+
+bool may_work(SegmentObject* seg) { return (seg->s && seg->s->works && !seg->closing && seg->s->had_descriptor()) || opened(seg); }
 
 static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     int fd;
@@ -50,12 +62,12 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     status = attach(*seg->s, lock_error);
     if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
     Py_END_ALLOW_THREADS
-    if (status == Status::NO_LOCKS) {
-        Py_DECREF(seg);
-        return raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
-    }
+    if (status == Status::NO_LOCKS) raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
+    else if (status == Status::NO_SPACE) raise_status(status, nullptr, 0);
+    else if (status == Status::INTERRUPTED) raise_interrupted("memory for the pins of one more client");
+    else if (status != Status::OK)
+        raise("TooManyClients", "all %u client slots of the segment are taken by living processes; detach one, or create the pool with a larger max_clients", h.geometry.max_clients - h.geometry.guests);
     if (status != Status::OK) {
-        raise("TooManyClients", "all %u client slots of the segment are taken by living processes; detach one, or create the pool with a larger max_clients", h.geometry.max_clients);
         Py_DECREF(seg);
         return nullptr;
     }

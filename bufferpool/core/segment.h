@@ -141,8 +141,12 @@ struct Segment {
     u64 mark = 0;    // and how it is known to be ours; an observer's is known by its file alone
     u64 device = 0, inode = 0;  // of the segment's file
     u64 generation = 0;         // of our slot, since become()
+    Atomic<u32> checked{};      // the tick in which we last saw that the descriptor is ours
     Segment* next = nullptr;  // of all that this process has mapped as a client (fork.cpp)
     u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
+    u32 works = 0;   // the same, unless we are a forked child that has nothing but its pins
+    Atomic<u32> more_blocks{};  // as in the header, when that last made sense
+    bool lent = false;  // our column has pins of children, too
     Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
 
     Header* header = nullptr;
@@ -218,10 +222,29 @@ struct Segment {
     Atomic<u16>* stripe_row(u32 stripe, u32 f) {
         return reinterpret_cast<Atomic<u16>*>(pin_rows + stripe * g.stripe_bytes) + u64(f) * g.stripe_clients;
     }
-    Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row((c - 1) % STRIPES, f)[(c - 1) / STRIPES]; }
+    static u32 stripe_of(u32 c) { return (c - 1) / CLIENT_BLOCK * STRIPES + (c - 1) % STRIPES; }
+    Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row(stripe_of(c), f)[(c - 1) % CLIENT_BLOCK / STRIPES]; }
+    // How many stripes have memory. A client of a later block has not pinned anything when this is looked at: it pins
+    // after the number was raised, and finds the door closed, as we had closed it before we looked (rule 3).
+    u32 stripes() {
+        if (g.stripes() == STRIPES) return STRIPES;
+        u64 w = header->more_blocks.load_seq_cst();
+        u32 n = more_blocks.load_relaxed();  // where the word is damaged
+        if (is_doubled(w) && u32(w) < g.stripes() / STRIPES) more_blocks.store_relaxed(n = u32(w));
+        return (n + 1) * STRIPES;
+    }
+    bool has_pins(u32 c) { return stripe_of(c) < stripes(); }
     Atomic<u16>& pin_count(u32 f) { return my_pins[u64(f) * g.stripe_clients]; }
     // What needs the file, and is done with our own descriptor or not at all: it may have been closed behind us.
     bool has_descriptor() const { return mark ? prim::has_mark(fd, mark) : !inode || prim::is_file(fd, device, inode); }
+    // The same for what does not use the descriptor: a miss is one system call, so this asks eight times a second.
+    bool had_descriptor() {
+        u32 now = tick();
+        if (checked.load_relaxed() == now) return true;
+        if (!has_descriptor()) return false;
+        checked.store_relaxed(now);
+        return true;
+    }
     int plug(u64 offset, u64 bytes) const { return has_descriptor() ? prim::plug(fd, offset, bytes) : -EBADF; }
     int punch(u64 offset, u64 bytes) const { return has_descriptor() ? prim::punch(fd, offset, bytes) : -EBADF; }
     int remove_frames(u32 first, u64 bytes) {
@@ -234,7 +257,8 @@ struct Segment {
     // Has a client lost its byte lock, and lives? Then its process has the segment mapped: its views are true.
     bool still_maps(u32 c) const {
 #ifndef BP_BYTE_LOCKS_ONLY  // tests whose clients are threads of one process
-        return prim::still_maps(clients[c - 1].pid.load_relaxed(), clients[c - 1].start_time.load_relaxed(), device, inode);
+        const Client& slot = clients[c - 1];
+        return prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode, slot.unlocked.load_relaxed());
 #else
         return c == 0;
 #endif
@@ -242,8 +266,9 @@ struct Segment {
     // Is our slot still ours? Without a byte lock it may have been reaped, where /proc does not say that we live.
     bool has_slot() { return me && client().generation.load_acquire() == generation; }
 
-    void become(u32 c) {
+    void become(u32 c, bool guest = false) {
         me = c;
+        works = guest ? 0 : c;
         generation = c ? client().generation.load_relaxed() : 0;
         my_pins = c ? &pin_count_of(c, 0) : nullptr;
         sampler.gate.store_relaxed(0);
@@ -273,7 +298,7 @@ struct Segment {
     // Does any client pin this frame? Called after the entry has been changed so
     // that no new pin can succeed (rule 3), hence sequentially consistent.
     bool any_pin(u32 f) {
-        u32 used = g.max_clients < STRIPES ? g.max_clients : STRIPES;
+        u32 used = g.max_clients < STRIPES ? g.max_clients : stripes();
         for (u32 stripe = 0; stripe < used; stripe++) {
             auto row = reinterpret_cast<Atomic<u64>*>(stripe_row(stripe, f));
             for (u32 i = 0; i < g.stripe_clients / 4; i++)

@@ -22,9 +22,9 @@ inline void repair_growth(Segment& s) {
     if (s.look_at_ready()) {
         u64 ready = s.ready;
         punch_beyond(g.frames_at, ready * sizeof(FrameSlot), g.pins_at);
-        for (u64 stripe = 0; stripe < STRIPES; stripe++) {
+        for (u64 stripe = 0, stripes = s.stripes(); stripe < g.stripes(); stripe++) {
             u64 at = g.pins_at + stripe * g.stripe_bytes;
-            punch_beyond(at, ready * g.stripe_clients * 2, at + g.stripe_bytes);
+            punch_beyond(at, stripe < stripes ? ready * g.stripe_clients * 2 : 0, at + g.stripe_bytes);
         }
     }
     for (u64 i = 0, n = g.entry_chunks(); i < n;) {
@@ -35,8 +35,8 @@ inline void repair_growth(Segment& s) {
     }
 }
 
-inline bool lock_growth(Segment& s) {
-    Acquired a = acquire(s, s.header->growth);
+inline bool lock_growth(Segment& s, bool interruptible = true) {
+    Acquired a = acquire(s, s.header->growth, interruptible);
     if (a == Acquired::INTERRUPTED) return false;
     if (a == Acquired::REPAIR) {
         repair_growth(s);
@@ -73,6 +73,24 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation =
     return r;
 }
 
+// Pin rows for the block that client `c` is in: memory first, then the number that any_pin() goes by. The client
+// pins nothing before that. 0 or -errno.
+inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
+    if (s.has_pins(c)) return 0;
+    if (!lock_growth(s, interruptible)) return -EINTR;
+    const Geometry& g = s.g;
+    s.look_at_ready();
+    u64 bytes = round_up(u64(s.ready) * g.stripe_clients * 2, g.os_page);
+    u32 end = (Segment::stripe_of(c) / STRIPES + 1) * STRIPES;
+    int r = 0;
+    for (u64 i = s.stripes(); i < end && r == 0 && bytes; i++) r = s.plug(g.pins_at + i * g.stripe_bytes, bytes);
+    BP_POINT("grow.plugged");
+    if (r) repair_growth(s);
+    else if (!s.has_pins(c)) s.header->more_blocks.store_seq_cst(doubled(end / STRIPES - 1));
+    release(s, s.header->growth);
+    return r;
+}
+
 // More frame slots and pin rows, with memory behind them.
 inline int grow_ready(Segment& s) {
     const Geometry& g = s.g;
@@ -84,7 +102,7 @@ inline int grow_ready(Segment& s) {
         return first < end ? s.plug(at + first, end - first) : 0;
     };
     int r = from < to ? plug_rows(g.frames_at, sizeof(FrameSlot)) : 0;
-    for (u64 i = 0; i < STRIPES && r == 0 && from < to; i++) r = plug_rows(g.pins_at + i * g.stripe_bytes, u64(g.stripe_clients) * 2);
+    for (u64 i = 0; i < s.stripes() && r == 0 && from < to; i++) r = plug_rows(g.pins_at + i * g.stripe_bytes, u64(g.stripe_clients) * 2);
     BP_POINT("grow.plugged");
     if (r) {
         repair_growth(s);  // half of it may be there

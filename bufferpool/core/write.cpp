@@ -102,7 +102,7 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
     auto w = reinterpret_cast<WriteObject*>(self);
     SpaceObject* sp = w->space;
     if (w->open || w->done) return raise("ValueError", "a Write is used once; call write() or append() again");
-    if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
+    if (ready_space(sp) < 0 || !may_work(sp->seg)) return nullptr;
     w->forks = sp->seg->forks;
     Segment& s = *sp->seg->s;
     Py_INCREF(sp->dtype);
@@ -158,7 +158,7 @@ static bool may_keep(WriteObject* w) {
 
 static int write_publish(WriteObject* w) {
     SpaceObject* sp = w->space;
-    if (!opened(sp->seg)) return -1;
+    if (!may_work(sp->seg)) return -1;
     Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
     Place at = place_of(sp, w->page_no);

@@ -46,7 +46,7 @@ inline void nap(u64) {}
 // The model's descriptors are nobody else's, and a byte lock says who lives.
 inline bool has_mark(int, u64) { return true; }
 inline bool is_file(int, u64, u64) { return true; }
-inline bool still_maps(u32, u64, u64, u64) { return false; }
+inline bool still_maps(u32, u64, u64, u64, bool) { return false; }
 
 inline int futex_wait(const void* word, u32 expected, u64) { return model::futex_wait(word, expected); }
 inline void futex_wake_all(const void*) {}  // a waiter wakes when its word has changed
