@@ -232,8 +232,9 @@ def test_a_store_through_a_mapping_is_seen_where_the_file_system_gives_it_a_time
     mapped = np.memmap(path, np.uint8, "r+")
     for first, second in ((1, 99), (98, 97)):
         mapped[5 * PAGE] = first
+        time.sleep(0.05)  # longer than a step of the clock of file times: the record is beyond doubt
         assert attach(pool).open_file(path)[5][0] == first
-        time.sleep(0.05)  # longer than a step of the clock of file times
+        time.sleep(0.05)
         mapped[5 * PAGE] = second
         mapped.flush()
         assert attach(pool).open_file(path)[5][0] == second
