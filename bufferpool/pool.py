@@ -352,7 +352,7 @@ class Pool(Attachment, Inspection):
         if not segment.MIN_FRAMES <= frames <= self.max_frames:
             raise ValueError(
                 f"capacity must be {segment.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes "
-                f"(max_capacity, fixed when the pool was created), not {capacity!r}"
+                f"(max_capacity, fixed when the pool was created: to have more, flush, remove the pool and create it with a larger one), not {capacity!r}"
             )
         return reclaim.resize(self, frames, seconds_of(timeout)) * self.page_size
 
