@@ -315,7 +315,8 @@ class Attachment:
                 raise
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _ = self._seg
+        if self._closed or self._uuid is None:
+            _ = self._seg  # raises PoolClosed; or learns which pool it is
         return type(self), (self.path, self._owner, self._uuid, self.mode)
 
     def __repr__(self) -> str:

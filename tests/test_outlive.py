@@ -78,6 +78,13 @@ def test_a_pickled_pool_does_not_take_another_of_the_same_name(pool_name):
         assert pool.stats().spaces == []
 
 
+def test_pickling_a_pool_that_was_never_used_here_does_not_attach_it(pool):
+    """A copy that was only passed on took a client slot when it was pickled once more."""
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(pool))))
+    assert again._segment is None
+    assert pool.stats().clients == 1
+
+
 def test_a_closed_pool_does_not_pickle(pool):
     pool.close()
     with pytest.raises(PoolClosed):
