@@ -38,8 +38,9 @@ inline const char* name(EntryState s) {
     return names[s & 3];
 }
 
+// One that has died and is not reaped yet counts: what it has left is for its reaper, and no contradiction.
 inline bool is_live_client(Segment& s, u32 c) {
-    return c >= 1 && c <= s.g.max_clients && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE && seems_alive(s, c);
+    return c >= 1 && c <= s.g.max_clients && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE;
 }
 
 // Frames and pages that an operation under way may have between two states.

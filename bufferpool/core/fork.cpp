@@ -78,6 +78,7 @@ static void plan_child(Segment& s, ForkPlan& plan, Each each_pin) {
 }
 
 static void before_fork() {
+    forking = true;
     mapped_mutex.lock();
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
         Segment& s = *seg->s;
@@ -94,6 +95,7 @@ static void before_fork() {
             if (s.pin_count(f).load_relaxed() < PIN_MAX) s.pin_count(f).add_seq_cst(1);
         });
     }
+    forking = false;
 }
 
 static void after_fork_parent() {

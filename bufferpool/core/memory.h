@@ -140,7 +140,8 @@ inline void rebuild(Segment& s) {
         s.frames[f].seen = 0;
     }
     s.header->resident.store_relaxed(resident);
-    // 2. The rings: what still stands for its page stays, once.
+    // 2. The rings: what still stands for its page stays. (Twice, should the owner have died in a move; that is harmless, and
+    // which frame a page is in does not tell: a writer may take the one that it had for another page meanwhile.)
     PoolEnv env{s, nullptr, NONE};
     Alr<PoolEnv> policy(s.header->policy, env);
     for (Ring r : {RING_COLD, RING_HOT}) {
@@ -150,11 +151,7 @@ inline void rebuild(Segment& s) {
             u32 page = element_page(el);
             if (env.peek(page, r).gone) continue;
             u64 e = s.entries[page].load_acquire();
-            if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e))) {
-                u8& seen = s.frames[entry::frame(e)].seen;
-                if (seen) continue;
-                seen = 1;
-            }
+            if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e))) s.frames[entry::frame(e)].seen = 1;
             policy.put(r, kept++, el);
         }
         policy.ring(r).count = kept;

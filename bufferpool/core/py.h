@@ -78,6 +78,7 @@ PyObject* geometry_dict(const Header& h);
 
 // signals.cpp
 bool signal_came(Segment& s);
+extern thread_local bool forking;  // this thread prepares a fork: no handler may run, for it might fork or attach
 int check_signals();
 PyObject* raise_interrupted(const char* what);
 void forget_signals();

@@ -328,7 +328,7 @@ static PyObject* segment_reap(PyObject* self, PyObject*) {
 // Can nobody change anything meanwhile? No other client lives, and no other thread is in the core.
 static bool is_alone(SegmentObject* seg) {
     for (u32 c = 1; c <= seg->s->g.max_clients; c++)
-        if (c != seg->s->me && is_live_client(*seg->s, c)) return false;
+        if (c != seg->s->me && is_live_client(*seg->s, c) && seems_alive(*seg->s, c)) return false;
     return seg->active == 0 && seg->writes == 0;
 }
 

@@ -12,6 +12,8 @@
 
 namespace bp {
 
+thread_local bool forking;
+
 // Of the main thread alone, which is the one that runs handlers.
 static struct {
     PyObject *type, *value, *trace;
@@ -35,7 +37,7 @@ static void put_exception_by() {
 // them in the main thread only. Another one must not ask for the GIL here: it may be a daemon's, and the
 // interpreter gone, while it waits in the core for the end of the process.
 bool signal_came(Segment&) {
-    if (!prim::is_main_thread()) return false;
+    if (forking || !prim::is_main_thread()) return false;
     if (put_by.type) return true;
     static u64 last_ns;
     u64 now = prim::coarse_ns();

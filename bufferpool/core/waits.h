@@ -72,11 +72,14 @@ inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
     return -1;
 }
 
-// Would waiting for this page never end?
+// Would waiting for this page never end? (The numbers of waits come round after 2^32 of them, so what took a thread
+// that was stopped longer than that many waits can take is not believed: it will look again after a slice.)
 [[gnu::noinline]] inline bool waits_for_us(Segment& s, u32 page) {
     WaitingLoad once[CHAIN_MOST], again[CHAIN_MOST];
+    u64 since = prim::now_ns();
     int n = chain_to_us(s, page, once);
-    return n >= 0 && chain_to_us(s, page, again) == n && std::equal(once, once + n, again);
+    bool same = n >= 0 && chain_to_us(s, page, again) == n && std::equal(once, once + n, again);
+    return same && prim::now_ns() - since < 1'000'000'000;
 }
 
 }  // namespace bp
