@@ -185,8 +185,8 @@ MUTATIONS = {
     ),
     "a page above the durable LSN written": (
         "flush.h",
-        "if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn) {",
-        "if (ok) {",
+        "if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn && out",
+        "if (ok && out",
         "flush-log",
     ),
     "dirty pages looked for by frames": ("flush.h", _scan_by_frames, "", "checkpoint-move"),
@@ -261,7 +261,7 @@ MUTATIONS = {
     ),
     "a space removed while a page of it is in use": (
         "client.h",
-        "if (!drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;",
+        "if (s.has_page(u32(first + i)) && !drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;",
         "(void)drop_page(s, op.intent(), u32(first + i), patience, freed);",
         "write-remove",
     ),
@@ -293,7 +293,7 @@ MUTATIONS = {
     ),
     "a frame taken before its memory is there": (
         "take.h",
-        "int r = prim::plug(s.fd, s.page_offset(first), u64(n) << s.g.page_shift);",
+        "int r = s.plug(s.page_offset(first), u64(n) << s.g.page_shift);",
         "int r = 0;",
         "load-load",
     ),
