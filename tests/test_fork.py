@@ -11,6 +11,7 @@ import pytest
 
 from bufferpool.errors import SpaceNotFound, SpacePrivate, TooManyClients, WrongProcess
 
+from .children import run_python
 from .conftest import WAIT, pins, stamp, wait_until
 
 CONTEXTS = ["fork", "spawn", "forkserver"]
@@ -382,3 +383,32 @@ def test_a_loader_that_forks_and_returns_twice_loads_for_its_own_process(pool, f
     assert pins(pool) == 0
     for end in (read, write):
         os.close(end)
+
+
+_DIES_BEFORE_ITS_CHILD = """
+import os, signal, sys
+import bufferpool as bp
+pool = bp.Pool.attach(sys.argv[1])
+view = pool.space("work")[1]
+kid = os.fork()
+if kid == 0:
+    os.close(1)
+    os.close(2)
+    signal.pause()
+print(kid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_dead_parent_is_dead_though_its_child_lives(pool):
+    """A mapping keeps the description that it was made with: one with a byte lock kept a dead parent alive in its child."""
+    pool.scratch("work", 4)
+    kid = int(run_python(_DIES_BEFORE_ITS_CHILD, pool.name).stdout)
+    try:
+        assert pool.reap() == 1
+        assert [client.pid for client in pool.clients()] == [os.getpid(), kid]
+        assert pins(pool) == 1
+    finally:
+        os.kill(kid, signal.SIGKILL)
+    wait_until(lambda: pool.reap() >= 0 and pool.stats().clients == 1, "the child is reaped")
+    assert pool.check() == []

@@ -116,8 +116,13 @@ static void unmap_data(PyObject* capsule) {
 // as Python's mmap does: that could be a stranger's when the mapping ends and closes it.
 static PyObject* map_data(Segment& s) {
     u64 bytes = u64(s.g.max_frames) << s.g.page_shift;
-    char* at = prim::map_for_reading(s.fd, s.g.data_at, bytes);
-    if (!at) return raise_unmapped(-errno);
+    // A mapping keeps its description, which a forked child inherits with it: so not the one that has our byte lock.
+    int fd = prim::reopen(s.fd);
+    if (fd < 0) return raise_errno(fd, "the segment cannot be opened");
+    char* at = prim::map_for_reading(fd, s.g.data_at, bytes);
+    int error = -errno;
+    close(fd);
+    if (!at) return raise_unmapped(error);
     PyObject* capsule = PyCapsule_New(at, nullptr, unmap_data);
     if (!capsule) return prim::unmap(at, bytes), nullptr;
     PyCapsule_SetContext(capsule, reinterpret_cast<void*>(bytes));
