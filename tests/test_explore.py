@@ -176,7 +176,7 @@ MUTATIONS = {
         "        if (false) {\n            wait_entry",
         "flush-flush",
     ),
-    "the pins reaped before the intents": ("client.h", _pins_before_intents, "", "reap-reload"),
+    "the pins reaped before the intents": ("client.h", _pins_before_intents, "", "reap-drop-load"),
     "dirty cleared before the sync": (
         "actors.h",
         "    model::step();\n    for (u32 p = 0; p < PAGES; p++)\n        if (written[p]",

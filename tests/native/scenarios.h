@@ -286,6 +286,7 @@ static std::vector<Scenario> scenarios() {
         {"reap-write", 3, 3, {0}, {{"W", writes(0)}, {"X", reaps()}}},
         {"reap-load-write", 3, 3, {}, {{"W", writes(0)}, {"X", reaps()}, {"L", reads(0)}}},
         {"reap-move", 3, 3, {0}, {{"C", moves(0)}, {"X", reaps()}}},
+        {"reap-drop-load", 1, 1, {0}, {{"D", drops(0)}, {"L", reads(0)}, {"X", reaps()}}},
         {"reap-drop", 2, 2, {0}, {{"D", drops(0)}, {"X", reaps()}}},
         {"reap-write-pin", 2, 2, {0}, {{"W", writes(0)}, {"R", reads(0)}, {"X", reaps()}}},
         {"reap-flush", 3, 3, {0}, {{"W", writes(0)}, {"F", flushes()}, {"X", reaps()}}},
