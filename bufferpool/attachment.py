@@ -30,6 +30,7 @@ from bufferpool.sizing import LEAST_BYTES, auto, look
 from bufferpool.store import FileStore, Store
 
 _open_pools: "weakref.WeakSet[Attachment]" = weakref.WeakSet()
+_sharing = Lock()  # held while a handle joins an attachment, or leaves one
 
 
 @atexit.register
@@ -60,6 +61,8 @@ class Attachment:
         self._told_nameless = False
         self._claims: dict[tuple[int, int], FileStore] = {}  # on files that this process writes: see claim.py
         self._lock = Lock()
+        self._unpickled = uuid is not None
+        self._handles: weakref.WeakSet[Attachment] = weakref.WeakSet((self,))  # all that share this attachment
         self.mode = mode
 
     def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int, left: float) -> None:
@@ -224,6 +227,8 @@ class Attachment:
                 return self._segment
             if self._closed:
                 raise PoolClosed(f"pool {self.name!r} is closed; attach it again")
+            if self._unpickled and self._join() and self._segment is not None:
+                return self._segment
             fd = segment.open_trusted(self.path, self._owner)
             try:
                 uuid = _core.geometry(fd)["uuid"]
@@ -231,17 +236,17 @@ class Attachment:
                     raise SegmentReplaced(
                         f"{self.path} is another pool than the one that was pickled; it was removed and created anew"
                     )
-                room = weakref.WeakMethod(self._make_room)
+                handles = self._handles
                 try:
                     comm = Path("/proc/self/comm").read_text(errors="replace").strip()
                 except OSError:  # a name to show, where there is one
                     comm = ""
 
                 def make_room(*why: Any) -> None:
-                    method = room()
-                    if method is None:
+                    pool = next((pool for pool in list(handles) if pool._segment is not None), None)
+                    if pool is None:
                         raise PoolExhausted("no frame can be had, and the pool is being closed")
-                    method(*why)
+                    pool._make_room(*why)
 
                 seg = _core.Segment(fd, make_room, comm)
                 geometry = seg.geometry()
@@ -252,8 +257,40 @@ class Attachment:
             seg.give_to(self)  # from here on it is ours, and a forked child inherits it
             return seg
 
+    def _join(self) -> bool:
+        """Uses the attachment that this process has to the segment, if it has one.
+
+        A pool that was unpickled would take a client slot and a mapping for every copy: executors make
+        one for each task.
+        """
+        with _sharing:
+            for other in list(_open_pools):
+                if other._segment is None or other._uuid != self._uuid or other.path != self.path:
+                    continue
+                self._geometry, self._data, self._handles = other._geometry, other._data, other._handles
+                self._stores, self._claims = other._stores, other._claims
+                self._handles.add(self)
+                _open_pools.add(self)
+                self._segment = other._segment
+                return True
+        return False
+
+    def _leave(self) -> bool:
+        """Gives up this handle's part in an attachment that other handles use. False: there are none."""
+        with _sharing:
+            if not any(other is not self and other._segment is not None for other in list(self._handles)):
+                return False
+            self._handles.discard(self)
+            self._handles, self._stores, self._claims = weakref.WeakSet((self,)), {}, {}
+            self._segment = None
+            del self._data
+            return True
+
     def close(self) -> None:
         """Detaches; a steward of this process, and working sets that it loads, stop.
+
+        Copies of the pool that were unpickled in this process share one attachment: the last one to be closed
+        detaches.
 
         Raises BufferError while arrays look at pages of the pool, and what had ended the
         steward before, if something had (the pool is closed all the same). The end of a ``with`` block does not
@@ -266,7 +303,7 @@ class Attachment:
             self._end_background()
         finally:
             with self._lock:
-                if self._segment is not None:
+                if self._segment is not None and not self._leave():
                     self._segment.close(late)
                     self._segment = None
                     self._stores.clear()

@@ -78,7 +78,7 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
     refuse_unfit(pool, space)
     pool._warn_if_nameless()
     if space.kind is Kind.FILE and space._store is None:
-        space._store = file_store(
+        space._store = _store_of_a_copy(pool, options) or file_store(
             options["path"], options["mode"], pool.page_size, bool(options.get("checksum")), options.get("repair")
         )
     store, record = space._store, None
@@ -97,6 +97,23 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
             pool._stores[record["index"]] = (record["generation"], store)
     writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
     _bind_record(pool, space, record, fd, writable=writable and pool.mode == "r+")
+
+
+def _store_of_a_copy(pool: "Pool", options: dict[str, Any]) -> FileStore | None:
+    """The store that this process has open for a space that was unpickled, so that its copies take one descriptor."""
+    if options.get("repair") is not None:
+        return None
+    for _, store in list(pool._stores.values()):
+        if (
+            isinstance(store, FileStore)
+            and store.path == options["path"]
+            and store.writable == (options["mode"] == "r+")
+            and isinstance(store, CheckedFile) == bool(options.get("checksum"))
+            and getattr(store, "repair", None) is None
+            and store.is_at_path()
+        ):
+            return store
+    return None
 
 
 def _bind_record(pool: "Pool", space: Space, record: dict[str, Any], fd: int, *, writable: bool) -> None:

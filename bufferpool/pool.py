@@ -413,7 +413,8 @@ class Pool(Attachment, Inspection):
         self._require_writable("be its steward")
         _ = self._seg
         with self._lock:
-            if self._steward is not None and self._steward.alive and self._steward.pid == os.getpid():
+            stewards = [pool._steward for pool in list(self._handles) if isinstance(pool, Pool)]
+            if any(steward is not None and steward.alive and steward.pid == os.getpid() for steward in stewards):
                 raise ValueError("this process is a steward of the pool already; stop_steward() first")
             settings = Settings(interval, flush_every, clean, pressure, idle, working_set, working_set_every)
             self._steward = Steward(self, settings, source, rules)

@@ -101,6 +101,14 @@ class FileStore:
             os.close(self._fd)
         self._fd = -1
 
+    def is_at_path(self) -> bool:
+        """Whether the descriptor is the file's still, and the path leads to that file."""
+        try:
+            about = os.stat(self.path)
+        except OSError:
+            return False
+        return self.has_descriptor() and (about.st_dev, about.st_ino) == self._file
+
     def has_descriptor(self) -> bool:
         """Whether the descriptor is the file's still."""
         try:
