@@ -88,6 +88,20 @@ _DAMAGES = {
     "a growth lock in our own name, with waiters": "header('growth.word', ME | 1 << 31); typed(lambda: pool.scratch('more', 4))",
     "a directory lock in our own name": "header('directory.word', ME); pool.scratch('more', 4)",
     "a flush lock in our own name": "space(0, 'flush_lock.word', ME); typed(pool.flush)",
+    "a directory lock of a client that this process was before": """
+other = bp.Pool.attach(name)
+before = other._seg.status()["client"]
+assert before != ME
+other.close()
+header('directory.word', before); pool.scratch('more', 4)
+""",
+    "a flush lock of a client that is none, which seems to flush since now": """
+import time
+space(0, 'flush_since_ns', time.clock_gettime_ns(time.CLOCK_BOOTTIME)); space(0, 'flush_lock.word', 7)
+for n in range(48):  # more than the pool has frames: it flushes the others
+    with table.write(n) as page:
+        page[:] = 1
+""",
     "a page loaded by us": "entry(40, 1 | ME << 8); assert table[40].sum() == 0",
     "a page evicted by us": "entry(40, 3 | ME << 8 | 7 << 32); typed(lambda: table[40])",
     "a page flushed by us": "entry(40, 2 | ME << 17 | 4 << 32); typed(lambda: table.drop(40, 1)); everything()",

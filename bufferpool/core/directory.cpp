@@ -2,6 +2,7 @@
 // and looks at files meanwhile; everything that changes a slot is here.
 #include "py.h"
 
+#include "check.h"
 #include "client.h"
 #include "reclaim.h"
 #include "spaces.h"
@@ -25,6 +26,7 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
             Py_DECREF(list);
             return raise("SegmentCorrupt", "space slot %u of the segment was overwritten; save what you need through handles that are open, and remove the segment", i);
         }
+        u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;  // whoever is no client flushes nothing
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
         PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
                                     "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),
@@ -34,7 +36,7 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
                                     "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns", k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version", k(t.version),
                                     "mine", s->me && t.owner.load_relaxed() == s->me && t.owner_generation.load_relaxed() == my_generation ? Py_True : Py_False,
 
-                                    "flusher", t.flush_lock.word.load_relaxed() & lock_word::OWNER, "flush_since_ns", k(t.flush_since_ns));
+                                    "flusher", is_live_client(*s, flusher) ? flusher : 0, "flush_since_ns", k(t.flush_since_ns));
         if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
         Py_XDECREF(d);
     }

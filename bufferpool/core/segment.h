@@ -254,11 +254,13 @@ struct Segment {
     int unlock_byte(long at) const { return has_descriptor() ? prim::unlock_byte(fd, at) : -EBADF; }
     int byte_is_locked(long at) const { return has_descriptor() ? prim::byte_is_locked(fd, at) : -EBADF; }
 
-    // Has a client lost its byte lock, and lives? Then its process has the segment mapped: its views are true.
+    // Has a client lost its byte lock, and lives? Then its process has the segment mapped: its views are true. (What a
+    // free slot says of a process is about the client that left it: that process may have attached again, as another.)
     bool still_maps(u32 c) const {
 #ifndef BP_BYTE_LOCKS_ONLY  // tests whose clients are threads of one process
         const Client& slot = clients[c - 1];
-        return prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode, slot.unlocked.load_relaxed());
+        return slot.state.load_acquire() != CLIENT_FREE &&
+               prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode, slot.unlocked.load_relaxed());
 #else
         return c == 0;
 #endif
