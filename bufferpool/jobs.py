@@ -5,12 +5,15 @@ brings waits for it as long as he wants; whoever does not must not be held up by
 daemon threads, one job at a time for each subject (a space, the log), which is also what bounds their number.
 """
 
+import _thread
 import os
 import threading
 import time
 from collections.abc import Callable, Hashable
 
 from bufferpool._locks import Condition
+
+START_S = 1.0  # how long a new thread is waited for, before its work is done without it
 
 _here = threading.local()
 
@@ -41,6 +44,8 @@ class Job:
     def __init__(self, subject: Hashable, work: Callable[[], int]) -> None:
         self.subject, self._work = subject, work
         self.began = time.monotonic()
+        self.taken = False
+        """Whether a thread has begun with the work."""
         self.done = False
         self.result = 0
         """What the work returned: pages written, for a flush."""
@@ -71,18 +76,33 @@ class Jobs:
             if job is not None:
                 return job, False
             job = self._running[subject] = Job(subject, work)
-        run = threading.Thread(target=self._run, args=(job, underway()), name=f"bufferpool {subject}", daemon=True)
+        outer = underway()
         try:
-            run.start()
-        except RuntimeError:  # no thread can be had (a limit, or the interpreter ends): then it is done here
-            self._run(job, underway())
+            # Not threading.Thread, whose start() waits for ever where the new thread finds no memory to begin with.
+            _thread.start_new_thread(self._run, (job, outer))
+        except (RuntimeError, MemoryError):  # no thread can be had: a limit, or the interpreter ends
+            self._run(job, outer)
+            return job, True
+        if not self.wait(lambda: job.taken, START_S):
+            self._run(job, outer)
         return job, True
 
+    def _take(self, job: Job) -> bool:
+        """Claims the work for this thread. False: another thread has it."""
+        with self._changed:
+            if job.taken:
+                return False
+            job.taken = True
+            self._changed.notify_all()
+            return True
+
     def _run(self, job: Job, outer: frozenset[Hashable]) -> None:
+        if not self._take(job):
+            return
         try:
             with working_on(job.subject, outer):
                 job.result = job._work()
-        except BaseException as error:  # noqa: BLE001 - not swallowed: whoever waits for the job raises it
+        except BaseException as error:  # noqa: BLE001 - not swallowed: the caller that waits for the job raises it
             job.error = error
         if self.pid == os.getpid():  # else the work has forked, and this is the child
             with self._changed:

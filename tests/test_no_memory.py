@@ -86,7 +86,7 @@ def test_operations_of_a_process_that_has_used_up_its_address_space(tmp_path: Pa
     for what, operation in operations.items():
         assert _outcome(operation) in ("done", "MemoryError"), what
         assert pool.check() == []
-    pool.unlink()
+    pool.unlink(discard=True)
     pool.close()
 
 
