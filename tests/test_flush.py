@@ -252,6 +252,26 @@ def test_killed_in_the_middle_of_a_checkpoint_the_next_one_is_right(pool, data_f
         assert np.array_equal(np.fromfile(path, np.uint8)[n * PAGE :][:PAGE], table[n])
 
 
+def test_a_flush_that_comes_late_misses_no_store_of_a_removed_space(pool, attach, tmp_path):
+    """Between the look at a space and the flush of it, the space goes, and another gets its entries: the dirty pages of
+    that one were taken for the first one's, whose store nobody has here any more, or whose file is gone."""
+    file = tmp_path / "gone.db"
+    for make in (lambda: pool.open_store("old", Memory(4)), lambda: pool.open_file(file, "r+")):
+        file.write_bytes(bytes(4 * PAGE))
+        space = make()
+        record = pool._record(space.index)
+        space.remove(discard=True)
+        file.unlink(missing_ok=True)
+        other = attach(pool).open_store("new", Memory(4), max_pages=record["max_pages"])
+        put(other, 1, 1)
+        assert pool._record(other.index)["first_entry"] == record["first_entry"]
+        assert flush.flush_space(pool, record, 2**64 - 1) == 0
+        assert dirty(pool) == 1
+        with pytest.raises(StoreError, match="open_store"):  # of one that is there it is said
+            flush.flush_space(pool, pool._record(other.index), 2**64 - 1)
+        other.remove(discard=True)
+
+
 def test_a_flusher_that_is_stopped_is_waited_for_and_one_that_is_killed_is_not(pool, child, spawn, data_file):
     table = pool.open_file(data_file(8), "r+")
     put(table, 1, 5)
