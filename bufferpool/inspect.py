@@ -49,7 +49,6 @@ class FrameState(IntEnum):
     BUSY = 2
     LIVE = 3
     OLD = 4
-    SETTLING = 5
 
 
 FRAME = np.dtype(
@@ -70,8 +69,7 @@ FRAME = np.dtype(
 )
 
 EXTENT = np.dtype(
-    [("extent", np.uint32)]
-    + [(name, np.uint32) for name in ("hole", "free", "busy", "live", "old", "settling", "pinned", "dirty")]
+    [("extent", np.uint32)] + [(name, np.uint32) for name in ("hole", "free", "busy", "live", "old", "pinned", "dirty")]
 )
 
 _SLOT = np.dtype(
@@ -129,7 +127,7 @@ class PoolStats:
     kernel_bytes: int
     """Bytes that the kernel counts for the whole segment (st_blocks)."""
     frames: dict[str, int]
-    """Frames by state: hole, free, busy, live, old, settling; of the live ones: clean, dirty, pinned."""
+    """Frames by state: hole, free, busy, live, old; of the live ones: clean, dirty, pinned."""
     hits: int
     misses: int
     reclaimed_bytes: dict[str, int]
@@ -220,7 +218,8 @@ def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     out = np.zeros(len(slots), FRAME)
     out["frame"] = np.arange(len(slots))
     state = word & np.uint64(7)
-    out["state"] = np.where(state <= FrameState.SETTLING, state, FrameState.BUSY)  # a damaged one is nobody's to use
+    out["state"] = np.where(state <= FrameState.OLD, state, FrameState.BUSY)  # a damaged one is nobody's to use
+    out["state"][state == _core.SETTLING] = FrameState.OLD  # for the moment in which a client reads its pins
     live = out["state"] == FrameState.LIVE
     entries = np.zeros(len(slots), np.uint64)
     entries[live] = pool._seg.entry_words(pages[live])  # of live frames only: other entries may have no memory
@@ -308,7 +307,7 @@ class Summary:
     """The frames of a pool, counted in one pass of the core."""
 
     frames: dict[str, int]
-    """By state: hole, free, busy, live, old, settling; of the live ones: clean, dirty, pinned, hot, pinned_live (those of the
+    """By state: hole, free, busy, live, old; of the live ones: clean, dirty, pinned, hot, pinned_live (those of the
     pinned ones that are live) and pinned_dirty."""
     ages: dict[float, int]
     """Resident pages by the time since their last use: upper limit in seconds (inf at last) -> pages."""

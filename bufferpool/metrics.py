@@ -116,7 +116,7 @@ def _frames(sight: Sight) -> Iterator[Sample]:
     yield ("clean",), max(0, n["live"] - pinned - dirty)
     yield ("dirty",), dirty
     yield ("pinned",), pinned
-    yield ("retired",), n["old"] + n["settling"]
+    yield ("retired",), n["old"]
 
 
 def _per_space(field: str) -> Callable[[Sight], Iterable[Sample]]:

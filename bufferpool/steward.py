@@ -384,7 +384,7 @@ class Steward:
             rate = (taken - self._seen[1]) / (now - self._seen[0])
             self._demand_per_s += 0.3 * (rate - self._demand_per_s)
         self._seen = now, taken
-        holes = max(0, budget - sum(summary.frames[state] for state in ("free", "busy", "live", "old", "settling")))
+        holes = max(0, budget - sum(summary.frames[state] for state in ("free", "busy", "live", "old")))
         ready = self._ready = summary.frames["free"] + summary.frames["clean"] + holes
         wanted = max(int(budget * self.settings.clean), min(int(2 * self._demand_per_s), budget // 2))
         return wanted - ready

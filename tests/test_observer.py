@@ -13,7 +13,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import _core
-from bufferpool.cli import main, sight
+from bufferpool.cli import main, map, sight
 from bufferpool.metrics import PoolCollector
 from bufferpool.observer import Observer
 from tests.children import on_small_tmpfs, run_python
@@ -242,3 +242,23 @@ blocks = os.stat(pool.path).st_blocks
 up = [s.value for m in PoolCollector(directory=where).collect() for s in m.samples if s.name == "bufferpool_up"]
 print("up", *up, "same", os.stat(pool.path).st_blocks == blocks)
 """
+
+
+def test_a_frame_whose_pins_are_being_read_is_shown_as_superseded(pool):
+    """A client leaves a frame in this state for a moment only, unless it is stopped there: the map had no colour for it."""
+    fields = _core.fields()
+    space = pool.scratch("work", 4)
+    with space.write(0) as page:
+        page[:] = 1
+    free = int(np.flatnonzero(pool.frames()["state"] == bp.FrameState.FREE)[0])
+    with open(pool.path, "r+b", buffering=0) as segment:
+        where = fields["Header.geometry"][0] + fields["Geometry.frames_at"][0]
+        at = int.from_bytes(os.pread(segment.fileno(), 8, where), "little") + free * _core.FRAME_SLOT_BYTES
+        before = os.pread(segment.fileno(), 8, at)
+        os.pwrite(segment.fileno(), (1 << 3 | _core.SETTLING).to_bytes(8, "little"), at)
+        assert pool.frames()["state"][free] == bp.FrameState.OLD
+        assert pool.stats().frames["old"] == 1
+        with Observer(pool.name) as seen:
+            shown, kinds = map.cells_of(seen, "state")
+        assert kinds[shown[free]][0] == "retired"
+        os.pwrite(segment.fileno(), before, at)

@@ -260,6 +260,7 @@ PyMODINIT_FUNC PyInit__core() {
     PyModule_AddIntConstant(m, "EVENTS", EVENTS);
     PyModule_AddIntConstant(m, "UUID_AT", offsetof(Header, uuid));
     PyModule_AddIntConstant(m, "FRAME_SLOT_BYTES", sizeof(FrameSlot));
+    PyModule_AddIntConstant(m, "SETTLING", SETTLING);
     watch_forks();
     return m;
 }

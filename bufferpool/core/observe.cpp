@@ -201,7 +201,7 @@ constexpr u32 AGES = 6;
 constexpr u64 AGE_LIMITS_S[AGES - 1] = {1, 10, 60, 600, 3600};
 
 struct Summary {
-    u64 states[6] = {}, dirty = 0, held_back = 0, pinned = 0, pinned_live = 0, pinned_dirty = 0, hot = 0, ages[AGES] = {};
+    u64 states[5] = {}, dirty = 0, held_back = 0, pinned = 0, pinned_live = 0, pinned_dirty = 0, hot = 0, ages[AGES] = {};
     struct PerSpace {
         u64 resident, dirty;
     } space[MAX_SPACES] = {};
@@ -272,7 +272,7 @@ static void summarize(Segment& s, const Sight& sight, Summary& out) {
         FrameSlot& slot = s.frames[f];
         u64 w = slot.word.load_acquire();
         FrameState state = frame::state(w);
-        out.states[state <= SETTLING ? state : BUSY]++;
+        out.states[state == SETTLING ? OLD : state < SETTLING ? state : BUSY]++;
         if (state == HOLE || state == FREE) continue;
         out.pinned += pinned.has(f);
         out.pinned_live += pinned.has(f) && state == LIVE;
@@ -309,8 +309,8 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
         summarize(*s, sight, sum);
     }
     auto n = [](u64 v) { return static_cast<unsigned long long>(v); };
-    return Py_BuildValue("{s:(KKKKKK),s:K,s:K,s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]), n(sum.states[1]),
-                         n(sum.states[2]), n(sum.states[3]), n(sum.states[4]), n(sum.states[5]), "dirty", n(sum.dirty), "held_back", n(sum.held_back),
+    return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]), n(sum.states[1]),
+                         n(sum.states[2]), n(sum.states[3]), n(sum.states[4]), "dirty", n(sum.dirty), "held_back", n(sum.held_back),
                          "pinned", n(sum.pinned), "pinned_live", n(sum.pinned_live), "pinned_dirty", n(sum.pinned_dirty), "hot", n(sum.hot), "ages", n(sum.ages[0]), n(sum.ages[1]), n(sum.ages[2]),
                          n(sum.ages[3]), n(sum.ages[4]), n(sum.ages[5]),
                          "spaces", reinterpret_cast<const char*>(sum.space), Py_ssize_t(sizeof sum.space));
