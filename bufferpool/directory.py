@@ -28,7 +28,8 @@ from bufferpool.errors import (
     StoreError,
 )
 from bufferpool.filestate import NO_FILE, FileState, changed, is_unchanged, recorded
-from bufferpool.flush import CHECKSUM, current, dirty_pages, file_store, flush_space
+from bufferpool.flush import CHECKSUM, current, dirty_pages, file_store, flush_space, telling, write_over
+from bufferpool.jobs import working_on
 from bufferpool.space import Kind, Space, kind_name
 from bufferpool.store import Buffer, FileStore, Store
 
@@ -436,25 +437,57 @@ def discard(pool: "Pool", name: str) -> int:
 
 def overwrite(pool: "Pool", name: str) -> int:
     """See :meth:`Pool.overwrite`."""
-    record = record_named(pool, name)
-    anew = False
+    record, lsn = record_named(pool, name), pool.durable_lsn
     if record["kind"] == Kind.FILE:
         store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
+        _refuse_held_back(pool, record, lsn)
         claim(pool, store)
-        with pool._seg.lock_flush(record["index"]):
+        with telling(pool, record), pool._seg.lock_flush(record["index"]), working_on(record["index"]):
             found = current(pool, record)
             if found is None:
                 raise SpaceRemoved(f"space {name!r} was removed meanwhile")
+            _refuse_held_back(pool, found, lsn)
             now = store.state()
-            anew = now.file != recorded(found).file or now.size < found["stored"] * pool.page_size
-            adopt(pool, found, store)
             if isinstance(store, CheckedFile):
                 store.lost_below = found["stored"] * pool.page_size
+            if now.file != recorded(found).file or now.size < found["stored"] * pool.page_size:
+                return _write_over_and_remove(pool, found, store, lsn)
+            adopt(pool, found, store)
             pool._stores[record["index"]] = (record["generation"], store)
-    written = flush_space(pool, record, pool.durable_lsn)
-    if anew:  # handles that are open read another file, or count pages that the file has lost
-        _remove(pool, name, record["index"], record["generation"], False)
-    return written
+    return flush_space(pool, record, lsn)
+
+
+def _refuse_held_back(pool: "Pool", record: dict[str, Any], lsn: int) -> None:
+    """Raises SpaceBusy if a dirty page may not be written yet, because its LSN is above ``lsn``, the durable one."""
+    wanted = pool._seg.dirty_range(record["first_entry"], record["max_pages"])[1]
+    if wanted > lsn:
+        raise SpaceBusy(
+            f"{record['name']!r} has dirty pages up to LSN {wanted}, above the durable LSN {lsn}, which must not be written yet; "
+            f"nothing was adopted. Make the log durable up to there, call pool.advance_durable_lsn({wanted}), and overwrite "
+            f"again; or give the pages up (pool.discard({record['name']!r}))"
+        )
+
+
+def _write_over_and_remove(pool: "Pool", record: dict[str, Any], store: FileStore, lsn: int) -> int:
+    """Writes the dirty pages to a file that is another one, or was cut, and removes the space. Under its flush lock.
+
+    Handles that are open read the file that it was, or count pages that the file has lost. So the record of this file is
+    never that of their space: they publish what they read under the old record, and the file gets a generation of its own
+    when it is next opened. What fails leaves the space, and the pages that are dirty still, for the next attempt.
+    """
+    store.pages(pool.page_size, store.size())  # raises FileSizeMismatch
+    if pool._seg.space_in_use(record["index"]):
+        raise _busy(record["name"])
+    written, deadline = 0, time.monotonic() + BUSY_S
+    while True:
+        written += write_over(pool, record, store, lsn)
+        _refuse_held_back(pool, record, lsn)
+        clean = not dirty_pages(pool, record)
+        if clean and _remove_now(pool, record["name"], record["index"], record["generation"], False) is not None:
+            return written
+        if time.monotonic() > deadline:
+            raise _busy(record["name"])
+        time.sleep(0.002)  # somebody writes or loads a page
 
 
 def count_of(value: int, what: str) -> int:

@@ -6,7 +6,10 @@ else has changed is not written (filestate.py). A page is clean only after the s
 synced (rule 6 of docs/design.md).
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +70,7 @@ class Part:
 
 
 def _store_batch(
-    pool: "Pool", record: dict[str, Any], store: Store, items: "np.ndarray[Any, Any]", interrupted: bool
+    pool: "Pool", record: dict[str, Any], items: "np.ndarray[Any, Any]", store: Store, interrupted: bool
 ) -> None:
     """Writes and syncs the pages of a batch, and records what the file is like then. Under the flush lock."""
     seg, index, start = pool._seg, record["index"], record["first_entry"]
@@ -97,17 +100,24 @@ def _settled(written: FileState | None, now: FileState) -> FileState:
     return written if written is not None and same else now._replace(doubt=Doubt.FLUSHED)
 
 
+def _store_over(pool: "Pool", record: dict[str, Any], items: "np.ndarray[Any, Any]", store: FileStore) -> None:
+    """Writes and syncs the pages of a batch to a file that the space's record does not describe. Under the flush lock."""
+    before = store.size()
+    try:
+        _write(pool, store, record["first_entry"], items)
+    except BaseException:
+        store.cut_to_whole_pages(before, pool.page_size)
+        raise
+    store.sync()
+
+
+_WriteBatch = Callable[[dict[str, Any], "np.ndarray[Any, Any]"], None]
+
+
 def _flush_batch(
-    pool: "Pool",
-    record: dict[str, Any],
-    store: Store,
-    lsn: int,
-    first: int,
-    most: int,
-    foreground: bool,
-    interrupted: bool,
+    pool: "Pool", record: dict[str, Any], lsn: int, first: int, most: int, foreground: bool, write: _WriteBatch
 ) -> Part:
-    """Writes and syncs up to ``most`` dirty pages of a space from page ``first``, under its flush lock."""
+    """Has ``write`` store up to ``most`` dirty pages of a space from page ``first``, under its flush lock."""
     seg, start = pool._seg, record["first_entry"]
     batch = seg.begin_flush(start + first, record["max_pages"] - first, lsn, most)
     items = np.frombuffer(batch.items, _ITEM)
@@ -115,7 +125,7 @@ def _flush_batch(
     try:
         now = current(pool, record) if len(items) else None
         if now is not None:  # else these entries are another space's by now
-            _store_batch(pool, now, store, items, interrupted)
+            write(now, items)
             synced = True
     except Exception as error:
         seg.count("flush_failures")
@@ -187,17 +197,42 @@ def flush_part(
     Raises StoreError: then they stay dirty, all of them.
     """
     try:
-        store = store_of(pool, record)
-        held = pool._seg.lock_flush(record["index"], wait)
-        if held is None:
-            return Part(0, 0, 0)
-        with held, working_on(record["index"]):
-            return _flush_batch(pool, record, store, lsn, first, most, foreground, held.interrupted)
-    except StoreError as error:  # told when no lock is held: what listens to the log is foreign code
+        with telling(pool, record):
+            store = store_of(pool, record)
+            held = pool._seg.lock_flush(record["index"], wait)
+            if held is None:
+                return Part(0, 0, 0)
+            with held, working_on(record["index"]):
+                write = partial(_store_batch, pool, store=store, interrupted=held.interrupted)
+                return _flush_batch(pool, record, lsn, first, most, foreground, write)
+    except StoreError:
         if current(pool, record) is None:  # removed since it was looked at: the dirty pages were another space's
             return Part(0, 0, 0)
-        origin = trouble.Origin(record["index"], record["generation"], record["name"], error.page_no)
-        trouble.tell(pool, What.FLUSH_FAILED, error, origin)
+        raise
+
+
+def write_over(pool: "Pool", record: dict[str, Any], store: FileStore, lsn: int) -> int:
+    """Writes the dirty pages of a space whose LSN is at most ``lsn`` to another file than its record describes.
+
+    Under the space's flush lock. The record stays what it is, so that no page of the space passes for one of this file.
+    """
+    written, first = 0, 0
+    while True:
+        part = _flush_batch(pool, record, lsn, first, BATCH_PAGES, False, partial(_store_over, pool, store=store))
+        written, first = written + part.written, part.next_page
+        if not first:
+            return written
+
+
+@contextmanager
+def telling(pool: "Pool", record: dict[str, Any]) -> Iterator[None]:
+    """A StoreError in the block is an event. The block releases its locks: what listens to the log is foreign code."""
+    try:
+        yield
+    except StoreError as error:
+        if current(pool, record) is not None:
+            origin = trouble.Origin(record["index"], record["generation"], record["name"], error.page_no)
+            trouble.tell(pool, What.FLUSH_FAILED, error, origin)
         raise
 
 

@@ -281,7 +281,8 @@ class Pool(Attachment, Inspection):
 
         Needs no handle. All other pages are what the file that has the space's path now has. If it was
         cut, pages that it has lost and that are not dirty read as zeros, or do not exist. If it was cut or is another file,
-        handles that are open raise SpaceRemoved afterwards. Raises FileNotFoundError, FileSizeMismatch, SpaceNotFound, StoreError.
+        handles that are open raise SpaceRemoved afterwards. Raises FileNotFoundError, FileSizeMismatch, SpaceNotFound, StoreError;
+        and SpaceBusy, before anything is done, if the LSN of a dirty page is above ``durable_lsn``.
         """
         self._require_writable("write pages")
         return directory.overwrite(self, name)

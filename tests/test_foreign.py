@@ -1,5 +1,6 @@
 """Files that somebody else changes behind a pool: a flush hides and destroys nothing, and there is a way out."""
 
+import errno
 import os
 import time
 
@@ -9,7 +10,7 @@ import pytest
 import bufferpool as bp
 from bufferpool import filestate, flush
 from bufferpool.cli import main
-from bufferpool.errors import FileChanged, PoolReadOnly, ShortRead, SpaceNotFound, SpaceRemoved, StoreError
+from bufferpool.errors import FileChanged, PoolReadOnly, ShortRead, SpaceBusy, SpaceNotFound, SpaceRemoved, StoreError
 from bufferpool.mounts import mount_of
 from tests.conftest import PAGE, fill, stamp
 from tests.disks import dirty
@@ -315,6 +316,66 @@ def test_pages_are_written_over_every_kind_of_change(pool, attach, data_file, ch
     assert all(bytes(again[n]) == expected[n * PAGE : (n + 1) * PAGE] for n in range(len(again)))
     fill(again, [3], version=2)
     assert pool.flush() == 1
+
+
+@pytest.mark.parametrize("change", ["page written", "cut", "renamed over"])
+def test_an_overwrite_with_a_page_above_the_durable_lsn_changes_nothing(pool, data_file, change):
+    """It was refused after the new file had been recorded: old handles published pages of the old file as those of the new."""
+    path = settle(data_file(16))
+    space = pool.open_file(path, "r+")
+    pool.durable_lsn = 10
+    fill(space, [6], version=1)
+    write = space.write(12)
+    with write as page:
+        page[:] = stamp(12, version=1)
+        write.lsn = 20
+    CHANGES[change](path)
+    changed = path.read_bytes()
+    with pytest.raises(SpaceBusy, match=r"LSN 20, above the durable LSN 10.*advance_durable_lsn\(20\)"):
+        pool.overwrite(space.name)
+    assert path.read_bytes() == changed
+    assert [n for n, _ in pool.dirty_pages(space.name)] == [6, 12]
+    if change == "renamed over":
+        assert np.array_equal(space[8], stamp(8))  # a page of the file that the handle has open
+    for refused in (lambda: pool.open_file(path, "r+"), pool.flush):  # the record is still that of the old file
+        with pytest.raises(FileChanged):
+            refused()
+    pool.advance_durable_lsn(20)
+    assert pool.overwrite(space.name) == 2
+    again = pool.open_file(path, "r+")
+    expected = bytearray(changed.ljust(13 * PAGE, b"\0"))
+    for n in (6, 12):
+        expected[n * PAGE : (n + 1) * PAGE] = stamp(n, version=1).tobytes()
+    assert path.read_bytes() == expected
+    assert all(bytes(again[n]) == expected[n * PAGE : (n + 1) * PAGE] for n in range(len(again)))
+    assert pool.check() == []
+
+
+@pytest.mark.parametrize("change", ["cut", "renamed over"])
+def test_no_page_of_an_old_handle_passes_for_one_of_the_file_that_is_overwritten(pool, data_file, monkeypatch, change):
+    """An old handle that loads pages while the new file is written, and a sync that fails then, left the old pages in the space."""
+    path = settle(data_file(16))
+    space = pool.open_file(path, "r+")
+    fill(space, [1], version=1)
+    CHANGES[change](path)
+    loaded = []
+
+    def fails(_store):
+        loaded.append(bytes(space[3]))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bp.FileStore, "sync", fails)
+        with pytest.raises(StoreError):
+            pool.overwrite(space.name)
+    assert loaded == [stamp(3).tobytes()]
+    assert dirty(pool) == 1
+    with pytest.raises(FileChanged):
+        pool.flush()
+    assert pool.overwrite(space.name) == 1
+    again = pool.open_file(path, "r+")
+    assert all(bytes(again[n]) == page_of(path, n) for n in range(len(again)))
+    assert pool.check() == []
 
 
 def test_pages_of_a_deleted_file_can_be_saved_and_written_once_it_is_back(pool, data_file):
