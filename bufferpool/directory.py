@@ -1,10 +1,10 @@
 """The directory: which spaces a segment has, and which handle belongs to which.
 
 Slots change under the segment's directory lock, so that two processes that open the
-same space get the same one. Everybody who opens or removes a space needs that lock, so no
-store is called and no file is looked at while it is held: what a store says is read
-before, and whoever finds the directory changed by then starts over. Whoever wants a space's
-flush lock too takes that first: nobody waits for it with the directory lock held.
+same space get the same one. Every process that opens or removes a space needs that lock, so no
+store is called and no file is looked at while it is held: a process asks the store
+first, and starts over if the directory has changed by the time it has the lock. A process that
+also needs a space's flush lock takes that first: nobody waits for it with the directory lock held.
 """
 
 import hashlib
@@ -303,7 +303,7 @@ def _add_space(
 
     None: the directory has changed since it was looked at; nothing was done. A file that is to be emptied is
     emptied last, after all that may refuse the space; until then its record has a time that fits no file, so
-    that whoever opens it meanwhile waits for the flush lock.
+    that a process that opens it meanwhile waits for the flush lock.
     """
     seg, pages, held = pool._seg, _pages_of(pool, space, state, truncate), None
     known = NO_FILE._replace(device=state.device, inode=state.inode) if truncate else state

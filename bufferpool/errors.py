@@ -356,10 +356,11 @@ class FileInUse(StoreError):
 class LoaderFailed(StoreError):
     """A loader raised; ``__cause__`` is its exception, where it ran in this thread.
 
-    Whoever waited for that load gets this error too: in one of another thread or process only the words are known.
+    Every caller that waited for this load gets LoaderFailed, too. If the load ran in another thread or process, the
+    error has the text of the loader's exception, and no ``__cause__``.
     """
 
-    told: bytes | None = None  # what those who waited for the load are told
+    told: bytes | None = None  # the text for the callers that waited for the load
 
 
 class LoaderReturned(StoreError, TypeError):

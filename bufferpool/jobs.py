@@ -1,8 +1,8 @@
 """Work that may hang, on threads of its own: flushes, the log's sync, the saving of the working set.
 
-A store may hang in any of its methods, and a file's disk in any system call. Whoever needs what such a call
-brings waits for it as long as he wants; whoever does not must not be held up by it. So the calls are made in
-daemon threads, one job at a time for each subject (a space, the log), which is also what bounds their number.
+A store may hang in any of its methods, and a file's disk in any system call. A caller that needs the result of
+such a call waits for it up to its own timeout; no other caller may be held up by it. So the calls run in daemon
+threads, one job at a time for each subject (a space, the log), which also bounds the number of threads.
 """
 
 import _thread

@@ -111,10 +111,10 @@ class Pool(Attachment, Inspection):
         it and returns nothing: one that returns something raises LoaderReturned. It runs once per
         missing page, however many ask for the page. Every process that may miss brings the loader.
 
-        ``version`` says which code makes the pages. A space that was made with another version (none
-        is one, too) is replaced by an empty one, whatever its number of pages: handles of it raise
-        SpaceRemoved from then on, and arrays that look at its pages stay valid. Versions that are to be
-        in use at the same time need names of their own.
+        ``version`` says which code makes the pages. If the space exists with another version (no version
+        counts as one), an empty space replaces it, and the new one may have another number of pages: handles
+        of the old space raise SpaceRemoved from then on, and arrays of its pages stay valid. Versions that
+        are in use at the same time need spaces of different names.
 
         Raises SpaceMismatch, and PoolReadOnly if a space of another version is in a pool that is
         attached for reading only.
@@ -270,7 +270,7 @@ class Pool(Attachment, Inspection):
     def discard(self, name: str) -> int:
         """Gives up the dirty pages of the space ``name`` and takes the space out of the pool; returns their number.
 
-        Needs no handle. Whoever opens the file again gets it as it is; handles that are open raise SpaceRemoved.
+        Needs no handle. The next call that opens the file reads its contents; handles that are open raise SpaceRemoved.
         Raises SpaceNotFound, SpaceBusy.
         """
         self._require_writable("discard pages")

@@ -2,8 +2,8 @@
 
 What goes and how is the core's (core/reclaim.h); here is what needs a store
 (dirty pages are flushed first) or patience (pages that are in use for a moment).
-A store may hang: flushes run in threads (jobs.py), and whoever needs memory waits for
-whichever brings some, until his own time is up.
+A store may hang: flushes run in threads (jobs.py), and a caller that needs memory waits,
+up to its own timeout, for the first of them that frees some.
 """
 
 import os

@@ -324,7 +324,7 @@ class Steward:
         )
 
     def _tell_of_hung(self, spaces: list[dict[str, Any]]) -> None:
-        """Each flush that takes very long is an event, once, whoever flushes."""
+        """Records one event for each flush that takes very long, of any client."""
         under_way = {(r["index"], r["flush_since_ns"]): r for r in spaces if r["flusher"]}
         self._hung &= under_way.keys()
         for key in under_way.keys() - self._hung:

@@ -1,7 +1,8 @@
-"""Stores that fail: each failure is an error of its caller's, and is told to who looks after the pool, too.
+"""Stores that fail: the caller gets the error, and the failure is recorded for the pool's operator, too.
 
-An event in the pool, which every process and the metrics see, and a line in the log of the process that met it. A
-disk that fails does so for each page: of each space and kind there is one of both in ten seconds.
+The records are an event in the pool, which every process and the metrics see, and a line in the log of the process
+that met the failure. A failing disk fails for each page, so each space gets one event and one line of a kind in ten
+seconds.
 """
 
 import errno

@@ -93,7 +93,7 @@ class Victim(Worker):
         if self.grown > 2:
             return
         self.grown += 1
-        if self.alone:  # whoever needs a frame first grows the pool: the others would come before us
+        if self.alone:  # a client that needs a frame grows the pool, and the others would do so before us
             self.let_others_pause()
         self.pool.resize(GROWN * PAGE)
         space = self.pool.open_derived(f"pool-grown-{os.getpid()}", GROWN, make_derived)

@@ -242,9 +242,7 @@ class Worker:
     def flush(self) -> None:
         try:
             self.pool.flush()
-        except (
-            errors.StoreError
-        ) as error:  # whoever had the store was killed: the others' pages are written all the same
+        except errors.StoreError as error:  # the store's process was killed: other pages are written all the same
             if "pool-hung" not in str(error):
                 raise
 

@@ -89,7 +89,7 @@ def _pins_before_intents(text: str) -> str:
 
 
 def _settles_without_a_look(text: str) -> str:
-    """A superseded frame is its settler's, whoever pins it."""
+    """The settler takes a superseded frame without a look at its pins."""
     for look in ("|| s.any_pin(f)) return false;", "bool left = s.any_pin(f);"):
         assert text.count(look) == 1
     return text.replace("|| s.any_pin(f)) return false;", ") return false;").replace(

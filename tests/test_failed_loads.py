@@ -58,7 +58,7 @@ def test_a_loader_that_fails_does_so_once_for_all_processes_that_wait(pool, chil
     assert sum("which this waited for" in text for text in told) == 7
     assert runs.value == 1
     made = pool.open_derived("made", 8, lambda n, out: out.fill(7))
-    assert int(made[3][0]) == 7, "whoever comes later loads"
+    assert int(made[3][0]) == 7, "a caller that comes later loads the page"
 
 
 def test_threads_that_wait_for_a_load_that_fails_are_told_and_the_next_call_loads(pool, threads):
@@ -145,7 +145,7 @@ def test_the_failure_of_one_page_is_not_told_of_another(pool, threads):
     ids=["get", "pin", "pin_many", "read_many"],
 )
 def test_a_wait_for_a_page_that_somebody_else_loads_can_have_a_timeout(pool, threads, ask):
-    """Whoever asked for a page whose loader hung elsewhere waited for as long as that hung."""
+    """A caller waited for a page without limit while its loader hung in another thread or process."""
     gate = Gate()
 
     def loader(page_no, out):

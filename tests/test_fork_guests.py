@@ -1,4 +1,4 @@
-"""Forked children that find no client slot, or no descriptor: what they inherited stays true, and they are told why they cannot work."""
+"""Forked children without a client slot or a descriptor keep what they inherited, and an error says what they lack."""
 
 import os
 import resource
@@ -14,7 +14,7 @@ from .test_descriptors import _forked, _let_go, _tell_and_wait
 
 
 def _look_at(views, work, error, match):
-    """The child: its views hold what they held, whatever the others write meanwhile; it is told why it cannot work."""
+    """The child: no write of another process changes its views, and the error says why it cannot use the pool."""
     _tell_and_wait()
     assert [set(view.tolist()) for view in views] == [{n + 1} for n in range(len(views))]
     with pytest.raises(error, match=match):

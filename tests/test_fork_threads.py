@@ -202,7 +202,7 @@ def test_a_child_attaches_what_a_thread_of_its_parent_was_attaching(pool):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_forks_while_threads_attach_and_detach(pool, seed, threads):
-    """Whatever a thread was doing to a pool of its own, the parent's clients are gone when it has closed them."""
+    """The parent's clients are gone when it has closed them, although a thread attached and detached during the fork."""
     stop = threading.Event()
 
     def come_and_go():

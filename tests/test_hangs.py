@@ -57,7 +57,7 @@ def test_two_who_open_a_store_at_once_get_one_space(pool, hung, threads):
 
 
 def test_who_waits_for_the_flush_of_a_file_to_open_it_holds_up_no_other_opening(pool, data_file, monkeypatch, threads):
-    """Whoever opened a file that was just being flushed waited for that with the lock of the directory held."""
+    """A process that opened a file waited for its flush, and held the directory lock meanwhile."""
     path = data_file(16)
     table = pool.open_file(path, "r+")
     fill(table, [3], version=1)
@@ -156,7 +156,7 @@ def test_a_slow_flush_is_waited_for_although_it_takes_longer_than_a_frame_does(p
 def test_where_only_a_store_that_hangs_could_make_room_the_error_names_its_flush(
     pool, data_file, hung, monkeypatch, threads
 ):
-    """Who needs a frame, and finds only dirty pages of a store that hangs, is told whose flush it is, and its age."""
+    """A caller needs a frame, and only a hung store's dirty pages could go: the error names the flush and its age."""
     monkeypatch.setattr(reclaim, "SLOW_S", 0.1)
     table = pool.open_file(data_file(30))
     _dirty_hung(pool, hung, 40, threads)

@@ -168,7 +168,7 @@ def test_no_client_by_a_sandbox_that_refuses_locks(pool):
 
 @needs_seccomp
 def test_memory_goes_back_where_madvise_is_refused(pool):
-    """A sandbox that refuses MADV_REMOVE: the bytes that are told are the kernel's, by PUNCH_HOLE."""
+    """A sandbox refuses MADV_REMOVE: PUNCH_HOLE frees the memory, and the pool reports the kernel's count of bytes."""
     work = pool.scratch("work", 64)
     fill(work, range(48))
 

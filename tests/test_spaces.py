@@ -308,7 +308,7 @@ def test_a_client_killed_in_its_flush_leaves_the_pages_dirty_and_the_next_flush_
 
 
 def test_a_slot_whose_generations_are_used_up_takes_no_more_spaces(pool):
-    """A handle is told from those of later spaces in its slot by a generation, and numbers are finite.
+    """A generation tells a handle from those of later spaces in its slot, and generations can run out.
 
     With 24 bits, a program that opened and removed a space eight million times came round: a handle that it had
     kept of the first one read and wrote the pages of the last.

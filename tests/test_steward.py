@@ -39,9 +39,9 @@ def test_exactly_one_leads_and_another_takes_over_when_it_is_killed(pool, child,
         offers.remove(victim)
         wait_until(lambda client=client: pool.steward() not in (0, client), "another leads")
         told = (Why.DIED, client)
-        wait_until(  # the office is taken first, and then told of
+        wait_until(  # the successor takes the office first, and records the event then
             lambda told=told: told in [(e.why, e.value) for e in pool.events() if e.what is What.STEWARD],
-            "it is told of",
+            "the takeover is an event",
         )
         previous = client
     wait_until(lambda: pool.stats().clients == 2, "the dead are reaped by the steward")

@@ -52,7 +52,7 @@ def test_unlink_loses_them_where_it_is_told_to(unsaved):
     pool.unlink(discard=True)
     assert not os.path.exists(pool.path)
     assert [path.read_bytes() for path in paths] == before
-    assert dirty(pool) == 7  # whoever is attached still has them
+    assert dirty(pool) == 7  # a process that is attached still has them
 
 
 def test_scratch_pages_do_not_keep_a_pool(pool):

@@ -215,7 +215,7 @@ def _steward(args: argparse.Namespace) -> int:
         idle=args.idle,
         working_set=args.working_set,
     )
-    logging.basicConfig(format="%(asctime)s %(message)s")  # what fails is told on the standard error
+    logging.basicConfig(format="%(asctime)s %(message)s")  # a round that fails is logged to standard error
     with attach(args) as pool:
         tell(f"steward of {args.name}, until interrupted")
         run(pool, settings)
@@ -263,7 +263,7 @@ def register(commands: Commands) -> None:
     dirty.add_argument("--save", metavar="DIR", help="write each page to a file page-NUMBER in this folder")
     discard = commands.add(
         "discard", _discard, "give up the dirty pages of a space, and take it out of the pool",
-        "Its file stays as it is, and is read anew by whoever opens it next.\n\n"
+        "Its file keeps its contents. The next process that opens the file reads it again.\n\n"
         "example:\n  bufferpool discard orders orders.db",
     )  # fmt: skip
     discard.add_argument("space", metavar="SPACE", help="a space of the pool")

@@ -56,8 +56,8 @@ public:
     void add_owned(T v) { __atomic_store_n(&value_, static_cast<T>(__atomic_load_n(&value_, __ATOMIC_RELAXED) + v), __ATOMIC_RELAXED); }
 };
 
-// What this thread stores from here on, however weakly, is seen only with all that was stored before: whoever reads it
-// by load_acquire(), or before a fence_acquire(), sees the latter, too.
+// Orders this thread's later stores, relaxed ones included, after all its earlier stores: a thread that reads a later
+// store by load_acquire(), or by a load before a fence_acquire(), also sees the earlier ones.
 inline void fence_release() { __atomic_thread_fence(__ATOMIC_RELEASE); }
 inline void fence_acquire() { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 

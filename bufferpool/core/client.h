@@ -124,7 +124,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     BP_POINT("remove.empty");
     if (!lock_growth(s)) return false;  // from here on nobody appends; interrupted: the next one goes on
     slot.entries_ready.store_relaxed(0);
-    slot.reserved.store_release(0);  // whoever finds no generation in it finds the space closed, too
+    slot.reserved.store_release(0);  // a client that reads no generation here also sees that the space is closed
     for (auto* field : {&slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns, &slot.ctime_ns, &slot.doubt})
         field->store_relaxed(0);
     slot.owner.store_relaxed(0);

@@ -26,7 +26,7 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
             Py_DECREF(list);
             return raise("SegmentCorrupt", "space slot %u of the segment was overwritten; save what you need through handles that are open, and remove the segment", i);
         }
-        u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;  // whoever is no client flushes nothing
+        u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;  // an owner that is not a client's number is no flusher
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
         PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
                                     "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),

@@ -47,7 +47,7 @@ inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames
     e.page.store_relaxed(origin.page);
     e.value.store_relaxed(bits);
     place.number.store_release(0);
-    fence_release();  // whoever reads a field of this event sees that its number has gone
+    fence_release();  // a reader that sees a field of this event also sees that the old number is gone
     auto from = reinterpret_cast<Atomic<u64>*>(&e), to = reinterpret_cast<Atomic<u64>*>(&place);
     for (u32 i = 1; i < sizeof e / 8; i++) to[i].store_relaxed(from[i].load_relaxed());
     place.number.store_release(event_mark(e, n + 1));

@@ -4,8 +4,8 @@
 //                    of the page -> entry ABSENT
 //   waiting client   entry LOADING(c) -> … -> entry not LOADING(c): has c a record of the page?
 //
-// A record that is found was made after the waiter saw LOADING(c): all older ones were void by then. Whoever comes
-// later never saw LOADING(c), does not look, and loads. A client that died has made no record.
+// A record that is found was made after the waiter saw LOADING(c): all older ones were void by then. A client that
+// comes later never saw LOADING(c), so it does not look for a record, and loads the page. A client that died has made no record.
 //
 //   Failure.about  63              32 31                          0
 //                 +------------------+-----------------------------+

@@ -39,11 +39,11 @@ struct Place {
     u64 generation;  // of the space, when the handle was made
     u32 index, page;
 
-    // Whoever has a pin, or the entry, looks again: a removed space's entries may be another's by then.
+    // A client that has taken a pin, or the entry, calls this again: the entries of a removed space may be another space's.
     bool open() const { return space_generation(slot.extent.load_seq_cst()) == generation; }
 };
 
-// Waits, one slice at most, for whoever changes the page. OK: look again. `loader`: who loads the page.
+// Waits, one slice at most, for the client that changes the page. OK: look again. `loader`: the client that loads it.
 template <class Hooks>
 [[gnu::noinline]] Status wait_turn(Segment& s, u32 page, bool writing, Hooks& hooks, u32* loader = nullptr) {
     u64 e = s.entries[page].load_acquire();
@@ -66,7 +66,7 @@ template <class Hooks>
 // Loads a page that is absent. OK: it is there, and pinned in `out`. WAIT: somebody else was faster, look again.
 template <class Load>
 Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u32& out) {
-    OpSlot op = load.unlocked([&] { return OpSlot(s); });  // whoever has the last one may need the interpreter to end it
+    OpSlot op = load.unlocked([&] { return OpSlot(s); });  // the thread that has the last one may need the interpreter to end it
     if (!op.valid()) return op.why_not();
     if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
     Image image{.ahead = want.ahead};

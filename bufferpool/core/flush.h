@@ -61,7 +61,7 @@ inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
 }
 
 // Clears the flusher field, and the dirty bit if the store has what the entry still names. A page that was set aside
-// gets back into a ring before it is clean: whoever dies in between leaves it dirty.
+// gets back into a ring before it is clean: a client that dies in between leaves it dirty.
 inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
     bool aside = false;
     auto settle = [&](u64 e) {

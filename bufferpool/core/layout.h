@@ -36,7 +36,7 @@ constexpr u32 MAX_SPACES = 64;
 constexpr u32 OPS = 64;  // operations that one client can have under way at once
 constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28, PATH_BYTES = 1024;
-constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;  // loads of one client that failed, as those who waited are told: failures.h
+constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;  // records of one client's failed loads, for the clients that waited for them: failures.h
 #endif
 constexpr u32 STRIPES = 8;  // of pin counts, for each block of clients
 constexpr u32 CLIENT_BLOCK = 64;  // clients whose pin counts get their memory together
@@ -241,7 +241,7 @@ struct Header {
 };
 
 // A count that says how far memory may be touched stands in one word twice, so that
-// a damaged word is told: where it is no bound, a touch might be a SIGBUS.
+// damage to the word is detected: a touch beyond the true bound might raise SIGBUS.
 constexpr u64 doubled(u32 n) { return u64(n) << 32 | n; }
 constexpr bool is_doubled(u64 w) { return w == doubled(u32(w)); }
 

@@ -190,7 +190,7 @@ public:
         return Status::RAISED;
     }
 
-    // What a loader raised is told to all who waited for it, in words (_fill has put them into the exception).
+    // All clients that waited for the load get the text of what the loader raised (_fill has put it into the exception).
     const char* failure() {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);

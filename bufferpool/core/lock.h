@@ -10,9 +10,9 @@
 // namespaces and after fork; and the word can be driven by a test scheduler.
 //
 // An owner is dead when its byte lock can be taken, and its process has not the segment mapped (it may have
-// lost the lock, with a descriptor that was closed behind us). Whoever takes it makes
-// itself the owner, with the repair bit set until what the lock protects has
-// been rebuilt: if it dies too, the next one rebuilds.
+// lost the lock, with a descriptor that was closed behind us). A client that
+// inherits the lock makes itself the owner, with the repair bit set until it has rebuilt what
+// the lock protects: if it dies too, the next client that inherits the lock rebuilds.
 #pragma once
 
 #include "segment.h"

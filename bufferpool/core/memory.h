@@ -4,7 +4,7 @@
 //
 //   LIVE  -> BUSY(me)   evict     under the lock
 //   BUSY  -> FREE       give      under the lock
-//   OLD   -> SETTLING(me) -> BUSY(me)   settle   by whoever finds that no pin is left
+//   OLD   -> SETTLING(me) -> BUSY(me)   settle   by any client that finds no pin left
 //            SETTLING(me) -> OLD                 a pin is left after all
 //
 // A resident page stands in a ring, or it is dirty (it was *set aside* by a search that met it): where both change,
@@ -126,7 +126,7 @@ inline u32 ghost_stamp(u64 e) { return u32(e >> 32) & STAMP_MASK; }
 // ---- rebuilding what the lock protects -------------------------------------
 
 inline void rebuild(Segment& s) {
-    // 1. Free frames, holes and the count of frames with memory. A hole whose word was damaged is told by the set.
+    // 1. Free frames, holes and the count of frames with memory. A hole whose word was damaged is found in the set of holes.
     s.has_frame(s.g.max_frames - 1);
     for (u32 f = 0; f < s.ready; f++)
         if (s.holes.has(f) && frame::state(s.frames[f].word.load_acquire()) == FREE) s.frames[f].word.store_release(frame::hole());

@@ -1,6 +1,6 @@
-// Scratch pages that are not discardable can neither be evicted nor flushed: what they have, nobody else gets. So
-// an eighth of the budget is kept for the others, whoever writes. How many there are is counted when a process has
-// used up its allowance, a part of what was left when it counted last: no counter can be wrong after a death.
+// Scratch pages that are not discardable can neither be evicted nor flushed: no other space gets their frames. So an
+// eighth of the budget is kept for the other spaces, and no client's scratch pages may use it. A process counts these
+// pages when it has used up its allowance, a part of what was left at its last count: a death leaves no wrong counter.
 #pragma once
 
 #include "client.h"

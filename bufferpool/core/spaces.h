@@ -3,7 +3,7 @@
 //   slot   FREE -> OPENING            begin_space, then entries get their memory
 //          OPENING -> LIVE            finish_space: a new generation, and from then on handles of it work
 //          OPENING -> FREE            no memory for the entries
-//          OPENING -> CLOSED          by whoever inherits the lock (repair_directory)
+//          OPENING -> CLOSED          by the client that inherits the lock (repair_directory)
 #pragma once
 
 #include "client.h"

@@ -35,7 +35,7 @@ static void read_page(Segment& s, Process& me, u32 page) {
     unpin(s, f);
 }
 
-// A load that fails, or not, and what those who wait for it are told.
+// A load that fails, or not, and what the clients that wait for it get.
 struct FailingHooks : StoredHooks {
     bool fails;
     u32 over = world.failures_over, awaited = 0;
@@ -55,7 +55,7 @@ struct FailingHooks : StoredHooks {
         return "no";
     }
     Status failed(u32 client, const char*) {
-        if (world.failures == over) violation("client %u is told of a failure of client %u that was over before it asked", s.me, client);
+        if (world.failures == over) violation("client %u got a failure of client %u that was over before it asked", s.me, client);
         return Status::RAISED;
     }
     Status load(const Place& at, FrameRequest& want, u32& frame) {

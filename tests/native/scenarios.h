@@ -179,7 +179,7 @@ static Program locks() {
         release(s, s.spaces[0].flush_lock);
     };
 }
-// A newcomer has no lock, whoever had its number before.
+// A client that has just attached owns no lock, even if the last client with its number died with one.
 static Program comes() {
     return [](Segment& s, Process&) {
         if (attach(s) != Status::OK) return;
@@ -187,7 +187,7 @@ static Program comes() {
             if ((lock->word.load_relaxed() & lock_word::OWNER) == s.me) violation("a lock is held in the name of a client that has just come");
     };
 }
-// A fork with a view of the page, as fork.cpp does it: the child's view stays what it is, whoever writes, or dies.
+// A fork with a view of the page, as fork.cpp does it: no writer and no death changes the child's view.
 constexpr int CHILD = 1;
 static Program forks(u32 page) {
     return [=](Segment& s, Process& me) {
