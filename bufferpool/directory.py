@@ -18,7 +18,6 @@ import numpy as np
 from bufferpool.checksum import CheckedFile
 from bufferpool.claim import claim, release
 from bufferpool.errors import (
-    FileSizeMismatch,
     SpaceBusy,
     SpaceFull,
     SpaceMismatch,
@@ -31,7 +30,7 @@ from bufferpool.filestate import NO_FILE, FileState, changed, is_unchanged, reco
 from bufferpool.flush import CHECKSUM, current, dirty_pages, file_store, flush_space, telling, write_over
 from bufferpool.jobs import working_on
 from bufferpool.space import Kind, Space, kind_name
-from bufferpool.store import Buffer, FileStore, Store
+from bufferpool.store import MOST_PAGES, Buffer, FileStore, Store, store_pages
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -290,10 +289,7 @@ def _pages_of(pool: "Pool", space: Space, state: FileState, truncate: bool) -> i
         return 0 if truncate else store.pages(pool.page_size, state.size)
     if store is None:
         return int(space._options["n_pages"])
-    size = store.size()
-    if size % pool.page_size:
-        raise FileSizeMismatch(f"the store has {size} bytes, which is no multiple of the page size {pool.page_size}")
-    return size // pool.page_size
+    return store_pages(store, pool.page_size)
 
 
 def _add_space(
@@ -496,8 +492,8 @@ def count_of(value: int, what: str) -> int:
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{what} must not be negative")
-    if value >= 2**32 - 1:
-        raise ValueError(f"{what} must be below {2**32 - 1}, not {value}")
+    if value > MOST_PAGES:
+        raise ValueError(f"{what} must be below {MOST_PAGES + 1}, not {value}")
     return int(value)
 
 

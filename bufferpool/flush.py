@@ -22,7 +22,7 @@ from bufferpool.events import What
 from bufferpool.filestate import Doubt, FileState, changed, refuse_changed, stamped
 from bufferpool.jobs import working_on
 from bufferpool.space import Kind
-from bufferpool.store import FileStore, Store, describe
+from bufferpool.store import FileStore, Store, bytes_done, describe, sync_store
 
 if TYPE_CHECKING:
     from bufferpool.pool import Pool
@@ -51,7 +51,7 @@ def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any,
             continue
         image = np.concatenate(pages)  # a private copy: the store may keep it
         image.flags.writeable = False
-        done = store.write_from(offset, image)
+        done = bytes_done(store, "write_from", store.write_from(offset, image))
         if done != image.nbytes:
             raise ShortWrite(
                 f"the store took {done} of {image.nbytes} bytes at {offset}; the pages stay dirty, flush again"
@@ -76,7 +76,7 @@ def _store_batch(
     seg, index, start = pool._seg, record["index"], record["first_entry"]
     if not isinstance(store, FileStore):
         _write(pool, store, start, items)
-        store.sync()
+        sync_store(store)
         seg.record_store(index, int(items["page"][-1]) - start + 1, False, None)
         return
     refuse_changed(pool, record, store, interrupted, dirty_pages(pool, record))

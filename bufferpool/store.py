@@ -9,10 +9,11 @@ Their methods are called in threads of the pool's own too: where pages are writt
 """
 
 import errno
+import inspect
 import os
 import stat
 from contextlib import suppress
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,10 @@ Buffer = npt.NDArray[np.uint8]
 
 @runtime_checkable
 class Store(Protocol):
-    """What a space needs of its store. Any method may raise; nothing is lost then."""
+    """What a space needs of its store. Any method may raise; nothing is lost then.
+
+    What the methods return is checked. They are plain functions, and no coroutines: their work is done when they return.
+    """
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         """Fills ``buffer`` from ``offset``; returns the number of bytes read."""
@@ -198,6 +202,7 @@ class FileStore:
         return state_of(self.fd)
 
 
+MOST_PAGES = 2**32 - 2  # of a space
 _GUARD = 4096
 _PATTERN = np.random.default_rng(0x6275666665720001).integers(0, 256, _GUARD, dtype=np.uint8)
 
@@ -219,6 +224,54 @@ class GuardedBuffer:
             )
 
 
+def _refuse(store: Store, method: str, value: Any, wanted: str) -> StoreError:
+    """The error for a method of a store that returned ``value``."""
+    if inspect.iscoroutine(value):
+        value.close()  # it never ran, and nobody will run it
+    try:
+        shown = repr(value)
+    except Exception:  # noqa: BLE001 - the repr is foreign code too, and an integer may be too long for one
+        shown = f"a value of type {type(value).__name__}"
+    shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
+    return StoreError(
+        f"{method}() of {type(store).__name__} returned {shown}; it must return {wanted}: correct the store"
+    )
+
+
+def bytes_done(store: Store, method: str, value: Any) -> int:
+    """The number of bytes that ``read_into`` or ``write_from`` returned. Raises StoreError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**63:
+        raise _refuse(store, method, value, "the number of bytes, as an integer, when they are done (no async def)")
+    return int(value)
+
+
+def sync_store(store: Store) -> None:
+    """Calls ``sync`` of a store. Raises StoreError if it returns something: then it may have synced nothing."""
+    done: Any = store.sync()  # type: ignore[func-returns-value]
+    if done is not None:
+        raise _refuse(store, "sync", done, "None, once all that was written is durable (no async def)")
+
+
+def store_pages(store: Store, page_size: int) -> int:
+    """How many pages a store written in Python has. Raises StoreError (its cause is what ``size`` raised), FileSizeMismatch."""
+    try:
+        size: Any = store.size()
+    except Exception as error:
+        raise StoreError(
+            f"size() of {type(store).__name__} failed: {error!r}; nothing was opened, try again once the store works"
+        ) from error
+    most = min(2**63 - 1, MOST_PAGES * page_size)
+    if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 0 <= size <= most:
+        raise _refuse(
+            store, "size", size, f"the bytes of the store, as an integer of 0 to {most}: {MOST_PAGES} pages at most"
+        )
+    if size % page_size:
+        raise FileSizeMismatch(
+            f"size() of {type(store).__name__} returned {size} bytes, which is no multiple of the page size {page_size}"
+        )
+    return int(size) // page_size
+
+
 def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
     """One page of a store written in Python, in a private buffer.
 
@@ -232,7 +285,7 @@ def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
             f"page {page_no} cannot be read: {error!r}; nothing is lost, try again once the store works"
         ) from error
     buffer.check(f"read_into of {type(store).__name__}")
-    if got != page_size:
+    if bytes_done(store, "read_into", got) != page_size:
         raise ShortRead(f"page {page_no}: the store gave {got} of {page_size} bytes; nothing was published")
     return buffer.page
 

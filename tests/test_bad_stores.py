@@ -4,6 +4,7 @@ Stores that raise, read short or write short stand in test_stores.py, and so doe
 process that is killed in its sync.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -305,3 +306,134 @@ def _read_all(cgroup, name, path):
         for n in range(len(table)):
             assert np.array_equal(table[n], stamp(n))
         return len(table)
+
+
+# ---- what a store's methods return ----------------------------------------------------
+
+
+class Answers(Memory):
+    """Does its work, and returns what it is given to return."""
+
+    def __init__(self, **returned):
+        super().__init__(8)
+        self.returned = returned
+
+    def read_into(self, offset, buffer):
+        return self.returned.get("read_into", super().read_into(offset, buffer))
+
+    def write_from(self, offset, buffer):
+        return self.returned.get("write_from", super().write_from(offset, buffer))
+
+    def sync(self):
+        super().sync()
+        return self.returned.get("sync")
+
+    def size(self):
+        return self.returned.get("size", super().size())
+
+
+class AsyncSync(Memory):
+    async def sync(self):
+        super().sync()
+
+
+class AsyncReadsAndWrites(Memory):
+    async def read_into(self, offset, buffer):
+        return super().read_into(offset, buffer)
+
+    async def write_from(self, offset, buffer):
+        return super().write_from(offset, buffer)
+
+
+def _dirty_one(space):
+    with space.write(1) as page:
+        page[:] = 7
+
+
+@pytest.mark.filterwarnings("error")  # a coroutine that nobody awaits or closes warns
+def test_a_sync_that_is_a_coroutine_leaves_the_pages_dirty(pool):
+    """An ``async def sync`` never ran, and the flush called its pages clean."""
+    store = AsyncSync(8)
+    space = pool.open_store("store", store)
+    _dirty_one(space)
+    with pytest.raises(StoreError, match=r"sync\(\) of AsyncSync returned <coroutine .*no async def"):
+        pool.flush()
+    gc.collect()
+    assert ("sync",) not in store.calls
+    assert pool.stats().frames["dirty"] == 1
+    space.remove(discard=True)
+    assert pool.check() == []
+
+
+@pytest.mark.parametrize("value", [False, True, 0, "done", object()], ids=["false", "true", "zero", "str", "object"])
+def test_a_sync_that_returns_something_leaves_the_pages_dirty(pool, value):
+    """A store that reports failure by ``return False`` was believed to have synced."""
+    store = Answers(sync=value)
+    space = pool.open_store("store", store)
+    _dirty_one(space)
+    with pytest.raises(StoreError, match=r"sync\(\) of Answers returned"):
+        pool.flush()
+    assert pool.stats().frames["dirty"] == 1
+    store.returned = {}
+    assert pool.flush() == 1
+    assert pool.check() == []
+
+
+SIZES = [None, True, 4096.0, "4096", -PAGE, 2**63, 2**64 * PAGE, (2**32 - 1) * PAGE, 10**5000, AsyncSync(0)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=[str(n) for n in range(len(SIZES))])
+def test_a_size_that_is_none_is_refused(pool, size):
+    """A store of 2**64 pages became a space of 0 pages, and a size of another type a TypeError from the inside."""
+    store = Answers(size=size)
+    with pytest.raises(StoreError, match=r"size\(\) of Answers returned .*an integer of 0 to") as refused:
+        pool.open_store("store", store)
+    if isinstance(size, int) and size < 10**100:
+        assert f"returned {size};" in str(refused.value)
+    assert pool._seg.spaces() == []
+    store.returned = {}
+    assert len(pool.open_store("store", store)) == 8
+    assert pool.check() == []
+
+
+def test_a_size_that_raises_is_a_store_error_with_that_cause(pool):
+    """Code that catches StoreError did not catch what size() raised."""
+    store = Memory(8)
+    failure = KeyError("no such object")
+    store.size = lambda: (_ for _ in ()).throw(failure)
+    with pytest.raises(StoreError, match=r"size\(\) of Memory failed: KeyError\('no such object'\)") as failed:
+        pool.open_store("store", store)
+    assert failed.value.__cause__ is failure
+    assert pool._seg.spaces() == []
+    assert pool.check() == []
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, float(PAGE), str(PAGE), 10**5000], ids=["none", "true", "float", "str", "long"]
+)
+def test_a_read_or_a_write_that_returns_no_integer_is_refused(pool, value):
+    """A float that is equal to the number of bytes was taken, and an integer too long to print was a bare ValueError."""
+    store = Answers(read_into=value)
+    space = pool.open_store("store", store)
+    with pytest.raises(StoreError, match=r"read_into\(\) of Answers returned"):
+        space[2]
+    store.returned = {}
+    assert np.array_equal(space[2], stamp(2))
+    store.returned = {"write_from": value}
+    _dirty_one(space)
+    with pytest.raises(StoreError, match=r"write_from\(\) of Answers returned"):
+        pool.flush()
+    assert pool.stats().frames["dirty"] == 1
+    store.returned = {"write_from": np.int64(PAGE)}
+    assert pool.flush() == 1
+    assert pool.check() == []
+
+
+@pytest.mark.filterwarnings("error")
+def test_reads_and_writes_that_are_coroutines_are_refused(pool):
+    """They were told as a short read of <coroutine object> bytes, and warned that nobody awaited them."""
+    space = pool.open_store("store", AsyncReadsAndWrites(8))
+    with pytest.raises(StoreError, match=r"read_into\(\) of AsyncReadsAndWrites returned <coroutine .*no async def"):
+        space[2]
+    gc.collect()
+    assert pool.check() == []
