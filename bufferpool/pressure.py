@@ -18,10 +18,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from bufferpool._locks import Lock
+from bufferpool.descriptor import OwnDescriptor
 
 _PSI_LINE = re.compile(r"^(some|full) avg10=([\d.]+).*total=(\d+)", re.MULTILINE)
 # Wake when tasks stalled for 200 ms within two seconds: the window that processes without privilege may ask for.
 _TRIGGER = b"some 200000 2000000"
+_DEAD = select.POLLERR | select.POLLHUP | select.POLLNVAL
+_LOOK_S = 1.0  # between two looks whether the descriptors are ours
 MACHINE_PSI = "/proc/pressure/memory"
 _T = TypeVar("_T")
 
@@ -230,29 +233,41 @@ class SystemSource:
         self.directory = directory
         self._psi = psi_file()
         self._stall = Stall()
-        self._trigger = self._open_trigger() if trigger and self._psi else -1
-        self._woken, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._lock = Lock()  # of the descriptors: closed once, and never written to after that
+        self._woken = False
+        self._pipe: tuple[OwnDescriptor, OwnDescriptor] | None = self._open_pipe()
+        self._trigger = self._open_trigger() if trigger and self._psi else None
         _sources.add(self)
 
-    def _open_trigger(self) -> int:
-        """A descriptor that polls as ready (POLLPRI) while there is pressure; -1 where the kernel refuses."""
+    @staticmethod
+    def _open_pipe() -> tuple[OwnDescriptor, OwnDescriptor]:
+        """What :meth:`wake` ends a :meth:`wait` by: the end that is polled, and the end that is written to."""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            polled = OwnDescriptor(read)
+        except OSError:
+            os.close(write)
+            raise
+        return polled, OwnDescriptor(write)
+
+    def _open_trigger(self) -> OwnDescriptor | None:
+        """A descriptor that polls as ready (POLLPRI) while there is pressure; None where the kernel refuses."""
         assert self._psi is not None
         try:
-            fd = os.open(self._psi, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            trigger = OwnDescriptor(os.open(self._psi, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError:  # optional: without a trigger the steward looks at each round
-            return -1
+            return None
         try:
-            os.write(fd, _TRIGGER + b"\0")
+            os.write(trigger.number, _TRIGGER + b"\0")
         except OSError:
-            os.close(fd)
-            return -1
-        return fd
+            trigger.close()
+            return None
+        return trigger
 
     @property
     def triggered(self) -> bool:
         """Whether the kernel wakes us, rather than we look."""
-        return self._trigger >= 0
+        return self._trigger is not None and self._trigger.is_ours()
 
     def read(self) -> Reading:
         """The situation now."""
@@ -264,31 +279,67 @@ class SystemSource:
         return replace(look(self.directory), psi_some=some, psi_full=full)
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleeps until the time is up, :meth:`wake` is called, or pressure comes up (True)."""
-        poll = select.poll()
-        poll.register(self._woken, select.POLLIN)
-        if self._trigger >= 0:
-            poll.register(self._trigger, select.POLLPRI)
-        events = dict(poll.poll(max(0.0, timeout_s) * 1000))
-        if events.get(self._trigger, 0) & select.POLLERR:  # the cgroup is gone: look, as without a trigger
-            os.close(self._trigger)
-            self._trigger = -1
-        return bool(events.get(self._trigger, 0) & select.POLLPRI)
+        """Sleeps until the time is up, :meth:`wake` is called, or pressure comes up (True).
+
+        Other code of the process may close the descriptors. Those that are lost are not polled any more: without the
+        trigger the steward looks at each round, and without the pipe it looks each second whether it was woken.
+        """
+        until = time.monotonic() + timeout_s
+        while not self._woken:
+            left = until - time.monotonic()
+            if self._poll(min(max(0.0, left), _LOOK_S)):
+                return True
+            if left <= _LOOK_S:
+                break
+        return False
+
+    def _poll(self, seconds: float) -> bool:
+        """Sleeps once, on the descriptors that are ours; whether there is pressure."""
+        poll, fds = select.poll(), self._fds()
+        for fd, events in zip(fds, (select.POLLIN, select.POLLPRI), strict=True):
+            if fd >= 0:
+                poll.register(fd, events)
+        found = dict(poll.poll(seconds * 1000))
+        if self._fds() != fds:  # what was polled may have been another's
+            return False
+        events = found.get(fds[1], 0)
+        with self._lock:
+            if found.get(fds[0], 0) & _DEAD and self._pipe is not None:  # the other end is closed
+                self._drop_pipe()
+            if events & _DEAD and self._trigger is not None:  # the cgroup is gone: look, as without a trigger
+                self._trigger.close()
+                self._trigger = None
+        return bool(events & select.POLLPRI and not events & _DEAD)
+
+    def _fds(self) -> tuple[int, int]:
+        """The numbers of the pipe's end that is polled, and of the trigger; -1 for what is not there any more."""
+        with self._lock:
+            if self._pipe is not None and not all(end.is_ours() for end in self._pipe):
+                self._drop_pipe()
+            if self._trigger is not None and not self._trigger.is_ours():
+                self._trigger = None
+            return self._pipe[0].number if self._pipe else -1, self._trigger.number if self._trigger else -1
+
+    def _drop_pipe(self) -> None:
+        """Closes the ends that are ours."""
+        pipe, self._pipe = self._pipe, None
+        for end in pipe or ():
+            end.close()
 
     def wake(self) -> None:
         """Ends a :meth:`wait` of another thread, now and from now on."""
         with self._lock:
-            if self._waker >= 0:
-                os.write(self._waker, b"x")
+            woken, self._woken = self._woken, True
+            if not woken and self._fds()[0] >= 0 and self._pipe is not None:  # both ends are ours: no SIGPIPE
+                os.write(self._pipe[1].number, b"x")
 
     def close(self) -> None:
-        """Gives the descriptors back."""
+        """Gives the descriptors back that are ours still."""
         with self._lock:
-            fds = self._trigger, self._woken, self._waker
-            self._trigger = self._woken = self._waker = -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+            self._drop_pipe()
+            if self._trigger is not None:
+                self._trigger.close()
+            self._trigger = None
 
 
 _sources: "weakref.WeakSet[SystemSource]" = weakref.WeakSet()

@@ -31,6 +31,7 @@ from bufferpool._locks import Event
 from bufferpool.advise import Advice
 from bufferpool.errors import (
     BufferPoolError,
+    DescriptorLost,
     PoolClosed,
     PoolReadOnly,
     SegmentCorrupt,
@@ -191,11 +192,14 @@ class Steward:
             self.error = error
             raise  # threading.excepthook shows it; stop() raises it again
         finally:
-            if self.leads:
-                self.pool._seg.resign()
-                self.leads = False
-            self._source.close()
-            self._ended.set()
+            try:
+                if self.leads:
+                    with contextlib.suppress(DescriptorLost):  # the office went with the lock of that descriptor
+                        self.pool._seg.resign()
+                    self.leads = False
+                self._source.close()
+            finally:
+                self._ended.set()
 
     def _round_failed(self, error: Exception) -> None:
         """What may have passed by the next round: an event, and on."""

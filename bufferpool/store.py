@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
+from bufferpool.descriptor import OwnDescriptor
 from bufferpool.errors import DescriptorLost, FileSizeMismatch, LoaderOverrun, ShortRead, ShortWrite, StoreError
 from bufferpool.filestate import FileState, state_of
 
@@ -48,7 +49,6 @@ class Store(Protocol):
 class FileStore:
     """A file. Misses are read by the core, straight into the frame."""
 
-    _fd = -1
     native = True  # its pages need no look from Python
     created = False  # by this store
     trailer_bytes = 0  # at the end of a page, which are not the engine's
@@ -83,9 +83,7 @@ class FileStore:
                 with suppress(FileExistsError):  # somebody else was faster
                     fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
                     self.created = True
-        self._fd = _core.move_up(fd)
-        about = os.fstat(self._fd)
-        self._file = about.st_dev, about.st_ino
+        self._descriptor = OwnDescriptor(fd)
         if self.created:
             try:
                 sync_directory(os.path.dirname(self.path))
@@ -100,36 +98,28 @@ class FileStore:
                 if os.path.samestat(os.stat(self.path), os.fstat(self.fd)):
                     os.unlink(self.path)
 
-    def __del__(self) -> None:
-        if self._fd >= 0 and self.has_descriptor():
-            os.close(self._fd)
-        self._fd = -1
-
     def is_at_path(self) -> bool:
         """Whether the descriptor is the file's still, and the path leads to that file."""
         try:
             about = os.stat(self.path)
         except OSError:
             return False
-        return self.has_descriptor() and (about.st_dev, about.st_ino) == self._file
+        return self.has_descriptor() and (about.st_dev, about.st_ino) == self._descriptor.file
 
     def has_descriptor(self) -> bool:
         """Whether the descriptor is the file's still."""
-        try:
-            about = os.fstat(self._fd)
-        except OSError:
-            return False
-        return (about.st_dev, about.st_ino) == self._file
+        return self._descriptor.is_ours()
 
     @property
     def fd(self) -> int:
         """The descriptor, if it is the file's still: its number may be a stranger's by now. Raises DescriptorLost."""
-        if not self.has_descriptor():
+        fd = self._descriptor.number
+        if fd < 0:
             raise DescriptorLost(
                 f"the descriptor of {self.path} was closed behind the pool's back, as daemons do that close all that they "
                 "inherit; open the file again, and keep descriptors open that are not your own"
             )
-        return self._fd
+        return fd
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
         return os.preadv(self.fd, [buffer], offset)

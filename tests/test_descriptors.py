@@ -1,6 +1,7 @@
 """Descriptors that other code of the process closes behind the pool, and whose numbers strangers get."""
 
 import os
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import DescriptorLost
 from bufferpool.observer import Observer
+from bufferpool.pressure import SystemSource
+from bufferpool.store import FileStore
 
 from .children import run_python
 from .conftest import PAGE, WAIT, pins, stamp, wait_until
@@ -301,3 +304,160 @@ def test_a_client_whose_process_is_unknown_is_judged_by_its_byte_lock(pool, chil
 def _attach_and_die(name):
     bp.Pool.attach(name)
     os.kill(os.getpid(), 9)
+
+
+# ---- the steward's own ---------------------------------------------------------------------------
+
+_STEWARD_LOSES_ITS_DESCRIPTORS = """
+import os, sys, time
+import bufferpool as bp
+pool = bp.Pool.attach(sys.argv[1])
+before = set(os.listdir("/proc/self/fd"))
+pool.start_steward(interval=60.0)
+numbers = sorted(int(n) for n in set(os.listdir("/proc/self/fd")) | before if int(n) > 2)
+stranger = os.open(sys.argv[2], os.O_RDWR)
+os.closerange(3, stranger)
+os.closerange(stranger + 1, 1 << 16)
+for number in numbers:
+    os.dup2(stranger, number)
+try:
+    pool.stop_steward()
+except bp.errors.DescriptorLost:
+    pass  # what ended the thread, if it looked at the pool meanwhile
+for number in numbers:
+    assert os.path.samestat(os.fstat(number), os.stat(sys.argv[2])), number
+print("stopped")
+os._exit(0)
+"""
+
+
+def test_a_steward_writes_to_no_strangers_file_and_closes_none(pool, tmp_path):
+    """A steward was stopped after other code had closed its pipe and its trigger, and had opened its own files.
+
+    It wrote its byte to one of those files, and closed three of them. Where the segment's descriptor was lost too, the
+    steward's thread failed when it gave the office back, and the stop waited for ever.
+    """
+    path = tmp_path / "stranger"
+    path.write_bytes(b"s" * 1000)
+    done = run_python(_STEWARD_LOSES_ITS_DESCRIPTORS, pool.name, str(path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "stopped\n"
+    assert path.read_bytes() == b"s" * 1000
+    pool.reap()
+    assert pool.check() == []
+
+
+@pytest.fixture
+def source():
+    """A source, and the numbers of its descriptors."""
+    before = set(os.listdir("/proc/self/fd"))
+    made = SystemSource("/dev/shm")
+    names = [n for n in os.listdir("/proc/self/fd") if n not in before]
+    yield made, sorted(int(n) for n in names if os.path.lexists(f"/proc/self/fd/{n}"))
+    made.close()
+
+
+def _taken(numbers):
+    """Files that always poll as ready in the place of descriptors."""
+    ready = os.open("/dev/zero", os.O_RDWR)
+    for number in numbers:
+        os.dup2(ready, number)
+    os.close(ready)
+
+
+def _close_all(numbers):
+    for number in numbers:
+        os.close(number)  # raises if the source has closed it
+
+
+def test_a_source_does_not_poll_strangers_files(source):
+    """The numbers were those of files that are always ready: each wait ended at once, and the steward was a busy loop."""
+    waits, numbers = source
+    _taken(numbers)
+    began = time.monotonic()
+    assert waits.wait(0.5) is False
+    assert time.monotonic() - began >= 0.49
+    waits.wake()
+    assert waits.wait(600) is False
+    waits.close()
+    _close_all(numbers)
+
+
+def test_a_wait_that_loses_its_descriptors_goes_on_and_can_be_ended(source):
+    """The descriptors were taken while a steward slept on them: it slept on a file that nobody wakes."""
+    waits, numbers = source
+    thread = threading.Thread(target=waits.wait, args=(600,), daemon=True)
+    thread.start()
+    time.sleep(0.2)
+    quiet, write = os.pipe()
+    for number in numbers:
+        os.dup2(quiet, number)
+    time.sleep(0.2)
+    waits.wake()
+    thread.join(WAIT)
+    assert not thread.is_alive()
+    waits.close()
+    _close_all([*numbers, quiet, write])
+
+
+@pytest.mark.parametrize("which", range(2))
+def test_a_pipe_that_has_lost_one_end_is_not_used(source, which):
+    """One number only was closed: the other end polls as hung up at once, for ever, and a write to it is a SIGPIPE."""
+    waits, _numbers = source
+    os.close(waits._pipe[which].number)
+    began = time.monotonic()
+    assert waits.wait(0.5) is False
+    assert time.monotonic() - began >= 0.49
+    waits.wake()
+    assert waits.wait(600) is False
+
+
+def test_a_forked_child_closes_no_strangers_file(source):
+    """A child closes the source's descriptors that it inherits: the numbers were the application's by then."""
+    waits, numbers = source
+    _taken(numbers)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _close_all(numbers)
+            os._exit(0)
+        except BaseException:  # noqa: BLE001
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    waits.close()
+    _close_all(numbers)
+
+
+_WITHOUT_STANDARD_DESCRIPTORS = """
+import os, sys
+os.dup2(1, 100)
+os.closerange(0, 3)
+import bufferpool as bp
+pool = bp.Pool.attach(sys.argv[1])
+pool.start_steward()
+found = [n for n in range(3) if os.path.lexists(f"/proc/self/fd/{n}")]
+pool.stop_steward()
+os.write(100, repr(found).encode())
+os._exit(0)
+"""
+
+
+def test_a_steward_takes_no_standard_descriptor(pool):
+    """A process without descriptors 0 to 2 started a steward: what it printed went into the steward's pipe, until that was full."""
+    done = run_python(_WITHOUT_STANDARD_DESCRIPTORS, pool.name)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]"
+    pool.reap()
+    assert pool.check() == []
+
+
+def test_a_file_that_is_opened_anew_keeps_its_descriptor(data_file):
+    """It gets the number that was lost, and is the same file: the store that had lost it closed it when it was collected."""
+    path = data_file(4)
+    lost = FileStore(path, "r")
+    os.close(lost.fd)
+    again = FileStore(path, "r")
+    with pytest.raises(DescriptorLost):
+        lost.size()
+    del lost
+    assert again.size() == 4 * PAGE
