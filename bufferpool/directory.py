@@ -27,9 +27,9 @@ from bufferpool.errors import (
     StoreError,
 )
 from bufferpool.filestate import NO_FILE, FileState, changed, is_unchanged, recorded
-from bufferpool.flush import CHECKSUM, current, dirty_pages, file_store, flush_space, telling, write_over
+from bufferpool.flush import CHECKSUM, current, dirty_pages, file_store, flush_space, open_to_write, telling, write_over
 from bufferpool.jobs import working_on
-from bufferpool.space import Kind, Space, kind_name
+from bufferpool.space import Kind, Space, kind_name, removed_message
 from bufferpool.store import MOST_PAGES, Buffer, FileStore, Store, store_pages
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _connect(pool: "Pool", space: Space, truncate: bool) -> dict[str, Any] | Non
     state = _state(space._store)
     record = _find_record(pool, space, state, truncate)
     if space._generation is not None and (record is None or record["generation"] != space._generation):
-        raise SpaceRemoved(f"space {space.name!r} has been removed from pool {pool.name!r} since; open it again")
+        raise SpaceRemoved(removed_message(space.name))
     if record is None and space._options.get("found"):
         raise SpaceNotFound(no_such_space(pool, space.name))
     if record is not None:
@@ -380,7 +380,7 @@ def _remove_now(pool: "Pool", name: str, index: int, generation: int | None, dis
     with seg.lock_directory():
         record = record_of(pool, index)
         if record["generation"] != generation:
-            raise SpaceRemoved(f"space {name!r} has been removed already")
+            raise SpaceRemoved(removed_message(name))
         if record["owner"] and not record["mine"]:
             raise SpacePrivate(f"{name!r} belongs to client {record['owner']} alone, which removes it")
         dirty = dirty_pages(pool, record)
@@ -435,13 +435,13 @@ def overwrite(pool: "Pool", name: str) -> int:
     """See :meth:`Pool.overwrite`."""
     record, lsn = record_named(pool, name), pool.durable_lsn
     if record["kind"] == Kind.FILE:
-        store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
+        store = open_to_write(pool, record)
         _refuse_held_back(pool, record, lsn)
         claim(pool, store)
         with telling(pool, record), pool._seg.lock_flush(record["index"]), working_on(record["index"]):
             found = current(pool, record)
             if found is None:
-                raise SpaceRemoved(f"space {name!r} was removed meanwhile")
+                raise SpaceRemoved(removed_message(name))
             _refuse_held_back(pool, found, lsn)
             now = store.state()
             if isinstance(store, CheckedFile):

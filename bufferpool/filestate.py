@@ -140,14 +140,17 @@ def refuse_changed(pool: "Pool", record: dict[str, Any], store: "FileStore", int
     """Raises FileChanged if somebody else has changed the file of a space. Under the flush lock, before it is written."""
     what = _what_happened(pool, record, store, interrupted)
     if what:
-        raise changed(pool, record, what, dirty)
+        raise changed(pool, record, what, dirty, missing=not os.path.exists(store.path))
 
 
-def changed(pool: "Pool", record: dict[str, Any], what: str, dirty: int) -> FileChanged:
-    """The error, with the ways out."""
+def changed(pool: "Pool", record: dict[str, Any], what: str, dirty: int, *, missing: bool = False) -> FileChanged:
+    """The error, with the ways out; ``missing``: nothing is at the path, so nothing can be written over it yet."""
     name = record["name"]
+    first = "Restore the file"
+    if missing:
+        first += " at its path, or create an empty file there first (pages that are not dirty are zeros in it, or do not exist)"
     return FileChanged(
-        f"{record['path']} {what}, and the pool has {dirty} dirty pages of it; nothing was written. Restore the file, or look at "
+        f"{record['path']} {what}, and the pool has {dirty} dirty pages of it; nothing was written. {first}, or look at "
         f"the pages (pool.dirty_pages({name!r}), bufferpool dirty {pool.name} {name}), then give them up (pool.discard({name!r}), "
         f"bufferpool discard {pool.name} {name}) or write them over the change (pool.overwrite({name!r}), "
         f"bufferpool flush {pool.name} {name} --overwrite)"

@@ -17,7 +17,7 @@ import numpy as np
 from bufferpool import trouble
 from bufferpool.checksum import CheckedFile, Repair
 from bufferpool.claim import claim
-from bufferpool.errors import BufferPoolError, ShortWrite, StoreError
+from bufferpool.errors import BufferPoolError, ShortWrite, StoreError, caused
 from bufferpool.events import What
 from bufferpool.filestate import Doubt, FileState, changed, refuse_changed, stamped
 from bufferpool.jobs import working_on
@@ -160,6 +160,19 @@ def can_write(pool: "Pool", record: dict[str, Any]) -> bool:
     return record["kind"] == Kind.FILE or (known is not None and known[0] == record["generation"])
 
 
+def open_to_write(pool: "Pool", record: dict[str, Any]) -> FileStore:
+    """Opens the file that a space's path leads to now, to write its dirty pages. Raises FileChanged, StoreError."""
+    try:
+        store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        gone = changed(pool, record, "was moved away or deleted", dirty_pages(pool, record), missing=True)
+        raise caused(gone, error) from error
+    except (OSError, ImportError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {why}") from error
+    return store
+
+
 def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
     """The store to flush a space with, opened here if this process has not."""
     known = pool._stores.get(record["index"])
@@ -169,13 +182,7 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
         raise StoreError(
             f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)"
         )
-    try:
-        store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
-    except FileNotFoundError as error:
-        raise changed(pool, record, "was moved away or deleted", dirty_pages(pool, record)) from error
-    except (OSError, ImportError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {why}") from error
+    store = open_to_write(pool, record)
     claim(pool, store)
     pool._stores[record["index"]] = (record["generation"], store)
     return store

@@ -29,6 +29,7 @@ from bufferpool.inspection import Inspection
 from bufferpool.jobs import Jobs
 from bufferpool.mounts import has_huge_pages
 from bufferpool.pressure import Source, given
+from bufferpool.request import FIXED
 from bufferpool.sizes import lsn_of, parse_size, seconds_of
 from bufferpool.space import Kind, Loader, Space
 from bufferpool.steward import STOP_S, Settings, Steward
@@ -281,7 +282,8 @@ class Pool(Attachment, Inspection):
 
         Needs no handle. All other pages are what the file that has the space's path now has. If it was
         cut, pages that it has lost and that are not dirty read as zeros, or do not exist. If it was cut or is another file,
-        handles that are open raise SpaceRemoved afterwards. Raises FileNotFoundError, FileSizeMismatch, SpaceNotFound, StoreError;
+        handles that are open raise SpaceRemoved afterwards. If there is no file at the path, it raises FileChanged:
+        restore the file, or create an empty one, first. Raises FileChanged, FileSizeMismatch, SpaceNotFound, StoreError;
         and SpaceBusy, before anything is done, if the LSN of a dirty page is above ``durable_lsn``.
         """
         self._require_writable("write pages")
@@ -351,9 +353,10 @@ class Pool(Attachment, Inspection):
         self._require_writable("change the budget")
         frames = parse_size(capacity, "capacity") // self.page_size
         if not segment.MIN_FRAMES <= frames <= self.max_frames:
+            more = f"; {FIXED}" if frames > self.max_frames else ""
             raise ValueError(
-                f"capacity must be {segment.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes "
-                f"(max_capacity, fixed when the pool was created: to have more, flush, remove the pool and create it with a larger one), not {capacity!r}"
+                f"capacity must be {segment.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes, "
+                f"not {capacity!r}{more}"
             )
         return reclaim.resize(self, frames, seconds_of(timeout)) * self.page_size
 

@@ -18,6 +18,7 @@ from bufferpool.errors import PoolExhausted, SegmentError, StoreError, WouldDead
 from bufferpool.events import What, Why
 from bufferpool.flush_jobs import hanging, start_flushes, start_log_sync
 from bufferpool.jobs import Job
+from bufferpool.request import FIXED
 from bufferpool.space import Kind
 
 if TYPE_CHECKING:
@@ -135,6 +136,13 @@ def make_room(pool: "Pool", want: Room, what: str, dirty: int, in_use: int, erro
     want.last = time.monotonic()
 
 
+def _give_more(pool: "Pool") -> str:
+    """How the pool may have more frames."""
+    if pool.budget_frames < pool.max_frames:
+        return f"give the pool more (pool.resize(), up to {pool.max_frames} frames)"
+    return f"give a new pool more ({FIXED})"
+
+
 def scratch_message(pool: "Pool", held: int, most: int) -> str:
     """Why no more scratch pages can be written: which spaces have how many, and whose they are."""
     frames = inspect.read_frames(pool)
@@ -150,7 +158,7 @@ def scratch_message(pool: "Pool", held: int, most: int) -> str:
     return (
         f"{held} of {pool.budget_frames} frames of pool {pool.name!r} hold scratch pages that nothing can evict "
         f"({', '.join(parts[:5])}{more}), and they may have {most}: the rest is kept for everybody else. "
-        "Give the pool more (pool.resize()), drop pages (space.drop()), or make them discardable (discardable=True)"
+        f"Drop pages (space.drop()), make them discardable (discardable=True), or {_give_more(pool)}"
     )
 
 
@@ -178,7 +186,7 @@ def exhausted_message(pool: "Pool") -> str:
         parts.append(f"{busy} in use by operations under way")
     return (
         f"no frame can be had in pool {pool.name!r}: of {status['budget_frames']} frames, {'; '.join(parts)}. "
-        "Release pins (delete arrays over pages), flush or drop pages, or give the pool more: pool.resize()"
+        f"Release pins (delete arrays over pages), flush or drop pages, or {_give_more(pool)}"
     )
 
 

@@ -73,7 +73,7 @@ class Request:
         has = {"capacity": status["asked_frames"], "min_capacity": status["min_frames"]}
         has |= {"max_capacity": geometry["max_frames"], "extent_size": geometry["extent_frames"]}
         found = [
-            Difference(name, asked * size, has[name] * size, _REMEDIES.get(name, ""), _size)
+            Difference(name, asked * size, has[name] * size, _remedy(name, asked, has), _size)
             for name, asked in frames.items()
             if asked is not None and asked != has[name]
         ]
@@ -92,10 +92,19 @@ class Request:
 
 
 _IN_FRAMES = ("capacity", "min_capacity", "max_capacity", "extent_size")
-_REMEDIES = {
-    "capacity": "pool.resize() changes it",
-    "min_capacity": "pool.resize() below it lowers it",
-}
+FIXED = (
+    "max_capacity was fixed at creation: to have more, flush, remove the pool and create it with a larger max_capacity="
+)
+
+
+def _remedy(name: str, asked: int, has: dict[str, int]) -> str:
+    """How to change what is ``asked`` for in a pool that ``has`` otherwise; "" if it is fixed."""
+    if name == "capacity":
+        return "pool.resize() changes it" if asked <= has["max_capacity"] else FIXED
+    if name == "min_capacity":
+        lower = asked < has["min_capacity"]
+        return "pool.resize() below it lowers it" if lower else "only a new pool has more: create it with min_capacity="
+    return ""
 
 
 def _size(n: int) -> str:

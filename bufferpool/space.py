@@ -37,6 +37,15 @@ class Kind(IntEnum):
     STORE = 4
 
 
+def removed_message(name: str) -> str:
+    """What SpaceRemoved says of a space."""
+    return (
+        f'space {name!r} has been removed from its pool since this handle was opened: by open_file(mode="w+"), '
+        "open_derived with another version=, pool.discard(), pool.overwrite() or space.remove(), here or in another process; "
+        "open it again"
+    )
+
+
 def kind_name(kind: int) -> str:
     """The name of a kind of space, as the segment has it."""
     return Kind(kind).name.lower() if kind in Kind._value2member_map_ else f"kind {kind}"
@@ -210,6 +219,10 @@ class Space(_core.Space):
 
         Raises StoreError, WaitTimeout."""
         return self.pool.flush(self, timeout=timeout)
+
+    def _removed(self) -> str:
+        """The message of SpaceRemoved, which the core raises too."""
+        return removed_message(self.name)
 
     def remove(self, *, discard: bool = False) -> None:
         """Takes the space out of the pool, for every process.

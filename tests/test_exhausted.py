@@ -239,3 +239,33 @@ def test_pages_that_cannot_go_do_not_stay_hot(make_pool, data_file):
     stats = pool.stats()
     assert stats.frames["dirty"] == kept
     assert stats.evictions_recycled > 10_000
+
+
+@pytest.mark.parametrize("scratch", [False, True], ids=["pins", "scratch"])
+def test_resize_is_a_remedy_up_to_max_capacity_only(make_pool, data_file, scratch):
+    """PoolExhausted named pool.resize() to pools that had their max_capacity, and resize() raised ValueError."""
+    pool, kept = make_pool(16 * PAGE, max_capacity=32 * PAGE), []
+    table, work = pool.open_file(data_file(64)), pool.scratch("work", 64)
+
+    def use_all():
+        for n in range(64):
+            if scratch:
+                with work.write(n) as page:
+                    page[:] = 1
+            else:
+                kept.append(table[n])
+
+    with pytest.raises(PoolExhausted, match=r"pool\.resize\(\), up to 32 frames") as full:
+        use_all()
+    assert "fixed at creation" not in str(full.value)
+    pool.resize(32 * PAGE)
+    with pytest.raises(PoolExhausted, match=r"max_capacity was fixed at creation.*larger max_capacity=") as full:
+        use_all()
+    assert "resize" not in str(full.value)
+    with pytest.raises(ValueError, match="max_capacity was fixed at creation"):
+        pool.resize(64 * PAGE)
+    with pytest.raises(ValueError, match="capacity must be") as small:
+        pool.resize(PAGE)
+    assert "fixed at creation" not in str(small.value)
+    kept.clear()
+    assert pool.check() == []

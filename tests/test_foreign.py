@@ -384,12 +384,28 @@ def test_pages_of_a_deleted_file_can_be_saved_and_written_once_it_is_back(pool, 
     fill(space, [6], version=1)
     backup = path.read_bytes()
     path.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileChanged, match="create an empty file"):
         pool.overwrite(space.name)
     assert [n for n, _ in pool.dirty_pages(space.name)] == [6]
     path.write_bytes(backup)
     assert pool.overwrite(space.name) == 1
     assert page_of(path, 6) == stamp(6, version=1).tobytes()
+
+
+def test_pages_of_a_deleted_file_can_be_written_to_an_empty_file(pool, data_file, attach):
+    """FileChanged offered overwrite, which was a bare FileNotFoundError: there was no file to write over."""
+    path = settle(data_file(16))
+    space = pool.open_file(path, "r+")
+    fill(space, [6], version=1)
+    path.unlink()
+    for refused in (pool.flush, attach(pool).flush, lambda: pool.overwrite(space.name)):
+        with pytest.raises(FileChanged, match=r"deleted.* at its path, or create an empty file there first") as told:
+            refused()
+    assert told.value.errno == errno.ENOENT
+    path.touch()
+    assert pool.overwrite(space.name) == 1
+    assert page_of(path, 6) == stamp(6, version=1).tobytes()
+    assert pool.check() == []
 
 
 def test_who_may_only_read_looks_and_changes_nothing(stuck):

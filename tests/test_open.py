@@ -74,6 +74,21 @@ def test_what_can_be_changed_and_differs_is_a_warning(opened, what, asked, remed
     assert opened.stats().budget_bytes == 64 * PAGE
 
 
+@pytest.mark.parametrize(
+    ("what", "asked", "remedy"),
+    [
+        ("capacity", 256 * PAGE, "max_capacity was fixed at creation.*max_capacity="),
+        ("min_capacity", 32 * PAGE, "create it with min_capacity="),
+    ],
+)
+def test_resize_is_no_remedy_where_it_would_be_refused(opened, what, asked, remedy):
+    """The warning said that pool.resize() changes it, and resize() raised ValueError."""
+    with pytest.warns(PoolDiffers, match=f"{what} is .*, not .*{remedy}") as told:
+        bp.Pool.open(opened.name, **{what: asked}).close()
+    assert "resize" not in str(told[0].message)
+    assert opened.check() == []
+
+
 def test_all_that_differs_is_said_at_once(opened):
     with pytest.raises(PoolMismatch) as told:
         bp.Pool.open(opened.name, 32 * PAGE, max_clients=9, max_pages=1 << 21)

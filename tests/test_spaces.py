@@ -335,3 +335,17 @@ def test_a_slot_whose_generations_are_used_up_takes_no_more_spaces(pool):
     with pytest.raises(SpaceRemoved):
         first[1]
     assert pool.check() == []
+
+
+def test_space_removed_names_the_space_and_what_removes_one(pool, data_file):
+    """ "The space has been removed" named no space, and no cause: the user looked for a remove() that nobody had called."""
+    path = data_file(8)
+    handle = pool.open_file(path, "r+", name="orders")
+    pool.open_file(path, "w+", name="orders")
+    uses = [lambda: handle[1], lambda: len(handle), handle.append, lambda: handle.write(1).__enter__(), handle.remove]
+    for use in uses:
+        with pytest.raises(
+            SpaceRemoved, match=r"space 'orders' .*w\+.*version=.*discard.*overwrite.*remove.*open it again"
+        ):
+            use()
+    assert pool.check() == []

@@ -22,9 +22,18 @@ int ready_space(SpaceObject* sp) {
     return -1;
 }
 
+// Raises SpaceRemoved: which space, and what usually removes one. Null.
+PyObject* raise_space_removed(SpaceObject* sp) {
+    PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_removed", nullptr);
+    if (!message) return nullptr;
+    raise("SpaceRemoved", "%U", message);
+    Py_DECREF(message);
+    return nullptr;
+}
+
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n) {
     if (space_generation(extent) != sp->generation)
-        raise("SpaceRemoved", "the space has been removed from its pool; open it again");
+        raise_space_removed(sp);
     else
         raise("PageOutOfRange", "page %S does not exist: the space has %llu pages, numbered from 0", n,
               (unsigned long long)space_pages(extent));

@@ -72,6 +72,7 @@ extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType,
 PyObject* raise(const char* error, const char* format, ...);  // an error of errors.py, or a built-in
 PyObject* raise_errno(int error, const char* what);
 PyObject* raise_unmapped(int error);
+PyObject* raise_space_removed(SpaceObject* space);  // load.cpp
 void raise_status(Status status, SpaceObject* space, u64 page_no);
 bool read_header(int fd, Header& h);
 PyObject* geometry_dict(const Header& h);

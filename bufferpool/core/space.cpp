@@ -69,7 +69,7 @@ static Py_ssize_t space_length(PyObject* self) {
     if (ready_space(sp) < 0) return -1;
     u64 extent = space_slot(sp).extent.load_acquire();
     if (space_generation(extent) != sp->generation) {
-        raise("SpaceRemoved", "the space has been removed from its pool; open it again");
+        raise_space_removed(sp);
         return -1;
     }
     return Py_ssize_t(space_pages(extent));
@@ -257,7 +257,7 @@ static PyObject* space_append(PyObject* self, PyObject*) {
     SpaceHooks hooks{sp, 0};
     Status status = reserve_number(*sp->seg->s, place_of(sp, 0), sp->max_pages, hooks, page_no);
     if (status == Status::OK) return new_write(sp, page_no, true, 10'000'000'000u);
-    if (status == Status::REMOVED) return raise("SpaceRemoved", "the space has been removed from its pool; open it again");
+    if (status == Status::REMOVED) return raise_space_removed(sp);
     if (status == Status::TOO_LONG)
         return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages", sp->max_pages);
     return answer(status, sp, page_no), nullptr;

@@ -69,8 +69,10 @@ static void set_closed(WriteObject* w) {
 static bool is_ours(WriteObject* w) { return w->space->seg->s && w->space->seg->s->me && w->forks == w->space->seg->forks; }
 
 static void raise_removed(WriteObject* w) {
-    raise("SpaceRemoved", "the space was removed from its pool while page %llu was being written; nothing is published",
-          (unsigned long long)w->page_no);
+    PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(w->space), "_removed", nullptr);
+    if (!message) return;
+    raise("SpaceRemoved", "page %llu was being written, and nothing of it is published: %U", (unsigned long long)w->page_no, message);
+    Py_DECREF(message);
 }
 
 static PyObject* raise_parents(WriteObject* w) {
