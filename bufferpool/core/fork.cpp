@@ -60,6 +60,14 @@ void unmap_client(Segment* s) {
     unmake(s);
 }
 
+static bool has_client(const Segment& s, u32 c) {
+    if (!mapped_mutex.try_lock()) return true;  // a fork is being prepared, or the list changes: look again later
+    bool found = false;
+    for (Segment* p = mapped_segments; p; p = p->next) found |= p->me == c && p->device == s.device && p->inode == s.inode;
+    mapped_mutex.unlock();
+    return found;
+}
+
 // ---- before and after ----------------------------------------------------------
 
 // A slot for the child, and what holds it: a description of the child's own; or, where none can be opened, its
@@ -171,6 +179,9 @@ static void after_fork_child() {
     forget_signals();
 }
 
-void watch_forks() { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
+void watch_forks() {
+    is_our_client = has_client;
+    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
 
 }  // namespace bp

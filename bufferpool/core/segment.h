@@ -133,6 +133,10 @@ void record_load(Segment& s, u32 page, u32 kind);  // the same, of any page that
 void look_after_window(Segment& s);                // opens or ends a window whose time has come
 void drain(Segment& s);                            // ends the window now
 
+// Whether a client is one that this process is, or was until its descriptor was closed: fork.cpp, which has the
+// list. Of other processes, the kernel is asked.
+inline bool (*is_our_client)(const Segment& s, u32 c) = nullptr;
+
 struct Segment {
     u8* base = nullptr;
     u8* advice = nullptr;
@@ -259,8 +263,9 @@ struct Segment {
     bool still_maps(u32 c) const {
 #ifndef BP_BYTE_LOCKS_ONLY  // tests whose clients are threads of one process
         const Client& slot = clients[c - 1];
-        return slot.state.load_acquire() != CLIENT_FREE &&
-               prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode, slot.unlocked.load_relaxed());
+        if (slot.state.load_acquire() == CLIENT_FREE) return false;
+        if (is_our_client && slot.pid.load_relaxed() == prim::process_id()) return is_our_client(*this, c);
+        return prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode, slot.unlocked.load_relaxed());
 #else
         return c == 0;
 #endif
