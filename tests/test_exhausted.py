@@ -35,7 +35,7 @@ def test_pool_exhausted_names_the_clients_that_pin(pool, data_file, child, spawn
     assert "64 pinned" in text
     assert f"(pid {other.pid}) pins 10" in text
     assert f"(pid {os.getpid()}) pins 54" in text
-    for what in ("of 64 frames", "Release pins", "resize", pool.name):
+    for what in ("of 64 frames", "Release pins", "max_capacity=", pool.name):
         assert what in text
     after = pool.stats()
     assert (after.resident_bytes, after.frames, after.clients) == (before.resident_bytes, before.frames, before.clients)
