@@ -227,8 +227,14 @@ class Attachment:
                 return self._segment
             if self._closed:
                 raise PoolClosed(f"pool {self.name!r} is closed; attach it again")
-            if self._unpickled and self._join() and self._segment is not None:
-                return self._segment
+            if not self._unpickled:
+                return self._attach()
+            with _sharing:  # copies that are used for the first time together get one attachment
+                return self._segment if self._join() and self._segment is not None else self._attach()
+
+    def _attach(self) -> _core.Segment:
+        """A new attachment to the segment."""
+        with self._lock:
             fd = segment.open_trusted(self.path, self._owner)
             try:
                 uuid = _core.geometry(fd)["uuid"]

@@ -60,7 +60,7 @@ def geometry_end(damaged):
 
 def test_the_tests_know_where_the_geometry_is(damaged):
     page_size, _, _, extent_frames, max_frames, max_clients = struct.unpack("<6I", damaged.read(GEOMETRY_AT, 24))
-    assert (page_size, extent_frames, max_frames, max_clients) == (PAGE, 4, 64, 64)
+    assert (page_size, extent_frames, max_frames, max_clients) == (PAGE, 4, 64, 256 + 16)  # 16 guests
     assert struct.unpack("<I", damaged.read(VERSION_AT, 4)) == (_core.LAYOUT_VERSION,)
     assert geometry_end(damaged) > GEOMETRY_AT
 
