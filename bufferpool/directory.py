@@ -11,12 +11,13 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bufferpool.checksum import CheckedFile
-from bufferpool.claim import claim, release
+from bufferpool.claim import claimed, drop_unused, keep_store
 from bufferpool.errors import (
     SpaceBusy,
     SpaceFull,
@@ -82,19 +83,17 @@ def bind(pool: "Pool", space: Space, truncate: bool = False) -> None:
             options["path"], options["mode"], pool.page_size, bool(options.get("checksum")), options.get("repair")
         )
     store, record = space._store, None
-    claimed = isinstance(store, FileStore) and options["mode"] == "r+" and claim(pool, store)
     try:
-        while record is None:  # None: the directory has changed since we looked
-            record = _connect(pool, space, truncate)
-    except BaseException:
-        if claimed and isinstance(store, FileStore):
-            release(pool, *store.state().file)
-        raise
+        with claimed(pool, store) if isinstance(store, FileStore) and options["mode"] == "r+" else nullcontext():
+            while record is None:  # None: the directory has changed since we looked
+                record = _connect(pool, space, truncate)
+    finally:
+        drop_unused(pool)
     fd = store.fd if isinstance(store, FileStore) and store.native else -1
     if store is not None and space.kind in (Kind.FILE, Kind.STORE):
         mine = pool._stores.get(record["index"])
         if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
-            pool._stores[record["index"]] = (record["generation"], store)
+            keep_store(pool, record, store)
     writable = space.kind is Kind.SCRATCH or (space.kind is not Kind.DERIVED and options.get("mode") == "r+")
     _bind_record(pool, space, record, fd, writable=writable and pool.mode == "r+")
 
@@ -393,8 +392,7 @@ def _remove_now(pool: "Pool", name: str, index: int, generation: int | None, dis
             return None
         # What somebody has begun to use in this moment is removed when that is over.
         _, freed = seg.remove_space(index)
-    pool._stores.pop(index, None)
-    release(pool, record["device"], record["inode"])
+    drop_unused(pool)
     if freed:
         pool._give_back(freed, "drop")
     return dirty
@@ -434,23 +432,33 @@ def discard(pool: "Pool", name: str) -> int:
 def overwrite(pool: "Pool", name: str) -> int:
     """See :meth:`Pool.overwrite`."""
     record, lsn = record_named(pool, name), pool.durable_lsn
-    if record["kind"] == Kind.FILE:
-        store = open_to_write(pool, record)
-        _refuse_held_back(pool, record, lsn)
-        claim(pool, store)
-        with telling(pool, record), pool._seg.lock_flush(record["index"]), working_on(record["index"]):
-            found = current(pool, record)
-            if found is None:
-                raise SpaceRemoved(removed_message(name))
-            _refuse_held_back(pool, found, lsn)
-            now = store.state()
-            if isinstance(store, CheckedFile):
-                store.lost_below = found["stored"] * pool.page_size
-            if now.file != recorded(found).file or now.size < found["stored"] * pool.page_size:
-                return _write_over_and_remove(pool, found, store, lsn)
-            adopt(pool, found, store)
-            pool._stores[record["index"]] = (record["generation"], store)
-    return flush_space(pool, record, lsn)
+    if record["kind"] != Kind.FILE:
+        return flush_space(pool, record, lsn)
+    store = open_to_write(pool, record)
+    _refuse_held_back(pool, record, lsn)
+    try:
+        with claimed(pool, store):  # it may be a file that no space has
+            written = _overwrite_file(pool, record, store, lsn)
+            return flush_space(pool, record, lsn) if written is None else written
+    finally:
+        drop_unused(pool)
+
+
+def _overwrite_file(pool: "Pool", record: dict[str, Any], store: FileStore, lsn: int) -> int | None:
+    """Writes the dirty pages to another file, or one that was cut. None: it is the same file, and a flush writes them."""
+    with telling(pool, record), pool._seg.lock_flush(record["index"]), working_on(record["index"]):
+        found = current(pool, record)
+        if found is None:
+            raise SpaceRemoved(removed_message(record["name"]))
+        _refuse_held_back(pool, found, lsn)
+        now = store.state()
+        if isinstance(store, CheckedFile):
+            store.lost_below = found["stored"] * pool.page_size
+        if now.file != recorded(found).file or now.size < found["stored"] * pool.page_size:
+            return _write_over_and_remove(pool, found, store, lsn)
+        adopt(pool, found, store)
+        keep_store(pool, record, store)
+        return None
 
 
 def _refuse_held_back(pool: "Pool", record: dict[str, Any], lsn: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bufferpool import trouble
 from bufferpool.checksum import CheckedFile, Repair
-from bufferpool.claim import claim
+from bufferpool.claim import claim, keep_store
 from bufferpool.errors import BufferPoolError, ShortWrite, StoreError, caused
 from bufferpool.events import What
 from bufferpool.filestate import Doubt, FileState, changed, refuse_changed, stamped
@@ -184,7 +184,7 @@ def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
         )
     store = open_to_write(pool, record)
     claim(pool, store)
-    pool._stores[record["index"]] = (record["generation"], store)
+    keep_store(pool, record, store)
     return store
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bufferpool import directory, inspect, reclaim, segment, warm
 from bufferpool.attachment import Attachment
 from bufferpool.checksum import Repair
+from bufferpool.claim import drop_unused
 from bufferpool.directory import (
     DISCARDABLE,
     WRITABLE,
@@ -243,6 +244,7 @@ class Pool(Attachment, Inspection):
         """
         if space is not None:
             len(space)  # attaches one that was unpickled; refuses one that was removed, whose slot another may have
+        drop_unused(self)
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
         records = [
             r
@@ -452,6 +454,7 @@ class Pool(Attachment, Inspection):
 
         Happens by itself wherever a dead client stands in somebody's way.
         """
+        drop_unused(self)
         return int(self._seg.reap())
 
     def check(self) -> list[str]:

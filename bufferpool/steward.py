@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from bufferpool import _core, events, flush, flush_jobs, govern, inspect, reclaim, segment, warm
 from bufferpool._locks import Event
 from bufferpool.advise import Advice
+from bufferpool.claim import drop_unused
 from bufferpool.errors import (
     BufferPoolError,
     DescriptorLost,
@@ -214,6 +215,7 @@ class Steward:
     def round(self) -> None:
         """One round, if this process has the office or can get it."""
         seg, before = self.pool._seg, self.leads
+        drop_unused(self.pool)  # also without the office: this process may have had it
         predecessor = seg.lead(self._worth)
         self.leads = predecessor >= 0
         if not self.leads:

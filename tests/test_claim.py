@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import claim
+from bufferpool import claim, directory
 from bufferpool.errors import FileInUse, SpaceFull, StoreError
 from tests.children import run_python
-from tests.conftest import WAIT, fill, stamp
+from tests.conftest import WAIT, fill, stamp, wait_until
 from tests.disks import dirty
 
 
@@ -64,6 +64,51 @@ def test_a_file_is_free_once_no_process_of_the_first_pool_writes_it(two, data_fi
         assert run_python(code).returncode == -signal.SIGKILL
     fill(other.open_file(path, "r+"), [3], version=1)
     assert other.flush() == 1
+
+
+@pytest.mark.parametrize("when", ["flush", "open", "reap", "steward"])
+def test_a_claim_ends_in_every_process_when_the_space_is_removed_by_one(two, attach, data_file, when):
+    """A second client kept its claim, and its descriptors of the file, until its process ended: FileInUse for another pool."""
+    one, other = two
+    path, unrelated = data_file(16), data_file(16)
+    client = attach(one)
+    space = one.open_file(path, "r+")
+    fill(client.open_file(path, "r+"), [3], version=1)
+    assert client.flush() == 1
+    space.remove()
+    with pytest.raises(FileInUse):
+        other.open_file(path, "r+")
+    if when == "open":
+        client.open_file(unrelated, "r+")
+    elif when == "steward":
+        client.start_steward(interval=0.01)
+    else:
+        getattr(client, when)()
+    wait_until(lambda: not any(store.path == str(path) for store in list(client._claims.values())), "the claim ends")
+    assert not any(store.path == str(path) for _, store in client._stores.values())
+    fill(other.open_file(path, "r+"), [4], version=1)
+    assert other.flush() == 1
+    assert one.check() == []
+    assert other.check() == []
+
+
+def test_a_claim_is_kept_while_its_space_is_being_opened(two, data_file, monkeypatch):
+    """A file is claimed before its space is in the directory: a steward's round in between must not end the claim."""
+    one, other = two
+    path = data_file(16)
+    connect = directory._connect
+
+    def after_a_round(pool, space, truncate):
+        claim.drop_unused(pool)
+        return connect(pool, space, truncate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(directory, "_connect", after_a_round)
+        fill(one.open_file(path, "r+"), [3], version=1)
+    with pytest.raises(FileInUse):
+        other.open_file(path, "r+")
+    assert one.flush() == 1
+    assert one.check() == []
 
 
 def test_a_flush_by_a_process_that_opened_nothing_does_not_write_another_pools_file(two, attach, data_file):
