@@ -230,7 +230,7 @@ class Attachment:
             if not self._unpickled:
                 return self._attach()
             with _sharing:  # copies that are used for the first time together get one attachment
-                return self._segment if self._join() and self._segment is not None else self._attach()
+                return self._join() or self._attach()
 
     def _attach(self) -> _core.Segment:
         """A new attachment to the segment."""
@@ -263,23 +263,22 @@ class Attachment:
             seg.give_to(self)  # from here on it is ours, and a forked child inherits it
             return seg
 
-    def _join(self) -> bool:
-        """Uses the attachment that this process has to the segment, if it has one.
+    def _join(self) -> _core.Segment | None:
+        """Uses the attachment that this process has to the segment; None if it has none. Under ``_sharing``.
 
         A pool that was unpickled would take a client slot and a mapping for every copy: executors make
         one for each task.
         """
-        with _sharing:
-            for other in list(_open_pools):
-                if other._segment is None or other._uuid != self._uuid or other.path != self.path:
-                    continue
-                self._geometry, self._data, self._handles = other._geometry, other._data, other._handles
-                self._stores, self._claims = other._stores, other._claims
-                self._handles.add(self)
-                _open_pools.add(self)
-                self._segment = other._segment
-                return True
-        return False
+        for other in list(_open_pools):
+            if other._segment is None or other._uuid != self._uuid or other.path != self.path:
+                continue
+            self._geometry, self._data, self._handles = other._geometry, other._data, other._handles
+            self._stores, self._claims = other._stores, other._claims
+            self._handles.add(self)
+            _open_pools.add(self)
+            self._segment = other._segment
+            return self._segment
+        return None
 
     def _leave(self) -> bool:
         """Gives up this handle's part in an attachment that other handles use. False: there are none."""
