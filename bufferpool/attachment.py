@@ -1,14 +1,14 @@
 """A process and a segment: creating, finding, attaching, leaving, removing."""
 
 import atexit
+import mmap
 import os
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from bufferpool import _core, events, segment
 from bufferpool._locks import Lock
@@ -29,6 +29,7 @@ from bufferpool.sizes import parse_size
 from bufferpool.sizing import LEAST_BYTES, auto, look
 from bufferpool.store import FileStore, Store
 
+Mapped = np.memmap[Any, np.dtype[np.uint8]]
 _open_pools: "weakref.WeakSet[Attachment]" = weakref.WeakSet()
 _sharing = Lock()  # held while a handle joins an attachment, or leaves one
 
@@ -47,6 +48,22 @@ def _close_all() -> None:
         raise failed
 
 
+def _room_for_data(path: str, geometry: dict[str, Any]) -> Mapped:
+    """What is to show the data area: an array over address space that nobody can touch until the core maps it there.
+
+    numpy.memmap would map the file readable at once: under mlockall(MCL_FUTURE) the kernel gives memory to all of it,
+    holes too. And its mmap would keep a descriptor, which other code can close and take.
+    """
+    shape = (geometry["max_frames"], geometry["page_size"])
+    try:
+        room = mmap.mmap(-1, shape[0] * shape[1], mmap.MAP_PRIVATE, 0)
+    except OSError as error:
+        _core.raise_unmapped(error.errno or 0)
+    data: Any = np.frombuffer(room, np.uint8).reshape(shape).view(np.memmap)  # whose export keeps it from being closed
+    data._mmap, data.mode, data.offset, data.filename = room, "r", geometry["data_at"], os.path.abspath(path)
+    return cast(Mapped, data)
+
+
 class Attachment:
     """One process's attachment to a segment; what is done with it is :class:`bufferpool.Pool`'s."""
 
@@ -55,7 +72,7 @@ class Attachment:
         self._owner = owner
         self._uuid = uuid
         self._segment: _core.Segment | None = None
-        self._data: npt.NDArray[np.uint8]
+        self._data: Mapped
         self._closed = False
         self._stores: dict[int, tuple[int, Store]] = {}
         self._told_nameless = False
@@ -260,7 +277,9 @@ class Attachment:
                 os.close(fd)
             self._geometry, self._uuid = geometry, uuid
             _open_pools.add(self)
-            seg.give_to(self)  # from here on it is ours, and a forked child inherits it
+            seg.give_to(
+                self, _room_for_data(self.path, geometry)
+            )  # from here on it is ours, and a forked child inherits it
             return seg
 
     def _join(self) -> _core.Segment | None:
@@ -370,11 +389,12 @@ class Attachment:
         return os.path.basename(self.path)
 
     @property
-    def data(self) -> npt.NDArray[np.uint8]:
-        """The mapping that all views come from: read-only, uint8, shape (max_frames, page_size).
+    def data(self) -> Mapped:
+        """The mapping that all views come from: a read-only numpy.memmap, uint8, shape (max_frames, page_size).
 
-        Row f is frame f. A row is stable only while its page is pinned, and
-        reading one that is a hole makes the kernel allocate it.
+        Row f is frame f; the base of a page's array leads here. A row is stable only while its page is pinned, and
+        reading one that is a hole makes the kernel allocate it: so look at rows, and do not copy,
+        pickle or sum up the whole.
         """
         _ = self._seg
         return self._data

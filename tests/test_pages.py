@@ -1,5 +1,8 @@
 """Pages: read, of any dtype and size, read-only, read ahead, scanned, dropped."""
 
+import copy
+import os
+import pickle
 import signal
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import PageOutOfRange
 from tests.children import run_python
-from tests.conftest import PAGE, pins, stamp
+from tests.conftest import PAGE, fill, pins, stamp
 
 # ---- reading -------------------------------------------------------------------------
 
@@ -127,6 +130,81 @@ def test_writing_through_ctypes_kills_the_writer_not_the_page(array):
     done = run_python(_POKE.replace("ARRAY", array))
     assert done.stdout == "before\n", done.stderr
     assert done.returncode == -signal.SIGSEGV
+
+
+# ---- the mapping ---------------------------------------------------------------------------
+
+
+def _bases(array):
+    """An array's bases, outermost last."""
+    while (array := getattr(array, "base", None)) is not None:
+        yield array
+
+
+def test_pages_are_arrays_over_a_memmap_of_the_pool(pool, table):
+    """pool.data had become a plain array, whose base said nothing about the file that it showed."""
+    data = pool.data
+    assert type(data) is np.memmap
+    assert (data.shape, data.dtype, data.mode) == ((pool.max_frames, PAGE), np.uint8, "r")
+    assert data.filename == pool.path
+    assert data[1].filename == pool.path
+    assert data.flush() is None
+    page = table[9]
+    with open(data.filename, "rb") as file:
+        file.seek(data.offset + page.ctypes.data - data.ctypes.data)
+        assert file.read(PAGE) == stamp(9).tobytes()
+    del page
+    pin, pages = table.pin(3), table.pin_many([4, 5, 6])
+    arrays = [table[2], table[2][5:], pin.page, pages[0], pages[2]]
+    for array in arrays:
+        assert any(base is data for base in _bases(array))
+        assert np.may_share_memory(array, data)
+    del pin, pages  # the arrays take the pins over
+    for array in arrays:
+        assert any(base is data for base in _bases(array))
+    assert [bytes(array[:1]) for array in arrays[2:]] == [bytes(stamp(n)[:1]) for n in (3, 4, 6)]
+    assert pins(pool) == 6  # those of pin_many together
+    del array, arrays
+    assert pins(pool) == 0
+
+
+def test_a_copy_of_a_row_is_no_mapping(pool, table):
+    frame = (table[7].ctypes.data - pool.data.ctypes.data) // PAGE
+    for row in (pool.data[frame].copy(), copy.copy(pool.data[frame]), pickle.loads(pickle.dumps(pool.data[frame]))):
+        assert np.array_equal(row, stamp(7))
+        assert getattr(row, "filename", None) is None
+        assert not np.may_share_memory(row, pool.data)
+
+
+def _mapped(pool):
+    """How often this process maps the pool's file."""
+    with open("/proc/self/maps") as file:
+        return sum(f" {os.stat(pool.path).st_ino} " in line for line in file)
+
+
+def test_the_mapping_lasts_as_long_as_its_arrays_and_no_longer(make_pool):
+    """The arrays that a Pin keeps for its next use must not keep the memory of a pool that is closed and unlinked."""
+    pool = make_pool(64 * PAGE, page_size=PAGE)
+    work = pool.scratch("work", 8)
+    fill(work, range(8))
+    pin, pages = work.pin(1), work.pin_many([2, 3])
+    assert np.array_equal(pin.page, stamp(1))
+    assert np.array_equal(pages[0], stamp(2))
+    data = pool.data
+    with pytest.raises(BufferError):
+        data._mmap.close()
+    with work.pin(4) as page:
+        assert np.array_equal(page, stamp(4))
+    pin.release()
+    pages.release()
+    assert pool.check() == []
+    assert _mapped(pool) == 2
+    pool.close()
+    assert _mapped(pool) == 1
+    assert data[0, 0] == data[0, 0]
+    del data
+    assert _mapped(pool) == 0
+    del pin, pages
 
 
 # ---- prefetch, scan, drop ---------------------------------------------------------------------

@@ -116,6 +116,11 @@ PyObject* raise_unmapped(int error) {
     return with_errno(-error);
 }
 
+static PyObject* core_raise_unmapped(PyObject*, PyObject* arg) {
+    long error = PyLong_AsLong(arg);
+    return PyErr_Occurred() ? nullptr : raise_unmapped(int(-error));
+}
+
 // ---- create and open -------------------------------------------------------------
 
 static u32 log2_of(u32 n) { return u32(__builtin_ctz(n)); }
@@ -224,6 +229,7 @@ static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
 }
 
 static PyMethodDef module_methods[] = {
+    {"raise_unmapped", core_raise_unmapped, METH_O, "Raises the error for a mapping that the kernel refused with this errno."},
     {"is_tmpfs", core_is_tmpfs, METH_O, "Whether the file behind fd is on a tmpfs."},
     {"begin_writeback", core_begin_writeback, METH_O, "Begins to write a file's dirty pages back; what else maps it must fault to store again."},
     {"move_up", core_move_up, METH_O, "The same open file under a number beyond those that programs close in passing."},

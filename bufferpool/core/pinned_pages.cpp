@@ -39,7 +39,7 @@ static bool pages_releasable(PinnedPagesObject* p, Others others) {
     return Py_REFCNT(p->base) == ours;
 }
 
-// Gives up the pins; those in `kept` (holders, or null) live on with the arrays.
+// Gives up the pins; those in `kept` (a holder that has the others, or null) live on with the arrays.
 static void pages_forget(PinnedPagesObject* p, PyObject* kept, bool all_kept) {
     SegmentObject* seg = p->space->seg;
     for (Py_ssize_t i = 0; i < Py_SIZE(p); i++) {
@@ -55,21 +55,28 @@ static void pages_forget(PinnedPagesObject* p, PyObject* kept, bool all_kept) {
     if (seg->closing) finish_closing(seg);
     PyMem_Free(p->pages);
     p->pages = nullptr;
-    if (kept) reinterpret_cast<PyArrayObject_fields*>(p->base)->base = kept;
+    if (kept) Py_SETREF(base_of(p->base), kept);
     Py_CLEAR(p->base);
     Py_CLEAR(p->space);
 }
 
-// Holders of the pins that must live on: of the pages of unclear arrays, or of all.
-static PyObject* holders_of(PinnedPagesObject* p, bool all) {
-    PyObject* holders = PyList_New(0);
-    for (Py_ssize_t i = 0; holders && i < Py_SIZE(p); i++) {
+// A holder of the pins that must live on: of the pages of unclear arrays, or of all. False with an error set.
+static bool holders_of(PinnedPagesObject* p, bool all, PyObject*& first) {
+    PyObject* others = nullptr;
+    first = nullptr;
+    for (Py_ssize_t i = 0; i < Py_SIZE(p); i++) {
         if (!all && !(p->pages && p->pages[i] && is_unclear(p->pages[i]))) continue;
         PyObject* h = new_holder(p->space->seg, p->pins[i].frame);
-        if (!h || PyList_Append(holders, h) < 0) Py_CLEAR(holders);
-        Py_XDECREF(h);
+        if (!first && h) {
+            first = h;
+            continue;
+        }
+        if (!others && h) add_holders(first, others = PyList_New(0));
+        // Out of memory: the holders that were made are never freed, because that would take the pins back.
+        if (!h || !others || PyList_Append(others, h) < 0) return first = nullptr, false;
+        Py_DECREF(h);
     }
-    return holders;
+    return true;
 }
 
 static int pages_release(PinnedPagesObject* p, Others others) {
@@ -79,9 +86,8 @@ static int pages_release(PinnedPagesObject* p, Others others) {
               "or copy what you keep (they keep the pages pinned)", Py_SIZE(p));
         return -1;
     }
-    PyObject* holders = p->base ? holders_of(p, false) : nullptr;
-    if (p->base && !holders) return -1;
-    if (holders && PyList_GET_SIZE(holders) == 0) Py_CLEAR(holders);
+    PyObject* holders = nullptr;
+    if (p->base && !holders_of(p, false, holders)) return -1;
     pages_forget(p, holders, false);
     return 0;
 }
@@ -91,8 +97,7 @@ static void pages_dealloc(PinnedPagesObject* p) {
     if (p->space) {
         PyObject* holders = nullptr;
         if (!pages_releasable(p, NOBODY)) {
-            holders = holders_of(p, true);
-            if (!holders) PyErr_WriteUnraisable(nullptr);  // out of memory: the pins stay, rather than go too early
+            if (!holders_of(p, true, holders)) PyErr_WriteUnraisable(nullptr);  // out of memory: the pins stay, rather than go too early
             pages_forget(p, holders, true);
         } else {
             pages_forget(p, nullptr, false);

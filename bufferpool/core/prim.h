@@ -262,18 +262,15 @@ inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRIT
     return static_cast<u8*>(mapped);
 }
 
-// A second view of a part of the segment, which cannot be written; or null.
-inline char* map_for_reading(int fd, u64 offset, u64 bytes) {
-    void* at = mmap(nullptr, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, fd, off_t(offset));
-    if (at == MAP_FAILED) return nullptr;
-    if (int r = open_mapping(at, bytes, PROT_READ)) {
-        munmap(at, bytes);
-        errno = -r;
-        return nullptr;
-    }
-    return static_cast<char*>(at);
+// A second view of a part of the segment, which cannot be written, in place of a mapping that has this address. 0 or -errno.
+// Where that fails, nobody else's mapping comes to stand there: whoever has the address unmaps it one day.
+inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
+    if (mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, off_t(offset)) != MAP_FAILED)
+        return open_mapping(at, bytes, PROT_READ);
+    int error = errno;
+    mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return -error;
 }
-inline void unmap(void* at, u64 bytes) { munmap(at, bytes); }
 
 inline void unmap_segment(u8* base, u64 bytes) {
     constexpr u64 guard = BP_GUARD_BYTES;

@@ -35,7 +35,7 @@ constexpr int LOST_SLOTS = -1, LOST_DESCRIPTOR = -2;
 struct SegmentObject {
     PyObject_HEAD
     Segment* s;         // null once closed
-    PyObject* data;     // read-only array: (max_frames, page_size)
+    PyObject* data;     // numpy.memmap, read-only: (max_frames, page_size)
     char* read_base;    // its address
     PinNode pins;       // all live pins of this process (a ring; this is its head)
     u32 forks;          // how often this process is a forked child: old writes are not ours
@@ -118,6 +118,7 @@ bool still_open(SpaceObject* sp);
 PyObject* view_of(SpaceObject* sp, u32 frame);  // takes over the pin
 PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no);
 PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n);
+void forget_bases(SegmentObject* seg);
 void drop_pin(SegmentObject* seg, u32 frame);
 // write.cpp
 PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns);

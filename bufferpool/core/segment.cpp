@@ -84,6 +84,7 @@ static void forget(SegmentObject* seg) {
     seg->s = nullptr;
     prim::deallocate(seg->written);
     seg->written = nullptr;
+    forget_bases(seg);
     Py_CLEAR(seg->data);
 }
 
@@ -107,45 +108,35 @@ static void segment_dealloc(SegmentObject* seg) {
     Py_TYPE(seg)->tp_free(seg);
 }
 
-static void unmap_data(PyObject* capsule) {
-    auto bytes = reinterpret_cast<u64>(PyCapsule_GetContext(capsule));
-    prim::unmap(PyCapsule_GetPointer(capsule, nullptr), bytes);
-}
-
-// The data area, (max_frames, page_size), through a mapping of its own that cannot be written. It keeps no descriptor,
-// as Python's mmap does: that could be a stranger's when the mapping ends and closes it.
-static PyObject* map_data(Segment& s) {
-    u64 bytes = u64(s.g.max_frames) << s.g.page_shift;
+// Maps the data area once more, so that it cannot be written, in place of the mapping that `data` has. False with an error set.
+static bool map_data(Segment& s, PyArrayObject* data) {
     // A mapping keeps its description, which a forked child inherits with it: so not the one that has our byte lock.
     int fd = prim::reopen(s.fd);
-    if (fd < 0) return raise_errno(fd, "the segment cannot be opened");
-    char* at = prim::map_for_reading(fd, s.g.data_at, bytes);
-    int error = -errno;
+    if (fd < 0) return raise_errno(fd, "the segment cannot be opened"), false;
+    int r = prim::map_for_reading(PyArray_DATA(data), u64(PyArray_NBYTES(data)), fd, s.g.data_at);
     close(fd);
-    if (!at) return raise_unmapped(error);
-    PyObject* capsule = PyCapsule_New(at, nullptr, unmap_data);
-    if (!capsule) return prim::unmap(at, bytes), nullptr;
-    PyCapsule_SetContext(capsule, reinterpret_cast<void*>(bytes));
-    npy_intp shape[] = {npy_intp(s.g.max_frames), npy_intp(s.g.page_size)};
-    PyObject* data = PyArray_NewFromDescr(&PyArray_Type, PyArray_DescrFromType(NPY_UINT8), 2, shape, nullptr, at, NPY_ARRAY_CARRAY_RO, nullptr);
-    if (!data) return Py_DECREF(capsule), nullptr;
-    PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(data), capsule);
-    return data;
+    if (r < 0) raise_unmapped(r);
+    return r == 0;
 }
 
-// give_to(pool): the last step of attaching. It makes this the pool's segment, and one that forked children
+// give_to(pool, data): the last step of attaching. `data` is an array of (max_frames, page_size) over private address
+// space; from now on it shows the data area. The segment becomes the pool's, and one that forked children
 // inherit, without letting another thread run in between: a fork finds both done, or neither.
-static PyObject* segment_give_to(PyObject* self, PyObject* pool) {
+static PyObject* segment_give_to(PyObject* self, PyObject* args) {
+    PyObject *pool, *array;
+    if (!PyArg_ParseTuple(args, "OO!:give_to", &pool, &PyArray_Type, &array)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     if (S(self)->data) return raise("ValueError", "the segment has a pool already");
-    PyObject* data = map_data(*s);
-    if (!data || PyObject_SetAttrString(pool, "_data", data) < 0 || PyObject_SetAttrString(pool, "_segment", self) < 0) {
-        Py_XDECREF(data);
-        return nullptr;
-    }
-    S(self)->data = data;
-    S(self)->read_base = PyArray_BYTES(reinterpret_cast<PyArrayObject*>(data));
+    auto data = reinterpret_cast<PyArrayObject*>(array);
+    auto at = reinterpret_cast<u64>(PyArray_DATA(data));
+    if (u64(PyArray_NBYTES(data)) != u64(s->g.max_frames) << s->g.page_shift || at % s->g.os_page || PyArray_ISWRITEABLE(data) || !PyArray_IS_C_CONTIGUOUS(data))
+        return raise("ValueError", "the array does not fit the segment's data area");
+    if (!map_data(*s, data)) return nullptr;
+    if (PyObject_SetAttrString(pool, "_data", array) < 0 || PyObject_SetAttrString(pool, "_segment", self) < 0) return nullptr;
+    Py_INCREF(array);
+    S(self)->data = array;
+    S(self)->read_base = PyArray_BYTES(data);
     S(self)->next = attached;
     attached = S(self);
     Py_RETURN_NONE;
@@ -362,7 +353,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
 
 // The methods, with those of directory.cpp, held.cpp and observe.cpp.
 static PyMethodDef own_methods[] = {
-    {"give_to", segment_give_to, METH_O, ""},
+    {"give_to", segment_give_to, METH_VARARGS, ""},
     {"close", segment_close, METH_O, ""},
     {"views", segment_views, METH_NOARGS, ""},
     {"geometry", segment_geometry, METH_NOARGS, ""},

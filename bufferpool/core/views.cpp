@@ -1,8 +1,10 @@
 // Arrays over pinned pages. Every array keeps its pin alive, in one of two ways:
 //
 //   space[n]       array -> Holder (the pin)
-//   with pin(n)    array -> base array (no owner)      the Pin has the pin, and
+//   with pin(n)    array -> base array                  the Pin has the pin, and
 //                  Pin   -> base array                  counts who else looks
+//
+// The base of the Holder, and of the base array while it has no Holder, is the pool's numpy.memmap, pool.data.
 //
 // At the end of the block the Pin looks at the reference counts. Only the base
 // array and the array that it gave out (and that the block's name still holds):
@@ -22,6 +24,7 @@ struct HolderObject {
     PyObject_HEAD
     PinNode pin;
     SegmentObject* seg;
+    PyObject* others;  // a list of Holders, of pages that are looked at through the same base array; or null
 };
 
 struct PinObject {
@@ -59,6 +62,7 @@ PyObject* new_holder(SegmentObject* seg, u32 frame) {
         if (!h) return nullptr;
     }
     h->seg = seg;
+    h->others = nullptr;
     Py_INCREF(seg);
     link_pin(seg, &h->pin, frame);
     return reinterpret_cast<PyObject*>(h);
@@ -68,11 +72,19 @@ static void holder_dealloc(HolderObject* h) {
     SegmentObject* seg = h->seg;
     unlink_pin(&h->pin);
     drop_pin(seg, h->pin.frame);
+    Py_CLEAR(h->others);
     if (seg->closing) finish_closing(seg);
     if (holder_cached < 64) holder_cache[holder_cached++] = h;
     else PyObject_Free(h);
     Py_DECREF(seg);
 }
+
+void add_holders(PyObject* holder, PyObject* others) { reinterpret_cast<HolderObject*>(holder)->others = others; }
+
+static PyObject* holder_base(HolderObject* h, void*) { return Py_NewRef(h->seg->data ? h->seg->data : Py_None); }
+static PyGetSetDef holder_getset[] = {
+    {"base", reinterpret_cast<getter>(holder_base), nullptr, "The mapping that the page is in: the pool's data, a numpy.memmap.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject HolderType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
@@ -101,14 +113,22 @@ PyObject* view_of(SpaceObject* sp, u32 frame) {
 
 PyObject* new_base(SegmentObject* seg) {
     npy_intp bytes = npy_intp(u64(seg->s->g.max_frames) << seg->s->g.page_shift);
-    return PyArray_NewFromDescr(&PyArray_Type, PyArray_DescrFromType(NPY_UINT8), 1, &bytes, nullptr, seg->read_base,
-                                NPY_ARRAY_CARRAY_RO, nullptr);
+    PyObject* base = PyArray_NewFromDescr(&PyArray_Type, PyArray_DescrFromType(NPY_UINT8), 1, &bytes, nullptr, seg->read_base,
+                                          NPY_ARRAY_CARRAY_RO, nullptr);
+    if (base) base_of(base) = Py_XNewRef(seg->data);
+    return base;
 }
 
 // ---- Pin -------------------------------------------------------------------------
 
 static PinObject* pin_cache[16];
 static int pin_cached;
+
+// A segment's data are being unmapped: what is kept for the next use does not keep them.
+void forget_bases(SegmentObject* seg) {
+    for (int i = 0; i < pin_cached; i++)
+        if (pin_cache[i]->base_of == seg->read_base) Py_CLEAR(pin_cache[i]->base);
+}
 
 PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no) {
     PinObject* p;
@@ -147,7 +167,7 @@ static void hand_over(SegmentObject* seg, PyObject** base, u32 frame) {
         PyErr_WriteUnraisable(*base);  // out of memory: the pin stays, rather than go too early
         return;
     }
-    reinterpret_cast<PyArrayObject_fields*>(*base)->base = holder;
+    Py_XSETREF(base_of(*base), holder);
     Py_CLEAR(*base);
 }
 
@@ -172,11 +192,11 @@ static int pin_release(PinObject* p, Others others) {
     if (p->page) {
         make_empty(p->page);
         // The emptied array must not keep the cached base array in use.
-        auto fields = reinterpret_cast<PyArrayObject_fields*>(p->page);
-        Py_CLEAR(fields->base);
+        Py_CLEAR(base_of(p->page));
     }
     drop_pin(p->space->seg, p->pin.frame);
     pin_forget(p);
+    if (Py_REFCNT(p) > 1) Py_CLEAR(p->base);  // it may outlive the pool; else it is freed now, and used again
     return 0;
 }
 
@@ -243,7 +263,7 @@ static PyGetSetDef pin_getset[] = {
 PyTypeObject PinType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_view_types() {
-    if (ready_type(HolderType, "bufferpool._core.Holder", "Owns one pin; the base of an array over a page.", holder_dealloc) < 0) return -1;
+    if (ready_type(HolderType, "bufferpool._core.Holder", "Owns one pin; the base of an array over a page.", holder_dealloc, nullptr, holder_getset) < 0) return -1;
     return ready_type(PinType, "bufferpool._core.Pin", "One pinned page; as a block, released at its end.", pin_dealloc, pin_methods, pin_getset);
 }
 

@@ -8,6 +8,9 @@ namespace bp {
 PyObject* new_holder(SegmentObject* seg, u32 frame);                        // takes over the pin
 PyObject* array_over(SpaceObject* sp, u32 frame, PyObject* base);           // takes over the reference to the base
 PyObject* new_base(SegmentObject* seg);
+void add_holders(PyObject* holder, PyObject* others);                       // takes over the reference to the list
+
+inline PyObject*& base_of(PyObject* array) { return reinterpret_cast<PyArrayObject_fields*>(array)->base; }
 
 // How many others may hold an array that we gave out: at the end of its block
 // the block's name still does, otherwise nobody.
