@@ -14,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 IMAGES ?= build/images
 WORKLOADS := shared_cache elastic scan_resistance ycsb tpcc_lite hotplug client_disconnect
-SOURCES := setup.py $(wildcard bufferpool/core/*)
+SOURCES := setup.py $(wildcard bufferpool/core/*/*)
 
 # What `make quick` runs: the surface, and one file for each main path of the core.
 QUICK := $(addprefix tests/test_,import readme pages pins write append spaces scratch derived files flush stores \

@@ -34,9 +34,9 @@ setup(
     ext_modules=[
         Extension(
             "bufferpool._core",
-            sorted(glob.glob("bufferpool/core/*.cpp")),
-            depends=sorted(glob.glob("bufferpool/core/*.h")),
-            include_dirs=[numpy.get_include()],
+            sorted(glob.glob("bufferpool/core/**/*.cpp", recursive=True)),
+            depends=sorted(glob.glob("bufferpool/core/**/*.h", recursive=True)),
+            include_dirs=["bufferpool/core", numpy.get_include()],
             language="c++",
             extra_compile_args=[
                 "-std=c++20",

@@ -43,8 +43,8 @@ def build_without(directory: Path) -> None:
     """The package once more, compiled without advice."""
     shutil.copytree(PACKAGE, directory / "bufferpool", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     flags = "-std=c++20 -O3 -fPIC -shared -fno-exceptions -fno-rtti -fvisibility=hidden -w -DNDEBUG -DBP_NO_ADVICE"
-    includes = [f"-I{np.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    sources = sorted(map(str, (PACKAGE / "core").glob("*.cpp")))
+    includes = [f"-I{PACKAGE / 'core'}", f"-I{np.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    sources = sorted(map(str, (PACKAGE / "core").rglob("*.cpp")))
     library = directory / "bufferpool" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([os.environ.get("CXX", "g++"), *flags.split(), *includes, *sources, "-o", str(library)], check=True)
 

@@ -1,6 +1,6 @@
 """Advice: what the hit ratio would be with another budget.
 
-The pool simulates itself in miniature all the time (core/advice.h): nine pools of an
+The pool simulates itself in miniature all the time (core/layout/advice.h): nine pools of an
 eighth to eight times the budget, each with the pool's own policy, over a sample of the
 pages (SHARDS: Waldspurger, Park, Garthwaite, Ahmad, "Efficient MRC Construction with
 SHARDS", FAST 2015). These functions read the figures.

@@ -1,6 +1,6 @@
 """The last thousand decisions about a pool's memory, and what happened to it: a ring in the segment.
 
-Any process may look, now or after the one that decided has gone (core/events.h).
+Any process may look, now or after the one that decided has gone (core/protocol/events.h).
 """
 
 import os

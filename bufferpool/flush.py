@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bufferpool.pool import Pool
 
 BATCH_PAGES = 4096
-CHECKSUM = 4  # SPACE_CHECKSUM of core/layout.h
+CHECKSUM = 4  # SPACE_CHECKSUM of core/layout/layout.h
 NO_RULE = 2**64 - 1  # the durable LSN until an engine sets it
 WRITTEN = (Kind.FILE, Kind.STORE)
 _ITEM = np.dtype([("page", np.uint32), ("frame", np.uint32)])

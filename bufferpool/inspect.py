@@ -30,7 +30,7 @@ class Seen(Protocol):
 
 REASONS = ("budget", "idle", "pressure", "drop", "trim", "client_exit")
 
-# In the order of struct Counters (core/layout.h).
+# In the order of struct Counters (core/layout/layout.h).
 COUNTERS = (
     "loads", "load_failures", "load_bytes", "evictions_recycled", "evictions_reclaimed", "publishes", "appends",
     "flushes", "flushed_pages", "foreground_flushes", "compacted_pages", "wait_load", "wait_writer", "wait_memory",
@@ -317,7 +317,7 @@ class Summary:
     """Resident and dirty pages, shape (MAX_SPACES, 2)."""
 
 
-AGE_LIMITS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, float("inf"))  # AGE_LIMITS_S of core/observe.cpp
+AGE_LIMITS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, float("inf"))  # AGE_LIMITS_S of core/python/observe.cpp
 
 
 def read_summary(pool: Seen) -> Summary:

@@ -31,7 +31,7 @@ class Simulation:
 
 
 def simulate(trace: npt.ArrayLike, n_frames: int) -> Simulation:
-    """Runs the policy of ``core/policy.h``, the very code that the pool runs.
+    """Runs the policy of ``core/policy/policy.h``, the very code that the pool runs.
 
     ``trace``: page numbers in order of access, one-dimensional, integers of at
     least 0; ``n_frames``: frames of the simulated pool, at least 1. Tens of

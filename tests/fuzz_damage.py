@@ -20,7 +20,7 @@ Place = tuple[int, int]  # offset, bytes
 
 
 def fields(struct: str, *without: str) -> dict[str, Place]:
-    """{field: (offset, bytes)} of a struct of core/layout.h."""
+    """{field: (offset, bytes)} of a struct of core/layout/layout.h."""
     found = {name.partition(".")[2]: at for name, at in _core.fields().items() if name.startswith(f"{struct}.")}
     return {name: at for name, at in found.items() if name not in without}
 

@@ -21,6 +21,7 @@ import numpy
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "bufferpool" / "core"
 NATIVE = ROOT / "tests" / "native"
+SOURCES = sorted([*CORE.rglob("*.h"), *CORE.rglob("*.cpp")])
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w"]
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
@@ -39,7 +40,7 @@ def altered(to: Path, name: str, change: Callable[[str], str]) -> tuple[Path, Pa
     core, native = to / "core", to / "native"
     shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.cpp"))
     shutil.copytree(NATIVE, native)
-    file = next(place / name for place in (core, native) if (place / name).exists())
+    (file,) = (path for place in (core, native) for path in place.rglob(name))
     text = file.read_text()
     changed = change(text)
     assert changed != text, "the change no longer fits the source"
@@ -51,7 +52,7 @@ def build(package: Path, flags: Sequence[str]) -> None:
     """A copy of bufferpool whose core is compiled with these flags."""
     skip = shutil.ignore_patterns("*.so", "core", "__pycache__", "traces")
     shutil.copytree(ROOT / "bufferpool", package, ignore=skip)
-    includes = [f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    includes = [f"-I{CORE}", f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}"]
 
     def compile_one(source: Path) -> str:
         out = package / f"{source.stem}.o"
@@ -59,7 +60,7 @@ def build(package: Path, flags: Sequence[str]) -> None:
         return str(out)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sorted(CORE.glob("*.cpp"))))
+        objects = list(pool.map(compile_one, sorted(CORE.rglob("*.cpp"))))
     library = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([COMPILER, *flags, "-shared", *objects, "-o", str(library)], check=True)
     for made in objects:
@@ -85,7 +86,7 @@ def sanitized(kinds: str) -> dict[str, str] | None:
     if "address" in kinds:
         flags.append("-DBP_GUARD_BYTES=(1ull<<36)")
     digest = hashlib.sha256(repr((COMPILER, flags, sys.version)).encode())
-    for source in sorted([*ROOT.glob("bufferpool/*.py"), *CORE.iterdir()]):
+    for source in sorted([*ROOT.glob("bufferpool/*.py"), *SOURCES]):
         digest.update(source.read_bytes())
     place = ROOT / "build" / f"sanitized-{kinds.replace(',', '-')}-{digest.hexdigest()[:16]}"
     if not place.exists():

@@ -209,7 +209,7 @@ MUTATIONS = {
         "flush-evict",
     ),
     "a dirty page dropped with the clean ones": (
-        "client.h",
+        "drop.h",
         "if (clean_only && (e & entry::DIRTY)) return true;",
         "(void)clean_only;",
         "drop-clean-write",

@@ -120,8 +120,8 @@ def test_no_lock_of_the_package_is_made_outside_of_the_list():
             assert not made.search(path.read_text()), (
                 f"{path.name} makes a lock of its own; bufferpool/_locks.py has one"
             )
-    fork = (ROOT / "core" / "fork.cpp").read_text()
-    for path in sorted((ROOT / "core").iterdir()):
+    fork = (ROOT / "core" / "python" / "fork.cpp").read_text()
+    for path in sorted((ROOT / "core").rglob("*")):
         if path.suffix in (".h", ".cpp"):
             for name in re.findall(r"^\s*(?:static |inline )*std::\w*mutex (\w+);", path.read_text(), re.MULTILINE):
                 assert re.search(rf"new \(&(s\.)?{name}\)", fork), (

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from .native_build import CORE, ROOT, build
+from .native_build import ROOT, SOURCES, build
 
-SOURCES = sorted([*CORE.glob("*.h"), *CORE.glob("*.cpp")])
 POINTS = sorted({p for source in SOURCES for p in re.findall(r'BP_POINT\("([^"]+)"\)', source.read_text())})
 
 

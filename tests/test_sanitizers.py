@@ -17,7 +17,7 @@ import pytest
 from . import native_build
 from .native_build import COMPILER, CORE, ROOT, runtime, sanitized
 
-# One memory order, made relaxed: (the function of core/atomic.h, what it orders).
+# One memory order, made relaxed: (the function of core/os/atomic.h, what it orders).
 MISTAKES = {
     "cas_seq_cst": "an entry that says RESIDENT, and a lock that was taken",
     "swap_seq_cst": "a lock that was released",
@@ -58,12 +58,12 @@ def judge(run: subprocess.CompletedProcess[str], least: int) -> None:
 def relaxed(name: str, core: Path) -> Path:
     """A copy of the core in which one kind of access orders nothing."""
     shutil.copytree(CORE, core)
-    text = (core / "atomic.h").read_text()
+    text = (core / "os" / "atomic.h").read_text()
     begin = text.index(f" {name}(")
     end = text.index("\n    }" if name == "cas_seq_cst" else "\n", begin)
     weak = text[begin:end].replace("__ATOMIC_SEQ_CST", "__ATOMIC_RELAXED")
     assert weak != text[begin:end]
-    (core / "atomic.h").write_text(text[:begin] + weak + text[end:])
+    (core / "os" / "atomic.h").write_text(text[:begin] + weak + text[end:])
     return core
 
 

@@ -37,7 +37,7 @@ def damaged(pools):
     return Damaged()
 
 
-# The start of struct Header (core/layout.h): magic, version, header_bytes, uuid, created_ns, geometry, its sum.
+# The start of struct Header (core/layout/layout.h): magic, version, header_bytes, uuid, created_ns, geometry, its sum.
 VERSION_AT, UUID_AT, GEOMETRY_AT = 8, 16, 40
 
 

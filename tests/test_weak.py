@@ -1,6 +1,6 @@
 """The protocols under weak memory orders: what the explorer, which sees one order of all accesses, cannot find.
 
-tests/native/weak.cpp has the protocols of two words and more, short, and with the accesses of core/atomic.h, whose text is
+tests/native/weak.cpp has the protocols of two words and more, short, and with the accesses of core/os/atomic.h, whose text is
 compiled over the atomics of relacy (a checker of C++'s memory model; Debian: relacy-dev). With one order made
 weaker, each must show what goes wrong. Not seen are a load that a processor performs after a later access of its own
 thread, and a store of the order seq_cst that others see late.
@@ -16,7 +16,7 @@ from .native_build import COMPILER, CORE, NATIVE
 
 FLAGS = ["-std=c++20", "-O0", "-w", "-fpermissive"]  # it takes longer to compile than to run
 
-# The builtins of core/atomic.h, as relacy's calls.
+# The builtins of core/os/atomic.h, as relacy's calls.
 CALLS = {
     r"static_assert\(__atomic_always_lock_free\(sizeof\(T\), nullptr\)\);": "",
     r"\bT value_;": "rl::atomic<T> value_;",
@@ -32,7 +32,7 @@ CALLS = {
 }
 TESTS = ["PinEvict", "LoadPin", "PublishUnpin", "Lock", "Reopen", "Fold", "Events"]
 
-# (the test, the functions of core/atomic.h, their order instead; what goes wrong then)
+# (the test, the functions of core/os/atomic.h, their order instead; what goes wrong then)
 WEAKER = [
     ("PinEvict", "load_seq_cst", "ACQUIRE", "neither the reader nor the eviction sees the other"),
     ("PinEvict", "add_seq_cst", "RELAXED", "the eviction does not see the pin"),
@@ -72,13 +72,13 @@ def relacy(tmp_path_factory: pytest.TempPathFactory) -> None:
 def build(place: Path, atomic: str, *flags: str) -> Path:
     for pattern, call in CALLS.items():
         atomic, found = re.subn(pattern, call, atomic)
-        assert found, f"core/atomic.h no longer has {pattern}"
+        assert found, f"core/os/atomic.h no longer has {pattern}"
     assert "__atomic_" not in atomic.partition("namespace bp {")[2], (
-        "core/atomic.h has a builtin that is not translated"
+        "core/os/atomic.h has a builtin that is not translated"
     )
     (place / "weak_atomic.h").write_text(atomic)
-    words = (CORE / "words.h").read_text()
-    (place / "words.h").write_text(words.replace('#include "atomic.h"', '#include "weak_atomic.h"'))
+    words = (CORE / "layout" / "words.h").read_text()
+    (place / "words.h").write_text(words.replace('#include "os/atomic.h"', '#include "weak_atomic.h"'))
     program = place / "weak"
     command = [COMPILER, *FLAGS, *flags, f"-I{place}", str(NATIVE / "weak.cpp"), "-o", str(program)]
     subprocess.run(command, check=True)
@@ -91,7 +91,7 @@ def run(program: Path, test: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def program(relacy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("weak"), (CORE / "atomic.h").read_text())
+    return build(tmp_path_factory.mktemp("weak"), (CORE / "os" / "atomic.h").read_text())
 
 
 @pytest.mark.parametrize("test", TESTS)
@@ -103,7 +103,7 @@ def test_the_orders_of_the_core_suffice(program: Path, test: str) -> None:
 
 @pytest.mark.parametrize(("test", "name", "order", "wrong"), WEAKER)
 def test_a_weaker_order_is_seen(relacy: None, tmp_path: Path, test: str, name: str, order: str, wrong: str) -> None:
-    atomic = (CORE / "atomic.h").read_text()
+    atomic = (CORE / "os" / "atomic.h").read_text()
     for function in name.split():
         atomic = weaker(atomic, function, order)
     program = build(tmp_path, atomic, f"-DONLY={test}")

@@ -2,10 +2,10 @@
 // of one page.
 #pragma once
 
-#include "flush.h"
-#include "reclaim.h"
-#include "spaces.h"
-#include "writing.h"
+#include "protocol/flush.h"
+#include "protocol/reclaim.h"
+#include "protocol/spaces.h"
+#include "protocol/writing.h"
 
 namespace bp {
 

@@ -1,4 +1,4 @@
-// Counts the ring steps of the policy (core/policy.h) where pages cannot go:
+// Counts the ring steps of the policy (core/policy/policy.h) where pages cannot go:
 // policy_steps FRAMES STUCK_PERCENT MAX_STEPS pinned|dirty. Of a hundred pages STUCK_PERCENT
 // are that; the rest may go. First all of them go; then misses follow, one frame
 // for each page that can go, and each miss brings in a page that can go again.
@@ -9,7 +9,7 @@
 #include <cstring>
 #include <vector>
 
-#include "policy.h"
+#include "policy/policy.h"
 
 using namespace bp;
 
@@ -43,7 +43,7 @@ struct Env {
     }
 };
 
-// As take_frame (core/take.h) does: at most `max_steps` a hold of the lock, until the search is over.
+// As take_frame (core/protocol/take.h) does: at most `max_steps` a hold of the lock, until the search is over.
 static u32 search(Alr<Env>& policy, Env& env, u32 max_steps, u64& most) {
     Search search;
     for (u32 page = NONE;;) {

@@ -1,4 +1,4 @@
-// The explorer's kernel: what core/prim.h asks of Linux, as a model whose whole
+// The explorer's kernel: what core/os/prim.h asks of Linux, as a model whose whole
 // state lies in the explored world. A step may be taken before every call.
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <new>
 #include <sys/types.h>
 
-#include "atomic.h"
+#include "os/atomic.h"
 
 namespace bp::model {
 void step();

@@ -23,7 +23,7 @@ void point(const char* name);
 #define BP_STEP() ::races::step()
 #define BP_POINT(name) ::races::point(name)
 
-#include "check.h"
+#include "protocol/check.h"
 #include "operations.h"
 
 using namespace bp;

@@ -3,8 +3,8 @@
 //
 //   weak TEST       prints the iterations; 1 with relacy's story of a violation
 //
-// The accesses are those of core/atomic.h, of which the test makes weak_atomic.h: the same class over relacy's
-// atomics, so that what is tried is the order that each name stands for. The words are those of core/words.h. The
+// The accesses are those of core/os/atomic.h, of which the test makes weak_atomic.h: the same class over relacy's
+// atomics, so that what is tried is the order that each name stands for. The words are those of core/layout/words.h. The
 // steps are written anew, short: a test says in its comment which function it follows.
 #include <relacy/relacy.hpp>
 

@@ -17,7 +17,7 @@ void point(const char* name);
 #define BP_STEP() ::bp::model::step()
 #define BP_POINT(name) ::bp::model::point(name)
 
-#include "check.h"
+#include "protocol/check.h"
 #include "operations.h"
 
 #ifndef __x86_64__

@@ -1,0 +1,108 @@
+// Advice: what the hit ratio would be with another budget, from miniature pools.
+//
+//   +--------+-----------+---------+---------------------------------+
+//   | Advice | rows      | index   | rings                           |   one area of the segment
+//   | head   | 40 B[]    | u16[]   | for each shadow: cold, hot u64[] |
+//   +--------+-----------+---------+---------------------------------+
+//
+//   row      page:32 | state of the page in each of nine shadows, 32 bits each:
+//
+//     31  30 29       28                    8 7         2 1     0
+//    +------+--------+-----------------------+-----------+-------+
+//    | st   | ghost  |  stamp (29 bits, ghosts) / tag:8 <<8 | count |
+//    +------+--------+-----------------------+-----------+-------+
+//      st  0 never seen, 1 in the cold ring, 2 in the hot ring, 3 a ghost
+//
+// A page is sampled if the hash of its entry's index starts with `shift` zero bits: one
+// page in 2^shift, all of its references (SHARDS: Waldspurger et al., FAST 2015). A
+// shadow is the pool's own policy (policy.h) over the sampled pages, in 2^-shift of
+// the frames asked about. Its misses are divided by the references that were to be
+// expected (all references times 2^-shift), not by those that came (SHARDS_adj), and the
+// curve is moved so that it goes through what the pool itself missed meanwhile.
+// When the rows are full, ghosts are dropped, oldest first, and if that is not enough
+// the sampling rate is halved (fixed-size SHARDS): the memory never grows.
+//
+// Who samples: see Sampler in segment.h. Who works on the shadows holds the advice lock,
+// which is only ever tried, but for advise() itself. When its owner has died, the
+// shadows start anew: nothing else depends on them. Nothing in them is trusted as an
+// index, and every loop is bounded by the checked geometry.
+#pragma once
+
+#include "layout/policy_state.h"
+
+namespace bp {
+
+constexpr u32 SHADOWS = 9;
+// Their sizes, in eighths of the budget.
+constexpr u32 SHADOW_EIGHTHS[SHADOWS] = {1, 2, 4, 6, 8, 12, 16, 32, 64};
+
+constexpr u32 shadow_frames(u32 frames, u32 shift, u32 i) {
+    u64 scaled = u64(frames) * SHADOW_EIGHTHS[i], one = u64(8) << shift;
+    u64 n = (scaled + one / 2) / one;
+    return n ? u32(n) : 1;
+}
+
+struct AdviceRow {
+    u32 page;  // NONE: free, and state[0] is the next free row
+    u32 state[SHADOWS];
+};
+
+constexpr u32 page_hash(u32 page) {  // the finalizer of MurmurHash3 (Appleby, public domain)
+    u32 h = page + 0x9e3779b9;
+    h = (h ^ h >> 16) * 0x85ebca6b;
+    h = (h ^ h >> 13) * 0xc2b2ae35;
+    return h ^ h >> 16;
+}
+// One page of every 2^shift neighbours, so that a loop, a scan or a table has its share
+// in the sample: bit by bit, the page's number must agree with a hash of the number above
+// that bit. What is sampled at a lower rate is sampled at every higher one.
+constexpr bool is_sampled(u32 page, u32 shift) {
+    for (u32 bit = 0; bit < shift; bit++)
+        if ((page >> bit & 1) != (page_hash((page >> bit >> 1) ^ bit * 0x9e3779b9u) & 1)) return false;
+    return true;
+}
+
+struct AdviceGeometry {
+    static constexpr u32 MOST_FRAMES = 512;  // of the shadow of the pool's own size
+    static constexpr u32 MOST_ROWS = 8192, LEAST_SHIFT = 1;
+    u32 shift = 0, rows, slots = 256, capacity[SHADOWS];
+    u64 rows_at, index_at, rings_at, bytes;
+
+    explicit constexpr AdviceGeometry(u32 max_frames, u32 least_shift = LEAST_SHIFT);
+};
+
+struct Advice {
+    Atomic<u32> shift;       // one page in 2^shift is sampled
+    Atomic<u32> epoch;       // a page is recorded once in an epoch; 1..255
+    Atomic<u32> unit;        // samples that an epoch lasts
+    u32 frames;              // the budget that the shadows stand for; 0: they are to start anew
+    u32 first_free;          // row
+    u32 resets, halvings;
+    u64 references;          // seen, of all pages, since the last reset
+    double expected;         // sampled references, aged
+    double missed[SHADOWS];  // of them, by each shadow, aged
+    double missed_by_pool;   // the pool's own misses times 2^-shift, aged
+    struct Reading {
+        u64 at_ns, references;
+    } earlier, later;        // of the pool's counters: for the rate
+    PolicyState shadow[SHADOWS];
+};
+
+constexpr AdviceGeometry::AdviceGeometry(u32 max_frames, u32 least_shift) {
+    u32 most = MOST_FRAMES;
+    shift = least_shift;
+    while (max_frames >> shift > most) shift++;
+    u32 largest = shadow_frames(max_frames, shift, SHADOWS - 1);
+    rows = largest * 2 + 64 < MOST_ROWS ? largest * 2 + 64 : MOST_ROWS;
+    while (slots < rows + rows / 2) slots *= 2;
+    rows_at = (sizeof(Advice) + 63) / 64 * 64;
+    index_at = rows_at + u64(rows) * sizeof(AdviceRow);
+    rings_at = (index_at + slots * 2 + 7) / 8 * 8;
+    bytes = rings_at;
+    for (u32 i = 0; i < SHADOWS; i++) {
+        capacity[i] = shadow_frames(max_frames, shift, i) + 4;
+        bytes += 16ull * capacity[i];
+    }
+}
+
+}  // namespace bp

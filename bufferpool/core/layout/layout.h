@@ -1,0 +1,328 @@
+// The segment: one sparse tmpfs file that every process maps whole.
+//
+//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+----- - - -+
+//   | header  | clients | spaces | events | advice  | entries  | frames  | pins    | queues  | data      |
+//   | 4 pages | slot[]  | slot[] | ring   | shadows | u64[]    | 32 B[]  | u16[]   | rings,  | page[]    |
+//   |         |         |        |        |         | sparse   | as used | as used | bitmaps | 2 MiB     |
+//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+----- - - -+
+//
+// Every area starts on an OS page; the data area is aligned to 2 MiB. The
+// areas before the data are plugged (given memory) before they are touched:
+// header, clients, spaces, events, advice and queues at creation, entries in chunks of an OS page
+// when a space needs them (a bitmap says which; they keep it: somebody may always
+// have an old handle), frames and pins in chunks as frames are first used.
+// A zero byte means "never used" everywhere.
+//
+// Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
+// clients 2, 10, 18, … in the second, and so on. So the first eight clients never
+// write to the same cache line, and eviction still reads a frame's counts as words.
+// Clients 65 to 128 have eight stripes more, and so on: a block of stripes gets its
+// memory when the first of its clients attaches.
+#pragma once
+
+#include <cstddef>
+
+#include "layout/advice.h"
+#include "layout/words.h"
+
+namespace bp {
+
+constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
+constexpr u32 LAYOUT_VERSION = 3;
+#ifdef BP_EXPLORE  // the explorer keeps its states small
+constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, PATH_BYTES = 8, FAILURES = 1, FAILURE_WORDS = 1;
+#else
+constexpr u32 MAX_SPACES = 64;
+constexpr u32 OPS = 64;  // operations that one client can have under way at once
+constexpr u32 EVENTS = 1024;
+constexpr u32 BUCKETS = 28, PATH_BYTES = 1024;
+constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;  // records of one client's failed loads, for the clients that waited for them: failures.h
+#endif
+constexpr u32 STRIPES = 8;  // of pin counts, for each block of clients
+constexpr u32 CLIENT_BLOCK = 64;  // clients whose pin counts get their memory together
+constexpr u32 GUESTS = 16;  // slots beyond max_clients, for forked children that find no other
+constexpr u64 DATA_ALIGN = 2u << 20;
+constexpr u32 PIN_MAX = 0xff00;  // pins of one client on one frame; the rest is room for a race of threads
+
+enum Reason : u32 { BUDGET, IDLE, PRESSURE, DROP, TRIM, CLIENT_EXIT, REASONS };
+enum Latency : u32 { LATENCY_LOAD, LATENCY_FLUSH, LATENCY_RECLAIM, LATENCY_WAIT, LATENCIES };
+
+// What the operation in this slot is about to change, written before it does.
+// `op` is stored last and cleared last: the other fields mean nothing without it.
+enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH };
+
+struct Intent {
+    Atomic<u32> op;
+    Atomic<u32> page;    // LOAD, PUBLISH, DISCARD: the page; EVICT: the page to be loaded, or NONE; FLUSH: the first
+    Atomic<u32> frame;   // LOAD: once it is filled; PUBLISH: the new frame
+    Atomic<u32> old;     // PUBLISH, DISCARD: the frame that is superseded; FLUSH: the last page
+    Atomic<u32> victim;  // EVICT: the page that leaves
+    u32 pad;
+    Atomic<u64> waits;   // LOAD: for which page its thread waits (waits.h)
+};
+static_assert(sizeof(Intent) == 32);
+
+// How long something took, counted by powers of two: bucket i has what took less than
+// 2^(10 + i) ns (1.02 us, 2.05 us, ... 68.7 s), the last one what took longer.
+constexpr u32 BUCKET_SHIFT = 10;
+struct Histogram {
+    Atomic<u64> bucket[BUCKETS];
+    Atomic<u64> sum_ns;
+
+    void add(u64 ns) {
+        u32 i = ns >> BUCKET_SHIFT ? 64 - u32(__builtin_clzll(ns)) - BUCKET_SHIFT : 0;
+        bucket[i < BUCKETS ? i : BUCKETS - 1].add_relaxed(1);
+        sum_ns.add_relaxed(ns);
+    }
+};
+
+// Each client adds only to its own counters; the totals of clients that are
+// gone stand in the header.
+struct Counters {
+    Atomic<u64> loads, load_failures, load_bytes;
+    Atomic<u64> evictions_recycled, evictions_reclaimed;
+    Atomic<u64> publishes, appends;
+    Atomic<u64> flushes, flushed_pages, foreground_flushes;
+    Atomic<u64> compacted_pages;
+    Atomic<u64> wait_load, wait_writer, wait_memory, wait_frame;
+    Atomic<u64> reaped, pins_broken, rebuilds;
+    Atomic<u64> checkpoints, flush_failures, corrupt_pages, repaired_pages;
+    Atomic<u64> reclaimed_bytes[REASONS];
+    Histogram latency[LATENCIES];
+    struct PerSpace {
+        Atomic<u64> hits, misses;
+    } space[MAX_SPACES];
+};
+constexpr u32 COUNTERS = sizeof(Counters) / sizeof(u64);
+
+// A lock that survives its owner. Low bits: the owner client; see lock.h.
+struct LockWord {
+    Atomic<u32> word;
+};
+
+enum ClientState : u32 { CLIENT_FREE = 0, CLIENT_LIVE = 1 };
+
+struct Failure {
+    Atomic<u64> about;
+    Atomic<u64> text[FAILURE_WORDS];
+};
+
+struct alignas(64) Client {
+    Atomic<u32> state;
+    Atomic<u32> pid;
+    Atomic<u64> start_time;   // field 22 of /proc/PID/stat, in clock ticks
+    Atomic<u64> attached_ns;  // CLOCK_REALTIME
+    Atomic<u64> generation;   // of this slot's use: grows with each attach
+    Atomic<u32> folded;       // its counters stand in the totals already
+    Atomic<u32> unlocked;     // a forked child without a descriptor: it holds no byte lock, its process says that it lives
+    char name[32];
+    alignas(64) Counters counters;
+    alignas(64) Intent intents[OPS];
+    Atomic<u64> failed;  // how many loads, so far
+    Failure failures[FAILURES];
+};
+
+enum SpaceState : u32 { SPACE_FREE = 0, SPACE_OPENING = 1, SPACE_LIVE = 2, SPACE_CLOSING = 3 };
+enum SpaceKind : u32 { KIND_FILE = 1, KIND_DERIVED = 2, KIND_SCRATCH = 3, KIND_STORE = 4 };
+enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2, SPACE_CHECKSUM = 4 };
+
+// Page count and generation share one word, so that one load tells a handle
+// both how far it may go and whether the space is still the one it opened; and
+// one CAS closes a space: the next generation, and the bit that says it is to go.
+constexpr int GENERATION_SHIFT = 33;
+constexpr u64 CLOSED = u64(1) << (GENERATION_SHIFT - 1);
+constexpr u64 PAGES_MASK = CLOSED - 1;
+// A slot has so many generations, two for each space that is opened there; then it is not used any more, so that
+// no handle and no reserved number ever meets its own generation again.
+constexpr u64 GENERATIONS_MOST = (u64(1) << (64 - GENERATION_SHIFT)) - 1;
+
+struct alignas(64) SpaceSlot {
+    Atomic<u64> extent;        // generation << GENERATION_SHIFT | pages
+    Atomic<u64> reserved;      // generation << 40 | page numbers handed out by append
+    Atomic<u64> stored;        // pages that the store has
+    Atomic<u64> entries_ready; // entries with memory behind them
+    Atomic<u32> state, kind, flags, owner;
+    Atomic<u32> first_entry, max_pages;
+    LockWord flush_lock;
+    Atomic<u32> flush_open;    // a flush began and has not recorded the file's new time
+    // The file as the pool last saw it (filestate.py); `doubt`: its times cannot show every change since.
+    Atomic<u64> device, inode, size_bytes, mtime_ns, ctime_ns, doubt;
+    Atomic<u64> owner_generation;
+    Atomic<u64> version;       // of a derived space's loader, hashed; 0: none was given
+    char name[64];
+    char path[PATH_BYTES];
+    Atomic<u64> flush_since_ns;  // when the owner of the flush lock took it (CLOCK_BOOTTIME)
+    // The counters of a slot go on when its next space takes it over: when that was, and
+    // where they stood.
+    Atomic<u64> opened_ns, hits_before, misses_before;
+    Atomic<u64> sum;           // over what never changes while the space lives: see space_sum
+
+    bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(extent.load_acquire() & CLOSED); }
+    bool is_closing() const {
+        u32 s = state.load_seq_cst();
+        return s == SPACE_CLOSING || (s != SPACE_FREE && (extent.load_seq_cst() & CLOSED));
+    }
+};
+
+constexpr u8 AHEAD = 0x80;  // in FrameSlot::count, beside the references
+
+struct FrameSlot {
+    Atomic<u64> word;
+    Atomic<u64> lsn;
+    Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
+    Atomic<u8> count, tag;  // the policy's: all that a hit writes besides `touched`; AHEAD: read ahead, and not used yet
+    u8 seen;              // of rebuild(), under the memory lock
+    Atomic<u8> mark;      // of the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
+    Atomic<u64> rec_lsn;  // of a dirty page: the LSN of the first change that its store has not
+};
+static_assert(sizeof(FrameSlot) == 32, "two frames a cache line");
+
+// One decision about the pool's memory, or something that happened to it. `number`
+// is stored first as 0 and last as the event's number (from 1): a reader that finds
+// the same number before and after has a whole event, and one whose writer died in
+// between is left out.
+struct Event {
+    Atomic<u64> number;
+    Atomic<u64> time_ns;  // CLOCK_REALTIME
+    Atomic<u64> bytes;
+    Atomic<u32> from_frames, to_frames;  // the budget, before and after
+    Atomic<u32> what, why;               // numbers of inspect.WHAT and inspect.WHY
+    Atomic<u32> client, origin;          // origin: of a failure, see Origin in events.h
+    Atomic<u64> value;                   // a double: what `why` measured
+    Atomic<u64> page;                    // of the space in `origin`, from 1; 0: none
+};
+static_assert(sizeof(Event) == 64);
+
+struct Geometry {
+    u32 page_size, page_shift, os_page, extent_frames;
+    u32 max_frames, max_clients, stripe_clients, ring_capacity;
+    u32 guests, pad;  // of max_clients: the last slots, for forked children alone
+    u64 max_pages;
+    u64 clients_at, spaces_at, events_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
+
+    u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
+    u32 stripes() const { return (max_clients + CLIENT_BLOCK - 1) / CLIENT_BLOCK * STRIPES; }
+    u64 queue_bytes() const;
+};
+
+struct Header {
+    u64 magic;
+    u32 version, header_bytes;
+    u8 uuid[16];
+    u64 created_ns;
+    Geometry geometry;
+    u64 geometry_sum;
+    // Changed rarely, read on every operation.
+    alignas(64) Atomic<u32> budget_frames;
+    Atomic<u32> policy_tag;
+    Atomic<u32> min_frames;          // the budget's lower bound; the upper one is max_frames
+    Atomic<u64> frames_ready;        // how many have slots and pin rows with memory: see doubled()
+    Atomic<u64> durable_lsn;
+    Atomic<u64> checkpoint_lsn;      // where recovery must start, as of the last checkpoint
+    // The steward of the moment: who, when it last looked (CLOCK_BOOTTIME), and what it
+    // knows that stewards of other pools ask about: hits a second that a MiB earns (a double).
+    alignas(64) Atomic<u32> steward;
+    Atomic<u32> asked_frames;        // the budget that was last asked for by hand; a steward moves budget_frames only
+    Atomic<u64> steward_ns, worth;
+    Atomic<u64> events;              // how many there have been
+    alignas(64) LockWord memory;     // free frames, holes, rings, resident count
+    LockWord directory;              // the space slots
+    LockWord advice;                 // the shadows (advice.h): only tried, but for advise() itself
+    LockWord growth;                 // memory for the segment's own data
+    Atomic<u64> more_blocks;         // twice: of clients whose pin rows have memory, beyond the first (under the growth lock)
+    alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
+    PolicyState policy;
+    alignas(64) Atomic<u64> attaches;
+    Atomic<u64> unlinked;            // 1: its name was removed on purpose (Pool.unlink), and nobody need be told
+    // Totals of departed clients, twice: a fold fills the inactive copy, then one
+    // store of `folded` (copy, client, its generation) makes it the active one.
+    Atomic<u64> folded;
+    Counters totals[2];
+};
+
+// A count that says how far memory may be touched stands in one word twice, so that
+// damage to the word is detected: a touch beyond the true bound might raise SIGBUS.
+constexpr u64 doubled(u32 n) { return u64(n) << 32 | n; }
+constexpr bool is_doubled(u64 w) { return w == doubled(u32(w)); }
+
+constexpr u64 HEADER_BYTES = 16384;
+static_assert(sizeof(Header) <= HEADER_BYTES);
+static_assert(sizeof(LockWord) == 4);
+
+// Byte locks: client c holds byte LOCKS_AT + c for as long as it lives; the steward
+// holds one more for as long as it is that.
+constexpr long LOCKS_AT = 1024, STEWARD_LOCK_AT = LOCKS_AT + CLIENTS_LIMIT + 1;
+
+constexpr u64 TICK_SHIFT = 27;
+
+constexpr u64 round_up(u64 n, u64 to) { return (n + to - 1) / to * to; }
+
+// Bitmaps of free frames and of holes, with two levels of summaries.
+struct BitmapGeometry {
+    u64 words[3], bytes;
+    explicit constexpr BitmapGeometry(u32 bits)
+        : words{(bits + 63ull) / 64, (bits + 4095ull) / 4096, (bits + 262143ull) / 262144},
+          bytes((words[0] + words[1] + words[2]) * 8) {}
+};
+
+// Bitmaps of free frames, holes and plugged chunks of entries; the two rings.
+inline u64 Geometry::queue_bytes() const {
+    return 2 * BitmapGeometry(max_frames).bytes + (entry_chunks() + 63) / 64 * 8 + 2ull * ring_capacity * 8;
+}
+
+// FNV-1a over words of 64 bits.
+inline u64 fnv(u64 h, const void* at, size_t bytes) {
+    for (size_t i = 0; i + 8 <= bytes; i += 8) {
+        u64 word;
+        __builtin_memcpy(&word, static_cast<const u8*>(at) + i, 8);
+        h = (h ^ word) * 0x100000001b3;
+    }
+    return h;
+}
+constexpr u64 FNV_START = 0xcbf29ce484222325;
+
+// Over the fields of a space that never change while it lives: one that was altered is not
+// taken for another space.
+inline u64 space_sum(const SpaceSlot& t) {
+    u64 fields[] = {t.kind.load_relaxed(), t.flags.load_relaxed(), t.owner.load_relaxed(), t.owner_generation.load_relaxed(),
+                    t.first_entry.load_relaxed(), t.max_pages.load_relaxed(), t.version.load_relaxed()};
+    return fnv(fnv(fnv(FNV_START, fields, sizeof fields), t.name, sizeof t.name), t.path, sizeof t.path);
+}
+
+// Fills in the derived fields. The inputs must have been checked.
+inline void place_areas(Geometry& g) {
+    u64 os = g.os_page;
+    u32 block = g.max_clients < CLIENT_BLOCK ? g.max_clients : CLIENT_BLOCK;
+    g.stripe_clients = u32(round_up((block + STRIPES - 1) / STRIPES, 4));
+    g.ring_capacity = u32(u64(g.max_frames) + g.max_frames / 2 + 64);
+    u64 at = HEADER_BYTES;
+    auto take = [&](u64 bytes) {
+        u64 here = at;
+        at = round_up(at + bytes, os);
+        return here;
+    };
+    at = round_up(at, os);
+    g.clients_at = take(u64(g.max_clients) * sizeof(Client));
+    g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
+    g.events_at = take(EVENTS * sizeof(Event));
+    g.advice_at = take(AdviceGeometry(g.max_frames).bytes);
+    g.entries_at = take(g.max_pages * 8);
+    g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
+    g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);
+    g.pins_at = take(g.stripes() * g.stripe_bytes);
+    g.queues_at = take(g.queue_bytes());
+    g.data_at = round_up(at, DATA_ALIGN);
+    g.total_bytes = g.data_at + (u64(g.max_frames) << g.page_shift);
+}
+
+static_assert(sizeof(Geometry) % 8 == 0);
+// Over the geometry: a torn or altered header does not attach.
+inline u64 geometry_sum(const Geometry& g) { return fnv(FNV_START, &g, sizeof g); }
+
+// Frames get their slots and pin rows in chunks that fill whole OS pages.
+inline u32 ready_chunk(const Geometry& g) {
+    u32 n = g.os_page / u32(sizeof(FrameSlot));
+    return n > g.extent_frames ? n : g.extent_frames;
+}
+
+}  // namespace bp

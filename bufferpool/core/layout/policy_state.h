@@ -1,0 +1,32 @@
+// What the replacement policy (policy/policy.h) keeps in the segment: its state, and the elements of its rings.
+#pragma once
+
+#include "layout/words.h"
+
+namespace bp {
+
+constexpr u32 STAMP_MASK = 0x7fffffffu;
+// Signed distance of two 31-bit stamps, safe across wrap-around.
+constexpr int stamp_diff(u32 a, u32 b) { return int((a - b) << 1) >> 1; }
+
+struct RingState {
+    u32 head;
+    u32 count;
+};
+
+struct PolicyState {
+    u32 now;       // counts misses (31 bits)
+    u32 hev;       // counts evictions from the hot ring (31 bits)
+    u32 frames;    // C: the budget
+    u32 cold_target;  // S: target size of the cold ring
+    u32 aside;  // pages that no ring has, because they cannot go before they are flushed or dropped
+    u32 pad;
+    RingState cold, hot;
+};
+
+// An element of a ring: a page, and when it came there.
+constexpr u32 element_page(u64 e) { return u32(e >> 32); }
+constexpr u32 element_stamp(u64 e) { return u32(e) & STAMP_MASK; }
+constexpr u64 element(u32 page, u32 stamp) { return u64(page) << 32 | (stamp & STAMP_MASK); }
+
+}  // namespace bp

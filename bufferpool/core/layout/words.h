@@ -1,0 +1,98 @@
+// The two words of the protocol: the entry word of a page and the state word
+// of a frame. Every bit is drawn here, and nowhere else.
+//
+// Entry word (64 bits; the low half is also the futex word of its waiters)
+//
+//   63                             32 31   26 25     17 16      8 7 6 5 4 3 2 1 0
+//  +---------------------------------+-------+---------+---------+-+-+---+-+-+---+
+//  | frame, or the ghost's stamp     |  0    | flusher | owner   |G|V|rng|D|W|st |
+//  +---------------------------------+-------+---------+---------+-+-+---+-+-+---+
+//   st   ABSENT, LOADING, RESIDENT, EVICTING
+//   W    somebody waits on this word: whoever changes it wakes them
+//   D    dirty: the store has not this image yet
+//   rng  the replacement ring that has an element for this page: none, cold, hot;
+//        RESIDENT and none: set aside, which only a dirty page can be
+//   V    RESIDENT: the content may be dropped although no store has it
+//        ABSENT: content was dropped that way (reading raises PageDiscarded)
+//   G    ABSENT, LOADING: the high half is a ghost
+//   owner    LOADING, EVICTING: who does it; RESIDENT: who writes (0: nobody)
+//   flusher  RESIDENT: who writes it back (0: nobody)
+//
+// Frame word (64 bits)
+//
+//   63                             32 31                 12 11       3 2     0
+//  +---------------------------------+---------------------+----------+-------+
+//  | page (index of its entry)       |  0                  | client   | state |
+//  +---------------------------------+---------------------+----------+-------+
+//   HOLE          no memory behind it (all zero: a fresh segment is all holes)
+//   FREE          memory, no page
+//   BUSY (client) that client's alone; its page is the one it is wanted for
+//   LIVE (page)   the entry of that page points here
+//   OLD  (page)   superseded or dropped, still pinned by a reader
+//   SETTLING (page, client)  OLD, and that client alone looks whether a pin is left
+//
+// Clients are numbered from 1; 0 is nobody.
+#pragma once
+
+#include "os/atomic.h"
+
+namespace bp {
+
+constexpr u32 NONE = 0xffffffffu;  // no frame, no page
+
+enum EntryState : u64 { ABSENT = 0, LOADING = 1, RESIDENT = 2, EVICTING = 3 };
+enum Ring : u64 { RING_NONE = 0, RING_COLD = 1, RING_HOT = 2 };
+enum FrameState : u64 { HOLE = 0, FREE = 1, BUSY = 2, LIVE = 3, OLD = 4, SETTLING = 5 };
+
+constexpr int CLIENT_BITS = 9;
+constexpr u32 CLIENTS_LIMIT = (1u << CLIENT_BITS) - 1;
+
+namespace entry {
+
+constexpr u64 STATE = 3, WAITED = 1u << 2, DIRTY = 1u << 3, RING_SHIFT = 4, RING = 3u << RING_SHIFT;
+constexpr u64 VOLATILE = 1u << 6, GHOST = 1u << 7;
+constexpr int OWNER_SHIFT = 8, FLUSHER_SHIFT = OWNER_SHIFT + CLIENT_BITS, FRAME_SHIFT = 32;
+constexpr u64 CLIENT_MASK = (1u << CLIENT_BITS) - 1;
+constexpr u64 OWNER = CLIENT_MASK << OWNER_SHIFT, FLUSHER = CLIENT_MASK << FLUSHER_SHIFT;
+constexpr u64 FRAME = ~u64(0) << FRAME_SHIFT;
+static_assert(FLUSHER_SHIFT + CLIENT_BITS <= FRAME_SHIFT, "the low half is full");
+static_assert((STATE & WAITED) == 0 && (RING & VOLATILE) == 0 && (GHOST & OWNER) == 0 && (OWNER & FLUSHER) == 0);
+
+constexpr EntryState state(u64 e) { return EntryState(e & STATE); }
+constexpr u32 frame(u64 e) { return u32(e >> FRAME_SHIFT); }
+constexpr u32 owner(u64 e) { return u32((e & OWNER) >> OWNER_SHIFT); }
+constexpr u32 flusher(u64 e) { return u32((e & FLUSHER) >> FLUSHER_SHIFT); }
+constexpr Ring ring(u64 e) { return Ring((e & RING) >> RING_SHIFT); }
+constexpr bool is_aside(u64 e) { return state(e) == RESIDENT && (e & DIRTY) && ring(e) == RING_NONE; }
+constexpr bool is_resident_in(u64 e, u32 f) { return state(e) == RESIDENT && frame(e) == f; }
+// An eviction under way may still turn back: the entry names the frame all along.
+constexpr bool names(u64 e, u32 f) { return (state(e) == RESIDENT || state(e) == EVICTING) && frame(e) == f; }
+constexpr u64 with_owner(u64 e, u32 c) { return (e & ~OWNER) | u64(c) << OWNER_SHIFT; }
+constexpr u64 with_flusher(u64 e, u32 c) { return (e & ~FLUSHER) | u64(c) << FLUSHER_SHIFT; }
+constexpr u64 with_state(u64 e, EntryState s) { return (e & ~STATE) | s; }
+constexpr u64 with_frame(u64 e, u32 f) { return (e & ~FRAME) | u64(f) << FRAME_SHIFT; }
+constexpr u64 with_ring(u64 e, Ring r) { return (e & ~RING) | u64(r) << RING_SHIFT; }
+
+}  // namespace entry
+
+namespace frame {
+
+constexpr u64 STATE = 7;
+constexpr int CLIENT_SHIFT = 3, PAGE_SHIFT = 32;
+static_assert(CLIENT_SHIFT + CLIENT_BITS <= PAGE_SHIFT);
+
+constexpr FrameState state(u64 w) { return FrameState(w & STATE); }
+constexpr u32 client(u64 w) { return u32(w >> CLIENT_SHIFT) & CLIENTS_LIMIT; }
+constexpr u32 page(u64 w) { return u32(w >> PAGE_SHIFT); }
+constexpr u64 make(FrameState s, u32 client, u32 page) { return u64(page) << PAGE_SHIFT | u64(client) << CLIENT_SHIFT | s; }
+constexpr u64 hole() { return 0; }
+constexpr u64 free() { return make(FREE, 0, NONE); }
+constexpr u64 busy(u32 client, u32 page = NONE) { return make(BUSY, client, page); }
+constexpr u64 live(u32 page) { return make(LIVE, 0, page); }
+constexpr u64 old(u32 page) { return make(OLD, 0, page); }
+constexpr u64 settling(u32 client, u32 page) { return make(SETTLING, client, page); }
+// Does the frame hold a version of the page, be it the newest or one that somebody still pins?
+constexpr bool holds(u64 w, u32 p) { return page(w) == p && state(w) >= LIVE && state(w) <= SETTLING; }
+
+}  // namespace frame
+}  // namespace bp

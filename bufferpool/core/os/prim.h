@@ -1,0 +1,379 @@
+// All system calls of the core, in one room. Each returns 0 (or a count) or
+// -errno; none touches the segment's memory except as its comment says.
+#pragma once
+
+#ifdef BP_EXPLORE
+#include "prim_model.h"  // the explorer's kernel
+#else
+
+#include <cerrno>
+#include <climits>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <csignal>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "os/atomic.h"
+
+#ifndef F_OFD_GETLK
+#define F_OFD_GETLK 36
+#define F_OFD_SETLK 37
+#endif
+
+namespace bp::prim {
+
+// Memory of this process, or null: room.h is what asks for it.
+inline void* allocate(size_t bytes) { return malloc(bytes); }
+inline void deallocate(void* at) { free(at); }
+
+// Monotonic clock, a few milliseconds coarse, about 5 ns a call (vDSO).
+inline u64 coarse_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+inline u64 now_ns() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+// What this thread has worked, without the time in which others had its processor.
+inline u64 thread_ns() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+// A small file of /proc as text, or as much of it as there is room for. False when it cannot be read.
+template <size_t N>
+bool read_proc(const char* path, char (&text)[N]) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return false;
+    ssize_t n = read(fd, text, N - 1);
+    close(fd);
+    if (n <= 0) return false;
+    text[n] = 0;
+    return true;
+}
+
+// For how long this thread was ready to run and others had the processors, since it began
+// (Documentation/scheduler/sched-stats.rst). 0 where the kernel does not say. Some microseconds a call.
+inline u64 delayed_ns() {
+    char text[96];
+    if (!read_proc("/proc/thread-self/schedstat", text)) return 0;
+    const char* second = strchr(text, ' ');
+    return second ? strtoull(second, nullptr, 10) : 0;
+}
+
+// Like now_ns, and it goes on while the machine is suspended: comparable between processes.
+inline u64 boot_ns() {
+    timespec t;
+    clock_gettime(CLOCK_BOOTTIME, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+// Counts something among the threads of this process.
+class Tally {
+    u64 n_ = 0;
+
+public:
+    void add() { __atomic_fetch_add(&n_, 1, __ATOMIC_SEQ_CST); }
+    u64 value() const { return __atomic_load_n(&n_, __ATOMIC_SEQ_CST); }
+};
+
+constexpr int SPINS = 300;  // tries before a wait asks the kernel
+
+inline u32 process_id() { return u32(getpid()); }
+inline bool is_main_thread() { return getpid() == pid_t(syscall(SYS_gettid)); }
+inline void yield() { sched_yield(); }
+inline void nap(u64 ns) {
+    timespec t{time_t(ns / 1'000'000'000u), long(ns % 1'000'000'000u)};
+    nanosleep(&t, nullptr);
+}
+
+// A page into or out of a frame.
+inline void copy_page(void* to, const void* from, size_t bytes) { memcpy(to, from, bytes); }
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Sleeps while *word is `expected`, at most `timeout_ns`. Spurious returns are
+// allowed: callers look again. The futex is shared between processes.
+inline int futex_wait(const void* word, u32 expected, u64 timeout_ns) {
+    timespec t{time_t(timeout_ns / 1'000'000'000u), long(timeout_ns % 1'000'000'000u)};
+    return syscall(SYS_futex, word, FUTEX_WAIT, expected, &t, nullptr, 0) == 0 ? 0 : -errno;
+}
+
+inline void futex_wake_all(const void* word) {
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// ---- whose descriptor is this? ---------------------------------------------------
+//
+// A process that closes descriptors that it does not know of (a daemon) closes ours, and the number may be anybody's by
+// the time that we use it. The file offset tells: it belongs to the open file description, nothing here reads or
+// writes at it, and ours stands at a number that no other description's does.
+
+inline void set_mark(int fd, u64 mark) { lseek(fd, off_t(mark), SEEK_SET); }
+inline bool has_mark(int fd, u64 mark) { return lseek(fd, 0, SEEK_CUR) == off_t(mark); }
+inline u64 new_mark() { return u64(1) << 61 | now_ns(); }
+
+inline bool is_file(int fd, u64 device, u64 inode) {
+    struct stat st;
+    return fstat(fd, &st) == 0 && u64(st.st_dev) == device && u64(st.st_ino) == inode;
+}
+
+// The same description under a number beyond those that programs close in passing; never 0, 1 or 2. The old number is
+// closed. -errno when there is none.
+inline int move_up(int fd) {
+    if (fd < 0) return fd;
+    rlimit limit{};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    int most = limit.rlim_cur < 1024 ? int(limit.rlim_cur) : 1024;
+    int up = fcntl(fd, F_DUPFD_CLOEXEC, most - most / 8);
+    if (up < 0 && fd > 2) return fd;
+    if (up < 0) up = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    int error = errno;
+    close(fd);
+    return up >= 0 ? up : -error;
+}
+
+// Write lock on one byte for this open file description. 0, or -EAGAIN when
+// another description holds it. Never blocks.
+inline int lock_byte(int fd, off_t at) {
+    struct flock l {};
+    l.l_type = F_WRLCK;
+    l.l_whence = SEEK_SET;
+    l.l_start = at;
+    l.l_len = 1;
+    if (fcntl(fd, F_OFD_SETLK, &l) == 0) return 0;
+    return errno == EACCES ? -EAGAIN : -errno;
+}
+
+inline int unlock_byte(int fd, off_t at) {
+    struct flock l {};
+    l.l_type = F_UNLCK;
+    l.l_whence = SEEK_SET;
+    l.l_start = at;
+    l.l_len = 1;
+    return fcntl(fd, F_OFD_SETLK, &l) == 0 ? 0 : -errno;
+}
+
+// 1 when some other description holds the byte, 0 when nobody does.
+inline int byte_is_locked(int fd, off_t at) {
+    struct flock l {};
+    l.l_type = F_WRLCK;
+    l.l_whence = SEEK_SET;
+    l.l_start = at;
+    l.l_len = 1;
+    if (fcntl(fd, F_OFD_GETLK, &l) != 0) return -errno;
+    return l.l_type != F_UNLCK;
+}
+
+// Memory for a byte range of the segment: afterwards touching it cannot fault
+// with SIGBUS. -ENOSPC when the tmpfs is full, -ENOMEM for the memory cgroup.
+inline int plug(int fd, u64 offset, u64 bytes) {
+    for (int tries = 0; tries < 100; tries++) {
+        if (fallocate(fd, FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(bytes)) == 0) return 0;
+        if (errno != EINTR) return -errno;
+    }
+    return -EINTR;
+}
+
+// Gives a byte range back by descriptor. It reads as zeros afterwards.
+inline int punch(int fd, u64 offset, u64 bytes) {
+    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(bytes)) == 0 ? 0 : -errno;
+}
+
+// Gives a mapped range back: MADV_REMOVE (madvise(2)), or by descriptor where madvise refuses: EINVAL for a
+// mapping that is locked in memory, EPERM or ENOSYS in a sandbox.
+inline int remove(void* address, u64 bytes, int fd, u64 offset) {
+    return madvise(address, bytes, MADV_REMOVE) == 0 ? 0 : punch(fd, offset, bytes);
+}
+
+// Reads exactly `bytes` at `offset`, or fewer at the end of the file. The
+// destination must be plugged. Returns the count or -errno.
+inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset) {
+    size_t got = 0;
+    while (got < bytes) {
+        ssize_t n = pread(fd, static_cast<char*>(to) + got, bytes - got, off_t(offset + got));
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return -errno;
+        if (n == 0) break;
+        got += size_t(n);
+    }
+    return ssize_t(got);
+}
+
+// Begins to write a file's dirty pages back and does not wait for it. What is under way is no longer writable in the
+// mappings of others: their next store faults, and gives the file a new time. Best effort: -errno where it cannot.
+inline int begin_writeback(int fd) { return sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0 ? 0 : -errno; }
+
+// Tests define it: so much memory on either side of a segment that nobody may touch.
+#ifndef BP_GUARD_BYTES
+#define BP_GUARD_BYTES 0
+#endif
+
+// Where a mapping made without access becomes one with it: no huge pages, no core dumps, and not locked in memory.
+// A process that has called mlockall(MCL_FUTURE) would else have the kernel give memory to all of the segment
+// with the mapping: to 1 GiB of holes for a pool of 8 MiB. 0 or -errno.
+inline int open_mapping(void* at, u64 bytes, int protection) {
+    munlock(at, bytes);
+    madvise(at, bytes, MADV_NOHUGEPAGE);
+    madvise(at, bytes, MADV_DONTDUMP);
+    return mprotect(at, bytes, protection) == 0 ? 0 : -errno;
+}
+
+// Maps the first `bytes` of a segment, or null.
+inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRITE) {
+    constexpr u64 guard = BP_GUARD_BYTES;
+    u8* at = nullptr;
+    if (guard) {
+        void* room = mmap(nullptr, bytes + 2 * guard, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (room == MAP_FAILED) return nullptr;
+        at = static_cast<u8*>(room) + guard;
+    }
+    void* mapped = mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | (guard ? MAP_FIXED : 0), fd, 0);
+    if (mapped == MAP_FAILED) return nullptr;
+    if (int r = open_mapping(mapped, bytes, protection)) {
+        munmap(mapped, bytes);
+        errno = -r;
+        return nullptr;
+    }
+    return static_cast<u8*>(mapped);
+}
+
+// A second view of a part of the segment, which cannot be written, in place of a mapping that has this address. 0 or -errno.
+// Where that fails, nobody else's mapping comes to stand there: whoever has the address unmaps it one day.
+inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
+    if (mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, off_t(offset)) != MAP_FAILED)
+        return open_mapping(at, bytes, PROT_READ);
+    int error = errno;
+    mmap(at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return -error;
+}
+
+inline void unmap_segment(u8* base, u64 bytes) {
+    constexpr u64 guard = BP_GUARD_BYTES;
+    munmap(base - guard, bytes + 2 * guard);
+}
+
+// Where the next page of a tmpfs file that was ever written begins, at or after `offset`, and
+// the next one that was not; `end` when there is none before it. What was not written reads as
+// zeros, and may be a hole: reading that through a mapping would allocate it.
+inline u64 next_written(int fd, u64 offset, u64 end) {
+    off_t at = lseek(fd, off_t(offset), SEEK_DATA);
+    return at < 0 || u64(at) > end ? end : u64(at);
+}
+inline u64 next_unwritten(int fd, u64 offset, u64 end) {
+    off_t at = lseek(fd, off_t(offset), SEEK_HOLE);
+    return at < 0 || u64(at) > end ? end : u64(at);
+}
+
+// Maps pages for reading ahead of the read: an error code where that would be SIGBUS.
+// Kernels before 5.14 cannot, and say nothing.
+inline int populate(void* address, u64 bytes) {
+    constexpr int POPULATE_READ = 22;  // MADV_POPULATE_READ
+    return madvise(address, bytes, POPULATE_READ) == 0 || errno == EINVAL ? 0 : -errno;
+}
+
+// Whether a file is on a tmpfs: asked of the kernel, because /proc may not be there.
+inline bool is_tmpfs(int fd) {
+    constexpr long TMPFS = 0x01021994;
+    struct statfs about;
+    return fstatfs(fd, &about) == 0 && long(about.f_type) == TMPFS;
+}
+
+// A second open file description of the file behind `fd`, with locks of its own.
+inline int reopen(int fd) {
+    char path[40] = "/proc/self/fd/";
+    int n = 14;
+    char digits[12];
+    int d = 0;
+    for (int v = fd; v > 0 || d == 0; v /= 10) digits[d++] = char('0' + v % 10);
+    while (d > 0) path[n++] = digits[--d];
+    path[n] = 0;
+    int r = open(path, O_RDWR | O_CLOEXEC);
+    return r >= 0 ? r : -errno;
+}
+
+// Field 22 of /proc/PID/stat: when a process started, in clock ticks since
+// boot. With the pid it names a process for good. 0 when it cannot be read, or has ended.
+inline u64 start_time(const char* stat = "/proc/self/stat") {
+    char text[1024];
+    if (!read_proc(stat, text)) return 0;
+    const char* p = text + strlen(text);
+    while (p > text && *p != ')') p--;  // the name may contain anything, even ')'
+    if (!*p || p[2] == 'Z' || p[2] == 'X') return 0;
+    for (int field = 2; field < 22 && *p; field++) {
+        while (*p && *p != ' ') p++;
+        while (*p == ' ') p++;
+    }
+    u64 value = 0;
+    for (; *p >= '0' && *p <= '9'; p++) value = value * 10 + u64(*p - '0');
+    return value;
+}
+
+// Whether /proc/PID/maps names a file. 1, 0, or -errno where it cannot be read.
+inline int maps_file(const char* path, u64 device, u64 inode) {
+    char wanted[64], text[4096];
+    int n = snprintf(wanted, sizeof wanted, " %02x:%02x %llu ", major(dev_t(device)), minor(dev_t(device)), static_cast<unsigned long long>(inode));
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    size_t kept = 0;
+    int found = 0;
+    while (!found) {
+        ssize_t got = read(fd, text + kept, sizeof text - kept);
+        if (got < 0 && errno == EINTR) continue;
+        if (got <= 0) break;
+        size_t have = kept + size_t(got);
+        found = memmem(text, have, wanted, size_t(n)) != nullptr;
+        kept = have < size_t(n) ? have : size_t(n);  // the rest of the name may come with the next read
+        memmove(text, text + have - kept, kept);
+    }
+    close(fd);
+    return found;
+}
+
+// Whether the process that started then under this pid lives, and has the file mapped. Where /proc does not say: `unsaid`.
+inline bool still_maps(u32 pid, u64 start, u64 device, u64 inode, bool unsaid) {
+    if (!pid || (::kill(pid_t(pid), 0) != 0 && errno == ESRCH)) return false;
+    char path[40];
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    errno = 0;
+    u64 found = start_time(path);
+    if (!found && (errno == EMFILE || errno == ENFILE)) return true;  // we cannot look now: later
+    if (!found && errno) return unsaid;
+    if (!found || (start ? found != start : !unsaid)) return false;
+    snprintf(path, sizeof path, "/proc/%u/maps", pid);
+    int mapped = maps_file(path, device, inode);
+    return mapped == 1 || mapped == -EMFILE || mapped == -ENFILE || (mapped < 0 && unsaid);
+}
+
+inline u64 realtime_ns() {
+    timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
+}
+
+}  // namespace bp::prim
+#endif

@@ -1,0 +1,271 @@
+// The replacement policy: ALR, two rings with an adaptive split.
+//
+// An interface with one implementation. The pool (and, over plain arrays, a
+// simulator) gives it an Env; the policy decides, the Env acts:
+//
+//   Peek  peek(page, ring)        gone when the element no longer stands for the
+//                                 page (whose claim on the ring is then taken
+//                                 back), else its reference count (0..MAX)
+//   void  set_count(page, n)      stores the reference count
+//   void  set_ring(page, ring)    says which ring has the page's element
+//   bool  evict(page, kind, stamp)  takes the page out, leaving a ghost; false
+//                                 when it cannot go now (pinned, dirty, in use)
+//   bool  set_aside(page, ring)   takes the page's claim on the ring back if it cannot go before it is
+//                                 flushed or dropped; bring_back() is called once it can
+//   u64*  slots(ring)             the ring's storage
+//   u32   capacity()              elements that it has room for
+//
+// What ALR does: new pages enter the cold ring; pages referenced again move to
+// the hot ring if their recency is better than that of the oldest hot page (the
+// test of LIRS, Jiang and Zhang 2002); evicted pages leave a ghost that says
+// when they went, and a miss on a ghost moves the split between the rings (as
+// in ARC, Megiddo and Modha 2003). Both rings are FIFO with reinsertion (as in
+// S3-FIFO, Yang et al. 2023), so a hit moves nothing: it only raises a two-bit
+// count, at most once in a tenth of the pool's turnover. A scan passes
+// through the cold ring and leaves the hot one as it was.
+//
+// The split compares what one more frame would have earned on either side: a
+// ghost votes for its ring if a ring larger by WINDOW would have kept it. For
+// the hot ring that is so many evictions ago; for the cold one so many
+// elements, and as its stamps count misses, which also fill the hot ring, they
+// are divided by the misses that an element of the cold ring has taken. Where
+// the cold ring has won more than half of the pool, pages are used for a while
+// and then no more: one reference does not make a page hot there.
+//
+// Everything here runs under the memory lock. After a death the rings are
+// repaired from the entries: an element counts only while its page's entry
+// names that ring, so elements are written before the entry and removed after.
+#pragma once
+
+#include <initializer_list>
+
+#include "layout/policy_state.h"
+
+namespace bp {
+
+enum class Ghost : u32 { NONE = 0, COLD = 1, HOT = 2 };
+
+struct Peek {
+    bool gone;
+    u32 count;
+};
+
+// One search for victims, over as many calls of evict() as it takes: so that each call, and with it each hold
+// of the memory lock, is short, and yet the search ends only when every page of the rings could not go.
+struct Search {
+    u32 met[3] = {};    // by ring: pages met in a row that could not go
+    u64 moves = 0;      // to a tail, since the last victim
+    bool over = false;  // nothing can go
+};
+
+template <class Env>
+class Alr {
+    static constexpr u32 COUNT_MAX = 3;  // of references that a page has to its credit
+    static constexpr u32 SKIP = 2;       // second chances given in one look at the hot ring
+    static constexpr u32 GONE = 32;      // elements without a page that a miss takes from the cold ring at most
+    static constexpr u32 UNITS = 10;     // units of reference in a turnover of the pool
+    static constexpr u32 WINDOW = 10;    // percent of the pool
+    static constexpr u32 TURN = 16;      // pages of one ring that cannot go, before the other one is looked at
+    static constexpr u32 ROUNDS = 8;     // of the rings in a search at most: each takes one of a page's references
+    PolicyState& s_;
+    Env& env_;
+    const u32 capacity_;
+
+public:
+    // The state may be damaged: what serves as an index is bounded first.
+    Alr(PolicyState& s, Env& env) : s_(s), env_(env), capacity_(env.capacity()) {
+        for (RingState* r : {&s.cold, &s.hot}) {
+            if (r->head >= capacity_) r->head = 0;
+            if (r->count > capacity_) r->count = capacity_;
+        }
+        if (s.frames > capacity_) s.frames = capacity_;
+    }
+
+    static constexpr u32 count_max() { return COUNT_MAX; }
+
+    // The byte that a hit compares with the page's tag: a new one every 0.1 C misses.
+    u8 tag() const {
+        u32 unit = s_.frames / UNITS;
+        return u8(s_.now / (unit ? unit : 1));
+    }
+
+    void set_frames(u32 frames) {
+        bool fresh = s_.frames == 0;
+        s_.frames = frames < capacity_ ? frames : capacity_;
+        if (fresh) s_.cold_target = s_.frames / 50;
+        bound_target();
+    }
+
+    // A miss on a page with this ghost: which ring it belongs to. `once` says
+    // that the page is read ahead or scanned, which earns it no hot place.
+    Ring miss(Ghost ghost, u32 stamp, bool once) {
+        s_.now = (s_.now + 1) & STAMP_MASK;
+        i64 step = 1 + s_.frames / 1000, window = i64(s_.frames) * WINDOW / 100;
+        if (ghost == Ghost::COLD) {
+            drop_gone(RING_COLD);
+            if (missed_cold_by(stamp, window)) move_split(step);
+        } else if (ghost == Ghost::HOT && stamp_diff(s_.hev, stamp) <= window) {
+            move_split(-step);
+        }
+        if (once) return RING_COLD;
+        bool hot = ghost == Ghost::NONE ? s_.hot.count < hot_target() : hot_ok(stamp, ghost == Ghost::COLD);
+        return hot ? RING_HOT : RING_COLD;
+    }
+
+    // Puts a page that a miss brings in at the tail of the ring that miss() named.
+    void insert(u32 page, Ring ring) {
+        push(ring, page, s_.now);
+        env_.set_ring(page, ring);
+    }
+
+    // Looks for a victim for at most `max_steps` steps of the rings: its page, or NONE when the steps are used up
+    // or the search is over. TURN pages of one ring that cannot go make it the other's turn, so that a ring of
+    // nothing else does not hide what the other has; and what the cold ring has too many of moves into the hot
+    // one, so that the next search does not meet it first.
+    u32 evict(Search& search, u32 max_steps) {
+        u32 stuck = 0;
+        for (u32 step = 0; step < max_steps; step++) {
+            bool cold_done = search.met[RING_COLD] >= s_.cold.count, hot_done = search.met[RING_HOT] >= s_.hot.count;
+            search.over = (cold_done && hot_done) || search.moves > ROUNDS * (u64(s_.cold.count) + s_.hot.count);
+            if (search.over) return NONE;
+            bool hot_turn = (s_.hot.count > hot_target()) != (stuck / TURN % 2 == 1);
+            Ring r = cold_done || (hot_turn && !hot_done) ? RING_HOT : RING_COLD;
+            u64 e = at(r, 0);
+            u32 page = element_page(e), stamp = element_stamp(e);
+            Peek p = env_.peek(page, r);
+            if (p.gone) {
+                pop(r);
+            } else if (p.count >= (r == RING_HOT ? 1 : cold_threshold())) {
+                env_.set_count(page, r == RING_HOT ? p.count - 1 : 0);
+                Ring to = r == RING_HOT || hot_ok(stamp, true) ? RING_HOT : RING_COLD;
+                move(r, to, page, s_.now);
+                search.moves++;
+                search.met[RING_COLD] = search.met[RING_HOT] = 0;
+            } else if (env_.evict(page, r == RING_HOT ? Ghost::HOT : Ghost::COLD, r == RING_HOT ? s_.hev : stamp)) {
+                pop(r);
+                if (r == RING_HOT) s_.hev = (s_.hev + 1) & STAMP_MASK;
+                search.moves = 0;
+                return page;
+            } else if (env_.set_aside(page, r)) {
+                pop(r);
+                s_.aside++;
+            } else {
+                Ring to = search.met[r] >= TURN ? RING_HOT : r;
+                move(r, to, page, to == r ? stamp : s_.now);
+                search.moves++;
+                search.met[to]++;
+                stuck++;
+            }
+        }
+        return NONE;
+    }
+
+    u32 evict(u32 max_steps) {
+        Search search;
+        return evict(search, max_steps);
+    }
+
+    // A page that was set aside has been flushed, or is about to be clean: a new one, as far as the rings know.
+    void bring_back(u32 page) {
+        insert(page, RING_COLD);
+        forget_aside();
+    }
+
+    // A page that was set aside has been dropped.
+    void forget_aside() { s_.aside -= s_.aside > 0; }
+
+    // Drops every element that no longer stands for its page. Bounded by the
+    // capacity; needed when dropped pages left many such elements behind.
+    void purge() {
+        for (Ring r : {RING_COLD, RING_HOT}) {
+            u32 n = ring(r).count, kept = 0;
+            for (u32 i = 0; i < n; i++) {
+                u64 e = at(r, i);
+                if (!env_.peek(element_page(e), r).gone) slot(r, kept++) = e;
+            }
+            ring(r).count = kept;
+        }
+    }
+
+    RingState& ring(Ring r) { return r == RING_HOT ? s_.hot : s_.cold; }
+    u64 at(Ring r, u32 i) { return slot(r, i); }
+    void put(Ring r, u32 i, u64 e) { slot(r, i) = e; }
+
+private:
+    // The frames that the rings have between them.
+    u32 shared() const { return s_.frames > s_.aside ? s_.frames - s_.aside : 1; }
+    u32 hot_target() const { return shared() > s_.cold_target ? shared() - s_.cold_target : 0; }
+
+    // References that keep a page of the cold ring in the pool.
+    u32 cold_threshold() const { return s_.cold_target > shared() / 2 ? 2 : 1; }
+
+    // Would a cold ring of `window` elements more still have the page that came into it at `stamp`?
+    bool missed_cold_by(u32 stamp, i64 window) {
+        u32 head = s_.cold.count ? element_stamp(at(RING_COLD, 0)) : s_.now;
+        i64 elements = s_.cold.count ? s_.cold.count : 1, misses = i64(stamp_diff(s_.now, head)) + 1;
+        return i64(stamp_diff(head, stamp)) * elements <= window * (misses > elements ? misses : elements);
+    }
+
+    void move_split(i64 by) {
+        i64 target = i64(s_.cold_target) + by;
+        s_.cold_target = target > 0 ? u32(target) : 0;
+        bound_target();
+    }
+
+    void bound_target() {
+        u32 low = shared() / 100, high = u32(u64(shared()) * 95 / 100);
+        if (low < 1) low = 1;
+        if (s_.cold_target > high) s_.cold_target = high;
+        if (s_.cold_target < low) s_.cold_target = low;
+    }
+
+    // May a page last seen at `stamp` be hot? Gives referenced pages at the
+    // head of the hot ring their second chance on the way.
+    bool hot_ok(u32 stamp, bool known) {
+        for (u32 i = 0; i < SKIP && s_.hot.count; i++) {
+            u32 page = element_page(at(RING_HOT, 0));
+            Peek p = env_.peek(page, RING_HOT);
+            if (p.gone) {
+                pop(RING_HOT);
+                continue;
+            }
+            if (p.count == 0) break;
+            env_.set_count(page, p.count - 1);
+            move(RING_HOT, RING_HOT, page, s_.now);
+        }
+        if (s_.hot.count < hot_target()) return true;
+        if (!known || s_.hot.count == 0) return false;
+        u64 head = at(RING_HOT, 0);
+        return env_.peek(element_page(head), RING_HOT).count == 0 && stamp_diff(stamp, element_stamp(head)) > 0;
+    }
+
+    // A few of them: after a drop of many pages all of the ring may be gone.
+    void drop_gone(Ring r) {
+        for (u32 i = 0; i < GONE && ring(r).count && env_.peek(element_page(at(r, 0)), r).gone; i++) pop(r);
+    }
+
+    u64& slot(Ring r, u32 i) {
+        u64 k = u64(ring(r).head) + i;
+        return env_.slots(r)[k < capacity_ ? k : k - capacity_];
+    }
+
+    void push(Ring r, u32 page, u32 stamp) {
+        if (ring(r).count == capacity_) purge();
+        slot(r, ring(r).count) = element(page, stamp);
+        ring(r).count++;
+    }
+
+    void pop(Ring r) {
+        RingState& q = ring(r);
+        q.head = q.head + 1 < capacity_ ? q.head + 1 : 0;
+        q.count--;
+    }
+
+    void move(Ring from, Ring to, u32 page, u32 stamp) {
+        push(to, page, stamp);  // first in, then out: a death in between leaves it twice, never lost
+        if (from != to) env_.set_ring(page, to);
+        pop(from);
+    }
+};
+
+}  // namespace bp

@@ -1,0 +1,60 @@
+// Counters: how those of a departed client get into the totals, and how all are summed.
+//
+// The totals stand twice in the header. A fold fills the inactive copy and makes it
+// active by one store of `folded`, which names the client too:
+//
+//   fill totals[1 - copy] · folded = (1 - copy, client, generation) · client's `folded` = 1
+//
+// So a client is counted once at every moment: in its slot until the store, in the
+// totals from it on, whoever dies in between. A sum never goes backwards.
+#pragma once
+
+#include "protocol/segment.h"
+
+namespace bp {
+
+// Adds a client's counters to the totals, exactly once however often it is
+// tried. Under the memory lock.
+inline void fold_counters(Segment& s, u32 c) {
+    Client& slot = s.clients[c - 1];
+    u64 name = u64(c) << 1 | slot.generation.load_relaxed() << 16;
+    u64 done = s.header->folded.load_acquire();
+    u32 other = u32(done >> 1) & CLIENTS_LIMIT;
+    if (other >= 1 && other <= s.g.max_clients && s.clients[other - 1].generation.load_relaxed() == done >> 16)
+        s.clients[other - 1].folded.store_release(1);  // the last fold, should its reaper have died here
+    if (slot.folded.load_relaxed()) return;
+    u64 copy = done & 1;
+    auto from = reinterpret_cast<Atomic<u64>*>(&s.header->totals[copy]);
+    auto to = reinterpret_cast<Atomic<u64>*>(&s.header->totals[1 - copy]);
+    auto add = reinterpret_cast<Atomic<u64>*>(&slot.counters);
+    fence_release();  // a sum that reads what we fill in sees the fold before this one, which made the copy inactive
+    for (u32 i = 0; i < COUNTERS; i++) to[i].store_relaxed(from[i].load_relaxed() + add[i].load_relaxed());
+    BP_POINT("fold.filled");
+    s.header->folded.store_release(name | (1 - copy));
+    BP_POINT("fold.switched");
+    slot.folded.store_release(1);
+}
+
+// The counters of all clients, present and past, into `sum` (COUNTERS of them). Like a
+// reader of a sequence lock (hence acquire: the second look comes after the loads), it
+// takes what it read if no fold took place between the two looks at `folded`, so
+// that no client was counted twice or not at all. Needs no lock and writes nothing.
+// False: folds kept coming, a thousand times over.
+inline bool sum_counters(Segment& s, u64* sum) {
+    for (int tries = 0; tries < 1000; tries++) {
+        u64 folded = s.header->folded.load_seq_cst();
+        auto totals = reinterpret_cast<Atomic<u64>*>(&s.header->totals[folded & 1]);
+        for (u32 i = 0; i < COUNTERS; i++) sum[i] = totals[i].load_acquire();
+        for (u32 c = 1; c <= s.g.max_clients; c++) {
+            Client& slot = s.clients[c - 1];
+            if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire()) continue;
+            if ((u64(c) << 1 | slot.generation.load_acquire() << 16) == (folded & ~u64(1))) continue;
+            auto own = reinterpret_cast<Atomic<u64>*>(&slot.counters);
+            for (u32 i = 0; i < COUNTERS; i++) sum[i] += own[i].load_acquire();
+        }
+        if (s.header->folded.load_seq_cst() == folded) return true;
+    }
+    return false;
+}
+
+}  // namespace bp

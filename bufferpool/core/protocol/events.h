@@ -1,0 +1,72 @@
+// The ring of events: what was decided about the pool's memory, and why.
+#pragma once
+
+#include <cstring>
+
+#include "protocol/segment.h"
+
+namespace bp {
+
+constexpr u32 WHAT_REAPED = 6, WHY_DIED = 8;  // of bufferpool/events.py
+
+// Which space failed, and how: the low bits of its generation, for the slot may be another's when the event is read.
+//
+//    31          20 19           8 7       0
+//   +--------------+--------------+---------+
+//   | generation   | errno        | slot, +1|     all zero: no space
+//   +--------------+--------------+---------+
+struct Origin {
+    u32 word = 0;
+    u64 page = 0;  // from 1; 0: none
+};
+
+// The number of a whole event, with a sum over its fields above it: a poster that was stopped for a turn of the
+// ring writes into a later event, under that one's number.
+constexpr u64 EVENT_NUMBER = (u64(1) << 40) - 1;
+inline u64 event_mark(const Event& e, u64 number) {
+    u64 sum = fnv(fnv(FNV_START, &number, sizeof number), reinterpret_cast<const u8*>(&e) + sizeof e.number, sizeof e - sizeof e.number);
+    return (sum & ~EVENT_NUMBER) | number;
+}
+
+// Any client may post, at any time, and die while it does: see struct Event.
+inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames, u32 to_frames, double value,
+                       Origin origin = {}) {
+    u64 n = s.header->events.add_seq_cst(1);
+    Event& place = s.events[n % EVENTS];
+    Event e{};
+    u64 bits;
+    memcpy(&bits, &value, sizeof bits);
+    e.time_ns.store_relaxed(prim::realtime_ns());
+    e.bytes.store_relaxed(bytes);
+    e.from_frames.store_relaxed(from_frames);
+    e.to_frames.store_relaxed(to_frames);
+    e.what.store_relaxed(what);
+    e.why.store_relaxed(why);
+    e.client.store_relaxed(s.me);
+    e.origin.store_relaxed(origin.word);
+    e.page.store_relaxed(origin.page);
+    e.value.store_relaxed(bits);
+    place.number.store_release(0);
+    fence_release();  // a reader that sees a field of this event also sees that the old number is gone
+    auto from = reinterpret_cast<Atomic<u64>*>(&e), to = reinterpret_cast<Atomic<u64>*>(&place);
+    for (u32 i = 1; i < sizeof e / 8; i++) to[i].store_relaxed(from[i].load_relaxed());
+    place.number.store_release(event_mark(e, n + 1));
+}
+
+// Copies the whole events, oldest first, into `out` (room for EVENTS of them); returns how many.
+inline u32 read_events(Segment& s, Event* out) {
+    u64 end = s.header->events.load_seq_cst(), begin = end > EVENTS ? end - EVENTS : 0;
+    u32 n = 0;
+    for (u64 i = begin; i < end && n < EVENTS; i++) {
+        Event& e = s.events[i % EVENTS];
+        u64 number = e.number.load_acquire();
+        if ((number & EVENT_NUMBER) != i + 1) continue;  // being written, lapped, or left by a dead writer
+        memcpy(static_cast<void*>(&out[n]), &e, sizeof e);
+        fence_acquire();  // the second look comes after the copy
+        if (e.number.load_acquire() != number || event_mark(out[n], i + 1) != number) continue;
+        out[n++].number.store_relaxed(i + 1);
+    }
+    return n;
+}
+
+}  // namespace bp

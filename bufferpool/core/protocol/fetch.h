@@ -1,0 +1,183 @@
+// How a page gets pinned: found, waited for, or loaded. The loops of every process, Python's (load.cpp) and the
+// explorer's (tests/native), which differ in their hooks:
+//
+//   unlocked(f)                  calls f without the interpreter's lock
+//   waited(e, page)              after a slice of a wait for an entry that was `e`: OK, or why to give up
+//   make_room(status, want)      no frame can be had; nothing is held: OK to try again (`want` says since when)
+//   load(place, want, out)       load_page() with the hooks of what fills the page's space
+//   unpin(frame)                 takes back a pin
+//   failed(client, text)         the load that was waited for has failed: why to give up
+//
+// and, for one load:
+//
+//   unlocked(f)
+//   prepare()                    foreign code makes the content: before a frame is taken, for it may take long
+//   no_frame(status, want)       no frame can be had, the page is ours: OK to try again, else the load is given up
+//   fill(frame, image)           the content, into a frame that is ours
+//   failure()                    after RAISED: what to tell those who wait for the page; null: they load it themselves
+//   forked()                     whether foreign code has forked, and this is the child: the load is its parent's
+//
+// A hook that says RAISED has told its caller why (in Python, an exception is set).
+#pragma once
+
+#include "protocol/client.h"
+#include "protocol/waits.h"
+
+namespace bp {
+
+struct Access {
+    bool counts = true;      // a reference for the policy
+    bool once = false;       // read ahead, or scanned
+    u64 deadline_ns = 0;     // 0: none
+    bool ahead() const { return once && !counts; }
+    u32 kind() const { return (once ? u32(SAMPLE_ONCE) : 0) | (counts ? 0 : u32(SAMPLE_UNCOUNTED)); }
+};
+
+// A page as a handle of its space names it.
+struct Place {
+    SpaceSlot& slot;
+    u64 generation;  // of the space, when the handle was made
+    u32 index, page;
+
+    // A client that has taken a pin, or the entry, calls this again: the entries of a removed space may be another space's.
+    bool open() const { return space_generation(slot.extent.load_seq_cst()) == generation; }
+};
+
+// Waits, one slice at most, for the client that changes the page. OK: look again. `loader`: the client that loads it.
+template <class Hooks>
+[[gnu::noinline]] Status wait_turn(Segment& s, u32 page, bool writing, Hooks& hooks, u32* loader = nullptr) {
+    u64 e = s.entries[page].load_acquire();
+    if (entry::state(e) == ABSENT || (entry::state(e) == RESIDENT && !(writing && entry::owner(e)))) return Status::OK;
+    if (loader && entry::state(e) == LOADING) *loader = entry::owner(e);
+    (writing ? s.counters().wait_writer : s.counters().wait_load).add_relaxed(1);
+    bool never = false;
+    {
+        LoadsWait loads(s, page);
+        hooks.unlocked([&] {
+            never = loads.any() && waits_for_us(s, page);
+            u64 since = prim::now_ns();
+            if (!never) wait_entry(s, page, e);
+            s.took(LATENCY_WAIT, since);
+        });
+    }
+    return never ? Status::DEADLOCK : hooks.waited(e);
+}
+
+// Loads a page that is absent. OK: it is there, and pinned in `out`. WAIT: somebody else was faster, look again.
+template <class Load>
+Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u32& out) {
+    OpSlot op = load.unlocked([&] { return OpSlot(s); });  // the thread that has the last one may need the interpreter to end it
+    if (!op.valid()) return op.why_not();
+    if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
+    Image image{.ahead = want.ahead};
+    u32 f = NONE;
+    Status status = at.open() ? load.prepare() : Status::REMOVED;
+    while (status == Status::OK && !load.forked()) {
+        status = load.unlocked([&] { return take_frame(s, op.intent(), want, f); });
+        if (status == Status::OK) break;
+        f = NONE;
+        status = load.no_frame(status, want);
+    }
+    if (load.forked()) {
+        op.release();
+        return Status::WAIT;
+    }
+    if (status == Status::OK) status = load.fill(f, image);
+    if (status == Status::OK) finish_load(s, op.intent(), at.page, out = f, image);
+    else {
+        if (status == Status::RAISED)
+            if (const char* text = load.failure()) tell_failure(s, at.page, text);
+        abort_load(s, op.intent(), at.page, f);
+    }
+    return status;
+}
+
+// We waited for a load of `loader`'s, and the page is not there. OK: that load has not failed, or is not over.
+template <class Hooks>
+[[gnu::noinline]] Status look_for_failure(Segment& s, u32 page, u32 loader, Hooks& hooks) {
+    u64 e = s.entries[page].load_acquire();
+    char text[FAILURE_WORDS * 8 + 1];
+    if ((entry::state(e) == LOADING && entry::owner(e) == loader) || !find_failure(s, loader, page, text)) return Status::OK;
+    return hooks.failed(loader, text);
+}
+
+// A wait for a frame counts once, however often it is tried, and however it ends.
+class FrameWait {
+    Segment& s_;
+    const FrameRequest& want_;
+
+public:
+    FrameWait(Segment& s, const FrameRequest& want) : s_(s), want_(want) {}
+    FrameWait(const FrameWait&) = delete;
+    ~FrameWait() {
+        if (!want_.waits_since_ns || !s_.me) return;  // a forked child may have no slot
+        s_.counters().wait_frame.add_relaxed(1);
+        s_.took(LATENCY_WAIT, want_.waits_since_ns);
+    }
+};
+
+// A reference to a page that is there. The first use of a page that was read ahead is what it was loaded for: a
+// miss, as if it were loaded now, so that the same reads count the same, whether or not somebody asks ahead.
+inline void count_use(Segment& s, u32 index, u32 page, u32 frame, Access access) {
+    auto& uses = s.counters().space[index];
+    if (!s.first_use(frame)) return uses.hits.add_owned(1);
+    uses.misses.add_owned(1);
+    s.frames[frame].mark.store_relaxed(s.mark_of(page));
+    if constexpr (ADVISES) record_load(s, page, access.kind());
+}
+
+// Loads a page that was not there, and counts it. OK: it is pinned in `frame`. WAIT: look again.
+template <class Hooks>
+[[gnu::noinline]] Status fetch_absent(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
+    FrameRequest want{at.page, access.once};
+    want.ahead = access.ahead();
+    FrameWait waited(s, want);
+    for (;;) {
+        u64 since = prim::now_ns();
+        Status status = hooks.load(at, want, frame);
+        if (status == Status::OK) {
+            s.counters().loads.add_relaxed(1);
+            if (ADVISES && !want.ahead) record_load(s, at.page, access.kind());
+            s.took(LATENCY_LOAD, since);
+            return Status::OK;
+        }
+        if (status == Status::WAIT) return at.open() ? status : Status::REMOVED;
+        if (status != Status::REMOVED && status != Status::RAISED) status = hooks.make_room(status, want);
+        if (status == Status::OK && at.open()) continue;
+        if (status == Status::OK) return Status::REMOVED;
+        if (s.me) s.counters().load_failures.add_relaxed(1);
+        return status;
+    }
+}
+
+// Pins a page, loading it if need be. A hit has no call here: it is a few dozen nanoseconds.
+template <class Hooks>
+[[gnu::always_inline]] inline Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
+    u32 loader = 0;  // of a load that we have waited for
+    for (bool missed = false;;) {
+        Status status = pin(s, at.page, frame);
+        if (status != Status::OK && loader)
+            if (Status r = look_for_failure(s, at.page, loader, hooks); r != Status::OK) return r;
+        if (status == Status::OK && !missed) {
+            if (access.counts) count_use(s, at.index, at.page, frame, access);
+            if (!access.once) s.touch(frame, s.tick());
+            else if (ADVISES && s.sampler.wants(s.frames[frame])) record(s, at.page, access.kind());
+        } else if (status == Status::ABSENT) {
+            u64 e = s.entries[at.page].load_acquire();
+            if (entry::state(e) == ABSENT && (e & entry::VOLATILE)) return Status::DISCARDED;
+            if (!missed && access.counts) s.counters().space[at.index].misses.add_owned(1);
+            missed = true;
+            status = fetch_absent(s, at, access, hooks, frame);
+        } else if (status == Status::WAIT) {
+            status = wait_turn(s, at.page, false, hooks, &loader);
+            if (status == Status::OK) continue;
+        }
+        if (status == Status::WAIT) continue;
+        if (status != Status::OK) return status;
+        if (at.open()) return Status::OK;
+        hooks.unpin(frame);  // the space went while we pinned: this may be another's page
+        return Status::REMOVED;
+    }
+}
+
+}  // namespace bp

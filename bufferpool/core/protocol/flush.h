@@ -1,0 +1,159 @@
+// Write-back: which dirty pages may be written now, and what is true of them
+// once the store has synced (rule 6). The writing itself is the store's.
+//
+//   entry  RESIDENT(f, dirty) -> RESIDENT(f, dirty, flusher me)    begin
+//          RESIDENT(f, dirty, flusher me) -> RESIDENT(f)           synced
+//          RESIDENT(g, dirty, flusher me) -> RESIDENT(g, dirty)    a newer version came
+//          RESIDENT(f, dirty, no ring) -> RESIDENT(f, dirty, cold) -> RESIDENT(f)   synced, of a page that was set aside
+#pragma once
+
+#include "protocol/client.h"
+
+namespace bp {
+
+struct FlushItem {
+    u32 page, frame;
+};
+
+// Calls `visit(page, lsn, rec_lsn)` for the dirty pages among the entries [first, first + count), in
+// order, until it returns false. By entry and not by frame: a page that is dirty all
+// the while is seen, into whatever frame a publish or a compaction moves it meanwhile.
+template <class F>
+void each_dirty(Segment& s, u64 first, u64 count, F visit) {
+    u64 end = std::min(first + count, s.g.max_pages), chunk = s.g.os_page / 8;
+    for (u64 page = first; page < end; page++) {
+        if (!s.has_entry_chunk(page / chunk)) {  // rule 9
+            page = (page / chunk + 1) * chunk - 1;
+            continue;
+        }
+        for (;;) {
+            u64 e = s.entries[page].load_acquire();
+            u32 f = entry::frame(e);
+            if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || !s.has_frame(f)) break;
+            // The pin keeps the slot this page's while we read it: unpinned, the page may go to another
+            // frame and come back, and what was read in between belongs to somebody else.
+            Status status = pin(s, u32(page), f);
+            if (status == Status::CORRUPT) break;  // it is no page of that frame
+            if (status != Status::OK && status != Status::TOO_MANY_PINS) continue;
+            u64 lsn = s.frames[f].lsn.load_relaxed(), rec_lsn = s.frames[f].rec_lsn.load_relaxed();
+            if (status == Status::OK) unpin(s, f);
+            if (!visit(u32(page), lsn, rec_lsn)) return;
+            break;
+        }
+    }
+}
+
+// The dirty pages of a range: how many, the highest LSN, and the LSN of the oldest change that
+// the store has not. What was written without an LSN (0) takes no part in the latter two.
+struct DirtyRange {
+    u64 pages = 0, lsn = 0, rec_lsn = ~u64(0);
+};
+
+inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
+    DirtyRange out;
+    each_dirty(s, first, count, [&](u32, u64 lsn, u64 rec_lsn) {
+        out.pages++;
+        if (lsn) out.lsn = std::max(out.lsn, lsn);
+        if (rec_lsn) out.rec_lsn = std::min(out.rec_lsn, rec_lsn);
+        return true;
+    });
+    return out;
+}
+
+// Clears the flusher field, and the dirty bit if the store has what the entry still names. A page that was set aside
+// gets back into a ring before it is clean: a client that dies in between leaves it dirty.
+inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
+    bool aside = false;
+    auto settle = [&](u64 e) {
+        aside = false;
+        if (entry::state(e) != RESIDENT || entry::flusher(e) != s.me) return e;
+        bool clean = synced && entry::frame(e) == it.frame;
+        aside = clean && entry::is_aside(e);
+        return aside ? e : entry::with_flusher(clean ? e & ~entry::DIRTY : e, 0);
+    };
+    settle_entry(s, it.page, settle);
+    if (!aside) return;
+    lock_memory(s, false);  // nobody sets it aside again before it is clean
+    bring_back_locked(s, it.page);
+    settle_entry(s, it.page, settle);
+    unlock_memory(s);
+}
+
+// After the store has synced (`synced`), or has failed: clean only what is
+// stored, and only if the entry still names the frame that was written. Where a newer
+// version came meanwhile, its oldest change that the store has not cannot be older than
+// what was stored: else a page that is always being written would hold checkpoints back for ever.
+inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, bool synced) {
+    BP_POINT("flush.synced");
+    for (const FlushItem& it : items) {
+        u32 newer;
+        if (synced && pin(s, it.page, newer) == Status::OK) {
+            u64 stored = s.frames[it.frame].lsn.load_relaxed();
+            auto& rec_lsn = s.frames[newer].rec_lsn;
+            if (newer != it.frame && rec_lsn.load_relaxed() && rec_lsn.load_relaxed() < stored) rec_lsn.store_relaxed(stored);
+            unpin(s, newer);
+        }
+        settle_flushed(s, it, synced);
+        BP_POINT("flush.cleaned");
+        unpin(s, it.frame);
+    }
+    intent.op.store_release(u32(Op::NONE));
+}
+
+// Takes the flusher field of a dirty page: whoever changes the entry for another reason
+// does not make us miss it, and a flusher that died is reaped. False: no longer
+// dirty, or interrupted. Pages are taken in order, so two flushers never wait for each other.
+inline bool begin_flush_of(Segment& s, u32 page) {
+    Atomic<u64>& word = s.entries[page];
+    for (;;) {
+        u64 e = word.load_acquire();
+        if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || !s.has_frame(entry::frame(e))) return false;
+        if (entry::flusher(e) == s.me) return false;
+        if (entry::flusher(e)) {
+            wait_entry(s, page, e);
+            if (s.interrupted && s.interrupted(s)) return false;
+            continue;
+        }
+        if (word.cas_seq_cst(e, entry::with_flusher(e, s.me))) return true;
+    }
+}
+
+// Takes the flusher field and a pin of up to `most` dirty pages of the entries
+// [first, first + count) whose LSN is at most `lsn`, in page order. `held_back`
+// counts the dirty pages above it. The intent covers them until end_flush. `next`: the entry
+// at which to go on, 0 when the range has been gone through. NO_MEMORY: nothing was taken.
+inline Status begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 lsn, size_t most,
+                          Vec<FlushItem>& out, u64& held_back, u64& next) {
+    // 1. Candidates, and room for what will be taken of them.
+    Vec<u32> pages;
+    bool room = true;
+    each_dirty(s, first, count, [&](u32 page, u64 page_lsn, u64) {
+        if (page_lsn > lsn) held_back++;
+        else room = pages.push(page);
+        return room && pages.size() < most;
+    });
+    next = 0;
+    if (!room || !out.reserve(pages.size())) return Status::NO_MEMORY;
+    if (pages.empty()) return Status::OK;
+    if (pages.size() >= most) next = u64(pages.back()) + 1;  // whether or not all of them can be had
+    // 2. The intent, then the fields.
+    intent.page.store_relaxed(pages.front());
+    intent.old.store_relaxed(pages.back());
+    intent.op.store_release(u32(Op::FLUSH));
+    s.claims.add();
+    BP_POINT("flush.intent");
+    for (u32 page : pages) {
+        if (!begin_flush_of(s, page)) continue;
+        BP_POINT("flush.owned");
+        // The pin keeps the image: a writer may publish a newer one meanwhile.
+        u32 pinned;
+        bool ok = pin(s, page, pinned) == Status::OK;
+        if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn && out.push({page, pinned})) continue;  // there is room
+        if (ok) unpin(s, pinned);
+        held_back++;
+        settle_entry(s, page, [&](u64 v) { return entry::flusher(v) == s.me && entry::state(v) == RESIDENT ? entry::with_flusher(v, 0) : v; });
+    }
+    return Status::OK;
+}
+
+}  // namespace bp

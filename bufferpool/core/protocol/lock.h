@@ -1,0 +1,157 @@
+// A lock between processes that survives the death of its owner.
+//
+//   31     30       29          9 8       0
+//  +------+--------+-------------+---------+
+//  | wait | repair |  0          | owner   |
+//  +------+--------+-------------+---------+
+//
+// Why not a robust pthread mutex: this word names the owner as a client, so one
+// liveness test (the client's byte lock, rule 10) serves everywhere, across pid
+// namespaces and after fork; and the word can be driven by a test scheduler.
+//
+// An owner is dead when its byte lock can be taken, and its process has not the segment mapped (it may have
+// lost the lock, with a descriptor that was closed behind us). A client that
+// inherits the lock makes itself the owner, with the repair bit set until it has rebuilt what
+// the lock protects: if it dies too, the next client that inherits the lock rebuilds.
+#pragma once
+
+#include "protocol/segment.h"
+
+namespace bp {
+
+enum class Acquired { YES, REPAIR, INTERRUPTED };
+
+namespace lock_word {
+constexpr u32 WAITED = 1u << 31, REPAIR = 1u << 30, OWNER = CLIENTS_LIMIT;
+}
+
+constexpr u64 LOCK_SLICE_NS = 20'000'000;
+
+// Takes the byte lock of client `c`, which says that it is dead, for as long as
+// this object lives. One at a time per process, because byte locks belong to the
+// file description and not to the thread.
+class DeadClient {
+    Segment& s_;
+    std::unique_lock<std::recursive_mutex> guard_;
+    u32 client_;
+    bool held_ = false, nested_ = false;
+
+public:
+    DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex), client_(c) {
+        if (c == 0 || c > s.g.max_clients || c == s.me) return;
+        nested_ = s.reaping == c;
+        held_ = nested_ || s.lock_byte(LOCKS_AT + long(c)) == 0;
+        if (held_ && !nested_ && s.still_maps(c)) {
+            s.unlock_byte(LOCKS_AT + long(c));
+            held_ = false;
+        }
+        if (held_ && !nested_) {
+            outer_ = s.reaping;
+            s.reaping = c;
+        }
+    }
+    DeadClient(const DeadClient&) = delete;
+    ~DeadClient() {
+        if (!held_ || nested_) return;
+        s_.reaping = outer_;
+        s_.unlock_byte(LOCKS_AT + long(client_));
+    }
+    bool held() const { return held_; }
+
+private:
+    u32 outer_ = 0;
+};
+
+// May be wrong by the time it returns, in the direction "alive" only for others;
+// a decision to reap takes DeadClient.
+inline bool seems_alive(Segment& s, u32 c) {
+    if (c == 0 || c > s.g.max_clients) return false;
+    return c == s.me || s.byte_is_locked(LOCKS_AT + long(c)) != 0 || s.still_maps(c);
+}
+
+// The one CAS by which a lock becomes ours.
+inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
+    Segment::LockUse& use = s.use_of(lock);
+    use.begun.add();
+    if (lock.word.cas_seq_cst(seen, s.me | flags)) return true;
+    use.ended.add();
+    return false;
+}
+
+// Takes a lock from the owner that `seen` names, who cannot take it or give it up. Others may set W meanwhile:
+// that makes it no other's lock, and the CAS is tried again.
+inline bool take_from(Segment& s, LockWord& lock, u32 seen, u32 flags) {
+    u32 owner = seen & lock_word::OWNER;
+    while ((seen & lock_word::OWNER) == owner)
+        if (take(s, lock, seen, flags)) return true;
+    return false;
+}
+
+// A damaged word: it names no client, or us, while no thread of ours has the lock. (None
+// had begun to take it before we looked at the word, and none has since: see take().)
+inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
+    u32 owner = seen & lock_word::OWNER;
+    if (owner != s.me) return owner > s.g.max_clients;
+    Segment::LockUse& use = s.use_of(lock);
+    u64 begun = use.begun.value();
+    return use.ended.value() == begun && lock.word.load_seq_cst() == seen && use.begun.value() == begun;
+}
+
+// Tries to inherit a lock from a dead owner. True: it is ours, to be repaired.
+inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
+    DeadClient dead(s, seen & lock_word::OWNER);
+    return (dead.held() || is_nobodys(s, lock, seen)) && take_from(s, lock, seen, lock_word::REPAIR | lock_word::WAITED);
+}
+
+inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }
+
+// INTERRUPTED: a signal handler raised, or so many slices of the wait have passed.
+inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u32 slices = ~0u) {
+    for (int spin = 0; spin < prim::SPINS; spin++) {
+        u32 free = 0;
+        if (lock.word.load_relaxed() == 0 && take(s, lock, free, 0)) return Acquired::YES;
+        prim::relax();
+    }
+    s.counters().wait_memory.add_relaxed(1);
+    u64 since = prim::now_ns();
+    auto ours = [&](Acquired how) { return s.took(LATENCY_WAIT, since), how; };
+    for (;;) {
+        u32 w = lock.word.load_seq_cst();
+        if ((w & lock_word::OWNER) == 0) {  // free, perhaps to be repaired
+            if (take(s, lock, w, lock_word::WAITED | (w & lock_word::REPAIR))) return ours(acquired(w));
+            continue;
+        }
+        if (!(w & lock_word::WAITED)) {
+            if (!lock.word.cas_seq_cst(w, w | lock_word::WAITED)) continue;
+            w |= lock_word::WAITED;
+        }
+        if (prim::futex_wait(&lock.word, w, LOCK_SLICE_NS) == -ETIMEDOUT) {
+            if (inherit(s, lock, w)) return ours(Acquired::REPAIR);
+            if (slices-- == 0) return ours(Acquired::INTERRUPTED);
+        }
+        if (interruptible && s.interrupted && s.interrupted(s)) return ours(Acquired::INTERRUPTED);
+    }
+}
+
+// Takes a free lock, or one whose owner is dead; never waits. True: it is ours.
+inline bool try_acquire(Segment& s, LockWord& lock, Acquired& how) {
+    u32 w = lock.word.load_seq_cst();
+    how = acquired(w);
+    if ((w & lock_word::OWNER) == 0) return take(s, lock, w, w);
+    how = Acquired::REPAIR;
+    return inherit(s, lock, w);
+}
+
+inline void repaired(Segment& s, LockWord& lock) {
+    u32 w = lock.word.load_relaxed();
+    while (!lock.word.cas_seq_cst(w, w & ~lock_word::REPAIR)) {}
+    s.counters().rebuilds.add_relaxed(1);
+}
+
+inline void release(Segment& s, LockWord& lock) {
+    u32 w = lock.word.swap_seq_cst(0);
+    s.use_of(lock).ended.add();
+    if (w & lock_word::WAITED) prim::futex_wake_all(&lock.word);
+}
+
+}  // namespace bp

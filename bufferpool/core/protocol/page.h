@@ -1,0 +1,300 @@
+// Pages: pinning, loading, writing, dropping, moving. The steps stand in the
+// order that survives death (docs/design.md, "The steps"); the transitions:
+//
+//   entry   ABSENT -> LOADING(me) -> RESIDENT(f)        load
+//           LOADING(me) -> ABSENT                       a load that failed
+//           RESIDENT(f) -> EVICTING(f, me) -> ABSENT    evict (memory.h)
+//           RESIDENT(f) -> RESIDENT(f, writer)          begin_write
+//           RESIDENT(f, writer) -> RESIDENT(g, dirty, writer) -> RESIDENT(g)  publish
+//           RESIDENT(f, writer) -> ABSENT               discard
+//   frame   BUSY(me) -> LIVE(page) -> OLD(page) -> SETTLING(me) -> BUSY(me)
+#pragma once
+
+#include "protocol/failures.h"
+#include "protocol/take.h"
+
+namespace bp {
+
+// Drops W and wakes, with the change of `change`.
+template <class F>
+u64 settle_entry(Segment& s, u32 page, F change) {
+    return change_entry(s.entries[page], [&](u64 e) { return change(e) & ~entry::WAITED; });
+}
+
+// ---- pin ---------------------------------------------------------------------
+
+// Pins the page if it is resident. Rule 2: count, then look again.
+inline Status pin(Segment& s, u32 page, u32& out) {
+    Atomic<u64>& word = s.entries[page];
+    for (int tries = 0; tries < 1000; tries++) {
+        u64 e = word.load_acquire();
+        if (entry::state(e) != RESIDENT) return entry::state(e) == ABSENT ? Status::ABSENT : Status::WAIT;
+        u32 f = entry::frame(e);
+        if (!s.has_frame(f)) return Status::CORRUPT;
+        Atomic<u16>& count = s.pin_count(f);
+        if (count.load_relaxed() >= PIN_MAX) return Status::TOO_MANY_PINS;
+        count.add_seq_cst(1);
+        if (entry::is_resident_in(word.load_seq_cst(), f)) {
+            out = f;
+            if (frame::holds(s.frames[f].word.load_relaxed(), page)) return Status::OK;
+            unpin(s, f);
+            return Status::CORRUPT;  // the entry, or the frame's word, is damaged
+        }
+        unpin(s, f);
+    }
+    return Status::WAIT;
+}
+
+// ---- load --------------------------------------------------------------------
+
+// ABSENT -> LOADING(me). OK: the page is ours to fill. The ghost, the ring and
+// the "dropped" bit stay in the word, for a load that fails.
+inline Status begin_load(Segment& s, Intent& intent, u32 page) {
+    Atomic<u64>& word = s.entries[page];
+    u64 e = word.load_acquire();
+    if (entry::state(e) == RESIDENT) return Status::OK;  // the caller pins again
+    if (entry::state(e) != ABSENT) return Status::WAIT;
+    intent.page.store_relaxed(page);
+    intent.frame.store_relaxed(NONE);
+    intent.op.store_release(u32(Op::LOAD));
+    s.claims.add();
+    BP_POINT("load.intent");
+    forget_failures(s.client(), page);
+    if (word.cas_seq_cst(e, entry::with_owner(entry::with_state(e, LOADING), s.me))) {
+        BP_POINT("load.loading");
+        return Status::ABSENT;  // ours: load it
+    }
+    intent.op.store_release(u32(Op::NONE));
+    return Status::WAIT;
+}
+
+inline void abort_load(Segment& s, Intent& intent, u32 page, u32 f) {
+    settle_entry(s, page, [&](u64 e) {
+        bool ours = entry::state(e) == LOADING && entry::owner(e) == s.me;
+        return ours ? entry::with_owner(entry::with_state(e, ABSENT), 0) : e;
+    });
+    BP_POINT("load.aborted");
+    intent.op.store_release(u32(Op::NONE));
+    if (f != NONE) free_frame(s, f);
+}
+
+struct Image {
+    bool dirty = false, is_volatile = false;
+    u64 lsn = 0;
+    bool ahead = false;  // read ahead, and not used yet
+};
+
+// The frame is filled: LIVE, pinned by us, then visible.
+inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image) {
+    FrameSlot& slot = s.frames[f];
+    slot.lsn.store_relaxed(image.lsn);
+    slot.rec_lsn.store_relaxed(image.lsn);
+    slot.touched.store_relaxed(s.tick());
+    slot.count.store_relaxed(image.ahead ? AHEAD : 0);
+    slot.tag.store_relaxed(u8(s.header->policy_tag.load_relaxed()));
+    slot.mark.store_relaxed(s.mark_of(page));
+    intent.frame.store_release(f);
+    BP_POINT("load.filled");
+    slot.word.store_seq_cst(frame::live(page));
+    BP_POINT("load.live");
+    s.pin_count(f).add_seq_cst(1);
+    BP_POINT("load.pinned");
+    settle_entry(s, page, [&](u64 e) {
+        u64 r = entry::with_frame(entry::with_owner(entry::with_state(e, RESIDENT), 0), f);
+        r &= ~(entry::GHOST | entry::VOLATILE);
+        return r | (image.dirty ? entry::DIRTY : 0) | (image.is_volatile ? entry::VOLATILE : 0);
+    });
+    BP_POINT("load.resident");
+    intent.op.store_release(u32(Op::NONE));
+    BP_POINT("load.done");
+}
+
+// ---- write -------------------------------------------------------------------
+
+inline void end_write(Segment& s, u32 page) {
+    settle_entry(s, page, [&](u64 e) {
+        return entry::state(e) == RESIDENT && entry::owner(e) == s.me ? entry::with_owner(e, 0) : e;
+    });
+}
+
+// Takes the writer field of a resident page; `out` is its frame, which stays
+// until the field is released: neither eviction, compaction nor another writer
+// touches a page that has a writer.
+inline Status begin_write(Segment& s, u32 page, u32& out) {
+    Atomic<u64>& word = s.entries[page];
+    u64 e = word.load_acquire();
+    if (entry::state(e) == ABSENT) return Status::ABSENT;
+    if (entry::state(e) != RESIDENT || entry::owner(e)) return Status::WAIT;
+    if (!s.has_frame(entry::frame(e))) return Status::CORRUPT;
+    if (!word.cas_seq_cst(e, entry::with_owner(e, s.me))) return Status::WAIT;
+    BP_POINT("write.owned");
+    out = entry::frame(e);
+    if (s.frames[out].word.load_relaxed() == frame::live(page)) return Status::OK;
+    end_write(s, page);
+    return Status::CORRUPT;  // the entry, or the frame's word, is damaged
+}
+
+// Swaps the frame of a page that we write from `f` to `g`, BUSY(me) and filled,
+// and retires `f`. The writer field stays ours: it must outlive the intent, or
+// the page may be evicted and the intent no longer be told apart.
+// Returns true when `f` became BUSY(me) (nobody pins it).
+inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 set, u64 clear) {
+    intent.page.store_relaxed(page);
+    intent.frame.store_relaxed(g);
+    intent.old.store_relaxed(f);
+    intent.op.store_release(u32(Op::PUBLISH));
+    BP_POINT("publish.intent");
+    s.frames[g].word.store_seq_cst(frame::live(page));
+    BP_POINT("publish.live");
+    change_entry(s.entries[page], [&](u64 e) { return (entry::with_frame(e, g) & ~clear) | set; });
+    BP_POINT("publish.swapped");
+    s.frames[f].word.store_seq_cst(frame::old(page));
+    BP_POINT("publish.retired");
+    bool ours = settle_old(s, f);
+    BP_POINT("publish.settled");
+    intent.op.store_release(u32(Op::NONE));
+    return ours;
+}
+
+// Publishes `bytes` as the new version of a page whose writer field is ours,
+// and releases the field.
+inline Status publish(Segment& s, u32 page, const void* bytes, Image image, FrameRequest& want) {
+    OpSlot op(s);
+    if (!op.valid()) return op.why_not();
+    u32 g;
+    if (Status r = take_frame(s, op.intent(), want, g); r != Status::OK) return r;
+    u64 e = s.entries[page].load_acquire();
+    u32 f = entry::frame(e);
+    if (entry::state(e) != RESIDENT || entry::owner(e) != s.me || !s.has_frame(f)) {  // a damaged segment
+        free_frame(s, g);
+        return Status::CORRUPT;
+    }
+    prim::copy_page(s.page_data(g), bytes, s.g.page_size);
+    FrameSlot &to = s.frames[g], &from = s.frames[f];
+    to.lsn.store_relaxed(image.lsn);
+    to.rec_lsn.store_relaxed(e & entry::DIRTY && from.rec_lsn.load_relaxed() ? from.rec_lsn.load_relaxed() : image.lsn);
+    to.count.store_relaxed(from.count.load_relaxed());
+    to.tag.store_relaxed(from.tag.load_relaxed());
+    to.mark.store_relaxed(from.mark.load_relaxed());
+    s.touch(g, s.tick());
+    u64 set = (image.dirty ? entry::DIRTY : 0) | (image.is_volatile ? entry::VOLATILE : 0);
+    bool ours = swap_frame(s, op.intent(), page, f, g, set, 0);
+    end_write(s, page);
+    BP_POINT("publish.done");
+    if (ours) keep_or_free(s, f);
+    s.counters().publishes.add_relaxed(1);
+    return Status::OK;
+}
+
+// ---- discard -----------------------------------------------------------------
+
+// Drops a page without write-back: RESIDENT(f, writer me) -> ABSENT. Our pin on
+// `f` keeps it from being reused while the intent stands. True: `f` is BUSY(me).
+inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
+    s.pin_count(f).add_seq_cst(1);
+    intent.page.store_relaxed(page);
+    intent.old.store_relaxed(f);
+    intent.op.store_release(u32(Op::DISCARD));
+    BP_POINT("discard.intent");
+    u64 gone = settle_entry(s, page, [](u64 e) { return (e & entry::RING) | ABSENT; });
+    BP_POINT("discard.absent");
+    s.frames[f].word.store_seq_cst(frame::old(page));
+    BP_POINT("discard.retired");
+    intent.op.store_release(u32(Op::NONE));
+    s.pin_count(f).sub_seq_cst(1);
+    if (entry::ring(gone) == RING_NONE) forget_aside(s);
+    return settle_old(s, f);
+}
+
+// Forgets that a page was ever there (drop of an absent page).
+inline void forget(Segment& s, u32 page) {
+    change_entry(s.entries[page], [](u64 e) { return entry::state(e) == ABSENT ? (e & entry::RING) | ABSENT : e; });
+}
+
+// ---- move --------------------------------------------------------------------
+
+// Copies a page from `f` to `g`, BUSY(me), as a publish of the same content.
+// False: the page cannot move now; `g` is still the caller's.
+// True: `f` is BUSY(me) if `ours`, else OLD until its last reader leaves.
+inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
+    u64 w = s.frames[f].word.load_acquire();
+    u32 page = frame::page(w);
+    if (frame::state(w) != LIVE || !s.has_page(page)) return false;
+    u64 e = s.entries[page].load_acquire();
+    if (!entry::is_resident_in(e, f) || entry::owner(e) || entry::flusher(e) || s.any_pin(f)) return false;
+    if (!s.entries[page].cas_seq_cst(e, entry::with_owner(e, s.me))) return false;
+    BP_POINT("move.owned");
+    prim::copy_page(s.page_data(g), s.page_data(f), s.g.page_size);
+    FrameSlot &to = s.frames[g], &from = s.frames[f];
+    to.lsn.store_relaxed(from.lsn.load_relaxed());
+    to.rec_lsn.store_relaxed(from.rec_lsn.load_relaxed());
+    to.touched.store_relaxed(from.touched.load_relaxed());
+    to.count.store_relaxed(from.count.load_relaxed());
+    to.tag.store_relaxed(from.tag.load_relaxed());
+    to.mark.store_relaxed(from.mark.load_relaxed());
+    ours = swap_frame(s, intent, page, f, g, 0, 0);
+    end_write(s, page);
+    s.counters().compacted_pages.add_relaxed(1);
+    return true;
+}
+
+// ---- wait --------------------------------------------------------------------
+
+void reap(Segment& s, u32 client);  // client.h
+
+constexpr u64 WAIT_SLICE_NS = 20'000'000;
+
+// Does an operation of this process cover an entry that names us? (If the word still is
+// what it was, and no operation has claimed any entry since, then one that claimed this
+// one was under way all the while, and its intent was there to be seen.)
+inline bool has_operation(Segment& s, u32 page, u64 e) {
+    if (entry::state(e) == RESIDENT && entry::owner(e) == s.me) return true;  // a writer: write.cpp knows
+    u64 claims = s.claims.value(), used = s.ops_used.load_acquire();
+    for (u32 i = 0; i < OPS; i++) {
+        if (!(used >> i & 1)) continue;
+        Intent& in = s.client().intents[i];
+        u32 first = in.page.load_acquire();
+        bool flushes = in.op.load_acquire() == u32(Op::FLUSH);
+        if (first == page || in.victim.load_acquire() == page || (flushes && first <= page && page <= in.old.load_acquire())) return true;
+    }
+    return s.entries[page].load_seq_cst() != e || s.claims.value() != claims;
+}
+
+// Settles an entry that names `c`, who is dead or no client at all (or us, who do nothing
+// to it), and who has left no intent for it: only a damaged segment has such a one.
+inline void disown(Segment& s, u32 page, u64 e, u32 c) {
+    DeadClient dead(s, c);
+    if (!dead.held() && c != 0 && c <= s.g.max_clients && c != s.me) return;
+    u64 next = entry::flusher(e) == c && entry::state(e) == RESIDENT ? entry::with_flusher(e, 0) : e;
+    if (entry::owner(next) == c) next = entry::with_owner(next, 0);
+    u32 f = entry::frame(e);
+    bool there = entry::state(e) == EVICTING && s.has_frame(f) && s.frames[f].word.load_acquire() == frame::live(page);
+    if (entry::state(e) == EVICTING) next = there ? entry::with_state(next, RESIDENT) : (next & entry::RING) | ABSENT;
+    if (entry::state(e) == LOADING) next = entry::with_state(next, ABSENT);
+    if (s.entries[page].cas_seq_cst(e, next & ~entry::WAITED)) prim::futex_wake_all(&s.entries[page]);
+}
+
+// Waits until the entry has changed from `e`, one slice at most. After a slice
+// without a change, a dead client that it waits for is reaped (rule 12).
+inline void wait_entry(Segment& s, u32 page, u64 e) {
+    Atomic<u64>& word = s.entries[page];
+    for (int spin = 0; spin < prim::SPINS; spin++) {
+        if (word.load_relaxed() != e) return;
+        prim::relax();
+    }
+    if (!(e & entry::WAITED)) {
+        if (!word.cas_seq_cst(e, e | entry::WAITED)) return;
+        e |= entry::WAITED;
+    }
+    if (prim::futex_wait(&word, u32(e), WAIT_SLICE_NS) != -ETIMEDOUT) return;
+    auto look_after = [&](u32 c) {
+        if (c == s.me ? has_operation(s, page, e) : seems_alive(s, c)) return;
+        if (c != s.me) reap(s, c);
+        if (word.load_seq_cst() == e) disown(s, page, e, c);
+    };
+    bool resident = entry::state(e) == RESIDENT;
+    if (!resident || entry::owner(e)) look_after(entry::owner(e));
+    if (resident && entry::flusher(e)) look_after(entry::flusher(e));
+}
+
+}  // namespace bp

@@ -1,0 +1,227 @@
+// Giving memory back to the kernel: which pages go (the policy, or age), which
+// memory goes (the extents that are cheapest to empty), and how (MADV_REMOVE).
+#pragma once
+
+#include "protocol/page.h"
+
+namespace bp {
+
+struct Reclaimed {
+    u64 frames = 0;      // given back: the kernel has them
+    int refused = 0;     // the kernel would not take some: its -errno
+    u64 moved = 0;       // pages copied to empty extents
+    EvictTally tally{};  // why more pages could not go
+};
+
+constexpr u32 EVICT_BATCH = 64;       // evictions per hold of the memory lock
+constexpr u32 EVICT_LOOKS = 512;      // and looks at pages: one eviction may need EVICT_STEPS of them
+constexpr u32 LOOK_BATCH = 4096;      // frames looked at per hold
+constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: bounds what is in flight
+
+// Gives BUSY(me) frames back: one madvise for each run of neighbours. What the kernel does not take stays
+// in the pool, free; `done` counts what it took.
+inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaimed& done) {
+    std::sort(frames.begin(), frames.end());
+    for (size_t i = 0; i < frames.size();) {
+        size_t end = i + 1;
+        while (end < frames.size() && frames[end] == frames[end - 1] + 1) end++;
+        u64 length = u64(end - i) << s.g.page_shift;
+        BP_POINT("punch.busy");
+        u64 since = prim::now_ns();
+        int r = s.remove_frames(frames[i], length);
+        s.took(LATENCY_RECLAIM, since);
+        BP_POINT("punch.removed");
+        lock_memory(s, false);
+        for (size_t k = i; k < end; k++) {
+            if (r == 0) hole_locked(s, frames[k]);
+            else free_locked(s, frames[k]);
+        }
+        unlock_memory(s);
+        if (r == 0) s.counters().reclaimed_bytes[reason].add_relaxed(length);
+        if (r == 0) done.frames += end - i;
+        else done.refused = r;
+        BP_POINT("punch.hole");
+        i = end;
+    }
+    frames.clear();
+}
+
+// Phase 1 of a shrink: evicts until `want` frames are free, or no page can go.
+// False when interrupted.
+inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& tally) {
+    PoolEnv env{s, &intent, NONE};
+    u64 freed = 0;
+    Search search;
+    while (freed < want && !search.over) {
+        if (!lock_memory(s)) return false;
+        u32 budget = s.header->budget_frames.load_relaxed();
+        if (s.header->policy.frames != budget) Alr<PoolEnv>(s.header->policy, env).set_frames(budget);
+        Alr<PoolEnv> policy(s.header->policy, env);
+        u64 most = env.looks + EVICT_LOOKS;
+        for (u32 i = 0; i < EVICT_BATCH && env.looks < most && freed < want; i++) {
+            if (policy.evict(search, EVICT_STEPS) == NONE) break;  // that was a long search: let others in
+            free_locked(s, env.frame);
+            freed++;
+        }
+        tally = env.tally;
+        tally.dirty += s.header->policy.aside;
+        unlock_memory(s);
+        if (s.interrupted && s.interrupted(s)) return false;
+    }
+    s.counters().evictions_reclaimed.add_relaxed(freed);
+    return true;
+}
+
+struct ExtentPlan {
+    u32 extent, free, live;
+};
+
+// The extents to empty so that `want` frames come free: fewest pages to move
+// first, highest extents first among equals. The last may be more than needed. False: no memory.
+inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
+    u32 per = s.g.extent_frames;
+    s.has_frame(s.g.max_frames - 1);
+    for (u32 first = 0; first < s.ready; first += per) {
+        ExtentPlan p{first / per, 0, 0};
+        for (u32 f = first; f < first + per && f < s.ready; f++) {
+            FrameState state = frame::state(s.frames[f].word.load_relaxed());
+            p.free += state == FREE;
+            p.live += state == LIVE;
+        }
+        if (p.free && !plans.push(p)) return false;
+    }
+    std::sort(plans.begin(), plans.end(), [](const ExtentPlan& a, const ExtentPlan& b) {
+        return a.live != b.live ? a.live < b.live : a.extent > b.extent;
+    });
+    u64 sum = 0;
+    size_t n = 0;
+    for (; n < plans.size() && sum + plans[n].free + plans[n].live <= want; n++) sum += plans[n].free + plans[n].live;
+    plans.cut(n);
+    return true;
+}
+
+// Takes the free frames of one extent, at most `most` and as many as `out` has room for, highest first: BUSY(me).
+inline void claim_free(Segment& s, u32 extent, u64 most, Vec<u32>& out) {
+    u32 first = extent * s.g.extent_frames, end = std::min(first + s.g.extent_frames, s.ready);
+    for (u32 f = end; f-- > first && most > 0 && !out.full();) {
+        if (!s.free.has(f)) continue;
+        s.free.remove(f);
+        s.frames[f].word.store_release(frame::busy(s.me));
+        most -= out.push(f);
+    }
+}
+
+// Phases 2 and 3: empties whole extents and gives them back, `want` frames at
+// most; then single runs, for what is less than an extent. The list of frames on their way has
+// its room before any is taken: NO_MEMORY has changed nothing.
+inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
+    Vec<ExtentPlan> plans;
+    Vec<u32> out;
+    if (!plan_extents(s, want, plans) || !out.reserve(std::min(u64(EXTENTS_PER_STEP) * s.g.extent_frames, u64(s.ready))))
+        return Status::NO_MEMORY;
+    for (size_t i = 0; i < plans.size(); i += EXTENTS_PER_STEP) {
+        size_t end = std::min(i + EXTENTS_PER_STEP, plans.size());
+        // 2. Compaction: the free frames of these extents are ours, so that the
+        // pages that must move find their place elsewhere.
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        for (size_t k = i; k < end; k++) claim_free(s, plans[k].extent, s.g.extent_frames, out);
+        unlock_memory(s);
+        BP_POINT("compact.claimed");
+        for (size_t k = i; k < end; k++) {
+            u32 first = plans[k].extent * s.g.extent_frames;
+            for (u32 f = first; plans[k].live && !out.full() && f < first + s.g.extent_frames && f < s.ready; f++) {
+                if (frame::state(s.frames[f].word.load_acquire()) != LIVE) continue;
+                if (!lock_memory(s)) return release_frames(s, out, reason, done), Status::INTERRUPTED;
+                u32 g = s.free.lowest();
+                if (g != NONE) {
+                    s.free.remove(g);
+                    s.frames[g].word.store_release(frame::busy(s.me));
+                }
+                unlock_memory(s);
+                if (g == NONE) break;
+                BP_POINT("compact.target");
+                bool ours;
+                if (!move_page(s, intent, f, g, ours)) {
+                    free_frame(s, g);
+                    continue;
+                }
+                done.moved++;
+                if (ours && !out.push(f)) free_frame(s, f);  // there is room: see above
+            }
+        }
+        // 3. To the kernel.
+        if (done.frames + out.size() > want) {  // pages left meanwhile: keep the surplus
+            lock_memory(s, false);
+            for (; done.frames + out.size() > want; out.pop()) free_locked(s, out.back());
+            unlock_memory(s);
+        }
+        release_frames(s, out, reason, done);
+        if (done.refused) return Status::OK;  // it would not take the next ones either
+        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
+    }
+    // Less than an extent is left to give, or pinned frames stood in the way.
+    for (u32 tries = 0; done.frames < want && tries < 1000; tries++) {
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        u32 end = s.ready;
+        while (done.frames + out.size() < want && !out.full()) {
+            u32 f = s.free.highest_below(end);
+            if (f == NONE) break;
+            claim_free(s, f / s.g.extent_frames, want - done.frames - out.size(), out);
+            end = f / s.g.extent_frames * s.g.extent_frames;
+        }
+        unlock_memory(s);
+        if (out.empty()) break;
+        release_frames(s, out, reason, done);
+        if (done.refused) break;
+    }
+    return Status::OK;
+}
+
+// Gives `want` frames back to the kernel; with `evict`, makes them free first.
+inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed& done) {
+    OpSlot op(s);
+    if (!op.valid()) return Status::INTERRUPTED;
+    if (evict) {
+        sweep_old(s);
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        u64 free = s.free.size();
+        unlock_memory(s);
+        if (free < want && !evict_for_shrink(s, op.intent(), want - free, done.tally)) return Status::INTERRUPTED;
+    }
+    return give_back(s, op.intent(), want, reason, done);
+}
+
+// The frames that the spaces of a dead client left. Where there is no memory for that, they stay in the pool, free.
+inline void give_back_freed(Segment& s, u32 frames) {
+    Reclaimed done;
+    shrink(s, frames, CLIENT_EXIT, false, done);
+}
+
+// Evicts the clean pages that nothing has touched since tick `before`; their
+// frames are FREE afterwards. `out` counts them.
+inline Status evict_idle(Segment& s, u32 before, u64& out) {
+    OpSlot op(s);
+    if (!op.valid()) return Status::INTERRUPTED;
+    PoolEnv env{s, &op.intent(), NONE};
+    s.has_frame(s.g.max_frames - 1);
+    for (u32 f = 0; f < s.ready;) {
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        for (u32 i = 0, end = f + LOOK_BATCH; i < EVICT_BATCH && f < s.ready && f < end; f++) {
+            u64 w = s.frames[f].word.load_acquire();
+            u32 page = frame::page(w);
+            if (frame::state(w) != LIVE || int(s.frames[f].touched.load_relaxed() - before) >= 0 || !s.has_page(page)) continue;
+            i++;
+            if (entry::is_resident_in(s.entries[page].load_acquire(), f) &&
+                env.evict(page, Ghost::COLD, s.header->policy.now)) {
+                free_locked(s, f);
+                out++;
+            }
+        }
+        unlock_memory(s);
+        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
+    }
+    s.counters().evictions_reclaimed.add_relaxed(out);
+    return Status::OK;
+}
+
+}  // namespace bp

@@ -1,0 +1,63 @@
+// Scratch pages that are not discardable can neither be evicted nor flushed: no other space gets their frames. So an
+// eighth of the budget is kept for the other spaces, and no client's scratch pages may use it. A process counts these
+// pages when it has used up its allowance, a part of what was left at its last count: a death leaves no wrong counter.
+#pragma once
+
+#include "protocol/client.h"
+
+namespace bp {
+
+constexpr u64 ALLOWANCE_NS = 100'000'000;  // an allowance that old is no good: others have written, too
+
+struct ScratchShare {
+    u32 used, most;
+};
+
+inline bool is_kept(const SpaceSlot& slot) {
+    return slot.kind.load_relaxed() == KIND_SCRATCH && !(slot.flags.load_relaxed() & SPACE_DISCARDABLE);
+}
+
+inline ScratchShare scratch_share(Segment& s) {
+    struct {
+        u64 first, end;
+    } ranges[MAX_SPACES];
+    u32 spaces = 0, budget = s.header->budget_frames.load_relaxed();
+    for (u32 i = 0; i < MAX_SPACES; i++) {
+        SpaceSlot& slot = s.spaces[i];
+        if (slot.state.load_acquire() == SPACE_FREE || !is_kept(slot)) continue;
+        u64 first = slot.first_entry.load_relaxed();
+        ranges[spaces++] = {first, first + slot.entries_ready.load_relaxed()};
+    }
+    ScratchShare share{0, budget - (budget >= 8 ? budget / 8 : 1)};
+    s.has_frame(s.g.max_frames - 1);
+    for (u32 f = 0; f < s.ready && spaces; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        u64 page = frame::page(w);
+        if (frame::state(w) != LIVE || !s.has_page(u32(page)) || !(s.entries[page].load_relaxed() & entry::DIRTY)) continue;
+        for (u32 i = 0; i < spaces; i++)
+            if (ranges[i].first <= page && page < ranges[i].end) {
+                share.used++;
+                break;
+            }
+    }
+    return share;
+}
+
+// May one more page be kept? Each client gets its part of a quarter of what is left, and counts again then.
+inline bool may_keep_one(Segment& s, ScratchShare& share) {
+    u64 now = prim::now_ns();
+    u32 left = s.scratch_left.load_relaxed();
+    if (left && now < s.scratch_until_ns.load_relaxed()) {
+        s.scratch_left.store_relaxed(left - 1);
+        return true;
+    }
+    share = scratch_share(s);
+    if (share.used >= share.most) return false;
+    u32 clients = 0;
+    for (u32 c = 0; c < s.g.max_clients; c++) clients += s.clients[c].state.load_relaxed() == CLIENT_LIVE;
+    s.scratch_left.store_relaxed((share.most - share.used) / 4 / (clients ? clients : 1));
+    s.scratch_until_ns.store_relaxed(now + ALLOWANCE_NS);
+    return true;
+}
+
+}  // namespace bp

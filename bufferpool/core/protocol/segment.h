@@ -1,0 +1,424 @@
+// One process's mapping of a segment, as one client of it, with what this
+// process keeps for itself. Everything else in core/ works on a Segment.
+#pragma once
+
+#include <mutex>
+#include <thread>
+
+#include "os/prim.h"
+#include "os/room.h"
+#include "layout/layout.h"
+#include "policy/shadows.h"
+
+namespace bp {
+
+// How an operation ended. The Python layer turns what is not OK into its error.
+enum class Status {
+    OK,
+    ABSENT,       // the page is not resident: load it
+    WAIT,         // somebody else is changing the page: wait on its entry, then again
+    EXHAUSTED,    // no frame can be had: all are pinned, dirty or in use
+    NO_SPACE,     // the tmpfs (or the memory cgroup) has no memory for a frame
+    INTERRUPTED,  // a signal handler raised: give up, nothing has changed
+    TOO_MANY_PINS,
+    DISCARDED,    // a discardable page was dropped
+    TOO_DEEP,     // all operations that this process may have under way are loaders' that ask for more
+    NO_CLIENT,    // every client slot is taken
+    NO_LOCKS,     // the kernel refuses byte locks
+    REMOVED,      // the space of the page has been removed from the pool
+    TOO_LONG,     // the space has as many pages as it may have
+    DEADLOCK,     // a loader waits, in the end, for itself
+    RAISED,       // a hook has given up, and has said why
+    NO_MEMORY,    // this process has no memory for a list of its own: nothing has changed
+    CORRUPT,      // the segment contradicts itself
+};
+
+// A set of frame numbers in shared memory, with two levels of summaries so that
+// the lowest member is found in a few loads. Guarded by the memory lock.
+class Bitmap {
+    u64* level_[3] = {nullptr, nullptr, nullptr};
+    u64 words_[3] = {0, 0, 0};
+
+public:
+    Bitmap() = default;
+    Bitmap(u64* at, u32 bits) {
+        BitmapGeometry g(bits);
+        for (int l = 0; l < 3; l++) {
+            level_[l] = at;
+            words_[l] = g.words[l];
+            at += g.words[l];
+        }
+    }
+    bool has(u32 i) const { return level_[0][i / 64] >> (i % 64) & 1; }
+    void add(u32 i) {
+        for (int l = 0; l < 3; l++, i /= 64) level_[l][i / 64] |= u64(1) << (i % 64);
+    }
+    void remove(u32 i) {
+        for (int l = 0; l < 3; l++, i /= 64) {
+            level_[l][i / 64] &= ~(u64(1) << (i % 64));
+            if (level_[l][i / 64]) return;
+        }
+    }
+    void clear() {
+        for (int l = 0; l < 3; l++)
+            for (u64 w = 0; w < words_[l]; w++) level_[l][w] = 0;
+    }
+    u64 size() const {
+        u64 n = 0;
+        for (u64 w = 0; w < words_[0]; w++) n += u64(__builtin_popcountll(level_[0][w]));
+        return n;
+    }
+    u32 lowest() const {
+        for (u64 t = 0; t < words_[2]; t++) {
+            if (!level_[2][t]) continue;
+            u64 b = t * 64 + u64(__builtin_ctzll(level_[2][t]));
+            if (b >= words_[1] || !level_[1][b]) return NONE;
+            u64 a = b * 64 + u64(__builtin_ctzll(level_[1][b]));
+            if (a >= words_[0] || !level_[0][a]) return NONE;
+            return u32(a * 64 + u64(__builtin_ctzll(level_[0][a])));
+        }
+        return NONE;
+    }
+    u32 highest_below(u32 end) const {
+        for (u64 w = (end + 63ull) / 64; w-- > 0;) {
+            u64 bits = level_[0][w];
+            if (w == end / 64) bits &= (u64(1) << (end % 64)) - 1;
+            if (bits) return u32(w * 64 + 63 - u64(__builtin_clzll(bits)));
+        }
+        return NONE;
+    }
+};
+
+constexpr int SPARES = 2, LATER = 8;
+constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
+
+#if defined(BP_EXPLORE) || defined(BP_NO_ADVICE)  // the explorer's states have no shadows; the benchmark's yardstick
+constexpr bool ADVISES = false;
+#else
+constexpr bool ADVISES = true;
+#endif
+
+// The references of this process that go to the shadows (advice.h). They are taken in
+// windows: one is open until the buffer is full, and is then worked off by whoever filled
+// it. Windows follow each other until they have cost a few milliseconds; the next burst
+// begins so much later that all of this takes a four-hundredth of the time (that in which the
+// process waits for a processor does not count). Between bursts a hit costs what it costs without
+// advice; a process that is not busy leaves nothing out.
+struct Sampler {
+    static constexpr u32 WINDOW = ADVISES ? 512 : 1;
+    Atomic<u8> gate;                  // 0xff while a window is open, else 0
+    Atomic<u8> epoch;                 // a page is recorded once in an epoch
+    Atomic<u32> tick, n, left;        // of references; of this epoch
+    Atomic<u64> opened_ns, reopen_ns;
+    Atomic<u64> burst_ns, spent_ns;   // when the burst began, and what it has cost
+    Atomic<u64> delayed_ns, thread;   // by then its thread had waited so long for a processor
+    Atomic<u64> hits, misses;         // of this client, when the window opened
+    bool paused = false;              // by sampling(): these are differences then, not points in time
+    u64 rest_ns = 0;                  // to the next burst
+    u8 gate_before = 0;
+    Atomic<u64> samples[WINDOW];      // page << 2 | SampleKind
+
+    // One comparison for three cases: closed, not sampled, recorded in this epoch.
+    bool wants(const FrameSlot& slot) const {
+        u32 mark = slot.mark.load_relaxed() & gate.load_relaxed();
+        return mark * (mark ^ epoch.load_relaxed()) != 0;
+    }
+};
+
+struct Segment;
+// advice.cpp
+void record(Segment& s, u32 page, u32 kind);       // a reference to a sampled page
+void record_load(Segment& s, u32 page, u32 kind);  // the same, of any page that was loaded
+void look_after_window(Segment& s);                // opens or ends a window whose time has come
+void drain(Segment& s);                            // ends the window now
+
+// Whether a client is one that this process is, or was until its descriptor was closed: fork.cpp, which has the
+// list. Of other processes, the kernel is asked.
+inline bool (*is_our_client)(const Segment& s, u32 c) = nullptr;
+
+struct Segment {
+    u8* base = nullptr;
+    u8* advice = nullptr;
+    u64 mapped = 0;  // bytes; an observer's mapping is read-only and ends where the data begin
+    int fd = -1;     // this client's own description: holds its liveness lock
+    u64 mark = 0;    // and how it is known to be ours; an observer's is known by its file alone
+    u64 device = 0, inode = 0;  // of the segment's file
+    u64 generation = 0;         // of our slot, since become()
+    Atomic<u32> checked{};      // the tick in which we last saw that the descriptor is ours
+    Segment* next = nullptr;  // of all that this process has mapped as a client (fork.cpp)
+    u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
+    u32 works = 0;   // the same, unless we are a forked child that has nothing but its pins
+    Atomic<u32> more_blocks{};  // as in the header, when that last made sense
+    bool lent = false;  // our column has pins of children, too
+    Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
+
+    Header* header = nullptr;
+    Client* clients = nullptr;
+    SpaceSlot* spaces = nullptr;
+    Event* events = nullptr;
+    Atomic<u64>* entries = nullptr;
+    FrameSlot* frames = nullptr;
+    u8* pin_rows = nullptr;
+    Atomic<u16>* my_pins = nullptr;  // our count of frame 0
+    Bitmap free, holes;
+    Atomic<u64>* chunk_bits = nullptr;  // which OS pages of entries are plugged; set under the growth lock
+    u64* ring_slots[2] = {nullptr, nullptr};
+    u8* data = nullptr;
+
+    // Of this process only.
+    u32 ready = 0;                   // cached header->frames_ready, as far as that was ever sound
+    Atomic<u64> ops_used{};          // which of our intents are in use
+    Atomic<u64> op_thread[OPS] = {};  // by which thread
+    Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more
+    Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
+    Atomic<u32> later[LATER] = {};   // BUSY frames to be freed by whoever next has the memory lock, +1
+    std::recursive_mutex reap_mutex;  // one reaper in this process; see client.h
+    u32 reaping = 0;                 // the dead client whose byte lock we hold
+    u32 leads = 0;                   // our number, while we hold the steward's lock
+    bool (*interrupted)(Segment&) = nullptr;
+    // What threads of this process have begun, so that a word that names us and is nobody's here is
+    // known to be damaged (is_nobodys in lock.h, has_operation in page.h).
+    struct LockUse {
+        prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
+    } lock_use[3 + MAX_SPACES + ADVISES];
+    Atomic<u32> scratch_left{};      // pages that may be kept before they are counted again; scratch.h
+    Atomic<u64> scratch_until_ns{};
+    prim::Tally claims;  // of entries: counted after the intent, before the CAS
+    Sampler sampler{};
+
+    void map(u8* at, const Geometry& geometry, u64 bytes = 0) {
+        base = at;
+        g = geometry;
+        mapped = bytes ? bytes : g.total_bytes;
+        header = reinterpret_cast<Header*>(at);
+        clients = reinterpret_cast<Client*>(at + g.clients_at);
+        spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);
+        events = reinterpret_cast<Event*>(at + g.events_at);
+        advice = at + g.advice_at;
+        entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
+        frames = reinterpret_cast<FrameSlot*>(at + g.frames_at);
+        pin_rows = at + g.pins_at;
+        auto q = reinterpret_cast<u64*>(at + g.queues_at);
+        u64 words = BitmapGeometry(g.max_frames).bytes / 8;
+        free = Bitmap(q, g.max_frames);
+        holes = Bitmap(q + words, g.max_frames);
+        chunk_bits = reinterpret_cast<Atomic<u64>*>(q + 2 * words);
+        ring_slots[0] = q + 2 * words + (g.entry_chunks() + 63) / 64;
+        ring_slots[1] = ring_slots[0] + g.ring_capacity;
+        data = at + g.data_at;
+    }
+
+    Client& client() { return clients[me - 1]; }
+    Counters& counters() { return client().counters; }
+    void took(Latency what, u64 since_ns) { counters().latency[what].add(prim::now_ns() - since_ns); }
+    LockUse& use_of(const LockWord& lock) {
+        if (&lock == &header->memory) return lock_use[0];
+        if (&lock == &header->directory) return lock_use[1];
+        if (&lock == &header->growth) return lock_use[2];
+        if constexpr (ADVISES)
+            if (&lock == &header->advice) return lock_use[3 + MAX_SPACES];
+        return lock_use[3 + u64(reinterpret_cast<const u8*>(&lock) - reinterpret_cast<const u8*>(spaces)) / sizeof(SpaceSlot)];
+    }
+    u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
+    u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
+    // The pin count of a client's stripe row: see layout.h.
+    Atomic<u16>* stripe_row(u32 stripe, u32 f) {
+        return reinterpret_cast<Atomic<u16>*>(pin_rows + stripe * g.stripe_bytes) + u64(f) * g.stripe_clients;
+    }
+    static u32 stripe_of(u32 c) { return (c - 1) / CLIENT_BLOCK * STRIPES + (c - 1) % STRIPES; }
+    Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row(stripe_of(c), f)[(c - 1) % CLIENT_BLOCK / STRIPES]; }
+    // How many stripes have memory. A client of a later block has not pinned anything when this is looked at: it pins
+    // after the number was raised, and finds the door closed, as we had closed it before we looked (rule 3).
+    u32 stripes() {
+        if (g.stripes() == STRIPES) return STRIPES;
+        u64 w = header->more_blocks.load_seq_cst();
+        u32 n = more_blocks.load_relaxed();  // where the word is damaged
+        if (is_doubled(w) && u32(w) < g.stripes() / STRIPES) more_blocks.store_relaxed(n = u32(w));
+        return (n + 1) * STRIPES;
+    }
+    bool has_pins(u32 c) { return stripe_of(c) < stripes(); }
+    Atomic<u16>& pin_count(u32 f) { return my_pins[u64(f) * g.stripe_clients]; }
+    // What needs the file, and is done with our own descriptor or not at all: it may have been closed behind us.
+    bool has_descriptor() const { return mark ? prim::has_mark(fd, mark) : !inode || prim::is_file(fd, device, inode); }
+    // The same for what does not use the descriptor: a miss is one system call, so this asks eight times a second.
+    bool had_descriptor() {
+        u32 now = tick();
+        if (checked.load_relaxed() == now) return true;
+        if (!has_descriptor()) return false;
+        checked.store_relaxed(now);
+        return true;
+    }
+    int plug(u64 offset, u64 bytes) const { return has_descriptor() ? prim::plug(fd, offset, bytes) : -EBADF; }
+    int punch(u64 offset, u64 bytes) const { return has_descriptor() ? prim::punch(fd, offset, bytes) : -EBADF; }
+    int remove_frames(u32 first, u64 bytes) {
+        return prim::remove(page_data(first), bytes, has_descriptor() ? fd : -1, page_offset(first));
+    }
+    int lock_byte(long at) const { return has_descriptor() ? prim::lock_byte(fd, at) : -EBADF; }
+    int unlock_byte(long at) const { return has_descriptor() ? prim::unlock_byte(fd, at) : -EBADF; }
+    int byte_is_locked(long at) const { return has_descriptor() ? prim::byte_is_locked(fd, at) : -EBADF; }
+
+    // Has a client lost its byte lock, and lives? Then its process has the segment mapped: its views are true. (What a
+    // free slot says of a process is about the client that left it: that process may have attached again, as another.)
+    bool still_maps(u32 c) const {
+#ifndef BP_BYTE_LOCKS_ONLY  // tests whose clients are threads of one process
+        const Client& slot = clients[c - 1];
+        if (slot.state.load_acquire() == CLIENT_FREE) return false;
+        if (is_our_client && slot.pid.load_relaxed() == prim::process_id()) return is_our_client(*this, c);
+        return prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode, slot.unlocked.load_relaxed());
+#else
+        return c == 0;
+#endif
+    }
+    // Is our slot still ours? Without a byte lock it may have been reaped, where /proc does not say that we live.
+    bool has_slot() { return me && client().generation.load_acquire() == generation; }
+
+    void become(u32 c, bool guest = false) {
+        me = c;
+        works = guest ? 0 : c;
+        generation = c ? client().generation.load_relaxed() : 0;
+        my_pins = c ? &pin_count_of(c, 0) : nullptr;
+        sampler.gate.store_relaxed(0);
+        sampler.reopen_ns.store_relaxed(0);
+        sampler.n.store_relaxed(0);
+        sampler.paused = false;
+    }
+
+    // Does this frame number have a slot with memory behind it?
+    bool has_frame(u32 f) {
+        if (f < ready) return true;
+        look_at_ready();
+        return f < ready;
+    }
+    // Learns how many frames are ready. False: the word that says so is damaged.
+    bool look_at_ready() {
+        u64 w = header->frames_ready.load_acquire();
+        if (!is_doubled(w) || u32(w) > g.max_frames) return false;
+        ready = u32(w);
+        return true;
+    }
+    bool has_entry_chunk(u64 i) const { return chunk_bits[i / 64].load_relaxed() >> (i % 64) & 1; }
+    // Does this page number have an entry with memory behind it? What comes from a word of the segment may be
+    // within all bounds and lead to a hole, whose touch allocates memory that nobody counts, or is a SIGBUS.
+    bool has_page(u32 page) const { return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3)); }
+
+    // Does any client pin this frame? Called after the entry has been changed so
+    // that no new pin can succeed (rule 3), hence sequentially consistent.
+    bool any_pin(u32 f) {
+        u32 used = g.max_clients < STRIPES ? g.max_clients : stripes();
+        for (u32 stripe = 0; stripe < used; stripe++) {
+            auto row = reinterpret_cast<Atomic<u64>*>(stripe_row(stripe, f));
+            for (u32 i = 0; i < g.stripe_clients / 4; i++)
+                if (row[i].load_seq_cst()) return true;
+        }
+        return false;
+    }
+    u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
+
+    // What a frame's mark is to be when this page is loaded into it.
+    u8 mark_of(u32 page) const {
+        if constexpr (!ADVISES) return 0;
+        u8 epoch = sampler.epoch.load_relaxed();
+        return is_sampled(page, reinterpret_cast<Advice*>(advice)->shift.load_relaxed()) ? epoch ? epoch : 1 : 0;
+    }
+
+    // Is this the first use of a page that was read ahead? Of several at once one is.
+    bool first_use(u32 f) {
+        auto& count = frames[f].count;
+        u8 before = count.load_relaxed();
+        return (before & AHEAD) && count.cas_seq_cst(before, u8(before & ~AHEAD));
+    }
+
+    // A hit, seen by the policy, the age and the sampler: four bytes, only when they change.
+    void touch(u32 f, u32 now) {
+        FrameSlot& slot = frames[f];
+        if (slot.touched.load_relaxed() != now) {
+            slot.touched.store_relaxed(now);
+            if constexpr (ADVISES)
+                if (sampler.tick.load_relaxed() != now) look_after_window(*this);
+        }
+        u8 count = slot.count.load_relaxed(), tag = u8(header->policy_tag.load_relaxed());
+        if (count < 3 && slot.tag.load_relaxed() != tag) {
+            slot.tag.store_relaxed(tag);
+            slot.count.store_relaxed(u8(count + 1));
+        }
+        if constexpr (ADVISES)
+            if (sampler.wants(slot)) record(*this, frame::page(slot.word.load_relaxed()), 0);
+    }
+};
+
+// The shadows are to start anew: their owner has died while it worked on them.
+inline void forget_advice(Segment& s) {
+    if constexpr (ADVISES) reinterpret_cast<Advice*>(s.advice)->frames = 0;
+}
+
+inline u64 this_thread() { return std::hash<std::thread::id>{}(std::this_thread::get_id()) | 1; }
+
+// An intent of ours for the time of one operation.
+class OpSlot {
+    Segment& s_;
+    int index_ = -1;
+    bool nested_ = false;
+
+    bool claim() {
+        u64 used = s_.ops_used.load_relaxed();
+        while (used != ALL_OPS) {
+            int i = __builtin_ctzll(~used);
+            if (!s_.ops_used.cas_seq_cst(used, used | u64(1) << i)) continue;
+            index_ = i;
+            s_.op_thread[i].store_relaxed(this_thread());
+            return true;
+        }
+        return false;
+    }
+
+public:
+    explicit OpSlot(Segment& s) : s_(s) {
+        if (claim()) return;
+        // All are under way: others end theirs. But those of a loader do not end while it waits here for one more.
+        u32 ours = 0;
+        for (auto& thread : s.op_thread) ours += thread.load_relaxed() == this_thread();
+        s.ops_held.add_seq_cst(ours);
+        for (u64 tries = 0; !claim(); tries++) {
+            nested_ = s.ops_held.load_seq_cst() == OPS;
+            if (nested_ || (tries % 64 == 63 && s.interrupted && s.interrupted(s))) break;
+            if (tries < 64) prim::yield();
+            else prim::nap(100'000);
+        }
+        s.ops_held.sub_seq_cst(ours);
+    }
+    // Takes over an operation that release() handed out.
+    OpSlot(Segment& s, int index) : s_(s), index_(index) {}
+    OpSlot(const OpSlot&) = delete;
+    ~OpSlot() {
+        if (index_ < 0) return;
+        intent().op.store_release(u32(Op::NONE));
+        s_.op_thread[index_].store_relaxed(0);
+        u64 used = s_.ops_used.load_relaxed();
+        while (!s_.ops_used.cas_seq_cst(used, used & ~(u64(1) << index_))) {}
+    }
+    bool valid() const { return index_ >= 0; }
+    Status why_not() const { return nested_ ? Status::TOO_DEEP : Status::INTERRUPTED; }
+    int release() {
+        int i = index_;
+        index_ = -1;
+        return i;
+    }
+    Intent& intent() { return s_.client().intents[index_]; }
+};
+
+// Changes an entry by one CAS from the value read, until it sticks; `change`
+// returns the new value, or the same to leave it. Whoever clears W wakes.
+template <class F>
+u64 change_entry(Atomic<u64>& word, F change) {
+    u64 e = word.load_seq_cst();
+    for (;;) {
+        u64 next = change(e);
+        if (next == e) return e;
+        if (word.cas_seq_cst(e, next)) {
+            if ((e & entry::WAITED) && !(next & entry::WAITED)) prim::futex_wake_all(&word);
+            return next;
+        }
+    }
+}
+
+}  // namespace bp

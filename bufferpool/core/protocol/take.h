@@ -1,0 +1,237 @@
+// Taking a frame, and plugging memory: for frames, and for the segment's own data.
+//
+//   FREE  -> BUSY(me)   take      under the memory lock
+//   HOLE  -> BUSY(me)   plug      under it; the kernel is asked outside of it
+#pragma once
+
+#include "protocol/memory.h"
+
+namespace bp {
+
+// ---- memory for the segment's own data --------------------------------------
+
+// The segment's own data grows under the growth lock: memory first, then the
+// count that says so. What is plugged and not counted was left by a dead owner
+// (or a failure half-way): the kernel gets it back.
+inline void repair_growth(Segment& s) {
+    const Geometry& g = s.g;
+    auto punch_beyond = [&](u64 at, u64 used, u64 end) {
+        u64 first = round_up(at + used, g.os_page);
+        if (first < end) s.punch(first, end - first);
+    };
+    if (s.look_at_ready()) {
+        u64 ready = s.ready;
+        punch_beyond(g.frames_at, ready * sizeof(FrameSlot), g.pins_at);
+        for (u64 stripe = 0, stripes = s.stripes(); stripe < g.stripes(); stripe++) {
+            u64 at = g.pins_at + stripe * g.stripe_bytes;
+            punch_beyond(at, stripe < stripes ? ready * g.stripe_clients * 2 : 0, at + g.stripe_bytes);
+        }
+    }
+    for (u64 i = 0, n = g.entry_chunks(); i < n;) {
+        u64 end = i;
+        while (end < n && !s.has_entry_chunk(end)) end++;
+        if (end > i) s.punch(g.entries_at + i * g.os_page, (end - i) * g.os_page);
+        i = end + 1;
+    }
+}
+
+inline bool lock_growth(Segment& s, bool interruptible = true) {
+    Acquired a = acquire(s, s.header->growth, interruptible);
+    if (a == Acquired::INTERRUPTED) return false;
+    if (a == Acquired::REPAIR) {
+        repair_growth(s);
+        repaired(s, s.header->growth);
+    }
+    return true;
+}
+
+// Entries with memory behind them for `pages` pages of a space. They keep it when
+// the space is removed: a handle or an intent of a dead client may still lead there. Only
+// while the space in the slot is of this generation: it is not removed while we have the lock.
+constexpr u64 ANY_GENERATION = ~u64(0);
+inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation = ANY_GENERATION) {
+    if (!lock_growth(s)) return -EINTR;
+    u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
+    u64 first = slot.first_entry.load_relaxed();
+    // A space that is being removed grows no more.
+    u64 extent = slot.extent.load_acquire();
+    bool another = generation != ANY_GENERATION && generation != extent >> GENERATION_SHIFT;
+    u32 state = extent & CLOSED || another ? SPACE_CLOSING : slot.state.load_acquire();
+    int r = 0;
+    if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
+        u64 from = (first + ready) / unit, end = (first + to) / unit;
+        r = s.plug(s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
+        BP_POINT("entries.plugged");
+        if (r == 0) {
+            for (u64 i = from; i < end; i++) s.chunk_bits[i / 64].store_relaxed(s.chunk_bits[i / 64].load_relaxed() | u64(1) << (i % 64));
+            slot.entries_ready.store_release(to);
+        } else {
+            repair_growth(s);
+        }
+    }
+    release(s, s.header->growth);
+    return r;
+}
+
+// Pin rows for the block that client `c` is in: memory first, then the number that any_pin() goes by. The client
+// pins nothing before that. 0 or -errno.
+inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
+    if (s.has_pins(c)) return 0;
+    if (!lock_growth(s, interruptible)) return -EINTR;
+    const Geometry& g = s.g;
+    s.look_at_ready();
+    u64 bytes = round_up(u64(s.ready) * g.stripe_clients * 2, g.os_page);
+    u32 end = (Segment::stripe_of(c) / STRIPES + 1) * STRIPES;
+    int r = 0;
+    for (u64 i = s.stripes(); i < end && r == 0 && bytes; i++) r = s.plug(g.pins_at + i * g.stripe_bytes, bytes);
+    BP_POINT("grow.plugged");
+    if (r) repair_growth(s);
+    else if (!s.has_pins(c)) s.header->more_blocks.store_seq_cst(doubled(end / STRIPES - 1));
+    release(s, s.header->growth);
+    return r;
+}
+
+// More frame slots and pin rows, with memory behind them.
+inline int grow_ready(Segment& s) {
+    const Geometry& g = s.g;
+    if (!lock_growth(s)) return -EINTR;
+    u32 from = s.look_at_ready() ? s.ready : g.max_frames;  // damaged: it grows no more
+    u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
+    auto plug_rows = [&](u64 at, u64 size) {
+        u64 first = round_up(from * size, g.os_page), end = round_up(to * size, g.os_page);
+        return first < end ? s.plug(at + first, end - first) : 0;
+    };
+    int r = from < to ? plug_rows(g.frames_at, sizeof(FrameSlot)) : 0;
+    for (u64 i = 0; i < s.stripes() && r == 0 && from < to; i++) r = plug_rows(g.pins_at + i * g.stripe_bytes, u64(g.stripe_clients) * 2);
+    BP_POINT("grow.plugged");
+    if (r) {
+        repair_growth(s);  // half of it may be there
+    } else if (from < to) {
+        lock_memory(s, false);
+        for (u32 f = from; f < to; f++) s.holes.add(f);
+        s.header->frames_ready.store_release(doubled(to));
+        unlock_memory(s);
+        s.has_frame(to - 1);
+    }
+    release(s, s.header->growth);
+    return r;
+}
+
+// ---- frames -----------------------------------------------------------------
+
+// A run of holes becomes BUSY(me) with memory: one frame for the caller, the
+// rest free. Called with the lock held; the kernel is asked without it.
+inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
+    u32 n = 0;
+    u32 most = s.g.extent_frames - first % s.g.extent_frames;
+    if (most > room) most = room;
+    for (; n < most && s.has_frame(first + n) && s.holes.has(first + n); n++) {
+        s.holes.remove(first + n);
+        s.frames[first + n].word.store_release(frame::busy(s.me, n == 0 ? wanted : NONE));
+    }
+    s.header->resident.store_relaxed(s.header->resident.load_relaxed() + n);
+    unlock_memory(s);
+    BP_POINT("plug.busy");
+    int r = s.plug(s.page_offset(first), u64(n) << s.g.page_shift);
+    u32 got = n;
+    if (r && n > 1) {  // less room than that: one frame will do
+        s.punch(s.page_offset(first), u64(n) << s.g.page_shift);
+        r = s.plug(s.page_offset(first), u64(1) << s.g.page_shift);
+        got = r ? 0 : 1;
+    } else if (r) {
+        got = 0;
+    }
+    BP_POINT("plug.plugged");
+    lock_memory(s, false);
+    for (u32 i = n; i-- > 0;) {
+        if (i >= got) hole_locked(s, first + i);
+        else if (i > 0) free_locked(s, first + i);
+    }
+    return r;
+}
+
+struct FrameRequest {
+    u32 page = NONE;     // the page to be loaded, NONE for a writer's frame
+    bool once = false;   // read ahead or scanned
+    EvictTally tally{};  // out: why pages could not go
+    int error = 0;       // out, with NO_SPACE: why the kernel gave no memory, as -errno
+    // Of all tries to get it: the miss counts once for the policy, and the wait once among the waits.
+    Ring ring = RING_NONE;
+    bool counted = false, ahead = false;  // ahead: not used yet
+    u64 waits_since_ns = 0;
+};
+
+constexpr u32 EVICT_STEPS = 128;  // of a search, in one hold of the memory lock
+
+// A BUSY(me) frame with memory. `intent` covers the eviction that may be needed;
+// for a load, the page's entry is LOADING(me).
+inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& out) {
+    if (want.page == NONE && (out = take_spare(s)) != NONE) return Status::OK;
+    bool no_space = false;
+    PoolEnv env{s, &intent, want.page};
+    if (!lock_memory(s)) return Status::INTERRUPTED;
+    Alr<PoolEnv> policy(s.header->policy, env);
+    Search search;
+    for (;;) {
+        u32 budget = s.header->budget_frames.load_relaxed(), resident = s.header->resident.load_relaxed();
+        if (s.header->policy.frames != budget) policy.set_frames(budget);
+        if (want.page != NONE && !want.counted) {
+            u64 e = s.entries[want.page].load_relaxed();
+            want.ring = policy.miss(ghost_of(e), ghost_stamp(e), want.once);
+            s.header->policy_tag.store_relaxed(policy.tag());
+            want.counted = true;
+        }
+        // 1. A free frame.
+        u32 f = s.free.lowest();
+        if (f != NONE) {
+            s.free.remove(f);
+            u64 free = frame::free();
+            if (!s.has_frame(f) || !s.frames[f].word.cas_seq_cst(free, frame::busy(s.me, want.page))) continue;  // a damaged set
+            out = f;
+            break;
+        }
+        // 2. A hole, while the budget has room.
+        if (resident < budget && !no_space) {
+            f = s.holes.lowest();
+            if (f == NONE && s.look_at_ready() && s.ready < s.g.max_frames) {
+                unlock_memory(s);
+                int r = grow_ready(s);
+                if (r == -EINTR || !lock_memory(s)) return Status::INTERRUPTED;
+                want.error = r;
+                no_space = r != 0;
+                continue;
+            }
+            if (f != NONE && (!s.has_frame(f) || s.frames[f].word.load_acquire() != frame::hole())) {
+                s.holes.remove(f);  // a damaged set: there is no such frame
+                continue;
+            }
+            if (f != NONE) {
+                want.error = plug_run(s, f, budget - resident, want.page);
+                no_space = want.error != 0;
+                if (no_space) continue;
+                out = f;
+                break;
+            }
+        }
+        // 3. The frame of a page that can go.
+        if (policy.evict(search, EVICT_STEPS) != NONE) {
+            s.counters().evictions_recycled.add_relaxed(1);
+            out = env.frame;
+            break;
+        }
+        if (search.over) {
+            want.tally = env.tally;
+            want.tally.dirty += s.header->policy.aside;
+            unlock_memory(s);
+            return no_space ? Status::NO_SPACE : Status::EXHAUSTED;
+        }
+        unlock_memory(s);  // let others in
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+    }
+    if (want.page != NONE && entry::ring(s.entries[want.page].load_relaxed()) == RING_NONE)
+        policy.insert(want.page, want.ring);
+    unlock_memory(s);
+    return Status::OK;
+}
+
+}  // namespace bp

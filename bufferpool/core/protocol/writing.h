@@ -1,0 +1,150 @@
+// How a page gets written: owned, then published; and how a page is appended. The loops of every process (write.cpp,
+// space.cpp, tests/native), with the hooks of fetch.h and two more:
+//
+//   may_wait_for(page)           we would wait for a writer of this very client: OK, or why not to
+//   no_entries(error)            the system has no memory for the entry of a new page: why to give up
+#pragma once
+
+#include "protocol/fetch.h"
+
+namespace bp {
+
+// Takes the writer field, loading the page if need be. `frame` is where it is, and stays.
+template <class Hooks>
+Status own_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
+    for (;;) {
+        Status status = begin_write(s, at.page, frame);
+        if (status == Status::OK) {
+            if (!at.open()) return end_write(s, at.page), Status::REMOVED;
+            if (access.counts) count_use(s, at.index, at.page, frame, access);
+        } else if (status == Status::ABSENT) {
+            u32 f;
+            status = fetch_page(s, at, access, hooks, f);
+            if (status == Status::OK) hooks.unpin(f);
+            access.counts = false;
+            if (status == Status::OK) continue;
+        } else if (status == Status::WAIT) {
+            u64 e = s.entries[at.page].load_acquire();
+            bool by_us = entry::state(e) == RESIDENT && entry::owner(e) == s.me;
+            status = by_us ? hooks.may_wait_for(at.page) : Status::OK;
+            if (status == Status::OK) status = wait_turn(s, at.page, true, hooks);
+            if (status == Status::OK) continue;
+        }
+        return status;
+    }
+}
+
+// Publishes the new version of a page that we own. OK: the page is no longer ours.
+template <class Hooks>
+Status publish_page(Segment& s, const Place& at, const void* bytes, Image image, Hooks& hooks) {
+    FrameRequest want{};
+    FrameWait waited(s, want);
+    for (;;) {
+        Status status = hooks.unlocked([&] { return publish(s, at.page, bytes, image, want); });
+        if (status == Status::OK) return status;
+        if (Status r = hooks.make_room(status, want); r != Status::OK) return r;
+    }
+}
+
+// ---- append ------------------------------------------------------------------
+
+// What a load that is an append fills a frame with.
+struct NewPage {
+    Segment& s;
+    const void* bytes;
+    Image image;
+
+    template <class F>
+    auto unlocked(F f) { return f(); }
+    Status prepare() { return Status::OK; }
+    Status no_frame(Status status, FrameRequest&) { return status; }
+    Status fill(u32 f, Image& out) {
+        prim::copy_page(s.page_data(f), bytes, s.g.page_size);
+        out = image;
+        return Status::OK;
+    }
+    const char* failure() { return nullptr; }
+    bool forked() { return false; }
+};
+
+// Publishes a page that is new. WAIT: it is there already (somebody has read zeros in its place): write it instead.
+template <class Hooks>
+Status publish_new(Segment& s, const Place& at, const void* bytes, Image image, Hooks& hooks) {
+    FrameRequest want{at.page};
+    FrameWait waited(s, want);
+    for (;;) {
+        Status status = hooks.unlocked([&] {
+            NewPage page{s, bytes, image};
+            u32 f;
+            Status r = load_page(s, at, want, page, f);
+            if (r != Status::OK) return r;
+            if constexpr (ADVISES) record_load(s, at.page, SAMPLE_UNCOUNTED);
+            unpin(s, f);
+            return r;
+        });
+        if (status == Status::OK || status == Status::REMOVED) return status;
+        if (status != Status::WAIT) {
+            status = hooks.make_room(status, want);
+        } else {
+            if (entry::state(s.entries[at.page].load_acquire()) == RESIDENT) return Status::WAIT;
+            status = wait_turn(s, at.page, false, hooks);
+        }
+        if (status != Status::OK) return status;
+    }
+}
+
+inline void raise_pages(const Place& at, u64 pages) {
+    u64 e = at.slot.extent.load_acquire();
+    while (e >> GENERATION_SHIFT == at.generation && (e & PAGES_MASK) < pages &&
+           !at.slot.extent.cas_seq_cst(e, space_extent(at.generation, pages))) {}
+}
+
+// Publishes the page with an append's number, and makes the space that long.
+template <class Hooks>
+Status append_page(Segment& s, const Place& at, u64 page_no, const void* bytes, Image image, Hooks& hooks) {
+    Status status = publish_new(s, at, bytes, image, hooks);
+    if (status == Status::WAIT) {
+        u32 frame;
+        status = own_page(s, at, Access{}, hooks, frame);
+        if (status == Status::OK) {
+            status = publish_page(s, at, bytes, image, hooks);
+            if (status != Status::OK) end_write(s, at.page);
+        }
+    }
+    if (status != Status::OK) return status;
+    raise_pages(at, page_no + 1);
+    s.counters().appends.add_relaxed(1);
+    return Status::OK;
+}
+
+// The next number for an append, for us alone. TOO_LONG: the space has all its pages. The word that counts them
+// carries the space's generation, so that a handle of an earlier space in the slot neither takes nor returns a number.
+template <class Hooks>
+Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, u64& page_no) {
+    SpaceSlot& slot = at.slot;
+    for (;;) {
+        u64 reserved = slot.reserved.load_acquire();
+        if (!at.open()) return Status::REMOVED;
+        if (space_generation(reserved) != at.generation) return Status::CORRUPT;
+        u64 next = space_pages(reserved);
+        u64 pages = space_pages(slot.extent.load_acquire());
+        page_no = next > pages ? next : pages;
+        if (page_no >= max_pages) return Status::TOO_LONG;
+        if (page_no >= slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
+            int r = hooks.unlocked([&] { return plug_entries(s, slot, std::min(page_no + 2048, max_pages), at.generation); });
+            if (r) return hooks.no_entries(r);
+            if (at.open() && page_no >= slot.entries_ready.load_acquire()) return Status::CORRUPT;
+            continue;
+        }
+        if (!s.has_page(u32(at.page + page_no))) return Status::CORRUPT;  // the count of entries is damaged
+        if (slot.reserved.cas_seq_cst(reserved, space_extent(at.generation, page_no + 1))) return Status::OK;
+    }
+}
+
+// Gives back a number that nobody has used, if it is still the last.
+inline void return_number(const Place& at, u64 page_no) {
+    u64 expected = space_extent(at.generation, page_no + 1);
+    at.slot.reserved.cas_seq_cst(expected, space_extent(at.generation, page_no));
+}
+
+}  // namespace bp

@@ -1,0 +1,187 @@
+// Fork: a child is a client of its own from its first instruction.
+//
+// Before the fork, the parent claims a slot for the child with a description of
+// its own, and repeats there the pins of all live arrays. The child keeps that
+// description, the parent closes it. There is no moment at which a view in the
+// child is unpinned, and none at which the child keeps the parent alive.
+//
+// Every description that may hold a byte lock is on a list before it takes the
+// lock, and leaves the list when it is closed. The child closes all of them but
+// its own: also those of a segment that another thread was attaching or
+// detaching when the process forked, which no SegmentObject leads to.
+#include "python/py.h"
+
+#include <mutex>
+#include <pthread.h>
+
+#include "protocol/client.h"
+
+namespace bp {
+
+SegmentObject* attached;
+
+// ---- all descriptions of this process ------------------------------------------
+
+static std::mutex mapped_mutex;   // held over a fork, so that the list is whole in the child
+static Segment* mapped_segments;  // linked by `next`
+
+// A description of its own, from another of the same file, that is known by its mark; or -errno.
+static int own_description(int fd, u64& mark) {
+    int own = prim::move_up(prim::reopen(fd));
+    if (own >= 0) prim::set_mark(own, mark = prim::new_mark());
+    return own;
+}
+
+// Gives the segment a description of its own.
+int map_client(Segment* s, int fd) {
+    std::lock_guard<std::mutex> guard(mapped_mutex);
+    struct stat st;
+    int own = fstat(fd, &st) == 0 ? own_description(fd, s->mark) : -errno;
+    if (own < 0) return own;
+    s->fd = own;
+    s->device = st.st_dev;
+    s->inode = st.st_ino;
+    s->next = mapped_segments;
+    mapped_segments = s;
+    return 0;
+}
+
+void unmap_client(Segment* s) {
+    prim::unmap_segment(s->base, s->mapped);
+    {
+        std::lock_guard<std::mutex> guard(mapped_mutex);
+        for (Segment** p = &mapped_segments; *p; p = &(*p)->next)
+            if (*p == s) {
+                *p = s->next;
+                break;
+            }
+        if (s->has_descriptor()) close(s->fd);  // else it is a stranger's
+    }
+    unmake(s);
+}
+
+static bool has_client(const Segment& s, u32 c) {
+    if (!mapped_mutex.try_lock()) return true;  // a fork is being prepared, or the list changes: look again later
+    bool found = false;
+    for (Segment* p = mapped_segments; p; p = p->next) found |= p->me == c && p->device == s.device && p->inode == s.inode;
+    mapped_mutex.unlock();
+    return found;
+}
+
+// ---- before and after ----------------------------------------------------------
+
+// A slot for the child, and what holds it: a description of the child's own; or, where none can be opened, its
+// process alone. Then our description holds the slot's byte until the child has said which process it is.
+template <class Each>
+static void plan_child(Segment& s, ForkPlan& plan, Each each_pin) {
+    plan.lost = LOST_DESCRIPTOR;
+    if (!s.has_descriptor()) return;
+    plan.fd = own_description(s.fd, plan.mark);
+    plan.lost = -plan.fd;
+    if (plan.fd >= 0) {
+        plan.client = hand_over(s, plan.fd, each_pin);
+        plan.lost = plan.client ? 0 : LOST_SLOTS;
+    }
+    if (plan.lost) plan.client = hand_over(s, plan.fd >= 0 ? plan.fd : s.fd, each_pin, true, plan.fd < 0);
+}
+
+static void before_fork() {
+    forking = true;
+    mapped_mutex.lock();
+    for (SegmentObject* seg = attached; seg; seg = seg->next) {
+        Segment& s = *seg->s;
+        auto each_pin = [seg](auto visit) {
+            for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next) visit(p->frame);
+        };
+        seg->plan = {-1, 0, 0, 0};
+        if (!s.me) continue;
+        plan_child(s, seg->plan, each_pin);
+        if (seg->plan.client) continue;
+        // Our own column keeps the child's pins, for as long as we have it.
+        each_pin([&s](u32 f) {
+            s.lent = true;
+            if (s.pin_count(f).load_relaxed() < PIN_MAX) s.pin_count(f).add_seq_cst(1);
+        });
+    }
+    forking = false;
+}
+
+static void after_fork_parent() {
+    for (SegmentObject* seg = attached; seg; seg = seg->next)
+        if (seg->plan.fd >= 0) close(seg->plan.fd);
+    mapped_mutex.unlock();
+}
+
+// What this process keeps of a segment for itself belongs to threads that only the parent has.
+static void renew(Segment& s) {
+    s.ops_used.store_relaxed(0);
+    s.ops_held.store_relaxed(0);
+    for (auto& use : s.lock_use) use = {};
+    for (auto& thread : s.op_thread) thread.store_relaxed(0);
+    for (auto& spare : s.spares) spare.store_relaxed(0);
+    for (auto& later : s.later) later.store_relaxed(0);
+    new (&s.reap_mutex) std::recursive_mutex;
+    s.reaping = s.leads = 0;
+    s.lent = false;
+}
+
+// Closes the descriptions that the parent's byte locks are on, and leaves the list with what the child has. A
+// segment that another thread was attaching or detaching is unmapped: in the child nobody knows of it.
+static void close_inherited() {
+    Segment* kept = nullptr;
+    for (Segment *s = mapped_segments, *next; s; s = next) {
+        next = s->next;
+        if (s->has_descriptor()) close(s->fd);
+        s->fd = -1;
+        bool known = false;
+        for (SegmentObject* seg = attached; seg; seg = seg->next) known |= seg->s == s;
+        if (known) {
+            s->next = kept;
+            kept = s;
+        } else {
+            prim::unmap_segment(s->base, s->mapped);
+        }
+    }
+    mapped_segments = kept;
+}
+
+// A child without a description tells which process it is, before the byte of its slot is free. At each step the
+// slot names a process that lives: its parent, then itself.
+static void introduce(SegmentObject* seg) {
+    Segment& s = *seg->s;
+    if (!seg->plan.client || seg->plan.fd >= 0) return;
+    Client& slot = s.clients[seg->plan.client - 1];
+    slot.start_time.store_seq_cst(0);
+    slot.pid.store_seq_cst(prim::process_id());
+    s.unlock_byte(LOCKS_AT + long(seg->plan.client));
+}
+
+static void after_fork_child() {
+    new (&mapped_mutex) std::mutex;
+    for (SegmentObject* seg = attached; seg; seg = seg->next) introduce(seg);
+    close_inherited();
+    for (SegmentObject* seg = attached; seg; seg = seg->next) {
+        Segment* s = seg->s;
+        u32 parent = s->me;
+        s->fd = seg->plan.fd;
+        s->mark = seg->plan.mark;
+        s->become(seg->plan.client, seg->plan.lost != 0);
+        if (parent) seg->lost = seg->plan.lost;
+        seg->forks++;
+        seg->active = seg->writes = 0;
+        renew(*s);
+        if (s->me) {
+            s->client().start_time.store_relaxed(prim::start_time());
+            s->client().pid.store_relaxed(prim::process_id());
+            memcpy(s->client().name, s->clients[parent - 1].name, sizeof(Client::name));
+        }
+    }
+    forget_signals();
+}
+
+void watch_forks() {
+    is_our_client = has_client;
+    pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
+
+}  // namespace bp

@@ -1,0 +1,270 @@
+// How a page gets pinned: found, waited for, or loaded.
+#include "python/hooks.h"
+
+namespace bp {
+
+// ---- checks --------------------------------------------------------------------
+
+// Attaches a space that was unpickled; refuses one whose pool is closed, and a parent's private one. 0 or -1.
+int ready_space(SpaceObject* sp) {
+    if (sp->seg && sp->seg->s && sp->seg->s->works && !sp->seg->closing) {
+        if (!sp->only || sp->only == sp->seg->s->me) return 0;
+        raise("SpacePrivate", "the scratch space belongs to client %u alone, of which this process is a forked child; make one here (pool.scratch), "
+              "or share one (owner=\"pool\")", sp->only);
+        return -1;
+    }
+    if (sp->seg) return opened(sp->seg) ? 0 : -1;
+    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_attach", nullptr);
+    if (!r) return -1;
+    Py_DECREF(r);
+    if (sp->seg) return 0;
+    raise("PoolClosed", "the space is not attached to a pool");
+    return -1;
+}
+
+// Raises SpaceRemoved: which space, and what usually removes one. Null.
+PyObject* raise_space_removed(SpaceObject* sp) {
+    PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_removed", nullptr);
+    if (!message) return nullptr;
+    raise("SpaceRemoved", "%U", message);
+    Py_DECREF(message);
+    return nullptr;
+}
+
+int bad_page(SpaceObject* sp, u64 extent, PyObject* n) {
+    if (space_generation(extent) != sp->generation)
+        raise_space_removed(sp);
+    else
+        raise("PageOutOfRange", "page %S does not exist: the space has %llu pages, numbered from 0", n,
+              (unsigned long long)space_pages(extent));
+    return -1;
+}
+
+// Has the page's entry memory behind it? The space's extent alone does not say so: it may be damaged. What is
+// known lasts, because entries keep their memory; so a hit makes one comparison.
+bool find_backed(SpaceObject* sp, u64 page_no) {
+    Segment& s = *sp->seg->s;
+    u32 unit = s.g.os_page / 8;
+    while (sp->backed <= page_no && sp->backed < sp->max_pages && s.has_page(sp->first_entry + sp->backed))
+        sp->backed += std::min(unit - (sp->first_entry + sp->backed) % unit, sp->max_pages - sp->backed);
+    return page_no < sp->backed;
+}
+
+// The page number in `n`, checked against the space. 0 or -1.
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no) {
+    long long v;
+    if (PyLong_Check(n)) {
+        v = PyLong_AsLongLong(n);
+    } else {
+        PyObject* i = PyNumber_Index(n);
+        if (!i) {
+            PyErr_Clear();
+            raise("TypeError", "a page number must be an integer, not %.100s", Py_TYPE(n)->tp_name);
+            return -1;
+        }
+        v = PyLong_AsLongLong(i);
+        Py_DECREF(i);
+    }
+    if (v == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        v = -1;
+    }
+    if (ready_space(sp) < 0) return -1;
+    u64 extent = space_slot(sp).extent.load_acquire();
+    if (v < 0 || u64(v) >= space_pages(extent) || space_generation(extent) != sp->generation)
+        return bad_page(sp, extent, n);
+    page_no = u64(v);
+    return is_backed(sp, page_no) ? 0 : (raise_status(Status::CORRUPT, sp, page_no), -1);
+}
+
+bool still_open(SpaceObject* sp) { return place_of(sp, 0).open(); }
+
+int answer(Status status, SpaceObject* sp, u64 page_no) {
+    if (status == Status::OK) return 0;
+    if (status == Status::REMOVED) return bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
+    if (status != Status::RAISED) raise_status(status, sp, page_no);
+    return -1;
+}
+
+// ---- waiting -------------------------------------------------------------------
+
+Status SpaceHooks::waited(u64 e) {
+    if (check_signals() < 0 || !opened(sp->seg)) return Status::RAISED;
+    if (!deadline_ns || prim::now_ns() <= deadline_ns) return Status::OK;
+    raise("WaitTimeout", "page %llu: client %u has had it for longer than the timeout; pool.clients() says who that is",
+          (unsigned long long)page_no, entry::owner(e));
+    return Status::RAISED;
+}
+
+Status SpaceHooks::failed(u32 client, const char* text) {
+    raise("LoaderFailed", "page %llu: its load by client %u, which this waited for, has failed: %s", (unsigned long long)page_no, client, text);
+    return Status::RAISED;
+}
+
+// Python makes room (a foreground flush, reaping) or raises.
+Status SpaceHooks::make_room(Status status, FrameRequest& want) {
+    SegmentObject* seg = sp->seg;
+    Busy busy(seg);
+    if (status == Status::INTERRUPTED) return check_signals() < 0 || !opened(seg) ? Status::RAISED : Status::OK;
+    if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return status;
+    if (!want.waits_since_ns) want.waits_since_ns = prim::now_ns();
+    const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
+    u64 now = prim::now_ns();
+    double left = !deadline_ns ? Py_HUGE_VAL : deadline_ns > now ? double(deadline_ns - now) / 1e9 : 0.0;
+    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIid", what, want.tally.pinned, want.tally.dirty, want.tally.busy, -want.error, left);
+    if (!r) return Status::RAISED;
+    Py_DECREF(r);
+    return opened(seg) ? Status::OK : Status::RAISED;  // a store's code may have forked, and the child found no slot
+}
+
+// ---- loading -------------------------------------------------------------------
+
+// A page that a file or zeros back. The GIL is released throughout; so room is made when the page is given up.
+struct NativeLoad {
+    Segment& s;
+    SpaceObject* sp;
+    u64 page_no;
+    bool unreadable = false;
+    ssize_t got = 0;  // bytes, or -errno
+
+    template <class F>
+    auto unlocked(F f) { return f(); }
+    Status prepare() { return Status::OK; }
+    Status no_frame(Status status, FrameRequest&) { return status; }
+    const char* failure() { return nullptr; }  // the next one reads by itself
+    bool forked() { return false; }
+
+    // From the file, or zeros beyond what the file has.
+    Status fill(u32 f, Image&) {
+        u8* to = s.page_data(f);
+        if (sp->zero_fill || page_no >= space_slot(sp).stored.load_acquire()) {
+            memset(to, 0, s.g.page_size);
+            return Status::OK;
+        }
+        // Not a stranger's, by now? A look at each read would double its system calls; and the number is so high that a file
+        // that is opened anew does not get it, but one that is put there on purpose (dup2), or the thousandth.
+        u32 now = s.tick();
+        bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
+        sp->checked.store_relaxed(now);
+        got = !ours ? -EBADF : prim::read_at(sp->fd, to, s.g.page_size, page_no << s.g.page_shift);
+        unreadable = got != ssize_t(s.g.page_size);
+        if (got >= 0) s.counters().load_bytes.add_relaxed(s.g.page_size);
+        return unreadable ? Status::RAISED : Status::OK;
+    }
+
+    void raise_why() {
+        if (got >= 0)
+            raise("ShortRead", "page %llu: the file ends after %zd of %u bytes: somebody has cut it; restore the file, then open it again",
+                  (unsigned long long)page_no, got, s.g.page_size);
+        else if (got == -EBADF)
+            raise("DescriptorLost", "page %llu cannot be read: the descriptor of its file was closed behind the pool's back; open the file "
+                  "again, and keep descriptors open that are not your own", (unsigned long long)page_no);
+        else
+            raise("StoreError", "page %llu cannot be read: %s; nothing is lost, try again once the store works",
+                  (unsigned long long)page_no, strerror(int(-got)));
+    }
+};
+
+// A page whose content Python makes: _fill(page_no) returns its bytes, and whether the store has something
+// else (then the page is dirty, so that a flush mends the store).
+class PythonLoad {
+    SpaceHooks& hooks_;
+    u32 forks_;  // the loader, or a store that is written to make room, may fork, and the child come back here
+    PyObject* filled_ = nullptr;
+    int repaired_ = 0;
+    Py_buffer view_{};
+    char failure_[FAILURE_WORDS * 8 + 1];
+
+public:
+    explicit PythonLoad(SpaceHooks& hooks) : hooks_(hooks), forks_(hooks.sp->seg->forks) {}
+    PythonLoad(const PythonLoad&) = delete;
+    ~PythonLoad() {
+        if (view_.obj) PyBuffer_Release(&view_);
+        Py_XDECREF(filled_);
+    }
+
+    template <class F>
+    auto unlocked(F f) { return hooks_.unlocked(f); }
+    bool forked() { return hooks_.sp->seg->forks != forks_; }
+    Status no_frame(Status status, FrameRequest& want) { return hooks_.make_room(status, want); }
+
+    Status prepare() {
+        PyObject* bytes;
+        u32 size = hooks_.sp->seg->s->g.page_size;
+        filled_ = PyObject_CallMethod(reinterpret_cast<PyObject*>(hooks_.sp), "_fill", "K", (unsigned long long)hooks_.page_no);
+        if (!filled_ || !PyArg_ParseTuple(filled_, "Op:_fill", &bytes, &repaired_) || PyObject_GetBuffer(bytes, &view_, PyBUF_SIMPLE) < 0)
+            return Status::RAISED;
+        if (view_.len == Py_ssize_t(size)) return Status::OK;
+        raise("StoreError", "_fill returned %zd bytes for a page of %u", view_.len, size);
+        return Status::RAISED;
+    }
+
+    // All clients that waited for the load get the text of what the loader raised (_fill has put it into the exception).
+    const char* failure() {
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        PyErr_NormalizeException(&type, &value, &trace);
+        PyObject* told = value ? PyObject_GetAttrString(value, "told") : nullptr;
+        if (!told) PyErr_Clear();
+        bool ok = told && PyBytes_Check(told);
+        if (ok) {
+            strncpy(failure_, PyBytes_AS_STRING(told), sizeof failure_ - 1);
+            failure_[sizeof failure_ - 1] = 0;
+        }
+        Py_XDECREF(told);
+        PyErr_Restore(type, value, trace);
+        return ok ? failure_ : nullptr;
+    }
+
+    Status fill(u32 f, Image& image) {
+        Segment& s = *hooks_.sp->seg->s;
+        memcpy(s.page_data(f), view_.buf, s.g.page_size);
+        s.counters().load_bytes.add_relaxed(s.g.page_size);
+        image.dirty = repaired_ != 0;
+        return Status::OK;
+    }
+};
+
+// Tells of a failure, now that the page is nobody's: what listens to the log is foreign code. The exception stands.
+static void report_failure(SpaceObject* sp, u64 page_no, int error) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_load_failed", "KOi", (unsigned long long)page_no, value, error);
+    if (r) {
+        Py_DECREF(r);
+        PyErr_Restore(type, value, trace);
+        return;
+    }
+    Py_XDECREF(type);  // Ctrl-C meanwhile
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+}
+
+Status SpaceHooks::load(const Place& at, FrameRequest& want, u32& frame) {
+    Segment& s = *sp->seg->s;
+    if (!may_work(sp->seg)) return Status::RAISED;
+    if (sp->fd >= 0 || sp->zero_fill) {
+        NativeLoad load{s, sp, page_no};
+        Status status = unlocked([&] { return load_page(s, at, want, load, frame); });
+        if (load.unreadable) {
+            load.raise_why();
+            report_failure(sp, page_no, load.got < 0 ? int(-load.got) : 0);
+        }
+        return status;
+    }
+    PythonLoad load(*this);
+    Status status = load_page(s, at, want, load, frame);
+    if (load.forked() && !PyErr_Occurred()) opened(sp->seg);
+    else if (PyErr_Occurred()) report_failure(sp, page_no, 0);
+    return PyErr_Occurred() ? Status::RAISED : status;
+}
+
+// Pins a page, loading it if need be. 0, or -1 with an exception.
+int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
+    Busy busy(sp->seg);
+    SpaceHooks hooks{sp, page_no, access.deadline_ns};
+    return answer(fetch_page(*sp->seg->s, place_of(sp, page_no), access, hooks, frame), sp, page_no);
+}
+
+}  // namespace bp

@@ -1,0 +1,272 @@
+// The extension module: errors, making and checking a segment, and the start.
+#define BP_IMPORTS_NUMPY
+#include "python/py.h"
+
+#include <cstdarg>
+
+namespace bp {
+
+int ready_segment_type();
+int ready_view_types();
+int ready_pinned_pages_type();
+int ready_released_type();
+int ready_space_type();
+int ready_write_type();
+int ready_flush_types();
+PyObject* core_simulate(PyObject*, PyObject*);  // simulate.cpp
+PyObject* core_fields(PyObject*, PyObject*);  // fields.cpp
+PyObject* core_advise(PyObject*, PyObject*);  // advice.cpp
+
+// ---- errors --------------------------------------------------------------------
+
+// Raises an error of bufferpool.errors, or the built-in of that name.
+PyObject* raise(const char* error, const char* format, ...) {
+    PyObject* module = PyImport_ImportModule("bufferpool.errors");
+    if (!module) return nullptr;
+    PyObject* type = PyObject_GetAttrString(module, error);
+    Py_DECREF(module);
+    if (!type) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) return nullptr;
+        PyErr_Clear();
+        PyObject* builtins = PyImport_ImportModule("builtins");
+        type = builtins ? PyObject_GetAttrString(builtins, error) : nullptr;
+        Py_XDECREF(builtins);
+        if (!type) return nullptr;
+    }
+    va_list args;
+    va_start(args, format);
+    PyErr_FormatV(type, format, args);
+    va_end(args);
+    Py_DECREF(type);
+    return nullptr;
+}
+
+void raise_status(Status status, SpaceObject*, u64 page_no) {
+    auto n = static_cast<unsigned long long>(page_no);
+    switch (status) {
+    case Status::CORRUPT:
+        raise("SegmentCorrupt", "the segment contradicts itself at page %llu; run pool.check(), save what you need, and remove the segment", n);
+        break;
+    case Status::TOO_MANY_PINS:
+        raise("TooManyPins", "page %llu is pinned %u times by this process; delete arrays that are no longer needed", n, PIN_MAX);
+        break;
+    case Status::DISCARDED:
+        raise("PageDiscarded", "page %llu was discarded to make room (its space is discardable); drop it, then write it anew", n);
+        break;
+    case Status::DEADLOCK:
+        raise("WouldDeadlock", "a loader asked for page %llu, which it is loading itself, or whose loader waits for it, here or in "
+              "another process: let loaders ask for pages in one direction only", n);
+        break;
+    case Status::TOO_DEEP:
+        raise("WouldDeadlock", "all %u operations that a process may have under way are loads whose loaders ask for more "
+              "pages; let loaders ask for fewer of each other's pages at a time", OPS);
+        break;
+    case Status::NO_MEMORY:
+        PyErr_NoMemory();
+        break;
+    case Status::NO_SPACE:
+        raise("SharedMemoryFull", "the file system of the segment is full; free space there, or enlarge it (docker run --shm-size)");
+        break;
+    default:
+        raise("BufferPoolError", "unexpected status %d", int(status));
+    }
+}
+
+// The exception that is set gets the errno of the call that failed.
+static PyObject* with_errno(int error) {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyErr_NormalizeException(&type, &value, &trace);
+    PyObject* number = PyLong_FromLong(error);
+    if (!number || PyObject_SetAttrString(value, "errno", number) < 0) PyErr_Clear();  // a MemoryError has none
+    Py_XDECREF(number);
+    PyErr_Restore(type, value, trace);
+    return nullptr;
+}
+
+// What to do about an errno that says little by itself.
+static const char* remedy_of(int error) {
+    switch (error) {
+    case EMFILE: return ": this process has no file descriptor left; raise ulimit -n, or close some";
+    case ENFILE: return ": the machine has no file descriptor left; raise fs.file-max";
+    case EFBIG: return ": files may not be so large; raise ulimit -f (RLIMIT_FSIZE)";
+    case ENOLCK: return ": the kernel has no room for locks, or a sandbox refuses them";
+    case EPERM:
+    case ENOSYS: return ": a sandbox refuses this call (seccomp); allow it. bufferpool doctor tries what a pool needs";
+    case EROFS: return ": the file system is mounted read-only; remount it for writing";
+    case ENOENT: return ": /proc is not mounted, or the file has been removed";
+    default: return "";
+    }
+}
+
+PyObject* raise_errno(int error, const char* what) {
+    if (error == -EINTR && check_signals() < 0) return nullptr;
+    if (error == -EBADF) return raise_lost();
+    if (error == -ENOSPC || error == -EDQUOT) raise_status(Status::NO_SPACE, nullptr, 0);
+    else if (error == -ENOMEM) raise("SharedMemoryFull", "%s: the memory cgroup of this process has no memory left; raise its limit, or free some", what);
+    else raise("SegmentError", "%s: %s%s", what, strerror(-error), remedy_of(-error));
+    return with_errno(-error);
+}
+
+PyObject* raise_unmapped(int error) {
+    const char* remedy = error == -ENOMEM ? "; the address space of this process is used up (ulimit -v, vm.max_map_count): a pool maps its max_capacity twice"
+                         : error == -EAGAIN ? "; this process locks its memory (mlockall) and may not lock so much: raise ulimit -l"
+                                            : remedy_of(-error);
+    raise("SegmentError", "the segment cannot be mapped: %s%s", strerror(-error), remedy);
+    return with_errno(-error);
+}
+
+static PyObject* core_raise_unmapped(PyObject*, PyObject* arg) {
+    long error = PyLong_AsLong(arg);
+    return PyErr_Occurred() ? nullptr : raise_unmapped(int(-error));
+}
+
+// ---- create and open -------------------------------------------------------------
+
+static u32 log2_of(u32 n) { return u32(__builtin_ctz(n)); }
+
+// create(fd, uuid, page_size, extent_frames, max_frames, max_clients, max_pages, budget_frames, min_frames)
+static PyObject* core_create(PyObject*, PyObject* args) {
+    int fd;
+    Py_buffer uuid;
+    Geometry g{};
+    unsigned long long max_pages;
+    unsigned budget, least;
+    if (!PyArg_ParseTuple(args, "iy*IIIIKII:create", &fd, &uuid, &g.page_size, &g.extent_frames, &g.max_frames, &g.max_clients, &max_pages, &budget, &least))
+        return nullptr;
+    Header h{};
+    if (uuid.len == sizeof h.uuid) memcpy(h.uuid, uuid.buf, sizeof h.uuid);
+    PyBuffer_Release(&uuid);
+    g.max_pages = max_pages;
+    g.guests = std::min(GUESTS, CLIENTS_LIMIT - g.max_clients);
+    g.max_clients += g.guests;
+    g.page_shift = log2_of(g.page_size);
+    g.os_page = u32(sysconf(_SC_PAGESIZE));
+    place_areas(g);
+    h.magic = MAGIC;
+    h.version = LAYOUT_VERSION;
+    h.header_bytes = sizeof(Header);
+    h.created_ns = prim::realtime_ns();
+    h.geometry = g;
+    h.geometry_sum = geometry_sum(g);
+    h.budget_frames.store_relaxed(budget);
+    h.asked_frames.store_relaxed(budget);
+    h.min_frames.store_relaxed(least);
+    h.durable_lsn.store_relaxed(~u64(0));
+    if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");
+    for (auto [at, end] : {std::pair{u64(0), g.entries_at}, std::pair{g.queues_at, g.data_at}}) {
+        u64 to = at ? std::min(end, round_up(at + g.queue_bytes(), g.os_page)) : end;
+        if (int r = prim::plug(fd, at, to - at)) return raise_errno(r, "the segment's own data cannot be allocated");
+    }
+    if (pwrite(fd, &h, sizeof h, 0) != ssize_t(sizeof h)) return raise_errno(-errno, "the header cannot be written");
+    Py_RETURN_NONE;
+}
+
+// Reads and checks a header. Null and an exception if it cannot be trusted.
+bool read_header(int fd, Header& h) {
+    ssize_t n = prim::read_at(fd, &h, sizeof h, 0);
+    if (n < 0) return raise_errno(int(n), "the header cannot be read"), false;
+    if (size_t(n) < sizeof h || h.magic != MAGIC)
+        return raise("SegmentCorrupt", "this is not a bufferpool segment (or its header is gone); if it is a leftover, remove the file"), false;
+    if (h.version != LAYOUT_VERSION || h.header_bytes != sizeof(Header))
+        return raise("LayoutMismatch", "the segment has layout version %u, this library reads version %u; remove the segment "
+                     "(bufferpool rm) or use the library that made it", h.version, LAYOUT_VERSION), false;
+    Geometry g = h.geometry;
+    bool sane = geometry_sum(g) == h.geometry_sum && g.page_size >= 4096 && (g.page_size & (g.page_size - 1)) == 0 &&
+                g.page_size <= (1u << 30) && g.page_shift == log2_of(g.page_size) && g.max_clients >= 1 &&
+                g.max_clients <= CLIENTS_LIMIT && g.guests < g.max_clients && g.max_frames >= 1 && g.extent_frames >= 1 &&
+                g.max_frames % g.extent_frames == 0 && g.max_pages >= 1 && g.max_pages < NONE;
+    if (sane && g.os_page != u32(sysconf(_SC_PAGESIZE)))
+        return raise("LayoutMismatch", "the segment was made for pages of %u bytes by the operating system; remove it", g.os_page), false;
+    if (sane) {
+        place_areas(g);
+        sane = memcmp(&g, &h.geometry, sizeof g) == 0;
+    }
+    struct stat st;
+    if (!sane || fstat(fd, &st) != 0 || u64(st.st_size) != g.total_bytes)
+        return raise("SegmentCorrupt", "the segment's header does not fit the file (truncated, or overwritten); remove it and create it anew"), false;
+    return true;
+}
+
+PyObject* geometry_dict(const Header& h) {
+    const Geometry& g = h.geometry;
+    return Py_BuildValue("{s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K}", "uuid", reinterpret_cast<const char*>(h.uuid), Py_ssize_t(16),
+                         "page_size", g.page_size, "extent_frames", g.extent_frames, "max_frames", g.max_frames, "max_clients",
+                         g.max_clients - g.guests, "max_pages", (unsigned long long)g.max_pages, "data_at", (unsigned long long)g.data_at,
+                         "total_bytes", (unsigned long long)g.total_bytes, "created_ns", (unsigned long long)h.created_ns);
+}
+
+static PyObject* core_geometry(PyObject*, PyObject* arg) {
+    int fd = int(PyLong_AsLong(arg));
+    Header h;
+    if (PyErr_Occurred() || !read_header(fd, h)) return nullptr;
+    return geometry_dict(h);
+}
+
+static PyObject* core_begin_writeback(PyObject*, PyObject* arg) {
+    long fd = PyLong_AsLong(arg);
+    if (fd == -1 && PyErr_Occurred()) return nullptr;
+    int r;
+    Py_BEGIN_ALLOW_THREADS
+    r = prim::begin_writeback(int(fd));
+    Py_END_ALLOW_THREADS
+    return PyLong_FromLong(r);
+}
+
+// move_up(fd) -> the same description under a number that programs do not close in passing
+static PyObject* core_move_up(PyObject*, PyObject* arg) {
+    int fd = int(PyLong_AsLong(arg));
+    if (PyErr_Occurred()) return nullptr;
+    fd = prim::move_up(fd);
+    if (fd >= 0) return PyLong_FromLong(fd);
+    errno = -fd;
+    return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
+    int fd = int(PyLong_AsLong(arg));
+    return PyErr_Occurred() ? nullptr : PyBool_FromLong(prim::is_tmpfs(fd));
+}
+
+static PyMethodDef module_methods[] = {
+    {"raise_unmapped", core_raise_unmapped, METH_O, "Raises the error for a mapping that the kernel refused with this errno."},
+    {"is_tmpfs", core_is_tmpfs, METH_O, "Whether the file behind fd is on a tmpfs."},
+    {"begin_writeback", core_begin_writeback, METH_O, "Begins to write a file's dirty pages back; what else maps it must fault to store again."},
+    {"move_up", core_move_up, METH_O, "The same open file under a number beyond those that programs close in passing."},
+    {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
+    {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
+    {"advise", core_advise, METH_VARARGS, "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
+    {"fields", core_fields, METH_NOARGS, "Where each field of a segment lies: {'Struct.field': (offset, bytes)}."},
+    {"observe", core_observe, METH_O, "A Segment that is no client, takes no slot, and writes nothing."},
+    {"geometry", core_geometry, METH_O, "The checked geometry of the segment behind fd."},
+    {nullptr, nullptr, 0, nullptr}};
+static PyModuleDef module_def = {PyModuleDef_HEAD_INIT, "bufferpool._core", "The core of bufferpool.", -1, module_methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace bp
+
+PyMODINIT_FUNC PyInit__core() {
+    using namespace bp;
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word of an entry is its low half");
+    import_array();
+    for (auto ready : {ready_segment_type, ready_space_type, ready_view_types, ready_pinned_pages_type, ready_released_type, ready_write_type, ready_flush_types})
+        if (ready() < 0) return nullptr;
+    PyObject* m = PyModule_Create(&module_def);
+    if (!m) return nullptr;
+    struct { const char* name; PyTypeObject* type; } types[] = {
+        {"Segment", &SegmentType}, {"Space", &SpaceType}, {"Pin", &PinType}, {"PinnedPages", &PinnedPagesType}, {"Write", &WriteType},
+        {"Held", &HeldType}, {"Batch", &BatchType}};
+    for (auto& t : types)
+        if (PyModule_AddObjectRef(m, t.name, reinterpret_cast<PyObject*>(t.type)) < 0) return nullptr;
+    PyModule_AddIntConstant(m, "MAX_SPACES", MAX_SPACES);
+    PyModule_AddIntConstant(m, "CLIENTS_LIMIT", CLIENTS_LIMIT);
+    PyModule_AddIntConstant(m, "LAYOUT_VERSION", LAYOUT_VERSION);
+    PyModule_AddIntConstant(m, "TICK_SHIFT", TICK_SHIFT);
+    PyModule_AddIntConstant(m, "BUCKETS", BUCKETS);
+    PyModule_AddIntConstant(m, "BUCKET_SHIFT", BUCKET_SHIFT);
+    PyModule_AddIntConstant(m, "EVENTS", EVENTS);
+    PyModule_AddIntConstant(m, "UUID_AT", offsetof(Header, uuid));
+    PyModule_AddIntConstant(m, "FRAME_SLOT_BYTES", sizeof(FrameSlot));
+    PyModule_AddIntConstant(m, "SETTLING", SETTLING);
+    watch_forks();
+    return m;
+}

@@ -1,0 +1,414 @@
+// What there is to see of a pool: its figures, its tables, its events. Clients see it,
+// and observers, who are none: they take no slot, hold no lock, and their mapping is
+// read-only, so that whatever they do, they do not disturb the pool.
+//
+// An observer believes the kernel, not the segment, about where there is memory: a read
+// of a hole would allocate it (rule 9), or be SIGBUS where the tmpfs is full.
+#include "python/py.h"
+
+#include <algorithm>
+
+#include "protocol/counters.h"
+#include "protocol/events.h"
+
+namespace bp {
+
+Segment* seen(SegmentObject* seg) {
+    if (!seg->observing || !seg->s) return opened(seg);
+    return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
+}
+
+static bool raise_damaged(const char* what) {
+    raise("SegmentCorrupt", "the segment was truncated, or memory is missing that it should have (%s); remove it and create it anew", what);
+    return false;
+}
+
+// Where one may look, by the offset of an OS page in the segment. A client may look at all
+// that the segment says is there; an observer's bitmap is what the kernel says.
+struct Sight {
+    const u64* written;
+    int shift;  // of an OS page
+
+    explicit Sight(SegmentObject* seg) : written(seg->written), shift(__builtin_ctz(seg->s->g.os_page)) {}
+    bool page(u64 i) const { return !written || written[i / 64] >> (i % 64) & 1; }
+    bool at(u64 offset) const { return page(offset >> shift); }
+    // Of a byte range: 1 all of it, 0 nothing, -1 some.
+    int over(u64 from, u64 to) const {
+        u64 n = 0, first = from >> shift, last = (to - 1) >> shift;
+        for (u64 i = first; i <= last; i++) n += page(i);
+        return n == 0 ? 0 : n > last - first ? 1 : -1;
+    }
+    bool entry(Segment& s, u32 page) const {
+        return written ? page < s.g.max_pages && at(s.g.entries_at + page * 8ull) : s.has_page(page);
+    }
+};
+
+// Learns anew how many frames have slots; an observer asks the kernel what has been written.
+// False: an exception is set.
+static bool refresh(SegmentObject* seg) {
+    Segment& s = *seg->s;
+    const Geometry& g = s.g;
+    s.has_frame(g.max_frames - 1);
+    if (!seg->observing) return true;
+    struct stat st;
+    if (fstat(s.fd, &st) != 0 || u64(st.st_size) != g.total_bytes) return raise_damaged("its size");
+    u64 bits = reinterpret_cast<u8*>(s.chunk_bits) - s.base;
+    if (prim::populate(s.base, g.advice_at + g.os_page) != 0 || prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + g.entry_chunks() / 8))
+        return raise_damaged("its tables");
+    for (u64 i = 0; i < (g.data_at / g.os_page + 63) / 64; i++) seg->written[i] = 0;
+    for (u64 at = prim::next_written(s.fd, 0, g.data_at); at < g.data_at;) {
+        u64 end = prim::next_unwritten(s.fd, at, g.data_at);
+        if (end <= at) break;
+        for (u64 i = at / g.os_page; i < end / g.os_page; i++) seg->written[i / 64] |= u64(1) << (i % 64);
+        at = end < g.data_at ? prim::next_written(s.fd, end, g.data_at) : end;
+    }
+    return true;
+}
+
+// observe(fd) -> a Segment that is no client
+PyObject* core_observe(PyObject*, PyObject* arg) {
+    int fd = int(PyLong_AsLong(arg));
+    Header h;
+    if (PyErr_Occurred() || !read_header(fd, h)) return nullptr;
+    const Geometry& g = h.geometry;
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (own < 0) return raise_errno(-errno, "the descriptor of the segment cannot be duplicated");
+    u8* at = prim::map_segment(own, g.data_at, PROT_READ);
+    auto seg = at ? reinterpret_cast<SegmentObject*>(SegmentType.tp_alloc(&SegmentType, 0)) : nullptr;
+    if (!seg) {
+        int error = -errno;
+        if (at) prim::unmap_segment(at, g.data_at);
+        close(own);
+        return PyErr_Occurred() ? nullptr : raise_unmapped(error);
+    }
+    seg->pins.next = seg->pins.prev = &seg->pins;
+    seg->observing = true;
+    seg->s = make<Segment>();
+    if (!seg->s) {
+        prim::unmap_segment(at, g.data_at);
+        close(own);
+        return Py_DECREF(seg), PyErr_NoMemory();
+    }
+    seg->s->map(at, g, g.data_at);
+    seg->s->fd = own;
+    seg->written = static_cast<u64*>(prim::allocate((g.data_at / g.os_page + 63) / 64 * 8));
+    if (!seg->written) return Py_DECREF(seg), PyErr_NoMemory();
+    struct stat st;
+    if (fstat(own, &st) == 0) seg->s->device = st.st_dev, seg->s->inode = st.st_ino;
+    if (!refresh(seg)) Py_CLEAR(seg);
+    return reinterpret_cast<PyObject*>(seg);
+}
+
+// ---- counters and tables ----------------------------------------------------------
+
+// Bytes that the kernel should count for everything before the data area.
+static u64 metadata_bytes(Segment& s) {
+    const Geometry& g = s.g;
+    u64 n = g.entries_at + round_up(g.queue_bytes(), g.os_page);
+    s.look_at_ready();
+    u64 ready = s.ready;
+    n += round_up(ready * sizeof(FrameSlot), g.os_page) + s.stripes() * round_up(ready * g.stripe_clients * 2, g.os_page);
+    for (u64 i = 0; i < (g.entry_chunks() + 63) / 64; i++) n += u64(__builtin_popcountll(s.chunk_bits[i].load_relaxed())) * g.os_page;
+    return n;
+}
+
+PyObject* raise_unsettled() {
+    return raise("BufferPoolError", "clients came and went faster than the counters could be summed; try again");
+}
+
+static PyObject* segment_counters(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    u64 sum[COUNTERS];
+    if (!sum_counters(*s, sum)) return raise_unsettled();
+    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum), sizeof sum);
+}
+
+static PyObject* segment_status(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    struct stat st;
+    if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
+    PolicyState& p = s->header->policy;
+    return Py_BuildValue("{s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K}", "budget_frames", s->header->budget_frames.load_relaxed(),
+                         "min_frames", s->header->min_frames.load_relaxed(), "asked_frames", s->header->asked_frames.load_relaxed(), "checkpoint_lsn", (unsigned long long)s->header->checkpoint_lsn.load_relaxed(),
+                         "resident_frames", s->header->resident.load_relaxed(), "frames_ready", u32(s->header->frames_ready.load_relaxed()),
+                         "durable_lsn", (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
+                         (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
+                         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target", p.cold_target,
+                         "unlinked", (unsigned long long)s->header->unlinked.load_relaxed());
+}
+
+// Tables are copied with pread, which allocates nothing where there is a hole.
+static bool copy_table(Segment& s, void* to, u64 bytes, u64 at) {
+    ssize_t n = prim::read_at(s.fd, to, bytes, at);
+    return n == ssize_t(bytes) || raise_damaged("its end");
+}
+
+static PyObject* segment_raw_frames(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    s->has_frame(s->g.max_frames - 1);
+    u64 bytes = u64(s->ready) * sizeof(FrameSlot);
+    PyObject* out = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(bytes));
+    if (out && !copy_table(*s, PyBytes_AS_STRING(out), bytes, s->g.frames_at)) Py_CLEAR(out);
+    return out;
+}
+
+// Pin counts: an array of shape (frames with slots, max_clients), uint16.
+static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    const Geometry& g = s->g;
+    s->has_frame(g.max_frames - 1);
+    npy_intp shape[2] = {s->ready, g.max_clients};
+    PyObject* out = PyArray_ZEROS(2, shape, NPY_UINT16, 0);
+    if (!out) return nullptr;
+    auto to = static_cast<u16*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
+    Vec<u16> rows;
+    if (!rows.resize(u64(shape[0]) * g.stripe_clients)) return Py_DECREF(out), PyErr_NoMemory();
+    for (u32 stripe = 0; stripe < s->stripes(); stripe++) {
+        u32 first = stripe / STRIPES * CLIENT_BLOCK + stripe % STRIPES, end = std::min(first / CLIENT_BLOCK * CLIENT_BLOCK + CLIENT_BLOCK, g.max_clients);
+        if (!copy_table(*s, rows.data(), rows.size() * 2, g.pins_at + stripe * g.stripe_bytes)) return Py_DECREF(out), nullptr;
+        for (u32 f = 0; f < u32(shape[0]); f++)
+            for (u32 c = first, i = 0; c < end; c += STRIPES, i++) to[u64(f) * g.max_clients + c] = rows[u64(f) * g.stripe_clients + i];
+    }
+    return out;
+}
+
+// The entry words of the pages in a uint32 array; an index beyond the table reads as 0.
+static PyObject* segment_entry_words(PyObject* self, PyObject* arg) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    auto pages = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(arg, NPY_UINT32, 1, 1, NPY_ARRAY_CARRAY_RO));
+    if (!pages) return nullptr;
+    if (!refresh(S(self))) return Py_DECREF(pages), nullptr;
+    Sight sight(S(self));
+    npy_intp n = PyArray_SIZE(pages);
+    PyObject* out = PyArray_SimpleNew(1, &n, NPY_UINT64);
+    if (!out) return Py_DECREF(pages), nullptr;
+    auto from = static_cast<const u32*>(PyArray_DATA(pages));
+    auto to = static_cast<u64*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
+    for (npy_intp i = 0; i < n; i++) to[i] = sight.entry(*s, from[i]) ? s->entries[from[i]].load_relaxed() : 0;
+    Py_DECREF(pages);
+    return out;
+}
+
+
+// ---- the frames, counted -----------------------------------------------------------
+
+constexpr u32 AGES = 6;
+constexpr u64 AGE_LIMITS_S[AGES - 1] = {1, 10, 60, 600, 3600};
+
+struct Summary {
+    u64 states[5] = {}, dirty = 0, held_back = 0, pinned = 0, pinned_live = 0, pinned_dirty = 0, hot = 0, ages[AGES] = {};
+    struct PerSpace {
+        u64 resident, dirty;
+    } space[MAX_SPACES] = {};
+};
+
+// Which space an entry belongs to; spaces do not overlap.
+class SpaceFinder {
+    struct Range {
+        u32 first, end, index;
+    };
+    Range ranges_[MAX_SPACES];
+    size_t n_ = 0, last_ = 0;
+
+public:
+    explicit SpaceFinder(Segment& s) {
+        for (u32 i = 0; i < MAX_SPACES; i++)
+            if (s.spaces[i].is_live()) {
+                u32 first = s.spaces[i].first_entry.load_relaxed();
+                ranges_[n_++] = {first, first + s.spaces[i].max_pages.load_relaxed(), i};
+            }
+    }
+    u32 of(u32 page) {
+        for (size_t tries = 0; tries < n_; tries++) {
+            const Range& r = ranges_[last_];
+            if (page >= r.first && page < r.end) return r.index;
+            last_ = (last_ + 1) % n_;
+        }
+        return NONE;
+    }
+};
+
+constexpr u32 BLOCK = 1024;  // frames
+
+// Which frames of a block somebody pins. Stripe by stripe, so that memory is read in order.
+class Pinned {
+    u64 words_[BLOCK];
+
+public:
+    void look(Segment& s, const Sight& sight, u32 from, u32 to) {
+        u32 n = s.g.stripe_clients / 4;
+        std::fill(words_, words_ + BLOCK, 0);
+        for (u32 stripe = 0, stripes = s.stripes(); stripe < stripes; stripe++) {
+            u64 at = s.g.pins_at + stripe * s.g.stripe_bytes;
+            int there = sight.over(at + u64(from) * n * 8, at + u64(to) * n * 8);
+            if (!there) continue;
+            auto row = reinterpret_cast<Atomic<u64>*>(s.stripe_row(stripe, from));
+            for (u32 f = 0; f < to - from; f++)
+                for (u32 i = 0; i < n; i++, row++)
+                    if (there > 0 || sight.at(u64(reinterpret_cast<u8*>(row) - s.base))) words_[f] |= row->load_relaxed();
+        }
+    }
+    bool has(u32 f) const { return words_[f % BLOCK]; }
+};
+
+// One pass over the frames; each is seen as it is in that moment.
+static void summarize(Segment& s, const Sight& sight, Summary& out) {
+    u32 now = s.tick();
+    u64 durable = s.header->durable_lsn.load_relaxed();
+    SpaceFinder spaces(s);
+    u32 ready = s.ready;
+    Pinned pinned;
+    for (u32 f = 0; f < ready; f++) {
+        if (f % BLOCK == 0) pinned.look(s, sight, f, std::min(f + BLOCK, ready));
+        if (!sight.at(s.g.frames_at + f * sizeof(FrameSlot))) {  // never written: a hole
+            out.states[HOLE]++;
+            continue;
+        }
+        FrameSlot& slot = s.frames[f];
+        u64 w = slot.word.load_acquire();
+        FrameState state = frame::state(w);
+        out.states[state == SETTLING ? OLD : state < SETTLING ? state : BUSY]++;
+        if (state == HOLE || state == FREE) continue;
+        out.pinned += pinned.has(f);
+        out.pinned_live += pinned.has(f) && state == LIVE;
+        u32 page = frame::page(w);
+        if (state != LIVE || !sight.entry(s, page)) continue;
+        int age = int(now - slot.touched.load_relaxed());
+        u64 age_s = age > 0 ? (u64(age) << TICK_SHIFT) / 1'000'000'000u : 0;
+        u32 a = 0;
+        while (a < AGES - 1 && age_s >= AGE_LIMITS_S[a]) a++;
+        out.ages[a]++;
+        u64 e = s.entries[page].load_acquire();
+        if (!entry::is_resident_in(e, f)) continue;
+        bool dirty = e & entry::DIRTY;
+        out.dirty += dirty;
+        out.pinned_dirty += dirty && pinned.has(f);
+        out.hot += entry::ring(e) == RING_HOT;
+        u32 i = spaces.of(page);
+        if (i == NONE) continue;
+        out.space[i].resident++;
+        out.space[i].dirty += dirty;
+        out.held_back += dirty && slot.lsn.load_relaxed() > durable;
+    }
+    out.states[HOLE] += s.g.max_frames - ready;
+}
+
+// summary() -> the counts of struct Summary: a dict, with per-space pairs as bytes
+static PyObject* segment_summary(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s || !refresh(S(self))) return nullptr;
+    Summary sum;
+    Sight sight(S(self));
+    {
+        Released unlocked(S(self));
+        summarize(*s, sight, sum);
+    }
+    auto n = [](u64 v) { return static_cast<unsigned long long>(v); };
+    return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]), n(sum.states[1]),
+                         n(sum.states[2]), n(sum.states[3]), n(sum.states[4]), "dirty", n(sum.dirty), "held_back", n(sum.held_back),
+                         "pinned", n(sum.pinned), "pinned_live", n(sum.pinned_live), "pinned_dirty", n(sum.pinned_dirty), "hot", n(sum.hot), "ages", n(sum.ages[0]), n(sum.ages[1]), n(sum.ages[2]),
+                         n(sum.ages[3]), n(sum.ages[4]), n(sum.ages[5]),
+                         "spaces", reinterpret_cast<const char*>(sum.space), Py_ssize_t(sizeof sum.space));
+}
+
+// ---- events ------------------------------------------------------------------------
+
+// post_event(what, why, bytes, from_frames, to_frames, value, origin, page)
+static PyObject* segment_post_event(PyObject* self, PyObject* args) {
+    unsigned what, why, from, to, origin = 0;
+    unsigned long long bytes, page = 0;
+    double value;
+    if (!PyArg_ParseTuple(args, "IIKIId|IK:post_event", &what, &why, &bytes, &from, &to, &value, &origin, &page)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    post_event(*s, what, why, bytes, from, to, value, Origin{origin, page});
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_events(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    Vec<Event> out;
+    if (!out.resize(EVENTS)) return PyErr_NoMemory();
+    u32 n = read_events(*s, out.data());
+    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(out.data()), Py_ssize_t(n * sizeof(Event)));
+}
+
+// ---- the steward -------------------------------------------------------------------
+
+// lead(worth) -> -1 if another client is the steward; else this one is, because it holds the
+// steward's byte lock, or could take it: then who was before, 0 if that one had resigned.
+// The kernel drops the lock with the process.
+static PyObject* segment_lead(PyObject* self, PyObject* arg) {
+    double worth = PyFloat_AsDouble(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    int r = s->lock_byte(STEWARD_LOCK_AT);
+    if (r == -EAGAIN) return PyLong_FromLong(-1);
+    if (r) return raise_errno(r, "the steward's lock cannot be had (fcntl F_OFD_SETLK)");
+    u64 bits;
+    memcpy(&bits, &worth, sizeof bits);
+    u32 before = s->leads == s->me ? s->me : s->header->steward.load_acquire();
+    s->leads = s->me;
+    s->header->worth.store_relaxed(bits);
+    s->header->steward_ns.store_relaxed(prim::boot_ns());
+    s->header->steward.store_release(s->me);
+    return PyLong_FromLong(long(before));
+}
+
+static PyObject* segment_resign(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    u32 me = s->me;
+    if (s->leads == me) s->header->steward.cas_seq_cst(me, 0);
+    s->leads = 0;
+    s->unlock_byte(STEWARD_LOCK_AT);
+    Py_RETURN_NONE;
+}
+
+// steward() -> the client number of the steward, 0 if there is none
+static PyObject* segment_steward(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    u32 c = s->header->steward.load_acquire();
+    // Our own lock does not show; and a dead steward's number may be ours by now.
+    bool there = c && (s->leads == s->me || s->byte_is_locked(STEWARD_LOCK_AT) == 1);
+    return PyLong_FromUnsignedLong(there ? c : 0);
+}
+
+// count(name): one more of a counter that Python knows about
+static PyObject* segment_count(PyObject* self, PyObject* arg) {
+    const char* name = PyUnicode_AsUTF8(arg);
+    Segment* s = name ? opened(S(self)) : nullptr;
+    if (!s) return nullptr;
+    Counters& c = s->counters();
+    for (auto [known, counter] : {std::pair{"flush_failures", &c.flush_failures}, std::pair{"corrupt_pages", &c.corrupt_pages},
+                                  std::pair{"repaired_pages", &c.repaired_pages}})
+        if (!strcmp(known, name)) {
+            counter->add_relaxed(1);
+            Py_RETURN_NONE;
+        }
+    return raise("ValueError", "Python counts no %s", name);
+}
+
+PyMethodDef observe_methods[] = {
+    {"counters", segment_counters, METH_NOARGS, ""},
+    {"status", segment_status, METH_NOARGS, ""},
+    {"raw_frames", segment_raw_frames, METH_NOARGS, ""},
+    {"raw_pins", segment_raw_pins, METH_NOARGS, ""},
+    {"entry_words", segment_entry_words, METH_O, ""},
+    {"summary", segment_summary, METH_NOARGS, ""},
+    {"post_event", segment_post_event, METH_VARARGS, ""},
+    {"events", segment_events, METH_NOARGS, ""},
+    {"lead", segment_lead, METH_O, ""},
+    {"resign", segment_resign, METH_NOARGS, ""},
+    {"steward", segment_steward, METH_NOARGS, ""},
+    {"count", segment_count, METH_O, ""},
+    {nullptr, nullptr, 0, nullptr}};
+
+}  // namespace bp

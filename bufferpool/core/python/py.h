@@ -1,0 +1,186 @@
+// What the Python types share. The C API is used raw: a hit is a few dozen
+// nanoseconds, and every layer above it costs more than that.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_20_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL bufferpool_ARRAY_API
+#ifndef BP_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "protocol/segment.h"
+
+namespace bp {
+
+// The owner of one pin: the base of every array that space[n] returns. Linked,
+// so that a fork can hand the child a pin of its own for each.
+struct PinNode {
+    PinNode *next, *prev;
+    u32 frame;
+};
+
+// What a fork has made for the child, between its handlers.
+struct ForkPlan {
+    int fd;      // -1: none could be opened, the child has no byte lock
+    int lost;    // as in SegmentObject
+    u32 client;
+    u64 mark;
+};
+constexpr int LOST_SLOTS = -1, LOST_DESCRIPTOR = -2;
+
+struct SegmentObject {
+    PyObject_HEAD
+    Segment* s;         // null once closed
+    PyObject* data;     // numpy.memmap, read-only: (max_frames, page_size)
+    char* read_base;    // its address
+    PinNode pins;       // all live pins of this process (a ring; this is its head)
+    u32 forks;          // how often this process is a forked child: old writes are not ours
+    u32 active;         // operations under way without the GIL
+    u32 writes;         // open writes of this process
+    bool closing;       // closed while arrays looked at its pages: it detaches when the last of them goes
+    bool observing;     // no client: reads the metadata, through a mapping that cannot be written
+    u64* written;       // an observer's: which OS pages of the metadata have ever been written
+    int lost;           // why this forked child does not work: an errno, or LOST_…; 0 where it does
+    PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): makes room or raises
+    SegmentObject* next;     // of all attached segments, for fork
+    ForkPlan plan;
+};
+
+struct SpaceObject {
+    PyObject_HEAD
+    SegmentObject* seg;  // null until attached
+    PyObject* store;     // kept alive with its descriptor
+    PyArray_Descr* dtype;
+    npy_intp items;      // of dtype in a page
+    u64 generation;
+    u64 device, inode;   // of the file behind `fd`
+    Atomic<u32> checked; // the tick in which we last saw that it is that
+    u32 index, first_entry, max_pages, kind;
+    u32 backed;          // so many of its pages have entries with memory, as far as we have looked: see is_backed()
+    u32 only;            // the client whose private space it is; 0: everybody's
+    int fd;              // of a file; -1: pages are filled by _fill()
+    bool writable, discardable, zero_fill;
+};
+
+extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType, HolderType, HeldType, BatchType;
+
+// module.cpp
+PyObject* raise(const char* error, const char* format, ...);  // an error of errors.py, or a built-in
+PyObject* raise_errno(int error, const char* what);
+PyObject* raise_unmapped(int error);
+PyObject* raise_space_removed(SpaceObject* space);  // load.cpp
+void raise_status(Status status, SpaceObject* space, u64 page_no);
+bool read_header(int fd, Header& h);
+PyObject* geometry_dict(const Header& h);
+
+// signals.cpp
+bool signal_came(Segment& s);
+extern thread_local bool forking;  // this thread prepares a fork: no handler may run, for it might fork or attach
+int check_signals();
+PyObject* raise_interrupted(const char* what);
+void forget_signals();
+
+// segment.cpp
+Segment* opened(SegmentObject* seg);  // null with PoolClosed, or what else is the matter, set
+PyObject* raise_lost();
+void finish_closing(SegmentObject* seg);  // after a pin has gone
+bool may_work(SegmentObject* seg);     // the same, by what was seen a moment ago
+
+// observe.cpp
+Segment* seen(SegmentObject* seg);  // opened, or observed
+PyObject* raise_unsettled();
+PyObject* core_observe(PyObject*, PyObject* fd);
+
+// directory.cpp, held.cpp, observe.cpp, advice.cpp: the rest of Segment's methods
+extern PyMethodDef directory_methods[], flush_methods[], observe_methods[], advice_methods[];
+
+// fork.cpp
+extern SegmentObject* attached;  // every open segment of this process
+int map_client(Segment* s, int fd);  // 0, or -errno
+void unmap_client(Segment* s);
+void watch_forks();
+
+// load.cpp: how a page gets pinned
+struct Access;  // fetch.h
+int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no);
+bool find_backed(SpaceObject* sp, u64 page_no);
+inline bool is_backed(SpaceObject* sp, u64 page_no) { return page_no < sp->backed || find_backed(sp, page_no); }
+int ready_space(SpaceObject* sp);
+int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
+bool still_open(SpaceObject* sp);
+
+// views.cpp, pinned_pages.cpp
+PyObject* view_of(SpaceObject* sp, u32 frame);  // takes over the pin
+PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no);
+PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n);
+void forget_bases(SegmentObject* seg);
+void drop_pin(SegmentObject* seg, u32 frame);
+// write.cpp
+PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns);
+
+inline void link_pin(SegmentObject* seg, PinNode* p, u32 frame) {
+    p->frame = frame;
+    p->prev = &seg->pins;
+    p->next = seg->pins.next;
+    p->next->prev = p;
+    seg->pins.next = p;
+}
+inline void unlink_pin(PinNode* p) {
+    p->prev->next = p->next;
+    p->next->prev = p->prev;
+}
+
+// The GIL is released for the lifetime of this object; the segment stays open.
+class Released {
+    SegmentObject* seg_;
+    PyThreadState* state_;
+
+public:
+    explicit Released(SegmentObject* seg) : seg_(seg) {
+        seg_->active++;
+        state_ = PyEval_SaveThread();
+    }
+    Released(const Released&) = delete;
+    ~Released() {
+        PyEval_RestoreThread(state_);
+        seg_->active--;
+    }
+};
+
+// Python code runs for the lifetime of this object, and the segment must stay open.
+class Busy {
+    SegmentObject* seg_;
+    u32 forks_;
+
+public:
+    explicit Busy(SegmentObject* seg) : seg_(seg), forks_(seg->forks) { seg_->active++; }
+    Busy(const Busy&) = delete;
+    ~Busy() {
+        if (seg_->forks == forks_) seg_->active--;  // a forked child starts with none
+    }
+};
+
+// Makes a type ready, whose rarer slots are set already. One without tp_new is made by the core only.
+template <class Object>
+int ready_type(PyTypeObject& type, const char* name, const char* doc, void (*dealloc)(Object*), PyMethodDef* methods = nullptr,
+               PyGetSetDef* getset = nullptr) {
+    type.tp_name = name;
+    type.tp_doc = doc;
+    if (!type.tp_basicsize) type.tp_basicsize = sizeof(Object);
+    type.tp_dealloc = reinterpret_cast<destructor>(dealloc);
+    type.tp_flags |= Py_TPFLAGS_DEFAULT | (type.tp_new ? 0 : Py_TPFLAGS_DISALLOW_INSTANTIATION);
+    type.tp_methods = methods;
+    type.tp_getset = getset;
+    return PyType_Ready(&type);
+}
+
+inline SegmentObject* S(PyObject* self) { return reinterpret_cast<SegmentObject*>(self); }
+inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }
+inline u32 entry_of(SpaceObject* sp, u64 page_no) { return sp->first_entry + u32(page_no); }
+
+}  // namespace bp

@@ -1,0 +1,387 @@
+// Segment: one client's attachment, seen from Python.
+#include "python/py.h"
+
+#include "protocol/check.h"
+#include "protocol/reclaim.h"
+
+namespace bp {
+
+PyObject* raise_lost() {
+    return raise("DescriptorLost", "a descriptor of the pool was closed behind its back, as daemons do that close all that they inherit; "
+                 "what you have pinned stays true, but this process cannot use the pool any more: attach it after that, or keep its descriptors open");
+}
+
+// Why a forked child does not work: nothing but its pins could be kept for it.
+static void raise_guest(const SegmentObject* seg) {
+    if (seg->lost == LOST_DESCRIPTOR) raise_lost();
+    else if (seg->lost == LOST_SLOTS)
+        raise("TooManyClients", "this forked child found all %u client slots taken by living processes; the arrays that it inherited stay true; "
+              "create the pool with a larger max_clients", seg->s->g.max_clients - seg->s->g.guests);
+    else
+        raise("SegmentError", "this forked child could not open the segment for itself: %s (errno %d); the arrays that it inherited stay true", strerror(seg->lost), seg->lost);
+}
+
+Segment* opened(SegmentObject* seg) {
+    if (seg->s && seg->s->works && !seg->closing) return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
+    if (seg->s && seg->observing) return raise("PoolReadOnly", "the pool is only observed, not attached; attach it with Pool.attach()"), nullptr;
+    if (seg->s && seg->lost) raise_guest(seg);
+    else raise("PoolClosed", "the pool is closed; attach it again");
+    return nullptr;
+}
+
+bool may_work(SegmentObject* seg) { return (seg->s && seg->s->works && !seg->closing && seg->s->had_descriptor()) || opened(seg); }
+
+static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
+    int fd;
+    PyObject* on_exhausted;
+    const char* name;
+    if (!PyArg_ParseTuple(args, "iOs:Segment", &fd, &on_exhausted, &name)) return nullptr;
+    Header h;
+    if (!read_header(fd, h)) return nullptr;
+    u8* at = prim::map_segment(fd, h.geometry.total_bytes);
+    if (!at) return raise_unmapped(-errno);
+    auto seg = reinterpret_cast<SegmentObject*>(type->tp_alloc(type, 0));
+    if (!seg) return prim::unmap_segment(at, h.geometry.total_bytes), nullptr;
+    seg->pins.next = seg->pins.prev = &seg->pins;
+    seg->on_exhausted = on_exhausted;
+    Py_INCREF(on_exhausted);
+    seg->s = make<Segment>();
+    if (!seg->s) {
+        prim::unmap_segment(at, h.geometry.total_bytes);
+        return Py_DECREF(seg), PyErr_NoMemory();
+    }
+    seg->s->map(at, h.geometry);
+    seg->s->interrupted = signal_came;
+    if (int r = map_client(seg->s, fd)) {
+        Py_DECREF(seg);
+        return raise_errno(r, "the segment cannot be opened");
+    }
+    Status status;
+    int lock_error = 0;
+    Py_BEGIN_ALLOW_THREADS
+    status = attach(*seg->s, lock_error);
+    if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
+    Py_END_ALLOW_THREADS
+    if (status == Status::NO_LOCKS) raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
+    else if (status == Status::NO_SPACE) raise_status(status, nullptr, 0);
+    else if (status == Status::INTERRUPTED) raise_interrupted("memory for the pins of one more client");
+    else if (status != Status::OK)
+        raise("TooManyClients", "all %u client slots of the segment are taken by living processes; detach one, or create the pool with a larger max_clients", h.geometry.max_clients - h.geometry.guests);
+    if (status != Status::OK) {
+        Py_DECREF(seg);
+        return nullptr;
+    }
+    return reinterpret_cast<PyObject*>(seg);
+}
+
+// Takes the segment from its object, and the object from the list.
+static void forget(SegmentObject* seg) {
+    for (SegmentObject** p = &attached; *p; p = &(*p)->next)
+        if (*p == seg) {
+            *p = seg->next;
+            break;
+        }
+    seg->s = nullptr;
+    prim::deallocate(seg->written);
+    seg->written = nullptr;
+    forget_bases(seg);
+    Py_CLEAR(seg->data);
+}
+
+// A client that has lost its byte lock changes nothing any more: once its mapping is gone, it is dead, and reaped.
+static void leave(Segment* s) {
+    if (s->me && s->has_descriptor()) detach(*s);
+    else if (s->has_slot()) s->client().pid.store_relaxed(0);  // of this process, which may have attached anew
+    unmap_client(s);
+}
+
+static void segment_dealloc(SegmentObject* seg) {
+    if (seg->s) {
+        // At the end of the interpreter a daemon thread may still be in the core: then
+        // the mapping stays, and the kernel ends this client with the process.
+        if (seg->active || seg->writes) return;
+        Segment* s = seg->s;
+        forget(seg);
+        leave(s);
+    }
+    Py_XDECREF(seg->on_exhausted);
+    Py_TYPE(seg)->tp_free(seg);
+}
+
+// Maps the data area once more, so that it cannot be written, in place of the mapping that `data` has. False with an error set.
+static bool map_data(Segment& s, PyArrayObject* data) {
+    // A mapping keeps its description, which a forked child inherits with it: so not the one that has our byte lock.
+    int fd = prim::reopen(s.fd);
+    if (fd < 0) return raise_errno(fd, "the segment cannot be opened"), false;
+    int r = prim::map_for_reading(PyArray_DATA(data), u64(PyArray_NBYTES(data)), fd, s.g.data_at);
+    close(fd);
+    if (r < 0) raise_unmapped(r);
+    return r == 0;
+}
+
+// give_to(pool, data): the last step of attaching. `data` is an array of (max_frames, page_size) over private address
+// space; from now on it shows the data area. The segment becomes the pool's, and one that forked children
+// inherit, without letting another thread run in between: a fork finds both done, or neither.
+static PyObject* segment_give_to(PyObject* self, PyObject* args) {
+    PyObject *pool, *array;
+    if (!PyArg_ParseTuple(args, "OO!:give_to", &pool, &PyArray_Type, &array)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (S(self)->data) return raise("ValueError", "the segment has a pool already");
+    auto data = reinterpret_cast<PyArrayObject*>(array);
+    auto at = reinterpret_cast<u64>(PyArray_DATA(data));
+    if (u64(PyArray_NBYTES(data)) != u64(s->g.max_frames) << s->g.page_shift || at % s->g.os_page || PyArray_ISWRITEABLE(data) || !PyArray_IS_C_CONTIGUOUS(data))
+        return raise("ValueError", "the array does not fit the segment's data area");
+    if (!map_data(*s, data)) return nullptr;
+    if (PyObject_SetAttrString(pool, "_data", array) < 0 || PyObject_SetAttrString(pool, "_segment", self) < 0) return nullptr;
+    Py_INCREF(array);
+    S(self)->data = array;
+    S(self)->read_base = PyArray_BYTES(data);
+    S(self)->next = attached;
+    attached = S(self);
+    Py_RETURN_NONE;
+}
+
+// Detaches. From here on every thread finds the pool closed.
+static void detach_now(SegmentObject* seg) {
+    Segment* s = seg->s;
+    forget(seg);
+    Py_BEGIN_ALLOW_THREADS
+    leave(s);
+    Py_END_ALLOW_THREADS
+}
+
+// Called when a pin has gone: the last one takes with it a segment that was closed meanwhile.
+void finish_closing(SegmentObject* seg) {
+    if (seg->closing && seg->s && seg->pins.next == &seg->pins && !seg->active && !seg->writes) detach_now(seg);
+}
+
+// close(late): detaches; while arrays look at pages, that is a BufferError, or, with `late`, it happens when they are gone.
+static PyObject* segment_close(PyObject* self, PyObject* arg) {
+    SegmentObject* seg = S(self);
+    int late = PyObject_IsTrue(arg);
+    if (late < 0) return nullptr;
+    if (!seg->s) Py_RETURN_NONE;
+    bool pinned = seg->pins.next != &seg->pins;
+    if (pinned && !late)
+        return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep");
+    if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
+    if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
+    if (pinned) seg->closing = true;  // views stay true
+    else detach_now(seg);
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_views(PyObject* self, PyObject*) {
+    long n = 0;
+    for (PinNode* p = S(self)->pins.next; p != &S(self)->pins; p = p->next) n++;
+    return PyLong_FromLong(n);
+}
+
+static PyObject* segment_geometry(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    Header h{};
+    memcpy(h.uuid, s->header->uuid, sizeof h.uuid);
+    h.created_ns = s->header->created_ns;
+    h.geometry = s->g;
+    return geometry_dict(h);
+}
+
+static PyObject* segment_clients(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    PyObject* list = PyList_New(0);
+    for (u32 c = 1; list && c <= s->g.max_clients; c++) {
+        Client& slot = s->clients[c - 1];
+        if (slot.state.load_acquire() != CLIENT_LIVE) continue;
+        char name[sizeof slot.name + 1] = {};
+        memcpy(name, slot.name, sizeof slot.name);
+        PyObject* name_text = PyUnicode_DecodeUTF8(name, Py_ssize_t(strlen(name)), "replace");
+        PyObject* item = name_text ? Py_BuildValue("(IIKKNO)", c, slot.pid.load_relaxed(), (unsigned long long)slot.start_time.load_relaxed(),
+                                       (unsigned long long)slot.attached_ns.load_relaxed(), name_text, seems_alive(*s, c) ? Py_True : Py_False) : nullptr;
+        if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+// shrink(frames, reason, evict) -> (given back, moved, pinned, dirty, busy, the errno with which the kernel refused some, or 0)
+static PyObject* segment_shrink(PyObject* self, PyObject* args) {
+    unsigned long long want;
+    unsigned reason;
+    int evict;
+    if (!PyArg_ParseTuple(args, "KIp:shrink", &want, &reason, &evict)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (reason >= REASONS) return raise("ValueError", "no such reason");
+    Reclaimed done;
+    Status status;
+    {
+        Released unlocked(S(self));
+        status = shrink(*s, want, Reason(reason), evict, done);
+    }
+    if (status == Status::INTERRUPTED && check_signals() < 0) return nullptr;
+    if (status == Status::NO_MEMORY) return PyErr_NoMemory();
+    return Py_BuildValue("(KKIIIi)", (unsigned long long)done.frames, (unsigned long long)done.moved, done.tally.pinned, done.tally.dirty,
+                         done.tally.busy, -done.refused);
+}
+
+static PyObject* segment_evict_idle(PyObject* self, PyObject* arg) {
+    double seconds = PyFloat_AsDouble(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    u64 out = 0, age = u64(seconds * 1e9), now = prim::coarse_ns();
+    u32 before = u32((now > age ? now - age : 0) >> TICK_SHIFT);
+    {
+        Released unlocked(S(self));
+        evict_idle(*s, before, out);
+    }
+    return PyLong_FromUnsignedLongLong(out);
+}
+
+// The segment, and the number that a method was given.
+static Segment* with_number(PyObject* self, PyObject* arg, u64& n) {
+    n = PyLong_AsUnsignedLongLong(arg);
+    return PyErr_Occurred() ? nullptr : opened(S(self));
+}
+
+// Raises a number, never lowers it, whoever else raises it at the same time. What it is now.
+static u64 raise_to(Atomic<u64>& number, u64 n) {
+    u64 seen = number.load_seq_cst();
+    while (seen < n && !number.cas_seq_cst(seen, n)) {}
+    return std::max(seen, n);
+}
+
+static PyObject* set_frames(Segment* s, Atomic<u32>& frames, u64 n, const char* what) {
+    if (n < 1 || n > s->g.max_frames) return raise("ValueError", "%s is 1 to %u frames", what, s->g.max_frames);
+    frames.store_release(u32(n));
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_set_budget(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    return s ? set_frames(s, s->header->budget_frames, n, "a budget") : nullptr;
+}
+
+static PyObject* segment_set_asked_frames(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    return s ? set_frames(s, s->header->asked_frames, n, "a budget") : nullptr;
+}
+
+static PyObject* segment_set_min_frames(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    return s ? set_frames(s, s->header->min_frames, n, "a lower bound") : nullptr;
+}
+
+static PyObject* segment_set_durable_lsn(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    if (!s) return nullptr;
+    s->header->durable_lsn.store_seq_cst(n);
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_raise_durable_lsn(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    if (!s) return nullptr;
+    raise_to(s->header->durable_lsn, n);
+    Py_RETURN_NONE;
+}
+
+static PyObject* segment_mark_unlinked(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    s->header->unlinked.store_relaxed(1);
+    Py_RETURN_NONE;
+}
+
+// raise_checkpoint_lsn(lsn) -> the checkpoint LSN, which never goes back
+static PyObject* segment_raise_checkpoint_lsn(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    if (!s) return nullptr;
+    s->counters().checkpoints.add_relaxed(1);
+    return PyLong_FromUnsignedLongLong(raise_to(s->header->checkpoint_lsn, n));
+}
+
+static PyObject* segment_reap(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    u32 n;
+    {
+        Released unlocked(S(self));
+        n = reap_all(*s);
+        sweep_old(*s);
+    }
+    return PyLong_FromUnsignedLong(n);
+}
+
+// Can nobody change anything meanwhile? No other client lives, and no other thread is in the core.
+static bool is_alone(SegmentObject* seg) {
+    for (u32 c = 1; c <= seg->s->g.max_clients; c++)
+        if (c != seg->s->me && is_live_client(*seg->s, c) && seems_alive(*seg->s, c)) return false;
+    return seg->active == 0 && seg->writes == 0;
+}
+
+static PyObject* segment_alone(PyObject* self, PyObject*) { return opened(S(self)) ? PyBool_FromLong(is_alone(S(self))) : nullptr; }
+
+static PyObject* segment_check(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    Findings found;
+    int passes = is_alone(S(self)) ? 1 : 8;  // what nobody changes is as it will be
+    Status status;
+    {
+        Released unlocked(S(self));
+        reap_all(*s);
+        status = check(*s, passes, found);
+    }
+    if (status == Status::NO_MEMORY) return PyErr_NoMemory();
+    PyObject* list = PyList_New(Py_ssize_t(found.size()));
+    for (size_t i = 0; list && i < found.size(); i++) {
+        PyObject* text = PyUnicode_FromString(found[i].text);
+        if (text) PyList_SET_ITEM(list, Py_ssize_t(i), text);
+        else Py_CLEAR(list);
+    }
+    return list;
+}
+
+// The methods, with those of directory.cpp, held.cpp and observe.cpp.
+static PyMethodDef own_methods[] = {
+    {"give_to", segment_give_to, METH_VARARGS, ""},
+    {"close", segment_close, METH_O, ""},
+    {"views", segment_views, METH_NOARGS, ""},
+    {"geometry", segment_geometry, METH_NOARGS, ""},
+    {"clients", segment_clients, METH_NOARGS, ""},
+    {"shrink", segment_shrink, METH_VARARGS, ""},
+    {"evict_idle", segment_evict_idle, METH_O, ""},
+    {"set_budget", segment_set_budget, METH_O, ""},
+    {"set_durable_lsn", segment_set_durable_lsn, METH_O, ""},
+    {"raise_durable_lsn", segment_raise_durable_lsn, METH_O, ""},
+    {"set_asked_frames", segment_set_asked_frames, METH_O, ""},
+    {"set_min_frames", segment_set_min_frames, METH_O, ""},
+    {"mark_unlinked", segment_mark_unlinked, METH_NOARGS, ""},
+    {"raise_checkpoint_lsn", segment_raise_checkpoint_lsn, METH_O, ""},
+    {"reap", segment_reap, METH_NOARGS, ""},
+    {"check", segment_check, METH_NOARGS, ""},
+    {"alone", segment_alone, METH_NOARGS, "Whether nobody else can change anything meanwhile."},
+    {nullptr, nullptr, 0, nullptr}};
+
+static PyMethodDef segment_methods[64];
+
+PyTypeObject SegmentType = {PyVarObject_HEAD_INIT(nullptr, 0)};
+
+int ready_segment_type() {
+    PyMethodDef* to = segment_methods;
+    for (PyMethodDef* from : {own_methods, directory_methods, flush_methods, observe_methods, advice_methods})
+        while (from->ml_name) *to++ = *from++;
+    SegmentType.tp_new = segment_new;
+    return ready_type(SegmentType, "bufferpool._core.Segment", "One client's attachment to a segment.", segment_dealloc, segment_methods);
+}
+
+}  // namespace bp

@@ -1,0 +1,71 @@
+// The policy alone, over an array of page numbers: the very code that the pool
+// runs, with plain arrays in place of entries and frames.
+#include "python/py.h"
+
+namespace bp {
+
+struct SimulatedPage {
+    u8 ring = RING_NONE, count = 0, tag = 0;
+    Ghost ghost = Ghost::NONE;
+    u32 stamp = 0;
+};
+
+struct SimulatedPool {
+    Vec<SimulatedPage> pages;
+    Vec<u64> storage[2];
+    u64 evicted[2] = {0, 0};  // from the cold ring, from the hot ring
+
+    u64* slots(Ring r) { return storage[r == RING_HOT].data(); }
+    u32 capacity() const { return u32(storage[0].size()); }
+    Peek peek(u32 page, Ring r) { return {pages[page].ring != r, pages[page].count}; }
+    void set_count(u32 page, u32 n) { pages[page].count = u8(n); }
+    void set_ring(u32 page, Ring r) { pages[page].ring = u8(r); }
+    bool evict(u32 page, Ghost kind, u32 stamp) {
+        evicted[kind == Ghost::HOT]++;
+        pages[page] = {RING_NONE, 0, 0, kind, stamp};
+        return true;
+    }
+    bool set_aside(u32, Ring) { return false; }
+};
+
+// simulate(pages: uint32 array, frames) -> (hits, misses, evicted cold, evicted hot)
+PyObject* core_simulate(PyObject*, PyObject* args) {
+    PyArrayObject* trace;
+    unsigned frames, n_pages;
+    if (!PyArg_ParseTuple(args, "O!II:simulate", &PyArray_Type, &trace, &frames, &n_pages)) return nullptr;
+    if (PyArray_TYPE(trace) != NPY_UINT32 || PyArray_NDIM(trace) != 1 || !PyArray_ISCARRAY_RO(trace) || frames < 1)
+        return raise("ValueError", "the trace must be a C-contiguous array of uint32 and frames at least 1");
+    auto pages = static_cast<const u32*>(PyArray_DATA(trace));
+    npy_intp n = PyArray_SIZE(trace);
+    SimulatedPool pool;
+    bool room = pool.pages.resize(n_pages);
+    PolicyState state{};
+    for (auto& ring : pool.storage) room = room && ring.resize(size_t(frames) + frames / 2 + 64);
+    if (!room) return PyErr_NoMemory();
+    Alr<SimulatedPool> policy(state, pool);
+    policy.set_frames(frames);
+    u64 hits = 0;
+    u32 resident = 0;
+    for (npy_intp i = 0; i < n; i++) {
+        if (pages[i] >= n_pages) return raise("ValueError", "the trace has a page beyond n_pages");
+        SimulatedPage& page = pool.pages[pages[i]];
+        u8 tag = policy.tag();
+        if (page.ring != RING_NONE) {
+            hits++;
+            if (page.count < policy.count_max() && page.tag != tag) {
+                page.tag = tag;
+                page.count++;
+            }
+            continue;
+        }
+        Ring ring = policy.miss(page.ghost, page.stamp, false);
+        if (resident == frames) policy.evict(~0u);
+        else resident++;
+        page.count = 0;
+        page.tag = policy.tag();
+        policy.insert(pages[i], ring);
+    }
+    return Py_BuildValue("(KKKK)", (unsigned long long)hits, (unsigned long long)(u64(n) - hits), (unsigned long long)pool.evicted[0], (unsigned long long)pool.evicted[1]);
+}
+
+}  // namespace bp

@@ -1,0 +1,386 @@
+// Space: pages by number. The hot path of everything: space[n].
+#include "python/hooks.h"
+
+#include "protocol/reclaim.h"
+#include "protocol/writing.h"
+
+namespace bp {
+
+static PyObject* space_subscript(PyObject* self, PyObject* n) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    u64 page_no;
+    u32 frame;
+    if (page_number(sp, n, page_no) < 0 || acquire_page(sp, page_no, Access{}, frame) < 0) return nullptr;
+    return view_of(sp, frame);
+}
+
+// The end of a wait of so many seconds (None, or not given: 0, none). 0 or -1.
+static int deadline_of(PyObject* timeout, u64& deadline_ns) {
+    deadline_ns = 0;
+    if (!timeout || timeout == Py_None) return 0;
+    double seconds = PyFloat_AsDouble(timeout);
+    if (PyErr_Occurred()) return -1;
+    if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0, or None"), -1;
+    deadline_ns = prim::now_ns() + u64(std::min(seconds, 1e9) * 1e9);
+    return 0;
+}
+
+// The arguments (what, timeout=None) of a fast call. 0 or -1.
+static int with_timeout(const char* name, PyObject* const* args, Py_ssize_t n, PyObject* names, PyObject*& what, Access& access) {
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    bool keyword = named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "timeout") == 0;
+    if (n != 1 || named > 1 || (named && !keyword)) return raise("TypeError", "%s() takes one argument, and timeout= as a keyword", name), -1;
+    what = args[0];
+    return named ? deadline_of(args[1], access.deadline_ns) : 0;
+}
+
+static PyObject* space_get(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyObject* what;
+    Access access;
+    u64 page_no;
+    u32 frame;
+    if (with_timeout("get", args, n, names, what, access) < 0 || page_number(sp, what, page_no) < 0) return nullptr;
+    return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : view_of(sp, frame);
+}
+
+static PyObject* space_pin(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyObject* what;
+    Access access;
+    u64 page_no;
+    u32 frame;
+    if (with_timeout("pin", args, n, names, what, access) < 0 || page_number(sp, what, page_no) < 0) return nullptr;
+    return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : new_pin(sp, frame, page_no);
+}
+
+// Pins a page for a scan: it earns the page no place among the hot ones.
+static PyObject* space_once(PyObject* self, PyObject* n) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    u64 page_no;
+    u32 frame;
+    if (page_number(sp, n, page_no) < 0) return nullptr;
+    if (acquire_page(sp, page_no, Access{.once = true}, frame) < 0) return nullptr;
+    return view_of(sp, frame);
+}
+
+static Py_ssize_t space_length(PyObject* self) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    if (ready_space(sp) < 0) return -1;
+    u64 extent = space_slot(sp).extent.load_acquire();
+    if (space_generation(extent) != sp->generation) {
+        raise_space_removed(sp);
+        return -1;
+    }
+    return Py_ssize_t(space_pages(extent));
+}
+
+// The page numbers in `ids` as int64, checked; a copy, because code of the
+// caller's (a loader, another thread) may run before we are done with them.
+static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
+    PyObject* any = PyArray_FROM_O(ids);
+    if (!any) return nullptr;
+    auto a = reinterpret_cast<PyArrayObject*>(any);
+    bool empty = PyArray_SIZE(a) == 0;
+    if ((!PyArray_ISINTEGER(a) && !empty) || PyArray_NDIM(a) != 1) {
+        Py_DECREF(any);
+        raise("TypeError", "page numbers must be a one-dimensional sequence of integers");
+        return nullptr;
+    }
+    auto numbers = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(any, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSURECOPY));
+    Py_DECREF(any);
+    if (!numbers || ready_space(sp) < 0) {
+        Py_XDECREF(numbers);
+        return nullptr;
+    }
+    u64 extent = space_slot(sp).extent.load_acquire();
+    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
+    for (npy_intp i = 0; i < PyArray_SIZE(numbers); i++) {
+        bool exists = v[i] >= 0 && u64(v[i]) < space_pages(extent) && space_generation(extent) == sp->generation;
+        if (exists && is_backed(sp, u64(v[i]))) continue;
+        PyObject* n = PyLong_FromLongLong(v[i]);
+        if (n && exists) raise_status(Status::CORRUPT, sp, u64(v[i]));
+        else if (n) bad_page(sp, extent, n);
+        Py_XDECREF(n);
+        Py_DECREF(numbers);
+        return nullptr;
+    }
+    return numbers;
+}
+
+// Not one by one, and not only at the end: the sampler reads the counters meanwhile.
+constexpr u64 HITS_AT_ONCE = 32;
+static void count_hits(SpaceObject* sp, u64& hits) {
+    sp->seg->s->counters().space[sp->index].hits.add_owned(hits);
+    hits = 0;
+}
+
+static void use(SpaceObject* sp, u64 page_no, u32 frame, u32 now, u64& hits) {
+    Segment& s = *sp->seg->s;
+    if (s.frames[frame].count.load_relaxed() & AHEAD) count_use(s, sp->index, entry_of(sp, page_no), frame, Access{});
+    else if (++hits == HITS_AT_ONCE) count_hits(sp, hits);
+    s.touch(frame, now);
+}
+
+static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyObject* ids;
+    Access access;
+    if (with_timeout("pin_many", args, count, names, ids, access) < 0) return nullptr;
+    PyArrayObject* numbers = page_numbers(sp, ids);
+    if (!numbers) return nullptr;
+    Busy busy(sp->seg);
+    Segment& s = *sp->seg->s;
+    npy_intp n = PyArray_SIZE(numbers);
+    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
+    u32 few[128];
+    Vec<u32> many;
+    if (n > 128 && !many.resize(size_t(n))) return Py_DECREF(numbers), PyErr_NoMemory();
+    u32* frames = n > 128 ? many.data() : few;
+    u32 now = s.tick();
+    u64 hits = 0;
+    npy_intp i = 0;
+    for (; i < n; i++) {
+        if (pin(s, sp->first_entry + u32(v[i]), frames[i]) == Status::OK) {
+            use(sp, u64(v[i]), frames[i], now, hits);
+        } else if (acquire_page(sp, u64(v[i]), access, frames[i]) < 0) {
+            break;
+        }
+    }
+    count_hits(sp, hits);
+    if (i == n && !still_open(sp)) {
+        bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
+    } else if (i == n) {
+        Py_DECREF(numbers);
+        return new_pinned_pages(sp, frames, n);
+    }
+    while (i-- > 0) drop_pin(sp->seg, frames[i]);
+    Py_DECREF(numbers);
+    return nullptr;
+}
+
+static PyArrayObject* output_for(SpaceObject* sp, npy_intp n, PyObject* out) {
+    npy_intp shape[2] = {n, sp->items};
+    if (!out || out == Py_None) {
+        Py_INCREF(sp->dtype);
+        return reinterpret_cast<PyArrayObject*>(PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 2, shape, nullptr, nullptr, 0, nullptr));
+    }
+    auto a = reinterpret_cast<PyArrayObject*>(out);
+    if (!PyArray_Check(out) || PyArray_NDIM(a) != 2 || PyArray_DIM(a, 0) != n || PyArray_DIM(a, 1) != sp->items ||
+        !PyArray_EquivTypes(PyArray_DESCR(a), sp->dtype) || !PyArray_ISCARRAY(a)) {
+        raise("ValueError", "out must be a writable, C-contiguous array of the space's dtype, of shape (%zd, %zd)", n, sp->items);
+        return nullptr;
+    }
+    Py_INCREF(out);
+    return a;
+}
+
+static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwargs) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    static const char* names[] = {"ids", "out", "timeout", nullptr};
+    PyObject *ids, *out = nullptr, *timeout = nullptr;
+    Access access;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:read_many", const_cast<char**>(names), &ids, &out, &timeout)) return nullptr;
+    if (deadline_of(timeout, access.deadline_ns) < 0) return nullptr;
+    PyArrayObject* numbers = page_numbers(sp, ids);
+    if (!numbers) return nullptr;
+    Busy busy(sp->seg);
+    npy_intp n = PyArray_SIZE(numbers);
+    PyArrayObject* to = output_for(sp, n, out);
+    Segment& s = *sp->seg->s;
+    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
+    u32 now = s.tick();
+    u64 hits = 0;
+    bool ok = to != nullptr;
+    for (npy_intp i = 0; ok && i < n; i++) {
+        u32 f;
+        if (pin(s, sp->first_entry + u32(v[i]), f) == Status::OK) {
+            use(sp, u64(v[i]), f, now, hits);
+        } else if (acquire_page(sp, u64(v[i]), access, f) < 0) {
+            ok = false;
+            break;
+        }
+        memcpy(static_cast<char*>(PyArray_DATA(to)) + (u64(i) << s.g.page_shift), sp->seg->read_base + (u64(f) << s.g.page_shift), s.g.page_size);
+        drop_pin(sp->seg, f);
+    }
+    count_hits(sp, hits);
+    Py_DECREF(numbers);
+    if (ok && !still_open(sp)) {
+        bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
+        ok = false;
+    }
+    if (ok) return reinterpret_cast<PyObject*>(to);
+    Py_XDECREF(to);
+    return nullptr;
+}
+
+// Loads what is absent, without pinning it. Returns how many pages were loaded.
+static PyObject* space_load_many(PyObject* self, PyObject* ids) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyArrayObject* numbers = page_numbers(sp, ids);
+    if (!numbers) return nullptr;
+    Busy busy(sp->seg);
+    Segment& s = *sp->seg->s;
+    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
+    long loaded = 0;
+    bool ok = true;
+    for (npy_intp i = 0; ok && i < PyArray_SIZE(numbers); i++) {
+        if (entry::state(s.entries[sp->first_entry + u32(v[i])].load_acquire()) != ABSENT) continue;
+        u32 f;
+        ok = acquire_page(sp, u64(v[i]), Access{.counts = false, .once = true}, f) == 0;
+        if (ok) drop_pin(sp->seg, f);
+        loaded += ok;
+    }
+    Py_DECREF(numbers);
+    return ok ? PyLong_FromLong(loaded) : nullptr;
+}
+
+static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    static const char* names[] = {"page_no", "timeout", nullptr};
+    PyObject *n, *timeout = nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:write", const_cast<char**>(names), &n, &timeout)) return nullptr;
+    u64 page_no;
+    if (page_number(sp, n, page_no) < 0) return nullptr;
+    if (!sp->writable) return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to write (derived pages cannot be written)");
+    double seconds = !timeout ? 10.0 : timeout == Py_None ? 1e9 : PyFloat_AsDouble(timeout);
+    if (PyErr_Occurred()) return nullptr;
+    if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0");
+    return new_write(sp, page_no, false, u64(std::min(seconds, 1e9) * 1e9));
+}
+
+static PyObject* space_append(PyObject* self, PyObject*) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
+    if (!sp->writable) return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to append");
+    u64 page_no;
+    SpaceHooks hooks{sp, 0};
+    Status status = reserve_number(*sp->seg->s, place_of(sp, 0), sp->max_pages, hooks, page_no);
+    if (status == Status::OK) return new_write(sp, page_no, true, 10'000'000'000u);
+    if (status == Status::REMOVED) return raise_space_removed(sp);
+    if (status == Status::TOO_LONG)
+        return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages", sp->max_pages);
+    return answer(status, sp, page_no), nullptr;
+}
+
+static PyObject* space_drop_range(PyObject* self, PyObject* args) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    unsigned long long first, count;
+    if (!PyArg_ParseTuple(args, "KK:_drop_range", &first, &count)) return nullptr;
+    if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
+    if (first + count > sp->max_pages) return raise_status(Status::CORRUPT, sp, first), nullptr;
+    Segment& s = *sp->seg->s;
+    u32 freed = 0;
+    Status status;
+    {
+        Released unlocked(sp->seg);
+        status = drop_range(s, entry_of(sp, first), count, freed);
+    }
+    if (status != Status::OK && check_signals() < 0) return nullptr;
+    if (status == Status::WAIT) return raise("WaitTimeout", "a page of the section is being written by a client that does not end; pool.clients() says who writes; the pages before it are dropped");
+    return PyLong_FromUnsignedLong(freed);
+}
+
+// (segment, index, generation, first_entry, max_pages, kind, fd, store, dtype, writable, discardable, zero_fill, private)
+static PyObject* space_bind(PyObject* self, PyObject* args) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyObject *seg, *store;
+    PyArray_Descr* dtype;
+    unsigned long long generation;
+    unsigned index, first, max_pages, kind;
+    int fd, writable, discardable, zero_fill, is_private;
+    if (!PyArg_ParseTuple(args, "O!IKIIIiOO!pppp:_bind_core", &SegmentType, &seg, &index, &generation, &first, &max_pages, &kind,
+                          &fd, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable, &zero_fill, &is_private))
+        return nullptr;
+    Segment* s = opened(reinterpret_cast<SegmentObject*>(seg));
+    if (!s) return nullptr;
+    npy_intp item = PyDataType_ELSIZE(dtype);
+    if (index >= MAX_SPACES || u64(first) + max_pages > s->g.max_pages || item <= 0 || s->g.page_size % u64(item))
+        return raise("ValueError", "the dtype's item size must divide the page size");
+    Py_INCREF(seg);
+    Py_INCREF(store);
+    Py_INCREF(dtype);
+    Py_XDECREF(sp->seg);
+    Py_XDECREF(sp->store);
+    Py_XDECREF(sp->dtype);
+    sp->seg = reinterpret_cast<SegmentObject*>(seg);
+    sp->store = store;
+    sp->dtype = dtype;
+    sp->items = npy_intp(s->g.page_size) / item;
+    sp->generation = generation;
+    sp->index = index;
+    sp->first_entry = first;
+    sp->max_pages = max_pages;
+    sp->backed = 0;
+    sp->kind = kind;
+    sp->fd = fd;
+    struct stat st;
+    if (fd >= 0 && fstat(fd, &st) == 0) sp->device = st.st_dev, sp->inode = st.st_ino;
+    sp->writable = writable;
+    sp->discardable = discardable;
+    sp->zero_fill = zero_fill;
+    sp->only = is_private ? s->me : 0;
+    Py_RETURN_NONE;
+}
+
+static PyObject* space_new(PyTypeObject* type, PyObject*, PyObject*) {
+    auto sp = reinterpret_cast<SpaceObject*>(type->tp_alloc(type, 0));
+    if (sp) sp->fd = -1;
+    return reinterpret_cast<PyObject*>(sp);
+}
+
+// A store may lead back to its space: by a function that repairs pages, which holds the engine that holds the space.
+static int space_traverse(PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(reinterpret_cast<SpaceObject*>(self)->store);
+    return 0;
+}
+
+static int space_clear(PyObject* self) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    sp->fd = -1;  // it is the store's
+    Py_CLEAR(sp->store);
+    return 0;
+}
+
+static void space_dealloc(SpaceObject* sp) {
+    PyObject_GC_UnTrack(sp);
+    PyTypeObject* type = Py_TYPE(sp);
+    Py_XDECREF(sp->seg);
+    Py_XDECREF(sp->store);
+    Py_XDECREF(sp->dtype);
+    type->tp_free(sp);
+}
+
+static PyMethodDef space_methods[] = {
+    {"get", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_get)), METH_FASTCALL | METH_KEYWORDS,
+     "get(page_no, timeout=None): the page, as space[page_no]; WaitTimeout if somebody else has it for longer."},
+    {"pin", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_pin)), METH_FASTCALL | METH_KEYWORDS,
+     "pin(page_no, timeout=None): a Pin; as a block it gives the page, read-only, and releases it at the end."},
+    {"pin_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_pin_many)), METH_FASTCALL | METH_KEYWORDS,
+     "pin_many(ids, timeout=None): PinnedPages, a sequence of read-only arrays; as a block released at its end."},
+    {"read_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_read_many)), METH_VARARGS | METH_KEYWORDS,
+     "read_many(ids, out=None, timeout=None): a copy of many pages, shape (len(ids), items per page)."},
+    {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_write)), METH_VARARGS | METH_KEYWORDS,
+     "write(page_no, timeout=10.0): a Write; as a block it gives a private copy, published when the block ends well."},
+    {"append", space_append, METH_NOARGS, "append(): a Write of a new page of zeros at the end of the space."},
+    {"_once", space_once, METH_O, "The page, pinned without counting as a reference."},
+    {"_load_many", space_load_many, METH_O, "Loads absent pages without pinning them; how many."},
+    {"_drop_range", space_drop_range, METH_VARARGS, "Drops pages without write-back; how many frames came free."},
+    {"_bind_core", space_bind, METH_VARARGS, "Connects this handle to its slot in a segment."},
+    {nullptr, nullptr, 0, nullptr}};
+static PyMappingMethods space_mapping = {};
+
+PyTypeObject SpaceType = {PyVarObject_HEAD_INIT(nullptr, 0)};
+
+int ready_space_type() {
+    space_mapping.mp_length = space_length;
+    space_mapping.mp_subscript = space_subscript;
+    SpaceType.tp_flags = Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC;
+    SpaceType.tp_traverse = space_traverse;
+    SpaceType.tp_clear = space_clear;
+    SpaceType.tp_as_mapping = &space_mapping;
+    SpaceType.tp_new = space_new;
+    return ready_type(SpaceType, "bufferpool._core.Space", "Pages by number.", space_dealloc, space_methods);
+}
+
+}  // namespace bp

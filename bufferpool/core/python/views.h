@@ -1,0 +1,33 @@
+// What Pin and PinnedPages share: arrays over pinned pages, and who else holds them (views.cpp).
+#pragma once
+
+#include "python/py.h"
+
+namespace bp {
+
+PyObject* new_holder(SegmentObject* seg, u32 frame);                        // takes over the pin
+PyObject* array_over(SpaceObject* sp, u32 frame, PyObject* base);           // takes over the reference to the base
+PyObject* new_base(SegmentObject* seg);
+void add_holders(PyObject* holder, PyObject* others);                       // takes over the reference to the list
+
+inline PyObject*& base_of(PyObject* array) { return reinterpret_cast<PyArrayObject_fields*>(array)->base; }
+
+// How many others may hold an array that we gave out: at the end of its block
+// the block's name still does, otherwise nobody.
+enum Others : Py_ssize_t { NOBODY = 1, A_NAME = 2 };
+
+// The one other reference may be the name's, or that of a memoryview.
+inline bool is_unclear(PyObject* page) {
+    return Py_REFCNT(page) == A_NAME && reinterpret_cast<PyArrayObject_fields*>(page)->_buffer_info != nullptr;
+}
+
+extern PyTypeObject ReleasedPageType;  // released.cpp
+
+// The array of a block that has ended: it shows nothing, and says so.
+inline void make_empty(PyObject* page) {
+    auto fields = reinterpret_cast<PyArrayObject_fields*>(page);
+    fields->dimensions[0] = 0;
+    if (PyArray_CheckExact(page)) Py_SET_TYPE(page, &ReleasedPageType);
+}
+
+}  // namespace bp

@@ -1,0 +1,248 @@
+// Write: a private copy of a page, published as a whole when its block ends.
+// Nothing of the segment is ever writable from Python: the copy is ordinary
+// memory, and stays the caller's own when the block is over.
+#include "python/hooks.h"
+#include "protocol/scratch.h"
+#include "protocol/writing.h"
+
+namespace bp {
+
+struct WriteObject {
+    PyObject_HEAD
+    SpaceObject* space;
+    PyObject* page;      // the private copy while the block is open
+    u64 page_no, lsn, timeout_ns, thread;
+    u32 forks;           // of the process that opened it
+    bool append, open, done, lsn_set;
+    WriteObject *next, *prev;  // open writes of this process
+};
+
+// Open writes, so that a thread that would wait for itself is told so.
+static WriteObject open_writes = [] {
+    WriteObject w{};
+    return w;
+}();
+
+static bool own_thread_writes(SpaceObject* sp, u64 page_no) {
+    for (WriteObject* w = open_writes.next; w && w != &open_writes; w = w->next)
+        if (w->space->seg == sp->seg && w->space->index == sp->index && w->page_no == page_no && w->thread == this_thread())
+            return true;
+    return false;
+}
+
+PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns) {
+    auto w = PyObject_New(WriteObject, &WriteType);
+    if (!w) return nullptr;
+    w->space = sp;
+    Py_INCREF(sp);
+    w->page = nullptr;
+    w->page_no = page_no;
+    w->lsn = 0;
+    w->timeout_ns = timeout_ns;
+    w->thread = 0;
+    w->forks = sp->seg->forks;
+    w->append = append;
+    w->open = w->done = w->lsn_set = false;
+    w->next = w->prev = nullptr;
+    return reinterpret_cast<PyObject*>(w);
+}
+
+static void set_open(WriteObject* w) {
+    w->open = true;
+    w->space->seg->writes++;
+    w->thread = this_thread();
+    if (!open_writes.next) open_writes.next = open_writes.prev = &open_writes;
+    w->prev = &open_writes;
+    w->next = open_writes.next;
+    w->next->prev = w;
+    open_writes.next = w;
+}
+
+static void set_closed(WriteObject* w) {
+    if (!w->open) return;
+    w->open = false;
+    if (w->forks == w->space->seg->forks) w->space->seg->writes--;
+    w->next->prev = w->prev;
+    w->prev->next = w->next;
+}
+
+static bool is_ours(WriteObject* w) { return w->space->seg->s && w->space->seg->s->me && w->forks == w->space->seg->forks; }
+
+static void raise_removed(WriteObject* w) {
+    PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(w->space), "_removed", nullptr);
+    if (!message) return;
+    raise("SpaceRemoved", "page %llu was being written, and nothing of it is published: %U", (unsigned long long)w->page_no, message);
+    Py_DECREF(message);
+}
+
+static PyObject* raise_parents(WriteObject* w) {
+    return raise("WrongProcess", "page %llu is being written by the parent process; in a forked child open a write of its own",
+                 (unsigned long long)w->page_no);
+}
+
+struct OwnHooks : SpaceHooks {
+    Status may_wait_for(u32) {
+        if (!own_thread_writes(sp, page_no)) return Status::OK;
+        raise("WouldDeadlock", "this thread is writing page %llu already; end that block first", (unsigned long long)page_no);
+        return Status::RAISED;
+    }
+};
+
+// While its version is being published: a child that a store's code, or a signal handler, has forked does not publish it, too.
+struct PublishHooks : OwnHooks {
+    WriteObject* w;
+
+    Status unless_forked(Status status) {
+        if (status == Status::OK && !is_ours(w)) return raise_parents(w), Status::RAISED;
+        return status;
+    }
+    Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
+    Status make_room(Status status, FrameRequest& want) { return unless_forked(OwnHooks::make_room(status, want)); }
+};
+
+static PyObject* write_enter(PyObject* self, PyObject*) {
+    auto w = reinterpret_cast<WriteObject*>(self);
+    SpaceObject* sp = w->space;
+    if (w->open || w->done) return raise("ValueError", "a Write is used once; call write() or append() again");
+    if (ready_space(sp) < 0 || !may_work(sp->seg)) return nullptr;
+    w->forks = sp->seg->forks;
+    Segment& s = *sp->seg->s;
+    Py_INCREF(sp->dtype);
+    w->page = PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 1, &sp->items, nullptr, nullptr, 0, nullptr);
+    if (!w->page) return nullptr;
+    void* to = PyArray_DATA(reinterpret_cast<PyArrayObject*>(w->page));
+    if (w->append) {
+        memset(to, 0, s.g.page_size);
+    } else {
+        u32 frame;
+        u64 limit = ~u64(0) - w->timeout_ns > prim::now_ns() ? prim::now_ns() + w->timeout_ns : ~u64(0);
+        OwnHooks hooks{{sp, w->page_no, limit}};
+        Busy busy(sp->seg);
+        if (answer(own_page(s, place_of(sp, w->page_no), Access{}, hooks, frame), sp, w->page_no) < 0) {
+            Py_CLEAR(w->page);
+            return nullptr;
+        }
+        memcpy(to, sp->seg->read_base + (u64(frame) << s.g.page_shift), s.g.page_size);
+        if (!w->lsn_set) w->lsn = s.frames[frame].lsn.load_relaxed();
+    }
+    set_open(w);
+    Py_INCREF(w->page);
+    return w->page;
+}
+
+static void write_abort(WriteObject* w) {
+    if (is_ours(w) && w->space->seg->s->has_slot()) {
+        if (w->append) return_number(place_of(w->space, w->page_no), w->page_no);
+        else if (w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
+    }
+    set_closed(w);
+    w->done = true;
+    Py_CLEAR(w->page);
+}
+
+// One more page that nothing can evict: whether the share of the others stays whole. If not, Python reaps or raises.
+static bool may_keep(WriteObject* w) {
+    SpaceObject* sp = w->space;
+    Segment& s = *sp->seg->s;
+    for (;;) {
+        u64 e = w->append ? 0 : s.entries[entry_of(sp, w->page_no)].load_acquire();
+        if (!is_kept(space_slot(sp)) || (entry::state(e) == RESIDENT && (e & entry::DIRTY))) return true;
+        ScratchShare share{};
+        SpaceHooks hooks{sp, w->page_no};
+        if (hooks.unlocked([&] { return may_keep_one(s, share); })) return true;
+        PyObject* r = PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", "scratch", 0, share.used, share.most, 0, 0.0);
+        if (!r) return false;
+        Py_DECREF(r);
+        if (!opened(sp->seg)) return false;
+        if (!is_ours(w)) return raise_parents(w), false;
+    }
+}
+
+static int write_publish(WriteObject* w) {
+    SpaceObject* sp = w->space;
+    if (!may_work(sp->seg)) return -1;
+    Busy busy(sp->seg);
+    Segment& s = *sp->seg->s;
+    Place at = place_of(sp, w->page_no);
+    const void* bytes = PyArray_DATA(reinterpret_cast<PyArrayObject*>(w->page));
+    Image image{!sp->discardable, sp->discardable, w->lsn};
+    PublishHooks hooks{{{sp, w->page_no}}, w};
+    Status status = Status::REMOVED;
+    if (at.open() && !may_keep(w)) return -1;
+    if (at.open())
+        status = w->append ? append_page(s, at, w->page_no, bytes, image, hooks) : publish_page(s, at, bytes, image, hooks);
+    if (status != Status::REMOVED) return answer(status, sp, w->page_no);
+    raise_removed(w);
+    return -1;
+}
+
+static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+    auto w = reinterpret_cast<WriteObject*>(self);
+    if (!w->open) return raise("ValueError", "this Write is not open");
+    bool failing = n > 0 && args[0] != Py_None;
+    if (!is_ours(w)) {
+        write_abort(w);
+        if (failing) Py_RETURN_NONE;
+        if (!w->space->seg->s) return raise("PoolClosed", "the pool was closed while page %llu was being written; nothing is published", (unsigned long long)w->page_no);
+        return raise_parents(w);
+    }
+    if (failing || write_publish(w) < 0) {
+        write_abort(w);
+        if (failing) Py_RETURN_NONE;
+        return nullptr;
+    }
+    set_closed(w);
+    w->done = true;
+    Py_CLEAR(w->page);
+    Py_RETURN_NONE;
+}
+
+static void write_dealloc(WriteObject* w) {
+    if (!w->done) {  // never used, or its block was abandoned (a generator that is thrown away)
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        write_abort(w);
+        PyErr_Restore(type, value, trace);
+    }
+    Py_XDECREF(w->page);
+    Py_DECREF(w->space);
+    PyObject_Free(w);
+}
+
+static PyObject* write_page_no(WriteObject* w, void*) { return PyLong_FromUnsignedLongLong(w->page_no); }
+static PyObject* write_lsn(WriteObject* w, void*) { return PyLong_FromUnsignedLongLong(w->lsn); }
+static int write_set_lsn(WriteObject* w, PyObject* value, void*) {
+    if (!value || !PyLong_Check(value)) {
+        raise("TypeError", "an LSN is an integer");
+        return -1;
+    }
+    u64 lsn = PyLong_AsUnsignedLongLong(value);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        raise("ValueError", "an LSN is at least 0 and below 2**64");
+        return -1;
+    }
+    w->lsn = lsn;
+    w->lsn_set = true;
+    return 0;
+}
+
+static PyMethodDef write_methods[] = {
+    {"__enter__", write_enter, METH_NOARGS, "The private copy, to be edited."},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(write_exit)), METH_FASTCALL,
+     "Publishes the copy, or nothing if the block raised."},
+    {nullptr, nullptr, 0, nullptr}};
+static PyGetSetDef write_getset[] = {
+    {"page_no", reinterpret_cast<getter>(write_page_no), nullptr, "The page number.", nullptr},
+    {"lsn", reinterpret_cast<getter>(write_lsn), reinterpret_cast<setter>(write_set_lsn),
+     "The LSN that the new version will carry; that of the old version unless set.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+
+PyTypeObject WriteType = {PyVarObject_HEAD_INIT(nullptr, 0)};
+
+int ready_write_type() {
+    return ready_type(WriteType, "bufferpool._core.Write", "A page being written: a private copy, published when its block ends.", write_dealloc,
+                      write_methods, write_getset);
+}
+
+}  // namespace bp
