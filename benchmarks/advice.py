@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 import bufferpool as bp
-from bufferpool.advise import advise_trace
+from bufferpool.figures.advice import advise_trace
 
 PACKAGE = Path(bp.__file__).parent
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -28,7 +28,7 @@ GAP = 1_000_000  # references left out between two bursts: a second of a pool un
 
 
 def traces(folder: Path | None) -> dict[str, npt.NDArray[np.integer]]:
-    files = sorted((folder or PACKAGE / "traces").glob("*.npz"))
+    files = sorted((folder or PACKAGE / "replay" / "traces").glob("*.npz"))
     if not files:
         sys.exit(f"{folder} has no .npz files")
     return {file.stem: np.load(file)["pages"] for file in files}

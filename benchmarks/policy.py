@@ -28,7 +28,11 @@ SHARES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5)  # of the distinct pages
 LEAST_FRAMES, LEAST_DIFFERENCE = 10, 0.01
 OURS = "bufferpool"
 ROOT = Path(__file__).parent.parent
-SHIPPED = {"tpcc": ROOT / "bufferpool" / "traces", "htap": ROOT / "tests" / "traces", "tpch": ROOT / "tests" / "traces"}
+SHIPPED = {
+    "tpcc": ROOT / "bufferpool" / "replay" / "traces",
+    "htap": ROOT / "tests" / "traces",
+    "tpch": ROOT / "tests" / "traces",
+}
 BARS = {"folder": (0.33, 1.05), "cuts": (0.62, 1.05), "made": (0.58, 1.7)}  # mean score, worst point
 
 Published = dict[tuple[str, int], dict[str, float]]

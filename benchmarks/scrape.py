@@ -13,7 +13,7 @@ import time
 from statistics import median
 
 import bufferpool as bp
-from bufferpool import exporter, metrics
+from bufferpool.prometheus import collector, server
 
 CAPACITY, PAGE, CLIENTS, ROUNDS = 1 << 30, 8192, 64, 60
 
@@ -63,10 +63,10 @@ def measure(pool: bp.Pool) -> None:
             os.preadv(fd, [view[:n]], at)
         rows["yardstick"].append(time.process_time() - start)
         start = time.process_time()
-        sight = metrics.look(pool.name)
+        sight = collector.look(pool.name)
         rows["look"].append(time.process_time() - start)
         start = time.process_time()
-        text = exporter.text_of(pool.name)
+        text = server.text_of(pool.name)
         rows["scrape"].append(time.process_time() - start)
     os.close(fd)
     base = median(rows["yardstick"])

@@ -18,13 +18,13 @@ if importlib.util.find_spec("bufferpool._core") is None:
 
 from bufferpool import errors
 from bufferpool._core import Pin, PinnedPages, Write
-from bufferpool.advise import Advice, AdvicePoint
 from bufferpool.errors import *  # noqa: F403
-from bufferpool.inspect import ClientInfo, FrameState, PoolStats, SpaceStats
+from bufferpool.figures.advice import Advice, AdvicePoint
+from bufferpool.figures.stats import ClientInfo, FrameState, PoolStats, SpaceStats
 from bufferpool.pool import Pool
-from bufferpool.simulate import Simulation, simulate
-from bufferpool.space import Kind, Space
-from bufferpool.store import FileStore, Store
+from bufferpool.simulation import Simulation, simulate
+from bufferpool.spaces.space import Kind, Space
+from bufferpool.stores.base import FileStore, Store
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 ]
 __all__ += errors.__all__
 
-_MODULES = ("exporter", "metrics", "observer")  # imported on first use: they need what most programs do not
+_MODULES = ("observer", "prometheus")  # imported on first use: they need what most programs do not
 
 
 def __getattr__(name: str) -> ModuleType:

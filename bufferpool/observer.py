@@ -11,10 +11,11 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-from bufferpool import _core, segment
+from bufferpool import _core
+from bufferpool.client import segment_file
 from bufferpool.errors import SegmentCorrupt, UnsavedPages
-from bufferpool.inspect import read_unsaved
-from bufferpool.inspection import Inspection
+from bufferpool.figures.inspection import Inspection
+from bufferpool.figures.stats import read_unsaved
 
 
 class Observer(Inspection):
@@ -26,8 +27,8 @@ class Observer(Inspection):
     """
 
     def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
-        self.path = segment.path_of(name, directory)
-        fd = segment.open_regular(self.path, os.O_RDONLY)
+        self.path = segment_file.path_of(name, directory)
+        fd = segment_file.open_regular(self.path, os.O_RDONLY)
         try:
             self._seg: _core.Segment = _core.observe(fd)
         finally:

@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bufferpool import directory, inspect, reclaim, segment, warm
-from bufferpool.attachment import Attachment
-from bufferpool.checksum import Repair
-from bufferpool.claim import drop_unused
-from bufferpool.directory import (
+from bufferpool.client import segment_file
+from bufferpool.client.attachment import Attachment
+from bufferpool.client.request import FIXED
+from bufferpool.figures import stats
+from bufferpool.figures.inspection import Inspection
+from bufferpool.machine.mounts import has_huge_pages
+from bufferpool.machine.pressure import Source, given
+from bufferpool.spaces import directory
+from bufferpool.spaces.claim import drop_unused
+from bufferpool.spaces.directory import (
     DISCARDABLE,
     WRITABLE,
     bind,
@@ -23,18 +28,17 @@ from bufferpool.directory import (
     remove,
     version_of,
 )
-from bufferpool.flush import CHECKSUM, checkpoint, file_store
-from bufferpool.flush_jobs import flush_all
-from bufferpool.govern import Rules
-from bufferpool.inspection import Inspection
-from bufferpool.jobs import Jobs
-from bufferpool.mounts import has_huge_pages
-from bufferpool.pressure import Source, given
-from bufferpool.request import FIXED
-from bufferpool.sizes import lsn_of, parse_size, seconds_of
-from bufferpool.space import Kind, Loader, Space
-from bufferpool.steward import STOP_S, Settings, Steward
-from bufferpool.store import Buffer, Store
+from bufferpool.spaces.space import Kind, Loader, Space
+from bufferpool.stores.base import Buffer, Store
+from bufferpool.stores.checksum import Repair
+from bufferpool.units import lsn_of, parse_size, seconds_of
+from bufferpool.upkeep import memory
+from bufferpool.upkeep import working_set as warm
+from bufferpool.upkeep.budget import Rules
+from bufferpool.upkeep.flush_jobs import flush_all
+from bufferpool.upkeep.jobs import Jobs
+from bufferpool.upkeep.steward import STOP_S, Settings, Steward
+from bufferpool.upkeep.writeback import CHECKSUM, checkpoint, file_store
 
 
 class Pool(Attachment, Inspection):
@@ -47,7 +51,7 @@ class Pool(Attachment, Inspection):
 
     def __init__(self, path: str, owner: int | None, uuid: bytes | None, mode: str = "r+") -> None:
         super().__init__(path, owner, uuid, mode)
-        self._room = reclaim.Room()
+        self._room = memory.Room()
         self._own_jobs = Jobs()
         self._steward: Steward | None = None
         self._warming: list[warm.WarmUp] = []
@@ -73,7 +77,7 @@ class Pool(Attachment, Inspection):
 
         ``checksum``: the last eight bytes of every page belong to the pool, which keeps
         a checksum there and looks at it whenever it loads the page (PageCorrupt); see
-        ``bufferpool/checksum.py``. ``repair(page_no, image)`` is then asked for the right
+        ``bufferpool/stores/checksum.py``. ``repair(page_no, image)`` is then asked for the right
         bytes of a damaged page, and returns them or None; the page is dirty until a flush has mended
         the file. It travels with the space when that is pickled. Needs the extra ``checksum``.
 
@@ -329,7 +333,7 @@ class Pool(Attachment, Inspection):
         return checkpoint(self, None if up_to_lsn is None else lsn_of(up_to_lsn))
 
     def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int, left: float) -> None:
-        reclaim.make_room(self, self._room, what, dirty, in_use, error, left)
+        memory.make_room(self, self._room, what, dirty, in_use, error, left)
 
     def _end_background(self) -> None:
         for warming in self._warming:
@@ -354,13 +358,13 @@ class Pool(Attachment, Inspection):
         """
         self._require_writable("change the budget")
         frames = parse_size(capacity, "capacity") // self.page_size
-        if not segment.MIN_FRAMES <= frames <= self.max_frames:
+        if not segment_file.MIN_FRAMES <= frames <= self.max_frames:
             more = f"; {FIXED}" if frames > self.max_frames else ""
             raise ValueError(
-                f"capacity must be {segment.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes, "
+                f"capacity must be {segment_file.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes, "
                 f"not {capacity!r}{more}"
             )
-        return reclaim.resize(self, frames, seconds_of(timeout)) * self.page_size
+        return memory.resize(self, frames, seconds_of(timeout)) * self.page_size
 
     def trim(self, *, bytes: int | str | None = None, idle: float | None = None, timeout: float | None = 5.0) -> int:
         """Gives memory back to the kernel now; returns the bytes.
@@ -382,14 +386,14 @@ class Pool(Attachment, Inspection):
         if bytes is None:
             return self._give_back(self.stats().frames["free"], "trim")
         frames = -(-parse_size(bytes, "bytes") // self.page_size)
-        return reclaim.trim(self, frames, seconds_of(timeout)) * self.page_size
+        return memory.trim(self, frames, seconds_of(timeout)) * self.page_size
 
     def _give_back(self, frames: int, reason: str) -> int:
         if not frames:
             return 0
-        done, *_, refused = self._seg.shrink(frames, reclaim.reason(reason), False)
+        done, *_, refused = self._seg.shrink(frames, memory.reason(reason), False)
         if refused:
-            reclaim.post_refused(self, refused)
+            memory.post_refused(self, refused)
         return done * self.page_size
 
     # ---- the steward ------------------------------------------------------------------
@@ -467,7 +471,7 @@ class Pool(Attachment, Inspection):
             alone, status, frames = self._seg.alone(), self._seg.status(), self.frames()
             counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size
             off = abs(counted - status["kernel_bytes"])
-            if off <= np.count_nonzero(frames["state"] == inspect.FrameState.BUSY) * self.page_size:
+            if off <= np.count_nonzero(frames["state"] == stats.FrameState.BUSY) * self.page_size:
                 return found
             if alone:  # it stays as it is
                 break

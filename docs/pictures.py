@@ -16,7 +16,7 @@ import numpy as np
 
 import bufferpool as bp
 from bufferpool.cli import main
-from bufferpool.cli.top import Top
+from bufferpool.cli.top.app import Top
 
 IMAGES = Path(__file__).parent / "images"
 NAME, PAGES, PAGE = "orders", 6000, 4096

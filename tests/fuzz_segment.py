@@ -40,7 +40,8 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parent.parent))
 
 import bufferpool as bp
-from bufferpool import directory, reclaim
+from bufferpool.spaces import directory
+from bufferpool.upkeep import memory
 from tests import native_build
 from tests.fuzz_damage import HEADER_KEPT, Mutator
 from tests.fuzz_use import TYPED, Hang, Store, operations
@@ -181,7 +182,7 @@ def child(place: Path, first: int, rounds: int, mutations: int, seconds: float, 
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     faulthandler.enable()
-    reclaim.ROOM_S = directory.BUSY_S = 0.01  # nobody else would make room
+    memory.ROOM_S = directory.BUSY_S = 0.01  # nobody else would make room
 
     def on_alarm(*_: object) -> None:
         raise Hang

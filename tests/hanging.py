@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bufferpool.store import FileStore
+from bufferpool.stores.base import FileStore
 from tests.conftest import WAIT
 from tests.disks import Disk
 

@@ -86,7 +86,7 @@ def sanitized(kinds: str) -> dict[str, str] | None:
     if "address" in kinds:
         flags.append("-DBP_GUARD_BYTES=(1ull<<36)")
     digest = hashlib.sha256(repr((COMPILER, flags, sys.version)).encode())
-    for source in sorted([*ROOT.glob("bufferpool/*.py"), *SOURCES]):
+    for source in sorted([*ROOT.glob("bufferpool/**/*.py"), *SOURCES]):
         digest.update(source.read_bytes())
     place = ROOT / "build" / f"sanitized-{kinds.replace(',', '-')}-{digest.hexdigest()[:16]}"
     if not place.exists():

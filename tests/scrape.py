@@ -6,7 +6,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 import bufferpool as bp
-from bufferpool import exporter
+from bufferpool.prometheus import server
 from tests.conftest import PAGE
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -14,7 +14,7 @@ Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def read(*names: str) -> Series:
     """One scrape in OpenMetrics by a collector of its own: {(name, labels): value}."""
-    text = generate_openmetrics(exporter.registry_of(*names)).decode()
+    text = generate_openmetrics(server.registry_of(*names)).decode()
     return {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_openmetrics(text) for s in f.samples}
 
 

@@ -4,10 +4,10 @@ import threading
 import time
 from unittest import mock
 
-from bufferpool.events import Why
-from bufferpool.govern import Rules
-from bufferpool.pressure import Reading
-from bufferpool.steward import Settings, Steward
+from bufferpool.figures.events import Why
+from bufferpool.machine.pressure import Reading
+from bufferpool.upkeep.budget import Rules
+from bufferpool.upkeep.steward import Settings, Steward
 from tests.conftest import WAIT, stamp
 
 GIB = 1 << 30

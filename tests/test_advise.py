@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import _core, advise, cli
-from bufferpool.advise import advise_trace
+from bufferpool import _core, cli
+from bufferpool.figures import advice
+from bufferpool.figures.advice import advise_trace
 from tests.conftest import ROOT, wait_until
 
-TRACE = Path(bp.__file__).parent / "traces" / "tpcc.npz"
+TRACE = Path(bp.__file__).parent / "replay" / "traces" / "tpcc.npz"
 PAGE = 4096
 AREA_LIMIT = 512 << 10
 
@@ -225,4 +226,4 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     pool, _ = advised(make_pool, tmp_path, tpcc[:50_000])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(bp.errors.BufferPoolError, match=r"bufferpool\[plot\]"):
-        advise.plot(pool.advise(), tmp_path / "curve.png", "curve")
+        advice.plot(pool.advise(), tmp_path / "curve.png", "curve")

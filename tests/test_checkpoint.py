@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from bufferpool import flush
 from bufferpool.errors import PoolExhausted, StoreError
+from bufferpool.upkeep import writeback
 from tests.conftest import PAGE, wait_until
 from tests.disks import Disk, dirty, put
 
@@ -228,7 +228,9 @@ def test_every_change_below_the_checkpoint_is_in_the_store(make_pool, child, spa
         if rng.random() < 0.1:
             pool.advance_durable_lsn(max(0, lsn - rng.randrange(20)))
         if rng.random() < 0.05:
-            table_flushed = flush.flush_part(pool, pool._record(table.index), pool.durable_lsn, rng.randrange(40), 7)
+            table_flushed = writeback.flush_part(
+                pool, pool._record(table.index), pool.durable_lsn, rng.randrange(40), 7
+            )
             assert table_flushed.written <= 7
         if rng.random() < 0.06:
             disk.fails = rng.choice(["sync", "write", "short", None, None, None])

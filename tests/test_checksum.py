@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import checksum
-from bufferpool.checksum import is_whole, seal
 from bufferpool.errors import PageCorrupt, SpaceMismatch, StoreError
+from bufferpool.stores import checksum
+from bufferpool.stores.checksum import is_whole, seal
 from tests.children import run_python
 from tests.conftest import PAGE, stamp
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import claim, directory
 from bufferpool.errors import FileInUse, SpaceFull, StoreError
+from bufferpool.spaces import claim, directory
 from tests.children import run_python
 from tests.conftest import WAIT, fill, stamp, wait_until
 from tests.disks import dirty

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import doctor
-from bufferpool.cli import main
+from bufferpool.cli import doctor, main
 
 SHM = Path("/dev/shm")
 

@@ -19,9 +19,9 @@ from textual.widgets import DataTable
 
 import bufferpool as bp
 from bufferpool.cli import main
-from bufferpool.cli.pools import Pools
-from bufferpool.cli.sight import bar, brief, memory_parts, short
-from bufferpool.cli.top import Ask, Top
+from bufferpool.cli.top.app import Ask, Top
+from bufferpool.cli.top.figures import bar, brief, memory_parts, short
+from bufferpool.cli.top.pools import Pools
 
 SHM = Path("/dev/shm")
 Capture = pytest.CaptureFixture[str]
@@ -113,7 +113,9 @@ def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     code = f"import bufferpool as bp, os; p = bp.Pool.attach({pool.name!r}); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
     try:
-        monkeypatch.setattr("bufferpool.segment.find", only(name, pool.name))  # never pools of somebody else
+        monkeypatch.setattr(
+            "bufferpool.client.segment_file.find", only(name, pool.name)
+        )  # never pools of somebody else
         for answer, left in (("no\n", True), ("", True), ("yes\n", False)):
             monkeypatch.setattr("sys.stdin", __import__("io").StringIO(answer))
             assert main(["gc"]) == 0
@@ -134,7 +136,7 @@ def test_gc_passes_over_a_pool_without_a_free_slot(
 ) -> None:
     name = f"{pool.name}-full"
     with bp.Pool.create(name, "1MiB", max_clients=1) as full:
-        monkeypatch.setattr("bufferpool.segment.find", only(name))
+        monkeypatch.setattr("bufferpool.client.segment_file.find", only(name))
         assert main(["gc", "--yes"]) == 0
         captured = capsys.readouterr()
         assert (captured.out, captured.err) == ("", "")
@@ -142,9 +144,9 @@ def test_gc_passes_over_a_pool_without_a_free_slot(
 
 
 def only(*names: str) -> object:
-    from bufferpool import segment
+    from bufferpool.client import segment_file
 
-    find = segment.find
+    find = segment_file.find
     return lambda directory=None: [f for f in find(directory) if os.path.basename(f.path) in names]
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from bufferpool import exporter
-from bufferpool.metrics import AGES
+from bufferpool.prometheus import server as exporter
+from bufferpool.prometheus.collector import AGES
 from tests.conftest import ROOT, SHM, WAIT, new_name, remove, wait_until
 
 FOLDER = ROOT / "dashboards"

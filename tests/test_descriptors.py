@@ -11,9 +11,9 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import DescriptorLost
+from bufferpool.machine.pressure import SystemSource
 from bufferpool.observer import Observer
-from bufferpool.pressure import SystemSource
-from bufferpool.store import FileStore
+from bufferpool.stores.base import FileStore
 
 from .children import run_python
 from .conftest import PAGE, WAIT, pins, stamp, wait_until

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import bufferpool as bp
-from bufferpool import doctor, mounts
-from bufferpool.cli import main
+from bufferpool.cli import doctor, main
+from bufferpool.machine import mounts
 
 Capture = pytest.CaptureFixture[str]
 

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from bufferpool import _core, events
-from bufferpool.events import Event, What, Why
+from bufferpool import _core
+from bufferpool.figures import events
+from bufferpool.figures.events import Event, What, Why
 from tests.conftest import PAGE, WAIT, wait_until
 
 RING = 1024

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PoolExhausted
-from bufferpool.inspect import FrameState
+from bufferpool.figures.stats import FrameState
 
 from .conftest import PAGE, WAIT, fill, pins, stamp, touch
 from .memory_store import Memory

@@ -17,8 +17,8 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import bufferpool as bp
-from bufferpool import exporter
-from bufferpool.metrics import PoolCollector
+from bufferpool.prometheus import server as exporter
+from bufferpool.prometheus.collector import PoolCollector
 from tests.children import run_python
 from tests.conftest import EXTENT, PAGE, SHM, remove, wait_until
 from tests.test_metrics import get, read
@@ -71,7 +71,7 @@ def test_one_metric_can_be_asked_for(pool):
 
 
 def test_registering_reads_no_pool(monkeypatch):
-    monkeypatch.setattr("bufferpool.metrics.look", lambda *_: pytest.fail("a pool was read"))
+    monkeypatch.setattr("bufferpool.prometheus.collector.look", lambda *_: pytest.fail("a pool was read"))
     CollectorRegistry(auto_describe=True).register(PoolCollector())
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import _core, inspect
+from bufferpool import _core
 from bufferpool.errors import LoaderFailed, WaitTimeout
+from bufferpool.figures import stats
 from tests.conftest import PAGE, WAIT, stamp, wait_until
 from tests.hanging import Gate, in_time
 
@@ -22,7 +23,7 @@ def _who_wait(pool):
             return int.from_bytes(os.pread(file.fileno(), 8, at), "little")
 
         first = word(where["Header.geometry"][0] + where["Geometry.clients_at"][0])
-        first += where["Client.counters"][0] + 8 * inspect.COUNTERS.index("wait_load")
+        first += where["Client.counters"][0] + 8 * stats.COUNTERS.index("wait_load")
         return sum(word(first + (client.client - 1) * where["Client"][1]) > 0 for client in pool.clients())
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import flush
 from bufferpool.errors import SpaceRemoved, StoreError
+from bufferpool.upkeep import writeback
 from tests.children import run_python
 from tests.conftest import PAGE, WAIT, stamp, wait_until
 from tests.disks import Disk, dirty, put
@@ -167,9 +167,9 @@ def test_a_flush_that_comes_late_does_not_write_another_spaces_pages(pool, data_
     assert pool._record(other.index)["first_entry"] == record["first_entry"]
     put(other, 3, 2)
     before = old.read_bytes()
-    store = flush.file_store(str(old), "r+", PAGE, False)
-    monkeypatch.setattr(flush, "store_of", lambda pool, record: store)
-    assert flush.flush_part(pool, record, 2**64 - 1, 0, 100).written == 0
+    store = writeback.file_store(str(old), "r+", PAGE, False)
+    monkeypatch.setattr(writeback, "store_of", lambda pool, record: store)
+    assert writeback.flush_part(pool, record, 2**64 - 1, 0, 100).written == 0
     assert old.read_bytes() == before
     assert dirty(pool) == 1
     monkeypatch.undo()
@@ -184,10 +184,10 @@ def test_a_batch_whose_pages_went_clean_meanwhile_is_not_the_end_of_the_space(po
         put(table, n, 1)
     record, first, written, parts = pool._record(table.index), 0, 0, 0
     while True:
-        part = flush.flush_part(pool, record, 2**64 - 1, first, 5)
+        part = writeback.flush_part(pool, record, 2**64 - 1, first, 5)
         written, first, parts = written + part.written, part.next_page, parts + 1
         if parts == 1:  # somebody else has been faster with the next ones
-            assert flush.flush_part(pool, record, 2**64 - 1, 5, 5).next_page == 10
+            assert writeback.flush_part(pool, record, 2**64 - 1, 5, 5).next_page == 10
         if not first:
             break
     assert written == 27
@@ -210,7 +210,7 @@ def test_stamped_pages_reach_the_file_byte_for_byte(pool, data_file):
 _KILLED = """
 import os, signal, sys
 import numpy as np, bufferpool as bp
-from bufferpool.store import FileStore
+from bufferpool.stores.base import FileStore
 name, path, where, at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 pool = bp.Pool.attach(name)
 table = pool.open_file(path, "r+")
@@ -265,10 +265,10 @@ def test_a_flush_that_comes_late_misses_no_store_of_a_removed_space(pool, attach
         other = attach(pool).open_store("new", Memory(4), max_pages=record["max_pages"])
         put(other, 1, 1)
         assert pool._record(other.index)["first_entry"] == record["first_entry"]
-        assert flush.flush_space(pool, record, 2**64 - 1) == 0
+        assert writeback.flush_space(pool, record, 2**64 - 1) == 0
         assert dirty(pool) == 1
         with pytest.raises(StoreError, match="open_store"):  # of one that is there it is said
-            flush.flush_space(pool, pool._record(other.index), 2**64 - 1)
+            writeback.flush_space(pool, pool._record(other.index), 2**64 - 1)
         other.remove(discard=True)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import filestate, flush
 from bufferpool.cli import main
 from bufferpool.errors import FileChanged, PoolReadOnly, ShortRead, SpaceBusy, SpaceNotFound, SpaceRemoved, StoreError
-from bufferpool.mounts import mount_of
+from bufferpool.machine.mounts import mount_of
+from bufferpool.spaces import file_state
+from bufferpool.upkeep import writeback
 from tests.conftest import PAGE, fill, stamp
 from tests.disks import dirty
 from tests.test_outlive import _touch
@@ -148,7 +149,7 @@ def coarse(monkeypatch):
 
         return Coarse
 
-    monkeypatch.setattr(filestate.os, "fstat", fstat)
+    monkeypatch.setattr(file_state.os, "fstat", fstat)
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
@@ -202,7 +203,7 @@ def test_reopening_a_file_that_nobody_changed_compares_no_page(pool, attach, dat
         fill(space, [6], version=1)
         assert pool.flush() == 1
     asked = []
-    monkeypatch.setattr(filestate, "first_changed", lambda *_: asked.append(1) or -1)
+    monkeypatch.setattr(file_state, "first_changed", lambda *_: asked.append(1) or -1)
     misses = pool.stats().misses
     again = attach(pool).open_file(path, "r+")
     again.read_many(range(16))
@@ -218,8 +219,8 @@ def test_a_write_while_the_pool_syncs_is_seen_at_the_next_open(pool, attach, dat
     space = pool.open_file(path, "r+")
     assert np.array_equal(space[5], stamp(5))
     fill(space, [6], version=1)
-    sync = flush.FileStore.sync
-    monkeypatch.setattr(flush.FileStore, "sync", lambda self: (write_page(path, 5, version=7), sync(self)))
+    sync = writeback.FileStore.sync
+    monkeypatch.setattr(writeback.FileStore, "sync", lambda self: (write_page(path, 5, version=7), sync(self)))
     assert pool.flush() == 1
     monkeypatch.undo()
     assert np.array_equal(attach(pool).open_file(path, "r+")[5], stamp(5, version=7))

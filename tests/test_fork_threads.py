@@ -115,7 +115,7 @@ def test_no_lock_of_the_package_is_made_outside_of_the_list():
     """A lock that is not on the list would not be renewed in a forked child."""
     kinds = "Lock|RLock|Condition|Semaphore|BoundedSemaphore|Barrier|Event"
     made = re.compile(rf"threading\.({kinds})\b|from threading import|default_factory=threading\.")
-    for path in sorted(ROOT.glob("*.py")):
+    for path in sorted(ROOT.rglob("*.py")):
         if path.name != "_locks.py":
             assert not made.search(path.read_text()), (
                 f"{path.name} makes a lock of its own; bufferpool/_locks.py has one"
@@ -132,7 +132,7 @@ def test_no_lock_of_the_package_is_made_outside_of_the_list():
 _FORKS_WHILE_A_THREAD_ATTACHES = """
 import os, signal, sys, threading, warnings
 import bufferpool as bp
-from bufferpool import attachment
+from bufferpool.client import attachment
 warnings.simplefilter("ignore")
 there, go, Segment = threading.Event(), threading.Event(), attachment._core.Segment
 

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from bufferpool.events import Why
-from bufferpool.govern import Governor, Pool, Rules, room, shortage, worth
-from bufferpool.pressure import Reading
+from bufferpool.figures.events import Why
+from bufferpool.machine.pressure import Reading
+from bufferpool.upkeep.budget import Governor, Pool, Rules, room, shortage, worth
 
 MIB, GIB, PAGE = 1 << 20, 1 << 30, 8192
 CALM = Reading(

@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from bufferpool import directory, reclaim, steward
 from bufferpool.errors import PoolExhausted, SpaceRemoved, WaitTimeout, WouldDeadlock
-from bufferpool.events import Why
+from bufferpool.figures.events import Why
+from bufferpool.spaces import directory
+from bufferpool.upkeep import memory, steward
 from tests.conftest import PAGE, WAIT, fill, stamp, wait_until
 from tests.disks import Disk, dirty
 from tests.hanging import Hanging, file_that_hangs, in_time
@@ -149,7 +150,7 @@ def test_a_slow_flush_is_waited_for_although_it_takes_longer_than_a_frame_does(p
     """A disk that needs a second for a sync is no reason to say that there are no frames."""
     table = pool.open_file(data_file(30))
     _dirty_hung(pool, hung, 40)
-    threads.start(lambda: (hung.syncs.wait_until_somebody_came(), time.sleep(3 * reclaim.ROOM_S), hung.open()))
+    threads.start(lambda: (hung.syncs.wait_until_somebody_came(), time.sleep(3 * memory.ROOM_S), hung.open()))
     assert in_time(_fill_up, table) == 30
 
 
@@ -157,7 +158,7 @@ def test_where_only_a_store_that_hangs_could_make_room_the_error_names_its_flush
     pool, data_file, hung, monkeypatch, threads
 ):
     """A caller needs a frame, and only a hung store's dirty pages could go: the error names the flush and its age."""
-    monkeypatch.setattr(reclaim, "SLOW_S", 0.1)
+    monkeypatch.setattr(memory, "SLOW_S", 0.1)
     table = pool.open_file(data_file(30))
     _dirty_hung(pool, hung, 40, threads)
     found = rf"a flush of 'hung' by client \d+ \(pid {os.getpid()}\) has been under way for \d"

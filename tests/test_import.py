@@ -22,8 +22,8 @@ def test_the_source_folder_says_how_to_build(tmp_path: Path) -> None:
 
 
 def test_the_metrics_of_the_readme_need_no_import_of_their_own() -> None:
-    """README's ``REGISTRY.register(bufferpool.metrics.PoolCollector())`` was an AttributeError."""
-    done = run("import bufferpool; print(bufferpool.metrics.PoolCollector.__name__)")
+    """README's ``REGISTRY.register(bufferpool.prometheus.PoolCollector())`` was an AttributeError."""
+    done = run("import bufferpool; print(bufferpool.prometheus.PoolCollector.__name__)")
     assert (done.stdout, done.stderr) == ("PoolCollector\n", "")
 
 

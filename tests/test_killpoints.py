@@ -94,7 +94,7 @@ def test_a_death_at(driver: Driver, point: str, count: int) -> None:
 FOLD = """
 import json, os, sys
 import bufferpool as bp
-from bufferpool.inspect import read_counters
+from bufferpool.figures.stats import read_counters
 from bufferpool.observer import Observer
 
 name, point, killed = sys.argv[1:]

@@ -12,7 +12,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import SegmentError
-from bufferpool.events import What, Why
+from bufferpool.figures.events import What, Why
 from bufferpool.observer import Observer
 from tests import sandbox
 from tests.children import on_small_tmpfs, run_python
@@ -286,7 +286,7 @@ print(full - kernel() == given >= 6000 * 4096, pool.check())
 
 _PROC = """
 import os, sys, bufferpool as bp
-from bufferpool import pressure
+from bufferpool.machine import pressure
 name = sys.argv[1]
 reading = pressure.look("/dev/shm")
 pool = bp.Pool.open(name)

@@ -14,10 +14,13 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import bufferpool as bp
-from bufferpool import _core, events, exporter, inspect
-from bufferpool.events import What, Why
-from bufferpool.metrics import FAMILIES, LATENCIES
+from bufferpool import _core
+from bufferpool.figures import events
+from bufferpool.figures import stats as inspect
+from bufferpool.figures.events import What, Why
 from bufferpool.observer import Observer
+from bufferpool.prometheus import server
+from bufferpool.prometheus.collector import FAMILIES, LATENCIES
 from tests.conftest import PAGE, kernel_bytes, wait_until
 from tests.scrape import Series, busy_pool, get, read
 
@@ -113,7 +116,7 @@ def test_no_counter_is_forgotten(make_pool, data_file, monkeypatch):
 
 def test_names_units_labels_and_help(make_pool, data_file):
     pool = busy_pool(make_pool, data_file)
-    text = generate_openmetrics(exporter.registry_of(pool.name)).decode()
+    text = generate_openmetrics(server.registry_of(pool.name)).decode()
     families = list(parse_openmetrics(text))
     assert len({family.name for family in families}) == len(families) >= len(FAMILIES) + len(LATENCIES) + 2
     for family in families:
@@ -128,7 +131,7 @@ def test_names_units_labels_and_help(make_pool, data_file):
     created = [s for family in families for s in family.samples if s.name.endswith("_created")]
     assert len(created) >= 40
     assert all(time.time() - 600 < s.value <= time.time() for s in created)
-    plain = generate_latest(exporter.registry_of(pool.name)).decode()
+    plain = generate_latest(server.registry_of(pool.name)).decode()
     assert {f.name for f in families} <= {f.name for f in parse_text(plain)}
     if shutil.which("promtool"):
         done = subprocess.run(

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 import bufferpool as bp
-from bufferpool.doctor import Level, examine
+from bufferpool.cli.doctor import Level, examine
 from bufferpool.errors import PoolNameless
 from tests.conftest import PAGE, fill, stamp
 from tests.disks import dirty

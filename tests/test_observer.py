@@ -13,9 +13,10 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import _core
-from bufferpool.cli import main, map, sight
-from bufferpool.metrics import PoolCollector
+from bufferpool.cli import frame_map, main
+from bufferpool.cli.top import figures
 from bufferpool.observer import Observer
+from bufferpool.prometheus.collector import PoolCollector
 from tests.children import on_small_tmpfs, run_python
 from tests.conftest import PAGE, SHM
 from tests.scrape import busy_pool, get, read
@@ -67,7 +68,7 @@ def test_commands_that_look_need_no_slot_and_change_nothing(make_pool, data_file
         assert main([command, *named, *form]) == 0, command
         assert content(pool) == before, command
         assert pool.name in capsys.readouterr().out or named, command
-    shown = sight.look(pool.name, None)
+    shown = figures.look(pool.name, None)
     assert (shown.stats, shown.clients) == (pool.stats(), pool.clients())
     assert content(pool) == before
     with pytest.raises(bp.errors.TooManyClients):
@@ -211,8 +212,8 @@ def test_a_damaged_segment_is_down_and_nothing_else(pools, damage):
 
 SCRAPE = """
 import sys
-from bufferpool import exporter
-for metric in exporter.registry_of(*sys.argv[1:]).collect():
+from bufferpool.prometheus import server
+for metric in server.registry_of(*sys.argv[1:]).collect():
     for s in metric.samples:
         if s.name == "bufferpool_up":
             print(s.labels["pool"], s.value)
@@ -227,7 +228,7 @@ def test_a_full_tmpfs_does_not_end_a_scrape(tmp_path):
 FULL = """
 import os, sys
 import bufferpool as bp
-from bufferpool.metrics import PoolCollector
+from bufferpool.prometheus.collector import PoolCollector
 where = sys.argv[1]
 pool = bp.Pool.create("small", "4MiB", page_size=4096, max_pages=1 << 20, directory=where)
 space = pool.open_derived("d", 100, lambda n, out: None)
@@ -259,6 +260,6 @@ def test_a_frame_whose_pins_are_being_read_is_shown_as_superseded(pool):
         assert pool.frames()["state"][free] == bp.FrameState.OLD
         assert pool.stats().frames["old"] == 1
         with Observer(pool.name) as seen:
-            shown, kinds = map.cells_of(seen, "state")
+            shown, kinds = frame_map.cells_of(seen, "state")
         assert kinds[shown[free]][0] == "retired"
         os.pwrite(segment.fileno(), before, at)

@@ -8,7 +8,7 @@ import pytest
 import bufferpool as bp
 from benchmarks.yardsticks import lru_misses
 
-TRACE = Path(bp.__file__).parent / "traces" / "tpcc.npz"
+TRACE = Path(bp.__file__).parent / "replay" / "traces" / "tpcc.npz"
 PAGE = 4096
 
 

@@ -17,7 +17,7 @@ from .fuzz_damage import FRAME as FRAME_BYTES
 from .fuzz_damage import FRAME_FIELDS, HEADER, Layout
 
 TRACES = {
-    "tpcc": Path(bp.__file__).parent / "traces" / "tpcc.npz",
+    "tpcc": Path(bp.__file__).parent / "replay" / "traces" / "tpcc.npz",
     "htap": ROOT / "tests" / "traces" / "htap.npz",
     "tpch": ROOT / "tests" / "traces" / "tpch.npz",
 }

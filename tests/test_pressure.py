@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bufferpool import pressure
-from bufferpool.pressure import Psi, Stall, SystemSource, cgroup_limit, cgroup_room, machine_memory, parse_psi
+from bufferpool.machine import pressure
+from bufferpool.machine.pressure import Psi, Stall, SystemSource, cgroup_limit, cgroup_room, machine_memory, parse_psi
 from tests.conftest import WAIT
 
 MIB = 1 << 20

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import bufferpool as bp
-from bufferpool import exporter
 from bufferpool.errors import BufferPoolError, SegmentNotFound, SpaceNotFound
 from bufferpool.printable import printable
+from bufferpool.prometheus import server
 from tests.conftest import PAGE, ROOT, WAIT, new_name, write_file
 
 RED, CSI, BIDI, LINE = "\x1b[31m", "\x9b2J", "\u202egnp.exe\u2066", "\nforged  4096  in use"
@@ -116,6 +116,6 @@ def test_errors_of_the_command_line():
 
 
 def test_metrics_of_evil_names(evil_pool):
-    text = exporter.text_of(evil_pool.name)
+    text = server.text_of(evil_pool.name)
     assert obeyed(text) == []
     assert not any(line.startswith("forged") for line in text.splitlines())

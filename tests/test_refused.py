@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import _core, store, warm
+from bufferpool import _core
 from bufferpool.errors import PoolReadOnly, SpaceFull, SpaceMismatch, TooManySpaces
+from bufferpool.stores import base
+from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, fill, stamp
 from tests.disks import Disk, dirty
 
@@ -101,14 +103,14 @@ def test_a_file_name_that_is_no_text_needs_a_name_of_its_own(pool, tmp_path):
 
 def test_a_file_that_a_refused_w_plus_created_stays_once_somebody_has_written_to_it(pool, tmp_path, monkeypatch):
     path = tmp_path / "new.db"
-    real = store.sync_directory
+    real = base.sync_directory
 
     def meanwhile(where):
         path.write_bytes(stamp(0).tobytes())
         real(where)
 
     no_slots(pool)
-    monkeypatch.setattr(store, "sync_directory", meanwhile)
+    monkeypatch.setattr(base, "sync_directory", meanwhile)
     with pytest.raises(TooManySpaces):
         pool.open_file(path, "w+")
     assert path.read_bytes() == stamp(0).tobytes()
@@ -151,7 +153,7 @@ def test_the_name_of_a_saved_working_set_is_durable(table, pool, tmp_path, synce
     assert not more
     assert where == str(tmp_path)
     assert {name for name in names if name.startswith("set")} == {"set"}
-    assert len(warm.read_working_set(tmp_path / "set").page) == 8
+    assert len(working_set.read_working_set(tmp_path / "set").page) == 8
 
 
 def test_a_folder_that_may_not_be_read_is_synced_with_everything_else(pool, tmp_path, monkeypatch):

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bufferpool import replay as module
-from bufferpool import stamped
-from bufferpool.replay import Options, Progress, load_trace, replay
-from bufferpool.stamped import ReplayFailed, build_file, stamp, stamps, verify, verify_file
+from bufferpool.replay import replay as module
+from bufferpool.replay import stamped
+from bufferpool.replay.replay import Options, Progress, load_trace, replay
+from bufferpool.replay.stamped import ReplayFailed, build_file, stamp, stamps, verify, verify_file
 
 SHM = Path("/dev/shm")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.events import What
+from bufferpool.figures.events import What
 from tests.conftest import EXTENT, PAGE, WAIT, stamp, touch, wait_until
 from tests.disks import Disk
 from tests.stewards import CALM, FAST, PRESSED, Fake, Stop, put, whats

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.space import Kind, Space
+from bufferpool.spaces.space import Kind, Space
 
 from . import fuzz_damage
 from .children import run_python
@@ -203,7 +203,7 @@ def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, atta
 _AGAIN = """
 import faulthandler, os, signal, sys
 import bufferpool as bp
-from bufferpool.space import Kind, Space
+from bufferpool.spaces.space import Kind, Space
 from tests.memory_store import Memory
 faulthandler.dump_traceback_later(20, exit=True)
 pool = bp.Pool.create(sys.argv[1], "1MiB", page_size=4096)

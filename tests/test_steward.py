@@ -10,7 +10,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import PoolReadOnly
-from bufferpool.events import What, Why
+from bufferpool.figures.events import What, Why
 from tests.children import run_python
 from tests.conftest import wait_until
 from tests.stewards import Fake, Stop

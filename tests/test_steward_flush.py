@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from bufferpool import warm
-from bufferpool.events import What, Why
+from bufferpool.figures.events import What, Why
+from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, wait_until
 from tests.disks import Disk, dirty
 from tests.stewards import Fake, by_hand, put, whats
@@ -136,4 +136,4 @@ def test_the_working_set_is_saved_and_a_failure_to_save_is_no_end(pool, data_fil
     folder.mkdir()
     wait_until((folder / "set").exists, "it is saved")
     pool.stop_steward()
-    assert len(warm.read_working_set(folder / "set").page) == 10
+    assert len(working_set.read_working_set(folder / "set").page) == 10

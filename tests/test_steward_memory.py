@@ -6,10 +6,12 @@ import time
 
 import pytest
 
-from bufferpool import _core, inspect, steward
-from bufferpool.events import What, Why
-from bufferpool.govern import Rules
-from bufferpool.steward import Steward
+from bufferpool import _core
+from bufferpool.figures import stats as inspect
+from bufferpool.figures.events import What, Why
+from bufferpool.upkeep import steward
+from bufferpool.upkeep.budget import Rules
+from bufferpool.upkeep.steward import Steward
 from tests.conftest import EXTENT, PAGE, kernel_bytes, touch, wait_until
 from tests.stewards import CALM, FAST, PRESSED, Fake, Stop, by_hand, put, whats
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PageCorrupt, PoolExhausted, ShortRead, StoreError
-from bufferpool.events import What, Why
+from bufferpool.figures.events import What, Why
 
 from .conftest import PAGE, WAIT, fill, stamp, touch, wait_until
 from .memory_store import Memory

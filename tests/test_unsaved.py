@@ -80,7 +80,7 @@ def test_gc_asks_about_pools_with_dirty_pages_and_yes_keeps_them(data_file, caps
     name, path = new_name(), data_file(4)
     find = bp.segment.find
     monkeypatch.setattr(
-        "bufferpool.segment.find", lambda where=None: (f for f in find(where) if f.path == str(SHM / name))
+        "bufferpool.client.segment_file.find", lambda where=None: (f for f in find(where) if f.path == str(SHM / name))
     )
     try:
         with bp.Pool.create(name, "1MiB", page_size=PAGE) as pool:

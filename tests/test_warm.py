@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool import warm
 from bufferpool.errors import WorkingSetError
-from bufferpool.inspect import FrameState
+from bufferpool.figures.stats import FrameState
+from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, WAIT, stamp, touch, wait_until
 
 
@@ -53,7 +53,7 @@ def test_only_as_many_of_the_hottest_as_find_room(make_pool, saved):
     work = pool.load_working_set(path)
     assert work.wait(WAIT)
     assert (work.total, work.loaded) == (16, 16)
-    hottest = warm.read_working_set(path).page[:16]
+    hottest = working_set.read_working_set(path).page[:16]
     assert resident(pool, pool.space("table.db")) == set(hottest.tolist())
     assert pool.load_working_set(path).total == 0  # what is there stays
 
@@ -192,16 +192,16 @@ def test_progress_and_cancel(make_pool, tmp_path):
     table.remove()
     slow = pool.open_derived("made", 600, loader)
     work = pool.load_working_set(tmp_path / "set", [slow])
-    for _ in range(warm.CHUNK_PAGES):
+    for _ in range(working_set.CHUNK_PAGES):
         gate.release()
-    wait_until(lambda: work.done == warm.CHUNK_PAGES, "a chunk is done")
+    wait_until(lambda: work.done == working_set.CHUNK_PAGES, "a chunk is done")
     assert not work.finished
     assert not work.wait(0.01)
     work.cancel()
-    for _ in range(warm.CHUNK_PAGES):
+    for _ in range(working_set.CHUNK_PAGES):
         gate.release()
     assert work.wait(WAIT)
-    assert work.done == work.loaded == len(seen) == 2 * warm.CHUNK_PAGES
+    assert work.done == work.loaded == len(seen) == 2 * working_set.CHUNK_PAGES
     assert work.error is None
 
 

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 import bufferpool as bp
-from bufferpool import warm
+from bufferpool.upkeep import working_set
 from tests.children import on_small_tmpfs, run_python
 from tests.conftest import PAGE, WAIT, touch, wait_until
 
@@ -23,7 +23,7 @@ def test_what_is_resident_is_saved_hottest_first_in_a_few_bytes(pool, data_file,
     touch(two, range(10, 30))
     path = tmp_path / "set"
     assert pool.save_working_set(path) == 40  # without the scratch page
-    saved = warm.read_working_set(path)
+    saved = working_set.read_working_set(path)
     assert [s["name"] for s in saved.spaces] == ["one", "two"]
     assert saved.page_size == PAGE
     found = {(int(s), int(p)) for s, p in zip(saved.space, saved.page, strict=True)}
@@ -72,11 +72,11 @@ def test_killed_while_saving_the_file_is_the_old_one_and_the_next_save_clears_up
     touch(table, range(10, 40))
     for _ in range(3):
         assert run_python(_SAVE, pool.name, str(path), when).returncode == -signal.SIGKILL
-        assert len(warm.read_working_set(path).page) == 10
+        assert len(working_set.read_working_set(path).page) == 10
         assert len(list(folder.glob("set.*.part"))) == 2  # one draft: each saver removes the one before
     assert pool.save_working_set(path) == 40
     assert set(os.listdir(folder)) == kept
-    assert len(warm.read_working_set(path).page) == 40
+    assert len(working_set.read_working_set(path).page) == 40
 
 
 def test_a_draft_that_is_being_written_stays(pool, data_file, tmp_path, monkeypatch, threads):
@@ -98,7 +98,7 @@ def test_a_draft_that_is_being_written_stays(pool, data_file, tmp_path, monkeypa
     path.unlink()
     go.set()
     threads.join()
-    assert len(warm.read_working_set(path).page) == 40
+    assert len(working_set.read_working_set(path).page) == 40
     assert not list(tmp_path.glob("set.*.part"))
 
 
@@ -108,14 +108,14 @@ def test_a_draft_that_is_taken_for_a_leftover_before_it_is_locked_is_made_anew(p
     def flock(file, how):
         if not isinstance(file, int) and len(names) < 2:
             names.append(file.name)
-            warm._clear(str(path))
+            working_set._clear(str(path))
         real(file, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
     assert pool.save_working_set(path) == 0
     assert len(set(names)) == 2
     assert not [name for name in names if os.path.exists(name)]
-    assert len(warm.read_working_set(path).page) == 0
+    assert len(working_set.read_working_set(path).page) == 0
     monkeypatch.setattr(fcntl, "flock", lambda file, how: os.unlink(file.name))  # and not for ever
     with pytest.raises(OSError, match="draft"):
         pool.save_working_set(path)
@@ -128,7 +128,7 @@ def test_savers_of_many_processes_leave_one_whole_file(pool, data_file, tmp_path
     killed = child(_save_often, pool, str(path), 10**6, context="fork")
     wait_until(path.exists, "somebody saves")
     for _ in range(50):
-        assert len(warm.read_working_set(path).page) == 40
+        assert len(working_set.read_working_set(path).page) == 40
     killed.kill()
     assert [saver.result() for saver in savers] == [40] * 3
     pool.save_working_set(path)

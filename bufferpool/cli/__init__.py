@@ -10,10 +10,10 @@ import threading
 from collections.abc import Iterator
 
 import bufferpool
-from bufferpool.cli import act, advise, bench, export, look, map, tools
+from bufferpool.cli import advise, bench, export, frame_map, manage, show, tools
 from bufferpool.cli.common import PLAIN, Commands, complain
 from bufferpool.errors import BufferPoolError
-from bufferpool.replay import ReplayStopped
+from bufferpool.replay.replay import ReplayStopped
 
 _ABOUT = """\
 A pool is one file in /dev/shm that any number of processes share. It stays
@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("bufferpool", description=_ABOUT, epilog=_EXAMPLES, formatter_class=PLAIN)
     parser.add_argument("--version", action="version", version=f"bufferpool {bufferpool.__version__}")
     commands = Commands(parser)
-    for module in (look, advise, map, act, export, bench, tools):
+    for module in (show, advise, frame_map, manage, export, bench, tools):
         module.register(commands)
     return parser
 

@@ -4,9 +4,9 @@ import argparse
 import time
 from dataclasses import asdict
 
-from bufferpool.advise import FORMATS, Advice, plot
 from bufferpool.cli.common import Commands, observe, print_json, print_table, tell
-from bufferpool.sizes import format_size
+from bufferpool.figures.advice import FORMATS, Advice, plot
+from bufferpool.units import format_size
 
 
 def _look(args: argparse.Namespace) -> Advice:

@@ -16,7 +16,7 @@ import numpy as np
 
 from bufferpool.cli.common import Commands, print_json, print_table
 from bufferpool.pool import Pool
-from bufferpool.space import Space
+from bufferpool.spaces.space import Space
 
 PAGE, PAGES, ROUNDS, BATCH = 8192, 1024, 60, 256
 Work = Callable[[], object]

@@ -11,4 +11,4 @@ AGES = (
     ("1 h", "#6a4c93"),
     ("older", "#3d348b"),
 )
-"""The bands of ``inspect.AGE_LIMITS_S``, each with its colour."""
+"""The bands of ``stats.AGE_LIMITS_S``, each with its colour."""

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
-from bufferpool import segment
+from bufferpool.client import segment_file
 from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.printable import printable
-from bufferpool.sizes import parse_size
+from bufferpool.units import parse_size
 
 PLAIN = argparse.RawDescriptionHelpFormatter
 Run = Callable[[argparse.Namespace], int]
@@ -75,7 +75,7 @@ def attach(args: argparse.Namespace) -> Pool:
 def pool_name(text: str) -> str:
     """An argument that names a pool."""
     try:
-        segment.path_of(text)
+        segment_file.path_of(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text

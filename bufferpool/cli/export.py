@@ -3,8 +3,8 @@
 import argparse
 import os
 
-from bufferpool import segment
 from bufferpool.cli.common import Commands, pool_name, tell
+from bufferpool.client import segment_file
 
 _ABOUT = """\
 Attaches to no pool and takes no client slot; pools that come and go are picked up.
@@ -18,12 +18,12 @@ examples:
 
 def _export(args: argparse.Namespace) -> int:
     """Serves until it is interrupted. Raises OSError."""
-    from bufferpool import exporter  # here, because the other commands need no prometheus_client
+    from bufferpool.prometheus import server as exporter  # here, because the other commands need no prometheus_client
 
     if args.once:
         print(exporter.text_of(*args.name, directory=args.directory), end="")
         return 0
-    os.statvfs(args.directory or segment.SHM)  # a directory that is not there would fail every scrape
+    os.statvfs(args.directory or segment_file.SHM)  # a directory that is not there would fail every scrape
     if args.port is None:
         args.port = exporter.PORT
     try:
@@ -32,7 +32,7 @@ def _export(args: argparse.Namespace) -> int:
         where = f"{args.address}:{args.port}"
         raise OSError(f"{where} cannot be served: {error}; choose another --port or --address") from error
     host = f"[{args.address}]" if ":" in args.address else args.address
-    what = ", ".join(args.name) or f"every pool in {args.directory or segment.SHM}"
+    what = ", ".join(args.name) or f"every pool in {args.directory or segment_file.SHM}"
     tell(f"serving {what} at http://{host}:{server.server_port}/metrics")
     try:
         thread.join()

@@ -4,10 +4,10 @@ import argparse
 import sys
 from dataclasses import asdict
 
-from bufferpool import doctor
+from bufferpool.cli import doctor
 from bufferpool.cli.common import Commands, print_json, size, tell
 from bufferpool.errors import BufferPoolError
-from bufferpool.replay import DEMO_REPEAT, Options, replay
+from bufferpool.replay.replay import DEMO_REPEAT, Options, replay
 
 _DEMO = Options(repeat=DEMO_REPEAT)
 

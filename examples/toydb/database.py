@@ -8,7 +8,7 @@ import numpy as np
 
 import bufferpool as bp
 from bufferpool._core import MAX_SPACES
-from bufferpool.sizes import parse_size
+from bufferpool.units import parse_size
 from toydb.check import check
 from toydb.engine import Engine
 from toydb.errors import Busy, DatabaseClosed

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from workload import BLUE, GREEN, GREY, MIB, ORANGE, PALE, Pipe, Run, Worker, eventually, main, mib
 
 import bufferpool as bp
-from bufferpool.govern import Rules
+from bufferpool.upkeep.budget import Rules
 
 BATCH = 500  # reads between two looks at the pipe
 STEP = 2 * MIB  # the neighbour takes memory in steps

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import bufferpool as bp
-from bufferpool.pressure import cgroup_folders
+from bufferpool.machine.pressure import cgroup_folders
 
 SHM = Path("/dev/shm")
 UNLIMITED = 1 << 62

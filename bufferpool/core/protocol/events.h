@@ -7,7 +7,7 @@
 
 namespace bp {
 
-constexpr u32 WHAT_REAPED = 6, WHY_DIED = 8;  // of bufferpool/events.py
+constexpr u32 WHAT_REAPED = 6, WHY_DIED = 8;  // of bufferpool/figures/events.py
 
 // Which space failed, and how: the low bits of its generation, for the slot may be another's when the event is read.
 //

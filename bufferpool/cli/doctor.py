@@ -1,0 +1,329 @@
+"""Does this machine have what a pool needs? Every finding says what to do about it."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import glob
+import mmap
+import os
+import platform
+import re
+import resource
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from bufferpool import _core
+from bufferpool.client import segment_file
+from bufferpool.errors import SegmentError
+from bufferpool.machine.auto_size import LEAST_BYTES, auto, look
+from bufferpool.machine.mounts import KNOB, are_huge, mount_of, shmem_enabled
+from bufferpool.machine.pressure import cgroup_limit
+from bufferpool.units import format_size
+
+_SMALL_SHM = 64 << 20  # what Docker and Podman give a container
+_EXTENT = 256 << 10
+_PROBE = 8 * _EXTENT
+_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
+
+
+class Level(StrEnum):
+    """How bad it is."""
+
+    OK = "OK"
+    WARN = "WARN"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor."""
+
+    level: Level
+    what: str
+    text: str
+    remedy: str = ""
+
+
+def in_use(path: str) -> bool:
+    """Whether a living process is attached to a segment, damaged or sound.
+
+    Every client holds a lock on a byte of the file; the kernel drops it when
+    the client dies. Asking changes nothing. Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return _locked(fd)
+    finally:
+        os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    asked = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    return bool(_FLOCK.unpack(asked)[0] != fcntl.F_UNLCK)
+
+
+# ---- the machine -------------------------------------------------------------------
+
+
+def _kernel(directory: str) -> Iterator[Finding]:
+    release, machine = platform.release(), platform.machine()
+    known = machine in ("x86_64", "aarch64")
+    yield Finding(
+        Level.OK if known else Level.WARN,
+        "kernel",
+        f"Linux {release} on {machine}",
+        "" if known else "bufferpool is tested on x86-64 and arm64 only; run its tests here first",
+    )
+    yield _huge_pages(directory, release)
+
+
+def _huge_pages(directory: str, release: str) -> Finding:
+    """Huge folios in a tmpfs: wrong data after MADV_REMOVE on some kernels, late reclaim on the others."""
+    word = shmem_enabled()
+    mounted = mount_of(directory).option("huge", "never")
+    text = f"shmem_enabled is {word}, {directory} is mounted huge={mounted}"
+    if not are_huge(word, mounted):
+        return Finding(Level.OK, "huge pages", f"{text}: none in a pool")
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    affected = (6, 14) <= version < (7, 0) or "7.0.0-rc1" in release or "7.0-rc1" in release
+    remedy = f"mount -o remount,huge=never {directory}" + (
+        f"; echo never > {KNOB}" if word == "force" else f", or: echo deny > {KNOB}"
+    )
+    if affected:
+        text += "; kernels 6.14 to 7.0-rc1 return wrong data after MADV_REMOVE of a part of a huge page"
+        return Finding(Level.FAIL, "huge pages", text, remedy)
+    return Finding(Level.WARN, "huge pages", f"{text}: memory goes back to the kernel less exactly", remedy)
+
+
+def _room(directory: str) -> Iterator[Finding]:
+    mount = mount_of(directory)
+    if mount.kind != "tmpfs":
+        yield Finding(
+            Level.FAIL,
+            directory,
+            f"is on {mount.kind} ({mount.point}), not on a tmpfs: pools refuse it",
+            "mount -t tmpfs tmpfs /dev/shm, or name the mount point of a tmpfs (--directory)",
+        )
+        return
+    space = os.statvfs(directory)
+    size, free = space.f_blocks * space.f_frsize, space.f_bavail * space.f_frsize
+    text = f"a tmpfs of {format_size(size)}, {format_size(free)} free"
+    larger = f"mount -o remount,size=… {mount.point}; in a container: docker run --shm-size=… (Kubernetes: an emptyDir with medium: Memory)"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        yield Finding(Level.FAIL, directory, f"{text}, but you may not write there", f"chmod 1777 {directory}")
+    elif size and size <= _SMALL_SHM:
+        yield Finding(Level.WARN, directory, f"{text}: what containers start with, too small for most pools", larger)
+    elif size and free < max(size // 10, _PROBE):
+        yield Finding(Level.WARN, directory, f"{text}: nearly full", f"bufferpool ls, bufferpool rm; {larger}")
+    else:
+        yield Finding(Level.OK, directory, text if size else "a tmpfs without a limit of its own")
+
+
+def _limits(_directory: str) -> Iterator[Finding]:
+    effects = (
+        ("RLIMIT_AS", "ulimit -v", "a pool maps its max_capacity twice, and fails to attach above this"),
+        ("RLIMIT_FSIZE", "ulimit -f", "a pool is one file, and cannot be created above this"),
+    )
+    for name, command, effect in effects:
+        soft, _ = resource.getrlimit(getattr(resource, name))
+        if soft == resource.RLIM_INFINITY:
+            yield Finding(Level.OK, name, "unlimited")
+        else:
+            yield Finding(Level.WARN, name, f"{format_size(soft)}: {effect}", f"{command} unlimited")
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    text = "unlimited" if soft == resource.RLIM_INFINITY else format_size(soft)
+    yield Finding(Level.OK, "RLIMIT_MEMLOCK", f"{text}: matters only to programs that lock their memory (mlockall)")
+
+
+def _memory(directory: str) -> Iterator[Finding]:
+    limit, space = cgroup_limit(), os.statvfs(directory)
+    size = space.f_blocks * space.f_frsize
+    if limit is None:
+        yield Finding(Level.OK, "cgroup", "no memory limit")
+    elif limit < size:
+        yield Finding(
+            Level.WARN,
+            "cgroup",
+            f"memory limit {format_size(limit)}, below the {format_size(size)} of {directory}: "
+            "pages of a pool count, and a pool that comes near gets its processes killed",
+            "keep the budget of all pools well below the limit, or raise it (memory.max; version 1: memory.limit_in_bytes)",
+        )
+    else:
+        yield Finding(Level.OK, "cgroup", f"memory limit {format_size(limit)}")
+    found = re.search(r"SwapTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    swap = int(found[1]) * 1024 if found else 0
+    if swap == 0:
+        yield Finding(Level.OK, "swap", "none: pages of a pool are never swapped out")
+    elif "noswap" in mount_of(directory).options:
+        yield Finding(Level.OK, "swap", f"{format_size(swap)}, but {directory} is mounted noswap")
+    else:
+        yield Finding(
+            Level.WARN,
+            "swap",
+            f"{format_size(swap)}: the kernel may swap pages of a pool out before the pool drops them",
+            f"mount -o remount,noswap {directory} (Linux 6.4 and newer), or give the pool a smaller budget",
+        )
+
+
+def _auto_size(directory: str) -> Iterator[Finding]:
+    """What ``capacity="auto"`` would choose now, and why."""
+    try:
+        sizing = auto(look(directory), LEAST_BYTES, _EXTENT)
+    except SegmentError as error:
+        yield Finding(Level.WARN, "auto size", str(error), "Pool.create(capacity=…) takes what you say")
+        return
+    sizes = f"{format_size(sizing.capacity)} ({format_size(sizing.min_capacity)} to {format_size(sizing.max_capacity)})"
+    yield Finding(Level.OK, "auto size", f"{sizes}: {'; '.join(sizing.reasons)}")
+
+
+# ---- probes --------------------------------------------------------------------------
+
+
+def _blocks(fd: int) -> int:
+    return os.fstat(fd).st_blocks * 512
+
+
+def _madvise(fd: int, at: int) -> None:
+    with mmap.mmap(fd, _PROBE) as view:
+        view.madvise(mmap.MADV_REMOVE, at, _EXTENT)
+
+
+def _punch(fd: int, at: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.fallocate(fd, _PUNCH, ctypes.c_int64(at), ctypes.c_int64(_EXTENT)) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _probe_reclaim(fd: int, name: str, give_back: Callable[[int, int], None]) -> Finding:
+    """Fills a file, gives the second extent of it back, and looks at what the kernel did."""
+    remedy = (
+        "use a Linux kernel with tmpfs (CONFIG_SHMEM); sandboxes such as gVisor do without: pools cannot shrink there"
+    )
+    os.posix_fallocate(fd, 0, _PROBE)
+    os.pwrite(fd, b"\xa5" * _PROBE, 0)
+    before = _blocks(fd)
+    try:
+        give_back(fd, _EXTENT)
+    except OSError as error:
+        return Finding(Level.FAIL, name, f"fails: {error.strerror}", remedy)
+    fell = before - _blocks(fd)
+    if fell != _EXTENT:
+        return Finding(Level.FAIL, name, f"gave {fell} bytes back instead of {_EXTENT} (st_blocks)", remedy)
+    expected = b"\xa5" * _EXTENT + bytes(_EXTENT) + b"\xa5" * (_PROBE - 2 * _EXTENT)
+    if os.pread(fd, _PROBE, 0) != expected:
+        return Finding(Level.FAIL, name, "returns wrong data around the hole", "use another kernel, or huge=never")
+    return Finding(Level.OK, name, f"gave {_EXTENT} bytes back, as st_blocks says, and left the rest alone")
+
+
+def _probe_locks(fd: int) -> Finding:
+    """Two descriptors that want the same byte, as two clients would."""
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 7, 1, 0)
+    remedy = "use Linux 3.15 or newer; without these locks nobody can tell a dead client from a living one"
+    other = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
+        except OSError as error:
+            return Finding(Level.FAIL, "OFD locks", f"fail: {error.strerror}", remedy)
+        try:
+            fcntl.fcntl(other, fcntl.F_OFD_SETLK, wanted)
+            return Finding(Level.FAIL, "OFD locks", "two descriptors got the same lock", remedy)
+        except BlockingIOError:
+            seen = _locked(other)
+        except OSError as error:
+            return Finding(Level.FAIL, "OFD locks", f"fail: {error.strerror}", remedy)
+    finally:
+        os.close(other)
+    if not seen:
+        return Finding(Level.FAIL, "OFD locks", "a held lock is not seen", remedy)
+    return Finding(Level.OK, "OFD locks", "exclude each other between two descriptors")
+
+
+def _probes(directory: str) -> Iterator[Finding]:
+    """Each on a file without a name: nothing can stay behind."""
+    if mount_of(directory).kind != "tmpfs":
+        return
+    for probe in (
+        lambda fd: _probe_reclaim(fd, "MADV_REMOVE", _madvise),
+        lambda fd: _probe_reclaim(fd, "PUNCH_HOLE", _punch),
+        _probe_locks,
+    ):
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            yield probe(fd)
+        finally:
+            os.close(fd)
+
+
+def _leftovers(directory: str) -> Iterator[Finding]:
+    """The segments that are there, and whether anybody still uses them."""
+    found = list(segment_file.find(directory))
+    if not found:
+        yield Finding(Level.OK, "pools", "none")
+    where = "" if directory == segment_file.SHM else f" --directory {directory}"
+    for one in found:
+        name = os.path.basename(one.path)
+        size = format_size(one.kernel_bytes)
+        try:
+            used = in_use(one.path)
+        except FileNotFoundError:  # removed since it was listed
+            continue
+        remove = f"bufferpool rm {name}{where}"
+        if one.trouble and used:
+            remedy = f"end the processes that are attached, then: {remove}"
+            yield Finding(Level.WARN, f"pool {name}", f"{size}, in use, damaged: {one.trouble}", remedy)
+        elif one.trouble:
+            yield Finding(Level.WARN, f"pool {name}", f"{size}, nobody attached, damaged: {one.trouble}", remove)
+        elif used:
+            yield Finding(Level.OK, f"pool {name}", f"{size}, in use")
+        else:
+            remedy = f"nothing, if it is to be found warm by the next process; else: {remove}"
+            yield Finding(Level.WARN, f"pool {name}", f"{size}, nobody attached", remedy)
+
+
+def _nameless(directory: str) -> Iterator[Finding]:
+    """Segments without a name that processes are attached to, of the processes that we may look at."""
+    at, size = _core.fields()["Header.unlinked"]
+    users: dict[tuple[int, int], tuple[str, bool, set[int]]] = {}
+    for link in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # not ours to look at, or gone by now
+            path, about = os.readlink(link), os.stat(link)
+            if about.st_nlink or not stat.S_ISREG(about.st_mode) or os.path.dirname(path) != directory:
+                continue
+            with open(link, "rb") as file:
+                header = file.read(at + size)
+            if header[:7] == b"BUFPOOL":
+                name = os.path.basename(path).removesuffix(" (deleted)")
+                found = users.setdefault((about.st_dev, about.st_ino), (name, any(header[at:]), set()))
+                found[2].add(int(link.split("/")[2]))
+    for name, on_purpose, pids in users.values():
+        text = f"its name was removed, and it is in use by {', '.join(f'pid {pid}' for pid in sorted(pids))}"
+        remedy = "flush it in these processes, end them, and open it anew; RemoveIPC=no in logind.conf keeps names at a logout"
+        yield Finding(Level.OK if on_purpose else Level.WARN, f"pool {name}", text, "" if on_purpose else remedy)
+
+
+def examine(directory: str | None = None) -> Iterator[Finding]:
+    """Every finding, one by one. Changes nothing."""
+    where = os.path.abspath(segment_file.SHM if directory is None else directory)
+    if not os.path.isdir(where):
+        yield Finding(
+            Level.FAIL,
+            where,
+            "does not exist",
+            "mount -t tmpfs tmpfs /dev/shm, or name the mount point of a tmpfs (--directory)",
+        )
+        return
+    for part in (_kernel, _room, _limits, _memory, _auto_size, _probes, _leftovers, _nameless):
+        try:
+            yield from part(where)
+        except OSError as error:
+            what = part.__name__.strip("_").replace("_", " ")
+            remedy = "free some room there (bufferpool ls), or enlarge it" if error.errno == errno.ENOSPC else ""
+            yield Finding(Level.FAIL, what, f"cannot be looked at: {error}", remedy)

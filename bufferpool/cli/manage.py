@@ -1,0 +1,305 @@
+"""Commands that change something: budget, memory, dirty pages, dead clients, whole pools."""
+
+import argparse
+import logging
+import os
+import sys
+
+from bufferpool.cli import doctor
+from bufferpool.cli.common import (
+    Commands,
+    attach,
+    complain,
+    interval,
+    pool_name,
+    print_json,
+    print_table,
+    seconds,
+    size,
+    tell,
+)
+from bufferpool.client import segment_file
+from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused
+from bufferpool.observer import Observer, refuse_loss, unsaved_pages
+from bufferpool.pool import Pool
+from bufferpool.stores.base import sync_directory
+from bufferpool.units import format_size
+from bufferpool.upkeep.steward import Settings, run
+
+
+def _rm(args: argparse.Namespace) -> int:
+    failed, rows = 0, []
+    for name in args.name:
+        try:
+            row, text = _remove(segment_file.path_of(name, args.directory), args.force, args.discard)
+            rows.append(row)
+            if not args.json:
+                tell(text)
+        except (BufferPoolError, OSError) as error:
+            complain(error)
+            failed = 1
+    if args.json:
+        print_json(rows)
+    return failed
+
+
+def _remove(path: str, force: bool, discard: bool) -> tuple[dict[str, object], str]:
+    """Removes one pool, whatever its condition; says what came free, as figures and as a sentence."""
+    name = os.path.basename(path)
+    found = next((f for f in segment_file.find(os.path.dirname(path)) if f.path == path), None)
+    if found is None:
+        if os.path.lexists(path):
+            raise SegmentRefused(f"{path} is no pool, or not yours to read; if it is to go, use rm {path}")
+        raise SegmentNotFound(f"there is no pool {path}; bufferpool ls shows what is there")
+    used = doctor.in_use(path)
+    if used and not force:
+        raise SegmentRefused(
+            f"{name!r} is in use by living processes (bufferpool stat {name} names them): end them first, or use --force"
+        )
+    if not discard and not found.trouble:  # of one that nobody can attach to, nothing can be saved
+        refuse_loss(name, os.path.dirname(path))
+    segment_file.unlink(path)
+    size = format_size(found.kernel_bytes)
+    row: dict[str, object] = {"name": name, "kernel_bytes": found.kernel_bytes, "in_use": used}
+    if used:
+        return row, f"{name}: removed; its {size} come free when the last process that is attached ends"
+    return row, f"{name}: removed, {size} ({found.kernel_bytes:,} B) freed"
+
+
+# ---- memory ---------------------------------------------------------------------------
+
+
+def _given(args: argparse.Namespace, pool: Pool, given: int, **more: int) -> int:
+    if args.json:
+        print_json({"name": args.name, "given_back_bytes": given, **more})
+    else:
+        stats = pool.stats()
+        tell(
+            f"{args.name}: {format_size(given)} given back; resident {format_size(stats.resident_bytes)} "
+            f"of a budget of {format_size(stats.budget_bytes)}"
+        )
+    return 0
+
+
+def _resize(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        try:
+            given = pool.resize(args.capacity, timeout=args.timeout)
+        except ValueError as error:
+            args.parser.error(str(error))
+        return _given(args, pool, given, budget_bytes=args.capacity)
+
+
+def _trim(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        return _given(args, pool, pool.trim(bytes=args.bytes, idle=args.idle))
+
+
+def _flush(args: argparse.Namespace) -> int:
+    if args.overwrite and args.space is None:
+        args.parser.error("--overwrite needs the SPACE whose file is to be written over")
+    with attach(args) as pool:
+        if args.overwrite:
+            written = pool.overwrite(args.space)
+        else:
+            written = pool.flush(None if args.space is None else pool.space(args.space))
+        stats = pool.stats()
+    left = (
+        sum(s.dirty for s in stats.spaces if s.name == args.space and not s.owner)
+        if args.space
+        else stats.frames["dirty"]
+    )
+    if args.json:
+        print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
+    else:
+        tell(f"{args.name}: {written:,} pages written and synced; {left:,} are dirty still")
+    return 0
+
+
+def _dirty(args: argparse.Namespace) -> int:
+    rows: list[tuple[str, int, str]] = []
+    with Pool.attach(args.name, directory=args.directory, mode="r") as pool:
+        if args.save is not None:
+            os.makedirs(args.save, exist_ok=True)
+        for page_no, image in pool.dirty_pages(args.space):
+            path = "" if args.save is None else os.path.join(args.save, f"page-{page_no:010}")
+            if path:
+                with open(path, "xb") as file:
+                    file.write(image)
+                    file.flush()
+                    os.fsync(file.fileno())
+            rows.append((str(page_no), page_no * pool.page_size, path))
+        if args.save is not None:
+            sync_directory(args.save)
+    if args.json:
+        print_json([{"page_no": int(number), "offset": offset, "saved": path or None} for number, offset, path in rows])
+    elif rows:
+        print_table(
+            [("page", "offset", "saved"), *((number, str(offset), path) for number, offset, path in rows)], right=(0, 1)
+        )
+    else:
+        tell(f"{args.name}: no page of {args.space} is dirty")
+    return 0
+
+
+def _discard(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        lost = pool.discard(args.space)
+    if args.json:
+        print_json({"name": args.name, "space": args.space, "discarded_pages": lost})
+    else:
+        tell(
+            f"{args.name}: {lost:,} dirty pages of {args.space} were given up; its next opener reads the file as it is"
+        )
+    return 0
+
+
+def _gc(args: argparse.Namespace) -> int:
+    """Dead clients go without a question: nothing of theirs is of use. Pools are asked about, one by one."""
+    failed, rows = 0, []
+
+    def say(text: str) -> None:
+        if not args.json:
+            tell(text)
+
+    for found in list(segment_file.find(args.directory)):
+        name, reaped = os.path.basename(found.path), 0
+        try:
+            if found.owner != os.geteuid():
+                continue
+            if not found.trouble and _has_dead(name, args.directory):
+                with Pool.attach(name, directory=args.directory) as pool:
+                    reaped = pool.reap()
+                if reaped:
+                    say(f"{name}: dead clients cleared away: {reaped}")
+            used, removed = doctor.in_use(found.path), False
+            unsaved = 0 if used or found.trouble else sum(unsaved_pages(name, args.directory).values())
+            what = f"damaged ({found.trouble})" if found.trouble else "nobody is attached"
+            loss = f", {unsaved} dirty pages that no file has yet" if unsaved else ""
+            question = f"{name}: {what}, {format_size(found.kernel_bytes)}{loss}. Remove it?"
+            if not used and (args.yes or (not args.json and _asked(question))):
+                say(_remove(found.path, force=False, discard=not args.yes)[1])
+                removed = True
+            rows.append(
+                {
+                    "name": name,
+                    "reaped_clients": reaped,
+                    "in_use": used,
+                    "trouble": found.trouble,
+                    "unsaved_pages": unsaved,
+                    "removed": removed,
+                }
+            )
+        except (BufferPoolError, OSError) as error:
+            complain(error)
+            failed = 1
+    if args.json:
+        print_json(rows)
+    return failed
+
+
+def _has_dead(name: str, directory: str | None) -> bool:
+    with Observer(name, directory=directory) as pool:
+        return not all(client.alive for client in pool.clients())
+
+
+def _asked(question: str) -> bool:
+    """A question; anything but yes, and the end of the input, is no."""
+    tell(f"{question} [y/N] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _steward(args: argparse.Namespace) -> int:
+    settings = Settings(
+        flush_every=args.flush_every,
+        pressure=not args.no_pressure,
+        idle=args.idle,
+        working_set=args.working_set,
+    )
+    logging.basicConfig(format="%(asctime)s %(message)s")  # a round that fails is logged to standard error
+    with attach(args) as pool:
+        tell(f"steward of {args.name}, until interrupted")
+        run(pool, settings)
+    tell(f"{args.name} was removed, and nobody else is attached: the steward ends")
+    return 0
+
+
+def register(commands: Commands) -> None:
+    """Adds these commands."""
+    resize = commands.add(
+        "resize", _resize, "change the budget of a pool, while others use it",
+        "A smaller budget evicts the coldest pages and gives whole extents back; dirty pages are written for it.\n\n"
+        "example:\n  bufferpool resize orders 64MiB",
+    )  # fmt: skip
+    resize.add_argument("capacity", metavar="SIZE", type=size)
+    resize.add_argument(
+        "--timeout",
+        type=seconds,
+        default=5.0,
+        metavar="S",
+        help="how long to wait for pages in use (default: %(default)s)",
+    )
+    trim = commands.add(
+        "trim", _trim, "give memory back now; the budget stays",
+        "Without options: the free frames.\n\n"
+        "examples:\n  bufferpool trim orders --bytes 64MiB\n  bufferpool trim orders --idle 30",
+    )  # fmt: skip
+    which = trim.add_mutually_exclusive_group()
+    which.add_argument("--bytes", type=size, metavar="SIZE", help="so much, coldest pages first")
+    which.add_argument("--idle", type=seconds, metavar="S", help="every clean page untouched for so many seconds")
+    flush = commands.add(
+        "flush", _flush, "write dirty pages to their files, and sync them",
+        "Pages above the pool's durable LSN stay dirty, and those whose store only another process has.\n\n"
+        "example:\n  bufferpool flush orders",
+    )  # fmt: skip
+    flush.add_argument("space", metavar="SPACE", nargs="?", help="only this space")
+    flush.add_argument("--overwrite", action="store_true", help="even if somebody else has changed the file of SPACE")
+    dirty = commands.add(
+        "dirty", _dirty, "list the dirty pages of a space, or save copies of them",
+        "For pages that cannot be written, because somebody else has changed their file: look at them here, then\n"
+        "write them over the change (flush --overwrite), or give them up (discard). The file is not looked at.\n\n"
+        "examples:\n  bufferpool dirty orders orders.db\n  bufferpool dirty orders orders.db --save rescued",
+    )  # fmt: skip
+    dirty.add_argument("space", metavar="SPACE", help="a space of the pool")
+    dirty.add_argument("--save", metavar="DIR", help="write each page to a file page-NUMBER in this folder")
+    discard = commands.add(
+        "discard", _discard, "give up the dirty pages of a space, and take it out of the pool",
+        "Its file keeps its contents. The next process that opens the file reads it again.\n\n"
+        "example:\n  bufferpool discard orders orders.db",
+    )  # fmt: skip
+    discard.add_argument("space", metavar="SPACE", help="a space of the pool")
+    gc = commands.add(
+        "gc", _gc, "clear away dead clients, and, after asking, pools that nobody uses",
+        "A pool that nobody uses may be waiting for its next process, warm: hence the question.\n"
+        "With --json nothing is asked: without --yes no pool is removed. --yes keeps pools with dirty pages of files.\n\n"
+        "examples:\n  bufferpool gc\n  bufferpool gc --yes",
+        pool=False,
+    )  # fmt: skip
+    gc.add_argument("--yes", action="store_true", help="remove them without asking")
+    steward = commands.add(
+        "steward", _steward, "do the background work of a pool, in this process",
+        "Reaps the dead, writes dirty pages, moves the budget with the memory pressure. Several may run: one has the\n"
+        "office, another takes over when it ends. Ends with Ctrl-C or SIGTERM, and when the pool was removed and nobody\n"
+        "else is attached.\n\nexample:\n  bufferpool steward orders --idle 600",
+        js=False,
+    )  # fmt: skip
+    steward.add_argument(
+        "--flush-every",
+        type=interval,
+        default=15.0,
+        metavar="S",
+        help="no page stays dirty for longer (default: %(default)s)",
+    )
+    steward.add_argument("--idle", type=interval, metavar="S", help="pages untouched for so long go back")
+    steward.add_argument("--no-pressure", action="store_true", help="leave the budget alone")
+    steward.add_argument("--working-set", metavar="FILE", help="save the working set there, every five minutes")
+    rm = commands.add(
+        "rm", _rm, "remove pools and free their memory",
+        "A pool with dirty pages of files or stores is kept, unless they are given up (--discard), and so is one with\n"
+        "living clients, unless forced: then they go on with what they have, and new ones do not find it.\n\n"
+        "examples:\n  bufferpool rm orders\n  bufferpool rm --force orders tiles",
+        pool=False,
+    )  # fmt: skip
+    rm.add_argument("name", metavar="NAME", nargs="+", type=pool_name)
+    rm.add_argument("--discard", action="store_true", help="even if pages are lost that were not flushed")
+    rm.add_argument("--force", action="store_true", help="even if processes are attached")

@@ -1,0 +1,412 @@
+"""Commands that look: at pools, their frames, extents, spaces, clients, pins and events."""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from bufferpool.cli.common import Commands, attach, count, interval, observe, pool_name, print_json, print_table, tell
+from bufferpool.client import segment_file
+from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
+from bufferpool.figures import stats as inspect
+from bufferpool.figures.stats import ClientInfo, FrameState, PoolStats
+from bufferpool.observer import Observer
+from bufferpool.units import format_size
+
+# ---- ls -----------------------------------------------------------------------------
+
+
+def _row(found: segment_file.Found, directory: str | None) -> dict[str, Any] | None:
+    """One pool for ``ls``; what cannot be read of it is None. None: it went between the two looks."""
+    row: dict[str, Any] = {
+        "name": os.path.basename(found.path),
+        "page_size": None,
+        "resident_bytes": None,
+        "budget_bytes": None,
+        "clients": None,
+        "kernel_bytes": found.kernel_bytes,
+        "trouble": found.trouble,
+    }
+    if found.trouble:
+        return row
+    try:
+        with Observer(row["name"], directory=directory) as pool:
+            stats, clients = pool.stats(), pool.clients()
+            return {
+                **row,
+                "page_size": stats.page_size,
+                "resident_bytes": stats.resident_bytes,
+                "budget_bytes": stats.budget_bytes,
+                "clients": sum(client.alive for client in clients),
+                "kernel_bytes": stats.kernel_bytes,
+            }
+    except SegmentNotFound:
+        return None
+    except BufferPoolError as error:
+        return {**row, "trouble": str(error)}
+
+
+def _ls(args: argparse.Namespace) -> int:
+    found = list(segment_file.find(args.directory))
+    rows = [row for row in (_row(one, args.directory) for one in found) if row is not None]
+    if args.json:
+        print_json(rows)
+        return 0
+    if not rows:
+        tell(f"no pools in {args.directory or segment_file.SHM}")
+        return 0
+
+    def cell(value: int | None, form: Callable[[float], str]) -> str:
+        return "-" if value is None else form(value)
+
+    table = [("NAME", "PAGE", "RESIDENT", "BUDGET", "CLIENTS", "KERNEL", "STATE")]
+    for row in rows:
+        table.append(
+            (
+                row["name"],
+                cell(row["page_size"], str),
+                cell(row["resident_bytes"], format_size),
+                cell(row["budget_bytes"], format_size),
+                cell(row["clients"], str),
+                format_size(row["kernel_bytes"]),
+                row["trouble"] or ("in use" if row["clients"] else "nobody attached"),
+            )
+        )
+    print_table(table, right=range(1, 6))
+    return 0
+
+
+# ---- stat ---------------------------------------------------------------------------
+
+
+def _stat(args: argparse.Namespace) -> int:
+    with observe(args) as pool:
+        stats, clients = pool.stats(), pool.clients()
+    if args.json:
+        about = {**asdict(stats), "clients": [asdict(client) for client in clients]}
+        derived = ("hit_ratio", "kernel_data_bytes", "reclaimed_total_bytes")
+        print_json({**about, **{name: getattr(stats, name) for name in derived}})
+        return 0
+    _print_stats(stats)
+    if stats.spaces:
+        print()
+        tell("spaces")
+        rows = [(s.shown_name, s.kind, f"{s.pages:,}", f"{s.hits:,}", f"{s.misses:,}") for s in stats.spaces]
+        print_table([("NAME", "KIND", "PAGES", "HITS", "MISSES"), *rows], right=(2, 3, 4))
+    print()
+    tell(f"clients ({len(clients)})" if clients else "no clients")
+    if clients:
+        head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED")
+        print_table([head, *map(_client, clients)], right=(0, 1, 4, 5))
+    return 0
+
+
+def _client(client: ClientInfo) -> tuple[str, ...]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(client.attached_at))
+    program = client.name if client.alive else f"{client.name} (dead)"
+    return str(client.client), str(client.pid), program, since, f"{client.pins:,}", f"{client.pinned_frames:,}"
+
+
+def _print_stats(stats: PoolStats) -> None:
+    reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in stats.reclaimed_bytes.items() if n)
+    ratio = "no access yet" if math.isnan(stats.hit_ratio) else f"{stats.hit_ratio:.2%}"
+    frames = stats.frames
+    print_table(
+        [
+            ("name", stats.name),
+            ("page size", f"{stats.page_size} B"),
+            ("budget", f"{format_size(stats.budget_bytes)} of at most {format_size(stats.max_bytes)}"),
+            ("resident", f"{stats.resident_bytes:,} B, as the pool counts"),
+            ("kernel", f"{stats.kernel_data_bytes:,} B, as st_blocks says, and {stats.metadata_bytes:,} B of metadata"),
+            ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "old", "hole"))),
+            ("live frames", ", ".join(f"{frames[s]:,} {s}" for s in ("clean", "dirty", "pinned"))),
+            ("hit ratio", f"{ratio} ({stats.hits:,} hits, {stats.misses:,} misses)"),
+            ("reclaimed", format_size(stats.reclaimed_total_bytes) + (f" ({reasons})" if reasons else "")),
+            ("evictions", f"{stats.evictions_recycled:,} recycled, {stats.evictions_reclaimed:,} reclaimed"),
+            ("writes", f"{stats.publishes:,} published, {stats.appends:,} appended, {stats.flushed_pages:,} flushed"),
+            ("flushes", f"{stats.flushes:,}, of them {stats.foreground_flushes:,} by a client that needed room"),
+            ("clients reaped", f"{stats.reaped:,}"),
+        ]
+    )
+
+
+# ---- check ----------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        violations = pool.check()
+    if args.json:
+        print_json({"name": args.name, "clean": not violations, "violations": violations})
+    elif violations:
+        tell(f"{args.name}: {len(violations)} violations")
+        for violation in violations:
+            tell(f"  {violation}")
+    else:
+        tell(f"{args.name}: clean")
+    return 1 if violations else 0
+
+
+# ---- what is in a pool ---------------------------------------------------------------
+
+
+def _spaces(args: argparse.Namespace) -> int:
+    with observe(args) as pool:
+        found, clients = pool.stats().spaces, {client.client: client for client in pool.clients()}
+    if args.json:
+        print_json([{**asdict(space), "hit_ratio": _ratio(space.hits, space.misses)} for space in found])
+        return 0
+    rows = [
+        (
+            s.name, s.kind, _owner(s.owner, clients), f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
+            "-" if not s.hits + s.misses else f"{_ratio(s.hits, s.misses):.2%}",
+        )
+        for s in found
+    ]  # fmt: skip
+    head = ("NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO")
+    print_table([head, *rows], right=range(3, 9)) if rows else tell("no spaces")
+    return 0
+
+
+def _owner(number: int, clients: dict[int, ClientInfo]) -> str:
+    """Whose a space is: the pool's, or one client's."""
+    if not number:
+        return "pool"
+    client = clients.get(number)
+    return f"client {number}" if client is None else f"client {number} (pid {client.pid}, {client.name})"
+
+
+def _ratio(hits: int, misses: int) -> float:
+    return hits / (hits + misses) if hits + misses else math.nan
+
+
+def _clients(args: argparse.Namespace) -> int:
+    with observe(args) as pool:
+        clients, steward = pool.clients(), pool.steward()
+    if args.json:
+        print_json([{**asdict(client), "steward": client.client == steward} for client in clients])
+        return 0
+    head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "")
+    rows = [(*_client(c), "steward" if c.client == steward else "") for c in clients]
+    print_table([head, *rows], right=(0, 1, 4, 5)) if rows else tell("nobody is attached")
+    return 0
+
+
+def _frames(args: argparse.Namespace) -> int:
+    with observe(args) as pool:
+        found = pool.frames()
+        names = {record["index"]: record["name"] for record in pool._seg.spaces()}
+    if args.state:
+        wanted = {"dirty": found["dirty"], "pinned": found["pins"] > 0}
+        found = found[wanted[args.state] if args.state in wanted else found["state"] == FrameState[args.state.upper()]]
+    else:
+        found = found[(found["state"] != FrameState.HOLE) & (found["state"] != FrameState.FREE)]
+    rows: list[dict[str, Any]] = [
+        {
+            "frame": int(f["frame"]),
+            "state": FrameState(int(f["state"])).name.lower(),
+            "space": names.get(int(f["space"])),
+            "page_no": int(f["page_no"]) if f["page_no"] >= 0 else None,
+            "dirty": bool(f["dirty"]),
+            "hot": bool(f["hot"]),
+            "pins": int(f["pins"]),
+            "pinners": int(f["pinners"]),
+            "writer": int(f["writer"]) or None,
+            "flusher": int(f["flusher"]) or None,
+            "lsn": int(f["lsn"]),
+            "idle_s": float(f["idle_s"]),
+        }
+        for f in found[: args.limit]
+    ]
+    if args.json:
+        print_json(rows)
+        return 0
+    head = ("FRAME", "STATE", "SPACE", "PAGE", "DIRTY", "RING", "PINS", "LSN", "IDLE")
+    cells = [
+        (
+            str(r["frame"]), r["state"], r["space"] or "-", "-" if r["page_no"] is None else str(r["page_no"]),
+            "dirty" if r["dirty"] else "", ("hot" if r["hot"] else "cold") if r["state"] == "live" else "",
+            str(r["pins"] or ""), str(r["lsn"] or ""), _span(r["idle_s"]),
+        )
+        for r in rows
+    ]  # fmt: skip
+    print_table([head, *cells], right=(0, 3, 6, 7, 8))
+    if len(found) > args.limit:
+        tell(f"... and {len(found) - args.limit:,} more (--limit)")
+    return 0
+
+
+def _span(seconds: float) -> str:
+    """A time span in its largest unit."""
+    if math.isnan(seconds):
+        return ""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _extents(args: argparse.Namespace) -> int:
+    with observe(args) as pool:
+        found = pool.extents()
+    rows = [{name: int(extent[name]) for name in inspect.EXTENT.names or ()} for extent in found]
+    if args.json:
+        print_json(rows)
+        return 0
+    head = tuple(name.upper() for name in inspect.EXTENT.names or ())
+    print_table([head, *(tuple(str(n) for n in row.values()) for row in rows)], right=range(len(head)))
+    return 0
+
+
+def _pins(args: argparse.Namespace) -> int:
+    """Who pins what. A page was referenced when it was pinned: so its last use is when the newest pin was taken."""
+    with observe(args) as pool:
+        records = pool._seg.spaces()
+        asked = [r for r in records if r["name"] == args.space]  # private ones of several clients may have one name
+        if args.space is not None and not asked:
+            raise BufferPoolError(
+                f"{args.name} has no space {args.space!r}; it has {sorted(r['name'] for r in records)}"
+            )
+        most = max((r["pages"] for r in asked), default=0)
+        if args.page is not None and not 0 <= args.page < most:
+            raise PageOutOfRange(f"{args.space!r} has {most} pages, numbered from 0")
+        counts, frames = inspect.read_pins(pool), pool.frames()
+        clients = {client.client: client for client in pool.clients()}
+    names = {record["index"]: record["name"] for record in records}
+    wanted = frames["pins"][: len(counts)] > 0
+    if args.space is not None:
+        wanted &= np.isin(frames["space"][: len(counts)], [r["index"] for r in asked])
+    if args.page is not None:
+        wanted &= frames["page_no"][: len(counts)] == args.page
+    rows: list[dict[str, Any]] = []
+    for f in np.flatnonzero(wanted):
+        for c in np.flatnonzero(counts[f]):
+            client = clients.get(int(c) + 1)
+            if client is not None:
+                idle = float(frames[f]["idle_s"])
+                rows.append(
+                    {
+                        "space": names.get(int(frames[f]["space"])),
+                        "page_no": int(frames[f]["page_no"]),
+                        "version": FrameState(int(frames[f]["state"])).name.lower(),
+                        "pins": int(counts[f, c]),
+                        "client": client.client,
+                        "pid": client.pid,
+                        "program": client.name,
+                        "alive": client.alive,
+                        "pinned_s": None if math.isnan(idle) else idle,
+                    }
+                )
+    if args.json:
+        print_json(rows)
+    elif not rows:
+        tell("nobody pins it" if args.page is not None else "nothing is pinned")
+    else:
+        head = ("SPACE", "PAGE", "VERSION", "PINS", "CLIENT", "PID", "PROGRAM", "FOR AT LEAST")
+        cells = [
+            (
+                r["space"] or "-", str(r["page_no"]), "newest" if r["version"] == "live" else "superseded",
+                str(r["pins"]), str(r["client"]), str(r["pid"]), r["program"] + ("" if r["alive"] else " (dead)"),
+                "-" if r["pinned_s"] is None else _span(r["pinned_s"]),
+            )
+            for r in rows
+        ]  # fmt: skip
+        print_table([head, *cells], right=(1, 3, 4, 5, 7))
+    return 0
+
+
+def _events(args: argparse.Namespace) -> int:
+    with observe(args) as pool:
+        found = pool.events()
+    found = found[max(0, len(found) - args.limit) :]
+    if args.json:
+        print_json(
+            [{**asdict(e), "what": e.what.name.lower(), "why": e.why.name.lower(), "text": str(e)} for e in found]
+        )
+        return 0
+    for event in found:
+        tell(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.time))}  {event}")
+    return 0
+
+
+def _top(args: argparse.Namespace) -> int:
+    try:
+        from bufferpool.cli.top.app import Top
+    except ImportError as error:
+        raise BufferPoolError("top needs the library textual: pip install 'bufferpool[top]'") from error
+    if args.name is not None:
+        with observe(args):  # errors on the terminal as it was
+            pass
+    else:
+        list(segment_file.find(args.directory))
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise BufferPoolError("top needs a terminal; bufferpool stat, spaces and clients print the figures")
+    Top(args.name, args.directory, args.interval).run()
+    return 0
+
+
+def register(commands: Commands) -> None:
+    """Adds these commands."""
+    top = commands.add(
+        "top", _top, "watch a pool, live, on the whole screen",
+        "Memory by state, the working set by age, rates, spaces, clients, events. Keys: a for all pools, right and left\n"
+        "for other ones, s sorts the spaces, t trims, r resizes, f flushes, q quits.\n\nexamples:\n  bufferpool top\n  bufferpool top orders --interval 0.5",
+        pool=False, js=False,
+    )  # fmt: skip
+    top.add_argument("name", metavar="NAME", nargs="?", type=pool_name, help="the pool (default: all of them)")
+    top.add_argument(
+        "--interval", type=interval, default=1.0, metavar="S", help="between two looks (default: %(default)s)"
+    )
+    commands.add(
+        "ls", _ls, "list the pools",
+        "RESIDENT is what the pool counts for its pages; KERNEL is st_blocks of the whole\nfile, metadata included. "
+        "A damaged pool is listed with its trouble.\n\nexample:\n"
+        "  bufferpool ls --json | jq '.[] | select(.clients == 0) | .name'",
+        pool=False,
+    )  # fmt: skip
+    commands.add(
+        "stat", _stat, "show the figures of one pool",
+        "Counters run since the pool was created, over all its clients.\n\n"
+        "examples:\n  bufferpool stat orders\n  bufferpool stat orders --json | jq .hit_ratio",
+    )  # fmt: skip
+    commands.add("spaces", _spaces, "show the spaces of a pool", "example:\n  bufferpool spaces orders")
+    commands.add(
+        "clients", _clients, "show who is attached, and what each pins", "example:\n  bufferpool clients orders"
+    )
+    pins = commands.add(
+        "pins", _pins, "show who pins which pages, and for how long",
+        "A page that is pinned does not go, and a superseded version of one stays for its reader. FOR AT LEAST: the page\n"
+        "has not been pinned anew since.\n\nexamples:\n  bufferpool pins orders\n  bufferpool pins orders orders.db 42",
+    )  # fmt: skip
+    pins.add_argument("space", metavar="SPACE", nargs="?", help="only pages of this space")
+    pins.add_argument("page", metavar="PAGE", nargs="?", type=int, help="only this page")
+    frames = commands.add(
+        "frames", _frames, "show what is in each frame",
+        "Free frames and holes are left out unless asked for. IDLE: since the page's last use.\n\n"
+        "examples:\n  bufferpool frames orders --state dirty\n  bufferpool frames orders --limit 1000000 --json",
+    )  # fmt: skip
+    frames.add_argument(
+        "--state", choices=[*(s.name.lower() for s in FrameState), "dirty", "pinned"], help="only these"
+    )
+    frames.add_argument("--limit", type=count, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    commands.add(
+        "extents", _extents, "show how full each extent is",
+        "An extent is what goes back to the kernel at a time; empty ones (all holes) have none of its memory.\n\n"
+        "example:\n  bufferpool extents orders",
+    )  # fmt: skip
+    events = commands.add(
+        "events", _events, "show what was decided about the memory of a pool, and why",
+        "The pool remembers a thousand.\n\nexample:\n  bufferpool events orders --limit 20",
+    )  # fmt: skip
+    events.add_argument("--limit", type=count, default=1024, metavar="N", help="the last N (default: all)")
+    commands.add(
+        "check", _check, "check every invariant of a pool, while others use it",
+        "Exits with 1 if any is violated, and says which. Ends the business of clients that died first.\n\n"
+        "example:\n  bufferpool check orders && echo sound",
+    )  # fmt: skip

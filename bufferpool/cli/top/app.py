@@ -1,0 +1,280 @@
+"""``bufferpool top``: a pool, live, on the whole screen. Needs the extra ``top`` (textual)."""
+
+import math
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import DataTable, Footer, Input, Label, Static
+
+from bufferpool.cli import colours
+from bufferpool.cli.top.figures import PARTS, Look, bar, brief, legend, look, memory_parts, rate, short
+from bufferpool.cli.top.pools import Pools
+from bufferpool.client import segment_file
+from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
+from bufferpool.pool import Pool
+from bufferpool.printable import printable
+from bufferpool.units import format_size, parse_size
+
+SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO")
+
+
+class Ask(ModalScreen[str | None]):
+    """One question, one line of answer; Escape gives it up."""
+
+    CSS = (
+        "Ask { align: center middle; } Ask > Vertical { width: 60; height: auto; border: round $accent; padding: 0 1; }"
+    )
+    BINDINGS = [Binding("escape", "dismiss(None)", "give up")]  # noqa: RUF012 - as textual declares it
+
+    def __init__(self, question: str, value: str) -> None:
+        super().__init__()
+        self.question, self.value = question, value
+
+    def compose(self) -> ComposeResult:
+        """The question and the line."""
+        with Vertical():
+            yield Label(self.question)
+            yield Input(self.value)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """The answer."""
+        self.dismiss(event.value)
+
+
+class Top(App[None]):
+    """The screen."""
+
+    CSS = """
+    #head { height: 1; text-style: bold; }
+    #memory { height: 2; }
+    #rates { height: 1; }
+    #ages { height: 2; }
+    .title { height: 1; color: $accent; text-style: bold; }
+    #spaces { height: 1fr; max-height: 12; min-height: 3; }
+    #clients { height: 1fr; max-height: 12; min-height: 3; }
+    #events { height: 1fr; min-height: 3; overflow: hidden; }
+    DataTable { scrollbar-size-vertical: 1; }
+    """
+    BINDINGS = [  # noqa: RUF012
+        Binding("q", "quit", "quit"),
+        Binding("ctrl+c", "quit", show=False, priority=True),
+        Binding("right,n", "pool(1)", "next"),
+        Binding("left,p", "pool(-1)", "previous", show=False),
+        Binding("a", "all", "all pools"),
+        Binding("s", "sort", "sort"),
+        Binding("t", "trim", "trim"),
+        Binding("r", "resize", "resize"),
+        Binding("f", "flush", "flush"),
+    ]
+    ENABLE_COMMAND_PALETTE = False
+
+    def __init__(self, name: str | None, directory: str | None, interval: float) -> None:
+        super().__init__()
+        self.pool_directory, self.interval = directory, interval
+        self.wanted, self.sort_by = name, 0
+        self.last: Look | None = None
+        self.before: Look | None = None
+        """The look before the last, at the same pool."""
+
+    # ---- life ------------------------------------------------------------------------
+
+    def compose(self) -> ComposeResult:
+        """The parts of the screen, from top to bottom."""
+        for name in ("head", "memory", "rates", "ages"):
+            yield Static(id=name)
+        yield Static("spaces", id="spaces-title", classes="title")
+        yield DataTable(id="spaces", cursor_type="none", show_cursor=False)
+        yield Static("clients", classes="title")
+        yield DataTable(id="clients", cursor_type="none", show_cursor=False)
+        yield Static("latest events", classes="title")
+        yield Static(id="events")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """The columns, and the clock."""
+        self.query_one("#spaces", DataTable).add_columns(*SPACE_COLUMNS)
+        self.query_one("#clients", DataTable).add_columns("CLIENT", "PID", "PROGRAM", "PINS", "FRAMES PINNED", "")
+        several = self.wanted is None and len(self.names()) > 1
+        self.refresh_screen()
+        if several:
+            self.action_all()
+        self.set_interval(self.interval, self.refresh_screen)
+
+    def names(self) -> list[str]:
+        """The pools that can be looked at, by name."""
+        with suppress(SegmentError):  # no such directory any more: the next look says so
+            return sorted(os.path.basename(f.path) for f in segment_file.find(self.pool_directory) if not f.trouble)
+        return []
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Among all pools, nothing is done to the one behind them."""
+        return action == "quit" or not isinstance(self.screen, Pools)
+
+    # ---- actions -----------------------------------------------------------------------
+
+    def action_pool(self, step: int) -> None:
+        """Goes to another pool."""
+        names = self.names()
+        if names:
+            self.wanted = names[(names.index(self.wanted) + step) % len(names)] if self.wanted in names else names[0]
+        self.last = None
+        self.refresh_screen()
+
+    def action_all(self) -> None:
+        """Every pool, one line each."""
+
+        def chosen(name: str | None) -> None:
+            if name is not None:
+                self.wanted, self.last = name, None
+            self.refresh_screen()
+
+        self.push_screen(Pools(self.pool_directory, self.interval), chosen)
+
+    def action_sort(self) -> None:
+        """Sorts the spaces by the next column."""
+        self.sort_by = (self.sort_by + 1) % len(SPACE_COLUMNS)
+        if self.last is not None:
+            self._show_spaces(self.last)
+
+    def action_trim(self) -> None:
+        """Asks for bytes, and gives them back."""
+        self._ask(f"give back of {self.wanted}, coldest pages first:", "16MiB", lambda pool, n: pool.trim(bytes=n))
+
+    def action_resize(self) -> None:
+        """Asks for a budget, and sets it."""
+        value = format_size(self.last.stats.budget_bytes).replace(" ", "") if self.last else "64MiB"
+        self._ask(f"new budget of {self.wanted}:", value, lambda pool, n: pool.resize(n, timeout=1.0))
+
+    def action_flush(self) -> None:
+        """Writes dirty pages."""
+        self._do(lambda pool: f"{pool.flush():,} pages written")
+
+    def _ask(self, question: str, value: str, act: Callable[[Pool, int], int]) -> None:
+        def answered(text: str | None) -> None:
+            if text:
+                self._do(lambda pool: f"{format_size(act(pool, parse_size(text)))} given back")
+
+        self.push_screen(Ask(question, value), answered)
+
+    def _do(self, act: Callable[[Pool], str]) -> None:
+        """Attaches for as long as it takes."""
+        if self.wanted is None:
+            return
+        try:
+            with Pool.attach(self.wanted, directory=self.pool_directory) as pool:
+                self.notify(act(pool))
+        except (BufferPoolError, ValueError, OSError) as error:
+            self.notify(printable(error), markup=False, severity="error", timeout=8)
+        self.refresh_screen()
+
+    # ---- what is shown -------------------------------------------------------------------
+
+    def refresh_screen(self) -> None:
+        """Looks, and shows what is there; says so if there is nothing."""
+        if not self.query("#head"):  # the screen is being taken down
+            return
+        try:
+            if self.wanted is None:
+                self.wanted = next(iter(self.names()), None)
+            if self.wanted is None:
+                raise SegmentNotFound(f"no pools in {self.pool_directory or segment_file.SHM}")
+            now = look(self.wanted, self.pool_directory)
+        except (BufferPoolError, OSError) as error:
+            self._show_nothing(Text(printable(error), "red"))
+            return
+        self.before = self.last if self.last is not None and self.last.uuid == now.uuid else None
+        self.last = now
+        self._show_memory(now)
+        self._show_rates(now)
+        self._show_spaces(now)
+        self._show_clients(now)
+        room = max(1, self.query_one("#events").size.height)
+        events = Text("\n".join(reversed(now.events[-room:])), no_wrap=True, overflow="ellipsis")
+        self.query_one("#events", Static).update(events)
+
+    def _show_nothing(self, why: Text) -> None:
+        """A pool that is gone, or damaged: its last figures do not stay, as if they were true."""
+        self.last = self.before = None
+        self.query_one("#head", Static).update(why)
+        for name in ("memory", "rates", "ages", "events"):
+            self.query_one(f"#{name}", Static).update("")
+        for name in ("spaces", "clients"):
+            self.query_one(f"#{name}", DataTable).clear()
+
+    def _show_memory(self, now: Look) -> None:
+        stats, width = now.stats, max(10, self.query_one("#memory").size.width)
+        self.query_one("#head", Static).update(
+            Text(
+                f"{printable(stats.name)}  {brief(stats.resident_bytes)} of {brief(stats.budget_bytes)} budget "
+                f"({brief(stats.min_bytes)} to {brief(stats.max_bytes)})  kernel {brief(stats.kernel_bytes)}",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+        )
+        parts = memory_parts(stats)
+        text = bar([(float(parts[name]), colour) for name, colour in PARTS], width)
+        text.append("\n")
+        text.append(legend([(name, colour, brief(parts[name])) for name, colour in PARTS if parts[name]]))
+        self.query_one("#memory", Static).update(text)
+        ages = [(*band, pages) for band, pages in zip(colours.AGES, now.summary.ages.values(), strict=True)]
+        text = bar([(float(pages), colour) for _, colour, pages in ages], width)
+        text.append("\n")
+        figures = [
+            (f"< {age}" if age != "older" else age, colour, brief(n * stats.page_size)) for age, colour, n in ages if n
+        ]
+        text.append(Text("last used ", "dim"))
+        text.append(legend(figures))
+        self.query_one("#ages", Static).update(text)
+
+    def _show_rates(self, now: Look) -> None:
+        before = self.before
+        if before is None:
+            self.query_one("#rates", Static).update(Text("rates come with the next look", "dim"))
+            return
+        hits, misses = rate(before, now, "hits"), rate(before, now, "misses")
+        ratio = f"{hits / (hits + misses):.2%}" if hits + misses else "-"
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for name, figure in (
+            ("hit ratio", ratio),
+            ("hits", short(hits)),
+            ("misses", short(misses)),
+            ("given back", brief(int(rate(before, now, "reclaimed_total_bytes")))),
+            ("evicted", short(rate(before, now, "evictions_recycled", "evictions_reclaimed"))),
+            ("flushed", short(rate(before, now, "flushed_pages"))),
+        ):
+            text.append(f"{name} ", "dim")
+            text.append(f"{figure}{'' if name == 'hit ratio' else '/s'}  ", "bold")
+        self.query_one("#rates", Static).update(text)
+
+    def _show_spaces(self, now: Look) -> None:
+        before, table = self.before, self.query_one("#spaces", DataTable)
+        self.query_one("#spaces-title", Static).update(f"spaces, by {SPACE_COLUMNS[self.sort_by].lower()}")
+        table.clear()
+        seen = {(s.name, s.owner): s for s in before.stats.spaces} if before is not None else {}
+        span = now.at - before.at if before is not None else 1.0
+        rows = []
+        for s in now.stats.spaces:
+            was = seen.get((s.name, s.owner), s)
+            hits, misses = (s.hits - was.hits) / span, (s.misses - was.misses) / span
+            ratio = s.hits / (s.hits + s.misses) if s.hits + s.misses else math.nan
+            rows.append((s.shown_name, s.kind, s.pages, s.resident, s.dirty, hits, misses, ratio))
+        by_text = self.sort_by < 2
+        rows.sort(key=lambda row: row[self.sort_by] if by_text else -float(row[self.sort_by] or 0))
+        for name, kind, pages, resident, dirty, hits, misses, ratio in rows:
+            cells = (f"{pages:,}", f"{resident:,}", f"{dirty:,}", short(hits), short(misses))
+            shown = "-" if math.isnan(ratio) else f"{ratio:.2%}"
+            table.add_row(Text(printable(name)), kind, *(Text(c, justify="right") for c in (*cells, shown)))
+
+    def _show_clients(self, now: Look) -> None:
+        table = self.query_one("#clients", DataTable)
+        table.clear()
+        for c in sorted(now.clients, key=lambda c: -c.pins):
+            what = "steward" if c.client == now.steward else "" if c.alive else "dead"
+            figures = (Text(f"{n:,}", justify="right") for n in (c.pins, c.pinned_frames))
+            table.add_row(str(c.client), str(c.pid), Text(printable(c.name)), *figures, what)

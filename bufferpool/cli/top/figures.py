@@ -1,0 +1,110 @@
+"""What the screens of ``top`` show: one look at a pool, and how its figures are drawn."""
+
+import time
+from dataclasses import dataclass
+
+from rich.text import Text
+
+from bufferpool.cli import colours
+from bufferpool.figures import stats as inspect
+from bufferpool.figures.stats import ClientInfo, PoolStats, Summary
+from bufferpool.observer import Observer
+
+# The parts of the memory bar, in the order in which they stand.
+PARTS = (
+    ("pinned", colours.PINNED),
+    ("dirty", colours.DIRTY),
+    ("clean", colours.CLEAN),
+    ("retired", colours.RETIRED),
+    ("free", colours.FREE),
+    ("given back", colours.HOLE),
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a pool."""
+
+    at: float
+    uuid: bytes
+    stats: PoolStats
+    summary: Summary
+    clients: list[ClientInfo]
+    steward: int
+    events: list[str]
+
+
+def look(name: str, directory: str | None) -> Look:
+    """Everything that the screen shows. Raises SegmentError and its kind, and OSError."""
+    with Observer(name, directory=directory) as pool:
+        return Look(
+            time.monotonic(),
+            pool.uuid,
+            pool.stats(),
+            inspect.read_summary(pool),
+            pool.clients(),
+            pool.steward(),
+            [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
+        )
+
+
+def rate(before: Look, now: Look, *names: str) -> float:
+    """How much of these counters came in a second."""
+    grown = sum(getattr(now.stats, name) - getattr(before.stats, name) for name in names)
+    return float(grown) / (now.at - before.at)
+
+
+def bar(shares: list[tuple[float, str]], width: int) -> Text:
+    """Coloured cells in proportion; every share above 0 gets one at least."""
+    total = sum(share for share, _ in shares) or 1.0
+    cells = [max(1, int(share / total * width)) if share else 0 for share, _ in shares]
+    while sum(cells) != width and any(cells):  # rounding falls to the largest
+        i = max(range(len(cells)), key=cells.__getitem__)
+        cells[i] += 1 if sum(cells) < width else -1
+    text = Text(no_wrap=True)
+    for n, (_, colour) in zip(cells, shares, strict=True):
+        text.append("█" * n, colour)
+    return text
+
+
+def legend(parts: list[tuple[str, str, str]]) -> Text:
+    """Name, colour and figure of each part."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for name, colour, figure in parts:
+        text.append("■ ", colour)
+        text.append(f"{name} ", "dim")
+        text.append(f"{figure}  ", "bold")
+    return text
+
+
+def memory_parts(stats: PoolStats) -> dict[str, int]:
+    """Bytes of each part of the memory bar; together, the largest budget that there may be."""
+    frames, size = stats.frames, stats.page_size
+    pinned = min(frames["pinned"], frames["live"])
+    dirty = min(frames["dirty"], frames["live"] - pinned)
+    return {
+        "pinned": pinned * size,
+        "dirty": dirty * size,
+        "clean": (frames["live"] - pinned - dirty) * size,
+        "retired": frames["old"] * size,
+        "free": (frames["free"] + frames["busy"]) * size,
+        "given back": frames["hole"] * size,
+    }
+
+
+def brief(size: int) -> str:
+    """Bytes in a few characters."""
+    value, units = float(size), "BKMGT"
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f}{units[0]}" if value >= 100 or units[0] == "B" else f"{value:.1f}{units[0]}"
+
+
+def short(number: float) -> str:
+    """A figure in a few characters."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 10 * size:
+            return f"{number / size:.0f}{unit}"
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"

@@ -1,0 +1,1 @@
+"""One process's attachment to a segment, and the segment's file."""

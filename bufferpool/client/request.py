@@ -1,0 +1,111 @@
+"""What a caller of ``Pool.open`` asks for: checked, and compared with a pool that exists."""
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bufferpool.client import segment_file
+from bufferpool.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from bufferpool.client.attachment import Attachment
+
+PAGE_SIZE = 8192  # of a pool whose creator does not say
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that a pool has otherwise than it was asked for."""
+
+    what: str
+    asked: Any
+    found: Any
+    remedy: str  # "": it is fixed when a pool is created
+    show: Callable[[Any], str] = str
+
+    def __str__(self) -> str:
+        remedy = f" ({self.remedy})" if self.remedy else ""
+        return f"{self.what} is {self.show(self.found)}, not {self.show(self.asked)}{remedy}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of ``Pool.open``; None (for the capacity: "auto") is what the caller leaves to the pool, or to its creator."""
+
+    capacity: int | str
+    page_size: int | None
+    min_capacity: int | str | None
+    max_capacity: int | str | None
+    extent_size: int | str | None
+    max_clients: int | None
+    max_pages: int | None
+    permissions: int | None
+
+    def check(self) -> None:
+        """Raises ValueError or TypeError for what could not make a pool, whether or not there is one already."""
+        sizes = {name: self._bytes(name) for name in ("capacity", "min_capacity", "max_capacity", "extent_size")}
+        least = segment_file.MIN_FRAMES * (self.page_size if isinstance(self.page_size, int) else PAGE_SIZE)
+        known = [size for name in ("capacity", "max_capacity", "min_capacity") if (size := sizes[name]) is not None]
+        given = {"page_size": self.page_size, "max_clients": self.max_clients, "max_pages": self.max_pages, **sizes}
+        given["capacity"] = known[0] if known else least  # "auto" keeps to the bounds that are given
+        segment_file.plan(**{name: value for name, value in given.items() if value is not None})
+        if self.permissions is not None:
+            segment_file.check_permissions(self.permissions, "permissions")
+
+    def for_creation(self) -> dict[str, Any]:
+        """The arguments of ``Pool.create``: what was given."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if "permissions" in given:
+            given["mode"] = given.pop("permissions")
+        return given
+
+    def differences(self, pool: "Attachment") -> list[Difference]:
+        """What the pool has otherwise than it was asked for. What was not given agrees with every pool."""
+        geometry, status, size = pool._geometry, pool._seg.status(), pool.page_size
+        frames = {name: None if (n := self._bytes(name)) is None else n // size for name in _IN_FRAMES}
+        most, extent = self._bytes("max_capacity"), self._bytes("extent_size")
+        if most is not None:  # whole extents
+            frames["max_capacity"] = -(-most // (size * geometry["extent_frames"])) * geometry["extent_frames"]
+        if extent is not None:
+            frames["extent_size"] = max(1, extent // size)
+        has = {"capacity": status["asked_frames"], "min_capacity": status["min_frames"]}
+        has |= {"max_capacity": geometry["max_frames"], "extent_size": geometry["extent_frames"]}
+        found = [
+            Difference(name, asked * size, has[name] * size, _remedy(name, asked, has), _size)
+            for name, asked in frames.items()
+            if asked is not None and asked != has[name]
+        ]
+        for name in ("page_size", "max_clients", "max_pages"):
+            asked = getattr(self, name)
+            if asked is not None and asked != geometry[name]:
+                found.append(Difference(name, asked, geometry[name], ""))
+        mode = stat.S_IMODE(os.stat(pool.path).st_mode) if self.permissions is not None else None
+        if mode != self.permissions:
+            found.append(Difference("permissions", self.permissions, mode, f"chmod {pool.path}", "{:#o}".format))
+        return found
+
+    def _bytes(self, name: str) -> int | None:
+        value = getattr(self, name)
+        return None if value == ("auto" if name == "capacity" else None) else parse_size(value, name)
+
+
+_IN_FRAMES = ("capacity", "min_capacity", "max_capacity", "extent_size")
+FIXED = (
+    "max_capacity was fixed at creation: to have more, flush, remove the pool and create it with a larger max_capacity="
+)
+
+
+def _remedy(name: str, asked: int, has: dict[str, int]) -> str:
+    """How to change what is ``asked`` for in a pool that ``has`` otherwise; "" if it is fixed."""
+    if name == "capacity":
+        return "pool.resize() changes it" if asked <= has["max_capacity"] else FIXED
+    if name == "min_capacity":
+        lower = asked < has["min_capacity"]
+        return "pool.resize() below it lowers it" if lower else "only a new pool has more: create it with min_capacity="
+    return ""
+
+
+def _size(n: int) -> str:
+    return f"{n} bytes ({format_size(n)})"

@@ -1,0 +1,209 @@
+"""The last thousand decisions about a pool's memory, and what happened to it: a ring in the segment.
+
+Any process may look, now or after the one that decided has gone (core/protocol/events.h).
+"""
+
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from errno import errorcode
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bufferpool.units import format_size
+
+if TYPE_CHECKING:
+    from bufferpool.client.attachment import Attachment
+    from bufferpool.figures.stats import Seen
+
+
+class What(IntEnum):
+    """What happened. The numbers are in segments: never reused."""
+
+    CREATED = 1
+    RESIZED = 2
+    """The budget was set by hand."""
+    SHRANK = 3
+    """The steward lowered the budget."""
+    GREW = 4
+    """The steward raised the budget."""
+    TRIMMED = 5
+    """Memory was given back, the budget stayed."""
+    REAPED = 6
+    """A client that died was cleared away."""
+    STEWARD = 7
+    """Another client became the steward."""
+    CHECKPOINT = 8
+    FLUSH_FAILED = 9
+    CANNOT_SHRINK = 10
+    """Memory was to go back, and pages that cannot go stood in the way, or the kernel did not take it."""
+    SAVE_FAILED = 11
+    """The steward could not save the working set."""
+    LOAD_FAILED = 12
+    """A page could not be read from its store."""
+    ROUND_FAILED = 13
+    """A round of the steward failed; it goes on with the next."""
+
+
+class Why(IntEnum):
+    """Why, and what ``Event.value`` is."""
+
+    ASKED = 1
+    """By a call; no value."""
+    PSI = 2
+    """Tasks stalled for memory: percent of the time (PSI, some)."""
+    CGROUP = 3
+    """The memory cgroup is nearly full: bytes of headroom."""
+    SHM = 4
+    """The tmpfs is nearly full: bytes free."""
+    MACHINE = 5
+    """The machine has little memory available: bytes."""
+    IDLE = 6
+    """Nobody had touched it: for how many seconds."""
+    PAYS = 7
+    """The miss-ratio curve says that it pays: misses saved, a second."""
+    DIED = 8
+    """A client is gone: its number."""
+    PEER = 9
+    """Another pool's bytes earn more hits: hits a second and MiB there."""
+    STORE = 10
+    """A store failed; no value."""
+    LOG = 11
+    """The engine's ``log_sync`` failed; no value."""
+    KERNEL = 12
+    """The kernel refused a call: its errno."""
+    HANGS = 20
+    """A store does not come back: for how many seconds."""
+
+
+def errno_text(value: float) -> str:
+    """The text of an errno, as an event has it; of a damaged one, its number."""
+    return os.strerror(int(value)) if 0 < value < 4096 else f"errno {value:g}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One of them."""
+
+    number: int
+    time: float
+    """Seconds since the epoch."""
+    what: What
+    why: Why
+    bytes: int
+    """Given back, or asked for."""
+    budget_before: int
+    """Bytes."""
+    budget_after: int
+    value: float
+    """What ``why`` measured."""
+    client: int
+    space: str | None = None
+    """Of a failure: the space, if it is still there."""
+    page_no: int | None = None
+    """The page, or the first one of those that were to be written."""
+    errno: int = 0
+
+    def __str__(self) -> str:
+        words = [self.what.name.lower().replace("_", " ")]
+        if self.budget_before != self.budget_after:
+            words.append(f"from {format_size(self.budget_before)} to {format_size(self.budget_after)}")
+        if self.bytes:
+            words.append(f"{format_size(self.bytes)} given back")
+        reason = {
+            Why.ASKED: "asked for",
+            Why.PSI: f"memory pressure, tasks stalled {self.value:.1f} % of the time",
+            Why.CGROUP: f"the memory cgroup has {format_size(self.value)} left",
+            Why.SHM: f"the tmpfs has {format_size(self.value)} left",
+            Why.MACHINE: f"the machine has {format_size(self.value)} available",
+            Why.IDLE: f"untouched for {self.value:g} s",
+            Why.PAYS: f"saves {self.value:.1f} misses a second",
+            Why.DIED: f"client {self.client} found client {self.value:g} dead",
+            Why.PEER: f"another pool earns {self.value:.2f} hits a second with each MiB",
+            Why.STORE: "the store failed",
+            Why.LOG: "the log could not be synced",
+            Why.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
+            Why.HANGS: f"the store has not come back for {self.value:.0f} s",
+        }[self.why]
+        place = f" (space {self.space!r}" + (f", page {self.page_no})" if self.page_no is not None else ")")
+        code = f", {errorcode.get(self.errno, f'errno {self.errno}')}" if self.errno else ""
+        return f"{', '.join(words)}: {reason}{code}{place if self.space is not None else ''}"
+
+
+_EVENT = np.dtype(
+    [
+        ("number", np.uint64), ("time_ns", np.uint64), ("bytes", np.uint64), ("from_frames", np.uint32),
+        ("to_frames", np.uint32), ("what", np.uint32), ("why", np.uint32), ("client", np.uint32), ("origin", np.uint32),
+        ("value", np.float64), ("page", np.uint64),
+    ]
+)  # fmt: skip
+
+
+def post(
+    pool: "Attachment",
+    what: What,
+    why: Why,
+    *,
+    bytes: int = 0,
+    before: int | None = None,
+    after: int | None = None,
+    value: float = 0.0,
+    origin: tuple[int, int, int] | None = None,
+    page: int | None = None,
+) -> None:
+    """Records an event; ``before`` and ``after`` are budgets in frames (default: the present one).
+
+    ``origin``: a space's number and generation, and an errno; ``page`` is one of its pages.
+    """
+    now = pool.budget_frames if before is None or after is None else 0
+    pool._seg.post_event(
+        what,
+        why,
+        bytes,
+        now if before is None else before,
+        now if after is None else after,
+        float(value),
+        0 if origin is None else _origin_word(*origin),
+        0 if page is None else page + 1,
+    )
+
+
+def _origin_word(index: int, generation: int, number: int) -> int:
+    return (generation & 0xFFF) << 20 | min(number, 0xFFF) << 8 | index + 1
+
+
+def read_events(pool: "Seen") -> list[Event]:
+    """Those that are there, oldest first, at most 1024. Damaged ones are left out."""
+    size = pool.page_size
+    found = np.frombuffer(pool._seg.events(), _EVENT)
+    names = {_origin_word(r["index"], r["generation"], 0): r["name"] for r in pool._seg.spaces()}
+    return [
+        Event(
+            number=int(e["number"]),
+            time=int(e["time_ns"]) / 1e9,
+            what=What(int(e["what"])),
+            why=Why(int(e["why"])),
+            bytes=int(e["bytes"]),
+            budget_before=int(e["from_frames"]) * size,
+            budget_after=int(e["to_frames"]) * size,
+            value=float(e["value"]),
+            client=int(e["client"]),
+            space=names.get(int(e["origin"]) & 0xFFF000FF) if e["origin"] else None,
+            page_no=int(e["page"]) - 1 if e["page"] else None,
+            errno=int(e["origin"]) >> 8 & 0xFFF,
+        )
+        for e in found
+        if int(e["what"]) in What._value2member_map_ and int(e["why"]) in Why._value2member_map_
+    ]
+
+
+def last_times(pool: "Seen") -> dict[tuple[What, Why], float]:
+    """When each kind of event was last, in seconds since the epoch, of those that are there."""
+    found = np.frombuffer(pool._seg.events(), _EVENT)
+    times = {}
+    for what, why in np.unique(found[["what", "why"]]).tolist():
+        if what in What._value2member_map_ and why in Why._value2member_map_:
+            mine = (found["what"] == what) & (found["why"] == why)
+            times[What(what), Why(why)] = int(found["time_ns"][mine].max()) / 1e9
+    return times

@@ -1,0 +1,1 @@
+"""What the machine says: memory pressure, mounts, sizes by default, descriptors."""

@@ -1,0 +1,353 @@
+"""How short of memory the machine is: what the steward looks at.
+
+Four sources, each from the kernel: PSI (Documentation/accounting/psi.rst: the share
+of time in which tasks stalled for memory), the memory cgroup's limit, the free space of
+the tmpfs, and the machine's available memory (MemAvailable of /proc/meminfo).
+"""
+
+import collections
+import errno
+import os
+import re
+import select
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from bufferpool._locks import Lock
+from bufferpool.machine.descriptor import OwnDescriptor
+
+_PSI_LINE = re.compile(r"^(some|full) avg10=([\d.]+).*total=(\d+)", re.MULTILINE)
+# Wake when tasks stalled for 200 ms within two seconds: the window that processes without privilege may ask for.
+_TRIGGER = b"some 200000 2000000"
+_DEAD = select.POLLERR | select.POLLHUP | select.POLLNVAL
+_LOOK_S = 1.0  # between two looks whether the descriptors are ours
+MACHINE_PSI = "/proc/pressure/memory"
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one look found. None: there is no such limit, or the kernel does not say."""
+
+    psi_some: float | None = None
+    """Percent of the last two seconds or so in which some task stalled for memory."""
+    psi_full: float | None = None
+    """Percent of them in which all tasks did."""
+    cgroup_limit: int | None = None
+    """Bytes."""
+    cgroup_free: int | None = None
+    """Bytes below the cgroup's limit; what could be dropped from its page cache counts as free."""
+    shm_free: int | None = None
+    """Bytes free in the tmpfs that the pool lives in."""
+    shm_size: int | None = None
+    machine_free: int | None = None
+    """Bytes that the machine has available."""
+    machine_size: int | None = None
+
+
+class Source(Protocol):
+    """Where readings come from; tests bring their own."""
+
+    def read(self) -> Reading:
+        """The situation now."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleeps; returns early, and True, if pressure comes up."""
+
+    def close(self) -> None:
+        """Ends the use of what it has open."""
+
+
+# What the kernel does not give here: it is not there, not mounted, not built in, or not for us. Anything else (no file
+# descriptor left, no memory) passes, and is raised.
+_NOT_GIVEN = frozenset(
+    getattr(errno, name)
+    for name in [
+        "ENOENT",
+        "ENOTDIR",
+        "EACCES",
+        "EPERM",
+        "EOPNOTSUPP",
+        "ENODEV",
+        "ENXIO",
+        "ENOSYS",
+        "EINVAL",
+        "ESRCH",
+        "EROFS",
+    ]
+)
+
+
+def given(read: Callable[[], _T]) -> _T | None:
+    """What ``read()`` says; None where the kernel does not give it."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno in _NOT_GIVEN:
+            return None
+        raise
+
+
+# ---- the memory cgroup --------------------------------------------------------------
+
+
+def cgroup_folders(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> Iterator[tuple[Path, int]]:
+    """This process's memory cgroup and its parents, innermost first, with the version (1 or 2)."""
+    for line in (given(lambda: Path(table).read_text()) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            bases, version = [Path(root), Path(root) / "unified"], 2
+        elif "memory" in controllers.split(","):
+            bases, version = [Path(root) / "memory"], 1
+        else:
+            continue
+        for base in bases:
+            here = base / path.lstrip("/")
+            for folder in (here, *here.parents):
+                if folder.is_relative_to(base) and folder.is_dir():
+                    yield folder, version
+
+
+def _limit_of(folder: Path, version: int) -> int | None:
+    file = folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")
+    if not file.exists():
+        return None
+    text = file.read_text().strip()
+    return None if text == "max" or int(text) >= 1 << 60 else int(text)
+
+
+def _used_of(folder: Path, version: int) -> int:
+    """Bytes that count against the limit, less the page cache that would go first."""
+    used = int((folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")).read_text())
+    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    prefix = "" if version == 2 else "total_"
+    return max(0, used - int(stat.get(f"{prefix}inactive_file", 0)) - int(stat.get(f"{prefix}active_file", 0)))
+
+
+def cgroup_limit(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> int | None:
+    """The memory limit in bytes that holds for this process, version 1 or 2; None without one."""
+    limits = [_limit_of(folder, version) for folder, version in cgroup_folders(root, table)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def cgroup_room(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> tuple[int, int] | None:
+    """(limit, bytes below it) of the cgroup with the least room; None without a limit."""
+    found = []
+    for folder, version in cgroup_folders(root, table):
+        limit = _limit_of(folder, version)
+        if limit is not None:
+            found.append((limit, max(0, limit - _used_of(folder, version))))
+    return min(found, key=lambda pair: pair[1], default=None)
+
+
+# ---- the machine -----------------------------------------------------------------------
+
+
+def machine_memory(path: str = "/proc/meminfo") -> tuple[int, int]:
+    """(total, available) bytes."""
+    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path(path).read_text(), re.MULTILINE))
+    return int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024
+
+
+@dataclass(frozen=True)
+class Psi:
+    """A pressure file, parsed; "some" and "full"."""
+
+    avg10: tuple[float, float]
+    """Percent of the time, an average that takes ten seconds to forget two thirds."""
+    total_us: tuple[int, int]
+    """Microseconds stalled, since the machine or the cgroup began."""
+
+
+def parse_psi(text: str) -> Psi:
+    """The pressure file's text. Raises ValueError if it is none."""
+    found = {kind: (float(avg10), int(total)) for kind, avg10, total in _PSI_LINE.findall(text)}
+    if "some" not in found:
+        raise ValueError(f"no pressure file: {text[:80]!r}")
+    some, full = found["some"], found.get("full", (0.0, 0))
+    return Psi((some[0], full[0]), (some[1], full[1]))
+
+
+class Stall:
+    """The share of the last moments that was stalled, from the totals.
+
+    The kernel's own shortest average (avg10) still shows pressure many seconds after it has
+    gone; whoever gives memory back until it does not would give far too much.
+    """
+
+    WINDOW_S = 2.0
+
+    def __init__(self) -> None:
+        self._seen: collections.deque[tuple[float, tuple[int, int]]] = collections.deque()
+
+    def add(self, now: float, psi: Psi) -> tuple[float, float]:
+        """(some, full) in percent, of the last two seconds; avg10 at the first look."""
+        seen = self._seen
+        seen.append((now, psi.total_us))
+        while len(seen) > 2 and now - seen[1][0] >= self.WINDOW_S:
+            seen.popleft()
+        since, before = seen[0]
+        if now - since < self.WINDOW_S / 10:
+            return psi.avg10
+        some, full = (min(100.0, (b - a) / 1e4 / (now - since)) for a, b in zip(before, psi.total_us, strict=True))
+        return some, full
+
+
+def psi_stalls(text: str) -> dict[str, float]:
+    """Seconds in which some task, and in which all tasks, stalled for memory since the machine started."""
+    return {kind: int(total) / 1e6 for kind, _, total in _PSI_LINE.findall(text)}
+
+
+def psi_file() -> str | None:
+    """Where the kernel tells this process's pressure: its cgroup's file, or the machine's; None without PSI."""
+    # The root cgroup has no cgroup.type, and stands for the whole machine.
+    for folder, version in cgroup_folders():
+        if version == 2 and (folder / "cgroup.type").exists() and (folder / "memory.pressure").exists():
+            return str(folder / "memory.pressure")
+    return MACHINE_PSI if os.access(MACHINE_PSI, os.R_OK) else None
+
+
+def look(directory: str) -> Reading:
+    """What there is to be had, for a pool in ``directory``; without PSI, which needs two looks. Raises OSError."""
+    shm, room = os.statvfs(directory), given(cgroup_room)
+    size, free = given(machine_memory) or (None, None)
+    return Reading(
+        cgroup_limit=room[0] if room else None,
+        cgroup_free=room[1] if room else None,
+        shm_free=shm.f_bavail * shm.f_frsize if shm.f_blocks else None,
+        shm_size=shm.f_blocks * shm.f_frsize if shm.f_blocks else None,
+        machine_free=free,
+        machine_size=size,
+    )
+
+
+class SystemSource:
+    """The kernel's figures. PSI by a trigger where the kernel grants one, else by reading."""
+
+    def __init__(self, directory: str, *, trigger: bool = True) -> None:
+        """``directory``: the tmpfs of the pool."""
+        self.directory = directory
+        self._psi = psi_file()
+        self._stall = Stall()
+        self._lock = Lock()  # of the descriptors: closed once, and never written to after that
+        self._woken = False
+        self._pipe: tuple[OwnDescriptor, OwnDescriptor] | None = self._open_pipe()
+        self._trigger = self._open_trigger() if trigger and self._psi else None
+        _sources.add(self)
+
+    @staticmethod
+    def _open_pipe() -> tuple[OwnDescriptor, OwnDescriptor]:
+        """What :meth:`wake` ends a :meth:`wait` by: the end that is polled, and the end that is written to."""
+        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            polled = OwnDescriptor(read)
+        except OSError:
+            os.close(write)
+            raise
+        return polled, OwnDescriptor(write)
+
+    def _open_trigger(self) -> OwnDescriptor | None:
+        """A descriptor that polls as ready (POLLPRI) while there is pressure; None where the kernel refuses."""
+        assert self._psi is not None
+        try:
+            trigger = OwnDescriptor(os.open(self._psi, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError:  # optional: without a trigger the steward looks at each round
+            return None
+        try:
+            os.write(trigger.number, _TRIGGER + b"\0")
+        except OSError:
+            trigger.close()
+            return None
+        return trigger
+
+    @property
+    def triggered(self) -> bool:
+        """Whether the kernel wakes us, rather than we look."""
+        return self._trigger is not None and self._trigger.is_ours()
+
+    def read(self) -> Reading:
+        """The situation now."""
+        some = full = None
+        if self._psi is not None:
+            text = given(Path(self._psi).read_text)  # None: PSI is switched off (psi=0), or the cgroup is gone
+            if text is not None:
+                some, full = self._stall.add(time.monotonic(), parse_psi(text))
+        return replace(look(self.directory), psi_some=some, psi_full=full)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleeps until the time is up, :meth:`wake` is called, or pressure comes up (True).
+
+        Other code of the process may close the descriptors. Those that are lost are not polled any more: without the
+        trigger the steward looks at each round, and without the pipe it looks each second whether it was woken.
+        """
+        until = time.monotonic() + timeout_s
+        while not self._woken:
+            left = until - time.monotonic()
+            if self._poll(min(max(0.0, left), _LOOK_S)):
+                return True
+            if left <= _LOOK_S:
+                break
+        return False
+
+    def _poll(self, seconds: float) -> bool:
+        """Sleeps once, on the descriptors that are ours; whether there is pressure."""
+        poll, fds = select.poll(), self._fds()
+        for fd, events in zip(fds, (select.POLLIN, select.POLLPRI), strict=True):
+            if fd >= 0:
+                poll.register(fd, events)
+        found = dict(poll.poll(seconds * 1000))
+        if self._fds() != fds:  # what was polled may have been another's
+            return False
+        events = found.get(fds[1], 0)
+        with self._lock:
+            if found.get(fds[0], 0) & _DEAD and self._pipe is not None:  # the other end is closed
+                self._drop_pipe()
+            if events & _DEAD and self._trigger is not None:  # the cgroup is gone: look, as without a trigger
+                self._trigger.close()
+                self._trigger = None
+        return bool(events & select.POLLPRI and not events & _DEAD)
+
+    def _fds(self) -> tuple[int, int]:
+        """The numbers of the pipe's end that is polled, and of the trigger; -1 for what is not there any more."""
+        with self._lock:
+            if self._pipe is not None and not all(end.is_ours() for end in self._pipe):
+                self._drop_pipe()
+            if self._trigger is not None and not self._trigger.is_ours():
+                self._trigger = None
+            return self._pipe[0].number if self._pipe else -1, self._trigger.number if self._trigger else -1
+
+    def _drop_pipe(self) -> None:
+        """Closes the ends that are ours."""
+        pipe, self._pipe = self._pipe, None
+        for end in pipe or ():
+            end.close()
+
+    def wake(self) -> None:
+        """Ends a :meth:`wait` of another thread, now and from now on."""
+        with self._lock:
+            woken, self._woken = self._woken, True
+            if not woken and self._fds()[0] >= 0 and self._pipe is not None:  # both ends are ours: no SIGPIPE
+                os.write(self._pipe[1].number, b"x")
+
+    def close(self) -> None:
+        """Gives the descriptors back that are ours still."""
+        with self._lock:
+            self._drop_pipe()
+            if self._trigger is not None:
+                self._trigger.close()
+            self._trigger = None
+
+
+_sources: "weakref.WeakSet[SystemSource]" = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    for source in list(_sources):
+        source.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)

@@ -1,0 +1,396 @@
+"""Metrics for Prometheus: one Collector that reads any number of pools from their segments.
+
+::
+
+    from prometheus_client import REGISTRY
+    from bufferpool.prometheus.collector import PoolCollector
+
+    REGISTRY.register(PoolCollector())  # every pool in /dev/shm that this user may read
+
+The counters of a pool lie in its segment, for all its clients, dead ones included. So
+any one process exports the whole pool: the application itself, each worker of a prefork
+server (they all give the same answer; no multiprocess mode), or ``bufferpool export``.
+A scrape takes no client slot, no lock, and no memory of the segment; between two
+scrapes the collector holds nothing at all.
+
+Names and units follow the Prometheus conventions; docs/metrics.md lists them all.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from bufferpool import _core
+from bufferpool.client import segment_file
+from bufferpool.errors import BufferPoolError, SegmentNotFound
+from bufferpool.figures import events
+from bufferpool.figures import stats as inspect
+from bufferpool.figures.advice import Advice, AdvicePoint
+from bufferpool.figures.stats import SpaceStats
+from bufferpool.machine import pressure
+from bufferpool.observer import Observer
+from bufferpool.printable import printable
+
+AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # stats.AGE_LIMITS_S, as labels
+
+_LIMITS = [str(2.0 ** (_core.BUCKET_SHIFT + i) / 1e9) for i in range(_core.BUCKETS - 1)] + ["+Inf"]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One pool at one moment: all that is exported of it."""
+
+    stats: inspect.PoolStats
+    summary: inspect.Summary
+    created_at: float
+    """Seconds since the epoch."""
+    alive: int
+    dead: int
+    """Attached clients that live, and those that died and have not been reaped yet."""
+    max_clients: int
+    steward: bool
+    advice: Advice
+    events: dict[tuple[events.What, events.Why], float]
+    """When each kind of them was last; seconds since the epoch."""
+
+
+def look(name: str, directory: str | os.PathLike[str] | None = None) -> Sight:
+    """Reads one pool as an observer. Raises SegmentError and its kind, and OSError."""
+    with Observer(name, directory=directory) as pool:
+        counters, summary = inspect.read_counters(pool), inspect.read_summary(pool)
+        alive = [client[-1] for client in pool._seg.clients()]
+        return Sight(
+            stats=inspect.stats_of(pool, counters, summary),
+            summary=summary,
+            created_at=pool.created_at,
+            alive=alive.count(True),
+            dead=alive.count(False),
+            max_clients=pool._geometry["max_clients"],
+            steward=pool._seg.steward() != 0,
+            advice=pool.advise(),
+            events=events.last_times(pool),
+        )
+
+
+# ---- what is exported --------------------------------------------------------------
+
+Sample = tuple[tuple[str, ...], float]
+"""Label values (after the pool's name), and the value."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric: how it is called, what it says, and where it comes from."""
+
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
+    name: str
+    help: str
+    read: Callable[[Sight], Iterable[Sample]]
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+
+
+def _text(name: str) -> str:
+    """A name as a label: what is no UTF-8 is shown as such, what a terminal would obey as an escape."""
+    return printable(name.encode(errors="surrogateescape").decode(errors="replace"))
+
+
+def _gauge(name: str, help: str, value: Callable[[Sight], float], unit: str = "") -> Family:
+    return Family(GaugeMetricFamily, name, help, lambda s: [((), value(s))], unit=unit)
+
+
+def _counter(name: str, help: str, field: str, unit: str = "") -> Family:
+    return Family(CounterMetricFamily, name, help, lambda s: [((), getattr(s.stats, field))], unit=unit)
+
+
+def _frames(sight: Sight) -> Iterator[Sample]:
+    """Every frame of the pool in one state: the values add up to its maximum."""
+    n = sight.summary.frames
+    pinned, dirty = n["pinned_live"], n["dirty"] - n["pinned_dirty"]
+    yield ("hole",), n["hole"]
+    yield ("free",), n["free"]
+    yield ("busy",), n["busy"]
+    yield ("clean",), max(0, n["live"] - pinned - dirty)
+    yield ("dirty",), dirty
+    yield ("pinned",), pinned
+    yield ("retired",), n["old"]
+
+
+def _per_space(field: str) -> Callable[[Sight], Iterable[Sample]]:
+    """A private space has its client in a label: others may have one of the same name."""
+    return lambda sight: [(_labels(space), getattr(space, field)) for space in sight.stats.spaces]
+
+
+def _labels(space: SpaceStats) -> tuple[str, str]:
+    return _text(space.name), str(space.owner or "")
+
+
+MEMORY = (
+    _gauge("bufferpool_resident_bytes", "Bytes of all frames that have memory behind them: what the pool's pages take.",
+           lambda s: s.stats.resident_bytes, "bytes"),
+    _gauge("bufferpool_budget_bytes", "Bytes that the pool's pages may take now; moved by resize() and by the steward.",
+           lambda s: s.stats.budget_bytes, "bytes"),
+    _gauge("bufferpool_min_bytes", "The lower bound of the budget: the steward goes no lower.",
+           lambda s: s.stats.min_bytes, "bytes"),
+    _gauge("bufferpool_max_bytes", "The upper bound of the budget, fixed when the pool was created.",
+           lambda s: s.stats.max_bytes, "bytes"),
+    _gauge("bufferpool_kernel_bytes", "Bytes that the kernel counts for the whole segment (st_blocks): pages and metadata.",
+           lambda s: s.stats.kernel_bytes, "bytes"),
+    _gauge("bufferpool_metadata_bytes", "Bytes of the segment that are not page data, as the pool counts them.",
+           lambda s: s.stats.metadata_bytes, "bytes"),
+    _gauge("bufferpool_page_size_bytes", "Bytes of one page, and of one frame.", lambda s: s.stats.page_size, "bytes"),
+    Family(GaugeMetricFamily, "bufferpool_frames",
+           "Frames by state, each counted once. hole: no memory behind it; free: memory, no page; busy: being filled or "
+           "given back; clean, dirty: a page, without or with changes that its store lacks, that nobody pins; pinned: a "
+           "page that somebody holds; retired: superseded or dropped, still held by a reader.",
+           _frames, ("state",)),
+    Family(GaugeMetricFamily, "bufferpool_pages",
+           "Resident pages by the time since their last use, each in the youngest band that it fits: within 1s, 10s, 1m, "
+           "10m, 1h, or older. The sum of the young bands is the working set as the pool sees it.",
+           lambda s: [((age,), n) for age, n in zip(AGES, s.summary.ages.values(), strict=True)], ("age",)),
+    _gauge("bufferpool_dirty_pages", "Pages with changes that their store lacks, pinned ones included.",
+           lambda s: s.summary.frames["dirty"]),
+    _gauge("bufferpool_held_back_pages",
+           "Dirty pages that may not be written yet: their LSN is above the durable LSN (the write-ahead rule).",
+           lambda s: s.summary.held_back),
+    Family(CounterMetricFamily, "bufferpool_reclaimed_bytes",
+           "Bytes given back to the kernel, by reason: budget (the pool shrank), idle (nothing had touched them), pressure "
+           "(the machine is short of memory), drop (a section or a space was dropped), trim (asked for), client_exit (a "
+           "client died).",
+           lambda s: [((reason,), n) for reason, n in s.stats.reclaimed_bytes.items()], ("reason",), "bytes"),
+)  # fmt: skip
+
+ACCESS = (
+    _counter("bufferpool_hits", "References to pages that were in the pool.", "hits"),
+    _counter("bufferpool_misses", "References to pages that had to be loaded, or were read ahead and used for the first time.",
+             "misses"),
+    _counter("bufferpool_loads", "Pages filled from a file, a store or a loader, read-ahead included.", "loads"),
+    _counter("bufferpool_loaded_bytes", "Bytes of the pages that were filled.", "load_bytes", "bytes"),
+    _counter("bufferpool_load_failures", "Loads that ended in an error of the store or the loader.", "load_failures"),
+    Family(CounterMetricFamily, "bufferpool_evictions",
+           "Pages evicted, by reason: recycled (their frame went to another page), reclaimed (the pool was to be smaller).",
+           lambda s: [(("recycled",), s.stats.evictions_recycled), (("reclaimed",), s.stats.evictions_reclaimed)],
+           ("reason",)),
+    _counter("bufferpool_publishes", "New versions of pages published.", "publishes"),
+    _counter("bufferpool_appends", "Pages added at the end of a space.", "appends"),
+    _counter("bufferpool_compacted_pages", "Pages moved to another frame so that their extent could go back.", "compacted_pages"),
+)  # fmt: skip
+
+WRITE_BACK = (
+    _counter("bufferpool_flushes", "Batches of dirty pages written and synced.", "flushes"),
+    _counter("bufferpool_flushed_pages", "Dirty pages written to their stores.", "flushed_pages"),
+    _counter("bufferpool_foreground_flushes",
+             "Batches that a client had to write itself because it found only dirty pages where it needed a frame. "
+             "It waited for them: anything above zero is worth a look.", "foreground_flushes"),
+    _counter("bufferpool_flush_failures", "Flushes that a store failed; the pages stay dirty.", "flush_failures"),
+    _counter("bufferpool_checkpoints", "Checkpoints taken: each time, all that was dirty before it has been written.", "checkpoints"),
+    _counter("bufferpool_corrupt_pages", "Pages whose checksum did not match when they were read.", "corrupt_pages"),
+    _counter("bufferpool_repaired_pages", "Corrupt pages that were made good again.", "repaired_pages"),
+)  # fmt: skip
+
+CLIENTS = (
+    Family(CounterMetricFamily, "bufferpool_waits",
+           "Waits by cause: load (another client is filling the page), writer (another client writes it), memory (the "
+           "memory lock was taken), frame (no frame was free).",
+           lambda s: [((why,), getattr(s.stats, f"wait_{why}")) for why in ("load", "writer", "memory", "frame")],
+           ("reason",)),
+    Family(GaugeMetricFamily, "bufferpool_clients",
+           "Attached clients by state: alive, or dead (died and not reaped yet).",
+           lambda s: [(("alive",), s.alive), (("dead",), s.dead)], ("state",)),
+    _gauge("bufferpool_max_clients", "Clients that can be attached at once, fixed when the pool was created.",
+           lambda s: s.max_clients),
+    _gauge("bufferpool_steward", "1 if a client does the background work (flushing, trimming, watching pressure), else 0.",
+           lambda s: float(s.steward)),
+    _counter("bufferpool_clients_reaped", "Clients that died without detaching, and whose business was ended for them.",
+             "reaped"),
+    _counter("bufferpool_pins_broken", "Pins that dead clients had left.", "pins_broken"),
+    _counter("bufferpool_lock_repairs", "Locks inherited from a dead owner, what they protect having been rebuilt.",
+             "rebuilds"),
+)  # fmt: skip
+
+SPACE_LABELS = ("space", "client")
+SPACES = (
+    Family(GaugeMetricFamily, "bufferpool_space_pages", "Pages of a space, resident or not.", _per_space("pages"),
+           SPACE_LABELS),
+    Family(GaugeMetricFamily, "bufferpool_space_resident_pages", "Pages of a space that are in the pool.",
+           _per_space("resident"), SPACE_LABELS),
+    Family(GaugeMetricFamily, "bufferpool_space_dirty_pages", "Pages of a space with changes that its store lacks.",
+           _per_space("dirty"), SPACE_LABELS),
+    Family(CounterMetricFamily, "bufferpool_space_hits", "References to pages of a space that were in the pool.",
+           _per_space("hits"), SPACE_LABELS),
+    Family(CounterMetricFamily, "bufferpool_space_misses", "References to pages of a space that had to be loaded, or were read ahead.",
+           _per_space("misses"), SPACE_LABELS),
+)  # fmt: skip
+
+
+def _per_budget(value: Callable[[AdvicePoint], float]) -> Callable[[Sight], Iterable[Sample]]:
+    """A sample for each budget of the advice, named as a multiple of the present one: 0.125 to 8."""
+    return lambda sight: [
+        ((f"{round(8 * point.budget_frames / sight.advice.budget_frames) / 8:g}",), value(point))
+        for point in sight.advice.points
+    ]
+
+
+ADVICE = (
+    Family(GaugeMetricFamily, "bufferpool_advised_hit_ratio",
+           "What the hit ratio would be with another budget, from a simulation of the pool that runs all the time; budget is "
+           "that budget as a multiple of the present one. Nothing while there have been too few references.",
+           _per_budget(lambda point: point.hit_ratio), ("budget",)),
+    Family(GaugeMetricFamily, "bufferpool_advised_budget_bytes", "The budgets of bufferpool_advised_hit_ratio in bytes.",
+           _per_budget(lambda point: point.budget_bytes), ("budget",), "bytes"),
+)  # fmt: skip
+
+EVENTS = (
+    Family(GaugeMetricFamily, "bufferpool_last_event_timestamp_seconds",
+           "When this was last decided about the pool's memory, and why, of the last thousand decisions: shrank and grew "
+           "are the steward's, resized is by hand.",
+           lambda s: [((what.name.lower(), why.name.lower()), at) for (what, why), at in s.events.items()],
+           ("event", "reason"), "seconds"),
+)  # fmt: skip
+
+FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES, *ADVICE, *EVENTS)
+
+LATENCIES = {
+    "load": "How long it took to fill a page from its file, store or loader.",
+    "flush": "How long it took to write and sync a batch of dirty pages.",
+    "reclaim": "How long one call to the kernel took that gave memory back (MADV_REMOVE).",
+    "wait": "How long clients waited for each other: for a page, a lock or a frame.",
+}
+
+
+# ---- the collector ------------------------------------------------------------------
+
+
+class PoolCollector(Collector):
+    """A Collector for a ``prometheus_client`` registry.
+
+    ``names``: the pools to export; without any, every pool in ``directory`` (default:
+    /dev/shm) that this user may read, as it is at each scrape: pools come and go. A
+    pool that cannot be read has ``bufferpool_up`` 0 and nothing else.
+    """
+
+    def __init__(self, *names: str, directory: str | os.PathLike[str] | None = None) -> None:
+        for name in names:
+            segment_file.path_of(name, directory)
+        self._names = names
+        self._directory = directory
+
+    def describe(self) -> Iterable[Metric]:
+        """The metrics, so that their names are known (``/metrics?name[]=…``); reads no pool."""
+        return [*self._health({}, {}), *_machine(None), *self._families({})]
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics of every pool, now."""
+        sights: dict[str, Sight | None] = {}
+        seconds = {}
+        for name in self._names or self._find():
+            start = time.perf_counter()
+            try:
+                sights[name] = look(name, self._directory)
+            except SegmentNotFound:
+                if not self._names:
+                    continue  # it went between the two looks
+                sights[name] = None
+            except (BufferPoolError, OSError):
+                sights[name] = None
+            seconds[name] = time.perf_counter() - start
+        return [*self._health(sights, seconds), *_machine(self._directory), *self._families(sights)]
+
+    def _find(self) -> list[str]:
+        return [os.path.basename(found.path) for found in segment_file.find(self._directory)]
+
+    def _health(self, sights: dict[str, Sight | None], seconds: dict[str, float]) -> Iterator[Metric]:
+        up = GaugeMetricFamily(
+            "bufferpool_up",
+            "1 if the pool could be read, 0 if it is gone, damaged or of another layout.",
+            labels=["pool"],
+        )
+        took = GaugeMetricFamily(
+            "bufferpool_collect_seconds", "How long this scrape took to read the pool.", labels=["pool"], unit="seconds"
+        )
+        for name, sight in sights.items():
+            up.add_metric([_text(name)], float(sight is not None))
+            took.add_metric([_text(name)], seconds[name])
+        yield up
+        yield took
+
+    def _families(self, sights: dict[str, Sight | None]) -> Iterator[Metric]:
+        seen = [(_text(name), sight) for name, sight in sights.items() if sight is not None]
+        for family in FAMILIES:
+            metric: Any = family.kind(family.name, family.help, labels=("pool", *family.labels), unit=family.unit)
+            for name, sight in seen:
+                for labels, value in family.read(sight):
+                    if family.kind is CounterMetricFamily:
+                        metric.add_metric((name, *labels), value, created=_created(sight, family, labels))
+                    else:
+                        metric.add_metric((name, *labels), value)
+            yield metric
+        for what, text in LATENCIES.items():
+            yield _histogram(what, text, seen)
+
+
+def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
+    """How short of memory the machine is, as a steward sees it: the same for every pool."""
+    path = pressure.psi_file()
+    stalled = CounterMetricFamily(
+        "bufferpool_memory_pressure_seconds",
+        "Time in which some task, or all tasks (full), stalled for memory, as the kernel counts it (PSI), for the cgroup "
+        "of this process if it has one.",
+        labels=["state"],
+        unit="seconds",
+    )
+    if path is not None:
+        with contextlib.suppress(OSError):  # EOPNOTSUPP: PSI is switched off (psi=0)
+            for state, seconds in pressure.psi_stalls(Path(path).read_text()).items():
+                stalled.add_metric([state], seconds)
+    shm = os.statvfs(directory or segment_file.SHM)
+    memory = pressure.given(pressure.machine_memory)  # None: /proc shows processes only
+    figures = [
+        ("bufferpool_shm_size_bytes", "Size of the tmpfs that the pools live in.", shm.f_blocks * shm.f_frsize),
+        ("bufferpool_shm_free_bytes", "Bytes free in the tmpfs that the pools live in.", shm.f_bavail * shm.f_frsize),
+    ]
+    if memory is not None:
+        figures.append(("bufferpool_machine_memory_bytes", "Memory of the machine.", memory[0]))
+        figures.append(
+            (
+                "bufferpool_machine_available_bytes",
+                "Memory that the machine has available (MemAvailable).",
+                memory[1],
+            )
+        )
+    room = pressure.given(pressure.cgroup_room)
+    if room is not None:
+        figures.append(("bufferpool_cgroup_limit_bytes", "Memory limit of the exporter's cgroup.", room[0]))
+        figures.append(
+            ("bufferpool_cgroup_free_bytes", "Bytes below the memory limit of the exporter's cgroup.", room[1])
+        )
+    yield stalled
+    for name, text, value in figures:
+        yield GaugeMetricFamily(name, text, value=value, unit="bytes")
+
+
+def _created(sight: Sight, family: Family, labels: tuple[str, ...]) -> float:
+    """Since when a counter counts: seconds since the epoch."""
+    if family.labels == SPACE_LABELS:
+        return next(space.opened_at for space in sight.stats.spaces if _labels(space) == labels)
+    return sight.created_at
+
+
+def _histogram(what: str, text: str, seen: list[tuple[str, Sight]]) -> Metric:
+    metric = HistogramMetricFamily(f"bufferpool_{what}_seconds", text, labels=["pool"], unit="seconds")
+    for name, sight in seen:
+        latency = sight.stats.latencies[what]
+        total, buckets = 0, []
+        for limit, count in zip(_LIMITS, latency.counts, strict=True):
+            total += count
+            buckets.append((limit, float(total)))
+        metric.add_metric([name], buckets, latency.sum_s)
+        metric.add_sample(f"{metric.name}_created", {"pool": name}, sight.created_at)
+    return metric

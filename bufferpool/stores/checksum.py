@@ -1,0 +1,181 @@
+"""Files whose pages carry a checksum, so that a torn or damaged page is found when it is loaded.
+
+::
+
+    page    +------------------------------------------+----------+
+            | the engine's                             | checksum |
+            +------------------------------------------+----------+
+            0                                page_size - 8        page_size
+
+The checksum is XXH3 (64 bits, little-endian) over the bytes before it, seeded with
+the page number, so that a page that was written to the wrong place is found too.
+The last eight bytes belong to the pool: what the engine puts there is replaced on the way to the file.
+
+A page of zeros has a checksum like any other. One without is damage, unless the file has a hole there
+(SEEK_DATA): what was never written, in a file that was made by truncate() or fallocate(), reads as zeros. So that
+nothing else does, a write that extends the file past pages that nobody has published, or that fills a block of a file system
+whose blocks are larger than a page, writes those as zeros with a checksum. Where a file system knows no holes, a file
+of zeros is damaged throughout: let it grow by ``append`` instead.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bufferpool.errors import PageCorrupt, ShortRead, StoreError
+from bufferpool.stores.base import Buffer, FileStore
+
+CHECKSUM_BYTES = 8
+
+Repair = Callable[[int, Buffer], Any]
+
+
+def _xxh3(data: Buffer, page_no: int) -> bytes:
+    import xxhash
+
+    return xxhash.xxh3_64(data.data, seed=page_no).digest()[::-1]
+
+
+def seal(page: Buffer, page_no: int) -> None:
+    """Puts the checksum into the last eight bytes of ``page`` (uint8, writable)."""
+    page[-CHECKSUM_BYTES:] = np.frombuffer(_xxh3(page[:-CHECKSUM_BYTES], page_no), np.uint8)
+
+
+def is_whole(page: Buffer, page_no: int) -> bool:
+    """Whether the checksum is right."""
+    return page[-CHECKSUM_BYTES:].tobytes() == _xxh3(page[:-CHECKSUM_BYTES], page_no)
+
+
+_FIEMAP = 0xC020660B  # FS_IOC_FIEMAP (linux/fiemap.h)
+_REQUEST, _EXTENT = struct.Struct("=QQIIII"), struct.Struct("=QQQQQIIII")
+_SYNC, _UNWRITTEN, _EXTENTS = 1, 0x800, 16
+
+
+def _is_reserved(fd: int, offset: int, size: int) -> bool:
+    """Whether the file system has room for these bytes and nothing in it (fallocate): SEEK_DATA says so until they are read."""
+    answer = bytearray(
+        _REQUEST.pack(offset, size, _SYNC, 0, _EXTENTS, 0).ljust(_REQUEST.size + _EXTENTS * _EXTENT.size, b"\0")
+    )
+    try:
+        fcntl.ioctl(fd, _FIEMAP, answer)
+    except OSError:  # a file system that does not say: then there is data
+        return False
+    found = _REQUEST.unpack_from(answer)[3]
+    flags = [_EXTENT.unpack_from(answer, _REQUEST.size + i * _EXTENT.size)[5] for i in range(found)]
+    return found < _EXTENTS and all(flag & _UNWRITTEN for flag in flags)
+
+
+class CheckedFile(FileStore):
+    """A file of pages with checksums."""
+
+    native = False
+    trailer_bytes = CHECKSUM_BYTES
+    lost_below = 0
+    """Pages before this offset that the file does not have were cut off by somebody else: they are marked as damaged."""
+
+    def __init__(self, path: str | os.PathLike[str], mode: str, page_size: int, repair: Repair | None = None) -> None:
+        """As :class:`FileStore`; needs the library xxhash (ImportError).
+
+        ``repair(page_no, image)`` is asked for the right bytes of a page whose checksum is
+        wrong; ``image`` is what the file has. It returns a page of bytes, or None.
+        """
+        try:
+            import xxhash  # noqa: F401
+        except ImportError as error:
+            raise ImportError("page checksums need the library xxhash: pip install 'bufferpool[checksum]'") from error
+        if repair is not None and not callable(repair):
+            raise TypeError(f"repair must be a function of (page_no, image), not {type(repair).__name__}")
+        super().__init__(path, mode)
+        self.page_size, self.repair = page_size, repair
+
+    def write_pages(self, offset: int, pages: list[Buffer]) -> None:
+        """Writes neighbouring pages, each with its checksum, from private copies."""
+        sealed = [page.copy() for page in pages]
+        for i, page in enumerate(sealed, offset // self.page_size):
+            seal(page, i)
+        self._seal_around(offset, offset + len(pages) * self.page_size)
+        super().write_pages(offset, sealed)
+
+    def _seal_around(self, first: int, end: int) -> None:
+        """Before the bytes from ``first`` to ``end`` are written: the pages that would then read as zeros without being holes.
+
+        They lie between the file's end and ``first``, or share a block of the file system with what is written.
+        """
+        about = os.fstat(self.fd)
+        block = max(about.st_blksize, self.page_size)
+        start, stop = min(about.st_size, first // block * block), min(about.st_size, -(-end // block) * block)
+        if start >= first and stop <= end:
+            return
+        places = (*range(start, first, self.page_size), *range(end, stop, self.page_size))
+        for at in [at for at in places if self.is_hole(at)]:  # all of them before the first is written
+            page = np.zeros(self.page_size, np.uint8)
+            if at >= self.lost_below:
+                seal(page, at // self.page_size)
+            super().write_pages(at, [page])
+
+    def is_hole(self, offset: int) -> bool:
+        """Whether the page at ``offset`` was never written, as far as the file system knows."""
+        try:
+            if os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + self.page_size:
+                return True
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is no data from here on
+                return True
+        return _is_reserved(self.fd, offset, self.page_size)
+
+    def load(self, page_no: int, space: str, count: Callable[[str], None]) -> tuple[Buffer, bool]:
+        """One page, whole, and whether it had to be repaired.
+
+        The file is not touched: a repaired page is dirty in the pool, and a flush mends the file.
+        ``count`` is told of ``corrupt_pages`` and ``repaired_pages``.
+
+        Raises PageCorrupt, ShortRead, StoreError.
+        """
+        page, offset = np.empty(self.page_size, np.uint8), page_no * self.page_size
+        try:
+            got = self.read_into(offset, page)
+        except OSError as error:
+            raise StoreError(f"page {page_no} cannot be read: {error.strerror}; nothing is lost, try again") from error
+        if got != self.page_size:
+            raise ShortRead(f"page {page_no}: the file ends after {got} of {self.page_size} bytes; restore the file")
+        if is_whole(page, page_no) or (not page.any() and self.is_hole(offset)):
+            return page, False
+        count("corrupt_pages")
+        where = f"page {page_no} of {space!r} (offset {offset} of {self.path}) has a wrong checksum"
+        good = self._repaired(page_no, page, where, space, offset)
+        count("repaired_pages")
+        return good, True
+
+    def _repaired(self, page_no: int, page: Buffer, where: str, space: str, offset: int) -> Buffer:
+        remedy = (
+            "restore it from the log or a backup (repair= is asked for it), or make a hole there to give it up "
+            f"(fallocate --punch-hole --offset {offset} --length {self.page_size} {self.path})"
+        )
+        if self.repair is None:
+            raise PageCorrupt(f"{where}; {remedy}", space, page_no, offset)
+        try:
+            found = self.repair(page_no, page)
+        except Exception as error:
+            raise PageCorrupt(f"{where}, and repair raised {error!r}; {remedy}", space, page_no, offset) from error
+        if found is None:
+            raise PageCorrupt(f"{where}, and repair has no image of it; {remedy}", space, page_no, offset)
+        try:
+            good = np.frombuffer(found, np.uint8).copy()
+        except (TypeError, ValueError, BufferError) as error:
+            raise PageCorrupt(
+                f"{where}, and repair gave no bytes ({error}); {remedy}", space, page_no, offset
+            ) from error
+        if good.size != self.page_size:
+            raise PageCorrupt(
+                f"{where}, and repair gave {good.size} bytes instead of {self.page_size}; {remedy}",
+                space,
+                page_no,
+                offset,
+            )
+        seal(good, page_no)
+        return good

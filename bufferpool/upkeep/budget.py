@@ -1,0 +1,192 @@
+"""How much memory a pool should take: the steward's rules, without the steward.
+
+1. Under pressure the budget falls at once, by an eighth a step, or by what is
+   missing if that is more, down to its lower bound. Free memory counts as missing
+   below a reserve of it.
+2. Without pressure the budget rises slowly, by a sixteenth a step, if the pool is full,
+   if the miss-ratio curve says that it saves misses worth having, and if twice
+   the reserve stays free afterwards.
+3. After pressure it rests. If growing brought the pressure back, it rests twice as
+   long the next time, up to a limit: so a load that comes and goes does not make
+   the budget swing with it (multiplicative decrease and backing off, as in TCP;
+   Jacobson 1988).
+4. Of several pools the one whose bytes earn the fewest hits gives first: the others wait a
+   moment, and give too if the pressure has not gone by then.
+
+Everything here is arithmetic on figures that are handed in: tests hand in their own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bufferpool.figures.events import Why
+from bufferpool.machine.pressure import Reading
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The figures in the rules."""
+
+    psi_some_percent: float = 10.0
+    """Pressure: some task stalled for memory this share of the last two seconds."""
+    psi_full_percent: float = 2.0
+    """Pressure: all tasks did."""
+    psi_calm_percent: float = 1.0
+    """Below this (some), nothing stands against growing."""
+    reserve: float = 0.05
+    """Of the cgroup's limit, the tmpfs and the machine, what should stay free."""
+    shrink_step: float = 1 / 8
+    grow_step: float = 1 / 16
+    shrink_every_s: float = 0.5
+    grow_every_s: float = 2.0
+    rest_s: float = 10.0
+    """Between the last pressure and the next growth."""
+    most_rest_s: float = 600.0
+    pays_per_mib_s: float = 0.1
+    """Growth is worth it from this many misses saved, a second and MiB."""
+    yield_s: float = 1.0
+    """How long a pool waits for each one whose bytes earn less."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A shortage: how many bytes, at least, and how it shows."""
+
+    bytes: int
+    why: Why
+    value: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A new budget, in frames."""
+
+    frames: int
+    why: Why
+    value: float
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the rules look at in a pool, in frames."""
+
+    budget: int
+    resident: int
+    least: int
+    most: int
+    page_size: int
+
+
+Curve = Callable[[int], float]
+"""Budget in frames -> estimated misses a second."""
+
+
+def shortage(reading: Reading, rules: Rules) -> Need | None:
+    """The worst shortage of a reading, None if there is none."""
+    found = []
+    for free, size, why in (
+        (reading.shm_free, reading.shm_size, Why.SHM),
+        (reading.cgroup_free, reading.cgroup_limit, Why.CGROUP),
+        (reading.machine_free, reading.machine_size, Why.MACHINE),
+    ):
+        if free is not None and size and free < rules.reserve * size:
+            found.append(Need(int(rules.reserve * size) - free, why, free))
+    if found:
+        return max(found, key=lambda need: need.bytes)
+    some, full = reading.psi_some or 0.0, reading.psi_full or 0.0
+    if some >= rules.psi_some_percent or full >= rules.psi_full_percent:
+        return Need(0, Why.PSI, some)
+    return None
+
+
+def room(reading: Reading, rules: Rules) -> int:
+    """How many bytes may be taken so that twice the reserve stays free everywhere."""
+    pairs = (
+        (reading.shm_free, reading.shm_size),
+        (reading.cgroup_free, reading.cgroup_limit),
+        (reading.machine_free, reading.machine_size),
+    )
+    rooms = [int(free - 2 * rules.reserve * size) for free, size in pairs if free is not None and size]
+    return max(0, min(rooms, default=1 << 62))
+
+
+def worth(curve: Curve | None, pool: Pool, rules: Rules) -> float:
+    """Hits a second that the last MiB of the budget earns: what giving it would cost. 0 without a curve."""
+    step = max(1, int(pool.budget * rules.shrink_step))
+    if curve is None or pool.budget <= step:
+        return 0.0
+    return max(0.0, curve(pool.budget - step) - curve(pool.budget)) / (step * pool.page_size / MIB)
+
+
+class Governor:
+    """The rules, with the little that they remember. Times are seconds of one clock that never goes back."""
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules = Rules() if rules is None else rules
+        self.rest_s = self.rules.rest_s
+        self._pressed_at = self._shrunk_at = self._grew_at = float("-inf")
+        self._pressed_since: float | None = None
+        self._grown_since_rest = False
+
+    def decide(
+        self,
+        now: float,
+        pool: Pool,
+        reading: Reading,
+        curve: Curve | None = None,
+        peers: Sequence[float] = (),
+    ) -> Decision | None:
+        """The budget to have from now on; None to leave it.
+
+        ``peers``: what a MiB earns in each other pool that could give memory; see :func:`worth`.
+        """
+        need = shortage(reading, self.rules)
+        if need is not None:
+            return self._press(now, pool, need, curve, peers)
+        self._pressed_since = None
+        return self._grow(now, pool, reading, curve)
+
+    def _press(
+        self, now: float, pool: Pool, need: Need, curve: Curve | None, peers: Sequence[float]
+    ) -> Decision | None:
+        rules = self.rules
+        if self._pressed_since is None:
+            self._pressed_since = now
+            if self._grown_since_rest:  # growing brought it back
+                self.rest_s = min(2 * self.rest_s, rules.most_rest_s)
+            self._grown_since_rest = False
+        self._pressed_at = now
+        if now - self._shrunk_at < rules.shrink_every_s:
+            return None
+        cheaper = sum(peer < worth(curve, pool, rules) for peer in peers)
+        if now - self._pressed_since < cheaper * rules.yield_s:
+            return None
+        taken = min(pool.budget, max(pool.resident, pool.least))
+        step = max(1, int(taken * rules.shrink_step), -(-need.bytes // pool.page_size))
+        frames = max(pool.least, taken - step)
+        if frames >= pool.budget:
+            return None
+        self._shrunk_at = now
+        return Decision(frames, need.why, need.value)
+
+    def _grow(self, now: float, pool: Pool, reading: Reading, curve: Curve | None) -> Decision | None:
+        rules = self.rules
+        calm = (reading.psi_some or 0.0) < rules.psi_calm_percent
+        if not calm or now - self._pressed_at < self.rest_s or now - self._grew_at < rules.grow_every_s:
+            return None
+        if now - self._pressed_at > 4 * self.rest_s:  # long quiet: forgiven
+            self.rest_s = max(rules.rest_s, self.rest_s / 2)
+            self._pressed_at = now - self.rest_s
+        if curve is None or pool.budget >= pool.most or pool.resident < 0.95 * pool.budget:
+            return None
+        step = min(max(1, int(pool.budget * rules.grow_step)), pool.most - pool.budget)
+        step = min(step, room(reading, rules) // pool.page_size)
+        if step < 1:
+            return None
+        saved = curve(pool.budget) - curve(pool.budget + step)
+        if saved < rules.pays_per_mib_s * step * pool.page_size / MIB:
+            return None
+        self._grew_at, self._grown_since_rest = now, True
+        return Decision(pool.budget + step, Why.PAYS, saved)

@@ -1,0 +1,481 @@
+"""The steward: what has to be done in the background, by one process at a time.
+
+Any number of processes may offer to be the steward of a pool; the kernel
+elects one (a byte lock of the segment file, as for liveness), and gives the office to
+another when it ends, whatever ends it. Each round has numbered phases:
+
+1. the dead are reaped;
+2. dirty pages are written, so that misses find clean frames and no page stays dirty for long;
+3. the budget follows the pressure and the miss-ratio curve (govern.py);
+4. pages that nobody has touched for long go back, if asked for, and free frames that nobody has taken meanwhile;
+5. the working set is saved, if asked for.
+
+What may hang (stores, the log, the working set's file) runs in threads of its own (jobs.py), of which a
+round waits for at most ``interval`` seconds: the other spaces are flushed, and the rounds go on, meanwhile.
+"""
+
+import contextlib
+import errno
+import math
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bufferpool import _core
+from bufferpool._locks import Event
+from bufferpool.client import segment_file
+from bufferpool.errors import (
+    BufferPoolError,
+    DescriptorLost,
+    PoolClosed,
+    PoolReadOnly,
+    SegmentCorrupt,
+    SegmentReplaced,
+    StoreError,
+    TooManyClients,
+    WrongProcess,
+)
+from bufferpool.figures import events, stats
+from bufferpool.figures.advice import Advice
+from bufferpool.figures.events import What, Why
+from bufferpool.machine.pressure import Source, SystemSource
+from bufferpool.spaces.claim import drop_unused
+from bufferpool.upkeep import budget as govern
+from bufferpool.upkeep import flush_jobs, memory, writeback
+from bufferpool.upkeep import working_set as warm
+from bufferpool.upkeep.jobs import Job
+from bufferpool.upkeep.trouble import AGAIN_S, LOG
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+FLUSH_PAGES = 1024  # of one space and sync, at most
+LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
+SHRINK_BYTES = 64 << 20  # of one step, at most: it holds nobody up, and the next look comes soon
+HUNG_S = 10.0  # a flush that takes longer is an event
+STOP_S = 2.0  # how long what is being flushed is waited for at the end
+SAVING = "working set"  # the subject of the job that saves it
+MANY = 1 << 32  # more frames than there are
+STALE_S = 5.0  # a steward that has not looked for so long gives nothing
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a steward does. Times in seconds."""
+
+    interval: float = 0.25
+    """Between two rounds."""
+    flush_every: float = 15.0
+    """Every dirty page is written at least so often. Infinite: only when clean frames get short."""
+    clean: float = 0.1
+    """Share of the budget that is kept free or clean, ahead of demand."""
+    pressure: bool = True
+    """Whether the budget moves."""
+    idle: float | None = None
+    """Pages that nobody has touched for so long go back, and free frames that nobody takes. None: they stay."""
+    working_set: str | os.PathLike[str] | None = None
+    """Where the working set is saved; see :func:`bufferpool.upkeep.working_set.save_working_set`."""
+    working_set_every: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("interval", "flush_every", "working_set_every"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be a number of seconds above 0, not {getattr(self, name)!r}")
+        if self.idle is not None and not self.idle > 0:
+            raise ValueError(f"idle must be a number of seconds above 0, or None, not {self.idle!r}")
+        if not 0 <= self.clean <= 0.5:
+            raise ValueError(f"clean must be a share from 0 to 0.5, not {self.clean!r}")
+
+
+def peers(path: str) -> Iterator[float]:
+    """What a MiB earns in each other pool of the directory whose steward could give memory: hits a second."""
+    where = _core.fields()
+
+    def number(header: bytes, name: str, form: str) -> float:
+        return float(struct.unpack_from(form, header, where[f"Header.{name}"][0])[0])
+
+    for found in segment_file.find(os.path.dirname(path)):
+        if found.path == path or found.trouble or found.owner != os.geteuid():
+            continue
+        try:
+            with open(found.path, "rb") as file:
+                header = file.read(where["Header"][1])
+        except OSError:  # removed, or closed to us, since it was listed
+            continue
+        looked = number(header, "steward_ns", "<Q") / 1e9
+        led = number(header, "steward", "<I") and time.clock_gettime(time.CLOCK_BOOTTIME) - looked < STALE_S
+        if led and number(header, "budget_frames", "<I") > number(header, "min_frames", "<I"):
+            yield number(header, "worth", "<d")
+
+
+def passes(error: Exception) -> bool:
+    """Whether what failed may work the next time: no descriptor, no memory, a file system that was full for a moment.
+
+    A pool that is closed or damaged, or a mistake in a program, does not pass.
+    """
+    lasting = (PoolClosed, PoolReadOnly, SegmentCorrupt, SegmentReplaced, TooManyClients, WrongProcess)
+    return isinstance(error, (OSError, MemoryError, BufferPoolError)) and not isinstance(error, lasting)
+
+
+class Steward:
+    """The background thread of one process. Made by :meth:`Pool.start_steward`."""
+
+    def __init__(
+        self,
+        pool: "Pool",
+        settings: Settings,
+        source: Source | None = None,
+        rules: govern.Rules | None = None,
+    ) -> None:
+        self.pool, self.settings = pool, settings
+        self.error: BaseException | None = None
+        """What ended the thread, if not :meth:`stop`."""
+        self.trouble: Exception | None = None
+        """What a store, the log, the working set's file or the kernel raised last; it is tried again, and is an event."""
+        self.leads = False
+        self.pid = os.getpid()
+        self._source = SystemSource(os.path.dirname(pool.path)) if source is None else source
+        self._governor = govern.Governor(rules)
+        self._stopping, self._ended = Event(), Event()
+        self._cursors: dict[int, tuple[int, int]] = {}  # space -> its generation, the next page to flush
+        self._pass_ends = self._flushed_at = float("-inf")
+        self._pass_left = False
+        self._worth = 0.0
+        self._last = govern.Decision(0, Why.ASKED, 0.0)
+        self._idle_at = self._saved_at = time.monotonic()
+        self._least_free = MANY  # frames, in any round since the last look for idle pages
+        self._told_at: dict[What, float] = {}
+        self._shrinking: list[Job] = []  # flushes that make pages clean which the budget has no room for
+        self._jobs: list[Job] = []  # of this steward, that have not been looked at since they ended
+        self._hung: set[tuple[int, int]] = set()  # flushes that have been told of: space, when it began
+        self._patience_s = settings.interval  # how long a round waits for its jobs
+        self._seen: tuple[float, int] | None = None
+        self._demand_per_s = 0.0
+        self._ready = 0
+        self._thread = threading.Thread(target=self._run, name=f"steward of {pool.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return not self._ended.is_set()
+
+    def pause_s(self) -> float:
+        """How long to the next round: shorter when half of the clean frames would be gone by then."""
+        if not self.leads or not self._demand_per_s:
+            return self.settings.interval
+        return min(self.settings.interval, max(0.005, 0.5 * self._ready / self._demand_per_s))
+
+    def stop(self) -> None:
+        """Ends the thread, and the office. Raises what had ended it before, if something had."""
+        self._stopping.set()
+        if isinstance(self._source, SystemSource):
+            self._source.wake()
+        if self._thread is not threading.current_thread():
+            self._ended.wait()
+            self._thread.join()
+        self.pool._jobs.wait(lambda: all(job.done for job in self._jobs), STOP_S)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self.round()
+                    self._source.wait(self.pause_s())
+                except Exception as error:
+                    if not passes(error):
+                        raise
+                    self._round_failed(error)
+        except BaseException as error:
+            self.error = error
+            raise  # threading.excepthook shows it; stop() raises it again
+        finally:
+            try:
+                if self.leads:
+                    with contextlib.suppress(DescriptorLost):  # the office went with the lock of that descriptor
+                        self.pool._seg.resign()
+                    self.leads = False
+                self._source.close()
+            finally:
+                self._ended.set()
+
+    def _round_failed(self, error: Exception) -> None:
+        """What may have passed by the next round: an event, and on."""
+        self.trouble = error
+        number = getattr(error, "errno", None)
+        with contextlib.suppress(MemoryError):  # the event is what memory is left for
+            self._tell(time.monotonic(), What.ROUND_FAILED, Why.KERNEL, error, value=number or errno.ENOMEM)
+        self._stopping.wait(self.settings.interval)
+
+    # ---- one round --------------------------------------------------------------
+
+    def round(self) -> None:
+        """One round, if this process has the office or can get it."""
+        seg, before = self.pool._seg, self.leads
+        drop_unused(self.pool)  # also without the office: this process may have had it
+        predecessor = seg.lead(self._worth)
+        self.leads = predecessor >= 0
+        if not self.leads:
+            return
+        if not before:
+            self._idle_at, self._least_free = time.monotonic(), MANY
+            events.post(self.pool, What.STEWARD, Why.DIED if predecessor else Why.ASKED, value=predecessor)
+        now = time.monotonic()
+        # 1. The dead.
+        seg.reap()
+        # 2. Dirty pages.
+        self._flush(now)
+        # 3. The budget.
+        if self.settings.pressure:
+            self._govern(now)
+        # 4. What is idle.
+        if self.settings.idle is not None:
+            self._give_idle(now, self.settings.idle)
+        # 5. What a restart should find.
+        path = self.settings.working_set
+        if path is not None and now - self._saved_at >= self.settings.working_set_every:
+            self._saved_at = now
+            self._start(SAVING, partial(self._save, now, path))
+            self._wait()
+
+    def _start(self, subject: Hashable, work: Callable[[], int]) -> bool:
+        """Starts a job; False if there is one on its subject already. Raises what has ended an earlier one."""
+        for job in self._jobs:
+            if job.error is not None:
+                raise job.error
+        self._jobs = [job for job in self._jobs if not job.done]
+        job, new = self.pool._jobs.start(subject, work)
+        if new:
+            self._jobs.append(job)
+        return new
+
+    def _wait(self) -> None:
+        """Waits for the jobs of this round, a little."""
+        began = time.monotonic()
+        jobs = [job for job in self._jobs if job.began > began - self._patience_s]
+        self.pool._jobs.wait(lambda: self._stopping.is_set() or all(job.done for job in jobs), self._patience_s)
+
+    def _save(self, now: float, path: str | os.PathLike[str]) -> int:
+        try:
+            return warm.save_working_set(self.pool, path)
+        except OSError as error:
+            self._tell(now, What.SAVE_FAILED, Why.STORE, error)
+            return 0
+
+    def _tell(
+        self, now: float, what: What, why: Why, error: Exception | None = None, *, bytes: int = 0, value: float = 0
+    ) -> None:
+        """Trouble that the next rounds may end: an event and a line in the log, not too often.
+
+        A flush that failed has told of its store already (trouble.py).
+        """
+        if error is not None:
+            self.trouble = error
+        told = (what, why) == (What.FLUSH_FAILED, Why.STORE)
+        if not told and now - self._told_at.get(what, float("-inf")) >= AGAIN_S:
+            self._told_at[what] = now
+            events.post(self.pool, what, why, bytes=bytes, value=value)
+            if error is not None:
+                LOG.warning("pool %r, %s: %s", self.pool.name, what.name.lower().replace("_", " "), error)
+
+    def _give_idle(self, now: float, idle_s: float) -> None:
+        """Gives back the pages that nobody has touched for so long, and the frames that were free all the time.
+
+        How many frames were never needed since the last look is what was free in the round that
+        had the fewest (the low-water mark of tcmalloc's free lists). An extent of them stays: whoever
+        needs one frame gives memory to a whole extent, and that would come and go for ever.
+        """
+        if now - self._idle_at < max(1.0, idle_s / 8):
+            return
+        unused = max(0, self._least_free - self.pool._geometry["extent_frames"])
+        self._idle_at, self._least_free = now, MANY
+        given = self.pool._give_back(self.pool._seg.evict_idle(idle_s) + unused, "idle")
+        if given:
+            events.post(self.pool, What.TRIMMED, Why.IDLE, bytes=given, value=idle_s)
+
+    # ---- flushing ------------------------------------------------------------------
+
+    def _flush(self, now: float) -> None:
+        """Writes what is due: a shortage of clean frames at once, everything else within ``flush_every``.
+
+        In page order, from where the last round ended, so that neighbours go together (an elevator).
+        """
+        summary = stats.read_summary(self.pool)
+        self._least_free = min(self._least_free, summary.frames["free"])
+        spaces = self.pool._seg.spaces()
+        self._tell_of_hung(spaces)
+        spaces = [
+            r
+            for r in spaces
+            if r["kind"] in writeback.WRITTEN and summary.spaces[r["index"], 1] and writeback.can_write(self.pool, r)
+        ]
+        busy = [r for r in spaces if r["flusher"] or self.pool._jobs.running(r["index"])]
+        spaces = [r for r in spaces if r not in busy]  # what somebody flushes already needs no help
+        dirty = sum(int(summary.spaces[r["index"], 1]) for r in spaces)
+        due = max(self._shortage_of_clean(now, summary), self._due_by_age(now, dirty))
+        if due <= 0 or not dirty:
+            return
+        if summary.held_back:
+            self._start(flush_jobs.LOG, partial(self._sync_log, now))
+            self._wait()
+        for record in spaces:
+            share = -(-due * int(summary.spaces[record["index"], 1]) // dirty)
+            self._start(record["index"], partial(self._flush_space, now, record, share))
+        self._wait()
+        self._pass_left = any(
+            self.pool._jobs.running(r["index"]) or self._cursors.get(r["index"], (0, 0))[1] for r in spaces
+        )
+
+    def _tell_of_hung(self, spaces: list[dict[str, Any]]) -> None:
+        """Records one event for each flush that takes very long, of any client."""
+        under_way = {(r["index"], r["flush_since_ns"]): r for r in spaces if r["flusher"]}
+        self._hung &= under_way.keys()
+        for key in under_way.keys() - self._hung:
+            for seconds, text in flush_jobs.hanging(self.pool, key[0]):
+                if seconds >= HUNG_S:
+                    self._hung.add(key)
+                    self.trouble = StoreError(f"{text}; its pages stay dirty until its store comes back")
+                    events.post(self.pool, What.FLUSH_FAILED, Why.HANGS, value=seconds)
+
+    def _sync_log(self, now: float) -> int:
+        try:
+            return writeback.sync_log(self.pool)
+        except Exception as error:  # noqa: BLE001 - not swallowed: the pages wait, and _tell keeps it
+            self._tell(now, What.FLUSH_FAILED, Why.LOG, error)
+            return 0
+
+    def _due_by_age(self, now: float, dirty: int) -> int:
+        """How many pages this round should write, so that none stays dirty for ``flush_every`` seconds.
+
+        Passes over all spaces, each spread over half of that time: what is dirtied right behind
+        a pass is written by the end of the next.
+        """
+        half_s, since, self._flushed_at = self.settings.flush_every / 2, self._flushed_at, now
+        if now >= self._pass_ends:
+            self._pass_ends, self._pass_left, since = now + half_s, True, now
+        if not self._pass_left or half_s == float("inf"):
+            return 0
+        steps = max(1.0, (self._pass_ends - now) / max(now - since, self.settings.interval))
+        return min(dirty, max(LEAST_FLUSH_PAGES, math.ceil(dirty / steps)))
+
+    def _flush_space(self, now: float, record: dict[str, Any], due: int) -> int:
+        """Writes ``due`` dirty pages of a space, from where the last round ended; notes where the next one begins."""
+        written = 0
+        generation, first = self._cursors.get(record["index"], (record["generation"], 0))
+        first = first if generation == record["generation"] else 0
+        try:
+            while due > 0 and not self._stopping.is_set():
+                part = writeback.flush_part(
+                    self.pool, record, self.pool.durable_lsn, first, min(due, FLUSH_PAGES), wait=False
+                )
+                first, due = part.next_page, due - max(1, part.written)
+                written += part.written
+                if not first:
+                    break
+        except StoreError as error:  # counted; its pages stay dirty, and the next pass tries again
+            first = 0
+            self._tell(now, What.FLUSH_FAILED, Why.STORE, error)
+        self._cursors[record["index"]] = (record["generation"], first)
+        return written
+
+    def _shortage_of_clean(self, now: float, summary: stats.Summary) -> int:
+        """How many pages should be clean that are not: for the demand of two seconds, within limits."""
+        budget = self.pool.budget_frames
+        counters = stats.read_counters(self.pool).plain
+        taken = counters["loads"] + counters["publishes"]
+        if self._seen is not None and now > self._seen[0]:
+            rate = (taken - self._seen[1]) / (now - self._seen[0])
+            self._demand_per_s += 0.3 * (rate - self._demand_per_s)
+        self._seen = now, taken
+        holes = max(0, budget - sum(summary.frames[state] for state in ("free", "busy", "live", "old")))
+        ready = self._ready = summary.frames["free"] + summary.frames["clean"] + holes
+        wanted = max(int(budget * self.settings.clean), min(int(2 * self._demand_per_s), budget // 2))
+        return wanted - ready
+
+    # ---- the budget ------------------------------------------------------------------
+
+    def _govern(self, now: float) -> None:
+        pool, status = self.pool, self.pool._seg.status()
+        figures = govern.Pool(
+            status["budget_frames"], status["resident_frames"], status["min_frames"], pool.max_frames, pool.page_size
+        )
+        curve = self._curve(pool.advise())
+        self._worth = govern.worth(curve, figures, self._governor.rules)
+        reading = self._source.read()
+        rivals = list(peers(pool.path)) if govern.shortage(reading, self._governor.rules) else []
+        decision = self._governor.decide(now, figures, reading, curve, rivals)
+        if decision is not None:
+            pool._seg.set_budget(decision.frames)
+        over = status["resident_frames"] - (decision.frames if decision else status["budget_frames"])
+        given = self._shrink(over) if over > 0 else 0
+        if decision is not None:
+            what = What.GREW if decision.frames > figures.budget else What.SHRANK
+            events.post(
+                pool,
+                what,
+                decision.why,
+                bytes=given,
+                before=figures.budget,
+                after=decision.frames,
+                value=decision.value,
+            )
+            self._last = decision
+        elif given:  # a shrink of several rounds goes on
+            events.post(pool, What.TRIMMED, self._last.why, bytes=given, value=self._last.value)
+        if over > 0 and not given:
+            self._tell(now, What.CANNOT_SHRINK, Why.ASKED, bytes=over * pool.page_size)
+
+    @staticmethod
+    def _curve(advice: Advice) -> govern.Curve | None:
+        """Misses a second at a budget, between the points of the advice; None while there are too few references."""
+        points = [(p.budget_frames, p.misses_per_s) for p in advice.points]
+        if len(points) < 2:
+            return None
+
+        def misses(frames: int) -> float:
+            below = max((p for p in points if p[0] <= frames), default=points[0])
+            above = min((p for p in points if p[0] >= frames), default=points[-1])
+            if above[0] == below[0]:
+                return float(below[1])
+            return float(below[1] + (above[1] - below[1]) * (frames - below[0]) / (above[0] - below[0]))
+
+        return misses
+
+    def _shrink(self, over: int) -> int:
+        """Gives up to ``over`` frames back, a bounded step of them, dirty pages first written; returns the bytes."""
+        pool, size = self.pool, self.pool.page_size
+        want = min(over, max(1, SHRINK_BYTES // size))
+        done, _moved, _pinned, dirty, _busy, refused = pool._seg.shrink(want, memory.reason("pressure"), True)
+        if done < want and dirty:
+            wrote, failed = memory.write_some(pool, self._shrinking, self._patience_s, ask_log=False)
+            if failed is not None:
+                self._tell(time.monotonic(), What.FLUSH_FAILED, Why.STORE, failed)
+            if wrote:
+                more, *_, refused = pool._seg.shrink(want - done, memory.reason("pressure"), True)
+                done += more
+        if refused:
+            self._tell(time.monotonic(), What.CANNOT_SHRINK, Why.KERNEL, memory.refusal(pool, refused), value=refused)
+        return int(done) * size
+
+
+def run(pool: "Pool", settings: Settings) -> None:
+    """A steward in the calling thread, until the process is told to end (KeyboardInterrupt, SystemExit).
+
+    Or until the pool has been removed and nobody else is attached: then its memory is held for nothing.
+    """
+    steward = Steward(pool, settings)
+    try:
+        # Not join(): where Ctrl-C interrupts that, CPython 3.11 takes the thread for ended.
+        while not steward._ended.wait(0.5):
+            if pool._seg.status()["links"] == 0 and pool._seg.alone():
+                break
+    finally:
+        steward.stop()

@@ -1,0 +1,264 @@
+"""The working set, saved and loaded: a pool that is warm after the machine was not.
+
+PostgreSQL's autoprewarm and InnoDB's buffer pool dump do the same: page numbers are
+written, not pages. The file is a numpy ``.npz``: ``spaces`` (JSON: name, kind and path of each),
+``space`` (uint8, an index into it) and ``page`` (uint32), in order of heat, hottest first;
+``hot`` (one number) of them were hot. That is five bytes a page before compression.
+"""
+
+import contextlib
+import errno
+import fcntl
+import io
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool._locks import Event
+from bufferpool.errors import BufferPoolError, WorkingSetError
+from bufferpool.figures.stats import FrameState
+from bufferpool.spaces.space import Kind, Space
+from bufferpool.stores.base import sync_directory
+from bufferpool.upkeep.writeback import CHECKSUM
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
+
+FORMAT = 1
+CHUNK_PAGES = 128
+_KEPT = (Kind.FILE, Kind.DERIVED, Kind.STORE)
+
+
+def save_working_set(pool: "Pool", path: str | os.PathLike[str]) -> int:
+    """See :meth:`Pool.save_working_set`."""
+    records = [r for r in pool._seg.spaces() if r["kind"] in _KEPT]
+    frames = pool.frames()
+    kept = (frames["state"] == FrameState.LIVE) & np.isin(frames["space"], [r["index"] for r in records])
+    frames = frames[kept]
+    frames = frames[np.lexsort((frames["idle_s"], ~frames["hot"]))]
+    number = np.zeros(256, np.uint8)
+    for i, record in enumerate(records):
+        number[record["index"]] = i
+    spaces = [
+        {"name": r["name"], "kind": Kind(r["kind"]).name, "path": r["path"], "flags": r["flags"]} for r in records
+    ]
+    image = io.BytesIO()
+    np.savez_compressed(
+        image,
+        format=np.uint32(FORMAT),
+        page_size=np.uint32(pool.page_size),
+        spaces=np.frombuffer(json.dumps(spaces).encode(), np.uint8),
+        space=number[frames["space"]],
+        page=frames["page_no"].astype(np.uint32),
+        hot=np.uint32(np.count_nonzero(frames["hot"])),
+    )
+    _replace(os.fspath(path), image.getbuffer())
+    return len(frames)
+
+
+def _replace(where: str, image: memoryview) -> None:
+    """Puts a file in the place of another: whoever reads finds the old one or the new one, whole."""
+    # 1. Written beside; what is left of savers that were killed goes first, it may be what fills the disk.
+    with _draft(where) as file:
+        try:
+            _clear(where)
+            file.write(image)
+            file.flush()
+            os.fsync(file.fileno())
+            # 2. Renamed, and the new name made durable.
+            os.replace(file.name, where)
+            sync_directory(os.path.dirname(os.path.abspath(where)))
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file.name)
+            raise
+
+
+def _draft(where: str) -> BinaryIO:
+    """A file beside, of a name that nobody else has, and locked for as long as it is open."""
+    for _ in range(16):
+        file = open(f"{where}.{secrets.token_hex(4)}.part", "xb")  # noqa: SIM115 - the caller closes it
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(file.name):
+                return file
+        file.close()  # another saver took it for a leftover before it was locked, and removes it
+    raise OSError(errno.EAGAIN, "others remove every draft of it", where)
+
+
+def _clear(where: str) -> None:
+    """Removes the drafts that nobody writes: their savers were killed, and the kernel has dropped their locks."""
+    folder, name = os.path.split(os.path.abspath(where))
+    draft = re.compile(re.escape(name) + r"\.[0-9a-f]{8}\.part")
+    with contextlib.suppress(PermissionError):  # a folder that cannot be listed keeps them
+        for found in filter(draft.fullmatch, os.listdir(folder)):
+            path = os.path.join(folder, found)
+            with contextlib.suppress(OSError):  # being written, gone already, or not ours to remove
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+                finally:
+                    os.close(fd)
+
+
+@dataclass(frozen=True)
+class WorkingSet:
+    """A saved working set."""
+
+    page_size: int
+    spaces: list[dict[str, Any]]
+    space: npt.NDArray[np.uint8]
+    page: npt.NDArray[np.uint32]
+    hot: int
+
+
+def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
+    """Reads and checks the file. Raises FileNotFoundError, WorkingSetError."""
+    data = io.BytesIO(Path(path).read_bytes())
+    try:
+        with np.load(data, allow_pickle=False) as found:
+            if int(found["format"]) != FORMAT:
+                raise WorkingSetError(f"{path} has format {int(found['format'])}, not {FORMAT}; save it anew")
+            spaces = json.loads(found["spaces"].tobytes())
+            saved = WorkingSet(
+                int(found["page_size"]), spaces, found["space"], found["page"].astype(np.uint32), int(found["hot"])
+            )
+        known = [Kind[s["kind"]] in _KEPT and s["name"] + s["path"] and s["flags"] >= 0 for s in spaces]
+        sound = saved.space.shape == saved.page.shape and saved.space.ndim == 1 and 0 <= saved.hot <= len(saved.page)
+        sound = sound and all(known) and saved.space.dtype == np.uint8
+        if not sound or (len(saved.space) and int(saved.space.max()) >= len(known)):
+            raise WorkingSetError(f"{path} contradicts itself; remove it, and save the working set anew")
+    except WorkingSetError:
+        raise
+    except Exception as error:  # what the readers of zip, zlib, npy and JSON make of a damaged file
+        raise WorkingSetError(
+            f"{path} is no working set, or is damaged ({error!r}); remove it, and save it anew"
+        ) from error
+    return saved
+
+
+@dataclass
+class WarmUp:
+    """A working set that is being loaded, in a thread of its own.
+
+    ``done`` of ``total`` pages have been seen to; ``loaded`` of them were read, the others
+    were there already, do not exist any more, or found no room.
+    """
+
+    total: int = 0
+    done: int = 0
+    loaded: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Spaces whose pages could not be loaded, and why."""
+    error: BaseException | None = None
+    _stop: Event = field(default_factory=Event)
+    # Not the thread's own join(): where a signal interrupts that, CPython 3.11 takes the thread for ended.
+    _ended: Event = field(default_factory=Event)
+    _thread: threading.Thread | None = None
+    _pid: int = field(default_factory=os.getpid)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended; in a forked child it has, for the thread is the parent's."""
+        return self._ended.is_set() or self._pid != os.getpid()
+
+    def cancel(self) -> None:
+        """Ends it after the pages that are being read."""
+        self._stop.set()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until it has ended, however; for ``timeout`` seconds at most."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            if not self.finished and not self._ended.wait(timeout):
+                return
+            self._thread.join()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until it has ended, for ``timeout`` seconds at most; whether it has.
+
+        Raises what ended it early, if something did.
+        """
+        if not self.finished:
+            self._ended.wait(timeout)
+        if self.error is not None:
+            raise self.error
+        return self.finished
+
+
+def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterable[Space]) -> WarmUp:
+    """See :meth:`Pool.load_working_set`."""
+    saved = read_working_set(path)
+    if saved.page_size != pool.page_size:
+        raise WorkingSetError(f"{path} is of pages of {saved.page_size} bytes, the pool's have {pool.page_size}")
+    # 1. The hottest pages that find room, in file order.
+    room = max(0, pool.budget_frames - pool.stats().frames["live"])
+    number, page = saved.space[:room].astype(np.int64), saved.page[:room].astype(np.int64)
+    order = np.lexsort((page, number))
+    work = WarmUp(total=len(order))
+    handles = {space.name: space for space in spaces}
+    # 2. The spaces, opened here, so that errors in the arguments are the caller's.
+    opened: dict[int, Space] = {}
+    for i, about in enumerate(saved.spaces):
+        try:
+            opened[i] = _open(pool, about) if about["name"] not in handles else handles[about["name"]]
+        except (BufferPoolError, OSError) as error:
+            work.skipped[about["name"]] = str(error)
+
+    def run() -> None:
+        try:
+            for i in range(len(saved.spaces)):
+                mine = order[number[order] == i]
+                if i in opened:
+                    _load(pool, work, opened[i], page[mine], mine < saved.hot)
+                else:
+                    work.done += len(mine)
+        except BaseException as error:  # noqa: BLE001 - not swallowed: wait() raises it
+            work.error = error
+        finally:
+            work._ended.set()
+
+    work._thread = threading.Thread(target=run, name=f"warm-up of {pool.name}", daemon=True)
+    work._thread.start()
+    pool._warming = [earlier for earlier in pool._warming if not earlier.finished] + [work]
+    return work
+
+
+def _open(pool: "Pool", about: dict[str, Any]) -> Space:
+    if about["kind"] != "FILE":
+        raise WorkingSetError(f"{about['name']!r} has a loader or a store of its own: pass its handle in spaces=")
+    for record in pool._seg.spaces():
+        if record["name"] == about["name"] and not record["owner"]:
+            if record["path"] != about["path"]:
+                raise WorkingSetError(f"{about['name']!r} is another space by now: {record['path'] or 'not a file'}")
+            return pool._found(record)
+    return pool.open_file(about["path"], "r", name=about["name"], checksum=bool(about["flags"] & CHECKSUM))
+
+
+def _load(pool: "Pool", work: WarmUp, space: Space, pages: npt.NDArray[np.int64], hot: npt.NDArray[np.bool_]) -> None:
+    """The pages of one space, in chunks; those that were hot are referenced once more, and so stay longer."""
+    for at in range(0, len(pages), CHUNK_PAGES):
+        chunk, warm = pages[at : at + CHUNK_PAGES], hot[at : at + CHUNK_PAGES]
+        if work._stop.is_set():
+            return
+        there = chunk < len(space)
+        try:
+            work.loaded += space.prefetch(chunk[there])
+            ids = chunk[there & warm]
+            if len(ids):
+                with space.pin_many(ids):
+                    pass
+        except BufferPoolError as error:
+            work.skipped[space.name] = str(error)
+            work.done += len(pages) - at
+            return
+        work.done += len(chunk)
