@@ -415,7 +415,7 @@ class Pool(Attachment, Inspection):
 
         It reaps the dead; writes every dirty page within ``flush_every`` seconds, and earlier when
         less than ``clean`` of the budget is free or clean; with ``pressure``, moves the budget
-        between ``min_capacity`` and ``max_capacity`` (``govern.py`` has the ``rules``,
+        between ``min_capacity`` and ``max_capacity`` (``budget.py`` has the ``rules``,
         ``source`` is where it looks: the kernel); gives pages back that nobody has touched for
         ``idle`` seconds; saves the working set to ``working_set``. ``events()`` says what it did.
         It ends with :meth:`stop_steward`, :meth:`close`, or the process. Raises ValueError.

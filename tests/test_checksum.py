@@ -149,7 +149,7 @@ def test_it_is_found_by_every_way_to_load_it(pool, sealed, way):
         WAYS[way](table)
     assert pool.stats().corrupt_pages == 1
     frames = pool.frames()
-    assert 5 not in frames["page_no"][frames["state"] == bp.inspect.FrameState.LIVE]
+    assert 5 not in frames["page_no"][frames["state"] == bp.figures.stats.FrameState.LIVE]
 
 
 def test_the_error_travels_between_processes(pool, sealed, child):
@@ -303,7 +303,7 @@ def test_a_file_that_ends_early_or_cannot_be_read_is_no_corrupt_page(pool, seale
     os.truncate(sealed, 5 * PAGE + 10)
     with pytest.raises(bp.errors.ShortRead):
         table[5]
-    monkeypatch.setattr(bp.store.FileStore, "read_into", _fail)
+    monkeypatch.setattr(bp.stores.base.FileStore, "read_into", _fail)
     with pytest.raises(StoreError, match="cannot be read"):
         table[4]
     assert pool.stats().corrupt_pages == 0

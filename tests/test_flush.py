@@ -286,7 +286,7 @@ def test_a_flusher_that_is_stopped_is_waited_for_and_one_that_is_killed_is_not(p
 
 
 def _hang_in_sync(pool, table, began):
-    bp.store.FileStore.sync = lambda self: (began.set(), time.sleep(600))
+    bp.stores.base.FileStore.sync = lambda self: (began.set(), time.sleep(600))
     len(table)
     pool.flush()
 

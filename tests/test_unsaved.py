@@ -78,7 +78,7 @@ def test_rm_refuses_to_lose_dirty_pages(unsaved, capsys):
 def test_gc_asks_about_pools_with_dirty_pages_and_yes_keeps_them(data_file, capsys, monkeypatch):
     """--yes answers the question whether pools that nobody uses may go, not whether pages may be lost."""
     name, path = new_name(), data_file(4)
-    find = bp.segment.find
+    find = bp.client.segment_file.find
     monkeypatch.setattr(
         "bufferpool.client.segment_file.find", lambda where=None: (f for f in find(where) if f.path == str(SHM / name))
     )

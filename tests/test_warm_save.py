@@ -161,7 +161,7 @@ try:
     try:
         pool.save_working_set(path)
     except OSError as error:
-        print(errno.errorcode[error.errno], sorted(os.listdir(folder)), len(bp.warm.read_working_set(path).page))
+        print(errno.errorcode[error.errno], sorted(os.listdir(folder)), len(bp.upkeep.working_set.read_working_set(path).page))
 finally:
     pool.unlink()
 """

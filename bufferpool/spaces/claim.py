@@ -7,7 +7,7 @@ drops a claim with its process; an attachment keeps those it has until it is clo
 has the file any more (drop_unused).
 
 The lock is advisory. Programs that are no pools neither see it nor are stopped by it, and a file system
-without such locks (ENOLCK, EINVAL) gives none: then only the file's times tell (filestate.py).
+without such locks (ENOLCK, EINVAL) gives none: then only the file's times tell (file_state.py).
 """
 
 import errno

@@ -6,7 +6,7 @@ another when it ends, whatever ends it. Each round has numbered phases:
 
 1. the dead are reaped;
 2. dirty pages are written, so that misses find clean frames and no page stays dirty for long;
-3. the budget follows the pressure and the miss-ratio curve (govern.py);
+3. the budget follows the pressure and the miss-ratio curve (budget.py);
 4. pages that nobody has touched for long go back, if asked for, and free frames that nobody has taken meanwhile;
 5. the working set is saved, if asked for.
 

@@ -2,7 +2,7 @@
 
 One flush at a time and space, under the space's flush lock, so that the file's
 size and times that the pool remembers are those that it made itself. A file that somebody
-else has changed is not written (filestate.py). A page is clean only after the store has
+else has changed is not written (file_state.py). A page is clean only after the store has
 synced (rule 6 of docs/design.md).
 """
 

@@ -125,7 +125,7 @@ def _attach(path: str, pool_name: str, log: Log, file: locks.LockFile) -> Engine
     if pool is not None:
         _detach(pool)
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(bp.segment.path_of(pool_name))
+        os.unlink(bp.client.segment_file.path_of(pool_name))
         point("open.unlinked")
     return None
 

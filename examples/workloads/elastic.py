@@ -336,7 +336,7 @@ def work(run: Run) -> None:
 
 def report(run: Run, stage: Stage) -> None:
     """What the steward did and why, and what it came to."""
-    decisions: dict[tuple[str, str], list[bp.events.Event]] = {}
+    decisions: dict[tuple[str, str], list[bp.figures.events.Event]] = {}
     for event in stage.pool.events():
         decisions.setdefault((event.what.name.lower(), event.why.name.lower()), []).append(event)
     run.table(
