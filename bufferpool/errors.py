@@ -42,6 +42,7 @@
         ├── ShortRead                it gave fewer bytes than a page
         ├── ShortWrite               it took fewer bytes than it was given
         ├── FileSizeMismatch         (ValueError) no whole number of pages
+        ├── NotRegularFile           (ValueError) a folder, a pipe or a device
         ├── FileChanged              somebody else wrote the file, and pages here are dirty
         ├── FileInUse                another pool writes the file
         ├── LoaderFailed             a loader raised; its exception is the cause
@@ -69,6 +70,7 @@ __all__ = [
     "LoaderFailed",
     "LoaderOverrun",
     "LoaderReturned",
+    "NotRegularFile",
     "NotTmpfs",
     "PageCorrupt",
     "PageDiscarded",
@@ -343,6 +345,10 @@ class ShortWrite(StoreError):
 
 class FileSizeMismatch(StoreError, ValueError):
     """The file is no whole number of pages."""
+
+
+class NotRegularFile(StoreError, ValueError):
+    """What is at the path of a file space is no regular file."""
 
 
 class FileChanged(StoreError):

@@ -81,7 +81,7 @@ class Pool(Attachment, Inspection):
         bytes of a damaged page, and returns them or None; the page is dirty until a flush has mended
         the file. It travels with the space when that is pickled. Needs the extra ``checksum``.
 
-        Raises FileNotFoundError, PermissionError, FileSizeMismatch, FileChanged,
+        Raises FileNotFoundError, PermissionError, NotRegularFile, FileSizeMismatch, FileChanged,
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
         """
         if mode != "r":

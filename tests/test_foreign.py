@@ -9,7 +9,16 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.cli import main
-from bufferpool.errors import FileChanged, PoolReadOnly, ShortRead, SpaceBusy, SpaceNotFound, SpaceRemoved, StoreError
+from bufferpool.errors import (
+    FileChanged,
+    NotRegularFile,
+    PoolReadOnly,
+    ShortRead,
+    SpaceBusy,
+    SpaceNotFound,
+    SpaceRemoved,
+    StoreError,
+)
 from bufferpool.machine.mounts import mount_of
 from bufferpool.spaces import file_state
 from bufferpool.upkeep import writeback
@@ -21,6 +30,10 @@ from tests.test_outlive import _touch
 def page_of(path, n):
     """Page ``n`` of a file, not through a pool."""
     return path.read_bytes()[n * PAGE : (n + 1) * PAGE]
+
+
+def bytes_at(path):
+    return path.read_bytes() if path.is_file() else None
 
 
 def write_page(path, n, version):
@@ -41,6 +54,16 @@ def rename_over(path):
     os.replace(path.with_name("new"), path)
 
 
+def replace_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def replace_by_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def rewrite_in_place_with_its_old_time(path):
     before = path.stat()
     write_page(path, 5, version=7)
@@ -57,6 +80,8 @@ CHANGES = {
     "deleted": lambda path: path.unlink(),
     "renamed": lambda path: path.rename(path.with_name("elsewhere")),
     "renamed over": rename_over,
+    "replaced by a folder": replace_by_a_folder,
+    "replaced by a pipe": replace_by_a_pipe,
     "written, and its time set back": rewrite_in_place_with_its_old_time,
     "touched": _touch,
 }
@@ -75,18 +100,18 @@ def test_a_flush_does_not_hide_what_another_program_did_to_the_file(pool, attach
     keep = path.with_name("kept")
     os.link(path, keep)  # to look at the file after its name has gone
     CHANGES[what](path)
-    after = keep.read_bytes(), path.read_bytes() if path.exists() else None
+    after = keep.read_bytes(), bytes_at(path)
     other = pool if flusher == "the writer" else attach(pool)
     for _ in range(2):
         with pytest.raises(FileChanged, match=r"2 dirty pages .* nothing was written"):
             other.flush()
     assert dirty(pool) == 2
-    assert (keep.read_bytes(), path.read_bytes() if path.exists() else None) == after
+    assert (keep.read_bytes(), bytes_at(path)) == after
     assert np.array_equal(space[6], stamp(6, version=1))
     if what.startswith(("cut", "emptied")):
         with pytest.raises(ShortRead):
             space[9]
-    with pytest.raises((FileChanged, FileNotFoundError)):
+    with pytest.raises((FileChanged, FileNotFoundError, NotRegularFile)):
         attach(pool).open_file(path, "r+")
 
 

@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
-from bufferpool.errors import DescriptorLost, FileSizeMismatch, LoaderOverrun, ShortRead, ShortWrite, StoreError
+from bufferpool.errors import (
+    DescriptorLost,
+    FileSizeMismatch,
+    LoaderOverrun,
+    NotRegularFile,
+    ShortRead,
+    ShortWrite,
+    StoreError,
+)
 from bufferpool.machine.descriptor import OwnDescriptor
 from bufferpool.spaces.file_state import FileState, state_of
 
@@ -56,7 +64,7 @@ class FileStore:
     def __init__(self, path: str | os.PathLike[str], mode: str) -> None:
         """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, if there is none; it is not emptied yet).
 
-        Raises FileNotFoundError, PermissionError, ValueError.
+        Raises FileNotFoundError, PermissionError, NotRegularFile, ValueError.
         """
         flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR}
         if mode not in flags:
@@ -67,7 +75,7 @@ class FileStore:
         if not directory:
             self._open(flags[mode] | os.O_CLOEXEC | os.O_NONBLOCK, mode == "w+")
         if directory or not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise ValueError(
+            raise NotRegularFile(
                 f"{self.path} is not a regular file; pages live in regular files (or in a store: open_store)"
             )
 

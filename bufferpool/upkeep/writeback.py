@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bufferpool.errors import BufferPoolError, ShortWrite, StoreError, caused
+from bufferpool.errors import BufferPoolError, NotRegularFile, ShortWrite, StoreError, caused
 from bufferpool.figures.events import What
 from bufferpool.spaces.claim import claim, keep_store
 from bufferpool.spaces.file_state import Doubt, FileState, changed, refuse_changed, stamped
@@ -167,6 +167,9 @@ def open_to_write(pool: "Pool", record: dict[str, Any]) -> FileStore:
     except (FileNotFoundError, NotADirectoryError) as error:
         gone = changed(pool, record, "was moved away or deleted", dirty_pages(pool, record), missing=True)
         raise caused(gone, error) from error
+    except NotRegularFile as error:
+        what = "is no regular file any more"
+        raise changed(pool, record, what, dirty_pages(pool, record), missing=True) from error
     except (OSError, ImportError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {why}") from error
