@@ -377,12 +377,11 @@ class Pool(Attachment, Inspection):
         self._require_writable("give memory back")
         if bytes is not None and idle is not None:
             raise ValueError("give bytes= or idle=, not both")
+        idle_s = seconds_of(idle, "idle")
         seg = self._seg
         seg.reap()
         if idle is not None:
-            if not idle >= 0:
-                raise ValueError(f"idle must be a number of seconds, at least 0, not {idle!r}")
-            return self._give_back(seg.evict_idle(float(idle)), "idle")
+            return self._give_back(seg.evict_idle(min(idle_s, 1e9)), "idle")
         if bytes is None:
             return self._give_back(self.stats().frames["free"], "trim")
         frames = -(-parse_size(bytes, "bytes") // self.page_size)

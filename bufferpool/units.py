@@ -38,14 +38,14 @@ def format_size(size: float) -> str:
     return f"{size:.1f} TiB"
 
 
-def seconds_of(timeout: float | None) -> float:
-    """A timeout, checked; None is infinite. Raises TypeError, ValueError."""
+def seconds_of(timeout: float | None, what: str = "timeout") -> float:
+    """A timeout, or the time that the argument ``what`` gives, checked; None is infinite. Raises TypeError, ValueError."""
     if timeout is None:
         return math.inf
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"timeout must be a number of seconds, or None, not {type(timeout).__name__}")
+        raise TypeError(f"{what} must be a number of seconds, or None, not {type(timeout).__name__}")
     if not timeout >= 0:
-        raise ValueError(f"timeout must be a number of seconds, at least 0, not {timeout!r}")
+        raise ValueError(f"{what} must be a number of seconds, at least 0, not {timeout!r}")
     return float(timeout)
 
 

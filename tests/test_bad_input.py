@@ -51,7 +51,7 @@ def test_a_page_number_beyond_any_integer_is_refused(unchanged, use, n):
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(
-    "n", [1.0, "1", None, b"1", [1], (1,), slice(1, 2), 1j, np.float64(1), np.array([1, 2]), Ellipsis]
+    "n", [1.0, "1", None, b"1", [1], (1,), slice(1, 2), 1j, np.float64(1), np.array([1, 2]), Ellipsis, True, np.True_]
 )
 def test_a_page_number_that_is_no_integer_is_a_type_error(unchanged, use, n):
     _, table = unchanged

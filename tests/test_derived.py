@@ -15,6 +15,7 @@ from bufferpool.errors import (
     LoaderReturned,
     PoolReadOnly,
     SpaceMismatch,
+    SpaceReadOnly,
     SpaceRemoved,
     StoreError,
     WouldDeadlock,
@@ -73,6 +74,15 @@ def test_a_loader_fills_an_array_of_the_space_s_dtype(pool, dtype):
 def test_a_value_that_a_loader_writes_is_the_value_that_is_read(pool):
     space = pool.open_derived("d", 4, lambda n, out: out.fill(n + 0.5), dtype=np.float64)
     assert (space[2] == 2.5).all()
+
+
+@pytest.mark.parametrize("use", [lambda space: space.write(0), lambda space: space.append()])
+def test_a_derived_space_says_why_it_is_not_written(pool, use):
+    """append() of a derived space said: open it with mode 'r+'. open_derived has no mode."""
+    with pytest.raises(SpaceReadOnly, match=r"come from their loader.*open_file") as refused:
+        use(pool.open_derived("d", 4, lambda n, out: None))
+    assert "mode" not in str(refused.value)
+    assert pool.check() == []
 
 
 async def _coroutine(n, out):

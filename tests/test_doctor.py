@@ -2,13 +2,18 @@
 
 import json
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import bufferpool as bp
+from bufferpool import _core
 from bufferpool.cli import doctor, main
 from bufferpool.machine import mounts
+from tests.conftest import PAGE, fill
+from tests.test_segment_damaged import VERSION_AT
 
 Capture = pytest.CaptureFixture[str]
 
@@ -73,6 +78,31 @@ def test_doctor_finds_leftovers(pool_name: str) -> None:
     finding = next(f for f in doctor.examine() if f.what == f"pool {pool_name}")
     assert finding.level is doctor.Level.WARN
     assert finding.remedy.endswith(f"bufferpool rm {pool_name}")
+
+
+def test_doctor_tells_another_layout_version_from_damage(pool_name: str) -> None:
+    """A segment that another version of the library had made was called damaged."""
+    with bp.Pool.create(pool_name, "1MiB") as pool:
+        path = Path(pool.path)
+    with path.open("r+b") as file:
+        file.seek(VERSION_AT)
+        file.write(struct.pack("<I", _core.LAYOUT_VERSION + 1))
+    finding = next(f for f in doctor.examine() if f.what == f"pool {pool_name}")
+    assert "nobody attached, of another layout version: the segment has layout version" in finding.text
+    assert "damaged" not in finding.text
+
+
+def test_doctor_counts_the_pages_that_are_in_memory_only(pool_name: str, data_file: Callable[..., Path]) -> None:
+    """The doctor said of a pool that nobody uses: remove it. It did not say that pages were in it that no file had."""
+    with bp.Pool.create(pool_name, "1MiB", page_size=PAGE) as pool:
+        fill(pool.open_file(data_file(8), "r+"), [1, 2], version=1)
+        fill(pool.scratch("temporary", 8), [0])
+    finding = next(f for f in doctor.examine() if f.what == f"pool {pool_name}")
+    assert finding.text.endswith("nobody attached, 2 dirty pages that are in memory only")
+    assert finding.remedy.startswith(f"bufferpool flush {pool_name} ")
+    assert main(["flush", pool_name]) == 0
+    finding = next(f for f in doctor.examine() if f.what == f"pool {pool_name}")
+    assert finding.text.endswith("nobody attached")
 
 
 @pytest.mark.parametrize(

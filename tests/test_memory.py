@@ -219,7 +219,10 @@ def test_trim_by_idle_time_gives_back_what_nobody_has_touched(pool, data_file):
     with table.write(5) as page:
         page[:] = stamp(5, version=1)
     kept = table[6]
-    assert pool.trim(idle=3600) == 0
+    assert pool.trim(idle=3600) == pool.trim(idle=float("inf")) == 0
+    for bad, error in (("60", TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError)):
+        with pytest.raises(error, match="idle must be a number of seconds"):
+            pool.trim(idle=bad)
     time.sleep(1.2)
     touch(table, range(10, 20))
     frames = pool.frames()

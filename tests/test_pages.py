@@ -243,10 +243,17 @@ def test_scan_gives_every_page_in_order(pool, table):
     assert pins(pool) == 0
 
 
-@pytest.mark.parametrize("bad", [{"start": -1}, {"ahead": 0}])
+@pytest.mark.parametrize("bad", [{"start": -1}, {"stop": -1}, {"ahead": 0}])
 def test_a_scan_that_makes_no_sense_is_refused(table, bad):
+    """A negative stop gave no page and no error, and what was refused was refused only when the first page was asked for."""
     with pytest.raises(ValueError, match="at least"):
-        next(table.scan(**bad))
+        table.scan(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"start": "1"}, {"stop": 2.0}, {"start": True}, {"ahead": None}])
+def test_the_bounds_of_a_scan_are_integers(table, bad):
+    with pytest.raises(TypeError, match=rf"{next(iter(bad))} must be an integer"):
+        table.scan(**bad)
 
 
 def test_a_scan_does_not_wash_the_cache_out(make_pool, data_file):

@@ -55,6 +55,24 @@ def test_unlink_loses_them_where_it_is_told_to(unsaved):
     assert dirty(pool) == 7  # a process that is attached still has them
 
 
+def test_ls_and_stat_show_what_no_file_has(unsaved, capsys):
+    """ls and stat showed no dirty page: that a pool held the only copy of 5 pages was seen when rm refused to remove it."""
+    pool, _ = unsaved
+    assert main(["ls"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    line = next(line for line in lines if line.startswith(pool.name))
+    assert line[: head.index("UNSAVED") + len("UNSAVED")].split()[-1] == "5"
+    assert main(["stat", pool.name]) == 0
+    out = capsys.readouterr().out
+    assert "5 dirty pages of files and stores" in out
+    assert ["a.db", "file", "16", "3", "3"] in [line.split()[:5] for line in out.splitlines()]
+    assert main(["stat", "--json", pool.name]) == 0
+    assert json.loads(capsys.readouterr().out)["unsaved_pages"] == {"a.db": 3, "b.db": 1, "disk": 1}
+    assert pool.flush() == 5
+    assert main(["stat", pool.name]) == 0
+    assert ["unsaved", "nothing:"] in [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+
+
 def test_scratch_pages_do_not_keep_a_pool(pool):
     fill(pool.scratch("temporary", 8), range(8))
     pool.unlink()

@@ -23,6 +23,7 @@ from bufferpool.errors import SegmentError
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, look
 from bufferpool.machine.mounts import KNOB, are_huge, mount_of, shmem_enabled
 from bufferpool.machine.pressure import cgroup_limit
+from bufferpool.observer import unsaved_pages
 from bufferpool.units import format_size
 
 _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
@@ -276,16 +277,28 @@ def _leftovers(directory: str) -> Iterator[Finding]:
         except FileNotFoundError:  # removed since it was listed
             continue
         remove = f"bufferpool rm {name}{where}"
-        if one.trouble and used:
-            remedy = f"end the processes that are attached, then: {remove}"
-            yield Finding(Level.WARN, f"pool {name}", f"{size}, in use, damaged: {one.trouble}", remedy)
-        elif one.trouble:
-            yield Finding(Level.WARN, f"pool {name}", f"{size}, nobody attached, damaged: {one.trouble}", remove)
-        elif used:
-            yield Finding(Level.OK, f"pool {name}", f"{size}, in use")
+        use = "in use" if used else "nobody attached"
+        if one.trouble:
+            remedy = f"end the processes that are attached, then: {remove}" if used else remove
+            yield Finding(Level.WARN, f"pool {name}", f"{size}, {use}, {one.condition}: {one.trouble}", remedy)
+            continue
+        unsaved = _count_unsaved(name, directory)
+        pages = f", {unsaved:,} dirty pages that are in memory only" if unsaved else ""
+        if used:
+            yield Finding(Level.OK, f"pool {name}", f"{size}, in use{pages}")
         else:
-            remedy = f"nothing, if it is to be found warm by the next process; else: {remove}"
-            yield Finding(Level.WARN, f"pool {name}", f"{size}, nobody attached", remedy)
+            remedy = f"nothing, if the next process is to find it warm; else: {remove}"
+            if unsaved:
+                remedy = f"bufferpool flush {name}{where} writes the dirty pages to their files; then {remedy}"
+            yield Finding(Level.WARN, f"pool {name}", f"{size}, nobody attached{pages}", remedy)
+
+
+def _count_unsaved(name: str, directory: str) -> int:
+    """Dirty pages of the files and stores of a pool; 0 of a pool that cannot be read, or has gone meanwhile."""
+    try:
+        return sum(unsaved_pages(name, directory).values())
+    except SegmentError:
+        return 0
 
 
 def _nameless(directory: str) -> Iterator[Finding]:

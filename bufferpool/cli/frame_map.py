@@ -98,7 +98,7 @@ def draw(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, title: str, page_
     try:
         import matplotlib
     except ImportError as error:
-        raise BufferPoolError("a picture needs the library matplotlib: pip install 'bufferpool[plot]'") from error
+        raise BufferPoolError("a picture needs the library matplotlib: pip install matplotlib") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.collections import LineCollection

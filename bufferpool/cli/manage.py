@@ -174,7 +174,7 @@ def _gc(args: argparse.Namespace) -> int:
                     say(f"{name}: dead clients cleared away: {reaped}")
             used, removed = doctor.in_use(found.path), False
             unsaved = 0 if used or found.trouble else sum(unsaved_pages(name, args.directory).values())
-            what = f"damaged ({found.trouble})" if found.trouble else "nobody is attached"
+            what = f"{found.condition} ({found.trouble})" if found.trouble else "nobody is attached"
             loss = f", {unsaved} dirty pages that no file has yet" if unsaved else ""
             question = f"{name}: {what}, {format_size(found.kernel_bytes)}{loss}. Remove it?"
             if not used and (args.yes or (not args.json and _asked(question))):

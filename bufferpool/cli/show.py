@@ -30,6 +30,7 @@ def _row(found: segment_file.Found, directory: str | None) -> dict[str, Any] | N
         "resident_bytes": None,
         "budget_bytes": None,
         "clients": None,
+        "unsaved_pages": None,
         "kernel_bytes": found.kernel_bytes,
         "trouble": found.trouble,
     }
@@ -37,13 +38,14 @@ def _row(found: segment_file.Found, directory: str | None) -> dict[str, Any] | N
         return row
     try:
         with Observer(row["name"], directory=directory) as pool:
-            stats, clients = pool.stats(), pool.clients()
+            stats, clients, unsaved = pool.stats(), pool.clients(), inspect.read_unsaved(pool)
             return {
                 **row,
                 "page_size": stats.page_size,
                 "resident_bytes": stats.resident_bytes,
                 "budget_bytes": stats.budget_bytes,
                 "clients": sum(client.alive for client in clients),
+                "unsaved_pages": sum(unsaved.values()),
                 "kernel_bytes": stats.kernel_bytes,
             }
     except SegmentNotFound:
@@ -65,7 +67,7 @@ def _ls(args: argparse.Namespace) -> int:
     def cell(value: int | None, form: Callable[[float], str]) -> str:
         return "-" if value is None else form(value)
 
-    table = [("NAME", "PAGE", "RESIDENT", "BUDGET", "CLIENTS", "KERNEL", "STATE")]
+    table = [("NAME", "PAGE", "RESIDENT", "BUDGET", "CLIENTS", "UNSAVED", "KERNEL", "STATE")]
     for row in rows:
         table.append(
             (
@@ -74,11 +76,12 @@ def _ls(args: argparse.Namespace) -> int:
                 cell(row["resident_bytes"], format_size),
                 cell(row["budget_bytes"], format_size),
                 cell(row["clients"], str),
+                cell(row["unsaved_pages"], str),
                 format_size(row["kernel_bytes"]),
                 row["trouble"] or ("in use" if row["clients"] else "nobody attached"),
             )
         )
-    print_table(table, right=range(1, 6))
+    print_table(table, right=range(1, 7))
     return 0
 
 
@@ -87,18 +90,21 @@ def _ls(args: argparse.Namespace) -> int:
 
 def _stat(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        stats, clients = pool.stats(), pool.clients()
+        stats, clients, unsaved = pool.stats(), pool.clients(), inspect.read_unsaved(pool)
     if args.json:
-        about = {**asdict(stats), "clients": [asdict(client) for client in clients]}
+        about = {**asdict(stats), "unsaved_pages": unsaved, "clients": [asdict(client) for client in clients]}
         derived = ("hit_ratio", "kernel_data_bytes", "reclaimed_total_bytes")
         print_json({**about, **{name: getattr(stats, name) for name in derived}})
         return 0
-    _print_stats(stats)
+    _print_stats(stats, unsaved)
     if stats.spaces:
         print()
         tell("spaces")
-        rows = [(s.shown_name, s.kind, f"{s.pages:,}", f"{s.hits:,}", f"{s.misses:,}") for s in stats.spaces]
-        print_table([("NAME", "KIND", "PAGES", "HITS", "MISSES"), *rows], right=(2, 3, 4))
+        rows = [
+            (s.shown_name, s.kind, f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}")
+            for s in stats.spaces
+        ]
+        print_table([("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES"), *rows], right=range(2, 7))
     print()
     tell(f"clients ({len(clients)})" if clients else "no clients")
     if clients:
@@ -113,8 +119,9 @@ def _client(client: ClientInfo) -> tuple[str, ...]:
     return str(client.client), str(client.pid), program, since, f"{client.pins:,}", f"{client.pinned_frames:,}"
 
 
-def _print_stats(stats: PoolStats) -> None:
+def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
     reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in stats.reclaimed_bytes.items() if n)
+    lost = f"{sum(unsaved.values()):,} dirty pages of files and stores, in memory only until a flush"
     ratio = "no access yet" if math.isnan(stats.hit_ratio) else f"{stats.hit_ratio:.2%}"
     frames = stats.frames
     print_table(
@@ -126,6 +133,7 @@ def _print_stats(stats: PoolStats) -> None:
             ("kernel", f"{stats.kernel_data_bytes:,} B, as st_blocks says, and {stats.metadata_bytes:,} B of metadata"),
             ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "old", "hole"))),
             ("live frames", ", ".join(f"{frames[s]:,} {s}" for s in ("clean", "dirty", "pinned"))),
+            ("unsaved", lost if unsaved else "nothing: every file and store has the newest pages"),
             ("hit ratio", f"{ratio} ({stats.hits:,} hits, {stats.misses:,} misses)"),
             ("reclaimed", format_size(stats.reclaimed_total_bytes) + (f" ({reasons})" if reasons else "")),
             ("evictions", f"{stats.evictions_recycled:,} recycled, {stats.evictions_reclaimed:,} reclaimed"),
@@ -339,7 +347,7 @@ def _top(args: argparse.Namespace) -> int:
     try:
         from bufferpool.cli.top.app import Top
     except ImportError as error:
-        raise BufferPoolError("top needs the library textual: pip install 'bufferpool[top]'") from error
+        raise BufferPoolError("top needs the library textual: pip install textual") from error
     if args.name is not None:
         with observe(args):  # errors on the terminal as it was
             pass
@@ -365,8 +373,9 @@ def register(commands: Commands) -> None:
     )
     commands.add(
         "ls", _ls, "list the pools",
-        "RESIDENT is what the pool counts for its pages; KERNEL is st_blocks of the whole\nfile, metadata included. "
-        "A damaged pool is listed with its trouble.\n\nexample:\n"
+        "RESIDENT is what the pool counts for its pages. UNSAVED counts dirty pages of files and stores: they are in\n"
+        "memory only until a flush. KERNEL is st_blocks of the whole file, metadata included: what it takes. (ls -l shows\n"
+        "what the file could grow to: the file is sparse.) A pool that cannot be read is listed with the reason.\n\nexample:\n"
         "  bufferpool ls --json | jq '.[] | select(.clients == 0) | .name'",
         pool=False,
     )  # fmt: skip

@@ -49,7 +49,7 @@ def _completion(args: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError as error:
-        raise BufferPoolError("completion needs the library shtab: pip install 'bufferpool[completion]'") from error
+        raise BufferPoolError("completion needs the library shtab: pip install shtab") from error
     from bufferpool.cli import make_parser
 
     print(shtab.complete(make_parser(), args.shell))

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from bufferpool import _core
 from bufferpool.errors import (
+    LayoutMismatch,
     NotTmpfs,
-    SegmentCorrupt,
     SegmentError,
     SegmentExists,
     SegmentNotFound,
@@ -292,6 +292,12 @@ class Found:
     kernel_bytes: int
     owner: int
     trouble: str  # "" for a sound one
+    other_layout: bool = False  # it is sound, perhaps, but another version of the library made it
+
+    @property
+    def condition(self) -> str:
+        """In a word or two, what the trouble is: "" for a sound segment."""
+        return "" if not self.trouble else "of another layout version" if self.other_layout else "damaged"
 
 
 def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
@@ -310,11 +316,11 @@ def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
                 about = os.fstat(fd)
                 if not stat.S_ISREG(about.st_mode) or os.pread(fd, 7, 0) != b"BUFPOOL":
                     continue
-                trouble = ""
+                trouble, other_layout = "", False
                 try:
                     _core.geometry(fd)
-                except (SegmentCorrupt, SegmentError) as error:
-                    trouble = str(error)
-                yield Found(str(entry), about.st_size, about.st_blocks * 512, about.st_uid, trouble)
+                except SegmentError as error:
+                    trouble, other_layout = str(error), isinstance(error, LayoutMismatch)
+                yield Found(str(entry), about.st_size, about.st_blocks * 512, about.st_uid, trouble, other_layout)
             finally:
                 os.close(fd)

@@ -154,7 +154,7 @@ def plot(advice: Advice, file: str | PathLike[str], title: str) -> None:
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter, NullLocator
     except ImportError as error:
-        raise BufferPoolError("a plot needs the library matplotlib: pip install 'bufferpool[plot]'") from error
+        raise BufferPoolError("a plot needs the library matplotlib: pip install matplotlib") from error
     sizes = [p.budget_bytes for p in advice.points]
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()

@@ -169,7 +169,7 @@ def _find_record(pool: "Pool", space: Space, state: FileState, truncate: bool) -
         return None
     if record["kind"] != space.kind:
         raise SpaceMismatch(
-            f"space {space.name!r} is a {kind_name(record['kind'])} space, not {space.kind.name.lower()}; use another name"
+            f"space {space.name!r} is a {kind_name(record['kind'])} space, not {space.kind.name.lower()}; {_other_or_discard(space)}"
         )
     if space.kind is Kind.FILE:
         assert isinstance(store, FileStore)
@@ -180,7 +180,7 @@ def _find_record(pool: "Pool", space: Space, state: FileState, truncate: bool) -
         if not truncate and bool(record["flags"] & CHECKSUM) != bool(space._options.get("checksum")):
             raise SpaceMismatch(
                 f"space {space.name!r} was opened {'with' if record['flags'] & CHECKSUM else 'without'} checksums; "
-                f"pass checksum={bool(record['flags'] & CHECKSUM)}, or remove the space first"
+                f"pass checksum={bool(record['flags'] & CHECKSUM)}, or remove the space first: flush it, then pool.discard({space.name!r})"
             )
     elif not _has_another_version(space, record):
         _refuse_another(space, record)
@@ -222,6 +222,13 @@ def _has_another_version(space: Space, record: dict[str, Any]) -> bool:
     return space.kind is Kind.DERIVED and not found and bool(record["version"] != space._options["version"])
 
 
+def _other_or_discard(space: Space) -> str:
+    """The remedy where a name belongs to another space."""
+    return (
+        f"use another name, or remove the space that is there (pool.discard({space.name!r}); its dirty pages are lost)"
+    )
+
+
 def _refuse_another(space: Space, record: dict[str, Any]) -> None:
     """A derived or scratch space that exists must be the one that was asked for."""
     if space._options.get("found") or space._generation is not None or space.kind is Kind.STORE:
@@ -229,13 +236,13 @@ def _refuse_another(space: Space, record: dict[str, Any]) -> None:
     wanted = space._options
     if (space.kind is Kind.DERIVED and wanted["n_pages"] != record["pages"]) or wanted["n_pages"] > record["max_pages"]:
         raise SpaceMismatch(
-            f"space {space.name!r} has {record['pages']} pages, not {wanted['n_pages']}; use another name, or remove it"
+            f"space {space.name!r} has {record['pages']} pages, not {wanted['n_pages']}; {_other_or_discard(space)}"
         )
     if space.kind is Kind.SCRATCH:
         has = ("client" if record["owner"] else "pool", bool(record["flags"] & DISCARDABLE))
         if has != (wanted["owner"], wanted["discardable"]):
             raise SpaceMismatch(
-                f"space {space.name!r} has owner={has[0]!r} and discardable={has[1]}; use another name, or remove it"
+                f"space {space.name!r} has owner={has[0]!r} and discardable={has[1]}; {_other_or_discard(space)}"
             )
 
 

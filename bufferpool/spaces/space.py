@@ -161,10 +161,13 @@ class Space(_core.Space):
             or not isinstance(count, (int, np.integer, type(None)))
         ):
             raise TypeError("first and count must be integers")
-        size = pages - int(first) if count is None else int(count)
-        if first < 0 or size < 0 or first + size > pages:
+        size = max(0, pages - int(first)) if count is None else int(count)
+        if size < 0:
+            raise PageOutOfRange(f"count must not be negative, not {count}")
+        if first < 0 or first + size > pages:
+            what = f"page {first}" if size < 2 else f"pages {first} to {first + size - 1}"
             raise PageOutOfRange(
-                f"pages {first} to {first + size - 1} do not all exist: the space has {pages} pages, numbered from 0"
+                f"{what} {'does' if size < 2 else 'do'} not exist: {self.name!r} has {pages} pages, numbered from 0"
             )
         return int(first), size
 
@@ -186,13 +189,22 @@ class Space(_core.Space):
     def scan(self, start: int = 0, stop: int | None = None, *, ahead: int = 32) -> Iterator[np.ndarray]:
         """The pages from ``start`` to before ``stop``, in order, each as ``space[n]``.
 
-        Reads ``ahead`` pages ahead and does not wash the cache out: a page
+        As in a slice, bounds beyond the last page count as the end of the space; negative ones are refused.
+        Reads ``ahead`` pages ahead, and leaves the pages of others in the pool: a page
         seen by a scan counts as no reference for the replacement policy.
+
+        Raises TypeError and ValueError at once, and what ``space[n]`` raises when it gets to a page.
         """
         pages = len(self)
-        end = pages if stop is None else min(stop, pages)
-        if start < 0 or ahead < 1:
-            raise ValueError("start must be at least 0 and ahead at least 1")
+        bounds = {"start": start, "stop": pages if stop is None else stop, "ahead": ahead}
+        for what, value in bounds.items():
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
+            if value < (what == "ahead"):
+                raise ValueError(f"{what} must be at least {int(what == 'ahead')}, not {value}")
+        return self._scan(int(start), min(int(bounds["stop"]), pages), int(ahead))
+
+    def _scan(self, start: int, end: int, ahead: int) -> Iterator[np.ndarray]:
         ahead = max(1, min(ahead, self.pool.budget_frames // 8))
         for first in range(start, end, ahead):
             last = min(first + ahead, end)

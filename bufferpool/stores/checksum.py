@@ -87,7 +87,7 @@ class CheckedFile(FileStore):
         try:
             import xxhash  # noqa: F401
         except ImportError as error:
-            raise ImportError("page checksums need the library xxhash: pip install 'bufferpool[checksum]'") from error
+            raise ImportError("page checksums need the library xxhash: pip install xxhash") from error
         if repair is not None and not callable(repair):
             raise TypeError(f"repair must be a function of (page_no, image), not {type(repair).__name__}")
         super().__init__(path, mode)

@@ -61,7 +61,7 @@ class Pools(Screen[str | None]):
                 continue
             except (BufferPoolError, OSError):
                 cells = ["-"] * (len(COLUMNS) - 2)
-                table.add_row(Text(printable(name)), *cells, Text("damaged", "red"), key=name)
+                table.add_row(Text(printable(name)), *cells, Text(one.condition or "damaged", "red"), key=name)
                 continue
             self.looks[name] = now
             cells = _cells(before.get(name), now)

@@ -53,10 +53,10 @@ bool find_backed(SpaceObject* sp, u64 page_no) {
 // The page number in `n`, checked against the space. 0 or -1.
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no) {
     long long v;
-    if (PyLong_Check(n)) {
+    if (PyLong_Check(n) && !PyBool_Check(n)) {
         v = PyLong_AsLongLong(n);
     } else {
-        PyObject* i = PyNumber_Index(n);
+        PyObject* i = PyBool_Check(n) ? nullptr : PyNumber_Index(n);
         if (!i) {
             PyErr_Clear();
             raise("TypeError", "a page number must be an integer, not %.100s", Py_TYPE(n)->tp_name);

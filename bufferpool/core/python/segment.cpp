@@ -164,7 +164,9 @@ static PyObject* segment_close(PyObject* self, PyObject* arg) {
     if (!seg->s) Py_RETURN_NONE;
     bool pinned = seg->pins.next != &seg->pins;
     if (pinned && !late)
-        return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep");
+        return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep. "
+                     "A loop variable, and _ in an interactive session, keep the last array. The end of a block 'with pool:' "
+                     "closes the pool at once and detaches when the last array is gone");
     if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
     if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
     if (pinned) seg->closing = true;  // views stay true

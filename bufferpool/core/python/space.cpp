@@ -235,6 +235,14 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     return ok ? PyLong_FromLong(loaded) : nullptr;
 }
 
+// Raises SpaceReadOnly, with the remedy where there is one.
+static PyObject* raise_read_only(SpaceObject* sp, const char* what) {
+    if (sp->kind == KIND_DERIVED)
+        return raise("SpaceReadOnly", "derived pages come from their loader, and no process can %s one; use open_file, open_store or scratch "
+                     "for pages that are written", what);
+    return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to %s a page", what);
+}
+
 static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     static const char* names[] = {"page_no", "timeout", nullptr};
@@ -242,7 +250,7 @@ static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:write", const_cast<char**>(names), &n, &timeout)) return nullptr;
     u64 page_no;
     if (page_number(sp, n, page_no) < 0) return nullptr;
-    if (!sp->writable) return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to write (derived pages cannot be written)");
+    if (!sp->writable) return raise_read_only(sp, "write");
     double seconds = !timeout ? 10.0 : timeout == Py_None ? 1e9 : PyFloat_AsDouble(timeout);
     if (PyErr_Occurred()) return nullptr;
     if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0");
@@ -252,7 +260,7 @@ static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
 static PyObject* space_append(PyObject* self, PyObject*) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
-    if (!sp->writable) return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to append");
+    if (!sp->writable) return raise_read_only(sp, "append");
     u64 page_no;
     SpaceHooks hooks{sp, 0};
     Status status = reserve_number(*sp->seg->s, place_of(sp, 0), sp->max_pages, hooks, page_no);
