@@ -60,9 +60,16 @@ class Layout:
         return self.number(segment, SPACE_FIELDS[field], self.spaces_at + i * SPACE)
 
 
-def bitmap_words(layout: Layout) -> int:
-    """64-bit words of a set of frames, with its summaries."""
-    return sum((layout.max_frames + bits - 1) // bits for bits in (1 << 6, 1 << 12, 1 << 18))
+def bitmap_words(layout: Layout, which: int) -> list[int]:
+    """Where the 64-bit words lie that a set of the frames which have slots may use: the set's own, and its summaries."""
+    levels = layout.set_bytes & 2**64 - 1, layout.set_bytes >> 64
+    base = layout.sets_at + which * sum(levels)
+    starts = (
+        (1 << 6, base),
+        (1 << 12, base + levels[0]),
+        (1 << 18, layout.tops_at + 8 * which * -(-layout.max_frames // (1 << 18))),
+    )
+    return [at + 8 * i for bits, at in starts for i in range(-(-min(layout.max_frames, 128) // bits))]
 
 
 # ---- changing them ----------------------------------------------------------------
@@ -158,14 +165,13 @@ class Mutator:
             f, c = r.randrange(FRAMES), r.randrange(CLIENTS)
             offset = at.pins_at + (c % 8) * at.stripe_bytes + (f * at.stripe_clients + c // 8) * 2
             return f"pins of {c + 1} on {f}", offset, 2, "number"
-        words = bitmap_words(at)
         if area == "bitmap":
-            which, i = r.randrange(2), r.randrange(words)
-            return f"bitmap {('free', 'holes')[which]} {i}", at.queues_at + 8 * (which * words + i), 8, "bits"
+            which = r.randrange(2)
+            words = bitmap_words(at, which)
+            i = r.randrange(len(words))
+            return f"bitmap {('free', 'holes')[which]} {i}", words[i], 8, "bits"
         which, i = r.randrange(2), r.randrange(FILE_PAGES)
-        chunks = (at.max_pages * 8 // at.os_page + 63) // 64  # words of the set of plugged chunks of entries
-        offset = at.queues_at + 16 * words + 8 * (chunks + which * at.ring_capacity + i)
-        return f"ring {('cold', 'hot')[which]} {i}", offset, 8, "element"
+        return f"ring {('cold', 'hot')[which]} {i}", at.rings_at + which * at.ring_bytes + 8 * i, 8, "element"
 
     def mutate(self) -> bool:
         """Changes one word, or a whole intent; whether that changed anything."""

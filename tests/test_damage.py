@@ -38,7 +38,7 @@ import mmap, os, struct, sys
 import numpy as np
 import bufferpool as bp
 from bufferpool.errors import BufferPoolError
-from tests.fuzz_damage import CLIENT, FRAME, HEADER, HEADER_KEPT, INTENTS, SPACE, SPACE_FIELDS, Layout, fields
+from tests.fuzz_damage import bitmap_words, CLIENT, FRAME, HEADER, HEADER_KEPT, INTENTS, SPACE, SPACE_FIELDS, Layout, fields
 name, path = sys.argv[1:]
 pool = bp.Pool.create(name, 32 * 4096, page_size=4096, extent_size=16384, max_capacity=1 << 20, max_clients=8, max_pages=8192)
 with open(path, "wb") as file:
@@ -159,8 +159,8 @@ typed(lambda: pool.scratch('more', 4))
 assert shm[:HEADER_KEPT] == magic, "the header was given back to the kernel"
 """,
     "free frames that are pages": """
-for i in range(24):
-    put(at.queues_at + 8 * (i % 6), 2**64 - 1)
+for word in bitmap_words(at, 0):
+    put(word, 2**64 - 1)
 kept = {n: table[n].copy() for n in (3, 4, 5)}
 with work.write(9) as page:
     page[:] = 9

@@ -97,6 +97,16 @@ def _settles_without_a_look(text: str) -> str:
     )
 
 
+def _one_policy(text: str) -> str:
+    """take_frame() does not look anew how long the rings are."""
+    anew = "        Alr<PoolEnv> policy(s.header->policy, env);  // anew"
+    assert text.count(anew) == text.count("    Search search;\n    for (;;) {\n") == 1
+    text = text.replace(anew, "        //").replace(
+        "        Alr<PoolEnv>(s.header->policy, env).insert(", "        policy.insert("
+    )
+    return text.replace("    Search search;\n", "    Alr<PoolEnv> policy(s.header->policy, env);\n    Search search;\n")
+
+
 def _scan_by_frames(text: str) -> str:
     """The dirty pages found through the frames: one that moves meanwhile may be missed."""
     start, end = text.index("    u64 end = std::min(first + count"), text.index("// The dirty pages of a range")
@@ -290,6 +300,18 @@ MUTATIONS = {
         "    forget_failures(s.client(), page);\n",
         "",
         "fail-again",
+    ),
+    "a ring that wraps made longer, and its gaps not counted": (
+        "policy.h",
+        "u32 gaps = u64(q.head) + q.count > was ? now - was : 0;",
+        "u32 gaps = u64(q.head) + q.count > was ? now - now : 0;",
+        "grow-drop",
+    ),
+    "a policy kept from one hold of the memory lock to the next": (
+        "take.h",
+        _one_policy,
+        "",
+        "grow-grow",
     ),
     "a frame taken before its memory is there": (
         "take.h",

@@ -195,7 +195,7 @@ static void replay(const Scenario& scenario, const std::string& schedule) {
 
 static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* schedule) {
     memset(static_cast<void*>(&world), 0, sizeof world);
-    make_segment(sc.budget, sc.frames, sc.pages, sc.clients);
+    make_segment(sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients);
     u32 n = u32(sc.processes.size());
     for (u32 i = 0; i < PROCESSES; i++) world.holders[i] = i == sc.child ? 0 : u8(1u << i);
     for (u32 i = 0; i < n; i++)

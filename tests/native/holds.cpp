@@ -63,6 +63,7 @@ struct Pool {
         if (!base) abort();
         auto h = reinterpret_cast<Header*>(base);
         h->geometry = g;
+        h->policy.cold.capacity = h->policy.hot.capacity = ring_capacity(g, 0);
         h->budget_frames.store_relaxed(n);
         h->durable_lsn.store_relaxed(~u64(0));
         s.map(base, g);

@@ -183,6 +183,7 @@ void make_segment() {
     base = prim::map_segment(file, g.total_bytes);
     auto h = reinterpret_cast<Header*>(base);
     h->geometry = g;
+    h->policy.cold.capacity = h->policy.hot.capacity = ring_capacity(g, 0);
     h->budget_frames.store_relaxed(BUDGET);
     h->durable_lsn.store_relaxed(~u64(0));
     Segment s;

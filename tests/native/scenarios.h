@@ -7,7 +7,7 @@ namespace bp {
 
 // ---- the start -----------------------------------------------------------------------
 
-static void make_segment(u32 budget, u32 frames, u32 pages, u32 clients) {
+static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clients) {
     Geometry g{};
     g.page_size = PAGE_BYTES;
     g.page_shift = u32(__builtin_ctz(PAGE_BYTES));
@@ -16,7 +16,6 @@ static void make_segment(u32 budget, u32 frames, u32 pages, u32 clients) {
     g.max_frames = frames;
     g.max_clients = clients;
     g.stripe_clients = 4;
-    g.ring_capacity = 12;
     g.max_pages = ENTRIES;
     u64 at = round_up(sizeof(Header), 64);
     auto take = [&](u64 bytes) {
@@ -30,7 +29,7 @@ static void make_segment(u32 budget, u32 frames, u32 pages, u32 clients) {
     g.frames_at = take(frames * sizeof(FrameSlot));
     g.stripe_bytes = frames * 8;
     g.pins_at = take(STRIPES * g.stripe_bytes);
-    g.queues_at = take(g.queue_bytes());
+    place_queues(g, take);
     if (at > DATA_AT) {
         fprintf(stderr, "SEGMENT_BYTES must grow by %llu\n", (unsigned long long)(at - DATA_AT));
         abort();
@@ -39,13 +38,17 @@ static void make_segment(u32 budget, u32 frames, u32 pages, u32 clients) {
     g.total_bytes = SEGMENT_BYTES;
     auto h = reinterpret_cast<Header*>(world.segment);
     h->budget_frames.store_relaxed(budget);
-    h->frames_ready.store_relaxed(doubled(frames));
+    h->frames_ready.store_relaxed(doubled(ready));
+    for (RingState* ring : {&h->policy.cold, &h->policy.hot}) {
+        ring->capacity = ring_capacity(g, ready);
+        if (ready < frames) ring->head = ring->capacity - 1;
+    }
     for (u32 i = 0; i < PROCESSES; i++) {
         Process& p = world.processes[i];
         new (&p.segment) Segment;
         p.segment.map(world.segment, g);
         p.segment.fd = int(i);
-        p.segment.has_frame(frames - 1);
+        p.segment.look_at_ready();
     }
     Segment& s = world.processes[0].segment;
     SpaceSlot& slot = s.spaces[0];
@@ -55,7 +58,7 @@ static void make_segment(u32 budget, u32 frames, u32 pages, u32 clients) {
     slot.max_pages.store_relaxed(PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
     s.chunk_bits[0].store_relaxed(1);
-    for (u32 f = 0; f < frames; f++) s.holes.add(f);
+    for (u32 f = 0; f < ready; f++) s.holes.add(f);
     for (u32 page = 0; page < PAGES; page++)
         for (u64& w : world.store[page]) w = u64(page) << 32;
 }
@@ -70,6 +73,7 @@ struct Scenario {
     u32 newcomer = NONE;       // the process that is no client at the start
     u32 clients = CLIENTS;
     u32 child = NONE;          // the process that process 0 forks
+    u32 unready = 0;           // frames that have no slots at the start, and rings that wrap then
 };
 
 static void check_content(Segment& s) {
@@ -238,6 +242,13 @@ static Scenario of_spaces(const char* name, std::vector<u32> preload, std::vecto
     return {name, 3, 3, std::move(preload), std::move(processes), 1, true};
 }
 
+// The pool grows meanwhile: not all of its frames have slots at the start, and a ring that has two elements wraps.
+static Scenario of_growth(const char* name, u32 unready, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario{name, 3, 3, std::move(preload), std::move(processes)};
+    scenario.unready = unready;
+    return scenario;
+}
+
 static std::vector<Scenario> scenarios() {
     return {
         of_spaces("append-append", {0}, {{"A", appends()}, {"B", appends()}}),
@@ -251,6 +262,11 @@ static std::vector<Scenario> scenarios() {
         of_spaces("open-open", {}, {{"D", reopens_and_reads()}, {"E", reopens_and_reads()}}),
         of_spaces("reap-append", {0}, {{"A", appends()}, {"B", appends()}, {"X", reaps()}}),
         of_spaces("reap-reopen", {0}, {{"D", reopens_and_reads()}, {"X", reaps()}}),
+        of_growth("grow-load", 1, {0, 1}, {{"L", reads(2)}, {"R", reads(0)}}),
+        of_growth("grow-grow", 2, {0}, {{"L", reads(1)}, {"M", reads(2)}}),
+        of_growth("grow-write", 1, {0, 1}, {{"W", writes(0)}, {"L", reads(2)}}),
+        of_growth("grow-drop", 1, {0, 1}, {{"L", reads(2)}, {"D", drops(0)}}),
+        of_growth("reap-grow", 1, {0, 1}, {{"L", reads(2)}, {"X", reaps()}, {"D", drops(1)}}),
         {"pin-evict", 2, 2, {0, 1}, {{"R", reads(1, 2)}, {"L", reads(2)}}},
         {"pin-evict-hot", 1, 1, {0}, {{"R", reads(0, 2)}, {"L", reads(2)}}},
         {"write-pin", 3, 3, {0}, {{"W", writes(0, 2)}, {"R", reads(0, 2)}}},

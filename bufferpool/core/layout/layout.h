@@ -1,16 +1,16 @@
 // The segment: one sparse tmpfs file that every process maps whole.
 //
-//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+----- - - -+
-//   | header  | clients | spaces | events | advice  | entries  | frames  | pins    | queues  | data      |
-//   | 4 pages | slot[]  | slot[] | ring   | shadows | u64[]    | 32 B[]  | u16[]   | rings,  | page[]    |
-//   |         |         |        |        |         | sparse   | as used | as used | bitmaps | 2 MiB     |
-//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+----- - - -+
+//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+---------+-------+----- - - -+
+//   | header  | clients | spaces | events | advice  | entries  | frames  | pins    | sets    | rings   | tops  | data      |
+//   | 4 pages | slot[]  | slot[] | ring   | shadows | u64[]    | 32 B[]  | u16[]   | bitmaps | u64[]   | of    | page[]    |
+//   |         |         |        |        |         | sparse   | as used | as used | as used | as used | sets  | 2 MiB     |
+//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+---------+-------+----- - - -+
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
-// header, clients, spaces, events, advice and queues at creation, entries in chunks of an OS page
+// header, clients, spaces, events, advice and tops at creation, entries in chunks of an OS page
 // when a space needs them (a bitmap says which; they keep it: somebody may always
-// have an old handle), frames and pins in chunks as frames are first used.
+// have an old handle); frames, pins, sets and rings in chunks as frames are first used.
 // A zero byte means "never used" everywhere.
 //
 // Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
@@ -193,16 +193,24 @@ struct Event {
 };
 static_assert(sizeof(Event) == 64);
 
+// A set of frames is a bitmap with two levels of summaries above it: a bit there says that a word below is not zero.
+// The topmost levels have their memory from the start, the others as frames are first used.
+enum Set : u32 { SET_FREE, SET_HOLES, SETS };
+constexpr int SET_LEVELS = 2;  // below the topmost
+constexpr u64 set_words(u64 frames, int level) { return (frames + (u64(64) << 6 * level) - 1) >> (6 + 6 * level); }
+
 struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
-    u32 max_frames, max_clients, stripe_clients, ring_capacity;
-    u32 guests, pad;  // of max_clients: the last slots, for forked children alone
+    u32 max_frames, max_clients, stripe_clients;
+    u32 guests;  // of max_clients: the last slots, for forked children alone
     u64 max_pages;
-    u64 clients_at, spaces_at, events_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes, queues_at, data_at, total_bytes;
+    u64 clients_at, spaces_at, events_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes;
+    u64 sets_at, set_bytes[SET_LEVELS], rings_at, ring_bytes, tops_at, data_at, total_bytes;
 
     u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
     u32 stripes() const { return (max_clients + CLIENT_BLOCK - 1) / CLIENT_BLOCK * STRIPES; }
-    u64 queue_bytes() const;
+    u64 top_words() const { return set_words(max_frames, SET_LEVELS); }
+    u64 tops_bytes() const { return (SETS * top_words() + (entry_chunks() + 63) / 64) * 8; }
 };
 
 struct Header {
@@ -257,17 +265,36 @@ constexpr u64 TICK_SHIFT = 27;
 
 constexpr u64 round_up(u64 n, u64 to) { return (n + to - 1) / to * to; }
 
-// Bitmaps of free frames and of holes, with two levels of summaries.
-struct BitmapGeometry {
-    u64 words[3], bytes;
-    explicit constexpr BitmapGeometry(u32 bits)
-        : words{(bits + 63ull) / 64, (bits + 4095ull) / 4096, (bits + 262143ull) / 262144},
-          bytes((words[0] + words[1] + words[2]) * 8) {}
-};
+#ifdef BP_EXPLORE
+constexpr u32 RING_STEP = 1, RING_SPARE = 2;
+#else
+constexpr u32 RING_STEP = 512, RING_SPARE = 64;
+#endif
 
-// Bitmaps of free frames, holes and plugged chunks of entries; the two rings.
-inline u64 Geometry::queue_bytes() const {
-    return 2 * BitmapGeometry(max_frames).bytes + (entry_chunks() + 63) / 64 * 8 + 2ull * ring_capacity * 8;
+// How many elements a replacement ring has room for while so many frames have slots: half as many again, for elements whose
+// pages have gone. It grows in steps of an eighth.
+inline u32 ring_capacity(const Geometry& g, u32 frames) {
+    u64 step = frames / 8 > RING_STEP ? u64(1) << (60 - __builtin_clzll(frames)) : RING_STEP;
+    u64 n = round_up(frames ? frames : 1, step);
+    if (n > g.max_frames) n = g.max_frames;
+    return u32(n + n / 2 + RING_SPARE);
+}
+
+// Tables that have an element for each frame, and get their memory as frames are first used: visit(where one lies,
+// how many bytes it may have, how many it has for a number of frames).
+template <class F>
+void each_frame_table(const Geometry& g, u32 stripes, F visit) {
+    visit(g.frames_at, g.pins_at - g.frames_at, [](u64 n) { return n * sizeof(FrameSlot); });
+    for (u32 i = 0; i < g.stripes(); i++)
+        visit(g.pins_at + i * g.stripe_bytes, g.stripe_bytes, [&g, used = i < stripes](u64 n) { return used ? n * g.stripe_clients * 2 : 0; });
+    u64 at = g.sets_at;
+    for (u32 set = 0; set < SETS; set++)
+        for (int level = 0; level < SET_LEVELS; level++) {
+            visit(at, g.set_bytes[level], [level](u64 n) { return set_words(n, level) * 8; });
+            at += g.set_bytes[level];
+        }
+    for (u32 ring = 0; ring < 2; ring++)
+        visit(g.rings_at + ring * g.ring_bytes, g.ring_bytes, [&g](u64 n) { return ring_capacity(g, u32(n)) * 8ull; });
 }
 
 // FNV-1a over words of 64 bits.
@@ -289,12 +316,21 @@ inline u64 space_sum(const SpaceSlot& t) {
     return fnv(fnv(fnv(FNV_START, fields, sizeof fields), t.name, sizeof t.name), t.path, sizeof t.path);
 }
 
+// The sets of frames and the rings. `take` hands out room.
+template <class Take>
+void place_queues(Geometry& g, Take take) {
+    for (int level = 0; level < SET_LEVELS; level++) g.set_bytes[level] = round_up(set_words(g.max_frames, level) * 8, g.os_page);
+    g.sets_at = take(SETS * (g.set_bytes[0] + g.set_bytes[1]));
+    g.ring_bytes = round_up(ring_capacity(g, g.max_frames) * 8ull, g.os_page);
+    g.rings_at = take(2 * g.ring_bytes);
+    g.tops_at = take(g.tops_bytes());
+}
+
 // Fills in the derived fields. The inputs must have been checked.
 inline void place_areas(Geometry& g) {
     u64 os = g.os_page;
     u32 block = g.max_clients < CLIENT_BLOCK ? g.max_clients : CLIENT_BLOCK;
     g.stripe_clients = u32(round_up((block + STRIPES - 1) / STRIPES, 4));
-    g.ring_capacity = u32(u64(g.max_frames) + g.max_frames / 2 + 64);
     u64 at = HEADER_BYTES;
     auto take = [&](u64 bytes) {
         u64 here = at;
@@ -310,7 +346,7 @@ inline void place_areas(Geometry& g) {
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
     g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);
     g.pins_at = take(g.stripes() * g.stripe_bytes);
-    g.queues_at = take(g.queue_bytes());
+    place_queues(g, take);
     g.data_at = round_up(at, DATA_ALIGN);
     g.total_bytes = g.data_at + (u64(g.max_frames) << g.page_shift);
 }

@@ -11,7 +11,9 @@ constexpr int stamp_diff(u32 a, u32 b) { return int((a - b) << 1) >> 1; }
 
 struct RingState {
     u32 head;
-    u32 count;
+    u32 gaps;              // of the elements: those that stand for no page (GAP)
+    alignas(8) u32 count;  // these two change together where a ring grows
+    u32 capacity;          // 0: as many as there is memory for
 };
 
 struct PolicyState {
@@ -25,6 +27,7 @@ struct PolicyState {
 };
 
 // An element of a ring: a page, and when it came there.
+constexpr u64 GAP = ~u64(0);
 constexpr u32 element_page(u64 e) { return u32(e >> 32); }
 constexpr u32 element_stamp(u64 e) { return u32(e) & STAMP_MASK; }
 constexpr u64 element(u32 page, u32 stamp) { return u64(page) << 32 | (stamp & STAMP_MASK); }

@@ -13,7 +13,7 @@
 //   bool  set_aside(page, ring)   takes the page's claim on the ring back if it cannot go before it is
 //                                 flushed or dropped; bring_back() is called once it can
 //   u64*  slots(ring)             the ring's storage
-//   u32   capacity()              elements that it has room for
+//   u32   capacity()              elements that there is memory for; a ring may use fewer (it has grown, see extend_ring)
 //
 // What ALR does: new pages enter the cold ring; pages referenced again move to
 // the hot ring if their recency is better than that of the oldest hot page (the
@@ -45,6 +45,16 @@ namespace bp {
 
 enum class Ghost : u32 { NONE = 0, COLD = 1, HOT = 2 };
 
+// A ring gets more memory at its end, where every element of it is GAP already. A ring that wraps goes on after the
+// gaps where it wrapped: they count as elements, until they come to its head. One store, so that a
+// death leaves the old ring or the new one.
+inline void extend_ring(RingState& q, u32 was, u32 now) {
+    using u64_alias [[gnu::may_alias]] = u64;
+    u32 gaps = u64(q.head) + q.count > was ? now - was : 0;
+    __atomic_store_n(reinterpret_cast<u64_alias*>(&q.count), u64(now) << 32 | (q.count + gaps), __ATOMIC_RELEASE);
+    q.gaps += gaps;
+}
+
 struct Peek {
     bool gone;
     u32 count;
@@ -69,16 +79,19 @@ class Alr {
     static constexpr u32 ROUNDS = 8;     // of the rings in a search at most: each takes one of a page's references
     PolicyState& s_;
     Env& env_;
-    const u32 capacity_;
+    u32 capacity_[2];  // cold, hot
 
 public:
     // The state may be damaged: what serves as an index is bounded first.
-    Alr(PolicyState& s, Env& env) : s_(s), env_(env), capacity_(env.capacity()) {
-        for (RingState* r : {&s.cold, &s.hot}) {
-            if (r->head >= capacity_) r->head = 0;
-            if (r->count > capacity_) r->count = capacity_;
+    Alr(PolicyState& s, Env& env) : s_(s), env_(env) {
+        u32 most = env.capacity();
+        for (Ring r : {RING_COLD, RING_HOT}) {
+            RingState& q = ring(r);
+            u32 n = capacity(r) = q.capacity && q.capacity < most ? q.capacity : most;
+            if (q.head >= n) q.head = 0;
+            if (q.count > n) q.count = n;
+            if (q.gaps > q.count) q.gaps = 0;
         }
-        if (s.frames > capacity_) s.frames = capacity_;
     }
 
     static constexpr u32 count_max() { return COUNT_MAX; }
@@ -91,7 +104,7 @@ public:
 
     void set_frames(u32 frames) {
         bool fresh = s_.frames == 0;
-        s_.frames = frames < capacity_ ? frames : capacity_;
+        s_.frames = frames;
         if (fresh) s_.cold_target = s_.frames / 50;
         bound_target();
     }
@@ -108,7 +121,7 @@ public:
             move_split(-step);
         }
         if (once) return RING_COLD;
-        bool hot = ghost == Ghost::NONE ? s_.hot.count < hot_target() : hot_ok(stamp, ghost == Ghost::COLD);
+        bool hot = ghost == Ghost::NONE ? pages(s_.hot) < hot_target() : hot_ok(stamp, ghost == Ghost::COLD);
         return hot ? RING_HOT : RING_COLD;
     }
 
@@ -128,7 +141,7 @@ public:
             bool cold_done = search.met[RING_COLD] >= s_.cold.count, hot_done = search.met[RING_HOT] >= s_.hot.count;
             search.over = (cold_done && hot_done) || search.moves > ROUNDS * (u64(s_.cold.count) + s_.hot.count);
             if (search.over) return NONE;
-            bool hot_turn = (s_.hot.count > hot_target()) != (stuck / TURN % 2 == 1);
+            bool hot_turn = (pages(s_.hot) > hot_target()) != (stuck / TURN % 2 == 1);
             Ring r = cold_done || (hot_turn && !hot_done) ? RING_HOT : RING_COLD;
             u64 e = at(r, 0);
             u32 page = element_page(e), stamp = element_stamp(e);
@@ -183,8 +196,14 @@ public:
                 u64 e = at(r, i);
                 if (!env_.peek(element_page(e), r).gone) slot(r, kept++) = e;
             }
-            ring(r).count = kept;
+            set_count(r, kept);
         }
+    }
+
+    // The first n elements are all that is left of a ring, and none of them is a gap.
+    void set_count(Ring r, u32 n) {
+        ring(r).count = n;
+        ring(r).gaps = 0;
     }
 
     RingState& ring(Ring r) { return r == RING_HOT ? s_.hot : s_.cold; }
@@ -192,6 +211,9 @@ public:
     void put(Ring r, u32 i, u64 e) { slot(r, i) = e; }
 
 private:
+    u32& capacity(Ring r) { return capacity_[r == RING_HOT]; }
+    static u32 pages(const RingState& q) { return q.count > q.gaps ? q.count - q.gaps : 0; }
+
     // The frames that the rings have between them.
     u32 shared() const { return s_.frames > s_.aside ? s_.frames - s_.aside : 1; }
     u32 hot_target() const { return shared() > s_.cold_target ? shared() - s_.cold_target : 0; }
@@ -202,7 +224,7 @@ private:
     // Would a cold ring of `window` elements more still have the page that came into it at `stamp`?
     bool missed_cold_by(u32 stamp, i64 window) {
         u32 head = s_.cold.count ? element_stamp(at(RING_COLD, 0)) : s_.now;
-        i64 elements = s_.cold.count ? s_.cold.count : 1, misses = i64(stamp_diff(s_.now, head)) + 1;
+        i64 elements = pages(s_.cold) ? pages(s_.cold) : 1, misses = i64(stamp_diff(s_.now, head)) + 1;
         return i64(stamp_diff(head, stamp)) * elements <= window * (misses > elements ? misses : elements);
     }
 
@@ -233,7 +255,7 @@ private:
             env_.set_count(page, p.count - 1);
             move(RING_HOT, RING_HOT, page, s_.now);
         }
-        if (s_.hot.count < hot_target()) return true;
+        if (pages(s_.hot) < hot_target()) return true;
         if (!known || s_.hot.count == 0) return false;
         u64 head = at(RING_HOT, 0);
         return env_.peek(element_page(head), RING_HOT).count == 0 && stamp_diff(stamp, element_stamp(head)) > 0;
@@ -246,18 +268,20 @@ private:
 
     u64& slot(Ring r, u32 i) {
         u64 k = u64(ring(r).head) + i;
-        return env_.slots(r)[k < capacity_ ? k : k - capacity_];
+        return env_.slots(r)[k < capacity(r) ? k : k - capacity(r)];
     }
 
     void push(Ring r, u32 page, u32 stamp) {
-        if (ring(r).count == capacity_) purge();
+        if (ring(r).count >= capacity(r)) purge();
+        if (ring(r).count >= capacity(r)) pop(r);  // in a damaged pool: more pages than there is memory for
         slot(r, ring(r).count) = element(page, stamp);
         ring(r).count++;
     }
 
     void pop(Ring r) {
         RingState& q = ring(r);
-        q.head = q.head + 1 < capacity_ ? q.head + 1 : 0;
+        q.gaps -= q.gaps > 0 && slot(r, 0) == GAP;
+        q.head = q.head + 1 < capacity(r) ? q.head + 1 : 0;
         q.count--;
     }
 

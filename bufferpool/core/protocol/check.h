@@ -126,7 +126,7 @@ inline void check_entries(Segment& s, Findings& out) {
 // What the memory lock protects, exactly: nobody changes it meanwhile.
 inline void check_memory(Segment& s, Findings& out) {
     Vec<u32> in_ring[4];
-    for (Ring r : {RING_COLD, RING_HOT}) out.lost |= !in_ring[r].reserve(s.g.ring_capacity);
+    for (Ring r : {RING_COLD, RING_HOT}) out.lost |= !in_ring[r].reserve(ring_capacity(s.g, s.ready));
     if (out.lost) return;
     lock_memory(s, false);
     u32 resident = 0;

@@ -31,7 +31,7 @@ struct PoolEnv {
     u64 looks = 0;  // at pages, in the rings
 
     u64* slots(Ring r) { return s.ring_slots[r == RING_HOT]; }
-    u32 capacity() const { return s.g.ring_capacity; }
+    u32 capacity() const { return ring_capacity(s.g, s.ready); }
 
     Peek peek(u32 page, Ring r) {
         looks++;
@@ -154,7 +154,7 @@ inline void rebuild(Segment& s) {
             if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e))) s.frames[entry::frame(e)].seen = 1;
             policy.put(r, kept++, el);
         }
-        policy.ring(r).count = kept;
+        policy.set_count(r, kept);
     }
     // 3. Resident pages that no ring has: set aside if they are dirty, lost with the dead owner's step if not.
     s.header->policy.aside = 0;
@@ -187,6 +187,7 @@ inline void free_locked(Segment& s, u32 f) {
 inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u) {
     Acquired a = acquire(s, s.header->memory, interruptible, slices);
     if (a == Acquired::INTERRUPTED) return false;
+    s.learn_ready(s.header->frames_ready.load_relaxed());  // the sets and the rings are as long as that says
     if (a == Acquired::REPAIR) {
         rebuild(s);
         repaired(s, s.header->memory);

@@ -36,18 +36,17 @@ enum class Status {
 // A set of frame numbers in shared memory, with two levels of summaries so that
 // the lowest member is found in a few loads. Guarded by the memory lock.
 class Bitmap {
-    u64* level_[3] = {nullptr, nullptr, nullptr};
-    u64 words_[3] = {0, 0, 0};
+    u64* level_[SET_LEVELS + 1] = {};
+    const u32* ready_ = nullptr;  // so many frames have slots: what lies beyond has no memory
+
+    u64 words(int level) const { return set_words(*ready_, level); }
 
 public:
     Bitmap() = default;
-    Bitmap(u64* at, u32 bits) {
-        BitmapGeometry g(bits);
-        for (int l = 0; l < 3; l++) {
-            level_[l] = at;
-            words_[l] = g.words[l];
-            at += g.words[l];
-        }
+    Bitmap(u8* at, const Geometry& g, u64* top, const u32& ready) : ready_(&ready) {
+        level_[0] = reinterpret_cast<u64*>(at);
+        level_[1] = reinterpret_cast<u64*>(at + g.set_bytes[0]);
+        level_[2] = top;
     }
     bool has(u32 i) const { return level_[0][i / 64] >> (i % 64) & 1; }
     void add(u32 i) {
@@ -61,20 +60,20 @@ public:
     }
     void clear() {
         for (int l = 0; l < 3; l++)
-            for (u64 w = 0; w < words_[l]; w++) level_[l][w] = 0;
+            for (u64 w = 0, n = words(l); w < n; w++) level_[l][w] = 0;
     }
     u64 size() const {
         u64 n = 0;
-        for (u64 w = 0; w < words_[0]; w++) n += u64(__builtin_popcountll(level_[0][w]));
+        for (u64 w = 0, end = words(0); w < end; w++) n += u64(__builtin_popcountll(level_[0][w]));
         return n;
     }
     u32 lowest() const {
-        for (u64 t = 0; t < words_[2]; t++) {
+        for (u64 t = 0, end = words(2); t < end; t++) {
             if (!level_[2][t]) continue;
             u64 b = t * 64 + u64(__builtin_ctzll(level_[2][t]));
-            if (b >= words_[1] || !level_[1][b]) return NONE;
+            if (b >= words(1) || !level_[1][b]) return NONE;
             u64 a = b * 64 + u64(__builtin_ctzll(level_[1][b]));
-            if (a >= words_[0] || !level_[0][a]) return NONE;
+            if (a >= words(0) || !level_[0][a]) return NONE;
             return u32(a * 64 + u64(__builtin_ctzll(level_[0][a])));
         }
         return NONE;
@@ -198,13 +197,11 @@ struct Segment {
         entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
         frames = reinterpret_cast<FrameSlot*>(at + g.frames_at);
         pin_rows = at + g.pins_at;
-        auto q = reinterpret_cast<u64*>(at + g.queues_at);
-        u64 words = BitmapGeometry(g.max_frames).bytes / 8;
-        free = Bitmap(q, g.max_frames);
-        holes = Bitmap(q + words, g.max_frames);
-        chunk_bits = reinterpret_cast<Atomic<u64>*>(q + 2 * words);
-        ring_slots[0] = q + 2 * words + (g.entry_chunks() + 63) / 64;
-        ring_slots[1] = ring_slots[0] + g.ring_capacity;
+        auto tops = reinterpret_cast<u64*>(at + g.tops_at);
+        free = Bitmap(at + g.sets_at, g, tops, ready);
+        holes = Bitmap(at + g.sets_at + g.set_bytes[0] + g.set_bytes[1], g, tops + g.top_words(), ready);
+        chunk_bits = reinterpret_cast<Atomic<u64>*>(tops + SETS * g.top_words());
+        for (u32 ring = 0; ring < 2; ring++) ring_slots[ring] = reinterpret_cast<u64*>(at + g.rings_at + ring * g.ring_bytes);
         data = at + g.data_at;
     }
 
@@ -290,8 +287,8 @@ struct Segment {
         return f < ready;
     }
     // Learns how many frames are ready. False: the word that says so is damaged.
-    bool look_at_ready() {
-        u64 w = header->frames_ready.load_acquire();
+    bool look_at_ready() { return learn_ready(header->frames_ready.load_acquire()); }
+    bool learn_ready(u64 w) {
         if (!is_doubled(w) || u32(w) > g.max_frames) return false;
         ready = u32(w);
         return true;

@@ -15,18 +15,11 @@ namespace bp {
 // (or a failure half-way): the kernel gets it back.
 inline void repair_growth(Segment& s) {
     const Geometry& g = s.g;
-    auto punch_beyond = [&](u64 at, u64 used, u64 end) {
-        u64 first = round_up(at + used, g.os_page);
-        if (first < end) s.punch(first, end - first);
-    };
-    if (s.look_at_ready()) {
-        u64 ready = s.ready;
-        punch_beyond(g.frames_at, ready * sizeof(FrameSlot), g.pins_at);
-        for (u64 stripe = 0, stripes = s.stripes(); stripe < g.stripes(); stripe++) {
-            u64 at = g.pins_at + stripe * g.stripe_bytes;
-            punch_beyond(at, stripe < stripes ? ready * g.stripe_clients * 2 : 0, at + g.stripe_bytes);
-        }
-    }
+    if (s.look_at_ready())
+        each_frame_table(g, s.stripes(), [&](u64 at, u64 area, auto bytes) {
+            u64 used = round_up(bytes(s.ready), g.os_page), end = round_up(area, g.os_page);
+            if (used < end) s.punch(at + used, end - used);
+        });
     for (u64 i = 0, n = g.entry_chunks(); i < n;) {
         u64 end = i;
         while (end < n && !s.has_entry_chunk(end)) end++;
@@ -91,26 +84,50 @@ inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     return r;
 }
 
-// More frame slots and pin rows, with memory behind them.
+// Memory for the tables of `to` frames, where `from` have it.
+inline int plug_tables(Segment& s, u32 from, u32 to) {
+    const Geometry& g = s.g;
+    int r = 0;
+    each_frame_table(g, s.stripes(), [&](u64 at, u64, auto bytes) {
+        u64 first = round_up(bytes(from), g.os_page), end = round_up(bytes(to), g.os_page);
+        if (r == 0 && first < end) r = s.plug(at + first, end - first);
+    });
+    return r;
+}
+
+// Frames from..to are holes from now on, and the rings as long as that calls for. What their new ends have in it
+// nobody sees before the memory lock is held.
+inline void count_ready(Segment& s, u32 from, u32 to) {
+    PolicyState& p = s.header->policy;
+    RingState* rings[2] = {&p.cold, &p.hot};
+    u32 most = ring_capacity(s.g, from), now = ring_capacity(s.g, to), was[2];
+    for (u32 r = 0; r < 2; r++) {
+        was[r] = rings[r]->capacity && rings[r]->capacity < most ? rings[r]->capacity : most;
+        std::fill(s.ring_slots[r] + was[r], s.ring_slots[r] + now, GAP);
+    }
+    lock_memory(s, false);
+    PoolEnv env{s, nullptr, NONE};
+    Alr<PoolEnv>(p, env);  // bounds what may be damaged
+    for (u32 f = from; f < to; f++) s.holes.add(f);
+    s.header->frames_ready.store_release(doubled(to));
+    BP_POINT("grow.ready");
+    for (u32 r = 0; r < 2; r++)
+        if (was[r] < now) extend_ring(*rings[r], was[r], now);
+    unlock_memory(s);
+}
+
+// More frames that may be used: slots, pin rows, and all else that has an element for each, with memory behind it.
 inline int grow_ready(Segment& s) {
     const Geometry& g = s.g;
     if (!lock_growth(s)) return -EINTR;
     u32 from = s.look_at_ready() ? s.ready : g.max_frames;  // damaged: it grows no more
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
-    auto plug_rows = [&](u64 at, u64 size) {
-        u64 first = round_up(from * size, g.os_page), end = round_up(to * size, g.os_page);
-        return first < end ? s.plug(at + first, end - first) : 0;
-    };
-    int r = from < to ? plug_rows(g.frames_at, sizeof(FrameSlot)) : 0;
-    for (u64 i = 0; i < s.stripes() && r == 0 && from < to; i++) r = plug_rows(g.pins_at + i * g.stripe_bytes, u64(g.stripe_clients) * 2);
+    int r = from < to ? plug_tables(s, from, to) : 0;
     BP_POINT("grow.plugged");
     if (r) {
         repair_growth(s);  // half of it may be there
     } else if (from < to) {
-        lock_memory(s, false);
-        for (u32 f = from; f < to; f++) s.holes.add(f);
-        s.header->frames_ready.store_release(doubled(to));
-        unlock_memory(s);
+        count_ready(s, from, to);
         s.has_frame(to - 1);
     }
     release(s, s.header->growth);
@@ -170,9 +187,9 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
     bool no_space = false;
     PoolEnv env{s, &intent, want.page};
     if (!lock_memory(s)) return Status::INTERRUPTED;
-    Alr<PoolEnv> policy(s.header->policy, env);
     Search search;
     for (;;) {
+        Alr<PoolEnv> policy(s.header->policy, env);  // anew for each hold of the lock: the rings may have grown
         u32 budget = s.header->budget_frames.load_relaxed(), resident = s.header->resident.load_relaxed();
         if (s.header->policy.frames != budget) policy.set_frames(budget);
         if (want.page != NONE && !want.counted) {
@@ -229,7 +246,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
         if (!lock_memory(s)) return Status::INTERRUPTED;
     }
     if (want.page != NONE && entry::ring(s.entries[want.page].load_relaxed()) == RING_NONE)
-        policy.insert(want.page, want.ring);
+        Alr<PoolEnv>(s.header->policy, env).insert(want.page, want.ring);
     unlock_memory(s);
     return Status::OK;
 }

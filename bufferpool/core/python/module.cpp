@@ -154,10 +154,14 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.min_frames.store_relaxed(least);
     h.durable_lsn.store_relaxed(~u64(0));
     if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");
-    for (auto [at, end] : {std::pair{u64(0), g.entries_at}, std::pair{g.queues_at, g.data_at}}) {
-        u64 to = at ? std::min(end, round_up(at + g.queue_bytes(), g.os_page)) : end;
-        if (int r = prim::plug(fd, at, to - at)) return raise_errno(r, "the segment's own data cannot be allocated");
-    }
+    for (auto [at, end] : {std::pair{u64(0), g.entries_at}, std::pair{g.tops_at, round_up(g.tops_at + g.tops_bytes(), g.os_page)}})
+        if (int r = prim::plug(fd, at, end - at)) return raise_errno(r, "the segment's own data cannot be allocated");
+    int failed = 0;
+    each_frame_table(g, STRIPES, [&](u64 at, u64, auto bytes) {
+        if (!failed && bytes(0)) failed = prim::plug(fd, at, round_up(bytes(0), g.os_page));
+    });
+    if (failed) return raise_errno(failed, "the segment's own data cannot be allocated");
+    h.policy.cold.capacity = h.policy.hot.capacity = ring_capacity(g, 0);
     if (pwrite(fd, &h, sizeof h, 0) != ssize_t(sizeof h)) return raise_errno(-errno, "the header cannot be written");
     Py_RETURN_NONE;
 }

@@ -104,10 +104,9 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
 // Bytes that the kernel should count for everything before the data area.
 static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
-    u64 n = g.entries_at + round_up(g.queue_bytes(), g.os_page);
+    u64 n = g.entries_at + round_up(g.tops_bytes(), g.os_page);
     s.look_at_ready();
-    u64 ready = s.ready;
-    n += round_up(ready * sizeof(FrameSlot), g.os_page) + s.stripes() * round_up(ready * g.stripe_clients * 2, g.os_page);
+    each_frame_table(g, s.stripes(), [&](u64, u64, auto bytes) { n += round_up(bytes(s.ready), g.os_page); });
     for (u64 i = 0; i < (g.entry_chunks() + 63) / 64; i++) n += u64(__builtin_popcountll(s.chunk_bits[i].load_relaxed())) * g.os_page;
     return n;
 }
