@@ -11,7 +11,7 @@ from bufferpool import _core
 PAGE, EXTENT = 4096, 16384
 FRAMES, MOST, PAGES = 32, 256, 8192
 FILE_PAGES, SCRATCH_PAGES, DERIVED_PAGES = 48, 16, 24
-CLIENTS = 8
+CLIENTS = 72  # more than one block of them
 DEAD = 1  # the client of the template, which died
 
 # ---- where things are -----------------------------------------------------------
@@ -30,9 +30,12 @@ def size_of(struct: str) -> int:
 
 
 HEADER = fields("Header", "magic", "version", "header_bytes", "uuid", "created_ns", "geometry", "geometry_sum")
-CLIENT_FIELDS = fields("Client", "counters", "intents")
+CLIENT_FIELDS = fields("Client", "intents")
 INTENT_FIELDS, SPACE_FIELDS, FRAME_FIELDS = fields("Intent"), fields("SpaceSlot"), fields("FrameSlot", "word")
-CLIENT, SPACE, FRAME, INTENT = (size_of(struct) for struct in ("Client", "SpaceSlot", "FrameSlot", "Intent"))
+EVENT_FIELDS, ADVICE_FIELDS = fields("Event"), fields("Advice")
+CLIENT, SPACE, FRAME, INTENT, EVENT = (
+    size_of(struct) for struct in ("Client", "SpaceSlot", "FrameSlot", "Intent", "Event")
+)
 INTENTS = fields("Client")["intents"][0]
 HEADER_KEPT = min(offset for offset, _ in HEADER.values())  # before it: written once, checked when one attaches
 
@@ -127,18 +130,18 @@ class Mutator:
         return value % 2**bits
 
     def field(self, what: str, base: int, of: dict[str, Place]) -> tuple[str, int, int, str]:
-        """A field of a struct; of a long one (a name), its first or last bytes."""
+        """A field of a struct; of a long one (a name, counters), its first bytes, its last, or some."""
         name = self.rng.choice(sorted(of))
         offset, size = of[name]
         if size > 8 and self.rng.random() < 0.5:
-            offset += size - 8
+            offset += self.rng.choice([size - 8, self.rng.randrange(size // 8) * 8])
         return f"{what} {name}", base + offset, min(size, 8), "lock" if name.endswith(".word") else "number"
 
     def place(self) -> tuple[str, int, int, str]:
         """(what, offset, bytes, kind of value)"""
         r, at = self.rng, self.layout
         area = r.choice(["header"] * 5 + ["client", "intent", "intent", "space", "space", "space"] + ["entry"] * 4
-                        + ["frame"] * 4 + ["pins", "ring", "ring", "bitmap", "bitmap"])  # fmt: skip
+                        + ["frame"] * 4 + ["pins", "ring", "ring", "bitmap", "bitmap", "chunks", "event", "advice"])  # fmt: skip
         if area == "header":
             return self.field("header", 0, HEADER)
         if area == "client":
@@ -162,9 +165,19 @@ class Mutator:
                 return self.field(f"frame {f}", at.frames_at + FRAME * f, FRAME_FIELDS)
             return f"frame {f}", at.frames_at + FRAME * f, 8, "frame"
         if area == "pins":
-            f, c = r.randrange(FRAMES), r.randrange(CLIENTS)
-            offset = at.pins_at + (c % 8) * at.stripe_bytes + (f * at.stripe_clients + c // 8) * 2
+            f, c = r.randrange(FRAMES), r.randrange(64)  # of the first block, which has its memory
+            stripe, column = c // 64 * 8 + c % 8, c % 64 // 8
+            offset = at.pins_at + stripe * at.stripe_bytes + (f * at.stripe_clients + column) * 2
             return f"pins of {c + 1} on {f}", offset, 2, "number"
+        if area == "event":
+            i = r.choice([0, 1, 2, r.randrange(1024)])
+            return self.field(f"event {i}", at.events_at + i * EVENT, EVENT_FIELDS)
+        if area == "advice":
+            return self.field("advice", at.advice_at, ADVICE_FIELDS)
+        if area == "chunks":
+            i = r.randrange(-(-at.max_pages * 8 // at.os_page // 64))
+            tops = 2 * -(-at.max_frames // (1 << 18))  # words of both sets
+            return f"chunks of entries {i}", at.tops_at + 8 * (tops + i), 8, "bits"
         if area == "bitmap":
             which = r.randrange(2)
             words = bitmap_words(at, which)

@@ -226,6 +226,6 @@ def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, 
         ("prefetch", prefetch), ("write", write), ("append", append), ("drop", drop), ("scan", scan), ("resize", resize),
         ("trim", lambda: pool.trim()), ("trim bytes", lambda: pool.trim(bytes=8 * PAGE)), ("trim idle", lambda: pool.trim(idle=0)),
         ("flush", lambda: pool.flush()), ("stats", lambda: pool.stats()), ("frames", frames), ("lists", lists),
-        ("check", lambda: pool.check()), ("reap", lambda: pool.reap()), ("by name", by_name), ("scratch", scratch),
+        ("check", lambda: pool.check()), ("reap", lambda: pool.reap()), ("by name", by_name), ("advise", lambda: pool.advise()), ("events", lambda: pool.events()), ("scratch", scratch),
         ("remove", remove), ("second", second), ("changed file", touch_file),
     ]  # fmt: skip

@@ -158,6 +158,31 @@ header('growth.word', 7)  # dead: its inheritor repairs
 typed(lambda: pool.scratch('more', 4))
 assert shm[:HEADER_KEPT] == magic, "the header was given back to the kernel"
 """,
+    "a generation of ours that is not ours, while a page is written": """
+generation = at.clients_at + (ME - 1) * CLIENT + fields("Client")["generation"][0]
+try:
+    with work.write(9, timeout=1):
+        put(generation, 77)
+        raise KeyError("the write is given up")
+except KeyError:
+    pass
+put(generation, 1)
+with work.write(9, timeout=1) as page:  # it has no writer any more
+    page[:] = 1
+""",
+    "a client that died in a write, while nobody can see how many frames there are": """
+import subprocess
+def other(use):
+    subprocess.run([sys.executable, "-c", f"import bufferpool as bp; pool = bp.Pool.attach({name!r}); {use}"], check=True)
+if os.fork() == 0:
+    with work.write(9):
+        os._exit(0)
+os.wait()
+header('frames_ready', 2)
+other("pool.reap()")
+header('frames_ready', 128 << 32 | 128)
+other("pool.space('work').write(9, timeout=1).__enter__()")  # a client, perhaps in the slot of the one that died
+""",
     "free frames that are pages": """
 for word in bitmap_words(at, 0):
     put(word, 2**64 - 1)

@@ -258,8 +258,10 @@ void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
 }
 
 // Ends the business of a dead client whose byte lock we hold, and frees its slot.
-// `c` may be our own number: then we took over its slot in order to attach.
-inline void reap_held(Segment& s, u32 c) {
+// `c` may be our own number: then we took over its slot in order to attach. False: the number of frames is damaged, so
+// that we cannot find what it has left; the slot is not to be another's before somebody can.
+inline bool reap_held(Segment& s, u32 c) {
+    if (!s.look_at_ready()) return false;
     BP_POINT("reap.begin");
     // 1. The locks that it held, with what they protect.
     reap_lock(s, c, s.header->memory, [&] { rebuild(s); });
@@ -274,7 +276,7 @@ inline void reap_held(Segment& s, u32 c) {
         BP_POINT("reap.intent");
     }
     // 3. Its writer fields: a page that has a writer stays in its frame.
-    s.has_frame(s.g.max_frames - 1);
+    s.look_at_ready();
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
         u32 page = frame::page(w);
@@ -318,6 +320,7 @@ inline void reap_held(Segment& s, u32 c) {
     unlock_memory(s);
     s.clients[c - 1].state.store_release(CLIENT_FREE);
     BP_POINT("reap.done");
+    return true;
 }
 
 inline void reap(Segment& s, u32 c) {
@@ -369,7 +372,11 @@ inline Status attach(Segment& s, int& error) {
             continue;
         }
         s.become(c);
-        if (dead) reap_held(s, c);
+        if (dead && !reap_held(s, c)) {
+            s.become(0);
+            s.unlock_byte(LOCKS_AT + long(c));
+            continue;
+        }
         start_client(s, c);
         s.become(c);
     }

@@ -266,8 +266,9 @@ struct Segment {
         return c == 0;
 #endif
     }
-    // Is our slot still ours? Without a byte lock it may have been reaped, where /proc does not say that we live.
-    bool has_slot() { return me && client().generation.load_acquire() == generation; }
+    // Is our slot still ours? Without a byte lock it may have been reaped, where /proc does not say that we live. With
+    // one it is ours, and a generation that is not is damaged: what is left in our name, nobody else would settle.
+    bool has_slot() { return me && (client().generation.load_acquire() == generation || has_descriptor()); }
 
     void become(u32 c, bool guest = false) {
         me = c;

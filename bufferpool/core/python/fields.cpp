@@ -20,15 +20,15 @@ constexpr Field fields[] = {
     FIELD(Header, budget_frames), FIELD(Header, frames_ready), FIELD(Header, policy_tag), FIELD(Header, durable_lsn),
     INNER(Header, memory.word, u32), INNER(Header, directory.word, u32), INNER(Header, growth.word, u32), INNER(Header, advice.word, u32),
     FIELD(Header, min_frames), FIELD(Header, asked_frames), FIELD(Header, checkpoint_lsn), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
-    FIELD(Header, events), FIELD(Header, resident),
+    FIELD(Header, events), FIELD(Header, more_blocks), FIELD(Header, resident),
     INNER(Header, policy.now, u32), INNER(Header, policy.hev, u32), INNER(Header, policy.frames, u32),
-    INNER(Header, policy.cold_target, u32),
+    INNER(Header, policy.cold_target, u32), INNER(Header, policy.aside, u32),
     INNER(Header, policy.cold.head, u32), INNER(Header, policy.cold.count, u32), INNER(Header, policy.cold.gaps, u32), INNER(Header, policy.cold.capacity, u32),
     INNER(Header, policy.hot.head, u32), INNER(Header, policy.hot.count, u32), INNER(Header, policy.hot.gaps, u32), INNER(Header, policy.hot.capacity, u32),
-    FIELD(Header, attaches), FIELD(Header, unlinked), FIELD(Header, folded),
+    FIELD(Header, attaches), FIELD(Header, unlinked), FIELD(Header, folded), FIELD(Header, totals),
 
     STRUCT(Geometry),
-    FIELD(Geometry, page_size), FIELD(Geometry, os_page), FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
+    FIELD(Geometry, page_size), FIELD(Geometry, page_shift), FIELD(Geometry, os_page), FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
     FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, guests), FIELD(Geometry, max_pages),
     FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, events_at), FIELD(Geometry, advice_at), FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
     FIELD(Geometry, pins_at), FIELD(Geometry, stripe_bytes), FIELD(Geometry, sets_at), FIELD(Geometry, set_bytes), FIELD(Geometry, rings_at), FIELD(Geometry, ring_bytes), FIELD(Geometry, tops_at), FIELD(Geometry, data_at),
@@ -36,7 +36,7 @@ constexpr Field fields[] = {
 
     STRUCT(Client),
     FIELD(Client, state), FIELD(Client, pid), FIELD(Client, start_time), FIELD(Client, attached_ns), FIELD(Client, generation),
-    FIELD(Client, folded), FIELD(Client, name), FIELD(Client, counters), FIELD(Client, intents), FIELD(Client, failed), FIELD(Client, failures),
+    FIELD(Client, folded), FIELD(Client, unlocked), FIELD(Client, name), FIELD(Client, counters), FIELD(Client, intents), FIELD(Client, failed), FIELD(Client, failures),
 
     STRUCT(Intent),
     FIELD(Intent, op), FIELD(Intent, page), FIELD(Intent, frame), FIELD(Intent, old), FIELD(Intent, victim), FIELD(Intent, waits),
@@ -52,9 +52,19 @@ constexpr Field fields[] = {
 
     STRUCT(FrameSlot),
     FIELD(FrameSlot, word), FIELD(FrameSlot, lsn), FIELD(FrameSlot, touched), FIELD(FrameSlot, count), FIELD(FrameSlot, tag),
-    FIELD(FrameSlot, seen), FIELD(FrameSlot, rec_lsn),
+    FIELD(FrameSlot, seen), FIELD(FrameSlot, mark), FIELD(FrameSlot, rec_lsn),
 
-    STRUCT(Event), FIELD(Event, number),
+    STRUCT(Failure),
+    FIELD(Failure, about), FIELD(Failure, text),
+
+    STRUCT(Event),
+    FIELD(Event, number), FIELD(Event, time_ns), FIELD(Event, bytes), FIELD(Event, from_frames), FIELD(Event, to_frames),
+    FIELD(Event, what), FIELD(Event, why), FIELD(Event, client), FIELD(Event, origin), FIELD(Event, value), FIELD(Event, page),
+
+    STRUCT(Advice),
+    FIELD(Advice, shift), FIELD(Advice, epoch), FIELD(Advice, unit), FIELD(Advice, frames), FIELD(Advice, first_free),
+    FIELD(Advice, resets), FIELD(Advice, halvings), FIELD(Advice, references), FIELD(Advice, expected), FIELD(Advice, missed),
+    FIELD(Advice, missed_by_pool), FIELD(Advice, earlier), FIELD(Advice, later), FIELD(Advice, shadow),
 };
 
 // fields() -> {"Header": (0, bytes), "Header.magic": (offset, bytes), …}
