@@ -315,10 +315,13 @@ class Worker:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def end_without_a_slot(self) -> None:
-        """A forked child for which there was no client slot can do nothing, and says so."""
+        """A forked child for which there was no client slot keeps what it has inherited, and can do nothing else."""
         try:
             len(self.table)
         except errors.TooManyClients:
+            self.look_again()
+            time.sleep(self.random.random() * 0.005)
+            self.look_again()
             os._exit(0)
 
     def heir(self) -> None:
