@@ -175,18 +175,18 @@ MUTATIONS = {
         "retire-pin",
     ),
     "the frame of a load that has ended taken by its reaper": (
-        "client.h",
+        "reap.h",
         "if (loads(s.entries[page].load_acquire())) frame_cas",
         "if (!entry::names(s.entries[page].load_acquire(), f)) frame_cas",
         "reap-load-write",
     ),
     "the flusher field ignored": (
-        "flush.h",
+        "writeback.h",
         "        if (entry::flusher(e)) {\n            wait_entry",
         "        if (false) {\n            wait_entry",
         "flush-flush",
     ),
-    "the pins reaped before the intents": ("client.h", _pins_before_intents, "", "reap-drop-load"),
+    "the pins reaped before the intents": ("reap.h", _pins_before_intents, "", "reap-drop-load"),
     "dirty cleared before the sync": (
         "actors.h",
         "    model::step();\n    for (u32 p = 0; p < PAGES; p++)\n        if (written[p]",
@@ -194,14 +194,14 @@ MUTATIONS = {
         "flush-write",
     ),
     "a page above the durable LSN written": (
-        "flush.h",
+        "writeback.h",
         "if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn && out",
         "if (ok && out",
         "flush-log",
     ),
-    "dirty pages looked for by frames": ("flush.h", _scan_by_frames, "", "checkpoint-move"),
+    "dirty pages looked for by frames": ("writeback.h", _scan_by_frames, "", "checkpoint-move"),
     "a page that changes while it is being taken passed over": (
-        "flush.h",
+        "writeback.h",
         "        if (word.cas_seq_cst(e, entry::with_flusher(e, s.me))) return true;",
         "        return word.cas_seq_cst(e, entry::with_flusher(e, s.me));",
         "checkpoint-move",
@@ -225,13 +225,13 @@ MUTATIONS = {
         "drop-clean-write",
     ),
     "a page that was set aside made clean in no ring": (
-        "flush.h",
+        "writeback.h",
         "        aside = clean && entry::is_aside(e);",
         "        aside = false;",
         "flush-aside",
     ),
     "a page made clean before it gets back into a ring": (
-        "flush.h",
+        "writeback.h",
         "    lock_memory(s, false);  // nobody sets it aside again before it is clean\n    bring_back_locked(s, it.page);\n",
         "    settle_entry(s, it.page, [&](u64 e) { return entry::with_flusher(e & ~entry::DIRTY, 0); });\n"
         "    lock_memory(s, false);\n    PoolEnv env{s, nullptr, NONE};\n"
@@ -270,7 +270,7 @@ MUTATIONS = {
         "write-reopen",
     ),
     "a space removed while a page of it is in use": (
-        "client.h",
+        "spaces.h",
         "if (s.has_page(u32(first + i)) && !drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;",
         "(void)drop_page(s, op.intent(), u32(first + i), patience, freed);",
         "write-remove",
@@ -282,7 +282,7 @@ MUTATIONS = {
         "fork-write",
     ),
     "a dead client's lock left when a waiter comes meanwhile": (
-        "client.h",
+        "reap.h",
         "if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) continue;",
         "if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) return;",
         "reap-lock",

@@ -13,7 +13,7 @@ FRAMES = (4096, 16384)
 # What would make a hold as long as the pool is large, and where that shows.
 MISTAKES: dict[str, tuple[str, str, str, str]] = {
     "a shrink that looks for victims until it has a batch": (
-        "reclaim.h",
+        "shrink.h",
         "i < EVICT_BATCH && env.looks < most && freed < want",
         "i < EVICT_BATCH && freed < want && most",
         "shrink, all but few pinned",
@@ -31,7 +31,7 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
         "misses, all pages pinned",
     ),
     "all idle pages looked at in one go": (
-        "reclaim.h",
+        "shrink.h",
         "end = f + LOOK_BATCH;",
         "end = s.ready;",
         "idle, no page",

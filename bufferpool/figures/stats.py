@@ -317,7 +317,7 @@ class Summary:
     """Resident and dirty pages, shape (MAX_SPACES, 2)."""
 
 
-AGE_LIMITS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, float("inf"))  # AGE_LIMITS_S of core/python/observe.cpp
+AGE_LIMITS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, float("inf"))  # AGE_LIMITS_S of core/python/segment_figures.cpp
 
 
 def read_summary(pool: Seen) -> Summary:

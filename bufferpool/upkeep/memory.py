@@ -1,6 +1,6 @@
 """Memory: making room for a page, shrinking the budget, giving bytes back.
 
-What goes and how is the core's (core/protocol/reclaim.h); here is what needs a store
+What goes and how is the core's (core/protocol/shrink.h); here is what needs a store
 (dirty pages are flushed first) or patience (pages that are in use for a moment).
 A store may hang: flushes run in threads (jobs.py), and a caller that needs memory waits,
 up to its own timeout, for the first of them that frees some.

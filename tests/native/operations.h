@@ -2,8 +2,8 @@
 // of one page.
 #pragma once
 
-#include "protocol/flush.h"
-#include "protocol/reclaim.h"
+#include "protocol/writeback.h"
+#include "protocol/shrink.h"
 #include "protocol/spaces.h"
 #include "protocol/writing.h"
 

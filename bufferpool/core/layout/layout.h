@@ -58,7 +58,7 @@ struct Intent {
     Atomic<u32> old;     // PUBLISH, DISCARD: the frame that is superseded; FLUSH: the last page
     Atomic<u32> victim;  // EVICT: the page that leaves
     u32 pad;
-    Atomic<u64> waits;   // LOAD: for which page its thread waits (waits.h)
+    Atomic<u64> waits;   // LOAD: for which page its thread waits (deadlock.h)
 };
 static_assert(sizeof(Intent) == 32);
 

@@ -34,7 +34,7 @@
 
 namespace bp::prim {
 
-// Memory of this process, or null: room.h is what asks for it.
+// Memory of this process, or null: heap.h is what asks for it.
 inline void* allocate(size_t bytes) { return malloc(bytes); }
 inline void deallocate(void* at) { free(at); }
 

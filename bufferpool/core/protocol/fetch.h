@@ -1,4 +1,4 @@
-// How a page gets pinned: found, waited for, or loaded. The loops of every process, Python's (load.cpp) and the
+// How a page gets pinned: found, waited for, or loaded. The loops of every process, Python's (loading.cpp) and the
 // explorer's (tests/native), which differ in their hooks:
 //
 //   unlocked(f)                  calls f without the interpreter's lock
@@ -21,7 +21,7 @@
 #pragma once
 
 #include "protocol/client.h"
-#include "protocol/waits.h"
+#include "protocol/deadlock.h"
 
 namespace bp {
 

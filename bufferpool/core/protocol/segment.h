@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "os/prim.h"
-#include "os/room.h"
+#include "os/heap.h"
 #include "layout/layout.h"
 #include "policy/shadows.h"
 
@@ -125,7 +125,7 @@ struct Sampler {
 };
 
 struct Segment;
-// advice.cpp
+// segment_advice.cpp
 void record(Segment& s, u32 page, u32 kind);       // a reference to a sampled page
 void record_load(Segment& s, u32 page, u32 kind);  // the same, of any page that was loaded
 void look_after_window(Segment& s);                // opens or ends a window whose time has come
@@ -171,12 +171,12 @@ struct Segment {
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
     Atomic<u32> later[LATER] = {};   // BUSY frames to be freed by whoever next has the memory lock, +1
-    std::recursive_mutex reap_mutex;  // one reaper in this process; see client.h
+    std::recursive_mutex reap_mutex;  // one reaper in this process: reap.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
     u32 leads = 0;                   // our number, while we hold the steward's lock
     bool (*interrupted)(Segment&) = nullptr;
     // What threads of this process have begun, so that a word that names us and is nobody's here is
-    // known to be damaged (is_nobodys in lock.h, has_operation in page.h).
+    // known to be damaged (is_nobodys in lock.h, has_operation in wait.h).
     struct LockUse {
         prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
     } lock_use[3 + MAX_SPACES + ADVISES];

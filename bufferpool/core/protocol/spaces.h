@@ -1,14 +1,137 @@
-// Opening a space, under the directory lock (removing one: client.h):
+// The directory of spaces: its lock, opening a space, and removing one.
 //
 //   slot   FREE -> OPENING            begin_space, then entries get their memory
 //          OPENING -> LIVE            finish_space: a new generation, and from then on handles of it work
-//          OPENING -> FREE            no memory for the entries
+//          OPENING -> FREE            there is no memory for the entries
 //          OPENING -> CLOSED          by the client that inherits the lock (repair_directory)
+//          LIVE -> CLOSED             close_space: no handle works any more; needs no lock
+//          CLOSED -> CLOSING -> FREE  remove_space: under the directory lock, once no page is in use
 #pragma once
 
-#include "protocol/client.h"
+#include "protocol/drop.h"
+#include "protocol/shrink.h"
 
 namespace bp {
+
+inline u64 space_pages(u64 extent) { return extent & PAGES_MASK; }
+inline u64 space_generation(u64 extent) { return extent >> GENERATION_SHIFT; }
+inline u64 space_extent(u64 generation, u64 pages) { return generation << GENERATION_SHIFT | pages; }
+
+// The entries of a space that its slot says have memory. False: there are none such in the segment.
+inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64& n) {
+    first = slot.first_entry.load_relaxed();
+    n = std::min(slot.entries_ready.load_relaxed(), round_up(slot.max_pages.load_relaxed(), s.g.os_page / 8));
+    return first <= s.g.max_pages && n <= s.g.max_pages - first;
+}
+
+// ---- removing ---------------------------------------------------------------
+
+// From here on no handle of the space whose extent was `seen` works: its generation is
+// over. Needs no lock, hence one CAS: the slot may be another's by now. Whoever holds
+// the directory lock next removes what is left.
+inline void close_space(SpaceSlot& slot, u64 seen) {
+    u64 generation = space_generation(seen), closed = (generation + 1) << GENERATION_SHIFT | CLOSED;
+    while (!(seen & CLOSED) && space_generation(seen) == generation && !slot.extent.cas_seq_cst(seen, closed)) {}
+    BP_POINT("remove.closing");
+}
+
+// Empties a space and frees its slot. Idempotent: a CLOSING space that somebody
+// left is finished by the next one. Called with the directory lock held.
+inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
+    SpaceSlot& slot = s.spaces[index];
+    OpSlot op(s);
+    if (!op.valid()) return false;
+    close_space(slot, slot.extent.load_acquire());
+    slot.state.store_seq_cst(SPACE_CLOSING);
+    u64 first, n;
+    if (!entries_of(s, slot, first, n)) return false;
+    for (u64 i = 0; i < n; i++)
+        if (s.has_page(u32(first + i)) && !drop_page(s, op.intent(), u32(first + i), patience, freed)) return false;
+    BP_POINT("remove.empty");
+    if (!lock_growth(s)) return false;  // from here on nobody appends; interrupted: the next one goes on
+    slot.entries_ready.store_relaxed(0);
+    slot.reserved.store_release(0);  // a client that reads no generation here also sees that the space is closed
+    for (auto* field : {&slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns, &slot.ctime_ns, &slot.doubt})
+        field->store_relaxed(0);
+    slot.owner.store_relaxed(0);
+    slot.flush_open.store_relaxed(0);
+    slot.name[0] = slot.path[0] = 0;
+    slot.extent.store_seq_cst(slot.extent.load_relaxed() & ~(CLOSED | PAGES_MASK));
+    slot.state.store_seq_cst(SPACE_FREE);
+    release(s, s.header->growth);
+    BP_POINT("remove.free");
+    return true;
+}
+
+// What the directory lock protects: a slot that a dead owner was filling is to go.
+inline void repair_directory(Segment& s) {
+    for (u32 i = 0; i < MAX_SPACES; i++)
+        if (s.spaces[i].state.load_acquire() == SPACE_OPENING) close_space(s.spaces[i], s.spaces[i].extent.load_acquire());
+}
+
+// The directory lock was taken, perhaps over from a dead owner.
+inline void repair_if_inherited(Segment& s, Acquired how) {
+    if (how != Acquired::REPAIR) return;
+    repair_directory(s);
+    repaired(s, s.header->directory);
+}
+
+// Removes the closed spaces that nobody uses any more, without waiting for those
+// that somebody does. Under the directory lock. Returns which are left, as bits.
+inline u64 sweep_closing(Segment& s) {
+    u64 left = 0;
+    u32 freed = 0;
+    for (u32 i = 0; i < MAX_SPACES; i++)
+        if (s.spaces[i].is_closing() && !remove_space(s, i, 0, freed)) left |= u64(1) << i;
+    if (freed) give_back_freed(s, freed);
+    return left;
+}
+
+// Leaves the directory. Spaces that were closed meanwhile by somebody who could
+// not wait for the lock are removed: either they see it free, or we see them.
+inline void leave_directory(Segment& s) {
+    u64 tried = sweep_closing(s);
+    for (;;) {
+        release(s, s.header->directory);
+        u64 closing = 0;
+        for (u32 i = 0; i < MAX_SPACES; i++)
+            if (s.spaces[i].is_closing()) closing |= u64(1) << i;
+        Acquired how;
+        if (!(closing & ~tried) || !try_acquire(s, s.header->directory, how)) return;
+        repair_if_inherited(s, how);
+        tried |= closing;
+        sweep_closing(s);
+    }
+}
+
+inline bool lock_directory(Segment& s, bool interruptible = true) {
+    Acquired a = acquire(s, s.header->directory, interruptible);
+    if (a == Acquired::INTERRUPTED) return false;
+    repair_if_inherited(s, a);
+    sweep_closing(s);
+    return true;
+}
+
+// The scratch spaces that client `c` owned go with it. Never waits for the
+// directory lock: the caller may be its owner, or hold what its owner waits for.
+inline void remove_owned(Segment& s, u32 c) {
+    u64 generation = s.clients[c - 1].generation.load_relaxed();
+    bool any = false;
+    for (u32 i = 0; i < MAX_SPACES; i++) {
+        SpaceSlot& slot = s.spaces[i];
+        u64 seen = slot.extent.load_acquire();
+        if (slot.state.load_acquire() == SPACE_LIVE && slot.owner.load_relaxed() == c &&
+            slot.owner_generation.load_relaxed() == generation)
+            close_space(slot, seen);
+        any |= slot.is_closing();
+    }
+    Acquired how;
+    if (!any || !try_acquire(s, s.header->directory, how)) return;
+    repair_if_inherited(s, how);
+    leave_directory(s);
+}
+
+// ---- opening ----------------------------------------------------------------
 
 // The first slot without a space that has generations left. NONE if there is none.
 inline u32 free_slot(Segment& s) {

@@ -7,15 +7,17 @@
 namespace bp {
 
 int ready_segment_type();
-int ready_view_types();
+int ready_holder_type();
+int ready_pin_type();
 int ready_pinned_pages_type();
 int ready_released_type();
 int ready_space_type();
 int ready_write_type();
-int ready_flush_types();
+int ready_held_type();
+int ready_batch_type();
 PyObject* core_simulate(PyObject*, PyObject*);  // simulate.cpp
 PyObject* core_fields(PyObject*, PyObject*);  // fields.cpp
-PyObject* core_advise(PyObject*, PyObject*);  // advice.cpp
+PyObject* core_advise(PyObject*, PyObject*);  // segment_advice.cpp
 
 // ---- errors --------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ PyMODINIT_FUNC PyInit__core() {
     using namespace bp;
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word of an entry is its low half");
     import_array();
-    for (auto ready : {ready_segment_type, ready_space_type, ready_view_types, ready_pinned_pages_type, ready_released_type, ready_write_type, ready_flush_types})
+    for (auto ready : {ready_segment_type, ready_space_type, ready_holder_type, ready_pin_type, ready_pinned_pages_type, ready_released_type, ready_write_type, ready_held_type, ready_batch_type})
         if (ready() < 0) return nullptr;
     PyObject* m = PyModule_Create(&module_def);
     if (!m) return nullptr;

@@ -1,4 +1,4 @@
-// Pages pinned together: one object has all the pins, and gives an array for each page when asked (views.cpp
+// Pages pinned together: one object has all the pins, and gives an array for each page when asked (pin.cpp
 // tells how an array keeps its pin).
 #include "python/views.h"
 

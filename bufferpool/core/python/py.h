@@ -72,7 +72,7 @@ extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType,
 PyObject* raise(const char* error, const char* format, ...);  // an error of errors.py, or a built-in
 PyObject* raise_errno(int error, const char* what);
 PyObject* raise_unmapped(int error);
-PyObject* raise_space_removed(SpaceObject* space);  // load.cpp
+PyObject* raise_space_removed(SpaceObject* space);  // loading.cpp
 void raise_status(Status status, SpaceObject* space, u64 page_no);
 bool read_header(int fd, Header& h);
 PyObject* geometry_dict(const Header& h);
@@ -90,13 +90,13 @@ PyObject* raise_lost();
 void finish_closing(SegmentObject* seg);  // after a pin has gone
 bool may_work(SegmentObject* seg);     // the same, by what was seen a moment ago
 
-// observe.cpp
+// segment_figures.cpp
 Segment* seen(SegmentObject* seg);  // opened, or observed
 PyObject* raise_unsettled();
 PyObject* core_observe(PyObject*, PyObject* fd);
 
-// directory.cpp, held.cpp, observe.cpp, advice.cpp: the rest of Segment's methods
-extern PyMethodDef directory_methods[], flush_methods[], observe_methods[], advice_methods[];
+// segment_spaces.cpp, held.cpp, segment_figures.cpp, segment_advice.cpp: the rest of Segment's methods
+extern PyMethodDef directory_methods[], lock_methods[], flush_methods[], observe_methods[], advice_methods[];
 
 // fork.cpp
 extern SegmentObject* attached;  // every open segment of this process
@@ -104,7 +104,7 @@ int map_client(Segment* s, int fd);  // 0, or -errno
 void unmap_client(Segment* s);
 void watch_forks();
 
-// load.cpp: how a page gets pinned
+// loading.cpp: how a page gets pinned
 struct Access;  // fetch.h
 int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no);
@@ -114,7 +114,7 @@ int ready_space(SpaceObject* sp);
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
 bool still_open(SpaceObject* sp);
 
-// views.cpp, pinned_pages.cpp
+// pin.cpp, pinned_pages.cpp
 PyObject* view_of(SpaceObject* sp, u32 frame);  // takes over the pin
 PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no);
 PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n);
@@ -134,6 +134,9 @@ inline void unlink_pin(PinNode* p) {
     p->prev->next = p->next;
     p->next->prev = p->prev;
 }
+
+// Is this the process, and the attachment, in which something began that took note of `forks`?
+inline bool is_ours(SegmentObject* seg, u32 forks) { return seg->s && seg->s->me && seg->forks == forks; }
 
 // The GIL is released for the lifetime of this object; the segment stays open.
 class Released {

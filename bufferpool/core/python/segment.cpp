@@ -2,7 +2,7 @@
 #include "python/py.h"
 
 #include "protocol/check.h"
-#include "protocol/reclaim.h"
+#include "protocol/shrink.h"
 
 namespace bp {
 
@@ -353,7 +353,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
     return list;
 }
 
-// The methods, with those of directory.cpp, held.cpp and observe.cpp.
+// The methods, with those of segment_*.cpp, held.cpp and batch.cpp.
 static PyMethodDef own_methods[] = {
     {"give_to", segment_give_to, METH_VARARGS, ""},
     {"close", segment_close, METH_O, ""},
@@ -380,7 +380,7 @@ PyTypeObject SegmentType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_segment_type() {
     PyMethodDef* to = segment_methods;
-    for (PyMethodDef* from : {own_methods, directory_methods, flush_methods, observe_methods, advice_methods})
+    for (PyMethodDef* from : {own_methods, directory_methods, lock_methods, flush_methods, observe_methods, advice_methods})
         while (from->ml_name) *to++ = *from++;
     SegmentType.tp_new = segment_new;
     return ready_type(SegmentType, "bufferpool._core.Segment", "One client's attachment to a segment.", segment_dealloc, segment_methods);

@@ -1,7 +1,7 @@
 // Space: pages by number. The hot path of everything: space[n].
-#include "python/hooks.h"
+#include "python/loading.h"
 
-#include "protocol/reclaim.h"
+#include "protocol/shrink.h"
 #include "protocol/writing.h"
 
 namespace bp {

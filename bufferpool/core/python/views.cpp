@@ -27,16 +27,6 @@ struct HolderObject {
     PyObject* others;  // a list of Holders, of pages that are looked at through the same base array; or null
 };
 
-struct PinObject {
-    PyObject_HEAD
-    PinNode pin;
-    SpaceObject* space;  // null once released
-    PyObject* base;      // kept between uses of this object
-    PyObject* page;
-    char* base_of;       // the mapping that `base` was made for
-    u64 page_no;
-};
-
 // Takes back a pin of this process, which may have lost its segment in a fork.
 void drop_pin(SegmentObject* seg, u32 frame) {
     Segment* s = seg->s;
@@ -46,8 +36,6 @@ void drop_pin(SegmentObject* seg, u32 frame) {
     Released unlocked(seg);
     if (settle_old(*s, frame)) free_frame(*s, frame);
 }
-
-// ---- Holder --------------------------------------------------------------------
 
 static HolderObject* holder_cache[64];
 static int holder_cached;
@@ -119,152 +107,9 @@ PyObject* new_base(SegmentObject* seg) {
     return base;
 }
 
-// ---- Pin -------------------------------------------------------------------------
-
-static PinObject* pin_cache[16];
-static int pin_cached;
-
-// A segment's data are being unmapped: what is kept for the next use does not keep them.
-void forget_bases(SegmentObject* seg) {
-    for (int i = 0; i < pin_cached; i++)
-        if (pin_cache[i]->base_of == seg->read_base) Py_CLEAR(pin_cache[i]->base);
-}
-
-PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no) {
-    PinObject* p;
-    if (pin_cached) {
-        p = pin_cache[--pin_cached];
-        (void)PyObject_Init(reinterpret_cast<PyObject*>(p), &PinType);
-    } else {
-        p = PyObject_New(PinObject, &PinType);
-        if (!p) {
-            drop_pin(sp->seg, frame);
-            return nullptr;
-        }
-        p->base = nullptr;
-    }
-    if (p->base && p->base_of != sp->seg->read_base) Py_CLEAR(p->base);
-    p->base_of = sp->seg->read_base;
-    p->page = nullptr;
-    p->page_no = page_no;
-    p->space = sp;
-    Py_INCREF(sp);
-    link_pin(sp->seg, &p->pin, frame);
-    return reinterpret_cast<PyObject*>(p);
-}
-
-static void pin_forget(PinObject* p) {
-    unlink_pin(&p->pin);
-    if (p->space->seg->closing) finish_closing(p->space->seg);
-    Py_CLEAR(p->page);
-    Py_CLEAR(p->space);
-}
-
-// Other arrays look at the page: from now on they own the pin.
-static void hand_over(SegmentObject* seg, PyObject** base, u32 frame) {
-    PyObject* holder = new_holder(seg, frame);
-    if (!holder) {
-        PyErr_WriteUnraisable(*base);  // out of memory: the pin stays, rather than go too early
-        return;
-    }
-    Py_XSETREF(base_of(*base), holder);
-    Py_CLEAR(*base);
-}
-
-static bool pin_releasable(PinObject* p, Others others) {
-    Py_ssize_t ours = 1 + (p->page ? 1 : 0);
-    return !p->base || (Py_REFCNT(p->base) == ours && (!p->page || Py_REFCNT(p->page) <= others));
-}
-
-// 0, or -1 with BufferError.
-static int pin_release(PinObject* p, Others others) {
-    if (!p->space) return 0;
-    if (!pin_releasable(p, others)) {
-        raise("BufferError", "page %llu cannot be released: other arrays still look at it; delete them first, "
-              "or copy what you keep (they keep the page pinned)", (unsigned long long)p->page_no);
-        return -1;
-    }
-    if (p->page && is_unclear(p->page)) {
-        hand_over(p->space->seg, &p->base, p->pin.frame);
-        pin_forget(p);
-        return 0;
-    }
-    if (p->page) {
-        make_empty(p->page);
-        // The emptied array must not keep the cached base array in use.
-        Py_CLEAR(base_of(p->page));
-    }
-    drop_pin(p->space->seg, p->pin.frame);
-    pin_forget(p);
-    if (Py_REFCNT(p) > 1) Py_CLEAR(p->base);  // it may outlive the pool; else it is freed now, and used again
-    return 0;
-}
-
-static void pin_dealloc(PinObject* p) {
-    if (p->space) {
-        SegmentObject* seg = p->space->seg;
-        if (p->base && Py_REFCNT(p->base) > 1 + (p->page && Py_REFCNT(p->page) == 1 ? 1 : 0)) hand_over(seg, &p->base, p->pin.frame);
-        else drop_pin(seg, p->pin.frame);
-        pin_forget(p);
-    }
-    if (pin_cached < 16) {
-        pin_cache[pin_cached++] = p;
-    } else {
-        Py_CLEAR(p->base);
-        PyObject_Free(p);
-    }
-}
-
-static PyObject* pin_page(PinObject* p, void*) {
-    if (!p->space) return raise("ValueError", "this pin has been released; pin the page again");
-    if (!p->page) {
-        if (!p->base && !(p->base = new_base(p->space->seg))) return nullptr;
-        Py_INCREF(p->base);
-        p->page = array_over(p->space, p->pin.frame, p->base);
-        if (!p->page) return nullptr;
-    }
-    Py_INCREF(p->page);
-    return p->page;
-}
-
-static PyObject* pin_enter(PyObject* self, PyObject*) { return pin_page(reinterpret_cast<PinObject*>(self), nullptr); }
-
-static PyObject* pin_exit(PyObject* self, PyObject* const* args, Py_ssize_t n) {
-    auto p = reinterpret_cast<PinObject*>(self);
-    bool failing = n > 0 && args[0] != Py_None;
-    // While an exception passes, its traceback holds arrays: they keep the pin.
-    if (failing && p->space && !pin_releasable(p, A_NAME)) Py_RETURN_NONE;
-    if (pin_release(p, A_NAME) < 0) return nullptr;
-    Py_RETURN_NONE;
-}
-
-static PyObject* pin_release_method(PyObject* self, PyObject*) {
-    if (pin_release(reinterpret_cast<PinObject*>(self), NOBODY) < 0) return nullptr;
-    Py_RETURN_NONE;
-}
-
-static PyObject* pin_page_no(PinObject* p, void*) { return PyLong_FromUnsignedLongLong(p->page_no); }
-static PyObject* pin_lsn(PinObject* p, void*) {
-    if (!p->space) return raise("ValueError", "this pin has been released; pin the page again");
-    return PyLong_FromUnsignedLongLong(p->space->seg->s->frames[p->pin.frame].lsn.load_relaxed());
-}
-
-static PyMethodDef pin_methods[] = {
-    {"__enter__", pin_enter, METH_NOARGS, "The page: a read-only array."},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(pin_exit)), METH_FASTCALL, "Releases the pin."},
-    {"release", pin_release_method, METH_NOARGS, "Releases the pin. Raises BufferError while other arrays look at the page."},
-    {nullptr, nullptr, 0, nullptr}};
-static PyGetSetDef pin_getset[] = {
-    {"page", reinterpret_cast<getter>(pin_page), nullptr, "The page: a read-only array.", nullptr},
-    {"page_no", reinterpret_cast<getter>(pin_page_no), nullptr, "The page number.", nullptr},
-    {"lsn", reinterpret_cast<getter>(pin_lsn), nullptr, "The LSN of this version of the page.", nullptr},
-    {nullptr, nullptr, nullptr, nullptr, nullptr}};
-
-PyTypeObject PinType = {PyVarObject_HEAD_INIT(nullptr, 0)};
-
-int ready_view_types() {
-    if (ready_type(HolderType, "bufferpool._core.Holder", "Owns one pin; the base of an array over a page.", holder_dealloc, nullptr, holder_getset) < 0) return -1;
-    return ready_type(PinType, "bufferpool._core.Pin", "One pinned page; as a block, released at its end.", pin_dealloc, pin_methods, pin_getset);
+int ready_holder_type() {
+    return ready_type(HolderType, "bufferpool._core.Holder", "Owns one pin; the base of an array over a page.", holder_dealloc,
+                      static_cast<PyMethodDef*>(nullptr), holder_getset);
 }
 
 }  // namespace bp

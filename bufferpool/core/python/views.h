@@ -1,4 +1,4 @@
-// What Pin and PinnedPages share: arrays over pinned pages, and who else holds them (views.cpp).
+// What Pin and PinnedPages share: arrays over pinned pages, and who else holds them (pin.cpp).
 #pragma once
 
 #include "python/py.h"
@@ -21,7 +21,7 @@ inline bool is_unclear(PyObject* page) {
     return Py_REFCNT(page) == A_NAME && reinterpret_cast<PyArrayObject_fields*>(page)->_buffer_info != nullptr;
 }
 
-extern PyTypeObject ReleasedPageType;  // released.cpp
+extern PyTypeObject ReleasedPageType;  // released_page.cpp
 
 // The array of a block that has ended: it shows nothing, and says so.
 inline void make_empty(PyObject* page) {

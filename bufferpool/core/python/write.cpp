@@ -1,7 +1,7 @@
 // Write: a private copy of a page, published as a whole when its block ends.
 // Nothing of the segment is ever writable from Python: the copy is ordinary
 // memory, and stays the caller's own when the block is over.
-#include "python/hooks.h"
+#include "python/loading.h"
 #include "protocol/scratch.h"
 #include "protocol/writing.h"
 

@@ -4,7 +4,7 @@
 
 #include "protocol/check.h"
 #include "protocol/client.h"
-#include "protocol/reclaim.h"
+#include "protocol/shrink.h"
 #include "protocol/spaces.h"
 
 namespace bp {

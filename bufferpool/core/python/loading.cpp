@@ -1,5 +1,5 @@
 // How a page gets pinned: found, waited for, or loaded.
-#include "python/hooks.h"
+#include "python/loading.h"
 
 namespace bp {
 

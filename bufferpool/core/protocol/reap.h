@@ -1,0 +1,176 @@
+// Reaping: ending the business of a dead client (rules 10 and 11).
+//
+// A client is alive while somebody holds its byte lock. Reaping works under that lock, in numbered phases. Every change
+// is a CAS from the state that the dead client left, so a reaper may die at any point, and the next one starts over.
+#pragma once
+
+#include "protocol/counters.h"
+#include "protocol/events.h"
+#include "protocol/page.h"
+#include "protocol/spaces.h"
+
+namespace bp {
+
+inline void reap_intent(Segment& s, u32 c, Intent& intent) {
+    Op op = Op(intent.op.load_acquire());
+    u32 page = intent.page.load_relaxed(), f = intent.frame.load_relaxed(), old = intent.old.load_relaxed();
+    u32 victim = intent.victim.load_relaxed();
+    auto frame_cas = [&](u32 n, u64 from, u64 to) {
+        if (n != NONE && s.has_frame(n)) s.frames[n].word.cas_seq_cst(from, to);
+    };
+    if (op == Op::EVICT && s.has_page(victim)) {
+        settle_entry(s, victim, [&](u64 e) {
+            if (entry::state(e) != EVICTING || entry::owner(e) != c) return e;
+            u32 at = entry::frame(e);
+            bool there = s.has_frame(at) && s.frames[at].word.load_acquire() == frame::live(victim);
+            if (there) return entry::with_owner(entry::with_state(e, RESIDENT), 0);
+            return (e & entry::VOLATILE) | ABSENT;  // no ghost: its stamp is the policy's, behind the memory lock
+        });
+    }
+    if ((op == Op::LOAD || op == Op::EVICT) && s.has_page(page)) {
+        // Only while the entry is LOADING(c), which nobody else changes, is the frame the load's. Later it is the
+        // page's: a writer may be about to retire it, and the entry may name another already.
+        auto loads = [c](u64 e) { return entry::state(e) == LOADING && entry::owner(e) == c; };
+        if (loads(s.entries[page].load_acquire())) frame_cas(f, frame::live(page), frame::busy(c));
+        settle_entry(s, page, [&](u64 e) { return loads(e) ? entry::with_owner(entry::with_state(e, ABSENT), 0) : e; });
+    }
+    if (op == Op::PUBLISH && s.has_page(page)) {
+        bool swapped = entry::names(s.entries[page].load_acquire(), f);
+        if (swapped) frame_cas(old, frame::live(page), frame::old(page));
+        else frame_cas(f, frame::live(page), frame::busy(c));
+    }
+    if (op == Op::DISCARD && s.has_page(page) && !entry::names(s.entries[page].load_acquire(), old))
+        frame_cas(old, frame::live(page), frame::old(page));
+    if (op == Op::FLUSH)
+        for (u64 p = page; p <= old && s.has_page(u32(p)); p++) {  // the pages of one space: no hole between them
+            settle_entry(s, u32(p), [&](u64 e) {
+                bool ours = entry::state(e) == RESIDENT && entry::flusher(e) == c;
+                return ours ? entry::with_flusher(e, 0) : e;
+            });
+        }
+    intent.op.store_release(u32(Op::NONE));
+}
+
+// The BUSY frames of a dead client: nobody knows whether they have memory, so
+// the kernel gets it back in any case (a hole punched twice is a hole).
+inline void reap_busy(Segment& s, u32 c) {
+    u64 bytes = 0;
+    for (u32 f = 0; f < s.ready;) {
+        auto is_dead = [&](u32 i) {
+            u64 w = s.frames[i].word.load_acquire();
+            return frame::state(w) == BUSY && frame::client(w) == c;
+        };
+        if (!is_dead(f)) {
+            f++;
+            continue;
+        }
+        u32 end = f + 1;
+        while (end < s.ready && is_dead(end)) end++;
+        u64 length = u64(end - f) << s.g.page_shift;
+        s.remove_frames(f, length);
+        BP_POINT("reap.punched");
+        lock_memory(s, false);
+        for (u32 i = f; i < end; i++) hole_locked(s, i);
+        unlock_memory(s);
+        bytes += length;
+        f = end;
+    }
+    s.counters().reclaimed_bytes[CLIENT_EXIT].add_relaxed(bytes);
+}
+
+// A lock that the dead client held: what it protects is repaired, then it is free. A waiter may set its bit
+// meanwhile, so the word is looked at again: the slot is not to be freed while a lock has its number.
+template <class F>
+void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
+    u32 w = lock.word.load_seq_cst();
+    while ((w & lock_word::OWNER) == c) {
+        if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) continue;
+        repair();
+        repaired(s, lock);
+        return release(s, lock);
+    }
+}
+
+// Ends the business of a dead client whose byte lock we hold, and frees its slot.
+// `c` may be our own number: then we took over its slot in order to attach. False: the number of frames is damaged, so
+// that we cannot find what it has left; the slot is not to be another's before somebody can.
+inline bool reap_held(Segment& s, u32 c) {
+    if (!s.look_at_ready()) return false;
+    BP_POINT("reap.begin");
+    // 1. The locks that it held, with what they protect.
+    reap_lock(s, c, s.header->memory, [&] { rebuild(s); });
+    if constexpr (ADVISES) reap_lock(s, c, s.header->advice, [&] { forget_advice(s); });
+    reap_lock(s, c, s.header->growth, [&] { repair_growth(s); });
+    reap_lock(s, c, s.header->directory, [&] { repair_directory(s); });
+    for (u32 i = 0; i < MAX_SPACES; i++) reap_lock(s, c, s.spaces[i].flush_lock, [] {});
+    BP_POINT("reap.locks");
+    // 2. What it was about to change.
+    for (Intent& intent : s.clients[c - 1].intents) {
+        reap_intent(s, c, intent);
+        BP_POINT("reap.intent");
+    }
+    // 3. Its writer fields: a page that has a writer stays in its frame.
+    s.look_at_ready();
+    for (u32 f = 0; f < s.ready; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        u32 page = frame::page(w);
+        if (frame::state(w) != LIVE || !s.has_page(page)) continue;
+        u64 e = s.entries[page].load_acquire();
+        if (entry::state(e) == RESIDENT && entry::owner(e) == c)
+            settle_entry(s, page, [&](u64 v) {
+                return entry::state(v) == RESIDENT && entry::owner(v) == c ? entry::with_owner(v, 0) : v;
+            });
+    }
+    BP_POINT("reap.fields");
+    // 4. Its pins, and the superseded frames that only they had kept, or that it was about to settle.
+    u64 broken = 0;
+    bool has_pins = s.has_pins(c);
+    for (u32 f = 0; f < s.ready; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        if (frame::state(w) == SETTLING && frame::client(w) == c) s.frames[f].word.cas_seq_cst(w, frame::old(frame::page(w)));
+        if (!has_pins) continue;
+        auto& count = s.pin_count_of(c, f);
+        if (!count.load_relaxed()) continue;
+        broken += count.load_relaxed();
+        count.store_seq_cst(0);
+    }
+    s.counters().pins_broken.add_relaxed(broken);
+    BP_POINT("reap.pins");
+    sweep_old(s);
+    // 5. Its frames.
+    reap_busy(s, c);
+    BP_POINT("reap.frames");
+    // 6. Its scratch spaces.
+    remove_owned(s, c);
+    BP_POINT("reap.spaces");
+    // 7. Its counters, and the slot.
+    s.counters().reaped.add_relaxed(1);
+#ifndef BP_EXPLORE  // no part of the protocol
+    u32 budget = s.header->budget_frames.load_relaxed();
+    post_event(s, WHAT_REAPED, WHY_DIED, 0, budget, budget, c);
+#endif
+    lock_memory(s, false);
+    fold_counters(s, c);
+    unlock_memory(s);
+    s.clients[c - 1].state.store_release(CLIENT_FREE);
+    BP_POINT("reap.done");
+    return true;
+}
+
+inline void reap(Segment& s, u32 c) {
+    DeadClient dead(s, c);
+    if (dead.held() && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE) reap_held(s, c);
+}
+
+// Reaps every dead client; returns how many there were.
+inline u32 reap_all(Segment& s) {
+    u32 n = 0;
+    for (u32 c = 1; c <= s.g.max_clients; c++) {
+        if (c == s.me || s.clients[c - 1].state.load_acquire() != CLIENT_LIVE || seems_alive(s, c)) continue;
+        reap(s, c);
+        n += s.clients[c - 1].state.load_acquire() == CLIENT_FREE;
+    }
+    return n;
+}
+
+}  // namespace bp

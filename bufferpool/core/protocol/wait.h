@@ -1,0 +1,72 @@
+// Waiting for the client that changes an entry: in slices, because that client may die. After a slice without a
+// change a dead client is reaped, and an entry that no operation stands behind is settled.
+#pragma once
+
+#include "protocol/lock.h"
+
+namespace bp {
+
+// Drops W and wakes, with the change of `change`.
+template <class F>
+u64 settle_entry(Segment& s, u32 page, F change) {
+    return change_entry(s.entries[page], [&](u64 e) { return change(e) & ~entry::WAITED; });
+}
+
+inline void reap(Segment& s, u32 c);  // reap.h: reaping removes spaces, whose pages it may have to wait for
+
+constexpr u64 WAIT_SLICE_NS = 20'000'000;
+
+// Does an operation of this process cover an entry that names us? (If the word still is
+// what it was, and no operation has claimed any entry since, then one that claimed this
+// one was under way all the while, and its intent was there to be seen.)
+inline bool has_operation(Segment& s, u32 page, u64 e) {
+    if (entry::state(e) == RESIDENT && entry::owner(e) == s.me) return true;  // a writer: write.cpp knows
+    u64 claims = s.claims.value(), used = s.ops_used.load_acquire();
+    for (u32 i = 0; i < OPS; i++) {
+        if (!(used >> i & 1)) continue;
+        Intent& in = s.client().intents[i];
+        u32 first = in.page.load_acquire();
+        bool flushes = in.op.load_acquire() == u32(Op::FLUSH);
+        if (first == page || in.victim.load_acquire() == page || (flushes && first <= page && page <= in.old.load_acquire())) return true;
+    }
+    return s.entries[page].load_seq_cst() != e || s.claims.value() != claims;
+}
+
+// Settles an entry that names `c`, who is dead or no client at all (or us, who do nothing
+// to it), and who has left no intent for it: only a damaged segment has such a one.
+inline void disown(Segment& s, u32 page, u64 e, u32 c) {
+    DeadClient dead(s, c);
+    if (!dead.held() && c != 0 && c <= s.g.max_clients && c != s.me) return;
+    u64 next = entry::flusher(e) == c && entry::state(e) == RESIDENT ? entry::with_flusher(e, 0) : e;
+    if (entry::owner(next) == c) next = entry::with_owner(next, 0);
+    u32 f = entry::frame(e);
+    bool there = entry::state(e) == EVICTING && s.has_frame(f) && s.frames[f].word.load_acquire() == frame::live(page);
+    if (entry::state(e) == EVICTING) next = there ? entry::with_state(next, RESIDENT) : (next & entry::RING) | ABSENT;
+    if (entry::state(e) == LOADING) next = entry::with_state(next, ABSENT);
+    if (s.entries[page].cas_seq_cst(e, next & ~entry::WAITED)) prim::futex_wake_all(&s.entries[page]);
+}
+
+// Waits until the entry has changed from `e`, one slice at most. After a slice
+// without a change, a dead client that it waits for is reaped (rule 12).
+inline void wait_entry(Segment& s, u32 page, u64 e) {
+    Atomic<u64>& word = s.entries[page];
+    for (int spin = 0; spin < prim::SPINS; spin++) {
+        if (word.load_relaxed() != e) return;
+        prim::relax();
+    }
+    if (!(e & entry::WAITED)) {
+        if (!word.cas_seq_cst(e, e | entry::WAITED)) return;
+        e |= entry::WAITED;
+    }
+    if (prim::futex_wait(&word, u32(e), WAIT_SLICE_NS) != -ETIMEDOUT) return;
+    auto look_after = [&](u32 c) {
+        if (c == s.me ? has_operation(s, page, e) : seems_alive(s, c)) return;
+        if (c != s.me) reap(s, c);
+        if (word.load_seq_cst() == e) disown(s, page, e, c);
+    };
+    bool resident = entry::state(e) == RESIDENT;
+    if (!resident || entry::owner(e)) look_after(entry::owner(e));
+    if (resident && entry::flusher(e)) look_after(entry::flusher(e));
+}
+
+}  // namespace bp
