@@ -132,7 +132,7 @@ class Show:
             worker.kill()
             worker.join()
         self.pool.reap()
-        self.pool.unlink()
+        self.pool.unlink(discard=True)  # its file is removed as well
         self.pool.close()
 
 

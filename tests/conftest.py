@@ -163,9 +163,10 @@ _passed = pytest.StashKey[bool]()
 
 
 def pytest_configure() -> None:
-    """A shell gives what it starts in the background a SIGINT that is ignored; tests of Ctrl-C need theirs."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell starts background jobs with SIGINT ignored, and nohup with SIGHUP ignored; tests need both."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_collection_finish() -> None:

@@ -6,6 +6,7 @@ exporter, and dashboards/workload.py at work.
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from bufferpool.observer import unsaved_pages
 from bufferpool.prometheus import server as exporter
 from bufferpool.prometheus.collector import AGES
 from tests.conftest import ROOT, SHM, WAIT, new_name, remove, wait_until
@@ -55,6 +57,25 @@ def test_the_workload_ended_while_it_begins_leaves_nothing():
         assert started.wait(WAIT) == 0
         assert not (SHM / name).exists()
     finally:
+        remove(SHM / name)
+
+
+def test_the_workload_ended_with_dirty_pages_leaves_nothing(tmp_path):
+    """It was refused to remove a pool with pages that no file has, although it removes their file as well."""
+    name, said = new_name(), tmp_path / "said"
+    command = [sys.executable, str(FOLDER / "workload.py"), "--name", name, "--period", "10000"]
+    with open(said, "w") as file:
+        started = subprocess.Popen(command, cwd=ROOT, stdout=file, start_new_session=True)
+    try:
+        wait_until(lambda: "workers" in said.read_text(), "SIGTERM ends the work from here on")
+        wait_until(lambda: unsaved_pages(name).get("orders", 0) > 20, "pages that are dirty")
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(WAIT) == 0
+        assert not (SHM / name).exists()
+    finally:
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+            started.wait()
         remove(SHM / name)
 
 

@@ -1,6 +1,7 @@
 """What goes wrong is counted once, and told: references of scans, frames that were not there, stores that fail."""
 
 import errno
+import gc
 import logging
 import os
 import subprocess
@@ -124,6 +125,25 @@ def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
     assert pool.stats().load_failures == 5
     table.remove()
     assert _last(pool, What.LOAD_FAILED).space is None  # the slot may be another's
+
+
+def test_a_handler_that_keeps_its_records_keeps_no_pages(pool, caplog):
+    """The record held the error, its traceback the frames, and they the pages: the pool could not be closed."""
+    store = Memory(20)
+    table = pool.open_store("orders", store)
+    store.fail_read = OSError(errno.EIO, os.strerror(errno.EIO))
+    held = pool.scratch("held", 4)
+
+    def read():
+        page = held[1]
+        return page[0] + table[7][0]
+
+    with caplog.at_level(logging.WARNING, "bufferpool"), pytest.raises(StoreError):
+        read()
+    store.fail_read = None  # it has the same traceback
+    assert any("page 7" in r.getMessage() for r in caplog.records)
+    gc.collect()
+    pool.close()
 
 
 def test_a_file_that_was_cut_is_told(pool, data_file, caplog):

@@ -284,7 +284,7 @@ class Steward:
             self._told_at[what] = now
             events.post(self.pool, what, why, bytes=bytes, value=value)
             if error is not None:
-                LOG.warning("pool %r, %s: %s", self.pool.name, what.name.lower().replace("_", " "), error)
+                LOG.warning("pool %r, %s: %s", self.pool.name, what.name.lower().replace("_", " "), str(error))
 
     def _give_idle(self, now: float, idle_s: float) -> None:
         """Gives back the pages that nobody has touched for so long, and the frames that were free all the time.

@@ -52,4 +52,5 @@ def tell(pool: "Pool", what: What, error: BaseException, origin: Origin) -> None
     events.post(pool, what, Why.STORE, origin=(origin.index, origin.generation, number), page=origin.page_no)
     code = f" ({errno.errorcode.get(number, f'errno {number}')})" if number else ""
     where = f"space {origin.space!r}" + (f", page {origin.page_no}" if origin.page_no is not None else "")
-    LOG.warning("pool %r, %s: %s%s", pool.name, where, error, code)
+    # The text, not the error: a handler that keeps its records would keep the pages that the error's traceback holds.
+    LOG.warning("pool %r, %s: %s%s", pool.name, where, str(error), code)
