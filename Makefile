@@ -17,8 +17,9 @@ WORKLOADS := shared_cache elastic scan_resistance ycsb tpcc_lite hotplug client_
 SOURCES := setup.py $(wildcard bufferpool/core/*/*)
 
 # What `make quick` runs: the surface, and one file for each main path of the core.
-QUICK := $(addprefix tests/test_,import readme pages pins write append spaces scratch derived files flush stores \
-	memory compaction bad_input events observer)
+QUICK := import readme pages pins write append spaces scratch derived files flush stores \
+	memory compaction bad_input events observer
+QUICK_FILES = $(foreach name,$(QUICK),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
 .PHONY: all demo examples test quick soak bench peers docs lint clean
 
@@ -55,7 +56,7 @@ test: all lint
 	$(BIN)/python -m pytest
 
 quick: all
-	$(BIN)/python -m pytest $(addsuffix .py,$(QUICK))
+	$(BIN)/python -m pytest $(QUICK_FILES)
 
 soak: all
 	$(BIN)/python -m pytest -m soak

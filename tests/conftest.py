@@ -15,7 +15,7 @@ import pytest
 
 import bufferpool as bp
 
-pytest_plugins = ["tests.children"]
+pytest_plugins = ["tests.support.children"]
 
 SHM = Path("/dev/shm")
 ROOT = Path(bp.__file__).parent.parent  # so that child processes take the same package

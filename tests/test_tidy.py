@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from .native_build import CORE, SOURCES
+from tests.support.native_build import CORE, SOURCES
 
 ROOMS = ["os", "layout", "policy", "protocol", "python"]
 

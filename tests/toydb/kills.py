@@ -26,7 +26,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests import deaths
+from tests.support import deaths
 from tests.toydb import bank
 from toydb import points
 from toydb.log import SEGMENT_BYTES, Log

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests import deaths
 from tests.conftest import ROOT
+from tests.support import deaths
 from tests.toydb.kills import POINTS
 
 KILLS = ROOT / "tests" / "toydb" / "kills.py"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import toydb
-from tests.children import Threads
 from tests.conftest import WAIT, wait_until
+from tests.support.children import Threads
 from tests.toydb.conftest import OpenDatabase, fill
 
 # ---- transactions -------------------------------------------------------------------

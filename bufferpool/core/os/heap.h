@@ -1,7 +1,7 @@
 // The only room in which the core takes memory of its own. The core is compiled without exceptions, and what the
 // standard library allocates would end the process where there is no memory. So every call that needs memory
 // here says whether it got it (Status::NO_MEMORY, MemoryError), and nothing else in core/ allocates
-// (tests/test_no_memory.py).
+// (tests/core/test_no_memory.py).
 #pragma once
 
 #include <algorithm>

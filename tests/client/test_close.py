@@ -1,0 +1,176 @@
+"""The end of a ``with`` block: of a pool whose pages somebody still looks at, and of a page that is released."""
+
+import copy
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool.errors import PageReleased, PoolClosed
+from tests.conftest import PAGE, fill, new_name, stamp
+from tests.support.children import run_python
+
+
+def mappings(pool: bp.Pool) -> int:
+    """How often this process has the segment mapped."""
+    with open("/proc/self/maps") as maps:
+        return sum(pool.path in line for line in maps)
+
+
+def test_the_block_of_a_pool_ends_while_a_loop_variable_looks_at_a_page():
+    """``for page in table`` leaves its last page behind, and the end of the pool's block raised BufferError."""
+    name = new_name()
+    watcher = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
+    with bp.Pool.attach(name) as pool:
+        work = pool.scratch("work", 8)
+        fill(work, range(8))
+        for n in range(8):
+            page = work[n]
+        part = page[8:16]
+        other = work[3]
+    assert np.array_equal(page, stamp(7))
+    for use in (lambda: work[0], lambda: len(work), lambda: work.write(0), pool.stats, lambda: pool.scratch("more", 1)):
+        with pytest.raises(PoolClosed):
+            use()
+    assert watcher.stats().clients == 2
+    del page, other
+    assert watcher.stats().clients == 2
+    assert np.array_equal(part, stamp(7)[8:16])
+    del part  # the last one: the pool detaches, though the handle of the space is still there
+    assert watcher.stats().clients == 1
+    assert watcher.check() == []
+    with pytest.raises(PoolClosed):
+        _ = work[0]
+    with watcher:
+        watcher.unlink()
+
+
+def test_pinned_pages_of_each_kind_outlive_the_block():
+    name = new_name()
+    watcher = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
+    for keep in (lambda w: w[1], lambda w: w.pin(1).page, lambda w: w.pin_many([1, 2])[0], lambda w: w.pin_many([1])):
+        with bp.Pool.attach(name) as pool:
+            work = pool.scratch("work", 4)
+            fill(work, range(4))
+            kept = keep(work)
+        first = kept[0] if isinstance(kept, bp.PinnedPages) else kept
+        assert np.array_equal(first, stamp(1))
+        assert watcher.stats().clients == 2
+        del kept, first, work
+        assert watcher.stats().clients == 1
+        assert watcher.check() == []
+    watcher.unlink()
+    watcher.close()
+
+
+def test_a_forked_child_of_a_block_that_has_ended_keeps_its_pages():
+    name = new_name()
+    watcher = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
+    with bp.Pool.attach(name) as pool:
+        work = pool.scratch("work", 4)
+        fill(work, range(4))
+        page = work[2]
+    pid = os.fork()
+    if pid == 0:
+        right = np.array_equal(page, stamp(2))
+        del page
+        os._exit(0 if right and mappings(watcher) == 2 else 1)  # the watcher's two
+    assert os.waitpid(pid, 0)[1] == 0
+    assert np.array_equal(page, stamp(2))
+    del page
+    watcher.reap()
+    assert watcher.stats().clients == 1
+    assert watcher.check() == []
+    watcher.unlink()
+    watcher.close()
+
+
+def test_an_explicit_close_still_says_that_arrays_look():
+    pool = bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE)
+    page = pool.scratch("work", 4)[0]
+    with pytest.raises(BufferError, match=r"arrays still look.*loop variable.*_ .*with pool"):
+        pool.close()
+    assert pool.check() == []
+    del page
+    pool.unlink()
+    pool.close()
+
+
+def test_the_interpreter_ends_with_pages_in_hand():
+    """Nothing is printed, and the slot is free afterwards."""
+    name = new_name()
+    pool = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
+    done = run_python(
+        "import sys, bufferpool as bp\n"
+        "pool = bp.Pool.attach(sys.argv[1])\n"
+        "page = pool.scratch('work', 4)[0]\n"
+        "with pool: other = pool.space('work')[1]\n",
+        name,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    pool.reap()
+    assert pool.stats().clients == 1
+    assert pool.check() == []
+    pool.unlink()
+    pool.close()
+
+
+USES = {
+    "item": lambda page: page[0],
+    "slice": lambda page: page[:],
+    "iteration": list,
+    "sum": lambda page: page.sum(),
+    "np.sum": np.sum,
+    "plus": lambda page: page + 1,
+    "equal": lambda page: page == 1,
+    "array_equal": lambda page: np.array_equal(page, page),
+    "copy": lambda page: page.copy(),
+    "copy.copy": copy.copy,
+    "pickle": pickle.dumps,
+    "bytes": lambda page: page.tobytes(),
+    "truth": bool,
+    "contains": lambda page: 3 in page,
+    "view": lambda page: page.view(np.uint64),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_a_page_that_was_released_says_so(use):
+    """It said "index 0 is out of bounds for axis 0 with size 0", and its sum was 0."""
+    pool = bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE)
+    work = pool.scratch("work", 4)
+    with work.pin(1) as page:
+        assert page.size == PAGE
+    with work.pin_many([2, 3]) as pages:
+        one = pages[1]
+    for released in (page, one):
+        with pytest.raises(PageReleased, match="released at the end of its with block"):
+            use(released)
+        with pytest.raises(ValueError, match="released"):
+            use(released)
+        assert "released" in repr(released)
+        assert released.shape == (0,)
+    del page, one, released
+    assert pool.check() == []
+    pool.unlink()
+    pool.close()
+
+
+def test_released_pages_come_and_go():
+    """Each is freed as the array that it was."""
+    pool = bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE)
+    work = pool.scratch("work", 4)
+    kept = []
+    for n in range(1000):
+        with work.pin(n % 4) as page:
+            assert page.size == PAGE
+        kept.append(page)
+        del page
+        kept = kept[-10:]
+    assert all(type(page) is type(kept[0]) for page in kept)
+    kept.clear()
+    assert pool.check() == []
+    pool.unlink()
+    pool.close()

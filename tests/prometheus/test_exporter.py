@@ -1,0 +1,223 @@
+"""Exporting metrics: pools that come and go, registries, servers, and the command."""
+
+import asyncio
+import http.client
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import urllib.request
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry
+
+import bufferpool as bp
+from bufferpool.prometheus import server as exporter
+from bufferpool.prometheus.collector import PoolCollector
+from tests.conftest import EXTENT, PAGE, SHM, remove, wait_until
+from tests.prometheus.test_metrics import get, read
+from tests.support.children import run_python
+
+# ---- pools come and go --------------------------------------------------------------------
+
+
+def test_pools_come_and_go(make_pool, tmp_path):
+    registry = exporter.registry_of()
+
+    def names() -> set[str]:
+        found = {s.labels["pool"]: s.value for m in registry.collect() for s in m.samples if s.name == "bufferpool_up"}
+        return {name for name, up in found.items() if up}
+
+    first = make_pool()
+    assert first.name in names()
+    second = make_pool()
+    assert {first.name, second.name} <= names()
+    second.unlink()
+    assert second.name not in names()
+    series = read(first.name, second.name)
+    assert get(series, "up", second) == 0
+    assert ("bufferpool_hits_total", (("pool", second.name),)) not in series
+
+
+def test_names_that_no_pool_can_have_are_refused():
+    with pytest.raises(ValueError, match="without '/'"):
+        PoolCollector("../etc")
+
+
+# ---- in servers -------------------------------------------------------------------------------
+
+
+def test_one_line_adds_it_to_a_registry(pool):
+    collector = PoolCollector(pool.name)
+    REGISTRY.register(collector)
+    try:
+        assert REGISTRY.get_sample_value("bufferpool_up", {"pool": pool.name}) == 1
+        with pytest.raises(ValueError, match="Duplicated"):
+            REGISTRY.register(PoolCollector())
+    finally:
+        REGISTRY.unregister(collector)
+
+
+def test_one_metric_can_be_asked_for(pool):
+    registry = exporter.registry_of(pool.name)
+    for name in ("bufferpool_up", "bufferpool_shm_free_bytes", "bufferpool_hits_total", "bufferpool_load_seconds_sum"):
+        families = list(registry.restricted_registry([name]).collect())
+        assert {sample.name for family in families for sample in family.samples} == {name}
+
+
+def test_registering_reads_no_pool(monkeypatch):
+    monkeypatch.setattr("bufferpool.prometheus.collector.look", lambda *_: pytest.fail("a pool was read"))
+    CollectorRegistry(auto_describe=True).register(PoolCollector())
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def serve_as_worker(listener: socket.socket, name: str) -> None:
+    """A worker of a prefork server: its application uses the pool and serves the metrics."""
+    table = bp.Pool.attach(name).space("table")
+    table[0]
+    server = WSGIServer(("", 0), _Quiet, bind_and_activate=False)
+    server.socket.close()
+    server.socket, server.server_name, server.server_port = listener, "", 0
+    server.setup_environ()
+    server.set_app(exporter.wsgi_app(name))
+    server.serve_forever()
+
+
+def test_every_worker_of_a_prefork_server_tells_the_whole(make_pool, data_file, child):
+    pool = make_pool()
+    pool.open_file(data_file(4), name="table")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        workers = [child(serve_as_worker, listener, pool.name, context="fork") for _ in range(3)]
+        wait_until(lambda: pool.stats().hits + pool.stats().misses == 3, "the workers read")
+        port = listener.getsockname()[1]
+
+        def hits() -> str:
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read().decode()
+            found = re.search(rf'^bufferpool_hits_total{{pool="{pool.name}"}} (.*)$', text, re.MULTILINE)
+            assert found is not None
+            return found[1]
+
+        assert {hits() for _ in range(6)} == {"2.0"}
+        workers[0].kill()
+        assert {hits() for _ in range(3)} == {"2.0"}
+
+
+def test_it_serves_as_an_asgi_application(pool):
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(exporter.asgi_app(pool.name)(scope, receive, send))
+    assert sent[0]["status"] == 200
+    assert b"bufferpool_hits_total" in sent[1]["body"]
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def export(request):
+    """export(*arguments): starts the command on a free port; the process, and the port."""
+    started = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[str], int]:
+        process = subprocess.Popen([sys.executable, "-m", "bufferpool.cli", "export", "--port", "0", *arguments],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        started.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("serving"), line
+        return process, int(line.rsplit(":", 1)[1].split("/")[0])
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_the_command_serves_both_formats(pool, make_pool, export):
+    process, port = export()
+    later = make_pool()
+    for accept, kind in (
+        ("text/plain", "text/plain"),
+        ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text"),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/metrics", headers={"Accept": accept})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        connection.close()
+        assert answer.status == 200
+        assert answer.getheader("Content-Type", "").startswith(kind)
+        assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in text
+        assert f'bufferpool_up{{pool="{later.name}"}} 1.0' in text
+    assert len(pool.clients()) == 1
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+
+
+def test_the_command_serves_ipv6(pool, export):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    process, port = export("--address", "::1", pool.name)
+    text = urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=20).read().decode()
+    assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in text
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+
+
+def test_who_hangs_up_is_no_error(pool, export):
+    process, port = export(pool.name)
+    for sent in (b"", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\n\r\n", b"\x16\x03\x01 no HTTP\r\n\r\n"):
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port)) as peer:
+                peer.sendall(sent)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    assert b"bufferpool_up" in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read()
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20) == ("", "")
+
+
+def test_the_command_says_what_is_wrong(export):
+    _, port = export()
+    done = run_python(
+        "import sys; from bufferpool.cli import main; sys.exit(main(sys.argv[1:]))", "export", "--port", str(port)
+    )
+    assert done.returncode == 1
+    assert "choose another --port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_prints_once(pool):
+    done = run_python(
+        "import sys; from bufferpool.cli import main; sys.exit(main(sys.argv[1:]))", "export", "--once", pool.name
+    )
+    assert done.returncode == 0
+    assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in done.stdout
+    assert 'extent="' not in done.stdout
+
+
+def test_a_name_that_is_no_utf8_is_shown(pools):
+    raw = os.fsdecode(b"bp\xff") + str(os.getpid())
+    pool = bp.Pool.create(raw, 64 * PAGE, page_size=PAGE, extent_size=EXTENT)
+    try:
+        assert f'bufferpool_up{{pool="bp\ufffd{os.getpid()}"}} 1.0' in exporter.text_of(raw)
+    finally:
+        pool.close()
+        remove(SHM / raw)

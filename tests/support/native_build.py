@@ -1,0 +1,111 @@
+"""bufferpool, compiled for a test: with points that kill, or with sanitizers.
+
+    python tests/support/native_build.py address,undefined   prints the environment to run with
+
+A build is a copy of the package in a directory of its own. A sanitized one lies
+in build/ and is used again while its sources have not changed.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "bufferpool" / "core"
+NATIVE = ROOT / "tests" / "native"
+SOURCES = sorted([*CORE.rglob("*.h"), *CORE.rglob("*.cpp")])
+COMPILER = os.environ.get("CXX", "g++")
+FLAGS = ["-std=c++20", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w"]
+RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
+
+
+def program(name: str, out: Path, *flags: str, core: Path = CORE, native: Path = NATIVE) -> Path:
+    """A program of tests/native, with the headers of the core, or of a copy that a test has altered."""
+    wanted = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror", *flags]
+    command = [COMPILER, *wanted, f"-I{core}", f"-I{native}", str(native / f"{name}.cpp"), "-o", str(out)]
+    subprocess.run(command, check=True)
+    return out
+
+
+def altered(to: Path, name: str, change: Callable[[str], str]) -> tuple[Path, Path]:
+    """Copies of the core's headers and of tests/native, in one file of which something else stands."""
+    core, native = to / "core", to / "native"
+    shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.cpp"))
+    shutil.copytree(NATIVE, native)
+    (file,) = (path for place in (core, native) for path in place.rglob(name))
+    text = file.read_text()
+    changed = change(text)
+    assert changed != text, "the change no longer fits the source"
+    file.write_text(changed)
+    return core, native
+
+
+def build(package: Path, flags: Sequence[str]) -> None:
+    """A copy of bufferpool whose core is compiled with these flags."""
+    skip = shutil.ignore_patterns("*.so", "core", "__pycache__", "traces")
+    shutil.copytree(ROOT / "bufferpool", package, ignore=skip)
+    includes = [f"-I{CORE}", f"-I{numpy.get_include()}", f"-I{sysconfig.get_path('include')}"]
+
+    def compile_one(source: Path) -> str:
+        out = package / f"{source.stem}.o"
+        subprocess.run([COMPILER, *FLAGS, *flags, *includes, "-c", str(source), "-o", str(out)], check=True)
+        return str(out)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sorted(CORE.rglob("*.cpp"))))
+    library = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run([COMPILER, *flags, "-shared", *objects, "-o", str(library)], check=True)
+    for made in objects:
+        os.unlink(made)
+
+
+def runtime(name: str) -> str | None:
+    """The path of the compiler's runtime library, None if it has none."""
+    run = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return os.path.realpath(run.stdout.strip()) if "/" in run.stdout else None
+
+
+def sanitized(kinds: str) -> dict[str, str] | None:
+    """Builds with -fsanitize=kinds; the environment that a Python process needs, None where there is no runtime.
+
+    The address build also surrounds the segment with memory that nobody may touch:
+    what goes past either end is found, too.
+    """
+    library = runtime(RUNTIME[kinds.partition(",")[0]])
+    if library is None:
+        return None
+    flags = [f"-fsanitize={kinds}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g1"]
+    if "address" in kinds:
+        flags.append("-DBP_GUARD_BYTES=(1ull<<36)")
+    digest = hashlib.sha256(repr((COMPILER, flags, sys.version)).encode())
+    for source in sorted([*ROOT.glob("bufferpool/**/*.py"), *SOURCES]):
+        digest.update(source.read_bytes())
+    place = ROOT / "build" / f"sanitized-{kinds.replace(',', '-')}-{digest.hexdigest()[:16]}"
+    if not place.exists():
+        for old in place.parent.glob(f"sanitized-{kinds.replace(',', '-')}-*"):
+            shutil.rmtree(old)
+        making = place.with_suffix(f".{os.getpid()}")
+        build(making / "bufferpool", flags)
+        making.rename(place)
+    return {
+        "PYTHONPATH": f"{place}:{ROOT}",
+        "LD_PRELOAD": library,
+        "PYTHONMALLOC": "malloc",
+        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0:handle_abort=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+if __name__ == "__main__":
+    made = sanitized(sys.argv[1])
+    if made is None:
+        sys.exit(f"{COMPILER} has no runtime for -fsanitize={sys.argv[1]}")
+    print(" ".join(f"{name}={value}" for name, value in made.items()))

@@ -1,0 +1,232 @@
+"""What goes wrong is counted once, and told: references of scans, frames that were not there, stores that fail."""
+
+import errno
+import gc
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bufferpool.errors import PageCorrupt, PoolExhausted, ShortRead, StoreError
+from bufferpool.figures.events import What, Why
+from tests.conftest import PAGE, WAIT, fill, stamp, touch, wait_until
+from tests.support.memory_store import Memory
+
+
+def counts(pool):
+    stats = pool.stats()
+    return stats.hits, stats.misses, stats.loads
+
+
+# ---- references ---------------------------------------------------------------------
+
+
+def test_a_scan_that_loads_every_page_has_no_hits(make_pool, data_file):
+    """Each page of a scan is loaded by the scan's own reading ahead; that was no load, and its use a hit: a ratio of 1.0."""
+    pool = make_pool(64 * PAGE)
+    table = pool.open_file(data_file(400))
+    for rounds in range(1, 4):
+        for n, page in enumerate(table.scan()):
+            assert np.array_equal(page, stamp(n))
+        assert counts(pool) == (0, 400 * rounds, 400 * rounds)
+    assert pool.stats().hit_ratio == 0
+    assert pool.check() == []
+
+
+@pytest.mark.parametrize("read", ["index", "once", "pin_many", "read_many", "write"])
+def test_what_was_read_ahead_is_a_miss_once(make_pool, data_file, read):
+    pool = make_pool(64 * PAGE)
+    table = pool.open_file(data_file(100), "r+")
+
+    def use():
+        if read == "index":
+            touch(table, range(10))
+        elif read == "once":
+            for _ in table.scan(0, 10):
+                pass
+        elif read == "pin_many":
+            with table.pin_many(range(10)):
+                pass
+        elif read == "read_many":
+            table.read_many(range(10))
+        else:
+            fill(table, range(10))
+
+    assert table.prefetch(range(10)) == 10
+    assert counts(pool) == (0, 0, 10)
+    use()
+    assert counts(pool) == (0, 10, 10)
+    use()
+    assert counts(pool) == (10, 10, 10)
+
+
+def test_the_advice_follows_the_same_rule(make_pool, data_file):
+    """The shadows saw each page of a scan twice, and said that a pool of an eighth of the size has a hit ratio of 1.0."""
+    pool = make_pool(128 * PAGE)
+    table = pool.open_file(data_file(1000))
+    for _ in range(20):
+        for _page in table.scan():
+            pass
+    points = pool.advise().points
+    assert points
+    assert all(p.hit_ratio < 0.1 for p in points if p.budget_frames < 800)
+
+
+# ---- one failure, one count ------------------------------------------------------------
+
+
+def test_a_frame_that_is_not_there_is_one_failure_and_one_wait(make_pool, data_file):
+    """Each of the thirty tries in half a second was counted, and no histogram had any of them."""
+    pool = make_pool(16 * PAGE)
+    table = pool.open_file(data_file(100), "r+")
+    kept = [table[n] for n in range(16)]
+    for n in range(1, 3):
+        with pytest.raises(PoolExhausted):
+            table[50]
+        with pytest.raises(PoolExhausted), table.write(0) as page:
+            page[:] = 1
+        stats = pool.stats()
+        assert (stats.load_failures, stats.wait_frame) == (n, 2 * n)
+        waits = stats.wait_load + stats.wait_writer + stats.wait_memory + stats.wait_frame
+        assert sum(stats.latencies["wait"].counts) == waits
+        assert stats.latencies["wait"].sum_s > 0.5
+    del kept
+    assert np.array_equal(table[50], stamp(50))
+
+
+# ---- stores that fail ------------------------------------------------------------------
+
+
+def _last(pool, what):
+    return [e for e in pool.events() if e.what is what][-1]
+
+
+def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
+    """EIO reached no event, no log line and no alert: only the caller knew."""
+    store = Memory(20)
+    store.fail_read = OSError(errno.EIO, "bad sector")
+    table = pool.open_store("orders", store)
+    with caplog.at_level(logging.WARNING, "bufferpool"):
+        for n in range(5, 10):
+            with pytest.raises(StoreError, match="bad sector"):
+                table[n]
+    event = _last(pool, What.LOAD_FAILED)
+    assert (event.why, event.space, event.page_no, event.errno) == (Why.STORE, "orders", 5, errno.EIO)
+    assert str(event) == "load failed: the store failed, EIO (space 'orders', page 5)"
+    lines = [r.getMessage() for r in caplog.records if r.name == "bufferpool"]
+    assert len(lines) == 1  # a disk that fails does so for each page
+    for word in (pool.name, "'orders'", "page 5", "EIO", "bad sector"):
+        assert word in lines[0]
+    assert pool.stats().load_failures == 5
+    table.remove()
+    assert _last(pool, What.LOAD_FAILED).space is None  # the slot may be another's
+
+
+def test_a_handler_that_keeps_its_records_keeps_no_pages(pool, caplog):
+    """The record held the error, its traceback the frames, and they the pages: the pool could not be closed."""
+    store = Memory(20)
+    table = pool.open_store("orders", store)
+    store.fail_read = OSError(errno.EIO, os.strerror(errno.EIO))
+    held = pool.scratch("held", 4)
+
+    def read():
+        page = held[1]
+        return page[0] + table[7][0]
+
+    with caplog.at_level(logging.WARNING, "bufferpool"), pytest.raises(StoreError):
+        read()
+    store.fail_read = None  # it has the same traceback
+    assert any("page 7" in r.getMessage() for r in caplog.records)
+    gc.collect()
+    pool.close()
+
+
+def test_a_file_that_was_cut_is_told(pool, data_file, caplog):
+    path = data_file(20)
+    table = pool.open_file(path)
+    os.truncate(path, 10 * PAGE)
+    with pytest.raises(ShortRead):
+        table[15]
+    event = _last(pool, What.LOAD_FAILED)
+    assert (event.space, event.page_no, event.errno) == (table.name, 15, 0)
+    assert any("page 15" in r.getMessage() for r in caplog.records)
+
+
+def test_the_errno_of_a_read_of_the_core_is_kept(pool, data_file):
+    """No disk here fails on demand: this is what the core calls when preadv() has failed."""
+    table = pool.open_file(data_file(20))
+    failed = StoreError("page 3 cannot be read")
+    table._load_failed(3, failed, errno.EIO)
+    assert failed.__cause__.errno == errno.EIO
+    event = _last(pool, What.LOAD_FAILED)
+    assert (event.space, event.page_no, event.errno) == (table.name, 3, errno.EIO)
+
+
+def test_a_loader_that_raises_is_its_callers_business(pool, caplog):
+    def fails(n, out):
+        raise OSError(errno.EIO, "as it likes")
+
+    space = pool.open_derived("made", 4, fails)
+    with pytest.raises(StoreError):
+        space[1]
+    assert What.LOAD_FAILED not in [e.what for e in pool.events()]
+    assert caplog.records == []
+
+
+def test_a_damaged_page_is_told(pool, tmp_path):
+    pytest.importorskip("xxhash")
+    path = tmp_path / "checked"
+    with pool.open_file(path, "w+", checksum=True) as table:
+        with table.append() as page:
+            page[:8] = 1
+        pool.flush()
+        table.drop()
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        times = os.stat(path)
+        path.write_bytes(data)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(PageCorrupt):
+            table[0]
+        event = _last(pool, What.LOAD_FAILED)
+        assert (event.space, event.page_no) == (table.name, 0)
+
+
+def test_a_full_disk_is_told_by_who_flushes(pool, caplog):
+    store = Memory(20)
+    table = pool.open_store("orders", store)
+    fill(table, range(3, 8))
+    store.fail_write = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            pool.flush()
+    found = [e for e in pool.events() if e.what is What.FLUSH_FAILED]
+    assert [(e.space, e.page_no, e.errno) for e in found] == [("orders", 3, errno.ENOSPC)]
+    assert len([r for r in caplog.records if r.name == "bufferpool" and "ENOSPC" in r.getMessage()]) == 1
+    assert pool.stats().flush_failures == 3
+    assert pool.stats().frames["dirty"] == 5
+
+
+def test_a_steward_says_on_its_standard_error_that_the_disk_is_full(make_pool, data_file, tmp_path: Path):
+    pool = make_pool(64 * PAGE)
+    path = data_file(20)
+    table = pool.open_file(path, "r+")
+    fill(table, range(2, 8))
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+    limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "from bufferpool.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", limited, "steward", pool.name, "--flush-every", "0.05", "--no-pressure"]
+    log = tmp_path / "log"
+    with open(log, "w", encoding="utf-8") as to, subprocess.Popen(command, stdout=to, stderr=to) as steward:
+        try:
+            wait_until(lambda: "EFBIG" in log.read_text(), "the line", WAIT)
+        finally:
+            steward.terminate()
+    text = log.read_text()
+    assert "page 2" in text
+    assert repr(table.name) in text
+    assert _last(pool, What.FLUSH_FAILED).errno == errno.EFBIG
