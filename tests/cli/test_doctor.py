@@ -13,7 +13,7 @@ from bufferpool import _core
 from bufferpool.cli import doctor, main
 from bufferpool.machine import mounts
 from tests.conftest import PAGE, fill
-from tests.test_segment_damaged import VERSION_AT
+from tests.client.test_segment_damaged import VERSION_AT
 
 Capture = pytest.CaptureFixture[str]
 

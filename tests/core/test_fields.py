@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bufferpool import _core
 
-from .native_build import CORE
+from tests.support.native_build import CORE
 
 MAPPED = ("Header", "Geometry", "Client", "Intent", "Failure", "SpaceSlot", "FrameSlot", "Event", "Advice")
 TAKEN_APART = {"LockWord", "PolicyState", "RingState"}  # their fields stand under the name of what they are in
