@@ -12,8 +12,8 @@ import bufferpool as bp
 from bufferpool import _core
 from bufferpool.cli import doctor, main
 from bufferpool.machine import mounts
-from tests.conftest import PAGE, fill
 from tests.client.test_segment_damaged import VERSION_AT
+from tests.conftest import PAGE, fill
 
 Capture = pytest.CaptureFixture[str]
 

@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 from bufferpool import _core
-
 from tests.support.native_build import CORE
 
 MAPPED = ("Header", "Geometry", "Client", "Intent", "Failure", "SpaceSlot", "FrameSlot", "Event", "Advice")
