@@ -19,7 +19,7 @@ from tests.conftest import PAGE, SHM, WAIT, new_name
 # ---- page numbers ------------------------------------------------------------------------
 
 USES = {
-    "space[n]": lambda space, n: space[n],
+    "get": lambda space, n: space.get(n),
     "pin": lambda space, n: space.pin(n),
     "write": lambda space, n: space.write(n),
     "pin_many": lambda space, n: space.pin_many([n]),

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,10 @@ class Space(_core.Space):
     Made by :meth:`Pool.open_file`, :meth:`Pool.open_derived`, :meth:`Pool.open_store`
     and :meth:`Pool.scratch`. ``space[n]`` is page ``n``: a read-only array of
     ``space.dtype`` and shape ``(page_size // itemsize,)`` that keeps the page
-    pinned for as long as any array looks at it. Pickles: in the other process
+    pinned for as long as any array looks at it; ``space[-1]`` is the last page (methods
+    take page numbers from 0 only, so that a -1 by mistake is found).
+    ``space[a:b]`` is a read-only copy of several pages, of shape ``(b - a, page_size // itemsize)``
+    (pages do not lie side by side in the pool; ``pin_many(range(a, b))`` gives them without a copy). Pickles: in the other process
     it attaches when first used.
 
     ``append()`` hands out the next page number at once (``Write.page_no``); the
@@ -104,6 +107,31 @@ class Space(_core.Space):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.scan()
+
+    def __reversed__(self) -> Iterator[np.ndarray]:
+        return (self[page_no] for page_no in range(len(self) - 1, -1, -1))
+
+    def __bool__(self) -> bool:
+        """True, for a space without pages too: `if space:` asks whether there is a handle."""
+        return True
+
+    def __contains__(self, page_no: object) -> bool:
+        """Whether the space has a page of this number."""
+        if isinstance(page_no, (int, np.integer)) and not isinstance(page_no, bool):
+            return 0 <= int(page_no) < len(self)
+        raise TypeError(f"`in` asks for a page number, which is an integer, not {type(page_no).__name__}")
+
+    def __setitem__(self, page_no: object, value: object) -> NoReturn:
+        raise TypeError(
+            "pages are written in a block, which publishes the new version as a whole: "
+            "`with space.write(n) as page: page[:] = ...`"
+        )
+
+    def _slice(self, pages: slice) -> npt.NDArray[Any]:
+        """Called by the core for ``space[a:b]``: a copy of these pages, which cannot be written."""
+        copied = self.read_many(range(*pages.indices(len(self))))
+        copied.flags.writeable = False
+        return copied
 
     def _attach(self) -> None:
         """Called by the core when an unpickled space is first used."""

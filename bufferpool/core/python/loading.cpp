@@ -1,6 +1,8 @@
 // How a page gets pinned: found, waited for, or loaded.
 #include "python/loading.h"
 
+#include <limits>
+
 namespace bp {
 
 // ---- checks --------------------------------------------------------------------
@@ -50,8 +52,8 @@ bool find_backed(SpaceObject* sp, u64 page_no) {
     return page_no < sp->backed;
 }
 
-// The page number in `n`, checked against the space. 0 or -1.
-int page_number(SpaceObject* sp, PyObject* n, u64& page_no) {
+// The page number in `n`, checked against the space; with `from_end`, a negative one counts from the end. 0 or -1.
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end) {
     long long v;
     if (PyLong_Check(n) && !PyBool_Check(n)) {
         v = PyLong_AsLongLong(n);
@@ -67,10 +69,11 @@ int page_number(SpaceObject* sp, PyObject* n, u64& page_no) {
     }
     if (v == -1 && PyErr_Occurred()) {
         PyErr_Clear();
-        v = -1;
+        v = std::numeric_limits<long long>::max();  // no page has such a number
     }
     if (ready_space(sp) < 0) return -1;
     u64 extent = space_slot(sp).extent.load_acquire();
+    if (v < 0 && from_end) v += (long long)space_pages(extent);
     if (v < 0 || u64(v) >= space_pages(extent) || space_generation(extent) != sp->generation)
         return bad_page(sp, extent, n);
     page_no = u64(v);

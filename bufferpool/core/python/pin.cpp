@@ -143,6 +143,16 @@ static PyObject* pin_lsn(PinObject* p, void*) {
     return PyLong_FromUnsignedLongLong(p->space->seg->s->frames[p->pin.frame].lsn.load_relaxed());
 }
 
+static PyObject* pin_repr(PyObject* self) {
+    auto p = reinterpret_cast<PinObject*>(self);
+    if (!p->space) return PyUnicode_FromFormat("<Pin of page %llu, released>", (unsigned long long)p->page_no);
+    PyObject* name = PyObject_GetAttrString(reinterpret_cast<PyObject*>(p->space), "name");
+    if (!name) return nullptr;
+    PyObject* text = PyUnicode_FromFormat("<Pin of page %llu of space %R>", (unsigned long long)p->page_no, name);
+    Py_DECREF(name);
+    return text;
+}
+
 static PyMethodDef pin_methods[] = {
     {"__enter__", pin_enter, METH_NOARGS, "The page: a read-only array."},
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(pin_exit)), METH_FASTCALL, "Releases the pin."},
@@ -157,6 +167,7 @@ static PyGetSetDef pin_getset[] = {
 PyTypeObject PinType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_pin_type() {
+    PinType.tp_repr = pin_repr;
     return ready_type(PinType, "bufferpool._core.Pin", "One pinned page; as a block, released at its end.", pin_dealloc, pin_methods, pin_getset);
 }
 

@@ -144,6 +144,11 @@ static PyObject* pages_release_method(PyObject* self, PyObject*) {
     Py_RETURN_NONE;
 }
 
+static PyObject* pages_repr(PyObject* self) {
+    auto p = reinterpret_cast<PinnedPagesObject*>(self);
+    return PyUnicode_FromFormat("<PinnedPages: %zd pages%s>", Py_SIZE(self), p->space ? "" : ", released");
+}
+
 static PyMethodDef pages_methods[] = {
     {"__enter__", pages_enter, METH_NOARGS, "The pages: a sequence of read-only arrays."},
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(pages_exit)), METH_FASTCALL, "Releases the pins."},
@@ -159,6 +164,7 @@ int ready_pinned_pages_type() {
     PinnedPagesType.tp_basicsize = offsetof(PinnedPagesObject, pins);
     PinnedPagesType.tp_itemsize = sizeof(PinNode);
     PinnedPagesType.tp_as_sequence = &pages_sequence;
+    PinnedPagesType.tp_repr = pages_repr;
     return ready_type(PinnedPagesType, "bufferpool._core.PinnedPages", "Pages pinned together: a sequence of read-only arrays.", pages_dealloc,
                       pages_methods);
 }

@@ -107,7 +107,7 @@ void watch_forks();
 // loading.cpp: how a page gets pinned
 struct Access;  // fetch.h
 int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
-int page_number(SpaceObject* sp, PyObject* n, u64& page_no);
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false);
 bool find_backed(SpaceObject* sp, u64 page_no);
 inline bool is_backed(SpaceObject* sp, u64 page_no) { return page_no < sp->backed || find_backed(sp, page_no); }
 int ready_space(SpaceObject* sp);

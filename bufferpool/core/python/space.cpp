@@ -10,7 +10,8 @@ static PyObject* space_subscript(PyObject* self, PyObject* n) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     u64 page_no;
     u32 frame;
-    if (page_number(sp, n, page_no) < 0 || acquire_page(sp, page_no, Access{}, frame) < 0) return nullptr;
+    if (PySlice_Check(n)) return PyObject_CallMethod(self, "_slice", "O", n);
+    if (page_number(sp, n, page_no, true) < 0 || acquire_page(sp, page_no, Access{}, frame) < 0) return nullptr;
     return view_of(sp, frame);
 }
 
@@ -243,28 +244,39 @@ static PyObject* raise_read_only(SpaceObject* sp, const char* what) {
     return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to %s a page", what);
 }
 
+// A Write that carries `lsn`, if one is given (null or None: the old version's). Takes the Write over.
+static PyObject* with_lsn(PyObject* write, PyObject* lsn) {
+    if (!write || !lsn || lsn == Py_None) return write;
+    if (PyObject_SetAttrString(write, "lsn", lsn) == 0) return write;
+    Py_DECREF(write);
+    return nullptr;
+}
+
 static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    static const char* names[] = {"page_no", "timeout", nullptr};
-    PyObject *n, *timeout = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:write", const_cast<char**>(names), &n, &timeout)) return nullptr;
+    static const char* names[] = {"page_no", "timeout", "lsn", nullptr};
+    PyObject *n, *timeout = nullptr, *lsn = nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:write", const_cast<char**>(names), &n, &timeout, &lsn)) return nullptr;
     u64 page_no;
     if (page_number(sp, n, page_no) < 0) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "write");
     double seconds = !timeout ? 10.0 : timeout == Py_None ? 1e9 : PyFloat_AsDouble(timeout);
     if (PyErr_Occurred()) return nullptr;
     if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0");
-    return new_write(sp, page_no, false, u64(std::min(seconds, 1e9) * 1e9));
+    return with_lsn(new_write(sp, page_no, false, u64(std::min(seconds, 1e9) * 1e9)), lsn);
 }
 
-static PyObject* space_append(PyObject* self, PyObject*) {
+static PyObject* space_append(PyObject* self, PyObject* args, PyObject* kwargs) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
+    static const char* names[] = {"lsn", nullptr};
+    PyObject* lsn = nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$O:append", const_cast<char**>(names), &lsn)) return nullptr;
     if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "append");
     u64 page_no;
     SpaceHooks hooks{sp, 0};
     Status status = reserve_number(*sp->seg->s, place_of(sp, 0), sp->max_pages, hooks, page_no);
-    if (status == Status::OK) return new_write(sp, page_no, true, 10'000'000'000u);
+    if (status == Status::OK) return with_lsn(new_write(sp, page_no, true, 10'000'000'000u), lsn);
     if (status == Status::REMOVED) return raise_space_removed(sp);
     if (status == Status::TOO_LONG)
         return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages", sp->max_pages);
@@ -359,18 +371,40 @@ static void space_dealloc(SpaceObject* sp) {
     type->tp_free(sp);
 }
 
+template <class Function>
+static PyCFunction function(Function f) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(f));
+}
+
 static PyMethodDef space_methods[] = {
-    {"get", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_get)), METH_FASTCALL | METH_KEYWORDS,
-     "get(page_no, timeout=None): the page, as space[page_no]; WaitTimeout if somebody else has it for longer."},
-    {"pin", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_pin)), METH_FASTCALL | METH_KEYWORDS,
-     "pin(page_no, timeout=None): a Pin; as a block it gives the page, read-only, and releases it at the end."},
-    {"pin_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_pin_many)), METH_FASTCALL | METH_KEYWORDS,
-     "pin_many(ids, timeout=None): PinnedPages, a sequence of read-only arrays; as a block released at its end."},
-    {"read_many", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_read_many)), METH_VARARGS | METH_KEYWORDS,
-     "read_many(ids, out=None, timeout=None): a copy of many pages, shape (len(ids), items per page)."},
-    {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(space_write)), METH_VARARGS | METH_KEYWORDS,
-     "write(page_no, timeout=10.0): a Write; as a block it gives a private copy, published when the block ends well."},
-    {"append", space_append, METH_NOARGS, "append(): a Write of a new page of zeros at the end of the space."},
+    {"get", function(space_get), METH_FASTCALL | METH_KEYWORDS,
+     "get($self, page_no, /, *, timeout=None)\n--\n\n"
+     "Return page ``page_no`` as ``space[page_no]`` does, waiting at most ``timeout`` seconds for another client's load or write.\n\n"
+     "The array is read-only, has the space's dtype and shape ``(page_size // itemsize,)``, and keeps the page pinned as\n"
+     "long as it or a view of it is alive. Raises PageOutOfRange, LoaderFailed, StoreError, PoolExhausted, WaitTimeout."},
+    {"pin", function(space_pin), METH_FASTCALL | METH_KEYWORDS,
+     "pin($self, page_no, /, *, timeout=None)\n--\n\n"
+     "Pin a page: return a Pin, which as a ``with`` block gives the page as a read-only array and releases it at the end.\n\n"
+     "``timeout`` is in seconds (None: wait without limit). Raises what ``get`` raises."},
+    {"pin_many", function(space_pin_many), METH_FASTCALL | METH_KEYWORDS,
+     "pin_many($self, ids, /, *, timeout=None)\n--\n\n"
+     "Pin many pages at once: return PinnedPages, a sequence of read-only arrays in the order of ``ids``.\n\n"
+     "``ids`` is a one-dimensional sequence or array of page numbers. The pages are released together, at the end of a\n"
+     "``with`` block, by ``release()``, or when the sequence and its arrays are gone. Raises what ``get`` raises."},
+    {"read_many", function(space_read_many), METH_VARARGS | METH_KEYWORDS,
+     "read_many($self, /, ids, out=None, *, timeout=None)\n--\n\n"
+     "Copy many pages into ``out``, or into a new array, of shape ``(len(ids), page_size // itemsize)`` and the space's dtype.\n\n"
+     "No page stays pinned. Raises what ``get`` raises, and ValueError for an ``out`` of another shape or dtype."},
+    {"write", function(space_write), METH_VARARGS | METH_KEYWORDS,
+     "write($self, /, page_no, timeout=10.0, *, lsn=None)\n--\n\n"
+     "Write a page: return a Write, which as a ``with`` block gives a private copy and publishes it when the block ends well.\n\n"
+     "``timeout``: how many seconds the block waits for another writer of the page (None: without limit).\n"
+     "``lsn``: the LSN of the new version (None: that of the old one). Raises SpaceReadOnly, PageOutOfRange, WaitTimeout,\n"
+     "WouldDeadlock, PoolExhausted."},
+    {"append", function(space_append), METH_VARARGS | METH_KEYWORDS,
+     "append($self, /, *, lsn=None)\n--\n\n"
+     "Append a page: return a Write of a new page of zeros at the end of the space, which exists when its block ends well.\n\n"
+     "Raises SpaceReadOnly, SpaceFull."},
     {"_once", space_once, METH_O, "The page, pinned without counting as a reference."},
     {"_load_many", space_load_many, METH_O, "Loads absent pages without pinning them; how many."},
     {"_drop_range", space_drop_range, METH_VARARGS, "Drops pages without write-back; how many frames came free."},

@@ -227,6 +227,24 @@ static int write_set_lsn(WriteObject* w, PyObject* value, void*) {
     return 0;
 }
 
+static PyObject* write_repr(PyObject* self) {
+    auto w = reinterpret_cast<WriteObject*>(self);
+    PyObject* name = PyObject_GetAttrString(reinterpret_cast<PyObject*>(w->space), "name");
+    if (!name) return nullptr;
+    PyObject* text = PyUnicode_FromFormat("<Write of page %llu of space %R, %s>", (unsigned long long)w->page_no, name,
+                                          w->done ? "ended" : w->open ? "open" : "not begun");
+    Py_DECREF(name);
+    return text;
+}
+
+// A Write is no page: its block gives one.
+static PyObject* refuse_use(PyObject* self, PyObject*) {
+    auto w = reinterpret_cast<WriteObject*>(self);
+    return raise("TypeError", "a Write is not the page itself: use a block, as in `with space.%s as page: page[:] = ...`",
+                 w->append ? "append()" : "write(n)");
+}
+static int refuse_assignment(PyObject* self, PyObject* key, PyObject*) { return refuse_use(self, key), -1; }
+
 static PyMethodDef write_methods[] = {
     {"__enter__", write_enter, METH_NOARGS, "The private copy, to be edited."},
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(write_exit)), METH_FASTCALL,
@@ -240,7 +258,13 @@ static PyGetSetDef write_getset[] = {
 
 PyTypeObject WriteType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
+static PyMappingMethods write_mapping = {};
+
 int ready_write_type() {
+    write_mapping.mp_subscript = refuse_use;
+    write_mapping.mp_ass_subscript = refuse_assignment;
+    WriteType.tp_as_mapping = &write_mapping;
+    WriteType.tp_repr = write_repr;
     return ready_type(WriteType, "bufferpool._core.Write", "A page being written: a private copy, published when its block ends.", write_dealloc,
                       write_methods, write_getset);
 }

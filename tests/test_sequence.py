@@ -1,0 +1,135 @@
+"""A space behaves as a sequence of pages does: the habits that people bring from lists and numpy."""
+
+import inspect
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool import _core
+from tests.conftest import new_name
+
+
+@pytest.fixture
+def space() -> Iterator[bp.Space]:
+    pool = bp.Pool.create(new_name(), "1MiB", page_size=4096)
+
+    def fill(n: int, out: np.ndarray) -> None:
+        out[:] = n
+
+    yield pool.open_derived("squares", 10, fill, dtype=np.uint64)
+    assert pool.check() == []
+    pool.close()
+    pool.unlink()
+
+
+def test_negative_numbers_count_from_the_end(space: bp.Space) -> None:
+    assert space[-1][0] == 9
+    assert space[-10][0] == 0
+    for outside in (10, -11, 2**70, -(2**70)):
+        with pytest.raises(bp.PageOutOfRange):
+            space[outside]
+
+
+def test_methods_take_numbers_from_zero(space: bp.Space) -> None:
+    """A -1 that pads an array of neighbours must not load the last page."""
+    for call in (space.get, space.pin, lambda n: space.read_many([n]), lambda n: space.pin_many([n])):
+        with pytest.raises(bp.PageOutOfRange):
+            call(-1)
+
+
+def test_a_slice_is_a_read_only_copy_of_its_pages(space: bp.Space) -> None:
+    pages = space[2:5]
+    assert pages.shape == (3, 512)
+    assert pages.dtype == np.uint64
+    assert pages[:, 7].tolist() == [2, 3, 4]
+    with pytest.raises(ValueError, match="read-only"):
+        pages[0, 0] = 1
+    assert space[::-4][:, 0].tolist() == [9, 5, 1]
+    assert space[8:100].shape == (2, 512)
+    assert space[5:5].shape == (0, 512)
+
+
+def test_membership_truth_and_iteration(space: bp.Space) -> None:
+    assert 9 in space
+    assert np.int32(0) in space
+    assert 10 not in space
+    assert -1 not in space
+    with pytest.raises(TypeError, match="page number"):
+        _ = "nine" in space
+    assert [int(page[0]) for page in reversed(space)] == list(range(9, -1, -1))
+    empty = space.pool.open_derived("none", 0, lambda n, out: None)
+    assert len(empty) == 0
+    assert empty
+
+
+def test_writing_without_a_block_names_the_block() -> None:
+    """``space[n] = x`` and ``space.write(n)[0] = x`` ended with messages of Python's that named no remedy."""
+    pool = bp.Pool.create(new_name(), "1MiB", page_size=4096)
+    try:
+        space = pool.scratch("work", 4)
+        with pytest.raises(TypeError, match=r"with space.write\(n\) as page"):
+            space[0] = np.zeros(4096, np.uint8)
+        with pytest.raises(TypeError, match=r"with space.write\(n\) as page"):
+            space.write(0)[0] = 1
+        with pytest.raises(TypeError, match=r"with space.append\(\) as page"):
+            space.append()[0]
+        assert space[0][0] == 0
+        del space
+        assert pool.check() == []
+    finally:
+        pool.close()
+        pool.unlink()
+
+
+def test_an_lsn_is_an_argument_of_write_and_append(tmp_path) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(bytes(4096))
+    pool = bp.Pool.create(new_name(), "1MiB", page_size=4096)
+    try:
+        table = pool.open_file(path, "r+", max_pages=4)
+        with table.write(0, lsn=7) as page:
+            page[0] = 1
+        with table.append(lsn=8) as page:
+            page[0] = 2
+        with table.pin(0) as _:
+            pass
+        assert [table.pin(n).lsn for n in range(2)] == [7, 8]
+        with table.write(0) as page:
+            page[1] = 1
+        assert table.pin(0).lsn == 7
+        with pytest.raises(ValueError, match="LSN"):
+            table.write(0, lsn=-1)
+        with pytest.raises(TypeError, match="LSN"):
+            table.append(lsn="8")
+        with table.append() as page:  # the number that the refused append had reserved is used again
+            page[0] = 3
+        assert len(table) == 3
+        assert pool.check() == []
+    finally:
+        pool.close()
+        pool.unlink(discard=True)
+
+
+def test_reprs_say_what_and_in_which_state(space: bp.Space) -> None:
+    scratch = space.pool.scratch("work", 4)
+    write = scratch.write(3)
+    assert repr(write) == "<Write of page 3 of space 'work', not begun>"
+    with write:
+        assert "open" in repr(write)
+    assert "ended" in repr(write)
+    pin = space.pin(2)
+    assert repr(pin) == "<Pin of page 2 of space 'squares'>"
+    pin.release()
+    assert repr(pin) == "<Pin of page 2, released>"
+    with space.pin_many([1, 2, 3]) as pages:
+        assert repr(pages) == "<PinnedPages: 3 pages>"
+    assert "released" in repr(pages)
+
+
+@pytest.mark.parametrize("name", ["get", "pin", "pin_many", "read_many", "write", "append"])
+def test_native_methods_have_signatures_and_docstrings(name: str) -> None:
+    method = getattr(_core.Space, name)
+    assert "timeout" in inspect.signature(method).parameters or name == "append"
+    assert len(method.__doc__.splitlines()) >= 3
