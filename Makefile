@@ -17,7 +17,7 @@ WORKLOADS := shared_cache elastic scan_resistance ycsb tpcc_lite hotplug client_
 SOURCES := setup.py $(wildcard bufferpool/core/*/*)
 
 # What `make quick` runs: the surface, and one file for each main path of the core.
-QUICK := import readme pages pins write append spaces scratch derived files flush stores \
+QUICK := import docs pages pins write append spaces scratch derived files flush stores \
 	memory compaction bad_input events observer
 QUICK_FILES = $(foreach name,$(QUICK),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 

@@ -100,8 +100,8 @@ def test_each_weaker_order_is_found(tmp_path: Path, name: str) -> None:
 
 # Tests of other things than the core's surface: tools, the steward, builds of their own.
 OTHERS = {
-    "advice", "altered", "bad_stores", "checksum", "cli", "cli_live", "dashboard", "events", "explore", "exporter",
-    "flush", "budget", "holds", "killpoints", "metrics", "policy", "policy_pool", "pressure", "readme", "replay",
+    "advice", "altered", "bad_stores", "checksum", "cli", "cli_live", "dashboard", "docs", "events", "explore", "exporter",
+    "flush", "budget", "holds", "killpoints", "metrics", "policy", "policy_pool", "pressure", "replay",
     "sanitizers", "steward", "storm", "working_set", "weak", "workloads", "yardsticks",
 }  # fmt: skip
 TESTS = {
