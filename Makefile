@@ -41,7 +41,7 @@ $(VENV)/.built: $(VENV)/.created $(SOURCES)
 # What the tests, the examples and the checks of style need besides.
 $(VENV)/.installed: pyproject.toml | $(VENV)/.built
 	@echo "Installing what the tests need."
-	$(BIN)/python -m pip install --quiet --group test --group dashboards 'bufferpool[toydb]'
+	$(BIN)/python -m pip install --quiet --group test --group dashboards --group docs 'bufferpool[toydb]'
 	touch $@
 
 demo: $(VENV)/.built
@@ -77,11 +77,7 @@ $(VENV)/.peers: $(VENV)/.installed pyproject.toml
 peers: all $(VENV)/.peers
 	$(BIN)/python benchmarks/peers.py
 
-$(VENV)/.docs: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --group docs
-	touch $@
-
-docs: all $(VENV)/.docs
+docs: all
 	$(BIN)/sphinx-build -q -W --keep-going docs build/site
 	@echo "The site is in build/site/index.html."
 
