@@ -25,3 +25,12 @@ def printable(text: object) -> str:
     if found.isascii() and found.isprintable():
         return found
     return "".join(_escape(c) if unicodedata.category(c) in _ESCAPED else c for c in found)
+
+
+def shown(value: object, most: int = 1000) -> str:
+    """A value's repr for a message, cut to ``most`` characters. The repr is foreign code: it may raise, and an integer may be too long."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - the message says what can be said
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bufferpool import _core
 from bufferpool.errors import LoaderFailed, LoaderReturned, PageOutOfRange, SpacePrivate, StoreError, WouldDeadlock
 from bufferpool.figures.events import What
+from bufferpool.printable import shown
 from bufferpool.stores.base import Buffer, FileStore, GuardedBuffer, Store, read_page
 from bufferpool.stores.checksum import CheckedFile
 from bufferpool.upkeep import trouble
@@ -154,7 +155,7 @@ class Space(_core.Space):
             returned = self._loader(page_no, buffer.page.view(self.dtype))
         except Exception as error:
             # Of loaders that ask for each other's pages only the innermost tells: a repr of a repr doubles its quotes.
-            what = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else repr(error)
+            what = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else shown(error)
             failed = LoaderFailed(
                 f"the loader of {self.name!r} raised for page {page_no}: {what}; nothing was published"
             )

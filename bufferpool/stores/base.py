@@ -12,7 +12,9 @@ import errno
 import inspect
 import os
 import stat
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +22,7 @@ import numpy.typing as npt
 
 from bufferpool import _core
 from bufferpool.errors import (
+    BufferPoolError,
     DescriptorLost,
     FileSizeMismatch,
     LoaderOverrun,
@@ -27,8 +30,10 @@ from bufferpool.errors import (
     ShortRead,
     ShortWrite,
     StoreError,
+    WouldDeadlock,
 )
 from bufferpool.machine.descriptor import OwnDescriptor
+from bufferpool.printable import shown
 from bufferpool.spaces.file_state import FileState, state_of
 
 Buffer = npt.NDArray[np.uint8]
@@ -226,14 +231,30 @@ def _refuse(store: Store, method: str, value: Any, wanted: str) -> StoreError:
     """The error for a method of a store that returned ``value``."""
     if inspect.iscoroutine(value):
         value.close()  # it never ran, and nobody will run it
-    try:
-        shown = repr(value)
-    except Exception:  # noqa: BLE001 - the repr is foreign code too, and an integer may be too long for one
-        shown = f"a value of type {type(value).__name__}"
-    shown = shown if len(shown) <= 100 else f"{shown[:97]}..."
     return StoreError(
-        f"{method}() of {type(store).__name__} returned {shown}; it must return {wanted}: correct the store"
+        f"{method}() of {type(store).__name__} returned {shown(value, 100)}; it must return {wanted}: correct the store"
     )
+
+
+@contextmanager
+def calling(store: Store, method: str) -> Iterator[None]:
+    """Around a call of a store's method that writes: what it raises is the store's, and is not taken for the pool's own.
+
+    A store may use another pool, and raise that pool's PoolClosed; or end its thread (SystemExit), which may be a
+    thread of the pool's. Both are StoreError. In the main thread KeyboardInterrupt and SystemExit come
+    from a signal's handler, and go on.
+    """
+    try:
+        yield
+    except (StoreError, WouldDeadlock):
+        raise
+    except BaseException as error:
+        ends = not isinstance(error, Exception)
+        if threading.get_ident() == threading.main_thread().ident if ends else not isinstance(error, BufferPoolError):
+            raise
+        raise StoreError(
+            f"{method}() of {type(store).__name__} raised {shown(error)}; its pages stay dirty, flush again"
+        ) from error
 
 
 def bytes_done(store: Store, method: str, value: Any) -> int:
@@ -245,7 +266,8 @@ def bytes_done(store: Store, method: str, value: Any) -> int:
 
 def sync_store(store: Store) -> None:
     """Calls ``sync`` of a store. Raises StoreError if it returns something: then it may have synced nothing."""
-    done: Any = store.sync()  # type: ignore[func-returns-value]
+    with calling(store, "sync"):
+        done: Any = store.sync()  # type: ignore[func-returns-value]
     if done is not None:
         raise _refuse(store, "sync", done, "None, once all that was written is durable (no async def)")
 
@@ -256,7 +278,7 @@ def store_pages(store: Store, page_size: int) -> int:
         size: Any = store.size()
     except Exception as error:
         raise StoreError(
-            f"size() of {type(store).__name__} failed: {error!r}; nothing was opened, try again once the store works"
+            f"size() of {type(store).__name__} failed: {shown(error)}; nothing was opened, try again once the store works"
         ) from error
     most = min(2**63 - 1, MOST_PAGES * page_size)
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or not 0 <= size <= most:
@@ -280,7 +302,7 @@ def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
         got = store.read_into(page_no * page_size, buffer.page)
     except Exception as error:
         raise StoreError(
-            f"page {page_no} cannot be read: {error!r}; nothing is lost, try again once the store works"
+            f"page {page_no} cannot be read: {shown(error)}; nothing is lost, try again once the store works"
         ) from error
     buffer.check(f"read_into of {type(store).__name__}")
     if bytes_done(store, "read_into", got) != page_size:
@@ -308,4 +330,4 @@ def describe(error: OSError) -> str:
     """What an I/O error means for somebody who has to act on it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full: free space there"
-    return error.strerror or repr(error)
+    return error.strerror or shown(error)

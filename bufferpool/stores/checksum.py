@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from bufferpool.errors import PageCorrupt, ShortRead, StoreError
+from bufferpool.printable import shown
 from bufferpool.stores.base import Buffer, FileStore
 
 CHECKSUM_BYTES = 8
@@ -161,7 +162,7 @@ class CheckedFile(FileStore):
         try:
             found = self.repair(page_no, page)
         except Exception as error:
-            raise PageCorrupt(f"{where}, and repair raised {error!r}; {remedy}", space, page_no, offset) from error
+            raise PageCorrupt(f"{where}, and repair raised {shown(error)}; {remedy}", space, page_no, offset) from error
         if found is None:
             raise PageCorrupt(f"{where}, and repair has no image of it; {remedy}", space, page_no, offset)
         try:

@@ -113,12 +113,15 @@ def peers(path: str) -> Iterator[float]:
             yield number(header, "worth", "<d")
 
 
-def passes(error: Exception) -> bool:
+def passes(error: BaseException) -> bool:
     """Whether what failed may work the next time: no descriptor, no memory, a file system that was full for a moment.
 
-    A pool that is closed or damaged, or a mistake in a program, does not pass.
+    A pool that is closed or damaged, or a mistake in a program, does not pass. Foreign code that ended its thread
+    (SystemExit) has ended that job, and not the steward.
     """
     lasting = (PoolClosed, PoolReadOnly, SegmentCorrupt, SegmentReplaced, TooManyClients, WrongProcess)
+    if not isinstance(error, Exception):
+        return True
     return isinstance(error, (OSError, MemoryError, BufferPoolError)) and not isinstance(error, lasting)
 
 
@@ -135,7 +138,7 @@ class Steward:
         self.pool, self.settings = pool, settings
         self.error: BaseException | None = None
         """What ended the thread, if not :meth:`stop`."""
-        self.trouble: Exception | None = None
+        self.trouble: BaseException | None = None
         """What a store, the log, the working set's file or the kernel raised last; it is tried again, and is an event."""
         self.leads = False
         self.pid = os.getpid()
@@ -193,7 +196,8 @@ class Steward:
                 except Exception as error:
                     if not passes(error):
                         raise
-                    self._round_failed(error)
+                    self._tell_of_round(error)
+                    self._stopping.wait(self.settings.interval)
         except BaseException as error:
             self.error = error
             raise  # threading.excepthook shows it; stop() raises it again
@@ -207,13 +211,12 @@ class Steward:
             finally:
                 self._ended.set()
 
-    def _round_failed(self, error: Exception) -> None:
-        """What may have passed by the next round: an event, and on."""
+    def _tell_of_round(self, error: BaseException) -> None:
+        """What may have passed by the next round is an event."""
         self.trouble = error
         number = getattr(error, "errno", None)
         with contextlib.suppress(MemoryError):  # the event is what memory is left for
             self._tell(time.monotonic(), What.ROUND_FAILED, Why.KERNEL, error, value=number or errno.ENOMEM)
-        self._stopping.wait(self.settings.interval)
 
     # ---- one round --------------------------------------------------------------
 
@@ -247,11 +250,13 @@ class Steward:
             self._wait()
 
     def _start(self, subject: Hashable, work: Callable[[], int]) -> bool:
-        """Starts a job; False if there is one on its subject already. Raises what has ended an earlier one."""
-        for job in self._jobs:
-            if job.error is not None:
-                raise job.error
+        """Starts a job; False if there is one on its subject already. Raises what ended an earlier one, unless it may pass."""
+        failed = [job.error for job in self._jobs if job.error is not None]
         self._jobs = [job for job in self._jobs if not job.done]
+        for error in failed:
+            if not passes(error):
+                raise error
+            self._tell_of_round(error)
         job, new = self.pool._jobs.start(subject, work)
         if new:
             self._jobs.append(job)
@@ -271,7 +276,7 @@ class Steward:
             return 0
 
     def _tell(
-        self, now: float, what: What, why: Why, error: Exception | None = None, *, bytes: int = 0, value: float = 0
+        self, now: float, what: What, why: Why, error: BaseException | None = None, *, bytes: int = 0, value: float = 0
     ) -> None:
         """Trouble that the next rounds may end: an event and a line in the log, not too often.
 

@@ -16,10 +16,11 @@ import numpy as np
 
 from bufferpool.errors import BufferPoolError, NotRegularFile, ShortWrite, StoreError, caused
 from bufferpool.figures.events import What
+from bufferpool.printable import shown
 from bufferpool.spaces.claim import claim, keep_store
 from bufferpool.spaces.file_state import Doubt, FileState, changed, refuse_changed, stamped
 from bufferpool.spaces.space import Kind
-from bufferpool.stores.base import FileStore, Store, bytes_done, describe, sync_store
+from bufferpool.stores.base import FileStore, Store, bytes_done, calling, describe, sync_store
 from bufferpool.stores.checksum import CheckedFile, Repair
 from bufferpool.upkeep import trouble
 from bufferpool.upkeep.jobs import working_on
@@ -51,7 +52,8 @@ def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any,
             continue
         image = np.concatenate(pages)  # a private copy: the store may keep it
         image.flags.writeable = False
-        done = bytes_done(store, "write_from", store.write_from(offset, image))
+        with calling(store, "write_from"):
+            done = bytes_done(store, "write_from", store.write_from(offset, image))
         if done != image.nbytes:
             raise ShortWrite(
                 f"the store took {done} of {image.nbytes} bytes at {offset}; the pages stay dirty, flush again"
@@ -131,7 +133,7 @@ def _flush_batch(
         seg.count("flush_failures")
         failed: Exception = error
         if not isinstance(error, (BufferPoolError, MemoryError)):
-            why = describe(error) if isinstance(error, OSError) else repr(error)
+            why = describe(error) if isinstance(error, OSError) else shown(error)
             failed = StoreError(f"{record['name']!r} cannot be written: {why}; its pages stay dirty, flush again")
         if isinstance(failed, StoreError) and failed.page_no is None and len(items):
             failed.page_no = int(items["page"][0]) - start

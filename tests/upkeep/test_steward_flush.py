@@ -6,10 +6,12 @@ import time
 import numpy as np
 import pytest
 
+from bufferpool.errors import PoolClosed, PoolExhausted, SegmentCorrupt, StoreError
 from bufferpool.figures.events import What, Why
 from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, wait_until
 from tests.support.disks import Disk, dirty
+from tests.support.memory_store import Memory
 from tests.support.stewards import Fake, by_hand, put, whats
 
 
@@ -137,3 +139,75 @@ def test_the_working_set_is_saved_and_a_failure_to_save_is_no_end(pool, data_fil
     wait_until((folder / "set").exists, "it is saved")
     pool.stop_steward()
     assert len(working_set.read_working_set(folder / "set").page) == 10
+
+
+def dirty_of(pool, space):
+    return next(s.dirty for s in pool.stats().spaces if s.name == space.name)
+
+
+class Ends(BaseException):
+    """What foreign code ends a thread with."""
+
+
+class NoRepr(Exception):
+    """An exception whose repr fails."""
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+    __str__ = __repr__
+
+
+RAISED = [
+    SystemExit(3),
+    KeyboardInterrupt(),
+    Ends(),
+    PoolClosed("of another pool"),
+    SegmentCorrupt("no"),
+    NoRepr(),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("where", ["write", "sync"])
+@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
+def test_nothing_that_a_store_raises_ends_the_steward_or_stops_the_other_spaces(pool, data_file, where, raised):
+    """A store that raised SystemExit, or an error of a pool of its own, ended the steward for good; after one that had no
+    memory once, the steward wrote nothing any more."""
+    store = Memory(16)
+    setattr(store, f"fail_{where}", raised)
+    bad, good = pool.open_store("bad", store), pool.open_file(data_file(16), "r+")
+    steward = pool.start_steward(interval=0.01, flush_every=0.02, pressure=False)
+    for n in range(3):  # round after round
+        put(bad, n)
+        store.calls.clear()
+        wait_until(lambda: len(store.calls) > 3, "it tries again")
+        put(good, n)
+        wait_until(lambda: not dirty_of(pool, good), "the good one is flushed")
+    assert steward.alive
+    assert dirty_of(pool, bad) == 3
+    store.fail_write = store.fail_sync = None
+    wait_until(lambda: dirty(pool) == 0, "it recovers")
+    pool.stop_steward()  # raises nothing
+    assert pool.check() == []
+
+
+@pytest.mark.parametrize("raised", RAISED[:-1], ids=lambda error: type(error).__name__)
+def test_a_miss_elsewhere_does_not_raise_what_a_store_raised(make_pool, data_file, raised):
+    """The store of another space is written to make room, in a thread of the pool's."""
+    pool = make_pool(16 * PAGE)
+    store = Memory(64)
+    store.fail_write = raised
+    bad, good = pool.open_store("bad", store), pool.open_file(data_file(64), "r+")
+    for n in range(12):
+        put(bad, n)
+    for n in range(64):
+        put(good, n)
+    assert dirty_of(pool, bad) == 12
+    pool.flush(good)
+    kept = good.pin_many(range(4))
+    with pytest.raises(PoolExhausted) as found:
+        bad.write(20).__enter__()
+    assert isinstance(found.value.__cause__, StoreError)
+    kept.release()
+    assert pool.check() == []
