@@ -90,10 +90,10 @@ def _pins_before_intents(text: str) -> str:
 
 def _settles_without_a_look(text: str) -> str:
     """The settler takes a superseded frame without a look at its pins."""
-    for look in ("|| s.any_pin(f)) return false;", "bool left = s.any_pin(f);"):
+    for look in ("|| any_pin(s, f)) return false;", "bool left = any_pin(s, f);"):
         assert text.count(look) == 1
-    return text.replace("|| s.any_pin(f)) return false;", ") return false;").replace(
-        "bool left = s.any_pin(f);", "bool left = false;"
+    return text.replace("|| any_pin(s, f)) return false;", ") return false;").replace(
+        "bool left = any_pin(s, f);", "bool left = false;"
     )
 
 
@@ -145,31 +145,31 @@ def _moved(text: str, first: str, last: str) -> str:
 # name: (file, what stands there or a function, what stands there instead, scenario that finds it)
 MUTATIONS = {
     "the second load of the entry in pin left out": (
-        "page.h",
+        "pin.h",
         "if (entry::is_resident_in(word.load_seq_cst(), f)) {",
         "if (true) {",
         "pin-evict-hot",
     ),
     "the pins looked at before the entry is closed": (
-        "memory.h",
+        "evict.h",
         "        bool gone = word.cas_seq_cst(e, closed);",
-        "        bool early = s.any_pin(f);\n        bool gone = word.cas_seq_cst(e, closed);",
+        "        bool early = any_pin(s, f);\n        bool gone = word.cas_seq_cst(e, closed);",
         "pin-evict-hot",
     ),
     "a superseded frame reused with a pin on it": (
-        "memory.h",
+        "pin.h",
         _settles_without_a_look,
         "",
         "retire-pin",
     ),
     "the pins of a superseded frame looked at before it is closed": (
-        "memory.h",
-        "        bool left = s.any_pin(f);\n",
+        "pin.h",
+        "        bool left = any_pin(s, f);\n",
         "        bool left = false;\n",
         "settle-sweep",
     ),
     "a frame that was being settled not looked at again": (
-        "memory.h",
+        "pin.h",
         "        if (!left) return true;\n    }",
         "        return !left;\n    }",
         "retire-pin",
@@ -239,7 +239,7 @@ MUTATIONS = {
         "flush-aside",
     ),
     "a clean page set aside": (
-        "memory.h",
+        "evict.h",
         "entry::state(e) == RESIDENT && (e & entry::DIRTY) && !entry::owner(e)",
         "entry::state(e) == RESIDENT && !entry::owner(e)",
         "pin-evict-hot",
@@ -308,13 +308,13 @@ MUTATIONS = {
         "grow-drop",
     ),
     "a policy kept from one hold of the memory lock to the next": (
-        "take.h",
+        "frames.h",
         _one_policy,
         "",
         "grow-grow",
     ),
     "a frame taken before its memory is there": (
-        "take.h",
+        "frames.h",
         "int r = s.plug(s.page_offset(first), u64(n) << s.g.page_shift);",
         "int r = 0;",
         "load-load",
@@ -331,7 +331,7 @@ def look_for(mistake: str, place: Path) -> subprocess.CompletedProcess[str]:
             return before(text)
         assert text.count(before) == 1, "the mutation no longer fits the source"
         changed = text.replace(before, after)
-        return changed.replace("if (gone && s.any_pin(f)) {", "if (gone && early) {") if "early" in after else changed
+        return changed.replace("if (gone && any_pin(s, f)) {", "if (gone && early) {") if "early" in after else changed
 
     core, native = native_build.altered(place, name, change)
     program = build(place / "explore", core=core, native=native)

@@ -25,7 +25,7 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
         "misses of ghosts, all other pages dropped",
     ),
     "a search for a victim that lets nobody in": (
-        "take.h",
+        "frames.h",
         "constexpr u32 EVICT_STEPS = 128;",
         "constexpr u32 EVICT_STEPS = 128, ENDLESS = 1u << 20;",
         "misses, all pages pinned",

@@ -43,7 +43,7 @@ struct Env {
     }
 };
 
-// As take_frame (core/protocol/take.h) does: at most `max_steps` a hold of the lock, until the search is over.
+// As take_frame (core/protocol/frames.h) does: at most `max_steps` a hold of the lock, until the search is over.
 static u32 search(Alr<Env>& policy, Env& env, u32 max_steps, u64& most) {
     Search search;
     for (u32 page = NONE;;) {

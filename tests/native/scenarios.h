@@ -107,7 +107,7 @@ static void end_check(const Scenario& scenario) {
     for (u32 f = 0; f < s->ready; f++) {
         FrameState state = frame::state(s->frames[f].word.load_relaxed());
         if (state == BUSY || state == OLD) violation("frame %u is left %s", f, name(state));
-        if (s->any_pin(f)) violation("frame %u is left pinned", f);
+        if (any_pin(*s, f)) violation("frame %u is left pinned", f);
         if ((state == HOLE) != !world.plugged[f]) violation("frame %u is %s and the kernel disagrees", f, name(state));
     }
     for (u32 c = 1; c <= s->g.max_clients; c++)

@@ -32,7 +32,7 @@ static void start(Atomic<T>& word, T v) { word.store_relaxed(v); }
 static bool swap_when_equal(Atomic<u64>& word, u64 from, u64 to) { return word.cas_seq_cst(from, to); }
 static u64 resident(u32 f) { return entry::with_frame(RESIDENT, f); }
 
-// pin() and unpin(), page.h and memory.h, of page 0; `out` is the frame.
+// pin() and unpin(), pin.h, of page 0; `out` is the frame.
 static bool pin(Atomic<u64>& word, Atomic<u16>* pins, u32& out) {
     u64 e = word.load_acquire();
     if (entry::state(e) != RESIDENT) return false;
@@ -44,7 +44,7 @@ static bool pin(Atomic<u64>& word, Atomic<u16>* pins, u32& out) {
     return false;
 }
 
-// A reader, and an eviction (PoolEnv::evict, memory.h) that fills the frame anew.
+// A reader, and an eviction (PoolEnv::evict, evict.h) that fills the frame anew.
 struct PinEvict : rl::test_suite<PinEvict, 2> {
     static constexpr bool FEW = true;
     Atomic<u64> word;
@@ -94,7 +94,7 @@ struct LoadPin : rl::test_suite<LoadPin, 2> {
 };
 
 // A publish (swap_frame, page.h), and a reader who leaves: one of the two, and only one, gets the superseded frame
-// (settle_old and unpin, memory.h), and what the reader saw in it was not changed.
+// (settle_old and unpin, pin.h), and what the reader saw in it was not changed.
 struct PublishUnpin : rl::test_suite<PublishUnpin, 2> {
     static constexpr bool FEW = false;
     Atomic<u64> word, slot;

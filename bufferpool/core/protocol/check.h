@@ -71,7 +71,7 @@ inline void check_frames(Segment& s, Findings& out) {
         if (state > SETTLING) out.say("frame %u: unknown state %u", f, unsigned(state));
         if ((state == BUSY || state == SETTLING) && !is_live_client(s, c))
             out.say("frame %u: %s for client %u, which is gone", f, name(state), c);
-        if (state == OLD && !s.any_pin(f) && !motion.frames.has(f))
+        if (state == OLD && !any_pin(s, f) && !motion.frames.has(f))
             out.say("frame %u: OLD, and nobody pins it", f);
         if (state == LIVE && !s.has_page(page)) {
             out.say("frame %u: LIVE for page %u, which has no entry", f, page);

@@ -15,6 +15,7 @@
 // chain is followed twice, one time after the other; so all of it stood at one time.
 #pragma once
 
+#include "protocol/operation.h"
 #include "protocol/wait.h"
 
 namespace bp {

@@ -15,7 +15,7 @@
 // the lock protects: if it dies too, the next client that inherits the lock rebuilds.
 #pragma once
 
-#include "protocol/segment.h"
+#include "protocol/liveness.h"
 
 namespace bp {
 
@@ -26,48 +26,6 @@ constexpr u32 WAITED = 1u << 31, REPAIR = 1u << 30, OWNER = CLIENTS_LIMIT;
 }
 
 constexpr u64 LOCK_SLICE_NS = 20'000'000;
-
-// Takes the byte lock of client `c`, which says that it is dead, for as long as
-// this object lives. One at a time per process, because byte locks belong to the
-// file description and not to the thread.
-class DeadClient {
-    Segment& s_;
-    std::unique_lock<std::recursive_mutex> guard_;
-    u32 client_;
-    bool held_ = false, nested_ = false;
-
-public:
-    DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex), client_(c) {
-        if (c == 0 || c > s.g.max_clients || c == s.me) return;
-        nested_ = s.reaping == c;
-        held_ = nested_ || s.lock_byte(LOCKS_AT + long(c)) == 0;
-        if (held_ && !nested_ && s.still_maps(c)) {
-            s.unlock_byte(LOCKS_AT + long(c));
-            held_ = false;
-        }
-        if (held_ && !nested_) {
-            outer_ = s.reaping;
-            s.reaping = c;
-        }
-    }
-    DeadClient(const DeadClient&) = delete;
-    ~DeadClient() {
-        if (!held_ || nested_) return;
-        s_.reaping = outer_;
-        s_.unlock_byte(LOCKS_AT + long(client_));
-    }
-    bool held() const { return held_; }
-
-private:
-    u32 outer_ = 0;
-};
-
-// May be wrong by the time it returns, in the direction "alive" only for others;
-// a decision to reap takes DeadClient.
-inline bool seems_alive(Segment& s, u32 c) {
-    if (c == 0 || c > s.g.max_clients) return false;
-    return c == s.me || s.byte_is_locked(LOCKS_AT + long(c)) != 0 || s.still_maps(c);
-}
 
 // The one CAS by which a lock becomes ours.
 inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {

@@ -1,9 +1,9 @@
-// Pages: pinning, loading, writing, dropping, moving. The steps stand in the
+// Pages: loading, writing, dropping, moving (pinning: pin.h). The steps stand in the
 // order that survives death (docs/design.md, "The steps"); the transitions:
 //
 //   entry   ABSENT -> LOADING(me) -> RESIDENT(f)        load
 //           LOADING(me) -> ABSENT                       a load that failed
-//           RESIDENT(f) -> EVICTING(f, me) -> ABSENT    evict (memory.h)
+//           RESIDENT(f) -> EVICTING(f, me) -> ABSENT    evict (evict.h)
 //           RESIDENT(f) -> RESIDENT(f, writer)          begin_write
 //           RESIDENT(f, writer) -> RESIDENT(g, dirty, writer) -> RESIDENT(g)  publish
 //           RESIDENT(f, writer) -> ABSENT               discard
@@ -11,34 +11,11 @@
 #pragma once
 
 #include "protocol/failures.h"
-#include "protocol/take.h"
+#include "protocol/frames.h"
+#include "protocol/operation.h"
 #include "protocol/wait.h"
 
 namespace bp {
-
-// ---- pin ---------------------------------------------------------------------
-
-// Pins the page if it is resident. Rule 2: count, then look again.
-inline Status pin(Segment& s, u32 page, u32& out) {
-    Atomic<u64>& word = s.entries[page];
-    for (int tries = 0; tries < 1000; tries++) {
-        u64 e = word.load_acquire();
-        if (entry::state(e) != RESIDENT) return entry::state(e) == ABSENT ? Status::ABSENT : Status::WAIT;
-        u32 f = entry::frame(e);
-        if (!s.has_frame(f)) return Status::CORRUPT;
-        Atomic<u16>& count = s.pin_count(f);
-        if (count.load_relaxed() >= PIN_MAX) return Status::TOO_MANY_PINS;
-        count.add_seq_cst(1);
-        if (entry::is_resident_in(word.load_seq_cst(), f)) {
-            out = f;
-            if (frame::holds(s.frames[f].word.load_relaxed(), page)) return Status::OK;
-            unpin(s, f);
-            return Status::CORRUPT;  // the entry, or the frame's word, is damaged
-        }
-        unpin(s, f);
-    }
-    return Status::WAIT;
-}
 
 // ---- load --------------------------------------------------------------------
 
@@ -216,7 +193,7 @@ inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
     u32 page = frame::page(w);
     if (frame::state(w) != LIVE || !s.has_page(page)) return false;
     u64 e = s.entries[page].load_acquire();
-    if (!entry::is_resident_in(e, f) || entry::owner(e) || entry::flusher(e) || s.any_pin(f)) return false;
+    if (!entry::is_resident_in(e, f) || entry::owner(e) || entry::flusher(e) || any_pin(s, f)) return false;
     if (!s.entries[page].cas_seq_cst(e, entry::with_owner(e, s.me))) return false;
     BP_POINT("move.owned");
     prim::copy_page(s.page_data(g), s.page_data(f), s.g.page_size);

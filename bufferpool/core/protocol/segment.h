@@ -5,10 +5,10 @@
 #include <mutex>
 #include <thread>
 
-#include "os/prim.h"
 #include "os/heap.h"
-#include "layout/layout.h"
-#include "policy/shadows.h"
+#include "os/prim.h"
+#include "layout/bitmap.h"
+#include "protocol/sampler.h"
 
 namespace bp {
 
@@ -33,103 +33,8 @@ enum class Status {
     CORRUPT,      // the segment contradicts itself
 };
 
-// A set of frame numbers in shared memory, with two levels of summaries so that
-// the lowest member is found in a few loads. Guarded by the memory lock.
-class Bitmap {
-    u64* level_[SET_LEVELS + 1] = {};
-    const u32* ready_ = nullptr;  // so many frames have slots: what lies beyond has no memory
-
-    u64 words(int level) const { return set_words(*ready_, level); }
-
-public:
-    Bitmap() = default;
-    Bitmap(u8* at, const Geometry& g, u64* top, const u32& ready) : ready_(&ready) {
-        level_[0] = reinterpret_cast<u64*>(at);
-        level_[1] = reinterpret_cast<u64*>(at + g.set_bytes[0]);
-        level_[2] = top;
-    }
-    bool has(u32 i) const { return level_[0][i / 64] >> (i % 64) & 1; }
-    void add(u32 i) {
-        for (int l = 0; l < 3; l++, i /= 64) level_[l][i / 64] |= u64(1) << (i % 64);
-    }
-    void remove(u32 i) {
-        for (int l = 0; l < 3; l++, i /= 64) {
-            level_[l][i / 64] &= ~(u64(1) << (i % 64));
-            if (level_[l][i / 64]) return;
-        }
-    }
-    void clear() {
-        for (int l = 0; l < 3; l++)
-            for (u64 w = 0, n = words(l); w < n; w++) level_[l][w] = 0;
-    }
-    u64 size() const {
-        u64 n = 0;
-        for (u64 w = 0, end = words(0); w < end; w++) n += u64(__builtin_popcountll(level_[0][w]));
-        return n;
-    }
-    u32 lowest() const {
-        for (u64 t = 0, end = words(2); t < end; t++) {
-            if (!level_[2][t]) continue;
-            u64 b = t * 64 + u64(__builtin_ctzll(level_[2][t]));
-            if (b >= words(1) || !level_[1][b]) return NONE;
-            u64 a = b * 64 + u64(__builtin_ctzll(level_[1][b]));
-            if (a >= words(0) || !level_[0][a]) return NONE;
-            return u32(a * 64 + u64(__builtin_ctzll(level_[0][a])));
-        }
-        return NONE;
-    }
-    u32 highest_below(u32 end) const {
-        for (u64 w = (end + 63ull) / 64; w-- > 0;) {
-            u64 bits = level_[0][w];
-            if (w == end / 64) bits &= (u64(1) << (end % 64)) - 1;
-            if (bits) return u32(w * 64 + 63 - u64(__builtin_clzll(bits)));
-        }
-        return NONE;
-    }
-};
-
 constexpr int SPARES = 2, LATER = 8;
 constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
-
-#if defined(BP_EXPLORE) || defined(BP_NO_ADVICE)  // the explorer's states have no shadows; the benchmark's yardstick
-constexpr bool ADVISES = false;
-#else
-constexpr bool ADVISES = true;
-#endif
-
-// The references of this process that go to the shadows (advice.h). They are taken in
-// windows: one is open until the buffer is full, and is then worked off by whoever filled
-// it. Windows follow each other until they have cost a few milliseconds; the next burst
-// begins so much later that all of this takes a four-hundredth of the time (that in which the
-// process waits for a processor does not count). Between bursts a hit costs what it costs without
-// advice; a process that is not busy leaves nothing out.
-struct Sampler {
-    static constexpr u32 WINDOW = ADVISES ? 512 : 1;
-    Atomic<u8> gate;                  // 0xff while a window is open, else 0
-    Atomic<u8> epoch;                 // a page is recorded once in an epoch
-    Atomic<u32> tick, n, left;        // of references; of this epoch
-    Atomic<u64> opened_ns, reopen_ns;
-    Atomic<u64> burst_ns, spent_ns;   // when the burst began, and what it has cost
-    Atomic<u64> delayed_ns, thread;   // by then its thread had waited so long for a processor
-    Atomic<u64> hits, misses;         // of this client, when the window opened
-    bool paused = false;              // by sampling(): these are differences then, not points in time
-    u64 rest_ns = 0;                  // to the next burst
-    u8 gate_before = 0;
-    Atomic<u64> samples[WINDOW];      // page << 2 | SampleKind
-
-    // One comparison for three cases: closed, not sampled, recorded in this epoch.
-    bool wants(const FrameSlot& slot) const {
-        u32 mark = slot.mark.load_relaxed() & gate.load_relaxed();
-        return mark * (mark ^ epoch.load_relaxed()) != 0;
-    }
-};
-
-struct Segment;
-// segment_advice.cpp
-void record(Segment& s, u32 page, u32 kind);       // a reference to a sampled page
-void record_load(Segment& s, u32 page, u32 kind);  // the same, of any page that was loaded
-void look_after_window(Segment& s);                // opens or ends a window whose time has come
-void drain(Segment& s);                            // ends the window now
 
 // Whether a client is one that this process is, or was until its descriptor was closed: fork.cpp, which has the
 // list. Of other processes, the kernel is asked.
@@ -299,17 +204,6 @@ struct Segment {
     // within all bounds and lead to a hole, whose touch allocates memory that nobody counts, or is a SIGBUS.
     bool has_page(u32 page) const { return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3)); }
 
-    // Does any client pin this frame? Called after the entry has been changed so
-    // that no new pin can succeed (rule 3), hence sequentially consistent.
-    bool any_pin(u32 f) {
-        u32 used = g.max_clients < STRIPES ? g.max_clients : stripes();
-        for (u32 stripe = 0; stripe < used; stripe++) {
-            auto row = reinterpret_cast<Atomic<u64>*>(stripe_row(stripe, f));
-            for (u32 i = 0; i < g.stripe_clients / 4; i++)
-                if (row[i].load_seq_cst()) return true;
-        }
-        return false;
-    }
     u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
 
     // What a frame's mark is to be when this page is loaded into it.
@@ -347,76 +241,6 @@ struct Segment {
 // The shadows are to start anew: their owner has died while it worked on them.
 inline void forget_advice(Segment& s) {
     if constexpr (ADVISES) reinterpret_cast<Advice*>(s.advice)->frames = 0;
-}
-
-inline u64 this_thread() { return std::hash<std::thread::id>{}(std::this_thread::get_id()) | 1; }
-
-// An intent of ours for the time of one operation.
-class OpSlot {
-    Segment& s_;
-    int index_ = -1;
-    bool nested_ = false;
-
-    bool claim() {
-        u64 used = s_.ops_used.load_relaxed();
-        while (used != ALL_OPS) {
-            int i = __builtin_ctzll(~used);
-            if (!s_.ops_used.cas_seq_cst(used, used | u64(1) << i)) continue;
-            index_ = i;
-            s_.op_thread[i].store_relaxed(this_thread());
-            return true;
-        }
-        return false;
-    }
-
-public:
-    explicit OpSlot(Segment& s) : s_(s) {
-        if (claim()) return;
-        // All are under way: others end theirs. But those of a loader do not end while it waits here for one more.
-        u32 ours = 0;
-        for (auto& thread : s.op_thread) ours += thread.load_relaxed() == this_thread();
-        s.ops_held.add_seq_cst(ours);
-        for (u64 tries = 0; !claim(); tries++) {
-            nested_ = s.ops_held.load_seq_cst() == OPS;
-            if (nested_ || (tries % 64 == 63 && s.interrupted && s.interrupted(s))) break;
-            if (tries < 64) prim::yield();
-            else prim::nap(100'000);
-        }
-        s.ops_held.sub_seq_cst(ours);
-    }
-    // Takes over an operation that release() handed out.
-    OpSlot(Segment& s, int index) : s_(s), index_(index) {}
-    OpSlot(const OpSlot&) = delete;
-    ~OpSlot() {
-        if (index_ < 0) return;
-        intent().op.store_release(u32(Op::NONE));
-        s_.op_thread[index_].store_relaxed(0);
-        u64 used = s_.ops_used.load_relaxed();
-        while (!s_.ops_used.cas_seq_cst(used, used & ~(u64(1) << index_))) {}
-    }
-    bool valid() const { return index_ >= 0; }
-    Status why_not() const { return nested_ ? Status::TOO_DEEP : Status::INTERRUPTED; }
-    int release() {
-        int i = index_;
-        index_ = -1;
-        return i;
-    }
-    Intent& intent() { return s_.client().intents[index_]; }
-};
-
-// Changes an entry by one CAS from the value read, until it sticks; `change`
-// returns the new value, or the same to leave it. Whoever clears W wakes.
-template <class F>
-u64 change_entry(Atomic<u64>& word, F change) {
-    u64 e = word.load_seq_cst();
-    for (;;) {
-        u64 next = change(e);
-        if (next == e) return e;
-        if (word.cas_seq_cst(e, next)) {
-            if ((e & entry::WAITED) && !(next & entry::WAITED)) prim::futex_wake_all(&word);
-            return next;
-        }
-    }
 }
 
 }  // namespace bp

@@ -111,55 +111,34 @@ inline void claim_free(Segment& s, u32 extent, u64 most, Vec<u32>& out) {
     }
 }
 
-// Phases 2 and 3: empties whole extents and gives them back, `want` frames at
-// most; then single runs, for what is less than an extent. The list of frames on their way has
-// its room before any is taken: NO_MEMORY has changed nothing.
-inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
-    Vec<ExtentPlan> plans;
-    Vec<u32> out;
-    if (!plan_extents(s, want, plans) || !out.reserve(std::min(u64(EXTENTS_PER_STEP) * s.g.extent_frames, u64(s.ready))))
-        return Status::NO_MEMORY;
-    for (size_t i = 0; i < plans.size(); i += EXTENTS_PER_STEP) {
-        size_t end = std::min(i + EXTENTS_PER_STEP, plans.size());
-        // 2. Compaction: the free frames of these extents are ours, so that the
-        // pages that must move find their place elsewhere.
-        if (!lock_memory(s)) return Status::INTERRUPTED;
-        for (size_t k = i; k < end; k++) claim_free(s, plans[k].extent, s.g.extent_frames, out);
+// Phase 2, for one extent: its free frames have been claimed, so that its pages find their new place elsewhere. Frames
+// that come free by that are added to `out`, as long as it has room. False: interrupted.
+inline bool empty_extent(Segment& s, Intent& intent, const ExtentPlan& plan, Vec<u32>& out, Reclaimed& done) {
+    u32 first = plan.extent * s.g.extent_frames;
+    for (u32 f = first; plan.live && !out.full() && f < first + s.g.extent_frames && f < s.ready; f++) {
+        if (frame::state(s.frames[f].word.load_acquire()) != LIVE) continue;
+        if (!lock_memory(s)) return false;
+        u32 g = s.free.lowest();
+        if (g != NONE) {
+            s.free.remove(g);
+            s.frames[g].word.store_release(frame::busy(s.me));
+        }
         unlock_memory(s);
-        BP_POINT("compact.claimed");
-        for (size_t k = i; k < end; k++) {
-            u32 first = plans[k].extent * s.g.extent_frames;
-            for (u32 f = first; plans[k].live && !out.full() && f < first + s.g.extent_frames && f < s.ready; f++) {
-                if (frame::state(s.frames[f].word.load_acquire()) != LIVE) continue;
-                if (!lock_memory(s)) return release_frames(s, out, reason, done), Status::INTERRUPTED;
-                u32 g = s.free.lowest();
-                if (g != NONE) {
-                    s.free.remove(g);
-                    s.frames[g].word.store_release(frame::busy(s.me));
-                }
-                unlock_memory(s);
-                if (g == NONE) break;
-                BP_POINT("compact.target");
-                bool ours;
-                if (!move_page(s, intent, f, g, ours)) {
-                    free_frame(s, g);
-                    continue;
-                }
-                done.moved++;
-                if (ours && !out.push(f)) free_frame(s, f);  // there is room: see above
-            }
+        if (g == NONE) break;
+        BP_POINT("compact.target");
+        bool ours;
+        if (!move_page(s, intent, f, g, ours)) {
+            free_frame(s, g);
+            continue;
         }
-        // 3. To the kernel.
-        if (done.frames + out.size() > want) {  // pages left meanwhile: keep the surplus
-            lock_memory(s, false);
-            for (; done.frames + out.size() > want; out.pop()) free_locked(s, out.back());
-            unlock_memory(s);
-        }
-        release_frames(s, out, reason, done);
-        if (done.refused) return Status::OK;  // it would not take the next ones either
-        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
+        done.moved++;
+        if (ours && !out.push(f)) free_frame(s, f);  // there is room: see above
     }
-    // Less than an extent is left to give, or pinned frames stood in the way.
+    return true;
+}
+
+// The rest of phase 3: single runs, where less than an extent is left to give, or pinned frames stood in the way.
+inline Status give_back_runs(Segment& s, u64 want, Reason reason, Vec<u32>& out, Reclaimed& done) {
     for (u32 tries = 0; done.frames < want && tries < 1000; tries++) {
         if (!lock_memory(s)) return Status::INTERRUPTED;
         u32 end = s.ready;
@@ -175,6 +154,34 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
         if (done.refused) break;
     }
     return Status::OK;
+}
+
+// Phases 2 and 3: empties whole extents and gives them back, `want` frames at most; then single runs. Room for the frames
+// on their way is made before any is taken: NO_MEMORY has changed nothing.
+inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
+    Vec<ExtentPlan> plans;
+    Vec<u32> out;
+    if (!plan_extents(s, want, plans) || !out.reserve(std::min(u64(EXTENTS_PER_STEP) * s.g.extent_frames, u64(s.ready))))
+        return Status::NO_MEMORY;
+    for (size_t i = 0; i < plans.size(); i += EXTENTS_PER_STEP) {
+        size_t end = std::min(i + EXTENTS_PER_STEP, plans.size());
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        for (size_t k = i; k < end; k++) claim_free(s, plans[k].extent, s.g.extent_frames, out);
+        unlock_memory(s);
+        BP_POINT("compact.claimed");
+        bool whole = true;
+        for (size_t k = i; whole && k < end; k++) whole = empty_extent(s, intent, plans[k], out, done);
+        if (whole && done.frames + out.size() > want) {  // pages left meanwhile: keep the surplus
+            lock_memory(s, false);
+            for (; done.frames + out.size() > want; out.pop()) free_locked(s, out.back());
+            unlock_memory(s);
+        }
+        release_frames(s, out, reason, done);
+        if (!whole) return Status::INTERRUPTED;
+        if (done.refused) return Status::OK;  // the kernel would not take the next ones either
+        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
+    }
+    return give_back_runs(s, want, reason, out, done);
 }
 
 // Gives `want` frames back to the kernel; with `evict`, makes them free first.

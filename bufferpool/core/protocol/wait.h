@@ -2,15 +2,10 @@
 // change a dead client is reaped, and an entry that no operation stands behind is settled.
 #pragma once
 
+#include "protocol/entry.h"
 #include "protocol/lock.h"
 
 namespace bp {
-
-// Drops W and wakes, with the change of `change`.
-template <class F>
-u64 settle_entry(Segment& s, u32 page, F change) {
-    return change_entry(s.entries[page], [&](u64 e) { return change(e) & ~entry::WAITED; });
-}
 
 inline void reap(Segment& s, u32 c);  // reap.h: reaping removes spaces, whose pages it may have to wait for
 

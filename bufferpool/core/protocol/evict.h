@@ -1,0 +1,123 @@
+// Evicting a page: what the replacement policy sees of the pool, and what it does to it. Under the memory lock.
+//
+//   entry   RESIDENT(f) -> EVICTING(f, me) -> ABSENT, with a ghost
+//           EVICTING(f, me) -> RESIDENT(f)     somebody pins the page
+//   frame   LIVE -> BUSY(me)
+//
+// A resident page stands in a ring, or it is dirty (it was *set aside* by a search that met it): where both change,
+// one CAS of its entry sees both.
+#pragma once
+
+#include "policy/policy.h"
+#include "protocol/entry.h"
+#include "protocol/pin.h"
+
+namespace bp {
+
+struct EvictTally {
+    u32 pinned = 0, dirty = 0, busy = 0;
+};
+
+// What the policy sees of the pool, and what it does to it.
+struct PoolEnv {
+    Segment& s;
+    Intent* intent;    // covers the eviction; null where none can happen
+    u32 wanted;        // the page that the frame is for
+    u32 frame = NONE;  // the frame of the page evicted last
+    EvictTally tally{};
+    u64 looks = 0;  // at pages, in the rings
+
+    u64* slots(Ring r) { return s.ring_slots[r == RING_HOT]; }
+    u32 capacity() const { return ring_capacity(s.g, s.ready); }
+
+    Peek peek(u32 page, Ring r) {
+        looks++;
+        if (!s.has_page(page)) return {true, 0};
+        u64 e = s.entries[page].load_acquire();
+        if (entry::ring(e) != r) return {true, 0};
+        if (entry::state(e) == ABSENT) {
+            set_ring(page, RING_NONE);
+            return {true, 0};
+        }
+        if (entry::state(e) != RESIDENT || !s.has_frame(entry::frame(e))) return {false, 0};
+        return {false, u32(s.frames[entry::frame(e)].count.load_relaxed() & ~AHEAD)};
+    }
+
+    void set_count(u32 page, u32 n) {
+        u64 e = s.entries[page].load_acquire();
+        if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e)))
+            s.frames[entry::frame(e)].count.store_relaxed(u8(n));
+    }
+
+    void set_ring(u32 page, Ring r) {
+        change_entry(s.entries[page], [r](u64 e) { return entry::with_ring(e, r); });
+    }
+
+    bool evict(u32 page, Ghost kind, u32 stamp) {
+        Atomic<u64>& word = s.entries[page];
+        u64 e = word.load_acquire();
+        u32 f = entry::frame(e);
+        if (entry::state(e) != RESIDENT || entry::owner(e) || entry::flusher(e) || !s.has_frame(f))
+            return tally.busy++, false;
+        if (e & entry::DIRTY) return tally.dirty++, false;
+        // 1. Close the door.
+        u32 before = intent->op.load_relaxed();
+        if (before == u32(Op::NONE)) {  // no load goes with it: what an earlier operation left must not say so
+            intent->page.store_relaxed(NONE);
+            intent->frame.store_relaxed(NONE);
+        }
+        intent->victim.store_relaxed(page);
+        intent->op.store_release(u32(Op::EVICT));
+        s.claims.add();
+        BP_POINT("evict.intent");
+        u64 closed = entry::with_owner(entry::with_state(e, EVICTING), s.me);
+        bool gone = word.cas_seq_cst(e, closed);
+        if (!gone) tally.busy++;
+        BP_POINT("evict.closed");
+        // 2. Look who is inside.
+        if (gone && any_pin(s, f)) {
+            change_entry(word, [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
+            tally.pinned++;
+            gone = false;
+        }
+        if (gone) {
+            // 3. The frame is ours, the page is away.
+            u64 live = frame::live(page);
+            if (s.frames[f].word.cas_seq_cst(live, frame::busy(s.me, wanted))) {
+                BP_POINT("evict.taken");
+                change_entry(word, [&](u64 w) { return ghost_word(w, kind, stamp); });
+                BP_POINT("evict.absent");
+                frame = f;
+            } else {
+                gone = false;  // a damaged segment: check() tells; leave the page where it is
+                tally.busy++;  // what cannot go is counted in every case: whoever looks for victims ends by that
+                change_entry(word, [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
+            }
+        }
+        intent->op.store_release(before);
+        return gone;
+    }
+
+    // A dirty page, unless its writer has it: what changes its ring or makes it clean has the memory lock, or
+    // finds the ring in the same word.
+    bool set_aside(u32 page, Ring r) {
+        u64 e = s.entries[page].load_acquire();
+        bool waits = entry::state(e) == RESIDENT && (e & entry::DIRTY) && !entry::owner(e) && entry::ring(e) == r;
+        if (!waits || !s.entries[page].cas_seq_cst(e, entry::with_ring(e, RING_NONE))) return false;
+        BP_POINT("aside.marked");
+        return true;
+    }
+
+    static u64 ghost_word(u64 w, Ghost kind, u32 stamp) {
+        u64 high = u64(stamp & STAMP_MASK) | (kind == Ghost::HOT ? u64(1) << 31 : 0);
+        return high << 32 | (w & entry::VOLATILE) | entry::GHOST | ABSENT;
+    }
+};
+
+inline Ghost ghost_of(u64 e) {
+    if (!(e & entry::GHOST)) return Ghost::NONE;
+    return e >> 63 ? Ghost::HOT : Ghost::COLD;
+}
+inline u32 ghost_stamp(u64 e) { return u32(e >> 32) & STAMP_MASK; }
+
+}  // namespace bp

@@ -1,0 +1,131 @@
+// Growth: memory for the segment's own tables. They grow under the growth lock: memory first, then the count that says
+// so. What has memory and is not counted was left by an owner of the lock that died, or by a failure half-way: the kernel
+// gets it back.
+#pragma once
+
+#include "protocol/memory.h"
+
+namespace bp {
+
+inline void repair_growth(Segment& s) {
+    const Geometry& g = s.g;
+    if (s.look_at_ready())
+        each_frame_table(g, s.stripes(), [&](u64 at, u64 area, auto bytes) {
+            u64 used = round_up(bytes(s.ready), g.os_page), end = round_up(area, g.os_page);
+            if (used < end) s.punch(at + used, end - used);
+        });
+    for (u64 i = 0, n = g.entry_chunks(); i < n;) {
+        u64 end = i;
+        while (end < n && !s.has_entry_chunk(end)) end++;
+        if (end > i) s.punch(g.entries_at + i * g.os_page, (end - i) * g.os_page);
+        i = end + 1;
+    }
+}
+
+inline bool lock_growth(Segment& s, bool interruptible = true) {
+    Acquired a = acquire(s, s.header->growth, interruptible);
+    if (a == Acquired::INTERRUPTED) return false;
+    if (a == Acquired::REPAIR) {
+        repair_growth(s);
+        repaired(s, s.header->growth);
+    }
+    return true;
+}
+
+// Entries with memory behind them for `pages` pages of a space. They keep it when
+// the space is removed: a handle or an intent of a dead client may still lead there. Only
+// while the space in the slot is of this generation: it is not removed while we have the lock.
+constexpr u64 ANY_GENERATION = ~u64(0);
+inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation = ANY_GENERATION) {
+    if (!lock_growth(s)) return -EINTR;
+    u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
+    u64 first = slot.first_entry.load_relaxed();
+    // A space that is being removed grows no more.
+    u64 extent = slot.extent.load_acquire();
+    bool another = generation != ANY_GENERATION && generation != extent >> GENERATION_SHIFT;
+    u32 state = extent & CLOSED || another ? SPACE_CLOSING : slot.state.load_acquire();
+    int r = 0;
+    if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
+        u64 from = (first + ready) / unit, end = (first + to) / unit;
+        r = s.plug(s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
+        BP_POINT("entries.plugged");
+        if (r == 0) {
+            for (u64 i = from; i < end; i++) s.chunk_bits[i / 64].store_relaxed(s.chunk_bits[i / 64].load_relaxed() | u64(1) << (i % 64));
+            slot.entries_ready.store_release(to);
+        } else {
+            repair_growth(s);
+        }
+    }
+    release(s, s.header->growth);
+    return r;
+}
+
+// Pin rows for the block that client `c` is in: memory first, then the number that any_pin() goes by. The client
+// pins nothing before that. 0 or -errno.
+inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
+    if (s.has_pins(c)) return 0;
+    if (!lock_growth(s, interruptible)) return -EINTR;
+    const Geometry& g = s.g;
+    s.look_at_ready();
+    u64 bytes = round_up(u64(s.ready) * g.stripe_clients * 2, g.os_page);
+    u32 end = (Segment::stripe_of(c) / STRIPES + 1) * STRIPES;
+    int r = 0;
+    for (u64 i = s.stripes(); i < end && r == 0 && bytes; i++) r = s.plug(g.pins_at + i * g.stripe_bytes, bytes);
+    BP_POINT("grow.plugged");
+    if (r) repair_growth(s);
+    else if (!s.has_pins(c)) s.header->more_blocks.store_seq_cst(doubled(end / STRIPES - 1));
+    release(s, s.header->growth);
+    return r;
+}
+
+// Memory for the tables of `to` frames, where `from` have it.
+inline int plug_tables(Segment& s, u32 from, u32 to) {
+    const Geometry& g = s.g;
+    int r = 0;
+    each_frame_table(g, s.stripes(), [&](u64 at, u64, auto bytes) {
+        u64 first = round_up(bytes(from), g.os_page), end = round_up(bytes(to), g.os_page);
+        if (r == 0 && first < end) r = s.plug(at + first, end - first);
+    });
+    return r;
+}
+
+// Frames from..to are holes from now on, and the rings as long as that calls for. What their new ends have in it
+// nobody sees before the memory lock is held.
+inline void count_ready(Segment& s, u32 from, u32 to) {
+    PolicyState& p = s.header->policy;
+    RingState* rings[2] = {&p.cold, &p.hot};
+    u32 most = ring_capacity(s.g, from), now = ring_capacity(s.g, to), was[2];
+    for (u32 r = 0; r < 2; r++) {
+        was[r] = rings[r]->capacity && rings[r]->capacity < most ? rings[r]->capacity : most;
+        std::fill(s.ring_slots[r] + was[r], s.ring_slots[r] + now, GAP);
+    }
+    lock_memory(s, false);
+    PoolEnv env{s, nullptr, NONE};
+    Alr<PoolEnv>(p, env);  // bounds what may be damaged
+    for (u32 f = from; f < to; f++) s.holes.add(f);
+    s.header->frames_ready.store_release(doubled(to));
+    BP_POINT("grow.ready");
+    for (u32 r = 0; r < 2; r++)
+        if (was[r] < now) extend_ring(*rings[r], was[r], now);
+    unlock_memory(s);
+}
+
+// More frames that may be used: slots, pin rows, and all else that has an element for each, with memory behind it.
+inline int grow_ready(Segment& s) {
+    const Geometry& g = s.g;
+    if (!lock_growth(s)) return -EINTR;
+    u32 from = s.look_at_ready() ? s.ready : g.max_frames;  // damaged: it grows no more
+    u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
+    int r = from < to ? plug_tables(s, from, to) : 0;
+    BP_POINT("grow.plugged");
+    if (r) {
+        repair_growth(s);  // half of it may be there
+    } else if (from < to) {
+        count_ready(s, from, to);
+        s.has_frame(to - 1);
+    }
+    release(s, s.header->growth);
+    return r;
+}
+
+}  // namespace bp

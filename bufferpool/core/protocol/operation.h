@@ -1,0 +1,63 @@
+// An operation under way, with its intent: what it is about to change, for the reaper of a client that dies in between.
+#pragma once
+
+#include "protocol/segment.h"
+
+namespace bp {
+
+inline u64 this_thread() { return std::hash<std::thread::id>{}(std::this_thread::get_id()) | 1; }
+
+// An intent of ours for the time of one operation.
+class OpSlot {
+    Segment& s_;
+    int index_ = -1;
+    bool nested_ = false;
+
+    bool claim() {
+        u64 used = s_.ops_used.load_relaxed();
+        while (used != ALL_OPS) {
+            int i = __builtin_ctzll(~used);
+            if (!s_.ops_used.cas_seq_cst(used, used | u64(1) << i)) continue;
+            index_ = i;
+            s_.op_thread[i].store_relaxed(this_thread());
+            return true;
+        }
+        return false;
+    }
+
+public:
+    explicit OpSlot(Segment& s) : s_(s) {
+        if (claim()) return;
+        // All are under way: others end theirs. But those of a loader do not end while it waits here for one more.
+        u32 ours = 0;
+        for (auto& thread : s.op_thread) ours += thread.load_relaxed() == this_thread();
+        s.ops_held.add_seq_cst(ours);
+        for (u64 tries = 0; !claim(); tries++) {
+            nested_ = s.ops_held.load_seq_cst() == OPS;
+            if (nested_ || (tries % 64 == 63 && s.interrupted && s.interrupted(s))) break;
+            if (tries < 64) prim::yield();
+            else prim::nap(100'000);
+        }
+        s.ops_held.sub_seq_cst(ours);
+    }
+    // Takes over an operation that release() handed out.
+    OpSlot(Segment& s, int index) : s_(s), index_(index) {}
+    OpSlot(const OpSlot&) = delete;
+    ~OpSlot() {
+        if (index_ < 0) return;
+        intent().op.store_release(u32(Op::NONE));
+        s_.op_thread[index_].store_relaxed(0);
+        u64 used = s_.ops_used.load_relaxed();
+        while (!s_.ops_used.cas_seq_cst(used, used & ~(u64(1) << index_))) {}
+    }
+    bool valid() const { return index_ >= 0; }
+    Status why_not() const { return nested_ ? Status::TOO_DEEP : Status::INTERRUPTED; }
+    int release() {
+        int i = index_;
+        index_ = -1;
+        return i;
+    }
+    Intent& intent() { return s_.client().intents[index_]; }
+};
+
+}  // namespace bp
