@@ -43,7 +43,7 @@ def test_the_snippets_of_a_page_work(page: str, tmp_path: Path) -> None:
         script.write_text(program)
         try:
             run = subprocess.run(
-                [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=120
+                [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=400
             )
         finally:
             left = [unique for unique in names.values() if (SHM / unique).exists()]
