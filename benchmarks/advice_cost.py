@@ -136,7 +136,7 @@ class Sides:
         took, recorded_s, had = np.zeros(len(SIDES)), 0.0, 0.0
         with self._all() as works:
             while had < CYCLE_S:
-                for i in self._random.permutation(len(SIDES)):  # whoever comes later finds the caches warmer
+                for i in self._random.permutation(len(SIDES)):  # the later side finds the caches warmer
                     cpu, clock = self._turn(SIDES[i], works[i])
                     took[i] += cpu
                     if i == 0:

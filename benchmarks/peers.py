@@ -3,10 +3,10 @@
 Each has the same 4096 pages of 8 KiB, all of them in memory, and does the same two things:
 
 - *read*: the newest version of a page, whole, as an ndarray of uint8; a byte of it is looked at;
-- *write*: eight bytes of a page are changed, so that whoever reads sees the old page or the new one.
+- *write*: eight bytes of a page are changed, so that a reader sees the old page or the new one.
 
 They are measured in turns with the pool (see `speed.py`), alone and while another process reads
-pages at random, the same way. Whatever makes them faster is on: nothing is synced to a disk, everything lies in
+pages at random, the same way. All options that make them faster are on: nothing is synced to a disk, everything lies in
 /dev/shm, nothing is evicted. What they do besides is not measured: LMDB has transactions over
 many keys, a Manager any object.
 """

@@ -232,7 +232,7 @@ class Pool(Attachment, Inspection):
     pages up to that LSN are to be written and the log is not durable that far. It syncs the log and
     returns the LSN up to which it is durable now (or None, having set ``durable_lsn`` itself).
     Called by the steward, by ``checkpoint``, and on a miss that finds only such pages, in
-    whatever thread that is: it must take no lock that a thread holds while it uses pages."""
+    the thread that needs it: it must take no lock that a thread holds while it uses pages."""
 
     def flush(self, space: Space | None = None, *, up_to_lsn: int | None = None, timeout: float | None = None) -> int:
         """Writes dirty pages to their stores and syncs them; returns how many.
@@ -311,8 +311,8 @@ class Pool(Attachment, Inspection):
     def advance_durable_lsn(self, lsn: int) -> None:
         """Raises ``durable_lsn`` to ``lsn``; leaves it where it is already there or beyond.
 
-        For engines of several processes: whoever comes last with an older figure
-        does no harm.
+        For engines of several processes: a process that comes late with an older figure
+        changes nothing.
         """
         self._require_writable("set the durable LSN")
         self._seg.raise_durable_lsn(lsn_of(lsn))

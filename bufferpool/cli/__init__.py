@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _use_streams() -> None:
-    """Makes the standard streams take whatever is printed: closed ones, and names that are no UTF-8."""
+    """Makes the standard streams accept all text: closed streams, and names that are no UTF-8."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
             code: int = args.run(args)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has ended
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -44,7 +44,7 @@ def _rm(args: argparse.Namespace) -> int:
 
 
 def _remove(path: str, force: bool, discard: bool) -> tuple[dict[str, object], str]:
-    """Removes one pool, whatever its condition; says what came free, as figures and as a sentence."""
+    """Removes one pool, also a damaged one; returns what became free, as figures and as a sentence."""
     name = os.path.basename(path)
     found = next((f for f in segment_file.find(os.path.dirname(path)) if f.path == path), None)
     if found is None:
@@ -220,7 +220,7 @@ def _steward(args: argparse.Namespace) -> int:
     with attach(args) as pool:
         tell(f"steward of {args.name}, until interrupted")
         run(pool, settings)
-    tell(f"{args.name} was removed, and nobody else is attached: the steward ends")
+    tell(f"{args.name} was removed, and no other process is attached: the steward ends")
     return 0
 
 

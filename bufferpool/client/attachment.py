@@ -155,7 +155,7 @@ class Attachment:
         """Attaches to an existing pool that belongs to user ``owner`` (default: oneself).
 
         With ``mode="r"`` this process reads spaces that have a file, a store or a
-        loader, and whatever else it finds in the pool; it changes no page and
+        loader, and all other pages that are in the pool; it changes no page and
         no setting (PoolReadOnly).
 
         Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch,

@@ -120,7 +120,7 @@ def _refuse_unless_tmpfs(fd: int, path: str) -> None:
 
 
 def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
-    """Makes the segment ``path``; whoever attaches afterwards finds it whole.
+    """Makes the segment ``path``; a process that attaches afterwards finds it whole.
 
     Raises SegmentExists, NotTmpfs, SharedMemoryFull, SegmentRefused.
     """
@@ -226,7 +226,7 @@ def open_trusted(path: str, owner: int | None = None) -> int:
 
 
 def open_regular(path: str, access: int) -> int:
-    """Opens a regular file on a tmpfs, whoever owns it, through no symbolic link; ``access`` as in os.open.
+    """Opens a regular file of any owner on a tmpfs, through no symbolic link; ``access`` as in os.open.
 
     Raises SegmentNotFound, SegmentRefused, NotTmpfs.
     """

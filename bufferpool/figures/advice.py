@@ -68,7 +68,7 @@ def calibrate(miss_ratios: npt.NDArray[np.float64], present: float, measured: fl
     """Moves a curve so that it goes through what was measured at the present budget.
 
     Where the curve is below its value ``present`` there, the misses are scaled, where it
-    is above, the hits: it stays within 0 to 1. Whatever makes the sample miss more or
+    is above, the hits: it stays within 0 to 1. Anything that makes the sample miss more or
     less often than all pages do, does so at other budgets too.
     """
     fewer = miss_ratios * (measured / present if present > 0 else 1.0)

@@ -1,6 +1,6 @@
 """How large a pool should be when nobody says: ``capacity="auto"``.
 
-A quarter of the memory that is there to be had, up to half of it: what the smallest of
+A quarter of the memory that is available, up to half of it: what the smallest of
 the cgroup's room, the tmpfs's free space and the machine's available memory allows. The
 rest is for the processes themselves and for the page cache. (PostgreSQL's manual
 recommends a quarter of the memory for shared_buffers, for the same reason.)
@@ -28,7 +28,7 @@ class Sizing:
 
 
 def look(directory: str) -> Reading:
-    """What there is to be had, for a pool in ``directory``. Raises NotTmpfs."""
+    """The memory that is available for a pool in ``directory``. Raises NotTmpfs."""
     try:
         return pressure.look(directory)
     except FileNotFoundError as error:

@@ -176,7 +176,7 @@ class Stall:
     """The share of the last moments that was stalled, from the totals.
 
     The kernel's own shortest average (avg10) still shows pressure many seconds after it has
-    gone; whoever gives memory back until it does not would give far too much.
+    gone; a steward that gave memory back until it does not would give far too much.
     """
 
     WINDOW_S = 2.0
@@ -212,7 +212,7 @@ def psi_file() -> str | None:
 
 
 def look(directory: str) -> Reading:
-    """What there is to be had, for a pool in ``directory``; without PSI, which needs two looks. Raises OSError."""
+    """The memory that is available for a pool in ``directory``; without PSI, which needs two looks. Raises OSError."""
     shm, room = os.statvfs(directory), given(cgroup_room)
     size, free = given(machine_memory) or (None, None)
     return Reading(

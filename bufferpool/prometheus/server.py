@@ -53,7 +53,7 @@ def serve(
     tell = server.handle_error
 
     def handle_error(request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # who has hung up is not to be told, and nobody else
+        if not isinstance(sys.exception(), ConnectionError):  # a client that has hung up needs no answer
             tell(request, client_address)
 
     server.handle_error = handle_error  # type: ignore[method-assign]

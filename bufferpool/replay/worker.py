@@ -106,7 +106,7 @@ def _work(index: int, job: Job) -> None:
 
 
 def main(index: int, job: Job, tell: "connection.Connection[Any, Any]") -> None:
-    """The main function of a worker: what goes wrong is told to the parent, in words."""
+    """The main function of a worker: it reports errors to the parent, as text."""
     try:
         _work(index, job)
     except (BufferPoolError, OSError) as error:

@@ -100,7 +100,7 @@ def first_changed(pool: "Pool", record: dict[str, Any], store: "FileStore") -> i
 
 
 def is_unchanged(pool: "Pool", record: dict[str, Any], store: "FileStore", *, opening: bool) -> bool:
-    """Whether nobody else has changed the file, as far as can be told. Under the flush lock."""
+    """Whether no other program has changed the file, as far as its state shows. Under the flush lock."""
     before, now = recorded(record), store.state()
     if now.content != before.content:
         return False

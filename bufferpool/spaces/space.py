@@ -204,7 +204,7 @@ class Space(_core.Space):
         """Reads pages ahead, without pinning them; returns how many were loaded.
 
         A page read ahead earns no place among the hot ones until it is used.
-        For a file, the kernel is told first (posix_fadvise), so that the reads
+        For a file, it first asks the kernel to read ahead (posix_fadvise), so that the reads
         overlap. Raises as ``space[n]`` does.
         """
         numbers = np.asarray(ids)

@@ -133,7 +133,7 @@ class CheckedFile(FileStore):
         """One page, whole, and whether it had to be repaired.
 
         The file is not touched: a repaired page is dirty in the pool, and a flush mends the file.
-        ``count`` is told of ``corrupt_pages`` and ``repaired_pages``.
+        ``count`` is called with ``corrupt_pages`` and ``repaired_pages``.
 
         Raises PageCorrupt, ShortRead, StoreError.
         """

@@ -472,9 +472,9 @@ class Steward:
 
 
 def run(pool: "Pool", settings: Settings) -> None:
-    """A steward in the calling thread, until the process is told to end (KeyboardInterrupt, SystemExit).
+    """A steward in the calling thread, until the process is asked to end (KeyboardInterrupt, SystemExit).
 
-    Or until the pool has been removed and nobody else is attached: then its memory is held for nothing.
+    Or until the pool has been removed and no other process is attached: then its memory has no use.
     """
     steward = Steward(pool, settings)
     try:

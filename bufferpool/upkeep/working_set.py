@@ -66,7 +66,7 @@ def save_working_set(pool: "Pool", path: str | os.PathLike[str]) -> int:
 
 
 def _replace(where: str, image: memoryview) -> None:
-    """Puts a file in the place of another: whoever reads finds the old one or the new one, whole."""
+    """Puts a file in the place of another: a reader finds the old one or the new one, whole."""
     # 1. Written beside; what is left of savers that were killed goes first, it may be what fills the disk.
     with _draft(where) as file:
         try:
@@ -84,7 +84,7 @@ def _replace(where: str, image: memoryview) -> None:
 
 
 def _draft(where: str) -> BinaryIO:
-    """A file beside, of a name that nobody else has, and locked for as long as it is open."""
+    """A file beside, of a name that no other file has, and locked for as long as it is open."""
     for _ in range(16):
         file = open(f"{where}.{secrets.token_hex(4)}.part", "xb")  # noqa: SIM115 - the caller closes it
         with contextlib.suppress(BlockingIOError):

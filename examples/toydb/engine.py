@@ -2,7 +2,7 @@
 
 Commit, under the write lock:
 
-1. the record is appended to the log: from here on the commit will be, whoever dies;
+1. the record is appended to the log: from here on the commit holds, even if processes die;
 2. the versions to be replaced are kept for snapshots (versions.py);
 3. the pages are published in the pool, each as a whole: new pages first, then those
    that were there, leaves before their parents, and pages given away last, so that a

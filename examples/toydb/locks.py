@@ -1,6 +1,6 @@
 """Locks between processes: open-file-description locks on bytes of one file beside the database.
 
-The kernel drops such a lock when its holder dies, whatever the cause, and
+The kernel drops such a lock when its holder dies, for any reason, and
 nobody has to guess whether a pid is still the one it was (fcntl(2), F_OFD_SETLK).
 The locks of a handle are those of one open of the file, so its threads are kept
 apart by an ordinary lock each.

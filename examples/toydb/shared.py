@@ -4,11 +4,11 @@ They need no latch: every page is published as a whole, by one writer of its own
 
 ::
 
-    page 0    state      written under the write lock (and, while nobody else is attached, by recovery)
+    page 0    state      written under the write lock (and by recovery, while no other process is attached)
               8  magic · 16 uuid · u64 path · u64 ready · u64 committed · u64 segment · u64 segment's inode · u64 rotating
     page 1    durable    written under the sync lock
               u64 durable
-    page 2    failed     u64: written by whoever finds that the log cannot be synced
+    page 2    failed     u64: written by the process that finds that the log cannot be synced
     page 3…   snapshots  one page per open handle: u64 magic · u64 count · u64 LSNs[count]
     after     the directory of old page versions (versions.py)
 

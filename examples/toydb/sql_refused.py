@@ -1,4 +1,4 @@
-"""What is not to be had here, and what to do instead.
+"""What is not supported here, and what to do instead.
 
 Some statements SQLite would execute, on its own empty database in memory: what they did would be
 lost, or be nothing. Others it refuses for any virtual table, without a way out.

@@ -1,4 +1,4 @@
-"""B-link trees (Lehman and Yao, 1981), over whatever hands out pages.
+"""B-link trees (Lehman and Yao, 1981), over any object that hands out pages.
 
 Reading takes no lock. A page that a reader comes to is the right one if it
 belongs to the tree, has the level that was to be next, and its low and high key

@@ -106,7 +106,7 @@ class Versions:
         return found
 
     def _forget_dead(self) -> None:
-        """Empties the slots of dead processes: whoever can lock the byte is alone with the slot."""
+        """Empties the slots of dead processes: a process that can lock the byte is alone with the slot."""
         for slot in range(SLOTS):
             page = self.shared.control[FIRST_SLOT + slot]
             magic, count = HEAD.unpack_from(page)

@@ -1,7 +1,7 @@
 """Sessions with temporary tables come and go; some disconnect, some just end, some are killed in mid-write.
 
 Each session is a process with a temporary table in a scratch space that it owns (owner="client"). However it
-ends, all of the table's memory goes back to the machine, by the kernel's count, and nobody else's table changes.
+ends, all of the table's memory goes back to the machine, by the kernel's count, and no other table changes.
 
 Where the machine has swap and lets us make a memory cgroup, pages of a session's table are pushed into swap, and
 the session is killed: what was swapped out is dropped in swap, without being read back in. --swap FILE adds a

@@ -1,7 +1,7 @@
 """Point reads go on while another process scans the whole table: whose pages does the cache keep?
 
 One process reads pages with a Zipf distribution; after a while a second one scans the table, from end to end,
---passes times: both at once, as many pages of the scan as point reads, whoever gets more of the processor. It is
+--passes times: both at once, as many pages of the scan as point reads, independent of the share of the processor that each gets. It is
 done twice: with the hint that it is a scan (space.scan), and without (space[n] in a loop). Each process writes
 down which page it read when. The two lists, merged by time, are the reference string; a plain LRU of the same
 size (functools.lru_cache) is run over that very string, and the point reads' hit ratio is compared, in the

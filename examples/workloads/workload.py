@@ -249,7 +249,7 @@ class Pipe:
         self._pipe = pipe
 
     def put(self, value: Any) -> None:
-        """To whoever calls :meth:`Worker.get`."""
+        """To the caller of :meth:`Worker.get`."""
         self._pipe.send((True, value))
 
     def get(self) -> Any:
