@@ -72,14 +72,14 @@ class Pool(Attachment, Inspection):
         """The pages of a file: 'r', 'r+', or 'w+' (created, or emptied, once nothing can refuse it any more).
 
         Its size must be a whole number of pages. It grows by ``append``, up to
-        ``max_pages``. If somebody else has changed the file since the pool last
-        saw it, the pages that the pool has of it are dropped.
+        ``max_pages``. If another program has changed the file since the pool last
+        saw it, this call drops the pages that the pool has of it. Only opening and flushing notice such a change; reads do not.
 
         ``checksum``: the last eight bytes of every page belong to the pool, which keeps
         a checksum there and looks at it whenever it loads the page (PageCorrupt); see
         ``bufferpool/stores/checksum.py``. ``repair(page_no, image)`` is then asked for the right
         bytes of a damaged page, and returns them or None; the page is dirty until a flush has mended
-        the file. It travels with the space when that is pickled. Needs the extra ``checksum``.
+        the file. It travels with the space when that is pickled. Needs the library xxhash.
 
         Raises FileNotFoundError, PermissionError, NotRegularFile, FileSizeMismatch, FileChanged,
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
