@@ -1,16 +1,28 @@
-"""The house rules of the core's text: the rooms and their order."""
+"""The house rules of the core's text: the rooms and their order, the length of functions and of lines."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.native_build import CORE, SOURCES
 
 ROOMS = ["os", "layout", "policy", "protocol", "python"]
+FUNCTION_LINES, COLUMNS = 60, 120
 
 
 def includes(path: Path) -> list[str]:
     """What a file includes with quotation marks, but for the explorer's model of the kernel."""
     return [name for name in re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE) if name != "prim_model.h"]
+
+
+def functions(text: str) -> Iterator[tuple[str, int]]:
+    """The first line and the number of lines of each block that begins at most four columns in, but not of types."""
+    lines = text.splitlines()
+    for start, line in enumerate(lines):
+        opened = re.match(r"( {0,4})(?!(namespace|class|struct|enum|union|extern)\b)[^\s/#}].*\{$", line)
+        if opened and "=" not in line.partition("(")[0]:
+            end = next(i for i in range(start + 1, len(lines)) if re.match(rf"{opened[1]}\}}", lines[i]))
+            yield line.strip(), end - start + 1
 
 
 def test_an_include_points_to_the_same_room_or_an_earlier_one() -> None:
@@ -40,3 +52,26 @@ def test_only_the_last_room_knows_of_python() -> None:
     for path in SOURCES:
         if path.parent.name != "python":
             assert not re.search(r"Python\.h|numpy/|\bPy[A-Z_]\w+\(", path.read_text()), path
+
+
+def test_functions_and_lines_can_be_taken_in() -> None:
+    """A function of the core has at most 60 lines, so that it can be read at a glance; a file may be as long as its subject."""
+    found = [
+        f"{path.name}: {n} lines: {name}"
+        for path in SOURCES
+        for name, n in functions(path.read_text())
+        if n > FUNCTION_LINES
+    ]
+    found += [
+        f"{path.name}:{number}: {len(line)} columns"
+        for path in SOURCES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if len(line) > COLUMNS
+    ]
+    assert found == []
+
+
+def test_the_reading_order_names_every_file() -> None:
+    text = (CORE / "README.md").read_text()
+    missing = [str(path.relative_to(CORE)) for path in SOURCES if f"`{path.name}`" not in text]
+    assert missing == []

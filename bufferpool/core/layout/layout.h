@@ -1,10 +1,10 @@
 // The segment: one sparse tmpfs file that every process maps whole.
 //
-//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+---------+-------+----- - - -+
-//   | header  | clients | spaces | events | advice  | entries  | frames  | pins    | sets    | rings   | tops  | data      |
-//   | 4 pages | slot[]  | slot[] | ring   | shadows | u64[]    | 32 B[]  | u16[]   | bitmaps | u64[]   | of    | page[]    |
-//   |         |         |        |        |         | sparse   | as used | as used | as used | as used | sets  | 2 MiB     |
-//   +---------+---------+--------+--------+---------+----------+---------+---------+---------+---------+-------+----- - - -+
+//   +---------+---------+--------+--------+---------+---------+--------+---------+---------+---------+-------+--- - -+
+//   | header  | clients | spaces | events | advice  | entries | frames | pins    | sets    | rings   | tops  | data   |
+//   | 4 pages | slot[]  | slot[] | ring   | shadows | u64[]   | 32 B[] | u16[]   | bitmaps | u64[]   | of    | page[] |
+//   |         |         |        |        |         | sparse  | as used| as used | as used | as used | sets  | 2 MiB  |
+//   +---------+---------+--------+--------+---------+---------+--------+---------+---------+---------+-------+--- - -+
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
@@ -36,7 +36,8 @@ constexpr u32 MAX_SPACES = 64;
 constexpr u32 OPS = 64;  // operations that one client can have under way at once
 constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28, PATH_BYTES = 1024;
-constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;  // records of one client's failed loads, for the clients that waited for them: failures.h
+// Records of one client's failed loads, for the clients that waited for them: failures.h.
+constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
 constexpr u32 STRIPES = 8;  // of pin counts, for each block of clients
 constexpr u32 CLIENT_BLOCK = 64;  // clients whose pin counts get their memory together
@@ -114,7 +115,7 @@ struct alignas(64) Client {
     Atomic<u64> attached_ns;  // CLOCK_REALTIME
     Atomic<u64> generation;   // of this slot's use: grows with each attach
     Atomic<u32> folded;       // its counters stand in the totals already
-    Atomic<u32> unlocked;     // a forked child without a descriptor: it holds no byte lock, its process says that it lives
+    Atomic<u32> unlocked;  // a forked child without a descriptor: it holds no byte lock, its process says that it lives
     char name[32];
     alignas(64) Counters counters;
     alignas(64) Intent intents[OPS];
@@ -170,7 +171,8 @@ struct FrameSlot {
     Atomic<u64> word;
     Atomic<u64> lsn;
     Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
-    Atomic<u8> count, tag;  // the policy's: all that a hit writes besides `touched`; AHEAD: read ahead, and not used yet
+    // The policy's: all that a hit writes besides `touched`; AHEAD: read ahead, and not used yet.
+    Atomic<u8> count, tag;
     u8 seen;              // of rebuild(), under the memory lock
     Atomic<u8> mark;      // of the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
     Atomic<u64> rec_lsn;  // of a dirty page: the LSN of the first change that its store has not
@@ -237,7 +239,7 @@ struct Header {
     LockWord directory;              // the space slots
     LockWord advice;                 // the shadows (advice.h): only tried, but for advise() itself
     LockWord growth;                 // memory for the segment's own data
-    Atomic<u64> more_blocks;         // twice: of clients whose pin rows have memory, beyond the first (under the growth lock)
+    Atomic<u64> more_blocks;  // twice: of clients whose pin rows have memory, beyond the first (under the growth lock)
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
     alignas(64) Atomic<u64> attaches;
@@ -271,8 +273,8 @@ constexpr u32 RING_STEP = 1, RING_SPARE = 2;
 constexpr u32 RING_STEP = 512, RING_SPARE = 64;
 #endif
 
-// How many elements a replacement ring has room for while so many frames have slots: half as many again, for elements whose
-// pages have gone. It grows in steps of an eighth.
+// How many elements a replacement ring has room for while so many frames have slots: half as many again, for elements
+// whose pages have gone. It grows in steps of an eighth.
 inline u32 ring_capacity(const Geometry& g, u32 frames) {
     u64 step = frames / 8 > RING_STEP ? u64(1) << (60 - __builtin_clzll(frames)) : RING_STEP;
     u64 n = round_up(frames ? frames : 1, step);
@@ -286,7 +288,8 @@ template <class F>
 void each_frame_table(const Geometry& g, u32 stripes, F visit) {
     visit(g.frames_at, g.pins_at - g.frames_at, [](u64 n) { return n * sizeof(FrameSlot); });
     for (u32 i = 0; i < g.stripes(); i++)
-        visit(g.pins_at + i * g.stripe_bytes, g.stripe_bytes, [&g, used = i < stripes](u64 n) { return used ? n * g.stripe_clients * 2 : 0; });
+        visit(g.pins_at + i * g.stripe_bytes, g.stripe_bytes,
+              [&g, used = i < stripes](u64 n) { return used ? n * g.stripe_clients * 2 : 0; });
     u64 at = g.sets_at;
     for (u32 set = 0; set < SETS; set++)
         for (int level = 0; level < SET_LEVELS; level++) {
@@ -311,15 +314,18 @@ constexpr u64 FNV_START = 0xcbf29ce484222325;
 // Over the fields of a space that never change while it lives: one that was altered is not
 // taken for another space.
 inline u64 space_sum(const SpaceSlot& t) {
-    u64 fields[] = {t.kind.load_relaxed(), t.flags.load_relaxed(), t.owner.load_relaxed(), t.owner_generation.load_relaxed(),
-                    t.first_entry.load_relaxed(), t.max_pages.load_relaxed(), t.version.load_relaxed()};
+    u64 fields[] = {t.kind.load_relaxed(),        t.flags.load_relaxed(),
+                    t.owner.load_relaxed(),       t.owner_generation.load_relaxed(),
+                    t.first_entry.load_relaxed(), t.max_pages.load_relaxed(),
+                    t.version.load_relaxed()};
     return fnv(fnv(fnv(FNV_START, fields, sizeof fields), t.name, sizeof t.name), t.path, sizeof t.path);
 }
 
 // The sets of frames and the rings. `take` hands out room.
 template <class Take>
 void place_queues(Geometry& g, Take take) {
-    for (int level = 0; level < SET_LEVELS; level++) g.set_bytes[level] = round_up(set_words(g.max_frames, level) * 8, g.os_page);
+    for (int level = 0; level < SET_LEVELS; level++)
+        g.set_bytes[level] = round_up(set_words(g.max_frames, level) * 8, g.os_page);
     g.sets_at = take(SETS * (g.set_bytes[0] + g.set_bytes[1]));
     g.ring_bytes = round_up(ring_capacity(g, g.max_frames) * 8ull, g.os_page);
     g.rings_at = take(2 * g.ring_bytes);

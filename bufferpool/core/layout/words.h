@@ -84,7 +84,9 @@ static_assert(CLIENT_SHIFT + CLIENT_BITS <= PAGE_SHIFT);
 constexpr FrameState state(u64 w) { return FrameState(w & STATE); }
 constexpr u32 client(u64 w) { return u32(w >> CLIENT_SHIFT) & CLIENTS_LIMIT; }
 constexpr u32 page(u64 w) { return u32(w >> PAGE_SHIFT); }
-constexpr u64 make(FrameState s, u32 client, u32 page) { return u64(page) << PAGE_SHIFT | u64(client) << CLIENT_SHIFT | s; }
+constexpr u64 make(FrameState s, u32 client, u32 page) {
+    return u64(page) << PAGE_SHIFT | u64(client) << CLIENT_SHIFT | s;
+}
 constexpr u64 hole() { return 0; }
 constexpr u64 free() { return make(FREE, 0, NONE); }
 constexpr u64 busy(u32 client, u32 page = NONE) { return make(BUSY, client, page); }

@@ -53,7 +53,9 @@ public:
     }
     // Only its owner writes this counter, one thread at a time (under the GIL):
     // a plain add, which costs no bus lock.
-    void add_owned(T v) { __atomic_store_n(&value_, static_cast<T>(__atomic_load_n(&value_, __ATOMIC_RELAXED) + v), __ATOMIC_RELAXED); }
+    void add_owned(T v) {
+        __atomic_store_n(&value_, static_cast<T>(__atomic_load_n(&value_, __ATOMIC_RELAXED) + v), __ATOMIC_RELAXED);
+    }
 };
 
 // Orders this thread's later stores, relaxed ones included, after all its earlier stores: a thread that reads a later

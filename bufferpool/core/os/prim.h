@@ -262,8 +262,8 @@ inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRIT
     return static_cast<u8*>(mapped);
 }
 
-// A second view of a part of the segment, which cannot be written, in place of a mapping that has this address. 0 or -errno.
-// Where that fails, nobody else's mapping comes to stand there: whoever has the address unmaps it one day.
+// A second view of a part of the segment, which cannot be written, in place of a mapping that has this address. 0 or
+// -errno. Where that fails, nobody else's mapping comes to stand there: whoever has the address unmaps it one day.
 inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
     if (mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, off_t(offset)) != MAP_FAILED)
         return open_mapping(at, bytes, PROT_READ);
@@ -336,7 +336,8 @@ inline u64 start_time(const char* stat = "/proc/self/stat") {
 // Whether /proc/PID/maps names a file. 1, 0, or -errno where it cannot be read.
 inline int maps_file(const char* path, u64 device, u64 inode) {
     char wanted[64], text[4096];
-    int n = snprintf(wanted, sizeof wanted, " %02x:%02x %llu ", major(dev_t(device)), minor(dev_t(device)), static_cast<unsigned long long>(inode));
+    int n = snprintf(wanted, sizeof wanted, " %02x:%02x %llu ", major(dev_t(device)), minor(dev_t(device)),
+                     static_cast<unsigned long long>(inode));
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return -errno;
     size_t kept = 0;
@@ -354,7 +355,8 @@ inline int maps_file(const char* path, u64 device, u64 inode) {
     return found;
 }
 
-// Whether the process that started then under this pid lives, and has the file mapped. Where /proc does not say: `unsaid`.
+// Whether the process that started then under this pid lives, and has the file mapped. Where /proc does not say:
+// `unsaid`.
 inline bool still_maps(u32 pid, u64 start, u64 device, u64 inode, bool unsaid) {
     if (!pid || (::kill(pid_t(pid), 0) != 0 && errno == ESRCH)) return false;
     char path[40];

@@ -13,7 +13,7 @@
 //   bool  set_aside(page, ring)   takes the page's claim on the ring back if it cannot go before it is
 //                                 flushed or dropped; bring_back() is called once it can
 //   u64*  slots(ring)             the ring's storage
-//   u32   capacity()              elements that there is memory for; a ring may use fewer (it has grown, see extend_ring)
+//   u32   capacity()              elements that there is memory for; a ring may use fewer (see extend_ring)
 //
 // What ALR does: new pages enter the cold ring; pages referenced again move to
 // the hot ring if their recency is better than that of the oldest hot page (the

@@ -16,7 +16,9 @@ constexpr bool is_resident(u32 w) { return state(w) == COLD || state(w) == HOT; 
 constexpr u32 count(u32 w) { return w & 3; }
 constexpr u32 tag(u32 w) { return w >> 8 & 255; }
 constexpr u32 resident(u32 ring, u32 count, u32 tag) { return ring << SHIFT | tag << 8 | count; }
-constexpr u32 ghost(Ghost kind, u32 stamp) { return u32(EVICTED) << SHIFT | (kind == Ghost::HOT ? HOT_GHOST : 0) | (stamp & STAMP); }
+constexpr u32 ghost(Ghost kind, u32 stamp) {
+    return u32(EVICTED) << SHIFT | (kind == Ghost::HOT ? HOT_GHOST : 0) | (stamp & STAMP);
+}
 constexpr Ghost kind(u32 w) { return state(w) != EVICTED ? Ghost::NONE : w & HOT_GHOST ? Ghost::HOT : Ghost::COLD; }
 // How long ago, by the counter that the kind of ghost goes by.
 constexpr u32 age(u32 w, const PolicyState& s) { return ((w & HOT_GHOST ? s.hev : s.now) - w) & STAMP; }
@@ -40,7 +42,8 @@ struct ShadowEnv {
         if (row < n_rows) rows[row].state[i] = (rows[row].state[i] & ~3u) | n;
     }
     void set_ring(u32 row, Ring r) {
-        if (row < n_rows) rows[row].state[i] = (rows[row].state[i] & ~(3u << state_word::SHIFT)) | u32(r) << state_word::SHIFT;
+        if (row < n_rows)
+            rows[row].state[i] = (rows[row].state[i] & ~(3u << state_word::SHIFT)) | u32(r) << state_word::SHIFT;
     }
     bool evict(u32 row, Ghost kind, u32 stamp) {
         rows[row].state[i] = state_word::ghost(kind, stamp);  // peek has bounded it
@@ -52,7 +55,10 @@ struct ShadowEnv {
 // ---- the rows --------------------------------------------------------------------
 
 Shadows::Shadows(u8* at, u32 max_frames, u32 frames, const AdviceGeometry& g)
-    : head_(*reinterpret_cast<Advice*>(at)), g_(g), max_frames_(max_frames), rows_(reinterpret_cast<AdviceRow*>(at + g.rows_at)),
+    : head_(*reinterpret_cast<Advice*>(at)),
+      g_(g),
+      max_frames_(max_frames),
+      rows_(reinterpret_cast<AdviceRow*>(at + g.rows_at)),
       index_(reinterpret_cast<u16*>(at + g.index_at)) {
     auto ring = reinterpret_cast<u64*>(at + g.rings_at);
     for (u32 i = 0; i < SHADOWS; i++)
@@ -131,8 +137,8 @@ void Shadows::drop_rows(u32 ages) {
         bool keep = false;
         for (u32 i = 0; i < SHADOWS && !keep && rows_[r].page != NONE; i++) {
             u32 w = rows_[r].state[i];
-            keep = state_word::is_resident(w) ||
-                   (state_word::state(w) == state_word::EVICTED && state_word::age(w, head_.shadow[i]) < u64(ages) * frames_[i]);
+            keep = state_word::is_resident(w) || (state_word::state(w) == state_word::EVICTED &&
+                                                  state_word::age(w, head_.shadow[i]) < u64(ages) * frames_[i]);
         }
         if (!keep) rows_[r].page = NONE;
     }

@@ -77,7 +77,8 @@ inline void check_frames(Segment& s, Findings& out) {
             out.say("frame %u: LIVE for page %u, which has no entry", f, page);
         } else if (state == LIVE && !motion.frames.has(f) && !motion.pages.has(page)) {
             u64 e = s.entries[page].load_acquire();
-            if (!entry::names(e, f)) out.say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e)));
+            if (!entry::names(e, f))
+                out.say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e)));
         }
         for (u32 k = 1; k <= s.g.max_clients; k++)
             if (s.has_pins(k) && s.clients[k - 1].state.load_acquire() == CLIENT_FREE &&
@@ -117,7 +118,8 @@ inline void check_entries(Segment& s, Findings& out) {
                 out.say("page %u: RESIDENT in frame %u, beyond the last", page, f);
             } else if (s.frames[f].word.load_acquire() != frame::live(page) && !motion.pages.has(page)) {
                 u64 w = s.frames[f].word.load_acquire();
-                out.say("page %u: RESIDENT in frame %u, which is %s for page %u", page, f, name(frame::state(w)), frame::page(w));
+                out.say("page %u: RESIDENT in frame %u, which is %s for page %u", page, f, name(frame::state(w)),
+                        frame::page(w));
             }
         }
     }
@@ -133,8 +135,10 @@ inline void check_memory(Segment& s, Findings& out) {
     for (u32 f = 0; f < s.ready; f++) {
         FrameState state = frame::state(s.frames[f].word.load_acquire());
         resident += state != HOLE;
-        if ((state == HOLE) != s.holes.has(f)) out.say("frame %u: %s, but %sin the set of holes", f, name(state), s.holes.has(f) ? "" : "not ");
-        if ((state == FREE) != s.free.has(f)) out.say("frame %u: %s, but %sin the set of free frames", f, name(state), s.free.has(f) ? "" : "not ");
+        if ((state == HOLE) != s.holes.has(f))
+            out.say("frame %u: %s, but %sin the set of holes", f, name(state), s.holes.has(f) ? "" : "not ");
+        if ((state == FREE) != s.free.has(f))
+            out.say("frame %u: %s, but %sin the set of free frames", f, name(state), s.free.has(f) ? "" : "not ");
     }
     if (resident != s.header->resident.load_relaxed())
         out.say("%u frames have memory, but %u are counted", resident, s.header->resident.load_relaxed());
@@ -151,7 +155,8 @@ inline void check_memory(Segment& s, Findings& out) {
         u64 e = s.entries[page].load_acquire();
         if (!entry::is_resident_in(e, f)) continue;
         Ring r = entry::ring(e);
-        if (!entry::is_aside(e) && !in_ring[r & 3].has(page)) out.say("page %u: resident and in no ring, without being set aside: it could never be evicted", page);
+        if (!entry::is_aside(e) && !in_ring[r & 3].has(page))
+            out.say("page %u: resident and in no ring, without being set aside: it could never be evicted", page);
     }
     unlock_memory(s);
 }

@@ -105,9 +105,9 @@ inline Status attach(Segment& s) {
 
 // ---- fork ----------------------------------------------------------------------
 
-// Before a fork: a slot for the child, whose byte `fd` holds, with a pin for each frame that `each_pin(visit)` visits. 0:
-// no slot is free, or there is no memory for its pins. `fd` is the child's own description: until the child is there, its
-// byte lock alone says that it lives. Or it is ours, and the child has none (`unlocked`).
+// Before a fork: a slot for the child, whose byte `fd` holds, with a pin for each frame that `each_pin(visit)` visits.
+// 0: no slot is free, or there is no memory for its pins. `fd` is the child's own description: until the child is
+// there, its byte lock alone says that it lives. Or it is ours, and the child has none (`unlocked`).
 template <class Each>
 u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlocked = false) {
     u32 c = claim_slot(s, fd, guest);

@@ -30,7 +30,8 @@ class LoadsWait {
         u64 used = s_.ops_used.load_acquire(), thread = this_thread();
         for (u32 i = 0; i < OPS; i++) {
             Intent& in = s_.client().intents[i];
-            if (!(used >> i & 1) || s_.op_thread[i].load_relaxed() != thread || in.op.load_relaxed() != u32(Op::LOAD)) continue;
+            if (!(used >> i & 1) || s_.op_thread[i].load_relaxed() != thread || in.op.load_relaxed() != u32(Op::LOAD))
+                continue;
             in.waits.store_seq_cst(change(in.waits.load_relaxed()));
             any_ = true;
         }
@@ -63,7 +64,9 @@ inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
         u32 c = entry::owner(e);
         if (entry::state(e) != LOADING || !seems_alive(s, c)) return -1;
         Intent *intents = s.clients[c - 1].intents, *load = intents;
-        auto loads = [page](Intent& in) { return in.page.load_relaxed() == page && in.op.load_acquire() == u32(Op::LOAD); };
+        auto loads = [page](Intent& in) {
+            return in.page.load_relaxed() == page && in.op.load_acquire() == u32(Op::LOAD);
+        };
         while (load < intents + OPS && !loads(*load)) load++;
         if (load == intents + OPS) return -1;
         if (c == s.me && s.op_thread[load - intents].load_relaxed() == this_thread()) return int(n);

@@ -41,7 +41,8 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
     for (u64 i = 0; i < count; i++)
-        if (s.has_page(u32(first + i)) && !drop_page(s, op.intent(), u32(first + i), PATIENT, freed)) return Status::WAIT;
+        if (s.has_page(u32(first + i)) && !drop_page(s, op.intent(), u32(first + i), PATIENT, freed))
+            return Status::WAIT;
     return Status::OK;
 }
 

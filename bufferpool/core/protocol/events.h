@@ -24,7 +24,8 @@ struct Origin {
 // ring writes into a later event, under that one's number.
 constexpr u64 EVENT_NUMBER = (u64(1) << 40) - 1;
 inline u64 event_mark(const Event& e, u64 number) {
-    u64 sum = fnv(fnv(FNV_START, &number, sizeof number), reinterpret_cast<const u8*>(&e) + sizeof e.number, sizeof e - sizeof e.number);
+    u64 sum = fnv(fnv(FNV_START, &number, sizeof number), reinterpret_cast<const u8*>(&e) + sizeof e.number,
+                  sizeof e - sizeof e.number);
     return (sum & ~EVENT_NUMBER) | number;
 }
 

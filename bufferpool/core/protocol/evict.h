@@ -76,7 +76,8 @@ struct PoolEnv {
         BP_POINT("evict.closed");
         // 2. Look who is inside.
         if (gone && any_pin(s, f)) {
-            change_entry(word, [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
+            change_entry(word,
+                         [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
             tally.pinned++;
             gone = false;
         }
@@ -91,7 +92,8 @@ struct PoolEnv {
             } else {
                 gone = false;  // a damaged segment: check() tells; leave the page where it is
                 tally.busy++;  // what cannot go is counted in every case: whoever looks for victims ends by that
-                change_entry(word, [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
+                change_entry(
+                    word, [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
             }
         }
         intent->op.store_release(before);

@@ -1,11 +1,13 @@
-// Loads that failed, told to those who waited for them, in any process, so that a loader that fails does so once for all.
+// Loads that failed, told to those who waited for them, in any process, so that a loader that fails does so once for
+// all.
 //
 //   loading client   its older records of the page are void -> entry LOADING(me) -> (the loader fails) -> a record
 //                    of the page -> entry ABSENT
 //   waiting client   entry LOADING(c) -> … -> entry not LOADING(c): has c a record of the page?
 //
 // A record that is found was made after the waiter saw LOADING(c): all older ones were void by then. A client that
-// comes later never saw LOADING(c), so it does not look for a record, and loads the page. A client that died has made no record.
+// comes later never saw LOADING(c), so it does not look for a record, and loads the page. A client that died has made
+// no record.
 //
 //   Failure.about  63              32 31                          0
 //                 +------------------+-----------------------------+

@@ -39,7 +39,8 @@ struct Place {
     u64 generation;  // of the space, when the handle was made
     u32 index, page;
 
-    // A client that has taken a pin, or the entry, calls this again: the entries of a removed space may be another space's.
+    // A client that has taken a pin, or the entry, calls this again: the entries of a removed space may be another
+    // space's.
     bool open() const { return space_generation(slot.extent.load_seq_cst()) == generation; }
 };
 
@@ -66,7 +67,8 @@ template <class Hooks>
 // Loads a page that is absent. OK: it is there, and pinned in `out`. WAIT: somebody else was faster, look again.
 template <class Load>
 Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u32& out) {
-    OpSlot op = load.unlocked([&] { return OpSlot(s); });  // the thread that has the last one may need the interpreter to end it
+    // Without the interpreter: the thread that has the last operation may need it to end that one.
+    OpSlot op = load.unlocked([&] { return OpSlot(s); });
     if (!op.valid()) return op.why_not();
     if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
     Image image{.ahead = want.ahead};
@@ -97,7 +99,8 @@ template <class Hooks>
 [[gnu::noinline]] Status look_for_failure(Segment& s, u32 page, u32 loader, Hooks& hooks) {
     u64 e = s.entries[page].load_acquire();
     char text[FAILURE_WORDS * 8 + 1];
-    if ((entry::state(e) == LOADING && entry::owner(e) == loader) || !find_failure(s, loader, page, text)) return Status::OK;
+    if ((entry::state(e) == LOADING && entry::owner(e) == loader) || !find_failure(s, loader, page, text))
+        return Status::OK;
     return hooks.failed(loader, text);
 }
 

@@ -115,7 +115,8 @@ inline Step take_free(Segment& s, u32 wanted, u32& out) {
     if (f == NONE) return Step::NOTHING;
     s.free.remove(f);
     u64 free = frame::free();
-    if (!s.has_frame(f) || !s.frames[f].word.cas_seq_cst(free, frame::busy(s.me, wanted))) return Step::AGAIN;  // a damaged set
+    // The set is damaged where it names a frame that is not free.
+    if (!s.has_frame(f) || !s.frames[f].word.cas_seq_cst(free, frame::busy(s.me, wanted))) return Step::AGAIN;
     out = f;
     return Step::TAKEN;
 }
@@ -157,7 +158,8 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
         if (s.header->policy.frames != budget) policy.set_frames(budget);
         count_miss(s, policy, want);
         Step step = take_free(s, want.page, out);
-        if (step == Step::NOTHING && resident < budget && !no_space) step = take_hole(s, budget - resident, want, no_space, out);
+        if (step == Step::NOTHING && resident < budget && !no_space)
+            step = take_hole(s, budget - resident, want, no_space, out);
         if (step == Step::INTERRUPTED) return Status::INTERRUPTED;
         if (step == Step::AGAIN) continue;
         if (step == Step::TAKEN) break;

@@ -1,6 +1,6 @@
 // Growth: memory for the segment's own tables. They grow under the growth lock: memory first, then the count that says
-// so. What has memory and is not counted was left by an owner of the lock that died, or by a failure half-way: the kernel
-// gets it back.
+// so. What has memory and is not counted was left by an owner of the lock that died, or by a failure half-way: the
+// kernel gets it back.
 #pragma once
 
 #include "protocol/memory.h"
@@ -50,7 +50,8 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation =
         r = s.plug(s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
         BP_POINT("entries.plugged");
         if (r == 0) {
-            for (u64 i = from; i < end; i++) s.chunk_bits[i / 64].store_relaxed(s.chunk_bits[i / 64].load_relaxed() | u64(1) << (i % 64));
+            for (u64 i = from; i < end; i++)
+                s.chunk_bits[i / 64].store_relaxed(s.chunk_bits[i / 64].load_relaxed() | u64(1) << (i % 64));
             slot.entries_ready.store_release(to);
         } else {
             repair_growth(s);

@@ -1,5 +1,5 @@
-// Does a client live? It is dead when its byte lock can be taken, and its process has not the segment mapped (it may have
-// lost the lock, with a descriptor that was closed behind the pool's back).
+// Does a client live? It is dead when its byte lock can be taken, and its process has not the segment mapped (it may
+// have lost the lock, with a descriptor that was closed behind the pool's back).
 #pragma once
 
 #include "protocol/segment.h"

@@ -58,7 +58,8 @@ inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
 // Tries to inherit a lock from a dead owner. True: it is ours, to be repaired.
 inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
     DeadClient dead(s, seen & lock_word::OWNER);
-    return (dead.held() || is_nobodys(s, lock, seen)) && take_from(s, lock, seen, lock_word::REPAIR | lock_word::WAITED);
+    return (dead.held() || is_nobodys(s, lock, seen)) &&
+           take_from(s, lock, seen, lock_word::REPAIR | lock_word::WAITED);
 }
 
 inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }

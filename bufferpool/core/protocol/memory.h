@@ -11,10 +11,12 @@
 namespace bp {
 
 inline void rebuild(Segment& s) {
-    // 1. Free frames, holes and the count of frames with memory. A hole whose word was damaged is found in the set of holes.
+    // 1. Free frames, holes and the count of frames with memory. A hole whose word was damaged is found in the set of
+    // holes.
     s.has_frame(s.g.max_frames - 1);
     for (u32 f = 0; f < s.ready; f++)
-        if (s.holes.has(f) && frame::state(s.frames[f].word.load_acquire()) == FREE) s.frames[f].word.store_release(frame::hole());
+        if (s.holes.has(f) && frame::state(s.frames[f].word.load_acquire()) == FREE)
+            s.frames[f].word.store_release(frame::hole());
     s.free.clear();
     s.holes.clear();
     u32 resident = 0;
@@ -25,8 +27,9 @@ inline void rebuild(Segment& s) {
         s.frames[f].seen = 0;
     }
     s.header->resident.store_relaxed(resident);
-    // 2. The rings: what still stands for its page stays. (Twice, should the owner have died in a move; that is harmless, and
-    // which frame a page is in does not tell: a writer may take the one that it had for another page meanwhile.)
+    // 2. The rings: what still stands for its page stays. (Twice, should the owner have died in a move; that is
+    // harmless, and which frame a page is in does not tell: a writer may take the one that it had for another page
+    // meanwhile.)
     PoolEnv env{s, nullptr, NONE};
     Alr<PoolEnv> policy(s.header->policy, env);
     for (Ring r : {RING_COLD, RING_HOT}) {

@@ -1,6 +1,6 @@
-// The pin protocol. A pin is a count that a client keeps for a frame in its own column of the pin table (layout.h): while
-// it is not zero, nobody reuses the frame. Every frame that leaves its page, by eviction or because a newer version
-// supersedes it, passes through any_pin().
+// The pin protocol. A pin is a count that a client keeps for a frame in its own column of the pin table (layout.h):
+// while it is not zero, nobody reuses the frame. Every frame that leaves its page, by eviction or because a newer
+// version supersedes it, passes through any_pin().
 //
 //   pin     load the entry, count, load the entry again: if it still names the frame, the pin holds (rule 2)
 //   unpin   count down; the last reader of a superseded frame frees it
@@ -14,7 +14,8 @@
 
 namespace bp {
 
-inline void free_frame(Segment& s, u32 f);  // frames.h: it takes the memory lock, whose owner may evict, and so looks at pins
+// Defined in frames.h: it takes the memory lock, whose owner may evict, and eviction looks at pins.
+inline void free_frame(Segment& s, u32 f);
 
 // Does any client pin this frame? Called after the entry has been changed so
 // that no new pin can succeed (rule 3), hence sequentially consistent.
@@ -43,7 +44,8 @@ inline bool settle_old(Segment& s, u32 f) {
         BP_POINT("settle.closed");
         bool left = any_pin(s, f);
         BP_POINT("settle.looked");
-        if (!word.cas_seq_cst(closed, left ? frame::old(frame::page(w)) : frame::busy(s.me))) return false;  // a damaged segment
+        // Nobody else changes the word, unless the segment is damaged.
+        if (!word.cas_seq_cst(closed, left ? frame::old(frame::page(w)) : frame::busy(s.me))) return false;
         if (!left) return true;
     }
 }

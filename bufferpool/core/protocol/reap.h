@@ -91,6 +91,21 @@ void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
     }
 }
 
+// The entries whose writer is client `c` get none.
+inline void reap_writers(Segment& s, u32 c) {
+    s.look_at_ready();
+    for (u32 f = 0; f < s.ready; f++) {
+        u64 w = s.frames[f].word.load_acquire();
+        u32 page = frame::page(w);
+        if (frame::state(w) != LIVE || !s.has_page(page)) continue;
+        u64 e = s.entries[page].load_acquire();
+        if (entry::state(e) == RESIDENT && entry::owner(e) == c)
+            settle_entry(s, page, [&](u64 v) {
+                return entry::state(v) == RESIDENT && entry::owner(v) == c ? entry::with_owner(v, 0) : v;
+            });
+    }
+}
+
 // Ends the business of a dead client whose byte lock we hold, and frees its slot.
 // `c` may be our own number: then we took over its slot in order to attach. False: the number of frames is damaged, so
 // that we cannot find what it has left; the slot is not to be another's before somebody can.
@@ -110,24 +125,15 @@ inline bool reap_held(Segment& s, u32 c) {
         BP_POINT("reap.intent");
     }
     // 3. Its writer fields: a page that has a writer stays in its frame.
-    s.look_at_ready();
-    for (u32 f = 0; f < s.ready; f++) {
-        u64 w = s.frames[f].word.load_acquire();
-        u32 page = frame::page(w);
-        if (frame::state(w) != LIVE || !s.has_page(page)) continue;
-        u64 e = s.entries[page].load_acquire();
-        if (entry::state(e) == RESIDENT && entry::owner(e) == c)
-            settle_entry(s, page, [&](u64 v) {
-                return entry::state(v) == RESIDENT && entry::owner(v) == c ? entry::with_owner(v, 0) : v;
-            });
-    }
+    reap_writers(s, c);
     BP_POINT("reap.fields");
     // 4. Its pins, and the superseded frames that only they had kept, or that it was about to settle.
     u64 broken = 0;
     bool has_pins = s.has_pins(c);
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
-        if (frame::state(w) == SETTLING && frame::client(w) == c) s.frames[f].word.cas_seq_cst(w, frame::old(frame::page(w)));
+        if (frame::state(w) == SETTLING && frame::client(w) == c)
+            s.frames[f].word.cas_seq_cst(w, frame::old(frame::page(w)));
         if (!has_pins) continue;
         auto& count = s.pin_count_of(c, f);
         if (!count.load_relaxed()) continue;

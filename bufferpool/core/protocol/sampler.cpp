@@ -101,7 +101,8 @@ void drain(Segment& s) {
     w.gate.store_relaxed(0);
     u64 begin = prim::thread_ns();
     Acquired how;
-    if (try_acquire(s, s.header->advice, how)) with_shadows(s, how, [&](Shadows& shadows) { apply_window(s, shadows); });
+    if (try_acquire(s, s.header->advice, how))
+        with_shadows(s, how, [&](Shadows& shadows) { apply_window(s, shadows); });
     u64 cost = prim::thread_ns() - begin + RECORD_NS * w.n.load_relaxed();
     u64 spent = w.spent_ns.load_relaxed() + cost, burst = w.burst_ns.load_relaxed();
     bool over = spent >= BURST_NS;

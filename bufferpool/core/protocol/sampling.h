@@ -27,7 +27,8 @@ void with_shadows(Segment& s, Acquired how, F work) {
         repaired(s, s.header->advice);
     }
     u32 budget = s.header->budget_frames.load_relaxed();
-    Shadows shadows(s.advice, s.g.max_frames, budget >= 1 && budget <= s.g.max_frames ? budget : s.g.max_frames, AdviceGeometry(s.g.max_frames));
+    Shadows shadows(s.advice, s.g.max_frames, budget >= 1 && budget <= s.g.max_frames ? budget : s.g.max_frames,
+                    AdviceGeometry(s.g.max_frames));
     read_counters(s, shadows.head(), prim::boot_ns());
     work(shadows);
     BP_POINT("advice.worked");

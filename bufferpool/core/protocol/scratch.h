@@ -33,7 +33,8 @@ inline ScratchShare scratch_share(Segment& s) {
     for (u32 f = 0; f < s.ready && spaces; f++) {
         u64 w = s.frames[f].word.load_acquire();
         u64 page = frame::page(w);
-        if (frame::state(w) != LIVE || !s.has_page(u32(page)) || !(s.entries[page].load_relaxed() & entry::DIRTY)) continue;
+        if (frame::state(w) != LIVE || !s.has_page(u32(page)) || !(s.entries[page].load_relaxed() & entry::DIRTY))
+            continue;
         for (u32 i = 0; i < spaces; i++)
             if (ranges[i].first <= page && page < ranges[i].end) {
                 share.used++;

@@ -106,7 +106,8 @@ struct Segment {
         free = Bitmap(at + g.sets_at, g, tops, ready);
         holes = Bitmap(at + g.sets_at + g.set_bytes[0] + g.set_bytes[1], g, tops + g.top_words(), ready);
         chunk_bits = reinterpret_cast<Atomic<u64>*>(tops + SETS * g.top_words());
-        for (u32 ring = 0; ring < 2; ring++) ring_slots[ring] = reinterpret_cast<u64*>(at + g.rings_at + ring * g.ring_bytes);
+        for (u32 ring = 0; ring < 2; ring++)
+            ring_slots[ring] = reinterpret_cast<u64*>(at + g.rings_at + ring * g.ring_bytes);
         data = at + g.data_at;
     }
 
@@ -119,7 +120,8 @@ struct Segment {
         if (&lock == &header->growth) return lock_use[2];
         if constexpr (ADVISES)
             if (&lock == &header->advice) return lock_use[3 + MAX_SPACES];
-        return lock_use[3 + u64(reinterpret_cast<const u8*>(&lock) - reinterpret_cast<const u8*>(spaces)) / sizeof(SpaceSlot)];
+        return lock_use[3 + u64(reinterpret_cast<const u8*>(&lock) - reinterpret_cast<const u8*>(spaces)) /
+                                sizeof(SpaceSlot)];
     }
     u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
     u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
@@ -166,7 +168,8 @@ struct Segment {
         const Client& slot = clients[c - 1];
         if (slot.state.load_acquire() == CLIENT_FREE) return false;
         if (is_our_client && slot.pid.load_relaxed() == prim::process_id()) return is_our_client(*this, c);
-        return prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode, slot.unlocked.load_relaxed());
+        return prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode,
+                                slot.unlocked.load_relaxed());
 #else
         return c == 0;
 #endif
@@ -202,7 +205,9 @@ struct Segment {
     bool has_entry_chunk(u64 i) const { return chunk_bits[i / 64].load_relaxed() >> (i % 64) & 1; }
     // Does this page number have an entry with memory behind it? What comes from a word of the segment may be
     // within all bounds and lead to a hole, whose touch allocates memory that nobody counts, or is a SIGBUS.
-    bool has_page(u32 page) const { return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3)); }
+    bool has_page(u32 page) const {
+        return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3));
+    }
 
     u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
 

@@ -156,12 +156,13 @@ inline Status give_back_runs(Segment& s, u64 want, Reason reason, Vec<u32>& out,
     return Status::OK;
 }
 
-// Phases 2 and 3: empties whole extents and gives them back, `want` frames at most; then single runs. Room for the frames
-// on their way is made before any is taken: NO_MEMORY has changed nothing.
+// Phases 2 and 3: empties whole extents and gives them back, `want` frames at most; then single runs. Room for the
+// frames on their way is made before any is taken: NO_MEMORY has changed nothing.
 inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
     Vec<ExtentPlan> plans;
     Vec<u32> out;
-    if (!plan_extents(s, want, plans) || !out.reserve(std::min(u64(EXTENTS_PER_STEP) * s.g.extent_frames, u64(s.ready))))
+    if (!plan_extents(s, want, plans) ||
+        !out.reserve(std::min(u64(EXTENTS_PER_STEP) * s.g.extent_frames, u64(s.ready))))
         return Status::NO_MEMORY;
     for (size_t i = 0; i < plans.size(); i += EXTENTS_PER_STEP) {
         size_t end = std::min(i + EXTENTS_PER_STEP, plans.size());
@@ -216,7 +217,8 @@ inline Status evict_idle(Segment& s, u32 before, u64& out) {
         for (u32 i = 0, end = f + LOOK_BATCH; i < EVICT_BATCH && f < s.ready && f < end; f++) {
             u64 w = s.frames[f].word.load_acquire();
             u32 page = frame::page(w);
-            if (frame::state(w) != LIVE || int(s.frames[f].touched.load_relaxed() - before) >= 0 || !s.has_page(page)) continue;
+            if (frame::state(w) != LIVE || int(s.frames[f].touched.load_relaxed() - before) >= 0 || !s.has_page(page))
+                continue;
             i++;
             if (entry::is_resident_in(s.entries[page].load_acquire(), f) &&
                 env.evict(page, Ghost::COLD, s.header->policy.now)) {

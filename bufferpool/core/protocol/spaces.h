@@ -51,7 +51,8 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     if (!lock_growth(s)) return false;  // from here on nobody appends; interrupted: the next one goes on
     slot.entries_ready.store_relaxed(0);
     slot.reserved.store_release(0);  // a client that reads no generation here also sees that the space is closed
-    for (auto* field : {&slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns, &slot.ctime_ns, &slot.doubt})
+    for (auto* field :
+         {&slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns, &slot.ctime_ns, &slot.doubt})
         field->store_relaxed(0);
     slot.owner.store_relaxed(0);
     slot.flush_open.store_relaxed(0);
@@ -66,7 +67,8 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
 // What the directory lock protects: a slot that a dead owner was filling is to go.
 inline void repair_directory(Segment& s) {
     for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].state.load_acquire() == SPACE_OPENING) close_space(s.spaces[i], s.spaces[i].extent.load_acquire());
+        if (s.spaces[i].state.load_acquire() == SPACE_OPENING)
+            close_space(s.spaces[i], s.spaces[i].extent.load_acquire());
 }
 
 // The directory lock was taken, perhaps over from a dead owner.

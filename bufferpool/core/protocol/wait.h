@@ -22,7 +22,9 @@ inline bool has_operation(Segment& s, u32 page, u64 e) {
         Intent& in = s.client().intents[i];
         u32 first = in.page.load_acquire();
         bool flushes = in.op.load_acquire() == u32(Op::FLUSH);
-        if (first == page || in.victim.load_acquire() == page || (flushes && first <= page && page <= in.old.load_acquire())) return true;
+        if (first == page || in.victim.load_acquire() == page ||
+            (flushes && first <= page && page <= in.old.load_acquire()))
+            return true;
     }
     return s.entries[page].load_seq_cst() != e || s.claims.value() != claims;
 }

@@ -4,7 +4,7 @@
 //   entry  RESIDENT(f, dirty) -> RESIDENT(f, dirty, flusher me)    begin
 //          RESIDENT(f, dirty, flusher me) -> RESIDENT(f)           synced
 //          RESIDENT(g, dirty, flusher me) -> RESIDENT(g, dirty)    a newer version came
-//          RESIDENT(f, dirty, no ring) -> RESIDENT(f, dirty, cold) -> RESIDENT(f)   synced, of a page that was set aside
+//          RESIDENT(f, dirty, no ring) -> RESIDENT(f, dirty, cold) -> RESIDENT(f)   synced, of a page set aside
 #pragma once
 
 #include "protocol/client.h"
@@ -90,7 +90,8 @@ inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, b
         if (synced && pin(s, it.page, newer) == Status::OK) {
             u64 stored = s.frames[it.frame].lsn.load_relaxed();
             auto& rec_lsn = s.frames[newer].rec_lsn;
-            if (newer != it.frame && rec_lsn.load_relaxed() && rec_lsn.load_relaxed() < stored) rec_lsn.store_relaxed(stored);
+            if (newer != it.frame && rec_lsn.load_relaxed() && rec_lsn.load_relaxed() < stored)
+                rec_lsn.store_relaxed(stored);
             unpin(s, newer);
         }
         settle_flushed(s, it, synced);
@@ -151,7 +152,9 @@ inline Status begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 
         if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn && out.push({page, pinned})) continue;  // there is room
         if (ok) unpin(s, pinned);
         held_back++;
-        settle_entry(s, page, [&](u64 v) { return entry::flusher(v) == s.me && entry::state(v) == RESIDENT ? entry::with_flusher(v, 0) : v; });
+        settle_entry(s, page, [&](u64 v) {
+            return entry::flusher(v) == s.me && entry::state(v) == RESIDENT ? entry::with_flusher(v, 0) : v;
+        });
     }
     return Status::OK;
 }

@@ -131,7 +131,8 @@ Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, 
         page_no = next > pages ? next : pages;
         if (page_no >= max_pages) return Status::TOO_LONG;
         if (page_no >= slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
-            int r = hooks.unlocked([&] { return plug_entries(s, slot, std::min(page_no + 2048, max_pages), at.generation); });
+            int r = hooks.unlocked(
+                [&] { return plug_entries(s, slot, std::min(page_no + 2048, max_pages), at.generation); });
             if (r) return hooks.no_entries(r);
             if (at.open() && page_no >= slot.entries_ready.load_acquire()) return Status::CORRUPT;
             continue;

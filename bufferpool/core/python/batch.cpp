@@ -48,7 +48,8 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
     {
         Released unlocked(S(self));
         OpSlot op(*s);
-        status = op.valid() ? begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, batch->held_back, batch->next)
+        status = op.valid() ? begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, batch->held_back,
+                                          batch->next)
                             : op.why_not();
         batch->op = status == Status::OK ? op.release() : -1;
     }
@@ -70,7 +71,8 @@ static PyObject* batch_end(PyObject* self, PyObject* args) {
     auto batch = reinterpret_cast<BatchObject*>(self);
     int synced, foreground;
     if (!PyArg_ParseTuple(args, "pp:end", &synced, &foreground)) return nullptr;
-    if (!batch->seg || !is_ours(batch->seg, batch->forks)) return raise("WrongProcess", "this flush has ended, or belongs to the parent process");
+    if (!batch->seg || !is_ours(batch->seg, batch->forks))
+        return raise("WrongProcess", "this flush has ended, or belongs to the parent process");
     if (synced && !batch->items->empty()) {
         Counters& counters = batch->seg->s->counters();
         counters.flushes.add_relaxed(1);
@@ -84,7 +86,8 @@ static PyObject* batch_end(PyObject* self, PyObject* args) {
 
 static PyObject* batch_items(PyObject* self, void*) {
     auto& items = *reinterpret_cast<BatchObject*>(self)->items;
-    return PyBytes_FromStringAndSize(items.empty() ? "" : reinterpret_cast<const char*>(items.data()), Py_ssize_t(items.size() * sizeof(FlushItem)));
+    return PyBytes_FromStringAndSize(items.empty() ? "" : reinterpret_cast<const char*>(items.data()),
+                                     Py_ssize_t(items.size() * sizeof(FlushItem)));
 }
 
 static PyObject* batch_held_back(PyObject* self, void*) {
@@ -106,8 +109,8 @@ static PyObject* segment_dirty_range(PyObject* self, PyObject* args) {
         Released unlocked(S(self));
         found = dirty_range(*s, first, count);
     }
-    return Py_BuildValue("(KKK)", static_cast<unsigned long long>(found.pages), static_cast<unsigned long long>(found.lsn),
-                         static_cast<unsigned long long>(found.rec_lsn));
+    return Py_BuildValue("(KKK)", static_cast<unsigned long long>(found.pages),
+                         static_cast<unsigned long long>(found.lsn), static_cast<unsigned long long>(found.rec_lsn));
 }
 
 static void batch_dealloc(BatchObject* batch) {
@@ -129,7 +132,8 @@ static PyGetSetDef batch_getset[] = {
 PyTypeObject BatchType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_batch_type() {
-    return ready_type(BatchType, "bufferpool._core.Batch", "Dirty pages that are being written; they stay dirty if it is dropped.", batch_dealloc,
+    return ready_type(BatchType, "bufferpool._core.Batch",
+                      "Dirty pages that are being written; they stay dirty if it is dropped.", batch_dealloc,
                       batch_methods, batch_getset);
 }
 

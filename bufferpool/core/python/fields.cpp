@@ -13,59 +13,78 @@ struct Field {
 #define FIELD(type, name) {#type "." #name, offsetof(type, name), sizeof(type::name)}
 #define INNER(type, name, inner) {#type "." #name, offsetof(type, name), sizeof(inner)}
 
+// clang-format off
 constexpr Field fields[] = {
     STRUCT(Header),
-    FIELD(Header, magic), FIELD(Header, version), FIELD(Header, header_bytes), FIELD(Header, uuid), FIELD(Header, created_ns),
+    FIELD(Header, magic), FIELD(Header, version), FIELD(Header, header_bytes), FIELD(Header, uuid),
+    FIELD(Header, created_ns),
     FIELD(Header, geometry), FIELD(Header, geometry_sum),
     FIELD(Header, budget_frames), FIELD(Header, frames_ready), FIELD(Header, policy_tag), FIELD(Header, durable_lsn),
-    INNER(Header, memory.word, u32), INNER(Header, directory.word, u32), INNER(Header, growth.word, u32), INNER(Header, advice.word, u32),
-    FIELD(Header, min_frames), FIELD(Header, asked_frames), FIELD(Header, checkpoint_lsn), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
+    INNER(Header, memory.word, u32), INNER(Header, directory.word, u32), INNER(Header, growth.word, u32),
+    INNER(Header, advice.word, u32),
+    FIELD(Header, min_frames), FIELD(Header, asked_frames), FIELD(Header, checkpoint_lsn), FIELD(Header, steward),
+    FIELD(Header, steward_ns), FIELD(Header, worth),
     FIELD(Header, events), FIELD(Header, more_blocks), FIELD(Header, resident),
     INNER(Header, policy.now, u32), INNER(Header, policy.hev, u32), INNER(Header, policy.frames, u32),
     INNER(Header, policy.cold_target, u32), INNER(Header, policy.aside, u32),
-    INNER(Header, policy.cold.head, u32), INNER(Header, policy.cold.count, u32), INNER(Header, policy.cold.gaps, u32), INNER(Header, policy.cold.capacity, u32),
-    INNER(Header, policy.hot.head, u32), INNER(Header, policy.hot.count, u32), INNER(Header, policy.hot.gaps, u32), INNER(Header, policy.hot.capacity, u32),
+    INNER(Header, policy.cold.head, u32), INNER(Header, policy.cold.count, u32),
+    INNER(Header, policy.cold.gaps, u32), INNER(Header, policy.cold.capacity, u32),
+    INNER(Header, policy.hot.head, u32), INNER(Header, policy.hot.count, u32), INNER(Header, policy.hot.gaps, u32),
+    INNER(Header, policy.hot.capacity, u32),
     FIELD(Header, attaches), FIELD(Header, unlinked), FIELD(Header, folded), FIELD(Header, totals),
 
     STRUCT(Geometry),
-    FIELD(Geometry, page_size), FIELD(Geometry, page_shift), FIELD(Geometry, os_page), FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
+    FIELD(Geometry, page_size), FIELD(Geometry, page_shift), FIELD(Geometry, os_page),
+    FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
     FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, guests), FIELD(Geometry, max_pages),
-    FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, events_at), FIELD(Geometry, advice_at), FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
-    FIELD(Geometry, pins_at), FIELD(Geometry, stripe_bytes), FIELD(Geometry, sets_at), FIELD(Geometry, set_bytes), FIELD(Geometry, rings_at), FIELD(Geometry, ring_bytes), FIELD(Geometry, tops_at), FIELD(Geometry, data_at),
+    FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, events_at), FIELD(Geometry, advice_at),
+    FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
+    FIELD(Geometry, pins_at), FIELD(Geometry, stripe_bytes), FIELD(Geometry, sets_at), FIELD(Geometry, set_bytes),
+    FIELD(Geometry, rings_at), FIELD(Geometry, ring_bytes), FIELD(Geometry, tops_at), FIELD(Geometry, data_at),
     FIELD(Geometry, total_bytes),
 
     STRUCT(Client),
-    FIELD(Client, state), FIELD(Client, pid), FIELD(Client, start_time), FIELD(Client, attached_ns), FIELD(Client, generation),
-    FIELD(Client, folded), FIELD(Client, unlocked), FIELD(Client, name), FIELD(Client, counters), FIELD(Client, intents), FIELD(Client, failed), FIELD(Client, failures),
+    FIELD(Client, state), FIELD(Client, pid), FIELD(Client, start_time), FIELD(Client, attached_ns),
+    FIELD(Client, generation),
+    FIELD(Client, folded), FIELD(Client, unlocked), FIELD(Client, name), FIELD(Client, counters),
+    FIELD(Client, intents), FIELD(Client, failed), FIELD(Client, failures),
 
     STRUCT(Intent),
-    FIELD(Intent, op), FIELD(Intent, page), FIELD(Intent, frame), FIELD(Intent, old), FIELD(Intent, victim), FIELD(Intent, waits),
+    FIELD(Intent, op), FIELD(Intent, page), FIELD(Intent, frame), FIELD(Intent, old), FIELD(Intent, victim),
+    FIELD(Intent, waits),
 
     STRUCT(SpaceSlot),
     FIELD(SpaceSlot, extent), FIELD(SpaceSlot, reserved), FIELD(SpaceSlot, stored), FIELD(SpaceSlot, entries_ready),
     FIELD(SpaceSlot, state), FIELD(SpaceSlot, kind), FIELD(SpaceSlot, flags), FIELD(SpaceSlot, owner),
-    FIELD(SpaceSlot, first_entry), FIELD(SpaceSlot, max_pages), INNER(SpaceSlot, flush_lock.word, u32), FIELD(SpaceSlot, flush_open), FIELD(SpaceSlot, flush_since_ns),
+    FIELD(SpaceSlot, first_entry), FIELD(SpaceSlot, max_pages), INNER(SpaceSlot, flush_lock.word, u32),
+    FIELD(SpaceSlot, flush_open), FIELD(SpaceSlot, flush_since_ns),
     FIELD(SpaceSlot, device), FIELD(SpaceSlot, inode), FIELD(SpaceSlot, size_bytes), FIELD(SpaceSlot, mtime_ns),
     FIELD(SpaceSlot, ctime_ns), FIELD(SpaceSlot, doubt),
-    FIELD(SpaceSlot, owner_generation), FIELD(SpaceSlot, version), FIELD(SpaceSlot, sum), FIELD(SpaceSlot, name), FIELD(SpaceSlot, path),
+    FIELD(SpaceSlot, owner_generation), FIELD(SpaceSlot, version), FIELD(SpaceSlot, sum), FIELD(SpaceSlot, name),
+    FIELD(SpaceSlot, path),
     FIELD(SpaceSlot, opened_ns), FIELD(SpaceSlot, hits_before), FIELD(SpaceSlot, misses_before),
 
     STRUCT(FrameSlot),
-    FIELD(FrameSlot, word), FIELD(FrameSlot, lsn), FIELD(FrameSlot, touched), FIELD(FrameSlot, count), FIELD(FrameSlot, tag),
+    FIELD(FrameSlot, word), FIELD(FrameSlot, lsn), FIELD(FrameSlot, touched), FIELD(FrameSlot, count),
+    FIELD(FrameSlot, tag),
     FIELD(FrameSlot, seen), FIELD(FrameSlot, mark), FIELD(FrameSlot, rec_lsn),
 
     STRUCT(Failure),
     FIELD(Failure, about), FIELD(Failure, text),
 
     STRUCT(Event),
-    FIELD(Event, number), FIELD(Event, time_ns), FIELD(Event, bytes), FIELD(Event, from_frames), FIELD(Event, to_frames),
-    FIELD(Event, what), FIELD(Event, why), FIELD(Event, client), FIELD(Event, origin), FIELD(Event, value), FIELD(Event, page),
+    FIELD(Event, number), FIELD(Event, time_ns), FIELD(Event, bytes), FIELD(Event, from_frames),
+    FIELD(Event, to_frames),
+    FIELD(Event, what), FIELD(Event, why), FIELD(Event, client), FIELD(Event, origin), FIELD(Event, value),
+    FIELD(Event, page),
 
     STRUCT(Advice),
     FIELD(Advice, shift), FIELD(Advice, epoch), FIELD(Advice, unit), FIELD(Advice, frames), FIELD(Advice, first_free),
-    FIELD(Advice, resets), FIELD(Advice, halvings), FIELD(Advice, references), FIELD(Advice, expected), FIELD(Advice, missed),
+    FIELD(Advice, resets), FIELD(Advice, halvings), FIELD(Advice, references), FIELD(Advice, expected),
+    FIELD(Advice, missed),
     FIELD(Advice, missed_by_pool), FIELD(Advice, earlier), FIELD(Advice, later), FIELD(Advice, shadow),
 };
+// clang-format on
 
 // fields() -> {"Header": (0, bytes), "Header.magic": (offset, bytes), …}
 PyObject* core_fields(PyObject*, PyObject*) {

@@ -63,7 +63,8 @@ void unmap_client(Segment* s) {
 static bool has_client(const Segment& s, u32 c) {
     if (!mapped_mutex.try_lock()) return true;  // a fork is being prepared, or the list changes: look again later
     bool found = false;
-    for (Segment* p = mapped_segments; p; p = p->next) found |= p->me == c && p->device == s.device && p->inode == s.inode;
+    for (Segment* p = mapped_segments; p; p = p->next)
+        found |= p->me == c && p->device == s.device && p->inode == s.inode;
     mapped_mutex.unlock();
     return found;
 }

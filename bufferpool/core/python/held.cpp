@@ -1,5 +1,5 @@
-// Held: a lock that Python code holds for a while, the directory lock or a space's flush lock. The lock is released when
-// the object is dropped, so that an exception between two bytecodes (Ctrl-C) leaves nothing behind.
+// Held: a lock that Python code holds for a while, the directory lock or a space's flush lock. The lock is released
+// when the object is dropped, so that an exception between two bytecodes (Ctrl-C) leaves nothing behind.
 #include "python/py.h"
 
 #include "protocol/reap.h"
@@ -23,7 +23,10 @@ static HeldObject* all_held;
 static bool raise_held(SegmentObject* seg, LockWord& lock, const char* what) {
     for (HeldObject* held = all_held; held; held = held->next)
         if (held->lock == &lock && held->forks == seg->forks && held->thread == this_thread()) {
-            raise("WouldDeadlock", "this thread is %s already; a signal's handler, or a store, that is called meanwhile cannot do it again", what);
+            raise("WouldDeadlock",
+                  "this thread is %s already; a signal's handler, or a store, that is called meanwhile cannot do it "
+                  "again",
+                  what);
             return true;
         }
     return false;
@@ -69,7 +72,9 @@ static PyObject* held_exit(PyObject* self, PyObject* const*, Py_ssize_t) {
     let_go(reinterpret_cast<HeldObject*>(self));
     Py_RETURN_NONE;
 }
-static PyObject* held_interrupted(PyObject* self, void*) { return PyBool_FromLong(reinterpret_cast<HeldObject*>(self)->interrupted); }
+static PyObject* held_interrupted(PyObject* self, void*) {
+    return PyBool_FromLong(reinterpret_cast<HeldObject*>(self)->interrupted);
+}
 static void held_dealloc(HeldObject* held) {
     let_go(held);
     PyObject_Free(held);
@@ -128,7 +133,8 @@ static PyGetSetDef held_getset[] = {
 PyTypeObject HeldType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_held_type() {
-    return ready_type(HeldType, "bufferpool._core.Held", "A lock that is held until this object is dropped.", held_dealloc, held_methods, held_getset);
+    return ready_type(HeldType, "bufferpool._core.Held", "A lock that is held until this object is dropped.",
+                      held_dealloc, held_methods, held_getset);
 }
 
 PyMethodDef lock_methods[] = {

@@ -11,8 +11,11 @@ namespace bp {
 int ready_space(SpaceObject* sp) {
     if (sp->seg && sp->seg->s && sp->seg->s->works && !sp->seg->closing) {
         if (!sp->only || sp->only == sp->seg->s->me) return 0;
-        raise("SpacePrivate", "the scratch space belongs to client %u alone, of which this process is a forked child; make one here (pool.scratch), "
-              "or share one (owner=\"pool\")", sp->only);
+        raise("SpacePrivate",
+              "the scratch space belongs to client %u alone, of which this process is a forked child; make one here "
+              "(pool.scratch), "
+              "or share one (owner=\"pool\")",
+              sp->only);
         return -1;
     }
     if (sp->seg) return opened(sp->seg) ? 0 : -1;
@@ -100,7 +103,8 @@ Status SpaceHooks::waited(u64 e) {
 }
 
 Status SpaceHooks::failed(u32 client, const char* text) {
-    raise("LoaderFailed", "page %llu: its load by client %u, which this waited for, has failed: %s", (unsigned long long)page_no, client, text);
+    raise("LoaderFailed", "page %llu: its load by client %u, which this waited for, has failed: %s",
+          (unsigned long long)page_no, client, text);
     return Status::RAISED;
 }
 
@@ -114,7 +118,8 @@ Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
     u64 now = prim::now_ns();
     double left = !deadline_ns ? Py_HUGE_VAL : deadline_ns > now ? double(deadline_ns - now) / 1e9 : 0.0;
-    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIid", what, want.tally.pinned, want.tally.dirty, want.tally.busy, -want.error, left);
+    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIid", what, want.tally.pinned, want.tally.dirty,
+                                        want.tally.busy, -want.error, left);
     if (!r) return Status::RAISED;
     Py_DECREF(r);
     return opened(seg) ? Status::OK : Status::RAISED;  // a store's code may have forked, and the child found no slot
@@ -144,8 +149,8 @@ struct NativeLoad {
             memset(to, 0, s.g.page_size);
             return Status::OK;
         }
-        // Not a stranger's, by now? A look at each read would double its system calls; and the number is so high that a file
-        // that is opened anew does not get it, but one that is put there on purpose (dup2), or the thousandth.
+        // Not a stranger's, by now? A look at each read would double its system calls; and the number is so high that
+        // a file that is opened anew does not get it, but one that is put there on purpose (dup2), or the thousandth.
         u32 now = s.tick();
         bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
         sp->checked.store_relaxed(now);
@@ -157,11 +162,16 @@ struct NativeLoad {
 
     void raise_why() {
         if (got >= 0)
-            raise("ShortRead", "page %llu: the file ends after %zd of %u bytes: somebody has cut it; restore the file, then open it again",
+            raise("ShortRead",
+                  "page %llu: the file ends after %zd of %u bytes: somebody has cut it; restore the file, then open it "
+                  "again",
                   (unsigned long long)page_no, got, s.g.page_size);
         else if (got == -EBADF)
-            raise("DescriptorLost", "page %llu cannot be read: the descriptor of its file was closed behind the pool's back; open the file "
-                  "again, and keep descriptors open that are not your own", (unsigned long long)page_no);
+            raise(
+                "DescriptorLost",
+                "page %llu cannot be read: the descriptor of its file was closed behind the pool's back; open the file "
+                "again, and keep descriptors open that are not your own",
+                (unsigned long long)page_no);
         else
             raise("StoreError", "page %llu cannot be read: %s; nothing is lost, try again once the store works",
                   (unsigned long long)page_no, strerror(int(-got)));
@@ -194,15 +204,18 @@ public:
     Status prepare() {
         PyObject* bytes;
         u32 size = hooks_.sp->seg->s->g.page_size;
-        filled_ = PyObject_CallMethod(reinterpret_cast<PyObject*>(hooks_.sp), "_fill", "K", (unsigned long long)hooks_.page_no);
-        if (!filled_ || !PyArg_ParseTuple(filled_, "Op:_fill", &bytes, &repaired_) || PyObject_GetBuffer(bytes, &view_, PyBUF_SIMPLE) < 0)
+        filled_ = PyObject_CallMethod(reinterpret_cast<PyObject*>(hooks_.sp), "_fill", "K",
+                                      (unsigned long long)hooks_.page_no);
+        if (!filled_ || !PyArg_ParseTuple(filled_, "Op:_fill", &bytes, &repaired_) ||
+            PyObject_GetBuffer(bytes, &view_, PyBUF_SIMPLE) < 0)
             return Status::RAISED;
         if (view_.len == Py_ssize_t(size)) return Status::OK;
         raise("StoreError", "_fill returned %zd bytes for a page of %u", view_.len, size);
         return Status::RAISED;
     }
 
-    // All clients that waited for the load get the text of what the loader raised (_fill has put it into the exception).
+    // All clients that waited for the load get the text of what the loader raised (_fill has put it into the
+    // exception).
     const char* failure() {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
@@ -233,7 +246,8 @@ static void report_failure(SpaceObject* sp, u64 page_no, int error) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     PyErr_NormalizeException(&type, &value, &trace);
-    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_load_failed", "KOi", (unsigned long long)page_no, value, error);
+    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_load_failed", "KOi",
+                                      (unsigned long long)page_no, value, error);
     if (r) {
         Py_DECREF(r);
         PyErr_Restore(type, value, trace);

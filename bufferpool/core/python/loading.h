@@ -23,7 +23,9 @@ struct SpaceHooks {
     Status failed(u32 client, const char* text);
     Status make_room(Status status, FrameRequest& want);
     Status load(const Place& at, FrameRequest& want, u32& frame);
-    Status no_entries(int error) { return raise_errno(error, "the space's entries cannot be allocated"), Status::RAISED; }
+    Status no_entries(int error) {
+        return raise_errno(error, "the space's entries cannot be allocated"), Status::RAISED;
+    }
     void unpin(u32 frame) { drop_pin(sp->seg, frame); }
 };
 

@@ -47,27 +47,37 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
     auto n = static_cast<unsigned long long>(page_no);
     switch (status) {
     case Status::CORRUPT:
-        raise("SegmentCorrupt", "the segment contradicts itself at page %llu; run pool.check(), save what you need, and remove the segment", n);
+        raise(
+            "SegmentCorrupt",
+            "the segment contradicts itself at page %llu; run pool.check(), save what you need, and remove the segment",
+            n);
         break;
     case Status::TOO_MANY_PINS:
-        raise("TooManyPins", "page %llu is pinned %u times by this process; delete arrays that are no longer needed", n, PIN_MAX);
+        raise("TooManyPins", "page %llu is pinned %u times by this process; delete arrays that are no longer needed", n,
+              PIN_MAX);
         break;
     case Status::DISCARDED:
-        raise("PageDiscarded", "page %llu was discarded to make room (its space is discardable); drop it, then write it anew", n);
+        raise("PageDiscarded",
+              "page %llu was discarded to make room (its space is discardable); drop it, then write it anew", n);
         break;
     case Status::DEADLOCK:
-        raise("WouldDeadlock", "a loader asked for page %llu, which it is loading itself, or whose loader waits for it, here or in "
-              "another process: let loaders ask for pages in one direction only", n);
+        raise("WouldDeadlock",
+              "a loader asked for page %llu, which it is loading itself, or whose loader waits for it, here or in "
+              "another process: let loaders ask for pages in one direction only",
+              n);
         break;
     case Status::TOO_DEEP:
-        raise("WouldDeadlock", "all %u operations that a process may have under way are loads whose loaders ask for more "
-              "pages; let loaders ask for fewer of each other's pages at a time", OPS);
+        raise("WouldDeadlock",
+              "all %u operations that a process may have under way are loads whose loaders ask for more "
+              "pages; let loaders ask for fewer of each other's pages at a time",
+              OPS);
         break;
     case Status::NO_MEMORY:
         PyErr_NoMemory();
         break;
     case Status::NO_SPACE:
-        raise("SharedMemoryFull", "the file system of the segment is full; free space there, or enlarge it (docker run --shm-size)");
+        raise("SharedMemoryFull",
+              "the file system of the segment is full; free space there, or enlarge it (docker run --shm-size)");
         break;
     default:
         raise("BufferPoolError", "unexpected status %d", int(status));
@@ -105,15 +115,19 @@ PyObject* raise_errno(int error, const char* what) {
     if (error == -EINTR && check_signals() < 0) return nullptr;
     if (error == -EBADF) return raise_lost();
     if (error == -ENOSPC || error == -EDQUOT) raise_status(Status::NO_SPACE, nullptr, 0);
-    else if (error == -ENOMEM) raise("SharedMemoryFull", "%s: the memory cgroup of this process has no memory left; raise its limit, or free some", what);
+    else if (error == -ENOMEM)
+        raise("SharedMemoryFull",
+              "%s: the memory cgroup of this process has no memory left; raise its limit, or free some", what);
     else raise("SegmentError", "%s: %s%s", what, strerror(-error), remedy_of(-error));
     return with_errno(-error);
 }
 
 PyObject* raise_unmapped(int error) {
-    const char* remedy = error == -ENOMEM ? "; the address space of this process is used up (ulimit -v, vm.max_map_count): a pool maps its max_capacity twice"
-                         : error == -EAGAIN ? "; this process locks its memory (mlockall) and may not lock so much: raise ulimit -l"
-                                            : remedy_of(-error);
+    const char* remedy = error == -ENOMEM ? "; the address space of this process is used up (ulimit -v, "
+                                            "vm.max_map_count): a pool maps its max_capacity twice"
+                         : error == -EAGAIN
+                             ? "; this process locks its memory (mlockall) and may not lock so much: raise ulimit -l"
+                             : remedy_of(-error);
     raise("SegmentError", "the segment cannot be mapped: %s%s", strerror(-error), remedy);
     return with_errno(-error);
 }
@@ -134,7 +148,8 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     Geometry g{};
     unsigned long long max_pages;
     unsigned budget, least;
-    if (!PyArg_ParseTuple(args, "iy*IIIIKII:create", &fd, &uuid, &g.page_size, &g.extent_frames, &g.max_frames, &g.max_clients, &max_pages, &budget, &least))
+    if (!PyArg_ParseTuple(args, "iy*IIIIKII:create", &fd, &uuid, &g.page_size, &g.extent_frames, &g.max_frames,
+                          &g.max_clients, &max_pages, &budget, &least))
         return nullptr;
     Header h{};
     if (uuid.len == sizeof h.uuid) memcpy(h.uuid, uuid.buf, sizeof h.uuid);
@@ -156,7 +171,8 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.min_frames.store_relaxed(least);
     h.durable_lsn.store_relaxed(~u64(0));
     if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");
-    for (auto [at, end] : {std::pair{u64(0), g.entries_at}, std::pair{g.tops_at, round_up(g.tops_at + g.tops_bytes(), g.os_page)}})
+    for (auto [at, end] :
+         {std::pair{u64(0), g.entries_at}, std::pair{g.tops_at, round_up(g.tops_at + g.tops_bytes(), g.os_page)}})
         if (int r = prim::plug(fd, at, end - at)) return raise_errno(r, "the segment's own data cannot be allocated");
     int failed = 0;
     each_frame_table(g, STRIPES, [&](u64 at, u64, auto bytes) {
@@ -173,33 +189,44 @@ bool read_header(int fd, Header& h) {
     ssize_t n = prim::read_at(fd, &h, sizeof h, 0);
     if (n < 0) return raise_errno(int(n), "the header cannot be read"), false;
     if (size_t(n) < sizeof h || h.magic != MAGIC)
-        return raise("SegmentCorrupt", "this is not a bufferpool segment (or its header is gone); if it is a leftover, remove the file"), false;
+        return raise("SegmentCorrupt",
+                     "this is not a bufferpool segment (or its header is gone); if it is a leftover, remove the file"),
+               false;
     if (h.version != LAYOUT_VERSION || h.header_bytes != sizeof(Header))
-        return raise("LayoutMismatch", "the segment has layout version %u, this library reads version %u; remove the segment "
-                     "(bufferpool rm) or use the library that made it", h.version, LAYOUT_VERSION), false;
+        return raise("LayoutMismatch",
+                     "the segment has layout version %u, this library reads version %u; remove the segment "
+                     "(bufferpool rm) or use the library that made it",
+                     h.version, LAYOUT_VERSION),
+               false;
     Geometry g = h.geometry;
     bool sane = geometry_sum(g) == h.geometry_sum && g.page_size >= 4096 && (g.page_size & (g.page_size - 1)) == 0 &&
                 g.page_size <= (1u << 30) && g.page_shift == log2_of(g.page_size) && g.max_clients >= 1 &&
-                g.max_clients <= CLIENTS_LIMIT && g.guests < g.max_clients && g.max_frames >= 1 && g.extent_frames >= 1 &&
-                g.max_frames % g.extent_frames == 0 && g.max_pages >= 1 && g.max_pages < NONE;
+                g.max_clients <= CLIENTS_LIMIT && g.guests < g.max_clients && g.max_frames >= 1 &&
+                g.extent_frames >= 1 && g.max_frames % g.extent_frames == 0 && g.max_pages >= 1 && g.max_pages < NONE;
     if (sane && g.os_page != u32(sysconf(_SC_PAGESIZE)))
-        return raise("LayoutMismatch", "the segment was made for pages of %u bytes by the operating system; remove it", g.os_page), false;
+        return raise("LayoutMismatch", "the segment was made for pages of %u bytes by the operating system; remove it",
+                     g.os_page),
+               false;
     if (sane) {
         place_areas(g);
         sane = memcmp(&g, &h.geometry, sizeof g) == 0;
     }
     struct stat st;
     if (!sane || fstat(fd, &st) != 0 || u64(st.st_size) != g.total_bytes)
-        return raise("SegmentCorrupt", "the segment's header does not fit the file (truncated, or overwritten); remove it and create it anew"), false;
+        return raise("SegmentCorrupt",
+                     "the segment's header does not fit the file (truncated, or overwritten); remove it and create it "
+                     "anew"),
+               false;
     return true;
 }
 
 PyObject* geometry_dict(const Header& h) {
     const Geometry& g = h.geometry;
-    return Py_BuildValue("{s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K}", "uuid", reinterpret_cast<const char*>(h.uuid), Py_ssize_t(16),
-                         "page_size", g.page_size, "extent_frames", g.extent_frames, "max_frames", g.max_frames, "max_clients",
-                         g.max_clients - g.guests, "max_pages", (unsigned long long)g.max_pages, "data_at", (unsigned long long)g.data_at,
-                         "total_bytes", (unsigned long long)g.total_bytes, "created_ns", (unsigned long long)h.created_ns);
+    return Py_BuildValue("{s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K}", "uuid", reinterpret_cast<const char*>(h.uuid),
+                         Py_ssize_t(16), "page_size", g.page_size, "extent_frames", g.extent_frames, "max_frames",
+                         g.max_frames, "max_clients", g.max_clients - g.guests, "max_pages",
+                         (unsigned long long)g.max_pages, "data_at", (unsigned long long)g.data_at, "total_bytes",
+                         (unsigned long long)g.total_bytes, "created_ns", (unsigned long long)h.created_ns);
 }
 
 static PyObject* core_geometry(PyObject*, PyObject* arg) {
@@ -235,18 +262,30 @@ static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
 }
 
 static PyMethodDef module_methods[] = {
-    {"raise_unmapped", core_raise_unmapped, METH_O, "Raises the error for a mapping that the kernel refused with this errno."},
+    {"raise_unmapped", core_raise_unmapped, METH_O,
+     "Raises the error for a mapping that the kernel refused with this errno."},
     {"is_tmpfs", core_is_tmpfs, METH_O, "Whether the file behind fd is on a tmpfs."},
-    {"begin_writeback", core_begin_writeback, METH_O, "Begins to write a file's dirty pages back; what else maps it must fault to store again."},
+    {"begin_writeback", core_begin_writeback, METH_O,
+     "Begins to write a file's dirty pages back; what else maps it must fault to store again."},
     {"move_up", core_move_up, METH_O, "The same open file under a number beyond those that programs close in passing."},
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
-    {"simulate", core_simulate, METH_VARARGS, "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
-    {"advise", core_advise, METH_VARARGS, "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
+    {"simulate", core_simulate, METH_VARARGS,
+     "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
+    {"advise", core_advise, METH_VARARGS,
+     "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
     {"fields", core_fields, METH_NOARGS, "Where each field of a segment lies: {'Struct.field': (offset, bytes)}."},
     {"observe", core_observe, METH_O, "A Segment that is no client, takes no slot, and writes nothing."},
     {"geometry", core_geometry, METH_O, "The checked geometry of the segment behind fd."},
     {nullptr, nullptr, 0, nullptr}};
-static PyModuleDef module_def = {PyModuleDef_HEAD_INIT, "bufferpool._core", "The core of bufferpool.", -1, module_methods, nullptr, nullptr, nullptr, nullptr};
+static PyModuleDef module_def = {PyModuleDef_HEAD_INIT,
+                                 "bufferpool._core",
+                                 "The core of bufferpool.",
+                                 -1,
+                                 module_methods,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr,
+                                 nullptr};
 
 }  // namespace bp
 
@@ -254,13 +293,15 @@ PyMODINIT_FUNC PyInit__core() {
     using namespace bp;
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word of an entry is its low half");
     import_array();
-    for (auto ready : {ready_segment_type, ready_space_type, ready_holder_type, ready_pin_type, ready_pinned_pages_type, ready_released_type, ready_write_type, ready_held_type, ready_batch_type})
+    for (auto ready : {ready_segment_type, ready_space_type, ready_holder_type, ready_pin_type, ready_pinned_pages_type,
+                       ready_released_type, ready_write_type, ready_held_type, ready_batch_type})
         if (ready() < 0) return nullptr;
     PyObject* m = PyModule_Create(&module_def);
     if (!m) return nullptr;
-    struct { const char* name; PyTypeObject* type; } types[] = {
-        {"Segment", &SegmentType}, {"Space", &SpaceType}, {"Pin", &PinType}, {"PinnedPages", &PinnedPagesType}, {"Write", &WriteType},
-        {"Held", &HeldType}, {"Batch", &BatchType}};
+    struct { const char* name; PyTypeObject* type;
+    } types[] = {
+        {"Segment", &SegmentType}, {"Space", &SpaceType}, {"Pin", &PinType},    {"PinnedPages", &PinnedPagesType},
+        {"Write", &WriteType},     {"Held", &HeldType},   {"Batch", &BatchType}};
     for (auto& t : types)
         if (PyModule_AddObjectRef(m, t.name, reinterpret_cast<PyObject*>(t.type)) < 0) return nullptr;
     PyModule_AddIntConstant(m, "MAX_SPACES", MAX_SPACES);

@@ -97,7 +97,8 @@ static int pin_release(PinObject* p, Others others) {
 static void pin_dealloc(PinObject* p) {
     if (p->space) {
         SegmentObject* seg = p->space->seg;
-        if (p->base && Py_REFCNT(p->base) > 1 + (p->page && Py_REFCNT(p->page) == 1 ? 1 : 0)) hand_over(seg, &p->base, p->pin.frame);
+        if (p->base && Py_REFCNT(p->base) > 1 + (p->page && Py_REFCNT(p->page) == 1 ? 1 : 0))
+            hand_over(seg, &p->base, p->pin.frame);
         else drop_pin(seg, p->pin.frame);
         pin_forget(p);
     }
@@ -156,7 +157,8 @@ static PyObject* pin_repr(PyObject* self) {
 static PyMethodDef pin_methods[] = {
     {"__enter__", pin_enter, METH_NOARGS, "The page: a read-only array."},
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(pin_exit)), METH_FASTCALL, "Releases the pin."},
-    {"release", pin_release_method, METH_NOARGS, "Releases the pin. Raises BufferError while other arrays look at the page."},
+    {"release", pin_release_method, METH_NOARGS,
+     "Releases the pin. Raises BufferError while other arrays look at the page."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef pin_getset[] = {
     {"page", reinterpret_cast<getter>(pin_page), nullptr, "The page: a read-only array.", nullptr},
@@ -168,7 +170,8 @@ PyTypeObject PinType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_pin_type() {
     PinType.tp_repr = pin_repr;
-    return ready_type(PinType, "bufferpool._core.Pin", "One pinned page; as a block, released at its end.", pin_dealloc, pin_methods, pin_getset);
+    return ready_type(PinType, "bufferpool._core.Pin", "One pinned page; as a block, released at its end.", pin_dealloc,
+                      pin_methods, pin_getset);
 }
 
 }  // namespace bp

@@ -97,7 +97,8 @@ static void pages_dealloc(PinnedPagesObject* p) {
     if (p->space) {
         PyObject* holders = nullptr;
         if (!pages_releasable(p, NOBODY)) {
-            if (!holders_of(p, true, holders)) PyErr_WriteUnraisable(nullptr);  // out of memory: the pins stay, rather than go too early
+            // Out of memory: the pins stay, rather than go too early.
+            if (!holders_of(p, true, holders)) PyErr_WriteUnraisable(nullptr);
             pages_forget(p, holders, true);
         } else {
             pages_forget(p, nullptr, false);
@@ -111,7 +112,8 @@ static Py_ssize_t pages_length(PyObject* self) { return Py_SIZE(self); }
 static PyObject* pages_item(PyObject* self, Py_ssize_t i) {
     auto p = reinterpret_cast<PinnedPagesObject*>(self);
     if (!p->space) return raise("ValueError", "these pins have been released; pin the pages again");
-    if (i < 0 || i >= Py_SIZE(p)) return raise("IndexError", "%zd pages are pinned; there is no number %zd", Py_SIZE(p), i);
+    if (i < 0 || i >= Py_SIZE(p))
+        return raise("IndexError", "%zd pages are pinned; there is no number %zd", Py_SIZE(p), i);
     if (!p->pages) {
         p->pages = static_cast<PyObject**>(PyMem_Calloc(size_t(Py_SIZE(p)), sizeof(PyObject*)));
         if (!p->pages) return PyErr_NoMemory();
@@ -151,8 +153,10 @@ static PyObject* pages_repr(PyObject* self) {
 
 static PyMethodDef pages_methods[] = {
     {"__enter__", pages_enter, METH_NOARGS, "The pages: a sequence of read-only arrays."},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(pages_exit)), METH_FASTCALL, "Releases the pins."},
-    {"release", pages_release_method, METH_NOARGS, "Releases the pins. Raises BufferError while other arrays look at the pages."},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(pages_exit)), METH_FASTCALL,
+     "Releases the pins."},
+    {"release", pages_release_method, METH_NOARGS,
+     "Releases the pins. Raises BufferError while other arrays look at the pages."},
     {nullptr, nullptr, 0, nullptr}};
 static PySequenceMethods pages_sequence = {};
 
@@ -165,8 +169,8 @@ int ready_pinned_pages_type() {
     PinnedPagesType.tp_itemsize = sizeof(PinNode);
     PinnedPagesType.tp_as_sequence = &pages_sequence;
     PinnedPagesType.tp_repr = pages_repr;
-    return ready_type(PinnedPagesType, "bufferpool._core.PinnedPages", "Pages pinned together: a sequence of read-only arrays.", pages_dealloc,
-                      pages_methods);
+    return ready_type(PinnedPagesType, "bufferpool._core.PinnedPages",
+                      "Pages pinned together: a sequence of read-only arrays.", pages_dealloc, pages_methods);
 }
 
 }  // namespace bp

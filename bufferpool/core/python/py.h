@@ -170,8 +170,8 @@ public:
 
 // Makes a type ready, whose rarer slots are set already. One without tp_new is made by the core only.
 template <class Object>
-int ready_type(PyTypeObject& type, const char* name, const char* doc, void (*dealloc)(Object*), PyMethodDef* methods = nullptr,
-               PyGetSetDef* getset = nullptr) {
+int ready_type(PyTypeObject& type, const char* name, const char* doc, void (*dealloc)(Object*),
+               PyMethodDef* methods = nullptr, PyGetSetDef* getset = nullptr) {
     type.tp_name = name;
     type.tp_doc = doc;
     if (!type.tp_basicsize) type.tp_basicsize = sizeof(Object);

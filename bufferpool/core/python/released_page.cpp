@@ -8,7 +8,8 @@ namespace bp {
 PyTypeObject ReleasedPageType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 static PyObject* refuse() {
-    return raise("PageReleased", "this page was released at the end of its with block: copy what you keep (page.copy()) in the block, "
+    return raise("PageReleased",
+                 "this page was released at the end of its with block: copy what you keep (page.copy()) in the block, "
                  "or take space[n], which keeps its page for as long as you look at it");
 }
 static PyObject* refuse_one(PyObject*) { return refuse(); }
@@ -18,7 +19,9 @@ static PyObject* refuse_item(PyObject*, Py_ssize_t) { return refuse(); }
 static PyObject* refuse_comparison(PyObject*, PyObject*, int) { return refuse(); }
 static int refuse_truth(PyObject*) { return refuse(), -1; }
 static int refuse_set(PyObject*, PyObject*, PyObject*) { return refuse(), -1; }
-static PyObject* show(PyObject*) { return PyUnicode_FromString("<a page that was released at the end of its with block>"); }
+static PyObject* show(PyObject*) {
+    return PyUnicode_FromString("<a page that was released at the end of its with block>");
+}
 
 // Attributes are there (shape, dtype, ...), methods are not.
 static PyObject* get_attribute(PyObject* self, PyObject* name) {
@@ -30,8 +33,10 @@ static PyObject* get_attribute(PyObject* self, PyObject* name) {
 }
 
 static PyMethodDef methods[] = {
-    {"__array_ufunc__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(refuse_call)), METH_VARARGS | METH_KEYWORDS, ""},
-    {"__array_function__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(refuse_call)), METH_VARARGS | METH_KEYWORDS, ""},
+    {"__array_ufunc__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(refuse_call)),
+     METH_VARARGS | METH_KEYWORDS, ""},
+    {"__array_function__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(refuse_call)),
+     METH_VARARGS | METH_KEYWORDS, ""},
     {"__reduce__", reinterpret_cast<PyCFunction>(refuse_two), METH_NOARGS, ""},
     {"__reduce_ex__", refuse_two, METH_O, ""},
     {"__copy__", refuse_two, METH_NOARGS, ""},

@@ -7,29 +7,40 @@
 namespace bp {
 
 PyObject* raise_lost() {
-    return raise("DescriptorLost", "a descriptor of the pool was closed behind its back, as daemons do that close all that they inherit; "
-                 "what you have pinned stays true, but this process cannot use the pool any more: attach it after that, or keep its descriptors open");
+    return raise("DescriptorLost",
+                 "a descriptor of the pool was closed behind its back, as daemons do that close all that they inherit; "
+                 "what you have pinned stays true, but this process cannot use the pool any more: attach it after "
+                 "that, or keep its descriptors open");
 }
 
 // Why a forked child does not work: nothing but its pins could be kept for it.
 static void raise_guest(const SegmentObject* seg) {
     if (seg->lost == LOST_DESCRIPTOR) raise_lost();
     else if (seg->lost == LOST_SLOTS)
-        raise("TooManyClients", "this forked child found all %u client slots taken by living processes; the arrays that it inherited stay true; "
-              "create the pool with a larger max_clients", seg->s->g.max_clients - seg->s->g.guests);
+        raise("TooManyClients",
+              "this forked child found all %u client slots taken by living processes; the arrays that it inherited "
+              "stay true; "
+              "create the pool with a larger max_clients",
+              seg->s->g.max_clients - seg->s->g.guests);
     else
-        raise("SegmentError", "this forked child could not open the segment for itself: %s (errno %d); the arrays that it inherited stay true", strerror(seg->lost), seg->lost);
+        raise("SegmentError",
+              "this forked child could not open the segment for itself: %s (errno %d); the arrays that it inherited "
+              "stay true",
+              strerror(seg->lost), seg->lost);
 }
 
 Segment* opened(SegmentObject* seg) {
     if (seg->s && seg->s->works && !seg->closing) return seg->s->has_descriptor() ? seg->s : (raise_lost(), nullptr);
-    if (seg->s && seg->observing) return raise("PoolReadOnly", "the pool is only observed, not attached; attach it with Pool.attach()"), nullptr;
+    if (seg->s && seg->observing)
+        return raise("PoolReadOnly", "the pool is only observed, not attached; attach it with Pool.attach()"), nullptr;
     if (seg->s && seg->lost) raise_guest(seg);
     else raise("PoolClosed", "the pool is closed; attach it again");
     return nullptr;
 }
 
-bool may_work(SegmentObject* seg) { return (seg->s && seg->s->works && !seg->closing && seg->s->had_descriptor()) || opened(seg); }
+bool may_work(SegmentObject* seg) {
+    return (seg->s && seg->s->works && !seg->closing && seg->s->had_descriptor()) || opened(seg);
+}
 
 static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     int fd;
@@ -61,12 +72,14 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     Py_BEGIN_ALLOW_THREADS
     status = attach(*seg->s, lock_error);
     if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
-    Py_END_ALLOW_THREADS
-    if (status == Status::NO_LOCKS) raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
+    Py_END_ALLOW_THREADS if (status == Status::NO_LOCKS)
+        raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
     else if (status == Status::NO_SPACE) raise_status(status, nullptr, 0);
     else if (status == Status::INTERRUPTED) raise_interrupted("memory for the pins of one more client");
-    else if (status != Status::OK)
-        raise("TooManyClients", "all %u client slots of the segment are taken by living processes; detach one, or create the pool with a larger max_clients", h.geometry.max_clients - h.geometry.guests);
+    else if (status != Status::OK) raise("TooManyClients",
+                                         "all %u client slots of the segment are taken by living processes; detach "
+                                         "one, or create the pool with a larger max_clients",
+                                         h.geometry.max_clients - h.geometry.guests);
     if (status != Status::OK) {
         Py_DECREF(seg);
         return nullptr;
@@ -108,7 +121,8 @@ static void segment_dealloc(SegmentObject* seg) {
     Py_TYPE(seg)->tp_free(seg);
 }
 
-// Maps the data area once more, so that it cannot be written, in place of the mapping that `data` has. False with an error set.
+// Maps the data area once more, so that it cannot be written, in place of the mapping that `data` has. False with an
+// error set.
 static bool map_data(Segment& s, PyArrayObject* data) {
     // A mapping keeps its description, which a forked child inherits with it: so not the one that has our byte lock.
     int fd = prim::reopen(s.fd);
@@ -130,10 +144,12 @@ static PyObject* segment_give_to(PyObject* self, PyObject* args) {
     if (S(self)->data) return raise("ValueError", "the segment has a pool already");
     auto data = reinterpret_cast<PyArrayObject*>(array);
     auto at = reinterpret_cast<u64>(PyArray_DATA(data));
-    if (u64(PyArray_NBYTES(data)) != u64(s->g.max_frames) << s->g.page_shift || at % s->g.os_page || PyArray_ISWRITEABLE(data) || !PyArray_IS_C_CONTIGUOUS(data))
+    if (u64(PyArray_NBYTES(data)) != u64(s->g.max_frames) << s->g.page_shift || at % s->g.os_page ||
+        PyArray_ISWRITEABLE(data) || !PyArray_IS_C_CONTIGUOUS(data))
         return raise("ValueError", "the array does not fit the segment's data area");
     if (!map_data(*s, data)) return nullptr;
-    if (PyObject_SetAttrString(pool, "_data", array) < 0 || PyObject_SetAttrString(pool, "_segment", self) < 0) return nullptr;
+    if (PyObject_SetAttrString(pool, "_data", array) < 0 || PyObject_SetAttrString(pool, "_segment", self) < 0)
+        return nullptr;
     Py_INCREF(array);
     S(self)->data = array;
     S(self)->read_base = PyArray_BYTES(data);
@@ -156,7 +172,8 @@ void finish_closing(SegmentObject* seg) {
     if (seg->closing && seg->s && seg->pins.next == &seg->pins && !seg->active && !seg->writes) detach_now(seg);
 }
 
-// close(late): detaches; while arrays look at pages, that is a BufferError, or, with `late`, it happens when they are gone.
+// close(late): detaches; while arrays look at pages, that is a BufferError, or, with `late`, it happens when they are
+// gone.
 static PyObject* segment_close(PyObject* self, PyObject* arg) {
     SegmentObject* seg = S(self);
     int late = PyObject_IsTrue(arg);
@@ -164,9 +181,11 @@ static PyObject* segment_close(PyObject* self, PyObject* arg) {
     if (!seg->s) Py_RETURN_NONE;
     bool pinned = seg->pins.next != &seg->pins;
     if (pinned && !late)
-        return raise("BufferError", "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep. "
-                     "A loop variable, and _ in an interactive session, keep the last array. The end of a block 'with pool:' "
-                     "closes the pool at once and detaches when the last array is gone");
+        return raise(
+            "BufferError",
+            "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep. "
+            "A loop variable, and _ in an interactive session, keep the last array. The end of a block 'with pool:' "
+            "closes the pool at once and detaches when the last array is gone");
     if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
     if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
     if (pinned) seg->closing = true;  // views stay true
@@ -200,15 +219,19 @@ static PyObject* segment_clients(PyObject* self, PyObject*) {
         char name[sizeof slot.name + 1] = {};
         memcpy(name, slot.name, sizeof slot.name);
         PyObject* name_text = PyUnicode_DecodeUTF8(name, Py_ssize_t(strlen(name)), "replace");
-        PyObject* item = name_text ? Py_BuildValue("(IIKKNO)", c, slot.pid.load_relaxed(), (unsigned long long)slot.start_time.load_relaxed(),
-                                       (unsigned long long)slot.attached_ns.load_relaxed(), name_text, seems_alive(*s, c) ? Py_True : Py_False) : nullptr;
+        PyObject* item = name_text ? Py_BuildValue("(IIKKNO)", c, slot.pid.load_relaxed(),
+                                                   (unsigned long long)slot.start_time.load_relaxed(),
+                                                   (unsigned long long)slot.attached_ns.load_relaxed(), name_text,
+                                                   seems_alive(*s, c) ? Py_True : Py_False)
+                                   : nullptr;
         if (!item || PyList_Append(list, item) < 0) Py_CLEAR(list);
         Py_XDECREF(item);
     }
     return list;
 }
 
-// shrink(frames, reason, evict) -> (given back, moved, pinned, dirty, busy, the errno with which the kernel refused some, or 0)
+// shrink(frames, reason, evict) -> (given back, moved, pinned, dirty, busy, the errno with which the kernel refused
+// some, or 0)
 static PyObject* segment_shrink(PyObject* self, PyObject* args) {
     unsigned long long want;
     unsigned reason;
@@ -225,8 +248,8 @@ static PyObject* segment_shrink(PyObject* self, PyObject* args) {
     }
     if (status == Status::INTERRUPTED && check_signals() < 0) return nullptr;
     if (status == Status::NO_MEMORY) return PyErr_NoMemory();
-    return Py_BuildValue("(KKIIIi)", (unsigned long long)done.frames, (unsigned long long)done.moved, done.tally.pinned, done.tally.dirty,
-                         done.tally.busy, -done.refused);
+    return Py_BuildValue("(KKIIIi)", (unsigned long long)done.frames, (unsigned long long)done.moved, done.tally.pinned,
+                         done.tally.dirty, done.tally.busy, -done.refused);
 }
 
 static PyObject* segment_evict_idle(PyObject* self, PyObject* arg) {
@@ -330,7 +353,9 @@ static bool is_alone(SegmentObject* seg) {
     return seg->active == 0 && seg->writes == 0;
 }
 
-static PyObject* segment_alone(PyObject* self, PyObject*) { return opened(S(self)) ? PyBool_FromLong(is_alone(S(self))) : nullptr; }
+static PyObject* segment_alone(PyObject* self, PyObject*) {
+    return opened(S(self)) ? PyBool_FromLong(is_alone(S(self))) : nullptr;
+}
 
 static PyObject* segment_check(PyObject* self, PyObject*) {
     Segment* s = opened(S(self));
@@ -380,10 +405,12 @@ PyTypeObject SegmentType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_segment_type() {
     PyMethodDef* to = segment_methods;
-    for (PyMethodDef* from : {own_methods, directory_methods, lock_methods, flush_methods, observe_methods, advice_methods})
+    for (PyMethodDef* from :
+         {own_methods, directory_methods, lock_methods, flush_methods, observe_methods, advice_methods})
         while (from->ml_name) *to++ = *from++;
     SegmentType.tp_new = segment_new;
-    return ready_type(SegmentType, "bufferpool._core.Segment", "One client's attachment to a segment.", segment_dealloc, segment_methods);
+    return ready_type(SegmentType, "bufferpool._core.Segment", "One client's attachment to a segment.", segment_dealloc,
+                      segment_methods);
 }
 
 }  // namespace bp

@@ -13,9 +13,10 @@ static PyObject* advice_dict(const Advice& head, const u32 frames, double rate) 
         if (!v) return Py_DECREF(missed), nullptr;
         PyList_SET_ITEM(missed, i, v);
     }
-    return Py_BuildValue("{s:N,s:d,s:d,s:I,s:I,s:K,s:I,s:I,s:d}", "missed", missed, "expected", head.expected, "missed_by_pool",
-                         head.missed_by_pool, "shift", head.shift.load_relaxed() & 31, "budget_frames", frames, "references",
-                         (unsigned long long)head.references, "resets", head.resets, "halvings", head.halvings, "references_per_s", rate);
+    return Py_BuildValue("{s:N,s:d,s:d,s:I,s:I,s:K,s:I,s:I,s:d}", "missed", missed, "expected", head.expected,
+                         "missed_by_pool", head.missed_by_pool, "shift", head.shift.load_relaxed() & 31,
+                         "budget_frames", frames, "references", (unsigned long long)head.references, "resets",
+                         head.resets, "halvings", head.halvings, "references_per_s", rate);
 }
 
 static double reference_rate(Segment& s, const Advice& head) {
@@ -130,15 +131,19 @@ struct TracedSampler {
 PyObject* core_advise(PyObject*, PyObject* args) {
     PyArrayObject* trace;
     unsigned n_pages, frames, max_frames, gap, least_shift;
-    if (!PyArg_ParseTuple(args, "O!IIIII:advise", &PyArray_Type, &trace, &n_pages, &frames, &max_frames, &gap, &least_shift)) return nullptr;
-    if (PyArray_TYPE(trace) != NPY_UINT32 || PyArray_NDIM(trace) != 1 || !PyArray_ISCARRAY_RO(trace) || frames < 1 || max_frames < frames || least_shift > 20)
+    if (!PyArg_ParseTuple(args, "O!IIIII:advise", &PyArray_Type, &trace, &n_pages, &frames, &max_frames, &gap,
+                          &least_shift))
+        return nullptr;
+    if (PyArray_TYPE(trace) != NPY_UINT32 || PyArray_NDIM(trace) != 1 || !PyArray_ISCARRAY_RO(trace) || frames < 1 ||
+        max_frames < frames || least_shift > 20)
         return raise("ValueError", "the trace must be a C-contiguous array of uint32, and frames 1 to max_frames");
     auto pages = static_cast<const u32*>(PyArray_DATA(trace));
     u64 n = u64(PyArray_SIZE(trace));
     AdviceGeometry g(max_frames, least_shift);
     Vec<u64> area;
     TracedSampler sampler;
-    if (!area.resize(g.bytes / 8 + 1) || !sampler.marks.resize(n_pages) || !sampler.samples.resize(Sampler::WINDOW)) return PyErr_NoMemory();
+    if (!area.resize(g.bytes / 8 + 1) || !sampler.marks.resize(n_pages) || !sampler.samples.resize(Sampler::WINDOW))
+        return PyErr_NoMemory();
     Shadows shadows(reinterpret_cast<u8*>(area.data()), max_frames, frames, g);
     u64 references = 0, samples = 0, windows = 0;
     for (u64 i = 0; i < n; i++) {

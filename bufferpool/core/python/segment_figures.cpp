@@ -19,7 +19,9 @@ Segment* seen(SegmentObject* seg) {
 }
 
 static bool raise_damaged(const char* what) {
-    raise("SegmentCorrupt", "the segment was truncated, or memory is missing that it should have (%s); remove it and create it anew", what);
+    raise("SegmentCorrupt",
+          "the segment was truncated, or memory is missing that it should have (%s); remove it and create it anew",
+          what);
     return false;
 }
 
@@ -53,7 +55,8 @@ static bool refresh(SegmentObject* seg) {
     struct stat st;
     if (fstat(s.fd, &st) != 0 || u64(st.st_size) != g.total_bytes) return raise_damaged("its size");
     u64 bits = reinterpret_cast<u8*>(s.chunk_bits) - s.base;
-    if (prim::populate(s.base, g.advice_at + g.os_page) != 0 || prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + g.entry_chunks() / 8))
+    if (prim::populate(s.base, g.advice_at + g.os_page) != 0 ||
+        prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + g.entry_chunks() / 8))
         return raise_damaged("its tables");
     for (u64 i = 0; i < (g.data_at / g.os_page + 63) / 64; i++) seg->written[i] = 0;
     for (u64 at = prim::next_written(s.fd, 0, g.data_at); at < g.data_at;) {
@@ -107,7 +110,8 @@ static u64 metadata_bytes(Segment& s) {
     u64 n = g.entries_at + round_up(g.tops_bytes(), g.os_page);
     s.look_at_ready();
     each_frame_table(g, s.stripes(), [&](u64, u64, auto bytes) { n += round_up(bytes(s.ready), g.os_page); });
-    for (u64 i = 0; i < (g.entry_chunks() + 63) / 64; i++) n += u64(__builtin_popcountll(s.chunk_bits[i].load_relaxed())) * g.os_page;
+    for (u64 i = 0; i < (g.entry_chunks() + 63) / 64; i++)
+        n += u64(__builtin_popcountll(s.chunk_bits[i].load_relaxed())) * g.os_page;
     return n;
 }
 
@@ -129,13 +133,16 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     struct stat st;
     if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
     PolicyState& p = s->header->policy;
-    return Py_BuildValue("{s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K}", "budget_frames", s->header->budget_frames.load_relaxed(),
-                         "min_frames", s->header->min_frames.load_relaxed(), "asked_frames", s->header->asked_frames.load_relaxed(), "checkpoint_lsn", (unsigned long long)s->header->checkpoint_lsn.load_relaxed(),
-                         "resident_frames", s->header->resident.load_relaxed(), "frames_ready", u32(s->header->frames_ready.load_relaxed()),
-                         "durable_lsn", (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
-                         (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
-                         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target", p.cold_target,
-                         "unlinked", (unsigned long long)s->header->unlinked.load_relaxed());
+    return Py_BuildValue(
+        "{s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K}", "budget_frames",
+        s->header->budget_frames.load_relaxed(), "min_frames", s->header->min_frames.load_relaxed(), "asked_frames",
+        s->header->asked_frames.load_relaxed(), "checkpoint_lsn",
+        (unsigned long long)s->header->checkpoint_lsn.load_relaxed(), "resident_frames",
+        s->header->resident.load_relaxed(), "frames_ready", u32(s->header->frames_ready.load_relaxed()), "durable_lsn",
+        (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
+        (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
+        (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target",
+        p.cold_target, "unlinked", (unsigned long long)s->header->unlinked.load_relaxed());
 }
 
 // Tables are copied with pread, which allocates nothing where there is a hole.
@@ -167,10 +174,13 @@ static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
     Vec<u16> rows;
     if (!rows.resize(u64(shape[0]) * g.stripe_clients)) return Py_DECREF(out), PyErr_NoMemory();
     for (u32 stripe = 0; stripe < s->stripes(); stripe++) {
-        u32 first = stripe / STRIPES * CLIENT_BLOCK + stripe % STRIPES, end = std::min(first / CLIENT_BLOCK * CLIENT_BLOCK + CLIENT_BLOCK, g.max_clients);
-        if (!copy_table(*s, rows.data(), rows.size() * 2, g.pins_at + stripe * g.stripe_bytes)) return Py_DECREF(out), nullptr;
+        u32 first = stripe / STRIPES * CLIENT_BLOCK + stripe % STRIPES,
+            end = std::min(first / CLIENT_BLOCK * CLIENT_BLOCK + CLIENT_BLOCK, g.max_clients);
+        if (!copy_table(*s, rows.data(), rows.size() * 2, g.pins_at + stripe * g.stripe_bytes))
+            return Py_DECREF(out), nullptr;
         for (u32 f = 0; f < u32(shape[0]); f++)
-            for (u32 c = first, i = 0; c < end; c += STRIPES, i++) to[u64(f) * g.max_clients + c] = rows[u64(f) * g.stripe_clients + i];
+            for (u32 c = first, i = 0; c < end; c += STRIPES, i++)
+                to[u64(f) * g.max_clients + c] = rows[u64(f) * g.stripe_clients + i];
     }
     return out;
 }
@@ -200,7 +210,8 @@ constexpr u32 AGES = 6;
 constexpr u64 AGE_LIMITS_S[AGES - 1] = {1, 10, 60, 600, 3600};
 
 struct Summary {
-    u64 states[5] = {}, dirty = 0, held_back = 0, pinned = 0, pinned_live = 0, pinned_dirty = 0, hot = 0, ages[AGES] = {};
+    u64 states[5] = {}, dirty = 0, held_back = 0, pinned = 0, pinned_live = 0, pinned_dirty = 0, hot = 0,
+        ages[AGES] = {};
     struct PerSpace {
         u64 resident, dirty;
     } space[MAX_SPACES] = {};
@@ -249,7 +260,8 @@ public:
             auto row = reinterpret_cast<Atomic<u64>*>(s.stripe_row(stripe, from));
             for (u32 f = 0; f < to - from; f++)
                 for (u32 i = 0; i < n; i++, row++)
-                    if (there > 0 || sight.at(u64(reinterpret_cast<u8*>(row) - s.base))) words_[f] |= row->load_relaxed();
+                    if (there > 0 || sight.at(u64(reinterpret_cast<u8*>(row) - s.base)))
+                        words_[f] |= row->load_relaxed();
         }
     }
     bool has(u32 f) const { return words_[f % BLOCK]; }
@@ -308,11 +320,12 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
         summarize(*s, sight, sum);
     }
     auto n = [](u64 v) { return static_cast<unsigned long long>(v); };
-    return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]), n(sum.states[1]),
-                         n(sum.states[2]), n(sum.states[3]), n(sum.states[4]), "dirty", n(sum.dirty), "held_back", n(sum.held_back),
-                         "pinned", n(sum.pinned), "pinned_live", n(sum.pinned_live), "pinned_dirty", n(sum.pinned_dirty), "hot", n(sum.hot), "ages", n(sum.ages[0]), n(sum.ages[1]), n(sum.ages[2]),
-                         n(sum.ages[3]), n(sum.ages[4]), n(sum.ages[5]),
-                         "spaces", reinterpret_cast<const char*>(sum.space), Py_ssize_t(sizeof sum.space));
+    return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]),
+                         n(sum.states[1]), n(sum.states[2]), n(sum.states[3]), n(sum.states[4]), "dirty", n(sum.dirty),
+                         "held_back", n(sum.held_back), "pinned", n(sum.pinned), "pinned_live", n(sum.pinned_live),
+                         "pinned_dirty", n(sum.pinned_dirty), "hot", n(sum.hot), "ages", n(sum.ages[0]), n(sum.ages[1]),
+                         n(sum.ages[2]), n(sum.ages[3]), n(sum.ages[4]), n(sum.ages[5]), "spaces",
+                         reinterpret_cast<const char*>(sum.space), Py_ssize_t(sizeof sum.space));
 }
 
 // ---- events ------------------------------------------------------------------------
@@ -322,7 +335,8 @@ static PyObject* segment_post_event(PyObject* self, PyObject* args) {
     unsigned what, why, from, to, origin = 0;
     unsigned long long bytes, page = 0;
     double value;
-    if (!PyArg_ParseTuple(args, "IIKIId|IK:post_event", &what, &why, &bytes, &from, &to, &value, &origin, &page)) return nullptr;
+    if (!PyArg_ParseTuple(args, "IIKIId|IK:post_event", &what, &why, &bytes, &from, &to, &value, &origin, &page))
+        return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     post_event(*s, what, why, bytes, from, to, value, Origin{origin, page});
@@ -386,8 +400,9 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
     Segment* s = name ? opened(S(self)) : nullptr;
     if (!s) return nullptr;
     Counters& c = s->counters();
-    for (auto [known, counter] : {std::pair{"flush_failures", &c.flush_failures}, std::pair{"corrupt_pages", &c.corrupt_pages},
-                                  std::pair{"repaired_pages", &c.repaired_pages}})
+    for (auto [known, counter] :
+         {std::pair{"flush_failures", &c.flush_failures}, std::pair{"corrupt_pages", &c.corrupt_pages},
+          std::pair{"repaired_pages", &c.repaired_pages}})
         if (!strcmp(known, name)) {
             counter->add_relaxed(1);
             Py_RETURN_NONE;

@@ -9,7 +9,9 @@
 
 namespace bp {
 
-static PyObject* text_of(const char* at, size_t most) { return PyUnicode_DecodeUTF8(at, Py_ssize_t(strnlen(at, most)), "surrogateescape"); }
+static PyObject* text_of(const char* at, size_t most) {
+    return PyUnicode_DecodeUTF8(at, Py_ssize_t(strnlen(at, most)), "surrogateescape");
+}
 
 // All live spaces, as dicts.
 static PyObject* segment_spaces(PyObject* self, PyObject*) {
@@ -24,19 +26,28 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
         if (space_sum(t) != t.sum.load_relaxed()) {
             if (!t.is_live() || t.extent.load_acquire() != extent) continue;  // removed while we looked
             Py_DECREF(list);
-            return raise("SegmentCorrupt", "space slot %u of the segment was overwritten; save what you need through handles that are open, and remove the segment", i);
+            return raise("SegmentCorrupt",
+                         "space slot %u of the segment was overwritten; save what you need through handles that are "
+                         "open, and remove the segment",
+                         i);
         }
-        u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;  // an owner that is not a client's number is no flusher
+        // An owner that is not a client's number is no flusher.
+        u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;
         auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
-        PyObject* d = Py_BuildValue("{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}", "index", i, "name", text_of(t.name, sizeof t.name),
-                                    "path", text_of(t.path, sizeof t.path), "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(),
-                                    "owner", t.owner.load_relaxed(), "generation", (unsigned long long)space_generation(extent), "first_entry",
-                                    t.first_entry.load_relaxed(), "max_pages", t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent),
-                                    "stored", k(t.stored), "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode),
-                                    "size_bytes", k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns", k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version", k(t.version),
-                                    "mine", s->me && t.owner.load_relaxed() == s->me && t.owner_generation.load_relaxed() == my_generation ? Py_True : Py_False,
+        PyObject* d = Py_BuildValue(
+            "{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}",
+            "index", i, "name", text_of(t.name, sizeof t.name), "path", text_of(t.path, sizeof t.path), "kind",
+            t.kind.load_relaxed(), "flags", t.flags.load_relaxed(), "owner", t.owner.load_relaxed(), "generation",
+            (unsigned long long)space_generation(extent), "first_entry", t.first_entry.load_relaxed(), "max_pages",
+            t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent), "stored", k(t.stored),
+            "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode), "size_bytes",
+            k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns",
+            k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version",
+            k(t.version), "mine",
+            s->me && t.owner.load_relaxed() == s->me && t.owner_generation.load_relaxed() == my_generation ? Py_True
+                                                                                                           : Py_False,
 
-                                    "flusher", is_live_client(*s, flusher) ? flusher : 0, "flush_since_ns", k(t.flush_since_ns));
+            "flusher", is_live_client(*s, flusher) ? flusher : 0, "flush_since_ns", k(t.flush_since_ns));
         if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
         Py_XDECREF(d);
     }
@@ -47,7 +58,9 @@ static PyObject* segment_spaces(PyObject* self, PyObject*) {
 struct FileRecord {
     unsigned long long device = 0, inode = 0, size = 0, mtime = 0, ctime = 0, doubt = 0;
 
-    bool parse(PyObject* state) { return PyArg_ParseTuple(state, "KKKKKK:FileState", &device, &inode, &size, &mtime, &ctime, &doubt); }
+    bool parse(PyObject* state) {
+        return PyArg_ParseTuple(state, "KKKKKK:FileState", &device, &inode, &size, &mtime, &ctime, &doubt);
+    }
     void store(SpaceSlot& t) const {
         t.device.store_relaxed(device);
         t.inode.store_relaxed(inode);
@@ -67,20 +80,29 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     unsigned long long pages, max_pages, version;
     PyObject* state;
     FileRecord file;
-    if (!PyArg_ParseTuple(args, "s#s#IIpKKO!K:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages, &max_pages, &PyTuple_Type, &state, &version) ||
+    if (!PyArg_ParseTuple(args, "s#s#IIpKKO!K:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages,
+                          &max_pages, &PyTuple_Type, &state, &version) ||
         !file.parse(state))
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     u32 index = free_slot(*s);
-    if (index == NONE) return raise("TooManySpaces", "a pool holds %u spaces and all are taken; remove one (space.remove()), or, if a billion have been opened in their slots, create the pool anew", MAX_SPACES);
+    if (index == NONE)
+        return raise("TooManySpaces",
+                     "a pool holds %u spaces and all are taken; remove one (space.remove()), or, if a billion have "
+                     "been opened in their slots, create the pool anew",
+                     MAX_SPACES);
     SpaceSlot* t = &s->spaces[index];
     if (name_n >= Py_ssize_t(sizeof t->name) || path_n >= Py_ssize_t(sizeof t->path))
-        return raise("ValueError", "a space's name has at most %zu bytes, its path %zu", sizeof t->name - 1, sizeof t->path - 1);
+        return raise("ValueError", "a space's name has at most %zu bytes, its path %zu", sizeof t->name - 1,
+                     sizeof t->path - 1);
     u32 first = free_run(*s, max_pages);
     if (first == NONE || pages > max_pages)
-        return raise("SpaceFull", "the pool can translate %llu pages in all and has no run of %llu left; remove a space, give this one a "
-                     "smaller max_pages, or create the pool with a larger one", (unsigned long long)s->g.max_pages, max_pages);
+        return raise(
+            "SpaceFull",
+            "the pool can translate %llu pages in all and has no run of %llu left; remove a space, give this one a "
+            "smaller max_pages, or create the pool with a larger one",
+            (unsigned long long)s->g.max_pages, max_pages);
     u64 sum[COUNTERS];
     if (!sum_counters(*s, sum)) return raise_unsettled();
     int r;
@@ -137,8 +159,9 @@ static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
     return Py_BuildValue("(OI)", ok ? Py_True : Py_False, freed);
 }
 
-// Drops the clean pages of a space, whose flush lock is held. It waits for pages that are being written, so the directory
-// lock is not held: should the space be removed meanwhile, pages of another one are dropped, and loaded again.
+// Drops the clean pages of a space, whose flush lock is held. It waits for pages that are being written, so the
+// directory lock is not held: should the space be removed meanwhile, pages of another one are dropped, and loaded
+// again.
 static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -164,7 +187,8 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
     PyObject* state;
     FileRecord file;
     if (!PyArg_ParseTuple(args, "IKpO:record_store", &i, &stored, &open, &state)) return nullptr;
-    if (state != Py_None && (!PyTuple_Check(state) || !file.parse(state))) return PyErr_Occurred() ? nullptr : raise("TypeError", "a file's state is a tuple");
+    if (state != Py_None && (!PyTuple_Check(state) || !file.parse(state)))
+        return PyErr_Occurred() ? nullptr : raise("TypeError", "a file's state is a tuple");
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
@@ -201,7 +225,8 @@ static PyObject* segment_first_changed(PyObject* self, PyObject* args) {
     if (!PyArg_ParseTuple(args, "IiI:first_changed", &i, &fd, &bytes)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    if (i >= MAX_SPACES || bytes > s->g.page_size) return raise("ValueError", "no such space, or more bytes than a page has");
+    if (i >= MAX_SPACES || bytes > s->g.page_size)
+        return raise("ValueError", "no such space, or more bytes than a page has");
     SpaceSlot& t = s->spaces[i];
     u64 first, n;
     if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
@@ -226,7 +251,10 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     SpaceSlot& t = s->spaces[i];
     if (pages > t.max_pages.load_relaxed())
-        return raise("SpaceFull", "the file has %llu pages, the space was opened for %u; remove the space and open it with a larger max_pages", pages, t.max_pages.load_relaxed());
+        return raise("SpaceFull",
+                     "the file has %llu pages, the space was opened for %u; remove the space and open it with a larger "
+                     "max_pages",
+                     pages, t.max_pages.load_relaxed());
     int r;
     {
         Released unlocked(S(self));

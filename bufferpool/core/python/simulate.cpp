@@ -65,7 +65,8 @@ PyObject* core_simulate(PyObject*, PyObject* args) {
         page.tag = policy.tag();
         policy.insert(pages[i], ring);
     }
-    return Py_BuildValue("(KKKK)", (unsigned long long)hits, (unsigned long long)(u64(n) - hits), (unsigned long long)pool.evicted[0], (unsigned long long)pool.evicted[1]);
+    return Py_BuildValue("(KKKK)", (unsigned long long)hits, (unsigned long long)(u64(n) - hits),
+                         (unsigned long long)pool.evicted[0], (unsigned long long)pool.evicted[1]);
 }
 
 }  // namespace bp

@@ -27,10 +27,12 @@ static int deadline_of(PyObject* timeout, u64& deadline_ns) {
 }
 
 // The arguments (what, timeout=None) of a fast call. 0 or -1.
-static int with_timeout(const char* name, PyObject* const* args, Py_ssize_t n, PyObject* names, PyObject*& what, Access& access) {
+static int with_timeout(const char* name, PyObject* const* args, Py_ssize_t n, PyObject* names, PyObject*& what,
+                        Access& access) {
     Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
     bool keyword = named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "timeout") == 0;
-    if (n != 1 || named > 1 || (named && !keyword)) return raise("TypeError", "%s() takes one argument, and timeout= as a keyword", name), -1;
+    if (n != 1 || named > 1 || (named && !keyword))
+        return raise("TypeError", "%s() takes one argument, and timeout= as a keyword", name), -1;
     what = args[0];
     return named ? deadline_of(args[1], access.deadline_ns) : 0;
 }
@@ -88,7 +90,8 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
         raise("TypeError", "page numbers must be a one-dimensional sequence of integers");
         return nullptr;
     }
-    auto numbers = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(any, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSURECOPY));
+    auto numbers = reinterpret_cast<PyArrayObject*>(
+        PyArray_FROMANY(any, NPY_INT64, 1, 1, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_FORCECAST | NPY_ARRAY_ENSURECOPY));
     Py_DECREF(any);
     if (!numbers || ready_space(sp) < 0) {
         Py_XDECREF(numbers);
@@ -164,12 +167,14 @@ static PyArrayObject* output_for(SpaceObject* sp, npy_intp n, PyObject* out) {
     npy_intp shape[2] = {n, sp->items};
     if (!out || out == Py_None) {
         Py_INCREF(sp->dtype);
-        return reinterpret_cast<PyArrayObject*>(PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 2, shape, nullptr, nullptr, 0, nullptr));
+        return reinterpret_cast<PyArrayObject*>(
+            PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 2, shape, nullptr, nullptr, 0, nullptr));
     }
     auto a = reinterpret_cast<PyArrayObject*>(out);
     if (!PyArray_Check(out) || PyArray_NDIM(a) != 2 || PyArray_DIM(a, 0) != n || PyArray_DIM(a, 1) != sp->items ||
         !PyArray_EquivTypes(PyArray_DESCR(a), sp->dtype) || !PyArray_ISCARRAY(a)) {
-        raise("ValueError", "out must be a writable, C-contiguous array of the space's dtype, of shape (%zd, %zd)", n, sp->items);
+        raise("ValueError", "out must be a writable, C-contiguous array of the space's dtype, of shape (%zd, %zd)", n,
+              sp->items);
         return nullptr;
     }
     Py_INCREF(out);
@@ -181,7 +186,8 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     static const char* names[] = {"ids", "out", "timeout", nullptr};
     PyObject *ids, *out = nullptr, *timeout = nullptr;
     Access access;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:read_many", const_cast<char**>(names), &ids, &out, &timeout)) return nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:read_many", const_cast<char**>(names), &ids, &out, &timeout))
+        return nullptr;
     if (deadline_of(timeout, access.deadline_ns) < 0) return nullptr;
     PyArrayObject* numbers = page_numbers(sp, ids);
     if (!numbers) return nullptr;
@@ -201,7 +207,8 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
             ok = false;
             break;
         }
-        memcpy(static_cast<char*>(PyArray_DATA(to)) + (u64(i) << s.g.page_shift), sp->seg->read_base + (u64(f) << s.g.page_shift), s.g.page_size);
+        memcpy(static_cast<char*>(PyArray_DATA(to)) + (u64(i) << s.g.page_shift),
+               sp->seg->read_base + (u64(f) << s.g.page_shift), s.g.page_size);
         drop_pin(sp->seg, f);
     }
     count_hits(sp, hits);
@@ -239,8 +246,11 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
 // Raises SpaceReadOnly, with the remedy where there is one.
 static PyObject* raise_read_only(SpaceObject* sp, const char* what) {
     if (sp->kind == KIND_DERIVED)
-        return raise("SpaceReadOnly", "derived pages come from their loader, and no process can %s one; use open_file, open_store or scratch "
-                     "for pages that are written", what);
+        return raise(
+            "SpaceReadOnly",
+            "derived pages come from their loader, and no process can %s one; use open_file, open_store or scratch "
+            "for pages that are written",
+            what);
     return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to %s a page", what);
 }
 
@@ -256,7 +266,8 @@ static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     static const char* names[] = {"page_no", "timeout", "lsn", nullptr};
     PyObject *n, *timeout = nullptr, *lsn = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:write", const_cast<char**>(names), &n, &timeout, &lsn)) return nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:write", const_cast<char**>(names), &n, &timeout, &lsn))
+        return nullptr;
     u64 page_no;
     if (page_number(sp, n, page_no) < 0) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "write");
@@ -279,7 +290,8 @@ static PyObject* space_append(PyObject* self, PyObject* args, PyObject* kwargs) 
     if (status == Status::OK) return with_lsn(new_write(sp, page_no, true, 10'000'000'000u), lsn);
     if (status == Status::REMOVED) return raise_space_removed(sp);
     if (status == Status::TOO_LONG)
-        return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages", sp->max_pages);
+        return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages",
+                     sp->max_pages);
     return answer(status, sp, page_no), nullptr;
 }
 
@@ -297,11 +309,15 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
         status = drop_range(s, entry_of(sp, first), count, freed);
     }
     if (status != Status::OK && check_signals() < 0) return nullptr;
-    if (status == Status::WAIT) return raise("WaitTimeout", "a page of the section is being written by a client that does not end; pool.clients() says who writes; the pages before it are dropped");
+    if (status == Status::WAIT)
+        return raise("WaitTimeout",
+                     "a page of the section is being written by a client that does not end; pool.clients() says who "
+                     "writes; the pages before it are dropped");
     return PyLong_FromUnsignedLong(freed);
 }
 
-// (segment, index, generation, first_entry, max_pages, kind, fd, store, dtype, writable, discardable, zero_fill, private)
+// (segment, index, generation, first_entry, max_pages, kind, fd, store, dtype, writable, discardable, zero_fill,
+// private)
 static PyObject* space_bind(PyObject* self, PyObject* args) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyObject *seg, *store;
@@ -309,8 +325,9 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     unsigned long long generation;
     unsigned index, first, max_pages, kind;
     int fd, writable, discardable, zero_fill, is_private;
-    if (!PyArg_ParseTuple(args, "O!IKIIIiOO!pppp:_bind_core", &SegmentType, &seg, &index, &generation, &first, &max_pages, &kind,
-                          &fd, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable, &zero_fill, &is_private))
+    if (!PyArg_ParseTuple(args, "O!IKIIIiOO!pppp:_bind_core", &SegmentType, &seg, &index, &generation, &first,
+                          &max_pages, &kind, &fd, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable,
+                          &zero_fill, &is_private))
         return nullptr;
     Segment* s = opened(reinterpret_cast<SegmentObject*>(seg));
     if (!s) return nullptr;
@@ -379,31 +396,40 @@ static PyCFunction function(Function f) {
 static PyMethodDef space_methods[] = {
     {"get", function(space_get), METH_FASTCALL | METH_KEYWORDS,
      "get($self, page_no, /, *, timeout=None)\n--\n\n"
-     "Return page ``page_no`` as ``space[page_no]`` does, waiting at most ``timeout`` seconds for another client's load or write.\n\n"
-     "The array is read-only, has the space's dtype and shape ``(page_size // itemsize,)``, and keeps the page pinned as\n"
-     "long as it or a view of it is alive. Raises PageOutOfRange, LoaderFailed, StoreError, PoolExhausted, WaitTimeout."},
+     "Return page ``page_no`` as ``space[page_no]`` does, waiting at most ``timeout`` seconds for another client's "
+     "load or write.\n\n"
+     "The array is read-only, has the space's dtype and shape ``(page_size // itemsize,)``, and keeps the page pinned "
+     "as\n"
+     "long as it or a view of it is alive. Raises PageOutOfRange, LoaderFailed, StoreError, PoolExhausted, "
+     "WaitTimeout."},
     {"pin", function(space_pin), METH_FASTCALL | METH_KEYWORDS,
      "pin($self, page_no, /, *, timeout=None)\n--\n\n"
-     "Pin a page: return a Pin, which as a ``with`` block gives the page as a read-only array and releases it at the end.\n\n"
+     "Pin a page: return a Pin, which as a ``with`` block gives the page as a read-only array and releases it at the "
+     "end.\n\n"
      "``timeout`` is in seconds (None: wait without limit). Raises what ``get`` raises."},
     {"pin_many", function(space_pin_many), METH_FASTCALL | METH_KEYWORDS,
      "pin_many($self, ids, /, *, timeout=None)\n--\n\n"
      "Pin many pages at once: return PinnedPages, a sequence of read-only arrays in the order of ``ids``.\n\n"
-     "``ids`` is a one-dimensional sequence or array of page numbers. The pages are released together, at the end of a\n"
+     "``ids`` is a one-dimensional sequence or array of page numbers. The pages are released together, at the end of "
+     "a\n"
      "``with`` block, by ``release()``, or when the sequence and its arrays are gone. Raises what ``get`` raises."},
     {"read_many", function(space_read_many), METH_VARARGS | METH_KEYWORDS,
      "read_many($self, /, ids, out=None, *, timeout=None)\n--\n\n"
-     "Copy many pages into ``out``, or into a new array, of shape ``(len(ids), page_size // itemsize)`` and the space's dtype.\n\n"
+     "Copy many pages into ``out``, or into a new array, of shape ``(len(ids), page_size // itemsize)`` and the "
+     "space's dtype.\n\n"
      "No page stays pinned. Raises what ``get`` raises, and ValueError for an ``out`` of another shape or dtype."},
     {"write", function(space_write), METH_VARARGS | METH_KEYWORDS,
      "write($self, /, page_no, timeout=10.0, *, lsn=None)\n--\n\n"
-     "Write a page: return a Write, which as a ``with`` block gives a private copy and publishes it when the block ends well.\n\n"
+     "Write a page: return a Write, which as a ``with`` block gives a private copy and publishes it when the block "
+     "ends well.\n\n"
      "``timeout``: how many seconds the block waits for another writer of the page (None: without limit).\n"
-     "``lsn``: the LSN of the new version (None: that of the old one). Raises SpaceReadOnly, PageOutOfRange, WaitTimeout,\n"
+     "``lsn``: the LSN of the new version (None: that of the old one). Raises SpaceReadOnly, PageOutOfRange, "
+     "WaitTimeout,\n"
      "WouldDeadlock, PoolExhausted."},
     {"append", function(space_append), METH_VARARGS | METH_KEYWORDS,
      "append($self, /, *, lsn=None)\n--\n\n"
-     "Append a page: return a Write of a new page of zeros at the end of the space, which exists when its block ends well.\n\n"
+     "Append a page: return a Write of a new page of zeros at the end of the space, which exists when its block ends "
+     "well.\n\n"
      "Raises SpaceReadOnly, SpaceFull."},
     {"_once", space_once, METH_O, "The page, pinned without counting as a reference."},
     {"_load_many", space_load_many, METH_O, "Loads absent pages without pinning them; how many."},

@@ -70,9 +70,9 @@ static void holder_dealloc(HolderObject* h) {
 void add_holders(PyObject* holder, PyObject* others) { reinterpret_cast<HolderObject*>(holder)->others = others; }
 
 static PyObject* holder_base(HolderObject* h, void*) { return Py_NewRef(h->seg->data ? h->seg->data : Py_None); }
-static PyGetSetDef holder_getset[] = {
-    {"base", reinterpret_cast<getter>(holder_base), nullptr, "The mapping that the page is in: the pool's data, a numpy.memmap.", nullptr},
-    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+static PyGetSetDef holder_getset[] = {{"base", reinterpret_cast<getter>(holder_base), nullptr,
+                                       "The mapping that the page is in: the pool's data, a numpy.memmap.", nullptr},
+                                      {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject HolderType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
@@ -81,7 +81,8 @@ PyTypeObject HolderType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 PyObject* array_over(SpaceObject* sp, u32 frame, PyObject* base) {
     char* at = sp->seg->read_base + (u64(frame) << sp->seg->s->g.page_shift);
     Py_INCREF(sp->dtype);
-    PyObject* a = PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 1, &sp->items, nullptr, at, NPY_ARRAY_CARRAY_RO, nullptr);
+    PyObject* a =
+        PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 1, &sp->items, nullptr, at, NPY_ARRAY_CARRAY_RO, nullptr);
     if (!a) {
         Py_DECREF(base);
         return nullptr;
@@ -101,15 +102,15 @@ PyObject* view_of(SpaceObject* sp, u32 frame) {
 
 PyObject* new_base(SegmentObject* seg) {
     npy_intp bytes = npy_intp(u64(seg->s->g.max_frames) << seg->s->g.page_shift);
-    PyObject* base = PyArray_NewFromDescr(&PyArray_Type, PyArray_DescrFromType(NPY_UINT8), 1, &bytes, nullptr, seg->read_base,
-                                          NPY_ARRAY_CARRAY_RO, nullptr);
+    PyObject* base = PyArray_NewFromDescr(&PyArray_Type, PyArray_DescrFromType(NPY_UINT8), 1, &bytes, nullptr,
+                                          seg->read_base, NPY_ARRAY_CARRAY_RO, nullptr);
     if (base) base_of(base) = Py_XNewRef(seg->data);
     return base;
 }
 
 int ready_holder_type() {
-    return ready_type(HolderType, "bufferpool._core.Holder", "Owns one pin; the base of an array over a page.", holder_dealloc,
-                      static_cast<PyMethodDef*>(nullptr), holder_getset);
+    return ready_type(HolderType, "bufferpool._core.Holder", "Owns one pin; the base of an array over a page.",
+                      holder_dealloc, static_cast<PyMethodDef*>(nullptr), holder_getset);
 }
 
 }  // namespace bp

@@ -25,7 +25,8 @@ static WriteObject open_writes = [] {
 
 static bool own_thread_writes(SpaceObject* sp, u64 page_no) {
     for (WriteObject* w = open_writes.next; w && w != &open_writes; w = w->next)
-        if (w->space->seg == sp->seg && w->space->index == sp->index && w->page_no == page_no && w->thread == this_thread())
+        if (w->space->seg == sp->seg && w->space->index == sp->index && w->page_no == page_no &&
+            w->thread == this_thread())
             return true;
     return false;
 }
@@ -66,29 +67,35 @@ static void set_closed(WriteObject* w) {
     w->prev->next = w->next;
 }
 
-static bool is_ours(WriteObject* w) { return w->space->seg->s && w->space->seg->s->me && w->forks == w->space->seg->forks; }
+static bool is_ours(WriteObject* w) {
+    return w->space->seg->s && w->space->seg->s->me && w->forks == w->space->seg->forks;
+}
 
 static void raise_removed(WriteObject* w) {
     PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(w->space), "_removed", nullptr);
     if (!message) return;
-    raise("SpaceRemoved", "page %llu was being written, and nothing of it is published: %U", (unsigned long long)w->page_no, message);
+    raise("SpaceRemoved", "page %llu was being written, and nothing of it is published: %U",
+          (unsigned long long)w->page_no, message);
     Py_DECREF(message);
 }
 
 static PyObject* raise_parents(WriteObject* w) {
-    return raise("WrongProcess", "page %llu is being written by the parent process; in a forked child open a write of its own",
+    return raise("WrongProcess",
+                 "page %llu is being written by the parent process; in a forked child open a write of its own",
                  (unsigned long long)w->page_no);
 }
 
 struct OwnHooks : SpaceHooks {
     Status may_wait_for(u32) {
         if (!own_thread_writes(sp, page_no)) return Status::OK;
-        raise("WouldDeadlock", "this thread is writing page %llu already; end that block first", (unsigned long long)page_no);
+        raise("WouldDeadlock", "this thread is writing page %llu already; end that block first",
+              (unsigned long long)page_no);
         return Status::RAISED;
     }
 };
 
-// While its version is being published: a child that a store's code, or a signal handler, has forked does not publish it, too.
+// While its version is being published: a child that a store's code, or a signal handler, has forked does not publish
+// it, too.
 struct PublishHooks : OwnHooks {
     WriteObject* w;
 
@@ -150,7 +157,8 @@ static bool may_keep(WriteObject* w) {
         ScratchShare share{};
         SpaceHooks hooks{sp, w->page_no};
         if (hooks.unlocked([&] { return may_keep_one(s, share); })) return true;
-        PyObject* r = PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", "scratch", 0, share.used, share.most, 0, 0.0);
+        PyObject* r =
+            PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", "scratch", 0, share.used, share.most, 0, 0.0);
         if (!r) return false;
         Py_DECREF(r);
         if (!opened(sp->seg)) return false;
@@ -170,7 +178,8 @@ static int write_publish(WriteObject* w) {
     Status status = Status::REMOVED;
     if (at.open() && !may_keep(w)) return -1;
     if (at.open())
-        status = w->append ? append_page(s, at, w->page_no, bytes, image, hooks) : publish_page(s, at, bytes, image, hooks);
+        status =
+            w->append ? append_page(s, at, w->page_no, bytes, image, hooks) : publish_page(s, at, bytes, image, hooks);
     if (status != Status::REMOVED) return answer(status, sp, w->page_no);
     raise_removed(w);
     return -1;
@@ -183,7 +192,9 @@ static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n)
     if (!is_ours(w)) {
         write_abort(w);
         if (failing) Py_RETURN_NONE;
-        if (!w->space->seg->s) return raise("PoolClosed", "the pool was closed while page %llu was being written; nothing is published", (unsigned long long)w->page_no);
+        if (!w->space->seg->s)
+            return raise("PoolClosed", "the pool was closed while page %llu was being written; nothing is published",
+                         (unsigned long long)w->page_no);
         return raise_parents(w);
     }
     if (failing || write_publish(w) < 0) {
@@ -240,7 +251,8 @@ static PyObject* write_repr(PyObject* self) {
 // A Write is no page: its block gives one.
 static PyObject* refuse_use(PyObject* self, PyObject*) {
     auto w = reinterpret_cast<WriteObject*>(self);
-    return raise("TypeError", "a Write is not the page itself: use a block, as in `with space.%s as page: page[:] = ...`",
+    return raise("TypeError",
+                 "a Write is not the page itself: use a block, as in `with space.%s as page: page[:] = ...`",
                  w->append ? "append()" : "write(n)");
 }
 static int refuse_assignment(PyObject* self, PyObject* key, PyObject*) { return refuse_use(self, key), -1; }
@@ -265,7 +277,8 @@ int ready_write_type() {
     write_mapping.mp_ass_subscript = refuse_assignment;
     WriteType.tp_as_mapping = &write_mapping;
     WriteType.tp_repr = write_repr;
-    return ready_type(WriteType, "bufferpool._core.Write", "A page being written: a private copy, published when its block ends.", write_dealloc,
+    return ready_type(WriteType, "bufferpool._core.Write",
+                      "A page being written: a private copy, published when its block ends.", write_dealloc,
                       write_methods, write_getset);
 }
 
