@@ -52,11 +52,14 @@ examples: all
 	for name in $(WORKLOADS); do \
 		$(BIN)/python examples/workloads/$$name.py --plot $(IMAGES)/$$name.png || exit 1; done
 
+# One process of pytest for each processor; tests that share a costly fixture run in one of them (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n auto
+
 test: all lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: all
-	$(BIN)/python -m pytest $(QUICK_FILES)
+	$(PYTEST) $(QUICK_FILES)
 
 soak: all
 	$(BIN)/python -m pytest -m soak

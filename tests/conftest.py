@@ -1,8 +1,10 @@
 """What all tests share: pools with unique names that end with the checker, and stamped files."""
 
+import functools
 import gc
 import itertools
 import os
+import re
 import shutil
 import signal
 import time
@@ -167,6 +169,21 @@ def pytest_configure() -> None:
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives tests to the processes of pytest-xdist one by one, but a file whose tests share a build or a server as one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    shares = functools.cache(lambda path: re.search(r'scope="(module|session)"', (ROOT / path).read_text()) is not None)
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return path if shares(path) else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:
