@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import bufferpool as bp
 from tests.conftest import ROOT, SHM, new_name
 
 UNTESTED = {"design.md", "changelog.md"}  # they have no program
@@ -64,3 +65,15 @@ def test_the_files_that_a_page_names_exist(page: str) -> None:
     gone = [target for target in targets if target and not (folder / target).exists()]
     gone += [name for name in re.findall(r"`(tests/[\w/.]+)`", text) if not (ROOT / name).exists()]
     assert not gone, f"{page} names {gone}"
+
+
+@pytest.mark.parametrize("page", LINKED)
+def test_the_names_that_a_page_uses_exist(page: str) -> None:
+    """docs/metrics.md offered an ASGI application under a name that could not be imported."""
+    text = (ROOT / page).read_text()
+    for start, owner in (("bufferpool", bp), ("pool", bp.Pool), ("space", bp.Space)):
+        for dotted in re.findall(rf"`{start}\.((?:[a-z_]+\.)*[A-Za-z_]+)\(", text):
+            found: object = owner
+            for part in dotted.split("."):
+                assert hasattr(found, part), f"{page}: {start}.{dotted}"
+                found = getattr(found, part)

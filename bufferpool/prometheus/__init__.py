@@ -4,6 +4,6 @@ A module of its own because it imports ``prometheus_client``, which most program
 """
 
 from bufferpool.prometheus.collector import PoolCollector
-from bufferpool.prometheus.server import serve, wsgi_app
+from bufferpool.prometheus.server import asgi_app, serve, wsgi_app
 
-__all__ = ["PoolCollector", "serve", "wsgi_app"]
+__all__ = ["PoolCollector", "asgi_app", "serve", "wsgi_app"]
