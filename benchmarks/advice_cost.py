@@ -97,7 +97,7 @@ class Sides:
         self._pool, self._without, self._path, self._kind, self._pages = pool, without, path, kind, pages
         self._random = np.random.default_rng(2)
         self._own = self._hits_of(pool)
-        self._sampling = pool._seg.sampling
+        self._sampling = pool.client.seg.sampling
         self._sampling(False)
         self._repeats = 1
         while self._turn(SIDES[1], self._own)[1] < TURN_S / 2:
@@ -128,7 +128,7 @@ class Sides:
             pools = {}
             for i in self._random.permutation([2, 3]):
                 pools[SIDES[i]] = attached.enter_context(builds[SIDES[i]].Pool.attach(self._pool.name))
-            pools[SIDES[2]]._seg.sampling(False)
+            pools[SIDES[2]].client.seg.sampling(False)
             yield [self._own, self._own, *(self._hits_of(pools[side]) for side in SIDES[2:])]
 
     def cycle(self) -> tuple[npt.NDArray[np.float64], float]:

@@ -20,7 +20,7 @@ CAPACITY, PAGE, CLIENTS, ROUNDS = 1 << 30, 8192, 64, 60
 
 def tables(pool: bp.Pool) -> list[tuple[int, int]]:
     """(offset, bytes) of the entries in use, the frame slots and the pin counts."""
-    geometry, frames = pool._geometry, CAPACITY // PAGE
+    geometry, frames = pool.client.geometry, CAPACITY // PAGE
     pins = frames * CLIENTS * 2
     slots = frames * 32
     end = geometry["data_at"]

@@ -20,10 +20,11 @@ from bufferpool import errors
 from bufferpool._core import Pin, PinnedPages, Write
 from bufferpool.errors import *  # noqa: F403
 from bufferpool.figures.advice import Advice, AdvicePoint
-from bufferpool.figures.stats import ClientInfo, FrameState, PoolStats, SpaceStats
+from bufferpool.figures.names import FrameState, Kind
+from bufferpool.figures.stats import ClientInfo, PoolStats, SpaceStats
 from bufferpool.pool import Pool
 from bufferpool.simulation import Simulation, simulate
-from bufferpool.spaces.space import Kind, Space
+from bufferpool.spaces.space import Space
 from bufferpool.stores.base import FileStore, Store
 
 __version__ = "0.1.0"

@@ -11,14 +11,26 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from bufferpool import _core
 from bufferpool.client import segment_file
 from bufferpool.errors import SegmentCorrupt, UnsavedPages
-from bufferpool.figures.inspection import Inspection
-from bufferpool.figures.stats import read_unsaved
+from bufferpool.figures.advice import Advice, read_advice
+from bufferpool.figures.events import Event, read_events
+from bufferpool.figures.stats import (
+    ClientInfo,
+    PoolStats,
+    read_clients,
+    read_extents,
+    read_frames,
+    read_stats,
+    read_unsaved,
+)
 
 
-class Observer(Inspection):
+class Observer:
     """A pool, observed. Use it for a moment, in a ``with`` block: while it is open, memory of a removed pool stays.
 
     ``advise()`` has no points while clients are at work on it all the time.
@@ -30,10 +42,10 @@ class Observer(Inspection):
         self.path = segment_file.path_of(name, directory)
         fd = segment_file.open_regular(self.path, os.O_RDONLY)
         try:
-            self._seg: _core.Segment = _core.observe(fd)
+            self.seg: _core.Segment = _core.observe(fd)
         finally:
             os.close(fd)
-        self._geometry: dict[str, Any] = self._seg.geometry()
+        self.geometry: dict[str, Any] = self.seg.geometry()
 
     @property
     def name(self) -> str:
@@ -43,26 +55,57 @@ class Observer(Inspection):
     @property
     def page_size(self) -> int:
         """Bytes of a page."""
-        return int(self._geometry["page_size"])
+        return int(self.geometry["page_size"])
 
     @property
     def max_frames(self) -> int:
         """Frames that the segment has room for."""
-        return int(self._geometry["max_frames"])
+        return int(self.geometry["max_frames"])
 
     @property
     def uuid(self) -> bytes:
         """What tells the pool from another that had its name before."""
-        return bytes(self._geometry["uuid"])
+        return bytes(self.geometry["uuid"])
 
     @property
     def created_at(self) -> float:
         """When the pool was created: seconds since the epoch."""
-        return float(self._geometry["created_ns"] / 1e9)
+        return float(self.geometry["created_ns"] / 1e9)
 
     def close(self) -> None:
         """Ends the look. Closing twice is fine."""
-        self._seg.close(False)
+        self.seg.close(False)
+
+    def stats(self) -> PoolStats:
+        """Figures of the whole pool, over all clients, present and past."""
+        return read_stats(self)
+
+    def frames(self) -> npt.NDArray[np.void]:
+        """Every frame that has ever been used: a structured array, dtype ``stats.FRAME``."""
+        return read_frames(self)
+
+    def extents(self) -> npt.NDArray[np.void]:
+        """Every extent that has ever been used: a structured array, dtype ``stats.EXTENT``."""
+        return read_extents(self)
+
+    def clients(self) -> list[ClientInfo]:
+        """The attached processes, and how many pages each of them pins."""
+        return read_clients(self)
+
+    def steward(self) -> int:
+        """The client number of the pool's steward, 0 if it has none."""
+        return int(self.seg.steward())
+
+    def events(self) -> list[Event]:
+        """The last thousand decisions about the pool's memory, oldest first: when, what, why, bytes."""
+        return read_events(self)
+
+    def advise(self) -> Advice:
+        """What the hit ratio would be with an eighth to eight times the budget, from recent references.
+
+        No points while there are too few references.
+        """
+        return read_advice(self)
 
     def __enter__(self) -> Self:
         return self

@@ -1,47 +1,72 @@
 """The pool: everything that a process does with a segment that it is attached to."""
 
+import atexit
 import os
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from bufferpool._locks import Lock
 from bufferpool.client import segment_file
-from bufferpool.client.attachment import Attachment
-from bufferpool.client.request import FIXED
-from bufferpool.figures import stats
-from bufferpool.figures.inspection import Inspection
+from bufferpool.client.client import Client, Mapped, Record
+from bufferpool.client.request import FIXED, Request
+from bufferpool.errors import PoolDiffers, PoolMismatch, SegmentExists, SegmentNotFound, SegmentReplaced
+from bufferpool.figures.advice import Advice, read_advice
+from bufferpool.figures.events import Event, read_events
+from bufferpool.figures.names import FrameState, Kind, What, Why
+from bufferpool.figures.stats import ClientInfo, PoolStats, read_clients, read_extents, read_frames, read_stats
+from bufferpool.machine.auto_size import LEAST_BYTES, auto, look
 from bufferpool.machine.mounts import has_huge_pages
 from bufferpool.machine.pressure import Source, given
+from bufferpool.observer import refuse_loss
 from bufferpool.spaces import directory
 from bufferpool.spaces.claim import drop_unused
 from bufferpool.spaces.directory import (
+    CHECKSUM,
     DISCARDABLE,
     WRITABLE,
-    bind,
+    Wanted,
     count_of,
     record_named,
-    record_of,
     refuse_unfit,
-    remove,
     version_of,
 )
-from bufferpool.spaces.space import Kind, Loader, Space
+from bufferpool.spaces.space import Loader, Space, dirty_images, open_space
 from bufferpool.stores.base import Buffer, Store
-from bufferpool.stores.checksum import Repair
+from bufferpool.stores.checksum import Repair, file_store
 from bufferpool.units import lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
 from bufferpool.upkeep import working_set as warm
 from bufferpool.upkeep.budget import Rules
-from bufferpool.upkeep.flush_jobs import flush_all
-from bufferpool.upkeep.jobs import Jobs
+from bufferpool.upkeep.flush_jobs import checkpoint, flush_all
+from bufferpool.upkeep.overwrite import overwrite
 from bufferpool.upkeep.steward import STOP_S, Settings, Steward
-from bufferpool.upkeep.writeback import CHECKSUM, checkpoint, file_store
+
+_open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+_offering = Lock()  # held while a steward is started
 
 
-class Pool(Attachment, Inspection):
+@atexit.register
+def _close_all() -> None:
+    failed: BaseException | None = None
+    for pool in list(_open_pools):
+        try:
+            pool._close(late=True)
+        except BufferError:
+            continue  # a thread still uses the pool: the kernel ends this client with the process
+        except Exception as error:  # noqa: BLE001 - of a steward; raised when all are closed
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+class Pool:
     """An attached buffer pool.
 
     Made by :meth:`create`, :meth:`attach` or :meth:`open`. Pickles: in the other
@@ -50,11 +75,265 @@ class Pool(Attachment, Inspection):
     """
 
     def __init__(self, path: str, owner: int | None, uuid: bytes | None, mode: str = "r+") -> None:
-        super().__init__(path, owner, uuid, mode)
-        self._room = memory.Room()
-        self._own_jobs = Jobs()
+        self.client = Client(path, owner, uuid, mode, make_room=memory.MakesRoom())
         self._steward: Steward | None = None
         self._warming: list[warm.WarmUp] = []
+        _open_pools.add(self)
+
+    # ---- making, attaching, leaving --------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        capacity: int | str = "auto",
+        *,
+        page_size: int = 8192,
+        min_capacity: int | str | None = None,
+        max_capacity: int | str | None = None,
+        extent_size: int | str = "256KiB",
+        max_clients: int = 256,
+        max_pages: int = 1 << 27,
+        mode: int = 0o600,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Makes a new pool and attaches to it.
+
+        ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of
+        what the machine has to give, see ``bufferpool/machine/auto_size.py``. A steward moves it
+        between ``min_capacity`` (default: an eighth of it) and ``max_capacity`` (default: the
+        capacity), which is fixed at creation.
+        ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
+        bytes given back to the kernel at a time. ``max_clients``: processes
+        attached at once. ``max_pages``: pages of all its spaces together.
+        ``mode``: permissions of the file. ``directory``: another tmpfs mount.
+
+        Raises SegmentExists, SharedMemoryFull, NotTmpfs, SegmentRefused,
+        ValueError, TypeError.
+        """
+        path = segment_file.path_of(name, directory)
+        segment_file.check_permissions(mode, "mode (here the permissions of the file)")
+        if capacity == "auto":
+            sizing = auto(look(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
+            least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
+            most = sizing.max_capacity if max_capacity is None else parse_size(max_capacity, "max_capacity")
+            least = min(least, most) if min_capacity is None else least  # what is given holds
+            most = max(least, most) if max_capacity is None else most
+            capacity, min_capacity, max_capacity = min(max(sizing.capacity, least), most), least, most
+        plan = segment_file.plan(
+            parse_size(capacity, "capacity"),
+            page_size=page_size,
+            min_capacity=None if min_capacity is None else parse_size(min_capacity, "min_capacity"),
+            max_capacity=None if max_capacity is None else parse_size(max_capacity, "max_capacity"),
+            extent_size=parse_size(extent_size, "extent_size"),
+            max_clients=max_clients,
+            max_pages=max_pages,
+        )
+        segment_file.create(path, plan, mode)
+        pool = cls.attach(name, directory=directory)
+        pool.client.post(What.CREATED, Why.ASKED)
+        return pool
+
+    @classmethod
+    def attach(
+        cls,
+        name: str,
+        *,
+        mode: str = "r+",
+        directory: str | os.PathLike[str] | None = None,
+        owner: int | None = None,
+    ) -> Self:
+        """Attaches to an existing pool that belongs to user ``owner`` (default: oneself).
+
+        With ``mode="r"`` this process reads spaces that have a file, a store or a
+        loader, and all other pages that are in the pool; it changes no page and
+        no setting (PoolReadOnly).
+
+        Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch,
+        NotTmpfs, TooManyClients.
+        """
+        if mode not in ("r", "r+"):
+            raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
+        pool = cls(segment_file.path_of(name, directory), owner, None, mode)
+        _ = pool.client.seg
+        return pool
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        capacity: int | str = "auto",
+        *,
+        mode: str = "r+",
+        page_size: int | None = None,
+        min_capacity: int | str | None = None,
+        max_capacity: int | str | None = None,
+        extent_size: int | str | None = None,
+        max_clients: int | None = None,
+        max_pages: int | None = None,
+        permissions: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Attaches to the pool, or creates it; safe between processes starting together.
+
+        Takes the sizes of :meth:`create`; ``permissions`` are those of the file. What is not given is the
+        pool's own, or the default for a new one. Every argument is checked, whether or not the pool exists.
+        What is given is compared with a pool that exists: another ``page_size``, ``extent_size``,
+        ``max_capacity``, ``max_clients`` or ``max_pages`` raises PoolMismatch, because these are fixed; another
+        ``capacity`` (than was last asked for: at creation, or by ``resize``; not what a steward made of it),
+        ``min_capacity`` or ``permissions`` is the warning PoolDiffers, and the pool stays as it is.
+
+        ``mode="r"`` attaches for reading (see :meth:`attach`), and creates nothing: SegmentNotFound.
+
+        Raises what :meth:`attach` and :meth:`create` raise, and PoolMismatch.
+        """
+        if mode not in ("r", "r+"):
+            hint = "; permissions= gives the file's permissions" if isinstance(mode, int) else ""
+            raise (ValueError if isinstance(mode, str) else TypeError)(f"mode must be 'r' or 'r+', not {mode!r}{hint}")
+        request = Request(
+            capacity, page_size, min_capacity, max_capacity, extent_size, max_clients, max_pages, permissions
+        )
+        request.check()
+        for _ in range(100):
+            try:
+                pool = cls.attach(name, mode=mode, directory=directory)
+            except SegmentNotFound:
+                if mode == "r":
+                    raise
+                try:
+                    return cls.create(name, directory=directory, **request.for_creation())
+                except SegmentExists:
+                    continue
+            try:
+                pool._compare(request)
+            except BaseException:
+                pool.close()
+                raise
+            return pool
+        raise SegmentReplaced(f"pool {name!r} was created and removed a hundred times meanwhile; use another name")
+
+    def _compare(self, request: Request) -> None:
+        """Raises PoolMismatch, or warns, if this pool differs from what was asked for."""
+        found = request.differences(self.client)
+        if any(not difference.remedy for difference in found):
+            raise PoolMismatch(
+                f"pool {self.name!r} exists, and {'; '.join(map(str, found))}: leave out what may be as it is, "
+                "use another name, or remove the pool and create it anew (bufferpool rm)",
+                {difference.what: (difference.asked, difference.found) for difference in found},
+            )
+        if found:
+            warnings.warn(PoolDiffers(f"pool {self.name!r} exists, and {'; '.join(map(str, found))}"), stacklevel=3)
+
+    def close(self) -> None:
+        """Detaches; a steward of this process, and working sets that it loads, stop.
+
+        Copies of the pool that were unpickled in this process share one attachment: the last one to be closed
+        detaches.
+
+        Raises BufferError while arrays look at pages of the pool, and what had ended the
+        steward before, if something had (the pool is closed all the same). The end of a ``with`` block does not
+        raise it: then the pool is closed, the arrays stay valid, and it detaches when the last of them goes.
+        """
+        self._close(late=False)
+
+    def _close(self, late: bool) -> None:
+        try:
+            self._end_background()
+        finally:
+            self.client.close(late)
+
+    def _end_background(self) -> None:
+        """Ends what this process does in the background, before it detaches."""
+        for warming in self._warming:
+            warming.cancel()
+        try:
+            self.stop_steward()
+        finally:
+            for warming in self._warming:
+                warming.join(STOP_S)
+            self._warming = []
+            jobs = self.client.jobs
+            jobs.wait(lambda: not jobs.all(), STOP_S)
+
+    def unlink(self, *, discard: bool = False) -> None:
+        """Removes the pool's name. Processes that are attached keep working; memory goes with the last one.
+
+        Raises UnsavedPages if files or stores have dirty pages in it, unless ``discard`` gives them up;
+        SegmentNotFound; and SegmentReplaced if the name belongs to another pool by now.
+        """
+        client = self.client
+        client.require_writable("remove it")
+        if client.known_uuid is not None:
+            segment_file.refuse_another(client.path, client.known_uuid, client.trusted_uid)
+        if not discard:
+            refuse_loss(client.name, os.path.dirname(client.path))
+        if client.attached is not None:
+            client.attached.mark_unlinked()
+        segment_file.unlink(client.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._close(late=True)
+        except BufferError:  # a write block, or another thread, is in it
+            if kind is None:
+                raise
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        client = self.client
+        if client.closed or client.known_uuid is None:
+            _ = client.seg  # raises PoolClosed; or learns which pool it is
+        return type(self), (client.path, client.trusted_uid, client.known_uuid, client.mode)
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name!r}{' (closed)' if self.client.closed else ''}>"
+
+    @property
+    def path(self) -> str:
+        """The path of the pool's segment."""
+        return self.client.path
+
+    @property
+    def mode(self) -> str:
+        """Either "r+", or "r" for a pool that is attached for reading."""
+        return self.client.mode
+
+    @property
+    def name(self) -> str:
+        """The pool's name: that of its file."""
+        return self.client.name
+
+    @property
+    def data(self) -> Mapped:
+        """The mapping that all views come from: a read-only numpy.memmap, uint8, shape (max_frames, page_size).
+
+        Row f is frame f; the base of a page's array leads here. A row is stable only while its page is pinned, and
+        reading one that is a hole makes the kernel allocate it: so look at rows, and do not copy,
+        pickle or sum up the whole.
+        """
+        return self.client.data
+
+    @property
+    def uuid(self) -> bytes:
+        """The bytes that distinguish this pool from another one that had its name before."""
+        return self.client.uuid
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return self.client.page_size
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that the segment has room for."""
+        return self.client.max_frames
+
+    @property
+    def budget_frames(self) -> int:
+        """Frames that may have memory now."""
+        return self.client.budget_frames
 
     # ---- spaces ---------------------------------------------------------------
 
@@ -85,22 +364,21 @@ class Pool(Attachment, Inspection):
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
         """
         if mode != "r":
-            self._require_writable("open a file for writing")
+            self.client.require_writable("open a file for writing")
         if repair is not None and not checksum:
             raise ValueError("repair= needs checksum=True: without checksums nobody knows that a page is damaged")
         where = os.path.realpath(path)
         name = os.path.basename(where) if name is None else name
         options: dict[str, Any] = {"path": where, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
         options |= {"checksum": bool(checksum), "repair": repair}
-        space = Space(self, name, Kind.FILE, dtype, options)
-        refuse_unfit(self, space)  # before a file is created
-        space._store = store = file_store(where, mode, self.page_size, checksum, repair)
+        wanted = Wanted(name, Kind.FILE, options)
+        refuse_unfit(self.client, wanted, np.dtype(dtype))  # before a file is created
+        wanted.store = store = file_store(where, mode, self.page_size, checksum, repair)
         try:
-            bind(self, space, truncate=mode == "w+")
+            return open_space(self, wanted, dtype, truncate=mode == "w+")
         except BaseException:
             store.uncreate()
             raise
-        return space
 
     def open_derived(
         self,
@@ -128,10 +406,7 @@ class Pool(Attachment, Inspection):
         if not callable(loader):
             raise TypeError(f"loader must be a function of (page_no, out), not {type(loader).__name__}")
         options = {"n_pages": count_of(n_pages, "n_pages"), "version": version_of(version)}
-        space = Space(self, name, Kind.DERIVED, dtype, options)
-        space._loader = loader
-        bind(self, space)
-        return space
+        return open_space(self, Wanted(name, Kind.DERIVED, options), dtype, loader)
 
     def open_store(
         self,
@@ -152,11 +427,8 @@ class Pool(Attachment, Inspection):
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
         if mode != "r":
-            self._require_writable("open a store for writing")
-        space = Space(self, name, Kind.STORE, dtype, {"mode": mode, "max_pages": max_pages})
-        space._store = store
-        bind(self, space)
-        return space
+            self.client.require_writable("open a store for writing")
+        return open_space(self, Wanted(name, Kind.STORE, {"mode": mode, "max_pages": max_pages}, store), dtype)
 
     def scratch(
         self,
@@ -176,13 +448,11 @@ class Pool(Attachment, Inspection):
         ``discardable``: written pages may be dropped under pressure, and then raise
         PageDiscarded; otherwise they are kept.
         """
-        self._require_writable("make scratch pages")
+        self.client.require_writable("make scratch pages")
         if owner not in ("pool", "client"):
             raise ValueError(f"owner must be 'pool' or 'client', not {owner!r}")
         options = {"n_pages": count_of(n_pages, "n_pages"), "owner": owner, "discardable": bool(discardable)}
-        space = Space(self, name, Kind.SCRATCH, dtype, options)
-        bind(self, space)
-        return space
+        return open_space(self, Wanted(name, Kind.SCRATCH, options), dtype)
 
     def space(self, name: str) -> Space:
         """A space that is in the pool already, by name. Raises SpaceNotFound.
@@ -192,9 +462,9 @@ class Pool(Attachment, Inspection):
         A derived space, or one on a store of one's own, is opened with
         :meth:`open_derived` or :meth:`open_store`, which bring the loader or store.
         """
-        return self._found(record_named(self, name))
+        return self._found(record_named(self.client, name))
 
-    def _found(self, record: dict[str, Any]) -> Space:
+    def _found(self, record: Record) -> Space:
         """A handle of the space that ``record`` says is there."""
         name, kind, flags = record["name"], Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
@@ -205,34 +475,22 @@ class Pool(Attachment, Inspection):
             options |= {"owner": "client" if record["owner"] else "pool", "discardable": bool(flags & DISCARDABLE)}
         else:
             options |= {"mode": self.mode}
-        space = Space(self, name, kind, np.uint8, options)
-        bind(self, space)
-        return space
-
-    def _owns(self, space: Space) -> bool:
-        """Whether a private space is still there, and is this process's own."""
-        return any(
-            r["mine"] and (r["index"], r["generation"]) == (space.index, space._generation) for r in self._seg.spaces()
-        )
-
-    def _bind(self, space: Space) -> None:
-        bind(self, space)
-
-    def _record(self, index: int) -> dict[str, Any]:
-        return record_of(self, index)
-
-    def _remove(self, space: Space, discard: bool) -> None:
-        self._require_writable("remove a space")
-        remove(self, space, discard)
+        return open_space(self, Wanted(name, kind, options), np.uint8)
 
     # ---- write-back -------------------------------------------------------------
 
-    log_sync: Callable[[int], int | None] | None = None
-    """The engine's hook for the write-ahead rule, of this process: called as ``log_sync(lsn)`` when
-    pages up to that LSN are to be written and the log is not durable that far. It syncs the log and
-    returns the LSN up to which it is durable now (or None, having set ``durable_lsn`` itself).
-    Called by the steward, by ``checkpoint``, and on a miss that finds only such pages, in
-    the thread that needs it: it must take no lock that a thread holds while it uses pages."""
+    @property
+    def log_sync(self) -> Callable[[int], int | None] | None:
+        """The engine's hook for the write-ahead rule, of this process: called as ``log_sync(lsn)`` when
+        pages up to that LSN are to be written and the log is not durable that far. It syncs the log and
+        returns the LSN up to which it is durable now (or None, having set ``durable_lsn`` itself).
+        Called by the steward, by ``checkpoint``, and on a miss that finds only such pages, in
+        the thread that needs it: it must take no lock that a thread holds while it uses pages."""
+        return self.client.log_sync
+
+    @log_sync.setter
+    def log_sync(self, hook: Callable[[int], int | None] | None) -> None:
+        self.client.log_sync = hook
 
     def flush(self, space: Space | None = None, *, up_to_lsn: int | None = None, timeout: float | None = None) -> int:
         """Writes dirty pages to their stores and syncs them; returns how many.
@@ -248,23 +506,16 @@ class Pool(Attachment, Inspection):
         """
         if space is not None:
             len(space)  # attaches one that was unpickled; refuses one that was removed, whose slot another may have
-        drop_unused(self)
+        drop_unused(self.client)
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
         records = [
             r
-            for r in self._seg.spaces()
-            if space is None or (r["index"], r["generation"]) == (space.index, space._generation)
+            for r in self.client.seg.spaces()
+            if space is None or (r["index"], r["generation"]) == (space.index, space.generation)
         ]
-        written = flush_all(self, records, lsn, seconds_of(timeout))
-        self._warn_if_nameless()
+        written = flush_all(self.client, records, lsn, seconds_of(timeout))
+        self.client.warn_if_nameless()
         return written
-
-    @property
-    def _jobs(self) -> Jobs:
-        """What this process does in threads because it may hang. A forked child has none of its parent's threads."""
-        if self._own_jobs.pid != os.getpid():
-            self._own_jobs = Jobs()
-        return self._own_jobs
 
     def dirty_pages(self, name: str) -> Iterator[tuple[int, Buffer]]:
         """The dirty pages of the space ``name``: their numbers and, one by one, copies of them (uint8).
@@ -272,7 +523,7 @@ class Pool(Attachment, Inspection):
         Needs no handle, and does not look at the file: for pages that cannot be written, because
         somebody else has changed the file (FileChanged). Raises SpaceNotFound.
         """
-        return directory.dirty_images(self, name)
+        return dirty_images(self, record_named(self.client, name))
 
     def discard(self, name: str) -> int:
         """Gives up the dirty pages of the space ``name`` and takes the space out of the pool; returns their number.
@@ -280,8 +531,9 @@ class Pool(Attachment, Inspection):
         Needs no handle. The next call that opens the file reads its contents; handles that are open raise SpaceRemoved.
         Raises SpaceNotFound, SpaceBusy.
         """
-        self._require_writable("discard pages")
-        return directory.discard(self, name)
+        self.client.require_writable("discard pages")
+        record = record_named(self.client, name)
+        return directory.remove(self.client, name, record["index"], record["generation"], True)
 
     def overwrite(self, name: str) -> int:
         """Writes the dirty pages of the space ``name`` to its file, although somebody else has changed it; returns their number.
@@ -292,8 +544,8 @@ class Pool(Attachment, Inspection):
         restore the file, or create an empty one, first. Raises FileChanged, FileSizeMismatch, SpaceNotFound, StoreError;
         and SpaceBusy, before anything is done, if the LSN of a dirty page is above ``durable_lsn``.
         """
-        self._require_writable("write pages")
-        return directory.overwrite(self, name)
+        self.client.require_writable("write pages")
+        return overwrite(self.client, name)
 
     @property
     def durable_lsn(self) -> int:
@@ -301,12 +553,12 @@ class Pool(Attachment, Inspection):
 
         2**64 - 1 (no rule) until an engine sets it.
         """
-        return int(self._seg.status()["durable_lsn"])
+        return self.client.durable_lsn
 
     @durable_lsn.setter
     def durable_lsn(self, lsn: int) -> None:
-        self._require_writable("set the durable LSN")
-        self._seg.set_durable_lsn(lsn_of(lsn))
+        self.client.require_writable("set the durable LSN")
+        self.client.seg.set_durable_lsn(lsn_of(lsn))
 
     def advance_durable_lsn(self, lsn: int) -> None:
         """Raises ``durable_lsn`` to ``lsn``; leaves it where it is already there or beyond.
@@ -314,8 +566,8 @@ class Pool(Attachment, Inspection):
         For engines of several processes: a process that comes late with an older figure
         changes nothing.
         """
-        self._require_writable("set the durable LSN")
-        self._seg.raise_durable_lsn(lsn_of(lsn))
+        self.client.require_writable("set the durable LSN")
+        self.client.seg.raise_durable_lsn(lsn_of(lsn))
 
     def checkpoint(self, up_to_lsn: int | None = None) -> int:
         """Writes what is dirty; returns the LSN from which recovery must start.
@@ -329,22 +581,8 @@ class Pool(Attachment, Inspection):
 
         Raises StoreError: nothing is lost, and the last checkpoint holds.
         """
-        self._require_writable("make a checkpoint")
-        return checkpoint(self, None if up_to_lsn is None else lsn_of(up_to_lsn))
-
-    def _make_room(self, what: str, pinned: int, dirty: int, in_use: int, error: int, left: float) -> None:
-        memory.make_room(self, self._room, what, dirty, in_use, error, left)
-
-    def _end_background(self) -> None:
-        for warming in self._warming:
-            warming.cancel()
-        try:
-            self.stop_steward()
-        finally:
-            for warming in self._warming:
-                warming.join(STOP_S)
-            self._warming = []
-            self._jobs.wait(lambda: not self._jobs.all(), STOP_S)
+        self.client.require_writable("make a checkpoint")
+        return checkpoint(self.client, None if up_to_lsn is None else lsn_of(up_to_lsn))
 
     # ---- memory -------------------------------------------------------------------
 
@@ -356,7 +594,7 @@ class Pool(Attachment, Inspection):
         that cannot go, or a store that hangs, keep the pool above the new budget for ``timeout`` seconds
         (the new budget holds all the same: call again when they are released).
         """
-        self._require_writable("change the budget")
+        self.client.require_writable("change the budget")
         frames = parse_size(capacity, "capacity") // self.page_size
         if not segment_file.MIN_FRAMES <= frames <= self.max_frames:
             more = f"; {FIXED}" if frames > self.max_frames else ""
@@ -364,7 +602,7 @@ class Pool(Attachment, Inspection):
                 f"capacity must be {segment_file.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes, "
                 f"not {capacity!r}{more}"
             )
-        return memory.resize(self, frames, seconds_of(timeout)) * self.page_size
+        return memory.resize(self.client, frames, seconds_of(timeout)) * self.page_size
 
     def trim(self, *, bytes: int | str | None = None, idle: float | None = None, timeout: float | None = 5.0) -> int:
         """Gives memory back to the kernel now; returns the bytes.
@@ -374,26 +612,18 @@ class Pool(Attachment, Inspection):
         nobody has touched for that many seconds. Neither: the free frames. The
         budget stays; the pool grows again as it is used.
         """
-        self._require_writable("give memory back")
+        self.client.require_writable("give memory back")
         if bytes is not None and idle is not None:
             raise ValueError("give bytes= or idle=, not both")
         idle_s = seconds_of(idle, "idle")
-        seg = self._seg
+        seg = self.client.seg
         seg.reap()
         if idle is not None:
-            return self._give_back(seg.evict_idle(min(idle_s, 1e9)), "idle")
+            return self.client.give_back(seg.evict_idle(min(idle_s, 1e9)), "idle")
         if bytes is None:
-            return self._give_back(self.stats().frames["free"], "trim")
+            return self.client.give_back(self.stats().frames["free"], "trim")
         frames = -(-parse_size(bytes, "bytes") // self.page_size)
-        return memory.trim(self, frames, seconds_of(timeout)) * self.page_size
-
-    def _give_back(self, frames: int, reason: str) -> int:
-        if not frames:
-            return 0
-        done, *_, refused = self._seg.shrink(frames, memory.reason(reason), False)
-        if refused:
-            memory.post_refused(self, refused)
-        return done * self.page_size
+        return memory.trim(self.client, frames, seconds_of(timeout)) * self.page_size
 
     # ---- the steward ------------------------------------------------------------------
 
@@ -419,14 +649,14 @@ class Pool(Attachment, Inspection):
         ``idle`` seconds; saves the working set to ``working_set``. ``events()`` says what it did.
         It ends with :meth:`stop_steward`, :meth:`close`, or the process. Raises ValueError.
         """
-        self._require_writable("be its steward")
-        _ = self._seg
-        with self._lock:
-            stewards = [pool._steward for pool in list(self._handles) if isinstance(pool, Pool)]
+        self.client.require_writable("be its steward")
+        segment = self.client.seg
+        with _offering:
+            stewards = [pool._steward for pool in list(_open_pools) if pool.client.attached is segment]
             if any(steward is not None and steward.alive and steward.pid == os.getpid() for steward in stewards):
                 raise ValueError("this process is a steward of the pool already; stop_steward() first")
             settings = Settings(interval, flush_every, clean, pressure, idle, working_set, working_set_every)
-            self._steward = Steward(self, settings, source, rules)
+            self._steward = Steward(self.client, settings, source, rules)
             return self._steward
 
     def stop_steward(self) -> None:
@@ -440,7 +670,7 @@ class Pool(Attachment, Inspection):
 
         Replaces the file as a whole, and syncs it. Scratch pages are not in it. Raises OSError.
         """
-        return warm.save_working_set(self, path)
+        return warm.save_working_set(self.client, path)
 
     def load_working_set(self, path: str | os.PathLike[str], spaces: Iterable[Space] = ()) -> warm.WarmUp:
         """Loads the pages that :meth:`save_working_set` wrote, in the background, in file order.
@@ -448,29 +678,62 @@ class Pool(Attachment, Inspection):
         As many of the hottest as find room. Files are opened for reading; spaces with a
         loader or a store of their own are found in ``spaces``. Raises FileNotFoundError, WorkingSetError.
         """
-        return warm.load_working_set(self, path, spaces)
+        work = warm.load_working_set(self.client, path, spaces, self._found)
+        self._warming = [earlier for earlier in self._warming if not earlier.finished] + [work]
+        return work
 
     # ---- inspection -----------------------------------------------------------------
+
+    def stats(self) -> PoolStats:
+        """Figures of the whole pool, over all clients, present and past."""
+        return read_stats(self.client)
+
+    def frames(self) -> npt.NDArray[np.void]:
+        """Every frame that has ever been used: a structured array, dtype ``stats.FRAME``."""
+        return read_frames(self.client)
+
+    def extents(self) -> npt.NDArray[np.void]:
+        """Every extent that has ever been used: a structured array, dtype ``stats.EXTENT``."""
+        return read_extents(self.client)
+
+    def clients(self) -> list[ClientInfo]:
+        """The attached processes, and how many pages each of them pins."""
+        return read_clients(self.client)
+
+    def steward(self) -> int:
+        """The client number of the pool's steward, 0 if it has none."""
+        return int(self.client.seg.steward())
+
+    def events(self) -> list[Event]:
+        """The last thousand decisions about the pool's memory, oldest first: when, what, why, bytes."""
+        return read_events(self.client)
+
+    def advise(self) -> Advice:
+        """What the hit ratio would be with an eighth to eight times the budget, from recent references.
+
+        No points while there are too few references.
+        """
+        return read_advice(self.client)
 
     def reap(self) -> int:
         """Ends the business of clients that died; returns how many there were.
 
         Happens by itself wherever a dead client stands in somebody's way.
         """
-        drop_unused(self)
-        return int(self._seg.reap())
+        drop_unused(self.client)
+        return int(self.client.seg.reap())
 
     def check(self) -> list[str]:
         """Every invariant; returns what is violated, [] if nothing is.
 
         Usable while others work. Reaps dead clients first.
         """
-        found = list(self._seg.check())
+        found = list(self.client.seg.check())
         for _ in range(20):
-            alone, status, frames = self._seg.alone(), self._seg.status(), self.frames()
+            alone, status, frames = self.client.seg.alone(), self.client.seg.status(), self.frames()
             counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size
             off = abs(counted - status["kernel_bytes"])
-            if off <= np.count_nonzero(frames["state"] == stats.FrameState.BUSY) * self.page_size:
+            if off <= np.count_nonzero(frames["state"] == FrameState.BUSY) * self.page_size:
                 return found
             if alone:  # it stays as it is
                 break

@@ -125,7 +125,7 @@ class Pools:
             if name in self.unchecked or not (SHM / name).is_file():
                 continue
             try:
-                pool = next((p for p in self.pools if p.name == name and p._segment is not None), None)
+                pool = next((p for p in self.pools if p.name == name and p.client.attached is not None), None)
                 opened = pool is None
                 pool = bp.Pool.attach(name) if pool is None else pool
                 wrong += [f"{name}: {finding}" for finding in pool.check()]

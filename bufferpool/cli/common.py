@@ -119,6 +119,7 @@ class Commands:
     """The parser, while commands are added to it."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
         self._commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bufferpool.cli import colours
 from bufferpool.cli.common import Commands, observe, print_json, tell
 from bufferpool.errors import BufferPoolError
-from bufferpool.figures.stats import AGE_LIMITS_S, FrameState
+from bufferpool.figures.names import AGE_LIMITS_S, FrameState
 from bufferpool.observer import Observer
 from bufferpool.units import format_size
 
@@ -145,7 +145,7 @@ def _map(args: argparse.Namespace) -> int:
         args.parser.error(f"--output must end in .png or .svg, not {args.output!r}")
     with observe(args) as pool:
         cells, kinds = cells_of(pool, args.by)
-        per, stats = int(pool._geometry["extent_frames"]), pool.stats()
+        per, stats = int(pool.geometry["extent_frames"]), pool.stats()
     title = (
         f"{args.name}: {len(cells):,} frames of {format_size(stats.page_size)}, {per} an extent; "
         f"{format_size(stats.resident_bytes)} resident of a budget of {format_size(stats.budget_bytes)}"

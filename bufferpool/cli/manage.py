@@ -219,7 +219,7 @@ def _steward(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s")  # a round that fails is logged to standard error
     with attach(args) as pool:
         tell(f"steward of {args.name}, until interrupted")
-        run(pool, settings)
+        run(pool.client, settings)
     tell(f"{args.name} was removed, and no other process is attached: the steward ends")
     return 0
 

@@ -15,7 +15,8 @@ from bufferpool.cli.common import Commands, attach, count, interval, observe, po
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.figures import stats as inspect
-from bufferpool.figures.stats import ClientInfo, FrameState, PoolStats
+from bufferpool.figures.names import FrameState
+from bufferpool.figures.stats import ClientInfo, PoolStats
 from bufferpool.observer import Observer
 from bufferpool.units import format_size
 
@@ -209,7 +210,7 @@ def _clients(args: argparse.Namespace) -> int:
 def _frames(args: argparse.Namespace) -> int:
     with observe(args) as pool:
         found = pool.frames()
-        names = {record["index"]: record["name"] for record in pool._seg.spaces()}
+        names = {record["index"]: record["name"] for record in pool.seg.spaces()}
     if args.state:
         wanted = {"dirty": found["dirty"], "pinned": found["pins"] > 0}
         found = found[wanted[args.state] if args.state in wanted else found["state"] == FrameState[args.state.upper()]]
@@ -275,7 +276,7 @@ def _extents(args: argparse.Namespace) -> int:
 def _pins(args: argparse.Namespace) -> int:
     """Who pins what. A page was referenced when it was pinned: so its last use is when the newest pin was taken."""
     with observe(args) as pool:
-        records = pool._seg.spaces()
+        records = pool.seg.spaces()
         asked = [r for r in records if r["name"] == args.space]  # private ones of several clients may have one name
         if args.space is not None and not asked:
             raise BufferPoolError(

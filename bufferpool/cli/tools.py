@@ -50,9 +50,7 @@ def _completion(args: argparse.Namespace) -> int:
         import shtab
     except ImportError as error:
         raise BufferPoolError("completion needs the library shtab: pip install shtab") from error
-    from bufferpool.cli import make_parser
-
-    print(shtab.complete(make_parser(), args.shell))
+    print(shtab.complete(args.whole, args.shell))
     return 0
 
 
@@ -68,6 +66,7 @@ def register(commands: Commands) -> None:
         js=False,
     )
     completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    completion.set_defaults(whole=commands.parser)
     sub = commands.add(
         "replay",
         _replay,

@@ -4,13 +4,11 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bufferpool.client import segment_file
+from bufferpool.client.client import Client
 from bufferpool.units import format_size, parse_size
-
-if TYPE_CHECKING:
-    from bufferpool.client.attachment import Attachment
 
 PAGE_SIZE = 8192  # of a pool whose creator does not say
 
@@ -61,9 +59,9 @@ class Request:
             given["mode"] = given.pop("permissions")
         return given
 
-    def differences(self, pool: "Attachment") -> list[Difference]:
+    def differences(self, client: Client) -> list[Difference]:
         """What the pool has otherwise than it was asked for. What was not given agrees with every pool."""
-        geometry, status, size = pool._geometry, pool._seg.status(), pool.page_size
+        geometry, status, size = client.geometry, client.seg.status(), client.page_size
         frames = {name: None if (n := self._bytes(name)) is None else n // size for name in _IN_FRAMES}
         most, extent = self._bytes("max_capacity"), self._bytes("extent_size")
         if most is not None:  # whole extents
@@ -81,9 +79,9 @@ class Request:
             asked = getattr(self, name)
             if asked is not None and asked != geometry[name]:
                 found.append(Difference(name, asked, geometry[name], ""))
-        mode = stat.S_IMODE(os.stat(pool.path).st_mode) if self.permissions is not None else None
+        mode = stat.S_IMODE(os.stat(client.path).st_mode) if self.permissions is not None else None
         if mode != self.permissions:
-            found.append(Difference("permissions", self.permissions, mode, f"chmod {pool.path}", "{:#o}".format))
+            found.append(Difference("permissions", self.permissions, mode, f"chmod {client.path}", "{:#o}".format))
         return found
 
     def _bytes(self, name: str) -> int | None:

@@ -89,7 +89,7 @@ def _curve(raw: dict[str, Any], measured: float | None) -> tuple[list[int], npt.
 
 def read_advice(pool: Seen) -> Advice:
     """The advice of this moment; costs some ten microseconds."""
-    raw, size = pool._seg.advice(), pool.page_size
+    raw, size = pool.seg.advice(), pool.page_size
     points = []
     if raw["expected"] >= LEAST_EXPECTED:
         frames, ratios = _curve(raw, raw["missed_by_pool"] / raw["expected"])
@@ -99,7 +99,7 @@ def read_advice(pool: Seen) -> Advice:
             for n, ratio in dict(zip(frames, ratios, strict=True)).items()
         ]
     return Advice(
-        raw["budget_frames"] or pool._seg.status()["budget_frames"],  # none yet: nobody has begun
+        raw["budget_frames"] or pool.seg.status()["budget_frames"],  # none yet: nobody has begun
         size,
         tuple(points),
         2.0 ** -raw["shift"],

@@ -5,76 +5,14 @@ Any process may look, now or after the one that decided has gone (core/protocol/
 
 import os
 from dataclasses import dataclass
-from enum import IntEnum
 from errno import errorcode
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bufferpool import _core
+from bufferpool.figures.names import What, Why, is_known
+from bufferpool.figures.stats import Seen
 from bufferpool.units import format_size
-
-if TYPE_CHECKING:
-    from bufferpool.client.attachment import Attachment
-    from bufferpool.figures.stats import Seen
-
-
-class What(IntEnum):
-    """What happened. The numbers are in segments: never reused."""
-
-    CREATED = 1
-    RESIZED = 2
-    """The budget was set by hand."""
-    SHRANK = 3
-    """The steward lowered the budget."""
-    GREW = 4
-    """The steward raised the budget."""
-    TRIMMED = 5
-    """Memory was given back, the budget stayed."""
-    REAPED = 6
-    """A client that died was cleared away."""
-    STEWARD = 7
-    """Another client became the steward."""
-    CHECKPOINT = 8
-    FLUSH_FAILED = 9
-    CANNOT_SHRINK = 10
-    """Memory was to go back, and pages that cannot go stood in the way, or the kernel did not take it."""
-    SAVE_FAILED = 11
-    """The steward could not save the working set."""
-    LOAD_FAILED = 12
-    """A page could not be read from its store."""
-    ROUND_FAILED = 13
-    """A round of the steward failed; it goes on with the next."""
-
-
-class Why(IntEnum):
-    """Why, and what ``Event.value`` is."""
-
-    ASKED = 1
-    """By a call; no value."""
-    PSI = 2
-    """Tasks stalled for memory: percent of the time (PSI, some)."""
-    CGROUP = 3
-    """The memory cgroup is nearly full: bytes of headroom."""
-    SHM = 4
-    """The tmpfs is nearly full: bytes free."""
-    MACHINE = 5
-    """The machine has little memory available: bytes."""
-    IDLE = 6
-    """Nobody had touched it: for how many seconds."""
-    PAYS = 7
-    """The miss-ratio curve says that it pays: misses saved, a second."""
-    DIED = 8
-    """A client is gone: its number."""
-    PEER = 9
-    """Another pool's bytes earn more hits: hits a second and MiB there."""
-    STORE = 10
-    """A store failed; no value."""
-    LOG = 11
-    """The engine's ``log_sync`` failed; no value."""
-    KERNEL = 12
-    """The kernel refused a call: its errno."""
-    HANGS = 20
-    """A store does not come back: for how many seconds."""
 
 
 def errno_text(value: float) -> str:
@@ -141,7 +79,7 @@ _EVENT = np.dtype(
 
 
 def post(
-    pool: "Attachment",
+    seg: _core.Segment,
     what: What,
     why: Why,
     *,
@@ -156,8 +94,8 @@ def post(
 
     ``origin``: a space's number and generation, and an errno; ``page`` is one of its pages.
     """
-    now = pool.budget_frames if before is None or after is None else 0
-    pool._seg.post_event(
+    now = seg.status()["budget_frames"] if before is None or after is None else 0
+    seg.post_event(
         what,
         why,
         bytes,
@@ -173,11 +111,11 @@ def _origin_word(index: int, generation: int, number: int) -> int:
     return (generation & 0xFFF) << 20 | min(number, 0xFFF) << 8 | index + 1
 
 
-def read_events(pool: "Seen") -> list[Event]:
+def read_events(pool: Seen) -> list[Event]:
     """Those that are there, oldest first, at most 1024. Damaged ones are left out."""
     size = pool.page_size
-    found = np.frombuffer(pool._seg.events(), _EVENT)
-    names = {_origin_word(r["index"], r["generation"], 0): r["name"] for r in pool._seg.spaces()}
+    found = np.frombuffer(pool.seg.events(), _EVENT)
+    names = {_origin_word(r["index"], r["generation"], 0): r["name"] for r in pool.seg.spaces()}
     return [
         Event(
             number=int(e["number"]),
@@ -194,16 +132,16 @@ def read_events(pool: "Seen") -> list[Event]:
             errno=int(e["origin"]) >> 8 & 0xFFF,
         )
         for e in found
-        if int(e["what"]) in What._value2member_map_ and int(e["why"]) in Why._value2member_map_
+        if is_known(What, int(e["what"])) and is_known(Why, int(e["why"]))
     ]
 
 
-def last_times(pool: "Seen") -> dict[tuple[What, Why], float]:
+def last_times(pool: Seen) -> dict[tuple[What, Why], float]:
     """When each kind of event was last, in seconds since the epoch, of those that are there."""
-    found = np.frombuffer(pool._seg.events(), _EVENT)
+    found = np.frombuffer(pool.seg.events(), _EVENT)
     times = {}
     for what, why in np.unique(found[["what", "why"]]).tolist():
-        if what in What._value2member_map_ and why in Why._value2member_map_:
+        if is_known(What, what) and is_known(Why, why):
             mine = (found["what"] == what) & (found["why"] == why)
             times[What(what), Why(why)] = int(found["time_ns"][mine].max()) / 1e9
     return times

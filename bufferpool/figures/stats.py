@@ -4,15 +4,15 @@ Everything is read through the core, which copies what has memory behind it:
 looking allocates nothing.
 """
 
+import time
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
-from bufferpool.spaces.space import Kind, kind_name
+from bufferpool.figures.names import AGE_LIMITS_S, COUNTERS, LATENCIES, REASONS, FrameState, Kind, kind_name
 
 
 class Seen(Protocol):
@@ -23,32 +23,9 @@ class Seen(Protocol):
     @property
     def page_size(self) -> int: ...
     @property
-    def _seg(self) -> _core.Segment: ...
+    def seg(self) -> _core.Segment: ...
     @property
-    def _geometry(self) -> dict[str, Any]: ...
-
-
-REASONS = ("budget", "idle", "pressure", "drop", "trim", "client_exit")
-
-# In the order of struct Counters (core/layout/layout.h).
-COUNTERS = (
-    "loads", "load_failures", "load_bytes", "evictions_recycled", "evictions_reclaimed", "publishes", "appends",
-    "flushes", "flushed_pages", "foreground_flushes", "compacted_pages", "wait_load", "wait_writer", "wait_memory",
-    "wait_frame", "reaped", "pins_broken", "rebuilds", "checkpoints", "flush_failures", "corrupt_pages", "repaired_pages",
-)  # fmt: skip
-
-# In the order of enum Latency. Bucket i counts what took less than 2**(BUCKET_SHIFT + i) ns, the last what took longer.
-LATENCIES = ("load", "flush", "reclaim", "wait")
-
-
-class FrameState(IntEnum):
-    """The state of a frame (docs/design.md)."""
-
-    HOLE = 0
-    FREE = 1
-    BUSY = 2
-    LIVE = 3
-    OLD = 4
+    def geometry(self) -> dict[str, Any]: ...
 
 
 FRAME = np.dtype(
@@ -195,8 +172,6 @@ class ClientInfo:
 
 
 def _ages(touched: npt.NDArray[np.uint32], has_page: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    import time
-
     tick = np.uint32((time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _core.TICK_SHIFT) & 0xFFFFFFFF)
     ticks = (tick - touched).view(np.int32).clip(0)
     ages: npt.NDArray[np.float32] = np.where(has_page, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(np.float32)
@@ -205,13 +180,13 @@ def _ages(touched: npt.NDArray[np.uint32], has_page: npt.NDArray[np.bool_]) -> n
 
 def read_pins(pool: Seen) -> npt.NDArray[np.uint16]:
     """Pin counts, shape (frames with slots, max_clients), uint16; column c is client c + 1."""
-    return pool._seg.raw_pins()
+    return pool.seg.raw_pins()
 
 
 def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     """Every frame that has ever been used: a structured array of dtype FRAME."""
     pins = read_pins(pool)
-    slots = np.frombuffer(pool._seg.raw_frames(), _SLOT)[: len(pins)]
+    slots = np.frombuffer(pool.seg.raw_frames(), _SLOT)[: len(pins)]
     pins = pins[: len(slots)]
     word = slots["word"]
     pages = (word >> np.uint64(32)).astype(np.uint32)
@@ -222,7 +197,7 @@ def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     out["state"][state == _core.SETTLING] = FrameState.OLD  # for the moment in which a client reads its pins
     live = out["state"] == FrameState.LIVE
     entries = np.zeros(len(slots), np.uint64)
-    entries[live] = pool._seg.entry_words(pages[live])  # of live frames only: other entries may have no memory
+    entries[live] = pool.seg.entry_words(pages[live])  # of live frames only: other entries may have no memory
     named = live & ((entries & np.uint64(3)) == 2) & ((entries >> np.uint64(32)) == out["frame"])
     out["dirty"] = named & ((entries >> np.uint64(3)) & np.uint64(1)).astype(bool)
     out["hot"] = named & (((entries >> np.uint64(4)) & np.uint64(3)) == 2)
@@ -235,7 +210,7 @@ def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     out["page_no"] = -1
     has_page = out["state"] >= FrameState.LIVE
     out["idle_s"] = _ages(slots["touched"], has_page)
-    for record in pool._seg.spaces():
+    for record in pool.seg.spaces():
         first = record["first_entry"]
         inside = has_page & (pages >= first) & (pages < first + record["max_pages"])
         out["space"][inside] = record["index"]
@@ -246,7 +221,7 @@ def read_frames(pool: Seen) -> npt.NDArray[np.void]:
 def read_extents(pool: Seen) -> npt.NDArray[np.void]:
     """Every extent that has ever been used: a structured array of dtype EXTENT."""
     frames = read_frames(pool)
-    per = pool._geometry["extent_frames"]
+    per = pool.geometry["extent_frames"]
     extents = np.zeros(-(-len(frames) // per), EXTENT)
     extents["extent"] = np.arange(len(extents))
     where = frames["frame"] // per
@@ -271,7 +246,7 @@ def read_clients(pool: Seen) -> list[ClientInfo]:
             pins=int(pins[:, client - 1].sum(dtype=np.uint64)),
             pinned_frames=int(np.count_nonzero(pins[:, client - 1])),
         )
-        for client, pid, start, attached, name, alive in pool._seg.clients()
+        for client, pid, start, attached, name, alive in pool.seg.clients()
     ]
 
 
@@ -287,7 +262,7 @@ class Counters(NamedTuple):
 
 def read_counters(pool: Seen) -> Counters:
     """All counters, from the segment."""
-    words = np.frombuffer(pool._seg.counters(), np.uint64)
+    words = np.frombuffer(pool.seg.counters(), np.uint64)
     per = _core.BUCKETS + 1
     ends = np.cumsum([len(COUNTERS), len(REASONS), len(LATENCIES) * per])
     plain, reclaimed, latencies, spaces = np.split(words, ends)
@@ -317,12 +292,9 @@ class Summary:
     """Resident and dirty pages, shape (MAX_SPACES, 2)."""
 
 
-AGE_LIMITS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, float("inf"))  # AGE_LIMITS_S of core/python/segment_figures.cpp
-
-
 def read_summary(pool: Seen) -> Summary:
     """The figures of :class:`Summary`, now; a few milliseconds for a million frames, and no memory."""
-    found = pool._seg.summary()
+    found = pool.seg.summary()
     frames = {state.name.lower(): int(n) for state, n in zip(FrameState, found["states"], strict=True)}
     frames["clean"] = frames["live"] - found["dirty"]
     frames |= {name: int(found[name]) for name in ("dirty", "pinned", "pinned_live", "pinned_dirty", "hot")}
@@ -337,7 +309,7 @@ def read_summary(pool: Seen) -> Summary:
 def read_unsaved(pool: Seen) -> dict[str, int]:
     """Dirty pages of spaces that have a file or a store, by the name of the space: what would be lost with the pool."""
     dirty = read_summary(pool).spaces[:, 1]
-    written = (r for r in pool._seg.spaces() if r["kind"] in (Kind.FILE, Kind.STORE) and dirty[r["index"]])
+    written = (r for r in pool.seg.spaces() if r["kind"] in (Kind.FILE, Kind.STORE) and dirty[r["index"]])
     return {r["name"]: int(dirty[r["index"]]) for r in written}
 
 
@@ -355,7 +327,7 @@ def read_spaces(pool: Seen, counters: Counters, summary: Summary) -> list[SpaceS
             opened_at=r["opened_ns"] / 1e9,
             owner=r["owner"],
         )
-        for r in pool._seg.spaces()
+        for r in pool.seg.spaces()
     ]
 
 
@@ -367,14 +339,14 @@ def read_stats(pool: Seen) -> PoolStats:
 
 def stats_of(pool: Seen, counters: Counters, summary: Summary) -> PoolStats:
     """The figures of :class:`PoolStats`, from what was read already."""
-    status = pool._seg.status()
+    status = pool.seg.status()
     size = pool.page_size
     return PoolStats(
         name=pool.name,
         page_size=size,
         budget_bytes=status["budget_frames"] * size,
         min_bytes=status["min_frames"] * size,
-        max_bytes=pool._geometry["max_frames"] * size,
+        max_bytes=pool.geometry["max_frames"] * size,
         resident_bytes=status["resident_frames"] * size,
         metadata_bytes=status["metadata_bytes"],
         kernel_bytes=status["kernel_bytes"],
@@ -382,7 +354,7 @@ def stats_of(pool: Seen, counters: Counters, summary: Summary) -> PoolStats:
         hits=int(counters.spaces[:, 0].sum()),
         misses=int(counters.spaces[:, 1].sum()),
         reclaimed_bytes=counters.reclaimed_bytes,
-        clients=sum(client[0] <= pool._geometry["max_clients"] for client in pool._seg.clients()),  # without guests
+        clients=sum(client[0] <= pool.geometry["max_clients"] for client in pool.seg.clients()),  # without guests
         durable_lsn=status["durable_lsn"],
         checkpoint_lsn=status["checkpoint_lsn"],
         latencies=counters.latencies,

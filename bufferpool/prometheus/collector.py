@@ -33,6 +33,7 @@ from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.figures import events
 from bufferpool.figures import stats as inspect
 from bufferpool.figures.advice import Advice, AdvicePoint
+from bufferpool.figures.names import What, Why
 from bufferpool.figures.stats import SpaceStats
 from bufferpool.machine import pressure
 from bufferpool.observer import Observer
@@ -57,7 +58,7 @@ class Sight:
     max_clients: int
     steward: bool
     advice: Advice
-    events: dict[tuple[events.What, events.Why], float]
+    events: dict[tuple[What, Why], float]
     """When each kind of them was last; seconds since the epoch."""
 
 
@@ -65,15 +66,15 @@ def look(name: str, directory: str | os.PathLike[str] | None = None) -> Sight:
     """Reads one pool as an observer. Raises SegmentError and its kind, and OSError."""
     with Observer(name, directory=directory) as pool:
         counters, summary = inspect.read_counters(pool), inspect.read_summary(pool)
-        alive = [client[-1] for client in pool._seg.clients()]
+        alive = [client[-1] for client in pool.seg.clients()]
         return Sight(
             stats=inspect.stats_of(pool, counters, summary),
             summary=summary,
             created_at=pool.created_at,
             alive=alive.count(True),
             dead=alive.count(False),
-            max_clients=pool._geometry["max_clients"],
-            steward=pool._seg.steward() != 0,
+            max_clients=pool.geometry["max_clients"],
+            steward=pool.seg.steward() != 0,
             advice=pool.advise(),
             events=events.last_times(pool),
         )

@@ -7,7 +7,7 @@ drops a claim with its process; an attachment keeps those it has until it is clo
 has the file any more (drop_unused).
 
 The lock is advisory. Programs that are no pools neither see it nor are stopped by it, and a file system
-without such locks (ENOLCK, EINVAL) gives none: then only the file's times tell (file_state.py).
+without such locks (ENOLCK, EINVAL) gives none: then only the file's times tell (file_changes.py).
 """
 
 import errno
@@ -18,15 +18,12 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from bufferpool._locks import Lock
+from bufferpool.client.client import Client, Record
 from bufferpool.errors import FileInUse
-from bufferpool.spaces.space import Kind
+from bufferpool.figures.names import Kind
 from bufferpool.stores.base import FileStore, Store
-
-if TYPE_CHECKING:
-    from bufferpool.client.attachment import Attachment
 
 FIRST, PLACES = 1 << 61, 1 << 60
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock
@@ -63,57 +60,57 @@ os.register_at_fork(after_in_child=_coming.clear)
 
 
 @contextmanager
-def claimed(pool: "Attachment", store: FileStore) -> Iterator[None]:
+def claimed(client: Client, store: FileStore) -> Iterator[None]:
     """Claims a file while a space of it is opened in the block; the space keeps the claim. Raises FileInUse."""
     file = store.state().file
     with _changing:
         _coming.append(file)
     try:
-        claim(pool, store)
+        claim(client, store)
         yield
     finally:
         with _changing:
             _coming.remove(file)
 
 
-def keep_store(pool: "Attachment", record: dict[str, Any], store: Store) -> None:
+def keep_store(client: Client, record: Record, store: Store) -> None:
     """Keeps the store of a space for flushes by this process."""
     with _changing:
-        pool._stores[record["index"]] = (record["generation"], store)
+        client.stores[record["index"]] = (record["generation"], store)
 
 
-def drop_unused(pool: "Attachment") -> None:
+def drop_unused(client: Client) -> None:
     """Ends the claims, and closes the stores, that this attachment has kept for spaces which are gone.
 
     Any process may remove a space, and the others are not told. So each looks for itself: in every round of its
     steward, and when it flushes, opens or removes a space, or reaps.
     """
-    if not pool._stores and not pool._claims:
+    if not client.stores and not client.claims:
         return
     gone: list[object] = []  # closed after the lock is released: a disk may hang
     with _changing:  # what is kept from here on belongs to a space that the directory has, or is coming
-        spaces = pool._seg.spaces()
+        spaces = client.seg.spaces()
         live = {(r["index"], r["generation"]) for r in spaces}
         files = {(r["device"], r["inode"]) for r in spaces if r["kind"] == Kind.FILE} | set(_coming)
         gone += [
-            pool._stores.pop(i) for i, (generation, _) in list(pool._stores.items()) if (i, generation) not in live
+            client.stores.pop(i) for i, (generation, _) in list(client.stores.items()) if (i, generation) not in live
         ]
-        gone += [pool._claims.pop(file) for file in list(pool._claims) if file not in files]
+        gone += [client.claims.pop(file) for file in list(client.claims) if file not in files]
 
 
-def claim(pool: "Attachment", store: FileStore) -> None:
+def claim(client: Client, store: FileStore) -> None:
     """Claims a file that is open for writing, unless this attachment has a claim on it. Raises FileInUse."""
     file = store.state().file
-    if file in pool._claims and pool._claims[file].has_descriptor():
+    if file in client.claims and client.claims[file].has_descriptor():
         return
     holder = FileStore(store.path, "r")  # locks belong to what was opened, not to the file
     if holder.state().file != file:  # it was renamed just now; the flush will say so
         return
-    place = FIRST + int.from_bytes(pool.uuid[:8], "little") % PLACES
+    place = FIRST + int.from_bytes(client.uuid[:8], "little") % PLACES
     try:
         for _ in range(_TRIES):
             if _claimed(holder.fd, place):
-                pool._claims[file] = holder
+                client.claims[file] = holder
                 return
             time.sleep(random.uniform(0.001, 0.02))  # two that came together let go, and try again
     except OSError as error:

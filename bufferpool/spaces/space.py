@@ -2,25 +2,41 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
-from bufferpool.errors import LoaderFailed, LoaderReturned, PageOutOfRange, SpacePrivate, StoreError, WouldDeadlock
-from bufferpool.figures.events import What
+from bufferpool.client import trouble
+from bufferpool.client.client import Client, Record
+from bufferpool.errors import (
+    LoaderFailed,
+    LoaderReturned,
+    PageOutOfRange,
+    SpacePrivate,
+    StoreError,
+    WouldDeadlock,
+)
+from bufferpool.figures.names import Kind, What
+from bufferpool.figures.stats import read_frames
 from bufferpool.printable import shown
+from bufferpool.spaces import directory
+from bufferpool.spaces.directory import DISCARDABLE, Wanted, removed_message
 from bufferpool.stores.base import Buffer, FileStore, GuardedBuffer, Store, read_page
 from bufferpool.stores.checksum import CheckedFile
-from bufferpool.upkeep import trouble
-
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
 
 Loader = Callable[[int, npt.NDArray[Any]], None]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
+
+
+class Owner(Protocol):
+    """The pool that a space belongs to: :class:`bufferpool.Pool`."""
+
+    @property
+    def client(self) -> Client: ...
+    def flush(self, space: "Space", *, timeout: float | None = None) -> int: ...
 
 
 def _is_deadlock(error: BaseException | None) -> bool:
@@ -28,29 +44,6 @@ def _is_deadlock(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, WouldDeadlock):
         error = error.__cause__
     return error is not None
-
-
-class Kind(IntEnum):
-    """What is behind the pages of a space."""
-
-    FILE = 1
-    DERIVED = 2
-    SCRATCH = 3
-    STORE = 4
-
-
-def removed_message(name: str) -> str:
-    """What SpaceRemoved says of a space."""
-    return (
-        f'space {name!r} has been removed from its pool since this handle was opened: by open_file(mode="w+"), '
-        "open_derived with another version=, pool.discard(), pool.overwrite() or space.remove(), here or in another process; "
-        "open it again"
-    )
-
-
-def kind_name(kind: int) -> str:
-    """The name of a kind of space, as the segment has it."""
-    return Kind(kind).name.lower() if kind in Kind._value2member_map_ else f"kind {kind}"
 
 
 class Space(_core.Space):
@@ -70,20 +63,35 @@ class Space(_core.Space):
     published reads as zeros once a later page exists.
     """
 
-    _store: Store | None = None
-    _loader: Loader | None = None
-    _generation: int | None = None  # of the slot that the handle was bound to
-
-    def __init__(self, pool: "Pool", name: str, kind: Kind, dtype: npt.DTypeLike, options: dict[str, Any]) -> None:
+    def __init__(self, pool: Owner, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None) -> None:
         self.pool = pool
-        self.name = name
-        self.kind = kind
         self.dtype = np.dtype(dtype)
-        self._options = options
         self.index = -1
+        self._client = pool.client
+        self._wanted = wanted
+        self._loader = loader
+
+    @property
+    def name(self) -> str:
+        """The name of the space in its pool."""
+        return self._wanted.name
+
+    @property
+    def kind(self) -> Kind:
+        """What is behind the pages: a file, a store, a loader, or nothing."""
+        return self._wanted.kind
+
+    @property
+    def generation(self) -> int | None:
+        """The generation of the slot that this handle belongs to; None before the handle is attached."""
+        return self._wanted.generation
+
+    @property
+    def _store(self) -> Store | None:
+        return self._wanted.store
 
     def __repr__(self) -> str:
-        return f"<Space {self.name!r} ({self.kind.name.lower()}) of pool {self.pool.name!r}>"
+        return f"<Space {self.name!r} ({self.kind.name.lower()}) of pool {self._client.name!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.private:
@@ -91,20 +99,13 @@ class Space(_core.Space):
                 f'{self!r} belongs to this process alone (owner="client") and cannot be pickled: '
                 'make one in the other process, or share one (owner="pool")'
             )
-        return (
-            Space,
-            (self.pool, self.name, self.kind, self.dtype, self._options),
-            {
-                "_loader": self._loader,
-                "_store": None if isinstance(self._store, FileStore) else self._store,
-                "_generation": self._generation,
-            },
-        )
+        store = None if isinstance(self._store, FileStore) else self._store
+        return Space, (self.pool, replace(self._wanted, store=store), self.dtype, self._loader)
 
     @property
     def private(self) -> bool:
         """Whether the space belongs to one process alone: scratch pages with owner "client"."""
-        return self.kind is Kind.SCRATCH and bool(self._options.get("owner") == "client")
+        return self._wanted.private
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return self.scan()
@@ -136,19 +137,36 @@ class Space(_core.Space):
 
     def _attach(self) -> None:
         """Called by the core when an unpickled space is first used."""
-        self.pool._bind(self)
+        self._bind()
+
+    def _bind(self, truncate: bool = False) -> None:
+        """Finds or makes the space in the directory, and connects this handle to it."""
+        wanted, client = self._wanted, self._client
+        record = directory.bind(client, wanted, self.dtype, truncate)
+        store = wanted.store
+        fd = store.fd if isinstance(store, FileStore) and store.native else -1
+        self._connect(record, fd, writable=wanted.writable and client.mode == "r+")
+
+    def _connect(self, record: Record, fd: int, *, writable: bool) -> None:
+        """Connects this handle to a slot; ``fd`` is what the core reads misses from, if not -1."""
+        self.index, self._wanted.generation = record["index"], record["generation"]
+        self._bind_core(
+            self._client.seg, record["index"], record["generation"], record["first_entry"], record["max_pages"],
+            record["kind"], fd, self._store, self.dtype, writable, bool(record["flags"] & DISCARDABLE),
+            self.kind is Kind.SCRATCH, bool(record["owner"]),
+        )  # fmt: skip
 
     def _fill(self, page_no: int) -> tuple[Buffer, bool]:
         """Called by the core on a miss that Python must serve: the page, and whether the store has something else."""
-        page_size = self.pool.page_size
+        page_size = self._client.page_size
         if self._loader is None:
             if self._store is None:
                 raise StoreError(f"{self!r} has no store in this process; open it here too")
-            if page_no >= self.pool._record(self.index)["stored"]:
+            if page_no >= self._client.record(self.index)["stored"]:
                 return np.zeros(page_size, np.uint8), False
             if isinstance(self._store, CheckedFile):
-                page, repaired = self._store.load(page_no, self.name, self.pool._seg.count)
-                return page, repaired and self._store.writable and self.pool.mode == "r+"
+                page, repaired = self._store.load(page_no, self.name, self._client.seg.count)
+                return page, repaired and self._store.writable and self._client.mode == "r+"
             return read_page(self._store, page_no, page_size), False
         buffer = GuardedBuffer(page_size)
         try:
@@ -176,10 +194,10 @@ class Space(_core.Space):
             error.__cause__ = OSError(number, os.strerror(number))
         if self._loader is None and isinstance(error, StoreError):
             trouble.tell(
-                self.pool,
+                self._client,
                 What.LOAD_FAILED,
                 error,
-                trouble.Origin(self.index, self._generation or 0, self.name, page_no),
+                trouble.Origin(self.index, self.generation or 0, self.name, page_no),
             )
 
     def _range(self, first: int, count: int | None) -> tuple[int, int]:
@@ -210,7 +228,7 @@ class Space(_core.Space):
         numbers = np.asarray(ids)
         valid = numbers.ndim == 1 and numbers.size and numbers.dtype.kind in "iu"
         if isinstance(self._store, FileStore) and valid and numbers.min() >= 0 and numbers.max() < len(self):
-            size, numbers = self.pool.page_size, np.unique(numbers)
+            size, numbers = self._client.page_size, np.unique(numbers)
             for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
                 os.posix_fadvise(self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED)
         return self._load_many(ids)
@@ -234,12 +252,21 @@ class Space(_core.Space):
         return self._scan(int(start), min(int(bounds["stop"]), pages), int(ahead))
 
     def _scan(self, start: int, end: int, ahead: int) -> Iterator[np.ndarray]:
-        ahead = max(1, min(ahead, self.pool.budget_frames // 8))
+        ahead = max(1, min(ahead, self._client.budget_frames // 8))
         for first in range(start, end, ahead):
             last = min(first + ahead, end)
             self.prefetch(range(first, last))
             for page_no in range(first, last):
                 yield self._once(page_no)
+
+    def _dirty_images(self) -> Iterator[tuple[int, Buffer]]:
+        frames = read_frames(self._client)
+        numbers = frames["page_no"][(frames["space"] == self.index) & frames["dirty"]]
+        for page_no in np.sort(numbers).tolist():
+            try:
+                yield page_no, self._once(page_no).copy()
+            except StoreError:
+                continue  # the page was written and evicted meanwhile, and this handle has no store to load it from
 
     def drop(self, first: int = 0, count: int | None = None) -> int:
         """Drops pages now, without write-back, and gives their memory back.
@@ -251,10 +278,10 @@ class Space(_core.Space):
 
         Raises PageOutOfRange, WaitTimeout.
         """
-        self.pool._require_writable("drop pages")
+        self._client.require_writable("drop pages")
         first, count = self._range(first, count)
         freed = self._drop_range(first, count) if count else 0
-        return self.pool._give_back(freed, "drop")
+        return self._client.give_back(freed, "drop")
 
     def flush(self, *, timeout: float | None = None) -> int:
         """Writes the dirty pages of this space and syncs its store; returns their number.
@@ -273,7 +300,11 @@ class Space(_core.Space):
         processes' handles raise SpaceRemoved from then on; arrays that look at
         pages stay valid. Raises SpaceBusy, StoreError.
         """
-        self.pool._remove(self, discard)
+        self._client.require_writable("remove a space")
+        if not discard:
+            self.pool.flush(self)
+        lose = discard or self.kind is Kind.SCRATCH
+        directory.remove(self._client, self.name, self.index, self.generation, lose)
 
     def close(self) -> None:
         """Ends the use of the space by this handle.
@@ -281,7 +312,8 @@ class Space(_core.Space):
         A scratch space with owner "client" is removed by the process that owns it;
         everything else stays warm in the pool.
         """
-        if self.private and self.pool._owns(self):
+        key = self.index, self.generation
+        if self.private and any(r["mine"] and (r["index"], r["generation"]) == key for r in self._client.seg.spaces()):
             self.remove(discard=True)
 
     def __enter__(self) -> "Space":
@@ -289,3 +321,19 @@ class Space(_core.Space):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def open_space(
+    pool: Owner, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None, *, truncate: bool = False
+) -> Space:
+    """A handle of a space, which is made if it is not in the pool yet."""
+    space = Space(pool, wanted, dtype, loader)
+    space._bind(truncate)
+    return space
+
+
+def dirty_images(pool: Owner, record: Record) -> Iterator[tuple[int, Buffer]]:
+    """Copies of the dirty pages of a space, with their numbers. The file or store of the space is not looked at."""
+    space = Space(pool, Wanted(record["name"], Kind(record["kind"]), {"found": True}), np.uint8)
+    space._connect(record, -1, writable=False)
+    return space._dirty_images()

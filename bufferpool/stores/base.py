@@ -34,7 +34,7 @@ from bufferpool.errors import (
 )
 from bufferpool.machine.descriptor import OwnDescriptor
 from bufferpool.printable import shown
-from bufferpool.spaces.file_state import FileState, state_of
+from bufferpool.stores.file_state import FileState, state_of
 
 Buffer = npt.NDArray[np.uint8]
 

@@ -180,3 +180,8 @@ class CheckedFile(FileStore):
             )
         seal(good, page_no)
         return good
+
+
+def file_store(path: str, mode: str, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
+    """The store of a file space."""
+    return CheckedFile(path, mode, page_size, repair) if checksum else FileStore(path, mode)

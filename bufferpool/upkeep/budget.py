@@ -19,7 +19,7 @@ Everything here is arithmetic on figures that are handed in: tests hand in their
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bufferpool.figures.events import Why
+from bufferpool.figures.names import Why
 from bufferpool.machine.pressure import Reading
 
 MIB = 1 << 20

@@ -8,67 +8,64 @@ import time
 from collections.abc import Iterable
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
 
+from bufferpool.client.client import Client, Record
+from bufferpool.client.jobs import Job, underway
 from bufferpool.errors import WaitTimeout, WouldDeadlock
-from bufferpool.upkeep.jobs import Job, underway
-from bufferpool.upkeep.writeback import WRITTEN, can_write, dirty_pages, flush_space, sync_log, wanted_of_log
-
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
+from bufferpool.upkeep.writeback import NO_RULE, WRITTEN, can_write, flush_space, sync_log, wanted_of_log
 
 LOG = "log"  # the subject of the job that syncs it
 
 
-def refuse_nested(pool: "Pool", record: dict[str, Any], *, waits: bool = False) -> None:
+def refuse_nested(client: Client, record: Record, *, waits: bool = False) -> None:
     """Raises WouldDeadlock in a thread that flushes the space already, or that such a flush waits for.
 
     Where the caller ``waits`` until the space is flushed: also in a thread that flushes anything, while the space is
     flushed by another thread, which might wait for this one.
     """
-    if record["index"] in underway() or (waits and underway() and pool._jobs.running(record["index"])):
+    if record["index"] in underway() or (waits and underway() and client.jobs.running(record["index"])):
         raise WouldDeadlock(
             f"{record['name']!r} is being flushed already; a signal's handler, or a store, that is called meanwhile "
             "cannot do it again"
         )
 
 
-def start_flushes(pool: "Pool", *, foreground: bool = False) -> list[Job]:
+def start_flushes(client: Client, *, foreground: bool = False) -> list[Job]:
     """Has the dirty pages written of every space whose store this process can reach, each in a thread of its own.
 
     Passes over those that somebody else is flushing. Raises WouldDeadlock if the only ones are flushed by this thread.
     """
     jobs, refused = [], None
-    me = pool._seg.status()["client"]
-    for record in pool._seg.spaces():
-        if not can_write(pool, record) or record["flusher"] not in (0, me):
+    me = client.seg.status()["client"]
+    for record in client.seg.spaces():
+        if not can_write(client, record) or record["flusher"] not in (0, me):
             continue
         try:
-            refuse_nested(pool, record)
+            refuse_nested(client, record)
         except WouldDeadlock as error:
             refused = error
             continue
-        if pool._jobs.running(record["index"]) is None and not dirty_pages(pool, record):
+        if client.jobs.running(record["index"]) is None and not client.dirty_pages(record):
             continue
-        work = partial(flush_space, pool, record, pool.durable_lsn, foreground=foreground, wait=False)
-        jobs.append(pool._jobs.start(record["index"], work)[0])
+        work = partial(flush_space, client, record, client.durable_lsn, foreground=foreground, wait=False)
+        jobs.append(client.jobs.start(record["index"], work)[0])
     if refused is not None and not jobs:
         raise refused
     return jobs
 
 
-def start_log_sync(pool: "Pool") -> Job | None:
+def start_log_sync(client: Client) -> Job | None:
     """Has the log synced as far as dirty pages need it, in a thread; None if there is no log to sync."""
-    if wanted_of_log(pool) is None or LOG in underway():
+    if wanted_of_log(client) is None or LOG in underway():
         return None
-    return pool._jobs.start(LOG, partial(sync_log, pool))[0]
+    return client.jobs.start(LOG, partial(sync_log, client))[0]
 
 
-def hanging(pool: "Pool", index: int | None = None) -> list[tuple[float, str]]:
+def hanging(client: Client, index: int | None = None) -> list[tuple[float, str]]:
     """The flushes under way, of all processes: for how many seconds, and what to say of each."""
     now, found = time.clock_gettime_ns(time.CLOCK_BOOTTIME), []
-    pids = {client[0]: client[1] for client in pool._seg.clients()}
-    for record in pool._seg.spaces():
+    pids = {client[0]: client[1] for client in client.seg.clients()}
+    for record in client.seg.spaces():
         if not record["flusher"] or index not in (None, record["index"]):
             continue
         seconds = max(0.0, (now - record["flush_since_ns"]) / 1e9)
@@ -81,7 +78,7 @@ def _any_done(jobs: list[Job]) -> bool:
     return any(job.done for job in jobs)
 
 
-def flush_all(pool: "Pool", records: Iterable[dict[str, Any]], lsn: int, timeout: float) -> int:
+def flush_all(client: Client, records: Iterable[Record], lsn: int, timeout: float) -> int:
     """Writes the dirty pages of several spaces at once, so that none waits for another's store.
 
     Raises what the first one raised, after all have ended, and WaitTimeout.
@@ -89,27 +86,27 @@ def flush_all(pool: "Pool", records: Iterable[dict[str, Any]], lsn: int, timeout
     end = time.monotonic() + timeout
     written = 0
     failed: BaseException | None = None
-    waiting: list[tuple[dict[str, Any], Job | None]] = []
+    waiting: list[tuple[Record, Job | None]] = []
     for record in records:
-        if record["kind"] not in WRITTEN or not dirty_pages(pool, record):
+        if record["kind"] not in WRITTEN or not client.dirty_pages(record):
             continue
         try:
-            refuse_nested(pool, record, waits=True)
+            refuse_nested(client, record, waits=True)
             waiting.append((record, None))
         except WouldDeadlock as error:
             failed = failed or error
     if timeout == inf and len(waiting) == 1 and failed is None:
-        return flush_space(pool, waiting[0][0], lsn)
+        return flush_space(client, waiting[0][0], lsn)
     while waiting:
         jobs = []
         for i, (record, job) in enumerate(waiting):
             if job is None:  # one that has begun before we came may have passed over what is dirty now
-                job, new = pool._jobs.start(record["index"], partial(flush_space, pool, record, lsn))
+                job, new = client.jobs.start(record["index"], partial(flush_space, client, record, lsn))
                 waiting[i] = record, job if new else None
             jobs.append(job)
-        if not pool._jobs.wait(partial(_any_done, jobs), end - time.monotonic(), 1.0):
+        if not client.jobs.wait(partial(_any_done, jobs), end - time.monotonic(), 1.0):
             names = ", ".join(repr(record["name"]) for record, _ in waiting)
-            told = "; ".join(text for record, _ in waiting for _, text in hanging(pool, record["index"]))
+            told = "; ".join(text for record, _ in waiting for _, text in hanging(client, record["index"]))
             raise WaitTimeout(f"not flushed within {timeout} s: {names}. Their pages stay dirty. {told}")
         for _, job in waiting:
             if job is not None and job.done:
@@ -119,3 +116,22 @@ def flush_all(pool: "Pool", records: Iterable[dict[str, Any]], lsn: int, timeout
     if failed is not None:
         raise failed
     return written
+
+
+def checkpoint(client: Client, up_to_lsn: int | None) -> int:
+    """See :meth:`Pool.checkpoint`."""
+    seg = client.seg
+    spaces = [record for record in seg.spaces() if record["kind"] in WRITTEN]
+
+    def oldest() -> int:
+        return min((seg.dirty_range(r["first_entry"], r["max_pages"])[2] for r in spaces), default=NO_RULE)
+
+    # 1. Up to where everything has been published: the caller knows.
+    if up_to_lsn is None and client.durable_lsn == NO_RULE:
+        up_to_lsn = max((seg.dirty_range(r["first_entry"], r["max_pages"])[1] for r in spaces), default=0)
+    limit = client.durable_lsn if up_to_lsn is None else up_to_lsn
+    # 2. The log goes first, then the pages.
+    sync_log(client)
+    flush_all(client, spaces, client.durable_lsn, inf)
+    # 3. What is dirty still (above the durable LSN, or since) needs the log from its first change on.
+    return seg.raise_checkpoint_lsn(min(limit + 1, oldest()))

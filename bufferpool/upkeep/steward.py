@@ -24,11 +24,14 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bufferpool import _core
 from bufferpool._locks import Event
 from bufferpool.client import segment_file
+from bufferpool.client.client import Client
+from bufferpool.client.jobs import Job
+from bufferpool.client.trouble import AGAIN_S, LOG
 from bufferpool.errors import (
     BufferPoolError,
     DescriptorLost,
@@ -40,19 +43,14 @@ from bufferpool.errors import (
     TooManyClients,
     WrongProcess,
 )
-from bufferpool.figures import events, stats
-from bufferpool.figures.advice import Advice
-from bufferpool.figures.events import What, Why
+from bufferpool.figures import stats
+from bufferpool.figures.advice import Advice, read_advice
+from bufferpool.figures.names import What, Why, reason_number
 from bufferpool.machine.pressure import Source, SystemSource
 from bufferpool.spaces.claim import drop_unused
 from bufferpool.upkeep import budget as govern
 from bufferpool.upkeep import flush_jobs, memory, writeback
 from bufferpool.upkeep import working_set as warm
-from bufferpool.upkeep.jobs import Job
-from bufferpool.upkeep.trouble import AGAIN_S, LOG
-
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
 
 FLUSH_PAGES = 1024  # of one space and sync, at most
 LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
@@ -130,21 +128,21 @@ class Steward:
 
     def __init__(
         self,
-        pool: "Pool",
+        client: Client,
         settings: Settings,
         source: Source | None = None,
         rules: govern.Rules | None = None,
     ) -> None:
-        self.pool, self.settings = pool, settings
+        self.client, self.settings = client, settings
         self.error: BaseException | None = None
         """What ended the thread, if not :meth:`stop`."""
         self.trouble: BaseException | None = None
         """What a store, the log, the working set's file or the kernel raised last; it is tried again, and is an event."""
         self.leads = False
         self.pid = os.getpid()
-        self._source = SystemSource(os.path.dirname(pool.path)) if source is None else source
+        self._source = SystemSource(os.path.dirname(client.path)) if source is None else source
         self._governor = govern.Governor(rules)
-        self._stopping, self._ended = Event(), Event()
+        self._stopping, self.ended = Event(), Event()
         self._cursors: dict[int, tuple[int, int]] = {}  # space -> its generation, the next page to flush
         self._pass_ends = self._flushed_at = float("-inf")
         self._pass_left = False
@@ -160,13 +158,13 @@ class Steward:
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
         self._ready = 0
-        self._thread = threading.Thread(target=self._run, name=f"steward of {pool.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"steward of {client.name}", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return not self._ended.is_set()
+        return not self.ended.is_set()
 
     def pause_s(self) -> float:
         """How long to the next round: shorter when half of the clean frames would be gone by then."""
@@ -180,9 +178,9 @@ class Steward:
         if isinstance(self._source, SystemSource):
             self._source.wake()
         if self._thread is not threading.current_thread():
-            self._ended.wait()
+            self.ended.wait()
             self._thread.join()
-        self.pool._jobs.wait(lambda: all(job.done for job in self._jobs), STOP_S)
+        self.client.jobs.wait(lambda: all(job.done for job in self._jobs), STOP_S)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -205,11 +203,11 @@ class Steward:
             try:
                 if self.leads:
                     with contextlib.suppress(DescriptorLost):  # the office went with the lock of that descriptor
-                        self.pool._seg.resign()
+                        self.client.seg.resign()
                     self.leads = False
                 self._source.close()
             finally:
-                self._ended.set()
+                self.ended.set()
 
     def _tell_of_round(self, error: BaseException) -> None:
         """What may have passed by the next round is an event."""
@@ -222,15 +220,15 @@ class Steward:
 
     def round(self) -> None:
         """One round, if this process has the office or can get it."""
-        seg, before = self.pool._seg, self.leads
-        drop_unused(self.pool)  # also without the office: this process may have had it
+        seg, before = self.client.seg, self.leads
+        drop_unused(self.client)  # also without the office: this process may have had it
         predecessor = seg.lead(self._worth)
         self.leads = predecessor >= 0
         if not self.leads:
             return
         if not before:
             self._idle_at, self._least_free = time.monotonic(), MANY
-            events.post(self.pool, What.STEWARD, Why.DIED if predecessor else Why.ASKED, value=predecessor)
+            self.client.post(What.STEWARD, Why.DIED if predecessor else Why.ASKED, value=predecessor)
         now = time.monotonic()
         # 1. The dead.
         seg.reap()
@@ -257,7 +255,7 @@ class Steward:
             if not passes(error):
                 raise error
             self._tell_of_round(error)
-        job, new = self.pool._jobs.start(subject, work)
+        job, new = self.client.jobs.start(subject, work)
         if new:
             self._jobs.append(job)
         return new
@@ -266,11 +264,11 @@ class Steward:
         """Waits for the jobs of this round, a little."""
         began = time.monotonic()
         jobs = [job for job in self._jobs if job.began > began - self._patience_s]
-        self.pool._jobs.wait(lambda: self._stopping.is_set() or all(job.done for job in jobs), self._patience_s)
+        self.client.jobs.wait(lambda: self._stopping.is_set() or all(job.done for job in jobs), self._patience_s)
 
     def _save(self, now: float, path: str | os.PathLike[str]) -> int:
         try:
-            return warm.save_working_set(self.pool, path)
+            return warm.save_working_set(self.client, path)
         except OSError as error:
             self._tell(now, What.SAVE_FAILED, Why.STORE, error)
             return 0
@@ -287,9 +285,9 @@ class Steward:
         told = (what, why) == (What.FLUSH_FAILED, Why.STORE)
         if not told and now - self._told_at.get(what, float("-inf")) >= AGAIN_S:
             self._told_at[what] = now
-            events.post(self.pool, what, why, bytes=bytes, value=value)
+            self.client.post(what, why, bytes=bytes, value=value)
             if error is not None:
-                LOG.warning("pool %r, %s: %s", self.pool.name, what.name.lower().replace("_", " "), str(error))
+                LOG.warning("pool %r, %s: %s", self.client.name, what.name.lower().replace("_", " "), str(error))
 
     def _give_idle(self, now: float, idle_s: float) -> None:
         """Gives back the pages that nobody has touched for so long, and the frames that were free all the time.
@@ -300,11 +298,11 @@ class Steward:
         """
         if now - self._idle_at < max(1.0, idle_s / 8):
             return
-        unused = max(0, self._least_free - self.pool._geometry["extent_frames"])
+        unused = max(0, self._least_free - self.client.geometry["extent_frames"])
         self._idle_at, self._least_free = now, MANY
-        given = self.pool._give_back(self.pool._seg.evict_idle(idle_s) + unused, "idle")
+        given = self.client.give_back(self.client.seg.evict_idle(idle_s) + unused, "idle")
         if given:
-            events.post(self.pool, What.TRIMMED, Why.IDLE, bytes=given, value=idle_s)
+            self.client.post(What.TRIMMED, Why.IDLE, bytes=given, value=idle_s)
 
     # ---- flushing ------------------------------------------------------------------
 
@@ -313,16 +311,16 @@ class Steward:
 
         In page order, from where the last round ended, so that neighbours go together (an elevator).
         """
-        summary = stats.read_summary(self.pool)
+        summary = stats.read_summary(self.client)
         self._least_free = min(self._least_free, summary.frames["free"])
-        spaces = self.pool._seg.spaces()
+        spaces = self.client.seg.spaces()
         self._tell_of_hung(spaces)
         spaces = [
             r
             for r in spaces
-            if r["kind"] in writeback.WRITTEN and summary.spaces[r["index"], 1] and writeback.can_write(self.pool, r)
+            if r["kind"] in writeback.WRITTEN and summary.spaces[r["index"], 1] and writeback.can_write(self.client, r)
         ]
-        busy = [r for r in spaces if r["flusher"] or self.pool._jobs.running(r["index"])]
+        busy = [r for r in spaces if r["flusher"] or self.client.jobs.running(r["index"])]
         spaces = [r for r in spaces if r not in busy]  # what somebody flushes already needs no help
         dirty = sum(int(summary.spaces[r["index"], 1]) for r in spaces)
         due = max(self._shortage_of_clean(now, summary), self._due_by_age(now, dirty))
@@ -336,7 +334,7 @@ class Steward:
             self._start(record["index"], partial(self._flush_space, now, record, share))
         self._wait()
         self._pass_left = any(
-            self.pool._jobs.running(r["index"]) or self._cursors.get(r["index"], (0, 0))[1] for r in spaces
+            self.client.jobs.running(r["index"]) or self._cursors.get(r["index"], (0, 0))[1] for r in spaces
         )
 
     def _tell_of_hung(self, spaces: list[dict[str, Any]]) -> None:
@@ -344,15 +342,15 @@ class Steward:
         under_way = {(r["index"], r["flush_since_ns"]): r for r in spaces if r["flusher"]}
         self._hung &= under_way.keys()
         for key in under_way.keys() - self._hung:
-            for seconds, text in flush_jobs.hanging(self.pool, key[0]):
+            for seconds, text in flush_jobs.hanging(self.client, key[0]):
                 if seconds >= HUNG_S:
                     self._hung.add(key)
                     self.trouble = StoreError(f"{text}; its pages stay dirty until its store comes back")
-                    events.post(self.pool, What.FLUSH_FAILED, Why.HANGS, value=seconds)
+                    self.client.post(What.FLUSH_FAILED, Why.HANGS, value=seconds)
 
     def _sync_log(self, now: float) -> int:
         try:
-            return writeback.sync_log(self.pool)
+            return writeback.sync_log(self.client)
         except Exception as error:  # noqa: BLE001 - not swallowed: the pages wait, and _tell keeps it
             self._tell(now, What.FLUSH_FAILED, Why.LOG, error)
             return 0
@@ -379,7 +377,7 @@ class Steward:
         try:
             while due > 0 and not self._stopping.is_set():
                 part = writeback.flush_part(
-                    self.pool, record, self.pool.durable_lsn, first, min(due, FLUSH_PAGES), wait=False
+                    self.client, record, self.client.durable_lsn, first, min(due, FLUSH_PAGES), wait=False
                 )
                 first, due = part.next_page, due - max(1, part.written)
                 written += part.written
@@ -393,8 +391,8 @@ class Steward:
 
     def _shortage_of_clean(self, now: float, summary: stats.Summary) -> int:
         """How many pages should be clean that are not: for the demand of two seconds, within limits."""
-        budget = self.pool.budget_frames
-        counters = stats.read_counters(self.pool).plain
+        budget = self.client.budget_frames
+        counters = stats.read_counters(self.client).plain
         taken = counters["loads"] + counters["publishes"]
         if self._seen is not None and now > self._seen[0]:
             rate = (taken - self._seen[1]) / (now - self._seen[0])
@@ -408,23 +406,26 @@ class Steward:
     # ---- the budget ------------------------------------------------------------------
 
     def _govern(self, now: float) -> None:
-        pool, status = self.pool, self.pool._seg.status()
+        client, status = self.client, self.client.seg.status()
         figures = govern.Pool(
-            status["budget_frames"], status["resident_frames"], status["min_frames"], pool.max_frames, pool.page_size
+            status["budget_frames"],
+            status["resident_frames"],
+            status["min_frames"],
+            client.max_frames,
+            client.page_size,
         )
-        curve = self._curve(pool.advise())
+        curve = self._curve(read_advice(client))
         self._worth = govern.worth(curve, figures, self._governor.rules)
         reading = self._source.read()
-        rivals = list(peers(pool.path)) if govern.shortage(reading, self._governor.rules) else []
+        rivals = list(peers(client.path)) if govern.shortage(reading, self._governor.rules) else []
         decision = self._governor.decide(now, figures, reading, curve, rivals)
         if decision is not None:
-            pool._seg.set_budget(decision.frames)
+            client.seg.set_budget(decision.frames)
         over = status["resident_frames"] - (decision.frames if decision else status["budget_frames"])
         given = self._shrink(over) if over > 0 else 0
         if decision is not None:
             what = What.GREW if decision.frames > figures.budget else What.SHRANK
-            events.post(
-                pool,
+            client.post(
                 what,
                 decision.why,
                 bytes=given,
@@ -434,9 +435,9 @@ class Steward:
             )
             self._last = decision
         elif given:  # a shrink of several rounds goes on
-            events.post(pool, What.TRIMMED, self._last.why, bytes=given, value=self._last.value)
+            client.post(What.TRIMMED, self._last.why, bytes=given, value=self._last.value)
         if over > 0 and not given:
-            self._tell(now, What.CANNOT_SHRINK, Why.ASKED, bytes=over * pool.page_size)
+            self._tell(now, What.CANNOT_SHRINK, Why.ASKED, bytes=over * client.page_size)
 
     @staticmethod
     def _curve(advice: Advice) -> govern.Curve | None:
@@ -456,31 +457,31 @@ class Steward:
 
     def _shrink(self, over: int) -> int:
         """Gives up to ``over`` frames back, a bounded step of them, dirty pages first written; returns the bytes."""
-        pool, size = self.pool, self.pool.page_size
+        client, size = self.client, self.client.page_size
         want = min(over, max(1, SHRINK_BYTES // size))
-        done, _moved, _pinned, dirty, _busy, refused = pool._seg.shrink(want, memory.reason("pressure"), True)
+        done, _moved, _pinned, dirty, _busy, refused = client.seg.shrink(want, reason_number("pressure"), True)
         if done < want and dirty:
-            wrote, failed = memory.write_some(pool, self._shrinking, self._patience_s, ask_log=False)
+            wrote, failed = memory.write_some(client, self._shrinking, self._patience_s, ask_log=False)
             if failed is not None:
                 self._tell(time.monotonic(), What.FLUSH_FAILED, Why.STORE, failed)
             if wrote:
-                more, *_, refused = pool._seg.shrink(want - done, memory.reason("pressure"), True)
+                more, *_, refused = client.seg.shrink(want - done, reason_number("pressure"), True)
                 done += more
         if refused:
-            self._tell(time.monotonic(), What.CANNOT_SHRINK, Why.KERNEL, memory.refusal(pool, refused), value=refused)
+            self._tell(time.monotonic(), What.CANNOT_SHRINK, Why.KERNEL, memory.refusal(client, refused), value=refused)
         return int(done) * size
 
 
-def run(pool: "Pool", settings: Settings) -> None:
+def run(client: Client, settings: Settings) -> None:
     """A steward in the calling thread, until the process is asked to end (KeyboardInterrupt, SystemExit).
 
     Or until the pool has been removed and no other process is attached: then its memory has no use.
     """
-    steward = Steward(pool, settings)
+    steward = Steward(client, settings)
     try:
         # Not join(): where Ctrl-C interrupts that, CPython 3.11 takes the thread for ended.
-        while not steward._ended.wait(0.5):
-            if pool._seg.status()["links"] == 0 and pool._seg.alone():
+        while not steward.ended.wait(0.5):
+            if client.seg.status()["links"] == 0 and client.seg.alone():
                 break
     finally:
         steward.stop()

@@ -15,33 +15,32 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from bufferpool._locks import Event
+from bufferpool.client.client import Client, Record
 from bufferpool.errors import BufferPoolError, WorkingSetError
-from bufferpool.figures.stats import FrameState
-from bufferpool.spaces.space import Kind, Space
+from bufferpool.figures.names import FrameState, Kind
+from bufferpool.figures.stats import read_frames, read_summary
+from bufferpool.spaces.directory import CHECKSUM, visible
+from bufferpool.spaces.space import Space
 from bufferpool.stores.base import sync_directory
-from bufferpool.upkeep.writeback import CHECKSUM
-
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
 
 FORMAT = 1
 CHUNK_PAGES = 128
 _KEPT = (Kind.FILE, Kind.DERIVED, Kind.STORE)
 
 
-def save_working_set(pool: "Pool", path: str | os.PathLike[str]) -> int:
+def save_working_set(client: Client, path: str | os.PathLike[str]) -> int:
     """See :meth:`Pool.save_working_set`."""
-    records = [r for r in pool._seg.spaces() if r["kind"] in _KEPT]
-    frames = pool.frames()
+    records = [r for r in client.seg.spaces() if r["kind"] in _KEPT]
+    frames = read_frames(client)
     kept = (frames["state"] == FrameState.LIVE) & np.isin(frames["space"], [r["index"] for r in records])
     frames = frames[kept]
     frames = frames[np.lexsort((frames["idle_s"], ~frames["hot"]))]
@@ -55,7 +54,7 @@ def save_working_set(pool: "Pool", path: str | os.PathLike[str]) -> int:
     np.savez_compressed(
         image,
         format=np.uint32(FORMAT),
-        page_size=np.uint32(pool.page_size),
+        page_size=np.uint32(client.page_size),
         spaces=np.frombuffer(json.dumps(spaces).encode(), np.uint8),
         space=number[frames["space"]],
         page=frames["page_no"].astype(np.uint32),
@@ -195,13 +194,15 @@ class WarmUp:
         return self.finished
 
 
-def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterable[Space]) -> WarmUp:
-    """See :meth:`Pool.load_working_set`."""
+def load_working_set(
+    client: Client, path: str | os.PathLike[str], spaces: Iterable[Space], open_record: Callable[[Record], Space]
+) -> WarmUp:
+    """See :meth:`Pool.load_working_set`. ``open_record`` opens a space by its record in the directory."""
     saved = read_working_set(path)
-    if saved.page_size != pool.page_size:
-        raise WorkingSetError(f"{path} is of pages of {saved.page_size} bytes, the pool's have {pool.page_size}")
+    if saved.page_size != client.page_size:
+        raise WorkingSetError(f"{path} is of pages of {saved.page_size} bytes, the pool's have {client.page_size}")
     # 1. The hottest pages that find room, in file order.
-    room = max(0, pool.budget_frames - pool.stats().frames["live"])
+    room = max(0, client.budget_frames - read_summary(client).frames["live"])
     number, page = saved.space[:room].astype(np.int64), saved.page[:room].astype(np.int64)
     order = np.lexsort((page, number))
     work = WarmUp(total=len(order))
@@ -210,7 +211,7 @@ def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterabl
     opened: dict[int, Space] = {}
     for i, about in enumerate(saved.spaces):
         try:
-            opened[i] = _open(pool, about) if about["name"] not in handles else handles[about["name"]]
+            opened[i] = _open(client, about, open_record) if about["name"] not in handles else handles[about["name"]]
         except (BufferPoolError, OSError) as error:
             work.skipped[about["name"]] = str(error)
 
@@ -219,7 +220,7 @@ def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterabl
             for i in range(len(saved.spaces)):
                 mine = order[number[order] == i]
                 if i in opened:
-                    _load(pool, work, opened[i], page[mine], mine < saved.hot)
+                    _load(work, opened[i], page[mine], mine < saved.hot)
                 else:
                     work.done += len(mine)
         except BaseException as error:  # noqa: BLE001 - not swallowed: wait() raises it
@@ -227,24 +228,24 @@ def load_working_set(pool: "Pool", path: str | os.PathLike[str], spaces: Iterabl
         finally:
             work._ended.set()
 
-    work._thread = threading.Thread(target=run, name=f"warm-up of {pool.name}", daemon=True)
+    work._thread = threading.Thread(target=run, name=f"warm-up of {client.name}", daemon=True)
     work._thread.start()
-    pool._warming = [earlier for earlier in pool._warming if not earlier.finished] + [work]
     return work
 
 
-def _open(pool: "Pool", about: dict[str, Any]) -> Space:
+def _open(client: Client, about: dict[str, Any], open_record: Callable[[Record], Space]) -> Space:
     if about["kind"] != "FILE":
         raise WorkingSetError(f"{about['name']!r} has a loader or a store of its own: pass its handle in spaces=")
-    for record in pool._seg.spaces():
-        if record["name"] == about["name"] and not record["owner"]:
-            if record["path"] != about["path"]:
-                raise WorkingSetError(f"{about['name']!r} is another space by now: {record['path'] or 'not a file'}")
-            return pool._found(record)
-    return pool.open_file(about["path"], "r", name=about["name"], checksum=bool(about["flags"] & CHECKSUM))
+    record = visible(client.seg.spaces(), about["name"], private=False)
+    if record is None or record["owner"]:
+        flags = about["flags"] & CHECKSUM  # without WRITABLE: opened for reading
+        record = {"name": about["name"], "kind": Kind.FILE, "path": about["path"], "flags": flags}
+    elif record["path"] != about["path"]:
+        raise WorkingSetError(f"{about['name']!r} is another space by now: {record['path'] or 'not a file'}")
+    return open_record(record)
 
 
-def _load(pool: "Pool", work: WarmUp, space: Space, pages: npt.NDArray[np.int64], hot: npt.NDArray[np.bool_]) -> None:
+def _load(work: WarmUp, space: Space, pages: npt.NDArray[np.int64], hot: npt.NDArray[np.bool_]) -> None:
     """The pages of one space, in chunks; those that were hot are referenced once more, and so stay longer."""
     for at in range(0, len(pages), CHUNK_PAGES):
         chunk, warm = pages[at : at + CHUNK_PAGES], hot[at : at + CHUNK_PAGES]

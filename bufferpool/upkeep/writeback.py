@@ -2,7 +2,7 @@
 
 One flush at a time and space, under the space's flush lock, so that the file's
 size and times that the pool remembers are those that it made itself. A file that somebody
-else has changed is not written (file_state.py). A page is clean only after the store has
+else has changed is not written (file_changes.py). A page is clean only after the store has
 synced (rule 6 of docs/design.md).
 """
 
@@ -10,43 +10,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from bufferpool.client import trouble
+from bufferpool.client.client import Client, Record
+from bufferpool.client.jobs import working_on
 from bufferpool.errors import BufferPoolError, NotRegularFile, ShortWrite, StoreError, caused
-from bufferpool.figures.events import What
+from bufferpool.figures.names import Kind, What
 from bufferpool.printable import shown
 from bufferpool.spaces.claim import claim, keep_store
-from bufferpool.spaces.file_state import Doubt, FileState, changed, refuse_changed, stamped
-from bufferpool.spaces.space import Kind
+from bufferpool.spaces.directory import CHECKSUM
+from bufferpool.spaces.file_changes import changed, refuse_changed
 from bufferpool.stores.base import FileStore, Store, bytes_done, calling, describe, sync_store
-from bufferpool.stores.checksum import CheckedFile, Repair
-from bufferpool.upkeep import trouble
-from bufferpool.upkeep.jobs import working_on
-
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
+from bufferpool.stores.checksum import file_store
+from bufferpool.stores.file_state import Doubt, FileState, stamped
+from bufferpool.units import lsn_of
 
 BATCH_PAGES = 4096
-CHECKSUM = 4  # SPACE_CHECKSUM of core/layout/layout.h
 NO_RULE = 2**64 - 1  # the durable LSN until an engine sets it
 WRITTEN = (Kind.FILE, Kind.STORE)
 _ITEM = np.dtype([("page", np.uint32), ("frame", np.uint32)])
 
 
-def dirty_pages(pool: "Pool", record: dict[str, Any]) -> int:
-    """How many pages of a space are dirty now."""
-    return pool._seg.dirty_range(record["first_entry"], record["max_pages"])[0]
-
-
-def _write(pool: "Pool", store: Store, first_entry: int, items: "np.ndarray[Any, Any]") -> None:
+def _write(client: Client, store: Store, first_entry: int, items: "np.ndarray[Any, Any]") -> None:
     """Writes pages in order, neighbours together."""
     numbers = items["page"].astype(np.int64) - first_entry
-    size = pool.page_size
+    size = client.page_size
     for run in np.split(np.arange(len(items)), np.flatnonzero(np.diff(numbers) != 1) + 1):
         offset = int(numbers[run[0]]) * size
-        pages = [pool.data[frame] for frame in items["frame"][run]]
+        pages = [client.data[frame] for frame in items["frame"][run]]
         if isinstance(store, FileStore):
             store.write_pages(offset, pages)
             continue
@@ -72,27 +66,27 @@ class Part:
 
 
 def _store_batch(
-    pool: "Pool", record: dict[str, Any], items: "np.ndarray[Any, Any]", store: Store, interrupted: bool
+    client: Client, record: Record, items: "np.ndarray[Any, Any]", store: Store, interrupted: bool
 ) -> None:
     """Writes and syncs the pages of a batch, and records what the file is like then. Under the flush lock."""
-    seg, index, start = pool._seg, record["index"], record["first_entry"]
+    seg, index, start = client.seg, record["index"], record["first_entry"]
     if not isinstance(store, FileStore):
-        _write(pool, store, start, items)
+        _write(client, store, start, items)
         sync_store(store)
         seg.record_store(index, int(items["page"][-1]) - start + 1, False, None)
         return
-    refuse_changed(pool, record, store, interrupted, dirty_pages(pool, record))
+    refuse_changed(client, record, store, interrupted, client.dirty_pages(record))
     before = store.size()
     seg.record_store(index, 0, True, None)
     stored, written = 0, None
     try:
-        _write(pool, store, start, items)
+        _write(client, store, start, items)
         written = stamped(store.fd)
         store.sync()
         stored = int(items["page"][-1]) - start + 1
     finally:  # before the pages are let go: until then nobody can remove the space
         if written is None:
-            store.cut_to_whole_pages(before, pool.page_size)
+            store.cut_to_whole_pages(before, client.page_size)
         seg.record_store(index, stored, False, _settled(written, store.state()))
 
 
@@ -102,30 +96,30 @@ def _settled(written: FileState | None, now: FileState) -> FileState:
     return written if written is not None and same else now._replace(doubt=Doubt.FLUSHED)
 
 
-def _store_over(pool: "Pool", record: dict[str, Any], items: "np.ndarray[Any, Any]", store: FileStore) -> None:
+def _store_over(client: Client, record: Record, items: "np.ndarray[Any, Any]", store: FileStore) -> None:
     """Writes and syncs the pages of a batch to a file that the space's record does not describe. Under the flush lock."""
     before = store.size()
     try:
-        _write(pool, store, record["first_entry"], items)
+        _write(client, store, record["first_entry"], items)
     except BaseException:
-        store.cut_to_whole_pages(before, pool.page_size)
+        store.cut_to_whole_pages(before, client.page_size)
         raise
     store.sync()
 
 
-_WriteBatch = Callable[[dict[str, Any], "np.ndarray[Any, Any]"], None]
+_WriteBatch = Callable[[Record, "np.ndarray[Any, Any]"], None]
 
 
 def _flush_batch(
-    pool: "Pool", record: dict[str, Any], lsn: int, first: int, most: int, foreground: bool, write: _WriteBatch
+    client: Client, record: Record, lsn: int, first: int, most: int, foreground: bool, write: _WriteBatch
 ) -> Part:
     """Has ``write`` store up to ``most`` dirty pages of a space from page ``first``, under its flush lock."""
-    seg, start = pool._seg, record["first_entry"]
+    seg, start = client.seg, record["first_entry"]
     batch = seg.begin_flush(start + first, record["max_pages"] - first, lsn, most)
     items = np.frombuffer(batch.items, _ITEM)
     synced = False
     try:
-        now = current(pool, record) if len(items) else None
+        now = client.current(record) if len(items) else None
         if now is not None:  # else these entries are another space's by now
             write(now, items)
             synced = True
@@ -145,57 +139,46 @@ def _flush_batch(
     return Part(len(items) if synced else 0, batch.held_back, max(0, batch.next - start))
 
 
-def current(pool: "Pool", record: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a space as it is now, None if the space has been removed since."""
-    same = (r for r in pool._seg.spaces() if (r["index"], r["generation"]) == (record["index"], record["generation"]))
-    return next(same, None)
-
-
-def file_store(path: str, mode: str, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
-    """The store of a file space."""
-    return CheckedFile(path, mode, page_size, repair) if checksum else FileStore(path, mode)
-
-
-def can_write(pool: "Pool", record: dict[str, Any]) -> bool:
+def can_write(client: Client, record: Record) -> bool:
     """Whether this process has the store of a space, or can open it."""
-    known = pool._stores.get(record["index"])
+    known = client.stores.get(record["index"])
     return record["kind"] == Kind.FILE or (known is not None and known[0] == record["generation"])
 
 
-def open_to_write(pool: "Pool", record: dict[str, Any]) -> FileStore:
+def open_to_write(client: Client, record: Record) -> FileStore:
     """Opens the file that a space's path leads to now, to write its dirty pages. Raises FileChanged, StoreError."""
     try:
-        store = file_store(record["path"], "r+", pool.page_size, bool(record["flags"] & CHECKSUM))
+        store = file_store(record["path"], "r+", client.page_size, bool(record["flags"] & CHECKSUM))
     except (FileNotFoundError, NotADirectoryError) as error:
-        gone = changed(pool, record, "was moved away or deleted", dirty_pages(pool, record), missing=True)
+        gone = changed(client, record, "was moved away or deleted", client.dirty_pages(record), missing=True)
         raise caused(gone, error) from error
     except NotRegularFile as error:
         what = "is no regular file any more"
-        raise changed(pool, record, what, dirty_pages(pool, record), missing=True) from error
+        raise changed(client, record, what, client.dirty_pages(record), missing=True) from error
     except (OSError, ImportError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise StoreError(f"{record['path']} has dirty pages, but cannot be opened to write them: {why}") from error
     return store
 
 
-def store_of(pool: "Pool", record: dict[str, Any]) -> Store:
+def store_of(client: Client, record: Record) -> Store:
     """The store to flush a space with, opened here if this process has not."""
-    known = pool._stores.get(record["index"])
+    known = client.stores.get(record["index"])
     if known is not None and known[0] == record["generation"] and getattr(known[1], "writable", True):
         return known[1]
     if record["kind"] != Kind.FILE:
         raise StoreError(
             f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)"
         )
-    store = open_to_write(pool, record)
-    claim(pool, store)
-    keep_store(pool, record, store)
+    store = open_to_write(client, record)
+    claim(client, store)
+    keep_store(client, record, store)
     return store
 
 
 def flush_part(
-    pool: "Pool",
-    record: dict[str, Any],
+    client: Client,
+    record: Record,
     lsn: int,
     first: int,
     most: int,
@@ -209,100 +192,81 @@ def flush_part(
     Raises StoreError: then they stay dirty, all of them.
     """
     try:
-        with telling(pool, record):
-            store = store_of(pool, record)
-            held = pool._seg.lock_flush(record["index"], wait)
+        with telling(client, record):
+            store = store_of(client, record)
+            held = client.seg.lock_flush(record["index"], wait)
             if held is None:
                 return Part(0, 0, 0)
             with held, working_on(record["index"]):
-                write = partial(_store_batch, pool, store=store, interrupted=held.interrupted)
-                return _flush_batch(pool, record, lsn, first, most, foreground, write)
+                write = partial(_store_batch, client, store=store, interrupted=held.interrupted)
+                return _flush_batch(client, record, lsn, first, most, foreground, write)
     except StoreError:
-        if current(pool, record) is None:  # removed since it was looked at: the dirty pages were another space's
+        if client.current(record) is None:  # removed since it was looked at: the dirty pages were another space's
             return Part(0, 0, 0)
         raise
 
 
-def write_over(pool: "Pool", record: dict[str, Any], store: FileStore, lsn: int) -> int:
+def write_over(client: Client, record: Record, store: FileStore, lsn: int) -> int:
     """Writes the dirty pages of a space whose LSN is at most ``lsn`` to another file than its record describes.
 
     Under the space's flush lock. The record stays what it is, so that no page of the space passes for one of this file.
     """
     written, first = 0, 0
     while True:
-        part = _flush_batch(pool, record, lsn, first, BATCH_PAGES, False, partial(_store_over, pool, store=store))
+        part = _flush_batch(client, record, lsn, first, BATCH_PAGES, False, partial(_store_over, client, store=store))
         written, first = written + part.written, part.next_page
         if not first:
             return written
 
 
 @contextmanager
-def telling(pool: "Pool", record: dict[str, Any]) -> Iterator[None]:
+def telling(client: Client, record: Record) -> Iterator[None]:
     """A StoreError in the block is an event. The block releases its locks: what listens to the log is foreign code."""
     try:
         yield
     except StoreError as error:
-        if current(pool, record) is not None:
+        if client.current(record) is not None:
             origin = trouble.Origin(record["index"], record["generation"], record["name"], error.page_no)
-            trouble.tell(pool, What.FLUSH_FAILED, error, origin)
+            trouble.tell(client, What.FLUSH_FAILED, error, origin)
         raise
 
 
-def flush_space(pool: "Pool", record: dict[str, Any], lsn: int, *, foreground: bool = False, wait: bool = True) -> int:
+def flush_space(client: Client, record: Record, lsn: int, *, foreground: bool = False, wait: bool = True) -> int:
     """Writes the dirty pages of one space whose LSN is at most ``lsn``; returns their number."""
-    if record["kind"] not in WRITTEN or not dirty_pages(pool, record):
+    if record["kind"] not in WRITTEN or not client.dirty_pages(record):
         return 0
     written, first = 0, 0
     while True:
-        part = flush_part(pool, record, lsn, first, BATCH_PAGES, foreground=foreground, wait=wait)
+        part = flush_part(client, record, lsn, first, BATCH_PAGES, foreground=foreground, wait=wait)
         written, first = written + part.written, part.next_page
         if not first:
             return written
 
 
-# ---- the log, and checkpoints -------------------------------------------------------
+# ---- the log -------------------------------------------------------
 
 
-def wanted_of_log(pool: "Pool") -> int | None:
+def wanted_of_log(client: Client) -> int | None:
     """How far dirty pages need the log that it is not durable; None if no further, or if there is no hook to ask."""
-    durable = pool.durable_lsn
-    if pool.log_sync is None or durable == NO_RULE:
+    durable = client.durable_lsn
+    if client.log_sync is None or durable == NO_RULE:
         return None
     ranges = [
-        pool._seg.dirty_range(r["first_entry"], r["max_pages"]) for r in pool._seg.spaces() if r["kind"] in WRITTEN
+        client.seg.dirty_range(r["first_entry"], r["max_pages"]) for r in client.seg.spaces() if r["kind"] in WRITTEN
     ]
     wanted = max((lsn for _, lsn, _ in ranges), default=0)
     return wanted if wanted > durable else None
 
 
-def sync_log(pool: "Pool") -> bool:
+def sync_log(client: Client) -> bool:
     """Asks the engine to make its log durable as far as the dirty pages need it.
 
     Whether more pages may be written now. What the engine's hook raises goes to the caller.
     """
-    before, wanted = pool.durable_lsn, wanted_of_log(pool)
-    if pool.log_sync is None or wanted is None:
+    before, wanted = client.durable_lsn, wanted_of_log(client)
+    if client.log_sync is None or wanted is None:
         return False
-    done = pool.log_sync(wanted)
+    done = client.log_sync(wanted)
     if done is not None:
-        pool.advance_durable_lsn(done)
-    return pool.durable_lsn > before
-
-
-def checkpoint(pool: "Pool", up_to_lsn: int | None) -> int:
-    """See :meth:`Pool.checkpoint`."""
-    seg = pool._seg
-    spaces = [record for record in seg.spaces() if record["kind"] in WRITTEN]
-
-    def oldest() -> int:
-        return min((seg.dirty_range(r["first_entry"], r["max_pages"])[2] for r in spaces), default=NO_RULE)
-
-    # 1. Up to where everything has been published: the caller knows.
-    if up_to_lsn is None and pool.durable_lsn == NO_RULE:
-        up_to_lsn = max((seg.dirty_range(r["first_entry"], r["max_pages"])[1] for r in spaces), default=0)
-    limit = pool.durable_lsn if up_to_lsn is None else up_to_lsn
-    # 2. The log goes first, then the pages.
-    sync_log(pool)
-    pool.flush()
-    # 3. What is dirty still (above the durable LSN, or since) needs the log from its first change on.
-    return seg.raise_checkpoint_lsn(min(limit + 1, oldest()))
+        client.seg.raise_durable_lsn(lsn_of(done))
+    return client.durable_lsn > before

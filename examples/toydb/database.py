@@ -106,7 +106,7 @@ class Database:
 
     def _misses(self) -> int:
         """Pages of the data file that the pool has read so far. (pool.stats() says so too, with everything else.)"""
-        words = np.frombuffer(self._engine.pool._seg.counters(), np.uint64)
+        words = np.frombuffer(self._engine.pool.client.seg.counters(), np.uint64)
         return int(words[-2 * MAX_SPACES :][2 * self._engine.space.index + 1])
 
     def _committed(self) -> None:

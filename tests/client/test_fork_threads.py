@@ -78,7 +78,7 @@ def test_a_child_waits_for_no_lock_of_a_thread_that_it_has_not(pool):
     work = pool.scratch("work", 4)
 
     def hold(held):
-        with pool._lock:
+        with pool.client._lock:
             held.stop_here()
 
     def use():
@@ -131,9 +131,9 @@ def test_no_lock_of_the_package_is_made_outside_of_the_list():
 _FORKS_WHILE_A_THREAD_ATTACHES = """
 import os, signal, sys, threading, warnings
 import bufferpool as bp
-from bufferpool.client import attachment
+from bufferpool.client import client
 warnings.simplefilter("ignore")
-there, go, Segment = threading.Event(), threading.Event(), attachment._core.Segment
+there, go, Segment = threading.Event(), threading.Event(), client._core.Segment
 
 def stop(*args):  # the core has attached, and Python does not know it yet
     seg = Segment(*args)
@@ -142,12 +142,12 @@ def stop(*args):  # the core has attached, and Python does not know it yet
     return seg
 
 pool = bp.Pool(f"/dev/shm/{sys.argv[1]}", None, None)
-attachment._core.Segment = stop
+client._core.Segment = stop
 thread = threading.Thread(target=pool.stats, daemon=True)
 thread.start()
 assert there.wait(60)
 kid = os.fork()
-attachment._core.Segment = Segment
+client._core.Segment = Segment
 """
 
 _AND_DIES = """

@@ -12,7 +12,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import SegmentError
-from bufferpool.figures.events import What, Why
+from bufferpool.figures.names import What, Why
 from bufferpool.observer import Observer
 from tests.conftest import PAGE, fill, kernel_bytes, new_name, wait_until
 from tests.support import sandbox

@@ -27,14 +27,14 @@ def test_a_new_pool_has_what_was_asked_for(opened):
     stats = opened.stats()
     assert (stats.budget_bytes, stats.min_bytes, stats.max_bytes) == (64 * PAGE, 16 * PAGE, 128 * PAGE)
     assert os.stat(opened.path).st_mode & 0o7777 == 0o640
-    assert (opened._geometry["max_clients"], opened._geometry["max_pages"]) == (8, 1 << 20)
+    assert (opened.client.geometry["max_clients"], opened.client.geometry["max_pages"]) == (8, 1 << 20)
 
 
 def test_the_same_arguments_find_the_same_pool_without_a_word(opened):
     """Ten workers that start with one line of code: the first creates, the others attach."""
     for arguments in (ALL, {}, {"capacity": "256KiB"}, {"capacity": "auto"}, {"page_size": PAGE}):
         with bp.Pool.open(opened.name, **arguments) as other:
-            assert other._uuid == opened._uuid
+            assert other.client.known_uuid == opened.client.known_uuid
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_warning_that_is_an_error_leaves_no_client_behind(opened):
 
 def test_a_capacity_that_a_steward_has_moved_is_not_a_difference(opened):
     """What was last asked for by hand counts: a worker that starts anew is not told what the steward does."""
-    opened._seg.set_budget(20)
+    opened.client.seg.set_budget(20)
     bp.Pool.open(opened.name, **ALL).close()
     opened.resize(32 * PAGE)
     bp.Pool.open(opened.name, 32 * PAGE).close()

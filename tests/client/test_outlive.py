@@ -26,7 +26,7 @@ def _page_of(space, n):
 
 
 def _pool_stats(pool):
-    attached_before = pool._segment is not None
+    attached_before = pool.client.attached is not None
     return attached_before, pool.page_size, pool.stats().clients
 
 
@@ -81,7 +81,7 @@ def test_a_pickled_pool_does_not_take_another_of_the_same_name(pool_name):
 def test_pickling_a_pool_that_was_never_used_here_does_not_attach_it(pool):
     """A copy that was only passed on took a client slot when it was pickled once more."""
     again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(pool))))
-    assert again._segment is None
+    assert again.client.attached is None
     assert pool.stats().clients == 1
 
 

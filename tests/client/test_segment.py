@@ -72,7 +72,7 @@ def test_open_creates_and_then_attaches(pool_name):
     with bp.Pool.open(pool_name, 64 * PAGE, page_size=PAGE) as first:
         with bp.Pool.open(pool_name) as second:
             assert second.max_frames == first.max_frames
-            assert second._uuid == first._uuid
+            assert second.client.known_uuid == first.client.known_uuid
             assert second.check() == []
         first.unlink()
 
@@ -168,7 +168,7 @@ def _open_at_once(name, barrier):
     with work.write(os.getpid() % 16) as page:
         page[:8] = 1
     barrier.wait(60)
-    result = pool._uuid, pool.stats().clients, len(pool.stats().spaces)
+    result = pool.client.known_uuid, pool.stats().clients, len(pool.stats().spaces)
     barrier.wait(60)
     pool.close()
     return result
@@ -221,7 +221,7 @@ other = bp.Pool.attach("here", directory=sys.argv[1])
 print(other.space("work")[1][0], os.path.exists(os.path.join(sys.argv[1], "here")), pool.check())
 other.close()
 with bp.Pool.open("here", 64 * 4096, page_size=4096, directory=sys.argv[1]) as again:
-    print(again._uuid == pool._uuid)
+    print(again.client.known_uuid == pool.client.known_uuid)
 pool.unlink()
 print(os.listdir(sys.argv[1]), os.path.exists("/dev/shm/here"))
 """

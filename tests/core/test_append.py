@@ -29,7 +29,7 @@ def _append_one(space):
 
 
 def test_growth_is_seen_by_other_clients(pool, attach, table, child):
-    other = attach(pool).open_file(table._options["path"], "r+")
+    other = attach(pool).open_file(table._wanted.options["path"], "r+")
     assert _append_one(table) == (100, 100, 101)
     assert np.array_equal(other[100], stamp(100))
     assert child(_append_one, table).result() == (101, 101, 102)

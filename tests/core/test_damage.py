@@ -53,7 +53,7 @@ with work.write(0) as page:
 shm = mmap.mmap(os.open(pool.path, os.O_RDWR), os.stat(pool.path).st_size)
 at = Layout(shm)
 FIRST = at.space(shm, 1, 'first_entry')  # of the scratch space
-ME = pool._seg.status()["client"]
+ME = pool.client.seg.status()["client"]
 def put(offset, value, size=8):
     shm[offset : offset + size] = value.to_bytes(size, "little")
 def header(field, value):
@@ -89,7 +89,7 @@ _DAMAGES = {
     "a flush lock in our own name": "space(0, 'flush_lock.word', ME); typed(pool.flush)",
     "a directory lock of a client that this process was before": """
 other = bp.Pool.attach(name)
-before = other._seg.status()["client"]
+before = other.client.seg.status()["client"]
 assert before != ME
 other.close()
 header('directory.word', before); pool.scratch('more', 4)
@@ -117,8 +117,8 @@ held = [work[n] for n in range(8)]; del held
 extent = int.from_bytes(shm[at.spaces_at + SPACE : at.spaces_at + SPACE + 8], "little")
 space(1, 'extent', ((extent >> 33) + 1) << 33 | 1 << 32)
 pool.scratch("more", 4)
-assert "work" not in [record["name"] for record in pool._seg.spaces()], "it is still there"
-assert (pool.frames()["space"] != 1).all() or pool._seg.spaces()[-1]["name"] == "more"
+assert "work" not in [record["name"] for record in pool.client.seg.spaces()], "it is still there"
+assert (pool.frames()["space"] != 1).all() or pool.client.seg.spaces()[-1]["name"] == "more"
 assert pool.check() == []
 new = pool.scratch("work", 16)
 assert new[0].sum() == 0, "an old page in a new space"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.figures.events import What
+from bufferpool.figures.names import What
 from tests.conftest import EXTENT, PAGE, WAIT, stamp, touch, wait_until
 from tests.support.disks import Disk
 from tests.support.stewards import CALM, FAST, PRESSED, Fake, Stop, put, whats
@@ -161,7 +161,7 @@ def test_a_shrink_steps_round_what_cannot_go_and_takes_it_when_it_can(make_pool,
         assert pool.stats().frames[counted] >= HELD
         wait_until(lambda: What.CANNOT_SHRINK in whats(pool), "it says so")
     fake.reading = CALM
-    pool._seg.set_budget(128)  # a publish needs a frame
+    pool.client.seg.set_budget(128)  # a publish needs a frame
     resume.set()
     assert holder.result()
     fake.reading = PRESSED["machine"][0]
@@ -218,7 +218,7 @@ def test_a_shrink_meets_pages_in_every_state_while_other_processes_work(make_poo
     fake = Fake(CALM)
     pool.start_steward(interval=0.01, flush_every=0.2, source=fake, rules=FAST)
     for _ in range(6):
-        pool._seg.set_budget(192)
+        pool.client.seg.set_budget(192)
         wait_until(lambda: pool.stats().resident_bytes > 150 * PAGE, "it fills")
         fake.reading = PRESSED["machine"][0]
         wait_until(lambda: pool.budget_frames == 48, "it gives way")
@@ -263,4 +263,4 @@ def _breathe(pool):
     pool.start_steward(interval=0.01, flush_every=0.1, source=fake, rules=FAST)
     while True:
         time.sleep(0.02)
-        pool._seg.set_budget(192)
+        pool.client.seg.set_budget(192)

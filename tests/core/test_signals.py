@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.spaces.space import Kind, Space
+from bufferpool.figures.names import Kind
+from bufferpool.spaces.space import Space
 from tests.conftest import WAIT, stamp, wait_until
 from tests.support import fuzz_damage
 from tests.support.children import run_python
@@ -40,7 +41,7 @@ def test_ctrl_c_ends_the_wait_for_a_page_that_another_process_loads(pool, child,
     space, ready = pool.open_derived("made", 8, _slow), spawn.Event()
     loading = child(_load_slowly, pool.name, ready)
     assert ready.wait(WAIT)
-    wait_until(lambda: pool._seg.entry_words(np.array([3], np.uint32))[0] & 3 == 1, "the page is being loaded")
+    wait_until(lambda: pool.client.seg.entry_words(np.array([3], np.uint32))[0] & 3 == 1, "the page is being loaded")
     timer, began = _interrupt_soon(), time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         space[3].sum()
@@ -53,7 +54,7 @@ def test_ctrl_c_ends_the_wait_for_a_page_that_another_process_loads(pool, child,
 def _hold(name, ready, go):
     """Attached, and nothing else."""
     with bp.Pool.attach(name) as pool:
-        ready.put(pool._seg.status()["client"])
+        ready.put(pool.client.seg.status()["client"])
         go.wait(WAIT)
 
 
@@ -159,10 +160,10 @@ def _own_and_die(name, ready):
 
 def _handle_of_another_s(pool, name):
     """A handle of another client's private space, which the pool gives to nobody."""
-    record = next(r for r in pool._seg.spaces() if r["name"] == name)
+    record = next(r for r in pool.client.seg.spaces() if r["name"] == name)
     space = Space(pool, name, Kind.SCRATCH, np.uint8, {})
     places = (record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"])
-    space._bind_core(pool._seg, *places, -1, None, space.dtype, True, False, True, False)
+    space._bind_core(pool.client.seg, *places, -1, None, space.dtype, True, False, True, False)
     return space
 
 
@@ -196,13 +197,14 @@ def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, atta
         write.__exit__(None, None, None)
     pool.reap()
     pool.scratch("another", 4)
-    assert "theirs" not in [record["name"] for record in pool._seg.spaces()]
+    assert "theirs" not in [record["name"] for record in pool.client.seg.spaces()]
 
 
 _AGAIN = """
 import faulthandler, os, signal, sys
 import bufferpool as bp
-from bufferpool.spaces.space import Kind, Space
+from bufferpool.figures.names import Kind
+from bufferpool.spaces.space import Space
 from tests.support.memory_store import Memory
 faulthandler.dump_traceback_later(20, exit=True)
 pool = bp.Pool.create(sys.argv[1], "1MiB", page_size=4096)

@@ -133,10 +133,10 @@ def test_recording_can_be_switched_off_and_on_again(make_pool, tmp_path: Path, t
     pool, path = advised(make_pool, tmp_path, tpcc)
     before = pool.advise().references
     for _ in range(2):
-        pool._seg.sampling(False)
+        pool.client.seg.sampling(False)
     read_all(pool, path, tpcc)
     for _ in range(2):
-        pool._seg.sampling(True)
+        pool.client.seg.sampling(True)
     assert pool.advise().references == before
     read_all(pool, path, tpcc)
     assert pool.advise().references > before

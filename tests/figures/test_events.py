@@ -9,7 +9,8 @@ import pytest
 
 from bufferpool import _core
 from bufferpool.figures import events
-from bufferpool.figures.events import Event, What, Why
+from bufferpool.figures.events import Event
+from bufferpool.figures.names import What, Why
 from tests.conftest import PAGE, WAIT, wait_until
 
 RING = 1024
@@ -28,7 +29,7 @@ def test_the_first_event_is_the_creation(pool):
     assert (event.number, event.what, event.why) == (1, What.CREATED, Why.ASKED)
     assert event.budget_before == event.budget_after == 64 * PAGE
     assert abs(event.time - time.time()) < 60
-    assert event.client == pool._seg.status()["client"]
+    assert event.client == pool.client.seg.status()["client"]
 
 
 def test_resize_and_trim_are_events_with_their_bytes(pool, data_file):
@@ -139,9 +140,9 @@ def test_an_event_whose_poster_died_in_the_middle_is_left_out(pool):
 
 
 def test_events_that_mean_nothing_are_left_out(pool):
-    pool._seg.post_event(99, int(Why.PSI), 0, 0, 0, 0.0)
-    pool._seg.post_event(int(What.GREW), 0, 0, 0, 0, 0.0)
-    pool._seg.post_event(int(What.GREW), int(Why.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"))
+    pool.client.seg.post_event(99, int(Why.PSI), 0, 0, 0, 0.0)
+    pool.client.seg.post_event(int(What.GREW), 0, 0, 0, 0, 0.0)
+    pool.client.seg.post_event(int(What.GREW), int(Why.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"))
     found = pool.events()
     assert [e.number for e in found] == [1, 4]
     assert str(found[-1])

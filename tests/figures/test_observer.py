@@ -121,10 +121,10 @@ def test_an_observer_changes_nothing_and_says_what_to_do(pool):
     with Observer(pool.name) as observer:
         assert observer.stats() == pool.stats()
         for change in (
-            observer._seg.reap,
-            observer._seg.check,
-            lambda: observer._seg.set_budget(5),
-            lambda: observer._seg.lead(0.0),
+            observer.seg.reap,
+            observer.seg.check,
+            lambda: observer.seg.set_budget(5),
+            lambda: observer.seg.lead(0.0),
         ):
             with pytest.raises(bp.errors.PoolReadOnly, match="attach"):
                 change()
@@ -164,7 +164,7 @@ def test_commands_that_look_at_noise_print_something_or_say_what_is_wrong(pools,
     copy = SHM / pools.name()
     pools.unchecked.add(copy.name)
     shutil.copyfile(pool.path, copy)
-    start, end = _core.fields()["Header.geometry_sum"][0] + 8, pool._geometry["data_at"]
+    start, end = _core.fields()["Header.geometry_sum"][0] + 8, pool.client.geometry["data_at"]
     random = np.random.default_rng(seed)
     everywhere, here_and_there = [(start, end - start)], [(at, 8) for at in random.integers(start, end, 500)]
     with open(copy, "r+b") as file:
@@ -186,7 +186,7 @@ def test_a_damaged_segment_is_down_and_nothing_else(pools, damage):
     copy = SHM / pools.name()
     pools.unchecked.add(copy.name)
     shutil.copyfile(pool.path, copy)
-    fields, at = _core.fields(), pool._geometry["data_at"]
+    fields, at = _core.fields(), pool.client.geometry["data_at"]
     with open(copy, "r+b") as file:
         if damage == "truncated":
             file.truncate(at // 2)

@@ -76,7 +76,7 @@ FAKE = Reading(shm_free=1024 * MIB, shm_size=2048 * MIB, machine_free=512 * MIB,
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr("bufferpool.client.attachment.look", lambda directory: FAKE)
+    monkeypatch.setattr("bufferpool.pool.look", lambda directory: FAKE)
 
 
 def sizes(pool):
@@ -103,9 +103,7 @@ def test_auto_keeps_to_bounds_that_are_given(pools, small):
 
 
 def test_auto_without_memory_is_a_typed_error(pools, monkeypatch):
-    monkeypatch.setattr(
-        "bufferpool.client.attachment.look", lambda directory: Reading(machine_free=MIB, machine_size=MIB)
-    )
+    monkeypatch.setattr("bufferpool.pool.look", lambda directory: Reading(machine_free=MIB, machine_size=MIB))
     with pytest.raises(SharedMemoryFull, match=r"a pool needs 16\.0 MiB"):
         pools.create("auto")
     monkeypatch.undo()

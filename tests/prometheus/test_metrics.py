@@ -17,7 +17,7 @@ import bufferpool as bp
 from bufferpool import _core
 from bufferpool.figures import events
 from bufferpool.figures import stats as inspect
-from bufferpool.figures.events import What, Why
+from bufferpool.figures.names import What, Why
 from bufferpool.observer import Observer
 from bufferpool.prometheus import server
 from bufferpool.prometheus.collector import FAMILIES, LATENCIES
@@ -178,7 +178,7 @@ def test_why_the_budget_moved_is_in_the_metrics(make_pool):
     events.post(pool, What.SHRANK, Why.PSI, before=64, after=48)
     events.post(pool, What.GREW, Why.PAYS, before=48, after=64)
     events.post(pool, What.SHRANK, Why.PSI, before=64, after=32)
-    pool._seg.post_event(99, int(Why.PSI), 0, 0, 0, 0.0)  # of a later version
+    pool.client.seg.post_event(99, int(Why.PSI), 0, 0, 0, 0.0)  # of a later version
     last, series = {(e.what, e.why): e.time for e in pool.events()}, read(pool.name)
     assert len(last) == 3
     for (what, why), at in last.items():
@@ -293,9 +293,9 @@ def test_a_sum_never_goes_backwards_while_clients_fold_theirs(make_pool, child):
     pool = make_pool(max_clients=6)
     children = [child(come_and_go, pool.name, context="fork") for _ in range(3)]
     with Observer(pool.name) as observer:
-        before, sums, end = np.frombuffer(observer._seg.counters(), np.uint64), 0, time.monotonic() + 4
+        before, sums, end = np.frombuffer(observer.seg.counters(), np.uint64), 0, time.monotonic() + 4
         while time.monotonic() < end or sums < 1000:
-            after = np.frombuffer(observer._seg.counters(), np.uint64)
+            after = np.frombuffer(observer.seg.counters(), np.uint64)
             assert (after >= before).all(), np.flatnonzero(after < before)
             before, sums = after, sums + 1
     for one in children:

@@ -84,8 +84,10 @@ def test_a_claim_ends_in_every_process_when_the_space_is_removed_by_one(two, att
         client.start_steward(interval=0.01)
     else:
         getattr(client, when)()
-    wait_until(lambda: not any(store.path == str(path) for store in list(client._claims.values())), "the claim ends")
-    assert not any(store.path == str(path) for _, store in client._stores.values())
+    wait_until(
+        lambda: not any(store.path == str(path) for store in list(client.client.claims.values())), "the claim ends"
+    )
+    assert not any(store.path == str(path) for _, store in client.client.stores.values())
     fill(other.open_file(path, "r+"), [4], version=1)
     assert other.flush() == 1
     assert one.check() == []

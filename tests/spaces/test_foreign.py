@@ -20,7 +20,7 @@ from bufferpool.errors import (
     StoreError,
 )
 from bufferpool.machine.mounts import mount_of
-from bufferpool.spaces import file_state
+from bufferpool.spaces import file_changes
 from bufferpool.upkeep import writeback
 from tests.client.test_outlive import _touch
 from tests.conftest import PAGE, fill, stamp
@@ -143,7 +143,7 @@ def test_a_flush_after_a_killed_one_still_sees_a_cut_and_another_file(pool, data
         path = settle(data_file(16))
         space = pool.open_file(path, "r+")
         fill(space, [6], version=1)
-        pool._seg.record_store(space.index, 0, True, None)  # as a flush leaves it that was killed
+        pool.client.seg.record_store(space.index, 0, True, None)  # as a flush leaves it that was killed
         change(path)
         with pytest.raises(FileChanged):
             pool.flush(space)
@@ -174,7 +174,7 @@ def coarse(monkeypatch):
 
         return Coarse
 
-    monkeypatch.setattr(file_state.os, "fstat", fstat)
+    monkeypatch.setattr(file_changes.os, "fstat", fstat)
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
@@ -228,7 +228,7 @@ def test_reopening_a_file_that_nobody_changed_compares_no_page(pool, attach, dat
         fill(space, [6], version=1)
         assert pool.flush() == 1
     asked = []
-    monkeypatch.setattr(file_state, "first_changed", lambda *_: asked.append(1) or -1)
+    monkeypatch.setattr(file_changes, "first_changed", lambda *_: asked.append(1) or -1)
     misses = pool.stats().misses
     again = attach(pool).open_file(path, "r+")
     again.read_many(range(16))

@@ -287,9 +287,9 @@ def _flush_and_die(name, path, n):
     with bp.Pool.attach(name) as pool:
         space = pool.open_file(path, "r+")
         fill(space, range(n), version=4)
-        for index, (generation, store) in list(pool._stores.items()):
+        for index, (generation, store) in list(pool.client.stores.items()):
             store.__class__ = Dies
-            assert pool._stores[index][0] == generation
+            assert pool.client.stores[index][0] == generation
         pool.flush()
 
 

@@ -389,7 +389,7 @@ def test_a_size_that_is_none_is_refused(pool, size):
         pool.open_store("store", store)
     if isinstance(size, int) and size < 10**100:
         assert f"returned {size};" in str(refused.value)
-    assert pool._seg.spaces() == []
+    assert pool.client.seg.spaces() == []
     store.returned = {}
     assert len(pool.open_store("store", store)) == 8
     assert pool.check() == []
@@ -403,7 +403,7 @@ def test_a_size_that_raises_is_a_store_error_with_that_cause(pool):
     with pytest.raises(StoreError, match=r"size\(\) of Memory failed: KeyError\('no such object'\)") as failed:
         pool.open_store("store", store)
     assert failed.value.__cause__ is failure
-    assert pool._seg.spaces() == []
+    assert pool.client.seg.spaces() == []
     assert pool.check() == []
 
 

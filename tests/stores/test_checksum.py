@@ -149,7 +149,7 @@ def test_it_is_found_by_every_way_to_load_it(pool, sealed, way):
         WAYS[way](table)
     assert pool.stats().corrupt_pages == 1
     frames = pool.frames()
-    assert 5 not in frames["page_no"][frames["state"] == bp.figures.stats.FrameState.LIVE]
+    assert 5 not in frames["page_no"][frames["state"] == bp.FrameState.LIVE]
 
 
 def test_the_error_travels_between_processes(pool, sealed, child):

@@ -173,7 +173,7 @@ class Rounds:
             mutator.mend(lambda: rng.random() > STAYS)
         ops.clear()
         spaces.clear()
-        if not self.run("close", pool.close) or not pool._closed:
+        if not self.run("close", pool.close) or not pool.client.closed:
             self.kept.append(pool)
 
 

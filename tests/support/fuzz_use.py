@@ -198,7 +198,7 @@ def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, 
 
     def lists() -> None:
         pool.clients()
-        for record in pool._seg.spaces():
+        for record in pool.client.seg.spaces():
             assert record["index"] < 64
 
     def by_name() -> None:

@@ -4,7 +4,7 @@ import threading
 import time
 from unittest import mock
 
-from bufferpool.figures.events import Why
+from bufferpool.figures.names import Why
 from bufferpool.machine.pressure import Reading
 from bufferpool.upkeep.budget import Rules
 from bufferpool.upkeep.steward import Settings, Steward
@@ -71,6 +71,6 @@ class Stop:
 def by_hand(pool, source=None, rules=None, **settings):
     """A steward without a thread, whose rounds the test calls."""
     with mock.patch.object(threading.Thread, "start"):
-        made = Steward(pool, Settings(**settings), Fake() if source is None else source, rules)
+        made = Steward(pool.client, Settings(**settings), Fake() if source is None else source, rules)
     made._patience_s = WAIT  # a round is over when its jobs are
     return made

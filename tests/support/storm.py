@@ -240,7 +240,7 @@ class Storm:
                 file.seek(fields()[f"Header.{lock}.word"][0])
                 words[lock] = hex(int.from_bytes(file.read(4), "little"))
             clients = [(c.client, c.pid, "alive" if c.alive else "dead", alive(c.pid)) for c in pool.clients()]
-            spaces = [(r["name"], r["flusher"]) for r in pool._seg.spaces()]
+            spaces = [(r["name"], r["flusher"]) for r in pool.client.seg.spaces()]
             return f"locks {words}, clients {clients}, spaces {spaces}, {pool.frames()['state'].tolist()}"
 
     def blow(self, seconds: float) -> None:
@@ -292,7 +292,7 @@ class Storm:
         with bp.Pool.attach(self.name) as pool:
             table = pool.open_file(self.directory / "table.db", "r+", name="table", max_pages=MOST_PAGES)
             pool.reap()
-            for record in pool._seg.spaces():
+            for record in pool.client.seg.spaces():
                 if record["name"].startswith("client-"):
                     self.find("leaked", f"scratch space {record['name']} of a client that is gone")
                 if record["name"].startswith("pool-"):  # these are to stay

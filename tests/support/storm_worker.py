@@ -275,7 +275,7 @@ class Worker:
         """A scratch space that others use, and that anybody may remove at any moment."""
         with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
             space = self.pool.scratch(f"pool-shared{self.random.randrange(2)}", 2)
-            mark = (space._generation or 0) << 6 | space.index  # no other space is marked so
+            mark = (space.generation or 0) << 6 | space.index  # no other space is marked so
             for _ in range(3):
                 block = space.append() if self.random.random() < 0.3 else space.write(self.random.randrange(2))
                 with block as page:

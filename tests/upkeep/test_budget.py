@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from bufferpool.figures.events import Why
+from bufferpool.figures.names import Why
 from bufferpool.machine.pressure import Reading
 from bufferpool.upkeep.budget import Governor, Pool, Rules, room, shortage, worth
 

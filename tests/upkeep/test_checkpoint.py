@@ -177,7 +177,7 @@ def test_the_oldest_change_is_still_known_after_the_lsn_was_set_to_zero(pool):
     with pytest.raises(StoreError):
         pool.flush()
     put(table, 0, 0)
-    lowest = pool._seg.dirty_range(pool._record(table.index)["first_entry"], 8)[2]
+    lowest = pool.client.seg.dirty_range(pool.client.record(table.index)["first_entry"], 8)[2]
     assert lowest == 3
     table._store.fails = None
 
@@ -229,7 +229,7 @@ def test_every_change_below_the_checkpoint_is_in_the_store(make_pool, child, spa
             pool.advance_durable_lsn(max(0, lsn - rng.randrange(20)))
         if rng.random() < 0.05:
             table_flushed = writeback.flush_part(
-                pool, pool._record(table.index), pool.durable_lsn, rng.randrange(40), 7
+                pool.client, pool.client.record(table.index), pool.durable_lsn, rng.randrange(40), 7
             )
             assert table_flushed.written <= 7
         if rng.random() < 0.06:
@@ -257,16 +257,16 @@ def test_every_change_below_the_checkpoint_is_in_the_store(make_pool, child, spa
 
 
 def _resize_and_trim(pool, path, stop, seed):
-    pool._stores.clear()  # the fork copied the disk: this process must not write
+    pool.client.stores.clear()  # the fork copied the disk: this process must not write
     rng, turns, table = random.Random(seed), 0, pool.open_file(path)
     while not stop.is_set():
         for _ in range(8):
             table[rng.randrange(len(table))]
         if rng.random() < 0.5:
-            pool._seg.set_budget(rng.randrange(70, 97))
-            pool._seg.shrink(rng.randrange(1, 24), 0, True)
+            pool.client.seg.set_budget(rng.randrange(70, 97))
+            pool.client.seg.shrink(rng.randrange(1, 24), 0, True)
         else:
-            pool._seg.shrink(rng.randrange(1, 24), 4, True)
+            pool.client.seg.shrink(rng.randrange(1, 24), 4, True)
         turns += 1
-    pool._seg.set_budget(96)
+    pool.client.seg.set_budget(96)
     return turns

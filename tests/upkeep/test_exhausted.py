@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PoolExhausted
-from bufferpool.figures.stats import FrameState
+from bufferpool.figures.names import FrameState
 from tests.conftest import PAGE, WAIT, fill, pins, stamp, touch
 from tests.support.memory_store import Memory
 

@@ -161,15 +161,15 @@ def test_a_flush_that_comes_late_does_not_write_another_spaces_pages(pool, data_
     old, new = data_file(16), data_file(16)
     table = pool.open_file(old, "r+")
     put(table, 3, 1)
-    record = pool._record(table.index)
+    record = pool.client.record(table.index)
     table.remove(discard=True)
     other = pool.open_file(new, "r+")
-    assert pool._record(other.index)["first_entry"] == record["first_entry"]
+    assert pool.client.record(other.index)["first_entry"] == record["first_entry"]
     put(other, 3, 2)
     before = old.read_bytes()
     store = writeback.file_store(str(old), "r+", PAGE, False)
     monkeypatch.setattr(writeback, "store_of", lambda pool, record: store)
-    assert writeback.flush_part(pool, record, 2**64 - 1, 0, 100).written == 0
+    assert writeback.flush_part(pool.client, record, 2**64 - 1, 0, 100).written == 0
     assert old.read_bytes() == before
     assert dirty(pool) == 1
     monkeypatch.undo()
@@ -182,12 +182,12 @@ def test_a_batch_whose_pages_went_clean_meanwhile_is_not_the_end_of_the_space(po
     table = pool.open_store("disk", Disk(64))
     for n in range(32):
         put(table, n, 1)
-    record, first, written, parts = pool._record(table.index), 0, 0, 0
+    record, first, written, parts = pool.client.record(table.index), 0, 0, 0
     while True:
-        part = writeback.flush_part(pool, record, 2**64 - 1, first, 5)
+        part = writeback.flush_part(pool.client, record, 2**64 - 1, first, 5)
         written, first, parts = written + part.written, part.next_page, parts + 1
         if parts == 1:  # somebody else has been faster with the next ones
-            assert writeback.flush_part(pool, record, 2**64 - 1, 5, 5).next_page == 10
+            assert writeback.flush_part(pool.client, record, 2**64 - 1, 5, 5).next_page == 10
         if not first:
             break
     assert written == 27
@@ -259,16 +259,16 @@ def test_a_flush_that_comes_late_misses_no_store_of_a_removed_space(pool, attach
     for make in (lambda: pool.open_store("old", Memory(4)), lambda: pool.open_file(file, "r+")):
         file.write_bytes(bytes(4 * PAGE))
         space = make()
-        record = pool._record(space.index)
+        record = pool.client.record(space.index)
         space.remove(discard=True)
         file.unlink(missing_ok=True)
         other = attach(pool).open_store("new", Memory(4), max_pages=record["max_pages"])
         put(other, 1, 1)
-        assert pool._record(other.index)["first_entry"] == record["first_entry"]
-        assert writeback.flush_space(pool, record, 2**64 - 1) == 0
+        assert pool.client.record(other.index)["first_entry"] == record["first_entry"]
+        assert writeback.flush_space(pool.client, record, 2**64 - 1) == 0
         assert dirty(pool) == 1
         with pytest.raises(StoreError, match="open_store"):  # of one that is there it is said
-            writeback.flush_space(pool, pool._record(other.index), 2**64 - 1)
+            writeback.flush_space(pool.client, pool.client.record(other.index), 2**64 - 1)
         other.remove(discard=True)
 
 

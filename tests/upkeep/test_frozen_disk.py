@@ -71,7 +71,9 @@ def test_a_frozen_disk_holds_up_those_who_want_its_pages_and_nobody_else(disk, p
     disk.freeze()
     try:
         leader = pool.start_steward(interval=0.02, flush_every=0.2, pressure=False)
-        wait_until(lambda: any(r["flusher"] for r in pool._seg.spaces()), "a flush of the frozen file is under way")
+        wait_until(
+            lambda: any(r["flusher"] for r in pool.client.seg.spaces()), "a flush of the frozen file is under way"
+        )
         in_time(fill, here, range(200), version=1)
         wait_until(lambda: dirty(pool) == 4, "what can be written is written")
         assert np.array_equal(in_time(there.__getitem__, 2), stamp(2, version=1))
@@ -88,4 +90,4 @@ def test_a_frozen_disk_holds_up_those_who_want_its_pages_and_nobody_else(disk, p
     assert dirty(pool) == 0
     image = (disk.place / "there.db").read_bytes()
     assert all(image[n * PAGE : (n + 1) * PAGE] == stamp(n, version=1).tobytes() for n in range(4))
-    wait_until(lambda: not pool._jobs.all(), "no flush is under way")
+    wait_until(lambda: not pool.client.jobs.all(), "no flush is under way")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PoolExhausted, SpaceRemoved, WaitTimeout, WouldDeadlock
-from bufferpool.figures.events import Why
+from bufferpool.figures.names import Why
 from bufferpool.spaces import directory
 from bufferpool.upkeep import memory, steward
 from tests.conftest import PAGE, WAIT, fill, stamp, wait_until
@@ -36,7 +36,7 @@ def test_a_store_whose_size_hangs_holds_up_no_other_opening(pool, data_file, hun
     table = in_time(pool.open_file, data_file(4), "r+")
     assert np.array_equal(table[2], stamp(2))
     in_time(work.remove, discard=True)
-    assert [r["name"] for r in pool._seg.spaces()] == [table.name]
+    assert [r["name"] for r in pool.client.seg.spaces()] == [table.name]
     hung.sizes.open()
     threads.join()
     assert pool.check() == []
@@ -53,8 +53,8 @@ def test_two_who_open_a_store_at_once_get_one_space(pool, hung, threads):
     spaces.append(in_time(pool.open_store, "one", other))
     hung.sizes.open()
     threads.join()
-    assert len({(space.index, space._generation) for space in spaces}) == 1
-    assert len(pool._seg.spaces()) == 1
+    assert len({(space.index, space.generation) for space in spaces}) == 1
+    assert len(pool.client.seg.spaces()) == 1
 
 
 def test_who_waits_for_the_flush_of_a_file_to_open_it_holds_up_no_other_opening(pool, data_file, monkeypatch, threads):
@@ -79,15 +79,15 @@ def test_a_space_in_use_that_is_to_be_removed_holds_up_no_opening(pool, monkeypa
     monkeypatch.setattr(directory, "BUSY_S", 3600.0)
     used = pool.scratch("used", 4)
     looks = []
-    in_use = directory._remove_now
-    monkeypatch.setattr(directory, "_remove_now", lambda *a: looks.append(1) or in_use(*a))
+    in_use = directory.remove_now
+    monkeypatch.setattr(directory, "remove_now", lambda *a: looks.append(1) or in_use(*a))
     with used.write(1) as page:
         threads.start(lambda: used.remove(discard=True))
         wait_until(lambda: len(looks) > 2, "somebody waits for the writer")
         in_time(pool.scratch, "other", 4)
         page[:] = 1
     threads.join()
-    assert [r["name"] for r in pool._seg.spaces()] == ["other"]
+    assert [r["name"] for r in pool.client.seg.spaces()] == ["other"]
 
 
 def test_who_opens_a_file_while_it_is_emptied_waits_until_it_is_empty(pool, data_file, monkeypatch, threads):
@@ -137,7 +137,7 @@ def test_who_needs_a_frame_is_not_held_up_by_the_store_of_others(pool, data_file
     assert pool.stats().foreground_flushes > 0
     assert np.array_equal(in_time(table.__getitem__, 3), stamp(3, version=1))
     hung.syncs.open()
-    wait_until(lambda: not pool._jobs.all(), "the flush of the store ends")
+    wait_until(lambda: not pool.client.jobs.all(), "the flush of the store ends")
     assert pool.flush() > 0
 
 
@@ -299,4 +299,4 @@ def test_a_pool_whose_store_hangs_is_refused_to_close_in_time(pool, hung):
     with pytest.raises(BufferError, match="another thread is using it"):
         in_time(pool.close)
     hung.open()
-    wait_until(lambda: not pool._jobs.all(), "the flush ends")
+    wait_until(lambda: not pool.client.jobs.all(), "the flush ends")

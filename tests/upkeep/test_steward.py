@@ -10,7 +10,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import PoolReadOnly
-from bufferpool.figures.events import What, Why
+from bufferpool.figures.names import What, Why
 from tests.conftest import wait_until
 from tests.support.children import run_python
 from tests.support.stewards import Fake, Stop
@@ -81,7 +81,7 @@ def test_the_number_of_a_dead_steward_is_not_taken_for_ours(pool, child, spawn):
     victim.kill()
     pool.reap()
     with bp.Pool.attach(pool.name) as other:
-        assert other._seg.status()["client"] == client
+        assert other.client.seg.status()["client"] == client
         assert other.steward() == 0
     assert pool.steward() == 0
 
@@ -93,7 +93,7 @@ def test_two_pools_of_one_process_are_two_clients(pool, attach):
     second = other.start_steward(source=(fake := Fake()))
     wait_until(lambda: fake.rounds > 5, "the second asks")
     assert not second.leads
-    assert pool.steward() == other.steward() == pool._seg.status()["client"]
+    assert pool.steward() == other.steward() == pool.client.seg.status()["client"]
     pool.stop_steward()
     wait_until(lambda: second.leads, "the second leads")
 
@@ -157,7 +157,7 @@ def test_what_ends_the_thread_is_raised_by_stop_and_by_close(pools, monkeypatch)
             getattr(pool, end)()
         pool.stop_steward()
         if end == "close":
-            assert pool._segment is None  # closed all the same
+            assert pool.client.attached is None  # closed all the same
 
 
 _EXITS = """

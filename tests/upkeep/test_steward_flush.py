@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PoolClosed, PoolExhausted, SegmentCorrupt, StoreError
-from bufferpool.figures.events import What, Why
+from bufferpool.figures.names import What, Why
 from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, wait_until
 from tests.support.disks import Disk, dirty

@@ -8,7 +8,7 @@ import pytest
 
 from bufferpool import _core
 from bufferpool.figures import stats as inspect
-from bufferpool.figures.events import What, Why
+from bufferpool.figures.names import What, Why
 from bufferpool.upkeep import steward
 from bufferpool.upkeep.budget import Rules
 from bufferpool.upkeep.steward import Steward
@@ -54,7 +54,7 @@ def test_idle_pages_go_back_and_touched_ones_stay(pool, data_file):
     stats = pool.stats()
     assert sum(e.bytes for e in idle) == stats.reclaimed_bytes["idle"] >= 36 * PAGE
     assert stats.kernel_data_bytes <= 4 * PAGE + EXTENT
-    pool._seg.resign()
+    pool.client.seg.resign()
 
 
 def test_frames_that_nobody_takes_go_back_but_for_an_extent(pool, data_file):
@@ -81,7 +81,7 @@ def test_frames_that_nobody_takes_go_back_but_for_an_extent(pool, data_file):
     look(made)
     assert pool.stats().kernel_data_bytes == 24 * PAGE + EXTENT  # and so it stays
     assert live(pool) == set(range(24))
-    pool._seg.resign()
+    pool.client.seg.resign()
 
 
 def _use(pool, path, pages, stop):
@@ -217,17 +217,17 @@ def test_other_pools_tell_what_their_bytes_earn(make_pool):
         return sorted(w for w in steward.peers(mine.path) if w in (12.5, 99.0))
 
     assert seen() == []
-    assert other._seg.lead(12.5) == 0
-    assert third._seg.lead(99.0) == 0
+    assert other.client.seg.lead(12.5) == 0
+    assert third.client.seg.lead(99.0) == 0
     assert seen() == [12.5, 99.0]
-    third._seg.set_budget(third._seg.status()["min_frames"])
+    third.client.seg.set_budget(third.client.seg.status()["min_frames"])
     assert seen() == [12.5]  # the third has nothing to give
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     _set(other, "steward_ns", struct.pack("<Q", now - int(6e9)))
     assert seen() == []  # suspended, or dead: it gives nothing
-    assert other._seg.lead(12.5) == other._seg.status()["client"]
+    assert other.client.seg.lead(12.5) == other.client.seg.status()["client"]
     assert seen() == [12.5]
-    other._seg.resign()
+    other.client.seg.resign()
     assert seen() == []
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PageCorrupt, PoolExhausted, ShortRead, StoreError
-from bufferpool.figures.events import What, Why
+from bufferpool.figures.names import What, Why
 from tests.conftest import PAGE, WAIT, fill, stamp, touch, wait_until
 from tests.support.memory_store import Memory
 

@@ -10,7 +10,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import WorkingSetError
-from bufferpool.figures.stats import FrameState
+from bufferpool.figures.names import FrameState
 from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, WAIT, stamp, touch, wait_until
 

@@ -146,7 +146,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u32> first_entry, max_pages;
     LockWord flush_lock;
     Atomic<u32> flush_open;    // a flush began and has not recorded the file's new time
-    // The file as the pool last saw it (file_state.py); `doubt`: its times cannot show every change since.
+    // The file as the pool last saw it (file_changes.py); `doubt`: its times cannot show every change since.
     Atomic<u64> device, inode, size_bytes, mtime_ns, ctime_ns, doubt;
     Atomic<u64> owner_generation;
     Atomic<u64> version;       // of a derived space's loader, hashed; 0: none was given

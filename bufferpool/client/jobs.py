@@ -42,7 +42,7 @@ class Job:
     """One piece of work, in a thread."""
 
     def __init__(self, subject: Hashable, work: Callable[[], int]) -> None:
-        self.subject, self._work = subject, work
+        self.subject, self.work = subject, work
         self.began = time.monotonic()
         self.taken = False
         """Whether a thread has begun with the work."""
@@ -101,7 +101,7 @@ class Jobs:
             return
         try:
             with working_on(job.subject, outer):
-                job.result = job._work()
+                job.result = job.work()
         except BaseException as error:  # noqa: BLE001 - not swallowed: the caller that waits for the job raises it
             job.error = error
         if self.pid == os.getpid():  # else the work has forked, and this is the child

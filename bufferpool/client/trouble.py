@@ -9,13 +9,9 @@ import errno
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from bufferpool.figures import events
-from bufferpool.figures.events import What, Why
-
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
+from bufferpool.client.client import Client
+from bufferpool.figures.names import What, Why
 
 LOG = logging.getLogger("bufferpool")
 AGAIN_S = 10.0
@@ -42,15 +38,15 @@ def errno_of(error: BaseException | None) -> int:
     return 0
 
 
-def tell(pool: "Pool", what: What, error: BaseException, origin: Origin) -> None:
+def tell(client: Client, what: What, error: BaseException, origin: Origin) -> None:
     """Posts the event and writes the line, unless there were such ones a moment ago."""
-    now, kind = time.monotonic(), (pool.path, what, origin.index, origin.generation)
+    now, kind = time.monotonic(), (client.path, what, origin.index, origin.generation)
     if now - _told_at.get(kind, float("-inf")) < AGAIN_S:
         return
     _told_at[kind] = now
     number = errno_of(error)
-    events.post(pool, what, Why.STORE, origin=(origin.index, origin.generation, number), page=origin.page_no)
+    client.post(what, Why.STORE, origin=(origin.index, origin.generation, number), page=origin.page_no)
     code = f" ({errno.errorcode.get(number, f'errno {number}')})" if number else ""
     where = f"space {origin.space!r}" + (f", page {origin.page_no}" if origin.page_no is not None else "")
     # The text, not the error: a handler that keeps its records would keep the pages that the error's traceback holds.
-    LOG.warning("pool %r, %s: %s%s", pool.name, where, str(error), code)
+    LOG.warning("pool %r, %s: %s%s", client.name, where, str(error), code)

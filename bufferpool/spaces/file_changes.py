@@ -13,61 +13,12 @@ and its times. A difference is somebody else's change. Two kinds of change leave
 """
 
 import os
-import time
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
+from bufferpool.client.client import Client
 from bufferpool.errors import FileChanged
-
-if TYPE_CHECKING:
-    from bufferpool.pool import Pool
-    from bufferpool.stores.base import FileStore
-
-CLOCK_STEP_NS = 20_000_000
-WHOLE_SECONDS_NS = 2_000_000_000
-
-
-class Doubt(IntEnum):
-    """Whether the times of a record show every later change."""
-
-    NONE = 0
-    OPENED = 1
-    """They may not: the next flush or open compares pages."""
-    FLUSHED = 2
-    """The same after a flush of our own: the next open compares, and not every flush in a row."""
-
-
-class FileState(NamedTuple):
-    """A file as somebody saw it."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    doubt: int
-    """A :class:`Doubt`."""
-
-    @property
-    def file(self) -> tuple[int, int]:
-        """Which file it is."""
-        return self[:2]
-
-    @property
-    def content(self) -> tuple[int, int, int, int]:
-        """What differs after an ordinary change."""
-        return self[:4]
-
-
-NO_FILE = FileState(0, 0, 0, 0, 0, Doubt.NONE)
-
-
-def state_of(fd: int) -> FileState:
-    """The state of an open file, now."""
-    now, about = time.time_ns(), os.fstat(fd)
-    step = CLOCK_STEP_NS if about.st_mtime_ns % 1_000_000_000 else WHOLE_SECONDS_NS
-    doubt = Doubt.OPENED if abs(now - about.st_mtime_ns) < step else Doubt.NONE
-    return FileState(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns, doubt)
+from bufferpool.stores.base import FileStore
+from bufferpool.stores.file_state import Doubt, FileState
 
 
 def recorded(record: dict[str, Any]) -> FileState:
@@ -82,24 +33,12 @@ def recorded(record: dict[str, Any]) -> FileState:
     )
 
 
-def stamped(fd: int) -> FileState:
-    """The state of a file that we have just written, with a time of its own where the kernel lets us set one."""
-    about = os.fstat(fd)
-    stamp = time.time_ns() // 1000 * 1000 + 1 + os.getpid() % 999
-    try:
-        os.utime(fd, ns=(about.st_atime_ns, stamp))
-    except OSError:  # not the owner, or a file system without such times: the doubt stays
-        stamp = -1
-    state = state_of(fd)
-    return state._replace(doubt=Doubt.NONE if state.mtime_ns == stamp else Doubt.FLUSHED)
-
-
-def first_changed(pool: "Pool", record: dict[str, Any], store: "FileStore") -> int:
+def first_changed(client: Client, record: dict[str, Any], store: FileStore) -> int:
     """The first clean page in memory that the file has otherwise, -1 if there is none. Under the flush lock."""
-    return pool._seg.first_changed(record["index"], store.fd, pool.page_size - store.trailer_bytes)
+    return client.seg.first_changed(record["index"], store.fd, client.page_size - store.trailer_bytes)
 
 
-def is_unchanged(pool: "Pool", record: dict[str, Any], store: "FileStore", *, opening: bool) -> bool:
+def is_unchanged(client: Client, record: dict[str, Any], store: FileStore, *, opening: bool) -> bool:
     """Whether no other program has changed the file, as far as its state shows. Under the flush lock."""
     before, now = recorded(record), store.state()
     if now.content != before.content:
@@ -107,10 +46,10 @@ def is_unchanged(pool: "Pool", record: dict[str, Any], store: "FileStore", *, op
     doubtful = before.doubt == Doubt.OPENED or (opening and before.doubt == Doubt.FLUSHED)
     if now.ctime_ns == before.ctime_ns and not doubtful:
         return True
-    return first_changed(pool, record, store) < 0
+    return first_changed(client, record, store) < 0
 
 
-def _what_happened(pool: "Pool", record: dict[str, Any], store: "FileStore", interrupted: bool) -> str:
+def _what_happened(client: Client, record: dict[str, Any], store: FileStore, interrupted: bool) -> str:
     """What somebody else did to the file of a space, "" if nothing. Under the flush lock."""
     before, now = recorded(record), store.state()
     if now.file != before.file:
@@ -131,19 +70,19 @@ def _what_happened(pool: "Pool", record: dict[str, Any], store: "FileStore", int
         return ""
     if now.size > before.size:
         return f"was extended from {before.size} to {now.size} bytes by somebody else"
-    if not is_unchanged(pool, record, store, opening=False):
+    if not is_unchanged(client, record, store, opening=False):
         return "was written by somebody else"
     return ""
 
 
-def refuse_changed(pool: "Pool", record: dict[str, Any], store: "FileStore", interrupted: bool, dirty: int) -> None:
+def refuse_changed(client: Client, record: dict[str, Any], store: FileStore, interrupted: bool, dirty: int) -> None:
     """Raises FileChanged if somebody else has changed the file of a space. Under the flush lock, before it is written."""
-    what = _what_happened(pool, record, store, interrupted)
+    what = _what_happened(client, record, store, interrupted)
     if what:
-        raise changed(pool, record, what, dirty, missing=not os.path.exists(store.path))
+        raise changed(client, record, what, dirty, missing=not os.path.exists(store.path))
 
 
-def changed(pool: "Pool", record: dict[str, Any], what: str, dirty: int, *, missing: bool = False) -> FileChanged:
+def changed(client: Client, record: dict[str, Any], what: str, dirty: int, *, missing: bool = False) -> FileChanged:
     """The error, with the ways out; ``missing``: nothing is at the path, so nothing can be written over it yet."""
     name = record["name"]
     first = "Restore the file"
@@ -151,7 +90,7 @@ def changed(pool: "Pool", record: dict[str, Any], what: str, dirty: int, *, miss
         first += " at its path, or create an empty file there first (pages that are not dirty are zeros in it, or do not exist)"
     return FileChanged(
         f"{record['path']} {what}, and the pool has {dirty} dirty pages of it; nothing was written. {first}, or look at "
-        f"the pages (pool.dirty_pages({name!r}), bufferpool dirty {pool.name} {name}), then give them up (pool.discard({name!r}), "
-        f"bufferpool discard {pool.name} {name}) or write them over the change (pool.overwrite({name!r}), "
-        f"bufferpool flush {pool.name} {name} --overwrite)"
+        f"the pages (pool.dirty_pages({name!r}), bufferpool dirty {client.name} {name}), then give them up (pool.discard({name!r}), "
+        f"bufferpool discard {client.name} {name}) or write them over the change (pool.overwrite({name!r}), "
+        f"bufferpool flush {client.name} {name} --overwrite)"
     )

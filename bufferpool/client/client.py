@@ -1,0 +1,299 @@
+"""One process's attachment to a segment: joining it, what the other rooms use of it, leaving it."""
+
+import mmap
+import os
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from bufferpool import _core
+from bufferpool._locks import Lock
+from bufferpool.client import segment_file
+from bufferpool.client.jobs import Jobs
+from bufferpool.errors import PoolClosed, PoolExhausted, PoolNameless, PoolReadOnly, SegmentReplaced, SpaceNotFound
+from bufferpool.figures import events
+from bufferpool.figures.names import What, Why, reason_number
+from bufferpool.stores.base import FileStore, Store
+
+Mapped = np.memmap[Any, np.dtype[np.uint8]]
+Record = dict[str, Any]
+"""One space of the segment's directory, as the core reads it."""
+
+_attached: "weakref.WeakSet[Client]" = weakref.WeakSet()
+_sharing = Lock()  # held while a client joins the attachment of another, or leaves it
+
+
+def _room_for_data(path: str, geometry: dict[str, Any]) -> Mapped:
+    """What is to show the data area: an array over address space that nobody can touch until the core maps it there.
+
+    numpy.memmap would map the file readable at once: under mlockall(MCL_FUTURE) the kernel gives memory to all of it,
+    holes too. And its mmap would keep a descriptor, which other code can close and take.
+    """
+    shape = (geometry["max_frames"], geometry["page_size"])
+    try:
+        room = mmap.mmap(-1, shape[0] * shape[1], mmap.MAP_PRIVATE, 0)
+    except OSError as error:
+        _core.raise_unmapped(error.errno or 0)
+    data: Any = np.frombuffer(room, np.uint8).reshape(shape).view(np.memmap)  # whose export keeps it from being closed
+    data._mmap, data.mode, data.offset, data.filename = room, "r", geometry["data_at"], os.path.abspath(path)
+    return cast(Mapped, data)
+
+
+def _program_name() -> str:
+    """The name of this program, to show beside its client number; "" where /proc does not say."""
+    try:
+        return Path("/proc/self/comm").read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+class Client:
+    """An attachment to a segment. It attaches when ``seg`` is first read.
+
+    ``make_room(client, what, pinned, dirty, in_use, error, left)`` is called by the core when no frame is free: it
+    makes room, or raises.
+
+    Clients that were unpickled share the attachment that their process has to the same segment. Each keeps its own mode.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        trusted_uid: int | None,
+        uuid: bytes | None,
+        mode: str = "r+",
+        *,
+        make_room: Callable[..., None],
+    ) -> None:
+        self.path = path
+        self.mode = mode
+        self.trusted_uid = trusted_uid
+        """The user that the segment must belong to; None: the user of this process."""
+        self.known_uuid = uuid
+        """The uuid of the segment, once it is known."""
+        self.closed = False
+        self.stores: dict[int, tuple[int, Store]] = {}
+        """The stores that this process flushes spaces with, by slot: the generation of the space, and its store."""
+        self.claims: dict[tuple[int, int], FileStore] = {}
+        """The claims on files that this process writes, by device and inode (spaces/claim.py)."""
+        self.log_sync: Callable[[int], int | None] | None = None
+        """See :attr:`bufferpool.Pool.log_sync`."""
+        self._make_room = make_room
+        self._segment: _core.Segment | None = None
+        self._data: Mapped
+        self._geometry: dict[str, Any]
+        self._own_jobs = Jobs()
+        self._warned_nameless = False
+        self._lock = Lock()
+        self._unpickled = uuid is not None
+        self._sharers: weakref.WeakSet[Client] = weakref.WeakSet((self,))  # all clients of this attachment
+
+    # ---- attaching, and leaving -----------------------------------------------------
+
+    @property
+    def seg(self) -> _core.Segment:
+        """The attached segment."""
+        seg = self._segment
+        if seg is None:
+            seg = self._connect()
+        return seg
+
+    @property
+    def attached(self) -> _core.Segment | None:
+        """The attached segment; None if this client is not attached."""
+        return self._segment
+
+    def _connect(self) -> _core.Segment:
+        with self._lock:
+            if self._segment is not None:
+                return self._segment
+            if self.closed:
+                raise PoolClosed(f"pool {self.name!r} is closed; attach it again")
+            if not self._unpickled:
+                return self._attach()
+            with _sharing:  # copies that are used for the first time together get one attachment
+                return self._join() or self._attach()
+
+    def _attach(self) -> _core.Segment:
+        """Makes a new attachment to the segment."""
+        with self._lock:
+            fd = segment_file.open_trusted(self.path, self.trusted_uid)
+            try:
+                uuid = _core.geometry(fd)["uuid"]
+                if self.known_uuid not in (None, uuid):
+                    raise SegmentReplaced(
+                        f"{self.path} is another pool than the one that was pickled; it was removed and created anew"
+                    )
+                sharers = self._sharers
+
+                def make_room(*why: Any) -> None:
+                    client = next((one for one in list(sharers) if one.attached is not None), None)
+                    if client is None:
+                        raise PoolExhausted("no frame is free, and the pool is being closed")
+                    client._make_room(client, *why)
+
+                seg = _core.Segment(fd, make_room, _program_name())
+                geometry = seg.geometry()
+            finally:
+                os.close(fd)
+            self._geometry, self.known_uuid = geometry, uuid
+            _attached.add(self)
+            # The last step: from here on the segment is ours, and a forked child inherits it.
+            seg.give_to(self, _room_for_data(self.path, geometry))
+            return seg
+
+    def _join(self) -> _core.Segment | None:
+        """Uses the attachment that this process has to the segment; None if it has none. Under ``_sharing``.
+
+        A client that was unpickled would take a client slot and a mapping for every copy: executors make
+        one for each task.
+        """
+        for other in list(_attached):
+            if other._segment is None or other.known_uuid != self.known_uuid or other.path != self.path:
+                continue
+            self._geometry, self._data, self._sharers = other._geometry, other._data, other._sharers
+            self.stores, self.claims = other.stores, other.claims
+            self._sharers.add(self)
+            _attached.add(self)
+            self._segment = other._segment
+            return self._segment
+        return None
+
+    def _leave(self) -> bool:
+        """Gives up this client's part in an attachment that other clients use. False: no other client uses it."""
+        with _sharing:
+            if not any(other is not self and other._segment is not None for other in list(self._sharers)):
+                return False
+            self._sharers.discard(self)
+            self._sharers, self.stores, self.claims = weakref.WeakSet((self,)), {}, {}
+            self._segment = None
+            del self._data
+            return True
+
+    def close(self, late: bool) -> None:
+        """Detaches, unless other clients share the attachment. ``late``: arrays over pages may keep it for a while.
+
+        Raises BufferError while arrays look at pages and ``late`` is false.
+        """
+        with self._lock:
+            if self._segment is not None and not self._leave():
+                self._segment.close(late)
+                self._segment = None
+                self.stores.clear()
+                self.claims.clear()
+                del self._data
+            self.closed = True
+
+    def warn_if_nameless(self) -> None:
+        """Gives the warning PoolNameless, once, if the pool's name was removed, and not by ``Pool.unlink``."""
+        status = self.seg.status()
+        if self._warned_nameless or status["links"] or status["unlinked"]:
+            return
+        self._warned_nameless = True
+        warnings.warn(
+            PoolNameless(
+                f"{self.path} was removed, or is another pool by now, while this process is attached to pool {self.name!r}: no other "
+                "process finds it, and its pages are lost when the last one that is attached ends. flush() writes them; then close "
+                "it and open it anew. systemd removes what users have in /dev/shm when they log out (RemoveIPC= in logind.conf)"
+            ),
+            stacklevel=4,
+        )
+
+    def require_writable(self, what: str) -> None:
+        """Raises PoolReadOnly if the pool is attached for reading; ``what``: the refused operation, as a verb."""
+        if self.mode == "r":
+            raise PoolReadOnly(
+                f"pool {self.name!r} is attached for reading only, which does not allow to {what}; attach it with mode='r+'"
+            )
+
+    # ---- the pool's figures ------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The pool's name: that of its file."""
+        return os.path.basename(self.path)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """What was fixed when the segment was created: sizes and limits."""
+        _ = self.seg
+        return self._geometry
+
+    @property
+    def data(self) -> Mapped:
+        """The pages of all frames; see :attr:`bufferpool.Pool.data`."""
+        _ = self.seg
+        return self._data
+
+    @property
+    def uuid(self) -> bytes:
+        """The bytes that distinguish this pool from another one that had its name before."""
+        return bytes(self.geometry["uuid"])
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return int(self.geometry["page_size"])
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that the segment has room for."""
+        return int(self.geometry["max_frames"])
+
+    @property
+    def budget_frames(self) -> int:
+        """Frames that may have memory now."""
+        return int(self.seg.status()["budget_frames"])
+
+    @property
+    def durable_lsn(self) -> int:
+        """The LSN up to which the log is durable."""
+        return int(self.seg.status()["durable_lsn"])
+
+    @property
+    def jobs(self) -> Jobs:
+        """The work that this process does in threads because it may hang. A forked child has no thread of its parent."""
+        if self._own_jobs.pid != os.getpid():
+            self._own_jobs = Jobs()
+        return self._own_jobs
+
+    # ---- spaces ----------------------------------------------------------------------
+
+    def record(self, index: int) -> Record:
+        """The space in a slot of the directory. Raises SpaceNotFound."""
+        for record in self.seg.spaces():
+            if record["index"] == index:
+                return record
+        raise SpaceNotFound("the space has been removed from its pool; open it again")
+
+    def current(self, record: Record) -> Record | None:
+        """The record of a space as it is now, None if the space has been removed since."""
+        key = record["index"], record["generation"]
+        return next((r for r in self.seg.spaces() if (r["index"], r["generation"]) == key), None)
+
+    def dirty_pages(self, record: Record) -> int:
+        """How many pages of a space are dirty now."""
+        return self.seg.dirty_range(record["first_entry"], record["max_pages"])[0]
+
+    # ---- memory, and what is recorded ---------------------------------------------------
+
+    def give_back(self, frames: int, reason: str) -> int:
+        """Gives up to ``frames`` free frames back to the kernel; returns the bytes."""
+        if not frames:
+            return 0
+        done, *_, refused = self.seg.shrink(frames, reason_number(reason), False)
+        if refused:
+            self.post_refused(refused)
+        return int(done) * self.page_size
+
+    def post(self, what: What, why: Why, **figures: Any) -> None:
+        """Records an event; ``figures`` as for :func:`bufferpool.figures.events.post`."""
+        events.post(self.seg, what, why, **figures)
+
+    def post_refused(self, error: int) -> None:
+        """Records that the kernel did not take memory back, so that the pool keeps it; ``error`` is the errno."""
+        self.post(What.CANNOT_SHRINK, Why.KERNEL, value=error)
