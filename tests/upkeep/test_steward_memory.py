@@ -253,7 +253,7 @@ def test_the_pool_that_earns_less_gives_first(make_pool, data_file, monkeypatch)
     real = Steward._govern
 
     def govern(self, now):
-        self._curve = lambda advise: lambda frames: 1e6 - slopes[self.pool.name] * frames
+        self._curve = lambda advise: lambda frames: 1e6 - slopes[self.client.name] * frames
         real(self, now)
 
     monkeypatch.setattr(Steward, "_govern", govern)
