@@ -92,7 +92,7 @@ def folder(stack: ExitStack, name: str) -> str:
 
 def ours(stack: ExitStack, bench: Bench) -> Peer:
     pool = stack.enter_context(bench.pool(PAGES + 64, named=True))
-    space = pool.scratch("pages", PAGES)
+    space = pool.open_scratch("pages", PAGES)
     for n in range(PAGES):
         with space.write(n) as page:
             page[:] = np.frombuffer(fill(n), np.uint8)

@@ -169,7 +169,7 @@ def trim(bench: Bench) -> list[Row]:
             int(data[:, ::OS_PAGE].sum())  # the read mapping too
             full = pool.stats().resident_bytes
             start = clock()
-            given = pool.trim(bytes=full)
+            given = pool.trim(full)
             took = clock() - start
             if given != full or full < size:
                 raise RuntimeError(f"the pool had {full} bytes of {size} and gave {given} back")

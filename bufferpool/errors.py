@@ -308,7 +308,7 @@ class SpaceBusy(SpaceError):
 
 
 class SpacePrivate(SpaceError):
-    """The scratch space belongs to one process alone (owner="client"), and this is another."""
+    """The scratch space belongs to one process alone (lifetime="process"), and this is another."""
 
 
 class TooManySpaces(SpaceError):

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,6 @@ from bufferpool.spaces.claim import drop_unused
 from bufferpool.spaces.directory import (
     CHECKSUM,
     DISCARDABLE,
-    WRITABLE,
     Wanted,
     count_of,
     record_named,
@@ -74,8 +73,8 @@ class Pool:
     its own, and the arrays that it inherited stay pinned in its name.
     """
 
-    def __init__(self, path: str, owner: int | None, uuid: bytes | None, mode: str = "r+") -> None:
-        self.client = Client(path, owner, uuid, mode, make_room=memory.MakesRoom())
+    def __init__(self, path: str, trusted_uid: int | None, uuid: bytes | None, mode: str = "r+") -> None:
+        self.client = Client(path, trusted_uid, uuid, mode, make_room=memory.MakesRoom())
         self._steward: Steward | None = None
         self._warming: list[warm.WarmUp] = []
         _open_pools.add(self)
@@ -94,7 +93,7 @@ class Pool:
         extent_size: int | str = "256KiB",
         max_clients: int = 256,
         max_pages: int = 1 << 27,
-        mode: int = 0o600,
+        permissions: int = 0o600,
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Makes a new pool and attaches to it.
@@ -106,13 +105,13 @@ class Pool:
         ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
         bytes given back to the kernel at a time. ``max_clients``: processes
         attached at once. ``max_pages``: pages of all its spaces together.
-        ``mode``: permissions of the file. ``directory``: another tmpfs mount.
+        ``permissions``: those of the segment's file. ``directory``: another tmpfs mount.
 
         Raises SegmentExists, SharedMemoryFull, NotTmpfs, SegmentRefused,
         ValueError, TypeError.
         """
         path = segment_file.path_of(name, directory)
-        segment_file.check_permissions(mode, "mode (here the permissions of the file)")
+        segment_file.check_permissions(permissions, "permissions")
         if capacity == "auto":
             sizing = auto(look(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
             least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
@@ -129,7 +128,7 @@ class Pool:
             max_clients=max_clients,
             max_pages=max_pages,
         )
-        segment_file.create(path, plan, mode)
+        segment_file.create(path, plan, permissions)
         pool = cls.attach(name, directory=directory)
         pool.client.post(What.CREATED, Why.ASKED)
         return pool
@@ -139,11 +138,11 @@ class Pool:
         cls,
         name: str,
         *,
-        mode: str = "r+",
+        mode: Literal["r", "r+"] = "r+",
         directory: str | os.PathLike[str] | None = None,
-        owner: int | None = None,
+        trusted_uid: int | None = None,
     ) -> Self:
-        """Attaches to an existing pool that belongs to user ``owner`` (default: oneself).
+        """Attaches to an existing pool that belongs to the user ``trusted_uid`` (default: oneself).
 
         With ``mode="r"`` this process reads spaces that have a file, a store or a
         loader, and all other pages that are in the pool; it changes no page and
@@ -154,7 +153,7 @@ class Pool:
         """
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
-        pool = cls(segment_file.path_of(name, directory), owner, None, mode)
+        pool = cls(segment_file.path_of(name, directory), trusted_uid, None, mode)
         _ = pool.client.seg
         return pool
 
@@ -164,7 +163,7 @@ class Pool:
         name: str,
         capacity: int | str = "auto",
         *,
-        mode: str = "r+",
+        mode: Literal["r", "r+"] = "r+",
         page_size: int | None = None,
         min_capacity: int | str | None = None,
         max_capacity: int | str | None = None,
@@ -340,7 +339,7 @@ class Pool:
     def open_file(
         self,
         path: str | os.PathLike[str],
-        mode: str = "r",
+        mode: Literal["r", "r+", "w+"] = "r",
         *,
         name: str | None = None,
         dtype: npt.DTypeLike = np.uint8,
@@ -412,12 +411,12 @@ class Pool:
         self,
         name: str,
         store: Store,
+        mode: Literal["r", "r+"] = "r",
         *,
-        mode: str = "r+",
         dtype: npt.DTypeLike = np.uint8,
         max_pages: int | None = None,
     ) -> Space:
-        """The pages of any object that follows the protocol :class:`bufferpool.Store`.
+        """The pages of any object that follows the protocol :class:`bufferpool.Store`: 'r' reads them, 'r+' writes them too.
 
         Every process that may miss or flush brings the store. Raises
         SpaceMismatch, FileSizeMismatch, TypeError.
@@ -430,51 +429,59 @@ class Pool:
             self.client.require_writable("open a store for writing")
         return open_space(self, Wanted(name, Kind.STORE, {"mode": mode, "max_pages": max_pages}, store), dtype)
 
-    def scratch(
+    def open_scratch(
         self,
         name: str,
         n_pages: int,
         *,
-        owner: str = "pool",
+        lifetime: Literal["process", "pool"] = "pool",
         discardable: bool = False,
         dtype: npt.DTypeLike = np.uint8,
     ) -> Space:
         """Pages without a store: zeros until written.
 
-        ``owner``: "pool" (shared by all processes; stays until removed) or "client" (private to
-        this process, and removed with it, however it ends). Each process that makes a private
+        ``lifetime``: "pool" (all processes share the space, until it is removed) or "process" (the space is
+        private to this process, and removed with it, however it ends). Each process that opens a private
         space of a name has its own: no other process finds its pages by that name, it does not
         pickle, and in a forked child the parent's handle raises SpacePrivate.
         ``discardable``: written pages may be dropped under pressure, and then raise
         PageDiscarded; otherwise they are kept.
+
+        Raises SpaceMismatch, TooManySpaces, PoolReadOnly, ValueError.
         """
         self.client.require_writable("make scratch pages")
-        if owner not in ("pool", "client"):
-            raise ValueError(f"owner must be 'pool' or 'client', not {owner!r}")
-        options = {"n_pages": count_of(n_pages, "n_pages"), "owner": owner, "discardable": bool(discardable)}
+        if lifetime not in ("pool", "process"):
+            raise ValueError(f"lifetime must be 'pool' or 'process', not {lifetime!r}")
+        options = {"n_pages": count_of(n_pages, "n_pages"), "lifetime": lifetime, "discardable": bool(discardable)}
         return open_space(self, Wanted(name, Kind.SCRATCH, options), dtype)
 
-    def space(self, name: str) -> Space:
-        """A space that is in the pool already, by name. Raises SpaceNotFound.
+    def space(self, name: str, mode: Literal["r", "r+"] = "r") -> Space:
+        """A space that is in the pool already, by name: 'r' reads its pages, 'r+' writes them too.
 
         Private scratch spaces of other processes are not found; one of this process comes before
         a shared space of the same name.
-        A derived space, or one on a store of one's own, is opened with
+        A derived space, or one on a store of one's own, whose pages are not all in the pool is opened with
         :meth:`open_derived` or :meth:`open_store`, which bring the loader or store.
-        """
-        return self._found(record_named(self.client, name))
 
-    def _found(self, record: Record) -> Space:
+        Raises SpaceNotFound, what :meth:`open_file` raises, and ValueError.
+        """
+        if mode not in ("r", "r+"):
+            raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
+        return self._found(record_named(self.client, name), mode)
+
+    def _found(self, record: Record, mode: Literal["r", "r+"] = "r") -> Space:
         """A handle of the space that ``record`` says is there."""
         name, kind, flags = record["name"], Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
-            writable = flags & WRITABLE and self.mode == "r+"
-            return self.open_file(record["path"], "r+" if writable else "r", name=name, checksum=bool(flags & CHECKSUM))
+            return self.open_file(record["path"], mode, name=name, checksum=bool(flags & CHECKSUM))
+        if mode == "r+":
+            self.client.require_writable("open a space for writing")
         options = {"n_pages": record["pages"], "found": True}
         if kind is Kind.SCRATCH:
-            options |= {"owner": "client" if record["owner"] else "pool", "discardable": bool(flags & DISCARDABLE)}
+            options |= {"lifetime": "process" if record["owner"] else "pool", "discardable": bool(flags & DISCARDABLE)}
+            options |= {"read_only": mode == "r"}
         else:
-            options |= {"mode": self.mode}
+            options |= {"mode": mode}
         return open_space(self, Wanted(name, kind, options), np.uint8)
 
     # ---- write-back -------------------------------------------------------------
@@ -604,26 +611,31 @@ class Pool:
             )
         return memory.resize(self.client, frames, seconds_of(timeout)) * self.page_size
 
-    def trim(self, *, bytes: int | str | None = None, idle: float | None = None, timeout: float | None = 5.0) -> int:
+    def trim(self, size: int | str | None = None, *, timeout: float | None = 5.0) -> int:
         """Gives memory back to the kernel now; returns the bytes.
 
-        ``bytes``: at least that much, coldest pages first (less if pinned pages
-        stand in the way, or dirty ones that cannot be flushed within ``timeout`` seconds). ``idle``: every clean page that
-        nobody has touched for that many seconds. Neither: the free frames. The
-        budget stays; the pool grows again as it is used.
+        ``size``: at least so many bytes, coldest pages first (fewer if pinned pages stand in the way, or dirty
+        ones that cannot be flushed within ``timeout`` seconds). Without it: the memory of the free frames. The
+        budget stays as it is; the pool takes memory again as it is used. Raises ValueError, TypeError.
         """
         self.client.require_writable("give memory back")
-        if bytes is not None and idle is not None:
-            raise ValueError("give bytes= or idle=, not both")
-        idle_s = seconds_of(idle, "idle")
-        seg = self.client.seg
-        seg.reap()
-        if idle is not None:
-            return self.client.give_back(seg.evict_idle(min(idle_s, 1e9)), "idle")
-        if bytes is None:
+        self.client.seg.reap()
+        if size is None:
             return self.client.give_back(self.stats().frames["free"], "trim")
-        frames = -(-parse_size(bytes, "bytes") // self.page_size)
+        frames = -(-parse_size(size, "size") // self.page_size)
         return memory.trim(self.client, frames, seconds_of(timeout)) * self.page_size
+
+    def trim_idle(self, seconds: float) -> int:
+        """Gives the memory of every clean page back that no process has touched for ``seconds``; returns the bytes.
+
+        Raises ValueError, TypeError.
+        """
+        self.client.require_writable("give memory back")
+        if seconds is None:
+            raise TypeError("seconds must be a number, not None")
+        idle_s = seconds_of(seconds, "seconds")
+        self.client.seg.reap()
+        return self.client.give_back(self.client.seg.evict_idle(min(idle_s, 1e9)), "idle")
 
     # ---- the steward ------------------------------------------------------------------
 

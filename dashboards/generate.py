@@ -162,7 +162,7 @@ def glance() -> list[Any]:
 def memory() -> list[Any]:
     ages = lines("Working set by age, against the budget",
                  "Pages by the time since their last use. The young ones are the working set: if they fill the budget, the pool is too "
-                 "small; if most are old, it is larger than it need be, and trim(idle=…) gives the rest back.",
+                 "small; if most are old, it is larger than it need be, and trim_idle(…) gives the rest back.",
                  BYTES, *((in_bytes("pages", "age", f', age="{age}"'), age) for age in AGES), (f"sum(bufferpool_budget_bytes{HERE})", "budget"), stack=True)  # fmt: skip
     return [
         lines("How much memory", "What the pages take, between the bounds of the budget. The kernel's count has the metadata too: if it stays "

@@ -42,7 +42,7 @@ def work(name: str, path: str, seed: int, period: float) -> None:
     pool = bp.Pool.attach(name)
     table = pool.open_file(path, mode="r+", name="orders")
     tiles = pool.open_derived("tiles", 2000, paint)
-    temporary = pool.scratch(f"sort-{seed % WORKERS}", n_pages=64, owner="client", discardable=True)
+    temporary = pool.open_scratch(f"sort-{seed % WORKERS}", n_pages=64, lifetime="process", discardable=True)
     while True:
         phase = time.monotonic() / period
         wide = 0.5 + 0.4 * np.sin(phase * 2 * np.pi)  # how much of the table is in use: it breathes
@@ -75,7 +75,7 @@ class Show:
         self.name, self.period, self.born = name, period, 0
         self.workers: list[multiprocessing.process.BaseProcess] = []
         self.pool = bp.Pool.create(
-            name, CAPACITY, page_size=PAGE, max_capacity=2 * CAPACITY, max_clients=16, mode=0o644
+            name, CAPACITY, page_size=PAGE, max_capacity=2 * CAPACITY, max_clients=16, permissions=0o644
         )
         try:
             self.table = self.pool.open_file(self.path, mode="r+", name="orders")  # the steward here writes its pages
@@ -107,11 +107,11 @@ class Show:
 
         return [
             (0.15, lambda: self.pool.resize(CAPACITY // 2)),
-            (0.35, lambda: self.pool.trim(idle=self.period / 10)),
+            (0.35, lambda: self.pool.trim_idle(self.period / 10)),
             (0.45, kill),
             (0.55, lambda: self.pool.resize(CAPACITY)),
             (0.70, lambda: self.tiles.drop(0, 500)),
-            (0.80, lambda: self.pool.trim(bytes="2MiB")),
+            (0.80, lambda: self.pool.trim("2MiB")),
             (0.90, lambda: self.pool.flush()),
         ]
 

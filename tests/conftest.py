@@ -245,7 +245,7 @@ def table(pool, data_file):
 @pytest.fixture
 def work(pool):
     """16 pages of scratch."""
-    return pool.scratch("work", 16)
+    return pool.open_scratch("work", 16)
 
 
 @pytest.fixture

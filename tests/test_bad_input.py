@@ -226,8 +226,8 @@ def test_open_refuses_bad_options_though_the_pool_exists(pool):
 
 @pytest.mark.parametrize("mode", [0o400, 0o2600, "r+", None, -1])
 def test_create_refuses_permissions_that_nobody_can_use(pool_name, mode):
-    with pytest.raises((TypeError, ValueError), match="permissions of the file"):
-        bp.Pool.create(pool_name, 64 * PAGE, mode=mode)
+    with pytest.raises((TypeError, ValueError), match="permissions must be"):
+        bp.Pool.create(pool_name, 64 * PAGE, permissions=mode)
 
 
 # ---- use after close ------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_create_refuses_permissions_that_nobody_can_use(pool_name, mode):
 def test_every_use_after_close_says_so(pool, data_file):
     path = data_file(10)
     table = pool.open_file(path, "r+")
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     iterator = iter(table)
     unused, appending = table.write(1), table.append()
     pool.close()
@@ -264,9 +264,9 @@ def test_every_use_after_close_says_so(pool, data_file):
         pool.check,
         pool.reap,
         pool.trim,
-        lambda: pool.trim(bytes=1),
+        lambda: pool.trim(1),
         lambda: pool.resize("64KiB"),
-        lambda: pool.scratch("new", 4),
+        lambda: pool.open_scratch("new", 4),
         lambda: pool.open_file(path),
         lambda: pool.open_derived("d", 4, lambda n, out: None),
         lambda: pool.space("work"),
@@ -308,7 +308,7 @@ def _forked(connection, write):
 
 
 def test_a_write_of_the_parent_is_refused_in_a_forked_child(pool):
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
     with work.write(1) as page:

@@ -53,7 +53,7 @@ class PoolModel(RuleBasedStateMachine):
     def open_spaces(self, i):
         self.opened[i] = {
             "file": self.pools[i].open_file(self.path, "r+", max_pages=MOST_PAGES),
-            "work": self.pools[i].scratch("work", SCRATCH_PAGES),
+            "work": self.pools[i].open_scratch("work", SCRATCH_PAGES),
         }
 
     # ---- helpers ------------------------------------------------------------------
@@ -238,7 +238,7 @@ class PoolModel(RuleBasedStateMachine):
     def trim(self, i, frames):
         pool = self.pools[self.pick(i)]
         before, resident = kernel_bytes(pool), pool.stats().resident_bytes
-        given = pool.trim() if frames is None else pool.trim(bytes=frames * PAGE)
+        given = pool.trim() if frames is None else pool.trim(frames * PAGE)
         assert before - kernel_bytes(pool) == given == resident - pool.stats().resident_bytes
         if frames is not None:
             assert given <= frames * PAGE
@@ -247,7 +247,7 @@ class PoolModel(RuleBasedStateMachine):
     def trim_idle(self, i):
         pool = self.pools[self.pick(i)]
         before = kernel_bytes(pool)
-        given = pool.trim(idle=0.0)
+        given = pool.trim_idle(0.0)
         assert before - kernel_bytes(pool) == given
 
     # ---- clients -----------------------------------------------------------------------
@@ -276,7 +276,7 @@ class PoolModel(RuleBasedStateMachine):
     def a_short_life(self, i):
         """Another client comes, writes to scratch of its own, and goes: nothing of it stays."""
         with bp.Pool.attach(self.name) as pool:
-            own = pool.scratch("own", 4, owner="client")
+            own = pool.open_scratch("own", 4, lifetime="process")
             for n in range(4):
                 with own.write(n) as page:
                     page[:] = stamp(n)

@@ -68,7 +68,7 @@ def test_writing_without_a_block_names_the_block() -> None:
     """``space[n] = x`` and ``space.write(n)[0] = x`` ended with messages of Python's that named no remedy."""
     pool = bp.Pool.create(new_name(), "1MiB", page_size=4096)
     try:
-        space = pool.scratch("work", 4)
+        space = pool.open_scratch("work", 4)
         with pytest.raises(TypeError, match=r"with space.write\(n\) as page"):
             space[0] = np.zeros(4096, np.uint8)
         with pytest.raises(TypeError, match=r"with space.write\(n\) as page"):
@@ -113,7 +113,7 @@ def test_an_lsn_is_an_argument_of_write_and_append(tmp_path) -> None:
 
 
 def test_reprs_say_what_and_in_which_state(space: bp.Space) -> None:
-    scratch = space.pool.scratch("work", 4)
+    scratch = space.pool.open_scratch("work", 4)
     write = scratch.write(3)
     assert repr(write) == "<Write of page 3 of space 'work', not begun>"
     with write:

@@ -92,7 +92,8 @@ def _resize(args: argparse.Namespace) -> int:
 
 def _trim(args: argparse.Namespace) -> int:
     with attach(args) as pool:
-        return _given(args, pool, pool.trim(bytes=args.bytes, idle=args.idle))
+        given = pool.trim(args.bytes) if args.idle is None else pool.trim_idle(args.idle)
+        return _given(args, pool, given)
 
 
 def _flush(args: argparse.Namespace) -> int:
@@ -102,7 +103,7 @@ def _flush(args: argparse.Namespace) -> int:
         if args.overwrite:
             written = pool.overwrite(args.space)
         else:
-            written = pool.flush(None if args.space is None else pool.space(args.space))
+            written = pool.flush(None if args.space is None else pool.space(args.space, "r+"))
         stats = pool.stats()
     left = (
         sum(s.dirty for s in stats.spaces if s.name == args.space and not s.owner)

@@ -54,10 +54,7 @@ class Request:
 
     def for_creation(self) -> dict[str, Any]:
         """The arguments of ``Pool.create``: what was given."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if "permissions" in given:
-            given["mode"] = given.pop("permissions")
-        return given
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def differences(self, client: Client) -> list[Difference]:
         """What the pool has otherwise than it was asked for. What was not given agrees with every pool."""

@@ -217,7 +217,7 @@ def open_trusted(path: str, owner: int | None = None) -> int:
         found = os.fstat(fd).st_uid
         if found != expected:
             raise SegmentRefused(
-                f"{path} belongs to user {found}, not {expected}; act as that user, or, if you trust them, pass owner={found}"
+                f"{path} belongs to user {found}, not {expected}; act as that user, or, if you trust them, pass trusted_uid={found}"
             )
     except BaseException:
         os.close(fd)

@@ -327,7 +327,7 @@ def _verify(pool: Pool, job: Job, board: Board, total: int, stop: _Stop) -> tupl
     _check(pool)
     verify_file(job.database, board.versions(), job.page_size, stop)
     before = _kernel_bytes(pool)
-    given = pool.trim(bytes=stats.resident_bytes)
+    given = pool.trim(stats.resident_bytes)
     trimmed = Given(given, before - _kernel_bytes(pool))
     counted = pool.stats().reclaimed_bytes["trim"] - stats.reclaimed_bytes["trim"]
     if not trimmed.pool == trimmed.kernel == counted:

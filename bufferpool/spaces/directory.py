@@ -45,7 +45,7 @@ class Wanted:
     name: str
     kind: Kind
     options: dict[str, Any] = field(default_factory=dict)
-    """What the caller asked for: path, mode, max_pages, checksum, repair; n_pages, version; owner, discardable.
+    """What the caller asked for: path, mode, max_pages, checksum, repair; n_pages, version; lifetime, read_only, discardable.
     ``found``: nothing was asked for, the space is taken as it is there."""
     store: Store | None = None
     generation: int | None = None
@@ -53,13 +53,15 @@ class Wanted:
 
     @property
     def private(self) -> bool:
-        """Whether the space belongs to one process alone: scratch pages with owner "client"."""
-        return self.kind is Kind.SCRATCH and bool(self.options.get("owner") == "client")
+        """Whether the space belongs to one process alone: scratch pages with lifetime "process"."""
+        return self.kind is Kind.SCRATCH and bool(self.options.get("lifetime") == "process")
 
     @property
     def writable(self) -> bool:
         """Whether pages of the space may be written, if the pool may."""
-        return self.kind is Kind.SCRATCH or (self.kind is not Kind.DERIVED and self.options.get("mode") == "r+")
+        if self.kind is Kind.SCRATCH:
+            return not self.options.get("read_only")
+        return self.kind is not Kind.DERIVED and self.options.get("mode") == "r+"
 
 
 def removed_message(name: str) -> str:
@@ -210,8 +212,8 @@ def no_such_space(client: Client, name: str) -> str:
     theirs = [r["owner"] for r in spaces if r["name"] == name and r["owner"] and not r["mine"]]
     if theirs:
         return (
-            f'the space {name!r} of pool {client.name!r} is private to client {theirs[0]} (owner="client"; pool.clients() says '
-            'who that is); make one here with pool.scratch(), or share one with owner="pool"'
+            f'the space {name!r} of pool {client.name!r} is private to client {theirs[0]} (lifetime="process"; pool.clients() says '
+            'who that is); make one here with pool.open_scratch(), or share one with lifetime="pool"'
         )
     return f"pool {client.name!r} has no space {name!r}; it has {[r['name'] for r in spaces if r['mine'] or not r['owner']]}"
 
@@ -239,10 +241,10 @@ def _refuse_another(wanted: Wanted, record: Record) -> None:
             f"space {wanted.name!r} has {record['pages']} pages, not {asked['n_pages']}; {_other_or_discard(wanted)}"
         )
     if wanted.kind is Kind.SCRATCH:
-        has = ("client" if record["owner"] else "pool", bool(record["flags"] & DISCARDABLE))
-        if has != (asked["owner"], asked["discardable"]):
+        has = ("process" if record["owner"] else "pool", bool(record["flags"] & DISCARDABLE))
+        if has != (asked["lifetime"], asked["discardable"]):
             raise SpaceMismatch(
-                f"space {wanted.name!r} has owner={has[0]!r} and discardable={has[1]}; {_other_or_discard(wanted)}"
+                f"space {wanted.name!r} has lifetime={has[0]!r} and discardable={has[1]}; {_other_or_discard(wanted)}"
             )
 
 
@@ -357,7 +359,7 @@ def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> 
     flags = (DISCARDABLE if options.get("discardable") else 0) | (WRITABLE if options.get("mode") == "r+" else 0)
     flags |= CHECKSUM if options.get("checksum") else 0
     path = store.path if isinstance(store, FileStore) else ""
-    owned = options.get("owner") == "client"
+    owned = options.get("lifetime") == "process"
     while True:
         try:
             return client.seg.add_space(

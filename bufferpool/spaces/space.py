@@ -50,7 +50,7 @@ class Space(_core.Space):
     """Pages of one origin, shared by all processes of the pool.
 
     Made by :meth:`Pool.open_file`, :meth:`Pool.open_derived`, :meth:`Pool.open_store`
-    and :meth:`Pool.scratch`. ``space[n]`` is page ``n``: a read-only array of
+    and :meth:`Pool.open_scratch`. ``space[n]`` is page ``n``: a read-only array of
     ``space.dtype`` and shape ``(page_size // itemsize,)`` that keeps the page
     pinned for as long as any array looks at it; ``space[-1]`` is the last page (methods
     take page numbers from 0 only, so that a -1 by mistake is found).
@@ -96,15 +96,15 @@ class Space(_core.Space):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.private:
             raise SpacePrivate(
-                f'{self!r} belongs to this process alone (owner="client") and cannot be pickled: '
-                'make one in the other process, or share one (owner="pool")'
+                f'{self!r} belongs to this process alone (lifetime="process") and cannot be pickled: '
+                'make one in the other process, or share one (lifetime="pool")'
             )
         store = None if isinstance(self._store, FileStore) else self._store
         return Space, (self.pool, replace(self._wanted, store=store), self.dtype, self._loader)
 
     @property
     def private(self) -> bool:
-        """Whether the space belongs to one process alone: scratch pages with owner "client"."""
+        """Whether the space belongs to one process alone: scratch pages with lifetime "process"."""
         return self._wanted.private
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -309,7 +309,7 @@ class Space(_core.Space):
     def close(self) -> None:
         """Ends the use of the space by this handle.
 
-        A scratch space with owner "client" is removed by the process that owns it;
+        A scratch space with lifetime "process" is removed by the process that owns it;
         everything else stays warm in the pool.
         """
         key = self.index, self.generation

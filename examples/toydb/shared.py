@@ -62,8 +62,8 @@ class Shared:
         n_versions = max(LEAST_VERSIONS, pool.max_frames // 4)
         self.n_sets = -(-n_versions // most)
         self.ways = -(-n_versions // self.n_sets)
-        self.control = pool.scratch(CONTROL, FIRST_SET + self.n_sets)
-        self.versions = pool.scratch(VERSIONS, self.n_sets * self.ways)
+        self.control = pool.open_scratch(CONTROL, FIRST_SET + self.n_sets)
+        self.versions = pool.open_scratch(VERSIONS, self.n_sets * self.ways)
 
     def publish(self, page_no: int, content: bytes) -> None:
         """Replaces the beginning of a control page."""

@@ -1,6 +1,6 @@
 """Sessions with temporary tables come and go; some disconnect, some just end, some are killed in mid-write.
 
-Each session is a process with a temporary table in a scratch space that it owns (owner="client"). However it
+Each session is a process with a temporary table in a scratch space that it owns (lifetime="process"). However it
 ends, all of the table's memory goes back to the machine, by the kernel's count, and no other table changes.
 
 Where the machine has swap and lets us make a memory cgroup, pages of a session's table are pushed into swap, and
@@ -29,7 +29,7 @@ SPARE_PAGES = 4  # what a process that writes may hold beside its pages
 def session(pipe: Pipe, pool: bp.Pool, name: str, n_pages: int) -> None:
     """A session: fills its table, and then does what it is told."""
     pipe.get()
-    table = pool.scratch(name, n_pages, owner="client", dtype=np.uint64)
+    table = pool.open_scratch(name, n_pages, lifetime="process", dtype=np.uint64)
     for n in range(n_pages):
         with table.write(n) as page:
             page[:] = stamp(n)

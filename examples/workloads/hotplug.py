@@ -91,7 +91,7 @@ class Host:
         self.block_pages = int(options.block * MIB) // PAGE
         self.block_bytes = self.block_pages * PAGE
         self.pool = run.pool(options.blocks * self.block_bytes + 4 * MIB)
-        self.guest = self.pool.scratch("guest", options.blocks * self.block_pages, dtype=np.uint64)
+        self.guest = self.pool.open_scratch("guest", options.blocks * self.block_pages, dtype=np.uint64)
         seeds = range(options.seed + 1, options.seed + 1 + options.cpus)
         self.cpus = [run.start(run_cpu, self.guest, self.block_pages, seed) for seed in seeds]
         for cpu in self.cpus:

@@ -211,7 +211,7 @@ def test_check(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch) 
 
 def test_rm(name: str, capsys: Capture) -> None:
     with bp.Pool.create(name, "1MiB") as pool:
-        scratch = pool.scratch("s", 16)
+        scratch = pool.open_scratch("s", 16)
         for n in range(16):
             with scratch.write(n) as page:
                 page[:] = n

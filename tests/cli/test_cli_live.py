@@ -76,7 +76,7 @@ def test_pins_say_who_and_how_long(pool: bp.Pool, capsys: Capture, tmp_path: Pat
         other.stdout.readline()
         (pin,) = run_json(capsys, "pins", pool.name, "orders", "42")
         assert (pin["pid"], pin["pins"], pin["alive"], pin["version"]) == (other.pid, 2, True, "live")
-        with pool.space("orders").write(42) as page:
+        with pool.space("orders", "r+").write(42) as page:
             page[:] = 2
         (pin,) = run_json(capsys, "pins", pool.name)
         assert (pin["page_no"], pin["version"]) == (42, "old")
@@ -293,7 +293,7 @@ def test_top_follows_pools_that_come_and_go() -> None:
             for times in (1, 2):  # the second has the name of the first
                 with bp.Pool.create("come", "1MiB", directory=folder) as pool:
                     for n in range(times):
-                        pool.scratch(f"s{n}", 4)
+                        pool.open_scratch(f"s{n}", 4)
                     await until(pilot, lambda times=times: spaces.row_count == times)  # type: ignore[attr-defined,misc]
                     await until(pilot, lambda: "hit ratio" in str(app.query_one("#rates").render()))
                     pool.unlink()

@@ -96,7 +96,7 @@ def test_doctor_counts_the_pages_that_are_in_memory_only(pool_name: str, data_fi
     """The doctor said of a pool that nobody uses: remove it. It did not say that pages were in it that no file had."""
     with bp.Pool.create(pool_name, "1MiB", page_size=PAGE) as pool:
         fill(pool.open_file(data_file(8), "r+"), [1, 2], version=1)
-        fill(pool.scratch("temporary", 8), [0])
+        fill(pool.open_scratch("temporary", 8), [0])
     finding = next(f for f in doctor.examine() if f.what == f"pool {pool_name}")
     assert finding.text.endswith("nobody attached, 2 dirty pages that are in memory only")
     assert finding.remedy.startswith(f"bufferpool flush {pool_name} ")

@@ -54,7 +54,7 @@ def evil_pool(tmp_path):
     finally:
         libc.prctl(_PR_SET_NAME, before, 0, 0, 0)
     table = pool.open_file(write_file(tmp_path / f"table{RED}", 4), "r+", name=f"t{RED}{BIDI}")
-    work = pool.scratch(f"w\n{CSI}", 4)
+    work = pool.open_scratch(f"w\n{CSI}", 4)
     with table.write(0) as page, work.write(1) as other:
         page[0] = other[0] = 1
     kept = table[1]

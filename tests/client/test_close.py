@@ -24,14 +24,20 @@ def test_the_block_of_a_pool_ends_while_a_loop_variable_looks_at_a_page():
     name = new_name()
     watcher = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
     with bp.Pool.attach(name) as pool:
-        work = pool.scratch("work", 8)
+        work = pool.open_scratch("work", 8)
         fill(work, range(8))
         for n in range(8):
             page = work[n]
         part = page[8:16]
         other = work[3]
     assert np.array_equal(page, stamp(7))
-    for use in (lambda: work[0], lambda: len(work), lambda: work.write(0), pool.stats, lambda: pool.scratch("more", 1)):
+    for use in (
+        lambda: work[0],
+        lambda: len(work),
+        lambda: work.write(0),
+        pool.stats,
+        lambda: pool.open_scratch("more", 1),
+    ):
         with pytest.raises(PoolClosed):
             use()
     assert watcher.stats().clients == 2
@@ -52,7 +58,7 @@ def test_pinned_pages_of_each_kind_outlive_the_block():
     watcher = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
     for keep in (lambda w: w[1], lambda w: w.pin(1).page, lambda w: w.pin_many([1, 2])[0], lambda w: w.pin_many([1])):
         with bp.Pool.attach(name) as pool:
-            work = pool.scratch("work", 4)
+            work = pool.open_scratch("work", 4)
             fill(work, range(4))
             kept = keep(work)
         first = kept[0] if isinstance(kept, bp.PinnedPages) else kept
@@ -69,7 +75,7 @@ def test_a_forked_child_of_a_block_that_has_ended_keeps_its_pages():
     name = new_name()
     watcher = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
     with bp.Pool.attach(name) as pool:
-        work = pool.scratch("work", 4)
+        work = pool.open_scratch("work", 4)
         fill(work, range(4))
         page = work[2]
     pid = os.fork()
@@ -89,7 +95,7 @@ def test_a_forked_child_of_a_block_that_has_ended_keeps_its_pages():
 
 def test_an_explicit_close_still_says_that_arrays_look():
     pool = bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE)
-    page = pool.scratch("work", 4)[0]
+    page = pool.open_scratch("work", 4)[0]
     with pytest.raises(BufferError, match=r"arrays still look.*loop variable.*_ .*with pool"):
         pool.close()
     assert pool.check() == []
@@ -105,7 +111,7 @@ def test_the_interpreter_ends_with_pages_in_hand():
     done = run_python(
         "import sys, bufferpool as bp\n"
         "pool = bp.Pool.attach(sys.argv[1])\n"
-        "page = pool.scratch('work', 4)[0]\n"
+        "page = pool.open_scratch('work', 4)[0]\n"
         "with pool: other = pool.space('work')[1]\n",
         name,
     )
@@ -140,7 +146,7 @@ USES = {
 def test_a_page_that_was_released_says_so(use):
     """It said "index 0 is out of bounds for axis 0 with size 0", and its sum was 0."""
     pool = bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE)
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     with work.pin(1) as page:
         assert page.size == PAGE
     with work.pin_many([2, 3]) as pages:
@@ -161,7 +167,7 @@ def test_a_page_that_was_released_says_so(use):
 def test_released_pages_come_and_go():
     """Each is freed as the array that it was."""
     pool = bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE)
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     kept = []
     for n in range(1000):
         with work.pin(n % 4) as page:

@@ -46,7 +46,7 @@ def test_the_workers_of_an_executor_are_one_client_each(pool, data_file, method)
 
 def test_a_process_that_never_attached_shares_among_its_copies(pool_name):
     with bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE) as pool:
-        data = pickle.dumps(pool.scratch("work", 4))
+        data = pickle.dumps(pool.open_scratch("work", 4))
     copies = [pickle.loads(data) for _ in range(20)]
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(len, copies)) == [4] * 20
@@ -57,7 +57,7 @@ def test_a_process_that_never_attached_shares_among_its_copies(pool_name):
 
 
 def test_the_last_handle_that_is_closed_detaches(pool):
-    space = pool.scratch("work", 4)
+    space = pool.open_scratch("work", 4)
     copy = pickle.loads(pickle.dumps(pool))
     assert copy.stats().clients == 1
     copy.close()

@@ -90,7 +90,7 @@ def _use_after_fork(pool, table, work):
         page[:] = 7
     with table.append() as page:
         page[:] = stamp(100)
-    own = pool.scratch("own", 4, owner="client")
+    own = pool.open_scratch("own", 4, lifetime="process")
     with own.write(0) as page:
         page[:] = 1
     assert pool.flush() == 2
@@ -103,7 +103,7 @@ def _use_after_fork(pool, table, work):
 
 def test_a_pool_works_in_a_forked_child(pool, data_file, child):
     path = data_file(100)
-    table, work = pool.open_file(path, "r+"), pool.scratch("work", 4)
+    table, work = pool.open_file(path, "r+"), pool.open_scratch("work", 4)
     client, names = child(_use_after_fork, pool, table, work, context="fork").result()
     assert client != _client_of(pool, os.getpid()).client
     assert names == [path.name, "work", "own"]
@@ -135,7 +135,7 @@ def _use_private_of_the_parent(pool, work, view):
     work.close()  # ends nothing that is another's
     with pytest.raises(SpaceNotFound, match="private to client"):
         pool.space("mine")
-    own = pool.scratch("mine", 4, owner="client")
+    own = pool.open_scratch("mine", 4, lifetime="process")
     assert not own[1].any()
     with own.write(1) as page:
         page[:] = 6
@@ -146,7 +146,7 @@ def _use_private_of_the_parent(pool, work, view):
 
 def test_private_scratch_of_the_parent_is_not_the_child_s_and_stays_when_it_ends(pool, child):
     """A forked child wrote into its parent's private pages, by name and through the inherited handle."""
-    work = pool.scratch("mine", 4, owner="client")
+    work = pool.open_scratch("mine", 4, lifetime="process")
     with work.write(1) as page:
         page[:] = 5
     view = work[1]
@@ -195,7 +195,7 @@ def _publish_in_child(write, work):
 
 
 def test_a_write_block_that_a_fork_inherits_is_the_parents(pool, child):
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     write = work.write(1)
     with write as page:
         page[:] = 5
@@ -230,7 +230,7 @@ def _first_byte(space):
 
 def test_a_fork_without_a_free_slot_says_so(make_pool, child):
     pool = make_pool(max_clients=1)
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     page = work[1]
     with pytest.raises(TooManyClients, match="max_clients"):
         child(_first_byte, work, context="fork").result()
@@ -253,7 +253,7 @@ def test_children_that_never_use_the_pool_leave_nothing(pool, data_file):
 
 def test_more_forks_than_client_slots_one_after_the_other(make_pool):
     pool = make_pool(max_clients=4)
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     for i in range(20):
         pid = os.fork()
         if pid == 0:
@@ -268,7 +268,7 @@ def test_more_forks_than_client_slots_one_after_the_other(make_pool):
 
 
 def test_a_fork_of_a_fork(pool):
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     page = work[1]
     pid = os.fork()
     if pid == 0:
@@ -337,7 +337,7 @@ def _killed_by(signum, work):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
 def test_a_child_that_a_signal_ends_leaves_nothing(pool, signum):
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     process = multiprocessing.get_context("fork").Process(target=_killed_by, args=(signum, work))
     process.start()
     process.join(WAIT)
@@ -401,7 +401,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_dead_parent_is_dead_though_its_child_lives(pool):
     """A mapping keeps the description that it was made with: one with a byte lock kept a dead parent alive in its child."""
-    pool.scratch("work", 4)
+    pool.open_scratch("work", 4)
     kid = int(run_python(_DIES_BEFORE_ITS_CHILD, pool.name).stdout)
     try:
         assert pool.reap() == 1

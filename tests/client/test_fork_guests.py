@@ -50,13 +50,13 @@ def _children_look(pool, work, forks, error, match):
 def test_views_of_a_child_without_a_client_slot_stay_true(make_pool, forks):
     """All client slots were taken when a process forked: nobody pinned the pages that the child had arrays over."""
     pool = make_pool(max_clients=1)
-    _children_look(pool, pool.scratch("work", 16), forks, TooManyClients, "max_clients")
+    _children_look(pool, pool.open_scratch("work", 16), forks, TooManyClients, "max_clients")
 
 
 def test_views_of_a_child_without_a_descriptor_stay_true(make_pool):
     """No descriptor was left for the child (EMFILE): it holds no byte lock, and is alive while its process is."""
     pool = make_pool(max_clients=8)
-    work = pool.scratch("work", 16)
+    work = pool.open_scratch("work", 16)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for n in range(3):
         with work.write(n) as page:
@@ -98,7 +98,7 @@ def test_views_of_a_child_without_a_descriptor_stay_true(make_pool):
 def test_views_of_a_child_of_a_process_that_became_another_user_stay_true(make_pool):
     """A server attached as root, gave its rights up, and forked: nobody may open the segment any more (EACCES)."""
     pool = make_pool(max_clients=8)
-    work = pool.scratch("work", 16)
+    work = pool.open_scratch("work", 16)
     for n in range(3):
         with work.write(n) as page:
             page[:] = n + 1
@@ -138,7 +138,7 @@ def _forked_plainly(function, *args):
 def test_more_children_than_there_are_slots_for_guests(make_pool):
     """Beyond the slots for guests, the parent's own column keeps what its children look at, until it leaves."""
     pool = make_pool(max_clients=1)
-    work = pool.scratch("work", 16)
+    work = pool.open_scratch("work", 16)
     for n in range(3):
         with work.write(n) as page:
             page[:] = n + 1
@@ -165,7 +165,7 @@ def test_more_children_than_there_are_slots_for_guests(make_pool):
 def test_three_hundred_clients(make_pool):
     """Pin rows get their memory in blocks of 64 clients: a pin of the 300th is seen by an eviction as that of the first is."""
     pool = make_pool(max_clients=300)
-    work = pool.scratch("work", 16)
+    work = pool.open_scratch("work", 16)
     with work.write(1) as page:
         page[:] = 1
     before = pool.stats().metadata_bytes

@@ -75,7 +75,7 @@ def test_a_child_waits_for_no_lock_of_a_thread_that_it_has_not(pool):
 
     The forked child used the same space, and waited for ever for a thread that it did not have.
     """
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
 
     def hold(held):
         with pool.client._lock:
@@ -189,7 +189,7 @@ def test_a_dead_parent_is_dead_though_it_forked_while_a_thread_attached(pool):
 
 def test_a_child_attaches_what_a_thread_of_its_parent_was_attaching(pool):
     """What the absent thread had begun is not left half-made: the child is a client once, and so is its parent."""
-    with pool.scratch("work", 4).write(1) as page:
+    with pool.open_scratch("work", 4).write(1) as page:
         page[:] = 7
     done = run_python(_FORKS_WHILE_A_THREAD_ATTACHES + _AND_ITS_CHILD_ATTACHES, pool.name)
     assert done.returncode == 0, done.stderr

@@ -65,7 +65,7 @@ def test_a_fork_in_the_midst_of_a_load_by_another_thread(pool, threads):
         def in_child():
             assert (kept == 2).all()
             assert (space[5] == 6).all()
-            pool.scratch("childs", 4, owner="client")
+            pool.open_scratch("childs", 4, lifetime="process")
             return 7
 
         assert _fork(in_child) == 7
@@ -80,7 +80,7 @@ def test_a_fork_in_the_midst_of_a_load_by_another_thread(pool, threads):
 
 @pytest.mark.parametrize("end", ["exit", "exception", "signal"])
 def test_a_child_forked_inside_write_leaves_the_block_to_its_parent(pool, end):
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     view = work[1]
     with work.write(2) as page:
         page[:] = 9
@@ -111,7 +111,7 @@ def test_a_child_forked_inside_write_leaves_the_block_to_its_parent(pool, end):
 
 def test_sixty_four_threads_share_one_client(make_pool, data_file, threads):
     pool = make_pool("1MiB")
-    table, work = pool.open_file(data_file(400), "r+"), pool.scratch("work", 64)
+    table, work = pool.open_file(data_file(400), "r+"), pool.open_scratch("work", 64)
     barrier = threading.Barrier(64)
 
     def use(me):
@@ -127,7 +127,7 @@ def test_sixty_four_threads_share_one_client(make_pool, data_file, threads):
                 if me:
                     page[:] = i
             if i % 30 == me % 30:
-                pool.trim(bytes="64KiB")
+                pool.trim("64KiB")
                 table.flush()
 
     for me in range(64):
@@ -147,7 +147,7 @@ pool = bp.Pool.create(name, 32 * 4096, page_size=4096, extent_size=16384)
 with open(path, "wb") as file:
     file.write(bytes(400 * 4096))
 table = pool.open_file(path, "r+")
-work = pool.scratch("work", 8)
+work = pool.open_scratch("work", 8)
 slow = pool.open_derived("slow", 8, lambda n, out: time.sleep(60))
 kept = [table[1], table.pin(2), table.pin_many([3, 4]), work.write(5)]
 page = kept[3].__enter__()
@@ -222,7 +222,7 @@ def _write_slowly(space, ready):
 
 
 def test_a_stopped_client_is_alive_and_goes_on(pool, child, spawn):
-    work = pool.scratch("work", 8)
+    work = pool.open_scratch("work", 8)
     ready = spawn.Event()
     writer = child(_write_slowly, work, ready)
     assert ready.wait(WAIT)
@@ -259,7 +259,7 @@ sys.stdin.read()
 def test_a_client_in_another_pid_namespace_is_seen_alive_and_reaped_when_it_is_killed(pool):
     if subprocess.run(["unshare", "--pid", "--fork", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no pid namespaces here (unshare --pid)")
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", _ELSEWHERE, pool.name]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
@@ -297,7 +297,7 @@ for use in (lambda: bp.Pool.attach(name), lambda: bp.Pool.open(name, "1MiB")):
     else:
         sys.exit("attached")
 try:
-    pool = bp.Pool.attach(name, owner=0)
+    pool = bp.Pool.attach(name, trusted_uid=0)
 except SegmentRefused:
     print("refused")
 else:

@@ -61,7 +61,7 @@ def test_a_process_that_locks_all_its_memory_gives_none_to_holes():
             return "refused"
         pool = bp.Pool.create(name, "8MiB", page_size=PAGE, max_pages=1 << 27)
         made = kernel_bytes(pool)
-        work = pool.scratch("work", 1000)
+        work = pool.open_scratch("work", 1000)
         fill(work, range(1000))
         read = all(work[n].any() for n in range(1000))
         grown = kernel_bytes(pool) - made
@@ -134,7 +134,7 @@ def test_no_large_files():
 @needs_seccomp
 def test_no_memory_by_a_sandbox_that_refuses_fallocate(pool):
     """EPERM from fallocate was told as a full file system, with 22 GB free."""
-    work = pool.scratch("work", 64)
+    work = pool.open_scratch("work", 64)
 
     def miss() -> object:
         sandbox.refuse("fallocate", errno.EPERM)
@@ -169,7 +169,7 @@ def test_no_client_by_a_sandbox_that_refuses_locks(pool):
 @needs_seccomp
 def test_memory_goes_back_where_madvise_is_refused(pool):
     """A sandbox refuses MADV_REMOVE: PUNCH_HOLE frees the memory, and the pool reports the kernel's count of bytes."""
-    work = pool.scratch("work", 64)
+    work = pool.open_scratch("work", 64)
     fill(work, range(48))
 
     def give() -> str:
@@ -184,7 +184,7 @@ def test_memory_goes_back_where_madvise_is_refused(pool):
 @needs_seccomp
 def test_memory_that_the_kernel_does_not_take_is_not_told_as_given_back(pool):
     """With both calls refused drop() told 160 KiB that the kernel never got, and resize(timeout=1) never ended."""
-    work = pool.scratch("work", 64)
+    work = pool.open_scratch("work", 64)
     fill(work, range(48))
 
     def give() -> str:
@@ -265,7 +265,7 @@ import os, sys, bufferpool as bp
 where = sys.argv[1]
 pool = bp.Pool.create("pool", "32MiB", page_size=4096, directory=where)
 kernel = lambda: os.stat(pool.path).st_blocks * 512
-work = pool.scratch("work", 8000)
+work = pool.open_scratch("work", 8000)
 for n in range(6000):
     with work.write(n) as page:
         page[0] = 7
@@ -297,7 +297,7 @@ while not steward.leads and steward.alive and time.monotonic() < deadline:
     time.sleep(0.01)
 time.sleep(0.3)
 print(reading.machine_free, steward.alive, steward.leads, repr(steward.error), repr(steward.trouble))
-work = pool.scratch("work", 4)
+work = pool.open_scratch("work", 4)
 with work.write(0) as page:
     page[0] = 1
 print(pool.check())
@@ -353,7 +353,7 @@ def test_the_steward_outlives_a_lack_of_descriptors(pool):
     assert isinstance(steward.trouble, OSError)
     assert steward.trouble.errno == errno.EMFILE
     assert any((e.what, e.why, e.value) == (What.ROUND_FAILED, Why.KERNEL, errno.EMFILE) for e in pool.events())
-    work = pool.scratch("work", 64)
+    work = pool.open_scratch("work", 64)
     fill(work, range(8))
     assert steward.leads
     pool.stop_steward()

@@ -128,4 +128,4 @@ def test_open_for_reading_reads(opened, data_file):
         with pytest.raises(PoolReadOnly):
             reader.resize(32 * PAGE)
         with pytest.raises(PoolReadOnly):
-            reader.scratch("work", 4)
+            reader.open_scratch("work", 4)

@@ -39,7 +39,7 @@ def test_a_pickled_space_attaches_when_first_used(pool, child, data_file, kind):
     if kind == "file":
         space = pool.open_file(data_file(10), "r+")
     else:
-        space = pool.scratch("work", 10)
+        space = pool.open_scratch("work", 10)
         with space.write(5) as page:
             page[:] = stamp(5)
     assert child(_page_of, space, 5).result() == (stamp(5).tobytes(), 2, 10)
@@ -55,7 +55,7 @@ def test_a_pickled_space_keeps_its_dtype(pool, data_file):
 
 def test_unpickling_touches_nothing(pool_name):
     with bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE) as pool:
-        data = pickle.dumps((pool, pool.scratch("work", 4)))
+        data = pickle.dumps((pool, pool.open_scratch("work", 4)))
         pool.unlink()
     again, space = pickle.loads(data)
     assert again.name == pool_name
@@ -67,7 +67,7 @@ def test_unpickling_touches_nothing(pool_name):
 
 def test_a_pickled_pool_does_not_take_another_of_the_same_name(pool_name):
     with bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE) as pool:
-        data = pickle.dumps((pool, pool.scratch("work", 4)))
+        data = pickle.dumps((pool, pool.open_scratch("work", 4)))
         pool.unlink()
     with bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE) as pool:
         again, space = pickle.loads(data)
@@ -92,7 +92,7 @@ def test_a_closed_pool_does_not_pickle(pool):
 
 
 def test_a_pickled_handle_of_a_removed_space_does_not_make_it_anew(pool):
-    space = pool.scratch("work", 4)
+    space = pool.open_scratch("work", 4)
     data = pickle.dumps(space)
     space.remove()
     again = pickle.loads(data)

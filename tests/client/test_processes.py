@@ -46,7 +46,7 @@ def _make(n, out):
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_the_same_work_by_every_way_to_start_a_process(pool, data_file, child, context):
-    table, work = pool.open_file(data_file(100), "r+"), pool.scratch("work", 4)
+    table, work = pool.open_file(data_file(100), "r+"), pool.open_scratch("work", 4)
     barrier = multiprocessing.get_context(context).Barrier(3)
     children = [child(_workload, table, work, "derived", me, barrier, context=context) for me in range(3)]
     results = [c.result() for c in children]

@@ -29,7 +29,7 @@ def test_it_reads_files_and_what_others_publish(pool, file):
         table = reader.open_file(file)
         assert [int(table[n][7]) for n in range(40)] == list(range(40))
         assert np.array_equal(table.read_many([3, 1])[:, 0], [3, 1])
-        with pool.space("data").write(5) as page:
+        with pool.space("data", "r+").write(5) as page:
             page[:] = 99
         assert table[5][0] == 99
         assert len(list(table.scan(0, 10))) == 10
@@ -37,7 +37,7 @@ def test_it_reads_files_and_what_others_publish(pool, file):
 
 
 def test_it_changes_no_page_and_no_setting(pool, file):
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     with work.write(0) as page:
         page[:] = 7
     before = pool.stats()
@@ -46,7 +46,7 @@ def test_it_changes_no_page_and_no_setting(pool, file):
         assert seen[0][0] == 7
         for attempt in (
             lambda: reader.open_file(file, "r+"),
-            lambda: reader.scratch("mine", 4),
+            lambda: reader.open_scratch("mine", 4),
             lambda: reader.resize(8 * PAGE),
             lambda: reader.trim(),
             lambda: table.drop(),

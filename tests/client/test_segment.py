@@ -36,14 +36,14 @@ def test_a_created_pool_is_a_sparse_file_of_mode_0600(make_pool):
 def test_the_mode_can_be_chosen_whatever_the_umask(make_pool):
     before = os.umask(0o077)
     try:
-        pool = make_pool(mode=0o660)
+        pool = make_pool(permissions=0o660)
     finally:
         os.umask(before)
     assert stat.S_IMODE(os.stat(pool.path).st_mode) == 0o660
 
 
 def test_an_attached_pool_sees_what_the_creator_wrote(pool, attach):
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     with work.write(2) as page:
         page[:] = stamp(2)
     other = attach(pool)
@@ -98,7 +98,7 @@ def test_close_twice_is_fine(pool):
 
 
 def test_close_is_refused_while_arrays_look_at_pages(pool):
-    page = pool.scratch("work", 4)[1]
+    page = pool.open_scratch("work", 4)[1]
     tail = page[8:]
     del page
     with pytest.raises(BufferError, match="arrays"):
@@ -110,7 +110,7 @@ def test_close_is_refused_while_arrays_look_at_pages(pool):
 
 
 def test_leaving_a_block_by_an_exception_is_not_masked_by_live_arrays(pool):
-    page = pool.scratch("work", 4)[1]
+    page = pool.open_scratch("work", 4)[1]
     with pytest.raises(KeyError, match="mine"), pool:
         raise KeyError("mine")
     assert page[0] == 0
@@ -119,7 +119,7 @@ def test_leaving_a_block_by_an_exception_is_not_masked_by_live_arrays(pool):
 def test_an_unlinked_pool_keeps_working_for_those_attached(make_pool, attach):
     pool = make_pool()
     other = attach(pool)
-    work = pool.scratch("work", 8)
+    work = pool.open_scratch("work", 8)
     pool.unlink()
     assert not os.path.exists(pool.path)
     with work.write(3) as page:
@@ -164,7 +164,7 @@ def test_a_thousand_attaches_leave_nothing(pool):
 def _open_at_once(name, barrier):
     barrier.wait(60)
     pool = bp.Pool.open(name, 64 * PAGE, page_size=PAGE, max_clients=16)
-    work = pool.scratch("work", 16)
+    work = pool.open_scratch("work", 16)
     with work.write(os.getpid() % 16) as page:
         page[:8] = 1
     barrier.wait(60)
@@ -215,7 +215,7 @@ def test_a_directory_that_does_not_exist_is_named(tmp_path):
 _ELSEWHERE = """
 import os, sys, bufferpool as bp
 pool = bp.Pool.create("here", 64 * 4096, page_size=4096, directory=sys.argv[1])
-with pool.scratch("work", 8).write(1) as page:
+with pool.open_scratch("work", 8).write(1) as page:
     page[:] = 7
 other = bp.Pool.attach("here", directory=sys.argv[1])
 print(other.space("work")[1][0], os.path.exists(os.path.join(sys.argv[1], "here")), pool.check())
@@ -267,16 +267,16 @@ def test_a_directory_under_the_name_is_refused(pool_name):
 def test_the_owner_is_checked(pool):
     uid = os.geteuid()
     with pytest.raises(SegmentRefused, match=f"belongs to user {uid}, not {uid + 1}"):
-        bp.Pool.attach(pool.name, owner=uid + 1)
+        bp.Pool.attach(pool.name, trusted_uid=uid + 1)
     with pytest.raises(PermissionError):
-        bp.Pool.attach(pool.name, owner=uid + 1)
-    bp.Pool.attach(pool.name, owner=uid).close()
+        bp.Pool.attach(pool.name, trusted_uid=uid + 1)
+    bp.Pool.attach(pool.name, trusted_uid=uid).close()
     assert pool.stats().clients == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to another user")
 def test_a_segment_of_another_user_is_refused_unless_that_user_is_named(pool):
     os.chown(pool.path, 12345, 12345)
-    with pytest.raises(SegmentRefused, match="owner=12345"):
+    with pytest.raises(SegmentRefused, match="trusted_uid=12345"):
         bp.Pool.attach(pool.name)
-    bp.Pool.attach(pool.name, owner=12345).close()
+    bp.Pool.attach(pool.name, trusted_uid=12345).close()

@@ -96,10 +96,10 @@ def test_append_stops_at_max_pages(pool, data_file):
 
 def test_append_far_beyond_the_first_entries(make_pool):
     pool = make_pool(max_pages=1 << 20)
-    space = pool.scratch("work", 1)
+    space = pool.open_scratch("work", 1)
     space.drop()
     path_pages = 3000  # entries get memory in steps of 512
-    table = pool.open_store("table", _Null(), max_pages=path_pages)
+    table = pool.open_store("table", _Null(), max_pages=path_pages, mode="r+")
     for n in range(path_pages):
         assert _append_one(table)[1] == n
     assert pool.check() == []
@@ -140,10 +140,10 @@ def test_a_number_is_not_given_back_to_the_next_space_in_the_slot(pool):
 
     The next two appends of that one got the same number then, and the first one's page was overwritten.
     """
-    old = pool.scratch("t", 3)
+    old = pool.open_scratch("t", 3)
     stale = old.append()
     old.remove(discard=True)
-    new = pool.scratch("t", 3)
+    new = pool.open_scratch("t", 3)
     assert new.index == old.index
     with new.append() as page:
         del stale

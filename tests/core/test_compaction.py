@@ -78,7 +78,7 @@ def test_pinned_pages_do_not_move_and_keep_their_content(pool, data_file):
     frames = pool.frames()
     where = {int(f["page_no"]): int(f["frame"]) for f in frames if f["pins"]}
     before = kernel_bytes(pool)
-    given = pool.trim(bytes="1GiB")
+    given = pool.trim("1GiB")
     assert given == (64 - len(kept)) * PAGE
     assert before - kernel_bytes(pool) == given
     frames = pool.frames()
@@ -96,11 +96,11 @@ def test_a_superseded_version_that_a_reader_keeps_survives_giving_back(pool, dat
     table = pool.open_file(data_file(64), "r+")
     old = table[3]
     fill(table, [3], version=1)
-    pool.trim(bytes="1GiB")
+    pool.trim("1GiB")
     assert np.array_equal(old, stamp(3))
     assert np.array_equal(table[3], stamp(3, version=1))
     del old
-    pool.trim(bytes="1GiB")
+    pool.trim("1GiB")
     assert in_step(pool).kernel_data_bytes == 0
 
 
@@ -109,7 +109,7 @@ def test_reclaimed_bytes_are_counted_by_reason(pool, data_file):
     table.prefetch(range(64))
     given = {
         "drop": table.drop(0, 8),
-        "trim": pool.trim(bytes=8 * PAGE),
+        "trim": pool.trim(8 * PAGE),
         "budget": pool.resize(16 * PAGE),
         "idle": 0,
         "pressure": 0,

@@ -43,7 +43,7 @@ pool = bp.Pool.create(name, 32 * 4096, page_size=4096, extent_size=16384, max_ca
 with open(path, "wb") as file:
     file.write(bytes(48 * 4096))
 table = pool.open_file(path, "r+", name="table", max_pages=400)
-work = pool.scratch("work", 16)
+work = pool.open_scratch("work", 16)
 for n in (*range(48), 3, 4, 5):
     table[n].sum()
 with table.write(3) as page:
@@ -69,7 +69,7 @@ def typed(use):
         pass
 def everything():
     for use in (lambda: [table[n].sum() for n in range(48)], lambda: table.read_many(range(48)), lambda: table.prefetch(range(48)),
-                lambda: pool.trim(bytes="64KiB"), lambda: pool.trim(), lambda: pool.flush(), lambda: pool.stats(),
+                lambda: pool.trim("64KiB"), lambda: pool.trim(), lambda: pool.flush(), lambda: pool.stats(),
                 lambda: pool.frames(), lambda: pool.check(), lambda: table.drop(0, 4), lambda: pool.resize("64KiB", timeout=0.1)):
         typed(use)
 """
@@ -80,19 +80,19 @@ _DAMAGES = {
     "a budget of the policy that is none": "header('policy.frames', 0xffffffff); header('policy.cold.head', 1 << 30); everything()",
     "the check of endless rings": "header('policy.cold.count', 0xffffffff); typed(pool.check)",
     "a memory lock that nobody can have": "header('memory.word', 511); everything()",
-    "a directory lock that nobody can have": "header('directory.word', 9); typed(lambda: pool.scratch('more', 4))",
-    "a growth lock that nobody can have": "header('growth.word', 9 | 1 << 31); typed(lambda: pool.scratch('more', 4))",
+    "a directory lock that nobody can have": "header('directory.word', 9); typed(lambda: pool.open_scratch('more', 4))",
+    "a growth lock that nobody can have": "header('growth.word', 9 | 1 << 31); typed(lambda: pool.open_scratch('more', 4))",
     "a flush lock that nobody can have": "space(0, 'flush_lock.word', 300); typed(pool.flush)",
     "a memory lock in our own name": "header('memory.word', ME); everything()",
-    "a growth lock in our own name, with waiters": "header('growth.word', ME | 1 << 31); typed(lambda: pool.scratch('more', 4))",
-    "a directory lock in our own name": "header('directory.word', ME); pool.scratch('more', 4)",
+    "a growth lock in our own name, with waiters": "header('growth.word', ME | 1 << 31); typed(lambda: pool.open_scratch('more', 4))",
+    "a directory lock in our own name": "header('directory.word', ME); pool.open_scratch('more', 4)",
     "a flush lock in our own name": "space(0, 'flush_lock.word', ME); typed(pool.flush)",
     "a directory lock of a client that this process was before": """
 other = bp.Pool.attach(name)
 before = other.client.seg.status()["client"]
 assert before != ME
 other.close()
-header('directory.word', before); pool.scratch('more', 4)
+header('directory.word', before); pool.open_scratch('more', 4)
 """,
     "a flush lock of a client that is none, which seems to flush since now": """
 import time
@@ -116,11 +116,11 @@ for n in range(48):  # more than the pool has frames: it flushes the others
 held = [work[n] for n in range(8)]; del held
 extent = int.from_bytes(shm[at.spaces_at + SPACE : at.spaces_at + SPACE + 8], "little")
 space(1, 'extent', ((extent >> 33) + 1) << 33 | 1 << 32)
-pool.scratch("more", 4)
+pool.open_scratch("more", 4)
 assert "work" not in [record["name"] for record in pool.client.seg.spaces()], "it is still there"
 assert (pool.frames()["space"] != 1).all() or pool.client.seg.spaces()[-1]["name"] == "more"
 assert pool.check() == []
-new = pool.scratch("work", 16)
+new = pool.open_scratch("work", 16)
 assert new[0].sum() == 0, "an old page in a new space"
 """,
     "more pages than the space may have": """
@@ -154,7 +154,7 @@ typed(pool.flush); os.utime(path); typed(lambda: pool.open_file(path, name="tabl
 magic = shm[:HEADER_KEPT]
 space(1, 'entries_ready', (2**64 - at.entries_at - FIRST * 8) // 8)
 header('growth.word', 7)  # dead: its inheritor repairs
-typed(lambda: pool.scratch('more', 4))
+typed(lambda: pool.open_scratch('more', 4))
 assert shm[:HEADER_KEPT] == magic, "the header was given back to the kernel"
 """,
     "a generation of ours that is not ours, while a page is written": """

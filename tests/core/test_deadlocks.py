@@ -105,7 +105,7 @@ def test_threads_whose_loaders_ask_in_one_direction_are_never_told(pool, threads
             n = int(random.integers(0, 127))
             assert int(space[n][0]) == 2 ** (6 - int(np.log2(n + 1))) % 251
             if random.random() < 0.2:
-                pool.trim(bytes="128KiB")
+                pool.trim("128KiB")
 
     for seed in range(8):
         threads.start(use, seed)
@@ -187,7 +187,7 @@ def loader(n, out):
             raise
 space = pool.open_derived("d", 200, loader)
 assert int(space[60][0]) == 60
-pool.trim(bytes="1MiB")
+pool.trim("1MiB")
 try:
     space[150]
 except bp.errors.LoaderFailed as error:

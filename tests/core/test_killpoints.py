@@ -145,7 +145,7 @@ import bufferpool as bp
 
 name, killed = sys.argv[1:]
 pool = bp.Pool.create(name, 16 * 4096, page_size=4096)
-space = pool.scratch("s", 1)
+space = pool.open_scratch("s", 1)
 
 def put(value):
     with space.write(0) as page:

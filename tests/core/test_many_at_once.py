@@ -15,7 +15,7 @@ from tests.support.children import Threads, run_python
 
 def test_eight_threads_hammering(pool, data_file, threads):
     table = pool.open_file(data_file(200), "r+", dtype="<u8")
-    work = pool.scratch("work", 8, dtype="<u8")
+    work = pool.open_scratch("work", 8, dtype="<u8")
     n_threads, rounds = 8, 150
 
     def run(me):
@@ -165,7 +165,7 @@ def test_closing_a_pool_while_a_loader_runs_is_refused(mode):
 
 
 def test_threads_find_the_pool_closed(pool, threads: Threads):
-    work = pool.scratch("work", 16)
+    work = pool.open_scratch("work", 16)
     started, stop, ended = threading.Barrier(5), threading.Event(), []
 
     def run(me):

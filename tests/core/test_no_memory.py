@@ -85,14 +85,14 @@ def test_operations_of_a_process_that_has_used_up_its_address_space(tmp_path: Pa
         "flush": pool.flush,
         "pin_many": lambda: table.pin_many(every),
         "read_many": lambda: table.read_many(every),
-        "trim": lambda: pool.trim(bytes="8MiB"),
+        "trim": lambda: pool.trim("8MiB"),
         "drop": lambda: table.drop(0, 100),
         "check": pool.check,
         "frames": pool.frames,
         "clients": pool.clients,
         "advise": pool.advise,
         "attach": lambda: bp.Pool.attach(pool.name),
-        "open": lambda: pool.scratch("more", 100),
+        "open": lambda: pool.open_scratch("more", 100),
         "fork": fork,
     }
     for what, operation in operations.items():

@@ -115,7 +115,7 @@ import ctypes, os, bufferpool as bp, resource
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 pool = bp.Pool.create(f"bptest-{os.getppid()}-poke{os.getpid()}", 64 * 4096, page_size=4096)
 pool.unlink()
-space = pool.scratch("work", 4)
+space = pool.open_scratch("work", 4)
 pin = space.pin(1)
 pages = space.pin_many([1])
 array = ARRAY
@@ -185,7 +185,7 @@ def _mapped(pool):
 def test_the_mapping_lasts_as_long_as_its_arrays_and_no_longer(make_pool):
     """The arrays that a Pin keeps for its next use must not keep the memory of a pool that is closed and unlinked."""
     pool = make_pool(64 * PAGE, page_size=PAGE)
-    work = pool.scratch("work", 8)
+    work = pool.open_scratch("work", 8)
     fill(work, range(8))
     pin, pages = work.pin(1), work.pin_many([2, 3])
     assert np.array_equal(pin.page, stamp(1))

@@ -170,7 +170,7 @@ def test_a_write_counts_as_a_reference_like_a_read(make_pool) -> None:
     misses = []
     for writes in (False, True):
         pool = make_pool(64 * PAGE)
-        space = pool.open_store("zeros", Zeros())
+        space = pool.open_store("zeros", Zeros(), mode="r+")
         for i, page in enumerate(trace.tolist()):
             if writes and i % 3 == 0:
                 with space.write(page) as copy:
@@ -248,7 +248,7 @@ def test_a_rebuild_after_a_death_loses_order_not_pages(make_pool, child, spawn, 
     for page in sorted(held):
         space[page]
     assert pool.stats().hits == before.hits + len(held) - 1  # the first use of page 500, which was read ahead, is none
-    assert pool.trim(bytes=frames * PAGE) == frames * PAGE  # none of them is stuck
+    assert pool.trim(frames * PAGE) == frames * PAGE  # none of them is stuck
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def _flushed(pool, path, _held, resume):
     """In the hands of a flush whose disk takes its time."""
     disk, begun = Disk(HELD), threading.Event()
     disk.before_sync = lambda: (begun.set(), resume.wait(WAIT))
-    table = pool.open_store("disk", disk)
+    table = pool.open_store("disk", disk, mode="r+")
     for n in range(HELD):
         put(table, n)
     flush = threading.Thread(target=table.flush)
@@ -176,7 +176,7 @@ def _storm(pool, path, seed, stop):
     """Pins, writes, loads, appends, drops, flushes: pages in every state."""
     table, rng, done, held = pool.open_file(path, "r+"), np.random.default_rng(seed), 0, []
     made = pool.open_derived("made", 200, _slow)
-    work = pool.scratch("work", 8)
+    work = pool.open_scratch("work", 8)
     while not stop.is_set():
         n = int(rng.integers(0, 300))
         try:

@@ -60,9 +60,9 @@ def _hold(name, ready, go):
 
 _UNDER_THE_LOCK = {
     "miss": (MEMORY_LOCK, lambda pool, work: work[7].sum()),
-    "trim": (MEMORY_LOCK, lambda pool, work: pool.trim(bytes="64KiB")),
+    "trim": (MEMORY_LOCK, lambda pool, work: pool.trim("64KiB")),
     "write": (MEMORY_LOCK, lambda pool, work: work.write(9).__enter__()),
-    "open": (DIRECTORY_LOCK, lambda pool, work: pool.scratch("more", 4)),
+    "open": (DIRECTORY_LOCK, lambda pool, work: pool.open_scratch("more", 4)),
     "remove": (DIRECTORY_LOCK, lambda pool, work: work.remove()),
 }
 
@@ -70,7 +70,7 @@ _UNDER_THE_LOCK = {
 @pytest.mark.parametrize("use", _UNDER_THE_LOCK)
 def test_ctrl_c_ends_the_wait_for_a_lock_that_a_living_client_holds(pool, child, spawn, use):
     at, do = _UNDER_THE_LOCK[use]
-    work = pool.scratch("work", 64)
+    work = pool.open_scratch("work", 64)
     ready, go = spawn.Queue(), spawn.Event()
     holder = child(_hold, pool.name, ready, go)
     client = ready.get(timeout=WAIT)
@@ -96,7 +96,7 @@ def test_ctrl_c_ends_the_wait_for_a_lock_that_a_living_client_holds(pool, child,
 
 
 def test_a_storm_of_signals_disturbs_nothing(pool, data_file, threads):
-    table, work = pool.open_file(data_file(200), "r+"), pool.scratch("work", 8)
+    table, work = pool.open_file(data_file(200), "r+"), pool.open_scratch("work", 8)
     came = []
     before = signal.signal(signal.SIGALRM, lambda *_: came.append(1))
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
@@ -120,7 +120,7 @@ def test_a_storm_of_signals_disturbs_nothing(pool, data_file, threads):
                 page[:] = stamp(i % 50)
             if i % 20 == 0:
                 pool.flush()
-                pool.trim(bytes="32KiB")
+                pool.trim("32KiB")
                 bp.Pool.attach(pool.name).close()
     finally:
         stop.set()
@@ -153,7 +153,7 @@ def alarm():
 
 def _own_and_die(name, ready):
     with bp.Pool.attach(name) as pool:
-        pool.scratch("theirs", 4, owner="client")
+        pool.open_scratch("theirs", 4, lifetime="process")
         ready.set()
         time.sleep(WAIT)
 
@@ -170,7 +170,7 @@ def _handle_of_another_s(pool, name):
 _CLEARING = {  # whether the dead client has been reaped before, and what is done then
     "reap": (False, lambda pool: pool.reap()),
     "check": (False, lambda pool: pool.check()),
-    "open": (True, lambda pool: pool.scratch("more", 4)),
+    "open": (True, lambda pool: pool.open_scratch("more", 4)),
     "remove": (True, lambda pool: pool.space("to go").remove()),
     "detach": (True, lambda pool: bp.Pool.attach(pool.name).close()),
 }
@@ -183,7 +183,7 @@ def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, atta
     ready, (reaped, do) = spawn.Event(), _CLEARING[use]
     owner = child(_own_and_die, pool.name, ready)
     assert ready.wait(WAIT)
-    pool.scratch("to go", 4)
+    pool.open_scratch("to go", 4)
     write = _handle_of_another_s(attach(pool), "theirs").write(1)
     write.__enter__()[:] = 1
     owner.kill()
@@ -196,7 +196,7 @@ def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, atta
     with pytest.raises(bp.errors.SpaceRemoved):
         write.__exit__(None, None, None)
     pool.reap()
-    pool.scratch("another", 4)
+    pool.open_scratch("another", 4)
     assert "theirs" not in [record["name"] for record in pool.client.seg.spaces()]
 
 
@@ -223,14 +223,14 @@ def handler(*_):
     except Exception as error:
         told.append(type(error).__name__)
 signal.signal(signal.SIGUSR1, handler)
-space = pool.open_store("store", Interrupted(8))
-for what in (pool.flush, space.flush, space.remove, pool.check, lambda: pool.trim(bytes=4096) >= 4096, lambda: int(space[5][0]) >= 0):
+space = pool.open_store("store", Interrupted(8), mode="r+")
+for what in (pool.flush, space.flush, space.remove, pool.check, lambda: pool.trim(4096) >= 4096, lambda: int(space[5][0]) >= 0):
     with space.write(3) as page:
         page[:] = 1
     doing[:] = [what]
     assert pool.flush() == 1
-doing[:] = [lambda: len(pool.scratch("inner", 4))]
-pool.open_store("another", Interrupted(8))
+doing[:] = [lambda: len(pool.open_scratch("inner", 4))]
+pool.open_store("another", Interrupted(8), mode="r+")
 print(told, pool.check())
 """
 

@@ -165,7 +165,7 @@ def test_writing_a_page_twice_in_one_thread_is_told_at_once(work):
 
 
 def test_writing_one_page_through_two_handles_in_one_thread_is_told_at_once(pool, work):
-    again = pool.space("work")
+    again = pool.space("work", "r+")
     with work.write(3), pytest.raises(WouldDeadlock):
         again.write(3, timeout=1000).__enter__()
 
@@ -251,7 +251,7 @@ def test_a_page_is_not_lost_by_closing_the_pool_inside_its_write_block(pool, att
     except (bp.errors.PoolClosed, BufferError):
         pass
     assert other.check() == []
-    with other.space("work").write(3, timeout=1) as page:
+    with other.space("work", "r+").write(3, timeout=1) as page:
         assert (page == 1).all()
 
 

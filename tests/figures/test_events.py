@@ -37,7 +37,7 @@ def test_resize_and_trim_are_events_with_their_bytes(pool, data_file):
     for n in range(64):
         assert table[n].size
     given = pool.resize(32 * PAGE)
-    trimmed = pool.trim(bytes=8 * PAGE)
+    trimmed = pool.trim(8 * PAGE)
     _, resized, trim = pool.events()
     assert (resized.what, resized.why, resized.bytes) == (What.RESIZED, Why.ASKED, given)
     assert (resized.budget_before, resized.budget_after) == (64 * PAGE, 32 * PAGE)

@@ -106,7 +106,7 @@ def create_and_hold(name, ready):
 def test_a_pool_of_another_user_is_listed_and_shown(make_pool, child):
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    pool = make_pool(mode=0o644)
+    pool = make_pool(permissions=0o644)
     out = child(look_as_nobody, pool.name, context="fork").result()
     assert out == 0
 
@@ -145,7 +145,7 @@ def test_nothing_is_held_between_scrapes(pool):
 def test_a_pool_of_another_user_is_seen_if_its_mode_allows(make_pool, child):
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
-    seen, hidden = make_pool(mode=0o644), make_pool()
+    seen, hidden = make_pool(permissions=0o644), make_pool()
     up = child(read_as_nobody, seen.name, hidden.name, context="fork").result()
     assert up == {seen.name: 1.0, hidden.name: 0.0}
 
@@ -248,7 +248,7 @@ print("up", *up, "same", os.stat(pool.path).st_blocks == blocks)
 def test_a_frame_whose_pins_are_being_read_is_shown_as_superseded(pool):
     """A client leaves a frame in this state for a moment only, unless it is stopped there: the map had no colour for it."""
     fields = _core.fields()
-    space = pool.scratch("work", 4)
+    space = pool.open_scratch("work", 4)
     with space.write(0) as page:
         page[:] = 1
     free = int(np.flatnonzero(pool.frames()["state"] == bp.FrameState.FREE)[0])

@@ -112,7 +112,7 @@ def _daemonize(pool, work, tmp_path):
         pool.flush,
         pool.stats,
         pool.check,
-        lambda: pool.scratch("more", 4),
+        lambda: pool.open_scratch("more", 4),
     ]
     for use in refused:
         with pytest.raises(DescriptorLost):
@@ -131,7 +131,7 @@ def test_a_daemon_that_closed_the_pools_descriptors_harms_nobody(pool, tmp_path)
     The pool's numbers were its files' by then: they were given memory, cut and written instead of the segment, and
     other processes reaped the daemon, whose byte lock was gone, and let the pages go that it looked at.
     """
-    work = pool.scratch("work", 64)
+    work = pool.open_scratch("work", 64)
     with work.write(0) as page:
         page[:] = 7
     pid, write = _forked(_daemonize, pool, work, tmp_path)
@@ -161,7 +161,7 @@ def _usual_daemon(pool, work):
 
 def test_the_descriptors_are_beyond_the_usual_range(pool):
     """Daemons that close the first few hundred numbers only keep the pool, which has none of them."""
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     with work.write(0) as page:
         page[:] = 7
     for number in _descriptors(pool.path):
@@ -206,7 +206,7 @@ def test_a_file_whose_descriptor_is_a_strangers_is_neither_read_nor_written(pool
 
 def test_another_description_of_the_same_segment_is_not_taken_for_ours(pool):
     """The number may be the segment's again, opened by somebody else: the file is right, and has not our byte lock."""
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     numbers = _descriptors(pool.path)
     kept = [os.dup(number) for number in numbers]
     for number in numbers:
@@ -249,7 +249,7 @@ print(set(new[0].tolist()), again.reap(), again.check())
 
 def test_a_process_that_lost_its_descriptor_attaches_again(pool):
     """What it had stays true, what it attaches anew works, and closing the one closes no descriptor of the other."""
-    with pool.scratch("work", 4).write(0) as page:
+    with pool.open_scratch("work", 4).write(0) as page:
         page[:] = 7
     done = run_python(_ATTACHES_AGAIN, pool.name)
     assert done.returncode == 0, done.stderr
@@ -259,7 +259,7 @@ def test_a_process_that_lost_its_descriptor_attaches_again(pool):
 
 def test_a_process_that_became_another_program_is_dead(pool):
     """exec keeps the process's number and start time, and not what it had mapped."""
-    view = pool.scratch("work", 4)[1]
+    view = pool.open_scratch("work", 4)[1]
     pid = os.fork()
     if pid == 0:
         os.execv("/bin/sleep", ["sleep", "60"])

@@ -239,7 +239,7 @@ def work_until_killed(name: str, path: str, seed: int) -> None:
                     if n == 7:
                         pool.flush()
                     if n == 9:
-                        pool.trim(bytes=8 * PAGE)
+                        pool.trim(8 * PAGE)
             del table, tiles
 
 

@@ -39,7 +39,7 @@ def test_a_store_of_no_whole_number_of_pages_is_refused(unchanged):
 
     pool, _ = unchanged
     with pytest.raises(FileSizeMismatch, match="5000"):
-        pool.open_store("odd", Odd())
+        pool.open_store("odd", Odd(), mode="r+")
 
 
 @pytest.mark.parametrize("mode", ["w", "a", "rw", "", "R", "r+b", None, 1])
@@ -72,7 +72,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
 def test_a_dtype_that_does_not_fit_a_page_is_refused(unchanged, dtype, data_file):
     pool, _ = unchanged
     path = data_file(2)
-    for use in (lambda: pool.scratch("new", 4, dtype=dtype), lambda: pool.open_file(path, dtype=dtype)):
+    for use in (lambda: pool.open_scratch("new", 4, dtype=dtype), lambda: pool.open_file(path, dtype=dtype)):
         with pytest.raises(ValueError, match="does not fit"):
             use()
 
@@ -80,14 +80,14 @@ def test_a_dtype_that_does_not_fit_a_page_is_refused(unchanged, dtype, data_file
 def test_a_dtype_that_is_none_is_refused(unchanged):
     pool, _ = unchanged
     with pytest.raises(TypeError):
-        pool.scratch("new", 4, dtype="nonsense")
+        pool.open_scratch("new", 4, dtype="nonsense")
 
 
 @pytest.mark.parametrize("name", ["", "x" * 64, "ü" * 32, "a\0b", 5, b"new"])
 def test_a_space_name_that_is_none_is_refused(unchanged, name):
     pool, _ = unchanged
     with pytest.raises((ValueError, TypeError), match="name"):
-        pool.scratch(name, 4)
+        pool.open_scratch(name, 4)
 
 
 def test_a_file_name_too_long_for_a_space_asks_for_a_name(unchanged, data_file):
@@ -101,7 +101,7 @@ def test_a_page_count_that_is_none_is_refused(unchanged, n_pages):
     pool, _ = unchanged
     error = ValueError if n_pages == -1 else TypeError
     with pytest.raises(error, match="n_pages"):
-        pool.scratch("new", n_pages)
+        pool.open_scratch("new", n_pages)
     with pytest.raises(error, match="n_pages"):
         pool.open_derived("new", n_pages, lambda n, out: None)
 
@@ -110,7 +110,7 @@ def test_a_page_count_that_is_none_is_refused(unchanged, n_pages):
 def test_more_pages_than_the_pool_can_translate_are_refused(unchanged, n_pages):
     pool, _ = unchanged
     for use in (
-        lambda: pool.scratch("new", n_pages),
+        lambda: pool.open_scratch("new", n_pages),
         lambda: pool.open_derived("new", n_pages, lambda n, out: None),
     ):
         with pytest.raises((SpaceFull, ValueError, OverflowError)):
@@ -133,20 +133,20 @@ def test_max_pages_beyond_any_integer_is_refused(unchanged, data_file):
 
 def test_options_that_make_no_sense_are_refused(unchanged):
     pool, _ = unchanged
-    with pytest.raises(ValueError, match="owner"):
-        pool.scratch("new", 4, owner="nobody")
+    with pytest.raises(ValueError, match="lifetime"):
+        pool.open_scratch("new", 4, lifetime="nobody")
     with pytest.raises(TypeError, match="loader"):
         pool.open_derived("new", 4, "loader")
 
 
 def test_a_scratch_space_with_other_options_than_the_one_that_is_there_is_refused(unchanged):
     pool, _ = unchanged
-    with pool.scratch("keep", 4, owner="client"):
-        for options in ({"discardable": True, "owner": "client"},):
+    with pool.open_scratch("keep", 4, lifetime="process"):
+        for options in ({"discardable": True, "lifetime": "process"},):
             with pytest.raises(SpaceMismatch):
-                pool.scratch("keep", 4, **options)
+                pool.open_scratch("keep", 4, **options)
         with pytest.raises(SpaceMismatch):
-            pool.scratch("keep", 5000)
+            pool.open_scratch("keep", 5000)
 
 
 # ---- loaders ---------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_a_store_that_returns_nonsense_is_a_store_error(pool):
             return 4 * PAGE
 
     store = Odd()
-    space = pool.open_store("odd", store)
+    space = pool.open_store("odd", store, mode="r+")
     for store.wrong in (None, "4096", -1, 0, PAGE - 1, PAGE + 1, 2**70):
         with pytest.raises(bp.errors.StoreError):
             space[1]

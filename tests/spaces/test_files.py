@@ -115,7 +115,7 @@ def test_flush_of_one_space_leaves_the_others_alone(pool, data_file):
 
 def test_a_version_published_during_a_flush_stays_dirty(pool):
     store = Memory(4)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     fill(space, [1], version=1)
 
     def during(offset, buffer):

@@ -18,7 +18,7 @@ from tests.support.disks import Disk, dirty
 
 def no_slots(pool):
     for i in range(_core.MAX_SPACES - len(pool.stats().spaces)):
-        pool.scratch(f"s{i}", 1)
+        pool.open_scratch(f"s{i}", 1)
 
 
 ANY = (TypeError, ValueError)
@@ -33,8 +33,8 @@ REFUSED = {
     "name with NUL": (ValueError, {"name": "a\0b"}, None),
     "name no text": (TypeError, {"name": 7}, None),
     "name no UTF-8": (ValueError, {"name": "a\udcff"}, None),
-    "name of a scratch space": (SpaceMismatch, {"name": "taken"}, lambda pool: pool.scratch("taken", 1)),
-    "name of a store": (SpaceMismatch, {"name": "taken"}, lambda pool: pool.open_store("taken", Disk(1))),
+    "name of a scratch space": (SpaceMismatch, {"name": "taken"}, lambda pool: pool.open_scratch("taken", 1)),
+    "name of a store": (SpaceMismatch, {"name": "taken"}, lambda pool: pool.open_store("taken", Disk(1), mode="r+")),
     "dtype too large": (ValueError, {"dtype": f"S{2 * PAGE}"}, None),
     "dtype that does not divide": (ValueError, {"dtype": "S3"}, None),
     "dtype of objects": (ValueError, {"dtype": object}, None),

@@ -20,16 +20,16 @@ from tests.conftest import PAGE, WAIT, fill, kernel_bytes, stamp
 
 
 def test_scratch_pages_are_zeros_until_written(pool, attach):
-    work = pool.scratch("work", 10)
+    work = pool.open_scratch("work", 10)
     assert not work[3].any()
     fill(work, [3])
-    assert np.array_equal(attach(pool).scratch("work", 10)[3], stamp(3))
+    assert np.array_equal(attach(pool).open_scratch("work", 10)[3], stamp(3))
     assert pool.flush() == 0
 
 
 def test_scratch_of_the_pool_stays_without_any_process(make_pool):
     pool = make_pool()
-    fill(pool.scratch("work", 10), [3])
+    fill(pool.open_scratch("work", 10), [3])
     pool.close()
     with bp.Pool.attach(pool.name) as again:
         assert np.array_equal(again.space("work")[3], stamp(3))
@@ -37,7 +37,7 @@ def test_scratch_of_the_pool_stays_without_any_process(make_pool):
 
 def test_scratch_of_a_client_goes_when_it_closes(pool, attach):
     other = attach(pool)
-    fill(other.scratch("mine", 10, owner="client"), range(10))
+    fill(other.open_scratch("mine", 10, lifetime="process"), range(10))
     assert [s.name for s in pool.stats().spaces] == ["mine"]
     other.close()
     assert pool.stats().spaces == []
@@ -46,13 +46,13 @@ def test_scratch_of_a_client_goes_when_it_closes(pool, attach):
 
 def test_closing_a_scratch_space_of_a_client_removes_it(pool):
     memory = kernel_bytes(pool)
-    with pool.scratch("mine", 10, owner="client") as work:
+    with pool.open_scratch("mine", 10, lifetime="process") as work:
         fill(work, range(10))
     assert pool.stats().spaces == []
     with pytest.raises(SpaceRemoved):
         work[0]
     assert pool.stats().reclaimed_bytes["drop"] == 10 * PAGE
-    with pool.scratch("ours", 10) as work:
+    with pool.open_scratch("ours", 10) as work:
         fill(work, [1])
     assert np.array_equal(work[1], stamp(1))
     assert kernel_bytes(pool) > memory
@@ -61,7 +61,7 @@ def test_closing_a_scratch_space_of_a_client_removes_it(pool):
 def _own(name, how, ready, go):
     """Makes a private space of the name that the test has too, and says what it finds there."""
     with bp.Pool.attach(name) as pool:
-        work = pool.scratch("work", 4, owner="client")
+        work = pool.open_scratch("work", 4, lifetime="process")
         found = int(work[1][0])
         fill(work, [1], version=7)
         ready.set()
@@ -74,9 +74,9 @@ def _own(name, how, ready, go):
 
 @pytest.mark.parametrize("how", ["ends", "dies"])
 def test_private_scratch_of_one_name_is_each_process_s_own(pool, child, spawn, how):
-    """Two workers that sorted in scratch("sort", owner="client") wrote into each other's pages: the second found the
+    """Two workers that sorted in scratch("sort", lifetime="process") wrote into each other's pages: the second found the
     first one's space by its name."""
-    mine = pool.scratch("work", 4, owner="client")
+    mine = pool.open_scratch("work", 4, lifetime="process")
     fill(mine, [1], version=3)
     ready, go = spawn.Event(), spawn.Event()
     other = child(_own, pool.name, how, ready, go)
@@ -97,21 +97,21 @@ def test_private_scratch_of_one_name_is_each_process_s_own(pool, child, spawn, h
 
 
 def test_private_scratch_of_another_is_not_found_by_its_name(pool, attach, data_file):
-    mine = pool.scratch("work", 4, owner="client")
+    mine = pool.open_scratch("work", 4, lifetime="process")
     fill(mine, [1])
     other = attach(pool)
-    with pytest.raises(SpaceNotFound, match=r"private to client 1 .*pool\.scratch"):
+    with pytest.raises(SpaceNotFound, match=r"private to client 1 .*pool\.open_scratch"):
         other.space("work")
     with pytest.raises(SpaceNotFound, match=r"it has \[\]"):
         other.space("elsewhere")
     # Nor does it stand in the way of a shared space of that name, of any kind.
-    shared = other.scratch("work", 8)
+    shared = other.open_scratch("work", 8)
     assert not shared[1].any()
     fill(shared, [1], version=2)
     assert np.array_equal(mine[1], stamp(1))
     assert np.array_equal(pool.space("work")[1], stamp(1))  # one's own comes first
-    assert np.array_equal(pool.scratch("work", 4, owner="client")[1], stamp(1))
-    assert np.array_equal(pool.scratch("work", 4)[1], stamp(1, version=2))
+    assert np.array_equal(pool.open_scratch("work", 4, lifetime="process")[1], stamp(1))
+    assert np.array_equal(pool.open_scratch("work", 4)[1], stamp(1, version=2))
     assert np.array_equal(pickle.loads(pickle.dumps(shared))[1], stamp(1, version=2))
     shared.remove()
     table = other.open_file(data_file(4), name="work")
@@ -122,35 +122,35 @@ def test_private_scratch_of_another_is_not_found_by_its_name(pool, attach, data_
 
 
 def test_a_shared_and_a_private_space_are_not_taken_for_each_other(pool):
-    pool.scratch("shared", 4)
-    with pytest.raises(SpaceMismatch, match="owner='pool'"):
-        pool.scratch("shared", 4, owner="client")
-    with pool.scratch("own", 4, owner="client"), pytest.raises(SpaceMismatch, match="owner='client'"):
-        pool.scratch("own", 4)
+    pool.open_scratch("shared", 4)
+    with pytest.raises(SpaceMismatch, match="lifetime='pool'"):
+        pool.open_scratch("shared", 4, lifetime="process")
+    with pool.open_scratch("own", 4, lifetime="process"), pytest.raises(SpaceMismatch, match="lifetime='process'"):
+        pool.open_scratch("own", 4)
 
 
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_private_scratch_does_not_travel(pool, copied):
     """An unpickled handle of a private space read and wrote the pages of the process that had made it."""
-    work = pool.scratch("work", 4, owner="client")
+    work = pool.open_scratch("work", 4, lifetime="process")
     for space in (work, pool.space("work")):
         with pytest.raises(SpacePrivate, match="cannot be pickled: make one in the other process"):
             copied(space)
-    assert copied(pool.scratch("shared", 4))
+    assert copied(pool.open_scratch("shared", 4))
 
 
 def test_closing_a_found_private_space_removes_it_like_any_handle_of_it(pool, attach):
-    pool.scratch("work", 4, owner="client")
+    pool.open_scratch("work", 4, lifetime="process")
     pool.space("work").close()
     assert pool.stats().spaces == []
-    with pool.scratch("work", 4):
+    with pool.open_scratch("work", 4):
         pass
     assert [s.owner for s in attach(pool).stats().spaces] == [0]
 
 
 def _make_scratch(name, n_pages, done, finish):
     pool = bp.Pool.attach(name)
-    fill(pool.scratch("mine", n_pages, owner="client"), range(n_pages))
+    fill(pool.open_scratch("mine", n_pages, lifetime="process"), range(n_pages))
     done.set()
     assert finish.wait(WAIT)
     if n_pages % 2:
@@ -160,7 +160,7 @@ def _make_scratch(name, n_pages, done, finish):
 
 @pytest.mark.parametrize(("n_pages", "end"), [(40, "SIGKILL"), (40, "os._exit"), (41, "close")])
 def test_the_memory_of_a_clients_scratch_comes_back_when_it_is_gone(pool, child, spawn, n_pages, end):
-    fill(pool.scratch("ours", 4), range(4))
+    fill(pool.open_scratch("ours", 4), range(4))
     pool.trim()
     before = pool.stats()
     memory = kernel_bytes(pool) - before.metadata_bytes
@@ -185,7 +185,7 @@ def test_the_memory_of_a_clients_scratch_comes_back_when_it_is_gone(pool, child,
 
 
 def test_dropped_scratch_pages_return_their_memory_to_the_byte(pool):
-    work = pool.scratch("work", 32)
+    work = pool.open_scratch("work", 32)
     fill(work, range(32))
     for first, count in ((0, 4), (7, 1), (10, 13), (0, 32)):
         before = kernel_bytes(pool)
@@ -196,7 +196,7 @@ def test_dropped_scratch_pages_return_their_memory_to_the_byte(pool):
 
 def test_removing_a_scratch_space_returns_its_memory_to_the_byte(pool):
     before = kernel_bytes(pool)
-    work = pool.scratch("work", 32)
+    work = pool.open_scratch("work", 32)
     fill(work, range(32))
     work.remove()
     stats = pool.stats()
@@ -208,7 +208,7 @@ def test_removing_a_scratch_space_returns_its_memory_to_the_byte(pool):
 
 
 def test_a_discardable_page_that_was_evicted_raises_page_discarded(pool, data_file):
-    work = pool.scratch("cache", 8, discardable=True)
+    work = pool.open_scratch("cache", 8, discardable=True)
     fill(work, range(4))
     assert np.array_equal(work[2], stamp(2))
     table = pool.open_file(data_file(200))
@@ -240,13 +240,13 @@ def test_a_discardable_page_that_was_evicted_raises_page_discarded(pool, data_fi
 
 
 def test_discardable_scratch_never_exhausts_the_pool(pool):
-    work = pool.scratch("cache", 500, discardable=True)
+    work = pool.open_scratch("cache", 500, discardable=True)
     fill(work, range(500))
     assert pool.stats().resident_bytes <= pool.stats().budget_bytes
 
 
 def test_scratch_that_is_not_discardable_exhausts_the_pool_and_loses_nothing(pool):
-    work = pool.scratch("work", 100)
+    work = pool.open_scratch("work", 100)
     with pytest.raises(PoolExhausted, match=r"hold scratch pages that nothing can evict") as full:
         fill(work, range(100))
     assert isinstance(full.value, MemoryError)
@@ -270,7 +270,7 @@ def test_scratch_that_is_not_discardable_exhausts_the_pool_and_loses_nothing(poo
 
 
 def _fill_until_refused(pool, n_pages):
-    work, done = pool.scratch("mine", n_pages, owner="client"), 0
+    work, done = pool.open_scratch("mine", n_pages, lifetime="process"), 0
     try:
         for n in range(n_pages):
             fill(work, [n])
@@ -294,12 +294,12 @@ def test_scratch_pages_leave_a_share_of_the_pool_to_the_others(make_pool, data_f
     for n in range(300):
         assert np.array_equal(table[n], stamp(n))
     fill(table, range(300), version=1)  # flushed as need be
-    mine = pool.scratch("mine", 300, owner="client")
+    mine = pool.open_scratch("mine", 300, lifetime="process")
     fill(mine, range(done), version=1)  # what is there may be written again
     with pytest.raises(PoolExhausted):
         fill(mine, [299])
     assert not np.any(mine[299])
-    loose = pool.scratch("loose", 100, discardable=True)
+    loose = pool.open_scratch("loose", 100, discardable=True)
     fill(loose, range(100))  # those can go
     mine.drop(0, 10)
     fill(mine, range(290, 300))
@@ -312,7 +312,7 @@ def test_scratch_pages_of_the_dead_are_nobodys_share(make_pool, child):
     for _ in range(3):
         done, _, whole = child(_fill_until_refused, pool, 100).result()
         assert (done, whole) == (56, True)
-    work = pool.scratch("work", 56)
+    work = pool.open_scratch("work", 56)
     fill(work, range(56))
     assert pool.check() == []
 

@@ -26,19 +26,23 @@ from tests.support.memory_store import Memory
 
 
 def test_a_space_is_found_by_its_name(pool, attach, data_file):
-    fill(pool.scratch("work", 4), [1])
+    fill(pool.open_scratch("work", 4), [1])
     path = data_file(4, name="t.db")
     pool.open_file(path, "r+")
     other = attach(pool)
     assert np.array_equal(other.space("work")[1], stamp(1))
     assert other.space("work").kind is bp.Kind.SCRATCH
-    fill(other.space("t.db"), [2], version=1)
+    with pytest.raises(bp.SpaceReadOnly):
+        fill(other.space("t.db"), [2], version=1)
+    with pytest.raises(bp.SpaceReadOnly):
+        fill(other.space("work"), [2], version=1)
+    fill(other.space("t.db", "r+"), [2], version=1)
     assert other.flush() == 1
     assert [(s.name, s.kind, s.pages) for s in pool.stats().spaces] == [("work", "scratch", 4), ("t.db", "file", 4)]
 
 
 def test_a_name_that_no_space_has_lists_those_there_are(pool):
-    pool.scratch("work", 4)
+    pool.open_scratch("work", 4)
     with pytest.raises(SpaceNotFound, match="work"):
         pool.space("other")
     with pytest.raises(LookupError):
@@ -46,25 +50,25 @@ def test_a_name_that_no_space_has_lists_those_there_are(pool):
 
 
 def test_a_name_belongs_to_one_kind(pool, data_file):
-    pool.scratch("x", 4)
+    pool.open_scratch("x", 4)
     with pytest.raises(SpaceMismatch, match="scratch"):
         pool.open_derived("x", 4, lambda n, out: None)
     with pytest.raises(SpaceMismatch, match="scratch"):
         pool.open_file(data_file(4), name="x")
     with pytest.raises(SpaceMismatch):
-        pool.open_store("x", Memory(4))
+        pool.open_store("x", Memory(4), mode="r+")
     pool.open_derived("d", 4, lambda n, out: None)
     with pytest.raises(SpaceMismatch, match="4 pages, not 5"):
         pool.open_derived("d", 5, lambda n, out: None)
 
 
 def test_spaces_are_limited_and_their_slots_come_back(pool):
-    spaces = [pool.scratch(f"s{i}", 1) for i in range(64)]
+    spaces = [pool.open_scratch(f"s{i}", 1) for i in range(64)]
     with pytest.raises(TooManySpaces, match="remove"):
-        pool.scratch("one more", 1)
+        pool.open_scratch("one more", 1)
     fill(spaces[10], [0])
     spaces[10].remove()
-    again = pool.scratch("one more", 1)
+    again = pool.open_scratch("one more", 1)
     assert not again[0].any()
     with pytest.raises(SpaceRemoved):
         spaces[10][0]
@@ -74,7 +78,7 @@ def test_spaces_are_limited_and_their_slots_come_back(pool):
 def test_a_space_of_no_pages(pool, tmp_path):
     (tmp_path / "empty").touch()
     for space in (
-        pool.scratch("s", 0),
+        pool.open_scratch("s", 0),
         pool.open_derived("d", 0, lambda n, out: None),
         pool.open_file(tmp_path / "empty"),
     ):
@@ -91,7 +95,7 @@ def test_a_space_of_no_pages(pool, tmp_path):
 def test_several_spaces_share_one_budget(pool, data_file):
     a, b = pool.open_file(data_file(100), "r+"), pool.open_file(data_file(100))
     derived = pool.open_derived("derived", 100, lambda n, out: np.copyto(out, stamp(n, version=3)))
-    work = pool.scratch("work", 10)
+    work = pool.open_scratch("work", 10)
     fill(work, range(10))
     for n in np.random.default_rng(5).integers(0, 100, 1000):
         n = int(n)
@@ -190,7 +194,7 @@ def test_remove_flushes_and_old_handles_say_so(pool, attach, data_file):
 
 
 def test_removing_twice_is_told(pool):
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     work.remove()
     with pytest.raises((SpaceRemoved, SpaceNotFound), match="removed"):
         work.remove()
@@ -207,7 +211,7 @@ def test_remove_with_discard_loses_dirty_pages_as_asked(pool, data_file):
 
 def test_a_failing_store_keeps_its_space_from_being_removed(pool):
     store = Memory(4)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     fill(space, [1], version=1)
     store.fail_sync = OSError("broken")
     with pytest.raises(StoreError):
@@ -241,7 +245,7 @@ def _hold(space, n, holds, go):
 
 def test_a_space_that_somebody_is_writing_is_not_half_removed(pool, attach, child, spawn):
     """remove() refuses, or removes; and nobody else has to wait for the one who writes."""
-    work = pool.scratch("work", 8)
+    work = pool.open_scratch("work", 8)
     fill(work, range(8))
     holds, go = spawn.Event(), spawn.Event()
     writer = child(_hold, work, 3, holds, go)
@@ -253,7 +257,9 @@ def test_a_space_that_somebody_is_writing_is_not_half_removed(pool, attach, chil
         removed = False
     opened = []
     other = attach(pool)
-    thread = threading.Thread(target=lambda: opened.extend(other.scratch(f"s{i}", 4) for i in range(5)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: opened.extend(other.open_scratch(f"s{i}", 4) for i in range(5)), daemon=True
+    )
     thread.start()
     thread.join(5)  # far below a millisecond each, unless somebody waits for the writer
     in_time = len(opened) == 5
@@ -320,7 +326,7 @@ def test_a_slot_whose_generations_are_used_up_takes_no_more_spaces(pool):
         spaces = int.from_bytes(os.pread(fd, 8, offset), "little")
         return spaces + fields[name][0]
 
-    first = pool.scratch("first", 4)
+    first = pool.open_scratch("first", 4)
     assert first.index == 0
     first.remove(discard=True)
     fd = os.open(pool.path, os.O_RDWR)
@@ -330,7 +336,7 @@ def test_a_slot_whose_generations_are_used_up_takes_no_more_spaces(pool):
         )  # one is left, two are needed
     finally:
         os.close(fd)
-    fill(pool.scratch("second", 4), [1])
+    fill(pool.open_scratch("second", 4), [1])
     assert pool.space("second").index == 1
     with pytest.raises(SpaceRemoved):
         first[1]

@@ -21,8 +21,8 @@ def unsaved(pool, data_file):
     paths = data_file(16, name="a.db"), data_file(16, name="b.db")
     fill(pool.open_file(paths[0], "r+"), [1, 2, 3], version=1)
     fill(pool.open_file(paths[1], "r+"), [7], version=1)
-    put(pool.open_store("disk", Disk(8)), 2, 5)
-    fill(pool.scratch("temporary", 8), [0, 1])
+    put(pool.open_store("disk", Disk(8), mode="r+"), 2, 5)
+    fill(pool.open_scratch("temporary", 8), [0, 1])
     pool.open_derived("tiles", 4, lambda n, out: out.fill(n))[1]
     return pool, paths
 
@@ -74,7 +74,7 @@ def test_ls_and_stat_show_what_no_file_has(unsaved, capsys):
 
 
 def test_scratch_pages_do_not_keep_a_pool(pool):
-    fill(pool.scratch("temporary", 8), range(8))
+    fill(pool.open_scratch("temporary", 8), range(8))
     pool.unlink()
     assert not os.path.exists(pool.path)
 

@@ -48,7 +48,7 @@ class Hangs(Memory):
 @pytest.fixture
 def hanging(pool):
     store = Hangs(16)
-    yield store, pool.open_store("store", store)
+    yield store, pool.open_store("store", store, mode="r+")
     store.go.set()
 
 
@@ -75,7 +75,7 @@ def test_a_read_that_hangs_holds_up_only_those_who_want_that_page(pool, hanging,
     with space.write(4) as page:
         page[:] = 9
     assert pool.flush() == 1
-    pool.trim(bytes=PAGE)
+    pool.trim(PAGE)
     assert pool.check() == []
     assert _interrupted(lambda: space[3])
     assert _interrupted(lambda: space.read_many([2, 3]))
@@ -121,7 +121,7 @@ def test_wrong_data_is_the_page_of_that_number_and_of_no_other(pool):
     """What a store returns is not looked at: the shape is promised, and that it reaches one page only."""
     store = Memory(8)
     right, store.pages[3] = store.pages[3], stamp(5, version=7).tobytes()
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     assert space[3].shape == (PAGE,)
     assert np.array_equal(space[3], stamp(5, version=7))
     assert all(np.array_equal(space[n], stamp(n)) for n in range(8) if n != 3)
@@ -264,7 +264,7 @@ def test_a_client_at_its_cgroups_limit_is_refused_or_killed_and_nobody_else_noti
     limit, n_pages = 48 * MiB, 64 * MiB // PAGE
     cgroup = memory_cgroup(limit)
     pool = make_pool("80MiB")
-    work, mine = pool.scratch("work", n_pages), pool.scratch("mine", 100)
+    work, mine = pool.open_scratch("work", n_pages), pool.open_scratch("mine", 100)
     progress = spawn.Value("q", 0)
     filling = child(_fill_in, str(cgroup), pool.name, n_pages, progress)
     n = 0
@@ -353,7 +353,7 @@ def _dirty_one(space):
 def test_a_sync_that_is_a_coroutine_leaves_the_pages_dirty(pool):
     """An ``async def sync`` never ran, and the flush called its pages clean."""
     store = AsyncSync(8)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     _dirty_one(space)
     with pytest.raises(StoreError, match=r"sync\(\) of AsyncSync returned <coroutine .*no async def"):
         pool.flush()
@@ -368,7 +368,7 @@ def test_a_sync_that_is_a_coroutine_leaves_the_pages_dirty(pool):
 def test_a_sync_that_returns_something_leaves_the_pages_dirty(pool, value):
     """A store that reports failure by ``return False`` was believed to have synced."""
     store = Answers(sync=value)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     _dirty_one(space)
     with pytest.raises(StoreError, match=r"sync\(\) of Answers returned"):
         pool.flush()
@@ -386,12 +386,12 @@ def test_a_size_that_is_none_is_refused(pool, size):
     """A store of 2**64 pages became a space of 0 pages, and a size of another type a TypeError from the inside."""
     store = Answers(size=size)
     with pytest.raises(StoreError, match=r"size\(\) of Answers returned .*an integer of 0 to") as refused:
-        pool.open_store("store", store)
+        pool.open_store("store", store, mode="r+")
     if isinstance(size, int) and size < 10**100:
         assert f"returned {size};" in str(refused.value)
     assert pool.client.seg.spaces() == []
     store.returned = {}
-    assert len(pool.open_store("store", store)) == 8
+    assert len(pool.open_store("store", store, mode="r+")) == 8
     assert pool.check() == []
 
 
@@ -401,7 +401,7 @@ def test_a_size_that_raises_is_a_store_error_with_that_cause(pool):
     failure = KeyError("no such object")
     store.size = lambda: (_ for _ in ()).throw(failure)
     with pytest.raises(StoreError, match=r"size\(\) of Memory failed: KeyError\('no such object'\)") as failed:
-        pool.open_store("store", store)
+        pool.open_store("store", store, mode="r+")
     assert failed.value.__cause__ is failure
     assert pool.client.seg.spaces() == []
     assert pool.check() == []
@@ -413,7 +413,7 @@ def test_a_size_that_raises_is_a_store_error_with_that_cause(pool):
 def test_a_read_or_a_write_that_returns_no_integer_is_refused(pool, value):
     """A float that is equal to the number of bytes was taken, and an integer too long to print was a bare ValueError."""
     store = Answers(read_into=value)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     with pytest.raises(StoreError, match=r"read_into\(\) of Answers returned"):
         space[2]
     store.returned = {}
@@ -431,7 +431,7 @@ def test_a_read_or_a_write_that_returns_no_integer_is_refused(pool, value):
 @pytest.mark.filterwarnings("error")
 def test_reads_and_writes_that_are_coroutines_are_refused(pool):
     """They were told as a short read of <coroutine object> bytes, and warned that nobody awaited them."""
-    space = pool.open_store("store", AsyncReadsAndWrites(8))
+    space = pool.open_store("store", AsyncReadsAndWrites(8), mode="r+")
     with pytest.raises(StoreError, match=r"read_into\(\) of AsyncReadsAndWrites returned <coroutine .*no async def"):
         space[2]
     gc.collect()

@@ -21,7 +21,7 @@ from tests.support.memory_store import Memory
 def test_any_object_with_the_four_methods_is_a_store(pool):
     assert isinstance(Memory(), bp.Store)
     store = Memory(10)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     assert len(space) == 10
     assert np.array_equal(space[3], stamp(3))
     fill(space, [3, 4, 8], version=1)
@@ -47,7 +47,7 @@ def test_a_store_without_its_methods_is_refused(pool):
         def read_into(self, offset, buffer): ...
 
     with pytest.raises(TypeError, match="write_from"):
-        pool.open_store("store", Half())
+        pool.open_store("store", Half(), mode="r+")
     with pytest.raises(ValueError, match="mode"):
         pool.open_store("store", Memory(1), mode="w+")
 
@@ -61,7 +61,7 @@ def test_a_store_opened_for_reading_is_not_written(pool):
 def test_a_buffer_that_a_store_keeps_does_not_change(pool):
     store, kept = Memory(4), []
     store.on_write = lambda offset, buffer: kept.append(buffer)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     fill(space, [1], version=1)
     pool.flush()
     fill(space, [1], version=2)
@@ -71,7 +71,7 @@ def test_a_buffer_that_a_store_keeps_does_not_change(pool):
 
 def test_a_store_that_cannot_be_read_fails_those_who_ask_and_works_later(pool):
     store = Memory(4)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     store.fail_read = OSError(5, "Input/output error")
     with pytest.raises(StoreError, match="Input/output error") as failed:
         space[1]
@@ -87,7 +87,7 @@ def test_a_store_that_cannot_be_read_fails_those_who_ask_and_works_later(pool):
 
 def test_a_failing_write_keeps_the_pages_dirty(pool):
     store = Memory(10)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     fill(space, [1, 2, 5], version=1)
     for error, match in ((OSError(28, "No space left on device"), "full"), (RuntimeError("odd"), "odd")):
         store.fail_write = error
@@ -106,7 +106,7 @@ def test_a_failing_write_keeps_the_pages_dirty(pool):
 
 def test_a_short_write_keeps_the_pages_dirty(pool):
     store = Memory(10)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     fill(space, [1], version=1)
     for short in (0, 100, PAGE + 1):
         store.short_write = short
@@ -119,7 +119,7 @@ def test_a_short_write_keeps_the_pages_dirty(pool):
 
 def test_a_failing_sync_keeps_the_pages_dirty_and_they_are_written_again(pool):
     store = Memory(10)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     fill(space, [1, 2], version=1)
     store.fail_sync = OSError(5, "Input/output error")
     for _ in range(2):
@@ -134,7 +134,7 @@ def test_a_failing_sync_keeps_the_pages_dirty_and_they_are_written_again(pool):
 
 def test_a_store_that_fails_does_not_keep_other_spaces_from_being_flushed(pool, data_file):
     store, path = Memory(4), data_file(4)
-    bad, good = pool.open_store("bad", store), pool.open_file(path, "r+")
+    bad, good = pool.open_store("bad", store, mode="r+"), pool.open_file(path, "r+")
     fill(bad, [1], version=1)
     fill(good, [1, 2], version=1)
     store.fail_write = OSError("broken")
@@ -146,7 +146,7 @@ def test_a_store_that_fails_does_not_keep_other_spaces_from_being_flushed(pool, 
 
 def test_a_pool_full_of_pages_that_a_store_does_not_take_says_so(pool):
     store = Memory(200)
-    space = pool.open_store("store", store)
+    space = pool.open_store("store", store, mode="r+")
     store.fail_write = OSError("broken")
     with pytest.raises((PoolExhausted, StoreError)):
         fill(space, range(200), version=1)
@@ -165,19 +165,19 @@ def test_a_store_that_writes_outside_its_buffer_is_found(pool):
             ctypes.memset(buffer.ctypes.data - 2, 0xAA, 1)
             return buffer.nbytes
 
-    space = pool.open_store("store", Overrun(4))
+    space = pool.open_store("store", Overrun(4), mode="r+")
     with pytest.raises(LoaderOverrun, match="Overrun"):
         space[1]
 
 
 def test_another_process_needs_the_store_to_flush_it(pool, attach):
-    space = pool.open_store("store", Memory(4))
+    space = pool.open_store("store", Memory(4), mode="r+")
     fill(space, [1], version=1)
     other = attach(pool)
     with pytest.raises(StoreError, match="open_store"):
         other.flush()
     assert pool.stats().frames["dirty"] == 1
     store = Memory(4)
-    other.open_store("store", store)
+    other.open_store("store", store, mode="r+")
     assert other.flush() == 1
     assert store.pages[1] == stamp(1, version=1).tobytes()

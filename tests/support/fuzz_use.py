@@ -66,9 +66,9 @@ class Store:
         pool = bp.Pool.create("template", FRAMES * PAGE, page_size=PAGE, max_capacity=MOST * PAGE, extent_size=EXTENT,
                               max_clients=CLIENTS, max_pages=PAGES, directory=self.place)  # fmt: skip
         file = pool.open_file(self.file, "r+", name="file", max_pages=FILE_PAGES + 64)
-        scratch = pool.scratch("scratch", SCRATCH_PAGES)
+        scratch = pool.open_scratch("scratch", SCRATCH_PAGES)
         derived = pool.open_derived("derived", DERIVED_PAGES, _loader)
-        own = pool.scratch("own", 4, owner="client")
+        own = pool.open_scratch("own", 4, lifetime="process")
         for n in list(range(FILE_PAGES)) * 2:
             _ = file[n][0]
         for n in range(DERIVED_PAGES):
@@ -127,7 +127,7 @@ def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, 
             if name == "file":
                 spaces[name] = pool.open_file(file_path, "r+", name="file", max_pages=FILE_PAGES + 64)
             elif name == "scratch":
-                spaces[name] = pool.scratch("scratch", SCRATCH_PAGES)
+                spaces[name] = pool.open_scratch("scratch", SCRATCH_PAGES)
             else:
                 spaces[name] = pool.open_derived("derived", DERIVED_PAGES, _loader)
         return spaces[name]
@@ -207,7 +207,7 @@ def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, 
                 len(pool.space(name))
 
     def scratch() -> None:
-        space = pool.scratch(f"new{rng.randrange(3)}", 20, owner="client")
+        space = pool.open_scratch(f"new{rng.randrange(3)}", 20, lifetime="process")
         with space.write(3, timeout=0.1) as page:
             page[:] = 3
         space.close()
@@ -234,7 +234,7 @@ def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, 
     return [
         ("read", read), ("read all", read_all), ("pin", pin), ("pin_many", pin_many), ("read_many", read_many),
         ("prefetch", prefetch), ("write", write), ("append", append), ("drop", drop), ("scan", scan), ("resize", resize),
-        ("trim", lambda: pool.trim()), ("trim bytes", lambda: pool.trim(bytes=8 * PAGE)), ("trim idle", lambda: pool.trim(idle=0)),
+        ("trim", lambda: pool.trim()), ("trim bytes", lambda: pool.trim(8 * PAGE)), ("trim idle", lambda: pool.trim_idle(0)),
         ("flush", lambda: pool.flush()), ("stats", lambda: pool.stats()), ("frames", frames), ("lists", lists),
         ("check", lambda: pool.check()), ("reap", lambda: pool.reap()), ("by name", by_name), ("advise", lambda: pool.advise()), ("events", lambda: pool.events()), ("scratch", scratch),
         ("remove", remove), ("second", second), ("changed file", touch_file),

@@ -70,7 +70,7 @@ class Victim(Worker):
     def leave_all(self) -> None:
         with suppress(*LEGAL):
             self.pool.resize(MOST * PAGE)
-            space = self.pool.scratch(f"client-{os.getpid()}", 4, owner="client")
+            space = self.pool.open_scratch(f"client-{os.getpid()}", 4, lifetime="process")
             for n in range(4):
                 with space.write(n) as page:
                     stamp(page, n, 1)
@@ -120,7 +120,7 @@ class Victim(Worker):
         self.flush()
         for n in range(0, DERIVED_PAGES, 2):
             self.made.drop(n, 1)
-        self.pool.trim(bytes=40 * PAGE)
+        self.pool.trim(40 * PAGE)
 
 
 def victim(directory: str, name: str, point: str, count: int) -> None:

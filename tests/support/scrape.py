@@ -30,7 +30,7 @@ def busy_pool(make_pool: Any, data_file: Any, max_clients: int = 8) -> bp.Pool:
     pool: bp.Pool = make_pool(64 * PAGE, max_clients=max_clients, max_pages=1 << 21)
     table = pool.open_file(data_file(100), mode="r+", name="table")
     tiles = pool.open_derived("tiles", 50, lambda n, out: out.fill(n))
-    work = pool.scratch("sort", n_pages=8)
+    work = pool.open_scratch("sort", n_pages=8)
     for n in range(100):
         table[n]
     for n in (*range(20), *range(10)):
@@ -44,5 +44,5 @@ def busy_pool(make_pool: Any, data_file: Any, max_clients: int = 8) -> bp.Pool:
     with table.write(9) as page:
         page[0] = 2
     tiles.drop(0, 3)
-    pool.trim(bytes=8 * PAGE)
+    pool.trim(8 * PAGE)
     return pool

@@ -234,10 +234,10 @@ class Worker:
         self.pool.resize(self.random.randrange(LEAST, MOST + 1) * PAGE, timeout=0.2)
 
     def trim(self) -> None:
-        self.pool.trim(bytes=self.random.randrange(1, 40) * PAGE)
+        self.pool.trim(self.random.randrange(1, 40) * PAGE)
 
     def idle(self) -> None:
-        self.pool.trim(idle=0.2) if self.random.random() < 0.5 else self.pool.trim()
+        self.pool.trim_idle(0.2) if self.random.random() < 0.5 else self.pool.trim()
 
     def flush(self) -> None:
         try:
@@ -252,7 +252,7 @@ class Worker:
     def scratch(self, owner: str) -> None:
         self.number += 1
         name = f"{owner}-{os.getpid()}-{self.number}"
-        space = self.pool.scratch(name, 6, owner=owner)
+        space = self.pool.open_scratch(name, 6, owner=owner)
         try:
             for n in range(6):
                 with space.write(n) as page:
@@ -274,7 +274,7 @@ class Worker:
     def shared(self) -> None:
         """A scratch space that others use, and that anybody may remove at any moment."""
         with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
-            space = self.pool.scratch(f"pool-shared{self.random.randrange(2)}", 2)
+            space = self.pool.open_scratch(f"pool-shared{self.random.randrange(2)}", 2)
             mark = (space.generation or 0) << 6 | space.index  # no other space is marked so
             for _ in range(3):
                 block = space.append() if self.random.random() < 0.3 else space.write(self.random.randrange(2))
@@ -406,7 +406,7 @@ class Worker:
     def hung(self) -> None:
         """A store that takes long to read, to write and to sync: nobody else has to wait for it."""
         with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
-            space = self.pool.open_store(f"pool-hung{self.row}", SlowStore(self.random.uniform(0.2, 1.0)))
+            space = self.pool.open_store(f"pool-hung{self.row}", SlowStore(self.random.uniform(0.2, 1.0)), mode="r+")
             with space.write(self.random.randrange(8)) as page:
                 page[:8] = 1
             space.flush()

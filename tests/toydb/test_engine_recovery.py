@@ -82,7 +82,7 @@ def test_a_pool_that_lost_its_name_is_not_shared_by_half(open_db: OpenDatabase) 
 def test_the_pool_of_somebody_else_is_left_alone(db: toydb.Database, tmp_path: Path, make_pool: Any) -> None:
     rows = fill(db, 10)
     other = make_pool("1MiB")
-    other.scratch("orders", 5)
+    other.open_scratch("orders", 5)
     for name in (db.pool.name, other.name):
         with pytest.raises(toydb.PoolTaken):
             toydb.Database.open(tmp_path / "other.db", pool_name=name)

@@ -13,7 +13,7 @@ from tests.support.disks import Disk, dirty, put
 
 def test_no_page_above_the_durable_lsn_is_ever_written(pool):
     disk = Disk(16)
-    table = pool.open_store("disk", disk)
+    table = pool.open_store("disk", disk, mode="r+")
     pool.durable_lsn = 10
     put(table, 0, 10)
     put(table, 1, 11)
@@ -34,7 +34,7 @@ def test_advance_from_no_rule_keeps_no_rule(pool):
 
 def test_a_checkpoint_asks_for_the_log_first(pool):
     disk, asked = Disk(16), []
-    table = pool.open_store("disk", disk)
+    table = pool.open_store("disk", disk, mode="r+")
     pool.durable_lsn = 0
 
     def log_sync(lsn):
@@ -56,7 +56,7 @@ def test_a_checkpoint_asks_for_the_log_first(pool):
 
 def test_a_hook_that_sets_the_durable_lsn_itself_or_gets_less_far(pool):
     disk = Disk(16)
-    table = pool.open_store("disk", disk)
+    table = pool.open_store("disk", disk, mode="r+")
     pool.durable_lsn = 0
     for n in range(4):
         put(table, n, 20 + n)
@@ -69,7 +69,7 @@ def test_a_hook_that_sets_the_durable_lsn_itself_or_gets_less_far(pool):
 
 def test_what_the_hook_raises_goes_to_whoever_asked_and_nothing_is_written(pool, data_file):
     disk = Disk(64)
-    table, rest = pool.open_store("disk", disk), pool.open_file(data_file(200))
+    table, rest = pool.open_store("disk", disk, mode="r+"), pool.open_file(data_file(200))
     pool.durable_lsn = 0
 
     def log_sync(lsn):
@@ -94,7 +94,7 @@ def test_what_the_hook_raises_goes_to_whoever_asked_and_nothing_is_written(pool,
 
 
 def test_without_a_hook_a_miss_says_that_the_pages_wait_for_the_log(pool, data_file):
-    table, rest = pool.open_store("disk", Disk(64)), pool.open_file(data_file(2))
+    table, rest = pool.open_store("disk", Disk(64), mode="r+"), pool.open_file(data_file(2))
     pool.durable_lsn = 0
     for n in range(63):
         put(table, n, 1)
@@ -127,7 +127,7 @@ def test_the_flusher_of_a_file_need_not_have_opened_it(pool, attach, data_file):
     other = attach(pool)
     assert other.flush() == 1
     assert np.fromfile(table._store.path, np.uint64)[2 * PAGE // 8] == 9
-    store = pool.open_store("disk", Disk(4))
+    store = pool.open_store("disk", Disk(4), mode="r+")
     put(store, 0, 1)
     with pytest.raises(StoreError, match="open_store"):
         other.flush()
@@ -138,7 +138,7 @@ def test_the_flusher_of_a_file_need_not_have_opened_it(pool, attach, data_file):
 
 
 def test_a_checkpoint_without_a_rule_or_a_limit_takes_what_is_there(pool):
-    table = pool.open_store("disk", Disk(8))
+    table = pool.open_store("disk", Disk(8), mode="r+")
     assert pool.checkpoint() == 1
     put(table, 0, 5)
     assert pool.checkpoint() == 6
@@ -149,7 +149,7 @@ def test_a_checkpoint_without_a_rule_or_a_limit_takes_what_is_there(pool):
 
 
 def test_pages_without_an_lsn_take_no_part(pool):
-    table = pool.open_store("disk", Disk(8))
+    table = pool.open_store("disk", Disk(8), mode="r+")
     with table.write(0) as page:
         page[:] = 1
     put(table, 1, 4)
@@ -159,7 +159,7 @@ def test_pages_without_an_lsn_take_no_part(pool):
 
 def test_the_oldest_change_holds_a_checkpoint_back_not_the_newest(pool):
     disk = Disk(8)
-    table = pool.open_store("disk", disk)
+    table = pool.open_store("disk", disk, mode="r+")
     pool.durable_lsn = 5
     put(table, 0, 3)
     put(table, 0, 9)  # one image, two changes: it cannot be written before 9 is durable
@@ -171,7 +171,7 @@ def test_the_oldest_change_holds_a_checkpoint_back_not_the_newest(pool):
 
 
 def test_the_oldest_change_is_still_known_after_the_lsn_was_set_to_zero(pool):
-    table = pool.open_store("disk", Disk(8))
+    table = pool.open_store("disk", Disk(8), mode="r+")
     put(table, 0, 3)
     table._store.fails = "sync"
     with pytest.raises(StoreError):
@@ -185,7 +185,7 @@ def test_the_oldest_change_is_still_known_after_the_lsn_was_set_to_zero(pool):
 def test_a_page_that_is_always_being_written_does_not_hold_checkpoints_back_for_ever(pool):
     """A publish during every sync: the page is never clean, and the checkpoint follows all the same."""
     disk = Disk(8)
-    table = pool.open_store("disk", disk)
+    table = pool.open_store("disk", disk, mode="r+")
     lsn = 100
     put(table, 0, lsn)
 
@@ -210,7 +210,7 @@ def test_every_change_below_the_checkpoint_is_in_the_store(make_pool, child, spa
     """A model: publishes with LSNs, failures and held-back pages, while another process compacts and resizes."""
     pool, rng = make_pool(96 * PAGE), random.Random(seed)
     disk = Disk(128)
-    table = pool.open_store("disk", disk)
+    table = pool.open_store("disk", disk, mode="r+")
     filler = tmp_path / "filler"
     filler.write_bytes(bytes(400 * PAGE))
     stop = spawn.Event()

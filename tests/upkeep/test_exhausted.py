@@ -116,7 +116,7 @@ def _read_beside(pool, others, rounds=3):
 def test_scratch_pages_beside_clean_ones(make_pool, data_file, warm):
     """A sort that wrote a few hundred scratch pages found no frame, in a pool full of clean pages in use."""
     pool = make_pool(FRAMES * PAGE)
-    others, work = pool.open_file(data_file(FRAMES)), pool.scratch("work", FRAMES)
+    others, work = pool.open_file(data_file(FRAMES)), pool.open_scratch("work", FRAMES)
     for _ in range(4 if warm else 1):
         touch(others, range(FRAMES))
     for n in range(SCRATCH):
@@ -151,7 +151,7 @@ def test_dirty_pages_whose_store_fails(make_pool, data_file):
     pool = make_pool(FRAMES * PAGE)
     others, store = pool.open_file(data_file(200)), Memory(FRAMES)
     store.fail_write = OSError(errno.EIO, "not now")
-    table = pool.open_store("table", store)
+    table = pool.open_store("table", store, mode="r+")
     fill(table, range(FRAMES - FREE_TO_GO), version=1)
     _read_beside(pool, others)
     with pytest.raises(PoolExhausted, match="not now") as full:
@@ -198,7 +198,7 @@ def test_what_was_set_aside_can_go_when_it_is_flushed(make_pool, data_file):
 
 def test_what_was_set_aside_can_be_dropped(make_pool, data_file):
     pool = make_pool(FRAMES * PAGE)
-    others, work = pool.open_file(data_file(2 * FRAMES)), pool.scratch("work", FRAMES)
+    others, work = pool.open_file(data_file(2 * FRAMES)), pool.open_scratch("work", FRAMES)
     for _ in range(3):
         fill(work, range(SCRATCH))
         touch(others, range(2 * FRAMES))
@@ -211,11 +211,11 @@ def test_what_was_set_aside_can_be_dropped(make_pool, data_file):
 
 def test_a_shrink_finds_every_page_that_can_go(make_pool, data_file):
     pool = make_pool(FRAMES * PAGE)
-    others, work = pool.open_file(data_file(FRAMES)), pool.scratch("work", FRAMES)
+    others, work = pool.open_file(data_file(FRAMES)), pool.open_scratch("work", FRAMES)
     fill(work, range(FRAMES // 2))
     for _ in range(4):
         touch(others, range(FRAMES // 2))
-    assert pool.trim(bytes=100 * PAGE) == 100 * PAGE
+    assert pool.trim(100 * PAGE) == 100 * PAGE
     assert pool.resize((FRAMES // 2 + 1) * PAGE) == (FRAMES // 2 - 101) * PAGE
     assert pool.stats().frames["dirty"] == FRAMES // 2
     assert pool.stats().resident_bytes == (FRAMES // 2 + 1) * PAGE
@@ -227,7 +227,7 @@ def test_a_shrink_finds_every_page_that_can_go(make_pool, data_file):
 def test_pages_that_cannot_go_do_not_stay_hot(make_pool, data_file):
     frames, kept = 512, 140  # more pages than one look at the rings takes steps
     pool = make_pool(frames * PAGE)
-    work = pool.scratch("work", kept)
+    work = pool.open_scratch("work", kept)
     fill(work, range(kept))
     table = pool.open_file(data_file(4 * frames))
     random = np.random.default_rng(1)
@@ -244,7 +244,7 @@ def test_pages_that_cannot_go_do_not_stay_hot(make_pool, data_file):
 def test_resize_is_a_remedy_up_to_max_capacity_only(make_pool, data_file, scratch):
     """PoolExhausted named pool.resize() to pools that had their max_capacity, and resize() raised ValueError."""
     pool, kept = make_pool(16 * PAGE, max_capacity=32 * PAGE), []
-    table, work = pool.open_file(data_file(64)), pool.scratch("work", 64)
+    table, work = pool.open_file(data_file(64)), pool.open_scratch("work", 64)
 
     def use_all():
         for n in range(64):

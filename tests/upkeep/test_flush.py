@@ -20,10 +20,10 @@ from tests.support.memory_store import Memory
 
 def test_flushing_a_space_that_was_removed_says_so_and_writes_no_other(pool, attach):
     """The slot of a removed space was another's by then, whose pages were flushed, or whose store was missed."""
-    old = pool.open_store("old", Memory(4))
+    old = pool.open_store("old", Memory(4), mode="r+")
     attach(pool).space("old").remove(discard=True)
     store = Memory(4)
-    new = pool.open_store("new", store)
+    new = pool.open_store("new", store, mode="r+")
     assert new.index == old.index
     with new.write(1) as page:
         page[:] = stamp(1, version=1)
@@ -89,7 +89,7 @@ def test_neighbours_are_written_together_in_file_order(pool):
         writes.append((offset // PAGE, buffer.size // PAGE)),
         original(offset, buffer),
     )[1]
-    table = pool.open_store("disk", disk)
+    table = pool.open_store("disk", disk, mode="r+")
     for n in random.Random(1).sample([3, 4, 5, 9, 20, 21, 40], 7):
         put(table, n, 1)
     assert pool.flush() == 7
@@ -99,7 +99,7 @@ def test_neighbours_are_written_together_in_file_order(pool):
 @pytest.mark.parametrize("how", ["write", "short", "sync"])
 def test_a_failed_flush_leaves_every_page_dirty_and_the_next_writes_them_all_again(pool, how):
     disk = Disk(16)
-    table, other = pool.open_store("disk", disk), pool.open_store("other", Disk(16))
+    table, other = pool.open_store("disk", disk, mode="r+"), pool.open_store("other", Disk(16), mode="r+")
     for n in range(8):
         put(table, n, 5)
         put(other, n, 5)
@@ -142,7 +142,7 @@ def test_a_flush_misses_no_page_while_others_load_and_compact(make_pool, child, 
 def _move_pages(pool, table, stop):
     turns = 0
     while not stop.is_set():
-        pool.trim(bytes=64 * PAGE)
+        pool.trim(64 * PAGE)
         turns += 1
     return turns
 
@@ -179,7 +179,7 @@ def test_a_flush_that_comes_late_does_not_write_another_spaces_pages(pool, data_
 
 def test_a_batch_whose_pages_went_clean_meanwhile_is_not_the_end_of_the_space(pool):
     """flush_part goes on after the last candidate, whether or not all could be had."""
-    table = pool.open_store("disk", Disk(64))
+    table = pool.open_store("disk", Disk(64), mode="r+")
     for n in range(32):
         put(table, n, 1)
     record, first, written, parts = pool.client.record(table.index), 0, 0, 0
@@ -256,13 +256,13 @@ def test_a_flush_that_comes_late_misses_no_store_of_a_removed_space(pool, attach
     """Between the look at a space and the flush of it, the space goes, and another gets its entries: the dirty pages of
     that one were taken for the first one's, whose store nobody has here any more, or whose file is gone."""
     file = tmp_path / "gone.db"
-    for make in (lambda: pool.open_store("old", Memory(4)), lambda: pool.open_file(file, "r+")):
+    for make in (lambda: pool.open_store("old", Memory(4), mode="r+"), lambda: pool.open_file(file, "r+")):
         file.write_bytes(bytes(4 * PAGE))
         space = make()
         record = pool.client.record(space.index)
         space.remove(discard=True)
         file.unlink(missing_ok=True)
-        other = attach(pool).open_store("new", Memory(4), max_pages=record["max_pages"])
+        other = attach(pool).open_store("new", Memory(4), max_pages=record["max_pages"], mode="r+")
         put(other, 1, 1)
         assert pool.client.record(other.index)["first_entry"] == record["first_entry"]
         assert writeback.flush_space(pool.client, record, 2**64 - 1) == 0

@@ -77,7 +77,7 @@ def test_a_frozen_disk_holds_up_those_who_want_its_pages_and_nobody_else(disk, p
         in_time(fill, here, range(200), version=1)
         wait_until(lambda: dirty(pool) == 4, "what can be written is written")
         assert np.array_equal(in_time(there.__getitem__, 2), stamp(2, version=1))
-        in_time(in_time(pool.scratch, "work", 4).remove, discard=True)
+        in_time(in_time(pool.open_scratch, "work", 4).remove, discard=True)
         with pytest.raises(WaitTimeout, match="there"):
             in_time(pool.flush, timeout=0.2)
         assert in_time(pool.trim, bytes=32 * PAGE) > 0

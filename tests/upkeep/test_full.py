@@ -33,15 +33,15 @@ ballast(64 << 10)
 print(full(create), sorted(os.listdir(where)))
 os.unlink(where + "/ballast")
 pool = create()
-print(full(lambda: pool.scratch("work", 4)[0]), pool.check())
+print(full(lambda: pool.open_scratch("work", 4)[0]), pool.check())
 """,
     "attach": """
 pool = create()
 ballast(0)
 other = bp.Pool.attach("pool", directory=where)
-print(pool.stats().clients, full(lambda: other.scratch("work", 1000)), pool.check())
+print(pool.stats().clients, full(lambda: other.open_scratch("work", 1000)), pool.check())
 os.unlink(where + "/ballast")
-print(full(lambda: other.scratch("work", 1000)[5]), pool.check())
+print(full(lambda: other.open_scratch("work", 1000)[5]), pool.check())
 """,
     "load": """
 path = sys.argv[2]
@@ -61,7 +61,7 @@ print(all(table[n][3] == 3 for n in range(0, 4000, 7)), pool.check())
 """,
     "write": """
 pool = create()
-work = pool.scratch("work", 4000)
+work = pool.open_scratch("work", 4000)
 done = []
 def fill():
     for n in range(4000):
@@ -86,12 +86,12 @@ while len(table) < 3000:
             page[:] = (len(table)) % 251
     except SharedMemoryFull:
         errors += 1
-        assert pool.trim(bytes="1MiB") > 0 and errors < 100
+        assert pool.trim("1MiB") > 0 and errors < 100
 print(len(table), all((table[n] == n % 251).all() for n in range(3000)), pool.check())
 """,
     "squeezed": """
 pool = create()
-work = pool.scratch("work", 2000)
+work = pool.open_scratch("work", 2000)
 for n in range(300):
     with work.write(n) as page:
         page[:] = 1
@@ -110,14 +110,14 @@ print(full(lambda: [work.write(1999).__enter__()]), pool.check())
     "entries": """
 pool = create(max_pages=1 << 27)
 ballast(256 << 10)
-print(full(lambda: pool.scratch("huge", 1 << 20)), pool.stats().spaces, pool.check())
+print(full(lambda: pool.open_scratch("huge", 1 << 20)), pool.stats().spaces, pool.check())
 os.unlink(where + "/ballast")
-print(full(lambda: pool.scratch("small", 1000)[999]), pool.check())
+print(full(lambda: pool.open_scratch("small", 1000)[999]), pool.check())
 """,
     "frames": """
 pool = create(capacity="512MiB", max_clients=500)
 ballast(100 << 10)
-work = pool.scratch("work", 100)
+work = pool.open_scratch("work", 100)
 print(full(lambda: [work[n] for n in range(100)]), pool.check())
 os.unlink(where + "/ballast")
 print(full(lambda: work[50]), pool.check())
@@ -159,8 +159,8 @@ def steps(pool):
         with table.write(n) as page:
             page[:] = n
         yield
-    yield pool.scratch("huge", 40000)
-    work = pool.scratch("work", 100)
+    yield pool.open_scratch("huge", 40000)
+    work = pool.open_scratch("work", 100)
     for n in range(0, 100, 20):
         with work.write(n) as page:
             page[:] = 1
@@ -193,7 +193,7 @@ for room in [*range(0, 640, 4), *range(640, 3600, 200)]:  # KiB
     assert pool.check() == [], (room, pool.check())
     with pool.open_file(path, "r+", name="table").write(30) as page:
         page[:] = 7
-    assert pool.scratch("more", 500)[400].sum() == 0
+    assert pool.open_scratch("more", 500)[400].sum() == 0
     pool.unlink(discard=True)
     pool.close()
 print(full > 20, whole > 2)
@@ -213,7 +213,7 @@ from bufferpool.errors import SegmentCorrupt
 fields = _core.fields()
 pool = bp.Pool.create("pool", 16 * 4096, page_size=4096, directory=where, max_pages=1 << 20, max_capacity="16MiB", max_clients=8)
 table = pool.open_file(path, "r+", name="table", max_pages=100000)
-work = pool.scratch("work", 8)
+work = pool.open_scratch("work", 8)
 for n in range(4):
     table[n].sum()
 fd = os.open(pool.path, os.O_RDWR)

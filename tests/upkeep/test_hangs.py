@@ -32,7 +32,7 @@ def test_a_store_whose_size_hangs_holds_up_no_other_opening(pool, data_file, hun
     hung.sizes.shut()
     threads.start(pool.open_store, "hung", hung)
     hung.sizes.wait_until_somebody_came()
-    work = in_time(pool.scratch, "work", 4)
+    work = in_time(pool.open_scratch, "work", 4)
     table = in_time(pool.open_file, data_file(4), "r+")
     assert np.array_equal(table[2], stamp(2))
     in_time(work.remove, discard=True)
@@ -47,7 +47,7 @@ def test_two_who_open_a_store_at_once_get_one_space(pool, hung, threads):
     """What a store says is read before the lock is taken: who finds the space there by then takes that one."""
     spaces = []
     hung.sizes.shut()
-    threads.start(lambda: spaces.append(pool.open_store("one", hung)))
+    threads.start(lambda: spaces.append(pool.open_store("one", hung, mode="r+")))
     hung.sizes.wait_until_somebody_came()
     other = Hanging(16)
     spaces.append(in_time(pool.open_store, "one", other))
@@ -68,7 +68,7 @@ def test_who_waits_for_the_flush_of_a_file_to_open_it_holds_up_no_other_opening(
         waits = pool.stats().wait_memory
         threads.start(pool.open_file, path, "r")  # its time has changed: by whom is known after the flush
         wait_until(lambda: pool.stats().wait_memory > waits, "somebody waits for the flush lock")
-        in_time(pool.scratch, "work", 1)
+        in_time(pool.open_scratch, "work", 1)
         in_time(pool.open_file(data_file(4)).remove)
     threads.join()
     assert pool.check() == []
@@ -77,14 +77,14 @@ def test_who_waits_for_the_flush_of_a_file_to_open_it_holds_up_no_other_opening(
 def test_a_space_in_use_that_is_to_be_removed_holds_up_no_opening(pool, monkeypatch, threads):
     """remove() waited for the writer of a page with the lock of the directory held."""
     monkeypatch.setattr(directory, "BUSY_S", 3600.0)
-    used = pool.scratch("used", 4)
+    used = pool.open_scratch("used", 4)
     looks = []
     in_use = directory.remove_now
     monkeypatch.setattr(directory, "remove_now", lambda *a: looks.append(1) or in_use(*a))
     with used.write(1) as page:
         threads.start(lambda: used.remove(discard=True))
         wait_until(lambda: len(looks) > 2, "somebody waits for the writer")
-        in_time(pool.scratch, "other", 4)
+        in_time(pool.open_scratch, "other", 4)
         page[:] = 1
     threads.join()
     assert [r["name"] for r in pool.client.seg.spaces()] == ["other"]
@@ -119,7 +119,7 @@ def test_who_opens_a_file_while_it_is_emptied_waits_until_it_is_empty(pool, data
 
 def _dirty_hung(pool, hung, pages, threads=None):
     """The space of a store, with dirty pages, whose syncs hang; with ``threads``, one hangs already."""
-    space = pool.open_store("hung", hung)
+    space = pool.open_store("hung", hung, mode="r+")
     fill(space, range(pages))
     hung.syncs.shut()
     if threads is not None:
@@ -184,7 +184,7 @@ def test_a_log_that_hangs_holds_up_nobody_for_ever_and_is_asked_once_at_a_time(p
         refused.append(str(full.value))
 
     pool.durable_lsn, pool.log_sync = 1, log_sync
-    logged = pool.open_store("logged", Disk(40))
+    logged = pool.open_store("logged", Disk(40), mode="r+")
     table = pool.open_file(data_file(30))
     for n in range(40):
         put(logged, n, lsn=9)
@@ -243,7 +243,7 @@ def test_stores_that_ask_for_a_flush_while_they_are_flushed_are_refused(pool):
     stores = [Memory(4), Memory(4)]
     for i, store in enumerate(stores):
         store.on_write = lambda offset, buffer: pool.flush()
-        fill(pool.open_store(f"store{i}", store), [1], version=1)
+        fill(pool.open_store(f"store{i}", store, mode="r+"), [1], version=1)
     with pytest.raises(WouldDeadlock, match="being flushed already"):
         in_time(pool.flush)
     assert dirty(pool) > 0

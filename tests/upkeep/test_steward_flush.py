@@ -86,7 +86,7 @@ def test_rounds_come_sooner_when_clean_frames_run_out(pool):
 def test_a_store_that_fails_is_an_event_and_the_others_are_served(pool, data_file):
     disk = Disk(64)
     disk.fails = "write"
-    bad, good = pool.open_store("bad", disk), pool.open_file(data_file(20), "r+")
+    bad, good = pool.open_store("bad", disk, mode="r+"), pool.open_file(data_file(20), "r+")
     for n in range(5):
         put(bad, n)
         put(good, n)
@@ -176,7 +176,7 @@ def test_nothing_that_a_store_raises_ends_the_steward_or_stops_the_other_spaces(
     memory once, the steward wrote nothing any more."""
     store = Memory(16)
     setattr(store, f"fail_{where}", raised)
-    bad, good = pool.open_store("bad", store), pool.open_file(data_file(16), "r+")
+    bad, good = pool.open_store("bad", store, mode="r+"), pool.open_file(data_file(16), "r+")
     steward = pool.start_steward(interval=0.01, flush_every=0.02, pressure=False)
     for n in range(3):  # round after round
         put(bad, n)
@@ -198,7 +198,7 @@ def test_a_miss_elsewhere_does_not_raise_what_a_store_raised(make_pool, data_fil
     pool = make_pool(16 * PAGE)
     store = Memory(64)
     store.fail_write = raised
-    bad, good = pool.open_store("bad", store), pool.open_file(data_file(64), "r+")
+    bad, good = pool.open_store("bad", store, mode="r+"), pool.open_file(data_file(64), "r+")
     for n in range(12):
         put(bad, n)
     for n in range(64):

@@ -109,7 +109,7 @@ def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
     """EIO reached no event, no log line and no alert: only the caller knew."""
     store = Memory(20)
     store.fail_read = OSError(errno.EIO, "bad sector")
-    table = pool.open_store("orders", store)
+    table = pool.open_store("orders", store, mode="r+")
     with caplog.at_level(logging.WARNING, "bufferpool"):
         for n in range(5, 10):
             with pytest.raises(StoreError, match="bad sector"):
@@ -129,9 +129,9 @@ def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
 def test_a_handler_that_keeps_its_records_keeps_no_pages(pool, caplog):
     """The record held the error, its traceback the frames, and they the pages: the pool could not be closed."""
     store = Memory(20)
-    table = pool.open_store("orders", store)
+    table = pool.open_store("orders", store, mode="r+")
     store.fail_read = OSError(errno.EIO, os.strerror(errno.EIO))
-    held = pool.scratch("held", 4)
+    held = pool.open_scratch("held", 4)
 
     def read():
         page = held[1]
@@ -198,7 +198,7 @@ def test_a_damaged_page_is_told(pool, tmp_path):
 
 def test_a_full_disk_is_told_by_who_flushes(pool, caplog):
     store = Memory(20)
-    table = pool.open_store("orders", store)
+    table = pool.open_store("orders", store, mode="r+")
     fill(table, range(3, 8))
     store.fail_write = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for _ in range(3):

@@ -16,7 +16,7 @@ from tests.support.children import on_small_tmpfs, run_python
 
 def test_what_is_resident_is_saved_hottest_first_in_a_few_bytes(pool, data_file, tmp_path):
     one, two = pool.open_file(data_file(40), name="one"), pool.open_file(data_file(40), name="two")
-    work = pool.scratch("work", 4)
+    work = pool.open_scratch("work", 4)
     with work.write(0) as page:
         page[:] = 1
     touch(one, range(20))

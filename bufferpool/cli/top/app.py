@@ -144,7 +144,7 @@ class Top(App[None]):
 
     def action_trim(self) -> None:
         """Asks for bytes, and gives them back."""
-        self._ask(f"give back of {self.wanted}, coldest pages first:", "16MiB", lambda pool, n: pool.trim(bytes=n))
+        self._ask(f"give back of {self.wanted}, coldest pages first:", "16MiB", lambda pool, n: pool.trim(n))
 
     def action_resize(self) -> None:
         """Asks for a budget, and sets it."""

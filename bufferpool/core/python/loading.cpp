@@ -13,8 +13,8 @@ int ready_space(SpaceObject* sp) {
         if (!sp->only || sp->only == sp->seg->s->me) return 0;
         raise("SpacePrivate",
               "the scratch space belongs to client %u alone, of which this process is a forked child; make one here "
-              "(pool.scratch), "
-              "or share one (owner=\"pool\")",
+              "(pool.open_scratch), "
+              "or share one (lifetime=\"pool\")",
               sp->only);
         return -1;
     }
