@@ -5,6 +5,8 @@
 # make peers   other ways to share pages, beside the pool
 # make docs    the documentation as a site, in build/site
 # make soak    the long forms of the tests
+# make free-threaded   the tests with threads on a CPython without the GIL, which it builds (Debian) or finds in FREE_THREADED_PYTHON
+# make dist    the sdist and a wheel for this interpreter in dist/, checked
 # make examples   the workloads of examples/workloads, with their pictures in IMAGES
 #
 # The first run needs the package index; later ones work offline.
@@ -21,7 +23,7 @@ QUICK := import docs pages pins write append spaces scratch derived files flush 
 	memory compaction bad_input events observer
 QUICK_FILES = $(foreach name,$(QUICK),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
-.PHONY: all demo examples test quick soak bench peers docs lint clean
+.PHONY: all demo examples test quick soak bench peers docs lint clean free-threaded dist
 
 all: $(VENV)/.built $(VENV)/.installed
 
@@ -83,6 +85,29 @@ peers: all $(VENV)/.peers
 docs: all
 	$(BIN)/sphinx-build -q -W --keep-going docs build/site
 	@echo "The site is in build/site/index.html."
+
+# An interpreter without the GIL, and what several threads do to the core and the package.
+FREE := build/free-threaded
+FREE_THREADED_PYTHON ?=
+THREADED := threads many_at_once pages pins pin_many write append failed_loads deadlocks holds close outlive fork_threads storm
+THREADED_FILES = $(foreach name,$(THREADED),$(wildcard tests/*/test_$(name).py))
+
+free-threaded:
+	sh tools/free_threaded.sh $(FREE) $(FREE_THREADED_PYTHON)
+	$(FREE)/venv/bin/python setup.py --quiet build_ext --inplace
+	$(FREE)/venv/bin/python -m pytest $(THREADED_FILES)
+
+$(VENV)/.dist: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --group dist
+	touch $@
+
+dist: $(VENV)/.dist
+	rm -rf dist
+	$(BIN)/validate-pyproject pyproject.toml
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/auditwheel show dist/*.whl
 
 lint: all
 	$(BIN)/ruff check .

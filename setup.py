@@ -2,6 +2,7 @@
 
 import glob
 import os
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,6 +39,7 @@ setup(
             depends=sorted(glob.glob("bufferpool/core/**/*.h", recursive=True)),
             include_dirs=["bufferpool/core", numpy.get_include()],
             language="c++",
+            define_macros=[("BP_FREE_THREADED", "1")] if sysconfig.get_config_var("Py_GIL_DISABLED") else [],
             extra_compile_args=[
                 "-std=c++20",
                 "-O3",

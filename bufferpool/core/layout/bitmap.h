@@ -9,13 +9,13 @@ namespace bp {
 // the lowest member is found in a few loads. Guarded by the memory lock.
 class Bitmap {
     u64* level_[SET_LEVELS + 1] = {};
-    const u32* ready_ = nullptr;  // so many frames have slots: what lies beyond has no memory
+    const Shared<u32>* ready_ = nullptr;  // so many frames have slots: what lies beyond has no memory
 
     u64 words(int level) const { return set_words(*ready_, level); }
 
 public:
     Bitmap() = default;
-    Bitmap(u8* at, const Geometry& g, u64* top, const u32& ready) : ready_(&ready) {
+    Bitmap(u8* at, const Geometry& g, u64* top, const Shared<u32>& ready) : ready_(&ready) {
         level_[0] = reinterpret_cast<u64*>(at);
         level_[1] = reinterpret_cast<u64*>(at + g.set_bytes[0]);
         level_[2] = top;

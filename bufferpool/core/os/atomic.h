@@ -51,11 +51,29 @@ public:
         return __atomic_compare_exchange_n(&value_, &expected, desired, false, __ATOMIC_SEQ_CST,
                                            __ATOMIC_SEQ_CST);
     }
-    // Only its owner writes this counter, one thread at a time (under the GIL):
-    // a plain add, which costs no bus lock.
+    // Only this process writes this counter: with the GIL one thread at a time, and a plain add costs no bus lock.
     void add_owned(T v) {
-        __atomic_store_n(&value_, static_cast<T>(__atomic_load_n(&value_, __ATOMIC_RELAXED) + v), __ATOMIC_RELAXED);
+#ifdef BP_FREE_THREADED
+        add_relaxed(v);
+#else
+        store_relaxed(static_cast<T>(load_relaxed() + v));
+#endif
     }
+};
+
+// A value of this process alone that its threads read and write at any time: who sees a value also sees what the thread
+// that stored it had stored before.
+template <class T>
+class Shared {
+    T value_{};
+
+public:
+    Shared() = default;
+    Shared(T v) : value_(v) {}
+    operator T() const { return __atomic_load_n(&value_, __ATOMIC_ACQUIRE); }
+    T operator->() const { return *this; }
+    void operator=(T v) { __atomic_store_n(&value_, v, __ATOMIC_RELEASE); }
+    T swap(T v) { return __atomic_exchange_n(&value_, v, __ATOMIC_ACQ_REL); }
 };
 
 // Orders this thread's later stores, relaxed ones included, after all its earlier stores: a thread that reads a later

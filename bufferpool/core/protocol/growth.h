@@ -115,7 +115,7 @@ inline void count_ready(Segment& s, u32 from, u32 to) {
 inline int grow_ready(Segment& s) {
     const Geometry& g = s.g;
     if (!lock_growth(s)) return -EINTR;
-    u32 from = s.look_at_ready() ? s.ready : g.max_frames;  // damaged: it grows no more
+    u32 from = s.look_at_ready() ? u32(s.ready) : g.max_frames;  // damaged: it grows no more
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
     int r = from < to ? plug_tables(s, from, to) : 0;
     BP_POINT("grow.plugged");

@@ -70,7 +70,7 @@ struct Segment {
     u8* data = nullptr;
 
     // Of this process only.
-    u32 ready = 0;                   // cached header->frames_ready, as far as that was ever sound
+    Shared<u32> ready;                // cached header->frames_ready, as far as that was ever sound
     Atomic<u64> ops_used{};          // which of our intents are in use
     Atomic<u64> op_thread[OPS] = {};  // by which thread
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more

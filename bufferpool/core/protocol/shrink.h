@@ -102,7 +102,7 @@ inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
 
 // Takes the free frames of one extent, at most `most` and as many as `out` has room for, highest first: BUSY(me).
 inline void claim_free(Segment& s, u32 extent, u64 most, Vec<u32>& out) {
-    u32 first = extent * s.g.extent_frames, end = std::min(first + s.g.extent_frames, s.ready);
+    u32 first = extent * s.g.extent_frames, end = std::min(first + s.g.extent_frames, u32(s.ready));
     for (u32 f = end; f-- > first && most > 0 && !out.full();) {
         if (!s.free.has(f)) continue;
         s.free.remove(f);

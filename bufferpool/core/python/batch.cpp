@@ -7,8 +7,7 @@
 namespace bp {
 
 struct BatchObject {
-    PyObject_HEAD
-    SegmentObject* seg;  // null once ended
+    PyObject_HEAD Shared<SegmentObject*> seg;  // null once ended
     u32 forks;
     int op;
     u64 since_ns, held_back, next;
@@ -16,9 +15,9 @@ struct BatchObject {
 };
 
 static void end_batch(BatchObject* batch, bool synced) {
-    SegmentObject* seg = batch->seg;
+    SegmentObject* seg = batch->seg.swap(nullptr);  // of several threads one ends it
     if (!seg) return;
-    batch->seg = nullptr;
+    Use use(seg);
     if (is_ours(seg, batch->forks)) {
         Busy busy(seg);
         seg->active--;
@@ -71,13 +70,15 @@ static PyObject* batch_end(PyObject* self, PyObject* args) {
     auto batch = reinterpret_cast<BatchObject*>(self);
     int synced, foreground;
     if (!PyArg_ParseTuple(args, "pp:end", &synced, &foreground)) return nullptr;
-    if (!batch->seg || !is_ours(batch->seg, batch->forks))
+    SegmentObject* seg = batch->seg;
+    Use use(seg);
+    if (!seg || !is_ours(seg, batch->forks))
         return raise("WrongProcess", "this flush has ended, or belongs to the parent process");
     if (synced && !batch->items->empty()) {
-        Counters& counters = batch->seg->s->counters();
+        Counters& counters = seg->s->counters();
         counters.flushes.add_relaxed(1);
         counters.flushed_pages.add_relaxed(batch->items->size());
-        batch->seg->s->took(LATENCY_FLUSH, batch->since_ns);
+        seg->s->took(LATENCY_FLUSH, batch->since_ns);
         counters.foreground_flushes.add_relaxed(u64(foreground));
     }
     end_batch(batch, synced);
@@ -128,7 +129,6 @@ static PyGetSetDef batch_getset[] = {
     {"held_back", batch_held_back, nullptr, "Dirty pages that were passed over because of their LSN.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
-
 PyTypeObject BatchType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_batch_type() {
@@ -137,9 +137,8 @@ int ready_batch_type() {
                       batch_methods, batch_getset);
 }
 
-PyMethodDef flush_methods[] = {
-    {"begin_flush", segment_begin_flush, METH_VARARGS, ""},
-    {"dirty_range", segment_dirty_range, METH_VARARGS, ""},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef flush_methods[] = {{"begin_flush", entered<segment_begin_flush, SegmentEntry>, METH_VARARGS, ""},
+                               {"dirty_range", entered<segment_dirty_range, SegmentEntry>, METH_VARARGS, ""},
+                               {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -19,6 +19,7 @@
 namespace bp {
 
 SegmentObject* attached;
+Mutex lists;
 
 // ---- all descriptions of this process ------------------------------------------
 
@@ -88,8 +89,10 @@ static void plan_child(Segment& s, ForkPlan& plan, Each each_pin) {
 
 static void before_fork() {
     forking = true;
+    lists.lock();
     mapped_mutex.lock();
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
+        seg->pins_mutex.lock();  // until the child has its pins
         Segment& s = *seg->s;
         auto each_pin = [seg](auto visit) {
             for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next) visit(p->frame);
@@ -108,9 +111,12 @@ static void before_fork() {
 }
 
 static void after_fork_parent() {
-    for (SegmentObject* seg = attached; seg; seg = seg->next)
+    for (SegmentObject* seg = attached; seg; seg = seg->next) {
         if (seg->plan.fd >= 0) close(seg->plan.fd);
+        seg->pins_mutex.unlock();
+    }
     mapped_mutex.unlock();
+    lists.unlock();
 }
 
 // What this process keeps of a segment for itself belongs to threads that only the parent has.
@@ -159,6 +165,7 @@ static void introduce(SegmentObject* seg) {
 
 static void after_fork_child() {
     new (&mapped_mutex) std::mutex;
+    renew_mutex(lists);
     for (SegmentObject* seg = attached; seg; seg = seg->next) introduce(seg);
     close_inherited();
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
@@ -169,7 +176,11 @@ static void after_fork_child() {
         s->become(seg->plan.client, seg->plan.lost != 0);
         if (parent) seg->lost = seg->plan.lost;
         seg->forks++;
-        seg->active = seg->writes = 0;
+        seg->active = 0;
+        seg->writes = 0;
+        seg->users.store_seq_cst(0);
+        seg->shut.store_seq_cst(0);
+        renew_mutex(seg->pins_mutex);
         renew(*s);
         if (s->me) {
             s->client().start_time.store_relaxed(prim::start_time());

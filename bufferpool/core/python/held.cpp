@@ -7,8 +7,7 @@
 namespace bp {
 
 struct HeldObject {
-    PyObject_HEAD
-    SegmentObject* seg;  // null once let go
+    PyObject_HEAD Shared<SegmentObject*> seg;  // null once let go
     u32 forks;           // a forked child does not let go of what its parent holds
     LockWord* lock;
     u64 thread;          // that took it
@@ -21,15 +20,18 @@ static HeldObject* all_held;
 // Has this thread the lock already, in a frame further out (a signal's handler, or a store, asked for it again)?
 // A forked child has none of its parent's.
 static bool raise_held(SegmentObject* seg, LockWord& lock, const char* what) {
-    for (HeldObject* held = all_held; held; held = held->next)
-        if (held->lock == &lock && held->forks == seg->forks && held->thread == this_thread()) {
-            raise("WouldDeadlock",
-                  "this thread is %s already; a signal's handler, or a store, that is called meanwhile cannot do it "
-                  "again",
-                  what);
-            return true;
-        }
-    return false;
+    auto found = [&] {
+        Guard guard(lists);
+        HeldObject* held = all_held;
+        while (held && !(held->lock == &lock && held->forks == seg->forks && held->thread == this_thread()))
+            held = held->next;
+        return held != nullptr;
+    };
+    if (!found()) return false;
+    raise("WouldDeadlock",
+          "this thread is %s already; a signal's handler, or a store, that is called meanwhile cannot do it again",
+          what);
+    return true;
 }
 
 static PyObject* new_held(SegmentObject* seg, LockWord* lock, bool interrupted) {
@@ -41,19 +43,23 @@ static PyObject* new_held(SegmentObject* seg, LockWord* lock, bool interrupted) 
     held->lock = lock;
     held->thread = this_thread();
     held->interrupted = interrupted;
+    seg->active++;
+    Guard guard(lists);
     held->next = all_held;
     all_held = held;
-    seg->active++;
     return reinterpret_cast<PyObject*>(held);
 }
 
 static void let_go(HeldObject* held) {
-    SegmentObject* seg = held->seg;
+    SegmentObject* seg = held->seg.swap(nullptr);  // of several threads one lets go
     if (!seg) return;
-    held->seg = nullptr;
-    HeldObject** at = &all_held;
-    while (*at != held) at = &(*at)->next;
-    *at = held->next;
+    Use use(seg);
+    {
+        Guard guard(lists);
+        HeldObject** at = &all_held;
+        while (*at != held) at = &(*at)->next;
+        *at = held->next;
+    }
     if (is_ours(seg, held->forks)) {
         Busy busy(seg);
         seg->active--;
@@ -137,9 +143,8 @@ int ready_held_type() {
                       held_dealloc, held_methods, held_getset);
 }
 
-PyMethodDef lock_methods[] = {
-    {"lock_directory", segment_lock_directory, METH_NOARGS, ""},
-    {"lock_flush", segment_lock_flush, METH_VARARGS, ""},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef lock_methods[] = {{"lock_directory", entered<segment_lock_directory, SegmentEntry>, METH_NOARGS, ""},
+                              {"lock_flush", entered<segment_lock_flush, SegmentEntry>, METH_VARARGS, ""},
+                              {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -7,7 +7,17 @@ namespace bp {
 
 // ---- checks --------------------------------------------------------------------
 
-// Attaches a space that was unpickled; refuses one whose pool is closed, and a parent's private one. 0 or -1.
+// Binds a space that was unpickled. Two threads may do so at once: the first one's binding holds.
+SegmentObject* bound(SpaceObject* sp) {
+    if (sp->seg) return sp->seg;
+    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_attach", nullptr);
+    if (!r) return nullptr;
+    Py_DECREF(r);
+    if (!sp->seg) raise("PoolClosed", "the space is not attached to a pool");
+    return sp->seg;
+}
+
+// Binds a space that was unpickled; refuses one whose pool is closed, and a parent's private one. 0 or -1.
 int ready_space(SpaceObject* sp) {
     if (sp->seg && sp->seg->s && sp->seg->s->works && !sp->seg->closing) {
         if (!sp->only || sp->only == sp->seg->s->me) return 0;
@@ -19,12 +29,7 @@ int ready_space(SpaceObject* sp) {
         return -1;
     }
     if (sp->seg) return opened(sp->seg) ? 0 : -1;
-    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_attach", nullptr);
-    if (!r) return -1;
-    Py_DECREF(r);
-    if (sp->seg) return 0;
-    raise("PoolClosed", "the space is not attached to a pool");
-    return -1;
+    return bound(sp) ? 0 : -1;
 }
 
 // Raises SpaceRemoved: which space, and what usually removes one. Null.
@@ -37,8 +42,7 @@ PyObject* raise_space_removed(SpaceObject* sp) {
 }
 
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n) {
-    if (space_generation(extent) != sp->generation)
-        raise_space_removed(sp);
+    if (space_generation(extent) != sp->generation) raise_space_removed(sp);
     else
         raise("PageOutOfRange", "page %S does not exist: the space has %llu pages, numbered from 0", n,
               (unsigned long long)space_pages(extent));
@@ -50,9 +54,11 @@ int bad_page(SpaceObject* sp, u64 extent, PyObject* n) {
 bool find_backed(SpaceObject* sp, u64 page_no) {
     Segment& s = *sp->seg->s;
     u32 unit = s.g.os_page / 8;
-    while (sp->backed <= page_no && sp->backed < sp->max_pages && s.has_page(sp->first_entry + sp->backed))
-        sp->backed += std::min(unit - (sp->first_entry + sp->backed) % unit, sp->max_pages - sp->backed);
-    return page_no < sp->backed;
+    u32 backed = sp->backed;
+    while (backed <= page_no && backed < sp->max_pages && s.has_page(sp->first_entry + backed))
+        backed += std::min(unit - (sp->first_entry + backed) % unit, sp->max_pages - backed);
+    sp->backed = backed;  // another thread may know more, and looks no further if this is less
+    return page_no < backed;
 }
 
 // The page number in `n`, checked against the space; with `from_end`, a negative one counts from the end. 0 or -1.
@@ -136,7 +142,9 @@ struct NativeLoad {
     ssize_t got = 0;  // bytes, or -errno
 
     template <class F>
-    auto unlocked(F f) { return f(); }
+    auto unlocked(F f) {
+        return f();
+    }
     Status prepare() { return Status::OK; }
     Status no_frame(Status status, FrameRequest&) { return status; }
     const char* failure() { return nullptr; }  // the next one reads by itself
@@ -197,7 +205,9 @@ public:
     }
 
     template <class F>
-    auto unlocked(F f) { return hooks_.unlocked(f); }
+    auto unlocked(F f) {
+        return hooks_.unlocked(f);
+    }
     bool forked() { return hooks_.sp->seg->forks != forks_; }
     Status no_frame(Status status, FrameRequest& want) { return hooks_.make_room(status, want); }
 

@@ -72,15 +72,12 @@ void raise_status(Status status, SpaceObject*, u64 page_no) {
               "pages; let loaders ask for fewer of each other's pages at a time",
               OPS);
         break;
-    case Status::NO_MEMORY:
-        PyErr_NoMemory();
-        break;
+    case Status::NO_MEMORY: PyErr_NoMemory(); break;
     case Status::NO_SPACE:
         raise("SharedMemoryFull",
               "the file system of the segment is full; free space there, or enlarge it (docker run --shm-size)");
         break;
-    default:
-        raise("BufferPoolError", "unexpected status %d", int(status));
+    default: raise("BufferPoolError", "unexpected status %d", int(status));
     }
 }
 
@@ -240,10 +237,8 @@ static PyObject* core_begin_writeback(PyObject*, PyObject* arg) {
     long fd = PyLong_AsLong(arg);
     if (fd == -1 && PyErr_Occurred()) return nullptr;
     int r;
-    Py_BEGIN_ALLOW_THREADS
-    r = prim::begin_writeback(int(fd));
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(r);
+    Py_BEGIN_ALLOW_THREADS r = prim::begin_writeback(int(fd));
+    Py_END_ALLOW_THREADS return PyLong_FromLong(r);
 }
 
 // move_up(fd) -> the same description under a number that programs do not close in passing
@@ -298,7 +293,9 @@ PyMODINIT_FUNC PyInit__core() {
         if (ready() < 0) return nullptr;
     PyObject* m = PyModule_Create(&module_def);
     if (!m) return nullptr;
-    struct { const char* name; PyTypeObject* type;
+    struct {
+        const char* name;
+        PyTypeObject* type;
     } types[] = {
         {"Segment", &SegmentType}, {"Space", &SpaceType}, {"Pin", &PinType},    {"PinnedPages", &PinnedPagesType},
         {"Write", &WriteType},     {"Held", &HeldType},   {"Batch", &BatchType}};
@@ -314,6 +311,9 @@ PyMODINIT_FUNC PyInit__core() {
     PyModule_AddIntConstant(m, "UUID_AT", offsetof(Header, uuid));
     PyModule_AddIntConstant(m, "FRAME_SLOT_BYTES", sizeof(FrameSlot));
     PyModule_AddIntConstant(m, "SETTLING", SETTLING);
+#ifdef BP_FREE_THREADED
+    if (PyUnstable_Module_SetGIL(m, Py_MOD_GIL_NOT_USED) < 0) return nullptr;
+#endif
     watch_forks();
     return m;
 }

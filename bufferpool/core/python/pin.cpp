@@ -3,11 +3,12 @@
 
 #include "protocol/client.h"
 
+#include <utility>
+
 namespace bp {
 
 struct PinObject {
-    PyObject_HEAD
-    PinNode pin;
+    PyObject_HEAD PinNode pin;
     SpaceObject* space;  // null once released
     PyObject* base;      // kept between uses of this object
     PyObject* page;
@@ -15,19 +16,17 @@ struct PinObject {
     u64 page_no;
 };
 
-static PinObject* pin_cache[16];
-static int pin_cached;
+static Spares<PinObject, 16> spare_pins;
 
 // A segment's data are being unmapped: what is kept for the next use does not keep them.
 void forget_bases(SegmentObject* seg) {
-    for (int i = 0; i < pin_cached; i++)
-        if (pin_cache[i]->base_of == seg->read_base) Py_CLEAR(pin_cache[i]->base);
+    for (int i = 0; i < spare_pins.size(); i++)  // other threads take spares, and keep some, while data are unmapped
+        if (spare_pins[i]->base_of == seg->read_base) Py_CLEAR(spare_pins[i]->base);
 }
 
 PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no) {
-    PinObject* p;
-    if (pin_cached) {
-        p = pin_cache[--pin_cached];
+    PinObject* p = spare_pins.take();
+    if (p) {
         (void)PyObject_Init(reinterpret_cast<PyObject*>(p), &PinType);
     } else {
         p = PyObject_New(PinObject, &PinType);
@@ -37,21 +36,23 @@ PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no) {
         }
         p->base = nullptr;
     }
-    if (p->base && p->base_of != sp->seg->read_base) Py_CLEAR(p->base);
+    PyObject* stale = p->base && p->base_of != sp->seg->read_base ? std::exchange(p->base, nullptr) : nullptr;
     p->base_of = sp->seg->read_base;
     p->page = nullptr;
     p->page_no = page_no;
     p->space = sp;
     Py_INCREF(sp);
     link_pin(sp->seg, &p->pin, frame);
+    Py_XDECREF(stale);  // may unmap a pool's data, while another thread closes this one: so only now
     return reinterpret_cast<PyObject*>(p);
 }
 
-static void pin_forget(PinObject* p) {
-    unlink_pin(&p->pin);
-    if (p->space->seg->closing) finish_closing(p->space->seg);
-    Py_CLEAR(p->page);
-    Py_CLEAR(p->space);
+// From here on the pin is released for every thread. Returns the space, which the caller drops.
+static SpaceObject* take_space(PinObject* p) {
+    SpaceObject* sp = p->space;
+    p->space = nullptr;
+    unlink_pin(sp->seg, &p->pin);
+    return sp;
 }
 
 // Other arrays look at the page: from now on they own the pin.
@@ -74,40 +75,46 @@ static bool pin_releasable(PinObject* p, Others others) {
 static int pin_release(PinObject* p, Others others) {
     if (!p->space) return 0;
     if (!pin_releasable(p, others)) {
-        raise("BufferError", "page %llu cannot be released: other arrays still look at it; delete them first, "
-              "or copy what you keep (they keep the page pinned)", (unsigned long long)p->page_no);
+        raise("BufferError",
+              "page %llu cannot be released: other arrays still look at it; delete them first, "
+              "or copy what you keep (they keep the page pinned)",
+              (unsigned long long)p->page_no);
         return -1;
     }
+    SpaceObject* sp = take_space(p);
+    u32 frame = p->pin.frame;
     if (p->page && is_unclear(p->page)) {
-        hand_over(p->space->seg, &p->base, p->pin.frame);
-        pin_forget(p);
-        return 0;
+        hand_over(sp->seg, &p->base, frame);
+    } else {
+        if (p->page) {
+            make_empty(p->page);
+            // The emptied array must not keep the cached base array in use.
+            Py_CLEAR(base_of(p->page));
+        }
+        if (Py_REFCNT(p) > 1) Py_CLEAR(p->base);  // it may outlive the pool; else it is freed now, and used again
+        drop_pin(sp->seg, frame);
     }
-    if (p->page) {
-        make_empty(p->page);
-        // The emptied array must not keep the cached base array in use.
-        Py_CLEAR(base_of(p->page));
-    }
-    drop_pin(p->space->seg, p->pin.frame);
-    pin_forget(p);
-    if (Py_REFCNT(p) > 1) Py_CLEAR(p->base);  // it may outlive the pool; else it is freed now, and used again
+    Py_CLEAR(p->page);
+    Py_DECREF(sp);
     return 0;
 }
 
 static void pin_dealloc(PinObject* p) {
     if (p->space) {
-        SegmentObject* seg = p->space->seg;
-        if (p->base && Py_REFCNT(p->base) > 1 + (p->page && Py_REFCNT(p->page) == 1 ? 1 : 0))
-            hand_over(seg, &p->base, p->pin.frame);
-        else drop_pin(seg, p->pin.frame);
-        pin_forget(p);
+        SpaceObject* sp = p->space;
+        {
+            Use use(sp->seg);
+            take_space(p);
+            bool kept = p->base && Py_REFCNT(p->base) > 1 + (p->page && Py_REFCNT(p->page) == 1 ? 1 : 0);
+            if (kept) hand_over(sp->seg, &p->base, p->pin.frame);
+            else drop_pin(sp->seg, p->pin.frame);
+            Py_CLEAR(p->page);
+        }
+        Py_DECREF(sp);
     }
-    if (pin_cached < 16) {
-        pin_cache[pin_cached++] = p;
-    } else {
-        Py_CLEAR(p->base);
-        PyObject_Free(p);
-    }
+    if (spare_pins.keep(p)) return;
+    Py_CLEAR(p->base);
+    PyObject_Free(p);
 }
 
 static PyObject* pin_page(PinObject* p, void*) {
@@ -154,22 +161,32 @@ static PyObject* pin_repr(PyObject* self) {
     return text;
 }
 
+// Several threads may use a Pin: one at a time, but for what a method waits for.
+struct PinEntry {
+    Critical critical;
+    Use use;
+    explicit PinEntry(PyObject* self) : critical(self), use(segment_of(reinterpret_cast<PinObject*>(self)->space)) {}
+    bool ok() const { return true; }
+};
+
 static PyMethodDef pin_methods[] = {
-    {"__enter__", pin_enter, METH_NOARGS, "The page: a read-only array."},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(pin_exit)), METH_FASTCALL, "Releases the pin."},
-    {"release", pin_release_method, METH_NOARGS,
+    {"__enter__", entered<pin_enter, PinEntry>, METH_NOARGS, "The page: a read-only array."},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<pin_exit, PinEntry>)), METH_FASTCALL,
+     "Releases the pin."},
+    {"release", entered<pin_release_method, PinEntry>, METH_NOARGS,
      "Releases the pin. Raises BufferError while other arrays look at the page."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef pin_getset[] = {
-    {"page", reinterpret_cast<getter>(pin_page), nullptr, "The page: a read-only array.", nullptr},
+    {"page", reinterpret_cast<getter>(entered<pin_page, PinEntry>), nullptr, "The page: a read-only array.", nullptr},
     {"page_no", reinterpret_cast<getter>(pin_page_no), nullptr, "The page number.", nullptr},
-    {"lsn", reinterpret_cast<getter>(pin_lsn), nullptr, "The LSN of this version of the page.", nullptr},
+    {"lsn", reinterpret_cast<getter>(entered<pin_lsn, PinEntry>), nullptr, "The LSN of this version of the page.",
+     nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject PinType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_pin_type() {
-    PinType.tp_repr = pin_repr;
+    PinType.tp_repr = entered<pin_repr, PinEntry>;
     return ready_type(PinType, "bufferpool._core.Pin", "One pinned page; as a block, released at its end.", pin_dealloc,
                       pin_methods, pin_getset);
 }

@@ -2,13 +2,14 @@
 // tells how an array keeps its pin).
 #include "python/views.h"
 
+#include <utility>
+
 #include "protocol/client.h"
 
 namespace bp {
 
 struct PinnedPagesObject {
-    PyObject_VAR_HEAD
-    SpaceObject* space;  // null once released
+    PyObject_VAR_HEAD SpaceObject* space;  // null once released
     PyObject* base;
     PyObject** pages;    // made when asked for
     PinNode pins[1];
@@ -39,25 +40,27 @@ static bool pages_releasable(PinnedPagesObject* p, Others others) {
     return Py_REFCNT(p->base) == ours;
 }
 
-// Gives up the pins; those in `kept` (a holder that has the others, or null) live on with the arrays.
+// Gives up the pins; those in `kept` (a holder that has the others, or null) live on with the arrays. From the start
+// the pins are released for every other thread.
 static void pages_forget(PinnedPagesObject* p, PyObject* kept, bool all_kept) {
-    SegmentObject* seg = p->space->seg;
+    SpaceObject* sp = std::exchange(p->space, nullptr);
+    PyObject* base = std::exchange(p->base, nullptr);
+    PyObject** pages = std::exchange(p->pages, nullptr);
+    SegmentObject* seg = sp->seg;
     for (Py_ssize_t i = 0; i < Py_SIZE(p); i++) {
-        PyObject* page = p->pages ? p->pages[i] : nullptr;
+        PyObject* page = pages ? pages[i] : nullptr;
         bool keep = all_kept || (kept && page && is_unclear(page));
-        unlink_pin(&p->pins[i]);
+        unlink_pin(seg, &p->pins[i]);
         if (!keep) {
             drop_pin(seg, p->pins[i].frame);
             if (page) make_empty(page);
         }
-        if (page) Py_CLEAR(p->pages[i]);
+        Py_XDECREF(page);
     }
-    if (seg->closing) finish_closing(seg);
-    PyMem_Free(p->pages);
-    p->pages = nullptr;
-    if (kept) Py_SETREF(base_of(p->base), kept);
-    Py_CLEAR(p->base);
-    Py_CLEAR(p->space);
+    PyMem_Free(pages);
+    if (kept) Py_SETREF(base_of(base), kept);
+    Py_XDECREF(base);
+    Py_DECREF(sp);
 }
 
 // A holder of the pins that must live on: of the pages of unclear arrays, or of all. False with an error set.
@@ -82,8 +85,10 @@ static bool holders_of(PinnedPagesObject* p, bool all, PyObject*& first) {
 static int pages_release(PinnedPagesObject* p, Others others) {
     if (!p->space) return 0;
     if (!pages_releasable(p, others)) {
-        raise("BufferError", "these %zd pages cannot be released: other arrays still look at them; delete them first, "
-              "or copy what you keep (they keep the pages pinned)", Py_SIZE(p));
+        raise("BufferError",
+              "these %zd pages cannot be released: other arrays still look at them; delete them first, "
+              "or copy what you keep (they keep the pages pinned)",
+              Py_SIZE(p));
         return -1;
     }
     PyObject* holders = nullptr;
@@ -95,6 +100,7 @@ static int pages_release(PinnedPagesObject* p, Others others) {
 // The arrays that outlive this object share one base array: it gets the holders.
 static void pages_dealloc(PinnedPagesObject* p) {
     if (p->space) {
+        Use use(p->space->seg);
         PyObject* holders = nullptr;
         if (!pages_releasable(p, NOBODY)) {
             // Out of memory: the pins stay, rather than go too early.
@@ -106,6 +112,15 @@ static void pages_dealloc(PinnedPagesObject* p) {
     }
     PyObject_Free(p);
 }
+
+struct PagesEntry {
+    Critical critical;
+    Use use;
+    explicit PagesEntry(PyObject* self)
+        : critical(self),
+          use(segment_of(reinterpret_cast<PinnedPagesObject*>(self)->space)) {}
+    bool ok() const { return true; }
+};
 
 static Py_ssize_t pages_length(PyObject* self) { return Py_SIZE(self); }
 
@@ -153,9 +168,9 @@ static PyObject* pages_repr(PyObject* self) {
 
 static PyMethodDef pages_methods[] = {
     {"__enter__", pages_enter, METH_NOARGS, "The pages: a sequence of read-only arrays."},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(pages_exit)), METH_FASTCALL,
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<pages_exit, PagesEntry>)), METH_FASTCALL,
      "Releases the pins."},
-    {"release", pages_release_method, METH_NOARGS,
+    {"release", entered<pages_release_method, PagesEntry>, METH_NOARGS,
      "Releases the pins. Raises BufferError while other arrays look at the pages."},
     {nullptr, nullptr, 0, nullptr}};
 static PySequenceMethods pages_sequence = {};
@@ -164,11 +179,11 @@ PyTypeObject PinnedPagesType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_pinned_pages_type() {
     pages_sequence.sq_length = pages_length;
-    pages_sequence.sq_item = pages_item;
+    pages_sequence.sq_item = entered<pages_item, PagesEntry>;
     PinnedPagesType.tp_basicsize = offsetof(PinnedPagesObject, pins);
     PinnedPagesType.tp_itemsize = sizeof(PinNode);
     PinnedPagesType.tp_as_sequence = &pages_sequence;
-    PinnedPagesType.tp_repr = pages_repr;
+    PinnedPagesType.tp_repr = entered<pages_repr, PagesEntry>;
     return ready_type(PinnedPagesType, "bufferpool._core.PinnedPages",
                       "Pages pinned together: a sequence of read-only arrays.", pages_dealloc, pages_methods);
 }

@@ -13,6 +13,7 @@
 #include <numpy/arrayobject.h>
 
 #include "protocol/segment.h"
+#include "python/threads.h"
 
 namespace bp {
 
@@ -33,17 +34,19 @@ struct ForkPlan {
 constexpr int LOST_SLOTS = -1, LOST_DESCRIPTOR = -2;
 
 struct SegmentObject {
-    PyObject_HEAD
-    Segment* s;         // null once closed
+    PyObject_HEAD Shared<Segment*> s;  // null once closed
     PyObject* data;     // numpy.memmap, read-only: (max_frames, page_size)
     char* read_base;    // its address
     PinNode pins;       // all live pins of this process (a ring; this is its head)
+    Mutex pins_mutex;
     u32 forks;          // how often this process is a forked child: old writes are not ours
-    u32 active;         // operations under way without the GIL
-    u32 writes;         // open writes of this process
-    bool closing;       // closed while arrays looked at its pages: it detaches when the last of them goes
+    Count active;       // operations under way without the GIL
+    Count writes;       // open writes of this process
+    Atomic<u32> users;   // threads in a method that looks at it, and whether close() keeps others out: see Use
+    Atomic<u32> shut;
+    Shared<bool> closing;  // closed while arrays looked at its pages: it detaches when the last of them goes
     bool observing;     // no client: reads the metadata, through a mapping that cannot be written
-    u64* written;       // an observer's: which OS pages of the metadata have ever been written
+    Shared<u64>* written;       // an observer's: which OS pages of the metadata have ever been written
     int lost;           // why this forked child does not work: an errno, or LOST_…; 0 where it does
     PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): makes room or raises
     SegmentObject* next;     // of all attached segments, for fork
@@ -51,8 +54,7 @@ struct SegmentObject {
 };
 
 struct SpaceObject {
-    PyObject_HEAD
-    SegmentObject* seg;  // null until attached
+    PyObject_HEAD Shared<SegmentObject*> seg;  // null until attached; stored last
     PyObject* store;     // kept alive with its descriptor
     PyArray_Descr* dtype;
     npy_intp items;      // of dtype in a page
@@ -60,7 +62,7 @@ struct SpaceObject {
     u64 device, inode;   // of the file behind `fd`
     Atomic<u32> checked; // the tick in which we last saw that it is that
     u32 index, first_entry, max_pages, kind;
-    u32 backed;          // so many of its pages have entries with memory, as far as we have looked: see is_backed()
+    Shared<u32> backed;  // so many of its pages have entries with memory, as far as we have looked: see is_backed()
     u32 only;            // the client whose private space it is; 0: everybody's
     int fd;              // of a file; -1: pages are filled by _fill()
     bool writable, discardable, zero_fill;
@@ -100,6 +102,7 @@ extern PyMethodDef directory_methods[], lock_methods[], flush_methods[], observe
 
 // fork.cpp
 extern SegmentObject* attached;  // every open segment of this process
+extern Mutex lists;  // of attached segments, held locks, open writes; held over a fork
 int map_client(Segment* s, int fd);  // 0, or -errno
 void unmap_client(Segment* s);
 void watch_forks();
@@ -110,6 +113,7 @@ int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false);
 bool find_backed(SpaceObject* sp, u64 page_no);
 inline bool is_backed(SpaceObject* sp, u64 page_no) { return page_no < sp->backed || find_backed(sp, page_no); }
+SegmentObject* bound(SpaceObject* sp);  // its segment; null with an exception
 int ready_space(SpaceObject* sp);
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
 bool still_open(SpaceObject* sp);
@@ -124,19 +128,66 @@ void drop_pin(SegmentObject* seg, u32 frame);
 PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns);
 
 inline void link_pin(SegmentObject* seg, PinNode* p, u32 frame) {
+    Guard guard(seg->pins_mutex);
     p->frame = frame;
     p->prev = &seg->pins;
     p->next = seg->pins.next;
     p->next->prev = p;
     seg->pins.next = p;
 }
-inline void unlink_pin(PinNode* p) {
+inline void unlink_pin(SegmentObject* seg, PinNode* p) {
+    Guard guard(seg->pins_mutex);
     p->prev->next = p->next;
     p->next->prev = p->prev;
 }
 
 // Is this the process, and the attachment, in which something began that took note of `forks`?
 inline bool is_ours(SegmentObject* seg, u32 forks) { return seg->s && seg->s->me && seg->forks == forks; }
+
+inline bool has_pins(SegmentObject* seg) {
+    Guard guard(seg->pins_mutex);
+    return seg->pins.next != &seg->pins;
+}
+
+// While this object lives, so does the segment's object, and close() does not unmap the segment. If close() is at
+// work when it is made, it waits until that has succeeded or failed; so what needs an open segment looks after it
+// has made one.
+class Use {
+    SegmentObject* seg_;
+#ifdef BP_FREE_THREADED
+    u32 forks_ = 0;
+    bool counted_ = false;
+    Use* outer_ = nullptr;
+
+public:
+    explicit Use(SegmentObject* seg);  // null: of none
+    ~Use();
+    static bool by_this_thread(SegmentObject* seg);
+#else
+public:
+    explicit Use(SegmentObject* seg) : seg_(seg) { Py_XINCREF(reinterpret_cast<PyObject*>(seg)); }
+    ~Use() {
+        if (seg_ && seg_->closing) finish_closing(seg_);
+        Py_XDECREF(reinterpret_cast<PyObject*>(seg_));
+    }
+    static bool by_this_thread(SegmentObject*) { return false; }
+#endif
+    Use(const Use&) = delete;
+};
+
+struct SegmentEntry {
+    Use use;
+    explicit SegmentEntry(PyObject* self) : use(reinterpret_cast<SegmentObject*>(self)) {}
+    bool ok() const { return true; }
+};
+
+// Binds a space that was unpickled, too.
+struct SpaceEntry {
+    SegmentObject* seg;
+    Use use;
+    explicit SpaceEntry(PyObject* self) : seg(bound(reinterpret_cast<SpaceObject*>(self))), use(seg) {}
+    bool ok() const { return seg; }
+};
 
 // The GIL is released for the lifetime of this object; the segment stays open.
 class Released {

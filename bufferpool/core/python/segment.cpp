@@ -38,6 +38,72 @@ Segment* opened(SegmentObject* seg) {
     return nullptr;
 }
 
+// ---- using and closing -----------------------------------------------------------
+
+#ifdef BP_FREE_THREADED
+static thread_local Use* innermost;  // of this thread
+
+bool Use::by_this_thread(SegmentObject* seg) {
+    for (Use* use = innermost; use; use = use->outer_)
+        if (use->seg_ == seg && use->forks_ == seg->forks) return true;
+    return false;
+}
+
+Use::Use(SegmentObject* seg) : seg_(seg) {
+    Py_XINCREF(reinterpret_cast<PyObject*>(seg));
+    if (!seg || by_this_thread(seg)) return;
+    for (;;) {
+        seg->users.add_seq_cst(1);
+        if (!seg->shut.load_seq_cst()) break;
+        seg->users.sub_seq_cst(1);
+        Py_BEGIN_ALLOW_THREADS prim::nap(20'000);
+        Py_END_ALLOW_THREADS
+    }
+    forks_ = seg->forks;
+    counted_ = true;
+    outer_ = innermost;
+    innermost = this;
+}
+
+Use::~Use() {
+    if (counted_) {
+        innermost = outer_;
+        if (seg_->forks == forks_) seg_->users.sub_seq_cst(1);  // a forked child starts with none
+        if (seg_->closing) finish_closing(seg_);
+    }
+    Py_XDECREF(reinterpret_cast<PyObject*>(seg_));
+}
+#endif
+
+// Keeps threads from beginning to use the segment, and waits, if it may, a second for those that do; it does not wait
+// for what is under way without the GIL, nor for what Python holds.
+class Shut {
+    [[maybe_unused]] SegmentObject* seg_;
+    [[maybe_unused]] bool ours_ = false;
+
+public:
+#ifdef BP_FREE_THREADED
+    Shut(SegmentObject* seg, bool may_wait) : seg_(seg) {
+        for (int tries = 0;; tries++) {
+            u32 open = 0;
+            ours_ = ours_ || seg->shut.cas_seq_cst(open, 1);
+            if (!may_wait || tries == 10'000 || (ours_ && (!seg->users.load_seq_cst() || seg->active || seg->writes)))
+                return;
+            Py_BEGIN_ALLOW_THREADS prim::nap(100'000);
+            Py_END_ALLOW_THREADS
+        }
+    }
+    ~Shut() {
+        if (ours_) seg_->shut.store_seq_cst(0);
+    }
+    bool alone() const { return ours_ && !seg_->users.load_seq_cst(); }
+#else
+    Shut(SegmentObject* seg, bool) : seg_(seg) {}
+    bool alone() const { return true; }
+#endif
+    Shut(const Shut&) = delete;
+};
+
 bool may_work(SegmentObject* seg) {
     return (seg->s && seg->s->works && !seg->closing && seg->s->had_descriptor()) || opened(seg);
 }
@@ -69,8 +135,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     }
     Status status;
     int lock_error = 0;
-    Py_BEGIN_ALLOW_THREADS
-    status = attach(*seg->s, lock_error);
+    Py_BEGIN_ALLOW_THREADS status = attach(*seg->s, lock_error);
     if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
     Py_END_ALLOW_THREADS if (status == Status::NO_LOCKS)
         raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
@@ -89,12 +154,15 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
 
 // Takes the segment from its object, and the object from the list.
 static void forget(SegmentObject* seg) {
-    for (SegmentObject** p = &attached; *p; p = &(*p)->next)
-        if (*p == seg) {
-            *p = seg->next;
-            break;
-        }
-    seg->s = nullptr;
+    {
+        Guard guard(lists);
+        for (SegmentObject** p = &attached; *p; p = &(*p)->next)
+            if (*p == seg) {
+                *p = seg->next;
+                break;
+            }
+        seg->s = nullptr;
+    }
     prim::deallocate(seg->written);
     seg->written = nullptr;
     forget_bases(seg);
@@ -153,6 +221,7 @@ static PyObject* segment_give_to(PyObject* self, PyObject* args) {
     Py_INCREF(array);
     S(self)->data = array;
     S(self)->read_base = PyArray_BYTES(data);
+    Guard guard(lists);
     S(self)->next = attached;
     attached = S(self);
     Py_RETURN_NONE;
@@ -162,14 +231,17 @@ static PyObject* segment_give_to(PyObject* self, PyObject* args) {
 static void detach_now(SegmentObject* seg) {
     Segment* s = seg->s;
     forget(seg);
-    Py_BEGIN_ALLOW_THREADS
-    leave(s);
+    Py_BEGIN_ALLOW_THREADS leave(s);
     Py_END_ALLOW_THREADS
 }
 
 // Called when a pin has gone: the last one takes with it a segment that was closed meanwhile.
 void finish_closing(SegmentObject* seg) {
-    if (seg->closing && seg->s && seg->pins.next == &seg->pins && !seg->active && !seg->writes) detach_now(seg);
+    auto over = [seg] { return seg->closing && seg->s && !has_pins(seg) && !seg->active && !seg->writes; };
+    do {
+        Shut shut(seg, false);
+        if (shut.alone() && over()) return detach_now(seg);
+    } while (FREE_THREADED && !seg->users.load_seq_cst() && over());  // a thread that left meanwhile has found it shut
 }
 
 // close(late): detaches; while arrays look at pages, that is a BufferError, or, with `late`, it happens when they are
@@ -178,8 +250,11 @@ static PyObject* segment_close(PyObject* self, PyObject* arg) {
     SegmentObject* seg = S(self);
     int late = PyObject_IsTrue(arg);
     if (late < 0) return nullptr;
+    constexpr const char* IN_USE = "the pool cannot be closed: another thread is using it";
+    if (Use::by_this_thread(seg)) return raise("BufferError", "the pool cannot be closed by code that it has called");
+    Shut shut(seg, true);
     if (!seg->s) Py_RETURN_NONE;
-    bool pinned = seg->pins.next != &seg->pins;
+    bool pinned = has_pins(seg);
     if (pinned && !late)
         return raise(
             "BufferError",
@@ -187,7 +262,7 @@ static PyObject* segment_close(PyObject* self, PyObject* arg) {
             "A loop variable, and _ in an interactive session, keep the last array. The end of a block 'with pool:' "
             "closes the pool at once and detaches when the last array is gone");
     if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
-    if (seg->active) return raise("BufferError", "the pool cannot be closed: another thread is using it");
+    if (seg->active || !shut.alone()) return raise("BufferError", IN_USE);
     if (pinned) seg->closing = true;  // views stay true
     else detach_now(seg);
     Py_RETURN_NONE;
@@ -195,6 +270,7 @@ static PyObject* segment_close(PyObject* self, PyObject* arg) {
 
 static PyObject* segment_views(PyObject* self, PyObject*) {
     long n = 0;
+    Guard guard(S(self)->pins_mutex);
     for (PinNode* p = S(self)->pins.next; p != &S(self)->pins; p = p->next) n++;
     return PyLong_FromLong(n);
 }
@@ -274,7 +350,8 @@ static Segment* with_number(PyObject* self, PyObject* arg, u64& n) {
 // Raises a number, never lowers it, whoever else raises it at the same time. What it is now.
 static u64 raise_to(Atomic<u64>& number, u64 n) {
     u64 seen = number.load_seq_cst();
-    while (seen < n && !number.cas_seq_cst(seen, n)) {}
+    while (seen < n && !number.cas_seq_cst(seen, n)) {
+    }
     return std::max(seen, n);
 }
 
@@ -350,7 +427,7 @@ static PyObject* segment_reap(PyObject* self, PyObject*) {
 static bool is_alone(SegmentObject* seg) {
     for (u32 c = 1; c <= seg->s->g.max_clients; c++)
         if (c != seg->s->me && is_live_client(*seg->s, c) && seems_alive(*seg->s, c)) return false;
-    return seg->active == 0 && seg->writes == 0;
+    return seg->active == 0 && seg->writes == 0 && seg->users.load_relaxed() <= 1;  // one: this thread
 }
 
 static PyObject* segment_alone(PyObject* self, PyObject*) {
@@ -380,23 +457,23 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
 
 // The methods, with those of segment_*.cpp, held.cpp and batch.cpp.
 static PyMethodDef own_methods[] = {
-    {"give_to", segment_give_to, METH_VARARGS, ""},
+    {"give_to", entered<segment_give_to, SegmentEntry>, METH_VARARGS, ""},
     {"close", segment_close, METH_O, ""},
-    {"views", segment_views, METH_NOARGS, ""},
-    {"geometry", segment_geometry, METH_NOARGS, ""},
-    {"clients", segment_clients, METH_NOARGS, ""},
-    {"shrink", segment_shrink, METH_VARARGS, ""},
-    {"evict_idle", segment_evict_idle, METH_O, ""},
-    {"set_budget", segment_set_budget, METH_O, ""},
-    {"set_durable_lsn", segment_set_durable_lsn, METH_O, ""},
-    {"raise_durable_lsn", segment_raise_durable_lsn, METH_O, ""},
-    {"set_asked_frames", segment_set_asked_frames, METH_O, ""},
-    {"set_min_frames", segment_set_min_frames, METH_O, ""},
-    {"mark_unlinked", segment_mark_unlinked, METH_NOARGS, ""},
-    {"raise_checkpoint_lsn", segment_raise_checkpoint_lsn, METH_O, ""},
-    {"reap", segment_reap, METH_NOARGS, ""},
-    {"check", segment_check, METH_NOARGS, ""},
-    {"alone", segment_alone, METH_NOARGS, "Whether nobody else can change anything meanwhile."},
+    {"views", entered<segment_views, SegmentEntry>, METH_NOARGS, ""},
+    {"geometry", entered<segment_geometry, SegmentEntry>, METH_NOARGS, ""},
+    {"clients", entered<segment_clients, SegmentEntry>, METH_NOARGS, ""},
+    {"shrink", entered<segment_shrink, SegmentEntry>, METH_VARARGS, ""},
+    {"evict_idle", entered<segment_evict_idle, SegmentEntry>, METH_O, ""},
+    {"set_budget", entered<segment_set_budget, SegmentEntry>, METH_O, ""},
+    {"set_durable_lsn", entered<segment_set_durable_lsn, SegmentEntry>, METH_O, ""},
+    {"raise_durable_lsn", entered<segment_raise_durable_lsn, SegmentEntry>, METH_O, ""},
+    {"set_asked_frames", entered<segment_set_asked_frames, SegmentEntry>, METH_O, ""},
+    {"set_min_frames", entered<segment_set_min_frames, SegmentEntry>, METH_O, ""},
+    {"mark_unlinked", entered<segment_mark_unlinked, SegmentEntry>, METH_NOARGS, ""},
+    {"raise_checkpoint_lsn", entered<segment_raise_checkpoint_lsn, SegmentEntry>, METH_O, ""},
+    {"reap", entered<segment_reap, SegmentEntry>, METH_NOARGS, ""},
+    {"check", entered<segment_check, SegmentEntry>, METH_NOARGS, ""},
+    {"alone", entered<segment_alone, SegmentEntry>, METH_NOARGS, "Whether nobody else can change anything meanwhile."},
     {nullptr, nullptr, 0, nullptr}};
 
 static PyMethodDef segment_methods[64];

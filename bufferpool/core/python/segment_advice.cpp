@@ -96,10 +96,9 @@ static PyObject* segment_sampling(PyObject* self, PyObject* arg) {
     Py_RETURN_NONE;
 }
 
-PyMethodDef advice_methods[] = {
-    {"advice", segment_advice, METH_NOARGS, ""},
-    {"sampling", segment_sampling, METH_O, ""},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef advice_methods[] = {{"advice", entered<segment_advice, SegmentEntry>, METH_NOARGS, ""},
+                                {"sampling", entered<segment_sampling, SegmentEntry>, METH_O, ""},
+                                {nullptr, nullptr, 0, nullptr}};
 
 // ---- over a trace ------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ static bool raise_damaged(const char* what) {
 // Where one may look, by the offset of an OS page in the segment. A client may look at all
 // that the segment says is there; an observer's bitmap is what the kernel says.
 struct Sight {
-    const u64* written;
+    const Shared<u64>* written;
     int shift;  // of an OS page
 
     explicit Sight(SegmentObject* seg) : written(seg->written), shift(__builtin_ctz(seg->s->g.os_page)) {}
@@ -58,13 +58,15 @@ static bool refresh(SegmentObject* seg) {
     if (prim::populate(s.base, g.advice_at + g.os_page) != 0 ||
         prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + g.entry_chunks() / 8))
         return raise_damaged("its tables");
-    for (u64 i = 0; i < (g.data_at / g.os_page + 63) / 64; i++) seg->written[i] = 0;
+    Vec<u64> written;
+    if (!written.resize((g.data_at / g.os_page + 63) / 64)) return PyErr_NoMemory(), false;
     for (u64 at = prim::next_written(s.fd, 0, g.data_at); at < g.data_at;) {
         u64 end = prim::next_unwritten(s.fd, at, g.data_at);
         if (end <= at) break;
-        for (u64 i = at / g.os_page; i < end / g.os_page; i++) seg->written[i / 64] |= u64(1) << (i % 64);
+        for (u64 i = at / g.os_page; i < end / g.os_page; i++) written[i / 64] |= u64(1) << (i % 64);
         at = end < g.data_at ? prim::next_written(s.fd, end, g.data_at) : end;
     }
+    for (u64 i = 0; i < written.size(); i++) seg->written[i] = written[i];  // another thread may look at them
     return true;
 }
 
@@ -94,7 +96,7 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
     }
     seg->s->map(at, g, g.data_at);
     seg->s->fd = own;
-    seg->written = static_cast<u64*>(prim::allocate((g.data_at / g.os_page + 63) / 64 * 8));
+    seg->written = static_cast<Shared<u64>*>(prim::allocate((g.data_at / g.os_page + 63) / 64 * 8));
     if (!seg->written) return Py_DECREF(seg), PyErr_NoMemory();
     struct stat st;
     if (fstat(own, &st) == 0) seg->s->device = st.st_dev, seg->s->inode = st.st_ino;
@@ -202,7 +204,6 @@ static PyObject* segment_entry_words(PyObject* self, PyObject* arg) {
     Py_DECREF(pages);
     return out;
 }
-
 
 // ---- the frames, counted -----------------------------------------------------------
 
@@ -410,19 +411,18 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
     return raise("ValueError", "Python counts no %s", name);
 }
 
-PyMethodDef observe_methods[] = {
-    {"counters", segment_counters, METH_NOARGS, ""},
-    {"status", segment_status, METH_NOARGS, ""},
-    {"raw_frames", segment_raw_frames, METH_NOARGS, ""},
-    {"raw_pins", segment_raw_pins, METH_NOARGS, ""},
-    {"entry_words", segment_entry_words, METH_O, ""},
-    {"summary", segment_summary, METH_NOARGS, ""},
-    {"post_event", segment_post_event, METH_VARARGS, ""},
-    {"events", segment_events, METH_NOARGS, ""},
-    {"lead", segment_lead, METH_O, ""},
-    {"resign", segment_resign, METH_NOARGS, ""},
-    {"steward", segment_steward, METH_NOARGS, ""},
-    {"count", segment_count, METH_O, ""},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef observe_methods[] = {{"counters", entered<segment_counters, SegmentEntry>, METH_NOARGS, ""},
+                                 {"status", entered<segment_status, SegmentEntry>, METH_NOARGS, ""},
+                                 {"raw_frames", entered<segment_raw_frames, SegmentEntry>, METH_NOARGS, ""},
+                                 {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS, ""},
+                                 {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O, ""},
+                                 {"summary", entered<segment_summary, SegmentEntry>, METH_NOARGS, ""},
+                                 {"post_event", entered<segment_post_event, SegmentEntry>, METH_VARARGS, ""},
+                                 {"events", entered<segment_events, SegmentEntry>, METH_NOARGS, ""},
+                                 {"lead", entered<segment_lead, SegmentEntry>, METH_O, ""},
+                                 {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS, ""},
+                                 {"steward", entered<segment_steward, SegmentEntry>, METH_NOARGS, ""},
+                                 {"count", entered<segment_count, SegmentEntry>, METH_O, ""},
+                                 {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

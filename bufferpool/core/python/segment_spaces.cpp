@@ -194,7 +194,8 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     SpaceSlot& t = s->spaces[i];
     u64 before = t.stored.load_relaxed();
-    while (before < stored && !t.stored.cas_seq_cst(before, stored)) {}
+    while (before < stored && !t.stored.cas_seq_cst(before, stored)) {
+    }
     if (state != Py_None) file.store(t);
     t.flush_open.store_release(u32(open));
     Py_RETURN_NONE;
@@ -262,19 +263,19 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
     }
     if (r) return raise_errno(r, "the space's entries cannot be allocated");
     u64 e = t.extent.load_acquire();
-    while ((e & PAGES_MASK) < pages && !t.extent.cas_seq_cst(e, (e & ~PAGES_MASK) | pages)) {}
+    while ((e & PAGES_MASK) < pages && !t.extent.cas_seq_cst(e, (e & ~PAGES_MASK) | pages)) {
+    }
     Py_RETURN_NONE;
 }
 
-PyMethodDef directory_methods[] = {
-    {"spaces", segment_spaces, METH_NOARGS, ""},
-    {"add_space", segment_add_space, METH_VARARGS, ""},
-    {"space_in_use", segment_space_in_use, METH_O, ""},
-    {"remove_space", segment_remove_space, METH_O, ""},
-    {"drop_clean", segment_drop_clean, METH_O, ""},
-    {"record_store", segment_record_store, METH_VARARGS, ""},
-    {"first_changed", segment_first_changed, METH_VARARGS, ""},
-    {"grow_space", segment_grow_space, METH_VARARGS, ""},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef directory_methods[] = {{"spaces", entered<segment_spaces, SegmentEntry>, METH_NOARGS, ""},
+                                   {"add_space", entered<segment_add_space, SegmentEntry>, METH_VARARGS, ""},
+                                   {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
+                                   {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O, ""},
+                                   {"drop_clean", entered<segment_drop_clean, SegmentEntry>, METH_O, ""},
+                                   {"record_store", entered<segment_record_store, SegmentEntry>, METH_VARARGS, ""},
+                                   {"first_changed", entered<segment_first_changed, SegmentEntry>, METH_VARARGS, ""},
+                                   {"grow_space", entered<segment_grow_space, SegmentEntry>, METH_VARARGS, ""},
+                                   {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -16,20 +16,22 @@ thread_local bool forking;
 
 // Of the main thread alone, which is the one that runs handlers.
 static struct {
-    PyObject *type, *value, *trace;
+    Shared<PyObject*> type;
+    PyObject *value, *trace;
 } put_by;
 
 static int raise_put_by(void*) {
     if (!put_by.type) return 0;
-    PyErr_Restore(put_by.type, put_by.value, put_by.trace);
-    put_by = {};
+    PyErr_Restore(put_by.type.swap(nullptr), put_by.value, put_by.trace);
     return -1;
 }
 
 // An exception is set: puts it by.
 static void put_exception_by() {
     if (put_by.type) return PyErr_WriteUnraisable(nullptr);  // a handler that waited in the core, inside a handler
-    PyErr_Fetch(&put_by.type, &put_by.value, &put_by.trace);
+    PyObject* type;
+    PyErr_Fetch(&type, &put_by.value, &put_by.trace);
+    put_by.type = type;
     (void)Py_AddPendingCall(raise_put_by, nullptr);  // its queue is full: then the next check_signals() raises it
 }
 
@@ -65,9 +67,11 @@ PyObject* raise_interrupted(const char* what) {
 
 // A forked child: what its parent's handler raised is its parent's.
 void forget_signals() {
-    Py_CLEAR(put_by.type);
-    Py_CLEAR(put_by.value);
-    Py_CLEAR(put_by.trace);
+    if (PyObject* type = put_by.type.swap(nullptr)) {
+        Py_DECREF(type);
+        Py_XDECREF(put_by.value);
+        Py_XDECREF(put_by.trace);
+    }
 }
 
 }  // namespace bp

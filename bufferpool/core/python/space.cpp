@@ -329,18 +329,17 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
                           &max_pages, &kind, &fd, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable,
                           &zero_fill, &is_private))
         return nullptr;
+    Use use(reinterpret_cast<SegmentObject*>(seg));
     Segment* s = opened(reinterpret_cast<SegmentObject*>(seg));
     if (!s) return nullptr;
     npy_intp item = PyDataType_ELSIZE(dtype);
     if (index >= MAX_SPACES || u64(first) + max_pages > s->g.max_pages || item <= 0 || s->g.page_size % u64(item))
         return raise("ValueError", "the dtype's item size must divide the page size");
+    Critical critical(self);
+    if (sp->seg) Py_RETURN_NONE;  // by another thread, at the same time
     Py_INCREF(seg);
     Py_INCREF(store);
     Py_INCREF(dtype);
-    Py_XDECREF(sp->seg);
-    Py_XDECREF(sp->store);
-    Py_XDECREF(sp->dtype);
-    sp->seg = reinterpret_cast<SegmentObject*>(seg);
     sp->store = store;
     sp->dtype = dtype;
     sp->items = npy_intp(s->g.page_size) / item;
@@ -357,6 +356,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->discardable = discardable;
     sp->zero_fill = zero_fill;
     sp->only = is_private ? s->me : 0;
+    sp->seg = reinterpret_cast<SegmentObject*>(seg);
     Py_RETURN_NONE;
 }
 
@@ -382,7 +382,7 @@ static int space_clear(PyObject* self) {
 static void space_dealloc(SpaceObject* sp) {
     PyObject_GC_UnTrack(sp);
     PyTypeObject* type = Py_TYPE(sp);
-    Py_XDECREF(sp->seg);
+    Py_XDECREF(static_cast<SegmentObject*>(sp->seg));
     Py_XDECREF(sp->store);
     Py_XDECREF(sp->dtype);
     type->tp_free(sp);
@@ -394,7 +394,7 @@ static PyCFunction function(Function f) {
 }
 
 static PyMethodDef space_methods[] = {
-    {"get", function(space_get), METH_FASTCALL | METH_KEYWORDS,
+    {"get", function(entered<space_get, SpaceEntry>), METH_FASTCALL | METH_KEYWORDS,
      "get($self, page_no, /, *, timeout=None)\n--\n\n"
      "Return page ``page_no`` as ``space[page_no]`` does, waiting at most ``timeout`` seconds for another client's "
      "load or write.\n\n"
@@ -402,23 +402,23 @@ static PyMethodDef space_methods[] = {
      "as\n"
      "long as it or a view of it is alive. Raises PageOutOfRange, LoaderFailed, StoreError, PoolExhausted, "
      "WaitTimeout."},
-    {"pin", function(space_pin), METH_FASTCALL | METH_KEYWORDS,
+    {"pin", function(entered<space_pin, SpaceEntry>), METH_FASTCALL | METH_KEYWORDS,
      "pin($self, page_no, /, *, timeout=None)\n--\n\n"
      "Pin a page: return a Pin, which as a ``with`` block gives the page as a read-only array and releases it at the "
      "end.\n\n"
      "``timeout`` is in seconds (None: wait without limit). Raises what ``get`` raises."},
-    {"pin_many", function(space_pin_many), METH_FASTCALL | METH_KEYWORDS,
+    {"pin_many", function(entered<space_pin_many, SpaceEntry>), METH_FASTCALL | METH_KEYWORDS,
      "pin_many($self, ids, /, *, timeout=None)\n--\n\n"
      "Pin many pages at once: return PinnedPages, a sequence of read-only arrays in the order of ``ids``.\n\n"
      "``ids`` is a one-dimensional sequence or array of page numbers. The pages are released together, at the end of "
      "a\n"
      "``with`` block, by ``release()``, or when the sequence and its arrays are gone. Raises what ``get`` raises."},
-    {"read_many", function(space_read_many), METH_VARARGS | METH_KEYWORDS,
+    {"read_many", function(entered<space_read_many, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
      "read_many($self, /, ids, out=None, *, timeout=None)\n--\n\n"
      "Copy many pages into ``out``, or into a new array, of shape ``(len(ids), page_size // itemsize)`` and the "
      "space's dtype.\n\n"
      "No page stays pinned. Raises what ``get`` raises, and ValueError for an ``out`` of another shape or dtype."},
-    {"write", function(space_write), METH_VARARGS | METH_KEYWORDS,
+    {"write", function(entered<space_write, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
      "write($self, /, page_no, timeout=10.0, *, lsn=None)\n--\n\n"
      "Write a page: return a Write, which as a ``with`` block gives a private copy and publishes it when the block "
      "ends well.\n\n"
@@ -426,14 +426,15 @@ static PyMethodDef space_methods[] = {
      "``lsn``: the LSN of the new version (None: that of the old one). Raises SpaceReadOnly, PageOutOfRange, "
      "WaitTimeout,\n"
      "WouldDeadlock, PoolExhausted."},
-    {"append", function(space_append), METH_VARARGS | METH_KEYWORDS,
+    {"append", function(entered<space_append, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
      "append($self, /, *, lsn=None)\n--\n\n"
      "Append a page: return a Write of a new page of zeros at the end of the space, which exists when its block ends "
      "well.\n\n"
      "Raises SpaceReadOnly, SpaceFull."},
-    {"_once", space_once, METH_O, "The page, pinned without counting as a reference."},
-    {"_load_many", space_load_many, METH_O, "Loads absent pages without pinning them; how many."},
-    {"_drop_range", space_drop_range, METH_VARARGS, "Drops pages without write-back; how many frames came free."},
+    {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
+    {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
+    {"_drop_range", entered<space_drop_range, SpaceEntry>, METH_VARARGS,
+     "Drops pages without write-back; how many frames came free."},
     {"_bind_core", space_bind, METH_VARARGS, "Connects this handle to its slot in a segment."},
     {nullptr, nullptr, 0, nullptr}};
 static PyMappingMethods space_mapping = {};
@@ -441,8 +442,8 @@ static PyMappingMethods space_mapping = {};
 PyTypeObject SpaceType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_space_type() {
-    space_mapping.mp_length = space_length;
-    space_mapping.mp_subscript = space_subscript;
+    space_mapping.mp_length = entered<space_length, SpaceEntry>;
+    space_mapping.mp_subscript = entered<space_subscript, SpaceEntry>;
     SpaceType.tp_flags = Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC;
     SpaceType.tp_traverse = space_traverse;
     SpaceType.tp_clear = space_clear;

@@ -21,8 +21,7 @@
 namespace bp {
 
 struct HolderObject {
-    PyObject_HEAD
-    PinNode pin;
+    PyObject_HEAD PinNode pin;
     SegmentObject* seg;
     PyObject* others;  // a list of Holders, of pages that are looked at through the same base array; or null
 };
@@ -37,13 +36,11 @@ void drop_pin(SegmentObject* seg, u32 frame) {
     if (settle_old(*s, frame)) free_frame(*s, frame);
 }
 
-static HolderObject* holder_cache[64];
-static int holder_cached;
+static Spares<HolderObject, 64> spare_holders;
 
 PyObject* new_holder(SegmentObject* seg, u32 frame) {
-    HolderObject* h;
-    if (holder_cached) {
-        h = holder_cache[--holder_cached];
+    HolderObject* h = spare_holders.take();
+    if (h) {
         (void)PyObject_Init(reinterpret_cast<PyObject*>(h), &HolderType);
     } else {
         h = PyObject_New(HolderObject, &HolderType);
@@ -58,12 +55,13 @@ PyObject* new_holder(SegmentObject* seg, u32 frame) {
 
 static void holder_dealloc(HolderObject* h) {
     SegmentObject* seg = h->seg;
-    unlink_pin(&h->pin);
-    drop_pin(seg, h->pin.frame);
-    Py_CLEAR(h->others);
-    if (seg->closing) finish_closing(seg);
-    if (holder_cached < 64) holder_cache[holder_cached++] = h;
-    else PyObject_Free(h);
+    {
+        Use use(seg);
+        unlink_pin(seg, &h->pin);
+        drop_pin(seg, h->pin.frame);
+        Py_CLEAR(h->others);
+    }
+    if (!spare_holders.keep(h)) PyObject_Free(h);
     Py_DECREF(seg);
 }
 

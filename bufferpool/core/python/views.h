@@ -10,6 +10,10 @@ PyObject* array_over(SpaceObject* sp, u32 frame, PyObject* base);           // t
 PyObject* new_base(SegmentObject* seg);
 void add_holders(PyObject* holder, PyObject* others);                       // takes over the reference to the list
 
+inline SegmentObject* segment_of(SpaceObject* sp) {
+    if (!sp) return nullptr;
+    return sp->seg;
+}
 inline PyObject*& base_of(PyObject* array) { return reinterpret_cast<PyArrayObject_fields*>(array)->base; }
 
 // How many others may hold an array that we gave out: at the end of its block

@@ -8,12 +8,14 @@
 namespace bp {
 
 struct WriteObject {
-    PyObject_HEAD
-    SpaceObject* space;
+    PyObject_HEAD SpaceObject* space;
     PyObject* page;      // the private copy while the block is open
-    u64 page_no, lsn, timeout_ns, thread;
+    u64 page_no, timeout_ns, thread;
+    Shared<u64> lsn;
     u32 forks;           // of the process that opened it
-    bool append, open, done, lsn_set;
+    bool append, done;
+    Shared<bool> open, lsn_set;
+    Atomic<u32> busy;    // a thread is in a method that may wait
     WriteObject *next, *prev;  // open writes of this process
 };
 
@@ -24,6 +26,7 @@ static WriteObject open_writes = [] {
 }();
 
 static bool own_thread_writes(SpaceObject* sp, u64 page_no) {
+    Guard guard(lists);
     for (WriteObject* w = open_writes.next; w && w != &open_writes; w = w->next)
         if (w->space->seg == sp->seg && w->space->index == sp->index && w->page_no == page_no &&
             w->thread == this_thread())
@@ -43,7 +46,10 @@ PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns) {
     w->thread = 0;
     w->forks = sp->seg->forks;
     w->append = append;
-    w->open = w->done = w->lsn_set = false;
+    w->open = false;
+    w->done = false;
+    w->lsn_set = false;
+    w->busy.store_relaxed(0);
     w->next = w->prev = nullptr;
     return reinterpret_cast<PyObject*>(w);
 }
@@ -52,6 +58,7 @@ static void set_open(WriteObject* w) {
     w->open = true;
     w->space->seg->writes++;
     w->thread = this_thread();
+    Guard guard(lists);
     if (!open_writes.next) open_writes.next = open_writes.prev = &open_writes;
     w->prev = &open_writes;
     w->next = open_writes.next;
@@ -63,6 +70,7 @@ static void set_closed(WriteObject* w) {
     if (!w->open) return;
     w->open = false;
     if (w->forks == w->space->seg->forks) w->space->seg->writes--;
+    Guard guard(lists);
     w->next->prev = w->prev;
     w->prev->next = w->next;
 }
@@ -105,6 +113,39 @@ struct PublishHooks : OwnHooks {
     }
     Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
     Status make_room(Status status, FrameRequest& want) { return unless_forked(OwnHooks::make_room(status, want)); }
+};
+
+// A method that may wait, and so may find another thread in it. To open a Write that another thread is opening is an
+// error; its end waits for a thread that is about to be told so.
+class WriteEntry {
+    WriteObject* w_;
+    bool mine_ = false;
+    Use use_;
+
+protected:
+    WriteEntry(PyObject* self, bool ends) : w_(reinterpret_cast<WriteObject*>(self)), use_(w_->space->seg) {
+        for (;;) {
+            u32 idle = 0;
+            mine_ = w_->busy.cas_seq_cst(idle, 1);
+            if (mine_ || !ends || !w_->open) break;
+            Py_BEGIN_ALLOW_THREADS prim::nap(20'000);
+            Py_END_ALLOW_THREADS
+        }
+        if (!mine_)
+            raise("ValueError", "another thread is opening this Write; each thread that writes needs one of its own");
+    }
+
+public:
+    ~WriteEntry() {
+        if (mine_) w_->busy.store_seq_cst(0);
+    }
+    bool ok() const { return mine_; }
+};
+struct WriteBegin : WriteEntry {
+    explicit WriteBegin(PyObject* self) : WriteEntry(self, false) {}
+};
+struct WriteEnd : WriteEntry {
+    explicit WriteEnd(PyObject* self) : WriteEntry(self, true) {}
 };
 
 static PyObject* write_enter(PyObject* self, PyObject*) {
@@ -210,6 +251,7 @@ static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n)
 
 static void write_dealloc(WriteObject* w) {
     if (!w->done) {  // never used, or its block was abandoned (a generator that is thrown away)
+        Use use(w->space->seg);
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
         write_abort(w);
@@ -243,7 +285,9 @@ static PyObject* write_repr(PyObject* self) {
     PyObject* name = PyObject_GetAttrString(reinterpret_cast<PyObject*>(w->space), "name");
     if (!name) return nullptr;
     PyObject* text = PyUnicode_FromFormat("<Write of page %llu of space %R, %s>", (unsigned long long)w->page_no, name,
-                                          w->done ? "ended" : w->open ? "open" : "not begun");
+                                          w->done   ? "ended"
+                                          : w->open ? "open"
+                                                    : "not begun");
     Py_DECREF(name);
     return text;
 }
@@ -258,8 +302,8 @@ static PyObject* refuse_use(PyObject* self, PyObject*) {
 static int refuse_assignment(PyObject* self, PyObject* key, PyObject*) { return refuse_use(self, key), -1; }
 
 static PyMethodDef write_methods[] = {
-    {"__enter__", write_enter, METH_NOARGS, "The private copy, to be edited."},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(write_exit)), METH_FASTCALL,
+    {"__enter__", entered<write_enter, WriteBegin>, METH_NOARGS, "The private copy, to be edited."},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<write_exit, WriteEnd>)), METH_FASTCALL,
      "Publishes the copy, or nothing if the block raised."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef write_getset[] = {

@@ -1,0 +1,104 @@
+// What keeps the objects of this room whole while several threads use them (docs/design.md, "Threads").
+//
+// With the GIL one thread at a time is in this room, and the first three are empty or plain. A CPython without the
+// GIL runs threads side by side (BP_FREE_THREADED): then
+//
+//   Mutex       guards a few pointers; nothing is allocated, called or waited for while one is held
+//   Count       changes by one atomic instruction
+//   Critical    is the critical section of one object; CPython leaves it while the thread waits for something
+//   Use         (py.h) keeps a segment mapped while a method looks at it
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <mutex>
+#include <type_traits>
+
+#include "os/prim.h"
+
+#if defined(Py_GIL_DISABLED) && !defined(BP_FREE_THREADED)
+#error "setup.py defines BP_FREE_THREADED for an interpreter without the GIL"
+#endif
+
+namespace bp {
+
+#ifdef BP_FREE_THREADED
+constexpr bool FREE_THREADED = true;
+using Mutex = std::mutex;
+#else
+constexpr bool FREE_THREADED = false;
+struct Mutex {
+    void lock() {}
+    void unlock() {}
+};
+#endif
+using Guard = std::lock_guard<Mutex>;
+
+// A child of a fork has none of the threads that held it.
+inline void renew_mutex(Mutex& mutex) { new (&mutex) Mutex; }
+
+class Count {
+    Atomic<u32> n_;
+
+public:
+    operator u32() const { return n_.load_relaxed(); }
+    void operator++(int) { n_.add_owned(1); }
+    void operator--(int) { n_.add_owned(u32(-1)); }
+    void operator=(u32 n) { n_.store_seq_cst(n); }
+};
+
+class Critical {
+#ifdef BP_FREE_THREADED
+    PyCriticalSection section_;
+
+public:
+    explicit Critical(PyObject* object) { PyCriticalSection_Begin(&section_, object); }
+    ~Critical() { PyCriticalSection_End(&section_); }
+#else
+public:
+    explicit Critical(PyObject*) {}
+    ~Critical() {}
+#endif
+    Critical(const Critical&) = delete;
+};
+
+// Objects of a type that are kept for the next use. Without the GIL none are: the interpreter keeps memory for each
+// thread by itself.
+template <class T, int MOST>
+class Spares {
+    T* kept_[MOST] = {};
+    int n_ = 0;
+
+public:
+    T* take() {
+        if constexpr (FREE_THREADED) return nullptr;
+        return n_ ? kept_[--n_] : nullptr;
+    }
+    bool keep(T* object) {
+        if (FREE_THREADED || n_ == MOST) return false;
+        kept_[n_++] = object;
+        return true;
+    }
+    int size() const { return n_; }
+    T* operator[](int i) { return kept_[i]; }
+};
+
+// The method F of a type, called with an Entry of its object: what is entered before it, and left after it.
+template <auto F, class Entry>
+struct Entered;
+template <class R, class O, class... A, R (*F)(O*, A...), class Entry>
+struct Entered<F, Entry> {
+    static R call(O* self, A... args) {
+        Entry entry(reinterpret_cast<PyObject*>(self));
+        if (!entry.ok()) {
+            if constexpr (std::is_pointer_v<R>) return nullptr;
+            else return R(-1);
+        }
+        return F(self, args...);
+    }
+};
+template <auto F, class Entry>
+constexpr auto entered = &Entered<F, Entry>::call;
+
+}  // namespace bp
