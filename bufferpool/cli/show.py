@@ -15,7 +15,7 @@ from bufferpool.cli.common import Commands, attach, count, interval, observe, po
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.figures import stats as inspect
-from bufferpool.figures.names import FrameState
+from bufferpool.figures.names import FrameState, hit_ratio, shown_frames
 from bufferpool.figures.stats import ClientInfo, PoolStats
 from bufferpool.observer import Observer
 from bufferpool.units import format_size
@@ -124,7 +124,7 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
     reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in stats.reclaimed_bytes.items() if n)
     lost = f"{sum(unsaved.values()):,} dirty pages of files and stores, in memory only until a flush"
     ratio = "no access yet" if math.isnan(stats.hit_ratio) else f"{stats.hit_ratio:.2%}"
-    frames = stats.frames
+    frames, shown = stats.frames, shown_frames(stats.frames)
     print_table(
         [
             ("name", stats.name),
@@ -133,7 +133,7 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
             ("resident", f"{stats.resident_bytes:,} B, as the pool counts"),
             ("kernel", f"{stats.kernel_data_bytes:,} B, as st_blocks says, and {stats.metadata_bytes:,} B of metadata"),
             ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "old", "hole"))),
-            ("live frames", ", ".join(f"{frames[s]:,} {s}" for s in ("clean", "dirty", "pinned"))),
+            ("live frames", ", ".join(f"{shown[s]:,} {s}" for s in ("clean", "dirty", "pinned"))),
             ("unsaved", lost if unsaved else "nothing: every file and store has the newest pages"),
             ("hit ratio", f"{ratio} ({stats.hits:,} hits, {stats.misses:,} misses)"),
             ("reclaimed", format_size(stats.reclaimed_total_bytes) + (f" ({reasons})" if reasons else "")),
@@ -169,12 +169,12 @@ def _spaces(args: argparse.Namespace) -> int:
     with observe(args) as pool:
         found, clients = pool.stats().spaces, {client.client: client for client in pool.clients()}
     if args.json:
-        print_json([{**asdict(space), "hit_ratio": _ratio(space.hits, space.misses)} for space in found])
+        print_json([{**asdict(space), "hit_ratio": hit_ratio(space.hits, space.misses)} for space in found])
         return 0
     rows = [
         (
             s.name, s.kind, _owner(s.owner, clients), f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
-            "-" if not s.hits + s.misses else f"{_ratio(s.hits, s.misses):.2%}",
+            "-" if not s.hits + s.misses else f"{hit_ratio(s.hits, s.misses):.2%}",
         )
         for s in found
     ]  # fmt: skip
@@ -189,10 +189,6 @@ def _owner(number: int, clients: dict[int, ClientInfo]) -> str:
         return "pool"
     client = clients.get(number)
     return f"client {number}" if client is None else f"client {number} (pid {client.pid}, {client.name})"
-
-
-def _ratio(hits: int, misses: int) -> float:
-    return hits / (hits + misses) if hits + misses else math.nan
 
 
 def _clients(args: argparse.Namespace) -> int:

@@ -52,7 +52,9 @@ class FrameState(IntEnum):
     OLD = 4
 
 
-AGE_LIMITS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, float("inf"))  # AGE_LIMITS_S of core/python/segment_figures.cpp
+AGE_BANDS = {"1s": 1.0, "10s": 10.0, "1m": 60.0, "10m": 600.0, "1h": 3600.0, "older": float("inf")}
+"""Bands of the time since a page's last use, each with its upper limit in seconds, as AGE_LIMITS_S of the core has them."""
+AGE_LIMITS_S = tuple(AGE_BANDS.values())
 
 
 class What(IntEnum):
@@ -112,3 +114,26 @@ class Why(IntEnum):
     """The kernel refused a call: its errno."""
     HANGS = 20
     """A store does not come back: for how many seconds."""
+
+
+def hit_ratio(hits: float, misses: float) -> float:
+    """Hits divided by references; NaN before the first reference."""
+    return hits / (hits + misses) if hits + misses else float("nan")
+
+
+def shown_frames(frames: dict[str, int]) -> dict[str, int]:
+    """Frames by the state that commands and metrics show, each frame once, from the counts of a :class:`Summary`.
+
+    A live frame is pinned if a client pins it, or else dirty or clean. A retired frame holds a version that was
+    replaced or dropped while a reader had it pinned: it does not count as pinned.
+    """
+    pinned, dirty = frames["pinned_live"], frames["dirty"] - frames["pinned_dirty"]
+    return {
+        "hole": frames["hole"],
+        "free": frames["free"],
+        "busy": frames["busy"],
+        "clean": max(0, frames["live"] - pinned - dirty),
+        "dirty": dirty,
+        "pinned": pinned,
+        "retired": frames["old"],
+    }

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
-from bufferpool.figures.names import AGE_LIMITS_S, COUNTERS, LATENCIES, REASONS, FrameState, Kind, kind_name
+from bufferpool.figures.names import AGE_LIMITS_S, COUNTERS, LATENCIES, REASONS, FrameState, Kind, hit_ratio, kind_name
 
 
 class Seen(Protocol):
@@ -141,8 +141,7 @@ class PoolStats:
     @property
     def hit_ratio(self) -> float:
         """Hits by references; NaN before the first."""
-        total = self.hits + self.misses
-        return self.hits / total if total else float("nan")
+        return hit_ratio(self.hits, self.misses)
 
     @property
     def kernel_data_bytes(self) -> int:

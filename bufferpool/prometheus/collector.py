@@ -33,13 +33,13 @@ from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.figures import events
 from bufferpool.figures import stats as inspect
 from bufferpool.figures.advice import Advice, AdvicePoint
-from bufferpool.figures.names import What, Why
+from bufferpool.figures.names import AGE_BANDS, What, Why, shown_frames
 from bufferpool.figures.stats import SpaceStats
 from bufferpool.machine import pressure
 from bufferpool.observer import Observer
 from bufferpool.printable import printable
 
-AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # stats.AGE_LIMITS_S, as labels
+AGES = tuple(AGE_BANDS)
 
 _LIMITS = [str(2.0 ** (_core.BUCKET_SHIFT + i) / 1e9) for i in range(_core.BUCKETS - 1)] + ["+Inf"]
 
@@ -113,15 +113,7 @@ def _counter(name: str, help: str, field: str, unit: str = "") -> Family:
 
 def _frames(sight: Sight) -> Iterator[Sample]:
     """Every frame of the pool in one state: the values add up to its maximum."""
-    n = sight.summary.frames
-    pinned, dirty = n["pinned_live"], n["dirty"] - n["pinned_dirty"]
-    yield ("hole",), n["hole"]
-    yield ("free",), n["free"]
-    yield ("busy",), n["busy"]
-    yield ("clean",), max(0, n["live"] - pinned - dirty)
-    yield ("dirty",), dirty
-    yield ("pinned",), pinned
-    yield ("retired",), n["old"]
+    return (((state,), n) for state, n in shown_frames(sight.summary.frames).items())
 
 
 def _per_space(field: str) -> Callable[[Sight], Iterable[Sample]]:

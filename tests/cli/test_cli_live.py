@@ -22,6 +22,7 @@ from bufferpool.cli import main
 from bufferpool.cli.top.app import Ask, Top
 from bufferpool.cli.top.figures import bar, brief, memory_parts, short
 from bufferpool.cli.top.pools import Pools
+from bufferpool.prometheus import server
 
 SHM = Path("/dev/shm")
 Capture = pytest.CaptureFixture[str]
@@ -233,6 +234,24 @@ def test_memory_parts_are_all_of_the_memory(pool: bp.Pool) -> None:
     parts = memory_parts(pool.stats())
     assert sum(parts.values()) == pool.stats().max_bytes
     assert parts["dirty"] == 4096
+
+
+def test_a_page_that_was_replaced_under_a_reader_counts_as_retired_everywhere(
+    pool: bp.Pool, tmp_path: Path, capsys: Capture
+) -> None:
+    """The bar of ``top`` and ``stat`` counted a pinned frame of an old version as a pinned live one; the metrics did not."""
+    space = pool.open_file(tmp_path / "orders.db", "r+", name="orders")
+    held = space[3]
+    with space.write(3) as page:
+        page[:] = 7
+    parts = memory_parts(pool.stats())
+    assert (parts["pinned"], parts["retired"]) == (0, 4096)
+    assert sum(parts.values()) == pool.stats().max_bytes
+    assert main(["stat", pool.name]) == 0
+    assert ", 0 pinned" in capsys.readouterr().out
+    assert f'bufferpool_frames{{pool="{pool.name}",state="pinned"}} 0.0' in server.text_of(pool.name)
+    assert f'bufferpool_frames{{pool="{pool.name}",state="retired"}} 1.0' in server.text_of(pool.name)
+    assert held[0] == 0
 
 
 async def until(pilot: Pilot[None], holds: Callable[[], bool]) -> None:

@@ -17,6 +17,7 @@ from bufferpool.cli.top.figures import PARTS, Look, bar, brief, legend, look, me
 from bufferpool.cli.top.pools import Pools
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
+from bufferpool.figures.names import hit_ratio
 from bufferpool.pool import Pool
 from bufferpool.printable import printable
 from bufferpool.units import format_size, parse_size
@@ -238,7 +239,7 @@ class Top(App[None]):
             self.query_one("#rates", Static).update(Text("rates come with the next look", "dim"))
             return
         hits, misses = rate(before, now, "hits"), rate(before, now, "misses")
-        ratio = f"{hits / (hits + misses):.2%}" if hits + misses else "-"
+        ratio = f"{hit_ratio(hits, misses):.2%}" if hits + misses else "-"
         text = Text(no_wrap=True, overflow="ellipsis")
         for name, figure in (
             ("hit ratio", ratio),
@@ -262,7 +263,7 @@ class Top(App[None]):
         for s in now.stats.spaces:
             was = seen.get((s.name, s.owner), s)
             hits, misses = (s.hits - was.hits) / span, (s.misses - was.misses) / span
-            ratio = s.hits / (s.hits + s.misses) if s.hits + s.misses else math.nan
+            ratio = hit_ratio(s.hits, s.misses)
             rows.append((s.shown_name, s.kind, s.pages, s.resident, s.dirty, hits, misses, ratio))
         by_text = self.sort_by < 2
         rows.sort(key=lambda row: row[self.sort_by] if by_text else -float(row[self.sort_by] or 0))

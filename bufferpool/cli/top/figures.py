@@ -7,6 +7,7 @@ from rich.text import Text
 
 from bufferpool.cli import colours
 from bufferpool.figures import stats as inspect
+from bufferpool.figures.names import shown_frames
 from bufferpool.figures.stats import ClientInfo, PoolStats, Summary
 from bufferpool.observer import Observer
 
@@ -79,17 +80,9 @@ def legend(parts: list[tuple[str, str, str]]) -> Text:
 
 def memory_parts(stats: PoolStats) -> dict[str, int]:
     """Bytes of each part of the memory bar; together, the largest budget that there may be."""
-    frames, size = stats.frames, stats.page_size
-    pinned = min(frames["pinned"], frames["live"])
-    dirty = min(frames["dirty"], frames["live"] - pinned)
-    return {
-        "pinned": pinned * size,
-        "dirty": dirty * size,
-        "clean": (frames["live"] - pinned - dirty) * size,
-        "retired": frames["old"] * size,
-        "free": (frames["free"] + frames["busy"]) * size,
-        "given back": frames["hole"] * size,
-    }
+    shown, size = shown_frames(stats.frames), stats.page_size
+    free, hole = shown.pop("free") + shown.pop("busy"), shown.pop("hole")
+    return {name: n * size for name, n in (shown | {"free": free, "given back": hole}).items()}
 
 
 def brief(size: int) -> str:

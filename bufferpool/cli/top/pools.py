@@ -11,6 +11,7 @@ from textual.widgets import DataTable, Footer, Static
 from bufferpool.cli.top.figures import Look, brief, look, rate, short
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
+from bufferpool.figures.names import hit_ratio
 from bufferpool.printable import printable
 
 COLUMNS = ("NAME", "RESIDENT", "BUDGET", "HIT RATIO", "MISSES/S", "BACK/S", "CLIENTS")
@@ -77,7 +78,7 @@ def _cells(before: Look | None, now: Look) -> list[str]:
     rates = ["-", "-", "-"]
     if before is not None and before.uuid == now.uuid:
         hits, misses = rate(before, now, "hits"), rate(before, now, "misses")
-        ratio = f"{hits / (hits + misses):.2%}" if hits + misses else "-"
+        ratio = f"{hit_ratio(hits, misses):.2%}" if hits + misses else "-"
         rates = [ratio, short(misses), brief(int(rate(before, now, "reclaimed_total_bytes")))]
     alive = sum(client.alive for client in now.clients)
     return [brief(now.stats.resident_bytes), brief(now.stats.budget_bytes), *rates, str(alive)]
