@@ -20,29 +20,42 @@ from bufferpool import errors
 from bufferpool._core import Pin, PinnedPages, Write
 from bufferpool.errors import *  # noqa: F403
 from bufferpool.figures.advice import Advice, AdvicePoint
-from bufferpool.figures.names import FrameState, Kind
+from bufferpool.figures.events import Event
+from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind
 from bufferpool.figures.stats import ClientInfo, PoolStats, SpaceStats
+from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.simulation import Simulation, simulate
 from bufferpool.spaces.space import Space
 from bufferpool.stores.base import FileStore, Store
+from bufferpool.upkeep.budget import Rules
+from bufferpool.upkeep.steward import Settings, Steward
+from bufferpool.upkeep.working_set import WarmUp
 
 __version__ = "0.1.0"
 __all__ = [
     "Advice",
     "AdvicePoint",
     "ClientInfo",
+    "Event",
+    "EventKind",
+    "EventReason",
     "FileStore",
     "FrameState",
     "Kind",
+    "Observer",
     "Pin",
     "PinnedPages",
     "Pool",
     "PoolStats",
+    "Rules",
+    "Settings",
     "Simulation",
     "Space",
     "SpaceStats",
+    "Steward",
     "Store",
+    "WarmUp",
     "Write",
     "simulate",
 ]

@@ -19,8 +19,16 @@ from bufferpool.client.request import FIXED, Request
 from bufferpool.errors import PoolDiffers, PoolMismatch, SegmentExists, SegmentNotFound, SegmentReplaced
 from bufferpool.figures.advice import Advice, read_advice
 from bufferpool.figures.events import Event, read_events
-from bufferpool.figures.names import FrameState, Kind, What, Why
-from bufferpool.figures.stats import ClientInfo, PoolStats, read_clients, read_extents, read_frames, read_stats
+from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind
+from bufferpool.figures.stats import (
+    ClientInfo,
+    PoolStats,
+    SpaceStats,
+    read_clients,
+    read_extents,
+    read_frames,
+    read_stats,
+)
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, look
 from bufferpool.machine.mounts import has_huge_pages
 from bufferpool.machine.pressure import Source, given
@@ -130,7 +138,7 @@ class Pool:
         )
         segment_file.create(path, plan, permissions)
         pool = cls.attach(name, directory=directory)
-        pool.client.post(What.CREATED, Why.ASKED)
+        pool.client.post(EventKind.CREATED, EventReason.ASKED)
         return pool
 
     @classmethod
@@ -328,6 +336,11 @@ class Pool:
     def max_frames(self) -> int:
         """Frames that the segment has room for."""
         return self.client.max_frames
+
+    @property
+    def capacity(self) -> int:
+        """The budget now, in bytes: how much memory its pages may take. :meth:`resize` changes it."""
+        return self.client.budget_frames * self.client.page_size
 
     @property
     def budget_frames(self) -> int:
@@ -699,6 +712,10 @@ class Pool:
     def stats(self) -> PoolStats:
         """Figures of the whole pool, over all clients, present and past."""
         return read_stats(self.client)
+
+    def spaces(self) -> list[SpaceStats]:
+        """The spaces of the pool, each with its kind, its pages and its counters."""
+        return self.stats().spaces
 
     def frames(self) -> npt.NDArray[np.void]:
         """Every frame that has ever been used: a structured array, dtype ``stats.FRAME``."""

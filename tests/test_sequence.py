@@ -1,7 +1,9 @@
 """A space behaves as a sequence of pages does: the habits that people bring from lists and numpy."""
 
 import inspect
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +128,35 @@ def test_reprs_say_what_and_in_which_state(space: bp.Space) -> None:
     with space.pin_many([1, 2, 3]) as pages:
         assert repr(pages) == "<PinnedPages: 3 pages>"
     assert "released" in repr(pages)
+
+
+def test_a_space_and_a_pool_say_what_they_are(space: bp.Space, tmp_path: Path) -> None:
+    pool = space.pool
+    assert (space.page_size, space.path, pool.capacity) == (4096, None, 1 << 20)
+    space[3], space[3]
+    stats = space.stats()
+    assert (stats.name, stats.kind, stats.pages, stats.resident, stats.dirty) == ("squares", "derived", 10, 1, 0)
+    assert (stats.hits, stats.misses) == (1, 1)
+    assert [s.name for s in pool.spaces()] == ["squares"]
+    path = tmp_path / "table"
+    path.write_bytes(bytes(4096))
+    table = pool.open_file(path)
+    assert table.path == str(path.resolve())
+    table.remove()
+    with pytest.raises(bp.SpaceRemoved):
+        table.stats()
+
+
+def test_a_client_says_whether_it_is_the_steward(space: bp.Space) -> None:
+    pool = space.pool
+    assert [c.is_steward for c in pool.clients()] == [False]
+    pool.start_steward(interval=0.05)
+    deadline = time.monotonic() + 60
+    while not pool.clients()[0].is_steward and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [c.is_steward for c in pool.clients()] == [True]
+    pool.stop_steward()
+    assert [c.is_steward for c in pool.clients()] == [False]
 
 
 @pytest.mark.parametrize("name", ["get", "pin", "pin_many", "read_many", "write", "append"])

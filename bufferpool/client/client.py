@@ -16,7 +16,7 @@ from bufferpool.client import segment_file
 from bufferpool.client.jobs import Jobs
 from bufferpool.errors import PoolClosed, PoolExhausted, PoolNameless, PoolReadOnly, SegmentReplaced, SpaceNotFound
 from bufferpool.figures import events
-from bufferpool.figures.names import What, Why, reason_number
+from bufferpool.figures.names import EventKind, EventReason, reason_number
 from bufferpool.stores.base import FileStore, Store
 
 Mapped = np.memmap[Any, np.dtype[np.uint8]]
@@ -290,10 +290,10 @@ class Client:
             self.post_refused(refused)
         return int(done) * self.page_size
 
-    def post(self, what: What, why: Why, **figures: Any) -> None:
+    def post(self, what: EventKind, why: EventReason, **figures: Any) -> None:
         """Records an event; ``figures`` as for :func:`bufferpool.figures.events.post`."""
         events.post(self.seg, what, why, **figures)
 
     def post_refused(self, error: int) -> None:
         """Records that the kernel did not take memory back, so that the pool keeps it; ``error`` is the errno."""
-        self.post(What.CANNOT_SHRINK, Why.KERNEL, value=error)
+        self.post(EventKind.CANNOT_SHRINK, EventReason.KERNEL, value=error)

@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass
 
 from bufferpool.client.client import Client
-from bufferpool.figures.names import What, Why
+from bufferpool.figures.names import EventKind, EventReason
 
 LOG = logging.getLogger("bufferpool")
 AGAIN_S = 10.0
 
-_told_at: dict[tuple[str, What, int, int], float] = {}
+_told_at: dict[tuple[str, EventKind, int, int], float] = {}
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ def errno_of(error: BaseException | None) -> int:
     return 0
 
 
-def tell(client: Client, what: What, error: BaseException, origin: Origin) -> None:
+def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) -> None:
     """Posts the event and writes the line, unless there were such ones a moment ago."""
     now, kind = time.monotonic(), (client.path, what, origin.index, origin.generation)
     if now - _told_at.get(kind, float("-inf")) < AGAIN_S:
         return
     _told_at[kind] = now
     number = errno_of(error)
-    client.post(what, Why.STORE, origin=(origin.index, origin.generation, number), page=origin.page_no)
+    client.post(what, EventReason.STORE, origin=(origin.index, origin.generation, number), page=origin.page_no)
     code = f" ({errno.errorcode.get(number, f'errno {number}')})" if number else ""
     where = f"space {origin.space!r}" + (f", page {origin.page_no}" if origin.page_no is not None else "")
     # The text, not the error: a handler that keeps its records would keep the pages that the error's traceback holds.

@@ -10,7 +10,7 @@ from errno import errorcode
 import numpy as np
 
 from bufferpool import _core
-from bufferpool.figures.names import What, Why, is_known
+from bufferpool.figures.names import EventKind, EventReason, is_known
 from bufferpool.figures.stats import Seen
 from bufferpool.units import format_size
 
@@ -27,8 +27,8 @@ class Event:
     number: int
     time: float
     """Seconds since the epoch."""
-    what: What
-    why: Why
+    what: EventKind
+    why: EventReason
     bytes: int
     """Given back, or asked for."""
     budget_before: int
@@ -50,19 +50,19 @@ class Event:
         if self.bytes:
             words.append(f"{format_size(self.bytes)} given back")
         reason = {
-            Why.ASKED: "asked for",
-            Why.PSI: f"memory pressure, tasks stalled {self.value:.1f} % of the time",
-            Why.CGROUP: f"the memory cgroup has {format_size(self.value)} left",
-            Why.SHM: f"the tmpfs has {format_size(self.value)} left",
-            Why.MACHINE: f"the machine has {format_size(self.value)} available",
-            Why.IDLE: f"untouched for {self.value:g} s",
-            Why.PAYS: f"saves {self.value:.1f} misses a second",
-            Why.DIED: f"client {self.client} found client {self.value:g} dead",
-            Why.PEER: f"another pool earns {self.value:.2f} hits a second with each MiB",
-            Why.STORE: "the store failed",
-            Why.LOG: "the log could not be synced",
-            Why.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
-            Why.HANGS: f"the store has not come back for {self.value:.0f} s",
+            EventReason.ASKED: "asked for",
+            EventReason.PSI: f"memory pressure, tasks stalled {self.value:.1f} % of the time",
+            EventReason.CGROUP: f"the memory cgroup has {format_size(self.value)} left",
+            EventReason.SHM: f"the tmpfs has {format_size(self.value)} left",
+            EventReason.MACHINE: f"the machine has {format_size(self.value)} available",
+            EventReason.IDLE: f"untouched for {self.value:g} s",
+            EventReason.PAYS: f"saves {self.value:.1f} misses a second",
+            EventReason.DIED: f"client {self.client} found client {self.value:g} dead",
+            EventReason.PEER: f"another pool earns {self.value:.2f} hits a second with each MiB",
+            EventReason.STORE: "the store failed",
+            EventReason.LOG: "the log could not be synced",
+            EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
+            EventReason.HANGS: f"the store has not come back for {self.value:.0f} s",
         }[self.why]
         place = f" (space {self.space!r}" + (f", page {self.page_no})" if self.page_no is not None else ")")
         code = f", {errorcode.get(self.errno, f'errno {self.errno}')}" if self.errno else ""
@@ -80,8 +80,8 @@ _EVENT = np.dtype(
 
 def post(
     seg: _core.Segment,
-    what: What,
-    why: Why,
+    what: EventKind,
+    why: EventReason,
     *,
     bytes: int = 0,
     before: int | None = None,
@@ -120,8 +120,8 @@ def read_events(pool: Seen) -> list[Event]:
         Event(
             number=int(e["number"]),
             time=int(e["time_ns"]) / 1e9,
-            what=What(int(e["what"])),
-            why=Why(int(e["why"])),
+            what=EventKind(int(e["what"])),
+            why=EventReason(int(e["why"])),
             bytes=int(e["bytes"]),
             budget_before=int(e["from_frames"]) * size,
             budget_after=int(e["to_frames"]) * size,
@@ -132,16 +132,16 @@ def read_events(pool: Seen) -> list[Event]:
             errno=int(e["origin"]) >> 8 & 0xFFF,
         )
         for e in found
-        if is_known(What, int(e["what"])) and is_known(Why, int(e["why"]))
+        if is_known(EventKind, int(e["what"])) and is_known(EventReason, int(e["why"]))
     ]
 
 
-def last_times(pool: Seen) -> dict[tuple[What, Why], float]:
+def last_times(pool: Seen) -> dict[tuple[EventKind, EventReason], float]:
     """When each kind of event was last, in seconds since the epoch, of those that are there."""
     found = np.frombuffer(pool.seg.events(), _EVENT)
     times = {}
     for what, why in np.unique(found[["what", "why"]]).tolist():
-        if is_known(What, what) and is_known(Why, why):
+        if is_known(EventKind, what) and is_known(EventReason, why):
             mine = (found["what"] == what) & (found["why"] == why)
-            times[What(what), Why(why)] = int(found["time_ns"][mine].max()) / 1e9
+            times[EventKind(what), EventReason(why)] = int(found["time_ns"][mine].max()) / 1e9
     return times

@@ -57,7 +57,7 @@ AGE_BANDS = {"1s": 1.0, "10s": 10.0, "1m": 60.0, "10m": 600.0, "1h": 3600.0, "ol
 AGE_LIMITS_S = tuple(AGE_BANDS.values())
 
 
-class What(IntEnum):
+class EventKind(IntEnum):
     """What happened. The numbers are in segments: never reused."""
 
     CREATED = 1
@@ -85,7 +85,7 @@ class What(IntEnum):
     """A round of the steward failed; it goes on with the next."""
 
 
-class Why(IntEnum):
+class EventReason(IntEnum):
     """Why, and what ``Event.value`` is."""
 
     ASKED = 1

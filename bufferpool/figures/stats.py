@@ -168,6 +168,8 @@ class ClientInfo:
     alive: bool
     pins: int
     pinned_frames: int
+    is_steward: bool = False
+    """Whether it is the process that runs the pool's background work now."""
 
 
 def _ages(touched: npt.NDArray[np.uint32], has_page: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -233,7 +235,7 @@ def read_extents(pool: Seen) -> npt.NDArray[np.void]:
 
 def read_clients(pool: Seen) -> list[ClientInfo]:
     """Who is attached, and what each pins."""
-    pins = read_pins(pool)
+    pins, steward = read_pins(pool), pool.seg.steward()
     return [
         ClientInfo(
             client=client,
@@ -244,6 +246,7 @@ def read_clients(pool: Seen) -> list[ClientInfo]:
             alive=alive,
             pins=int(pins[:, client - 1].sum(dtype=np.uint64)),
             pinned_frames=int(np.count_nonzero(pins[:, client - 1])),
+            is_steward=client == steward,
         )
         for client, pid, start, attached, name, alive in pool.seg.clients()
     ]
@@ -314,20 +317,30 @@ def read_unsaved(pool: Seen) -> dict[str, int]:
 
 def read_spaces(pool: Seen, counters: Counters, summary: Summary) -> list[SpaceStats]:
     """The live spaces; a space that came after ``counters`` were read has no hits yet."""
-    return [
-        SpaceStats(
-            r["name"],
-            kind_name(r["kind"]),
-            r["pages"],
-            resident=int(summary.spaces[r["index"], 0]),
-            dirty=int(summary.spaces[r["index"], 1]),
-            hits=max(0, int(counters.spaces[r["index"], 0]) - r["hits_before"]),
-            misses=max(0, int(counters.spaces[r["index"], 1]) - r["misses_before"]),
-            opened_at=r["opened_ns"] / 1e9,
-            owner=r["owner"],
-        )
-        for r in pool.seg.spaces()
-    ]
+    return [_space_stats(record, counters, summary) for record in pool.seg.spaces()]
+
+
+def read_space(pool: Seen, index: int, generation: int | None) -> SpaceStats | None:
+    """One space, now; None if it has been removed."""
+    for record in pool.seg.spaces():
+        if (record["index"], record["generation"]) == (index, generation):
+            return _space_stats(record, read_counters(pool), read_summary(pool))
+    return None
+
+
+def _space_stats(record: dict[str, Any], counters: Counters, summary: Summary) -> SpaceStats:
+    index = record["index"]
+    return SpaceStats(
+        record["name"],
+        kind_name(record["kind"]),
+        record["pages"],
+        resident=int(summary.spaces[index, 0]),
+        dirty=int(summary.spaces[index, 1]),
+        hits=max(0, int(counters.spaces[index, 0]) - record["hits_before"]),
+        misses=max(0, int(counters.spaces[index, 1]) - record["misses_before"]),
+        opened_at=record["opened_ns"] / 1e9,
+        owner=record["owner"],
+    )
 
 
 def read_stats(pool: Seen) -> PoolStats:

@@ -33,7 +33,7 @@ from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.figures import events
 from bufferpool.figures import stats as inspect
 from bufferpool.figures.advice import Advice, AdvicePoint
-from bufferpool.figures.names import AGE_BANDS, What, Why, shown_frames
+from bufferpool.figures.names import AGE_BANDS, EventKind, EventReason, shown_frames
 from bufferpool.figures.stats import SpaceStats
 from bufferpool.machine import pressure
 from bufferpool.observer import Observer
@@ -58,7 +58,7 @@ class Sight:
     max_clients: int
     steward: bool
     advice: Advice
-    events: dict[tuple[What, Why], float]
+    events: dict[tuple[EventKind, EventReason], float]
     """When each kind of them was last; seconds since the epoch."""
 
 

@@ -16,11 +16,12 @@ from bufferpool.errors import (
     LoaderReturned,
     PageOutOfRange,
     SpacePrivate,
+    SpaceRemoved,
     StoreError,
     WouldDeadlock,
 )
-from bufferpool.figures.names import Kind, What
-from bufferpool.figures.stats import read_frames
+from bufferpool.figures.names import EventKind, Kind
+from bufferpool.figures.stats import SpaceStats, read_frames, read_space
 from bufferpool.printable import shown
 from bufferpool.spaces import directory
 from bufferpool.spaces.directory import DISCARDABLE, Wanted, removed_message
@@ -80,6 +81,17 @@ class Space(_core.Space):
     def kind(self) -> Kind:
         """What is behind the pages: a file, a store, a loader, or nothing."""
         return self._wanted.kind
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return self._client.page_size
+
+    @property
+    def path(self) -> str | None:
+        """The path of the file whose pages these are; None for a space that has no file."""
+        path = self._wanted.options.get("path")
+        return None if path is None else str(path)
 
     @property
     def generation(self) -> int | None:
@@ -195,7 +207,7 @@ class Space(_core.Space):
         if self._loader is None and isinstance(error, StoreError):
             trouble.tell(
                 self._client,
-                What.LOAD_FAILED,
+                EventKind.LOAD_FAILED,
                 error,
                 trouble.Origin(self.index, self.generation or 0, self.name, page_no),
             )
@@ -217,6 +229,14 @@ class Space(_core.Space):
                 f"{what} {'does' if size < 2 else 'do'} not exist: {self.name!r} has {pages} pages, numbered from 0"
             )
         return int(first), size
+
+    def stats(self) -> SpaceStats:
+        """The space's pages, resident and dirty ones, and its hits and misses. Raises SpaceRemoved."""
+        len(self)  # attaches a handle that was unpickled, and refuses a space that has been removed
+        found = read_space(self._client, self.index, self.generation)
+        if found is None:
+            raise SpaceRemoved(self._removed())
+        return found
 
     def prefetch(self, ids: Ids) -> int:
         """Reads pages ahead, without pinning them; returns how many were loaded.

@@ -19,7 +19,7 @@ Everything here is arithmetic on figures that are handed in: tests hand in their
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bufferpool.figures.names import Why
+from bufferpool.figures.names import EventReason
 from bufferpool.machine.pressure import Reading
 
 MIB = 1 << 20
@@ -55,7 +55,7 @@ class Need:
     """A shortage: how many bytes, at least, and how it shows."""
 
     bytes: int
-    why: Why
+    why: EventReason
     value: float
 
 
@@ -64,7 +64,7 @@ class Decision:
     """A new budget, in frames."""
 
     frames: int
-    why: Why
+    why: EventReason
     value: float
 
 
@@ -87,9 +87,9 @@ def shortage(reading: Reading, rules: Rules) -> Need | None:
     """The worst shortage of a reading, None if there is none."""
     found = []
     for free, size, why in (
-        (reading.shm_free, reading.shm_size, Why.SHM),
-        (reading.cgroup_free, reading.cgroup_limit, Why.CGROUP),
-        (reading.machine_free, reading.machine_size, Why.MACHINE),
+        (reading.shm_free, reading.shm_size, EventReason.SHM),
+        (reading.cgroup_free, reading.cgroup_limit, EventReason.CGROUP),
+        (reading.machine_free, reading.machine_size, EventReason.MACHINE),
     ):
         if free is not None and size and free < rules.reserve * size:
             found.append(Need(int(rules.reserve * size) - free, why, free))
@@ -97,7 +97,7 @@ def shortage(reading: Reading, rules: Rules) -> Need | None:
         return max(found, key=lambda need: need.bytes)
     some, full = reading.psi_some or 0.0, reading.psi_full or 0.0
     if some >= rules.psi_some_percent or full >= rules.psi_full_percent:
-        return Need(0, Why.PSI, some)
+        return Need(0, EventReason.PSI, some)
     return None
 
 
@@ -189,4 +189,4 @@ class Governor:
         if saved < rules.pays_per_mib_s * step * pool.page_size / MIB:
             return None
         self._grew_at, self._grown_since_rest = now, True
-        return Decision(pool.budget + step, Why.PAYS, saved)
+        return Decision(pool.budget + step, EventReason.PAYS, saved)

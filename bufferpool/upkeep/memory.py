@@ -18,7 +18,7 @@ from bufferpool.client.jobs import Job
 from bufferpool.client.request import FIXED
 from bufferpool.errors import PoolExhausted, SegmentError, StoreError, WouldDeadlock, caused
 from bufferpool.figures import stats
-from bufferpool.figures.names import FrameState, Kind, What, Why, reason_number
+from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, reason_number
 from bufferpool.upkeep.flush_jobs import hanging, start_flushes, start_log_sync
 
 ROOM_S = 0.5  # how long a frame is waited for before PoolExhausted
@@ -199,7 +199,7 @@ def resize(client: Client, frames: int, timeout: float) -> int:
     try:
         given = _shrink_to(client, frames, deadline)
     finally:
-        client.post(What.RESIZED, Why.ASKED, before=before, after=frames, bytes=given * client.page_size)
+        client.post(EventKind.RESIZED, EventReason.ASKED, before=before, after=frames, bytes=given * client.page_size)
     return given
 
 
@@ -249,5 +249,5 @@ def trim(client: Client, frames: int, timeout: float) -> int:
             raise failed
         if not wrote:
             break
-    client.post(What.TRIMMED, Why.ASKED, bytes=given * client.page_size)
+    client.post(EventKind.TRIMMED, EventReason.ASKED, bytes=given * client.page_size)
     return given

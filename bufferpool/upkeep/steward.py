@@ -45,7 +45,7 @@ from bufferpool.errors import (
 )
 from bufferpool.figures import stats
 from bufferpool.figures.advice import Advice, read_advice
-from bufferpool.figures.names import What, Why, reason_number
+from bufferpool.figures.names import EventKind, EventReason, reason_number
 from bufferpool.machine.pressure import Source, SystemSource
 from bufferpool.spaces.claim import drop_unused
 from bufferpool.upkeep import budget as govern
@@ -147,10 +147,10 @@ class Steward:
         self._pass_ends = self._flushed_at = float("-inf")
         self._pass_left = False
         self._worth = 0.0
-        self._last = govern.Decision(0, Why.ASKED, 0.0)
+        self._last = govern.Decision(0, EventReason.ASKED, 0.0)
         self._idle_at = self._saved_at = time.monotonic()
         self._least_free = MANY  # frames, in any round since the last look for idle pages
-        self._told_at: dict[What, float] = {}
+        self._told_at: dict[EventKind, float] = {}
         self._shrinking: list[Job] = []  # flushes that make pages clean which the budget has no room for
         self._jobs: list[Job] = []  # of this steward, that have not been looked at since they ended
         self._hung: set[tuple[int, int]] = set()  # flushes that have been told of: space, when it began
@@ -214,7 +214,9 @@ class Steward:
         self.trouble = error
         number = getattr(error, "errno", None)
         with contextlib.suppress(MemoryError):  # the event is what memory is left for
-            self._tell(time.monotonic(), What.ROUND_FAILED, Why.KERNEL, error, value=number or errno.ENOMEM)
+            self._tell(
+                time.monotonic(), EventKind.ROUND_FAILED, EventReason.KERNEL, error, value=number or errno.ENOMEM
+            )
 
     # ---- one round --------------------------------------------------------------
 
@@ -228,7 +230,9 @@ class Steward:
             return
         if not before:
             self._idle_at, self._least_free = time.monotonic(), MANY
-            self.client.post(What.STEWARD, Why.DIED if predecessor else Why.ASKED, value=predecessor)
+            self.client.post(
+                EventKind.STEWARD, EventReason.DIED if predecessor else EventReason.ASKED, value=predecessor
+            )
         now = time.monotonic()
         # 1. The dead.
         seg.reap()
@@ -270,11 +274,18 @@ class Steward:
         try:
             return warm.save_working_set(self.client, path)
         except OSError as error:
-            self._tell(now, What.SAVE_FAILED, Why.STORE, error)
+            self._tell(now, EventKind.SAVE_FAILED, EventReason.STORE, error)
             return 0
 
     def _tell(
-        self, now: float, what: What, why: Why, error: BaseException | None = None, *, bytes: int = 0, value: float = 0
+        self,
+        now: float,
+        what: EventKind,
+        why: EventReason,
+        error: BaseException | None = None,
+        *,
+        bytes: int = 0,
+        value: float = 0,
     ) -> None:
         """Trouble that the next rounds may end: an event and a line in the log, not too often.
 
@@ -282,7 +293,7 @@ class Steward:
         """
         if error is not None:
             self.trouble = error
-        told = (what, why) == (What.FLUSH_FAILED, Why.STORE)
+        told = (what, why) == (EventKind.FLUSH_FAILED, EventReason.STORE)
         if not told and now - self._told_at.get(what, float("-inf")) >= AGAIN_S:
             self._told_at[what] = now
             self.client.post(what, why, bytes=bytes, value=value)
@@ -302,7 +313,7 @@ class Steward:
         self._idle_at, self._least_free = now, MANY
         given = self.client.give_back(self.client.seg.evict_idle(idle_s) + unused, "idle")
         if given:
-            self.client.post(What.TRIMMED, Why.IDLE, bytes=given, value=idle_s)
+            self.client.post(EventKind.TRIMMED, EventReason.IDLE, bytes=given, value=idle_s)
 
     # ---- flushing ------------------------------------------------------------------
 
@@ -346,13 +357,13 @@ class Steward:
                 if seconds >= HUNG_S:
                     self._hung.add(key)
                     self.trouble = StoreError(f"{text}; its pages stay dirty until its store comes back")
-                    self.client.post(What.FLUSH_FAILED, Why.HANGS, value=seconds)
+                    self.client.post(EventKind.FLUSH_FAILED, EventReason.HANGS, value=seconds)
 
     def _sync_log(self, now: float) -> int:
         try:
             return writeback.sync_log(self.client)
         except Exception as error:  # noqa: BLE001 - not swallowed: the pages wait, and _tell keeps it
-            self._tell(now, What.FLUSH_FAILED, Why.LOG, error)
+            self._tell(now, EventKind.FLUSH_FAILED, EventReason.LOG, error)
             return 0
 
     def _due_by_age(self, now: float, dirty: int) -> int:
@@ -385,7 +396,7 @@ class Steward:
                     break
         except StoreError as error:  # counted; its pages stay dirty, and the next pass tries again
             first = 0
-            self._tell(now, What.FLUSH_FAILED, Why.STORE, error)
+            self._tell(now, EventKind.FLUSH_FAILED, EventReason.STORE, error)
         self._cursors[record["index"]] = (record["generation"], first)
         return written
 
@@ -424,7 +435,7 @@ class Steward:
         over = status["resident_frames"] - (decision.frames if decision else status["budget_frames"])
         given = self._shrink(over) if over > 0 else 0
         if decision is not None:
-            what = What.GREW if decision.frames > figures.budget else What.SHRANK
+            what = EventKind.GREW if decision.frames > figures.budget else EventKind.SHRANK
             client.post(
                 what,
                 decision.why,
@@ -435,9 +446,9 @@ class Steward:
             )
             self._last = decision
         elif given:  # a shrink of several rounds goes on
-            client.post(What.TRIMMED, self._last.why, bytes=given, value=self._last.value)
+            client.post(EventKind.TRIMMED, self._last.why, bytes=given, value=self._last.value)
         if over > 0 and not given:
-            self._tell(now, What.CANNOT_SHRINK, Why.ASKED, bytes=over * client.page_size)
+            self._tell(now, EventKind.CANNOT_SHRINK, EventReason.ASKED, bytes=over * client.page_size)
 
     @staticmethod
     def _curve(advice: Advice) -> govern.Curve | None:
@@ -463,12 +474,18 @@ class Steward:
         if done < want and dirty:
             wrote, failed = memory.write_some(client, self._shrinking, self._patience_s, ask_log=False)
             if failed is not None:
-                self._tell(time.monotonic(), What.FLUSH_FAILED, Why.STORE, failed)
+                self._tell(time.monotonic(), EventKind.FLUSH_FAILED, EventReason.STORE, failed)
             if wrote:
                 more, *_, refused = client.seg.shrink(want - done, reason_number("pressure"), True)
                 done += more
         if refused:
-            self._tell(time.monotonic(), What.CANNOT_SHRINK, Why.KERNEL, memory.refusal(client, refused), value=refused)
+            self._tell(
+                time.monotonic(),
+                EventKind.CANNOT_SHRINK,
+                EventReason.KERNEL,
+                memory.refusal(client, refused),
+                value=refused,
+            )
         return int(done) * size
 
 

@@ -18,7 +18,7 @@ from bufferpool.client import trouble
 from bufferpool.client.client import Client, Record
 from bufferpool.client.jobs import working_on
 from bufferpool.errors import BufferPoolError, NotRegularFile, ShortWrite, StoreError, caused
-from bufferpool.figures.names import Kind, What
+from bufferpool.figures.names import EventKind, Kind
 from bufferpool.printable import shown
 from bufferpool.spaces.claim import claim, keep_store
 from bufferpool.spaces.directory import CHECKSUM
@@ -227,7 +227,7 @@ def telling(client: Client, record: Record) -> Iterator[None]:
     except StoreError as error:
         if client.current(record) is not None:
             origin = trouble.Origin(record["index"], record["generation"], record["name"], error.page_no)
-            trouble.tell(client, What.FLUSH_FAILED, error, origin)
+            trouble.tell(client, EventKind.FLUSH_FAILED, error, origin)
         raise
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import SegmentError
-from bufferpool.figures.names import What, Why
+from bufferpool.figures.names import EventKind, EventReason
 from bufferpool.observer import Observer
 from tests.conftest import PAGE, fill, kernel_bytes, new_name, wait_until
 from tests.support import sandbox
@@ -198,7 +198,7 @@ def test_memory_that_the_kernel_does_not_take_is_not_told_as_given_back(pool):
             said.append((error.errno, "MADV_REMOVE" in str(error)))
         said += [before - kernel_bytes(pool), pool.stats().reclaimed_bytes == told, pool.check()]
         events = [(e.what, e.why, e.value) for e in pool.events()]
-        return f"{said} {(What.CANNOT_SHRINK, Why.KERNEL, errno.EPERM) in events}"
+        return f"{said} {(EventKind.CANNOT_SHRINK, EventReason.KERNEL, errno.EPERM) in events}"
 
     assert in_child(give) == f"{[0, 0, (errno.EPERM, True), 0, True, []]} True"
     pool.resize(64 * PAGE)
@@ -352,7 +352,9 @@ def test_the_steward_outlives_a_lack_of_descriptors(pool):
     assert steward.alive
     assert isinstance(steward.trouble, OSError)
     assert steward.trouble.errno == errno.EMFILE
-    assert any((e.what, e.why, e.value) == (What.ROUND_FAILED, Why.KERNEL, errno.EMFILE) for e in pool.events())
+    assert any(
+        (e.what, e.why, e.value) == (EventKind.ROUND_FAILED, EventReason.KERNEL, errno.EMFILE) for e in pool.events()
+    )
     work = pool.open_scratch("work", 64)
     fill(work, range(8))
     assert steward.leads

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.figures.names import What
+from bufferpool.figures.names import EventKind
 from tests.conftest import EXTENT, PAGE, WAIT, stamp, touch, wait_until
 from tests.support.disks import Disk
 from tests.support.stewards import CALM, FAST, PRESSED, Fake, Stop, put, whats
@@ -159,7 +159,7 @@ def test_a_shrink_steps_round_what_cannot_go_and_takes_it_when_it_can(make_pool,
     wait_until(lambda: pool.stats().resident_bytes <= (HELD + 8) * PAGE, "all else goes")
     if counted is not None:
         assert pool.stats().frames[counted] >= HELD
-        wait_until(lambda: What.CANNOT_SHRINK in whats(pool), "it says so")
+        wait_until(lambda: EventKind.CANNOT_SHRINK in whats(pool), "it says so")
     fake.reading = CALM
     pool.client.seg.set_budget(128)  # a publish needs a frame
     resume.set()

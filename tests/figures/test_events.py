@@ -10,7 +10,7 @@ import pytest
 from bufferpool import _core
 from bufferpool.figures import events
 from bufferpool.figures.events import Event
-from bufferpool.figures.names import What, Why
+from bufferpool.figures.names import EventKind, EventReason
 from tests.conftest import PAGE, WAIT, wait_until
 
 RING = 1024
@@ -26,7 +26,7 @@ def _ring_at(pool):
 
 def test_the_first_event_is_the_creation(pool):
     (event,) = pool.events()
-    assert (event.number, event.what, event.why) == (1, What.CREATED, Why.ASKED)
+    assert (event.number, event.what, event.why) == (1, EventKind.CREATED, EventReason.ASKED)
     assert event.budget_before == event.budget_after == 64 * PAGE
     assert abs(event.time - time.time()) < 60
     assert event.client == pool.client.seg.status()["client"]
@@ -39,9 +39,9 @@ def test_resize_and_trim_are_events_with_their_bytes(pool, data_file):
     given = pool.resize(32 * PAGE)
     trimmed = pool.trim(8 * PAGE)
     _, resized, trim = pool.events()
-    assert (resized.what, resized.why, resized.bytes) == (What.RESIZED, Why.ASKED, given)
+    assert (resized.what, resized.why, resized.bytes) == (EventKind.RESIZED, EventReason.ASKED, given)
     assert (resized.budget_before, resized.budget_after) == (64 * PAGE, 32 * PAGE)
-    assert (trim.what, trim.why, trim.bytes) == (What.TRIMMED, Why.ASKED, trimmed)
+    assert (trim.what, trim.why, trim.bytes) == (EventKind.TRIMMED, EventReason.ASKED, trimmed)
     assert given == 32 * PAGE
     assert trimmed >= 8 * PAGE
 
@@ -54,7 +54,7 @@ def test_a_client_that_died_is_an_event(pool, child, spawn):
     victim.kill()
     pool.reap()
     event = pool.events()[-1]
-    assert (event.what, event.why, event.value) == (What.REAPED, Why.DIED, client)
+    assert (event.what, event.why, event.value) == (EventKind.REAPED, EventReason.DIED, client)
     assert f"client {event.client} found client {client} dead" in str(event)
 
 
@@ -66,7 +66,7 @@ def _wait(pool, ready):
 
 def test_the_ring_keeps_the_last_thousand(pool):
     for i in range(2 * RING + 100):
-        events.post(pool, What.GREW, Why.PAYS, value=i, before=i, after=i + 1)
+        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=i, before=i, after=i + 1)
     found = pool.events()
     assert len(found) == RING
     assert [e.number for e in found] == list(range(RING + 102, 2 * RING + 102))
@@ -82,7 +82,9 @@ def test_events_survive_the_process_that_posted_them(pool, child):
 
 def _post(pool, value, n):
     for _ in range(n):
-        events.post(pool, What.GREW, Why.PAYS, value=value, bytes=value, before=value, after=value)
+        events.post(
+            pool.client.seg, EventKind.GREW, EventReason.PAYS, value=value, bytes=value, before=value, after=value
+        )
 
 
 def test_posters_in_threads_and_processes_lose_nothing_and_mix_nothing(pool, child, threads):
@@ -106,7 +108,7 @@ def test_a_reader_sees_whole_events_while_the_ring_is_lapped(pool, child, spawn)
     seen = 0
     for _ in range(20):
         found = pool.events()
-        assert all(e.value == e.bytes == e.budget_before // PAGE for e in found if e.what is What.GREW)
+        assert all(e.value == e.bytes == e.budget_before // PAGE for e in found if e.what is EventKind.GREW)
         numbers = [e.number for e in found]
         assert numbers == sorted(set(numbers))
         seen += len(found)
@@ -126,7 +128,7 @@ def _post_until(pool, value, stop):
 def test_an_event_whose_poster_died_in_the_middle_is_left_out(pool):
     """The number is stored first as 0 and last as what it is: a dead poster leaves 0."""
     for i in range(5):
-        events.post(pool, What.GREW, Why.PAYS, value=i)
+        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=i)
     with open(pool.path, "r+b") as file:
         start = _ring_at(pool)
         file.seek(start + 3 * 64)
@@ -135,14 +137,14 @@ def test_an_event_whose_poster_died_in_the_middle_is_left_out(pool):
         file.write(struct.pack("<Q", 4711))
     found = pool.events()
     assert [e.number for e in found] == [1, 2, 3, 6]
-    events.post(pool, What.GREW, Why.PAYS, value=9)
+    events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=9)
     assert [e.number for e in pool.events()] == [1, 2, 3, 6, 7]
 
 
 def test_events_that_mean_nothing_are_left_out(pool):
-    pool.client.seg.post_event(99, int(Why.PSI), 0, 0, 0, 0.0)
-    pool.client.seg.post_event(int(What.GREW), 0, 0, 0, 0, 0.0)
-    pool.client.seg.post_event(int(What.GREW), int(Why.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"))
+    pool.client.seg.post_event(99, int(EventReason.PSI), 0, 0, 0, 0.0)
+    pool.client.seg.post_event(int(EventKind.GREW), 0, 0, 0, 0, 0.0)
+    pool.client.seg.post_event(int(EventKind.GREW), int(EventReason.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"))
     found = pool.events()
     assert [e.number for e in found] == [1, 4]
     assert str(found[-1])
@@ -155,13 +157,13 @@ def test_a_damaged_count_of_events_is_no_crash(pool):
             file.seek(where)
             file.write(struct.pack("<Q", n))
         assert len(pool.events()) <= RING
-        events.post(pool, What.GREW, Why.PAYS, value=9)
+        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=9)
     assert pool.events()[-1].value == 9
 
 
-@pytest.mark.parametrize("why", Why)
+@pytest.mark.parametrize("why", EventReason)
 def test_each_says_what_it_is(why):
-    for what in What:
+    for what in EventKind:
         event = Event(1, 0.0, what, why, 3 << 20, 8 << 20, 4 << 20, 12.5, 3)
         text = str(event)
         assert what.name.lower().replace("_", " ") in text
@@ -186,7 +188,7 @@ def test_a_poster_killed_at_any_moment_leaves_a_ring_that_can_be_read(pool, chil
         os.kill(poster.pid, signal.SIGKILL)
         poster.process.join(WAIT)
         last = pool.events()[-1].number
-        events.post(pool, What.GREW, Why.PAYS, value=1)
+        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=1)
         found = pool.events()
         assert last < found[-1].number <= last + 2
         assert all(e.value == e.bytes for e in found if e.value == 3)
@@ -196,7 +198,7 @@ def test_a_poster_killed_at_any_moment_leaves_a_ring_that_can_be_read(pool, chil
 def test_an_event_that_two_posters_have_written_is_left_out(pool):
     """A poster is stopped between two fields of its event, for a turn of the ring; then it writes into a later one."""
     for n in range(5):
-        events.post(pool, What.GREW, Why.PAYS, bytes=n, value=n)
+        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, bytes=n, value=n)
     before = pool.events()
     later = before[-2].number
     with open(pool.path, "r+b") as file:

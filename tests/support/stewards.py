@@ -4,7 +4,7 @@ import threading
 import time
 from unittest import mock
 
-from bufferpool.figures.names import Why
+from bufferpool.figures.names import EventReason
 from bufferpool.machine.pressure import Reading
 from bufferpool.upkeep.budget import Rules
 from bufferpool.upkeep.steward import Settings, Steward
@@ -13,10 +13,10 @@ from tests.conftest import WAIT, stamp
 GIB = 1 << 30
 CALM = Reading(psi_some=0.0, psi_full=0.0, machine_free=8 * GIB, machine_size=16 * GIB)
 PRESSED = {
-    "psi": (Reading(psi_some=50.0, machine_free=8 * GIB, machine_size=16 * GIB), Why.PSI),
-    "shm": (Reading(shm_free=0, shm_size=1 << 20), Why.SHM),
-    "cgroup": (Reading(cgroup_free=0, cgroup_limit=1 << 20), Why.CGROUP),
-    "machine": (Reading(machine_free=0, machine_size=1 << 20), Why.MACHINE),
+    "psi": (Reading(psi_some=50.0, machine_free=8 * GIB, machine_size=16 * GIB), EventReason.PSI),
+    "shm": (Reading(shm_free=0, shm_size=1 << 20), EventReason.SHM),
+    "cgroup": (Reading(cgroup_free=0, cgroup_limit=1 << 20), EventReason.CGROUP),
+    "machine": (Reading(machine_free=0, machine_size=1 << 20), EventReason.MACHINE),
 }
 FAST = Rules(shrink_every_s=0.0, grow_every_s=0.0, rest_s=0.0)
 

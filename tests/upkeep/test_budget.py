@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from bufferpool.figures.names import Why
+from bufferpool.figures.names import EventReason
 from bufferpool.machine.pressure import Reading
 from bufferpool.upkeep.budget import Governor, Pool, Rules, room, shortage, worth
 
@@ -35,14 +35,14 @@ def flat(_frames):
 @pytest.mark.parametrize(
     ("reading", "why", "missing"),
     [
-        (Reading(psi_some=10.0), Why.PSI, 0),
-        (Reading(psi_some=3.0, psi_full=2.0), Why.PSI, 0),
-        (Reading(shm_free=40 * MIB, shm_size=GIB), Why.SHM, int(0.05 * GIB) - 40 * MIB),
-        (Reading(cgroup_free=10 * MIB, cgroup_limit=GIB), Why.CGROUP, int(0.05 * GIB) - 10 * MIB),
-        (Reading(machine_free=0, machine_size=GIB), Why.MACHINE, int(0.05 * GIB)),
+        (Reading(psi_some=10.0), EventReason.PSI, 0),
+        (Reading(psi_some=3.0, psi_full=2.0), EventReason.PSI, 0),
+        (Reading(shm_free=40 * MIB, shm_size=GIB), EventReason.SHM, int(0.05 * GIB) - 40 * MIB),
+        (Reading(cgroup_free=10 * MIB, cgroup_limit=GIB), EventReason.CGROUP, int(0.05 * GIB) - 10 * MIB),
+        (Reading(machine_free=0, machine_size=GIB), EventReason.MACHINE, int(0.05 * GIB)),
         (
             Reading(psi_some=50.0, shm_free=0, shm_size=100, machine_free=0, machine_size=GIB),
-            Why.MACHINE,
+            EventReason.MACHINE,
             int(0.05 * GIB),
         ),
     ],
@@ -74,7 +74,7 @@ def test_under_pressure_the_budget_falls_by_an_eighth_a_step_to_its_bound_and_no
     for tick in range(200):
         decision = governor.decide(tick * 0.25, pool(budget), STALLED)
         if decision is not None:
-            assert decision.why is Why.PSI
+            assert decision.why is EventReason.PSI
             assert decision.value == 40.0
             assert 1_000 <= decision.frames < budget
             assert budget - decision.frames <= max(1, budget // 8)
@@ -109,7 +109,7 @@ def test_it_grows_slowly_and_only_when_everything_speaks_for_it():
         return (governor or Governor()).decide(now, figures or pool(), reading, curve)
 
     decision = grown()
-    assert (decision.frames, decision.why) == (10_625, Why.PAYS)
+    assert (decision.frames, decision.why) == (10_625, EventReason.PAYS)
     assert decision.value == pytest.approx(6250)
     assert grown(curve=None) is None
     assert grown(curve=flat) is None

@@ -10,7 +10,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import PoolReadOnly
-from bufferpool.figures.names import What, Why
+from bufferpool.figures.names import EventKind, EventReason
 from tests.conftest import wait_until
 from tests.support.children import run_python
 from tests.support.stewards import Fake, Stop
@@ -38,9 +38,9 @@ def test_exactly_one_leads_and_another_takes_over_when_it_is_killed(pool, child,
         victim.kill()
         offers.remove(victim)
         wait_until(lambda client=client: pool.steward() not in (0, client), "another leads")
-        told = (Why.DIED, client)
+        told = (EventReason.DIED, client)
         wait_until(  # the successor takes the office first, and records the event then
-            lambda told=told: told in [(e.why, e.value) for e in pool.events() if e.what is What.STEWARD],
+            lambda told=told: told in [(e.why, e.value) for e in pool.events() if e.what is EventKind.STEWARD],
             "the takeover is an event",
         )
         previous = client
@@ -65,8 +65,8 @@ def test_a_stopped_steward_is_alive_and_keeps_the_office(pool, child, spawn):
     other.result()
     wait_until(lambda: mine.leads, "it has resigned, and we lead")
     assert pool.steward() != client
-    event = [e for e in pool.events() if e.what is What.STEWARD][-1]
-    assert event.why is Why.ASKED
+    event = [e for e in pool.events() if e.what is EventKind.STEWARD][-1]
+    assert event.why is EventReason.ASKED
     pool.stop_steward()
     assert pool.steward() == 0
     assert fake.closed

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PoolClosed, PoolExhausted, SegmentCorrupt, StoreError
-from bufferpool.figures.names import What, Why
+from bufferpool.figures.names import EventKind, EventReason
 from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, wait_until
 from tests.support.disks import Disk, dirty
@@ -96,9 +96,9 @@ def test_a_store_that_fails_is_an_event_and_the_others_are_served(pool, data_fil
     wait_until(lambda: pool.stats().flush_failures >= 2, "it tries again")
     assert made.alive
     assert "no write today" in str(made.trouble)
-    failed = [e for e in pool.events() if e.what is What.FLUSH_FAILED]
+    failed = [e for e in pool.events() if e.what is EventKind.FLUSH_FAILED]
     assert len(failed) == 1  # not one a round: the ring has better use
-    assert failed[0].why is Why.STORE
+    assert failed[0].why is EventReason.STORE
     disk.fails = None
     wait_until(lambda: dirty(pool) == 0, "it recovers")
     pool.stop_steward()  # raises nothing
@@ -119,7 +119,7 @@ def test_the_log_is_synced_for_pages_that_wait_for_it_and_its_failure_is_an_even
     pool.log_sync = log_sync
     made = pool.start_steward(flush_every=0.02, interval=0.01, source=Fake())
     wait_until(lambda: dirty(pool) == 1, "what may be written is")
-    wait_until(lambda: Why.LOG in [e.why for e in pool.events()], "the event")
+    wait_until(lambda: EventReason.LOG in [e.why for e in pool.events()], "the event")
     assert "the log is full" in str(made.trouble)
     assert made.alive
     works.set()
@@ -133,7 +133,7 @@ def test_the_working_set_is_saved_and_a_failure_to_save_is_no_end(pool, data_fil
         assert table[n].size
     folder = tmp_path / "later"
     made = pool.start_steward(working_set=folder / "set", working_set_every=0.01, interval=0.01, source=Fake())
-    wait_until(lambda: What.SAVE_FAILED in whats(pool), "the event")
+    wait_until(lambda: EventKind.SAVE_FAILED in whats(pool), "the event")
     assert made.alive
     folder.mkdir()
     wait_until((folder / "set").exists, "it is saved")

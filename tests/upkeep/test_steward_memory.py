@@ -8,7 +8,7 @@ import pytest
 
 from bufferpool import _core
 from bufferpool.figures import stats as inspect
-from bufferpool.figures.names import What, Why
+from bufferpool.figures.names import EventKind, EventReason
 from bufferpool.upkeep import steward
 from bufferpool.upkeep.budget import Rules
 from bufferpool.upkeep.steward import Steward
@@ -48,9 +48,9 @@ def test_idle_pages_go_back_and_touched_ones_stay(pool, data_file):
         if time.monotonic() - touched_at < IDLE_S / 2:
             break
     assert live(pool) == {0, 1, 2, 3}
-    idle = [e for e in pool.events() if e.why is Why.IDLE]
+    idle = [e for e in pool.events() if e.why is EventReason.IDLE]
     assert idle
-    assert all(e.what is What.TRIMMED and e.value == IDLE_S for e in idle)
+    assert all(e.what is EventKind.TRIMMED and e.value == IDLE_S for e in idle)
     stats = pool.stats()
     assert sum(e.bytes for e in idle) == stats.reclaimed_bytes["idle"] >= 36 * PAGE
     assert stats.kernel_data_bytes <= 4 * PAGE + EXTENT
@@ -137,7 +137,7 @@ def test_under_pressure_the_pool_gives_way_to_its_lower_bound_and_not_below(make
     assert stats.budget_bytes == stats.min_bytes == 32 * PAGE
     assert stats.resident_bytes <= 32 * PAGE
     assert stats.reclaimed_bytes["pressure"] == 224 * PAGE
-    shrank = [e for e in pool.events() if e.what is What.SHRANK]
+    shrank = [e for e in pool.events() if e.what is EventKind.SHRANK]
     assert {e.why for e in shrank} == {why}
     assert sum(e.bytes for e in shrank) == 224 * PAGE
     assert shrank[-1].budget_after == 32 * PAGE
@@ -164,8 +164,8 @@ def test_it_grows_again_when_it_pays_and_says_so(make_pool, data_file, monkeypat
             break
     pool.stop_steward()
     assert pool.budget_frames == 256
-    grew = [e for e in pool.events() if e.what is What.GREW]
-    assert all(e.why is Why.PAYS and e.value > 0 and e.budget_after > e.budget_before for e in grew)
+    grew = [e for e in pool.events() if e.what is EventKind.GREW]
+    assert all(e.why is EventReason.PAYS and e.value > 0 and e.budget_after > e.budget_before for e in grew)
 
 
 def test_what_cannot_go_is_an_event_and_goes_when_it_can(make_pool, data_file):
@@ -174,14 +174,14 @@ def test_what_cannot_go_is_an_event_and_goes_when_it_can(make_pool, data_file):
     held = table.pin_many(range(64))
     fake = Fake(PRESSED["machine"][0])
     pool.start_steward(interval=0.01, source=fake, rules=FAST)
-    wait_until(lambda: What.CANNOT_SHRINK in whats(pool), "the event")
+    wait_until(lambda: EventKind.CANNOT_SHRINK in whats(pool), "the event")
     wait_until(lambda: pool.budget_frames == 16, "the budget falls all the same")
     assert pool.stats().resident_bytes == 64 * PAGE
     with held:
         pass
     del held
     wait_until(lambda: pool.stats().resident_bytes <= 16 * PAGE, "it goes")
-    assert whats(pool).count(What.CANNOT_SHRINK) == 1
+    assert whats(pool).count(EventKind.CANNOT_SHRINK) == 1
 
 
 def test_one_step_gives_a_bounded_amount(make_pool, data_file, monkeypatch):
@@ -265,8 +265,8 @@ def test_the_pool_that_earns_less_gives_first(make_pool, data_file, monkeypatch)
         fake.reading = PRESSED["psi"][0]
     wait_until(lambda: poor.budget_frames == 16, "the poor one gives all it can")
     assert poor.stats().resident_bytes <= 16 * PAGE
-    rich_gave = [e for e in rich.events() if e.what is What.SHRANK]
-    poor_gave = [e for e in poor.events() if e.what is What.SHRANK]
+    rich_gave = [e for e in rich.events() if e.what is EventKind.SHRANK]
+    poor_gave = [e for e in poor.events() if e.what is EventKind.SHRANK]
     assert len(poor_gave) > 5
     # A step is told of after it was taken: the rich one may act on the poor one's last before that stands there.
     assert not rich_gave or rich_gave[0].time >= poor_gave[-2].time

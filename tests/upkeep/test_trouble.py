@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PageCorrupt, PoolExhausted, ShortRead, StoreError
-from bufferpool.figures.names import What, Why
+from bufferpool.figures.names import EventKind, EventReason
 from tests.conftest import PAGE, WAIT, fill, stamp, touch, wait_until
 from tests.support.memory_store import Memory
 
@@ -114,8 +114,8 @@ def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
         for n in range(5, 10):
             with pytest.raises(StoreError, match="bad sector"):
                 table[n]
-    event = _last(pool, What.LOAD_FAILED)
-    assert (event.why, event.space, event.page_no, event.errno) == (Why.STORE, "orders", 5, errno.EIO)
+    event = _last(pool, EventKind.LOAD_FAILED)
+    assert (event.why, event.space, event.page_no, event.errno) == (EventReason.STORE, "orders", 5, errno.EIO)
     assert str(event) == "load failed: the store failed, EIO (space 'orders', page 5)"
     lines = [r.getMessage() for r in caplog.records if r.name == "bufferpool"]
     assert len(lines) == 1  # a disk that fails does so for each page
@@ -123,7 +123,7 @@ def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
         assert word in lines[0]
     assert pool.stats().load_failures == 5
     table.remove()
-    assert _last(pool, What.LOAD_FAILED).space is None  # the slot may be another's
+    assert _last(pool, EventKind.LOAD_FAILED).space is None  # the slot may be another's
 
 
 def test_a_handler_that_keeps_its_records_keeps_no_pages(pool, caplog):
@@ -151,7 +151,7 @@ def test_a_file_that_was_cut_is_told(pool, data_file, caplog):
     os.truncate(path, 10 * PAGE)
     with pytest.raises(ShortRead):
         table[15]
-    event = _last(pool, What.LOAD_FAILED)
+    event = _last(pool, EventKind.LOAD_FAILED)
     assert (event.space, event.page_no, event.errno) == (table.name, 15, 0)
     assert any("page 15" in r.getMessage() for r in caplog.records)
 
@@ -162,7 +162,7 @@ def test_the_errno_of_a_read_of_the_core_is_kept(pool, data_file):
     failed = StoreError("page 3 cannot be read")
     table._load_failed(3, failed, errno.EIO)
     assert failed.__cause__.errno == errno.EIO
-    event = _last(pool, What.LOAD_FAILED)
+    event = _last(pool, EventKind.LOAD_FAILED)
     assert (event.space, event.page_no, event.errno) == (table.name, 3, errno.EIO)
 
 
@@ -173,7 +173,7 @@ def test_a_loader_that_raises_is_its_callers_business(pool, caplog):
     space = pool.open_derived("made", 4, fails)
     with pytest.raises(StoreError):
         space[1]
-    assert What.LOAD_FAILED not in [e.what for e in pool.events()]
+    assert EventKind.LOAD_FAILED not in [e.what for e in pool.events()]
     assert caplog.records == []
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_page_is_told(pool, tmp_path):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         with pytest.raises(PageCorrupt):
             table[0]
-        event = _last(pool, What.LOAD_FAILED)
+        event = _last(pool, EventKind.LOAD_FAILED)
         assert (event.space, event.page_no) == (table.name, 0)
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_is_told_by_who_flushes(pool, caplog):
     for _ in range(3):
         with pytest.raises(StoreError):
             pool.flush()
-    found = [e for e in pool.events() if e.what is What.FLUSH_FAILED]
+    found = [e for e in pool.events() if e.what is EventKind.FLUSH_FAILED]
     assert [(e.space, e.page_no, e.errno) for e in found] == [("orders", 3, errno.ENOSPC)]
     assert len([r for r in caplog.records if r.name == "bufferpool" and "ENOSPC" in r.getMessage()]) == 1
     assert pool.stats().flush_failures == 3
@@ -229,4 +229,4 @@ def test_a_steward_says_on_its_standard_error_that_the_disk_is_full(make_pool, d
     text = log.read_text()
     assert "page 2" in text
     assert repr(table.name) in text
-    assert _last(pool, What.FLUSH_FAILED).errno == errno.EFBIG
+    assert _last(pool, EventKind.FLUSH_FAILED).errno == errno.EFBIG
