@@ -288,7 +288,6 @@ class Found:
     """A file that is, or was meant to be, a segment."""
 
     path: str
-    apparent_bytes: int
     kernel_bytes: int
     owner: int
     trouble: str  # "" for a sound one
@@ -321,6 +320,6 @@ def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
                     _core.geometry(fd)
                 except SegmentError as error:
                     trouble, other_layout = str(error), isinstance(error, LayoutMismatch)
-                yield Found(str(entry), about.st_size, about.st_blocks * 512, about.st_uid, trouble, other_layout)
+                yield Found(str(entry), about.st_blocks * 512, about.st_uid, trouble, other_layout)
             finally:
                 os.close(fd)

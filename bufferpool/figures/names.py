@@ -73,7 +73,6 @@ class EventKind(IntEnum):
     """A client that died was cleared away."""
     STEWARD = 7
     """Another client became the steward."""
-    CHECKPOINT = 8
     FLUSH_FAILED = 9
     CANNOT_SHRINK = 10
     """Memory was to go back, and pages that cannot go stood in the way, or the kernel did not take it."""
@@ -104,8 +103,6 @@ class EventReason(IntEnum):
     """The miss-ratio curve says that it pays: misses saved, a second."""
     DIED = 8
     """A client is gone: its number."""
-    PEER = 9
-    """Another pool's bytes earn more hits: hits a second and MiB there."""
     STORE = 10
     """A store failed; no value."""
     LOG = 11

@@ -9,6 +9,7 @@ up to its own timeout, for the first of them that frees some.
 import os
 import threading
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,16 +38,28 @@ class Room(threading.local):
         self.jobs: list[Job] = []
 
 
+class Shortage(NamedTuple):
+    """Why no frame is free, as the core found it."""
+
+    what: str
+    """"scratch": there are too many scratch pages; "no_space": the kernel gives no memory; else there is no frame."""
+    pinned: int
+    dirty: int
+    in_use: int
+    error: int
+    """The errno of the kernel."""
+    left: float
+    """Seconds that are left of the caller's timeout."""
+
+
 class MakesRoom:
     """What the core calls when no frame is free (:class:`Client`), with what each thread wants."""
 
     def __init__(self) -> None:
         self._room = Room()
 
-    def __call__(
-        self, client: Client, what: str, pinned: int, dirty: int, in_use: int, error: int, left: float
-    ) -> None:
-        make_room(client, self._room, what, dirty, in_use, error, left)
+    def __call__(self, client: Client, *figures: Any) -> None:
+        make_room(client, self._room, Shortage(*figures))
 
 
 def refusal(client: Client, error: int) -> SegmentError:
@@ -99,16 +112,16 @@ def write_some(
     return wrote, failed
 
 
-def make_room(client: Client, want: Room, what: str, dirty: int, in_use: int, error: int, left: float) -> None:
-    """Called when no frame can be had: makes room, waits a little, or raises; ``left``: seconds of the caller's timeout.
+def make_room(client: Client, want: Room, found: Shortage) -> None:
+    """Called when no frame is free: makes room, waits a little, or raises.
 
     Raises PoolExhausted (its cause is the store's error, if flushing failed) or
-    SharedMemoryFull (or SegmentError, where the kernel refuses memory for another reason; ``error``: its errno).
+    SharedMemoryFull (or SegmentError, where the kernel refuses memory for another reason).
     """
-    if what == "scratch":  # no wait: only their owners can drop them
+    if found.what == "scratch":  # no wait: only the owners of scratch pages can drop them
         if client.seg.reap():
             return
-        raise PoolExhausted(scratch_message(client, dirty, in_use))
+        raise PoolExhausted(scratch_message(client, found.dirty, found.in_use))
     now = time.monotonic()
     if now - want.last > SAME_WANT_S:
         want.since, want.tries, want.jobs = now, 0, []
@@ -117,21 +130,21 @@ def make_room(client: Client, want: Room, what: str, dirty: int, in_use: int, er
     if client.seg.reap():
         return
     slow: list[tuple[float, str]] = []
-    if dirty or in_use:  # a page that somebody is flushing counts as in use
-        wrote, failed = write_some(client, want.jobs, min(PAUSE_S, left), foreground=True)
+    if found.dirty or found.in_use:  # a page that somebody is flushing counts as in use
+        wrote, failed = write_some(client, want.jobs, min(PAUSE_S, found.left), foreground=True)
         if wrote:
             want.last = 0.0
             return
         slow = hanging(client)
     ages = [seconds for seconds, _ in slow] + [time.monotonic() - job.began for job in want.jobs]
     over = time.monotonic() - want.since > ROOM_S and (failed is not None or min(ages, default=SLOW_S) >= SLOW_S)
-    if over or time.monotonic() - now >= left:
+    if over or time.monotonic() - now >= found.left:
         want.last = 0.0
-        if what == "no_space":
-            raise segment_file.no_memory(os.path.dirname(client.path), error) from failed
+        if found.what == "no_space":
+            raise segment_file.no_memory(os.path.dirname(client.path), found.error) from failed
         told = "".join(f"; {text}" for _, text in slow) + (f"; flushing failed: {failed}" if failed else "")
         raise PoolExhausted(exhausted_message(client) + told) from failed
-    time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S, left) - time.monotonic()))
+    time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S, found.left) - time.monotonic()))
     want.last = time.monotonic()
 
 

@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import bufferpool as bp
 from bufferpool import _core
-from bufferpool.figures import events
 from bufferpool.figures import stats as inspect
 from bufferpool.figures.names import EventKind, EventReason
 from bufferpool.observer import Observer
@@ -105,7 +104,7 @@ def test_histograms_are_exact_and_cumulative(make_pool, data_file):
 def test_no_counter_is_forgotten(make_pool, data_file, monkeypatch):
     """Every counter of the segment moves a metric."""
     pool = busy_pool(make_pool, data_file)
-    before, plain = read(pool.name), inspect.read_counters(pool).plain
+    before, plain = read(pool.name), inspect.read_counters(pool.client).plain
     real = inspect.read_counters
     for counter in inspect.COUNTERS:
         changed = plain | {counter: plain[counter] + 1000}
