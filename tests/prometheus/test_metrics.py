@@ -64,7 +64,7 @@ def test_every_figure_is_that_of_the_pool(make_pool, data_file):
 
 def test_each_frame_is_in_one_state(make_pool, data_file):
     pool = busy_pool(make_pool, data_file)
-    table = pool.space("table")
+    table = pool.space("table", "r+")
     old = table[20]
     with table.write(20) as page:
         page[0] = 3
