@@ -12,6 +12,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.figures.names import Kind
+from bufferpool.spaces.directory import Wanted
 from bufferpool.spaces.space import Space
 from tests.conftest import WAIT, stamp, wait_until
 from tests.support import fuzz_damage
@@ -161,7 +162,7 @@ def _own_and_die(name, ready):
 def _handle_of_another_s(pool, name):
     """A handle of another client's private space, which the pool gives to nobody."""
     record = next(r for r in pool.client.seg.spaces() if r["name"] == name)
-    space = Space(pool, name, Kind.SCRATCH, np.uint8, {})
+    space = Space(pool, Wanted(name, Kind.SCRATCH), np.uint8)
     places = (record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"])
     space._bind_core(pool.client.seg, *places, -1, None, space.dtype, True, False, True, False)
     return space
