@@ -60,7 +60,9 @@ def _what_happened(client: Client, record: dict[str, Any], store: FileStore, int
         named = os.stat(store.path)
     except (FileNotFoundError, NotADirectoryError):
         return "was moved away or deleted"
-    except OSError:  # the path cannot be looked at from here: it says nothing
+    except OSError as error:  # the path cannot be looked at from here: it says nothing
+        if error.errno is None:
+            raise
         named = None
     if named is not None and (named.st_dev, named.st_ino) != now.file:
         return "was replaced by another file (renamed over it)"

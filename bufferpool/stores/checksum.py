@@ -141,6 +141,8 @@ class CheckedFile(FileStore):
         try:
             got = self.read_into(offset, page)
         except OSError as error:
+            if error.errno is None:  # the kernel's have one: this is of a signal's handler
+                raise
             raise StoreError(f"page {page_no} cannot be read: {error.strerror}; nothing is lost, try again") from error
         if got != self.page_size:
             raise ShortRead(f"page {page_no}: the file ends after {got} of {self.page_size} bytes; restore the file")

@@ -58,7 +58,9 @@ def stamped(fd: int) -> FileState:
     stamp = time.time_ns() // 1000 * 1000 + 1 + os.getpid() % 999
     try:
         os.utime(fd, ns=(about.st_atime_ns, stamp))
-    except OSError:  # not the owner, or a file system without such times: the doubt stays
+    except OSError as error:  # not the owner, or a file system without such times: the doubt stays
+        if error.errno is None:  # the kernel's have one: this is of a signal's handler
+            raise
         stamp = -1
     state = state_of(fd)
     return state._replace(doubt=Doubt.NONE if state.mtime_ns == stamp else Doubt.FLUSHED)

@@ -126,7 +126,7 @@ def _flush_batch(
     except Exception as error:
         seg.count("flush_failures")
         failed: Exception = error
-        if not isinstance(error, (BufferPoolError, MemoryError)):
+        if not isinstance(error, (BufferPoolError, MemoryError)) and not _is_of_a_handler(record, error):
             why = describe(error) if isinstance(error, OSError) else shown(error)
             failed = StoreError(f"{record['name']!r} cannot be written: {why}; its pages stay dirty, flush again")
         if isinstance(failed, StoreError) and failed.page_no is None and len(items):
@@ -137,6 +137,11 @@ def _flush_batch(
     finally:
         batch.end(synced, foreground)
     return Part(len(items) if synced else 0, batch.held_back, max(0, batch.next - start))
+
+
+def _is_of_a_handler(record: Record, error: Exception) -> bool:
+    """Whether a signal's handler raised the error: a file itself raises only errors with an errno."""
+    return record["kind"] == Kind.FILE and (not isinstance(error, OSError) or error.errno is None)
 
 
 def can_write(client: Client, record: Record) -> bool:

@@ -201,6 +201,42 @@ def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, atta
     assert "theirs" not in [record["name"] for record in pool.client.seg.spaces()]
 
 
+class Raised(Exception):
+    """What a handler raises."""
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize("raised", [TimeoutError("of the handler"), Raised()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("call", ["pwritev", "utime", "fdatasync"])
+def test_what_a_handler_raises_while_a_file_is_written_is_told(pool, data_file, monkeypatch, checksum, raised, call):
+    """It was told as a StoreError of the file, which an application that awaits its own TimeoutError does not catch."""
+    pytest.importorskip("xxhash") if checksum else None
+    path = data_file(8)
+    space = pool.open_file(path, "w+" if checksum else "r+", checksum=checksum)
+    for n in range(2):
+        with space.append() if checksum else space.write(n) as page:
+            page[:8] = 1
+    handlers, real = [], getattr(os, call)
+
+    def handler(*_):
+        raise raised
+
+    def interrupted(*args, **kwargs):
+        if not handlers:
+            handlers.append(signal.signal(signal.SIGALRM, handler))
+            signal.raise_signal(signal.SIGALRM)  # its handler runs before the next bytecode
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, interrupted)
+    with pytest.raises(type(raised)) as found:
+        pool.flush()
+    signal.signal(signal.SIGALRM, handlers[0])
+    assert found.value is raised
+    assert pool.stats().frames["dirty"] == 2
+    assert pool.flush() == 2
+    assert pool.check() == []
+
+
 _AGAIN = """
 import faulthandler, os, signal, sys
 import bufferpool as bp
