@@ -238,7 +238,7 @@ def test_spaces_come_and_go_in_threads(pool, data_file, threads):
     def use(me: int) -> None:
         for step in range(15):
             name = f"work-{me}-{step}"
-            work = pool.scratch(name, 4, owner="pool")
+            work = pool.open_scratch(name, 4, lifetime="pool")
             names[me] = name
             fill(work, range(4), me)
             for n in range(4):
@@ -355,7 +355,7 @@ def test_new_pools_in_threads(threads):
     def use(me: int) -> None:
         for _ in range(5):
             with bp.Pool.create(names[me], 64 * 4096, page_size=4096) as mine:
-                work = mine.scratch("work", 8)
+                work = mine.open_scratch("work", 8)
                 fill(work, range(8), me)
                 assert np.array_equal(work[7], stamp(7, version=me))
                 assert mine.check() == []
