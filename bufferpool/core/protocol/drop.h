@@ -1,37 +1,53 @@
 // Dropping pages: without write-back, whatever they hold.
 #pragma once
 
-#include "protocol/page.h"
+#include "protocol/deadlock.h"
 
 namespace bp {
 
+// Does this thread load or flush one of these pages? Then a wait for it would never end.
+inline bool thread_uses(Segment& s, u32 first, u64 count) {
+    u64 used = s.ops_used.load_acquire(), thread = this_thread(), end = first + count;
+    for (u32 i = 0; i < OPS; i++) {
+        Intent& in = s.client().intents[i];
+        Op op = Op(in.op.load_relaxed());
+        if (!(used >> i & 1) || s.op_thread[i].load_relaxed() != thread) continue;
+        u64 page = in.page.load_relaxed(), last = in.old.load_relaxed();
+        if (op == Op::LOAD && page >= first && page < end) return true;
+        for (page = std::max<u64>(page, first); op == Op::FLUSH && page <= last && page < end && s.has_page(u32(page)); page++)
+            if (entry::flusher(s.entries[page].load_acquire()) == s.me) return true;
+    }
+    return false;
+}
+
 // Drops one page whatever it holds, waiting at most `patience` slices for whoever
 // is changing it; with `clean_only`, not if it is dirty by then. `freed` counts frames
-// that became FREE. False: not in time.
-inline bool drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed, bool clean_only = false) {
+// that became FREE. WAIT: not in time. DEADLOCK: the client that is changing it waits for this thread.
+inline Status drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed, bool clean_only = false) {
     for (int waits = 0; waits <= patience;) {
         u64 e = s.entries[page].load_acquire();
         if (entry::state(e) == ABSENT) {
             forget(s, page);
-            return true;
+            return Status::OK;
         }
-        if (clean_only && (e & entry::DIRTY)) return true;
+        if (clean_only && (e & entry::DIRTY)) return Status::OK;
         bool open = entry::state(e) == RESIDENT && entry::owner(e) == 0 && entry::flusher(e) == 0;
         if (open && s.entries[page].cas_seq_cst(e, entry::with_owner(e, s.me))) {
             u32 f = entry::frame(e);
-            if (!s.has_frame(f)) return end_write(s, page), false;
+            if (!s.has_frame(f)) return end_write(s, page), Status::WAIT;
             if (discard(s, intent, page, f)) {
                 free_frame(s, f);
                 freed++;
             }
-            return true;
+            return Status::OK;
         }
         if (open) continue;
-        wait_entry(s, page, e);
+        if (LoadsWait loads(s, page); loads.any() && waits_for_us(s, page)) return Status::DEADLOCK;
+        else wait_entry(s, page, e);
         waits++;
-        if (s.interrupted && s.interrupted(s)) return false;
+        if (s.interrupted && s.interrupted(s)) return Status::WAIT;
     }
-    return false;
+    return Status::WAIT;
 }
 
 constexpr int PATIENT = 500, HASTY = 5;  // slices of a wait
@@ -40,10 +56,10 @@ constexpr int PATIENT = 500, HASTY = 5;  // slices of a wait
 inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
-    for (u64 i = 0; i < count; i++)
-        if (s.has_page(u32(first + i)) && !drop_page(s, op.intent(), u32(first + i), PATIENT, freed))
-            return Status::WAIT;
-    return Status::OK;
+    Status status = Status::OK;
+    for (u64 i = 0; i < count && status == Status::OK; i++)
+        if (s.has_page(u32(first + i))) status = drop_page(s, op.intent(), u32(first + i), PATIENT, freed);
+    return status;
 }
 
 // Drops the clean pages of a range (a file that somebody else has changed):
@@ -51,12 +67,13 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
 inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
-    for (u64 i = 0; i < count; i++) {
+    Status status = Status::OK;
+    for (u64 i = 0; i < count && status == Status::OK; i++) {
         u32 page = u32(first + i);
         if (!s.has_page(page) || entry::state(s.entries[page].load_acquire()) != RESIDENT) continue;
-        if (!drop_page(s, op.intent(), page, PATIENT, freed, true)) return Status::WAIT;
+        status = drop_page(s, op.intent(), page, PATIENT, freed, true);
     }
-    return Status::OK;
+    return status;
 }
 
 }  // namespace bp

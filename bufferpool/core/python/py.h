@@ -126,6 +126,7 @@ void forget_bases(SegmentObject* seg);
 void drop_pin(SegmentObject* seg, u32 frame);
 // write.cpp
 PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns);
+bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u64 count);
 
 inline void link_pin(SegmentObject* seg, PinNode* p, u32 frame) {
     Guard guard(seg->pins_mutex);

@@ -128,7 +128,7 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     return PyLong_FromUnsignedLong(index);
 }
 
-// Whether somebody is writing, loading or flushing a page of the space right now.
+// Whether somebody is writing, loading or flushing a page of the space right now. WouldDeadlock if it is this thread.
 static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -139,7 +139,9 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     for (u64 page = first; page < first + n && s->has_page(u32(page)); page++) {
         u64 e = s->entries[page].load_acquire();
         u32 c = entry::owner(e) ? entry::owner(e) : entry::state(e) == RESIDENT ? entry::flusher(e) : 0;
-        if (c && seems_alive(*s, c)) Py_RETURN_TRUE;
+        if (!c || !seems_alive(*s, c)) continue;
+        if (raise_own_use(S(self), u32(i), first, 0, n)) return nullptr;
+        Py_RETURN_TRUE;
     }
     Py_RETURN_FALSE;
 }
@@ -170,6 +172,7 @@ static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     SpaceSlot& t = s->spaces[i];
     u64 first, n;
     if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    if (raise_own_use(S(self), u32(i), first, 0, n)) return nullptr;
     u32 freed = 0;
     Status status;
     {

@@ -302,6 +302,7 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
     if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
     if (first + count > sp->max_pages) return raise_status(Status::CORRUPT, sp, first), nullptr;
     Segment& s = *sp->seg->s;
+    if (raise_own_use(sp->seg, sp->index, entry_of(sp, 0), first, count)) return nullptr;
     u32 freed = 0;
     Status status;
     {
@@ -313,6 +314,10 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
         return raise("WaitTimeout",
                      "a page of the section is being written by a client that does not end; pool.clients() says who "
                      "writes; the pages before it are dropped");
+    if (status == Status::DEADLOCK)
+        return raise("WouldDeadlock",
+                     "a loader drops a page whose own loader waits for it; let loaders ask for pages in one direction "
+                     "only");
     return PyLong_FromUnsignedLong(freed);
 }
 

@@ -25,13 +25,28 @@ static WriteObject open_writes = [] {
     return w;
 }();
 
+<<<<<<< HEAD
 static bool own_thread_writes(SpaceObject* sp, u64 page_no) {
     Guard guard(lists);
+=======
+static bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 first, u64 count) {
+>>>>>>> 1ff01f1 (drop: tell a thread that would wait for its own page)
     for (WriteObject* w = open_writes.next; w && w != &open_writes; w = w->next)
-        if (w->space->seg == sp->seg && w->space->index == sp->index && w->page_no == page_no &&
-            w->thread == this_thread())
+        if (w->space->seg == seg && w->space->index == index && w->space->generation == generation &&
+            w->page_no >= first && w->page_no - first < count && w->thread == this_thread() && !w->append)
             return true;
     return false;
+}
+
+// A wait for a page that this thread is writing, loading or flushing would never end: its own code is running in the midst
+// of that, a block, a loader or a store. True, with WouldDeadlock set, if one of these pages of a space is such a one.
+bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u64 count) {
+    u64 generation = space_generation(seg->s->spaces[index].extent.load_acquire());
+    bool writes = thread_writes(seg, index, generation, first, count);
+    if (!writes && !thread_uses(*seg->s, u32(first_entry + first), count)) return false;
+    raise("WouldDeadlock", "this thread is %s one of the pages; do this when that is over",
+          writes ? "in a block that writes" : "in the midst of a load or a flush (a loader or a store called this) of");
+    return true;
 }
 
 PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns) {
@@ -95,7 +110,7 @@ static PyObject* raise_parents(WriteObject* w) {
 
 struct OwnHooks : SpaceHooks {
     Status may_wait_for(u32) {
-        if (!own_thread_writes(sp, page_no)) return Status::OK;
+        if (!thread_writes(sp->seg, sp->index, sp->generation, page_no, 1)) return Status::OK;
         raise("WouldDeadlock", "this thread is writing page %llu already; end that block first",
               (unsigned long long)page_no);
         return Status::RAISED;
