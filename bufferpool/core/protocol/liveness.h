@@ -9,6 +9,10 @@ namespace bp {
 // Takes the byte lock of client `c`, which says that it is dead, for as long as
 // this object lives. One at a time per process, because byte locks belong to the
 // file description and not to the thread.
+//
+// Threads wait for the mutex with the interpreter's lock held (a fork, or an array that is deallocated), so its owner never asks
+// for that one: no handler of a signal runs while a thread reaps (signal_came).
+inline thread_local u32 reaping_here;
 class DeadClient {
     Segment& s_;
     std::unique_lock<std::recursive_mutex> guard_;
@@ -17,6 +21,7 @@ class DeadClient {
 
 public:
     DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex), client_(c) {
+        reaping_here++;
         if (c == 0 || c > s.g.max_clients || c == s.me) return;
         nested_ = s.reaping == c;
         held_ = nested_ || s.lock_byte(LOCKS_AT + long(c)) == 0;
@@ -31,6 +36,7 @@ public:
     }
     DeadClient(const DeadClient&) = delete;
     ~DeadClient() {
+        reaping_here--;
         if (!held_ || nested_) return;
         s_.reaping = outer_;
         s_.unlock_byte(LOCKS_AT + long(client_));

@@ -40,6 +40,9 @@ public:
         }
         s.ops_held.sub_seq_cst(ours);
     }
+    // One that is free now, if there is one.
+    struct IfFree {};
+    OpSlot(Segment& s, IfFree) : s_(s) { claim(); }
     // Takes over an operation that release() handed out.
     OpSlot(Segment& s, int index) : s_(s), index_(index) {}
     OpSlot(const OpSlot&) = delete;

@@ -39,7 +39,7 @@ inline void close_space(SpaceSlot& slot, u64 seen) {
 // left is finished by the next one. Called with the directory lock held.
 inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     SpaceSlot& slot = s.spaces[index];
-    OpSlot op(s);
+    OpSlot op = patience ? OpSlot(s) : OpSlot(s, OpSlot::IfFree{});
     if (!op.valid()) return false;
     close_space(slot, slot.extent.load_acquire());
     slot.state.store_seq_cst(SPACE_CLOSING);

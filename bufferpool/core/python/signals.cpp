@@ -39,7 +39,7 @@ static void put_exception_by() {
 // them in the main thread only. Another one must not ask for the GIL here: it may be a daemon's, and the
 // interpreter gone, while it waits in the core for the end of the process.
 bool signal_came(Segment&) {
-    if (forking || !prim::is_main_thread()) return false;
+    if (forking || reaping_here || !prim::is_main_thread()) return false;
     if (put_by.type) return true;
     static u64 last_ns;
     u64 now = prim::coarse_ns();
