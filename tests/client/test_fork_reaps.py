@@ -24,7 +24,7 @@ def other(code):  # another client, up to the end of its input
     assert process.stdout.readline() == b"ready\\n"
     return process
 
-dead = other("s = pool.scratch('own', 4, owner='client'); w = s.write(0); w.__enter__(); w.__exit__(None, None, None); "
+dead = other("s = pool.open_scratch('own', 4, lifetime='process'); w = s.write(0); w.__enter__(); w.__exit__(None, None, None); "
              "print('ready', flush=True); sys.stdin.read(); os._exit(0)")
 
 def fork():

@@ -69,7 +69,7 @@ class Calling(Memory):
 @pytest.mark.parametrize("where", ["read", "write", "sync"])
 def test_a_store_that_drops_the_page_that_it_is_called_for_is_told(pool, where, use):
     store = Calling(8)
-    space = pool.open_store("kept", store)
+    space = pool.open_store("kept", store, mode="r+")
     store.do = lambda: USES[use](pool, space)
     if where == "read":
         store.where = where
@@ -84,7 +84,7 @@ def test_a_store_that_drops_the_page_that_it_is_called_for_is_told(pool, where, 
 
 @pytest.mark.parametrize("use", USES)
 def test_who_drops_a_page_in_the_block_that_writes_it_is_told(pool, use):
-    space = pool.scratch("work", 8)
+    space = pool.open_scratch("work", 8)
     with space.write(0) as page:
         assert why_not(USES[use], pool, space) is WouldDeadlock
         page[:] = 3

@@ -25,12 +25,8 @@ static WriteObject open_writes = [] {
     return w;
 }();
 
-<<<<<<< HEAD
-static bool own_thread_writes(SpaceObject* sp, u64 page_no) {
-    Guard guard(lists);
-=======
 static bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 first, u64 count) {
->>>>>>> 1ff01f1 (drop: tell a thread that would wait for its own page)
+    Guard guard(lists);
     for (WriteObject* w = open_writes.next; w && w != &open_writes; w = w->next)
         if (w->space->seg == seg && w->space->index == index && w->space->generation == generation &&
             w->page_no >= first && w->page_no - first < count && w->thread == this_thread() && !w->append)
@@ -38,8 +34,8 @@ static bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 fir
     return false;
 }
 
-// A wait for a page that this thread is writing, loading or flushing would never end: its own code is running in the midst
-// of that, a block, a loader or a store. True, with WouldDeadlock set, if one of these pages of a space is such a one.
+// A wait for a page that this thread is writing, loading or flushing would never end: a block, a loader or a store of
+// this thread runs meanwhile. True, with WouldDeadlock set, if this is the case for one of these pages of a space.
 bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u64 count) {
     u64 generation = space_generation(seg->s->spaces[index].extent.load_acquire());
     bool writes = thread_writes(seg, index, generation, first, count);
