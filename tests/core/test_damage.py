@@ -54,6 +54,7 @@ shm = mmap.mmap(os.open(pool.path, os.O_RDWR), os.stat(pool.path).st_size)
 at = Layout(shm)
 FIRST = at.space(shm, 1, 'first_entry')  # of the scratch space
 ME = pool.client.seg.status()["client"]
+CHUNKS = at.tops_at + 8 * 2 * -(-at.max_frames // (1 << 18))
 def put(offset, value, size=8):
     shm[offset : offset + size] = value.to_bytes(size, "little")
 def header(field, value):
@@ -199,6 +200,30 @@ shm[base + INTENTS : base + INTENTS + 20] = struct.pack("<5I", 5, 0, 0, 0xffffff
 put(base + fields("Client")["state"][0], 1, 4)
 typed(pool.reap)
 assert os.stat(pool.path).st_blocks <= before + 16, "entries that no space has got memory"
+""",
+    "a bitmap of the chunks of entries that has lost one, repaired by the growth lock": """
+for copy in range(3):
+    put(CHUNKS + 8 * copy, 0)
+    header('growth.word', 7)  # dead: its inheritor punches what has no bit
+    pool.open_scratch(f'more{copy}', 4)
+    assert work[0][0] == 1 and table[3][0] == 1
+    with table.write(4) as page:
+        page[:] = copy
+    pool.flush()
+    assert open(path, 'rb').read()[4 * 4096] == copy
+assert pool.check() == []
+""",
+    "a bitmap of the chunks of entries that has all, and an intent to flush everything, of a dead client": """
+base = at.clients_at + 2 * CLIENT
+before = os.stat(pool.path).st_blocks
+for copy in range(3):
+    kept = shm[CHUNKS + 8 * copy : CHUNKS + 8 * copy + 8]
+    put(CHUNKS + 8 * copy, 2**64 - 1)
+    shm[base + INTENTS : base + INTENTS + 20] = struct.pack("<5I", 5, 0, 0, 0xffffffff, 0)
+    put(base + fields("Client")["state"][0], 1, 4)
+    typed(pool.reap)
+    assert os.stat(pool.path).st_blocks <= before + 16, "entries that no space has got memory"
+    shm[CHUNKS + 8 * copy : CHUNKS + 8 * copy + 8] = kept
 """,
     "a page in a ring that is none": """
 e = int.from_bytes(shm[at.entries_at + 24 : at.entries_at + 32], "little")

@@ -57,7 +57,7 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
     slot.entries_ready.store_relaxed(ENTRIES);
     slot.max_pages.store_relaxed(PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
-    s.chunk_bits[0].store_relaxed(1);
+    s.set_entry_chunk(0);
     for (u32 f = 0; f < ready; f++) s.holes.add(f);
     for (u32 page = 0; page < PAGES; page++)
         for (u64& w : world.store[page]) w = u64(page) << 32;

@@ -175,7 +175,7 @@ class Mutator:
         if area == "advice":
             return self.field("advice", at.advice_at, ADVICE_FIELDS)
         if area == "chunks":
-            i = r.randrange(-(-at.max_pages * 8 // at.os_page // 64))
+            i = r.randrange(3 * -(-at.max_pages * 8 // at.os_page // 64))  # which stands three times
             tops = 2 * -(-at.max_frames // (1 << 18))  # words of both sets
             return f"chunks of entries {i}", at.tops_at + 8 * (tops + i), 8, "bits"
         if area == "bitmap":

@@ -201,6 +201,10 @@ enum Set : u32 { SET_FREE, SET_HOLES, SETS };
 constexpr int SET_LEVELS = 2;  // below the topmost
 constexpr u64 set_words(u64 frames, int level) { return (frames + (u64(64) << 6 * level) - 1) >> (6 + 6 * level); }
 
+// The bitmap of the chunks of entries that have memory stands three times, and two of three decide: one damaged word
+// neither leads to a chunk without memory, nor takes away one that has pages.
+constexpr u32 CHUNK_COPIES = 3;
+
 struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
     u32 max_frames, max_clients, stripe_clients;
@@ -212,7 +216,8 @@ struct Geometry {
     u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
     u32 stripes() const { return (max_clients + CLIENT_BLOCK - 1) / CLIENT_BLOCK * STRIPES; }
     u64 top_words() const { return set_words(max_frames, SET_LEVELS); }
-    u64 tops_bytes() const { return (SETS * top_words() + (entry_chunks() + 63) / 64) * 8; }
+    u64 chunk_words() const { return (entry_chunks() + 63) / 64; }
+    u64 tops_bytes() const { return (SETS * top_words() + CHUNK_COPIES * chunk_words()) * 8; }
 };
 
 struct Header {

@@ -14,7 +14,8 @@ inline bool thread_uses(Segment& s, u32 first, u64 count) {
         if (!(used >> i & 1) || s.op_thread[i].load_relaxed() != thread) continue;
         u64 page = in.page.load_relaxed(), last = in.old.load_relaxed();
         if (op == Op::LOAD && page >= first && page < end) return true;
-        for (page = std::max<u64>(page, first); op == Op::FLUSH && page <= last && page < end && s.has_page(u32(page)); page++)
+        if (op != Op::FLUSH) continue;
+        for (page = std::max<u64>(page, first); page <= last && page < end && s.has_page(u32(page)); page++)
             if (entry::flusher(s.entries[page].load_acquire()) == s.me) return true;
     }
     return false;

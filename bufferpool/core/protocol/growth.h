@@ -50,8 +50,7 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation =
         r = s.plug(s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
         BP_POINT("entries.plugged");
         if (r == 0) {
-            for (u64 i = from; i < end; i++)
-                s.chunk_bits[i / 64].store_relaxed(s.chunk_bits[i / 64].load_relaxed() | u64(1) << (i % 64));
+            for (u64 i = from; i < end; i++) s.set_entry_chunk(i);
             slot.entries_ready.store_release(to);
         } else {
             repair_growth(s);

@@ -10,8 +10,8 @@ namespace bp {
 // this object lives. One at a time per process, because byte locks belong to the
 // file description and not to the thread.
 //
-// Threads wait for the mutex with the interpreter's lock held (a fork, or an array that is deallocated), so its owner never asks
-// for that one: no handler of a signal runs while a thread reaps (signal_came).
+// Threads wait for the mutex with the interpreter's lock held (a fork, or an array that is deallocated), so its owner
+// never asks for that lock: no handler of a signal runs while a thread reaps (signal_came).
 inline thread_local u32 reaping_here;
 class DeadClient {
     Segment& s_;

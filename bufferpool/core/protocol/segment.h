@@ -202,7 +202,17 @@ struct Segment {
         ready = u32(w);
         return true;
     }
-    bool has_entry_chunk(u64 i) const { return chunk_bits[i / 64].load_relaxed() >> (i % 64) & 1; }
+    u64 entry_chunk_word(u64 word) const {
+        const Atomic<u64>* at = chunk_bits + word;
+        u64 n = g.chunk_words(), a = at[0].load_relaxed(), b = at[n].load_relaxed(), c = at[2 * n].load_relaxed();
+        return (a & b) | (a & c) | (b & c);
+    }
+    bool has_entry_chunk(u64 i) const { return entry_chunk_word(i / 64) >> (i % 64) & 1; }
+    // Under the growth lock.
+    void set_entry_chunk(u64 i) {
+        u64 now = entry_chunk_word(i / 64) | u64(1) << (i % 64);
+        for (u32 copy = 0; copy < CHUNK_COPIES; copy++) chunk_bits[copy * g.chunk_words() + i / 64].store_relaxed(now);
+    }
     // Does this page number have an entry with memory behind it? What comes from a word of the segment may be
     // within all bounds and lead to a hole, whose touch allocates memory that nobody counts, or is a SIGBUS.
     bool has_page(u32 page) const {

@@ -46,7 +46,8 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     u64 first, n;
     if (!entries_of(s, slot, first, n)) return false;
     for (u64 i = 0; i < n; i++)
-        if (s.has_page(u32(first + i)) && drop_page(s, op.intent(), u32(first + i), patience, freed) != Status::OK) return false;
+        if (s.has_page(u32(first + i)) && drop_page(s, op.intent(), u32(first + i), patience, freed) != Status::OK)
+            return false;
     BP_POINT("remove.empty");
     if (!lock_growth(s)) return false;  // from here on nobody appends; interrupted: the next one goes on
     slot.entries_ready.store_relaxed(0);

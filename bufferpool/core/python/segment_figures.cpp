@@ -56,7 +56,7 @@ static bool refresh(SegmentObject* seg) {
     if (fstat(s.fd, &st) != 0 || u64(st.st_size) != g.total_bytes) return raise_damaged("its size");
     u64 bits = reinterpret_cast<u8*>(s.chunk_bits) - s.base;
     if (prim::populate(s.base, g.advice_at + g.os_page) != 0 ||
-        prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + g.entry_chunks() / 8))
+        prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + CHUNK_COPIES * g.chunk_words() * 8))
         return raise_damaged("its tables");
     Vec<u64> written;
     if (!written.resize((g.data_at / g.os_page + 63) / 64)) return PyErr_NoMemory(), false;
@@ -112,8 +112,7 @@ static u64 metadata_bytes(Segment& s) {
     u64 n = g.entries_at + round_up(g.tops_bytes(), g.os_page);
     s.look_at_ready();
     each_frame_table(g, s.stripes(), [&](u64, u64, auto bytes) { n += round_up(bytes(s.ready), g.os_page); });
-    for (u64 i = 0; i < (g.entry_chunks() + 63) / 64; i++)
-        n += u64(__builtin_popcountll(s.chunk_bits[i].load_relaxed())) * g.os_page;
+    for (u64 i = 0; i < g.chunk_words(); i++) n += u64(__builtin_popcountll(s.entry_chunk_word(i))) * g.os_page;
     return n;
 }
 
