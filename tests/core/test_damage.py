@@ -181,7 +181,7 @@ os.wait()
 header('frames_ready', 2)
 other("pool.reap()")
 header('frames_ready', 128 << 32 | 128)
-other("pool.space('work').write(9, timeout=1).__enter__()")  # a client, perhaps in the slot of the one that died
+other("pool.space('work', 'r+').write(9, timeout=1).__enter__()")  # a client, perhaps in the slot of the one that died
 """,
     "free frames that are pages": """
 for word in bitmap_words(at, 0):
