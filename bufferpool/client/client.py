@@ -247,12 +247,12 @@ class Client:
     @property
     def budget_frames(self) -> int:
         """Frames that may have memory now."""
-        return int(self.seg.status()["budget_frames"])
+        return self.seg.budget_frames()
 
     @property
     def durable_lsn(self) -> int:
         """The LSN up to which the log is durable."""
-        return int(self.seg.status()["durable_lsn"])
+        return self.seg.durable_lsn()
 
     @property
     def jobs(self) -> Jobs:

@@ -99,7 +99,7 @@ def read_advice(pool: Seen) -> Advice:
             for n, ratio in dict(zip(frames, ratios, strict=True)).items()
         ]
     return Advice(
-        raw["budget_frames"] or pool.seg.status()["budget_frames"],  # none yet: nobody has begun
+        raw["budget_frames"] or pool.seg.budget_frames(),  # none yet: nobody has begun
         size,
         tuple(points),
         2.0 ** -raw["shift"],

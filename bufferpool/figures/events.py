@@ -58,7 +58,6 @@ class Event:
             EventReason.IDLE: f"untouched for {self.value:g} s",
             EventReason.PAYS: f"saves {self.value:.1f} misses a second",
             EventReason.DIED: f"client {self.client} found client {self.value:g} dead",
-            EventReason.PEER: f"another pool earns {self.value:.2f} hits a second with each MiB",
             EventReason.STORE: "the store failed",
             EventReason.LOG: "the log could not be synced",
             EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
@@ -94,7 +93,7 @@ def post(
 
     ``origin``: a space's number and generation, and an errno; ``page`` is one of its pages.
     """
-    now = seg.status()["budget_frames"] if before is None or after is None else 0
+    now = seg.budget_frames() if before is None or after is None else 0
     seg.post_event(
         what,
         why,

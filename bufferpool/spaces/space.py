@@ -174,8 +174,6 @@ class Space(_core.Space):
         if self._loader is None:
             if self._store is None:
                 raise StoreError(f"{self!r} has no store in this process; open it here too")
-            if page_no >= self._client.record(self.index)["stored"]:
-                return np.zeros(page_size, np.uint8), False
             if isinstance(self._store, CheckedFile):
                 page, repaired = self._store.load(page_no, self.name, self._client.seg.count)
                 return page, repaired and self._store.writable and self._client.mode == "r+"

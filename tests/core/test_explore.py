@@ -194,7 +194,7 @@ MUTATIONS = {
     ),
     "a page above the durable LSN written": (
         "writeback.h",
-        "if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn && out",
+        "if (ok && s.frames[pinned].lsn.load_relaxed() <= want.lsn && out",
         "if (ok && out",
         "flush-log",
     ),
@@ -213,8 +213,8 @@ MUTATIONS = {
     ),
     "the writer field released with the swap": (
         "page.h",
-        "return (entry::with_frame(e, g) & ~clear) | set;",
-        "return (entry::with_owner(entry::with_frame(e, g), 0) & ~clear) | set;",
+        "return entry::with_frame(e, g) | set;",
+        "return entry::with_owner(entry::with_frame(e, g), 0) | set;",
         "flush-evict",
     ),
     "a dirty page dropped with the clean ones": (

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from bufferpool import _core
+from bufferpool.figures import events
 from bufferpool.figures.events import Event
 from bufferpool.figures.names import EventKind, EventReason
 from tests.conftest import PAGE, WAIT, wait_until

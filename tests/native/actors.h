@@ -92,9 +92,10 @@ static void flush_pages(Segment& s, u64 durable, bool alone = false) {
     u64 before[PAGES];
     for (u32 p = 0; p < PAGES; p++) before[p] = world.done[p];
     OpSlot op(s);
-    Vec<FlushItem> items;
-    u64 held_back = 0, next = 0, written[PAGES] = {};
-    if (begin_flush(s, op.intent(), 0, PAGES, durable, PAGES, items, held_back, next) != Status::OK) abort();
+    FlushTaken taken;
+    Vec<FlushItem>& items = taken.items;
+    u64 written[PAGES] = {};
+    if (begin_flush(s, op.intent(), FlushRequest{0, PAGES, durable, PAGES}, taken) != Status::OK) abort();
     for (FlushItem& it : items) {
         u64 version = page_words(s, it.frame)[0] & 0xffffffff;
         if (version > durable) violation("page %u: version %u written ahead of the log", it.page, u32(version));

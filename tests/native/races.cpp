@@ -94,15 +94,14 @@ void write(Segment& s, u32 page) {
 
 void flush(Segment& s) {
     OpSlot op(s);
-    Vec<FlushItem>* items = make<Vec<FlushItem>>();  // not on the stack: the dead leave it
-    u64 held_back = 0, next = 0;
-    if (begin_flush(s, op.intent(), 0, PAGES, ~u64(0), PAGES, *items, held_back, next) != Status::OK) abort();
-    for (FlushItem& it : *items) {
+    FlushTaken* taken = make<FlushTaken>();  // not on the stack: the dead leave it
+    if (begin_flush(s, op.intent(), FlushRequest{0, PAGES, ~u64(0), PAGES}, *taken) != Status::OK) abort();
+    for (FlushItem& it : taken->items) {
         look_at(words_of(s, it.frame), it.page);
         prim::copy_page(store[it.page], s.page_data(it.frame), 4096);
     }
-    end_flush(s, op.intent(), *items, true);
-    unmake(items);
+    end_flush(s, op.intent(), taken->items, true);
+    unmake(taken);
 }
 
 void give_back(Segment& s) {

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import bufferpool as bp
 from bufferpool import _core
+from bufferpool.figures import events
 from bufferpool.figures import stats as inspect
 from bufferpool.figures.names import EventKind, EventReason
 from bufferpool.observer import Observer
@@ -174,9 +175,9 @@ def test_the_advice_is_that_of_the_pool(make_pool):
 
 def test_why_the_budget_moved_is_in_the_metrics(make_pool):
     pool = make_pool()
-    events.post(pool, EventKind.SHRANK, EventReason.PSI, before=64, after=48)
-    events.post(pool, EventKind.GREW, EventReason.PAYS, before=48, after=64)
-    events.post(pool, EventKind.SHRANK, EventReason.PSI, before=64, after=32)
+    events.post(pool.client.seg, EventKind.SHRANK, EventReason.PSI, before=64, after=48)
+    events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, before=48, after=64)
+    events.post(pool.client.seg, EventKind.SHRANK, EventReason.PSI, before=64, after=32)
     pool.client.seg.post_event(99, int(EventReason.PSI), 0, 0, 0, 0.0)  # of a later version
     last, series = {(e.what, e.why): e.time for e in pool.events()}, read(pool.name)
     assert len(last) == 3

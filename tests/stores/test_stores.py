@@ -181,3 +181,19 @@ def test_another_process_needs_the_store_to_flush_it(pool, attach):
     other.open_store("store", store, mode="r+")
     assert other.flush() == 1
     assert store.pages[1] == stamp(1, version=1).tobytes()
+
+
+def test_a_page_that_the_store_does_not_have_yet_is_zeros(pool, monkeypatch):
+    """A miss beyond the store's end built a dict of every space for one integer; the core knows it, and calls no Python."""
+    space = pool.open_store("store", Memory(2), mode="r+", max_pages=8)
+    first, second = space.append(), space.append()
+    with second as page:  # the space has four pages now, and nobody has written the third
+        page[:] = stamp(3)
+    monkeypatch.setattr(type(space), "_fill", lambda *args: pytest.fail("Python was asked for a page of zeros"))
+    assert not space[2].any()
+    assert np.array_equal(space[3], stamp(3))
+    monkeypatch.undo()
+    assert np.array_equal(space[1], stamp(1))
+    with first as page:
+        page[:] = stamp(2)
+    assert np.array_equal(space[2], stamp(2))

@@ -247,8 +247,7 @@ struct Header {
     Atomic<u64> more_blocks;  // twice: of clients whose pin rows have memory, beyond the first (under the growth lock)
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
-    alignas(64) Atomic<u64> attaches;
-    Atomic<u64> unlinked;            // 1: its name was removed on purpose (Pool.unlink), and nobody need be told
+    alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
     // Totals of departed clients, twice: a fold fills the inactive copy, then one
     // store of `folded` (copy, client, its generation) makes it the active one.
     Atomic<u64> folded;

@@ -94,7 +94,6 @@ inline Status attach(Segment& s, int& error) {
     }
     if (s.me == 0) return error ? Status::NO_LOCKS : Status::NO_CLIENT;
     if (int r = open_pins(s, s.me)) return detach(s), r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
-    s.header->attaches.add_relaxed(1);
     return Status::OK;
 }
 

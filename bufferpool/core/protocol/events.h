@@ -29,23 +29,30 @@ inline u64 event_mark(const Event& e, u64 number) {
     return (sum & ~EVENT_NUMBER) | number;
 }
 
+struct NewEvent {
+    u32 what, why;
+    u64 bytes;
+    u32 from_frames, to_frames;  // the budget, before and after
+    double value;                // what `why` measured
+    Origin origin{};
+};
+
 // Any client may post, at any time, and die while it does: see struct Event.
-inline void post_event(Segment& s, u32 what, u32 why, u64 bytes, u32 from_frames, u32 to_frames, double value,
-                       Origin origin = {}) {
+inline void post_event(Segment& s, const NewEvent& made) {
     u64 n = s.header->events.add_seq_cst(1);
     Event& place = s.events[n % EVENTS];
     Event e{};
     u64 bits;
-    memcpy(&bits, &value, sizeof bits);
+    memcpy(&bits, &made.value, sizeof bits);
     e.time_ns.store_relaxed(prim::realtime_ns());
-    e.bytes.store_relaxed(bytes);
-    e.from_frames.store_relaxed(from_frames);
-    e.to_frames.store_relaxed(to_frames);
-    e.what.store_relaxed(what);
-    e.why.store_relaxed(why);
+    e.bytes.store_relaxed(made.bytes);
+    e.from_frames.store_relaxed(made.from_frames);
+    e.to_frames.store_relaxed(made.to_frames);
+    e.what.store_relaxed(made.what);
+    e.why.store_relaxed(made.why);
     e.client.store_relaxed(s.me);
-    e.origin.store_relaxed(origin.word);
-    e.page.store_relaxed(origin.page);
+    e.origin.store_relaxed(made.origin.word);
+    e.page.store_relaxed(made.origin.page);
     e.value.store_relaxed(bits);
     place.number.store_release(0);
     fence_release();  // a reader that sees a field of this event also sees that the old number is gone

@@ -91,7 +91,7 @@ struct PoolEnv {
                 frame = f;
             } else {
                 gone = false;  // a damaged segment: check() tells; leave the page where it is
-                tally.busy++;  // what cannot go is counted in every case: whoever looks for victims ends by that
+                tally.busy++;  // every failed eviction is counted: the callers' search loops stop on this total
                 change_entry(
                     word, [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
             }

@@ -110,7 +110,7 @@ inline Status begin_write(Segment& s, u32 page, u32& out) {
 // and retires `f`. The writer field stays ours: it must outlive the intent, or
 // the page may be evicted and the intent no longer be told apart.
 // Returns true when `f` became BUSY(me) (nobody pins it).
-inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 set, u64 clear) {
+inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 set) {
     intent.page.store_relaxed(page);
     intent.frame.store_relaxed(g);
     intent.old.store_relaxed(f);
@@ -118,7 +118,7 @@ inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 s
     BP_POINT("publish.intent");
     s.frames[g].word.store_seq_cst(frame::live(page));
     BP_POINT("publish.live");
-    change_entry(s.entries[page], [&](u64 e) { return (entry::with_frame(e, g) & ~clear) | set; });
+    change_entry(s.entries[page], [&](u64 e) { return entry::with_frame(e, g) | set; });
     BP_POINT("publish.swapped");
     s.frames[f].word.store_seq_cst(frame::old(page));
     BP_POINT("publish.retired");
@@ -150,7 +150,7 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
     to.mark.store_relaxed(from.mark.load_relaxed());
     s.touch(g, s.tick());
     u64 set = (image.dirty ? entry::DIRTY : 0) | (image.is_volatile ? entry::VOLATILE : 0);
-    bool ours = swap_frame(s, op.intent(), page, f, g, set, 0);
+    bool ours = swap_frame(s, op.intent(), page, f, g, set);
     end_write(s, page);
     BP_POINT("publish.done");
     if (ours) keep_or_free(s, f);
@@ -204,7 +204,7 @@ inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
     to.count.store_relaxed(from.count.load_relaxed());
     to.tag.store_relaxed(from.tag.load_relaxed());
     to.mark.store_relaxed(from.mark.load_relaxed());
-    ours = swap_frame(s, intent, page, f, g, 0, 0);
+    ours = swap_frame(s, intent, page, f, g, 0);
     end_write(s, page);
     s.counters().compacted_pages.add_relaxed(1);
     return true;

@@ -153,7 +153,7 @@ inline bool reap_held(Segment& s, u32 c) {
     s.counters().reaped.add_relaxed(1);
 #ifndef BP_EXPLORE  // no part of the protocol
     u32 budget = s.header->budget_frames.load_relaxed();
-    post_event(s, WHAT_REAPED, WHY_DIED, 0, budget, budget, c);
+    post_event(s, NewEvent{WHAT_REAPED, WHY_DIED, 0, budget, budget, double(c)});
 #endif
     lock_memory(s, false);
     fold_counters(s, c);

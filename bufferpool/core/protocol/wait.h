@@ -11,7 +11,7 @@ inline void reap(Segment& s, u32 c);  // reap.h: reaping removes spaces, whose p
 
 constexpr u64 WAIT_SLICE_NS = 20'000'000;
 
-// Does an operation of this process cover an entry that names us? (If the word still is
+// True if some thread of this process is working on this page, whose entry `e` names us. (If the word still is
 // what it was, and no operation has claimed any entry since, then one that claimed this
 // one was under way all the while, and its intent was there to be seen.)
 inline bool has_operation(Segment& s, u32 page, u64 e) {

@@ -119,24 +119,34 @@ inline bool begin_flush_of(Segment& s, u32 page) {
     }
 }
 
-// Takes the flusher field and a pin of up to `most` dirty pages of the entries
-// [first, first + count) whose LSN is at most `lsn`, in page order. `held_back`
-// counts the dirty pages above it. The intent covers them until end_flush. `next`: the entry
-// at which to go on, 0 when the range has been gone through. NO_MEMORY: nothing was taken.
-inline Status begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 lsn, size_t most,
-                          Vec<FlushItem>& out, u64& held_back, u64& next) {
+// Which pages a flush asks for: of the entries [first, first + count), at most `most` whose LSN is at most `lsn`.
+struct FlushRequest {
+    u32 first;
+    u64 count, lsn;
+    size_t most;
+};
+
+// The pages that a flush has taken, in page order.
+struct FlushTaken {
+    Vec<FlushItem> items{};
+    u64 held_back = 0;  // dirty pages that were not taken: because of their LSN, or because they changed meanwhile
+    u64 next = 0;       // the entry at which the next flush goes on; 0: the range is done
+};
+
+// Takes the flusher field and a pin of each page that is asked for. The intent covers them until end_flush. NO_MEMORY:
+// nothing was taken.
+inline Status begin_flush(Segment& s, Intent& intent, const FlushRequest& want, FlushTaken& out) {
     // 1. Candidates, and room for what will be taken of them.
     Vec<u32> pages;
     bool room = true;
-    each_dirty(s, first, count, [&](u32 page, u64 page_lsn, u64) {
-        if (page_lsn > lsn) held_back++;
+    each_dirty(s, want.first, want.count, [&](u32 page, u64 page_lsn, u64) {
+        if (page_lsn > want.lsn) out.held_back++;
         else room = pages.push(page);
-        return room && pages.size() < most;
+        return room && pages.size() < want.most;
     });
-    next = 0;
-    if (!room || !out.reserve(pages.size())) return Status::NO_MEMORY;
+    if (!room || !out.items.reserve(pages.size())) return Status::NO_MEMORY;
     if (pages.empty()) return Status::OK;
-    if (pages.size() >= most) next = u64(pages.back()) + 1;  // whether or not all of them can be had
+    if (pages.size() >= want.most) out.next = u64(pages.back()) + 1;  // whether or not all of them can be taken
     // 2. The intent, then the fields.
     intent.page.store_relaxed(pages.front());
     intent.old.store_relaxed(pages.back());
@@ -149,9 +159,10 @@ inline Status begin_flush(Segment& s, Intent& intent, u32 first, u64 count, u64 
         // The pin keeps the image: a writer may publish a newer one meanwhile.
         u32 pinned;
         bool ok = pin(s, page, pinned) == Status::OK;
-        if (ok && s.frames[pinned].lsn.load_relaxed() <= lsn && out.push({page, pinned})) continue;  // there is room
+        // The list has room: see above.
+        if (ok && s.frames[pinned].lsn.load_relaxed() <= want.lsn && out.items.push({page, pinned})) continue;
         if (ok) unpin(s, pinned);
-        held_back++;
+        out.held_back++;
         settle_entry(s, page, [&](u64 v) {
             return entry::flusher(v) == s.me && entry::state(v) == RESIDENT ? entry::with_flusher(v, 0) : v;
         });

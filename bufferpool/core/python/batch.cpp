@@ -10,8 +10,8 @@ struct BatchObject {
     PyObject_HEAD Shared<SegmentObject*> seg;  // null once ended
     u32 forks;
     int op;
-    u64 since_ns, held_back, next;
-    Vec<FlushItem>* items;
+    u64 since_ns;
+    FlushTaken* taken;
 };
 
 static void end_batch(BatchObject* batch, bool synced) {
@@ -23,7 +23,7 @@ static void end_batch(BatchObject* batch, bool synced) {
         seg->active--;
         Released unlocked(seg);
         OpSlot op(*seg->s, batch->op);
-        end_flush(*seg->s, op.intent(), *batch->items, synced);
+        end_flush(*seg->s, op.intent(), batch->taken->items, synced);
     }
     Py_DECREF(seg);
 }
@@ -39,16 +39,14 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
     if (!batch) return nullptr;
     batch->seg = nullptr;
     batch->forks = S(self)->forks;
-    batch->items = make<Vec<FlushItem>>();
-    if (!batch->items) return Py_DECREF(batch), PyErr_NoMemory();
+    batch->taken = make<FlushTaken>();
+    if (!batch->taken) return Py_DECREF(batch), PyErr_NoMemory();
     batch->since_ns = prim::now_ns();
-    batch->held_back = batch->next = 0;
     Status status;
     {
         Released unlocked(S(self));
         OpSlot op(*s);
-        status = op.valid() ? begin_flush(*s, op.intent(), first, count, lsn, most, *batch->items, batch->held_back,
-                                          batch->next)
+        status = op.valid() ? begin_flush(*s, op.intent(), FlushRequest{first, count, lsn, most}, *batch->taken)
                             : op.why_not();
         batch->op = status == Status::OK ? op.release() : -1;
     }
@@ -74,10 +72,10 @@ static PyObject* batch_end(PyObject* self, PyObject* args) {
     Use use(seg);
     if (!seg || !is_ours(seg, batch->forks))
         return raise("WrongProcess", "this flush has ended, or belongs to the parent process");
-    if (synced && !batch->items->empty()) {
+    if (synced && !batch->taken->items.empty()) {
         Counters& counters = seg->s->counters();
         counters.flushes.add_relaxed(1);
-        counters.flushed_pages.add_relaxed(batch->items->size());
+        counters.flushed_pages.add_relaxed(batch->taken->items.size());
         seg->s->took(LATENCY_FLUSH, batch->since_ns);
         counters.foreground_flushes.add_relaxed(u64(foreground));
     }
@@ -86,17 +84,17 @@ static PyObject* batch_end(PyObject* self, PyObject* args) {
 }
 
 static PyObject* batch_items(PyObject* self, void*) {
-    auto& items = *reinterpret_cast<BatchObject*>(self)->items;
+    auto& items = reinterpret_cast<BatchObject*>(self)->taken->items;
     return PyBytes_FromStringAndSize(items.empty() ? "" : reinterpret_cast<const char*>(items.data()),
                                      Py_ssize_t(items.size() * sizeof(FlushItem)));
 }
 
 static PyObject* batch_held_back(PyObject* self, void*) {
-    return PyLong_FromUnsignedLongLong(reinterpret_cast<BatchObject*>(self)->held_back);
+    return PyLong_FromUnsignedLongLong(reinterpret_cast<BatchObject*>(self)->taken->held_back);
 }
 
 static PyObject* batch_next(PyObject* self, void*) {
-    return PyLong_FromUnsignedLongLong(reinterpret_cast<BatchObject*>(self)->next);
+    return PyLong_FromUnsignedLongLong(reinterpret_cast<BatchObject*>(self)->taken->next);
 }
 
 // dirty_range(first, count) -> (dirty pages, highest LSN, oldest change's LSN)
@@ -116,7 +114,7 @@ static PyObject* segment_dirty_range(PyObject* self, PyObject* args) {
 
 static void batch_dealloc(BatchObject* batch) {
     end_batch(batch, false);
-    unmake(batch->items);
+    unmake(batch->taken);
     PyObject_Free(batch);
 }
 

@@ -86,7 +86,7 @@ int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end) {
     if (v < 0 || u64(v) >= space_pages(extent) || space_generation(extent) != sp->generation)
         return bad_page(sp, extent, n);
     page_no = u64(v);
-    return is_backed(sp, page_no) ? 0 : (raise_status(Status::CORRUPT, sp, page_no), -1);
+    return is_backed(sp, page_no) ? 0 : (raise_status(Status::CORRUPT, page_no), -1);
 }
 
 bool still_open(SpaceObject* sp) { return place_of(sp, 0).open(); }
@@ -94,7 +94,7 @@ bool still_open(SpaceObject* sp) { return place_of(sp, 0).open(); }
 int answer(Status status, SpaceObject* sp, u64 page_no) {
     if (status == Status::OK) return 0;
     if (status == Status::REMOVED) return bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
-    if (status != Status::RAISED) raise_status(status, sp, page_no);
+    if (status != Status::RAISED) raise_status(status, page_no);
     return -1;
 }
 
@@ -211,7 +211,15 @@ public:
     bool forked() { return hooks_.sp->seg->forks != forks_; }
     Status no_frame(Status status, FrameRequest& want) { return hooks_.make_room(status, want); }
 
+    // Does the page lie beyond what the store has? Then it is zeros, and no Python is needed.
+    bool is_new() {
+        SpaceObject* sp = hooks_.sp;
+        bool stored = sp->store != Py_None && (sp->kind == KIND_FILE || sp->kind == KIND_STORE);
+        return stored && hooks_.page_no >= space_slot(sp).stored.load_acquire();
+    }
+
     Status prepare() {
+        if (is_new()) return Status::OK;
         PyObject* bytes;
         u32 size = hooks_.sp->seg->s->g.page_size;
         filled_ = PyObject_CallMethod(reinterpret_cast<PyObject*>(hooks_.sp), "_fill", "K",
@@ -244,6 +252,7 @@ public:
 
     Status fill(u32 f, Image& image) {
         Segment& s = *hooks_.sp->seg->s;
+        if (!filled_) return memset(s.page_data(f), 0, s.g.page_size), Status::OK;
         memcpy(s.page_data(f), view_.buf, s.g.page_size);
         s.counters().load_bytes.add_relaxed(s.g.page_size);
         image.dirty = repaired_ != 0;

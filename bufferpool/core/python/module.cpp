@@ -43,7 +43,7 @@ PyObject* raise(const char* error, const char* format, ...) {
     return nullptr;
 }
 
-void raise_status(Status status, SpaceObject*, u64 page_no) {
+void raise_status(Status status, u64 page_no) {
     auto n = static_cast<unsigned long long>(page_no);
     switch (status) {
     case Status::CORRUPT:
@@ -111,7 +111,7 @@ static const char* remedy_of(int error) {
 PyObject* raise_errno(int error, const char* what) {
     if (error == -EINTR && check_signals() < 0) return nullptr;
     if (error == -EBADF) return raise_lost();
-    if (error == -ENOSPC || error == -EDQUOT) raise_status(Status::NO_SPACE, nullptr, 0);
+    if (error == -ENOSPC || error == -EDQUOT) raise_status(Status::NO_SPACE, 0);
     else if (error == -ENOMEM)
         raise("SharedMemoryFull",
               "%s: the memory cgroup of this process has no memory left; raise its limit, or free some", what);
@@ -307,7 +307,6 @@ PyMODINIT_FUNC PyInit__core() {
     PyModule_AddIntConstant(m, "TICK_SHIFT", TICK_SHIFT);
     PyModule_AddIntConstant(m, "BUCKETS", BUCKETS);
     PyModule_AddIntConstant(m, "BUCKET_SHIFT", BUCKET_SHIFT);
-    PyModule_AddIntConstant(m, "EVENTS", EVENTS);
     PyModule_AddIntConstant(m, "UUID_AT", offsetof(Header, uuid));
     PyModule_AddIntConstant(m, "FRAME_SLOT_BYTES", sizeof(FrameSlot));
     PyModule_AddIntConstant(m, "SETTLING", SETTLING);

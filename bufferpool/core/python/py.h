@@ -75,7 +75,7 @@ PyObject* raise(const char* error, const char* format, ...);  // an error of err
 PyObject* raise_errno(int error, const char* what);
 PyObject* raise_unmapped(int error);
 PyObject* raise_space_removed(SpaceObject* space);  // loading.cpp
-void raise_status(Status status, SpaceObject* space, u64 page_no);
+void raise_status(Status status, u64 page_no);
 bool read_header(int fd, Header& h);
 PyObject* geometry_dict(const Header& h);
 

@@ -139,7 +139,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
     Py_END_ALLOW_THREADS if (status == Status::NO_LOCKS)
         raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
-    else if (status == Status::NO_SPACE) raise_status(status, nullptr, 0);
+    else if (status == Status::NO_SPACE) raise_status(status, 0);
     else if (status == Status::INTERRUPTED) raise_interrupted("memory for the pins of one more client");
     else if (status != Status::OK) raise("TooManyClients",
                                          "all %u client slots of the segment are taken by living processes; detach "
@@ -266,13 +266,6 @@ static PyObject* segment_close(PyObject* self, PyObject* arg) {
     if (pinned) seg->closing = true;  // views stay true
     else detach_now(seg);
     Py_RETURN_NONE;
-}
-
-static PyObject* segment_views(PyObject* self, PyObject*) {
-    long n = 0;
-    Guard guard(S(self)->pins_mutex);
-    for (PinNode* p = S(self)->pins.next; p != &S(self)->pins; p = p->next) n++;
-    return PyLong_FromLong(n);
 }
 
 static PyObject* segment_geometry(PyObject* self, PyObject*) {
@@ -459,7 +452,6 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
 static PyMethodDef own_methods[] = {
     {"give_to", entered<segment_give_to, SegmentEntry>, METH_VARARGS, ""},
     {"close", segment_close, METH_O, ""},
-    {"views", entered<segment_views, SegmentEntry>, METH_NOARGS, ""},
     {"geometry", entered<segment_geometry, SegmentEntry>, METH_NOARGS, ""},
     {"clients", entered<segment_clients, SegmentEntry>, METH_NOARGS, ""},
     {"shrink", entered<segment_shrink, SegmentEntry>, METH_VARARGS, ""},

@@ -146,6 +146,17 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
         p.cold_target, "unlinked", (unsigned long long)s->header->unlinked.load_relaxed());
 }
 
+// One number of the header: a load, where status() also asks the kernel.
+static PyObject* segment_durable_lsn(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    return s ? PyLong_FromUnsignedLongLong(s->header->durable_lsn.load_seq_cst()) : nullptr;
+}
+
+static PyObject* segment_budget_frames(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    return s ? PyLong_FromUnsignedLong(s->header->budget_frames.load_acquire()) : nullptr;
+}
+
 // Tables are copied with pread, which allocates nothing where there is a hole.
 static bool copy_table(Segment& s, void* to, u64 bytes, u64 at) {
     ssize_t n = prim::read_at(s.fd, to, bytes, at);
@@ -339,7 +350,7 @@ static PyObject* segment_post_event(PyObject* self, PyObject* args) {
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    post_event(*s, what, why, bytes, from, to, value, Origin{origin, page});
+    post_event(*s, NewEvent{what, why, bytes, from, to, value, Origin{origin, page}});
     Py_RETURN_NONE;
 }
 
@@ -410,18 +421,23 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
     return raise("ValueError", "Python counts no %s", name);
 }
 
-PyMethodDef observe_methods[] = {{"counters", entered<segment_counters, SegmentEntry>, METH_NOARGS, ""},
-                                 {"status", entered<segment_status, SegmentEntry>, METH_NOARGS, ""},
-                                 {"raw_frames", entered<segment_raw_frames, SegmentEntry>, METH_NOARGS, ""},
-                                 {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS, ""},
-                                 {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O, ""},
-                                 {"summary", entered<segment_summary, SegmentEntry>, METH_NOARGS, ""},
-                                 {"post_event", entered<segment_post_event, SegmentEntry>, METH_VARARGS, ""},
-                                 {"events", entered<segment_events, SegmentEntry>, METH_NOARGS, ""},
-                                 {"lead", entered<segment_lead, SegmentEntry>, METH_O, ""},
-                                 {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS, ""},
-                                 {"steward", entered<segment_steward, SegmentEntry>, METH_NOARGS, ""},
-                                 {"count", entered<segment_count, SegmentEntry>, METH_O, ""},
-                                 {nullptr, nullptr, 0, nullptr}};
+PyMethodDef observe_methods[] = {
+    {"counters", entered<segment_counters, SegmentEntry>, METH_NOARGS, ""},
+    {"status", entered<segment_status, SegmentEntry>, METH_NOARGS, ""},
+    {"durable_lsn", entered<segment_durable_lsn, SegmentEntry>, METH_NOARGS,
+     "The LSN up to which the log is durable."},
+    {"budget_frames", entered<segment_budget_frames, SegmentEntry>, METH_NOARGS,
+     "How many frames may have memory."},
+    {"raw_frames", entered<segment_raw_frames, SegmentEntry>, METH_NOARGS, ""},
+    {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS, ""},
+    {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O, ""},
+    {"summary", entered<segment_summary, SegmentEntry>, METH_NOARGS, ""},
+    {"post_event", entered<segment_post_event, SegmentEntry>, METH_VARARGS, ""},
+    {"events", entered<segment_events, SegmentEntry>, METH_NOARGS, ""},
+    {"lead", entered<segment_lead, SegmentEntry>, METH_O, ""},
+    {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS, ""},
+    {"steward", entered<segment_steward, SegmentEntry>, METH_NOARGS, ""},
+    {"count", entered<segment_count, SegmentEntry>, METH_O, ""},
+    {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -135,7 +135,7 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     u64 first, n;
-    if (!entries_of(*s, s->spaces[i], first, n)) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    if (!entries_of(*s, s->spaces[i], first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
     for (u64 page = first; page < first + n && s->has_page(u32(page)); page++) {
         u64 e = s->entries[page].load_acquire();
         u32 c = entry::owner(e) ? entry::owner(e) : entry::state(e) == RESIDENT ? entry::flusher(e) : 0;
@@ -171,7 +171,7 @@ static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
     SpaceSlot& t = s->spaces[i];
     u64 first, n;
-    if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
     if (raise_own_use(S(self), u32(i), first, 0, n)) return nullptr;
     u32 freed = 0;
     Status status;
@@ -233,7 +233,7 @@ static PyObject* segment_first_changed(PyObject* self, PyObject* args) {
         return raise("ValueError", "no such space, or more bytes than a page has");
     SpaceSlot& t = s->spaces[i];
     u64 first, n;
-    if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, nullptr, 0), nullptr;
+    if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
     auto buffer = static_cast<u8*>(PyMem_Malloc(s->g.page_size));
     if (!buffer) return PyErr_NoMemory();
     u64 found;

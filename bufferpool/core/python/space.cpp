@@ -103,7 +103,7 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
         bool exists = v[i] >= 0 && u64(v[i]) < space_pages(extent) && space_generation(extent) == sp->generation;
         if (exists && is_backed(sp, u64(v[i]))) continue;
         PyObject* n = PyLong_FromLongLong(v[i]);
-        if (n && exists) raise_status(Status::CORRUPT, sp, u64(v[i]));
+        if (n && exists) raise_status(Status::CORRUPT, u64(v[i]));
         else if (n) bad_page(sp, extent, n);
         Py_XDECREF(n);
         Py_DECREF(numbers);
@@ -300,7 +300,7 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
     unsigned long long first, count;
     if (!PyArg_ParseTuple(args, "KK:_drop_range", &first, &count)) return nullptr;
     if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
-    if (first + count > sp->max_pages) return raise_status(Status::CORRUPT, sp, first), nullptr;
+    if (first + count > sp->max_pages) return raise_status(Status::CORRUPT, first), nullptr;
     Segment& s = *sp->seg->s;
     if (raise_own_use(sp->seg, sp->index, entry_of(sp, 0), first, count)) return nullptr;
     u32 freed = 0;

@@ -16,8 +16,8 @@ inline SegmentObject* segment_of(SpaceObject* sp) {
 }
 inline PyObject*& base_of(PyObject* array) { return reinterpret_cast<PyArrayObject_fields*>(array)->base; }
 
-// How many others may hold an array that we gave out: at the end of its block
-// the block's name still does, otherwise nobody.
+// Highest number of references from elsewhere at which a page array may still be released: at the end of its block the
+// block's name still refers to it.
 enum Others : Py_ssize_t { NOBODY = 1, A_NAME = 2 };
 
 // The one other reference may be the name's, or that of a memoryview.
