@@ -247,7 +247,7 @@ _ELSEWHERE = """
 import os, sys
 import bufferpool as bp
 pool = bp.Pool.attach(sys.argv[1])
-work = pool.space("work")
+work = pool.space("work", "r+")
 view = work[1]
 write = work.write(2)
 write.__enter__()[:] = 9

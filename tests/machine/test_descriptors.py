@@ -226,13 +226,13 @@ import os, sys, time
 import bufferpool as bp
 from bufferpool.errors import DescriptorLost
 pool = bp.Pool.attach(sys.argv[1])
-work = pool.space("work")
+work = pool.space("work", "r+")
 view = work[0]
 os.closerange(3, 1 << 16)
 time.sleep(0.3)
 again = bp.Pool.attach(sys.argv[1])
 print(again.reap(), end=" ")
-new = again.space("work")
+new = again.space("work", "r+")
 for n in range(50):
     with new.write(0) as page:
         page[:] = n

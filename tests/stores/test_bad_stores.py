@@ -243,7 +243,7 @@ def _fill_in(cgroup, name, n_pages, progress):
     """Joins a cgroup, and writes pages until it is done, refused, or killed."""
     (Path(cgroup) / "cgroup.procs").write_text(str(os.getpid()))
     with bp.Pool.attach(name) as pool:
-        work = pool.space("work")
+        work = pool.space("work", "r+")
         try:
             for n in range(n_pages):
                 with work.write(n) as page:
