@@ -314,7 +314,7 @@ for use in (lambda: os.unlink("/dev/shm/" + name), lambda: bp.Pool.create(name, 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 @pytest.mark.parametrize(("mode", "want"), [(0o600, "refused"), (0o666, "attached []")])
 def test_another_user_cannot_attach_unless_the_mode_and_both_users_say_so(make_pool, mode, want):
-    pool = make_pool(mode=mode)
+    pool = make_pool(permissions=mode)
     done = run_python(_AS_NOBODY, pool.name, str(mode))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert done.stdout.splitlines() == [want]
