@@ -151,7 +151,7 @@ class PoolModel(RuleBasedStateMachine):
             seen.append(n)
         assert seen == list(range(start, min(start + count, len(self.model[name]))))
 
-    @rule(i=which, name=spaces, n=st.sampled_from([-1, 10**9]))
+    @rule(i=which, name=spaces, n=st.sampled_from([-(10**9), 10**9]))
     def read_what_is_not_there(self, i, name, n):
         with pytest.raises(IndexError):
             self.space(i, name)[n]

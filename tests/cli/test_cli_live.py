@@ -356,7 +356,7 @@ def test_top_shows_every_pool_and_goes_to_one() -> None:
     try:
         with bp.Pool.create("few", "1MiB", directory=folder), bp.Pool.create("many", "1MiB", directory=folder) as many:
             many.open_derived("d", 20, lambda n, out: None).read_many(range(20))
-            (Path(folder) / "torn").write_bytes(b"BUFPOOL1" + bytes(5000))
+            (Path(folder) / "torn").write_bytes((Path(folder) / "few").read_bytes()[:5000])
             asyncio.run(session())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

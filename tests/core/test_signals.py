@@ -241,6 +241,7 @@ _AGAIN = """
 import faulthandler, os, signal, sys
 import bufferpool as bp
 from bufferpool.figures.names import Kind
+from bufferpool.spaces.directory import Wanted
 from bufferpool.spaces.space import Space
 from tests.support.memory_store import Memory
 faulthandler.dump_traceback_later(20, exit=True)

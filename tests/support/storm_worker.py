@@ -249,10 +249,10 @@ class Worker:
     def reap(self) -> None:
         self.pool.reap()
 
-    def scratch(self, owner: str) -> None:
+    def scratch(self, lifetime: str) -> None:
         self.number += 1
-        name = f"{owner}-{os.getpid()}-{self.number}"
-        space = self.pool.open_scratch(name, 6, owner=owner)
+        name = f"{lifetime}-{os.getpid()}-{self.number}"
+        space = self.pool.open_scratch(name, 6, lifetime=lifetime)
         try:
             for n in range(6):
                 with space.write(n) as page:
@@ -266,7 +266,7 @@ class Worker:
             space.remove(discard=True)
 
     def own_scratch(self) -> None:
-        self.scratch("client")
+        self.scratch("process")
 
     def pool_scratch(self) -> None:
         self.scratch("pool")

@@ -80,7 +80,7 @@ def test_a_frozen_disk_holds_up_those_who_want_its_pages_and_nobody_else(disk, p
         in_time(in_time(pool.open_scratch, "work", 4).remove, discard=True)
         with pytest.raises(WaitTimeout, match="there"):
             in_time(pool.flush, timeout=0.2)
-        assert in_time(pool.trim, bytes=32 * PAGE) > 0
+        assert in_time(pool.trim, size=32 * PAGE) > 0
         in_time(pool.resize, 32 * PAGE)
         assert leader.alive
         in_time(pool.stop_steward)

@@ -209,7 +209,7 @@ def test_resize_and_trim_end_in_time_while_a_store_hangs(pool, data_file, hung):
     fill(table, range(40))
     with pytest.raises(PoolExhausted, match="'hung'"):
         in_time(pool.resize, 8 * PAGE, timeout=0.3)
-    assert in_time(pool.trim, bytes=60 * PAGE, timeout=0.3) < 60 * PAGE
+    assert in_time(pool.trim, size=60 * PAGE, timeout=0.3) < 60 * PAGE
     assert dirty(pool) == 16, "what the other store could take was written"
     hung.open()
     assert in_time(pool.resize, 8 * PAGE) > 0
