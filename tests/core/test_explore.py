@@ -219,7 +219,7 @@ MUTATIONS = {
     ),
     "a dirty page dropped with the clean ones": (
         "drop.h",
-        "if (clean_only && (e & entry::DIRTY)) return true;",
+        "if (clean_only && (e & entry::DIRTY)) return Status::OK;",
         "(void)clean_only;",
         "drop-clean-write",
     ),
