@@ -64,7 +64,7 @@ class Observer:
 
     @property
     def uuid(self) -> bytes:
-        """What tells the pool from another that had its name before."""
+        """The bytes that distinguish this pool from another one that had its name before."""
         return bytes(self.geometry["uuid"])
 
     @property

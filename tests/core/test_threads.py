@@ -173,7 +173,7 @@ def test_one_space_in_many_threads(pool, table, threads):
 
 
 def test_arrays_are_let_go_by_other_threads(pool, table, threads):
-    """An array is made in one thread and freed in another: the pins are in one list, whoever frees them."""
+    """An array is made in one thread and freed in another: the pins are in one list that all threads change."""
     shelves: list[list[Any]] = [[] for _ in range(THREADS)]
 
     def use(me: int) -> None:

@@ -1,4 +1,4 @@
-"""The ring of events: what was decided, by whom, and why; read by anybody, whoever has died."""
+"""The ring of events: what was decided, by whom, and why; any process reads it, also after its writer has died."""
 
 import os
 import signal

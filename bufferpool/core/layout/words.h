@@ -8,7 +8,7 @@
 //  | frame, or the ghost's stamp     |  0    | flusher | owner   |G|V|rng|D|W|st |
 //  +---------------------------------+-------+---------+---------+-+-+---+-+-+---+
 //   st   ABSENT, LOADING, RESIDENT, EVICTING
-//   W    somebody waits on this word: whoever changes it wakes them
+//   W    somebody waits on this word: the client that changes it wakes them
 //   D    dirty: the store has not this image yet
 //   rng  the replacement ring that has an element for this page: none, cold, hot;
 //        RESIDENT and none: set aside, which only a dirty page can be

@@ -157,34 +157,31 @@ inline int move_up(int fd) {
     return up >= 0 ? up : -error;
 }
 
-// Write lock on one byte for this open file description. 0, or -EAGAIN when
-// another description holds it. Never blocks.
-inline int lock_byte(int fd, off_t at) {
+inline struct flock one_byte(short type, off_t at) {
     struct flock l {};
-    l.l_type = F_WRLCK;
+    l.l_type = type;
     l.l_whence = SEEK_SET;
     l.l_start = at;
     l.l_len = 1;
+    return l;
+}
+
+// Write lock on one byte for this open file description. 0, or -EAGAIN when
+// another description holds it. Never blocks.
+inline int lock_byte(int fd, off_t at) {
+    struct flock l = one_byte(F_WRLCK, at);
     if (fcntl(fd, F_OFD_SETLK, &l) == 0) return 0;
     return errno == EACCES ? -EAGAIN : -errno;
 }
 
 inline int unlock_byte(int fd, off_t at) {
-    struct flock l {};
-    l.l_type = F_UNLCK;
-    l.l_whence = SEEK_SET;
-    l.l_start = at;
-    l.l_len = 1;
+    struct flock l = one_byte(F_UNLCK, at);
     return fcntl(fd, F_OFD_SETLK, &l) == 0 ? 0 : -errno;
 }
 
 // 1 when some other description holds the byte, 0 when nobody does.
 inline int byte_is_locked(int fd, off_t at) {
-    struct flock l {};
-    l.l_type = F_WRLCK;
-    l.l_whence = SEEK_SET;
-    l.l_start = at;
-    l.l_len = 1;
+    struct flock l = one_byte(F_WRLCK, at);
     if (fcntl(fd, F_OFD_GETLK, &l) != 0) return -errno;
     return l.l_type != F_UNLCK;
 }
@@ -263,7 +260,7 @@ inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRIT
 }
 
 // A second view of a part of the segment, which cannot be written, in place of a mapping that has this address. 0 or
-// -errno. Where that fails, nobody else's mapping comes to stand there: whoever has the address unmaps it one day.
+// -errno. Where that fails, no other mapping may take the address: the caller still unmaps it one day.
 inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
     if (mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, off_t(offset)) != MAP_FAILED)
         return open_mapping(at, bytes, PROT_READ);

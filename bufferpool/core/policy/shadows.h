@@ -9,7 +9,7 @@ namespace bp {
 // How a sampled page was referenced.
 enum SampleKind : u32 { SAMPLE_ONCE = 1, SAMPLE_UNCOUNTED = 2 };
 
-// The shadows of one area, for whoever holds its lock.
+// The shadows of one area, for the client that holds its lock.
 class Shadows {
     Advice& head_;
     const AdviceGeometry g_;

@@ -63,7 +63,7 @@ inline void detach(Segment& s) {
     fold_counters(s, s.me);
     BP_POINT("detach.folded");
     unlock_memory(s);
-    // Only now: whoever takes a free slot must find no lock in its number's name.
+    // This comes last: the next client in the slot must find no lock in its number's name.
     s.client().state.store_release(CLIENT_FREE);
     BP_POINT("detach.free");
     s.unlock_byte(LOCKS_AT + long(s.me));

@@ -6,7 +6,7 @@
 //   fill totals[1 - copy] · folded = (1 - copy, client, generation) · client's `folded` = 1
 //
 // So a client is counted once at every moment: in its slot until the store, in the
-// totals from it on, whoever dies in between. A sum never goes backwards.
+// totals from it on, also if a client dies in between. A sum never goes backwards.
 #pragma once
 
 #include "protocol/segment.h"

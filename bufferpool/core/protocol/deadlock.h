@@ -1,5 +1,5 @@
 // Loads that wait for each other. A loader is the user's code, and may ask for other pages: while its
-// thread waits for one that somebody else loads, the intents of all its loads say for which. So whoever
+// thread waits for one that somebody else loads, the intents of all its loads say for which. So a thread that
 // is about to wait follows the chain, across threads and processes:
 //
 //   page -> LOADING(client) -> that client's intent to load it -> the page that it waits for -> ...

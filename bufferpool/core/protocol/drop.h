@@ -21,7 +21,7 @@ inline bool thread_uses(Segment& s, u32 first, u64 count) {
     return false;
 }
 
-// Drops one page whatever it holds, waiting at most `patience` slices for whoever
+// Drops one page, dirty or not, waiting at most `patience` slices for the client that
 // is changing it; with `clean_only`, not if it is dirty by then. `freed` counts frames
 // that became FREE. WAIT: not in time. DEADLOCK: the client that is changing it waits for this thread.
 inline Status drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed, bool clean_only = false) {
@@ -64,7 +64,7 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
 }
 
 // Drops the clean pages of a range (a file that somebody else has changed):
-// readers keep what they have pinned, whoever comes next loads anew.
+// readers keep what they have pinned, and the next reader loads anew.
 inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;

@@ -15,7 +15,7 @@ namespace bp {
 constexpr u32 FREE_SLICES = 5;
 
 // Often called where nothing may raise and others wait (an array goes away). If the lock
-// is not to be had, its owner being stopped, the frame is left to whoever has it next.
+// cannot be taken, because its owner is stopped, the next client that holds it frees the frame.
 inline void free_frame(Segment& s, u32 f) {
     if (!lock_memory(s, false, FREE_SLICES)) {
         for (auto& later : s.later) {

@@ -13,7 +13,7 @@ constexpr bool ADVISES = true;
 #endif
 
 // The references of this process that go to the shadows (advice.h). They are taken in
-// windows: one is open until the buffer is full, and is then worked off by whoever filled
+// windows: one is open until the buffer is full, and is then worked off by the thread that filled
 // it. Windows follow each other until they have cost a few milliseconds; the next burst
 // begins so much later that all of this takes a four-hundredth of the time (that in which the
 // process waits for a processor does not count). Between bursts a hit costs what it costs without

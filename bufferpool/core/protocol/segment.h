@@ -75,7 +75,7 @@ struct Segment {
     Atomic<u64> op_thread[OPS] = {};  // by which thread
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
-    Atomic<u32> later[LATER] = {};   // BUSY frames to be freed by whoever next has the memory lock, +1
+    Atomic<u32> later[LATER] = {};   // BUSY frames that the next holder of the memory lock frees, +1
     std::recursive_mutex reap_mutex;  // one reaper in this process: reap.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
     u32 leads = 0;                   // our number, while we hold the steward's lock

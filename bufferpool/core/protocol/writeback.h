@@ -101,7 +101,7 @@ inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, b
     intent.op.store_release(u32(Op::NONE));
 }
 
-// Takes the flusher field of a dirty page: whoever changes the entry for another reason
+// Takes the flusher field of a dirty page: a client that changes the entry for another reason
 // does not make us miss it, and a flusher that died is reaped. False: no longer
 // dirty, or interrupted. Pages are taken in order, so two flushers never wait for each other.
 inline bool begin_flush_of(Segment& s, u32 page) {

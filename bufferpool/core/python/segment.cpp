@@ -340,7 +340,7 @@ static Segment* with_number(PyObject* self, PyObject* arg, u64& n) {
     return PyErr_Occurred() ? nullptr : opened(S(self));
 }
 
-// Raises a number, never lowers it, whoever else raises it at the same time. What it is now.
+// Raises a number, never lowers it, also if others raise it at the same time. What it is now.
 static u64 raise_to(Atomic<u64>& number, u64 n) {
     u64 seen = number.load_seq_cst();
     while (seen < n && !number.cas_seq_cst(seen, n)) {

@@ -2,8 +2,8 @@
 // may be at work on what somebody dead has left, where the caller of a method, or an object that is
 // being deallocated, must not find an exception set. It is raised
 //
-//   by whoever gives up what he was asked for     check_signals()
-//   else by the interpreter                       a pending call, before its next bytecode
+//   by the operation, if it gives up     check_signals()
+//   else by the interpreter              a pending call, before its next bytecode
 //
 // so that no method has to ask, after a wait, whether a handler has raised.
 #include "python/py.h"

@@ -248,8 +248,8 @@ static PyObject* raise_read_only(SpaceObject* sp, const char* what) {
     if (sp->kind == KIND_DERIVED)
         return raise(
             "SpaceReadOnly",
-            "derived pages come from their loader, and no process can %s one; use open_file, open_store or scratch "
-            "for pages that are written",
+            "derived pages come from their loader, and no process can %s one; use open_file, open_store or "
+            "open_scratch for pages that are written",
             what);
     return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to %s a page", what);
 }
