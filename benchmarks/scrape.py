@@ -63,16 +63,16 @@ def measure(pool: bp.Pool) -> None:
             os.preadv(fd, [view[:n]], at)
         rows["yardstick"].append(time.process_time() - start)
         start = time.process_time()
-        sight = collector.look(pool.name)
+        snapshot = collector.read_snapshot(pool.name)
         rows["look"].append(time.process_time() - start)
         start = time.process_time()
         text = server.text_of(pool.name)
         rows["scrape"].append(time.process_time() - start)
     os.close(fd)
     base = median(rows["yardstick"])
-    frames = sight.summary.frames
+    frames = snapshot.summary.frames
     print(
-        f"1 GiB, {frames['live']:,} pages resident, {frames['pinned']:,} pinned, {sight.alive} clients, {len(text):,} bytes of text"
+        f"1 GiB, {frames['live']:,} pages resident, {frames['pinned']:,} pinned, {snapshot.alive} clients, {len(text):,} bytes of text"
     )
     for what, label in (
         ("yardstick", "pread of the same tables"),

@@ -75,8 +75,8 @@ class Segment:
     def mark_unlinked(self) -> None: ...
     def post_event(
         self,
-        what: int,
-        why: int,
+        kind: int,
+        reason: int,
         bytes: int,
         from_frames: int,
         to_frames: int,

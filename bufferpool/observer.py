@@ -97,7 +97,7 @@ class Observer:
         return int(self.seg.steward())
 
     def events(self) -> list[Event]:
-        """The last thousand decisions about the pool's memory, oldest first: when, what, why, bytes."""
+        """The last thousand decisions about the pool's memory, oldest first: when, kind, reason, bytes."""
         return read_events(self)
 
     def advise(self) -> Advice:

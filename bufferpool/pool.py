@@ -29,7 +29,7 @@ from bufferpool.figures.stats import (
     read_frames,
     read_stats,
 )
-from bufferpool.machine.auto_size import LEAST_BYTES, auto, look
+from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import has_huge_pages
 from bufferpool.machine.pressure import Source, given
 from bufferpool.observer import refuse_loss
@@ -121,7 +121,7 @@ class Pool:
         path = segment_file.path_of(name, directory)
         segment_file.check_permissions(permissions, "permissions")
         if capacity == "auto":
-            sizing = auto(look(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
+            sizing = auto(read_memory(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
             least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
             most = sizing.max_capacity if max_capacity is None else parse_size(max_capacity, "max_capacity")
             least = min(least, most) if min_capacity is None else least  # what is given holds

@@ -20,7 +20,7 @@ from pathlib import Path
 from bufferpool import _core
 from bufferpool.client import segment_file
 from bufferpool.errors import SegmentError
-from bufferpool.machine.auto_size import LEAST_BYTES, auto, look
+from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import KNOB, are_huge, mount_of, shmem_enabled
 from bufferpool.machine.pressure import cgroup_limit
 from bufferpool.observer import unsaved_pages
@@ -176,7 +176,7 @@ def _memory(directory: str) -> Iterator[Finding]:
 def _auto_size(directory: str) -> Iterator[Finding]:
     """What ``capacity="auto"`` would choose now, and why."""
     try:
-        sizing = auto(look(directory), LEAST_BYTES, _EXTENT)
+        sizing = auto(read_memory(directory), LEAST_BYTES, _EXTENT)
     except SegmentError as error:
         yield Finding(Level.WARN, "auto size", str(error), "Pool.create(capacity=…) takes what you say")
         return

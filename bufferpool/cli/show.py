@@ -14,7 +14,7 @@ import numpy as np
 from bufferpool.cli.common import Commands, attach, count, interval, observe, pool_name, print_json, print_table, tell
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
-from bufferpool.figures import stats as inspect
+from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.names import FrameState, hit_ratio, shown_frames
 from bufferpool.figures.stats import ClientInfo, PoolStats
 from bufferpool.observer import Observer
@@ -39,7 +39,7 @@ def _row(found: segment_file.Found, directory: str | None) -> dict[str, Any] | N
         return row
     try:
         with Observer(row["name"], directory=directory) as pool:
-            stats, clients, unsaved = pool.stats(), pool.clients(), inspect.read_unsaved(pool)
+            stats, clients, unsaved = pool.stats(), pool.clients(), pool_stats.read_unsaved(pool)
             return {
                 **row,
                 "page_size": stats.page_size,
@@ -91,7 +91,7 @@ def _ls(args: argparse.Namespace) -> int:
 
 def _stat(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        stats, clients, unsaved = pool.stats(), pool.clients(), inspect.read_unsaved(pool)
+        stats, clients, unsaved = pool.stats(), pool.clients(), pool_stats.read_unsaved(pool)
     if args.json:
         about = {**asdict(stats), "unsaved_pages": unsaved, "clients": [asdict(client) for client in clients]}
         derived = ("hit_ratio", "kernel_data_bytes", "reclaimed_total_bytes")
@@ -132,7 +132,7 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
             ("budget", f"{format_size(stats.budget_bytes)} of at most {format_size(stats.max_bytes)}"),
             ("resident", f"{stats.resident_bytes:,} B, as the pool counts"),
             ("kernel", f"{stats.kernel_data_bytes:,} B, as st_blocks says, and {stats.metadata_bytes:,} B of metadata"),
-            ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "old", "hole"))),
+            ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "retired", "hole"))),
             ("live frames", ", ".join(f"{shown[s]:,} {s}" for s in ("clean", "dirty", "pinned"))),
             ("unsaved", lost if unsaved else "nothing: every file and store has the newest pages"),
             ("hit ratio", f"{ratio} ({stats.hits:,} hits, {stats.misses:,} misses)"),
@@ -260,11 +260,11 @@ def _span(seconds: float) -> str:
 def _extents(args: argparse.Namespace) -> int:
     with observe(args) as pool:
         found = pool.extents()
-    rows = [{name: int(extent[name]) for name in inspect.EXTENT.names or ()} for extent in found]
+    rows = [{name: int(extent[name]) for name in pool_stats.EXTENT.names or ()} for extent in found]
     if args.json:
         print_json(rows)
         return 0
-    head = tuple(name.upper() for name in inspect.EXTENT.names or ())
+    head = tuple(name.upper() for name in pool_stats.EXTENT.names or ())
     print_table([head, *(tuple(str(n) for n in row.values()) for row in rows)], right=range(len(head)))
     return 0
 
@@ -281,7 +281,7 @@ def _pins(args: argparse.Namespace) -> int:
         most = max((r["pages"] for r in asked), default=0)
         if args.page is not None and not 0 <= args.page < most:
             raise PageOutOfRange(f"{args.space!r} has {most} pages, numbered from 0")
-        counts, frames = inspect.read_pins(pool), pool.frames()
+        counts, frames = pool_stats.read_pins(pool), pool.frames()
         clients = {client.client: client for client in pool.clients()}
     names = {record["index"]: record["name"] for record in records}
     wanted = frames["pins"][: len(counts)] > 0
@@ -332,7 +332,7 @@ def _events(args: argparse.Namespace) -> int:
     found = found[max(0, len(found) - args.limit) :]
     if args.json:
         print_json(
-            [{**asdict(e), "what": e.what.name.lower(), "why": e.why.name.lower(), "text": str(e)} for e in found]
+            [{**asdict(e), "kind": e.kind.name.lower(), "reason": e.reason.name.lower(), "text": str(e)} for e in found]
         )
         return 0
     for event in found:

@@ -290,9 +290,9 @@ class Client:
             self.post_refused(refused)
         return int(done) * self.page_size
 
-    def post(self, what: EventKind, why: EventReason, **figures: Any) -> None:
+    def post(self, kind: EventKind, reason: EventReason, **figures: Any) -> None:
         """Records an event; ``figures`` as for :func:`bufferpool.figures.events.post`."""
-        events.post(self.seg, what, why, **figures)
+        events.post(self.seg, kind, reason, **figures)
 
     def post_refused(self, error: int) -> None:
         """Records that the kernel did not take memory back, so that the pool keeps it; ``error`` is the errno."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bufferpool import _core
 from bufferpool.errors import BufferPoolError
-from bufferpool.figures.stats import Seen
+from bufferpool.figures.stats import Inspectable
 from bufferpool.simulation import dense_trace
 from bufferpool.units import format_size
 
@@ -87,7 +87,7 @@ def _curve(raw: dict[str, Any], measured: float | None) -> tuple[list[int], npt.
     return frames, np.minimum.accumulate(ratios)
 
 
-def read_advice(pool: Seen) -> Advice:
+def read_advice(pool: Inspectable) -> Advice:
     """The advice of this moment; costs some ten microseconds."""
     raw, size = pool.seg.advice(), pool.page_size
     points = []

@@ -11,7 +11,7 @@ import numpy as np
 
 from bufferpool import _core
 from bufferpool.figures.names import EventKind, EventReason, is_known
-from bufferpool.figures.stats import Seen
+from bufferpool.figures.stats import Inspectable
 from bufferpool.units import format_size
 
 
@@ -27,15 +27,15 @@ class Event:
     number: int
     time: float
     """Seconds since the epoch."""
-    what: EventKind
-    why: EventReason
+    kind: EventKind
+    reason: EventReason
     bytes: int
     """Given back, or asked for."""
     budget_before: int
     """Bytes."""
     budget_after: int
     value: float
-    """What ``why`` measured."""
+    """What ``reason`` measured."""
     client: int
     space: str | None = None
     """Of a failure: the space, if it is still there."""
@@ -44,7 +44,7 @@ class Event:
     errno: int = 0
 
     def __str__(self) -> str:
-        words = [self.what.name.lower().replace("_", " ")]
+        words = [self.kind.name.lower().replace("_", " ")]
         if self.budget_before != self.budget_after:
             words.append(f"from {format_size(self.budget_before)} to {format_size(self.budget_after)}")
         if self.bytes:
@@ -62,7 +62,7 @@ class Event:
             EventReason.LOG: "the log could not be synced",
             EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
             EventReason.HANGS: f"the store has not come back for {self.value:.0f} s",
-        }[self.why]
+        }[self.reason]
         place = f" (space {self.space!r}" + (f", page {self.page_no})" if self.page_no is not None else ")")
         code = f", {errorcode.get(self.errno, f'errno {self.errno}')}" if self.errno else ""
         return f"{', '.join(words)}: {reason}{code}{place if self.space is not None else ''}"
@@ -71,7 +71,7 @@ class Event:
 _EVENT = np.dtype(
     [
         ("number", np.uint64), ("time_ns", np.uint64), ("bytes", np.uint64), ("from_frames", np.uint32),
-        ("to_frames", np.uint32), ("what", np.uint32), ("why", np.uint32), ("client", np.uint32), ("origin", np.uint32),
+        ("to_frames", np.uint32), ("kind", np.uint32), ("reason", np.uint32), ("client", np.uint32), ("origin", np.uint32),
         ("value", np.float64), ("page", np.uint64),
     ]
 )  # fmt: skip
@@ -79,8 +79,8 @@ _EVENT = np.dtype(
 
 def post(
     seg: _core.Segment,
-    what: EventKind,
-    why: EventReason,
+    kind: EventKind,
+    reason: EventReason,
     *,
     bytes: int = 0,
     before: int | None = None,
@@ -95,8 +95,8 @@ def post(
     """
     now = seg.budget_frames() if before is None or after is None else 0
     seg.post_event(
-        what,
-        why,
+        kind,
+        reason,
         bytes,
         now if before is None else before,
         now if after is None else after,
@@ -110,7 +110,7 @@ def _origin_word(index: int, generation: int, number: int) -> int:
     return (generation & 0xFFF) << 20 | min(number, 0xFFF) << 8 | index + 1
 
 
-def read_events(pool: Seen) -> list[Event]:
+def read_events(pool: Inspectable) -> list[Event]:
     """Those that are there, oldest first, at most 1024. Damaged ones are left out."""
     size = pool.page_size
     found = np.frombuffer(pool.seg.events(), _EVENT)
@@ -119,8 +119,8 @@ def read_events(pool: Seen) -> list[Event]:
         Event(
             number=int(e["number"]),
             time=int(e["time_ns"]) / 1e9,
-            what=EventKind(int(e["what"])),
-            why=EventReason(int(e["why"])),
+            kind=EventKind(int(e["kind"])),
+            reason=EventReason(int(e["reason"])),
             bytes=int(e["bytes"]),
             budget_before=int(e["from_frames"]) * size,
             budget_after=int(e["to_frames"]) * size,
@@ -131,16 +131,16 @@ def read_events(pool: Seen) -> list[Event]:
             errno=int(e["origin"]) >> 8 & 0xFFF,
         )
         for e in found
-        if is_known(EventKind, int(e["what"])) and is_known(EventReason, int(e["why"]))
+        if is_known(EventKind, int(e["kind"])) and is_known(EventReason, int(e["reason"]))
     ]
 
 
-def last_times(pool: Seen) -> dict[tuple[EventKind, EventReason], float]:
+def last_times(pool: Inspectable) -> dict[tuple[EventKind, EventReason], float]:
     """When each kind of event was last, in seconds since the epoch, of those that are there."""
     found = np.frombuffer(pool.seg.events(), _EVENT)
     times = {}
-    for what, why in np.unique(found[["what", "why"]]).tolist():
-        if is_known(EventKind, what) and is_known(EventReason, why):
-            mine = (found["what"] == what) & (found["why"] == why)
-            times[EventKind(what), EventReason(why)] = int(found["time_ns"][mine].max()) / 1e9
+    for kind, reason in np.unique(found[["kind", "reason"]]).tolist():
+        if is_known(EventKind, kind) and is_known(EventReason, reason):
+            mine = (found["kind"] == kind) & (found["reason"] == reason)
+            times[EventKind(kind), EventReason(reason)] = int(found["time_ns"][mine].max()) / 1e9
     return times

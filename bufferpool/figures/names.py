@@ -49,7 +49,7 @@ class FrameState(IntEnum):
     FREE = 1
     BUSY = 2
     LIVE = 3
-    OLD = 4
+    RETIRED = 4
 
 
 AGE_BANDS = {"1s": 1.0, "10s": 10.0, "1m": 60.0, "10m": 600.0, "1h": 3600.0, "older": float("inf")}
@@ -132,5 +132,5 @@ def shown_frames(frames: dict[str, int]) -> dict[str, int]:
         "clean": max(0, frames["live"] - pinned - dirty),
         "dirty": dirty,
         "pinned": pinned,
-        "retired": frames["old"],
+        "retired": frames["retired"],
     }

@@ -15,7 +15,7 @@ from bufferpool import _core
 from bufferpool.figures.names import AGE_LIMITS_S, COUNTERS, LATENCIES, REASONS, FrameState, Kind, hit_ratio, kind_name
 
 
-class Seen(Protocol):
+class Inspectable(Protocol):
     """What can be looked at: a :class:`~bufferpool.Pool`, or an :class:`~bufferpool.observer.Observer` of one."""
 
     @property
@@ -46,7 +46,8 @@ FRAME = np.dtype(
 )
 
 EXTENT = np.dtype(
-    [("extent", np.uint32)] + [(name, np.uint32) for name in ("hole", "free", "busy", "live", "old", "pinned", "dirty")]
+    [("extent", np.uint32)]
+    + [(name, np.uint32) for name in ("hole", "free", "busy", "live", "retired", "pinned", "dirty")]
 )
 
 _SLOT = np.dtype(
@@ -104,7 +105,7 @@ class PoolStats:
     kernel_bytes: int
     """Bytes that the kernel counts for the whole segment (st_blocks)."""
     frames: dict[str, int]
-    """Frames by state: hole, free, busy, live, old; of the live ones: clean, dirty, pinned."""
+    """Frames by state: hole, free, busy, live, retired; of the live ones: clean, dirty, pinned."""
     hits: int
     misses: int
     reclaimed_bytes: dict[str, int]
@@ -179,12 +180,12 @@ def _ages(touched: npt.NDArray[np.uint32], has_page: npt.NDArray[np.bool_]) -> n
     return ages
 
 
-def read_pins(pool: Seen) -> npt.NDArray[np.uint16]:
+def read_pins(pool: Inspectable) -> npt.NDArray[np.uint16]:
     """Pin counts, shape (frames with slots, max_clients), uint16; column c is client c + 1."""
     return pool.seg.raw_pins()
 
 
-def read_frames(pool: Seen) -> npt.NDArray[np.void]:
+def read_frames(pool: Inspectable) -> npt.NDArray[np.void]:
     """Every frame that has ever been used: a structured array of dtype FRAME."""
     pins = read_pins(pool)
     slots = np.frombuffer(pool.seg.raw_frames(), _SLOT)[: len(pins)]
@@ -194,8 +195,8 @@ def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     out = np.zeros(len(slots), FRAME)
     out["frame"] = np.arange(len(slots))
     state = word & np.uint64(7)
-    out["state"] = np.where(state <= FrameState.OLD, state, FrameState.BUSY)  # a damaged one is nobody's to use
-    out["state"][state == _core.SETTLING] = FrameState.OLD  # for the moment in which a client reads its pins
+    out["state"] = np.where(state <= FrameState.RETIRED, state, FrameState.BUSY)  # a damaged one is nobody's to use
+    out["state"][state == _core.SETTLING] = FrameState.RETIRED  # for the moment in which a client reads its pins
     live = out["state"] == FrameState.LIVE
     entries = np.zeros(len(slots), np.uint64)
     entries[live] = pool.seg.entry_words(pages[live])  # of live frames only: other entries may have no memory
@@ -219,7 +220,7 @@ def read_frames(pool: Seen) -> npt.NDArray[np.void]:
     return out
 
 
-def read_extents(pool: Seen) -> npt.NDArray[np.void]:
+def read_extents(pool: Inspectable) -> npt.NDArray[np.void]:
     """Every extent that has ever been used: a structured array of dtype EXTENT."""
     frames = read_frames(pool)
     per = pool.geometry["extent_frames"]
@@ -233,7 +234,7 @@ def read_extents(pool: Seen) -> npt.NDArray[np.void]:
     return extents
 
 
-def read_clients(pool: Seen) -> list[ClientInfo]:
+def read_clients(pool: Inspectable) -> list[ClientInfo]:
     """Who is attached, and what each pins."""
     pins, steward = read_pins(pool), pool.seg.steward()
     return [
@@ -262,7 +263,7 @@ class Counters(NamedTuple):
     latencies: dict[str, Latency]
 
 
-def read_counters(pool: Seen) -> Counters:
+def read_counters(pool: Inspectable) -> Counters:
     """All counters, from the segment."""
     words = np.frombuffer(pool.seg.counters(), np.uint64)
     per = _core.BUCKETS + 1
@@ -284,7 +285,7 @@ class Summary:
     """The frames of a pool, counted in one pass of the core."""
 
     frames: dict[str, int]
-    """By state: hole, free, busy, live, old; of the live ones: clean, dirty, pinned, hot, pinned_live (those of the
+    """By state: hole, free, busy, live, retired; of the live ones: clean, dirty, pinned, hot, pinned_live (those of the
     pinned ones that are live) and pinned_dirty."""
     ages: dict[float, int]
     """Resident pages by the time since their last use: upper limit in seconds (inf at last) -> pages."""
@@ -294,7 +295,7 @@ class Summary:
     """Resident and dirty pages, shape (MAX_SPACES, 2)."""
 
 
-def read_summary(pool: Seen) -> Summary:
+def read_summary(pool: Inspectable) -> Summary:
     """The figures of :class:`Summary`, now; a few milliseconds for a million frames, and no memory."""
     found = pool.seg.summary()
     frames = {state.name.lower(): int(n) for state, n in zip(FrameState, found["states"], strict=True)}
@@ -308,19 +309,19 @@ def read_summary(pool: Seen) -> Summary:
     )
 
 
-def read_unsaved(pool: Seen) -> dict[str, int]:
+def read_unsaved(pool: Inspectable) -> dict[str, int]:
     """Dirty pages of spaces that have a file or a store, by the name of the space: what would be lost with the pool."""
     dirty = read_summary(pool).spaces[:, 1]
     written = (r for r in pool.seg.spaces() if r["kind"] in (Kind.FILE, Kind.STORE) and dirty[r["index"]])
     return {r["name"]: int(dirty[r["index"]]) for r in written}
 
 
-def read_spaces(pool: Seen, counters: Counters, summary: Summary) -> list[SpaceStats]:
+def read_spaces(pool: Inspectable, counters: Counters, summary: Summary) -> list[SpaceStats]:
     """The live spaces; a space that came after ``counters`` were read has no hits yet."""
     return [_space_stats(record, counters, summary) for record in pool.seg.spaces()]
 
 
-def read_space(pool: Seen, index: int, generation: int | None) -> SpaceStats | None:
+def read_space(pool: Inspectable, index: int, generation: int | None) -> SpaceStats | None:
     """One space, now; None if it has been removed."""
     for record in pool.seg.spaces():
         if (record["index"], record["generation"]) == (index, generation):
@@ -343,13 +344,13 @@ def _space_stats(record: dict[str, Any], counters: Counters, summary: Summary) -
     )
 
 
-def read_stats(pool: Seen) -> PoolStats:
+def read_stats(pool: Inspectable) -> PoolStats:
     """The figures of :class:`PoolStats`, now."""
     counters, summary = read_counters(pool), read_summary(pool)
     return stats_of(pool, counters, summary)
 
 
-def stats_of(pool: Seen, counters: Counters, summary: Summary) -> PoolStats:
+def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolStats:
     """The figures of :class:`PoolStats`, from what was read already."""
     status = pool.seg.status()
     size = pool.page_size

@@ -27,10 +27,10 @@ class Sizing:
     reasons: tuple[str, ...]
 
 
-def look(directory: str) -> Reading:
+def read_memory(directory: str) -> Reading:
     """The memory that is available for a pool in ``directory``. Raises NotTmpfs."""
     try:
-        return pressure.look(directory)
+        return pressure.read_memory(directory)
     except FileNotFoundError as error:
         raise NotTmpfs(f"{directory} does not exist; name the mount point of a tmpfs") from error
 

@@ -211,7 +211,7 @@ def psi_file() -> str | None:
     return MACHINE_PSI if os.access(MACHINE_PSI, os.R_OK) else None
 
 
-def look(directory: str) -> Reading:
+def read_memory(directory: str) -> Reading:
     """The memory that is available for a pool in ``directory``; without PSI, which needs two looks. Raises OSError."""
     shm, room = os.statvfs(directory), given(cgroup_room)
     size, free = given(machine_memory) or (None, None)
@@ -276,7 +276,7 @@ class SystemSource:
             text = given(Path(self._psi).read_text)  # None: PSI is switched off (psi=0), or the cgroup is gone
             if text is not None:
                 some, full = self._stall.add(time.monotonic(), parse_psi(text))
-        return replace(look(self.directory), psi_some=some, psi_full=full)
+        return replace(read_memory(self.directory), psi_some=some, psi_full=full)
 
     def wait(self, timeout_s: float) -> bool:
         """Sleeps until the time is up, :meth:`wake` is called, or pressure comes up (True).

@@ -31,7 +31,7 @@ from bufferpool import _core
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.figures import events
-from bufferpool.figures import stats as inspect
+from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.advice import Advice, AdvicePoint
 from bufferpool.figures.names import AGE_BANDS, EventKind, EventReason, shown_frames
 from bufferpool.figures.stats import SpaceStats
@@ -45,11 +45,11 @@ _LIMITS = [str(2.0 ** (_core.BUCKET_SHIFT + i) / 1e9) for i in range(_core.BUCKE
 
 
 @dataclass(frozen=True)
-class Sight:
+class Snapshot:
     """One pool at one moment: all that is exported of it."""
 
-    stats: inspect.PoolStats
-    summary: inspect.Summary
+    stats: pool_stats.PoolStats
+    summary: pool_stats.Summary
     created_at: float
     """Seconds since the epoch."""
     alive: int
@@ -62,13 +62,13 @@ class Sight:
     """When each kind of them was last; seconds since the epoch."""
 
 
-def look(name: str, directory: str | os.PathLike[str] | None = None) -> Sight:
+def read_snapshot(name: str, directory: str | os.PathLike[str] | None = None) -> Snapshot:
     """Reads one pool as an observer. Raises SegmentError and its kind, and OSError."""
     with Observer(name, directory=directory) as pool:
-        counters, summary = inspect.read_counters(pool), inspect.read_summary(pool)
+        counters, summary = pool_stats.read_counters(pool), pool_stats.read_summary(pool)
         alive = [client[-1] for client in pool.seg.clients()]
-        return Sight(
-            stats=inspect.stats_of(pool, counters, summary),
+        return Snapshot(
+            stats=pool_stats.stats_of(pool, counters, summary),
             summary=summary,
             created_at=pool.created_at,
             alive=alive.count(True),
@@ -93,7 +93,7 @@ class Family:
     kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
     name: str
     help: str
-    read: Callable[[Sight], Iterable[Sample]]
+    read: Callable[[Snapshot], Iterable[Sample]]
     labels: tuple[str, ...] = ()
     unit: str = ""
 
@@ -103,7 +103,7 @@ def _text(name: str) -> str:
     return printable(name.encode(errors="surrogateescape").decode(errors="replace"))
 
 
-def _gauge(name: str, help: str, value: Callable[[Sight], float], unit: str = "") -> Family:
+def _gauge(name: str, help: str, value: Callable[[Snapshot], float], unit: str = "") -> Family:
     return Family(GaugeMetricFamily, name, help, lambda s: [((), value(s))], unit=unit)
 
 
@@ -111,14 +111,14 @@ def _counter(name: str, help: str, field: str, unit: str = "") -> Family:
     return Family(CounterMetricFamily, name, help, lambda s: [((), getattr(s.stats, field))], unit=unit)
 
 
-def _frames(sight: Sight) -> Iterator[Sample]:
+def _frames(snapshot: Snapshot) -> Iterator[Sample]:
     """Every frame of the pool in one state: the values add up to its maximum."""
-    return (((state,), n) for state, n in shown_frames(sight.summary.frames).items())
+    return (((state,), n) for state, n in shown_frames(snapshot.summary.frames).items())
 
 
-def _per_space(field: str) -> Callable[[Sight], Iterable[Sample]]:
+def _per_space(field: str) -> Callable[[Snapshot], Iterable[Sample]]:
     """A private space has its client in a label: others may have one of the same name."""
-    return lambda sight: [(_labels(space), getattr(space, field)) for space in sight.stats.spaces]
+    return lambda snapshot: [(_labels(space), getattr(space, field)) for space in snapshot.stats.spaces]
 
 
 def _labels(space: SpaceStats) -> tuple[str, str]:
@@ -223,11 +223,11 @@ SPACES = (
 )  # fmt: skip
 
 
-def _per_budget(value: Callable[[AdvicePoint], float]) -> Callable[[Sight], Iterable[Sample]]:
+def _per_budget(value: Callable[[AdvicePoint], float]) -> Callable[[Snapshot], Iterable[Sample]]:
     """A sample for each budget of the advice, named as a multiple of the present one: 0.125 to 8."""
-    return lambda sight: [
-        ((f"{round(8 * point.budget_frames / sight.advice.budget_frames) / 8:g}",), value(point))
-        for point in sight.advice.points
+    return lambda snapshot: [
+        ((f"{round(8 * point.budget_frames / snapshot.advice.budget_frames) / 8:g}",), value(point))
+        for point in snapshot.advice.points
     ]
 
 
@@ -281,25 +281,25 @@ class PoolCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of every pool, now."""
-        sights: dict[str, Sight | None] = {}
+        snapshots: dict[str, Snapshot | None] = {}
         seconds = {}
         for name in self._names or self._find():
             start = time.perf_counter()
             try:
-                sights[name] = look(name, self._directory)
+                snapshots[name] = read_snapshot(name, self._directory)
             except SegmentNotFound:
                 if not self._names:
                     continue  # it went between the two looks
-                sights[name] = None
+                snapshots[name] = None
             except (BufferPoolError, OSError):
-                sights[name] = None
+                snapshots[name] = None
             seconds[name] = time.perf_counter() - start
-        return [*self._health(sights, seconds), *_machine(self._directory), *self._families(sights)]
+        return [*self._health(snapshots, seconds), *_machine(self._directory), *self._families(snapshots)]
 
     def _find(self) -> list[str]:
         return [os.path.basename(found.path) for found in segment_file.find(self._directory)]
 
-    def _health(self, sights: dict[str, Sight | None], seconds: dict[str, float]) -> Iterator[Metric]:
+    def _health(self, snapshots: dict[str, Snapshot | None], seconds: dict[str, float]) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "bufferpool_up",
             "1 if the pool could be read, 0 if it is gone, damaged or of another layout.",
@@ -308,20 +308,20 @@ class PoolCollector(Collector):
         took = GaugeMetricFamily(
             "bufferpool_collect_seconds", "How long this scrape took to read the pool.", labels=["pool"], unit="seconds"
         )
-        for name, sight in sights.items():
-            up.add_metric([_text(name)], float(sight is not None))
+        for name, snapshot in snapshots.items():
+            up.add_metric([_text(name)], float(snapshot is not None))
             took.add_metric([_text(name)], seconds[name])
         yield up
         yield took
 
-    def _families(self, sights: dict[str, Sight | None]) -> Iterator[Metric]:
-        seen = [(_text(name), sight) for name, sight in sights.items() if sight is not None]
+    def _families(self, snapshots: dict[str, Snapshot | None]) -> Iterator[Metric]:
+        seen = [(_text(name), snapshot) for name, snapshot in snapshots.items() if snapshot is not None]
         for family in FAMILIES:
             metric: Any = family.kind(family.name, family.help, labels=("pool", *family.labels), unit=family.unit)
-            for name, sight in seen:
-                for labels, value in family.read(sight):
+            for name, snapshot in seen:
+                for labels, value in family.read(snapshot):
                     if family.kind is CounterMetricFamily:
-                        metric.add_metric((name, *labels), value, created=_created(sight, family, labels))
+                        metric.add_metric((name, *labels), value, created=_created(snapshot, family, labels))
                     else:
                         metric.add_metric((name, *labels), value)
             yield metric
@@ -369,21 +369,21 @@ def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
         yield GaugeMetricFamily(name, text, value=value, unit="bytes")
 
 
-def _created(sight: Sight, family: Family, labels: tuple[str, ...]) -> float:
+def _created(snapshot: Snapshot, family: Family, labels: tuple[str, ...]) -> float:
     """Since when a counter counts: seconds since the epoch."""
     if family.labels == SPACE_LABELS:
-        return next(space.opened_at for space in sight.stats.spaces if _labels(space) == labels)
-    return sight.created_at
+        return next(space.opened_at for space in snapshot.stats.spaces if _labels(space) == labels)
+    return snapshot.created_at
 
 
-def _histogram(what: str, text: str, seen: list[tuple[str, Sight]]) -> Metric:
+def _histogram(what: str, text: str, seen: list[tuple[str, Snapshot]]) -> Metric:
     metric = HistogramMetricFamily(f"bufferpool_{what}_seconds", text, labels=["pool"], unit="seconds")
-    for name, sight in seen:
-        latency = sight.stats.latencies[what]
+    for name, snapshot in seen:
+        latency = snapshot.stats.latencies[what]
         total, buckets = 0, []
         for limit, count in zip(_LIMITS, latency.counts, strict=True):
             total += count
             buckets.append((limit, float(total)))
         metric.add_metric([name], buckets, latency.sum_s)
-        metric.add_sample(f"{metric.name}_created", {"pool": name}, sight.created_at)
+        metric.add_sample(f"{metric.name}_created", {"pool": name}, snapshot.created_at)
     return metric

@@ -55,7 +55,7 @@ class Need:
     """A shortage: how many bytes, at least, and how it shows."""
 
     bytes: int
-    why: EventReason
+    reason: EventReason
     value: float
 
 
@@ -64,7 +64,7 @@ class Decision:
     """A new budget, in frames."""
 
     frames: int
-    why: EventReason
+    reason: EventReason
     value: float
 
 
@@ -169,7 +169,7 @@ class Governor:
         if frames >= pool.budget:
             return None
         self._shrunk_at = now
-        return Decision(frames, need.why, need.value)
+        return Decision(frames, need.reason, need.value)
 
     def _grow(self, now: float, pool: Pool, reading: Reading, curve: Curve | None) -> Decision | None:
         rules = self.rules

@@ -280,8 +280,8 @@ class Steward:
     def _tell(
         self,
         now: float,
-        what: EventKind,
-        why: EventReason,
+        kind: EventKind,
+        reason: EventReason,
         error: BaseException | None = None,
         *,
         bytes: int = 0,
@@ -293,12 +293,12 @@ class Steward:
         """
         if error is not None:
             self.trouble = error
-        told = (what, why) == (EventKind.FLUSH_FAILED, EventReason.STORE)
-        if not told and now - self._told_at.get(what, float("-inf")) >= AGAIN_S:
-            self._told_at[what] = now
-            self.client.post(what, why, bytes=bytes, value=value)
+        told = (kind, reason) == (EventKind.FLUSH_FAILED, EventReason.STORE)
+        if not told and now - self._told_at.get(kind, float("-inf")) >= AGAIN_S:
+            self._told_at[kind] = now
+            self.client.post(kind, reason, bytes=bytes, value=value)
             if error is not None:
-                LOG.warning("pool %r, %s: %s", self.client.name, what.name.lower().replace("_", " "), str(error))
+                LOG.warning("pool %r, %s: %s", self.client.name, kind.name.lower().replace("_", " "), str(error))
 
     def _give_idle(self, now: float, idle_s: float) -> None:
         """Gives back the pages that nobody has touched for so long, and the frames that were free all the time.
@@ -409,7 +409,7 @@ class Steward:
             rate = (taken - self._seen[1]) / (now - self._seen[0])
             self._demand_per_s += 0.3 * (rate - self._demand_per_s)
         self._seen = now, taken
-        holes = max(0, budget - sum(summary.frames[state] for state in ("free", "busy", "live", "old")))
+        holes = max(0, budget - sum(summary.frames[state] for state in ("free", "busy", "live", "retired")))
         ready = self._ready = summary.frames["free"] + summary.frames["clean"] + holes
         wanted = max(int(budget * self.settings.clean), min(int(2 * self._demand_per_s), budget // 2))
         return wanted - ready
@@ -438,7 +438,7 @@ class Steward:
             what = EventKind.GREW if decision.frames > figures.budget else EventKind.SHRANK
             client.post(
                 what,
-                decision.why,
+                decision.reason,
                 bytes=given,
                 before=figures.budget,
                 after=decision.frames,
@@ -446,7 +446,7 @@ class Steward:
             )
             self._last = decision
         elif given:  # a shrink of several rounds goes on
-            client.post(EventKind.TRIMMED, self._last.why, bytes=given, value=self._last.value)
+            client.post(EventKind.TRIMMED, self._last.reason, bytes=given, value=self._last.value)
         if over > 0 and not given:
             self._tell(now, EventKind.CANNOT_SHRINK, EventReason.ASKED, bytes=over * client.page_size)
 

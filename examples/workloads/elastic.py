@@ -338,7 +338,7 @@ def report(run: Run, stage: Stage) -> None:
     """What the steward did and why, and what it came to."""
     decisions: dict[tuple[str, str], list[bp.figures.events.Event]] = {}
     for event in stage.pool.events():
-        decisions.setdefault((event.what.name.lower(), event.why.name.lower()), []).append(event)
+        decisions.setdefault((event.kind.name.lower(), event.reason.name.lower()), []).append(event)
     run.table(
         "what the steward did (pool.events())",
         ("what", "why", "times", "given back"),

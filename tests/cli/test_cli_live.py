@@ -80,7 +80,7 @@ def test_pins_say_who_and_how_long(pool: bp.Pool, capsys: Capture, tmp_path: Pat
         with pool.space("orders", "r+").write(42) as page:
             page[:] = 2
         (pin,) = run_json(capsys, "pins", pool.name)
-        assert (pin["page_no"], pin["version"]) == (42, "old")
+        assert (pin["page_no"], pin["version"]) == (42, "retired")
         assert 0 <= pin["pinned_s"] < 60
         assert main(["pins", pool.name, "orders", "41"]) == 0
         assert "nobody pins it" in capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_resize_trim_flush_events(pool: bp.Pool, capsys: Capture) -> None:
     assert before - pool.stats().resident_bytes == done["given_back_bytes"] > 0
     done = run_json(capsys, "trim", pool.name, "--bytes", "64KiB")
     assert done["given_back_bytes"] == 64 << 10
-    what = [(event["what"], event["why"]) for event in run_json(capsys, "events", pool.name)]
+    what = [(event["kind"], event["reason"]) for event in run_json(capsys, "events", pool.name)]
     assert what == [("created", "asked"), ("resized", "asked"), ("trimmed", "asked")]
     assert main(["events", pool.name, "--limit", "1"]) == 0
     assert re.fullmatch(r"\S+ \S+  trimmed, 64.0 KiB given back: asked for\n", capsys.readouterr().out)

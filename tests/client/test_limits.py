@@ -197,7 +197,7 @@ def test_memory_that_the_kernel_does_not_take_is_not_told_as_given_back(pool):
         except SegmentError as error:
             said.append((error.errno, "MADV_REMOVE" in str(error)))
         said += [before - kernel_bytes(pool), pool.stats().reclaimed_bytes == told, pool.check()]
-        events = [(e.what, e.why, e.value) for e in pool.events()]
+        events = [(e.kind, e.reason, e.value) for e in pool.events()]
         return f"{said} {(EventKind.CANNOT_SHRINK, EventReason.KERNEL, errno.EPERM) in events}"
 
     assert in_child(give) == f"{[0, 0, (errno.EPERM, True), 0, True, []]} True"
@@ -288,7 +288,7 @@ _PROC = """
 import os, sys, bufferpool as bp
 from bufferpool.machine import pressure
 name = sys.argv[1]
-reading = pressure.look("/dev/shm")
+reading = pressure.read_memory("/dev/shm")
 pool = bp.Pool.open(name)
 steward = pool.start_steward(interval=0.05)
 import time
@@ -353,7 +353,7 @@ def test_the_steward_outlives_a_lack_of_descriptors(pool):
     assert isinstance(steward.trouble, OSError)
     assert steward.trouble.errno == errno.EMFILE
     assert any(
-        (e.what, e.why, e.value) == (EventKind.ROUND_FAILED, EventReason.KERNEL, errno.EMFILE) for e in pool.events()
+        (e.kind, e.reason, e.value) == (EventKind.ROUND_FAILED, EventReason.KERNEL, errno.EMFILE) for e in pool.events()
     )
     work = pool.open_scratch("work", 64)
     fill(work, range(8))

@@ -320,7 +320,7 @@ def test_a_dropped_page_stays_whole_for_those_who_have_pinned_it(pool, work):
     assert (kept == 1).all()
     assert pool.check() == []
     del kept
-    assert np.count_nonzero(pool.frames()["state"] == bp.FrameState.OLD) == 0
+    assert np.count_nonzero(pool.frames()["state"] == bp.FrameState.RETIRED) == 0
 
 
 def test_dropping_pages_that_are_not_there_is_nothing(pool, table):

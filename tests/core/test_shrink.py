@@ -113,7 +113,7 @@ STATES = {
     "dirty": (_dirty, "dirty"),
     "being written": (_written, "live"),
     "loading": (_loading, None),  # in private buffers: they take frames when they are there
-    "leaving": (_leaving, "old"),
+    "leaving": (_leaving, "retired"),
     "being flushed": (_flushed, "dirty"),
 }
 

@@ -97,10 +97,10 @@ def test_readers_keep_the_snapshot_that_they_have(pool, work):
         snapshots.append(work[3])
     assert [set(page.tolist()) for page in snapshots] == [{1}, {2}, {3}, {4}, {5}]
     frames = pool.frames()
-    assert np.count_nonzero(frames["state"] == bp.FrameState.OLD) == 4
+    assert np.count_nonzero(frames["state"] == bp.FrameState.RETIRED) == 4
     assert pool.check() == []
     del snapshots
-    assert np.count_nonzero(pool.frames()["state"] == bp.FrameState.OLD) == 0
+    assert np.count_nonzero(pool.frames()["state"] == bp.FrameState.RETIRED) == 0
 
 
 def test_a_reader_in_another_process_keeps_its_snapshot(pool, work, child, spawn):

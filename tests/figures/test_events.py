@@ -26,7 +26,7 @@ def _ring_at(pool):
 
 def test_the_first_event_is_the_creation(pool):
     (event,) = pool.events()
-    assert (event.number, event.what, event.why) == (1, EventKind.CREATED, EventReason.ASKED)
+    assert (event.number, event.kind, event.reason) == (1, EventKind.CREATED, EventReason.ASKED)
     assert event.budget_before == event.budget_after == 64 * PAGE
     assert abs(event.time - time.time()) < 60
     assert event.client == pool.client.seg.status()["client"]
@@ -39,9 +39,9 @@ def test_resize_and_trim_are_events_with_their_bytes(pool, data_file):
     given = pool.resize(32 * PAGE)
     trimmed = pool.trim(8 * PAGE)
     _, resized, trim = pool.events()
-    assert (resized.what, resized.why, resized.bytes) == (EventKind.RESIZED, EventReason.ASKED, given)
+    assert (resized.kind, resized.reason, resized.bytes) == (EventKind.RESIZED, EventReason.ASKED, given)
     assert (resized.budget_before, resized.budget_after) == (64 * PAGE, 32 * PAGE)
-    assert (trim.what, trim.why, trim.bytes) == (EventKind.TRIMMED, EventReason.ASKED, trimmed)
+    assert (trim.kind, trim.reason, trim.bytes) == (EventKind.TRIMMED, EventReason.ASKED, trimmed)
     assert given == 32 * PAGE
     assert trimmed >= 8 * PAGE
 
@@ -54,7 +54,7 @@ def test_a_client_that_died_is_an_event(pool, child, spawn):
     victim.kill()
     pool.reap()
     event = pool.events()[-1]
-    assert (event.what, event.why, event.value) == (EventKind.REAPED, EventReason.DIED, client)
+    assert (event.kind, event.reason, event.value) == (EventKind.REAPED, EventReason.DIED, client)
     assert f"client {event.client} found client {client} dead" in str(event)
 
 
@@ -108,7 +108,7 @@ def test_a_reader_sees_whole_events_while_the_ring_is_lapped(pool, child, spawn)
     seen = 0
     for _ in range(20):
         found = pool.events()
-        assert all(e.value == e.bytes == e.budget_before // PAGE for e in found if e.what is EventKind.GREW)
+        assert all(e.value == e.bytes == e.budget_before // PAGE for e in found if e.kind is EventKind.GREW)
         numbers = [e.number for e in found]
         assert numbers == sorted(set(numbers))
         seen += len(found)

@@ -68,7 +68,7 @@ def test_commands_that_look_need_no_slot_and_change_nothing(make_pool, data_file
         assert main([command, *named, *form]) == 0, command
         assert content(pool) == before, command
         assert pool.name in capsys.readouterr().out or named, command
-    shown = figures.look(pool.name, None)
+    shown = figures.read_snapshot(pool.name, None)
     assert (shown.stats, shown.clients) == (pool.stats(), pool.clients())
     assert content(pool) == before
     with pytest.raises(bp.errors.TooManyClients):
@@ -257,8 +257,8 @@ def test_a_frame_whose_pins_are_being_read_is_shown_as_superseded(pool):
         at = int.from_bytes(os.pread(segment.fileno(), 8, where), "little") + free * _core.FRAME_SLOT_BYTES
         before = os.pread(segment.fileno(), 8, at)
         os.pwrite(segment.fileno(), (1 << 3 | _core.SETTLING).to_bytes(8, "little"), at)
-        assert pool.frames()["state"][free] == bp.FrameState.OLD
-        assert pool.stats().frames["old"] == 1
+        assert pool.frames()["state"][free] == bp.FrameState.RETIRED
+        assert pool.stats().frames["retired"] == 1
         with Observer(pool.name) as seen:
             shown, kinds = frame_map.cells_of(seen, "state")
         assert kinds[shown[free]][0] == "retired"

@@ -76,7 +76,7 @@ FAKE = Reading(shm_free=1024 * MIB, shm_size=2048 * MIB, machine_free=512 * MIB,
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr("bufferpool.pool.look", lambda directory: FAKE)
+    monkeypatch.setattr("bufferpool.pool.read_memory", lambda directory: FAKE)
 
 
 def sizes(pool):
@@ -103,7 +103,7 @@ def test_auto_keeps_to_bounds_that_are_given(pools, small):
 
 
 def test_auto_without_memory_is_a_typed_error(pools, monkeypatch):
-    monkeypatch.setattr("bufferpool.pool.look", lambda directory: Reading(machine_free=MIB, machine_size=MIB))
+    monkeypatch.setattr("bufferpool.pool.read_memory", lambda directory: Reading(machine_free=MIB, machine_size=MIB))
     with pytest.raises(SharedMemoryFull, match=r"a pool needs 16\.0 MiB"):
         pools.create("auto")
     monkeypatch.undo()
@@ -112,17 +112,19 @@ def test_auto_without_memory_is_a_typed_error(pools, monkeypatch):
 
 
 def test_the_doctor_prints_the_reasoning(monkeypatch):
-    monkeypatch.setattr("bufferpool.cli.doctor.look", lambda directory: FAKE)
+    monkeypatch.setattr("bufferpool.cli.doctor.read_memory", lambda directory: FAKE)
     (finding,) = [f for f in doctor.examine() if f.what == "auto size"]
     assert finding.level is doctor.Level.OK
     assert re.match(r"128\.0 MiB \(16\.0 MiB to 256\.0 MiB\): ", finding.text)
     assert "the machine has 512.0 MiB free of 4.0 GiB" in finding.text
-    monkeypatch.setattr("bufferpool.cli.doctor.look", lambda directory: Reading(machine_free=MIB, machine_size=MIB))
+    monkeypatch.setattr(
+        "bufferpool.cli.doctor.read_memory", lambda directory: Reading(machine_free=MIB, machine_size=MIB)
+    )
     (finding,) = [f for f in doctor.examine() if f.what == "auto size"]
     assert finding.level is doctor.Level.WARN
     assert finding.remedy
 
 
 def test_a_real_look_is_a_real_size():
-    found = auto_size.auto(auto_size.look("/dev/shm"), PAGE, PAGE)
+    found = auto_size.auto(auto_size.read_memory("/dev/shm"), PAGE, PAGE)
     assert 0 < found.min_capacity <= found.capacity <= found.max_capacity

@@ -14,7 +14,7 @@
 //   - a reader sees a whole page, of the right page, a version that was published
 //     and not taken back, and never an older one than before;
 //   - after the last process has ended, and one more has reaped the dead: check()
-//     finds nothing, no pin, no BUSY and no OLD frame is left, every page holds its
+//     finds nothing, no pin, no BUSY and no RETIRED frame is left, every page holds its
 //     newest done version or one that a writer died publishing, and the store never
 //     has a page newer than the log allows or older than a clean page says.
 //

@@ -106,7 +106,7 @@ static void end_check(const Scenario& scenario) {
     for (const Finding& finding : found) violation("%s", finding.text);
     for (u32 f = 0; f < s->ready; f++) {
         FrameState state = frame::state(s->frames[f].word.load_relaxed());
-        if (state == BUSY || state == OLD) violation("frame %u is left %s", f, name(state));
+        if (state == BUSY || state == RETIRED) violation("frame %u is left %s", f, name(state));
         if (any_pin(*s, f)) violation("frame %u is left pinned", f);
         if ((state == HOLE) != !world.plugged[f]) violation("frame %u is %s and the kernel disagrees", f, name(state));
     }

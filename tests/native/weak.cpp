@@ -94,7 +94,7 @@ struct LoadPin : rl::test_suite<LoadPin, 2> {
 };
 
 // A publish (swap_frame, page.h), and a reader who leaves: one of the two, and only one, gets the superseded frame
-// (settle_old and unpin, pin.h), and what the reader saw in it was not changed.
+// (settle_retired and unpin, pin.h), and what the reader saw in it was not changed.
 struct PublishUnpin : rl::test_suite<PublishUnpin, 2> {
     static constexpr bool FEW = false;
     Atomic<u64> word, slot;
@@ -104,11 +104,11 @@ struct PublishUnpin : rl::test_suite<PublishUnpin, 2> {
     bool settle(u32 me) {
         for (;;) {
             u64 w = slot.load_seq_cst();
-            if (frame::state(w) != OLD || pins[0].load_seq_cst()) return false;
+            if (frame::state(w) != RETIRED || pins[0].load_seq_cst()) return false;
             u64 closed = frame::settling(me, 0);
             if (!swap_when_equal(slot, w, closed)) continue;
             bool left = pins[0].load_seq_cst();
-            require(swap_when_equal(slot, closed, left ? frame::old(0) : frame::busy(me)));
+            require(swap_when_equal(slot, closed, left ? frame::retired(0) : frame::busy(me)));
             if (left) continue;
             got.add_relaxed(1);
             write(data[0], 9);
@@ -128,14 +128,14 @@ struct PublishUnpin : rl::test_suite<PublishUnpin, 2> {
         if (i == 0) {
             write(data[1], 2);
             require(swap_when_equal(word, resident(0), resident(1)));
-            slot.store_seq_cst(frame::old(0));
+            slot.store_seq_cst(frame::retired(0));
             settle(1);
         } else {
             if (pin(word, pins, f)) {
                 require(read(data[f]) == (f ? 2 : 1));
                 if (pins[f].sub_seq_cst(1) != 1 || f) return;
             }
-            if (f == 0 && frame::state(slot.load_seq_cst()) == OLD) settle(2);
+            if (f == 0 && frame::state(slot.load_seq_cst()) == RETIRED) settle(2);
         }
     }
     void after() { require(got.load_relaxed() == 1); }

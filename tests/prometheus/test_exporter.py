@@ -71,7 +71,7 @@ def test_one_metric_can_be_asked_for(pool):
 
 
 def test_registering_reads_no_pool(monkeypatch):
-    monkeypatch.setattr("bufferpool.prometheus.collector.look", lambda *_: pytest.fail("a pool was read"))
+    monkeypatch.setattr("bufferpool.prometheus.collector.read_snapshot", lambda *_: pytest.fail("a pool was read"))
     CollectorRegistry(auto_describe=True).register(PoolCollector())
 
 

@@ -44,7 +44,7 @@ class Fake:
 
 
 def whats(pool):
-    return [event.what for event in pool.events()]
+    return [event.kind for event in pool.events()]
 
 
 def put(space, page_no, version=1, lsn=0):

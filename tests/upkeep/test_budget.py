@@ -49,7 +49,7 @@ def flat(_frames):
 )
 def test_a_shortage_says_where_and_how_much(reading, why, missing):
     need = shortage(reading, Rules())
-    assert (need.why, need.bytes) == (why, missing)
+    assert (need.reason, need.bytes) == (why, missing)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_under_pressure_the_budget_falls_by_an_eighth_a_step_to_its_bound_and_no
     for tick in range(200):
         decision = governor.decide(tick * 0.25, pool(budget), STALLED)
         if decision is not None:
-            assert decision.why is EventReason.PSI
+            assert decision.reason is EventReason.PSI
             assert decision.value == 40.0
             assert 1_000 <= decision.frames < budget
             assert budget - decision.frames <= max(1, budget // 8)
@@ -109,7 +109,7 @@ def test_it_grows_slowly_and_only_when_everything_speaks_for_it():
         return (governor or Governor()).decide(now, figures or pool(), reading, curve)
 
     decision = grown()
-    assert (decision.frames, decision.why) == (10_625, EventReason.PAYS)
+    assert (decision.frames, decision.reason) == (10_625, EventReason.PAYS)
     assert decision.value == pytest.approx(6250)
     assert grown(curve=None) is None
     assert grown(curve=flat) is None

@@ -281,7 +281,7 @@ def test_a_steward_flushes_and_reaps_while_a_store_hangs(pool, data_file, hung, 
     assert path.read_bytes()[3 * PAGE : 4 * PAGE] == stamp(3, version=1).tobytes()
     child(_attach_and_die, pool.name).process.join(WAIT)
     wait_until(lambda: pool.stats().reaped > 0, "the dead are reaped")
-    told = lambda: [event for event in pool.events() if event.why is EventReason.HANGS]  # noqa: E731
+    told = lambda: [event for event in pool.events() if event.reason is EventReason.HANGS]  # noqa: E731
     wait_until(lambda: bool(told()), "the flush that hangs is an event")
     assert "'hung'" in str(leader.trouble)
     assert len(told()) == 1

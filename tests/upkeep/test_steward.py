@@ -40,7 +40,7 @@ def test_exactly_one_leads_and_another_takes_over_when_it_is_killed(pool, child,
         wait_until(lambda client=client: pool.steward() not in (0, client), "another leads")
         told = (EventReason.DIED, client)
         wait_until(  # the successor takes the office first, and records the event then
-            lambda told=told: told in [(e.why, e.value) for e in pool.events() if e.what is EventKind.STEWARD],
+            lambda told=told: told in [(e.reason, e.value) for e in pool.events() if e.kind is EventKind.STEWARD],
             "the takeover is an event",
         )
         previous = client
@@ -65,8 +65,8 @@ def test_a_stopped_steward_is_alive_and_keeps_the_office(pool, child, spawn):
     other.result()
     wait_until(lambda: mine.leads, "it has resigned, and we lead")
     assert pool.steward() != client
-    event = [e for e in pool.events() if e.what is EventKind.STEWARD][-1]
-    assert event.why is EventReason.ASKED
+    event = [e for e in pool.events() if e.kind is EventKind.STEWARD][-1]
+    assert event.reason is EventReason.ASKED
     pool.stop_steward()
     assert pool.steward() == 0
     assert fake.closed

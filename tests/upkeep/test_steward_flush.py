@@ -96,9 +96,9 @@ def test_a_store_that_fails_is_an_event_and_the_others_are_served(pool, data_fil
     wait_until(lambda: pool.stats().flush_failures >= 2, "it tries again")
     assert made.alive
     assert "no write today" in str(made.trouble)
-    failed = [e for e in pool.events() if e.what is EventKind.FLUSH_FAILED]
+    failed = [e for e in pool.events() if e.kind is EventKind.FLUSH_FAILED]
     assert len(failed) == 1  # not one a round: the ring has better use
-    assert failed[0].why is EventReason.STORE
+    assert failed[0].reason is EventReason.STORE
     disk.fails = None
     wait_until(lambda: dirty(pool) == 0, "it recovers")
     pool.stop_steward()  # raises nothing
@@ -119,7 +119,7 @@ def test_the_log_is_synced_for_pages_that_wait_for_it_and_its_failure_is_an_even
     pool.log_sync = log_sync
     made = pool.start_steward(flush_every=0.02, interval=0.01, source=Fake())
     wait_until(lambda: dirty(pool) == 1, "what may be written is")
-    wait_until(lambda: EventReason.LOG in [e.why for e in pool.events()], "the event")
+    wait_until(lambda: EventReason.LOG in [e.reason for e in pool.events()], "the event")
     assert "the log is full" in str(made.trouble)
     assert made.alive
     works.set()

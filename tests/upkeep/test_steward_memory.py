@@ -48,9 +48,9 @@ def test_idle_pages_go_back_and_touched_ones_stay(pool, data_file):
         if time.monotonic() - touched_at < IDLE_S / 2:
             break
     assert live(pool) == {0, 1, 2, 3}
-    idle = [e for e in pool.events() if e.why is EventReason.IDLE]
+    idle = [e for e in pool.events() if e.reason is EventReason.IDLE]
     assert idle
-    assert all(e.what is EventKind.TRIMMED and e.value == IDLE_S for e in idle)
+    assert all(e.kind is EventKind.TRIMMED and e.value == IDLE_S for e in idle)
     stats = pool.stats()
     assert sum(e.bytes for e in idle) == stats.reclaimed_bytes["idle"] >= 36 * PAGE
     assert stats.kernel_data_bytes <= 4 * PAGE + EXTENT
@@ -108,7 +108,7 @@ def test_the_kernel_has_back_all_but_the_working_set(make_pool, data_file, child
 
     def is_down():
         stats = pool.stats()
-        spares = stats.frames["busy"] + stats.frames["old"]
+        spares = stats.frames["busy"] + stats.frames["retired"]
         return live(pool) == used and stats.kernel_data_bytes <= len(used) * PAGE + EXTENT + spares * PAGE
 
     wait_until(is_down, "the working set is what stays")
@@ -137,8 +137,8 @@ def test_under_pressure_the_pool_gives_way_to_its_lower_bound_and_not_below(make
     assert stats.budget_bytes == stats.min_bytes == 32 * PAGE
     assert stats.resident_bytes <= 32 * PAGE
     assert stats.reclaimed_bytes["pressure"] == 224 * PAGE
-    shrank = [e for e in pool.events() if e.what is EventKind.SHRANK]
-    assert {e.why for e in shrank} == {why}
+    shrank = [e for e in pool.events() if e.kind is EventKind.SHRANK]
+    assert {e.reason for e in shrank} == {why}
     assert sum(e.bytes for e in shrank) == 224 * PAGE
     assert shrank[-1].budget_after == 32 * PAGE
     assert "given back" in str(shrank[0])
@@ -164,8 +164,8 @@ def test_it_grows_again_when_it_pays_and_says_so(make_pool, data_file, monkeypat
             break
     pool.stop_steward()
     assert pool.budget_frames == 256
-    grew = [e for e in pool.events() if e.what is EventKind.GREW]
-    assert all(e.why is EventReason.PAYS and e.value > 0 and e.budget_after > e.budget_before for e in grew)
+    grew = [e for e in pool.events() if e.kind is EventKind.GREW]
+    assert all(e.reason is EventReason.PAYS and e.value > 0 and e.budget_after > e.budget_before for e in grew)
 
 
 def test_what_cannot_go_is_an_event_and_goes_when_it_can(make_pool, data_file):
@@ -265,8 +265,8 @@ def test_the_pool_that_earns_less_gives_first(make_pool, data_file, monkeypatch)
         fake.reading = PRESSED["psi"][0]
     wait_until(lambda: poor.budget_frames == 16, "the poor one gives all it can")
     assert poor.stats().resident_bytes <= 16 * PAGE
-    rich_gave = [e for e in rich.events() if e.what is EventKind.SHRANK]
-    poor_gave = [e for e in poor.events() if e.what is EventKind.SHRANK]
+    rich_gave = [e for e in rich.events() if e.kind is EventKind.SHRANK]
+    poor_gave = [e for e in poor.events() if e.kind is EventKind.SHRANK]
     assert len(poor_gave) > 5
     # A step is told of after it was taken: the rich one may act on the poor one's last before that stands there.
     assert not rich_gave or rich_gave[0].time >= poor_gave[-2].time

@@ -102,7 +102,7 @@ def test_a_frame_that_is_not_there_is_one_failure_and_one_wait(make_pool, data_f
 
 
 def _last(pool, what):
-    return [e for e in pool.events() if e.what is what][-1]
+    return [e for e in pool.events() if e.kind is what][-1]
 
 
 def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
@@ -115,7 +115,7 @@ def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
             with pytest.raises(StoreError, match="bad sector"):
                 table[n]
     event = _last(pool, EventKind.LOAD_FAILED)
-    assert (event.why, event.space, event.page_no, event.errno) == (EventReason.STORE, "orders", 5, errno.EIO)
+    assert (event.reason, event.space, event.page_no, event.errno) == (EventReason.STORE, "orders", 5, errno.EIO)
     assert str(event) == "load failed: the store failed, EIO (space 'orders', page 5)"
     lines = [r.getMessage() for r in caplog.records if r.name == "bufferpool"]
     assert len(lines) == 1  # a disk that fails does so for each page
@@ -173,7 +173,7 @@ def test_a_loader_that_raises_is_its_callers_business(pool, caplog):
     space = pool.open_derived("made", 4, fails)
     with pytest.raises(StoreError):
         space[1]
-    assert EventKind.LOAD_FAILED not in [e.what for e in pool.events()]
+    assert EventKind.LOAD_FAILED not in [e.kind for e in pool.events()]
     assert caplog.records == []
 
 
@@ -204,7 +204,7 @@ def test_a_full_disk_is_told_by_who_flushes(pool, caplog):
     for _ in range(3):
         with pytest.raises(StoreError):
             pool.flush()
-    found = [e for e in pool.events() if e.what is EventKind.FLUSH_FAILED]
+    found = [e for e in pool.events() if e.kind is EventKind.FLUSH_FAILED]
     assert [(e.space, e.page_no, e.errno) for e in found] == [("orders", 3, errno.ENOSPC)]
     assert len([r for r in caplog.records if r.name == "bufferpool" and "ENOSPC" in r.getMessage()]) == 1
     assert pool.stats().flush_failures == 3

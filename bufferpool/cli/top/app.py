@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Label, Static
 
 from bufferpool.cli import colours
-from bufferpool.cli.top.figures import PARTS, Look, bar, brief, legend, look, memory_parts, rate, short
+from bufferpool.cli.top.figures import PARTS, Snapshot, bar, brief, legend, memory_parts, rate, read_snapshot, short
 from bufferpool.cli.top.pools import Pools
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
@@ -79,8 +79,8 @@ class Top(App[None]):
         super().__init__()
         self.pool_directory, self.interval = directory, interval
         self.wanted, self.sort_by = name, 0
-        self.last: Look | None = None
-        self.before: Look | None = None
+        self.last: Snapshot | None = None
+        self.before: Snapshot | None = None
         """The look before the last, at the same pool."""
 
     # ---- life ------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Top(App[None]):
                 self.wanted = next(iter(self.names()), None)
             if self.wanted is None:
                 raise SegmentNotFound(f"no pools in {self.pool_directory or segment_file.SHM}")
-            now = look(self.wanted, self.pool_directory)
+            now = read_snapshot(self.wanted, self.pool_directory)
         except (BufferPoolError, OSError) as error:
             self._show_nothing(Text(printable(error), "red"))
             return
@@ -208,7 +208,7 @@ class Top(App[None]):
         for name in ("spaces", "clients"):
             self.query_one(f"#{name}", DataTable).clear()
 
-    def _show_memory(self, now: Look) -> None:
+    def _show_memory(self, now: Snapshot) -> None:
         stats, width = now.stats, max(10, self.query_one("#memory").size.width)
         self.query_one("#head", Static).update(
             Text(
@@ -233,7 +233,7 @@ class Top(App[None]):
         text.append(legend(figures))
         self.query_one("#ages", Static).update(text)
 
-    def _show_rates(self, now: Look) -> None:
+    def _show_rates(self, now: Snapshot) -> None:
         before = self.before
         if before is None:
             self.query_one("#rates", Static).update(Text("rates come with the next look", "dim"))
@@ -253,7 +253,7 @@ class Top(App[None]):
             text.append(f"{figure}{'' if name == 'hit ratio' else '/s'}  ", "bold")
         self.query_one("#rates", Static).update(text)
 
-    def _show_spaces(self, now: Look) -> None:
+    def _show_spaces(self, now: Snapshot) -> None:
         before, table = self.before, self.query_one("#spaces", DataTable)
         self.query_one("#spaces-title", Static).update(f"spaces, by {SPACE_COLUMNS[self.sort_by].lower()}")
         table.clear()
@@ -272,7 +272,7 @@ class Top(App[None]):
             shown = "-" if math.isnan(ratio) else f"{ratio:.2%}"
             table.add_row(Text(printable(name)), kind, *(Text(c, justify="right") for c in (*cells, shown)))
 
-    def _show_clients(self, now: Look) -> None:
+    def _show_clients(self, now: Snapshot) -> None:
         table = self.query_one("#clients", DataTable)
         table.clear()
         for c in sorted(now.clients, key=lambda c: -c.pins):

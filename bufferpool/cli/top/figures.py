@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from bufferpool.cli import colours
-from bufferpool.figures import stats as inspect
+from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.names import shown_frames
 from bufferpool.figures.stats import ClientInfo, PoolStats, Summary
 from bufferpool.observer import Observer
@@ -23,7 +23,7 @@ PARTS = (
 
 
 @dataclass(frozen=True)
-class Look:
+class Snapshot:
     """One look at a pool."""
 
     at: float
@@ -35,21 +35,21 @@ class Look:
     events: list[str]
 
 
-def look(name: str, directory: str | None) -> Look:
+def read_snapshot(name: str, directory: str | None) -> Snapshot:
     """Everything that the screen shows. Raises SegmentError and its kind, and OSError."""
     with Observer(name, directory=directory) as pool:
-        return Look(
+        return Snapshot(
             time.monotonic(),
             pool.uuid,
             pool.stats(),
-            inspect.read_summary(pool),
+            pool_stats.read_summary(pool),
             pool.clients(),
             pool.steward(),
             [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
         )
 
 
-def rate(before: Look, now: Look, *names: str) -> float:
+def rate(before: Snapshot, now: Snapshot, *names: str) -> float:
     """How much of these counters came in a second."""
     grown = sum(getattr(now.stats, name) - getattr(before.stats, name) for name in names)
     return float(grown) / (now.at - before.at)

@@ -8,7 +8,7 @@ from textual.binding import Binding
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 
-from bufferpool.cli.top.figures import Look, brief, look, rate, short
+from bufferpool.cli.top.figures import Snapshot, brief, rate, read_snapshot, short
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
 from bufferpool.figures.names import hit_ratio
@@ -26,7 +26,7 @@ class Pools(Screen[str | None]):
     def __init__(self, directory: str | None, interval: float) -> None:
         super().__init__()
         self.pool_directory, self.interval = directory, interval
-        self.looks: dict[str, Look] = {}
+        self.snapshots: dict[str, Snapshot] = {}
 
     def compose(self) -> ComposeResult:
         """The total, the table."""
@@ -46,7 +46,7 @@ class Pools(Screen[str | None]):
 
     def refresh_pools(self) -> None:
         """Looks at every pool, and shows what is there; the cursor stays where it is."""
-        table, before, self.looks = self.query_one("#pools", DataTable), self.looks, {}
+        table, before, self.snapshots = self.query_one("#pools", DataTable), self.snapshots, {}
         at, where = table.cursor_row, self.pool_directory or segment_file.SHM
         table.clear()
         try:
@@ -57,23 +57,23 @@ class Pools(Screen[str | None]):
         for one in found:
             name = os.path.basename(one.path)
             try:
-                now = look(name, self.pool_directory)
+                now = read_snapshot(name, self.pool_directory)
             except SegmentNotFound:  # it went between the two looks
                 continue
             except (BufferPoolError, OSError):
                 cells = ["-"] * (len(COLUMNS) - 2)
                 table.add_row(Text(printable(name)), *cells, Text(one.condition or "damaged", "red"), key=name)
                 continue
-            self.looks[name] = now
+            self.snapshots[name] = now
             cells = _cells(before.get(name), now)
             table.add_row(Text(printable(name)), *(Text(cell, justify="right") for cell in cells), key=name)
         table.move_cursor(row=at)
-        resident = sum(look.stats.resident_bytes for look in self.looks.values())
+        resident = sum(look.stats.resident_bytes for look in self.snapshots.values())
         text = f"{table.row_count} pools in {printable(where)}, {brief(resident)} resident; Enter looks at one"
         self.query_one("#pools-head", Static).update(Text(text, no_wrap=True, overflow="ellipsis"))
 
 
-def _cells(before: Look | None, now: Look) -> list[str]:
+def _cells(before: Snapshot | None, now: Snapshot) -> list[str]:
     """The figures of one pool; those that need two looks come with the second."""
     rates = ["-", "-", "-"]
     if before is not None and before.uuid == now.uuid:

@@ -188,9 +188,9 @@ struct Event {
     Atomic<u64> time_ns;  // CLOCK_REALTIME
     Atomic<u64> bytes;
     Atomic<u32> from_frames, to_frames;  // the budget, before and after
-    Atomic<u32> what, why;               // numbers of inspect.WHAT and inspect.WHY
+    Atomic<u32> kind, reason;            // EventKind and EventReason of figures/names.py
     Atomic<u32> client, origin;          // origin: of a failure, see Origin in events.h
-    Atomic<u64> value;                   // a double: what `why` measured
+    Atomic<u64> value;                   // a double: what `reason` measured
     Atomic<u64> page;                    // of the space in `origin`, from 1; 0: none
 };
 static_assert(sizeof(Event) == 64);

@@ -28,8 +28,8 @@
 //   FREE          memory, no page
 //   BUSY (client) that client's alone; its page is the one it is wanted for
 //   LIVE (page)   the entry of that page points here
-//   OLD  (page)   superseded or dropped, still pinned by a reader
-//   SETTLING (page, client)  OLD, and that client alone looks whether a pin is left
+//   RETIRED (page) superseded or dropped, still pinned by a reader
+//   SETTLING (page, client) RETIRED, and that client alone looks whether a pin is left
 //
 // Clients are numbered from 1; 0 is nobody.
 #pragma once
@@ -42,7 +42,7 @@ constexpr u32 NONE = 0xffffffffu;  // no frame, no page
 
 enum EntryState : u64 { ABSENT = 0, LOADING = 1, RESIDENT = 2, EVICTING = 3 };
 enum Ring : u64 { RING_NONE = 0, RING_COLD = 1, RING_HOT = 2 };
-enum FrameState : u64 { HOLE = 0, FREE = 1, BUSY = 2, LIVE = 3, OLD = 4, SETTLING = 5 };
+enum FrameState : u64 { HOLE = 0, FREE = 1, BUSY = 2, LIVE = 3, RETIRED = 4, SETTLING = 5 };
 
 constexpr int CLIENT_BITS = 9;
 constexpr u32 CLIENTS_LIMIT = (1u << CLIENT_BITS) - 1;
@@ -91,7 +91,7 @@ constexpr u64 hole() { return 0; }
 constexpr u64 free() { return make(FREE, 0, NONE); }
 constexpr u64 busy(u32 client, u32 page = NONE) { return make(BUSY, client, page); }
 constexpr u64 live(u32 page) { return make(LIVE, 0, page); }
-constexpr u64 old(u32 page) { return make(OLD, 0, page); }
+constexpr u64 retired(u32 page) { return make(RETIRED, 0, page); }
 constexpr u64 settling(u32 client, u32 page) { return make(SETTLING, client, page); }
 // Does the frame hold a version of the page, be it the newest or one that somebody still pins?
 constexpr bool holds(u64 w, u32 p) { return page(w) == p && state(w) >= LIVE && state(w) <= SETTLING; }

@@ -30,7 +30,7 @@ struct Findings : Vec<Finding> {
 };
 
 inline const char* name(FrameState s) {
-    static const char* names[] = {"HOLE", "FREE", "BUSY", "LIVE", "OLD", "SETTLING", "?6", "?7"};
+    static const char* names[] = {"HOLE", "FREE", "BUSY", "LIVE", "RETIRED", "SETTLING", "?6", "?7"};
     return names[s & 7];
 }
 inline const char* name(EntryState s) {
@@ -71,8 +71,8 @@ inline void check_frames(Segment& s, Findings& out) {
         if (state > SETTLING) out.say("frame %u: unknown state %u", f, unsigned(state));
         if ((state == BUSY || state == SETTLING) && !is_live_client(s, c))
             out.say("frame %u: %s for client %u, which is gone", f, name(state), c);
-        if (state == OLD && !any_pin(s, f) && !motion.frames.has(f))
-            out.say("frame %u: OLD, and nobody pins it", f);
+        if (state == RETIRED && !any_pin(s, f) && !motion.frames.has(f))
+            out.say("frame %u: RETIRED, and nobody pins it", f);
         if (state == LIVE && !s.has_page(page)) {
             out.say("frame %u: LIVE for page %u, which has no entry", f, page);
         } else if (state == LIVE && !motion.frames.has(f) && !motion.pages.has(page)) {

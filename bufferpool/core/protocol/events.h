@@ -7,7 +7,7 @@
 
 namespace bp {
 
-constexpr u32 WHAT_REAPED = 6, WHY_DIED = 8;  // of bufferpool/figures/events.py
+constexpr u32 KIND_REAPED = 6, REASON_DIED = 8;  // of bufferpool/figures/events.py
 
 // Which space failed, and how: the low bits of its generation, for the slot may be another's when the event is read.
 //
@@ -30,10 +30,10 @@ inline u64 event_mark(const Event& e, u64 number) {
 }
 
 struct NewEvent {
-    u32 what, why;
+    u32 kind, reason;
     u64 bytes;
     u32 from_frames, to_frames;  // the budget, before and after
-    double value;                // what `why` measured
+    double value;                // what `reason` measured
     Origin origin{};
 };
 
@@ -48,8 +48,8 @@ inline void post_event(Segment& s, const NewEvent& made) {
     e.bytes.store_relaxed(made.bytes);
     e.from_frames.store_relaxed(made.from_frames);
     e.to_frames.store_relaxed(made.to_frames);
-    e.what.store_relaxed(made.what);
-    e.why.store_relaxed(made.why);
+    e.kind.store_relaxed(made.kind);
+    e.reason.store_relaxed(made.reason);
     e.client.store_relaxed(s.me);
     e.origin.store_relaxed(made.origin.word);
     e.page.store_relaxed(made.origin.page);

@@ -7,7 +7,7 @@
 //           RESIDENT(f) -> RESIDENT(f, writer)          begin_write
 //           RESIDENT(f, writer) -> RESIDENT(g, dirty, writer) -> RESIDENT(g)  publish
 //           RESIDENT(f, writer) -> ABSENT               discard
-//   frame   BUSY(me) -> LIVE(page) -> OLD(page) -> SETTLING(me) -> BUSY(me)
+//   frame   BUSY(me) -> LIVE(page) -> RETIRED(page) -> SETTLING(me) -> BUSY(me)
 #pragma once
 
 #include "protocol/failures.h"
@@ -120,9 +120,9 @@ inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 s
     BP_POINT("publish.live");
     change_entry(s.entries[page], [&](u64 e) { return entry::with_frame(e, g) | set; });
     BP_POINT("publish.swapped");
-    s.frames[f].word.store_seq_cst(frame::old(page));
+    s.frames[f].word.store_seq_cst(frame::retired(page));
     BP_POINT("publish.retired");
-    bool ours = settle_old(s, f);
+    bool ours = settle_retired(s, f);
     BP_POINT("publish.settled");
     intent.op.store_release(u32(Op::NONE));
     return ours;
@@ -170,12 +170,12 @@ inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
     BP_POINT("discard.intent");
     u64 gone = settle_entry(s, page, [](u64 e) { return (e & entry::RING) | ABSENT; });
     BP_POINT("discard.absent");
-    s.frames[f].word.store_seq_cst(frame::old(page));
+    s.frames[f].word.store_seq_cst(frame::retired(page));
     BP_POINT("discard.retired");
     intent.op.store_release(u32(Op::NONE));
     s.pin_count(f).sub_seq_cst(1);
     if (entry::ring(gone) == RING_NONE) forget_aside(s);
-    return settle_old(s, f);
+    return settle_retired(s, f);
 }
 
 // Forgets that a page was ever there (drop of an absent page).
@@ -187,7 +187,7 @@ inline void forget(Segment& s, u32 page) {
 
 // Copies a page from `f` to `g`, BUSY(me), as a publish of the same content.
 // False: the page cannot move now; `g` is still the caller's.
-// True: `f` is BUSY(me) if `ours`, else OLD until its last reader leaves.
+// True: `f` is BUSY(me) if `ours`, else RETIRED until its last reader leaves.
 inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
     u64 w = s.frames[f].word.load_acquire();
     u32 page = frame::page(w);

@@ -6,8 +6,8 @@
 //   unpin   count down; the last reader of a superseded frame frees it
 //   evict   close the entry, then look at the pins (rule 3; evict.h)
 //
-//   OLD -> SETTLING(me) -> BUSY(me)   settle_old, by any client that finds no pin left
-//          SETTLING(me) -> OLD        a pin is left after all
+//   RETIRED -> SETTLING(me) -> BUSY(me)   settle_retired, by any client that finds no pin left
+//          SETTLING(me) -> RETIRED        a pin is left after all
 #pragma once
 
 #include "protocol/segment.h"
@@ -29,23 +29,23 @@ inline bool any_pin(Segment& s, u32 f) {
     return false;
 }
 
-// OLD -> SETTLING(me) -> BUSY(me), if no pin is left. As in eviction, the door is closed before we look
-// (rule 3): a frame that was OLD when we looked at its pins may be OLD for the same page once more, with
+// RETIRED -> SETTLING(me) -> BUSY(me), if no pin is left. As in eviction, the door is closed before we look
+// (rule 3): a frame that was RETIRED when we looked at its pins may be RETIRED for the same page once more, with
 // others' pins, when our CAS comes; SETTLING(me) is left by nobody but us. A reader that left meanwhile
-// found no OLD frame and has not settled it, so after a turn back we look once more. The readers
+// found no RETIRED frame and has not settled it, so after a turn back we look once more. The readers
 // that could still come have loaded a stale entry: their second load turns them away.
-inline bool settle_old(Segment& s, u32 f) {
+inline bool settle_retired(Segment& s, u32 f) {
     Atomic<u64>& word = s.frames[f].word;
     for (;;) {
         u64 w = word.load_seq_cst();
-        if (frame::state(w) != OLD || any_pin(s, f)) return false;
+        if (frame::state(w) != RETIRED || any_pin(s, f)) return false;
         u64 closed = frame::settling(s.me, frame::page(w));
         if (!word.cas_seq_cst(w, closed)) continue;
         BP_POINT("settle.closed");
         bool left = any_pin(s, f);
         BP_POINT("settle.looked");
         // Nobody else changes the word, unless the segment is damaged.
-        if (!word.cas_seq_cst(closed, left ? frame::old(frame::page(w)) : frame::busy(s.me))) return false;
+        if (!word.cas_seq_cst(closed, left ? frame::retired(frame::page(w)) : frame::busy(s.me))) return false;
         if (!left) return true;
     }
 }
@@ -53,7 +53,7 @@ inline bool settle_old(Segment& s, u32 f) {
 // Takes back a pin. The last one to leave a superseded frame frees it.
 inline void unpin(Segment& s, u32 f) {
     if (s.pin_count(f).sub_seq_cst(1) != 1) return;
-    if (frame::state(s.frames[f].word.load_seq_cst()) == OLD && settle_old(s, f)) free_frame(s, f);
+    if (frame::state(s.frames[f].word.load_seq_cst()) == RETIRED && settle_retired(s, f)) free_frame(s, f);
 }
 
 // Pins the page if it is resident. Rule 2: count, then look again.
@@ -84,7 +84,7 @@ inline u32 sweep_old(Segment& s) {
     u32 n = 0;
     s.has_frame(s.g.max_frames - 1);
     for (u32 f = 0; f < s.ready; f++) {
-        if (frame::state(s.frames[f].word.load_acquire()) != OLD || !settle_old(s, f)) continue;
+        if (frame::state(s.frames[f].word.load_acquire()) != RETIRED || !settle_retired(s, f)) continue;
         free_frame(s, f);
         n++;
     }

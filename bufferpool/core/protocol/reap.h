@@ -36,11 +36,11 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     }
     if (op == Op::PUBLISH && s.has_page(page)) {
         bool swapped = entry::names(s.entries[page].load_acquire(), f);
-        if (swapped) frame_cas(old, frame::live(page), frame::old(page));
+        if (swapped) frame_cas(old, frame::live(page), frame::retired(page));
         else frame_cas(f, frame::live(page), frame::busy(c));
     }
     if (op == Op::DISCARD && s.has_page(page) && !entry::names(s.entries[page].load_acquire(), old))
-        frame_cas(old, frame::live(page), frame::old(page));
+        frame_cas(old, frame::live(page), frame::retired(page));
     if (op == Op::FLUSH)
         for (u64 p = page; p <= old && s.has_page(u32(p)); p++) {  // the pages of one space: no hole between them
             settle_entry(s, u32(p), [&](u64 e) {
@@ -133,7 +133,7 @@ inline bool reap_held(Segment& s, u32 c) {
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
         if (frame::state(w) == SETTLING && frame::client(w) == c)
-            s.frames[f].word.cas_seq_cst(w, frame::old(frame::page(w)));
+            s.frames[f].word.cas_seq_cst(w, frame::retired(frame::page(w)));
         if (!has_pins) continue;
         auto& count = s.pin_count_of(c, f);
         if (!count.load_relaxed()) continue;
@@ -153,7 +153,7 @@ inline bool reap_held(Segment& s, u32 c) {
     s.counters().reaped.add_relaxed(1);
 #ifndef BP_EXPLORE  // no part of the protocol
     u32 budget = s.header->budget_frames.load_relaxed();
-    post_event(s, NewEvent{WHAT_REAPED, WHY_DIED, 0, budget, budget, double(c)});
+    post_event(s, NewEvent{KIND_REAPED, REASON_DIED, 0, budget, budget, double(c)});
 #endif
     lock_memory(s, false);
     fold_counters(s, c);

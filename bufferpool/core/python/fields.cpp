@@ -75,7 +75,7 @@ constexpr Field fields[] = {
     STRUCT(Event),
     FIELD(Event, number), FIELD(Event, time_ns), FIELD(Event, bytes), FIELD(Event, from_frames),
     FIELD(Event, to_frames),
-    FIELD(Event, what), FIELD(Event, why), FIELD(Event, client), FIELD(Event, origin), FIELD(Event, value),
+    FIELD(Event, kind), FIELD(Event, reason), FIELD(Event, client), FIELD(Event, origin), FIELD(Event, value),
     FIELD(Event, page),
 
     STRUCT(Advice),

@@ -294,7 +294,7 @@ static void summarize(Segment& s, const Sight& sight, Summary& out) {
         FrameSlot& slot = s.frames[f];
         u64 w = slot.word.load_acquire();
         FrameState state = frame::state(w);
-        out.states[state == SETTLING ? OLD : state < SETTLING ? state : BUSY]++;
+        out.states[state == SETTLING ? RETIRED : state < SETTLING ? state : BUSY]++;
         if (state == HOLE || state == FREE) continue;
         out.pinned += pinned.has(f);
         out.pinned_live += pinned.has(f) && state == LIVE;
@@ -341,16 +341,16 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
 
 // ---- events ------------------------------------------------------------------------
 
-// post_event(what, why, bytes, from_frames, to_frames, value, origin, page)
+// post_event(kind, reason, bytes, from_frames, to_frames, value, origin, page)
 static PyObject* segment_post_event(PyObject* self, PyObject* args) {
-    unsigned what, why, from, to, origin = 0;
+    unsigned kind, reason, from, to, origin = 0;
     unsigned long long bytes, page = 0;
     double value;
-    if (!PyArg_ParseTuple(args, "IIKIId|IK:post_event", &what, &why, &bytes, &from, &to, &value, &origin, &page))
+    if (!PyArg_ParseTuple(args, "IIKIId|IK:post_event", &kind, &reason, &bytes, &from, &to, &value, &origin, &page))
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    post_event(*s, NewEvent{what, why, bytes, from, to, value, Origin{origin, page}});
+    post_event(*s, NewEvent{kind, reason, bytes, from, to, value, Origin{origin, page}});
     Py_RETURN_NONE;
 }
 

@@ -31,9 +31,9 @@ void drop_pin(SegmentObject* seg, u32 frame) {
     Segment* s = seg->s;
     if (!s || !s->me) return;
     if (s->pin_count(frame).sub_seq_cst(1) != 1) return;
-    if (frame::state(s->frames[frame].word.load_seq_cst()) != OLD) return;
+    if (frame::state(s->frames[frame].word.load_seq_cst()) != RETIRED) return;
     Released unlocked(seg);
-    if (settle_old(*s, frame)) free_frame(*s, frame);
+    if (settle_retired(*s, frame)) free_frame(*s, frame);
 }
 
 static Spares<HolderObject, 64> spare_holders;
