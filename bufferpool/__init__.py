@@ -22,7 +22,7 @@ from bufferpool.errors import *  # noqa: F403
 from bufferpool.figures.advice import Advice, AdvicePoint
 from bufferpool.figures.events import Event
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind
-from bufferpool.figures.stats import ClientInfo, PoolStats, SpaceStats
+from bufferpool.figures.stats import ClientInfo, FrameCounts, PoolStats, SpaceStats
 from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.simulation import Simulation, simulate
@@ -41,6 +41,7 @@ __all__ = [
     "EventKind",
     "EventReason",
     "FileStore",
+    "FrameCounts",
     "FrameState",
     "Kind",
     "Observer",

@@ -11,26 +11,14 @@ import os
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from bufferpool import _core
 from bufferpool.client import segment_file
 from bufferpool.errors import SegmentCorrupt, UnsavedPages
-from bufferpool.figures.advice import Advice, read_advice
-from bufferpool.figures.events import Event, read_events
-from bufferpool.figures.stats import (
-    ClientInfo,
-    PoolStats,
-    read_clients,
-    read_extents,
-    read_frames,
-    read_stats,
-    read_unsaved,
-)
+from bufferpool.figures.pool_figures import PoolFigures
+from bufferpool.figures.stats import read_unsaved
 
 
-class Observer:
+class Observer(PoolFigures):
     """A pool, observed. Use it for a moment, in a ``with`` block: while it is open, memory of a removed pool stays.
 
     ``advise()`` has no points while clients are at work on it all the time.
@@ -39,33 +27,28 @@ class Observer:
     """
 
     def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
-        self.path = segment_file.path_of(name, directory)
-        fd = segment_file.open_regular(self.path, os.O_RDONLY)
+        self._path = segment_file.path_of(name, directory)
+        fd = segment_file.open_regular(self._path, os.O_RDONLY)
         try:
-            self.seg: _core.Segment = _core.observe(fd)
+            self._segment = _core.observe(fd)
         finally:
             os.close(fd)
-        self.geometry: dict[str, Any] = self.seg.geometry()
+        self._geometry: dict[str, Any] = self._segment.geometry()
 
     @property
-    def name(self) -> str:
-        """The pool's name: that of its file."""
-        return os.path.basename(self.path)
+    def path(self) -> str:
+        """The path of the pool's segment."""
+        return self._path
 
     @property
-    def page_size(self) -> int:
-        """Bytes of a page."""
-        return int(self.geometry["page_size"])
+    def seg(self) -> _core.Segment:
+        """The segment in the core (internal)."""
+        return self._segment
 
     @property
-    def max_frames(self) -> int:
-        """Frames that the segment has room for."""
-        return int(self.geometry["max_frames"])
-
-    @property
-    def uuid(self) -> bytes:
-        """The bytes that distinguish this pool from another one that had its name before."""
-        return bytes(self.geometry["uuid"])
+    def geometry(self) -> dict[str, Any]:
+        """The sizes and limits that were fixed when the segment was created (internal)."""
+        return self._geometry
 
     @property
     def created_at(self) -> float:
@@ -75,37 +58,6 @@ class Observer:
     def close(self) -> None:
         """Ends the look. Closing twice is fine."""
         self.seg.close(False)
-
-    def stats(self) -> PoolStats:
-        """Figures of the whole pool, over all clients, present and past."""
-        return read_stats(self)
-
-    def frames(self) -> npt.NDArray[np.void]:
-        """Every frame that has ever been used: a structured array, dtype ``stats.FRAME``."""
-        return read_frames(self)
-
-    def extents(self) -> npt.NDArray[np.void]:
-        """Every extent that has ever been used: a structured array, dtype ``stats.EXTENT``."""
-        return read_extents(self)
-
-    def clients(self) -> list[ClientInfo]:
-        """The attached processes, and how many pages each of them pins."""
-        return read_clients(self)
-
-    def steward(self) -> int:
-        """The client number of the pool's steward, 0 if it has none."""
-        return int(self.seg.steward())
-
-    def events(self) -> list[Event]:
-        """The last thousand decisions about the pool's memory, oldest first: when, kind, reason, bytes."""
-        return read_events(self)
-
-    def advise(self) -> Advice:
-        """What the hit ratio would be with an eighth to eight times the budget, from recent references.
-
-        No points while there are too few references.
-        """
-        return read_advice(self)
 
     def __enter__(self) -> Self:
         return self

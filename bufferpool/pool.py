@@ -12,26 +12,18 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from bufferpool import _core
 from bufferpool._locks import Lock
 from bufferpool.client import segment_file
 from bufferpool.client.client import Client, Mapped, Record
 from bufferpool.client.request import FIXED, Request
 from bufferpool.errors import PoolDiffers, PoolMismatch, SegmentExists, SegmentNotFound, SegmentReplaced
-from bufferpool.figures.advice import Advice, read_advice
-from bufferpool.figures.events import Event, read_events
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind
-from bufferpool.figures.stats import (
-    ClientInfo,
-    PoolStats,
-    SpaceStats,
-    read_clients,
-    read_extents,
-    read_frames,
-    read_stats,
-)
+from bufferpool.figures.pool_figures import PoolFigures
+from bufferpool.figures.stats import read_summary
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import has_huge_pages
-from bufferpool.machine.pressure import Source, given
+from bufferpool.machine.pressure import given
 from bufferpool.observer import refuse_loss
 from bufferpool.spaces import directory
 from bufferpool.spaces.claim import drop_unused
@@ -50,7 +42,6 @@ from bufferpool.stores.checksum import Repair, file_store
 from bufferpool.units import lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
 from bufferpool.upkeep import working_set as warm
-from bufferpool.upkeep.budget import Rules
 from bufferpool.upkeep.flush_jobs import checkpoint, flush_all
 from bufferpool.upkeep.overwrite import overwrite
 from bufferpool.upkeep.steward import STOP_S, Settings, Steward
@@ -73,7 +64,7 @@ def _close_all() -> None:
         raise failed
 
 
-class Pool:
+class Pool(PoolFigures):
     """An attached buffer pool.
 
     Made by :meth:`create`, :meth:`attach` or :meth:`open`. Pickles: in the other
@@ -81,7 +72,7 @@ class Pool:
     its own, and the arrays that it inherited stay pinned in its name.
     """
 
-    def __init__(self, path: str, trusted_uid: int | None, uuid: bytes | None, mode: str = "r+") -> None:
+    def __init__(self, path: str, trusted_uid: int | None, uuid: bytes | None, mode: Literal["r", "r+"] = "r+") -> None:
         self.client = Client(path, trusted_uid, uuid, mode, make_room=memory.MakesRoom())
         self._steward: Steward | None = None
         self._warming: list[warm.WarmUp] = []
@@ -95,7 +86,7 @@ class Pool:
         name: str,
         capacity: int | str = "auto",
         *,
-        page_size: int = 8192,
+        page_size: int | str = 8192,
         min_capacity: int | str | None = None,
         max_capacity: int | str | None = None,
         extent_size: int | str = "256KiB",
@@ -106,7 +97,7 @@ class Pool:
     ) -> Self:
         """Makes a new pool and attaches to it.
 
-        ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of
+        Sizes are numbers of bytes, or strings such as "256MiB". ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of
         what the machine has to give, see ``bufferpool/machine/auto_size.py``. A steward moves it
         between ``min_capacity`` (default: an eighth of it) and ``max_capacity`` (default: the
         capacity), which is fixed at creation.
@@ -127,16 +118,16 @@ class Pool:
             least = min(least, most) if min_capacity is None else least  # what is given holds
             most = max(least, most) if max_capacity is None else most
             capacity, min_capacity, max_capacity = min(max(sizing.capacity, least), most), least, most
-        plan = segment_file.plan(
+        sizes = segment_file.Sizes(
             parse_size(capacity, "capacity"),
-            page_size=page_size,
+            page_size=parse_size(page_size, "page_size"),
             min_capacity=None if min_capacity is None else parse_size(min_capacity, "min_capacity"),
             max_capacity=None if max_capacity is None else parse_size(max_capacity, "max_capacity"),
             extent_size=parse_size(extent_size, "extent_size"),
             max_clients=max_clients,
             max_pages=max_pages,
         )
-        segment_file.create(path, plan, permissions)
+        segment_file.create(path, segment_file.plan(sizes), permissions)
         pool = cls.attach(name, directory=directory)
         pool.client.post(EventKind.CREATED, EventReason.ASKED)
         return pool
@@ -172,7 +163,7 @@ class Pool:
         capacity: int | str = "auto",
         *,
         mode: Literal["r", "r+"] = "r+",
-        page_size: int | None = None,
+        page_size: int | str | None = None,
         min_capacity: int | str | None = None,
         max_capacity: int | str | None = None,
         extent_size: int | str | None = None,
@@ -303,14 +294,19 @@ class Pool:
         return self.client.path
 
     @property
-    def mode(self) -> str:
-        """Either "r+", or "r" for a pool that is attached for reading."""
-        return self.client.mode
+    def seg(self) -> _core.Segment:
+        """The segment in the core (internal)."""
+        return self.client.seg
 
     @property
-    def name(self) -> str:
-        """The pool's name: that of its file."""
-        return self.client.name
+    def geometry(self) -> dict[str, Any]:
+        """The sizes and limits that were fixed when the segment was created (internal)."""
+        return self.client.geometry
+
+    @property
+    def mode(self) -> Literal["r", "r+"]:
+        """Either "r+", or "r" for a pool that is attached for reading."""
+        return self.client.mode
 
     @property
     def data(self) -> Mapped:
@@ -321,21 +317,6 @@ class Pool:
         pickle or sum up the whole.
         """
         return self.client.data
-
-    @property
-    def uuid(self) -> bytes:
-        """The bytes that distinguish this pool from another one that had its name before."""
-        return self.client.uuid
-
-    @property
-    def page_size(self) -> int:
-        """Bytes of a page."""
-        return self.client.page_size
-
-    @property
-    def max_frames(self) -> int:
-        """Frames that the segment has room for."""
-        return self.client.max_frames
 
     @property
     def capacity(self) -> int:
@@ -634,7 +615,7 @@ class Pool:
         self.client.require_writable("give memory back")
         self.client.seg.reap()
         if size is None:
-            return self.client.give_back(self.stats().frames["free"], "trim")
+            return self.client.give_back(read_summary(self).frames.free, "trim")
         frames = -(-parse_size(size, "size") // self.page_size)
         return memory.trim(self.client, frames, seconds_of(timeout)) * self.page_size
 
@@ -652,36 +633,25 @@ class Pool:
 
     # ---- the steward ------------------------------------------------------------------
 
-    def start_steward(
-        self,
-        *,
-        interval: float = 0.25,
-        flush_every: float = 15.0,
-        clean: float = 0.1,
-        pressure: bool = True,
-        idle: float | None = None,
-        working_set: str | os.PathLike[str] | None = None,
-        working_set_every: float = 300.0,
-        source: Source | None = None,
-        rules: Rules | None = None,
-    ) -> Steward:
-        """Offers this process as the pool's steward, in a thread; of all that offer, one has the office.
+    def start_steward(self, settings: Settings | None = None) -> Steward:
+        """Starts the steward of the pool in a thread of this process, unless another process is it already.
 
-        It reaps the dead; writes every dirty page within ``flush_every`` seconds, and earlier when
-        less than ``clean`` of the budget is free or clean; with ``pressure``, moves the budget
-        between ``min_capacity`` and ``max_capacity`` (``budget.py`` has the ``rules``,
-        ``source`` is where it looks: the kernel); gives pages back that nobody has touched for
-        ``idle`` seconds; saves the working set to ``working_set``. ``events()`` says what it did.
-        It ends with :meth:`stop_steward`, :meth:`close`, or the process. Raises ValueError.
+        Every process may call it: one steward is active, and another takes over when that one ends. It reaps the dead,
+        writes dirty pages ahead of need, moves the budget between ``min_capacity`` and ``max_capacity``, gives idle
+        pages back and saves the working set, as ``settings`` say: ``start_steward(Settings(idle=600))``.
+        ``events()`` shows what it did. It ends with :meth:`stop_steward`, :meth:`close`, or the process.
+
+        Raises ValueError if this process is a steward of the pool already, TypeError, and PoolReadOnly.
         """
+        if not isinstance(settings, Settings | None):
+            raise TypeError(f"settings must be a bufferpool.Settings, not {type(settings).__name__}")
         self.client.require_writable("be its steward")
         segment = self.client.seg
         with _offering:
             stewards = [pool._steward for pool in list(_open_pools) if pool.client.attached is segment]
             if any(steward is not None and steward.alive and steward.pid == os.getpid() for steward in stewards):
                 raise ValueError("this process is a steward of the pool already; stop_steward() first")
-            settings = Settings(interval, flush_every, clean, pressure, idle, working_set, working_set_every)
-            self._steward = Steward(self.client, settings, source, rules)
+            self._steward = Steward(self.client, Settings() if settings is None else settings)
             return self._steward
 
     def stop_steward(self) -> None:
@@ -707,42 +677,7 @@ class Pool:
         self._warming = [earlier for earlier in self._warming if not earlier.finished] + [work]
         return work
 
-    # ---- inspection -----------------------------------------------------------------
-
-    def stats(self) -> PoolStats:
-        """Figures of the whole pool, over all clients, present and past."""
-        return read_stats(self.client)
-
-    def spaces(self) -> list[SpaceStats]:
-        """The spaces of the pool, each with its kind, its pages and its counters."""
-        return self.stats().spaces
-
-    def frames(self) -> npt.NDArray[np.void]:
-        """Every frame that has ever been used: a structured array, dtype ``stats.FRAME``."""
-        return read_frames(self.client)
-
-    def extents(self) -> npt.NDArray[np.void]:
-        """Every extent that has ever been used: a structured array, dtype ``stats.EXTENT``."""
-        return read_extents(self.client)
-
-    def clients(self) -> list[ClientInfo]:
-        """The attached processes, and how many pages each of them pins."""
-        return read_clients(self.client)
-
-    def steward(self) -> int:
-        """The client number of the pool's steward, 0 if it has none."""
-        return int(self.client.seg.steward())
-
-    def events(self) -> list[Event]:
-        """The last thousand decisions about the pool's memory, oldest first: when, what, why, bytes."""
-        return read_events(self.client)
-
-    def advise(self) -> Advice:
-        """What the hit ratio would be with an eighth to eight times the budget, from recent references.
-
-        No points while there are too few references.
-        """
-        return read_advice(self.client)
+    # ---- looking after it ------------------------------------------------------------
 
     def reap(self) -> int:
         """Ends the business of clients that died; returns how many there were.

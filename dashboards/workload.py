@@ -82,7 +82,7 @@ class Show:
             self.tiles = self.pool.open_derived("tiles", 2000, paint)
             for _ in range(WORKERS):
                 self.workers.append(self.start())
-            self.pool.start_steward(flush_every=min(5.0, period / 4), pressure=False)
+            self.pool.start_steward(bp.Settings(flush_every=min(5.0, period / 4), pressure=False))
         except BaseException:
             self.close()
             raise

@@ -61,7 +61,7 @@ def make() -> None:
         try:
             for worker in workers:
                 worker.start()
-            pool.start_steward(flush_every=30.0, pressure=False)
+            pool.start_steward(bp.Settings(flush_every=30.0, pressure=False))
             time.sleep(6)
             pool.resize("12MiB")
             os.kill(workers[3].pid or 0, signal.SIGKILL)

@@ -75,7 +75,7 @@ def in_step(pool: bp.Pool) -> bp.PoolStats:
     stats = pool.stats()
     assert stats.kernel_bytes == kernel_bytes(pool)
     assert stats.kernel_data_bytes == stats.resident_bytes
-    assert stats.frames["hole"] * PAGE + stats.resident_bytes == stats.max_bytes
+    assert stats.frames.hole * PAGE + stats.resident_bytes == stats.max_bytes
     return stats
 
 
@@ -258,7 +258,7 @@ def unchanged(pool, data_file):
     def state():
         stats, frames = pool.stats(), pool.frames()
         # Refused calls may count as failed loads, and may have left a frame free; nothing else.
-        return stats.clients, stats.spaces, stats.frames["live"], stats.frames["dirty"], stats.publishes, len(frames)
+        return stats.clients, stats.spaces, stats.frames.live, stats.frames.dirty, stats.publishes, len(frames)
 
     before, memory = state(), kernel_bytes(pool) - pool.stats().metadata_bytes
     yield pool, table

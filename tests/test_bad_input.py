@@ -90,14 +90,14 @@ def test_a_timeout_that_makes_no_sense_is_refused(unchanged, timeout):
 
 @pytest.mark.parametrize("size", [0, 1, -4096, 512, 2048, 4095, 4097, 5000, 12288, 1 << 31, 10**30])
 def test_a_page_size_that_is_no_power_of_two_from_4096_is_refused(pool_name, size):
-    with pytest.raises(ValueError, match="page_size must be a power of two from 4096"):
+    with pytest.raises(ValueError, match=r"page_size must (be a power of two from 4096|not be negative)"):
         bp.Pool.create(pool_name, "64MiB", page_size=size)
     assert not (SHM / pool_name).exists()
 
 
-@pytest.mark.parametrize("size", ["4096", 4096.0, None, True, b"4096"])
-def test_a_page_size_that_is_no_integer_is_refused(pool_name, size):
-    with pytest.raises(TypeError, match="page_size must be an integer"):
+@pytest.mark.parametrize("size", [4096.0, None, True, b"4096"])
+def test_a_page_size_that_is_no_size_is_refused(pool_name, size):
+    with pytest.raises(TypeError, match="page_size must be a number of bytes"):
         bp.Pool.create(pool_name, "64MiB", page_size=size)
     assert not (SHM / pool_name).exists()
 
@@ -202,7 +202,7 @@ def test_an_unusual_name_is_a_name(pool_name):
 def test_open_refuses_bad_options_though_the_pool_exists(pool):
     """open(max_clients=-3), or of a capacity that is no size, attached to a pool that existed without a word."""
     bad = [
-        {"page_size": 5000}, {"page_size": "4096"}, {"page_size": 0}, {"page_size": True}, {"capacity": "much"},
+        {"page_size": 5000}, {"page_size": "5000"}, {"page_size": 0}, {"page_size": True}, {"capacity": "much"},
         {"capacity": -1}, {"capacity": 1.5}, {"capacity": 1}, {"capacity": None}, {"min_capacity": "1TiB"},
         {"min_capacity": 0}, {"max_capacity": PAGE}, {"max_capacity": "64 parsecs"}, {"extent_size": 1000},
         {"extent_size": "x"}, {"extent_size": 0}, {"max_clients": 0}, {"max_clients": -3}, {"max_clients": 10**6},

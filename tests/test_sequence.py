@@ -150,7 +150,7 @@ def test_a_space_and_a_pool_say_what_they_are(space: bp.Space, tmp_path: Path) -
 def test_a_client_says_whether_it_is_the_steward(space: bp.Space) -> None:
     pool = space.pool
     assert [c.is_steward for c in pool.clients()] == [False]
-    pool.start_steward(interval=0.05)
+    pool.start_steward(bp.Settings(interval=0.05))
     deadline = time.monotonic() + 60
     while not pool.clients()[0].is_steward and time.monotonic() < deadline:
         time.sleep(0.01)

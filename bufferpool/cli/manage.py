@@ -10,6 +10,7 @@ from bufferpool.cli.common import (
     Commands,
     attach,
     complain,
+    count,
     interval,
     pool_name,
     print_json,
@@ -19,7 +20,7 @@ from bufferpool.cli.common import (
     tell,
 )
 from bufferpool.client import segment_file
-from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused
+from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused, UnsavedPages
 from bufferpool.observer import Observer, refuse_loss, unsaved_pages
 from bufferpool.pool import Pool
 from bufferpool.stores.base import sync_directory
@@ -106,9 +107,7 @@ def _flush(args: argparse.Namespace) -> int:
             written = pool.flush(None if args.space is None else pool.space(args.space, "r+"))
         stats = pool.stats()
     left = (
-        sum(s.dirty for s in stats.spaces if s.name == args.space and not s.owner)
-        if args.space
-        else stats.frames["dirty"]
+        sum(s.dirty for s in stats.spaces if s.name == args.space and not s.owner) if args.space else stats.frames.dirty
     )
     if args.json:
         print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
@@ -152,6 +151,31 @@ def _discard(args: argparse.Namespace) -> int:
         tell(
             f"{args.name}: {lost:,} dirty pages of {args.space} were given up; its next opener reads the file as it is"
         )
+    return 0
+
+
+def _drop(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        space = pool.space(args.space)
+        unsaved = 0 if args.discard else unsaved_pages(args.name, args.directory).get(args.space, 0)
+        if unsaved:
+            raise UnsavedPages(
+                f"{args.space!r} has {unsaved} dirty pages that its file or store does not have yet: write them first "
+                f"(bufferpool flush {args.name} {args.space}), or give them up (--discard)",
+                {args.space: unsaved},
+            )
+        return _given(args, pool, space.drop(args.first, args.count))
+
+
+def _remove_space(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        space = pool.space(args.space)
+        resident = space.stats().resident * pool.page_size
+        space.remove()
+    if args.json:
+        print_json({"name": args.name, "space": args.space, "resident_bytes": resident})
+    else:
+        tell(f"{args.name}: {args.space} is not in the pool any more; it had {format_size(resident)} there")
     return 0
 
 
@@ -269,6 +293,23 @@ def register(commands: Commands) -> None:
         "example:\n  bufferpool discard orders orders.db",
     )  # fmt: skip
     discard.add_argument("space", metavar="SPACE", help="a space of the pool")
+    drop = commands.add(
+        "drop", _drop, "drop pages of a space from the pool, and give their memory back",
+        "A page of a file or store is read again when somebody uses it, and a page of a derived space is computed again;\n"
+        "scratch pages read as zeros. A space with dirty pages that its file or store does not have is refused.\n\n"
+        "examples:\n  bufferpool drop orders orders.db\n  bufferpool drop orders tiles --first 100 --count 50",
+    )  # fmt: skip
+    drop.add_argument("space", metavar="SPACE", help="a space of the pool")
+    drop.add_argument("--first", type=count, default=0, metavar="N", help="the first page (default: %(default)s)")
+    drop.add_argument("--count", type=count, metavar="N", help="so many pages (default: to the end of the space)")
+    drop.add_argument("--discard", action="store_true", help="drop dirty pages too: their changes are lost")
+    remove = commands.add(
+        "remove", _remove_space, "write the dirty pages of a space, and take the space out of the pool",
+        "The pages of a scratch space are lost. Handles of the space raise SpaceRemoved from then on. To give up dirty\n"
+        "pages instead of writing them, use discard; to remove a whole pool, use rm.\n\n"
+        "example:\n  bufferpool remove orders tiles",
+    )  # fmt: skip
+    remove.add_argument("space", metavar="SPACE", help="a space of the pool")
     gc = commands.add(
         "gc", _gc, "clear away dead clients, and, after asking, pools that nobody uses",
         "A pool that nobody uses may be waiting for its next process, warm: hence the question.\n"

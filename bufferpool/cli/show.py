@@ -15,7 +15,7 @@ from bufferpool.cli.common import Commands, attach, count, interval, observe, po
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.figures import stats as pool_stats
-from bufferpool.figures.names import FrameState, hit_ratio, shown_frames
+from bufferpool.figures.names import FrameState, hit_ratio
 from bufferpool.figures.stats import ClientInfo, PoolStats
 from bufferpool.observer import Observer
 from bufferpool.units import format_size
@@ -124,7 +124,7 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
     reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in stats.reclaimed_bytes.items() if n)
     lost = f"{sum(unsaved.values()):,} dirty pages of files and stores, in memory only until a flush"
     ratio = "no access yet" if math.isnan(stats.hit_ratio) else f"{stats.hit_ratio:.2%}"
-    frames, shown = stats.frames, shown_frames(stats.frames)
+    frames, shown = asdict(stats.frames), stats.frames.shown()
     print_table(
         [
             ("name", stats.name),
@@ -193,12 +193,12 @@ def _owner(number: int, clients: dict[int, ClientInfo]) -> str:
 
 def _clients(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        clients, steward = pool.clients(), pool.steward()
+        clients = pool.clients()
     if args.json:
-        print_json([{**asdict(client), "steward": client.client == steward} for client in clients])
+        print_json([asdict(client) for client in clients])
         return 0
     head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "")
-    rows = [(*_client(c), "steward" if c.client == steward else "") for c in clients]
+    rows = [(*_client(c), "steward" if c.is_steward else "") for c in clients]
     print_table([head, *rows], right=(0, 1, 4, 5)) if rows else tell("nobody is attached")
     return 0
 

@@ -85,7 +85,7 @@ def register(commands: Commands) -> None:
     for flag, kind, metavar, about in (
         ("--capacity", size, "SIZE", "the pool's budget (default: a quarter of the file)"),
         ("--processes", int, "N", "workers (default: %(default)s)"),
-        ("--page-size", size, "BYTES", "a power of two (default: %(default)s)"),
+        ("--page-size", size, "SIZE", "a power of two (default: %(default)s)"),
         ("--writes", float, "SHARE", "share of writes, 0 to 1 (default: %(default)s)"),
         ("--limit", int, "N", "only the first N accesses of the trace"),
         ("--seed", int, "N", "which accesses write (default: %(default)s)"),

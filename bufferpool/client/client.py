@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from bufferpool.client.jobs import Jobs
 from bufferpool.errors import PoolClosed, PoolExhausted, PoolNameless, PoolReadOnly, SegmentReplaced, SpaceNotFound
 from bufferpool.figures import events
 from bufferpool.figures.names import EventKind, EventReason, reason_number
+from bufferpool.figures.stats import Inspectable
 from bufferpool.stores.base import FileStore, Store
 
 Mapped = np.memmap[Any, np.dtype[np.uint8]]
@@ -51,7 +52,7 @@ def _program_name() -> str:
         return ""
 
 
-class Client:
+class Client(Inspectable):
     """An attachment to a segment. It attaches when ``seg`` is first read.
 
     ``make_room(client, what, pinned, dirty, in_use, error, left)`` is called by the core when no frame is free: it
@@ -65,12 +66,12 @@ class Client:
         path: str,
         trusted_uid: int | None,
         uuid: bytes | None,
-        mode: str = "r+",
+        mode: Literal["r", "r+"] = "r+",
         *,
         make_room: Callable[..., None],
     ) -> None:
-        self.path = path
-        self.mode = mode
+        self._path = path
+        self.mode: Literal["r", "r+"] = mode
         self.trusted_uid = trusted_uid
         """The user that the segment must belong to; None: the user of this process."""
         self.known_uuid = uuid
@@ -91,6 +92,11 @@ class Client:
         self._lock = Lock()
         self._unpickled = uuid is not None
         self._sharers: weakref.WeakSet[Client] = weakref.WeakSet((self,))  # all clients of this attachment
+
+    @property
+    def path(self) -> str:
+        """The path of the pool's segment."""
+        return self._path
 
     # ---- attaching, and leaving -----------------------------------------------------
 
@@ -213,11 +219,6 @@ class Client:
     # ---- the pool's figures ------------------------------------------------------------
 
     @property
-    def name(self) -> str:
-        """The pool's name: that of its file."""
-        return os.path.basename(self.path)
-
-    @property
     def geometry(self) -> dict[str, Any]:
         """What was fixed when the segment was created: sizes and limits."""
         _ = self.seg
@@ -228,21 +229,6 @@ class Client:
         """The pages of all frames; see :attr:`bufferpool.Pool.data`."""
         _ = self.seg
         return self._data
-
-    @property
-    def uuid(self) -> bytes:
-        """The bytes that distinguish this pool from another one that had its name before."""
-        return bytes(self.geometry["uuid"])
-
-    @property
-    def page_size(self) -> int:
-        """Bytes of a page."""
-        return int(self.geometry["page_size"])
-
-    @property
-    def max_frames(self) -> int:
-        """Frames that the segment has room for."""
-        return int(self.geometry["max_frames"])
 
     @property
     def budget_frames(self) -> int:

@@ -10,8 +10,6 @@ from bufferpool.client import segment_file
 from bufferpool.client.client import Client
 from bufferpool.units import format_size, parse_size
 
-PAGE_SIZE = 8192  # of a pool whose creator does not say
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -33,7 +31,7 @@ class Request:
     """The arguments of ``Pool.open``; None (for the capacity: "auto") is what the caller leaves to the pool, or to its creator."""
 
     capacity: int | str
-    page_size: int | None
+    page_size: int | str | None
     min_capacity: int | str | None
     max_capacity: int | str | None
     extent_size: int | str | None
@@ -43,12 +41,13 @@ class Request:
 
     def check(self) -> None:
         """Raises ValueError or TypeError for what could not make a pool, whether or not there is one already."""
-        sizes = {name: self._bytes(name) for name in ("capacity", "min_capacity", "max_capacity", "extent_size")}
-        least = segment_file.MIN_FRAMES * (self.page_size if isinstance(self.page_size, int) else PAGE_SIZE)
+        sizes = {name: self._bytes(name) for name in (*_IN_FRAMES, "page_size")}
+        least = segment_file.MIN_FRAMES * (sizes["page_size"] or segment_file.Sizes.page_size)
         known = [size for name in ("capacity", "max_capacity", "min_capacity") if (size := sizes[name]) is not None]
-        given = {"page_size": self.page_size, "max_clients": self.max_clients, "max_pages": self.max_pages, **sizes}
+        given = {"max_clients": self.max_clients, "max_pages": self.max_pages, **sizes}
         given["capacity"] = known[0] if known else least  # "auto" keeps to the bounds that are given
-        segment_file.plan(**{name: value for name, value in given.items() if value is not None})
+        asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        segment_file.plan(segment_file.Sizes(**asked))
         if self.permissions is not None:
             segment_file.check_permissions(self.permissions, "permissions")
 
@@ -73,7 +72,7 @@ class Request:
             if asked is not None and asked != has[name]
         ]
         for name in ("page_size", "max_clients", "max_pages"):
-            asked = getattr(self, name)
+            asked = self._bytes(name) if name == "page_size" else getattr(self, name)
             if asked is not None and asked != geometry[name]:
                 found.append(Difference(name, asked, geometry[name], ""))
         mode = stat.S_IMODE(os.stat(client.path).st_mode) if self.permissions is not None else None

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bufferpool import _core
 from bufferpool.errors import (
@@ -34,7 +35,19 @@ MIN_FRAMES = 4
 
 
 @dataclass(frozen=True)
-class Plan:
+class Sizes:
+    """What is asked for of a segment to be made; sizes in bytes. None: the default that fits the capacity."""
+
+    capacity: int
+    page_size: int = 8192
+    min_capacity: int | None = None
+    max_capacity: int | None = None
+    extent_size: int = 256 * 1024
+    max_clients: int = 256
+    max_pages: int = 1 << 27
+
+
+class Plan(NamedTuple):
     """The geometry of a segment to be made; checked before anything is touched."""
 
     page_size: int
@@ -46,18 +59,11 @@ class Plan:
     max_pages: int
 
 
-def plan(
-    capacity: int,
-    *,
-    page_size: int = 8192,
-    min_capacity: int | None = None,
-    max_capacity: int | None = None,
-    extent_size: int = 256 * 1024,
-    max_clients: int = 256,
-    max_pages: int = 1 << 27,
-) -> Plan:
-    """Checks sizes (bytes) and turns them into frames. Raises ValueError or TypeError."""
-    for name, value in (("page_size", page_size), ("max_clients", max_clients), ("max_pages", max_pages)):
+def plan(asked: Sizes) -> Plan:
+    """Checks sizes and turns them into frames. Raises ValueError or TypeError."""
+    capacity, page_size, extent_size = asked.capacity, asked.page_size, asked.extent_size
+    max_clients, max_pages = asked.max_clients, asked.max_pages
+    for name, value in (("max_clients", max_clients), ("max_pages", max_pages)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     least = max(4096, OS_PAGE)
@@ -67,10 +73,10 @@ def plan(
         raise ValueError(
             f"capacity must be at least {MIN_FRAMES} pages ({MIN_FRAMES * page_size} bytes), not {capacity} bytes"
         )
-    most = capacity if max_capacity is None else max_capacity
+    most = capacity if asked.max_capacity is None else asked.max_capacity
     if most < capacity:
         raise ValueError(f"max_capacity ({most} bytes) must not be below capacity ({capacity} bytes)")
-    least_bytes = max(MIN_FRAMES * page_size, capacity // 8) if min_capacity is None else min_capacity
+    least_bytes = max(MIN_FRAMES * page_size, capacity // 8) if asked.min_capacity is None else asked.min_capacity
     if not MIN_FRAMES * page_size <= least_bytes <= capacity:
         raise ValueError(
             f"min_capacity must be {MIN_FRAMES * page_size} (four pages) to {capacity} bytes (the capacity), not {least_bytes}"
@@ -130,17 +136,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
         _refuse_unless_tmpfs(fd, path)
         os.fchmod(fd, mode)
         try:
-            _core.create(
-                fd,
-                uuid.uuid4().bytes,
-                wanted.page_size,
-                wanted.extent_frames,
-                wanted.max_frames,
-                wanted.max_clients,
-                wanted.max_pages,
-                wanted.budget_frames,
-                wanted.min_frames,
-            )
+            _core.create(fd, uuid.uuid4().bytes, wanted)
         except SharedMemoryFull as error:
             raise no_memory(directory, error.errno) from error
         try:

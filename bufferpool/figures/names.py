@@ -116,21 +116,3 @@ class EventReason(IntEnum):
 def hit_ratio(hits: float, misses: float) -> float:
     """Hits divided by references; NaN before the first reference."""
     return hits / (hits + misses) if hits + misses else float("nan")
-
-
-def shown_frames(frames: dict[str, int]) -> dict[str, int]:
-    """Frames by the state that commands and metrics show, each frame once, from the counts of a :class:`Summary`.
-
-    A live frame is pinned if a client pins it, or else dirty or clean. A retired frame holds a version that was
-    replaced or dropped while a reader had it pinned: it does not count as pinned.
-    """
-    pinned, dirty = frames["pinned_live"], frames["dirty"] - frames["pinned_dirty"]
-    return {
-        "hole": frames["hole"],
-        "free": frames["free"],
-        "busy": frames["busy"],
-        "clean": max(0, frames["live"] - pinned - dirty),
-        "dirty": dirty,
-        "pinned": pinned,
-        "retired": frames["retired"],
-    }

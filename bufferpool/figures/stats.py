@@ -4,28 +4,57 @@ Everything is read through the core, which copies what has memory behind it:
 looking allocates nothing.
 """
 
+import os
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
 from bufferpool.figures.names import AGE_LIMITS_S, COUNTERS, LATENCIES, REASONS, FrameState, Kind, hit_ratio, kind_name
+from bufferpool.units import format_size
 
 
-class Inspectable(Protocol):
-    """What can be looked at: a :class:`~bufferpool.Pool`, or an :class:`~bufferpool.observer.Observer` of one."""
+class Inspectable(ABC):
+    """What can be looked at: a segment to which this process is attached, or which it observes."""
 
     @property
-    def name(self) -> str: ...
+    @abstractmethod
+    def path(self) -> str:
+        """The path of the pool's segment."""
+
     @property
-    def page_size(self) -> int: ...
+    @abstractmethod
+    def seg(self) -> _core.Segment:
+        """The segment in the core (internal)."""
+
     @property
-    def seg(self) -> _core.Segment: ...
+    @abstractmethod
+    def geometry(self) -> dict[str, Any]:
+        """The sizes and limits that were fixed when the segment was created (internal)."""
+
     @property
-    def geometry(self) -> dict[str, Any]: ...
+    def name(self) -> str:
+        """The pool's name: that of its file."""
+        return os.path.basename(self.path)
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return int(self.geometry["page_size"])
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that the segment has room for."""
+        return int(self.geometry["max_frames"])
+
+    @property
+    def uuid(self) -> bytes:
+        """The bytes that distinguish this pool from another one that had its name before."""
+        return bytes(self.geometry["uuid"])
 
 
 FRAME = np.dtype(
@@ -72,12 +101,19 @@ class SpaceStats:
     """One space's share; its counters run since it was opened first."""
 
     name: str
+    """The name of the space in its pool."""
     kind: str
+    """What is behind its pages: "file", "store", "derived" or "scratch"."""
     pages: int
+    """Pages that the space has."""
     resident: int
+    """Pages of it that are in the pool."""
     dirty: int
+    """Pages of it that its store does not have yet."""
     hits: int
+    """Uses of its pages that were in the pool."""
     misses: int
+    """Uses of its pages that had to be loaded first."""
     opened_at: float
     """Seconds since the epoch."""
     owner: int = 0
@@ -90,54 +126,140 @@ class SpaceStats:
 
 
 @dataclass(frozen=True)
+class FrameCounts:
+    """How many frames are in each state. The first five add up to all frames of the pool."""
+
+    hole: int
+    """Frames without memory."""
+    free: int
+    """Frames that have memory and hold no page."""
+    busy: int
+    """Frames that a client is filling or emptying at the moment."""
+    live: int
+    """Frames that hold the newest version of a page."""
+    retired: int
+    """Frames that hold a superseded version of a page, which a reader still pins."""
+    clean: int
+    """Live frames whose page its store has."""
+    dirty: int
+    """Live frames whose page its store does not have yet."""
+    pinned: int
+    """Frames that a client pins, live or old."""
+    pinned_live: int
+    """Live frames that a client pins."""
+    pinned_dirty: int
+    """Live frames that are dirty and that a client pins."""
+    hot: int
+    """Live frames in the hot ring of the replacement policy."""
+
+    def shown(self) -> dict[str, int]:
+        """Frames by the state that commands and metrics show, each frame once.
+
+        A live frame is pinned if a client pins it, or else dirty or clean. A retired frame holds a superseded version
+        of a page: it does not count as pinned.
+        """
+        dirty = self.dirty - self.pinned_dirty
+        return {
+            "hole": self.hole,
+            "free": self.free,
+            "busy": self.busy,
+            "clean": max(0, self.live - self.pinned_live - dirty),
+            "dirty": dirty,
+            "pinned": self.pinned_live,
+            "retired": self.retired,
+        }
+
+
+@dataclass(frozen=True, repr=False)
 class PoolStats:
     """A pool at one moment; counters run since it was created, over all clients."""
 
     name: str
+    """The pool's name."""
     page_size: int
+    """Bytes of a page."""
     budget_bytes: int
+    """Bytes that the pages may take now."""
     min_bytes: int
+    """The least budget that a steward sets."""
     max_bytes: int
+    """The largest budget that the pool may have."""
     resident_bytes: int
     """Bytes of all frames that have memory, as the pool counts them."""
     metadata_bytes: int
     """Bytes of everything that is not page data, as the pool counts them."""
     kernel_bytes: int
     """Bytes that the kernel counts for the whole segment (st_blocks)."""
-    frames: dict[str, int]
-    """Frames by state: hole, free, busy, live, retired; of the live ones: clean, dirty, pinned."""
+    frames: FrameCounts
+    """Frames by state."""
     hits: int
+    """Uses of pages that were in the pool."""
     misses: int
+    """Uses of pages that had to be loaded first."""
     reclaimed_bytes: dict[str, int]
     """Bytes given back to the kernel, by reason: budget, idle, pressure, drop, trim, client_exit."""
     clients: int
+    """Processes that are attached."""
     durable_lsn: int
+    """The LSN up to which the log is durable; 2**64 - 1 while no engine has set it."""
     checkpoint_lsn: int
+    """The LSN that the last checkpoint returned: recovery starts there."""
     loads: int
+    """Pages loaded from files, stores and loaders."""
     load_failures: int
+    """Loads that failed."""
     load_bytes: int
+    """Bytes of the pages that were loaded."""
     evictions_recycled: int
+    """Pages evicted so that their frames hold other pages."""
     evictions_reclaimed: int
+    """Pages evicted so that the memory of their frames returns to the kernel."""
     publishes: int
+    """New versions of pages that were published."""
     appends: int
+    """Pages that were appended."""
     flushes: int
+    """Batches of dirty pages that were written and synced."""
     flushed_pages: int
+    """Pages that were written and synced."""
     foreground_flushes: int
+    """Batches that were written because a miss or a resize found no clean frame."""
     compacted_pages: int
+    """Pages moved to another frame so that a whole extent could return to the kernel."""
     wait_load: int
+    """Waits for a page that another thread or process loads."""
     wait_writer: int
+    """Waits for another writer of the same page."""
     wait_memory: int
+    """Waits for the lock of the pool's memory."""
     wait_frame: int
+    """Waits for a free frame."""
     reaped: int
+    """Clients that died and were reaped."""
     pins_broken: int
+    """Pins of dead clients that were released."""
     rebuilds: int
+    """How often the lists of frames were rebuilt because a process died while it changed them."""
     checkpoints: int
+    """Checkpoints that were made."""
     flush_failures: int
+    """Batches of dirty pages that could not be written or synced."""
     corrupt_pages: int
+    """Pages whose checksum did not match when they were loaded."""
     repaired_pages: int
+    """Corrupt pages for which the space's ``repair`` had the right bytes."""
     latencies: dict[str, Latency]
     """Histograms of load, flush, reclaim (one call of the kernel) and wait."""
     spaces: list[SpaceStats] = field(default_factory=list)
+    """The spaces of the pool."""
+
+    def __repr__(self) -> str:
+        frames = self.frames
+        return (
+            f"<PoolStats of {self.name!r}: {format_size(self.resident_bytes)} resident of a budget of "
+            f"{format_size(self.budget_bytes)}; {frames.live} pages, {frames.dirty} dirty, {frames.pinned_live} pinned; "
+            f"{self.hits} hits, {self.misses} misses; {len(self.spaces)} spaces, {self.clients} clients>"
+        )
 
     @property
     def hit_ratio(self) -> float:
@@ -160,15 +282,21 @@ class ClientInfo:
     """An attached process."""
 
     client: int
+    """Its client number."""
     pid: int
+    """Its process id."""
     start_time: int
     """Field 22 of /proc/PID/stat: with the pid it names a process for good."""
     attached_at: float
     """Seconds since the epoch."""
     name: str
+    """The name of its program."""
     alive: bool
+    """Whether the process lives; a dead one has not been reaped yet."""
     pins: int
+    """Pins that it holds."""
     pinned_frames: int
+    """Frames that it pins."""
     is_steward: bool = False
     """Whether it is the process that runs the pool's background work now."""
 
@@ -284,9 +412,7 @@ def read_counters(pool: Inspectable) -> Counters:
 class Summary:
     """The frames of a pool, counted in one pass of the core."""
 
-    frames: dict[str, int]
-    """By state: hole, free, busy, live, retired; of the live ones: clean, dirty, pinned, hot, pinned_live (those of the
-    pinned ones that are live) and pinned_dirty."""
+    frames: FrameCounts
     ages: dict[float, int]
     """Resident pages by the time since their last use: upper limit in seconds (inf at last) -> pages."""
     held_back: int
@@ -298,11 +424,10 @@ class Summary:
 def read_summary(pool: Inspectable) -> Summary:
     """The figures of :class:`Summary`, now; a few milliseconds for a million frames, and no memory."""
     found = pool.seg.summary()
-    frames = {state.name.lower(): int(n) for state, n in zip(FrameState, found["states"], strict=True)}
-    frames["clean"] = frames["live"] - found["dirty"]
-    frames |= {name: int(found[name]) for name in ("dirty", "pinned", "pinned_live", "pinned_dirty", "hot")}
+    states = {state.name.lower(): int(n) for state, n in zip(FrameState, found["states"], strict=True)}
+    counted = {name: int(found[name]) for name in ("dirty", "pinned", "pinned_live", "pinned_dirty", "hot")}
     return Summary(
-        frames=frames,
+        frames=FrameCounts(clean=states["live"] - counted["dirty"], **states, **counted),
         ages=dict(zip(AGE_LIMITS_S, found["ages"], strict=True)),
         held_back=found["held_back"],
         spaces=np.frombuffer(found["spaces"], np.uint64).reshape(_core.MAX_SPACES, 2),

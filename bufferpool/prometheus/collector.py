@@ -33,7 +33,7 @@ from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.figures import events
 from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.advice import Advice, AdvicePoint
-from bufferpool.figures.names import AGE_BANDS, EventKind, EventReason, shown_frames
+from bufferpool.figures.names import AGE_BANDS, EventKind, EventReason
 from bufferpool.figures.stats import SpaceStats
 from bufferpool.machine import pressure
 from bufferpool.observer import Observer
@@ -113,7 +113,7 @@ def _counter(name: str, help: str, field: str, unit: str = "") -> Family:
 
 def _frames(snapshot: Snapshot) -> Iterator[Sample]:
     """Every frame of the pool in one state: the values add up to its maximum."""
-    return (((state,), n) for state, n in shown_frames(snapshot.summary.frames).items())
+    return (((state,), n) for state, n in snapshot.summary.frames.shown().items())
 
 
 def _per_space(field: str) -> Callable[[Snapshot], Iterable[Sample]]:
@@ -149,7 +149,7 @@ MEMORY = (
            "10m, 1h, or older. The sum of the young bands is the working set as the pool sees it.",
            lambda s: [((age,), n) for age, n in zip(AGES, s.summary.ages.values(), strict=True)], ("age",)),
     _gauge("bufferpool_dirty_pages", "Pages with changes that their store lacks, pinned ones included.",
-           lambda s: s.summary.frames["dirty"]),
+           lambda s: s.summary.frames.dirty),
     _gauge("bufferpool_held_back_pages",
            "Dirty pages that may not be written yet: their LSN is above the durable LSN (the write-ahead rule).",
            lambda s: s.summary.held_back),

@@ -71,7 +71,8 @@ class Options:
     """The directory for the file; None: the system's directory for temporary files."""
 
     def __post_init__(self) -> None:
-        segment_file.plan(1 << 40 if self.capacity is None else self.capacity, page_size=self.page_size)
+        capacity = 1 << 40 if self.capacity is None else self.capacity
+        segment_file.plan(segment_file.Sizes(capacity, self.page_size))
         if not 1 <= self.processes <= _core.CLIENTS_LIMIT - 4:
             raise ValueError(f"processes must be 1 to {_core.CLIENTS_LIMIT - 4}, not {self.processes}")
         if not 0 <= self.writes <= 1:

@@ -22,7 +22,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -64,7 +64,7 @@ STALE_S = 5.0  # a steward that has not looked for so long gives nothing
 
 @dataclass(frozen=True)
 class Settings:
-    """What a steward does. Times in seconds."""
+    """What a steward does. Times are in seconds."""
 
     interval: float = 0.25
     """Between two rounds."""
@@ -73,12 +73,17 @@ class Settings:
     clean: float = 0.1
     """Share of the budget that is kept free or clean, ahead of demand."""
     pressure: bool = True
-    """Whether the budget moves."""
+    """Whether the budget follows the memory pressure of the machine and the miss-ratio curve."""
     idle: float | None = None
     """Pages that nobody has touched for so long go back, and free frames that nobody takes. None: they stay."""
     working_set: str | os.PathLike[str] | None = None
     """Where the working set is saved; see :func:`bufferpool.upkeep.working_set.save_working_set`."""
     working_set_every: float = 300.0
+    """Between two times that the working set is saved."""
+    rules: govern.Rules = field(default_factory=govern.Rules)
+    """How the budget follows."""
+    source: Source | None = None
+    """Where the memory pressure is read. None: from the kernel. A steward closes it when it ends."""
 
     def __post_init__(self) -> None:
         for name in ("interval", "flush_every", "working_set_every"):
@@ -126,13 +131,7 @@ def passes(error: BaseException) -> bool:
 class Steward:
     """The background thread of one process. Made by :meth:`Pool.start_steward`."""
 
-    def __init__(
-        self,
-        client: Client,
-        settings: Settings,
-        source: Source | None = None,
-        rules: govern.Rules | None = None,
-    ) -> None:
+    def __init__(self, client: Client, settings: Settings) -> None:
         self.client, self.settings = client, settings
         self.error: BaseException | None = None
         """What ended the thread, if not :meth:`stop`."""
@@ -140,8 +139,8 @@ class Steward:
         """What a store, the log, the working set's file or the kernel raised last; it is tried again, and is an event."""
         self.leads = False
         self.pid = os.getpid()
-        self._source = SystemSource(os.path.dirname(client.path)) if source is None else source
-        self._governor = govern.Governor(rules)
+        self._source = SystemSource(os.path.dirname(client.path)) if settings.source is None else settings.source
+        self._governor = govern.Governor(settings.rules)
         self._stopping, self.ended = Event(), Event()
         self._cursors: dict[int, tuple[int, int]] = {}  # space -> its generation, the next page to flush
         self._pass_ends = self._flushed_at = float("-inf")
@@ -323,7 +322,7 @@ class Steward:
         In page order, from where the last round ended, so that neighbours go together (an elevator).
         """
         summary = stats.read_summary(self.client)
-        self._least_free = min(self._least_free, summary.frames["free"])
+        self._least_free = min(self._least_free, summary.frames.free)
         spaces = self.client.seg.spaces()
         self._tell_of_hung(spaces)
         spaces = [
@@ -409,8 +408,9 @@ class Steward:
             rate = (taken - self._seen[1]) / (now - self._seen[0])
             self._demand_per_s += 0.3 * (rate - self._demand_per_s)
         self._seen = now, taken
-        holes = max(0, budget - sum(summary.frames[state] for state in ("free", "busy", "live", "retired")))
-        ready = self._ready = summary.frames["free"] + summary.frames["clean"] + holes
+        frames = summary.frames
+        holes = max(0, budget - (frames.free + frames.busy + frames.live + frames.retired))
+        ready = self._ready = frames.free + frames.clean + holes
         wanted = max(int(budget * self.settings.clean), min(int(2 * self._demand_per_s), budget // 2))
         return wanted - ready
 

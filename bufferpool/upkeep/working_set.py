@@ -202,7 +202,7 @@ def load_working_set(
     if saved.page_size != client.page_size:
         raise WorkingSetError(f"{path} is of pages of {saved.page_size} bytes, the pool's have {client.page_size}")
     # 1. The hottest pages that find room, in file order.
-    room = max(0, client.budget_frames - read_summary(client).frames["live"])
+    room = max(0, client.budget_frames - read_summary(client).frames.live)
     number, page = saved.space[:room].astype(np.int64), saved.page[:room].astype(np.int64)
     order = np.lexsort((page, number))
     work = WarmUp(total=len(order))

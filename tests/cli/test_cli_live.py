@@ -23,6 +23,7 @@ from bufferpool.cli.top.app import Ask, Top
 from bufferpool.cli.top.figures import bar, brief, memory_parts, short
 from bufferpool.cli.top.pools import Pools
 from bufferpool.prometheus import server
+from tests.support.stewards import leader
 
 SHM = Path("/dev/shm")
 Capture = pytest.CaptureFixture[str]
@@ -58,7 +59,7 @@ def test_spaces_frames_extents_clients(pool: bp.Pool, capsys: Capture) -> None:
     assert sum(extent["live"] for extent in extents) == 100
     (client,) = run_json(capsys, "clients", pool.name)
     assert client["pid"] == os.getpid()
-    assert client["steward"] is False
+    assert client["is_steward"] is False
     for command in ("spaces", "frames", "extents", "clients"):  # the same as tables
         assert main([command, pool.name]) == 0
         assert capsys.readouterr().out.count("\n") > 1
@@ -89,6 +90,36 @@ def test_pins_say_who_and_how_long(pool: bp.Pool, capsys: Capture, tmp_path: Pat
     assert "it has ['orders']" in capsys.readouterr().err
     assert main(["pins", pool.name, "orders", "200"]) == 1
     assert "numbered from 0" in capsys.readouterr().err
+
+
+def test_drop_gives_pages_up_and_refuses_dirty_ones(pool: bp.Pool, capsys: Capture) -> None:
+    """There was no command to drop pages; one that drops dirty pages in silence would lose what no file has."""
+    assert main(["drop", pool.name, "orders"]) == 1
+    told = capsys.readouterr().err
+    assert "1 dirty pages" in told
+    assert "--discard" in told
+    assert pool.stats().spaces[0].resident == 100
+    assert run_json(capsys, "flush", pool.name, "orders")["written_pages"] == 1
+    assert run_json(capsys, "drop", pool.name, "orders", "--first", "10", "--count", "20")["given_back_bytes"] >= 0
+    assert pool.stats().spaces[0].resident == 80
+    with pool.space("orders", "r+").write(7) as page:
+        page[:] = 9
+    assert main(["drop", pool.name, "orders", "--discard"]) == 0
+    assert pool.stats().spaces[0].resident == 0
+    assert pool.space("orders")[7][0] == 1, "what the file has"
+    assert main(["drop", pool.name, "orders", "--first", "200", "--count", "1"]) == 1
+    assert "numbered from 0" in capsys.readouterr().err
+
+
+def test_remove_writes_a_space_and_takes_it_out(pool: bp.Pool, capsys: Capture, tmp_path: Path) -> None:
+    """There was no command to remove a space but discard, which loses its dirty pages."""
+    pool.open_scratch("sort", 4)
+    assert run_json(capsys, "remove", pool.name, "sort")["space"] == "sort"
+    assert run_json(capsys, "remove", pool.name, "orders")["resident_bytes"] == 100 * 4096
+    assert pool.spaces() == []
+    assert (tmp_path / "orders.db").read_bytes()[7 * 4096] == 1
+    assert main(["remove", pool.name, "orders"]) == 1
+    assert "has no space" in capsys.readouterr().err
 
 
 def test_resize_trim_flush_events(pool: bp.Pool, capsys: Capture) -> None:
@@ -209,14 +240,14 @@ def test_steward_command_ends_with_a_signal(pool: bp.Pool, number: signal.Signal
     command = [sys.executable, "-m", "bufferpool.cli", "steward", pool.name, "--flush-every", "0.5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as steward:
         deadline = time.monotonic() + 30
-        while (pool.steward() == 0 or pool.stats().frames["dirty"]) and time.monotonic() < deadline:
+        while (leader(pool) == 0 or pool.stats().frames.dirty) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert pool.steward() != 0
-        assert pool.stats().frames["dirty"] == 0
+        assert leader(pool) != 0
+        assert pool.stats().frames.dirty == 0
         steward.send_signal(number)
         _, err = steward.communicate(timeout=30)
         assert (steward.returncode, err) == (128 + number, "")
-    assert pool.steward() == 0
+    assert leader(pool) == 0
     assert [client.pid for client in pool.clients()] == [os.getpid()]  # it has detached
 
 
@@ -280,7 +311,7 @@ def test_top_shows_a_pool_and_acts_on_it(pool: bp.Pool, size: tuple[int, int]) -
             app.screen.query_one("Input").value = "512KiB"  # type: ignore[attr-defined]
             await pilot.press("enter")
             await until(pilot, lambda: pool.stats().budget_bytes == 512 << 10)
-            await until(pilot, lambda: pool.stats().frames["dirty"] == 0)
+            await until(pilot, lambda: pool.stats().frames.dirty == 0)
             await pilot.press("t")
             await until(pilot, lambda: isinstance(app.screen, Ask))
             await pilot.press("escape")
@@ -289,7 +320,7 @@ def test_top_shows_a_pool_and_acts_on_it(pool: bp.Pool, size: tuple[int, int]) -
 
     asyncio.run(session())
     assert pool.stats().budget_bytes == 512 << 10
-    assert pool.stats().frames["dirty"] == 0
+    assert pool.stats().frames.dirty == 0
 
 
 def test_top_without_a_pool_says_so(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_copy_for_reading_stays_one_beside_a_handle_that_writes(pool):
 def test_one_steward_a_process(pool):
     copy = pickle.loads(pickle.dumps(pool))
     assert copy.page_size == PAGE
-    pool.start_steward(pressure=False)
+    pool.start_steward(bp.Settings(pressure=False))
     with pytest.raises(ValueError, match="steward of the pool already"):
-        copy.start_steward(pressure=False)
+        copy.start_steward(bp.Settings(pressure=False))
     pool.stop_steward()

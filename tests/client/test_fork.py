@@ -377,7 +377,7 @@ def test_a_loader_that_forks_and_returns_twice_loads_for_its_own_process(pool, f
     _, status = os.waitpid(children[0], 0)
     assert os.waitstatus_to_exitcode(status) == 0
     pool.reap()
-    assert pool.stats().frames["live"] == 9, "a frame that no page has"
+    assert pool.stats().frames.live == 9, "a frame that no page has"
     assert pool.stats().clients == 1
     assert pins(pool) == 0
     for end in (read, write):

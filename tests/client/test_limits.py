@@ -290,7 +290,7 @@ from bufferpool.machine import pressure
 name = sys.argv[1]
 reading = pressure.read_memory("/dev/shm")
 pool = bp.Pool.open(name)
-steward = pool.start_steward(interval=0.05)
+steward = pool.start_steward(bp.Settings(interval=0.05))
 import time
 deadline = time.monotonic() + 60
 while not steward.leads and steward.alive and time.monotonic() < deadline:
@@ -333,7 +333,7 @@ def test_no_proc_at_all():
 
 def test_the_steward_outlives_a_lack_of_descriptors(pool):
     """A process that had no descriptor left for a moment lost its steward for good."""
-    steward = pool.start_steward(interval=0.02)
+    steward = pool.start_steward(bp.Settings(interval=0.02))
     wait_until(lambda: steward.leads, "the office")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []

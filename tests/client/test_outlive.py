@@ -197,7 +197,7 @@ def test_a_changed_file_with_dirty_pages_in_the_pool_is_an_error_that_loses_noth
     change(path, n_pages, 3)
     with pytest.raises(FileChanged, match="1 dirty page"):
         pool.open_file(path, "r+")
-    assert pool.stats().frames["dirty"] == 1
+    assert pool.stats().frames.dirty == 1
     frames = pool.frames()
     frame = frames[frames["dirty"]]["frame"][0]
     assert bytes(pool.data[frame]) == stamp(7, version=9).tobytes()

@@ -68,5 +68,5 @@ def test_a_dead_client_whose_pid_another_process_has_by_now_is_reaped(pool, data
     while not pool.reap() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [c.client for c in pool.clients()] == [me.client]
-    assert pool.stats().frames["pinned"] == 0
+    assert pool.stats().frames.pinned == 0
     assert pool.stats().pins_broken == 5

@@ -14,7 +14,7 @@ def _scatter(table):
     assert len(stay) == 64 // PER_EXTENT
     for n in set(range(64)) - set(stay):
         assert table._drop_range(n, 1) == 1  # freed, but not given back
-    assert in_step(table.pool).frames["free"] == 64 - len(stay)
+    assert in_step(table.pool).frames.free == 64 - len(stay)
     return stay
 
 
@@ -40,11 +40,11 @@ def test_compaction_moves_dirty_pages_too_and_they_stay_dirty(pool, data_file):
     table = pool.open_file(path, "r+")
     stay = _scatter(table)
     fill(table, stay[::2], version=1)
-    free = in_step(pool).frames["free"]
+    free = in_step(pool).frames.free
     assert pool.trim() == free * PAGE
     stats = in_step(pool)
     assert stats.compacted_pages > 0
-    assert stats.frames["dirty"] == 8
+    assert stats.frames.dirty == 8
     for i, n in enumerate(stay):
         assert np.array_equal(table[n], stamp(n, version=i % 2 == 0))
     assert pool.flush() == 8

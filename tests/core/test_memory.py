@@ -187,7 +187,7 @@ def test_trim_flushes_dirty_pages_and_loses_nothing(pool, data_file):
     given = pool.trim("1GiB")
     assert given >= 60 * PAGE
     assert before - kernel_bytes(pool) == given
-    assert in_step(pool).frames["live"] == 0
+    assert in_step(pool).frames.live == 0
     assert path.read_bytes() == b"".join(stamp(n, version=1).tobytes() for n in range(60))
     assert np.array_equal(table[7], stamp(7, version=1))
 
@@ -197,18 +197,18 @@ def test_trim_without_arguments_gives_the_free_frames_back(pool, data_file):
     kept = [table[n] for n in range(0, 64, 8)]
     touch(table, range(64))
     pool.open_scratch("work", 1).remove()
-    assert pool.trim() == in_step(pool).frames["free"] * PAGE == 0
+    assert pool.trim() == in_step(pool).frames.free * PAGE == 0
     before = kernel_bytes(pool)
     freed = table.drop(1, 5)
     assert before - kernel_bytes(pool) == freed == 5 * PAGE
     pinned = kept.pop()
     table.drop(56, 1)
     del pinned
-    assert in_step(pool).frames["free"] == 1
+    assert in_step(pool).frames.free == 1
     before = kernel_bytes(pool)
     assert pool.trim() == PAGE
     assert before - kernel_bytes(pool) == PAGE
-    assert in_step(pool).frames["free"] == 0
+    assert in_step(pool).frames.free == 0
     assert all(np.array_equal(page, stamp(8 * i)) for i, page in enumerate(kept))
 
 

@@ -295,7 +295,7 @@ def test_drop_forgets_without_writing_back(pool, table, tmp_path):
         page[:] = 1
     assert table.drop(5, 1) == PAGE
     assert np.array_equal(table[5], stamp(5))
-    assert pool.stats().frames["dirty"] == 0
+    assert pool.stats().frames.dirty == 0
     assert pool.flush() == 0
 
 

@@ -232,7 +232,7 @@ def test_what_a_handler_raises_while_a_file_is_written_is_told(pool, data_file, 
         pool.flush()
     signal.signal(signal.SIGALRM, handlers[0])
     assert found.value is raised
-    assert pool.stats().frames["dirty"] == 2
+    assert pool.stats().frames.dirty == 2
     assert pool.flush() == 2
     assert pool.check() == []
 

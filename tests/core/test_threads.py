@@ -344,7 +344,7 @@ def test_an_observer_in_many_threads(pool, table, threads):
         def use(_: int) -> None:
             for _step in range(20):
                 stats = observer.stats()
-                assert stats.frames["dirty"] == 20
+                assert stats.frames.dirty == 20
 
         together(threads, use)
     assert pool.check() == []

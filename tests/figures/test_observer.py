@@ -258,7 +258,7 @@ def test_a_frame_whose_pins_are_being_read_is_shown_as_superseded(pool):
         before = os.pread(segment.fileno(), 8, at)
         os.pwrite(segment.fileno(), (1 << 3 | _core.SETTLING).to_bytes(8, "little"), at)
         assert pool.frames()["state"][free] == bp.FrameState.RETIRED
-        assert pool.stats().frames["retired"] == 1
+        assert pool.stats().frames.retired == 1
         with Observer(pool.name) as seen:
             shown, kinds = frame_map.cells_of(seen, "state")
         assert kinds[shown[free]][0] == "retired"

@@ -312,7 +312,7 @@ import os, sys, time
 import bufferpool as bp
 pool = bp.Pool.attach(sys.argv[1])
 before = set(os.listdir("/proc/self/fd"))
-pool.start_steward(interval=60.0)
+pool.start_steward(bp.Settings(interval=60.0))
 numbers = sorted(int(n) for n in set(os.listdir("/proc/self/fd")) | before if int(n) > 2)
 stranger = os.open(sys.argv[2], os.O_RDWR)
 os.closerange(3, stranger)

@@ -196,4 +196,4 @@ def test_a_store_that_returns_nonsense_is_a_store_error(pool):
     for store.wrong in (None, "4096", -1, 0, PAGE - 1, PAGE + 1, 2**70):
         with pytest.raises(bp.errors.StoreError):
             pool.flush()
-        assert pool.stats().frames["dirty"] == 1
+        assert pool.stats().frames.dirty == 1

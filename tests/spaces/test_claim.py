@@ -81,7 +81,7 @@ def test_a_claim_ends_in_every_process_when_the_space_is_removed_by_one(two, att
     if when == "open":
         client.open_file(unrelated, "r+")
     elif when == "steward":
-        client.start_steward(interval=0.01)
+        client.start_steward(bp.Settings(interval=0.01))
     else:
         getattr(client, when)()
     wait_until(

@@ -108,7 +108,7 @@ def test_a_loader_that_returns_something_is_told_to_fill_out(pool, loader):
         with pytest.raises(LoaderReturned, match=r"nothing was published: write the page into .*out\[:\]") as told:
             use()
         assert isinstance(told.value, (StoreError, TypeError))
-    assert pool.stats().frames["live"] == 0
+    assert pool.stats().frames.live == 0
     assert (pool.open_derived("d", 10, lambda n, out: out.fill(3))[3] == 3).all()
 
 
@@ -272,7 +272,7 @@ def test_a_loader_that_raises_is_the_cause_and_the_page_can_be_loaded_later(pool
         assert isinstance(failed.value.__cause__, OSError)
         assert isinstance(failed.value, StoreError)
     stats = pool.stats()
-    assert (stats.load_failures, stats.loads, stats.frames["live"], stats.frames["busy"]) == (4, 0, 0, 0)
+    assert (stats.load_failures, stats.loads, stats.frames.live, stats.frames.busy) == (4, 0, 0, 0)
     assert pool.check() == []
     broken = False
     assert (space[3] == 2).all()
@@ -285,7 +285,7 @@ def test_ctrl_c_in_a_loader_is_ctrl_c(pool):
     space = pool.open_derived("d", 10, loader)
     with pytest.raises(KeyboardInterrupt):
         space[3]
-    assert pool.stats().frames["busy"] == 0
+    assert pool.stats().frames.busy == 0
 
 
 def test_who_waited_for_a_failing_loader_is_told_and_may_ask_again(pool, threads):
@@ -336,7 +336,7 @@ def test_a_loader_that_writes_outside_its_buffer_is_found(pool, how, where):
     space = pool.open_derived("d", 10, loader)
     with pytest.raises(LoaderOverrun, match="outside"):
         space[3]
-    assert pool.stats().frames["live"] == 0
+    assert pool.stats().frames.live == 0
     wrong = False
     assert (space[3] == 7).all()
 

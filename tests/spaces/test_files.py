@@ -71,12 +71,12 @@ def test_flush_writes_exactly_the_dirty_pages(pool, data_file):
         assert space[n].size
     fill(space, [0, 5, 6, 7, 19], version=1)
     assert path.read_bytes() == b"".join(stamp(n).tobytes() for n in range(20))
-    assert pool.stats().frames["dirty"] == 5
+    assert pool.stats().frames.dirty == 5
     assert pool.flush() == 5
     want = [stamp(n, version=n in (0, 5, 6, 7, 19)).tobytes() for n in range(20)]
     assert path.read_bytes() == b"".join(want)
     stats = pool.stats()
-    assert (stats.frames["dirty"], stats.flushed_pages, stats.foreground_flushes) == (0, 5, 0)
+    assert (stats.frames.dirty, stats.flushed_pages, stats.foreground_flushes) == (0, 5, 0)
     assert pool.flush() == 0
     assert pool.stats().flushes == stats.flushes
 
@@ -109,7 +109,7 @@ def test_flush_of_one_space_leaves_the_others_alone(pool, data_file):
     fill(a, [1], version=1)
     fill(b, [1, 2], version=1)
     assert b.flush() == 2
-    assert pool.stats().frames["dirty"] == 1
+    assert pool.stats().frames.dirty == 1
     assert pool.flush(a) == 1
 
 
@@ -176,7 +176,7 @@ def test_a_file_that_is_cut_under_the_pool_is_a_short_read(pool, data_file):
         space.pin_many([1, 2, 9])
     assert pins(pool) == 0
     assert pool.stats().load_failures >= 3
-    assert pool.stats().frames["busy"] == 0
+    assert pool.stats().frames.busy == 0
 
 
 def test_a_file_opened_for_reading_may_grow_by_somebody_elses_hand(pool, data_file):

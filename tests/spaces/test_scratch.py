@@ -41,7 +41,7 @@ def test_scratch_of_a_client_goes_when_it_closes(pool, attach):
     assert [s.name for s in pool.stats().spaces] == ["mine"]
     other.close()
     assert pool.stats().spaces == []
-    assert pool.stats().frames["live"] == 0
+    assert pool.stats().frames.live == 0
 
 
 def test_closing_a_scratch_space_of_a_client_removes_it(pool):
@@ -177,7 +177,7 @@ def test_the_memory_of_a_clients_scratch_comes_back_when_it_is_gone(pool, child,
     stats = pool.stats()
     assert [s.name for s in stats.spaces] == ["ours"]
     assert stats.clients == 1
-    assert stats.frames["live"] == 4
+    assert stats.frames.live == 4
     assert stats.resident_bytes <= before.resident_bytes + 2 * 4 * PAGE  # not more than started extents
     assert kernel_bytes(pool) - stats.metadata_bytes == stats.resident_bytes
     assert stats.reclaimed_bytes["client_exit"] >= (n_pages - 8) * PAGE

@@ -127,7 +127,7 @@ def test_pages_above_the_durable_lsn_are_held_back(pool, data_file):
         False,
         False,
     ]
-    assert pool.stats().frames["dirty"] == 2
+    assert pool.stats().frames.dirty == 2
     pool.durable_lsn = 101
     assert pool.flush() == 1
     pool.durable_lsn = 2**64 - 1
@@ -305,7 +305,7 @@ def test_a_client_killed_in_its_flush_leaves_the_pages_dirty_and_the_next_flush_
     dying.process.join(WAIT)
     assert dying.process.exitcode == -signal.SIGKILL
     assert pool.reap() == 1
-    assert pool.stats().frames["dirty"] == 10
+    assert pool.stats().frames.dirty == 10
     assert pool.frames()["flusher"].sum() == 0
     space = pool.open_file(path, "r+")  # written by the pool itself: not "changed by somebody else"
     assert pool.flush() == 10

@@ -109,10 +109,10 @@ def test_a_flush_that_hangs_holds_up_no_reader_no_writer_and_no_other_space(pool
     assert other.flush() == 1
     assert path.read_bytes()[2 * PAGE : 3 * PAGE] == stamp(2, version=1).tobytes()
     assert _interrupted(space.flush)
-    assert pool.stats().frames["dirty"] == 1
+    assert pool.stats().frames.dirty == 1
     store.go.set()
     threads.join()
-    assert pool.stats().frames["dirty"] == 1, "the version that came during the flush"
+    assert pool.stats().frames.dirty == 1, "the version that came during the flush"
     assert pool.flush() == 1
     assert store.pages[1] == stamp(1, version=2).tobytes()
 
@@ -359,7 +359,7 @@ def test_a_sync_that_is_a_coroutine_leaves_the_pages_dirty(pool):
         pool.flush()
     gc.collect()
     assert ("sync",) not in store.calls
-    assert pool.stats().frames["dirty"] == 1
+    assert pool.stats().frames.dirty == 1
     space.remove(discard=True)
     assert pool.check() == []
 
@@ -372,7 +372,7 @@ def test_a_sync_that_returns_something_leaves_the_pages_dirty(pool, value):
     _dirty_one(space)
     with pytest.raises(StoreError, match=r"sync\(\) of Answers returned"):
         pool.flush()
-    assert pool.stats().frames["dirty"] == 1
+    assert pool.stats().frames.dirty == 1
     store.returned = {}
     assert pool.flush() == 1
     assert pool.check() == []
@@ -422,7 +422,7 @@ def test_a_read_or_a_write_that_returns_no_integer_is_refused(pool, value):
     _dirty_one(space)
     with pytest.raises(StoreError, match=r"write_from\(\) of Answers returned"):
         pool.flush()
-    assert pool.stats().frames["dirty"] == 1
+    assert pool.stats().frames.dirty == 1
     store.returned = {"write_from": np.int64(PAGE)}
     assert pool.flush() == 1
     assert pool.check() == []

@@ -330,7 +330,7 @@ def test_a_page_is_repaired_once_and_a_flush_mends_the_file(pool, sealed, attach
     assert seen == [(5, torn)]
     assert image(sealed, 5) == torn  # the store is written by flushes only
     stats = pool.stats()
-    assert (stats.corrupt_pages, stats.repaired_pages, stats.frames["dirty"]) == (1, 1, 1)
+    assert (stats.corrupt_pages, stats.repaired_pages, stats.frames.dirty) == (1, 1, 1)
     # Another handle, while the page is dirty: the file has not been changed by anybody else.
     assert np.array_equal(attach(pool).open_file(sealed, "r+", checksum=True)[5][:-8], body(5, 2))
     assert pool.flush() == 1
@@ -361,7 +361,7 @@ def test_a_repair_that_does_not_help_is_an_error_and_changes_nothing(pool, seale
         table[5]
     assert sealed.read_bytes() == before
     stats = pool.stats()
-    assert (stats.corrupt_pages, stats.repaired_pages, stats.frames["dirty"]) == (1, 0, 0)
+    assert (stats.corrupt_pages, stats.repaired_pages, stats.frames.dirty) == (1, 0, 0)
 
 
 def test_any_buffer_will_do_as_a_repaired_page(pool, sealed):
@@ -375,7 +375,7 @@ def test_a_read_only_file_is_repaired_in_memory_alone(pool, sealed):
     before = sealed.read_bytes()
     table = pool.open_file(sealed, "r", checksum=True, repair=lambda n, _: stamp(n))
     assert np.array_equal(table[5][:-8], body(5))
-    assert pool.stats().frames["dirty"] == 0
+    assert pool.stats().frames.dirty == 0
     assert pool.flush() == 0
     assert sealed.read_bytes() == before
     table.drop()

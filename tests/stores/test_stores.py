@@ -81,7 +81,7 @@ def test_a_store_that_cannot_be_read_fails_those_who_ask_and_works_later(pool):
     with pytest.raises(ShortRead, match="100 of 4096"):
         space[1]
     store.short_read = None
-    assert pool.stats().frames["live"] == pool.stats().frames["busy"] == 0
+    assert pool.stats().frames.live == pool.stats().frames.busy == 0
     assert np.array_equal(space[1], stamp(1))
 
 
@@ -95,7 +95,7 @@ def test_a_failing_write_keeps_the_pages_dirty(pool):
             pool.flush()
         assert "stay dirty" in str(failed.value)
         assert failed.value.__cause__ is error
-        assert pool.stats().frames["dirty"] == 3
+        assert pool.stats().frames.dirty == 3
         assert pool.stats().flushed_pages == 0
         assert pool.frames()["flusher"].sum() == 0
         assert pins(pool) == 0
@@ -112,7 +112,7 @@ def test_a_short_write_keeps_the_pages_dirty(pool):
         store.short_write = short
         with pytest.raises(ShortWrite):
             pool.flush()
-        assert pool.stats().frames["dirty"] == 1
+        assert pool.stats().frames.dirty == 1
     store.short_write = None
     assert pool.flush() == 1
 
@@ -125,11 +125,11 @@ def test_a_failing_sync_keeps_the_pages_dirty_and_they_are_written_again(pool):
     for _ in range(2):
         with pytest.raises(StoreError, match="stay dirty"):
             pool.flush()
-        assert pool.stats().frames["dirty"] == 2
+        assert pool.stats().frames.dirty == 2
     store.fail_sync = None
     assert pool.flush() == 2
     assert len(store.written[1]) == 3
-    assert pool.stats().frames["dirty"] == 0
+    assert pool.stats().frames.dirty == 0
 
 
 def test_a_store_that_fails_does_not_keep_other_spaces_from_being_flushed(pool, data_file):
@@ -141,7 +141,7 @@ def test_a_store_that_fails_does_not_keep_other_spaces_from_being_flushed(pool, 
     with pytest.raises(StoreError, match="bad"):
         pool.flush()
     assert path.read_bytes()[PAGE : 2 * PAGE] == stamp(1, version=1).tobytes()
-    assert pool.stats().frames["dirty"] == 1
+    assert pool.stats().frames.dirty == 1
 
 
 def test_a_pool_full_of_pages_that_a_store_does_not_take_says_so(pool):
@@ -150,7 +150,7 @@ def test_a_pool_full_of_pages_that_a_store_does_not_take_says_so(pool):
     store.fail_write = OSError("broken")
     with pytest.raises((PoolExhausted, StoreError)):
         fill(space, range(200), version=1)
-    dirty = pool.stats().frames["dirty"]
+    dirty = pool.stats().frames.dirty
     assert dirty > 50
     store.fail_write = None
     fill(space, range(200), version=2)
@@ -176,7 +176,7 @@ def test_another_process_needs_the_store_to_flush_it(pool, attach):
     other = attach(pool)
     with pytest.raises(StoreError, match="open_store"):
         other.flush()
-    assert pool.stats().frames["dirty"] == 1
+    assert pool.stats().frames.dirty == 1
     store = Memory(4)
     other.open_store("store", store, mode="r+")
     assert other.flush() == 1

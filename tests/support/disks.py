@@ -48,4 +48,4 @@ def put(space, page_no, lsn):
 
 
 def dirty(pool):
-    return pool.stats().frames["dirty"]
+    return pool.stats().frames.dirty

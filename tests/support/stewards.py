@@ -43,6 +43,11 @@ class Fake:
         self.closed = True
 
 
+def leader(pool):
+    """The client number of the pool's steward, 0 if it has none."""
+    return next((client.client for client in pool.clients() if client.is_steward), 0)
+
+
 def whats(pool):
     return [event.kind for event in pool.events()]
 
@@ -68,9 +73,9 @@ class Stop:
         return bool(self.value.value)
 
 
-def by_hand(pool, source=None, rules=None, **settings):
+def by_hand(pool, **settings):
     """A steward without a thread, whose rounds the test calls."""
     with mock.patch.object(threading.Thread, "start"):
-        made = Steward(pool.client, Settings(**settings), Fake() if source is None else source, rules)
+        made = Steward(pool.client, Settings(**{"source": Fake(), **settings}))
     made._patience_s = WAIT  # a round is over when its jobs are
     return made

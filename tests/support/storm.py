@@ -320,7 +320,7 @@ class Storm:
         stats, frames, clients = pool.stats(), pool.frames(), pool.clients()
         wrong = pool.check()
         wrong += [f"client {c}" for c in clients if c.pid != os.getpid()]
-        wrong += [f"{stats.frames[state]} frames {state}" for state in ("busy", "retired") if stats.frames[state]]
+        wrong += [f"{n} frames {state}" for state in ("busy", "retired") if (n := getattr(stats.frames, state))]
         wrong += [f"{int(frames[f].sum())} frames have a {f}" for f in ("pins", "writer", "flusher") if frames[f].any()]
         if stats.kernel_bytes != stats.metadata_bytes + stats.resident_bytes:
             wrong.append(

@@ -106,7 +106,7 @@ def _read_beside(pool, others, rounds=3):
         for n in range(200):
             assert np.array_equal(others[n], stamp(n))
     stats = pool.stats()
-    assert stats.frames["free"] == 0
+    assert stats.frames.free == 0
     assert stats.evictions_recycled > 400
     assert stats.foreground_flushes == stats.wait_frame == 0
     assert pool.check() == []
@@ -123,7 +123,7 @@ def test_scratch_pages_beside_clean_ones(make_pool, data_file, warm):
         fill(work, [n])
         if warm and n % 50 == 49:
             touch(others, range(FRAMES // 2))
-    assert pool.stats().frames["dirty"] == SCRATCH
+    assert pool.stats().frames.dirty == SCRATCH
     _read_beside(pool, others)
     assert all(np.array_equal(work[n], stamp(n)) for n in range(SCRATCH))
 
@@ -184,7 +184,7 @@ def test_what_was_set_aside_can_go_when_it_is_flushed(make_pool, data_file):
     for version in range(1, 4):
         fill(table, range(FRAMES - FREE_TO_GO), version=version)
         touch(others, range(2 * FRAMES))
-        assert pool.stats().frames["dirty"] == FRAMES - FREE_TO_GO
+        assert pool.stats().frames.dirty == FRAMES - FREE_TO_GO
         assert pool.check() == []
         pool.flush()
         assert pool.check() == []
@@ -205,7 +205,7 @@ def test_what_was_set_aside_can_be_dropped(make_pool, data_file):
         work.drop(0, FRAMES)
         assert pool.check() == []
         touch(others, range(2 * FRAMES))
-        assert pool.stats().frames["free"] == 0
+        assert pool.stats().frames.free == 0
         assert pool.check() == []
 
 
@@ -217,7 +217,7 @@ def test_a_shrink_finds_every_page_that_can_go(make_pool, data_file):
         touch(others, range(FRAMES // 2))
     assert pool.trim(100 * PAGE) == 100 * PAGE
     assert pool.resize((FRAMES // 2 + 1) * PAGE) == (FRAMES // 2 - 101) * PAGE
-    assert pool.stats().frames["dirty"] == FRAMES // 2
+    assert pool.stats().frames.dirty == FRAMES // 2
     assert pool.stats().resident_bytes == (FRAMES // 2 + 1) * PAGE
     assert pool.check() == []
     with pytest.raises(PoolExhausted, match="scratch pages that are not discardable"):
@@ -236,7 +236,7 @@ def test_pages_that_cannot_go_do_not_stay_hot(make_pool, data_file):
             touch(work, range(kept))
         touch(table, [(i // 2 - int(random.exponential(300))) % len(table)])
     stats = pool.stats()
-    assert stats.frames["dirty"] == kept
+    assert stats.frames.dirty == kept
     assert stats.evictions_recycled > 10_000
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import WaitTimeout
+from bufferpool.upkeep.steward import Settings
 from tests.conftest import PAGE, WAIT, fill, stamp, wait_until, write_file
 from tests.support.disks import dirty
 from tests.support.hanging import in_time
@@ -70,7 +71,7 @@ def test_a_frozen_disk_holds_up_those_who_want_its_pages_and_nobody_else(disk, p
     fill(there, range(4), version=1)
     disk.freeze()
     try:
-        leader = pool.start_steward(interval=0.02, flush_every=0.2, pressure=False)
+        leader = pool.start_steward(Settings(interval=0.02, flush_every=0.2, pressure=False))
         wait_until(
             lambda: any(r["flusher"] for r in pool.client.seg.spaces()), "a flush of the frozen file is under way"
         )

@@ -12,6 +12,7 @@ from bufferpool.errors import PoolExhausted, SpaceRemoved, WaitTimeout, WouldDea
 from bufferpool.figures.names import EventReason
 from bufferpool.spaces import directory
 from bufferpool.upkeep import memory, steward
+from bufferpool.upkeep.steward import Settings
 from tests.conftest import PAGE, WAIT, fill, stamp, wait_until
 from tests.support.disks import Disk, dirty
 from tests.support.hanging import Hanging, file_that_hangs, in_time
@@ -274,7 +275,7 @@ def test_a_steward_flushes_and_reaps_while_a_store_hangs(pool, data_file, hung, 
     path = data_file(16)
     table = pool.open_file(path, "r+")
     _dirty_hung(pool, hung, 4)
-    leader = pool.start_steward(interval=0.02, flush_every=0.2, pressure=False)
+    leader = pool.start_steward(Settings(interval=0.02, flush_every=0.2, pressure=False))
     hung.syncs.wait_until_somebody_came()
     fill(table, [3], version=1)
     wait_until(lambda: dirty(pool) == 4, "the other space is flushed")
@@ -294,7 +295,7 @@ def test_a_steward_flushes_and_reaps_while_a_store_hangs(pool, data_file, hung, 
 def test_a_pool_whose_store_hangs_is_refused_to_close_in_time(pool, hung):
     """close() waited for the steward, and the steward for the store."""
     _dirty_hung(pool, hung, 4)
-    pool.start_steward(interval=0.02, flush_every=0.2, pressure=False)
+    pool.start_steward(Settings(interval=0.02, flush_every=0.2, pressure=False))
     hung.syncs.wait_until_somebody_came()
     with pytest.raises(BufferError, match="another thread is using it"):
         in_time(pool.close)

@@ -9,6 +9,7 @@ import pytest
 from bufferpool.errors import PoolClosed, PoolExhausted, SegmentCorrupt, StoreError
 from bufferpool.figures.names import EventKind, EventReason
 from bufferpool.upkeep import working_set
+from bufferpool.upkeep.steward import Settings
 from tests.conftest import PAGE, wait_until
 from tests.support.disks import Disk, dirty
 from tests.support.memory_store import Memory
@@ -56,7 +57,7 @@ def test_clean_frames_are_ready_before_they_are_needed(make_pool, data_file):
     """A steady writer and misses: nobody has to write pages back himself."""
     pool = make_pool(256 * PAGE)
     table = pool.open_file(data_file(4000), "r+")
-    pool.start_steward(interval=0.05, clean=0.25, pressure=False)
+    pool.start_steward(Settings(interval=0.05, clean=0.25, pressure=False))
     rng = np.random.default_rng(4)
     for i in range(1500):
         n = int(rng.integers(0, 4000))
@@ -91,7 +92,7 @@ def test_a_store_that_fails_is_an_event_and_the_others_are_served(pool, data_fil
         put(bad, n)
         put(good, n)
     fake = Fake()
-    made = pool.start_steward(flush_every=0.02, interval=0.01, source=fake)
+    made = pool.start_steward(Settings(flush_every=0.02, interval=0.01, source=fake))
     wait_until(lambda: dirty(pool) == 5, "the good one is flushed")
     wait_until(lambda: pool.stats().flush_failures >= 2, "it tries again")
     assert made.alive
@@ -117,7 +118,7 @@ def test_the_log_is_synced_for_pages_that_wait_for_it_and_its_failure_is_an_even
         return lsn
 
     pool.log_sync = log_sync
-    made = pool.start_steward(flush_every=0.02, interval=0.01, source=Fake())
+    made = pool.start_steward(Settings(flush_every=0.02, interval=0.01, source=Fake()))
     wait_until(lambda: dirty(pool) == 1, "what may be written is")
     wait_until(lambda: EventReason.LOG in [e.reason for e in pool.events()], "the event")
     assert "the log is full" in str(made.trouble)
@@ -132,7 +133,9 @@ def test_the_working_set_is_saved_and_a_failure_to_save_is_no_end(pool, data_fil
     for n in range(10):
         assert table[n].size
     folder = tmp_path / "later"
-    made = pool.start_steward(working_set=folder / "set", working_set_every=0.01, interval=0.01, source=Fake())
+    made = pool.start_steward(
+        Settings(working_set=folder / "set", working_set_every=0.01, interval=0.01, source=Fake())
+    )
     wait_until(lambda: EventKind.SAVE_FAILED in whats(pool), "the event")
     assert made.alive
     folder.mkdir()
@@ -177,7 +180,7 @@ def test_nothing_that_a_store_raises_ends_the_steward_or_stops_the_other_spaces(
     store = Memory(16)
     setattr(store, f"fail_{where}", raised)
     bad, good = pool.open_store("bad", store, mode="r+"), pool.open_file(data_file(16), "r+")
-    steward = pool.start_steward(interval=0.01, flush_every=0.02, pressure=False)
+    steward = pool.start_steward(Settings(interval=0.01, flush_every=0.02, pressure=False))
     for n in range(3):  # round after round
         put(bad, n)
         store.calls.clear()

@@ -11,7 +11,7 @@ from bufferpool.figures import stats as inspect
 from bufferpool.figures.names import EventKind, EventReason
 from bufferpool.upkeep import steward
 from bufferpool.upkeep.budget import Rules
-from bufferpool.upkeep.steward import Steward
+from bufferpool.upkeep.steward import Settings, Steward
 from tests.conftest import EXTENT, PAGE, kernel_bytes, touch, wait_until
 from tests.support.stewards import CALM, FAST, PRESSED, Fake, Stop, by_hand, put, whats
 
@@ -64,15 +64,15 @@ def test_frames_that_nobody_takes_go_back_but_for_an_extent(pool, data_file):
     for n in range(24):
         put(table, n)
     held.clear()
-    assert pool.stats().frames["free"] == 24
+    assert pool.stats().frames.free == 24
     made.round()
     held = [table[n] for n in range(10)]
     for n in range(10):
         put(table, n)
     made.round()
-    assert pool.stats().frames["free"] == 14
+    assert pool.stats().frames.free == 14
     held.clear()
-    assert pool.stats().frames["free"] == 24
+    assert pool.stats().frames.free == 24
     before = kernel_bytes(pool)
     look(made)
     assert before - kernel_bytes(pool) == pool.stats().reclaimed_bytes["idle"] == 14 * PAGE - EXTENT
@@ -104,11 +104,11 @@ def test_the_kernel_has_back_all_but_the_working_set(make_pool, data_file, child
     assert kernel_bytes(pool) >= empty + 240 * PAGE
     used = set(range(24))
     worker = child(_use, pool, str(path), len(used), stop, context="fork")
-    pool.start_steward(interval=0.05, flush_every=0.2, idle=1.0, pressure=False)
+    pool.start_steward(Settings(interval=0.05, flush_every=0.2, idle=1.0, pressure=False))
 
     def is_down():
         stats = pool.stats()
-        spares = stats.frames["busy"] + stats.frames["retired"]
+        spares = stats.frames.busy + stats.frames.retired
         return live(pool) == used and stats.kernel_data_bytes <= len(used) * PAGE + EXTENT + spares * PAGE
 
     wait_until(is_down, "the working set is what stays")
@@ -128,7 +128,7 @@ def test_under_pressure_the_pool_gives_way_to_its_lower_bound_and_not_below(make
     for n in range(256):
         assert table[n].size
     fake, why = Fake(PRESSED[kind][0]), PRESSED[kind][1]
-    pool.start_steward(interval=0.01, source=fake, rules=FAST)
+    pool.start_steward(Settings(interval=0.01, source=fake, rules=FAST))
     wait_until(lambda: pool.budget_frames == 32, "the budget falls")
     rounds = fake.rounds
     wait_until(lambda: fake.rounds > rounds + 10, "the pressure goes on")
@@ -152,7 +152,7 @@ def test_it_grows_again_when_it_pays_and_says_so(make_pool, data_file, monkeypat
     curve = {"saves": 0.0}
     monkeypatch.setattr(Steward, "_curve", staticmethod(lambda advise: lambda frames: 1e6 - curve["saves"] * frames))
     fake = Fake()
-    pool.start_steward(interval=0.01, source=fake, rules=FAST)
+    pool.start_steward(Settings(interval=0.01, source=fake, rules=FAST))
     for n in range(300):
         assert table[n].size
     wait_until(lambda: fake.rounds > 10, "rounds pass")
@@ -173,7 +173,7 @@ def test_what_cannot_go_is_an_event_and_goes_when_it_can(make_pool, data_file):
     table = pool.open_file(data_file(64))
     held = table.pin_many(range(64))
     fake = Fake(PRESSED["machine"][0])
-    pool.start_steward(interval=0.01, source=fake, rules=FAST)
+    pool.start_steward(Settings(interval=0.01, source=fake, rules=FAST))
     wait_until(lambda: EventKind.CANNOT_SHRINK in whats(pool), "the event")
     wait_until(lambda: pool.budget_frames == 16, "the budget falls all the same")
     assert pool.stats().resident_bytes == 64 * PAGE
@@ -190,7 +190,7 @@ def test_one_step_gives_a_bounded_amount(make_pool, data_file, monkeypatch):
     table = pool.open_file(data_file(64))
     for n in range(64):
         assert table[n].size
-    made = by_hand(pool, Fake(PRESSED["machine"][0]), FAST)
+    made = by_hand(pool, source=Fake(PRESSED["machine"][0]), rules=FAST)
     given = []
     for _ in range(10):
         before = pool.stats().resident_bytes
@@ -259,7 +259,7 @@ def test_the_pool_that_earns_less_gives_first(make_pool, data_file, monkeypatch)
     monkeypatch.setattr(Steward, "_govern", govern)
     monkeypatch.setattr(steward, "peers", lambda path, real=steward.peers: [w for w in real(path) if w > 0])
     for pool in (rich, poor):
-        pool.start_steward(interval=0.01, source=fakes[pool.name], rules=rules)
+        pool.start_steward(Settings(interval=0.01, source=fakes[pool.name], rules=rules))
     wait_until(lambda: all(f.rounds > 5 for f in fakes.values()), "both know what they earn")
     for fake in fakes.values():
         fake.reading = PRESSED["psi"][0]

@@ -208,7 +208,7 @@ def test_a_full_disk_is_told_by_who_flushes(pool, caplog):
     assert [(e.space, e.page_no, e.errno) for e in found] == [("orders", 3, errno.ENOSPC)]
     assert len([r for r in caplog.records if r.name == "bufferpool" and "ENOSPC" in r.getMessage()]) == 1
     assert pool.stats().flush_failures == 3
-    assert pool.stats().frames["dirty"] == 5
+    assert pool.stats().frames.dirty == 5
 
 
 def test_a_steward_says_on_its_standard_error_that_the_disk_is_full(make_pool, data_file, tmp_path: Path):

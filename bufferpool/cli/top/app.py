@@ -276,6 +276,6 @@ class Top(App[None]):
         table = self.query_one("#clients", DataTable)
         table.clear()
         for c in sorted(now.clients, key=lambda c: -c.pins):
-            what = "steward" if c.client == now.steward else "" if c.alive else "dead"
+            what = "steward" if c.is_steward else "" if c.alive else "dead"
             figures = (Text(f"{n:,}", justify="right") for n in (c.pins, c.pinned_frames))
             table.add_row(str(c.client), str(c.pid), Text(printable(c.name)), *figures, what)

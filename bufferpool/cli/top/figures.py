@@ -7,7 +7,6 @@ from rich.text import Text
 
 from bufferpool.cli import colours
 from bufferpool.figures import stats as pool_stats
-from bufferpool.figures.names import shown_frames
 from bufferpool.figures.stats import ClientInfo, PoolStats, Summary
 from bufferpool.observer import Observer
 
@@ -31,7 +30,6 @@ class Snapshot:
     stats: PoolStats
     summary: Summary
     clients: list[ClientInfo]
-    steward: int
     events: list[str]
 
 
@@ -44,7 +42,6 @@ def read_snapshot(name: str, directory: str | None) -> Snapshot:
             pool.stats(),
             pool_stats.read_summary(pool),
             pool.clients(),
-            pool.steward(),
             [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
         )
 
@@ -80,7 +77,7 @@ def legend(parts: list[tuple[str, str, str]]) -> Text:
 
 def memory_parts(stats: PoolStats) -> dict[str, int]:
     """Bytes of each part of the memory bar; together, the largest budget that there may be."""
-    shown, size = shown_frames(stats.frames), stats.page_size
+    shown, size = stats.frames.shown(), stats.page_size
     free, hole = shown.pop("free") + shown.pop("busy"), shown.pop("hole")
     return {name: n * size for name, n in (shown | {"free": free, "given back": hole}).items()}
 

@@ -138,15 +138,15 @@ static PyObject* core_raise_unmapped(PyObject*, PyObject* arg) {
 
 static u32 log2_of(u32 n) { return u32(__builtin_ctz(n)); }
 
-// create(fd, uuid, page_size, extent_frames, max_frames, max_clients, max_pages, budget_frames, min_frames)
+// create(fd, uuid, plan): the plan is a segment_file.Plan.
 static PyObject* core_create(PyObject*, PyObject* args) {
     int fd;
     Py_buffer uuid;
     Geometry g{};
     unsigned long long max_pages;
     unsigned budget, least;
-    if (!PyArg_ParseTuple(args, "iy*IIIIKII:create", &fd, &uuid, &g.page_size, &g.extent_frames, &g.max_frames,
-                          &g.max_clients, &max_pages, &budget, &least))
+    if (!PyArg_ParseTuple(args, "iy*(IIIIIIK):create", &fd, &uuid, &g.page_size, &g.extent_frames, &g.max_frames,
+                          &budget, &least, &g.max_clients, &max_pages))
         return nullptr;
     Header h{};
     if (uuid.len == sizeof h.uuid) memcpy(h.uuid, uuid.buf, sizeof h.uuid);

@@ -1,0 +1,52 @@
+"""What a pool shows of itself, the same for a client of the pool and for an observer."""
+
+import numpy as np
+import numpy.typing as npt
+
+from bufferpool.figures.advice import Advice, read_advice
+from bufferpool.figures.events import Event, read_events
+from bufferpool.figures.stats import (
+    ClientInfo,
+    Inspectable,
+    PoolStats,
+    SpaceStats,
+    read_clients,
+    read_extents,
+    read_frames,
+    read_stats,
+)
+
+
+class PoolFigures(Inspectable):
+    """The figures of a pool. The base of :class:`bufferpool.Pool` and :class:`bufferpool.Observer`."""
+
+    def stats(self) -> PoolStats:
+        """Figures of the whole pool, over all clients, present and past."""
+        return read_stats(self)
+
+    def spaces(self) -> list[SpaceStats]:
+        """The spaces of the pool, each with its kind, its pages and its counters."""
+        return self.stats().spaces
+
+    def frames(self) -> npt.NDArray[np.void]:
+        """Every frame that has ever been used: a structured array, dtype ``stats.FRAME``."""
+        return read_frames(self)
+
+    def extents(self) -> npt.NDArray[np.void]:
+        """Every extent that has ever been used: a structured array, dtype ``stats.EXTENT``."""
+        return read_extents(self)
+
+    def clients(self) -> list[ClientInfo]:
+        """The attached processes, how many pages each of them pins, and which one is the steward."""
+        return read_clients(self)
+
+    def events(self) -> list[Event]:
+        """The last thousand decisions about the pool's memory, oldest first: when, kind, reason, bytes."""
+        return read_events(self)
+
+    def advise(self) -> Advice:
+        """What the hit ratio would be with an eighth to eight times the budget, from recent references.
+
+        No points while there are too few references.
+        """
+        return read_advice(self)
