@@ -1,10 +1,10 @@
-"""The advice: its error against exact simulation, its cost, and its memory.
+"""Measures the advice: its error against exact simulation, its cost, and its memory.
 
 ``python benchmarks/advice.py [FOLDER]`` feeds the traces of a folder (NAME.npz with an
 array ``pages``; default: those that the package ships) to the simulations that a pool
 runs of itself, and compares their curve with exact simulation at an eighth to eight times
 2, 5, 10, 20 and 50 % of the distinct pages. Exits with 1 if the mean absolute error over all
-is above 0.02. ``--cost`` measures what it takes of the throughput of hits (``advice_cost.py``), and
+is above 0.02. ``--cost`` measures its share of the throughput of hits (``advice_cost.py``), and
 exits with 1 if recording takes 1 % or more.
 """
 

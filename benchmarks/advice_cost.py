@@ -1,14 +1,14 @@
-"""What the advice costs hits (``benchmarks/advice.py --cost``).
+"""Measures how much the advice slows hits (``benchmarks/advice.py --cost``).
 
 Four sides take turns of some ten milliseconds in one process, on the same pages of one segment: hits
-while references are recorded; hits while they are not (``Segment.sampling`` switches, and lets no time
-pass for the sampler while it is off); hits of a second client that does not record, and hits of a client of a
-build without advice, which lacks the one comparison a hit makes as well. So what disturbs the machine
-disturbs all alike. The last two attach anew for each pair: where its page tables and pin counts happen
-to lie makes a client some percent faster or slower than another.
+while references are recorded; hits while they are not (``Segment.sampling`` switches, and stops the
+sampler's clock while it is off); hits of a second client that does not record; and hits of a client of a
+build without advice, which lacks even the one comparison in a hit. So a disturbance of the machine
+affects all sides. The last two attach anew for each pair, because the addresses of its page tables and pin
+counts make a client some percent faster or slower than another.
 
-Recording comes in bursts of 5 ms every two seconds; a median over short turns would not see them: the figure
-of a pair is that of a whole cycle, the turns of two seconds put together. Times are of the processor.
+References are recorded in bursts of 5 ms every two seconds, which a median over short turns would miss. So the
+figure of a pair is the sum over a whole cycle of two seconds. Times are processor times.
 """
 
 import importlib
@@ -40,7 +40,7 @@ Work = Callable[[], None]
 
 
 def build_without(directory: Path) -> None:
-    """The package once more, compiled without advice."""
+    """Builds a copy of the package without advice."""
     shutil.copytree(PACKAGE, directory / "bufferpool", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     flags = "-std=c++20 -O3 -fPIC -shared -fno-exceptions -fno-rtti -fvisibility=hidden -w -DNDEBUG -DBP_NO_ADVICE"
     includes = [f"-I{PACKAGE / 'core'}", f"-I{np.get_include()}", f"-I{sysconfig.get_path('include')}"]
@@ -50,7 +50,7 @@ def build_without(directory: Path) -> None:
 
 
 def imported_from(directory: Path) -> ModuleType:
-    """The package that stands in a directory, beside the one that is imported already."""
+    """Imports the package of another directory beside the one that is imported already."""
 
     def ours() -> dict[str, ModuleType]:
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "bufferpool"}
@@ -111,7 +111,7 @@ class Sides:
         return work_on(space, self._kind, ids, np.empty((64, PAGE), np.uint8))
 
     def _turn(self, side: str, work: Work) -> tuple[float, float]:
-        """Seconds: of the processor, and of the clock."""
+        """Runs the work; returns (processor seconds, elapsed seconds)."""
         self._sampling(side == SIDES[0])
         clock, start = time.perf_counter(), time.thread_time()
         for _ in range(self._repeats):
@@ -122,7 +122,7 @@ class Sides:
 
     @contextmanager
     def _all(self) -> Iterator[list[Work]]:
-        """What each side does; the two other clients come in either order."""
+        """The work of each side; the two other clients attach in either order."""
         builds = {SIDES[2]: bp, SIDES[3]: self._without}
         with ExitStack() as attached:
             pools = {}
@@ -132,7 +132,7 @@ class Sides:
             yield [self._own, self._own, *(self._hits_of(pools[side]) for side in SIDES[2:])]
 
     def cycle(self) -> tuple[npt.NDArray[np.float64], float]:
-        """Seconds of the processor that each side took for the same work, and the share of a processor that it had."""
+        """The processor seconds that each side took for the same work, shape (sides,), and the share of a processor that they had."""
         took, recorded_s, had = np.zeros(len(SIDES)), 0.0, 0.0
         with self._all() as works:
             while had < CYCLE_S:
@@ -155,7 +155,7 @@ def median_and_interval(values: npt.NDArray[np.float64]) -> tuple[float, float, 
 
 @contextmanager
 def pool_and_file(pages: int) -> Iterator[tuple[bp.Pool, str]]:
-    """A pool with room for a file of so many pages."""
+    """A pool that can hold a file of ``pages`` pages, and the file's path."""
     with tempfile.NamedTemporaryFile() as file:
         file.truncate(PAGE * pages)
         pool = bp.Pool.create(f"bpadvice-{os.getpid()}", PAGE * pages, page_size=PAGE)

@@ -1,7 +1,7 @@
-"""How rows are measured: yardstick, ours, yardstick, ours, … in many short rounds.
+"""How rows are measured: yardstick and pool in turns, in many short rounds.
 
-The figure of a row is the median of the rounds' ratios, so that a machine that is busy
-with something else, or changes its clock, hits both sides alike.
+The figure of a row is the median of the rounds' ratios, so that other programs, or a change of the
+processor's clock, affect both sides by the same factor.
 """
 
 import mmap
@@ -29,7 +29,7 @@ PAGE = 8192
 OS_PAGE = os.sysconf("SC_PAGE_SIZE")
 EXTENT = 256 << 10
 SHM = "/dev/shm"
-UNROLLED = 32  # pages named one after the other in a statement: no loop is timed
+UNROLLED = 32  # statements are unrolled, so that no loop is timed
 CLIENTS = 64
 
 Sample = Callable[[], float]
@@ -46,7 +46,7 @@ class Row:
     unit: str
     ours: float
     base: float | None  # the yardstick, in the same unit
-    value: float  # what the bar is for: the ratio ours / yardstick, or a plain figure
+    value: float  # compared with the bar: the ratio ours / yardstick, or a plain figure
     low: float  # quartiles of `value` over the rounds
     high: float
     bar: float
@@ -62,7 +62,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Samples of the two sides, taken in turns."""
+    """The samples of the two sides."""
 
     base: list[float]
     ours: list[float]
@@ -83,14 +83,14 @@ class Pairs:
 
 
 def in_turns(base: Sample, ours: Sample, rounds: int) -> Pairs:
-    """Yardstick, ours, yardstick, ours, …; the first of each only warms up."""
+    """Measures yardstick and pool in turns; the first round of each is a warm-up."""
     base(), ours()
     taken = [(base(), ours()) for _ in range(rounds)]
     return Pairs([b for b, _ in taken], [o for _, o in taken])
 
 
 def timed(statements: list[str], per: int = 0, seconds: float = 0.001, **names: Any) -> Sample:
-    """A sampler of `statements`, compiled one after the other: ns per statement (or per `per` things)."""
+    """A sampler of `statements`, compiled into one function: ns per statement (or per `per` items)."""
     setup = "; ".join(f"{name} = _names[{name!r}]" for name in names) or "pass"
     timer = timeit.Timer("\n".join(statements), setup, timer=time.perf_counter_ns, globals={"_names": names})
     timer.timeit(1)
@@ -111,7 +111,7 @@ def read_file(path: Path) -> None:
 def segment_like(size: int) -> tuple[mmap.mmap, mmap.mmap]:
     """A bare tmpfs file of `size` bytes, mapped twice: writable, and read-only as the pool does for its views.
 
-    It never has a name, and goes with the last array over it.
+    It has no name, and is freed with the last array over it.
     """
     with tempfile.TemporaryFile(dir=SHM) as file:
         file.truncate(size)
@@ -119,7 +119,7 @@ def segment_like(size: int) -> tuple[mmap.mmap, mmap.mmap]:
 
 
 class Bench:
-    """What the rows share. Everything that has a name goes when the block ends."""
+    """What the rows share. Files and segments are removed when the block ends."""
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
@@ -151,7 +151,7 @@ class Bench:
 
     @contextmanager
     def pool(self, pages: int, *, named: bool = False) -> Iterator[bufferpool.Pool]:
-        """A pool of its own; unless other processes are to find it, its name goes at once."""
+        """A new pool; its name is removed at once, unless ``named``."""
         name = f"bufferpool-bench-{os.getpid()}-{secrets.token_hex(4)}"
         pool = bufferpool.Pool.create(name, pages * PAGE, page_size=PAGE, extent_size=EXTENT, max_clients=CLIENTS)
         try:
@@ -165,7 +165,7 @@ class Bench:
 
     @cached_property
     def hot(self) -> "Hot":
-        """Hot pages, shared by the rows that only read."""
+        """Hot pages, for all rows that only read."""
         pool = self._stack.enter_context(self.pool(4096))
         space = pool.open_file(self.file)
         for n in range(min(4096, self.file_pages)):

@@ -1,4 +1,4 @@
-"""Page traces made by formulas: patterns that recorded traces have too little of."""
+"""Page traces made by formulas: patterns that are rare in recorded traces."""
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ def _walk(rng: np.random.Generator, stride: int) -> Pages:
 
 
 def _recency(rng: np.random.Generator) -> Pages:
-    """Distances in the LRU stack follow a Pareto law: what is recent is used again."""
+    """Distances in the LRU stack are Pareto-distributed: recent pages are used again."""
     stack, pages = list(range(4000)), []
     for depth in np.minimum((rng.pareto(0.9, LENGTH // 2) * 3).astype(np.int64), 3999).tolist():
         pages.append(stack.pop(depth))
@@ -29,7 +29,7 @@ def _recency(rng: np.random.Generator) -> Pages:
 
 
 def made_traces(seed: int = 1) -> dict[str, Pages]:
-    """Name to trace; the same for the same seed."""
+    """The traces by name; a seed always gives the same ones."""
     rng = np.random.default_rng(seed)
     loop, whole = np.arange(3000), np.arange(PAGES)
     traces = {f"zipf {exponent}": _zipf(rng, LENGTH, exponent) for exponent in (0.7, 1.0)}

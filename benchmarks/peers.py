@@ -1,4 +1,4 @@
-"""Other ways to hand pages to another process, beside the pool: `make peers`.
+"""Measures other ways to share pages between processes beside the pool: `make peers`.
 
 Each has the same 4096 pages of 8 KiB, all of them in memory, and does the same two things:
 
@@ -7,8 +7,8 @@ Each has the same 4096 pages of 8 KiB, all of them in memory, and does the same 
 
 They are measured in turns with the pool (see `speed.py`), alone and while another process reads
 pages at random, the same way. All options that make them faster are on: nothing is synced to a disk, everything lies in
-/dev/shm, nothing is evicted. What they do besides is not measured: LMDB has transactions over
-many keys, a Manager any object.
+/dev/shm, nothing is evicted. Their other abilities are not measured: LMDB has transactions over
+many keys, a Manager shares any object.
 """
 
 import argparse
@@ -38,13 +38,13 @@ Names = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to share pages. Travels to other processes, which connect on their own."""
+    """One way to share pages. It is pickled to other processes, which connect by themselves."""
 
     name: str
     read: str  # statements; {n} is the page
     write: str  # "" where it cannot be compared
     connect: Callable[[Any], Names]  # what the statements need, in this process
-    shared: Any  # what tells another process where the pages are
+    shared: Any  # passed to connect() in another process
 
 
 # ---- the peers -----------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def peers(stack: ExitStack) -> list[Peer]:
     read = "with begin(buffers=True) as t: of(t.get(b'{n}'), 'u1')[0]"
     get = "array(of(t.get(b'{n}'), 'u1'))"
     change = f"with begin(write=True, buffers=True) as t: page = {get}; page[:8] = eight; t.put(b'{{n}}', page)"
-    old = "of(get(b'{n}'), 'u1')[0]"  # one transaction held: it sees nothing new, and LMDB cannot reuse what it sees
+    old = "of(get(b'{n}'), 'u1')[0]"  # one open transaction: it sees no later change, and LMDB cannot reuse its pages
     made = [
         Peer("lmdb", read, change, connect_lmdb, filled_lmdb(stack)),
         Peer("lmdb, an old snapshot", old, "", connect_snapshot, filled_lmdb(stack)),
@@ -148,7 +148,7 @@ def statements(template: str, seed: int) -> list[str]:
 
 
 def read_on(peer: Peer, orders: Connection) -> None:
-    """Another process: told for how many seconds, it reads pages at random."""
+    """The reading process: it reads pages at random for as many seconds as each order says."""
     names = peer.connect(peer.shared)
     code = compile("\n".join(statements(peer.read, 2)), peer.name, "exec")
     exec(code, names)
@@ -219,7 +219,7 @@ def measure(stack: ExitStack, bench: Bench) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures other ways to share pages beside bufferpool.")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, not a figure")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, for a first impression")
     options = parser.parse_args()
     print(f"{'':<26} {'':<24} {'bufferpool':>15} {'the other':>15} {'median of ratios (quartiles)':>30}")
     with Bench(options.quick) as bench, ExitStack() as stack:

@@ -22,7 +22,7 @@ STYLES = {
     "S3-FIFO": {"color": "#e67e22", "linewidth": 1.0},
     "W-TinyLFU-climber": {"color": "#c78a9a", "linewidth": 1.0},
 }
-FARTHEST = 5.0  # scores beyond are written, not drawn
+FARTHEST = 5.0  # larger scores are printed instead of drawn
 
 
 def _curve(trace: "Measured", to: Path) -> Path:

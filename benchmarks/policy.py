@@ -6,8 +6,8 @@
 
 Score of a policy at a size: (MR - MR_OPT) / (MR_FIFO - MR_OPT), where FIFO and
 OPT differ by more than 0.01: 0 is OPT, 1 is FIFO. The mean over a trace's
-sizes, then over traces. Ends with exit code 1 when the bars are not met, or when
-published figures of FIFO or OPT are not what is computed here.
+sizes, then over traces. The exit code is 1 when the bars are not met, or when
+published figures of FIFO or OPT differ from the computed ones.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Measured:
         return found
 
     def policies(self) -> list[str]:
-        """All policies that have a figure at every size, best first; ours and OPT lead."""
+        """All policies that have a figure at every size, best first, after ours and OPT."""
         common = set.intersection(*(set(row) for row in self.ratios.values())) - {OURS, "OPT"}
         return [OURS, "OPT", *sorted(common, key=lambda p: np.mean([row[p] for row in self.ratios.values()]))]
 
@@ -69,7 +69,7 @@ def sizes(distinct: int) -> list[int]:
 
 
 def measure(name: str, pages: np.ndarray, published: Published, wrong: list[str]) -> Measured:
-    """All policies on one trace. What contradicts a published figure is added to `wrong`."""
+    """Measures all policies on one trace. A contradiction to a published figure is added to `wrong`."""
     trace = Measured(name, pages, len(np.unique(pages)))
     for frames in sizes(trace.distinct):
         start = time.perf_counter()
@@ -150,7 +150,7 @@ def main() -> int:
         traces.append(measure(name, pages, published, wrong))
         print(table_of(traces[-1]), flush=True)
     if not any(trace.scores(OURS) for trace in traces):
-        sys.exit("FIFO and OPT nowhere differ by more than 0.01: these traces tell no policy from another")
+        sys.exit("FIFO and OPT nowhere differ by more than 0.01: these traces cannot distinguish policies")
     found = summary(traces)
     print(f"\n{'policy':<20}{'mean score':>12}{'worst point':>13}")
     for policy, (mean, worst) in found.items():

@@ -54,13 +54,13 @@ def line(row: Row) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures bufferpool beside its yardsticks.")
-    parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds: a look, not a figure")
+    parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds, for a first impression")
     parser.add_argument(
         "--only", metavar="NAME", action="append", choices=list(ROWS), help=f"one row: {', '.join(ROWS)}"
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write everything to FILE")
     options = parser.parse_args()
-    # Ended from outside: unwind, so that segments and files go.
+    # SIGTERM must unwind, so that segments and files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     free = os.statvfs(SHM)

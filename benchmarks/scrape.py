@@ -1,10 +1,10 @@
-"""What a scrape costs: `python benchmarks/scrape.py`.
+"""Measures a scrape: `python benchmarks/scrape.py`.
 
-A pool of 1 GiB with 64 clients attached, every frame resident. Ours is one look at
-it as the collector does it (`metrics.look`), and the whole scrape as text. The
-yardstick is `pread` of the tables that have to be looked at (the frames' slots, the
-pin counts of 64 clients, the entries), into one buffer: what it costs to see those
-bytes at all. Times are of the processor: nothing here waits for anything.
+A pool of 1 GiB with 64 clients attached, every frame resident. Ours is one snapshot of
+it by the collector (`collector.read_snapshot`), and the whole scrape as text. The
+yardstick is `pread` of the tables that have to be read (the frames' slots, the
+pin counts of 64 clients, the entries) into one buffer. Times are processor times: nothing
+here waits.
 """
 
 import os

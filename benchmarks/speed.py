@@ -85,7 +85,7 @@ def write(bench: Bench) -> list[Row]:
                      rows=rows, private=private)  # fmt: skip
         ours = timed([f"with space.write({n}) as page: page[:8] = eight" for n in pages], space=space, eight=eight)
         pairs = in_turns(base, ours, bench.rounds)
-        space.drop()  # nothing of it is to reach the file
+        space.drop()  # without writing the changes to the file
     return [pairs.row("write", "write of a hot page, 8 bytes changed", "copy a page out and back", "ns", 4)]
 
 
@@ -196,7 +196,7 @@ def metadata(bench: Bench) -> list[Row]:
     frames = 1024 if bench.quick else 4096
 
     def measure(frames: int) -> int:
-        """Bytes of a pool whose frames are all used that are not page data, as the kernel counts them."""
+        """The kernel's count of the metadata of a pool whose frames are all used, in bytes."""
         with bench.pool(frames, named=True) as pool:
             space = pool.open_derived("pages", frames, _ones)
             for n in range(frames):
@@ -222,10 +222,10 @@ def _ones(page_no: int, out: Any) -> None:
 
 
 def _reader(pool: bufferpool.Pool, space: bufferpool.Space, pages: int, orders: Connection) -> None:
-    """A reading process. Told (plain, start, stop), it answers (reads a second, its share of a core)."""
+    """The reading process. For each order (plain, start, stop) it answers (reads a second, its share of a core)."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     draw = random.Random(os.getpid())
     batches = [[draw.randrange(pages) for _ in range(1000)] for _ in range(50)]
     for batch in batches:

@@ -1,6 +1,6 @@
-"""What the pool's policy is measured beside: FIFO, LRU and OPT, misses over an array of page numbers.
+"""The policies beside which the pool's is measured: misses of FIFO, LRU and OPT over an array of page numbers.
 
-Plain Python, a few tenths of a microsecond an access: seconds for a trace of millions.
+They are plain Python, and take a few tenths of a microsecond an access.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ Pages = npt.NDArray[np.integer]
 
 
 def fifo_misses(pages: Pages, frames: int) -> int:
-    """Misses of a cache of ``frames`` pages that evicts the page that came first."""
+    """Misses of a cache of ``frames`` pages that evicts the page that was loaded first."""
     resident, queue, misses = bytearray(int(pages.max()) + 1), deque[int](), 0
     for page in pages.tolist():
         if resident[page]:
@@ -51,14 +51,14 @@ def next_uses(pages: Pages) -> npt.NDArray[np.int64]:
 
 
 def opt_misses(pages: Pages, frames: int) -> int:
-    """Misses of the best cache there can be: it evicts the page whose next use is farthest away.
+    """Misses of the optimal cache: it evicts the page whose next use is farthest away.
 
     Source: Belady, "A study of replacement algorithms for a virtual-storage
-    computer", IBM Systems Journal 1966. A page that misses is always taken in.
+    computer", IBM Systems Journal 1966. A page that misses is always cached.
 
-    A resident page is known by the time of its next use: it is a hit if its time
-    has come. Times that are past sink to the bottom of the heap, from which only
-    the farthest is taken, so they are in nobody's way and are cleared now and then.
+    A resident page is represented by the time of its next use: an access at that time
+    is a hit. Times that have passed sink to the bottom of the heap, of which only
+    the farthest time is used; they are removed now and then.
     """
     end = len(pages)
     expected = bytearray(end + 1)  # the page used at this time is resident

@@ -192,7 +192,7 @@ class PoolDiffers(UserWarning):
 
 
 class PoolNameless(UserWarning):
-    """Somebody has removed the pool's name: its pages are lost when the last process that is attached ends."""
+    """Somebody has removed the pool's name: its pages are lost when the last attached process ends."""
 
 
 class SegmentCorrupt(SegmentError):

@@ -1,26 +1,26 @@
-"""Text of somebody else's making, as a terminal may have it.
+"""Makes text from other programs safe for a terminal.
 
-Names of pools, spaces, files and programs are bytes that anybody may have chosen: an escape sequence in one
-rewrites the screen, a newline forges a line of a table, an override of the writing direction shows another name.
+Other users choose the names of pools, spaces, files and programs: an escape sequence in a name
+can rewrite the screen, a newline forge a line of a table, an override of the writing direction show another name.
 All that is printed, and every error's message, goes through :func:`printable`.
 """
 
 import unicodedata
 
 # Cc: control characters, of 7 and of 8 bits. Cf: formats, among them the overrides of the writing direction. Cs: bytes
-# of a name that are no UTF-8. Zl, Zp: line and paragraph separators. Co, Cn: nobody knows what a terminal makes of them.
+# of a name that are no UTF-8. Zl, Zp: line and paragraph separators. Co, Cn: private and unassigned: terminals differ.
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"})
 
 
 def _escape(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte, as surrogateescape has it
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, encoded by surrogateescape
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode() if code > 0xFF or code < 0x20 else f"\\x{code:02x}"
 
 
 def printable(text: object) -> str:
-    """The text in one line, with an escape as Python writes it for each character that a terminal would obey."""
+    """The text in one line; each character that could control a terminal is replaced by Python's escape for it."""
     found = str(text)
     if found.isascii() and found.isprintable():
         return found
@@ -28,9 +28,9 @@ def printable(text: object) -> str:
 
 
 def shown(value: object, most: int = 1000) -> str:
-    """A value's repr for a message, cut to ``most`` characters. The repr is foreign code: it may raise, and an integer may be too long."""
+    """A value's repr for a message, cut to ``most`` characters. A repr is foreign code, and may raise."""
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001 - the message says what can be said
+    except Exception:  # noqa: BLE001 - the message names the type instead
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= most else f"{text[: most - 3]}..."

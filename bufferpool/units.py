@@ -1,4 +1,4 @@
-"""Arguments that are numbers: sizes in bytes (integers, or strings such as "256MiB"), timeouts, LSNs."""
+"""Checks arguments that are numbers: sizes in bytes (integers, or strings such as "256MiB"), timeouts, LSNs."""
 
 import math
 import re
@@ -30,7 +30,7 @@ def parse_size(size: int | str, what: str = "size") -> int:
 
 
 def format_size(size: float) -> str:
-    """A size for people: '256.0 MiB'."""
+    """A size as text with a unit: '256.0 MiB'."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -39,7 +39,7 @@ def format_size(size: float) -> str:
 
 
 def seconds_of(timeout: float | None, what: str = "timeout") -> float:
-    """A timeout, or the time that the argument ``what`` gives, checked; None is infinite. Raises TypeError, ValueError."""
+    """Checks a time in seconds, of the argument ``what``; None becomes infinity. Raises TypeError, ValueError."""
     if timeout is None:
         return math.inf
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
@@ -50,7 +50,7 @@ def seconds_of(timeout: float | None, what: str = "timeout") -> float:
 
 
 def lsn_of(value: int) -> int:
-    """An LSN, checked. Raises TypeError, ValueError."""
+    """Checks an LSN, and returns it. Raises TypeError, ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"an LSN is an integer, not {type(value).__name__}")
     if not 0 <= value < 2**64:

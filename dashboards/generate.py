@@ -1,8 +1,7 @@
 """Makes bufferpool.json: `python dashboards/generate.py` (dependency group `dashboards`).
 
-The panels, from top to bottom, answer in turn: how much memory, of what, given back
-when and why; is it enough; how slow; who waits; is write-back keeping up; who is there;
-is the machine short. Every panel says in its description what to make of it.
+From top to bottom the panels show: memory, and what was given back with the reasons; hit ratios;
+latencies; waits; write-back; clients; the machine. Each panel's description says how to read it.
 """
 
 import json
@@ -31,11 +30,11 @@ COLORS = {
 }  # fmt: skip
 
 AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # from the bottom of a stack to its top
-BUDGETS = (0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)  # of the advice, as multiples of the present one
+BUDGETS = (0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)  # the budgets of the advice, as multiples of the present one
 STATES = ("pinned", "dirty", "retired", "busy", "clean", "free")
 
 Query = tuple[str, str]
-"""An expression, and the legend."""
+"""(expression, legend)."""
 
 
 def query(expr: str, legend: str, index: int, instant: bool = False) -> prometheus.Dataquery:
@@ -44,7 +43,7 @@ def query(expr: str, legend: str, index: int, instant: bool = False) -> promethe
 
 
 def colored(panel: timeseries.Panel, names: set[str]) -> timeseries.Panel:
-    """The panel, with their own colours for the series that have one."""
+    """Gives fixed colours to the series that have one."""
     if "{{state}}" in names:
         names |= {"alive", "dead"}
     for name in sorted(names & COLORS.keys()):
@@ -55,7 +54,7 @@ def colored(panel: timeseries.Panel, names: set[str]) -> timeseries.Panel:
 
 
 def number(title: str, about: str, expr: str, unit: str, steps: list[tuple[float | None, str]]) -> stat.Panel:
-    """One figure, coloured by thresholds."""
+    """A panel with one figure, coloured by thresholds."""
     thresholds = dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE)
     thresholds.steps([models.Threshold(value=at, color=color) for at, color in steps])
     made = stat.Panel().title(title).description(about).datasource(SOURCE).unit(unit).thresholds(thresholds)
@@ -74,7 +73,7 @@ def lines(
     top: float | None = None,
     at_least: float | None = None,
 ) -> timeseries.Panel:
-    """Figures over time; stacked where they add up to something."""
+    """A panel with figures over time; ``stack`` if their sum has a meaning."""
     made = timeseries.Panel().title(title).description(about).datasource(SOURCE).unit(unit).min(0)
     made.height(8).span(12).line_width(1).show_points(kinds.VisibilityMode.NEVER)
     made.draw_style(kinds.GraphDrawStyle.BARS if bars else kinds.GraphDrawStyle.LINE)
@@ -94,7 +93,7 @@ def lines(
 
 
 def unstacked(panel: timeseries.Panel, *names: str) -> timeseries.Panel:
-    """Series that are drawn as lines over a stack."""
+    """Draws these series as lines over the stack."""
     for name in names:
         panel.override_by_name(
             name,
@@ -108,7 +107,7 @@ def unstacked(panel: timeseries.Panel, *names: str) -> timeseries.Panel:
 
 
 def latency(what: str, title: str, about: str) -> heatmap.Panel:
-    """How long something took: a column for each moment, a row for each power of two."""
+    """A heatmap of durations: a column for each interval, a row for each power of two."""
     expr = f"sum by (le) (increase(bufferpool_{what}_seconds_bucket{HERE}[$__rate_interval]))"
     made = heatmap.Panel().title(title).description(about).datasource(SOURCE).height(8).span(12).calculate(False)
     made.with_target(query(expr, "{{le}}", 0).format(PromQueryFormat.HEATMAP))
@@ -120,13 +119,13 @@ def latency(what: str, title: str, about: str) -> heatmap.Panel:
 
 
 def rate(metric: str, by: str = "", more: str = "") -> str:
-    """So much a second, of the selected pools."""
+    """The rate per second of a counter, over the selected pools."""
     group = f"sum by ({by})" if by else "sum"
     return f'{group} (rate(bufferpool_{metric}{{pool=~"$pool"{more}}}[$__rate_interval]))'
 
 
 def in_bytes(metric: str, by: str, more: str = "") -> str:
-    """A number of pages or frames, as bytes."""
+    """A number of pages or frames, converted to bytes."""
     return (
         f'sum by ({by}) (bufferpool_{metric}{{pool=~"$pool"{more}}} * on (job, instance, pool) group_left () '
         f"bufferpool_page_size_bytes{HERE})"
@@ -140,21 +139,21 @@ def hit_ratio(by: str, prefix: str = "") -> str:
 
 def glance() -> list[Any]:
     return [
-        number("Budget in use", "Memory that the pages take, by what they may take. Near 100 % is where a pool that is used wants to "
-               "be; above it, it cannot shrink to a lower budget: pages are pinned, or dirty and not flushed.",
+        number("Budget in use", "The memory of the pages, divided by the budget. A pool in use is near 100 %. "
+               "Above that it cannot shrink to a lower budget: pages are pinned, or dirty and not flushed.",
                f"sum(bufferpool_resident_bytes{HERE}) / sum(bufferpool_budget_bytes{HERE})", RATIO,
                [(None, "green"), (1.02, "orange"), (1.1, "red")]),
-        number("Hit ratio", "References to pages that were in the pool, by all references. What is good depends on the store: compare "
+        number("Hit ratio", "References to pages that were in the pool, divided by all references. Which value is good depends on the store: compare "
                "with yesterday, and with the panels on the working set and on latency.",
                hit_ratio(""), RATIO, [(None, "red"), (0.5, "orange"), (0.9, "green")]),
         number("Misses per second", "Pages that had to be loaded: each is one read of the store.", rate("misses_total"), PER_SECOND,
                [(None, "blue")]),
-        number("Given back", "Bytes given back to the kernel in the time shown, for whatever reason.",
+        number("Given back", "Bytes given back to the kernel in the time shown, for all reasons.",
                f"sum(increase(bufferpool_reclaimed_bytes_total{HERE}[$__range]))", BYTES, [(None, "blue")]),
         number("Clients", "Processes that are attached and alive.", 'sum(bufferpool_clients{pool=~"$pool", state="alive"})', COUNT,
                [(None, "blue")]),
-        number("Clients reaped", "Processes that ended without detaching in the time shown: killed, or out of memory. Nothing is lost by "
-               "it, but somebody should know why.",
+        number("Clients reaped", "Processes that ended without detaching in the time shown: killed, or out of memory. The pool loses nothing by "
+               "it, but find out why they ended.",
                f"round(sum(increase(bufferpool_clients_reaped_total{HERE}[$__range])))", COUNT, [(None, "green"), (0.5, "orange"), (5, "red")]),
     ]  # fmt: skip
 
@@ -165,23 +164,23 @@ def memory() -> list[Any]:
                  "small; if most are old, it is larger than it need be, and trim_idle(…) gives the rest back.",
                  BYTES, *((in_bytes("pages", "age", f', age="{age}"'), age) for age in AGES), (f"sum(bufferpool_budget_bytes{HERE})", "budget"), stack=True)  # fmt: skip
     return [
-        lines("How much memory", "What the pages take, between the bounds of the budget. The kernel's count has the metadata too: if it stays "
+        lines("How much memory", "The memory of the pages, between the bounds of the budget. The kernel's count includes the metadata: if it remains "
               "above the resident bytes by more than the metadata, run bufferpool check.",
               BYTES, (f"sum(bufferpool_resident_bytes{HERE})", "resident"), (f"sum(bufferpool_budget_bytes{HERE})", "budget"),
               (f"sum(bufferpool_kernel_bytes{HERE})", "by the kernel's count"), (f"sum(bufferpool_max_bytes{HERE})", "maximum"),
               (f"sum(bufferpool_min_bytes{HERE})", "minimum")),
-        lines("Of what", "The frames that have memory, by what is in them. Dirty and pinned frames cannot be given back; clean and free ones "
-              "can. Retired frames are old versions that a reader still holds.",
+        lines("Memory by content", "The frames that have memory, by what is in them. Dirty and pinned frames cannot be given back; clean and free ones "
+              "can. Retired frames hold versions that were superseded and that a reader still pins.",
               BYTES, *((in_bytes("frames", "state", f', state="{state}"'), state) for state in STATES), stack=True),
         lines("Given back to the kernel, by reason", "budget: the pool was made smaller; idle: untouched for a given time; pressure: the machine "
-              "was short; drop: a section was dropped; trim: asked for; client_exit: a client died.",
+              "was short of memory; drop: pages were dropped; trim: by a call; client_exit: a client died.",
               BYTES_PER_SECOND, (rate("reclaimed_bytes_total", "reason"), "{{reason}}"), stack=True, bars=True),
         unstacked(ages, "budget"),
     ]  # fmt: skip
 
 
 def advice() -> bargauge.Panel:
-    """The miss-ratio curve, as a bar for each budget."""
+    """The miss-ratio curve: a bar for each budget."""
     made = (
         bargauge.Panel()
         .title("What another budget would give")
@@ -193,8 +192,8 @@ def advice() -> bargauge.Panel:
         .span(12)
     )
     made.description(
-        "The hit ratio that the pool would have with a multiple of its present budget: the miss-ratio curve, from a simulation that "
-        "runs along. Where the bars stop growing, more memory buys nothing; where they hardly fall, memory can go back."
+        "The hit ratio that the pool would have with a multiple of its present budget (the miss-ratio curve), from a simulation in the "
+        "pool. Where the bars stop growing, more memory does not help; where they hardly fall, memory can be given back."
     )
     for i, times in enumerate(BUDGETS):
         expr = f'avg(bufferpool_advised_hit_ratio{{pool=~"$pool", budget="{times}"}})'
@@ -212,34 +211,34 @@ def advice() -> bargauge.Panel:
 
 def hits() -> list[Any]:
     return [
-        lines("Hit ratio by pool", "References to pages that were there, by all references. A fall with a steady load means that the working set "
+        lines("Hit ratio by pool", "References to pages that were in the pool, divided by all references. A fall with a steady load means that the working set "
               "outgrew the budget.", RATIO, (hit_ratio("pool"), "{{pool}}"), top=1),
-        lines("Misses and evictions per second", "recycled: a frame went from one page to another, the price of a full pool; reclaimed: a page went "
-              "so that its memory could go back.",
+        lines("Misses and evictions per second", "recycled: a frame went from one page to another, normal in a full pool; reclaimed: a page was evicted "
+              "so that its memory could be given back.",
               PER_SECOND, (rate("misses_total"), "misses"), (rate("evictions_total", "reason"), "evictions, {{reason}}")),
         lines("Hit ratio by space", "Which file, loader or table the misses come from.", RATIO, (hit_ratio("pool, space", "space_"), "{{pool}}: {{space}}"),
               top=1),
-        lines("Resident pages by space", "How the spaces share the pool: whose pages are kept.",
+        lines("Resident pages by space", "How the spaces share the pool.",
               BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}}: {{space}}"), stack=True),
         advice(),
-        lines("Read from the stores", "Bytes that misses and read-ahead brought in. Much more than the misses account for is read-ahead.",
+        lines("Read from the stores", "Bytes that misses and read-ahead loaded. What exceeds the misses is read-ahead.",
               BYTES_PER_SECOND, (rate("loaded_bytes_total", "pool"), "{{pool}}")),
     ]  # fmt: skip
 
 
 def latencies() -> list[Any]:
     return [
-        latency("load", "Loads: how long", "Time to fill a page from its store. Two bands are normal: the page cache, and the disk."),
-        latency("flush", "Flushes: how long", "Time to write and sync a batch of dirty pages. The sync dominates."),
-        latency("reclaim", "Giving memory back: how long", "One call to the kernel. It grows with the number of processes attached."),
-        latency("wait", "Waits: how long", "Clients waiting for each other. Waits of 20 ms and more mean a client that was stopped or died."),
+        latency("load", "Duration of loads", "Time to fill a page from its store. Two bands are normal: loads from the page cache, and from the disk."),
+        latency("flush", "Duration of flushes", "Time to write and sync a batch of dirty pages. The sync dominates."),
+        latency("reclaim", "Duration of giving memory back", "One call to the kernel. It grows with the number of processes attached."),
+        latency("wait", "Duration of waits", "Clients waiting for each other. Waits of 20 ms and more mean a client that was stopped or died."),
     ]  # fmt: skip
 
 
 def waiting() -> list[Any]:
     return [
-        lines("Who waits, and why", "load: for a page that another client is filling; writer: for another client's write of the page; memory: for "
-              "the memory lock, which misses take; frame: because no frame was free.",
+        lines("Waits by cause", "load: for a page that another client is filling; writer: for another client's write of the page; memory: for "
+              "the memory lock, which misses need; frame: because no frame was free.",
               PER_SECOND, (rate("waits_total", "reason"), "{{reason}}"), stack=True),
         lines("Time spent waiting and loading", "Seconds that clients spend in each second, all of them together: 1 is one client that does "
               "nothing else.",
@@ -249,11 +248,11 @@ def waiting() -> list[Any]:
 
 def write_back() -> list[Any]:
     return [
-        lines("Dirty pages", "Pages whose changes the store lacks. Held back: not to be written before the log is durable (the write-ahead rule); "
-              "if they grow, look at the log.",
+        lines("Dirty pages", "Pages with changes that the store lacks. Held back: pages that must not be written before the log is durable (the write-ahead rule); "
+              "if they grow, check the log.",
               BYTES, (in_bytes("dirty_pages", "pool"), "{{pool}} dirty"), (in_bytes("held_back_pages", "pool"), "{{pool}} held back")),
         lines("Pages flushed per second", "foreground: batches that a client had to write itself because only dirty pages were left. The steward, or "
-              "a larger budget, spares it that.",
+              "a larger budget, avoids this.",
               PER_SECOND, (rate("flushed_pages_total"), "pages"), (rate("foreground_flushes_total"), "foreground batches"),
               (rate("flush_failures_total"), "failures"), (rate("checkpoints_total"), "checkpoints")),
     ]  # fmt: skip
@@ -261,10 +260,10 @@ def write_back() -> list[Any]:
 
 def clients() -> list[Any]:
     return [
-        lines("Attached clients", "dead: died and not yet reaped, which happens by itself wherever one is in the way.",
+        lines("Attached clients", "dead: died and not yet reaped. The steward reaps them, or a client that waits for them.",
               COUNT, (f"sum by (state) (bufferpool_clients{HERE})", "{{state}}"), (f"sum(bufferpool_steward{HERE})", "stewards"),
               (f"sum(bufferpool_max_clients{HERE})", "maximum")),
-        lines("Deaths, and what they left", "Clients reaped, the pins that they had left, and the locks that were taken over and repaired, in the four "
+        lines("Deaths and their consequences", "Clients reaped, the pins that they left, and the locks that were taken over and repaired, in the four "
               "scrapes before each point: one death is a few bars side by side, and one annotation.", COUNT,
               *((f"round(sum(increase(bufferpool_{metric}_total{HERE}[$__rate_interval])))", name) for metric, name in
                 (("clients_reaped", "clients reaped"), ("pins_broken", "pins broken"), ("lock_repairs", "locks repaired"))), bars=True),
@@ -275,7 +274,7 @@ def machine() -> list[Any]:
     return [
         lines("Memory pressure of the machine", "The share of time in which some task, or all of them (full), waited for memory (PSI). The steward "
               "gives memory back when it rises.", RATIO, ("rate(bufferpool_memory_pressure_seconds_total[$__rate_interval])", "{{state}}"), at_least=0.1),
-        lines("Shared memory and the machine", "What is free in the tmpfs that holds the pools, and in the machine. Containers start with 64 MiB of "
+        lines("Shared memory and the machine", "Free memory in the tmpfs that holds the pools, and in the machine. Containers start with 64 MiB of "
               "/dev/shm.", BYTES, ("bufferpool_shm_free_bytes", "free in the tmpfs"), ("bufferpool_shm_size_bytes", "size of the tmpfs"),
               ("bufferpool_machine_available_bytes", "available in the machine")),
     ]  # fmt: skip
@@ -304,7 +303,7 @@ ANNOTATIONS = {
 
 
 def build() -> dict[str, Any]:
-    """The dashboard, as JSON has it."""
+    """The dashboard, as an object for JSON."""
     board = dashboard.Dashboard("Buffer pools").uid("bufferpool").tags(["bufferpool"]).editable().refresh("10s")
     board.description("Pools of bufferpool: memory, hits, latency, waiting, write-back, clients.")
     board.time("now-30m", "now").tooltip(models.DashboardCursorSync.CROSSHAIR)
@@ -330,7 +329,7 @@ def build() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file."""
+    """The text of bufferpool.json."""
     return json.dumps(build(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 

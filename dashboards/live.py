@@ -1,4 +1,4 @@
-"""The workload, its exporter and a Prometheus server, running: for the test of the dashboard, and for its pictures.
+"""Runs the workload, its exporter and a Prometheus server, for the test of the dashboard and for its pictures.
 
 Needs Debian's package prometheus.
 """
@@ -20,13 +20,13 @@ HERE = Path(__file__).parent
 
 
 def free_port() -> int:
-    """A port that nobody has at the moment."""
+    """A TCP port that is free at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 def ask(port: int, path: str, **arguments: str) -> Any:
-    """What Prometheus answers. Raises URLError, and its kind HTTPError for an expression that fails."""
+    """Asks Prometheus; returns its answer. Raises URLError, and its subclass HTTPError for an expression that fails."""
     url = f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(arguments)}"
     with urllib.request.urlopen(url, timeout=30) as answer:
         return json.load(answer)["data"]
@@ -34,7 +34,7 @@ def ask(port: int, path: str, **arguments: str) -> Any:
 
 @contextmanager
 def running(folder: Path, pool: str, period: float) -> Iterator[tuple[int, list[subprocess.Popen[bytes]]]]:
-    """The port of Prometheus, which looks every second, and the three programs; ended at the end.
+    """Starts the programs; yields the port of Prometheus, which scrapes every second, and the processes. Ends them at the end.
 
     Prometheus' files are in ``folder``, with the configuration and the alerts of this directory.
     """

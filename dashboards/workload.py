@@ -1,10 +1,10 @@
-"""Something to look at: a pool with four workers, for the dashboard, its test and its pictures.
+"""A pool with four workers, for the dashboard, its test and its pictures.
 
     python dashboards/workload.py --name demo --seconds 600
 
 A table three times as large as the pool, read with a few pages hot and many cold, and
 written; tiles that a function makes; a temporary table. In every period the budget is
-lowered and raised, cold pages are given back, a section is dropped, a scan comes by, a
+lowered and raised, cold pages are given back, a range of pages is dropped, a scan runs, a
 reader keeps pages pinned, and one worker is killed and replaced. It removes all that it
 made when it ends, also by SIGTERM.
 """
@@ -29,15 +29,15 @@ LEGAL = (bp.errors.PoolExhausted, bp.errors.WaitTimeout, bp.errors.PageDiscarded
 
 
 def paint(number: int, out: np.ndarray) -> None:
-    """A tile: takes a while, like what is worth keeping."""
+    """Computes a tile. It takes a while, as for pages that are worth caching."""
     out[:] = number % 256
     time.sleep(0.0002)
 
 
 def work(name: str, path: str, seed: int, period: float) -> None:
-    """One worker, until it is killed."""
+    """A worker; it runs until it is killed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     random = np.random.default_rng(seed)
     pool = bp.Pool.attach(name)
     table = pool.open_file(path, mode="r+", name="orders")
@@ -45,7 +45,7 @@ def work(name: str, path: str, seed: int, period: float) -> None:
     temporary = pool.open_scratch(f"sort-{seed % WORKERS}", n_pages=64, lifetime="process", discardable=True)
     while True:
         phase = time.monotonic() / period
-        wide = 0.5 + 0.4 * np.sin(phase * 2 * np.pi)  # how much of the table is in use: it breathes
+        wide = 0.5 + 0.4 * np.sin(phase * 2 * np.pi)  # the used share of the table grows and shrinks
         pages = np.minimum((random.pareto(1.0, 64) * PAGES * wide / 20).astype(int), PAGES - 1)
         with suppress(*LEGAL):
             for page in pages.tolist():
@@ -67,7 +67,7 @@ def work(name: str, path: str, seed: int, period: float) -> None:
 
 
 class Show:
-    """The pool, its workers, and what is done to it."""
+    """The pool, its workers, and the actions of a period."""
 
     def __init__(self, name: str, folder: str, period: float) -> None:
         self.path = os.path.join(folder, "orders.db")
@@ -78,7 +78,9 @@ class Show:
             name, CAPACITY, page_size=PAGE, max_capacity=2 * CAPACITY, max_clients=16, permissions=0o644
         )
         try:
-            self.table = self.pool.open_file(self.path, mode="r+", name="orders")  # the steward here writes its pages
+            self.table = self.pool.open_file(
+                self.path, mode="r+", name="orders"
+            )  # opened here, so that this process's steward can write its pages
             self.tiles = self.pool.open_derived("tiles", 2000, paint)
             for _ in range(WORKERS):
                 self.workers.append(self.start())
@@ -96,7 +98,7 @@ class Show:
         return process
 
     def steps(self) -> list[tuple[float, object]]:
-        """What happens when, in parts of a period."""
+        """The actions, each with its time as a share of the period."""
 
         def kill() -> None:
             victim = self.workers.pop(0)
@@ -142,7 +144,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="how long (default: until it is ended)")
     parser.add_argument("--period", type=float, default=60.0, help="seconds of one round of everything (default: 60)")
     options = parser.parse_args()
-    early: list[int] = []  # signals that come while there is nothing whole to close
+    early: list[int] = []  # signals that arrive before the pool is ready to be closed
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: early.append(number))
     with tempfile.TemporaryDirectory(prefix="bufferpool-demo-") as folder:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # free_threaded.sh DIRECTORY [PYTHON]: makes DIRECTORY/venv, a virtual environment of a CPython without the GIL, with
-# numpy and what the tests need. Takes PYTHON (a python3.13t, say); without it, builds one from Debian's source package of
+# numpy and the packages of the tests. It uses PYTHON (a python3.13t, say); without it, it builds one from Debian's source package of
 # python3.13, which takes about five minutes, and keeps it in DIRECTORY.
 set -e
 there=$(mkdir -p "$1" && cd "$1" && pwd)

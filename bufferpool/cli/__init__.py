@@ -1,4 +1,4 @@
-"""The command ``bufferpool``: look at pools, change them, try one out, examine the machine."""
+"""The command ``bufferpool``: shows pools, changes them, replays traces, and examines the machine."""
 
 import argparse
 import contextlib
@@ -16,24 +16,24 @@ from bufferpool.errors import BufferPoolError
 from bufferpool.replay.replay import ReplayStopped
 
 _ABOUT = """\
-A pool is one file in /dev/shm that any number of processes share. It stays
-when they end, so that the next one finds its pages warm: these commands show
-what is there, say whether it is sound, and remove it.
+A pool is one file in /dev/shm that any number of processes share. It outlives
+them, so that the next process finds its pages warm. These commands show the
+pools, check them, change them, and remove them.
 """
 _EXAMPLES = """\
 examples:
-  bufferpool replay --demo            see a pool at work, on a real trace
-  bufferpool doctor                   does this machine have what a pool needs?
-  bufferpool ls                       every pool: its memory, its clients, its state
-  bufferpool top                      the same, live, and one of them in full
+  bufferpool replay --demo            run a pool on a recorded trace
+  bufferpool doctor                   whether this machine has what a pool needs
+  bufferpool ls                       list the pools: memory, clients, state
+  bufferpool top                      the same, live, and one pool in detail
   bufferpool stat orders              one pool: hits, misses, memory, clients, spaces
   bufferpool advise orders            the hit ratio that another budget would give
-  bufferpool pins orders orders.db 42 who keeps page 42 of orders.db in the pool
-  bufferpool check orders             every invariant of a pool, while others use it
+  bufferpool pins orders orders.db 42 which clients pin page 42 of orders.db
+  bufferpool check orders             check the invariants of a pool in use
   bufferpool export                   metrics of every pool, for Prometheus
-  bufferpool rm orders                give all its memory back
+  bufferpool rm orders                remove a pool and free its memory
 
-exit codes: 0 all is well; 1 something failed, or was found wrong; 2 wrong usage;
+exit codes: 0 success; 1 a failure, or a fault was found; 2 wrong usage;
 128 + n ended by signal n (130: Ctrl-C)
 """
 
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _use_streams() -> None:
-    """Makes the standard streams accept all text: closed streams, and names that are no UTF-8."""
+    """Makes the standard streams accept all text: replaces closed streams, and escapes names that are not UTF-8."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -61,7 +61,10 @@ def _use_streams() -> None:
 
 @contextlib.contextmanager
 def _ending_with_sigterm() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, so that it detaches; also as process 1 of a container, without a default."""
+    """Turns SIGTERM into SystemExit, so that a command detaches from its pool.
+
+    It is needed for process 1 of a container too, for which SIGTERM has no default action.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -79,7 +82,7 @@ def _ending_with_sigterm() -> Iterator[None]:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0, 1 for a failure, 128 + n after signal n.
 
-    Wrong usage ends in SystemExit(2), as argparse has it, SIGTERM in SystemExit(143).
+    Wrong usage ends in SystemExit(2), as in argparse, SIGTERM in SystemExit(143).
     """
     _use_streams()
     args = make_parser().parse_args(argv)

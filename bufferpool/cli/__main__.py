@@ -1,4 +1,4 @@
-"""``python -m bufferpool.cli``: the command."""
+"""``python -m bufferpool.cli`` runs the command ``bufferpool``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What another budget would do for a pool."""
+"""``bufferpool advise``: the hit ratio that a pool would have with another budget."""
 
 import argparse
 import time
@@ -9,12 +9,12 @@ from bufferpool.figures.advice import FORMATS, Advice, plot
 from bufferpool.units import format_size
 
 
-def _look(args: argparse.Namespace) -> Advice:
-    """The advice. An observer takes no lock: where clients are at work on the simulations, it looks again."""
+def _read(args: argparse.Namespace) -> Advice:
+    """Reads the advice. An observer takes no lock, so while clients update the simulations it tries again."""
     with observe(args) as pool:
         for _ in range(20):
             advice = pool.advise()
-            if advice.resets:  # else nobody has begun, or it was never at rest
+            if advice.resets:  # 0: no client has begun, or clients updated the simulations during the read
                 break
             time.sleep(0.01)
     return advice
@@ -32,7 +32,7 @@ def _rows(advice: Advice) -> list[tuple[str, ...]]:
 def _advise(args: argparse.Namespace) -> int:
     if args.plot and not args.plot.lower().endswith(FORMATS):
         args.parser.error(f"--plot draws {', '.join(FORMATS)}, not {args.plot!r}")
-    advice = _look(args)
+    advice = _read(args)
     if args.plot:
         plot(advice, args.plot, f"pool {args.name}: hit ratio by budget")
     if args.json:
@@ -49,8 +49,8 @@ def _advise(args: argparse.Namespace) -> int:
 def register(commands: Commands) -> None:
     """Adds this command."""
     sub = commands.add(
-        "advise", _advise, "tell what the hit ratio would be with less or more memory",
-        "From simulations that the pool runs of itself all the time, over its recent references.\n\n"
+        "advise", _advise, "show what the hit ratio would be with less or more memory",
+        "The figures come from simulations that the pool runs all the time, over a sample of its recent references.\n\n"
         "examples:\n  bufferpool advise orders\n  bufferpool advise orders --plot orders.png",
     )  # fmt: skip
     sub.add_argument("--plot", metavar="FILE", help="also draw the curve: .png, .svg or .pdf (needs matplotlib)")

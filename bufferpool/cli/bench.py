@@ -1,7 +1,7 @@
-"""``bufferpool bench``: how fast a pool is on this machine, in ten seconds, beside yardsticks.
+"""``bufferpool bench``: measures a pool on this machine beside yardsticks, in ten seconds.
 
 Each figure is the median of many short rounds that take turns with the yardstick's, so that
-a busy machine hits both alike. The project's own table (``make bench``) is longer and slower.
+a busy machine slows both by the same factor. The project's own table (``make bench``) is longer and slower.
 """
 
 import argparse
@@ -23,7 +23,7 @@ Work = Callable[[], object]
 
 
 def _in_turns(ours: Work, base: Work, rounds: int) -> tuple[float, float]:
-    """Median seconds of both, taken in turns; the first round of each only warms up."""
+    """The median seconds of ``ours`` and ``base``, run in turns; the first round of each is a warm-up."""
     taken: tuple[list[float], list[float]] = ([], [])
     for i in range(rounds + 1):
         for work, times in zip((base, ours), taken, strict=True):
@@ -67,7 +67,7 @@ def _hits(
 
 
 def measure(directory: str | None) -> list[dict[str, object]]:
-    """The rows: what, yardstick, nanoseconds of both, their ratio."""
+    """Measures all rows: what, yardstick, nanoseconds a page of both, and their ratio."""
     rows = []
     name = f"bufferpool-bench-{os.getpid()}-{secrets.token_hex(4)}"
     with (

@@ -1,4 +1,4 @@
-"""What each colour means, in ``map`` and in ``top``."""
+"""The colours of ``map`` and ``top``."""
 
 from bufferpool.figures.names import AGE_BANDS
 

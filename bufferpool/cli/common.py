@@ -21,7 +21,7 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: NaN is null."""
+    """A value for JSON, which has no NaN: null stands for it."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -34,12 +34,12 @@ def print_json(value: Any) -> None:
 
 
 def tell(text: object, *, to: TextIO | None = None, end: str = "\n") -> None:
-    """A line, without what a terminal would obey in a name."""
+    """Prints a line, with control characters escaped."""
     print(printable(text), file=to, end=end, flush=True)
 
 
 def print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
-    """Columns, aligned; those in ``right`` to the right."""
+    """Prints aligned columns; ``right``: the indexes of those that are aligned to the right."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     numbers = set(right)
@@ -52,7 +52,7 @@ def print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> Non
 
 
 def complain(error: Exception) -> None:
-    """An error as one line, or as many as it has."""
+    """Prints an error to standard error."""
     first, *more = str(error).split("\n")
     tell(f"bufferpool: {first}", to=sys.stderr)
     for line in more:
@@ -60,12 +60,12 @@ def complain(error: Exception) -> None:
 
 
 def observe(args: argparse.Namespace) -> Observer:
-    """The pool that a command names, to look at: takes no client slot, changes nothing."""
+    """Opens the pool that a command names as an observer: it takes no client slot and changes nothing."""
     return Observer(args.name, directory=args.directory)
 
 
 def attach(args: argparse.Namespace) -> Pool:
-    """The pool that a command names, to do something with it."""
+    """Attaches to the pool that a command names."""
     return Pool.attach(args.name, directory=args.directory)
 
 
@@ -90,7 +90,7 @@ def size(text: str) -> int:
 
 
 def count(text: str) -> int:
-    """An argument that is a number of things: 0 or more."""
+    """An argument that is a count: 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a number, 0 or more, not {text!r}")
     return int(text)
@@ -116,7 +116,7 @@ def interval(text: str) -> float:
 
 
 class Commands:
-    """The parser, while commands are added to it."""
+    """The parser of the command line, and how a command is added to it."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self.parser = parser
@@ -125,7 +125,9 @@ class Commands:
     def add(
         self, name: str, run: Run, about: str, epilog: str, *, pool: bool = True, js: bool = True
     ) -> argparse.ArgumentParser:
-        """A command: ``about`` in a few words, ``epilog`` with an example; of one ``pool``; with ``--json``."""
+        """Adds a command. ``about``: one line of help; ``epilog``: details and an example; ``pool``: it takes the
+        name of a pool; ``js``: it has ``--json``.
+        """
         text = about[0].upper() + about[1:] + "."
         sub = self._commands.add_parser(name, help=about, description=text, epilog=epilog, formatter_class=PLAIN)
         sub.set_defaults(run=run, parser=sub)

@@ -1,4 +1,4 @@
-"""Does this machine have what a pool needs? Every finding says what to do about it."""
+"""``bufferpool doctor``: checks whether this machine has what a pool needs. Every finding names a remedy."""
 
 import contextlib
 import ctypes
@@ -34,7 +34,7 @@ _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence
 
 
 class Level(StrEnum):
-    """How bad it is."""
+    """The severity of a finding."""
 
     OK = "OK"
     WARN = "WARN"
@@ -43,7 +43,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor."""
+    """One result of the doctor."""
 
     level: Level
     what: str
@@ -52,10 +52,10 @@ class Finding:
 
 
 def in_use(path: str) -> bool:
-    """Whether a living process is attached to a segment, damaged or sound.
+    """Whether a living process is attached to a segment, sound or damaged.
 
     Every client holds a lock on a byte of the file; the kernel drops it when
-    the client dies. Asking changes nothing. Raises OSError.
+    the client dies. This changes nothing. Raises OSError.
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -85,7 +85,9 @@ def _kernel(directory: str) -> Iterator[Finding]:
 
 
 def _huge_pages(directory: str, release: str) -> Finding:
-    """Huge folios in a tmpfs: wrong data after MADV_REMOVE on some kernels, late reclaim on the others."""
+    """Whether the tmpfs has huge pages: some kernels return wrong data after MADV_REMOVE of a part of one, others
+    give its memory back late.
+    """
     word = shmem_enabled()
     mounted = mount_of(directory).option("huge", "never")
     text = f"shmem_enabled is {word}, {directory} is mounted huge={mounted}"
@@ -103,7 +105,7 @@ def _huge_pages(directory: str, release: str) -> Finding:
     return Finding(Level.WARN, "huge pages", f"{text}: memory goes back to the kernel less exactly", remedy)
 
 
-def _room(directory: str) -> Iterator[Finding]:
+def _space_in(directory: str) -> Iterator[Finding]:
     mount = mount_of(directory)
     if mount.kind != "tmpfs":
         yield Finding(
@@ -153,7 +155,7 @@ def _memory(directory: str) -> Iterator[Finding]:
             Level.WARN,
             "cgroup",
             f"memory limit {format_size(limit)}, below the {format_size(size)} of {directory}: "
-            "pages of a pool count, and a pool that comes near gets its processes killed",
+            "pages of a pool count, and the kernel kills processes when the limit is reached",
             "keep the budget of all pools well below the limit, or raise it (memory.max; version 1: memory.limit_in_bytes)",
         )
     else:
@@ -174,7 +176,7 @@ def _memory(directory: str) -> Iterator[Finding]:
 
 
 def _auto_size(directory: str) -> Iterator[Finding]:
-    """What ``capacity="auto"`` would choose now, and why."""
+    """What ``capacity="auto"`` would choose now, with the reasons."""
     try:
         sizing = auto(read_memory(directory), LEAST_BYTES, _EXTENT)
     except SegmentError as error:
@@ -203,10 +205,8 @@ def _punch(fd: int, at: int) -> None:
 
 
 def _probe_reclaim(fd: int, name: str, give_back: Callable[[int, int], None]) -> Finding:
-    """Fills a file, gives the second extent of it back, and looks at what the kernel did."""
-    remedy = (
-        "use a Linux kernel with tmpfs (CONFIG_SHMEM); sandboxes such as gVisor do without: pools cannot shrink there"
-    )
+    """Fills a file, gives its second extent back, and checks what the kernel did."""
+    remedy = "use a Linux kernel with tmpfs (CONFIG_SHMEM); sandboxes such as gVisor lack it: pools cannot shrink there"
     os.posix_fallocate(fd, 0, _PROBE)
     os.pwrite(fd, b"\xa5" * _PROBE, 0)
     before = _blocks(fd)
@@ -224,9 +224,9 @@ def _probe_reclaim(fd: int, name: str, give_back: Callable[[int, int], None]) ->
 
 
 def _probe_locks(fd: int) -> Finding:
-    """Two descriptors that want the same byte, as two clients would."""
+    """Locks the same byte through two descriptors, as two clients would."""
     wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 7, 1, 0)
-    remedy = "use Linux 3.15 or newer; without these locks nobody can tell a dead client from a living one"
+    remedy = "use Linux 3.15 or newer; without these locks a pool cannot tell a dead client from a living one"
     other = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
         try:
@@ -248,7 +248,7 @@ def _probe_locks(fd: int) -> Finding:
 
 
 def _probes(directory: str) -> Iterator[Finding]:
-    """Each on a file without a name: nothing can stay behind."""
+    """The probes. Each uses a file without a name, so it leaves nothing behind."""
     if mount_of(directory).kind != "tmpfs":
         return
     for probe in (
@@ -264,7 +264,7 @@ def _probes(directory: str) -> Iterator[Finding]:
 
 
 def _leftovers(directory: str) -> Iterator[Finding]:
-    """The segments that are there, and whether anybody still uses them."""
+    """The segments in the directory, and whether processes still use them."""
     found = list(segment_file.find(directory))
     if not found:
         yield Finding(Level.OK, "pools", "none")
@@ -287,14 +287,14 @@ def _leftovers(directory: str) -> Iterator[Finding]:
         if used:
             yield Finding(Level.OK, f"pool {name}", f"{size}, in use{pages}")
         else:
-            remedy = f"nothing, if the next process is to find it warm; else: {remove}"
+            remedy = f"nothing, if a later process will use it; else: {remove}"
             if unsaved:
                 remedy = f"bufferpool flush {name}{where} writes the dirty pages to their files; then {remedy}"
             yield Finding(Level.WARN, f"pool {name}", f"{size}, nobody attached{pages}", remedy)
 
 
 def _count_unsaved(name: str, directory: str) -> int:
-    """Dirty pages of the files and stores of a pool; 0 of a pool that cannot be read, or has gone meanwhile."""
+    """The unsaved pages of a pool; 0 if the pool cannot be read, or has been removed meanwhile."""
     try:
         return sum(unsaved_pages(name, directory).values())
     except SegmentError:
@@ -302,11 +302,11 @@ def _count_unsaved(name: str, directory: str) -> int:
 
 
 def _nameless(directory: str) -> Iterator[Finding]:
-    """Segments without a name that processes are attached to, of the processes that we may look at."""
+    """Segments whose name was removed while processes are attached, as far as we may read /proc of these processes."""
     at, size = _core.fields()["Header.unlinked"]
     users: dict[tuple[int, int], tuple[str, bool, set[int]]] = {}
     for link in glob.iglob("/proc/[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # not ours to look at, or gone by now
+        with contextlib.suppress(OSError):  # no permission, or the process has ended
             path, about = os.readlink(link), os.stat(link)
             if about.st_nlink or not stat.S_ISREG(about.st_mode) or os.path.dirname(path) != directory:
                 continue
@@ -323,7 +323,7 @@ def _nameless(directory: str) -> Iterator[Finding]:
 
 
 def examine(directory: str | None = None) -> Iterator[Finding]:
-    """Every finding, one by one. Changes nothing."""
+    """Yields every finding. It changes nothing."""
     where = os.path.abspath(segment_file.SHM if directory is None else directory)
     if not os.path.isdir(where):
         yield Finding(
@@ -333,7 +333,7 @@ def examine(directory: str | None = None) -> Iterator[Finding]:
             "mount -t tmpfs tmpfs /dev/shm, or name the mount point of a tmpfs (--directory)",
         )
         return
-    for part in (_kernel, _room, _limits, _memory, _auto_size, _probes, _leftovers, _nameless):
+    for part in (_kernel, _space_in, _limits, _memory, _auto_size, _probes, _leftovers, _nameless):
         try:
             yield from part(where)
         except OSError as error:

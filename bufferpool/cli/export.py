@@ -7,7 +7,7 @@ from bufferpool.cli.common import Commands, pool_name, tell
 from bufferpool.client import segment_file
 
 _ABOUT = """\
-Attaches to no pool and takes no client slot; pools that come and go are picked up.
+Attaches to no pool and takes no client slot; each scrape reads the pools that exist then.
 docs/metrics.md lists the metrics, dashboards/ has a Grafana dashboard and alerts.
 
 examples:
@@ -17,13 +17,17 @@ examples:
 
 
 def _export(args: argparse.Namespace) -> int:
-    """Serves until it is interrupted. Raises OSError."""
-    from bufferpool.prometheus import server as exporter  # here, because the other commands need no prometheus_client
+    """Serves until interrupted. Raises OSError."""
+    from bufferpool.prometheus import (
+        server as exporter,
+    )  # imported here, because only this command needs prometheus_client
 
     if args.once:
         print(exporter.text_of(*args.name, directory=args.directory), end="")
         return 0
-    os.statvfs(args.directory or segment_file.SHM)  # a directory that is not there would fail every scrape
+    os.statvfs(
+        args.directory or segment_file.SHM
+    )  # raises if the directory is missing, in which case every scrape would fail
     if args.port is None:
         args.port = exporter.PORT
     try:

@@ -1,4 +1,4 @@
-"""``bufferpool map``: the segment as a picture, one cell a frame, extents apart."""
+"""``bufferpool map``: draws the segment with one cell for each frame, grouped by extent."""
 
 import argparse
 import math
@@ -18,7 +18,7 @@ from bufferpool.figures.names import AGE_LIMITS_S, FrameState
 from bufferpool.observer import Observer
 from bufferpool.units import format_size
 
-# Name, letter where there are no colours, colour.
+# Name, letter (used without colours), colour.
 STATES = (
     ("hole", "·", colours.HOLE),
     ("free", "-", colours.FREE),
@@ -37,7 +37,7 @@ Kinds = tuple[tuple[str, str, str], ...]
 
 
 def cells_of(pool: Observer, by: str) -> tuple[npt.NDArray[np.uint8], Kinds]:
-    """What each frame shows, shape (max_frames,), and what the numbers mean."""
+    """The kind of each frame, shape (max_frames,), uint8, and the list of kinds that it indexes."""
     frames = pool.frames()
     if by == "age":
         out = np.full(pool.max_frames, len(AGES) - 1, np.uint8)
@@ -54,7 +54,7 @@ def cells_of(pool: Observer, by: str) -> tuple[npt.NDArray[np.uint8], Kinds]:
 
 
 def lines(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, width: int, colour: bool) -> Iterator[str]:
-    """The map as text: extents of ``per`` cells side by side, as many as ``width`` columns hold."""
+    """The lines of the map: as many extents (``per`` cells each) side by side as ``width`` columns hold."""
     extents = cells.reshape(-1, per)
     label = len(str(len(extents) - 1)) + 2
     across = max(1, (width - label + 1) // (per + 1))
@@ -94,7 +94,10 @@ def _legend(cells: npt.NDArray[np.uint8], kinds: Kinds, page_size: int, colour: 
 
 
 def draw(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, title: str, page_size: int, path: str) -> None:
-    """The map as a picture, PNG or SVG by the name of the file: extents as outlined blocks."""
+    """Draws the map into ``path`` (.png or .svg), with an outlined block for each extent.
+
+    Raises BufferPoolError without matplotlib.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -170,11 +173,11 @@ def register(commands: Commands) -> None:
     """Adds the command."""
     sub = commands.add(
         "map", _map, "show the segment as a picture, one cell a frame",
-        "Each block is an extent, the unit of giving memory back; the number is the first extent's of the line.\n\n"
+        "Each block is an extent, the unit in which memory is given back; each line begins with its first extent's number.\n\n"
         "examples:\n  bufferpool map orders\n  bufferpool map orders --by age\n  bufferpool map orders --output orders.png",
     )  # fmt: skip
     sub.add_argument(
-        "--by", choices=["state", "age"], default="state", help="what the colours say (default: %(default)s)"
+        "--by", choices=["state", "age"], default="state", help="what the colours show (default: %(default)s)"
     )
     sub.add_argument("--output", metavar="FILE", help="write a picture there (.png or .svg) instead")
     sub.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="default: on a terminal")

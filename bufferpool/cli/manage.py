@@ -1,4 +1,4 @@
-"""Commands that change something: budget, memory, dirty pages, dead clients, whole pools."""
+"""The commands that change a pool: its budget, memory, dirty pages, dead clients; and the removal of pools."""
 
 import argparse
 import logging
@@ -45,25 +45,25 @@ def _rm(args: argparse.Namespace) -> int:
 
 
 def _remove(path: str, force: bool, discard: bool) -> tuple[dict[str, object], str]:
-    """Removes one pool, also a damaged one; returns what became free, as figures and as a sentence."""
+    """Removes one pool, sound or damaged; returns what became free, as figures and as a sentence."""
     name = os.path.basename(path)
     found = next((f for f in segment_file.find(os.path.dirname(path)) if f.path == path), None)
     if found is None:
         if os.path.lexists(path):
-            raise SegmentRefused(f"{path} is no pool, or not yours to read; if it is to go, use rm {path}")
+            raise SegmentRefused(f"{path} is no pool, or you may not read it; to delete the file anyway, use rm {path}")
         raise SegmentNotFound(f"there is no pool {path}; bufferpool ls shows what is there")
     used = doctor.in_use(path)
     if used and not force:
         raise SegmentRefused(
             f"{name!r} is in use by living processes (bufferpool stat {name} names them): end them first, or use --force"
         )
-    if not discard and not found.trouble:  # of one that nobody can attach to, nothing can be saved
+    if not discard and not found.trouble:  # a damaged pool cannot be attached to, so its pages cannot be saved
         refuse_loss(name, os.path.dirname(path))
     segment_file.unlink(path)
     size = format_size(found.kernel_bytes)
     row: dict[str, object] = {"name": name, "kernel_bytes": found.kernel_bytes, "in_use": used}
     if used:
-        return row, f"{name}: removed; its {size} come free when the last process that is attached ends"
+        return row, f"{name}: removed; its {size} come free when the last attached process ends"
     return row, f"{name}: removed, {size} ({found.kernel_bytes:,} B) freed"
 
 
@@ -149,7 +149,7 @@ def _discard(args: argparse.Namespace) -> int:
         print_json({"name": args.name, "space": args.space, "discarded_pages": lost})
     else:
         tell(
-            f"{args.name}: {lost:,} dirty pages of {args.space} were given up; its next opener reads the file as it is"
+            f"{args.name}: {lost:,} dirty pages of {args.space} were discarded; the next process that opens the file reads it as it is"
         )
     return 0
 
@@ -180,7 +180,7 @@ def _remove_space(args: argparse.Namespace) -> int:
 
 
 def _gc(args: argparse.Namespace) -> int:
-    """Dead clients go without a question: nothing of theirs is of use. Pools are asked about, one by one."""
+    """Reaps dead clients without asking: that loses nothing. Asks before it removes a pool."""
     failed, rows = 0, []
 
     def say(text: str) -> None:
@@ -196,7 +196,7 @@ def _gc(args: argparse.Namespace) -> int:
                 with Pool.attach(name, directory=args.directory) as pool:
                     reaped = pool.reap()
                 if reaped:
-                    say(f"{name}: dead clients cleared away: {reaped}")
+                    say(f"{name}: dead clients reaped: {reaped}")
             used, removed = doctor.in_use(found.path), False
             unsaved = 0 if used or found.trouble else sum(unsaved_pages(name, args.directory).values())
             what = f"{found.condition} ({found.trouble})" if found.trouble else "nobody is attached"
@@ -229,7 +229,7 @@ def _has_dead(name: str, directory: str | None) -> bool:
 
 
 def _asked(question: str) -> bool:
-    """A question; anything but yes, and the end of the input, is no."""
+    """Asks a question. Only "y" and "yes" are a yes; the end of the input is a no."""
     tell(f"{question} [y/N] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -265,30 +265,30 @@ def register(commands: Commands) -> None:
         help="how long to wait for pages in use (default: %(default)s)",
     )
     trim = commands.add(
-        "trim", _trim, "give memory back now; the budget stays",
+        "trim", _trim, "give memory back now, with an unchanged budget",
         "Without options: the free frames.\n\n"
         "examples:\n  bufferpool trim orders --bytes 64MiB\n  bufferpool trim orders --idle 30",
     )  # fmt: skip
     which = trim.add_mutually_exclusive_group()
-    which.add_argument("--bytes", type=size, metavar="SIZE", help="so much, coldest pages first")
-    which.add_argument("--idle", type=seconds, metavar="S", help="every clean page untouched for so many seconds")
+    which.add_argument("--bytes", type=size, metavar="SIZE", help="this many bytes, the coldest pages first")
+    which.add_argument("--idle", type=seconds, metavar="S", help="every clean page not used for this many seconds")
     flush = commands.add(
         "flush", _flush, "write dirty pages to their files, and sync them",
-        "Pages above the pool's durable LSN stay dirty, and those whose store only another process has.\n\n"
+        "Pages above the pool's durable LSN stay dirty, and so do pages whose store only another process has.\n\n"
         "example:\n  bufferpool flush orders",
     )  # fmt: skip
     flush.add_argument("space", metavar="SPACE", nargs="?", help="only this space")
-    flush.add_argument("--overwrite", action="store_true", help="even if somebody else has changed the file of SPACE")
+    flush.add_argument("--overwrite", action="store_true", help="even if another program has changed the file of SPACE")
     dirty = commands.add(
         "dirty", _dirty, "list the dirty pages of a space, or save copies of them",
-        "For pages that cannot be written, because somebody else has changed their file: look at them here, then\n"
-        "write them over the change (flush --overwrite), or give them up (discard). The file is not looked at.\n\n"
+        "For pages that cannot be written, because another program has changed their file: look at them here, then\n"
+        "write them over the change (flush --overwrite), or discard them (discard). The file is not read.\n\n"
         "examples:\n  bufferpool dirty orders orders.db\n  bufferpool dirty orders orders.db --save rescued",
     )  # fmt: skip
     dirty.add_argument("space", metavar="SPACE", help="a space of the pool")
     dirty.add_argument("--save", metavar="DIR", help="write each page to a file page-NUMBER in this folder")
     discard = commands.add(
-        "discard", _discard, "give up the dirty pages of a space, and take it out of the pool",
+        "discard", _discard, "discard the dirty pages of a space, and remove it from the pool",
         "Its file keeps its contents. The next process that opens the file reads it again.\n\n"
         "example:\n  bufferpool discard orders orders.db",
     )  # fmt: skip
@@ -311,18 +311,18 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     remove.add_argument("space", metavar="SPACE", help="a space of the pool")
     gc = commands.add(
-        "gc", _gc, "clear away dead clients, and, after asking, pools that nobody uses",
-        "A pool that nobody uses may be waiting for its next process, warm: hence the question.\n"
-        "With --json nothing is asked: without --yes no pool is removed. --yes keeps pools with dirty pages of files.\n\n"
+        "gc", _gc, "reap dead clients, and, after asking, remove pools that no process uses",
+        "It asks, because a pool that no process uses now may be kept warm for the next one.\n"
+        "With --json it does not ask, and removes no pool without --yes. --yes keeps pools with dirty pages of files.\n\n"
         "examples:\n  bufferpool gc\n  bufferpool gc --yes",
         pool=False,
     )  # fmt: skip
     gc.add_argument("--yes", action="store_true", help="remove them without asking")
     steward = commands.add(
         "steward", _steward, "do the background work of a pool, in this process",
-        "Reaps the dead, writes dirty pages, moves the budget with the memory pressure. Several may run: one has the\n"
-        "office, another takes over when it ends. Ends with Ctrl-C or SIGTERM, and when the pool was removed and nobody\n"
-        "else is attached.\n\nexample:\n  bufferpool steward orders --idle 600",
+        "Reaps dead clients, writes dirty pages, and adapts the budget to the memory pressure. Several may run: one is\n"
+        "active, and another takes over when it ends. It ends with Ctrl-C or SIGTERM, and when the pool was removed and\n"
+        "no other process is attached.\n\nexample:\n  bufferpool steward orders --idle 600",
         js=False,
     )  # fmt: skip
     steward.add_argument(
@@ -332,13 +332,13 @@ def register(commands: Commands) -> None:
         metavar="S",
         help="no page stays dirty for longer (default: %(default)s)",
     )
-    steward.add_argument("--idle", type=interval, metavar="S", help="pages untouched for so long go back")
+    steward.add_argument("--idle", type=interval, metavar="S", help="give back pages not used for this long")
     steward.add_argument("--no-pressure", action="store_true", help="leave the budget alone")
     steward.add_argument("--working-set", metavar="FILE", help="save the working set there, every five minutes")
     rm = commands.add(
         "rm", _rm, "remove pools and free their memory",
-        "A pool with dirty pages of files or stores is kept, unless they are given up (--discard), and so is one with\n"
-        "living clients, unless forced: then they go on with what they have, and new ones do not find it.\n\n"
+        "A pool with dirty pages of files or stores is kept, unless --discard is given, and so is a pool with living\n"
+        "clients, unless --force is given: they can still use it then, but no new process finds it.\n\n"
         "examples:\n  bufferpool rm orders\n  bufferpool rm --force orders tiles",
         pool=False,
     )  # fmt: skip

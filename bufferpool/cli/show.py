@@ -1,4 +1,4 @@
-"""Commands that look: at pools, their frames, extents, spaces, clients, pins and events."""
+"""The commands that show a pool: its frames, extents, spaces, clients, pins and events."""
 
 import argparse
 import math
@@ -24,7 +24,7 @@ from bufferpool.units import format_size
 
 
 def _row(found: segment_file.Found, directory: str | None) -> dict[str, Any] | None:
-    """One pool for ``ls``; what cannot be read of it is None. None: it went between the two looks."""
+    """A row of ``ls``; a figure that cannot be read is None. Returns None if the pool has been removed meanwhile."""
     row: dict[str, Any] = {
         "name": os.path.basename(found.path),
         "page_size": None,
@@ -139,7 +139,7 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
             ("reclaimed", format_size(stats.reclaimed_total_bytes) + (f" ({reasons})" if reasons else "")),
             ("evictions", f"{stats.evictions_recycled:,} recycled, {stats.evictions_reclaimed:,} reclaimed"),
             ("writes", f"{stats.publishes:,} published, {stats.appends:,} appended, {stats.flushed_pages:,} flushed"),
-            ("flushes", f"{stats.flushes:,}, of them {stats.foreground_flushes:,} by a client that needed room"),
+            ("flushes", f"{stats.flushes:,}, of them {stats.foreground_flushes:,} by a client that needed a frame"),
             ("clients reaped", f"{stats.reaped:,}"),
         ]
     )
@@ -184,7 +184,7 @@ def _spaces(args: argparse.Namespace) -> int:
 
 
 def _owner(number: int, clients: dict[int, ClientInfo]) -> str:
-    """Whose a space is: the pool's, or one client's."""
+    """Which client a private space belongs to, as text; "" for a space of the pool."""
     if not number:
         return "pool"
     client = clients.get(number)
@@ -270,10 +270,12 @@ def _extents(args: argparse.Namespace) -> int:
 
 
 def _pins(args: argparse.Namespace) -> int:
-    """Who pins what. A page was referenced when it was pinned: so its last use is when the newest pin was taken."""
+    """Lists the pins. Pinning a page counts as a use of it, so the newest pin is as old as the page's last use."""
     with observe(args) as pool:
         records = pool.seg.spaces()
-        asked = [r for r in records if r["name"] == args.space]  # private ones of several clients may have one name
+        asked = [
+            r for r in records if r["name"] == args.space
+        ]  # several clients may have private spaces of the same name
         if args.space is not None and not asked:
             raise BufferPoolError(
                 f"{args.name} has no space {args.space!r}; it has {sorted(r['name'] for r in records)}"
@@ -311,7 +313,7 @@ def _pins(args: argparse.Namespace) -> int:
     if args.json:
         print_json(rows)
     elif not rows:
-        tell("nobody pins it" if args.page is not None else "nothing is pinned")
+        tell("no client pins it" if args.page is not None else "nothing is pinned")
     else:
         head = ("SPACE", "PAGE", "VERSION", "PINS", "CLIENT", "PID", "PROGRAM", "FOR AT LEAST")
         cells = [
@@ -346,7 +348,7 @@ def _top(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise BufferPoolError("top needs the library textual: pip install textual") from error
     if args.name is not None:
-        with observe(args):  # errors on the terminal as it was
+        with observe(args):  # so that errors appear before the screen is switched
             pass
     else:
         list(segment_file.find(args.directory))
@@ -366,13 +368,13 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     top.add_argument("name", metavar="NAME", nargs="?", type=pool_name, help="the pool (default: all of them)")
     top.add_argument(
-        "--interval", type=interval, default=1.0, metavar="S", help="between two looks (default: %(default)s)"
+        "--interval", type=interval, default=1.0, metavar="S", help="seconds between two updates (default: %(default)s)"
     )
     commands.add(
         "ls", _ls, "list the pools",
         "RESIDENT is what the pool counts for its pages. UNSAVED counts dirty pages of files and stores: they are in\n"
-        "memory only until a flush. KERNEL is st_blocks of the whole file, metadata included: what it takes. (ls -l shows\n"
-        "what the file could grow to: the file is sparse.) A pool that cannot be read is listed with the reason.\n\nexample:\n"
+        "memory only until a flush. KERNEL is st_blocks of the whole file, metadata included. (ls -l shows\n"
+        "the size that the file could grow to: the file is sparse.) A pool that cannot be read is listed with the reason.\n\nexample:\n"
         "  bufferpool ls --json | jq '.[] | select(.clients == 0) | .name'",
         pool=False,
     )  # fmt: skip
@@ -383,36 +385,39 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     commands.add("spaces", _spaces, "show the spaces of a pool", "example:\n  bufferpool spaces orders")
     commands.add(
-        "clients", _clients, "show who is attached, and what each pins", "example:\n  bufferpool clients orders"
+        "clients",
+        _clients,
+        "show the attached clients, and how much each pins",
+        "example:\n  bufferpool clients orders",
     )
     pins = commands.add(
-        "pins", _pins, "show who pins which pages, and for how long",
-        "A page that is pinned does not go, and a superseded version of one stays for its reader. FOR AT LEAST: the page\n"
-        "has not been pinned anew since.\n\nexamples:\n  bufferpool pins orders\n  bufferpool pins orders orders.db 42",
+        "pins", _pins, "show which clients pin which pages, and for how long",
+        "A pinned page is not evicted, and a superseded version is kept while a client pins it. FOR AT LEAST: the time since\n"
+        "the page was last pinned.\n\nexamples:\n  bufferpool pins orders\n  bufferpool pins orders orders.db 42",
     )  # fmt: skip
     pins.add_argument("space", metavar="SPACE", nargs="?", help="only pages of this space")
     pins.add_argument("page", metavar="PAGE", nargs="?", type=int, help="only this page")
     frames = commands.add(
         "frames", _frames, "show what is in each frame",
-        "Free frames and holes are left out unless asked for. IDLE: since the page's last use.\n\n"
+        "Free frames and holes are left out unless asked for. IDLE: the time since the page's last use.\n\n"
         "examples:\n  bufferpool frames orders --state dirty\n  bufferpool frames orders --limit 1000000 --json",
     )  # fmt: skip
     frames.add_argument(
         "--state", choices=[*(s.name.lower() for s in FrameState), "dirty", "pinned"], help="only these"
     )
-    frames.add_argument("--limit", type=count, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    frames.add_argument("--limit", type=count, default=100, metavar="N", help="at most N frames (default: %(default)s)")
     commands.add(
         "extents", _extents, "show how full each extent is",
-        "An extent is what goes back to the kernel at a time; empty ones (all holes) have none of its memory.\n\n"
+        "An extent is the unit in which memory is given back to the kernel; an extent of holes has no memory.\n\n"
         "example:\n  bufferpool extents orders",
     )  # fmt: skip
     events = commands.add(
-        "events", _events, "show what was decided about the memory of a pool, and why",
-        "The pool remembers a thousand.\n\nexample:\n  bufferpool events orders --limit 20",
+        "events", _events, "show the decisions about the memory of a pool, with their reasons",
+        "The pool keeps the last thousand or so.\n\nexample:\n  bufferpool events orders --limit 20",
     )  # fmt: skip
     events.add_argument("--limit", type=count, default=1024, metavar="N", help="the last N (default: all)")
     commands.add(
-        "check", _check, "check every invariant of a pool, while others use it",
-        "Exits with 1 if any is violated, and says which. Ends the business of clients that died first.\n\n"
+        "check", _check, "check every invariant of a pool, while other processes use it",
+        "Exits with 1 if an invariant is violated, and names it. Reaps dead clients first.\n\n"
         "example:\n  bufferpool check orders && echo sound",
     )  # fmt: skip

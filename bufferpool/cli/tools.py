@@ -1,4 +1,4 @@
-"""Commands that need no pool: a replay that makes its own, and the doctor."""
+"""The commands that need no pool: the replay, which makes its own, the doctor, and shell completion."""
 
 import argparse
 import sys
@@ -70,13 +70,13 @@ def register(commands: Commands) -> None:
     sub = commands.add(
         "replay",
         _replay,
-        "replay a trace of page accesses through a pool, everything verified",
+        "replay a trace of page accesses through a pool, and verify every access",
         "Builds a file with one stamped page for every page of the trace, replays the trace through one\n"
-        "pool with several processes, verifies every page that is read, halves the budget on the way and\n"
-        "restores it, and compares what the pool counts with what the kernel says. Leaves nothing behind.\n\n"
+        "pool with several processes, verifies every page that is read, halves the budget meanwhile and\n"
+        "restores it, and compares the pool's counts of memory with the kernel's. Leaves nothing behind.\n\n"
         "examples:\n  bufferpool replay --demo\n"
         "  bufferpool replay trace.npy --capacity 64MiB --processes 4 --page-size 8192 --writes 0.1\n\n"
-        "TRACE is a .npy file with one row of integers, the page number of each access in order, or an\n"
+        "TRACE is a .npy file with a one-dimensional array of integers, the page number of each access, or an\n"
         ".npz file with such an array named 'pages'.",
         pool=False,
     )
@@ -101,8 +101,8 @@ def register(commands: Commands) -> None:
     commands.add(
         "doctor",
         _doctor,
-        "examine the machine: what a pool needs, and what to do about what is missing",
-        "OK is fine; WARN works, but read it; FAIL must be seen to (exit code 1).\n\n"
+        "check whether the machine has what a pool needs, and name the remedies",
+        "OK: nothing to do; WARN: pools work, with a limitation; FAIL: pools do not work (exit code 1).\n\n"
         "example:\n  bufferpool doctor --directory /mnt/pools",
         pool=False,
     )

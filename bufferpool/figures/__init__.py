@@ -1,1 +1,1 @@
-"""What can be read about a pool: stats, frames, events, advice."""
+"""Reads the figures of a pool: stats, frames, events, advice."""

@@ -1,6 +1,6 @@
-"""Advice: what the hit ratio would be with another budget.
+"""Advice: the hit ratio that a pool would have with another budget.
 
-The pool simulates itself in miniature all the time (core/layout/advice.h): nine pools of an
+A pool simulates nine miniature pools all the time (core/layout/advice.h), of an
 eighth to eight times the budget, each with the pool's own policy, over a sample of the
 pages (SHARDS: Waldspurger, Park, Garthwaite, Ahmad, "Efficient MRC Construction with
 SHARDS", FAST 2015). These functions read the figures.
@@ -21,7 +21,7 @@ from bufferpool.simulation import dense_trace
 from bufferpool.units import format_size
 
 LEAST_EXPECTED = 256
-"""Sampled references below which there is no advice."""
+"""With fewer sampled references there is no advice."""
 LEAST_SHIFT = 1
 """At most one page in 2**LEAST_SHIFT is sampled."""
 FORMATS = (".png", ".svg", ".pdf")
@@ -29,14 +29,14 @@ FORMATS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True)
 class AdvicePoint:
-    """One budget, and what to expect of it."""
+    """One budget, and the hit ratio to expect of it."""
 
     budget_frames: int
     budget_bytes: int
     hit_ratio: float
-    """0 to 1."""
+    """Hits divided by references, 0 to 1."""
     misses_per_s: float
-    """At the rate at which the pool is referenced now."""
+    """Misses per second, at the present rate of references."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class Advice:
     """The miss-ratio curve of a pool, over its recent references."""
 
     budget_frames: int
-    """The present budget."""
+    """The present budget, in frames."""
     page_size: int
     """Bytes of a page."""
     points: tuple[AdvicePoint, ...]
     """By budget, an eighth to eight times the present one; empty while there are too few references."""
     sampling_rate: float
-    """The share of the pages that is simulated, 2**-k."""
+    """The share of the pages that is sampled, 2**-k."""
     references: int
-    """References of all pages that the simulations stand for since they began; some go by between two samples."""
+    """References that the simulations represent since they began. Some are left out between two bursts of samples."""
     references_per_s: float
-    """Of the pool, over the last ten to twenty seconds, or since it was created."""
+    """References per second of the pool, over the last ten to twenty seconds, or since it was created."""
     resets: int
-    """How often the simulations began: 1, and once more for each client that died at work on them."""
+    """How often the simulations began: once, and again after each client that died while it updated them."""
 
     @property
     def present(self) -> AdvicePoint | None:
@@ -65,11 +65,11 @@ class Advice:
 
 
 def calibrate(miss_ratios: npt.NDArray[np.float64], present: float, measured: float) -> npt.NDArray[np.float64]:
-    """Moves a curve so that it goes through what was measured at the present budget.
+    """Moves a miss-ratio curve so that it has the measured value at the present budget.
 
-    Where the curve is below its value ``present`` there, the misses are scaled, where it
-    is above, the hits: it stays within 0 to 1. Anything that makes the sample miss more or
-    less often than all pages do, does so at other budgets too.
+    Points below ``present``, the curve's own value there, have their misses scaled, points above it
+    their hits, so the result is within 0 to 1. The reason: if the sample misses more (or less) often
+    than all pages do at one budget, it does so at the others. Shapes: (points,), float64.
     """
     fewer = miss_ratios * (measured / present if present > 0 else 1.0)
     more = 1 - (1 - miss_ratios) * ((1 - measured) / (1 - present) if present < 1 else 1.0)
@@ -77,7 +77,7 @@ def calibrate(miss_ratios: npt.NDArray[np.float64], present: float, measured: fl
 
 
 def _curve(raw: dict[str, Any], measured: float | None) -> tuple[list[int], npt.NDArray[np.float64]]:
-    """Budgets in frames, and the miss ratio of each."""
+    """The budgets in frames, and the miss ratio of each, shape (budgets,)."""
     frames = [n for n, _ in raw["missed"]]
     ratios = np.array([missed for _, missed in raw["missed"]]) / raw["expected"]
     ratios = np.clip(np.nan_to_num(ratios, nan=1.0), 0.0, 1.0)
@@ -88,7 +88,7 @@ def _curve(raw: dict[str, Any], measured: float | None) -> tuple[list[int], npt.
 
 
 def read_advice(pool: Inspectable) -> Advice:
-    """The advice of this moment; costs some ten microseconds."""
+    """Reads the present advice, in some ten microseconds."""
     raw, size = pool.seg.advice(), pool.page_size
     points = []
     if raw["expected"] >= LEAST_EXPECTED:
@@ -99,7 +99,7 @@ def read_advice(pool: Inspectable) -> Advice:
             for n, ratio in dict(zip(frames, ratios, strict=True)).items()
         ]
     return Advice(
-        raw["budget_frames"] or pool.seg.budget_frames(),  # none yet: nobody has begun
+        raw["budget_frames"] or pool.seg.budget_frames(),  # 0: no client has begun to sample
         size,
         tuple(points),
         2.0 ** -raw["shift"],
@@ -111,25 +111,25 @@ def read_advice(pool: Inspectable) -> Advice:
 
 @dataclass(frozen=True)
 class TraceAdvice:
-    """What the simulations say of a trace."""
+    """The advice for a trace, with the cost of computing it."""
 
     frames: tuple[int, ...]
     miss_ratios: npt.NDArray[np.float64]
     sampling_rate: float
     samples: int
-    """References that were worked off."""
+    """References of the trace that were processed."""
     area_bytes: int
-    """Memory of the simulations."""
+    """Bytes of memory that the simulations take."""
 
 
 def advise_trace(
     trace: npt.ArrayLike, n_frames: int, *, measured: float | None = None, gap: int = 0, least_shift: int = LEAST_SHIFT
 ) -> TraceAdvice:
-    """The advice of a pool of ``n_frames`` after a trace, by the very code that the pool runs.
+    """The advice of a pool of ``n_frames`` frames after a trace, computed by the pool's own code.
 
     ``trace``: page numbers, as for :func:`bufferpool.simulate`. ``measured``: the miss
-    ratio of the pool itself, to calibrate by, as a pool does. ``gap``: references that go
-    by between two bursts of samples (a pool under full load leaves some out).
+    ratio of the pool itself, by which the curve is calibrated. ``gap``: references that are
+    left out between two bursts of samples (as by a pool under full load).
     ``least_shift``: at most one page in 2**least_shift is sampled. Raises TypeError,
     ValueError.
     """
@@ -140,7 +140,7 @@ def advise_trace(
 
 
 def plot(advice: Advice, file: str | PathLike[str], title: str) -> None:
-    """Draws the curve into a file: .png, .svg or .pdf.
+    """Draws the hit ratio over the budget into a file: .png, .svg or .pdf.
 
     Raises ValueError for another kind of file, BufferPoolError without matplotlib or
     without a point to draw.

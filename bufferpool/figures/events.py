@@ -1,6 +1,6 @@
-"""The last thousand decisions about a pool's memory, and what happened to it: a ring in the segment.
+"""The last thousand events of a pool: decisions about its memory, deaths and failures.
 
-Any process may look, now or after the one that decided has gone (core/protocol/events.h).
+They are in a ring in the segment (core/protocol/events.h), which any process can read.
 """
 
 import os
@@ -16,13 +16,13 @@ from bufferpool.units import format_size
 
 
 def errno_text(value: float) -> str:
-    """The text of an errno, as an event has it; of a damaged one, its number."""
+    """The text of an errno that an event records; of an impossible one, its number."""
     return os.strerror(int(value)) if 0 < value < 4096 else f"errno {value:g}"
 
 
 @dataclass(frozen=True)
 class Event:
-    """One of them."""
+    """One event."""
 
     number: int
     time: float
@@ -30,17 +30,17 @@ class Event:
     kind: EventKind
     reason: EventReason
     bytes: int
-    """Given back, or asked for."""
+    """Bytes that were given back, or asked for."""
     budget_before: int
-    """Bytes."""
+    """The budget in bytes before the event, and after it."""
     budget_after: int
     value: float
-    """What ``reason`` measured."""
+    """A figure that depends on ``reason``: see :class:`EventReason`."""
     client: int
     space: str | None = None
-    """Of a failure: the space, if it is still there."""
+    """For a failure: the name of the space, if it still exists."""
     page_no: int | None = None
-    """The page, or the first one of those that were to be written."""
+    """For a failure: the page, or the first page of a batch."""
     errno: int = 0
 
     def __str__(self) -> str:
@@ -89,9 +89,9 @@ def post(
     origin: tuple[int, int, int] | None = None,
     page: int | None = None,
 ) -> None:
-    """Records an event; ``before`` and ``after`` are budgets in frames (default: the present one).
+    """Records an event. ``before`` and ``after`` are budgets in frames (default: the present one).
 
-    ``origin``: a space's number and generation, and an errno; ``page`` is one of its pages.
+    ``origin``: for a failure, (the space's number, its generation, the errno); ``page``: a page of that space.
     """
     now = seg.budget_frames() if before is None or after is None else 0
     seg.post_event(
@@ -111,7 +111,7 @@ def _origin_word(index: int, generation: int, number: int) -> int:
 
 
 def read_events(pool: Inspectable) -> list[Event]:
-    """Those that are there, oldest first, at most 1024. Damaged ones are left out."""
+    """The events in the ring, oldest first, at most 1024. Damaged ones are left out."""
     size = pool.page_size
     found = np.frombuffer(pool.seg.events(), _EVENT)
     names = {_origin_word(r["index"], r["generation"], 0): r["name"] for r in pool.seg.spaces()}
@@ -136,7 +136,7 @@ def read_events(pool: Inspectable) -> list[Event]:
 
 
 def last_times(pool: Inspectable) -> dict[tuple[EventKind, EventReason], float]:
-    """When each kind of event was last, in seconds since the epoch, of those that are there."""
+    """The time of the last event of each kind and reason in the ring, in seconds since the epoch."""
     found = np.frombuffer(pool.seg.events(), _EVENT)
     times = {}
     for kind, reason in np.unique(found[["kind", "reason"]]).tolist():

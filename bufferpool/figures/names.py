@@ -1,10 +1,10 @@
-"""The names that a segment has as numbers, each defined once: kinds of spaces, states of frames, reasons, events."""
+"""Names for the numbers in a segment: kinds of spaces, states of frames, reasons, events."""
 
 from enum import IntEnum
 
 
 class Kind(IntEnum):
-    """What is behind the pages of a space."""
+    """Where the pages of a space come from."""
 
     FILE = 1
     DERIVED = 2
@@ -13,17 +13,17 @@ class Kind(IntEnum):
 
 
 def kind_name(kind: int) -> str:
-    """The name of a kind of space, as the segment has it."""
+    """The name of a kind of space; of an unknown number, a text with the number."""
     return Kind(kind).name.lower() if is_known(Kind, kind) else f"kind {kind}"
 
 
 def is_known(names: type[IntEnum], number: int) -> bool:
-    """Whether a number of the segment is one of ``names``; a damaged segment may have others."""
+    """Whether ``names`` has this number. A damaged segment may have numbers without a name."""
     return any(name == number for name in names)
 
 
 REASONS = ("budget", "idle", "pressure", "drop", "trim", "client_exit")
-"""Why memory was given back to the kernel, in the order of enum Reason of the core."""
+"""The reasons for giving memory back to the kernel, in the order of the core's enum Reason."""
 
 
 def reason_number(name: str) -> int:
@@ -53,42 +53,42 @@ class FrameState(IntEnum):
 
 
 AGE_BANDS = {"1s": 1.0, "10s": 10.0, "1m": 60.0, "10m": 600.0, "1h": 3600.0, "older": float("inf")}
-"""Bands of the time since a page's last use, each with its upper limit in seconds, as AGE_LIMITS_S of the core has them."""
+"""Bands of the time since a page's last use, with their upper limits in seconds (AGE_LIMITS_S of the core)."""
 AGE_LIMITS_S = tuple(AGE_BANDS.values())
 
 
 class EventKind(IntEnum):
-    """What happened. The numbers are in segments: never reused."""
+    """The kind of an event. The numbers are in segments, so they are never reused."""
 
     CREATED = 1
     RESIZED = 2
-    """The budget was set by hand."""
+    """The budget was set by a call of resize()."""
     SHRANK = 3
     """The steward lowered the budget."""
     GREW = 4
     """The steward raised the budget."""
     TRIMMED = 5
-    """Memory was given back, the budget stayed."""
+    """Memory was given back, with an unchanged budget."""
     REAPED = 6
-    """A client that died was cleared away."""
+    """A dead client was reaped."""
     STEWARD = 7
     """Another client became the steward."""
     FLUSH_FAILED = 9
     CANNOT_SHRINK = 10
-    """Memory was to go back, and pages that cannot go stood in the way, or the kernel did not take it."""
+    """Memory could not be given back: pages could not be evicted, or the kernel refused."""
     SAVE_FAILED = 11
     """The steward could not save the working set."""
     LOAD_FAILED = 12
     """A page could not be read from its store."""
     ROUND_FAILED = 13
-    """A round of the steward failed; it goes on with the next."""
+    """A round of the steward failed; the next round tries again."""
 
 
 class EventReason(IntEnum):
-    """Why, and what ``Event.value`` is."""
+    """The reason of an event, and the meaning of ``Event.value``."""
 
     ASKED = 1
-    """By a call; no value."""
+    """A call asked for it; no value."""
     PSI = 2
     """Tasks stalled for memory: percent of the time (PSI, some)."""
     CGROUP = 3
@@ -98,11 +98,11 @@ class EventReason(IntEnum):
     MACHINE = 5
     """The machine has little memory available: bytes."""
     IDLE = 6
-    """Nobody had touched it: for how many seconds."""
+    """Pages were not used for a while: for how many seconds."""
     PAYS = 7
-    """The miss-ratio curve says that it pays: misses saved, a second."""
+    """A larger budget pays, by the miss-ratio curve: misses saved per second."""
     DIED = 8
-    """A client is gone: its number."""
+    """A client died: its number."""
     STORE = 10
     """A store failed; no value."""
     LOG = 11
@@ -110,7 +110,7 @@ class EventReason(IntEnum):
     KERNEL = 12
     """The kernel refused a call: its errno."""
     HANGS = 20
-    """A store does not come back: for how many seconds."""
+    """A call of a store has not returned: for how many seconds."""
 
 
 def hit_ratio(hits: float, misses: float) -> float:

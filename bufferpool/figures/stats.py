@@ -1,7 +1,6 @@
-"""What is in a pool: counters, frames, extents, clients.
+"""Reads what is in a pool: counters, frames, extents, clients.
 
-Everything is read through the core, which copies what has memory behind it:
-looking allocates nothing.
+The core copies only what has memory behind it, so reading allocates no memory in the segment.
 """
 
 import os
@@ -70,7 +69,7 @@ FRAME = np.dtype(
         ("pins", np.uint32),  # of all clients
         ("pinners", np.uint16),  # clients that pin it
         ("lsn", np.uint64),
-        ("idle_s", np.float32),  # since its last use, to 0.13 s
+        ("idle_s", np.float32),  # seconds since its last use, with a resolution of 0.13 s
     ]
 )
 
@@ -98,7 +97,7 @@ class Latency(NamedTuple):
 
 @dataclass(frozen=True)
 class SpaceStats:
-    """One space's share; its counters run since it was opened first."""
+    """The figures of one space. Its counters run since the space was created."""
 
     name: str
     """The name of the space in its pool."""
@@ -117,11 +116,11 @@ class SpaceStats:
     opened_at: float
     """Seconds since the epoch."""
     owner: int = 0
-    """The client whose private space it is; 0: the pool's."""
+    """The client that a private space belongs to; 0 for a space of the pool."""
 
     @property
     def shown_name(self) -> str:
-        """The name, with the client that a private space belongs to: others may have one of the same name."""
+        """The name; that of a private space with its client, because clients may use the same name."""
         return f"{self.name} (client {self.owner})" if self.owner else self.name
 
 
@@ -172,7 +171,7 @@ class FrameCounts:
 
 @dataclass(frozen=True, repr=False)
 class PoolStats:
-    """A pool at one moment; counters run since it was created, over all clients."""
+    """The figures of a pool at one moment. Counters run since it was created, over all clients."""
 
     name: str
     """The pool's name."""
@@ -263,17 +262,17 @@ class PoolStats:
 
     @property
     def hit_ratio(self) -> float:
-        """Hits by references; NaN before the first."""
+        """Hits divided by references; NaN before the first reference."""
         return hit_ratio(self.hits, self.misses)
 
     @property
     def kernel_data_bytes(self) -> int:
-        """What the kernel counts for page data: its figure less the metadata."""
+        """The kernel's count less the metadata: the bytes of page data."""
         return self.kernel_bytes - self.metadata_bytes
 
     @property
     def reclaimed_total_bytes(self) -> int:
-        """Bytes given back to the kernel, for all reasons."""
+        """Bytes given back to the kernel, the sum over all reasons."""
         return sum(self.reclaimed_bytes.values())
 
 
@@ -286,7 +285,7 @@ class ClientInfo:
     pid: int
     """Its process id."""
     start_time: int
-    """Field 22 of /proc/PID/stat: with the pid it names a process for good."""
+    """Field 22 of /proc/PID/stat: together with the pid it identifies a process."""
     attached_at: float
     """Seconds since the epoch."""
     name: str
@@ -298,7 +297,7 @@ class ClientInfo:
     pinned_frames: int
     """Frames that it pins."""
     is_steward: bool = False
-    """Whether it is the process that runs the pool's background work now."""
+    """Whether this process is the active steward."""
 
 
 def _ages(touched: npt.NDArray[np.uint32], has_page: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
@@ -314,7 +313,7 @@ def read_pins(pool: Inspectable) -> npt.NDArray[np.uint16]:
 
 
 def read_frames(pool: Inspectable) -> npt.NDArray[np.void]:
-    """Every frame that has ever been used: a structured array of dtype FRAME."""
+    """The frames that have ever been used: a structured array, shape (frames,), dtype FRAME."""
     pins = read_pins(pool)
     slots = np.frombuffer(pool.seg.raw_frames(), _SLOT)[: len(pins)]
     pins = pins[: len(slots)]
@@ -323,8 +322,10 @@ def read_frames(pool: Inspectable) -> npt.NDArray[np.void]:
     out = np.zeros(len(slots), FRAME)
     out["frame"] = np.arange(len(slots))
     state = word & np.uint64(7)
-    out["state"] = np.where(state <= FrameState.RETIRED, state, FrameState.BUSY)  # a damaged one is nobody's to use
-    out["state"][state == _core.SETTLING] = FrameState.RETIRED  # for the moment in which a client reads its pins
+    out["state"] = np.where(
+        state <= FrameState.RETIRED, state, FrameState.BUSY
+    )  # a damaged word: BUSY, which no client uses
+    out["state"][state == _core.SETTLING] = FrameState.RETIRED  # a short state, while a client reads the pins
     live = out["state"] == FrameState.LIVE
     entries = np.zeros(len(slots), np.uint64)
     entries[live] = pool.seg.entry_words(pages[live])  # of live frames only: other entries may have no memory
@@ -349,7 +350,7 @@ def read_frames(pool: Inspectable) -> npt.NDArray[np.void]:
 
 
 def read_extents(pool: Inspectable) -> npt.NDArray[np.void]:
-    """Every extent that has ever been used: a structured array of dtype EXTENT."""
+    """The extents that have ever been used: a structured array, shape (extents,), dtype EXTENT; counts of frames."""
     frames = read_frames(pool)
     per = pool.geometry["extent_frames"]
     extents = np.zeros(-(-len(frames) // per), EXTENT)
@@ -363,7 +364,7 @@ def read_extents(pool: Inspectable) -> npt.NDArray[np.void]:
 
 
 def read_clients(pool: Inspectable) -> list[ClientInfo]:
-    """Who is attached, and what each pins."""
+    """The attached clients, and how many frames each pins."""
     pins, steward = read_pins(pool), pool.seg.steward()
     return [
         ClientInfo(
@@ -382,17 +383,17 @@ def read_clients(pool: Inspectable) -> list[ClientInfo]:
 
 
 class Counters(NamedTuple):
-    """Everything that is counted, over all clients, present and past."""
+    """All counters of a pool, over all clients, present and past."""
 
     plain: dict[str, int]
     reclaimed_bytes: dict[str, int]
     spaces: npt.NDArray[np.uint64]
-    """Hits and misses, shape (MAX_SPACES, 2)."""
+    """Hits and misses by space, shape (MAX_SPACES, 2), uint64."""
     latencies: dict[str, Latency]
 
 
 def read_counters(pool: Inspectable) -> Counters:
-    """All counters, from the segment."""
+    """Reads all counters."""
     words = np.frombuffer(pool.seg.counters(), np.uint64)
     per = _core.BUCKETS + 1
     ends = np.cumsum([len(COUNTERS), len(REASONS), len(LATENCIES) * per])
@@ -414,15 +415,15 @@ class Summary:
 
     frames: FrameCounts
     ages: dict[float, int]
-    """Resident pages by the time since their last use: upper limit in seconds (inf at last) -> pages."""
+    """Resident pages by the time since their last use: upper limit of the band in seconds (the last: inf) -> pages."""
     held_back: int
     """Dirty pages whose LSN is above the durable LSN: they cannot be written."""
     spaces: npt.NDArray[np.uint64]
-    """Resident and dirty pages, shape (MAX_SPACES, 2)."""
+    """Resident and dirty pages by space, shape (MAX_SPACES, 2), uint64."""
 
 
 def read_summary(pool: Inspectable) -> Summary:
-    """The figures of :class:`Summary`, now; a few milliseconds for a million frames, and no memory."""
+    """Reads a :class:`Summary`; takes a few milliseconds for a million frames."""
     found = pool.seg.summary()
     states = {state.name.lower(): int(n) for state, n in zip(FrameState, found["states"], strict=True)}
     counted = {name: int(found[name]) for name in ("dirty", "pinned", "pinned_live", "pinned_dirty", "hot")}
@@ -435,19 +436,19 @@ def read_summary(pool: Inspectable) -> Summary:
 
 
 def read_unsaved(pool: Inspectable) -> dict[str, int]:
-    """Dirty pages of spaces that have a file or a store, by the name of the space: what would be lost with the pool."""
+    """Unsaved pages by the name of their space: dirty pages of files and stores, which would be lost with the pool."""
     dirty = read_summary(pool).spaces[:, 1]
     written = (r for r in pool.seg.spaces() if r["kind"] in (Kind.FILE, Kind.STORE) and dirty[r["index"]])
     return {r["name"]: int(dirty[r["index"]]) for r in written}
 
 
 def read_spaces(pool: Inspectable, counters: Counters, summary: Summary) -> list[SpaceStats]:
-    """The live spaces; a space that came after ``counters`` were read has no hits yet."""
+    """The figures of the live spaces. A space that was created after ``counters`` were read shows no hits yet."""
     return [_space_stats(record, counters, summary) for record in pool.seg.spaces()]
 
 
 def read_space(pool: Inspectable, index: int, generation: int | None) -> SpaceStats | None:
-    """One space, now; None if it has been removed."""
+    """Reads the figures of one space; None if it has been removed."""
     for record in pool.seg.spaces():
         if (record["index"], record["generation"]) == (index, generation):
             return _space_stats(record, read_counters(pool), read_summary(pool))
@@ -470,13 +471,13 @@ def _space_stats(record: dict[str, Any], counters: Counters, summary: Summary) -
 
 
 def read_stats(pool: Inspectable) -> PoolStats:
-    """The figures of :class:`PoolStats`, now."""
+    """Reads a :class:`PoolStats`."""
     counters, summary = read_counters(pool), read_summary(pool)
     return stats_of(pool, counters, summary)
 
 
 def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolStats:
-    """The figures of :class:`PoolStats`, from what was read already."""
+    """Makes a :class:`PoolStats` of counters and a summary that were read already."""
     status = pool.seg.status()
     size = pool.page_size
     return PoolStats(

@@ -1,1 +1,1 @@
-"""What the machine says: memory pressure, mounts, sizes by default, descriptors."""
+"""The machine: memory pressure, mounts, automatic sizes, file descriptors."""

@@ -1,9 +1,9 @@
-"""How large a pool should be when nobody says: ``capacity="auto"``.
+"""Chooses the size of a pool with ``capacity="auto"``.
 
-A quarter of the memory that is available, up to half of it: what the smallest of
-the cgroup's room, the tmpfs's free space and the machine's available memory allows. The
-rest is for the processes themselves and for the page cache. (PostgreSQL's manual
-recommends a quarter of the memory for shared_buffers, for the same reason.)
+The budget is a quarter of the available memory, and may grow to half of it. The available memory is
+the smallest of the memory below the cgroup's limit, the tmpfs's free space and the machine's available
+memory. The rest is left to the processes and to the page cache. (PostgreSQL's manual recommends a
+quarter of the memory for shared_buffers, for the same reason.)
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from bufferpool.machine.pressure import Reading
 from bufferpool.units import format_size
 
 LEAST_BYTES = 16 << 20
-START, MOST, LEAST = 4, 2, 32  # parts of what is there: a quarter, a half, a thirty-second
+START, MOST, LEAST = 4, 2, 32  # divisors of the available memory: a quarter, a half, a thirty-second
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """Sizes in bytes, and the reasoning, a sentence each."""
+    """The chosen sizes in bytes, and the reasons: one sentence for each."""
 
     min_capacity: int
     capacity: int
@@ -28,7 +28,7 @@ class Sizing:
 
 
 def read_memory(directory: str) -> Reading:
-    """The memory that is available for a pool in ``directory``. Raises NotTmpfs."""
+    """Reads how much memory is available for a pool in ``directory``. Raises NotTmpfs."""
     try:
         return pressure.read_memory(directory)
     except FileNotFoundError as error:
@@ -36,9 +36,9 @@ def read_memory(directory: str) -> Reading:
 
 
 def auto(reading: Reading, least: int, unit: int) -> Sizing:
-    """Sizes for a reading: whole ``unit`` bytes, ``least`` bytes at least.
+    """Chooses sizes for a reading: multiples of ``unit`` bytes, at least ``least`` bytes.
 
-    Raises SharedMemoryFull if that is not there, SegmentError if no limit is known.
+    Raises SharedMemoryFull if less is available, SegmentError if no limit is known.
     """
     limits = [
         (free, f"{name} has {format_size(free)} free of {format_size(size)}")
@@ -51,13 +51,13 @@ def auto(reading: Reading, least: int, unit: int) -> Sizing:
     ]
     if not limits:
         raise SegmentError(
-            "nothing here says how much memory there is (no /proc/meminfo, no limit of a cgroup or of the tmpfs): say capacity="
+            "the available memory is unknown (no /proc/meminfo, no limit of a cgroup or of the tmpfs): give capacity="
         )
     tightest = min(limits)
     there, why = tightest
     if there < least:
         raise SharedMemoryFull(
-            f"{why}, and a pool needs {format_size(least)}: free some, raise the limit, or say capacity="
+            f"{why}, and a pool needs {format_size(least)}: free some, raise the limit, or give capacity="
         )
 
     def part(n: int) -> int:
@@ -65,7 +65,7 @@ def auto(reading: Reading, least: int, unit: int) -> Sizing:
 
     reasons = ["no memory cgroup limits this process"] if reading.cgroup_limit is None else []
     reasons += [text for limit, text in limits if (limit, text) != tightest]
-    reasons.append(why if len(limits) == 1 else f"{why}, the least of these")
+    reasons.append(why if len(limits) == 1 else f"{why}, the smallest of these")
     floor = f", but has {format_size(least)} at least" if there // LEAST < least else ""
     reasons.append(f"a pool starts with 1/{START} of that and moves between 1/{LEAST} and 1/{MOST} of it{floor}")
     return Sizing(part(LEAST), part(START), part(MOST), tuple(reasons))

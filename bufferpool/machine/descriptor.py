@@ -1,7 +1,7 @@
-"""A descriptor that is known to be ours before each use.
+"""A file descriptor that is checked before each use: whether its number is still that of the file.
 
-Other code of the process may close it (a daemon that closes all that it inherits), and open a file of its own under the
-same number. Such a number is neither used nor closed.
+Other code of the process may close it (as a daemon that closes all inherited descriptors does), and open another file
+under the same number. Then the number is neither used nor closed.
 """
 
 import os
@@ -11,13 +11,15 @@ from bufferpool import _core
 
 
 class OwnDescriptor:
-    """An open file, by a number that programs do not close in passing, and never 0, 1 or 2."""
+    """An open file, under a number above those that programs close in loops, and never 0, 1 or 2."""
 
-    _holders: ClassVar[dict[int, object]] = {}  # number -> who got it last: two of ours may be of the same file
+    _holders: ClassVar[
+        dict[int, object]
+    ] = {}  # number -> the object that got it last: two objects may have the same file
     _number = -1
 
     def __init__(self, fd: int) -> None:
-        """Takes ``fd`` over: its old number is closed, also when this raises OSError."""
+        """Takes ``fd`` over: its file gets another number, and ``fd`` is closed, also when this raises OSError."""
         number = _core.move_up(fd)
         about = os.fstat(number)
         self.file = about.st_dev, about.st_ino
@@ -26,11 +28,11 @@ class OwnDescriptor:
 
     @property
     def number(self) -> int:
-        """The number; -1 when it is closed, or is not ours any more."""
+        """The number; -1 when it is closed, or was closed by other code."""
         return self._number if self.is_ours() else -1
 
     def is_ours(self) -> bool:
-        """Whether the number is still that of the file that was opened."""
+        """Whether the number still belongs to the file that was opened."""
         if self._number < 0 or self._holders.get(self._number) is not self._token:
             return False
         try:
@@ -40,7 +42,7 @@ class OwnDescriptor:
         return (about.st_dev, about.st_ino) == self.file
 
     def close(self) -> None:
-        """Closes it, if it is ours still."""
+        """Closes the file, if the number still belongs to it."""
         number, self._number = self.number, -1
         if number >= 0:
             self._holders.pop(number, None)

@@ -1,4 +1,4 @@
-"""How short of memory the machine is: what the steward looks at.
+"""Reads how short of memory the machine is, for the steward.
 
 Four sources, each from the kernel: PSI (Documentation/accounting/psi.rst: the share
 of time in which tasks stalled for memory), the memory cgroup's limit, the free space of
@@ -21,26 +21,26 @@ from bufferpool._locks import Lock
 from bufferpool.machine.descriptor import OwnDescriptor
 
 _PSI_LINE = re.compile(r"^(some|full) avg10=([\d.]+).*total=(\d+)", re.MULTILINE)
-# Wake when tasks stalled for 200 ms within two seconds: the window that processes without privilege may ask for.
+# Wake when tasks stalled for 200 ms within two seconds, the shortest window for processes without privilege.
 _TRIGGER = b"some 200000 2000000"
 _DEAD = select.POLLERR | select.POLLHUP | select.POLLNVAL
-_LOOK_S = 1.0  # between two looks whether the descriptors are ours
+_LOOK_S = 1.0  # seconds between two checks whether the descriptors are still ours
 MACHINE_PSI = "/proc/pressure/memory"
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one look found. None: there is no such limit, or the kernel does not say."""
+    """Figures of the machine at one moment. None: there is no such limit, or the kernel does not give the figure."""
 
     psi_some: float | None = None
-    """Percent of the last two seconds or so in which some task stalled for memory."""
+    """The percentage of about the last two seconds in which some task stalled for memory."""
     psi_full: float | None = None
-    """Percent of them in which all tasks did."""
+    """The percentage in which all tasks stalled."""
     cgroup_limit: int | None = None
     """Bytes."""
     cgroup_free: int | None = None
-    """Bytes below the cgroup's limit; what could be dropped from its page cache counts as free."""
+    """Bytes free below the cgroup's limit; page cache that can be dropped counts as free."""
     shm_free: int | None = None
     """Bytes free in the tmpfs that the pool lives in."""
     shm_size: int | None = None
@@ -50,20 +50,20 @@ class Reading:
 
 
 class Source(Protocol):
-    """Where readings come from; tests bring their own."""
+    """Where readings come from. Tests use sources of their own."""
 
     def read(self) -> Reading:
-        """The situation now."""
+        """Reads the present figures."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleeps; returns early, and True, if pressure comes up."""
+        """Sleeps for ``timeout_s`` seconds; returns True, at once, when there is pressure."""
 
     def close(self) -> None:
-        """Ends the use of what it has open."""
+        """Closes what it has open."""
 
 
-# What the kernel does not give here: it is not there, not mounted, not built in, or not for us. Anything else (no file
-# descriptor left, no memory) passes, and is raised.
+# The errors of a figure that the kernel does not give: absent, not mounted, not built in, or not permitted. Other errors
+# (no file descriptor left, no memory) are temporary, and are raised.
 _NOT_GIVEN = frozenset(
     getattr(errno, name)
     for name in [
@@ -83,7 +83,7 @@ _NOT_GIVEN = frozenset(
 
 
 def given(read: Callable[[], _T]) -> _T | None:
-    """What ``read()`` says; None where the kernel does not give it."""
+    """The result of ``read()``; None if the kernel does not give the figure."""
     try:
         return read()
     except OSError as error:
@@ -121,7 +121,7 @@ def _limit_of(folder: Path, version: int) -> int | None:
 
 
 def _used_of(folder: Path, version: int) -> int:
-    """Bytes that count against the limit, less the page cache that would go first."""
+    """Bytes that count against the limit, less the inactive page cache, which the kernel reclaims first."""
     used = int((folder / ("memory.current" if version == 2 else "memory.usage_in_bytes")).read_text())
     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     prefix = "" if version == 2 else "total_"
@@ -129,13 +129,13 @@ def _used_of(folder: Path, version: int) -> int:
 
 
 def cgroup_limit(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> int | None:
-    """The memory limit in bytes that holds for this process, version 1 or 2; None without one."""
+    """The lowest memory limit of this process's cgroups in bytes, version 1 or 2; None without a limit."""
     limits = [_limit_of(folder, version) for folder, version in cgroup_folders(root, table)]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def cgroup_room(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> tuple[int, int] | None:
-    """(limit, bytes below it) of the cgroup with the least room; None without a limit."""
+    """(limit, free bytes below it) of the cgroup with the least free; None without a limit."""
     found = []
     for folder, version in cgroup_folders(root, table):
         limit = _limit_of(folder, version)
@@ -148,23 +148,23 @@ def cgroup_room(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") 
 
 
 def machine_memory(path: str = "/proc/meminfo") -> tuple[int, int]:
-    """(total, available) bytes."""
+    """(total, available) memory of the machine, in bytes."""
     fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path(path).read_text(), re.MULTILINE))
     return int(fields["MemTotal"]) * 1024, int(fields["MemAvailable"]) * 1024
 
 
 @dataclass(frozen=True)
 class Psi:
-    """A pressure file, parsed; "some" and "full"."""
+    """The figures of a pressure file, for "some" and "full"."""
 
     avg10: tuple[float, float]
-    """Percent of the time, an average that takes ten seconds to forget two thirds."""
+    """The percentage of stalled time: a decaying average over ten seconds."""
     total_us: tuple[int, int]
-    """Microseconds stalled, since the machine or the cgroup began."""
+    """The stalled time in microseconds, since the machine or the cgroup started."""
 
 
 def parse_psi(text: str) -> Psi:
-    """The pressure file's text. Raises ValueError if it is none."""
+    """Parses the text of a pressure file. Raises ValueError if it is not one."""
     found = {kind: (float(avg10), int(total)) for kind, avg10, total in _PSI_LINE.findall(text)}
     if "some" not in found:
         raise ValueError(f"no pressure file: {text[:80]!r}")
@@ -173,10 +173,10 @@ def parse_psi(text: str) -> Psi:
 
 
 class Stall:
-    """The share of the last moments that was stalled, from the totals.
+    """The share of the last two seconds that was stalled, from differences of the totals.
 
     The kernel's own shortest average (avg10) still shows pressure many seconds after it has
-    gone; a steward that gave memory back until it does not would give far too much.
+    ended. A steward that gave memory back until avg10 falls would give far too much.
     """
 
     WINDOW_S = 2.0
@@ -185,7 +185,7 @@ class Stall:
         self._seen: collections.deque[tuple[float, tuple[int, int]]] = collections.deque()
 
     def add(self, now: float, psi: Psi) -> tuple[float, float]:
-        """(some, full) in percent, of the last two seconds; avg10 at the first look."""
+        """Adds a reading; returns (some, full) in percent of the last two seconds, or avg10 for the first reading."""
         seen = self._seen
         seen.append((now, psi.total_us))
         while len(seen) > 2 and now - seen[1][0] >= self.WINDOW_S:
@@ -203,8 +203,8 @@ def psi_stalls(text: str) -> dict[str, float]:
 
 
 def psi_file() -> str | None:
-    """Where the kernel tells this process's pressure: its cgroup's file, or the machine's; None without PSI."""
-    # The root cgroup has no cgroup.type, and stands for the whole machine.
+    """The path of this process's pressure file: that of its cgroup, or the machine's; None without PSI."""
+    # The root cgroup has no cgroup.type; for it the machine's file is right.
     for folder, version in cgroup_folders():
         if version == 2 and (folder / "cgroup.type").exists() and (folder / "memory.pressure").exists():
             return str(folder / "memory.pressure")
@@ -212,7 +212,7 @@ def psi_file() -> str | None:
 
 
 def read_memory(directory: str) -> Reading:
-    """The memory that is available for a pool in ``directory``; without PSI, which needs two looks. Raises OSError."""
+    """Reads the memory available for a pool in ``directory``. PSI is left out: it needs two readings. Raises OSError."""
     shm, room = os.statvfs(directory), given(cgroup_room)
     size, free = given(machine_memory) or (None, None)
     return Reading(
@@ -226,14 +226,14 @@ def read_memory(directory: str) -> Reading:
 
 
 class SystemSource:
-    """The kernel's figures. PSI by a trigger where the kernel grants one, else by reading."""
+    """The kernel's figures. PSI wakes the steward by a trigger if the kernel allows one; else it is read each round."""
 
     def __init__(self, directory: str, *, trigger: bool = True) -> None:
         """``directory``: the tmpfs of the pool."""
         self.directory = directory
         self._psi = psi_file()
         self._stall = Stall()
-        self._lock = Lock()  # of the descriptors: closed once, and never written to after that
+        self._lock = Lock()  # guards the descriptors: they are closed once, and not used afterwards
         self._woken = False
         self._pipe: tuple[OwnDescriptor, OwnDescriptor] | None = self._open_pipe()
         self._trigger = self._open_trigger() if trigger and self._psi else None
@@ -241,7 +241,7 @@ class SystemSource:
 
     @staticmethod
     def _open_pipe() -> tuple[OwnDescriptor, OwnDescriptor]:
-        """What :meth:`wake` ends a :meth:`wait` by: the end that is polled, and the end that is written to."""
+        """The pipe by which :meth:`wake` ends a :meth:`wait`: (the polled end, the written end)."""
         read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             polled = OwnDescriptor(read)
@@ -251,11 +251,14 @@ class SystemSource:
         return polled, OwnDescriptor(write)
 
     def _open_trigger(self) -> OwnDescriptor | None:
-        """A descriptor that polls as ready (POLLPRI) while there is pressure; None where the kernel refuses."""
+        """A descriptor that polls as ready (POLLPRI) under pressure; None if the kernel refuses.
+
+        Source: Documentation/accounting/psi.rst, "Monitoring for pressure thresholds".
+        """
         assert self._psi is not None
         try:
             trigger = OwnDescriptor(os.open(self._psi, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-        except OSError:  # optional: without a trigger the steward looks at each round
+        except OSError:  # without a trigger the steward reads PSI in each round
             return None
         try:
             os.write(trigger.number, _TRIGGER + b"\0")
@@ -266,11 +269,11 @@ class SystemSource:
 
     @property
     def triggered(self) -> bool:
-        """Whether the kernel wakes us, rather than we look."""
+        """Whether the kernel wakes the steward by a trigger."""
         return self._trigger is not None and self._trigger.is_ours()
 
     def read(self) -> Reading:
-        """The situation now."""
+        """Reads the present figures."""
         some = full = None
         if self._psi is not None:
             text = given(Path(self._psi).read_text)  # None: PSI is switched off (psi=0), or the cgroup is gone
@@ -279,10 +282,10 @@ class SystemSource:
         return replace(read_memory(self.directory), psi_some=some, psi_full=full)
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleeps until the time is up, :meth:`wake` is called, or pressure comes up (True).
+        """Sleeps until the time is up, :meth:`wake` is called, or there is pressure (then it returns True).
 
-        Other code of the process may close the descriptors. Those that are lost are not polled any more: without the
-        trigger the steward looks at each round, and without the pipe it looks each second whether it was woken.
+        Other code of the process may close the descriptors. Closed ones are not polled any more: without the trigger
+        the steward reads PSI in each round, and without the pipe it checks each second whether it was woken.
         """
         until = time.monotonic() + timeout_s
         while not self._woken:
@@ -294,25 +297,25 @@ class SystemSource:
         return False
 
     def _poll(self, seconds: float) -> bool:
-        """Sleeps once, on the descriptors that are ours; whether there is pressure."""
+        """Sleeps once, on the descriptors that are still ours; returns whether there is pressure."""
         poll, fds = select.poll(), self._fds()
         for fd, events in zip(fds, (select.POLLIN, select.POLLPRI), strict=True):
             if fd >= 0:
                 poll.register(fd, events)
         found = dict(poll.poll(seconds * 1000))
-        if self._fds() != fds:  # what was polled may have been another's
+        if self._fds() != fds:  # other code closed one: poll may have seen another file
             return False
         events = found.get(fds[1], 0)
         with self._lock:
-            if found.get(fds[0], 0) & _DEAD and self._pipe is not None:  # the other end is closed
+            if found.get(fds[0], 0) & _DEAD and self._pipe is not None:  # other code closed the other end
                 self._drop_pipe()
-            if events & _DEAD and self._trigger is not None:  # the cgroup is gone: look, as without a trigger
+            if events & _DEAD and self._trigger is not None:  # the cgroup was removed: read PSI in each round
                 self._trigger.close()
                 self._trigger = None
         return bool(events & select.POLLPRI and not events & _DEAD)
 
     def _fds(self) -> tuple[int, int]:
-        """The numbers of the pipe's end that is polled, and of the trigger; -1 for what is not there any more."""
+        """The descriptors of the pipe's polled end and of the trigger; -1 for one that was closed."""
         with self._lock:
             if self._pipe is not None and not all(end.is_ours() for end in self._pipe):
                 self._drop_pipe()
@@ -321,20 +324,20 @@ class SystemSource:
             return self._pipe[0].number if self._pipe else -1, self._trigger.number if self._trigger else -1
 
     def _drop_pipe(self) -> None:
-        """Closes the ends that are ours."""
+        """Closes the ends of the pipe that are still ours."""
         pipe, self._pipe = self._pipe, None
         for end in pipe or ():
             end.close()
 
     def wake(self) -> None:
-        """Ends a :meth:`wait` of another thread, now and from now on."""
+        """Ends a :meth:`wait` of another thread, and every later one."""
         with self._lock:
             woken, self._woken = self._woken, True
             if not woken and self._fds()[0] >= 0 and self._pipe is not None:  # both ends are ours: no SIGPIPE
                 os.write(self._pipe[1].number, b"x")
 
     def close(self) -> None:
-        """Gives the descriptors back that are ours still."""
+        """Closes the descriptors that are still ours."""
         with self._lock:
             self._drop_pipe()
             if self._trigger is not None:

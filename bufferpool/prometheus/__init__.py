@@ -1,6 +1,6 @@
 """Metrics of every pool, for Prometheus.
 
-A module of its own because it imports ``prometheus_client``, which most programs do not need.
+``import bufferpool`` does not import this package, because most programs do not need ``prometheus_client``.
 """
 
 from bufferpool.prometheus.collector import PoolCollector

@@ -7,11 +7,11 @@
 
     REGISTRY.register(PoolCollector())  # every pool in /dev/shm that this user may read
 
-The counters of a pool lie in its segment, for all its clients, dead ones included. So
-any one process exports the whole pool: the application itself, each worker of a prefork
+A pool's counters lie in its segment, and include those of dead clients. So any
+process can export the whole pool: the application itself, each worker of a prefork
 server (they all give the same answer; no multiprocess mode), or ``bufferpool export``.
 A scrape takes no client slot, no lock, and no memory of the segment; between two
-scrapes the collector holds nothing at all.
+scrapes the collector keeps nothing open.
 
 Names and units follow the Prometheus conventions; docs/metrics.md lists them all.
 """
@@ -46,7 +46,7 @@ _LIMITS = [str(2.0 ** (_core.BUCKET_SHIFT + i) / 1e9) for i in range(_core.BUCKE
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One pool at one moment: all that is exported of it."""
+    """The figures of one pool, read at one moment: everything that is exported."""
 
     stats: pool_stats.PoolStats
     summary: pool_stats.Summary
@@ -54,16 +54,16 @@ class Snapshot:
     """Seconds since the epoch."""
     alive: int
     dead: int
-    """Attached clients that live, and those that died and have not been reaped yet."""
+    """The number of attached clients that live, and of those that died and have not been reaped yet."""
     max_clients: int
     steward: bool
     advice: Advice
     events: dict[tuple[EventKind, EventReason], float]
-    """When each kind of them was last; seconds since the epoch."""
+    """The time of the last event of each kind and reason, in seconds since the epoch."""
 
 
 def read_snapshot(name: str, directory: str | os.PathLike[str] | None = None) -> Snapshot:
-    """Reads one pool as an observer. Raises SegmentError and its kind, and OSError."""
+    """Reads one pool as an observer. Raises SegmentError (or a subclass), and OSError."""
     with Observer(name, directory=directory) as pool:
         counters, summary = pool_stats.read_counters(pool), pool_stats.read_summary(pool)
         alive = [client[-1] for client in pool.seg.clients()]
@@ -88,7 +88,7 @@ Sample = tuple[tuple[str, ...], float]
 
 @dataclass(frozen=True)
 class Family:
-    """One metric: how it is called, what it says, and where it comes from."""
+    """One metric: its name, its help text, and how its samples are read from a snapshot."""
 
     kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
     name: str
@@ -99,7 +99,7 @@ class Family:
 
 
 def _text(name: str) -> str:
-    """A name as a label: what is no UTF-8 is shown as such, what a terminal would obey as an escape."""
+    """A name as a label value: bytes that are not UTF-8, and control characters, are escaped."""
     return printable(name.encode(errors="surrogateescape").decode(errors="replace"))
 
 
@@ -112,12 +112,12 @@ def _counter(name: str, help: str, field: str, unit: str = "") -> Family:
 
 
 def _frames(snapshot: Snapshot) -> Iterator[Sample]:
-    """Every frame of the pool in one state: the values add up to its maximum."""
+    """The frames by state. Each frame is counted once: the values add up to the pool's maximum."""
     return (((state,), n) for state, n in snapshot.summary.frames.shown().items())
 
 
 def _per_space(field: str) -> Callable[[Snapshot], Iterable[Sample]]:
-    """A private space has its client in a label: others may have one of the same name."""
+    """A sample for each space. A private space is labelled with its client, because clients may use the same name."""
     return lambda snapshot: [(_labels(space), getattr(space, field)) for space in snapshot.stats.spaces]
 
 
@@ -130,7 +130,7 @@ MEMORY = (
            lambda s: s.stats.resident_bytes, "bytes"),
     _gauge("bufferpool_budget_bytes", "Bytes that the pool's pages may take now; moved by resize() and by the steward.",
            lambda s: s.stats.budget_bytes, "bytes"),
-    _gauge("bufferpool_min_bytes", "The lower bound of the budget: the steward goes no lower.",
+    _gauge("bufferpool_min_bytes", "The lower bound of the budget: the steward sets no lower one.",
            lambda s: s.stats.min_bytes, "bytes"),
     _gauge("bufferpool_max_bytes", "The upper bound of the budget, fixed when the pool was created.",
            lambda s: s.stats.max_bytes, "bytes"),
@@ -141,8 +141,8 @@ MEMORY = (
     _gauge("bufferpool_page_size_bytes", "Bytes of one page, and of one frame.", lambda s: s.stats.page_size, "bytes"),
     Family(GaugeMetricFamily, "bufferpool_frames",
            "Frames by state, each counted once. hole: no memory behind it; free: memory, no page; busy: being filled or "
-           "given back; clean, dirty: a page, without or with changes that its store lacks, that nobody pins; pinned: a "
-           "page that somebody holds; retired: superseded or dropped, still held by a reader.",
+           "given back; clean, dirty: a page, without or with changes that its store lacks, that no client pins; pinned: a "
+           "page that a client pins; retired: a superseded or dropped version, still pinned by a reader.",
            _frames, ("state",)),
     Family(GaugeMetricFamily, "bufferpool_pages",
            "Resident pages by the time since their last use, each in the youngest band that it fits: within 1s, 10s, 1m, "
@@ -154,8 +154,8 @@ MEMORY = (
            "Dirty pages that may not be written yet: their LSN is above the durable LSN (the write-ahead rule).",
            lambda s: s.summary.held_back),
     Family(CounterMetricFamily, "bufferpool_reclaimed_bytes",
-           "Bytes given back to the kernel, by reason: budget (the pool shrank), idle (nothing had touched them), pressure "
-           "(the machine is short of memory), drop (a section or a space was dropped), trim (asked for), client_exit (a "
+           "Bytes given back to the kernel, by reason: budget (the pool shrank), idle (not used for a while), pressure "
+           "(the machine is short of memory), drop (pages or a space were dropped), trim (by a call), client_exit (a "
            "client died).",
            lambda s: [((reason,), n) for reason, n in s.stats.reclaimed_bytes.items()], ("reason",), "bytes"),
 )  # fmt: skip
@@ -168,30 +168,30 @@ ACCESS = (
     _counter("bufferpool_loaded_bytes", "Bytes of the pages that were filled.", "load_bytes", "bytes"),
     _counter("bufferpool_load_failures", "Loads that ended in an error of the store or the loader.", "load_failures"),
     Family(CounterMetricFamily, "bufferpool_evictions",
-           "Pages evicted, by reason: recycled (their frame went to another page), reclaimed (the pool was to be smaller).",
+           "Pages evicted, by reason: recycled (another page needed the frame), reclaimed (the frame's memory was given back).",
            lambda s: [(("recycled",), s.stats.evictions_recycled), (("reclaimed",), s.stats.evictions_reclaimed)],
            ("reason",)),
     _counter("bufferpool_publishes", "New versions of pages published.", "publishes"),
     _counter("bufferpool_appends", "Pages added at the end of a space.", "appends"),
-    _counter("bufferpool_compacted_pages", "Pages moved to another frame so that their extent could go back.", "compacted_pages"),
+    _counter("bufferpool_compacted_pages", "Pages moved to another frame so that their extent could be given back.", "compacted_pages"),
 )  # fmt: skip
 
 WRITE_BACK = (
     _counter("bufferpool_flushes", "Batches of dirty pages written and synced.", "flushes"),
     _counter("bufferpool_flushed_pages", "Dirty pages written to their stores.", "flushed_pages"),
     _counter("bufferpool_foreground_flushes",
-             "Batches that a client had to write itself because it found only dirty pages where it needed a frame. "
-             "It waited for them: anything above zero is worth a look.", "foreground_flushes"),
-    _counter("bufferpool_flush_failures", "Flushes that a store failed; the pages stay dirty.", "flush_failures"),
-    _counter("bufferpool_checkpoints", "Checkpoints taken: each time, all that was dirty before it has been written.", "checkpoints"),
+             "Batches that a client had to write itself, because it needed a frame and found only dirty pages. "
+             "The client waits for the store meanwhile; with a steward that keeps up, the value is zero.", "foreground_flushes"),
+    _counter("bufferpool_flush_failures", "Flushes that failed in a store; the pages stay dirty.", "flush_failures"),
+    _counter("bufferpool_checkpoints", "Checkpoints: each wrote all pages that were dirty before it.", "checkpoints"),
     _counter("bufferpool_corrupt_pages", "Pages whose checksum did not match when they were read.", "corrupt_pages"),
-    _counter("bufferpool_repaired_pages", "Corrupt pages that were made good again.", "repaired_pages"),
+    _counter("bufferpool_repaired_pages", "Corrupt pages that were repaired.", "repaired_pages"),
 )  # fmt: skip
 
 CLIENTS = (
     Family(CounterMetricFamily, "bufferpool_waits",
            "Waits by cause: load (another client is filling the page), writer (another client writes it), memory (the "
-           "memory lock was taken), frame (no frame was free).",
+           "memory lock was held), frame (no frame was free).",
            lambda s: [((why,), getattr(s.stats, f"wait_{why}")) for why in ("load", "writer", "memory", "frame")],
            ("reason",)),
     Family(GaugeMetricFamily, "bufferpool_clients",
@@ -201,10 +201,10 @@ CLIENTS = (
            lambda s: s.max_clients),
     _gauge("bufferpool_steward", "1 if a client does the background work (flushing, trimming, watching pressure), else 0.",
            lambda s: float(s.steward)),
-    _counter("bufferpool_clients_reaped", "Clients that died without detaching, and whose business was ended for them.",
+    _counter("bufferpool_clients_reaped", "Dead clients that were reaped: their pins, locks and frames were released.",
              "reaped"),
     _counter("bufferpool_pins_broken", "Pins that dead clients had left.", "pins_broken"),
-    _counter("bufferpool_lock_repairs", "Locks inherited from a dead owner, what they protect having been rebuilt.",
+    _counter("bufferpool_lock_repairs", "Locks taken over from a dead owner, after a repair of what they protect.",
              "rebuilds"),
 )  # fmt: skip
 
@@ -224,7 +224,7 @@ SPACES = (
 
 
 def _per_budget(value: Callable[[AdvicePoint], float]) -> Callable[[Snapshot], Iterable[Sample]]:
-    """A sample for each budget of the advice, named as a multiple of the present one: 0.125 to 8."""
+    """A sample for each budget of the advice. The label is the budget as a multiple of the present one: 0.125 to 8."""
     return lambda snapshot: [
         ((f"{round(8 * point.budget_frames / snapshot.advice.budget_frames) / 8:g}",), value(point))
         for point in snapshot.advice.points
@@ -234,7 +234,7 @@ def _per_budget(value: Callable[[AdvicePoint], float]) -> Callable[[Snapshot], I
 ADVICE = (
     Family(GaugeMetricFamily, "bufferpool_advised_hit_ratio",
            "What the hit ratio would be with another budget, from a simulation of the pool that runs all the time; budget is "
-           "that budget as a multiple of the present one. Nothing while there have been too few references.",
+           "that budget as a multiple of the present one. Absent while there have been too few references.",
            _per_budget(lambda point: point.hit_ratio), ("budget",)),
     Family(GaugeMetricFamily, "bufferpool_advised_budget_bytes", "The budgets of bufferpool_advised_hit_ratio in bytes.",
            _per_budget(lambda point: point.budget_bytes), ("budget",), "bytes"),
@@ -242,8 +242,8 @@ ADVICE = (
 
 EVENTS = (
     Family(GaugeMetricFamily, "bufferpool_last_event_timestamp_seconds",
-           "When this was last decided about the pool's memory, and why, of the last thousand decisions: shrank and grew "
-           "are the steward's, resized is by hand.",
+           "When the last event of this kind and reason was recorded, of the last thousand events: shrank and grew "
+           "are the steward's decisions, resized is a call.",
            lambda s: [((what.name.lower(), why.name.lower()), at) for (what, why), at in s.events.items()],
            ("event", "reason"), "seconds"),
 )  # fmt: skip
@@ -251,10 +251,10 @@ EVENTS = (
 FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES, *ADVICE, *EVENTS)
 
 LATENCIES = {
-    "load": "How long it took to fill a page from its file, store or loader.",
-    "flush": "How long it took to write and sync a batch of dirty pages.",
-    "reclaim": "How long one call to the kernel took that gave memory back (MADV_REMOVE).",
-    "wait": "How long clients waited for each other: for a page, a lock or a frame.",
+    "load": "Time to fill a page from its file, store or loader.",
+    "flush": "Time to write and sync a batch of dirty pages.",
+    "reclaim": "Time of one system call that gives memory back (MADV_REMOVE).",
+    "wait": "Time that clients waited for each other: for a page, a lock or a frame.",
 }
 
 
@@ -265,7 +265,7 @@ class PoolCollector(Collector):
     """A Collector for a ``prometheus_client`` registry.
 
     ``names``: the pools to export; without any, every pool in ``directory`` (default:
-    /dev/shm) that this user may read, as it is at each scrape: pools come and go. A
+    /dev/shm) that this user may read, listed anew at each scrape. A
     pool that cannot be read has ``bufferpool_up`` 0 and nothing else.
     """
 
@@ -289,7 +289,7 @@ class PoolCollector(Collector):
                 snapshots[name] = read_snapshot(name, self._directory)
             except SegmentNotFound:
                 if not self._names:
-                    continue  # it went between the two looks
+                    continue  # removed since it was listed
                 snapshots[name] = None
             except (BufferPoolError, OSError):
                 snapshots[name] = None
@@ -302,7 +302,7 @@ class PoolCollector(Collector):
     def _health(self, snapshots: dict[str, Snapshot | None], seconds: dict[str, float]) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "bufferpool_up",
-            "1 if the pool could be read, 0 if it is gone, damaged or of another layout.",
+            "1 if the pool could be read, 0 if it was removed, is damaged, or has another layout version.",
             labels=["pool"],
         )
         took = GaugeMetricFamily(
@@ -330,7 +330,7 @@ class PoolCollector(Collector):
 
 
 def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
-    """How short of memory the machine is, as a steward sees it: the same for every pool."""
+    """Figures of the machine's memory, which a steward uses too: the same for every pool."""
     path = pressure.psi_file()
     stalled = CounterMetricFamily(
         "bufferpool_memory_pressure_seconds",
@@ -370,7 +370,7 @@ def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
 
 
 def _created(snapshot: Snapshot, family: Family, labels: tuple[str, ...]) -> float:
-    """Since when a counter counts: seconds since the epoch."""
+    """When a counter began, in seconds since the epoch."""
     if family.labels == SPACE_LABELS:
         return next(space.opened_at for space in snapshot.stats.spaces if _labels(space) == labels)
     return snapshot.created_at

@@ -1,7 +1,6 @@
 """``bufferpool export``: the metrics of pools over HTTP, for Prometheus to scrape.
 
-The process attaches to no pool. It may start before the pools and outlive them, and
-ending it in any way leaves nothing behind.
+The process attaches to no pool. It may start before the pools and outlive them, and may be killed at any time.
 """
 
 import os
@@ -19,7 +18,7 @@ PORT = 9184
 
 
 def registry_of(*names: str, directory: str | os.PathLike[str] | None = None) -> CollectorRegistry:
-    """A registry with nothing but the metrics of the named pools; of all pools without names."""
+    """A registry with only the metrics of the named pools, or of all pools if no name is given."""
     registry = CollectorRegistry()
     registry.register(PoolCollector(*names, directory=directory))
     return registry
@@ -47,7 +46,7 @@ def serve(
 ) -> tuple[WSGIServer, threading.Thread]:
     """Serves the metrics from a thread until ``server.shutdown()``; port 0 takes a free one (``server.server_port``).
 
-    Raises OSError, if the port is taken or the address is not of this machine.
+    Raises OSError if the port is in use, or the address is not one of this machine.
     """
     server, thread = start_http_server(port, address, registry_of(*names, directory=directory))
     tell = server.handle_error

@@ -1,1 +1,1 @@
-"""The main job: a trace of page references, replayed by processes that share a pool."""
+"""Replays a trace of page references with several processes that share a pool, and verifies every access."""

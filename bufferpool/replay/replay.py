@@ -1,9 +1,9 @@
-"""Replaying a trace of page accesses through one pool, with several processes, everything verified.
+"""Replays a trace of page accesses through one pool, with several processes, and verifies every access.
 
 A database file is built with one stamped page (bufferpool/replay/stamped.py) for every
-different page of the trace. Every read checks the stamp. Every write publishes the next version and is
-counted, by the worker that did it, in a file that all share (the *board*). At
-the end each page in the file must have as many versions as it got writes.
+different page of the trace. Every read checks the stamp. Every write publishes the page's next version,
+and the worker counts it in a file that all processes map (the *board*). At the end the version of each
+page in the file must be the number of its writes.
 """
 
 import multiprocessing as mp
@@ -40,7 +40,7 @@ LOWER_AT, RAISE_AT = 0.4, 0.7  # of the accesses: when the budget is halved and 
 
 
 class ReplayStopped(Exception):
-    """A signal ended the replay; everything has been removed. ``signal`` is its number."""
+    """A signal ended the replay; the pool and the files have been removed. ``signal`` is its number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; the pool and the temporary files are removed")
@@ -49,12 +49,12 @@ class ReplayStopped(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """What to replay, and how. Raises ValueError for values that fit nothing."""
+    """What to replay, and how. Raises ValueError for a value outside its range."""
 
     trace: str | None = None
     """A .npy or .npz file; None: the trace that ships with the package."""
     capacity: int | None = None
-    """Bytes of the pool; None: a quarter of the file."""
+    """The pool's budget in bytes; None: a quarter of the file."""
     processes: int = 4
     page_size: int = 8192
     """Bytes of a page."""
@@ -63,7 +63,7 @@ class Options:
     repeat: int = 1
     """How often the trace is replayed."""
     limit: int | None = None
-    """Only the first so many accesses of the trace."""
+    """Replay only this many accesses, from the start of the trace; None: all."""
     seed: int = 1
     directory: str | None = None
     """The tmpfs mount for the pool; None: /dev/shm."""
@@ -84,8 +84,8 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Given:
-    """Memory given back in one call: what the pool returned, and by how much st_blocks fell. Bytes."""
+class Reclaimed:
+    """Bytes given back in one call: by the pool's count, and by the kernel's (the fall of st_blocks)."""
 
     pool: int
     kernel: int
@@ -102,15 +102,15 @@ class Report:
     processes: int
     stats: PoolStats
     """The pool after the last access, flushed."""
-    lowered: Given
-    """When the budget was halved, while the workers worked."""
-    trimmed: Given
-    """When everything was trimmed at the end, in the quiet: both are equal."""
+    lowered: Reclaimed
+    """What was given back when the budget was halved, while the workers ran."""
+    trimmed: Reclaimed
+    """What was given back by the last trim, after the workers ended: both counts are equal."""
     reclaimed: dict[str, int]
     """Bytes given back in all, by reason, as the pool counts them."""
 
     def table(self) -> str:
-        """The closing table."""
+        """The report as text: a table that is printed at the end."""
         stats, lowered, trimmed = self.stats, self.lowered, self.trimmed
         reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in self.reclaimed.items() if n)
         left = f"{self.pages:,} of {self.pages:,}, read from the file, not through the pool"
@@ -130,11 +130,11 @@ class Report:
 
 
 def load_trace(path: str | None, limit: int | None = None) -> npt.NDArray[np.uint32]:
-    """The accesses of a trace file, page numbers made dense (their order is kept).
+    """The accesses of a trace file: page numbers, shape (accesses,), uint32, renumbered without gaps in the same order.
 
     ``path``: a .npy file with one array, or an .npz file with an array
-    ``pages`` or with only one; None: the trace of the package. Raises OSError,
-    ReplayFailed.
+    ``pages`` or with only one; None: the trace that ships with the package.
+    ``limit``: only so many accesses, from the start. Raises OSError, ReplayFailed.
     """
     if path is None:
         with as_file(files("bufferpool.replay") / "traces" / "tpcc.npz") as shipped:
@@ -165,26 +165,26 @@ class _Workers:
         self._board = board
         self._running: dict[int, tuple[BaseProcess, connection.Connection[Any, Any]]] = {}
         context = mp.get_context("spawn")
-        resource_tracker.ensure_running()  # it unblocks signals when it starts
+        resource_tracker.ensure_running()  # started here, because it unblocks signals when it starts
         # The workers inherit the mask: a Ctrl-C of the terminal reaches the parent only.
-        old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
         try:
             for index in range(job.processes):
-                hear, tell = context.Pipe(duplex=False)
-                process = context.Process(target=worker.main, args=(index, job, tell), name=f"replay-{index}")
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=worker.main, args=(index, job, sender), name=f"replay-{index}")
                 process.start()
-                tell.close()
-                self._running[index] = process, hear
+                sender.close()
+                self._running[index] = process, receiver
         except BaseException:
             self.end()
             raise
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def wait(self, seconds: float) -> bool:
-        """Waits until one ends, or for so long; says whether any still works. Raises ReplayFailed."""
+        """Waits until a worker ends, at most ``seconds``; returns whether any still runs. Raises ReplayFailed if one failed."""
         connection.wait([process.sentinel for process, _ in self._running.values()], seconds)
-        for index, (process, hear) in list(self._running.items()):
+        for index, (process, receiver) in list(self._running.items()):
             if process.exitcode is None:
                 continue
             if process.exitcode < 0:
@@ -192,19 +192,19 @@ class _Workers:
                     f"worker {index} was killed by {signal.strsignal(-process.exitcode)} (signal {-process.exitcode})"
                 )
             if process.exitcode:
-                why = hear.recv() if hear.poll() else f"exit code {process.exitcode}; what it printed says why"
+                why = receiver.recv() if receiver.poll() else f"exit code {process.exitcode}; what it printed says why"
                 raise ReplayFailed(f"worker {index}: {why}")
             self._close(index)
         return bool(self._running)
 
     def _close(self, index: int) -> None:
-        process, hear = self._running.pop(index)
+        process, receiver = self._running.pop(index)
         process.join()
         process.close()
-        hear.close()
+        receiver.close()
 
     def end(self) -> None:
-        """Stops those that still work; none is left afterwards."""
+        """Stops the workers that still run: after five seconds, with SIGKILL."""
         self._board.parent[STOP] = 1
         deadline = time.monotonic() + 5
         for index, (process, _) in list(self._running.items()):
@@ -218,7 +218,7 @@ class _Workers:
 
 
 class _Stop:
-    """Signals, remembered: the long steps ask here whether to go on."""
+    """Remembers signals. The long steps call it often, and end with ReplayStopped after a signal."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -233,9 +233,9 @@ class _Stop:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Ctrl-C, SIGTERM and SIGHUP do nothing but be remembered."""
+        """Within the block Ctrl-C, SIGTERM and SIGHUP are remembered, and have no other effect."""
         if threading.current_thread() is not threading.main_thread():
-            yield  # signals go to the main thread, which is not ours
+            yield  # only the main thread may set handlers
             return
         wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
         old = {number: signal.signal(number, self._remember) for number in wanted}
@@ -270,7 +270,7 @@ class Progress:
         self._open = self._terminal
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Prints a line below the live figures."""
         print(("\n" if self._open else "") + text, file=self._out, flush=True)
         self._open = False
 
@@ -279,16 +279,18 @@ def _kernel_bytes(pool: Pool) -> int:
     return os.stat(pool.path).st_blocks * 512
 
 
-def _resize(pool: Pool, capacity: int, progress: Progress) -> Given:
+def _resize(pool: Pool, capacity: int, progress: Progress) -> Reclaimed:
     before = _kernel_bytes(pool)
     given = pool.resize(capacity)
     after = _kernel_bytes(pool)
     progress.say(f"      budget now {format_size(capacity)}: {format_size(given)} given back, workers at work")
-    return Given(given, before - after)
+    return Reclaimed(given, before - after)
 
 
-def _watch(pool: Pool, workers: _Workers, board: Board, total: int, out: TextIO, stop: _Stop) -> tuple[float, Given]:
-    """While the workers work: progress, and the budget down and up. Returns (seconds, what was given back)."""
+def _watch(
+    pool: Pool, workers: _Workers, board: Board, total: int, out: TextIO, stop: _Stop
+) -> tuple[float, Reclaimed]:
+    """Shows progress, and halves and restores the budget while the workers run. Returns (seconds, what was given back)."""
     while not board.progress[:, READY].all():
         stop()
         workers.wait(0.01)
@@ -313,8 +315,8 @@ def _watch(pool: Pool, workers: _Workers, board: Board, total: int, out: TextIO,
     return seconds, lowered
 
 
-def _verify(pool: Pool, job: Job, board: Board, total: int, stop: _Stop) -> tuple[PoolStats, Given]:
-    """All that must hold once the workers are gone. Raises ReplayFailed."""
+def _verify(pool: Pool, job: Job, board: Board, total: int, stop: _Stop) -> tuple[PoolStats, Reclaimed]:
+    """Checks everything that must hold once the workers have ended. Raises ReplayFailed."""
     done = int(board.progress[:, ACCESSES].sum())
     if done != total:
         raise ReplayFailed(f"the workers did {done} accesses instead of {total}")
@@ -329,7 +331,7 @@ def _verify(pool: Pool, job: Job, board: Board, total: int, stop: _Stop) -> tupl
     verify_file(job.database, board.versions(), job.page_size, stop)
     before = _kernel_bytes(pool)
     given = pool.trim(stats.resident_bytes)
-    trimmed = Given(given, before - _kernel_bytes(pool))
+    trimmed = Reclaimed(given, before - _kernel_bytes(pool))
     counted = pool.stats().reclaimed_bytes["trim"] - stats.reclaimed_bytes["trim"]
     if not trimmed.pool == trimmed.kernel == counted:
         raise ReplayFailed(
@@ -346,7 +348,9 @@ def _check(pool: Pool) -> None:
 
 
 def replay(options: Options, out: TextIO) -> Report:
-    """Does it all; progress goes to ``out``. Nothing stays behind, however it ends.
+    """Replays the trace, verifies the result, and writes progress to ``out``.
+
+    The pool and all files are removed at the end, after an error too.
 
     Raises ReplayFailed when anything does not verify or a worker ends early,
     ReplayStopped after Ctrl-C, SIGTERM or SIGHUP, and the errors of the pool.
@@ -376,14 +380,14 @@ def replay(options: Options, out: TextIO) -> Report:
         pool = Pool.create(
             name, capacity, page_size=options.page_size, directory=options.directory, max_clients=options.processes + 4
         )
-        stack.callback(lambda: pool.unlink(discard=True))  # ended early, it may have pages that nobody needs
+        stack.callback(lambda: pool.unlink(discard=True))  # after an error it may have dirty pages
         stack.enter_context(pool)
         workers = _Workers(job, board)
         stack.callback(workers.end)
         try:
             seconds, lowered = _watch(pool, workers, board, total, out, stop)
         except ReplayFailed:
-            stop()  # the signal that we got may have ended the worker, too
+            stop()  # the same signal may have ended the worker
             raise
         stats, trimmed = _verify(pool, job, board, total, stop)
         written = int(board.progress[:, WRITES].sum())

@@ -1,9 +1,8 @@
-"""A database file whose pages can be verified, wherever they are seen.
+"""A database file whose pages can be verified in the file and in the pool.
 
 Each page is one 64-bit *stamp*, repeated: page number and version, mixed by a
-function that can be turned around, so that a torn page, another page, an old
-version and a page of zeros are all told apart from the right one by one
-comparison and one multiplication.
+invertible function. One comparison and one multiplication tell the right page from a torn page,
+another page, an old version and a page of zeros.
 """
 
 import os
@@ -26,26 +25,26 @@ Words = npt.NDArray[np.uint64]
 
 
 class ReplayFailed(BufferPoolError):
-    """Something did not verify, or a worker ended early."""
+    """A check of the replay failed, or a worker ended early."""
 
     _lines = True
 
 
 def stamp(page_no: int, version: int) -> int:
-    """The word that fills a page."""
+    """The 64-bit word that fills a version of a page."""
     return ((page_no << 32 | version) * _MIX & _MASK) ^ _SALT
 
 
 def stamps(page_nos: Words, versions: Words) -> Words:
-    """:func:`stamp` for arrays."""
+    """:func:`stamp` for arrays of one shape, uint64."""
     words: Words = ((page_nos << np.uint64(32) | versions) * np.uint64(_MIX)) ^ np.uint64(_SALT)
     return words
 
 
 def verify(page: npt.NDArray[Any], page_no: int, oldest: int) -> int:
-    """Checks a page, an array of uint64; returns its version. Raises ReplayFailed.
+    """Checks a page (shape (page_size // 8,), uint64); returns its version. Raises ReplayFailed.
 
-    ``oldest``: the version that the caller has seen already.
+    ``oldest``: the newest version that the caller has seen; an older one is an error.
     """
     word = page[0]
     if not (page == word).all():
@@ -60,7 +59,10 @@ def verify(page: npt.NDArray[Any], page_no: int, oldest: int) -> int:
 
 
 def build_file(path: str, pages: int, page_size: int, may_go_on: Callable[[], None]) -> None:
-    """Makes the file: every page stamped with its number and version 0. Raises OSError, ReplayFailed."""
+    """Writes the file: every page stamped with its number and version 0. ``may_go_on`` may raise, to stop it.
+
+    Raises OSError, and ReplayFailed if the disk is too small.
+    """
     free = shutil.disk_usage(os.path.dirname(path)).free
     if free < pages * page_size:
         raise ReplayFailed(
@@ -76,7 +78,7 @@ def build_file(path: str, pages: int, page_size: int, may_go_on: Callable[[], No
 
 
 def verify_file(path: str, versions: Words, page_size: int, may_go_on: Callable[[], None]) -> None:
-    """Compares every page of the file with the version it must have. Raises ReplayFailed."""
+    """Compares every page of the file with the version that it must have (``versions``, shape (pages,)). Raises ReplayFailed."""
     wrong: list[str] = []
     bad = 0
     size = os.stat(path).st_size

@@ -1,4 +1,4 @@
-"""What a worker process of a replay does, and the board on which parent and workers meet."""
+"""The worker process of a replay, and the board: the file in which parent and workers exchange their state."""
 
 import os
 import time
@@ -15,14 +15,14 @@ from bufferpool.pool import Pool
 from bufferpool.replay.stamped import ReplayFailed, Words, stamp, verify
 from bufferpool.spaces.space import Space
 
-_BLOCK = 256  # accesses that a worker does between two looks at the board
+_BLOCK = 256  # accesses between two times that a worker reads the board
 
 GO, STOP = 0, 1  # columns of Board.parent
 READY, ACCESSES, WRITES = 0, 1, 2  # columns of Board.progress
 
 
 class Board:
-    """What parent and workers tell each other: one mapped file, each row written by one process."""
+    """The state of parent and workers: one mapped file, each row written by one process."""
 
     def __init__(self, path: str, processes: int, pages: int) -> None:
         rows = 1 + processes
@@ -34,14 +34,14 @@ class Board:
         self.writes = np.memmap(path, np.uint32, "r+", rows * 64, (processes, pages))
 
     def versions(self) -> Words:
-        """The version that every page must have."""
+        """The version that each page must have: shape (pages,), uint64."""
         versions: Words = self.writes.sum(axis=0, dtype=np.uint64)
         return versions
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker has to know; the trace, the file and the board are files in ``folder``."""
+    """The parameters of a worker; the trace, the database file and the board are files in ``folder``."""
 
     pool: str
     directory: str | None
@@ -60,12 +60,12 @@ class Job:
 
     @property
     def database(self) -> str:
-        """The path of the file."""
+        """The path of the database file."""
         return os.path.join(self.folder, "replay.db")
 
     @property
     def trace(self) -> str:
-        """The path of the trace, ready for use."""
+        """The path of the trace, as load_trace() returned it."""
         return os.path.join(self.folder, "trace.npy")
 
 
@@ -105,13 +105,13 @@ def _work(index: int, job: Job) -> None:
                 progress[WRITES] += np.count_nonzero(write)
 
 
-def main(index: int, job: Job, tell: "connection.Connection[Any, Any]") -> None:
-    """The main function of a worker: it reports errors to the parent, as text."""
+def main(index: int, job: Job, sender: "connection.Connection[Any, Any]") -> None:
+    """The main function of a worker. It sends an error to the parent as text, and exits with 1."""
     try:
         _work(index, job)
     except (BufferPoolError, OSError) as error:
-        tell.send(str(error) if isinstance(error, ReplayFailed) else f"{type(error).__name__}: {error}")
+        sender.send(str(error) if isinstance(error, ReplayFailed) else f"{type(error).__name__}: {error}")
         raise SystemExit(1) from None
     except Exception:  # noqa: BLE001 - not swallowed: the parent raises it
-        tell.send("an error that nobody expected\n" + traceback.format_exc()[-8000:])
+        sender.send("an unexpected error\n" + traceback.format_exc()[-8000:])
         raise SystemExit(1) from None

@@ -1,1 +1,1 @@
-"""Where pages come from and are written to."""
+"""Stores: where pages are read from and written to."""

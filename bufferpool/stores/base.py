@@ -1,11 +1,12 @@
-"""Stores: what is behind the pages of a space.
+"""Stores: what holds the pages of a space outside the pool.
 
 A store is any object with the four methods of :class:`Store`. Offsets and
 sizes are bytes; a buffer is one-dimensional, uint8, C-contiguous. Stores
 written in Python never see the segment: they fill and read private buffers.
 
-Their methods are called in threads of the pool's own too: where pages are written to make room, by
-``pool.flush()`` of several spaces, and by a steward. So a store takes no lock that a thread holds while it uses pages.
+The pool also calls their methods in threads of its own: when it writes pages to free frames, in
+``pool.flush()`` of several spaces, and in a steward. So a method must not wait for a lock that a thread holds while it
+uses pages.
 """
 
 import errno
@@ -41,13 +42,13 @@ Buffer = npt.NDArray[np.uint8]
 
 @runtime_checkable
 class Store(Protocol):
-    """What a space needs of its store. Any method may raise; nothing is lost then.
+    """The methods of a store. Any of them may raise; nothing is lost then.
 
-    What the methods return is checked. They are plain functions, and no coroutines: their work is done when they return.
+    Their results are checked. They are plain functions, not coroutines: their work is done when they return.
     """
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
-        """Fills ``buffer`` from ``offset``; returns the number of bytes read."""
+        """Fills ``buffer`` (one page) from ``offset``; returns the number of bytes read."""
 
     def write_from(self, offset: int, buffer: Buffer) -> int:
         """Writes ``buffer`` (one or more pages, read-only) at ``offset``; returns the number of bytes written."""
@@ -62,12 +63,12 @@ class Store(Protocol):
 class FileStore:
     """A file. Misses are read by the core, straight into the frame."""
 
-    native = True  # its pages need no look from Python
-    created = False  # by this store
-    trailer_bytes = 0  # at the end of a page, which are not the engine's
+    native = True  # the core reads its pages itself
+    created = False  # whether this store created the file
+    trailer_bytes = 0  # bytes at the end of a page that the pool uses
 
     def __init__(self, path: str | os.PathLike[str], mode: str) -> None:
-        """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created, if there is none; it is not emptied yet).
+        """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created if missing; an existing file is not emptied here).
 
         Raises FileNotFoundError, PermissionError, NotRegularFile, ValueError.
         """
@@ -81,11 +82,11 @@ class FileStore:
             self._open(flags[mode] | os.O_CLOEXEC | os.O_NONBLOCK, mode == "w+")
         if directory or not stat.S_ISREG(os.fstat(self.fd).st_mode):
             raise NotRegularFile(
-                f"{self.path} is not a regular file; pages live in regular files (or in a store: open_store)"
+                f"{self.path} is not a regular file; use a regular file, or a store of your own (open_store)"
             )
 
     def _open(self, flags: int, may_create: bool) -> None:
-        """Opens the file; one that it creates has its name for good."""
+        """Opens the file. If it creates one, it syncs the folder, so that the name is durable."""
         fd = -1
         while fd < 0:
             try:
@@ -93,7 +94,7 @@ class FileStore:
             except FileNotFoundError:
                 if not may_create:
                     raise
-                with suppress(FileExistsError):  # somebody else was faster
+                with suppress(FileExistsError):  # another process created it first
                     fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
                     self.created = True
         self._descriptor = OwnDescriptor(fd)
@@ -105,14 +106,14 @@ class FileStore:
                 raise
 
     def uncreate(self) -> None:
-        """Removes a file that this store has created, if nobody has written to it."""
+        """Removes the file if this store created it and it is still empty."""
         if self.created and self.size() == 0:
             with suppress(OSError):
                 if os.path.samestat(os.stat(self.path), os.fstat(self.fd)):
                     os.unlink(self.path)
 
     def is_at_path(self) -> bool:
-        """Whether the descriptor is the file's still, and the path leads to that file."""
+        """Whether the descriptor still belongs to the file, and the path still leads to it."""
         try:
             about = os.stat(self.path)
         except OSError:
@@ -120,17 +121,17 @@ class FileStore:
         return self.has_descriptor() and (about.st_dev, about.st_ino) == self._descriptor.file
 
     def has_descriptor(self) -> bool:
-        """Whether the descriptor is the file's still."""
+        """Whether the descriptor still belongs to the file."""
         return self._descriptor.is_ours()
 
     @property
     def fd(self) -> int:
-        """The descriptor, if it is the file's still: its number may be a stranger's by now. Raises DescriptorLost."""
+        """The descriptor, after a check that it still belongs to the file. Raises DescriptorLost."""
         fd = self._descriptor.number
         if fd < 0:
             raise DescriptorLost(
-                f"the descriptor of {self.path} was closed behind the pool's back, as daemons do that close all that they "
-                "inherit; open the file again, and keep descriptors open that are not your own"
+                f"the descriptor of {self.path} was closed by other code, as daemons do that close all inherited "
+                "descriptors; open the file again, and do not close descriptors of others"
             )
         return fd
 
@@ -147,7 +148,7 @@ class FileStore:
             batch = pages[:most]
             want = sum(page.nbytes for page in batch)
             done = os.pwritev(self.fd, batch, offset)
-            if done < want:  # a full disk, mostly: the next write says why
+            if done < want:  # usually a full disk: the next write raises the reason
                 flat = np.concatenate(batch)[done:]
                 while flat.size:
                     n = os.pwrite(self.fd, flat, offset + done)
@@ -158,7 +159,7 @@ class FileStore:
             pages = pages[most:]
 
     def cut_to_whole_pages(self, before: int, page_size: int) -> None:
-        """After a write that failed: takes away the part of a page by which it has extended the file from ``before`` bytes."""
+        """After a failed write that extended the file from ``before`` bytes: cuts off an incomplete last page."""
         size = self.size()
         if size > before and size % page_size:
             os.ftruncate(self.fd, max(before, size // page_size * page_size))
@@ -167,9 +168,7 @@ class FileStore:
         """After a flush that was killed while it extended the file from ``before`` bytes: completes the last page with zeros."""
         size = self.size()
         if size > before and size % page_size:
-            fd = os.open(
-                f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC
-            )  # this one may be open for reading only
+            fd = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)  # self may be open for reading only
             try:
                 os.ftruncate(fd, -(-size // page_size) * page_size)
             finally:
@@ -192,26 +191,27 @@ class FileStore:
         return size // page_size
 
     def fresh_state(self) -> FileState:
-        """The file as it is now, taken so that stores through a shared mapping from now on give it another time.
+        """The present state of the file, taken so that later stores through a shared mapping change its time.
 
-        A page that is mapped and dirty can be stored to without a fault, and no time shows it; one that is being
-        written back cannot. On tmpfs, which writes nothing back, no store through a mapping shows.
+        A store to a mapped page that is dirty already causes no fault, so it does not change the file's time. Once
+        write-back of the page has begun, the next store faults. On tmpfs, which has no write-back, such stores are
+        never seen.
         """
-        _core.begin_writeback(self.fd)  # where it cannot, such stores are not seen
+        _core.begin_writeback(self.fd)  # if it fails, such stores are not seen
         return self.state()
 
     def state(self) -> FileState:
-        """The file as it is now."""
+        """The present state of the file."""
         return state_of(self.fd)
 
 
-MOST_PAGES = 2**32 - 2  # of a space
+MOST_PAGES = 2**32 - 2  # the most pages of a space
 _GUARD = 4096
 _PATTERN = np.random.default_rng(0x6275666665720001).integers(0, 256, _GUARD, dtype=np.uint8)
 
 
 class GuardedBuffer:
-    """A private page with guard bytes on both sides, for code that we do not know."""
+    """A private buffer of one page with guard bytes on both sides, to be filled by a store or a loader."""
 
     def __init__(self, page_size: int) -> None:
         self._all = np.empty(page_size + 2 * _GUARD, np.uint8)
@@ -223,14 +223,14 @@ class GuardedBuffer:
         """Raises LoaderOverrun if the guards were written."""
         if not (np.array_equal(self._all[:_GUARD], _PATTERN) and np.array_equal(self._all[-_GUARD:], _PATTERN)):
             raise LoaderOverrun(
-                f"{who} wrote outside the buffer of one page that it was given; nothing was published: correct it"
+                f"{who} wrote outside the buffer of one page that it was given; nothing was published: correct the code"
             )
 
 
 def _refuse(store: Store, method: str, value: Any, wanted: str) -> StoreError:
     """The error for a method of a store that returned ``value``."""
     if inspect.iscoroutine(value):
-        value.close()  # it never ran, and nobody will run it
+        value.close()  # avoids the warning about a coroutine that was never awaited
     return StoreError(
         f"{method}() of {type(store).__name__} returned {shown(value, 100)}; it must return {wanted}: correct the store"
     )
@@ -238,11 +238,11 @@ def _refuse(store: Store, method: str, value: Any, wanted: str) -> StoreError:
 
 @contextmanager
 def calling(store: Store, method: str) -> Iterator[None]:
-    """Around a call of a store's method that writes: what it raises is the store's, and is not taken for the pool's own.
+    """Wraps a call of a store's method that writes, so that its errors are not taken for the pool's own.
 
-    A store may use another pool, and raise that pool's PoolClosed; or end its thread (SystemExit), which may be a
-    thread of the pool's. Both are StoreError. In the main thread KeyboardInterrupt and SystemExit come
-    from a signal's handler, and go on.
+    A store may use another pool and raise that pool's PoolClosed, or raise SystemExit in a thread of this pool.
+    Both become StoreError. In the main thread KeyboardInterrupt and SystemExit come from a signal's handler, and
+    are passed on.
     """
     try:
         yield
@@ -258,14 +258,14 @@ def calling(store: Store, method: str) -> Iterator[None]:
 
 
 def bytes_done(store: Store, method: str, value: Any) -> int:
-    """The number of bytes that ``read_into`` or ``write_from`` returned. Raises StoreError."""
+    """Checks what ``read_into`` or ``write_from`` returned: a number of bytes. Raises StoreError."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**63:
         raise _refuse(store, method, value, "the number of bytes, as an integer, when they are done (no async def)")
     return int(value)
 
 
 def sync_store(store: Store) -> None:
-    """Calls ``sync`` of a store. Raises StoreError if it returns something: then it may have synced nothing."""
+    """Calls ``sync`` of a store. Raises StoreError if it returns a value, such as a coroutine that has not run."""
     with calling(store, "sync"):
         done: Any = store.sync()  # type: ignore[func-returns-value]
     if done is not None:
@@ -273,7 +273,7 @@ def sync_store(store: Store) -> None:
 
 
 def store_pages(store: Store, page_size: int) -> int:
-    """How many pages a store written in Python has. Raises StoreError (its cause is what ``size`` raised), FileSizeMismatch."""
+    """The number of pages of a store written in Python. Raises StoreError (its cause: what ``size`` raised), FileSizeMismatch."""
     try:
         size: Any = store.size()
     except Exception as error:
@@ -293,9 +293,9 @@ def store_pages(store: Store, page_size: int) -> int:
 
 
 def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
-    """One page of a store written in Python, in a private buffer.
+    """Reads one page of a store written in Python; returns a private buffer, shape (page_size,), uint8.
 
-    Raises StoreError (its cause is what the store raised), ShortRead, LoaderOverrun.
+    Raises StoreError (its cause: what the store raised), ShortRead, LoaderOverrun.
     """
     buffer = GuardedBuffer(page_size)
     try:
@@ -311,23 +311,23 @@ def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Makes the names in a folder durable: those of files that were created, renamed or removed there."""
+    """Syncs a folder, so that the names of files that were created, renamed or removed there are durable."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except PermissionError:  # a folder that may be written and not read: the call for everything is left
+    except PermissionError:  # the folder may be written but not read: sync everything
         os.sync()
         return
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system without folders that can be synced
+        if error.errno != errno.EINVAL:  # EINVAL: a file system that cannot sync folders
             raise
     finally:
         os.close(fd)
 
 
 def describe(error: OSError) -> str:
-    """What an I/O error means for somebody who has to act on it."""
+    """The text of an I/O error, with a remedy if the disk is full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full: free space there"
     return error.strerror or shown(error)

@@ -1,21 +1,23 @@
-"""Files whose pages carry a checksum, so that a torn or damaged page is found when it is loaded.
+"""Files whose pages have a checksum, so that a torn or damaged page is found when it is loaded.
 
 ::
 
     page    +------------------------------------------+----------+
-            | the engine's                             | checksum |
+            | the engine's bytes                       | checksum |
             +------------------------------------------+----------+
             0                                page_size - 8        page_size
 
 The checksum is XXH3 (64 bits, little-endian) over the bytes before it, seeded with
 the page number, so that a page that was written to the wrong place is found too.
-The last eight bytes belong to the pool: what the engine puts there is replaced on the way to the file.
+The last eight bytes belong to the pool: a flush replaces what the engine stores there.
 
-A page of zeros has a checksum like any other. One without is damage, unless the file has a hole there
-(SEEK_DATA): what was never written, in a file that was made by truncate() or fallocate(), reads as zeros. So that
-nothing else does, a write that extends the file past pages that nobody has published, or that fills a block of a file system
-whose blocks are larger than a page, writes those as zeros with a checksum. Where a file system knows no holes, a file
-of zeros is damaged throughout: let it grow by ``append`` instead.
+A page of zeros has a checksum like any other. A page of zeros without a checksum is damaged, unless the file has a hole
+there (SEEK_DATA): a page that was never written, in a file made by truncate() or fallocate(), reads as zeros. A write can
+turn holes into zeros: it extends the file past pages that were never published, or a block of the file system is larger
+than a page. Such pages are written first, as zeros with a checksum. On a file system without holes a file of zeros
+is damaged throughout: let the file grow by ``append`` instead.
+
+Source of the hash: XXH3 of the library xxHash (Collet).
 """
 
 import errno
@@ -48,7 +50,7 @@ def seal(page: Buffer, page_no: int) -> None:
 
 
 def is_whole(page: Buffer, page_no: int) -> bool:
-    """Whether the checksum is right."""
+    """Whether the checksum of ``page`` (uint8) is right for this page number."""
     return page[-CHECKSUM_BYTES:].tobytes() == _xxh3(page[:-CHECKSUM_BYTES], page_no)
 
 
@@ -58,13 +60,13 @@ _SYNC, _UNWRITTEN, _EXTENTS = 1, 0x800, 16
 
 
 def _is_reserved(fd: int, offset: int, size: int) -> bool:
-    """Whether the file system has room for these bytes and nothing in it (fallocate): SEEK_DATA says so until they are read."""
+    """Whether these bytes are allocated but unwritten (fallocate). SEEK_DATA takes them for data once they were read."""
     answer = bytearray(
         _REQUEST.pack(offset, size, _SYNC, 0, _EXTENTS, 0).ljust(_REQUEST.size + _EXTENTS * _EXTENT.size, b"\0")
     )
     try:
         fcntl.ioctl(fd, _FIEMAP, answer)
-    except OSError:  # a file system that does not say: then there is data
+    except OSError:  # the file system has no FIEMAP: assume data
         return False
     found = _REQUEST.unpack_from(answer)[3]
     flags = [_EXTENT.unpack_from(answer, _REQUEST.size + i * _EXTENT.size)[5] for i in range(found)]
@@ -77,13 +79,13 @@ class CheckedFile(FileStore):
     native = False
     trailer_bytes = CHECKSUM_BYTES
     lost_below = 0
-    """Pages before this offset that the file does not have were cut off by somebody else: they are marked as damaged."""
+    """Missing pages before this offset were cut off by another program: they are written as damaged pages."""
 
     def __init__(self, path: str | os.PathLike[str], mode: str, page_size: int, repair: Repair | None = None) -> None:
         """As :class:`FileStore`; needs the library xxhash (ImportError).
 
-        ``repair(page_no, image)`` is asked for the right bytes of a page whose checksum is
-        wrong; ``image`` is what the file has. It returns a page of bytes, or None.
+        ``repair(page_no, image)`` is called for a page whose checksum is
+        wrong, with the bytes of the file (``image``). It returns the right page of bytes, or None.
         """
         try:
             import xxhash  # noqa: F401
@@ -95,7 +97,7 @@ class CheckedFile(FileStore):
         self.page_size, self.repair = page_size, repair
 
     def write_pages(self, offset: int, pages: list[Buffer]) -> None:
-        """Writes neighbouring pages, each with its checksum, from private copies."""
+        """Writes neighbouring pages with their checksums, from private copies."""
         sealed = [page.copy() for page in pages]
         for i, page in enumerate(sealed, offset // self.page_size):
             seal(page, i)
@@ -103,9 +105,9 @@ class CheckedFile(FileStore):
         super().write_pages(offset, sealed)
 
     def _seal_around(self, first: int, end: int) -> None:
-        """Before the bytes from ``first`` to ``end`` are written: the pages that would then read as zeros without being holes.
+        """Seals the pages that a write from ``first`` to ``end`` would turn from holes into zeros.
 
-        They lie between the file's end and ``first``, or share a block of the file system with what is written.
+        They lie between the file's end and ``first``, or share a block of the file system with the written bytes.
         """
         about = os.fstat(self.fd)
         block = max(about.st_blksize, self.page_size)
@@ -113,26 +115,26 @@ class CheckedFile(FileStore):
         if start >= first and stop <= end:
             return
         places = (*range(start, first, self.page_size), *range(end, stop, self.page_size))
-        for at in [at for at in places if self.is_hole(at)]:  # all of them before the first is written
+        for at in [at for at in places if self.is_hole(at)]:  # a list: find all of them before the first write
             page = np.zeros(self.page_size, np.uint8)
             if at >= self.lost_below:
                 seal(page, at // self.page_size)
             super().write_pages(at, [page])
 
     def is_hole(self, offset: int) -> bool:
-        """Whether the page at ``offset`` was never written, as far as the file system knows."""
+        """Whether the page at ``offset`` was never written, according to the file system."""
         try:
             if os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + self.page_size:
                 return True
         except OSError as error:
-            if error.errno == errno.ENXIO:  # there is no data from here on
+            if error.errno == errno.ENXIO:  # no data from this offset to the end
                 return True
         return _is_reserved(self.fd, offset, self.page_size)
 
     def load(self, page_no: int, space: str, count: Callable[[str], None]) -> tuple[Buffer, bool]:
-        """One page, whole, and whether it had to be repaired.
+        """Reads one page; returns (the page, shape (page_size,), uint8; whether it had to be repaired).
 
-        The file is not touched: a repaired page is dirty in the pool, and a flush mends the file.
+        The file is not changed: a repaired page is dirty in the pool, and a flush repairs the file.
         ``count`` is called with ``corrupt_pages`` and ``repaired_pages``.
 
         Raises PageCorrupt, ShortRead, StoreError.
@@ -141,7 +143,7 @@ class CheckedFile(FileStore):
         try:
             got = self.read_into(offset, page)
         except OSError as error:
-            if error.errno is None:  # the kernel's have one: this is of a signal's handler
+            if error.errno is None:  # without an errno it comes from a signal's handler, not from the kernel
                 raise
             raise StoreError(f"page {page_no} cannot be read: {error.strerror}; nothing is lost, try again") from error
         if got != self.page_size:
@@ -156,7 +158,7 @@ class CheckedFile(FileStore):
 
     def _repaired(self, page_no: int, page: Buffer, where: str, space: str, offset: int) -> Buffer:
         remedy = (
-            "restore it from the log or a backup (repair= is asked for it), or make a hole there to give it up "
+            "restore it from the log or a backup (by repair=), or make a hole there, if the page may be lost "
             f"(fallocate --punch-hole --offset {offset} --length {self.page_size} {self.path})"
         )
         if self.repair is None:
@@ -185,5 +187,5 @@ class CheckedFile(FileStore):
 
 
 def file_store(path: str, mode: str, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
-    """The store of a file space."""
+    """Opens the store of a file space. Raises what :class:`FileStore` and :class:`CheckedFile` raise."""
     return CheckedFile(path, mode, page_size, repair) if checksum else FileStore(path, mode)

@@ -1,4 +1,4 @@
-"""The state of a file at one moment: which file it is, its size and its times; and how far its times can be trusted."""
+"""The state of a file at one moment: its identity, size and times, and whether a later change would show in its times."""
 
 import os
 import time
@@ -10,17 +10,17 @@ WHOLE_SECONDS_NS = 2_000_000_000
 
 
 class Doubt(IntEnum):
-    """Whether the times of a record show every later change."""
+    """Whether the times in a :class:`FileState` show every later change of the file."""
 
     NONE = 0
     OPENED = 1
-    """They may not: the next flush or open compares pages."""
+    """A later change may not show: the next flush or open compares pages."""
     FLUSHED = 2
-    """The same after a flush of our own: the next open compares, and not every flush in a row."""
+    """The same, after a flush of the pool: only the next open compares pages, so that not every flush has to."""
 
 
 class FileState(NamedTuple):
-    """A file as somebody saw it."""
+    """The state of a file at one moment."""
 
     device: int
     inode: int
@@ -32,12 +32,12 @@ class FileState(NamedTuple):
 
     @property
     def file(self) -> tuple[int, int]:
-        """Which file it is."""
+        """The identity of the file: (device, inode)."""
         return self[:2]
 
     @property
     def content(self) -> tuple[int, int, int, int]:
-        """What differs after an ordinary change."""
+        """The fields that an ordinary change alters: identity, size and modification time."""
         return self[:4]
 
 
@@ -45,7 +45,7 @@ NO_FILE = FileState(0, 0, 0, 0, 0, Doubt.NONE)
 
 
 def state_of(fd: int) -> FileState:
-    """The state of an open file, now."""
+    """The present state of an open file."""
     now, about = time.time_ns(), os.fstat(fd)
     step = CLOCK_STEP_NS if about.st_mtime_ns % 1_000_000_000 else WHOLE_SECONDS_NS
     doubt = Doubt.OPENED if abs(now - about.st_mtime_ns) < step else Doubt.NONE
@@ -53,13 +53,13 @@ def state_of(fd: int) -> FileState:
 
 
 def stamped(fd: int) -> FileState:
-    """The state of a file that we have just written, with a time of its own where the kernel lets us set one."""
+    """The state of a file that this process has just written, after setting a unique modification time if permitted."""
     about = os.fstat(fd)
     stamp = time.time_ns() // 1000 * 1000 + 1 + os.getpid() % 999
     try:
         os.utime(fd, ns=(about.st_atime_ns, stamp))
-    except OSError as error:  # not the owner, or a file system without such times: the doubt stays
-        if error.errno is None:  # the kernel's have one: this is of a signal's handler
+    except OSError as error:  # not permitted, or times are too coarse: the doubt remains
+        if error.errno is None:  # without an errno it comes from a signal's handler
             raise
         stamp = -1
     state = state_of(fd)

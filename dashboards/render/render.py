@@ -1,12 +1,12 @@
-"""The picture of the dashboard: `python dashboards/render/render.py`.
+"""Makes the picture of the dashboard: `python dashboards/render/render.py`.
 
 Runs the workload, the exporter and Prometheus for some minutes, asks Prometheus for
 what every panel of bufferpool.json shows, and draws the panels with Grafana's own
 components (page.tsx, @grafana/ui) in a headless Chromium.
 
 Needs Debian's prometheus, chromium, nodejs and npm; `npm ci` in this folder comes first.
-Not covered: Grafana's own engine of variables, queries and plugins. The values of the
-variables are put in here, and the heatmaps, which are a plugin there, are drawn by page.tsx.
+It does not use Grafana's own engine of variables, queries and plugins: this script fills in the
+variables, and page.tsx draws the heatmaps, which are a plugin in Grafana.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def legend(target: dict[str, Any], labels: dict[str, str]) -> str:
 
 
 def collect(seconds: float, period: float, data: Path) -> None:
-    """Lets it all run, and writes what the panels show as JSON."""
+    """Runs all programs, and writes the panels' data as JSON."""
     with tempfile.TemporaryDirectory() as folder, live.running(Path(folder), POOL, period) as (port, _):
         time.sleep(seconds)
         data.write_text(json.dumps(read(port, seconds - 12)))
@@ -78,7 +78,7 @@ def read(port: int, seconds: float) -> dict[str, Any]:
 
 
 def draw(data: Path, width: int, image: Path, rows: list[str], scheme: str) -> None:
-    """The page in Chromium, as a PNG as high as it is."""
+    """Draws the page in Chromium into a PNG of the page's height."""
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder)
         settings = {"rows": rows, "width": width, "scheme": scheme}
@@ -104,7 +104,7 @@ def draw(data: Path, width: int, image: Path, rows: list[str], scheme: str) -> N
 
 
 def bring_up_to_date(data: Path) -> None:
-    """Data of an earlier run, with the panels as they look now."""
+    """Replaces the panels in the data of an earlier run by the present ones."""
     found = json.loads(data.read_text())
     now = {
         (panel["type"], panel["title"]): panel
@@ -116,7 +116,7 @@ def bring_up_to_date(data: Path) -> None:
 
 
 def height_of(data: Path, rows: list[str]) -> int:
-    """Pixels of the rows that are shown: those of the grid, as page.tsx lays them out."""
+    """The height of the shown rows in pixels, by the grid of page.tsx."""
     shown, units = False, 0
     last: dict[int, int] = {}
     for one in json.loads(data.read_text())["panels"]:

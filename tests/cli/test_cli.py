@@ -229,7 +229,7 @@ def test_rm(name: str, capsys: Capture) -> None:
 
 def test_rm_force(pool: bp.Pool, capsys: Capture) -> None:
     assert main(["rm", "--force", "--discard", pool.name]) == 0
-    assert "when the last process that is attached ends" in capsys.readouterr().out
+    assert "when the last attached process ends" in capsys.readouterr().out
     assert not Path(pool.path).exists()
 
 

@@ -84,7 +84,7 @@ def test_pins_say_who_and_how_long(pool: bp.Pool, capsys: Capture, tmp_path: Pat
         assert (pin["page_no"], pin["version"]) == (42, "retired")
         assert 0 <= pin["pinned_s"] < 60
         assert main(["pins", pool.name, "orders", "41"]) == 0
-        assert "nobody pins it" in capsys.readouterr().out
+        assert "no client pins it" in capsys.readouterr().out
         other.kill()
     assert main(["pins", pool.name, "nope"]) == 1
     assert "it has ['orders']" in capsys.readouterr().err
@@ -153,7 +153,7 @@ def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
             assert main(["gc"]) == 0
             assert (SHM / name).exists() is left
         out = capsys.readouterr().out
-        assert "dead clients cleared away: 1" in out
+        assert "dead clients reaped: 1" in out
         bp.Pool.create(name, "1MiB").close()
         rows = {row["name"]: row for row in run_json(capsys, "gc")}
         assert (rows[name]["removed"], rows[name]["in_use"], rows[pool.name]["in_use"]) == (False, False, True)

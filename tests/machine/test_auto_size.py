@@ -33,22 +33,22 @@ SHARES = "a pool starts with 1/4 of that and moves between 1/32 and 1/2 of it"
         (
             MACHINE | TMPFS,
             "no memory cgroup limits this process; the tmpfs has 8.0 GiB free of 8.0 GiB; "
-            f"the machine has 4.0 GiB free of 16.0 GiB, the least of these; {SHARES}",
+            f"the machine has 4.0 GiB free of 16.0 GiB, the smallest of these; {SHARES}",
         ),
         (
             MACHINE | TMPFS | {"cgroup_free": GIB, "cgroup_limit": 2 * GIB},
             "the tmpfs has 8.0 GiB free of 8.0 GiB; the machine has 4.0 GiB free of 16.0 GiB; "
-            f"the memory cgroup has 1.0 GiB free of 2.0 GiB, the least of these; {SHARES}",
+            f"the memory cgroup has 1.0 GiB free of 2.0 GiB, the smallest of these; {SHARES}",
         ),
         (  # a cgroup whose limit is not what is short
             MACHINE | TMPFS | {"cgroup_free": 7 * GIB, "cgroup_limit": 12 * GIB},
             "the memory cgroup has 7.0 GiB free of 12.0 GiB; the tmpfs has 8.0 GiB free of 8.0 GiB; "
-            f"the machine has 4.0 GiB free of 16.0 GiB, the least of these; {SHARES}",
+            f"the machine has 4.0 GiB free of 16.0 GiB, the smallest of these; {SHARES}",
         ),
         (  # what Docker gives a container
             MACHINE | {"shm_free": 64 * MIB, "shm_size": 64 * MIB},
             "no memory cgroup limits this process; the machine has 4.0 GiB free of 16.0 GiB; "
-            f"the tmpfs has 64.0 MiB free of 64.0 MiB, the least of these; {SHARES}, but has 16.0 MiB at least",
+            f"the tmpfs has 64.0 MiB free of 64.0 MiB, the smallest of these; {SHARES}, but has 16.0 MiB at least",
         ),
         (  # a tmpfs without a limit of its own
             MACHINE,

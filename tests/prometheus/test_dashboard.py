@@ -203,7 +203,7 @@ def test_the_panels_show_what_happens(server):
     """Not only zeros: the workload has something for each."""
     assert sum(server.history('sum(rate(bufferpool_reclaimed_bytes_total{reason="budget"}[4s]))', 20)) > 0
     panels = {panel["title"]: panel["targets"] for panel in PANELS}
-    for title in ("How much memory", "Of what", "Misses and evictions per second", "Loads: how long", "Giving memory back: how long",
+    for title in ("How much memory", "Memory by content", "Misses and evictions per second", "Duration of loads", "Duration of giving memory back",
                   "Time spent waiting and loading", "Attached clients"):  # fmt: skip
         assert any(value > 0 for target in panels[title] for value in server.history(target["expr"], 20)), title
 

@@ -1,4 +1,4 @@
-"""``bufferpool top``: a pool, live, on the whole screen. Needs the extra ``top`` (textual)."""
+"""``bufferpool top``: shows a pool, live, on the whole screen. It needs the extra ``top`` (textual)."""
 
 import math
 import os
@@ -26,30 +26,30 @@ SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES
 
 
 class Ask(ModalScreen[str | None]):
-    """One question, one line of answer; Escape gives it up."""
+    """A dialog with one question and one line for the answer; Escape cancels it."""
 
     CSS = (
         "Ask { align: center middle; } Ask > Vertical { width: 60; height: auto; border: round $accent; padding: 0 1; }"
     )
-    BINDINGS = [Binding("escape", "dismiss(None)", "give up")]  # noqa: RUF012 - as textual declares it
+    BINDINGS = [Binding("escape", "dismiss(None)", "cancel")]  # noqa: RUF012 - as textual declares it
 
     def __init__(self, question: str, value: str) -> None:
         super().__init__()
         self.question, self.value = question, value
 
     def compose(self) -> ComposeResult:
-        """The question and the line."""
+        """Makes the question and the input line."""
         with Vertical():
             yield Label(self.question)
             yield Input(self.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """The answer."""
+        """Closes the dialog with the answer."""
         self.dismiss(event.value)
 
 
 class Top(App[None]):
-    """The screen."""
+    """The application: one pool on the whole screen."""
 
     CSS = """
     #head { height: 1; text-style: bold; }
@@ -81,12 +81,12 @@ class Top(App[None]):
         self.wanted, self.sort_by = name, 0
         self.last: Snapshot | None = None
         self.before: Snapshot | None = None
-        """The look before the last, at the same pool."""
+        """The snapshot before the last, of the same pool."""
 
     # ---- life ------------------------------------------------------------------------
 
     def compose(self) -> ComposeResult:
-        """The parts of the screen, from top to bottom."""
+        """Makes the parts of the screen, from top to bottom."""
         for name in ("head", "memory", "rates", "ages"):
             yield Static(id=name)
         yield Static("spaces", id="spaces-title", classes="title")
@@ -98,7 +98,7 @@ class Top(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """The columns, and the clock."""
+        """Makes the columns, and starts the timer."""
         self.query_one("#spaces", DataTable).add_columns(*SPACE_COLUMNS)
         self.query_one("#clients", DataTable).add_columns("CLIENT", "PID", "PROGRAM", "PINS", "FRAMES PINNED", "")
         several = self.wanted is None and len(self.names()) > 1
@@ -108,19 +108,19 @@ class Top(App[None]):
         self.set_interval(self.interval, self.refresh_screen)
 
     def names(self) -> list[str]:
-        """The pools that can be looked at, by name."""
-        with suppress(SegmentError):  # no such directory any more: the next look says so
+        """The names of the pools that can be read."""
+        with suppress(SegmentError):  # the directory was removed: the next refresh shows the error
             return sorted(os.path.basename(f.path) for f in segment_file.find(self.pool_directory) if not f.trouble)
         return []
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Among all pools, nothing is done to the one behind them."""
+        """While the list of all pools is shown, the keys of the pool below it are disabled."""
         return action == "quit" or not isinstance(self.screen, Pools)
 
     # ---- actions -----------------------------------------------------------------------
 
     def action_pool(self, step: int) -> None:
-        """Goes to another pool."""
+        """Shows the next pool, or the previous one."""
         names = self.names()
         if names:
             self.wanted = names[(names.index(self.wanted) + step) % len(names)] if self.wanted in names else names[0]
@@ -128,7 +128,7 @@ class Top(App[None]):
         self.refresh_screen()
 
     def action_all(self) -> None:
-        """Every pool, one line each."""
+        """Shows the list of all pools."""
 
         def chosen(name: str | None) -> None:
             if name is not None:
@@ -144,16 +144,16 @@ class Top(App[None]):
             self._show_spaces(self.last)
 
     def action_trim(self) -> None:
-        """Asks for bytes, and gives them back."""
+        """Asks for a number of bytes, and trims."""
         self._ask(f"give back of {self.wanted}, coldest pages first:", "16MiB", lambda pool, n: pool.trim(n))
 
     def action_resize(self) -> None:
-        """Asks for a budget, and sets it."""
+        """Asks for a budget, and resizes the pool."""
         value = format_size(self.last.stats.budget_bytes).replace(" ", "") if self.last else "64MiB"
         self._ask(f"new budget of {self.wanted}:", value, lambda pool, n: pool.resize(n, timeout=1.0))
 
     def action_flush(self) -> None:
-        """Writes dirty pages."""
+        """Flushes the pool."""
         self._do(lambda pool: f"{pool.flush():,} pages written")
 
     def _ask(self, question: str, value: str, act: Callable[[Pool, int], int]) -> None:
@@ -164,7 +164,7 @@ class Top(App[None]):
         self.push_screen(Ask(question, value), answered)
 
     def _do(self, act: Callable[[Pool], str]) -> None:
-        """Attaches for as long as it takes."""
+        """Runs an action on the pool, attached to it as a client meanwhile."""
         if self.wanted is None:
             return
         try:
@@ -177,8 +177,8 @@ class Top(App[None]):
     # ---- what is shown -------------------------------------------------------------------
 
     def refresh_screen(self) -> None:
-        """Looks, and shows what is there; says so if there is nothing."""
-        if not self.query("#head"):  # the screen is being taken down
+        """Reads the pool and shows its figures, or the error."""
+        if not self.query("#head"):  # the application is ending
             return
         try:
             if self.wanted is None:
@@ -200,7 +200,7 @@ class Top(App[None]):
         self.query_one("#events", Static).update(events)
 
     def _show_nothing(self, why: Text) -> None:
-        """A pool that is gone, or damaged: its last figures do not stay, as if they were true."""
+        """Shows why a pool cannot be read, and clears its last figures, which are no longer true."""
         self.last = self.before = None
         self.query_one("#head", Static).update(why)
         for name in ("memory", "rates", "ages", "events"):
@@ -236,7 +236,7 @@ class Top(App[None]):
     def _show_rates(self, now: Snapshot) -> None:
         before = self.before
         if before is None:
-            self.query_one("#rates", Static).update(Text("rates come with the next look", "dim"))
+            self.query_one("#rates", Static).update(Text("rates appear with the next update", "dim"))
             return
         hits, misses = rate(before, now, "hits"), rate(before, now, "misses")
         ratio = f"{hit_ratio(hits, misses):.2%}" if hits + misses else "-"

@@ -1,4 +1,4 @@
-"""What the screens of ``top`` show: one look at a pool, and how its figures are drawn."""
+"""The figures that ``top`` shows, and how they are drawn."""
 
 import time
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.stats import ClientInfo, PoolStats, Summary
 from bufferpool.observer import Observer
 
-# The parts of the memory bar, in the order in which they stand.
+# The parts of the memory bar, from left to right.
 PARTS = (
     ("pinned", colours.PINNED),
     ("dirty", colours.DIRTY),
@@ -23,7 +23,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One look at a pool."""
+    """The figures of one pool, read at one moment."""
 
     at: float
     uuid: bytes
@@ -34,7 +34,7 @@ class Snapshot:
 
 
 def read_snapshot(name: str, directory: str | None) -> Snapshot:
-    """Everything that the screen shows. Raises SegmentError and its kind, and OSError."""
+    """Reads everything that the screen shows of a pool. Raises SegmentError (or a subclass), and OSError."""
     with Observer(name, directory=directory) as pool:
         return Snapshot(
             time.monotonic(),
@@ -47,16 +47,16 @@ def read_snapshot(name: str, directory: str | None) -> Snapshot:
 
 
 def rate(before: Snapshot, now: Snapshot, *names: str) -> float:
-    """How much of these counters came in a second."""
+    """By how much the sum of these counters grew, per second."""
     grown = sum(getattr(now.stats, name) - getattr(before.stats, name) for name in names)
     return float(grown) / (now.at - before.at)
 
 
 def bar(shares: list[tuple[float, str]], width: int) -> Text:
-    """Coloured cells in proportion; every share above 0 gets one at least."""
+    """A bar of coloured cells in proportion to the shares; a share above 0 gets at least one cell."""
     total = sum(share for share, _ in shares) or 1.0
     cells = [max(1, int(share / total * width)) if share else 0 for share, _ in shares]
-    while sum(cells) != width and any(cells):  # rounding falls to the largest
+    while sum(cells) != width and any(cells):  # the largest share absorbs the rounding
         i = max(range(len(cells)), key=cells.__getitem__)
         cells[i] += 1 if sum(cells) < width else -1
     text = Text(no_wrap=True)
@@ -76,14 +76,14 @@ def legend(parts: list[tuple[str, str, str]]) -> Text:
 
 
 def memory_parts(stats: PoolStats) -> dict[str, int]:
-    """Bytes of each part of the memory bar; together, the largest budget that there may be."""
+    """The bytes of each part of the memory bar; their sum is the upper bound of the budget."""
     shown, size = stats.frames.shown(), stats.page_size
     free, hole = shown.pop("free") + shown.pop("busy"), shown.pop("hole")
     return {name: n * size for name, n in (shown | {"free": free, "given back": hole}).items()}
 
 
 def brief(size: int) -> str:
-    """Bytes in a few characters."""
+    """A number of bytes in a few characters."""
     value, units = float(size), "BKMGT"
     while value >= 1024 and len(units) > 1:
         value, units = value / 1024, units[1:]

@@ -1,4 +1,4 @@
-"""The other screen of ``top``: every pool, one line each."""
+"""The second screen of ``top``: the list of all pools."""
 
 import os
 
@@ -18,7 +18,7 @@ COLUMNS = ("NAME", "RESIDENT", "BUDGET", "HIT RATIO", "MISSES/S", "BACK/S", "CLI
 
 
 class Pools(Screen[str | None]):
-    """Ends with the name of the pool that was chosen, None for none."""
+    """A screen that returns the name of the chosen pool, or None."""
 
     CSS = "#pools-head { height: 1; text-style: bold; } #pools { height: 1fr; }"
     BINDINGS = [Binding("escape,a", "dismiss(None)", "back")]  # noqa: RUF012 - as textual declares it
@@ -29,23 +29,23 @@ class Pools(Screen[str | None]):
         self.snapshots: dict[str, Snapshot] = {}
 
     def compose(self) -> ComposeResult:
-        """The total, the table."""
+        """Makes the line with the total, and the table."""
         yield Static(id="pools-head")
         yield DataTable(id="pools", cursor_type="row")
         yield Footer()
 
     def on_mount(self) -> None:
-        """The columns, and the clock."""
+        """Makes the columns, and starts the timer."""
         self.query_one("#pools", DataTable).add_columns(*COLUMNS)
         self.refresh_pools()
         self.set_interval(self.interval, self.refresh_pools)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
-        """A pool was chosen."""
+        """Closes the screen with the chosen pool."""
         self.dismiss(event.row_key.value)
 
     def refresh_pools(self) -> None:
-        """Looks at every pool, and shows what is there; the cursor stays where it is."""
+        """Reads and shows every pool; the cursor keeps its row."""
         table, before, self.snapshots = self.query_one("#pools", DataTable), self.snapshots, {}
         at, where = table.cursor_row, self.pool_directory or segment_file.SHM
         table.clear()
@@ -58,7 +58,7 @@ class Pools(Screen[str | None]):
             name = os.path.basename(one.path)
             try:
                 now = read_snapshot(name, self.pool_directory)
-            except SegmentNotFound:  # it went between the two looks
+            except SegmentNotFound:  # removed since it was listed
                 continue
             except (BufferPoolError, OSError):
                 cells = ["-"] * (len(COLUMNS) - 2)
@@ -69,12 +69,12 @@ class Pools(Screen[str | None]):
             table.add_row(Text(printable(name)), *(Text(cell, justify="right") for cell in cells), key=name)
         table.move_cursor(row=at)
         resident = sum(look.stats.resident_bytes for look in self.snapshots.values())
-        text = f"{table.row_count} pools in {printable(where)}, {brief(resident)} resident; Enter looks at one"
+        text = f"{table.row_count} pools in {printable(where)}, {brief(resident)} resident; Enter shows one"
         self.query_one("#pools-head", Static).update(Text(text, no_wrap=True, overflow="ellipsis"))
 
 
 def _cells(before: Snapshot | None, now: Snapshot) -> list[str]:
-    """The figures of one pool; those that need two looks come with the second."""
+    """The cells of one pool's row; rates need two snapshots."""
     rates = ["-", "-", "-"]
     if before is not None and before.uuid == now.uuid:
         hits, misses = rate(before, now, "hits"), rate(before, now, "misses")
