@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,7 @@ class Pool(PoolFigures):
         extent_size: int | str = "256KiB",
         max_clients: int = 256,
         max_pages: int = 1 << 27,
+        reserve: int | str | None = None,
         permissions: int = 0o600,
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -100,7 +101,9 @@ class Pool(PoolFigures):
         Sizes are numbers of bytes, or strings such as "256MiB". ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of
         what the machine has to give, see ``bufferpool/machine/auto_size.py``. A steward moves it
         between ``min_capacity`` (default: an eighth of it) and ``max_capacity`` (default: the
-        capacity), which is fixed at creation.
+        capacity); :meth:`resize` may go up to ``reserve``. That is room in the address space of
+        every process that attaches, twice, and takes no memory (default: the size of the tmpfs, or as much as the limits of
+        this process allow).
         ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
         bytes given back to the kernel at a time. ``max_clients``: processes
         attached at once. ``max_pages``: pages of all its spaces together.
@@ -126,6 +129,7 @@ class Pool(PoolFigures):
             extent_size=parse_size(extent_size, "extent_size"),
             max_clients=max_clients,
             max_pages=max_pages,
+            reserve=None if reserve is None else parse_size(reserve, "reserve"),
         )
         segment_file.create(path, segment_file.plan(sizes), permissions)
         pool = cls.attach(name, directory=directory)
@@ -169,6 +173,7 @@ class Pool(PoolFigures):
         extent_size: int | str | None = None,
         max_clients: int | None = None,
         max_pages: int | None = None,
+        reserve: int | str | None = None,
         permissions: int | None = None,
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -177,7 +182,7 @@ class Pool(PoolFigures):
         Takes the sizes of :meth:`create`; ``permissions`` are those of the file. What is not given is the
         pool's own, or the default for a new one. Every argument is checked, whether or not the pool exists.
         What is given is compared with a pool that exists: another ``page_size``, ``extent_size``,
-        ``max_capacity``, ``max_clients`` or ``max_pages`` raises PoolMismatch, because these are fixed; another
+        ``max_capacity``, ``max_clients``, ``max_pages`` or ``reserve`` raises PoolMismatch, because these are fixed; another
         ``capacity`` (than was last asked for: at creation, or by ``resize``; not what a steward made of it),
         ``min_capacity`` or ``permissions`` is the warning PoolDiffers, and the pool stays as it is.
 
@@ -189,7 +194,7 @@ class Pool(PoolFigures):
             hint = "; permissions= gives the file's permissions" if isinstance(mode, int) else ""
             raise (ValueError if isinstance(mode, str) else TypeError)(f"mode must be 'r' or 'r+', not {mode!r}{hint}")
         request = Request(
-            capacity, page_size, min_capacity, max_capacity, extent_size, max_clients, max_pages, permissions
+            capacity, page_size, min_capacity, max_capacity, extent_size, max_clients, max_pages, reserve, permissions
         )
         request.check()
         for _ in range(100):
@@ -310,13 +315,20 @@ class Pool(PoolFigures):
 
     @property
     def data(self) -> Mapped:
-        """The mapping that all views come from: a read-only numpy.memmap, uint8, shape (max_frames, page_size).
+        """The mapping that all views come from: a read-only numpy.memmap, uint8, a row of page_size bytes for each frame.
 
-        Row f is frame f; the base of a page's array leads here. A row is stable only while its page is pinned, and
+        Row f is frame f, and there are ``max_frames`` rows, or more if the pool had more once; the base of a page's array
+        leads to the memmap that this is the beginning of. A row is stable only while its page is pinned, and
         reading one that is a hole makes the kernel allocate it: so look at rows, and do not copy,
         pickle or sum up the whole.
         """
-        return self.client.data
+        status = self.client.seg.status()
+        return cast(Mapped, self.client.data[: max(status["max_frames"], status["frames_ready"])])
+
+    @property
+    def room_frames(self) -> int:
+        """Frames that the segment has room for: how far ``resize`` may go."""
+        return self.client.room_frames
 
     @property
     def capacity(self) -> int:
@@ -590,17 +602,19 @@ class Pool(PoolFigures):
     def resize(self, capacity: int | str, *, timeout: float | None = 5.0) -> int:
         """Changes the budget while everybody works; returns the bytes given back.
 
-        A smaller budget evicts, coldest first, and gives whole extents back; dirty
-        pages are flushed for it. Raises ValueError, and PoolExhausted if pages
+        It may be more than ``max_capacity``, up to what the segment has room for (``reserve``: by default the size of
+        the tmpfs). A steward then moves it up to there, and no higher than ``max_capacity`` once less is asked for.
+
+        A smaller budget evicts, coldest first, and gives whole extents back; dirty pages are flushed for it. Raises ValueError, and PoolExhausted if pages
         that cannot go, or a store that hangs, keep the pool above the new budget for ``timeout`` seconds
         (the new budget holds all the same: call again when they are released).
         """
         self.client.require_writable("change the budget")
         frames = parse_size(capacity, "capacity") // self.page_size
-        if not segment_file.MIN_FRAMES <= frames <= self.max_frames:
-            more = f"; {FIXED}" if frames > self.max_frames else ""
+        if not segment_file.MIN_FRAMES <= frames <= self.room_frames:
+            more = f"; {FIXED}" if frames > self.room_frames else ""
             raise ValueError(
-                f"capacity must be {segment_file.MIN_FRAMES * self.page_size} to {self.max_frames * self.page_size} bytes, "
+                f"capacity must be {segment_file.MIN_FRAMES * self.page_size} to {self.room_frames * self.page_size} bytes, "
                 f"not {capacity!r}{more}"
             )
         return memory.resize(self.client, frames, seconds_of(timeout)) * self.page_size

@@ -23,7 +23,7 @@ from bufferpool.errors import SegmentError
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import KNOB, are_huge, mount_of, shmem_enabled
 from bufferpool.machine.pressure import cgroup_limit
-from bufferpool.observer import unsaved_pages
+from bufferpool.observer import Observer, unsaved_pages
 from bufferpool.units import format_size
 
 _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
@@ -131,8 +131,12 @@ def _space_in(directory: str) -> Iterator[Finding]:
 
 def _limits(_directory: str) -> Iterator[Finding]:
     effects = (
-        ("RLIMIT_AS", "ulimit -v", "a pool maps its max_capacity twice, and fails to attach above this"),
-        ("RLIMIT_FSIZE", "ulimit -f", "a pool is one file, and cannot be created above this"),
+        (
+            "RLIMIT_AS",
+            "ulimit -v",
+            "a process maps what a pool has room for twice, and cannot attach to one above this: create it with a smaller reserve=",
+        ),
+        ("RLIMIT_FSIZE", "ulimit -f", "a pool is one file, and gets no more room than this when it is created here"),
     )
     for name, command, effect in effects:
         soft, _ = resource.getrlimit(getattr(resource, name))
@@ -293,6 +297,32 @@ def _leftovers(directory: str) -> Iterator[Finding]:
             yield Finding(Level.WARN, f"pool {name}", f"{size}, nobody attached{pages}", remedy)
 
 
+def _budgets(directory: str) -> Iterator[Finding]:
+    """Whether the tmpfs has the memory that the budgets of its pools promise."""
+    space = os.statvfs(directory)
+    if not space.f_blocks:  # a tmpfs without a limit of its own does not say what is free
+        return
+    free, promised = space.f_bavail * space.f_frsize, 0
+    wants: list[tuple[int, str]] = []
+    for one in segment_file.find(directory):
+        name = os.path.basename(one.path)
+        with contextlib.suppress(SegmentError), Observer(name, directory=directory) as pool:
+            status = pool.seg.status()
+            more = max(0, status["budget_frames"] - status["resident_frames"]) * pool.page_size
+            wants.append((more, name))
+            promised += more
+    text = f"the pools may take {format_size(promised)} more, and {format_size(free)} are free"
+    if promised <= free:
+        yield Finding(Level.OK, "budgets", text)
+        return
+    largest = ", ".join(f"{name} {format_size(more)}" for more, name in sorted(wants, reverse=True)[:3])
+    remedy = (
+        f"bufferpool resize POOL SIZE, or a larger tmpfs: mount -o remount,size=… {mount_of(directory).point}; "
+        "a pool that gets no memory uses what it has, and raises SharedMemoryFull if it has no frame at all"
+    )
+    yield Finding(Level.WARN, "budgets", f"{text} ({largest})", remedy)
+
+
 def _count_unsaved(name: str, directory: str) -> int:
     """The unsaved pages of a pool; 0 if the pool cannot be read, or has been removed meanwhile."""
     try:
@@ -333,7 +363,7 @@ def examine(directory: str | None = None) -> Iterator[Finding]:
             "mount -t tmpfs tmpfs /dev/shm, or name the mount point of a tmpfs (--directory)",
         )
         return
-    for part in (_kernel, _space_in, _limits, _memory, _auto_size, _probes, _leftovers, _nameless):
+    for part in (_kernel, _space_in, _limits, _memory, _auto_size, _probes, _budgets, _leftovers, _nameless):
         try:
             yield from part(where)
         except OSError as error:

@@ -37,14 +37,15 @@ Kinds = tuple[tuple[str, str, str], ...]
 
 
 def cells_of(pool: Observer, by: str) -> tuple[npt.NDArray[np.uint8], Kinds]:
-    """The kind of each frame, shape (max_frames,), uint8, and the list of kinds that it indexes."""
-    frames = pool.frames()
+    """The kind of each frame of whole extents, uint8, and the list of kinds that it indexes."""
+    frames, per = pool.frames(), int(pool.geometry["extent_frames"])
+    cells = -(-max(pool.max_frames, len(frames)) // per) * per
     if by == "age":
-        out = np.full(pool.max_frames, len(AGES) - 1, np.uint8)
+        out = np.full(cells, len(AGES) - 1, np.uint8)
         live = frames["state"] == FrameState.LIVE
         out[: len(frames)][live] = np.searchsorted(AGE_LIMITS_S[:-1], frames["idle_s"][live], side="right")
         return out, AGES
-    out = np.full(pool.max_frames, HOLE, np.uint8)
+    out = np.full(cells, HOLE, np.uint8)
     shown = np.array([HOLE, FREE, BUSY, CLEAN, RETIRED], np.uint8)[frames["state"]]
     live = shown == CLEAN
     shown[live & frames["dirty"]] = DIRTY

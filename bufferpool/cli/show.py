@@ -129,7 +129,10 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
         [
             ("name", stats.name),
             ("page size", f"{stats.page_size} B"),
-            ("budget", f"{format_size(stats.budget_bytes)} of at most {format_size(stats.max_bytes)}"),
+            (
+                "budget",
+                f"{format_size(stats.budget_bytes)} of at most {format_size(stats.max_bytes)} (resize: up to {format_size(stats.room_bytes)})",
+            ),
             ("resident", f"{stats.resident_bytes:,} B, as the pool counts"),
             ("kernel", f"{stats.kernel_data_bytes:,} B, as st_blocks says, and {stats.metadata_bytes:,} B of metadata"),
             ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "retired", "hole"))),

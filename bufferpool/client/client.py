@@ -34,7 +34,7 @@ def _room_for_data(path: str, geometry: dict[str, Any]) -> Mapped:
     numpy.memmap would map the file readable at once: under mlockall(MCL_FUTURE) the kernel gives memory to all of it,
     holes too. And its mmap would keep a descriptor, which other code can close and take.
     """
-    shape = (geometry["max_frames"], geometry["page_size"])
+    shape = (geometry["room_frames"], geometry["page_size"])
     try:
         room = mmap.mmap(-1, shape[0] * shape[1], mmap.MAP_PRIVATE, 0)
     except OSError as error:
@@ -229,6 +229,11 @@ class Client(Inspectable):
         """The pages of all frames; see :attr:`bufferpool.Pool.data`."""
         _ = self.seg
         return self._data
+
+    @property
+    def room_frames(self) -> int:
+        """Frames that the segment has room for."""
+        return int(self.geometry["room_frames"])
 
     @property
     def budget_frames(self) -> int:

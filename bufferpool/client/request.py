@@ -37,13 +37,15 @@ class Request:
     extent_size: int | str | None
     max_clients: int | None
     max_pages: int | None
+    reserve: int | str | None
     permissions: int | None
 
     def check(self) -> None:
         """Raises ValueError or TypeError for what could not make a pool, whether or not there is one already."""
-        sizes = {name: self._bytes(name) for name in (*_IN_FRAMES, "page_size")}
+        sizes = {name: self._bytes(name) for name in (*_SIZES, "page_size")}
         least = segment_file.MIN_FRAMES * (sizes["page_size"] or segment_file.Sizes.page_size)
-        known = [size for name in ("capacity", "max_capacity", "min_capacity") if (size := sizes[name]) is not None]
+        bounds = ("capacity", "max_capacity", "min_capacity", "reserve")
+        known = [size for name in bounds if (size := sizes[name]) is not None]
         given = {"max_clients": self.max_clients, "max_pages": self.max_pages, **sizes}
         given["capacity"] = known[0] if known else least  # "auto" keeps to the bounds that are given
         asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -58,14 +60,16 @@ class Request:
     def differences(self, client: Client) -> list[Difference]:
         """What the pool has otherwise than it was asked for. What was not given agrees with every pool."""
         geometry, status, size = client.geometry, client.seg.status(), client.page_size
-        frames = {name: None if (n := self._bytes(name)) is None else n // size for name in _IN_FRAMES}
-        most, extent = self._bytes("max_capacity"), self._bytes("extent_size")
-        if most is not None:  # whole extents
-            frames["max_capacity"] = -(-most // (size * geometry["extent_frames"])) * geometry["extent_frames"]
+        frames = {name: None if (n := self._bytes(name)) is None else n // size for name in _SIZES}
+        for name in ("max_capacity", "reserve"):
+            if (n := self._bytes(name)) is not None:  # whole extents
+                frames[name] = -(-n // (size * geometry["extent_frames"])) * geometry["extent_frames"]
+        extent = self._bytes("extent_size")
         if extent is not None:
             frames["extent_size"] = max(1, extent // size)
         has = {"capacity": status["asked_frames"], "min_capacity": status["min_frames"]}
-        has |= {"max_capacity": geometry["max_frames"], "extent_size": geometry["extent_frames"]}
+        has |= {"max_capacity": status["most_frames"], "extent_size": geometry["extent_frames"]}
+        has |= {"reserve": geometry["room_frames"]}
         found = [
             Difference(name, asked * size, has[name] * size, _remedy(name, asked, has), _size)
             for name, asked in frames.items()
@@ -85,16 +89,17 @@ class Request:
         return None if value == ("auto" if name == "capacity" else None) else parse_size(value, name)
 
 
-_IN_FRAMES = ("capacity", "min_capacity", "max_capacity", "extent_size")
+_SIZES = ("capacity", "min_capacity", "max_capacity", "extent_size", "reserve")
 FIXED = (
-    "max_capacity was fixed at creation: to have more, flush, remove the pool and create it with a larger max_capacity="
+    "what the pool has room for was fixed at creation: to have more, flush, remove the pool and create it with a larger "
+    "reserve= (by default the size of the tmpfs), or on a larger tmpfs"
 )
 
 
 def _remedy(name: str, asked: int, has: dict[str, int]) -> str:
     """How to change what is ``asked`` for in a pool that ``has`` otherwise; "" if it is fixed."""
     if name == "capacity":
-        return "pool.resize() changes it" if asked <= has["max_capacity"] else FIXED
+        return "pool.resize() changes it" if asked <= has["reserve"] else FIXED
     if name == "min_capacity":
         lower = asked < has["min_capacity"]
         return "pool.resize() below it lowers it" if lower else "only a new pool has more: create it with min_capacity="

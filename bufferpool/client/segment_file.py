@@ -7,7 +7,9 @@ and two processes that create it together get one segment.
 
 import contextlib
 import errno
+import mmap
 import os
+import resource
 import stat
 import uuid
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ from bufferpool.errors import (
 
 SHM = "/dev/shm"
 OS_PAGE = os.sysconf("SC_PAGESIZE")
-MIN_FRAMES = 4
+MIN_FRAMES, MANY_FRAMES = 4, 2**31  # of a budget; of a segment
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Sizes:
     extent_size: int = 256 * 1024
     max_clients: int = 256
     max_pages: int = 1 << 27
+    reserve: int | None = None
 
 
 class Plan(NamedTuple):
@@ -52,9 +55,11 @@ class Plan(NamedTuple):
 
     page_size: int
     extent_frames: int
-    max_frames: int
+    room_frames: int
+    """What a budget may be at most; 0: all that there may ever be memory for."""
     budget_frames: int
     min_frames: int
+    most_frames: int
     max_clients: int
     max_pages: int
 
@@ -88,13 +93,54 @@ def plan(asked: Sizes) -> Plan:
     if not 1 <= max_pages < 2**32 - 1:
         raise ValueError(f"max_pages must be 1 to {2**32 - 2}, not {max_pages}")
     extent_frames = max(1, extent_size // page_size)
-    max_frames = -(-most // page_size)
-    max_frames = -(-max_frames // extent_frames) * extent_frames
-    if max_frames >= 2**31:
-        raise ValueError(f"capacity must be below 2**31 pages; use a larger page_size than {page_size}")
+    if asked.reserve is not None and asked.reserve < most:
+        raise ValueError(f"reserve ({asked.reserve} bytes) must not be below max_capacity ({most} bytes)")
+
+    def whole_extents(size: int, what: str) -> int:
+        frames = -(-size // (page_size * extent_frames)) * extent_frames
+        if frames >= MANY_FRAMES:
+            raise ValueError(f"{what} must be below 2**31 pages; use a larger page_size than {page_size}")
+        return frames
+
     return Plan(
-        page_size, extent_frames, max_frames, capacity // page_size, least_bytes // page_size, max_clients, max_pages
+        page_size,
+        extent_frames,
+        0 if asked.reserve is None else whole_extents(asked.reserve, "reserve"),
+        capacity // page_size,
+        least_bytes // page_size,
+        whole_extents(most, "capacity"),
+        max_clients,
+        max_pages,
     )
+
+
+def _room_for(wanted: Plan, fd: int) -> int:
+    """Frames to make room for: as many as the tmpfs of ``fd`` holds, or as this process may map. Room costs no memory."""
+    if wanted.room_frames:
+        return wanted.room_frames
+    space = os.fstatvfs(fd)
+    size = space.f_blocks * space.f_frsize or os.sysconf("SC_PHYS_PAGES") * OS_PAGE
+    frames = min(size // wanted.page_size, MANY_FRAMES - 1)
+    while frames > wanted.most_frames:
+        frames = frames // wanted.extent_frames * wanted.extent_frames
+        if _may_map(wanted, frames):
+            return frames
+        frames //= 2
+    return wanted.most_frames
+
+
+def _may_map(plan: Plan, room_frames: int) -> bool:
+    """Whether the limits of this process leave room for a file like that (ulimit -f), which is mapped twice, and three
+    quarters of its address space for the rest of it (ulimit -v, -l)."""
+    size, data = _core.segment_bytes(plan.page_size, plan.extent_frames, room_frames, plan.max_clients, plan.max_pages)
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if most != resource.RLIM_INFINITY and size > most:
+        return False
+    try:
+        mmap.mmap(-1, 4 * (size + data), mmap.MAP_PRIVATE, 0).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def check_permissions(permissions: int, what: str) -> None:
@@ -136,7 +182,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
         _refuse_unless_tmpfs(fd, path)
         os.fchmod(fd, mode)
         try:
-            _core.create(fd, uuid.uuid4().bytes, wanted)
+            _core.create(fd, uuid.uuid4().bytes, wanted._replace(room_frames=_room_for(wanted, fd)))
         except SharedMemoryFull as error:
             raise no_memory(directory, error.errno) from error
         try:

@@ -47,8 +47,8 @@ class Inspectable(ABC):
 
     @property
     def max_frames(self) -> int:
-        """Frames that the segment has room for."""
-        return int(self.geometry["max_frames"])
+        """Frames that the budget may be: ``max_capacity``, or what ``resize`` last asked for if that is more."""
+        return int(self.seg.status()["max_frames"])
 
     @property
     def uuid(self) -> bytes:
@@ -182,7 +182,9 @@ class PoolStats:
     min_bytes: int
     """The least budget that a steward sets."""
     max_bytes: int
-    """The largest budget that the pool may have."""
+    """The largest budget that a steward sets: max_capacity, or what was last asked for by hand if that is more."""
+    room_bytes: int
+    """The largest budget that may be asked for by hand (``resize``)."""
     resident_bytes: int
     """Bytes of all frames that have memory, as the pool counts them."""
     metadata_bytes: int
@@ -485,7 +487,8 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
         page_size=size,
         budget_bytes=status["budget_frames"] * size,
         min_bytes=status["min_frames"] * size,
-        max_bytes=pool.geometry["max_frames"] * size,
+        max_bytes=status["max_frames"] * size,
+        room_bytes=pool.geometry["room_frames"] * size,
         resident_bytes=status["resident_frames"] * size,
         metadata_bytes=status["metadata_bytes"],
         kernel_bytes=status["kernel_bytes"],

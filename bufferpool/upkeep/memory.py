@@ -20,6 +20,7 @@ from bufferpool.client.request import FIXED
 from bufferpool.errors import PoolExhausted, SegmentError, StoreError, WouldDeadlock, caused
 from bufferpool.figures import stats
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, reason_number
+from bufferpool.units import format_size
 from bufferpool.upkeep.flush_jobs import hanging, start_flushes, start_log_sync
 
 ROOM_S = 0.5  # how long a frame is waited for before PoolExhausted
@@ -150,8 +151,8 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
 
 def _give_more(client: Client) -> str:
     """How the pool may have more frames."""
-    if client.budget_frames < client.max_frames:
-        return f"give the pool more (pool.resize(), up to {client.max_frames} frames)"
+    if client.budget_frames < client.room_frames:
+        return f"give the pool more (pool.resize(), up to {format_size(client.room_frames * client.page_size)})"
     return f"give a new pool more ({FIXED})"
 
 
@@ -205,6 +206,7 @@ def exhausted_message(client: Client) -> str:
 def resize(client: Client, frames: int, timeout: float) -> int:
     """Sets the budget and shrinks to it; returns the frames given back. Raises PoolExhausted, StoreError."""
     seg, given, deadline, before = client.seg, 0, time.monotonic() + timeout, client.budget_frames
+    seg.grow_advice(frames)  # the only step that may fail
     seg.set_budget(frames)
     seg.set_asked_frames(frames)
     if frames < seg.status()["min_frames"]:

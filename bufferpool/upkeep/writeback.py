@@ -37,10 +37,10 @@ _ITEM = np.dtype([("page", np.uint32), ("frame", np.uint32)])
 def _write(client: Client, store: Store, first_entry: int, items: "np.ndarray[Any, Any]") -> None:
     """Writes pages in order, neighbours together."""
     numbers = items["page"].astype(np.int64) - first_entry
-    size = client.page_size
+    size, data = client.page_size, client.data
     for run in np.split(np.arange(len(items)), np.flatnonzero(np.diff(numbers) != 1) + 1):
         offset = int(numbers[run[0]]) * size
-        pages = [client.data[frame] for frame in items["frame"][run]]
+        pages = [data[frame] for frame in items["frame"][run]]
         if isinstance(store, FileStore):
             store.write_pages(offset, pages)
             continue

@@ -134,9 +134,11 @@ def test_resize_trim_flush_events(pool: bp.Pool, capsys: Capture) -> None:
     assert what == [("created", "asked"), ("resized", "asked"), ("trimmed", "asked")]
     assert main(["events", pool.name, "--limit", "1"]) == 0
     assert re.fullmatch(r"\S+ \S+  trimmed, 64.0 KiB given back: asked for\n", capsys.readouterr().out)
+    assert run_json(capsys, "resize", pool.name, "4MiB")["budget_bytes"] == 4 << 20, "more than its max_capacity"
     with pytest.raises(SystemExit) as ended:
-        main(["resize", pool.name, "1GiB"])
+        main(["resize", pool.name, "1000TiB"])
     assert ended.value.code == 2
+    assert "reserve=" in capsys.readouterr().err
 
 
 def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +389,8 @@ def test_top_shows_every_pool_and_goes_to_one() -> None:
     try:
         with bp.Pool.create("few", "1MiB", directory=folder), bp.Pool.create("many", "1MiB", directory=folder) as many:
             many.open_derived("d", 20, lambda n, out: None).read_many(range(20))
-            (Path(folder) / "torn").write_bytes((Path(folder) / "few").read_bytes()[:5000])
+            with open(Path(folder) / "few", "rb") as file:
+                (Path(folder) / "torn").write_bytes(file.read(5000))
             asyncio.run(session())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

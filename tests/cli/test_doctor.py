@@ -14,6 +14,7 @@ from bufferpool.cli import doctor, main
 from bufferpool.machine import mounts
 from tests.client.test_segment_damaged import VERSION_AT
 from tests.conftest import PAGE, fill
+from tests.support.children import on_small_tmpfs
 
 Capture = pytest.CaptureFixture[str]
 
@@ -121,3 +122,26 @@ def test_the_limit_of_the_cgroup(tmp_path: Path, table: str, files: dict[str, st
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text + "\n")
     assert doctor.cgroup_limit(str(tmp_path), str(tmp_path / "table")) == limit
+
+
+def test_doctor_warns_of_budgets_that_the_tmpfs_has_no_memory_for(tmp_path: Path) -> None:
+    """A pool may be resized as far as the tmpfs is large, whatever others have there: nobody said that it would not fit."""
+    code = """
+import sys, bufferpool as bp
+from bufferpool.cli import doctor
+def budgets():
+    return next(f for f in doctor.examine(sys.argv[1]) if f.what == "budgets")
+a = bp.Pool.create("a", "2MiB", page_size=4096, directory=sys.argv[1], max_clients=8)
+b = bp.Pool.create("b", "2MiB", page_size=4096, directory=sys.argv[1], max_clients=8)
+print(budgets().level)
+b.resize("7MiB")
+found = budgets()
+print(found.level, "b 7.0 MiB, a 2.0 MiB" in found.text, "bufferpool resize" in found.remedy)
+work = a.open_scratch("work", 64)
+for n in range(64):
+    with work.write(n) as page:
+        page[:] = 1
+b.resize("2MiB")
+print(budgets().level, a.check(), b.check())
+"""
+    assert on_small_tmpfs(code, tmp_path).splitlines() == ["OK", "WARN True True", "OK [] []"]

@@ -1,6 +1,7 @@
 """The advice: its error, its memory, and what is left when those who work on it die or damage it."""
 
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -60,6 +61,7 @@ def damage(pool: bp.Pool, byte: int) -> None:
         file.seek(_core.fields()["Header.geometry"][0] + advice_at())
         at, end = struct.unpack("<QQ", file.read(16))  # entries_at follows
         assert 0 < at < end <= at + AREA_LIMIT + 4096
+        end = min(end, os.lseek(file.fileno(), at, os.SEEK_HOLE))  # it has memory as far as that
         file.seek(at)
         file.write(bytes([byte]) * (end - at))
 

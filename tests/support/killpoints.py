@@ -95,7 +95,7 @@ class Victim(Worker):
         self.grown += 1
         if self.alone:  # a client that needs a frame grows the pool, and the others would do so before us
             self.let_others_pause()
-        self.pool.resize(GROWN * PAGE)
+        self.pool.resize((GROWN + 64 * self.grown) * PAGE)  # more than was said at creation
         space = self.pool.open_derived(f"pool-grown-{os.getpid()}", GROWN, make_derived)
         for n in range(GROWN):
             space.prefetch([n])

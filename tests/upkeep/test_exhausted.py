@@ -34,7 +34,7 @@ def test_pool_exhausted_names_the_clients_that_pin(pool, data_file, child, spawn
     assert "64 pinned" in text
     assert f"(pid {other.pid}) pins 10" in text
     assert f"(pid {os.getpid()}) pins 54" in text
-    for what in ("of 64 frames", "Release pins", "max_capacity=", pool.name):
+    for what in ("of 64 frames", "Release pins", "pool.resize()", pool.name):
         assert what in text
     after = pool.stats()
     assert (after.resident_bytes, after.frames, after.clients) == (before.resident_bytes, before.frames, before.clients)
@@ -241,9 +241,9 @@ def test_pages_that_cannot_go_do_not_stay_hot(make_pool, data_file):
 
 
 @pytest.mark.parametrize("scratch", [False, True], ids=["pins", "scratch"])
-def test_resize_is_a_remedy_up_to_max_capacity_only(make_pool, data_file, scratch):
-    """PoolExhausted named pool.resize() to pools that had their max_capacity, and resize() raised ValueError."""
-    pool, kept = make_pool(16 * PAGE, max_capacity=32 * PAGE), []
+def test_resize_is_a_remedy_as_far_as_there_is_room(make_pool, data_file, scratch):
+    """A pool at its max_capacity could have no more, whatever its tmpfs had; and PoolExhausted named pool.resize() all the same."""
+    pool, kept = make_pool(16 * PAGE, max_capacity=32 * PAGE, reserve=48 * PAGE), []
     table, work = pool.open_file(data_file(64)), pool.open_scratch("work", 64)
 
     def use_all():
@@ -254,14 +254,15 @@ def test_resize_is_a_remedy_up_to_max_capacity_only(make_pool, data_file, scratc
             else:
                 kept.append(table[n])
 
-    with pytest.raises(PoolExhausted, match=r"pool\.resize\(\), up to 32 frames") as full:
-        use_all()
-    assert "fixed at creation" not in str(full.value)
-    pool.resize(32 * PAGE)
-    with pytest.raises(PoolExhausted, match=r"max_capacity was fixed at creation.*larger max_capacity=") as full:
+    for frames in (32, 48):
+        with pytest.raises(PoolExhausted, match=r"pool\.resize\(\), up to 192\.0 KiB") as full:
+            use_all()
+        assert "fixed at creation" not in str(full.value)
+        pool.resize(frames * PAGE)
+    with pytest.raises(PoolExhausted, match=r"room for was fixed at creation.*larger reserve=") as full:
         use_all()
     assert "resize" not in str(full.value)
-    with pytest.raises(ValueError, match="max_capacity was fixed at creation"):
+    with pytest.raises(ValueError, match="room for was fixed at creation"):
         pool.resize(64 * PAGE)
     with pytest.raises(ValueError, match="capacity must be") as small:
         pool.resize(PAGE)

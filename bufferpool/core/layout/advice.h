@@ -105,4 +105,12 @@ constexpr AdviceGeometry::AdviceGeometry(u32 max_frames, u32 least_shift) {
     }
 }
 
+// Memory for the shadows of every pool of at most so many frames: never less for more frames. (With a sampling rate
+// of its own each size needs a little more or less.)
+constexpr u64 advice_bytes(u32 max_frames) {
+    constexpr u32 LARGEST = AdviceGeometry::MOST_FRAMES << AdviceGeometry::LEAST_SHIFT;
+    if (max_frames <= LARGEST) return AdviceGeometry(max_frames).bytes;
+    return AdviceGeometry(LARGEST).bytes + SHADOWS * 16ull * (SHADOW_EIGHTHS[SHADOWS - 1] / 8);
+}
+
 }  // namespace bp

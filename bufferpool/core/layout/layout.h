@@ -8,9 +8,10 @@
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
-// header, clients, spaces, events, advice and tops at creation, entries in chunks of an OS page
+// header, clients, spaces, events and tops at creation, entries in chunks of an OS page
 // when a space needs them (a bitmap says which; they keep it: somebody may always
-// have an old handle); frames, pins, sets and rings in chunks as frames are first used.
+// have an old handle); frames, pins, sets and rings in chunks as frames are first used. The advice area gets memory
+// at creation for the budgets that a steward may choose, and more when a larger budget is asked for.
 // A zero byte means "never used" everywhere.
 //
 // Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
@@ -230,7 +231,8 @@ struct Header {
     // Changed rarely, read on every operation.
     alignas(64) Atomic<u32> budget_frames;
     Atomic<u32> policy_tag;
-    Atomic<u32> min_frames;          // the budget's lower bound; the upper one is max_frames
+    // A steward moves the budget between these two; `resize` may set it to all that there is room for.
+    Atomic<u32> min_frames, most_frames;
     Atomic<u64> frames_ready;        // how many have slots and pin rows with memory: see doubled()
     Atomic<u64> durable_lsn;
     Atomic<u64> checkpoint_lsn;      // where recovery must start, as of the last checkpoint
@@ -242,8 +244,10 @@ struct Header {
     Atomic<u64> events;              // how many there have been
     alignas(64) LockWord memory;     // free frames, holes, rings, resident count
     LockWord directory;              // the space slots
-    LockWord advice;                 // the shadows (advice.h): only tried, but for advise() itself
+    LockWord advice;  // the shadows (advice.h): only tried, except by advise() and where they grow
     LockWord growth;                 // memory for the segment's own data
+    // Twice: the largest budget that the shadows have memory for (under the growth lock and the advice lock).
+    Atomic<u64> advice_frames;
     Atomic<u64> more_blocks;  // twice: of clients whose pin rows have memory, beyond the first (under the growth lock)
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
@@ -351,7 +355,7 @@ inline void place_areas(Geometry& g) {
     g.clients_at = take(u64(g.max_clients) * sizeof(Client));
     g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
     g.events_at = take(EVENTS * sizeof(Event));
-    g.advice_at = take(AdviceGeometry(g.max_frames).bytes);
+    g.advice_at = take(advice_bytes(g.max_frames));
     g.entries_at = take(g.max_pages * 8);
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
     g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);

@@ -14,6 +14,10 @@ inline void repair_growth(Segment& s) {
             u64 used = round_up(bytes(s.ready), g.os_page), end = round_up(area, g.os_page);
             if (used < end) s.punch(at + used, end - used);
         });
+    if (s.look_at_advised()) {
+        u64 used = g.advice_at + round_up(advice_bytes(s.advised), g.os_page);
+        if (used < g.entries_at) s.punch(used, g.entries_at - used);
+    }
     for (u64 i = 0, n = g.entry_chunks(); i < n;) {
         u64 end = i;
         while (end < n && !s.has_entry_chunk(end)) end++;
@@ -123,6 +127,27 @@ inline int grow_ready(Segment& s) {
     } else if (from < to) {
         count_ready(s, from, to);
         s.has_frame(to - 1);
+    }
+    release(s, s.header->growth);
+    return r;
+}
+
+// Gives the shadows memory for a pool of so many frames, before its budget is that. They start anew, because the places
+// of their tables depend on how large they are. 0 or -errno.
+inline int grow_advice(Segment& s, u32 frames) {
+    if (!ADVISES || frames <= s.look_at_advised()) return 0;
+    if (!lock_growth(s)) return -EINTR;
+    u64 used = round_up(advice_bytes(s.look_at_advised()), s.g.os_page),
+        end = round_up(advice_bytes(frames), s.g.os_page);
+    int r = used < end ? s.plug(s.g.advice_at + used, end - used) : 0;
+    BP_POINT("grow.shadows");
+    if (r) {
+        repair_growth(s);
+    } else if (frames > s.advised) {
+        if (acquire(s, s.header->advice, false) == Acquired::REPAIR) repaired(s, s.header->advice);
+        forget_advice(s);
+        s.header->advice_frames.store_release(doubled(frames));
+        release(s, s.header->advice);
     }
     release(s, s.header->growth);
     return r;

@@ -18,7 +18,7 @@ void open_window(Segment& s, u64 now);
 void read_counters(Segment& s, Advice& head, u64 now);
 void apply_window(Segment& s, Shadows& shadows);
 
-// The memory is there from the pool's creation; the lock is ours.
+// The lock is ours. Where the word that says how much memory the shadows have is damaged, they are left alone.
 template <class F>
 void with_shadows(Segment& s, Acquired how, F work) {
     BP_POINT("advice.locked");
@@ -26,11 +26,12 @@ void with_shadows(Segment& s, Acquired how, F work) {
         forget_advice(s);
         repaired(s, s.header->advice);
     }
-    u32 budget = s.header->budget_frames.load_relaxed();
-    Shadows shadows(s.advice, s.g.max_frames, budget >= 1 && budget <= s.g.max_frames ? budget : s.g.max_frames,
-                    AdviceGeometry(s.g.max_frames));
-    read_counters(s, shadows.head(), prim::boot_ns());
-    work(shadows);
+    u32 budget = s.header->budget_frames.load_relaxed(), most = s.look_at_advised();
+    if (most) {
+        Shadows shadows(s.advice, most, budget >= 1 && budget <= most ? budget : most, AdviceGeometry(most));
+        read_counters(s, shadows.head(), prim::boot_ns());
+        work(shadows);
+    }
     BP_POINT("advice.worked");
     release(s, s.header->advice);
 }

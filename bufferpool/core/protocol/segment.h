@@ -71,6 +71,7 @@ struct Segment {
 
     // Of this process only.
     Shared<u32> ready;                // cached header->frames_ready, as far as that was ever sound
+    Shared<u32> advised;              // the same of header->advice_frames
     Atomic<u64> ops_used{};          // which of our intents are in use
     Atomic<u64> op_thread[OPS] = {};  // by which thread
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more
@@ -212,6 +213,18 @@ struct Segment {
     void set_entry_chunk(u64 i) {
         u64 now = entry_chunk_word(i / 64) | u64(1) << (i % 64);
         for (u32 copy = 0; copy < CHUNK_COPIES; copy++) chunk_bits[copy * g.chunk_words() + i / 64].store_relaxed(now);
+    }
+    // The largest budget that the shadows have memory for.
+    u32 look_at_advised() {
+        u64 w = header->advice_frames.load_acquire();
+        if (is_doubled(w) && u32(w) <= g.max_frames) advised = u32(w);
+        return advised;
+    }
+    // The upper bound of a steward: the larger of what was given at creation and what was last asked for by hand.
+    u32 most_frames() const {
+        u32 most = header->most_frames.load_relaxed(), asked = header->asked_frames.load_relaxed();
+        if (most < asked) most = asked;
+        return most < g.max_frames ? most : g.max_frames;
     }
     // Does this page number have an entry with memory behind it? What comes from a word of the segment may be
     // within all bounds and lead to a hole, whose touch allocates memory that nobody counts, or is a SIGBUS.

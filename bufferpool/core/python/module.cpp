@@ -120,11 +120,11 @@ PyObject* raise_errno(int error, const char* what) {
 }
 
 PyObject* raise_unmapped(int error) {
-    const char* remedy = error == -ENOMEM ? "; the address space of this process is used up (ulimit -v, "
-                                            "vm.max_map_count): a pool maps its max_capacity twice"
-                         : error == -EAGAIN
-                             ? "; this process locks its memory (mlockall) and may not lock so much: raise ulimit -l"
-                             : remedy_of(-error);
+    const char* remedy =
+        error == -ENOMEM ? "; the address space of this process is used up (ulimit -v, vm.max_map_count): a pool maps "
+                           "what it has room for twice; create it with a smaller reserve="
+        : error == -EAGAIN ? "; this process locks its memory (mlockall) and may not lock so much: raise ulimit -l"
+                           : remedy_of(-error);
     raise("SegmentError", "the segment cannot be mapped: %s%s", strerror(-error), remedy);
     return with_errno(-error);
 }
@@ -138,25 +138,45 @@ static PyObject* core_raise_unmapped(PyObject*, PyObject* arg) {
 
 static u32 log2_of(u32 n) { return u32(__builtin_ctz(n)); }
 
+// The geometry of a segment with these sizes, which have been checked.
+static Geometry lay_out(u32 page_size, u32 extent_frames, u32 max_frames, u32 max_clients, u64 max_pages) {
+    Geometry g{};
+    g.page_size = page_size;
+    g.page_shift = log2_of(page_size);
+    g.extent_frames = extent_frames;
+    g.max_frames = max_frames;
+    g.max_pages = max_pages;
+    g.guests = std::min(GUESTS, CLIENTS_LIMIT - max_clients);
+    g.max_clients = max_clients + g.guests;
+    g.os_page = u32(sysconf(_SC_PAGESIZE));
+    place_areas(g);
+    return g;
+}
+
+// segment_bytes(page_size, extent_frames, max_frames, max_clients, max_pages) -> (bytes of the file, of them data)
+static PyObject* core_segment_bytes(PyObject*, PyObject* args) {
+    unsigned page_size, extent_frames, max_frames, max_clients;
+    unsigned long long max_pages;
+    if (!PyArg_ParseTuple(args, "IIIIK:segment_bytes", &page_size, &extent_frames, &max_frames, &max_clients,
+                          &max_pages))
+        return nullptr;
+    Geometry g = lay_out(page_size, extent_frames, max_frames, max_clients, max_pages);
+    return Py_BuildValue("KK", (unsigned long long)g.total_bytes, (unsigned long long)(g.total_bytes - g.data_at));
+}
+
 // create(fd, uuid, plan): the plan is a segment_file.Plan.
 static PyObject* core_create(PyObject*, PyObject* args) {
     int fd;
     Py_buffer uuid;
-    Geometry g{};
+    unsigned page_size, extent_frames, max_frames, max_clients, budget, least, most;
     unsigned long long max_pages;
-    unsigned budget, least;
-    if (!PyArg_ParseTuple(args, "iy*(IIIIIIK):create", &fd, &uuid, &g.page_size, &g.extent_frames, &g.max_frames,
-                          &budget, &least, &g.max_clients, &max_pages))
+    if (!PyArg_ParseTuple(args, "iy*(IIIIIIIK):create", &fd, &uuid, &page_size, &extent_frames, &max_frames, &budget,
+                          &least, &most, &max_clients, &max_pages))
         return nullptr;
+    Geometry g = lay_out(page_size, extent_frames, max_frames, max_clients, max_pages);
     Header h{};
     if (uuid.len == sizeof h.uuid) memcpy(h.uuid, uuid.buf, sizeof h.uuid);
     PyBuffer_Release(&uuid);
-    g.max_pages = max_pages;
-    g.guests = std::min(GUESTS, CLIENTS_LIMIT - g.max_clients);
-    g.max_clients += g.guests;
-    g.page_shift = log2_of(g.page_size);
-    g.os_page = u32(sysconf(_SC_PAGESIZE));
-    place_areas(g);
     h.magic = MAGIC;
     h.version = LAYOUT_VERSION;
     h.header_bytes = sizeof(Header);
@@ -166,10 +186,12 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.budget_frames.store_relaxed(budget);
     h.asked_frames.store_relaxed(budget);
     h.min_frames.store_relaxed(least);
+    h.most_frames.store_relaxed(most);
+    h.advice_frames.store_relaxed(doubled(most));
     h.durable_lsn.store_relaxed(~u64(0));
     if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");
-    for (auto [at, end] :
-         {std::pair{u64(0), g.entries_at}, std::pair{g.tops_at, round_up(g.tops_at + g.tops_bytes(), g.os_page)}})
+    for (auto [at, end] : {std::pair{u64(0), g.advice_at + round_up(advice_bytes(most), g.os_page)},
+                           std::pair{g.tops_at, round_up(g.tops_at + g.tops_bytes(), g.os_page)}})
         if (int r = prim::plug(fd, at, end - at)) return raise_errno(r, "the segment's own data cannot be allocated");
     int failed = 0;
     each_frame_table(g, STRIPES, [&](u64 at, u64, auto bytes) {
@@ -220,7 +242,7 @@ bool read_header(int fd, Header& h) {
 PyObject* geometry_dict(const Header& h) {
     const Geometry& g = h.geometry;
     return Py_BuildValue("{s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K}", "uuid", reinterpret_cast<const char*>(h.uuid),
-                         Py_ssize_t(16), "page_size", g.page_size, "extent_frames", g.extent_frames, "max_frames",
+                         Py_ssize_t(16), "page_size", g.page_size, "extent_frames", g.extent_frames, "room_frames",
                          g.max_frames, "max_clients", g.max_clients - g.guests, "max_pages",
                          (unsigned long long)g.max_pages, "data_at", (unsigned long long)g.data_at, "total_bytes",
                          (unsigned long long)g.total_bytes, "created_ns", (unsigned long long)h.created_ns);
@@ -263,6 +285,8 @@ static PyMethodDef module_methods[] = {
     {"begin_writeback", core_begin_writeback, METH_O,
      "Begins to write a file's dirty pages back; what else maps it must fault to store again."},
     {"move_up", core_move_up, METH_O, "The same open file under a number beyond those that programs close in passing."},
+    {"segment_bytes", core_segment_bytes, METH_VARARGS,
+     "How large a segment with these sizes is: (bytes of its file, bytes of them that are data)."},
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS,
      "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},

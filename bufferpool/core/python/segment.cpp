@@ -372,6 +372,22 @@ static PyObject* segment_set_min_frames(PyObject* self, PyObject* arg) {
     return s ? set_frames(s, s->header->min_frames, n, "a lower bound") : nullptr;
 }
 
+// grow_advice(frames): memory for advice about budgets of so many frames, or the error that there is none
+static PyObject* segment_grow_advice(PyObject* self, PyObject* arg) {
+    u64 n;
+    Segment* s = with_number(self, arg, n);
+    if (!s) return nullptr;
+    if (n < 1 || n > s->g.max_frames) return raise("ValueError", "a budget is 1 to %u frames", s->g.max_frames);
+    int r;
+    {
+        Released unlocked(S(self));
+        r = grow_advice(*s, u32(n));
+    }
+    if (r == -EINTR) return raise_interrupted("memory for the shadows");
+    if (r) return raise_errno(r, "memory for advice about a larger budget cannot be had");
+    Py_RETURN_NONE;
+}
+
 static PyObject* segment_set_durable_lsn(PyObject* self, PyObject* arg) {
     u64 n;
     Segment* s = with_number(self, arg, n);
@@ -457,6 +473,7 @@ static PyMethodDef own_methods[] = {
     {"shrink", entered<segment_shrink, SegmentEntry>, METH_VARARGS, ""},
     {"evict_idle", entered<segment_evict_idle, SegmentEntry>, METH_O, ""},
     {"set_budget", entered<segment_set_budget, SegmentEntry>, METH_O, ""},
+    {"grow_advice", entered<segment_grow_advice, SegmentEntry>, METH_O, ""},
     {"set_durable_lsn", entered<segment_set_durable_lsn, SegmentEntry>, METH_O, ""},
     {"raise_durable_lsn", entered<segment_raise_durable_lsn, SegmentEntry>, METH_O, ""},
     {"set_asked_frames", entered<segment_set_asked_frames, SegmentEntry>, METH_O, ""},

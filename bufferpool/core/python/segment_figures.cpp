@@ -109,7 +109,7 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
 // Bytes that the kernel should count for everything before the data area.
 static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
-    u64 n = g.entries_at + round_up(g.tops_bytes(), g.os_page);
+    u64 n = g.advice_at + round_up(advice_bytes(s.look_at_advised()), g.os_page) + round_up(g.tops_bytes(), g.os_page);
     s.look_at_ready();
     each_frame_table(g, s.stripes(), [&](u64, u64, auto bytes) { n += round_up(bytes(s.ready), g.os_page); });
     for (u64 i = 0; i < g.chunk_words(); i++) n += u64(__builtin_popcountll(s.entry_chunk_word(i))) * g.os_page;
@@ -135,8 +135,9 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
     PolicyState& p = s->header->policy;
     return Py_BuildValue(
-        "{s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K}", "budget_frames",
-        s->header->budget_frames.load_relaxed(), "min_frames", s->header->min_frames.load_relaxed(), "asked_frames",
+        "{s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K}", "budget_frames",
+        s->header->budget_frames.load_relaxed(), "most_frames", s->header->most_frames.load_relaxed(), "max_frames",
+        s->most_frames(), "min_frames", s->header->min_frames.load_relaxed(), "asked_frames",
         s->header->asked_frames.load_relaxed(), "checkpoint_lsn",
         (unsigned long long)s->header->checkpoint_lsn.load_relaxed(), "resident_frames",
         s->header->resident.load_relaxed(), "frames_ready", u32(s->header->frames_ready.load_relaxed()), "durable_lsn",
@@ -317,7 +318,10 @@ static void summarize(Segment& s, const Sight& sight, Summary& out) {
         out.space[i].dirty += dirty;
         out.held_back += dirty && slot.lsn.load_relaxed() > durable;
     }
-    out.states[HOLE] += s.g.max_frames - ready;
+    u64 used = 0, most = s.most_frames();
+    for (u64 n : out.states) used += n;
+    used -= out.states[HOLE];
+    out.states[HOLE] = most > used ? most - used : 0;
 }
 
 // summary() -> the counts of struct Summary: a dict, with per-space pairs as bytes
