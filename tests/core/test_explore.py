@@ -175,9 +175,33 @@ MUTATIONS = {
     ),
     "the frame of a load that has ended taken by its reaper": (
         "reap.h",
-        "if (loads(s.entries[page].load_acquire())) frame_cas",
-        "if (!entry::names(s.entries[page].load_acquire(), f)) frame_cas",
+        "if (entry::state(e) == LOADING && entry::owner(e) == c) frame_cas",
+        "if (!entry::names(e, f)) frame_cas",
         "reap-load-write",
+    ),
+    "the pages of a load of several not found by its reaper": (
+        "reap.h",
+        "        if (frame::state(w) == BUSY && frame::client(w) == c) unclaim(s, page, c);\n",
+        "",
+        "reap-many",
+    ),
+    "a page of a load of several published without an intent": (
+        "load_many.h",
+        "        intent.page.store_release(c.page);  // its frame is NONE\n",
+        "",
+        "reap-many",
+    ),
+    "a load of several that waits for a page of another": (
+        "load_many.h",
+        "                if (status == Status::WAIT) next++;\n",
+        "                if (status == Status::WAIT) wait_entry(s_, claims_[next].page, s_.entries[claims_[next].page].load_acquire()), next++;\n",
+        "many-many",
+    ),
+    "a load of several that does not look whether the space is still open": (
+        "load_many.h",
+        "Status status = at_.open() ? take_frame(s_, op_.intent(), want, f) : Status::REMOVED;",
+        "Status status = take_frame(s_, op_.intent(), want, f);",
+        "many-reopen",
     ),
     "the flusher field ignored": (
         "writeback.h",

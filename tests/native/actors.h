@@ -35,6 +35,23 @@ static void read_page(Segment& s, Process& me, u32 page) {
     unpin(s, f);
 }
 
+// What can be loaded together is; the others are read one by one.
+static void read_pages(Segment& s, Process& me, u32 one, u32 other) {
+    Claim claims[2] = {{one}, {other}};
+    auto visit = [&](Claim& claim) {
+        read_frame(s, me, claim.page, claim.frame, 0);
+        unpin(s, claim.frame);
+    };
+    StoredReads<decltype(visit)> reads{s, claims, [](u32 page) { return static_cast<const void*>(world.store[page]); }, visit};
+    {
+        Place at = place_of(s, one);
+        ManyLoads<decltype(reads)> loads(s, at, Access{}, reads, claims);
+        loads.run(2, {2, 2});
+    }
+    for (Claim& claim : claims)
+        if (claim.frame == NONE) read_page(s, me, claim.page);
+}
+
 // A load that fails, or not, and what the clients that wait for it get.
 struct FailingHooks : StoredHooks {
     bool fails;

@@ -2,6 +2,7 @@
 // of one page.
 #pragma once
 
+#include "protocol/load_many.h"
 #include "protocol/writeback.h"
 #include "protocol/shrink.h"
 #include "protocol/spaces.h"
@@ -54,6 +55,29 @@ inline u32 fetch(Segment& s, u32 page, const void* stored, bool once = false) {
     require(status, page);
     return status == Status::OK ? f : NONE;
 }
+
+// Reads of several pages together, each from its own place, which end in the reverse order. `visit` gets what was
+// published, with its pin.
+template <class Visit>
+struct StoredReads {
+    Segment& s;
+    Claim* claims;
+    const void* (*stored)(u32 page);
+    Visit visit;
+    u32 first[8], count[8], n = 0;
+
+    bool room() const { return n < 8; }
+    void begin(u32 from, u32 many) { first[n] = from, count[n++] = many; }
+    bool ended(u32& from, u32& many) {
+        if (!n) return false;
+        from = first[--n], many = count[n];
+        for (u32 i = from; i < from + many; i++)
+            prim::copy_page(s.page_data(claims[i].frame), stored(claims[i].page), s.g.page_size);
+        return true;
+    }
+    bool is_read(u32) const { return true; }
+    void published(u32 i) { visit(claims[i]); }
+};
 
 // The frame of a page whose writer field is ours now; NONE when it cannot be had.
 inline u32 own(Segment& s, u32 page, const void* stored) {

@@ -126,6 +126,9 @@ static Program reads(u32 page, int n = 1) {
         for (int i = 0; i < n; i++) read_page(s, me, page);
     };
 }
+static Program reads_together(u32 page, u32 other) {
+    return [=](Segment& s, Process& me) { read_pages(s, me, page, other); };
+}
 static Program reads_both(u32 page, u32 other) {
     return [=](Segment& s, Process& me) {
         read_page(s, me, page);
@@ -257,6 +260,7 @@ static std::vector<Scenario> scenarios() {
         of_spaces("append-reopen", {}, {{"A", appends()}, {"D", reopens_and_appends()}}),
         of_spaces("read-reopen", {0}, {{"R", reads_space(0, 2)}, {"D", reopens_and_reads()}}),
         of_spaces("load-reopen", {}, {{"R", reads_space(0)}, {"D", reopens_and_reads()}}),
+        of_spaces("many-reopen", {}, {{"M", loads_space(0)}, {"D", reopens_and_reads()}}),
         of_spaces("write-reopen", {0}, {{"W", writes_space(0)}, {"D", reopens_and_reads()}}),
         of_spaces("write-remove", {0}, {{"W", writes_space(0)}, {"D", removes()}, {"E", removes()}}),
         of_spaces("open-open", {}, {{"D", reopens_and_reads()}, {"E", reopens_and_reads()}}),
@@ -297,6 +301,11 @@ static std::vector<Scenario> scenarios() {
         {"drop-pin", 2, 2, {0, 1}, {{"D", drops(0)}, {"R", reads(0)}}},
         {"drop-flush", 2, 2, {0, 1}, {{"D", drops(1)}, {"F", flushes()}}},
         {"drop-clean-write", 3, 3, {0}, {{"D", drops_clean()}, {"W", writes(0, 2)}}},
+        {"many-many", 2, 2, {}, {{"M", reads_together(0, 1)}, {"N", reads_together(1, 0)}}},
+        {"many-evict", 1, 1, {2}, {{"M", reads_together(0, 1)}, {"L", reads(1)}}},
+        {"many-write", 3, 3, {}, {{"M", reads_together(0, 1)}, {"W", writes(1)}}},
+        {"many-drop", 2, 2, {0}, {{"M", reads_together(0, 1)}, {"D", drops(1)}, {"L", reads(0)}}},
+        {"reap-many", 2, 2, {}, {{"M", reads_together(0, 1)}, {"L", reads(1)}, {"X", reaps()}}},
         {"reap-load", 2, 2, {0}, {{"L", reads(2)}, {"X", reaps()}}},
         {"reap-evict", 1, 1, {0}, {{"L", reads(2)}, {"X", reaps()}}},
         {"reap-write", 3, 3, {0}, {{"W", writes(0)}, {"X", reaps()}}},

@@ -39,6 +39,17 @@ static void read_of_space(Segment& s, u64 generation, u32 page) {
     unpin(s, f);
 }
 
+// The same page, by an operation that could load more.
+static void load_of_space(Segment& s, u64 generation, u32 page) {
+    if (!exists(s, generation, page)) return;
+    Claim claim{page};
+    auto visit = [&](Claim& c) { unpin(s, c.frame); };
+    StoredReads<decltype(visit)> reads{s, &claim, [](u32 p) { return static_cast<const void*>(stored_image(1, p)); }, visit};
+    Place at = page_of(s, generation, page);
+    ManyLoads<decltype(reads)> loads(s, at, Access{}, reads, &claim);
+    loads.run(1, {1, 1});
+}
+
 static void write_of_space(Segment& s, u64 generation, u32 page) {
     StoredHooks hooks{s, stored_image(generation, page)};
     Place at = page_of(s, generation, page);
@@ -130,6 +141,9 @@ static Program reads_space(u32 page, int n = 1) {
     return [=](Segment& s, Process&) {
         for (int i = 0; i < n; i++) read_of_space(s, 1, page);
     };
+}
+static Program loads_space(u32 page) {
+    return [=](Segment& s, Process&) { load_of_space(s, 1, page); };
 }
 static Program writes_space(u32 page) {
     return [=](Segment& s, Process&) { write_of_space(s, 1, page); };

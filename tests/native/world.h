@@ -152,6 +152,12 @@ int futex_wait(const void* word, u32 expected) {
         return -ETIMEDOUT;
     }
     Process& p = world.processes[running];
+    // Two that load several pages each, in different orders, would wait for each other.
+    const Atomic<u64>* entries = p.segment.entries;
+    bool for_page = word >= entries && word < entries + ENTRIES;
+    for (u32 page = 0; for_page && page < ENTRIES; page++)
+        if (u64 e = entries[page].load_relaxed(); entry::among(e) && entry::owner(e) == p.segment.me)
+            violation("client %u waits for a page while it has claimed page %u", p.segment.me, page);
     p.word = static_cast<const u32*>(word);
     p.expected = expected;
     p.life = WAITING;

@@ -16,6 +16,9 @@ NUMBERS = {
         "mmap": 9,
         "munlock": 150,
         "mprotect": 10,
+        "io_uring_setup": 425,
+        "clone": 56,
+        "clone3": 435,
     },
     "aarch64": {
         "madvise": 233,
@@ -25,6 +28,9 @@ NUMBERS = {
         "mmap": 222,
         "munlock": 229,
         "mprotect": 226,
+        "io_uring_setup": 425,
+        "clone": 220,
+        "clone3": 435,
     },
 }.get(platform.machine(), {})
 MADV_REMOVE, OFD_GETLK, OFD_SETLK = 9, 36, 37

@@ -51,16 +51,17 @@ enum Latency : u32 { LATENCY_LOAD, LATENCY_FLUSH, LATENCY_RECLAIM, LATENCY_WAIT,
 
 // What the operation in this slot is about to change, written before it does.
 // `op` is stored last and cleared last: the other fields mean nothing without it.
-enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH };
+enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH, LOAD_MANY };
 
 struct Intent {
     Atomic<u32> op;
-    Atomic<u32> page;    // LOAD, PUBLISH, DISCARD: the page; EVICT: the page to be loaded, or NONE; FLUSH: the first
-    Atomic<u32> frame;   // LOAD: once it is filled; PUBLISH: the new frame
+    Atomic<u32> page;    // LOAD, PUBLISH, DISCARD: the page; EVICT: the page to be loaded, or NONE; FLUSH: the first;
+                         // LOAD_MANY: the page that is being claimed or published (load_many.h)
+    Atomic<u32> frame;   // LOAD, LOAD_MANY: once it is filled; PUBLISH: the new frame
     Atomic<u32> old;     // PUBLISH, DISCARD: the frame that is superseded; FLUSH: the last page
     Atomic<u32> victim;  // EVICT: the page that leaves
     u32 pad;
-    Atomic<u64> waits;   // LOAD: for which page its thread waits (deadlock.h)
+    Atomic<u64> waits;   // LOAD, LOAD_MANY: for which page its thread waits (deadlock.h)
 };
 static_assert(sizeof(Intent) == 32);
 

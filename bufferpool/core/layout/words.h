@@ -17,6 +17,7 @@
 //   G    ABSENT, LOADING: the high half is a ghost
 //   owner    LOADING, EVICTING: who does it; RESIDENT: who writes (0: nobody)
 //   flusher  RESIDENT: who writes it back (0: nobody)
+//            LOADING: the number of the owner's operation that loads it with other pages (0: it is loaded alone)
 //
 // Frame word (64 bits)
 //
@@ -62,6 +63,7 @@ constexpr EntryState state(u64 e) { return EntryState(e & STATE); }
 constexpr u32 frame(u64 e) { return u32(e >> FRAME_SHIFT); }
 constexpr u32 owner(u64 e) { return u32((e & OWNER) >> OWNER_SHIFT); }
 constexpr u32 flusher(u64 e) { return u32((e & FLUSHER) >> FLUSHER_SHIFT); }
+constexpr u32 among(u64 e) { return state(e) == LOADING ? flusher(e) : 0; }
 constexpr Ring ring(u64 e) { return Ring((e & RING) >> RING_SHIFT); }
 constexpr bool is_aside(u64 e) { return state(e) == RESIDENT && (e & DIRTY) && ring(e) == RING_NONE; }
 constexpr bool is_resident_in(u64 e, u32 f) { return state(e) == RESIDENT && frame(e) == f; }

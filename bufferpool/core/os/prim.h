@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <csignal>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -23,6 +24,7 @@
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "os/atomic.h"
@@ -219,6 +221,96 @@ inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset) {
         got += size_t(n);
     }
     return ssize_t(got);
+}
+
+// ---- many reads and writes at once -----------------------------------------------
+
+// Reads or writes what the vectors say, as one call does it: perhaps less. The count or -errno.
+inline ssize_t transfer(bool write, int fd, const iovec* to, u32 n, u64 offset, u32 rw_flags) {
+    for (;;) {
+        ssize_t got = write ? pwritev2(fd, to, int(n), off_t(offset), int(rw_flags))
+                            : preadv2(fd, to, int(n), off_t(offset), int(rw_flags));
+        if (got >= 0 || errno != EINTR) return got >= 0 ? got : -errno;
+    }
+}
+
+// A value of each thread, which ends with it. (A thread_local object would end the process where there is no memory to
+// register its destructor.)
+class PerThread {
+    pthread_key_t key_;
+    bool made_;
+
+public:
+    explicit PerThread(void (*end)(void*)) : made_(pthread_key_create(&key_, end) == 0) {}
+    void* value() const { return made_ ? pthread_getspecific(key_) : nullptr; }
+    bool set(void* to) const { return made_ && pthread_setspecific(key_, to) == 0; }
+};
+
+// io_uring_params, of linux/io_uring.h.
+struct RingParams {
+    u32 entries, result_entries, flags, thread_cpu, thread_idle, features, wq_fd, unused[3];
+    struct {
+        u32 head, tail, mask, entries, flags, dropped, array, unused;
+        u64 address;
+    } requests;
+    struct {
+        u32 head, tail, mask, entries, overflow, results, flags, unused;
+        u64 address;
+    } results;
+};
+static_assert(sizeof(RingParams) == 120);
+
+// A new io_uring: its descriptor, or -errno.
+inline int ring_setup(u32 entries, RingParams& params) {
+    constexpr long SETUP = 425;  // on every architecture
+    long fd = syscall(SETUP, entries, &params);
+    return fd >= 0 ? int(fd) : -errno;
+}
+
+// Registers an io_uring with this thread, which then needs no descriptor of it. Its number, or -errno.
+inline int ring_register(int fd) {
+    constexpr long REGISTER = 427;
+    constexpr u32 RING_FDS = 20;
+    struct {
+        u32 offset, unused;
+        u64 data;
+    } what{~0u, 0, u64(fd)};
+    long r = syscall(REGISTER, fd, RING_FDS, &what, 1);
+    return r == 1 ? int(what.offset) : r < 0 ? -errno : -EINVAL;
+}
+
+// How many requests the kernel has taken, once `wait` results are there; or -errno.
+inline int ring_enter(int ring, u32 submit, u32 wait) {
+    constexpr long ENTER = 426;
+    constexpr u32 GET_EVENTS = 1, REGISTERED = 1 << 4;
+    long r = syscall(ENTER, ring, submit, wait, GET_EVENTS | REGISTERED, nullptr, 0);
+    return r >= 0 ? int(r) : -errno;
+}
+
+// A part of an io_uring, or null. A forked child does not have it.
+inline u8* map_ring(int fd, u64 bytes, u64 offset) {
+    void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, off_t(offset));
+    if (at == MAP_FAILED) return nullptr;
+    madvise(at, bytes, MADV_DONTFORK);
+    return static_cast<u8*>(at);
+}
+inline void unmap_ring(u8* at, u64 bytes) { munmap(at, bytes); }
+inline void close_ring(int fd) { close(fd); }
+
+// Starts a thread that no signal reaches and that nobody waits for. 0 or -errno.
+inline int start_thread(void* (*run)(void*), void* with) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_attr_t attributes;
+    if (int r = pthread_attr_init(&attributes)) return -r;
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&attributes, 128 << 10);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_t thread;
+    int r = pthread_create(&thread, &attributes, run, with);
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    pthread_attr_destroy(&attributes);
+    return -r;
 }
 
 // Begins to write a file's dirty pages back and does not wait for it. What is under way is no longer writable in the

@@ -20,6 +20,11 @@
 
 namespace bp {
 
+inline bool is_load(const Intent& in) {
+    u32 op = in.op.load_acquire();
+    return op == u32(Op::LOAD) || op == u32(Op::LOAD_MANY);
+}
+
 // All loads of this thread wait for `page`, as long as this object lives.
 class LoadsWait {
     Segment& s_;
@@ -30,8 +35,7 @@ class LoadsWait {
         u64 used = s_.ops_used.load_acquire(), thread = this_thread();
         for (u32 i = 0; i < OPS; i++) {
             Intent& in = s_.client().intents[i];
-            if (!(used >> i & 1) || s_.op_thread[i].load_relaxed() != thread || in.op.load_relaxed() != u32(Op::LOAD))
-                continue;
+            if (!(used >> i & 1) || s_.op_thread[i].load_relaxed() != thread || !is_load(in)) continue;
             in.waits.store_seq_cst(change(in.waits.load_relaxed()));
             any_ = true;
         }
@@ -64,11 +68,10 @@ inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
         u32 c = entry::owner(e);
         if (entry::state(e) != LOADING || !seems_alive(s, c)) return -1;
         Intent *intents = s.clients[c - 1].intents, *load = intents;
-        auto loads = [page](Intent& in) {
-            return in.page.load_relaxed() == page && in.op.load_acquire() == u32(Op::LOAD);
-        };
-        while (load < intents + OPS && !loads(*load)) load++;
-        if (load == intents + OPS) return -1;
+        if (u32 n = entry::among(e)) load += n - 1;  // it is loaded together with others: the entry says by which
+        else
+            while (load < intents + OPS && !(load->page.load_relaxed() == page && is_load(*load))) load++;
+        if (load >= intents + OPS || !is_load(*load)) return -1;
         if (c == s.me && s.op_thread[load - intents].load_relaxed() == this_thread()) return int(n);
         out[n] = {load, load->waits.load_seq_cst()};
         page = u32(out[n].waits) - 1;

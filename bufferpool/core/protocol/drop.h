@@ -14,7 +14,12 @@ inline bool thread_uses(Segment& s, u32 first, u64 count) {
         if (!(used >> i & 1) || s.op_thread[i].load_relaxed() != thread) continue;
         u64 page = in.page.load_relaxed(), last = in.old.load_relaxed();
         if (op == Op::LOAD && page >= first && page < end) return true;
+        for (page = first; op == Op::LOAD_MANY && page < end; page++) {
+            u64 e = s.has_page(u32(page)) ? s.entries[page].load_acquire() : 0;
+            if (entry::among(e) == i + 1 && entry::owner(e) == s.me) return true;
+        }
         if (op != Op::FLUSH) continue;
+        page = in.page.load_relaxed();
         for (page = std::max<u64>(page, first); page <= last && page < end && s.has_page(u32(page)); page++)
             if (entry::flusher(s.entries[page].load_acquire()) == s.me) return true;
     }

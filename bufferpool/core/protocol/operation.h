@@ -60,6 +60,7 @@ public:
         index_ = -1;
         return i;
     }
+    u32 number() const { return u32(index_) + 1; }
     Intent& intent() { return s_.client().intents[index_]; }
 };
 

@@ -20,31 +20,38 @@ namespace bp {
 // ---- load --------------------------------------------------------------------
 
 // ABSENT -> LOADING(me). OK: the page is ours to fill. The ghost, the ring and
-// the "dropped" bit stay in the word, for a load that fails.
-inline Status begin_load(Segment& s, Intent& intent, u32 page) {
+// the "dropped" bit stay in the word, for a load that fails. `among`: the number of the operation that loads the page
+// together with others (load_many.h); 0: it is loaded alone.
+inline Status begin_load(Segment& s, Intent& intent, u32 page, u32 among = 0) {
     Atomic<u64>& word = s.entries[page];
     u64 e = word.load_acquire();
     if (entry::state(e) == RESIDENT) return Status::OK;  // the caller pins again
     if (entry::state(e) != ABSENT) return Status::WAIT;
-    intent.page.store_relaxed(page);
     intent.frame.store_relaxed(NONE);
-    intent.op.store_release(u32(Op::LOAD));
+    intent.page.store_release(page);
+    intent.op.store_release(u32(among ? Op::LOAD_MANY : Op::LOAD));
     s.claims.add();
     BP_POINT("load.intent");
     forget_failures(s.client(), page);
-    if (word.cas_seq_cst(e, entry::with_owner(entry::with_state(e, LOADING), s.me))) {
+    u64 loading = entry::with_owner(entry::with_state(e, LOADING), s.me);
+    if (word.cas_seq_cst(e, entry::with_flusher(loading, among))) {
         BP_POINT("load.loading");
         return Status::ABSENT;  // ours: load it
     }
-    intent.op.store_release(u32(Op::NONE));
+    if (!among) intent.op.store_release(u32(Op::NONE));
     return Status::WAIT;
 }
 
-inline void abort_load(Segment& s, Intent& intent, u32 page, u32 f) {
-    settle_entry(s, page, [&](u64 e) {
-        bool ours = entry::state(e) == LOADING && entry::owner(e) == s.me;
-        return ours ? entry::with_owner(entry::with_state(e, ABSENT), 0) : e;
+// LOADING -> ABSENT, of a page that client `c` loads; another entry stays as it is.
+inline void unclaim(Segment& s, u32 page, u32 c) {
+    settle_entry(s, page, [c](u64 e) {
+        if (entry::state(e) != LOADING || entry::owner(e) != c) return e;
+        return entry::with_flusher(entry::with_owner(entry::with_state(e, ABSENT), 0), 0);
     });
+}
+
+inline void abort_load(Segment& s, Intent& intent, u32 page, u32 f) {
+    unclaim(s, page, s.me);
     BP_POINT("load.aborted");
     intent.op.store_release(u32(Op::NONE));
     if (f != NONE) free_frame(s, f);
@@ -56,8 +63,8 @@ struct Image {
     bool ahead = false;  // read ahead, and not used yet
 };
 
-// The frame is filled: LIVE, pinned by us, then visible.
-inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image) {
+// The frame is filled: LIVE, pinned by us, then visible. The intent names the page.
+inline void publish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image) {
     FrameSlot& slot = s.frames[f];
     slot.lsn.store_relaxed(image.lsn);
     slot.rec_lsn.store_relaxed(image.lsn);
@@ -73,10 +80,14 @@ inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image
     BP_POINT("load.pinned");
     settle_entry(s, page, [&](u64 e) {
         u64 r = entry::with_frame(entry::with_owner(entry::with_state(e, RESIDENT), 0), f);
-        r &= ~(entry::GHOST | entry::VOLATILE);
+        r = entry::with_flusher(r, 0) & ~(entry::GHOST | entry::VOLATILE);
         return r | (image.dirty ? entry::DIRTY : 0) | (image.is_volatile ? entry::VOLATILE : 0);
     });
     BP_POINT("load.resident");
+}
+
+inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image) {
+    publish_load(s, intent, page, f, image);
     intent.op.store_release(u32(Op::NONE));
     BP_POINT("load.done");
 }

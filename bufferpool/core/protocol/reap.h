@@ -27,12 +27,12 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
             return (e & entry::VOLATILE) | ABSENT;  // no ghost: its stamp is the policy's, behind the memory lock
         });
     }
-    if ((op == Op::LOAD || op == Op::EVICT) && s.has_page(page)) {
+    if ((op == Op::LOAD || op == Op::LOAD_MANY || op == Op::EVICT) && s.has_page(page)) {
         // Only while the entry is LOADING(c), which nobody else changes, is the frame the load's. Later it is the
         // page's: a writer may be about to retire it, and the entry may name another already.
-        auto loads = [c](u64 e) { return entry::state(e) == LOADING && entry::owner(e) == c; };
-        if (loads(s.entries[page].load_acquire())) frame_cas(f, frame::live(page), frame::busy(c));
-        settle_entry(s, page, [&](u64 e) { return loads(e) ? entry::with_owner(entry::with_state(e, ABSENT), 0) : e; });
+        u64 e = s.entries[page].load_acquire();
+        if (entry::state(e) == LOADING && entry::owner(e) == c) frame_cas(f, frame::live(page), frame::busy(c));
+        unclaim(s, page, c);
     }
     if (op == Op::PUBLISH && s.has_page(page)) {
         bool swapped = entry::names(s.entries[page].load_acquire(), f);
@@ -91,13 +91,15 @@ void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
     }
 }
 
-// The entries whose writer is client `c` get none.
-inline void reap_writers(Segment& s, u32 c) {
+// The entries whose writer is client `c` get none, and those that it was loading together with others are absent.
+inline void reap_owned(Segment& s, u32 c) {
     s.look_at_ready();
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
         u32 page = frame::page(w);
-        if (frame::state(w) != LIVE || !s.has_page(page)) continue;
+        if (!s.has_page(page)) continue;
+        if (frame::state(w) == BUSY && frame::client(w) == c) unclaim(s, page, c);
+        if (frame::state(w) != LIVE) continue;
         u64 e = s.entries[page].load_acquire();
         if (entry::state(e) == RESIDENT && entry::owner(e) == c)
             settle_entry(s, page, [&](u64 v) {
@@ -124,8 +126,9 @@ inline bool reap_held(Segment& s, u32 c) {
         reap_intent(s, c, intent);
         BP_POINT("reap.intent");
     }
-    // 3. Its writer fields: a page that has a writer stays in its frame.
-    reap_writers(s, c);
+    // 3. Its writer fields: a page that has a writer stays in its frame. And the pages that it was loading together:
+    // its BUSY frames name them.
+    reap_owned(s, c);
     BP_POINT("reap.fields");
     // 4. Its pins, and the superseded frames that only they had kept, or that it was about to settle.
     u64 broken = 0;

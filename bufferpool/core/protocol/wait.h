@@ -17,6 +17,7 @@ constexpr u64 WAIT_SLICE_NS = 20'000'000;
 inline bool has_operation(Segment& s, u32 page, u64 e) {
     if (entry::state(e) == RESIDENT && entry::owner(e) == s.me) return true;  // a writer: write.cpp knows
     u64 claims = s.claims.value(), used = s.ops_used.load_acquire();
+    if (u32 n = entry::among(e)) return n <= OPS && (used >> (n - 1) & 1);
     for (u32 i = 0; i < OPS; i++) {
         if (!(used >> i & 1)) continue;
         Intent& in = s.client().intents[i];
@@ -39,7 +40,7 @@ inline void disown(Segment& s, u32 page, u64 e, u32 c) {
     u32 f = entry::frame(e);
     bool there = entry::state(e) == EVICTING && s.has_frame(f) && s.frames[f].word.load_acquire() == frame::live(page);
     if (entry::state(e) == EVICTING) next = there ? entry::with_state(next, RESIDENT) : (next & entry::RING) | ABSENT;
-    if (entry::state(e) == LOADING) next = entry::with_state(next, ABSENT);
+    if (entry::state(e) == LOADING) next = entry::with_flusher(entry::with_state(next, ABSENT), 0);
     if (s.entries[page].cas_seq_cst(e, next & ~entry::WAITED)) prim::futex_wake_all(&s.entries[page]);
 }
 

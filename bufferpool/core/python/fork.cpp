@@ -14,6 +14,7 @@
 #include <mutex>
 #include <pthread.h>
 
+#include "os/transfers.h"
 #include "protocol/client.h"
 
 namespace bp {
@@ -189,6 +190,7 @@ static void after_fork_child() {
         }
     }
     forget_signals();
+    TransferThreads::of_this_process().forget();
 }
 
 void watch_forks() {

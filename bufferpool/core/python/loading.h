@@ -29,6 +29,48 @@ struct SpaceHooks {
     void unpin(u32 frame) { drop_pin(sp->seg, frame); }
 };
 
+constexpr u32 MANY_PAGES = 512;
+
+// The pages of one call (read_many, pin_many, prefetch) that are loaded together: load_many.cpp. A call looks at its
+// pages one by one; when it comes to one that is absent, the absent ones from there on are loaded. What could not be
+// loaded that way, the call loads by itself.
+class Together {
+    SpaceObject* sp_;
+    const npy_int64* numbers_;
+    npy_intp n_, first_ = 0, end_ = 0;
+    Access access_;
+    bool keeps_;
+    char* copies_;
+    u32 frames_[MANY_PAGES];
+
+    void load_from(npy_intp first);
+
+public:
+    // `keeps`: the pages stay pinned, until the call takes them. `copies`: each page is copied there, at its place.
+    Together(SpaceObject* sp, const npy_int64* numbers, npy_intp n, Access access, bool keeps, char* copies = nullptr)
+        : sp_(sp), numbers_(numbers), n_(n), access_(access), keeps_(keeps), copies_(copies) {}
+    Together(const Together&) = delete;
+    ~Together();
+
+    u32 count() const { return u32(end_ - first_); }
+    u64 number(u32 i) const { return u64(numbers_[first_ + i]); }
+    void loaded(u32 i, u32 frame);
+
+    // Was the page of this number in the call loaded together with others? Then its frame; the pin is the caller's.
+    bool take(npy_intp i, u32& frame) {
+        if (i >= end_ || frames_[i - first_] == NONE) return false;
+        frame = frames_[i - first_];
+        frames_[i - first_] = NONE;
+        return true;
+    }
+    // The same, of a page that was found absent.
+    bool load(npy_intp i, u32& frame) {
+        if (i < end_) return false;
+        load_from(i);
+        return take(i, frame);
+    }
+};
+
 // 0 if OK, else -1 with an exception that says why.
 int answer(Status status, SpaceObject* sp, u64 page_no);
 

@@ -144,12 +144,13 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
     u32 now = s.tick();
     u64 hits = 0;
     npy_intp i = 0;
+    Together together(sp, v, n, access, true);
     for (; i < n; i++) {
-        if (pin(s, sp->first_entry + u32(v[i]), frames[i]) == Status::OK) {
-            use(sp, u64(v[i]), frames[i], now, hits);
-        } else if (acquire_page(sp, u64(v[i]), access, frames[i]) < 0) {
-            break;
-        }
+        if (together.take(i, frames[i])) continue;
+        Status status = pin(s, sp->first_entry + u32(v[i]), frames[i]);
+        if (status == Status::OK) use(sp, u64(v[i]), frames[i], now, hits);
+        else if (status == Status::ABSENT && together.load(i, frames[i])) continue;
+        else if (acquire_page(sp, u64(v[i]), access, frames[i]) < 0) break;
     }
     count_hits(sp, hits);
     if (i == n && !still_open(sp)) {
@@ -199,16 +200,19 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     u32 now = s.tick();
     u64 hits = 0;
     bool ok = to != nullptr;
+    char* copies = ok ? static_cast<char*>(PyArray_DATA(to)) : nullptr;
+    Together together(sp, v, n, access, false, copies);
     for (npy_intp i = 0; ok && i < n; i++) {
         u32 f;
-        if (pin(s, sp->first_entry + u32(v[i]), f) == Status::OK) {
-            use(sp, u64(v[i]), f, now, hits);
-        } else if (acquire_page(sp, u64(v[i]), access, f) < 0) {
+        if (together.take(i, f)) continue;  // it is copied already
+        Status status = pin(s, sp->first_entry + u32(v[i]), f);
+        if (status == Status::OK) use(sp, u64(v[i]), f, now, hits);
+        else if (status == Status::ABSENT && together.load(i, f)) continue;
+        else if (acquire_page(sp, u64(v[i]), access, f) < 0) {
             ok = false;
             break;
         }
-        memcpy(static_cast<char*>(PyArray_DATA(to)) + (u64(i) << s.g.page_shift),
-               sp->seg->read_base + (u64(f) << s.g.page_shift), s.g.page_size);
+        memcpy(copies + (u64(i) << s.g.page_shift), sp->seg->read_base + (u64(f) << s.g.page_shift), s.g.page_size);
         drop_pin(sp->seg, f);
     }
     count_hits(sp, hits);
@@ -232,10 +236,17 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     long loaded = 0;
     bool ok = true;
+    Access access{.counts = false, .once = true};
+    Together together(sp, v, PyArray_SIZE(numbers), access, false);
     for (npy_intp i = 0; ok && i < PyArray_SIZE(numbers); i++) {
-        if (entry::state(s.entries[sp->first_entry + u32(v[i])].load_acquire()) != ABSENT) continue;
         u32 f;
-        ok = acquire_page(sp, u64(v[i]), Access{.counts = false, .once = true}, f) == 0;
+        bool absent = entry::state(s.entries[sp->first_entry + u32(v[i])].load_acquire()) == ABSENT;
+        if (together.take(i, f) || (absent && together.load(i, f))) {
+            loaded++;
+            continue;
+        }
+        if (!absent) continue;
+        ok = acquire_page(sp, u64(v[i]), access, f) == 0;
         if (ok) drop_pin(sp->seg, f);
         loaded += ok;
     }

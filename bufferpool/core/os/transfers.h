@@ -1,0 +1,181 @@
+// Reads or writes of one file, several under way at once: by the thread's io_uring, else by a few threads that this
+// process shares, else one after the other.
+#pragma once
+
+#include "os/heap.h"
+#include "os/uring.h"
+
+namespace bp {
+
+// Some neighbouring pages of a file, and where they are in memory. `first` and `count` are the caller's.
+struct Transfer {
+    const iovec* to;
+    u64 offset;
+    u32 first, count;
+    ssize_t got;       // bytes, or -errno
+    bool write;
+    int fd;
+    u32 flags;         // RWF_…
+    Transfer* next;
+    struct TransferQueue* home;  // of the batch that it belongs to
+    void run() { got = prim::transfer(write, fd, to, count, offset, flags); }
+};
+
+// What has ended and was not taken yet.
+struct TransferQueue {
+    Transfer* first = nullptr;
+    void push(Transfer* t) {
+        t->next = first;
+        first = t;
+    }
+    Transfer* pop() {
+        Transfer* t = first;
+        if (t) first = t->next;
+        return t;
+    }
+};
+
+// The threads of this process that read and write where there is no io_uring. They start when there is work, and end
+// when there was none for a while.
+class TransferThreads {
+    static constexpr u32 MOST = 16;
+    static constexpr u64 IDLE_NS = 500'000'000;
+    pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t work_ = PTHREAD_COND_INITIALIZER, done_ = PTHREAD_COND_INITIALIZER;
+    TransferQueue queue_;
+    u32 running_ = 0, idle_ = 0;
+
+    void serve() {
+        pthread_mutex_lock(&mutex_);
+        for (;;) {
+            if (Transfer* t = queue_.pop()) {
+                pthread_mutex_unlock(&mutex_);
+                t->run();
+                pthread_mutex_lock(&mutex_);
+                t->home->push(t);
+                pthread_cond_broadcast(&done_);
+                continue;
+            }
+            u64 until = prim::realtime_ns() + IDLE_NS;
+            timespec t{time_t(until / 1'000'000'000u), long(until % 1'000'000'000u)};
+            idle_++;
+            bool timed_out = pthread_cond_timedwait(&work_, &mutex_, &t) != 0;
+            idle_--;
+            if (timed_out && !queue_.first) break;
+        }
+        running_--;
+        pthread_mutex_unlock(&mutex_);
+    }
+
+public:
+    static TransferThreads& of_this_process() {
+        static TransferThreads threads;
+        return threads;
+    }
+
+    // False: there is no thread, and none can be started.
+    bool begin(Transfer* t) {
+        pthread_mutex_lock(&mutex_);
+        if (!idle_ && running_ < MOST) {
+            auto run = [](void* self) -> void* {
+                static_cast<TransferThreads*>(self)->serve();
+                return nullptr;
+            };
+            if (prim::start_thread(run, this) == 0) running_++;
+        }
+        bool served = running_ > 0;
+        if (served) queue_.push(t);
+        pthread_mutex_unlock(&mutex_);
+        if (served) pthread_cond_signal(&work_);
+        return served;
+    }
+
+    Transfer* wait_for(TransferQueue& home) {
+        pthread_mutex_lock(&mutex_);
+        Transfer* t;
+        while (!(t = home.pop())) pthread_cond_wait(&done_, &mutex_);
+        pthread_mutex_unlock(&mutex_);
+        return t;
+    }
+
+    void hand_back(Transfer* t, TransferQueue& home) {
+        pthread_mutex_lock(&mutex_);
+        home.push(t);
+        pthread_mutex_unlock(&mutex_);
+    }
+
+    // In a forked child, which has none of the threads.
+    void forget() { new (this) TransferThreads; }
+};
+
+class Transfers {
+    Transfer slots_[Uring::DEPTH];
+    TransferQueue free_, ended_;  // with threads, `ended_` is under their mutex
+    u32 under_way_ = 0;
+    Uring* ring_;  // null: by threads, or one after the other
+    bool by_threads_ = false;
+
+public:
+    Transfers() : ring_(Uring::of_this_thread()) {
+        for (Transfer& t : slots_) free_.push(&t);
+    }
+    Transfers(const Transfers&) = delete;
+
+    bool room() const { return free_.first; }
+
+    void begin(bool write, int fd, const iovec* to, u32 first, u32 count, u64 offset, u32 flags = 0) {
+        Transfer* t = free_.pop();
+        *t = {to, offset, first, count, 0, write, fd, flags, nullptr, &ended_};
+        under_way_++;
+        if (ring_) return ring_->add(write, fd, to, count, offset, flags, u64(t - slots_));
+        if (TransferThreads::of_this_process().begin(t)) {
+            by_threads_ = true;
+            return;
+        }
+        t->run();
+        done(t);
+    }
+
+    // One that needs no transfer after all.
+    void begin_done(u32 first, u32 count, ssize_t got) {
+        Transfer* t = free_.pop();
+        *t = {nullptr, 0, first, count, got, false, -1, 0, nullptr, nullptr};
+        under_way_++;
+        done(t);
+    }
+
+    // One that has ended, which it waits for; false: none is under way.
+    bool ended(Transfer& out) {
+        if (!under_way_) return false;
+        Transfer* t = by_threads_ ? nullptr : ended_.pop();
+        if (!t && ring_) t = from_ring();
+        if (!t) t = TransferThreads::of_this_process().wait_for(ended_);
+        under_way_--;
+        out = *t;
+        free_.push(t);
+        return true;
+    }
+
+private:
+    void done(Transfer* t) {
+        if (by_threads_) TransferThreads::of_this_process().hand_back(t, ended_);
+        else ended_.push(t);
+    }
+
+    Transfer* from_ring() {
+        u64 tag;
+        ssize_t got;
+        while (!ring_->take(tag, got)) {
+            int r = ring_->send([this](u64 refused) {
+                slots_[refused].run();
+                ended_.push(&slots_[refused]);
+            });
+            if (Transfer* t = r ? ended_.pop() : nullptr) return t;
+            if (r) prim::nap(100'000);  // the kernel is short of something, until others under way have ended
+        }
+        slots_[tag].got = got;
+        return &slots_[tag];
+    }
+};
+
+}  // namespace bp

@@ -1,0 +1,116 @@
+// Loading several absent pages of a space at once: they are claimed one after the other, read together, and published
+// each as it arrives. The transitions of each page are those of a load that it has alone (page.h, frames.h); what
+// differs is how they are covered:
+//
+//   entry   ABSENT -> LOADING(me, among: this operation)   the intent (LOAD_MANY) names the page
+//   frame   FREE, HOLE or LIVE -> BUSY(me, page)           from here on the frame names the page, not the intent
+//   frame   BUSY(me, page) -> LIVE(page)                   the intent names page and frame again
+//   entry   LOADING(me) -> RESIDENT(frame)
+//
+// So one operation covers any number of pages, and what a death leaves is found: a page without a frame by the intent,
+// one with a BUSY frame by that frame (reap_owned), one with a LIVE frame by the intent.
+//
+// An operation that has claimed a page waits for no other client before that page is published or given up: a page
+// that somebody else is changing is passed over, and the caller asks for it afterwards (fetch_page). Two operations
+// whose pages overlap, in whatever order, therefore never wait for each other.
+#pragma once
+
+#include "protocol/fetch.h"
+
+namespace bp {
+
+// A page that a load of several wants, or has claimed.
+struct Claim {
+    u32 page;          // its entry
+    u32 frame = NONE;  // in: NONE; out: where the page is, pinned, or NONE
+};
+
+struct ClaimLimits {
+    u32 run;   // neighbours that are read by one call
+    u32 held;  // claimed pages that are not there yet
+};
+
+// What is the same for all pages of one such load.
+template <class Io>
+class ManyLoads {
+    Segment& s_;
+    const Place& at_;  // of the space; its page is of no account
+    Access access_;
+    Io& io_;
+    OpSlot op_;
+    Claim* claims_;
+    u32 held_ = 0;
+
+    // Not OK: the page is not ours; WAIT: somebody else has it, or it is there.
+    Status claim(Claim& c) {
+        u64 e = s_.entries[c.page].load_acquire();
+        if (entry::state(e) != ABSENT || (e & entry::VOLATILE)) return Status::WAIT;
+        if (begin_load(s_, op_.intent(), c.page, op_.number()) != Status::ABSENT) return Status::WAIT;
+        FrameRequest want{c.page, access_.once};
+        want.ahead = access_.ahead();
+        u32 f = NONE;
+        Status status = at_.open() ? take_frame(s_, op_.intent(), want, f) : Status::REMOVED;
+        if (status == Status::OK) {
+            BP_POINT("many.claimed");
+            c.frame = f;
+            held_++;
+            return status;
+        }
+        unclaim(s_, c.page, s_.me);
+        BP_POINT("load.aborted");
+        return status;
+    }
+
+    void publish(Claim& c) {
+        Intent& intent = op_.intent();
+        intent.page.store_release(c.page);  // its frame is NONE
+        publish_load(s_, intent, c.page, c.frame, Image{.ahead = access_.ahead()});
+        intent.frame.store_release(NONE);
+        BP_POINT("load.done");
+    }
+
+    void give_up(Claim& c) {
+        unclaim(s_, c.page, s_.me);
+        BP_POINT("load.aborted");
+        free_frame(s_, c.frame);
+        c.frame = NONE;
+    }
+
+public:
+    ManyLoads(Segment& s, const Place& at, Access access, Io& io, Claim* claims)
+        : s_(s), at_(at), access_(access), io_(io), op_(s, OpSlot::IfFree{}), claims_(claims) {}
+
+    // The claims are in the order of their pages. Pages that are there already, that somebody else is changing, that
+    // cannot be read, or for which no frame can be had, are left to the caller.
+    void run(u32 n, ClaimLimits limits) {
+        u32 next = op_.valid() ? 0 : n;
+        for (;;) {
+            while (next < n && held_ < limits.held && io_.room()) {
+                u32 first = next;
+                Status status = Status::OK;
+                while (next < n && next - first < limits.run && held_ < limits.held && status == Status::OK) {
+                    if (next > first && claims_[next].page != claims_[next - 1].page + 1) break;
+                    status = claim(claims_[next]);
+                    if (status == Status::OK) next++;
+                }
+                if (next > first) io_.begin(first, next - first);
+                if (status == Status::WAIT) next++;
+                else if (status != Status::OK) next = n;  // no frame, or no space: what is claimed is finished
+            }
+            u32 first, count;
+            if (!io_.ended(first, count)) return;
+            for (u32 i = first; i < first + count; i++) {
+                held_--;
+                if (!io_.is_read(i)) {
+                    give_up(claims_[i]);
+                    continue;
+                }
+                publish(claims_[i]);
+                io_.published(i);
+            }
+            if (s_.interrupted && s_.interrupted(s_)) next = n;
+        }
+    }
+};
+
+}  // namespace bp

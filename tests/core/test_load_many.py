@@ -1,0 +1,170 @@
+"""The absent pages of one call are loaded together: each once, whole, and whatever becomes of the others."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool.errors import PoolExhausted, ShortRead
+from tests.conftest import PAGE, WAIT, pins, stamp, write_file
+from tests.support import sandbox
+
+PAGES = 1200
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    return write_file(tmp_path / "big", PAGES)
+
+
+@pytest.fixture
+def large(make_pool: Callable[..., bp.Pool]) -> bp.Pool:
+    return make_pool(2 * PAGES * PAGE)
+
+
+def expected(ids: "np.ndarray | range | list[int]") -> np.ndarray:
+    return np.array([stamp(int(n)) for n in ids])
+
+
+def test_pages_in_any_order_and_more_than_once(large, big):
+    """Pages that one call names twice, that neighbour each other, and that are there already come to their places."""
+    space = large.open_file(big)
+    assert space[7].size == space[600].size
+    ids = np.random.default_rng(1).integers(0, PAGES, 900)
+    ids[:4] = 7, 8, 7, 8
+    assert np.array_equal(space.read_many(ids), expected(ids))
+    distinct = len(set(ids.tolist()) | {600})
+    assert (space.stats().misses, space.stats().hits) == (distinct, 900 + 2 - distinct)
+    with space.pin_many(range(900, 1200)) as pages:
+        assert pins(large) == 300
+        assert np.array_equal(np.array([page.copy() for page in pages]), expected(range(900, 1200)))
+    assert pins(large) == 0
+    assert large.check() == []
+
+
+def test_a_page_read_ahead_with_others_is_a_miss_when_it_is_used(pool, big):
+    """The same reads count the same, whether or not the pages were loaded together before."""
+    space = pool.open_file(big)
+    assert space.prefetch([5, 3, 5, 4, 90]) == 4
+    assert (space.stats().misses, space.stats().hits) == (0, 0)
+    space.read_many([3, 4, 5, 90, 3])
+    assert (space.stats().misses, space.stats().hits) == (4, 1)
+
+
+def test_more_pages_than_the_pool_has(pool, big):
+    """A call for more pages than there are frames evicts its own first pages, and claims an eighth of the budget at most."""
+    space = pool.open_file(big)
+    ids = np.random.default_rng(2).permutation(PAGES)
+    assert np.array_equal(space.read_many(ids), expected(ids))
+    with pytest.raises(PoolExhausted):
+        space.pin_many(ids)
+    assert pins(pool) == 0
+    assert all(np.array_equal(page, stamp(n)) for n, page in enumerate(space.scan()))
+    assert pool.check() == []
+
+
+def test_a_page_that_cannot_be_read_does_not_lose_the_others(pool, big):
+    """The file was cut behind the pool's back: a run of neighbours that ends beyond it is read as far as it goes."""
+    space = pool.open_file(big)
+    os.truncate(big, 1000 * PAGE)
+    ids = [*range(990, 1010), 3]
+    with pytest.raises(ShortRead, match="page 1000"):
+        space.read_many(ids)
+    assert pins(pool) == 0
+    with pytest.raises(ShortRead, match="page 1000"):
+        space.pin_many(ids)
+    assert pins(pool) == 0
+    assert space.stats().resident == 11
+    assert np.array_equal(space.read_many([*range(990, 1000), 3]), expected([*range(990, 1000), 3]))
+    assert pool.check() == []
+
+
+def test_pages_that_the_file_has_not_are_zeros(pool, tmp_path):
+    """A number that append() handed out and nobody published is zeros, beside neighbours that the file has."""
+    path = tmp_path / "short"
+    path.write_bytes(expected(range(3)).tobytes())
+    space = pool.open_file(path, mode="r+")
+    given = [space.append() for _ in range(3)]
+    with given[2] as page:
+        page[:] = stamp(5)
+    wanted = np.array([stamp(0), stamp(1), stamp(2), np.zeros(PAGE, np.uint8), np.zeros(PAGE, np.uint8), stamp(5)])
+    assert np.array_equal(space.read_many(range(6)), wanted)
+    space.flush()
+
+
+def read_in_order(name: str, path: str, barrier: object, backwards: bool) -> None:
+    with bp.Pool.attach(name) as pool:
+        space = pool.open_file(path)
+        barrier.wait(WAIT)  # type: ignore[attr-defined]
+        for first in range(0, PAGES, 300):
+            ids = list(range(first, first + 300))
+            ids = ids[::-1] if backwards else ids
+            assert np.array_equal(space.read_many(ids), expected(ids))
+
+
+def test_two_processes_that_want_the_same_pages_load_each_once(large, big, child, spawn):
+    """Calls that overlap, in opposite orders, neither wait for each other for ever nor load a page twice."""
+    space = large.open_file(big)
+    barrier = spawn.Barrier(2)
+    children = [child(read_in_order, large.name, str(big), barrier, backwards) for backwards in (False, True)]
+    for each in children:
+        each.result()
+    assert (space.stats().misses, space.stats().hits) == (PAGES, PAGES)
+    assert large.check() == []
+
+
+def read_all(name: str, path: str, refused: tuple[str, ...]) -> None:
+    for call in refused:
+        sandbox.refuse(call, errno.ENOSYS if call == "clone3" else errno.EAGAIN if call == "clone" else errno.EPERM)
+    with bp.Pool.attach(name) as pool:
+        space = pool.open_file(path)
+        for _ in range(3):
+            ids = np.random.default_rng(3).permutation(PAGES)
+            assert np.array_equal(space.read_many(ids), expected(ids))
+            space.drop()
+
+
+@pytest.mark.skipif(not sandbox.NUMBERS, reason="no numbers of system calls for this machine")
+@pytest.mark.parametrize(
+    "refused",
+    [(), ("io_uring_setup",), ("io_uring_setup", "clone3", "clone")],
+    ids=["all", "no io_uring", "no threads"],
+)
+def test_what_the_kernel_refuses_is_done_another_way(large, big, child, refused):
+    """Without io_uring a few threads read, and where none can be started, one page comes after the other."""
+    child(read_all, large.name, str(big), refused).result()
+    large.reap()
+    assert large.check() == []
+
+
+def test_a_forked_child_reads_as_its_parent_does(large, big):
+    """The ring that the parent has is not the child's, and both read on."""
+    space = large.open_file(big)
+    assert np.array_equal(space.read_many(range(100)), expected(range(100)))
+    pid = os.fork()
+    if pid == 0:
+        right = np.array_equal(space.read_many(range(200, 500)), expected(range(200, 500)))
+        os._exit(0 if right else 1)
+    assert np.array_equal(space.read_many(range(500, 900)), expected(range(500, 900)))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    large.reap()
+    assert large.check() == []
+
+
+def test_threads_load_the_same_pages_together(large, big, threads):
+    """Calls of several threads, each with an operation of its own, share the pages that they claim."""
+    space = large.open_file(big)
+
+    def read(seed: int) -> None:
+        for ids in np.random.default_rng(seed).permutation(PAGES).reshape(4, 300):
+            assert np.array_equal(space.read_many(ids), expected(ids))
+
+    for seed in range(4):
+        threads.start(read, seed)
+    threads.join()
+    assert space.stats().misses == PAGES
+    assert large.check() == []
