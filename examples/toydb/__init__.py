@@ -1,4 +1,4 @@
-"""toydb: a small database engine on a bufferpool. Read README.md for the order in which to read it."""
+"""toydb: a small database engine on a bufferpool. README.md lists its modules in reading order."""
 
 from toydb.database import Database
 from toydb.errors import (

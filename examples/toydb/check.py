@@ -1,11 +1,11 @@
-"""The invariants of a database, checked in a snapshot.
+"""Checks the invariants of a database in a snapshot:
 
 1. Every page below the meta page's count is used once: by the meta page, one tree, one value, or the free list.
-2. A page knows its own number and its tree; an inner page's children are one level below it.
-3. Keys grow; all lie within [low, high); a child's low key is its cell's key, its high key the next cell's.
+2. A page's header has its own number and its tree; an inner page's children are one level below it.
+3. The keys of a page ascend, and all lie within [low, high); a child's low key is its cell's key, its high key the next cell's.
 4. On each level the right links lead through all pages, from the one with low key b"" to the one without a high key.
-5. The heap, the slots and the garbage of a page add up.
-6. The overflow pages of a value have its length and its hash; the free list has as many pages as it says.
+5. The sizes of the heap, the slots and the garbage of a page add up.
+6. The overflow pages of a value match its length and its hash; the free list has as many pages as the meta page says.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check(txn: "Transaction") -> list[str]:
-    """What is violated, in words."""
+    """The violations, one sentence each; [] if there are none."""
     from toydb.transaction import CATALOG, META_PAGE, ROOT, MetaPage
 
     found: list[str] = []
@@ -88,7 +88,7 @@ def _check_page(page: Page) -> list[str]:
     found = []
     keys = page.keys()
     if any(a >= b for a, b in pairwise(keys)):
-        found.append("its keys do not grow")
+        found.append("its keys do not ascend")
     if keys and (keys[0] < page.low or (page.high is not None and keys[-1] >= page.high)):
         found.append("it has keys outside its own limits")
     if page.kind == INNER and (not keys or keys[0] != page.low):

@@ -24,8 +24,8 @@ class Database:
     """An open database. Any number of processes and threads may have it open at once.
 
     Beside the data file lie its log (``NAME-log.…``) and a lock file (``NAME-lock``);
-    its pages are in the pool ``pool.name``, which stays when all have closed: the next to open
-    the database finds it warm. After a fork the child opens the database anew.
+    its pages are in the pool ``pool.name``, which remains when all handles are closed: the next process that
+    opens the database finds it warm. After a fork the child must open the database anew.
     """
 
     def __init__(self, engine: Engine, path: str, options: dict[str, object]) -> None:
@@ -48,15 +48,15 @@ class Database:
         page_size: int = 4096,
         checkpoint_bytes: int | str = "16MiB",
     ) -> "Database":
-        """Opens the database ``path``, and makes it if there is none and ``create`` says so.
+        """Opens the database ``path``; if there is none, makes it, unless ``create`` is false.
 
-        If its pool is still there, from other processes or from before, it is used as it is;
-        else it is made, with ``capacity`` bytes for pages, and the database recovered
-        into it. ``page_size`` counts for a new database, an old one keeps its own.
-        ``checkpoint_bytes``: log after which a commit makes a checkpoint.
+        If its pool exists, from other processes or from before, it is used as it is;
+        otherwise a pool with ``capacity`` bytes for pages is made, and the database is recovered
+        into it. ``page_size`` applies to a new database; an existing one keeps its own.
+        ``checkpoint_bytes``: a commit makes a checkpoint when the log has grown by so many bytes.
 
         Raises DatabaseNotFound, NotADatabase, PoolRemoved, PoolTaken, LogCorrupt, Busy, OSError, and the errors
-        of the pool; ValueError for an option that cannot be.
+        of the pool; ValueError for an invalid option.
         """
         options: dict[str, object] = {
             "capacity": capacity, "create": create, "pool_name": pool_name, "page_size": page_size,
@@ -73,7 +73,7 @@ class Database:
 
     @property
     def pool(self) -> bp.Pool:
-        """The pool that has the pages. Its path is ``pool.path``, after closing too."""
+        """The pool with the database's pages. ``pool.path`` is valid after closing too."""
         return self._engine.pool
 
     def _must_be_open(self) -> None:
@@ -83,10 +83,10 @@ class Database:
     def begin(self, write: bool = False, *, latest: bool = False, timeout: float | None = None) -> Transaction:
         """Begins a transaction.
 
-        ``write``: one at a time, over all processes; waits up to ``timeout`` seconds for its
-        turn (None: as long as it takes; the turn of a process that is killed ends with it).
+        ``write``: a write transaction, one at a time over all processes; waits up to ``timeout`` seconds for the
+        write lock (None: without limit; the lock of a killed process is released).
         Otherwise a snapshot: it sees what was committed when it began, and nothing later.
-        ``latest``: no snapshot; each read sees what is committed by then, durable or not.
+        ``latest``: not a snapshot; each read sees what is committed at that moment, durable or not.
 
         Raises Busy, LogFailed, DatabaseClosed.
         """
@@ -105,35 +105,35 @@ class Database:
             raise
 
     def _misses(self) -> int:
-        """Pages of the data file that the pool has read so far. (pool.stats() says so too, with everything else.)"""
+        """How many pages the pool has read from the data file so far."""
         words = np.frombuffer(self._engine.pool.client.seg.counters(), np.uint64)
         return int(words[-2 * MAX_SPACES :][2 * self._engine.space.index + 1])
 
     def _committed(self) -> None:
-        """After a commit: a checkpoint, if the log has grown enough and nobody is at it."""
+        """Makes a checkpoint after a commit, if the log has grown enough and no other process is making one."""
         state = self._engine.shared.current()
-        if state.committed - state.segment >= self._checkpoint_bytes:
+        if state.published - state.segment >= self._checkpoint_bytes:
             try:
                 self._engine.checkpoint(timeout=0)
             except Busy:
-                return  # somebody else's, or a page that cannot be written yet: the next commit tries again
+                return  # another process makes one, or a page cannot be written yet: the next commit tries again
             except Exception as error:
                 error.add_note("the transaction is committed and durable; only the checkpoint after it failed")
                 raise
 
     def checkpoint(self) -> int:
-        """Writes every page that is dirty; returns the LSN from which recovery would start.
+        """Flushes every dirty page; returns the LSN from which recovery would start.
 
-        Raises LogFailed, Busy, bufferpool.StoreError; the log is kept then.
+        Raises LogFailed, Busy, bufferpool.StoreError; the old log is kept then.
         """
         self._must_be_open()
         return self._engine.checkpoint()
 
     def check(self) -> list[str]:
-        """What is wrong with the database, in words; [] if nothing is. Usable while others work.
+        """Checks the database; returns the faults, one sentence each. It can run while others use the database.
 
-        Every tree: order, levels, keys within low and high key, links, overflow
-        chains; every page used exactly once, or free; and the pool's own check.
+        It checks every tree (order, levels, low and high keys, links, overflow
+        chains), that every page is used exactly once or free, and the pool's own invariants.
         """
         self._must_be_open()
         with self.begin() as txn:
@@ -141,9 +141,9 @@ class Database:
         return found + [f"pool: {finding}" for finding in self._engine.pool.check()]
 
     def close(self) -> None:
-        """Ends this handle. Transactions that are open are rolled back. The pool stays, warm.
+        """Closes this handle. Open transactions are rolled back. The pool remains, warm.
 
-        Raises BufferError while arrays look at pages of the pool.
+        Raises BufferError while arrays over pages of the pool exist.
         """
         with self._state:
             if not self.closed:
@@ -156,7 +156,7 @@ class Database:
     def __exit__(self, kind: object, *exc: object) -> None:
         try:
             self.close()
-        except BufferError:  # by pages in the traceback: then the handle ends with the process
+        except BufferError:  # frames of the traceback hold pages: the handle is closed when the process ends
             if kind is None:
                 raise
 
@@ -167,7 +167,7 @@ class Database:
         return _reopen, (self.path, self._options)
 
     def _forked(self) -> None:
-        """In the child of a fork: the locks are the parent's, and must not outlive it here."""
+        """Closes the handle in the child of a fork: the locks are the parent's, and must not outlive it here."""
         if not self.closed:
             self.closed = True
             self._engine.file.close()

@@ -1,31 +1,36 @@
-"""The engine: how a commit becomes durable and visible, and how what a dead process began is ended.
+"""The engine: how a commit becomes durable and visible, and how it is completed if its process dies.
 
-Commit, under the write lock:
+Three LSNs (positions in the log) move forward, each with its own name:
 
-1. the record is appended to the log: from here on the commit holds, even if processes die;
-2. the versions to be replaced are kept for snapshots (versions.py);
-3. the pages are published in the pool, each as a whole: new pages first, then those
-   that were there, leaves before their parents, and pages given away last, so that a
-   link never leads a reader of the latest pages to a page that is not there yet;
-4. ``committed`` moves to the record's end; the write lock is let go;
-5. the log is synced, by one for all: who gets the sync lock reads ``committed``,
-   syncs, and moves ``durable`` there. Who waited meanwhile finds it done.
+- ``durable_lsn`` of the pool: the log is synced up to here. The pool writes no page with a higher LSN to the data
+  file, so the file has no change that the log could lose. (This is the write-ahead rule.)
+- ``published`` (in the state page): every commit up to here has all of its pages in the pool. The next record
+  is appended here.
+- ``visible`` (in a page of its own): every commit up to here is durable *and* published. New snapshots begin here.
 
-Snapshots begin at ``durable``: nobody sees what a power failure could still take
-back, and nobody sees a commit that is half published, because to them none of its
-pages count. So a process may die anywhere above, and no reader has to repair
-anything or to wait. The next writer finds that the log goes on behind ``committed``:
-a whole record there is published (again, perhaps: pages that have its LSN already
-are left alone), half a record is cut off. That is :meth:`Engine.settle`.
+A commit takes the write lock for steps 1 to 4:
 
-A page with an LSN above the pool's ``durable_lsn`` is never written to the data file, so that the file has no change that the log could lose. Changes of a
-transaction that has not committed are in its process's own memory only: there is
-nothing to undo, ever.
+1. Append the record to the log. From here on the commit will be completed, even if this process dies.
+2. Keep the page versions that snapshots still need (versions.py).
+3. Publish the pages in the pool, each as a whole: first new pages, then changed ones, leaves before their parents,
+   and freed pages last. So a link never leads a reader of the latest pages to a page that is not there yet.
+4. Move ``published`` to the end of the record, and release the write lock.
+5. Sync the log (group commit): the process that gets the sync lock reads ``published``, syncs the log, and
+   moves ``durable_lsn`` and ``visible`` there. Processes that waited for the lock find their commit visible.
 
-Checkpoint: start a new log segment at ``committed`` (from here on, the first change of
-a page is logged as a whole again) · flush the pages that are dirty from before · remove
-the older segments. A page that changes meanwhile need not reach the file: all of it is in
-the new segment.
+A snapshot begins at ``visible``. So it sees no commit that a power failure could still undo, and no commit of which
+only some pages are published. A process may die at any step, and no reader has to wait or to repair anything. The
+next writer looks for records beyond ``published`` (:meth:`Engine.settle`): it publishes the pages of a whole record,
+except those that have the record's LSN already, and cuts off an incomplete record.
+
+Uncommitted changes are in the memory of their process only, so nothing is ever undone (no-steal).
+
+A checkpoint starts a new log segment at ``published``, flushes the pages that were dirty before it, and removes the
+older segments. The first change of a page after the start of a segment is logged as a whole page. So a page that
+changes during the checkpoint need not be flushed: the new segment has all of it.
+
+Sources: write-ahead logging and its terms follow Mohan et al., "ARIES", TODS 1992 (redo only, since nothing is
+undone); group commit follows DeWitt et al., SIGMOD 1984.
 """
 
 import os
@@ -44,7 +49,7 @@ from toydb.versions import Versions
 
 FLUSH_S = 30.0  # how long a checkpoint tries to write its last page
 
-Pages = list[tuple[int, bytes | None, bytearray]]  # number, the version before, the new one
+Pages = list[tuple[int, bytes | None, bytearray]]  # (page number, the version before or None, the new version)
 
 
 class Engine:
@@ -56,10 +61,10 @@ class Engine:
         self.write_lock = locks.Lock(file, locks.WRITE, "write")
         self.sync_lock = locks.Lock(file, locks.SYNC, "sync")
         self.checkpoint_lock = locks.Lock(file, locks.CHECKPOINT, "checkpoint")
-        pool.log_sync = self.harden
+        pool.log_sync = self.sync_log
 
     def close(self) -> None:
-        """Raises BufferError while arrays look at pages of the pool: then nothing is closed."""
+        """Closes pool, log and lock file. Raises BufferError while arrays over pages of the pool exist; nothing is closed then."""
         self.pool.close()
         self.log.close()
         self.file.close()
@@ -83,64 +88,64 @@ class Engine:
             page[:] = content
 
     def publish(self, state: State, pages: Pages, lsn: int) -> State:
-        """Steps 2 to 4 of a commit; also what a dead process left to be done."""
+        """Does steps 2 to 4 of a commit, of this process or of one that died."""
         self.versions.keep([(page_no, old) for page_no, old, _ in pages if old is not None], lsn)
         point("publish.kept")
         for _, page_no, image in sorted((publish_rank(old, new), page_no, new) for page_no, old, new in pages):
             self.write_page(page_no, image, lsn)
             point("publish.page")
-        state = self.shared.set_state(state, committed=lsn)
+        state = self.shared.set_state(state, published=lsn)
         point("publish.committed")
         return state
 
     # ---- commit ------------------------------------------------------------------
 
     def append(self, pages: Pages) -> tuple[State, int]:
-        """Step 1 of a commit, under the write lock; returns the state to :meth:`complete`, and the commit's LSN.
+        """Does step 1 of a commit, under the write lock; returns the state for :meth:`complete`, and the commit's LSN.
 
         Raises LogFailed: then nothing was committed.
         """
         state = self.shared.current()
-        told = [
+        logged = [
             (page_no, old if old is not None and Page(old).lsn > state.segment else None, new)
             for page_no, old, new in pages
         ]
-        lsn, record = self.log.encode(state.committed, told)
+        lsn, record = self.log.encode(state.published, logged)
         point("commit.encoded")
-        self.log.append(state.segment, state.committed, record)
+        self.log.append(state.segment, state.published, record)
         return state, lsn
 
     def complete(self, state: State, pages: Pages, lsn: int) -> None:
-        """Steps 2 to 4. The commit is durable after :meth:`sync_to`."""
+        """Does steps 2 to 4. Step 5 is :meth:`make_visible`."""
         try:
             point("commit.appended")
             if len(pages) > self.pool.max_frames // 8:
-                self.harden(lsn)  # so that the pool can write these pages out while more are published
+                self.sync_log(lsn)  # so that the pool can flush these pages while more are published
             self.publish(state, pages, lsn)
         except BaseException as error:
             error.add_note("the commit is in the log, and the next write transaction completes it")
             raise
 
-    def sync_to(self, lsn: int) -> None:
-        """Returns when everything up to ``lsn`` is durable. One sync serves all who wait. Raises LogFailed."""
-        while self.shared.durable() < lsn:
+    def make_visible(self, lsn: int) -> None:
+        """Does step 5: returns when every commit up to ``lsn`` is durable and visible to new snapshots. Raises LogFailed."""
+        while self.shared.visible() < lsn:
             with self.sync_lock.held():
-                if self.shared.durable() >= lsn:
+                if self.shared.visible() >= lsn:
                     return
                 point("sync.locked")
                 state = self.shared.current()
                 self._sync(state.segment)
                 point("sync.synced")
-                self.pool.advance_durable_lsn(state.committed)
-                self.shared.set_durable(state.committed)
+                self.pool.advance_durable_lsn(state.published)
+                self.shared.set_visible(state.published)
                 point("sync.durable")
 
-    def harden(self, lsn: int) -> int:
-        """Makes the log durable up to a record that need not be published yet, so that the flusher may write its
-        pages: the pool's hook, called in any thread, so it takes no lock. Returns ``lsn``. Raises LogFailed.
+    def sync_log(self, lsn: int) -> int:
+        """Syncs the log up to ``lsn``, and moves the pool's ``durable_lsn`` there. Returns ``lsn``. Raises LogFailed.
 
-        Who knows ``lsn`` from a page knows that its record is in the log, and in the present segment or an older one,
-        which was synced before the present one was begun.
+        It is the pool's ``log_sync``: the flusher calls it, in any thread, so it takes no lock. The record of ``lsn``
+        need not be published yet. It is in the present segment or in an older one, which was synced before
+        the present one was started.
         """
         self._sync(self.shared.current().segment)
         self.pool.advance_durable_lsn(lsn)
@@ -160,15 +165,15 @@ class Engine:
             self.log.sync(segment)
         except LogCorrupt:
             if self.shared.current().segment == segment:
-                raise  # else a checkpoint removed it meanwhile: it was synced long before
+                raise  # otherwise a checkpoint synced and removed the segment meanwhile
         except LogFailed:
             self.shared.set_failed()
             raise
 
-    # ---- what others left ----------------------------------------------------------
+    # ---- after a death ---------------------------------------------------------------
 
     def settle(self) -> State:
-        """Ends what a dead writer began; the write lock is held. Returns the state as it is then. Raises LogFailed."""
+        """Completes what a dead writer began, under the write lock. Returns the new state. Raises LogFailed."""
         self.must_work()
         state = self.shared.current()
         if state.rotating:
@@ -176,11 +181,11 @@ class Engine:
             start = state.rotating if os.path.exists(self.log.path(state.rotating)) else state.segment
             state = self.shared.set_state(state, segment=start, inode=self.log.identity(start), rotating=0)
         end = self.log.end(state.segment)
-        if end == state.committed:
+        if end == state.published:
             return state
-        for record in self.log.records(state.segment, state.committed):
+        for record in self.log.records(state.segment, state.published):
             point("settle.found")
-            self.harden(record.lsn)
+            self.sync_log(record.lsn)
             pages: Pages = []
             for change in record.changes:
                 old = bytes(self.space[change[0]]) if change[0] < len(self.space) else None
@@ -190,30 +195,30 @@ class Engine:
                 apply(change, image)
                 pages.append((change[0], old if old is not None and Page(old).lsn else None, image))
             state = self.publish(state, pages, record.lsn)
-        if end > state.committed:
-            self.log.truncate(state.segment, state.committed)
+        if end > state.published:
+            self.log.truncate(state.segment, state.published)
             point("settle.cut")
         return state
 
     # ---- checkpoint ------------------------------------------------------------------
 
     def rotate(self) -> int:
-        """Starts a new log segment where the log ends, under the write lock; returns where."""
+        """Starts a new log segment at ``published``, under the write lock; returns its LSN."""
         state = self.settle()
-        if state.committed == state.segment:
+        if state.published == state.segment:
             return state.segment
-        self.sync_to(state.committed)
-        state = self.shared.set_state(state, rotating=state.committed)
+        self.make_visible(state.published)
+        state = self.shared.set_state(state, rotating=state.published)
         point("rotate.begun")
-        self.log.create(state.committed)
+        self.log.create(state.published)
         point("rotate.created")
-        inode = self.log.identity(state.committed)
-        self.shared.set_state(state, segment=state.committed, inode=inode, rotating=0)
+        inode = self.log.identity(state.published)
+        self.shared.set_state(state, segment=state.published, inode=inode, rotating=0)
         point("rotate.done")
-        return state.committed
+        return state.published
 
     def checkpoint(self, timeout: float | None = None) -> int:
-        """Returns the LSN from which recovery would start now. Raises Busy, LogFailed, bufferpool.StoreError."""
+        """Makes a checkpoint; returns the LSN from which recovery would start. Raises Busy, LogFailed, bufferpool.StoreError."""
         with self.checkpoint_lock.held(timeout):
             point("checkpoint.begun")
             with self.write_lock.held():
@@ -225,7 +230,7 @@ class Engine:
             return start
 
     def _flush(self, start: int) -> None:
-        """Writes every page that is dirty from before ``start``."""
+        """Flushes every page that was dirty before ``start``. Raises Busy after FLUSH_S seconds."""
         deadline = time.monotonic() + FLUSH_S
         while (oldest := self.pool.checkpoint(start)) <= start:
             if time.monotonic() > deadline:
@@ -236,7 +241,7 @@ class Engine:
 
 
 def publish_rank(old: bytes | None, new: bytearray) -> tuple[int, int]:
-    """The place of a page in the order of step 3."""
+    """The rank of a page in the order of step 3."""
     page = Page(new)
     if page.kind == FREE:
         return 2, 0

@@ -6,16 +6,16 @@
     ├── DatabaseNotFound     (FileNotFoundError) no such file, and create=False
     ├── DatabaseClosed       (ValueError) the handle was closed, or belongs to the parent of a fork
     ├── NotADatabase         (ValueError) the file is something else, or has another page size
-    ├── Busy                 (TimeoutError) another process writes for longer than the timeout
-    ├── PoolRemoved          others still work with a pool that was removed from /dev/shm
+    ├── Busy                 (TimeoutError) another process has a lock for longer than the timeout
+    ├── PoolRemoved          other processes still use a pool whose name was removed
     ├── PoolTaken            the pool of that name is used for something else
     ├── Corrupt              pages or the log contradict themselves
-    │   └── LogCorrupt       the log has a gap: a part that was durable is missing
+    │   └── LogCorrupt       a durable part of the log is missing or damaged
     ├── LogFailed            (OSError) the log could not be written or synced
     └── TransactionError
         ├── TransactionEnded (ValueError) it was committed or rolled back already
         ├── ReadOnly         (TypeError) a change in a read transaction
-        ├── SnapshotTooOld   the versions that the snapshot needs had to make room
+        ├── SnapshotTooOld   a page version that the snapshot needs was dropped
         ├── TableExists      (ValueError)
         ├── NoSuchTable      (LookupError)
         ├── KeyExists        (ValueError)
@@ -47,7 +47,7 @@ class Busy(ToyDBError, TimeoutError):
 
 
 class PoolRemoved(ToyDBError):
-    """Living processes work with a pool that has lost its name."""
+    """Other processes still use a pool whose name was removed."""
 
 
 class PoolTaken(ToyDBError):
@@ -67,7 +67,7 @@ class LogFailed(ToyDBError, OSError):
 
 
 class TransactionError(ToyDBError):
-    """One transaction."""
+    """An error of one transaction; the database is not affected."""
 
 
 class TransactionEnded(TransactionError, ValueError):
@@ -79,7 +79,7 @@ class ReadOnly(TransactionError, TypeError):
 
 
 class SnapshotTooOld(TransactionError):
-    """Versions of pages that this snapshot needs had to make room for newer ones."""
+    """Page versions that this snapshot needs were dropped to keep newer ones."""
 
 
 class TableExists(TransactionError, ValueError):

@@ -1,6 +1,6 @@
-"""CSV into a table, as one transaction.
+"""Imports a CSV file into a table, as one transaction.
 
-The first line names the columns. A table that is not there yet is made, each column of
+The first line names the columns. A missing table is created, each column with
 the narrowest type that its first thousand values allow. Empty fields are NULL.
 """
 
@@ -46,7 +46,7 @@ def import_csv(
 ) -> Imported:
     """Insert the rows of a CSV file into ``table``, all of them or none.
 
-    ``progress`` is called now and then with the bytes read and the bytes in all.
+    ``progress`` is called now and then with (bytes read, bytes of the file).
     Raises ImportFailed, OSError, and what the table's constraints raise, with the line.
     """
     size = os.stat(path).st_size
@@ -108,7 +108,7 @@ def _rows(path: str | os.PathLike[str], lines: Any, width: int) -> Iterator[tupl
 def _kind(values: list[str | None]) -> str:
     given = [value for value in values if value is not None]
     if given and all(_INTEGER.fullmatch(value) for value in given):
-        plain = all(str(int(value)) == value for value in given)  # 007 is a code, not a number
+        plain = all(str(int(value)) == value for value in given)  # "007" is text: as a number it would lose its zeros
         return "INTEGER" if plain else "TEXT"
     return "REAL" if given and all(_REAL.fullmatch(value) for value in given) else "TEXT"
 

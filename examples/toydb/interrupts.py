@@ -1,4 +1,4 @@
-"""Ctrl-C, and what must not be left half done."""
+"""Delays Ctrl-C while an operation must not be interrupted."""
 
 import signal
 import threading
@@ -11,9 +11,9 @@ KEEP = "later.<locals>.keep"  # the handler inside a block
 
 @contextmanager
 def later() -> Iterator[None]:
-    """Ctrl-C inside the block comes at its end. A second one comes at once: nobody waits for ever.
+    """Delays a Ctrl-C inside the block to its end. A second one takes effect at once, so that the user is never stuck.
 
-    Only the main thread is interrupted, and only by a handler that is Python's. Blocks may nest.
+    Only the main thread can be interrupted, and only if a Python handler is set. Blocks may nest.
     """
     before = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()

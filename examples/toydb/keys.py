@@ -1,8 +1,9 @@
-"""Keys: SQL values as bytes that sort as SQLite sorts the values.
+"""Keys: encodes SQL values as bytes that sort as SQLite sorts the values.
 
-A key is one value after another. No value's bytes can be mistaken for the start
-of another value's, so tuples sort as their bytes do (the idea is that of
-FoundationDB's tuple layer)::
+A key is one encoded value after another. No encoding is a prefix of another, so tuples sort
+as their bytes do. Source of the idea: FoundationDB's tuple layer.
+
+::
 
     NULL        05
     integer     14 - n … 14 + n, then the n bytes of the number, big-endian;
@@ -15,7 +16,7 @@ FoundationDB's tuple layer)::
     a double    8 bytes big-endian, the sign bit flipped; all bits if negative
 
 Numbers compare exactly, as in SQLite: 2**53 + 1 is more than the double 2.0**53,
-and 5 and 5.0 are one key. FF never begins a value; so all keys that begin with
+and 5 and 5.0 have the same key. FF never begins a value; so all keys that begin with
 the values of K lie in [K, K + FF).
 """
 
@@ -40,7 +41,7 @@ _SMALL = [bytes([_ZERO])] + [bytes([_ZERO + 1, number]) for number in range(1, 2
 
 
 def encode(value: Value, collation: str = "BINARY") -> bytes:
-    """One value as bytes; text as ``collation`` (one of COLLATIONS, in upper case) compares it."""
+    """Encodes one value; text so that it sorts as ``collation`` (one of COLLATIONS, in upper case) compares it."""
     if type(value) is int:
         return _integer(value)
     if isinstance(value, str):
@@ -62,7 +63,7 @@ def encode_all(values: Iterable[Value]) -> bytes:
 
 
 def decode_integer(key: bytes) -> int:
-    """The integer that ``encode`` made ``key`` of; for keys that are row ids."""
+    """The integer that was encoded as ``key``; for row ids."""
     size = key[0] - _ZERO
     number = int.from_bytes(key[1:], "big")
     return number if size >= 0 else number - (1 << (-8 * size)) + 1
@@ -78,7 +79,7 @@ def prefixes(key: bytes) -> list[bytes]:
 
 
 def _end(key: bytes, at: int) -> int:
-    """Where the value ends that begins at a place."""
+    """The position after the value that begins at ``at``."""
     tag = key[at]
     if tag in (0x30, 0x40):
         at = key.index(0, at + 1)

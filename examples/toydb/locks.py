@@ -1,20 +1,19 @@
 """Locks between processes: open-file-description locks on bytes of one file beside the database.
 
-The kernel drops such a lock when its holder dies, for any reason, and
-nobody has to guess whether a pid is still the one it was (fcntl(2), F_OFD_SETLK).
-The locks of a handle are those of one open of the file, so its threads are kept
-apart by an ordinary lock each.
+The kernel releases such a lock when its process dies for any reason, so no process has to
+find out whether a pid was reused. Source: fcntl(2), F_OFD_SETLK. The locks belong to one open file
+description, which the threads of a handle share; ordinary locks exclude them from each other.
 
 ::
 
-    byte  0   open       one process at a time attaches, recovers, or gives a pool up
-          1   attached   shared, by every open handle: who can take it alone is alone
+    byte  0   open       one process at a time attaches, recovers, or removes a pool
+          1   attached   shared by every open handle: a process that gets it exclusively is the only one
           2   write      one write transaction at a time
-          3   sync       one process at a time makes the log durable, for all that wait
+          3   sync       one process at a time syncs the log, for all that wait
           4   checkpoint one checkpoint at a time
-        100+  snapshots  one byte per open handle: whether its snapshots still count
+        100+  snapshots  one byte per open handle, locked while its snapshots are valid
 
-Order: open, checkpoint, write, sync.
+Locks are taken in the order open, checkpoint, write, sync.
 """
 
 import contextlib
@@ -33,13 +32,13 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, 
 
 
 class LockFile:
-    """One open of the lock file."""
+    """One open file description of the lock file."""
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     def close(self) -> None:
-        """Ends every lock of this handle."""
+        """Releases every lock of this handle."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
@@ -53,7 +52,7 @@ class LockFile:
         return True
 
     def take(self, byte: int, timeout: float | None = None, *, shared: bool = False) -> bool:
-        """Takes a byte, waiting for at most ``timeout`` seconds (None: as long as it takes)."""
+        """Locks a byte, waiting for at most ``timeout`` seconds (None: without limit); returns whether it is locked."""
         kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
         if timeout is None:
             return self._set(byte, kind, wait=True)
@@ -70,7 +69,7 @@ class LockFile:
 
 
 class Lock:
-    """One byte of the file, for the threads of this handle too."""
+    """A lock on one byte of the file, which also excludes the threads of this handle."""
 
     def __init__(self, file: LockFile, byte: int, what: str) -> None:
         self._file, self._byte, self._what = file, byte, what
@@ -78,9 +77,9 @@ class Lock:
         self._owner = 0
 
     def take(self, timeout: float | None = None) -> None:
-        """Raises Busy after ``timeout`` seconds, TransactionError if this thread has it already."""
+        """Takes the lock. Raises Busy after ``timeout`` seconds, TransactionError if this thread has it already."""
         if self._owner == threading.get_ident():
-            raise TransactionError(f"this thread has the {self._what} lock already; end what holds it first")
+            raise TransactionError(f"this thread has the {self._what} lock already; end its transaction first")
         start = time.monotonic()
         if not self._threads.acquire(timeout=-1 if timeout is None else timeout):
             raise self._busy(timeout)
@@ -89,7 +88,7 @@ class Lock:
             if not self._file.take(self._byte, left):
                 raise self._busy(timeout)
         except BaseException:
-            self._file.release(self._byte)  # an interrupt may come when the byte is ours already
+            self._file.release(self._byte)  # an interrupt may arrive after the byte was locked
             self._threads.release()
             raise
         self._owner = threading.get_ident()

@@ -1,10 +1,10 @@
-"""The write-ahead log: what makes a commit a commit.
+"""The write-ahead log. A transaction is committed when its record is in the log.
 
-The log is one endless run of bytes; a position in it is an LSN. It lies in
-segment files, ``NAME-log.<LSN where it starts, 16 hex digits>``, each of which
-begins where the one before ends. Recovery starts at the oldest segment that
-there is: a checkpoint starts a new one, and when every change below is in the
-data file, it removes the old ones. Nothing else says where recovery starts.
+The log is a sequence of bytes; a position in it is an LSN. It is stored in
+segment files, ``NAME-log.<LSN of its start, 16 hex digits>``, each of which
+begins where the previous one ends. Recovery starts at the oldest segment file.
+A checkpoint starts a new segment, and when every earlier change is in the
+data file, it removes the older ones.
 
 ::
 
@@ -21,12 +21,12 @@ data file, it removes the old ones. Nothing else says where recovery starts.
              16 u64  xxh3 of the 16 bytes before and the body; seeded with the uuid and the LSN where it starts
              24      body: for each page  u32 page number · u32 - · u64 bitmap · the chunks that changed
 
-A page is 64 chunks; bit i of the bitmap says that chunk i follows. The first
-change of a page in a segment carries all 64. So redo needs no page of the data
-file, and a page that was torn there by a power failure does no harm.
+A page is divided into 64 chunks; bit i of the bitmap says that chunk i follows. The first
+change of a page in a segment has all 64. So redo needs no page of the data
+file, and a page that a power failure tore there is repaired (as PostgreSQL's full_page_writes).
 
-The checksum's seed ties a record to its place: what is left of older bytes
-there, or of another database, never passes for a record.
+The checksum's seed includes the record's position, so that older bytes at that
+position, or bytes of another database, are never taken for a record.
 """
 
 import os
@@ -63,7 +63,7 @@ Change = tuple[int, int, bytes]  # page number, bitmap, chunks
 
 @dataclass(frozen=True)
 class Record:
-    """One commit, as the log has it."""
+    """One commit, as it is in the log."""
 
     start: int
     lsn: int
@@ -71,13 +71,13 @@ class Record:
 
 
 def bitmap_of(old: bytes, new: bytes | bytearray) -> int:
-    """Which 64th parts of a page differ."""
+    """The bitmap of the chunks in which two versions of a page differ."""
     a, b = (np.frombuffer(image, np.uint64).reshape(CHUNKS, -1) for image in (old, new))
     return int(np.packbits((a != b).any(axis=1), bitorder="little").view(np.uint64)[0])
 
 
 def apply(change: Change, image: bytearray) -> None:
-    """Puts a change into an image of the page."""
+    """Applies a change to an image of the page, in place."""
     _, bitmap, chunks = change
     if bitmap == ALL:
         image[:] = chunks
@@ -90,7 +90,7 @@ def apply(change: Change, image: bytearray) -> None:
 
 
 class Log:
-    """The log of one database, in one process. The caller holds the locks."""
+    """The log of one database, as one process uses it. The caller holds the locks."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -104,37 +104,37 @@ class Log:
         return f"{self.base}{start:016x}"
 
     def segments(self) -> list[int]:
-        """Where the segments start, oldest first."""
+        """The LSNs at which the segments start, oldest first."""
         directory, prefix = os.path.split(self.base)
         names = (name.removeprefix(prefix) for name in os.listdir(directory or ".") if name.startswith(prefix))
         return sorted(int(name, 16) for name in names if len(name) == 16)
 
     def fd(self, start: int) -> int:
-        """The descriptor of a segment, opened and checked when first asked for. Raises LogCorrupt."""
+        """The descriptor of a segment; it is opened and checked when first used. Raises LogCorrupt."""
         if start in self._fds:
             return self._fds[start]
         try:
             fd = os.open(self.path(start), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise LogCorrupt(f"the log {self.path(start)} is gone; put it back from where you moved it") from None
+            raise LogCorrupt(f"the log {self.path(start)} is missing; put it back") from None
         head = os.pread(fd, SEGMENT_BYTES, 0)
         sound = len(head) == SEGMENT_BYTES and head[40:] == DIGEST.pack(xxhash.xxh3_64_intdigest(head[:40]))
         magic, uuid, begins, page_size, _ = SEGMENT.unpack(head[:40]) if sound else (b"",) * 5
         if magic != MAGIC or begins != start or self.uuid not in (b"", uuid):
             os.close(fd)
-            raise LogCorrupt(f"{self.path(start)} is not the log that it should be; put the right one back")
+            raise LogCorrupt(f"{self.path(start)} belongs to another database or position; put the right file back")
         self.uuid, self.page_size = uuid, page_size
-        for old in sorted(self._fds)[:-KEPT_OPEN]:  # the latest may still be being synced, by another thread
+        for old in sorted(self._fds)[:-KEPT_OPEN]:  # not the latest: another thread may be syncing it
             os.close(self._fds.pop(old))
         self._fds[start] = fd
         return fd
 
     def identity(self, start: int) -> int:
-        """A number that another file of the same name would not have."""
+        """The inode of a segment, which identifies the file."""
         return os.fstat(self.fd(start)).st_ino
 
     def create(self, start: int, first: bytes = b"") -> None:
-        """Makes a segment; it appears under its name whole and durable, or not at all."""
+        """Creates a segment. Its name appears only when the file is complete and durable."""
         head = SEGMENT.pack(MAGIC, self.uuid, start, self.page_size, 0)
         temporary = f"{self.base}new"
         try:
@@ -150,11 +150,11 @@ class Log:
             sync_directory(self.base)
         except OSError as error:
             raise LogFailed(
-                error.errno, f"{self.path(start)} cannot be made: {error.strerror}; nothing is lost"
+                error.errno, f"{self.path(start)} cannot be created: {error.strerror}; nothing is lost"
             ) from error
 
     def remove_below(self, start: int) -> int:
-        """Removes the segments before this one, oldest first; returns how many."""
+        """Removes the segments before ``start``, oldest first; returns their number."""
         old = [segment for segment in self.segments() if segment < start]
         for segment in old:
             os.unlink(self.path(segment))
@@ -173,13 +173,15 @@ class Log:
         return DIGEST.pack(xxhash.xxh3_64_intdigest(data, int.from_bytes(self.uuid[:8], "little") ^ start))
 
     def encode(self, start: int, pages: list[tuple[int, bytes | None, bytearray]]) -> tuple[int, bytes]:
-        """A record to be written at ``start``: its LSN and its bytes.
+        """Encodes a record to be written at ``start``; returns (its LSN, its bytes).
 
-        ``pages``: number, the version that the change is told against (None: all
-        64 chunks), and the new version, which is stamped with the LSN here.
+        ``pages``: (number, the version to which the change is relative (None: log all
+        64 chunks), the new version, whose LSN field is set here).
         """
         chunk = self.page_size // CHUNKS
-        bitmaps = [ALL if old is None else bitmap_of(old, new) | 1 for _, old, new in pages]  # the stamp is in chunk 0
+        bitmaps = [
+            ALL if old is None else bitmap_of(old, new) | 1 for _, old, new in pages
+        ]  # the LSN field is in chunk 0
         size = sum(PART.size + bitmap.bit_count() * chunk for bitmap in bitmaps)
         if size > MOST_BODY:
             raise LogFailed(0, f"a transaction of {size} bytes is too large for one record; commit in between")
@@ -196,7 +198,7 @@ class Log:
         return lsn, head + self._digest(start, head + body) + body
 
     def append(self, segment: int, start: int, record: bytes) -> None:
-        """Writes a record where the log ends. Raises LogFailed: then it is not in the log."""
+        """Writes a record at the end of the log. Raises LogFailed: then it is not in the log."""
         fd, at = self.fd(segment), start - segment + SEGMENT_BYTES
         try:
             if armed("commit.appending"):
@@ -206,25 +208,25 @@ class Log:
         except OSError as error:
             os.ftruncate(fd, at)
             raise LogFailed(
-                error.errno, f"the log takes no more: {error.strerror}; nothing of this was committed"
+                error.errno, f"the log cannot be written: {error.strerror}; the transaction was not committed"
             ) from error
 
     def end(self, segment: int) -> int:
-        """The LSN where the segment's file ends, whatever is in it."""
+        """The LSN at which the segment's file ends, including an incomplete record."""
         return segment + os.fstat(self.fd(segment)).st_size - SEGMENT_BYTES
 
     def truncate(self, segment: int, lsn: int) -> None:
         os.ftruncate(self.fd(segment), lsn - segment + SEGMENT_BYTES)
 
     def sync(self, segment: int) -> None:
-        """Returns when all that was appended to the segment is durable. Raises LogFailed."""
+        """Syncs the segment: everything appended to it is durable then. Raises LogFailed."""
         try:
             os.fdatasync(self.fd(segment))
         except OSError as error:
             raise LogFailed(error.errno, f"the log cannot be synced: {error.strerror}") from error
 
     def records(self, segment: int, start: int) -> Iterator[Record]:
-        """The records from ``start`` to the last whole one of the segment."""
+        """The complete records of the segment, from ``start`` on."""
         fd = self.fd(segment)
         size = os.fstat(fd).st_size
         while True:
@@ -250,11 +252,11 @@ class Log:
             at += PART.size + size
 
     def redo(self, up_to: int = ALL) -> tuple[int, int, dict[int, bytearray]]:
-        """All pages that the log has changed: (last segment, its end, page number -> image).
+        """Replays the log; returns (start of the last segment, the log's end, page number -> image of each page in it).
 
-        ``up_to``: commits up to that LSN only.
+        ``up_to``: only the commits up to that LSN.
 
-        Raises LogCorrupt if a part is missing that was durable before what follows it.
+        Raises LogCorrupt if a part is missing before a later one.
         """
         images: dict[int, bytearray] = {}
         segments = self.segments()

@@ -1,4 +1,4 @@
-"""Pages: the bytes of every kind, and slotted pages in place.
+"""Pages: the layout of every kind, and slotted pages that are changed in place.
 
 ::
 
@@ -8,29 +8,29 @@
     16  u8   kind      META, FREE, LEAF, INNER, OVERFLOW
     17  u8   level     0 for leaves, counted from below
     18  u16  count     cells
-    20  u16  heap      where the cells begin; they grow downwards
-    22  u16  garbage   bytes among the cells that no slot names any more
+    20  u16  heap      where the cells begin; cells are added downwards
+    22  u16  garbage   bytes of removed cells in the heap
     24  u32  right     the right sibling; FREE, OVERFLOW: the next page; 0 for none
     28  u16  low_at, low_len      the low key: every key in this page is at least this
     32  u16  high_at, high_len    the high key: every key in this page is below it; high_at 0: no limit
     36  u32  -
     40  u16  slots[count]         offsets of the cells, in the order of their keys
          …   free …   cells and the two keys
-    -8       the pool's own: a checksum of the page
+    -8       the checksum of the page, which the pool maintains
 
     leaf cell    u16 key length · u32 value length (top bit: overflow) · key · value
                  | u32 first overflow page · u64 xxh3 of the value
     inner cell   u16 key length · u32 child · key      the child has keys from this key on
 
 The first cell of an inner page has the page's low key. The low key of the
-leftmost page is b"", which is below every other. Right link and high key are
-Lehman and Yao's (1981): who comes to a page that was split meanwhile sees that
-its key is not below the high key, and moves right. The low key says the same in
-the other direction: who comes to a page that was given away starts over.
+leftmost page is b"", which is below every other. Right link and high key follow
+Lehman and Yao (1981): a reader that arrives at a page that was split meanwhile sees that
+its key is not below the high key, and moves right. With the low key a reader notices
+that a page was freed meanwhile, and starts over.
 
-A :class:`Page` works on the bytes in place: on those of the pool, read-only, or
-on a private copy. A change moves no more bytes than it must, so that the log,
-which takes the 64th parts of a page that changed, stays small.
+A :class:`Page` works on bytes in place: on a page of the pool, read-only, or
+on a private copy. A change moves as few bytes as possible, so that the log,
+which records the changed chunks (64 per page), is small.
 """
 
 import struct
@@ -50,12 +50,12 @@ Buffer = Any  # ndarray of a pinned page, bytes, or bytearray
 
 
 def max_key(page_size: int) -> int:
-    """The longest key, in bytes: a split of a page full of such keys still yields two pages that fit."""
+    """The length of the longest key in bytes: a page full of such keys can still be split in two."""
     return (page_size - 96) // 5
 
 
 def max_cell(page_size: int) -> int:
-    """The largest leaf cell; a value that makes it larger goes to overflow pages."""
+    """The size of the largest leaf cell in bytes; a longer value is stored in overflow pages."""
     return max_key(page_size) + 20
 
 
@@ -79,7 +79,7 @@ class Page:
         ) = HEADER.unpack_from(self.bytes)  # fmt: skip
 
     def store(self) -> None:
-        """Writes the header back: every change ends with it."""
+        """Writes the header; every change ends with it."""
         HEADER.pack_into(
             self.bytes, 0,
             self.lsn, self.page_no, self.tree, self.kind, self.level, self.count, self.heap, self.garbage, self.right,
@@ -87,7 +87,7 @@ class Page:
         )  # fmt: skip
 
     def format(self, page_no: int, kind: int, tree: int, level: int = 0) -> None:
-        """An empty page of that kind."""
+        """Makes this an empty page of a kind."""
         self.page_no, self.kind, self.tree, self.level = page_no, kind, tree, level
         self.count = self.garbage = self.right = self.low_at = self.low_len = self.high_at = self.high_len = 0
         self.heap = len(self.bytes) - TRAILER
@@ -169,11 +169,11 @@ class Page:
         return i, i < self.count and self.key(i) == key
 
     def room(self) -> int:
-        """Bytes that cells and their slots may still take."""
+        """The free bytes for cells and their slots."""
         return int(self.heap - FIRST_SLOT - 2 * self.count + self.garbage)
 
     def used(self) -> int:
-        """Bytes that cells and their slots take."""
+        """The bytes that cells and their slots use."""
         keys = self.low_len + self.high_len
         return int(len(self.bytes) - TRAILER - FIRST_SLOT - keys - self.room())
 
@@ -214,7 +214,7 @@ class Page:
         return True
 
     def rebuild(self, cells: list[bytes], low: bytes, high: bytes | None, right: int) -> None:
-        """The page anew, of these cells. They fit: the caller has seen to it."""
+        """Fills the page with these cells. Raises ValueError if they do not fit, which the caller must check first."""
         self.heap, self.garbage, self.count, self.right = len(self.bytes) - TRAILER, 0, len(cells), right
         self.low_at, self.low_len = self._place(low), len(low)
         self.high_at, self.high_len = (0, 0) if high is None else (self._place(high), len(high))
@@ -242,6 +242,6 @@ def cell_key(cell: bytes) -> bytes:
 
 
 def fits(page_size: int, cells: list[bytes], low: bytes, high: bytes | None) -> bool:
-    """Whether these cells make one page."""
+    """Whether these cells and the two keys fit into one page."""
     need = FIRST_SLOT + TRAILER + len(low) + len(high or b"") + sum(len(cell) + 2 for cell in cells)
     return need <= page_size

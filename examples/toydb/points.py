@@ -1,7 +1,7 @@
-"""Named points at which a test kills the process: ``TOYDB_KILL_AT=commit.appended:3`` dies there the third time.
+"""Named points at which a test kills the process: with ``TOYDB_KILL_AT=commit.appended:3`` it dies there the third time.
 
-Every point stands between two steps that another process, or recovery, must be
-able to tell apart. The names are found by the tests in the source.
+A point stands between two steps that another process, or recovery, must be
+able to distinguish. The tests find the names in the source.
 """
 
 import os
@@ -12,7 +12,7 @@ _left = int(_count or 1)
 
 
 def point(name: str) -> None:
-    """Dies here, as by ``kill -9``, if the environment says so."""
+    """Kills this process with SIGKILL if this point is armed and its count is reached."""
     global _left
     if name == _name:
         _left -= 1
@@ -21,11 +21,11 @@ def point(name: str) -> None:
 
 
 def arm(name: str, count: int = 1) -> None:
-    """What the environment does, from within: ``arm("")`` disarms."""
+    """Arms a point, as the environment variable does; ``arm("")`` disarms."""
     global _name, _left
     _name, _left = name, count
 
 
 def armed(name: str) -> bool:
-    """Whether this point is the one: a step is then cut in two."""
+    """Whether this point is armed; the caller then splits a step in two."""
     return name == _name

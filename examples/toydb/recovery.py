@@ -1,20 +1,20 @@
-"""Opening: attach to the pool that is there, or make one and recover the database into it.
+"""Opens a database: attaches to its pool, or creates one and recovers the database into it.
 
-Under the open lock, which one process has at a time:
+These steps run under the open lock, which one process has at a time:
 
-1. Is there a pool of the name, and is it sound, ready, and of these very files (the database's
-   uuid, the inode of its log, a log no shorter than it knows)? Attach: *warm*, nothing is read.
-   A pool of something else is left alone (PoolTaken).
-2. Otherwise it is worthless: the log and the data file are the truth. If other handles are
-   open, they work with a pool that has lost its name: refuse (PoolRemoved). Else remove it.
-3. No log segment? A new database: its first segment, made in one step, has its first record.
-4. Read the log from its oldest segment: the last full image of each page and the changes
-   since make the page (log.py). Cut half a record off the end. Sync what is there.
-5. Make a pool, publish the pages in it, and say *ready*, last of all.
+1. If there is a pool of the name that is sound, ready, and belongs to these files (the same database
+   uuid and log inode, and the log has everything that the pool has published), attach to it: it is *warm*, and
+   nothing is read. A pool of another application is left alone (PoolTaken).
+2. Otherwise the pool is useless, since log and data file have everything. If other handles are
+   open, they use a pool whose name was removed: refuse (PoolRemoved). Otherwise remove the pool.
+3. Without a log segment this is a new database: create its first segment, with its first record, in one step.
+4. Read the log from its oldest segment: a page is its last full image with the changes
+   since then (log.py). Cut an incomplete record off the end. Sync the log.
+5. Create a pool, publish the pages in it, and finally mark it as ready.
 
-Steps 4 and 5 change nothing that they read but half a record, and take nothing from the data
-file: recovery may be killed and begun again any number of times, and the pages that
-it, or a flush, left torn in the file are whole again.
+Steps 4 and 5 change nothing that they read, except that they cut off an incomplete record, and they
+read nothing from the data file. So recovery may be killed and repeated any number of times, and it repairs
+pages that it, or a flush, left torn in the file.
 """
 
 import contextlib
@@ -45,12 +45,12 @@ def path_hash(path: str) -> int:
 
 
 def open_engine(path: str, *, capacity: int | str, create: bool, pool_name: str | None, page_size: int) -> Engine:
-    """Raises DatabaseNotFound, NotADatabase, PoolRemoved, PoolTaken, LogCorrupt, Busy, and errors of the pool."""
+    """Opens a database. Raises DatabaseNotFound, NotADatabase, PoolRemoved, PoolTaken, LogCorrupt, Busy, errors of the pool."""
     path = os.path.realpath(path)
     pool_name = pool_name or default_pool_name(path)
     if not create and not os.path.exists(path):
         raise DatabaseNotFound(
-            f"there is no database {path}; with create=True (in the shell: without --existing) it would be made"
+            f"there is no database {path}; use create=True to create it (in the shell: omit --existing)"
         )
     log = Log(path + "-log.")
     if not os.path.isdir(os.path.dirname(path)):
@@ -58,7 +58,7 @@ def open_engine(path: str, *, capacity: int | str, create: bool, pool_name: str 
     if os.path.isdir(path):
         raise NotADatabase(f"{path} is a folder; name a file in it")
     if not os.path.exists(path + "-lock"):
-        _refuse_half(path, log)  # and leave no lock beside it
+        _refuse_half(path, log)  # before a lock file is created beside it
     file = _lock_file(path)
     try:
         if not file.take(locks.OPEN, OPEN_S):
@@ -87,23 +87,23 @@ def _lock_file(path: str) -> locks.LockFile:
     try:
         return locks.LockFile(path + "-lock")
     except OSError as error:
-        why = f"{error.strerror}; a database, even if only to be read, needs a folder to write in"
+        why = f"{error.strerror}; a database needs a folder that can be written, even for reading"
         raise type(error)(error.errno, why, error.filename) from error
 
 
 def _refuse_half(path: str, log: Log) -> None:
-    """Raises NotADatabase if one of the files is missing: a pool that is still there may be all that is left."""
+    """Raises NotADatabase if one of the files is missing. The pool is kept: it may have the only copy of the pages."""
     segments = log.segments()
     if not segments and os.path.exists(path) and os.path.getsize(path):
         raise NotADatabase(
             f"{path} is not empty and has no log beside it: it is no database, or its log was moved away"
         )
     if segments and segments[0] != FIRST_LSN and not os.path.exists(path):
-        raise NotADatabase(f"{path} is gone, and its log has the latest changes only; put the file back")
+        raise NotADatabase(f"{path} is missing, and its log has only the latest changes; put the file back")
 
 
 def _attach(path: str, pool_name: str, log: Log, file: locks.LockFile) -> Engine | None:
-    """The engine on the pool that is there; None if there is none that is of any use: then it has been removed."""
+    """Attaches to the existing pool; returns None if there is none, or if it was useless and has been removed."""
     pool, why = None, f"there is no pool {pool_name}"
     try:
         pool = bp.Pool.attach(pool_name)
@@ -116,11 +116,11 @@ def _attach(path: str, pool_name: str, log: Log, file: locks.LockFile) -> Engine
         pass
     except (bp.errors.SegmentError, bp.errors.SpaceError, bp.errors.StoreError) as error:
         if pool is None and pool_name != default_pool_name(path):
-            raise  # damaged, or of another version of the library: who knows whose it is
+            raise  # damaged, or of another version of the library: its owner is unknown
         why = f"the pool {pool_name} cannot be used: {error}"
     log.close()
     if not file.take(locks.ATTACHED, 0):
-        raise PoolRemoved(f"{path} is in use by others, but {why}; end the processes that use it, then open it again")
+        raise PoolRemoved(f"{path} is in use by other processes, but {why}; end them, then open it again")
     file.release(locks.ATTACHED)
     if pool is not None:
         _detach(pool)
@@ -131,51 +131,51 @@ def _attach(path: str, pool_name: str, log: Log, file: locks.LockFile) -> Engine
 
 
 def _detach(pool: bp.Pool) -> None:
-    """Closes a pool after an error, whose traceback may have pages of it: then it ends with the process."""
+    """Closes a pool after an error. If the traceback holds pages of it, the pool is closed when the process ends."""
     with contextlib.suppress(BufferError):
         pool.close()
 
 
 def _refuse_foreign(pool: bp.Pool, path: str) -> None:
-    """Raises PoolTaken unless the pool belongs to this database, or to nobody yet."""
+    """Raises PoolTaken unless the pool belongs to this database, or is unused."""
     names = {space.name for space in pool.stats().spaces}
     state = Shared(pool).state() if CONTROL in names else None
     if names - {CONTROL, VERSIONS, DATA} or (state is not None and state.path != path_hash(path)):
         _detach(pool)
-        raise PoolTaken(f"the pool {pool.name} is used for something else than {path}; open with another pool_name=")
+        raise PoolTaken(f"the pool {pool.name} belongs to another use than {path}; open with another pool_name=")
 
 
 def _what_is_wrong(shared: Shared, log: Log) -> str:
-    """Why a pool does not belong to the files; "" if it does."""
+    """Why a pool does not match the files; "" if it does."""
     while True:
         state = shared.state()
         if state is None or not state.ready:
             return "recovery into its pool was not completed"
         if shared.failed():
-            return "a sync of its log failed, and what the disk has must be read again"
+            return "a sync of its log failed, and the disk must be read again"
         why = _is_another(state, log)
-        if not why or state == shared.state():  # else a checkpoint has taken this segment away just now
+        if not why or state == shared.state():  # otherwise a checkpoint has just removed this segment
             return why
 
 
 def _is_another(state: State, log: Log) -> str:
-    """Why the log is not the one of this state; "" if it is."""
+    """Why the log does not match this state; "" if it does."""
     segment = state.segment
     if state.rotating and os.path.exists(log.path(state.rotating)):
         segment = state.rotating
     try:
         inode = log.identity(segment)
     except LogCorrupt as error:
-        return f"its log is not the one that the pool knows ({error})"
+        return f"its log is not the one that the pool was filled from ({error})"
     if log.uuid != state.uuid or (segment == state.segment and inode != state.inode):
         return "the pool belongs to another database that had this name"
-    if log.end(segment) < state.committed:
-        return "its log is shorter than the pool knows it"
+    if log.end(segment) < state.published:
+        return "its log is shorter than what the pool has published"
     return ""
 
 
 def _recover(path: str, pool_name: str, capacity: int | str, page_size: int, log: Log, file: locks.LockFile) -> Engine:
-    """Steps 3 to 5."""
+    """Does steps 3 to 5."""
     point("recover.begun")
     if not log.segments():
         _make(path, page_size, log)
@@ -187,13 +187,13 @@ def _recover(path: str, pool_name: str, capacity: int | str, page_size: int, log
     size = os.stat(path).st_size if os.path.exists(path) else 0
     with open(path, "ab") as data:
         data.truncate(-(-size // log.page_size) * log.page_size)
-    sync_directory(path)  # it may just have been created, and the log will be cut once its pages are written
+    sync_directory(path)  # the file may be new: make its name durable before the log is shortened
     pool = bp.Pool.create(pool_name, capacity, page_size=log.page_size)
     try:
         point("recover.pool")
         shared = Shared(pool)
         pool.durable_lsn = end
-        shared.set_durable(end)
+        shared.set_visible(end)
         space = open_data(pool, path, log, shared, images)
         engine = Engine(pool, space, log, file, shared)
         state = shared.set_state(State(log.uuid, path_hash(path), 0, end, segment, log.identity(segment)))
@@ -212,24 +212,24 @@ def _recover(path: str, pool_name: str, capacity: int | str, page_size: int, log
 def open_data(
     pool: bp.Pool, path: str, log: Log, shared: Shared, recovered: dict[int, bytearray] | None = None
 ) -> bp.Space:
-    """The data file as a space; a page that is damaged there is taken from the log, if it has it."""
+    """Opens the data file as a space. A damaged page is repaired from the log, if the log has it."""
 
     def repair(page_no: int, _: object) -> bytearray | None:
-        if recovered:  # the pool loads a page even if it is to be replaced
+        if recovered:  # during recovery a page is loaded only to be replaced
             return recovered.get(page_no)
         while True:
             before = log.segments()
             try:
-                return log.redo(shared.current().committed)[2].get(page_no)
+                return log.redo(shared.current().published)[2].get(page_no)
             except LogCorrupt:
                 if before == log.segments():
-                    raise  # else a checkpoint has removed one while it was read
+                    raise  # otherwise a checkpoint removed a segment while it was read
 
     return pool.open_file(path, "r+", name=DATA, checksum=True, repair=repair)
 
 
 def _make(path: str, page_size: int, log: Log) -> None:
-    """The first segment of a new database: its record has the meta page and an empty catalog."""
+    """Creates the first segment of a new database: its record has the meta page and an empty catalog."""
     with open(path, "ab"):
         pass
     log.uuid, log.page_size = new_uuid(), page_size

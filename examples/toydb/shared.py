@@ -1,28 +1,28 @@
-"""What the processes of one database know in common: a few pages of scratch space in the pool.
+"""The state that the processes of one database share: a few scratch pages in the pool.
 
-They need no latch: every page is published as a whole, by one writer of its own.
+They need no latch: each page has one writer at a time, which publishes it as a whole.
 
 ::
 
     page 0    state      written under the write lock (and by recovery, while no other process is attached)
-              8  magic · 16 uuid · u64 path · u64 ready · u64 committed · u64 segment · u64 segment's inode · u64 rotating
-    page 1    durable    written under the sync lock
-              u64 durable
-    page 2    failed     u64: written by the process that finds that the log cannot be synced
+              8  magic · 16 uuid · u64 path · u64 ready · u64 published · u64 segment · u64 segment's inode · u64 rotating
+    page 1    visible    written under the sync lock
+              u64 visible
+    page 2    failed     u64: written by the process whose sync of the log failed
     page 3…   snapshots  one page per open handle: u64 magic · u64 count · u64 LSNs[count]
     after     the directory of old page versions (versions.py)
 
-``path``       the hash of the data file's path: whose pool this is
-``committed``  the end of the last commit that is published, all of it: the next record goes there
-``segment``    where the log segment starts that records go to
+``path``       the hash of the data file's path: the database that the pool belongs to
+``published``  the end of the last commit whose pages are all published: the next record is appended there
+``segment``    where the log segment starts to which records are appended
 ``rotating``   where a new segment is being started, 0 if none is
-``durable``    the log is durable up to here, and all of it is published: what a snapshot sees
-``failed``     a sync of the log failed: what the disk has is unknown until it is read again
+``visible``    every commit up to here is durable and published: a new snapshot begins here
+``failed``     a sync of the log failed: the contents of the disk are unknown until the log is read again
 
-The pool's own ``durable_lsn`` is what the flusher may write. It may be ahead of ``durable``: the log
-can be durable for a commit whose pages are still being published.
+The pool's own ``durable_lsn`` (up to here the log is synced) limits the flusher. It may be ahead of
+``visible``: the log can be durable for a commit whose pages are still being published.
 
-All of it goes with the pool. The log and the data file have everything that matters.
+All of it is removed with the pool. The log and the data file have everything that recovery needs.
 """
 
 from dataclasses import dataclass, replace
@@ -47,14 +47,14 @@ class State:
     uuid: bytes
     path: int
     ready: int
-    committed: int
+    published: int
     segment: int
     inode: int
     rotating: int = 0
 
 
 class Shared:
-    """The common pages, in one process."""
+    """The shared pages, as one process uses them."""
 
     def __init__(self, pool: bp.Pool) -> None:
         self.pool = pool
@@ -71,7 +71,7 @@ class Shared:
             page[: len(content)] = np.frombuffer(content, np.uint8)
 
     def state(self) -> State | None:
-        """None: nobody has begun to use this pool for a database."""
+        """The state; None if no process has used this pool for a database yet."""
         magic, *fields = STATE.unpack_from(self.control[0])
         return State(*fields) if magic == MAGIC else None
 
@@ -83,14 +83,14 @@ class Shared:
 
     def set_state(self, state: State, **changed: Any) -> State:
         state = replace(state, **changed)
-        fields = (state.uuid, state.path, state.ready, state.committed, state.segment, state.inode, state.rotating)
+        fields = (state.uuid, state.path, state.ready, state.published, state.segment, state.inode, state.rotating)
         self.publish(0, STATE.pack(MAGIC, *fields))
         return state
 
-    def durable(self) -> int:
+    def visible(self) -> int:
         return int(WORD.unpack_from(self.control[1])[0])
 
-    def set_durable(self, lsn: int) -> None:
+    def set_visible(self, lsn: int) -> None:
         self.publish(1, WORD.pack(lsn))
 
     def failed(self) -> bool:

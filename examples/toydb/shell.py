@@ -2,7 +2,7 @@
 
 With a statement it prints the result and ends; exit code 0, or 1 after an error, 2 if
 the command line is wrong, 130 after Ctrl-C. Without one it is a prompt, or, where standard input is
-no terminal, it executes what comes from there. Errors are one line each.
+no terminal, it executes the input. Errors are one line each.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from toydb.errors import ToyDBError
 from toydb.shell_output import FORMATS, Result, write
 from toydb.sql_session import Pages
 
-EXPECTED = (apsw.Error, ToyDBError, bp.BufferPoolError, OSError, ValueError)  # told in one line; others are bugs
-PROGRESS_STEPS = 20_000  # instructions of SQLite's machine between two looks for Ctrl-C
+EXPECTED = (apsw.Error, ToyDBError, bp.BufferPoolError, OSError, ValueError)  # printed in one line; others are bugs
+PROGRESS_STEPS = 20_000  # virtual-machine instructions of SQLite between two checks for Ctrl-C
 _INDEX = re.compile(r"VIRTUAL TABLE INDEX \d:")
 
 
@@ -43,7 +43,7 @@ class Command(NamedTuple):
 
 
 class Shell:
-    """One connection, and how its results are shown."""
+    """The shell of one connection: executes statements and commands, and prints results."""
 
     def __init__(self, connection: sql.Connection, *, form: str, explain: bool, console: Console) -> None:
         self.connection = connection
@@ -52,7 +52,7 @@ class Shell:
         self.console = console
         self.finished = False
         self._interrupted = False
-        # Python sees to signals between its own instructions only; this gives it some.
+        # Python handles signals only between its own instructions; this callback is such a place.
         connection.set_progress_handler(lambda: False, PROGRESS_STEPS)
         connection.session.interrupted = lambda: self._interrupted
 
@@ -60,7 +60,7 @@ class Shell:
     def _interruptible(self) -> Iterator[None]:
         """Ctrl-C interrupts SQLite, which then ends the statement: apsw.InterruptError.
 
-        A KeyboardInterrupt would come up anywhere in a virtual table's callbacks,
+        A KeyboardInterrupt would be raised anywhere in a virtual table's callbacks,
         and some of them cannot pass an exception on.
         """
         self._interrupted = False
@@ -79,12 +79,12 @@ class Shell:
             signal.signal(signal.SIGINT, before)
 
     def _check_interrupted(self) -> None:
-        """Between statements nothing runs that SQLite could interrupt."""
+        """Raises after a Ctrl-C between two statements, when SQLite has nothing to interrupt."""
         if self._interrupted:
             raise apsw.InterruptError("interrupted")
 
     def execute(self, text: str) -> None:
-        """Statements, or one dot command. Raises what they raise; apsw.InterruptError after Ctrl-C."""
+        """Executes statements, or one dot command. Raises what they raise; apsw.InterruptError after Ctrl-C."""
         with self._interruptible():
             self._execute(text)
 
@@ -217,7 +217,7 @@ COMMANDS = {
     ".tables": Command(Shell.tables, "", "tables and views"),
     ".schema": Command(Shell.schema, "[TABLE …]", "the statements that made them"),
     ".import": Command(Shell.read_csv, "FILE.csv TABLE", "insert a file's rows; makes the table if there is none"),
-    ".explain": Command(Shell.switch_explain, "on|off", "show each statement's plan, and the pages it touched"),
+    ".explain": Command(Shell.switch_explain, "on|off", "show each statement's plan, and the pages that it used"),
     ".mode": Command(Shell.set_mode, "|".join(FORMATS), "how results are written"),
     ".checkpoint": Command(Shell.checkpoint, "", "write dirty pages, so that recovery is short"),
     ".check": Command(Shell.check, "", "look for damage, in pages, trees and indexes"),
@@ -251,7 +251,7 @@ def run_text(shell: Shell, text: str) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        raise  # nobody reads on: no error of the statement
+        raise  # the reader of the output has ended: not an error of the statement
     except EXPECTED as error:
         print(describe(error), file=sys.stderr)
         return 1
@@ -296,7 +296,7 @@ def run_prompt(shell: Shell) -> int:
 
 
 def _history() -> Any:
-    """What was typed before, where it can be kept."""
+    """The history of the prompt: in a file, if one can be written."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     path = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "toydb_history"
@@ -323,17 +323,15 @@ def opened(options: argparse.Namespace) -> Iterator[Shell]:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m toydb", description="A database in a file, for SQL.")
-    made.add_argument("file", help="the database; made if there is none")
+    made.add_argument("file", help="the database; created if there is none")
     made.add_argument("statement", nargs="?", help="SQL or a dot command; without it there is a prompt")
     made.add_argument("--existing", action="store_true", help="fail if there is no such database")
     made.add_argument("--explain", action="store_true", help="show plans, and pages touched, hit or missed")
     form = made.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="write results as one JSON array of objects each")
     form.add_argument("--csv", action="store_true", help="write results as CSV with a header")
-    made.add_argument(
-        "--capacity", default="64MiB", help="memory for pages, if the pool is to be made (default: 64MiB)"
-    )
-    made.add_argument("--pool", metavar="NAME", help="the pool's name, where it is not to follow from the path")
+    made.add_argument("--capacity", default="64MiB", help="memory for pages, if the pool is created (default: 64MiB)")
+    made.add_argument("--pool", metavar="NAME", help="the pool's name (default: derived from the path)")
     return made
 
 

@@ -1,4 +1,4 @@
-"""SQL over toydb: SQLite parses and plans, toydb's tables store.
+"""SQL over toydb: SQLite parses and plans, toydb stores the tables.
 
     import toydb.sql
 
@@ -8,8 +8,8 @@
         print(con.execute("SELECT * FROM item WHERE price < 50").fetchall())
 
 A connection is an ``apsw.Connection`` on an empty database in memory, whose tables are
-all virtual; what APSW documents holds, except as the README's section on SQL says. Each
-thread and each process opens its own; any number work on one database.
+all virtual. APSW's documentation applies, with the exceptions in the README's section on SQL. Each
+thread and each process opens its own connection; any number can use one database.
 """
 
 import os
@@ -69,7 +69,7 @@ class Connection(apsw.Connection):
         except apsw.SQLError as told:
             if told.__context__ is None or told.__context__ is error:
                 raise
-            raise told.__context__ from None  # what it was that SQLite could not commit for
+            raise told.__context__ from None  # raise the cause of SQLite's failed commit
 
     def set_busy_timeout(self, milliseconds: int) -> None:
         """How long a writer waits for another one."""
@@ -89,11 +89,11 @@ class Connection(apsw.Connection):
         return self.catalog.tables()
 
     def check(self) -> list[str]:
-        """What is wrong with the database: its pages and trees, then its tables and indexes. [] if nothing is."""
+        """Checks the database: its pages and trees, then its tables and indexes. Returns the faults, one sentence each."""
         return list(self.database.check()) or sql_check.check(self.session, self.tables())
 
     def rewrite(self, statement: Statement) -> str:
-        """An INSERT with the defaults of the columns that it leaves out."""
+        """Adds the defaults of the omitted columns to an INSERT."""
         table, schema, text = self._rewritten.get(statement.sql, ("", None, ""))
         if table and self.catalog.find(table) is schema:
             return text
@@ -122,7 +122,7 @@ def _complete(statement: Statement, target: sql_text.Target, schema: Schema) -> 
 
 
 class Cursor(apsw.Cursor):
-    """Executes statements; of several, the rows come from the last one."""
+    """Executes statements; the rows are those of the last one."""
 
     def execute(self, statements: str, bindings: Any = None, **options: Any) -> "Cursor":
         parts = sql_text.script(statements)

@@ -1,9 +1,9 @@
-"""ALTER TABLE: SQLite alters the table's text, and the rows follow.
+"""ALTER TABLE: SQLite alters the table's SQL text, and the rows are rewritten to match.
 
 The table's own CREATE statements, and one of its rows, are put into an empty scratch
-database, and the ALTER is executed there. What SQLite makes of the statements is the new
-schema; what it refuses is refused. Then each row is written anew, through the new
-schema's gate, where it has one column more or less.
+database, and the ALTER is executed there. The resulting statements are the new
+schema; an ALTER that SQLite refuses is refused. If the number of columns changed, each row is checked
+against the new schema and written anew.
 
 Views and triggers that mention the table are not rewritten: a change of names is refused
 while there are any.
@@ -62,14 +62,14 @@ def _altered(old: Schema, change: str, row: Row | None) -> Schema:
 def _refuse_mentioned(catalog: "Catalog", table: Schema) -> None:
     for kind, name, sql in catalog.definitions():
         if any(token.name.lower() == table.name.lower() for token in sql_text.tokenize(sql)):
-            raise apsw.SQLError(f"{kind} {name} uses {table.name}: drop it, alter the table, and make it anew")
+            raise apsw.SQLError(f"{kind} {name} uses {table.name}: drop it, alter the table, and create it again")
 
 
 def _rename(work: Work, old: Schema, new: Schema) -> None:
-    """Trees are found by the names of table and indexes."""
+    """Renames the trees, which are found by the names of the table and its indexes."""
     work.txn.rename_table(old.storage, new.storage)
     for was, now in zip(old.indexes, new.indexes, strict=True):
-        if was.storage != now.storage:  # of a UNIQUE constraint: its name follows the table's
+        if was.storage != now.storage:  # an index of a UNIQUE constraint is named after the table
             work.txn.rename_table(was.storage, now.storage)
     if old.autoincrement and SEQUENCE in work.txn.tables():
         last = work.txn.table(SEQUENCE).get(old.storage.encode())
@@ -80,7 +80,7 @@ def _rename(work: Work, old: Schema, new: Schema) -> None:
 
 
 def _rewrite(work: Work, old: Schema, new: Schema) -> None:
-    """Each row with the column that was added, or without the one that was dropped."""
+    """Rewrites each row, with the added column or without the dropped one."""
     rows = work.txn.table(old.storage)
     added = len(new.columns) > len(old.columns)
     names = [column.name for column in new.columns]

@@ -1,9 +1,8 @@
 """The answer to xBestIndex: the cheapest plan for a set of constraints.
 
-Costs count pages and rows: a page touched is worth ``PAGE_COST`` rows. How many rows a
-key's first columns select is asked of the tree: of its first and its last entry, how
-many share those columns with it (a tree tells by its pages' fan-out, without counting).
-A bound is taken to leave one row in four.
+Costs count pages and rows: a page costs as much as ``PAGE_COST`` rows. How many rows share the
+first columns of a key is estimated from the tree: for its first and its last entry, from the
+fan-out of its pages, without counting. A bound is assumed to leave one row in four.
 """
 
 import math
@@ -37,7 +36,7 @@ _LOWER, _UPPER = (GT, GE), (LT, LE)
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known of a table's size. ``sharing``: for each path, how many rows share its first 1, 2, … columns."""
+    """The size of a table. ``sharing``: for each path, how many rows share its first 1, 2, … columns."""
 
     rows: float
     sharing: tuple[tuple[float, ...], ...]
@@ -48,7 +47,7 @@ class Constraint:
     """One usable constraint as SQLite offers it."""
 
     number: int
-    column: int  # -1 is the row id of a table without INTEGER PRIMARY KEY
+    column: int  # -1: the row id of a table without INTEGER PRIMARY KEY
     operator: int
     collation: str
     known: object  # the value, where it is a constant
@@ -64,7 +63,7 @@ class Candidate:
 
 
 def constraints(info: apsw.IndexInfo, schema: Schema) -> list[Constraint]:
-    """The constraints that can be used, on columns that keys are made of."""
+    """The usable constraints on columns that are part of a key."""
     found = []
     for number in range(info.nConstraint):
         if not info.get_aConstraint_usable(number):
@@ -103,7 +102,7 @@ def wanted_order(info: apsw.IndexInfo, schema: Schema) -> list[tuple[int, bool]]
 
 
 def choose(info: apsw.IndexInfo, schema: Schema, paths: list[Path], figures: Figures) -> Candidate:
-    """The cheapest way through ``paths``."""
+    """The cheapest candidate over all ``paths``."""
     offered = constraints(info, schema)
     order = wanted_order(info, schema)
     in_lists = {c.number for c in offered if c.operator == EQ and info.get_aConstraintUsage_in(c.number)}
@@ -115,7 +114,7 @@ def choose(info: apsw.IndexInfo, schema: Schema, paths: list[Path], figures: Fig
 
 
 def answer(info: apsw.IndexInfo, schema: Schema, chosen: Candidate) -> None:
-    """Fill in SQLite's form."""
+    """Writes the chosen plan into ``info``."""
     for argument, number in enumerate(chosen.used):
         info.set_aConstraintUsage_argvIndex(number, argument + 1)
     info.idxNum = int(chosen.plan.ordered)
@@ -138,9 +137,9 @@ def _candidate(
 ) -> Candidate:
     equal: list[Term] = []
     used: list[int] = []
-    fixed = 0  # so many first columns have one value: the order within them is that of the next
+    fixed = 0  # the number of first columns with one value each: rows are ordered by the next column
     one_row = True
-    looped = False  # an IN list: SQLite goes through it, and asks for one value after another
+    looped = False  # an IN list: SQLite iterates over it, and passes one value at a time
     for column, collation in zip(path.columns, path.collations, strict=True):
         match = _first(offered, column, collation, _EQUALITIES)
         if match is None:
@@ -177,7 +176,7 @@ def _first(offered: list[Constraint], column: int, collation: str, operators: tu
 
 
 def _argument(constraint: Constraint, used: list[int]) -> int | None:
-    """Ask for the constraint's value; the place it will have. IS NULL and NOT NULL have none."""
+    """Requests the constraint's value; returns its index among the values. IS NULL and NOT NULL have none."""
     if constraint.operator in (IS_NULL, NOT_NULL):
         return None
     used.append(constraint.number)
@@ -185,7 +184,7 @@ def _argument(constraint: Constraint, used: list[int]) -> int | None:
 
 
 def _is_exact(schema: Schema, constraint: Constraint) -> bool:
-    """Whether the constraint is sure to leave one value of the column (see the head of sql_plan)."""
+    """Whether the constraint leaves exactly one value of the column (see the docstring of sql_plan)."""
     if constraint.column < 0 or constraint.operator == IS_NULL:
         return True
     if schema.columns[constraint.column].affinity in ("INTEGER", "REAL", "NUMERIC"):
@@ -213,7 +212,7 @@ def _order(schema: Schema, path: Path, fixed: int, order: list[tuple[int, bool]]
         if len(directions) == 2:
             return False, False
         if place == len(path.columns):
-            break  # the rows are told apart: what follows in ORDER BY changes nothing
+            break  # the rows are unique by now: later terms of ORDER BY change nothing
     return True, directions == {True}
 
 

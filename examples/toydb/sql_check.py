@@ -1,4 +1,4 @@
-"""Whether tables and indexes say the same: every row in each index once, and nothing else."""
+"""Checks that tables and indexes agree: each index has exactly one entry for every row."""
 
 from toydb.sql_cursor import whole
 from toydb.sql_schema import Schema, index_prefix
@@ -8,7 +8,7 @@ MOST_FINDINGS = 100
 
 
 def check(session: Session, schemas: list[Schema]) -> list[str]:
-    """What is wrong, in words; [] if nothing is. One snapshot, every row read."""
+    """Checks all tables in one snapshot, reading every row; returns the faults, one sentence each."""
     found: list[str] = []
     with session.reading() as work:
         for schema in schemas:

@@ -1,4 +1,4 @@
-"""Reading a table: xFilter, xNext and xColumn, by the plan that SQLite chose."""
+"""Reads a table for SQLite (xFilter, xNext, xColumn), by the plan that SQLite chose."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ class Planned(Protocol):
 
 
 class Cursor:
-    """Rows of one table by one plan, in the transaction that its session has at the time of xFilter."""
+    """Reads rows of one table by one plan, in the transaction that is open at xFilter."""
 
     __slots__ = ("_base", "_index", "_key", "_record", "_row", "_rows", "_table", "_work")
 
@@ -62,7 +62,7 @@ class Cursor:
             record = self._base.get(self._key)
             if record is None:
                 raise apsw.CorruptError(
-                    f"{self._table.schema.name}: an index names a row that is not there; run .check"
+                    f"{self._table.schema.name}: an index has an entry for a missing row; run .check"
                 )
             self._record = record
         else:
@@ -113,7 +113,7 @@ def _scan(tree: Table, wanted: list[sql_plan.Range], reverse: bool) -> Iterator[
 
 
 def _look_up(tree: Table, wanted: list[sql_plan.Range], reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-    """As _scan, where every range that is one whole key needs no scan."""
+    """As _scan, for ranges that are one whole key each: looks the keys up."""
     for lo, hi in reversed(wanted) if reverse else wanted:
         if hi[:-1] == lo:
             value = tree.get(lo)
@@ -124,7 +124,7 @@ def _look_up(tree: Table, wanted: list[sql_plan.Range], reverse: bool) -> Iterat
 
 
 def _by_rest(rows: Iterator[tuple[bytes, bytes]], columns: int, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-    """Rows by their key's columns after the first ones, where ranges had to be wider than one value of those."""
+    """Sorts rows by the key's columns after the first ``columns``, for ranges with several values of the first ones."""
 
     def rest(row: tuple[bytes, bytes]) -> bytes:
         cuts = prefixes(row[0])

@@ -1,9 +1,9 @@
-"""CREATE and DROP: definitions, stored in the database itself and known to every connection.
+"""CREATE and DROP: definitions are stored in the database itself, for every connection.
 
-SQLite's own schema is in memory and this connection's alone. The stored one is the
-truth: each table's ``meta`` holds its SQL. :meth:`Catalog.refresh` makes the first like
-the second, by CREATE VIRTUAL TABLE and DROP TABLE with storage left alone; so prepared
-statements are made anew, and a ROLLBACK takes these back as it takes back the rest.
+SQLite's own schema is in memory, for this connection only. The stored schema is
+authoritative: each table's ``meta`` has its SQL. :meth:`Catalog.refresh` updates SQLite's schema from
+the stored one, by CREATE VIRTUAL TABLE and DROP TABLE without touching storage. So SQLite
+prepares its statements again, and a ROLLBACK undoes these changes like all others.
 
 Views and their triggers are rows of an ordinary toydb table, ``toydb_schema``.
 """
@@ -27,7 +27,7 @@ _ENLIST = "DELETE FROM temp.toydb_transaction WHERE 0"
 
 
 class Enlist:
-    """A virtual table without rows. A write to it brings the session into SQLite's transaction."""
+    """The module of a virtual table without rows. A write to it enlists the session in SQLite's transaction."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -67,7 +67,7 @@ class EnlistTable:
         self._session.rollback_to(level)
 
     def Disconnect(self) -> None:
-        """Nothing is kept."""
+        """Does nothing: the table has no state."""
 
     Destroy = Disconnect
 
@@ -91,7 +91,7 @@ class Module:
     def Connect(
         self, connection: apsw.Connection, _module: str, _database: str, name: str, *_columns: str
     ) -> tuple[str, VirtualTable]:
-        self._catalog.known.pop(name.lower(), None)  # what a ROLLBACK took back may still be in use
+        self._catalog.known.pop(name.lower(), None)  # a table that a ROLLBACK removed may still be in use
         schema = self._catalog.find(name)
         if schema is None:
             raise apsw.SQLError(f"no such table: {name}")
@@ -105,7 +105,7 @@ class Module:
 
 
 class DefinedTable(VirtualTable):
-    """A virtual table that a catalog keeps."""
+    """A virtual table that is registered in a catalog."""
 
     def __init__(self, connection: apsw.Connection, catalog: "Catalog", schema: Schema) -> None:
         super().__init__(connection, catalog.session, schema)
@@ -122,13 +122,13 @@ class DefinedTable(VirtualTable):
 
 
 class Catalog:
-    """What is defined, and how statements define it."""
+    """The definitions of a connection, and the statements that change them."""
 
     def __init__(self, connection: apsw.Connection, session: Session) -> None:
         self._connection = connection
         self.session = session
         self.known: dict[str, DefinedTable] = {}
-        self.coming: Schema | None = None  # what the next CREATE VIRTUAL TABLE is to declare
+        self.coming: Schema | None = None  # the schema that the next CREATE VIRTUAL TABLE declares
         self.storage_stays = False
         self.handlers: dict[str, Callable[[Statement, Any], None]] = {
             "CREATE TABLE": self._create_table,
@@ -144,7 +144,7 @@ class Catalog:
         }
 
     def attach(self) -> None:
-        """Tell SQLite of everything that is stored."""
+        """Declares everything that is stored to SQLite."""
         create = self._connection.create_module
         create("toydb", cast(Any, Module(self)), use_bestindex_object=True, use_no_change=True, iVersion=2)
         create("toydb_transaction", cast(Any, Enlist(self.session)), use_bestindex_object=True, iVersion=2)
@@ -172,7 +172,7 @@ class Catalog:
         return self.session.load(work.txn.table(storage).meta)
 
     def refresh(self) -> bool:
-        """Make SQLite's schema like the stored one. Whether anything was different."""
+        """Updates SQLite's schema from the stored one; returns whether anything changed."""
         stored = {schema.name.lower(): schema for schema in self.tables()}
         listed = self.sqlite("SELECT lower(name) FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL TABLE%'").fetchall()
         there = {str(name) for (name,) in listed}
@@ -203,7 +203,7 @@ class Catalog:
         return known != stored
 
     def _learn(self, schema: Schema) -> None:
-        """CREATE VIRTUAL TABLE of what is stored already."""
+        """Declares a stored table to SQLite."""
         self.coming, before, self.storage_stays = schema, self.storage_stays, True
         try:
             self.sqlite(schema.virtual())
@@ -211,7 +211,7 @@ class Catalog:
             self.coming, self.storage_stays = None, before
 
     def _forget(self, name: str) -> None:
-        """DROP TABLE, and the storage stays."""
+        """Removes a table from SQLite's schema, without its storage."""
         before, self.storage_stays = self.storage_stays, True
         try:
             self.sqlite(f"DROP TABLE main.{quote(name)}")
@@ -239,7 +239,7 @@ class Catalog:
             work.txn.table(SEQUENCE).delete(schema.storage.encode())
 
     def begin_write(self) -> None:
-        """BEGIN IMMEDIATE: take the write transaction now, or take BEGIN back."""
+        """BEGIN IMMEDIATE: begins the write transaction now, or undoes the BEGIN."""
         try:
             self.session.begin_write()
         except BaseException:
@@ -247,13 +247,13 @@ class Catalog:
             raise
 
     def enlist(self) -> None:
-        """Inside BEGIN or SAVEPOINT, see that the session hears of its end and of savepoints."""
+        """Makes SQLite call the session at the end of the transaction and for savepoints."""
         if not self.session.enlisted and not self._connection.get_autocommit():
             self.sqlite(_ENLIST)
 
     @contextmanager
     def _transaction(self) -> Iterator[Work]:
-        """A definition is one transaction, or a statement of the one that runs."""
+        """Runs a definition as a transaction of its own, or as a statement of the open one."""
         if not self._connection.get_autocommit():
             self.enlist()
             with self.session.statement():
@@ -284,7 +284,7 @@ class Catalog:
             self.session.settle()
 
     def sqlite(self, sql: str, values: tuple[Any, ...] = ()) -> apsw.Cursor:
-        """Execute as it is, past our own cursor class."""
+        """Executes a statement directly, without this module's cursor class."""
         return apsw.Cursor.execute(apsw.Cursor(self._connection), sql, values)
 
     # -- statements ------------------------------------------------------------------------
@@ -360,7 +360,7 @@ class Catalog:
                 raise apsw.SQLError(f"no such index: {statement.name}")
 
     def change(self, work: Work, old: Schema, new: Schema) -> None:
-        """A table's new schema, stored and declared."""
+        """Stores a table's new schema, and declares it."""
         work.txn.table(new.storage).set_meta(new.meta())
         work.tables.pop(new.storage, None)
         self._forget(old.name)
@@ -395,5 +395,5 @@ class Catalog:
                 self._refresh_stored_definitions()
 
     def _refresh_stored_definitions(self) -> None:
-        """Dropping a view drops its triggers too: store what is left."""
+        """Removes stored definitions that no longer exist: dropping a view drops its triggers too."""
         self.sqlite(f"DELETE FROM {DEFINITIONS} WHERE (type, name) NOT IN (SELECT type, name FROM sqlite_schema)")

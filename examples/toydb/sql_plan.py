@@ -1,15 +1,14 @@
-"""How a table is read for one statement: which key, which ranges, in which order.
+"""Plans: by which key, in which ranges and in which order a statement reads a table.
 
 SQLite's planner asks each table, through xBestIndex, what a set of constraints would
-cost it; the answer chosen comes back to the table's cursor with the values. An answer
-here is a :class:`Plan`: a *path* (the primary key or an index), the values that its
+cost; it passes the chosen answer to the table's cursor, with the values. Here an answer
+is a :class:`Plan`: a *path* (the primary key or an index), the values that its
 first columns equal, bounds on the column after them, and a direction. Its text is what
 EXPLAIN QUERY PLAN shows.
 
-A comparison converts its operands by both sides' affinities, and a table learns the
-value only, not the affinity of the other side. So the ranges made here may be wider
-than the constraint wherever that matters, never narrower, and SQLite tests every row
-again.
+A comparison converts its operands by the affinities of both sides, but a table gets only the
+value, not the affinity of the other side. So where it matters, the ranges here are wider
+than the constraint, never narrower, and SQLite tests every row again.
 """
 
 import re
@@ -50,7 +49,7 @@ class Path:
     label: str
     columns: tuple[int, ...]
     collations: tuple[str, ...]
-    unique: int  # so many first columns determine the row; 0: none do
+    unique: int  # the number of first columns that determine the row; 0: none do
     index: Index | None
 
     def storage(self, schema: Schema) -> str:
@@ -59,7 +58,7 @@ class Path:
 
 @dataclass(frozen=True)
 class Term:
-    """One constraint that a plan uses. ``argument``: its place among the values, or None where it has none."""
+    """One constraint that a plan uses. ``argument``: the index of its value, or None if it has none."""
 
     column: int
     operator: int
@@ -87,7 +86,7 @@ class Plan:
 
 
 def paths(schema: Schema) -> list[Path]:
-    """All the orders in which a table's rows are stored; the table itself comes first."""
+    """All paths of a table; the table itself comes first."""
     if schema.rowid:
         key: tuple[int, ...] = (-1,) if schema.alias is None else (schema.alias,)
         key_collations: tuple[str, ...] = ("BINARY",)
@@ -118,7 +117,7 @@ class Ranges(NamedTuple):
 
 
 def ranges(plan: Plan, schema: Schema, values: Sequence[object]) -> Ranges:
-    """Where the rows lie, now that the constraints' values are known."""
+    """The ranges of a plan for given values of its constraints."""
     found: list[Range] = [(b"", END)]
     for term, collation in zip(plan.equal, plan.path.collations, strict=False):
         kind = _affinity(schema, term.column)
@@ -159,7 +158,7 @@ def _exact(value: Value, collation: str) -> Range:
 
 
 def _equal(kind: str, collation: str, value: object, null_too: bool) -> list[Range]:
-    """Where the rows lie whose column equals ``value``, whatever the other side's affinity; ascending."""
+    """The ranges of rows whose column equals ``value`` under any affinity of the other side; ascending."""
     if value is None:
         return [_exact(None, collation)] if null_too else []
     value = _compared(kind, value)
@@ -171,13 +170,13 @@ def _equal(kind: str, collation: str, value: object, null_too: bool) -> list[Ran
 
 
 def _limits(kind: str, collation: str, value: object, operator: int) -> Range:
-    """Bounds for ``column operator value``, whatever the other side's affinity."""
+    """Bounds for ``column operator value`` under any affinity of the other side."""
     value = _compared(kind, value)
     key = encode(value, collation)
     lower = operator in (GT, GE)
     if not isinstance(value, bytes) and kind not in ("INTEGER", "REAL", "NUMERIC"):
         number = not isinstance(value, str)
-        if kind == "TEXT" and number:  # '5' or 5 may be meant: any text may pass
+        if kind == "TEXT" and number:  # the value may be compared as text: any text may match
             return (TEXTS[0], END) if lower else (AFTER_NULL, TEXTS[1])
         if kind == "BLOB" and number and not lower:  # text may be compared as a number
             return AFTER_NULL, TEXTS[1]
@@ -189,7 +188,7 @@ def _limits(kind: str, collation: str, value: object, operator: int) -> Range:
 
 
 def _compared(kind: str, value: object) -> Value:
-    """The value as a comparison with a column of this affinity converts it."""
+    """Converts the value as a comparison with a column of this affinity does."""
     if not isinstance(value, (int, float, str, bytes)):
         raise TypeError(f"no SQL value: {type(value).__name__}")
     if isinstance(value, str) and kind in ("INTEGER", "REAL", "NUMERIC"):

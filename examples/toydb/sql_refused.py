@@ -1,7 +1,7 @@
-"""What is not supported here, and what to do instead.
+"""Statements that are not supported, and what to use instead.
 
-Some statements SQLite would execute, on its own empty database in memory: what they did would be
-lost, or be nothing. Others it refuses for any virtual table, without a way out.
+SQLite would execute some statements on its own empty database in memory, where they have no lasting
+effect. Others it refuses for any virtual table, without naming an alternative.
 """
 
 import apsw
@@ -19,10 +19,10 @@ ADVICE = {
 
 
 def refuse(statement: Statement) -> None:
-    """Raises apsw.SQLError for a statement that would not do what it says."""
+    """Raises apsw.SQLError for a statement that would have no lasting effect."""
     words = {token.word for token in statement.tokens[1:5]}
     if statement.kind == "DROP TABLE" and statement.names and statement.name.lower() == "toydb_transaction":
-        raise apsw.SQLError("table toydb_transaction may not be dropped: it tells this connection of its transactions")
+        raise apsw.SQLError("table toydb_transaction may not be dropped: this connection needs it for its transactions")
     if statement.kind == "REINDEX":
         raise apsw.SQLError("toydb does not rebuild indexes in place: DROP INDEX, and CREATE INDEX")
     if statement.kind == "VACUUM" and "INTO" in words:
@@ -34,7 +34,7 @@ def refuse(statement: Statement) -> None:
 
 
 def advise(statement: Statement, error: apsw.SQLError) -> None:
-    """Adds the way out to SQLite's words."""
+    """Adds the alternative to SQLite's error message."""
     if statement.kind.startswith("DROP"):
         return
     text = str(error)

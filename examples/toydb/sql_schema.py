@@ -1,12 +1,12 @@
-"""What a table looks like: its columns, key and indexes, and the gate that rows pass.
+"""The schema of a table: its columns, key and indexes, and the check of rows before they are stored.
 
 The schema that is stored (a table's ``meta``) is the user's own SQL text. To read it,
-SQLite itself executes it in an empty scratch database in memory, and its pragmas tell
-the rest; so there is no second parser whose idea of a type or a key could differ.
+SQLite itself executes it in an empty scratch database in memory, and its pragmas return
+the details; so there is no second parser that could understand a type or a key differently.
 
-The scratch table has a second use. A value must take on its column's affinity and pass
-NOT NULL and CHECK. Nearly all values obviously do; a row with any other value is
-inserted into the scratch table and read back, and SQLite has the last word.
+The scratch table has a second use. A value must be converted to its column's affinity and pass
+NOT NULL and CHECK. For nearly all values this is obvious; a row with any other value is
+inserted into the scratch table and read back, so that SQLite decides.
 
 Meta, UTF-8 JSON::
 
@@ -29,7 +29,7 @@ Row = list[Value]
 HIDDEN_KEY = "_toydb_key"
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(list).decode
-_PLAIN: dict[str, frozenset[type]] = {  # value types that an affinity leaves alone
+_PLAIN: dict[str, frozenset[type]] = {  # value types that an affinity does not convert
     "INTEGER": frozenset((int, bytes, type(None))),
     "NUMERIC": frozenset((int, bytes, type(None))),
     "REAL": frozenset((float, bytes, type(None))),
@@ -63,7 +63,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Index:
-    """Columns by which rows can be found. Its entries are ``columns, then the row's key``."""
+    """An index. Its entries are the columns, then the row's key."""
 
     name: str
     columns: tuple[int, ...]
@@ -79,8 +79,8 @@ class Index:
 class Schema:
     """A table as its SQL text declares it.
 
-    ``rowid`` says what the rows are stored under: their 64-bit row id (``alias`` is then
-    the INTEGER PRIMARY KEY column, if there is one), or else the PRIMARY KEY columns.
+    If ``rowid``, the key of a row is its 64-bit row id (``alias`` is then
+    the INTEGER PRIMARY KEY column, if there is one); otherwise it is the PRIMARY KEY columns.
     """
 
     def __init__(self, sql: str, index_sqls: Sequence[str] = ()) -> None:
@@ -107,7 +107,7 @@ class Schema:
         return "table:" + self.name.lower()
 
     def meta(self) -> bytes:
-        """The schema as the table's meta keeps it."""
+        """The schema as bytes for the table's meta."""
         return self._meta
 
     def with_index(self, index_sql: str) -> "Schema":
@@ -118,7 +118,7 @@ class Schema:
         return Schema(self.sql, kept)
 
     def declaration(self) -> str:
-        """What SQLite is told of the virtual table."""
+        """The CREATE TABLE statement that declares the virtual table to SQLite."""
         parts = []
         for column in self.columns:
             collate = "" if column.collation == "BINARY" else f" COLLATE {column.collation}"
@@ -129,7 +129,7 @@ class Schema:
         return f"CREATE TABLE x({', '.join(parts)}) WITHOUT ROWID"
 
     def virtual(self) -> str:
-        """The CREATE VIRTUAL TABLE that stands in SQLite's schema."""
+        """The CREATE VIRTUAL TABLE statement for SQLite's schema."""
         statement = sql_text.script(self.sql)[0]
         body = sql_text.parenthesised(statement, statement.at)
         return f"CREATE VIRTUAL TABLE main.{sql_text.quote(self.name)} USING toydb({body.inside if body else ''})"
@@ -193,7 +193,7 @@ class Schema:
             if position == self.alias
         )
 
-    # -- the gate ----------------------------------------------------------------------
+    # -- checking rows -----------------------------------------------------------------
 
     def _prepare_gate(self) -> None:
         checked = any(token.word == "CHECK" for token in sql_text.tokenize(self.sql))
@@ -218,7 +218,7 @@ class Schema:
         return None
 
     def admit(self, row: Row) -> Row:
-        """The row as its columns store it.
+        """Checks a row, and returns it as its columns store it.
 
         Raises apsw.ConstraintError (NOT NULL, CHECK, types of a STRICT table) and
         apsw.MismatchError (an INTEGER PRIMARY KEY that is no integer).
@@ -247,7 +247,7 @@ class Schema:
         return list(admitted)
 
     def default_value(self, column: int) -> Value:
-        """What a column's default expression gives now."""
+        """The present value of a column's default expression."""
         value: Value = self._one(f"SELECT {self.defaults()[self.columns[column].name]}")
         return value
 
@@ -282,7 +282,7 @@ def index_prefix(index: Index, row: Row) -> bytes:
 
 
 def _expression(default: str) -> str:
-    """A default as an expression that means the same anywhere: SQLite takes a bare or quoted name as text."""
+    """A default as an expression that is valid anywhere. (In a DEFAULT clause SQLite takes a bare or quoted name as text.)"""
     tokens = list(sql_text.tokenize(default))
     if len(tokens) == 1 and (
         tokens[0].kind == "quoted" or (tokens[0].kind == "word" and tokens[0].word not in _CONSTANTS)

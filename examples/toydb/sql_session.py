@@ -1,16 +1,17 @@
-"""One connection's transactions: what SQLite asks of virtual tables, as engine transactions.
+"""The transactions of one connection: maps SQLite's calls of virtual tables to engine transactions.
 
 A statement outside a transaction reads one snapshot, from its first cursor to its last.
-BEGIN takes no snapshot yet; the first read does, and it stays until COMMIT or ROLLBACK.
-The first write turns it into a write transaction, provided that nobody has committed
-since (otherwise Busy: what was read may no longer hold). BEGIN IMMEDIATE writes from the start.
+BEGIN takes no snapshot yet; the first read does, and the snapshot lasts until COMMIT or ROLLBACK.
+The first write turns it into a write transaction if no other transaction has committed
+since; otherwise it raises Busy, because what was read may no longer be true. BEGIN IMMEDIATE
+begins a write transaction at once.
 
-The durable commit happens in xSync, where SQLite still lets it fail.
+The durable commit happens in xSync, in which SQLite accepts a failure.
 
-Savepoints are numbered by SQLite from 0; a virtual table is told of those that are made
-after it was written to first. So each transaction begins with a write, of nothing, to
-a virtual table that is there for this alone (sql_ddl.Enlist): what it is told is whole.
-When a Python exception is on its way, APSW does not pass ROLLBACK TO on; so a
+SQLite numbers savepoints from 0, and calls a virtual table only for those that are made
+after the first write to it. So each transaction begins with an empty write to a
+virtual table that exists for this purpose (sql_ddl.Enlist), which then gets every call.
+While a Python exception is raised, APSW does not pass ROLLBACK TO on. So a
 failed statement is undone here, by a savepoint of its own (:meth:`Session.statement`).
 """
 
@@ -33,7 +34,7 @@ LOOK_S = 0.1
 
 
 class SchemaChanged(apsw.SQLError):
-    """The stored schema is not the one this connection knows: it looks again, and tries once more.
+    """The stored schema is not the one that this connection knows: it refreshes its schema, and tries once more.
 
     (Not apsw.SchemaChangeError: SQLite would repeat the statement by itself, fifty times.)
     """
@@ -41,7 +42,7 @@ class SchemaChanged(apsw.SQLError):
 
 @dataclass(frozen=True)
 class Pages:
-    """Pages touched so far; of these, found in the pool; and read from the file."""
+    """Page references so far; of these, hits in the pool; and pages read from the file."""
 
     touched: int = 0
     hit: int = 0
@@ -53,7 +54,7 @@ class Pages:
 
 @dataclass
 class Work:
-    """An engine transaction, and how many cursors read in it."""
+    """An engine transaction, and the number of cursors that read in it."""
 
     txn: Transaction
     write: bool
@@ -64,7 +65,7 @@ class Work:
     last_rowid: dict[str, int] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """After a rollback to a savepoint nothing remembered need hold."""
+        """Clears what was cached of the tables, after a rollback to a savepoint."""
         self.tables.clear()
         self.last_rowid.clear()
 
@@ -78,19 +79,19 @@ class Session:
         self._schemas: dict[bytes, Schema] = {}
         self._levels: list[tuple[int, int | None]] = []  # SQLite's level, the engine's savepoint
         self.enlisted = False
-        self.committed = False  # the last transaction that ended
+        self.committed = False  # whether the last ended transaction was committed
         self._late: BaseException | None = None
         self._past = Pages()
         self.current: Work | None = None
         self.timeout_s = 5.0
         self.interrupted: Callable[[], bool] = lambda: bool(connection.is_interrupted)
-        self.keep_after_error = False  # ON CONFLICT FAIL: what the statement did so far stays
-        self.ignored = 0  # rows that OR IGNORE passed over in the running statement
+        self.keep_after_error = False  # ON CONFLICT FAIL: keep what the statement has done so far
+        self.ignored = 0  # rows that OR IGNORE skipped in the running statement
 
     # -- reading -------------------------------------------------------------------------
 
     def acquire(self) -> Work:
-        """The transaction to read in; pair with :meth:`release`."""
+        """The transaction to read in; call :meth:`release` afterwards."""
         if self.current is None:
             self.current = Work(self._database.begin(), write=False)
         self.current.users += 1
@@ -110,7 +111,7 @@ class Session:
             self.release(work)
 
     def table(self, work: Work, schema: Schema) -> Table:
-        """A table's rows, once its stored schema is seen to be the one we know."""
+        """A table, after a check that its stored schema is the one that this connection knows."""
         table = work.tables.get(schema.storage)
         if table is None:
             try:
@@ -123,14 +124,14 @@ class Session:
         return table
 
     def storage(self, work: Work, name: str) -> Table:
-        """Another tree of a table whose schema was checked: an index."""
+        """The tree of an index, of a table whose schema was checked."""
         table = work.tables.get(name)
         if table is None:
             table = work.tables[name] = work.txn.table(name)
         return table
 
     def load(self, meta: bytes) -> Schema:
-        """The schema that a meta describes; parsed once."""
+        """The schema that a meta describes; cached."""
         if meta not in self._schemas:
             self._schemas[meta] = sql_schema.load(meta)
         return self._schemas[meta]
@@ -138,7 +139,7 @@ class Session:
     # -- writing -------------------------------------------------------------------------
 
     def begin_write(self) -> Work:
-        """The write transaction; begun if there is none (xBegin)."""
+        """The write transaction; begins one if there is none (xBegin)."""
         before = self.current
         if before is not None and before.write:
             return before
@@ -152,7 +153,7 @@ class Session:
         return self.current
 
     def _wait_for_turn(self) -> Transaction:
-        """The engine's write transaction; looks now and then whether nobody wants it any more."""
+        """Waits for the engine's write transaction; checks now and then whether the statement was interrupted."""
         end = time.monotonic() + self.timeout_s
         while True:
             try:
@@ -164,11 +165,11 @@ class Session:
                     raise apsw.BusyError(
                         f"database is locked: another transaction has been writing for {self.timeout_s:g} s; try again"
                     ) from error
-            except TransactionError as error:  # another connection of this very thread
+            except TransactionError as error:  # another connection in the same thread
                 raise apsw.BusyError(f"database is locked: {error}") from error
 
     def sync(self) -> None:
-        """Make the transaction durable (xSync). An error after which it is committed all the same is told later."""
+        """Makes the transaction durable (xSync). An error after the commit is kept, and raised by :meth:`telling`."""
         work = self.current
         if work is not None and work.write and not work.over:
             try:
@@ -182,7 +183,7 @@ class Session:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Around what may commit: raises at the end what :meth:`sync` had to keep."""
+        """Wraps a statement that may commit: raises at the end the error that :meth:`sync` kept."""
         self._late = None
         yield
         if self._late is not None:
@@ -190,7 +191,7 @@ class Session:
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Around BEGIN, COMMIT and their like: Ctrl-C comes after it, with a note of what became of the transaction."""
+        """Wraps BEGIN, COMMIT and similar: delays Ctrl-C to their end, with a note on the transaction's outcome."""
         self.committed = False
         try:
             with later(), self.telling():
@@ -203,13 +204,13 @@ class Session:
             raise
 
     def _note(self, error: KeyboardInterrupt) -> None:
-        """What became of the transaction."""
+        """Adds a note on the transaction's outcome."""
         if not hasattr(error, "__notes__"):
             ended = "is committed" if self.committed else "was rolled back"
-            error.add_note(f"the transaction {ended if self._connection.get_autocommit() else 'goes on'}")
+            error.add_note(f"the transaction {ended if self._connection.get_autocommit() else 'is still open'}")
 
     def end(self) -> None:
-        """The transaction is over (xCommit after xSync, or xRollback)."""
+        """Ends the transaction (xCommit after xSync, or xRollback)."""
         work, self.current = self.current, None
         self._levels, self.enlisted = [], False
         if work is not None:
@@ -218,7 +219,7 @@ class Session:
             work.forget()
 
     def settle(self) -> None:
-        """After each statement: outside a transaction nothing stays open that no cursor reads."""
+        """Called after each statement: outside a transaction, ends an engine transaction that no cursor reads."""
         work = self.current
         if work is not None and self._connection.get_autocommit() and (work.write or work.users == 0):
             self.end()
@@ -237,22 +238,22 @@ class Session:
     # -- savepoints ----------------------------------------------------------------------
 
     def savepoint(self, level: int) -> None:
-        """xSavepoint. Before the first write there is nothing to go back to but the start: None."""
+        """xSavepoint. Before the first write the savepoint is the start of the transaction: None."""
         work = self.current
         number = work.txn.savepoint() if work is not None and work.write else None
         self._levels = [*(entry for entry in self._levels if entry[0] < level), (level, number)]
 
     def release_to(self, level: int) -> None:
-        """xRelease: this savepoint and those inside it are part of what is around them."""
+        """xRelease: removes this savepoint and those inside it, and keeps their changes."""
         inside = [number for known, number in self._levels if known >= level and number is not None]
         if inside and self.current is not None and self.current.write:
             self.current.txn.release(inside[0])
         self._levels = [entry for entry in self._levels if entry[0] < level]
 
     def rollback_to(self, level: int) -> None:
-        """xRollbackTo: undo what came after; the savepoint itself stays.
+        """xRollbackTo: undoes later changes; the savepoint itself remains.
 
-        A level that we were not told of was made before all writes: -1 is that of a
+        A level without a call of xSavepoint was made before all writes; -1 is the level of a
         SAVEPOINT that began the transaction.
         """
         self._levels = [entry for entry in self._levels if entry[0] <= level]
@@ -264,7 +265,7 @@ class Session:
 
     @contextmanager
     def statement(self) -> Iterator[None]:
-        """Around the execution of one statement: undone as a whole if it fails."""
+        """Wraps the execution of one statement: undoes it as a whole if it fails."""
         self.keep_after_error = self.committed = False
         self.ignored = 0
         work, levels = self.current, self._levels
@@ -286,7 +287,7 @@ class Session:
             self.settle()
 
     def _undo(self, work: Work | None, mark: int | None) -> None:
-        """Undo a failed statement inside a transaction, as SQLite would have had it undone."""
+        """Undoes a failed statement inside a transaction, as SQLite does for its own tables."""
         now = self.current
         if now is None or not now.write or now.over:
             return
@@ -294,7 +295,7 @@ class Session:
             if not self.keep_after_error:
                 now.txn.rollback_to(mark)
             now.txn.release(mark)
-        elif not self.keep_after_error:  # the transaction began in this statement, and held nothing before it
+        elif not self.keep_after_error:  # the transaction began in this statement
             now.txn.rollback_to(now.start)
         now.forget()
 
@@ -312,7 +313,7 @@ def _add(past: Pages, now: Stats) -> Pages:
 def _busy_snapshot() -> Exception:
     error = apsw.exception_for(apsw.SQLITE_BUSY_SNAPSHOT)
     error.args = (
-        "database is locked: somebody has written since this transaction began to read; "
+        "database is locked: another transaction has committed since this one began to read; "
         "roll back and start again, with BEGIN IMMEDIATE to write from the start",
     )
     return error

@@ -1,10 +1,10 @@
-"""A toydb table as SQLite sees it: a virtual table, and its changes.
+"""A toydb table as a virtual table of SQLite: reading, and changes.
 
-A row is stored under its row id, if the table has an INTEGER PRIMARY KEY or no key at
-all, and otherwise under its primary key. Tables of the second kind are WITHOUT ROWID
-for SQLite, and a hidden column holds the encoded key by which it names rows.
-Each index is a tree of its own: the indexed columns, then the row's key; the value
-says how long the first part is.
+The key of a row is its row id, if the table has an INTEGER PRIMARY KEY or no primary key;
+otherwise it is the primary key. To SQLite, tables of the second kind are WITHOUT ROWID,
+with a hidden column for the encoded key, by which SQLite identifies rows.
+Each index is a tree of its own. Its keys are the indexed columns, then the row's key; its values
+are the length of the first part.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class VirtualTable:
         self.schema = schema
         self.session = session
         self._connection = connection
-        self._plans: dict[tuple[int, str], Plan] = {}  # by what SQLite keeps of them: number and text
+        self._plans: dict[tuple[int, str], Plan] = {}  # by what SQLite stores of a plan: its number and text
         self._paths = sql_plan.paths(schema)
         self._figures: Figures | None = None
 
@@ -52,7 +52,7 @@ class VirtualTable:
         return self._plans[number, text]
 
     def _current_figures(self) -> Figures:
-        """How many rows there are, and how many share a key's first columns; looked at again as the table grows."""
+        """The present :class:`Figures` of the table; estimated again as the table grows."""
         with self.session.reading() as work:
             rows = self.session.table(work, self.schema).estimate()
             known = self._figures
@@ -80,10 +80,10 @@ class VirtualTable:
         self.session.end()
 
     def Disconnect(self) -> None:
-        """The connection's module forgets it."""
+        """Does nothing; the module's subclass removes the table from its catalog."""
 
     def Destroy(self) -> None:
-        """Drop the rows, unless only this connection's knowledge of the table goes (see sql.Module)."""
+        """Drops the rows."""
 
     # -- changes -------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class VirtualTable:
             return self._connection.last_insert_rowid()
         if schema.rowid and schema.alias is None:
             key = encode(rowid)
-        if not self._make_room(work, rows, key, row, None):
+        if not self._resolve_conflicts(work, rows, key, row, None):
             return self._connection.last_insert_rowid()
         self._store(work, rows, key, row)
         if not schema.rowid:
@@ -127,7 +127,7 @@ class VirtualTable:
             return
         if schema.rowid and schema.alias is None:
             key = _key(new_rowid)
-        if not self._make_room(work, rows, key, row, old_key):
+        if not self._resolve_conflicts(work, rows, key, row, old_key):
             return
         self._replace(work, rows, old_key, old, key, row)
         if schema.rowid:
@@ -141,7 +141,7 @@ class VirtualTable:
         work.last_rowid.pop(self.schema.storage, None)
 
     def add_index(self, work: Work, index: Index) -> None:
-        """Fill a new index from the rows that are there."""
+        """Fills a new index from the existing rows."""
         tree = work.txn.create_table(index.storage)
         rows = work.txn.table(self.schema.storage)
         for key, record in rows.scan():
@@ -154,7 +154,7 @@ class VirtualTable:
     def _row(self, rows: Table, key: bytes) -> Row:
         record = rows.get(key)
         if record is None:
-            raise apsw.CorruptError(f"{self.schema.name}: a row that an index names is not there; run .check")
+            raise apsw.CorruptError(f"{self.schema.name}: an index has an entry for a missing row; run .check")
         return whole(self.schema, key, record)
 
     def _store(self, work: Work, rows: Table, key: bytes, row: Row) -> None:
@@ -182,7 +182,7 @@ class VirtualTable:
     # -- row ids ---------------------------------------------------------------------------
 
     def _new_rowid(self, work: Work, rows: Table, rowid: int | None, row: Row) -> int | None:
-        """The id that was given, or the largest so far and one. It is set in the row as well."""
+        """The given row id, or the largest so far plus one. It is set in the row as well."""
         alias = self.schema.alias
         if alias is not None and rowid is not None:
             row[alias] = rowid
@@ -201,7 +201,7 @@ class VirtualTable:
         return last + 1
 
     def _note_rowid(self, work: Work, number: int) -> None:
-        """Keep the largest row id known, where it is known."""
+        """Updates the largest row id, if it is cached."""
         if number > work.last_rowid.get(self.schema.storage, number):
             work.last_rowid[self.schema.storage] = number
 
@@ -220,7 +220,7 @@ class VirtualTable:
     # -- constraints -----------------------------------------------------------------------
 
     def _admitted(self, row: Row) -> bytes | None:
-        """Make the row what its columns store; its key. None if OR IGNORE passes over it."""
+        """Converts the row to what its columns store, in place; returns its key, or None if OR IGNORE skips it."""
         schema = self.schema
         mode = self._connection.vtab_on_conflict()
         missing = schema.null_where_forbidden(row)
@@ -244,11 +244,11 @@ class VirtualTable:
             return encode(row[schema.alias])
         return b"" if schema.rowid else schema.key_of(row)
 
-    def _make_room(self, work: Work, rows: Table, key: bytes, row: Row, old_key: bytes | None) -> bool:
-        """See to PRIMARY KEY and UNIQUE. False if OR IGNORE passes over the row.
+    def _resolve_conflicts(self, work: Work, rows: Table, key: bytes, row: Row, old_key: bytes | None) -> bool:
+        """Enforces PRIMARY KEY and UNIQUE. Returns False if OR IGNORE skips the row.
 
-        Nothing is changed before all of them were looked at; OR REPLACE then removes
-        the rows that are in the way.
+        It checks all constraints before it changes anything; OR REPLACE then removes
+        the conflicting rows.
         """
         in_the_way: list[bytes] = []
         mode = self._connection.vtab_on_conflict()
@@ -280,7 +280,7 @@ class VirtualTable:
         return self._columns_text(columns), apsw.SQLITE_CONSTRAINT_PRIMARYKEY
 
     def _conflict(self, tree: Table, index: Index, row: Row, old_key: bytes | None) -> bytes | None:
-        """The key of another row with the same values in a unique index; NULLs are never the same."""
+        """The key of another row with the same values in a unique index; NULLs are never equal."""
         if any(row[column] is None for column in index.columns):
             return None
         prefix = index_prefix(index, row)
@@ -294,7 +294,7 @@ class VirtualTable:
         return ", ".join(f"{self.schema.name}.{self.schema.columns[column].name}" for column in columns)
 
     def _refuse(self, where: str, code: int, mode: int, what: str = "UNIQUE constraint failed") -> None:
-        """Raise apsw.ConstraintError in SQLite's words; return if OR IGNORE says to pass over the row."""
+        """Raises apsw.ConstraintError with SQLite's message; returns if OR IGNORE skips the row."""
         if mode == _IGNORE:
             self.session.ignored += 1
             return
@@ -305,5 +305,5 @@ class VirtualTable:
 
 
 def _key(name: int | bytes) -> bytes:
-    """The key of the row that SQLite names by row id, or by its key."""
+    """The key of the row that SQLite identifies by its row id or its hidden column."""
     return name if isinstance(name, bytes) else encode(name)

@@ -1,8 +1,8 @@
-"""Just enough of SQL's grammar to tell statements apart and to rewrite a few.
+"""Parses just enough SQL to distinguish statements and to rewrite a few.
 
-SQLite parses everything. What it cannot do for a virtual table is seen to here: an
-ordinary CREATE TABLE becomes CREATE VIRTUAL TABLE, and an INSERT that leaves columns
-out gets their defaults (SQLite passes NULL for them, which is not the same).
+SQLite parses everything. This module handles what SQLite cannot do for a virtual table: an
+ordinary CREATE TABLE becomes CREATE VIRTUAL TABLE, and an INSERT that omits columns
+gets their defaults (SQLite would pass NULL for them).
 """
 
 import re
@@ -53,9 +53,9 @@ class Statement:
     tokens: tuple[Token, ...]
     kind: str
     at: int = 0  # the token after the keywords of ``kind``
-    elsewhere: bool = False  # a temporary object, or one in a database that was attached: SQLite's own
-    if_exists: bool = False  # IF EXISTS or IF NOT EXISTS stood there
-    names: tuple[str, ...] = field(default=())  # the object that is made or dropped: (name,) or (schema, name)
+    elsewhere: bool = False  # a temporary object, or one in an attached database: SQLite stores it itself
+    if_exists: bool = False  # whether it has IF EXISTS or IF NOT EXISTS
+    names: tuple[str, ...] = field(default=())  # the created or dropped object: (name,) or (schema, name)
 
     @property
     def name(self) -> str:
@@ -203,7 +203,7 @@ class Parenthesised(NamedTuple):
 
 
 def parenthesised(statement: Statement, opening: int) -> Parenthesised | None:
-    """What stands in the parentheses that open at a token, or None if none open there."""
+    """The content of the parentheses that open at a token, or None if none do."""
     if statement.word(opening) != "(":
         return None
     closing = _closing(statement.tokens, opening)
@@ -222,7 +222,7 @@ class Target(NamedTuple):
 
 
 def insert_target(statement: Statement) -> Target | None:
-    """The target of an INSERT, or None where the statement is not of that form."""
+    """The target of an INSERT, or None for a statement of another form."""
     tokens, at = statement.tokens, statement.at
     while at < len(tokens) and tokens[at].word != "INTO":
         at += 1
@@ -251,7 +251,7 @@ def returns(statement: Statement) -> bool:
 
 
 def with_defaults(statement: Statement, target: Target, defaults: dict[str, str]) -> str:
-    """The INSERT with the columns it leaves out, given their default expressions."""
+    """The INSERT with the omitted columns and their default expressions."""
     sql, tokens = statement.sql, statement.tokens
     head = sql[: tokens[target.after_name].start].rstrip()
     extra = ", ".join(defaults.values())

@@ -1,6 +1,6 @@
-"""Tables: what a transaction's user works with.
+"""Tables: the interface to the data, within a transaction.
 
-The catalog is a tree of its own (page 1): table name -> u32 root page, and what the user keeps with the table.
+The catalog is a tree of its own (page 1): table name -> u32 root page, meta (bytes of the user's).
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Table:
 
     @property
     def meta(self) -> bytes:
-        """What the user keeps with the table; as it was when Transaction.table() found it."""
+        """The table's meta, bytes of the user's, as it was when Transaction.table() read it."""
         self._tree()
         return self._meta
 
@@ -60,7 +60,7 @@ class Table:
         self._tree().put(bytes(key), bytes(value), replace=False)
 
     def delete(self, key: bytes) -> bool:
-        """Removes a key; whether it was there. Raises ReadOnly."""
+        """Removes a key; returns whether it existed. Raises ReadOnly."""
         self._txn._must_write()
         return self._tree().delete(bytes(key))
 
@@ -77,10 +77,10 @@ class Table:
         hi_open: bool = False,
         reverse: bool = False,
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values from ``lo`` to ``hi`` (both included unless open; None: no limit), in order.
+        """Yields keys and values from ``lo`` to ``hi`` (both included unless open; None: no limit), in order.
 
-        The transaction may change the table meanwhile: each key comes once at
-        most, and what is ahead comes as it is by then.
+        The transaction may change the table meanwhile: each key is yielded at
+        most once, and later keys with their values at that time.
         """
         if not self._txn.moving:
             yield from self._tree().scan(lo, hi, lo_open, hi_open, reverse)
@@ -92,7 +92,7 @@ class Table:
             part = part or self._tree().scan(lo, hi, lo_open, hi_open, reverse)
             try:
                 return next(part, None)
-            except Stale:  # a generator that raised is over: the next goes on behind the last key
+            except Stale:  # a generator that raised has ended: a new one continues after the last key
                 part = None
                 raise
 

@@ -1,13 +1,13 @@
-"""Transactions: which version of a page one sees, and where a writer keeps what it changes.
+"""Transactions: which version of a page each kind sees, and where a writer keeps its changes.
 
-A *snapshot* transaction sees the pages as they were at its LSN. A *latest* one, which
-only reads, sees each page as it is now: it registers nothing, is never too old, and sees
-each key as of some commit, but not all keys as of the same one. A *write* transaction
-has the write lock, sees the latest pages, and keeps changed ones in its own memory until it
+A *snapshot* transaction sees the pages as they were at its LSN. A *latest* transaction, which
+only reads, sees each page as it is now. It registers no snapshot, and is never too old. It sees each
+key as of some commit, but not all keys as of the same commit. A *write* transaction
+has the write lock, sees the latest pages, and keeps changed pages in its own memory until it
 commits.
 
-Page 0 is the meta page, with an allocator: pages never used follow one another, pages given
-away form a list. Page 1 is the root of the catalog, a tree: table name -> u32 root, meta.
+Page 0 is the meta page. It has the allocator: the number of pages ever used, and a list of
+free pages. Page 1 is the root of the catalog, a tree: table name -> u32 root, meta.
 
 ::
 
@@ -74,14 +74,14 @@ class MetaPage:
 
 @dataclass(frozen=True)
 class Stats:
-    """What a transaction has cost so far."""
+    """The pages that a transaction has used so far."""
 
     pages: int
-    """Pages touched, each time that they were."""
+    """Page references; a page counts each time."""
     misses: int
-    """Pages of the data file that the pool had to read meanwhile, for whomever."""
+    """Pages that the pool read from the data file meanwhile, for all its users."""
     restarts: int
-    """How often a latest reader came to a page that was not the right one any more."""
+    """How often a latest reader found a page that had been freed or split meanwhile, and started over."""
 
     @property
     def hits(self) -> int:
@@ -89,9 +89,9 @@ class Stats:
 
 
 class Transaction:
-    """One unit of work, for one thread. Made by :meth:`Database.begin`; a context manager.
+    """One transaction, for one thread. :meth:`Database.begin` makes it. It is a context manager:
 
-    The block's end commits, an exception rolls back.
+    the end of the block commits, an exception rolls back.
     """
 
     def __init__(self, database: "Database", engine: Engine, kind: Kind) -> None:
@@ -102,7 +102,7 @@ class Transaction:
         self.moving = kind == "latest"
         self.changes = 0
         self.committed = False
-        """From when on nothing undoes it any more, even if commit() raises: its record is in the log."""
+        """Whether the record is in the log: then the transaction is committed, even if commit() raises."""
         self._open = True
         self._dirty: dict[int, Page] = {}
         self._before: dict[int, bytes | None] = {}
@@ -113,8 +113,8 @@ class Transaction:
         self._space = engine.space
         if kind == "snapshot":
             self.snapshot = engine.versions.begin()
-        else:  # a writer sees all that was committed before it
-            self.snapshot = engine.shared.current().committed if kind == "write" else 0
+        else:  # a writer sees every earlier commit
+            self.snapshot = engine.shared.current().published if kind == "write" else 0
 
     # ---- life ----------------------------------------------------------------------
 
@@ -147,12 +147,12 @@ class Transaction:
             raise ReadOnly("this transaction only reads; begin(write=True) makes changes")
 
     def commit(self) -> None:
-        """Returns when all changes are durable and to be seen by all.
+        """Commits; returns when the changes are durable and visible to new snapshots.
 
-        A write transaction that has changed nothing waits for what it has read. Ctrl-C meanwhile
-        comes when it is done (:mod:`toydb.interrupts`).
+        A write transaction without changes waits until what it has read is durable. A Ctrl-C is
+        delayed until the commit is done (:mod:`toydb.interrupts`).
 
-        Raises LogFailed: then nothing of it was committed, unless its note says so, and :attr:`committed`.
+        Raises LogFailed: then nothing was committed, unless :attr:`committed` is true, as the error's note says too.
         """
         self._must_be_open()
         try:
@@ -172,21 +172,21 @@ class Transaction:
                     self.committed = True
                     self._engine.complete(state, pages, lsn)
                 else:
-                    lsn = self._engine.shared.current().committed
+                    lsn = self._engine.shared.current().published
             self.committed = True
         finally:
             self._end()
         if not lsn:
             return
         try:
-            self._engine.sync_to(lsn)
+            self._engine.make_visible(lsn)
         except BaseException as error:
             error.add_note("the commit is in the log; whether it is durable is unknown")
             raise
         self._database._committed()
 
     def rollback(self) -> None:
-        """Forgets all changes. A transaction that has ended stays as it is."""
+        """Discards all changes. It does nothing to a transaction that has ended."""
         if self._open:
             self._end()
 
@@ -216,7 +216,7 @@ class Transaction:
     # ---- pages: what a tree needs ----------------------------------------------------
 
     def read(self, page_no: int) -> Page:
-        """A page as this transaction sees it."""
+        """The version of a page that this transaction sees."""
         self._must_be_open()
         self._pages += 1
         dirty = self._dirty.get(page_no)
@@ -232,12 +232,12 @@ class Transaction:
             page = self._engine.versions.find(page_no, self.snapshot)
         if page.page_no != page_no and not self.moving:
             raise Corrupt(
-                f"page {page_no} says that it is page {page.page_no}; Database.check() says what else is wrong"
+                f"page {page_no} has the number {page.page_no} in its header; Database.check() lists all damage"
             )
         return page
 
     def change(self, page_no: int) -> Page:
-        """A private copy of a page, to be changed."""
+        """The transaction's private copy of a page, which it may change."""
         self.changes += 1
         page = self._dirty.get(page_no)
         if page is None:
@@ -255,7 +255,7 @@ class Transaction:
             self._undo[-1].setdefault(page_no, None)
 
     def new(self, kind: int, tree: int, level: int = 0) -> Page:
-        """A page for use, from the free list or from the end."""
+        """Allocates a page: from the free list, or at the end of the file."""
         meta_page = self.change(META_PAGE)
         meta = MetaPage.load(meta_page)
         if meta.first_free:
@@ -272,7 +272,7 @@ class Transaction:
         return page
 
     def free(self, page_no: int) -> None:
-        """Gives a page away."""
+        """Frees a page: puts it on the free list."""
         meta_page = self.change(META_PAGE)
         meta = MetaPage.load(meta_page)
         page = self.change(page_no)
@@ -284,7 +284,7 @@ class Transaction:
     # ---- savepoints --------------------------------------------------------------------
 
     def savepoint(self) -> int:
-        """A place to roll back to; they nest."""
+        """Makes a savepoint, to which :meth:`rollback_to` can return. Savepoints nest."""
         self._must_write()
         self._undo.append({})
         return len(self._undo) - 1
@@ -295,7 +295,7 @@ class Transaction:
             raise TransactionError(f"there is no savepoint {savepoint}: it was released, or rolled back over")
 
     def rollback_to(self, savepoint: int) -> None:
-        """Undoes every change since the savepoint, which stays; later ones are gone."""
+        """Undoes every change since the savepoint. The savepoint remains; later ones are removed."""
         self._must_exist(savepoint)
         for saved in reversed(self._undo[savepoint:]):
             for page_no, image in saved.items():
@@ -309,7 +309,7 @@ class Transaction:
             table._root, table._meta = self._entry(name)
 
     def release(self, savepoint: int) -> None:
-        """Forgets a savepoint, and those after it; changes stay."""
+        """Removes a savepoint, and those after it; their changes are kept."""
         self._must_exist(savepoint)
         released = self._undo[savepoint:]
         del self._undo[savepoint:]
@@ -321,7 +321,7 @@ class Transaction:
     # ---- tables --------------------------------------------------------------------------
 
     def steadily(self, what: Callable[[], T]) -> T:
-        """Runs a read; a latest reader that comes to a page given away starts over, at last in a snapshot."""
+        """Runs a read. A latest reader that finds a freed page starts over, and after some attempts reads in a snapshot."""
         if not self.moving:
             return what()
         for _ in range(MOST_RESTARTS):

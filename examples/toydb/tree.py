@@ -1,15 +1,15 @@
 """B-link trees (Lehman and Yao, 1981), over any object that hands out pages.
 
-Reading takes no lock. A page that a reader comes to is the right one if it
-belongs to the tree, has the level that was to be next, and its low and high key
-enclose the key that is looked for; how the reader got there does not matter. A
-key at or above the high key: move right. Anything else: the page was given away
-since, start over from the root, which never moves.
+Reading takes no lock. A page is the right one for a reader if it
+belongs to the tree, has the expected level, and its low and high key
+enclose the sought key; how the reader got there does not matter. If the
+key is at or above the high key, the reader moves right. Otherwise the page was freed
+meanwhile, and the reader starts over from the root, which never moves.
 
-A snapshot, and the one writer, see a tree at rest, and never start over: there,
-a page that is not the right one is damage. A reader of the latest pages may look
-while a commit is being published page by page (:mod:`toydb.commit` says in which
-order), and sees each key as it was before or as it is after.
+A snapshot, and the one writer, see a tree that does not change, and never start over: for them
+a wrong page is damage. A reader of the latest pages may read
+while a commit is published page by page (in the order of :mod:`toydb.engine`),
+and sees each key as before the commit or as after it.
 
 The writer splits a page that is full and merges one that is less than a quarter
 full with a sibling, from the leaf upwards, along the path that it came down.
@@ -44,17 +44,17 @@ MOST_MOVES = 10_000
 
 
 class Stale(Exception):
-    """A reader of the latest pages came to one that is no longer what it was; it starts over."""
+    """A reader of the latest pages found a page that was freed or reused meanwhile; it starts over."""
 
 
 class Pager(Protocol):
-    """What a tree needs: pages to read, and, for the writer, to change."""
+    """What a tree needs of a transaction: pages to read, and, for the writer, to change."""
 
     page_size: int
     moving: bool
     """Whether others may publish changes between two reads."""
     changes: int
-    """Grows with every change that this transaction makes."""
+    """The number of changes that this transaction has made."""
 
     def read(self, page_no: int) -> Page: ...
     def change(self, page_no: int) -> Page: ...
@@ -63,7 +63,7 @@ class Pager(Protocol):
 
 
 class Tree:
-    """One tree, known by its root page."""
+    """One tree, identified by its root page."""
 
     def __init__(self, pager: Pager, root: int) -> None:
         self.pager = pager
@@ -76,7 +76,7 @@ class Tree:
             return Stale()
         return Corrupt(
             f"page {page.page_no} (kind {page.kind}, tree {page.tree}, level {page.level}) {what} of tree {self.root}; "
-            "Database.check() says what else is wrong"
+            "Database.check() lists all damage"
         )
 
     def _visit(self, page_no: int, level: int) -> Page:
@@ -98,9 +98,9 @@ class Tree:
         return page
 
     def _descend(self, key: bytes | None, *, before: bool = False, level: int = 0) -> list[Page]:
-        """The pages from the root down to the one for ``key``: the one that has it, or would.
+        """The pages from the root down to the page that has ``key``, or would have it.
 
-        ``before``: the one for the greatest key below ``key``. None: above all keys.
+        ``before``: down to the page of the greatest key below ``key``. A ``key`` of None is above all keys.
         """
         page = self.pager.read(self.root)
         if page.tree != self.root or page.kind not in (LEAF, INNER) or page.level > MOST_LEVELS:
@@ -142,7 +142,7 @@ class Tree:
         return max(0, round((last[0] - first[0]) * size))
 
     def _place(self, key: bytes | None) -> tuple[float, float]:
-        """How far into the tree a key is, from 0 to 1, and how many keys there are if all is as on its path."""
+        """The position of a key in the tree, from 0 to 1, and the number of keys, extrapolated from its path."""
         place, size = 0.0, 1.0
         for page in self._descend(key):
             i = page.count if key is None else page.lower(key)
@@ -155,14 +155,14 @@ class Tree:
     def scan(
         self, lo: bytes | None, hi: bytes | None, lo_open: bool, hi_open: bool, reverse: bool
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in order. Each leaf is looked at as a whole; after a change by this
-        transaction the place is found again, so that what was changed ahead is seen."""
+        """Yields keys and values in order. Each leaf is read as a whole; after a change by this
+        transaction the position is found again, so that changes to later keys are seen."""
         if reverse:
             return self._backward(lo, hi, lo_open, hi_open and hi is not None)
         return self._forward(lo or b"", hi, lo_open and lo is not None, hi_open)
 
     def _leaf(self, page: Page) -> Page:
-        """A copy, which a change does not touch, and which pins nothing."""
+        """A copy of a leaf, which later changes do not affect, and which pins no page."""
         return Page(bytes(page.bytes))
 
     def _forward(self, at: bytes, hi: bytes | None, after: bool, hi_open: bool) -> Iterator[tuple[bytes, bytes]]:
@@ -210,7 +210,7 @@ class Tree:
     # ---- changing ----------------------------------------------------------------
 
     def put(self, key: bytes, value: bytes, *, replace: bool = True) -> None:
-        """Raises KeyExists (unless ``replace``), KeyTooLong."""
+        """Inserts a key, or replaces its value. Raises KeyExists (unless ``replace``), KeyTooLong."""
         if len(key) > max_key(self.pager.page_size):
             raise KeyTooLong(
                 f"a key of {len(key)} bytes does not fit: with pages of {self.pager.page_size} bytes it may have "
@@ -246,7 +246,7 @@ class Tree:
         return True
 
     def _store_value(self, value: bytes) -> int:
-        """Writes overflow pages, last first; returns the first."""
+        """Writes the overflow pages of a value, last first; returns the first page's number."""
         size, following = self.pager.page_size - FIRST_SLOT - TRAILER, 0
         for start in reversed(range(0, len(value), size)):
             page = self.pager.new(OVERFLOW, self.root)
@@ -265,7 +265,7 @@ class Tree:
             page_no = following
 
     def _insert(self, path: list[Page], i: int, cell: bytes) -> None:
-        """Puts a cell into the last page of the path, splitting as far up as need be."""
+        """Puts a cell into the last page of the path, splitting pages upwards as far as necessary."""
         page = self.pager.change(path[-1].page_no)
         if page.insert(i, cell):
             return
@@ -285,7 +285,7 @@ class Tree:
         self._insert(path[:-1], parent.upper(middle), inner_cell(middle, right.page_no))
 
     def _grow(self, root: Page) -> tuple[Page, Page]:
-        """The root keeps its number: what it has moves into a child, and the tree is one level higher."""
+        """Adds a level to the tree. The root keeps its number; its content moves to a child."""
         child = self.pager.new(root.kind, self.root, root.level)
         child.rebuild(root.cells(), b"", None, 0)
         root.format(self.root, INNER, self.root, root.level + 1)
@@ -336,7 +336,7 @@ class Tree:
         return True
 
     def _shrink(self) -> None:
-        """A root with one child takes its place."""
+        """Removes a level: a root with one child gets the child's content."""
         root = self.pager.read(self.root)
         while root.kind == INNER and root.count == 1:
             child = self.pager.read(root.child(0))

@@ -1,24 +1,24 @@
-"""Snapshots: which there are, and the old page versions that they need.
+"""Snapshots: the list of them, and the old page versions that they need.
 
-A snapshot is an LSN, S: it sees the commits that were durable when it began. It
-reads a page in the pool if its LSN is at most S. Otherwise it takes the version
-that was there at S from the version store, a scratch space of the pool into
+A snapshot is an LSN, S: it sees the commits up to the LSN that was visible when it began. It
+reads a page in the pool if its LSN is at most S. Otherwise it reads the version
+that was current at S from the version store, a scratch space of the pool into
 which each commit copies the pages that it is about to replace.
 
 A version that was current from LSN ``since`` until LSN ``until`` is needed while a
-snapshot S with since <= S < until lives, or can still begin (S = durable, so:
-until > durable). What is not needed is overwritten. So a page that changes a
+snapshot S with since <= S < until exists, or can still begin (S = visible, so:
+until > visible). Versions that are not needed are overwritten. So a page that changes a
 thousand times under one long snapshot has two old versions, not a thousand.
 
-The directory is set-associative, as a processor's cache: the versions of page n
+The directory is set-associative, like a processor's cache: the versions of page n
 lie in set n mod sets. A set is one page: u64 (page + 1, since, until) for each way.
-A full set first drops what only dead processes hold, then what is oldest: a
-snapshot that needed it raises SnapshotTooOld.
+A full set first drops the versions that only dead processes need, then the oldest: a
+snapshot that needed one raises SnapshotTooOld.
 
-A snapshot is entered into its process's slot and then durable is read again: if it
-has not moved, no writer that missed the entry has dropped what S needs, because a
-writer reads durable before it reads the slots. The slot's byte in the lock file
-tells whether its process lives.
+A snapshot is entered into its process's slot, and then ``visible`` is read again. If it
+has not moved, no writer has dropped a version that S needs: a writer reads ``visible``
+before it reads the slots, so one that missed the entry read the same value. The slot's byte
+in the lock file shows whether its process lives.
 """
 
 import threading
@@ -42,7 +42,7 @@ Set = npt.NDArray[np.uint64]
 
 
 class Versions:
-    """The snapshots of one process, and the version store of all."""
+    """The snapshots of one process, and the version store that all share."""
 
     def __init__(self, shared: Shared, file: locks.LockFile) -> None:
         self.shared = shared
@@ -72,7 +72,7 @@ class Versions:
         """The LSN of a new snapshot. Raises Busy."""
         with self._mutex:
             for _ in range(MOST_TRIES):
-                lsn = self.shared.durable()
+                lsn = self.shared.visible()
                 self._mine[lsn] += 1
                 if self._mine[lsn] > 1:
                     return lsn
@@ -81,7 +81,7 @@ class Versions:
                     raise Busy(f"this handle has {self._most} snapshots; end some")
                 self._announce()
                 point("snapshot.announced")
-                if self.shared.durable() == lsn:
+                if self.shared.visible() == lsn:
                     return lsn
                 del self._mine[lsn]
         raise Busy("commits came too fast to begin a snapshot between two of them; try again")
@@ -94,19 +94,19 @@ class Versions:
                 self._announce()
 
     def _live(self) -> list[int]:
-        """Every snapshot that is announced."""
+        """The LSNs of all announced snapshots."""
         found: list[int] = []
         for slot in range(SLOTS):
             page = self.shared.control[FIRST_SLOT + slot]
             magic, count = HEAD.unpack_from(page)
             if magic != SLOT_MAGIC:
-                break  # slots are taken lowest first: nobody has used a higher one
+                break  # slots are taken lowest first: no higher one was ever used
             if count:
                 found += np.frombuffer(page, np.uint64, min(count, self._most), HEAD.size).tolist()
         return found
 
     def _forget_dead(self) -> None:
-        """Empties the slots of dead processes: a process that can lock the byte is alone with the slot."""
+        """Empties the slots of dead processes: if the slot's byte can be locked, its process is dead."""
         for slot in range(SLOTS):
             page = self.shared.control[FIRST_SLOT + slot]
             magic, count = HEAD.unpack_from(page)
@@ -136,13 +136,13 @@ class Versions:
             if page.page_no == page_no and page.lsn == ways[way, 1]:
                 return page
         raise SnapshotTooOld(
-            f"page {page_no} as it was at {snapshot:#x} had to make room for newer versions; "
+            f"page {page_no} as it was at {snapshot:#x} was dropped to keep newer versions; "
             "begin the transaction anew, or open the database with a larger capacity"
         )
 
     def keep(self, pages: list[tuple[int, bytes]], until: int) -> None:
         """Keeps versions that are about to be replaced: the pages first, then the directory that names them."""
-        durable = self.shared.durable()
+        visible = self.shared.visible()
         live = self._live()
         sets: dict[int, list[tuple[int, bytes]]] = {}
         for page_no, image in pages:
@@ -150,11 +150,11 @@ class Versions:
         for index, images in sets.items():
             _, ways = self._read_set(index)
             ways = ways.copy()
-            free = free_ways(ways, durable, live)
+            free = free_ways(ways, visible, live)
             if len(free) < len(images):
                 self._forget_dead()
                 live = self._live()
-                free = free_ways(ways, durable, live)
+                free = free_ways(ways, visible, live)
             if len(free) < len(images):
                 rest = np.argsort(ways[:, 2], kind="stable")
                 free = np.concatenate([free, rest[~np.isin(rest, free)]])
@@ -166,9 +166,9 @@ class Versions:
             self.shared.publish(FIRST_SET + index, ways.tobytes())
 
 
-def free_ways(ways: Set, durable: int, live: list[int]) -> npt.NDArray[np.intp]:
-    """The ways whose versions no snapshot needs, lowest first."""
-    needed = ways[:, 2] > durable
+def free_ways(ways: Set, visible: int, live: list[int]) -> npt.NDArray[np.intp]:
+    """The indexes of the ways (rows of ``ways``) whose versions no snapshot needs, lowest first."""
+    needed = ways[:, 2] > visible
     for lsn in set(live):
         needed |= (ways[:, 1] <= lsn) & (ways[:, 2] > lsn)
     return np.flatnonzero(~needed)

@@ -1,11 +1,11 @@
 """Sessions with temporary tables come and go; some disconnect, some just end, some are killed in mid-write.
 
 Each session is a process with a temporary table in a scratch space that it owns (lifetime="process"). However it
-ends, all of the table's memory goes back to the machine, by the kernel's count, and no other table changes.
+ends, all of the table's memory is given back to the kernel, by the kernel's count, and no other table changes.
 
-Where the machine has swap and lets us make a memory cgroup, pages of a session's table are pushed into swap, and
-the session is killed: what was swapped out is dropped in swap, without being read back in. --swap FILE adds a
-swap file for the time of the run (root).
+If the machine has swap and a memory cgroup can be made, pages of a session's table are pushed into swap, and
+the session is killed: the kernel frees them in swap without reading them. --swap FILE adds a
+swap file during the run (root).
 """
 
 import os
@@ -23,18 +23,18 @@ from workload import BLUE, GREEN, MIB, ORANGE, Pipe, Run, Worker, eventually, ma
 import bufferpool as bp
 
 ENDS = {"disconnects": GREEN, "just ends": ORANGE, "is killed": "#b03a48"}
-SPARE_PAGES = 4  # what a process that writes may hold beside its pages
+SPARE_PAGES = 4  # frames that a writing process may keep beside its pages
 
 
 def session(pipe: Pipe, pool: bp.Pool, name: str, n_pages: int) -> None:
-    """A session: fills its table, and then does what it is told."""
+    """A session: fills its table, and then follows orders from the pipe."""
     pipe.get()
     table = pool.open_scratch(name, n_pages, lifetime="process", dtype=np.uint64)
     for n in range(n_pages):
         with table.write(n) as page:
             page[:] = stamp(n)
     pipe.put("filled")
-    held = table[0]  # and a pin, that its end must take back
+    held = table[0]  # a pin, which must be released when the process ends
     while True:
         order = pipe.get()
         if order == "check":
@@ -56,25 +56,29 @@ def session(pipe: Pipe, pool: bp.Pool, name: str, n_pages: int) -> None:
 
 @dataclass
 class Books:
-    """What happened. Times in seconds, sizes in bytes."""
+    """The recorded figures. Times are in seconds, sizes in bytes."""
 
     pool: bp.Pool
     began: float = field(default_factory=time.monotonic)
-    sizes: list[tuple[float, int, int]] = field(default_factory=list)  # time, of the live tables, kernel's count
+    sizes: list[tuple[float, int, int]] = field(
+        default_factory=list
+    )  # (time, bytes of the live tables, the kernel's count)
     ends: list[tuple[float, str, int]] = field(default_factory=list)
     live: dict[Worker, int] = field(default_factory=dict)  # session -> pages of its table
-    in_swap: float | None = None  # when two tables were there
-    extra: list[int] = field(default_factory=list)  # pages that the kernel counts beside the tables, at rest
+    in_swap: float | None = None  # when two tables were in swap
+    extra: list[int] = field(
+        default_factory=list
+    )  # pages that the kernel counts beside the tables, while no session writes
 
     def note(self) -> int:
-        """Notes the sizes; returns the kernel's."""
+        """Records the sizes; returns the kernel's count."""
         data: int = kernel_bytes(self.pool) - self.pool.stats().metadata_bytes
         self.sizes.append((time.monotonic() - self.began, sum(self.live.values()) * PAGE, data))
         return data
 
 
 def begin(run: Run, books: Books, n: int, n_pages: int, group: MemoryCgroup | None = None) -> None:
-    """A new session, its memory in ``group``."""
+    """Starts a session, with its memory in ``group``."""
     worker = run.start(session, books.pool, f"temporary {n}", n_pages)
     books.note()
     if group is not None:
@@ -86,7 +90,7 @@ def begin(run: Run, books: Books, n: int, n_pages: int, group: MemoryCgroup | No
 
 
 def end(books: Books, worker: Worker, how: str) -> None:
-    """A session ends in one of the three ways; afterwards the books are compared."""
+    """Ends a session in one of the three ways, and compares the counts."""
     books.note()
     worker.put(how)
     if how == "is killed":
@@ -95,7 +99,7 @@ def end(books: Books, worker: Worker, how: str) -> None:
         worker.kill()
     worker.process.join()
     books.pool.reap()
-    books.pool.trim()  # spare frames that came free: the pool would keep them for the next session
+    books.pool.trim()  # give back free frames, which the pool would keep for the next session
     gone = books.live.pop(worker)
     data = books.note()
     books.ends.append((time.monotonic() - books.began, how, gone * PAGE))
@@ -103,7 +107,7 @@ def end(books: Books, worker: Worker, how: str) -> None:
 
 
 def come_and_go(run: Run, books: Books) -> None:
-    """Sessions, at most ``--at_once`` at a time."""
+    """Runs the sessions, at most ``--at_once`` at a time."""
     options, random = run.options, np.random.default_rng(run.options.seed)
     most_pages = int(options.table * MIB) // PAGE
     with run.progress("sessions", options.sessions) as advance:
@@ -125,14 +129,14 @@ def come_and_go(run: Run, books: Books) -> None:
 
 
 def killed_in_swap(run: Run, books: Books, group: MemoryCgroup) -> None:
-    """Two sessions in a memory cgroup, their pages pushed into swap; one is killed, the other goes on."""
+    """Pushes the pages of two sessions into swap and kills one; the other must keep its table."""
     n_pages = int(run.options.table * MIB) // PAGE
     for n in (1000, 1001):
         begin(run, books, n, n_pages, group)
     first, second = books.live
 
     def pushed() -> bool:
-        group.push_out(n_pages * PAGE // 2)  # stops short at pages in use, or still on their way to the disk
+        group.push_out(n_pages * PAGE // 2)  # the kernel stops at pages in use, or under write-back
         return group.swapped() >= 3 * n_pages * PAGE // 2
 
     eventually(pushed)
@@ -160,12 +164,12 @@ def killed_in_swap(run: Run, books: Books, group: MemoryCgroup) -> None:
     end(books, second, "is killed")
     free = eventually(
         lambda: group.swapped() <= swapped // 8
-    )  # the kernel adds up what its processors count now and then
+    )  # the kernel sums its per-processor counters only now and then
     run.check(free, f"swap: at the end {mib(group.swapped())} are in swap")
 
 
 def with_swap(run: Run, books: Books) -> None:
-    """The part with swap, or why there is none."""
+    """Runs the part with swap, or prints why it cannot."""
     with ExitStack() as stack:
         try:
             if run.options.swap is not None:
@@ -178,7 +182,7 @@ def with_swap(run: Run, books: Books) -> None:
 
 
 def work(run: Run) -> None:
-    """Sessions, with and without swap."""
+    """Runs the sessions, with and without swap."""
     options = run.options
     pool = run.pool(int((options.at_once + 2) * options.table * MIB))
     books = Books(pool)
@@ -210,7 +214,7 @@ def work(run: Run) -> None:
 
 
 def draw(books: Books) -> Any:
-    """Memory over time, each end marked."""
+    """Draws memory over time, with each end of a session marked."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 3.6))
@@ -223,7 +227,7 @@ def draw(books: Books) -> Any:
     axes.set(xlabel="seconds", ylabel="MiB", ylim=(0, 1.45 * kernel.max() / MIB), xlim=(0, None))
     axes.legend(loc="upper left", ncols=3)
     if books.in_swap is not None:
-        height = kernel[np.searchsorted(times, books.in_swap) - 1] / MIB  # before it is killed
+        height = kernel[np.searchsorted(times, books.in_swap) - 1] / MIB  # before the session is killed
         axes.annotate("in swap", (books.in_swap, height), (0, 5), textcoords="offset points", ha="right")
     axes.set_title("temporary tables of sessions that come and go")
     return figure

@@ -1,10 +1,10 @@
 """A load that rises, falls and moves, and a pool whose memory follows it.
 
 Two processes read pages of a region that changes from phase to phase; the pool's steward gives pages back that
-nobody has touched for a while. Then a neighbour takes memory under a real limit (a memory cgroup where the
-machine lets us make one, else a small tmpfs, which the pool shares with it): the budget falls, and when
-the neighbour has gone it rises again, as far as the miss-ratio curve says that it pays. The kernel's count
-stands beside the pool's, and beside both what a cache of fixed size, which never gives back, would hold.
+have not been used for a while. Then a neighbour process takes memory under a real limit (a memory cgroup if
+one can be made, else a small tmpfs that the pool shares with it): the budget falls, and when
+the neighbour has ended it rises again, as far as it pays by the miss-ratio curve. The report compares the kernel's
+count, the pool's count, and the memory of a cache of fixed size, which never gives memory back.
 """
 
 import os
@@ -24,28 +24,28 @@ from workload import BLUE, GREEN, GREY, MIB, ORANGE, PALE, Pipe, Run, Worker, ev
 import bufferpool as bp
 from bufferpool.upkeep.budget import Rules
 
-BATCH = 500  # reads between two looks at the pipe
+BATCH = 500  # reads between two checks of the pipe
 STEP = 2 * MIB  # the neighbour takes memory in steps
 SAMPLE_S = 0.05
-PHASES = (  # the region, in parts of what the pool may have: where it begins, and how large it is
+PHASES = (  # the region, as shares of the largest pool: where it begins, and its size
     ("rises", 0, 0.15), ("rises more", 0, 0.45), ("peaks", 0, 0.9),
     ("falls", 0, 0.2), ("moves", 1.2, 0.2), ("grows", 1.0, 0.7),
 )  # fmt: skip
-PATIENCE_S = 60.0  # the pool has that long to follow; it takes a second or two
+PATIENCE_S = 60.0  # the time limit for the pool to follow; it takes a second or two
 
 
 # ---- the load and the neighbour: processes -----------------------------------------------------
 
 
 def make(page_no: int, out: npt.NDArray[np.uint64]) -> None:
-    """The loader: a page is computed."""
+    """The loader: computes a page."""
     out[:] = stamp(page_no)
 
 
 def load(pipe: Pipe, pool: bp.Pool, n_pages: int, touched_path: Path, seed: int) -> tuple[int, int]:
-    """Reads pages of the region that it was told last, at random; returns (reads, wrong words).
+    """Reads random pages of the region in its last message; returns (reads, wrong words).
 
-    Messages: (first page, pages), each answered; no pages: rest; None: end.
+    Messages: (first page, number of pages), each answered; 0 pages: pause; None: end.
     """
     random, region, reads, wrong = np.random.default_rng(seed), (0, 0), 0, 0
     tiles = pool.open_derived("tiles", n_pages, make, dtype=np.uint64)
@@ -65,7 +65,7 @@ def load(pipe: Pipe, pool: bp.Pool, n_pages: int, touched_path: Path, seed: int)
 
 
 def neighbour(pipe: Pipe, folder: Path | None) -> None:
-    """Takes as many bytes as it is told: of its own memory, or in a file of the tmpfs. 0: gives all back."""
+    """Takes as many bytes as each message says: of its own memory, or in a file of the tmpfs. 0: gives all back."""
     blocks: list[npt.NDArray[np.uint8]] = []
     while True:
         size, had = pipe.get(), sum(block.nbytes for block in blocks)
@@ -85,34 +85,34 @@ def neighbour(pipe: Pipe, folder: Path | None) -> None:
 
 @dataclass
 class Limit:
-    """What the pool has to share with the neighbour."""
+    """The limit that the pool shares with the neighbour."""
 
     name: str
     size: int
     group: MemoryCgroup | None = None
-    folder: Path | None = None  # of the tmpfs
+    folder: Path | None = None  # the tmpfs, if that is the limit
 
     def room(self) -> int:
-        """Bytes that are free below it."""
+        """Bytes free below the limit."""
         if self.group is not None:
             return self.size - self.group.used()
         found = os.statvfs(str(self.folder))
         return found.f_bavail * found.f_frsize
 
     def enforce(self, size: int) -> None:
-        """Leaves ``size`` bytes for the pool and the neighbour, on top of what the processes have now."""
+        """Sets the limit to ``size`` bytes above the present memory of the processes."""
         if self.group is not None:
             self.size = self.group.used() + size
             self.group.limit(self.size)
 
 
 def limit_for(run: Run, size: int) -> Limit | None:
-    """A memory cgroup or a tmpfs of ``size`` bytes; None, and why on the screen, if neither can be had."""
+    """Makes a memory cgroup or a tmpfs of ``size`` bytes; returns None, and prints why, if neither is possible."""
     kind = run.options.limit
     try:
         if kind in ("auto", "cgroup"):
             group = run.stack.enter_context(memory_cgroup())
-            group.add(os.getpid())  # the steward, a thread of ours, looks at the cgroup that it is in
+            group.add(os.getpid())  # the steward is a thread of this process, and reads its cgroup
             return Limit(f"a memory cgroup (version {group.version})", size, group)
     except Refused as reason:
         run.say(str(reason))
@@ -124,16 +124,16 @@ def limit_for(run: Run, size: int) -> Limit | None:
             return Limit("a tmpfs", size, folder=mount)
     except Refused as reason:
         run.say(str(reason))
-    run.say("no limit: nobody takes memory away in this run")
+    run.say("no limit: this run has no memory pressure")
     return None
 
 
-# ---- the stage -------------------------------------------------------------------------------
+# ---- the pool and the processes -------------------------------------------------------------------------------
 
 
 @dataclass
 class Sample:
-    """One moment. Bytes, but for the time."""
+    """The figures of one moment: the time in seconds, all others in bytes."""
 
     time: float
     region: int
@@ -145,7 +145,7 @@ class Sample:
 
 
 class Stage:
-    """The pool, the load, the neighbour, and what was seen."""
+    """The pool, the load, the neighbour, and the samples."""
 
     def __init__(self, run: Run) -> None:
         options = run.options
@@ -163,13 +163,13 @@ class Stage:
         self.taken = 0
         self.take(0)
         self.move(0, 0.1)
-        time.sleep(0.5)  # every process has its own memory now
+        time.sleep(0.5)  # until every process has allocated its own memory
         if self.limit is not None:
             self.limit.enforce(3 * self.most // 2 - kernel_bytes(self.pool))
         self.samples: list[Sample] = []
         self.phases: list[tuple[float, str]] = []
         self.exact: list[bool] = []
-        rules = Rules(reserve=0.08, rest_s=1.0, grow_every_s=options.idle / 6)  # in more of a hurry than by default
+        rules = Rules(reserve=0.08, rest_s=1.0, grow_every_s=options.idle / 6)  # faster than the defaults
         self.pool.start_steward(bp.Settings(interval=SAMPLE_S, idle=options.idle, rules=rules))
         self.bars = Progress(TextColumn("{task.description:<24}"), BarColumn(50), TextColumn("{task.fields[size]:>11}"),
                              console=run.console)  # fmt: skip
@@ -186,14 +186,14 @@ class Stage:
         self.began = time.monotonic()
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> Worker:
-        """A process under the limit."""
+        """Starts a process under the limit."""
         worker = self.run.start(function, *arguments)
         if self.limit is not None and self.limit.group is not None:
             self.limit.group.add(worker.pid)
         return worker
 
     def sample(self) -> Sample:
-        """Looks, now."""
+        """Takes a sample."""
         stats = self.pool.stats()
         now = Sample(
             time.monotonic() - self.began,
@@ -211,7 +211,7 @@ class Stage:
         return now
 
     def watch(self, until: Callable[[Sample], bool]) -> bool:
-        """Samples until something holds; False if it never does."""
+        """Takes samples until ``until`` holds; returns False if it never does."""
         end = time.monotonic() + PATIENCE_S
         while not until(self.sample()):
             if time.monotonic() > end:
@@ -220,12 +220,12 @@ class Stage:
         return True
 
     def hold(self) -> None:
-        """Samples for a while: long enough for untouched pages to go."""
+        """Takes samples for a while: long enough for unused pages to be given back."""
         end = time.monotonic() + 1.5 * self.run.options.idle
         self.watch(lambda _: time.monotonic() > end)
 
     def move(self, first: float, size: float) -> None:
-        """The load's region from now on, in shares of the largest pool."""
+        """Moves the load's region; given as shares of the largest pool."""
         self.region = int(first * self.most) // PAGE, int(size * self.most) // PAGE
         for worker in self.loads:
             worker.put(self.region)
@@ -233,12 +233,12 @@ class Stage:
             worker.get()
 
     def take(self, size: int) -> None:
-        """The neighbour takes more; 0: gives all back."""
+        """Lets the neighbour take ``size`` bytes; 0: give all back."""
         self.neighbour.put(size)
         self.taken = self.neighbour.get()
 
     def count_exactly(self) -> None:
-        """While the load rests: do the pool and the kernel count the same?"""
+        """Compares the pool's and the kernel's counts while the load pauses."""
         region = self.region
         self.move(0, 0)
 
@@ -246,11 +246,11 @@ class Stage:
             stats = self.pool.stats()
             return stats.resident_bytes == kernel_bytes(self.pool) - stats.metadata_bytes
 
-        self.exact.append(eventually(equal))  # the steward may be giving something back this moment
+        self.exact.append(eventually(equal))  # the steward may just be giving memory back
         self.move(region[0] * PAGE / self.most, region[1] * PAGE / self.most)
 
     def phase(self, name: str, first: float, size: float) -> None:
-        """The load moves; the pool follows, and stays there."""
+        """Moves the load, and checks that the pool's memory follows."""
         self.phases.append((time.monotonic() - self.began, name))
         self.move(first, size)
         region = self.region[1] * PAGE
@@ -267,11 +267,11 @@ class Stage:
         self.count_exactly()
 
 
-# ---- the play --------------------------------------------------------------------------------
+# ---- the phases --------------------------------------------------------------------------------
 
 
 def share(stage: Stage, limit: Limit) -> None:
-    """The neighbour comes, the budget falls; the neighbour goes, it rises again."""
+    """Checks that the budget falls when the neighbour takes memory, and rises when it ends."""
     run, pool = stage.run, stage.pool
     stage.phases.append((time.monotonic() - stage.began, "a neighbour"))
     before, goal = pool.stats(), stage.region[1] * PAGE // 2
@@ -280,13 +280,13 @@ def share(stage: Stage, limit: Limit) -> None:
         return pool.stats().reclaimed_bytes["pressure"] - before.reclaimed_bytes["pressure"]
 
     def give_way(now: Sample) -> bool:
-        if now.kernel > goal and limit.room() > 2 * STEP:  # without room it would be killed, or refused
+        if now.kernel > goal and limit.room() > 2 * STEP:  # without free memory it would be killed, or refused
             stage.take(STEP)
-        return now.kernel <= goal and given() >= goal // 2  # a load that is held up for a while gives pages for idle
+        return now.kernel <= goal and given() >= goal // 2  # a delayed load also gives pages back as idle
 
     gave = stage.watch(give_way)
     stage.hold()
-    gave &= stage.watch(lambda now: now.kernel <= now.budget)  # not while a budget that has just fallen is being kept
+    gave &= stage.watch(lambda now: now.kernel <= now.budget)  # wait until the pool has shrunk to the lowered budget
     now = stage.samples[-1]
     run.check(
         gave,
@@ -304,7 +304,7 @@ def share(stage: Stage, limit: Limit) -> None:
 
 
 def work(run: Run) -> None:
-    """The phases, then the books."""
+    """Runs the phases, then compares the counts."""
     stage = Stage(run)
     pool = stage.pool
     for name, first, size in PHASES[3:] if run.options.quick else PHASES:
@@ -335,7 +335,7 @@ def work(run: Run) -> None:
 
 
 def report(run: Run, stage: Stage) -> None:
-    """What the steward did and why, and what it came to."""
+    """Prints the steward's decisions with their reasons, and the average memory."""
     decisions: dict[tuple[str, str], list[bp.figures.events.Event]] = {}
     for event in stage.pool.events():
         decisions.setdefault((event.kind.name.lower(), event.reason.name.lower()), []).append(event)
@@ -361,7 +361,7 @@ def report(run: Run, stage: Stage) -> None:
 
 
 def draw(samples: list[Sample], phases: list[tuple[float, str]], limit: Limit | None) -> Any:
-    """Everything over time."""
+    """Draws all figures over time."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 4.4))
@@ -390,7 +390,7 @@ if __name__ == "__main__":
     choice = {
         "choices": ["auto", "cgroup", "tmpfs", "none"],
         "default": "auto",
-        "help": "the limit that a neighbour shares with the pool (default: auto, the first that can be had)",
+        "help": "the limit that a neighbour shares with the pool (default: auto, the first that is possible)",
     }
     main(
         work,

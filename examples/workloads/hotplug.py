@@ -1,11 +1,11 @@
 """A guest's memory in blocks on a scratch space: plugged, used and unplugged in any order.
 
-What the memory hotplug of a virtual machine, or User Mode Linux, does with MADV_REMOVE: the guest's memory is
+This is what the memory hotplug of a virtual machine, or User Mode Linux, does with MADV_REMOVE. The guest's memory is
 one scratch space, a block is a range of its pages. Virtual CPUs (processes) write and check pages of the blocks
-that are theirs; all the while the host gives a block to one of them or takes one away, in random order, and
-drops it: its memory goes back to the machine at once, by the kernel's count, and a block that is plugged again
-reads as zeros. At the end a block is unplugged while a device still looks at one page of it: that page's memory
-follows when the device lets go.
+that they own. Meanwhile the host plugs blocks (gives one to a CPU) and unplugs them, in random order. It
+drops an unplugged block: its memory is given back at once, by the kernel's count, and a block that is plugged again
+reads as zeros. At the end a block is unplugged while a device still pins one page of it: that page's memory
+is given back when the device releases it.
 """
 
 import time
@@ -20,7 +20,7 @@ import bufferpool as bp
 
 
 class Cpu:
-    """A virtual CPU: a process that uses its blocks until it is told to end."""
+    """A virtual CPU: a process that uses its blocks until the order to end."""
 
     def __init__(self, guest: bp.Space, block_pages: int, seed: int) -> None:
         self.guest, self.block_pages = guest, block_pages
@@ -30,31 +30,31 @@ class Cpu:
         self.writes = self.reads = self.wrong = 0
 
     def write(self, n: int) -> None:
-        """The next version of a page."""
+        """Writes the next version of a page."""
         self.versions[n] += 1
         with self.guest.write(n) as page:
             page[:] = stamp(n, int(self.versions[n]))
         self.writes += 1
 
     def pages(self, block: int) -> range:
-        """Page numbers of a block."""
+        """The page numbers of a block."""
         return range(block * self.block_pages, (block + 1) * self.block_pages)
 
     def plug(self, block: int) -> None:
-        """Takes a block: new memory is zeros."""
+        """Gets a block, and checks that it is zeros."""
         for n in self.pages(block):
             self.wrong += int(np.count_nonzero(self.guest[n]))
             self.write(n)
         self.blocks.append(block)
 
     def unplug(self, block: int) -> None:
-        """Gives a block up, after a last look at all of it."""
+        """Gives a block up, after a check of all of it."""
         for n in self.pages(block):
             self.wrong += int(np.count_nonzero(self.guest[n] != stamp(n, int(self.versions[n]))))
         self.blocks.remove(block)
 
     def work(self) -> None:
-        """Checks a word of some page of its blocks, and one time in four writes that page anew."""
+        """Checks a word of a random page of its blocks, and one time in four writes that page anew."""
         first = self.blocks[self.random.integers(len(self.blocks))] * self.block_pages
         n, k = first + int(self.random.integers(self.block_pages)), int(self.random.integers(WORDS))
         self.wrong += self.guest[n].item(k) != word(n, k, int(self.versions[n]))
@@ -64,7 +64,7 @@ class Cpu:
 
 
 def run_cpu(pipe: Pipe, guest: bp.Space, block_pages: int, seed: int) -> tuple[int, int, int]:
-    """Works, and does what it is told in between; returns (writes, reads, wrong words)."""
+    """Works, and carries out orders in between; returns (writes, reads, wrong words)."""
     cpu = Cpu(guest, block_pages, seed)
     while True:
         if cpu.blocks and not pipe.waiting():
@@ -83,7 +83,7 @@ def run_cpu(pipe: Pipe, guest: bp.Space, block_pages: int, seed: int) -> tuple[i
 
 
 class Host:
-    """Plugs and unplugs, and keeps the books."""
+    """Plugs and unplugs blocks, and records the sizes."""
 
     def __init__(self, run: Run) -> None:
         options = run.options
@@ -97,26 +97,26 @@ class Host:
         for cpu in self.cpus:
             self.ask(cpu, "ready?")
         self.plugged: dict[int, Worker] = {}
-        self.freed: list[int] = []  # bytes of each unplugging
+        self.freed: list[int] = []  # bytes freed by each unplug
         self.began = time.monotonic()
         self.sizes: list[tuple[float, int, int]] = []  # time, bytes plugged, bytes by the kernel's count
         self.uses: list[tuple[int, int, float, float]] = []  # block, CPU, from, to
         self._since: dict[int, float] = {}
 
     def now(self) -> float:
-        """Seconds since the beginning; notes the sizes."""
+        """The seconds since the start; records the sizes."""
         now = time.monotonic() - self.began
         data = kernel_bytes(self.pool) - self.pool.stats().metadata_bytes
         self.sizes.append((now, len(self.plugged) * self.block_bytes, data))
         return now
 
     def ask(self, cpu: Worker, order: str, block: int = -1) -> None:
-        """An order, carried out."""
+        """Gives an order to a CPU, and waits until it is carried out."""
         cpu.put((order, block))
         cpu.get()
 
     def plug(self, block: int) -> None:
-        """A block for some CPU."""
+        """Gives a block to a random CPU."""
         self._since[block] = self.now()
         cpu = self.cpus[self.random.integers(len(self.cpus))]
         self.ask(cpu, "plug", block)
@@ -124,23 +124,23 @@ class Host:
         self.now()
 
     def take(self, block: int) -> Worker:
-        """Takes a block from its CPU, which it returns: nobody writes there any more."""
+        """Takes a block from its CPU, and returns the CPU; no process writes to the block afterwards."""
         self.now()
         cpu = self.plugged.pop(block)
         self.ask(cpu, "unplug", block)
         return cpu
 
     def unplug(self, block: int) -> None:
-        """Takes a block from its CPU, and gives its memory to the machine."""
+        """Takes a block from its CPU, and gives its memory back."""
         self.drop(block, self.take(block))
 
     def drop(self, block: int, cpu: Worker) -> None:
-        """Gives the memory of a block that was this CPU's to the machine."""
+        """Gives the memory of a block that ``cpu`` had back to the kernel."""
         self.freed.append(self.guest.drop(block * self.block_pages, self.block_pages))
         self.uses.append((block, self.cpus.index(cpu), self._since.pop(block), self.now()))
 
     def settle(self) -> tuple[int, int]:
-        """While no CPU runs: (bytes that the pool counts, bytes that the kernel counts), free frames given back."""
+        """Gives free frames back, while no CPU runs; returns (the pool's count, the kernel's count) in bytes."""
         for cpu in self.cpus:
             self.ask(cpu, "pause")
         self.pool.trim()
@@ -151,10 +151,10 @@ class Host:
 
 
 def unplug_under_a_device(host: Host) -> None:
-    """The last plugged block goes while a page of it is pinned."""
+    """Unplugs the last block while a page of it is pinned."""
     run, block = host.run, next(iter(host.plugged))
     cpu = host.take(block)
-    page = host.guest[block * host.block_pages]  # after the CPU's last write: it is the version that is dropped
+    page = host.guest[block * host.block_pages]  # pinned after the CPU's last write: the version that is dropped
     seen = page.copy()
     host.drop(block, cpu)
     run.check(
@@ -168,7 +168,7 @@ def unplug_under_a_device(host: Host) -> None:
 
 
 def work(run: Run) -> None:
-    """Random steps; every now and then all CPUs pause and the books are compared."""
+    """Runs random steps; now and then all CPUs pause and the counts are compared."""
     host, n_blocks = Host(run), run.options.blocks
     allowed = (run.options.cpus + 1) * 4 * PAGE  # each process may keep a few spare frames
     exact, most = [], 0
@@ -199,7 +199,7 @@ def work(run: Run) -> None:
 
 
 def finish(run: Run, host: Host, allowed: int) -> None:
-    """The CPUs end, and everything is back."""
+    """Ends the CPUs, and checks that all memory was given back."""
     for cpu in host.cpus:
         cpu.put(("end", -1))
     writes, reads, wrong = (sum(part) for part in zip(*(cpu.get() for cpu in host.cpus), strict=True))
@@ -218,7 +218,7 @@ def finish(run: Run, host: Host, allowed: int) -> None:
 
 
 def draw(host: Host) -> Any:
-    """The blocks over time, and their memory below."""
+    """Draws the blocks over time, and their memory below."""
     from matplotlib import pyplot
 
     figure, (blocks, sizes) = pyplot.subplots(2, 1, sharex=True, figsize=(9, 4.6), height_ratios=(2, 1.4))

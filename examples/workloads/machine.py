@@ -1,6 +1,6 @@
-"""What the kernel counts, and the limits that a workload sets for itself: a memory cgroup, a small tmpfs, a swap file.
+"""The kernel's counts, and limits that a workload sets for itself: a memory cgroup, a small tmpfs, a swap file.
 
-A limit that the machine does not let us set raises Refused, with the reason.
+A limit that cannot be set raises Refused, with the reason.
 """
 
 import errno
@@ -19,7 +19,7 @@ UNLIMITED = 1 << 62
 
 
 def kernel_bytes(pool: bp.Pool) -> int:
-    """What the kernel counts for the segment (st_blocks)."""
+    """The kernel's count of the segment's bytes (st_blocks)."""
     return os.stat(pool.path).st_blocks * 512
 
 
@@ -27,7 +27,7 @@ def pss(pid: int, *files: Path) -> tuple[int, ...]:
     """The proportional set size of a process in bytes: of its private memory, and of its mappings of each file.
 
     Of each page that n processes (or mappings) share, it counts 1/n: the sum over processes counts each page once
-    (Documentation/filesystems/proc.rst). Other files are left out: their part moves as other programs come and go.
+    (Documentation/filesystems/proc.rst). Other files are left out: their part depends on other programs.
     """
     private, sizes, mapped = 0, dict.fromkeys(map(str, files), 0), ""
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
@@ -52,11 +52,11 @@ def bytes_read(pid: int | str = "self") -> int:
 
 
 class Refused(Exception):
-    """The machine does not let us; the message says why."""
+    """The machine does not allow it; the message says why."""
 
 
 class MemoryCgroup:
-    """A memory cgroup (version 1 or 2) of our own."""
+    """A memory cgroup (version 1 or 2) that this process has made."""
 
     def __init__(self, folder: Path, version: int, home: Path) -> None:
         self.folder, self.version, self.home = folder, version, home
@@ -69,7 +69,7 @@ class MemoryCgroup:
         return int(dict(line.split() for line in lines).get(name, 0))
 
     def add(self, pid: int) -> None:
-        """Moves a process in: memory that it takes from now on counts here."""
+        """Moves a process into the cgroup: its new memory counts here."""
         self._write("cgroup.procs", pid)
 
     def limit(self, size: int) -> None:
@@ -85,20 +85,20 @@ class MemoryCgroup:
         return int((self.folder / "memory.swap.current").read_text()) if self.version == 2 else self._stat("swap")
 
     def push_out(self, size: int) -> None:
-        """Has the kernel reclaim ``size`` bytes, or what it can: shared memory goes to swap."""
+        """Makes the kernel reclaim up to ``size`` bytes: shared memory is written to swap."""
         try:
             if self.version == 2:
                 self._write("memory.reclaim", size)
             else:
                 self.limit(self.used() - size)
         except OSError as error:
-            if error.errno not in (errno.EBUSY, errno.EAGAIN):  # it stopped short
+            if error.errno not in (errno.EBUSY, errno.EAGAIN):  # the kernel reclaimed less
                 raise
         if self.version == 1:
             self.limit(UNLIMITED)
 
     def close(self) -> None:
-        """Removes it; who is in it goes back to where this process came from."""
+        """Removes the cgroup; its processes are moved to this process's former cgroup."""
         for pid in (self.folder / "cgroup.procs").read_text().split():
             with suppress(ProcessLookupError):
                 (self.home / "cgroup.procs").write_text(pid)
@@ -107,13 +107,13 @@ class MemoryCgroup:
 
 @contextmanager
 def memory_cgroup() -> Iterator[MemoryCgroup]:
-    """A new memory cgroup, with nobody in it; gone when the block ends."""
+    """A new, empty memory cgroup; removed when the block ends."""
     reasons = []
     folders = list(cgroup_folders())
     for folder, version in folders:
         home = next(f for f, v in folders if v == version)
         if version == 2 and "memory" not in (folder / "cgroup.subtree_control").read_text().split():
-            reasons.append(f"{folder} hands out no memory controller")
+            reasons.append(f"{folder} does not delegate the memory controller")
             continue
         group = MemoryCgroup(folder / f"workload-{os.getpid()}", version, home)
         try:
@@ -147,7 +147,7 @@ def in_own_namespace() -> None:
     if os.environ.get("WORKLOAD_NAMESPACE"):
         return
     if subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode:
-        raise Refused("no user and mount namespaces can be had (unshare -Urm)")
+        raise Refused("no user and mount namespaces can be made (unshare -Urm)")
     os.environ["WORKLOAD_NAMESPACE"] = "1"
     sys.stdout.flush()
     os.execvp("unshare", ["unshare", "-Urm", sys.executable, *sys.argv])
@@ -155,7 +155,7 @@ def in_own_namespace() -> None:
 
 @contextmanager
 def swap_file(path: Path, size: int) -> Iterator[None]:
-    """A swap file for the time of the block. Needs root."""
+    """Adds a swap file until the block ends. Needs root."""
     with open(path, "xb") as file:
         os.fchmod(file.fileno(), 0o600)
         for _ in range(size >> 20):

@@ -1,4 +1,4 @@
-"""The pages of the workloads: their content, which every reader can check, and which of them are asked for."""
+"""The pages of the workloads: their content, which every reader can check, and the distribution of references."""
 
 import os
 from pathlib import Path
@@ -39,7 +39,7 @@ def write_dataset(run: "Run", path: Path, n_pages: int) -> None:
 def zipf(random: np.random.Generator, n: int, s: float, size: int, *, shuffled: bool = True) -> npt.NDArray[np.int64]:
     """``size`` numbers below ``n``: the k-th most frequent one has weight 1/k**s.
 
-    Which one that is is shuffled, in every process alike; or else it is k - 1.
+    That number is k - 1, or with ``shuffled`` the k-th of a permutation, the same in every process.
     """
     cdf = np.cumsum(np.arange(1, n + 1, dtype=np.float64) ** -s)
     ranks: npt.NDArray[np.int64] = np.searchsorted(cdf, random.random(size) * cdf[-1])

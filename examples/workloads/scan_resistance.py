@@ -1,11 +1,11 @@
-"""Point reads go on while another process scans the whole table: whose pages does the cache keep?
+"""Point reads continue while another process scans the whole table: which pages does the cache keep?
 
 One process reads pages with a Zipf distribution; after a while a second one scans the table, from end to end,
---passes times: both at once, as many pages of the scan as point reads, independent of the share of the processor that each gets. It is
-done twice: with the hint that it is a scan (space.scan), and without (space[n] in a loop). Each process writes
-down which page it read when. The two lists, merged by time, are the reference string; a plain LRU of the same
-size (functools.lru_cache) is run over that very string, and the point reads' hit ratio is compared, in the
-pool and in the LRU. A point read hit if its process did not read the store for it.
+--passes times. Both run at once, with as many pages of the scan as point reads, independent of the processor time
+that each gets. There are two runs: with the hint that it is a scan (space.scan), and without (space[n] in a loop).
+Each process records which page it read when. The two lists, merged by time, are the reference string. A plain LRU of
+the same size (functools.lru_cache) is run over the same string, and the hit ratios of the point reads in the
+pool and in the LRU are compared. A point read is a hit if its process did not read the store for it.
 """
 
 import functools
@@ -21,8 +21,8 @@ from workload import BLUE, MIB, ORANGE, PALE, Pipe, Run, main, mib
 
 import bufferpool as bp
 
-STEP = 250  # reads of each process between two looks at the pipe
-SHOWN = 1000  # point reads that the picture takes together, at least
+STEP = 250  # reads of each process between two checks of the pipe
+SHOWN = 1000  # the least number of point reads for a point of the picture
 
 
 class CountingStore:
@@ -33,25 +33,25 @@ class CountingStore:
         self.reads = 0
 
     def read_into(self, offset: int, buffer: npt.NDArray[np.uint8]) -> int:
-        """As the protocol has it, and counts."""
+        """Reads a page, and counts it."""
         self.reads += 1
         return self._file.read_into(offset, buffer)
 
     def write_from(self, offset: int, buffer: npt.NDArray[np.uint8]) -> int:
-        """Nobody writes here."""
+        """Raises OSError: the table is only read."""
         raise OSError("the table is opened for reading")
 
     def sync(self) -> None:
-        """Nothing to do."""
+        """Does nothing."""
 
     def size(self) -> int:
-        """Bytes."""
+        """The size of the file in bytes."""
         return self._file.size()
 
 
 @dataclass
 class Log:
-    """What one process read."""
+    """The pages that one process read, with the times."""
 
     times: npt.NDArray[np.int64]
     pages: npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ class Log:
 
 @dataclass
 class Outcome:
-    """A run with its LRU beside it: hit or not of each point read, and which of them fell into the scan."""
+    """A run: whether each point read was a hit, in the pool and in the LRU, and whether it was during the scan."""
 
     title: str
     pool_hits: npt.NDArray[np.bool_]
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def point_reader(pipe: Pipe, pool: bp.Pool, path: Path, n_pages: int, seed: int) -> Log:
-    """Reads pages at random, STEP each time that it is told to go."""
+    """Reads random pages, STEP for each message."""
     random, store = np.random.default_rng(seed), CountingStore(path)
     table = pool.open_store("table", store, mode="r", dtype=np.uint64)
     times: list[int] = []
@@ -101,7 +101,7 @@ def point_reader(pipe: Pipe, pool: bp.Pool, path: Path, n_pages: int, seed: int)
 
 
 def scanner(pipe: Pipe, pool: bp.Pool, path: Path, passes: int, hint: bool) -> Log:
-    """Reads every page in order, ``passes`` times, STEP each time that it is told to go; says whether more are left."""
+    """Reads every page in order, ``passes`` times, STEP for each message; answers whether more are left."""
     store = CountingStore(path)
     table = pool.open_store("table", store, mode="r", dtype=np.uint64)
     times: list[int] = []
@@ -137,7 +137,7 @@ def lru_misses(string: npt.NDArray[np.int64], n_frames: int) -> npt.NDArray[np.b
 
 
 def measure(run: Run, path: Path, n_pages: int, hint: bool) -> Outcome:
-    """The two processes at work, and the LRU after them."""
+    """Runs the two processes, then the LRU over their references."""
     options, title = run.options, "space.scan()" if hint else "a loop over space[n]"
     pool = run.pool(int(options.cache * MIB))
     points = run.start(point_reader, pool, path, n_pages, options.seed)
@@ -175,7 +175,7 @@ def measure(run: Run, path: Path, n_pages: int, hint: bool) -> Outcome:
 
 
 def work(run: Run) -> None:
-    """Both scans."""
+    """Measures both kinds of scan."""
     n_pages = int(run.options.table * MIB) // PAGE
     path = run.folder() / "table"
     write_dataset(run, path, n_pages)
@@ -195,7 +195,7 @@ def work(run: Run) -> None:
 
 
 def draw(outcomes: list[Outcome]) -> Any:
-    """Hit ratios over time, a window of reads at a time; the scan shaded."""
+    """Draws hit ratios over time, by windows of reads, with the scan shaded."""
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(outcomes), sharey=True, figsize=(9, 3.4), squeeze=False)

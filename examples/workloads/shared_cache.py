@@ -3,12 +3,12 @@
 The workers read pages of a file with a Zipf distribution and check a word of each. The file is in the page
 cache before each round, so that no disk is timed. Memory is the growth of the workers' proportional set size
 (PSS) while they read, in private memory, the file and the pool: a page that several processes map is counted
-once. Page cache that nobody maps is not in it: the kernel takes that back when it wants to. Reads are counted in the second half, when the caches are warm.
+once. Page cache that no process maps is not included: the kernel can reclaim it. Reads are counted in the second half, when the caches are warm.
 
   private  an LRU cache of --cache MiB in each worker, filled by pread (functools.lru_cache)
-  memmap   np.memmap: the workers map the page cache, as much of it as they touch
+  memmap   np.memmap: the workers map the page cache, as much of it as they use
   pool     one bufferpool of --cache MiB for all of them
-  whole    one bufferpool that the whole dataset fits into, as memmap has it
+  whole    one bufferpool that the whole dataset fits into, as for memmap
 """
 
 import functools
@@ -32,7 +32,7 @@ KINDS = ("private", "memmap", "pool", "whole")
 
 @dataclass
 class Round:
-    """What one kind of cache did, all workers together. Bytes, and reads a second."""
+    """The result of one kind of cache, over all workers: bytes, and reads per second."""
 
     kind: str
     anon: int
@@ -43,7 +43,7 @@ class Round:
 
     @property
     def memory(self) -> int:
-        """Bytes, whatever they are made of."""
+        """The sum in bytes: private memory, file and pool."""
         return self.anon + self.file + self.shm
 
 
@@ -51,7 +51,7 @@ class Round:
 
 
 def opened(kind: str, path: Path, cache_pages: int, pool: bp.Pool | None) -> tuple[Callable[[int], np.ndarray], Any]:
-    """The way to a page, and what knows about hits."""
+    """(a function that returns a page, the object that counts hits)."""
     if pool is not None:
         return pool.open_file(path, dtype=np.uint64).__getitem__, None
     if kind == "memmap":
@@ -81,7 +81,7 @@ def reader(pipe: Pipe, kind: str, path: Path, cache_pages: int, pool: bp.Pool | 
         pipe.put(len(pages[chunk]))
     ended = time.monotonic()
     pipe.put("read")
-    pipe.get()  # the cache lives until it has been measured
+    pipe.get()  # keeps the cache until it has been measured
     return wrong, began, ended, info().hits / reads if info else float("nan")
 
 
@@ -129,7 +129,7 @@ def measure(run: Run, kind: str, path: Path, n_pages: int) -> Round:
     run.check(sum(wrong) == 0, f"{kind}: {reads:,} words read, {sum(wrong)} of them wrong")
     if pool is not None:
         check_pool(run, kind, pool, capacity, after[2])
-    for worker in workers:  # what the next ones share with these is not theirs alone until these have gone
+    for worker in workers:  # end all workers, so that the next round shares no memory with them
         worker.end()
     anon, file, shm = (now - then for now, then in zip(after, before, strict=True))
     speed, hit_ratio = reads / 2 / (max(ended) - min(began)), pool.stats().hit_ratio if pool else float(np.mean(hits))
@@ -137,7 +137,7 @@ def measure(run: Run, kind: str, path: Path, n_pages: int) -> Round:
 
 
 def check_pool(run: Run, kind: str, pool: bp.Pool, capacity: int, in_pss: int) -> None:
-    """The pool's memory is what it says, by both of the kernel's counts."""
+    """Compares the pool's count of its memory with both counts of the kernel."""
     whole = kernel_bytes(pool)
     data = whole - pool.stats().metadata_bytes
     run.check(data <= capacity, f"{kind}: its pages take {mib(data)} by the kernel's count, of {mib(capacity)}")
@@ -146,7 +146,7 @@ def check_pool(run: Run, kind: str, pool: bp.Pool, capacity: int, in_pss: int) -
 
 
 def work(run: Run) -> None:
-    """The three rounds."""
+    """Runs all rounds."""
     n_pages = int(run.options.dataset * MIB) // PAGE
     path = run.folder() / "dataset"
     write_dataset(run, path, n_pages)

@@ -55,7 +55,7 @@ class Dice:
         return int(self._random.integers(low, high + 1))
 
     def chance(self, percent: float) -> bool:
-        """True so often."""
+        """True with a probability of ``percent`` %."""
         return bool(self._random.random() * 100 < percent)
 
     def skewed(self, a: int, n: int) -> int:
@@ -71,13 +71,13 @@ class Dice:
         return name_of(self.skewed(255, min(1000, self.scale.customers)) - 1)
 
     def other_warehouse(self, w: int) -> int:
-        """Another one, if there is one."""
+        """Another warehouse, if there is one."""
         if self.scale.warehouses == 1:
             return w
         return (w - 1 + self.uniform(1, self.scale.warehouses - 1)) % self.scale.warehouses + 1
 
     def pick(self, shares: dict[str, float]) -> str:
-        """One of the keys."""
+        """One of the keys, with probabilities in proportion to the values."""
         return str(self._random.choice(list(shares), p=list(shares.values())))
 
 
@@ -90,7 +90,7 @@ def name_of(n: int) -> str:
 
 
 def load(run: Run, con: sql.Connection, scale: Scale) -> None:
-    """The database at the beginning."""
+    """Fills the database."""
     dice = Dice(scale, run.options.seed)
     con.execute(SCHEMA)
     items = [(i, f"item {i}", dice.uniform(100, 10_000)) for i in range(1, scale.items + 1)]

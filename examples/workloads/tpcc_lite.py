@@ -2,11 +2,11 @@
 
 New-Order (45 %), Payment (43 %), Order-Status, Delivery and Stock-Level (4 % each), with the specification's
 random numbers, its one New-Order in a hundred that is rolled back, and its customers and items of other
-warehouses. It is "lite": fewer customers, items and orders than the specification wants, no filler columns, no
-terminals and no thinking time, so that its figures are no TPC-C results.
+warehouses. It is "lite": fewer customers, items and orders than the specification demands, no filler columns, no
+terminals and no thinking time, so its figures are not TPC-C results.
 
-At the end the consistency conditions 1 to 4 (clause 3.3.2) must hold, in every warehouse and district, and what the
-processes have counted must be there. Then the pool is removed, the database recovered from its log, and
+At the end the consistency conditions 1 to 4 (clause 3.3.2) must hold, in every warehouse and district, and the
+rows that the processes have counted must be there. Then the pool is removed, the database recovered from its log, and
 everything is checked again.
 """
 
@@ -36,7 +36,7 @@ class RolledBack(Exception):
 
 
 class Terminal:
-    """One process, at home in a warehouse."""
+    """One process, with its home warehouse."""
 
     def __init__(self, con: sql.Connection, scale: Scale, home: int, seed: int) -> None:
         self.con, self.scale, self.home, self.dice = con, scale, home, Dice(scale, seed)
@@ -170,7 +170,7 @@ class Terminal:
 def terminal(
     pipe: Pipe, path: Path, pool_name: str, scale: Scale, home: int, seed: int, seconds: float
 ) -> dict[str, Any]:
-    """A process: transactions for some time; returns what was committed, and how long it took."""
+    """A process: runs transactions for some time; returns the number of commits and their times, by kind."""
     con = sql.connect(path, pool_name=pool_name, create=False)
     con.set_busy_timeout(60_000)
     one = Terminal(con, scale, home, seed)
@@ -244,7 +244,7 @@ def violations(con: sql.Connection) -> dict[str, int]:
 
 
 def verify(run: Run, con: sql.Connection, scale: Scale, done: dict[str, int], when: str) -> None:
-    """The conditions, and that everything that was committed is there."""
+    """Checks the conditions, and that everything that was committed is in the database."""
     for condition, places in violations(con).items():
         run.check(places == 0, f"{when}: condition {condition}; {places} violations")
     first = scale.warehouses * scale.districts * scale.customers
@@ -258,7 +258,7 @@ def verify(run: Run, con: sql.Connection, scale: Scale, done: dict[str, int], wh
 
 
 def measure(run: Run, path: Path, pool_name: str, scale: Scale) -> tuple[dict[str, int], dict[str, Any], float]:
-    """Lets the terminals work; returns what was committed, the times by kind, and the seconds."""
+    """Runs the terminals; returns (commits by kind, times by kind, seconds)."""
     options = run.options
     workers = [
         run.start(terminal, path, pool_name, scale, n % scale.warehouses + 1, options.seed + n, options.seconds)

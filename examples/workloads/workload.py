@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # where toydb is
 
 MIB = 1 << 20
-WAIT_S = 120.0  # nobody waits longer for a worker
-PROCESSES = multiprocessing.get_context("forkserver")  # with numpy in it already: workers start in milliseconds
+WAIT_S = 120.0  # the longest wait for a worker
+PROCESSES = multiprocessing.get_context("forkserver")  # numpy is preloaded, so that workers start in milliseconds
 PROCESSES.set_forkserver_preload(["numpy", "rich.progress", "bufferpool"])
 
 INK, BLUE, ORANGE, GREEN, GREY, PALE = "#1f2933", "#2f6fb0", "#d9812b", "#3f8f5f", "#8a94a0", "#d7dde4"
 
 
 def mib(size: float) -> str:
-    """Bytes, for tables."""
+    """A number of bytes as text, in MiB."""
     return f"{size / MIB:,.1f} MiB"
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    """Waits until something holds; False if it does not within WAIT_S."""
+    """Waits until ``holds()`` is true; returns False if it is not within WAIT_S."""
     end = time.monotonic() + WAIT_S
     while not holds():
         if time.monotonic() > end:
@@ -58,7 +58,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 
 
 class Run:
-    """One run of a workload: its options, what it shows, and what it has verified."""
+    """One run of a workload: its options, its output, and its checks."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -68,18 +68,18 @@ class Run:
         self.failed: list[str] = []
 
     def check(self, holds: bool, what: str) -> None:
-        """Something that must hold; ``what`` is a sentence, with the figures in it."""
+        """Records whether a check holds, and prints it; ``what`` is a sentence with the figures."""
         self.verified += 1
         if not holds:
             self.failed.append(what)
         self.console.print(f"{'[green]ok[/]  ' if holds else '[red]FAIL[/]'} {escape(what)}", soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """A line of the report."""
+        """Prints a line of the report."""
         self.console.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-        """Figures, the first column to the left."""
+        """Prints a table, with its first column aligned to the left."""
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
         for n, column in enumerate(columns):
             table.add_column(column, justify="right" if n else "left", no_wrap=True)
@@ -89,7 +89,7 @@ class Run:
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar that moves while the block runs; yields ``advance(steps)``."""
+        """Shows a progress bar while the block runs; yields ``advance(steps)``."""
         columns = (
             TextColumn("{task.description:<28}"),
             BarColumn(40),
@@ -113,7 +113,7 @@ class Run:
         return name
 
     def folder(self) -> Path:
-        """A folder for files, removed when the run ends. TMPDIR says where."""
+        """A folder for files, in TMPDIR, removed when the run ends."""
         return Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="workload-")))
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> "Worker":
@@ -198,7 +198,7 @@ class WorkerFailed(Exception):
 
 
 class Worker:
-    """A process that runs ``function(pipe, *arguments)``; what it raises is raised by :meth:`get`."""
+    """A process that runs ``function(pipe, *arguments)``; :meth:`get` raises what it raises."""
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.pipe, theirs = PROCESSES.Pipe()
@@ -213,11 +213,11 @@ class Worker:
         return self.process.pid
 
     def put(self, message: Any) -> None:
-        """Sends it something."""
+        """Sends a message to the worker."""
         self.pipe.send(message)
 
     def get(self, timeout_s: float = WAIT_S) -> Any:
-        """What it sends next, or at last what the function returned. Raises WorkerFailed."""
+        """Waits for the worker's next message, or for its result. Raises WorkerFailed."""
         if not self.pipe.poll(timeout_s):
             raise WorkerFailed(f"worker {self.pid} did not answer within {timeout_s:g} s")
         try:
@@ -230,12 +230,12 @@ class Worker:
         return value
 
     def kill(self) -> None:
-        """SIGKILL, and waits for its end."""
+        """Kills the worker (SIGKILL), and waits for its end."""
         self.process.kill()
         self.process.join()
 
     def end(self) -> None:
-        """Waits a little for its end, and makes sure of it."""
+        """Waits a little for the worker to end, then kills it."""
         self.pipe.close()
         self.process.join(5)
         if self.process.is_alive():
@@ -243,21 +243,21 @@ class Worker:
 
 
 class Pipe:
-    """The worker's end."""
+    """The worker's end of the pipe."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
 
     def put(self, value: Any) -> None:
-        """To the caller of :meth:`Worker.get`."""
+        """Sends a message, which :meth:`Worker.get` returns."""
         self._pipe.send((True, value))
 
     def get(self) -> Any:
-        """Waits for a message. Raises EOFError if nobody will send one any more."""
+        """Waits for a message. Raises EOFError if the other end is closed."""
         return self._pipe.recv()
 
     def waiting(self) -> bool:
-        """Whether there is a message."""
+        """Whether a message has arrived."""
         return self._pipe.poll()
 
 

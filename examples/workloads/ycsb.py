@@ -6,8 +6,8 @@
 
 Records have ten fields of 100 bytes; which ones are asked for is Zipf-distributed (0.99), in D by age. Each
 operation is a transaction of its own, durable when it returns. Every record read is checked as a whole. Each
-update counts one up in the field that it changes, so that at the end the sum over all fields must be the
-number of updates that were committed: none was lost, none was done twice, by any process.
+update increments a counter in the field that it changes, so that at the end the sum over all fields must be the
+number of committed updates: none was lost, and none was done twice.
 """
 
 import struct
@@ -23,7 +23,7 @@ from workload import BLUE, GREEN, GREY, MIB, ORANGE, Pipe, Run, main
 
 from toydb import Database, SnapshotTooOld, Transaction
 
-FIELDS, FIELD = 10, 100  # and the bytes of one
+FIELDS, FIELD = 10, 100  # fields of a record, bytes of a field
 HEAD = struct.Struct("<QII")  # record, field, how often it was changed
 TABLE = "usertable"
 MIXES = {
@@ -43,7 +43,7 @@ PERCENTILES = (50, 95, 99)
 
 
 def key_of(n: int) -> bytes:
-    """The key of record ``n``: neighbours by number are no neighbours by key."""
+    """The key of record ``n``. Records with consecutive numbers have distant keys."""
     return b"user%020d" % (n * 0x9E3779B97F4A7C15 % 2**64)
 
 
@@ -53,12 +53,12 @@ def field_of(n: int, i: int, count: int) -> bytes:
 
 
 def new_record(n: int) -> bytes:
-    """A record that nobody has changed."""
+    """A new record, with all counters at 0."""
     return b"".join(field_of(n, i, 0) for i in range(FIELDS))
 
 
 def counts_of(record: bytes | None) -> list[int] | None:
-    """How often each field was changed; None if this is no record, or a mixture."""
+    """The counter of each field; None if this is not a record, or a mixture of several."""
     if record is None or len(record) != FIELDS * FIELD:
         return None
     n, counts = HEAD.unpack_from(record)[0], [HEAD.unpack_from(record, i * FIELD)[2] for i in range(FIELDS)]
@@ -150,7 +150,7 @@ def client(
     with Database.open(path, pool_name=pool_name, create=False) as database:
         one = Client(database, *numbers)
         names, shares = list(mix), list(mix.values())
-        one.once(names[0])  # the first one opens what is still closed
+        one.once(names[0])  # the first operation opens the tables
         pipe.put("ready")
         pipe.get()
         before, began = dict(one.done), time.monotonic()
@@ -173,7 +173,7 @@ def client(
 
 @dataclass
 class Result:
-    """A workload with a number of processes. Times in microseconds, by percentile."""
+    """The result of a workload with a number of processes. Times are in microseconds, by percentile."""
 
     name: str
     processes: int
@@ -182,7 +182,7 @@ class Result:
 
 
 class Bench:
-    """The database, and the books."""
+    """The database, and the counts of operations."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.options = run, run.options

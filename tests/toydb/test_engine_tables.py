@@ -226,7 +226,7 @@ def test_check_finds_what_is_wrong(db: toydb.Database) -> None:
         txn.change(last.value(i)[2]).bytes[100] ^= 1
 
     expected = {
-        swap: "keys do not grow", unlink: "right link", lose: "is lost", leak: "is lost", free_twice: "used 2 times",
+        swap: "keys do not ascend", unlink: "right link", lose: "is lost", leak: "is lost", free_twice: "used 2 times",
         garbage: "do not add up", overflow: "do not match",
     }  # fmt: skip
     for change, finding in expected.items():

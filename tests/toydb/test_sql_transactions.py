@@ -79,7 +79,7 @@ def test_a_transaction_reads_one_snapshot(connect):
     assert rows(two, "SELECT * FROM t") == [(1,)]
     one.execute("INSERT INTO t VALUES(2)")
     assert rows(two, "SELECT * FROM t") == [(1,)]
-    with pytest.raises(apsw.BusyError, match="has written since") as caught:
+    with pytest.raises(apsw.BusyError, match="has committed since") as caught:
         two.execute("INSERT INTO t VALUES(3)")
     assert caught.value.extendedresult == apsw.SQLITE_BUSY_SNAPSHOT
     assert rows(two, "SELECT * FROM t") == [(1,)]
@@ -225,7 +225,7 @@ def test_ctrl_c_in_a_commit_comes_after_it_and_says_what_became_of_it(tmp_path, 
 def test_ctrl_c_in_a_statement_undoes_the_statement(con, monkeypatch):
     con.execute("CREATE TABLE t(a); BEGIN; INSERT INTO t VALUES(1)")
     table = con.catalog.known["t"]
-    for note in ("the transaction goes on", "the transaction was rolled back"):
+    for note in ("the transaction is still open", "the transaction was rolled back"):
         interrupted(monkeypatch, table, "_store")
         with pytest.raises(KeyboardInterrupt) as caught:
             con.execute("INSERT INTO t VALUES(2), (3)")
@@ -238,13 +238,13 @@ def test_ctrl_c_in_a_statement_undoes_the_statement(con, monkeypatch):
 @pytest.mark.parametrize("form", ["begin", "alone", "block"])
 def test_a_log_that_cannot_be_written_is_told_as_it_is(tmp_path, monkeypatch, form):
     def full(*_args):
-        raise toydb.LogFailed(28, "the log takes no more")
+        raise toydb.LogFailed(28, "the log cannot be written")
 
     with opener("pages", tmp_path) as open_database:
         database = open_database()
         con = Connection(database)
         con.execute("CREATE TABLE t(a)")
-        with monkeypatch.context() as patched, pytest.raises(toydb.LogFailed, match="takes no more"):
+        with monkeypatch.context() as patched, pytest.raises(toydb.LogFailed, match="cannot be written"):
             insert(con, form, 1, lambda: patched.setattr(database._engine.log, "append", full))
         assert con.get_autocommit()
         con.execute("INSERT INTO t VALUES(2)")
@@ -319,7 +319,7 @@ def test_the_checker_finds_what_is_wrong(con):
         txn.table("index:i").put(*kept[0])
         txn.table("table:t").delete(b"\x15\x02")
     assert con.check() == ["index i: 1002 entries for 1001 rows of t"]
-    with pytest.raises(apsw.CorruptError, match="not there"):
+    with pytest.raises(apsw.CorruptError, match="missing row"):
         rows(con, "SELECT * FROM t WHERE b = 'y'")
     with con.database.begin(write=True) as txn:
         txn.table("index:i").delete(kept[1][0])
