@@ -17,7 +17,8 @@ from bufferpool._locks import Lock
 from bufferpool.client import segment_file
 from bufferpool.client.client import Client, Mapped, Record
 from bufferpool.client.request import FIXED, Request
-from bufferpool.errors import PoolDiffers, PoolMismatch, SegmentExists, SegmentNotFound, SegmentReplaced
+from bufferpool.errors import PoolDiffers, PoolMismatch, SegmentExists, SegmentNotFound, SegmentReplaced, SpaceRemoved
+from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind
 from bufferpool.figures.pool_figures import PoolFigures
 from bufferpool.figures.stats import read_summary
@@ -34,6 +35,7 @@ from bufferpool.spaces.directory import (
     count_of,
     record_named,
     refuse_unfit,
+    removed_message,
     version_of,
 )
 from bufferpool.spaces.space import Loader, Space, dirty_images, open_space
@@ -133,7 +135,7 @@ class Pool(PoolFigures):
         )
         segment_file.create(path, segment_file.plan(sizes), permissions)
         pool = cls.attach(name, directory=directory)
-        pool.client.post(EventKind.CREATED, EventReason.ASKED)
+        pool.client.post(NewEvent(EventKind.CREATED, EventReason.ASKED))
         return pool
 
     @classmethod
@@ -517,15 +519,14 @@ class Pool(PoolFigures):
         flushed of other spaces was. Raises WaitTimeout, which names the spaces that are not flushed yet,
         and SpaceRemoved for a space that has been removed.
         """
-        if space is not None:
-            len(space)  # attaches one that was unpickled; refuses one that was removed, whose slot another may have
-        drop_unused(self.client)
+        if space is not None and space.index < 0:
+            len(space)  # attaches one that was unpickled
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
-        records = [
-            r
-            for r in self.client.seg.spaces()
-            if space is None or (r["index"], r["generation"]) == (space.index, space.generation)
-        ]
+        records = drop_unused(self.client)
+        if space is not None:
+            records = [r for r in records if (r["index"], r["generation"]) == (space.index, space.generation)]
+            if not records:
+                raise SpaceRemoved(removed_message(space.name))
         written = flush_all(self.client, records, lsn, seconds_of(timeout))
         self.client.warn_if_nameless()
         return written

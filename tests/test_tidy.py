@@ -1,13 +1,17 @@
-"""The house rules of the core's text: the rooms and their order, the length of functions and of lines."""
+"""The house rules of the core's text: the rooms and their order, the length of functions and of lines, their arguments."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.conftest import ROOT
 from tests.support.native_build import CORE, SOURCES
 
 ROOMS = ["os", "layout", "policy", "protocol", "python"]
-FUNCTION_LINES, COLUMNS = 60, 120
+FUNCTION_LINES, COLUMNS, ARGUMENTS = 60, 120, 6
+# What a user calls with keywords reads best with one keyword for each setting.
+KEYWORD_INTERFACES = {"pool.py": {"create", "open", "open_file"}}
 
 
 def includes(path: Path) -> list[str]:
@@ -69,6 +73,50 @@ def test_functions_and_lines_can_be_taken_in() -> None:
         if len(line) > COLUMNS
     ]
     assert found == []
+
+
+def arguments_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """The names of a function's arguments, without self or cls."""
+    given = function.args
+    names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg) if one]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
+
+
+def parameters_of(text: str) -> Iterator[tuple[str, int]]:
+    """The functions that a file of the core defines or declares, and how many parameters each has."""
+    text = re.sub(r"//[^\n]*|\"(?:\\.|[^\"\n])*\"", "", text)
+    while (plain := re.sub(r"<[^<>;{}()]*>", "", text)) != text:  # the commas of templates are no parameters'
+        text = plain
+    types = r"(?:const |static |inline |constexpr |unsigned |struct )*[\w:]+[ *&]+"
+    for found in re.finditer(rf"^ {{0,4}}{types}(\w+)\(([^(){{}};]*)\)[\w ]*[{{;]", text, re.MULTILINE):
+        if re.search(r"\w [*&]?\w", found[2]):  # types and names: a declaration, not a call
+            yield found[1], found[2].count(",") + 1
+
+
+def test_functions_take_few_arguments() -> None:
+    """Thirteen numbers in a row are mixed up unseen: from the seventh argument on, a function takes a struct."""
+    found = []
+    for path in sorted((ROOT / "bufferpool").rglob("*.py*")):
+        if path.suffix not in (".py", ".pyi"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(arguments_of(node)) <= ARGUMENTS:
+                continue
+            if node.name in KEYWORD_INTERFACES.get(path.name, ()):
+                positional = [*node.args.posonlyargs, *node.args.args]
+                assert len(positional) <= 3, f"{path.name}: {node.name}: settings are keyword-only"
+            else:
+                found.append(f"{path.name}: {node.name}: {len(arguments_of(node))} arguments")
+    for path in SOURCES:
+        found += [
+            f"{path.name}: {name}: {n} parameters" for name, n in parameters_of(path.read_text()) if n > ARGUMENTS
+        ]
+    assert found == []
+
+
+def test_parameters_are_counted() -> None:
+    text = "bool none(u32 a);\nstatic Pair<u32, u64> seven(Segment& s, int a, int b, Map<u8, u8> c, int d, int e, int f) {\n"
+    assert list(parameters_of(text)) == [("none", 1), ("seven", 7)]
 
 
 def test_the_reading_order_names_every_file() -> None:

@@ -15,7 +15,7 @@ from bufferpool._locks import Lock
 from bufferpool.client import segment_file
 from bufferpool.client.jobs import Jobs
 from bufferpool.errors import PoolClosed, PoolExhausted, PoolNameless, PoolReadOnly, SegmentReplaced, SpaceNotFound
-from bufferpool.figures import events
+from bufferpool.figures.events import NewEvent, post
 from bufferpool.figures.names import EventKind, EventReason, reason_number
 from bufferpool.figures.stats import Inspectable
 from bufferpool.stores.base import FileStore, Store
@@ -256,15 +256,15 @@ class Client(Inspectable):
 
     def record(self, index: int) -> Record:
         """The space in a slot of the directory. Raises SpaceNotFound."""
-        for record in self.seg.spaces():
-            if record["index"] == index:
-                return record
+        record = self.seg.space(index)
+        if record is not None:
+            return record
         raise SpaceNotFound("the space has been removed from its pool; open it again")
 
     def current(self, record: Record) -> Record | None:
         """The record of a space as it is now, None if the space has been removed since."""
-        key = record["index"], record["generation"]
-        return next((r for r in self.seg.spaces() if (r["index"], r["generation"]) == key), None)
+        now = self.seg.space(record["index"])
+        return now if now is not None and now["generation"] == record["generation"] else None
 
     def dirty_pages(self, record: Record) -> int:
         """How many pages of a space are dirty now."""
@@ -281,10 +281,10 @@ class Client(Inspectable):
             self.post_refused(refused)
         return int(done) * self.page_size
 
-    def post(self, kind: EventKind, reason: EventReason, **figures: Any) -> None:
-        """Records an event; ``figures`` as for :func:`bufferpool.figures.events.post`."""
-        events.post(self.seg, kind, reason, **figures)
+    def post(self, event: NewEvent) -> None:
+        """Records an event."""
+        post(self.seg, event)
 
     def post_refused(self, error: int) -> None:
         """Records that the kernel did not take memory back, so that the pool keeps it; ``error`` is the errno."""
-        self.post(EventKind.CANNOT_SHRINK, EventReason.KERNEL, value=error)
+        self.post(NewEvent(EventKind.CANNOT_SHRINK, EventReason.KERNEL, value=error))

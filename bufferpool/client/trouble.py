@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from bufferpool.client.client import Client
+from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason
 
 LOG = logging.getLogger("bufferpool")
@@ -45,8 +46,9 @@ def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) 
         return
     _told_at[kind] = now
     number = errno_of(error)
-    client.post(what, EventReason.STORE, origin=(origin.index, origin.generation, number), page=origin.page_no)
+    where = (origin.index, origin.generation, number)
+    client.post(NewEvent(what, EventReason.STORE, origin=where, page=origin.page_no))
     code = f" ({errno.errorcode.get(number, f'errno {number}')})" if number else ""
-    where = f"space {origin.space!r}" + (f", page {origin.page_no}" if origin.page_no is not None else "")
+    place = f"space {origin.space!r}" + (f", page {origin.page_no}" if origin.page_no is not None else "")
     # The text, not the error: a handler that keeps its records would keep the pages that the error's traceback holds.
-    LOG.warning("pool %r, %s: %s%s", client.name, where, str(error), code)
+    LOG.warning("pool %r, %s: %s%s", client.name, place, str(error), code)

@@ -77,32 +77,38 @@ _EVENT = np.dtype(
 )  # fmt: skip
 
 
-def post(
-    seg: _core.Segment,
-    kind: EventKind,
-    reason: EventReason,
-    *,
-    bytes: int = 0,
-    before: int | None = None,
-    after: int | None = None,
-    value: float = 0.0,
-    origin: tuple[int, int, int] | None = None,
-    page: int | None = None,
-) -> None:
-    """Records an event. ``before`` and ``after`` are budgets in frames (default: the present one).
+@dataclass(frozen=True)
+class NewEvent:
+    """An event to be recorded."""
 
-    ``origin``: for a failure, (the space's number, its generation, the errno); ``page``: a page of that space.
-    """
-    now = seg.budget_frames() if before is None or after is None else 0
+    kind: EventKind
+    reason: EventReason
+    bytes: int = 0
+    before: int | None = None
+    """The budget before it, in frames. None: the present one."""
+    after: int | None = None
+    """The budget after it."""
+    value: float = 0.0
+    origin: tuple[int, int, int] | None = None
+    """Of a failure: the number and the generation of the space, and the errno."""
+    page: int | None = None
+    """A page of that space."""
+
+
+def post(seg: _core.Segment, event: NewEvent) -> None:
+    """Records an event."""
+    now = seg.budget_frames() if event.before is None or event.after is None else 0
     seg.post_event(
-        kind,
-        reason,
-        bytes,
-        now if before is None else before,
-        now if after is None else after,
-        float(value),
-        0 if origin is None else _origin_word(*origin),
-        0 if page is None else page + 1,
+        (
+            event.kind,
+            event.reason,
+            event.bytes,
+            now if event.before is None else event.before,
+            now if event.after is None else event.after,
+            float(event.value),
+            0 if event.origin is None else _origin_word(*event.origin),
+            0 if event.page is None else event.page + 1,
+        )
     )
 
 

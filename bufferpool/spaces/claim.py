@@ -79,14 +79,14 @@ def keep_store(client: Client, record: Record, store: Store) -> None:
         client.stores[record["index"]] = (record["generation"], store)
 
 
-def drop_unused(client: Client) -> None:
+def drop_unused(client: Client) -> list[Record]:
     """Ends the claims, and closes the stores, that this attachment has kept for spaces which are gone.
+
+    Returns the spaces that are there.
 
     Any process may remove a space, and the others are not told. So each looks for itself: in every round of its
     steward, and when it flushes, opens or removes a space, or reaps.
     """
-    if not client.stores and not client.claims:
-        return
     gone: list[object] = []  # closed after the lock is released: a disk may hang
     with _changing:  # what is kept from here on belongs to a space that the directory has, or is coming
         spaces = client.seg.spaces()
@@ -96,6 +96,7 @@ def drop_unused(client: Client) -> None:
             client.stores.pop(i) for i, (generation, _) in list(client.stores.items()) if (i, generation) not in live
         ]
         gone += [client.claims.pop(file) for file in list(client.claims) if file not in files]
+    return spaces
 
 
 def claim(client: Client, store: FileStore) -> None:

@@ -12,7 +12,7 @@ import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,6 +62,21 @@ class Wanted:
         if self.kind is Kind.SCRATCH:
             return not self.options.get("read_only")
         return self.kind is not Kind.DERIVED and self.options.get("mode") == "r+"
+
+
+class NewSpace(NamedTuple):
+    """A space that a process adds to the directory."""
+
+    name: bytes
+    path: bytes
+    kind: Kind
+    flags: int
+    owned: bool
+    """Whether it is private to the process."""
+    pages: int
+    max_pages: int
+    state: FileState
+    version: int
 
 
 def removed_message(name: str) -> str:
@@ -358,18 +373,24 @@ def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> 
         )
     flags = (DISCARDABLE if options.get("discardable") else 0) | (WRITABLE if options.get("mode") == "r+" else 0)
     flags |= CHECKSUM if options.get("checksum") else 0
-    path = store.path if isinstance(store, FileStore) else ""
-    owned = options.get("lifetime") == "process"
+    made = NewSpace(
+        name=wanted.name.encode(),
+        path=os.fsencode(store.path if isinstance(store, FileStore) else ""),
+        kind=wanted.kind,
+        flags=flags,
+        owned=options.get("lifetime") == "process",
+        pages=pages,
+        max_pages=fixed,
+        state=state,
+        version=options.get("version", 0),
+    )
     while True:
         try:
-            return client.seg.add_space(
-                wanted.name.encode(), os.fsencode(path), wanted.kind, flags, owned, pages, fixed, state,
-                options.get("version", 0),
-            )  # fmt: skip
+            return client.seg.add_space(made)
         except SpaceFull:  # room to grow is a wish, unless it was asked for
-            if options.get("max_pages") is not None or fixed <= max(pages, 1):
+            if options.get("max_pages") is not None or made.max_pages <= max(pages, 1):
                 raise
-            fixed = max(pages, 1, fixed // 4)
+            made = made._replace(max_pages=max(pages, 1, made.max_pages // 4))
 
 
 def remove(client: Client, name: str, index: int, generation: int | None, discard: bool) -> int:

@@ -13,15 +13,14 @@ and its times. A difference is somebody else's change. Two kinds of change leave
 """
 
 import os
-from typing import Any
 
-from bufferpool.client.client import Client
+from bufferpool.client.client import Client, Record
 from bufferpool.errors import FileChanged
 from bufferpool.stores.base import FileStore
 from bufferpool.stores.file_state import Doubt, FileState
 
 
-def recorded(record: dict[str, Any]) -> FileState:
+def recorded(record: Record) -> FileState:
     """The state that a space's slot has."""
     return FileState(
         record["device"],
@@ -33,12 +32,18 @@ def recorded(record: dict[str, Any]) -> FileState:
     )
 
 
-def first_changed(client: Client, record: dict[str, Any], store: FileStore) -> int:
+def with_state(record: Record, state: FileState) -> Record:
+    """The record of a space with another state of its file."""
+    names = ("device", "inode", "size_bytes", "mtime_ns", "ctime_ns", "doubt")
+    return record | dict(zip(names, state, strict=True))
+
+
+def first_changed(client: Client, record: Record, store: FileStore) -> int:
     """The first clean page in memory that the file has otherwise, -1 if there is none. Under the flush lock."""
     return client.seg.first_changed(record["index"], store.fd, client.page_size - store.trailer_bytes)
 
 
-def is_unchanged(client: Client, record: dict[str, Any], store: FileStore, *, opening: bool) -> bool:
+def is_unchanged(client: Client, record: Record, store: FileStore, *, opening: bool) -> bool:
     """Whether no other program has changed the file, as far as its state shows. Under the flush lock."""
     before, now = recorded(record), store.state()
     if now.content != before.content:
@@ -49,7 +54,7 @@ def is_unchanged(client: Client, record: dict[str, Any], store: FileStore, *, op
     return first_changed(client, record, store) < 0
 
 
-def _what_happened(client: Client, record: dict[str, Any], store: FileStore, interrupted: bool) -> str:
+def _what_happened(client: Client, record: Record, store: FileStore, interrupted: bool) -> str:
     """What somebody else did to the file of a space, "" if nothing. Under the flush lock."""
     before, now = recorded(record), store.state()
     if now.file != before.file:
@@ -77,14 +82,14 @@ def _what_happened(client: Client, record: dict[str, Any], store: FileStore, int
     return ""
 
 
-def refuse_changed(client: Client, record: dict[str, Any], store: FileStore, interrupted: bool, dirty: int) -> None:
+def refuse_changed(client: Client, record: Record, store: FileStore, interrupted: bool) -> None:
     """Raises FileChanged if somebody else has changed the file of a space. Under the flush lock, before it is written."""
     what = _what_happened(client, record, store, interrupted)
     if what:
-        raise changed(client, record, what, dirty, missing=not os.path.exists(store.path))
+        raise changed(client, record, what, client.dirty_pages(record), missing=not os.path.exists(store.path))
 
 
-def changed(client: Client, record: dict[str, Any], what: str, dirty: int, *, missing: bool = False) -> FileChanged:
+def changed(client: Client, record: Record, what: str, dirty: int, *, missing: bool = False) -> FileChanged:
     """The error, with the ways out; ``missing``: nothing is at the path, so nothing can be written over it yet."""
     name = record["name"]
     first = "Restore the file"

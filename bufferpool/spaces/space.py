@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,25 @@ class Owner(Protocol):
     @property
     def client(self) -> Client: ...
     def flush(self, space: "Space", *, timeout: float | None = None) -> int: ...
+
+
+class Binding(NamedTuple):
+    """What a handle in the core knows of its space."""
+
+    slot: int
+    generation: int
+    first_entry: int
+    max_pages: int
+    kind: int
+    fd: int
+    """The descriptor that the core reads misses from; -1: Python serves them."""
+    store: Store | None
+    dtype: "np.dtype[Any]"
+    writable: bool
+    discardable: bool
+    zero_fill: bool
+    """Whether a page that is not in the pool is zeros."""
+    private: bool
 
 
 def _is_deadlock(error: BaseException | None) -> bool:
@@ -162,11 +181,21 @@ class Space(_core.Space):
     def _connect(self, record: Record, fd: int, *, writable: bool) -> None:
         """Connects this handle to a slot; ``fd`` is what the core reads misses from, if not -1."""
         self.index, self._wanted.generation = record["index"], record["generation"]
-        self._bind_core(
-            self._client.seg, record["index"], record["generation"], record["first_entry"], record["max_pages"],
-            record["kind"], fd, self._store, self.dtype, writable, bool(record["flags"] & DISCARDABLE),
-            self.kind is Kind.SCRATCH, bool(record["owner"]),
-        )  # fmt: skip
+        binding = Binding(
+            slot=record["index"],
+            generation=record["generation"],
+            first_entry=record["first_entry"],
+            max_pages=record["max_pages"],
+            kind=record["kind"],
+            fd=fd,
+            store=self._store,
+            dtype=self.dtype,
+            writable=writable,
+            discardable=bool(record["flags"] & DISCARDABLE),
+            zero_fill=self.kind is Kind.SCRATCH,
+            private=bool(record["owner"]),
+        )
+        self._bind_core(self._client.seg, binding)
 
     def _fill(self, page_no: int) -> tuple[Buffer, bool]:
         """Called by the core on a miss that Python must serve: the page, and whether the store has something else."""

@@ -87,8 +87,11 @@ def flush_all(client: Client, records: Iterable[Record], lsn: int, timeout: floa
     written = 0
     failed: BaseException | None = None
     waiting: list[tuple[Record, Job | None]] = []
+    records = [record for record in records if record["kind"] in WRITTEN]
+    if timeout == inf and len(records) == 1 and not underway():
+        return flush_space(client, records[0], lsn)
     for record in records:
-        if record["kind"] not in WRITTEN or not client.dirty_pages(record):
+        if not client.dirty_pages(record):
             continue
         try:
             refuse_nested(client, record, waits=True)

@@ -19,6 +19,7 @@ from bufferpool.client.jobs import Job
 from bufferpool.client.request import FIXED
 from bufferpool.errors import PoolExhausted, SegmentError, StoreError, WouldDeadlock, caused
 from bufferpool.figures import stats
+from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, reason_number
 from bufferpool.units import format_size
 from bufferpool.upkeep.flush_jobs import hanging, start_flushes, start_log_sync
@@ -214,7 +215,9 @@ def resize(client: Client, frames: int, timeout: float) -> int:
     try:
         given = _shrink_to(client, frames, deadline)
     finally:
-        client.post(EventKind.RESIZED, EventReason.ASKED, before=before, after=frames, bytes=given * client.page_size)
+        client.post(
+            NewEvent(EventKind.RESIZED, EventReason.ASKED, before=before, after=frames, bytes=given * client.page_size)
+        )
     return given
 
 
@@ -264,5 +267,5 @@ def trim(client: Client, frames: int, timeout: float) -> int:
             raise failed
         if not wrote:
             break
-    client.post(EventKind.TRIMMED, EventReason.ASKED, bytes=given * client.page_size)
+    client.post(NewEvent(EventKind.TRIMMED, EventReason.ASKED, bytes=given * client.page_size))
     return given

@@ -2,6 +2,7 @@
 
 import time
 
+from bufferpool._core import Held
 from bufferpool.client.client import Client, Record
 from bufferpool.client.jobs import working_on
 from bufferpool.errors import SpaceBusy, SpaceRemoved
@@ -32,7 +33,7 @@ def overwrite(client: Client, name: str) -> int:
 
 def _overwrite_file(client: Client, record: Record, store: FileStore, lsn: int) -> int | None:
     """Writes the dirty pages to another file, or one that was cut. None: it is the same file, and a flush writes them."""
-    with telling(client, record), client.seg.lock_flush(record["index"]), working_on(record["index"]):
+    with telling(client, record), client.seg.lock_flush(record["index"]) as held, working_on(record["index"]):
         found = client.current(record)
         if found is None:
             raise SpaceRemoved(removed_message(record["name"]))
@@ -41,7 +42,7 @@ def _overwrite_file(client: Client, record: Record, store: FileStore, lsn: int) 
         if isinstance(store, CheckedFile):
             store.lost_below = found["stored"] * client.page_size
         if now.file != recorded(found).file or now.size < found["stored"] * client.page_size:
-            return _write_over_and_remove(client, found, store, lsn)
+            return _write_over_and_remove(client, found, held, store, lsn)
         adopt(client, found, store)
         keep_store(client, record, store)
         return None
@@ -58,7 +59,7 @@ def _refuse_held_back(client: Client, record: Record, lsn: int) -> None:
         )
 
 
-def _write_over_and_remove(client: Client, record: Record, store: FileStore, lsn: int) -> int:
+def _write_over_and_remove(client: Client, record: Record, held: Held, store: FileStore, lsn: int) -> int:
     """Writes the dirty pages to a file that is another one, or was cut, and removes the space. Under its flush lock.
 
     Handles that are open read the file that it was, or count pages that the file has lost. So the record of this file is
@@ -70,7 +71,7 @@ def _write_over_and_remove(client: Client, record: Record, store: FileStore, lsn
         raise busy(record["name"])
     written, deadline = 0, time.monotonic() + directory.BUSY_S
     while True:
-        written += write_over(client, record, store, lsn)
+        written += write_over(client, record, held, store, lsn)
         _refuse_held_back(client, record, lsn)
         clean = not client.dirty_pages(record)
         if clean and remove_now(client, record["name"], record["index"], record["generation"], False) is not None:

@@ -45,6 +45,7 @@ from bufferpool.errors import (
 )
 from bufferpool.figures import stats
 from bufferpool.figures.advice import Advice, read_advice
+from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, reason_number
 from bufferpool.machine.pressure import Source, SystemSource
 from bufferpool.spaces.claim import drop_unused
@@ -230,7 +231,7 @@ class Steward:
         if not before:
             self._idle_at, self._least_free = time.monotonic(), MANY
             self.client.post(
-                EventKind.STEWARD, EventReason.DIED if predecessor else EventReason.ASKED, value=predecessor
+                NewEvent(EventKind.STEWARD, EventReason.DIED if predecessor else EventReason.ASKED, value=predecessor)
             )
         now = time.monotonic()
         # 1. The dead.
@@ -295,7 +296,7 @@ class Steward:
         told = (kind, reason) == (EventKind.FLUSH_FAILED, EventReason.STORE)
         if not told and now - self._told_at.get(kind, float("-inf")) >= AGAIN_S:
             self._told_at[kind] = now
-            self.client.post(kind, reason, bytes=bytes, value=value)
+            self.client.post(NewEvent(kind, reason, bytes=bytes, value=value))
             if error is not None:
                 LOG.warning("pool %r, %s: %s", self.client.name, kind.name.lower().replace("_", " "), str(error))
 
@@ -312,7 +313,7 @@ class Steward:
         self._idle_at, self._least_free = now, MANY
         given = self.client.give_back(self.client.seg.evict_idle(idle_s) + unused, "idle")
         if given:
-            self.client.post(EventKind.TRIMMED, EventReason.IDLE, bytes=given, value=idle_s)
+            self.client.post(NewEvent(EventKind.TRIMMED, EventReason.IDLE, bytes=given, value=idle_s))
 
     # ---- flushing ------------------------------------------------------------------
 
@@ -356,7 +357,7 @@ class Steward:
                 if seconds >= HUNG_S:
                     self._hung.add(key)
                     self.trouble = StoreError(f"{text}; its pages stay dirty until its store comes back")
-                    self.client.post(EventKind.FLUSH_FAILED, EventReason.HANGS, value=seconds)
+                    self.client.post(NewEvent(EventKind.FLUSH_FAILED, EventReason.HANGS, value=seconds))
 
     def _sync_log(self, now: float) -> int:
         try:
@@ -386,9 +387,8 @@ class Steward:
         first = first if generation == record["generation"] else 0
         try:
             while due > 0 and not self._stopping.is_set():
-                part = writeback.flush_part(
-                    self.client, record, self.client.durable_lsn, first, min(due, FLUSH_PAGES), wait=False
-                )
+                which = writeback.Selection(self.client.durable_lsn, first, min(due, FLUSH_PAGES))
+                part = writeback.flush_part(self.client, record, which, wait=False)
                 first, due = part.next_page, due - max(1, part.written)
                 written += part.written
                 if not first:
@@ -437,16 +437,18 @@ class Steward:
         if decision is not None:
             what = EventKind.GREW if decision.frames > figures.budget else EventKind.SHRANK
             client.post(
-                what,
-                decision.reason,
-                bytes=given,
-                before=figures.budget,
-                after=decision.frames,
-                value=decision.value,
+                NewEvent(
+                    what,
+                    decision.reason,
+                    bytes=given,
+                    before=figures.budget,
+                    after=decision.frames,
+                    value=decision.value,
+                )
             )
             self._last = decision
         elif given:  # a shrink of several rounds goes on
-            client.post(EventKind.TRIMMED, self._last.reason, bytes=given, value=self._last.value)
+            client.post(NewEvent(EventKind.TRIMMED, self._last.reason, bytes=given, value=self._last.value))
         if over > 0 and not given:
             self._tell(now, EventKind.CANNOT_SHRINK, EventReason.ASKED, bytes=over * client.page_size)
 

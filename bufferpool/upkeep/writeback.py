@@ -10,19 +10,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from bufferpool import _core
 from bufferpool.client import trouble
 from bufferpool.client.client import Client, Record
 from bufferpool.client.jobs import working_on
-from bufferpool.errors import BufferPoolError, NotRegularFile, ShortWrite, StoreError, caused
+from bufferpool.errors import BufferPoolError, NotRegularFile, ShortWrite, SpaceRemoved, StoreError, caused
 from bufferpool.figures.names import EventKind, Kind
 from bufferpool.printable import shown
 from bufferpool.spaces.claim import claim, keep_store
-from bufferpool.spaces.directory import CHECKSUM
-from bufferpool.spaces.file_changes import changed, refuse_changed
+from bufferpool.spaces.directory import CHECKSUM, removed_message
+from bufferpool.spaces.file_changes import changed, refuse_changed, with_state
 from bufferpool.stores.base import FileStore, Store, bytes_done, calling, describe, sync_store
 from bufferpool.stores.checksum import file_store
 from bufferpool.stores.file_state import Doubt, FileState, stamped
@@ -34,9 +36,46 @@ WRITTEN = (Kind.FILE, Kind.STORE)
 _ITEM = np.dtype([("page", np.uint32), ("frame", np.uint32)])
 
 
-def _write(client: Client, store: Store, first_entry: int, items: "np.ndarray[Any, Any]") -> None:
+class Selection(NamedTuple):
+    """Which dirty pages of a space are to be written."""
+
+    lsn: int
+    """Only pages whose LSN is at most this."""
+    first: int = 0
+    """Only pages from this number on."""
+    most: int = BATCH_PAGES
+    """At most so many."""
+    foreground: bool = False
+    """Whether somebody waits for their frames."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one batch of a flush did."""
+
+    written: int
+    held_back: int
+    """Dirty pages passed over because their LSN is above the limit."""
+    next_page: int
+    """Where the next batch begins; 0 when this one came to the end of the space."""
+
+
+@dataclass
+class _Outcome:
+    """What has become of a batch, while it is written."""
+
+    synced: bool = False
+    record: tuple[int, FileState | None] | None = None
+    """How many pages the store has at least, and what its file is like. None: the space's slot keeps what it says."""
+
+
+_Items = npt.NDArray[np.void]
+_WriteBatch = Callable[[_core.Batch, _Items, _Outcome], None]
+
+
+def _write(client: Client, store: Store, items: _Items) -> None:
     """Writes pages in order, neighbours together."""
-    numbers = items["page"].astype(np.int64) - first_entry
+    numbers = items["page"].astype(np.int64)
     size, data = client.page_size, client.data
     for run in np.split(np.arange(len(items)), np.flatnonzero(np.diff(numbers) != 1) + 1):
         offset = int(numbers[run[0]]) * size
@@ -54,40 +93,29 @@ def _write(client: Client, store: Store, first_entry: int, items: "np.ndarray[An
             )
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one batch of a flush did."""
-
-    written: int
-    held_back: int
-    """Dirty pages passed over because their LSN is above the limit."""
-    next_page: int
-    """Where the next batch begins; 0 when this one came to the end of the space."""
-
-
 def _store_batch(
-    client: Client, record: Record, items: "np.ndarray[Any, Any]", store: Store, interrupted: bool
+    client: Client, record: Record, store: Store, batch: _core.Batch, items: _Items, outcome: _Outcome
 ) -> None:
-    """Writes and syncs the pages of a batch, and records what the file is like then. Under the flush lock."""
-    seg, index, start = client.seg, record["index"], record["first_entry"]
+    """Writes and syncs the pages of a batch, and finds out what the file is like then."""
+    pages = int(items["page"][-1]) + 1
     if not isinstance(store, FileStore):
-        _write(client, store, start, items)
+        _write(client, store, items)
         sync_store(store)
-        seg.record_store(index, int(items["page"][-1]) - start + 1, False, None)
+        outcome.record = pages, None
         return
-    refuse_changed(client, record, store, interrupted, client.dirty_pages(record))
+    refuse_changed(client, with_state(record, FileState(*batch.state)), store, batch.interrupted)
     before = store.size()
-    seg.record_store(index, 0, True, None)
+    batch.mark_open()
     stored, written = 0, None
     try:
-        _write(client, store, start, items)
+        _write(client, store, items)
         written = stamped(store.fd)
         store.sync()
-        stored = int(items["page"][-1]) - start + 1
-    finally:  # before the pages are let go: until then nobody can remove the space
+        stored = pages
+    finally:
         if written is None:
             store.cut_to_whole_pages(before, client.page_size)
-        seg.record_store(index, stored, False, _settled(written, store.state()))
+        outcome.record = stored, _settled(written, store.state())
 
 
 def _settled(written: FileState | None, now: FileState) -> FileState:
@@ -96,47 +124,38 @@ def _settled(written: FileState | None, now: FileState) -> FileState:
     return written if written is not None and same else now._replace(doubt=Doubt.FLUSHED)
 
 
-def _store_over(client: Client, record: Record, items: "np.ndarray[Any, Any]", store: FileStore) -> None:
-    """Writes and syncs the pages of a batch to a file that the space's record does not describe. Under the flush lock."""
+def _store_over(client: Client, store: FileStore, batch: _core.Batch, items: _Items, outcome: _Outcome) -> None:
+    """Writes and syncs the pages of a batch to a file that the space's record does not describe."""
     before = store.size()
     try:
-        _write(client, store, record["first_entry"], items)
+        _write(client, store, items)
     except BaseException:
         store.cut_to_whole_pages(before, client.page_size)
         raise
     store.sync()
 
 
-_WriteBatch = Callable[[Record, "np.ndarray[Any, Any]"], None]
-
-
-def _flush_batch(
-    client: Client, record: Record, lsn: int, first: int, most: int, foreground: bool, write: _WriteBatch
-) -> Part:
-    """Has ``write`` store up to ``most`` dirty pages of a space from page ``first``, under its flush lock."""
-    seg, start = client.seg, record["first_entry"]
-    batch = seg.begin_flush(start + first, record["max_pages"] - first, lsn, most)
-    items = np.frombuffer(batch.items, _ITEM)
-    synced = False
+def _flush_batch(client: Client, record: Record, batch: _core.Batch, write: _WriteBatch) -> Part:
+    """Has ``write`` store the pages of a batch, and ends it."""
+    items, outcome = np.frombuffer(batch.items, _ITEM), _Outcome()
     try:
-        now = client.current(record) if len(items) else None
-        if now is not None:  # else these entries are another space's by now
-            write(now, items)
-            synced = True
+        if len(items):
+            write(batch, items, outcome)
+        outcome.synced = True
     except Exception as error:
-        seg.count("flush_failures")
+        client.seg.count("flush_failures")
         failed: Exception = error
         if not isinstance(error, (BufferPoolError, MemoryError)) and not _is_of_a_handler(record, error):
             why = describe(error) if isinstance(error, OSError) else shown(error)
             failed = StoreError(f"{record['name']!r} cannot be written: {why}; its pages stay dirty, flush again")
         if isinstance(failed, StoreError) and failed.page_no is None and len(items):
-            failed.page_no = int(items["page"][0]) - start
+            failed.page_no = int(items["page"][0])
         if failed is error:
             raise
         raise failed from error
     finally:
-        batch.end(synced, foreground)
-    return Part(len(items) if synced else 0, batch.held_back, max(0, batch.next - start))
+        batch.end(outcome.synced, outcome.record)
+    return Part(len(items), batch.held_back, batch.next)
 
 
 def _is_of_a_handler(record: Record, error: Exception) -> bool:
@@ -144,10 +163,21 @@ def _is_of_a_handler(record: Record, error: Exception) -> bool:
     return record["kind"] == Kind.FILE and (not isinstance(error, OSError) or error.errno is None)
 
 
+def known_store(client: Client, record: Record) -> Store | None:
+    """The store of a space that this process has opened; None if it has not."""
+    known = client.stores.get(record["index"])
+    return known[1] if known is not None and known[0] == record["generation"] else None
+
+
+def store_to_write(client: Client, record: Record) -> Store | None:
+    """The store of a space that this process has opened for writing; None if it has not."""
+    store = known_store(client, record)
+    return store if getattr(store, "writable", True) else None
+
+
 def can_write(client: Client, record: Record) -> bool:
     """Whether this process has the store of a space, or can open it."""
-    known = client.stores.get(record["index"])
-    return record["kind"] == Kind.FILE or (known is not None and known[0] == record["generation"])
+    return record["kind"] == Kind.FILE or known_store(client, record) is not None
 
 
 def open_to_write(client: Client, record: Record) -> FileStore:
@@ -168,9 +198,9 @@ def open_to_write(client: Client, record: Record) -> FileStore:
 
 def store_of(client: Client, record: Record) -> Store:
     """The store to flush a space with, opened here if this process has not."""
-    known = client.stores.get(record["index"])
-    if known is not None and known[0] == record["generation"] and getattr(known[1], "writable", True):
-        return known[1]
+    known = store_to_write(client, record)
+    if known is not None:
+        return known
     if record["kind"] != Kind.FILE:
         raise StoreError(
             f"{record['name']!r} has dirty pages, but its store is not open in this process; open it here (open_store)"
@@ -181,44 +211,36 @@ def store_of(client: Client, record: Record) -> Store:
     return store
 
 
-def flush_part(
-    client: Client,
-    record: Record,
-    lsn: int,
-    first: int,
-    most: int,
-    *,
-    foreground: bool = False,
-    wait: bool = True,
-) -> Part:
-    """Writes up to ``most`` dirty pages of a space from page ``first``, in page order, and syncs them.
+def flush_part(client: Client, record: Record, which: Selection, *, wait: bool = True) -> Part:
+    """Writes the dirty pages of a space that ``which`` selects, in page order, and syncs them.
 
-    Only pages whose LSN is at most ``lsn``; none, without ``wait``, while somebody else flushes the space.
-    Raises StoreError: then they stay dirty, all of them.
+    None, without ``wait``, while somebody else flushes the space. Raises StoreError: then they stay dirty, all of them.
     """
     try:
         with telling(client, record):
             store = store_of(client, record)
-            held = client.seg.lock_flush(record["index"], wait)
-            if held is None:
+            batch = client.seg.begin_flush(record["index"], record["generation"], which, wait)
+            if batch is None:
                 return Part(0, 0, 0)
-            with held, working_on(record["index"]):
-                write = partial(_store_batch, client, store=store, interrupted=held.interrupted)
-                return _flush_batch(client, record, lsn, first, most, foreground, write)
+            with working_on(record["index"]):
+                return _flush_batch(client, record, batch, partial(_store_batch, client, record, store))
     except StoreError:
         if client.current(record) is None:  # removed since it was looked at: the dirty pages were another space's
             return Part(0, 0, 0)
         raise
 
 
-def write_over(client: Client, record: Record, store: FileStore, lsn: int) -> int:
+def write_over(client: Client, record: Record, held: _core.Held, store: FileStore, lsn: int) -> int:
     """Writes the dirty pages of a space whose LSN is at most ``lsn`` to another file than its record describes.
 
-    Under the space's flush lock. The record stays what it is, so that no page of the space passes for one of this file.
+    ``held`` is the space's flush lock. The record stays what it is, so that no page of the space passes for one of this file.
     """
     written, first = 0, 0
     while True:
-        part = _flush_batch(client, record, lsn, first, BATCH_PAGES, False, partial(_store_over, client, store=store))
+        batch = held.begin_flush(record["generation"], Selection(lsn, first))
+        if batch is None:
+            raise SpaceRemoved(removed_message(record["name"]))
+        part = _flush_batch(client, record, batch, partial(_store_over, client, store))
         written, first = written + part.written, part.next_page
         if not first:
             return written
@@ -238,11 +260,13 @@ def telling(client: Client, record: Record) -> Iterator[None]:
 
 def flush_space(client: Client, record: Record, lsn: int, *, foreground: bool = False, wait: bool = True) -> int:
     """Writes the dirty pages of one space whose LSN is at most ``lsn``; returns their number."""
-    if record["kind"] not in WRITTEN or not client.dirty_pages(record):
+    if record["kind"] not in WRITTEN:
         return 0
+    if store_to_write(client, record) is None and not client.dirty_pages(record):
+        return 0  # else there is no need to ask: a batch without pages is soon over
     written, first = 0, 0
     while True:
-        part = flush_part(client, record, lsn, first, BATCH_PAGES, foreground=foreground, wait=wait)
+        part = flush_part(client, record, Selection(lsn, first, foreground=foreground), wait=wait)
         written, first = written + part.written, part.next_page
         if not first:
             return written

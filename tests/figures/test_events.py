@@ -66,7 +66,7 @@ def _wait(pool, ready):
 
 def test_the_ring_keeps_the_last_thousand(pool):
     for i in range(2 * RING + 100):
-        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=i, before=i, after=i + 1)
+        events.post(pool.client.seg, events.NewEvent(EventKind.GREW, EventReason.PAYS, value=i, before=i, after=i + 1))
     found = pool.events()
     assert len(found) == RING
     assert [e.number for e in found] == list(range(RING + 102, 2 * RING + 102))
@@ -83,7 +83,8 @@ def test_events_survive_the_process_that_posted_them(pool, child):
 def _post(pool, value, n):
     for _ in range(n):
         events.post(
-            pool.client.seg, EventKind.GREW, EventReason.PAYS, value=value, bytes=value, before=value, after=value
+            pool.client.seg,
+            events.NewEvent(EventKind.GREW, EventReason.PAYS, value=value, bytes=value, before=value, after=value),
         )
 
 
@@ -128,7 +129,7 @@ def _post_until(pool, value, stop):
 def test_an_event_whose_poster_died_in_the_middle_is_left_out(pool):
     """The number is stored first as 0 and last as what it is: a dead poster leaves 0."""
     for i in range(5):
-        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=i)
+        events.post(pool.client.seg, events.NewEvent(EventKind.GREW, EventReason.PAYS, value=i))
     with open(pool.path, "r+b") as file:
         start = _ring_at(pool)
         file.seek(start + 3 * 64)
@@ -137,14 +138,14 @@ def test_an_event_whose_poster_died_in_the_middle_is_left_out(pool):
         file.write(struct.pack("<Q", 4711))
     found = pool.events()
     assert [e.number for e in found] == [1, 2, 3, 6]
-    events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=9)
+    events.post(pool.client.seg, events.NewEvent(EventKind.GREW, EventReason.PAYS, value=9))
     assert [e.number for e in pool.events()] == [1, 2, 3, 6, 7]
 
 
 def test_events_that_mean_nothing_are_left_out(pool):
-    pool.client.seg.post_event(99, int(EventReason.PSI), 0, 0, 0, 0.0)
-    pool.client.seg.post_event(int(EventKind.GREW), 0, 0, 0, 0, 0.0)
-    pool.client.seg.post_event(int(EventKind.GREW), int(EventReason.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"))
+    pool.client.seg.post_event((99, int(EventReason.PSI), 0, 0, 0, 0.0, 0, 0))
+    pool.client.seg.post_event((int(EventKind.GREW), 0, 0, 0, 0, 0.0, 0, 0))
+    pool.client.seg.post_event((int(EventKind.GREW), int(EventReason.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"), 0, 0))
     found = pool.events()
     assert [e.number for e in found] == [1, 4]
     assert str(found[-1])
@@ -157,7 +158,7 @@ def test_a_damaged_count_of_events_is_no_crash(pool):
             file.seek(where)
             file.write(struct.pack("<Q", n))
         assert len(pool.events()) <= RING
-        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=9)
+        events.post(pool.client.seg, events.NewEvent(EventKind.GREW, EventReason.PAYS, value=9))
     assert pool.events()[-1].value == 9
 
 
@@ -188,7 +189,7 @@ def test_a_poster_killed_at_any_moment_leaves_a_ring_that_can_be_read(pool, chil
         os.kill(poster.pid, signal.SIGKILL)
         poster.process.join(WAIT)
         last = pool.events()[-1].number
-        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, value=1)
+        events.post(pool.client.seg, events.NewEvent(EventKind.GREW, EventReason.PAYS, value=1))
         found = pool.events()
         assert last < found[-1].number <= last + 2
         assert all(e.value == e.bytes for e in found if e.value == 3)
@@ -198,7 +199,7 @@ def test_a_poster_killed_at_any_moment_leaves_a_ring_that_can_be_read(pool, chil
 def test_an_event_that_two_posters_have_written_is_left_out(pool):
     """A poster is stopped between two fields of its event, for a turn of the ring; then it writes into a later one."""
     for n in range(5):
-        events.post(pool.client.seg, EventKind.GREW, EventReason.PAYS, bytes=n, value=n)
+        events.post(pool.client.seg, events.NewEvent(EventKind.GREW, EventReason.PAYS, bytes=n, value=n))
     before = pool.events()
     later = before[-2].number
     with open(pool.path, "r+b") as file:

@@ -228,9 +228,8 @@ def test_every_change_below_the_checkpoint_is_in_the_store(make_pool, child, spa
         if rng.random() < 0.1:
             pool.advance_durable_lsn(max(0, lsn - rng.randrange(20)))
         if rng.random() < 0.05:
-            table_flushed = writeback.flush_part(
-                pool.client, pool.client.record(table.index), pool.durable_lsn, rng.randrange(40), 7
-            )
+            which = writeback.Selection(pool.durable_lsn, rng.randrange(40), 7)
+            table_flushed = writeback.flush_part(pool.client, pool.client.record(table.index), which)
             assert table_flushed.written <= 7
         if rng.random() < 0.06:
             disk.fails = rng.choice(["sync", "write", "short", None, None, None])

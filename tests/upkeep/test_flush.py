@@ -4,13 +4,14 @@ import os
 import pickle
 import random
 import signal
+import sys
 import time
 
 import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.errors import SpaceRemoved, StoreError
+from bufferpool.errors import SpaceRemoved, StoreError, WouldDeadlock, WrongProcess
 from bufferpool.upkeep import writeback
 from tests.conftest import PAGE, WAIT, stamp, wait_until
 from tests.support.children import run_python
@@ -169,12 +170,78 @@ def test_a_flush_that_comes_late_does_not_write_another_spaces_pages(pool, data_
     before = old.read_bytes()
     store = writeback.file_store(str(old), "r+", PAGE, False)
     monkeypatch.setattr(writeback, "store_of", lambda pool, record: store)
-    assert writeback.flush_part(pool.client, record, 2**64 - 1, 0, 100).written == 0
+    assert writeback.flush_part(pool.client, record, writeback.Selection(2**64 - 1)).written == 0
     assert old.read_bytes() == before
     assert dirty(pool) == 1
     monkeypatch.undo()
     assert pool.flush() == 1
     assert np.fromfile(new, np.uint64)[3 * PAGE // 8] == 2
+
+
+def core_calls(work) -> list[str]:
+    """The names of the core's functions that ``work()`` calls from Python, on this thread."""
+    calls = []
+
+    def note(frame, event, called):
+        if event == "c_call" and type(getattr(called, "__self__", None)).__module__ == "bufferpool._core":
+            calls.append(called.__name__)
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_flush_of_a_page_calls_the_core_three_times(pool, data_file):
+    """It took eight calls: for the lock, the pages, the record, the dirty pages, twice for the file, and for the end."""
+    table = pool.open_file(data_file(16), "r+")
+    put(table, 3, 1)
+    table.flush()  # the first one compares pages with a file whose times are fresh
+    put(table, 4, 1)
+    record = pool.client.record(table.index)
+    calls = core_calls(lambda: writeback.flush_part(pool.client, record, writeback.Selection(2**64 - 1)))
+    assert calls == ["begin_flush", "mark_open", "end"]
+    assert dirty(pool) == 0
+    put(table, 3, 2)
+    calls = core_calls(table.flush)
+    assert len(calls) <= 6, calls
+    assert dirty(pool) == 0
+    assert pool.check() == []
+
+
+def test_an_ended_batch_holds_no_lock_and_does_nothing_more(pool):
+    """The lock of a space and the pages that are written go together: one object holds them, and lets go once."""
+    table = pool.open_store("disk", Disk(8), mode="r+")
+    put(table, 3, 1)
+    record = pool.client.record(table.index)
+    seg, key = pool.client.seg, (record["index"], record["generation"])
+    everything = writeback.Selection(2**64 - 1)
+    batch = seg.begin_flush(*key, everything, True)
+    with pytest.raises(WouldDeadlock):
+        seg.begin_flush(*key, everything, True)
+    assert len(batch.items) == 8
+    batch.end(False, None)
+    with pytest.raises(WrongProcess):
+        batch.end(True, None)
+    with pytest.raises(WrongProcess):
+        batch.mark_open()
+    assert dirty(pool) == 1
+    assert seg.begin_flush(key[0], key[1] + 1, everything, True) is None, "another generation"
+    del batch
+    dropped = seg.begin_flush(*key, everything, True)
+    assert dropped is not None
+    del dropped  # as an exception between two bytecodes does
+    with seg.lock_flush(key[0]) as held:
+        with pytest.raises(WouldDeadlock):
+            seg.begin_flush(*key, everything, False)
+        inner = held.begin_flush(key[1], everything)
+        inner.end(True, (4, None))
+    assert dirty(pool) == 0
+    with seg.lock_directory() as held, pytest.raises(ValueError, match="flush lock"):
+        held.begin_flush(key[1], everything)
+    assert pool.check() == []
 
 
 def test_a_batch_whose_pages_went_clean_meanwhile_is_not_the_end_of_the_space(pool):
@@ -184,10 +251,10 @@ def test_a_batch_whose_pages_went_clean_meanwhile_is_not_the_end_of_the_space(po
         put(table, n, 1)
     record, first, written, parts = pool.client.record(table.index), 0, 0, 0
     while True:
-        part = writeback.flush_part(pool.client, record, 2**64 - 1, first, 5)
+        part = writeback.flush_part(pool.client, record, writeback.Selection(2**64 - 1, first, 5))
         written, first, parts = written + part.written, part.next_page, parts + 1
         if parts == 1:  # somebody else has been faster with the next ones
-            assert writeback.flush_part(pool.client, record, 2**64 - 1, 5, 5).next_page == 10
+            assert writeback.flush_part(pool.client, record, writeback.Selection(2**64 - 1, 5, 5)).next_page == 10
         if not first:
             break
     assert written == 27

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "protocol/deadlock.h"
+#include "protocol/page.h"
 
 namespace bp {
 

@@ -1,16 +1,20 @@
-// Batch: dirty pages that Python code writes to a store. They are released when the object is dropped, so that an
-// exception between two bytecodes (Ctrl-C) leaves nothing behind.
+// Batch: dirty pages that Python code writes to a store, under the flush lock of their space. Pages and lock are
+// released when the object is dropped, so that an exception between two bytecodes (Ctrl-C) leaves nothing behind.
 #include "python/py.h"
 
+#include "protocol/spaces.h"
 #include "protocol/writeback.h"
+#include "python/file_record.h"
 
 namespace bp {
 
 struct BatchObject {
     PyObject_HEAD Shared<SegmentObject*> seg;  // null once ended
-    u32 forks;
-    int op;
-    u64 since_ns;
+    PyObject* held;  // the flush lock
+    u32 forks, space;
+    int op, foreground, interrupted;
+    u64 first, since_ns;  // the space's first entry; when the flush began
+    FileRecord file;      // what was known of the file then
     FlushTaken* taken;
 };
 
@@ -25,68 +29,144 @@ static void end_batch(BatchObject* batch, bool synced) {
         OpSlot op(*seg->s, batch->op);
         end_flush(*seg->s, op.intent(), batch->taken->items, synced);
     }
+    Py_CLEAR(batch->held);
     Py_DECREF(seg);
 }
 
-// begin_flush(first, count, lsn, most) -> Batch
-static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
-    unsigned first;
-    unsigned long long count, lsn, most;
-    if (!PyArg_ParseTuple(args, "IKKK:begin_flush", &first, &count, &lsn, &most)) return nullptr;
-    Segment* s = opened(S(self));
-    if (!s) return nullptr;
+// The part of begin_batch that needs no interpreter.
+static Status take_pages(Segment& s, BatchObject* batch, u64 generation, FlushRequest want) {
+    SpaceSlot& t = s.spaces[batch->space];
+    u64 n;
+    if (space_generation(t.extent.load_acquire()) != generation || !t.is_live()) return Status::REMOVED;
+    if (!entries_of(s, t, batch->first, n)) return Status::CORRUPT;
+    u64 end = t.max_pages.load_relaxed(), skipped = std::min<u64>(want.first, end);
+    want.first = u32(batch->first + skipped);
+    want.count = end - skipped;
+    OpSlot op(s);
+    Status status = op.valid() ? begin_flush(s, op.intent(), want, *batch->taken) : op.why_not();
+    batch->op = status == Status::OK ? op.release() : -1;
+    // Once pages are taken nobody can remove the space. Before, it may have been: then these are another space's.
+    if (status == Status::OK && space_generation(t.extent.load_acquire()) != generation) return Status::REMOVED;
+    batch->file = FileRecord::of(t);
+    return status;
+}
+
+PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* held) {
+    unsigned long long generation, lsn, first, most;
+    PyObject* selection;
     auto batch = PyObject_New(BatchObject, &BatchType);
-    if (!batch) return nullptr;
+    if (!batch) return Py_DECREF(held), nullptr;
     batch->seg = nullptr;
-    batch->forks = S(self)->forks;
+    batch->held = held;
+    batch->taken = nullptr;
+    batch->forks = seg->forks;
+    batch->space = space;
+    batch->interrupted = is_interrupted(held);
+    if (!PyArg_ParseTuple(args, "KO!:begin_flush", &generation, &PyTuple_Type, &selection) ||
+        !PyArg_ParseTuple(selection, "KKKp:Selection", &lsn, &first, &most, &batch->foreground))
+        return Py_DECREF(batch), nullptr;
+    Segment* s = opened(seg);
+    if (!s) return Py_DECREF(batch), nullptr;
     batch->taken = make<FlushTaken>();
     if (!batch->taken) return Py_DECREF(batch), PyErr_NoMemory();
     batch->since_ns = prim::now_ns();
+    batch->op = -1;
     Status status;
     {
-        Released unlocked(S(self));
-        OpSlot op(*s);
-        status = op.valid() ? begin_flush(*s, op.intent(), FlushRequest{first, count, lsn, most}, *batch->taken)
-                            : op.why_not();
-        batch->op = status == Status::OK ? op.release() : -1;
+        Released unlocked(seg);
+        status = take_pages(*s, batch, generation, FlushRequest{u32(std::min<u64>(first, ~u32(0))), 0, lsn, most});
     }
-    if (status == Status::NO_MEMORY) return Py_DECREF(batch), PyErr_NoMemory();
     if (batch->op >= 0) {
-        batch->seg = S(self);
-        Py_INCREF(self);
-        S(self)->active++;  // until it ends: the store's code runs meanwhile
+        batch->seg = seg;
+        Py_INCREF(seg);
+        seg->active++;  // until it ends: the store's code runs meanwhile
     }
-    if (batch->op < 0) {
-        Py_DECREF(batch);
-        return raise_interrupted("other operations of this process");
-    }
-    if (check_signals() < 0) Py_CLEAR(batch);  // Ctrl-C: what was taken is given back
-    return reinterpret_cast<PyObject*>(batch);
+    if (status == Status::OK && check_signals() == 0) return reinterpret_cast<PyObject*>(batch);
+    Py_DECREF(batch);  // what was taken is given back
+    if (status == Status::REMOVED) Py_RETURN_NONE;
+    if (status == Status::NO_MEMORY) return PyErr_NoMemory();
+    if (status == Status::CORRUPT) raise_status(status, 0);
+    if (!PyErr_Occurred()) return raise_interrupted("other operations of this process");
+    return nullptr;
 }
 
+// begin_flush(space, generation, selection, wait) -> Batch, which holds the space's flush lock. None: the space is
+// gone, or somebody else flushes it and was not to be waited for.
+static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
+    unsigned space;
+    PyObject *generation, *selection;
+    int wait;
+    if (!PyArg_ParseTuple(args, "IOOp:begin_flush", &space, &generation, &selection, &wait)) return nullptr;
+    PyObject* held = lock_flush(S(self), space, wait);
+    if (!held || held == Py_None) return held;
+    PyObject* rest = PyTuple_Pack(2, generation, selection);
+    if (!rest) return Py_DECREF(held), nullptr;
+    PyObject* batch = begin_batch(S(self), space, rest, held);
+    Py_DECREF(rest);
+    return batch;
+}
+
+// Its segment, while the flush is under way in this process; null with an exception.
+static SegmentObject* under_way(BatchObject* batch) {
+    SegmentObject* seg = batch->seg;
+    if (seg && is_ours(seg, batch->forks)) return seg;
+    raise("WrongProcess", "this flush has ended, or belongs to the parent process");
+    return nullptr;
+}
+
+// The store is written from here on: if this flush does not end, the next one knows that it was interrupted.
+static PyObject* batch_mark_open(PyObject* self, PyObject*) {
+    auto batch = reinterpret_cast<BatchObject*>(self);
+    Use use(batch->seg);
+    SegmentObject* seg = under_way(batch);
+    if (!seg) return nullptr;
+    record_store(seg->s->spaces[batch->space], 0, true, nullptr);
+    Py_RETURN_NONE;
+}
+
+// end(synced, record): the record is None, or (pages stored, state or None), which is kept before the pages are let go.
 static PyObject* batch_end(PyObject* self, PyObject* args) {
     auto batch = reinterpret_cast<BatchObject*>(self);
-    int synced, foreground;
-    if (!PyArg_ParseTuple(args, "pp:end", &synced, &foreground)) return nullptr;
-    SegmentObject* seg = batch->seg;
-    Use use(seg);
-    if (!seg || !is_ours(seg, batch->forks))
-        return raise("WrongProcess", "this flush has ended, or belongs to the parent process");
+    int synced;
+    PyObject *record, *state = Py_None;
+    unsigned long long stored = 0;
+    FileRecord file;
+    if (!PyArg_ParseTuple(args, "pO:end", &synced, &record)) return nullptr;
+    if (record != Py_None && (!PyArg_ParseTuple(record, "KO:record", &stored, &state) ||
+                              (state != Py_None && !file.parse(state))))
+        return nullptr;
+    Use use(batch->seg);
+    SegmentObject* seg = under_way(batch);
+    if (!seg) return nullptr;
+    if (record != Py_None)
+        record_store(seg->s->spaces[batch->space], stored, false, state == Py_None ? nullptr : &file);
     if (synced && !batch->taken->items.empty()) {
         Counters& counters = seg->s->counters();
         counters.flushes.add_relaxed(1);
         counters.flushed_pages.add_relaxed(batch->taken->items.size());
         seg->s->took(LATENCY_FLUSH, batch->since_ns);
-        counters.foreground_flushes.add_relaxed(u64(foreground));
+        counters.foreground_flushes.add_relaxed(u64(batch->foreground));
     }
     end_batch(batch, synced);
     Py_RETURN_NONE;
 }
 
+static PyObject* batch_state(PyObject* self, void*) {
+    return reinterpret_cast<BatchObject*>(self)->file.to_tuple();
+}
+
+static PyObject* batch_interrupted(PyObject* self, void*) {
+    return PyBool_FromLong(reinterpret_cast<BatchObject*>(self)->interrupted);
+}
+
 static PyObject* batch_items(PyObject* self, void*) {
-    auto& items = reinterpret_cast<BatchObject*>(self)->taken->items;
-    return PyBytes_FromStringAndSize(items.empty() ? "" : reinterpret_cast<const char*>(items.data()),
-                                     Py_ssize_t(items.size() * sizeof(FlushItem)));
+    auto batch = reinterpret_cast<BatchObject*>(self);
+    auto& items = batch->taken->items;
+    PyObject* bytes = PyBytes_FromStringAndSize(nullptr, Py_ssize_t(items.size() * sizeof(FlushItem)));
+    auto out = bytes ? reinterpret_cast<FlushItem*>(PyBytes_AS_STRING(bytes)) : nullptr;
+    for (const FlushItem& it : items)
+        if (out) *out++ = {u32(it.page - batch->first), it.frame};
+    return bytes;
 }
 
 static PyObject* batch_held_back(PyObject* self, void*) {
@@ -94,7 +174,8 @@ static PyObject* batch_held_back(PyObject* self, void*) {
 }
 
 static PyObject* batch_next(PyObject* self, void*) {
-    return PyLong_FromUnsignedLongLong(reinterpret_cast<BatchObject*>(self)->taken->next);
+    auto batch = reinterpret_cast<BatchObject*>(self);
+    return PyLong_FromUnsignedLongLong(batch->taken->next ? batch->taken->next - batch->first : 0);
 }
 
 // dirty_range(first, count) -> (dirty pages, highest LSN, oldest change's LSN)
@@ -114,17 +195,21 @@ static PyObject* segment_dirty_range(PyObject* self, PyObject* args) {
 
 static void batch_dealloc(BatchObject* batch) {
     end_batch(batch, false);
+    Py_CLEAR(batch->held);
     unmake(batch->taken);
     PyObject_Free(batch);
 }
 
 static PyMethodDef batch_methods[] = {
-    {"end", batch_end, METH_VARARGS, "end(synced, foreground): the pages are clean if they were synced."},
+    {"mark_open", batch_mark_open, METH_NOARGS, "The store is written from here on."},
+    {"end", batch_end, METH_VARARGS, "end(synced, record): the pages are clean if they were synced."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef batch_getset[] = {
-    {"items", batch_items, nullptr, "Pairs of uint32: entry, frame; in order.", nullptr},
-    {"next", batch_next, nullptr, "The entry at which to go on, 0 when the range has been gone through.", nullptr},
+    {"items", batch_items, nullptr, "Pairs of uint32: page number, frame; in order.", nullptr},
+    {"next", batch_next, nullptr, "The page at which to go on, 0 when the space has been gone through.", nullptr},
     {"held_back", batch_held_back, nullptr, "Dirty pages that were passed over because of their LSN.", nullptr},
+    {"state", batch_state, nullptr, "What was known of the file when the flush began: a FileState.", nullptr},
+    {"interrupted", batch_interrupted, nullptr, "Whether the flush before this one did not end.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject BatchType = {PyVarObject_HEAD_INIT(nullptr, 0)};

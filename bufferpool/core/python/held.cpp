@@ -101,21 +101,16 @@ static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
     return held;
 }
 
-// lock_flush(space, wait=True) -> Held, whose `interrupted` says that the last flush did not end. None: somebody has
-// the lock, and was not to be waited for.
-static PyObject* segment_lock_flush(PyObject* self, PyObject* args) {
-    unsigned i;
-    int wait = 1;
-    if (!PyArg_ParseTuple(args, "I|p:lock_flush", &i, &wait)) return nullptr;
-    Segment* s = opened(S(self));
+PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait) {
+    Segment* s = opened(seg);
     if (!s) return nullptr;
-    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
-    SpaceSlot& slot = s->spaces[i];
-    if (raise_held(S(self), slot.flush_lock, "flushing this space")) return nullptr;
+    if (space >= MAX_SPACES) return raise("ValueError", "no such space");
+    SpaceSlot& slot = s->spaces[space];
+    if (raise_held(seg, slot.flush_lock, "flushing this space")) return nullptr;
     Acquired a = Acquired::YES;
     bool ours = true;
     {
-        Released unlocked(S(self));
+        Released unlocked(seg);
         if (wait) a = acquire(*s, slot.flush_lock);
         else ours = try_acquire(*s, slot.flush_lock, a);
         if (ours && a == Acquired::REPAIR) repaired(*s, slot.flush_lock);
@@ -123,13 +118,39 @@ static PyObject* segment_lock_flush(PyObject* self, PyObject* args) {
     }
     if (!ours) Py_RETURN_NONE;
     if (a == Acquired::INTERRUPTED) return raise_interrupted("a flush");
-    PyObject* held = new_held(S(self), &slot.flush_lock, slot.flush_open.load_acquire());
+    PyObject* held = new_held(seg, &slot.flush_lock, slot.flush_open.load_acquire());
     if (!held) release(*s, slot.flush_lock);
     return held;
 }
 
+// lock_flush(space, wait=True) -> Held, whose `interrupted` says that the last flush did not end. None: somebody has
+// the lock, and was not to be waited for.
+static PyObject* segment_lock_flush(PyObject* self, PyObject* args) {
+    unsigned i;
+    int wait = 1;
+    if (!PyArg_ParseTuple(args, "I|p:lock_flush", &i, &wait)) return nullptr;
+    return lock_flush(S(self), i, wait);
+}
+
+bool is_interrupted(PyObject* held) { return reinterpret_cast<HeldObject*>(held)->interrupted; }
+
+// begin_flush(generation, selection) -> Batch of the space whose flush lock this is; it ends while the lock is held.
+static PyObject* held_begin_flush(PyObject* self, PyObject* args) {
+    auto held = reinterpret_cast<HeldObject*>(self);
+    SegmentObject* seg = held->seg;
+    Use use(seg);
+    if (!seg || !is_ours(seg, held->forks)) return raise("WrongProcess", "this lock is not held any more");
+    SpaceSlot* spaces = seg->s->spaces;
+    auto at = reinterpret_cast<char*>(held->lock) - reinterpret_cast<char*>(&spaces->flush_lock);
+    u64 space = u64(at) / sizeof(SpaceSlot);
+    if (at < 0 || space >= MAX_SPACES) return raise("ValueError", "this is not the flush lock of a space");
+    Py_INCREF(self);
+    return begin_batch(seg, u32(space), args, self);
+}
+
 static PyMethodDef held_methods[] = {
     {"__enter__", held_enter, METH_NOARGS, ""},
+    {"begin_flush", held_begin_flush, METH_VARARGS, "begin_flush(generation, selection): dirty pages to be written."},
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(held_exit)), METH_FASTCALL, "Lets go."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef held_getset[] = {

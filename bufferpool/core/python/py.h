@@ -97,6 +97,11 @@ Segment* seen(SegmentObject* seg);  // opened, or observed
 PyObject* raise_unsettled();
 PyObject* core_observe(PyObject*, PyObject* fd);
 
+// held.cpp, batch.cpp
+PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait);  // a Held; None: somebody else has the lock
+bool is_interrupted(PyObject* held);
+PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* held);  // takes over `held`
+
 // segment_spaces.cpp, held.cpp, segment_figures.cpp, segment_advice.cpp: the rest of Segment's methods
 extern PyMethodDef directory_methods[], lock_methods[], flush_methods[], observe_methods[], advice_methods[];
 

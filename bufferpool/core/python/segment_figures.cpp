@@ -345,12 +345,13 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
 
 // ---- events ------------------------------------------------------------------------
 
-// post_event(kind, reason, bytes, from_frames, to_frames, value, origin, page)
-static PyObject* segment_post_event(PyObject* self, PyObject* args) {
-    unsigned kind, reason, from, to, origin = 0;
-    unsigned long long bytes, page = 0;
+// post_event((kind, reason, bytes, from_frames, to_frames, value, origin, page))
+static PyObject* segment_post_event(PyObject* self, PyObject* made) {
+    unsigned kind, reason, from, to, origin;
+    unsigned long long bytes, page;
     double value;
-    if (!PyArg_ParseTuple(args, "IIKIId|IK:post_event", &kind, &reason, &bytes, &from, &to, &value, &origin, &page))
+    if (!PyTuple_Check(made)) return raise("TypeError", "an event is described by a tuple");
+    if (!PyArg_ParseTuple(made, "IIKIIdIK:post_event", &kind, &reason, &bytes, &from, &to, &value, &origin, &page))
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
@@ -436,7 +437,7 @@ PyMethodDef observe_methods[] = {
     {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS, ""},
     {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O, ""},
     {"summary", entered<segment_summary, SegmentEntry>, METH_NOARGS, ""},
-    {"post_event", entered<segment_post_event, SegmentEntry>, METH_VARARGS, ""},
+    {"post_event", entered<segment_post_event, SegmentEntry>, METH_O, ""},
     {"events", entered<segment_events, SegmentEntry>, METH_NOARGS, ""},
     {"lead", entered<segment_lead, SegmentEntry>, METH_O, ""},
     {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS, ""},

@@ -6,6 +6,7 @@
 #include "protocol/client.h"
 #include "protocol/shrink.h"
 #include "protocol/spaces.h"
+#include "python/file_record.h"
 
 namespace bp {
 
@@ -13,66 +14,62 @@ static PyObject* text_of(const char* at, size_t most) {
     return PyUnicode_DecodeUTF8(at, Py_ssize_t(strnlen(at, most)), "surrogateescape");
 }
 
+// The slot of a live space as a dict. Null without an exception: it is not live, or it was removed meanwhile.
+static PyObject* space_record(Segment& s, u32 i) {
+    SpaceSlot& t = s.spaces[i];
+    if (!t.is_live()) return nullptr;
+    u64 extent = t.extent.load_acquire();
+    if (space_sum(t) != t.sum.load_relaxed()) {
+        if (!t.is_live() || t.extent.load_acquire() != extent) return nullptr;  // removed while we looked
+        return raise("SegmentCorrupt",
+                     "space slot %u of the segment was overwritten; save what you need through handles that are "
+                     "open, and remove the segment",
+                     i);
+    }
+    // An owner that is not a client's number is no flusher.
+    u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER, owner = t.owner.load_relaxed();
+    bool mine = s.me && owner == s.me && t.owner_generation.load_relaxed() == s.client().generation.load_relaxed();
+    auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
+    return Py_BuildValue(
+        "{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}",
+        "index", i, "name", text_of(t.name, sizeof t.name), "path", text_of(t.path, sizeof t.path), "kind",
+        t.kind.load_relaxed(), "flags", t.flags.load_relaxed(), "owner", owner, "generation",
+        (unsigned long long)space_generation(extent), "first_entry", t.first_entry.load_relaxed(), "max_pages",
+        t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent), "stored", k(t.stored),
+        "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode), "size_bytes",
+        k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns",
+        k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version",
+        k(t.version), "mine", mine ? Py_True : Py_False, "flusher", is_live_client(s, flusher) ? flusher : 0,
+        "flush_since_ns", k(t.flush_since_ns));
+}
+
 // All live spaces, as dicts.
 static PyObject* segment_spaces(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
-    u64 my_generation = s->me ? s->client().generation.load_relaxed() : 0;
     PyObject* list = PyList_New(0);
     for (u32 i = 0; list && i < MAX_SPACES; i++) {
-        SpaceSlot& t = s->spaces[i];
-        if (!t.is_live()) continue;
-        u64 extent = t.extent.load_acquire();
-        if (space_sum(t) != t.sum.load_relaxed()) {
-            if (!t.is_live() || t.extent.load_acquire() != extent) continue;  // removed while we looked
-            Py_DECREF(list);
-            return raise("SegmentCorrupt",
-                         "space slot %u of the segment was overwritten; save what you need through handles that are "
-                         "open, and remove the segment",
-                         i);
-        }
-        // An owner that is not a client's number is no flusher.
-        u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;
-        auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
-        PyObject* d = Py_BuildValue(
-            "{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}",
-            "index", i, "name", text_of(t.name, sizeof t.name), "path", text_of(t.path, sizeof t.path), "kind",
-            t.kind.load_relaxed(), "flags", t.flags.load_relaxed(), "owner", t.owner.load_relaxed(), "generation",
-            (unsigned long long)space_generation(extent), "first_entry", t.first_entry.load_relaxed(), "max_pages",
-            t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent), "stored", k(t.stored),
-            "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode), "size_bytes",
-            k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns",
-            k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version",
-            k(t.version), "mine",
-            s->me && t.owner.load_relaxed() == s->me && t.owner_generation.load_relaxed() == my_generation ? Py_True
-                                                                                                           : Py_False,
-
-            "flusher", is_live_client(*s, flusher) ? flusher : 0, "flush_since_ns", k(t.flush_since_ns));
+        PyObject* d = space_record(*s, i);
+        if (!d && !PyErr_Occurred()) continue;
         if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
         Py_XDECREF(d);
     }
     return list;
 }
 
-// What is known of a file: the fields of filestate.FileState.
-struct FileRecord {
-    unsigned long long device = 0, inode = 0, size = 0, mtime = 0, ctime = 0, doubt = 0;
+// space(index) -> the space in a slot, as a dict; None if there is none.
+static PyObject* segment_space(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : seen(S(self));
+    if (!s) return nullptr;
+    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    PyObject* record = space_record(*s, u32(i));
+    if (!record && !PyErr_Occurred()) Py_RETURN_NONE;
+    return record;
+}
 
-    bool parse(PyObject* state) {
-        return PyArg_ParseTuple(state, "KKKKKK:FileState", &device, &inode, &size, &mtime, &ctime, &doubt);
-    }
-    void store(SpaceSlot& t) const {
-        t.device.store_relaxed(device);
-        t.inode.store_relaxed(inode);
-        t.size_bytes.store_relaxed(size);
-        t.mtime_ns.store_relaxed(mtime);
-        t.ctime_ns.store_relaxed(ctime);
-        t.doubt.store_relaxed(doubt);
-    }
-};
-
-// add_space(name, path, kind, flags, owned, pages, max_pages, state, version) -> index. The directory lock is held.
-static PyObject* segment_add_space(PyObject* self, PyObject* args) {
+// add_space(directory.NewSpace) -> index. The directory lock is held.
+static PyObject* segment_add_space(PyObject* self, PyObject* made) {
     const char *name, *path;
     Py_ssize_t name_n, path_n;
     unsigned kind, flags;
@@ -80,8 +77,9 @@ static PyObject* segment_add_space(PyObject* self, PyObject* args) {
     unsigned long long pages, max_pages, version;
     PyObject* state;
     FileRecord file;
-    if (!PyArg_ParseTuple(args, "s#s#IIpKKO!K:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages,
-                          &max_pages, &PyTuple_Type, &state, &version) ||
+    if (!PyTuple_Check(made)) return raise("TypeError", "a new space is described by a tuple");
+    if (!PyArg_ParseTuple(made, "s#s#IIpKKOK:add_space", &name, &name_n, &path, &path_n, &kind, &flags, &owned, &pages,
+                          &max_pages, &state, &version) ||
         !file.parse(state))
         return nullptr;
     Segment* s = opened(S(self));
@@ -190,17 +188,11 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
     PyObject* state;
     FileRecord file;
     if (!PyArg_ParseTuple(args, "IKpO:record_store", &i, &stored, &open, &state)) return nullptr;
-    if (state != Py_None && (!PyTuple_Check(state) || !file.parse(state)))
-        return PyErr_Occurred() ? nullptr : raise("TypeError", "a file's state is a tuple");
+    if (state != Py_None && !file.parse(state)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     if (i >= MAX_SPACES) return raise("ValueError", "no such space");
-    SpaceSlot& t = s->spaces[i];
-    u64 before = t.stored.load_relaxed();
-    while (before < stored && !t.stored.cas_seq_cst(before, stored)) {
-    }
-    if (state != Py_None) file.store(t);
-    t.flush_open.store_release(u32(open));
+    record_store(s->spaces[i], stored, open, state == Py_None ? nullptr : &file);
     Py_RETURN_NONE;
 }
 
@@ -272,7 +264,8 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
 }
 
 PyMethodDef directory_methods[] = {{"spaces", entered<segment_spaces, SegmentEntry>, METH_NOARGS, ""},
-                                   {"add_space", entered<segment_add_space, SegmentEntry>, METH_VARARGS, ""},
+                                   {"space", entered<segment_space, SegmentEntry>, METH_O, ""},
+                                   {"add_space", entered<segment_add_space, SegmentEntry>, METH_O, ""},
                                    {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
                                    {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O, ""},
                                    {"drop_clean", entered<segment_drop_clean, SegmentEntry>, METH_O, ""},

@@ -332,18 +332,17 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
     return PyLong_FromUnsignedLong(freed);
 }
 
-// (segment, index, generation, first_entry, max_pages, kind, fd, store, dtype, writable, discardable, zero_fill,
-// private)
+// _bind_core(segment, space.Binding)
 static PyObject* space_bind(PyObject* self, PyObject* args) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PyObject *seg, *store;
+    PyObject *seg, *binding, *store;
     PyArray_Descr* dtype;
     unsigned long long generation;
     unsigned index, first, max_pages, kind;
     int fd, writable, discardable, zero_fill, is_private;
-    if (!PyArg_ParseTuple(args, "O!IKIIIiOO!pppp:_bind_core", &SegmentType, &seg, &index, &generation, &first,
-                          &max_pages, &kind, &fd, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable,
-                          &zero_fill, &is_private))
+    if (!PyArg_ParseTuple(args, "O!O!:_bind_core", &SegmentType, &seg, &PyTuple_Type, &binding) ||
+        !PyArg_ParseTuple(binding, "IKIIIiOO!pppp:Binding", &index, &generation, &first, &max_pages, &kind, &fd, &store,
+                          &PyArrayDescr_Type, &dtype, &writable, &discardable, &zero_fill, &is_private))
         return nullptr;
     Use use(reinterpret_cast<SegmentObject*>(seg));
     Segment* s = opened(reinterpret_cast<SegmentObject*>(seg));
