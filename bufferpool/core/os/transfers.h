@@ -7,18 +7,14 @@
 
 namespace bp {
 
-// Some neighbouring pages of a file, and where they are in memory. `first` and `count` are the caller's.
+// Some neighbouring pages of a file, and where they are in memory. `first` is the caller's.
 struct Transfer {
-    const iovec* to;
-    u64 offset;
-    u32 first, count;
-    ssize_t got;       // bytes, or -errno
-    bool write;
-    int fd;
-    u32 flags;         // RWF_…
+    Vectored what;
+    u32 first;
+    ssize_t got;  // bytes, or -errno
     Transfer* next;
     struct TransferQueue* home;  // of the batch that it belongs to
-    void run() { got = prim::transfer(write, fd, to, count, offset, flags); }
+    void run() { got = prim::transfer(what.write, what.fd, what.to, what.n, what.offset, what.flags); }
 };
 
 // What has ended and was not taken yet.
@@ -123,11 +119,11 @@ public:
 
     bool room() const { return free_.first; }
 
-    void begin(bool write, int fd, const iovec* to, u32 first, u32 count, u64 offset, u32 flags = 0) {
+    void begin(const Vectored& what, u32 first) {
         Transfer* t = free_.pop();
-        *t = {to, offset, first, count, 0, write, fd, flags, nullptr, &ended_};
+        *t = {what, first, 0, nullptr, &ended_};
         under_way_++;
-        if (ring_) return ring_->add(write, fd, to, count, offset, flags, u64(t - slots_));
+        if (ring_) return ring_->add(what, u64(t - slots_));
         if (TransferThreads::of_this_process().begin(t)) {
             by_threads_ = true;
             return;
@@ -139,7 +135,7 @@ public:
     // One that needs no transfer after all.
     void begin_done(u32 first, u32 count, ssize_t got) {
         Transfer* t = free_.pop();
-        *t = {nullptr, 0, first, count, got, false, -1, 0, nullptr, nullptr};
+        *t = {Vectored{false, -1, nullptr, count, 0}, first, got, nullptr, nullptr};
         under_way_++;
         done(t);
     }

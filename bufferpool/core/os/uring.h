@@ -12,6 +12,16 @@
 
 namespace bp {
 
+// One read or write of a file: `n` pieces of memory, which lie side by side from `offset` on in the file.
+struct Vectored {
+    bool write;
+    int fd;
+    const iovec* to;
+    u32 n;
+    u64 offset;
+    u32 flags = 0;  // RWF_…
+};
+
 class Uring {
     struct Request {  // io_uring_sqe
         u8 op, flags;
@@ -124,16 +134,16 @@ public:
     }
 
     // Adds a request; at most DEPTH are under way. The kernel sees it at the next send().
-    void add(bool write, int fd, const iovec* to, u32 n, u64 offset, u32 rw_flags, u64 tag) {
+    void add(const Vectored& v, u64 tag) {
         u32 i = made_++ & mask_;
         auto& request = reinterpret_cast<Request*>(requests_)[i];
         request = {};
-        request.op = write ? WRITEV : READV;
-        request.fd = fd;
-        request.offset = offset;
-        request.address = u64(reinterpret_cast<uintptr_t>(to));
-        request.length = n;
-        request.rw_flags = rw_flags;
+        request.op = v.write ? WRITEV : READV;
+        request.fd = v.fd;
+        request.offset = v.offset;
+        request.address = u64(reinterpret_cast<uintptr_t>(v.to));
+        request.length = v.n;
+        request.rw_flags = v.flags;
         request.tag = tag;
         array_[i] = i;
     }

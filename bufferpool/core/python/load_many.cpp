@@ -43,7 +43,7 @@ struct FileLoads {
         bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
         sp->checked.store_relaxed(now);
         if (ours && in_file == count)
-            w.transfers.begin(false, sp->fd, &w.to[first], first, count, page_no << s.g.page_shift);
+            w.transfers.begin({false, sp->fd, &w.to[first], count, page_no << s.g.page_shift}, first);
         else w.transfers.begin_done(first, count, 0);
     }
 
@@ -52,7 +52,7 @@ struct FileLoads {
         Transfer t;
         if (!w.transfers.ended(t)) return false;
         first = t.first;
-        count = t.count;
+        count = t.what.n;
         for (u32 i = first; i < first + count; i++) {
             if (w.read[i]) continue;
             w.read[i] = t.got >= ssize_t(u64(i + 1 - first) << s.g.page_shift);
