@@ -77,6 +77,9 @@ def test_writing_without_a_block_names_the_block() -> None:
             space.write(0)[0] = 1
         with pytest.raises(TypeError, match=r"with space.append\(\) as page"):
             space.append()[0]
+        with pytest.raises(AttributeError, match=r"has no 'fill'.*with space.write\(n\) as page"):
+            space.write(0).fill(1)
+        assert not hasattr(space.write(0), "__array__")
         assert space[0][0] == 0
         del space
         assert pool.check() == []

@@ -19,7 +19,7 @@ if [ -z "$python" ] && [ ! -x "$there/python/bin/python3.13t" ]; then
     apt update
     apt source --download-only python3.13
     rm -rf source && mkdir source
-    tar -x -f python3.13_*.orig.tar.* --strip-components=1 -C source
+    tar -x -f python3.13_*.orig.tar.xz --strip-components=1 -C source
     cd source
     nice ./configure --quiet --prefix="$there/python" --disable-gil --disable-test-modules
     nice make --silent --jobs="$(nproc)"

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Never, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -154,7 +154,7 @@ class Space(_core.Space):
             return 0 <= int(page_no) < len(self)
         raise TypeError(f"`in` asks for a page number, which is an integer, not {type(page_no).__name__}")
 
-    def __setitem__(self, page_no: object, value: object) -> NoReturn:
+    def __setitem__(self, page_no: Never, value: Never) -> None:  # Never: a type checker finds every use
         raise TypeError(
             "pages are written in a block, which publishes the new version as a whole: "
             "`with space.write(n) as page: page[:] = ...`"

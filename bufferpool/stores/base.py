@@ -16,7 +16,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,9 @@ class Store(Protocol):
         """The size of the store in bytes: a whole number of pages."""
 
 
+FileMode = Literal["r", "r+", "w+"]
+
+
 class FileStore:
     """A file. Misses are read by the core, straight into the frame."""
 
@@ -67,7 +70,7 @@ class FileStore:
     created = False  # whether this store created the file
     trailer_bytes = 0  # bytes at the end of a page that the pool uses
 
-    def __init__(self, path: str | os.PathLike[str], mode: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], mode: FileMode) -> None:
         """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created if missing; an existing file is not emptied here).
 
         Raises FileNotFoundError, PermissionError, NotRegularFile, ValueError.

@@ -31,7 +31,7 @@ import numpy as np
 
 from bufferpool.errors import PageCorrupt, ShortRead, StoreError
 from bufferpool.printable import shown
-from bufferpool.stores.base import Buffer, FileStore
+from bufferpool.stores.base import Buffer, FileMode, FileStore
 
 CHECKSUM_BYTES = 8
 
@@ -81,7 +81,9 @@ class CheckedFile(FileStore):
     lost_below = 0
     """Missing pages before this offset were cut off by another program: they are written as damaged pages."""
 
-    def __init__(self, path: str | os.PathLike[str], mode: str, page_size: int, repair: Repair | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], mode: FileMode, page_size: int, repair: Repair | None = None
+    ) -> None:
         """As :class:`FileStore`; needs the library xxhash (ImportError).
 
         ``repair(page_no, image)`` is called for a page whose checksum is
@@ -186,6 +188,6 @@ class CheckedFile(FileStore):
         return good
 
 
-def file_store(path: str, mode: str, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
+def file_store(path: str, mode: FileMode, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
     """Opens the store of a file space. Raises what :class:`FileStore` and :class:`CheckedFile` raise."""
     return CheckedFile(path, mode, page_size, repair) if checksum else FileStore(path, mode)

@@ -310,6 +310,17 @@ static PyObject* refuse_use(PyObject* self, PyObject*) {
                  "a Write is not the page itself: use a block, as in `with space.%s as page: page[:] = ...`",
                  w->append ? "append()" : "write(n)");
 }
+// As in `space.write(n).fill(0)`.
+static PyObject* refuse_attribute(PyObject* self, PyObject* name) {
+    PyObject* found = PyObject_GenericGetAttr(self, name);
+    if (found || !PyErr_ExceptionMatches(PyExc_AttributeError) || PyUnicode_READ_CHAR(name, 0) == '_') return found;
+    PyErr_Clear();
+    auto w = reinterpret_cast<WriteObject*>(self);
+    return raise("AttributeError",
+                 "a Write has no %R: it is not the page itself; use a block, as in `with space.%s as page: page[:] = "
+                 "...`",
+                 name, w->append ? "append()" : "write(n)");
+}
 static int refuse_assignment(PyObject* self, PyObject* key, PyObject*) { return refuse_use(self, key), -1; }
 
 static PyMethodDef write_methods[] = {
@@ -332,6 +343,7 @@ int ready_write_type() {
     write_mapping.mp_ass_subscript = refuse_assignment;
     WriteType.tp_as_mapping = &write_mapping;
     WriteType.tp_repr = write_repr;
+    WriteType.tp_getattro = refuse_attribute;
     return ready_type(WriteType, "bufferpool._core.Write",
                       "A page being written: a private copy, published when its block ends.", write_dealloc,
                       write_methods, write_getset);
