@@ -28,6 +28,26 @@ def _recency(rng: np.random.Generator) -> Pages:
     return np.array(pages)
 
 
+def _changing(rng: np.random.Generator) -> dict[str, Pages]:
+    """Working sets of a fifth of the pages that change in several ways, and loops after them."""
+    size = PAGES // 5
+
+    def used(first: int, times: int = 20) -> Pages:
+        return first + rng.integers(0, size, times * size)
+
+    found = {
+        "set, replaced": np.concatenate([used(size * i) for i in range(5)]),
+        "set, half replaced": np.concatenate([used(size // 2 * i) for i in range(9)]),
+        "sets, alternating": np.concatenate([used(size * (i % 2), 10) for i in range(20)]),
+        "set, drifting": used(0, 160) + np.arange(160 * size) // 40,
+    }
+    for turns in (0.6, 1.1, 1.5, 3):
+        loop = PAGES + np.arange(int(turns * size))
+        parts = [used(size * i) for i in range(5)]
+        found[f"set replaced, then a loop of {turns}"] = np.concatenate([*parts, np.tile(loop, 60)])
+    return found
+
+
 def made_traces(seed: int = 1) -> dict[str, Pages]:
     """The traces by name; a seed always gives the same ones."""
     rng = np.random.default_rng(seed)
@@ -46,6 +66,7 @@ def made_traces(seed: int = 1) -> dict[str, Pages]:
     phases = [np.tile(whole[:1500], 30), _zipf(rng, 40_000, 1.0), whole, np.tile(whole[:3500], 12)]
     traces["phases"] = np.concatenate(phases * 2)
     draws = rng.permutation(PAGES)[_zipf(rng, LENGTH // 2, 0.9)]
+    traces |= _changing(rng)
     traces["bursts"] = np.repeat(draws, rng.integers(1, 5, len(draws)))
     traces["recency"] = _recency(rng)
     traces["walk, small steps"], traces["walk, large steps"] = _walk(rng, 20), _walk(rng, 200)

@@ -21,7 +21,7 @@ from bufferpool._core import Pin, PinnedPages, Write
 from bufferpool.errors import *  # noqa: F403
 from bufferpool.figures.advice import Advice, AdvicePoint
 from bufferpool.figures.events import Event
-from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind
+from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, PolicyMode
 from bufferpool.figures.stats import ClientInfo, FrameCounts, PoolStats, SpaceStats
 from bufferpool.observer import Observer
 from bufferpool.pool import Pool
@@ -47,6 +47,7 @@ __all__ = [
     "Observer",
     "Pin",
     "PinnedPages",
+    "PolicyMode",
     "Pool",
     "PoolStats",
     "Rules",

@@ -22,6 +22,8 @@ class Simulation:
     """Pages evicted from the cold ring: pages used once, or not for long."""
     evictions_hot: int
     """Pages evicted from the hot ring."""
+    mode_changes: int
+    """How often the policy changed its mode (``core/policy/duelling.h``)."""
 
     @property
     def miss_ratio(self) -> float:
@@ -39,8 +41,8 @@ def simulate(trace: npt.ArrayLike, n_frames: int) -> Simulation:
     Raises TypeError, ValueError.
     """
     numbers, distinct = dense_trace(trace, n_frames)
-    hits, misses, cold, hot = _core.simulate(numbers, int(n_frames), distinct)
-    return Simulation(int(n_frames), hits, misses, cold, hot)
+    hits, misses, cold, hot, changes = _core.simulate(numbers, int(n_frames), distinct)
+    return Simulation(int(n_frames), hits, misses, cold, hot, changes)
 
 
 def dense_trace(trace: npt.ArrayLike, n_frames: int) -> tuple[npt.NDArray[np.uint32], int]:

@@ -10,7 +10,7 @@ from errno import errorcode
 import numpy as np
 
 from bufferpool import _core
-from bufferpool.figures.names import EventKind, EventReason, is_known
+from bufferpool.figures.names import EventKind, EventReason, is_known, mode_name
 from bufferpool.figures.stats import Inspectable
 from bufferpool.units import format_size
 
@@ -61,6 +61,7 @@ class Event:
             EventReason.STORE: "the store failed",
             EventReason.LOG: "the log could not be synced",
             EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
+            EventReason.DUEL: f"{mode_name(self.value)} misses less often",
             EventReason.HANGS: f"the store has not come back for {self.value:.0f} s",
         }[self.reason]
         place = f" (space {self.space!r}" + (f", page {self.page_no})" if self.page_no is not None else ")")

@@ -17,7 +17,7 @@ def kind_name(kind: int) -> str:
     return Kind(kind).name.lower() if is_known(Kind, kind) else f"kind {kind}"
 
 
-def is_known(names: type[IntEnum], number: int) -> bool:
+def is_known(names: type[IntEnum], number: float) -> bool:
     """Whether ``names`` has this number. A damaged segment may have numbers without a name."""
     return any(name == number for name in names)
 
@@ -36,6 +36,7 @@ COUNTERS = (
     "loads", "load_failures", "load_bytes", "evictions_recycled", "evictions_reclaimed", "publishes", "appends",
     "flushes", "flushed_pages", "foreground_flushes", "compacted_pages", "wait_load", "wait_writer", "wait_memory",
     "wait_frame", "reaped", "pins_broken", "rebuilds", "checkpoints", "flush_failures", "corrupt_pages", "repaired_pages",
+    "mode_changes",
 )  # fmt: skip
 
 # In the order of enum Latency. Bucket i counts what took less than 2**(BUCKET_SHIFT + i) ns, the last what took longer.
@@ -82,6 +83,8 @@ class EventKind(IntEnum):
     """A page could not be read from its store."""
     ROUND_FAILED = 13
     """A round of the steward failed; the next round tries again."""
+    MODE_CHANGED = 14
+    """The replacement policy changed its mode."""
 
 
 class EventReason(IntEnum):
@@ -111,6 +114,24 @@ class EventReason(IntEnum):
     """The kernel refused a call: its errno."""
     HANGS = 20
     """A call of a store has not returned: for how many seconds."""
+    DUEL = 21
+    """A miniature pool in another mode missed less often: the mode's number in :class:`PolicyMode`."""
+
+
+class PolicyMode(IntEnum):
+    """How the replacement policy splits the pool between its two rings (core/policy/duelling.h)."""
+
+    ADAPTIVE = 0
+    """The split follows the misses on pages that were evicted a short time ago."""
+    RECENCY = 1
+    """One ring, which keeps what was used last: for working sets that are replaced."""
+    LOOP = 2
+    """Most of the hot pages are kept, however long a loop is: for loops longer than the pool."""
+
+
+def mode_name(mode: float) -> str:
+    """The name of a mode of the replacement policy, as the segment or an event has it."""
+    return PolicyMode(int(mode)).name.lower() if is_known(PolicyMode, mode) else f"mode {mode:g}"
 
 
 def hit_ratio(hits: float, misses: float) -> float:

@@ -13,7 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
-from bufferpool.figures.names import AGE_LIMITS_S, COUNTERS, LATENCIES, REASONS, FrameState, Kind, hit_ratio, kind_name
+from bufferpool.figures.names import (
+    AGE_LIMITS_S,
+    COUNTERS,
+    LATENCIES,
+    REASONS,
+    FrameState,
+    Kind,
+    hit_ratio,
+    kind_name,
+    mode_name,
+)
 from bufferpool.units import format_size
 
 
@@ -249,6 +259,10 @@ class PoolStats:
     """Pages whose checksum did not match when they were loaded."""
     repaired_pages: int
     """Corrupt pages for which the space's ``repair`` had the right bytes."""
+    mode_changes: int
+    """How often the replacement policy changed its mode."""
+    policy_mode: str
+    """The mode of the replacement policy: adaptive, recency or loop (:class:`PolicyMode`)."""
     latencies: dict[str, Latency]
     """Histograms of load, flush, reclaim (one call of the kernel) and wait."""
     spaces: list[SpaceStats] = field(default_factory=list)
@@ -499,6 +513,7 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
         clients=sum(client[0] <= pool.geometry["max_clients"] for client in pool.seg.clients()),  # without guests
         durable_lsn=status["durable_lsn"],
         checkpoint_lsn=status["checkpoint_lsn"],
+        policy_mode=mode_name(status["policy_mode"]),
         latencies=counters.latencies,
         spaces=read_spaces(pool, counters, summary),
         **counters.plain,

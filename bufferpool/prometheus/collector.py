@@ -33,7 +33,7 @@ from bufferpool.errors import BufferPoolError, SegmentNotFound
 from bufferpool.figures import events
 from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.advice import Advice, AdvicePoint
-from bufferpool.figures.names import AGE_BANDS, EventKind, EventReason
+from bufferpool.figures.names import AGE_BANDS, EventKind, EventReason, PolicyMode
 from bufferpool.figures.stats import SpaceStats
 from bufferpool.machine import pressure
 from bufferpool.observer import Observer
@@ -188,6 +188,11 @@ WRITE_BACK = (
     _counter("bufferpool_checkpoints", "Checkpoints: each wrote all pages that were dirty before it.", "checkpoints"),
     _counter("bufferpool_corrupt_pages", "Pages whose checksum did not match when they were read.", "corrupt_pages"),
     _counter("bufferpool_repaired_pages", "Corrupt pages that were repaired.", "repaired_pages"),
+    Family(GaugeMetricFamily, "bufferpool_policy_mode",
+           "1 for the mode that the replacement policy is in: adaptive, recency or loop; 0 for the others.",
+           lambda s: [((mode.name.lower(),), float(mode.name.lower() == s.stats.policy_mode)) for mode in PolicyMode],
+           ("mode",)),
+    _counter("bufferpool_policy_mode_changes", "How often the replacement policy changed its mode.", "mode_changes"),
 )  # fmt: skip
 
 CLIENTS = (

@@ -11,7 +11,7 @@ from pathlib import Path
 from bufferpool import _core
 from tests.support.native_build import CORE
 
-MAPPED = ("Header", "Geometry", "Client", "Intent", "Failure", "SpaceSlot", "FrameSlot", "Event", "Advice")
+MAPPED = ("Header", "Geometry", "Client", "Intent", "Failure", "SpaceSlot", "FrameSlot", "Event", "Advice", "Duel")
 TAKEN_APART = {"LockWord", "PolicyState", "RingState"}  # their fields stand under the name of what they are in
 
 
@@ -59,7 +59,7 @@ def names_of(text: str, struct: str, before: str) -> set[str]:
 
 
 def test_every_field_of_the_segments_structs_is_on_the_map() -> None:
-    text = header("layout.h") + header("policy_state.h") + header("advice.h")
+    text = header("layout.h") + header("policy_state.h") + header("advice.h") + header("duel.h")
     wanted = set().union(*(names_of(text, struct, f"{struct}.") for struct in MAPPED))
     assert {"Header.more_blocks", "Header.policy.hot.count", "Client.unlocked", "FrameSlot.mark"} <= wanted
     padding = {name for name in wanted if name.endswith(".pad")}

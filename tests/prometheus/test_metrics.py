@@ -41,9 +41,11 @@ def test_every_figure_is_that_of_the_pool(make_pool, data_file):
         "flushed_pages": "flushed_pages", "foreground_flushes": "foreground_flushes", "flush_failures": "flush_failures",
         "checkpoints": "checkpoints", "compacted_pages": "compacted_pages", "clients_reaped": "reaped",
         "pins_broken": "pins_broken", "lock_repairs": "rebuilds", "corrupt_pages": "corrupt_pages",
-        "repaired_pages": "repaired_pages",
+        "repaired_pages": "repaired_pages", "policy_mode_changes": "mode_changes",
     }.items():  # fmt: skip
         assert get(series, f"{metric}_total", pool) == getattr(stats, field), metric
+    for mode in ("adaptive", "recency", "loop"):
+        assert get(series, "policy_mode", pool, mode=mode) == (stats.policy_mode == mode)
     for why in ("load", "writer", "memory", "frame"):
         assert get(series, "waits_total", pool, reason=why) == getattr(stats, f"wait_{why}")
     for why, n in stats.reclaimed_bytes.items():
@@ -127,7 +129,18 @@ def test_names_units_labels_and_help(make_pool, data_file):
         assert family.unit in ("", "bytes", "seconds")
         assert ("bytes" in family.name or "seconds" in family.name) == bool(family.unit)
         for sample in family.samples:
-            assert set(sample.labels) <= {"pool", "space", "client", "reason", "state", "age", "budget", "event", "le"}
+            assert set(sample.labels) <= {
+                "pool",
+                "space",
+                "client",
+                "reason",
+                "state",
+                "age",
+                "budget",
+                "event",
+                "le",
+                "mode",
+            }
     created = [s for family in families for s in family.samples if s.name.endswith("_created")]
     assert len(created) >= 40
     assert all(time.time() - 600 < s.value <= time.time() for s in created)

@@ -32,7 +32,7 @@ def size_of(struct: str) -> int:
 HEADER = fields("Header", "magic", "version", "header_bytes", "uuid", "created_ns", "geometry", "geometry_sum")
 CLIENT_FIELDS = fields("Client", "intents")
 INTENT_FIELDS, SPACE_FIELDS, FRAME_FIELDS = fields("Intent"), fields("SpaceSlot"), fields("FrameSlot", "word")
-EVENT_FIELDS, ADVICE_FIELDS = fields("Event"), fields("Advice")
+EVENT_FIELDS, ADVICE_FIELDS, DUEL_FIELDS = fields("Event"), fields("Advice"), fields("Duel")
 CLIENT, SPACE, FRAME, INTENT, EVENT = (
     size_of(struct) for struct in ("Client", "SpaceSlot", "FrameSlot", "Intent", "Event")
 )
@@ -141,7 +141,7 @@ class Mutator:
         """(what, offset, bytes, kind of value)"""
         r, at = self.rng, self.layout
         area = r.choice(["header"] * 5 + ["client", "intent", "intent", "space", "space", "space"] + ["entry"] * 4
-                        + ["frame"] * 4 + ["pins", "ring", "ring", "bitmap", "bitmap", "chunks", "event", "advice"])  # fmt: skip
+                        + ["frame"] * 4 + ["pins", "ring", "ring", "bitmap", "bitmap", "chunks", "event", "advice", "duel"])  # fmt: skip
         if area == "header":
             return self.field("header", 0, HEADER)
         if area == "client":
@@ -174,6 +174,8 @@ class Mutator:
             return self.field(f"event {i}", at.events_at + i * EVENT, EVENT_FIELDS)
         if area == "advice":
             return self.field("advice", at.advice_at, ADVICE_FIELDS)
+        if area == "duel":
+            return self.field("duel", at.duel_at, DUEL_FIELDS)
         if area == "chunks":
             i = r.randrange(3 * -(-at.max_pages * 8 // at.os_page // 64))  # which stands three times
             tops = 2 * -(-at.max_frames // (1 << 18))  # words of both sets

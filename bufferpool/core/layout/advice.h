@@ -5,13 +5,7 @@
 //   | head   | 40 B[]    | u16[]   | for each shadow: cold, hot u64[] |
 //   +--------+-----------+---------+---------------------------------+
 //
-//   row      page:32 | state of the page in each of nine shadows, 32 bits each:
-//
-//     31  30 29       28                    8 7         2 1     0
-//    +------+--------+-----------------------+-----------+-------+
-//    | st   | ghost  |  stamp (29 bits, ghosts) / tag:8 <<8 | count |
-//    +------+--------+-----------------------+-----------+-------+
-//      st  0 never seen, 1 in the cold ring, 2 in the hot ring, 3 a ghost
+//   row      a page, and its state in each of nine shadows (policy/sampled_pages.h)
 //
 // A page is sampled if the hash of its entry's index starts with `shift` zero bits: one
 // page in 2^shift, all of its references (SHARDS: Waldspurger et al., FAST 2015). A

@@ -1,14 +1,14 @@
 // The segment: one sparse tmpfs file that every process maps whole.
 //
 //   +---------+---------+--------+--------+---------+---------+--------+---------+---------+---------+-------+--- - -+
-//   | header  | clients | spaces | events | advice  | entries | frames | pins    | sets    | rings   | tops  | data   |
-//   | 4 pages | slot[]  | slot[] | ring   | shadows | u64[]   | 32 B[] | u16[]   | bitmaps | u64[]   | of    | page[] |
+//   | header  | clients | spaces | events | duel,   | entries | frames | pins    | sets    | rings   | tops  | data   |
+//   | 4 pages | slot[]  | slot[] | ring   | advice  | u64[]   | 32 B[] | u16[]   | bitmaps | u64[]   | of    | page[] |
 //   |         |         |        |        |         | sparse  | as used| as used | as used | as used | sets  | 2 MiB  |
 //   +---------+---------+--------+--------+---------+---------+--------+---------+---------+---------+-------+--- - -+
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
-// header, clients, spaces, events and tops at creation, entries in chunks of an OS page
+// header, clients, spaces, events, duel and tops at creation, entries in chunks of an OS page
 // when a space needs them (a bitmap says which; they keep it: somebody may always
 // have an old handle); frames, pins, sets and rings in chunks as frames are first used. The advice area gets memory
 // at creation for the budgets that a steward may choose, and more when a larger budget is asked for.
@@ -24,6 +24,7 @@
 #include <cstddef>
 
 #include "layout/advice.h"
+#include "layout/duel.h"
 #include "layout/words.h"
 
 namespace bp {
@@ -90,6 +91,7 @@ struct Counters {
     Atomic<u64> wait_load, wait_writer, wait_memory, wait_frame;
     Atomic<u64> reaped, pins_broken, rebuilds;
     Atomic<u64> checkpoints, flush_failures, corrupt_pages, repaired_pages;
+    Atomic<u64> mode_changes;
     Atomic<u64> reclaimed_bytes[REASONS];
     Histogram latency[LATENCIES];
     struct PerSpace {
@@ -167,13 +169,14 @@ struct alignas(64) SpaceSlot {
     }
 };
 
-constexpr u8 AHEAD = 0x80;  // in FrameSlot::count, beside the references
+// In FrameSlot::count, beside the references: the page was read ahead and has not been used; the duel samples it.
+constexpr u8 AHEAD = 0x80, SAMPLED = 0x40, REFERENCES = 3;
 
 struct FrameSlot {
     Atomic<u64> word;
     Atomic<u64> lsn;
     Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
-    // The policy's: all that a hit writes besides `touched`; AHEAD: read ahead, and not used yet.
+    // The policy's: all that a hit writes besides `touched`.
     Atomic<u8> count, tag;
     u8 seen;              // of rebuild(), under the memory lock
     Atomic<u8> mark;      // of the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
@@ -212,7 +215,7 @@ struct Geometry {
     u32 max_frames, max_clients, stripe_clients;
     u32 guests;  // of max_clients: the last slots, for forked children alone
     u64 max_pages;
-    u64 clients_at, spaces_at, events_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes;
+    u64 clients_at, spaces_at, events_at, duel_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes;
     u64 sets_at, set_bytes[SET_LEVELS], rings_at, ring_bytes, tops_at, data_at, total_bytes;
 
     u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
@@ -271,6 +274,12 @@ static_assert(sizeof(LockWord) == 4);
 // Byte locks: client c holds byte LOCKS_AT + c for as long as it lives; the steward
 // holds one more for as long as it is that.
 constexpr long LOCKS_AT = 1024, STEWARD_LOCK_AT = LOCKS_AT + CLIENTS_LIMIT + 1;
+
+#ifdef BP_EXPLORE  // the explorer's pools are too small for a duel
+constexpr bool DUELS = false;
+#else
+constexpr bool DUELS = true;
+#endif
 
 constexpr u64 TICK_SHIFT = 27;
 
@@ -356,6 +365,7 @@ inline void place_areas(Geometry& g) {
     g.clients_at = take(u64(g.max_clients) * sizeof(Client));
     g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
     g.events_at = take(EVENTS * sizeof(Event));
+    g.duel_at = take(DUELS ? sizeof(Duel) : 0);
     g.advice_at = take(advice_bytes(g.max_frames));
     g.entries_at = take(g.max_pages * 8);
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));

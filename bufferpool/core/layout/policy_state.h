@@ -9,6 +9,14 @@ constexpr u32 STAMP_MASK = 0x7fffffffu;
 // Signed distance of two 31-bit stamps, safe across wrap-around.
 constexpr int stamp_diff(u32 a, u32 b) { return int((a - b) << 1) >> 1; }
 
+// How the policy goes about it: policy/duelling.h chooses.
+enum PolicyMode : u32 {
+    MODE_ADAPTIVE,  // the split between the rings moves with the ghosts' votes
+    MODE_RECENCY,   // one ring, a clock: what was used last stays
+    MODE_LOOP,      // a small cold ring: most of what is hot stays, however long the loop
+    MODES
+};
+
 struct RingState {
     u32 head;
     u32 gaps;              // of the elements: those that stand for no page (GAP)
@@ -22,7 +30,7 @@ struct PolicyState {
     u32 frames;    // C: the budget
     u32 cold_target;  // S: target size of the cold ring
     u32 aside;  // pages that no ring has, because they cannot go before they are flushed or dropped
-    u32 pad;
+    u32 mode;  // a PolicyMode
     RingState cold, hot;
 };
 

@@ -32,6 +32,10 @@
 // the cold ring has won more than half of the pool, pages are used for a while
 // and then no more: one reference does not make a page hot there.
 //
+// This is the adaptive mode. Two patterns make it slow or get it stuck, so there are two more modes, and a duel
+// between miniature pools chooses (duelling.h): MODE_RECENCY has the cold ring alone, and keeps what was used last;
+// MODE_LOOP has a small cold ring and a split that does not move.
+//
 // Everything here runs under the memory lock. After a death the rings are
 // repaired from the entries: an element counts only while its page's entry
 // names that ring, so elements are written before the entry and removed after.
@@ -109,18 +113,31 @@ public:
         bound_target();
     }
 
+    // Another mode, and the cold ring's target size with it.
+    void set_mode(u32 mode, u32 cold_target) {
+        s_.mode = mode;
+        s_.cold_target = cold_target;
+        bound_target();
+    }
+    u32 mode() const { return s_.mode < MODES ? s_.mode : u32(MODE_ADAPTIVE); }
+
+    // The frames that the rings have between them.
+    u32 shared() const { return s_.frames > s_.aside ? s_.frames - s_.aside : 1; }
+
     // A miss on a page with this ghost: which ring it belongs to. `once` says
     // that the page is read ahead or scanned, which earns it no hot place.
     Ring miss(Ghost ghost, u32 stamp, bool once) {
         s_.now = (s_.now + 1) & STAMP_MASK;
         i64 step = 1 + s_.frames / 1000, window = i64(s_.frames) * WINDOW / 100;
-        if (ghost == Ghost::COLD) {
+        if (mode() != MODE_ADAPTIVE) {
+            // No votes: the split is the mode's.
+        } else if (ghost == Ghost::COLD) {
             drop_gone(RING_COLD);
             if (missed_cold_by(stamp, window)) move_split(step);
         } else if (ghost == Ghost::HOT && stamp_diff(s_.hev, stamp) <= window) {
             move_split(-step);
         }
-        if (once) return RING_COLD;
+        if (once || mode() == MODE_RECENCY) return RING_COLD;
         bool hot = ghost == Ghost::NONE ? pages(s_.hot) < hot_target() : hot_ok(stamp, ghost == Ghost::COLD);
         return hot ? RING_HOT : RING_COLD;
     }
@@ -150,7 +167,8 @@ public:
                 pop(r);
             } else if (p.count >= (r == RING_HOT ? 1 : cold_threshold())) {
                 env_.set_count(page, r == RING_HOT ? p.count - 1 : 0);
-                Ring to = r == RING_HOT || hot_ok(stamp, true) ? RING_HOT : RING_COLD;
+                bool hot = r == RING_HOT || (mode() != MODE_RECENCY && hot_ok(stamp, true));
+                Ring to = hot ? RING_HOT : RING_COLD;
                 move(r, to, page, s_.now);
                 search.moves++;
                 search.met[RING_COLD] = search.met[RING_HOT] = 0;
@@ -214,12 +232,12 @@ private:
     u32& capacity(Ring r) { return capacity_[r == RING_HOT]; }
     static u32 pages(const RingState& q) { return q.count > q.gaps ? q.count - q.gaps : 0; }
 
-    // The frames that the rings have between them.
-    u32 shared() const { return s_.frames > s_.aside ? s_.frames - s_.aside : 1; }
-    u32 hot_target() const { return shared() > s_.cold_target ? shared() - s_.cold_target : 0; }
+    u32 hot_target() const {
+        return mode() != MODE_RECENCY && shared() > s_.cold_target ? shared() - s_.cold_target : 0;
+    }
 
     // References that keep a page of the cold ring in the pool.
-    u32 cold_threshold() const { return s_.cold_target > shared() / 2 ? 2 : 1; }
+    u32 cold_threshold() const { return mode() != MODE_RECENCY && s_.cold_target > shared() / 2 ? 2 : 1; }
 
     // Would a cold ring of `window` elements more still have the page that came into it at `stamp`?
     bool missed_cold_by(u32 stamp, i64 window) {

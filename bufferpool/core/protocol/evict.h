@@ -40,13 +40,14 @@ struct PoolEnv {
             return {true, 0};
         }
         if (entry::state(e) != RESIDENT || !s.has_frame(entry::frame(e))) return {false, 0};
-        return {false, u32(s.frames[entry::frame(e)].count.load_relaxed() & ~AHEAD)};
+        return {false, u32(s.frames[entry::frame(e)].count.load_relaxed() & REFERENCES)};
     }
 
     void set_count(u32 page, u32 n) {
         u64 e = s.entries[page].load_acquire();
-        if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e)))
-            s.frames[entry::frame(e)].count.store_relaxed(u8(n));
+        if (entry::state(e) != RESIDENT || !s.has_frame(entry::frame(e))) return;
+        auto& count = s.frames[entry::frame(e)].count;
+        count.store_relaxed(u8((count.load_relaxed() & SAMPLED) | n));
     }
 
     void set_ring(u32 page, Ring r) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "protocol/growth.h"
+#include "protocol/modes.h"
 
 namespace bp {
 
@@ -106,6 +107,7 @@ inline void count_miss(Segment& s, Alr<PoolEnv>& policy, FrameRequest& want) {
     u64 e = s.entries[want.page].load_relaxed();
     want.ring = policy.miss(ghost_of(e), ghost_stamp(e), want.once);
     s.header->policy_tag.store_relaxed(policy.tag());
+    duel(s, policy, want.page, e, want.once);
     want.counted = true;
 }
 

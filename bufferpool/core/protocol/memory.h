@@ -10,7 +10,14 @@
 
 namespace bp {
 
+// The owner of the lock may have died in the midst of the duel: which mode was the better one is not known any more.
+inline void forget_duel(Segment& s) {
+    if constexpr (DUELS) s.duel->frames = 0;
+    s.header->policy.mode = MODE_ADAPTIVE;
+}
+
 inline void rebuild(Segment& s) {
+    forget_duel(s);
     // 1. Free frames, holes and the count of frames with memory. A hole whose word was damaged is found in the set of
     // holes.
     s.has_frame(s.g.max_frames - 1);

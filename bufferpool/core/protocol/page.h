@@ -69,7 +69,7 @@ inline void publish_load(Segment& s, Intent& intent, u32 page, u32 f, Image imag
     slot.lsn.store_relaxed(image.lsn);
     slot.rec_lsn.store_relaxed(image.lsn);
     slot.touched.store_relaxed(s.tick());
-    slot.count.store_relaxed(image.ahead ? AHEAD : 0);
+    slot.count.store_relaxed(u8((image.ahead ? AHEAD : 0) | s.sampled_by_duel(page)));
     slot.tag.store_relaxed(u8(s.header->policy_tag.load_relaxed()));
     slot.mark.store_relaxed(s.mark_of(page));
     intent.frame.store_release(f);

@@ -27,8 +27,9 @@ void with_shadows(Segment& s, Acquired how, F work) {
         repaired(s, s.header->advice);
     }
     u32 budget = s.header->budget_frames.load_relaxed(), most = s.look_at_advised();
+    u32 mode = s.header->policy.mode < MODES ? s.header->policy.mode : u32(MODE_ADAPTIVE);
     if (most) {
-        Shadows shadows(s.advice, most, budget >= 1 && budget <= most ? budget : most, AdviceGeometry(most));
+        Shadows shadows(s.advice, most, budget >= 1 && budget <= most ? budget : most, AdviceGeometry(most), mode);
         read_counters(s, shadows.head(), prim::boot_ns());
         work(shadows);
     }

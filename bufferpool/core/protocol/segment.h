@@ -43,6 +43,7 @@ inline bool (*is_our_client)(const Segment& s, u32 c) = nullptr;
 struct Segment {
     u8* base = nullptr;
     u8* advice = nullptr;
+    Duel* duel = nullptr;
     u64 mapped = 0;  // bytes; an observer's mapping is read-only and ends where the data begin
     int fd = -1;     // this client's own description: holds its liveness lock
     u64 mark = 0;    // and how it is known to be ours; an observer's is known by its file alone
@@ -100,6 +101,7 @@ struct Segment {
         spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);
         events = reinterpret_cast<Event*>(at + g.events_at);
         advice = at + g.advice_at;
+        duel = reinterpret_cast<Duel*>(at + g.duel_at);
         entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
         frames = reinterpret_cast<FrameSlot*>(at + g.frames_at);
         pin_rows = at + g.pins_at;
@@ -248,6 +250,20 @@ struct Segment {
         return (before & AHEAD) && count.cas_seq_cst(before, u8(before & ~AHEAD));
     }
 
+    // The SAMPLED bit of a frame's count when this page is loaded into it.
+    u8 sampled_by_duel(u32 page) const {
+        if constexpr (!DUELS) return 0;
+        u32 shift = duel->shift.load_relaxed();
+        return shift < 32 && is_sampled(page, shift) ? SAMPLED : 0;
+    }
+
+    // A page's first hit in a unit of reference, for the duel of modes.
+    [[gnu::noinline]] void hit_sampled(FrameSlot& slot, u8 count) {
+        if ((count & REFERENCES) < REFERENCES) slot.count.store_relaxed(u8(count + 1));
+        u32 at = duel->hits_added.add_relaxed(1) % DUEL_HITS;
+        duel->hits[at].store_relaxed(frame::page(slot.word.load_relaxed()) + 1);
+    }
+
     // A hit, seen by the policy, the age and the sampler: four bytes, only when they change.
     void touch(u32 f, u32 now) {
         FrameSlot& slot = frames[f];
@@ -257,9 +273,10 @@ struct Segment {
                 if (sampler.tick.load_relaxed() != now) look_after_window(*this);
         }
         u8 count = slot.count.load_relaxed(), tag = u8(header->policy_tag.load_relaxed());
-        if (count < 3 && slot.tag.load_relaxed() != tag) {
+        if (count != REFERENCES && slot.tag.load_relaxed() != tag) {
             slot.tag.store_relaxed(tag);
-            slot.count.store_relaxed(u8(count + 1));
+            if (count < REFERENCES) slot.count.store_relaxed(u8(count + 1));
+            else if (DUELS && (count & SAMPLED)) hit_sampled(slot, count);
         }
         if constexpr (ADVISES)
             if (sampler.wants(slot)) record(*this, frame::page(slot.word.load_relaxed()), 0);

@@ -26,7 +26,7 @@ constexpr Field fields[] = {
     FIELD(Header, checkpoint_lsn), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
     FIELD(Header, events), FIELD(Header, more_blocks), FIELD(Header, resident),
     INNER(Header, policy.now, u32), INNER(Header, policy.hev, u32), INNER(Header, policy.frames, u32),
-    INNER(Header, policy.cold_target, u32), INNER(Header, policy.aside, u32),
+    INNER(Header, policy.cold_target, u32), INNER(Header, policy.aside, u32), INNER(Header, policy.mode, u32),
     INNER(Header, policy.cold.head, u32), INNER(Header, policy.cold.count, u32),
     INNER(Header, policy.cold.gaps, u32), INNER(Header, policy.cold.capacity, u32),
     INNER(Header, policy.hot.head, u32), INNER(Header, policy.hot.count, u32), INNER(Header, policy.hot.gaps, u32),
@@ -38,6 +38,7 @@ constexpr Field fields[] = {
     FIELD(Geometry, extent_frames), FIELD(Geometry, max_frames),
     FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, guests), FIELD(Geometry, max_pages),
     FIELD(Geometry, clients_at), FIELD(Geometry, spaces_at), FIELD(Geometry, events_at), FIELD(Geometry, advice_at),
+    FIELD(Geometry, duel_at),
     FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
     FIELD(Geometry, pins_at), FIELD(Geometry, stripe_bytes), FIELD(Geometry, sets_at), FIELD(Geometry, set_bytes),
     FIELD(Geometry, rings_at), FIELD(Geometry, ring_bytes), FIELD(Geometry, tops_at), FIELD(Geometry, data_at),
@@ -83,6 +84,11 @@ constexpr Field fields[] = {
     FIELD(Advice, resets), FIELD(Advice, halvings), FIELD(Advice, references), FIELD(Advice, expected),
     FIELD(Advice, missed),
     FIELD(Advice, missed_by_pool), FIELD(Advice, earlier), FIELD(Advice, later), FIELD(Advice, shadow),
+
+    STRUCT(Duel),
+    FIELD(Duel, frames), FIELD(Duel, shift), FIELD(Duel, first_free), FIELD(Duel, doublings), FIELD(Duel, misses),
+    FIELD(Duel, hits_taken), FIELD(Duel, hits_added), FIELD(Duel, hits), FIELD(Duel, lead), FIELD(Duel, pool),
+    FIELD(Duel, rings), FIELD(Duel, index), FIELD(Duel, rows),
 };
 // clang-format on
 

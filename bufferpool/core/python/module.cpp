@@ -289,7 +289,7 @@ static PyMethodDef module_methods[] = {
      "How large a segment with these sizes is: (bytes of its file, bytes of them that are data)."},
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS,
-     "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot."},
+     "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot, changes of the policy's mode."},
     {"advise", core_advise, METH_VARARGS,
      "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
     {"fields", core_fields, METH_NOARGS, "Where each field of a segment lies: {'Struct.field': (offset, bytes)}."},

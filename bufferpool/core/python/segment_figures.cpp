@@ -135,7 +135,7 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
     PolicyState& p = s->header->policy;
     return Py_BuildValue(
-        "{s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K}", "budget_frames",
+        "{s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:I}", "budget_frames",
         s->header->budget_frames.load_relaxed(), "most_frames", s->header->most_frames.load_relaxed(), "max_frames",
         s->most_frames(), "min_frames", s->header->min_frames.load_relaxed(), "asked_frames",
         s->header->asked_frames.load_relaxed(), "checkpoint_lsn",
@@ -144,7 +144,8 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
         (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
         (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target",
-        p.cold_target, "unlinked", (unsigned long long)s->header->unlinked.load_relaxed());
+        p.cold_target, "unlinked", (unsigned long long)s->header->unlinked.load_relaxed(), "policy_mode",
+        p.mode);
 }
 
 // One number of the header: a load, where status() also asks the kernel.

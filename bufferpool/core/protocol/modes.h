@@ -1,0 +1,45 @@
+// Which mode the replacement policy is in. The duel (policy/duelling.h) sees the pool's misses, and the hits that
+// clients have written down for it (Segment::hit_sampled). Everything here runs under the memory lock.
+#pragma once
+
+#include "policy/duelling.h"
+#include "protocol/events.h"
+#include "protocol/memory.h"
+
+namespace bp {
+
+constexpr u32 KIND_MODE = 14, REASON_DUEL = 21;  // of bufferpool/figures/names.py
+
+constexpr u32 HITS_A_MISS = 16;  // taken in one hold of the lock
+
+inline void count_mode_change(Segment& s, u32 mode) {
+    s.counters().mode_changes.add_relaxed(1);
+    u32 budget = s.header->budget_frames.load_relaxed();
+    post_event(s, {KIND_MODE, REASON_DUEL, 0, budget, budget, double(mode)});
+}
+
+// The hits that clients have added since this was last called, the oldest first; what was overwritten is lost.
+inline void take_hits(Segment& s, Alr<PoolEnv>& policy, Duelling& duelling) {
+    Duel& d = *s.duel;
+    u32 added = d.hits_added.load_relaxed();
+    if (added - d.hits_taken > DUEL_HITS) d.hits_taken = added - DUEL_HITS;
+    for (u32 n = 0; n < HITS_A_MISS && d.hits_taken != added; n++, d.hits_taken++) {
+        Atomic<u32>& hit = d.hits[d.hits_taken % DUEL_HITS];
+        if (hit.load_relaxed() == 0) continue;
+        u32 page = hit.swap_seq_cst(0) - 1;
+        if (duelling.reference(policy, s.header->policy, page, 0, false, false)) count_mode_change(s, policy.mode());
+    }
+}
+
+// A miss on a page whose entry was `e`. Without its ghost, or while frames are to be had, no mode could have kept it.
+inline void duel(Segment& s, Alr<PoolEnv>& policy, u32 page, u64 e, bool once) {
+    if constexpr (!DUELS) return;
+    Duelling duelling(*s.duel);
+    take_hits(s, policy, duelling);
+    bool full = s.header->resident.load_relaxed() >= s.header->budget_frames.load_relaxed();
+    bool evicted = ghost_of(e) != Ghost::NONE && full;
+    if (duelling.reference(policy, s.header->policy, page, once ? u32(SAMPLE_ONCE) : 0, true, evicted))
+        count_mode_change(s, policy.mode());
+}
+
+}  // namespace bp
