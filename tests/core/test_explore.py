@@ -145,7 +145,7 @@ def _moved(text: str, first: str, last: str) -> str:
 MUTATIONS = {
     "the second load of the entry in pin left out": (
         "pin.h",
-        "if (entry::is_resident_in(word.load_seq_cst(), f)) {",
+        "if (entry::is_resident_in(word.load_seq_cst(), f)) [[likely]] {",
         "if (true) {",
         "pin-evict-hot",
     ),

@@ -1,11 +1,13 @@
 // An operation under way, with its intent: what it is about to change, for the reaper of a client that dies in between.
 #pragma once
 
+#include <pthread.h>
+
 #include "protocol/segment.h"
 
 namespace bp {
 
-inline u64 this_thread() { return std::hash<std::thread::id>{}(std::this_thread::get_id()) | 1; }
+inline u64 this_thread() { return u64(pthread_self()) | 1; }  // never 0; and the number is an aligned address
 
 // An intent of ours for the time of one operation.
 class OpSlot {

@@ -20,10 +20,12 @@ inline void free_frame(Segment& s, u32 f);
 // Does any client pin this frame? Called after the entry has been changed so
 // that no new pin can succeed (rule 3), hence sequentially consistent.
 inline bool any_pin(Segment& s, u32 f) {
-    u32 used = s.g.max_clients < STRIPES ? s.g.max_clients : s.stripes();
-    for (u32 stripe = 0; stripe < used; stripe++) {
-        auto row = reinterpret_cast<Atomic<u64>*>(s.stripe_row(stripe, f));
-        for (u32 i = 0; i < s.g.stripe_clients / 4; i++)
+    u32 used = s.g.max_clients < STRIPES ? s.g.max_clients : s.stripes(), words = s.g.stripe_clients / 4;
+    u64 stride = s.g.stripe_bytes;  // the compiler reads what stands in a Segment anew after each atomic access
+    auto at = reinterpret_cast<const u8*>(s.stripe_row(0, f));
+    for (u32 stripe = 0; stripe < used; stripe++, at += stride) {
+        auto row = reinterpret_cast<const Atomic<u64>*>(at);
+        for (u32 i = 0; i < words; i++)
             if (row[i].load_seq_cst()) return true;
     }
     return false;
@@ -57,7 +59,7 @@ inline void unpin(Segment& s, u32 f) {
 }
 
 // Pins the page if it is resident. Rule 2: count, then look again.
-inline Status pin(Segment& s, u32 page, u32& out) {
+[[gnu::always_inline]] inline Status pin(Segment& s, u32 page, u32& out) {
     Atomic<u64>& word = s.entries[page];
     for (int tries = 0; tries < 1000; tries++) {
         u64 e = word.load_acquire();
@@ -67,9 +69,10 @@ inline Status pin(Segment& s, u32 page, u32& out) {
         Atomic<u16>& count = s.pin_count(f);
         if (count.load_relaxed() >= PIN_MAX) return Status::TOO_MANY_PINS;
         count.add_seq_cst(1);
-        if (entry::is_resident_in(word.load_seq_cst(), f)) {
+        if (entry::is_resident_in(word.load_seq_cst(), f)) [[likely]] {
             out = f;
-            if (frame::holds(s.frames[f].word.load_relaxed(), page)) return Status::OK;
+            u64 w = s.frames[f].word.load_relaxed();
+            if (w == frame::live(page) || frame::holds(w, page)) [[likely]] return Status::OK;
             unpin(s, f);
             return Status::CORRUPT;  // the entry, or the frame's word, is damaged
         }

@@ -265,7 +265,7 @@ struct Segment {
     }
 
     // A hit, seen by the policy, the age and the sampler: four bytes, only when they change.
-    void touch(u32 f, u32 now) {
+    [[gnu::always_inline]] void touch(u32 f, u32 now) {
         FrameSlot& slot = frames[f];
         if (slot.touched.load_relaxed() != now) {
             slot.touched.store_relaxed(now);

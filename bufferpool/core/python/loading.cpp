@@ -8,8 +8,7 @@ namespace bp {
 // ---- checks --------------------------------------------------------------------
 
 // Binds a space that was unpickled. Two threads may do so at once: the first one's binding holds.
-SegmentObject* bound(SpaceObject* sp) {
-    if (sp->seg) return sp->seg;
+SegmentObject* bind_space(SpaceObject* sp) {
     PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_attach", nullptr);
     if (!r) return nullptr;
     Py_DECREF(r);
@@ -17,10 +16,8 @@ SegmentObject* bound(SpaceObject* sp) {
     return sp->seg;
 }
 
-// Binds a space that was unpickled; refuses one whose pool is closed, and a parent's private one. 0 or -1.
-int ready_space(SpaceObject* sp) {
+int refuse_space(SpaceObject* sp) {
     if (sp->seg && sp->seg->s && sp->seg->s->works && !sp->seg->closing) {
-        if (!sp->only || sp->only == sp->seg->s->me) return 0;
         raise("SpacePrivate",
               "the scratch space belongs to client %u alone, of which this process is a forked child; make one here "
               "(pool.open_scratch), "
@@ -296,8 +293,7 @@ Status SpaceHooks::load(const Place& at, FrameRequest& want, u32& frame) {
     return PyErr_Occurred() ? Status::RAISED : status;
 }
 
-// Pins a page, loading it if need be. 0, or -1 with an exception.
-int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
+int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
     Busy busy(sp->seg);
     SpaceHooks hooks{sp, page_no, access.deadline_ns};
     return answer(fetch_page(*sp->seg->s, place_of(sp, page_no), access, hooks, frame), sp, page_no);

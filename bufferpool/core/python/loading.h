@@ -74,4 +74,12 @@ public:
 // 0 if OK, else -1 with an exception that says why.
 int answer(Status status, SpaceObject* sp, u64 page_no);
 
+// Pins a page, loading it if need be. 0, or -1 with an exception.
+int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame);
+inline int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
+    SpaceHooks hooks{sp, page_no};
+    bool hit = fetch_hit(*sp->seg->s, place_of(sp, page_no), access, hooks, frame) == Status::OK;
+    return hit ? 0 : acquire_slowly(sp, page_no, access, frame);
+}
+
 }  // namespace bp

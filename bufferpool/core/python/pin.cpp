@@ -103,7 +103,7 @@ static void pin_dealloc(PinObject* p) {
     if (p->space) {
         SpaceObject* sp = p->space;
         {
-            Use use(sp->seg);
+            Use use(sp->seg, HELD);
             take_space(p);
             bool kept = p->base && Py_REFCNT(p->base) > 1 + (p->page && Py_REFCNT(p->page) == 1 ? 1 : 0);
             if (kept) hand_over(sp->seg, &p->base, p->pin.frame);

@@ -25,7 +25,8 @@ PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n) {
     p->pages = nullptr;
     p->space = sp;
     Py_INCREF(sp);
-    for (Py_ssize_t i = 0; i < n; i++) link_pin(sp->seg, &p->pins[i], frames[i]);
+    SegmentObject* seg = sp->seg;
+    for (Py_ssize_t i = 0; i < n; i++) link_pin(seg, &p->pins[i], frames[i]);
     return reinterpret_cast<PyObject*>(p);
 }
 

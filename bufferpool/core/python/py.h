@@ -114,12 +114,15 @@ void watch_forks();
 
 // loading.cpp: how a page gets pinned
 struct Access;  // fetch.h
-int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false);
 bool find_backed(SpaceObject* sp, u64 page_no);
 inline bool is_backed(SpaceObject* sp, u64 page_no) { return page_no < sp->backed || find_backed(sp, page_no); }
-SegmentObject* bound(SpaceObject* sp);  // its segment; null with an exception
-int ready_space(SpaceObject* sp);
+SegmentObject* bind_space(SpaceObject* sp);
+inline SegmentObject* bound(SpaceObject* sp) {  // null: with an exception
+    SegmentObject* seg = sp->seg;
+    return seg ? seg : bind_space(sp);
+}
+int refuse_space(SpaceObject* sp);
 int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
 bool still_open(SpaceObject* sp);
 
@@ -128,7 +131,7 @@ PyObject* view_of(SpaceObject* sp, u32 frame);  // takes over the pin
 PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no);
 PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n);
 void forget_bases(SegmentObject* seg);
-void drop_pin(SegmentObject* seg, u32 frame);
+void free_retired(SegmentObject* seg, u32 frame);
 // write.cpp
 PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns);
 bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u64 count);
@@ -147,6 +150,15 @@ inline void unlink_pin(SegmentObject* seg, PinNode* p) {
     p->next->prev = p->prev;
 }
 
+// Takes back a pin of this process, which may have lost its segment in a fork. The last to leave a retired frame
+// frees it, without the interpreter's lock.
+inline void drop_pin(SegmentObject* seg, u32 frame) {
+    Segment* s = seg->s;
+    if (!s || !s->me) return;
+    if (s->pin_count(frame).sub_seq_cst(1) != 1) return;
+    if (frame::state(s->frames[frame].word.load_seq_cst()) == RETIRED) free_retired(seg, frame);
+}
+
 // Is this the process, and the attachment, in which something began that took note of `forks`?
 inline bool is_ours(SegmentObject* seg, u32 forks) { return seg->s && seg->s->me && seg->forks == forks; }
 
@@ -157,7 +169,8 @@ inline bool has_pins(SegmentObject* seg) {
 
 // While this object lives, so does the segment's object, and close() does not unmap the segment. If close() is at
 // work when it is made, it waits until that has succeeded or failed; so what needs an open segment looks after it
-// has made one.
+// has made one. HELD: what makes it has a reference to the segment, and keeps that longer.
+enum Reference : bool { TAKEN, HELD };
 class Use {
     SegmentObject* seg_;
 #ifdef BP_FREE_THREADED
@@ -166,15 +179,19 @@ class Use {
     Use* outer_ = nullptr;
 
 public:
-    explicit Use(SegmentObject* seg);  // null: of none
+    explicit Use(SegmentObject* seg, Reference = TAKEN);  // null: of none
     ~Use();
     static bool by_this_thread(SegmentObject* seg);
 #else
+    Reference reference_;
+
 public:
-    explicit Use(SegmentObject* seg) : seg_(seg) { Py_XINCREF(reinterpret_cast<PyObject*>(seg)); }
+    explicit Use(SegmentObject* seg, Reference reference = TAKEN) : seg_(seg), reference_(reference) {
+        if (reference == TAKEN) Py_XINCREF(reinterpret_cast<PyObject*>(seg));
+    }
     ~Use() {
         if (seg_ && seg_->closing) finish_closing(seg_);
-        Py_XDECREF(reinterpret_cast<PyObject*>(seg_));
+        if (reference_ == TAKEN) Py_XDECREF(reinterpret_cast<PyObject*>(seg_));
     }
     static bool by_this_thread(SegmentObject*) { return false; }
 #endif
@@ -183,7 +200,7 @@ public:
 
 struct SegmentEntry {
     Use use;
-    explicit SegmentEntry(PyObject* self) : use(reinterpret_cast<SegmentObject*>(self)) {}
+    explicit SegmentEntry(PyObject* self) : use(reinterpret_cast<SegmentObject*>(self), HELD) {}
     bool ok() const { return true; }
 };
 
@@ -191,7 +208,7 @@ struct SegmentEntry {
 struct SpaceEntry {
     SegmentObject* seg;
     Use use;
-    explicit SpaceEntry(PyObject* self) : seg(bound(reinterpret_cast<SpaceObject*>(self))), use(seg) {}
+    explicit SpaceEntry(PyObject* self) : seg(bound(reinterpret_cast<SpaceObject*>(self))), use(seg, HELD) {}
     bool ok() const { return seg; }
 };
 
@@ -241,6 +258,15 @@ int ready_type(PyTypeObject& type, const char* name, const char* doc, void (*dea
 
 inline SegmentObject* S(PyObject* self) { return reinterpret_cast<SegmentObject*>(self); }
 inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }
+
+// Refuses a space whose pool is closed, and a parent's private one; binds one that was unpickled. 0 or -1.
+inline int ready_space(SpaceObject* sp) {
+    SegmentObject* seg = sp->seg;
+    Segment* s = seg ? static_cast<Segment*>(seg->s) : nullptr;
+    bool ready = s && s->works && !seg->closing && (!sp->only || sp->only == s->me);
+    return ready ? 0 : refuse_space(sp);
+}
+
 inline u32 entry_of(SpaceObject* sp, u64 page_no) { return sp->first_entry + u32(page_no); }
 
 }  // namespace bp

@@ -49,7 +49,7 @@ bool Use::by_this_thread(SegmentObject* seg) {
     return false;
 }
 
-Use::Use(SegmentObject* seg) : seg_(seg) {
+Use::Use(SegmentObject* seg, Reference) : seg_(seg) {
     Py_XINCREF(reinterpret_cast<PyObject*>(seg));
     if (!seg || by_this_thread(seg)) return;
     for (;;) {

@@ -4,6 +4,8 @@
 #include "protocol/shrink.h"
 #include "protocol/writing.h"
 
+#include <utility>
+
 namespace bp {
 
 static PyObject* space_subscript(PyObject* self, PyObject* n) {
@@ -114,15 +116,12 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
 
 // Not one by one, and not only at the end: the sampler reads the counters meanwhile.
 constexpr u64 HITS_AT_ONCE = 32;
-static void count_hits(SpaceObject* sp, u64& hits) {
-    sp->seg->s->counters().space[sp->index].hits.add_owned(hits);
-    hits = 0;
-}
+static void count_hits(SpaceObject* sp, u64 hits) { sp->seg->s->counters().space[sp->index].hits.add_owned(hits); }
 
-static void use(SpaceObject* sp, u64 page_no, u32 frame, u32 now, u64& hits) {
-    Segment& s = *sp->seg->s;
-    if (s.frames[frame].count.load_relaxed() & AHEAD) count_use(s, sp->index, entry_of(sp, page_no), frame, Access{});
-    else if (++hits == HITS_AT_ONCE) count_hits(sp, hits);
+[[gnu::always_inline]] inline void use(Segment& s, SpaceObject* sp, u64 page_no, u32 frame, u32 now, u64& hits) {
+    if (s.frames[frame].count.load_relaxed() & AHEAD) [[unlikely]]
+        count_use(s, sp->index, entry_of(sp, page_no), frame, Access{});
+    else if (++hits == HITS_AT_ONCE) count_hits(sp, std::exchange(hits, 0));
     s.touch(frame, now);
 }
 
@@ -148,9 +147,9 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
     for (; i < n; i++) {
         if (together.take(i, frames[i])) continue;
         Status status = pin(s, sp->first_entry + u32(v[i]), frames[i]);
-        if (status == Status::OK) use(sp, u64(v[i]), frames[i], now, hits);
+        if (status == Status::OK) use(s, sp, u64(v[i]), frames[i], now, hits);
         else if (status == Status::ABSENT && together.load(i, frames[i])) continue;
-        else if (acquire_page(sp, u64(v[i]), access, frames[i]) < 0) break;
+        else if (acquire_slowly(sp, u64(v[i]), access, frames[i]) < 0) break;
     }
     count_hits(sp, hits);
     if (i == n && !still_open(sp)) {
@@ -206,9 +205,9 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
         u32 f;
         if (together.take(i, f)) continue;  // it is copied already
         Status status = pin(s, sp->first_entry + u32(v[i]), f);
-        if (status == Status::OK) use(sp, u64(v[i]), f, now, hits);
+        if (status == Status::OK) use(s, sp, u64(v[i]), f, now, hits);
         else if (status == Status::ABSENT && together.load(i, f)) continue;
-        else if (acquire_page(sp, u64(v[i]), access, f) < 0) {
+        else if (acquire_slowly(sp, u64(v[i]), access, f) < 0) {
             ok = false;
             break;
         }
@@ -246,7 +245,7 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
             continue;
         }
         if (!absent) continue;
-        ok = acquire_page(sp, u64(v[i]), access, f) == 0;
+        ok = acquire_slowly(sp, u64(v[i]), access, f) == 0;
         if (ok) drop_pin(sp->seg, f);
         loaded += ok;
     }

@@ -26,14 +26,10 @@ struct HolderObject {
     PyObject* others;  // a list of Holders, of pages that are looked at through the same base array; or null
 };
 
-// Takes back a pin of this process, which may have lost its segment in a fork.
-void drop_pin(SegmentObject* seg, u32 frame) {
-    Segment* s = seg->s;
-    if (!s || !s->me) return;
-    if (s->pin_count(frame).sub_seq_cst(1) != 1) return;
-    if (frame::state(s->frames[frame].word.load_seq_cst()) != RETIRED) return;
+void free_retired(SegmentObject* seg, u32 frame) {
+    Segment& s = *seg->s;
     Released unlocked(seg);
-    if (settle_retired(*s, frame)) free_frame(*s, frame);
+    if (settle_retired(s, frame)) free_frame(s, frame);
 }
 
 static Spares<HolderObject, 64> spare_holders;
@@ -56,7 +52,7 @@ PyObject* new_holder(SegmentObject* seg, u32 frame) {
 static void holder_dealloc(HolderObject* h) {
     SegmentObject* seg = h->seg;
     {
-        Use use(seg);
+        Use use(seg, HELD);
         unlink_pin(seg, &h->pin);
         drop_pin(seg, h->pin.frame);
         Py_CLEAR(h->others);
@@ -75,19 +71,6 @@ static PyGetSetDef holder_getset[] = {{"base", reinterpret_cast<getter>(holder_b
 PyTypeObject HolderType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 // ---- arrays ----------------------------------------------------------------------
-
-PyObject* array_over(SpaceObject* sp, u32 frame, PyObject* base) {
-    char* at = sp->seg->read_base + (u64(frame) << sp->seg->s->g.page_shift);
-    Py_INCREF(sp->dtype);
-    PyObject* a =
-        PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 1, &sp->items, nullptr, at, NPY_ARRAY_CARRAY_RO, nullptr);
-    if (!a) {
-        Py_DECREF(base);
-        return nullptr;
-    }
-    PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(a), base);
-    return a;
-}
 
 PyObject* view_of(SpaceObject* sp, u32 frame) {
     PyObject* holder = new_holder(sp->seg, frame);

@@ -6,7 +6,6 @@
 namespace bp {
 
 PyObject* new_holder(SegmentObject* seg, u32 frame);                        // takes over the pin
-PyObject* array_over(SpaceObject* sp, u32 frame, PyObject* base);           // takes over the reference to the base
 PyObject* new_base(SegmentObject* seg);
 void add_holders(PyObject* holder, PyObject* others);                       // takes over the reference to the list
 
@@ -15,6 +14,17 @@ inline SegmentObject* segment_of(SpaceObject* sp) {
     return sp->seg;
 }
 inline PyObject*& base_of(PyObject* array) { return reinterpret_cast<PyArrayObject_fields*>(array)->base; }
+
+// Takes over the reference to the base.
+inline PyObject* array_over(SpaceObject* sp, u32 frame, PyObject* base) {
+    char* at = sp->seg->read_base + (u64(frame) << sp->seg->s->g.page_shift);
+    Py_INCREF(sp->dtype);
+    PyObject* a =
+        PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 1, &sp->items, nullptr, at, NPY_ARRAY_CARRAY_RO, nullptr);
+    if (!a) return Py_DECREF(base), nullptr;
+    base_of(a) = base;  // nothing for PyArray_SetBaseObject to look at: neither base is an array over another array
+    return a;
+}
 
 // Highest number of references from elsewhere at which a page array may still be released: at the end of its block the
 // block's name still refers to it.

@@ -134,7 +134,7 @@ class WriteEntry {
     Use use_;
 
 protected:
-    WriteEntry(PyObject* self, bool ends) : w_(reinterpret_cast<WriteObject*>(self)), use_(w_->space->seg) {
+    WriteEntry(PyObject* self, bool ends) : w_(reinterpret_cast<WriteObject*>(self)), use_(w_->space->seg, HELD) {
         for (;;) {
             u32 idle = 0;
             mine_ = w_->busy.cas_seq_cst(idle, 1);
@@ -262,7 +262,7 @@ static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n)
 
 static void write_dealloc(WriteObject* w) {
     if (!w->done) {  // never used, or its block was abandoned (a generator that is thrown away)
-        Use use(w->space->seg);
+        Use use(w->space->seg, HELD);
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
         write_abort(w);
