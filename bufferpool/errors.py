@@ -19,6 +19,7 @@
     ├── PoolExhausted                (MemoryError) no frame can be had
     ├── UnsavedPages                 dirty pages of files or stores would be lost
     ├── TooManyClients               every client slot is taken
+    ├── ThreadRefused                (RuntimeError) this process can have no further thread
     ├── WrongProcess                 a write that belongs to the parent of a fork
     ├── WaitTimeout                  (TimeoutError) somebody else has the page
     ├── WouldDeadlock                (RuntimeError) waiting for the page would never end
@@ -101,6 +102,7 @@ __all__ = [
     "SpaceReadOnly",
     "SpaceRemoved",
     "StoreError",
+    "ThreadRefused",
     "TooManyClients",
     "TooManyPins",
     "TooManySpaces",
@@ -241,6 +243,10 @@ class UnsavedPages(BufferPoolError):
 
 class TooManyClients(BufferPoolError):
     """Every client slot belongs to a living process."""
+
+
+class ThreadRefused(BufferPoolError, RuntimeError):
+    """A thread for work in the background cannot be started."""
 
 
 class WrongProcess(BufferPoolError):

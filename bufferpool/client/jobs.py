@@ -5,15 +5,15 @@ such a call waits for it up to its own timeout; no other caller may be held up b
 threads, one job at a time for each subject (a space, the log), which also bounds the number of threads.
 """
 
-import _thread
 import os
 import threading
 import time
 from collections.abc import Callable, Hashable
+from functools import partial
 
 from bufferpool._locks import Condition
-
-START_S = 1.0  # how long a new thread is waited for, before its work is done without it
+from bufferpool.client.threads import Worker
+from bufferpool.errors import ThreadRefused
 
 _here = threading.local()
 
@@ -78,13 +78,9 @@ class Jobs:
             job = self._running[subject] = Job(subject, work)
         outer = underway()
         try:
-            # Not threading.Thread, whose start() waits for ever where the new thread finds no memory to begin with.
-            _thread.start_new_thread(self._run, (job, outer))
-        except (RuntimeError, MemoryError):  # no thread can be had: a limit, or the interpreter ends
-            self._run(job, outer)
-            return job, True
-        if not self.wait(lambda: job.taken, START_S):
-            self._run(job, outer)
+            Worker(partial(self._run, job, outer))
+        except (ThreadRefused, MemoryError):
+            self._run(job, outer)  # without a thread, but for one that has begun after all
         return job, True
 
     def _take(self, job: Job) -> bool:

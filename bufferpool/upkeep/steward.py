@@ -19,7 +19,6 @@ import errno
 import math
 import os
 import struct
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from bufferpool._locks import Event
 from bufferpool.client import segment_file
 from bufferpool.client.client import Client
 from bufferpool.client.jobs import Job
+from bufferpool.client.threads import Worker
 from bufferpool.client.trouble import AGAIN_S, LOG
 from bufferpool.errors import (
     BufferPoolError,
@@ -142,7 +142,7 @@ class Steward:
         self.pid = os.getpid()
         self._source = SystemSource(os.path.dirname(client.path)) if settings.source is None else settings.source
         self._governor = govern.Governor(settings.rules)
-        self._stopping, self.ended = Event(), Event()
+        self._stopping = Event()
         self._cursors: dict[int, tuple[int, int]] = {}  # space -> its generation, the next page to flush
         self._pass_ends = self._flushed_at = float("-inf")
         self._pass_left = False
@@ -158,13 +158,17 @@ class Steward:
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
         self._ready = 0
-        self._thread = threading.Thread(target=self._run, name=f"steward of {client.name}", daemon=True)
-        self._thread.start()
+        try:
+            self._thread = Worker(self._run)
+        except BaseException:
+            if settings.source is None:
+                self._source.close()
+            raise
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return not self.ended.is_set()
+        return not self._thread.ended
 
     def pause_s(self) -> float:
         """How long to the next round: shorter when half of the clean frames would be gone by then."""
@@ -177,13 +181,16 @@ class Steward:
         self._stopping.set()
         if isinstance(self._source, SystemSource):
             self._source.wake()
-        if self._thread is not threading.current_thread():
-            self.ended.wait()
+        if not self._thread.is_current():
             self._thread.join()
         self.client.jobs.wait(lambda: all(job.done for job in self._jobs), STOP_S)
         if self.error is not None:
             error, self.error = self.error, None
             raise error
+
+    def wait(self, timeout: float) -> bool:
+        """Waits until the thread has ended, for ``timeout`` seconds at most; whether it has."""
+        return self._thread.join(timeout)
 
     def _run(self) -> None:
         try:
@@ -200,14 +207,11 @@ class Steward:
             self.error = error
             raise  # threading.excepthook shows it; stop() raises it again
         finally:
-            try:
-                if self.leads:
-                    with contextlib.suppress(DescriptorLost):  # the office went with the lock of that descriptor
-                        self.client.seg.resign()
-                    self.leads = False
-                self._source.close()
-            finally:
-                self.ended.set()
+            if self.leads:
+                with contextlib.suppress(DescriptorLost):  # the office went with the lock of that descriptor
+                    self.client.seg.resign()
+                self.leads = False
+            self._source.close()
 
     def _tell_of_round(self, error: BaseException) -> None:
         """What may have passed by the next round is an event."""
@@ -498,8 +502,7 @@ def run(client: Client, settings: Settings) -> None:
     """
     steward = Steward(client, settings)
     try:
-        # Not join(): where Ctrl-C interrupts that, CPython 3.11 takes the thread for ended.
-        while not steward.ended.wait(0.5):
+        while not steward.wait(0.5):
             if client.seg.status()["links"] == 0 and client.seg.alone():
                 break
     finally:

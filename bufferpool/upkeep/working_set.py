@@ -14,7 +14,6 @@ import json
 import os
 import re
 import secrets
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy.typing as npt
 
 from bufferpool._locks import Event
 from bufferpool.client.client import Client, Record
+from bufferpool.client.threads import Worker
 from bufferpool.errors import BufferPoolError, WorkingSetError
 from bufferpool.figures.names import FrameState, Kind
 from bufferpool.figures.stats import read_frames, read_summary
@@ -161,15 +161,12 @@ class WarmUp:
     """Spaces whose pages could not be loaded, and why."""
     error: BaseException | None = None
     _stop: Event = field(default_factory=Event)
-    # Not the thread's own join(): where a signal interrupts that, CPython 3.11 takes the thread for ended.
-    _ended: Event = field(default_factory=Event)
-    _thread: threading.Thread | None = None
-    _pid: int = field(default_factory=os.getpid)
+    _thread: Worker | None = None
 
     @property
     def finished(self) -> bool:
         """Whether it has ended; in a forked child it has, for the thread is the parent's."""
-        return self._ended.is_set() or self._pid != os.getpid()
+        return self._thread is None or self._thread.ended
 
     def cancel(self) -> None:
         """Ends it after the pages that are being read."""
@@ -177,18 +174,16 @@ class WarmUp:
 
     def join(self, timeout: float | None = None) -> None:
         """Waits until it has ended, however; for ``timeout`` seconds at most."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            if not self.finished and not self._ended.wait(timeout):
-                return
-            self._thread.join()
+        if self._thread is not None and not self._thread.is_current():
+            self._thread.join(timeout)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until it has ended, for ``timeout`` seconds at most; whether it has.
 
         Raises what ended it early, if something did.
         """
-        if not self.finished:
-            self._ended.wait(timeout)
+        if self._thread is not None:
+            self._thread.join(timeout)
         if self.error is not None:
             raise self.error
         return self.finished
@@ -225,11 +220,8 @@ def load_working_set(
                     work.done += len(mine)
         except BaseException as error:  # noqa: BLE001 - not swallowed: wait() raises it
             work.error = error
-        finally:
-            work._ended.set()
 
-    work._thread = threading.Thread(target=run, name=f"warm-up of {client.name}", daemon=True)
-    work._thread.start()
+    work._thread = Worker(run)
     return work
 
 

@@ -75,7 +75,7 @@ class Stop:
 
 def by_hand(pool, **settings):
     """A steward without a thread, whose rounds the test calls."""
-    with mock.patch.object(threading.Thread, "start"):
+    with mock.patch("bufferpool.upkeep.steward.Worker"):
         made = Steward(pool.client, Settings(**{"source": Fake(), **settings}))
     made._patience_s = WAIT  # a round is over when its jobs are
     return made

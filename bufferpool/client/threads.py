@@ -1,0 +1,81 @@
+"""Threads that work in the background.
+
+Not threading.Thread: its start() waits until the new thread has said that it runs, and would wait for ever where the
+thread finds no memory to say so (a small RLIMIT_AS or RLIMIT_DATA), because a thread that fails to begin ends
+silently. The threads here hold a token, which goes when they end, whatever ends them.
+"""
+
+import _thread
+import errno
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+from bufferpool._locks import Event
+from bufferpool.errors import ThreadRefused, caused
+
+_SLICE_S = 0.02
+
+
+class _Token:
+    """What only the thread holds."""
+
+
+class Worker:
+    """A thread that does one piece of work. It does not keep the process from ending."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        """Returns when the thread has begun. Raises ThreadRefused where none can be had: then the work is not done."""
+        self._work = work
+        self._done = Event()  # set in a forked child, which does not have the thread
+        self._begun = _thread.allocate_lock()
+        self._begun.acquire()
+        self._ident = 0
+        token = _Token()
+        self._token = weakref.ref(token)
+        try:
+            _thread.start_new_thread(self._run, (token,))
+        except (RuntimeError, MemoryError) as error:  # a limit, or the interpreter ends
+            raise _refused("the system refuses one more", errno.EAGAIN) from error
+        del token
+        while not self._begun.acquire(timeout=_SLICE_S):
+            if self._token() is None and not self._begun.acquire(blocking=False):
+                raise _refused("the new one found no memory to begin with", errno.ENOMEM)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the work is over; in a forked child it is, because the thread is the parent's."""
+        return self._done.is_set() or self._token() is None
+
+    def is_current(self) -> bool:
+        """Whether this is the thread."""
+        return self._ident == _thread.get_ident() and not self.ended
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Waits until the work is over, for ``timeout`` seconds at most; whether it is."""
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        while not self.ended:
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._done.wait(min(left, 50 * _SLICE_S))  # the token may go without a word
+        return True
+
+    def _run(self, token: _Token) -> None:
+        self._ident = _thread.get_ident()
+        self._begun.release()
+        try:
+            self._work()
+        except SystemExit:
+            pass
+        except BaseException:  # noqa: BLE001 - not swallowed: the hook shows it
+            threading.excepthook(threading.ExceptHookArgs([*sys.exc_info(), None]))
+        finally:
+            self._done.set()
+
+
+def _refused(why: str, number: int) -> ThreadRefused:
+    limits = "raise ulimit -u, ulimit -v or ulimit -d, or the cgroup's pids.max"
+    return caused(ThreadRefused(f"no thread can be started: {why}; {limits}"), number)

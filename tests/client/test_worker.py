@@ -1,0 +1,105 @@
+"""A process that can have no further thread: a typed error, with its errno, and nothing that waits for ever.
+
+``start_steward`` hung where RLIMIT_AS, or RLIMIT_DATA, left no memory for a new thread to begin with:
+threading.Thread.start() waits for the thread to say that it runs, without a limit, and the thread had ended silently.
+"""
+
+import errno
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import bufferpool as bp
+from bufferpool.client import threads
+from tests.conftest import PAGE, WAIT, new_name, write_file
+
+
+def refuse(work: Callable[..., object], args: tuple[object, ...]) -> int:
+    """What CPython does where the system has no room for a thread."""
+    raise RuntimeError("can't start new thread")
+
+
+def end_silently(work: Callable[..., object], args: tuple[object, ...]) -> int:
+    """What a thread does that finds no memory for its first call: it never comes to its work."""
+    return 1
+
+
+@pytest.fixture(params=[(refuse, errno.EAGAIN), (end_silently, errno.ENOMEM)], ids=["refused", "ended silently"])
+def no_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The errno of the system that has no thread for this process."""
+    how, number = request.param
+    monkeypatch.setattr(threads._thread, "start_new_thread", how)
+    return int(number)
+
+
+def test_a_steward_that_finds_no_thread(pool: bp.Pool, no_thread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to raise, and the next start works."""
+    with pytest.raises(bp.ThreadRefused, match="ulimit -u") as caught:
+        pool.start_steward(interval=0.01)
+    assert caught.value.errno == no_thread
+    monkeypatch.undo()
+    assert pool.start_steward(interval=0.01).alive
+    pool.stop_steward()
+
+
+def test_a_warm_up_that_finds_no_thread(pool: bp.Pool, no_thread: int, tmp_path: Path) -> None:
+    """Nothing is loaded, and the caller is told why."""
+    table = pool.open_file(write_file(tmp_path / "table", 8))
+    table.prefetch(range(8))
+    pool.save_working_set(tmp_path / "saved")
+    with pytest.raises(bp.ThreadRefused) as caught:
+        pool.load_working_set(tmp_path / "saved")
+    assert caught.value.errno == no_thread
+
+
+def test_a_flush_that_finds_no_thread(pool: bp.Pool, no_thread: int, tmp_path: Path) -> None:
+    """A flush does its work in the thread of its caller."""
+    table = pool.open_file(write_file(tmp_path / "table", 8), "r+")
+    with table.write(3) as page:
+        page[:] = 7
+    assert pool.flush() == 1
+    assert (tmp_path / "table").read_bytes()[3 * PAGE] == 7
+
+
+def _start_with(limit: int, more: int) -> str:
+    """How the start of a steward ends in a forked child whose memory may grow by so many bytes."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(int(WAIT))
+        said = "failed"
+        try:
+            pool = bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE)
+            pool.unlink()
+            with open("/proc/self/statm") as file:
+                size = int(file.read().split()[0 if limit == resource.RLIMIT_AS else 5]) * resource.getpagesize()
+            _, hard = resource.getrlimit(limit)
+            resource.setrlimit(limit, (size + more, hard))
+            try:
+                pool.start_steward(interval=0.01)
+                said = "started"
+            except (bp.BufferPoolError, MemoryError) as error:
+                said = type(error).__name__
+            resource.setrlimit(limit, (hard, hard))
+            pool.stop_steward()
+            os.write(write, said.encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as file:
+        said = file.read().decode()
+    return f"{said} {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}"
+
+
+@pytest.mark.parametrize("limit", [resource.RLIMIT_AS, resource.RLIMIT_DATA], ids=["address space", "data"])
+def test_a_process_with_little_memory_left(limit: int) -> None:
+    """Whether the thread, its stack or its first call finds no memory: the start ends, with it or with an error."""
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    stack = stack if 0 < stack <= 64 << 20 else 8 << 20
+    said = [_start_with(limit, more) for more in (0, 1 << 20, stack, *(stack + (n << 16) for n in (1, 2, 4)), 1 << 28)]
+    assert set(said) <= {"started 0", "ThreadRefused 0", "MemoryError 0"}, said
+    assert said[-1] == "started 0"
