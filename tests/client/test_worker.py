@@ -39,10 +39,10 @@ def no_thread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_a_steward_that_finds_no_thread(pool: bp.Pool, no_thread: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to raise, and the next start works."""
     with pytest.raises(bp.ThreadRefused, match="ulimit -u") as caught:
-        pool.start_steward(interval=0.01)
+        pool.start_steward(bp.Settings(interval=0.01))
     assert caught.value.errno == no_thread
     monkeypatch.undo()
-    assert pool.start_steward(interval=0.01).alive
+    assert pool.start_steward(bp.Settings(interval=0.01)).alive
     pool.stop_steward()
 
 
@@ -80,7 +80,7 @@ def _start_with(limit: int, more: int) -> str:
             _, hard = resource.getrlimit(limit)
             resource.setrlimit(limit, (size + more, hard))
             try:
-                pool.start_steward(interval=0.01)
+                pool.start_steward(bp.Settings(interval=0.01))
                 said = "started"
             except (bp.BufferPoolError, MemoryError) as error:
                 said = type(error).__name__
