@@ -285,21 +285,18 @@ def register(commands: Commands) -> None:
         "write them over the change (flush --overwrite), or discard them (discard). The file is not read.\n\n"
         "examples:\n  bufferpool dirty orders orders.db\n  bufferpool dirty orders orders.db --save rescued",
     )  # fmt: skip
-    dirty.add_argument("space", metavar="SPACE", help="a space of the pool")
     dirty.add_argument("--save", metavar="DIR", help="write each page to a file page-NUMBER in this folder")
     discard = commands.add(
         "discard", _discard, "discard the dirty pages of a space, and remove it from the pool",
         "Its file keeps its contents. The next process that opens the file reads it again.\n\n"
         "example:\n  bufferpool discard orders orders.db",
     )  # fmt: skip
-    discard.add_argument("space", metavar="SPACE", help="a space of the pool")
     drop = commands.add(
         "drop", _drop, "drop pages of a space from the pool, and give their memory back",
         "A page of a file or store is read again when somebody uses it, and a page of a derived space is computed again;\n"
         "scratch pages read as zeros. A space with dirty pages that its file or store does not have is refused.\n\n"
         "examples:\n  bufferpool drop orders orders.db\n  bufferpool drop orders tiles --first 100 --count 50",
     )  # fmt: skip
-    drop.add_argument("space", metavar="SPACE", help="a space of the pool")
     drop.add_argument("--first", type=count, default=0, metavar="N", help="the first page (default: %(default)s)")
     drop.add_argument("--count", type=count, metavar="N", help="so many pages (default: to the end of the space)")
     drop.add_argument("--discard", action="store_true", help="drop dirty pages too: their changes are lost")
@@ -309,7 +306,8 @@ def register(commands: Commands) -> None:
         "pages instead of writing them, use discard; to remove a whole pool, use rm.\n\n"
         "example:\n  bufferpool remove orders tiles",
     )  # fmt: skip
-    remove.add_argument("space", metavar="SPACE", help="a space of the pool")
+    for sub in (dirty, discard, drop, remove):
+        sub.add_argument("space", metavar="SPACE", help="a space of the pool")
     gc = commands.add(
         "gc", _gc, "reap dead clients, and, after asking, remove pools that no process uses",
         "It asks, because a pool that no process uses now may be kept warm for the next one.\n"
