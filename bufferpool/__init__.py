@@ -1,4 +1,4 @@
-"""bufferpool: pages of memory shared between processes, given back when cold.
+"""bufferpool: a cache of pages in shared memory, for several processes, which gives cold memory back.
 
 >>> import bufferpool as bp
 >>> pool = bp.Pool.open("orders", capacity="256MiB")      # doctest: +SKIP
@@ -12,8 +12,8 @@ from types import ModuleType
 
 if importlib.util.find_spec("bufferpool._core") is None:
     raise ImportError(
-        "bufferpool's compiled core is not here: this is its source folder. Build it in place with "
-        "'pip install --editable .', or leave the folder to import the package that is installed."
+        "bufferpool's compiled core is missing: this is its source folder. Build it in place with "
+        "'pip install --editable .', or change the folder to import the installed package."
     )
 
 from bufferpool import errors
@@ -63,7 +63,7 @@ __all__ = [
 ]
 __all__ += errors.__all__
 
-_MODULES = ("observer", "prometheus")  # imported on first use: they need what most programs do not
+_MODULES = ("observer", "prometheus")  # imported on first use: most programs need neither
 
 
 def __getattr__(name: str) -> ModuleType:

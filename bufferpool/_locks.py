@@ -1,7 +1,7 @@
-"""The locks of this package: every one is made here, and a forked child gets them all anew.
+"""The locks of this package. In a forked child every lock is replaced by a new one.
 
-A fork copies the locks, and only the thread that forks: a lock that another thread held
-would never be released in the child. So a child starts with locks that nobody holds, and
+A fork copies all locks, but only the thread that forks: a lock that another thread held
+would never be released in the child. So a child starts with free locks, and
 with events that are set, because the threads that would set them do not exist there.
 """
 
@@ -14,7 +14,7 @@ _made: "weakref.WeakSet[Lock | Event | Condition]" = weakref.WeakSet()
 
 
 class Lock:
-    """A lock between the threads of this process. The thread that holds it may take it again."""
+    """A reentrant lock between the threads of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -31,7 +31,7 @@ class Lock:
 
 
 class Event:
-    """Like threading.Event. In a forked child it is set: what would set it there does not exist."""
+    """Like threading.Event. In a forked child it is set, because the thread that would set it does not exist there."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -52,7 +52,7 @@ class Event:
 
 
 class Condition:
-    """Like threading.Condition. In a forked child nobody waits for it."""
+    """Like threading.Condition. In a forked child no thread waits for it."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()

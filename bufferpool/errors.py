@@ -6,22 +6,22 @@
     ├── SegmentError                 the shared-memory file
     │   ├── SegmentNotFound          (FileNotFoundError) no such segment
     │   ├── SegmentExists            (FileExistsError) the name is taken
-    │   ├── SegmentRefused           (PermissionError) wrong owner, mode or kind of file
-    │   ├── SegmentReplaced          the name belongs to another segment by now
-    │   ├── PoolMismatch             (ValueError) the pool that exists was created with other fixed sizes
-    │   ├── SegmentCorrupt           it contradicts itself, is truncated, or is no segment
+    │   ├── SegmentRefused           (PermissionError) wrong user, permissions or kind of file
+    │   ├── SegmentReplaced          the name now belongs to another segment
+    │   ├── PoolMismatch             (ValueError) the existing pool was created with other fixed sizes
+    │   ├── SegmentCorrupt           it contradicts itself, is truncated, or is not a segment
     │   ├── LayoutMismatch           it was made by another version of the library
     │   ├── NotTmpfs                 the directory is not on a tmpfs
     │   └── SharedMemoryFull         (MemoryError) the tmpfs has no memory left
     ├── PoolClosed                   (ValueError) the pool was closed
-    ├── DescriptorLost               a descriptor of the pool, or of a file of it, was closed behind it
+    ├── DescriptorLost               other code closed a descriptor of the pool, or of a file of it
     ├── PoolReadOnly                 (PermissionError) it was attached for reading only
-    ├── PoolExhausted                (MemoryError) no frame can be had
+    ├── PoolExhausted                (MemoryError) no frame can be freed
     ├── UnsavedPages                 dirty pages of files or stores would be lost
-    ├── TooManyClients               every client slot is taken
+    ├── TooManyClients               every client slot is in use
     ├── ThreadRefused                (RuntimeError) this process can have no further thread
     ├── WrongProcess                 a write that belongs to the parent of a fork
-    ├── WaitTimeout                  (TimeoutError) somebody else has the page
+    ├── WaitTimeout                  (TimeoutError) the page, or a space, was in use for too long
     ├── WouldDeadlock                (RuntimeError) waiting for the page would never end
     ├── WorkingSetError              (ValueError) a saved working set that cannot be used
     ├── PageError
@@ -35,25 +35,25 @@
     │   ├── SpaceReadOnly            (TypeError) it was not opened for writing
     │   ├── SpaceFull                it has reached max_pages
     │   ├── SpaceRemoved             it was removed from the pool
-    │   ├── SpaceBusy                it has pages that cannot go now
-    │   ├── SpacePrivate             it belongs to one process alone
-    │   └── TooManySpaces            every space slot is taken
-    └── StoreError                   what is behind a space failed
-        ├── PageCorrupt              a page's checksum is wrong, and nobody could repair it
+    │   ├── SpaceBusy                it has pages that cannot be removed now
+    │   ├── SpacePrivate             it belongs to another process
+    │   └── TooManySpaces            every space slot is in use
+    └── StoreError                   the store of a space failed
+        ├── PageCorrupt              a page's checksum is wrong, and it could not be repaired
         ├── ShortRead                it gave fewer bytes than a page
         ├── ShortWrite               it took fewer bytes than it was given
-        ├── FileSizeMismatch         (ValueError) no whole number of pages
+        ├── FileSizeMismatch         (ValueError) not a whole number of pages
         ├── NotRegularFile           (ValueError) a folder, a pipe or a device
-        ├── FileChanged              somebody else wrote the file, and pages here are dirty
+        ├── FileChanged              another program changed the file, and the pool has dirty pages of it
         ├── FileInUse                another pool writes the file
         ├── LoaderFailed             a loader raised; its exception is the cause
         ├── LoaderReturned           (TypeError) a loader returned something instead of filling its buffer
         └── LoaderOverrun            a loader wrote outside its buffer
 
-``Pool.open`` gives the warning ``PoolDiffers`` where a pool that exists has another capacity than was asked for,
-and opening a space or flushing gives ``PoolNameless`` where somebody has removed the pool's name.
+``Pool.open`` gives the warning ``PoolDiffers`` if an existing pool has another capacity than was asked for,
+and opening a space or flushing gives ``PoolNameless`` if the pool's name has been removed.
 Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
-closing a pool, while arrays look at its pages raises ``BufferError``.
+closing a pool, while arrays over its pages exist raises ``BufferError``.
 """
 
 import errno
@@ -118,17 +118,17 @@ _Error = TypeVar("_Error", bound="BufferPoolError")
 
 
 def caused(error: _Error, cause: int | OSError) -> _Error:
-    """The error, with the errno of the system call that failed."""
+    """Sets the errno of the failed system call on the error, and returns it."""
     error.errno = cause if isinstance(cause, int) else cause.errno
     return error
 
 
 def remedy(number: int | None) -> str:
-    """What to do about an errno that says little by itself: the end of a message, or nothing."""
+    """The remedy for an errno whose text says little: the end of a message, or ""."""
     text = {
         errno.EMFILE: "this process has no file descriptor left; raise ulimit -n, or close some",
         errno.ENFILE: "the machine has no file descriptor left; raise fs.file-max",
-        errno.EFBIG: "files may not be so large; raise ulimit -f (RLIMIT_FSIZE)",
+        errno.EFBIG: "the limit of a file's size is too low; raise ulimit -f (RLIMIT_FSIZE)",
         errno.EROFS: "the file system is mounted read-only; remount it for writing, or name another directory=",
         errno.ENOLCK: "the kernel has no room for locks, or a sandbox refuses them",
         errno.EAGAIN: "this process locks its memory (mlockall) and may not lock so much: raise ulimit -l",
@@ -143,11 +143,11 @@ class BufferPoolError(Exception):
     """The root of all operating errors."""
 
     errno: int | None = None
-    """Of the system call that failed, where one did."""
-    _lines = False  # whether its message has several
+    """The errno of the failed system call; None if no system call failed."""
+    _lines = False  # whether the message may have several lines
 
     def __init__(self, *args: object) -> None:
-        """Names in a message are others' making: what a terminal would obey is escaped."""
+        """Escapes control characters in the message, because names in it may come from other users."""
 
         def shown(text: str) -> str:
             return "\n".join(map(printable, text.split("\n"))) if self._lines else printable(text)
@@ -168,17 +168,17 @@ class SegmentExists(SegmentError, FileExistsError):
 
 
 class SegmentRefused(SegmentError, PermissionError):
-    """The file has another owner, is no regular file, or is a symbolic link."""
+    """The file belongs to another user, is not a regular file, or is a symbolic link."""
 
 
 class SegmentReplaced(SegmentError):
-    """The name belongs to another segment than it did."""
+    """The name now belongs to another segment."""
 
 
 class PoolMismatch(SegmentError, ValueError):
-    """The pool exists, and what was asked for differs in what is fixed when a pool is created.
+    """The pool exists, and differs from the request in a property that is fixed at creation.
 
-    ``differences``: what was asked for and what was found, by the name of the argument.
+    ``differences``: (the requested value, the pool's value), by the name of the argument.
     """
 
     def __init__(self, message: str, differences: dict[str, tuple[object, object]]) -> None:
@@ -190,15 +190,15 @@ class PoolMismatch(SegmentError, ValueError):
 
 
 class PoolDiffers(UserWarning):
-    """The pool exists, and what was asked for differs in what can be changed while it lives."""
+    """The pool exists, and differs from the request in a property that can be changed later."""
 
 
 class PoolNameless(UserWarning):
-    """Somebody has removed the pool's name: its pages are lost when the last attached process ends."""
+    """The pool's name has been removed: its pages are lost when the last attached process ends."""
 
 
 class SegmentCorrupt(SegmentError):
-    """The segment contradicts itself, or is none."""
+    """The segment contradicts itself, or the file is not a segment."""
 
 
 class LayoutMismatch(SegmentError):
@@ -206,7 +206,7 @@ class LayoutMismatch(SegmentError):
 
 
 class NotTmpfs(SegmentError):
-    """MADV_REMOVE would cut holes into a file on a disk."""
+    """The directory is not on a tmpfs: there MADV_REMOVE would destroy data of a file on a disk."""
 
 
 class SharedMemoryFull(SegmentError, MemoryError):
@@ -226,16 +226,16 @@ class PoolReadOnly(BufferPoolError, PermissionError):
 
 
 class PoolExhausted(BufferPoolError, MemoryError):
-    """Every frame is pinned, dirty or not discardable."""
+    """No frame can be freed: every frame is pinned, dirty, or holds a scratch page that must be kept."""
 
 
 class UnsavedPages(BufferPoolError):
-    """What was asked for would lose dirty pages of files or stores."""
+    """The operation would lose dirty pages of files or stores."""
 
     def __init__(self, message: str, pages: dict[str, int]) -> None:
         super().__init__(message, pages)
         self.pages = pages
-        """How many, by the name of their space."""
+        """The number of unsaved pages, by the name of their space."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -250,15 +250,15 @@ class ThreadRefused(BufferPoolError, RuntimeError):
 
 
 class WrongProcess(BufferPoolError):
-    """A write was opened before a fork, in the parent."""
+    """A Write that the parent of a fork has begun was used in the child."""
 
 
 class WaitTimeout(BufferPoolError, TimeoutError):
-    """Somebody else has the page for longer than the timeout."""
+    """Another thread or process used the page, or flushed the space, for longer than the timeout."""
 
 
 class WouldDeadlock(BufferPoolError, RuntimeError):
-    """Waiting would never end: this thread has the page, or its loader waits for a page of ours, here or in another process."""
+    """Waiting would never end: this thread uses the page itself, or loaders wait for each other in a cycle."""
 
 
 class WorkingSetError(BufferPoolError, ValueError):
@@ -266,7 +266,7 @@ class WorkingSetError(BufferPoolError, ValueError):
 
 
 class PageError(BufferPoolError):
-    """One page."""
+    """An error that concerns one page."""
 
 
 class PageOutOfRange(PageError, IndexError):
@@ -274,19 +274,19 @@ class PageOutOfRange(PageError, IndexError):
 
 
 class PageReleased(PageError, ValueError):
-    """The array of a ``with`` block that has ended: it looks at no page any more."""
+    """An array was used after the end of its ``with`` block, when its page had been released."""
 
 
 class PageDiscarded(PageError, LookupError):
-    """A page of a discardable space was dropped to make room."""
+    """A page of a discardable space was dropped to free its frame."""
 
 
 class TooManyPins(PageError, OverflowError):
-    """This process pins the page too often."""
+    """This process already has the largest number of pins on the page."""
 
 
 class SpaceError(BufferPoolError):
-    """One space."""
+    """An error that concerns one space."""
 
 
 class SpaceNotFound(SpaceError, LookupError):
@@ -310,11 +310,11 @@ class SpaceRemoved(SpaceError):
 
 
 class SpaceBusy(SpaceError):
-    """The space has pages that cannot go now."""
+    """The space has pages that cannot be removed now, because they are dirty or in use."""
 
 
 class SpacePrivate(SpaceError):
-    """The scratch space belongs to one process alone (lifetime="process"), and this is another."""
+    """The scratch space belongs to another process (lifetime="process")."""
 
 
 class TooManySpaces(SpaceError):
@@ -322,20 +322,20 @@ class TooManySpaces(SpaceError):
 
 
 class StoreError(BufferPoolError):
-    """What is behind a space failed; if the system said why, ``__cause__`` is its OSError."""
+    """The store of a space failed. If a system call failed, ``__cause__`` is its OSError."""
 
     page_no: int | None = None
-    """The page, or the first one of those that were to be written, if one was meant."""
+    """The page, or the first page of a batch; None if the error concerns no page."""
 
 
 class PageCorrupt(StoreError):
-    """A page's checksum is wrong: a torn write, a damaged disk, or another program's writing."""
+    """A page's checksum is wrong: a torn write, a damaged disk, or another program wrote to the file."""
 
     def __init__(self, message: str, space: str, page_no: int, offset: int) -> None:
         super().__init__(message, space, page_no, offset)
         self.space, self.page_no = space, page_no
         self.offset = offset
-        """Of the page in its file, in bytes."""
+        """The offset of the page in its file, in bytes."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -350,15 +350,15 @@ class ShortWrite(StoreError):
 
 
 class FileSizeMismatch(StoreError, ValueError):
-    """The file is no whole number of pages."""
+    """The size of the file is not a whole number of pages."""
 
 
 class NotRegularFile(StoreError, ValueError):
-    """What is at the path of a file space is no regular file."""
+    """The path of a file space does not lead to a regular file."""
 
 
 class FileChanged(StoreError):
-    """Somebody else changed the file, and the pool has dirty pages of it: they stay, and the file is not written."""
+    """Another program changed the file, and the pool has dirty pages of it. The pages are kept; the file is not written."""
 
 
 class FileInUse(StoreError):
@@ -366,7 +366,7 @@ class FileInUse(StoreError):
 
 
 class LoaderFailed(StoreError):
-    """A loader raised; ``__cause__`` is its exception, where it ran in this thread.
+    """A loader raised; if it ran in this thread, ``__cause__`` is its exception.
 
     Every caller that waited for this load gets LoaderFailed, too. If the load ran in another thread or process, the
     error has the text of the loader's exception, and no ``__cause__``.
@@ -376,7 +376,7 @@ class LoaderFailed(StoreError):
 
 
 class LoaderReturned(StoreError, TypeError):
-    """A loader returned something; it is to fill ``out``, and to return nothing."""
+    """A loader returned a value; it must fill ``out``, and return None."""
 
 
 class LoaderOverrun(StoreError):

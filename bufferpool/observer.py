@@ -1,10 +1,10 @@
-"""Looking at a pool without being its client.
+"""Observers: they read a pool's figures without being its client.
 
 An observer takes no slot, holds no lock and writes nothing: its mapping of the
-segment is read-only and ends where the pages begin. So it sees a pool whose
-client slots are all taken, and one of another user whose mode lets it be read;
-and nothing that it does disturbs the pool. It allocates no page of the segment,
-and a damaged segment ends in SegmentCorrupt.
+segment is read-only and ends where the pages begin. So it can read a pool whose
+client slots are all in use, or a pool of another user whose permissions allow reading,
+and it never disturbs the pool. It allocates no memory in the segment.
+A damaged segment raises SegmentCorrupt.
 """
 
 import os
@@ -19,9 +19,9 @@ from bufferpool.figures.stats import read_unsaved
 
 
 class Observer(PoolFigures):
-    """A pool, observed. Use it for a moment, in a ``with`` block: while it is open, memory of a removed pool stays.
+    """The figures of a pool. Use it briefly, in a ``with`` block: an open observer keeps the memory of a removed pool.
 
-    ``advise()`` has no points while clients are at work on it all the time.
+    ``advise()`` has no points if clients update the simulations whenever it reads them.
 
     Raises SegmentNotFound, SegmentRefused, SegmentCorrupt, LayoutMismatch, NotTmpfs.
     """
@@ -52,11 +52,11 @@ class Observer(PoolFigures):
 
     @property
     def created_at(self) -> float:
-        """When the pool was created: seconds since the epoch."""
+        """When the pool was created, in seconds since the epoch."""
         return float(self.geometry["created_ns"] / 1e9)
 
     def close(self) -> None:
-        """Ends the look. Closing twice is fine."""
+        """Closes the observer. A second call does nothing."""
         self.seg.close(False)
 
     def __enter__(self) -> Self:
@@ -67,23 +67,23 @@ class Observer(PoolFigures):
 
 
 def unsaved_pages(name: str, directory: str | os.PathLike[str] | None = None) -> dict[str, int]:
-    """Dirty pages of the files and stores of a pool, by space. Raises as :class:`Observer` does."""
+    """The number of unsaved pages of a pool, by the name of the space. Raises as :class:`Observer` does."""
     with Observer(name, directory=directory) as pool:
         return read_unsaved(pool)
 
 
 def refuse_loss(name: str, directory: str | os.PathLike[str] | None = None) -> None:
-    """Raises UnsavedPages if the pool has dirty pages of files or stores: they are nowhere else."""
+    """Raises UnsavedPages if the pool has dirty pages of files or stores, which would be lost with it."""
     try:
         pages = unsaved_pages(name, directory)
     except SegmentCorrupt as error:
         raise SegmentCorrupt(
-            f"{error}; nobody can count its dirty pages: to remove it all the same, pass discard=True (bufferpool rm --discard)"
+            f"{error}; its dirty pages cannot be counted: to remove it anyway, pass discard=True (bufferpool rm --discard)"
         ) from error
     if pages:
         which = ", ".join(f"{n} of {space!r}" for space, n in pages.items())
         raise UnsavedPages(
             f"{name!r} has {sum(pages.values())} dirty pages that no file or store has yet ({which}): write them first "
-            "(pool.flush(), bufferpool flush), or give them up (discard=True, bufferpool rm --discard)",
+            "(pool.flush(), bufferpool flush), or discard them (discard=True, bufferpool rm --discard)",
             pages,
         )

@@ -1,4 +1,4 @@
-"""The pool: everything that a process does with a segment that it is attached to."""
+"""The pool: the interface to a segment that this process is attached to."""
 
 import atexit
 import os
@@ -59,7 +59,7 @@ def _close_all() -> None:
         try:
             pool._close(late=True)
         except BufferError:
-            continue  # a thread still uses the pool: the kernel ends this client with the process
+            continue  # a thread still uses the pool: the client ends with the process
         except Exception as error:  # noqa: BLE001 - of a steward; raised when all are closed
             failed = failed or error
     if failed is not None:
@@ -69,9 +69,9 @@ def _close_all() -> None:
 class Pool(PoolFigures):
     """An attached buffer pool.
 
-    Made by :meth:`create`, :meth:`attach` or :meth:`open`. Pickles: in the other
+    :meth:`create`, :meth:`attach` and :meth:`open` make pools. A pool can be pickled: in the other
     process it attaches when first used. After a fork the child is a client of
-    its own, and the arrays that it inherited stay pinned in its name.
+    its own, which also pins the pages of the arrays that it inherited.
     """
 
     def __init__(self, path: str, trusted_uid: int | None, uuid: bytes | None, mode: Literal["r", "r+"] = "r+") -> None:
@@ -100,8 +100,8 @@ class Pool(PoolFigures):
     ) -> Self:
         """Makes a new pool and attaches to it.
 
-        Sizes are numbers of bytes, or strings such as "256MiB". ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of
-        what the machine has to give, see ``bufferpool/machine/auto_size.py``. A steward moves it
+        Sizes are numbers of bytes, or strings such as "256MiB". ``capacity``: bytes that its pages may take (the budget), or "auto":
+        a quarter of the available memory, see ``bufferpool/machine/auto_size.py``. A steward moves the budget
         between ``min_capacity`` (default: an eighth of it) and ``max_capacity`` (default: the
         capacity); :meth:`resize` may go up to ``reserve``. That is room in the address space of
         every process that attaches, twice, and takes no memory (default: the size of the tmpfs, or as much as the limits of
@@ -120,7 +120,7 @@ class Pool(PoolFigures):
             sizing = auto(read_memory(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
             least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
             most = sizing.max_capacity if max_capacity is None else parse_size(max_capacity, "max_capacity")
-            least = min(least, most) if min_capacity is None else least  # what is given holds
+            least = min(least, most) if min_capacity is None else least
             most = max(least, most) if max_capacity is None else most
             capacity, min_capacity, max_capacity = min(max(sizing.capacity, least), most), least, most
         sizes = segment_file.Sizes(
@@ -147,7 +147,7 @@ class Pool(PoolFigures):
         directory: str | os.PathLike[str] | None = None,
         trusted_uid: int | None = None,
     ) -> Self:
-        """Attaches to an existing pool that belongs to the user ``trusted_uid`` (default: oneself).
+        """Attaches to an existing pool that belongs to the user ``trusted_uid`` (default: the effective user).
 
         With ``mode="r"`` this process reads spaces that have a file, a store or a
         loader, and all other pages that are in the pool; it changes no page and
@@ -181,12 +181,12 @@ class Pool(PoolFigures):
     ) -> Self:
         """Attaches to the pool, or creates it; safe between processes starting together.
 
-        Takes the sizes of :meth:`create`; ``permissions`` are those of the file. What is not given is the
-        pool's own, or the default for a new one. Every argument is checked, whether or not the pool exists.
-        What is given is compared with a pool that exists: another ``page_size``, ``extent_size``,
+        It takes the arguments of :meth:`create`. An argument that is not given accepts what the pool has, or is the
+        default for a new pool. Every argument is checked, whether or not the pool exists.
+        Given arguments are compared with an existing pool: another ``page_size``, ``extent_size``,
         ``max_capacity``, ``max_clients``, ``max_pages`` or ``reserve`` raises PoolMismatch, because these are fixed; another
-        ``capacity`` (than was last asked for: at creation, or by ``resize``; not what a steward made of it),
-        ``min_capacity`` or ``permissions`` is the warning PoolDiffers, and the pool stays as it is.
+        ``capacity`` (compared with the last one that was asked for, at creation or by ``resize``, not with a steward's),
+        ``min_capacity`` or ``permissions`` gives the warning PoolDiffers, and the pool is not changed.
 
         ``mode="r"`` attaches for reading (see :meth:`attach`), and creates nothing: SegmentNotFound.
 
@@ -218,26 +218,26 @@ class Pool(PoolFigures):
         raise SegmentReplaced(f"pool {name!r} was created and removed a hundred times meanwhile; use another name")
 
     def _compare(self, request: Request) -> None:
-        """Raises PoolMismatch, or warns, if this pool differs from what was asked for."""
+        """Raises PoolMismatch, or gives PoolDiffers, if this pool differs from the request."""
         found = request.differences(self.client)
         if any(not difference.remedy for difference in found):
             raise PoolMismatch(
-                f"pool {self.name!r} exists, and {'; '.join(map(str, found))}: leave out what may be as it is, "
-                "use another name, or remove the pool and create it anew (bufferpool rm)",
+                f"pool {self.name!r} exists, and {'; '.join(map(str, found))}: omit the arguments that may differ, "
+                "use another name, or remove the pool and create a new one (bufferpool rm)",
                 {difference.what: (difference.asked, difference.found) for difference in found},
             )
         if found:
             warnings.warn(PoolDiffers(f"pool {self.name!r} exists, and {'; '.join(map(str, found))}"), stacklevel=3)
 
     def close(self) -> None:
-        """Detaches; a steward of this process, and working sets that it loads, stop.
+        """Detaches. It stops a steward of this process, and working sets that are being loaded.
 
-        Copies of the pool that were unpickled in this process share one attachment: the last one to be closed
-        detaches.
+        Copies of the pool that were unpickled in this process share one attachment, which the last one to be
+        closed ends.
 
-        Raises BufferError while arrays look at pages of the pool, and what had ended the
-        steward before, if something had (the pool is closed all the same). The end of a ``with`` block does not
-        raise it: then the pool is closed, the arrays stay valid, and it detaches when the last of them goes.
+        Raises BufferError if arrays over pages of the pool exist. It also raises an error that has ended the
+        steward (and closes the pool). The end of a ``with`` block does not raise BufferError: then the pool
+        is closed, the arrays remain valid, and the process detaches when the last of them is deleted.
         """
         self._close(late=False)
 
@@ -248,7 +248,7 @@ class Pool(PoolFigures):
             self.client.close(late)
 
     def _end_background(self) -> None:
-        """Ends what this process does in the background, before it detaches."""
+        """Ends the background work of this process, before it detaches."""
         for warming in self._warming:
             warming.cancel()
         try:
@@ -261,10 +261,10 @@ class Pool(PoolFigures):
             jobs.wait(lambda: not jobs.all(), STOP_S)
 
     def unlink(self, *, discard: bool = False) -> None:
-        """Removes the pool's name. Processes that are attached keep working; memory goes with the last one.
+        """Removes the pool's name. Attached processes keep working; the memory is freed when the last one detaches.
 
-        Raises UnsavedPages if files or stores have dirty pages in it, unless ``discard`` gives them up;
-        SegmentNotFound; and SegmentReplaced if the name belongs to another pool by now.
+        Raises UnsavedPages if the pool has dirty pages of files or stores, unless ``discard`` is true;
+        SegmentNotFound; and SegmentReplaced if the name now belongs to another pool.
         """
         client = self.client
         client.require_writable("remove it")
@@ -282,7 +282,7 @@ class Pool(PoolFigures):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             self._close(late=True)
-        except BufferError:  # a write block, or another thread, is in it
+        except BufferError:  # a write block, or another thread, uses the pool
             if kind is None:
                 raise
 
@@ -312,7 +312,7 @@ class Pool(PoolFigures):
 
     @property
     def mode(self) -> Literal["r", "r+"]:
-        """Either "r+", or "r" for a pool that is attached for reading."""
+        """The mode of the attachment: "r+", or "r" for reading only."""
         return self.client.mode
 
     @property
@@ -334,12 +334,12 @@ class Pool(PoolFigures):
 
     @property
     def capacity(self) -> int:
-        """The budget now, in bytes: how much memory its pages may take. :meth:`resize` changes it."""
+        """The present budget, in bytes: how much memory the pages may take. :meth:`resize` changes it."""
         return self.client.budget_frames * self.client.page_size
 
     @property
     def budget_frames(self) -> int:
-        """Frames that may have memory now."""
+        """The present budget, in frames."""
         return self.client.budget_frames
 
     # ---- spaces ---------------------------------------------------------------
@@ -355,17 +355,17 @@ class Pool(PoolFigures):
         checksum: bool = False,
         repair: Repair | None = None,
     ) -> Space:
-        """The pages of a file: 'r', 'r+', or 'w+' (created, or emptied, once nothing can refuse it any more).
+        """Opens the pages of a file: 'r', 'r+', or 'w+' (created or emptied, after all checks have passed).
 
         Its size must be a whole number of pages. It grows by ``append``, up to
         ``max_pages``. If another program has changed the file since the pool last
-        saw it, this call drops the pages that the pool has of it. Only opening and flushing notice such a change; reads do not.
+        saw it, this call drops the clean pages that the pool has of it. Only opening and flushing notice such a change; reads do not.
 
-        ``checksum``: the last eight bytes of every page belong to the pool, which keeps
-        a checksum there and looks at it whenever it loads the page (PageCorrupt); see
-        ``bufferpool/stores/checksum.py``. ``repair(page_no, image)`` is then asked for the right
-        bytes of a damaged page, and returns them or None; the page is dirty until a flush has mended
-        the file. It travels with the space when that is pickled. Needs the library xxhash.
+        ``checksum``: the last eight bytes of every page belong to the pool, which stores
+        a checksum there and checks it when it loads the page (PageCorrupt); see
+        ``bufferpool/stores/checksum.py``. For a damaged page ``repair(page_no, image)`` is called, and returns the
+        right bytes or None; the page is dirty until a flush has repaired the file. ``repair`` is pickled with
+        the space. Checksums need the library xxhash.
 
         Raises FileNotFoundError, PermissionError, NotRegularFile, FileSizeMismatch, FileChanged,
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
@@ -373,7 +373,7 @@ class Pool(PoolFigures):
         if mode != "r":
             self.client.require_writable("open a file for writing")
         if repair is not None and not checksum:
-            raise ValueError("repair= needs checksum=True: without checksums nobody knows that a page is damaged")
+            raise ValueError("repair= needs checksum=True: without checksums damage is not detected")
         where = os.path.realpath(path)
         name = os.path.basename(where) if name is None else name
         options: dict[str, Any] = {"path": where, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
@@ -396,16 +396,16 @@ class Pool(PoolFigures):
         dtype: npt.DTypeLike = np.uint8,
         version: int | str | None = None,
     ) -> Space:
-        """Pages that ``loader(page_no, out)`` can make at any time, and that may be dropped at any time.
+        """Opens pages that ``loader(page_no, out)`` computes, and that the pool may drop at any time.
 
         ``out`` is a private array of one page, of the space's dtype and shape, zeroed. The loader fills
-        it and returns nothing: one that returns something raises LoaderReturned. It runs once per
-        missing page, however many ask for the page. Every process that may miss brings the loader.
+        it and returns None; any other result raises LoaderReturned. It runs once for a
+        missing page, however many callers want it. Every process that uses the space must give the loader.
 
-        ``version`` says which code makes the pages. If the space exists with another version (no version
-        counts as one), an empty space replaces it, and the new one may have another number of pages: handles
-        of the old space raise SpaceRemoved from then on, and arrays of its pages stay valid. Versions that
-        are in use at the same time need spaces of different names.
+        ``version`` identifies the code that computes the pages. If the space exists with another version (or
+        without one), an empty space replaces it, which may have another number of pages: handles
+        of the old space then raise SpaceRemoved, and arrays over its pages remain valid. Versions that
+        are in use at the same time need spaces with different names.
 
         Raises SpaceMismatch, and PoolReadOnly if a space of another version is in a pool that is
         attached for reading only.
@@ -424,9 +424,9 @@ class Pool(PoolFigures):
         dtype: npt.DTypeLike = np.uint8,
         max_pages: int | None = None,
     ) -> Space:
-        """The pages of any object that follows the protocol :class:`bufferpool.Store`: 'r' reads them, 'r+' writes them too.
+        """Opens the pages of an object with the methods of :class:`bufferpool.Store`: 'r' reads them, 'r+' writes them too.
 
-        Every process that may miss or flush brings the store. Raises
+        Every process that uses the space must give the store. Raises
         SpaceMismatch, FileSizeMismatch, TypeError.
         """
         if not isinstance(store, Store):
@@ -446,14 +446,14 @@ class Pool(PoolFigures):
         discardable: bool = False,
         dtype: npt.DTypeLike = np.uint8,
     ) -> Space:
-        """Pages without a store: zeros until written.
+        """Opens pages without a store: zeros until they are written.
 
         ``lifetime``: "pool" (all processes share the space, until it is removed) or "process" (the space is
-        private to this process, and removed with it, however it ends). Each process that opens a private
-        space of a name has its own: no other process finds its pages by that name, it does not
-        pickle, and in a forked child the parent's handle raises SpacePrivate.
-        ``discardable``: written pages may be dropped under pressure, and then raise
-        PageDiscarded; otherwise they are kept.
+        private to this process, and is removed when the process ends in any way). Each process that opens a private
+        space of a name has its own: other processes do not find it, it cannot be
+        pickled, and in a forked child the parent's handle raises SpacePrivate.
+        ``discardable``: the pool may drop written pages when it needs their frames; they then raise
+        PageDiscarded. Otherwise they are kept.
 
         Raises SpaceMismatch, TooManySpaces, PoolReadOnly, ValueError.
         """
@@ -464,12 +464,12 @@ class Pool(PoolFigures):
         return open_space(self, Wanted(name, Kind.SCRATCH, options), dtype)
 
     def space(self, name: str, mode: Literal["r", "r+"] = "r") -> Space:
-        """A space that is in the pool already, by name: 'r' reads its pages, 'r+' writes them too.
+        """Opens a space that is in the pool already, by name: 'r' reads its pages, 'r+' writes them too.
 
         Private scratch spaces of other processes are not found; one of this process comes before
         a shared space of the same name.
-        A derived space, or one on a store of one's own, whose pages are not all in the pool is opened with
-        :meth:`open_derived` or :meth:`open_store`, which bring the loader or store.
+        A derived space, or one on a store object, reads only pages that are in the pool, because it has no
+        loader or store here; :meth:`open_derived` and :meth:`open_store` give them.
 
         Raises SpaceNotFound, what :meth:`open_file` raises, and ValueError.
         """
@@ -478,7 +478,7 @@ class Pool(PoolFigures):
         return self._found(record_named(self.client, name), mode)
 
     def _found(self, record: Record, mode: Literal["r", "r+"] = "r") -> Space:
-        """A handle of the space that ``record`` says is there."""
+        """Makes a handle of the existing space of ``record``."""
         name, kind, flags = record["name"], Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
             return self.open_file(record["path"], mode, name=name, checksum=bool(flags & CHECKSUM))
@@ -496,11 +496,11 @@ class Pool(PoolFigures):
 
     @property
     def log_sync(self) -> Callable[[int], int | None] | None:
-        """The engine's hook for the write-ahead rule, of this process: called as ``log_sync(lsn)`` when
-        pages up to that LSN are to be written and the log is not durable that far. It syncs the log and
-        returns the LSN up to which it is durable now (or None, having set ``durable_lsn`` itself).
-        Called by the steward, by ``checkpoint``, and on a miss that finds only such pages, in
-        the thread that needs it: it must take no lock that a thread holds while it uses pages."""
+        """The engine's hook for the write-ahead rule in this process. The pool calls ``log_sync(lsn)`` before it
+        writes pages up to that LSN, if the log is not durable that far. The hook syncs the log and
+        returns the LSN up to which it is durable then (or returns None and sets ``durable_lsn`` itself).
+        The steward, ``checkpoint``, and a miss that finds only such pages call it, in
+        their own threads: so it must not wait for a lock that a thread holds while it uses pages."""
         return self.client.log_sync
 
     @log_sync.setter
@@ -508,15 +508,15 @@ class Pool(PoolFigures):
         self.client.log_sync = hook
 
     def flush(self, space: Space | None = None, *, up_to_lsn: int | None = None, timeout: float | None = None) -> int:
-        """Writes dirty pages to their stores and syncs them; returns how many.
+        """Writes dirty pages to their stores and syncs the stores; returns the number of pages.
 
-        Of one ``space``, or of all; only those whose LSN is at most ``up_to_lsn``. Pages
+        It writes pages of one ``space``, or of all, whose LSN is at most ``up_to_lsn``. Pages
         whose LSN is above ``durable_lsn`` stay dirty in any case. Several spaces are written
-        at once, each store in a thread of its own, so that a store that hangs keeps no other from
-        being written; with ``timeout``, their flushes go on in the background after so many seconds.
+        at the same time, each store in a thread of its own, so that a store that hangs does not delay the
+        others. After ``timeout`` seconds unfinished flushes continue in the background.
 
-        Raises StoreError: then nothing is marked clean that is not stored, and all that could be
-        flushed of other spaces was. Raises WaitTimeout, which names the spaces that are not flushed yet,
+        Raises StoreError: then no page is marked clean that is not stored, and the other
+        spaces were flushed. Raises WaitTimeout, which names the spaces that are not flushed yet,
         and SpaceRemoved for a space that has been removed.
         """
         if space is not None and space.index < 0:
@@ -532,17 +532,17 @@ class Pool(PoolFigures):
         return written
 
     def dirty_pages(self, name: str) -> Iterator[tuple[int, Buffer]]:
-        """The dirty pages of the space ``name``: their numbers and, one by one, copies of them (uint8).
+        """Yields the dirty pages of the space ``name``: (page number, a copy, shape (page_size,), uint8).
 
-        Needs no handle, and does not look at the file: for pages that cannot be written, because
-        somebody else has changed the file (FileChanged). Raises SpaceNotFound.
+        It needs no handle, and does not read the file. It is meant for pages that cannot be written, because
+        another program has changed the file (FileChanged). Raises SpaceNotFound.
         """
         return dirty_images(self, record_named(self.client, name))
 
     def discard(self, name: str) -> int:
-        """Gives up the dirty pages of the space ``name`` and takes the space out of the pool; returns their number.
+        """Discards the dirty pages of the space ``name`` and removes the space from the pool; returns their number.
 
-        Needs no handle. The next call that opens the file reads its contents; handles that are open raise SpaceRemoved.
+        It needs no handle. The next call that opens the file reads its contents; open handles raise SpaceRemoved.
         Raises SpaceNotFound, SpaceBusy.
         """
         self.client.require_writable("discard pages")
@@ -550,22 +550,22 @@ class Pool(PoolFigures):
         return directory.remove(self.client, name, record["index"], record["generation"], True)
 
     def overwrite(self, name: str) -> int:
-        """Writes the dirty pages of the space ``name`` to its file, although somebody else has changed it; returns their number.
+        """Writes the dirty pages of the space ``name`` to its file, although another program has changed it; returns their number.
 
-        Needs no handle. All other pages are what the file that has the space's path now has. If it was
-        cut, pages that it has lost and that are not dirty read as zeros, or do not exist. If it was cut or is another file,
-        handles that are open raise SpaceRemoved afterwards. If there is no file at the path, it raises FileChanged:
+        It needs no handle. All other pages are those of the file that is now at the space's path. If the file was
+        cut, lost pages that are not dirty read as zeros, or do not exist. If it was cut or is another file,
+        open handles raise SpaceRemoved afterwards. If there is no file at the path, it raises FileChanged:
         restore the file, or create an empty one, first. Raises FileChanged, FileSizeMismatch, SpaceNotFound, StoreError;
-        and SpaceBusy, before anything is done, if the LSN of a dirty page is above ``durable_lsn``.
+        and SpaceBusy, before it changes anything, if the LSN of a dirty page is above ``durable_lsn``.
         """
         self.client.require_writable("write pages")
         return overwrite(self.client, name)
 
     @property
     def durable_lsn(self) -> int:
-        """The log is durable up to this LSN: a page above it is never written.
+        """The LSN up to which the engine's log is durable: a page with a higher LSN is never written.
 
-        2**64 - 1 (no rule) until an engine sets it.
+        It is 2**64 - 1 (every page may be written) until an engine sets it.
         """
         return self.client.durable_lsn
 
@@ -575,25 +575,24 @@ class Pool(PoolFigures):
         self.client.seg.set_durable_lsn(lsn_of(lsn))
 
     def advance_durable_lsn(self, lsn: int) -> None:
-        """Raises ``durable_lsn`` to ``lsn``; leaves it where it is already there or beyond.
+        """Raises ``durable_lsn`` to ``lsn``; does nothing if it is already at least ``lsn``.
 
-        For engines of several processes: a process that comes late with an older figure
-        changes nothing.
+        It is meant for engines of several processes, in which a process may come late with an older value.
         """
         self.client.require_writable("set the durable LSN")
         self.client.seg.raise_durable_lsn(lsn_of(lsn))
 
     def checkpoint(self, up_to_lsn: int | None = None) -> int:
-        """Writes what is dirty; returns the LSN from which recovery must start.
+        """Flushes dirty pages; returns the LSN from which recovery must start.
 
         Every change with a smaller LSN is in its store. ``up_to_lsn``: all changes up to it
-        have been published when this is called (default: ``durable_lsn``; so an engine
-        that raises it before it publishes must say). Asks ``log_sync`` first, if there are
-        pages that wait for the log. Others go on writing meanwhile: a page that is dirty at the
-        end holds the result back to the first change that its store has not (ARIES calls
-        that its recovery LSN; Mohan et al. 1992). Pages without an LSN take no part.
+        have been published when this is called (default: ``durable_lsn``; an engine
+        that raises ``durable_lsn`` before it publishes must give ``up_to_lsn``). It calls ``log_sync`` first, if
+        pages wait for the log. Other processes may write meanwhile: the result is at most the recovery LSN of
+        each page that is still dirty, which is the LSN of its first change that the store does not have. Pages
+        without an LSN do not count. Source: the recovery LSN of ARIES (Mohan et al., TODS 1992).
 
-        Raises StoreError: nothing is lost, and the last checkpoint holds.
+        Raises StoreError: nothing is lost, and the previous checkpoint remains valid.
         """
         self.client.require_writable("make a checkpoint")
         return checkpoint(self.client, None if up_to_lsn is None else lsn_of(up_to_lsn))
@@ -601,7 +600,7 @@ class Pool(PoolFigures):
     # ---- memory -------------------------------------------------------------------
 
     def resize(self, capacity: int | str, *, timeout: float | None = 5.0) -> int:
-        """Changes the budget while everybody works; returns the bytes given back.
+        """Changes the budget while the pool is in use; returns the bytes given back.
 
         It may be more than ``max_capacity``, up to what the segment has room for (``reserve``: by default the size of
         the tmpfs). A steward then moves it up to there, and no higher than ``max_capacity`` once less is asked for.
@@ -623,9 +622,9 @@ class Pool(PoolFigures):
     def trim(self, size: int | str | None = None, *, timeout: float | None = 5.0) -> int:
         """Gives memory back to the kernel now; returns the bytes.
 
-        ``size``: at least so many bytes, coldest pages first (fewer if pinned pages stand in the way, or dirty
-        ones that cannot be flushed within ``timeout`` seconds). Without it: the memory of the free frames. The
-        budget stays as it is; the pool takes memory again as it is used. Raises ValueError, TypeError.
+        ``size``: at least so many bytes, the coldest pages first (fewer if pages are pinned, or dirty and
+        cannot be flushed within ``timeout`` seconds). Without it: the memory of the free frames. The
+        budget is unchanged; the pool takes memory again when it is used. Raises ValueError, TypeError.
         """
         self.client.require_writable("give memory back")
         self.client.seg.reap()
@@ -635,7 +634,7 @@ class Pool(PoolFigures):
         return memory.trim(self.client, frames, seconds_of(timeout)) * self.page_size
 
     def trim_idle(self, seconds: float) -> int:
-        """Gives the memory of every clean page back that no process has touched for ``seconds``; returns the bytes.
+        """Gives the memory of every clean page back that no process has used for ``seconds``; returns the bytes.
 
         Raises ValueError, TypeError.
         """
@@ -651,8 +650,8 @@ class Pool(PoolFigures):
     def start_steward(self, settings: Settings | None = None) -> Steward:
         """Starts the steward of the pool in a thread of this process, unless another process is it already.
 
-        Every process may call it: one steward is active, and another takes over when that one ends. It reaps the dead,
-        writes dirty pages ahead of need, moves the budget between ``min_capacity`` and ``max_capacity``, gives idle
+        Every process may call it: one steward is active, and another takes over when that one ends. It reaps dead clients,
+        writes dirty pages ahead of demand, moves the budget between ``min_capacity`` and ``max_capacity``, gives idle
         pages back and saves the working set, as ``settings`` say: ``start_steward(Settings(idle=600))``.
         ``events()`` shows what it did. It ends with :meth:`stop_steward`, :meth:`close`, or the process.
 
@@ -670,13 +669,13 @@ class Pool(PoolFigures):
             return self._steward
 
     def stop_steward(self) -> None:
-        """Ends the steward of this process, if there is one. Raises what had ended it before, if something had."""
+        """Ends the steward of this process, if there is one. Raises the error that has ended it before, if one has."""
         steward, self._steward = self._steward, None
         if steward is not None and steward.pid == os.getpid():
             steward.stop()
 
     def save_working_set(self, path: str | os.PathLike[str]) -> int:
-        """Writes which pages are resident, hottest first, a few bytes each; returns their number.
+        """Writes the list of resident pages to a file, the hottest first, a few bytes each; returns their number.
 
         Replaces the file as a whole, and syncs it. Scratch pages are not in it. Raises OSError.
         """
@@ -685,8 +684,8 @@ class Pool(PoolFigures):
     def load_working_set(self, path: str | os.PathLike[str], spaces: Iterable[Space] = ()) -> warm.WarmUp:
         """Loads the pages that :meth:`save_working_set` wrote, in the background, in file order.
 
-        As many of the hottest as find room. Files are opened for reading; spaces with a
-        loader or a store of their own are found in ``spaces``. Raises FileNotFoundError, WorkingSetError.
+        It loads as many of the hottest as the budget allows. Files are opened for reading; spaces with a
+        loader or a store object must be in ``spaces``. Raises FileNotFoundError, WorkingSetError.
         """
         work = warm.load_working_set(self.client, path, spaces, self._found)
         self._warming = [earlier for earlier in self._warming if not earlier.finished] + [work]
@@ -695,17 +694,17 @@ class Pool(PoolFigures):
     # ---- looking after it ------------------------------------------------------------
 
     def reap(self) -> int:
-        """Ends the business of clients that died; returns how many there were.
+        """Reaps dead clients: releases their pins, locks and frames; returns the number of clients.
 
-        Happens by itself wherever a dead client stands in somebody's way.
+        The pool also does this by itself: in the steward, and when an operation waits for a dead client.
         """
         drop_unused(self.client)
         return int(self.client.seg.reap())
 
     def check(self) -> list[str]:
-        """Every invariant; returns what is violated, [] if nothing is.
+        """Checks every invariant; returns the violations, [] if there are none.
 
-        Usable while others work. Reaps dead clients first.
+        It may run while other processes use the pool. It reaps dead clients first.
         """
         found = list(self.client.seg.check())
         for _ in range(20):
@@ -714,11 +713,11 @@ class Pool(PoolFigures):
             off = abs(counted - status["kernel_bytes"])
             if off <= np.count_nonzero(frames["state"] == FrameState.BUSY) * self.page_size:
                 return found
-            if alone:  # it stays as it is
+            if alone:  # no other process changes the pool meanwhile
                 break
             time.sleep(0.005)
         if status["kernel_bytes"] > counted and given(lambda: has_huge_pages(os.path.dirname(self.path))):
-            return found  # the kernel has given more than was asked for, and rounds up: bufferpool doctor tells
+            return found  # huge pages: the kernel allocates more than was asked for (bufferpool doctor reports it)
         return [
             *found,
             f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}",

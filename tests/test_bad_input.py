@@ -287,7 +287,7 @@ def test_every_use_after_close_says_so(pool, data_file):
 
 
 def test_a_removed_pool_says_what_to_do(pool_name):
-    with pytest.raises(SegmentNotFound, match=r"Pool\.open\(\) makes one"):
+    with pytest.raises(SegmentNotFound, match=r"Pool\.open\(\) creates one"):
         bp.Pool.attach(pool_name)
     with bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE) as pool:
         with pytest.raises(SegmentExists, match="attach to it"):

@@ -1,1 +1,1 @@
-"""One process's attachment to a segment, and the segment's file."""
+"""The client: one process's attachment to a segment, and the segment's file."""

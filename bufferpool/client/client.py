@@ -1,4 +1,4 @@
-"""One process's attachment to a segment: joining it, what the other rooms use of it, leaving it."""
+"""The client: one process's attachment to a segment. Attaching, detaching, and what the other rooms use."""
 
 import mmap
 import os
@@ -29,23 +29,23 @@ _sharing = Lock()  # held while a client joins the attachment of another, or lea
 
 
 def _room_for_data(path: str, geometry: dict[str, Any]) -> Mapped:
-    """What is to show the data area: an array over address space that nobody can touch until the core maps it there.
+    """An array, shape (max_frames, page_size), uint8, over reserved addresses, to which the core then maps the data area.
 
-    numpy.memmap would map the file readable at once: under mlockall(MCL_FUTURE) the kernel gives memory to all of it,
-    holes too. And its mmap would keep a descriptor, which other code can close and take.
+    numpy.memmap would map the file at once, and under mlockall(MCL_FUTURE) the kernel would allocate all of it, holes
+    too. Its mmap would also keep a descriptor, which other code might close and reuse.
     """
     shape = (geometry["room_frames"], geometry["page_size"])
     try:
         room = mmap.mmap(-1, shape[0] * shape[1], mmap.MAP_PRIVATE, 0)
     except OSError as error:
         _core.raise_unmapped(error.errno or 0)
-    data: Any = np.frombuffer(room, np.uint8).reshape(shape).view(np.memmap)  # whose export keeps it from being closed
+    data: Any = np.frombuffer(room, np.uint8).reshape(shape).view(np.memmap)  # this export keeps it from being closed
     data._mmap, data.mode, data.offset, data.filename = room, "r", geometry["data_at"], os.path.abspath(path)
     return cast(Mapped, data)
 
 
 def _program_name() -> str:
-    """The name of this program, to show beside its client number; "" where /proc does not say."""
+    """The name of this program, shown beside its client number; "" if /proc does not give it."""
     try:
         return Path("/proc/self/comm").read_text(errors="replace").strip()
     except OSError:
@@ -55,10 +55,10 @@ def _program_name() -> str:
 class Client(Inspectable):
     """An attachment to a segment. It attaches when ``seg`` is first read.
 
-    ``make_room(client, what, pinned, dirty, in_use, error, left)`` is called by the core when no frame is free: it
-    makes room, or raises.
+    The core calls ``make_room(client, what, pinned, dirty, in_use, error, left)`` when no frame is free: it
+    frees some, or raises.
 
-    Clients that were unpickled share the attachment that their process has to the same segment. Each keeps its own mode.
+    Unpickled clients share the attachment that their process already has to the same segment. Each keeps its own mode.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Client(Inspectable):
         """The uuid of the segment, once it is known."""
         self.closed = False
         self.stores: dict[int, tuple[int, Store]] = {}
-        """The stores that this process flushes spaces with, by slot: the generation of the space, and its store."""
+        """The stores by which this process flushes spaces: slot -> (generation of the space, store)."""
         self.claims: dict[tuple[int, int], FileStore] = {}
-        """The claims on files that this process writes, by device and inode (spaces/claim.py)."""
+        """The claims on files that this process writes: (device, inode) -> claim (spaces/claim.py)."""
         self.log_sync: Callable[[int], int | None] | None = None
         """See :attr:`bufferpool.Pool.log_sync`."""
         self._make_room = make_room
@@ -121,7 +121,7 @@ class Client(Inspectable):
                 raise PoolClosed(f"pool {self.name!r} is closed; attach it again")
             if not self._unpickled:
                 return self._attach()
-            with _sharing:  # copies that are used for the first time together get one attachment
+            with _sharing:  # copies that several threads use first at the same time share one attachment
                 return self._join() or self._attach()
 
     def _attach(self) -> _core.Segment:
@@ -132,7 +132,7 @@ class Client(Inspectable):
                 uuid = _core.geometry(fd)["uuid"]
                 if self.known_uuid not in (None, uuid):
                     raise SegmentReplaced(
-                        f"{self.path} is another pool than the one that was pickled; it was removed and created anew"
+                        f"{self.path} is not the pool that was pickled; that pool was removed and another one created"
                     )
                 sharers = self._sharers
 
@@ -148,15 +148,15 @@ class Client(Inspectable):
                 os.close(fd)
             self._geometry, self.known_uuid = geometry, uuid
             _attached.add(self)
-            # The last step: from here on the segment is ours, and a forked child inherits it.
+            # The last step: from here on a forked child inherits the attachment.
             seg.give_to(self, _room_for_data(self.path, geometry))
             return seg
 
     def _join(self) -> _core.Segment | None:
-        """Uses the attachment that this process has to the segment; None if it has none. Under ``_sharing``.
+        """Shares this process's existing attachment to the segment; returns None if it has none. Needs ``_sharing``.
 
-        A client that was unpickled would take a client slot and a mapping for every copy: executors make
-        one for each task.
+        Otherwise every unpickled copy would take a client slot and a mapping, and executors unpickle one for each
+        task.
         """
         for other in list(_attached):
             if other._segment is None or other.known_uuid != self.known_uuid or other.path != self.path:
@@ -170,7 +170,7 @@ class Client(Inspectable):
         return None
 
     def _leave(self) -> bool:
-        """Gives up this client's part in an attachment that other clients use. False: no other client uses it."""
+        """Leaves an attachment that other clients share. Returns False if no other client shares it."""
         with _sharing:
             if not any(other is not self and other._segment is not None for other in list(self._sharers)):
                 return False
@@ -181,9 +181,9 @@ class Client(Inspectable):
             return True
 
     def close(self, late: bool) -> None:
-        """Detaches, unless other clients share the attachment. ``late``: arrays over pages may keep it for a while.
+        """Detaches, unless other clients share the attachment. ``late``: if arrays over pages exist, the last one detaches.
 
-        Raises BufferError while arrays look at pages and ``late`` is false.
+        Raises BufferError if arrays over pages exist and ``late`` is false.
         """
         with self._lock:
             if self._segment is not None and not self._leave():
@@ -195,15 +195,15 @@ class Client(Inspectable):
             self.closed = True
 
     def warn_if_nameless(self) -> None:
-        """Gives the warning PoolNameless, once, if the pool's name was removed, and not by ``Pool.unlink``."""
+        """Gives the warning PoolNameless, once, if the pool's name was removed by other means than ``Pool.unlink``."""
         status = self.seg.status()
         if self._warned_nameless or status["links"] or status["unlinked"]:
             return
         self._warned_nameless = True
         warnings.warn(
             PoolNameless(
-                f"{self.path} was removed, or is another pool by now, while this process is attached to pool {self.name!r}: no other "
-                "process finds it, and its pages are lost when the last one that is attached ends. flush() writes them; then close "
+                f"{self.path} was removed, or is another pool now, while this process is attached to pool {self.name!r}: no other "
+                "process finds it, and its pages are lost when the last attached process ends. flush() writes them; then close "
                 "it and open it anew. systemd removes what users have in /dev/shm when they log out (RemoveIPC= in logind.conf)"
             ),
             stacklevel=4,
@@ -220,7 +220,7 @@ class Client(Inspectable):
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """What was fixed when the segment was created: sizes and limits."""
+        """The sizes and limits that were fixed when the segment was created."""
         _ = self.seg
         return self._geometry
 
@@ -237,7 +237,7 @@ class Client(Inspectable):
 
     @property
     def budget_frames(self) -> int:
-        """Frames that may have memory now."""
+        """The budget in frames."""
         return self.seg.budget_frames()
 
     @property
@@ -247,7 +247,7 @@ class Client(Inspectable):
 
     @property
     def jobs(self) -> Jobs:
-        """The work that this process does in threads because it may hang. A forked child has no thread of its parent."""
+        """The jobs of this process: work in threads, because it may hang. A forked child starts without jobs."""
         if self._own_jobs.pid != os.getpid():
             self._own_jobs = Jobs()
         return self._own_jobs
@@ -255,19 +255,19 @@ class Client(Inspectable):
     # ---- spaces ----------------------------------------------------------------------
 
     def record(self, index: int) -> Record:
-        """The space in a slot of the directory. Raises SpaceNotFound."""
+        """The record of the space in a slot of the directory. Raises SpaceNotFound."""
         record = self.seg.space(index)
         if record is not None:
             return record
         raise SpaceNotFound("the space has been removed from its pool; open it again")
 
     def current(self, record: Record) -> Record | None:
-        """The record of a space as it is now, None if the space has been removed since."""
+        """The present record of a space; None if the space has been removed."""
         now = self.seg.space(record["index"])
         return now if now is not None and now["generation"] == record["generation"] else None
 
     def dirty_pages(self, record: Record) -> int:
-        """How many pages of a space are dirty now."""
+        """The present number of dirty pages of a space."""
         return self.seg.dirty_range(record["first_entry"], record["max_pages"])[0]
 
     # ---- memory, and what is recorded ---------------------------------------------------
@@ -286,5 +286,5 @@ class Client(Inspectable):
         post(self.seg, event)
 
     def post_refused(self, error: int) -> None:
-        """Records that the kernel did not take memory back, so that the pool keeps it; ``error`` is the errno."""
+        """Records the event that the kernel refused to take memory back; ``error`` is the errno."""
         self.post(NewEvent(EventKind.CANNOT_SHRINK, EventReason.KERNEL, value=error))

@@ -1,7 +1,7 @@
-"""Work that may hang, on threads of its own: flushes, the log's sync, the saving of the working set.
+"""Jobs: work that may hang runs in threads of its own (flushes, the sync of the log, saving the working set).
 
 A store may hang in any of its methods, and a file's disk in any system call. A caller that needs the result of
-such a call waits for it up to its own timeout; no other caller may be held up by it. So the calls run in daemon
+such a call waits for it up to its own timeout; it must not delay other callers. So the calls run in daemon
 threads, one job at a time for each subject (a space, the log), which also bounds the number of threads.
 """
 
@@ -19,13 +19,13 @@ _here = threading.local()
 
 
 def underway() -> frozenset[Hashable]:
-    """The subjects of the jobs that this thread works on, or that wait for it."""
+    """The subjects of the jobs that this thread runs, and of those that wait for this thread."""
     found: frozenset[Hashable] = getattr(_here, "subjects", frozenset())
     return found
 
 
 class working_on:
-    """Inside the block this thread works on a subject: to wait for a job on the same one would never end."""
+    """Marks that this thread works on a subject within the block: it must not wait for a job on the same subject."""
 
     def __init__(self, subject: Hashable, outer: frozenset[Hashable] | None = None) -> None:
         self._subjects = (underway() if outer is None else outer) | {subject}
@@ -39,21 +39,21 @@ class working_on:
 
 
 class Job:
-    """One piece of work, in a thread."""
+    """One piece of work that runs in a thread."""
 
     def __init__(self, subject: Hashable, work: Callable[[], int]) -> None:
         self.subject, self.work = subject, work
         self.began = time.monotonic()
         self.taken = False
-        """Whether a thread has begun with the work."""
+        """Whether a thread has begun the work."""
         self.done = False
         self.result = 0
-        """What the work returned: pages written, for a flush."""
+        """The result of the work: for a flush, the number of pages written."""
         self.error: BaseException | None = None
 
 
 class Jobs:
-    """The jobs of one pool in one process. A forked child has none of its parent's."""
+    """The jobs of one pool in one process. A forked child starts without jobs."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -61,16 +61,16 @@ class Jobs:
         self._running: dict[Hashable, Job] = {}
 
     def running(self, subject: Hashable) -> Job | None:
-        """The job on a subject, if there is one."""
+        """The running job on a subject, or None."""
         return self._running.get(subject)
 
     def all(self) -> list[Job]:
-        """The jobs that run now."""
+        """The running jobs."""
         with self._changed:
             return list(self._running.values())
 
     def start(self, subject: Hashable, work: Callable[[], int]) -> tuple[Job, bool]:
-        """The job on a subject that runs, or else a new one; and whether it is new."""
+        """Starts a job on a subject unless one runs; returns (the job, whether it is new)."""
         with self._changed:
             job = self._running.get(subject)
             if job is not None:
@@ -84,7 +84,7 @@ class Jobs:
         return job, True
 
     def _take(self, job: Job) -> bool:
-        """Claims the work for this thread. False: another thread has it."""
+        """Takes the work for this thread; returns False if another thread has taken it."""
         with self._changed:
             if job.taken:
                 return False
@@ -100,14 +100,14 @@ class Jobs:
                 job.result = job.work()
         except BaseException as error:  # noqa: BLE001 - not swallowed: the caller that waits for the job raises it
             job.error = error
-        if self.pid == os.getpid():  # else the work has forked, and this is the child
+        if self.pid == os.getpid():  # otherwise the work has forked, and this is the child
             with self._changed:
                 job.done = True
                 del self._running[job.subject]
                 self._changed.notify_all()
 
     def wait(self, holds: Callable[[], bool], seconds: float, slice_s: float = 0.02) -> bool:
-        """Waits until something holds, which is asked whenever a job ends, and every ``slice_s`` seconds."""
+        """Waits at most ``seconds`` until ``holds()``, which is checked when a job ends and every ``slice_s`` seconds."""
         end = time.monotonic() + seconds
         while not holds():
             left = end - time.monotonic()

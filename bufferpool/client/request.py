@@ -1,4 +1,4 @@
-"""What a caller of ``Pool.open`` asks for: checked, and compared with a pool that exists."""
+"""The request of a caller of ``Pool.open``: its checks, and its comparison with an existing pool."""
 
 import os
 import stat
@@ -13,12 +13,12 @@ from bufferpool.units import format_size, parse_size
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that a pool has otherwise than it was asked for."""
+    """One property in which an existing pool differs from the request."""
 
     what: str
     asked: Any
     found: Any
-    remedy: str  # "": it is fixed when a pool is created
+    remedy: str  # "": the property is fixed at creation
     show: Callable[[Any], str] = str
 
     def __str__(self) -> str:
@@ -28,7 +28,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of ``Pool.open``; None (for the capacity: "auto") is what the caller leaves to the pool, or to its creator."""
+    """The arguments of ``Pool.open``. None (for the capacity: "auto") accepts what the pool has, or the default."""
 
     capacity: int | str
     page_size: int | str | None
@@ -41,24 +41,24 @@ class Request:
     permissions: int | None
 
     def check(self) -> None:
-        """Raises ValueError or TypeError for what could not make a pool, whether or not there is one already."""
+        """Raises ValueError or TypeError for values that cannot make a pool, even if the pool exists."""
         sizes = {name: self._bytes(name) for name in (*_SIZES, "page_size")}
         least = segment_file.MIN_FRAMES * (sizes["page_size"] or segment_file.Sizes.page_size)
         bounds = ("capacity", "max_capacity", "min_capacity", "reserve")
         known = [size for name in bounds if (size := sizes[name]) is not None]
         given = {"max_clients": self.max_clients, "max_pages": self.max_pages, **sizes}
-        given["capacity"] = known[0] if known else least  # "auto" keeps to the bounds that are given
+        given["capacity"] = known[0] if known else least  # "auto" chooses a capacity within the given bounds
         asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         segment_file.plan(segment_file.Sizes(**asked))
         if self.permissions is not None:
             segment_file.check_permissions(self.permissions, "permissions")
 
     def for_creation(self) -> dict[str, Any]:
-        """The arguments of ``Pool.create``: what was given."""
+        """The arguments for ``Pool.create``: those that were given."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def differences(self, client: Client) -> list[Difference]:
-        """What the pool has otherwise than it was asked for. What was not given agrees with every pool."""
+        """The differences between the request and the pool. Arguments that were not given are not compared."""
         geometry, status, size = client.geometry, client.seg.status(), client.page_size
         frames = {name: None if (n := self._bytes(name)) is None else n // size for name in _SIZES}
         for name in ("max_capacity", "reserve"):
@@ -97,12 +97,16 @@ FIXED = (
 
 
 def _remedy(name: str, asked: int, has: dict[str, int]) -> str:
-    """How to change what is ``asked`` for in a pool that ``has`` otherwise; "" if it is fixed."""
+    """How to change an existing pool to the value ``asked``; "" if the property is fixed."""
     if name == "capacity":
         return "pool.resize() changes it" if asked <= has["reserve"] else FIXED
     if name == "min_capacity":
         lower = asked < has["min_capacity"]
-        return "pool.resize() below it lowers it" if lower else "only a new pool has more: create it with min_capacity="
+        return (
+            "pool.resize() below it lowers it"
+            if lower
+            else "only a new pool can have more: create it with min_capacity="
+        )
     return ""
 
 

@@ -1,8 +1,8 @@
-"""The segment's file: creating, finding, trusting and removing it.
+"""The segment's file: how it is created, found, checked and removed.
 
-A segment is one file on a tmpfs. It is made without a name (O_TMPFILE), filled
-in, and linked under its name in one step, so that nobody ever sees half of one
-and two processes that create it together get one segment.
+A segment is one file on a tmpfs. It is made without a name (O_TMPFILE), initialised,
+and linked under its name in one step. So no process ever sees an incomplete segment,
+and two processes that create it at the same time get the same one.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ MIN_FRAMES, MANY_FRAMES = 4, 2**31  # of a budget; of a segment
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is asked for of a segment to be made; sizes in bytes. None: the default that fits the capacity."""
+    """The requested sizes of a new segment, in bytes. None: the default for the capacity."""
 
     capacity: int
     page_size: int = 8192
@@ -51,7 +51,7 @@ class Sizes:
 
 
 class Plan(NamedTuple):
-    """The geometry of a segment to be made; checked before anything is touched."""
+    """The checked geometry of a new segment, in frames."""
 
     page_size: int
     extent_frames: int
@@ -144,7 +144,7 @@ def _may_map(plan: Plan, room_frames: int) -> bool:
 
 
 def check_permissions(permissions: int, what: str) -> None:
-    """Raises TypeError or ValueError for what is no mode of a file that its owner can use."""
+    """Raises TypeError or ValueError unless ``permissions`` let the file's owner read and write."""
     if isinstance(permissions, bool) or not isinstance(permissions, int):
         raise TypeError(f"{what} must be an integer such as 0o600, not {type(permissions).__name__}")
     if not 0 <= permissions <= 0o777 or permissions & 0o600 != 0o600:
@@ -152,7 +152,7 @@ def check_permissions(permissions: int, what: str) -> None:
 
 
 def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
-    """The path of the segment ``name``. Raises ValueError for a name that is none."""
+    """The path of the segment ``name``. Raises TypeError, ValueError."""
     if not isinstance(name, str):
         raise TypeError(f"a pool's name must be a string, not {type(name).__name__}")
     if not name or "/" in name or "\0" in name or name in (".", "..") or len(os.fsencode(name)) > 200:
@@ -167,12 +167,12 @@ def _refuse_unless_tmpfs(fd: int, path: str) -> None:
     if not _core.is_tmpfs(fd):
         raise NotTmpfs(
             f"{path} is not on a tmpfs: giving memory back there would cut holes into a file on a disk; "
-            f"leave directory= out (the pool then lives in {SHM}), or name the mount point of a tmpfs"
+            f"omit directory= (the pool is then in {SHM}), or name the mount point of a tmpfs"
         )
 
 
 def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
-    """Makes the segment ``path``; a process that attaches afterwards finds it whole.
+    """Makes the segment ``path``; a process that attaches afterwards finds it complete.
 
     Raises SegmentExists, NotTmpfs, SharedMemoryFull, SegmentRefused.
     """
@@ -200,7 +200,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
 
 
 def _nameless(directory: str, mode: int) -> int:
-    """A new file without a name; the descriptor. Raises SegmentNotFound, SegmentRefused, SharedMemoryFull, NotTmpfs."""
+    """Makes a file without a name; returns its descriptor. Raises SegmentNotFound, SegmentRefused, SharedMemoryFull, NotTmpfs."""
     try:
         return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
     except FileNotFoundError as error:
@@ -218,14 +218,14 @@ def _nameless(directory: str, mode: int) -> int:
 
 
 def failed(what: str, error: OSError, directory: str) -> SegmentError:
-    """The error for a system call on the segment, or its directory, that failed."""
+    """The error for a failed system call on the segment or its directory."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return no_memory(directory, error.errno)
     return caused(SegmentError(f"{what}: {error.strerror}{remedy(error.errno)}"), error)
 
 
 def no_memory(directory: str, error: int | None) -> SegmentError:
-    """The kernel gave no memory for the segment; ``error``: the errno with which it said so."""
+    """The error for memory that the kernel did not give to the segment; ``error``: the errno."""
     space = os.statvfs(directory)
     if error == errno.ENOMEM:
         text = "the memory cgroup of this process has no memory left for the segment: raise its limit, or free some"
@@ -240,7 +240,7 @@ def no_memory(directory: str, error: int | None) -> SegmentError:
     else:
         text = (
             f"{directory} is full ({space.f_bavail * space.f_frsize} of {space.f_blocks * space.f_frsize} bytes free): "
-            "remove what is not needed (bufferpool ls, bufferpool rm), or enlarge it "
+            "remove pools that are not needed (bufferpool ls, bufferpool rm), or enlarge it "
             "(mount -o remount,size=…; containers start with 64 MiB: docker run --shm-size=…)"
         )
     return caused(SharedMemoryFull(text), errno.ENOSPC if error is None else error)
@@ -249,8 +249,8 @@ def no_memory(directory: str, error: int | None) -> SegmentError:
 def open_trusted(path: str, owner: int | None = None) -> int:
     """Opens an existing segment for reading and writing; returns the descriptor.
 
-    Follows no symbolic link, opens nothing but a regular file on a tmpfs that
-    belongs to ``owner`` (default: the effective user). Raises SegmentNotFound,
+    It follows no symbolic link, and opens only a regular file on a tmpfs that
+    belongs to ``owner`` (a uid; default: the effective user). Raises SegmentNotFound,
     SegmentRefused, NotTmpfs.
     """
     fd = open_regular(path, os.O_RDWR)
@@ -276,25 +276,25 @@ def open_regular(path: str, access: int) -> int:
         fd = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise caused(
-            SegmentNotFound(
-                f"there is no pool {path}; bufferpool ls shows those that are there, Pool.open() makes one"
-            ),
+            SegmentNotFound(f"there is no pool {path}; bufferpool ls lists the pools, Pool.open() creates one"),
             error,
         ) from None
     except PermissionError as error:
         raise caused(
-            SegmentRefused(f"{path} belongs to somebody who has not given you access (its mode): {error.strerror}"),
+            SegmentRefused(
+                f"{path} belongs to a user who has not given you access (its permissions): {error.strerror}"
+            ),
             error,
         ) from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise caused(
-                SegmentRefused(f"{path} is not a regular file; somebody else may have planted it: remove it"), error
+                SegmentRefused(f"{path} is not a regular file; another user may have put it there: remove it"), error
             ) from None
         raise failed(f"{path} cannot be opened", error, os.path.dirname(path)) from error
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise SegmentRefused(f"{path} is not a regular file; somebody else may have planted it: remove it")
+            raise SegmentRefused(f"{path} is not a regular file; another user may have put it there: remove it")
         _refuse_unless_tmpfs(fd, path)
     except BaseException:
         os.close(fd)
@@ -310,11 +310,11 @@ def refuse_another(path: str, uuid: bytes, owner: int | None) -> None:
     finally:
         os.close(fd)
     if found != uuid:
-        raise SegmentReplaced(f"{path} is another pool than this one; it was removed and created anew")
+        raise SegmentReplaced(f"{path} is not this pool any more; this pool was removed and another one created")
 
 
 def unlink(path: str) -> None:
-    """Removes the name. Processes that are attached keep working with what they have."""
+    """Removes the name. Attached processes keep their attachment."""
     try:
         os.unlink(path)
     except FileNotFoundError as error:
@@ -327,22 +327,22 @@ def unlink(path: str) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """A file that is, or was meant to be, a segment."""
+    """A file with the magic number of a segment, sound or not."""
 
     path: str
     kernel_bytes: int
     owner: int
-    trouble: str  # "" for a sound one
-    other_layout: bool = False  # it is sound, perhaps, but another version of the library made it
+    trouble: str  # why it cannot be used; "" for a sound segment
+    other_layout: bool = False  # whether another version of the library made it
 
     @property
     def condition(self) -> str:
-        """In a word or two, what the trouble is: "" for a sound segment."""
+        """The trouble in a few words; "" for a sound segment."""
         return "" if not self.trouble else "of another layout version" if self.other_layout else "damaged"
 
 
 def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
-    """The segments in a directory, read through descriptors: nothing is mapped. Raises SegmentError."""
+    """The segments in a directory. It reads them through descriptors, and maps nothing. Raises SegmentError."""
     where = Path(directory if directory is not None else SHM)
     try:
         entries = sorted(where.iterdir())

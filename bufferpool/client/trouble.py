@@ -1,7 +1,7 @@
-"""Stores that fail: the caller gets the error, and the failure is recorded for the pool's operator, too.
+"""Failures of stores: the caller gets the error, and the failure is also recorded for the pool's operator.
 
-The records are an event in the pool, which every process and the metrics see, and a line in the log of the process
-that met the failure. A failing disk fails for each page, so each space gets one event and one line of a kind in ten
+The records are an event in the pool, which every process and the metrics can read, and a line in the log of the
+process in which it failed. A failing disk fails for each page, so each space gets one event and one line of a kind in ten
 seconds.
 """
 
@@ -22,7 +22,7 @@ _told_at: dict[tuple[str, EventKind, int, int], float] = {}
 
 @dataclass(frozen=True)
 class Origin:
-    """What failed."""
+    """What failed: a space, and a page."""
 
     index: int
     generation: int
@@ -40,7 +40,7 @@ def errno_of(error: BaseException | None) -> int:
 
 
 def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) -> None:
-    """Posts the event and writes the line, unless there were such ones a moment ago."""
+    """Posts the event and logs the line, unless the same failure was recorded in the last ten seconds."""
     now, kind = time.monotonic(), (client.path, what, origin.index, origin.generation)
     if now - _told_at.get(kind, float("-inf")) < AGAIN_S:
         return
@@ -50,5 +50,5 @@ def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) 
     client.post(NewEvent(what, EventReason.STORE, origin=where, page=origin.page_no))
     code = f" ({errno.errorcode.get(number, f'errno {number}')})" if number else ""
     place = f"space {origin.space!r}" + (f", page {origin.page_no}" if origin.page_no is not None else "")
-    # The text, not the error: a handler that keeps its records would keep the pages that the error's traceback holds.
+    # The text, not the error: a handler that keeps its records would keep the pages in the error's traceback pinned.
     LOG.warning("pool %r, %s: %s%s", client.name, place, str(error), code)

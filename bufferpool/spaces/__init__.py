@@ -1,1 +1,1 @@
-"""Spaces: what a handle is, which spaces a segment has, and whose their files are."""
+"""Spaces: the handles of spaces, the directory of a segment, and the claims on files."""

@@ -1,13 +1,13 @@
-"""Two pools that both write one file overwrite each other's pages: a pool claims the files that it writes.
+"""Claims: a pool locks the files that it writes, because two pools would overwrite each other's pages.
 
-A claim is a read lock of an open file description (OFD, fcntl(2)) on one byte far beyond the end of the file, whose
-place is taken from the pool's uuid. So all processes of a pool share it, and another pool sees it: it looks for locks on all other
-bytes of that range. It locks first and looks then, so of two that come together at least one sees the other. The kernel
-drops a claim with its process; an attachment keeps those it has until it is closed, or sees that no space of its pool
-has the file any more (drop_unused).
+A claim is a read lock of an open file description (OFD, fcntl(2)) on one byte far beyond the end of the file, at an
+offset that depends on the pool's uuid. So all processes of a pool share it, and another pool, which checks all other
+bytes of that range for locks, sees it. A pool locks first and checks then, so of two pools that claim at the same time at
+least one sees the other. The kernel releases a claim when its process dies. An attachment keeps its claims until it is
+closed, or until no space of its pool has the file any more (drop_unused).
 
-The lock is advisory. Programs that are no pools neither see it nor are stopped by it, and a file system
-without such locks (ENOLCK, EINVAL) gives none: then only the file's times tell (file_changes.py).
+The lock is advisory: other programs neither see it nor are stopped by it. On a file system
+without such locks (ENOLCK, EINVAL) there is no claim, and only the file's times show a change (file_changes.py).
 """
 
 import errno
@@ -28,7 +28,8 @@ from bufferpool.stores.base import FileStore, Store
 FIRST, PLACES = 1 << 61, 1 << 60
 _FLOCK = struct.Struct("hhqqi0q")  # struct flock
 _TRIES = 5
-# Another program has locked the whole file, or the file system, or a filter of system calls, allows no such locks.
+# The errors of a lock that cannot be taken: another program has locked the whole file, or the file system or a seccomp
+# filter does not allow such locks.
 _NO_LOCKS = (errno.EAGAIN, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -37,7 +38,7 @@ def _lock(fd: int, kind: int, at: int) -> None:
 
 
 def _is_locked(fd: int, first: int, end: int) -> bool:
-    """Whether another pool has locked one of these bytes; locks that begin before them are other programs'."""
+    """Whether another pool has locked one of these bytes. A lock that begins before them is another program's."""
     if first >= end:
         return False
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, end - first, 0))
@@ -55,13 +56,13 @@ def _claimed(fd: int, place: int) -> bool:
 
 
 _changing = Lock()
-_coming: list[tuple[int, int]] = []  # files that are being claimed for a space which is not in the directory yet
+_coming: list[tuple[int, int]] = []  # files claimed for spaces that are not in the directory yet
 os.register_at_fork(after_in_child=_coming.clear)
 
 
 @contextmanager
 def claimed(client: Client, store: FileStore) -> Iterator[None]:
-    """Claims a file while a space of it is opened in the block; the space keeps the claim. Raises FileInUse."""
+    """Claims a file while the block opens a space of it; the space keeps the claim. Raises FileInUse."""
     file = store.state().file
     with _changing:
         _coming.append(file)
@@ -88,7 +89,7 @@ def drop_unused(client: Client) -> list[Record]:
     steward, and when it flushes, opens or removes a space, or reaps.
     """
     gone: list[object] = []  # closed after the lock is released: a disk may hang
-    with _changing:  # what is kept from here on belongs to a space that the directory has, or is coming
+    with _changing:  # a store or claim is kept only if its space is in the directory, or being opened
         spaces = client.seg.spaces()
         live = {(r["index"], r["generation"]) for r in spaces}
         files = {(r["device"], r["inode"]) for r in spaces if r["kind"] == Kind.FILE} | set(_coming)
@@ -104,8 +105,8 @@ def claim(client: Client, store: FileStore) -> None:
     file = store.state().file
     if file in client.claims and client.claims[file].has_descriptor():
         return
-    holder = FileStore(store.path, "r")  # locks belong to what was opened, not to the file
-    if holder.state().file != file:  # it was renamed just now; the flush will say so
+    holder = FileStore(store.path, "r")  # a new open file description: the lock belongs to it
+    if holder.state().file != file:  # it was just renamed; the flush will raise the error
         return
     place = FIRST + int.from_bytes(client.uuid[:8], "little") % PLACES
     try:
@@ -113,7 +114,7 @@ def claim(client: Client, store: FileStore) -> None:
             if _claimed(holder.fd, place):
                 client.claims[file] = holder
                 return
-            time.sleep(random.uniform(0.001, 0.02))  # two that came together let go, and try again
+            time.sleep(random.uniform(0.001, 0.02))  # two pools saw each other's locks: release, wait, try again
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return

@@ -1,10 +1,10 @@
-"""The directory: which spaces a segment has, and which handle belongs to which.
+"""The directory: the spaces of a segment, and how a handle finds its space.
 
 Slots change under the segment's directory lock, so that two processes that open the
 same space get the same one. Every process that opens or removes a space needs that lock, so no
-store is called and no file is looked at while it is held: a process asks the store
-first, and starts over if the directory has changed by the time it has the lock. A process that
-also needs a space's flush lock takes that first: nobody waits for it with the directory lock held.
+store is called and no file is examined while it is held: a process asks the store
+first, and starts over if the directory has changed when it gets the lock. A process that
+also needs a space's flush lock takes that lock first, and never waits for it while it holds the directory lock.
 """
 
 import hashlib
@@ -35,30 +35,30 @@ from bufferpool.stores.file_state import NO_FILE, FileState
 
 DISCARDABLE, WRITABLE, CHECKSUM = 1, 2, 4  # flags of a space, as in core/layout/layout.h
 GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow
-BUSY_S = 1.0  # how long a space in use is waited for, to be removed
+BUSY_S = 1.0  # seconds to wait for a space in use, before SpaceBusy
 
 
 @dataclass
 class Wanted:
-    """A space that a process opens: what was asked for, and what serves its pages here."""
+    """A space that this process opens: the request, and the store or loader for its pages."""
 
     name: str
     kind: Kind
     options: dict[str, Any] = field(default_factory=dict)
-    """What the caller asked for: path, mode, max_pages, checksum, repair; n_pages, version; lifetime, read_only, discardable.
-    ``found``: nothing was asked for, the space is taken as it is there."""
+    """The caller's request: path, mode, max_pages, checksum, repair; n_pages, version; lifetime, read_only, discardable.
+    ``found``: the space exists, and is accepted as it is."""
     store: Store | None = None
     generation: int | None = None
-    """Of the slot that the handle was bound to; None before."""
+    """The generation of the slot to which the handle is bound; None before."""
 
     @property
     def private(self) -> bool:
-        """Whether the space belongs to one process alone: scratch pages with lifetime "process"."""
+        """Whether the space belongs to one process: scratch pages with lifetime "process"."""
         return self.kind is Kind.SCRATCH and bool(self.options.get("lifetime") == "process")
 
     @property
     def writable(self) -> bool:
-        """Whether pages of the space may be written, if the pool may."""
+        """Whether pages of the space may be written, if the pool is attached for writing."""
         if self.kind is Kind.SCRATCH:
             return not self.options.get("read_only")
         return self.kind is not Kind.DERIVED and self.options.get("mode") == "r+"
@@ -80,7 +80,7 @@ class NewSpace(NamedTuple):
 
 
 def removed_message(name: str) -> str:
-    """What SpaceRemoved says of a space."""
+    """The message of SpaceRemoved."""
     return (
         f'space {name!r} has been removed from its pool since this handle was opened: by open_file(mode="w+"), '
         "open_derived with another version=, pool.discard(), pool.overwrite() or space.remove(), here or in another process; "
@@ -90,12 +90,12 @@ def removed_message(name: str) -> str:
 
 def busy(name: str) -> SpaceBusy:
     return SpaceBusy(
-        f"{name!r} has pages that a living process is writing or loading; pool.clients() says who; try again"
+        f"{name!r} has pages that a living process is writing or loading; pool.clients() lists the clients; try again"
     )
 
 
 def refuse_unfit(client: Client, wanted: Wanted, dtype: "np.dtype[Any]") -> None:
-    """What can be said against a space before its store is looked at. Raises TypeError, ValueError."""
+    """Checks a space before its store is asked. Raises TypeError, ValueError."""
     name = wanted.name
     if not isinstance(name, str):
         raise TypeError(f"a space's name must be a string, not {type(name).__name__}")
@@ -114,7 +114,7 @@ def refuse_unfit(client: Client, wanted: Wanted, dtype: "np.dtype[Any]") -> None
 
 
 def bind(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", truncate: bool = False) -> Record:
-    """Finds the space's slot in the segment, or makes it; returns its record."""
+    """Finds the space's slot in the directory, or fills one; returns its record."""
     options = wanted.options
     refuse_unfit(client, wanted, dtype)
     client.warn_if_nameless()
@@ -125,7 +125,7 @@ def bind(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", truncate: bool 
     store, record = wanted.store, None
     try:
         with claimed(client, store) if isinstance(store, FileStore) and options["mode"] == "r+" else nullcontext():
-            while record is None:  # None: the directory has changed since we looked
+            while record is None:  # None: the directory has changed meanwhile
                 record = _connect(client, wanted, truncate)
     finally:
         drop_unused(client)
@@ -137,7 +137,7 @@ def bind(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", truncate: bool 
 
 
 def _store_of_a_copy(client: Client, options: dict[str, Any]) -> FileStore | None:
-    """The store that this process has open for a space that was unpickled, so that its copies take one descriptor."""
+    """The store that this process already has open for an unpickled space, so that its copies share one descriptor."""
     if options.get("repair") is not None:
         return None
     for _, store in list(client.stores.values()):
@@ -158,7 +158,7 @@ def _state(store: Store | None) -> FileState:
 
 
 def _connect(client: Client, wanted: Wanted, truncate: bool) -> Record | None:
-    """One attempt to find the slot of the space, or to make it. None: the directory has changed meanwhile."""
+    """Tries once to find the slot of the space, or to fill one. Returns None if the directory has changed meanwhile."""
     state = _state(wanted.store)
     record = _find_record(client, wanted, state, truncate)
     if wanted.generation is not None and (record is None or record["generation"] != wanted.generation):
@@ -176,7 +176,7 @@ def _connect(client: Client, wanted: Wanted, truncate: bool) -> Record | None:
 
 
 def _find_record(client: Client, wanted: Wanted, state: FileState, truncate: bool) -> Record | None:
-    """The record that the handle belongs to; None if there is none."""
+    """The record of the space, if it exists; else None. Raises SpaceMismatch."""
     store, spaces = wanted.store, client.seg.spaces()
     for other in spaces:
         if wanted.kind is Kind.FILE and other["name"] != wanted.name and _same_file(other, state):
@@ -211,10 +211,10 @@ def _same_file(record: Record, state: FileState) -> bool:
 
 
 def visible(spaces: list[Record], name: str, *, private: bool) -> Record | None:
-    """The record of the space that this process sees under a name; None if it sees none.
+    """The record of the space that this process finds by a name; None if there is none.
 
-    Private scratch spaces of other processes are not seen. Where there is a shared space and one of our own,
-    ``private`` says which.
+    Private scratch spaces of other processes are not found. If there are a shared and a private space of the name,
+    ``private`` chooses.
     """
     found = [r for r in spaces if r["name"] == name and (r["mine"] or not r["owner"])]
     found.sort(key=lambda r: r["mine"] != private)
@@ -222,32 +222,30 @@ def visible(spaces: list[Record], name: str, *, private: bool) -> Record | None:
 
 
 def no_such_space(client: Client, name: str) -> str:
-    """Why ``name`` is not found, and what there is."""
+    """The message for a name that is not found, with the names of the spaces."""
     spaces = client.seg.spaces()
     theirs = [r["owner"] for r in spaces if r["name"] == name and r["owner"] and not r["mine"]]
     if theirs:
         return (
-            f'the space {name!r} of pool {client.name!r} is private to client {theirs[0]} (lifetime="process"; pool.clients() says '
-            'who that is); make one here with pool.open_scratch(), or share one with lifetime="pool"'
+            f'the space {name!r} of pool {client.name!r} is private to client {theirs[0]} (lifetime="process"; see '
+            'pool.clients()); make one here with pool.open_scratch(), or share one with lifetime="pool"'
         )
     return f"pool {client.name!r} has no space {name!r}; it has {[r['name'] for r in spaces if r['mine'] or not r['owner']]}"
 
 
 def _has_another_version(wanted: Wanted, record: Record) -> bool:
-    """Whether the pages of a derived space that exists come from other code than the one that opens it now."""
+    """Whether an existing derived space has another version than the one that is being opened."""
     found = "version" not in wanted.options or wanted.generation is not None
     return wanted.kind is Kind.DERIVED and not found and bool(record["version"] != wanted.options["version"])
 
 
 def _other_or_discard(wanted: Wanted) -> str:
-    """The remedy where a name belongs to another space."""
-    return (
-        f"use another name, or remove the space that is there (pool.discard({wanted.name!r}); its dirty pages are lost)"
-    )
+    """The remedy if a name belongs to another space."""
+    return f"use another name, or remove the existing space (pool.discard({wanted.name!r}); its dirty pages are lost)"
 
 
 def _refuse_another(wanted: Wanted, record: Record) -> None:
-    """A derived or scratch space that exists must be the one that was asked for."""
+    """Raises SpaceMismatch if an existing derived or scratch space differs from the request."""
     if wanted.options.get("found") or wanted.generation is not None or wanted.kind is Kind.STORE:
         return
     asked = wanted.options
@@ -264,7 +262,7 @@ def _refuse_another(wanted: Wanted, record: Record) -> None:
 
 
 def _refresh_file(client: Client, wanted: Wanted, record: Record, truncate: bool) -> Record | None:
-    """Drops what a changed file has made stale; adds the space anew where nothing of it is left.
+    """Drops stale pages if the file has changed; replaces the space if the file is another one or was cut.
 
     Returns the record, or None: the space was removed meanwhile.
     """
@@ -274,19 +272,19 @@ def _refresh_file(client: Client, wanted: Wanted, record: Record, truncate: bool
     if not truncate and not before.doubt and (now.content, now.ctime_ns) == (before.content, before.ctime_ns):
         return record
     with seg.lock_flush(index) as held:
-        store.fresh_state()  # what is recorded below was seen after this
+        store.fresh_state()  # taken before the state that is recorded below
         found = client.current(record)
         if found is None:
             return None
         if not truncate and not held.interrupted and is_unchanged(client, found, store, opening=True):
-            seg.record_store(index, 0, False, store.state())  # of this time there is less doubt, or none
+            seg.record_store(index, 0, False, store.state())  # this record is less doubtful
             return client.current(record)
         before, now = recorded(found), store.state()
         another, cut = now.file != before.file, now.size < before.size
         dirty = 0 if truncate else client.dirty_pages(found)
         if dirty and (another or cut or not held.interrupted):
-            what = "is another file by now" if another else "was cut" if cut else "was changed"
-            raise changed(client, found, f"{what} by somebody else", dirty)
+            what = "is another file now" if another else "was cut" if cut else "was changed"
+            raise changed(client, found, f"{what} by another program", dirty)
         if held.interrupted and not truncate:
             store.pad_to_whole_pages(before.size, client.page_size)
             now = store.state()
@@ -297,7 +295,7 @@ def _refresh_file(client: Client, wanted: Wanted, record: Record, truncate: bool
 
 
 def adopt(client: Client, record: Record, store: FileStore) -> None:
-    """Takes a file as it is now for what the space is about: drops the clean pages in memory. Under the flush lock.
+    """Accepts the present file as the space's file, and drops the clean pages in memory. Needs the flush lock.
 
     Raises FileSizeMismatch, SpaceFull, StoreError.
     """
@@ -315,7 +313,7 @@ def adopt(client: Client, record: Record, store: FileStore) -> None:
 
 
 def _pages_of(client: Client, wanted: Wanted, state: FileState, truncate: bool) -> int:
-    """How many pages a new space has: what its store says, or what was asked for."""
+    """The number of pages of a new space: that of its store, or the requested one."""
     store = wanted.store
     if isinstance(store, FileStore):
         return 0 if truncate else store.pages(client.page_size, state.size)
@@ -325,10 +323,10 @@ def _pages_of(client: Client, wanted: Wanted, state: FileState, truncate: bool) 
 
 
 def _add_space(client: Client, wanted: Wanted, state: FileState, truncate: bool, old: Record | None) -> Record | None:
-    """Adds the space, in the place of ``old`` where there is one (whose flush lock we hold).
+    """Adds the space, instead of ``old`` if given (whose flush lock the caller holds).
 
-    None: the directory has changed since it was looked at; nothing was done. A file that is to be emptied is
-    emptied last, after all that may refuse the space; until then its record has a time that fits no file, so
+    Returns None, and does nothing, if the directory has changed since it was read. A file that is to be emptied is
+    emptied last, after all checks; until then its record has a time that no file can have, so
     that a process that opens it meanwhile waits for the flush lock.
     """
     seg, pages, held = client.seg, _pages_of(client, wanted, state, truncate), None
@@ -341,7 +339,7 @@ def _add_space(client: Client, wanted: Wanted, state: FileState, truncate: bool,
         index = _take_slot(client, wanted, pages, known)
         if truncate:
             held = seg.lock_flush(index, False)
-            if held is None:  # the last flush of the slot's former space is about to let go
+            if held is None:  # a flush of the slot's former space is just ending
                 seg.remove_space(index)
                 return None
             freed = seg.remove_space(old["index"])[1] if old else 0
@@ -362,11 +360,11 @@ def _add_space(client: Client, wanted: Wanted, state: FileState, truncate: bool,
 
 
 def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> int:
-    """Fills a slot of the directory, whose lock is held; returns its number."""
+    """Fills a slot of the directory, under its lock; returns the slot's number."""
     options, store = wanted.options, wanted.store
     fixed = options.get("max_pages")
     if fixed is not None and count_of(fixed, "max_pages") < pages:
-        raise ValueError(f"max_pages ({fixed}) is below the {pages} pages that there are")
+        raise ValueError(f"max_pages ({fixed}) is below the {pages} pages that exist")
     if fixed is None:
         fixed = (
             max(pages, 1) if wanted.kind is Kind.DERIVED else max(2 * pages, 1024 if store is None else GROWTH_PAGES)
@@ -387,16 +385,16 @@ def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> 
     while True:
         try:
             return client.seg.add_space(made)
-        except SpaceFull:  # room to grow is a wish, unless it was asked for
+        except SpaceFull:  # without max_pages, the reserve for growth is optional
             if options.get("max_pages") is not None or made.max_pages <= max(pages, 1):
                 raise
             made = made._replace(max_pages=max(pages, 1, made.max_pages // 4))
 
 
 def remove(client: Client, name: str, index: int, generation: int | None, discard: bool) -> int:
-    """Takes a space out of the pool, unless somebody is writing, loading or flushing its pages.
+    """Removes a space from the pool; waits up to BUSY_S seconds while its pages are written, loaded or flushed.
 
-    Returns how many dirty pages are lost. Raises SpaceRemoved, SpaceBusy.
+    Returns the number of dirty pages that are lost. Raises SpaceRemoved, SpaceBusy.
     """
     deadline = time.monotonic() + BUSY_S
     while True:
@@ -409,23 +407,23 @@ def remove(client: Client, name: str, index: int, generation: int | None, discar
 
 
 def remove_now(client: Client, name: str, index: int, generation: int | None, discard: bool) -> int | None:
-    """Removes a space if nobody uses its pages in this moment, and does not wait; how many dirty pages are lost."""
+    """Tries once to remove a space; returns the number of lost dirty pages, or None if its pages are in use."""
     seg = client.seg
     with seg.lock_directory():
         record = client.record(index)
         if record["generation"] != generation:
             raise SpaceRemoved(removed_message(name))
         if record["owner"] and not record["mine"]:
-            raise SpacePrivate(f"{name!r} belongs to client {record['owner']} alone, which removes it")
+            raise SpacePrivate(f"{name!r} is private to client {record['owner']}, and only that client can remove it")
         dirty = client.dirty_pages(record)
         if dirty and not discard:
             raise SpaceBusy(
                 f"{name!r} has {dirty} dirty pages that are not written: they are newer than the flush, or their LSN is above the "
-                "durable LSN; flush again, or give them up (discard=True)"
+                "durable LSN; flush again, or discard them (discard=True)"
             )
         if seg.space_in_use(index):
             return None
-        # What somebody has begun to use in this moment is removed when that is over.
+        # Pages that an operation has just begun to use are removed when it ends.
         _, freed = seg.remove_space(index)
     drop_unused(client)
     if freed:
@@ -442,7 +440,7 @@ def record_named(client: Client, name: str) -> Record:
 
 
 def count_of(value: int, what: str) -> int:
-    """A number of pages, checked. Raises TypeError, ValueError."""
+    """Checks a number of pages, and returns it. Raises TypeError, ValueError."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
     if value < 0:
@@ -453,7 +451,7 @@ def count_of(value: int, what: str) -> int:
 
 
 def version_of(version: int | str | None) -> int:
-    """What the segment keeps of the version of a derived space: 0 if there is none. Raises TypeError."""
+    """The number that the segment stores for the version of a derived space: a hash, or 0 for None. Raises TypeError."""
     if version is None:
         return 0
     if isinstance(version, bool) or not isinstance(version, (int, np.integer, str)):

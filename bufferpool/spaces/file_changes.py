@@ -1,15 +1,15 @@
-"""What the pool remembers of a file, and what shows that somebody else has changed it.
+"""How the pool notices that another program has changed a file of which it has pages.
 
-The space's slot has the state of the file as the pool last saw it or made it: which file it is, its size
-and its times. A difference is somebody else's change. Two kinds of change leave no difference that can be trusted:
+The space's slot records the state of the file after the pool last read or wrote it: the file's identity, its size
+and its times. If the state differs, another program has changed the file. In two cases the state alone is not enough:
 
-- *Times that stand still.* A write soon after the pool looked may leave the same time: the clock of file times
-  moves in steps of up to ten milliseconds, on some file systems in whole seconds. So a record that was made within one step
-  of the file's time is doubtful, as racy entries of Git's index are, and the pages in memory are compared
-  with the file before it is believed. The pool's own flush gives the file a time of its own, with
-  nanoseconds that no step of the clock has (only the owner of the file may), and leaves no doubt.
-- *Times that were set back* (``touch -r``, ``rsync -t``). That changes the change time (ctime), which also ``chmod`` and ``ln``
-  change: the pages in memory say which it was.
+- *The same time.* A write soon after the pool read the state may leave the same time: the clock of file times
+  has a resolution of up to ten milliseconds, on some file systems of seconds. So a record that was made within one step
+  of the file's time is doubtful (as Git's "racy" index entries are), and the pages in memory are compared
+  with the file before the record is trusted. After its own flush the pool sets a modification time with
+  nanoseconds that the clock never yields (only the owner of the file may), so that the record is not doubtful.
+- *Times that were set back* (``touch -r``, ``rsync -t``). That alters the change time (ctime), which ``chmod`` and ``ln``
+  also alter: then the pages in memory are compared with the file.
 """
 
 import os
@@ -21,7 +21,7 @@ from bufferpool.stores.file_state import Doubt, FileState
 
 
 def recorded(record: Record) -> FileState:
-    """The state that a space's slot has."""
+    """The state of the file that the space's slot records."""
     return FileState(
         record["device"],
         record["inode"],
@@ -39,12 +39,12 @@ def with_state(record: Record, state: FileState) -> Record:
 
 
 def first_changed(client: Client, record: Record, store: FileStore) -> int:
-    """The first clean page in memory that the file has otherwise, -1 if there is none. Under the flush lock."""
+    """The first clean page in memory that differs from the file; -1 if there is none. Needs the flush lock."""
     return client.seg.first_changed(record["index"], store.fd, client.page_size - store.trailer_bytes)
 
 
 def is_unchanged(client: Client, record: Record, store: FileStore, *, opening: bool) -> bool:
-    """Whether no other program has changed the file, as far as its state shows. Under the flush lock."""
+    """Whether the file's state, and pages in memory if it is doubtful, show no change. Needs the flush lock."""
     before, now = recorded(record), store.state()
     if now.content != before.content:
         return False
@@ -55,7 +55,7 @@ def is_unchanged(client: Client, record: Record, store: FileStore, *, opening: b
 
 
 def _what_happened(client: Client, record: Record, store: FileStore, interrupted: bool) -> str:
-    """What somebody else did to the file of a space, "" if nothing. Under the flush lock."""
+    """How another program has changed the file of a space, as text; "" if it has not. Needs the flush lock."""
     before, now = recorded(record), store.state()
     if now.file != before.file:
         return "is another file than the one that the pool has pages of"
@@ -65,39 +65,39 @@ def _what_happened(client: Client, record: Record, store: FileStore, interrupted
         named = os.stat(store.path)
     except (FileNotFoundError, NotADirectoryError):
         return "was moved away or deleted"
-    except OSError as error:  # the path cannot be looked at from here: it says nothing
+    except OSError as error:  # the path cannot be examined from this process
         if error.errno is None:
             raise
         named = None
     if named is not None and (named.st_dev, named.st_ino) != now.file:
         return "was replaced by another file (renamed over it)"
     if now.size < before.size:
-        return f"was cut from {before.size} to {now.size} bytes by somebody else"
-    if interrupted:  # of a flush that did not end nobody knows which size and time it left
+        return f"was cut from {before.size} to {now.size} bytes by another program"
+    if interrupted:  # an interrupted flush left an unknown size and time
         return ""
     if now.size > before.size:
-        return f"was extended from {before.size} to {now.size} bytes by somebody else"
+        return f"was extended from {before.size} to {now.size} bytes by another program"
     if not is_unchanged(client, record, store, opening=False):
-        return "was written by somebody else"
+        return "was written by another program"
     return ""
 
 
 def refuse_changed(client: Client, record: Record, store: FileStore, interrupted: bool) -> None:
-    """Raises FileChanged if somebody else has changed the file of a space. Under the flush lock, before it is written."""
+    """Raises FileChanged if another program has changed the file of a space. Needs the flush lock; called before a write."""
     what = _what_happened(client, record, store, interrupted)
     if what:
         raise changed(client, record, what, client.dirty_pages(record), missing=not os.path.exists(store.path))
 
 
 def changed(client: Client, record: Record, what: str, dirty: int, *, missing: bool = False) -> FileChanged:
-    """The error, with the ways out; ``missing``: nothing is at the path, so nothing can be written over it yet."""
+    """The error, with its remedies; ``missing``: there is no file at the path, so it cannot be overwritten yet."""
     name = record["name"]
     first = "Restore the file"
     if missing:
         first += " at its path, or create an empty file there first (pages that are not dirty are zeros in it, or do not exist)"
     return FileChanged(
-        f"{record['path']} {what}, and the pool has {dirty} dirty pages of it; nothing was written. {first}, or look at "
-        f"the pages (pool.dirty_pages({name!r}), bufferpool dirty {client.name} {name}), then give them up (pool.discard({name!r}), "
+        f"{record['path']} {what}, and the pool has {dirty} dirty pages of it; nothing was written. {first}, or read "
+        f"the pages (pool.dirty_pages({name!r}), bufferpool dirty {client.name} {name}), then discard them (pool.discard({name!r}), "
         f"bufferpool discard {client.name} {name}) or write them over the change (pool.overwrite({name!r}), "
         f"bufferpool flush {client.name} {name} --overwrite)"
     )

@@ -1,4 +1,4 @@
-"""Spaces: numbered pages with one origin."""
+"""Spaces: the handles through which pages are used."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +60,7 @@ class Binding(NamedTuple):
 
 
 def _is_deadlock(error: BaseException | None) -> bool:
-    """Whether a loader failed only because it and others waited for each other."""
+    """Whether a loader failed only because it and others waited for each other in a cycle."""
     while error is not None and not isinstance(error, WouldDeadlock):
         error = error.__cause__
     return error is not None
@@ -69,17 +69,17 @@ def _is_deadlock(error: BaseException | None) -> bool:
 class Space(_core.Space):
     """Pages of one origin, shared by all processes of the pool.
 
-    Made by :meth:`Pool.open_file`, :meth:`Pool.open_derived`, :meth:`Pool.open_store`
-    and :meth:`Pool.open_scratch`. ``space[n]`` is page ``n``: a read-only array of
-    ``space.dtype`` and shape ``(page_size // itemsize,)`` that keeps the page
-    pinned for as long as any array looks at it; ``space[-1]`` is the last page (methods
-    take page numbers from 0 only, so that a -1 by mistake is found).
+    :meth:`Pool.open_file`, :meth:`Pool.open_derived`, :meth:`Pool.open_store`
+    and :meth:`Pool.open_scratch` make spaces. ``space[n]`` is page ``n``: a read-only array of
+    ``space.dtype`` and shape ``(page_size // itemsize,)`` that pins the page
+    while it, or an array derived from it, exists; ``space[-1]`` is the last page (methods
+    take page numbers from 0 only, so that a wrong -1 raises).
     ``space[a:b]`` is a read-only copy of several pages, of shape ``(b - a, page_size // itemsize)``
-    (pages do not lie side by side in the pool; ``pin_many(range(a, b))`` gives them without a copy). Pickles: in the other process
-    it attaches when first used.
+    (pages are not adjacent in the pool; ``pin_many(range(a, b))`` gives them without a copy). A space can be
+    pickled: in the other process it attaches when first used.
 
-    ``append()`` hands out the next page number at once (``Write.page_no``); the
-    page exists when its block has ended. A number that was handed out and never
+    ``append()`` allocates the next page number at once (``Write.page_no``); the
+    page exists when its block has ended. A number that was allocated and never
     published reads as zeros once a later page exists.
     """
 
@@ -98,17 +98,17 @@ class Space(_core.Space):
 
     @property
     def kind(self) -> Kind:
-        """What is behind the pages: a file, a store, a loader, or nothing."""
+        """Where the pages come from: a file, a store, a loader, or nowhere (scratch)."""
         return self._wanted.kind
 
     @property
     def page_size(self) -> int:
-        """Bytes of a page."""
+        """The bytes of a page."""
         return self._client.page_size
 
     @property
     def path(self) -> str | None:
-        """The path of the file whose pages these are; None for a space that has no file."""
+        """The path of the space's file; None for a space that has no file."""
         path = self._wanted.options.get("path")
         return None if path is None else str(path)
 
@@ -127,7 +127,7 @@ class Space(_core.Space):
     def __reduce__(self) -> tuple[Any, ...]:
         if self.private:
             raise SpacePrivate(
-                f'{self!r} belongs to this process alone (lifetime="process") and cannot be pickled: '
+                f'{self!r} is private to this process (lifetime="process") and cannot be pickled: '
                 'make one in the other process, or share one (lifetime="pool")'
             )
         store = None if isinstance(self._store, FileStore) else self._store
@@ -135,7 +135,7 @@ class Space(_core.Space):
 
     @property
     def private(self) -> bool:
-        """Whether the space belongs to one process alone: scratch pages with lifetime "process"."""
+        """Whether the space belongs to one process: scratch pages with lifetime "process"."""
         return self._wanted.private
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -145,7 +145,7 @@ class Space(_core.Space):
         return (self[page_no] for page_no in range(len(self) - 1, -1, -1))
 
     def __bool__(self) -> bool:
-        """True, for a space without pages too: `if space:` asks whether there is a handle."""
+        """True, even for a space without pages: `if space:` tests whether there is a handle."""
         return True
 
     def __contains__(self, page_no: object) -> bool:
@@ -161,7 +161,7 @@ class Space(_core.Space):
         )
 
     def _slice(self, pages: slice) -> npt.NDArray[Any]:
-        """Called by the core for ``space[a:b]``: a copy of these pages, which cannot be written."""
+        """Called by the core for ``space[a:b]``: a read-only copy of these pages, shape (b - a, page_size // itemsize)."""
         copied = self.read_many(range(*pages.indices(len(self))))
         copied.flags.writeable = False
         return copied
@@ -171,7 +171,7 @@ class Space(_core.Space):
         self._bind()
 
     def _bind(self, truncate: bool = False) -> None:
-        """Finds or makes the space in the directory, and connects this handle to it."""
+        """Finds the space in the directory, or adds it, and connects this handle to it."""
         wanted, client = self._wanted, self._client
         record = directory.bind(client, wanted, self.dtype, truncate)
         store = wanted.store
@@ -179,7 +179,7 @@ class Space(_core.Space):
         self._connect(record, fd, writable=wanted.writable and client.mode == "r+")
 
     def _connect(self, record: Record, fd: int, *, writable: bool) -> None:
-        """Connects this handle to a slot; ``fd`` is what the core reads misses from, if not -1."""
+        """Connects this handle to a slot. ``fd``: the descriptor from which the core reads misses; -1: Python loads them."""
         self.index, self._wanted.generation = record["index"], record["generation"]
         binding = Binding(
             slot=record["index"],
@@ -198,7 +198,7 @@ class Space(_core.Space):
         self._bind_core(self._client.seg, binding)
 
     def _fill(self, page_no: int) -> tuple[Buffer, bool]:
-        """Called by the core on a miss that Python must serve: the page, and whether the store has something else."""
+        """Called by the core on a miss that Python must load: (the page, whether it differs from the store)."""
         page_size = self._client.page_size
         if self._loader is None:
             if self._store is None:
@@ -211,24 +211,24 @@ class Space(_core.Space):
         try:
             returned = self._loader(page_no, buffer.page.view(self.dtype))
         except Exception as error:
-            # Of loaders that ask for each other's pages only the innermost tells: a repr of a repr doubles its quotes.
+            # Of nested loaders only the innermost error is quoted: a repr of a repr would double its quotes.
             what = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else shown(error)
             failed = LoaderFailed(
                 f"the loader of {self.name!r} raised for page {page_no}: {what}; nothing was published"
             )
-            if not _is_deadlock(error):  # that is over for those who waited
+            if not _is_deadlock(error):  # a deadlock has ended for the callers that waited
                 failed.told = str(failed).encode(errors="backslashreplace").replace(b"\0", b"")
             raise failed from error
         buffer.check(f"the loader of {self.name!r}")
         if returned is not None:
             raise LoaderReturned(
                 f"the loader of {self.name!r} returned {type(returned).__name__} for page {page_no}; nothing was published: "
-                "write the page into the array that it is given (out[:] = ...), and return nothing"
+                "write the page into the array out (out[:] = ...), and return None"
             )
         return buffer.page, False
 
     def _load_failed(self, page_no: int, error: BaseException, number: int) -> None:
-        """Called by the core when a load has failed; ``number`` is the errno of a read that the core did itself."""
+        """Called by the core when a load has failed; ``number`` is the errno of the core's own read."""
         if number:
             error.__cause__ = OSError(number, os.strerror(number))
         if self._loader is None and isinstance(error, StoreError):
@@ -258,17 +258,17 @@ class Space(_core.Space):
         return int(first), size
 
     def stats(self) -> SpaceStats:
-        """The space's pages, resident and dirty ones, and its hits and misses. Raises SpaceRemoved."""
-        len(self)  # attaches a handle that was unpickled, and refuses a space that has been removed
+        """Reads the space's figures: pages, resident and dirty pages, hits, misses. Raises SpaceRemoved."""
+        len(self)  # attaches an unpickled handle; raises SpaceRemoved
         found = read_space(self._client, self.index, self.generation)
         if found is None:
             raise SpaceRemoved(self._removed())
         return found
 
     def prefetch(self, ids: Ids) -> int:
-        """Reads pages ahead, without pinning them; returns how many were loaded.
+        """Reads pages ahead, without pinning them; returns the number of loaded pages.
 
-        A page read ahead earns no place among the hot ones until it is used.
+        The replacement policy does not count this as a use of the page.
         For a file, it first asks the kernel to read ahead (posix_fadvise), so that the reads
         overlap. Raises as ``space[n]`` does.
         """
@@ -281,13 +281,12 @@ class Space(_core.Space):
         return self._load_many(ids)
 
     def scan(self, start: int = 0, stop: int | None = None, *, ahead: int = 32) -> Iterator[np.ndarray]:
-        """The pages from ``start`` to before ``stop``, in order, each as ``space[n]``.
+        """Yields the pages from ``start`` to before ``stop``, in order, each as ``space[n]``.
 
-        As in a slice, bounds beyond the last page count as the end of the space; negative ones are refused.
-        Reads ``ahead`` pages ahead, and leaves the pages of others in the pool: a page
-        seen by a scan counts as no reference for the replacement policy.
-
-        Raises TypeError and ValueError at once, and what ``space[n]`` raises when it gets to a page.
+        As in a slice, bounds beyond the last page mean the end of the space; negative bounds raise ValueError.
+        It reads ``ahead`` pages ahead, and does not evict the pages that others use: the replacement policy does
+        not count the scan's reads as uses. Raises TypeError and ValueError at once, and what ``space[n]`` raises
+        when it reaches a page.
         """
         pages = len(self)
         bounds = {"start": start, "stop": pages if stop is None else stop, "ahead": ahead}
@@ -318,10 +317,10 @@ class Space(_core.Space):
     def drop(self, first: int = 0, count: int | None = None) -> int:
         """Drops pages now, without write-back, and gives their memory back.
 
-        Returns the number of bytes that the kernel got back. A file's pages read as the
-        file has them afterwards, scratch pages as zeros, derived pages are
-        made anew. A page that a reader has pinned stays whole for that reader,
-        and its memory comes free when the reader is done.
+        Returns the number of bytes given back. Afterwards pages of a file are read from the
+        file again, scratch pages are zeros, and derived pages are computed again.
+        A page that a reader has pinned is kept for that reader,
+        and its memory is given back when the reader releases it.
 
         Raises PageOutOfRange, WaitTimeout.
         """
@@ -341,11 +340,11 @@ class Space(_core.Space):
         return removed_message(self.name)
 
     def remove(self, *, discard: bool = False) -> None:
-        """Takes the space out of the pool, for every process.
+        """Removes the space from the pool, for every process.
 
         Dirty pages are flushed first, or lost with ``discard=True``. Other
-        processes' handles raise SpaceRemoved from then on; arrays that look at
-        pages stay valid. Raises SpaceBusy, StoreError.
+        handles then raise SpaceRemoved; arrays over its pages
+        remain valid. Raises SpaceBusy, StoreError.
         """
         self._client.require_writable("remove a space")
         if not discard:
@@ -354,10 +353,10 @@ class Space(_core.Space):
         directory.remove(self._client, self.name, self.index, self.generation, lose)
 
     def close(self) -> None:
-        """Ends the use of the space by this handle.
+        """Closes this handle.
 
-        A scratch space with lifetime "process" is removed by the process that owns it;
-        everything else stays warm in the pool.
+        In the process that made it, this removes a scratch space with lifetime "process";
+        all other spaces remain in the pool.
         """
         key = self.index, self.generation
         if self.private and any(r["mine"] and (r["index"], r["generation"]) == key for r in self._client.seg.spaces()):
@@ -373,14 +372,14 @@ class Space(_core.Space):
 def open_space(
     pool: Owner, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None, *, truncate: bool = False
 ) -> Space:
-    """A handle of a space, which is made if it is not in the pool yet."""
+    """Opens a handle of a space, and adds the space to the pool if it does not exist."""
     space = Space(pool, wanted, dtype, loader)
     space._bind(truncate)
     return space
 
 
 def dirty_images(pool: Owner, record: Record) -> Iterator[tuple[int, Buffer]]:
-    """Copies of the dirty pages of a space, with their numbers. The file or store of the space is not looked at."""
+    """Yields (page number, copy) of the dirty pages of a space. It does not read the space's file or store."""
     space = Space(pool, Wanted(record["name"], Kind(record["kind"]), {"found": True}), np.uint8)
     space._connect(record, -1, writable=False)
     return space._dirty_images()

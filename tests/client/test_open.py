@@ -50,7 +50,7 @@ def test_the_same_arguments_find_the_same_pool_without_a_word(opened):
 )
 def test_what_is_fixed_at_creation_and_differs_is_an_error(opened, what, asked):
     """Another number of clients, or another upper bound, than the pool has was swallowed: TooManyClients came later."""
-    with pytest.raises(PoolMismatch, match=rf"{what} is .*, not .*leave out .*bufferpool rm") as told:
+    with pytest.raises(PoolMismatch, match=rf"{what} is .*, not .*omit the .*bufferpool rm") as told:
         bp.Pool.open(opened.name, **{what: asked})
     assert told.value.differences == {what: (asked, ALL[what])}
     assert isinstance(told.value, ValueError)

@@ -62,7 +62,7 @@ def test_creating_a_name_twice_is_refused_and_changes_nothing(pool):
 
 
 def test_attaching_to_nothing_says_how_to_get_one(pool_name):
-    with pytest.raises(SegmentNotFound, match=r"Pool\.open\(\) makes one"):
+    with pytest.raises(SegmentNotFound, match=r"Pool\.open\(\) creates one"):
         bp.Pool.attach(pool_name)
     with pytest.raises(FileNotFoundError):
         bp.Pool.attach(pool_name)

@@ -184,5 +184,5 @@ def test_a_file_system_without_such_locks_does_not_stop_anybody(two, data_file, 
     fill(one.open_file(path, "r+"), [3], version=1)
     fill(other.open_file(path, "r+"), [4], version=1)
     assert one.flush() == 1
-    with pytest.raises(StoreError, match="written by somebody else"):  # its times tell
+    with pytest.raises(StoreError, match="written by another program"):  # its times tell
         other.flush()

@@ -128,7 +128,7 @@ def test_a_change_that_leaves_the_pages_as_they_are_does_not_stop_a_flush(pool, 
         os.link(path, path.with_name("backup"))
     else:
         rewrite_in_place_with_its_old_time(path)
-        with pytest.raises(FileChanged, match="written by somebody else"):
+        with pytest.raises(FileChanged, match="written by another program"):
             pool.flush()
         before = path.stat()
         write_page(path, 5, version=0)
