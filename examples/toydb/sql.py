@@ -19,7 +19,7 @@ from typing import Any
 
 import apsw
 
-from toydb import sql_check, sql_ddl, sql_refused, sql_text
+from toydb import sql_check, sql_ddl, sql_pragma, sql_refused, sql_text
 from toydb.database import Database
 from toydb.sql_schema import Schema
 from toydb.sql_session import Pages, SchemaChanged, Session
@@ -45,7 +45,8 @@ class Connection(apsw.Connection):
         self._owns = owns
         self._rewritten: dict[str, tuple[str, Schema | None, str]] = {}
         self.session = Session(self, database)
-        self.catalog = sql_ddl.Catalog(self, self.session)
+        self.catalog = sql_ddl.Catalog(self, self.session, self.rewrite)
+        sql_pragma.register(self, self.catalog)
         self.cursor_factory = Cursor
         self.catalog.attach()
 
@@ -93,7 +94,11 @@ class Connection(apsw.Connection):
         return list(self.database.check()) or sql_check.check(self.session, self.tables())
 
     def rewrite(self, statement: Statement) -> str:
-        """Adds the defaults of the omitted columns to an INSERT."""
+        """Adds the defaults of the omitted columns to an INSERT; lets toydb answer a PRAGMA about its tables."""
+        if statement.kind == "PRAGMA":
+            return sql_pragma.as_select(statement)
+        if statement.kind != "INSERT":
+            return statement.sql
         table, schema, text = self._rewritten.get(statement.sql, ("", None, ""))
         if table and self.catalog.find(table) is schema:
             return text
@@ -159,7 +164,7 @@ class Cursor(apsw.Cursor):
                 raise
             return self
         for attempt in (1, 2):
-            sql = connection.rewrite(statement) if statement.kind == "INSERT" else statement.sql
+            sql = connection.rewrite(statement)
             try:
                 self._run(sql, bindings, options, statement.kind)
             except apsw.SQLError as error:

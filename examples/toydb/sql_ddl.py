@@ -19,7 +19,7 @@ from toydb.errors import NoSuchTable, TableExists
 from toydb.sql_schema import Schema
 from toydb.sql_session import Session, Work
 from toydb.sql_table import SEQUENCE, VirtualTable
-from toydb.sql_text import Statement, quote
+from toydb.sql_text import Statement, quote, script, trigger_body
 
 DEFINITIONS = "toydb_schema"
 _CREATE_DEFINITIONS = f"CREATE TABLE {DEFINITIONS}(type TEXT, name TEXT, sql TEXT NOT NULL, PRIMARY KEY(type, name))"
@@ -124,9 +124,12 @@ class DefinedTable(VirtualTable):
 class Catalog:
     """The definitions of a connection, and the statements that change them."""
 
-    def __init__(self, connection: apsw.Connection, session: Session) -> None:
+    def __init__(
+        self, connection: apsw.Connection, session: Session, rewrite: Callable[[Statement], str] = lambda one: one.sql
+    ) -> None:
         self._connection = connection
         self.session = session
+        self._rewrite = rewrite  # of an INSERT: with the defaults of the columns that it omits
         self.known: dict[str, DefinedTable] = {}
         self.coming: Schema | None = None  # the schema that the next CREATE VIRTUAL TABLE declares
         self.storage_stays = False
@@ -194,13 +197,26 @@ class Catalog:
         return self.sqlite(f"SELECT type, name, sql FROM {table} WHERE type IN ('view', 'trigger')").fetchall()
 
     def _refresh_definitions(self, any_stored: bool) -> bool:
+        """Declares the stored views and triggers; anew, where a table of a trigger has other defaults now."""
         known = set(self.definitions())
-        stored = set(self.definitions(DEFINITIONS)) if any_stored else set()
-        for kind, name, _ in sorted(known - stored):
+        stored = self.definitions(DEFINITIONS) if any_stored else []
+        wanted = {(kind, name, self._executed(str(sql))) for kind, name, sql in stored}
+        for kind, name, _ in sorted(known - wanted):
             self.sqlite(f"DROP {kind} IF EXISTS {quote(str(name))}")
-        for _, _, sql in sorted(stored - known, reverse=True):  # views before their triggers
+        for _, _, sql in sorted(wanted - known, reverse=True):  # views before their triggers
             self.sqlite(str(sql))
-        return known != stored
+        return known != wanted
+
+    def _executed(self, sql: str) -> str:
+        """What SQLite is given for a stored definition: a trigger's INSERTs get the defaults of the columns they omit."""
+        statement = script(sql)[0]
+        if statement.kind != "CREATE TRIGGER":
+            return sql
+        out, end = "", 0
+        for part in trigger_body(statement):
+            out += sql[end : part.start] + self._rewrite(part.statement)
+            end = part.end
+        return out + sql[end:]
 
     def _learn(self, schema: Schema) -> None:
         """Declares a stored table to SQLite."""
@@ -262,6 +278,7 @@ class Catalog:
                     self.session.begin_write()
                     self.refresh()
                     yield self.session.begin_write()
+                    self._refresh_definitions(self.find(DEFINITIONS) is not None)
                 except BaseException:
                     self.sqlite("ROLLBACK TO toydb_definition")
                     raise
@@ -274,6 +291,7 @@ class Catalog:
             self.session.begin_write()
             self.refresh()
             yield self.session.begin_write()
+            self._refresh_definitions(self.find(DEFINITIONS) is not None)
             with self.session.whole():
                 self.sqlite("COMMIT")
         except BaseException:

@@ -9,7 +9,11 @@ import apsw
 from toydb.sql_text import Statement
 
 LOST = ("USER_VERSION", "APPLICATION_ID")
+ON = ("ON", "TRUE", "YES")
+ACTIONS = ("ROLLBACK", "FAIL", "IGNORE", "REPLACE")
 ADVICE = {
+    "no such table: sqlite_sequence": "toydb keeps the largest row id of an AUTOINCREMENT table by itself; SELECT max(rowid) "
+    "FROM the table shows the largest one in use",
     "UPSERT not implemented": "INSERT OR IGNORE does nothing instead, INSERT OR REPLACE replaces the row; "
     "or UPDATE first, and INSERT if changes() is 0",
     "RETURNING is not available": "SELECT the rows before, in the same transaction",
@@ -21,6 +25,14 @@ ADVICE = {
 def refuse(statement: Statement) -> None:
     """Raises apsw.SQLError for a statement that would have no lasting effect."""
     words = {token.word for token in statement.tokens[1:5]}
+    defines = statement.kind in ("CREATE TABLE", "CREATE VIRTUAL", "ALTER TABLE") and not statement.elsewhere
+    if defines and (action := _conflict_clause(statement)):
+        raise apsw.SQLError(
+            f"ON CONFLICT {action} in a constraint is not supported: leave it out, and write INSERT OR {action} or "
+            f"UPDATE OR {action}"
+        )
+    if statement.kind == "PRAGMA" and "FOREIGN_KEYS" in words and _is_on(statement):
+        raise apsw.SQLError("toydb does not enforce foreign keys: check them in the transaction, by a SELECT")
     if statement.kind == "DROP TABLE" and statement.names and statement.name.lower() == "toydb_transaction":
         raise apsw.SQLError("table toydb_transaction may not be dropped: this connection needs it for its transactions")
     if statement.kind == "REINDEX":
@@ -31,6 +43,23 @@ def refuse(statement: Statement) -> None:
         )
     if statement.kind == "PRAGMA" and words.intersection(LOST) and words.intersection("=("):
         raise apsw.SQLError("this pragma would be lost with the connection: keep the number in a table")
+
+
+def _conflict_clause(statement: Statement) -> str:
+    """The action of the first ON CONFLICT that is not ABORT, which is what every constraint does; or nothing."""
+    for at in range(statement.at, len(statement.tokens) - 2):
+        if statement.word(at) == "ON" and statement.word(at + 1) == "CONFLICT" and statement.word(at + 2) in ACTIONS:
+            return statement.word(at + 2)
+    return ""
+
+
+def _is_on(statement: Statement) -> bool:
+    """Whether a PRAGMA sets a switch: on, yes, true, or a number other than 0."""
+    at = next((at for at in range(len(statement.tokens)) if statement.word(at) in ("=", "(")), len(statement.tokens))
+    if at + 1 >= len(statement.tokens):
+        return False
+    value = statement.tokens[at + 1].name.upper()
+    return value in ON or (value.isdigit() and int(value) != 0)
 
 
 def advise(statement: Statement, error: apsw.SQLError) -> None:

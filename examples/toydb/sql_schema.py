@@ -138,6 +138,14 @@ class Schema:
         """Default expressions by column name."""
         return {column.name: _expression(column.default) for column in self.columns if column.default is not None}
 
+    def pragma(self, pragma: str, name: str) -> list[Any]:
+        """What SQLite answers to a PRAGMA about the table or one of its indexes."""
+        return self._rows(f"PRAGMA {pragma}({sql_text.quote(name)})")
+
+    def has_index(self, name: str) -> bool:
+        """Whether the table has an index of this name, be it that of a constraint."""
+        return bool(self._one("SELECT 1 FROM sqlite_schema WHERE type = 'index' AND lower(name) = lower(?)", name))
+
     # -- reading the scratch database --------------------------------------------------
 
     def _one(self, sql: str, *values: Value) -> Any:

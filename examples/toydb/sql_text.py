@@ -103,6 +103,30 @@ def script(sql: str) -> tuple[Statement, ...]:
     return tuple(found)
 
 
+class Part(NamedTuple):
+    """A statement of a trigger's body, and where its text lies in the trigger's."""
+
+    statement: Statement
+    start: int
+    end: int
+
+
+def trigger_body(statement: Statement) -> list[Part]:
+    """The statements between BEGIN and END of a CREATE TRIGGER."""
+    tokens, found = statement.tokens, list[Part]()
+    at = _top_level(tokens, ("BEGIN",), statement.at)
+    if at is None:
+        return found
+    pending: list[Token] = []
+    for token in tokens[at + 1 :]:
+        if token.kind != "sign" or token.text != ";":
+            pending.append(token)
+        elif pending:
+            found.append(Part(_statement(statement.sql, pending), pending[0].start, pending[-1].end))
+            pending = []
+    return found
+
+
 def parameters(statement: Statement) -> int:
     """How many values of a sequence of bindings the statement takes, counted as SQLite does."""
     count = 0
