@@ -32,7 +32,7 @@ Loader = Callable[[int, npt.NDArray[Any]], None]
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
 
 
-class Owner(Protocol):
+class HomePool(Protocol):
     """The pool that a space belongs to: :class:`bufferpool.Pool`."""
 
     @property
@@ -83,7 +83,7 @@ class Space(_core.Space):
     published reads as zeros once a later page exists.
     """
 
-    def __init__(self, pool: Owner, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None) -> None:
+    def __init__(self, pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None) -> None:
         self.pool = pool
         self.dtype = np.dtype(dtype)
         self.index = -1
@@ -370,7 +370,7 @@ class Space(_core.Space):
 
 
 def open_space(
-    pool: Owner, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None, *, truncate: bool = False
+    pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None, *, truncate: bool = False
 ) -> Space:
     """Opens a handle of a space, and adds the space to the pool if it does not exist."""
     space = Space(pool, wanted, dtype, loader)
@@ -378,7 +378,7 @@ def open_space(
     return space
 
 
-def dirty_images(pool: Owner, record: Record) -> Iterator[tuple[int, Buffer]]:
+def dirty_images(pool: HomePool, record: Record) -> Iterator[tuple[int, Buffer]]:
     """Yields (page number, copy) of the dirty pages of a space. It does not read the space's file or store."""
     space = Space(pool, Wanted(record["name"], Kind(record["kind"]), {"found": True}), np.uint8)
     space._connect(record, -1, writable=False)

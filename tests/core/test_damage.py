@@ -115,8 +115,8 @@ for n in range(48):  # more than the pool has frames: it flushes the others
     "a page flushed by a client that cannot be": "entry(40, 2 | 400 << 17 | 4 << 32); typed(lambda: table.drop(40, 1)); everything()",
     "a space whose remover died at once": """
 held = [work[n] for n in range(8)]; del held
-extent = int.from_bytes(shm[at.spaces_at + SPACE : at.spaces_at + SPACE + 8], "little")
-space(1, 'extent', ((extent >> 33) + 1) << 33 | 1 << 32)
+span = int.from_bytes(shm[at.spaces_at + SPACE : at.spaces_at + SPACE + 8], "little")
+space(1, 'span', ((span >> 33) + 1) << 33 | 1 << 32)
 pool.open_scratch("more", 4)
 assert "work" not in [record["name"] for record in pool.client.seg.spaces()], "it is still there"
 assert (pool.frames()["space"] != 1).all() or pool.client.seg.spaces()[-1]["name"] == "more"
@@ -126,7 +126,7 @@ assert new[0].sum() == 0, "an old page in a new space"
 """,
     "more pages than the space may have": """
 generation = int.from_bytes(shm[at.spaces_at : at.spaces_at + 8], "little") >> 33
-space(0, 'extent', generation << 33 | 0xffffffff)
+space(0, 'span', generation << 33 | 0xffffffff)
 for use in (lambda: table.read_many([1 << 32, 4000000000]), lambda: table.pin_many([4000000000]), lambda: table.prefetch([4000000000]),
             lambda: table[4000000000], lambda: table.write(4000000000).__enter__(), lambda: table.drop(4000000000, 1)):
     typed(use)

@@ -71,7 +71,7 @@ struct Pool {
         if (attach(s) != Status::OK) abort();
         SpaceSlot& slot = s.spaces[0];
         slot.max_pages.store_relaxed(pages);
-        slot.extent.store_relaxed(u64(1) << GENERATION_SHIFT | pages);
+        slot.span.store_relaxed(u64(1) << GENERATION_SHIFT | pages);
         slot.state.store_relaxed(SPACE_LIVE);
         plug_entries(s, slot, pages);
     }

@@ -14,7 +14,7 @@ namespace bp {
 
 inline Place place_of(Segment& s, u32 page, u32 space = 0) {
     SpaceSlot& slot = s.spaces[space];
-    return {slot, space_generation(slot.extent.load_relaxed()), space, page};
+    return {slot, space_generation(slot.span.load_relaxed()), space, page};
 }
 
 // A load that copies `stored`, of an operation that gives up when no frame can be had.

@@ -191,7 +191,7 @@ void make_segment() {
     attach(s);
     SpaceSlot& slot = s.spaces[0];
     slot.max_pages.store_relaxed(4096);
-    slot.extent.store_relaxed(u64(1) << GENERATION_SHIFT | PAGES);
+    slot.span.store_relaxed(u64(1) << GENERATION_SHIFT | PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
     plug_entries(s, slot, PAGES);
     detach(s);

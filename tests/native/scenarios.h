@@ -52,8 +52,8 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
     }
     Segment& s = world.processes[0].segment;
     SpaceSlot& slot = s.spaces[0];
-    slot.extent.store_relaxed(u64(1) << GENERATION_SHIFT | pages);
-    slot.reserved.store_relaxed(space_extent(1, pages));
+    slot.span.store_relaxed(u64(1) << GENERATION_SHIFT | pages);
+    slot.reserved.store_relaxed(space_span(1, pages));
     slot.entries_ready.store_relaxed(ENTRIES);
     slot.max_pages.store_relaxed(PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
@@ -177,7 +177,7 @@ static Program reaps() {
     return [](Segment& s, Process&) { reap_all(s); };
 }
 static Program sweeps() {
-    return [](Segment& s, Process&) { sweep_old(s); };
+    return [](Segment& s, Process&) { sweep_retired(s); };
 }
 // Takes the lock of a space's flushes, and lets go.
 static Program locks() {

@@ -16,10 +16,10 @@ static const u64* stored_image(u64 generation, u32 page) {
 }
 
 static Place page_of(Segment& s, u64 generation, u32 page) { return {s.spaces[0], generation, 0, page}; }
-static u64 open_generation(Segment& s) { return space_generation(s.spaces[0].extent.load_seq_cst()); }
+static u64 open_generation(Segment& s) { return space_generation(s.spaces[0].span.load_seq_cst()); }
 static bool exists(Segment& s, u64 generation, u32 page) {
-    u64 extent = s.spaces[0].extent.load_seq_cst();
-    return space_generation(extent) == generation && page < space_pages(extent);
+    u64 span = s.spaces[0].span.load_seq_cst();
+    return space_generation(span) == generation && page < space_pages(span);
 }
 
 static void read_of_space(Segment& s, u64 generation, u32 page) {
@@ -115,9 +115,9 @@ static void check_spaces(Segment& s) {
     leave_directory(s);
     SpaceSlot& slot = s.spaces[0];
     u32 state = slot.state.load_relaxed();
-    u64 extent = slot.extent.load_relaxed(), generation = space_generation(extent);
+    u64 span = slot.span.load_relaxed(), generation = space_generation(span);
     if (state != SPACE_FREE && state != SPACE_LIVE) violation("the space's slot is left in state %u", state);
-    if (extent & CLOSED) violation("a closed space is left");
+    if (span & CLOSED) violation("a closed space is left");
     for (u32 page = 0; page < ENTRIES; page++) {
         u64 e = s.entries[page].load_relaxed();
         bool resident = entry::state(e) == RESIDENT;
@@ -125,7 +125,7 @@ static void check_spaces(Segment& s) {
         if (state == SPACE_FREE && resident) violation("page %u is left of a space that was removed", page);
         if (resident && content >> 32 != image_of(generation, page, 0) >> 32) violation("page %u of space %u is left with %llx", page, u32(generation), (unsigned long long)content);
         u8 who = state == SPACE_LIVE ? world.appended[generation][page] : 0;
-        if (who && page >= space_pages(extent)) violation("page %u was appended, and the space has %u", page, u32(space_pages(extent)));
+        if (who && page >= space_pages(span)) violation("page %u was appended, and the space has %u", page, u32(space_pages(span)));
         if (who && u8(content) != who) violation("page %u was appended by %u, and is lost", page, who);
     }
 }

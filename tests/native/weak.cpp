@@ -166,12 +166,12 @@ struct Lock : rl::test_suite<Lock, 3> {
 // spaces.h); a reader and an appender with handles of the first (fetch_page, fetch.h; reserve_number, writing.h).
 struct Reopen : rl::test_suite<Reopen, 3> {
     static constexpr bool FEW = false;
-    Atomic<u64> word, extent, reserved;
+    Atomic<u64> word, span, reserved;
     Atomic<u16> pins[2];
     static u64 of(u64 generation) { return generation << 40 | 1; }
     void before() {
         start(word, resident(0));
-        start(extent, of(1));
+        start(span, of(1));
         start(reserved, of(1));
         start(pins[0], u16(0));
         start(pins[1], u16(0));
@@ -179,18 +179,18 @@ struct Reopen : rl::test_suite<Reopen, 3> {
     void thread(unsigned i) {
         u32 f;
         if (i == 0) {
-            require(swap_when_equal(extent, of(1), of(2)));
+            require(swap_when_equal(span, of(1), of(2)));
             require(swap_when_equal(word, resident(0), ABSENT));
             reserved.store_release(0);
-            extent.store_seq_cst(u64(2) << 40);
+            span.store_seq_cst(u64(2) << 40);
             reserved.store_relaxed(of(3));
-            extent.store_seq_cst(of(3));
+            span.store_seq_cst(of(3));
             require(swap_when_equal(word, ABSENT, resident(1)));  // a page of the new space
         } else if (i == 1) {
-            if (pin(word, pins, f) && extent.load_seq_cst() >> 40 == 1) require(f == 0);
+            if (pin(word, pins, f) && span.load_seq_cst() >> 40 == 1) require(f == 0);
         } else {
             u64 numbers = reserved.load_acquire();
-            if (extent.load_seq_cst() >> 40 == 1) require(numbers >> 40 == 1);
+            if (span.load_seq_cst() >> 40 == 1) require(numbers >> 40 == 1);
         }
     }
 };

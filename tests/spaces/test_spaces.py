@@ -332,7 +332,7 @@ def test_a_slot_whose_generations_are_used_up_takes_no_more_spaces(pool):
     fd = os.open(pool.path, os.O_RDWR)
     try:
         os.pwrite(
-            fd, ((2**31 - 2) << 33).to_bytes(8, "little"), at(fd, "SpaceSlot.extent")
+            fd, ((2**31 - 2) << 33).to_bytes(8, "little"), at(fd, "SpaceSlot.span")
         )  # one is left, two are needed
     finally:
         os.close(fd)

@@ -142,7 +142,7 @@ constexpr u64 PAGES_MASK = CLOSED - 1;
 constexpr u64 GENERATIONS_MOST = (u64(1) << (64 - GENERATION_SHIFT)) - 1;
 
 struct alignas(64) SpaceSlot {
-    Atomic<u64> extent;        // generation << GENERATION_SHIFT | pages
+    Atomic<u64> span;          // generation << GENERATION_SHIFT | pages
     Atomic<u64> reserved;      // generation << 40 | page numbers handed out by append
     Atomic<u64> stored;        // pages that the store has
     Atomic<u64> entries_ready; // entries with memory behind them
@@ -162,10 +162,10 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> opened_ns, hits_before, misses_before;
     Atomic<u64> sum;           // over what never changes while the space lives: see space_sum
 
-    bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(extent.load_acquire() & CLOSED); }
+    bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(span.load_acquire() & CLOSED); }
     bool is_closing() const {
         u32 s = state.load_seq_cst();
-        return s == SPACE_CLOSING || (s != SPACE_FREE && (extent.load_seq_cst() & CLOSED));
+        return s == SPACE_CLOSING || (s != SPACE_FREE && (span.load_seq_cst() & CLOSED));
     }
 };
 

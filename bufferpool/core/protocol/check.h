@@ -98,7 +98,7 @@ inline void check_entries(Segment& s, Findings& out) {
             out.say("space %u: its entries lie outside the segment", i);
             continue;
         }
-        if (space_pages(slot.extent.load_relaxed()) > n)
+        if (space_pages(slot.span.load_relaxed()) > n)
             out.say("space %u: more pages than entries", i);
         for (u32 page = u32(first); page < first + n; page++) {
             if (!s.has_page(page)) {

@@ -58,7 +58,7 @@ inline void detach(Segment& s) {
     free_spares(s);
     remove_owned(s, s.me);
     for (u32 f = 0; s.lent && f < s.ready; f++) s.pin_count(f).store_seq_cst(0);
-    sweep_old(s);
+    sweep_retired(s);
     lock_memory(s, false);
     fold_counters(s, s.me);
     BP_POINT("detach.folded");

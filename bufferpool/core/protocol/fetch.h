@@ -41,7 +41,7 @@ struct Place {
 
     // A client that has taken a pin, or the entry, calls this again: the entries of a removed space may be another
     // space's.
-    bool open() const { return space_generation(slot.extent.load_seq_cst()) == generation; }
+    bool open() const { return space_generation(slot.span.load_seq_cst()) == generation; }
 };
 
 // Waits, one slice at most, for the client that changes the page. OK: look again. `loader`: the client that loads it.

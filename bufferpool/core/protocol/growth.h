@@ -45,9 +45,9 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation =
     u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
     u64 first = slot.first_entry.load_relaxed();
     // A space that is being removed grows no more.
-    u64 extent = slot.extent.load_acquire();
-    bool another = generation != ANY_GENERATION && generation != extent >> GENERATION_SHIFT;
-    u32 state = extent & CLOSED || another ? SPACE_CLOSING : slot.state.load_acquire();
+    u64 span = slot.span.load_acquire();
+    bool another = generation != ANY_GENERATION && generation != span >> GENERATION_SHIFT;
+    u32 state = span & CLOSED || another ? SPACE_CLOSING : slot.state.load_acquire();
     int r = 0;
     if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
         u64 from = (first + ready) / unit, end = (first + to) / unit;

@@ -83,7 +83,7 @@ inline void unpin(Segment& s, u32 f) {
 
 // Frees every superseded frame that nobody pins any more: what dead readers
 // have left. Returns how many.
-inline u32 sweep_old(Segment& s) {
+inline u32 sweep_retired(Segment& s) {
     u32 n = 0;
     s.has_frame(s.g.max_frames - 1);
     for (u32 f = 0; f < s.ready; f++) {

@@ -145,7 +145,7 @@ inline bool reap_held(Segment& s, u32 c) {
     }
     s.counters().pins_broken.add_relaxed(broken);
     BP_POINT("reap.pins");
-    sweep_old(s);
+    sweep_retired(s);
     // 5. Its frames.
     reap_busy(s, c);
     BP_POINT("reap.frames");

@@ -190,7 +190,7 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
     if (evict) {
-        sweep_old(s);
+        sweep_retired(s);
         if (!lock_memory(s)) return Status::INTERRUPTED;
         u64 free = s.free.size();
         unlock_memory(s);

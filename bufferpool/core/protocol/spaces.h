@@ -13,9 +13,9 @@
 
 namespace bp {
 
-inline u64 space_pages(u64 extent) { return extent & PAGES_MASK; }
-inline u64 space_generation(u64 extent) { return extent >> GENERATION_SHIFT; }
-inline u64 space_extent(u64 generation, u64 pages) { return generation << GENERATION_SHIFT | pages; }
+inline u64 space_pages(u64 span) { return span & PAGES_MASK; }
+inline u64 space_generation(u64 span) { return span >> GENERATION_SHIFT; }
+inline u64 space_span(u64 generation, u64 pages) { return generation << GENERATION_SHIFT | pages; }
 
 // The entries of a space that its slot says have memory. False: there are none such in the segment.
 inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64& n) {
@@ -26,12 +26,12 @@ inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64&
 
 // ---- removing ---------------------------------------------------------------
 
-// From here on no handle of the space whose extent was `seen` works: its generation is
+// From here on no handle of the space whose span was `seen` works: its generation is
 // over. Needs no lock, hence one CAS: the slot may be another's by now. Whoever holds
 // the directory lock next removes what is left.
 inline void close_space(SpaceSlot& slot, u64 seen) {
     u64 generation = space_generation(seen), closed = (generation + 1) << GENERATION_SHIFT | CLOSED;
-    while (!(seen & CLOSED) && space_generation(seen) == generation && !slot.extent.cas_seq_cst(seen, closed)) {}
+    while (!(seen & CLOSED) && space_generation(seen) == generation && !slot.span.cas_seq_cst(seen, closed)) {}
     BP_POINT("remove.closing");
 }
 
@@ -41,7 +41,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     SpaceSlot& slot = s.spaces[index];
     OpSlot op = patience ? OpSlot(s) : OpSlot(s, OpSlot::IfFree{});
     if (!op.valid()) return false;
-    close_space(slot, slot.extent.load_acquire());
+    close_space(slot, slot.span.load_acquire());
     slot.state.store_seq_cst(SPACE_CLOSING);
     u64 first, n;
     if (!entries_of(s, slot, first, n)) return false;
@@ -58,7 +58,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.owner.store_relaxed(0);
     slot.flush_open.store_relaxed(0);
     slot.name[0] = slot.path[0] = 0;
-    slot.extent.store_seq_cst(slot.extent.load_relaxed() & ~(CLOSED | PAGES_MASK));
+    slot.span.store_seq_cst(slot.span.load_relaxed() & ~(CLOSED | PAGES_MASK));
     slot.state.store_seq_cst(SPACE_FREE);
     release(s, s.header->growth);
     BP_POINT("remove.free");
@@ -69,7 +69,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
 inline void repair_directory(Segment& s) {
     for (u32 i = 0; i < MAX_SPACES; i++)
         if (s.spaces[i].state.load_acquire() == SPACE_OPENING)
-            close_space(s.spaces[i], s.spaces[i].extent.load_acquire());
+            close_space(s.spaces[i], s.spaces[i].span.load_acquire());
 }
 
 // The directory lock was taken, perhaps over from a dead owner.
@@ -122,7 +122,7 @@ inline void remove_owned(Segment& s, u32 c) {
     bool any = false;
     for (u32 i = 0; i < MAX_SPACES; i++) {
         SpaceSlot& slot = s.spaces[i];
-        u64 seen = slot.extent.load_acquire();
+        u64 seen = slot.span.load_acquire();
         if (slot.state.load_acquire() == SPACE_LIVE && slot.owner.load_relaxed() == c &&
             slot.owner_generation.load_relaxed() == generation)
             close_space(slot, seen);
@@ -140,7 +140,7 @@ inline void remove_owned(Segment& s, u32 c) {
 inline u32 free_slot(Segment& s) {
     for (u32 i = 0; i < MAX_SPACES; i++) {
         SpaceSlot& t = s.spaces[i];
-        bool used_up = space_generation(t.extent.load_relaxed()) + 2 > GENERATIONS_MOST;
+        bool used_up = space_generation(t.span.load_relaxed()) + 2 > GENERATIONS_MOST;
         if (t.state.load_acquire() == SPACE_FREE && !used_up) return i;
     }
     return NONE;
@@ -179,10 +179,10 @@ inline int begin_space(Segment& s, SpaceSlot& t, u32 first_entry, u32 max_pages,
 
 // All other fields have been filled in.
 inline void finish_space(SpaceSlot& t, u64 pages) {
-    u64 generation = space_generation(t.extent.load_relaxed()) + 1;
-    t.reserved.store_relaxed(space_extent(generation, pages));
+    u64 generation = space_generation(t.span.load_relaxed()) + 1;
+    t.reserved.store_relaxed(space_span(generation, pages));
     t.sum.store_relaxed(space_sum(t));
-    t.extent.store_seq_cst(space_extent(generation, pages));
+    t.span.store_seq_cst(space_span(generation, pages));
     t.state.store_seq_cst(SPACE_LIVE);
     BP_POINT("space.live");
 }

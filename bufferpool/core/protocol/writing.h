@@ -94,9 +94,9 @@ Status publish_new(Segment& s, const Place& at, const void* bytes, Image image, 
 }
 
 inline void raise_pages(const Place& at, u64 pages) {
-    u64 e = at.slot.extent.load_acquire();
+    u64 e = at.slot.span.load_acquire();
     while (e >> GENERATION_SHIFT == at.generation && (e & PAGES_MASK) < pages &&
-           !at.slot.extent.cas_seq_cst(e, space_extent(at.generation, pages))) {}
+           !at.slot.span.cas_seq_cst(e, space_span(at.generation, pages))) {}
 }
 
 // Publishes the page with an append's number, and makes the space that long.
@@ -127,7 +127,7 @@ Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, 
         if (!at.open()) return Status::REMOVED;
         if (space_generation(reserved) != at.generation) return Status::CORRUPT;
         u64 next = space_pages(reserved);
-        u64 pages = space_pages(slot.extent.load_acquire());
+        u64 pages = space_pages(slot.span.load_acquire());
         page_no = next > pages ? next : pages;
         if (page_no >= max_pages) return Status::TOO_LONG;
         if (page_no >= slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
@@ -138,14 +138,14 @@ Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, 
             continue;
         }
         if (!s.has_page(u32(at.page + page_no))) return Status::CORRUPT;  // the count of entries is damaged
-        if (slot.reserved.cas_seq_cst(reserved, space_extent(at.generation, page_no + 1))) return Status::OK;
+        if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, page_no + 1))) return Status::OK;
     }
 }
 
 // Gives back a number that nobody has used, if it is still the last.
 inline void return_number(const Place& at, u64 page_no) {
-    u64 expected = space_extent(at.generation, page_no + 1);
-    at.slot.reserved.cas_seq_cst(expected, space_extent(at.generation, page_no));
+    u64 expected = space_span(at.generation, page_no + 1);
+    at.slot.reserved.cas_seq_cst(expected, space_span(at.generation, page_no));
 }
 
 }  // namespace bp

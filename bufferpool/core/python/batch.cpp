@@ -37,7 +37,7 @@ static void end_batch(BatchObject* batch, bool synced) {
 static Status take_pages(Segment& s, BatchObject* batch, u64 generation, FlushRequest want) {
     SpaceSlot& t = s.spaces[batch->space];
     u64 n;
-    if (space_generation(t.extent.load_acquire()) != generation || !t.is_live()) return Status::REMOVED;
+    if (space_generation(t.span.load_acquire()) != generation || !t.is_live()) return Status::REMOVED;
     if (!entries_of(s, t, batch->first, n)) return Status::CORRUPT;
     u64 end = t.max_pages.load_relaxed(), skipped = std::min<u64>(want.first, end);
     want.first = u32(batch->first + skipped);
@@ -46,7 +46,7 @@ static Status take_pages(Segment& s, BatchObject* batch, u64 generation, FlushRe
     Status status = op.valid() ? begin_flush(s, op.intent(), want, *batch->taken) : op.why_not();
     batch->op = status == Status::OK ? op.release() : -1;
     // Once pages are taken nobody can remove the space. Before, it may have been: then these are another space's.
-    if (status == Status::OK && space_generation(t.extent.load_acquire()) != generation) return Status::REMOVED;
+    if (status == Status::OK && space_generation(t.span.load_acquire()) != generation) return Status::REMOVED;
     batch->file = FileRecord::of(t);
     return status;
 }

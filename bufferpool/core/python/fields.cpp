@@ -55,7 +55,7 @@ constexpr Field fields[] = {
     FIELD(Intent, waits),
 
     STRUCT(SpaceSlot),
-    FIELD(SpaceSlot, extent), FIELD(SpaceSlot, reserved), FIELD(SpaceSlot, stored), FIELD(SpaceSlot, entries_ready),
+    FIELD(SpaceSlot, span), FIELD(SpaceSlot, reserved), FIELD(SpaceSlot, stored), FIELD(SpaceSlot, entries_ready),
     FIELD(SpaceSlot, state), FIELD(SpaceSlot, kind), FIELD(SpaceSlot, flags), FIELD(SpaceSlot, owner),
     FIELD(SpaceSlot, first_entry), FIELD(SpaceSlot, max_pages), INNER(SpaceSlot, flush_lock.word, u32),
     FIELD(SpaceSlot, flush_open), FIELD(SpaceSlot, flush_since_ns),

@@ -38,15 +38,15 @@ PyObject* raise_space_removed(SpaceObject* sp) {
     return nullptr;
 }
 
-int bad_page(SpaceObject* sp, u64 extent, PyObject* n) {
-    if (space_generation(extent) != sp->generation) raise_space_removed(sp);
+int bad_page(SpaceObject* sp, u64 span, PyObject* n) {
+    if (space_generation(span) != sp->generation) raise_space_removed(sp);
     else
         raise("PageOutOfRange", "page %S does not exist: the space has %llu pages, numbered from 0", n,
-              (unsigned long long)space_pages(extent));
+              (unsigned long long)space_pages(span));
     return -1;
 }
 
-// Has the page's entry memory behind it? The space's extent alone does not say so: it may be damaged. What is
+// Has the page's entry memory behind it? The space's span alone does not say so: it may be damaged. What is
 // known lasts, because entries keep their memory; so a hit makes one comparison.
 bool find_backed(SpaceObject* sp, u64 page_no) {
     Segment& s = *sp->seg->s;
@@ -78,10 +78,10 @@ int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end) {
         v = std::numeric_limits<long long>::max();  // no page has such a number
     }
     if (ready_space(sp) < 0) return -1;
-    u64 extent = space_slot(sp).extent.load_acquire();
-    if (v < 0 && from_end) v += (long long)space_pages(extent);
-    if (v < 0 || u64(v) >= space_pages(extent) || space_generation(extent) != sp->generation)
-        return bad_page(sp, extent, n);
+    u64 span = space_slot(sp).span.load_acquire();
+    if (v < 0 && from_end) v += (long long)space_pages(span);
+    if (v < 0 || u64(v) >= space_pages(span) || space_generation(span) != sp->generation)
+        return bad_page(sp, span, n);
     page_no = u64(v);
     return is_backed(sp, page_no) ? 0 : (raise_status(Status::CORRUPT, page_no), -1);
 }
@@ -90,7 +90,7 @@ bool still_open(SpaceObject* sp) { return place_of(sp, 0).open(); }
 
 int answer(Status status, SpaceObject* sp, u64 page_no) {
     if (status == Status::OK) return 0;
-    if (status == Status::REMOVED) return bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
+    if (status == Status::REMOVED) return bad_page(sp, space_slot(sp).span.load_acquire(), Py_None);
     if (status != Status::RAISED) raise_status(status, page_no);
     return -1;
 }

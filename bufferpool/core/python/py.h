@@ -123,7 +123,7 @@ inline SegmentObject* bound(SpaceObject* sp) {  // null: with an exception
     return seg ? seg : bind_space(sp);
 }
 int refuse_space(SpaceObject* sp);
-int bad_page(SpaceObject* sp, u64 extent, PyObject* n);
+int bad_page(SpaceObject* sp, u64 span, PyObject* n);
 bool still_open(SpaceObject* sp);
 
 // pin.cpp, pinned_pages.cpp

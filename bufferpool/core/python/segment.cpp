@@ -427,7 +427,7 @@ static PyObject* segment_reap(PyObject* self, PyObject*) {
     {
         Released unlocked(S(self));
         n = reap_all(*s);
-        sweep_old(*s);
+        sweep_retired(*s);
     }
     return PyLong_FromUnsignedLong(n);
 }

@@ -18,9 +18,9 @@ static PyObject* text_of(const char* at, size_t most) {
 static PyObject* space_record(Segment& s, u32 i) {
     SpaceSlot& t = s.spaces[i];
     if (!t.is_live()) return nullptr;
-    u64 extent = t.extent.load_acquire();
+    u64 span = t.span.load_acquire();
     if (space_sum(t) != t.sum.load_relaxed()) {
-        if (!t.is_live() || t.extent.load_acquire() != extent) return nullptr;  // removed while we looked
+        if (!t.is_live() || t.span.load_acquire() != span) return nullptr;  // removed while we looked
         return raise("SegmentCorrupt",
                      "space slot %u of the segment was overwritten; save what you need through handles that are "
                      "open, and remove the segment",
@@ -34,8 +34,8 @@ static PyObject* space_record(Segment& s, u32 i) {
         "{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}",
         "index", i, "name", text_of(t.name, sizeof t.name), "path", text_of(t.path, sizeof t.path), "kind",
         t.kind.load_relaxed(), "flags", t.flags.load_relaxed(), "owner", owner, "generation",
-        (unsigned long long)space_generation(extent), "first_entry", t.first_entry.load_relaxed(), "max_pages",
-        t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(extent), "stored", k(t.stored),
+        (unsigned long long)space_generation(span), "first_entry", t.first_entry.load_relaxed(), "max_pages",
+        t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(span), "stored", k(t.stored),
         "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode), "size_bytes",
         k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns",
         k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version",
@@ -257,8 +257,8 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
         r = plug_entries(*s, t, pages);
     }
     if (r) return raise_errno(r, "the space's entries cannot be allocated");
-    u64 e = t.extent.load_acquire();
-    while ((e & PAGES_MASK) < pages && !t.extent.cas_seq_cst(e, (e & ~PAGES_MASK) | pages)) {
+    u64 e = t.span.load_acquire();
+    while ((e & PAGES_MASK) < pages && !t.span.cas_seq_cst(e, (e & ~PAGES_MASK) | pages)) {
     }
     Py_RETURN_NONE;
 }

@@ -72,12 +72,12 @@ static PyObject* space_once(PyObject* self, PyObject* n) {
 static Py_ssize_t space_length(PyObject* self) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     if (ready_space(sp) < 0) return -1;
-    u64 extent = space_slot(sp).extent.load_acquire();
-    if (space_generation(extent) != sp->generation) {
+    u64 span = space_slot(sp).span.load_acquire();
+    if (space_generation(span) != sp->generation) {
         raise_space_removed(sp);
         return -1;
     }
-    return Py_ssize_t(space_pages(extent));
+    return Py_ssize_t(space_pages(span));
 }
 
 // The page numbers in `ids` as int64, checked; a copy, because code of the
@@ -99,14 +99,14 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
         Py_XDECREF(numbers);
         return nullptr;
     }
-    u64 extent = space_slot(sp).extent.load_acquire();
+    u64 span = space_slot(sp).span.load_acquire();
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     for (npy_intp i = 0; i < PyArray_SIZE(numbers); i++) {
-        bool exists = v[i] >= 0 && u64(v[i]) < space_pages(extent) && space_generation(extent) == sp->generation;
+        bool exists = v[i] >= 0 && u64(v[i]) < space_pages(span) && space_generation(span) == sp->generation;
         if (exists && is_backed(sp, u64(v[i]))) continue;
         PyObject* n = PyLong_FromLongLong(v[i]);
         if (n && exists) raise_status(Status::CORRUPT, u64(v[i]));
-        else if (n) bad_page(sp, extent, n);
+        else if (n) bad_page(sp, span, n);
         Py_XDECREF(n);
         Py_DECREF(numbers);
         return nullptr;
@@ -153,7 +153,7 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
     }
     count_hits(sp, hits);
     if (i == n && !still_open(sp)) {
-        bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
+        bad_page(sp, space_slot(sp).span.load_acquire(), Py_None);
     } else if (i == n) {
         Py_DECREF(numbers);
         return new_pinned_pages(sp, frames, n);
@@ -217,7 +217,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     count_hits(sp, hits);
     Py_DECREF(numbers);
     if (ok && !still_open(sp)) {
-        bad_page(sp, space_slot(sp).extent.load_acquire(), Py_None);
+        bad_page(sp, space_slot(sp).span.load_acquire(), Py_None);
         ok = false;
     }
     if (ok) return reinterpret_cast<PyObject*>(to);

@@ -37,7 +37,7 @@ static bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 fir
 // A wait for a page that this thread is writing, loading or flushing would never end: a block, a loader or a store of
 // this thread runs meanwhile. True, with WouldDeadlock set, if this is the case for one of these pages of a space.
 bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u64 count) {
-    u64 generation = space_generation(seg->s->spaces[index].extent.load_acquire());
+    u64 generation = space_generation(seg->s->spaces[index].span.load_acquire());
     bool writes = thread_writes(seg, index, generation, first, count);
     if (!writes && !thread_uses(*seg->s, u32(first_entry + first), count)) return false;
     raise("WouldDeadlock", "this thread is %s one of the pages; do this when that is over",
