@@ -126,7 +126,7 @@ def _scan_by_frames(text: str) -> str:
 
 def _any_generation(text: str) -> str:
     """A number that nobody has used given back to the space that has the slot now, whichever it is."""
-    start = text.index("    u64 expected = space_extent(at.generation, page_no + 1);")
+    start = text.index("    u64 expected = space_span(at.generation, page_no + 1);")
     end = text.index("}\n", start)
     body = """
     u64 now = at.slot.reserved.load_acquire();
@@ -270,8 +270,8 @@ MUTATIONS = {
     "an append's number given back to the next space in the slot": ("writing.h", _any_generation, "", "append-reopen"),
     "an append's number taken without a look at who else takes it": (
         "writing.h",
-        "if (slot.reserved.cas_seq_cst(reserved, space_extent(at.generation, page_no + 1))) return Status::OK;",
-        "return slot.reserved.store_seq_cst(space_extent(at.generation, page_no + 1)), Status::OK;",
+        "if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, page_no + 1))) return Status::OK;",
+        "return slot.reserved.store_seq_cst(space_span(at.generation, page_no + 1)), Status::OK;",
         "append-append",
     ),
     "a load that does not look whether the space is still open": (
