@@ -104,7 +104,7 @@ class Sides:
             self._repeats *= 2
 
     def _hits_of(self, pool: Any) -> Work:
-        space = pool.open_file(self._path)
+        space = pool.open_file(self._path, cache="kernel")
         for n in range(self._pages):
             space[n]
         ids = np.random.default_rng(1).integers(0, self._pages, 6400)

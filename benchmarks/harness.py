@@ -167,7 +167,7 @@ class Bench:
     def hot(self) -> "Hot":
         """Hot pages, for all rows that only read."""
         pool = self._stack.enter_context(self.pool(4096))
-        space = pool.open_file(self.file)
+        space = pool.open_file(self.file, cache="kernel")
         for n in range(min(4096, self.file_pages)):
             space[n]
         return Hot(pool, space)

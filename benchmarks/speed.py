@@ -77,7 +77,7 @@ def read_many(bench: Bench) -> list[Row]:
 def write(bench: Bench) -> list[Row]:
     pages = bench.numbers(UNROLLED, bench.file_pages)
     with bench.pool(1024) as pool:
-        space = pool.open_file(bench.file, "r+")
+        space = pool.open_file(bench.file, "r+", cache="kernel")
         rows = np.frombuffer(segment_like(1024 * PAGE)[0], np.uint8).reshape(-1, PAGE)
         rows[:] = 1
         private, eight = np.empty(PAGE, np.uint8), np.arange(8, dtype=np.uint8)
@@ -95,7 +95,7 @@ def write(bench: Bench) -> list[Row]:
 def miss(bench: Bench) -> list[Row]:
     pages, reads = bench.file_pages, 1000
     with bench.pool(pages // 8) as pool, open(bench.file, "rb", buffering=0) as file:
-        space = pool.open_file(bench.file)
+        space = pool.open_file(bench.file, cache="kernel")
         fd, draw, clock = file.fileno(), bench.random, time.perf_counter_ns
         one = [memoryview(bytearray(PAGE))]
         resident = memoryview(bytearray(b"1") * (pages // 8 * PAGE))
@@ -148,7 +148,7 @@ def trim(bench: Bench) -> list[Row]:
     size = pages * PAGE
     order = bench.numbers(pages, pages)
     with bench.pool(pages) as pool:
-        space = pool.open_file(bench.file)
+        space = pool.open_file(bench.file, cache="kernel")
         data: Bytes = np.asarray(pool.data)
         mapped, reader = segment_like(size)
         writable, readable = np.frombuffer(mapped, np.uint8), np.frombuffer(reader, np.uint8)
@@ -258,7 +258,7 @@ def two_processes(bench: Bench) -> list[Row]:
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         pool = stack.enter_context(bench.pool(pages, named=True))
-        space = pool.open_file(bench.file)
+        space = pool.open_file(bench.file, cache="kernel")
         for n in range(pages):
             space[n]
         workers: list[Connection] = []

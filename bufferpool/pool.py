@@ -19,7 +19,7 @@ from bufferpool.client.client import Client, Mapped, Record
 from bufferpool.client.request import FIXED, Request
 from bufferpool.errors import PoolDiffers, PoolMismatch, SegmentExists, SegmentNotFound, SegmentReplaced, SpaceRemoved
 from bufferpool.figures.events import NewEvent
-from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind
+from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, cache_of
 from bufferpool.figures.pool_figures import PoolFigures
 from bufferpool.figures.stats import read_summary
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
@@ -39,7 +39,7 @@ from bufferpool.spaces.directory import (
     version_of,
 )
 from bufferpool.spaces.space import Loader, Space, dirty_images, open_space
-from bufferpool.stores.base import Buffer, Store
+from bufferpool.stores.base import Buffer, Cache, Store
 from bufferpool.stores.checksum import Repair, file_store
 from bufferpool.units import lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
@@ -354,6 +354,7 @@ class Pool(PoolFigures):
         max_pages: int | None = None,
         checksum: bool = False,
         repair: Repair | None = None,
+        cache: Cache = "pool",
     ) -> Space:
         """Opens the pages of a file: 'r', 'r+', or 'w+' (created or emptied, after all checks have passed).
 
@@ -367,6 +368,11 @@ class Pool(PoolFigures):
         right bytes or None; the page is dirty until a flush has repaired the file. ``repair`` is pickled with
         the space. Checksums need the library xxhash.
 
+        ``cache``: with "pool" the kernel's page cache keeps no copy of the pages, so that each page takes memory once and
+        memory that the pool gives back is free: O_DIRECT, or where the file system has none, the copy is
+        dropped after use. With "kernel" a miss may be served by the page cache: for files that other programs read
+        anyway, or that the pool has room for a small part of. On tmpfs it is always "kernel".
+
         Raises FileNotFoundError, PermissionError, NotRegularFile, FileSizeMismatch, FileChanged,
         SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
         """
@@ -374,13 +380,15 @@ class Pool(PoolFigures):
             self.client.require_writable("open a file for writing")
         if repair is not None and not checksum:
             raise ValueError("repair= needs checksum=True: without checksums damage is not detected")
+        if cache not in ("pool", "kernel"):
+            raise ValueError(f"cache must be 'pool' or 'kernel', not {cache!r}")
         where = os.path.realpath(path)
         name = os.path.basename(where) if name is None else name
         options: dict[str, Any] = {"path": where, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
-        options |= {"checksum": bool(checksum), "repair": repair}
+        options |= {"checksum": bool(checksum), "repair": repair, "cache": cache}
         wanted = Wanted(name, Kind.FILE, options)
         refuse_unfit(self.client, wanted, np.dtype(dtype))  # before a file is created
-        wanted.store = store = file_store(where, mode, self.page_size, checksum, repair)
+        wanted.store = store = file_store(where, mode, self.page_size, checksum, repair, cache)
         try:
             return open_space(self, wanted, dtype, truncate=mode == "w+")
         except BaseException:
@@ -481,7 +489,8 @@ class Pool(PoolFigures):
         """Makes a handle of the existing space of ``record``."""
         name, kind, flags = record["name"], Kind(record["kind"]), record["flags"]
         if kind is Kind.FILE:
-            return self.open_file(record["path"], mode, name=name, checksum=bool(flags & CHECKSUM))
+            checksum = bool(flags & CHECKSUM)
+            return self.open_file(record["path"], mode, name=name, checksum=checksum, cache=cache_of(record["flags"]))
         if mode == "r+":
             self.client.require_writable("open a space for writing")
         options = {"n_pages": record["pages"], "found": True}

@@ -77,7 +77,7 @@ def measure(directory: str | None) -> list[dict[str, object]]:
         try:
             file.write(bytes(2 * PAGES * PAGE))
             file.flush()
-            space = pool.open_file(file.name, "r+", name="bench")
+            space = pool.open_file(file.name, "r+", name="bench", cache="kernel")
             plain = np.zeros((PAGES, PAGE), np.uint8)
             ids = np.random.default_rng(1).permutation(PAGES // 2)[:BATCH].tolist()
             space.read_many(ids)

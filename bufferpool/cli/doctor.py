@@ -251,6 +251,33 @@ def _probe_locks(fd: int) -> Finding:
     return Finding(Level.OK, "OFD locks", "exclude each other between two descriptors")
 
 
+def _io_uring(_directory: str) -> Iterator[Finding]:
+    if _core.has_io_uring():
+        yield Finding(Level.OK, "io_uring", "granted: absent pages of one call are read together")
+        return
+    yield Finding(
+        Level.WARN,
+        "io_uring",
+        "refused: absent pages of one call are read by a few threads, which reaches less of a fast device's rate",
+        "Linux 5.18 or newer; sysctl kernel.io_uring_disabled=0; in a container: a seccomp profile that allows io_uring",
+    )
+
+
+def _page_caches(directory: str) -> Iterator[Finding]:
+    """The files whose pages the kernel's page cache keeps, besides the pools."""
+    for one in segment_file.find(directory):
+        name = os.path.basename(one.path)
+        with contextlib.suppress(SegmentError), Observer(name, directory=directory) as pool:
+            twice = [space.name for space in pool.stats().spaces if space.cache == "kernel"]
+            if twice:
+                yield Finding(
+                    Level.OK,
+                    f"pool {name}",
+                    f"the kernel's page cache keeps pages of {', '.join(sorted(twice)[:5])}"
+                    f'{" and others" if len(twice) > 5 else ""} too (open_file(cache="kernel"), or a file on a tmpfs)',
+                )
+
+
 def _probes(directory: str) -> Iterator[Finding]:
     """The probes. Each uses a file without a name, so it leaves nothing behind."""
     if mount_of(directory).kind != "tmpfs":
@@ -363,7 +390,19 @@ def examine(directory: str | None = None) -> Iterator[Finding]:
             "mount -t tmpfs tmpfs /dev/shm, or name the mount point of a tmpfs (--directory)",
         )
         return
-    for part in (_kernel, _space_in, _limits, _memory, _auto_size, _probes, _budgets, _leftovers, _nameless):
+    for part in (
+        _kernel,
+        _space_in,
+        _limits,
+        _memory,
+        _auto_size,
+        _probes,
+        _io_uring,
+        _budgets,
+        _leftovers,
+        _page_caches,
+        _nameless,
+    ):
         try:
             yield from part(where)
         except OSError as error:

@@ -177,11 +177,11 @@ def _spaces(args: argparse.Namespace) -> int:
     rows = [
         (
             s.name, s.kind, _owner(s.owner, clients), f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
-            "-" if not s.hits + s.misses else f"{hit_ratio(s.hits, s.misses):.2%}",
+            "-" if not s.hits + s.misses else f"{hit_ratio(s.hits, s.misses):.2%}", s.cache or "-",
         )
         for s in found
     ]  # fmt: skip
-    head = ("NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO")
+    head = ("NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO", "CACHE")
     print_table([head, *rows], right=range(3, 9)) if rows else tell("no spaces")
     return 0
 

@@ -1,6 +1,7 @@
 """Names for the numbers in a segment: kinds of spaces, states of frames, reasons, events."""
 
 from enum import IntEnum
+from typing import Literal
 
 
 class Kind(IntEnum):
@@ -10,6 +11,14 @@ class Kind(IntEnum):
     DERIVED = 2
     SCRATCH = 3
     STORE = 4
+
+
+KERNEL_CACHE = 8  # a flag of a file space: the kernel's page cache keeps its pages too
+
+
+def cache_of(flags: int) -> Literal["pool", "kernel"]:
+    """Who keeps the pages of a file space: what its first opener asked for, as far as the file system allows it."""
+    return "kernel" if flags & KERNEL_CACHE else "pool"
 
 
 def kind_name(kind: int) -> str:

@@ -20,6 +20,7 @@ from bufferpool.figures.names import (
     REASONS,
     FrameState,
     Kind,
+    cache_of,
     hit_ratio,
     kind_name,
     mode_name,
@@ -127,6 +128,8 @@ class SpaceStats:
     """Seconds since the epoch."""
     owner: int = 0
     """The client that a private space belongs to; 0 for a space of the pool."""
+    cache: str = ""
+    """Of a file: "pool" if only the pool keeps its pages, "kernel" if the kernel's page cache keeps them too; else ""."""
 
     @property
     def shown_name(self) -> str:
@@ -483,6 +486,7 @@ def _space_stats(record: dict[str, Any], counters: Counters, summary: Summary) -
         misses=max(0, int(counters.spaces[index, 1]) - record["misses_before"]),
         opened_at=record["opened_ns"] / 1e9,
         owner=record["owner"],
+        cache=cache_of(record["flags"]) if record["kind"] == Kind.FILE else "",
     )
 
 

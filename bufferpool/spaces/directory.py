@@ -26,10 +26,10 @@ from bufferpool.errors import (
     SpaceRemoved,
     StoreError,
 )
-from bufferpool.figures.names import Kind, kind_name
+from bufferpool.figures.names import KERNEL_CACHE, Kind, kind_name
 from bufferpool.spaces.claim import claimed, drop_unused, keep_store
 from bufferpool.spaces.file_changes import changed, is_unchanged, recorded
-from bufferpool.stores.base import MOST_PAGES, FileStore, Store, store_pages
+from bufferpool.stores.base import MOST_PAGES, Caching, FileStore, Store, store_pages
 from bufferpool.stores.checksum import CheckedFile, file_store
 from bufferpool.stores.file_state import NO_FILE, FileState
 
@@ -120,8 +120,9 @@ def bind(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", truncate: bool 
     client.warn_if_nameless()
     if wanted.kind is Kind.FILE and wanted.store is None:
         wanted.store = _store_of_a_copy(client, options) or file_store(
-            options["path"], options["mode"], client.page_size, bool(options.get("checksum")), options.get("repair")
-        )
+            options["path"], options["mode"], client.page_size, bool(options.get("checksum")), options.get("repair"),
+            options["cache"],
+        )  # fmt: skip
     store, record = wanted.store, None
     try:
         with claimed(client, store) if isinstance(store, FileStore) and options["mode"] == "r+" else nullcontext():
@@ -147,6 +148,7 @@ def _store_of_a_copy(client: Client, options: dict[str, Any]) -> FileStore | Non
             and store.writable == (options["mode"] == "r+")
             and isinstance(store, CheckedFile) == bool(options.get("checksum"))
             and getattr(store, "repair", None) is None
+            and store.cache == options["cache"]
             and store.is_at_path()
         ):
             return store
@@ -371,6 +373,7 @@ def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> 
         )
     flags = (DISCARDABLE if options.get("discardable") else 0) | (WRITABLE if options.get("mode") == "r+" else 0)
     flags |= CHECKSUM if options.get("checksum") else 0
+    flags |= KERNEL_CACHE if isinstance(store, FileStore) and store.caching is Caching.KERNEL else 0
     made = NewSpace(
         name=wanted.name.encode(),
         path=os.fsencode(store.path if isinstance(store, FileStore) else ""),

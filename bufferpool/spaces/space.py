@@ -1,6 +1,7 @@
 """Spaces: the handles through which pages are used."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Never, Protocol
@@ -25,10 +26,13 @@ from bufferpool.figures.stats import SpaceStats, read_frames, read_space
 from bufferpool.printable import shown
 from bufferpool.spaces import directory
 from bufferpool.spaces.directory import DISCARDABLE, Wanted, removed_message
-from bufferpool.stores.base import Buffer, FileStore, GuardedBuffer, Store, read_page
+from bufferpool.stores.base import Buffer, Caching, FileStore, GuardedBuffer, Store, read_page
 from bufferpool.stores.checksum import CheckedFile
 
 Loader = Callable[[int, npt.NDArray[Any]], None]
+SCAN_BYTES = 4 << 20  # read ahead by a scan at most, unless it says otherwise
+SCAN_FIRST_PAGES = 16
+
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
 
 
@@ -50,6 +54,8 @@ class Binding(NamedTuple):
     kind: int
     fd: int
     """The descriptor that the core reads misses from; -1: Python serves them."""
+    caching: int
+    """How it reads from there: a :class:`bufferpool.stores.base.Caching`."""
     store: Store | None
     dtype: "np.dtype[Any]"
     writable: bool
@@ -175,10 +181,12 @@ class Space(_core.Space):
         wanted, client = self._wanted, self._client
         record = directory.bind(client, wanted, self.dtype, truncate)
         store = wanted.store
-        fd = store.fd if isinstance(store, FileStore) and store.native else -1
-        self._connect(record, fd, writable=wanted.writable and client.mode == "r+")
+        fd, caching = -1, Caching.KERNEL
+        if isinstance(store, FileStore) and store.native:
+            fd, caching = store.fd, store.caching
+        self._connect(record, fd, caching, writable=wanted.writable and client.mode == "r+")
 
-    def _connect(self, record: Record, fd: int, *, writable: bool) -> None:
+    def _connect(self, record: Record, fd: int, caching: Caching, *, writable: bool) -> None:
         """Connects this handle to a slot. ``fd``: the descriptor from which the core reads misses; -1: Python loads them."""
         self.index, self._wanted.generation = record["index"], record["generation"]
         binding = Binding(
@@ -188,6 +196,7 @@ class Space(_core.Space):
             max_pages=record["max_pages"],
             kind=record["kind"],
             fd=fd,
+            caching=caching,
             store=self._store,
             dtype=self.dtype,
             writable=writable,
@@ -268,42 +277,64 @@ class Space(_core.Space):
     def prefetch(self, ids: Ids) -> int:
         """Reads pages ahead, without pinning them; returns the number of loaded pages.
 
-        The replacement policy does not count this as a use of the page.
-        For a file, it first asks the kernel to read ahead (posix_fadvise), so that the reads
-        overlap. Raises as ``space[n]`` does.
+        Pages of a file are read together, in whichever order ``ids`` has. The replacement policy does not count this
+        as a use of the page. Raises what ``space[n]`` raises.
         """
-        numbers = np.asarray(ids)
-        valid = numbers.ndim == 1 and numbers.size and numbers.dtype.kind in "iu"
-        if isinstance(self._store, FileStore) and valid and numbers.min() >= 0 and numbers.max() < len(self):
-            size, numbers = self._client.page_size, np.unique(numbers)
-            for run in np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1):
-                os.posix_fadvise(self._store.fd, int(run[0]) * size, len(run) * size, os.POSIX_FADV_WILLNEED)
         return self._load_many(ids)
 
-    def scan(self, start: int = 0, stop: int | None = None, *, ahead: int = 32) -> Iterator[np.ndarray]:
+    def scan(self, start: int = 0, stop: int | None = None, *, ahead: int | None = None) -> Iterator[np.ndarray]:
         """Yields the pages from ``start`` to before ``stop``, in order, each as ``space[n]``.
 
         As in a slice, bounds beyond the last page mean the end of the space; negative bounds raise ValueError.
-        It reads ``ahead`` pages ahead, and does not evict the pages that others use: the replacement policy does
-        not count the scan's reads as uses. Raises TypeError and ValueError at once, and what ``space[n]`` raises
-        when it reaches a page.
+        While the caller works on some pages of a file, a thread reads the next ones: more of them for as long as the
+        caller has to wait, up to ``ahead`` pages (None: 4 MiB) and an eighth of the budget. A scan does not evict the
+        pages that others use: the replacement policy does not count the scan's reads as uses. Raises TypeError
+        and ValueError at once, and what ``space[n]`` raises when it reaches a page.
         """
         pages = len(self)
-        bounds = {"start": start, "stop": pages if stop is None else stop, "ahead": ahead}
+        most = max(1, SCAN_BYTES // self.page_size) if ahead is None else ahead
+        bounds = {"start": start, "stop": pages if stop is None else stop, "ahead": most}
         for what, value in bounds.items():
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise TypeError(f"{what} must be an integer, not {type(value).__name__}")
             if value < (what == "ahead"):
                 raise ValueError(f"{what} must be at least {int(what == 'ahead')}, not {value}")
-        return self._scan(int(start), min(int(bounds["stop"]), pages), int(ahead))
+        return self._scan(int(start), min(int(bounds["stop"]), pages), int(most))
 
-    def _scan(self, start: int, end: int, ahead: int) -> Iterator[np.ndarray]:
-        ahead = max(1, min(ahead, self._client.budget_frames // 8))
-        for first in range(start, end, ahead):
-            last = min(first + ahead, end)
-            self.prefetch(range(first, last))
-            for page_no in range(first, last):
-                yield self._once(page_no)
+    def _scan(self, start: int, end: int, most: int) -> Iterator[np.ndarray]:
+        most = max(1, min(most, self._client.budget_frames // 8))
+        size = min(most, SCAN_FIRST_PAGES)
+        window = range(start, min(start + size, end))
+        self.prefetch(window)
+        while window:
+            following = range(window.stop, min(window.stop + size, end))
+            reader = self._read_aside(following)
+            try:
+                for page_no in window:
+                    yield self._once(page_no)
+            finally:
+                waited = reader is not None and reader.is_alive()
+                if reader is not None:
+                    reader.join()
+            if reader is None:
+                self.prefetch(following)
+            if waited:
+                size = min(2 * size, most)
+            window = following
+
+    def _read_aside(self, pages: range) -> threading.Thread | None:
+        """Starts to read those of the pages that are absent, in a thread that runs no Python code of others.
+
+        None: there is nothing to read that way, or no thread. What the thread could not read, the scan loads itself.
+        """
+        if not self._absent(pages):
+            return None
+        reader = threading.Thread(target=self._load_ahead, args=(pages,), name=f"scan of {self.name}", daemon=True)
+        try:
+            reader.start()
+        except RuntimeError:  # no thread can be started: the pages are read when the scan gets to them
+            return None
+        return reader
 
     def _dirty_images(self) -> Iterator[tuple[int, Buffer]]:
         frames = read_frames(self._client)
@@ -381,5 +412,5 @@ def open_space(
 def dirty_images(pool: HomePool, record: Record) -> Iterator[tuple[int, Buffer]]:
     """Yields (page number, copy) of the dirty pages of a space. It does not read the space's file or store."""
     space = Space(pool, Wanted(record["name"], Kind(record["kind"]), {"found": True}), np.uint8)
-    space._connect(record, -1, writable=False)
+    space._connect(record, -1, Caching.KERNEL, writable=False)
     return space._dirty_images()

@@ -10,12 +10,14 @@ uses pages.
 """
 
 import errno
+import fcntl
 import inspect
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import IntEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -61,6 +63,46 @@ class Store(Protocol):
 
 
 FileMode = Literal["r", "r+", "w+"]
+Cache = Literal["pool", "kernel"]
+RWF_DONTCACHE = 0x80  # Linux 6.14
+
+
+class Caching(IntEnum):
+    """How a file is read and written, as far as the kernel's page cache is concerned. The core knows the numbers."""
+
+    KERNEL = 0
+    """Through the page cache, which keeps a second copy of each page."""
+    DIRECT = 1
+    """O_DIRECT: past the page cache."""
+    UNCACHED = 2
+    """RWF_DONTCACHE: through the page cache, which drops a page that was read; written ones as with DROPPED."""
+    DROPPED = 3
+    """Through the page cache, and POSIX_FADV_DONTNEED afterwards."""
+
+
+def _set_direct(fd: int, on: bool) -> None:
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
+
+
+def _best_caching(fd: int) -> Caching:
+    """The way that leaves no second copy of the pages of this file. A file on tmpfs is in the page cache itself."""
+    if _core.is_tmpfs(fd):
+        return Caching.KERNEL
+    with suppress(OSError):
+        _set_direct(fd, True)
+        return Caching.DIRECT
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # what the kernel reads ahead, nobody would drop
+    with suppress(OSError):
+        os.preadv(fd, [bytearray(1)], 0, RWF_DONTCACHE)
+        return Caching.UNCACHED
+    return Caching.DROPPED
+
+
+def aligned(n_bytes: int) -> Buffer:
+    """A private buffer that a file opened with O_DIRECT can be read into."""
+    room = np.empty(n_bytes + 4096, np.uint8)
+    return room[-room.ctypes.data % 4096 :][:n_bytes]
 
 
 class FileStore:
@@ -70,8 +112,10 @@ class FileStore:
     created = False  # whether this store created the file
     trailer_bytes = 0  # bytes at the end of a page that the pool uses
 
-    def __init__(self, path: str | os.PathLike[str], mode: FileMode) -> None:
+    def __init__(self, path: str | os.PathLike[str], mode: FileMode, cache: Cache = "kernel") -> None:
         """Opens ``path``; ``mode`` is 'r', 'r+' or 'w+' (created if missing; an existing file is not emptied here).
+
+        ``cache``: "pool" if the kernel's page cache is to keep no copy of the pages.
 
         Raises FileNotFoundError, PermissionError, NotRegularFile, ValueError.
         """
@@ -87,6 +131,9 @@ class FileStore:
             raise NotRegularFile(
                 f"{self.path} is not a regular file; use a regular file, or a store of your own (open_store)"
             )
+        self.cache: Cache = cache
+        self._caching = _best_caching(self.fd) if cache == "pool" else Caching.KERNEL
+        self._unsynced: list[tuple[int, int]] = []  # ranges that were written, and that the page cache is to drop
 
     def _open(self, flags: int, may_create: bool) -> None:
         """Opens the file. If it creates one, it syncs the folder, so that the name is durable."""
@@ -138,28 +185,52 @@ class FileStore:
             )
         return fd
 
+    @property
+    def caching(self) -> Caching:
+        """How the file is read and written now: the core turns O_DIRECT off where a file system refuses a read."""
+        direct = self._caching is Caching.DIRECT and not fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_DIRECT
+        return Caching.KERNEL if direct else self._caching
+
     def read_into(self, offset: int, buffer: Buffer) -> int:
-        return os.preadv(self.fd, [buffer], offset)
+        flags = RWF_DONTCACHE if self._caching is Caching.UNCACHED else 0
+        got = os.preadv(self.fd, [buffer], offset, flags)
+        if self._caching is Caching.DROPPED:
+            os.posix_fadvise(self.fd, offset, len(buffer), os.POSIX_FADV_DONTNEED)
+        return got
 
     def write_from(self, offset: int, buffer: Buffer) -> int:
-        return os.pwrite(self.fd, buffer, offset)
+        self.write_pages(offset, [buffer])
+        return buffer.nbytes
 
     def write_pages(self, offset: int, pages: list[Buffer]) -> None:
         """Writes neighbouring pages with as few calls as the kernel allows."""
-        most = os.sysconf("SC_IOV_MAX")
-        while pages:
-            batch = pages[:most]
-            want = sum(page.nbytes for page in batch)
-            done = os.pwritev(self.fd, batch, offset)
-            if done < want:  # usually a full disk: the next write raises the reason
-                flat = np.concatenate(batch)[done:]
-                while flat.size:
-                    n = os.pwrite(self.fd, flat, offset + done)
-                    if n == 0:
-                        raise ShortWrite(f"{self.path} took {done} of {want} bytes; the pages stay dirty")
-                    flat, done = flat[n:], done + n
-            offset += want
-            pages = pages[most:]
+        most, rest = os.sysconf("SC_IOV_MAX"), [memoryview(page) for page in pages]
+        if self._caching in (Caching.DROPPED, Caching.UNCACHED):
+            self._unsynced.append((offset, sum(page.nbytes for page in rest)))
+        while rest:
+            done = self._write(offset, rest[:most])
+            if done == 0:
+                raise ShortWrite(f"{self.path} takes no more bytes at {offset}; the pages stay dirty")
+            offset += done
+            while rest and done >= rest[0].nbytes:
+                done -= rest.pop(0).nbytes
+            if done:  # usually a full disk: the next write raises the reason
+                rest[0] = rest[0][done:]
+
+    def _write(self, offset: int, buffers: list[memoryview]) -> int:
+        """One call of the kernel; returns how many bytes it took."""
+        try:
+            return os.pwritev(self.fd, buffers, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or self._caching is not Caching.DIRECT:
+                raise
+        _set_direct(
+            self.fd, False
+        )  # what is left is no whole block, or the file system refuses direct writes after all
+        try:
+            return os.pwritev(self.fd, buffers, offset)
+        finally:
+            _set_direct(self.fd, True)
 
     def cut_to_whole_pages(self, before: int, page_size: int) -> None:
         """After a failed write that extended the file from ``before`` bytes: cuts off an incomplete last page."""
@@ -179,6 +250,9 @@ class FileStore:
 
     def sync(self) -> None:
         os.fdatasync(self.fd)
+        for offset, n_bytes in self._unsynced:
+            os.posix_fadvise(self.fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)
+        self._unsynced = []
 
     def size(self) -> int:
         return os.fstat(self.fd).st_size

@@ -31,7 +31,7 @@ import numpy as np
 
 from bufferpool.errors import PageCorrupt, ShortRead, StoreError
 from bufferpool.printable import shown
-from bufferpool.stores.base import Buffer, FileMode, FileStore
+from bufferpool.stores.base import Buffer, Cache, FileMode, FileStore, aligned
 
 CHECKSUM_BYTES = 8
 
@@ -82,7 +82,12 @@ class CheckedFile(FileStore):
     """Missing pages before this offset were cut off by another program: they are written as damaged pages."""
 
     def __init__(
-        self, path: str | os.PathLike[str], mode: FileMode, page_size: int, repair: Repair | None = None
+        self,
+        path: str | os.PathLike[str],
+        mode: FileMode,
+        page_size: int,
+        repair: Repair | None = None,
+        cache: Cache = "kernel",
     ) -> None:
         """As :class:`FileStore`; needs the library xxhash (ImportError).
 
@@ -95,12 +100,14 @@ class CheckedFile(FileStore):
             raise ImportError("page checksums need the library xxhash: pip install xxhash") from error
         if repair is not None and not callable(repair):
             raise TypeError(f"repair must be a function of (page_no, image), not {type(repair).__name__}")
-        super().__init__(path, mode)
+        super().__init__(path, mode, cache)
         self.page_size, self.repair = page_size, repair
 
     def write_pages(self, offset: int, pages: list[Buffer]) -> None:
         """Writes neighbouring pages with their checksums, from private copies."""
-        sealed = [page.copy() for page in pages]
+        sealed = list(aligned(len(pages) * self.page_size).reshape(len(pages), self.page_size))
+        for page, image in zip(sealed, pages, strict=True):
+            page[:] = image
         for i, page in enumerate(sealed, offset // self.page_size):
             seal(page, i)
         self._seal_around(offset, offset + len(pages) * self.page_size)
@@ -118,7 +125,8 @@ class CheckedFile(FileStore):
             return
         places = (*range(start, first, self.page_size), *range(end, stop, self.page_size))
         for at in [at for at in places if self.is_hole(at)]:  # a list: find all of them before the first write
-            page = np.zeros(self.page_size, np.uint8)
+            page = aligned(self.page_size)
+            page[:] = 0
             if at >= self.lost_below:
                 seal(page, at // self.page_size)
             super().write_pages(at, [page])
@@ -141,7 +149,7 @@ class CheckedFile(FileStore):
 
         Raises PageCorrupt, ShortRead, StoreError.
         """
-        page, offset = np.empty(self.page_size, np.uint8), page_no * self.page_size
+        page, offset = aligned(self.page_size), page_no * self.page_size
         try:
             got = self.read_into(offset, page)
         except OSError as error:
@@ -188,6 +196,8 @@ class CheckedFile(FileStore):
         return good
 
 
-def file_store(path: str, mode: FileMode, page_size: int, checksum: bool, repair: Repair | None = None) -> FileStore:
+def file_store(
+    path: str, mode: FileMode, page_size: int, checksum: bool, repair: Repair | None = None, cache: Cache = "pool"
+) -> FileStore:
     """Opens the store of a file space. Raises what :class:`FileStore` and :class:`CheckedFile` raise."""
-    return CheckedFile(path, mode, page_size, repair) if checksum else FileStore(path, mode)
+    return CheckedFile(path, mode, page_size, repair, cache) if checksum else FileStore(path, mode, cache)

@@ -26,7 +26,7 @@ from bufferpool._locks import Event
 from bufferpool.client.client import Client, Record
 from bufferpool.client.threads import Worker
 from bufferpool.errors import BufferPoolError, WorkingSetError
-from bufferpool.figures.names import FrameState, Kind
+from bufferpool.figures.names import KERNEL_CACHE, FrameState, Kind
 from bufferpool.figures.stats import read_frames, read_summary
 from bufferpool.spaces.directory import CHECKSUM, visible
 from bufferpool.spaces.space import Space
@@ -230,7 +230,7 @@ def _open(client: Client, about: dict[str, Any], open_record: Callable[[Record],
         raise WorkingSetError(f"{about['name']!r} has a loader or a store of its own: pass its handle in spaces=")
     record = visible(client.seg.spaces(), about["name"], private=False)
     if record is None or record["owner"]:
-        flags = about["flags"] & CHECKSUM  # without WRITABLE: opened for reading
+        flags = about["flags"] & (CHECKSUM | KERNEL_CACHE)  # without WRITABLE: opened for reading
         record = {"name": about["name"], "kind": Kind.FILE, "path": about["path"], "flags": flags}
     elif record["path"] != about["path"]:
         raise WorkingSetError(f"{about['name']!r} is another space by now: {record['path'] or 'not a file'}")

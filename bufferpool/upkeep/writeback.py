@@ -20,7 +20,7 @@ from bufferpool.client import trouble
 from bufferpool.client.client import Client, Record
 from bufferpool.client.jobs import working_on
 from bufferpool.errors import BufferPoolError, NotRegularFile, ShortWrite, SpaceRemoved, StoreError, caused
-from bufferpool.figures.names import EventKind, Kind
+from bufferpool.figures.names import EventKind, Kind, cache_of
 from bufferpool.printable import shown
 from bufferpool.spaces.claim import claim, keep_store
 from bufferpool.spaces.directory import CHECKSUM, removed_message
@@ -183,7 +183,8 @@ def can_write(client: Client, record: Record) -> bool:
 def open_to_write(client: Client, record: Record) -> FileStore:
     """Opens the file that a space's path leads to now, to write its dirty pages. Raises FileChanged, StoreError."""
     try:
-        store = file_store(record["path"], "r+", client.page_size, bool(record["flags"] & CHECKSUM))
+        checksum = bool(record["flags"] & CHECKSUM)
+        store = file_store(record["path"], "r+", client.page_size, checksum, cache=cache_of(record["flags"]))
     except (FileNotFoundError, NotADirectoryError) as error:
         gone = changed(client, record, "was moved away or deleted", client.dirty_pages(record), missing=True)
         raise caused(gone, error) from error

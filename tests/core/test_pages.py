@@ -251,7 +251,7 @@ def test_a_scan_that_makes_no_sense_is_refused(table, bad):
         table.scan(**bad)
 
 
-@pytest.mark.parametrize("bad", [{"start": "1"}, {"stop": 2.0}, {"start": True}, {"ahead": None}])
+@pytest.mark.parametrize("bad", [{"start": "1"}, {"stop": 2.0}, {"start": True}, {"ahead": 1.5}])
 def test_the_bounds_of_a_scan_are_integers(table, bad):
     with pytest.raises(TypeError, match=rf"{next(iter(bad))} must be an integer"):
         table.scan(**bad)

@@ -14,6 +14,7 @@ import bufferpool as bp
 from bufferpool.figures.names import Kind
 from bufferpool.spaces.directory import Wanted
 from bufferpool.spaces.space import Binding, Space
+from bufferpool.stores.base import Caching
 from tests.conftest import WAIT, stamp, wait_until
 from tests.support import fuzz_damage
 from tests.support.children import run_python
@@ -164,7 +165,7 @@ def _handle_of_another_s(pool, name):
     record = next(r for r in pool.client.seg.spaces() if r["name"] == name)
     space = Space(pool, Wanted(name, Kind.SCRATCH), np.uint8)
     places = (record["index"], record["generation"], record["first_entry"], record["max_pages"], record["kind"])
-    space._bind_core(pool.client.seg, Binding(*places, -1, None, space.dtype, True, False, True, False))
+    space._bind_core(pool.client.seg, Binding(*places, -1, Caching.KERNEL, None, space.dtype, True, False, True, False))
     return space
 
 

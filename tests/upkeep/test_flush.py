@@ -289,7 +289,8 @@ def wrap(method):
         calls += 1
         if calls == at:
             if method == "write_pages":  # half of it: a torn write
-                os.pwrite(self.fd, np.concatenate(args[1])[: len(args[1]) * 2048 + 100], args[0])
+                fd = os.open(self.path, os.O_WRONLY)  # self.fd may have O_DIRECT
+                os.pwrite(fd, np.concatenate(args[1])[: len(args[1]) * 2048 + 100], args[0])
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, *args)
     setattr(FileStore, method, call)

@@ -211,10 +211,12 @@ inline int remove(void* address, u64 bytes, int fd, u64 offset) {
 
 // Reads exactly `bytes` at `offset`, or fewer at the end of the file. The
 // destination must be plugged. Returns the count or -errno.
-inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset) {
+inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset, int flags = 0) {
     size_t got = 0;
     while (got < bytes) {
-        ssize_t n = pread(fd, static_cast<char*>(to) + got, bytes - got, off_t(offset + got));
+        iovec rest{static_cast<char*>(to) + got, bytes - got};
+        ssize_t n = flags ? preadv2(fd, &rest, 1, off_t(offset + got), flags)
+                          : pread(fd, rest.iov_base, rest.iov_len, off_t(offset + got));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return -errno;
         if (n == 0) break;
@@ -311,6 +313,28 @@ inline int start_thread(void* (*run)(void*), void* with) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     pthread_attr_destroy(&attributes);
     return -r;
+}
+
+// How a file is read, as far as the kernel's page cache is concerned: stores/base.py chooses.
+enum Caching : u32 { KERNEL = 0, DIRECT = 1, UNCACHED = 2, DROPPED = 3 };
+inline int read_flags(u32 caching) {
+    constexpr int DONT_CACHE = 0x80;  // RWF_DONTCACHE
+    return caching == UNCACHED ? DONT_CACHE : 0;
+}
+inline void drop_cache(int fd, u64 offset, u64 bytes) {
+    posix_fadvise(fd, off_t(offset), off_t(bytes), POSIX_FADV_DONTNEED);
+}
+
+// Reads one page of a file, as read_at(). A file system that takes O_DIRECT and refuses such a read is read through the
+// page cache from then on.
+inline ssize_t read_page(int fd, u32 caching, void* to, size_t bytes, u64 offset) {
+    ssize_t got = read_at(fd, to, bytes, offset, read_flags(caching));
+    if (got == -EINVAL && caching == DIRECT) {
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_DIRECT);
+        got = read_at(fd, to, bytes, offset);
+    }
+    if (caching == DROPPED) drop_cache(fd, offset, bytes);
+    return got;
 }
 
 // Begins to write a file's dirty pages back and does not wait for it. What is under way is no longer writable in the

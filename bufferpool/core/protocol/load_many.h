@@ -23,6 +23,7 @@ namespace bp {
 struct Claim {
     u32 page;          // its entry
     u32 frame = NONE;  // in: NONE; out: where the page is, pinned, or NONE
+    u8 tag = 0;        // the policy's when it was claimed
 };
 
 struct ClaimLimits {
@@ -53,6 +54,7 @@ class ManyLoads {
         if (status == Status::OK) {
             BP_POINT("many.claimed");
             c.frame = f;
+            c.tag = u8(s_.header->policy_tag.load_relaxed());
             held_++;
             return status;
         }
@@ -64,7 +66,7 @@ class ManyLoads {
     void publish(Claim& c) {
         Intent& intent = op_.intent();
         intent.page.store_release(c.page);  // its frame is NONE
-        publish_load(s_, intent, c.page, c.frame, Image{.ahead = access_.ahead()});
+        publish_load(s_, intent, c.page, c.frame, Image{.ahead = access_.ahead(), .tag = c.tag});
         intent.frame.store_release(NONE);
         BP_POINT("load.done");
     }

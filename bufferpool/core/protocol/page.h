@@ -61,6 +61,7 @@ struct Image {
     bool dirty = false, is_volatile = false;
     u64 lsn = 0;
     bool ahead = false;  // read ahead, and not used yet
+    int tag = -1;        // the policy's when the frame was taken; -1: the present one
 };
 
 // The frame is filled: LIVE, pinned by us, then visible. The intent names the page.
@@ -70,7 +71,7 @@ inline void publish_load(Segment& s, Intent& intent, u32 page, u32 f, Image imag
     slot.rec_lsn.store_relaxed(image.lsn);
     slot.touched.store_relaxed(s.tick());
     slot.count.store_relaxed(u8((image.ahead ? AHEAD : 0) | s.sampled_by_duel(page)));
-    slot.tag.store_relaxed(u8(s.header->policy_tag.load_relaxed()));
+    slot.tag.store_relaxed(u8(image.tag >= 0 ? u32(image.tag) : s.header->policy_tag.load_relaxed()));
     slot.mark.store_relaxed(s.mark_of(page));
     intent.frame.store_release(f);
     BP_POINT("load.filled");

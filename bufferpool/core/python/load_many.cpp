@@ -43,7 +43,8 @@ struct FileLoads {
         bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
         sp->checked.store_relaxed(now);
         if (ours && in_file == count)
-            w.transfers.begin({false, sp->fd, &w.to[first], count, page_no << s.g.page_shift}, first);
+            w.transfers.begin({false, sp->fd, &w.to[first], count, page_no << s.g.page_shift,
+                               u32(prim::read_flags(sp->caching))}, first);
         else w.transfers.begin_done(first, count, 0);
     }
 
@@ -51,6 +52,8 @@ struct FileLoads {
     bool ended(u32& first, u32& count) {
         Transfer t;
         if (!w.transfers.ended(t)) return false;
+        if (sp->caching == prim::DROPPED && t.what.to)
+            prim::drop_cache(sp->fd, t.what.offset, u64(t.what.n) << s.g.page_shift);
         first = t.first;
         count = t.what.n;
         for (u32 i = first; i < first + count; i++) {

@@ -159,7 +159,7 @@ struct NativeLoad {
         u32 now = s.tick();
         bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
         sp->checked.store_relaxed(now);
-        got = !ours ? -EBADF : prim::read_at(sp->fd, to, s.g.page_size, page_no << s.g.page_shift);
+        got = !ours ? -EBADF : prim::read_page(sp->fd, sp->caching, to, s.g.page_size, page_no << s.g.page_shift);
         unreadable = got != ssize_t(s.g.page_size);
         if (got >= 0) s.counters().load_bytes.add_relaxed(s.g.page_size);
         return unreadable ? Status::RAISED : Status::OK;

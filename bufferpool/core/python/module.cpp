@@ -4,6 +4,8 @@
 
 #include <cstdarg>
 
+#include "os/uring.h"
+
 namespace bp {
 
 int ready_segment_type();
@@ -278,7 +280,10 @@ static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
     return PyErr_Occurred() ? nullptr : PyBool_FromLong(prim::is_tmpfs(fd));
 }
 
+static PyObject* core_has_io_uring(PyObject*, PyObject*) { return PyBool_FromLong(Uring::of_this_thread() != nullptr); }
+
 static PyMethodDef module_methods[] = {
+    {"has_io_uring", core_has_io_uring, METH_NOARGS, "Whether the kernel grants this thread an io_uring."},
     {"raise_unmapped", core_raise_unmapped, METH_O,
      "Raises the error for a mapping that the kernel refused with this errno."},
     {"is_tmpfs", core_is_tmpfs, METH_O, "Whether the file behind fd is on a tmpfs."},

@@ -65,6 +65,7 @@ struct SpaceObject {
     Shared<u32> backed;  // so many of its pages have entries with memory, as far as we have looked: see is_backed()
     u32 only;            // the client whose private space it is; 0: everybody's
     int fd;              // of a file; -1: pages are filled by _fill()
+    u32 caching;         // how it is read: prim::Caching
     bool writable, discardable, zero_fill;
 };
 

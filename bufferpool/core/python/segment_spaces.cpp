@@ -204,9 +204,9 @@ static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8
         u64 e = s.entries[first + i].load_acquire();
         u32 f;
         if (entry::state(e) != RESIDENT || (e & entry::DIRTY) || pin(s, u32(first + i), f) != Status::OK) continue;
-        ssize_t got = prim::read_at(fd, buffer, bytes, i << s.g.page_shift);
+        ssize_t got = prim::read_at(fd, buffer, s.g.page_size, i << s.g.page_shift);
         bool dirty = s.entries[first + i].load_acquire() & entry::DIRTY;  // written meanwhile: no longer the file's
-        bool same = dirty || (got == ssize_t(bytes) && memcmp(buffer, s.page_data(f), bytes) == 0);
+        bool same = dirty || (got >= ssize_t(bytes) && memcmp(buffer, s.page_data(f), bytes) == 0);
         unpin(s, f);
         if (!same) return i;
     }
@@ -226,14 +226,15 @@ static PyObject* segment_first_changed(PyObject* self, PyObject* args) {
     SpaceSlot& t = s->spaces[i];
     u64 first, n;
     if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
-    auto buffer = static_cast<u8*>(PyMem_Malloc(s->g.page_size));
-    if (!buffer) return PyErr_NoMemory();
+    auto room = static_cast<u8*>(PyMem_Malloc(2 * s->g.page_size));  // so that O_DIRECT finds it aligned
+    if (!room) return PyErr_NoMemory();
+    u8* buffer = room + (-reinterpret_cast<uintptr_t>(room) & (s->g.page_size - 1));
     u64 found;
     {
         Released unlocked(S(self));
         found = first_changed(*s, u32(first), std::min(n, t.stored.load_acquire()), fd, bytes, buffer);
     }
-    PyMem_Free(buffer);
+    PyMem_Free(room);
     return PyLong_FromLongLong(found == ~u64(0) ? -1 : static_cast<long long>(found));
 }
 

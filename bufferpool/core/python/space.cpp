@@ -253,6 +253,36 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     return ok ? PyLong_FromLong(loaded) : nullptr;
 }
 
+// How many of these pages of a file are absent; 0 for a space that no file is behind.
+static PyObject* space_absent(PyObject* self, PyObject* ids) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyArrayObject* numbers = page_numbers(sp, ids);
+    if (!numbers) return nullptr;
+    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
+    long absent = 0;
+    for (npy_intp i = 0; sp->fd >= 0 && i < PyArray_SIZE(numbers); i++)
+        absent += entry::state(sp->seg->s->entries[sp->first_entry + u32(v[i])].load_acquire()) == ABSENT;
+    Py_DECREF(numbers);
+    return PyLong_FromLong(absent);
+}
+
+// Loads what can be loaded together, and nothing one by one: no code of others runs, and nothing is raised for a page.
+static PyObject* space_load_ahead(PyObject* self, PyObject* ids) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyArrayObject* numbers = page_numbers(sp, ids);
+    if (!numbers) return nullptr;
+    Busy busy(sp->seg);
+    npy_intp n = PyArray_SIZE(numbers);
+    {
+        Together together(sp, static_cast<const npy_int64*>(PyArray_DATA(numbers)), n,
+                          Access{.counts = false, .once = true}, false);
+        u32 f;
+        for (npy_intp i = 0; i < n; i += MANY_PAGES) together.load(i, f);
+    }
+    Py_DECREF(numbers);
+    Py_RETURN_NONE;
+}
+
 // Raises SpaceReadOnly, with the remedy where there is one.
 static PyObject* raise_read_only(SpaceObject* sp, const char* what) {
     if (sp->kind == KIND_DERIVED)
@@ -337,11 +367,12 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     PyObject *seg, *binding, *store;
     PyArray_Descr* dtype;
     unsigned long long generation;
-    unsigned index, first, max_pages, kind;
+    unsigned index, first, max_pages, kind, caching;
     int fd, writable, discardable, zero_fill, is_private;
     if (!PyArg_ParseTuple(args, "O!O!:_bind_core", &SegmentType, &seg, &PyTuple_Type, &binding) ||
-        !PyArg_ParseTuple(binding, "IKIIIiOO!pppp:Binding", &index, &generation, &first, &max_pages, &kind, &fd, &store,
-                          &PyArrayDescr_Type, &dtype, &writable, &discardable, &zero_fill, &is_private))
+        !PyArg_ParseTuple(binding, "IKIIIiIOO!pppp:Binding", &index, &generation, &first, &max_pages, &kind, &fd,
+                          &caching, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable, &zero_fill,
+                          &is_private))
         return nullptr;
     Use use(reinterpret_cast<SegmentObject*>(seg));
     Segment* s = opened(reinterpret_cast<SegmentObject*>(seg));
@@ -364,6 +395,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->backed = 0;
     sp->kind = kind;
     sp->fd = fd;
+    sp->caching = caching;
     struct stat st;
     if (fd >= 0 && fstat(fd, &st) == 0) sp->device = st.st_dev, sp->inode = st.st_ino;
     sp->writable = writable;
@@ -447,6 +479,8 @@ static PyMethodDef space_methods[] = {
      "Raises SpaceReadOnly, SpaceFull."},
     {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
     {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
+    {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},
+    {"_load_ahead", entered<space_load_ahead, SpaceEntry>, METH_O, "Loads those that can be read together."},
     {"_drop_range", entered<space_drop_range, SpaceEntry>, METH_VARARGS,
      "Drops pages without write-back; how many frames came free."},
     {"_bind_core", space_bind, METH_VARARGS, "Connects this handle to its slot in a segment."},
