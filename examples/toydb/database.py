@@ -23,7 +23,7 @@ _open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
 class Database:
     """An open database. Any number of processes and threads may have it open at once.
 
-    Beside the data file lie its log (``NAME-log.…``) and a lock file (``NAME-lock``);
+    Beside the data file lie its log (``NAME-log.…``) a lock file (``NAME-lock``), and a file for old page versions (``NAME-spill``);
     its pages are in the pool ``pool.name``, which remains when all handles are closed: the next process that
     opens the database finds it warm. After a fork the child must open the database anew.
     """

@@ -29,7 +29,7 @@ from toydb.errors import Busy, DatabaseNotFound, LogCorrupt, NotADatabase, PoolR
 from toydb.log import Log, new_uuid, sync_directory
 from toydb.page import LEAF, META, Page
 from toydb.points import point
-from toydb.shared import CONTROL, DATA, VERSIONS, Shared, State
+from toydb.shared import CONTROL, DATA, SPILL, VERSIONS, Shared, State
 from toydb.transaction import CATALOG, META_PAGE, MetaPage
 
 FIRST_LSN = 4096
@@ -140,7 +140,7 @@ def _refuse_foreign(pool: bp.Pool, path: str) -> None:
     """Raises PoolTaken unless the pool belongs to this database, or is unused."""
     names = {space.name for space in pool.stats().spaces}
     state = Shared(pool).state() if CONTROL in names else None
-    if names - {CONTROL, VERSIONS, DATA} or (state is not None and state.path != path_hash(path)):
+    if names - {CONTROL, VERSIONS, SPILL, DATA} or (state is not None and state.path != path_hash(path)):
         _detach(pool)
         raise PoolTaken(f"the pool {pool.name} belongs to another use than {path}; open with another pool_name=")
 
@@ -187,6 +187,8 @@ def _recover(path: str, pool_name: str, capacity: int | str, page_size: int, log
     size = os.stat(path).st_size if os.path.exists(path) else 0
     with open(path, "ab") as data:
         data.truncate(-(-size // log.page_size) * log.page_size)
+    with open(path + "-spill", "wb"):
+        pass  # what it had was for snapshots that have ended
     sync_directory(path)  # the file may be new: make its name durable before the log is shortened
     pool = bp.Pool.create(pool_name, capacity, page_size=log.page_size)
     try:
@@ -225,6 +227,7 @@ def open_data(
                 if before == log.segments():
                     raise  # otherwise a checkpoint removed a segment while it was read
 
+    shared.open_spill(path)
     return pool.open_file(path, "r+", name=DATA, checksum=True, repair=repair)
 
 

@@ -9,7 +9,8 @@ They need no latch: each page has one writer at a time, which publishes it as a 
     page 1    visible    written under the sync lock
               u64 visible
     page 2    failed     u64: written by the process whose sync of the log failed
-    page 3…   snapshots  one page per open handle: u64 magic · u64 count · u64 LSNs[count]
+    page 3    batches    written under the write lock: old page versions in the spill file (spill.py)
+    page 4…   snapshots  one page per open handle: u64 magic · u64 count · u64 LSNs[count]
     after     the directory of old page versions (versions.py)
 
 ``path``       the hash of the data file's path: the database that the pool belongs to
@@ -33,12 +34,12 @@ import numpy as np
 
 import bufferpool as bp
 
-MAGIC = b"TOYDB\0\0\1"
+MAGIC = b"TOYDB\0\0\2"
 STATE = Struct("<8s16sQQQQQQ")
 WORD = Struct("<Q")
-CONTROL, VERSIONS, DATA = "toydb.control", "toydb.versions", "toydb.data"
+CONTROL, VERSIONS, SPILL, DATA = "toydb.control", "toydb.versions", "toydb.spill", "toydb.data"
 SLOTS = 64  # open handles
-FIRST_SLOT, FIRST_SET = 3, 3 + SLOTS
+BATCHES, FIRST_SLOT, FIRST_SET = 3, 4, 4 + SLOTS
 LEAST_VERSIONS = 16
 
 
@@ -56,6 +57,8 @@ class State:
 class Shared:
     """The shared pages, as one process uses them."""
 
+    spill: bp.Space  # set by open_spill()
+
     def __init__(self, pool: bp.Pool) -> None:
         self.pool = pool
         most = (pool.page_size - 16) // 24
@@ -64,6 +67,12 @@ class Shared:
         self.ways = -(-n_versions // self.n_sets)
         self.control = pool.open_scratch(CONTROL, FIRST_SET + self.n_sets)
         self.versions = pool.open_scratch(VERSIONS, self.n_sets * self.ways)
+
+    def open_spill(self, path: str) -> None:
+        """Opens the spill file of the database at ``path``; it is created if it does not exist."""
+        with open(path + "-spill", "ab"):
+            pass
+        self.spill = self.pool.open_file(path + "-spill", "r+", name=SPILL)
 
     def publish(self, page_no: int, content: bytes) -> None:
         """Replaces the beginning of a control page."""

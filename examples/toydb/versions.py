@@ -12,8 +12,9 @@ thousand times under one long snapshot has two old versions, not a thousand.
 
 The directory is set-associative, like a processor's cache: the versions of page n
 lie in set n mod sets. A set is one page: u64 (page + 1, since, until) for each way.
-A full set first drops the versions that only dead processes need, then the oldest: a
-snapshot that needed one raises SnapshotTooOld.
+A full set first drops the versions that only dead processes need. If more than MOST_DROPPED versions of one commit still
+have no way, they go to the spill file (spill.py): so while a large commit is being published, or after its process died,
+every new snapshot works. A smaller number replaces the oldest versions: a snapshot that needed one raises SnapshotTooOld.
 
 A snapshot is entered into its process's slot, and then ``visible`` is read again. If it
 has not moved, no writer has dropped a version that S needs: a writer reads ``visible``
@@ -33,10 +34,12 @@ from toydb.errors import Busy, SnapshotTooOld
 from toydb.page import Page
 from toydb.points import point
 from toydb.shared import FIRST_SET, FIRST_SLOT, SLOTS, Shared
+from toydb.spill import Spill
 
 SLOT_MAGIC = 0x53_4E_41_50
 HEAD = Struct("<QQ")
 MOST_TRIES = 1000
+MOST_DROPPED = 16  # versions without a way that one commit may drop
 
 Set = npt.NDArray[np.uint64]
 
@@ -47,6 +50,7 @@ class Versions:
     def __init__(self, shared: Shared, file: locks.LockFile) -> None:
         self.shared = shared
         self._file = file
+        self._spill = Spill(shared)
         self._mutex = threading.Lock()
         self._mine: Counter[int] = Counter()
         self._slot = -1
@@ -135,6 +139,9 @@ class Versions:
             page = Page(self.shared.versions[index * self.shared.ways + way])
             if page.page_no == page_no and page.lsn == ways[way, 1]:
                 return page
+        spilled = self._spill.find(page_no, snapshot)
+        if spilled is not None:
+            return spilled
         raise SnapshotTooOld(
             f"page {page_no} as it was at {snapshot:#x} was dropped to keep newer versions; "
             "begin the transaction anew, or open the database with a larger capacity"
@@ -142,28 +149,42 @@ class Versions:
 
     def keep(self, pages: list[tuple[int, bytes]], until: int) -> None:
         """Keeps versions that are about to be replaced: the pages first, then the directory that names them."""
-        visible = self.shared.visible()
-        live = self._live()
         sets: dict[int, list[tuple[int, bytes]]] = {}
         for page_no, image in pages:
             sets.setdefault(page_no % self.shared.n_sets, []).append((page_no, image))
+        free, oldest = self._free(sets)
+        over = {index: images[len(free[index]) :] for index, images in sets.items()}
+        if sum(map(len, over.values())) > MOST_DROPPED:
+            self._spill.keep([version for versions in over.values() for version in versions], until, oldest)
+            point("versions.spilled")
+            sets = {index: images[: len(free[index])] for index, images in sets.items()}
         for index, images in sets.items():
-            _, ways = self._read_set(index)
-            ways = ways.copy()
-            free = free_ways(ways, visible, live)
-            if len(free) < len(images):
-                self._forget_dead()
-                live = self._live()
-                free = free_ways(ways, visible, live)
-            if len(free) < len(images):
-                rest = np.argsort(ways[:, 2], kind="stable")
-                free = np.concatenate([free, rest[~np.isin(rest, free)]])
-            for (page_no, image), way in zip(images, free.tolist(), strict=False):
-                with self.shared.versions.write(index * self.shared.ways + way) as page:
-                    page[:] = np.frombuffer(image, np.uint8)
-                ways[way] = page_no + 1, Page(image).lsn, until
-            point("versions.copied")
-            self.shared.publish(FIRST_SET + index, ways.tobytes())
+            if images:
+                self._keep_in_set(index, images, free[index], until)
+
+    def _free(self, sets: dict[int, list[tuple[int, bytes]]]) -> tuple[dict[int, npt.NDArray[np.intp]], int]:
+        """The free ways of these sets, and the LSN of the oldest snapshot that exists or can begin."""
+        visible = self.shared.visible()
+        for last in (False, True):
+            live = self._live()
+            free = {index: free_ways(self._read_set(index)[1], visible, live) for index in sets}
+            if last or all(len(free[index]) >= len(images) for index, images in sets.items()):
+                break
+            self._forget_dead()
+        return free, min([visible, *live])
+
+    def _keep_in_set(self, index: int, images: list[tuple[int, bytes]], free: npt.NDArray[np.intp], until: int) -> None:
+        """Keeps versions of one set: in free ways, and then in place of the oldest."""
+        ways = self._read_set(index)[1].copy()
+        if len(free) < len(images):
+            rest = np.argsort(ways[:, 2], kind="stable")
+            free = np.concatenate([free, rest[~np.isin(rest, free)]])
+        for (page_no, image), way in zip(images, free.tolist(), strict=False):
+            with self.shared.versions.write(index * self.shared.ways + way) as page:
+                page[:] = np.frombuffer(image, np.uint8)
+            ways[way] = page_no + 1, Page(image).lsn, until
+        point("versions.copied")
+        self.shared.publish(FIRST_SET + index, ways.tobytes())
 
 
 def free_ways(ways: Set, visible: int, live: list[int]) -> npt.NDArray[np.intp]:

@@ -22,6 +22,7 @@ BALANCE = struct.Struct("<q")
 KEY = struct.Struct(">II")
 LINE = struct.Struct("<IIq")
 CHURN_KEYS = 300
+N_STATEMENTS = 600  # of some 1000 bytes: more pages than the pool's version store has room for
 PAGE_SIZE = 4096
 
 
@@ -49,6 +50,14 @@ def found(db: toydb.Database) -> None:
             accounts.put(account(i), BALANCE.pack(START) + bytes(100))
         txn.create_table("journal", b"worker, seq -> from, to, amount")
         txn.create_table("churn")
+        txn.create_table("statements")
+
+
+def send_statements(txn: toydb.Transaction, rng: random.Random) -> None:
+    """A large commit: every statement is written anew, all with the same content."""
+    statements, content = txn.table("statements"), rng.randbytes(8) * 125
+    for i in range(N_STATEMENTS):
+        statements.put(b"%d" % i, content)
 
 
 def transfer(txn: toydb.Transaction, rng: random.Random, worker: int, seq: int) -> None:
@@ -87,6 +96,9 @@ def audit(txn: toydb.Transaction) -> dict[int, list[int]]:
         raise Wrong(f"there are {sum(seen.values())} in the accounts, not {TOTAL}")
     if seen != balances:
         raise Wrong(f"balances are not what the journal says: {[i for i in seen if seen[i] != balances.get(i)]}")
+    statements = {value for _, value in txn.table("statements").scan()}
+    if len(statements) > 1:
+        raise Wrong(f"the statements are of {len(statements)} commits")
     return lines
 
 
@@ -126,11 +138,14 @@ def work(directory: Path, pool_name: str, worker: int, n: int) -> None:
         found(db)
         for seq in range(n):
             kind = rng.random()
-            if kind < 0.75:
+            if kind < 0.72:
                 note("B", seq)
                 with db.begin(write=True) as txn:
                     transfer(txn, rng, worker, seq)
                 note("C", seq)
+            elif kind < 0.75:
+                with db.begin(write=True) as txn:
+                    send_statements(txn, rng)
             elif kind < 0.85:
                 note("B", seq)
                 try:
