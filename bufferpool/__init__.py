@@ -4,6 +4,8 @@
 >>> pool = bp.Pool.open("orders", capacity="256MiB")      # doctest: +SKIP
 >>> table = pool.open_file("orders.db", mode="r+")        # doctest: +SKIP
 >>> page = table[7]                                       # doctest: +SKIP
+
+The interface is what this module exports, with bufferpool.errors and bufferpool.prometheus. All other modules are internal.
 """
 
 import importlib

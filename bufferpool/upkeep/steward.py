@@ -139,6 +139,7 @@ class Steward:
         self.trouble: BaseException | None = None
         """What a store, the log, the working set's file or the kernel raised last; it is tried again, and is an event."""
         self.leads = False
+        """Whether this process is the pool's steward now."""
         self.pid = os.getpid()
         self._source = SystemSource(os.path.dirname(client.path)) if settings.source is None else settings.source
         self._governor = govern.Governor(settings.rules)
