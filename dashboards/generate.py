@@ -218,7 +218,7 @@ def hits() -> list[Any]:
               PER_SECOND, (rate("misses_total"), "misses"), (rate("evictions_total", "reason"), "evictions, {{reason}}")),
         lines("Hit ratio by space", "Which file, loader or table the misses come from.", RATIO, (hit_ratio("pool, space", "space_"), "{{pool}}: {{space}}"),
               top=1),
-        lines("Resident pages by space", "How the spaces share the pool.",
+        lines("Resident pages by space", "How many pages of each space are in the pool.",
               BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}}: {{space}}"), stack=True),
         advice(),
         lines("Read from the stores", "Bytes that misses and read-ahead loaded. What exceeds the misses is read-ahead.",
