@@ -282,8 +282,8 @@ MUTATIONS = {
     ),
     "a pin that does not look whether the space is still open": (
         "fetch.h",
-        "        if (at.open()) return Status::OK;\n        hooks.unpin(frame);",
-        "        if (true) return Status::OK;\n        hooks.unpin(frame);",
+        "    if (at.open()) return Status::OK;\n    hooks.unpin(frame);",
+        "    if (true) return Status::OK;\n    hooks.unpin(frame);",
         "read-reopen",
     ),
     "a writer that does not look whether the space is still open": (

@@ -68,11 +68,12 @@ inline void unpin(Segment& s, u32 f) {
         if (!s.has_frame(f)) return Status::CORRUPT;
         Atomic<u16>& count = s.pin_count(f);
         if (count.load_relaxed() >= PIN_MAX) return Status::TOO_MANY_PINS;
+        // What nearly all frames say is read before the count, so that the processor fetches both at the same time.
+        bool sound = s.frames[f].word.load_relaxed() == frame::live(page);
         count.add_seq_cst(1);
         if (entry::is_resident_in(word.load_seq_cst(), f)) [[likely]] {
             out = f;
-            u64 w = s.frames[f].word.load_relaxed();
-            if (w == frame::live(page) || frame::holds(w, page)) [[likely]] return Status::OK;
+            if (sound || frame::holds(s.frames[f].word.load_relaxed(), page)) [[likely]] return Status::OK;
             unpin(s, f);
             return Status::CORRUPT;  // the entry, or the frame's word, is damaged
         }

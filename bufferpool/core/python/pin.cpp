@@ -162,31 +162,33 @@ static PyObject* pin_repr(PyObject* self) {
 }
 
 // Several threads may use a Pin: one at a time, but for what a method waits for.
+template <Reference R>
 struct PinEntry {
     Critical critical;
     Use use;
-    explicit PinEntry(PyObject* self) : critical(self), use(segment_of(reinterpret_cast<PinObject*>(self)->space)) {}
+    explicit PinEntry(PyObject* self) : critical(self), use(segment_of(reinterpret_cast<PinObject*>(self)->space), R) {}
     bool ok() const { return true; }
 };
 
 static PyMethodDef pin_methods[] = {
-    {"__enter__", entered<pin_enter, PinEntry>, METH_NOARGS, "The page: a read-only array."},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<pin_exit, PinEntry>)), METH_FASTCALL,
-     "Releases the pin."},
-    {"release", entered<pin_release_method, PinEntry>, METH_NOARGS,
+    {"__enter__", entered<pin_enter, PinEntry<READS>>, METH_NOARGS, "The page: a read-only array."},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<pin_exit, PinEntry<TAKEN>>)),
+     METH_FASTCALL, "Releases the pin."},
+    {"release", entered<pin_release_method, PinEntry<TAKEN>>, METH_NOARGS,
      "Releases the pin. Raises BufferError while other arrays look at the page."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef pin_getset[] = {
-    {"page", reinterpret_cast<getter>(entered<pin_page, PinEntry>), nullptr, "The page: a read-only array.", nullptr},
-    {"page_no", reinterpret_cast<getter>(pin_page_no), nullptr, "The page number.", nullptr},
-    {"lsn", reinterpret_cast<getter>(entered<pin_lsn, PinEntry>), nullptr, "The LSN of this version of the page.",
+    {"page", reinterpret_cast<getter>(entered<pin_page, PinEntry<READS>>), nullptr, "The page: a read-only array.",
      nullptr},
+    {"page_no", reinterpret_cast<getter>(pin_page_no), nullptr, "The page number.", nullptr},
+    {"lsn", reinterpret_cast<getter>(entered<pin_lsn, PinEntry<READS>>), nullptr,
+     "The LSN of this version of the page.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject PinType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_pin_type() {
-    PinType.tp_repr = entered<pin_repr, PinEntry>;
+    PinType.tp_repr = entered<pin_repr, PinEntry<READS>>;
     return ready_type(PinType, "bufferpool._core.Pin", "One pinned page; as a block, released at its end.", pin_dealloc,
                       pin_methods, pin_getset);
 }

@@ -170,8 +170,9 @@ inline bool has_pins(SegmentObject* seg) {
 
 // While this object lives, so does the segment's object, and close() does not unmap the segment. If close() is at
 // work when it is made, it waits until that has succeeded or failed; so what needs an open segment looks after it
-// has made one. HELD: what makes it has a reference to the segment, and keeps that longer.
-enum Reference : bool { TAKEN, HELD };
+// has made one. HELD: what makes it has a reference to the segment, and keeps that longer. READS: and it drops
+// no pin.
+enum Reference { TAKEN, HELD, READS };
 class Use {
     SegmentObject* seg_;
 #ifdef BP_FREE_THREADED
@@ -190,8 +191,8 @@ public:
     explicit Use(SegmentObject* seg, Reference reference = TAKEN) : seg_(seg), reference_(reference) {
         if (reference == TAKEN) Py_XINCREF(reinterpret_cast<PyObject*>(seg));
     }
-    ~Use() {
-        if (seg_ && seg_->closing) finish_closing(seg_);
+    [[gnu::always_inline]] ~Use() {
+        if (reference_ != READS && seg_ && seg_->closing) finish_closing(seg_);
         if (reference_ == TAKEN) Py_XDECREF(reinterpret_cast<PyObject*>(seg_));
     }
     static bool by_this_thread(SegmentObject*) { return false; }

@@ -28,6 +28,25 @@ static int deadline_of(PyObject* timeout, u64& deadline_ns) {
     return 0;
 }
 
+// The arguments of a fast call that may all be given by name, and the first ones by position: null where one was not
+// given. `names` as the interpreter gives it. 0 or -1.
+template <size_t N>
+static int arguments(const char* function, const char* const (&known)[N], size_t by_position, PyObject* const* args,
+                     Py_ssize_t n, PyObject* names, PyObject* (&out)[N]) {
+    if (size_t(n) > by_position)
+        return raise("TypeError", "%s() takes at most %zu positional arguments, not %zd", function, by_position, n), -1;
+    for (size_t i = 0; i < N; i++) out[i] = i < size_t(n) ? args[i] : nullptr;
+    for (Py_ssize_t k = 0; names && k < PyTuple_GET_SIZE(names); k++) {
+        PyObject* name = PyTuple_GET_ITEM(names, k);
+        size_t i = 0;
+        while (i < N && PyUnicode_CompareWithASCIIString(name, known[i]) != 0) i++;
+        if (i == N) return raise("TypeError", "%s() has no argument %R", function, name), -1;
+        if (out[i]) return raise("TypeError", "%s() has two values for its argument %R", function, name), -1;
+        out[i] = args[n + k];
+    }
+    return 0;
+}
+
 // The arguments (what, timeout=None) of a fast call. 0 or -1.
 static int with_timeout(const char* name, PyObject* const* args, Py_ssize_t n, PyObject* names, PyObject*& what,
                         Access& access) {
@@ -302,12 +321,12 @@ static PyObject* with_lsn(PyObject* write, PyObject* lsn) {
     return nullptr;
 }
 
-static PyObject* space_write(PyObject* self, PyObject* args, PyObject* kwargs) {
+static PyObject* space_write(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    static const char* names[] = {"page_no", "timeout", "lsn", nullptr};
-    PyObject *n, *timeout = nullptr, *lsn = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:write", const_cast<char**>(names), &n, &timeout, &lsn))
-        return nullptr;
+    PyObject* given[3];
+    if (arguments("write", {"page_no", "timeout", "lsn"}, 2, args, count, names, given) < 0) return nullptr;
+    auto [n, timeout, lsn] = given;
+    if (!n) return raise("TypeError", "write() needs the number of a page");
     u64 page_no;
     if (page_number(sp, n, page_no) < 0) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "write");
@@ -464,7 +483,7 @@ static PyMethodDef space_methods[] = {
      "Copy many pages into ``out``, or into a new array, of shape ``(len(ids), page_size // itemsize)`` and the "
      "space's dtype.\n\n"
      "No page stays pinned. Raises what ``get`` raises, and ValueError for an ``out`` of another shape or dtype."},
-    {"write", function(entered<space_write, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
+    {"write", function(entered<space_write, SpaceEntry>), METH_FASTCALL | METH_KEYWORDS,
      "write($self, /, page_no, timeout=10.0, *, lsn=None)\n--\n\n"
      "Write a page: return a Write, which as a ``with`` block gives a private copy and publishes it when the block "
      "ends well.\n\n"

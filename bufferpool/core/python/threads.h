@@ -1,10 +1,11 @@
 // What keeps the objects of this room whole while several threads use them (docs/design.md, "Threads").
 //
-// With the GIL one thread at a time is in this room, and the first three are empty or plain. A CPython without the
+// With the GIL one thread at a time is in this room, and the first four are empty or plain. A CPython without the
 // GIL runs threads side by side (BP_FREE_THREADED): then
 //
 //   Mutex       guards a few pointers; nothing is allocated, called or waited for while one is held
 //   Count       changes by one atomic instruction
+//   Turn        is taken by one atomic instruction
 //   Critical    is the critical section of one object; CPython leaves it while the thread waits for something
 //   Use         (py.h) keeps a segment mapped while a method looks at it
 #pragma once
@@ -46,6 +47,25 @@ public:
     void operator++(int) { n_.add_owned(1); }
     void operator--(int) { n_.add_owned(u32(-1)); }
     void operator=(u32 n) { n_.store_seq_cst(n); }
+};
+
+// Whether a thread is in a method of an object: of several that come at once one gets in.
+class Turn {
+    Atomic<u32> taken_;
+
+public:
+    void clear() { taken_.store_relaxed(0); }
+    bool take() {
+        u32 none = 0;
+        if constexpr (FREE_THREADED) return taken_.cas_seq_cst(none, 1);
+        if (taken_.load_relaxed()) return false;
+        taken_.store_relaxed(1);
+        return true;
+    }
+    void give_back() {
+        if constexpr (FREE_THREADED) taken_.store_seq_cst(0);
+        else clear();
+    }
 };
 
 class Critical {

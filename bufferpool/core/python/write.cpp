@@ -15,7 +15,7 @@ struct WriteObject {
     u32 forks;           // of the process that opened it
     bool append, done;
     Shared<bool> open, lsn_set;
-    Atomic<u32> busy;    // a thread is in a method that may wait
+    Turn turn;           // of a thread is in a method that may wait
     WriteObject *next, *prev;  // open writes of this process
 };
 
@@ -60,7 +60,7 @@ PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns) {
     w->open = false;
     w->done = false;
     w->lsn_set = false;
-    w->busy.store_relaxed(0);
+    w->turn.clear();
     w->next = w->prev = nullptr;
     return reinterpret_cast<PyObject*>(w);
 }
@@ -136,8 +136,7 @@ class WriteEntry {
 protected:
     WriteEntry(PyObject* self, bool ends) : w_(reinterpret_cast<WriteObject*>(self)), use_(w_->space->seg, HELD) {
         for (;;) {
-            u32 idle = 0;
-            mine_ = w_->busy.cas_seq_cst(idle, 1);
+            mine_ = w_->turn.take();
             if (mine_ || !ends || !w_->open) break;
             Py_BEGIN_ALLOW_THREADS prim::nap(20'000);
             Py_END_ALLOW_THREADS
@@ -148,7 +147,7 @@ protected:
 
 public:
     ~WriteEntry() {
-        if (mine_) w_->busy.store_seq_cst(0);
+        if (mine_) w_->turn.give_back();
     }
     bool ok() const { return mine_; }
 };
