@@ -11,14 +11,14 @@
 // page in 2^shift, all of its references (SHARDS: Waldspurger et al., FAST 2015). A
 // shadow is the pool's own policy (policy.h) over the sampled pages, in 2^-shift of
 // the frames asked about. Its misses are divided by the references that were to be
-// expected (all references times 2^-shift), not by those that came (SHARDS_adj), and the
-// curve is moved so that it goes through what the pool itself missed meanwhile.
+// expected (all references times 2^-shift), not by the sampled ones (SHARDS_adj), and the
+// curve is moved so that at the present budget it has the miss ratio of the pool itself.
 // When the rows are full, ghosts are dropped, oldest first, and if that is not enough
 // the sampling rate is halved (fixed-size SHARDS): the memory never grows.
 //
-// Who samples: see Sampler in segment.h. Who works on the shadows holds the advice lock,
-// which is only ever tried, but for advise() itself. When its owner has died, the
-// shadows start anew: nothing else depends on them. Nothing in them is trusted as an
+// Sampling: see protocol/sampler.h. A client holds the advice lock while it works on the shadows. Only
+// advise() waits for that lock; all others give up if it is held. When its owner has died, the
+// shadows start anew: nothing else depends on them. No value in them is trusted as an
 // index, and every loop is bounded by the checked geometry.
 #pragma once
 
@@ -47,9 +47,9 @@ constexpr u32 page_hash(u32 page) {  // the finalizer of MurmurHash3 (Appleby, p
     h = (h ^ h >> 13) * 0xc2b2ae35;
     return h ^ h >> 16;
 }
-// One page of every 2^shift neighbours, so that a loop, a scan or a table has its share
+// Is a page sampled? One page of every 2^shift neighbours is, so that a loop, a scan or a table has its share
 // in the sample: bit by bit, the page's number must agree with a hash of the number above
-// that bit. What is sampled at a lower rate is sampled at every higher one.
+// that bit. A page that is sampled at a lower rate is sampled at every higher rate.
 constexpr bool is_sampled(u32 page, u32 shift) {
     for (u32 bit = 0; bit < shift; bit++)
         if ((page >> bit & 1) != (page_hash((page >> bit >> 1) ^ bit * 0x9e3779b9u) & 1)) return false;
@@ -57,7 +57,7 @@ constexpr bool is_sampled(u32 page, u32 shift) {
 }
 
 struct AdviceGeometry {
-    static constexpr u32 MOST_FRAMES = 512;  // of the shadow of the pool's own size
+    static constexpr u32 MOST_FRAMES = 512;  // frames of the shadow with the pool's own budget
     static constexpr u32 MOST_ROWS = 8192, LEAST_SHIFT = 1;
     u32 shift = 0, rows, slots = 256, capacity[SHADOWS];
     u64 rows_at, index_at, rings_at, bytes;
@@ -68,17 +68,17 @@ struct AdviceGeometry {
 struct Advice {
     Atomic<u32> shift;       // one page in 2^shift is sampled
     Atomic<u32> epoch;       // a page is recorded once in an epoch; 1..255
-    Atomic<u32> unit;        // samples that an epoch lasts
-    u32 frames;              // the budget that the shadows stand for; 0: they are to start anew
+    Atomic<u32> unit;        // length of an epoch in samples
+    u32 frames;              // the budget that the shadows represent; 0: they must start anew
     u32 first_free;          // row
     u32 resets, halvings;
     u64 references;          // seen, of all pages, since the last reset
-    double expected;         // sampled references, aged
-    double missed[SHADOWS];  // of them, by each shadow, aged
-    double missed_by_pool;   // the pool's own misses times 2^-shift, aged
+    double expected;         // sampled references, decayed
+    double missed[SHADOWS];  // misses of each shadow, decayed
+    double missed_by_pool;   // the pool's own misses times 2^-shift, decayed
     struct Reading {
         u64 at_ns, references;
-    } earlier, later;        // of the pool's counters: for the rate
+    } earlier, later;        // two readings of the pool's counters, for the rate
     PolicyState shadow[SHADOWS];
 };
 
@@ -99,8 +99,8 @@ constexpr AdviceGeometry::AdviceGeometry(u32 max_frames, u32 least_shift) {
     }
 }
 
-// Memory for the shadows of every pool of at most so many frames: never less for more frames. (With a sampling rate
-// of its own each size needs a little more or less.)
+// The bytes of the shadows that suffice for every pool of at most `max_frames` frames. (The exact need is not
+// monotonic, because the sampling rate depends on the size.)
 constexpr u64 advice_bytes(u32 max_frames) {
     constexpr u32 LARGEST = AdviceGeometry::MOST_FRAMES << AdviceGeometry::LEAST_SHIFT;
     if (max_frames <= LARGEST) return AdviceGeometry(max_frames).bytes;

@@ -9,7 +9,7 @@ namespace bp {
 // the lowest member is found in a few loads. Guarded by the memory lock.
 class Bitmap {
     u64* level_[SET_LEVELS + 1] = {};
-    const Shared<u32>* ready_ = nullptr;  // so many frames have slots: what lies beyond has no memory
+    const Shared<u32>* ready_ = nullptr;  // how many frames have slots; the set has no memory beyond
 
     u64 words(int level) const { return set_words(*ready_, level); }
 

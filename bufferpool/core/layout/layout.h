@@ -9,10 +9,10 @@
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
 // header, clients, spaces, events, duel and tops at creation, entries in chunks of an OS page
-// when a space needs them (a bitmap says which; they keep it: somebody may always
-// have an old handle); frames, pins, sets and rings in chunks as frames are first used. The advice area gets memory
-// at creation for the budgets that a steward may choose, and more when a larger budget is asked for.
-// A zero byte means "never used" everywhere.
+// when a space needs them (a bitmap records which; chunks are never given back, because an old
+// handle may still use them); frames, pins, sets and rings in chunks as frames are first used. The advice area gets
+// memory at creation for the budgets that a steward may choose, and more when a larger budget is asked for. A zero byte
+// means "never used" everywhere.
 //
 // Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
 // clients 2, 10, 18, … in the second, and so on. So the first eight clients never
@@ -35,23 +35,23 @@ constexpr u32 LAYOUT_VERSION = 3;
 constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, PATH_BYTES = 8, FAILURES = 1, FAILURE_WORDS = 1;
 #else
 constexpr u32 MAX_SPACES = 64;
-constexpr u32 OPS = 64;  // operations that one client can have under way at once
+constexpr u32 OPS = 64;  // the most operations of one client under way at once
 constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28, PATH_BYTES = 1024;
 // Records of one client's failed loads, for the clients that waited for them: failures.h.
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
-constexpr u32 STRIPES = 8;  // of pin counts, for each block of clients
-constexpr u32 CLIENT_BLOCK = 64;  // clients whose pin counts get their memory together
-constexpr u32 GUESTS = 16;  // slots beyond max_clients, for forked children that find no other
+constexpr u32 STRIPES = 8;  // stripes of pin counts for each block of clients
+constexpr u32 CLIENT_BLOCK = 64;  // the clients whose pin counts get memory together
+constexpr u32 GUESTS = 16;  // slots beyond max_clients, for forked children that find no free slot
 constexpr u64 DATA_ALIGN = 2u << 20;
-constexpr u32 PIN_MAX = 0xff00;  // pins of one client on one frame; the rest is room for a race of threads
+constexpr u32 PIN_MAX = 0xff00;  // the most pins of one client on one frame; threads may exceed it briefly
 
 enum Reason : u32 { BUDGET, IDLE, PRESSURE, DROP, TRIM, CLIENT_EXIT, REASONS };
 enum Latency : u32 { LATENCY_LOAD, LATENCY_FLUSH, LATENCY_RECLAIM, LATENCY_WAIT, LATENCIES };
 
-// What the operation in this slot is about to change, written before it does.
-// `op` is stored last and cleared last: the other fields mean nothing without it.
+// The kind of an operation under way. Its intent says what it is about to change, and is written before the change.
+// `op` is stored last and cleared last: while it is NONE, the other fields have no meaning.
 enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH, LOAD_MANY };
 
 struct Intent {
@@ -60,14 +60,14 @@ struct Intent {
                          // LOAD_MANY: the page that is being claimed or published (load_many.h)
     Atomic<u32> frame;   // LOAD, LOAD_MANY: once it is filled; PUBLISH: the new frame
     Atomic<u32> old;     // PUBLISH, DISCARD: the frame that is superseded; FLUSH: the last page
-    Atomic<u32> victim;  // EVICT: the page that leaves
+    Atomic<u32> victim;  // EVICT: the page that is evicted
     u32 pad;
     Atomic<u64> waits;   // LOAD, LOAD_MANY: for which page its thread waits (deadlock.h)
 };
 static_assert(sizeof(Intent) == 32);
 
-// How long something took, counted by powers of two: bucket i has what took less than
-// 2^(10 + i) ns (1.02 us, 2.05 us, ... 68.7 s), the last one what took longer.
+// Histograms of durations, by powers of two: bucket i counts durations below 2^(10 + i) ns
+// (1.02 us, 2.05 us, ... 68.7 s), the last one all longer ones.
 constexpr u32 BUCKET_SHIFT = 10;
 struct Histogram {
     Atomic<u64> bucket[BUCKETS];
@@ -80,8 +80,7 @@ struct Histogram {
     }
 };
 
-// Each client adds only to its own counters; the totals of clients that are
-// gone stand in the header.
+// Each client adds only to its own counters; the header has the totals of departed clients.
 struct Counters {
     Atomic<u64> loads, load_failures, load_bytes;
     Atomic<u64> evictions_recycled, evictions_reclaimed;
@@ -100,7 +99,7 @@ struct Counters {
 };
 constexpr u32 COUNTERS = sizeof(Counters) / sizeof(u64);
 
-// A lock that survives its owner. Low bits: the owner client; see lock.h.
+// A lock that survives the death of its owner. Low bits: the owner's client number; see lock.h.
 struct LockWord {
     Atomic<u32> word;
 };
@@ -117,13 +116,13 @@ struct alignas(64) Client {
     Atomic<u32> pid;
     Atomic<u64> start_time;   // field 22 of /proc/PID/stat, in clock ticks
     Atomic<u64> attached_ns;  // CLOCK_REALTIME
-    Atomic<u64> generation;   // of this slot's use: grows with each attach
-    Atomic<u32> folded;       // its counters stand in the totals already
-    Atomic<u32> unlocked;  // a forked child without a descriptor: it holds no byte lock, its process says that it lives
+    Atomic<u64> generation;   // grows with each attach to this slot
+    Atomic<u32> folded;       // 1: its counters have been added to the totals
+    Atomic<u32> unlocked;  // a forked child without a descriptor holds no byte lock: its process shows that it lives
     char name[32];
     alignas(64) Counters counters;
     alignas(64) Intent intents[OPS];
-    Atomic<u64> failed;  // how many loads, so far
+    Atomic<u64> failed;  // the number of failed loads so far
     Failure failures[FAILURES];
 };
 
@@ -131,36 +130,36 @@ enum SpaceState : u32 { SPACE_FREE = 0, SPACE_OPENING = 1, SPACE_LIVE = 2, SPACE
 enum SpaceKind : u32 { KIND_FILE = 1, KIND_DERIVED = 2, KIND_SCRATCH = 3, KIND_STORE = 4 };
 enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2, SPACE_CHECKSUM = 4 };
 
-// Page count and generation share one word, so that one load tells a handle
-// both how far it may go and whether the space is still the one it opened; and
-// one CAS closes a space: the next generation, and the bit that says it is to go.
+// A space's span: its generation and its number of pages in one word. So a handle learns by one load
+// how many pages there are and whether the space is still the one that it opened; and
+// one CAS closes a space: it sets the next generation, and the bit CLOSED.
 constexpr int GENERATION_SHIFT = 33;
 constexpr u64 CLOSED = u64(1) << (GENERATION_SHIFT - 1);
 constexpr u64 PAGES_MASK = CLOSED - 1;
-// A slot has so many generations, two for each space that is opened there; then it is not used any more, so that
-// no handle and no reserved number ever meets its own generation again.
+// The most generations of a slot, two for each space that is opened there. Then the slot is not used any more, so that
+// no generation is ever reused: an old handle, or an old reserved number, would be taken for a new one.
 constexpr u64 GENERATIONS_MOST = (u64(1) << (64 - GENERATION_SHIFT)) - 1;
 
 struct alignas(64) SpaceSlot {
     Atomic<u64> span;          // generation << GENERATION_SHIFT | pages
-    Atomic<u64> reserved;      // generation << 40 | page numbers handed out by append
+    Atomic<u64> reserved;      // a span: generation, and the page numbers that append has allocated
     Atomic<u64> stored;        // pages that the store has
     Atomic<u64> entries_ready; // entries with memory behind them
     Atomic<u32> state, kind, flags, owner;
     Atomic<u32> first_entry, max_pages;
     LockWord flush_lock;
-    Atomic<u32> flush_open;    // a flush began and has not recorded the file's new time
-    // The file as the pool last saw it (file_changes.py); `doubt`: its times cannot show every change since.
+    Atomic<u32> flush_open;    // 1: a flush has begun and has not recorded the file's new time
+    // The file's state after the pool last read or wrote it (file_changes.py); `doubt`: its times may not show a later
+    // change.
     Atomic<u64> device, inode, size_bytes, mtime_ns, ctime_ns, doubt;
     Atomic<u64> owner_generation;
-    Atomic<u64> version;       // of a derived space's loader, hashed; 0: none was given
+    Atomic<u64> version;       // a hash of the version of a derived space's loader; 0: none
     char name[64];
     char path[PATH_BYTES];
     Atomic<u64> flush_since_ns;  // when the owner of the flush lock took it (CLOCK_BOOTTIME)
-    // The counters of a slot go on when its next space takes it over: when that was, and
-    // where they stood.
+    // When the present space was opened, and the slot's counters at that time: they are not reset for a new space.
     Atomic<u64> opened_ns, hits_before, misses_before;
-    Atomic<u64> sum;           // over what never changes while the space lives: see space_sum
+    Atomic<u64> sum;           // over the fields that do not change while the space lives: see space_sum
 
     bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(span.load_acquire() & CLOSED); }
     bool is_closing() const {
@@ -178,16 +177,16 @@ struct FrameSlot {
     Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
     // The policy's: all that a hit writes besides `touched`.
     Atomic<u8> count, tag;
-    u8 seen;              // of rebuild(), under the memory lock
-    Atomic<u8> mark;      // of the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
-    Atomic<u64> rec_lsn;  // of a dirty page: the LSN of the first change that its store has not
+    u8 seen;              // used by rebuild(), under the memory lock
+    Atomic<u8> mark;      // for the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
+    Atomic<u64> rec_lsn;  // of a dirty page: the LSN of the first change that its store lacks
 };
 static_assert(sizeof(FrameSlot) == 32, "two frames a cache line");
 
-// One decision about the pool's memory, or something that happened to it. `number`
-// is stored first as 0 and last as the event's number (from 1): a reader that finds
-// the same number before and after has a whole event, and one whose writer died in
-// between is left out.
+// An event: a decision about the pool's memory, a death or a failure. The writer stores `number`
+// first as 0 and last as the event's number (from 1). A reader that finds
+// the same number before and after its copy has a complete event; it skips an event whose writer died in
+// between.
 struct Event {
     Atomic<u64> number;
     Atomic<u64> time_ns;  // CLOCK_REALTIME
@@ -206,14 +205,14 @@ enum Set : u32 { SET_FREE, SET_HOLES, SETS };
 constexpr int SET_LEVELS = 2;  // below the topmost
 constexpr u64 set_words(u64 frames, int level) { return (frames + (u64(64) << 6 * level) - 1) >> (6 + 6 * level); }
 
-// The bitmap of the chunks of entries that have memory stands three times, and two of three decide: one damaged word
-// neither leads to a chunk without memory, nor takes away one that has pages.
+// There are three copies of the bitmap of the chunks of entries that have memory, and the majority decides: one damaged
+// word neither leads to a chunk without memory, nor hides a chunk that has pages.
 constexpr u32 CHUNK_COPIES = 3;
 
 struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
     u32 max_frames, max_clients, stripe_clients;
-    u32 guests;  // of max_clients: the last slots, for forked children alone
+    u32 guests;  // the last slots of max_clients, for forked children only
     u64 max_pages;
     u64 clients_at, spaces_at, events_at, duel_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes;
     u64 sets_at, set_bytes[SET_LEVELS], rings_at, ring_bytes, tops_at, data_at, total_bytes;
@@ -235,35 +234,36 @@ struct Header {
     // Changed rarely, read on every operation.
     alignas(64) Atomic<u32> budget_frames;
     Atomic<u32> policy_tag;
-    // A steward moves the budget between these two; `resize` may set it to all that there is room for.
+    // A steward moves the budget between these two; `resize` may set it to any number up to max_frames.
     Atomic<u32> min_frames, most_frames;
-    Atomic<u64> frames_ready;        // how many have slots and pin rows with memory: see doubled()
+    Atomic<u64> frames_ready;        // how many frames have slots and pin rows with memory: see doubled()
     Atomic<u64> durable_lsn;
-    Atomic<u64> checkpoint_lsn;      // where recovery must start, as of the last checkpoint
-    // The steward of the moment: who, when it last looked (CLOCK_BOOTTIME), and what it
-    // knows that stewards of other pools ask about: hits a second that a MiB earns (a double).
+    Atomic<u64> checkpoint_lsn;      // the LSN at which recovery must start, after the last checkpoint
+    // The active steward: its client number, the time of its last round (CLOCK_BOOTTIME), and the hits per second that
+    // a MiB of the budget earns (a double), which the stewards of other pools read.
     alignas(64) Atomic<u32> steward;
-    Atomic<u32> asked_frames;        // the budget that was last asked for by hand; a steward moves budget_frames only
+    Atomic<u32> asked_frames;        // the budget that a call last asked for; a steward changes budget_frames only
     Atomic<u64> steward_ns, worth;
-    Atomic<u64> events;              // how many there have been
+    Atomic<u64> events;              // the number of events so far
     alignas(64) LockWord memory;     // free frames, holes, rings, resident count
     LockWord directory;              // the space slots
-    LockWord advice;  // the shadows (advice.h): only tried, except by advise() and where they grow
+    LockWord advice;  // the shadows (advice.h): only advise() and growth wait for it
     LockWord growth;                 // memory for the segment's own data
-    // Twice: the largest budget that the shadows have memory for (under the growth lock and the advice lock).
+    // See doubled(): the largest budget that the shadows have memory for (under the growth lock and the advice lock).
     Atomic<u64> advice_frames;
-    Atomic<u64> more_blocks;  // twice: of clients whose pin rows have memory, beyond the first (under the growth lock)
+    // see doubled(): blocks of clients whose pin rows have memory, beyond the first (under the growth lock)
+    Atomic<u64> more_blocks;
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
     alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
-    // Totals of departed clients, twice: a fold fills the inactive copy, then one
-    // store of `folded` (copy, client, its generation) makes it the active one.
+    // The totals of departed clients, in two copies: a fold fills the inactive copy, then one store of `folded` (copy,
+    // client, its generation) makes it the active one.
     Atomic<u64> folded;
     Counters totals[2];
 };
 
-// A count that says how far memory may be touched stands in one word twice, so that
-// damage to the word is detected: a touch beyond the true bound might raise SIGBUS.
+// A count that bounds which memory may be accessed is stored twice in one word, so that
+// damage to the word is detected: an access beyond the true bound might raise SIGBUS.
 constexpr u64 doubled(u32 n) { return u64(n) << 32 | n; }
 constexpr bool is_doubled(u64 w) { return w == doubled(u32(w)); }
 
@@ -271,8 +271,7 @@ constexpr u64 HEADER_BYTES = 16384;
 static_assert(sizeof(Header) <= HEADER_BYTES);
 static_assert(sizeof(LockWord) == 4);
 
-// Byte locks: client c holds byte LOCKS_AT + c for as long as it lives; the steward
-// holds one more for as long as it is that.
+// Byte locks: client c holds byte LOCKS_AT + c while it lives; the active steward holds STEWARD_LOCK_AT.
 constexpr long LOCKS_AT = 1024, STEWARD_LOCK_AT = LOCKS_AT + CLIENTS_LIMIT + 1;
 
 #ifdef BP_EXPLORE  // the explorer's pools are too small for a duel
@@ -291,8 +290,8 @@ constexpr u32 RING_STEP = 1, RING_SPARE = 2;
 constexpr u32 RING_STEP = 512, RING_SPARE = 64;
 #endif
 
-// How many elements a replacement ring has room for while so many frames have slots: half as many again, for elements
-// whose pages have gone. It grows in steps of an eighth.
+// The number of elements of a replacement ring for `frames` frames with slots: one and a half times as many, because
+// elements of pages that have left the ring remain for a while. It grows in steps of an eighth.
 inline u32 ring_capacity(const Geometry& g, u32 frames) {
     u64 step = frames / 8 > RING_STEP ? u64(1) << (60 - __builtin_clzll(frames)) : RING_STEP;
     u64 n = round_up(frames ? frames : 1, step);
@@ -300,8 +299,8 @@ inline u32 ring_capacity(const Geometry& g, u32 frames) {
     return u32(n + n / 2 + RING_SPARE);
 }
 
-// Tables that have an element for each frame, and get their memory as frames are first used: visit(where one lies,
-// how many bytes it may have, how many it has for a number of frames).
+// Visits the tables that have an element for each frame, and get memory as frames are first used: visit(offset,
+// the most bytes, a function from the number of frames to bytes).
 template <class F>
 void each_frame_table(const Geometry& g, u32 stripes, F visit) {
     visit(g.frames_at, g.pins_at - g.frames_at, [](u64 n) { return n * sizeof(FrameSlot); });
@@ -329,7 +328,7 @@ inline u64 fnv(u64 h, const void* at, size_t bytes) {
 }
 constexpr u64 FNV_START = 0xcbf29ce484222325;
 
-// Over the fields of a space that never change while it lives: one that was altered is not
+// A checksum over the fields of a space that do not change while it lives, so that a damaged record is not
 // taken for another space.
 inline u64 space_sum(const SpaceSlot& t) {
     u64 fields[] = {t.kind.load_relaxed(),        t.flags.load_relaxed(),
@@ -339,7 +338,7 @@ inline u64 space_sum(const SpaceSlot& t) {
     return fnv(fnv(fnv(FNV_START, fields, sizeof fields), t.name, sizeof t.name), t.path, sizeof t.path);
 }
 
-// The sets of frames and the rings. `take` hands out room.
+// Places the sets of frames and the rings. `take(bytes)` returns the offset of a new area.
 template <class Take>
 void place_queues(Geometry& g, Take take) {
     for (int level = 0; level < SET_LEVELS; level++)
@@ -377,7 +376,7 @@ inline void place_areas(Geometry& g) {
 }
 
 static_assert(sizeof(Geometry) % 8 == 0);
-// Over the geometry: a torn or altered header does not attach.
+// A checksum over the geometry: a process does not attach to a torn or altered header.
 inline u64 geometry_sum(const Geometry& g) { return fnv(FNV_START, &g, sizeof g); }
 
 // Frames get their slots and pin rows in chunks that fill whole OS pages.

@@ -19,9 +19,9 @@ enum PolicyMode : u32 {
 
 struct RingState {
     u32 head;
-    u32 gaps;              // of the elements: those that stand for no page (GAP)
-    alignas(8) u32 count;  // these two change together where a ring grows
-    u32 capacity;          // 0: as many as there is memory for
+    u32 gaps;              // the elements that are GAP: they have no page
+    alignas(8) u32 count;  // these two change by one store when a ring grows
+    u32 capacity;          // 0: as many elements as there is memory for
 };
 
 struct PolicyState {
@@ -29,12 +29,12 @@ struct PolicyState {
     u32 hev;       // counts evictions from the hot ring (31 bits)
     u32 frames;    // C: the budget
     u32 cold_target;  // S: target size of the cold ring
-    u32 aside;  // pages that no ring has, because they cannot go before they are flushed or dropped
+    u32 aside;  // pages set aside: dirty pages in no ring, which must be flushed or dropped first
     u32 mode;  // a PolicyMode
     RingState cold, hot;
 };
 
-// An element of a ring: a page, and when it came there.
+// An element of a ring: a page, and the stamp of when it was added.
 constexpr u64 GAP = ~u64(0);
 constexpr u32 element_page(u64 e) { return u32(e >> 32); }
 constexpr u32 element_stamp(u64 e) { return u32(e) & STAMP_MASK; }

@@ -8,15 +8,15 @@
 //  | frame, or the ghost's stamp     |  0    | flusher | owner   |G|V|rng|D|W|st |
 //  +---------------------------------+-------+---------+---------+-+-+---+-+-+---+
 //   st   ABSENT, LOADING, RESIDENT, EVICTING
-//   W    somebody waits on this word: the client that changes it wakes them
-//   D    dirty: the store has not this image yet
+//   W    some thread waits on this word: the client that changes the word wakes it
+//   D    dirty: the store does not have this version yet
 //   rng  the replacement ring that has an element for this page: none, cold, hot;
 //        RESIDENT and none: set aside, which only a dirty page can be
-//   V    RESIDENT: the content may be dropped although no store has it
-//        ABSENT: content was dropped that way (reading raises PageDiscarded)
+//   V    RESIDENT: discardable: the page may be dropped although no store has it
+//        ABSENT: the page was discarded (reading raises PageDiscarded)
 //   G    ABSENT, LOADING: the high half is a ghost
-//   owner    LOADING, EVICTING: who does it; RESIDENT: who writes (0: nobody)
-//   flusher  RESIDENT: who writes it back (0: nobody)
+//   owner    LOADING, EVICTING: the client that does it; RESIDENT: the client that writes (0: none)
+//   flusher  RESIDENT: the client that writes it back (0: none)
 //            LOADING: the number of the owner's operation that loads it with other pages (0: it is loaded alone)
 //
 // Frame word (64 bits)
@@ -27,12 +27,12 @@
 //  +---------------------------------+---------------------+----------+-------+
 //   HOLE          no memory behind it (all zero: a fresh segment is all holes)
 //   FREE          memory, no page
-//   BUSY (client) that client's alone; its page is the one it is wanted for
+//   BUSY (client) only that client uses it; the page field is the page that the frame is for
 //   LIVE (page)   the entry of that page points here
 //   RETIRED (page) superseded or dropped, still pinned by a reader
-//   SETTLING (page, client) RETIRED, and that client alone looks whether a pin is left
+//   SETTLING (page, client) RETIRED, and only that client checks whether a pin is left
 //
-// Clients are numbered from 1; 0 is nobody.
+// Clients are numbered from 1; 0 is no client.
 #pragma once
 
 #include "os/atomic.h"
@@ -67,7 +67,7 @@ constexpr u32 among(u64 e) { return state(e) == LOADING ? flusher(e) : 0; }
 constexpr Ring ring(u64 e) { return Ring((e & RING) >> RING_SHIFT); }
 constexpr bool is_aside(u64 e) { return state(e) == RESIDENT && (e & DIRTY) && ring(e) == RING_NONE; }
 constexpr bool is_resident_in(u64 e, u32 f) { return state(e) == RESIDENT && frame(e) == f; }
-// An eviction under way may still turn back: the entry names the frame all along.
+// Does the entry name the frame? During an eviction it still does, because the eviction may be undone.
 constexpr bool names(u64 e, u32 f) { return (state(e) == RESIDENT || state(e) == EVICTING) && frame(e) == f; }
 constexpr u64 with_owner(u64 e, u32 c) { return (e & ~OWNER) | u64(c) << OWNER_SHIFT; }
 constexpr u64 with_flusher(u64 e, u32 c) { return (e & ~FLUSHER) | u64(c) << FLUSHER_SHIFT; }
@@ -95,7 +95,7 @@ constexpr u64 busy(u32 client, u32 page = NONE) { return make(BUSY, client, page
 constexpr u64 live(u32 page) { return make(LIVE, 0, page); }
 constexpr u64 retired(u32 page) { return make(RETIRED, 0, page); }
 constexpr u64 settling(u32 client, u32 page) { return make(SETTLING, client, page); }
-// Does the frame hold a version of the page, be it the newest or one that somebody still pins?
+// Does the frame hold a version of the page, the newest one or a retired one?
 constexpr bool holds(u64 w, u32 p) { return page(w) == p && state(w) >= LIVE && state(w) <= SETTLING; }
 
 }  // namespace frame

@@ -1,12 +1,12 @@
 // Atomic access to shared memory. The memory order is part of every name.
 //
-// The objects live in a mapped file: they are never constructed, all-zero
-// bytes are their initial value, and other processes hold them too. Hence
-// plain storage with the compiler's __atomic builtins, not std::atomic.
+// The objects are in a mapped file: they are never constructed, all-zero
+// bytes are their initial value, and other processes use them too. So they
+// are plain storage with the compiler's __atomic builtins, not std::atomic.
 //
-// BP_STEP() stands before every access that orders something between processes
+// BP_STEP() precedes every access that is ordered between processes
 // (all but the relaxed ones). It is empty in production; the explorer
-// (tests/native) defines it to take control there, and BP_POINT to name places.
+// (tests/native) defines it to switch threads there, and BP_POINT to name places.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +51,8 @@ public:
         return __atomic_compare_exchange_n(&value_, &expected, desired, false, __ATOMIC_SEQ_CST,
                                            __ATOMIC_SEQ_CST);
     }
-    // Only this process writes this counter: with the GIL one thread at a time, and a plain add costs no bus lock.
+    // Adds to a counter that only this process writes. With the GIL one thread writes at a time, so a plain add
+    // suffices.
     void add_owned(T v) {
 #ifdef BP_FREE_THREADED
         add_relaxed(v);
@@ -61,8 +62,8 @@ public:
     }
 };
 
-// A value of this process alone that its threads read and write at any time: who sees a value also sees what the thread
-// that stored it had stored before.
+// A value of this process that its threads read and write at any time. A thread that reads a value also sees all
+// earlier stores of the thread that stored it.
 template <class T>
 class Shared {
     T value_{};

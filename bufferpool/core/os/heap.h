@@ -1,7 +1,6 @@
-// The only room in which the core takes memory of its own. The core is compiled without exceptions, and what the
-// standard library allocates would end the process where there is no memory. So every call that needs memory
-// here says whether it got it (Status::NO_MEMORY, MemoryError), and nothing else in core/ allocates
-// (tests/core/test_no_memory.py).
+// The core's own memory. The core is compiled without exceptions, so an allocation of the standard library that
+// fails would end the process. So every call here that needs memory returns whether it got it (Status::NO_MEMORY,
+// MemoryError), and nothing else in core/ allocates (tests/core/test_no_memory.py).
 #pragma once
 
 #include <algorithm>
@@ -12,7 +11,7 @@
 
 namespace bp {
 
-// One object of the heap, or null.
+// Makes an object on the heap; null if there is no memory.
 template <class T>
 T* make() {
     void* at = prim::allocate(sizeof(T));
@@ -39,7 +38,7 @@ public:
     Vec& operator=(const Vec&) = delete;
     ~Vec() { prim::deallocate(at_); }
 
-    // Room for `n` values in all. False: there is no memory, and nothing has changed.
+    // Allocates space for `n` values in all. False: there is no memory, and nothing has changed.
     [[nodiscard]] bool reserve(size_t n) {
         if (n <= room_) return true;
         if (n > SIZE_MAX / 2 / sizeof(T)) return false;
@@ -52,12 +51,12 @@ public:
         return true;
     }
     [[nodiscard]] bool push(const T& value) {
-        T copy = value;  // it may be one of ours
+        T copy = value;  // a copy, because it may be an element of this list
         if (size_ == room_ && !reserve(room_ ? 2 * room_ : 16)) return false;
         at_[size_++] = copy;
         return true;
     }
-    // Exactly `n` values, of which the new ones are as T{} is.
+    // Sets the number of values to `n`; new ones are T{}. False: there is no memory.
     [[nodiscard]] bool resize(size_t n) {
         if (!reserve(n)) return false;
         for (size_t i = size_; i < n; i++) new (static_cast<void*>(&at_[i])) T{};
@@ -73,16 +72,16 @@ public:
         std::swap(size_, other.size_);
         std::swap(room_, other.room_);
     }
-    // Sorts, and leaves one of each.
+    // Sorts the values, and removes duplicates.
     void make_set() {
         std::sort(begin(), end());
         size_ = size_t(std::unique(begin(), end()) - begin());
     }
-    // Of two sets: what both have.
+    // Keeps the values that another sorted list has too.
     void keep_only(const Vec& other) {
         size_ = size_t(std::remove_if(begin(), end(), [&](const T& value) { return !other.has(value); }) - begin());
     }
-    // Of a set.
+    // Whether a sorted list has a value.
     bool has(const T& value) const { return std::binary_search(begin(), end(), value); }
 
     size_t size() const { return size_; }

@@ -1,5 +1,5 @@
-// All system calls of the core, in one room. Each returns 0 (or a count) or
-// -errno; none touches the segment's memory except as its comment says.
+// All system calls of the core. Each returns 0 (or a count) or
+// -errno; none accesses the segment's memory except as its comment says.
 #pragma once
 
 #ifdef BP_EXPLORE
@@ -36,7 +36,7 @@
 
 namespace bp::prim {
 
-// Memory of this process, or null: heap.h is what asks for it.
+// Memory of this process, or null; only heap.h calls it.
 inline void* allocate(size_t bytes) { return malloc(bytes); }
 inline void deallocate(void* at) { free(at); }
 
@@ -53,14 +53,14 @@ inline u64 now_ns() {
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
 }
 
-// What this thread has worked, without the time in which others had its processor.
+// The processor time of this thread.
 inline u64 thread_ns() {
     timespec t;
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
 }
 
-// A small file of /proc as text, or as much of it as there is room for. False when it cannot be read.
+// Reads a small file of /proc as text, as much as fits. False when it cannot be read.
 template <size_t N>
 bool read_proc(const char* path, char (&text)[N]) {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -72,8 +72,8 @@ bool read_proc(const char* path, char (&text)[N]) {
     return true;
 }
 
-// For how long this thread was ready to run and others had the processors, since it began
-// (Documentation/scheduler/sched-stats.rst). 0 where the kernel does not say. Some microseconds a call.
+// The time that this thread has waited for a processor since it began (Documentation/scheduler/sched-stats.rst).
+// 0 if the kernel does not give it. A call takes some microseconds.
 inline u64 delayed_ns() {
     char text[96];
     if (!read_proc("/proc/thread-self/schedstat", text)) return 0;
@@ -81,14 +81,14 @@ inline u64 delayed_ns() {
     return second ? strtoull(second, nullptr, 10) : 0;
 }
 
-// Like now_ns, and it goes on while the machine is suspended: comparable between processes.
+// A monotonic clock that also runs while the machine is suspended; all processes read the same values.
 inline u64 boot_ns() {
     timespec t;
     clock_gettime(CLOCK_BOOTTIME, &t);
     return u64(t.tv_sec) * 1'000'000'000u + u64(t.tv_nsec);
 }
 
-// Counts something among the threads of this process.
+// A counter that the threads of this process share.
 class Tally {
     u64 n_ = 0;
 
@@ -97,7 +97,7 @@ public:
     u64 value() const { return __atomic_load_n(&n_, __ATOMIC_SEQ_CST); }
 };
 
-constexpr int SPINS = 300;  // tries before a wait asks the kernel
+constexpr int SPINS = 300;  // tries before a wait enters the kernel
 
 inline u32 process_id() { return u32(getpid()); }
 inline bool is_main_thread() { return getpid() == pid_t(syscall(SYS_gettid)); }
@@ -107,7 +107,7 @@ inline void nap(u64 ns) {
     nanosleep(&t, nullptr);
 }
 
-// A page into or out of a frame.
+// Copies a page into or out of a frame.
 inline void copy_page(void* to, const void* from, size_t bytes) { memcpy(to, from, bytes); }
 
 inline void relax() {
@@ -119,7 +119,7 @@ inline void relax() {
 }
 
 // Sleeps while *word is `expected`, at most `timeout_ns`. Spurious returns are
-// allowed: callers look again. The futex is shared between processes.
+// allowed: callers read the word again. The futex is shared between processes.
 inline int futex_wait(const void* word, u32 expected, u64 timeout_ns) {
     timespec t{time_t(timeout_ns / 1'000'000'000u), long(timeout_ns % 1'000'000'000u)};
     return syscall(SYS_futex, word, FUTEX_WAIT, expected, &t, nullptr, 0) == 0 ? 0 : -errno;
@@ -129,11 +129,11 @@ inline void futex_wake_all(const void* word) {
     syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// ---- whose descriptor is this? ---------------------------------------------------
+// ---- does this descriptor still belong to us? ---------------------------------------------------
 //
-// A process that closes descriptors that it does not know of (a daemon) closes ours, and the number may be anybody's by
-// the time that we use it. The file offset tells: it belongs to the open file description, nothing here reads or
-// writes at it, and ours stands at a number that no other description's does.
+// A process that closes all descriptors that it does not know (a daemon) closes ours too, and the number may belong to
+// another file when we use it. So a description is marked by its file offset, which nothing else here uses: ours
+// is a number that no other description has.
 
 inline void set_mark(int fd, u64 mark) { lseek(fd, off_t(mark), SEEK_SET); }
 inline bool has_mark(int fd, u64 mark) { return lseek(fd, 0, SEEK_CUR) == off_t(mark); }
@@ -144,8 +144,8 @@ inline bool is_file(int fd, u64 device, u64 inode) {
     return fstat(fd, &st) == 0 && u64(st.st_dev) == device && u64(st.st_ino) == inode;
 }
 
-// The same description under a number beyond those that programs close in passing; never 0, 1 or 2. The old number is
-// closed. -errno when there is none.
+// Moves a description to a number above those that programs close in loops; never 0, 1 or 2. The old number is
+// closed. Returns the new number, or -errno.
 inline int move_up(int fd) {
     if (fd < 0) return fd;
     rlimit limit{};
@@ -181,15 +181,15 @@ inline int unlock_byte(int fd, off_t at) {
     return fcntl(fd, F_OFD_SETLK, &l) == 0 ? 0 : -errno;
 }
 
-// 1 when some other description holds the byte, 0 when nobody does.
+// 1 when another description holds the byte, 0 when none does.
 inline int byte_is_locked(int fd, off_t at) {
     struct flock l = one_byte(F_WRLCK, at);
     if (fcntl(fd, F_OFD_GETLK, &l) != 0) return -errno;
     return l.l_type != F_UNLCK;
 }
 
-// Memory for a byte range of the segment: afterwards touching it cannot fault
-// with SIGBUS. -ENOSPC when the tmpfs is full, -ENOMEM for the memory cgroup.
+// Allocates memory for a byte range of the segment: afterwards an access cannot raise
+// SIGBUS. -ENOSPC when the tmpfs is full, -ENOMEM for the memory cgroup.
 inline int plug(int fd, u64 offset, u64 bytes) {
     for (int tries = 0; tries < 100; tries++) {
         if (fallocate(fd, FALLOC_FL_KEEP_SIZE, off_t(offset), off_t(bytes)) == 0) return 0;
@@ -227,7 +227,7 @@ inline ssize_t read_at(int fd, void* to, size_t bytes, u64 offset, int flags = 0
 
 // ---- many reads and writes at once -----------------------------------------------
 
-// Reads or writes what the vectors say, as one call does it: perhaps less. The count or -errno.
+// Reads or writes the vectors by one call, which may transfer less. Returns the count or -errno.
 inline ssize_t transfer(bool write, int fd, const iovec* to, u32 n, u64 offset, u32 rw_flags) {
     for (;;) {
         ssize_t got = write ? pwritev2(fd, to, int(n), off_t(offset), int(rw_flags))
@@ -236,8 +236,8 @@ inline ssize_t transfer(bool write, int fd, const iovec* to, u32 n, u64 offset, 
     }
 }
 
-// A value of each thread, which ends with it. (A thread_local object would end the process where there is no memory to
-// register its destructor.)
+// A value for each thread, destroyed with the thread. (A thread_local object would end the process if there were no
+// memory to register its destructor.)
 class PerThread {
     pthread_key_t key_;
     bool made_;
@@ -269,7 +269,7 @@ inline int ring_setup(u32 entries, RingParams& params) {
     return fd >= 0 ? int(fd) : -errno;
 }
 
-// Registers an io_uring with this thread, which then needs no descriptor of it. Its number, or -errno.
+// Registers an io_uring with this thread, which then needs no descriptor for it. Returns its index, or -errno.
 inline int ring_register(int fd) {
     constexpr long REGISTER = 427;
     constexpr u32 RING_FDS = 20;
@@ -281,7 +281,7 @@ inline int ring_register(int fd) {
     return r == 1 ? int(what.offset) : r < 0 ? -errno : -EINVAL;
 }
 
-// How many requests the kernel has taken, once `wait` results are there; or -errno.
+// Submits requests, and waits for `wait` results. Returns how many requests the kernel has taken, or -errno.
 inline int ring_enter(int ring, u32 submit, u32 wait) {
     constexpr long ENTER = 426;
     constexpr u32 GET_EVENTS = 1, REGISTERED = 1 << 4;
@@ -289,7 +289,7 @@ inline int ring_enter(int ring, u32 submit, u32 wait) {
     return r >= 0 ? int(r) : -errno;
 }
 
-// A part of an io_uring, or null. A forked child does not have it.
+// Maps a part of an io_uring; null if it fails. A forked child does not inherit the mapping.
 inline u8* map_ring(int fd, u64 bytes, u64 offset) {
     void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, off_t(offset));
     if (at == MAP_FAILED) return nullptr;
@@ -299,7 +299,7 @@ inline u8* map_ring(int fd, u64 bytes, u64 offset) {
 inline void unmap_ring(u8* at, u64 bytes) { munmap(at, bytes); }
 inline void close_ring(int fd) { close(fd); }
 
-// Starts a thread that no signal reaches and that nobody waits for. 0 or -errno.
+// Starts a detached thread with all signals blocked. 0 or -errno.
 inline int start_thread(void* (*run)(void*), void* with) {
     sigset_t all, before;
     sigfillset(&all);
@@ -337,18 +337,18 @@ inline ssize_t read_page(int fd, u32 caching, void* to, size_t bytes, u64 offset
     return got;
 }
 
-// Begins to write a file's dirty pages back and does not wait for it. What is under way is no longer writable in the
-// mappings of others: their next store faults, and gives the file a new time. Best effort: -errno where it cannot.
+// Begins to write a file's dirty pages back, and does not wait for it. A page under write-back is read-only in the
+// mappings of other processes: their next store faults, and changes the file's time. Returns -errno if it fails.
 inline int begin_writeback(int fd) { return sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) == 0 ? 0 : -errno; }
 
-// Tests define it: so much memory on either side of a segment that nobody may touch.
+// Tests define it: the bytes of inaccessible memory on either side of a segment.
 #ifndef BP_GUARD_BYTES
 #define BP_GUARD_BYTES 0
 #endif
 
-// Where a mapping made without access becomes one with it: no huge pages, no core dumps, and not locked in memory.
-// A process that has called mlockall(MCL_FUTURE) would else have the kernel give memory to all of the segment
-// with the mapping: to 1 GiB of holes for a pool of 8 MiB. 0 or -errno.
+// Makes a mapping that was made without access accessible: without huge pages, core dumps and memory locking.
+// Otherwise mlockall(MCL_FUTURE) would make the kernel allocate the whole segment when it is mapped: 1 GiB of holes
+// for a pool of 8 MiB. 0 or -errno.
 inline int open_mapping(void* at, u64 bytes, int protection) {
     munlock(at, bytes);
     madvise(at, bytes, MADV_NOHUGEPAGE);
@@ -375,8 +375,8 @@ inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRIT
     return static_cast<u8*>(mapped);
 }
 
-// A second view of a part of the segment, which cannot be written, in place of a mapping that has this address. 0 or
-// -errno. Where that fails, no other mapping may take the address: the caller still unmaps it one day.
+// Maps a part of the segment a second time, read-only, in place of the mapping at this address. 0 or
+// -errno. After a failure the address remains reserved, because the caller unmaps it later.
 inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
     if (mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, off_t(offset)) != MAP_FAILED)
         return open_mapping(at, bytes, PROT_READ);
@@ -390,9 +390,9 @@ inline void unmap_segment(u8* base, u64 bytes) {
     munmap(base - guard, bytes + 2 * guard);
 }
 
-// Where the next page of a tmpfs file that was ever written begins, at or after `offset`, and
-// the next one that was not; `end` when there is none before it. What was not written reads as
-// zeros, and may be a hole: reading that through a mapping would allocate it.
+// The offset of the next page of a tmpfs file that was ever written, at or after `offset`, and of
+// the next page that was not; `end` when there is none before it. A page that was never written reads as
+// zeros, and may be a hole: reading it through a mapping would allocate it.
 inline u64 next_written(int fd, u64 offset, u64 end) {
     off_t at = lseek(fd, off_t(offset), SEEK_DATA);
     return at < 0 || u64(at) > end ? end : u64(at);
@@ -402,14 +402,14 @@ inline u64 next_unwritten(int fd, u64 offset, u64 end) {
     return at < 0 || u64(at) > end ? end : u64(at);
 }
 
-// Maps pages for reading ahead of the read: an error code where that would be SIGBUS.
-// Kernels before 5.14 cannot, and say nothing.
+// Maps pages before they are read, so that a failure is an error code instead of SIGBUS.
+// Kernels before 5.14 cannot do that; then it returns 0.
 inline int populate(void* address, u64 bytes) {
     constexpr int POPULATE_READ = 22;  // MADV_POPULATE_READ
     return madvise(address, bytes, POPULATE_READ) == 0 || errno == EINVAL ? 0 : -errno;
 }
 
-// Whether a file is on a tmpfs: asked of the kernel, because /proc may not be there.
+// Whether a file is on a tmpfs, by fstatfs, because /proc may not be mounted.
 inline bool is_tmpfs(int fd) {
     constexpr long TMPFS = 0x01021994;
     struct statfs about;
@@ -430,7 +430,7 @@ inline int reopen(int fd) {
 }
 
 // Field 22 of /proc/PID/stat: when a process started, in clock ticks since
-// boot. With the pid it names a process for good. 0 when it cannot be read, or has ended.
+// boot. Together with the pid it identifies a process. 0 when it cannot be read, or the process has ended.
 inline u64 start_time(const char* stat = "/proc/self/stat") {
     char text[1024];
     if (!read_proc(stat, text)) return 0;
@@ -461,22 +461,22 @@ inline int maps_file(const char* path, u64 device, u64 inode) {
         if (got <= 0) break;
         size_t have = kept + size_t(got);
         found = memmem(text, have, wanted, size_t(n)) != nullptr;
-        kept = have < size_t(n) ? have : size_t(n);  // the rest of the name may come with the next read
+        kept = have < size_t(n) ? have : size_t(n);  // the rest of the name may be in the next read
         memmove(text, text + have - kept, kept);
     }
     close(fd);
     return found;
 }
 
-// Whether the process that started then under this pid lives, and has the file mapped. Where /proc does not say:
-// `unsaid`.
+// Whether the process with this pid and start time lives, and has the file mapped. `unsaid` if /proc does not
+// show it.
 inline bool still_maps(u32 pid, u64 start, u64 device, u64 inode, bool unsaid) {
     if (!pid || (::kill(pid_t(pid), 0) != 0 && errno == ESRCH)) return false;
     char path[40];
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
     errno = 0;
     u64 found = start_time(path);
-    if (!found && (errno == EMFILE || errno == ENFILE)) return true;  // we cannot look now: later
+    if (!found && (errno == EMFILE || errno == ENFILE)) return true;  // it cannot be read now: assume that it lives
     if (!found && errno) return unsaid;
     if (!found || (start ? found != start : !unsaid)) return false;
     snprintf(path, sizeof path, "/proc/%u/maps", pid);

@@ -1,5 +1,5 @@
-// Reads or writes of one file, several under way at once: by the thread's io_uring, else by a few threads that this
-// process shares, else one after the other.
+// Reads or writes of a file, several under way at once: by the thread's io_uring, or by a few threads that this
+// process shares, or one after the other.
 #pragma once
 
 #include "os/heap.h"
@@ -17,7 +17,7 @@ struct Transfer {
     void run() { got = prim::transfer(what.write, what.fd, what.to, what.n, what.offset, what.flags); }
 };
 
-// What has ended and was not taken yet.
+// A queue of transfers: those that have ended and were not taken yet, or the free ones.
 struct TransferQueue {
     Transfer* first = nullptr;
     void push(Transfer* t) {
@@ -31,8 +31,8 @@ struct TransferQueue {
     }
 };
 
-// The threads of this process that read and write where there is no io_uring. They start when there is work, and end
-// when there was none for a while.
+// The threads of this process that read and write if there is no io_uring. They start when there is work, and end
+// after a while without work.
 class TransferThreads {
     static constexpr u32 MOST = 16;
     static constexpr u64 IDLE_NS = 500'000'000;
@@ -69,7 +69,7 @@ public:
         return threads;
     }
 
-    // False: there is no thread, and none can be started.
+    // Queues a transfer. False: there is no thread, and none can be started.
     bool begin(Transfer* t) {
         pthread_mutex_lock(&mutex_);
         if (!idle_ && running_ < MOST) {
@@ -100,7 +100,7 @@ public:
         pthread_mutex_unlock(&mutex_);
     }
 
-    // In a forked child, which has none of the threads.
+    // Called in a forked child, which has none of the threads.
     void forget() { new (this) TransferThreads; }
 };
 
@@ -108,7 +108,7 @@ class Transfers {
     Transfer slots_[Uring::DEPTH];
     TransferQueue free_, ended_;  // with threads, `ended_` is under their mutex
     u32 under_way_ = 0;
-    Uring* ring_;  // null: by threads, or one after the other
+    Uring* ring_;  // null: by threads, or one transfer after the other
     bool by_threads_ = false;
 
 public:
@@ -132,7 +132,7 @@ public:
         done(t);
     }
 
-    // One that needs no transfer after all.
+    // Adds a result without a transfer.
     void begin_done(u32 first, u32 count, ssize_t got) {
         Transfer* t = free_.pop();
         *t = {Vectored{false, -1, nullptr, count, 0}, first, got, nullptr, nullptr};
@@ -140,7 +140,7 @@ public:
         done(t);
     }
 
-    // One that has ended, which it waits for; false: none is under way.
+    // Waits for a transfer to end; false: none is under way.
     bool ended(Transfer& out) {
         if (!under_way_) return false;
         Transfer* t = by_threads_ ? nullptr : ended_.pop();
@@ -167,7 +167,7 @@ private:
                 ended_.push(&slots_[refused]);
             });
             if (Transfer* t = r ? ended_.pop() : nullptr) return t;
-            if (r) prim::nap(100'000);  // the kernel is short of something, until others under way have ended
+            if (r) prim::nap(100'000);  // the kernel lacks resources until other requests have ended
         }
         slots_[tag].got = got;
         return &slots_[tag];

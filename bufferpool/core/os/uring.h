@@ -2,8 +2,8 @@
 // liburing and without the kernel's headers, because those of an old system have none of it.
 //
 // The ring has no descriptor: it is registered with its thread (IORING_REGISTER_RING_FDS, Linux 5.18), and the
-// descriptor is closed at once. So no program that closes unknown descriptors can take it away, a fork does not inherit
-// it, and it ends with its thread. Older kernels, and those where a sandbox or a sysctl refuses it, have none.
+// descriptor is closed at once. So code that closes unknown descriptors does not close it, a fork does not inherit
+// it, and it ends with its thread. On older kernels, or if a sandbox or a sysctl refuses it, there is no ring.
 #pragma once
 
 #include <atomic>
@@ -44,17 +44,17 @@ class Uring {
 
     enum State { UNTRIED, OPEN, REFUSED } state_ = UNTRIED;
     u32 pid_ = prim::process_id();
-    int index_ = -1;  // among the rings that are registered with this thread
+    int index_ = -1;  // its index among the rings registered with this thread
     u8 *rings_ = nullptr, *requests_ = nullptr;
     u64 rings_bytes_ = 0, requests_bytes_ = 0;
     u32 *tail_ = nullptr, *array_ = nullptr, *done_head_ = nullptr, *done_tail_ = nullptr;
     u32 mask_ = 0, done_mask_ = 0;
     Result* results_ = nullptr;
-    u32 made_ = 0, sent_ = 0;  // requests: written into the ring, and taken by the kernel
+    u32 made_ = 0, sent_ = 0;  // the number of requests written to the ring, and taken by the kernel
 
-    static inline std::atomic<bool> refused_{false};  // to this process, for good
+    static inline std::atomic<bool> refused_{false};  // permanently refused to this process
 
-    // In a forked child: the ring is its parent's, and not mapped here.
+    // Called in a forked child: the ring is its parent's, and not mapped here.
     void forget() {
         pid_ = prim::process_id();
         state_ = UNTRIED;
@@ -119,7 +119,7 @@ public:
         if (pid_ == prim::process_id()) unmap();
     }
 
-    // The ring of this thread, open; null where there is none.
+    // The open ring of this thread; null if there is none.
     static Uring* of_this_thread() {
         if (refused_.load(std::memory_order_relaxed)) return nullptr;
         static const prim::PerThread rings([](void* ring) { unmake(static_cast<Uring*>(ring)); });
@@ -148,8 +148,8 @@ public:
         array_[i] = i;
     }
 
-    // Hands the kernel what was added, and waits for one result. 0, or -errno: then the requests that the kernel has
-    // not taken are not in the ring any more, and `take_back` is called for the tag of each.
+    // Submits the added requests, and waits for one result. 0, or -errno: then the requests that the kernel has not
+    // taken are removed from the ring, and `take_back` is called for the tag of each.
     template <class F>
     int send(F take_back) {
         for (;;) {
@@ -158,7 +158,8 @@ public:
             if (r > 0) sent_ += u32(r);
             if (sent_ == made_ && (r >= 0 || has_result())) return 0;
             if (r >= 0 || r == -EINTR) continue;
-            if (r != -EAGAIN && r != -EBUSY && r != -ENOMEM) state_ = REFUSED;  // by a filter that came later
+            // by a seccomp filter that was installed later
+            if (r != -EAGAIN && r != -EBUSY && r != -ENOMEM) state_ = REFUSED;
             u32 first = sent_;
             made_ = sent_;
             u32 end = __atomic_load_n(tail_, __ATOMIC_RELAXED);
@@ -170,7 +171,7 @@ public:
 
     bool has_result() const { return *done_head_ != __atomic_load_n(done_tail_, __ATOMIC_ACQUIRE); }
 
-    // Takes a result: whose it is, and the bytes or -errno.
+    // Takes a result: the tag of its request, and the bytes or -errno.
     bool take(u64& tag, ssize_t& got) {
         if (!has_result()) return false;
         const Result& result = results_[*done_head_ & done_mask_];

@@ -1,44 +1,43 @@
 // The replacement policy: ALR, two rings with an adaptive split.
 //
 // An interface with one implementation. The pool (and, over plain arrays, a
-// simulator) gives it an Env; the policy decides, the Env acts:
+// simulator) gives it an Env; the policy decides, and the Env executes:
 //
-//   Peek  peek(page, ring)        gone when the element no longer stands for the
-//                                 page (whose claim on the ring is then taken
-//                                 back), else its reference count (0..MAX)
+//   Peek  peek(page, ring)        `gone` when the page's entry no longer names this
+//                                 ring, else the page's reference count (0..MAX)
 //   void  set_count(page, n)      stores the reference count
-//   void  set_ring(page, ring)    says which ring has the page's element
-//   bool  evict(page, kind, stamp)  takes the page out, leaving a ghost; false
-//                                 when it cannot go now (pinned, dirty, in use)
-//   bool  set_aside(page, ring)   takes the page's claim on the ring back if it cannot go before it is
-//                                 flushed or dropped; bring_back() is called once it can
-//   u64*  slots(ring)             the ring's storage
-//   u32   capacity()              elements that there is memory for; a ring may use fewer (see extend_ring)
+//   void  set_ring(page, ring)    stores in the page's entry which ring has its element
+//   bool  evict(page, kind, stamp)  evicts the page, leaving a ghost; false
+//                                 when it cannot be evicted now (pinned, dirty, in use)
+//   bool  set_aside(page, ring)   clears the ring in the page's entry if the page must be flushed or
+//                                 dropped first; bring_back() is called when it can be evicted
+//   u64*  slots(ring)             the ring's elements
+//   u32   capacity()              how many elements have memory; a ring may use fewer (see extend_ring)
 //
-// What ALR does: new pages enter the cold ring; pages referenced again move to
+// ALR: new pages enter the cold ring; pages referenced again move to
 // the hot ring if their recency is better than that of the oldest hot page (the
-// test of LIRS, Jiang and Zhang 2002); evicted pages leave a ghost that says
-// when they went, and a miss on a ghost moves the split between the rings (as
+// test of LIRS, Jiang and Zhang 2002); an evicted page leaves a ghost that records
+// when it was evicted, and a miss on a ghost moves the split between the rings (as
 // in ARC, Megiddo and Modha 2003). Both rings are FIFO with reinsertion (as in
-// S3-FIFO, Yang et al. 2023), so a hit moves nothing: it only raises a two-bit
+// S3-FIFO, Yang et al. 2023), so a hit moves no element: it only raises a two-bit
 // count, at most once in a tenth of the pool's turnover. A scan passes
-// through the cold ring and leaves the hot one as it was.
+// through the cold ring and does not change the hot ring.
 //
-// The split compares what one more frame would have earned on either side: a
-// ghost votes for its ring if a ring larger by WINDOW would have kept it. For
-// the hot ring that is so many evictions ago; for the cold one so many
-// elements, and as its stamps count misses, which also fill the hot ring, they
-// are divided by the misses that an element of the cold ring has taken. Where
-// the cold ring has won more than half of the pool, pages are used for a while
-// and then no more: one reference does not make a page hot there.
+// The split compares how many hits a larger ring would have given on either side: a
+// ghost votes for its ring if a ring larger by WINDOW would have kept the page. For
+// the hot ring the distance is the number of evictions since then. For the cold ring it is a number of
+// elements: its stamps count misses, which also fill the hot ring, so they
+// are divided by the misses per element of the cold ring. If
+// the cold ring has more than half of the pool, pages are used for a while
+// and then no more, so one reference does not make a page hot then.
 //
 // This is the adaptive mode. Two patterns make it slow or get it stuck, so there are two more modes, and a duel
 // between miniature pools chooses (duelling.h): MODE_RECENCY has the cold ring alone, and keeps what was used last;
 // MODE_LOOP has a small cold ring and a split that does not move.
 //
 // Everything here runs under the memory lock. After a death the rings are
-// repaired from the entries: an element counts only while its page's entry
-// names that ring, so elements are written before the entry and removed after.
+// repaired from the entries: an element is valid only while its page's entry
+// names that ring, so an element is written before the entry and removed after it.
 #pragma once
 
 #include <initializer_list>
@@ -49,8 +48,8 @@ namespace bp {
 
 enum class Ghost : u32 { NONE = 0, COLD = 1, HOT = 2 };
 
-// A ring gets more memory at its end, where every element of it is GAP already. A ring that wraps goes on after the
-// gaps where it wrapped: they count as elements, until they come to its head. One store, so that a
+// Extends a ring at its end, where every new element is GAP already. If the ring wraps, the new gaps lie between its
+// two parts: they count as elements until they reach the head. It is one store, so that a
 // death leaves the old ring or the new one.
 inline void extend_ring(RingState& q, u32 was, u32 now) {
     using u64_alias [[gnu::may_alias]] = u64;
@@ -64,29 +63,31 @@ struct Peek {
     u32 count;
 };
 
-// One search for victims, over as many calls of evict() as it takes: so that each call, and with it each hold
-// of the memory lock, is short, and yet the search ends only when every page of the rings could not go.
+// The state of a search for victims over several calls of evict(). Each call, and so each hold
+// of the memory lock, is short, but the search gives up only when no page of the rings could be evicted.
 struct Search {
-    u32 met[3] = {};    // by ring: pages met in a row that could not go
-    u64 moves = 0;      // to a tail, since the last victim
-    bool over = false;  // nothing can go
+    u32 met[3] = {};    // by ring: consecutive pages that could not be evicted
+    u64 moves = 0;      // moves to a tail since the last victim
+    bool over = false;  // no page can be evicted
 };
 
 template <class Env>
 class Alr {
-    static constexpr u32 COUNT_MAX = 3;  // of references that a page has to its credit
-    static constexpr u32 SKIP = 2;       // second chances given in one look at the hot ring
-    static constexpr u32 GONE = 32;      // elements without a page that a miss takes from the cold ring at most
-    static constexpr u32 UNITS = 10;     // units of reference in a turnover of the pool
-    static constexpr u32 WINDOW = 10;    // percent of the pool
-    static constexpr u32 TURN = 16;      // pages of one ring that cannot go, before the other one is looked at
-    static constexpr u32 ROUNDS = 8;     // of the rings in a search at most: each takes one of a page's references
+    static constexpr u32 COUNT_MAX = 3;  // the largest reference count of a page
+    static constexpr u32 SKIP = 2;       // second chances given in one call of hot_ok()
+    static constexpr u32 GONE = 32;      // the most stale elements that a miss removes from a ring
+    static constexpr u32 UNITS = 10;     // units of time (tags) in a turnover of the pool
+    static constexpr u32 WINDOW = 10;    // by how much a larger ring is considered, in percent of the pool
+    // pages of one ring that cannot be evicted, before the search turns to the other
+    static constexpr u32 TURN = 16;
+    // the most passes over the rings in a search: each takes one of a page's references
+    static constexpr u32 ROUNDS = 8;
     PolicyState& s_;
     Env& env_;
     u32 capacity_[2];  // cold, hot
 
 public:
-    // The state may be damaged: what serves as an index is bounded first.
+    // The state may be damaged: values that are used as indexes are bounded first.
     Alr(PolicyState& s, Env& env) : s_(s), env_(env) {
         u32 most = env.capacity();
         for (Ring r : {RING_COLD, RING_HOT}) {
@@ -121,11 +122,11 @@ public:
     }
     u32 mode() const { return s_.mode < MODES ? s_.mode : u32(MODE_ADAPTIVE); }
 
-    // The frames that the rings have between them.
+    // The frames that the two rings share: the budget without the pages set aside.
     u32 shared() const { return s_.frames > s_.aside ? s_.frames - s_.aside : 1; }
 
-    // A miss on a page with this ghost: which ring it belongs to. `once` says
-    // that the page is read ahead or scanned, which earns it no hot place.
+    // Handles a miss on a page with this ghost; returns the ring for the page. `once`: the page is read ahead or
+    // scanned, so it cannot become hot.
     Ring miss(Ghost ghost, u32 stamp, bool once) {
         s_.now = (s_.now + 1) & STAMP_MASK;
         i64 step = 1 + s_.frames / 1000, window = i64(s_.frames) * WINDOW / 100;
@@ -142,16 +143,16 @@ public:
         return hot ? RING_HOT : RING_COLD;
     }
 
-    // Puts a page that a miss brings in at the tail of the ring that miss() named.
+    // Adds a page after a miss, at the tail of the ring that miss() returned.
     void insert(u32 page, Ring ring) {
         push(ring, page, s_.now);
         env_.set_ring(page, ring);
     }
 
-    // Looks for a victim for at most `max_steps` steps of the rings: its page, or NONE when the steps are used up
-    // or the search is over. TURN pages of one ring that cannot go make it the other's turn, so that a ring of
-    // nothing else does not hide what the other has; and what the cold ring has too many of moves into the hot
-    // one, so that the next search does not meet it first.
+    // Searches for a victim for at most `max_steps` steps; returns its page, or NONE when the steps are used up or the
+    // search is over. After TURN pages of one ring that cannot be evicted it turns to the other, so that a ring of such
+    // pages does not hide the other's victims. Pages beyond the cold ring's target that cannot be evicted move to the
+    // hot ring, so that the next search does not meet them first.
     u32 evict(Search& search, u32 max_steps) {
         u32 stuck = 0;
         for (u32 step = 0; step < max_steps; step++) {
@@ -196,17 +197,17 @@ public:
         return evict(search, max_steps);
     }
 
-    // A page that was set aside has been flushed, or is about to be clean: a new one, as far as the rings know.
+    // Adds a page that was set aside and is now, or will be, clean: the rings treat it as a new page.
     void bring_back(u32 page) {
         insert(page, RING_COLD);
         forget_aside();
     }
 
-    // A page that was set aside has been dropped.
+    // Counts that a page that was set aside has been dropped.
     void forget_aside() { s_.aside -= s_.aside > 0; }
 
-    // Drops every element that no longer stands for its page. Bounded by the
-    // capacity; needed when dropped pages left many such elements behind.
+    // Removes every stale element, whose page's entry no longer names the ring. Bounded by the capacity; needed when
+    // many pages were dropped.
     void purge() {
         for (Ring r : {RING_COLD, RING_HOT}) {
             u32 n = ring(r).count, kept = 0;
@@ -218,7 +219,7 @@ public:
         }
     }
 
-    // The first n elements are all that is left of a ring, and none of them is a gap.
+    // Sets a ring to its first n elements, none of which is a gap.
     void set_count(Ring r, u32 n) {
         ring(r).count = n;
         ring(r).gaps = 0;
@@ -236,10 +237,10 @@ private:
         return mode() != MODE_RECENCY && shared() > s_.cold_target ? shared() - s_.cold_target : 0;
     }
 
-    // References that keep a page of the cold ring in the pool.
+    // The reference count at which a page of the cold ring is kept.
     u32 cold_threshold() const { return mode() != MODE_RECENCY && s_.cold_target > shared() / 2 ? 2 : 1; }
 
-    // Would a cold ring of `window` elements more still have the page that came into it at `stamp`?
+    // Would a cold ring with `window` more elements still have the page that was added at `stamp`?
     bool missed_cold_by(u32 stamp, i64 window) {
         u32 head = s_.cold.count ? element_stamp(at(RING_COLD, 0)) : s_.now;
         i64 elements = pages(s_.cold) ? pages(s_.cold) : 1, misses = i64(stamp_diff(s_.now, head)) + 1;
@@ -259,8 +260,8 @@ private:
         if (s_.cold_target < low) s_.cold_target = low;
     }
 
-    // May a page last seen at `stamp` be hot? Gives referenced pages at the
-    // head of the hot ring their second chance on the way.
+    // May a page with this stamp become hot? Meanwhile it gives referenced pages at the head of the hot ring their
+    // second chance.
     bool hot_ok(u32 stamp, bool known) {
         for (u32 i = 0; i < SKIP && s_.hot.count; i++) {
             u32 page = element_page(at(RING_HOT, 0));
@@ -279,7 +280,7 @@ private:
         return env_.peek(element_page(head), RING_HOT).count == 0 && stamp_diff(stamp, element_stamp(head)) > 0;
     }
 
-    // A few of them: after a drop of many pages all of the ring may be gone.
+    // Removes at most GONE stale elements: after a drop of many pages the whole ring may be stale.
     void drop_gone(Ring r) {
         for (u32 i = 0; i < GONE && ring(r).count && env_.peek(element_page(at(r, 0)), r).gone; i++) pop(r);
     }
@@ -291,7 +292,7 @@ private:
 
     void push(Ring r, u32 page, u32 stamp) {
         if (ring(r).count >= capacity(r)) purge();
-        if (ring(r).count >= capacity(r)) pop(r);  // in a damaged pool: more pages than there is memory for
+        if (ring(r).count >= capacity(r)) pop(r);  // only in a damaged pool: more pages than elements
         slot(r, ring(r).count) = element(page, stamp);
         ring(r).count++;
     }
@@ -304,7 +305,8 @@ private:
     }
 
     void move(Ring from, Ring to, u32 page, u32 stamp) {
-        push(to, page, stamp);  // first in, then out: a death in between leaves it twice, never lost
+        // added before it is removed: a death in between duplicates the element, and never loses it
+        push(to, page, stamp);
         if (from != to) env_.set_ring(page, to);
         pop(from);
     }

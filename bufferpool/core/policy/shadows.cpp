@@ -21,7 +21,7 @@ Shadows::Shadows(u8* at, u32 max_frames, u32 frames, const AdviceGeometry& g, u3
     set_frames(frames);
 }
 
-// What is kept for the time of one drain; bounded, because the area may be damaged.
+// Reads the head into this object for one drain, with bounds, because the area may be damaged.
 void Shadows::prepare() {
     if (head_.frames < 1 || head_.frames > max_frames_) head_.frames = max_frames_;
     u32 shift = head_.shift.load_relaxed();
@@ -49,13 +49,13 @@ Miniature<AdviceRow> Shadows::shadow(u32 i) {
     return {head_.shadow[i], frames_[i], {rows_, g_.rows, i, g_.capacity[i], {rings_[i][0], rings_[i][1]}}};
 }
 
-// A row for a page that has none; NONE if it is no longer sampled.
+// Adds a row for a page; NONE if the page is no longer sampled.
 u32 Shadows::add(u32 page) {
     if (pages_.is_full() && !pages_.purge(head_.shadow, SHADOWS)) halve();
     return is_sampled(page, head_.shift.load_relaxed()) ? pages_.add(page) : NONE;
 }
 
-// Half of the pages are no longer sampled.
+// Halves the sampling rate.
 void Shadows::halve() {
     u32 shift = head_.shift.load_relaxed() + 1;
     if (shift > 31) return;
@@ -76,9 +76,8 @@ void Shadows::fade() {
     for (double& missed : head_.missed) missed /= 2;
 }
 
-// The budget has changed: the shadows keep their pages, and the curve is read at the new
-// sizes, between those that were simulated. (Starting anew would blind a steward after
-// each of its steps.)
+// Adapts the shadows to a new budget. They keep their pages, and the curve is interpolated at the new
+// sizes. (Starting anew would leave a steward without advice after each of its steps.)
 void Shadows::set_frames(u32 frames) {
     if (frames == head_.frames || frames < 1 || frames > max_frames_) return;
     double at[SHADOWS], missed[SHADOWS];

@@ -1,4 +1,4 @@
-// The shadows: miniature pools that the pool's own policy runs in (layout/advice.h draws their area).
+// The shadows: miniature pools with the pool's own policy (layout/advice.h describes their memory).
 #pragma once
 
 #include "policy/sampled_pages.h"
@@ -19,9 +19,8 @@ public:
     // For a pool whose budget is `frames` now, and whose policy is in this mode.
     Shadows(u8* at, u32 max_frames, u32 frames, const AdviceGeometry& g, u32 mode = MODE_ADAPTIVE);
 
-    // Sampled references (page << 2 | SampleKind), `references` of all pages having been
-    // made meanwhile and `misses` of them missed. Older figures fade: `window` sampled
-    // references are remembered.
+    // Applies sampled references (page << 2 | SampleKind). Meanwhile there were `references` references to all pages,
+    // of which `misses` missed. Older figures decay, with a window of `window` sampled references.
     void apply(const Atomic<u64>* samples, u32 n, u64 references, u64 misses, double window);
     Advice& head() { return head_; }
 
