@@ -10,7 +10,7 @@ PER_EXTENT = EXTENT // PAGE
 def _scatter(table):
     """64 pages, of which one an extent stays: (pages that stay, frame of each). The other frames are free."""
     touch(table, range(64))
-    stay = [int(f["page_no"]) for f in table.pool.frames() if f["frame"] % PER_EXTENT == 1]
+    stay = [int(f["page_no"]) for f in table.pool.frames() if f["frame"] % PER_EXTENT == 1 and f["page_no"] >= 0]
     assert len(stay) == 64 // PER_EXTENT
     for n in set(range(64)) - set(stay):
         assert table._drop_range(n, 1) == 1  # freed, but not given back
@@ -27,7 +27,7 @@ def test_compaction_gathers_scattered_pages_into_few_extents(pool, data_file):
     assert before - kernel_bytes(pool) == given
     stats = in_step(pool)
     assert stats.compacted_pages == 12
-    extents = pool.extents()
+    extents = pool.extents()[: 64 // PER_EXTENT]  # those that the pages were in; the room goes on
     assert np.count_nonzero(extents["live"] == PER_EXTENT) == 4
     assert np.count_nonzero(extents["hole"] == PER_EXTENT) == 12
     for n in stay:
