@@ -17,7 +17,15 @@ from bufferpool._locks import Lock
 from bufferpool.client import segment_file
 from bufferpool.client.client import Client, Mapped, Record
 from bufferpool.client.request import FIXED, Request
-from bufferpool.errors import PoolDiffers, PoolMismatch, SegmentExists, SegmentNotFound, SegmentReplaced, SpaceRemoved
+from bufferpool.errors import (
+    BufferPoolError,
+    PoolDiffers,
+    PoolMismatch,
+    SegmentExists,
+    SegmentNotFound,
+    SegmentReplaced,
+    SpaceRemoved,
+)
 from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, cache_of
 from bufferpool.figures.pool_figures import PoolFigures
@@ -41,7 +49,7 @@ from bufferpool.spaces.directory import (
 from bufferpool.spaces.space import Loader, Space, dirty_images, open_space
 from bufferpool.stores.base import Buffer, Cache, Store
 from bufferpool.stores.checksum import Repair, file_store
-from bufferpool.units import lsn_of, parse_size, seconds_of
+from bufferpool.units import format_size, lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
 from bufferpool.upkeep import working_set as warm
 from bufferpool.upkeep.flush_jobs import checkpoint, flush_all
@@ -293,7 +301,18 @@ class Pool(PoolFigures):
         return type(self), (client.path, client.trusted_uid, client.known_uuid, client.mode)
 
     def __repr__(self) -> str:
-        return f"<Pool {self.name!r}{' (closed)' if self.client.closed else ''}>"
+        return f"<Pool {self.name!r}, {self._state()}>"
+
+    def _state(self) -> str:
+        """For the repr, which neither attaches nor raises: the budget, or why there is none to tell."""
+        if self.client.closed:
+            return "closed"
+        if self.client.attached is None:
+            return "not attached yet"
+        try:
+            return f"{format_size(self.capacity)}{', for reading' if self.mode == 'r' else ''}"
+        except BufferPoolError as error:
+            return f"unusable ({type(error).__name__})"
 
     @property
     def path(self) -> str:

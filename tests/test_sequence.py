@@ -1,6 +1,7 @@
 """A space behaves as a sequence of pages does: the habits that people bring from lists and numpy."""
 
 import inspect
+import pickle
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +132,25 @@ def test_reprs_say_what_and_in_which_state(space: bp.Space) -> None:
     with space.pin_many([1, 2, 3]) as pages:
         assert repr(pages) == "<PinnedPages: 3 pages>"
     assert "released" in repr(pages)
+
+
+def test_reprs_of_pools_and_spaces_have_size_and_state_and_never_raise(space: bp.Space) -> None:
+    """They gave the name only, and whether the pool was closed: not how large it is, nor that a space was removed."""
+    pool = space.pool
+    assert repr(pool) == f"<Pool {pool.name!r}, 1.0 MiB>"
+    assert repr(space) == f"<Space 'squares' (derived) of pool {pool.name!r}, 10 pages>"
+    copied_pool, copied = pickle.loads(pickle.dumps((pool, pool.open_scratch("work", 4))))
+    assert "not attached yet" in repr(copied_pool)
+    assert "not attached yet" in repr(copied)
+    assert copied_pool.client.attached is None, "the repr has not attached it"
+    with bp.Pool.attach(pool.name, mode="r") as reader:
+        assert repr(reader) == f"<Pool {pool.name!r}, 1.0 MiB, for reading>"
+        seen = reader.space("squares")
+    assert repr(reader) == f"<Pool {pool.name!r}, closed>"
+    assert repr(seen) == f"<Space 'squares' (derived) of pool {pool.name!r}, closed>"
+    other = pool.open_scratch("gone", 4)
+    other.remove()
+    assert "unusable (SpaceRemoved)" in repr(other)
 
 
 def test_a_space_and_a_pool_say_what_they_are(space: bp.Space, tmp_path: Path) -> None:

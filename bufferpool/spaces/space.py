@@ -13,6 +13,7 @@ from bufferpool import _core
 from bufferpool.client import trouble
 from bufferpool.client.client import Client, Record
 from bufferpool.errors import (
+    BufferPoolError,
     LoaderFailed,
     LoaderReturned,
     PageOutOfRange,
@@ -128,7 +129,18 @@ class Space(_core.Space):
         return self._wanted.store
 
     def __repr__(self) -> str:
-        return f"<Space {self.name!r} ({self.kind.name.lower()}) of pool {self._client.name!r}>"
+        return f"<Space {self.name!r} ({self.kind.name.lower()}) of pool {self._client.name!r}, {self._state()}>"
+
+    def _state(self) -> str:
+        """For the repr, which neither attaches nor raises: the number of pages, or why there is none to tell."""
+        if self._client.closed:
+            return "closed"
+        if self.index < 0:
+            return "not attached yet"
+        try:
+            return f"{len(self)} pages"
+        except BufferPoolError as error:
+            return f"unusable ({type(error).__name__})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.private:
