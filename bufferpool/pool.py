@@ -550,9 +550,11 @@ class Pool(PoolFigures):
         if space is not None and space.index < 0:
             len(space)  # attaches one that was unpickled
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
-        records = drop_unused(self.client)
-        if space is not None:
-            records = [r for r in records if (r["index"], r["generation"]) == (space.index, space.generation)]
+        drop_unused(self.client)
+        if space is None:
+            records = self.client.seg.spaces()
+        else:
+            records = directory.records_of(self.client, space.index, space.generation)
             if not records:
                 raise SpaceRemoved(removed_message(space.name))
         written = flush_all(self.client, records, lsn, seconds_of(timeout))

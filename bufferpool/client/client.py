@@ -81,6 +81,10 @@ class Client(Inspectable):
         """The stores by which this process flushes spaces: slot -> (generation of the space, store)."""
         self.claims: dict[tuple[int, int], FileStore] = {}
         """The claims on files that this process writes: (device, inode) -> claim (spaces/claim.py)."""
+        self.new_claims: set[tuple[int, int]] = set()
+        """Those of the claims that :func:`bufferpool.spaces.claim.drop_unused` has not looked at yet."""
+        self.removals_seen = -1
+        """How many spaces had been removed from the pool when the stores and claims were last looked at."""
         self.log_sync: Callable[[int], int | None] | None = None
         """See :attr:`bufferpool.Pool.log_sync`."""
         self._make_room = make_room
@@ -162,7 +166,7 @@ class Client(Inspectable):
             if other._segment is None or other.known_uuid != self.known_uuid or other.path != self.path:
                 continue
             self._geometry, self._data, self._sharers = other._geometry, other._data, other._sharers
-            self.stores, self.claims = other.stores, other.claims
+            self.stores, self.claims, self.new_claims = other.stores, other.claims, other.new_claims
             self._sharers.add(self)
             _attached.add(self)
             self._segment = other._segment
@@ -175,7 +179,7 @@ class Client(Inspectable):
             if not any(other is not self and other._segment is not None for other in list(self._sharers)):
                 return False
             self._sharers.discard(self)
-            self._sharers, self.stores, self.claims = weakref.WeakSet((self,)), {}, {}
+            self._sharers, self.stores, self.claims, self.new_claims = weakref.WeakSet((self,)), {}, {}, set()
             self._segment = None
             del self._data
             return True

@@ -114,7 +114,7 @@ def post(seg: _core.Segment, event: NewEvent) -> None:
 
 
 def _origin_word(index: int, generation: int, number: int) -> int:
-    return (generation & 0xFFF) << 20 | min(number, 0xFFF) << 8 | index + 1
+    return (generation & 0x3FF) << 22 | min(number, 0x1FF) << 13 | index + 1
 
 
 def read_events(pool: Inspectable) -> list[Event]:
@@ -133,9 +133,9 @@ def read_events(pool: Inspectable) -> list[Event]:
             budget_after=int(e["to_frames"]) * size,
             value=float(e["value"]),
             client=int(e["client"]),
-            space=names.get(int(e["origin"]) & 0xFFF000FF) if e["origin"] else None,
+            space=names.get(int(e["origin"]) & 0xFFC01FFF) if e["origin"] else None,
             page_no=int(e["page"]) - 1 if e["page"] else None,
-            errno=int(e["origin"]) >> 8 & 0xFFF,
+            errno=int(e["origin"]) >> 13 & 0x1FF,
         )
         for e in found
         if is_known(EventKind, int(e["kind"])) and is_known(EventReason, int(e["reason"]))

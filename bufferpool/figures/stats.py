@@ -360,11 +360,13 @@ def read_frames(pool: Inspectable) -> npt.NDArray[np.void]:
     out["page_no"] = -1
     has_page = out["state"] >= FrameState.LIVE
     out["idle_s"] = _ages(slots["touched"], has_page)
-    for record in pool.seg.spaces():
-        first = record["first_entry"]
-        inside = has_page & (pages >= first) & (pages < first + record["max_pages"])
-        out["space"][inside] = record["index"]
-        out["page_no"][inside] = pages[inside].astype(np.int64) - first
+    runs = sorted((r["first_entry"], r["first_entry"] + r["max_pages"], r["index"]) for r in pool.seg.spaces())
+    if runs:  # they do not overlap
+        first, end, index = np.array(runs, np.int64).T
+        run = np.searchsorted(first, pages, side="right") - 1
+        inside = has_page & (run >= 0) & (pages < end[run])
+        out["space"][inside] = index[run[inside]]
+        out["page_no"][inside] = pages[inside].astype(np.int64) - first[run[inside]]
     return out
 
 
@@ -420,7 +422,7 @@ def read_counters(pool: Inspectable) -> Counters:
     return Counters(
         dict(zip(COUNTERS, map(int, plain), strict=True)),
         dict(zip(REASONS, map(int, reclaimed), strict=True)),
-        spaces.reshape(_core.MAX_SPACES, 2),
+        spaces.reshape(-1, 2),
         {
             name: Latency(tuple(map(int, row[:-1])), int(row[-1]) / 1e9)
             for name, row in zip(LATENCIES, latencies.reshape(-1, per), strict=True)
@@ -450,15 +452,20 @@ def read_summary(pool: Inspectable) -> Summary:
         frames=FrameCounts(clean=states["live"] - counted["dirty"], **states, **counted),
         ages=dict(zip(AGE_LIMITS_S, found["ages"], strict=True)),
         held_back=found["held_back"],
-        spaces=np.frombuffer(found["spaces"], np.uint64).reshape(_core.MAX_SPACES, 2),
+        spaces=np.frombuffer(found["spaces"], np.uint64).reshape(-1, 2),
     )
+
+
+def pair_of(table: npt.NDArray[np.uint64], index: int) -> tuple[int, int]:
+    """Two figures of a space; zeros if its slot was used for the first time after the table was read."""
+    return (int(table[index, 0]), int(table[index, 1])) if index < len(table) else (0, 0)
 
 
 def read_unsaved(pool: Inspectable) -> dict[str, int]:
     """Unsaved pages by the name of their space: dirty pages of files and stores, which would be lost with the pool."""
-    dirty = read_summary(pool).spaces[:, 1]
-    written = (r for r in pool.seg.spaces() if r["kind"] in (Kind.FILE, Kind.STORE) and dirty[r["index"]])
-    return {r["name"]: int(dirty[r["index"]]) for r in written}
+    table = read_summary(pool).spaces
+    written = [r for r in pool.seg.spaces() if r["kind"] in (Kind.FILE, Kind.STORE)] if table[:, 1].any() else []
+    return {r["name"]: dirty for r in written if (dirty := pair_of(table, r["index"])[1])}
 
 
 def read_spaces(pool: Inspectable, counters: Counters, summary: Summary) -> list[SpaceStats]:
@@ -468,22 +475,23 @@ def read_spaces(pool: Inspectable, counters: Counters, summary: Summary) -> list
 
 def read_space(pool: Inspectable, index: int, generation: int | None) -> SpaceStats | None:
     """Reads the figures of one space; None if it has been removed."""
-    for record in pool.seg.spaces():
-        if (record["index"], record["generation"]) == (index, generation):
-            return _space_stats(record, read_counters(pool), read_summary(pool))
-    return None
+    record = pool.seg.space(index)
+    if record is None or record["generation"] != generation:
+        return None
+    return _space_stats(record, read_counters(pool), read_summary(pool))
 
 
 def _space_stats(record: dict[str, Any], counters: Counters, summary: Summary) -> SpaceStats:
-    index = record["index"]
+    resident, dirty = pair_of(summary.spaces, record["index"])
+    hits, misses = pair_of(counters.spaces, record["index"])
     return SpaceStats(
         record["name"],
         kind_name(record["kind"]),
         record["pages"],
-        resident=int(summary.spaces[index, 0]),
-        dirty=int(summary.spaces[index, 1]),
-        hits=max(0, int(counters.spaces[index, 0]) - record["hits_before"]),
-        misses=max(0, int(counters.spaces[index, 1]) - record["misses_before"]),
+        resident=resident,
+        dirty=dirty,
+        hits=max(0, hits - record["hits_before"]),
+        misses=max(0, misses - record["misses_before"]),
         opened_at=record["opened_ns"] / 1e9,
         owner=record["owner"],
         cache=cache_of(record["flags"]) if record["kind"] == Kind.FILE else "",

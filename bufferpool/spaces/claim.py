@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from bufferpool._locks import Lock
 from bufferpool.client.client import Client, Record
 from bufferpool.errors import FileInUse
-from bufferpool.figures.names import Kind
 from bufferpool.stores.base import FileStore, Store
 
 FIRST, PLACES = 1 << 61, 1 << 60
@@ -80,24 +79,26 @@ def keep_store(client: Client, record: Record, store: Store) -> None:
         client.stores[record["index"]] = (record["generation"], store)
 
 
-def drop_unused(client: Client) -> list[Record]:
+def drop_unused(client: Client) -> None:
     """Ends the claims, and closes the stores, that this attachment has kept for spaces which are gone.
 
-    Returns the spaces that are there.
-
     Any process may remove a space, and the others are not told. So each looks for itself: in every round of its
-    steward, and when it flushes, opens or removes a space, or reaps.
+    steward, and when it flushes, opens or removes a space, or reaps. It looks at all of them if a space was removed since
+    it looked last, and else at the claims alone that are new: the space may have been refused for which one was made.
     """
+    removals = client.seg.removals()
+    changed = client.removals_seen != removals
+    if not changed and not client.new_claims:
+        return
     gone: list[object] = []  # closed after the lock is released: a disk may hang
     with _changing:  # a store or claim is kept only if its space is in the directory, or being opened
-        spaces = client.seg.spaces()
-        live = {(r["index"], r["generation"]) for r in spaces}
-        files = {(r["device"], r["inode"]) for r in spaces if r["kind"] == Kind.FILE} | set(_coming)
-        gone += [
-            client.stores.pop(i) for i, (generation, _) in list(client.stores.items()) if (i, generation) not in live
-        ]
-        gone += [client.claims.pop(file) for file in list(client.claims) if file not in files]
-    return spaces
+        seg, coming = client.seg, set(_coming)
+        claims = (set(client.claims) if changed else client.new_claims & set(client.claims)) - coming
+        client.new_claims -= claims
+        gone += [client.claims.pop(file) for file in claims if not seg.spaces_of_file(*file)]
+        if changed:
+            gone += [client.stores.pop(i) for i, (g, _) in list(client.stores.items()) if not seg.is_current(i, g)]
+    client.removals_seen = removals
 
 
 def claim(client: Client, store: FileStore) -> None:
@@ -113,6 +114,7 @@ def claim(client: Client, store: FileStore) -> None:
         for _ in range(_TRIES):
             if _claimed(holder.fd, place):
                 client.claims[file] = holder
+                client.new_claims.add(file)
                 return
             time.sleep(random.uniform(0.001, 0.02))  # two pools saw each other's locks: release, wait, try again
     except OSError as error:

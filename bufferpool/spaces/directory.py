@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bufferpool._core import MAX_SPACES, NAME_BYTES
 from bufferpool.client.client import Client, Record
 from bufferpool.errors import (
     SpaceBusy,
@@ -34,7 +35,8 @@ from bufferpool.stores.checksum import CheckedFile, file_store
 from bufferpool.stores.file_state import NO_FILE, FileState
 
 DISCARDABLE, WRITABLE, CHECKSUM = 1, 2, 4  # flags of a space, as in core/layout/layout.h
-GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow
+GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow, while there are many
+_SHOWN = 20  # spaces that a message names
 BUSY_S = 1.0  # seconds to wait for a space in use, before SpaceBusy
 
 
@@ -103,8 +105,10 @@ def refuse_unfit(client: Client, wanted: Wanted, dtype: "np.dtype[Any]") -> None
         size = len(name.encode())
     except UnicodeEncodeError:
         raise ValueError(f"a space's name must be text that UTF-8 can encode, not {name!r}; pass name=") from None
-    if not 1 <= size <= 63 or "\0" in name:
-        raise ValueError(f"a space's name must be 1 to 63 bytes long, without NUL, not {name!r}; pass name=")
+    if not 1 <= size < NAME_BYTES or "\0" in name:
+        raise ValueError(
+            f"a space's name must be 1 to {NAME_BYTES - 1} bytes long, without NUL, not {name!r}; pass name="
+        )
     if dtype.itemsize == 0 or client.page_size % dtype.itemsize or dtype.hasobject or dtype.subdtype:
         raise ValueError(
             f"dtype {dtype} does not fit: its size must divide the page size {client.page_size}, and it must hold plain values"
@@ -119,7 +123,7 @@ def bind(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", truncate: bool 
     refuse_unfit(client, wanted, dtype)
     client.warn_if_nameless()
     if wanted.kind is Kind.FILE and wanted.store is None:
-        wanted.store = _store_of_a_copy(client, options) or file_store(
+        wanted.store = _store_of_a_copy(client, wanted) or file_store(
             options["path"], options["mode"], client.page_size, bool(options.get("checksum")), options.get("repair"),
             options["cache"],
         )  # fmt: skip
@@ -137,11 +141,13 @@ def bind(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", truncate: bool 
     return record
 
 
-def _store_of_a_copy(client: Client, options: dict[str, Any]) -> FileStore | None:
+def _store_of_a_copy(client: Client, wanted: Wanted) -> FileStore | None:
     """The store that this process already has open for an unpickled space, so that its copies share one descriptor."""
+    options = wanted.options
     if options.get("repair") is not None:
         return None
-    for _, store in list(client.stores.values()):
+    for record in spaces_named(client, wanted.name):
+        _, store = client.stores.get(record["index"], (0, None))
         if (
             isinstance(store, FileStore)
             and store.path == options["path"]
@@ -179,13 +185,13 @@ def _connect(client: Client, wanted: Wanted, truncate: bool) -> Record | None:
 
 def _find_record(client: Client, wanted: Wanted, state: FileState, truncate: bool) -> Record | None:
     """The record of the space, if it exists; else None. Raises SpaceMismatch."""
-    store, spaces = wanted.store, client.seg.spaces()
-    for other in spaces:
-        if wanted.kind is Kind.FILE and other["name"] != wanted.name and _same_file(other, state):
+    store = wanted.store
+    for other in client.seg.spaces_of_file(*state.file) if wanted.kind is Kind.FILE else ():
+        if other["name"] != wanted.name and _same_file(other, state):
             raise SpaceMismatch(
                 f"{other['path']} is in the pool already, as {other['name']!r}; pass name={other['name']!r}"
             )
-    record = visible(spaces, wanted.name, private=wanted.private)
+    record = visible(client, wanted.name, private=wanted.private)
     if record is None:
         return None
     if record["kind"] != wanted.kind:
@@ -212,27 +218,33 @@ def _same_file(record: Record, state: FileState) -> bool:
     return record["kind"] == Kind.FILE and recorded(record).file == state.file
 
 
-def visible(spaces: list[Record], name: str, *, private: bool) -> Record | None:
+def spaces_named(client: Client, name: str) -> list[Record]:
+    """The records of all spaces with a name: the shared one, and private ones of all processes."""
+    return [r for r in client.seg.spaces_named(name.encode()) if r["name"] == name]
+
+
+def visible(client: Client, name: str, *, private: bool) -> Record | None:
     """The record of the space that this process finds by a name; None if there is none.
 
     Private scratch spaces of other processes are not found. If there are a shared and a private space of the name,
     ``private`` chooses.
     """
-    found = [r for r in spaces if r["name"] == name and (r["mine"] or not r["owner"])]
+    found = [r for r in spaces_named(client, name) if r["mine"] or not r["owner"]]
     found.sort(key=lambda r: r["mine"] != private)
     return found[0] if found else None
 
 
 def no_such_space(client: Client, name: str) -> str:
     """The message for a name that is not found, with the names of the spaces."""
-    spaces = client.seg.spaces()
-    theirs = [r["owner"] for r in spaces if r["name"] == name and r["owner"] and not r["mine"]]
+    theirs = [r["owner"] for r in spaces_named(client, name) if r["owner"] and not r["mine"]]
     if theirs:
         return (
             f'the space {name!r} of pool {client.name!r} is private to client {theirs[0]} (lifetime="process"; see '
             'pool.clients()); make one here with pool.open_scratch(), or share one with lifetime="pool"'
         )
-    return f"pool {client.name!r} has no space {name!r}; it has {[r['name'] for r in spaces if r['mine'] or not r['owner']]}"
+    names = [r["name"] for r in client.seg.spaces() if r["mine"] or not r["owner"]]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"pool {client.name!r} has no space {name!r}; it has {names[:_SHOWN]}{more}"
 
 
 def _has_another_version(wanted: Wanted, record: Record) -> bool:
@@ -361,6 +373,12 @@ def _add_space(client: Client, wanted: Wanted, state: FileState, truncate: bool,
     return client.current(record)
 
 
+def _room_to_grow(client: Client) -> int:
+    """Page numbers to reserve for a space that may grow: many for the first spaces; thousands of them find some all the same."""
+    most, free = client.geometry["max_pages"], client.seg.free_pages()
+    return GROWTH_PAGES if free > most // 2 else int(min(free // (2 * MAX_SPACES), GROWTH_PAGES))
+
+
 def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> int:
     """Fills a slot of the directory, under its lock; returns the slot's number."""
     options, store = wanted.options, wanted.store
@@ -368,9 +386,8 @@ def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> 
     if fixed is not None and count_of(fixed, "max_pages") < pages:
         raise ValueError(f"max_pages ({fixed}) is below the {pages} pages that exist")
     if fixed is None:
-        fixed = (
-            max(pages, 1) if wanted.kind is Kind.DERIVED else max(2 * pages, 1024 if store is None else GROWTH_PAGES)
-        )
+        least = max(pages, 1) if wanted.kind is Kind.DERIVED else max(2 * pages, 1024)
+        fixed = least if store is None else max(least, _room_to_grow(client))
     flags = (DISCARDABLE if options.get("discardable") else 0) | (WRITABLE if options.get("mode") == "r+" else 0)
     flags |= CHECKSUM if options.get("checksum") else 0
     flags |= KERNEL_CACHE if isinstance(store, FileStore) and store.caching is Caching.KERNEL else 0
@@ -436,10 +453,16 @@ def remove_now(client: Client, name: str, index: int, generation: int | None, di
 
 def record_named(client: Client, name: str) -> Record:
     """The record of the space ``name``: this process's own comes first. Raises SpaceNotFound."""
-    record = visible(client.seg.spaces(), name, private=True)
+    record = visible(client, name, private=True)
     if record is None:
         raise SpaceNotFound(no_such_space(client, name))
     return record
+
+
+def records_of(client: Client, index: int, generation: int | None) -> list[Record]:
+    """The record of the space of a handle, in a list; none if it has been removed."""
+    record = client.seg.space(index)
+    return [record] if record is not None and record["generation"] == generation else []
 
 
 def count_of(value: int, what: str) -> int:

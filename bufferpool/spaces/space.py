@@ -401,8 +401,8 @@ class Space(_core.Space):
         In the process that made it, this removes a scratch space with lifetime "process";
         all other spaces remain in the pool.
         """
-        key = self.index, self.generation
-        if self.private and any(r["mine"] and (r["index"], r["generation"]) == key for r in self._client.seg.spaces()):
+        record = self._client.seg.space(self.index) if self.private else None
+        if record is not None and record["mine"] and record["generation"] == self.generation:
             self.remove(discard=True)
 
     def __enter__(self) -> "Space":

@@ -334,11 +334,13 @@ class Steward:
         spaces = [
             r
             for r in spaces
-            if r["kind"] in writeback.WRITTEN and summary.spaces[r["index"], 1] and writeback.can_write(self.client, r)
+            if r["kind"] in writeback.WRITTEN
+            and stats.pair_of(summary.spaces, r["index"])[1]
+            and writeback.can_write(self.client, r)
         ]
         busy = [r for r in spaces if r["flusher"] or self.client.jobs.running(r["index"])]
         spaces = [r for r in spaces if r not in busy]  # what somebody flushes already needs no help
-        dirty = sum(int(summary.spaces[r["index"], 1]) for r in spaces)
+        dirty = sum(stats.pair_of(summary.spaces, r["index"])[1] for r in spaces)
         due = max(self._shortage_of_clean(now, summary), self._due_by_age(now, dirty))
         if due <= 0 or not dirty:
             return
@@ -346,7 +348,7 @@ class Steward:
             self._start(flush_jobs.LOG, partial(self._sync_log, now))
             self._wait()
         for record in spaces:
-            share = -(-due * int(summary.spaces[record["index"], 1]) // dirty)
+            share = -(-due * stats.pair_of(summary.spaces, record["index"])[1] // dirty)
             self._start(record["index"], partial(self._flush_space, now, record, share))
         self._wait()
         self._pass_left = any(

@@ -2,8 +2,8 @@
 
 PostgreSQL's autoprewarm and InnoDB's buffer pool dump do the same: page numbers are
 written, not pages. The file is a numpy ``.npz``: ``spaces`` (JSON: name, kind and path of each),
-``space`` (uint8, an index into it) and ``page`` (uint32), in order of heat, hottest first;
-``hot`` (one number) of them were hot. That is five bytes a page before compression.
+``space`` (uint16, an index into it) and ``page`` (uint32), in order of heat, hottest first;
+``hot`` (one number) of them were hot. That is six bytes a page before compression.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from bufferpool._core import MAX_SPACES
 from bufferpool._locks import Event
 from bufferpool.client.client import Client, Record
 from bufferpool.client.threads import Worker
@@ -44,7 +45,7 @@ def save_working_set(client: Client, path: str | os.PathLike[str]) -> int:
     kept = (frames["state"] == FrameState.LIVE) & np.isin(frames["space"], [r["index"] for r in records])
     frames = frames[kept]
     frames = frames[np.lexsort((frames["idle_s"], ~frames["hot"]))]
-    number = np.zeros(256, np.uint8)
+    number = np.zeros(MAX_SPACES, np.uint16)
     for i, record in enumerate(records):
         number[record["index"]] = i
     spaces = [
@@ -116,7 +117,7 @@ class WorkingSet:
 
     page_size: int
     spaces: list[dict[str, Any]]
-    space: npt.NDArray[np.uint8]
+    space: npt.NDArray[np.uint16]
     page: npt.NDArray[np.uint32]
     hot: int
 
@@ -134,7 +135,7 @@ def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
             )
         known = [Kind[s["kind"]] in _KEPT and s["name"] + s["path"] and s["flags"] >= 0 for s in spaces]
         sound = saved.space.shape == saved.page.shape and saved.space.ndim == 1 and 0 <= saved.hot <= len(saved.page)
-        sound = sound and all(known) and saved.space.dtype == np.uint8
+        sound = sound and all(known) and saved.space.dtype == np.uint16
         if not sound or (len(saved.space) and int(saved.space.max()) >= len(known)):
             raise WorkingSetError(f"{path} contradicts itself; remove it, and save the working set anew")
     except WorkingSetError:
@@ -228,7 +229,7 @@ def load_working_set(
 def _open(client: Client, about: dict[str, Any], open_record: Callable[[Record], Space]) -> Space:
     if about["kind"] != "FILE":
         raise WorkingSetError(f"{about['name']!r} has a loader or a store of its own: pass its handle in spaces=")
-    record = visible(client.seg.spaces(), about["name"], private=False)
+    record = visible(client, about["name"], private=False)
     if record is None or record["owner"]:
         flags = about["flags"] & (CHECKSUM | KERNEL_CACHE)  # without WRITABLE: opened for reading
         record = {"name": about["name"], "kind": Kind.FILE, "path": about["path"], "flags": flags}

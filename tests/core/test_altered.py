@@ -28,14 +28,18 @@ def area(pool: bp.Pool, name: str) -> int:
         return int(struct.unpack("<Q", file.read(8))[0])
 
 
-@pytest.mark.parametrize("field", ["first_entry", "max_pages", "kind", "flags", "path"])
+@pytest.mark.parametrize(
+    "field",
+    [f"SpaceSlot.{name}" for name in ("first_entry", "max_pages", "kind", "flags", "name_sum")]
+    + ["SpaceTexts.name", "SpaceTexts.path"],
+)
 def test_a_space_slot_that_was_altered_is_not_taken_for_another_space(pool, data_file, field):
     first, second = pool.open_file(data_file(10), "r+", name="a"), pool.open_file(data_file(20), "r+", name="b")
-    held = first[3]
+    held, where = first[3], area(pool, "spaces_at" if field.startswith("SpaceSlot") else "texts_at")
     with open(pool.path, "rb") as file:
-        file.seek(area(pool, "spaces_at"))
-        before = file.read(_core.fields()["SpaceSlot"][1])
-    poke(pool, area(pool, "spaces_at"), f"SpaceSlot.{field}", "<I", 0x777)
+        file.seek(where)
+        before = file.read(_core.fields()[field.partition(".")[0]][1])
+    poke(pool, where, field, "<I", 0x777)
     with pytest.raises(bp.SegmentCorrupt, match="space slot 0"):
         pool.space("a")
     with pytest.raises(bp.SegmentCorrupt):
@@ -43,7 +47,7 @@ def test_a_space_slot_that_was_altered_is_not_taken_for_another_space(pool, data
     assert second[5].size == pool.page_size  # handles that are open go on
     assert held.size == pool.page_size
     with open(pool.path, "r+b") as file:
-        file.seek(area(pool, "spaces_at"))
+        file.seek(where)
         file.write(before)
     assert pool.space("a")[3].tobytes() == held.tobytes()
 

@@ -11,7 +11,20 @@ from pathlib import Path
 from bufferpool import _core
 from tests.support.native_build import CORE
 
-MAPPED = ("Header", "Geometry", "Client", "Intent", "Failure", "SpaceSlot", "FrameSlot", "Event", "Advice", "Duel")
+MAPPED = (
+    "Header",
+    "Geometry",
+    "Client",
+    "Intent",
+    "Failure",
+    "SpaceSlot",
+    "SpaceTexts",
+    "Uses",
+    "FrameSlot",
+    "Event",
+    "Advice",
+    "Duel",
+)
 TAKEN_APART = {"LockWord", "PolicyState", "RingState"}  # their fields stand under the name of what they are in
 
 

@@ -25,6 +25,9 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
     };
     g.clients_at = take(clients * sizeof(Client));
     g.spaces_at = take(sizeof(SpaceSlot) * MAX_SPACES);
+    g.texts_at = take(sizeof(SpaceTexts) * MAX_SPACES);
+    g.use_row_bytes = MAX_SPACES * sizeof(Uses);
+    g.uses_at = take((2 + clients) * g.use_row_bytes);
     g.entries_at = take(ENTRIES * 8);
     g.frames_at = take(frames * sizeof(FrameSlot));
     g.stripe_bytes = frames * 8;
@@ -39,6 +42,7 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
     auto h = reinterpret_cast<Header*>(world.segment);
     h->budget_frames.store_relaxed(budget);
     h->frames_ready.store_relaxed(doubled(ready));
+    h->spaces_ready.store_relaxed(doubled(MAX_SPACES));
     for (RingState* ring : {&h->policy.cold, &h->policy.hot}) {
         ring->capacity = ring_capacity(g, ready);
         if (ready < frames) ring->head = ring->capacity - 1;

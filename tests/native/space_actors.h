@@ -101,7 +101,9 @@ static void remove_it(Segment& s, u64 generation) {
 static u64 open_another(Segment& s) {
     if (!lock_directory(s)) return 0;
     u64 generation = 0;
-    u32 index = free_slot(s), first = free_run(s, PAGES);
+    int error;
+    bool no_memory;
+    u32 index = free_slot(s, error), first = free_run(s, PAGES, no_memory);
     if (index != NONE && first != NONE && begin_space(s, s.spaces[index], first, PAGES, 1) == 0) {
         finish_space(s.spaces[index], 1);
         generation = open_generation(s);

@@ -63,7 +63,7 @@ def test_a_name_belongs_to_one_kind(pool, data_file):
 
 
 def test_spaces_are_limited_and_their_slots_come_back(pool):
-    spaces = [pool.open_scratch(f"s{i}", 1) for i in range(64)]
+    spaces = [pool.open_scratch(f"s{i}", 1) for i in range(_core.MAX_SPACES)]
     with pytest.raises(TooManySpaces, match="remove"):
         pool.open_scratch("one more", 1)
     fill(spaces[10], [0])

@@ -133,7 +133,7 @@ def test_a_damaged_pool_is_removed_where_the_loss_is_accepted(pools, unsaved):
     """Its dirty pages cannot be counted, and to say "remove the segment" and then refuse that is no way out."""
     pool, _ = unsaved
     pools.unchecked.add(pool.name)
-    poke(pool, area(pool, "spaces_at"), "SpaceSlot.path", "<I", 0x777)
+    poke(pool, area(pool, "texts_at"), "SpaceTexts.path", "<I", 0x777)
     with pytest.raises(bp.errors.SegmentCorrupt, match="discard=True"):
         pool.unlink()
     pool.unlink(discard=True)

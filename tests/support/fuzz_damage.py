@@ -33,8 +33,9 @@ HEADER = fields("Header", "magic", "version", "header_bytes", "uuid", "created_n
 CLIENT_FIELDS = fields("Client", "intents")
 INTENT_FIELDS, SPACE_FIELDS, FRAME_FIELDS = fields("Intent"), fields("SpaceSlot"), fields("FrameSlot", "word")
 EVENT_FIELDS, ADVICE_FIELDS, DUEL_FIELDS = fields("Event"), fields("Advice"), fields("Duel")
-CLIENT, SPACE, FRAME, INTENT, EVENT = (
-    size_of(struct) for struct in ("Client", "SpaceSlot", "FrameSlot", "Intent", "Event")
+TEXTS_FIELDS, USES_FIELDS = fields("SpaceTexts"), fields("Uses")
+CLIENT, SPACE, FRAME, INTENT, EVENT, TEXTS, USES = (
+    size_of(struct) for struct in ("Client", "SpaceSlot", "FrameSlot", "Intent", "Event", "SpaceTexts", "Uses")
 )
 INTENTS = fields("Client")["intents"][0]
 HEADER_KEPT = min(offset for offset, _ in HEADER.values())  # before it: written once, checked when one attaches
@@ -141,7 +142,7 @@ class Mutator:
         """(what, offset, bytes, kind of value)"""
         r, at = self.rng, self.layout
         area = r.choice(["header"] * 5 + ["client", "intent", "intent", "space", "space", "space"] + ["entry"] * 4
-                        + ["frame"] * 4 + ["pins", "ring", "ring", "bitmap", "bitmap", "chunks", "event", "advice", "duel"])  # fmt: skip
+                        + ["frame"] * 4 + ["texts", "uses", "pins", "ring", "ring", "bitmap", "bitmap", "chunks", "event", "advice", "duel"])  # fmt: skip
         if area == "header":
             return self.field("header", 0, HEADER)
         if area == "client":
@@ -154,8 +155,14 @@ class Mutator:
                 return f"intent {c + 1}.{i}", base, 20, "intent"
             return self.field(f"intent {c + 1}.{i}", base, INTENT_FIELDS)
         if area == "space":
-            i = r.choice([0, 1, 2, 3, 4, 63])
+            i = r.choice([0, 1, 2, 3, 4, 15])  # the first step of them has its memory
             return self.field(f"space {i}", at.spaces_at + i * SPACE, SPACE_FIELDS)
+        if area == "texts":
+            i = r.choice([0, 1, 2, 3, 4, 15])
+            return self.field(f"texts of space {i}", at.texts_at + i * TEXTS, TEXTS_FIELDS)
+        if area == "uses":
+            row, i = r.randrange(6), r.choice([0, 1, 2, 3, 4, 15])
+            return self.field(f"uses {row} of space {i}", at.uses_at + row * at.use_row_bytes + i * USES, USES_FIELDS)
         if area == "entry":
             page = r.choice(self.first_entries) + r.randrange(FILE_PAGES)
             return f"entry {page}", at.entries_at + 8 * page, 8, "entry"

@@ -116,8 +116,8 @@ print(full(lambda: pool.open_scratch("small", 1000)[999]), pool.check())
 """,
     "frames": """
 pool = create(capacity="512MiB", max_clients=500)
-ballast(100 << 10)
 work = pool.open_scratch("work", 100)
+ballast(100 << 10)
 print(full(lambda: [work[n] for n in range(100)]), pool.check())
 os.unlink(where + "/ballast")
 print(full(lambda: work[50]), pool.check())

@@ -1,14 +1,16 @@
 // The segment: one sparse tmpfs file that every process maps whole.
 //
-//   +---------+---------+--------+--------+---------+---------+--------+---------+---------+---------+-------+--- - -+
-//   | header  | clients | spaces | events | duel,   | entries | frames | pins    | sets    | rings   | tops  | data   |
-//   | 4 pages | slot[]  | slot[] | ring   | advice  | u64[]   | 32 B[] | u16[]   | bitmaps | u64[]   | of    | page[] |
-//   |         |         |        |        |         | sparse  | as used| as used | as used | as used | sets  | 2 MiB  |
-//   +---------+---------+--------+--------+---------+---------+--------+---------+---------+---------+-------+--- - -+
+//  +---------+---------+--------+---------+----------+---------+--------+---------+---------+---------+-------+-- - -+
+//  | header  | clients | events | duel,   | spaces   | entries | frames | pins    | sets    | rings   | tops  | data  |
+//  | 4 pages | slot[]  | ring   | advice  | slot[],  | u64[]   | 32 B[] | u16[]   | bitmaps | u64[]   | of    | page[]|
+//  |         |         |        |         | texts[], | sparse  |        |         |         |         | sets  | 2 MiB |
+//  |         |         |        |         | uses[][] |         | as used| as used | as used | as used |       |       |
+//  +---------+---------+--------+---------+----------+---------+--------+---------+---------+---------+-------+-- - -+
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
-// header, clients, spaces, events, duel and tops at creation, entries in chunks of an OS page
+// header, clients, events, duel and tops at creation; the tables with an element for each space (slots, texts, and the
+// counters of each client) in steps as spaces are opened; entries in chunks of an OS page
 // when a space needs them (a bitmap records which; chunks are never given back, because an old
 // handle may still use them); frames, pins, sets and rings in chunks as frames are first used. The advice area gets
 // memory at creation for the budgets that a steward may choose, and more when a larger budget is asked for. A zero byte
@@ -32,15 +34,17 @@ namespace bp {
 constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
 constexpr u32 LAYOUT_VERSION = 3;
 #ifdef BP_EXPLORE  // the explorer keeps its states small
-constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, PATH_BYTES = 8, FAILURES = 1, FAILURE_WORDS = 1;
+constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, FAILURES = 1, FAILURE_WORDS = 1;
+constexpr u32 NAME_BYTES = 8, PATH_BYTES = 8;
 #else
-constexpr u32 MAX_SPACES = 64;
+constexpr u32 MAX_SPACES = 4096;
 constexpr u32 OPS = 64;  // the most operations of one client under way at once
 constexpr u32 EVENTS = 1024;
-constexpr u32 BUCKETS = 28, PATH_BYTES = 1024;
+constexpr u32 BUCKETS = 28, NAME_BYTES = 1024, PATH_BYTES = 1024;
 // Records of one client's failed loads, for the clients that waited for them: failures.h.
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
+constexpr u32 SPACE_STEP = 16;  // spaces whose slots get their memory together
 constexpr u32 STRIPES = 8;  // stripes of pin counts for each block of clients
 constexpr u32 CLIENT_BLOCK = 64;  // the clients whose pin counts get memory together
 constexpr u32 GUESTS = 16;  // slots beyond max_clients, for forked children that find no free slot
@@ -93,11 +97,13 @@ struct Counters {
     Atomic<u64> mode_changes;
     Atomic<u64> reclaimed_bytes[REASONS];
     Histogram latency[LATENCIES];
-    struct PerSpace {
-        Atomic<u64> hits, misses;
-    } space[MAX_SPACES];
 };
 constexpr u32 COUNTERS = sizeof(Counters) / sizeof(u64);
+
+// The uses of one space. Each client has a row of these, with an element for each space, and so have the totals.
+struct Uses {
+    Atomic<u64> hits, misses;
+};
 
 // A lock that survives the death of its owner. Low bits: the owner's client number; see lock.h.
 struct LockWord {
@@ -154,11 +160,10 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> device, inode, size_bytes, mtime_ns, ctime_ns, doubt;
     Atomic<u64> owner_generation;
     Atomic<u64> version;       // a hash of the version of a derived space's loader; 0: none
-    char name[64];
-    char path[PATH_BYTES];
     Atomic<u64> flush_since_ns;  // when the owner of the flush lock took it (CLOCK_BOOTTIME)
     // When the present space was opened, and the slot's counters at that time: they are not reset for a new space.
     Atomic<u64> opened_ns, hits_before, misses_before;
+    Atomic<u64> name_sum, path_sum;  // of its texts (text_sum)
     Atomic<u64> sum;           // over the fields that do not change while the space lives: see space_sum
 
     bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(span.load_acquire() & CLOSED); }
@@ -166,6 +171,12 @@ struct alignas(64) SpaceSlot {
         u32 s = state.load_seq_cst();
         return s == SPACE_CLOSING || (s != SPACE_FREE && (span.load_seq_cst() & CLOSED));
     }
+};
+
+// The texts of a space; a search through the slots does not read them.
+struct SpaceTexts {
+    char name[NAME_BYTES];
+    char path[PATH_BYTES];
 };
 
 // In FrameSlot::count, beside the references: the page was read ahead and has not been used; the duel samples it.
@@ -214,11 +225,14 @@ struct Geometry {
     u32 max_frames, max_clients, stripe_clients;
     u32 guests;  // the last slots of max_clients, for forked children only
     u64 max_pages;
-    u64 clients_at, spaces_at, events_at, duel_at, advice_at, entries_at, frames_at, pins_at, stripe_bytes;
+    u64 clients_at, events_at, duel_at, advice_at, spaces_at, texts_at, uses_at, use_row_bytes;
+    u64 entries_at, frames_at, pins_at, stripe_bytes;
     u64 sets_at, set_bytes[SET_LEVELS], rings_at, ring_bytes, tops_at, data_at, total_bytes;
 
     u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
     u32 stripes() const { return (max_clients + CLIENT_BLOCK - 1) / CLIENT_BLOCK * STRIPES; }
+    // Rows of uses: two for the totals, then one for each client of each block.
+    u32 use_rows() const { return 2 + stripes() / STRIPES * CLIENT_BLOCK; }
     u64 top_words() const { return set_words(max_frames, SET_LEVELS); }
     u64 chunk_words() const { return (entry_chunks() + 63) / 64; }
     u64 tops_bytes() const { return (SETS * top_words() + CHUNK_COPIES * chunk_words()) * 8; }
@@ -251,6 +265,8 @@ struct Header {
     LockWord growth;                 // memory for the segment's own data
     // See doubled(): the largest budget that the shadows have memory for (under the growth lock and the advice lock).
     Atomic<u64> advice_frames;
+    Atomic<u64> spaces_ready;  // see doubled(): how many spaces have slots with memory (under the growth lock)
+    Atomic<u64> removals;      // the number of spaces removed so far
     // see doubled(): blocks of clients whose pin rows have memory, beyond the first (under the growth lock)
     Atomic<u64> more_blocks;
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
@@ -317,6 +333,17 @@ void each_frame_table(const Geometry& g, u32 stripes, F visit) {
         visit(g.rings_at + ring * g.ring_bytes, g.ring_bytes, [&g](u64 n) { return ring_capacity(g, u32(n)) * 8ull; });
 }
 
+// Tables that have an element for each space, and get their memory as spaces are opened, in the same way. The rows of
+// uses belong to blocks of clients, as pin rows do: `blocks` have memory.
+template <class F>
+void each_space_table(const Geometry& g, u32 blocks, F visit) {
+    visit(g.spaces_at, g.texts_at - g.spaces_at, [](u64 n) { return n * sizeof(SpaceSlot); });
+    visit(g.texts_at, g.uses_at - g.texts_at, [](u64 n) { return n * sizeof(SpaceTexts); });
+    for (u32 row = 0, used = 2 + blocks * CLIENT_BLOCK; row < g.use_rows(); row++)
+        visit(g.uses_at + row * g.use_row_bytes, g.use_row_bytes,
+              [is_used = row < used](u64 n) { return is_used ? n * sizeof(Uses) : 0; });
+}
+
 // FNV-1a over words of 64 bits.
 inline u64 fnv(u64 h, const void* at, size_t bytes) {
     for (size_t i = 0; i + 8 <= bytes; i += 8) {
@@ -328,14 +355,22 @@ inline u64 fnv(u64 h, const void* at, size_t bytes) {
 }
 constexpr u64 FNV_START = 0xcbf29ce484222325;
 
+// Of a text in so many bytes, which ends before them or with them: spaces are looked up by that of their name.
+inline u64 text_sum(const char* at, size_t bytes) {
+    u64 h = FNV_START;
+    for (size_t i = 0; i < bytes && at[i]; i++) h = (h ^ u8(at[i])) * 0x100000001b3;
+    return h;
+}
+
 // A checksum over the fields of a space that do not change while it lives, so that a damaged record is not
 // taken for another space.
 inline u64 space_sum(const SpaceSlot& t) {
     u64 fields[] = {t.kind.load_relaxed(),        t.flags.load_relaxed(),
                     t.owner.load_relaxed(),       t.owner_generation.load_relaxed(),
                     t.first_entry.load_relaxed(), t.max_pages.load_relaxed(),
-                    t.version.load_relaxed()};
-    return fnv(fnv(fnv(FNV_START, fields, sizeof fields), t.name, sizeof t.name), t.path, sizeof t.path);
+                    t.version.load_relaxed(),     t.name_sum.load_relaxed(),
+                    t.path_sum.load_relaxed()};
+    return fnv(FNV_START, fields, sizeof fields);
 }
 
 // Places the sets of frames and the rings. `take(bytes)` returns the offset of a new area.
@@ -362,10 +397,13 @@ inline void place_areas(Geometry& g) {
     };
     at = round_up(at, os);
     g.clients_at = take(u64(g.max_clients) * sizeof(Client));
-    g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
     g.events_at = take(EVENTS * sizeof(Event));
     g.duel_at = take(DUELS ? sizeof(Duel) : 0);
     g.advice_at = take(advice_bytes(g.max_frames));
+    g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
+    g.texts_at = take(MAX_SPACES * sizeof(SpaceTexts));
+    g.use_row_bytes = round_up(MAX_SPACES * sizeof(Uses), os);
+    g.uses_at = take(g.use_rows() * g.use_row_bytes);
     g.entries_at = take(g.max_pages * 8);
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
     g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);

@@ -90,7 +90,7 @@ inline void check_frames(Segment& s, Findings& out) {
 inline void check_entries(Segment& s, Findings& out) {
     InMotion motion(s);
     out.lost |= motion.lost;
-    for (u32 i = 0; i < MAX_SPACES; i++) {
+    for (u32 i = 0, spaces = s.space_count(); i < spaces; i++) {
         SpaceSlot& slot = s.spaces[i];
         if (!slot.is_live()) continue;
         u64 first, n;

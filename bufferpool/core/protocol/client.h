@@ -16,6 +16,8 @@ inline void start_client(Segment& s, u32 c) {
     auto counters = reinterpret_cast<Atomic<u64>*>(&slot.counters);
     fence_release();  // a sum that sees a zero sees that the counters were folded
     for (u32 i = 0; i < COUNTERS; i++) counters[i].store_relaxed(0);
+    auto uses = reinterpret_cast<Atomic<u64>*>(s.uses_of(c));
+    for (u32 i = 0, n = s.has_pins(c) ? 2 * s.space_count() : 0; i < n; i++) uses[i].store_relaxed(0);
     for (Intent& intent : slot.intents) {
         intent.op.store_relaxed(u32(Op::NONE));
         intent.waits.store_relaxed(intent.waits.load_relaxed() >> 32 << 32);

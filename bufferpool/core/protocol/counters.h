@@ -9,6 +9,9 @@
 // totals from it on, also if a client dies in between. A sum never goes backwards.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
+
 #include "protocol/segment.h"
 
 namespace bp {
@@ -29,32 +32,68 @@ inline void fold_counters(Segment& s, u32 c) {
     auto add = reinterpret_cast<Atomic<u64>*>(&slot.counters);
     fence_release();  // a sum that reads what we fill in sees the fold before this one, which made the copy inactive
     for (u32 i = 0; i < COUNTERS; i++) to[i].store_relaxed(from[i].load_relaxed() + add[i].load_relaxed());
+    bool used = s.has_pins(c);  // its row of uses has memory as well
+    for (u32 i = 0, n = s.space_count(); i < n; i++) {
+        Uses &sum = s.use_row(u32(1 - copy))[i], &before = s.use_row(u32(copy))[i], &own = s.uses_of(c)[i];
+        sum.hits.store_relaxed(before.hits.load_relaxed() + (used ? own.hits.load_relaxed() : 0));
+        sum.misses.store_relaxed(before.misses.load_relaxed() + (used ? own.misses.load_relaxed() : 0));
+    }
     BP_POINT("fold.filled");
     s.header->folded.store_release(name | (1 - copy));
     BP_POINT("fold.switched");
     slot.folded.store_release(1);
 }
 
-// The counters of all clients, present and past, into `sum` (COUNTERS of them). Like a
+// Sums what all clients have counted, present and past: visit(counters, their row of uses or null). Like a
 // reader of a sequence lock (hence acquire: the second look comes after the loads), it
 // takes what it read if no fold took place between the two looks at `folded`, so
-// that no client was counted twice or not at all. Needs no lock and writes nothing.
+// that no client was counted twice or not at all; `begin` is called before each try. Needs no lock and writes nothing.
 // False: folds kept coming, a thousand times over.
-inline bool sum_counters(Segment& s, u64* sum) {
+template <class Begin, class Visit>
+bool each_counted(Segment& s, Begin begin, Visit visit) {
     for (int tries = 0; tries < 1000; tries++) {
         u64 folded = s.header->folded.load_seq_cst();
-        auto totals = reinterpret_cast<Atomic<u64>*>(&s.header->totals[folded & 1]);
-        for (u32 i = 0; i < COUNTERS; i++) sum[i] = totals[i].load_acquire();
+        begin();
+        visit(s.header->totals[folded & 1], s.use_row(folded & 1));
         for (u32 c = 1; c <= s.g.max_clients; c++) {
             Client& slot = s.clients[c - 1];
             if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire()) continue;
             if ((u64(c) << 1 | slot.generation.load_acquire() << 16) == (folded & ~u64(1))) continue;
-            auto own = reinterpret_cast<Atomic<u64>*>(&slot.counters);
-            for (u32 i = 0; i < COUNTERS; i++) sum[i] += own[i].load_acquire();
+            visit(slot.counters, s.has_pins(c) ? s.uses_of(c) : nullptr);
         }
         if (s.header->folded.load_seq_cst() == folded) return true;
     }
     return false;
+}
+
+// The counters of all clients into `sum` (COUNTERS of them), and the uses of the first `n` spaces into `uses`: those
+// that `may_see(uses)`.
+template <class See>
+bool sum_counters(Segment& s, u64* sum, Uses* uses, u32 n, See may_see) {
+    auto begin = [&] {
+        std::fill(sum, sum + COUNTERS, 0);
+        memset(static_cast<void*>(uses), 0, n * sizeof(Uses));
+    };
+    return each_counted(s, begin, [&](const Counters& counters, const Uses* row) {
+        auto own = reinterpret_cast<const Atomic<u64>*>(&counters);
+        for (u32 i = 0; i < COUNTERS; i++) sum[i] += own[i].load_acquire();
+        for (u32 i = 0; row && i < n; i++) {
+            if (!may_see(row[i])) continue;
+            uses[i].hits.store_relaxed(uses[i].hits.load_relaxed() + row[i].hits.load_acquire());
+            uses[i].misses.store_relaxed(uses[i].misses.load_relaxed() + row[i].misses.load_acquire());
+        }
+    });
+}
+
+// The uses of one space.
+inline bool sum_uses(Segment& s, u32 index, u64& hits, u64& misses) {
+    return each_counted(
+        s, [&] { hits = misses = 0; },
+        [&](const Counters&, const Uses* row) {
+            if (!row) return;
+            hits += row[index].hits.load_acquire();
+            misses += row[index].misses.load_acquire();
+        });
 }
 
 }  // namespace bp

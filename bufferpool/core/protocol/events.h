@@ -11,10 +11,10 @@ constexpr u32 KIND_REAPED = 6, REASON_DIED = 8;  // of bufferpool/figures/events
 
 // Which space failed, and how: the low bits of its generation, for the slot may be another's when the event is read.
 //
-//    31          20 19           8 7       0
-//   +--------------+--------------+---------+
-//   | generation   | errno        | slot, +1|     all zero: no space
-//   +--------------+--------------+---------+
+//    31        22 21       13 12            0
+//   +------------+-----------+---------------+
+//   | generation | errno     | slot, +1      |     all zero: no space
+//   +------------+-----------+---------------+
 struct Origin {
     u32 word = 0;
     u64 page = 0;  // from 1; 0: none

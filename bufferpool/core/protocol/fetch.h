@@ -122,7 +122,7 @@ public:
 // A reference to a page that is there. The first use of a page that was read ahead is what it was loaded for: a
 // miss, as if it were loaded now, so that the same reads count the same, whether or not somebody asks ahead.
 inline void count_use(Segment& s, u32 index, u32 page, u32 frame, Access access) {
-    auto& uses = s.counters().space[index];
+    Uses& uses = s.my_uses[index];
     if (!s.first_use(frame)) return uses.hits.add_owned(1);
     uses.misses.add_owned(1);
     s.frames[frame].mark.store_relaxed(s.mark_of(page));
@@ -178,7 +178,7 @@ Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32&
         if (status == Status::ABSENT) {
             u64 e = s.entries[at.page].load_acquire();
             if (entry::state(e) == ABSENT && (e & entry::VOLATILE)) return Status::DISCARDED;
-            if (!missed && access.counts) s.counters().space[at.index].misses.add_owned(1);
+            if (!missed && access.counts) s.my_uses[at.index].misses.add_owned(1);
             missed = true;
             status = fetch_absent(s, at, access, hooks, frame);
         } else if (status == Status::WAIT) {

@@ -14,9 +14,15 @@ inline void repair_growth(Segment& s) {
             u64 used = round_up(bytes(s.ready), g.os_page), end = round_up(area, g.os_page);
             if (used < end) s.punch(at + used, end - used);
         });
+    auto blocks = s.stripes() / STRIPES;
+    if (s.look_at_spaces())
+        each_space_table(g, blocks, [&](u64 at, u64 area, auto bytes) {
+            u64 used = round_up(bytes(s.spaces_ready), g.os_page), end = round_up(area, g.os_page);
+            if (used < end) s.punch(at + used, end - used);
+        });
     if (s.look_at_advised()) {
         u64 used = g.advice_at + round_up(advice_bytes(s.advised), g.os_page);
-        if (used < g.entries_at) s.punch(used, g.entries_at - used);
+        if (used < g.spaces_at) s.punch(used, g.spaces_at - used);
     }
     for (u64 i = 0, n = g.entry_chunks(); i < n;) {
         u64 end = i;
@@ -64,8 +70,8 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation =
     return r;
 }
 
-// Pin rows for the block that client `c` is in: memory first, then the number that any_pin() goes by. The client
-// pins nothing before that. 0 or -errno.
+// Pin rows, and rows of uses, for the block that client `c` is in: memory first, then the number that any_pin() goes
+// by. The client pins nothing before that. 0 or -errno.
 inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     if (s.has_pins(c)) return 0;
     if (!lock_growth(s, interruptible)) return -EINTR;
@@ -75,6 +81,10 @@ inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     u32 end = (Segment::stripe_of(c) / STRIPES + 1) * STRIPES;
     int r = 0;
     for (u64 i = s.stripes(); i < end && r == 0 && bytes; i++) r = s.plug(g.pins_at + i * g.stripe_bytes, bytes);
+    u64 row_bytes = round_up(s.space_count() * sizeof(Uses), g.os_page);
+    for (u32 row = 2 + s.stripes() / STRIPES * CLIENT_BLOCK;
+         row < 2 + end / STRIPES * CLIENT_BLOCK && r == 0 && row_bytes; row++)
+        r = s.plug(g.uses_at + row * g.use_row_bytes, row_bytes);
     BP_POINT("grow.plugged");
     if (r) repair_growth(s);
     else if (!s.has_pins(c)) s.header->more_blocks.store_seq_cst(doubled(end / STRIPES - 1));
@@ -90,6 +100,24 @@ inline int plug_tables(Segment& s, u32 from, u32 to) {
         u64 first = round_up(bytes(from), g.os_page), end = round_up(bytes(to), g.os_page);
         if (r == 0 && first < end) r = s.plug(at + first, end - first);
     });
+    return r;
+}
+
+// Slots for more spaces, with all else that has an element for each. Under the directory lock. 0 or -errno.
+inline int grow_spaces(Segment& s) {
+    const Geometry& g = s.g;
+    if (!lock_growth(s)) return -EINTR;
+    u32 from = s.look_at_spaces() ? u32(s.spaces_ready) : MAX_SPACES;  // damaged: it grows no more
+    u32 to = from + SPACE_STEP < MAX_SPACES ? from + SPACE_STEP : MAX_SPACES;
+    int r = 0;
+    each_space_table(g, s.stripes() / STRIPES, [&](u64 at, u64, auto bytes) {
+        u64 first = round_up(bytes(from), g.os_page), end = round_up(bytes(to), g.os_page);
+        if (r == 0 && first < end) r = s.plug(at + first, end - first);
+    });
+    BP_POINT("grow.plugged");
+    if (r) repair_growth(s);
+    else if (from < to) s.header->spaces_ready.store_release(doubled(to));
+    release(s, s.header->growth);
     return r;
 }
 

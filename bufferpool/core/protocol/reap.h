@@ -109,17 +109,17 @@ inline void reap_owned(Segment& s, u32 c) {
 }
 
 // Ends the business of a dead client whose byte lock we hold, and frees its slot.
-// `c` may be our own number: then we took over its slot in order to attach. False: the number of frames is damaged, so
-// that we cannot find what it has left; the slot is not to be another's before somebody can.
+// `c` may be our own number: then we took over its slot in order to attach. False: the number of frames, or of spaces,
+// is damaged, so that we cannot find what it has left; the slot is not to be another's before somebody can.
 inline bool reap_held(Segment& s, u32 c) {
-    if (!s.look_at_ready()) return false;
+    if (!s.look_at_ready() || !s.look_at_spaces()) return false;
     BP_POINT("reap.begin");
     // 1. The locks that it held, with what they protect.
     reap_lock(s, c, s.header->memory, [&] { rebuild(s); });
     if constexpr (ADVISES) reap_lock(s, c, s.header->advice, [&] { forget_advice(s); });
     reap_lock(s, c, s.header->growth, [&] { repair_growth(s); });
     reap_lock(s, c, s.header->directory, [&] { repair_directory(s); });
-    for (u32 i = 0; i < MAX_SPACES; i++) reap_lock(s, c, s.spaces[i].flush_lock, [] {});
+    for (u32 i = 0; i < s.spaces_ready; i++) reap_lock(s, c, s.spaces[i].flush_lock, [] {});
     BP_POINT("reap.locks");
     // 2. What it was about to change.
     for (Intent& intent : s.clients[c - 1].intents) {

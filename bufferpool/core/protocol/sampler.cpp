@@ -9,22 +9,23 @@ constexpr u64 SHARE = 400;            // at most this part of the time goes to s
 constexpr u64 BURST_NS = 5'000'000;   // of it at a time
 constexpr u64 RECORD_NS = 10, LONGEST_NS = 1'000'000'000;
 
-Seen seen_by(const Counters& counters) {
+static Seen seen_in(Segment& s, const Uses* row) {
     Seen n{0, 0};
-    for (auto& space : counters.space) {
-        n.hits += space.hits.load_relaxed();
-        n.misses += space.misses.load_relaxed();
+    for (u32 i = 0, spaces = s.space_count(); i < spaces; i++) {
+        n.hits += row[i].hits.load_relaxed();
+        n.misses += row[i].misses.load_relaxed();
     }
     return n;
 }
+Seen seen_by_us(Segment& s) { return seen_in(s, s.my_uses); }
 
 // References of all clients, present and past; a fold under way may move it for a moment.
 u64 all_references(Segment& s) {
-    Seen n = seen_by(s.header->totals[s.header->folded.load_acquire() & 1]);
-    for (u32 c = 0; c < s.g.max_clients; c++) {
-        Client& slot = s.clients[c];
-        if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire()) continue;
-        Seen own = seen_by(slot.counters);
+    Seen n = seen_in(s, s.use_row(s.header->folded.load_acquire() & 1));
+    for (u32 c = 1; c <= s.g.max_clients; c++) {
+        Client& slot = s.clients[c - 1];
+        if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire() || !s.has_pins(c)) continue;
+        Seen own = seen_in(s, s.uses_of(c));
         n.hits += own.hits;
         n.misses += own.misses;
     }
@@ -44,7 +45,7 @@ static void next_epoch(Segment& s) {
 // would be recorded once and never again.
 void open_window(Segment& s, u64 now) {
     Sampler& w = s.sampler;
-    Seen seen = seen_by(s.counters());
+    Seen seen = seen_by_us(s);
     w.hits.store_relaxed(seen.hits);
     w.misses.store_relaxed(seen.misses);
     w.opened_ns.store_relaxed(now);
@@ -88,7 +89,7 @@ void read_counters(Segment& s, Advice& head, u64 now) {
 
 void apply_window(Segment& s, Shadows& shadows) {
     Sampler& w = s.sampler;
-    Seen seen = seen_by(s.counters());
+    Seen seen = seen_by_us(s);
     u32 n = w.n.load_relaxed();
     u64 hits = seen.hits - w.hits.load_relaxed(), misses = seen.misses - w.misses.load_relaxed();
     shadows.apply(w.samples, n < w.WINDOW ? n : w.WINDOW, hits + misses, misses, REMEMBERED);

@@ -12,7 +12,7 @@ struct Seen {
 };
 
 // sampler.cpp
-Seen seen_by(const Counters& counters);
+Seen seen_by_us(Segment& s);
 u64 all_references(Segment& s);               // of all clients, present and past
 void open_window(Segment& s, u64 now);
 void read_counters(Segment& s, Advice& head, u64 now);

@@ -17,48 +17,45 @@ inline bool is_kept(const SpaceSlot& slot) {
     return slot.kind.load_relaxed() == KIND_SCRATCH && !(slot.flags.load_relaxed() & SPACE_DISCARDABLE);
 }
 
-inline ScratchShare scratch_share(Segment& s) {
-    struct {
-        u64 first, end;
-    } ranges[MAX_SPACES];
-    u32 spaces = 0, budget = s.header->budget_frames.load_relaxed();
-    for (u32 i = 0; i < MAX_SPACES; i++) {
-        SpaceSlot& slot = s.spaces[i];
-        if (slot.state.load_acquire() == SPACE_FREE || !is_kept(slot)) continue;
-        u64 first = slot.first_entry.load_relaxed();
-        ranges[spaces++] = {first, first + slot.entries_ready.load_relaxed()};
-    }
-    ScratchShare share{0, budget - (budget >= 8 ? budget / 8 : 1)};
+// Which run a page is in; null: in none of them. The runs are in order, and do not overlap.
+inline const EntryRun* run_of(const Vec<EntryRun>& runs, u64 page) {
+    auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{page, 0, 0});
+    return after != runs.begin() && page < after[-1].end ? after - 1 : nullptr;
+}
+
+inline Status scratch_share(Segment& s, ScratchShare& share) {
+    u32 budget = s.header->budget_frames.load_relaxed();
+    Vec<EntryRun> runs;
+    if (!entry_runs(s, runs, [](SpaceSlot& t) { return t.state.load_acquire() != SPACE_FREE && is_kept(t); }))
+        return Status::NO_MEMORY;
+    share = {0, budget - (budget >= 8 ? budget / 8 : 1)};
     s.has_frame(s.g.max_frames - 1);
-    for (u32 f = 0; f < s.ready && spaces; f++) {
+    for (u32 f = 0; f < s.ready && !runs.empty(); f++) {
         u64 w = s.frames[f].word.load_acquire();
         u64 page = frame::page(w);
         if (frame::state(w) != LIVE || !s.has_page(u32(page)) || !(s.entries[page].load_relaxed() & entry::DIRTY))
             continue;
-        for (u32 i = 0; i < spaces; i++)
-            if (ranges[i].first <= page && page < ranges[i].end) {
-                share.used++;
-                break;
-            }
+        share.used += run_of(runs, page) != nullptr;
     }
-    return share;
+    return Status::OK;
 }
 
-// May one more page be kept? Each client gets its part of a quarter of what is left, and counts again then.
-inline bool may_keep_one(Segment& s, ScratchShare& share) {
+// May one more page be kept? EXHAUSTED: no. Each client gets its part of a quarter of what is left, and counts again
+// then.
+inline Status may_keep_one(Segment& s, ScratchShare& share) {
     u64 now = prim::now_ns();
     u32 left = s.scratch_left.load_relaxed();
     if (left && now < s.scratch_until_ns.load_relaxed()) {
         s.scratch_left.store_relaxed(left - 1);
-        return true;
+        return Status::OK;
     }
-    share = scratch_share(s);
-    if (share.used >= share.most) return false;
+    if (Status r = scratch_share(s, share); r != Status::OK) return r;
+    if (share.used >= share.most) return Status::EXHAUSTED;
     u32 clients = 0;
     for (u32 c = 0; c < s.g.max_clients; c++) clients += s.clients[c].state.load_relaxed() == CLIENT_LIVE;
     s.scratch_left.store_relaxed((share.most - share.used) / 4 / (clients ? clients : 1));
     s.scratch_until_ns.store_relaxed(now + ALLOWANCE_NS);
-    return true;
+    return Status::OK;
 }
 
 }  // namespace bp

@@ -60,6 +60,8 @@ struct Segment {
     Header* header = nullptr;
     Client* clients = nullptr;
     SpaceSlot* spaces = nullptr;
+    SpaceTexts* texts = nullptr;  // of the spaces
+    Uses* my_uses = nullptr;      // our row
     Event* events = nullptr;
     Atomic<u64>* entries = nullptr;
     FrameSlot* frames = nullptr;
@@ -72,6 +74,7 @@ struct Segment {
 
     // Of this process only.
     Shared<u32> ready;                // cached header->frames_ready, as far as that was ever sound
+    Shared<u32> spaces_ready;         // the same of header->spaces_ready
     Shared<u32> advised;              // the same of header->advice_frames
     Atomic<u64> ops_used{};          // which of our intents are in use
     Atomic<u64> op_thread[OPS] = {};  // by which thread
@@ -84,9 +87,10 @@ struct Segment {
     bool (*interrupted)(Segment&) = nullptr;
     // What threads of this process have begun, so that a word that names us and is nobody's here is
     // known to be damaged (is_nobodys in lock.h, has_operation in wait.h).
+    static constexpr u32 FLUSH_USES = MAX_SPACES < 64 ? MAX_SPACES : 64;  // the flush locks share them
     struct LockUse {
         prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
-    } lock_use[3 + MAX_SPACES + ADVISES];
+    } lock_use[3 + ADVISES + FLUSH_USES];
     Atomic<u32> scratch_left{};      // pages that may be kept before they are counted again; scratch.h
     Atomic<u64> scratch_until_ns{};
     prim::Tally claims;  // of entries: counted after the intent, before the CAS
@@ -100,6 +104,7 @@ struct Segment {
         clients = reinterpret_cast<Client*>(at + g.clients_at);
         spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);
         events = reinterpret_cast<Event*>(at + g.events_at);
+        texts = reinterpret_cast<SpaceTexts*>(at + g.texts_at);
         advice = at + g.advice_at;
         duel = reinterpret_cast<Duel*>(at + g.duel_at);
         entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
@@ -122,9 +127,9 @@ struct Segment {
         if (&lock == &header->directory) return lock_use[1];
         if (&lock == &header->growth) return lock_use[2];
         if constexpr (ADVISES)
-            if (&lock == &header->advice) return lock_use[3 + MAX_SPACES];
-        return lock_use[3 + u64(reinterpret_cast<const u8*>(&lock) - reinterpret_cast<const u8*>(spaces)) /
-                                sizeof(SpaceSlot)];
+            if (&lock == &header->advice) return lock_use[3];
+        u64 slot = u64(reinterpret_cast<const u8*>(&lock) - reinterpret_cast<const u8*>(spaces)) / sizeof(SpaceSlot);
+        return lock_use[3 + ADVISES + slot % FLUSH_USES];
     }
     u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
     u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
@@ -143,6 +148,9 @@ struct Segment {
         if (is_doubled(w) && u32(w) < g.stripes() / STRIPES) more_blocks.store_relaxed(n = u32(w));
         return (n + 1) * STRIPES;
     }
+    // The counters of each space's uses: those of a client, and the two copies of the totals.
+    Uses* use_row(u32 row) { return reinterpret_cast<Uses*>(base + g.uses_at + row * g.use_row_bytes); }
+    Uses* uses_of(u32 c) { return use_row(1 + c); }
     bool has_pins(u32 c) { return stripe_of(c) < stripes(); }
     Atomic<u16>& pin_count(u32 f) { return my_pins[u64(f) * g.stripe_clients]; }
     // What needs the file, and is done with our own descriptor or not at all: it may have been closed behind us.
@@ -186,6 +194,7 @@ struct Segment {
         works = guest ? 0 : c;
         generation = c ? client().generation.load_relaxed() : 0;
         my_pins = c ? &pin_count_of(c, 0) : nullptr;
+        my_uses = c ? uses_of(c) : nullptr;
         sampler.gate.store_relaxed(0);
         sampler.reopen_ns.store_relaxed(0);
         sampler.n.store_relaxed(0);
@@ -204,6 +213,17 @@ struct Segment {
         if (!is_doubled(w) || u32(w) > g.max_frames) return false;
         ready = u32(w);
         return true;
+    }
+    // How many spaces have slots with memory, as far as that was ever sound. False: the word that says so is damaged.
+    bool look_at_spaces() {
+        u64 w = header->spaces_ready.load_acquire();
+        if (!is_doubled(w) || u32(w) > MAX_SPACES) return false;
+        spaces_ready = u32(w);
+        return true;
+    }
+    u32 space_count() {
+        look_at_spaces();
+        return spaces_ready;
     }
     u64 entry_chunk_word(u64 word) const {
         const Atomic<u64>* at = chunk_bits + word;

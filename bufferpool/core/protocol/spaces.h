@@ -1,6 +1,7 @@
 // The directory of spaces: its lock, opening a space, and removing one.
 //
-//   slot   FREE -> OPENING            begin_space, then entries get their memory
+//   slot   no memory -> FREE          grow_spaces, a step of them
+//          FREE -> OPENING            begin_space, then entries get their memory
 //          OPENING -> LIVE            finish_space: a new generation, and from then on handles of it work
 //          OPENING -> FREE            there is no memory for the entries
 //          OPENING -> CLOSED          by the client that inherits the lock (repair_directory)
@@ -57,9 +58,12 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
         field->store_relaxed(0);
     slot.owner.store_relaxed(0);
     slot.flush_open.store_relaxed(0);
-    slot.name[0] = slot.path[0] = 0;
+    s.texts[index].name[0] = s.texts[index].path[0] = 0;
+    slot.name_sum.store_relaxed(0);
+    slot.path_sum.store_relaxed(0);
     slot.span.store_seq_cst(slot.span.load_relaxed() & ~(CLOSED | PAGES_MASK));
     slot.state.store_seq_cst(SPACE_FREE);
+    s.header->removals.add_seq_cst(1);
     release(s, s.header->growth);
     BP_POINT("remove.free");
     return true;
@@ -67,7 +71,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
 
 // What the directory lock protects: a slot that a dead owner was filling is to go.
 inline void repair_directory(Segment& s) {
-    for (u32 i = 0; i < MAX_SPACES; i++)
+    for (u32 i = 0, n = s.space_count(); i < n; i++)
         if (s.spaces[i].state.load_acquire() == SPACE_OPENING)
             close_space(s.spaces[i], s.spaces[i].span.load_acquire());
 }
@@ -80,12 +84,11 @@ inline void repair_if_inherited(Segment& s, Acquired how) {
 }
 
 // Removes the closed spaces that nobody uses any more, without waiting for those
-// that somebody does. Under the directory lock. Returns which are left, as bits.
-inline u64 sweep_closing(Segment& s) {
-    u64 left = 0;
-    u32 freed = 0;
-    for (u32 i = 0; i < MAX_SPACES; i++)
-        if (s.spaces[i].is_closing() && !remove_space(s, i, 0, freed)) left |= u64(1) << i;
+// that somebody does. Under the directory lock. Returns how many are left.
+inline u32 sweep_closing(Segment& s) {
+    u32 left = 0, freed = 0;
+    for (u32 i = 0, n = s.space_count(); i < n; i++)
+        if (s.spaces[i].is_closing() && !remove_space(s, i, 0, freed)) left++;
     if (freed) give_back_freed(s, freed);
     return left;
 }
@@ -93,17 +96,14 @@ inline u64 sweep_closing(Segment& s) {
 // Leaves the directory. Spaces that were closed meanwhile by somebody who could
 // not wait for the lock are removed: either they see it free, or we see them.
 inline void leave_directory(Segment& s) {
-    u64 tried = sweep_closing(s);
-    for (;;) {
+    for (u32 left = sweep_closing(s);;) {
         release(s, s.header->directory);
-        u64 closing = 0;
-        for (u32 i = 0; i < MAX_SPACES; i++)
-            if (s.spaces[i].is_closing()) closing |= u64(1) << i;
+        u32 closing = 0;
+        for (u32 i = 0, n = s.space_count(); i < n; i++) closing += s.spaces[i].is_closing();
         Acquired how;
-        if (!(closing & ~tried) || !try_acquire(s, s.header->directory, how)) return;
+        if (closing <= left || !try_acquire(s, s.header->directory, how)) return;
         repair_if_inherited(s, how);
-        tried |= closing;
-        sweep_closing(s);
+        left = sweep_closing(s);
     }
 }
 
@@ -120,7 +120,7 @@ inline bool lock_directory(Segment& s, bool interruptible = true) {
 inline void remove_owned(Segment& s, u32 c) {
     u64 generation = s.clients[c - 1].generation.load_relaxed();
     bool any = false;
-    for (u32 i = 0; i < MAX_SPACES; i++) {
+    for (u32 i = 0, n = s.space_count(); i < n; i++) {
         SpaceSlot& slot = s.spaces[i];
         u64 seen = slot.span.load_acquire();
         if (slot.state.load_acquire() == SPACE_LIVE && slot.owner.load_relaxed() == c &&
@@ -136,9 +136,12 @@ inline void remove_owned(Segment& s, u32 c) {
 
 // ---- opening ----------------------------------------------------------------
 
-// The first slot without a space that has generations left. NONE if there is none.
-inline u32 free_slot(Segment& s) {
+// The first slot without a space that has generations left. NONE if there is none, or (with `error`) no memory for one.
+inline u32 free_slot(Segment& s, int& error) {
+    error = 0;
     for (u32 i = 0; i < MAX_SPACES; i++) {
+        if (i >= s.space_count() && (error = grow_spaces(s)) != 0) return NONE;
+        if (i >= s.space_count()) return NONE;  // the word that counts them is damaged
         SpaceSlot& t = s.spaces[i];
         bool used_up = space_generation(t.span.load_relaxed()) + 2 > GENERATIONS_MOST;
         if (t.state.load_acquire() == SPACE_FREE && !used_up) return i;
@@ -146,21 +149,38 @@ inline u32 free_slot(Segment& s) {
     return NONE;
 }
 
-// A run of entries for `n` pages that no space has: first fit, in whole OS pages. NONE if there is none.
-inline u32 free_run(Segment& s, u64 n) {
+// Runs of entries, each of a space.
+struct EntryRun {
+    u64 first, end;
+    u32 space;
+    bool operator<(const EntryRun& other) const { return first < other.first; }
+};
+
+// The runs of all spaces that `wanted(slot)`, in order. False: there is no memory for the list.
+template <class Wanted>
+bool entry_runs(Segment& s, Vec<EntryRun>& out, Wanted wanted) {
+    u32 n = s.space_count();
+    if (!out.reserve(n)) return false;
+    for (u32 i = 0; i < n; i++) {
+        SpaceSlot& t = s.spaces[i];
+        u64 first = t.first_entry.load_relaxed();
+        if (wanted(t) && !out.push({first, first + t.max_pages.load_relaxed(), i})) return false;
+    }
+    std::sort(out.begin(), out.end());
+    return true;
+}
+
+// A run of entries for `n` pages that no space has: first fit, in whole OS pages. NONE if there is none; and with
+// `error`, if this process has no memory to look for one.
+inline u32 free_run(Segment& s, u64 n, bool& error) {
     u64 at = 0, unit = s.g.os_page / 8;
     n = round_up(n, unit);
-    for (bool moved = true; moved;) {
-        moved = false;
-        for (u32 i = 0; i < MAX_SPACES; i++) {
-            SpaceSlot& t = s.spaces[i];
-            if (t.state.load_acquire() == SPACE_FREE) continue;
-            u64 first = t.first_entry.load_relaxed(), end = first + round_up(t.max_pages.load_relaxed(), unit);
-            if (at < end && first < at + n) {
-                at = end;
-                moved = true;
-            }
-        }
+    Vec<EntryRun> runs;
+    error = !entry_runs(s, runs, [](SpaceSlot& t) { return t.state.load_acquire() != SPACE_FREE; });
+    if (error) return NONE;
+    for (const EntryRun& run : runs) {
+        if (run.first >= at + n) break;
+        at = std::max(at, round_up(run.end, unit));
     }
     return at + n <= s.g.max_pages ? u32(at) : NONE;
 }

@@ -104,7 +104,7 @@ static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
 PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait) {
     Segment* s = opened(seg);
     if (!s) return nullptr;
-    if (space >= MAX_SPACES) return raise("ValueError", "no such space");
+    if (space >= s->space_count()) return raise("ValueError", "no such space");
     SpaceSlot& slot = s->spaces[space];
     if (raise_held(seg, slot.flush_lock, "flushing this space")) return nullptr;
     Acquired a = Acquired::YES;
@@ -143,7 +143,7 @@ static PyObject* held_begin_flush(PyObject* self, PyObject* args) {
     SpaceSlot* spaces = seg->s->spaces;
     auto at = reinterpret_cast<char*>(held->lock) - reinterpret_cast<char*>(&spaces->flush_lock);
     u64 space = u64(at) / sizeof(SpaceSlot);
-    if (at < 0 || space >= MAX_SPACES) return raise("ValueError", "this is not the flush lock of a space");
+    if (at < 0 || space >= seg->s->space_count()) return raise("ValueError", "this is not the flush lock of a space");
     Py_INCREF(self);
     return begin_batch(seg, u32(space), args, self);
 }

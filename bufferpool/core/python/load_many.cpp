@@ -128,7 +128,7 @@ void Together::load_from(npy_intp first) {
     }
     // With the interpreter's lock: see Atomic::add_owned.
     Segment& s = *sp_->seg->s;
-    if (access_.counts) s.counters().space[sp_->index].misses.add_owned(w->publications);
+    if (access_.counts) s.my_uses[sp_->index].misses.add_owned(w->publications);
     for (u32 i = 0; i < w->publications; i++)
         if (ADVISES && !access_.ahead()) record_load(s, w->claims[w->published[i]].page, access_.kind());
     unmake(w);

@@ -331,6 +331,7 @@ PyMODINIT_FUNC PyInit__core() {
     for (auto& t : types)
         if (PyModule_AddObjectRef(m, t.name, reinterpret_cast<PyObject*>(t.type)) < 0) return nullptr;
     PyModule_AddIntConstant(m, "MAX_SPACES", MAX_SPACES);
+    PyModule_AddIntConstant(m, "NAME_BYTES", NAME_BYTES);
     PyModule_AddIntConstant(m, "CLIENTS_LIMIT", CLIENTS_LIMIT);
     PyModule_AddIntConstant(m, "LAYOUT_VERSION", LAYOUT_VERSION);
     PyModule_AddIntConstant(m, "TICK_SHIFT", TICK_SHIFT);

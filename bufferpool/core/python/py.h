@@ -96,6 +96,8 @@ bool may_work(SegmentObject* seg);     // the same, by what was seen a moment ag
 // segment_figures.cpp
 Segment* seen(SegmentObject* seg);  // opened, or observed
 PyObject* raise_unsettled();
+bool sees(SegmentObject* seg, u64 offset);  // may one look there? An observer believes the kernel
+bool refresh_sight(SegmentObject* seg);
 PyObject* core_observe(PyObject*, PyObject* fd);
 
 // held.cpp, batch.cpp

@@ -10,6 +10,7 @@
 
 #include "protocol/counters.h"
 #include "protocol/events.h"
+#include "protocol/scratch.h"
 
 namespace bp {
 
@@ -45,12 +46,15 @@ struct Sight {
     }
 };
 
-// Learns anew how many frames have slots; an observer asks the kernel what has been written.
+bool sees(SegmentObject* seg, u64 offset) { return Sight(seg).at(offset); }
+
+// Learns anew how many frames and spaces have slots; an observer asks the kernel what has been written.
 // False: an exception is set.
 static bool refresh(SegmentObject* seg) {
     Segment& s = *seg->s;
     const Geometry& g = s.g;
     s.has_frame(g.max_frames - 1);
+    s.look_at_spaces();
     if (!seg->observing) return true;
     struct stat st;
     if (fstat(s.fd, &st) != 0 || u64(st.st_size) != g.total_bytes) return raise_damaged("its size");
@@ -69,6 +73,9 @@ static bool refresh(SegmentObject* seg) {
     for (u64 i = 0; i < written.size(); i++) seg->written[i] = written[i];  // another thread may look at them
     return true;
 }
+
+// The same for what an observer alone has to learn.
+bool refresh_sight(SegmentObject* seg) { return !seg->observing || refresh(seg); }
 
 // observe(fd) -> a Segment that is no client
 PyObject* core_observe(PyObject*, PyObject* arg) {
@@ -112,6 +119,9 @@ static u64 metadata_bytes(Segment& s) {
     u64 n = g.advice_at + round_up(advice_bytes(s.look_at_advised()), g.os_page) + round_up(g.tops_bytes(), g.os_page);
     s.look_at_ready();
     each_frame_table(g, s.stripes(), [&](u64, u64, auto bytes) { n += round_up(bytes(s.ready), g.os_page); });
+    s.look_at_spaces();
+    each_space_table(g, s.stripes() / STRIPES,
+                     [&](u64, u64, auto bytes) { n += round_up(bytes(s.spaces_ready), g.os_page); });
     for (u64 i = 0; i < g.chunk_words(); i++) n += u64(__builtin_popcountll(s.entry_chunk_word(i))) * g.os_page;
     return n;
 }
@@ -120,12 +130,20 @@ PyObject* raise_unsettled() {
     return raise("BufferPoolError", "clients came and went faster than the counters could be summed; try again");
 }
 
+// counters() -> the words of Counters, then the Uses of each space that has a slot
 static PyObject* segment_counters(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
-    u64 sum[COUNTERS];
-    if (!sum_counters(*s, sum)) return raise_unsettled();
-    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum), sizeof sum);
+    if (!refresh_sight(S(self))) return nullptr;
+    u32 spaces = s->space_count();
+    Vec<u64> sum;
+    if (!sum.resize(COUNTERS + 2 * spaces)) return PyErr_NoMemory();
+    auto uses = reinterpret_cast<Uses*>(sum.data() + COUNTERS);
+    auto may_see = [self](const Uses& at) {
+        return sees(S(self), u64(reinterpret_cast<const u8*>(&at) - S(self)->s->base));
+    };
+    if (!sum_counters(*s, sum.data(), uses, spaces, may_see)) return raise_unsettled();
+    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum.data()), Py_ssize_t(sum.size() * 8));
 }
 
 static PyObject* segment_status(PyObject* self, PyObject*) {
@@ -227,32 +245,24 @@ struct Summary {
         ages[AGES] = {};
     struct PerSpace {
         u64 resident, dirty;
-    } space[MAX_SPACES] = {};
+    };
+    Vec<PerSpace> space{};
 };
 
-// Which space an entry belongs to; spaces do not overlap.
+// Which space a page belongs to; spaces do not overlap.
 class SpaceFinder {
-    struct Range {
-        u32 first, end, index;
-    };
-    Range ranges_[MAX_SPACES];
-    size_t n_ = 0, last_ = 0;
+    Vec<EntryRun> runs_;
+    const EntryRun* last_ = nullptr;
 
 public:
-    explicit SpaceFinder(Segment& s) {
-        for (u32 i = 0; i < MAX_SPACES; i++)
-            if (s.spaces[i].is_live()) {
-                u32 first = s.spaces[i].first_entry.load_relaxed();
-                ranges_[n_++] = {first, first + s.spaces[i].max_pages.load_relaxed(), i};
-            }
+    bool look(SegmentObject* seg) {
+        Segment& s = *seg->s;
+        return entry_runs(
+            s, runs_, [&](SpaceSlot& t) { return sees(seg, u64(reinterpret_cast<u8*>(&t) - s.base)) && t.is_live(); });
     }
     u32 of(u32 page) {
-        for (size_t tries = 0; tries < n_; tries++) {
-            const Range& r = ranges_[last_];
-            if (page >= r.first && page < r.end) return r.index;
-            last_ = (last_ + 1) % n_;
-        }
-        return NONE;
+        if (!last_ || page < last_->first || page >= last_->end) last_ = run_of(runs_, page);
+        return last_ ? last_->space : NONE;
     }
 };
 
@@ -281,10 +291,9 @@ public:
 };
 
 // One pass over the frames; each is seen as it is in that moment.
-static void summarize(Segment& s, const Sight& sight, Summary& out) {
+static void summarize(Segment& s, const Sight& sight, SpaceFinder& spaces, Summary& out) {
     u32 now = s.tick();
     u64 durable = s.header->durable_lsn.load_relaxed();
-    SpaceFinder spaces(s);
     u32 ready = s.ready;
     Pinned pinned;
     for (u32 f = 0; f < ready; f++) {
@@ -314,7 +323,7 @@ static void summarize(Segment& s, const Sight& sight, Summary& out) {
         out.pinned_dirty += dirty && pinned.has(f);
         out.hot += entry::ring(e) == RING_HOT;
         u32 i = spaces.of(page);
-        if (i == NONE) continue;
+        if (i >= out.space.size()) continue;
         out.space[i].resident++;
         out.space[i].dirty += dirty;
         out.held_back += dirty && slot.lsn.load_relaxed() > durable;
@@ -330,10 +339,12 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s || !refresh(S(self))) return nullptr;
     Summary sum;
+    SpaceFinder spaces;
     Sight sight(S(self));
+    if (!spaces.look(S(self)) || !sum.space.resize(s->space_count())) return PyErr_NoMemory();
     {
         Released unlocked(S(self));
-        summarize(*s, sight, sum);
+        summarize(*s, sight, spaces, sum);
     }
     auto n = [](u64 v) { return static_cast<unsigned long long>(v); };
     return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]),
@@ -341,7 +352,8 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
                          "held_back", n(sum.held_back), "pinned", n(sum.pinned), "pinned_live", n(sum.pinned_live),
                          "pinned_dirty", n(sum.pinned_dirty), "hot", n(sum.hot), "ages", n(sum.ages[0]), n(sum.ages[1]),
                          n(sum.ages[2]), n(sum.ages[3]), n(sum.ages[4]), n(sum.ages[5]), "spaces",
-                         reinterpret_cast<const char*>(sum.space), Py_ssize_t(sizeof sum.space));
+                         sum.space.empty() ? "" : reinterpret_cast<const char*>(sum.space.data()),
+                         Py_ssize_t(sum.space.size() * sizeof(Summary::PerSpace)));
 }
 
 // ---- events ------------------------------------------------------------------------
@@ -430,10 +442,8 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
 PyMethodDef observe_methods[] = {
     {"counters", entered<segment_counters, SegmentEntry>, METH_NOARGS, ""},
     {"status", entered<segment_status, SegmentEntry>, METH_NOARGS, ""},
-    {"durable_lsn", entered<segment_durable_lsn, SegmentEntry>, METH_NOARGS,
-     "The LSN up to which the log is durable."},
-    {"budget_frames", entered<segment_budget_frames, SegmentEntry>, METH_NOARGS,
-     "How many frames may have memory."},
+    {"durable_lsn", entered<segment_durable_lsn, SegmentEntry>, METH_NOARGS, "The LSN up to which the log is durable."},
+    {"budget_frames", entered<segment_budget_frames, SegmentEntry>, METH_NOARGS, "How many frames may have memory."},
     {"raw_frames", entered<segment_raw_frames, SegmentEntry>, METH_NOARGS, ""},
     {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS, ""},
     {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O, ""},

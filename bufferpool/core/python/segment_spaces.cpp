@@ -14,58 +14,166 @@ static PyObject* text_of(const char* at, size_t most) {
     return PyUnicode_DecodeUTF8(at, Py_ssize_t(strnlen(at, most)), "surrogateescape");
 }
 
-// The slot of a live space as a dict. Null without an exception: it is not live, or it was removed meanwhile.
+// The slots that one may look at: an observer believes the kernel about where there is memory.
+static bool sees_slot(SegmentObject* seg, u32 i) {
+    const Geometry& g = seg->s->g;
+    return sees(seg, g.spaces_at + i * sizeof(SpaceSlot)) && sees(seg, g.texts_at + i * sizeof(SpaceTexts));
+}
+
+static PyObject* raise_overwritten(u32 i) {
+    return raise("SegmentCorrupt",
+                 "space slot %u of the segment was overwritten; save what you need through handles that are "
+                 "open, and remove the segment",
+                 i);
+}
+
+// Is there a space in the slot whose fields are not as they were when it was opened?
+static bool is_overwritten(Segment& s, u32 i) {
+    SpaceSlot& t = s.spaces[i];
+    u64 span = t.span.load_acquire();
+    if (!t.is_live() || space_sum(t) == t.sum.load_relaxed()) return false;
+    return t.is_live() && t.span.load_acquire() == span;  // else it was removed while we looked
+}
+
+// The space in a slot, as a dict. Null without an exception: there is none, or not this one any more.
 static PyObject* space_record(Segment& s, u32 i) {
     SpaceSlot& t = s.spaces[i];
-    if (!t.is_live()) return nullptr;
+    SpaceTexts& texts = s.texts[i];
     u64 span = t.span.load_acquire();
-    if (space_sum(t) != t.sum.load_relaxed()) {
-        if (!t.is_live() || t.span.load_acquire() != span) return nullptr;  // removed while we looked
-        return raise("SegmentCorrupt",
-                     "space slot %u of the segment was overwritten; save what you need through handles that are "
-                     "open, and remove the segment",
-                     i);
-    }
+    if (!t.is_live()) return nullptr;
+    bool sound = text_sum(texts.name, sizeof texts.name) == t.name_sum.load_relaxed() &&
+                 text_sum(texts.path, sizeof texts.path) == t.path_sum.load_relaxed();
+    if (is_overwritten(s, i) || (!sound && t.is_live() && t.span.load_acquire() == span))
+        return raise_overwritten(i);
+    if (!sound) return nullptr;
+    bool mine = s.me && t.owner.load_relaxed() == s.me &&
+                t.owner_generation.load_relaxed() == s.client().generation.load_relaxed();
     // An owner that is not a client's number is no flusher.
-    u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER, owner = t.owner.load_relaxed();
-    bool mine = s.me && owner == s.me && t.owner_generation.load_relaxed() == s.client().generation.load_relaxed();
+    u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;
     auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
     return Py_BuildValue(
         "{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}",
-        "index", i, "name", text_of(t.name, sizeof t.name), "path", text_of(t.path, sizeof t.path), "kind",
-        t.kind.load_relaxed(), "flags", t.flags.load_relaxed(), "owner", owner, "generation",
+        "index", i, "name", text_of(texts.name, sizeof texts.name), "path", text_of(texts.path, sizeof texts.path),
+        "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(), "owner", t.owner.load_relaxed(), "generation",
         (unsigned long long)space_generation(span), "first_entry", t.first_entry.load_relaxed(), "max_pages",
         t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(span), "stored", k(t.stored),
-        "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode), "size_bytes",
-        k(t.size_bytes), "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns",
-        k(t.opened_ns), "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version",
-        k(t.version), "mine", mine ? Py_True : Py_False, "flusher", is_live_client(s, flusher) ? flusher : 0,
-        "flush_since_ns", k(t.flush_since_ns));
+        "entries_ready", k(t.entries_ready), "device", k(t.device), "inode", k(t.inode), "size_bytes", k(t.size_bytes),
+        "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns", k(t.opened_ns),
+        "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version", k(t.version), "mine",
+        mine ? Py_True : Py_False, "flusher", is_live_client(s, flusher) ? flusher : 0, "flush_since_ns",
+        k(t.flush_since_ns));
 }
 
-// All live spaces, as dicts.
-static PyObject* segment_spaces(PyObject* self, PyObject*) {
-    Segment* s = seen(S(self));
-    if (!s) return nullptr;
+// The live spaces for which `wanted(slot)`, as dicts.
+template <class Wanted>
+static PyObject* list_spaces(SegmentObject* seg, Wanted wanted) {
+    Segment* s = seen(seg);
+    if (!s || !refresh_sight(seg)) return nullptr;
     PyObject* list = PyList_New(0);
-    for (u32 i = 0; list && i < MAX_SPACES; i++) {
-        PyObject* d = space_record(*s, i);
-        if (!d && !PyErr_Occurred()) continue;
-        if (!d || PyList_Append(list, d) < 0) Py_CLEAR(list);
+    for (u32 i = 0, n = s->space_count(); list && i < n; i++) {
+        if (!sees_slot(seg, i)) continue;
+        bool bad = is_overwritten(*s, i);
+        if (!bad && !wanted(s->spaces[i])) continue;
+        PyObject* d = bad ? raise_overwritten(i) : space_record(*s, i);
+        if (d ? PyList_Append(list, d) < 0 : PyErr_Occurred() != nullptr) Py_CLEAR(list);
         Py_XDECREF(d);
     }
     return list;
 }
 
-// space(index) -> the space in a slot, as a dict; None if there is none.
+static PyObject* segment_spaces(PyObject* self, PyObject*) {
+    return list_spaces(S(self), [](SpaceSlot&) { return true; });
+}
+
+static PyObject* segment_spaces_named(PyObject* self, PyObject* arg) {
+    char* name;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(arg, &name, &size) < 0) return nullptr;
+    u64 sum = text_sum(name, size_t(size));
+    return list_spaces(S(self), [sum](SpaceSlot& t) { return t.name_sum.load_relaxed() == sum; });
+}
+
+// spaces_of_file(device, inode)
+static PyObject* segment_spaces_of_file(PyObject* self, PyObject* args) {
+    unsigned long long device, inode;
+    if (!PyArg_ParseTuple(args, "KK:spaces_of_file", &device, &inode)) return nullptr;
+    return list_spaces(S(self), [=](SpaceSlot& t) {
+        return t.kind.load_relaxed() == KIND_FILE && t.device.load_relaxed() == device &&
+               t.inode.load_relaxed() == inode;
+    });
+}
+
+// space(index) -> the space in the slot; None if there is none
 static PyObject* segment_space(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : seen(S(self));
+    if (!s || !refresh_sight(S(self))) return nullptr;
+    PyObject* d = i < s->space_count() && sees_slot(S(self), u32(i)) ? space_record(*s, u32(i)) : nullptr;
+    if (d || PyErr_Occurred()) return d;
+    Py_RETURN_NONE;
+}
+
+// is_current(index, generation) -> whether that space is still in the slot
+static PyObject* segment_is_current(PyObject* self, PyObject* args) {
+    unsigned i;
+    unsigned long long generation;
+    if (!PyArg_ParseTuple(args, "IK:is_current", &i, &generation)) return nullptr;
+    Segment* s = opened(S(self));
     if (!s) return nullptr;
-    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
-    PyObject* record = space_record(*s, u32(i));
-    if (!record && !PyErr_Occurred()) Py_RETURN_NONE;
-    return record;
+    bool there = i < s->space_count() && s->spaces[i].is_live() &&
+                 space_generation(s->spaces[i].span.load_acquire()) == generation;
+    return PyBool_FromLong(there);
+}
+
+// How many page numbers no space has.
+static PyObject* segment_free_pages(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    u64 taken = 0;
+    for (u32 i = 0, n = s->space_count(); i < n; i++)
+        if (s->spaces[i].state.load_acquire() != SPACE_FREE) taken += s->spaces[i].max_pages.load_relaxed();
+    return PyLong_FromUnsignedLongLong(s->g.max_pages - std::min(taken, s->g.max_pages));
+}
+
+// How many spaces have been removed so far.
+static PyObject* segment_removals(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    return s ? PyLong_FromUnsignedLongLong(s->header->removals.load_seq_cst()) : nullptr;
+}
+
+// A slot for a new space, and a run of entries, of which `pages` have memory. False: an exception is set.
+static bool take_place(SegmentObject* seg, u64 pages, u64 max_pages, u32& index) {
+    Segment& s = *seg->s;
+    u32 first = NONE;
+    int r = 0;
+    bool no_memory = false;
+    {
+        Released unlocked(seg);
+        index = free_slot(s, r);
+        if (index != NONE) first = free_run(s, max_pages, no_memory);
+    }
+    if (r == -EINTR) return raise_interrupted("memory for the slots of spaces"), false;
+    if (r) return raise_errno(r, "the slots of more spaces cannot be allocated"), false;
+    if (no_memory) return PyErr_NoMemory(), false;
+    if (index == NONE) {
+        raise("TooManySpaces",
+              "a pool holds %u spaces and all are taken; remove one (space.remove()), or, if a billion have "
+              "been opened in their slots, create the pool anew",
+              MAX_SPACES);
+        return false;
+    }
+    if (first == NONE || pages > max_pages) {
+        raise("SpaceFull",
+              "the pool can translate %llu pages in all and has no run of %llu left; remove a space, give this one a "
+              "smaller max_pages, or create the pool with a larger one",
+              (unsigned long long)s.g.max_pages, (unsigned long long)max_pages);
+        return false;
+    }
+    {
+        Released unlocked(seg);
+        r = begin_space(s, s.spaces[index], first, u32(max_pages), pages);
+    }
+    return r == 0 || (raise_errno(r, "the space's entries cannot be allocated"), false);
 }
 
 // add_space(directory.NewSpace) -> index. The directory lock is held.
@@ -84,33 +192,21 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    u32 index = free_slot(*s);
-    if (index == NONE)
-        return raise("TooManySpaces",
-                     "a pool holds %u spaces and all are taken; remove one (space.remove()), or, if a billion have "
-                     "been opened in their slots, create the pool anew",
-                     MAX_SPACES);
-    SpaceSlot* t = &s->spaces[index];
-    if (name_n >= Py_ssize_t(sizeof t->name) || path_n >= Py_ssize_t(sizeof t->path))
-        return raise("ValueError", "a space's name has at most %zu bytes, its path %zu", sizeof t->name - 1,
-                     sizeof t->path - 1);
-    u32 first = free_run(*s, max_pages);
-    if (first == NONE || pages > max_pages)
-        return raise(
-            "SpaceFull",
-            "the pool can translate %llu pages in all and has no run of %llu left; remove a space, give this one a "
-            "smaller max_pages, or create the pool with a larger one",
-            (unsigned long long)s->g.max_pages, max_pages);
-    u64 sum[COUNTERS];
-    if (!sum_counters(*s, sum)) return raise_unsettled();
-    int r;
-    {
-        Released unlocked(S(self));
-        r = begin_space(*s, *t, first, u32(max_pages), pages);
+    if (name_n >= Py_ssize_t(NAME_BYTES) || path_n >= Py_ssize_t(PATH_BYTES))
+        return raise("ValueError", "a space's name has at most %u bytes, its path %u", NAME_BYTES - 1, PATH_BYTES - 1);
+    u32 index;
+    u64 hits, misses;
+    if (!take_place(S(self), pages, max_pages, index)) return nullptr;
+    if (!sum_uses(*s, index, hits, misses)) {
+        s->spaces[index].state.store_seq_cst(SPACE_FREE);
+        return raise_unsettled();
     }
-    if (r) return raise_errno(r, "the space's entries cannot be allocated");
-    strncpy(t->name, name, sizeof t->name - 1);
-    strncpy(t->path, path, sizeof t->path - 1);
+    SpaceSlot* t = &s->spaces[index];
+    SpaceTexts& texts = s->texts[index];
+    strncpy(texts.name, name, sizeof texts.name - 1);
+    strncpy(texts.path, path, sizeof texts.path - 1);
+    t->name_sum.store_relaxed(text_sum(texts.name, sizeof texts.name));
+    t->path_sum.store_relaxed(text_sum(texts.path, sizeof texts.path));
     t->kind.store_relaxed(kind);
     t->flags.store_relaxed(flags);
     t->owner.store_relaxed(owned ? s->me : 0);
@@ -118,10 +214,9 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
     t->version.store_relaxed(version);
     t->stored.store_relaxed(kind == KIND_SCRATCH || kind == KIND_DERIVED ? 0 : pages);
     file.store(*t);
-    auto& counted = reinterpret_cast<Counters*>(sum)->space[index];
     t->opened_ns.store_relaxed(prim::realtime_ns());
-    t->hits_before.store_relaxed(counted.hits.load_relaxed());
-    t->misses_before.store_relaxed(counted.misses.load_relaxed());
+    t->hits_before.store_relaxed(hits);
+    t->misses_before.store_relaxed(misses);
     finish_space(*t, pages);
     return PyLong_FromUnsignedLong(index);
 }
@@ -131,7 +226,7 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
     if (!s) return nullptr;
-    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    if (i >= s->space_count()) return raise("ValueError", "no such space");
     u64 first, n;
     if (!entries_of(*s, s->spaces[i], first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
     for (u64 page = first; page < first + n && s->has_page(u32(page)); page++) {
@@ -149,7 +244,7 @@ static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
     if (!s) return nullptr;
-    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    if (i >= s->space_count()) return raise("ValueError", "no such space");
     u32 freed = 0;
     bool ok;
     {
@@ -166,7 +261,7 @@ static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
     if (!s) return nullptr;
-    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    if (i >= s->space_count()) return raise("ValueError", "no such space");
     SpaceSlot& t = s->spaces[i];
     u64 first, n;
     if (!entries_of(*s, t, first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
@@ -191,7 +286,7 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
     if (state != Py_None && !file.parse(state)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    if (i >= s->space_count()) return raise("ValueError", "no such space");
     record_store(s->spaces[i], stored, open, state == Py_None ? nullptr : &file);
     Py_RETURN_NONE;
 }
@@ -221,7 +316,7 @@ static PyObject* segment_first_changed(PyObject* self, PyObject* args) {
     if (!PyArg_ParseTuple(args, "IiI:first_changed", &i, &fd, &bytes)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    if (i >= MAX_SPACES || bytes > s->g.page_size)
+    if (i >= s->space_count() || bytes > s->g.page_size)
         return raise("ValueError", "no such space, or more bytes than a page has");
     SpaceSlot& t = s->spaces[i];
     u64 first, n;
@@ -245,7 +340,7 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
     if (!PyArg_ParseTuple(args, "IK:grow_space", &i, &pages)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    if (i >= MAX_SPACES) return raise("ValueError", "no such space");
+    if (i >= s->space_count()) return raise("ValueError", "no such space");
     SpaceSlot& t = s->spaces[i];
     if (pages > t.max_pages.load_relaxed())
         return raise("SpaceFull",
@@ -264,15 +359,24 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
     Py_RETURN_NONE;
 }
 
-PyMethodDef directory_methods[] = {{"spaces", entered<segment_spaces, SegmentEntry>, METH_NOARGS, ""},
-                                   {"space", entered<segment_space, SegmentEntry>, METH_O, ""},
-                                   {"add_space", entered<segment_add_space, SegmentEntry>, METH_O, ""},
-                                   {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
-                                   {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O, ""},
-                                   {"drop_clean", entered<segment_drop_clean, SegmentEntry>, METH_O, ""},
-                                   {"record_store", entered<segment_record_store, SegmentEntry>, METH_VARARGS, ""},
-                                   {"first_changed", entered<segment_first_changed, SegmentEntry>, METH_VARARGS, ""},
-                                   {"grow_space", entered<segment_grow_space, SegmentEntry>, METH_VARARGS, ""},
-                                   {nullptr, nullptr, 0, nullptr}};
+PyMethodDef directory_methods[] = {
+    {"spaces", entered<segment_spaces, SegmentEntry>, METH_NOARGS, "All live spaces."},
+    {"space", entered<segment_space, SegmentEntry>, METH_O, "The space in a slot, or None."},
+    {"spaces_named", entered<segment_spaces_named, SegmentEntry>, METH_O,
+     "The live spaces of a name: a shared one, and private ones."},
+    {"spaces_of_file", entered<segment_spaces_of_file, SegmentEntry>, METH_VARARGS,
+     "The live spaces of the file with this device and inode."},
+    {"is_current", entered<segment_is_current, SegmentEntry>, METH_VARARGS,
+     "Whether the space of this slot and generation is still there."},
+    {"free_pages", entered<segment_free_pages, SegmentEntry>, METH_NOARGS, "How many page numbers no space has."},
+    {"removals", entered<segment_removals, SegmentEntry>, METH_NOARGS, "How many spaces have been removed so far."},
+    {"add_space", entered<segment_add_space, SegmentEntry>, METH_O, ""},
+    {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
+    {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O, ""},
+    {"drop_clean", entered<segment_drop_clean, SegmentEntry>, METH_O, ""},
+    {"record_store", entered<segment_record_store, SegmentEntry>, METH_VARARGS, ""},
+    {"first_changed", entered<segment_first_changed, SegmentEntry>, METH_VARARGS, ""},
+    {"grow_space", entered<segment_grow_space, SegmentEntry>, METH_VARARGS, ""},
+    {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

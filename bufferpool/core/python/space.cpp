@@ -135,7 +135,7 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
 
 // Not one by one, and not only at the end: the sampler reads the counters meanwhile.
 constexpr u64 HITS_AT_ONCE = 32;
-static void count_hits(SpaceObject* sp, u64 hits) { sp->seg->s->counters().space[sp->index].hits.add_owned(hits); }
+static void count_hits(SpaceObject* sp, u64 hits) { sp->seg->s->my_uses[sp->index].hits.add_owned(hits); }
 
 [[gnu::always_inline]] inline void use(Segment& s, SpaceObject* sp, u64 page_no, u32 frame, u32 now, u64& hits) {
     if (s.frames[frame].count.load_relaxed() & AHEAD) [[unlikely]]
@@ -397,7 +397,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     Segment* s = opened(reinterpret_cast<SegmentObject*>(seg));
     if (!s) return nullptr;
     npy_intp item = PyDataType_ELSIZE(dtype);
-    if (index >= MAX_SPACES || u64(first) + max_pages > s->g.max_pages || item <= 0 || s->g.page_size % u64(item))
+    if (index >= s->space_count() || u64(first) + max_pages > s->g.max_pages || item <= 0 || s->g.page_size % u64(item))
         return raise("ValueError", "the dtype's item size must divide the page size");
     Critical critical(self);
     if (sp->seg) Py_RETURN_NONE;  // by another thread, at the same time

@@ -207,7 +207,9 @@ static bool may_keep(WriteObject* w) {
         if (!is_kept(space_slot(sp)) || (entry::state(e) == RESIDENT && (e & entry::DIRTY))) return true;
         ScratchShare share{};
         SpaceHooks hooks{sp, w->page_no};
-        if (hooks.unlocked([&] { return may_keep_one(s, share); })) return true;
+        Status status = hooks.unlocked([&] { return may_keep_one(s, share); });
+        if (status == Status::OK) return true;
+        if (status == Status::NO_MEMORY) return PyErr_NoMemory(), false;
         PyObject* r =
             PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", "scratch", 0, share.used, share.most, 0, 0.0);
         if (!r) return false;

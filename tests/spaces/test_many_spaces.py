@@ -1,0 +1,98 @@
+"""Thousands of spaces: a data set of 62 files was the end of a pool, and names ended at 63 bytes."""
+
+import os
+import resource
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool import _core
+from tests.client.test_limits import in_child
+from tests.conftest import PAGE, fill, in_step, kernel_bytes, stamp
+from tests.support.children import run_python
+
+MANY = 4096
+
+
+def test_a_data_set_of_thousands_of_files(pools, tmp_path):
+    """Each file is a space of its own: all are open at once, read by two processes, and written by one."""
+    assert _core.MAX_SPACES >= MANY
+    page = np.zeros(PAGE, np.uint8)
+    for i in range(MANY):
+        page[:8].view(np.uint64)[:] = i
+        (tmp_path / f"part-{i:05}.db").write_bytes(page.tobytes())
+    name = pools.name()
+
+    def open_all() -> str:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < 4 * MANY:  # two for each: the file, and the claim on it
+            pytest.skip("a process may not have so many files open here")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (4 * MANY, hard))
+        with bp.Pool.create(name, 256 * PAGE, page_size=PAGE) as pool:
+            spaces = [pool.open_file(tmp_path / f"part-{i:05}.db", "r+", dtype=np.uint64) for i in range(MANY)]
+            assert [int(space[0][0]) for space in spaces] == list(range(MANY))
+            assert pool.space("part-04095.db")[0].view(np.uint64)[0] == 4095
+            with spaces[4000].write(0) as array:
+                array[:] = 7
+            other = run_python(
+                "import sys, bufferpool as bp\n"
+                "with bp.Pool.attach(sys.argv[1]) as pool:\n"
+                "    print(pool.space('part-04000.db')[0][0], len(pool.stats().spaces))\n",
+                name,
+            )
+            assert other.stdout == f"7 {MANY}\n", other.stderr
+            assert pool.flush() == 1
+            with pytest.raises(bp.errors.TooManySpaces):
+                pool.open_scratch("one more", 1)
+            spaces[17].remove()
+            fill(pool.open_scratch("one more", 1), [0])
+            stats = pool.stats()
+            return repr((len(stats.spaces), stats.misses - sum(s.misses for s in stats.spaces), pool.check()))
+
+    assert in_child(open_all) == repr((MANY, 1, []))  # the removed space had one
+    bp.Pool.attach(name).unlink(discard=True)
+    assert np.fromfile(tmp_path / "part-04000.db", np.uint64)[0] == 7
+
+
+def test_slots_get_their_memory_as_spaces_are_opened(make_pool):
+    """A pool with one space does not pay for thousands; and what the pool counts is what the kernel has."""
+    pool = make_pool(64 * PAGE)
+    empty = kernel_bytes(pool)
+    pool.open_scratch("first", 1)
+    first = kernel_bytes(pool)
+    assert first - empty < 512 << 10
+    for i in range(15):
+        pool.open_scratch(f"s{i}", 1)
+    assert kernel_bytes(pool) - first == 15 * os.sysconf("SC_PAGESIZE"), "their entries alone"
+    for i in range(400):
+        pool.open_scratch(f"more{i}", 1)
+    stats = in_step(pool)
+    assert stats.metadata_bytes + stats.resident_bytes == kernel_bytes(pool)
+
+
+def test_figures_of_spaces_that_came_later_and_of_clients_that_left(make_pool, attach):
+    """The counters of a client that has left stand in the totals, whichever spaces there were when it came."""
+    pool = make_pool(64 * PAGE)
+    for i in range(40):
+        space = pool.open_derived(f"d{i}", 4, lambda n, out: np.copyto(out, stamp(n)))
+        other = attach(pool)
+        for n in range(4):
+            other.open_derived(f"d{i}", 4, lambda n, out: np.copyto(out, stamp(n)))[n]
+        other.close()
+        assert np.array_equal(space[3], stamp(3))
+    assert [(s.misses, s.hits) for s in pool.stats().spaces] == [(4, 1)] * 40
+    with bp.observer.Observer(pool.name) as seen:
+        assert [(s.misses, s.hits) for s in seen.stats().spaces] == [(4, 1)] * 40
+
+
+def test_a_name_may_be_as_long_as_a_path(pool, attach):
+    """File names of 64 bytes and more were refused."""
+    names = ["x" * (_core.NAME_BYTES - 1), "x" * (_core.NAME_BYTES - 2), "ü" * 500, "x" * 64]
+    for i, name in enumerate(names):
+        fill(pool.open_scratch(name, i + 1), [i])
+    other = attach(pool)
+    for i, name in enumerate(names):
+        assert np.array_equal(other.space(name)[i], stamp(i))
+        assert pool.space(name).name == name
+    assert {space.name for space in pool.stats().spaces} >= set(names)
