@@ -4,6 +4,7 @@
 # make bench   the figures of the README and docs, beside their yardsticks
 # make peers   other ways to share pages, beside the pool
 # make docs    the documentation as a site, in build/site
+# make coverage   the lines and branches of the package and of its core that tests reach, with a floor; reports in build/coverage
 # make soak    the long forms of the tests
 # make free-threaded   the tests with threads on a CPython without the GIL, which it builds (Debian) or finds in FREE_THREADED_PYTHON
 # make dist    the sdist and a wheel for this interpreter in dist/, checked
@@ -23,7 +24,7 @@ QUICK := import docs pages pins write append spaces scratch derived files flush 
 	memory compaction bad_input events observer
 QUICK_FILES = $(foreach name,$(QUICK),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
-.PHONY: all demo examples test quick soak bench peers docs lint clean free-threaded dist
+.PHONY: all demo examples test quick coverage soak bench peers docs lint clean free-threaded dist
 
 all: $(VENV)/.built $(VENV)/.installed
 
@@ -62,6 +63,18 @@ test: all lint
 
 quick: all
 	$(PYTEST) $(QUICK_FILES)
+
+$(VENV)/.coverage: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --group coverage
+	touch $@
+
+# All but the tests that compile the core for themselves, those of the documentation and of the examples.
+UNCOUNTED := $(foreach name,explore weak no_memory sanitizers killpoints holds storm damage docs tidy typing imports,\
+	tests/test_$(name).py tests/core/test_$(name).py)
+COUNTED := $(filter-out $(UNCOUNTED) tests/toydb/% tests/examples/%,$(wildcard tests/test_*.py tests/*/test_*.py))
+
+coverage: all $(VENV)/.coverage
+	sh tools/coverage.sh build/coverage $(BIN)/python $(COUNTED)
 
 soak: all
 	$(BIN)/python -m pytest -m soak
@@ -107,6 +120,7 @@ dist: $(VENV)/.dist
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python tools/check_dist.py dist
 	$(BIN)/auditwheel show dist/*.whl
 
 lint: all

@@ -27,9 +27,15 @@ def test_the_metrics_of_the_readme_need_no_import_of_their_own() -> None:
     assert (done.stdout, done.stderr) == ("PoolCollector\n", "")
 
 
-def test_a_plain_import_and_a_plain_command_bring_no_prometheus_client() -> None:
-    done = run("import sys, bufferpool.cli; print('prometheus_client' in sys.modules)")
-    assert (done.stdout, done.stderr) == ("False\n", "")
+def test_a_plain_import_and_a_plain_command_bring_no_prometheus_client(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from bufferpool.cli import main
+main(["ls", "--json", "--directory", {str(tmp_path)!r}])
+print("prometheus_client" in sys.modules)
+"""
+    done = run(code)
+    assert (done.stdout, done.stderr) == ("[]\nFalse\n", "")
 
 
 def test_the_package_runs_as_a_module() -> None:
