@@ -25,7 +25,7 @@ from bufferpool.errors import (
 from bufferpool.figures.names import EventKind, Kind
 from bufferpool.figures.stats import SpaceStats, read_frames, read_space
 from bufferpool.printable import shown
-from bufferpool.spaces import directory
+from bufferpool.spaces import awaiting, directory
 from bufferpool.spaces.directory import DISCARDABLE, Wanted, removed_message
 from bufferpool.stores.base import Buffer, Caching, FileStore, GuardedBuffer, Store, read_page
 from bufferpool.stores.checksum import CheckedFile
@@ -97,6 +97,8 @@ class Space(_core.Space):
         self._client = pool.client
         self._wanted = wanted
         self._loader = loader
+        self._native = False  # whether the core reads the pages from a file, without Python
+        self._loops = awaiting.Loops()
 
     @property
     def name(self) -> str:
@@ -201,6 +203,7 @@ class Space(_core.Space):
     def _connect(self, record: Record, fd: int, caching: Caching, *, writable: bool) -> None:
         """Connects this handle to a slot. ``fd``: the descriptor from which the core reads misses; -1: Python loads them."""
         self.index, self._wanted.generation = record["index"], record["generation"]
+        self._native = fd >= 0
         binding = Binding(
             slot=record["index"],
             generation=record["generation"],
@@ -293,6 +296,30 @@ class Space(_core.Space):
         as a use of the page. Raises what ``space[n]`` raises.
         """
         return self._load_many(ids)
+
+    async def aget(self, page_no: int, /) -> npt.NDArray[Any]:
+        """Returns page ``page_no`` as ``space[page_no]`` does, without blocking the event loop.
+
+        A page that is in the pool is returned at once. For others the coroutine awaits a load in the loop's
+        default executor; pages that several coroutines ask for in one turn of the loop are loaded together. A coroutine may be
+        cancelled, or awaited with ``asyncio.timeout``; the load goes on. Raises what ``space.get(page_no)`` raises.
+        """
+        page = self.try_get(page_no)
+        if page is not None:
+            return page
+        loops = self._loops.of(lambda loop: awaiting.Awaited(self, loop, native=self._native))
+        return await loops.page(int(page_no))
+
+    async def aread_many(
+        self, ids: Ids, out: npt.NDArray[Any] | None = None, *, timeout: float | None = None
+    ) -> npt.NDArray[Any]:
+        """Copies many pages as ``read_many`` does, without blocking the event loop.
+
+        If all of the pages are in the pool they are copied at once, otherwise in a thread of the loop's default executor. Returns
+        an array of shape ``(len(ids), page_size // itemsize)``, or ``out``. ``timeout`` is in seconds. Raises what
+        ``read_many`` raises.
+        """
+        return await awaiting.read_many(lambda: self.read_many(ids, out, timeout=timeout), self.resident(ids))
 
     def scan(self, start: int = 0, stop: int | None = None, *, ahead: int | None = None) -> Iterator[np.ndarray]:
         """Yields the pages from ``start`` to before ``stop``, in order, each as ``space[n]``.

@@ -68,6 +68,19 @@ static PyObject* space_get(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : view_of(sp, frame);
 }
 
+// A hit, or None: it waits for nobody, and loads nothing.
+static PyObject* space_try_get(PyObject* self, PyObject* n) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    u64 page_no;
+    u32 frame;
+    if (page_number(sp, n, page_no) < 0) return nullptr;
+    SpaceHooks hooks{sp, page_no};
+    Status status = fetch_hit(*sp->seg->s, place_of(sp, page_no), Access{}, hooks, frame);
+    if (status == Status::OK) return view_of(sp, frame);
+    if (status == Status::ABSENT || status == Status::WAIT) Py_RETURN_NONE;
+    return answer(status, sp, page_no), nullptr;
+}
+
 static PyObject* space_pin(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyObject* what;
@@ -285,6 +298,22 @@ static PyObject* space_absent(PyObject* self, PyObject* ids) {
     return PyLong_FromLong(absent);
 }
 
+// Which of these pages are in the pool at the moment.
+static PyObject* space_resident(PyObject* self, PyObject* ids) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyArrayObject* numbers = page_numbers(sp, ids);
+    if (!numbers) return nullptr;
+    npy_intp n = PyArray_SIZE(numbers);
+    PyObject* out = PyArray_SimpleNew(1, &n, NPY_BOOL);
+    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
+    for (npy_intp i = 0; out && i < n; i++) {
+        u64 e = sp->seg->s->entries[sp->first_entry + u32(v[i])].load_acquire();
+        static_cast<npy_bool*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)))[i] = entry::state(e) == RESIDENT;
+    }
+    Py_DECREF(numbers);
+    return out;
+}
+
 // Loads what can be loaded together, and nothing one by one: no code of others runs, and nothing is raised for a page.
 static PyObject* space_load_ahead(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
@@ -467,6 +496,15 @@ static PyMethodDef space_methods[] = {
      "as\n"
      "long as it or a view of it is alive. Raises PageOutOfRange, LoaderFailed, StoreError, PoolExhausted, "
      "WaitTimeout."},
+    {"try_get", entered<space_try_get, SpaceEntry>, METH_O,
+     "try_get($self, page_no, /)\n--\n\n"
+     "Return page ``page_no`` as ``space[page_no]`` does if it is in the pool, else None.\n\n"
+     "It waits for no other client, and loads nothing; None counts neither as a hit nor as a miss. Raises "
+     "PageOutOfRange."},
+    {"resident", entered<space_resident, SpaceEntry>, METH_O,
+     "resident($self, ids, /)\n--\n\n"
+     "Return which of the pages are in the pool now: an array of bool, of shape ``(len(ids),)``.\n\n"
+     "It pins nothing and counts nothing, so a page may be evicted before it is used. Raises PageOutOfRange."},
     {"pin", function(entered<space_pin, SpaceEntry>), METH_FASTCALL | METH_KEYWORDS,
      "pin($self, page_no, /, *, timeout=None)\n--\n\n"
      "Pin a page: return a Pin, which as a ``with`` block gives the page as a read-only array and releases it at the "
