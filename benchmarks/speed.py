@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -43,6 +43,29 @@ def memmap(bench: Bench) -> list[Row]:
     ours = timed([f"space[{n}]" for n in pages], space=hot.space)
     pairs = in_turns(base, ours, bench.rounds)
     return [pairs.row("memmap", "hot space[n]", "slice of an np.memmap", "ns", 1 / 3)]
+
+
+def aget(bench: Bench) -> list[Row]:
+    space, pages = bench.hot.space, bench.numbers(1000, bench.hot.pages)
+
+    async def plain() -> None:
+        for n in pages:
+            space[n]
+
+    async def awaited() -> None:
+        for n in pages:
+            await space.aget(n)
+
+    def ns_each(function: Callable[[], Coroutine[Any, Any, None]]) -> float:
+        start = time.perf_counter_ns()
+        try:
+            function().send(None)  # a hit never suspends the coroutine, so it needs no event loop
+        except StopIteration:
+            return (time.perf_counter_ns() - start) / len(pages)
+        raise RuntimeError("a hit has suspended its coroutine")
+
+    pairs = in_turns(lambda: ns_each(plain), lambda: ns_each(awaited), bench.rounds)
+    return [pairs.row("aget", "hot await space.aget(n)", "space[n]", "ns", 5)]
 
 
 def pin_many(bench: Bench) -> list[Row]:
@@ -308,5 +331,5 @@ def two_processes(bench: Bench) -> list[Row]:
 
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     function.__name__: function
-    for function in (getitem, pin, memmap, pin_many, read_many, write, miss, trim, two_processes, metadata)
+    for function in (getitem, pin, memmap, aget, pin_many, read_many, write, miss, trim, two_processes, metadata)
 }
