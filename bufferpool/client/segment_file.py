@@ -32,6 +32,7 @@ from bufferpool.errors import (
 )
 
 SHM = "/dev/shm"
+LEAST_BYTES = 2 << 20  # of a segment: its pages begin at 2 MiB or later
 OS_PAGE = os.sysconf("SC_PAGESIZE")
 MIN_FRAMES, MANY_FRAMES = 4, 2**31  # of a budget; of a segment
 
@@ -341,16 +342,33 @@ class Found:
         return "" if not self.trouble else "of another layout version" if self.other_layout else "damaged"
 
 
-def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
-    """The segments in a directory. It reads them through descriptors, and maps nothing. Raises SegmentError."""
+def closed_to_us(directory: str | os.PathLike[str] | None = None) -> list[str]:
+    """The names of files that may be segments, because they are large enough, and that this user may not read.
+
+    Raises SegmentError.
+    """
+    names = []
+    for entry in _entries(directory):
+        with contextlib.suppress(OSError):  # removed since it was listed
+            about = entry.lstat()
+            if stat.S_ISREG(about.st_mode) and about.st_size >= LEAST_BYTES and not os.access(entry, os.R_OK):
+                names.append(entry.name)
+    return names
+
+
+def _entries(directory: str | os.PathLike[str] | None) -> list[Path]:
     where = Path(directory if directory is not None else SHM)
     try:
-        entries = sorted(where.iterdir())
+        return sorted(where.iterdir())
     except OSError as error:
         kind = SegmentNotFound if isinstance(error, FileNotFoundError) else SegmentError
         text = f"no pools in {where}: {error.strerror}; name the mount point of a tmpfs"
         raise caused(kind(text), error) from error
-    for entry in entries:
+
+
+def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
+    """The segments in a directory. It reads them through descriptors, and maps nothing. Raises SegmentError."""
+    for entry in _entries(directory):
         with contextlib.suppress(OSError):
             fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:

@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass
 
 from bufferpool.client.client import Client
+from bufferpool.errors import FileChanged, PageCorrupt, ShortRead
 from bufferpool.figures.events import NewEvent
-from bufferpool.figures.names import EventKind, EventReason
+from bufferpool.figures.names import ERROR_CLASSES, EventKind, EventReason, error_class
 
 LOG = logging.getLogger("bufferpool")
 AGAIN_S = 10.0
@@ -37,6 +38,19 @@ def errno_of(error: BaseException | None) -> int:
             return error.errno
         error = error.__cause__
     return 0
+
+
+def class_of(error: BaseException) -> str:
+    """The class of a store's failure, one of ``ERROR_CLASSES``."""
+    if isinstance(error, (PageCorrupt, ShortRead, FileChanged)):
+        return "corrupt"
+    return error_class(errno_of(error))
+
+
+def count(client: Client, what: EventKind, error: BaseException, index: int, generation: int) -> None:
+    """Counts one failure of a space's store: a load, or a flush (``FLUSH_FAILED``)."""
+    number = ERROR_CLASSES.index(class_of(error))
+    client.seg.count_failure(index, generation, what is EventKind.FLUSH_FAILED, number)
 
 
 def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) -> None:

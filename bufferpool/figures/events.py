@@ -142,6 +142,17 @@ def read_events(pool: Inspectable) -> list[Event]:
     ]
 
 
+def posted(pool: Inspectable) -> dict[tuple[EventKind, EventReason], int]:
+    """How many events of each kind and reason there have been since the pool was created, without those of 0."""
+    counts = np.frombuffer(pool.seg.events_posted(), np.uint64).reshape(_core.EVENT_KINDS, _core.EVENT_REASONS)
+    found = {(int(kind), int(reason)): int(counts[kind, reason]) for kind, reason in np.argwhere(counts)}
+    return {
+        (EventKind(kind), EventReason(reason)): n
+        for (kind, reason), n in found.items()
+        if is_known(EventKind, kind) and is_known(EventReason, reason)
+    }
+
+
 def last_times(pool: Inspectable) -> dict[tuple[EventKind, EventReason], float]:
     """The time of the last event of each kind and reason in the ring, in seconds since the epoch."""
     found = np.frombuffer(pool.seg.events(), _EVENT)

@@ -1,5 +1,6 @@
 """Names for the numbers in a segment: kinds of spaces, states of frames, reasons, events."""
 
+import errno
 from enum import IntEnum
 from typing import Literal
 
@@ -45,11 +46,32 @@ COUNTERS = (
     "loads", "load_failures", "load_bytes", "evictions_recycled", "evictions_reclaimed", "publishes", "appends",
     "flushes", "flushed_pages", "foreground_flushes", "compacted_pages", "wait_load", "wait_writer", "wait_memory",
     "wait_frame", "reaped", "pins_broken", "rebuilds", "checkpoints", "flush_failures", "corrupt_pages", "repaired_pages",
-    "mode_changes",
+    "mode_changes", "prefetched", "prefetched_unused", "exhausted", "eviction_ticks",
 )  # fmt: skip
 
 # In the order of enum Latency. Bucket i counts what took less than 2**(BUCKET_SHIFT + i) ns, the last what took longer.
-LATENCIES = ("load", "flush", "reclaim", "wait")
+LATENCIES = ("load", "flush", "reclaim", "wait", "sync")
+
+ERROR_CLASSES = ("io", "full", "access", "missing", "corrupt", "code", "other")
+"""The classes of failures of a store, in the order of the segment's counters.
+
+io: the device failed; full: it, or a quota, is full; access: permission; missing: the file or the device is gone;
+corrupt: a checksum does not match, or the file was cut or changed; code: the store or the loader raised an error
+without an errno; other: another errno.
+"""
+
+_CLASS_OF = {
+    errno.EIO: "io", errno.EREMOTEIO: "io", errno.ETIMEDOUT: "io", errno.EBADMSG: "io", errno.EUCLEAN: "io",
+    errno.ENOSPC: "full", errno.EDQUOT: "full", errno.EFBIG: "full",
+    errno.EACCES: "access", errno.EPERM: "access", errno.EROFS: "access",
+    errno.ENOENT: "missing", errno.ESTALE: "missing", errno.ENODEV: "missing", errno.ENXIO: "missing",
+    errno.EBADF: "missing", errno.ENOTDIR: "missing",
+}  # fmt: skip
+
+
+def error_class(number: int) -> str:
+    """The class of a failure with this errno; 0: it had none."""
+    return _CLASS_OF.get(number, "other") if number else "code"
 
 
 class FrameState(IntEnum):

@@ -16,6 +16,7 @@ from bufferpool import _core
 from bufferpool.figures.names import (
     AGE_LIMITS_S,
     COUNTERS,
+    ERROR_CLASSES,
     LATENCIES,
     REASONS,
     FrameState,
@@ -26,6 +27,9 @@ from bufferpool.figures.names import (
     mode_name,
 )
 from bufferpool.units import format_size
+
+TICK_S = 2**_core.TICK_SHIFT / 1e9
+"""The unit of the times of last use, in seconds."""
 
 
 class Inspectable(ABC):
@@ -130,6 +134,10 @@ class SpaceStats:
     """The client that a private space belongs to; 0 for a space of the pool."""
     cache: str = ""
     """Of a file: "pool" if only the pool keeps its pages, "kernel" if the kernel's page cache keeps them too; else ""."""
+    load_failures: dict[str, int] = field(default_factory=dict)
+    """Loads that its store or loader failed, by class of error (``ERROR_CLASSES``)."""
+    flush_failures: dict[str, int] = field(default_factory=dict)
+    """Flushes that its store failed, by class of error."""
 
     @property
     def shown_name(self) -> str:
@@ -220,14 +228,22 @@ class PoolStats:
     """The LSN that the last checkpoint returned: recovery starts there."""
     loads: int
     """Pages loaded from files, stores and loaders."""
+    prefetched: int
+    """Pages that were read ahead (``prefetch``, ``scan``). Their first use counts as a miss, not as a hit."""
+    prefetched_unused: int
+    """Pages that were read ahead and evicted before anybody used them."""
     load_failures: int
-    """Loads that failed."""
+    """Loads that failed: in the store or the loader, or because no frame could be had (``exhausted``)."""
+    exhausted: int
+    """How often no frame could be had (PoolExhausted)."""
     load_bytes: int
     """Bytes of the pages that were loaded."""
     evictions_recycled: int
     """Pages evicted so that their frames hold other pages."""
     evictions_reclaimed: int
     """Pages evicted so that the memory of their frames returns to the kernel."""
+    eviction_age_sum_s: float
+    """The time since their last use of all pages that were evicted, added up, in seconds."""
     publishes: int
     """New versions of pages that were published."""
     appends: int
@@ -248,6 +264,12 @@ class PoolStats:
     """Waits for the lock of the pool's memory."""
     wait_frame: int
     """Waits for a free frame."""
+    refused_clients: int
+    """Attempts to attach that found every client slot taken (TooManyClients)."""
+    pending_loads: int
+    """Loads that are under way now."""
+    pending_flushes: int
+    """Flushes that are under way now."""
     reaped: int
     """Clients that died and were reaped."""
     pins_broken: int
@@ -256,6 +278,8 @@ class PoolStats:
     """How often the lists of frames were rebuilt because a process died while it changed them."""
     checkpoints: int
     """Checkpoints that were made."""
+    checkpoint_at: float
+    """When the last checkpoint was, in seconds since the epoch; 0 if there was none."""
     flush_failures: int
     """Batches of dirty pages that could not be written or synced."""
     corrupt_pages: int
@@ -267,7 +291,7 @@ class PoolStats:
     policy_mode: str
     """The mode of the replacement policy: adaptive, recency or loop (:class:`PolicyMode`)."""
     latencies: dict[str, Latency]
-    """Histograms of load, flush, reclaim (one call of the kernel) and wait."""
+    """Histograms of load, flush (write and sync), sync, reclaim (one call of the kernel) and wait."""
     spaces: list[SpaceStats] = field(default_factory=list)
     """The spaces of the pool."""
 
@@ -283,6 +307,12 @@ class PoolStats:
     def hit_ratio(self) -> float:
         """Hits divided by references; NaN before the first reference."""
         return hit_ratio(self.hits, self.misses)
+
+    @property
+    def eviction_age_s(self) -> float:
+        """How long evicted pages had not been used, on average; NaN before the first eviction."""
+        evictions = self.evictions_recycled + self.evictions_reclaimed
+        return self.eviction_age_sum_s / evictions if evictions else float("nan")
 
     @property
     def kernel_data_bytes(self) -> int:
@@ -322,7 +352,7 @@ class ClientInfo:
 def _ages(touched: npt.NDArray[np.uint32], has_page: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     tick = np.uint32((time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> _core.TICK_SHIFT) & 0xFFFFFFFF)
     ticks = (tick - touched).view(np.int32).clip(0)
-    ages: npt.NDArray[np.float32] = np.where(has_page, ticks * (2**_core.TICK_SHIFT / 1e9), np.nan).astype(np.float32)
+    ages: npt.NDArray[np.float32] = np.where(has_page, ticks * TICK_S, np.nan).astype(np.float32)
     return ages
 
 
@@ -470,7 +500,7 @@ def read_unsaved(pool: Inspectable) -> dict[str, int]:
 
 def read_spaces(pool: Inspectable, counters: Counters, summary: Summary) -> list[SpaceStats]:
     """The figures of the live spaces. A space that was created after ``counters`` were read shows no hits yet."""
-    return [_space_stats(record, counters, summary) for record in pool.seg.spaces()]
+    return [_space_stats(pool, record, counters, summary) for record in pool.seg.spaces()]
 
 
 def read_space(pool: Inspectable, index: int, generation: int | None) -> SpaceStats | None:
@@ -478,12 +508,13 @@ def read_space(pool: Inspectable, index: int, generation: int | None) -> SpaceSt
     record = pool.seg.space(index)
     if record is None or record["generation"] != generation:
         return None
-    return _space_stats(record, read_counters(pool), read_summary(pool))
+    return _space_stats(pool, record, read_counters(pool), read_summary(pool))
 
 
-def _space_stats(record: dict[str, Any], counters: Counters, summary: Summary) -> SpaceStats:
+def _space_stats(pool: Inspectable, record: dict[str, Any], counters: Counters, summary: Summary) -> SpaceStats:
     resident, dirty = pair_of(summary.spaces, record["index"])
     hits, misses = pair_of(counters.spaces, record["index"])
+    loads, flushes = pool.seg.failures(record["index"])
     return SpaceStats(
         record["name"],
         kind_name(record["kind"]),
@@ -495,6 +526,8 @@ def _space_stats(record: dict[str, Any], counters: Counters, summary: Summary) -
         opened_at=record["opened_ns"] / 1e9,
         owner=record["owner"],
         cache=cache_of(record["flags"]) if record["kind"] == Kind.FILE else "",
+        load_failures=dict(zip(ERROR_CLASSES, loads, strict=True)),
+        flush_failures=dict(zip(ERROR_CLASSES, flushes, strict=True)),
     )
 
 
@@ -508,6 +541,8 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
     """Makes a :class:`PoolStats` of counters and a summary that were read already."""
     status = pool.seg.status()
     size = pool.page_size
+    plain = dict(counters.plain)
+    pending_loads, pending_flushes = pool.seg.pending()
     return PoolStats(
         name=pool.name,
         page_size=size,
@@ -528,5 +563,10 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
         policy_mode=mode_name(status["policy_mode"]),
         latencies=counters.latencies,
         spaces=read_spaces(pool, counters, summary),
-        **counters.plain,
+        eviction_age_sum_s=plain.pop("eviction_ticks") * TICK_S,
+        refused_clients=status["refused_clients"],
+        pending_loads=pending_loads,
+        pending_flushes=pending_flushes,
+        checkpoint_at=status["checkpoint_ns"] / 1e9,
+        **plain,
     )

@@ -24,12 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
+import bufferpool
 from bufferpool import _core
 from bufferpool.client import segment_file
-from bufferpool.errors import BufferPoolError, SegmentNotFound
+from bufferpool.errors import BufferPoolError, LayoutMismatch, SegmentCorrupt, SegmentNotFound
 from bufferpool.figures import events
 from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.advice import Advice, AdvicePoint
@@ -60,6 +67,8 @@ class Snapshot:
     advice: Advice
     events: dict[tuple[EventKind, EventReason], float]
     """The time of the last event of each kind and reason, in seconds since the epoch."""
+    posted: dict[tuple[EventKind, EventReason], int]
+    """How many events of each kind and reason there have been."""
 
 
 def read_snapshot(name: str, directory: str | os.PathLike[str] | None = None) -> Snapshot:
@@ -77,20 +86,21 @@ def read_snapshot(name: str, directory: str | os.PathLike[str] | None = None) ->
             steward=pool.seg.steward() != 0,
             advice=pool.advise(),
             events=events.last_times(pool),
+            posted=events.posted(pool),
         )
 
 
 # ---- what is exported --------------------------------------------------------------
 
-Sample = tuple[tuple[str, ...], float]
-"""Label values (after the pool's name), and the value."""
+Sample = tuple[tuple[str, ...], float | tuple[float, float]]
+"""Label values (after the pool's name), and the value; of a summary, the count and the sum."""
 
 
 @dataclass(frozen=True)
 class Family:
     """One metric: its name, its help text, and how its samples are read from a snapshot."""
 
-    kind: type[GaugeMetricFamily] | type[CounterMetricFamily]
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily] | type[SummaryMetricFamily]
     name: str
     help: str
     read: Callable[[Snapshot], Iterable[Sample]]
@@ -119,6 +129,22 @@ def _frames(snapshot: Snapshot) -> Iterator[Sample]:
 def _per_space(field: str) -> Callable[[Snapshot], Iterable[Sample]]:
     """A sample for each space. A private space is labelled with its client, because clients may use the same name."""
     return lambda snapshot: [(_labels(space), getattr(space, field)) for space in snapshot.stats.spaces]
+
+
+_CLASSES = (
+    "io (the device), full (it or a quota), access (permission), missing (the file or device is gone), corrupt (a checksum, "
+    "or a file that was cut or changed), code (an error without an errno), other."
+)
+
+
+def _per_class(field: str) -> Callable[[Snapshot], Iterable[Sample]]:
+    """A sample for each space and each class of error that there has been: most spaces have none."""
+    return lambda snapshot: [
+        ((*_labels(space), error), n)
+        for space in snapshot.stats.spaces
+        for error, n in getattr(space, field).items()
+        if n
+    ]
 
 
 def _labels(space: SpaceStats) -> tuple[str, str]:
@@ -168,7 +194,17 @@ ACCESS = (
              "misses"),
     _counter("bufferpool_loads", "Pages filled from a file, a store or a loader, read-ahead included.", "loads"),
     _counter("bufferpool_loaded_bytes", "Bytes of the pages that were filled.", "load_bytes", "bytes"),
-    _counter("bufferpool_load_failures", "Loads that ended in an error of the store or the loader.", "load_failures"),
+    _counter("bufferpool_load_failures",
+             "Loads that ended in an error: of the store, of the loader, or because no frame could be had.", "load_failures"),
+    _counter("bufferpool_exhausted", "Requests for a frame that found none (PoolExhausted).", "exhausted"),
+    _counter("bufferpool_prefetched", "Pages read ahead (prefetch, scan). Each is a load; its first use is a miss, not a hit.",
+             "prefetched"),
+    _counter("bufferpool_prefetched_unused", "Pages read ahead that were evicted before their first use.", "prefetched_unused"),
+    Family(SummaryMetricFamily, "bufferpool_eviction_age_seconds",
+           "How long evicted pages had not been used: the sum, and the number of evictions. A mean of a few seconds means that "
+           "pages are evicted that are needed again.",
+           lambda s: [((), (s.stats.evictions_recycled + s.stats.evictions_reclaimed, s.stats.eviction_age_sum_s))],
+           unit="seconds"),
     Family(CounterMetricFamily, "bufferpool_evictions",
            "Pages evicted, by reason: recycled (another page needed the frame), reclaimed (the frame's memory was given back).",
            lambda s: [(("recycled",), s.stats.evictions_recycled), (("reclaimed",), s.stats.evictions_reclaimed)],
@@ -185,6 +221,11 @@ WRITE_BACK = (
              "Batches that a client had to write itself, because it needed a frame and found only dirty pages. "
              "The client waits for the store meanwhile; with a steward that keeps up, the value is zero.", "foreground_flushes"),
     _counter("bufferpool_flush_failures", "Flushes that failed in a store; the pages stay dirty.", "flush_failures"),
+    Family(GaugeMetricFamily, "bufferpool_last_checkpoint_timestamp_seconds",
+           "When the last checkpoint was. Absent while there has been none.",
+           lambda s: [((), s.stats.checkpoint_at)] if s.stats.checkpoint_at else [], unit="seconds"),
+    Family(GaugeMetricFamily, "bufferpool_pending_operations", "Loads and flushes that are under way at the moment.",
+           lambda s: [(("load",), s.stats.pending_loads), (("flush",), s.stats.pending_flushes)], ("operation",)),
     _counter("bufferpool_checkpoints", "Checkpoints: each wrote all pages that were dirty before it.", "checkpoints"),
     _counter("bufferpool_corrupt_pages", "Pages whose checksum did not match when they were read.", "corrupt_pages"),
     _counter("bufferpool_repaired_pages", "Corrupt pages that were repaired.", "repaired_pages"),
@@ -206,6 +247,8 @@ CLIENTS = (
            lambda s: [(("alive",), s.alive), (("dead",), s.dead)], ("state",)),
     _gauge("bufferpool_max_clients", "Clients that can be attached at once, fixed when the pool was created.",
            lambda s: s.max_clients),
+    _counter("bufferpool_refused_clients", "Attempts to attach that found every client slot taken (TooManyClients).",
+             "refused_clients"),
     _gauge("bufferpool_steward", "1 if a client does the background work (flushing, trimming, watching pressure), else 0.",
            lambda s: float(s.steward)),
     _counter("bufferpool_clients_reaped", "Dead clients that were reaped: their pins, locks and frames were released.",
@@ -227,6 +270,12 @@ SPACES = (
            _per_space("hits"), SPACE_LABELS),
     Family(CounterMetricFamily, "bufferpool_space_misses", "References to pages of a space that had to be loaded, or were read ahead.",
            _per_space("misses"), SPACE_LABELS),
+    Family(CounterMetricFamily, "bufferpool_space_load_failures",
+           "Loads that the store or the loader of a space failed, by class of error: " + _CLASSES,
+           _per_class("load_failures"), (*SPACE_LABELS, "error")),
+    Family(CounterMetricFamily, "bufferpool_space_flush_failures",
+           "Flushes that the store of a space failed, by class of error; the pages stay dirty. " + _CLASSES,
+           _per_class("flush_failures"), (*SPACE_LABELS, "error")),
 )  # fmt: skip
 
 
@@ -248,6 +297,10 @@ ADVICE = (
 )  # fmt: skip
 
 EVENTS = (
+    Family(CounterMetricFamily, "bufferpool_events",
+           "Events by kind and reason (bufferpool events lists the last thousand).",
+           lambda s: [((what.name.lower(), why.name.lower()), n) for (what, why), n in s.posted.items()],
+           ("event", "reason")),
     Family(GaugeMetricFamily, "bufferpool_last_event_timestamp_seconds",
            "When the last event of this kind and reason was recorded, of the last thousand events: shrank and grew "
            "are the steward's decisions, resized is a call.",
@@ -260,12 +313,24 @@ FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES
 LATENCIES = {
     "load": "Time to fill a page from its file, store or loader.",
     "flush": "Time to write and sync a batch of dirty pages.",
+    "sync": "Time of the sync alone, of a batch of dirty pages; the rest of bufferpool_flush_seconds is the writing.",
     "reclaim": "Time of one system call that gives memory back (MADV_REMOVE).",
     "wait": "Time that clients waited for each other: for a page, a lock or a frame.",
 }
 
 
 # ---- the collector ------------------------------------------------------------------
+
+
+def why_unreadable(error: BaseException) -> str:
+    """The reason for which a pool could not be read, as a label."""
+    if isinstance(error, (SegmentNotFound, FileNotFoundError)):
+        return "removed"
+    if isinstance(error, PermissionError):
+        return "permission"
+    if isinstance(error, LayoutMismatch):
+        return "layout"
+    return "damaged" if isinstance(error, SegmentCorrupt) else "other"
 
 
 class PoolCollector(Collector):
@@ -284,33 +349,42 @@ class PoolCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """The metrics, so that their names are known (``/metrics?name[]=…``); reads no pool."""
-        return [*self._health({}, {}), *_machine(None), *self._families({})]
+        return [*self._health({}, {}, {}), *_machine(None), *self._families({})]
 
     def collect(self) -> Iterable[Metric]:
         """The metrics of every pool, now."""
         snapshots: dict[str, Snapshot | None] = {}
-        seconds = {}
+        seconds, why = {}, {}
         for name in self._names or self._find():
             start = time.perf_counter()
             try:
                 snapshots[name] = read_snapshot(name, self._directory)
-            except SegmentNotFound:
-                if not self._names:
+            except (BufferPoolError, OSError) as error:
+                if isinstance(error, SegmentNotFound) and not self._names:
                     continue  # removed since it was listed
-                snapshots[name] = None
-            except (BufferPoolError, OSError):
-                snapshots[name] = None
+                snapshots[name], why[name] = None, why_unreadable(error)
             seconds[name] = time.perf_counter() - start
-        return [*self._health(snapshots, seconds), *_machine(self._directory), *self._families(snapshots)]
+        if not self._names:
+            why |= dict.fromkeys(segment_file.closed_to_us(self._directory), "permission")
+        return [*self._health(snapshots, seconds, why), *_machine(self._directory), *self._families(snapshots)]
 
     def _find(self) -> list[str]:
         return [os.path.basename(found.path) for found in segment_file.find(self._directory)]
 
-    def _health(self, snapshots: dict[str, Snapshot | None], seconds: dict[str, float]) -> Iterator[Metric]:
+    def _health(
+        self, snapshots: dict[str, Snapshot | None], seconds: dict[str, float], why: dict[str, str]
+    ) -> Iterator[Metric]:
         up = GaugeMetricFamily(
             "bufferpool_up",
-            "1 if the pool could be read, 0 if it was removed, is damaged, or has another layout version.",
+            "1 if the pool could be read, else 0: bufferpool_unreadable has the reason.",
             labels=["pool"],
+        )
+        unreadable = GaugeMetricFamily(
+            "bufferpool_unreadable",
+            "1 for a pool that could not be read, with the reason: removed, permission (this user may not; if it was not asked "
+            "for by name, it may be another file and has no bufferpool_up), damaged, layout (another version of the "
+            "library made it), or other.",
+            labels=["pool", "reason"],
         )
         took = GaugeMetricFamily(
             "bufferpool_collect_seconds", "How long this scrape took to read the pool.", labels=["pool"], unit="seconds"
@@ -318,7 +392,17 @@ class PoolCollector(Collector):
         for name, snapshot in snapshots.items():
             up.add_metric([_text(name)], float(snapshot is not None))
             took.add_metric([_text(name)], seconds[name])
+        for name, reason in why.items():
+            unreadable.add_metric([_text(name), reason], 1.0)
         yield up
+        yield unreadable
+        build = GaugeMetricFamily(
+            "bufferpool_build_info",
+            "1, with the exporter's version of bufferpool and the layout version of the segments that it reads.",
+            labels=["version", "layout"],
+        )
+        build.add_metric([bufferpool.__version__, str(_core.LAYOUT_VERSION)], 1.0)
+        yield build
         yield took
 
     def _families(self, snapshots: dict[str, Snapshot | None]) -> Iterator[Metric]:
@@ -327,7 +411,9 @@ class PoolCollector(Collector):
             metric: Any = family.kind(family.name, family.help, labels=("pool", *family.labels), unit=family.unit)
             for name, snapshot in seen:
                 for labels, value in family.read(snapshot):
-                    if family.kind is CounterMetricFamily:
+                    if isinstance(value, tuple):  # of a summary
+                        _summary(metric, (name, *labels), value, snapshot.created_at)
+                    elif family.kind is CounterMetricFamily:
                         metric.add_metric((name, *labels), value, created=_created(snapshot, family, labels))
                     else:
                         metric.add_metric((name, *labels), value)
@@ -376,10 +462,16 @@ def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
         yield GaugeMetricFamily(name, text, value=value, unit="bytes")
 
 
+def _summary(metric: Any, labels: tuple[str, ...], value: tuple[float, float], created: float) -> None:
+    count, total = value
+    metric.add_metric(labels, count, total)
+    metric.add_sample(f"{metric.name}_created", dict(zip(("pool",), labels, strict=True)), created)
+
+
 def _created(snapshot: Snapshot, family: Family, labels: tuple[str, ...]) -> float:
     """When a counter began, in seconds since the epoch."""
-    if family.labels == SPACE_LABELS:
-        return next(space.opened_at for space in snapshot.stats.spaces if _labels(space) == labels)
+    if family.labels[:2] == SPACE_LABELS:
+        return next(space.opened_at for space in snapshot.stats.spaces if _labels(space) == labels[:2])
     return snapshot.created_at
 
 

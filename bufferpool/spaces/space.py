@@ -255,7 +255,10 @@ class Space(_core.Space):
         """Called by the core when a load has failed; ``number`` is the errno of the core's own read."""
         if number:
             error.__cause__ = OSError(number, os.strerror(number))
-        if self._loader is None and isinstance(error, StoreError):
+        if not isinstance(error, StoreError):
+            return
+        trouble.count(self._client, EventKind.LOAD_FAILED, error, self.index, self.generation or 0)
+        if self._loader is None:
             trouble.tell(
                 self._client,
                 EventKind.LOAD_FAILED,

@@ -61,7 +61,11 @@ class MakesRoom:
         self._room = Room()
 
     def __call__(self, client: Client, *figures: Any) -> None:
-        make_room(client, self._room, Shortage(*figures))
+        try:
+            make_room(client, self._room, Shortage(*figures))
+        except PoolExhausted:
+            client.seg.count("exhausted")
+            raise
 
 
 def refusal(client: Client, error: int) -> SegmentError:

@@ -6,6 +6,7 @@ else has changed is not written (file_changes.py). A page is clean only after th
 synced (rule 6 of docs/design.md).
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,14 @@ _Items = npt.NDArray[np.void]
 _WriteBatch = Callable[[_core.Batch, _Items, _Outcome], None]
 
 
+@contextmanager
+def timing_sync(client: Client) -> Iterator[None]:
+    """Counts the time of a sync that succeeds, apart from the time of the writes before it."""
+    began = time.monotonic_ns()
+    yield
+    client.seg.synced(time.monotonic_ns() - began)
+
+
 def _write(client: Client, store: Store, items: _Items) -> None:
     """Writes pages in order, neighbours together."""
     numbers = items["page"].astype(np.int64)
@@ -100,7 +109,8 @@ def _store_batch(
     pages = int(items["page"][-1]) + 1
     if not isinstance(store, FileStore):
         _write(client, store, items)
-        sync_store(store)
+        with timing_sync(client):
+            sync_store(store)
         outcome.record = pages, None
         return
     refuse_changed(client, with_state(record, FileState(*batch.state)), store, batch.interrupted)
@@ -110,7 +120,8 @@ def _store_batch(
     try:
         _write(client, store, items)
         written = stamped(store.fd)
-        store.sync()
+        with timing_sync(client):
+            store.sync()
         stored = pages
     finally:
         if written is None:
@@ -132,7 +143,8 @@ def _store_over(client: Client, store: FileStore, batch: _core.Batch, items: _It
     except BaseException:
         store.cut_to_whole_pages(before, client.page_size)
         raise
-    store.sync()
+    with timing_sync(client):
+        store.sync()
 
 
 def _flush_batch(client: Client, record: Record, batch: _core.Batch, write: _WriteBatch) -> Part:
@@ -254,6 +266,7 @@ def telling(client: Client, record: Record) -> Iterator[None]:
         yield
     except StoreError as error:
         if client.current(record) is not None:
+            trouble.count(client, EventKind.FLUSH_FAILED, error, record["index"], record["generation"])
             origin = trouble.Origin(record["index"], record["generation"], record["name"], error.page_no)
             trouble.tell(client, EventKind.FLUSH_FAILED, error, origin)
         raise

@@ -105,7 +105,7 @@ def test_several_spaces_share_one_budget(pool, data_file):
         assert np.array_equal(work[n % 10], stamp(n % 10))
     stats = pool.stats()
     assert stats.kernel_data_bytes <= stats.budget_bytes
-    assert all(space.misses > 0 for space in stats.spaces)
+    assert all(space.misses > 0 for space in stats.spaces if space.kind != "scratch")
     assert stats.misses == sum(space.misses for space in stats.spaces)
 
 

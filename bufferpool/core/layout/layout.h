@@ -36,11 +36,13 @@ constexpr u32 LAYOUT_VERSION = 3;
 #ifdef BP_EXPLORE  // the explorer keeps its states small
 constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, FAILURES = 1, FAILURE_WORDS = 1;
 constexpr u32 NAME_BYTES = 8, PATH_BYTES = 8;
+constexpr u32 EVENT_KINDS = 1, EVENT_REASONS = 1;
 #else
 constexpr u32 MAX_SPACES = 4096;
 constexpr u32 OPS = 64;  // the most operations of one client under way at once
 constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28, NAME_BYTES = 1024, PATH_BYTES = 1024;
+constexpr u32 EVENT_KINDS = 24, EVENT_REASONS = 32;  // of figures/names.py, with room for more
 // Records of one client's failed loads, for the clients that waited for them: failures.h.
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
@@ -52,7 +54,8 @@ constexpr u64 DATA_ALIGN = 2u << 20;
 constexpr u32 PIN_MAX = 0xff00;  // the most pins of one client on one frame; threads may exceed it briefly
 
 enum Reason : u32 { BUDGET, IDLE, PRESSURE, DROP, TRIM, CLIENT_EXIT, REASONS };
-enum Latency : u32 { LATENCY_LOAD, LATENCY_FLUSH, LATENCY_RECLAIM, LATENCY_WAIT, LATENCIES };
+enum Latency : u32 { LATENCY_LOAD, LATENCY_FLUSH, LATENCY_RECLAIM, LATENCY_WAIT, LATENCY_SYNC, LATENCIES };
+constexpr u32 ERROR_CLASSES = 7;  // of figures/names.py: by the errno of a store's failure
 
 // The kind of an operation under way. Its intent says what it is about to change, and is written before the change.
 // `op` is stored last and cleared last: while it is NONE, the other fields have no meaning.
@@ -95,6 +98,9 @@ struct Counters {
     Atomic<u64> reaped, pins_broken, rebuilds;
     Atomic<u64> checkpoints, flush_failures, corrupt_pages, repaired_pages;
     Atomic<u64> mode_changes;
+    Atomic<u64> prefetched, prefetched_unused;  // pages read ahead; of them, evicted before their first use
+    Atomic<u64> exhausted;                      // requests for a frame that found none
+    Atomic<u64> eviction_ticks;                 // of all evicted pages: the ticks since they were last referenced
     Atomic<u64> reclaimed_bytes[REASONS];
     Histogram latency[LATENCIES];
 };
@@ -164,6 +170,8 @@ struct alignas(64) SpaceSlot {
     // When the present space was opened, and the slot's counters at that time: they are not reset for a new space.
     Atomic<u64> opened_ns, hits_before, misses_before;
     Atomic<u64> name_sum, path_sum;  // of its texts (text_sum)
+    // Failures of its store since it was opened, by class of errno. They are rare: all clients add to the same words.
+    Atomic<u64> load_failures[ERROR_CLASSES], flush_failures[ERROR_CLASSES];
     Atomic<u64> sum;           // over the fields that do not change while the space lives: see space_sum
 
     bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(span.load_acquire() & CLOSED); }
@@ -253,6 +261,8 @@ struct Header {
     Atomic<u64> frames_ready;        // how many frames have slots and pin rows with memory: see doubled()
     Atomic<u64> durable_lsn;
     Atomic<u64> checkpoint_lsn;      // the LSN at which recovery must start, after the last checkpoint
+    Atomic<u64> checkpoint_ns;       // the time of that checkpoint (CLOCK_REALTIME); 0: there was none
+    Atomic<u64> refused_clients;     // attempts to attach that found no free slot
     // The active steward: its client number, the time of its last round (CLOCK_BOOTTIME), and the hits per second that
     // a MiB of the budget earns (a double), which the stewards of other pools read.
     alignas(64) Atomic<u32> steward;
@@ -276,6 +286,7 @@ struct Header {
     // client, its generation) makes it the active one.
     Atomic<u64> folded;
     Counters totals[2];
+    Atomic<u64> events_posted[EVENT_KINDS][EVENT_REASONS];
 };
 
 // A count that bounds which memory may be accessed is stored twice in one word, so that

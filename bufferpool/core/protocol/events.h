@@ -40,6 +40,8 @@ struct NewEvent {
 // Any client may post, at any time, and die while it does: see struct Event.
 inline void post_event(Segment& s, const NewEvent& made) {
     u64 n = s.header->events.add_seq_cst(1);
+    if (made.kind < EVENT_KINDS && made.reason < EVENT_REASONS)
+        s.header->events_posted[made.kind][made.reason].add_relaxed(1);
     Event& place = s.events[n % EVENTS];
     Event e{};
     u64 bits;

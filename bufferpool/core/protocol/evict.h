@@ -54,6 +54,13 @@ struct PoolEnv {
         change_entry(s.entries[page], [r](u64 e) { return entry::with_ring(e, r); });
     }
 
+    void count_eviction(u32 f) {
+        Counters& counters = s.counters();
+        int age = int(s.tick() - s.frames[f].touched.load_relaxed());
+        if (age > 0) counters.eviction_ticks.add_relaxed(u64(age));
+        if (s.frames[f].count.load_relaxed() & AHEAD) counters.prefetched_unused.add_relaxed(1);
+    }
+
     bool evict(u32 page, Ghost kind, u32 stamp) {
         Atomic<u64>& word = s.entries[page];
         u64 e = word.load_acquire();
@@ -90,6 +97,7 @@ struct PoolEnv {
                 change_entry(word, [&](u64 w) { return ghost_word(w, kind, stamp); });
                 BP_POINT("evict.absent");
                 frame = f;
+                count_eviction(f);
             } else {
                 gone = false;  // a damaged segment: check() tells; leave the page where it is
                 tally.busy++;  // every failed eviction is counted: the callers' search loops stop on this total

@@ -129,6 +129,10 @@ inline void count_use(Segment& s, u32 index, u32 page, u32 frame, Access access)
     if constexpr (ADVISES) record_load(s, page, access.kind());
 }
 
+// A scratch page that is not there has no content yet: zeros are made for it, and nothing is read. So it is neither a
+// miss nor a load.
+inline bool is_new(const Place& at) { return at.slot.kind.load_relaxed() == KIND_SCRATCH; }
+
 // Loads a page that was not there, and counts it. OK: it is pinned in `frame`. WAIT: look again.
 template <class Hooks>
 [[gnu::noinline]] Status fetch_absent(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
@@ -139,8 +143,10 @@ template <class Hooks>
         u64 since = prim::now_ns();
         Status status = hooks.load(at, want, frame);
         if (status == Status::OK) {
+            bool made = is_new(at);
+            if (ADVISES && !want.ahead) record_load(s, at.page, access.kind() | (made ? u32(SAMPLE_UNCOUNTED) : 0));
+            if (made) return Status::OK;
             s.counters().loads.add_relaxed(1);
-            if (ADVISES && !want.ahead) record_load(s, at.page, access.kind());
             s.took(LATENCY_LOAD, since);
             return Status::OK;
         }
@@ -178,7 +184,7 @@ Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32&
         if (status == Status::ABSENT) {
             u64 e = s.entries[at.page].load_acquire();
             if (entry::state(e) == ABSENT && (e & entry::VOLATILE)) return Status::DISCARDED;
-            if (!missed && access.counts) s.my_uses[at.index].misses.add_owned(1);
+            if (!missed && access.counts && !is_new(at)) s.my_uses[at.index].misses.add_owned(1);
             missed = true;
             status = fetch_absent(s, at, access, hooks, frame);
         } else if (status == Status::WAIT) {

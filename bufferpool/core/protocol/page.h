@@ -72,6 +72,7 @@ inline void publish_load(Segment& s, Intent& intent, u32 page, u32 f, Image imag
     slot.touched.store_relaxed(s.tick());
     slot.count.store_relaxed(u8((image.ahead ? AHEAD : 0) | s.sampled_by_duel(page)));
     slot.tag.store_relaxed(u8(image.tag >= 0 ? u32(image.tag) : s.header->policy_tag.load_relaxed()));
+    if (image.ahead) s.counters().prefetched.add_relaxed(1);
     slot.mark.store_relaxed(s.mark_of(page));
     intent.frame.store_release(f);
     BP_POINT("load.filled");

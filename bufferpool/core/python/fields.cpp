@@ -23,7 +23,8 @@ constexpr Field fields[] = {
     INNER(Header, memory.word, u32), INNER(Header, directory.word, u32), INNER(Header, growth.word, u32),
     INNER(Header, advice.word, u32),
     FIELD(Header, min_frames), FIELD(Header, most_frames), FIELD(Header, asked_frames), FIELD(Header, advice_frames),
-    FIELD(Header, checkpoint_lsn), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
+    FIELD(Header, checkpoint_lsn), FIELD(Header, checkpoint_ns), FIELD(Header, refused_clients),
+    FIELD(Header, events_posted), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
     FIELD(Header, events), FIELD(Header, spaces_ready), FIELD(Header, removals),
     FIELD(Header, more_blocks), FIELD(Header, resident),
     INNER(Header, policy.now, u32), INNER(Header, policy.hev, u32), INNER(Header, policy.frames, u32),
@@ -66,6 +67,7 @@ constexpr Field fields[] = {
     FIELD(SpaceSlot, owner_generation), FIELD(SpaceSlot, version), FIELD(SpaceSlot, sum),
     FIELD(SpaceSlot, name_sum), FIELD(SpaceSlot, path_sum),
     FIELD(SpaceSlot, opened_ns), FIELD(SpaceSlot, hits_before), FIELD(SpaceSlot, misses_before),
+    FIELD(SpaceSlot, load_failures), FIELD(SpaceSlot, flush_failures),
 
     STRUCT(SpaceTexts),
     FIELD(SpaceTexts, name), FIELD(SpaceTexts, path),

@@ -336,6 +336,9 @@ PyMODINIT_FUNC PyInit__core() {
     PyModule_AddIntConstant(m, "LAYOUT_VERSION", LAYOUT_VERSION);
     PyModule_AddIntConstant(m, "TICK_SHIFT", TICK_SHIFT);
     PyModule_AddIntConstant(m, "BUCKETS", BUCKETS);
+    PyModule_AddIntConstant(m, "ERROR_CLASSES", ERROR_CLASSES);
+    PyModule_AddIntConstant(m, "EVENT_KINDS", EVENT_KINDS);
+    PyModule_AddIntConstant(m, "EVENT_REASONS", EVENT_REASONS);
     PyModule_AddIntConstant(m, "BUCKET_SHIFT", BUCKET_SHIFT);
     PyModule_AddIntConstant(m, "UUID_AT", offsetof(Header, uuid));
     PyModule_AddIntConstant(m, "FRAME_SLOT_BYTES", sizeof(FrameSlot));

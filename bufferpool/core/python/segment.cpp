@@ -108,6 +108,14 @@ bool may_work(SegmentObject* seg) {
     return (seg->s && seg->s->works && !seg->closing && seg->s->had_descriptor()) || opened(seg);
 }
 
+static PyObject* raise_refused(Segment& s) {
+    s.header->refused_clients.add_relaxed(1);
+    return raise("TooManyClients",
+                 "all %u client slots of the segment are taken by living processes; detach one, or create the pool "
+                 "with a larger max_clients",
+                 s.g.max_clients - s.g.guests);
+}
+
 static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     int fd;
     PyObject* on_exhausted;
@@ -141,10 +149,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
         raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
     else if (status == Status::NO_SPACE) raise_status(status, 0);
     else if (status == Status::INTERRUPTED) raise_interrupted("memory for the pins of one more client");
-    else if (status != Status::OK) raise("TooManyClients",
-                                         "all %u client slots of the segment are taken by living processes; detach "
-                                         "one, or create the pool with a larger max_clients",
-                                         h.geometry.max_clients - h.geometry.guests);
+    else if (status != Status::OK) raise_refused(*seg->s);
     if (status != Status::OK) {
         Py_DECREF(seg);
         return nullptr;
@@ -417,6 +422,7 @@ static PyObject* segment_raise_checkpoint_lsn(PyObject* self, PyObject* arg) {
     Segment* s = with_number(self, arg, n);
     if (!s) return nullptr;
     s->counters().checkpoints.add_relaxed(1);
+    s->header->checkpoint_ns.store_relaxed(prim::realtime_ns());
     return PyLong_FromUnsignedLongLong(raise_to(s->header->checkpoint_lsn, n));
 }
 

@@ -153,7 +153,7 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
     PolicyState& p = s->header->policy;
     return Py_BuildValue(
-        "{s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:I}", "budget_frames",
+        "{s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:I,s:K,s:K}", "budget_frames",
         s->header->budget_frames.load_relaxed(), "most_frames", s->header->most_frames.load_relaxed(), "max_frames",
         s->most_frames(), "min_frames", s->header->min_frames.load_relaxed(), "asked_frames",
         s->header->asked_frames.load_relaxed(), "checkpoint_lsn",
@@ -163,7 +163,8 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
         (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target",
         p.cold_target, "unlinked", (unsigned long long)s->header->unlinked.load_relaxed(), "policy_mode",
-        p.mode);
+        p.mode, "checkpoint_ns", (unsigned long long)s->header->checkpoint_ns.load_relaxed(), "refused_clients",
+        (unsigned long long)s->header->refused_clients.load_relaxed());
 }
 
 // One number of the header: a load, where status() also asks the kernel.
@@ -431,12 +432,48 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
     Counters& c = s->counters();
     for (auto [known, counter] :
          {std::pair{"flush_failures", &c.flush_failures}, std::pair{"corrupt_pages", &c.corrupt_pages},
-          std::pair{"repaired_pages", &c.repaired_pages}})
+          std::pair{"repaired_pages", &c.repaired_pages}, std::pair{"exhausted", &c.exhausted}})
         if (!strcmp(known, name)) {
             counter->add_relaxed(1);
             Py_RETURN_NONE;
         }
     return raise("ValueError", "Python counts no %s", name);
+}
+
+// synced(ns): how long a store took to sync a batch of dirty pages
+static PyObject* segment_synced(PyObject* self, PyObject* arg) {
+    u64 ns = PyLong_AsUnsignedLongLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    s->counters().latency[LATENCY_SYNC].add(ns);
+    Py_RETURN_NONE;
+}
+
+// pending() -> how many loads, and how many flushes, clients have under way
+static PyObject* segment_pending(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    unsigned long loads = 0, flushes = 0;
+    for (u32 c = 0; c < s->g.max_clients; c++) {
+        Client& client = s->clients[c];
+        if (client.state.load_acquire() != CLIENT_LIVE) continue;
+        for (auto& intent : client.intents) {
+            Op op = Op(intent.op.load_relaxed());
+            loads += op == Op::LOAD || op == Op::LOAD_MANY;
+            flushes += op == Op::FLUSH;
+        }
+    }
+    return Py_BuildValue("(kk)", loads, flushes);
+}
+
+// events_posted() -> how many events of each kind and reason there have been: EVENT_KINDS rows of EVENT_REASONS
+static PyObject* segment_events_posted(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    if (!s) return nullptr;
+    u64 copy[EVENT_KINDS * EVENT_REASONS];
+    for (u32 i = 0; i < EVENT_KINDS * EVENT_REASONS; i++)
+        copy[i] = s->header->events_posted[i / EVENT_REASONS][i % EVENT_REASONS].load_relaxed();
+    return PyBytes_FromStringAndSize(reinterpret_cast<char*>(copy), sizeof copy);
 }
 
 PyMethodDef observe_methods[] = {
@@ -454,6 +491,9 @@ PyMethodDef observe_methods[] = {
     {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS, ""},
     {"steward", entered<segment_steward, SegmentEntry>, METH_NOARGS, ""},
     {"count", entered<segment_count, SegmentEntry>, METH_O, ""},
+    {"synced", entered<segment_synced, SegmentEntry>, METH_O, ""},
+    {"pending", entered<segment_pending, SegmentEntry>, METH_NOARGS, ""},
+    {"events_posted", entered<segment_events_posted, SegmentEntry>, METH_NOARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -64,6 +64,42 @@ static PyObject* space_record(Segment& s, u32 i) {
         k(t.flush_since_ns));
 }
 
+// count_failure(index, generation, flush, class): a store has failed to load a page, or to take dirty pages.
+static PyObject* segment_count_failure(PyObject* self, PyObject* args) {
+    unsigned index, error_class;
+    unsigned long long generation;
+    int flush;
+    if (!PyArg_ParseTuple(args, "IKpI:count_failure", &index, &generation, &flush, &error_class)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (index >= s->space_count() || error_class >= ERROR_CLASSES) return raise("ValueError", "no such space or class");
+    SpaceSlot& t = s->spaces[index];
+    if (t.is_live() && space_generation(t.span.load_acquire()) == generation)
+        (flush ? t.flush_failures : t.load_failures)[error_class].add_relaxed(1);
+    Py_RETURN_NONE;
+}
+
+// failures(index) -> the failed loads of a space by class, and the failed flushes
+static PyObject* segment_failures(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : seen(S(self));
+    if (!s) return nullptr;
+    if (i >= s->space_count() || !sees_slot(S(self), u32(i))) return raise("ValueError", "no such space");
+    PyObject* both = PyTuple_New(2);
+    for (int flush = 0; both && flush < 2; flush++) {
+        auto& counts = flush ? s->spaces[i].flush_failures : s->spaces[i].load_failures;
+        PyObject* row = PyTuple_New(ERROR_CLASSES);
+        for (u32 k = 0; row && k < ERROR_CLASSES; k++) {
+            PyObject* n = PyLong_FromUnsignedLongLong(counts[k].load_relaxed());
+            if (n) PyTuple_SET_ITEM(row, k, n);
+            else Py_CLEAR(row);
+        }
+        if (row) PyTuple_SET_ITEM(both, flush, row);
+        else Py_CLEAR(both);
+    }
+    return both;
+}
+
 // The live spaces for which `wanted(slot)`, as dicts.
 template <class Wanted>
 static PyObject* list_spaces(SegmentObject* seg, Wanted wanted) {
@@ -217,6 +253,8 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
     t->opened_ns.store_relaxed(prim::realtime_ns());
     t->hits_before.store_relaxed(hits);
     t->misses_before.store_relaxed(misses);
+    for (auto& n : t->load_failures) n.store_relaxed(0);
+    for (auto& n : t->flush_failures) n.store_relaxed(0);
     finish_space(*t, pages);
     return PyLong_FromUnsignedLong(index);
 }
@@ -370,6 +408,8 @@ PyMethodDef directory_methods[] = {
      "Whether the space of this slot and generation is still there."},
     {"free_pages", entered<segment_free_pages, SegmentEntry>, METH_NOARGS, "How many page numbers no space has."},
     {"removals", entered<segment_removals, SegmentEntry>, METH_NOARGS, "How many spaces have been removed so far."},
+    {"count_failure", entered<segment_count_failure, SegmentEntry>, METH_VARARGS, ""},
+    {"failures", entered<segment_failures, SegmentEntry>, METH_O, ""},
     {"add_space", entered<segment_add_space, SegmentEntry>, METH_O, ""},
     {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
     {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O, ""},
