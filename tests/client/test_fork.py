@@ -130,7 +130,7 @@ def _use_private_of_the_parent(pool, work, view):
         lambda: work.remove(),
         lambda: work.remove(discard=True),
     ):
-        with pytest.raises(SpacePrivate, match=r"client \d+ alone"):
+        with pytest.raises(SpacePrivate, match=r"(belongs|private) to client \d+"):
             use()
     work.close()  # ends nothing that is another's
     with pytest.raises(SpaceNotFound, match="private to client"):

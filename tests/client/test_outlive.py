@@ -72,7 +72,7 @@ def test_a_pickled_pool_does_not_take_another_of_the_same_name(pool_name):
     with bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE) as pool:
         again, space = pickle.loads(data)
         for use in (again.stats, lambda: space[0], again.check):
-            with pytest.raises(SegmentReplaced, match="another pool"):
+            with pytest.raises(SegmentReplaced, match="another one created"):
                 use()
         assert pool.stats().clients == 1
         assert pool.stats().spaces == []
