@@ -326,6 +326,7 @@ class StoreError(BufferPoolError):
 
     page_no: int | None = None
     """The page, or the first page of a batch; None if the error concerns no page."""
+    told: bytes | None = None  # the text for the callers that waited for the load
 
 
 class PageCorrupt(StoreError):
@@ -371,8 +372,6 @@ class LoaderFailed(StoreError):
     Every caller that waited for this load gets LoaderFailed, too. If the load ran in another thread or process, the
     error has the text of the loader's exception, and no ``__cause__``.
     """
-
-    told: bytes | None = None  # the text for the callers that waited for the load
 
 
 class LoaderReturned(StoreError, TypeError):

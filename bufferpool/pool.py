@@ -46,7 +46,7 @@ from bufferpool.spaces.directory import (
     removed_message,
     version_of,
 )
-from bufferpool.spaces.space import Loader, Space, dirty_images, open_space
+from bufferpool.spaces.space import Loader, ManyLoader, Space, dirty_images, open_space
 from bufferpool.stores.base import Buffer, Cache, Store
 from bufferpool.stores.checksum import Repair, file_store
 from bufferpool.units import format_size, lsn_of, parse_size, seconds_of
@@ -422,12 +422,17 @@ class Pool(PoolFigures):
         *,
         dtype: npt.DTypeLike = np.uint8,
         version: int | str | None = None,
+        load_many: ManyLoader | None = None,
     ) -> Space:
         """Opens pages that ``loader(page_no, out)`` computes, and that the pool may drop at any time.
 
         ``out`` is a private array of one page, of the space's dtype and shape, zeroed. The loader fills
         it and returns None; any other result raises LoaderReturned. It runs once for a
         missing page, however many callers want it. Every process that uses the space must give the loader.
+
+        ``load_many(page_nos, outs)`` is called instead where one call (``read_many``, ``pin_many``, ``prefetch``, ``scan``) needs
+        several missing pages, in the thread of that call. Without it the loader runs in several threads at once
+        then, if it takes more than a millisecond of waiting.
 
         ``version`` identifies the code that computes the pages. If the space exists with another version (or
         without one), an empty space replaces it, which may have another number of pages: handles
@@ -439,8 +444,10 @@ class Pool(PoolFigures):
         """
         if not callable(loader):
             raise TypeError(f"loader must be a function of (page_no, out), not {type(loader).__name__}")
+        if load_many is not None and not callable(load_many):
+            raise TypeError(f"load_many must be a function of (page_nos, outs), not {type(load_many).__name__}")
         options = {"n_pages": count_of(n_pages, "n_pages"), "version": version_of(version)}
-        return open_space(self, Wanted(name, Kind.DERIVED, options), dtype, loader)
+        return open_space(self, Wanted(name, Kind.DERIVED, options), dtype, loader, load_many)
 
     def open_store(
         self,

@@ -1,9 +1,12 @@
 """Spaces: the handles through which pages are used."""
 
 import os
-import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Never, Protocol
 
 import numpy as np
@@ -12,6 +15,8 @@ import numpy.typing as npt
 from bufferpool import _core
 from bufferpool.client import trouble
 from bufferpool.client.client import Client, Record
+from bufferpool.client.jobs import underway
+from bufferpool.client.threads import Worker
 from bufferpool.errors import (
     BufferPoolError,
     LoaderFailed,
@@ -20,6 +25,7 @@ from bufferpool.errors import (
     SpacePrivate,
     SpaceRemoved,
     StoreError,
+    ThreadRefused,
     WouldDeadlock,
 )
 from bufferpool.figures.names import EventKind, Kind
@@ -27,12 +33,25 @@ from bufferpool.figures.stats import SpaceStats, read_frames, read_space
 from bufferpool.printable import shown
 from bufferpool.spaces import awaiting, directory
 from bufferpool.spaces.directory import DISCARDABLE, Wanted, removed_message
-from bufferpool.stores.base import Buffer, Caching, FileStore, GuardedBuffer, Store, read_page
+from bufferpool.stores.base import (
+    Buffer,
+    Caching,
+    FileStore,
+    GuardedBuffer,
+    ManyStore,
+    Store,
+    read_page,
+    read_pages,
+    told,
+)
 from bufferpool.stores.checksum import CheckedFile
 
 Loader = Callable[[int, npt.NDArray[Any]], None]
+ManyLoader = Callable[[list[int], list[npt.NDArray[Any]]], None]
 SCAN_BYTES = 4 << 20  # read ahead by a scan at most, unless it says otherwise
 SCAN_FIRST_PAGES = 16
+APART_S = 0.001  # a load that waits so long is worth threads of its own
+APART_THREADS = 32
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
 
@@ -90,13 +109,16 @@ class Space(_core.Space):
     published reads as zeros once a later page exists.
     """
 
-    def __init__(self, pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None) -> None:
+    def __init__(
+        self, pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None,
+        load_many: ManyLoader | None = None,
+    ) -> None:  # fmt: skip
         self.pool = pool
         self.dtype = np.dtype(dtype)
         self.index = -1
         self._client = pool.client
         self._wanted = wanted
-        self._loader = loader
+        self._loader, self._many_loader = loader, load_many
         self._native = False  # whether the core reads the pages from a file, without Python
         self._loops = awaiting.Loops()
 
@@ -151,7 +173,7 @@ class Space(_core.Space):
                 'make one in the other process, or share one (lifetime="pool")'
             )
         store = None if isinstance(self._store, FileStore) else self._store
-        return Space, (self.pool, replace(self._wanted, store=store), self.dtype, self._loader)
+        return Space, (self.pool, replace(self._wanted, store=store), self.dtype, self._loader, self._many_loader)
 
     @property
     def private(self) -> bool:
@@ -232,24 +254,92 @@ class Space(_core.Space):
                 return page, repaired and self._store.writable and self._client.mode == "r+"
             return read_page(self._store, page_no, page_size), False
         buffer = GuardedBuffer(page_size)
+        self._run_loader(partial(self._loader, page_no, buffer.page.view(self.dtype)), [buffer], f"page {page_no}")
+        return buffer.page, False
+
+    @property
+    def _fills_many(self) -> bool:
+        """Whether there is a method that loads several pages at once. Asked by the core."""
+        if self._loader is not None:
+            return self._many_loader is not None
+        return isinstance(self._store, (CheckedFile, ManyStore))
+
+    def _fill_many(self, page_nos: list[int]) -> list[tuple[Buffer, bool] | Exception]:
+        """As :meth:`_fill`, of several pages: each, or what is wrong with it. Raises what is wrong with all of them."""
+        page_size, store = self._client.page_size, self._store
+        if isinstance(store, CheckedFile):
+            loaded = store.load_many(page_nos, self.name, self._client.seg.count)
+            mends = store.writable and self._client.mode == "r+"
+            return [one if isinstance(one, Exception) else (one[0], one[1] and mends) for one in loaded]
+        if self._many_loader is None:
+            assert isinstance(store, ManyStore)
+            return [
+                one if isinstance(one, Exception) else (one, False) for one in read_pages(store, page_nos, page_size)
+            ]
+        buffers = [GuardedBuffer(page_size) for _ in page_nos]
+        outs = [buffer.page.view(self.dtype) for buffer in buffers]
+        what = f"pages {page_nos[0]} to {page_nos[-1]}"
+        self._run_loader(partial(self._many_loader, list(page_nos), outs), buffers, what)
+        return [(buffer.page, False) for buffer in buffers]
+
+    def _load_apart(self, page_nos: list[int], once: bool, deadline_ns: int) -> int:
+        """Called by the core where several pages are absent and no method loads many: each by itself, several at a time.
+
+        Only if the first one shows that a load waits rather than works, and if this thread is in no load, flush or
+        write: what waits for this thread would wait for those that help it. Returns how many were loaded here.
+        Raises what the first page raises that cannot be loaded; then no further one is begun.
+        """
+        began, worked = time.monotonic(), time.thread_time()
+        loaded = int(self._early(page_nos[0], once, deadline_ns))
+        waited = (time.monotonic() - began) - (time.thread_time() - worked)
+        if waited < APART_S or underway() or not self._unbound():
+            return loaded
+        left, failed = deque(page_nos[1:]), dict[int, BaseException]()
+        done = [loaded]
+
+        def help_out() -> None:
+            while left and not failed:
+                with suppress(IndexError):
+                    page_no = left.popleft()
+                    try:
+                        done.append(int(self._early(page_no, once, deadline_ns)))
+                    except BaseException as error:  # noqa: BLE001 - raised by the thread that asked
+                        failed[page_no] = error
+
+        helpers: list[Worker] = []
         try:
-            returned = self._loader(page_no, buffer.page.view(self.dtype))
+            while len(helpers) < min(APART_THREADS, len(page_nos) - 1):
+                helpers.append(Worker(help_out))
+        except ThreadRefused:
+            help_out()  # with those that there are
+        try:
+            for helper in helpers:
+                helper.join()
+        except BaseException:
+            left.clear()
+            raise
+        if failed:
+            raise failed[min(failed)]
+        return sum(done)
+
+    def _run_loader(self, call: Callable[[], Any], buffers: list[GuardedBuffer], what: str) -> None:
+        """Calls a loader, which fills these buffers. Raises LoaderFailed, LoaderOverrun, LoaderReturned."""
+        try:
+            returned = call()
         except Exception as error:
             # Of nested loaders only the innermost error is quoted: a repr of a repr would double its quotes.
-            what = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else shown(error)
-            failed = LoaderFailed(
-                f"the loader of {self.name!r} raised for page {page_no}: {what}; nothing was published"
-            )
+            why = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else shown(error)
+            failed = LoaderFailed(f"the loader of {self.name!r} raised for {what}: {why}; nothing was published")
             if not _is_deadlock(error):  # a deadlock has ended for the callers that waited
-                failed.told = str(failed).encode(errors="backslashreplace").replace(b"\0", b"")
+                failed.told = told(failed)
             raise failed from error
-        buffer.check(f"the loader of {self.name!r}")
+        for buffer in buffers:
+            buffer.check(f"the loader of {self.name!r}")
         if returned is not None:
             raise LoaderReturned(
-                f"the loader of {self.name!r} returned {type(returned).__name__} for page {page_no}; nothing was published: "
+                f"the loader of {self.name!r} returned {type(returned).__name__} for {what}; nothing was published: "
                 "write the page into the array out (out[:] = ...), and return None"
             )
-        return buffer.page, False
 
     def _load_failed(self, page_no: int, error: BaseException, number: int) -> None:
         """Called by the core when a load has failed; ``number`` is the errno of the core's own read."""
@@ -355,7 +445,7 @@ class Space(_core.Space):
                 for page_no in window:
                     yield self._once(page_no)
             finally:
-                waited = reader is not None and reader.is_alive()
+                waited = reader is not None and not reader.ended
                 if reader is not None:
                     reader.join()
             if reader is None:
@@ -364,19 +454,17 @@ class Space(_core.Space):
                 size = min(2 * size, most)
             window = following
 
-    def _read_aside(self, pages: range) -> threading.Thread | None:
+    def _read_aside(self, pages: range) -> Worker | None:
         """Starts to read those of the pages that are absent, in a thread that runs no Python code of others.
 
         None: there is nothing to read that way, or no thread. What the thread could not read, the scan loads itself.
         """
         if not self._absent(pages):
             return None
-        reader = threading.Thread(target=self._load_ahead, args=(pages,), name=f"scan of {self.name}", daemon=True)
         try:
-            reader.start()
-        except RuntimeError:  # no thread can be started: the pages are read when the scan gets to them
+            return Worker(partial(self._load_ahead, pages))
+        except ThreadRefused:  # the pages are read when the scan gets to them
             return None
-        return reader
 
     def _dirty_images(self) -> Iterator[tuple[int, Buffer]]:
         frames = read_frames(self._client)
@@ -443,10 +531,11 @@ class Space(_core.Space):
 
 
 def open_space(
-    pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None, *, truncate: bool = False
-) -> Space:
+    pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None,
+    load_many: ManyLoader | None = None, *, truncate: bool = False,
+) -> Space:  # fmt: skip
     """Opens a handle of a space, and adds the space to the pool if it does not exist."""
-    space = Space(pool, wanted, dtype, loader)
+    space = Space(pool, wanted, dtype, loader, load_many)
     space._bind(truncate)
     return space
 

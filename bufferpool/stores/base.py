@@ -62,6 +62,18 @@ class Store(Protocol):
         """The size of the store in bytes: a whole number of pages."""
 
 
+@runtime_checkable
+class ManyStore(Store, Protocol):
+    """A store with a method for many pages at once, which is called instead of ``read_into`` where several are absent.
+
+    It runs in the thread that asked for the pages. Without it, that many calls of ``read_into`` run in several threads if
+    they take long.
+    """
+
+    def read_many_into(self, offsets: list[int], buffers: list[Buffer]) -> list[int]:
+        """Fills each buffer (one page) from its offset; returns how many bytes were read of each."""
+
+
 FileMode = Literal["r", "r+", "w+"]
 Cache = Literal["pool", "kernel"]
 RWF_DONTCACHE = 0x80  # Linux 6.14
@@ -378,13 +390,46 @@ def read_page(store: Store, page_no: int, page_size: int) -> Buffer:
     try:
         got = store.read_into(page_no * page_size, buffer.page)
     except Exception as error:
-        raise StoreError(
-            f"page {page_no} cannot be read: {shown(error)}; nothing is lost, try again once the store works"
-        ) from error
+        raise _unread(f"page {page_no}", error) from error
     buffer.check(f"read_into of {type(store).__name__}")
     if bytes_done(store, "read_into", got) != page_size:
         raise ShortRead(f"page {page_no}: the store gave {got} of {page_size} bytes; nothing was published")
     return buffer.page
+
+
+def read_pages(store: ManyStore, page_nos: list[int], page_size: int) -> list[Buffer | StoreError]:
+    """Reads pages of a store with ``read_many_into`` into private buffers; an error for a page that it gave too little of.
+
+    Raises what :func:`read_page` raises, for all of them.
+    """
+    buffers = [GuardedBuffer(page_size) for _ in page_nos]
+    what = f"pages {page_nos[0]} to {page_nos[-1]}"
+    try:
+        got = store.read_many_into([page_no * page_size for page_no in page_nos], [buffer.page for buffer in buffers])
+    except Exception as error:
+        raise _unread(what, error) from error
+    for buffer in buffers:
+        buffer.check(f"read_many_into of {type(store).__name__}")
+    if not isinstance(got, (list, tuple)) or len(got) != len(page_nos):
+        raise _refuse(store, "read_many_into", got, "a list with the bytes read of each page, when they are read")
+    out: list[Buffer | StoreError] = []
+    for page_no, buffer, n in zip(page_nos, buffers, got, strict=True):
+        whole = bytes_done(store, "read_many_into", n) == page_size
+        short = f"page {page_no}: the store gave {n} of {page_size} bytes; nothing was published"
+        out.append(buffer.page if whole else ShortRead(short))
+    return out
+
+
+def _unread(what: str, error: Exception) -> StoreError:
+    """The error of a load; those who wait for it get its text, instead of a load each."""
+    failed = StoreError(f"{what} cannot be read: {shown(error)}; nothing is lost, try again once the store works")
+    failed.told = told(failed)
+    return failed
+
+
+def told(error: Exception) -> bytes:
+    """The text of an error for the callers that waited for the load, in other processes too."""
+    return str(error).encode(errors="backslashreplace").replace(b"\0", b"")
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

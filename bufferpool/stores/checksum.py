@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from bufferpool import _core
 from bufferpool.errors import PageCorrupt, ShortRead, StoreError
 from bufferpool.printable import shown
 from bufferpool.stores.base import Buffer, Cache, FileMode, FileStore, aligned
@@ -165,6 +166,23 @@ class CheckedFile(FileStore):
         good = self._repaired(page_no, page, where, space, offset)
         count("repaired_pages")
         return good, True
+
+    def load_many(
+        self, page_nos: list[int], space: str, count: Callable[[str], None]
+    ) -> list[tuple[Buffer, bool] | Exception]:
+        """Several pages, as :meth:`load`; they are read together. What is wrong with one is in its place."""
+        pages = aligned(len(page_nos) * self.page_size).reshape(len(page_nos), self.page_size)
+        whole = _core.read_many(self.fd, self.caching, np.array(page_nos, np.int64), pages)
+        out: list[tuple[Buffer, bool] | Exception] = []
+        for page_no, page, read in zip(page_nos, pages, whole, strict=True):
+            if read and is_whole(page, page_no):
+                out.append((page, False))
+                continue
+            try:
+                out.append(self.load(page_no, space, count))  # once more, alone: repaired, or with its own error
+            except Exception as error:  # noqa: BLE001 - the caller raises it for its page
+                out.append(error)
+        return out
 
     def _repaired(self, page_no: int, page: Buffer, where: str, space: str, offset: int) -> Buffer:
         remedy = (

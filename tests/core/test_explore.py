@@ -193,8 +193,8 @@ MUTATIONS = {
     ),
     "a load of several that waits for a page of another": (
         "load_many.h",
-        "                if (status == Status::WAIT) next++;\n",
-        "                if (status == Status::WAIT) wait_entry(s_, claims_[next].page, s_.entries[claims_[next].page].load_acquire()), next++;\n",
+        "            if (status == Status::WAIT) next++;\n",
+        "            if (status == Status::WAIT) wait_entry(s_, claims_[next].page, s_.entries[claims_[next].page].load_acquire()), next++;\n",
         "many-many",
     ),
     "a load of several that does not look whether the space is still open": (
@@ -321,7 +321,7 @@ MUTATIONS = {
     ),
     "older failures of a page not made void before it is loaded": (
         "page.h",
-        "    forget_failures(s.client(), page);\n",
+        "    forget_failures(s.client(), page, among);\n",
         "",
         "fail-again",
     ),

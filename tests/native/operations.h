@@ -75,8 +75,13 @@ struct StoredReads {
             prim::copy_page(s.page_data(claims[i].frame), stored(claims[i].page), s.g.page_size);
         return true;
     }
+    template <class F>
+    void unlocked(F f) { f(); }
     bool is_read(u32) const { return true; }
+    bool is_dirty(u32) const { return false; }
+    const char* failure() { return nullptr; }
     void published(u32 i) { visit(claims[i]); }
+    bool forked() const { return false; }
 };
 
 // The frame of a page whose writer field is ours now; NONE when it cannot be had.

@@ -119,7 +119,7 @@ struct LockWord {
 enum ClientState : u32 { CLIENT_FREE = 0, CLIENT_LIVE = 1 };
 
 struct Failure {
-    Atomic<u64> about;
+    Atomic<u64> about, pages;
     Atomic<u64> text[FAILURE_WORDS];
 };
 

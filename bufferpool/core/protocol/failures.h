@@ -13,6 +13,11 @@
 //                 +------------------+-----------------------------+
 //                 | number           | page + 1; 0: being written  |
 //                 +------------------+-----------------------------+
+//   Failure.pages | among            | last page                   |
+//                 +------------------+-----------------------------+
+//
+// A load of several pages (load_many.h) fails for all of them: one record of the pages from the first to the last, and
+// of the operation (`among`; 0: of a load of one page).
 #pragma once
 
 #include <cstring>
@@ -21,17 +26,27 @@
 
 namespace bp {
 
-inline void forget_failures(Client& client, u32 page) {
-    for (Failure& f : client.failures)
-        if (u32(f.about.load_relaxed()) == page + 1) f.about.store_seq_cst(0);
+inline bool is_about(const Failure& f, u64 about, u32 page, u32 among) {
+    u64 pages = f.pages.load_relaxed();
+    return u32(about) && u32(about) - 1 <= page && page <= u32(pages) && pages >> 32 == among;
 }
 
+inline void forget_failures(Client& client, u32 page, u32 among) {
+    for (Failure& f : client.failures)
+        if (is_about(f, f.about.load_relaxed(), page, among)) f.about.store_seq_cst(0);
+}
+
+struct FailedPages {
+    u32 first, last, among = 0;
+};
+
 // Before the entry changes. Several threads of a client may fail at once: each takes the next record.
-inline void tell_failure(Segment& s, u32 page, const char* text) {
+inline void tell_failure(Segment& s, FailedPages pages, const char* text) {
     Client& client = s.client();
     u64 number = client.failed.add_relaxed(1);
     Failure& f = client.failures[number % FAILURES];
     f.about.store_seq_cst(0);
+    f.pages.store_relaxed(u64(pages.among) << 32 | pages.last);
     for (u32 i = 0; i < FAILURE_WORDS; i++) {
         u64 word = 0;
         size_t n = strnlen(text, 8);
@@ -39,16 +54,16 @@ inline void tell_failure(Segment& s, u32 page, const char* text) {
         text += n;
         f.text[i].store_relaxed(word);
     }
-    f.about.store_seq_cst((number & 0xffffffffu) << 32 | (page + 1));
+    f.about.store_seq_cst((number & 0xffffffffu) << 32 | (pages.first + 1));
     BP_POINT("load.told");
 }
 
 // The load of the page by client `c`, which we have seen and which is over, failed: why.
-inline bool find_failure(Segment& s, u32 c, u32 page, char (&text)[FAILURE_WORDS * 8 + 1]) {
+inline bool find_failure(Segment& s, u32 c, u32 among, u32 page, char (&text)[FAILURE_WORDS * 8 + 1]) {
     if (c == 0 || c > s.g.max_clients) return false;
     for (Failure& f : s.clients[c - 1].failures) {
         u64 about = f.about.load_seq_cst();
-        if (u32(about) != page + 1) continue;
+        if (!is_about(f, about, page, among)) continue;
         for (u32 i = 0; i < FAILURE_WORDS; i++) {
             u64 word = f.text[i].load_acquire();
             memcpy(text + i * 8, &word, 8);

@@ -28,8 +28,9 @@ namespace bp {
 struct Access {
     bool counts = true;      // a reference for the policy
     bool once = false;       // read ahead, or scanned
+    bool early = false;      // loaded for a use that follows, and is counted then
     u64 deadline_ns = 0;     // 0: none
-    bool ahead() const { return once && !counts; }
+    bool ahead() const { return (once || early) && !counts; }
     u32 kind() const { return (once ? u32(SAMPLE_ONCE) : 0) | (counts ? 0 : u32(SAMPLE_UNCOUNTED)); }
 };
 
@@ -44,12 +45,13 @@ struct Place {
     bool open() const { return space_generation(slot.span.load_seq_cst()) == generation; }
 };
 
-// Waits, one slice at most, for the client that changes the page. OK: look again. `loader`: the client that loads it.
+// Waits, one slice at most, for the client that changes the page. OK: look again. `load`: the entry of a load that it
+// has waited for.
 template <class Hooks>
-[[gnu::noinline]] Status wait_turn(Segment& s, u32 page, bool writing, Hooks& hooks, u32* loader = nullptr) {
+[[gnu::noinline]] Status wait_turn(Segment& s, u32 page, bool writing, Hooks& hooks, u64* load = nullptr) {
     u64 e = s.entries[page].load_acquire();
     if (entry::state(e) == ABSENT || (entry::state(e) == RESIDENT && !(writing && entry::owner(e)))) return Status::OK;
-    if (loader && entry::state(e) == LOADING) *loader = entry::owner(e);
+    if (load && entry::state(e) == LOADING) *load = e;
     (writing ? s.counters().wait_writer : s.counters().wait_load).add_relaxed(1);
     bool never = false;
     {
@@ -88,18 +90,21 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
     if (status == Status::OK) finish_load(s, op.intent(), at.page, out = f, image);
     else {
         if (status == Status::RAISED)
-            if (const char* text = load.failure()) tell_failure(s, at.page, text);
+            if (const char* text = load.failure()) tell_failure(s, {at.page, at.page}, text);
         abort_load(s, op.intent(), at.page, f);
     }
     return status;
 }
 
-// We waited for a load of `loader`'s, and the page is not there. OK: that load has not failed, or is not over.
+// We waited for a load, whose entry was `load`, and the page is not there. OK: that load has not failed, or is not
+// over.
 template <class Hooks>
-[[gnu::noinline]] Status look_for_failure(Segment& s, u32 page, u32 loader, Hooks& hooks) {
+[[gnu::noinline]] Status look_for_failure(Segment& s, u32 page, u64 load, Hooks& hooks) {
     u64 e = s.entries[page].load_acquire();
     char text[FAILURE_WORDS * 8 + 1];
-    if ((entry::state(e) == LOADING && entry::owner(e) == loader) || !find_failure(s, loader, page, text))
+    u32 loader = entry::owner(load);
+    if ((entry::state(e) == LOADING && entry::owner(e) == loader) ||
+        !find_failure(s, loader, entry::among(load), page, text))
         return Status::OK;
     return hooks.failed(loader, text);
 }
@@ -175,11 +180,11 @@ template <class Hooks>
 // Pins a page, loading it if need be.
 template <class Hooks>
 Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
-    u32 loader = 0;  // of a load that we have waited for
+    u64 load = 0;  // the entry, when it was of a load that we have waited for
     for (bool missed = false;;) {
         Status status = missed ? pin(s, at.page, frame) : fetch_hit(s, at, access, hooks, frame);
-        if (status != Status::OK && loader)
-            if (Status r = look_for_failure(s, at.page, loader, hooks); r != Status::OK) return r;
+        if (status != Status::OK && load)
+            if (Status r = look_for_failure(s, at.page, load, hooks); r != Status::OK) return r;
         if (status == Status::OK && !missed) return status;
         if (status == Status::ABSENT) {
             u64 e = s.entries[at.page].load_acquire();
@@ -188,7 +193,7 @@ Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32&
             missed = true;
             status = fetch_absent(s, at, access, hooks, frame);
         } else if (status == Status::WAIT) {
-            status = wait_turn(s, at.page, false, hooks, &loader);
+            status = wait_turn(s, at.page, false, hooks, &load);
             if (status == Status::OK) continue;
         }
         if (status == Status::WAIT) continue;

@@ -13,6 +13,15 @@
 // An operation that has claimed a page waits for no other client before that page is published or given up: a page
 // that somebody else is changing is passed over, and the caller asks for it afterwards (fetch_page). Two operations
 // whose pages overlap, in whatever order, therefore never wait for each other.
+// Its hooks (`Io`):
+//
+//   unlocked(f)           calls f without the interpreter's lock
+//   room(), begin(i, n)   whether a run of neighbours may be read as well; reads the claims from i to before i + n
+//   ended(i, n)           a run that has been read, which it waits for; false: none is left. Foreign code may run here.
+//   is_read(i)            whether that page has its content; is_dirty(i): whether the store has another
+//   failure()             what to tell those who wait for a page that is not read; null: they load it themselves
+//   published(i)          the page is there, and our pin on it is the hook's
+//   forked()              whether foreign code has forked, and this is the child: the loads are its parent's
 #pragma once
 
 #include "protocol/fetch.h"
@@ -40,7 +49,7 @@ class ManyLoads {
     Io& io_;
     OpSlot op_;
     Claim* claims_;
-    u32 held_ = 0;
+    u32 held_ = 0, n_ = 0;
 
     // Not OK: the page is not ours; WAIT: somebody else has it, or it is there.
     Status claim(Claim& c) {
@@ -63,15 +72,19 @@ class ManyLoads {
         return status;
     }
 
-    void publish(Claim& c) {
+    void publish(u32 i) {
+        Claim& c = claims_[i];
         Intent& intent = op_.intent();
         intent.page.store_release(c.page);  // its frame is NONE
-        publish_load(s_, intent, c.page, c.frame, Image{.ahead = access_.ahead(), .tag = c.tag});
+        Image image{.dirty = io_.is_dirty(i), .ahead = access_.ahead(), .tag = c.tag};
+        publish_load(s_, intent, c.page, c.frame, image);
         intent.frame.store_release(NONE);
         BP_POINT("load.done");
     }
 
     void give_up(Claim& c) {
+        if (const char* text = io_.failure())
+            tell_failure(s_, {claims_[0].page, claims_[n_ - 1].page, op_.number()}, text);
         unclaim(s_, c.page, s_.me);
         BP_POINT("load.aborted");
         free_frame(s_, c.frame);
@@ -85,32 +98,47 @@ public:
     // The claims are in the order of their pages. Pages that are there already, that somebody else is changing, that
     // cannot be read, or for which no frame can be had, are left to the caller.
     void run(u32 n, ClaimLimits limits) {
-        u32 next = op_.valid() ? 0 : n;
+        n_ = n;
+        u32 next = op_.valid() ? 0 : n, first, count;
         for (;;) {
-            while (next < n && held_ < limits.held && io_.room()) {
-                u32 first = next;
-                Status status = Status::OK;
-                while (next < n && next - first < limits.run && held_ < limits.held && status == Status::OK) {
-                    if (next > first && claims_[next].page != claims_[next - 1].page + 1) break;
-                    status = claim(claims_[next]);
-                    if (status == Status::OK) next++;
-                }
-                if (next > first) io_.begin(first, next - first);
-                if (status == Status::WAIT) next++;
-                else if (status != Status::OK) next = n;  // no frame, or no space: what is claimed is finished
-            }
-            u32 first, count;
+            io_.unlocked([&] { next = claim_from(next, n, limits); });
             if (!io_.ended(first, count)) return;
-            for (u32 i = first; i < first + count; i++) {
-                held_--;
-                if (!io_.is_read(i)) {
-                    give_up(claims_[i]);
-                    continue;
-                }
-                publish(claims_[i]);
-                io_.published(i);
+            if (io_.forked()) {
+                op_.release();
+                return;
             }
+            io_.unlocked([&] { finish(first, count); });
             if (s_.interrupted && s_.interrupted(s_)) next = n;
+        }
+    }
+
+private:
+    // Claims what there is room for, and has it read; returns where to go on.
+    u32 claim_from(u32 next, u32 n, ClaimLimits limits) {
+        while (next < n && held_ < limits.held && io_.room()) {
+            u32 first = next;
+            Status status = Status::OK;
+            while (next < n && next - first < limits.run && held_ < limits.held && status == Status::OK) {
+                if (next > first && claims_[next].page != claims_[next - 1].page + 1) break;
+                status = claim(claims_[next]);
+                if (status == Status::OK) next++;
+            }
+            if (next > first) io_.begin(first, next - first);
+            if (status == Status::WAIT) next++;
+            else if (status != Status::OK) next = n;  // no frame, or no space: what is claimed is finished
+        }
+        return next;
+    }
+
+    void finish(u32 first, u32 count) {
+        for (u32 i = first; i < first + count; i++) {
+            held_--;
+            if (!io_.is_read(i)) {
+                give_up(claims_[i]);
+                continue;
+            }
+            publish(i);
+            io_.published(i);
         }
     }
 };

@@ -32,7 +32,7 @@ inline Status begin_load(Segment& s, Intent& intent, u32 page, u32 among = 0) {
     intent.op.store_release(u32(among ? Op::LOAD_MANY : Op::LOAD));
     s.claims.add();
     BP_POINT("load.intent");
-    forget_failures(s.client(), page);
+    forget_failures(s.client(), page, among);
     u64 loading = entry::with_owner(entry::with_state(e, LOADING), s.me);
     if (word.cas_seq_cst(e, entry::with_flusher(loading, among))) {
         BP_POINT("load.loading");

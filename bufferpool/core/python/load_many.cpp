@@ -1,4 +1,5 @@
-// The absent pages of one call of read_many, pin_many or prefetch, loaded together from a file (protocol/load_many.h).
+// The absent pages of one call of read_many, pin_many or prefetch, loaded together (protocol/load_many.h): from a file
+// by the core, from a store or by a loader that has a method for many pages by that, else in several threads of Python.
 #include "python/loading.h"
 
 #include "os/transfers.h"
@@ -8,8 +9,7 @@ namespace bp {
 
 constexpr u32 RUN_BYTES = 256 << 10;  // neighbours read by one call
 constexpr u32 HELD_BYTES = 4 << 20;   // pages that are being read at one time
-
-namespace {
+constexpr u32 ASKED_PAGES = 256;      // of a store or a loader at one time
 
 struct Work {
     Claim claims[MANY_PAGES];
@@ -19,6 +19,8 @@ struct Work {
     bool read[MANY_PAGES];
     Transfers transfers;
 };
+
+namespace {
 
 // The reads of a file space, and what becomes of the pages.
 struct FileLoads {
@@ -64,13 +66,136 @@ struct FileLoads {
         return true;
     }
 
+    template <class F>
+    void unlocked(F f) {
+        f();  // the caller has let go of it
+    }
     bool is_read(u32 i) const { return w.read[i]; }
+    bool is_dirty(u32) const { return false; }
+    const char* failure() { return nullptr; }  // the next one reads by itself
+    bool forked() const { return false; }
 
     void published(u32 i) {
         s.counters().loads.add_relaxed(1);
         s.took(LATENCY_LOAD, since_ns);
         w.published[w.publications++] = i;
         pages.loaded(w.wanted_by[i], w.claims[i].frame);
+    }
+};
+
+// Pages whose content Python makes: _fill_many(page numbers) returns for each (its bytes, whether the store has
+// something else), or the exception that it raised.
+struct PythonLoads {
+    Segment& s;
+    SpaceObject* sp;
+    Work& w;
+    Together& pages;
+    u32 forks = sp->seg->forks;
+    u32 runs = 0, first[ASKED_PAGES], count[ASKED_PAGES];
+    bool filled = false;
+    bool dirty[MANY_PAGES] = {};
+    u64 since_ns = prim::now_ns();
+    PyObject* error = nullptr;  // the first that a page has, for the caller
+    u32 error_at = 0;           // which page
+    char text[FAILURE_WORDS * 8 + 1] = {};
+
+    ~PythonLoads() { Py_XDECREF(error); }
+
+    template <class F>
+    void unlocked(F f) {
+        Released unlocked(sp->seg);
+        f();
+    }
+    bool room() const { return runs < ASKED_PAGES; }
+    void begin(u32 from, u32 many) {
+        first[runs] = from;
+        count[runs++] = many;
+        filled = false;
+    }
+    bool forked() const { return sp->seg->forks != forks; }
+    bool is_read(u32 i) const { return w.read[i]; }
+    bool is_dirty(u32 i) const { return dirty[i]; }
+    const char* failure() { return text[0] ? text : nullptr; }
+
+    bool ended(u32& from, u32& many) {
+        if (!runs) return false;
+        if (!filled) fill();
+        filled = true;
+        from = first[--runs];
+        many = count[runs];
+        return true;
+    }
+
+    void published(u32 i) {
+        s.counters().loads.add_relaxed(1);
+        s.took(LATENCY_LOAD, since_ns);
+        w.published[w.publications++] = i;
+        pages.loaded(w.wanted_by[i], w.claims[i].frame);
+    }
+
+    // Calls _fill_many for all that are claimed and not filled.
+    void fill() {
+        u32 asked[MANY_PAGES], n = 0;
+        u64 stored = is_stored() ? space_slot(sp).stored.load_acquire() : ~u64(0);
+        for (u32 run = 0; run < runs; run++)
+            for (u32 i = first[run]; i < first[run] + count[run]; i++) {
+                w.read[i] = w.claims[i].page - sp->first_entry >= stored;
+                if (w.read[i]) memset(s.page_data(w.claims[i].frame), 0, s.g.page_size);
+                else asked[n++] = i;
+            }
+        if (!n) return;
+        PyObject* numbers = PyList_New(n);
+        for (u32 k = 0; numbers && k < n; k++) {
+            PyObject* number = PyLong_FromUnsignedLong(w.claims[asked[k]].page - sp->first_entry);
+            if (!number) Py_CLEAR(numbers);
+            else PyList_SET_ITEM(numbers, k, number);
+        }
+        PyObject* filled =
+            numbers ? PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_fill_many", "N", numbers) : nullptr;
+        if (forked()) return Py_XDECREF(filled);
+        PyObject* each = filled ? PySequence_Fast(filled, "_fill_many must return a sequence") : nullptr;
+        Py_XDECREF(filled);
+        for (u32 k = 0; each && k < n && k < PySequence_Fast_GET_SIZE(each); k++)
+            take(asked[k], PySequence_Fast_GET_ITEM(each, k));
+        Py_XDECREF(each);
+        if (PyErr_Occurred()) keep_error(asked[0]);
+    }
+
+private:
+    bool is_stored() const { return sp->kind == KIND_FILE || sp->kind == KIND_STORE; }
+
+    void take(u32 i, PyObject* page) {
+        PyObject* bytes;
+        int repaired;
+        Py_buffer view;
+        if (PyExceptionInstance_Check(page)) {
+            PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(page)), page);
+            return keep_error(i);
+        }
+        if (!PyArg_ParseTuple(page, "Op:_fill_many", &bytes, &repaired) ||
+            PyObject_GetBuffer(bytes, &view, PyBUF_SIMPLE) < 0)
+            return keep_error(i);
+        w.read[i] = view.len == Py_ssize_t(s.g.page_size);
+        if (w.read[i]) {
+            memcpy(s.page_data(w.claims[i].frame), view.buf, s.g.page_size);
+            s.counters().load_bytes.add_relaxed(s.g.page_size);
+        }
+        dirty[i] = repaired != 0;
+        PyBuffer_Release(&view);
+    }
+
+    // The first error is the call's, and what those who wait for one of the pages are told.
+    void keep_error(u32 i) {
+        PyObject *type, *value, *trace;
+        PyErr_Fetch(&type, &value, &trace);
+        PyErr_NormalizeException(&type, &value, &trace);
+        if (trace) PyException_SetTraceback(value, trace);
+        Py_XDECREF(type);
+        Py_XDECREF(trace);
+        if (error || !value) return Py_XDECREF(value);
+        error = value;
+        error_at = i;
+        copy_failure(error, text);
     }
 };
 
@@ -114,24 +239,64 @@ void Together::loaded(u32 i, u32 frame) {
     if (!keeps_) unpin(s, frame);
 }
 
+static void load_from_python(SpaceObject* sp, Access access, Together& pages, Work& w) {
+    Segment& s = *sp->seg->s;
+    u32 n = sort_absent(sp, pages, w);
+    if (n < 2) return;
+    u32 held = std::min(ASKED_PAGES, std::max(1u, s.header->budget_frames.load_relaxed() / 8));
+    PyObject* how = PyObject_GetAttrString(reinterpret_cast<PyObject*>(sp), "_fills_many");
+    if (!how) return;
+    bool many = PyObject_IsTrue(how) == 1;
+    Py_DECREF(how);
+    if (!many) {
+        n = std::min(n, held);
+        PyObject* numbers = PyList_New(n);
+        for (u32 k = 0; numbers && k < n; k++)
+            PyList_SET_ITEM(numbers, k, PyLong_FromUnsignedLong(w.claims[k].page - sp->first_entry));
+        PyObject* r = numbers ? PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_load_apart", "NiK", numbers,
+                                                    int(access.once), (unsigned long long)access.deadline_ns)
+                              : nullptr;
+        if (r) pages.apart += PyLong_AsLong(r);
+        return Py_XDECREF(r);
+    }
+    PythonLoads loads{s, sp, w, pages};
+    Place at = place_of(sp, 0);
+    {
+        ManyLoads<PythonLoads> loading(s, at, access, loads, w.claims);
+        loading.run(n, {ASKED_PAGES, held});
+    }
+    if (!loads.error || PyErr_Occurred()) return;
+    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(loads.error)), loads.error);
+    s.counters().load_failures.add_relaxed(1);
+    report_failure(sp, w.claims[loads.error_at].page - sp->first_entry, 0);
+}
+
 void Together::load_from(npy_intp first) {
     first_ = first;
     end_ = std::min<npy_intp>(n_, first + MANY_PAGES);
     std::fill_n(frames_, count(), NONE);
-    if (sp_->fd < 0 || count() < 2) return;
+    if (sp_->zero_fill || count() < 2) return;
     if (!may_work(sp_->seg)) return PyErr_Clear();  // the load of the first page raises it
     Work* w = make<Work>();
     if (!w) return;
-    {
+    u32 forks = sp_->seg->forks;
+    if (sp_->fd >= 0) {
         Released unlocked(sp_->seg);
         load_from_file(sp_, access_, *this, *w);
+    } else {
+        load_from_python(sp_, access_, *this, *w);
     }
-    // With the interpreter's lock: see Atomic::add_owned.
-    Segment& s = *sp_->seg->s;
-    if (access_.counts) s.my_uses[sp_->index].misses.add_owned(w->publications);
-    for (u32 i = 0; i < w->publications; i++)
-        if (ADVISES && !access_.ahead()) record_load(s, w->claims[w->published[i]].page, access_.kind());
+    if (sp_->seg->forks == forks) count_loads(*w);
+    else std::fill_n(frames_, count(), NONE);  // the pins are the parent's
     unmake(w);
+}
+
+// With the interpreter's lock: see Atomic::add_owned.
+void Together::count_loads(const Work& w) {
+    Segment& s = *sp_->seg->s;
+    if (access_.counts) s.my_uses[sp_->index].misses.add_owned(w.publications);
+    for (u32 i = 0; i < w.publications; i++)
+        if (ADVISES && !access_.ahead()) record_load(s, w.claims[w.published[i]].page, access_.kind());
 }
 
 Together::~Together() {

@@ -106,7 +106,8 @@ Status SpaceHooks::waited(u64 e) {
 }
 
 Status SpaceHooks::failed(u32 client, const char* text) {
-    raise("LoaderFailed", "page %llu: its load by client %u, which this waited for, has failed: %s",
+    raise(sp->kind == KIND_STORE ? "StoreError" : "LoaderFailed",
+          "page %llu: its load by client %u, which this waited for, has failed: %s",
           (unsigned long long)page_no, client, text);
     return Status::RAISED;
 }
@@ -183,6 +184,18 @@ struct NativeLoad {
     }
 };
 
+// What those who wait for a load are told of the exception that ended it: its attribute `told`; nothing if it has none.
+void copy_failure(PyObject* error, char (&text)[FAILURE_WORDS * 8 + 1]) {
+    text[0] = 0;
+    PyObject* told = error ? PyObject_GetAttrString(error, "told") : nullptr;
+    if (!told) return PyErr_Clear();
+    if (PyBytes_Check(told)) {
+        strncpy(text, PyBytes_AS_STRING(told), sizeof text - 1);
+        text[sizeof text - 1] = 0;
+    }
+    Py_DECREF(told);
+}
+
 // A page whose content Python makes: _fill(page_no) returns its bytes, and whether the store has something
 // else (then the page is dirty, so that a flush mends the store).
 class PythonLoad {
@@ -235,16 +248,9 @@ public:
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
         PyErr_NormalizeException(&type, &value, &trace);
-        PyObject* told = value ? PyObject_GetAttrString(value, "told") : nullptr;
-        if (!told) PyErr_Clear();
-        bool ok = told && PyBytes_Check(told);
-        if (ok) {
-            strncpy(failure_, PyBytes_AS_STRING(told), sizeof failure_ - 1);
-            failure_[sizeof failure_ - 1] = 0;
-        }
-        Py_XDECREF(told);
+        copy_failure(value, failure_);
         PyErr_Restore(type, value, trace);
-        return ok ? failure_ : nullptr;
+        return failure_[0] ? failure_ : nullptr;
     }
 
     Status fill(u32 f, Image& image) {
@@ -258,7 +264,7 @@ public:
 };
 
 // Tells of a failure, now that the page is nobody's: what listens to the log is foreign code. The exception stands.
-static void report_failure(SpaceObject* sp, u64 page_no, int error) {
+void report_failure(SpaceObject* sp, u64 page_no, int error) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
     PyErr_NormalizeException(&type, &value, &trace);

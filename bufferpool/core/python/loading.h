@@ -44,8 +44,11 @@ class Together {
     u32 frames_[MANY_PAGES];
 
     void load_from(npy_intp first);
+    void count_loads(const struct Work& w);
 
 public:
+    long apart = 0;  // pages that were loaded together without being handed over here
+
     // `keeps`: the pages stay pinned, until the call takes them. `copies`: each page is copied there, at its place.
     Together(SpaceObject* sp, const npy_int64* numbers, npy_intp n, Access access, bool keeps, char* copies = nullptr)
         : sp_(sp), numbers_(numbers), n_(n), access_(access), keeps_(keeps), copies_(copies) {}
@@ -63,13 +66,16 @@ public:
         frames_[i - first_] = NONE;
         return true;
     }
-    // The same, of a page that was found absent.
+    // The same, of a page that was found absent. False with an exception: the load of some page has failed.
     bool load(npy_intp i, u32& frame) {
         if (i < end_) return false;
         load_from(i);
         return take(i, frame);
     }
 };
+
+void copy_failure(PyObject* error, char (&text)[FAILURE_WORDS * 8 + 1]);
+void report_failure(SpaceObject* sp, u64 page_no, int error);
 
 // 0 if OK, else -1 with an exception that says why.
 int answer(Status status, SpaceObject* sp, u64 page_no);

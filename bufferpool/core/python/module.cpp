@@ -4,7 +4,7 @@
 
 #include <cstdarg>
 
-#include "os/uring.h"
+#include "os/transfers.h"
 
 namespace bp {
 
@@ -282,7 +282,50 @@ static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
 
 static PyObject* core_has_io_uring(PyObject*, PyObject*) { return PyBool_FromLong(Uring::of_this_thread() != nullptr); }
 
+// read_many(fd, caching, numbers, pages): reads pages of a file together, each into its row of `pages` (aligned);
+// returns which of them were read whole, as bytes of 0 and 1.
+static PyObject* core_read_many(PyObject*, PyObject* args) {
+    int fd;
+    unsigned caching;
+    PyArrayObject *numbers, *pages;
+    if (!PyArg_ParseTuple(args, "iIO!O!:read_many", &fd, &caching, &PyArray_Type, &numbers, &PyArray_Type, &pages))
+        return nullptr;
+    npy_intp n = PyArray_SIZE(numbers);
+    if (PyArray_TYPE(numbers) != NPY_INT64 || !PyArray_ISCARRAY(numbers) || PyArray_TYPE(pages) != NPY_UINT8 ||
+        PyArray_NDIM(pages) != 2 || PyArray_DIM(pages, 0) != n || !PyArray_ISCARRAY(pages))
+        return raise("ValueError", "numbers must be int64, and pages a row of bytes for each");
+    auto size = size_t(PyArray_DIM(pages, 1));
+    auto at = static_cast<const i64*>(PyArray_DATA(numbers));
+    auto to = static_cast<char*>(PyArray_DATA(pages));
+    PyObject* whole = PyBytes_FromStringAndSize(nullptr, n);
+    Vec<iovec> vectors;
+    auto transfers = make<Transfers>();
+    if (!whole || !transfers || !vectors.resize(size_t(n))) {
+        unmake(transfers);
+        Py_XDECREF(whole);
+        return PyErr_NoMemory();
+    }
+    char* done = PyBytes_AS_STRING(whole);
+    Py_BEGIN_ALLOW_THREADS
+    for (npy_intp next = 0, left = n; left;) {
+        for (; next < n && transfers->room(); next++) {
+            vectors[size_t(next)] = {to + size_t(next) * size, size};
+            transfers->begin({false, fd, &vectors[size_t(next)], 1, u64(at[next]) * size,
+                              u32(prim::read_flags(caching))}, u32(next));
+        }
+        Transfer t;
+        if (!transfers->ended(t)) break;
+        done[t.first] = t.got == ssize_t(size);
+        if (caching == prim::DROPPED) prim::drop_cache(fd, t.what.offset, size);
+        left--;
+    }
+    Py_END_ALLOW_THREADS
+    unmake(transfers);
+    return whole;
+}
+
 static PyMethodDef module_methods[] = {
+    {"read_many", core_read_many, METH_VARARGS, "Reads pages of a file together; which of them were read whole."},
     {"has_io_uring", core_has_io_uring, METH_NOARGS, "Whether the kernel grants this thread an io_uring."},
     {"raise_unmapped", core_raise_unmapped, METH_O,
      "Raises the error for a mapping that the kernel refused with this errno."},

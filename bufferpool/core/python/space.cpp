@@ -181,7 +181,7 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
         Status status = pin(s, sp->first_entry + u32(v[i]), frames[i]);
         if (status == Status::OK) use(s, sp, u64(v[i]), frames[i], now, hits);
         else if (status == Status::ABSENT && together.load(i, frames[i])) continue;
-        else if (acquire_slowly(sp, u64(v[i]), access, frames[i]) < 0) break;
+        else if (PyErr_Occurred() || acquire_slowly(sp, u64(v[i]), access, frames[i]) < 0) break;
     }
     count_hits(sp, hits);
     if (i == n && !still_open(sp)) {
@@ -239,7 +239,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
         Status status = pin(s, sp->first_entry + u32(v[i]), f);
         if (status == Status::OK) use(s, sp, u64(v[i]), f, now, hits);
         else if (status == Status::ABSENT && together.load(i, f)) continue;
-        else if (acquire_slowly(sp, u64(v[i]), access, f) < 0) {
+        else if (PyErr_Occurred() || acquire_slowly(sp, u64(v[i]), access, f) < 0) {
             ok = false;
             break;
         }
@@ -271,18 +271,19 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     Together together(sp, v, PyArray_SIZE(numbers), access, false);
     for (npy_intp i = 0; ok && i < PyArray_SIZE(numbers); i++) {
         u32 f;
-        bool absent = entry::state(s.entries[sp->first_entry + u32(v[i])].load_acquire()) == ABSENT;
-        if (together.take(i, f) || (absent && together.load(i, f))) {
+        auto absent = [&] { return entry::state(s.entries[sp->first_entry + u32(v[i])].load_acquire()) == ABSENT; };
+        if (together.take(i, f) || (absent() && together.load(i, f))) {
             loaded++;
             continue;
         }
-        if (!absent) continue;
+        ok = !PyErr_Occurred();
+        if (!ok || !absent()) continue;
         ok = acquire_slowly(sp, u64(v[i]), access, f) == 0;
         if (ok) drop_pin(sp->seg, f);
         loaded += ok;
     }
     Py_DECREF(numbers);
-    return ok ? PyLong_FromLong(loaded) : nullptr;
+    return ok ? PyLong_FromLong(loaded + together.apart) : nullptr;
 }
 
 // How many of these pages of a file are absent; 0 for a space that no file is behind.
@@ -329,6 +330,33 @@ static PyObject* space_load_ahead(PyObject* self, PyObject* ids) {
     }
     Py_DECREF(numbers);
     Py_RETURN_NONE;
+}
+
+// _early(page_no, once, deadline_ns): loads a page for a use that follows, and is counted then; it is not pinned.
+// Whether it was loaded here.
+static PyObject* space_early(PyObject* self, PyObject* args) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PyObject* n;
+    int once;
+    unsigned long long deadline_ns;
+    u64 page_no;
+    u32 frame;
+    if (!PyArg_ParseTuple(args, "OpK:_early", &n, &once, &deadline_ns) || page_number(sp, n, page_no) < 0)
+        return nullptr;
+    bool absent = entry::state(sp->seg->s->entries[entry_of(sp, page_no)].load_acquire()) == ABSENT;
+    Access access{.counts = false, .once = once != 0, .early = true, .deadline_ns = deadline_ns};
+    if (acquire_slowly(sp, page_no, access, frame) < 0) return nullptr;
+    drop_pin(sp->seg, frame);
+    return PyBool_FromLong(absent);
+}
+
+// Whether this thread is in no load, flush or write: then others may do its loads while it waits for them.
+static PyObject* space_unbound(PyObject* self, PyObject*) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    Segment& s = *sp->seg->s;
+    bool bound = sp->seg->writes > 0;
+    for (auto& thread : s.op_thread) bound |= thread.load_relaxed() == this_thread();
+    return PyBool_FromLong(!bound);
 }
 
 // Raises SpaceReadOnly, with the remedy where there is one.
@@ -537,6 +565,8 @@ static PyMethodDef space_methods[] = {
     {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
     {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
     {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},
+    {"_early", entered<space_early, SpaceEntry>, METH_VARARGS, "Loads a page for a use that follows, and counts then."},
+    {"_unbound", entered<space_unbound, SpaceEntry>, METH_NOARGS, "Whether this thread is in no load, flush or write."},
     {"_load_ahead", entered<space_load_ahead, SpaceEntry>, METH_O, "Loads those that can be read together."},
     {"_drop_range", entered<space_drop_range, SpaceEntry>, METH_VARARGS,
      "Drops pages without write-back; how many frames came free."},
