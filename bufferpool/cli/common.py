@@ -1,9 +1,12 @@
 """What the commands share: output, arguments, and how a command is added."""
 
 import argparse
+import contextlib
+import datetime
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
@@ -31,6 +34,11 @@ def _plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def json_line(value: Any) -> str:
+    """A value as JSON on one line."""
+    return json.dumps(_plain(value), allow_nan=False)
 
 
 def tell(text: object, *, to: TextIO | None = None, end: str = "\n") -> None:
@@ -113,6 +121,22 @@ def interval(text: str) -> float:
     if value == 0:
         raise argparse.ArgumentTypeError("must be above 0 seconds")
     return value
+
+
+def since(text: str) -> float:
+    """An argument that is a time: so many seconds, minutes (m), hours (h) or days (d) ago, or a date in ISO 8601.
+
+    Returns seconds since the epoch.
+    """
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    with contextlib.suppress(ValueError):
+        return time.time() - seconds(number) * unit if number[:1].isdigit() and "-" not in number else _date(text)
+    raise argparse.ArgumentTypeError(f"must be a time, such as 90, 15m, 2h or 2026-03-01T12:00, not {text!r}")
+
+
+def _date(text: str) -> float:
+    return datetime.datetime.fromisoformat(text).timestamp()
 
 
 class Commands:

@@ -1,9 +1,11 @@
 """The commands that change a pool: its budget, memory, dirty pages, dead clients; and the removal of pools."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 
 from bufferpool.cli import doctor
 from bufferpool.cli.common import (
@@ -12,6 +14,7 @@ from bufferpool.cli.common import (
     complain,
     count,
     interval,
+    json_line,
     pool_name,
     print_json,
     print_table,
@@ -20,9 +23,12 @@ from bufferpool.cli.common import (
     tell,
 )
 from bufferpool.client import segment_file
+from bufferpool.client.trouble import LOG
 from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused, UnsavedPages
+from bufferpool.figures.stats import read_unsaved
 from bufferpool.observer import Observer, refuse_loss, unsaved_pages
 from bufferpool.pool import Pool
+from bufferpool.printable import printable
 from bufferpool.stores.base import sync_directory
 from bufferpool.units import format_size
 from bufferpool.upkeep.steward import Settings, run
@@ -241,12 +247,42 @@ def _steward(args: argparse.Namespace) -> int:
         idle=args.idle,
         working_set=args.working_set,
     )
-    logging.basicConfig(format="%(asctime)s %(message)s")  # a round that fails is logged to standard error
-    with attach(args) as pool:
-        tell(f"steward of {args.name}, until interrupted")
+    with attach(args) as pool, _printing_log(args.json):
+        LOG.info("pool %r, the steward begins", args.name)
         run(pool.client, settings)
-    tell(f"{args.name} was removed, and no other process is attached: the steward ends")
+        unsaved = sum(read_unsaved(pool).values())
+        LOG.info("pool %r was removed, and no other process is attached: the steward ends", args.name)
+    if unsaved:
+        raise UnsavedPages(f"{args.name!r} was removed with {unsaved} dirty pages that could not be written", {})
     return 0
+
+
+class _Lines(logging.Formatter):
+    """A line of the log: text, or a JSON object."""
+
+    def __init__(self, js: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._js = js
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not self._js:
+            return printable(super().format(record))
+        about = {"time": record.created, "level": record.levelname.lower(), "message": record.getMessage()}
+        return json_line({**getattr(record, "fields", {}), **about})
+
+
+@contextlib.contextmanager
+def _printing_log(js: bool) -> Iterator[None]:
+    """Prints the lines of the logger "bufferpool" to standard output."""
+    handler, level = logging.StreamHandler(sys.stdout), LOG.level
+    handler.setFormatter(_Lines(js))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(level)
 
 
 def register(commands: Commands) -> None:
@@ -320,8 +356,9 @@ def register(commands: Commands) -> None:
         "steward", _steward, "do the background work of a pool, in this process",
         "Reaps dead clients, writes dirty pages, and adapts the budget to the memory pressure. Several may run: one is\n"
         "active, and another takes over when it ends. It ends with Ctrl-C or SIGTERM, and when the pool was removed and\n"
-        "no other process is attached.\n\nexample:\n  bufferpool steward orders --idle 600",
-        js=False,
+        "no other process is attached. Each decision, each failure of a store and each dead client is a line; with --json, a\n"
+        "JSON object. Exits with 1 if it cannot do its work, or if dirty pages could not be written at the end.\n\n"
+        "examples:\n  bufferpool steward orders --idle 600\n  bufferpool steward orders --json | jq -r .message",
     )  # fmt: skip
     steward.add_argument(
         "--flush-every",

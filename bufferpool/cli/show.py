@@ -11,14 +11,30 @@ from typing import Any
 
 import numpy as np
 
-from bufferpool.cli.common import Commands, attach, count, interval, observe, pool_name, print_json, print_table, tell
+from bufferpool.cli.common import (
+    Commands,
+    attach,
+    count,
+    interval,
+    json_line,
+    observe,
+    pool_name,
+    print_json,
+    print_table,
+    since,
+    tell,
+)
 from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.figures import stats as pool_stats
+from bufferpool.figures.events import Event
 from bufferpool.figures.names import FrameState, hit_ratio
 from bufferpool.figures.stats import ClientInfo, PoolStats
 from bufferpool.observer import Observer
 from bufferpool.units import format_size
+from bufferpool.upkeep.event_log import fields_of
+
+FOLLOW_S = 0.5  # between two looks for new events
 
 # ---- ls -----------------------------------------------------------------------------
 
@@ -333,16 +349,31 @@ def _pins(args: argparse.Namespace) -> int:
 
 def _events(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        found = pool.events()
+        found, uuid = pool.events(), pool.uuid
+    last = max((event.number for event in found), default=0)
+    found = [event for event in found if event.time >= args.since]
     found = found[max(0, len(found) - args.limit) :]
-    if args.json:
-        print_json(
-            [{**asdict(e), "kind": e.kind.name.lower(), "reason": e.reason.name.lower(), "text": str(e)} for e in found]
-        )
+    if args.json and not args.follow:
+        print_json([fields_of(event) for event in found])
         return 0
-    for event in found:
-        tell(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.time))}  {event}")
+    _print_events(found, args.json)
+    while args.follow:
+        time.sleep(FOLLOW_S)
+        with observe(args) as pool:
+            if pool.uuid != uuid:  # another pool of this name
+                uuid, last = pool.uuid, 0
+            found = [event for event in pool.events() if event.number > last]
+        last = max((event.number for event in found), default=last)
+        _print_events(found, args.json)
     return 0
+
+
+def _print_events(found: list[Event], js: bool) -> None:
+    for event in found:
+        if js:
+            print(json_line(fields_of(event)), flush=True)
+        else:
+            tell(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(event.time))}  {event}")
 
 
 def _top(args: argparse.Namespace) -> int:
@@ -416,8 +447,18 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     events = commands.add(
         "events", _events, "show the decisions about the memory of a pool, with their reasons",
-        "The pool keeps the last thousand or so.\n\nexample:\n  bufferpool events orders --limit 20",
+        "The pool keeps the last thousand or so. With --follow, --json prints one object a line; the command ends with an\n"
+        "error once the pool has been removed.\n\n"
+        "examples:\n  bufferpool events orders --since 2h\n  bufferpool events orders --follow --json | jq .text",
     )  # fmt: skip
+    events.add_argument("--follow", action="store_true", help="wait for more events, and print them as they come")
+    events.add_argument(
+        "--since",
+        type=since,
+        default=0.0,
+        metavar="TIME",
+        help="only younger ones: 90 (seconds), 15m, 2h, 1d, or a date",
+    )
     events.add_argument("--limit", type=count, default=1024, metavar="N", help="the last N (default: all)")
     commands.add(
         "check", _check, "check every invariant of a pool, while other processes use it",

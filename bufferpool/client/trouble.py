@@ -64,5 +64,9 @@ def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) 
     client.post(NewEvent(what, EventReason.STORE, origin=where, page=origin.page_no))
     code = f" ({errno.errorcode.get(number, f'errno {number}')})" if number else ""
     place = f"space {origin.space!r}" + (f", page {origin.page_no}" if origin.page_no is not None else "")
+    fields = {
+        "kind": what.name.lower(), "reason": "store", "space": origin.space, "page_no": origin.page_no, "errno": number,
+        "error": type(error).__name__,
+    }  # fmt: skip
     # The text, not the error: a handler that keeps its records would keep the pages in the error's traceback pinned.
-    LOG.warning("pool %r, %s: %s%s", client.name, place, str(error), code)
+    LOG.warning("pool %r, %s: %s%s", client.name, place, str(error), code, extra={"fields": fields})

@@ -52,6 +52,7 @@ from bufferpool.spaces.claim import drop_unused
 from bufferpool.upkeep import budget as govern
 from bufferpool.upkeep import flush_jobs, memory, writeback
 from bufferpool.upkeep import working_set as warm
+from bufferpool.upkeep.event_log import EventLog
 
 FLUSH_PAGES = 1024  # of one space and sync, at most
 LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
@@ -141,6 +142,7 @@ class Steward:
         self.leads = False
         """Whether this process is the pool's steward now."""
         self.pid = os.getpid()
+        self._events = EventLog(client)
         self._source = SystemSource(os.path.dirname(client.path)) if settings.source is None else settings.source
         self._governor = govern.Governor(settings.rules)
         self._stopping = Event()
@@ -198,6 +200,8 @@ class Steward:
             while not self._stopping.is_set():
                 try:
                     self.round()
+                    if self.leads:
+                        self._events.write()
                     self._source.wait(self.pause_s())
                 except Exception as error:
                     if not passes(error):

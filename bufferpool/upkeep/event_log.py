@@ -1,0 +1,71 @@
+"""The steward's log: each event of its pool, of whatever client, is a line of the logger "bufferpool".
+
+So whoever reads the log of one process sees the decisions about the pool's memory, the failures of its stores, and
+its dead clients. The fields of the event are in the record, as ``fields``, for handlers that write JSON.
+"""
+
+import logging
+from typing import Any
+
+from bufferpool.client.client import Client
+from bufferpool.client.trouble import LOG
+from bufferpool.figures.events import Event, posted, read_events
+from bufferpool.figures.names import EventKind, EventReason
+from bufferpool.figures.stats import Inspectable
+
+_FAILURES = (
+    EventKind.REAPED, EventKind.FLUSH_FAILED, EventKind.CANNOT_SHRINK, EventKind.SAVE_FAILED, EventKind.LOAD_FAILED,
+    EventKind.ROUND_FAILED,
+)  # fmt: skip
+
+
+def fields_of(event: Event) -> dict[str, Any]:
+    """The fields of an event, for JSON."""
+    return {**vars(event), "kind": event.kind.name.lower(), "reason": event.reason.name.lower(), "text": str(event)}
+
+
+def _is_told(event: Event, me: int) -> bool:
+    """Whether this process wrote a line with the error itself when it recorded the event (trouble.py, steward.py)."""
+    with_error = event.reason in (EventReason.STORE, EventReason.LOG) or event.kind is EventKind.ROUND_FAILED
+    return event.client == me and with_error
+
+
+class EventLog(Inspectable):
+    """Writes the events since it was made to the log."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._posted = self._count()
+        self._last = max((event.number for event in read_events(self)), default=0)
+
+    def _count(self) -> int:
+        return sum(posted(self).values())
+
+    @property
+    def path(self) -> str:
+        """The path of the pool's segment."""
+        return self._client.path
+
+    @property
+    def seg(self) -> Any:
+        """The attached segment."""
+        return self._client.seg
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """The sizes that were fixed when the segment was created."""
+        return self._client.geometry
+
+    def write(self) -> None:
+        """Writes a line for each event since the last call."""
+        count = self._count()
+        if count == self._posted:
+            return
+        self._posted, me = count, self.seg.status()["client"]
+        for event in read_events(self):
+            if event.number <= self._last:
+                continue
+            self._last = event.number
+            if not _is_told(event, me):
+                level = logging.WARNING if event.kind in _FAILURES else logging.INFO
+                LOG.log(level, "pool %r, %s", self.name, event, extra={"fields": fields_of(event)})
