@@ -31,6 +31,11 @@ from bufferpool.observer import Observer
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
+    if "--worker" in sys.argv:  # before anything that may take long, or hang
+        import faulthandler
+
+        stacks = sys.argv[sys.argv.index("--worker") + 1] + "/stacks"
+        faulthandler.register(signal.SIGUSR1, open(stacks, "a"))  # noqa: SIM115  open until the process ends
 
 from tests.support import deaths
 from tests.support.storm_worker import (
@@ -203,7 +208,9 @@ class Storm:
         end = time.monotonic() + HANGS_S
         while not os.waitpid(leader, os.WNOHANG)[0]:
             if time.monotonic() > end:
-                self.find("hung", "the leader of a crowd does not end")
+                self.find("hung", f"the leader of a crowd does not end, {state_of(leader)}")
+                os.kill(leader, signal.SIGUSR1)
+                time.sleep(0.2)
                 os.kill(leader, signal.SIGKILL)
             self.look_for_hangs()
             time.sleep(0.01)
@@ -226,7 +233,7 @@ class Storm:
         for row, since in enumerate(self.ledger.since.tolist()):
             pid = int(self.ledger.pids[row])
             if since and now - since > HANGS_S and alive(pid):
-                what = f"pid {pid} has been in one operation for {now - since:.1f} s; its stack is in stacks"
+                what = f"pid {pid} has been in one operation for {now - since:.1f} s, {state_of(pid)}; its stack is in stacks"
                 self.find("hung", f"{what}; {self.describe()}")
                 os.kill(pid, signal.SIGUSR1)
                 time.sleep(0.2)
@@ -271,7 +278,7 @@ class Storm:
                 time.sleep(0.005)
                 self.bury()
             for pid in self.pids():
-                what = f"pid {pid} does not end when asked; its stack is in stacks"
+                what = f"pid {pid} does not end when asked, {state_of(pid)}; its stack is in stacks"
                 self.find("hung", f"{what}; {self.describe()}")
                 os.kill(pid, signal.SIGUSR1)
                 time.sleep(0.2)
@@ -374,6 +381,17 @@ class Storm:
         report.stalls = dict(sorted(zip(OPS, stalls, strict=True), key=lambda item: -item[1]))
         report.longest_stall_s = max(s for op, s in report.stalls.items() if op != "hung")  # that one asks for it
         return report
+
+
+def state_of(pid: int) -> str:
+    """What the kernel says of the threads of a process: state, what each waits for, and how long it has worked."""
+    found = []
+    with suppress(OSError):
+        for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
+            fields = (thread / "stat").read_text().rpartition(")")[2].split()
+            waits = (thread / "wchan").read_text(), (thread / "syscall").read_text().split()[:2]
+            found.append(f"{fields[0]} {waits[0]} {' '.join(waits[1])} {(int(fields[11]) + int(fields[12])) / 100} s")
+    return f"threads {found}, load {os.getloadavg()[0]:.0f}"
 
 
 def lead_a_crowd(directory: str, name: str) -> None:

@@ -468,10 +468,19 @@ def alive(pid: int) -> bool:
     return True
 
 
+def tell_on_signal(directory: Path) -> None:
+    """From here on SIGUSR1 shows where the threads of this process are, in the file ``stacks``."""
+    global _stacks
+    _stacks = open(directory / "stacks", "a")  # noqa: SIM115  open until the process ends
+    faulthandler.register(signal.SIGUSR1, _stacks)
+    faulthandler.enable(_stacks)
+
+
 def guarded(directory: Path, work: Any, *args: Any) -> None:
     """Runs the whole of a process; what goes wrong is told in the run's directory."""
     code = 0
     try:
+        tell_on_signal(directory)
         work(*args)
     except SystemExit:
         code = 143
@@ -489,7 +498,4 @@ def work(directory: str, name: str, row: int, seed: int) -> None:
     logging.disable()  # it would tell of every space whose store was killed
     if seed % 2:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with open(Path(directory) / "stacks", "a") as file:
-        faulthandler.register(signal.SIGUSR1, file)
-        faulthandler.enable(file)
-        Worker(directory, name, row, seed).run()
+    Worker(directory, name, row, seed).run()
