@@ -15,14 +15,22 @@ namespace bp {
 
 constexpr u32 FREE_SLICES = 5;
 
+// A BUSY(me) frame is freed by the next thread of ours that holds the memory lock. False: too many are put off already.
+inline bool free_later(Segment& s, u32 f) {
+    for (auto& later : s.later) {
+        u32 none = 0;
+        if (later.load_relaxed() || !later.cas_seq_cst(none, f + 1)) continue;
+        s.any_later.store_seq_cst(1);
+        return true;
+    }
+    return false;
+}
+
 // Often called where nothing may raise and others wait (an array goes away). If the lock
-// cannot be taken, because its owner is stopped, the next client that holds it frees the frame.
+// cannot be taken, because its owner is stopped, that is put off.
 inline void free_frame(Segment& s, u32 f) {
-    if (!lock_memory(s, false, FREE_SLICES)) {
-        for (auto& later : s.later) {
-            u32 none = 0;
-            if (later.load_relaxed() == 0 && later.cas_seq_cst(none, f + 1)) return;
-        }
+    if (!lock_memory(s, false, std::min(FREE_SLICES, slices_left()))) {
+        if (free_later(s, f)) return;
         lock_memory(s, false);
     }
     free_locked(s, f);
@@ -55,7 +63,8 @@ inline void free_spares(Segment& s) {
 // ---- taking ------------------------------------------------------------------
 
 // A run of holes becomes BUSY(me) with memory: one frame for the caller, the
-// rest free. Called with the lock held; the kernel is asked without it.
+// rest free. Called with the lock held; the kernel is asked without it. -EINTR: the lock is not held any more, and
+// there is no frame.
 inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
     u32 n = 0;
     u32 most = s.g.extent_frames - first % s.g.extent_frames;
@@ -77,7 +86,15 @@ inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
         got = 0;
     }
     BP_POINT("plug.plugged");
-    lock_memory(s, false);
+    if (!lock_memory(s, false, got == n && n <= LATER ? slices_left() : ~0u)) {
+        u32 put_off = 0;
+        while (put_off < n && free_later(s, first + put_off)) put_off++;
+        if (put_off == n) return -EINTR;
+        lock_memory(s, false);
+        for (u32 i = put_off; i < n; i++) free_locked(s, first + i);
+        unlock_memory(s);
+        return -EINTR;
+    }
     for (u32 i = n; i-- > 0;) {
         if (i >= got) hole_locked(s, first + i);
         else if (i > 0) free_locked(s, first + i);
@@ -141,6 +158,7 @@ inline Step take_hole(Segment& s, u32 room, FrameRequest& want, bool& no_space, 
         return Step::AGAIN;
     }
     want.error = plug_run(s, f, room, want.page);
+    if (want.error == -EINTR) return Step::INTERRUPTED;
     no_space = want.error != 0;
     out = f;
     return no_space ? Step::AGAIN : Step::TAKEN;

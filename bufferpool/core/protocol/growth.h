@@ -122,8 +122,8 @@ inline int grow_spaces(Segment& s) {
 }
 
 // Frames from..to are holes from now on, and the rings as long as that calls for. What their new ends have in it
-// nobody sees before the memory lock is held.
-inline void count_ready(Segment& s, u32 from, u32 to) {
+// nobody sees before the memory lock is held. False: the call's time is over, and nothing is counted.
+inline bool count_ready(Segment& s, u32 from, u32 to) {
     PolicyState& p = s.header->policy;
     RingState* rings[2] = {&p.cold, &p.hot};
     u32 most = ring_capacity(s.g, from), now = ring_capacity(s.g, to), was[2];
@@ -131,7 +131,7 @@ inline void count_ready(Segment& s, u32 from, u32 to) {
         was[r] = rings[r]->capacity && rings[r]->capacity < most ? rings[r]->capacity : most;
         std::fill(s.ring_slots[r] + was[r], s.ring_slots[r] + now, GAP);
     }
-    lock_memory(s, false);
+    if (!lock_memory(s, false, slices_left())) return false;
     PoolEnv env{s, nullptr, NONE};
     Alr<PoolEnv>(p, env);  // bounds what may be damaged
     for (u32 f = from; f < to; f++) s.holes.add(f);
@@ -140,6 +140,7 @@ inline void count_ready(Segment& s, u32 from, u32 to) {
     for (u32 r = 0; r < 2; r++)
         if (was[r] < now) extend_ring(*rings[r], was[r], now);
     unlock_memory(s);
+    return true;
 }
 
 // More frames that may be used: slots, pin rows, and all else that has an element for each, with memory behind it.
@@ -150,12 +151,9 @@ inline int grow_ready(Segment& s) {
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
     int r = from < to ? plug_tables(s, from, to) : 0;
     BP_POINT("grow.plugged");
-    if (r) {
-        repair_growth(s);  // half of it may be there
-    } else if (from < to) {
-        count_ready(s, from, to);
-        s.has_frame(to - 1);
-    }
+    if (r == 0 && from < to && !count_ready(s, from, to)) r = -EINTR;
+    if (r) repair_growth(s);  // half of it may be there
+    else if (from < to) s.has_frame(to - 1);
     release(s, s.header->growth);
     return r;
 }

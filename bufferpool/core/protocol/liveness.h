@@ -2,9 +2,34 @@
 // have lost the lock, with a descriptor that was closed behind the pool's back).
 #pragma once
 
+#include <chrono>
+
 #include "protocol/segment.h"
 
 namespace bp {
+
+// When the waits of the call that this thread is in have to end, on the clock of now_ns(). It holds for the core alone:
+// what Python code does meanwhile has its own.
+inline thread_local u64 call_deadline_ns;  // 0: without limit
+class Deadline {
+    u64 outer_;
+
+public:
+    explicit Deadline(u64 at_ns) : outer_(call_deadline_ns) { call_deadline_ns = at_ns; }
+    Deadline(const Deadline&) = delete;
+    ~Deadline() { call_deadline_ns = outer_; }
+};
+constexpr u64 LOCK_SLICE_NS = 20'000'000;
+inline u64 time_left_ns() {
+    if (!call_deadline_ns) return ~u64(0);
+    u64 now = prim::now_ns();
+    return now < call_deadline_ns ? call_deadline_ns - now : 0;
+}
+inline bool is_too_late() { return call_deadline_ns && !time_left_ns(); }
+// For a wait that no signal's handler may interrupt, and that may be given up.
+inline u32 slices_left() {
+    return call_deadline_ns ? u32(std::min<u64>(time_left_ns() / LOCK_SLICE_NS, 1u << 30)) : ~0u;
+}
 
 // Takes the byte lock of client `c`, which says that it is dead, for as long as
 // this object lives. One at a time per process, because byte locks belong to the
@@ -15,13 +40,15 @@ namespace bp {
 inline thread_local u32 reaping_here;
 class DeadClient {
     Segment& s_;
-    std::unique_lock<std::recursive_mutex> guard_;
+    std::unique_lock<std::recursive_timed_mutex> guard_;
     u32 client_;
     bool held_ = false, nested_ = false;
 
 public:
-    DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex), client_(c) {
+    DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex, std::defer_lock), client_(c) {
         reaping_here++;
+        if (!call_deadline_ns) guard_.lock();
+        else if (!guard_.try_lock_for(std::chrono::nanoseconds(time_left_ns()))) return;  // taken for one that lives
         if (c == 0 || c > s.g.max_clients || c == s.me) return;
         nested_ = s.reaping == c;
         held_ = nested_ || s.lock_byte(LOCKS_AT + long(c)) == 0;

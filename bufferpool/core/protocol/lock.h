@@ -25,8 +25,6 @@ namespace lock_word {
 constexpr u32 WAITED = 1u << 31, REPAIR = 1u << 30, OWNER = CLIENTS_LIMIT;
 }
 
-constexpr u64 LOCK_SLICE_NS = 20'000'000;
-
 // The one CAS by which a lock becomes ours.
 inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
     Segment::LockUse& use = s.use_of(lock);
@@ -64,7 +62,7 @@ inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
 
 inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired::REPAIR : Acquired::YES; }
 
-// INTERRUPTED: a signal handler raised, or so many slices of the wait have passed.
+// INTERRUPTED: a signal handler raised, the call's time is over, or so many slices of the wait have passed.
 inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u32 slices = ~0u) {
     for (int spin = 0; spin < prim::SPINS; spin++) {
         u32 free = 0;
@@ -88,7 +86,7 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u
             if (inherit(s, lock, w)) return ours(Acquired::REPAIR);
             if (slices-- == 0) return ours(Acquired::INTERRUPTED);
         }
-        if (interruptible && s.interrupted && s.interrupted(s)) return ours(Acquired::INTERRUPTED);
+        if (interruptible && (is_too_late() || (s.interrupted && s.interrupted(s)))) return ours(Acquired::INTERRUPTED);
     }
 }
 

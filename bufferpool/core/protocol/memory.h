@@ -94,9 +94,10 @@ inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u)
         rebuild(s);
         repaired(s, s.header->memory);
     }
-    for (auto& later : s.later)
-        if (later.load_relaxed())
-            if (u32 f = later.swap_seq_cst(0)) free_locked(s, f - 1);
+    if (s.any_later.load_relaxed() && s.any_later.swap_seq_cst(0))
+        for (auto& later : s.later)
+            if (later.load_relaxed())
+                if (u32 f = later.swap_seq_cst(0)) free_locked(s, f - 1);
     BP_POINT("memory.locked");
     return true;
 }

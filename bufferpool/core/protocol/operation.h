@@ -3,7 +3,7 @@
 
 #include <pthread.h>
 
-#include "protocol/segment.h"
+#include "protocol/liveness.h"
 
 namespace bp {
 
@@ -36,7 +36,7 @@ public:
         s.ops_held.add_seq_cst(ours);
         for (u64 tries = 0; !claim(); tries++) {
             nested_ = s.ops_held.load_seq_cst() == OPS;
-            if (nested_ || (tries % 64 == 63 && s.interrupted && s.interrupted(s))) break;
+            if (nested_ || is_too_late() || (tries % 64 == 63 && s.interrupted && s.interrupted(s))) break;
             if (tries < 64) prim::yield();
             else prim::nap(100'000);
         }

@@ -33,7 +33,7 @@ enum class Status {
     CORRUPT,      // the segment contradicts itself
 };
 
-constexpr int SPARES = 2, LATER = 8;
+constexpr int SPARES = 2, LATER = 256;
 constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 
 // Whether a client is one that this process is, or was until its descriptor was closed: fork.cpp, which has the
@@ -81,7 +81,8 @@ struct Segment {
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
     Atomic<u32> later[LATER] = {};   // BUSY frames that the next holder of the memory lock frees, +1
-    std::recursive_mutex reap_mutex;  // one reaper in this process: reap.h
+    Atomic<u32> any_later{};         // whether there may be some
+    std::recursive_timed_mutex reap_mutex;  // one reaper in this process: reap.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
     u32 leads = 0;                   // our number, while we hold the steward's lock
     bool (*interrupted)(Segment&) = nullptr;

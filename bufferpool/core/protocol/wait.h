@@ -7,6 +7,8 @@
 
 namespace bp {
 
+inline void unlock_memory(Segment& s);  // memory.h
+inline bool lock_memory(Segment& s, bool interruptible, u32 slices);
 inline void reap(Segment& s, u32 c);  // reap.h: reaping removes spaces, whose pages it may have to wait for
 
 constexpr u64 WAIT_SLICE_NS = 20'000'000;
@@ -59,7 +61,12 @@ inline void wait_entry(Segment& s, u32 page, u64 e) {
     if (prim::futex_wait(&word, u32(e), WAIT_SLICE_NS) != -ETIMEDOUT) return;
     auto look_after = [&](u32 c) {
         if (c == s.me ? has_operation(s, page, e) : seems_alive(s, c)) return;
-        if (c != s.me) reap(s, c);
+        if (c != s.me) {
+            // Reaping needs the memory lock, whose owner may be stopped.
+            if (call_deadline_ns && !lock_memory(s, false, slices_left())) return;
+            if (call_deadline_ns) unlock_memory(s);
+            reap(s, c);
+        }
         if (word.load_seq_cst() == e) disown(s, page, e, c);
     };
     bool resident = entry::state(e) == RESIDENT;

@@ -128,7 +128,7 @@ static void renew(Segment& s) {
     for (auto& thread : s.op_thread) thread.store_relaxed(0);
     for (auto& spare : s.spares) spare.store_relaxed(0);
     for (auto& later : s.later) later.store_relaxed(0);
-    new (&s.reap_mutex) std::recursive_mutex;
+    new (&s.reap_mutex) std::recursive_timed_mutex;
     s.reaping = s.leads = 0;
     s.lent = false;
 }

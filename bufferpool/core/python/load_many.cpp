@@ -282,6 +282,7 @@ void Together::load_from(npy_intp first) {
     u32 forks = sp_->seg->forks;
     if (sp_->fd >= 0) {
         Released unlocked(sp_->seg);
+        Deadline deadline(access_.deadline_ns);
         load_from_file(sp_, access_, *this, *w);
     } else {
         load_from_python(sp_, access_, *this, *w);

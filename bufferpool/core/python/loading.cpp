@@ -99,7 +99,7 @@ int answer(Status status, SpaceObject* sp, u64 page_no) {
 
 Status SpaceHooks::waited(u64 e) {
     if (check_signals() < 0 || !opened(sp->seg)) return Status::RAISED;
-    if (!deadline_ns || prim::now_ns() <= deadline_ns) return Status::OK;
+    if (!is_late()) return Status::OK;
     raise("WaitTimeout", "page %llu: client %u has had it for longer than the timeout; pool.clients() says who that is",
           (unsigned long long)page_no, entry::owner(e));
     return Status::RAISED;
@@ -112,11 +112,26 @@ Status SpaceHooks::failed(u32 client, const char* text) {
     return Status::RAISED;
 }
 
+// The time of a call is over that waits for a lock of the pool.
+Status SpaceHooks::raise_late() {
+    Header& header = *sp->seg->s->header;
+    u32 memory = header.memory.word.load_relaxed() & lock_word::OWNER;
+    u32 owner = memory ? memory : header.growth.word.load_relaxed() & lock_word::OWNER;
+    raise("WaitTimeout",
+          "page %llu: a lock of the pool was not free within the timeout; client %u has one, and pool.clients() says "
+          "who that is",
+          (unsigned long long)page_no, owner);
+    return Status::RAISED;
+}
+
 // Python makes room (a foreground flush, reaping) or raises.
 Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     SegmentObject* seg = sp->seg;
     Busy busy(seg);
-    if (status == Status::INTERRUPTED) return check_signals() < 0 || !opened(seg) ? Status::RAISED : Status::OK;
+    if (status == Status::INTERRUPTED) {
+        if (check_signals() < 0 || !opened(seg)) return Status::RAISED;
+        return is_late() ? raise_late() : Status::OK;
+    }
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return status;
     if (!want.waits_since_ns) want.waits_since_ns = prim::now_ns();
     const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";

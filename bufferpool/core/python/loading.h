@@ -17,15 +17,19 @@ struct SpaceHooks {
     template <class F>
     auto unlocked(F f) {
         Released unlocked(sp->seg);
+        Deadline deadline(deadline_ns);
         return f();
     }
+    Status raise_late();
     Status waited(u64 e);
     Status failed(u32 client, const char* text);
     Status make_room(Status status, FrameRequest& want);
     Status load(const Place& at, FrameRequest& want, u32& frame);
     Status no_entries(int error) {
+        if (error == -EINTR && is_late()) return raise_late();
         return raise_errno(error, "the space's entries cannot be allocated"), Status::RAISED;
     }
+    bool is_late() const { return deadline_ns && prim::now_ns() > deadline_ns; }
     void unpin(u32 frame) { drop_pin(sp->seg, frame); }
 };
 

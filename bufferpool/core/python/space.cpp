@@ -378,6 +378,15 @@ static PyObject* with_lsn(PyObject* write, PyObject* lsn) {
     return nullptr;
 }
 
+// How long a Write waits: ten seconds if nothing is said, and years for None. 0 or -1.
+static int patience_of(PyObject* timeout, u64& timeout_ns) {
+    double seconds = !timeout ? 10.0 : timeout == Py_None ? 1e9 : PyFloat_AsDouble(timeout);
+    if (PyErr_Occurred()) return -1;
+    if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0"), -1;
+    timeout_ns = u64(std::min(seconds, 1e9) * 1e9);
+    return 0;
+}
+
 static PyObject* space_write(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyObject* given[3];
@@ -387,23 +396,24 @@ static PyObject* space_write(PyObject* self, PyObject* const* args, Py_ssize_t c
     u64 page_no;
     if (page_number(sp, n, page_no) < 0) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "write");
-    double seconds = !timeout ? 10.0 : timeout == Py_None ? 1e9 : PyFloat_AsDouble(timeout);
-    if (PyErr_Occurred()) return nullptr;
-    if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0");
-    return with_lsn(new_write(sp, page_no, false, u64(std::min(seconds, 1e9) * 1e9)), lsn);
+    u64 timeout_ns;
+    if (patience_of(timeout, timeout_ns) < 0) return nullptr;
+    return with_lsn(new_write(sp, page_no, false, timeout_ns), lsn);
 }
 
 static PyObject* space_append(PyObject* self, PyObject* args, PyObject* kwargs) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    static const char* names[] = {"lsn", nullptr};
-    PyObject* lsn = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$O:append", const_cast<char**>(names), &lsn)) return nullptr;
+    static const char* names[] = {"timeout", "lsn", nullptr};
+    PyObject *timeout = nullptr, *lsn = nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OO:append", const_cast<char**>(names), &timeout, &lsn))
+        return nullptr;
+    u64 page_no, timeout_ns;
+    if (patience_of(timeout, timeout_ns) < 0) return nullptr;
     if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "append");
-    u64 page_no;
-    SpaceHooks hooks{sp, 0};
+    SpaceHooks hooks{sp, 0, prim::now_ns() + timeout_ns};
     Status status = reserve_number(*sp->seg->s, place_of(sp, 0), sp->max_pages, hooks, page_no);
-    if (status == Status::OK) return with_lsn(new_write(sp, page_no, true, 10'000'000'000u), lsn);
+    if (status == Status::OK) return with_lsn(new_write(sp, page_no, true, timeout_ns), lsn);
     if (status == Status::REMOVED) return raise_space_removed(sp);
     if (status == Status::TOO_LONG)
         return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages",
@@ -553,15 +563,16 @@ static PyMethodDef space_methods[] = {
      "write($self, /, page_no, timeout=10.0, *, lsn=None)\n--\n\n"
      "Write a page: return a Write, which as a ``with`` block gives a private copy and publishes it when the block "
      "ends well.\n\n"
-     "``timeout``: how many seconds the block waits for another writer of the page (None: without limit).\n"
+     "``timeout``: how many seconds the block waits, at its beginning, for another writer of the page, and at both\n"
+     "ends for a lock of the pool (None: without limit).\n"
      "``lsn``: the LSN of the new version (None: that of the old one). Raises SpaceReadOnly, PageOutOfRange, "
      "WaitTimeout,\n"
      "WouldDeadlock, PoolExhausted."},
     {"append", function(entered<space_append, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
-     "append($self, /, *, lsn=None)\n--\n\n"
+     "append($self, /, *, timeout=10.0, lsn=None)\n--\n\n"
      "Append a page: return a Write of a new page of zeros at the end of the space, which exists when its block ends "
      "well.\n\n"
-     "Raises SpaceReadOnly, SpaceFull."},
+     "``timeout`` and ``lsn`` as in ``write``. Raises SpaceReadOnly, SpaceFull, WaitTimeout."},
     {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
     {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
     {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},

@@ -5,6 +5,8 @@
 #include "protocol/scratch.h"
 #include "protocol/writing.h"
 
+#include <utility>
+
 namespace bp {
 
 struct WriteObject {
@@ -123,7 +125,13 @@ struct PublishHooks : OwnHooks {
         return status;
     }
     Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
-    Status make_room(Status status, FrameRequest& want) { return unless_forked(OwnHooks::make_room(status, want)); }
+    // A room is waited for as long as it takes: what has been edited would be lost.
+    Status make_room(Status status, FrameRequest& want) {
+        u64 deadline = std::exchange(deadline_ns, status == Status::INTERRUPTED ? deadline_ns : 0);
+        status = unless_forked(OwnHooks::make_room(status, want));
+        deadline_ns = deadline;
+        return status;
+    }
 };
 
 // A method that may wait, and so may find another thread in it. To open a Write that another thread is opening is an
@@ -173,8 +181,7 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
         memset(to, 0, s.g.page_size);
     } else {
         u32 frame;
-        u64 limit = ~u64(0) - w->timeout_ns > prim::now_ns() ? prim::now_ns() + w->timeout_ns : ~u64(0);
-        OwnHooks hooks{{sp, w->page_no, limit}};
+        OwnHooks hooks{{sp, w->page_no, prim::now_ns() + w->timeout_ns}};
         Busy busy(sp->seg);
         if (answer(own_page(s, place_of(sp, w->page_no), Access{}, hooks, frame), sp, w->page_no) < 0) {
             Py_CLEAR(w->page);
@@ -227,7 +234,7 @@ static int write_publish(WriteObject* w) {
     Place at = place_of(sp, w->page_no);
     const void* bytes = PyArray_DATA(reinterpret_cast<PyArrayObject*>(w->page));
     Image image{!sp->discardable, sp->discardable, w->lsn};
-    PublishHooks hooks{{{sp, w->page_no}}, w};
+    PublishHooks hooks{{{sp, w->page_no, prim::now_ns() + w->timeout_ns}}, w};
     Status status = Status::REMOVED;
     if (at.open() && !may_keep(w)) return -1;
     if (at.open())
