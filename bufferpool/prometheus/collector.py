@@ -178,6 +178,8 @@ MEMORY = (
            lambda s: [((age,), n) for age, n in zip(AGES, s.summary.ages.values(), strict=True)], ("age",)),
     _gauge("bufferpool_dirty_pages", "Pages with changes that their store lacks, pinned ones included.",
            lambda s: s.summary.frames.dirty),
+    _gauge("bufferpool_unsaved_pages", "Dirty pages of files and stores: they are in memory only, until a flush.",
+           lambda s: sum(space.dirty for space in s.stats.spaces if space.kind in ("file", "store"))),
     _gauge("bufferpool_held_back_pages",
            "Dirty pages that may not be written yet: their LSN is above the durable LSN (the write-ahead rule).",
            lambda s: s.summary.held_back),
@@ -438,7 +440,7 @@ def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
                 stalled.add_metric([state], seconds)
     shm = os.statvfs(directory or segment_file.SHM)
     memory = pressure.given(pressure.machine_memory)  # None: /proc shows processes only
-    figures = [
+    figures: list[tuple[str, str, float | None]] = [
         ("bufferpool_shm_size_bytes", "Size of the tmpfs that the pools live in.", shm.f_blocks * shm.f_frsize),
         ("bufferpool_shm_free_bytes", "Bytes free in the tmpfs that the pools live in.", shm.f_bavail * shm.f_frsize),
     ]
@@ -451,12 +453,9 @@ def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
                 memory[1],
             )
         )
-    room = pressure.given(pressure.cgroup_room)
-    if room is not None:
-        figures.append(("bufferpool_cgroup_limit_bytes", "Memory limit of the exporter's cgroup.", room[0]))
-        figures.append(
-            ("bufferpool_cgroup_free_bytes", "Bytes below the memory limit of the exporter's cgroup.", room[1])
-        )
+    limit, free = pressure.given(pressure.cgroup_room) or (None, None)  # no samples where there is no limit
+    figures.append(("bufferpool_cgroup_limit_bytes", "Memory limit of the exporter's cgroup.", limit))
+    figures.append(("bufferpool_cgroup_free_bytes", "Bytes below the memory limit of the exporter's cgroup.", free))
     yield stalled
     for name, text, value in figures:
         yield GaugeMetricFamily(name, text, value=value, unit="bytes")

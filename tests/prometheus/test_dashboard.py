@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from bufferpool.cli import make_parser
 from bufferpool.observer import unsaved_pages
 from bufferpool.prometheus import server as exporter
 from bufferpool.prometheus.collector import AGES
@@ -27,6 +28,7 @@ from tests.conftest import ROOT, SHM, WAIT, new_name, remove, wait_until
 
 FOLDER = ROOT / "dashboards"
 sys.path.append(str(FOLDER))
+import alerts  # noqa: E402 - modules of that folder
 import live  # noqa: E402 - a module of that folder
 
 DASHBOARD = json.loads((FOLDER / "bufferpool.json").read_text())
@@ -96,11 +98,55 @@ def test_every_metric_that_is_used_is_exported(make_pool):
     pool = make_pool()
     pool.open_derived("d", 4, lambda n, out: None)
     text = exporter.text_of(pool.name)
-    exported = {*re.findall(r"^(\w+)", text, re.MULTILINE), *re.findall(r"^# TYPE (\w+) gauge", text, re.MULTILINE)}
+    exported = {
+        *re.findall(r"^(\w+)", text, re.MULTILINE),
+        *re.findall(r"^# TYPE (\w+) (?:gauge|counter)", text, re.MULTILINE),
+    }
     files = (FOLDER / "bufferpool.json").read_text() + (FOLDER / "alerts.yml").read_text()
     used = set(re.findall(r"bufferpool_[a-z_]+", files))
     assert used - exported == set()
     assert set(AGES) <= set(re.findall(r'age=\\"(\w+)\\"', files))
+
+
+def alert_names() -> list[str]:
+    return re.findall(r"- alert: (\w+)", (FOLDER / "alerts.yml").read_text())
+
+
+def test_the_alerts_are_what_their_source_makes():
+    assert alerts.text() == (FOLDER / "alerts.yml").read_text(), "run python dashboards/alerts.py"
+
+
+def test_every_alert_has_a_runbook():
+    """Somebody who has only the text of an alert finds the commands that show the cause."""
+    text = (FOLDER / "alerts.yml").read_text()
+    pages = {path.stem: path.read_text() for path in (ROOT / "docs" / "runbooks").glob("BufferPool*.md")}
+    assert pages.keys() == set(alert_names())
+    for one in alerts.alerts(alerts.Mixin()):
+        assert f"/runbooks/{one.name}.html" in text
+        assert "## Find the cause" in pages[one.name]
+        assert one.expr in pages[one.name], "the page shows another expression than the alert has"
+
+
+def test_the_commands_of_the_runbooks_exist():
+    parser = make_parser()
+    for path in (ROOT / "docs" / "runbooks").glob("BufferPool*.md"):
+        for words in re.findall(r"`bufferpool ([a-z]+(?: [^`|]+)?)[|`]", path.read_text()):
+            given = [word if word != "SIZE" else "1MiB" for word in words.split()]
+            if given[0] in ("steward", "top", "export") or len(given) > 1:
+                parser.parse_args(given)
+
+
+@needs_prometheus
+def test_the_parameters_of_the_alerts_reach_each_of_them(tmp_path):
+    made = alerts.text(alerts.Mixin(selector='cluster="eu"', labels={"team": "storage"}, shm_free=0.25, job="pools"))
+    for one in alerts.alerts(alerts.Mixin(selector='cluster="eu"')):
+        names = re.findall(r"\b(?:bufferpool_[a-z_]+|up)\b(?=[{\[ \n)]|$)", one.expr)
+        assert one.expr.count('cluster="eu"') == len(names) > 0, one.expr
+    assert made.count("team: storage") == len(alert_names())
+    assert "* 0.25" in made
+    assert 'up{job="pools", cluster="eu"}' in made
+    (tmp_path / "a.yml").write_text(made)
+    subprocess.run(["promtool", "check", "rules", str(tmp_path / "a.yml")], check=True, capture_output=True)
 
 
 @needs_prometheus
@@ -111,10 +157,9 @@ def test_promtool_accepts_the_files(tmp_path):
 
 
 def test_every_alert_is_tested_both_ways():
-    alerts = re.findall(r"- alert: (\w+)", (FOLDER / "alerts.yml").read_text())
     tests = (FOLDER / "alerts_test.yml").read_text()
-    assert len(alerts) > 5
-    for alert in alerts:
+    assert len(alert_names()) > 15
+    for alert in alert_names():
         assert re.search(rf"{alert}, eval_time: \w+, exp_alerts: \[\]", tests), f"{alert} is not shown not to fire"
         assert re.search(rf"alertname: {alert}\n\s+eval_time: \w+\n\s+exp_alerts:\n\s+- ", tests), (
             f"{alert}: not to fire"
@@ -225,6 +270,10 @@ def test_every_annotation_marks_something(server):
         assert server.history(mark["expr"], 30), mark["name"]
 
 
+# Their series are not there where no store has failed, or the cgroup has no limit.
+RARE = ("BufferPoolLoadFailing", "BufferPoolCgroupMemoryLow")
+
+
 @needs_prometheus
 def test_every_alert_can_be_evaluated(server):
     """As it stands, and with comparisons that keep both outcomes, so that no part of it finds nothing."""
@@ -236,4 +285,4 @@ def test_every_alert_can_be_evaluated(server):
         server.query(rule["query"])
         kept, comparisons = re.subn(r" (>|<|>=|<=|==|!=) ", r" \1 bool ", rule["query"])
         assert comparisons, rule["name"]
-        assert server.query(kept), rule["name"]
+        assert rule["name"] in RARE or server.query(kept), rule["name"]
