@@ -30,7 +30,7 @@ int main(int argc, char** argv) {
     u64 since = prim::now_ns(), begun = 0, done = 0;
     while (done < reads) {
         for (; begun < reads && !idle.empty() && transfers.room(); begun++, idle.pop_back())
-            transfers.begin(false, fd, &to[idle.back()], idle.back(), 1, random() % pages * bytes, rw);
+            transfers.begin({false, fd, &to[idle.back()], 1, random() % pages * bytes, rw}, idle.back());
         Transfer t;
         if (!transfers.ended(t) || t.got != ssize_t(bytes)) return fprintf(stderr, "read failed: %zd\n", t.got), 1;
         idle.push_back(t.first);

@@ -77,6 +77,7 @@ class ManyStore(Store, Protocol):
 FileMode = Literal["r", "r+", "w+"]
 Cache = Literal["pool", "kernel"]
 RWF_DONTCACHE = 0x80  # Linux 6.14
+MANY_RUNS = 8  # fewer are written one after the other
 
 
 class Caching(IntEnum):
@@ -213,6 +214,17 @@ class FileStore:
     def write_from(self, offset: int, buffer: Buffer) -> int:
         self.write_pages(offset, [buffer])
         return buffer.nbytes
+
+    def write_runs(self, runs: list[tuple[int, list[Buffer]]]) -> None:
+        """Writes runs of neighbouring pages: many of them several at a time, in no order."""
+        left = runs
+        if self.native and len(runs) >= MANY_RUNS:
+            whole = _core.write_many(self.fd, [offset for offset, _ in runs], [pages for _, pages in runs])
+            if self._caching in (Caching.DROPPED, Caching.UNCACHED):
+                self._unsynced += [(offset, sum(page.nbytes for page in pages)) for offset, pages in runs]
+            left = [run for run, done in zip(runs, whole, strict=True) if not done]  # once more, for the reason
+        for offset, pages in left:
+            self.write_pages(offset, pages)
 
     def write_pages(self, offset: int, pages: list[Buffer]) -> None:
         """Writes neighbouring pages with as few calls as the kernel allows."""

@@ -26,7 +26,7 @@ from bufferpool.printable import shown
 from bufferpool.spaces.claim import claim, keep_store
 from bufferpool.spaces.directory import CHECKSUM, removed_message
 from bufferpool.spaces.file_changes import changed, refuse_changed, with_state
-from bufferpool.stores.base import FileStore, Store, bytes_done, calling, describe, sync_store
+from bufferpool.stores.base import Buffer, FileStore, Store, bytes_done, calling, describe, sync_store
 from bufferpool.stores.checksum import file_store
 from bufferpool.stores.file_state import Doubt, FileState, stamped
 from bufferpool.units import lsn_of
@@ -83,15 +83,18 @@ def timing_sync(client: Client) -> Iterator[None]:
 
 
 def _write(client: Client, store: Store, items: _Items) -> None:
-    """Writes pages in order, neighbours together."""
+    """Writes pages, neighbours together: to a file several runs at a time, else in order."""
     numbers = items["page"].astype(np.int64)
     size, data = client.page_size, client.data
+    runs: list[tuple[int, list[Buffer]]] = []
     for run in np.split(np.arange(len(items)), np.flatnonzero(np.diff(numbers) != 1) + 1):
         offset = int(numbers[run[0]]) * size
         pages = [data[frame] for frame in items["frame"][run]]
-        if isinstance(store, FileStore):
-            store.write_pages(offset, pages)
-            continue
+        runs.append((offset, pages))
+    if isinstance(store, FileStore):
+        store.write_runs(runs)
+        return
+    for offset, pages in runs:
         image = np.concatenate(pages)  # a private copy: the store may keep it
         image.flags.writeable = False
         with calling(store, "write_from"):

@@ -163,3 +163,51 @@ def test_a_short_write_names_the_reason_with_o_direct_too(make_pool, cold):
     assert cold.stat().st_size == (PAGES + 2) * PAGE
     pool.reap()
     assert pool.check() == []
+
+
+def test_many_runs_are_written_together(make_pool, cold):
+    """Each run of dirty pages was one write, which the device ended before the next one began."""
+    pool = make_pool(1024 * PAGE)
+    space = pool.open_file(cold, "r+")
+    dirty = [*range(0, PAGES, 7), *range(701, 800)]
+    fill(space, dirty, version=2)
+    assert space.flush() == len(set(dirty))
+    space.drop()
+    image = np.fromfile(cold, np.uint8).reshape(PAGES, PAGE)
+    assert all(np.array_equal(image[n], stamp(n, version=2 if n in set(dirty) else 0)) for n in range(PAGES))
+    assert cold.stat().st_size == PAGES * PAGE
+    assert pool.check() == []
+
+
+def test_one_of_many_runs_that_cannot_be_written_raises_its_reason(make_pool, cold):
+    """The file may not grow any more: what lies beyond its limit stays dirty, with the reason, and is flushed later."""
+    pool = make_pool(1024 * PAGE)
+    space = pool.open_file(cold, "r+")
+    fill(space, range(0, PAGES, 100), version=3)
+    with space.append() as page:
+        page[:] = 9
+
+    def limited() -> None:
+        import resource
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (PAGES * PAGE, resource.RLIM_INFINITY))
+        with pytest.raises(bp.errors.StoreError, match="File too large"):
+            space.flush()
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            limited()
+        except BaseException as error:  # noqa: BLE001 - said by the exit code
+            os.write(2, repr(error).encode())
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    pool.reap()
+    assert space.stats().dirty > 0
+    space.flush()
+    assert space.stats().dirty == 0
+    assert cold.stat().st_size == (PAGES + 1) * PAGE
+    assert pool.check() == []

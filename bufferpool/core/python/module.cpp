@@ -324,7 +324,87 @@ static PyObject* core_read_many(PyObject*, PyObject* args) {
     return whole;
 }
 
+namespace {
+
+// A part of a run of neighbouring pages that one call writes.
+struct WritePart {
+    u64 offset, bytes;
+    u32 first, n, run;
+};
+
+// What write_many() was given, with the buffers held.
+struct Writes {
+    Vec<Py_buffer> views;
+    Vec<iovec> vectors;
+    Vec<WritePart> parts;
+    ~Writes() {
+        for (Py_buffer& view : views) PyBuffer_Release(&view);
+    }
+
+    // 0 or -1.
+    int add(u32 run, u64 offset, PyObject* pages) {
+        constexpr u32 MOST = 64;
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pages); i++) {
+            Py_buffer view;
+            if (PyObject_GetBuffer(PyList_GET_ITEM(pages, i), &view, PyBUF_SIMPLE) < 0) return -1;
+            if (!views.push(view)) return PyBuffer_Release(&view), PyErr_NoMemory(), -1;
+            if (!vectors.push({view.buf, size_t(view.len)})) return PyErr_NoMemory(), -1;
+            if (i % MOST == 0 && !parts.push({offset, 0, u32(vectors.size()) - 1, 0, run})) return PyErr_NoMemory(), -1;
+            parts.back().n++;
+            parts.back().bytes += u64(view.len);
+            offset += u64(view.len);
+        }
+        return 0;
+    }
+
+    // Writes all parts, several at a time; `done` says which runs are whole.
+    void run(int fd, char* done) {
+        auto transfers = make<Transfers>();
+        size_t next = 0;
+        for (Transfer t;;) {
+            for (; transfers && next < parts.size() && transfers->room(); next++) {
+                WritePart& part = parts[next];
+                transfers->begin({true, fd, &vectors[part.first], part.n, part.offset, 0}, u32(next));
+            }
+            if (!transfers || !transfers->ended(t)) break;
+            if (t.got != ssize_t(parts[t.first].bytes)) done[parts[t.first].run] = 0;
+        }
+        if (!transfers)
+            for (WritePart& part : parts) done[part.run] = 0;
+        unmake(transfers);
+    }
+};
+
+}  // namespace
+
+// write_many(fd, offsets, runs): writes runs of neighbouring pages (lists of buffers) at their offsets, several at a
+// time; returns which of them were written whole, as bytes of 0 and 1. The others may be written in part.
+static PyObject* core_write_many(PyObject*, PyObject* args) {
+    int fd;
+    PyObject *offsets, *runs;
+    if (!PyArg_ParseTuple(args, "iO!O!:write_many", &fd, &PyList_Type, &offsets, &PyList_Type, &runs)) return nullptr;
+    Py_ssize_t n = PyList_GET_SIZE(runs);
+    if (PyList_GET_SIZE(offsets) != n) return raise("ValueError", "each run has one offset");
+    Writes writes;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        u64 offset = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(offsets, i));
+        PyObject* pages = PyList_GET_ITEM(runs, i);
+        if (PyErr_Occurred()) return nullptr;
+        if (!PyList_Check(pages)) return raise("TypeError", "a run is a list of buffers");
+        if (writes.add(u32(i), offset, pages) < 0) return nullptr;
+    }
+    PyObject* whole = PyBytes_FromStringAndSize(nullptr, n);
+    if (!whole) return nullptr;
+    char* done = PyBytes_AS_STRING(whole);
+    memset(done, 1, size_t(n));
+    Py_BEGIN_ALLOW_THREADS
+    writes.run(fd, done);
+    Py_END_ALLOW_THREADS
+    return whole;
+}
+
 static PyMethodDef module_methods[] = {
+    {"write_many", core_write_many, METH_VARARGS, "Writes runs of pages of a file; which of them were written whole."},
     {"read_many", core_read_many, METH_VARARGS, "Reads pages of a file together; which of them were read whole."},
     {"has_io_uring", core_has_io_uring, METH_NOARGS, "Whether the kernel grants this thread an io_uring."},
     {"raise_unmapped", core_raise_unmapped, METH_O,
