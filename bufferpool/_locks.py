@@ -75,8 +75,18 @@ class Condition:
 
 
 def _renew_all() -> None:
-    for made in list(_made):
-        made._renew()
+    """Renews all of them, even where the handler of a signal raises meanwhile: CPython ignores what a fork's hook raises,
+    and the child would wait for ever for a lock that was left as it was."""
+    raised: BaseException | None = None
+    while True:
+        try:
+            for made in list(_made):
+                made._renew()
+            break
+        except BaseException as error:  # noqa: BLE001 - a handler's; CPython shows it when all locks are new
+            raised = error
+    if raised is not None:
+        raise raised
 
 
 os.register_at_fork(after_in_child=_renew_all)
