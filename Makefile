@@ -108,7 +108,7 @@ THREADED_FILES = $(foreach name,$(THREADED),$(wildcard tests/*/test_$(name).py))
 free-threaded:
 	sh tools/free_threaded.sh $(FREE) $(FREE_THREADED_PYTHON)
 	$(FREE)/venv/bin/python setup.py --quiet build_ext --inplace
-	$(FREE)/venv/bin/python -m pytest $(THREADED_FILES)
+	PYTHONPATH=$(CURDIR) $(FREE)/venv/bin/python -m pytest $(THREADED_FILES)
 
 $(VENV)/.dist: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --group dist

@@ -4,8 +4,8 @@
 # It copies the checkout to DIRECTORY, builds the core there with gcov's counters, and runs the tests with coverage.py. The
 # processes that the tests start are measured too, but for those that are killed. DIRECTORY/python and
 # DIRECTORY/core are the reports, by line. It fails below the floors: percents of lines and branches together (package),
-# of lines, and of branches (core).
-PACKAGE=70 CORE_LINES=70 CORE_BRANCHES=42
+# of lines, and of branches (core). Measured on 2026-11-28, by 1,015 of the tests: 80.2; 89.8, 61.7.
+PACKAGE=80 CORE_LINES=87 CORE_BRANCHES=58
 set -e
 there=$(mkdir -p "$1" && cd "$1" && pwd)
 python=$(cd "$(dirname "$2")" && pwd)/$(basename "$2")
