@@ -386,9 +386,20 @@ class Space(_core.Space):
         """Reads pages ahead, without pinning them; returns the number of loaded pages.
 
         Pages of a file are read together, in whichever order ``ids`` has. The replacement policy does not count this
-        as a use of the page. Raises what ``space[n]`` raises.
+        as a use of the page. If no frame can be had it stops. Raises what ``space[n]`` raises except PoolExhausted.
         """
         return self._load_many(ids)
+
+    def read(self, page_no: int, *, bypass: bool = False, timeout: float | None = None) -> npt.NDArray[Any]:
+        """Returns a private copy of a page, of shape ``(page_size // itemsize,)``, which may be changed and kept.
+
+        ``bypass``: if no frame can be had, because all of them are pinned or dirty, the page is read from its store, or computed by
+        its loader, past the pool, instead of raising PoolExhausted. ``timeout`` is in seconds. Raises what
+        ``space.get(page_no)`` raises.
+        """
+        copy: npt.NDArray[Any]
+        copy = self.read_many([page_no], timeout=timeout)[0] if bypass else self.get(page_no, timeout=timeout).copy()
+        return copy
 
     async def aget(self, page_no: int, /) -> npt.NDArray[Any]:
         """Returns page ``page_no`` as ``space[page_no]`` does, without blocking the event loop.

@@ -163,9 +163,10 @@ struct NativeLoad {
     const char* failure() { return nullptr; }  // the next one reads by itself
     bool forked() { return false; }
 
+    Status fill(u32 f, Image&) { return read(s.page_data(f)); }
+
     // From the file, or zeros beyond what the file has.
-    Status fill(u32 f, Image&) {
-        u8* to = s.page_data(f);
+    Status read(u8* to) {
         if (sp->zero_fill || page_no >= space_slot(sp).stored.load_acquire()) {
             memset(to, 0, s.g.page_size);
             return Status::OK;
@@ -312,6 +313,58 @@ Status SpaceHooks::load(const Place& at, FrameRequest& want, u32& frame) {
     if (load.forked() && !PyErr_Occurred()) opened(sp->seg);
     else if (PyErr_Occurred()) report_failure(sp, page_no, 0);
     return PyErr_Occurred() ? Status::RAISED : status;
+}
+
+bool forget_exhausted() {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject* module = PyImport_ImportModule("bufferpool.errors");
+    PyObject* wanted = module ? PyObject_GetAttrString(module, "PoolExhausted") : nullptr;
+    bool exhausted = wanted && type && PyErr_GivenExceptionMatches(type, wanted);
+    Py_XDECREF(wanted);
+    Py_XDECREF(module);
+    if (!exhausted) return PyErr_Restore(type, value, trace), false;
+    Py_DECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(trace);
+    return true;
+}
+
+// The file may be read without the kernel's cache, which takes aligned buffers only.
+static int read_past_natively(SpaceObject* sp, u64 page_no, void* to) {
+    Segment& s = *sp->seg->s;
+    void* aligned = nullptr;
+    if (posix_memalign(&aligned, s.g.os_page, s.g.page_size) != 0) return PyErr_NoMemory(), -1;
+    NativeLoad load{s, sp, page_no};
+    SpaceHooks hooks{sp, page_no};
+    Status status = hooks.unlocked([&] { return load.read(static_cast<u8*>(aligned)); });
+    if (status == Status::OK) memcpy(to, aligned, s.g.page_size);
+    free(aligned);
+    if (status == Status::OK) return 0;
+    load.raise_why();
+    report_failure(sp, page_no, load.got < 0 ? int(-load.got) : 0);
+    return -1;
+}
+
+int read_past(SpaceObject* sp, u64 page_no, void* to) {
+    Segment& s = *sp->seg->s;
+    bool stored = sp->kind == KIND_FILE || sp->kind == KIND_STORE;
+    if (sp->zero_fill || (stored && page_no >= space_slot(sp).stored.load_acquire())) {
+        memset(to, 0, s.g.page_size);
+        return 0;
+    }
+    if (sp->fd >= 0) return read_past_natively(sp, page_no, to);
+    PyObject* filled =
+        PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_fill", "K", (unsigned long long)page_no);
+    Py_buffer view;
+    if (!filled || PyObject_GetBuffer(PyTuple_GET_ITEM(filled, 0), &view, PyBUF_SIMPLE) < 0)
+        return Py_XDECREF(filled), -1;
+    bool whole = view.len == Py_ssize_t(s.g.page_size);
+    if (whole) memcpy(to, view.buf, s.g.page_size);
+    else raise("ShortRead", "page %llu was read as %zd bytes", (unsigned long long)page_no, view.len);
+    PyBuffer_Release(&view);
+    Py_DECREF(filled);
+    return whole ? 0 : -1;
 }
 
 int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame) {

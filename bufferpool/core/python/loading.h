@@ -86,6 +86,11 @@ int answer(Status status, SpaceObject* sp, u64 page_no);
 
 // Pins a page, loading it if need be. 0, or -1 with an exception.
 int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame);
+// Takes back the exception if it is PoolExhausted.
+bool forget_exhausted();
+// The content of an absent page for which no frame can be had, read past the pool: what a load would find. 0, or -1
+// with an exception.
+int read_past(SpaceObject* sp, u64 page_no, void* to);
 inline int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
     SpaceHooks hooks{sp, page_no};
     bool hit = fetch_hit(*sp->seg->s, place_of(sp, page_no), access, hooks, frame) == Status::OK;

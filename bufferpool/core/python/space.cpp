@@ -230,7 +230,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     u32 now = s.tick();
     u64 hits = 0;
-    bool ok = to != nullptr;
+    bool ok = to != nullptr, exhausted = false;
     char* copies = ok ? static_cast<char*>(PyArray_DATA(to)) : nullptr;
     Together together(sp, v, n, access, false, copies);
     for (npy_intp i = 0; ok && i < n; i++) {
@@ -239,9 +239,18 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
         Status status = pin(s, sp->first_entry + u32(v[i]), f);
         if (status == Status::OK) use(s, sp, u64(v[i]), f, now, hits);
         else if (status == Status::ABSENT && together.load(i, f)) continue;
+        else if (exhausted && status == Status::ABSENT && !PyErr_Occurred()) f = NONE;  // no second wait for a frame
         else if (PyErr_Occurred() || acquire_slowly(sp, u64(v[i]), access, f) < 0) {
-            ok = false;
-            break;
+            exhausted = forget_exhausted();
+            if (!exhausted) {
+                ok = false;
+                break;
+            }
+            f = NONE;
+        }
+        if (f == NONE) {
+            ok = read_past(sp, u64(v[i]), copies + (u64(i) << s.g.page_shift)) == 0;
+            continue;
         }
         memcpy(copies + (u64(i) << s.g.page_shift), sp->seg->read_base + (u64(f) << s.g.page_shift), s.g.page_size);
         drop_pin(sp->seg, f);
@@ -282,6 +291,7 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
         if (ok) drop_pin(sp->seg, f);
         loaded += ok;
     }
+    ok = ok || forget_exhausted();  // there is no room to read ahead
     Py_DECREF(numbers);
     return ok ? PyLong_FromLong(loaded + together.apart) : nullptr;
 }
@@ -558,7 +568,9 @@ static PyMethodDef space_methods[] = {
      "read_many($self, /, ids, out=None, *, timeout=None)\n--\n\n"
      "Copy many pages into ``out``, or into a new array, of shape ``(len(ids), page_size // itemsize)`` and the "
      "space's dtype.\n\n"
-     "No page stays pinned. Raises what ``get`` raises, and ValueError for an ``out`` of another shape or dtype."},
+     "No page stays pinned. A page for which no frame can be had is read past the pool. Raises what ``get`` raises "
+     "except\n"
+     "PoolExhausted, and ValueError for an ``out`` of another shape or dtype."},
     {"write", function(entered<space_write, SpaceEntry>), METH_FASTCALL | METH_KEYWORDS,
      "write($self, /, page_no, timeout=10.0, *, lsn=None)\n--\n\n"
      "Write a page: return a Write, which as a ``with`` block gives a private copy and publishes it when the block "
