@@ -18,7 +18,10 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 FILE = Path(__file__).with_name("bufferpool.json")
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-HERE = '{pool=~"$pool"}'
+MACHINE = 'job=~"$job", instance=~"$instance"'
+MATCH = f'{MACHINE}, pool=~"$pool"'
+HERE, THERE = f"{{{MATCH}}}", f"{{{MACHINE}}}"
+RUNBOOKS = "https://example.org/bufferpool/docs/runbooks/index.html"
 BYTES, RATIO, SECONDS, PER_SECOND, BYTES_PER_SECOND, COUNT = "bytes", "percentunit", "s", "ops", "binBps", "short"
 
 # Colours that mean the same in every panel.
@@ -84,8 +87,8 @@ def lines(
         made.max(top)
     if at_least is not None:
         made.axis_soft_max(at_least)
-    legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.LIST).show_legend(True)
-    made.legend(legend.placement(kinds.LegendPlacement.BOTTOM))
+    legend = common.VizLegendOptions().display_mode(kinds.LegendDisplayMode.TABLE).show_legend(True)
+    made.legend(legend.placement(kinds.LegendPlacement.BOTTOM).calcs(["lastNotNull", "max"]))
     made.tooltip(common.VizTooltipOptions().mode(kinds.TooltipDisplayMode.MULTI))
     for i, (expr, legend_format) in enumerate(queries):
         made.with_target(query(expr, legend_format, i))
@@ -121,13 +124,13 @@ def latency(what: str, title: str, about: str) -> heatmap.Panel:
 def rate(metric: str, by: str = "", more: str = "") -> str:
     """The rate per second of a counter, over the selected pools."""
     group = f"sum by ({by})" if by else "sum"
-    return f'{group} (rate(bufferpool_{metric}{{pool=~"$pool"{more}}}[$__rate_interval]))'
+    return f"{group} (rate(bufferpool_{metric}{{{MATCH}{more}}}[$__rate_interval]))"
 
 
 def in_bytes(metric: str, by: str, more: str = "") -> str:
     """A number of pages or frames, converted to bytes."""
     return (
-        f'sum by ({by}) (bufferpool_{metric}{{pool=~"$pool"{more}}} * on (job, instance, pool) group_left () '
+        f"sum by ({by}) (bufferpool_{metric}{{{MATCH}{more}}} * on (job, instance, pool) group_left () "
         f"bufferpool_page_size_bytes{HERE})"
     )
 
@@ -150,7 +153,7 @@ def glance() -> list[Any]:
                [(None, "blue")]),
         number("Given back", "Bytes given back to the kernel in the time shown, for all reasons.",
                f"sum(increase(bufferpool_reclaimed_bytes_total{HERE}[$__range]))", BYTES, [(None, "blue")]),
-        number("Clients", "Processes that are attached and alive.", 'sum(bufferpool_clients{pool=~"$pool", state="alive"})', COUNT,
+        number("Clients", "Processes that are attached and alive.", f'sum(bufferpool_clients{{{MATCH}, state="alive"}})', COUNT,
                [(None, "blue")]),
         number("Clients reaped", "Processes that ended without detaching in the time shown: killed, or out of memory. The pool loses nothing by "
                "it, but find out why they ended.",
@@ -196,7 +199,7 @@ def advice() -> bargauge.Panel:
         "pool. Where the bars stop growing, more memory does not help; where they hardly fall, memory can be given back."
     )
     for i, times in enumerate(BUDGETS):
-        expr = f'avg(bufferpool_advised_hit_ratio{{pool=~"$pool", budget="{times}"}})'
+        expr = f'avg(bufferpool_advised_hit_ratio{{{MATCH}, budget="{times}"}})'
         made.with_target(query(expr, f"{times} ×", i, instant=True))
     made.thresholds(
         dashboard.ThresholdsConfig()
@@ -220,6 +223,12 @@ def hits() -> list[Any]:
               top=1),
         lines("Resident pages by space", "How many pages of each space are in the pool.",
               BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}}: {{space}}"), stack=True),
+        lines("Read ahead", "Pages that scans and prefetch read before they were asked for, and those of them that were evicted unused: if many are, "
+              "less should be read ahead, or the pool is too small.",
+              PER_SECOND, (rate("prefetched_total"), "read ahead"), (rate("prefetched_unused_total"), "evicted unused")),
+        lines("Age of evicted pages", "How long evicted pages had not been used, on average. Seconds mean that the pool evicts what is needed again.",
+              SECONDS, (f"sum by (pool) (rate(bufferpool_eviction_age_seconds_sum{HERE}[$__rate_interval])) / "
+                        f"sum by (pool) (rate(bufferpool_eviction_age_seconds_count{HERE}[$__rate_interval]))", "{{pool}}")),
         advice(),
         lines("Read from the stores", "Bytes that misses and read-ahead loaded. What exceeds the misses is read-ahead.",
               BYTES_PER_SECOND, (rate("loaded_bytes_total", "pool"), "{{pool}}")),
@@ -240,9 +249,9 @@ def waiting() -> list[Any]:
         lines("Waits by cause", "load: for a page that another client is filling; writer: for another client's write of the page; memory: for "
               "the memory lock, which misses need; frame: because no frame was free.",
               PER_SECOND, (rate("waits_total", "reason"), "{{reason}}"), stack=True),
-        lines("Time spent waiting and loading", "Seconds that clients spend in each second, all of them together: 1 is one client that does "
-              "nothing else.",
-              SECONDS, *((rate(f"{what}_seconds_sum"), what) for what in ("load", "wait", "flush", "reclaim"))),
+        lines("Time spent waiting and loading", "The share of time that clients spend, all of them together: 100 % is one client that does "
+              "nothing else. sync is a part of flush.",
+              RATIO, *((rate(f"{what}_seconds_sum"), what) for what in ("load", "wait", "flush", "sync", "reclaim"))),
     ]  # fmt: skip
 
 
@@ -273,10 +282,10 @@ def clients() -> list[Any]:
 def machine() -> list[Any]:
     return [
         lines("Memory pressure of the machine", "The share of time in which some task, or all of them (full), waited for memory (PSI). The steward "
-              "gives memory back when it rises.", RATIO, ("rate(bufferpool_memory_pressure_seconds_total[$__rate_interval])", "{{state}}"), at_least=0.1),
+              "gives memory back when it rises.", RATIO, (f"rate(bufferpool_memory_pressure_seconds_total{THERE}[$__rate_interval])", "{{state}}"), at_least=0.1),
         lines("Shared memory and the machine", "Free memory in the tmpfs that holds the pools, and in the machine. Containers start with 64 MiB of "
-              "/dev/shm.", BYTES, ("bufferpool_shm_free_bytes", "free in the tmpfs"), ("bufferpool_shm_size_bytes", "size of the tmpfs"),
-              ("bufferpool_machine_available_bytes", "available in the machine")),
+              "/dev/shm.", BYTES, (f"bufferpool_shm_free_bytes{THERE}", "free in the tmpfs"), (f"bufferpool_shm_size_bytes{THERE}", "size of the tmpfs"),
+              (f"bufferpool_machine_available_bytes{THERE}", "available in the machine")),
     ]  # fmt: skip
 
 
@@ -289,6 +298,13 @@ ROWS = (
     ("Write-back", write_back),
     ("Clients", clients),
     ("The machine", machine),
+)
+
+# The name, the label and the series of each variable: each is chosen among those that the ones before it leave.
+VARIABLES = (
+    ("job", "Job", "bufferpool_build_info"),
+    ("instance", "Instance", 'bufferpool_build_info{job=~"$job"}'),
+    ("pool", "Pool", f"bufferpool_up{THERE}"),
 )
 
 # Grafana's Prometheus source has options for annotations that the SDK's type lacks.
@@ -308,9 +324,13 @@ def build() -> dict[str, Any]:
     board.description("Pools of bufferpool: memory, hits, latency, waiting, write-back, clients.")
     board.time("now-30m", "now").tooltip(models.DashboardCursorSync.CROSSHAIR)
     board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
-    pool = dashboard.QueryVariable("pool").label("Pool").datasource(SOURCE).query("label_values(bufferpool_up, pool)")
-    pool.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True).include_all(True).all_value(".*")
-    board.with_variable(pool.current(models.VariableOption(text="All", value="$__all")))
+    for name, label, series in VARIABLES:
+        variable = (
+            dashboard.QueryVariable(name).label(label).datasource(SOURCE).query(f"label_values({series}, {name})")
+        )
+        variable.refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED).multi(True).include_all(True).all_value(".+")
+        board.with_variable(variable.current(models.VariableOption(text="All", value="$__all")))
+    board.link(dashboard.DashboardLink("Runbooks").type(models.DashboardLinkType.LINK).url(RUNBOOKS).target_blank(True))
     for name in ANNOTATIONS:
         board.annotation(
             dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(ANNOTATIONS[name][1])

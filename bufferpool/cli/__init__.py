@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import signal
@@ -10,10 +11,8 @@ import threading
 from collections.abc import Iterator
 
 import bufferpool
-from bufferpool.cli import advise, bench, export, frame_map, manage, show, tools
-from bufferpool.cli.common import PLAIN, Commands, complain
+from bufferpool.cli.common import PLAIN, Commands, StoppedBySignal, complain
 from bufferpool.errors import BufferPoolError
-from bufferpool.replay.replay import ReplayStopped
 
 _ABOUT = """\
 A pool is one file in /dev/shm that any number of processes share. It outlives
@@ -38,13 +37,26 @@ exit codes: 0 success; 1 a failure, or a fault was found; 2 wrong usage;
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+# Which module has a command. Only that one is imported: the replay alone would take longer than `ls`.
+MODULES = {
+    "show": ("top", "ls", "stat", "spaces", "clients", "pins", "frames", "extents", "events", "check"),
+    "advise": ("advise",),
+    "frame_map": ("map",),
+    "manage": ("resize", "trim", "flush", "dirty", "discard", "drop", "remove", "gc", "steward", "rm"),
+    "export": ("export",),
+    "bench": ("bench",),
+    "tools": ("replay", "doctor", "completion"),
+}
+
+
+def make_parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of the whole command line, or of one command alone."""
     parser = argparse.ArgumentParser("bufferpool", description=_ABOUT, epilog=_EXAMPLES, formatter_class=PLAIN)
     parser.add_argument("--version", action="version", version=f"bufferpool {bufferpool.__version__}")
     commands = Commands(parser)
-    for module in (show, advise, frame_map, manage, export, bench, tools):
-        module.register(commands)
+    wanted = [name for name, has in MODULES.items() if command in has and command != "completion"]
+    for name in wanted or MODULES:
+        importlib.import_module(f"bufferpool.cli.{name}").register(commands)
     return parser
 
 
@@ -85,7 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     Wrong usage ends in SystemExit(2), as in argparse, SIGTERM in SystemExit(143).
     """
     _use_streams()
-    args = make_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = make_parser(words[0] if words else "").parse_args(words)
     try:
         with _ending_with_sigterm():
             code: int = args.run(args)
@@ -95,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except ReplayStopped as stopped:
+    except StoppedBySignal as stopped:
         complain(stopped)
         return 128 + stopped.signal
     except (BufferPoolError, OSError) as error:

@@ -20,6 +20,14 @@ PLAIN = argparse.RawDescriptionHelpFormatter
 Run = Callable[[argparse.Namespace], int]
 
 
+class StoppedBySignal(Exception):
+    """A signal ended a command, which has removed what it had made. ``signal`` is its number."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
 # ---- output ------------------------------------------------------------------------
 
 

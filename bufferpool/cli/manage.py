@@ -248,7 +248,11 @@ def _steward(args: argparse.Namespace) -> int:
         working_set=args.working_set,
     )
     with attach(args) as pool, _printing_log(args.json):
-        LOG.info("pool %r, the steward begins", args.name)
+        begins = f"steward of {args.name}, until interrupted"
+        if args.json:
+            LOG.info("%s", begins)
+        else:
+            tell(begins)
         run(pool.client, settings)
         unsaved = sum(read_unsaved(pool).values())
         LOG.info("pool %r was removed, and no other process is attached: the steward ends", args.name)

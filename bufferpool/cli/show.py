@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import pwd
 import sys
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def _row(found: segment_file.Found, directory: str | None) -> dict[str, Any] | N
         "clients": None,
         "unsaved_pages": None,
         "kernel_bytes": found.kernel_bytes,
+        "owner": user_name(found.owner),
         "trouble": found.trouble,
     }
     if found.trouble:
@@ -71,6 +73,14 @@ def _row(found: segment_file.Found, directory: str | None) -> dict[str, Any] | N
         return {**row, "trouble": str(error)}
 
 
+def user_name(uid: int) -> str:
+    """The name of a user, or its number where there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
 def _ls(args: argparse.Namespace) -> int:
     found = list(segment_file.find(args.directory))
     rows = [row for row in (_row(one, args.directory) for one in found) if row is not None]
@@ -84,11 +94,12 @@ def _ls(args: argparse.Namespace) -> int:
     def cell(value: int | None, form: Callable[[float], str]) -> str:
         return "-" if value is None else form(value)
 
-    table = [("NAME", "PAGE", "RESIDENT", "BUDGET", "CLIENTS", "UNSAVED", "KERNEL", "STATE")]
+    table = [("NAME", "OWNER", "PAGE", "RESIDENT", "BUDGET", "CLIENTS", "UNSAVED", "KERNEL", "STATE")]
     for row in rows:
         table.append(
             (
                 row["name"],
+                row["owner"],
                 cell(row["page_size"], str),
                 cell(row["resident_bytes"], format_size),
                 cell(row["budget_bytes"], format_size),
@@ -98,7 +109,7 @@ def _ls(args: argparse.Namespace) -> int:
                 row["trouble"] or ("in use" if row["clients"] else "nobody attached"),
             )
         )
-    print_table(table, right=range(1, 7))
+    print_table(table, right=range(2, 8))
     return 0
 
 

@@ -5,9 +5,9 @@ import sys
 from dataclasses import asdict
 
 from bufferpool.cli import doctor
-from bufferpool.cli.common import Commands, print_json, size, tell
+from bufferpool.cli.common import Commands, StoppedBySignal, print_json, size, tell
 from bufferpool.errors import BufferPoolError
-from bufferpool.replay.replay import DEMO_REPEAT, Options, replay
+from bufferpool.replay.replay import DEMO_REPEAT, Options, ReplayStopped, replay
 
 _DEMO = Options(repeat=DEMO_REPEAT)
 
@@ -24,7 +24,10 @@ def _replay(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     if args.demo:
         print("demo: TPC-C on SQLite, 400,000 page accesses, replayed", options.repeat, "times", file=out)
-    report = replay(options, out)
+    try:
+        report = replay(options, out)
+    except ReplayStopped as stopped:
+        raise StoppedBySignal(str(stopped), stopped.signal) from stopped
     if args.json:
         print_json(asdict(report))
     else:

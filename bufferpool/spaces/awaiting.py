@@ -6,16 +6,20 @@ space are busy, pages wait, and the next thread takes all of them. So ten thousa
 threads, and a file is read at the depth of its device.
 """
 
-import asyncio
+from __future__ import annotations
+
 import contextlib
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bufferpool._locks import Lock
+
+if TYPE_CHECKING:  # imported by the functions: it would double the time that a program without it takes to begin
+    import asyncio
 
 Array = npt.NDArray[Any]
 Answer = tuple[int, Array | BaseException]  # a page number, and the page or why there is none
@@ -45,8 +49,10 @@ class Awaited:
         self._busy = 0
         self._scheduled = False
 
-    def page(self, page_no: int) -> "asyncio.Future[Array]":
+    def page(self, page_no: int) -> asyncio.Future[Array]:
         """A future of the page, for a coroutine of the loop."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Array] = loop.create_future()
         group = self._loading.get(page_no)
@@ -81,7 +87,9 @@ class Awaited:
             del self._waiting[page_no]
         return wanted
 
-    def _done(self, numbers: list[int], done: "asyncio.Future[list[Answer]]") -> None:
+    def _done(self, numbers: list[int], done: asyncio.Future[list[Answer]]) -> None:
+        import asyncio
+
         self._busy -= 1
         error = asyncio.CancelledError() if done.cancelled() else done.exception()
         answers = [(n, error) for n in numbers] if error is not None else done.result()
@@ -120,6 +128,8 @@ class Loops:
         self._awaited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Awaited] = weakref.WeakKeyDictionary()
 
     def of(self, make: Callable[[asyncio.AbstractEventLoop], Awaited]) -> Awaited:
+        import asyncio
+
         loop = asyncio.get_running_loop()
         with self._lock:
             found = self._awaited.get(loop)
@@ -130,6 +140,8 @@ class Loops:
 
 async def read_many(read: Callable[[], Array], there: npt.NDArray[np.bool_]) -> Array:
     """Calls ``read`` at once if all of its pages are in the pool, else in a thread of the loop's default executor."""
+    import asyncio
+
     if there.all():
         return read()
     return await asyncio.get_running_loop().run_in_executor(None, read)

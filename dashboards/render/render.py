@@ -31,7 +31,13 @@ STEP_S = 2
 
 
 def filled(expr: str) -> str:
-    for name, value in {"$__rate_interval": "8s", "$__range": "10m", "$pool": POOL}.items():
+    for name, value in {
+        "$__rate_interval": "8s",
+        "$__range": "10m",
+        "$pool": POOL,
+        "$job": ".+",
+        "$instance": ".+",
+    }.items():
         expr = expr.replace(name, value)
     return expr
 

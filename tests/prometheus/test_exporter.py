@@ -4,8 +4,10 @@ import asyncio
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
 
 import bufferpool as bp
+from bufferpool.prometheus import collector
 from bufferpool.prometheus import server as exporter
 from bufferpool.prometheus.collector import PoolCollector
 from tests.conftest import EXTENT, PAGE, SHM, remove, wait_until
@@ -221,3 +224,103 @@ def test_a_name_that_is_no_utf8_is_shown(pools):
     finally:
         pool.close()
         remove(SHM / raw)
+
+
+# ---- the exporter's pages -------------------------------------------------------------------
+
+
+@pytest.fixture
+def served(make_pool):
+    pool = make_pool()
+    server, thread = exporter.serve(pool.name, port=0)
+    yield pool, server.server_port
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+    finally:
+        connection.close()
+
+
+def test_the_exporter_has_a_page_with_links(served):
+    """Every path was the metrics: a person who opened the address saw thousands of lines."""
+    pool, port = served
+    status, headers, body = ask(port, "/")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/html")
+    assert b'href="/metrics"' in body
+    assert b'href="/healthz"' in body
+    assert pool.name.encode() in body
+    assert bp.__version__.encode() in body
+    assert ask(port, "/nothing")[0] == 404
+    assert ask(port, "/", "POST")[0] == 405
+
+
+def test_names_on_the_page_are_escaped(make_pool):
+    page = exporter._page(("<script>alert(1)</script>",), None).decode()
+    assert "<script>" not in page
+    assert "there is no such pool" in page
+
+
+def test_healthz_reads_no_pool(served, monkeypatch):
+    """A probe that scrapes every pool each second costs more than the scrapes."""
+    _, port = served
+    monkeypatch.setattr(collector, "read_snapshot", lambda *_: pytest.fail("a pool was read"))
+    assert ask(port, "/healthz")[::2] == (200, b"ok\n")
+
+
+def test_head_works_on_each_page(served):
+    """It was 405."""
+    _, port = served
+    for path in ("/", "/metrics", "/healthz"):
+        status, _, body = ask(port, path, "HEAD")
+        assert (status, body) == (200, b""), path
+
+
+def test_the_exporter_has_its_own_metrics_and_one_family_alone(served):
+    pool, port = served
+    body = ask(port, "/metrics")[2].decode()
+    assert "process_cpu_seconds_total" in body
+    assert "bufferpool_build_info" in body
+    one = ask(port, "/metrics?name[]=bufferpool_up")[2].decode()
+    assert {line.split("{")[0] for line in one.splitlines() if not line.startswith("#")} == {"bufferpool_up"}
+    assert pool.name in one
+
+
+def test_https(make_pool, tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here")
+    key, certificate = str(tmp_path / "key"), str(tmp_path / "cert")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    server, _ = exporter.serve(make_pool().name, port=0, tls=(certificate, key))
+    try:
+        context = ssl.create_default_context(cafile=certificate)
+        address = f"https://127.0.0.1:{server.server_port}/healthz"
+        with urllib.request.urlopen(address, timeout=60, context=context) as answer:
+            assert answer.read() == b"ok\n"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_once_of_a_pool_that_is_not_there_fails(pool_name):
+    """It printed bufferpool_up 0 and ended with 0: the textfile collector's job was green for ever."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bufferpool.cli", "export", "--once", pool_name],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "there is no pool" in done.stderr

@@ -191,6 +191,17 @@ class Top(App[None]):
             return
         self.before = self.last if self.last is not None and self.last.uuid == now.uuid else None
         self.last = now
+        self._show(now)
+
+    def on_resize(self) -> None:
+        """Draws the figures anew for the new size, the first one too, without another look at the pool."""
+        self.call_after_refresh(self._show_last)
+
+    def _show_last(self) -> None:
+        if self.last is not None and self.query("#head"):
+            self._show(self.last)
+
+    def _show(self, now: Snapshot) -> None:
         self._show_memory(now)
         self._show_rates(now)
         self._show_spaces(now)
@@ -263,7 +274,7 @@ class Top(App[None]):
         for s in now.stats.spaces:
             was = seen.get((s.name, s.owner), s)
             hits, misses = (s.hits - was.hits) / span, (s.misses - was.misses) / span
-            ratio = hit_ratio(s.hits, s.misses)
+            ratio = hit_ratio(hits, misses)  # of the same time as the rates beside it
             rows.append((s.shown_name, s.kind, s.pages, s.resident, s.dirty, hits, misses, ratio))
         by_text = self.sort_by < 2
         rows.sort(key=lambda row: row[self.sort_by] if by_text else -float(row[self.sort_by] or 0))

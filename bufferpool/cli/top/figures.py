@@ -16,6 +16,7 @@ PARTS = (
     ("dirty", colours.DIRTY),
     ("clean", colours.CLEAN),
     ("retired", colours.RETIRED),
+    ("busy", colours.BUSY),
     ("free", colours.FREE),
     ("given back", colours.HOLE),
 )
@@ -76,10 +77,9 @@ def legend(parts: list[tuple[str, str, str]]) -> Text:
 
 
 def memory_parts(stats: PoolStats) -> dict[str, int]:
-    """The bytes of each part of the memory bar; their sum is the upper bound of the budget."""
+    """The bytes of each part of the memory bar: the states of ``bufferpool_frames``; holes were given back."""
     shown, size = stats.frames.shown(), stats.page_size
-    free, hole = shown.pop("free") + shown.pop("busy"), shown.pop("hole")
-    return {name: n * size for name, n in (shown | {"free": free, "given back": hole}).items()}
+    return {"given back" if name == "hole" else name: n * size for name, n in shown.items()}
 
 
 def brief(size: int) -> str:
