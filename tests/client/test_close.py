@@ -96,7 +96,7 @@ def test_a_forked_child_of_a_block_that_has_ended_keeps_its_pages():
 def test_an_explicit_close_still_says_that_arrays_look():
     pool = bp.Pool.create(new_name(), 64 * PAGE, page_size=PAGE)
     page = pool.open_scratch("work", 4)[0]
-    with pytest.raises(BufferError, match=r"arrays still look.*loop variable.*_ .*with pool"):
+    with pytest.raises(BufferError, match=r"arrays over its pages exist.*loop variable.*_ .*with pool"):
         pool.close()
     assert pool.check() == []
     del page

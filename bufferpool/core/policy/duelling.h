@@ -1,16 +1,16 @@
-// Which mode of the replacement policy the pool is in.
+// Duelling: chooses the mode of the replacement policy.
 //
-// One miniature pool for each mode sees the references to the same sampled pages. What the pool itself missed counts
-// for the mode that it is in, and not what that mode's miniature missed: the pool may be stuck in a state that its
-// miniature never came to. For each other mode a one-sided cumulative sum (CUSUM: Page, Continuous Inspection Schemes,
+// There is one miniature pool for each mode; all see the references to the same sampled pages. For the present mode the
+// misses of the pool itself count, not those of its miniature, because the pool may be stuck in a state that the
+// miniature never reached. For each other mode a one-sided cumulative sum (CUSUM: Page, Continuous Inspection Schemes,
 // Biometrika 1954) adds up by how much it misses less often, less 5 % of the mean of both, which is what makes modes
 // that are equally good stand still. The first lead above half of a miniature's frames changes the mode.
 //
-// A change soon after the last one doubles the lead that the next one needs, up to 16 times: where pinned pages take
-// frames from the pool, all miniatures look better than the pool is, and it must not change for ever.
+// A change soon after the last one doubles the lead that the next one needs, up to 16 times: when pinned pages take
+// frames from the pool, all miniatures seem better than the pool, and it must not change the mode endlessly.
 //
-// Which references the miniatures see: every miss on a sampled page, and a hit if it is the page's first in its unit of
-// reference (Alr::tag), which is when a hit writes to the frame's slot anyway.
+// The miniatures see every miss on a sampled page, and a hit if it is the page's first in its unit of
+// time (Alr::tag), because then a hit writes to the frame's slot anyway.
 #pragma once
 
 #include "layout/duel.h"
@@ -20,16 +20,16 @@ namespace bp {
 
 // The duel of one pool, for the client that holds its memory lock.
 class Duelling {
-    static constexpr double HANDICAP = 0.05;  // of the misses
+    static constexpr double HANDICAP = 0.05;  // the share of the misses that is subtracted
     static constexpr u32 DOUBLINGS_MOST = 4;
-    static constexpr u32 CALM = 4;  // turnovers of a miniature between two changes that are not too soon
+    static constexpr u32 CALM = 4;  // a change is "soon" within so many turnovers of a miniature
     Duel& d_;
     SampledPages<DuelRow> pages_;
 
 public:
     explicit Duelling(Duel& d) : d_(d), pages_(d.rows, DUEL_ROWS, d.index, DUEL_SLOTS, d.first_free) {}
 
-    // One page in 2^shift is sampled in a pool of so many frames; 32: none.
+    // The shift for a pool of so many frames: one page in 2^shift is sampled; 32: none.
     static constexpr u32 shift_of(u32 frames) {
         if (frames < 2 * DUEL_LEAST) return 32;
         u32 shift = 0;
@@ -38,8 +38,8 @@ public:
     }
     static constexpr bool samples(u32 shift, u32 page) { return shift < 32 && is_sampled(page, shift); }
 
-    // A reference to a page that is sampled. `missed`: the pool had not got it; `known`: it was evicted by the policy,
-    // or has never been here. True: the pool is in another mode now.
+    // Counts a reference to a sampled page. `missed`: the pool did not have it; `known`: the policy evicted it,
+    // or it was never in the pool. True: the mode has changed.
     template <class Env>
     bool reference(Alr<Env>& policy, PolicyState& state, u32 page, u32 kind, bool missed, bool evicted) {
         u32 shift = shift_of(state.frames), frames = policy.shared() >> (shift & 31);
@@ -53,7 +53,7 @@ public:
         bool miss[MODES];
         for (u32 mode = 0; mode < MODES; mode++) miss[mode] = refer(mode, frames, row, kind);
         u32 now = policy.mode();
-        // A page that is gone without having been evicted was dropped: no mode could have kept it.
+        // A page that left the pool without being evicted was dropped: no mode could have kept it.
         if (missed && !evicted && !miss[now]) return false;
         miss[now] = missed;
         d_.misses += missed;
@@ -64,7 +64,7 @@ public:
     }
 
 private:
-    // Another budget: the sample is another one. Which changes were too soon is remembered.
+    // Adapts to another budget, for which the sample changes. The record of soon changes is kept.
     void start(u32 frames, u32 shift) {
         bool anew = d_.frames == 0 || shift != d_.shift.load_relaxed();
         d_.frames = frames;

@@ -31,9 +31,9 @@
 // the cold ring has more than half of the pool, pages are used for a while
 // and then no more, so one reference does not make a page hot then.
 //
-// This is the adaptive mode. Two patterns make it slow or get it stuck, so there are two more modes, and a duel
-// between miniature pools chooses (duelling.h): MODE_RECENCY has the cold ring alone, and keeps what was used last;
-// MODE_LOOP has a small cold ring and a split that does not move.
+// This is the adaptive mode. For two patterns of references it adapts slowly or not at all, so there are two more
+// modes, and a duel between miniature pools chooses (duelling.h): MODE_RECENCY has the cold ring alone, and keeps what
+// was used last; MODE_LOOP has a small cold ring and a split that does not move.
 //
 // Everything here runs under the memory lock. After a death the rings are
 // repaired from the entries: an element is valid only while its page's entry
@@ -114,7 +114,7 @@ public:
         bound_target();
     }
 
-    // Another mode, and the cold ring's target size with it.
+    // Sets the mode, and the cold ring's target size for it.
     void set_mode(u32 mode, u32 cold_target) {
         s_.mode = mode;
         s_.cold_target = cold_target;
@@ -131,7 +131,7 @@ public:
         s_.now = (s_.now + 1) & STAMP_MASK;
         i64 step = 1 + s_.frames / 1000, window = i64(s_.frames) * WINDOW / 100;
         if (mode() != MODE_ADAPTIVE) {
-            // No votes: the split is the mode's.
+            // Ghosts do not vote: the mode fixes the split.
         } else if (ghost == Ghost::COLD) {
             drop_gone(RING_COLD);
             if (missed_cold_by(stamp, window)) move_split(step);

@@ -1,5 +1,5 @@
-// A table of sampled pages, and the state that each of them has in N miniature pools: what the advice's shadows
-// (shadows.h) and the duel of modes (duelling.h) are made of. A row holds one page:
+// A table of sampled pages, with the state of each page in N miniature pools. The advice's shadows
+// (shadows.h) and the duel of modes (duelling.h) use it. A row has one page:
 //
 //   page:32 | state of the page in each miniature pool, 32 bits each:
 //
@@ -9,7 +9,7 @@
 //    +------+--------+-----------------------+-----------+-------+
 //      st  0 never seen, 1 in the cold ring, 2 in the hot ring, 3 a ghost
 //
-// The rows lie in the segment and may be damaged: no value of theirs serves as an index before it has been checked,
+// The rows are in the segment and may be damaged: a value is checked before it is used as an index,
 // and every loop is bounded by the size of a table.
 #pragma once
 
@@ -36,12 +36,12 @@ constexpr u32 ghost(Ghost kind, u32 stamp) {
     return u32(EVICTED) << SHIFT | (kind == Ghost::HOT ? HOT_GHOST : 0) | (stamp & STAMP);
 }
 constexpr Ghost kind(u32 w) { return state(w) != EVICTED ? Ghost::NONE : w & HOT_GHOST ? Ghost::HOT : Ghost::COLD; }
-// How long ago, by the counter that the kind of ghost goes by.
+// The age of a ghost: in misses for a cold one, in evictions from the hot ring for a hot one.
 constexpr u32 age(u32 w, const PolicyState& s) { return ((w & HOT_GHOST ? s.hev : s.now) - w) & STAMP; }
 constexpr u32 stamp(u32 w, const PolicyState& s) { return ((w & HOT_GHOST ? s.hev : s.now) - age(w, s)) & STAMP_MASK; }
 }  // namespace state_word
 
-// What the policy sees of miniature pool `i`; a "page" is the number of a row.
+// The policy's Env for miniature pool `i`; a "page" is the number of a row.
 template <class Row>
 struct MiniatureEnv {
     Row* rows;
@@ -69,7 +69,7 @@ struct MiniatureEnv {
     bool set_aside(u32, Ring) { return false; }
 };
 
-// A miniature pool of `frames` frames, whose state and rings lie in the segment.
+// A miniature pool of `frames` frames, whose state and rings are in the segment.
 template <class Row>
 class Miniature {
     MiniatureEnv<Row> env_;
@@ -83,13 +83,13 @@ public:
 
     Miniature(const Miniature&) = delete;  // the policy refers to the environment beside it
 
-    // The mode and the size that it is to have.
+    // Sets the mode and the size.
     void configure(u32 mode) {
         if (state_.frames != frames_) policy_.set_frames(frames_);
         if (state_.mode != mode) policy_.set_mode(mode, mode == MODE_LOOP ? frames_ / 50 : state_.cold_target);
     }
 
-    // Evicts what is too much.
+    // Evicts pages until they fit.
     void fit() {
         for (u32 n = 0; n < 2 * env_.capacity() && state_.cold.count + state_.hot.count > frames_; n++)
             policy_.evict(4 * env_.capacity());
@@ -97,7 +97,7 @@ public:
 
     void purge() { policy_.purge(); }
 
-    // True: the page was not resident, and is now.
+    // References a page. True: it was not resident, and is now.
     bool reference(u32 row, u32 kind) {
         u32& w = env_.rows[row].state[env_.i];
         if (!state_word::is_resident(w)) return load(row, kind), true;
@@ -148,7 +148,7 @@ public:
 
     bool is_full() const { return first_free_ >= n_rows_; }
 
-    // A row for a page that has none; NONE if all rows are taken.
+    // Adds a row for a page; NONE if all rows are used.
     u32 add(u32 page) {
         u32 row = first_free_;
         if (row >= n_rows_) return NONE;
@@ -158,7 +158,7 @@ public:
         return row;
     }
 
-    // Drops the rows that `keeps(row)` does not want.
+    // Drops the rows for which `keeps(row)` is false.
     template <class Keeps>
     void retain(Keeps keeps) {
         for (u32 r = 0; r < n_rows_; r++)
@@ -175,7 +175,7 @@ public:
         }
     }
 
-    // Drops the rows that none of the `n` miniature pools has as resident, and all of whose ghosts are older than
+    // Drops the rows that are resident in none of the `n` miniature pools, and whose ghosts are all older than
     // `ages` times the frames of their pool.
     void drop_older(u32 ages, const PolicyState* pools, u32 n) {
         retain([&](const Row& row) {
@@ -190,7 +190,7 @@ public:
         });
     }
 
-    // Makes at least an eighth of the rows free, the oldest ghosts first; false if that many are resident.
+    // Frees at least an eighth of the rows, the oldest ghosts first; false if too many are resident.
     bool purge(const PolicyState* pools, u32 n) {
         for (u32 ages : {5, 2, 1, 0}) {
             drop_older(ages, pools, n);

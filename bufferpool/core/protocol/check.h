@@ -1,6 +1,6 @@
-// The invariants, all of them, while others work. What is read without a lock
-// may be in motion: a finding counts only if it stands in several passes, and a
-// state that a living client's intent covers is no finding.
+// Checks every invariant while other processes use the pool. What is read without a lock
+// may be changing: a finding counts only if several passes find it, and a
+// state that a living client's intent covers is not a finding.
 #pragma once
 
 #include <cstdarg>
@@ -38,12 +38,12 @@ inline const char* name(EntryState s) {
     return names[s & 3];
 }
 
-// One that has died and is not reaped yet counts: what it has left is for its reaper, and no contradiction.
+// Whether a client has not been reaped: the state that a dead client has left is no contradiction before that.
 inline bool is_live_client(Segment& s, u32 c) {
     return c >= 1 && c <= s.g.max_clients && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE;
 }
 
-// Frames and pages that an operation under way may have between two states.
+// The frames and pages that an operation under way may be changing.
 struct InMotion {
     Vec<u32> frames, pages;
     bool lost = false;  // there was no memory for some
@@ -125,7 +125,7 @@ inline void check_entries(Segment& s, Findings& out) {
     }
 }
 
-// What the memory lock protects, exactly: nobody changes it meanwhile.
+// Checks what the memory lock protects, under that lock: it does not change meanwhile.
 inline void check_memory(Segment& s, Findings& out) {
     Vec<u32> in_ring[4];
     for (Ring r : {RING_COLD, RING_HOT}) out.lost |= !in_ring[r].reserve(ring_capacity(s.g, s.ready));
@@ -161,7 +161,7 @@ inline void check_memory(Segment& s, Findings& out) {
     unlock_memory(s);
 }
 
-// NO_MEMORY: what was found is not all.
+// NO_MEMORY: some findings are missing.
 inline Status check(Segment& s, int passes, Findings& standing) {
     s.has_frame(s.g.max_frames - 1);
     for (int i = 0; i < passes; i++) {

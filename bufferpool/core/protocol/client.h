@@ -1,7 +1,7 @@
-// Clients: taking a slot, leaving it, and handing one to a forked child. (Reaping the dead: reap.h.)
+// Clients: attaching in a slot, detaching, and the slot of a forked child. (For dead clients see reap.h.)
 //
-// A client is alive while somebody holds its byte lock. A process that attaches when every slot is taken takes the slot
-// of a dead client: it ends that client's business as reaper of itself, and starts anew in the slot.
+// A client is alive while its byte lock is held. A process that attaches when every slot is in use takes the slot
+// of a dead client: it takes that client's number, reaps it, and starts anew in the slot.
 #pragma once
 
 #include "protocol/reap.h"
@@ -10,7 +10,7 @@ namespace bp {
 
 // ---- taking a slot -----------------------------------------------------------
 
-// A fresh start in a slot whose byte lock `fd` holds and whose state is FREE.
+// Initialises a slot whose byte lock `fd` holds and whose state is FREE.
 inline void start_client(Segment& s, u32 c) {
     Client& slot = s.clients[c - 1];
     auto counters = reinterpret_cast<Atomic<u64>*>(&slot.counters);
@@ -23,7 +23,7 @@ inline void start_client(Segment& s, u32 c) {
         intent.waits.store_relaxed(intent.waits.load_relaxed() >> 32 << 32);
     }
     for (Failure& failure : slot.failures) failure.about.store_relaxed(0);
-    // Whoever sums and sees one of these two sees zeros in the counters.
+    // A process that sums the counters and sees one of these two stores also sees zeros in the counters.
     slot.generation.store_release(slot.generation.load_relaxed() + 1);
     slot.folded.store_release(0);
     slot.unlocked.store_relaxed(0);
@@ -35,9 +35,9 @@ inline void start_client(Segment& s, u32 c) {
     BP_POINT("attach.live");
 }
 
-// Claims a free slot for the description `fd`, whose lock on the slot's byte
-// says from now on that the client lives. 0 when there is none. The last slots are for guests: forked
-// children that find no other.
+// Takes a free slot for the description `fd`, whose lock on the slot's byte
+// shows from now on that the client lives. Returns 0 when there is none. The last slots are for guests: forked
+// children that find no other slot.
 inline u32 claim_slot(Segment& s, int fd, bool guest = false) {
     u32 own = s.g.max_clients - s.g.guests;
     for (u32 c = guest ? own + 1 : 1; c <= (guest ? s.g.max_clients : own); c++) {
@@ -48,7 +48,7 @@ inline u32 claim_slot(Segment& s, int fd, bool guest = false) {
             start_client(s, c);
             return c;
         }
-        prim::unlock_byte(fd, LOCKS_AT + long(c));  // taken and died in between
+        prim::unlock_byte(fd, LOCKS_AT + long(c));  // another client took the slot and died meanwhile
     }
     return 0;
 }
@@ -72,8 +72,8 @@ inline void detach(Segment& s) {
     s.become(0);
 }
 
-// Makes this mapping a client, in a free slot or in that of a dead client. `error`: why no lock could be had,
-// where that is not that somebody has it.
+// Makes this mapping a client, in a free slot or in that of a dead client. `error`: why the byte lock could not be
+// taken, if not because another client has it.
 inline Status attach(Segment& s, int& error) {
     s.become(claim_slot(s, s.fd));
     for (u32 c = 1; s.me == 0 && c <= s.g.max_clients - s.g.guests; c++) {
@@ -106,9 +106,10 @@ inline Status attach(Segment& s) {
 
 // ---- fork ----------------------------------------------------------------------
 
-// Before a fork: a slot for the child, whose byte `fd` holds, with a pin for each frame that `each_pin(visit)` visits.
-// 0: no slot is free, or there is no memory for its pins. `fd` is the child's own description: until the child is
-// there, its byte lock alone says that it lives. Or it is ours, and the child has none (`unlocked`).
+// Takes a slot for the child before a fork, with a pin for each frame that `each_pin(visit)` visits.
+// 0: no slot is free, or there is no memory for its pins. `fd` holds the slot's byte. It is the child's own
+// description: until the child runs, only its byte lock shows that it lives. Or it is the parent's, and the child has
+// none (`unlocked`).
 template <class Each>
 u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlocked = false) {
     u32 c = claim_slot(s, fd, guest);

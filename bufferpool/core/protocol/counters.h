@@ -1,12 +1,12 @@
-// Counters: how those of a departed client get into the totals, and how all are summed.
+// Counters: how those of a departed client are added to the totals, and how all are summed.
 //
-// The totals stand twice in the header. A fold fills the inactive copy and makes it
+// The header has two copies of the totals. A fold fills the inactive copy and makes it
 // active by one store of `folded`, which names the client too:
 //
 //   fill totals[1 - copy] · folded = (1 - copy, client, generation) · client's `folded` = 1
 //
-// So a client is counted once at every moment: in its slot until the store, in the
-// totals from it on, also if a client dies in between. A sum never goes backwards.
+// So a client is counted exactly once at every moment: in its slot before the store, in the
+// totals after it, even if the folding client dies in between. A sum never decreases.
 #pragma once
 
 #include <algorithm>
@@ -16,8 +16,8 @@
 
 namespace bp {
 
-// Adds a client's counters to the totals, exactly once however often it is
-// tried. Under the memory lock.
+// Adds a client's counters to the totals, exactly once even if it is called several times.
+// Needs the memory lock.
 inline void fold_counters(Segment& s, u32 c) {
     Client& slot = s.clients[c - 1];
     u64 name = u64(c) << 1 | slot.generation.load_relaxed() << 16;

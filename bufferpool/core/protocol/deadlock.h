@@ -1,5 +1,5 @@
-// Loads that wait for each other. A loader is the user's code, and may ask for other pages: while its
-// thread waits for one that somebody else loads, the intents of all its loads say for which. So a thread that
+// Loads that wait for each other. A loader is the user's code, and may use other pages: while its
+// thread waits for a page that another thread loads, the intents of all its loads name that page. So a thread that
 // is about to wait follows the chain, across threads and processes:
 //
 //   page -> LOADING(client) -> that client's intent to load it -> the page that it waits for -> ...
@@ -11,8 +11,8 @@
 //                 | number of the wait | page + 1; 0: none |
 //                 +--------------------+-------------------+
 //
-// No false alarm: an intent that says the same twice, with the number, said so all the while in between. The
-// chain is followed twice, one time after the other; so all of it stood at one time.
+// There is no false alarm: an intent with the same value twice, number included, did not change in between. The
+// chain is followed twice, one time after the other; so the whole chain existed at one moment.
 #pragma once
 
 #include "protocol/operation.h"
@@ -25,7 +25,7 @@ inline bool is_load(const Intent& in) {
     return op == u32(Op::LOAD) || op == u32(Op::LOAD_MANY);
 }
 
-// All loads of this thread wait for `page`, as long as this object lives.
+// While this object lives, the intents of all loads of this thread say that they wait for `page`.
 class LoadsWait {
     Segment& s_;
     bool any_ = false;
@@ -49,7 +49,7 @@ public:
     ~LoadsWait() {
         if (any_) each_load([](u64 w) { return w >> 32 << 32; });
     }
-    bool any() const { return any_; }  // does this thread load anything?
+    bool any() const { return any_; }  // whether this thread loads any page
 };
 
 struct WaitingLoad {
@@ -57,10 +57,10 @@ struct WaitingLoad {
     u64 waits;
     bool operator==(const WaitingLoad&) const = default;
 };
-constexpr u32 CHAIN_MOST = 256;  // loads in a ring that is found
+constexpr u32 CHAIN_MOST = 256;  // the longest cycle of loads that is found
 
-// Follows the chain from `page`. How many loads of others it leads through before one of this thread; -1 if
-// it does not come to one.
+// Follows the chain from `page`. Returns how many loads of other threads precede one of this thread; -1 if
+// it does not reach one.
 inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
     for (u32 n = 0; n < CHAIN_MOST; n++) {
         if (!s.has_page(page)) return -1;
@@ -68,7 +68,8 @@ inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
         u32 c = entry::owner(e);
         if (entry::state(e) != LOADING || !seems_alive(s, c)) return -1;
         Intent *intents = s.clients[c - 1].intents, *load = intents;
-        if (u32 n = entry::among(e)) load += n - 1;  // it is loaded together with others: the entry says by which
+        // it is loaded together with other pages: the entry has the operation's number
+        if (u32 n = entry::among(e)) load += n - 1;
         else
             while (load < intents + OPS && !(load->page.load_relaxed() == page && is_load(*load))) load++;
         if (load >= intents + OPS || !is_load(*load)) return -1;
@@ -79,8 +80,8 @@ inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
     return -1;
 }
 
-// Would waiting for this page never end? (The numbers of waits come round after 2^32 of them, so what took a thread
-// that was stopped longer than that many waits can take is not believed: it will look again after a slice.)
+// Would waiting for this page never end? (The numbers of waits wrap around after 2^32. So a result is not used if this
+// thread was stopped for longer than so many waits take: it checks again after a slice.)
 [[gnu::noinline]] inline bool waits_for_us(Segment& s, u32 page) {
     WaitingLoad once[CHAIN_MOST], again[CHAIN_MOST];
     u64 since = prim::now_ns();

@@ -1,4 +1,4 @@
-// Dropping pages: without write-back, whatever they hold.
+// Dropping pages: without write-back, even if they are dirty.
 #pragma once
 
 #include "protocol/deadlock.h"
@@ -69,8 +69,8 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
     return status;
 }
 
-// Drops the clean pages of a range (a file that somebody else has changed):
-// readers keep what they have pinned, and the next reader loads anew.
+// Drops the clean pages of a range (of a file that another program has changed):
+// readers keep their pinned versions, and the next reader loads the page again.
 inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;

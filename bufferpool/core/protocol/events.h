@@ -1,4 +1,4 @@
-// The ring of events: what was decided about the pool's memory, and why.
+// The ring of events: decisions about the pool's memory, deaths and failures, with their reasons.
 #pragma once
 
 #include <cstring>
@@ -7,9 +7,10 @@
 
 namespace bp {
 
-constexpr u32 KIND_REAPED = 6, REASON_DIED = 8;  // of bufferpool/figures/events.py
+constexpr u32 KIND_REAPED = 6, REASON_DIED = 8;  // EventKind.REAPED, EventReason.DIED of figures/names.py
 
-// Which space failed, and how: the low bits of its generation, for the slot may be another's when the event is read.
+// The space of a failure, and the errno. It has the low bits of the generation, because another space may have the slot
+// when the event is read.
 //
 //    31        22 21       13 12            0
 //   +------------+-----------+---------------+
@@ -20,8 +21,8 @@ struct Origin {
     u64 page = 0;  // from 1; 0: none
 };
 
-// The number of a whole event, with a sum over its fields above it: a poster that was stopped for a turn of the
-// ring writes into a later event, under that one's number.
+// The number of a complete event, with a checksum over its fields in the bits above: a poster that was stopped while
+// the ring wrapped around would otherwise write into a later event, under that event's number.
 constexpr u64 EVENT_NUMBER = (u64(1) << 40) - 1;
 inline u64 event_mark(const Event& e, u64 number) {
     u64 sum = fnv(fnv(FNV_START, &number, sizeof number), reinterpret_cast<const u8*>(&e) + sizeof e.number,
@@ -37,7 +38,7 @@ struct NewEvent {
     Origin origin{};
 };
 
-// Any client may post, at any time, and die while it does: see struct Event.
+// Records an event. Any client may post at any time, and may die meanwhile: see struct Event.
 inline void post_event(Segment& s, const NewEvent& made) {
     u64 n = s.header->events.add_seq_cst(1);
     if (made.kind < EVENT_KINDS && made.reason < EVENT_REASONS)
@@ -63,7 +64,7 @@ inline void post_event(Segment& s, const NewEvent& made) {
     place.number.store_release(event_mark(e, n + 1));
 }
 
-// Copies the whole events, oldest first, into `out` (room for EVENTS of them); returns how many.
+// Copies the complete events, oldest first, into `out` (room for EVENTS of them); returns how many.
 inline u32 read_events(Segment& s, Event* out) {
     u64 end = s.header->events.load_seq_cst(), begin = end > EVENTS ? end - EVENTS : 0;
     u32 n = 0;
@@ -72,7 +73,7 @@ inline u32 read_events(Segment& s, Event* out) {
         u64 number = e.number.load_acquire();
         if ((number & EVENT_NUMBER) != i + 1) continue;  // being written, lapped, or left by a dead writer
         memcpy(static_cast<void*>(&out[n]), &e, sizeof e);
-        fence_acquire();  // the second look comes after the copy
+        fence_acquire();  // the number is read again after the copy
         if (e.number.load_acquire() != number || event_mark(out[n], i + 1) != number) continue;
         out[n++].number.store_relaxed(i + 1);
     }

@@ -1,11 +1,11 @@
-// Evicting a page: what the replacement policy sees of the pool, and what it does to it. Under the memory lock.
+// Evicting a page: the replacement policy's Env for the pool. Everything here needs the memory lock.
 //
 //   entry   RESIDENT(f) -> EVICTING(f, me) -> ABSENT, with a ghost
-//           EVICTING(f, me) -> RESIDENT(f)     somebody pins the page
+//           EVICTING(f, me) -> RESIDENT(f)     a client pins the page
 //   frame   LIVE -> BUSY(me)
 //
-// A resident page stands in a ring, or it is dirty (it was *set aside* by a search that met it): where both change,
-// one CAS of its entry sees both.
+// A resident page is in a ring, or it is dirty and was *set aside* by a search that met it. Both facts are in its
+// entry, so one CAS changes or checks both.
 #pragma once
 
 #include "policy/policy.h"
@@ -18,14 +18,14 @@ struct EvictTally {
     u32 pinned = 0, dirty = 0, busy = 0;
 };
 
-// What the policy sees of the pool, and what it does to it.
+// The Env through which the policy reads and changes the pool.
 struct PoolEnv {
     Segment& s;
-    Intent* intent;    // covers the eviction; null where none can happen
+    Intent* intent;    // covers the eviction; null if none can happen
     u32 wanted;        // the page that the frame is for
     u32 frame = NONE;  // the frame of the page evicted last
     EvictTally tally{};
-    u64 looks = 0;  // at pages, in the rings
+    u64 looks = 0;  // pages of the rings that were examined
 
     u64* slots(Ring r) { return s.ring_slots[r == RING_HOT]; }
     u32 capacity() const { return ring_capacity(s.g, s.ready); }
@@ -68,9 +68,9 @@ struct PoolEnv {
         if (entry::state(e) != RESIDENT || entry::owner(e) || entry::flusher(e) || !s.has_frame(f))
             return tally.busy++, false;
         if (e & entry::DIRTY) return tally.dirty++, false;
-        // 1. Close the door.
+        // 1. Close the entry, so that no new pin can succeed.
         u32 before = intent->op.load_relaxed();
-        if (before == u32(Op::NONE)) {  // no load goes with it: what an earlier operation left must not say so
+        if (before == u32(Op::NONE)) {  // no load needs the frame: clear what an earlier operation left in the intent
             intent->page.store_relaxed(NONE);
             intent->frame.store_relaxed(NONE);
         }
@@ -82,7 +82,7 @@ struct PoolEnv {
         bool gone = word.cas_seq_cst(e, closed);
         if (!gone) tally.busy++;
         BP_POINT("evict.closed");
-        // 2. Look who is inside.
+        // 2. Check the pins.
         if (gone && any_pin(s, f)) {
             change_entry(word,
                          [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
@@ -90,7 +90,7 @@ struct PoolEnv {
             gone = false;
         }
         if (gone) {
-            // 3. The frame is ours, the page is away.
+            // 3. Take the frame; the page is evicted.
             u64 live = frame::live(page);
             if (s.frames[f].word.cas_seq_cst(live, frame::busy(s.me, wanted))) {
                 BP_POINT("evict.taken");
@@ -99,7 +99,7 @@ struct PoolEnv {
                 frame = f;
                 count_eviction(f);
             } else {
-                gone = false;  // a damaged segment: check() tells; leave the page where it is
+                gone = false;  // a damaged segment, which check() reports: leave the page
                 tally.busy++;  // every failed eviction is counted: the callers' search loops stop on this total
                 change_entry(
                     word, [](u64 w) { return entry::with_owner(entry::with_state(w, RESIDENT), 0) & ~entry::WAITED; });
@@ -109,8 +109,8 @@ struct PoolEnv {
         return gone;
     }
 
-    // A dirty page, unless its writer has it: what changes its ring or makes it clean has the memory lock, or
-    // finds the ring in the same word.
+    // Sets a dirty page aside, unless it has a writer. A client that changes its ring or makes it clean holds the
+    // memory lock, or finds the ring in the same word.
     bool set_aside(u32 page, Ring r) {
         u64 e = s.entries[page].load_acquire();
         bool waits = entry::state(e) == RESIDENT && (e & entry::DIRTY) && !entry::owner(e) && entry::ring(e) == r;

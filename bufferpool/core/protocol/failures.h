@@ -1,12 +1,12 @@
-// Loads that failed, told to those who waited for them, in any process, so that a loader that fails does so once for
-// all.
+// Failed loads: a record for the clients that waited for them, in any process, so that a failing loader runs
+// once for all of them.
 //
-//   loading client   its older records of the page are void -> entry LOADING(me) -> (the loader fails) -> a record
+//   loading client   its older records of the page are cleared -> entry LOADING(me) -> (the loader fails) -> a record
 //                    of the page -> entry ABSENT
 //   waiting client   entry LOADING(c) -> … -> entry not LOADING(c): has c a record of the page?
 //
-// A record that is found was made after the waiter saw LOADING(c): all older ones were void by then. A client that
-// comes later never saw LOADING(c), so it does not look for a record, and loads the page. A client that died has made
+// A record that a waiter finds was made after it saw LOADING(c), because all older ones were cleared before. A client
+// that comes later never saw LOADING(c), so it looks for no record, and loads the page. A client that died has left
 // no record.
 //
 //   Failure.about  63              32 31                          0
@@ -40,7 +40,8 @@ struct FailedPages {
     u32 first, last, among = 0;
 };
 
-// Before the entry changes. Several threads of a client may fail at once: each takes the next record.
+// Makes a record, before the entry changes. Several threads of a client may fail at the same time: each takes the next
+// record.
 inline void tell_failure(Segment& s, FailedPages pages, const char* text) {
     Client& client = s.client();
     u64 number = client.failed.add_relaxed(1);
@@ -58,7 +59,7 @@ inline void tell_failure(Segment& s, FailedPages pages, const char* text) {
     BP_POINT("load.told");
 }
 
-// The load of the page by client `c`, which we have seen and which is over, failed: why.
+// Finds the record of a load by client `c` that has ended: true if it failed; `text` is the reason.
 inline bool find_failure(Segment& s, u32 c, u32 among, u32 page, char (&text)[FAILURE_WORDS * 8 + 1]) {
     if (c == 0 || c > s.g.max_clients) return false;
     for (Failure& f : s.clients[c - 1].failures) {

@@ -3,21 +3,21 @@
 //
 //   unlocked(f)                  calls f without the interpreter's lock
 //   waited(e, page)              after a slice of a wait for an entry that was `e`: OK, or why to give up
-//   make_room(status, want)      no frame can be had; nothing is held: OK to try again (`want` says since when)
-//   load(place, want, out)       load_page() with the hooks of what fills the page's space
-//   unpin(frame)                 takes back a pin
+//   make_room(status, want)      no frame is free; called without locks: OK to try again (`want`: since when)
+//   load(place, want, out)       load_page() with the hooks that fill pages of this space
+//   unpin(frame)                 releases a pin
 //   failed(client, text)         the load that was waited for has failed: why to give up
 //
 // and, for one load:
 //
 //   unlocked(f)
-//   prepare()                    foreign code makes the content: before a frame is taken, for it may take long
-//   no_frame(status, want)       no frame can be had, the page is ours: OK to try again, else the load is given up
-//   fill(frame, image)           the content, into a frame that is ours
-//   failure()                    after RAISED: what to tell those who wait for the page; null: they load it themselves
-//   forked()                     whether foreign code has forked, and this is the child: the load is its parent's
+//   prepare()                    foreign code computes the content, before a frame is taken, because it may take long
+//   no_frame(status, want)       no frame is free, the page is LOADING(me): OK to try again, else the load is given up
+//   fill(frame, image)           copies or reads the content into a BUSY(me) frame
+//   failure()                    after RAISED: the text for the clients that wait; null: they load the page themselves
+//   forked()                     whether foreign code has forked and this is the child: the load is its parent's
 //
-// A hook that says RAISED has told its caller why (in Python, an exception is set).
+// A hook that returns RAISED has recorded the reason (in Python, an exception is set).
 #pragma once
 
 #include "protocol/client.h"
@@ -26,7 +26,7 @@
 namespace bp {
 
 struct Access {
-    bool counts = true;      // a reference for the policy
+    bool counts = true;      // counts as a reference for the policy
     bool once = false;       // read ahead, or scanned
     bool early = false;      // loaded for a use that follows, and is counted then
     u64 deadline_ns = 0;     // 0: none
@@ -34,14 +34,14 @@ struct Access {
     u32 kind() const { return (once ? u32(SAMPLE_ONCE) : 0) | (counts ? 0 : u32(SAMPLE_UNCOUNTED)); }
 };
 
-// A page as a handle of its space names it.
+// A page of a space, by a handle.
 struct Place {
     SpaceSlot& slot;
     u64 generation;  // of the space, when the handle was made
     u32 index, page;
 
-    // A client that has taken a pin, or the entry, calls this again: the entries of a removed space may be another
-    // space's.
+    // Is the handle's space still open? A client that has pinned the page, or changed its entry, calls this again,
+    // because another space may now have the entries of a removed one.
     bool open() const { return space_generation(slot.span.load_seq_cst()) == generation; }
 };
 
@@ -66,10 +66,10 @@ template <class Hooks>
     return never ? Status::DEADLOCK : hooks.waited(e);
 }
 
-// Loads a page that is absent. OK: it is there, and pinned in `out`. WAIT: somebody else was faster, look again.
+// Loads an absent page. OK: it is resident, and pinned in frame `out`. WAIT: another client changed the entry first.
 template <class Load>
 Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u32& out) {
-    // Without the interpreter: the thread that has the last operation may need it to end that one.
+    // Without the interpreter's lock, which the thread that uses the last operation may need to end it.
     OpSlot op = load.unlocked([&] { return OpSlot(s); });
     if (!op.valid()) return op.why_not();
     if (begin_load(s, op.intent(), at.page) != Status::ABSENT) return Status::WAIT;
@@ -109,7 +109,7 @@ template <class Hooks>
     return hooks.failed(loader, text);
 }
 
-// A wait for a frame counts once, however often it is tried, and however it ends.
+// Counts a wait for a frame once, for all tries and in any outcome.
 class FrameWait {
     Segment& s_;
     const FrameRequest& want_;
@@ -124,8 +124,8 @@ public:
     }
 };
 
-// A reference to a page that is there. The first use of a page that was read ahead is what it was loaded for: a
-// miss, as if it were loaded now, so that the same reads count the same, whether or not somebody asks ahead.
+// Counts a reference to a resident page. The first use of a page that was read ahead counts as a
+// miss, as if it were loaded now, so that the same reads give the same counts with and without read-ahead.
 inline void count_use(Segment& s, u32 index, u32 page, u32 frame, Access access) {
     Uses& uses = s.my_uses[index];
     if (!s.first_use(frame)) return uses.hits.add_owned(1);
@@ -138,7 +138,7 @@ inline void count_use(Segment& s, u32 index, u32 page, u32 frame, Access access)
 // miss nor a load.
 inline bool is_new(const Place& at) { return at.slot.kind.load_relaxed() == KIND_SCRATCH; }
 
-// Loads a page that was not there, and counts it. OK: it is pinned in `frame`. WAIT: look again.
+// Loads an absent page, and counts the miss. OK: it is pinned in `frame`. WAIT: read the entry again.
 template <class Hooks>
 [[gnu::noinline]] Status fetch_absent(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
     FrameRequest want{at.page, access.once};
@@ -173,7 +173,7 @@ template <class Hooks>
     if (!access.once) s.touch(frame, s.tick());
     else if (ADVISES && s.sampler.wants(s.frames[frame])) record(s, at.page, access.kind());
     if (at.open()) return Status::OK;
-    hooks.unpin(frame);  // the space went while we pinned: this may be another's page
+    hooks.unpin(frame);  // the space was removed meanwhile: this may be a page of another space
     return Status::REMOVED;
 }
 

@@ -1,8 +1,8 @@
-// Frames: taking one, with memory, and giving one back.
+// Frames: taking a frame with memory, and freeing one.
 //
 //   FREE -> BUSY(me)   take_frame   under the memory lock
-//   HOLE -> BUSY(me)   take_frame   under it; the kernel is asked for memory without it
-//   LIVE -> BUSY(me)   take_frame   by way of eviction (evict.h)
+//   HOLE -> BUSY(me)   take_frame   under the memory lock, which is released during the system call (plug)
+//   LIVE -> BUSY(me)   take_frame   by eviction (evict.h)
 //   BUSY -> FREE       free_frame
 #pragma once
 
@@ -62,9 +62,9 @@ inline void free_spares(Segment& s) {
 
 // ---- taking ------------------------------------------------------------------
 
-// A run of holes becomes BUSY(me) with memory: one frame for the caller, the
-// rest free. Called with the lock held; the kernel is asked without it. -EINTR: the lock is not held any more, and
-// there is no frame.
+// Gives memory to a run of holes: one frame becomes BUSY(me) for the caller, the
+// others FREE. Called with the lock held, which is released during the system call. -EINTR: the lock is not held any
+// more, and there is no frame.
 inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
     u32 n = 0;
     u32 most = s.g.extent_frames - first % s.g.extent_frames;
@@ -78,7 +78,7 @@ inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
     BP_POINT("plug.busy");
     int r = s.plug(s.page_offset(first), u64(n) << s.g.page_shift);
     u32 got = n;
-    if (r && n > 1) {  // less room than that: one frame will do
+    if (r && n > 1) {  // not enough memory for the run: try one frame
         s.punch(s.page_offset(first), u64(n) << s.g.page_shift);
         r = s.plug(s.page_offset(first), u64(1) << s.g.page_shift);
         got = r ? 0 : 1;
@@ -103,22 +103,22 @@ inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
 }
 
 struct FrameRequest {
-    u32 page = NONE;     // the page to be loaded, NONE for a writer's frame
+    u32 page = NONE;     // the page to be loaded; NONE for a writer's frame
     bool once = false;   // read ahead or scanned
-    EvictTally tally{};  // out: why pages could not go
+    EvictTally tally{};  // out: why pages could not be evicted
     int error = 0;       // out, with NO_SPACE: why the kernel gave no memory, as -errno
-    // Of all tries to get it: the miss counts once for the policy, and the wait once among the waits.
+    // Kept over all tries: the miss counts once for the policy, and the wait once among the waits.
     Ring ring = RING_NONE;
     bool counted = false, ahead = false;  // ahead: not used yet
     u64 waits_since_ns = 0;
 };
 
-constexpr u32 EVICT_STEPS = 128;  // of a search, in one hold of the memory lock
+constexpr u32 EVICT_STEPS = 128;  // steps of a search in one hold of the memory lock
 
-// What one step towards a frame came to.
+// The outcome of one attempt to get a frame.
 enum class Step { TAKEN, AGAIN, NOTHING, INTERRUPTED };
 
-// A miss is one reference for the policy, however often its frame is tried for. Under the memory lock.
+// Counts a miss as one reference for the policy, over all tries to get a frame. Needs the memory lock.
 inline void count_miss(Segment& s, Alr<PoolEnv>& policy, FrameRequest& want) {
     if (want.page == NONE || want.counted) return;
     u64 e = s.entries[want.page].load_relaxed();
@@ -140,7 +140,7 @@ inline Step take_free(Segment& s, u32 wanted, u32& out) {
     return Step::TAKEN;
 }
 
-// HOLE -> BUSY(me) with memory, under the memory lock, which is released while the kernel is asked. `room`: frames that
+// HOLE -> BUSY(me) with memory, under the memory lock, which is released during the system call. `room`: frames that
 // the budget still allows. AGAIN with `no_space`: the kernel gave no memory.
 inline Step take_hole(Segment& s, u32 room, FrameRequest& want, bool& no_space, u32& out) {
     u32 f = s.holes.lowest();
@@ -195,7 +195,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
             unlock_memory(s);
             return no_space ? Status::NO_SPACE : Status::EXHAUSTED;
         }
-        unlock_memory(s);  // let others in
+        unlock_memory(s);  // so that other clients get the lock
         if (!lock_memory(s)) return Status::INTERRUPTED;
     }
     if (want.page != NONE && entry::ring(s.entries[want.page].load_relaxed()) == RING_NONE)

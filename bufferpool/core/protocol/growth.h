@@ -1,6 +1,6 @@
-// Growth: memory for the segment's own tables. They grow under the growth lock: memory first, then the count that says
-// so. What has memory and is not counted was left by an owner of the lock that died, or by a failure half-way: the
-// kernel gets it back.
+// Growth: memory for the segment's own tables. They grow under the growth lock: memory first, then the count of it.
+// Memory that is not counted was left by an owner of the lock that died, or by a failure in between: it is given back
+// to the kernel.
 #pragma once
 
 #include "protocol/memory.h"
@@ -42,15 +42,15 @@ inline bool lock_growth(Segment& s, bool interruptible = true) {
     return true;
 }
 
-// Entries with memory behind them for `pages` pages of a space. They keep it when
-// the space is removed: a handle or an intent of a dead client may still lead there. Only
-// while the space in the slot is of this generation: it is not removed while we have the lock.
+// Gives memory to the entries of `pages` pages of a space, if the space in the slot has this generation (it is not
+// removed while we hold the lock). Entries keep their memory when the space is removed, because a handle, or an intent
+// of a dead client, may still refer to them.
 constexpr u64 ANY_GENERATION = ~u64(0);
 inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
     u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
     u64 first = slot.first_entry.load_relaxed();
-    // A space that is being removed grows no more.
+    // A space that is being removed does not grow.
     u64 span = slot.span.load_acquire();
     bool another = generation != ANY_GENERATION && generation != span >> GENERATION_SHIFT;
     u32 state = span & CLOSED || another ? SPACE_CLOSING : slot.state.load_acquire();
@@ -92,7 +92,7 @@ inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     return r;
 }
 
-// Memory for the tables of `to` frames, where `from` have it.
+// Gives memory to the tables of `to` frames, of which `from` have it already.
 inline int plug_tables(Segment& s, u32 from, u32 to) {
     const Geometry& g = s.g;
     int r = 0;
@@ -107,7 +107,7 @@ inline int plug_tables(Segment& s, u32 from, u32 to) {
 inline int grow_spaces(Segment& s) {
     const Geometry& g = s.g;
     if (!lock_growth(s)) return -EINTR;
-    u32 from = s.look_at_spaces() ? u32(s.spaces_ready) : MAX_SPACES;  // damaged: it grows no more
+    u32 from = s.look_at_spaces() ? u32(s.spaces_ready) : MAX_SPACES;  // damaged: it does not grow
     u32 to = from + SPACE_STEP < MAX_SPACES ? from + SPACE_STEP : MAX_SPACES;
     int r = 0;
     each_space_table(g, s.stripes() / STRIPES, [&](u64 at, u64, auto bytes) {
@@ -121,8 +121,8 @@ inline int grow_spaces(Segment& s) {
     return r;
 }
 
-// Frames from..to are holes from now on, and the rings as long as that calls for. What their new ends have in it
-// nobody sees before the memory lock is held. False: the call's time is over, and nothing is counted.
+// Makes frames from..to holes, and extends the rings accordingly. No client reads the new ends before it holds the
+// memory lock. False: the call's time is over, and nothing is counted.
 inline bool count_ready(Segment& s, u32 from, u32 to) {
     PolicyState& p = s.header->policy;
     RingState* rings[2] = {&p.cold, &p.hot};
@@ -133,7 +133,7 @@ inline bool count_ready(Segment& s, u32 from, u32 to) {
     }
     if (!lock_memory(s, false, slices_left())) return false;
     PoolEnv env{s, nullptr, NONE};
-    Alr<PoolEnv>(p, env);  // bounds what may be damaged
+    Alr<PoolEnv>(p, env);  // bounds values that may be damaged
     for (u32 f = from; f < to; f++) s.holes.add(f);
     s.header->frames_ready.store_release(doubled(to));
     BP_POINT("grow.ready");
@@ -143,23 +143,23 @@ inline bool count_ready(Segment& s, u32 from, u32 to) {
     return true;
 }
 
-// More frames that may be used: slots, pin rows, and all else that has an element for each, with memory behind it.
+// Makes more frames usable: gives memory to their slots, pin rows, and all other tables with an element for each frame.
 inline int grow_ready(Segment& s) {
     const Geometry& g = s.g;
     if (!lock_growth(s)) return -EINTR;
-    u32 from = s.look_at_ready() ? u32(s.ready) : g.max_frames;  // damaged: it grows no more
+    u32 from = s.look_at_ready() ? u32(s.ready) : g.max_frames;  // damaged: it does not grow
     u32 to = from + ready_chunk(g) < g.max_frames ? from + ready_chunk(g) : g.max_frames;
     int r = from < to ? plug_tables(s, from, to) : 0;
     BP_POINT("grow.plugged");
     if (r == 0 && from < to && !count_ready(s, from, to)) r = -EINTR;
-    if (r) repair_growth(s);  // half of it may be there
+    if (r) repair_growth(s);  // undo a partial growth
     else if (from < to) s.has_frame(to - 1);
     release(s, s.header->growth);
     return r;
 }
 
-// Gives the shadows memory for a pool of so many frames, before its budget is that. They start anew, because the places
-// of their tables depend on how large they are. 0 or -errno.
+// Gives the shadows memory for a budget of so many frames, before the budget is set. They start anew, because the
+// offsets of their tables depend on their size. 0 or -errno.
 inline int grow_advice(Segment& s, u32 frames) {
     if (!ADVISES || frames <= s.look_at_advised()) return 0;
     if (!lock_growth(s)) return -EINTR;

@@ -1,5 +1,5 @@
-// Does a client live? It is dead when its byte lock can be taken, and its process has not the segment mapped (it may
-// have lost the lock, with a descriptor that was closed behind the pool's back).
+// Liveness: a client is dead when its byte lock can be taken, and its process does not have the segment mapped (it may
+// have lost the lock, if other code closed the descriptor).
 #pragma once
 
 #include <chrono>
@@ -31,12 +31,12 @@ inline u32 slices_left() {
     return call_deadline_ns ? u32(std::min<u64>(time_left_ns() / LOCK_SLICE_NS, 1u << 30)) : ~0u;
 }
 
-// Takes the byte lock of client `c`, which says that it is dead, for as long as
+// Holds the byte lock of client `c`, which proves that it is dead, while
 // this object lives. One at a time per process, because byte locks belong to the
 // file description and not to the thread.
 //
-// Threads wait for the mutex with the interpreter's lock held (a fork, or an array that is deallocated), so its owner
-// never asks for that lock: no handler of a signal runs while a thread reaps (signal_came).
+// Threads wait for the mutex while they hold the interpreter's lock (in a fork, or in a deallocation), so the mutex's
+// owner never waits for that lock: no signal handler runs while a thread reaps (signal_came).
 inline thread_local u32 reaping_here;
 class DeadClient {
     Segment& s_;
@@ -74,8 +74,7 @@ private:
     u32 outer_ = 0;
 };
 
-// May be wrong by the time it returns, in the direction "alive" only for others;
-// a decision to reap takes DeadClient.
+// A hint: the answer may be outdated when it returns. A decision to reap needs DeadClient.
 inline bool seems_alive(Segment& s, u32 c) {
     if (c == 0 || c > s.g.max_clients) return false;
     return c == s.me || s.byte_is_locked(LOCKS_AT + long(c)) != 0 || s.still_maps(c);

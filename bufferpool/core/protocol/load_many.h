@@ -1,18 +1,18 @@
-// Loading several absent pages of a space at once: they are claimed one after the other, read together, and published
-// each as it arrives. The transitions of each page are those of a load that it has alone (page.h, frames.h); what
-// differs is how they are covered:
+// Loading several absent pages of a space together: they are claimed one after the other, read together, and published
+// as they arrive. The transitions of each page are those of a single load (page.h, frames.h); the difference is what
+// covers them:
 //
 //   entry   ABSENT -> LOADING(me, among: this operation)   the intent (LOAD_MANY) names the page
 //   frame   FREE, HOLE or LIVE -> BUSY(me, page)           from here on the frame names the page, not the intent
 //   frame   BUSY(me, page) -> LIVE(page)                   the intent names page and frame again
 //   entry   LOADING(me) -> RESIDENT(frame)
 //
-// So one operation covers any number of pages, and what a death leaves is found: a page without a frame by the intent,
-// one with a BUSY frame by that frame (reap_owned), one with a LIVE frame by the intent.
+// So one operation covers any number of pages, and a reaper finds what a death leaves: a page without a frame by the
+// intent, one with a BUSY frame by that frame (reap_owned), one with a LIVE frame by the intent.
 //
-// An operation that has claimed a page waits for no other client before that page is published or given up: a page
-// that somebody else is changing is passed over, and the caller asks for it afterwards (fetch_page). Two operations
-// whose pages overlap, in whatever order, therefore never wait for each other.
+// An operation that has claimed a page waits for no other client before that page is published or given up: it skips a
+// page that another client is changing, and the caller asks for it afterwards (fetch_page). So two operations
+// with common pages, in any order, never wait for each other.
 // Its hooks (`Io`):
 //
 //   unlocked(f)           calls f without the interpreter's lock
@@ -28,7 +28,7 @@
 
 namespace bp {
 
-// A page that a load of several wants, or has claimed.
+// A page of such a load, wanted or claimed.
 struct Claim {
     u32 page;          // its entry
     u32 frame = NONE;  // in: NONE; out: where the page is, pinned, or NONE
@@ -37,21 +37,21 @@ struct Claim {
 
 struct ClaimLimits {
     u32 run;   // neighbours that are read by one call
-    u32 held;  // claimed pages that are not there yet
+    u32 held;  // the most claimed pages that are not published yet
 };
 
-// What is the same for all pages of one such load.
+// One such load.
 template <class Io>
 class ManyLoads {
     Segment& s_;
-    const Place& at_;  // of the space; its page is of no account
+    const Place& at_;  // the space; `page` is not used
     Access access_;
     Io& io_;
     OpSlot op_;
     Claim* claims_;
     u32 held_ = 0, n_ = 0;
 
-    // Not OK: the page is not ours; WAIT: somebody else has it, or it is there.
+    // OK: the page is claimed. WAIT: another client is changing it, or it is resident.
     Status claim(Claim& c) {
         u64 e = s_.entries[c.page].load_acquire();
         if (entry::state(e) != ABSENT || (e & entry::VOLATILE)) return Status::WAIT;
@@ -95,8 +95,8 @@ public:
     ManyLoads(Segment& s, const Place& at, Access access, Io& io, Claim* claims)
         : s_(s), at_(at), access_(access), io_(io), op_(s, OpSlot::IfFree{}), claims_(claims) {}
 
-    // The claims are in the order of their pages. Pages that are there already, that somebody else is changing, that
-    // cannot be read, or for which no frame can be had, are left to the caller.
+    // Loads the pages; the claims are in page order. It leaves to the caller pages that are resident, that another
+    // client is changing, that cannot be read, or for which no frame is free.
     void run(u32 n, ClaimLimits limits) {
         n_ = n;
         u32 next = op_.valid() ? 0 : n, first, count;
@@ -125,7 +125,7 @@ private:
             }
             if (next > first) io_.begin(first, next - first);
             if (status == Status::WAIT) next++;
-            else if (status != Status::OK) next = n;  // no frame, or no space: what is claimed is finished
+            else if (status != Status::OK) next = n;  // no frame, or the space is removed: finish the claimed pages
         }
         return next;
     }

@@ -5,12 +5,11 @@
 //  | wait | repair |  0          | owner   |
 //  +------+--------+-------------+---------+
 //
-// Why not a robust pthread mutex: this word names the owner as a client, so one
-// liveness test (the client's byte lock, rule 10) serves everywhere, across pid
-// namespaces and after fork; and the word can be driven by a test scheduler.
+// It is not a robust pthread mutex, because this word has the owner's client number, so that one
+// liveness test (the client's byte lock, rule 10) works everywhere, across pid
+// namespaces and after fork; and the explorer can schedule its accesses.
 //
-// An owner is dead when its byte lock can be taken, and its process has not the segment mapped (it may have
-// lost the lock, with a descriptor that was closed behind us). A client that
+// For when an owner is dead see liveness.h. A client that
 // inherits the lock makes itself the owner, with the repair bit set until it has rebuilt what
 // the lock protects: if it dies too, the next client that inherits the lock rebuilds.
 #pragma once
@@ -25,7 +24,7 @@ namespace lock_word {
 constexpr u32 WAITED = 1u << 31, REPAIR = 1u << 30, OWNER = CLIENTS_LIMIT;
 }
 
-// The one CAS by which a lock becomes ours.
+// Takes a free lock by one CAS.
 inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
     Segment::LockUse& use = s.use_of(lock);
     use.begun.add();
@@ -34,8 +33,8 @@ inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
     return false;
 }
 
-// Takes a lock from the owner that `seen` names, who cannot take it or give it up. Others may set W meanwhile:
-// that makes it no other's lock, and the CAS is tried again.
+// Takes a lock from the owner in `seen`, which can neither take nor release it. If another client sets W meanwhile,
+// the CAS is tried again.
 inline bool take_from(Segment& s, LockWord& lock, u32 seen, u32 flags) {
     u32 owner = seen & lock_word::OWNER;
     while ((seen & lock_word::OWNER) == owner)
@@ -43,8 +42,8 @@ inline bool take_from(Segment& s, LockWord& lock, u32 seen, u32 flags) {
     return false;
 }
 
-// A damaged word: it names no client, or us, while no thread of ours has the lock. (None
-// had begun to take it before we looked at the word, and none has since: see take().)
+// Is the word damaged? It is if its owner is no client, or this client while none of its threads has the lock. (No
+// thread had begun to take the lock before the word was read, and none has since: see take().)
 inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
     u32 owner = seen & lock_word::OWNER;
     if (owner != s.me) return owner > s.g.max_clients;
@@ -53,7 +52,7 @@ inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
     return use.ended.value() == begun && lock.word.load_seq_cst() == seen && use.begun.value() == begun;
 }
 
-// Tries to inherit a lock from a dead owner. True: it is ours, to be repaired.
+// Tries to inherit a lock from a dead owner. True: this client owns it, and must repair what it protects.
 inline bool inherit(Segment& s, LockWord& lock, u32 seen) {
     DeadClient dead(s, seen & lock_word::OWNER);
     return (dead.held() || is_nobodys(s, lock, seen)) &&
@@ -74,7 +73,7 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u
     auto ours = [&](Acquired how) { return s.took(LATENCY_WAIT, since), how; };
     for (;;) {
         u32 w = lock.word.load_seq_cst();
-        if ((w & lock_word::OWNER) == 0) {  // free, perhaps to be repaired
+        if ((w & lock_word::OWNER) == 0) {  // free; the repair bit may be set
             if (take(s, lock, w, lock_word::WAITED | (w & lock_word::REPAIR))) return ours(acquired(w));
             continue;
         }
@@ -90,7 +89,7 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u
     }
 }
 
-// Takes a free lock, or one whose owner is dead; never waits. True: it is ours.
+// Takes a free lock, or one whose owner is dead, without waiting. True: this client owns it.
 inline bool try_acquire(Segment& s, LockWord& lock, Acquired& how) {
     u32 w = lock.word.load_seq_cst();
     how = acquired(w);

@@ -18,8 +18,8 @@ inline void forget_duel(Segment& s) {
 
 inline void rebuild(Segment& s) {
     forget_duel(s);
-    // 1. Free frames, holes and the count of frames with memory. A hole whose word was damaged is found in the set of
-    // holes.
+    // 1. Rebuild the sets of free frames and holes, and the count of frames with memory. A hole whose word was damaged
+    // is found by the set of holes.
     s.has_frame(s.g.max_frames - 1);
     for (u32 f = 0; f < s.ready; f++)
         if (s.holes.has(f) && frame::state(s.frames[f].word.load_acquire()) == FREE)
@@ -34,9 +34,8 @@ inline void rebuild(Segment& s) {
         s.frames[f].seen = 0;
     }
     s.header->resident.store_relaxed(resident);
-    // 2. The rings: what still stands for its page stays. (Twice, should the owner have died in a move; that is
-    // harmless, and which frame a page is in does not tell: a writer may take the one that it had for another page
-    // meanwhile.)
+    // 2. The rings: keep the elements that are still valid. (A page may have two, if the owner died in a move. That is
+    // harmless; and the frame of a page cannot decide, because a writer may have moved it meanwhile.)
     PoolEnv env{s, nullptr, NONE};
     Alr<PoolEnv> policy(s.header->policy, env);
     for (Ring r : {RING_COLD, RING_HOT}) {
@@ -51,7 +50,8 @@ inline void rebuild(Segment& s) {
         }
         policy.set_count(r, kept);
     }
-    // 3. Resident pages that no ring has: set aside if they are dirty, lost with the dead owner's step if not.
+    // 3. Resident pages in no ring: a dirty page is set aside; a clean one was lost by the dead owner, and is added
+    // again.
     s.header->policy.aside = 0;
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
@@ -64,7 +64,7 @@ inline void rebuild(Segment& s) {
     }
 }
 
-// A dirty page that no ring has, and that is about to be clean, is put into a ring first. Under the lock.
+// Adds a page that was set aside to a ring, before it is made clean. Needs the lock.
 inline void bring_back_locked(Segment& s, u32 page) {
     if (!entry::is_aside(s.entries[page].load_acquire())) return;
     PoolEnv env{s, nullptr, NONE};
@@ -74,12 +74,12 @@ inline void bring_back_locked(Segment& s, u32 page) {
 
 // BUSY(me) -> FREE, under the lock.
 inline void free_locked(Segment& s, u32 f) {
-    bool hole = s.holes.has(f);  // its word was damaged: it said that there is memory
+    bool hole = s.holes.has(f);  // a hole whose damaged word said that it has memory
     s.frames[f].word.store_release(hole ? frame::hole() : frame::free());
     if (!hole) s.free.add(f);
 }
 
-// BUSY(me) -> HOLE, under the lock; the kernel has the memory already.
+// BUSY(me) -> HOLE, under the lock, after its memory was given back.
 inline void hole_locked(Segment& s, u32 f) {
     s.frames[f].word.store_release(frame::hole());
     s.holes.add(f);
@@ -89,7 +89,7 @@ inline void hole_locked(Segment& s, u32 f) {
 inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u) {
     Acquired a = acquire(s, s.header->memory, interruptible, slices);
     if (a == Acquired::INTERRUPTED) return false;
-    s.learn_ready(s.header->frames_ready.load_relaxed());  // the sets and the rings are as long as that says
+    s.learn_ready(s.header->frames_ready.load_relaxed());  // the lengths of the sets and the rings depend on it
     if (a == Acquired::REPAIR) {
         rebuild(s);
         repaired(s, s.header->memory);
@@ -106,7 +106,7 @@ inline void unlock_memory(Segment& s) {
     release(s, s.header->memory);
 }
 
-// A page that was set aside has been dropped.
+// Counts that a page that was set aside has been dropped.
 inline void forget_aside(Segment& s) {
     lock_memory(s, false);
     PoolEnv env{s, nullptr, NONE};

@@ -1,4 +1,4 @@
-// An operation under way, with its intent: what it is about to change, for the reaper of a client that dies in between.
+// An operation under way, with its intent: what it is about to change. A reaper reads it if the client dies meanwhile.
 #pragma once
 
 #include <pthread.h>
@@ -9,7 +9,7 @@ namespace bp {
 
 inline u64 this_thread() { return u64(pthread_self()) | 1; }  // never 0; and the number is an aligned address
 
-// An intent of ours for the time of one operation.
+// Reserves an intent of this client while the object lives.
 class OpSlot {
     Segment& s_;
     int index_ = -1;
@@ -30,7 +30,8 @@ class OpSlot {
 public:
     explicit OpSlot(Segment& s) : s_(s) {
         if (claim()) return;
-        // All are under way: others end theirs. But those of a loader do not end while it waits here for one more.
+        // All are in use: wait until one ends. But the operations of a loader do not end while it waits here for one
+        // more.
         u32 ours = 0;
         for (auto& thread : s.op_thread) ours += thread.load_relaxed() == this_thread();
         s.ops_held.add_seq_cst(ours);
@@ -42,10 +43,10 @@ public:
         }
         s.ops_held.sub_seq_cst(ours);
     }
-    // One that is free now, if there is one.
+    // Reserves an intent only if one is free now.
     struct IfFree {};
     OpSlot(Segment& s, IfFree) : s_(s) { claim(); }
-    // Takes over an operation that release() handed out.
+    // Takes over an operation whose index release() returned.
     OpSlot(Segment& s, int index) : s_(s), index_(index) {}
     OpSlot(const OpSlot&) = delete;
     ~OpSlot() {

@@ -1,5 +1,5 @@
-// Pages: loading, writing, dropping, moving (pinning: pin.h). The steps stand in the
-// order that survives death (docs/design.md, "The steps"); the transitions:
+// Pages: loading, writing, dropping, moving (for pinning see pin.h). The order of the steps
+// is chosen so that a death at any step can be repaired (docs/design.md, "The steps"). The transitions:
 //
 //   entry   ABSENT -> LOADING(me) -> RESIDENT(f)        load
 //           LOADING(me) -> ABSENT                       a load that failed
@@ -42,7 +42,7 @@ inline Status begin_load(Segment& s, Intent& intent, u32 page, u32 among = 0) {
     return Status::WAIT;
 }
 
-// LOADING -> ABSENT, of a page that client `c` loads; another entry stays as it is.
+// LOADING(c) -> ABSENT; any other entry is not changed.
 inline void unclaim(Segment& s, u32 page, u32 c) {
     settle_entry(s, page, [c](u64 e) {
         if (entry::state(e) != LOADING || entry::owner(e) != c) return e;
@@ -64,7 +64,7 @@ struct Image {
     int tag = -1;        // the policy's when the frame was taken; -1: the present one
 };
 
-// The frame is filled: LIVE, pinned by us, then visible. The intent names the page.
+// Publishes a filled frame: first LIVE and pinned by this client, then visible in the entry. The intent has the page.
 inline void publish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image) {
     FrameSlot& slot = s.frames[f];
     slot.lsn.store_relaxed(image.lsn);
@@ -102,9 +102,9 @@ inline void end_write(Segment& s, u32 page) {
     });
 }
 
-// Takes the writer field of a resident page; `out` is its frame, which stays
+// Takes the writer field of a resident page; `out` is its frame, which does not change
 // until the field is released: neither eviction, compaction nor another writer
-// touches a page that has a writer.
+// changes a page that has a writer.
 inline Status begin_write(Segment& s, u32 page, u32& out) {
     Atomic<u64>& word = s.entries[page];
     u64 e = word.load_acquire();
@@ -119,10 +119,10 @@ inline Status begin_write(Segment& s, u32 page, u32& out) {
     return Status::CORRUPT;  // the entry, or the frame's word, is damaged
 }
 
-// Swaps the frame of a page that we write from `f` to `g`, BUSY(me) and filled,
-// and retires `f`. The writer field stays ours: it must outlive the intent, or
-// the page may be evicted and the intent no longer be told apart.
-// Returns true when `f` became BUSY(me) (nobody pins it).
+// Changes the frame of a page whose writer is this client from `f` to `g`, which is BUSY(me) and filled,
+// and retires `f`. The writer field must outlive the intent: otherwise
+// the page might be evicted, and a reaper could not tell from the intent whether the swap was done.
+// Returns true when `f` became BUSY(me) (no client pins it).
 inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 set) {
     intent.page.store_relaxed(page);
     intent.frame.store_relaxed(g);
@@ -141,8 +141,8 @@ inline bool swap_frame(Segment& s, Intent& intent, u32 page, u32 f, u32 g, u64 s
     return ours;
 }
 
-// Publishes `bytes` as the new version of a page whose writer field is ours,
-// and releases the field.
+// Publishes `bytes` as the new version of a page whose writer is this client,
+// and releases the writer field.
 inline Status publish(Segment& s, u32 page, const void* bytes, Image image, FrameRequest& want) {
     OpSlot op(s);
     if (!op.valid()) return op.why_not();
@@ -173,8 +173,8 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
 
 // ---- discard -----------------------------------------------------------------
 
-// Drops a page without write-back: RESIDENT(f, writer me) -> ABSENT. Our pin on
-// `f` keeps it from being reused while the intent stands. True: `f` is BUSY(me).
+// Drops a page without write-back: RESIDENT(f, writer me) -> ABSENT. A pin on
+// `f` prevents its reuse while the intent has it. True: `f` is BUSY(me).
 inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
     s.pin_count(f).add_seq_cst(1);
     intent.page.store_relaxed(page);
@@ -191,16 +191,16 @@ inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
     return settle_retired(s, f);
 }
 
-// Forgets that a page was ever there (drop of an absent page).
+// Clears the entry of an absent page: its ghost, and that it was discarded (drop of an absent page).
 inline void forget(Segment& s, u32 page) {
     change_entry(s.entries[page], [](u64 e) { return entry::state(e) == ABSENT ? (e & entry::RING) | ABSENT : e; });
 }
 
 // ---- move --------------------------------------------------------------------
 
-// Copies a page from `f` to `g`, BUSY(me), as a publish of the same content.
-// False: the page cannot move now; `g` is still the caller's.
-// True: `f` is BUSY(me) if `ours`, else RETIRED until its last reader leaves.
+// Moves a page from frame `f` to `g`, which is BUSY(me): it publishes the same content.
+// False: the page cannot be moved now; `g` is still BUSY(me).
+// True: `f` is BUSY(me) if `ours`, else RETIRED until its last reader unpins it.
 inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
     u64 w = s.frames[f].word.load_acquire();
     u32 page = frame::page(w);

@@ -1,10 +1,10 @@
 // The pin protocol. A pin is a count that a client keeps for a frame in its own column of the pin table (layout.h):
-// while it is not zero, nobody reuses the frame. Every frame that leaves its page, by eviction or because a newer
-// version supersedes it, passes through any_pin().
+// while it is not zero, no client reuses the frame. Before a frame is reused, after an eviction or after a newer
+// version superseded it, any_pin() is called.
 //
-//   pin     load the entry, count, load the entry again: if it still names the frame, the pin holds (rule 2)
-//   unpin   count down; the last reader of a superseded frame frees it
-//   evict   close the entry, then look at the pins (rule 3; evict.h)
+//   pin     load the entry, increment the count, load the entry again: the pin is valid if it names the frame (rule 2)
+//   unpin   decrement the count; the last reader of a retired frame frees it
+//   evict   close the entry, then read the pins (rule 3; evict.h)
 //
 //   RETIRED -> SETTLING(me) -> BUSY(me)   settle_retired, by any client that finds no pin left
 //          SETTLING(me) -> RETIRED        a pin is left after all
@@ -14,7 +14,7 @@
 
 namespace bp {
 
-// Defined in frames.h: it takes the memory lock, whose owner may evict, and eviction looks at pins.
+// Defined in frames.h, which includes this header.
 inline void free_frame(Segment& s, u32 f);
 
 // Does any client pin this frame? Called after the entry has been changed so
@@ -31,11 +31,11 @@ inline bool any_pin(Segment& s, u32 f) {
     return false;
 }
 
-// RETIRED -> SETTLING(me) -> BUSY(me), if no pin is left. As in eviction, the door is closed before we look
-// (rule 3): a frame that was RETIRED when we looked at its pins may be RETIRED for the same page once more, with
-// others' pins, when our CAS comes; SETTLING(me) is left by nobody but us. A reader that left meanwhile
-// found no RETIRED frame and has not settled it, so after a turn back we look once more. The readers
-// that could still come have loaded a stale entry: their second load turns them away.
+// RETIRED -> SETTLING(me) -> BUSY(me), if no pin is left. As in eviction, the frame is closed before the pins are read
+// (rule 3): between reading the pins and a CAS from RETIRED, other clients could free the frame, reuse it for the same
+// page, pin it and retire it again, and the CAS would succeed. Only this client changes SETTLING(me). A reader that
+// unpins meanwhile does not find the frame RETIRED, and does not settle it; so after returning to RETIRED the pins are
+// read once more. A reader that still has a stale entry word is stopped by its second load of the entry.
 inline bool settle_retired(Segment& s, u32 f) {
     Atomic<u64>& word = s.frames[f].word;
     for (;;) {
@@ -46,19 +46,19 @@ inline bool settle_retired(Segment& s, u32 f) {
         BP_POINT("settle.closed");
         bool left = any_pin(s, f);
         BP_POINT("settle.looked");
-        // Nobody else changes the word, unless the segment is damaged.
+        // No other client changes the word, unless the segment is damaged.
         if (!word.cas_seq_cst(closed, left ? frame::retired(frame::page(w)) : frame::busy(s.me))) return false;
         if (!left) return true;
     }
 }
 
-// Takes back a pin. The last one to leave a superseded frame frees it.
+// Releases a pin. The last reader of a retired frame frees it.
 inline void unpin(Segment& s, u32 f) {
     if (s.pin_count(f).sub_seq_cst(1) != 1) return;
     if (frame::state(s.frames[f].word.load_seq_cst()) == RETIRED && settle_retired(s, f)) free_frame(s, f);
 }
 
-// Pins the page if it is resident. Rule 2: count, then look again.
+// Pins the page if it is resident. Rule 2: increment the count, then load the entry again.
 [[gnu::always_inline]] inline Status pin(Segment& s, u32 page, u32& out) {
     Atomic<u64>& word = s.entries[page];
     for (int tries = 0; tries < 1000; tries++) {
@@ -82,8 +82,8 @@ inline void unpin(Segment& s, u32 f) {
     return Status::WAIT;
 }
 
-// Frees every superseded frame that nobody pins any more: what dead readers
-// have left. Returns how many.
+// Frees every retired frame that no client pins any more, as dead readers
+// leave them. Returns their number.
 inline u32 sweep_retired(Segment& s) {
     u32 n = 0;
     s.has_frame(s.g.max_frames - 1);

@@ -1,6 +1,6 @@
-// Reaping: ending the business of a dead client (rules 10 and 11).
+// Reaping: releasing what a dead client held, and completing or undoing its operations (rules 10 and 11).
 //
-// A client is alive while somebody holds its byte lock. Reaping works under that lock, in numbered phases. Every change
+// A client is alive while its byte lock is held. A reaper holds that lock, and works in numbered phases. Every change
 // is a CAS from the state that the dead client left, so a reaper may die at any point, and the next one starts over.
 #pragma once
 
@@ -24,12 +24,12 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
             u32 at = entry::frame(e);
             bool there = s.has_frame(at) && s.frames[at].word.load_acquire() == frame::live(victim);
             if (there) return entry::with_owner(entry::with_state(e, RESIDENT), 0);
-            return (e & entry::VOLATILE) | ABSENT;  // no ghost: its stamp is the policy's, behind the memory lock
+            return (e & entry::VOLATILE) | ABSENT;  // no ghost: its stamp needs the policy, under the memory lock
         });
     }
     if ((op == Op::LOAD || op == Op::LOAD_MANY || op == Op::EVICT) && s.has_page(page)) {
-        // Only while the entry is LOADING(c), which nobody else changes, is the frame the load's. Later it is the
-        // page's: a writer may be about to retire it, and the entry may name another already.
+        // The frame belongs to the load only while the entry is LOADING(c), which no other client changes. Later it
+        // belongs to the page: a writer may be about to retire it, and the entry may name another already.
         u64 e = s.entries[page].load_acquire();
         if (entry::state(e) == LOADING && entry::owner(e) == c) frame_cas(f, frame::live(page), frame::busy(c));
         unclaim(s, page, c);
@@ -51,8 +51,8 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     intent.op.store_release(u32(Op::NONE));
 }
 
-// The BUSY frames of a dead client: nobody knows whether they have memory, so
-// the kernel gets it back in any case (a hole punched twice is a hole).
+// Frees the BUSY frames of a dead client. It is unknown whether they have memory, so
+// they are punched in any case (punching a hole has no effect).
 inline void reap_busy(Segment& s, u32 c) {
     u64 bytes = 0;
     for (u32 f = 0; f < s.ready;) {
@@ -78,8 +78,8 @@ inline void reap_busy(Segment& s, u32 c) {
     s.counters().reclaimed_bytes[CLIENT_EXIT].add_relaxed(bytes);
 }
 
-// A lock that the dead client held: what it protects is repaired, then it is free. A waiter may set its bit
-// meanwhile, so the word is looked at again: the slot is not to be freed while a lock has its number.
+// Releases a lock that the dead client held, after repairing what it protects. A waiter may set its bit
+// meanwhile, so the CAS is repeated: the slot must not be freed while a lock has its number.
 template <class F>
 void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
     u32 w = lock.word.load_seq_cst();
@@ -91,7 +91,8 @@ void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
     }
 }
 
-// The entries whose writer is client `c` get none, and those that it was loading together with others are absent.
+// Clears the writer field of entries whose writer is client `c`, and makes the entries that it was loading together
+// ABSENT.
 inline void reap_owned(Segment& s, u32 c) {
     s.look_at_ready();
     for (u32 f = 0; f < s.ready; f++) {
@@ -130,7 +131,7 @@ inline bool reap_held(Segment& s, u32 c) {
     // its BUSY frames name them.
     reap_owned(s, c);
     BP_POINT("reap.fields");
-    // 4. Its pins, and the superseded frames that only they had kept, or that it was about to settle.
+    // 4. Its pins, and the retired frames that only they kept, or that it was about to settle.
     u64 broken = 0;
     bool has_pins = s.has_pins(c);
     for (u32 f = 0; f < s.ready; f++) {
@@ -154,7 +155,7 @@ inline bool reap_held(Segment& s, u32 c) {
     BP_POINT("reap.spaces");
     // 7. Its counters, and the slot.
     s.counters().reaped.add_relaxed(1);
-#ifndef BP_EXPLORE  // no part of the protocol
+#ifndef BP_EXPLORE  // not part of the protocol
     u32 budget = s.header->budget_frames.load_relaxed();
     post_event(s, NewEvent{KIND_REAPED, REASON_DIED, 0, budget, budget, double(c)});
 #endif
@@ -171,7 +172,7 @@ inline void reap(Segment& s, u32 c) {
     if (dead.held() && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE) reap_held(s, c);
 }
 
-// Reaps every dead client; returns how many there were.
+// Reaps every dead client; returns their number.
 inline u32 reap_all(Segment& s) {
     u32 n = 0;
     for (u32 c = 1; c <= s.g.max_clients; c++) {

@@ -1,12 +1,12 @@
-// The sampler's windows: which references of this process the shadows see (sampler.h), and what that may cost.
+// The sampler's windows: which references of this process are recorded (sampler.h), within a limit of their cost.
 #include "protocol/operation.h"
 #include "protocol/sampling.h"
 
 namespace bp {
 
-constexpr double REMEMBERED = 65536;  // sampled references
-constexpr u64 SHARE = 400;            // at most this part of the time goes to sampling
-constexpr u64 BURST_NS = 5'000'000;   // of it at a time
+constexpr double REMEMBERED = 65536;  // the window over which the shadows' figures decay, in sampled references
+constexpr u64 SHARE = 400;            // at most one part in SHARE of the time is used for sampling
+constexpr u64 BURST_NS = 5'000'000;   // the length of a burst
 constexpr u64 RECORD_NS = 10, LONGEST_NS = 1'000'000'000;
 
 static Seen seen_in(Segment& s, const Uses* row) {
@@ -19,7 +19,7 @@ static Seen seen_in(Segment& s, const Uses* row) {
 }
 Seen seen_by_us(Segment& s) { return seen_in(s, s.my_uses); }
 
-// References of all clients, present and past; a fold under way may move it for a moment.
+// The references of all clients, present and past; a fold under way may make it slightly wrong for a moment.
 u64 all_references(Segment& s) {
     Seen n = seen_in(s, s.use_row(s.header->folded.load_acquire() & 1));
     for (u32 c = 1; c <= s.g.max_clients; c++) {
@@ -40,9 +40,9 @@ static void next_epoch(Segment& s) {
     w.left.store_relaxed(head_of(s).unit.load_relaxed());
 }
 
-// A window that was not filled ends its epoch. How long that is to be is known from what missed in
-// the window; of a few references none may have missed, and in an epoch without an end every page
-// would be recorded once and never again.
+// Opens a window. If the last one was not filled, its epoch ends: the length of an epoch is derived from the misses in
+// a window; a few references may have no miss, and in an endless epoch every page
+// would be recorded only once.
 void open_window(Segment& s, u64 now) {
     Sampler& w = s.sampler;
     Seen seen = seen_by_us(s);
@@ -65,7 +65,7 @@ void open_window(Segment& s, u64 now) {
     w.gate.store_relaxed(0xff);
 }
 
-// Has the pause after a burst ended? If others had our processor for a part of it, it is so much longer.
+// Has the pause after a burst ended? Time in which this thread waited for a processor does not count.
 static bool may_open(Segment& s, u64 now) {
     Sampler& w = s.sampler;
     u64 reopen = w.reopen_ns.load_relaxed();
@@ -78,7 +78,7 @@ static bool may_open(Segment& s, u64 now) {
     return now >= reopen;
 }
 
-// The counters as they were some ten to twenty seconds ago, for the rate. Under the lock.
+// Keeps the counters as of ten to twenty seconds ago, for the rate. Needs the lock.
 void read_counters(Segment& s, Advice& head, u64 now) {
     constexpr u64 APART_NS = 10'000'000'000;
     if (now - head.later.at_ns < APART_NS) return;
@@ -95,7 +95,7 @@ void apply_window(Segment& s, Shadows& shadows) {
     shadows.apply(w.samples, n < w.WINDOW ? n : w.WINDOW, hits + misses, misses, REMEMBERED);
 }
 
-// Ends the window. Somebody else is at the shadows: then what it had is lost, and no figure depends on it.
+// Ends the window. If another client works on the shadows, the samples are lost, which makes no figure wrong.
 void drain(Segment& s) {
     Sampler& w = s.sampler;
     if (!w.gate.load_relaxed()) return;

@@ -1,4 +1,4 @@
-// Working on the shadows: what the sampler and advise() share.
+// Access to the shadows, for the sampler and advise().
 #pragma once
 
 #include "protocol/lock.h"
@@ -18,7 +18,7 @@ void open_window(Segment& s, u64 now);
 void read_counters(Segment& s, Advice& head, u64 now);
 void apply_window(Segment& s, Shadows& shadows);
 
-// The lock is ours. Where the word that says how much memory the shadows have is damaged, they are left alone.
+// Calls `f` with the shadows, under the advice lock; not if the word that bounds their memory is damaged.
 template <class F>
 void with_shadows(Segment& s, Acquired how, F work) {
     BP_POINT("advice.locked");

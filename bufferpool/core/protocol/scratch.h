@@ -7,7 +7,7 @@
 
 namespace bp {
 
-constexpr u64 ALLOWANCE_NS = 100'000'000;  // an allowance that old is no good: others have written, too
+constexpr u64 ALLOWANCE_NS = 100'000'000;  // after that an allowance is void: other clients have written meanwhile
 
 struct ScratchShare {
     u32 used, most;

@@ -1,5 +1,5 @@
-// One process's mapping of a segment, as one client of it, with what this
-// process keeps for itself. Everything else in core/ works on a Segment.
+// One process's mapping of a segment, as one client, with the state of this
+// process. Everything else in core/ works on a Segment.
 #pragma once
 
 #include <mutex>
@@ -12,32 +12,32 @@
 
 namespace bp {
 
-// How an operation ended. The Python layer turns what is not OK into its error.
+// The result of an operation. The Python layer raises the error for a result that is not OK.
 enum class Status {
     OK,
     ABSENT,       // the page is not resident: load it
-    WAIT,         // somebody else is changing the page: wait on its entry, then again
-    EXHAUSTED,    // no frame can be had: all are pinned, dirty or in use
+    WAIT,         // another client is changing the page: wait on its entry, then try again
+    EXHAUSTED,    // no frame is free: all are pinned, dirty or in use
     NO_SPACE,     // the tmpfs (or the memory cgroup) has no memory for a frame
     INTERRUPTED,  // a signal handler raised: give up, nothing has changed
     TOO_MANY_PINS,
     DISCARDED,    // a discardable page was dropped
-    TOO_DEEP,     // all operations that this process may have under way are loaders' that ask for more
-    NO_CLIENT,    // every client slot is taken
+    TOO_DEEP,     // all operations of this process belong to loaders that need more of them
+    NO_CLIENT,    // every client slot is in use
     NO_LOCKS,     // the kernel refuses byte locks
     REMOVED,      // the space of the page has been removed from the pool
-    TOO_LONG,     // the space has as many pages as it may have
-    DEADLOCK,     // a loader waits, in the end, for itself
-    RAISED,       // a hook has given up, and has said why
-    NO_MEMORY,    // this process has no memory for a list of its own: nothing has changed
+    TOO_LONG,     // the space has its largest number of pages
+    DEADLOCK,     // the wait would never end: a cycle of loads
+    RAISED,       // a hook has given up, and has recorded the reason
+    NO_MEMORY,    // this process has no memory left: nothing has changed
     CORRUPT,      // the segment contradicts itself
 };
 
 constexpr int SPARES = 2, LATER = 256;
 constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 
-// Whether a client is one that this process is, or was until its descriptor was closed: fork.cpp, which has the
-// list. Of other processes, the kernel is asked.
+// Whether this process is a client, or was until its descriptor was closed; fork.cpp sets it, which has the
+// list. For other processes the kernel is asked.
 inline bool (*is_our_client)(const Segment& s, u32 c) = nullptr;
 
 struct Segment {
@@ -45,17 +45,17 @@ struct Segment {
     u8* advice = nullptr;
     Duel* duel = nullptr;
     u64 mapped = 0;  // bytes; an observer's mapping is read-only and ends where the data begin
-    int fd = -1;     // this client's own description: holds its liveness lock
-    u64 mark = 0;    // and how it is known to be ours; an observer's is known by its file alone
-    u64 device = 0, inode = 0;  // of the segment's file
-    u64 generation = 0;         // of our slot, since become()
-    Atomic<u32> checked{};      // the tick in which we last saw that the descriptor is ours
-    Segment* next = nullptr;  // of all that this process has mapped as a client (fork.cpp)
+    int fd = -1;     // this client's own description, which holds its byte lock
+    u64 mark = 0;    // the mark by which the description is recognised; an observer's is checked by its file only
+    u64 device = 0, inode = 0;  // the segment's file
+    u64 generation = 0;         // the generation of our slot, since become()
+    Atomic<u32> checked{};      // the tick of the last check that the descriptor is ours
+    Segment* next = nullptr;  // the list of all segments that this process has mapped as a client (fork.cpp)
     u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
-    u32 works = 0;   // the same, unless we are a forked child that has nothing but its pins
-    Atomic<u32> more_blocks{};  // as in the header, when that last made sense
-    bool lent = false;  // our column has pins of children, too
-    Geometry g{};  // a checked private copy: nothing in the segment is trusted as an index
+    u32 works = 0;   // the same; 0 in a forked child that has only its pins
+    Atomic<u32> more_blocks{};  // the last valid value of the header's word
+    bool lent = false;  // whether our column also has pins of forked children
+    Geometry g{};  // a checked private copy: no value in the segment is trusted as an index
 
     Header* header = nullptr;
     Client* clients = nullptr;
@@ -66,19 +66,19 @@ struct Segment {
     Atomic<u64>* entries = nullptr;
     FrameSlot* frames = nullptr;
     u8* pin_rows = nullptr;
-    Atomic<u16>* my_pins = nullptr;  // our count of frame 0
+    Atomic<u16>* my_pins = nullptr;  // our pin count of frame 0
     Bitmap free, holes;
     Atomic<u64>* chunk_bits = nullptr;  // which OS pages of entries are plugged; set under the growth lock
     u64* ring_slots[2] = {nullptr, nullptr};
     u8* data = nullptr;
 
     // Of this process only.
-    Shared<u32> ready;                // cached header->frames_ready, as far as that was ever sound
+    Shared<u32> ready;                // the last valid value of header->frames_ready
     Shared<u32> spaces_ready;         // the same of header->spaces_ready
-    Shared<u32> advised;              // the same of header->advice_frames
+    Shared<u32> advised;              // the last valid value of header->advice_frames
     Atomic<u64> ops_used{};          // which of our intents are in use
-    Atomic<u64> op_thread[OPS] = {};  // by which thread
-    Atomic<u32> ops_held{};          // how many of them belong to threads that wait for one more
+    Atomic<u64> op_thread[OPS] = {};  // the thread that uses each
+    Atomic<u32> ops_held{};          // how many of them belong to threads that wait for another one
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
     Atomic<u32> later[LATER] = {};   // BUSY frames that the next holder of the memory lock frees, +1
     Atomic<u32> any_later{};         // whether there may be some
@@ -86,13 +86,13 @@ struct Segment {
     u32 reaping = 0;                 // the dead client whose byte lock we hold
     u32 leads = 0;                   // our number, while we hold the steward's lock
     bool (*interrupted)(Segment&) = nullptr;
-    // What threads of this process have begun, so that a word that names us and is nobody's here is
-    // known to be damaged (is_nobodys in lock.h, has_operation in wait.h).
+    // What threads of this process have begun, to recognise a damaged word that has our number although no thread
+    // of ours set it (is_nobodys in lock.h, has_operation in wait.h).
     static constexpr u32 FLUSH_USES = MAX_SPACES < 64 ? MAX_SPACES : 64;  // the flush locks share them
     struct LockUse {
         prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
     } lock_use[3 + ADVISES + FLUSH_USES];
-    Atomic<u32> scratch_left{};      // pages that may be kept before they are counted again; scratch.h
+    Atomic<u32> scratch_left{};      // the allowance of scratch pages before they are counted again; scratch.h
     Atomic<u64> scratch_until_ns{};
     prim::Tally claims;  // of entries: counted after the intent, before the CAS
     Sampler sampler{};
@@ -140,12 +140,12 @@ struct Segment {
     }
     static u32 stripe_of(u32 c) { return (c - 1) / CLIENT_BLOCK * STRIPES + (c - 1) % STRIPES; }
     Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row(stripe_of(c), f)[(c - 1) % CLIENT_BLOCK / STRIPES]; }
-    // How many stripes have memory. A client of a later block has not pinned anything when this is looked at: it pins
-    // after the number was raised, and finds the door closed, as we had closed it before we looked (rule 3).
+    // How many stripes have memory. If a client of a later block pins after this was read, it finds the entry closed,
+    // because the entry was closed before (rule 3).
     u32 stripes() {
         if (g.stripes() == STRIPES) return STRIPES;
         u64 w = header->more_blocks.load_seq_cst();
-        u32 n = more_blocks.load_relaxed();  // where the word is damaged
+        u32 n = more_blocks.load_relaxed();  // the word is damaged
         if (is_doubled(w) && u32(w) < g.stripes() / STRIPES) more_blocks.store_relaxed(n = u32(w));
         return (n + 1) * STRIPES;
     }
@@ -154,9 +154,10 @@ struct Segment {
     Uses* uses_of(u32 c) { return use_row(1 + c); }
     bool has_pins(u32 c) { return stripe_of(c) < stripes(); }
     Atomic<u16>& pin_count(u32 f) { return my_pins[u64(f) * g.stripe_clients]; }
-    // What needs the file, and is done with our own descriptor or not at all: it may have been closed behind us.
+    // Whether our descriptor still belongs to the segment's file: other code may have closed it. Checked before each
+    // use.
     bool has_descriptor() const { return mark ? prim::has_mark(fd, mark) : !inode || prim::is_file(fd, device, inode); }
-    // The same for what does not use the descriptor: a miss is one system call, so this asks eight times a second.
+    // The same, checked at most eight times a second: for operations that do not use the descriptor, such as a miss.
     bool had_descriptor() {
         u32 now = tick();
         if (checked.load_relaxed() == now) return true;
@@ -173,8 +174,8 @@ struct Segment {
     int unlock_byte(long at) const { return has_descriptor() ? prim::unlock_byte(fd, at) : -EBADF; }
     int byte_is_locked(long at) const { return has_descriptor() ? prim::byte_is_locked(fd, at) : -EBADF; }
 
-    // Has a client lost its byte lock, and lives? Then its process has the segment mapped: its views are true. (What a
-    // free slot says of a process is about the client that left it: that process may have attached again, as another.)
+    // Does a client live although it has lost its byte lock? It does if its process has the segment mapped. (A free
+    // slot still has the pid of the client that left it, whose process may have attached again as another client.)
     bool still_maps(u32 c) const {
 #ifndef BP_BYTE_LOCKS_ONLY  // tests whose clients are threads of one process
         const Client& slot = clients[c - 1];
@@ -186,8 +187,8 @@ struct Segment {
         return c == 0;
 #endif
     }
-    // Is our slot still ours? Without a byte lock it may have been reaped, where /proc does not say that we live. With
-    // one it is ours, and a generation that is not is damaged: what is left in our name, nobody else would settle.
+    // Is our slot still ours? Without a byte lock it may have been reaped, if /proc did not show that we live. With
+    // one it is ours, and another generation is damage.
     bool has_slot() { return me && (client().generation.load_acquire() == generation || has_descriptor()); }
 
     void become(u32 c, bool guest = false) {
@@ -208,7 +209,7 @@ struct Segment {
         look_at_ready();
         return f < ready;
     }
-    // Learns how many frames are ready. False: the word that says so is damaged.
+    // Reads how many frames are ready. False: the word is damaged.
     bool look_at_ready() { return learn_ready(header->frames_ready.load_acquire()); }
     bool learn_ready(u64 w) {
         if (!is_doubled(w) || u32(w) > g.max_frames) return false;
@@ -243,28 +244,28 @@ struct Segment {
         if (is_doubled(w) && u32(w) <= g.max_frames) advised = u32(w);
         return advised;
     }
-    // The upper bound of a steward: the larger of what was given at creation and what was last asked for by hand.
+    // A steward's upper bound: the larger of the value given at creation and the last one that a call asked for.
     u32 most_frames() const {
         u32 most = header->most_frames.load_relaxed(), asked = header->asked_frames.load_relaxed();
         if (most < asked) most = asked;
         return most < g.max_frames ? most : g.max_frames;
     }
-    // Does this page number have an entry with memory behind it? What comes from a word of the segment may be
-    // within all bounds and lead to a hole, whose touch allocates memory that nobody counts, or is a SIGBUS.
+    // Does this page number have an entry with memory? A number from a damaged word may be within all bounds and lead
+    // to a hole, where an access would allocate uncounted memory, or raise SIGBUS.
     bool has_page(u32 page) const {
         return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3));
     }
 
     u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
 
-    // What a frame's mark is to be when this page is loaded into it.
+    // The mark of a frame for the sampler, when this page is loaded into it.
     u8 mark_of(u32 page) const {
         if constexpr (!ADVISES) return 0;
         u8 epoch = sampler.epoch.load_relaxed();
         return is_sampled(page, reinterpret_cast<Advice*>(advice)->shift.load_relaxed()) ? epoch ? epoch : 1 : 0;
     }
 
-    // Is this the first use of a page that was read ahead? Of several at once one is.
+    // Is this the first use of a page that was read ahead? Of several concurrent uses one is the first.
     bool first_use(u32 f) {
         auto& count = frames[f].count;
         u8 before = count.load_relaxed();
@@ -285,7 +286,7 @@ struct Segment {
         duel->hits[at].store_relaxed(frame::page(slot.word.load_relaxed()) + 1);
     }
 
-    // A hit, seen by the policy, the age and the sampler: four bytes, only when they change.
+    // Records a hit for the policy, the age and the sampler: it writes four bytes, only if they change.
     [[gnu::always_inline]] void touch(u32 f, u32 now) {
         FrameSlot& slot = frames[f];
         if (slot.touched.load_relaxed() != now) {
@@ -304,7 +305,7 @@ struct Segment {
     }
 };
 
-// The shadows are to start anew: their owner has died while it worked on them.
+// Makes the shadows start anew, after the owner of their lock died while it worked on them.
 inline void forget_advice(Segment& s) {
     if constexpr (ADVISES) reinterpret_cast<Advice*>(s.advice)->frames = 0;
 }

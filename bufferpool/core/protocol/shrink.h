@@ -1,5 +1,5 @@
-// Giving memory back to the kernel: which pages go (the policy, or age), which
-// memory goes (the extents that are cheapest to empty), and how (MADV_REMOVE).
+// Giving memory back to the kernel: which pages are evicted (by the policy, or by age), which
+// extents are given back (those that are cheapest to empty), and how (MADV_REMOVE).
 #pragma once
 
 #include "protocol/page.h"
@@ -7,19 +7,19 @@
 namespace bp {
 
 struct Reclaimed {
-    u64 frames = 0;      // given back: the kernel has them
-    int refused = 0;     // the kernel would not take some: its -errno
+    u64 frames = 0;      // frames given back
+    int refused = 0;     // the kernel refused some: its -errno
     u64 moved = 0;       // pages copied to empty extents
-    EvictTally tally{};  // why more pages could not go
+    EvictTally tally{};  // why more pages could not be evicted
 };
 
 constexpr u32 EVICT_BATCH = 64;       // evictions per hold of the memory lock
-constexpr u32 EVICT_LOOKS = 512;      // and looks at pages: one eviction may need EVICT_STEPS of them
-constexpr u32 LOOK_BATCH = 4096;      // frames looked at per hold
+constexpr u32 EVICT_LOOKS = 512;      // pages examined per hold: one eviction may need EVICT_STEPS of them
+constexpr u32 LOOK_BATCH = 4096;      // frames examined per hold
 constexpr u32 EXTENTS_PER_STEP = 16;  // extents emptied per step: bounds what is in flight
 
-// Gives BUSY(me) frames back: one madvise for each run of neighbours. What the kernel does not take stays
-// in the pool, free; `done` counts what it took.
+// Gives BUSY(me) frames back: one madvise for each run of neighbours. Frames that the kernel refuses become FREE;
+// `done` counts those that it took.
 inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaimed& done) {
     std::sort(frames.begin(), frames.end());
     for (size_t i = 0; i < frames.size();) {
@@ -46,7 +46,7 @@ inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaime
     frames.clear();
 }
 
-// Phase 1 of a shrink: evicts until `want` frames are free, or no page can go.
+// Phase 1 of a shrink: evicts until `want` frames are free, or no page can be evicted.
 // False when interrupted.
 inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& tally) {
     PoolEnv env{s, &intent, NONE};
@@ -59,7 +59,7 @@ inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& t
         Alr<PoolEnv> policy(s.header->policy, env);
         u64 most = env.looks + EVICT_LOOKS;
         for (u32 i = 0; i < EVICT_BATCH && env.looks < most && freed < want; i++) {
-            if (policy.evict(search, EVICT_STEPS) == NONE) break;  // that was a long search: let others in
+            if (policy.evict(search, EVICT_STEPS) == NONE) break;  // after a long search release the lock
             free_locked(s, env.frame);
             freed++;
         }
@@ -76,8 +76,8 @@ struct ExtentPlan {
     u32 extent, free, live;
 };
 
-// The extents to empty so that `want` frames come free: fewest pages to move
-// first, highest extents first among equals. The last may be more than needed. False: no memory.
+// Chooses the extents to empty so that `want` frames are freed: those with the fewest pages to move
+// first, and the highest among equals. The last one may exceed `want`. False: no memory.
 inline bool plan_extents(Segment& s, u64 want, Vec<ExtentPlan>& plans) {
     u32 per = s.g.extent_frames;
     s.has_frame(s.g.max_frames - 1);
@@ -111,8 +111,8 @@ inline void claim_free(Segment& s, u32 extent, u64 most, Vec<u32>& out) {
     }
 }
 
-// Phase 2, for one extent: its free frames have been claimed, so that its pages find their new place elsewhere. Frames
-// that come free by that are added to `out`, as long as it has room. False: interrupted.
+// Phase 2, for one extent: moves its pages to other extents; its free frames have been claimed before. The emptied
+// frames are added to `out`, while it has space. False: interrupted.
 inline bool empty_extent(Segment& s, Intent& intent, const ExtentPlan& plan, Vec<u32>& out, Reclaimed& done) {
     u32 first = plan.extent * s.g.extent_frames;
     for (u32 f = first; plan.live && !out.full() && f < first + s.g.extent_frames && f < s.ready; f++) {
@@ -132,12 +132,12 @@ inline bool empty_extent(Segment& s, Intent& intent, const ExtentPlan& plan, Vec
             continue;
         }
         done.moved++;
-        if (ours && !out.push(f)) free_frame(s, f);  // there is room: see above
+        if (ours && !out.push(f)) free_frame(s, f);  // `out` has space: see above
     }
     return true;
 }
 
-// The rest of phase 3: single runs, where less than an extent is left to give, or pinned frames stood in the way.
+// The rest of phase 3: gives back single runs, if less than an extent is left to give, or extents have pinned frames.
 inline Status give_back_runs(Segment& s, u64 want, Reason reason, Vec<u32>& out, Reclaimed& done) {
     for (u32 tries = 0; done.frames < want && tries < 1000; tries++) {
         if (!lock_memory(s)) return Status::INTERRUPTED;
@@ -156,8 +156,8 @@ inline Status give_back_runs(Segment& s, u64 want, Reason reason, Vec<u32>& out,
     return Status::OK;
 }
 
-// Phases 2 and 3: empties whole extents and gives them back, `want` frames at most; then single runs. Room for the
-// frames on their way is made before any is taken: NO_MEMORY has changed nothing.
+// Phases 2 and 3: empties whole extents and gives them back, at most `want` frames; then single runs. Memory for the
+// list of frames is allocated first: NO_MEMORY means that nothing has changed.
 inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Reclaimed& done) {
     Vec<ExtentPlan> plans;
     Vec<u32> out;
@@ -172,14 +172,14 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
         BP_POINT("compact.claimed");
         bool whole = true;
         for (size_t k = i; whole && k < end; k++) whole = empty_extent(s, intent, plans[k], out, done);
-        if (whole && done.frames + out.size() > want) {  // pages left meanwhile: keep the surplus
+        if (whole && done.frames + out.size() > want) {  // more frames were freed meanwhile: keep the surplus
             lock_memory(s, false);
             for (; done.frames + out.size() > want; out.pop()) free_locked(s, out.back());
             unlock_memory(s);
         }
         release_frames(s, out, reason, done);
         if (!whole) return Status::INTERRUPTED;
-        if (done.refused) return Status::OK;  // the kernel would not take the next ones either
+        if (done.refused) return Status::OK;  // the kernel would refuse the next ones too
         if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
     }
     return give_back_runs(s, want, reason, out, done);
@@ -199,13 +199,13 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
     return give_back(s, op.intent(), want, reason, done);
 }
 
-// The frames that the spaces of a dead client left. Where there is no memory for that, they stay in the pool, free.
+// Gives back frames of the spaces of a dead client. Without memory for the list they remain free in the pool.
 inline void give_back_freed(Segment& s, u32 frames) {
     Reclaimed done;
     shrink(s, frames, CLIENT_EXIT, false, done);
 }
 
-// Evicts the clean pages that nothing has touched since tick `before`; their
+// Evicts the clean pages that were not used since tick `before`; their
 // frames are FREE afterwards. `out` counts them.
 inline Status evict_idle(Segment& s, u32 before, u64& out) {
     OpSlot op(s);

@@ -2,10 +2,10 @@
 //
 //   slot   no memory -> FREE          grow_spaces, a step of them
 //          FREE -> OPENING            begin_space, then entries get their memory
-//          OPENING -> LIVE            finish_space: a new generation, and from then on handles of it work
+//          OPENING -> LIVE            finish_space: a new generation, whose handles work from now on
 //          OPENING -> FREE            there is no memory for the entries
 //          OPENING -> CLOSED          by the client that inherits the lock (repair_directory)
-//          LIVE -> CLOSED             close_space: no handle works any more; needs no lock
+//          LIVE -> CLOSED             close_space: its handles do not work any more; needs no lock
 //          CLOSED -> CLOSING -> FREE  remove_space: under the directory lock, once no page is in use
 #pragma once
 
@@ -18,7 +18,7 @@ inline u64 space_pages(u64 span) { return span & PAGES_MASK; }
 inline u64 space_generation(u64 span) { return span >> GENERATION_SHIFT; }
 inline u64 space_span(u64 generation, u64 pages) { return generation << GENERATION_SHIFT | pages; }
 
-// The entries of a space that its slot says have memory. False: there are none such in the segment.
+// The entries with memory of a space, according to its slot. False: the slot is damaged.
 inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64& n) {
     first = slot.first_entry.load_relaxed();
     n = std::min(slot.entries_ready.load_relaxed(), round_up(slot.max_pages.load_relaxed(), s.g.os_page / 8));
@@ -27,17 +27,17 @@ inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64&
 
 // ---- removing ---------------------------------------------------------------
 
-// From here on no handle of the space whose span was `seen` works: its generation is
-// over. Needs no lock, hence one CAS: the slot may be another's by now. Whoever holds
-// the directory lock next removes what is left.
+// Closes the space whose span was `seen`: its generation ends, so its handles do not work any more.
+// It needs no lock, so it is one CAS: another space may have the slot by now. The next client that holds
+// the directory lock removes the space.
 inline void close_space(SpaceSlot& slot, u64 seen) {
     u64 generation = space_generation(seen), closed = (generation + 1) << GENERATION_SHIFT | CLOSED;
     while (!(seen & CLOSED) && space_generation(seen) == generation && !slot.span.cas_seq_cst(seen, closed)) {}
     BP_POINT("remove.closing");
 }
 
-// Empties a space and frees its slot. Idempotent: a CLOSING space that somebody
-// left is finished by the next one. Called with the directory lock held.
+// Drops the pages of a space and frees its slot. It can be repeated: a CLOSING space that another client
+// left is finished by the next one. Needs the directory lock.
 inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     SpaceSlot& slot = s.spaces[index];
     OpSlot op = patience ? OpSlot(s) : OpSlot(s, OpSlot::IfFree{});
@@ -50,7 +50,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
         if (s.has_page(u32(first + i)) && drop_page(s, op.intent(), u32(first + i), patience, freed) != Status::OK)
             return false;
     BP_POINT("remove.empty");
-    if (!lock_growth(s)) return false;  // from here on nobody appends; interrupted: the next one goes on
+    if (!lock_growth(s)) return false;  // from here on no client appends; interrupted: the next client continues
     slot.entries_ready.store_relaxed(0);
     slot.reserved.store_release(0);  // a client that reads no generation here also sees that the space is closed
     for (auto* field :
@@ -69,14 +69,14 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     return true;
 }
 
-// What the directory lock protects: a slot that a dead owner was filling is to go.
+// Repairs what the directory lock protects: closes a slot that a dead owner was filling.
 inline void repair_directory(Segment& s) {
     for (u32 i = 0, n = s.space_count(); i < n; i++)
         if (s.spaces[i].state.load_acquire() == SPACE_OPENING)
             close_space(s.spaces[i], s.spaces[i].span.load_acquire());
 }
 
-// The directory lock was taken, perhaps over from a dead owner.
+// Repairs the directory if the lock was inherited from a dead owner.
 inline void repair_if_inherited(Segment& s, Acquired how) {
     if (how != Acquired::REPAIR) return;
     repair_directory(s);
@@ -93,8 +93,8 @@ inline u32 sweep_closing(Segment& s) {
     return left;
 }
 
-// Leaves the directory. Spaces that were closed meanwhile by somebody who could
-// not wait for the lock are removed: either they see it free, or we see them.
+// Releases the directory lock. It also removes spaces that were closed meanwhile by a client that could
+// not wait for the lock: either that client finds the lock free, or we see its closed space.
 inline void leave_directory(Segment& s) {
     for (u32 left = sweep_closing(s);;) {
         release(s, s.header->directory);
@@ -115,7 +115,7 @@ inline bool lock_directory(Segment& s, bool interruptible = true) {
     return true;
 }
 
-// The scratch spaces that client `c` owned go with it. Never waits for the
+// Closes the private spaces of client `c`, and removes them if possible. It never waits for the
 // directory lock: the caller may be its owner, or hold what its owner waits for.
 inline void remove_owned(Segment& s, u32 c) {
     u64 generation = s.clients[c - 1].generation.load_relaxed();
@@ -185,7 +185,8 @@ inline u32 free_run(Segment& s, u64 n, bool& error) {
     return at + n <= s.g.max_pages ? u32(at) : NONE;
 }
 
-// The slot is ours to fill in, and its first `pages` entries have memory. 0 or -errno: then it is free again.
+// Reserves a slot, to be filled in by the caller, and gives memory to its first `pages` entries. 0; or -errno, and the
+// slot is free.
 inline int begin_space(Segment& s, SpaceSlot& t, u32 first_entry, u32 max_pages, u64 pages) {
     t.first_entry.store_relaxed(first_entry);
     t.max_pages.store_relaxed(max_pages);
@@ -197,7 +198,7 @@ inline int begin_space(Segment& s, SpaceSlot& t, u32 first_entry, u32 max_pages,
     return r;
 }
 
-// All other fields have been filled in.
+// Makes a slot LIVE, after all other fields have been filled in.
 inline void finish_space(SpaceSlot& t, u64 pages) {
     u64 generation = space_generation(t.span.load_relaxed()) + 1;
     t.reserved.store_relaxed(space_span(generation, pages));

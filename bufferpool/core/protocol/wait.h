@@ -1,5 +1,5 @@
 // Waiting for the client that changes an entry: in slices, because that client may die. After a slice without a
-// change a dead client is reaped, and an entry that no operation stands behind is settled.
+// change a dead client is reaped, and an entry that no operation is changing is settled.
 #pragma once
 
 #include "protocol/entry.h"
@@ -9,7 +9,7 @@ namespace bp {
 
 inline void unlock_memory(Segment& s);  // memory.h
 inline bool lock_memory(Segment& s, bool interruptible, u32 slices);
-inline void reap(Segment& s, u32 c);  // reap.h: reaping removes spaces, whose pages it may have to wait for
+inline void reap(Segment& s, u32 c);  // defined in reap.h, which includes this header: reaping may wait for pages
 
 constexpr u64 WAIT_SLICE_NS = 20'000'000;
 
@@ -17,7 +17,7 @@ constexpr u64 WAIT_SLICE_NS = 20'000'000;
 // what it was, and no operation has claimed any entry since, then one that claimed this
 // one was under way all the while, and its intent was there to be seen.)
 inline bool has_operation(Segment& s, u32 page, u64 e) {
-    if (entry::state(e) == RESIDENT && entry::owner(e) == s.me) return true;  // a writer: write.cpp knows
+    if (entry::state(e) == RESIDENT && entry::owner(e) == s.me) return true;  // a writer: write.cpp has the list
     u64 claims = s.claims.value(), used = s.ops_used.load_acquire();
     if (u32 n = entry::among(e)) return n <= OPS && (used >> (n - 1) & 1);
     for (u32 i = 0; i < OPS; i++) {
@@ -32,8 +32,8 @@ inline bool has_operation(Segment& s, u32 page, u64 e) {
     return s.entries[page].load_seq_cst() != e || s.claims.value() != claims;
 }
 
-// Settles an entry that names `c`, who is dead or no client at all (or us, who do nothing
-// to it), and who has left no intent for it: only a damaged segment has such a one.
+// Settles an entry that has the number `c` of a dead client or of no client (or ours, though we do not
+// change it), without an intent for it. Only a damaged segment has such an entry.
 inline void disown(Segment& s, u32 page, u64 e, u32 c) {
     DeadClient dead(s, c);
     if (!dead.held() && c != 0 && c <= s.g.max_clients && c != s.me) return;

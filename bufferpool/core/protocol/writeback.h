@@ -1,9 +1,9 @@
-// Write-back: which dirty pages may be written now, and what is true of them
-// once the store has synced (rule 6). The writing itself is the store's.
+// Write-back: which dirty pages may be written now, and which are clean
+// after the store has synced (rule 6). The store does the writing.
 //
 //   entry  RESIDENT(f, dirty) -> RESIDENT(f, dirty, flusher me)    begin
 //          RESIDENT(f, dirty, flusher me) -> RESIDENT(f)           synced
-//          RESIDENT(g, dirty, flusher me) -> RESIDENT(g, dirty)    a newer version came
+//          RESIDENT(g, dirty, flusher me) -> RESIDENT(g, dirty)    a newer version was published
 //          RESIDENT(f, dirty, no ring) -> RESIDENT(f, dirty, cold) -> RESIDENT(f)   synced, of a page set aside
 #pragma once
 
@@ -16,8 +16,8 @@ struct FlushItem {
 };
 
 // Calls `visit(page, lsn, rec_lsn)` for the dirty pages among the entries [first, first + count), in
-// order, until it returns false. By entry and not by frame: a page that is dirty all
-// the while is seen, into whatever frame a publish or a compaction moves it meanwhile.
+// order, until it returns false. It scans entries and not frames, so that a page that is dirty all
+// the time is seen, even if a publish or a compaction moves it to another frame meanwhile.
 template <class F>
 void each_dirty(Segment& s, u64 first, u64 count, F visit) {
     u64 end = std::min(first + count, s.g.max_pages), chunk = s.g.os_page / 8;
@@ -30,10 +30,10 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
             u64 e = s.entries[page].load_acquire();
             u32 f = entry::frame(e);
             if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || !s.has_frame(f)) break;
-            // The pin keeps the slot this page's while we read it: unpinned, the page may go to another
-            // frame and come back, and what was read in between belongs to somebody else.
+            // With the pin, the slot belongs to this page while it is read. Without it, the page could move to another
+            // frame and back, and the slot could be read while it belonged to another page.
             Status status = pin(s, u32(page), f);
-            if (status == Status::CORRUPT) break;  // it is no page of that frame
+            if (status == Status::CORRUPT) break;  // the entry or the frame's word is damaged
             if (status != Status::OK && status != Status::TOO_MANY_PINS) continue;
             u64 lsn = s.frames[f].lsn.load_relaxed(), rec_lsn = s.frames[f].rec_lsn.load_relaxed();
             if (status == Status::OK) unpin(s, f);
@@ -43,8 +43,8 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
     }
 }
 
-// The dirty pages of a range: how many, the highest LSN, and the LSN of the oldest change that
-// the store has not. What was written without an LSN (0) takes no part in the latter two.
+// The dirty pages of a range: their number, the highest LSN, and the LSN of the oldest change that
+// the store lacks. What was written without an LSN (0) takes no part in the latter two.
 struct DirtyRange {
     u64 pages = 0, lsn = 0, rec_lsn = ~u64(0);
 };
@@ -60,8 +60,8 @@ inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
     return out;
 }
 
-// Clears the flusher field, and the dirty bit if the store has what the entry still names. A page that was set aside
-// gets back into a ring before it is clean: a client that dies in between leaves it dirty.
+// Clears the flusher field, and the dirty bit if the store has the version that the entry still names. A page that was
+// set aside is added to a ring before it is clean: if the client dies in between, the page is still dirty.
 inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
     bool aside = false;
     auto settle = [&](u64 e) {
@@ -79,10 +79,11 @@ inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
     unlock_memory(s);
 }
 
-// After the store has synced (`synced`), or has failed: clean only what is
-// stored, and only if the entry still names the frame that was written. Where a newer
-// version came meanwhile, its oldest change that the store has not cannot be older than
-// what was stored: else a page that is always being written would hold checkpoints back for ever.
+// Ends a flush, after the store has synced (`synced`) or failed: a page becomes clean only if it was
+// stored, and only if the entry still names the frame that was written. If a newer
+// version was published meanwhile, its oldest change that the store lacks is newer than
+// the stored version: its recovery LSN is raised, or a page that is written all the time would hold back checkpoints
+// for ever.
 inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, bool synced) {
     BP_POINT("flush.synced");
     for (const FlushItem& it : items) {
@@ -101,9 +102,9 @@ inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, b
     intent.op.store_release(u32(Op::NONE));
 }
 
-// Takes the flusher field of a dirty page: a client that changes the entry for another reason
-// does not make us miss it, and a flusher that died is reaped. False: no longer
-// dirty, or interrupted. Pages are taken in order, so two flushers never wait for each other.
+// Takes the flusher field of a dirty page. It retries when another client changes the entry,
+// and reaps a flusher that died. False: the page is no longer
+// dirty, or the wait was interrupted. Pages are taken in order, so two flushers never wait for each other.
 inline bool begin_flush_of(Segment& s, u32 page) {
     Atomic<u64>& word = s.entries[page];
     for (;;) {
@@ -119,7 +120,7 @@ inline bool begin_flush_of(Segment& s, u32 page) {
     }
 }
 
-// Which pages a flush asks for: of the entries [first, first + count), at most `most` whose LSN is at most `lsn`.
+// The pages for a flush: of the entries [first, first + count), at most `most` whose LSN is at most `lsn`.
 struct FlushRequest {
     u32 first;
     u64 count, lsn;
@@ -130,13 +131,13 @@ struct FlushRequest {
 struct FlushTaken {
     Vec<FlushItem> items{};
     u64 held_back = 0;  // dirty pages that were not taken: because of their LSN, or because they changed meanwhile
-    u64 next = 0;       // the entry at which the next flush goes on; 0: the range is done
+    u64 next = 0;       // the entry at which the next flush continues; 0: the range is done
 };
 
 // Takes the flusher field and a pin of each page that is asked for. The intent covers them until end_flush. NO_MEMORY:
 // nothing was taken.
 inline Status begin_flush(Segment& s, Intent& intent, const FlushRequest& want, FlushTaken& out) {
-    // 1. Candidates, and room for what will be taken of them.
+    // 1. The candidates, and memory for the list of those that are taken.
     Vec<u32> pages;
     bool room = true;
     each_dirty(s, want.first, want.count, [&](u32 page, u64 page_lsn, u64) {
@@ -146,7 +147,7 @@ inline Status begin_flush(Segment& s, Intent& intent, const FlushRequest& want, 
     });
     if (!room || !out.items.reserve(pages.size())) return Status::NO_MEMORY;
     if (pages.empty()) return Status::OK;
-    if (pages.size() >= want.most) out.next = u64(pages.back()) + 1;  // whether or not all of them can be taken
+    if (pages.size() >= want.most) out.next = u64(pages.back()) + 1;  // even if some of them cannot be taken
     // 2. The intent, then the fields.
     intent.page.store_relaxed(pages.front());
     intent.old.store_relaxed(pages.back());
@@ -156,10 +157,10 @@ inline Status begin_flush(Segment& s, Intent& intent, const FlushRequest& want, 
     for (u32 page : pages) {
         if (!begin_flush_of(s, page)) continue;
         BP_POINT("flush.owned");
-        // The pin keeps the image: a writer may publish a newer one meanwhile.
+        // The pin keeps the version: a writer may publish a newer one meanwhile.
         u32 pinned;
         bool ok = pin(s, page, pinned) == Status::OK;
-        // The list has room: see above.
+        // The list has memory: see above.
         if (ok && s.frames[pinned].lsn.load_relaxed() <= want.lsn && out.items.push({page, pinned})) continue;
         if (ok) unpin(s, pinned);
         out.held_back++;

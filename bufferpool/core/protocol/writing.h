@@ -1,7 +1,7 @@
-// How a page gets written: owned, then published; and how a page is appended. The loops of every process (write.cpp,
-// space.cpp, tests/native), with the hooks of fetch.h and two more:
+// How a page is written (its writer field is taken, then the new version is published), and how a page is appended.
+// The loops of every process (write.cpp, space.cpp, tests/native), with the hooks of fetch.h and two more:
 //
-//   may_wait_for(page)           we would wait for a writer of this very client: OK, or why not to
+//   may_wait_for(page)           the page's writer is this client: OK to wait, or why not
 //   no_entries(error)            the system has no memory for the entry of a new page: why to give up
 #pragma once
 
@@ -9,7 +9,8 @@
 
 namespace bp {
 
-// Takes the writer field, loading the page if need be. `frame` is where it is, and stays.
+// Takes the writer field, and loads the page first if it is absent. `frame` is its frame, which does not change
+// meanwhile.
 template <class Hooks>
 Status own_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
     for (;;) {
@@ -34,7 +35,7 @@ Status own_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& f
     }
 }
 
-// Publishes the new version of a page that we own. OK: the page is no longer ours.
+// Publishes the new version of a page whose writer is this client. OK: the writer field is released.
 template <class Hooks>
 Status publish_page(Segment& s, const Place& at, const void* bytes, Image image, Hooks& hooks) {
     FrameRequest want{};
@@ -48,7 +49,7 @@ Status publish_page(Segment& s, const Place& at, const void* bytes, Image image,
 
 // ---- append ------------------------------------------------------------------
 
-// What a load that is an append fills a frame with.
+// The load hooks of an append: the content is the new page.
 struct NewPage {
     Segment& s;
     const void* bytes;
@@ -67,7 +68,7 @@ struct NewPage {
     bool forked() { return false; }
 };
 
-// Publishes a page that is new. WAIT: it is there already (somebody has read zeros in its place): write it instead.
+// Publishes a new page. WAIT: the page exists already (another client has read it as zeros): write it instead.
 template <class Hooks>
 Status publish_new(Segment& s, const Place& at, const void* bytes, Image image, Hooks& hooks) {
     FrameRequest want{at.page};
@@ -117,8 +118,8 @@ Status append_page(Segment& s, const Place& at, u64 page_no, const void* bytes, 
     return Status::OK;
 }
 
-// The next number for an append, for us alone. TOO_LONG: the space has all its pages. The word that counts them
-// carries the space's generation, so that a handle of an earlier space in the slot neither takes nor returns a number.
+// Allocates the next page number for an append. TOO_LONG: the space has all its pages. The word of the numbers
+// has the space's generation, so that a handle of an earlier space in the slot neither takes nor returns a number.
 template <class Hooks>
 Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, u64& page_no) {
     SpaceSlot& slot = at.slot;
@@ -142,7 +143,7 @@ Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, 
     }
 }
 
-// Gives back a number that nobody has used, if it is still the last.
+// Returns an unused number, if it is still the last one.
 inline void return_number(const Place& at, u64 page_no) {
     u64 expected = space_span(at.generation, page_no + 1);
     at.slot.reserved.cas_seq_cst(expected, space_span(at.generation, page_no));

@@ -19,7 +19,7 @@ struct BatchObject {
 };
 
 static void end_batch(BatchObject* batch, bool synced) {
-    SegmentObject* seg = batch->seg.swap(nullptr);  // of several threads one ends it
+    SegmentObject* seg = batch->seg.swap(nullptr);  // of several threads exactly one ends it
     if (!seg) return;
     Use use(seg);
     if (is_ours(seg, batch->forks)) {
@@ -79,7 +79,7 @@ PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* h
     if (batch->op >= 0) {
         batch->seg = seg;
         Py_INCREF(seg);
-        seg->active++;  // until it ends: the store's code runs meanwhile
+        seg->active++;  // until the batch ends: the store's code runs meanwhile
     }
     if (status == Status::OK && check_signals() == 0) return reinterpret_cast<PyObject*>(batch);
     Py_DECREF(batch);  // what was taken is given back
@@ -207,7 +207,7 @@ static PyMethodDef batch_methods[] = {
 static PyGetSetDef batch_getset[] = {
     {"items", batch_items, nullptr, "Pairs of uint32: page number, frame; in order.", nullptr},
     {"next", batch_next, nullptr, "The page at which to go on, 0 when the space has been gone through.", nullptr},
-    {"held_back", batch_held_back, nullptr, "Dirty pages that were passed over because of their LSN.", nullptr},
+    {"held_back", batch_held_back, nullptr, "How many dirty pages were skipped because of their LSN.", nullptr},
     {"state", batch_state, nullptr, "What was known of the file when the flush began: a FileState.", nullptr},
     {"interrupted", batch_interrupted, nullptr, "Whether the flush before this one did not end.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};

@@ -1,5 +1,5 @@
-// Where each field of a segment lies: for tools and tests that look at its bytes
-// (the fuzzer damages them), so that nobody repeats layout.h.
+// The offset of each field of a segment, for tools and tests that read its bytes
+// (the fuzzer damages them), so that layout.h is not repeated elsewhere.
 #include "python/py.h"
 
 namespace bp {

@@ -1,14 +1,14 @@
 // Fork: a child is a client of its own from its first instruction.
 //
-// Before the fork, the parent claims a slot for the child with a description of
-// its own, and repeats there the pins of all live arrays. The child keeps that
-// description, the parent closes it. There is no moment at which a view in the
-// child is unpinned, and none at which the child keeps the parent alive.
+// Before the fork, the parent takes a slot for the child, with a separate description,
+// and repeats there the pins of all live arrays. The child keeps that
+// description, the parent closes it. So a view in the
+// child is never unpinned, and the child never keeps the parent's client alive.
 //
 // Every description that may hold a byte lock is on a list before it takes the
-// lock, and leaves the list when it is closed. The child closes all of them but
-// its own: also those of a segment that another thread was attaching or
-// detaching when the process forked, which no SegmentObject leads to.
+// lock, and is removed when it is closed. The child closes all of them but
+// its own, including those of a segment that another thread was attaching or
+// detaching when the process forked, which no SegmentObject has.
 #include "python/py.h"
 
 #include <mutex>
@@ -24,17 +24,17 @@ Mutex lists;
 
 // ---- all descriptions of this process ------------------------------------------
 
-static std::mutex mapped_mutex;   // held over a fork, so that the list is whole in the child
+static std::mutex mapped_mutex;   // held during a fork, so that the list is consistent in the child
 static Segment* mapped_segments;  // linked by `next`
 
-// A description of its own, from another of the same file, that is known by its mark; or -errno.
+// Opens a new description of the same file, and marks it. Returns the descriptor, or -errno.
 static int own_description(int fd, u64& mark) {
     int own = prim::move_up(prim::reopen(fd));
     if (own >= 0) prim::set_mark(own, mark = prim::new_mark());
     return own;
 }
 
-// Gives the segment a description of its own.
+// Gives the segment a description that only it uses.
 int map_client(Segment* s, int fd) {
     std::lock_guard<std::mutex> guard(mapped_mutex);
     struct stat st;
@@ -57,13 +57,14 @@ void unmap_client(Segment* s) {
                 *p = s->next;
                 break;
             }
-        if (s->has_descriptor()) close(s->fd);  // else it is a stranger's
+        if (s->has_descriptor()) close(s->fd);  // otherwise the number belongs to another file
     }
     unmake(s);
 }
 
 static bool has_client(const Segment& s, u32 c) {
-    if (!mapped_mutex.try_lock()) return true;  // a fork is being prepared, or the list changes: look again later
+    // a fork is being prepared, or the list is changing: assume yes, check later
+    if (!mapped_mutex.try_lock()) return true;
     bool found = false;
     for (Segment* p = mapped_segments; p; p = p->next)
         found |= p->me == c && p->device == s.device && p->inode == s.inode;
@@ -73,8 +74,8 @@ static bool has_client(const Segment& s, u32 c) {
 
 // ---- before and after ----------------------------------------------------------
 
-// A slot for the child, and what holds it: a description of the child's own; or, where none can be opened, its
-// process alone. Then our description holds the slot's byte until the child has said which process it is.
+// Takes a slot for the child, with a description of the child's own. If none can be opened, the child's process alone
+// shows that it lives; our description then holds the slot's byte until the child has stored its pid.
 template <class Each>
 static void plan_child(Segment& s, ForkPlan& plan, Each each_pin) {
     plan.lost = LOST_DESCRIPTOR;
@@ -102,7 +103,7 @@ static void before_fork() {
         if (!s.me) continue;
         plan_child(s, seg->plan, each_pin);
         if (seg->plan.client) continue;
-        // Our own column keeps the child's pins, for as long as we have it.
+        // Without a slot, the child's pins are kept in our own column.
         each_pin([&s](u32 f) {
             s.lent = true;
             if (s.pin_count(f).load_relaxed() < PIN_MAX) s.pin_count(f).add_seq_cst(1);
@@ -120,7 +121,7 @@ static void after_fork_parent() {
     lists.unlock();
 }
 
-// What this process keeps of a segment for itself belongs to threads that only the parent has.
+// Resets the private state of a segment in a child, because it belongs to threads that only the parent has.
 static void renew(Segment& s) {
     s.ops_used.store_relaxed(0);
     s.ops_held.store_relaxed(0);
@@ -133,8 +134,8 @@ static void renew(Segment& s) {
     s.lent = false;
 }
 
-// Closes the descriptions that the parent's byte locks are on, and leaves the list with what the child has. A
-// segment that another thread was attaching or detaching is unmapped: in the child nobody knows of it.
+// Closes the descriptions that hold the parent's byte locks, and keeps the child's own on the list. A
+// segment that another thread was attaching or detaching is unmapped, because in the child no object has it.
 static void close_inherited() {
     Segment* kept = nullptr;
     for (Segment *s = mapped_segments, *next; s; s = next) {
@@ -153,8 +154,8 @@ static void close_inherited() {
     mapped_segments = kept;
 }
 
-// A child without a description tells which process it is, before the byte of its slot is free. At each step the
-// slot names a process that lives: its parent, then itself.
+// Stores the pid of a child without a description, before the parent releases the byte of its slot. At each step the
+// slot has the pid of a living process: the parent's, then the child's.
 static void introduce(SegmentObject* seg) {
     Segment& s = *seg->s;
     if (!seg->plan.client || seg->plan.fd >= 0) return;

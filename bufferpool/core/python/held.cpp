@@ -1,4 +1,4 @@
-// Held: a lock that Python code holds for a while, the directory lock or a space's flush lock. The lock is released
+// Held: a lock that Python code holds, the directory lock or a space's flush lock. The lock is released
 // when the object is dropped, so that an exception between two bytecodes (Ctrl-C) leaves nothing behind.
 #include "python/py.h"
 
@@ -7,18 +7,18 @@
 namespace bp {
 
 struct HeldObject {
-    PyObject_HEAD Shared<SegmentObject*> seg;  // null once let go
-    u32 forks;           // a forked child does not let go of what its parent holds
+    PyObject_HEAD Shared<SegmentObject*> seg;  // null after the release
+    u32 forks;           // a forked child does not release a lock that its parent holds
     LockWord* lock;
-    u64 thread;          // that took it
-    bool interrupted;    // the last flush of this space did not end
-    HeldObject* next;    // of all that are held
+    u64 thread;          // the thread that took it
+    bool interrupted;    // the last flush of this space was interrupted: its process died
+    HeldObject* next;    // the list of all held locks
 };
 
 static HeldObject* all_held;
 
-// Has this thread the lock already, in a frame further out (a signal's handler, or a store, asked for it again)?
-// A forked child has none of its parent's.
+// Raises if this thread already holds the lock, in an outer call (a signal's handler, or a store, needs it again).
+// A forked child holds none of its parent's locks.
 static bool raise_held(SegmentObject* seg, LockWord& lock, const char* what) {
     auto found = [&] {
         Guard guard(lists);
@@ -51,7 +51,7 @@ static PyObject* new_held(SegmentObject* seg, LockWord* lock, bool interrupted) 
 }
 
 static void let_go(HeldObject* held) {
-    SegmentObject* seg = held->seg.swap(nullptr);  // of several threads one lets go
+    SegmentObject* seg = held->seg.swap(nullptr);  // of several threads exactly one releases it
     if (!seg) return;
     Use use(seg);
     {
@@ -123,8 +123,8 @@ PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait) {
     return held;
 }
 
-// lock_flush(space, wait=True) -> Held, whose `interrupted` says that the last flush did not end. None: somebody has
-// the lock, and was not to be waited for.
+// lock_flush(space, wait=True) -> Held; its `interrupted` is true if the last flush was interrupted. None: the lock is
+// held, and `wait` is false.
 static PyObject* segment_lock_flush(PyObject* self, PyObject* args) {
     unsigned i;
     int wait = 1;
@@ -151,10 +151,11 @@ static PyObject* held_begin_flush(PyObject* self, PyObject* args) {
 static PyMethodDef held_methods[] = {
     {"__enter__", held_enter, METH_NOARGS, ""},
     {"begin_flush", held_begin_flush, METH_VARARGS, "begin_flush(generation, selection): dirty pages to be written."},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(held_exit)), METH_FASTCALL, "Lets go."},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(held_exit)), METH_FASTCALL,
+     "Releases the lock."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef held_getset[] = {
-    {"interrupted", held_interrupted, nullptr, "Whether the last flush of the space did not end.", nullptr},
+    {"interrupted", held_interrupted, nullptr, "Whether the last flush of the space was interrupted.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject HeldType = {PyVarObject_HEAD_INIT(nullptr, 0)};

@@ -8,13 +8,13 @@
 namespace bp {
 
 constexpr u32 RUN_BYTES = 256 << 10;  // neighbours read by one call
-constexpr u32 HELD_BYTES = 4 << 20;   // pages that are being read at one time
+constexpr u32 HELD_BYTES = 4 << 20;   // the most bytes under way at one time
 constexpr u32 ASKED_PAGES = 256;      // of a store or a loader at one time
 
 struct Work {
     Claim claims[MANY_PAGES];
-    u32 published[MANY_PAGES], publications = 0;  // which of them are there, in order
-    u32 wanted_by[MANY_PAGES];  // the caller's number of each
+    u32 published[MANY_PAGES], publications = 0;  // which of them are published, in order
+    u32 wanted_by[MANY_PAGES];  // the caller's index of each
     iovec to[MANY_PAGES];
     bool read[MANY_PAGES];
     Transfers transfers;
@@ -22,7 +22,7 @@ struct Work {
 
 namespace {
 
-// The reads of a file space, and what becomes of the pages.
+// The reads of a file space, for load_many.h.
 struct FileLoads {
     Segment& s;
     SpaceObject* sp;
@@ -39,7 +39,7 @@ struct FileLoads {
             u8* to = s.page_data(w.claims[i].frame);
             w.to[i] = {to, s.g.page_size};
             w.read[i] = i >= first + in_file;
-            if (w.read[i]) memset(to, 0, s.g.page_size);  // beyond what the file has
+            if (w.read[i]) memset(to, 0, s.g.page_size);  // beyond the end of the file
         }
         u32 now = s.tick();
         bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
@@ -50,7 +50,8 @@ struct FileLoads {
         else w.transfers.begin_done(first, count, 0);
     }
 
-    // What a read that failed or ended early leaves, the caller reads page by page: an error is that of one page.
+    // Takes an ended read. If it failed or was short, the caller reads its pages one by one, so that an error is for
+    // one page.
     bool ended(u32& first, u32& count) {
         Transfer t;
         if (!w.transfers.ended(t)) return false;
@@ -201,7 +202,7 @@ private:
 
 }  // namespace
 
-// In the order of their pages, each once.
+// Sorts the absent pages by number, without duplicates.
 static u32 sort_absent(SpaceObject* sp, const Together& pages, Work& w) {
     Segment& s = *sp->seg->s;
     u32 order[MANY_PAGES], n = 0;
@@ -276,7 +277,7 @@ void Together::load_from(npy_intp first) {
     end_ = std::min<npy_intp>(n_, first + MANY_PAGES);
     std::fill_n(frames_, count(), NONE);
     if (sp_->zero_fill || count() < 2) return;
-    if (!may_work(sp_->seg)) return PyErr_Clear();  // the load of the first page raises it
+    if (!may_work(sp_->seg)) return PyErr_Clear();  // loading the first page raises the error
     Work* w = make<Work>();
     if (!w) return;
     u32 forks = sp_->seg->forks;

@@ -7,7 +7,7 @@ namespace bp {
 
 // ---- checks --------------------------------------------------------------------
 
-// Binds a space that was unpickled. Two threads may do so at once: the first one's binding holds.
+// Binds an unpickled space. If two threads do so at the same time, the first binding is kept.
 SegmentObject* bind_space(SpaceObject* sp) {
     PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_attach", nullptr);
     if (!r) return nullptr;
@@ -19,7 +19,7 @@ SegmentObject* bind_space(SpaceObject* sp) {
 int refuse_space(SpaceObject* sp) {
     if (sp->seg && sp->seg->s && sp->seg->s->works && !sp->seg->closing) {
         raise("SpacePrivate",
-              "the scratch space belongs to client %u alone, of which this process is a forked child; make one here "
+              "the scratch space is private to client %u, the parent of this forked child; make one here "
               "(pool.open_scratch), "
               "or share one (lifetime=\"pool\")",
               sp->only);
@@ -29,7 +29,7 @@ int refuse_space(SpaceObject* sp) {
     return bound(sp) ? 0 : -1;
 }
 
-// Raises SpaceRemoved: which space, and what usually removes one. Null.
+// Raises SpaceRemoved, with the space and the usual causes. Returns null.
 PyObject* raise_space_removed(SpaceObject* sp) {
     PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_removed", nullptr);
     if (!message) return nullptr;
@@ -46,15 +46,15 @@ int bad_page(SpaceObject* sp, u64 span, PyObject* n) {
     return -1;
 }
 
-// Has the page's entry memory behind it? The space's span alone does not say so: it may be damaged. What is
-// known lasts, because entries keep their memory; so a hit makes one comparison.
+// Does the page's entry have memory? The space's span is not enough, because it may be damaged. The answer is cached,
+// because entries keep their memory; so a hit makes one comparison.
 bool find_backed(SpaceObject* sp, u64 page_no) {
     Segment& s = *sp->seg->s;
     u32 unit = s.g.os_page / 8;
     u32 backed = sp->backed;
     while (backed <= page_no && backed < sp->max_pages && s.has_page(sp->first_entry + backed))
         backed += std::min(unit - (sp->first_entry + backed) % unit, sp->max_pages - backed);
-    sp->backed = backed;  // another thread may know more, and looks no further if this is less
+    sp->backed = backed;  // another thread may have cached more; a smaller value is correct too
     return page_no < backed;
 }
 
@@ -100,7 +100,7 @@ int answer(Status status, SpaceObject* sp, u64 page_no) {
 Status SpaceHooks::waited(u64 e) {
     if (check_signals() < 0 || !opened(sp->seg)) return Status::RAISED;
     if (!is_late()) return Status::OK;
-    raise("WaitTimeout", "page %llu: client %u has had it for longer than the timeout; pool.clients() says who that is",
+    raise("WaitTimeout", "page %llu: client %u has used it for longer than the timeout; see pool.clients()",
           (unsigned long long)page_no, entry::owner(e));
     return Status::RAISED;
 }
@@ -124,7 +124,7 @@ Status SpaceHooks::raise_late() {
     return Status::RAISED;
 }
 
-// Python makes room (a foreground flush, reaping) or raises.
+// Python frees a frame (by a foreground flush, or reaping) or raises.
 Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     SegmentObject* seg = sp->seg;
     Busy busy(seg);
@@ -146,7 +146,8 @@ Status SpaceHooks::make_room(Status status, FrameRequest& want) {
 
 // ---- loading -------------------------------------------------------------------
 
-// A page that a file or zeros back. The GIL is released throughout; so room is made when the page is given up.
+// Loads a page from a file, or as zeros. The GIL is released throughout, so a frame is freed only after the load was
+// given up.
 struct NativeLoad {
     Segment& s;
     SpaceObject* sp;
@@ -160,19 +161,19 @@ struct NativeLoad {
     }
     Status prepare() { return Status::OK; }
     Status no_frame(Status status, FrameRequest&) { return status; }
-    const char* failure() { return nullptr; }  // the next one reads by itself
+    const char* failure() { return nullptr; }  // waiting clients load the page themselves
     bool forked() { return false; }
 
     Status fill(u32 f, Image&) { return read(s.page_data(f)); }
 
-    // From the file, or zeros beyond what the file has.
+    // Reads from the file; beyond its end the page is zeros.
     Status read(u8* to) {
         if (sp->zero_fill || page_no >= space_slot(sp).stored.load_acquire()) {
             memset(to, 0, s.g.page_size);
             return Status::OK;
         }
-        // Not a stranger's, by now? A look at each read would double its system calls; and the number is so high that
-        // a file that is opened anew does not get it, but one that is put there on purpose (dup2), or the thousandth.
+        // Does the descriptor still belong to the file? It is checked once a tick, because a check for each read would
+        // double the system calls. The number is so high that only dup2(), or a thousand open files, can reuse it.
         u32 now = s.tick();
         bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
         sp->checked.store_relaxed(now);
@@ -185,14 +186,14 @@ struct NativeLoad {
     void raise_why() {
         if (got >= 0)
             raise("ShortRead",
-                  "page %llu: the file ends after %zd of %u bytes: somebody has cut it; restore the file, then open it "
+                  "page %llu: the file ends after %zd of %u bytes: another program cut it; restore it, then open it "
                   "again",
                   (unsigned long long)page_no, got, s.g.page_size);
         else if (got == -EBADF)
             raise(
                 "DescriptorLost",
-                "page %llu cannot be read: the descriptor of its file was closed behind the pool's back; open the file "
-                "again, and keep descriptors open that are not your own",
+                "page %llu cannot be read: the descriptor of its file was closed by other code; open the file "
+                "again, and do not close descriptors of others",
                 (unsigned long long)page_no);
         else
             raise("StoreError", "page %llu cannot be read: %s; nothing is lost, try again once the store works",
@@ -212,11 +213,11 @@ void copy_failure(PyObject* error, char (&text)[FAILURE_WORDS * 8 + 1]) {
     Py_DECREF(told);
 }
 
-// A page whose content Python makes: _fill(page_no) returns its bytes, and whether the store has something
-// else (then the page is dirty, so that a flush mends the store).
+// Loads a page by Python: _fill(page_no) returns its bytes, and whether they differ from the store
+// (then the page is dirty, so that a flush repairs the store).
 class PythonLoad {
     SpaceHooks& hooks_;
-    u32 forks_;  // the loader, or a store that is written to make room, may fork, and the child come back here
+    u32 forks_;  // the loader, or a store that is flushed, may fork, and the child may return here
     PyObject* filled_ = nullptr;
     int repaired_ = 0;
     Py_buffer view_{};
@@ -237,7 +238,7 @@ public:
     bool forked() { return hooks_.sp->seg->forks != forks_; }
     Status no_frame(Status status, FrameRequest& want) { return hooks_.make_room(status, want); }
 
-    // Does the page lie beyond what the store has? Then it is zeros, and no Python is needed.
+    // Is the page beyond the end of the store? Then it is zeros, without calling Python.
     bool is_new() {
         SpaceObject* sp = hooks_.sp;
         bool stored = sp->store != Py_None && (sp->kind == KIND_FILE || sp->kind == KIND_STORE);
@@ -258,7 +259,7 @@ public:
         return Status::RAISED;
     }
 
-    // All clients that waited for the load get the text of what the loader raised (_fill has put it into the
+    // The text of the loader's error, for all clients that waited for the load (_fill has stored it in the
     // exception).
     const char* failure() {
         PyObject *type, *value, *trace;
@@ -279,7 +280,7 @@ public:
     }
 };
 
-// Tells of a failure, now that the page is nobody's: what listens to the log is foreign code. The exception stands.
+// Reports a failure after the page was given up, because log handlers are foreign code. The exception remains set.
 void report_failure(SpaceObject* sp, u64 page_no, int error) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
@@ -291,7 +292,7 @@ void report_failure(SpaceObject* sp, u64 page_no, int error) {
         PyErr_Restore(type, value, trace);
         return;
     }
-    Py_XDECREF(type);  // Ctrl-C meanwhile
+    Py_XDECREF(type);  // a Ctrl-C meanwhile replaces the error
     Py_XDECREF(value);
     Py_XDECREF(trace);
 }

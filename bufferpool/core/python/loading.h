@@ -35,9 +35,9 @@ struct SpaceHooks {
 
 constexpr u32 MANY_PAGES = 512;
 
-// The pages of one call (read_many, pin_many, prefetch) that are loaded together: load_many.cpp. A call looks at its
-// pages one by one; when it comes to one that is absent, the absent ones from there on are loaded. What could not be
-// loaded that way, the call loads by itself.
+// The pages of one call (read_many, pin_many, prefetch) that are loaded together: load_many.cpp. A call examines its
+// pages one by one; at the first absent page it loads the absent ones among the following pages. Pages that could not
+// be loaded that way are loaded by the call itself.
 class Together {
     SpaceObject* sp_;
     const npy_int64* numbers_;
@@ -53,7 +53,7 @@ class Together {
 public:
     long apart = 0;  // pages that were loaded together without being handed over here
 
-    // `keeps`: the pages stay pinned, until the call takes them. `copies`: each page is copied there, at its place.
+    // `keeps`: the pages remain pinned until the call takes them. `copies`: each page is copied there, at its index.
     Together(SpaceObject* sp, const npy_int64* numbers, npy_intp n, Access access, bool keeps, char* copies = nullptr)
         : sp_(sp), numbers_(numbers), n_(n), access_(access), keeps_(keeps), copies_(copies) {}
     Together(const Together&) = delete;
@@ -63,14 +63,15 @@ public:
     u64 number(u32 i) const { return u64(numbers_[first_ + i]); }
     void loaded(u32 i, u32 frame);
 
-    // Was the page of this number in the call loaded together with others? Then its frame; the pin is the caller's.
+    // Was page `i` of the call loaded together with others? Then `frame` is its frame, and the caller owns the pin.
     bool take(npy_intp i, u32& frame) {
         if (i >= end_ || frames_[i - first_] == NONE) return false;
         frame = frames_[i - first_];
         frames_[i - first_] = NONE;
         return true;
     }
-    // The same, of a page that was found absent. False with an exception: the load of some page has failed.
+    // The same, for a page that was found absent: it loads pages from here on first. False with an exception: the load
+    // of some page has failed.
     bool load(npy_intp i, u32& frame) {
         if (i < end_) return false;
         load_from(i);
@@ -81,7 +82,7 @@ public:
 void copy_failure(PyObject* error, char (&text)[FAILURE_WORDS * 8 + 1]);
 void report_failure(SpaceObject* sp, u64 page_no, int error);
 
-// 0 if OK, else -1 with an exception that says why.
+// 0 if OK, else -1 with the exception for the status.
 int answer(Status status, SpaceObject* sp, u64 page_no);
 
 // Pins a page, loading it if need be. 0, or -1 with an exception.

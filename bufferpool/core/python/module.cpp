@@ -60,7 +60,7 @@ void raise_status(Status status, u64 page_no) {
         break;
     case Status::DISCARDED:
         raise("PageDiscarded",
-              "page %llu was discarded to make room (its space is discardable); drop it, then write it anew", n);
+              "page %llu was discarded to free its frame (its space is discardable); drop it, then write it anew", n);
         break;
     case Status::DEADLOCK:
         raise("WouldDeadlock",
@@ -83,7 +83,7 @@ void raise_status(Status status, u64 page_no) {
     }
 }
 
-// The exception that is set gets the errno of the call that failed.
+// Sets the errno of the failed call on the current exception.
 static PyObject* with_errno(int error) {
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
@@ -95,12 +95,12 @@ static PyObject* with_errno(int error) {
     return nullptr;
 }
 
-// What to do about an errno that says little by itself.
+// The remedy for an errno whose text says little.
 static const char* remedy_of(int error) {
     switch (error) {
     case EMFILE: return ": this process has no file descriptor left; raise ulimit -n, or close some";
     case ENFILE: return ": the machine has no file descriptor left; raise fs.file-max";
-    case EFBIG: return ": files may not be so large; raise ulimit -f (RLIMIT_FSIZE)";
+    case EFBIG: return ": the limit of a file's size is too low; raise ulimit -f (RLIMIT_FSIZE)";
     case ENOLCK: return ": the kernel has no room for locks, or a sandbox refuses them";
     case EPERM:
     case ENOSYS: return ": a sandbox refuses this call (seccomp); allow it. bufferpool doctor tries what a pool needs";
@@ -211,7 +211,7 @@ bool read_header(int fd, Header& h) {
     if (n < 0) return raise_errno(int(n), "the header cannot be read"), false;
     if (size_t(n) < sizeof h || h.magic != MAGIC)
         return raise("SegmentCorrupt",
-                     "this is not a bufferpool segment (or its header is gone); if it is a leftover, remove the file"),
+                     "this is no bufferpool segment (or its header was overwritten); if it is a leftover, remove it"),
                false;
     if (h.version != LAYOUT_VERSION || h.header_bytes != sizeof(Header))
         return raise("LayoutMismatch",
@@ -265,7 +265,7 @@ static PyObject* core_begin_writeback(PyObject*, PyObject* arg) {
     Py_END_ALLOW_THREADS return PyLong_FromLong(r);
 }
 
-// move_up(fd) -> the same description under a number that programs do not close in passing
+// move_up(fd) -> the same description under a number above those that programs close in loops
 static PyObject* core_move_up(PyObject*, PyObject* arg) {
     int fd = int(PyLong_AsLong(arg));
     if (PyErr_Occurred()) return nullptr;
@@ -411,17 +411,17 @@ static PyMethodDef module_methods[] = {
      "Raises the error for a mapping that the kernel refused with this errno."},
     {"is_tmpfs", core_is_tmpfs, METH_O, "Whether the file behind fd is on a tmpfs."},
     {"begin_writeback", core_begin_writeback, METH_O,
-     "Begins to write a file's dirty pages back; what else maps it must fault to store again."},
-    {"move_up", core_move_up, METH_O, "The same open file under a number beyond those that programs close in passing."},
+     "Begins to write a file's dirty pages back; other mappings then fault at their next store."},
+    {"move_up", core_move_up, METH_O, "Moves an open file to a number above those that programs close in loops."},
     {"segment_bytes", core_segment_bytes, METH_VARARGS,
-     "How large a segment with these sizes is: (bytes of its file, bytes of them that are data)."},
+     "The size of a segment: (bytes of its file, bytes of its data area)."},
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS,
      "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot, changes of the policy's mode."},
     {"advise", core_advise, METH_VARARGS,
      "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
-    {"fields", core_fields, METH_NOARGS, "Where each field of a segment lies: {'Struct.field': (offset, bytes)}."},
-    {"observe", core_observe, METH_O, "A Segment that is no client, takes no slot, and writes nothing."},
+    {"fields", core_fields, METH_NOARGS, "The layout of a segment: {'Struct.field': (offset, bytes)}."},
+    {"observe", core_observe, METH_O, "A Segment for an observer: it takes no slot, and writes nothing."},
     {"geometry", core_geometry, METH_O, "The checked geometry of the segment behind fd."},
     {nullptr, nullptr, 0, nullptr}};
 static PyModuleDef module_def = {PyModuleDef_HEAD_INIT,

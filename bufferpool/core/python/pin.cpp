@@ -18,9 +18,9 @@ struct PinObject {
 
 static Spares<PinObject, 16> spare_pins;
 
-// A segment's data are being unmapped: what is kept for the next use does not keep them.
+// Called when a segment's data are unmapped: releases the base arrays of spare objects, which keep the mapping.
 void forget_bases(SegmentObject* seg) {
-    for (int i = 0; i < spare_pins.size(); i++)  // other threads take spares, and keep some, while data are unmapped
+    for (int i = 0; i < spare_pins.size(); i++)  // other threads take and return spares meanwhile
         if (spare_pins[i]->base_of == seg->read_base) Py_CLEAR(spare_pins[i]->base);
 }
 
@@ -43,11 +43,11 @@ PyObject* new_pin(SpaceObject* sp, u32 frame, u64 page_no) {
     p->space = sp;
     Py_INCREF(sp);
     link_pin(sp->seg, &p->pin, frame);
-    Py_XDECREF(stale);  // may unmap a pool's data, while another thread closes this one: so only now
+    Py_XDECREF(stale);  // last, because it may unmap a pool's data, while another thread closes this pool
     return reinterpret_cast<PyObject*>(p);
 }
 
-// From here on the pin is released for every thread. Returns the space, which the caller drops.
+// Marks the pin as released, for every thread. Returns the space, which the caller must drop.
 static SpaceObject* take_space(PinObject* p) {
     SpaceObject* sp = p->space;
     p->space = nullptr;
@@ -55,11 +55,11 @@ static SpaceObject* take_space(PinObject* p) {
     return sp;
 }
 
-// Other arrays look at the page: from now on they own the pin.
+// Gives the pin to the other arrays over the page.
 static void hand_over(SegmentObject* seg, PyObject** base, u32 frame) {
     PyObject* holder = new_holder(seg, frame);
     if (!holder) {
-        PyErr_WriteUnraisable(*base);  // out of memory: the pin stays, rather than go too early
+        PyErr_WriteUnraisable(*base);  // out of memory: never release the pin, rather than too early
         return;
     }
     Py_XSETREF(base_of(*base), holder);
@@ -76,7 +76,7 @@ static int pin_release(PinObject* p, Others others) {
     if (!p->space) return 0;
     if (!pin_releasable(p, others)) {
         raise("BufferError",
-              "page %llu cannot be released: other arrays still look at it; delete them first, "
+              "page %llu cannot be released: other arrays over it exist; delete them first, "
               "or copy what you keep (they keep the page pinned)",
               (unsigned long long)p->page_no);
         return -1;
@@ -91,7 +91,7 @@ static int pin_release(PinObject* p, Others others) {
             // The emptied array must not keep the cached base array in use.
             Py_CLEAR(base_of(p->page));
         }
-        if (Py_REFCNT(p) > 1) Py_CLEAR(p->base);  // it may outlive the pool; else it is freed now, and used again
+        if (Py_REFCNT(p) > 1) Py_CLEAR(p->base);  // the object may outlive the pool; otherwise it is kept as a spare
         drop_pin(sp->seg, frame);
     }
     Py_CLEAR(p->page);
@@ -134,7 +134,7 @@ static PyObject* pin_enter(PyObject* self, PyObject*) { return pin_page(reinterp
 static PyObject* pin_exit(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     auto p = reinterpret_cast<PinObject*>(self);
     bool failing = n > 0 && args[0] != Py_None;
-    // While an exception passes, its traceback holds arrays: they keep the pin.
+    // During an exception its traceback holds arrays: they keep the pin.
     if (failing && p->space && !pin_releasable(p, A_NAME)) Py_RETURN_NONE;
     if (pin_release(p, A_NAME) < 0) return nullptr;
     Py_RETURN_NONE;
@@ -161,7 +161,7 @@ static PyObject* pin_repr(PyObject* self) {
     return text;
 }
 
-// Several threads may use a Pin: one at a time, but for what a method waits for.
+// Several threads may use a Pin, one at a time except while a method waits.
 template <Reference R>
 struct PinEntry {
     Critical critical;

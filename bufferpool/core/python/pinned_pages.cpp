@@ -1,5 +1,5 @@
-// Pages pinned together: one object has all the pins, and gives an array for each page when asked (pin.cpp
-// tells how an array keeps its pin).
+// Pages pinned together: one object has all the pins, and makes an array for a page on demand (views.cpp
+// explains how an array keeps its pin).
 #include "python/views.h"
 
 #include <utility>
@@ -11,7 +11,7 @@ namespace bp {
 struct PinnedPagesObject {
     PyObject_VAR_HEAD SpaceObject* space;  // null once released
     PyObject* base;
-    PyObject** pages;    // made when asked for
+    PyObject** pages;    // made on demand
     PinNode pins[1];
 };
 
@@ -41,8 +41,8 @@ static bool pages_releasable(PinnedPagesObject* p, Others others) {
     return Py_REFCNT(p->base) == ours;
 }
 
-// Gives up the pins; those in `kept` (a holder that has the others, or null) live on with the arrays. From the start
-// the pins are released for every other thread.
+// Releases the pins; those of `kept` (a chain of holders, or null) are kept by the arrays. First it marks
+// the pins as released, for every other thread.
 static void pages_forget(PinnedPagesObject* p, PyObject* kept, bool all_kept) {
     SpaceObject* sp = std::exchange(p->space, nullptr);
     PyObject* base = std::exchange(p->base, nullptr);
@@ -64,7 +64,7 @@ static void pages_forget(PinnedPagesObject* p, PyObject* kept, bool all_kept) {
     Py_DECREF(sp);
 }
 
-// A holder of the pins that must live on: of the pages of unclear arrays, or of all. False with an error set.
+// Makes holders for the pins that must be kept: of pages with unclear arrays, or of all. False with an error set.
 static bool holders_of(PinnedPagesObject* p, bool all, PyObject*& first) {
     PyObject* others = nullptr;
     first = nullptr;
@@ -76,7 +76,7 @@ static bool holders_of(PinnedPagesObject* p, bool all, PyObject*& first) {
             continue;
         }
         if (!others && h) add_holders(first, others = PyList_New(0));
-        // Out of memory: the holders that were made are never freed, because that would take the pins back.
+        // Out of memory: the holders made so far are never freed, because that would release the pins.
         if (!h || !others || PyList_Append(others, h) < 0) return first = nullptr, false;
         Py_DECREF(h);
     }
@@ -87,7 +87,7 @@ static int pages_release(PinnedPagesObject* p, Others others) {
     if (!p->space) return 0;
     if (!pages_releasable(p, others)) {
         raise("BufferError",
-              "these %zd pages cannot be released: other arrays still look at them; delete them first, "
+              "these %zd pages cannot be released: other arrays over them exist; delete them first, "
               "or copy what you keep (they keep the pages pinned)",
               Py_SIZE(p));
         return -1;
@@ -104,7 +104,7 @@ static void pages_dealloc(PinnedPagesObject* p) {
         Use use(p->space->seg);
         PyObject* holders = nullptr;
         if (!pages_releasable(p, NOBODY)) {
-            // Out of memory: the pins stay, rather than go too early.
+            // Out of memory: never release the pins, rather than too early.
             if (!holders_of(p, true, holders)) PyErr_WriteUnraisable(nullptr);
             pages_forget(p, holders, true);
         } else {

@@ -1,5 +1,5 @@
-// What the Python types share. The C API is used raw: a hit is a few dozen
-// nanoseconds, and every layer above it costs more than that.
+// What the Python types share. The C API is used directly: a hit takes a few dozen
+// nanoseconds, and any wrapper library costs more than that.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -17,14 +17,14 @@
 
 namespace bp {
 
-// The owner of one pin: the base of every array that space[n] returns. Linked,
-// so that a fork can hand the child a pin of its own for each.
+// A holder of one pin: the base of every array that space[n] returns. Holders are linked,
+// so that a fork can give the child a pin of its own for each.
 struct PinNode {
     PinNode *next, *prev;
     u32 frame;
 };
 
-// What a fork has made for the child, between its handlers.
+// What the handler before a fork has made for the child.
 struct ForkPlan {
     int fd;      // -1: none could be opened, the child has no byte lock
     int lost;    // as in SegmentObject
@@ -39,17 +39,17 @@ struct SegmentObject {
     char* read_base;    // its address
     PinNode pins;       // all live pins of this process (a ring; this is its head)
     Mutex pins_mutex;
-    u32 forks;          // how often this process is a forked child: old writes are not ours
+    u32 forks;          // how often this process was forked: Writes from before are not ours
     Count active;       // operations under way without the GIL
     Count writes;       // open writes of this process
-    Atomic<u32> users;   // threads in a method that looks at it, and whether close() keeps others out: see Use
+    Atomic<u32> users;   // threads in a method that uses the mapping, and whether close() excludes others: see Use
     Atomic<u32> shut;
-    Shared<bool> closing;  // closed while arrays looked at its pages: it detaches when the last of them goes
-    bool observing;     // no client: reads the metadata, through a mapping that cannot be written
-    Shared<u64>* written;       // an observer's: which OS pages of the metadata have ever been written
-    int lost;           // why this forked child does not work: an errno, or LOST_…; 0 where it does
-    PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): makes room or raises
-    SegmentObject* next;     // of all attached segments, for fork
+    Shared<bool> closing;  // closed while arrays over its pages exist: it detaches when the last of them is deleted
+    bool observing;     // an observer: reads the metadata through a read-only mapping
+    Shared<u64>* written;       // of an observer: which OS pages of the metadata have ever been written
+    int lost;           // why this forked child cannot use the pool: an errno, or LOST_…; 0 if it can
+    PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): frees a frame or raises
+    SegmentObject* next;     // the list of all attached segments, for fork
     ForkPlan plan;
 };
 
@@ -57,13 +57,13 @@ struct SpaceObject {
     PyObject_HEAD Shared<SegmentObject*> seg;  // null until attached; stored last
     PyObject* store;     // kept alive with its descriptor
     PyArray_Descr* dtype;
-    npy_intp items;      // of dtype in a page
+    npy_intp items;      // items of dtype in a page
     u64 generation;
     u64 device, inode;   // of the file behind `fd`
-    Atomic<u32> checked; // the tick in which we last saw that it is that
+    Atomic<u32> checked; // the tick of the last check that it is that file
     u32 index, first_entry, max_pages, kind;
-    Shared<u32> backed;  // so many of its pages have entries with memory, as far as we have looked: see is_backed()
-    u32 only;            // the client whose private space it is; 0: everybody's
+    Shared<u32> backed;  // how many of its pages are known to have entries with memory: see is_backed()
+    u32 only;            // the client that the private space belongs to; 0: a shared space
     int fd;              // of a file; -1: pages are filled by _fill()
     u32 caching;         // how it is read: prim::Caching
     bool writable, discardable, zero_fill;
@@ -82,22 +82,22 @@ PyObject* geometry_dict(const Header& h);
 
 // signals.cpp
 bool signal_came(Segment& s);
-extern thread_local bool forking;  // this thread prepares a fork: no handler may run, for it might fork or attach
+extern thread_local bool forking;  // this thread prepares a fork: no handler may run, because it might fork or attach
 int check_signals();
 PyObject* raise_interrupted(const char* what);
 void forget_signals();
 
 // segment.cpp
-Segment* opened(SegmentObject* seg);  // null with PoolClosed, or what else is the matter, set
+Segment* opened(SegmentObject* seg);  // null, with PoolClosed or another error set
 PyObject* raise_lost();
-void finish_closing(SegmentObject* seg);  // after a pin has gone
-bool may_work(SegmentObject* seg);     // the same, by what was seen a moment ago
+void finish_closing(SegmentObject* seg);  // called after a pin was released
+bool may_work(SegmentObject* seg);     // the same, but the descriptor is checked only now and then
 
 // segment_figures.cpp
 Segment* seen(SegmentObject* seg);  // opened, or observed
 PyObject* raise_unsettled();
-bool sees(SegmentObject* seg, u64 offset);  // may one look there? An observer believes the kernel
-bool refresh_sight(SegmentObject* seg);
+bool sees(SegmentObject* seg, u64 offset);  // may this offset be read? (An observer asks the kernel.)
+bool refresh_readable(SegmentObject* seg);
 PyObject* core_observe(PyObject*, PyObject* fd);
 
 // held.cpp, batch.cpp
@@ -110,7 +110,7 @@ extern PyMethodDef directory_methods[], lock_methods[], flush_methods[], observe
 
 // fork.cpp
 extern SegmentObject* attached;  // every open segment of this process
-extern Mutex lists;  // of attached segments, held locks, open writes; held over a fork
+extern Mutex lists;  // guards the lists of attached segments, held locks, open writes; held during a fork
 int map_client(Segment* s, int fd);  // 0, or -errno
 void unmap_client(Segment* s);
 void watch_forks();
@@ -162,7 +162,7 @@ inline void drop_pin(SegmentObject* seg, u32 frame) {
     if (frame::state(s->frames[frame].word.load_seq_cst()) == RETIRED) free_retired(seg, frame);
 }
 
-// Is this the process, and the attachment, in which something began that took note of `forks`?
+// Does an object that recorded `forks` belong to this process and attachment?
 inline bool is_ours(SegmentObject* seg, u32 forks) { return seg->s && seg->s->me && seg->forks == forks; }
 
 inline bool has_pins(SegmentObject* seg) {
@@ -170,9 +170,9 @@ inline bool has_pins(SegmentObject* seg) {
     return seg->pins.next != &seg->pins;
 }
 
-// While this object lives, so does the segment's object, and close() does not unmap the segment. If close() is at
-// work when it is made, it waits until that has succeeded or failed; so what needs an open segment looks after it
-// has made one. HELD: what makes it has a reference to the segment, and keeps that longer. READS: and it drops
+// While this object lives, the segment's object lives, and close() does not unmap the segment. If close() is running
+// when it is made, it waits until close() has succeeded or failed; so check that the segment is open after making
+// one. HELD: what makes it has a reference to the segment, and keeps that longer. READS: and it drops
 // no pin.
 enum Reference { TAKEN, HELD, READS };
 class Use {
@@ -208,7 +208,7 @@ struct SegmentEntry {
     bool ok() const { return true; }
 };
 
-// Binds a space that was unpickled, too.
+// Uses a space's segment, and binds an unpickled space first.
 struct SpaceEntry {
     SegmentObject* seg;
     Use use;
@@ -216,7 +216,7 @@ struct SpaceEntry {
     bool ok() const { return seg; }
 };
 
-// The GIL is released for the lifetime of this object; the segment stays open.
+// The GIL is released while this object lives; the segment remains open.
 class Released {
     SegmentObject* seg_;
     PyThreadState* state_;
@@ -233,7 +233,7 @@ public:
     }
 };
 
-// Python code runs for the lifetime of this object, and the segment must stay open.
+// Python code runs while this object lives, and the segment must remain open.
 class Busy {
     SegmentObject* seg_;
     u32 forks_;
@@ -246,7 +246,7 @@ public:
     }
 };
 
-// Makes a type ready, whose rarer slots are set already. One without tp_new is made by the core only.
+// Makes a type ready; the caller has set its special slots. Without tp_new only the core can make objects of it.
 template <class Object>
 int ready_type(PyTypeObject& type, const char* name, const char* doc, void (*dealloc)(Object*),
                PyMethodDef* methods = nullptr, PyGetSetDef* getset = nullptr) {

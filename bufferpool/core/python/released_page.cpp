@@ -1,6 +1,6 @@
-// What the array of a `with space.pin(n) as page` block becomes at its end: an ndarray that shows nothing, and whose
-// every use says what has happened. A type without fields and without the garbage collector's header, as ndarray
-// has none: so that an array can become one where it lies.
+// The type that the array of a `with space.pin(n) as page` block gets at the block's end: an empty ndarray, every use
+// of which raises PageReleased. It has no fields and no garbage collector's header, like ndarray,
+// so that the type of an existing array can be changed to it.
 #include "python/views.h"
 
 namespace bp {
@@ -10,7 +10,7 @@ PyTypeObject ReleasedPageType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 static PyObject* refuse() {
     return raise("PageReleased",
                  "this page was released at the end of its with block: copy what you keep (page.copy()) in the block, "
-                 "or take space[n], which keeps its page for as long as you look at it");
+                 "or use space[n], which keeps its page pinned while the array exists");
 }
 static PyObject* refuse_one(PyObject*) { return refuse(); }
 static PyObject* refuse_two(PyObject*, PyObject*) { return refuse(); }
@@ -23,7 +23,7 @@ static PyObject* show(PyObject*) {
     return PyUnicode_FromString("<a page that was released at the end of its with block>");
 }
 
-// Attributes are there (shape, dtype, ...), methods are not.
+// Attributes work (shape, dtype, ...), methods do not.
 static PyObject* get_attribute(PyObject* self, PyObject* name) {
     PyObject* found = PyObject_GenericGetAttr(self, name);
     const char* text = found ? PyUnicode_AsUTF8(name) : nullptr;

@@ -8,17 +8,17 @@ namespace bp {
 
 PyObject* raise_lost() {
     return raise("DescriptorLost",
-                 "a descriptor of the pool was closed behind its back, as daemons do that close all that they inherit; "
-                 "what you have pinned stays true, but this process cannot use the pool any more: attach it after "
+                 "a descriptor of the pool was closed by other code, as by daemons that close all descriptors; "
+                 "your arrays remain valid, but this process cannot use the pool any more: attach it after "
                  "that, or keep its descriptors open");
 }
 
-// Why a forked child does not work: nothing but its pins could be kept for it.
+// Raises why a guest (a forked child that has only its pins) cannot use the pool.
 static void raise_guest(const SegmentObject* seg) {
     if (seg->lost == LOST_DESCRIPTOR) raise_lost();
     else if (seg->lost == LOST_SLOTS)
         raise("TooManyClients",
-              "this forked child found all %u client slots taken by living processes; the arrays that it inherited "
+              "this forked child found all %u client slots in use by living processes; the arrays that it inherited "
               "stay true; "
               "create the pool with a larger max_clients",
               seg->s->g.max_clients - seg->s->g.guests);
@@ -41,7 +41,7 @@ Segment* opened(SegmentObject* seg) {
 // ---- using and closing -----------------------------------------------------------
 
 #ifdef BP_FREE_THREADED
-static thread_local Use* innermost;  // of this thread
+static thread_local Use* innermost;  // the innermost Use of this thread
 
 bool Use::by_this_thread(SegmentObject* seg) {
     for (Use* use = innermost; use; use = use->outer_)
@@ -75,8 +75,8 @@ Use::~Use() {
 }
 #endif
 
-// Keeps threads from beginning to use the segment, and waits, if it may, a second for those that do; it does not wait
-// for what is under way without the GIL, nor for what Python holds.
+// Prevents threads from beginning to use the segment, and waits, if allowed, a second for those that do. It does not
+// wait for operations without the GIL, nor for objects of Python.
 class Shut {
     [[maybe_unused]] SegmentObject* seg_;
     [[maybe_unused]] bool ours_ = false;
@@ -146,7 +146,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     Py_BEGIN_ALLOW_THREADS status = attach(*seg->s, lock_error);
     if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
     Py_END_ALLOW_THREADS if (status == Status::NO_LOCKS)
-        raise_errno(lock_error, "no lock can be had that says that this client lives (fcntl F_OFD_SETLK)");
+        raise_errno(lock_error, "the byte lock that shows that this client lives cannot be taken (fcntl F_OFD_SETLK)");
     else if (status == Status::NO_SPACE) raise_status(status, 0);
     else if (status == Status::INTERRUPTED) raise_interrupted("memory for the pins of one more client");
     else if (status != Status::OK) raise_refused(*seg->s);
@@ -157,7 +157,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     return reinterpret_cast<PyObject*>(seg);
 }
 
-// Takes the segment from its object, and the object from the list.
+// Removes the segment from its object, and the object from the list.
 static void forget(SegmentObject* seg) {
     {
         Guard guard(lists);
@@ -174,17 +174,17 @@ static void forget(SegmentObject* seg) {
     Py_CLEAR(seg->data);
 }
 
-// A client that has lost its byte lock changes nothing any more: once its mapping is gone, it is dead, and reaped.
+// Detaches. A client that has lost its byte lock changes nothing: without its mapping it is dead, and is reaped.
 static void leave(Segment* s) {
     if (s->me && s->has_descriptor()) detach(*s);
-    else if (s->has_slot()) s->client().pid.store_relaxed(0);  // of this process, which may have attached anew
+    else if (s->has_slot()) s->client().pid.store_relaxed(0);  // clear our pid, because this process may attach again
     unmap_client(s);
 }
 
 static void segment_dealloc(SegmentObject* seg) {
     if (seg->s) {
-        // At the end of the interpreter a daemon thread may still be in the core: then
-        // the mapping stays, and the kernel ends this client with the process.
+        // At the end of the interpreter a daemon thread may still be in the core: then the mapping is kept, and the
+        // client ends with the process.
         if (seg->active || seg->writes) return;
         Segment* s = seg->s;
         forget(seg);
@@ -194,10 +194,10 @@ static void segment_dealloc(SegmentObject* seg) {
     Py_TYPE(seg)->tp_free(seg);
 }
 
-// Maps the data area once more, so that it cannot be written, in place of the mapping that `data` has. False with an
+// Maps the data area a second time, read-only, in place of the mapping of `data`. False with an
 // error set.
 static bool map_data(Segment& s, PyArrayObject* data) {
-    // A mapping keeps its description, which a forked child inherits with it: so not the one that has our byte lock.
+    // A mapping keeps its description, and a forked child inherits it: so it must not be the one with our byte lock.
     int fd = prim::reopen(s.fd);
     if (fd < 0) return raise_errno(fd, "the segment cannot be opened"), false;
     int r = prim::map_for_reading(PyArray_DATA(data), u64(PyArray_NBYTES(data)), fd, s.g.data_at);
@@ -207,8 +207,8 @@ static bool map_data(Segment& s, PyArrayObject* data) {
 }
 
 // give_to(pool, data): the last step of attaching. `data` is an array of (max_frames, page_size) over private address
-// space; from now on it shows the data area. The segment becomes the pool's, and one that forked children
-// inherit, without letting another thread run in between: a fork finds both done, or neither.
+// space; the data area is mapped there. Then the segment is stored in the pool, and on the list that forked children
+// inherit, without letting another thread run in between: a fork sees both, or neither.
 static PyObject* segment_give_to(PyObject* self, PyObject* args) {
     PyObject *pool, *array;
     if (!PyArg_ParseTuple(args, "OO!:give_to", &pool, &PyArray_Type, &array)) return nullptr;
@@ -232,7 +232,7 @@ static PyObject* segment_give_to(PyObject* self, PyObject* args) {
     Py_RETURN_NONE;
 }
 
-// Detaches. From here on every thread finds the pool closed.
+// Detaches; afterwards every thread finds the pool closed.
 static void detach_now(SegmentObject* seg) {
     Segment* s = seg->s;
     forget(seg);
@@ -240,17 +240,18 @@ static void detach_now(SegmentObject* seg) {
     Py_END_ALLOW_THREADS
 }
 
-// Called when a pin has gone: the last one takes with it a segment that was closed meanwhile.
+// Called when a pin was released: the last one detaches a segment that was closed meanwhile.
 void finish_closing(SegmentObject* seg) {
     auto over = [seg] { return seg->closing && seg->s && !has_pins(seg) && !seg->active && !seg->writes; };
     do {
         Shut shut(seg, false);
         if (shut.alone() && over()) return detach_now(seg);
-    } while (FREE_THREADED && !seg->users.load_seq_cst() && over());  // a thread that left meanwhile has found it shut
+    // a thread that left meanwhile has seen that it is shut
+    } while (FREE_THREADED && !seg->users.load_seq_cst() && over());
 }
 
-// close(late): detaches; while arrays look at pages, that is a BufferError, or, with `late`, it happens when they are
-// gone.
+// close(late): detaches. If arrays over pages exist, it raises BufferError, or, with `late`, detaches when the last
+// one is deleted.
 static PyObject* segment_close(PyObject* self, PyObject* arg) {
     SegmentObject* seg = S(self);
     int late = PyObject_IsTrue(arg);
@@ -263,12 +264,12 @@ static PyObject* segment_close(PyObject* self, PyObject* arg) {
     if (pinned && !late)
         return raise(
             "BufferError",
-            "the pool cannot be closed: arrays still look at its pages; delete them first, or copy what you keep. "
+            "the pool cannot be closed: arrays over its pages exist; delete them first, or copy what you keep. "
             "A loop variable, and _ in an interactive session, keep the last array. The end of a block 'with pool:' "
-            "closes the pool at once and detaches when the last array is gone");
+            "closes the pool at once and detaches when the last array is deleted");
     if (seg->writes) return raise("BufferError", "the pool cannot be closed inside a write block: end the block first");
     if (seg->active || !shut.alone()) return raise("BufferError", IN_USE);
-    if (pinned) seg->closing = true;  // views stay true
+    if (pinned) seg->closing = true;  // views remain valid
     else detach_now(seg);
     Py_RETURN_NONE;
 }
@@ -345,7 +346,7 @@ static Segment* with_number(PyObject* self, PyObject* arg, u64& n) {
     return PyErr_Occurred() ? nullptr : opened(S(self));
 }
 
-// Raises a number, never lowers it, also if others raise it at the same time. What it is now.
+// Raises a number, and never lowers it, even if others raise it at the same time. Returns the present value.
 static u64 raise_to(Atomic<u64>& number, u64 n) {
     u64 seen = number.load_seq_cst();
     while (seen < n && !number.cas_seq_cst(seen, n)) {
@@ -377,7 +378,7 @@ static PyObject* segment_set_min_frames(PyObject* self, PyObject* arg) {
     return s ? set_frames(s, s->header->min_frames, n, "a lower bound") : nullptr;
 }
 
-// grow_advice(frames): memory for advice about budgets of so many frames, or the error that there is none
+// grow_advice(frames): allocates memory for advice about budgets of so many frames
 static PyObject* segment_grow_advice(PyObject* self, PyObject* arg) {
     u64 n;
     Segment* s = with_number(self, arg, n);
@@ -389,7 +390,7 @@ static PyObject* segment_grow_advice(PyObject* self, PyObject* arg) {
         r = grow_advice(*s, u32(n));
     }
     if (r == -EINTR) return raise_interrupted("memory for the shadows");
-    if (r) return raise_errno(r, "memory for advice about a larger budget cannot be had");
+    if (r) return raise_errno(r, "memory for advice about a larger budget cannot be allocated");
     Py_RETURN_NONE;
 }
 
@@ -416,7 +417,7 @@ static PyObject* segment_mark_unlinked(PyObject* self, PyObject*) {
     Py_RETURN_NONE;
 }
 
-// raise_checkpoint_lsn(lsn) -> the checkpoint LSN, which never goes back
+// raise_checkpoint_lsn(lsn) -> the checkpoint LSN, which never decreases
 static PyObject* segment_raise_checkpoint_lsn(PyObject* self, PyObject* arg) {
     u64 n;
     Segment* s = with_number(self, arg, n);
@@ -438,11 +439,11 @@ static PyObject* segment_reap(PyObject* self, PyObject*) {
     return PyLong_FromUnsignedLong(n);
 }
 
-// Can nobody change anything meanwhile? No other client lives, and no other thread is in the core.
+// Is this thread alone: does no other client live, and is no other thread in the core?
 static bool is_alone(SegmentObject* seg) {
     for (u32 c = 1; c <= seg->s->g.max_clients; c++)
         if (c != seg->s->me && is_live_client(*seg->s, c) && seems_alive(*seg->s, c)) return false;
-    return seg->active == 0 && seg->writes == 0 && seg->users.load_relaxed() <= 1;  // one: this thread
+    return seg->active == 0 && seg->writes == 0 && seg->users.load_relaxed() <= 1;  // one user: this thread
 }
 
 static PyObject* segment_alone(PyObject* self, PyObject*) {
@@ -453,7 +454,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     Findings found;
-    int passes = is_alone(S(self)) ? 1 : 8;  // what nobody changes is as it will be
+    int passes = is_alone(S(self)) ? 1 : 8;  // if nothing changes meanwhile, one pass suffices
     Status status;
     {
         Released unlocked(S(self));
@@ -488,7 +489,7 @@ static PyMethodDef own_methods[] = {
     {"raise_checkpoint_lsn", entered<segment_raise_checkpoint_lsn, SegmentEntry>, METH_O, ""},
     {"reap", entered<segment_reap, SegmentEntry>, METH_NOARGS, ""},
     {"check", entered<segment_check, SegmentEntry>, METH_NOARGS, ""},
-    {"alone", entered<segment_alone, SegmentEntry>, METH_NOARGS, "Whether nobody else can change anything meanwhile."},
+    {"alone", entered<segment_alone, SegmentEntry>, METH_NOARGS, "Whether no other client or thread can change it."},
     {nullptr, nullptr, 0, nullptr}};
 
 static PyMethodDef segment_methods[64];

@@ -1,4 +1,4 @@
-// What Python sees of the shadows (policy/shadows.h), and the shadows over a trace.
+// The shadows (policy/shadows.h) for Python, and the shadows over a trace.
 #include "python/py.h"
 
 #include "protocol/sampling.h"
@@ -26,8 +26,8 @@ static double reference_rate(Segment& s, const Advice& head) {
     return double(all - since.references) * 1e9 / double(now - since.at_ns);
 }
 
-// What an observer sees of the head, who can take no lock: a copy that nobody was at work on
-// before or after, twice the same. Empty if somebody always is.
+// The head for an observer, which can take no lock: a copy that is valid if the lock was free before and after, and a
+// second copy is equal. Empty if clients work on it all the time.
 static Advice observed_head(Segment& s) {
     Advice head{}, again{};
     for (int tries = 0; tries < 100; tries++) {
@@ -41,7 +41,7 @@ static Advice observed_head(Segment& s) {
     return Advice{};
 }
 
-// advice() -> the head of the shadows, after the window of this process has been worked off
+// advice() -> the head of the shadows, after the samples of this process have been applied
 static PyObject* segment_advice(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
@@ -70,8 +70,8 @@ static PyObject* segment_advice(PyObject* self, PyObject*) {
     return advice_dict(head, frames, rate);
 }
 
-// sampling(on): ends the recording of references, or goes on where it ended, as if no time had
-// passed. For benchmarks/advice.py, which measures what it costs within one process.
+// sampling(on): stops the recording of references, or continues it as if no time had
+// passed. For benchmarks/advice.py, which measures its cost within one process.
 static PyObject* segment_sampling(PyObject* self, PyObject* arg) {
     int on = PyObject_IsTrue(arg);
     Segment* s = on < 0 ? nullptr : opened(S(self));
@@ -103,10 +103,10 @@ PyMethodDef advice_methods[] = {{"advice", entered<segment_advice, SegmentEntry>
 // ---- over a trace ------------------------------------------------------------------
 
 constexpr u64 WINDOWS_IN_BURST = 48;  // at some 200 ns a sample
-constexpr u64 LONGEST = 100'000;      // references: a second of a pool that is in use
+constexpr u64 LONGEST = 100'000;      // references: a second of a busy pool
 
-// The pool of a trace: which pages are resident does not matter to the sampler, but for
-// pages that were away: their next reference is recorded whatever their mark says.
+// The sampler over a trace. It needs the residency of pages only because the next reference to
+// a page that was absent is always recorded.
 struct TracedSampler {
     Vec<u8> marks;
     Vec<Atomic<u64>> samples;
@@ -126,7 +126,7 @@ struct TracedSampler {
 };
 
 // advise(trace: uint32 array, n_pages, frames, max_frames, gap, least_shift) -> what Segment.advice() returns,
-// with the samples taken and the bytes of the area. `gap` references go by between two bursts.
+// with the number of samples and the bytes of the area. `gap` references are left out between two bursts.
 PyObject* core_advise(PyObject*, PyObject* args) {
     PyArrayObject* trace;
     unsigned n_pages, frames, max_frames, gap, least_shift;

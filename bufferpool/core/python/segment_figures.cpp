@@ -1,9 +1,9 @@
-// What there is to see of a pool: its figures, its tables, its events. Clients see it,
-// and observers, who are none: they take no slot, hold no lock, and their mapping is
-// read-only, so that whatever they do, they do not disturb the pool.
+// The figures, tables and events of a pool, for clients and observers. Observers
+// take no slot, hold no lock, and their mapping is
+// read-only, so that they never disturb the pool.
 //
-// An observer believes the kernel, not the segment, about where there is memory: a read
-// of a hole would allocate it (rule 9), or be SIGBUS where the tmpfs is full.
+// An observer asks the kernel, not the segment, which parts have memory: a read
+// of a hole would allocate it (rule 9), or raise SIGBUS if the tmpfs is full.
 #include "python/py.h"
 
 #include <algorithm>
@@ -21,21 +21,21 @@ Segment* seen(SegmentObject* seg) {
 
 static bool raise_damaged(const char* what) {
     raise("SegmentCorrupt",
-          "the segment was truncated, or memory is missing that it should have (%s); remove it and create it anew",
+          "the segment was truncated, or some of its memory is missing (%s); remove it and create it anew",
           what);
     return false;
 }
 
-// Where one may look, by the offset of an OS page in the segment. A client may look at all
-// that the segment says is there; an observer's bitmap is what the kernel says.
-struct Sight {
+// Which OS pages of the segment may be read. A client may read everything that the segment has according to its own
+// tables; an observer has a bitmap from the kernel.
+struct Readable {
     const Shared<u64>* written;
     int shift;  // of an OS page
 
-    explicit Sight(SegmentObject* seg) : written(seg->written), shift(__builtin_ctz(seg->s->g.os_page)) {}
+    explicit Readable(SegmentObject* seg) : written(seg->written), shift(__builtin_ctz(seg->s->g.os_page)) {}
     bool page(u64 i) const { return !written || written[i / 64] >> (i % 64) & 1; }
     bool at(u64 offset) const { return page(offset >> shift); }
-    // Of a byte range: 1 all of it, 0 nothing, -1 some.
+    // Whether a byte range may be read: 1 all of it, 0 nothing, -1 a part.
     int over(u64 from, u64 to) const {
         u64 n = 0, first = from >> shift, last = (to - 1) >> shift;
         for (u64 i = first; i <= last; i++) n += page(i);
@@ -46,7 +46,7 @@ struct Sight {
     }
 };
 
-bool sees(SegmentObject* seg, u64 offset) { return Sight(seg).at(offset); }
+bool sees(SegmentObject* seg, u64 offset) { return Readable(seg).at(offset); }
 
 // Learns anew how many frames and spaces have slots; an observer asks the kernel what has been written.
 // False: an exception is set.
@@ -70,14 +70,14 @@ static bool refresh(SegmentObject* seg) {
         for (u64 i = at / g.os_page; i < end / g.os_page; i++) written[i / 64] |= u64(1) << (i % 64);
         at = end < g.data_at ? prim::next_written(s.fd, end, g.data_at) : end;
     }
-    for (u64 i = 0; i < written.size(); i++) seg->written[i] = written[i];  // another thread may look at them
+    for (u64 i = 0; i < written.size(); i++) seg->written[i] = written[i];  // another thread may read them
     return true;
 }
 
 // The same for what an observer alone has to learn.
-bool refresh_sight(SegmentObject* seg) { return !seg->observing || refresh(seg); }
+bool refresh_readable(SegmentObject* seg) { return !seg->observing || refresh(seg); }
 
-// observe(fd) -> a Segment that is no client
+// observe(fd) -> a Segment for an observer
 PyObject* core_observe(PyObject*, PyObject* arg) {
     int fd = int(PyLong_AsLong(arg));
     Header h;
@@ -113,7 +113,7 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
 
 // ---- counters and tables ----------------------------------------------------------
 
-// Bytes that the kernel should count for everything before the data area.
+// The bytes that the kernel should count for everything before the data area.
 static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
     u64 n = g.advice_at + round_up(advice_bytes(s.look_at_advised()), g.os_page) + round_up(g.tops_bytes(), g.os_page);
@@ -134,7 +134,7 @@ PyObject* raise_unsettled() {
 static PyObject* segment_counters(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
-    if (!refresh_sight(S(self))) return nullptr;
+    if (!refresh_readable(S(self))) return nullptr;
     u32 spaces = s->space_count();
     Vec<u64> sum;
     if (!sum.resize(COUNTERS + 2 * spaces)) return PyErr_NoMemory();
@@ -167,7 +167,7 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
         (unsigned long long)s->header->refused_clients.load_relaxed());
 }
 
-// One number of the header: a load, where status() also asks the kernel.
+// One number of the header, by one load; status() also makes a system call.
 static PyObject* segment_durable_lsn(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     return s ? PyLong_FromUnsignedLongLong(s->header->durable_lsn.load_seq_cst()) : nullptr;
@@ -225,13 +225,13 @@ static PyObject* segment_entry_words(PyObject* self, PyObject* arg) {
     auto pages = reinterpret_cast<PyArrayObject*>(PyArray_FROMANY(arg, NPY_UINT32, 1, 1, NPY_ARRAY_CARRAY_RO));
     if (!pages) return nullptr;
     if (!refresh(S(self))) return Py_DECREF(pages), nullptr;
-    Sight sight(S(self));
+    Readable readable(S(self));
     npy_intp n = PyArray_SIZE(pages);
     PyObject* out = PyArray_SimpleNew(1, &n, NPY_UINT64);
     if (!out) return Py_DECREF(pages), nullptr;
     auto from = static_cast<const u32*>(PyArray_DATA(pages));
     auto to = static_cast<u64*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
-    for (npy_intp i = 0; i < n; i++) to[i] = sight.entry(*s, from[i]) ? s->entries[from[i]].load_relaxed() : 0;
+    for (npy_intp i = 0; i < n; i++) to[i] = readable.entry(*s, from[i]) ? s->entries[from[i]].load_relaxed() : 0;
     Py_DECREF(pages);
     return out;
 }
@@ -269,37 +269,37 @@ public:
 
 constexpr u32 BLOCK = 1024;  // frames
 
-// Which frames of a block somebody pins. Stripe by stripe, so that memory is read in order.
+// Which frames of a block are pinned. It reads stripe by stripe, so that memory is read in order.
 class Pinned {
     u64 words_[BLOCK];
 
 public:
-    void look(Segment& s, const Sight& sight, u32 from, u32 to) {
+    void read(Segment& s, const Readable& readable, u32 from, u32 to) {
         u32 n = s.g.stripe_clients / 4;
         std::fill(words_, words_ + BLOCK, 0);
         for (u32 stripe = 0, stripes = s.stripes(); stripe < stripes; stripe++) {
             u64 at = s.g.pins_at + stripe * s.g.stripe_bytes;
-            int there = sight.over(at + u64(from) * n * 8, at + u64(to) * n * 8);
+            int there = readable.over(at + u64(from) * n * 8, at + u64(to) * n * 8);
             if (!there) continue;
             auto row = reinterpret_cast<Atomic<u64>*>(s.stripe_row(stripe, from));
             for (u32 f = 0; f < to - from; f++)
                 for (u32 i = 0; i < n; i++, row++)
-                    if (there > 0 || sight.at(u64(reinterpret_cast<u8*>(row) - s.base)))
+                    if (there > 0 || readable.at(u64(reinterpret_cast<u8*>(row) - s.base)))
                         words_[f] |= row->load_relaxed();
         }
     }
     bool has(u32 f) const { return words_[f % BLOCK]; }
 };
 
-// One pass over the frames; each is seen as it is in that moment.
-static void summarize(Segment& s, const Sight& sight, SpaceFinder& spaces, Summary& out) {
+// Counts the frames in one pass; each as it is at that moment.
+static void summarize(Segment& s, const Readable& readable, SpaceFinder& spaces, Summary& out) {
     u32 now = s.tick();
     u64 durable = s.header->durable_lsn.load_relaxed();
     u32 ready = s.ready;
     Pinned pinned;
     for (u32 f = 0; f < ready; f++) {
-        if (f % BLOCK == 0) pinned.look(s, sight, f, std::min(f + BLOCK, ready));
-        if (!sight.at(s.g.frames_at + f * sizeof(FrameSlot))) {  // never written: a hole
+        if (f % BLOCK == 0) pinned.read(s, readable, f, std::min(f + BLOCK, ready));
+        if (!readable.at(s.g.frames_at + f * sizeof(FrameSlot))) {  // never written: a hole
             out.states[HOLE]++;
             continue;
         }
@@ -311,7 +311,7 @@ static void summarize(Segment& s, const Sight& sight, SpaceFinder& spaces, Summa
         out.pinned += pinned.has(f);
         out.pinned_live += pinned.has(f) && state == LIVE;
         u32 page = frame::page(w);
-        if (state != LIVE || !sight.entry(s, page)) continue;
+        if (state != LIVE || !readable.entry(s, page)) continue;
         int age = int(now - slot.touched.load_relaxed());
         u64 age_s = age > 0 ? (u64(age) << TICK_SHIFT) / 1'000'000'000u : 0;
         u32 a = 0;
@@ -341,11 +341,11 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
     if (!s || !refresh(S(self))) return nullptr;
     Summary sum;
     SpaceFinder spaces;
-    Sight sight(S(self));
+    Readable readable(S(self));
     if (!spaces.look(S(self)) || !sum.space.resize(s->space_count())) return PyErr_NoMemory();
     {
         Released unlocked(S(self));
-        summarize(*s, sight, spaces, sum);
+        summarize(*s, readable, spaces, sum);
     }
     auto n = [](u64 v) { return static_cast<unsigned long long>(v); };
     return Py_BuildValue("{s:(KKKKK),s:K,s:K,s:K,s:K,s:K,s:K,s:(KKKKKK),s:y#}", "states", n(sum.states[0]),
@@ -385,7 +385,7 @@ static PyObject* segment_events(PyObject* self, PyObject*) {
 // ---- the steward -------------------------------------------------------------------
 
 // lead(worth) -> -1 if another client is the steward; else this one is, because it holds the
-// steward's byte lock, or could take it: then who was before, 0 if that one had resigned.
+// steward's byte lock, or could take it: then the previous steward, 0 if that one had resigned.
 // The kernel drops the lock with the process.
 static PyObject* segment_lead(PyObject* self, PyObject* arg) {
     double worth = PyFloat_AsDouble(arg);
@@ -393,7 +393,7 @@ static PyObject* segment_lead(PyObject* self, PyObject* arg) {
     if (!s) return nullptr;
     int r = s->lock_byte(STEWARD_LOCK_AT);
     if (r == -EAGAIN) return PyLong_FromLong(-1);
-    if (r) return raise_errno(r, "the steward's lock cannot be had (fcntl F_OFD_SETLK)");
+    if (r) return raise_errno(r, "the steward's lock cannot be taken (fcntl F_OFD_SETLK)");
     u64 bits;
     memcpy(&bits, &worth, sizeof bits);
     u32 before = s->leads == s->me ? s->me : s->header->steward.load_acquire();
@@ -419,12 +419,12 @@ static PyObject* segment_steward(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
     u32 c = s->header->steward.load_acquire();
-    // Our own lock does not show; and a dead steward's number may be ours by now.
+    // Our own lock is not reported; and a dead steward's number may now be ours.
     bool there = c && (s->leads == s->me || s->byte_is_locked(STEWARD_LOCK_AT) == 1);
     return PyLong_FromUnsignedLong(there ? c : 0);
 }
 
-// count(name): one more of a counter that Python knows about
+// count(name): increments a counter that Python maintains
 static PyObject* segment_count(PyObject* self, PyObject* arg) {
     const char* name = PyUnicode_AsUTF8(arg);
     Segment* s = name ? opened(S(self)) : nullptr;

@@ -1,5 +1,5 @@
-// The directory: the spaces of a segment. Python holds the directory lock (held.cpp)
-// and looks at files meanwhile; everything that changes a slot is here.
+// The directory: the spaces of a segment. Python code takes the directory lock (held.cpp);
+// everything that changes a slot is here.
 #include "python/py.h"
 
 #include "protocol/check.h"
@@ -48,7 +48,7 @@ static PyObject* space_record(Segment& s, u32 i) {
     if (!sound) return nullptr;
     bool mine = s.me && t.owner.load_relaxed() == s.me &&
                 t.owner_generation.load_relaxed() == s.client().generation.load_relaxed();
-    // An owner that is not a client's number is no flusher.
+    // An owner that is not a live client is no flusher.
     u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;
     auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
     return Py_BuildValue(
@@ -104,7 +104,7 @@ static PyObject* segment_failures(PyObject* self, PyObject* arg) {
 template <class Wanted>
 static PyObject* list_spaces(SegmentObject* seg, Wanted wanted) {
     Segment* s = seen(seg);
-    if (!s || !refresh_sight(seg)) return nullptr;
+    if (!s || !refresh_readable(seg)) return nullptr;
     PyObject* list = PyList_New(0);
     for (u32 i = 0, n = s->space_count(); list && i < n; i++) {
         if (!sees_slot(seg, i)) continue;
@@ -143,7 +143,7 @@ static PyObject* segment_spaces_of_file(PyObject* self, PyObject* args) {
 static PyObject* segment_space(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : seen(S(self));
-    if (!s || !refresh_sight(S(self))) return nullptr;
+    if (!s || !refresh_readable(S(self))) return nullptr;
     PyObject* d = i < s->space_count() && sees_slot(S(self), u32(i)) ? space_record(*s, u32(i)) : nullptr;
     if (d || PyErr_Occurred()) return d;
     Py_RETURN_NONE;
@@ -193,7 +193,7 @@ static bool take_place(SegmentObject* seg, u64 pages, u64 max_pages, u32& index)
     if (no_memory) return PyErr_NoMemory(), false;
     if (index == NONE) {
         raise("TooManySpaces",
-              "a pool holds %u spaces and all are taken; remove one (space.remove()), or, if a billion have "
+              "a pool has %u slots for spaces and all are in use; remove one (space.remove()), or, if a billion have "
               "been opened in their slots, create the pool anew",
               MAX_SPACES);
         return false;
@@ -259,7 +259,7 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
     return PyLong_FromUnsignedLong(index);
 }
 
-// Whether somebody is writing, loading or flushing a page of the space right now. WouldDeadlock if it is this thread.
+// Whether a page of the space is being written, loaded or flushed. Raises WouldDeadlock if this thread does it.
 static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -277,7 +277,7 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     Py_RETURN_FALSE;
 }
 
-// The directory lock is held: pages that somebody uses are not waited for, and removed when that is over.
+// Under the directory lock, so it does not wait for pages in use: the space is removed when their use ends.
 static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -293,8 +293,8 @@ static PyObject* segment_remove_space(PyObject* self, PyObject* arg) {
 }
 
 // Drops the clean pages of a space, whose flush lock is held. It waits for pages that are being written, so the
-// directory lock is not held: should the space be removed meanwhile, pages of another one are dropped, and loaded
-// again.
+// directory lock is not held: if the space is removed meanwhile, it may drop clean pages of another space, which are
+// then loaded again.
 static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -313,7 +313,8 @@ static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
     return Py_BuildValue("(OI)", status == Status::OK ? Py_True : Py_False, freed);
 }
 
-// record_store(space, stored pages or 0, flush open, state or None): what is known of the file. The flush lock is held.
+// record_store(space, stored pages or 0, flush open, state or None): records the state of the file. Needs the flush
+// lock.
 static PyObject* segment_record_store(PyObject* self, PyObject* args) {
     unsigned i;
     unsigned long long stored;
@@ -329,8 +330,8 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
     Py_RETURN_NONE;
 }
 
-// The first clean page among the entries [first, first + count) whose first `bytes` are not what the file has at
-// its place, counted from `first`; ~0 when there is none. `buffer` has room for a page.
+// The first clean page among the entries [first, first + count) whose first `bytes` differ from the file,
+// counted from `first`; ~0 when there is none. `buffer` has the size of a page.
 static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8* buffer) {
     for (u64 i = 0; i < count; i++) {
         if (!s.has_page(u32(first + i))) break;
@@ -338,7 +339,7 @@ static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8
         u32 f;
         if (entry::state(e) != RESIDENT || (e & entry::DIRTY) || pin(s, u32(first + i), f) != Status::OK) continue;
         ssize_t got = prim::read_at(fd, buffer, s.g.page_size, i << s.g.page_shift);
-        bool dirty = s.entries[first + i].load_acquire() & entry::DIRTY;  // written meanwhile: no longer the file's
+        bool dirty = s.entries[first + i].load_acquire() & entry::DIRTY;  // written meanwhile: it may differ
         bool same = dirty || (got >= ssize_t(bytes) && memcmp(buffer, s.page_data(f), bytes) == 0);
         unpin(s, f);
         if (!same) return i;
@@ -346,8 +347,8 @@ static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8
     return ~u64(0);
 }
 
-// first_changed(space, fd, bytes) -> the number of the first clean page in memory whose first `bytes` the file
-// does not have, -1 when there is none. The flush lock is held.
+// first_changed(space, fd, bytes) -> the number of the first clean page in memory whose first `bytes` differ from the
+// file, -1 when there is none. Needs the flush lock.
 static PyObject* segment_first_changed(PyObject* self, PyObject* args) {
     unsigned i, bytes;
     int fd;

@@ -1,11 +1,11 @@
-// Signals while the core waits. A handler is Python code, and what it raises is put by: the core
-// may be at work on what somebody dead has left, where the caller of a method, or an object that is
-// being deallocated, must not find an exception set. It is raised
+// Signals while the core waits. A handler is Python code, and an exception that it raises is stored: the core
+// may be reaping a dead client, or deallocating an object, and must not continue with an exception set. The exception
+// is raised
 //
 //   by the operation, if it gives up     check_signals()
 //   else by the interpreter              a pending call, before its next bytecode
 //
-// so that no method has to ask, after a wait, whether a handler has raised.
+// so that no method has to check after a wait whether a handler has raised.
 #include "python/py.h"
 
 #include "protocol/client.h"
@@ -14,7 +14,7 @@ namespace bp {
 
 thread_local bool forking;
 
-// Of the main thread alone, which is the one that runs handlers.
+// The stored exception, of the main thread, which is the only one that runs handlers.
 static struct {
     Shared<PyObject*> type;
     PyObject *value, *trace;
@@ -26,18 +26,20 @@ static int raise_put_by(void*) {
     return -1;
 }
 
-// An exception is set: puts it by.
+// Stores the current exception.
 static void put_exception_by() {
-    if (put_by.type) return PyErr_WriteUnraisable(nullptr);  // a handler that waited in the core, inside a handler
+    // one is stored already: a handler that waited in the core was interrupted by another
+    if (put_by.type) return PyErr_WriteUnraisable(nullptr);
     PyObject* type;
     PyErr_Fetch(&type, &put_by.value, &put_by.trace);
     put_by.type = type;
-    (void)Py_AddPendingCall(raise_put_by, nullptr);  // its queue is full: then the next check_signals() raises it
+    // if its queue is full, the next check_signals() raises the exception
+    (void)Py_AddPendingCall(raise_put_by, nullptr);
 }
 
 // Called by the core between the slices of a wait, with the GIL or without it: has a handler raised? Python runs
-// them in the main thread only. Another one must not ask for the GIL here: it may be a daemon's, and the
-// interpreter gone, while it waits in the core for the end of the process.
+// handlers in the main thread only. Another thread must not acquire the GIL here: it may be a daemon thread, after
+// the interpreter has ended.
 bool signal_came(Segment&) {
     if (forking || reaping_here || !prim::is_main_thread()) return false;
     if (put_by.type) return true;
@@ -47,7 +49,7 @@ bool signal_came(Segment&) {
     last_ns = now;
     Deadline none(0);  // a handler is another call
     PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *type, *value, *trace;  // of an exception that is on its way: no business of the handler's
+    PyObject *type, *value, *trace;  // an exception that is being raised, which the handler must not see
     PyErr_Fetch(&type, &value, &trace);
     bool came = PyErr_CheckSignals() < 0;
     if (came) put_exception_by();
@@ -56,7 +58,7 @@ bool signal_came(Segment&) {
     return came;
 }
 
-// Runs the handlers of signals that have come. -1: one has raised, now or during the last wait.
+// Runs the handlers of pending signals. -1: one has raised, now or during the last wait.
 int check_signals() {
     if (put_by.type && prim::is_main_thread()) return raise_put_by(nullptr);
     return PyErr_CheckSignals();
@@ -66,7 +68,7 @@ PyObject* raise_interrupted(const char* what) {
     return check_signals() < 0 ? nullptr : raise("InterruptedError", "interrupted while waiting for %s", what);
 }
 
-// A forked child: what its parent's handler raised is its parent's.
+// Called in a forked child: drops a stored exception, which is the parent's.
 void forget_signals() {
     if (PyObject* type = put_by.type.swap(nullptr)) {
         Py_DECREF(type);

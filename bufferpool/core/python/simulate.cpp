@@ -1,5 +1,5 @@
-// The policy alone, over an array of page numbers: the very code that the pool
-// runs, with plain arrays in place of entries and frames.
+// The policy over an array of page numbers: the pool's own code (policy.h)
+// with plain arrays instead of entries and frames.
 #include "policy/duelling.h"
 #include "python/py.h"
 

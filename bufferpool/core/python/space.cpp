@@ -1,4 +1,4 @@
-// Space: pages by number. The hot path of everything: space[n].
+// Space: pages by number. space[n] is the hot path.
 #include "python/loading.h"
 
 #include "protocol/shrink.h"
@@ -17,7 +17,7 @@ static PyObject* space_subscript(PyObject* self, PyObject* n) {
     return view_of(sp, frame);
 }
 
-// The end of a wait of so many seconds (None, or not given: 0, none). 0 or -1.
+// Computes the deadline of a timeout in seconds (None, or not given: 0, no deadline). 0 or -1.
 static int deadline_of(PyObject* timeout, u64& deadline_ns) {
     deadline_ns = 0;
     if (!timeout || timeout == Py_None) return 0;
@@ -91,7 +91,7 @@ static PyObject* space_pin(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : new_pin(sp, frame, page_no);
 }
 
-// Pins a page for a scan: it earns the page no place among the hot ones.
+// Pins a page for a scan: it does not count as a use for the policy.
 static PyObject* space_once(PyObject* self, PyObject* n) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     u64 page_no;
@@ -112,8 +112,8 @@ static Py_ssize_t space_length(PyObject* self) {
     return Py_ssize_t(space_pages(span));
 }
 
-// The page numbers in `ids` as int64, checked; a copy, because code of the
-// caller's (a loader, another thread) may run before we are done with them.
+// The page numbers in `ids` as int64, checked. It is a copy, because a loader or another thread may change `ids`
+// meanwhile.
 static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
     PyObject* any = PyArray_FROM_O(ids);
     if (!any) return nullptr;
@@ -146,7 +146,7 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
     return numbers;
 }
 
-// Not one by one, and not only at the end: the sampler reads the counters meanwhile.
+// Hits are counted in groups: not each one, and not only at the end, because the sampler reads the counters meanwhile.
 constexpr u64 HITS_AT_ONCE = 32;
 static void count_hits(SpaceObject* sp, u64 hits) { sp->seg->s->my_uses[sp->index].hits.add_owned(hits); }
 
@@ -235,7 +235,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     Together together(sp, v, n, access, false, copies);
     for (npy_intp i = 0; ok && i < n; i++) {
         u32 f;
-        if (together.take(i, f)) continue;  // it is copied already
+        if (together.take(i, f)) continue;  // the page is copied already
         Status status = pin(s, sp->first_entry + u32(v[i]), f);
         if (status == Status::OK) use(s, sp, u64(v[i]), f, now, hits);
         else if (status == Status::ABSENT && together.load(i, f)) continue;
@@ -266,7 +266,7 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     return nullptr;
 }
 
-// Loads what is absent, without pinning it. Returns how many pages were loaded.
+// Loads absent pages without pinning them. Returns the number of loaded pages.
 static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyArrayObject* numbers = page_numbers(sp, ids);
@@ -369,7 +369,7 @@ static PyObject* space_unbound(PyObject* self, PyObject*) {
     return PyBool_FromLong(!bound);
 }
 
-// Raises SpaceReadOnly, with the remedy where there is one.
+// Raises SpaceReadOnly, with the remedy if there is one.
 static PyObject* raise_read_only(SpaceObject* sp, const char* what) {
     if (sp->kind == KIND_DERIVED)
         return raise(
@@ -380,7 +380,7 @@ static PyObject* raise_read_only(SpaceObject* sp, const char* what) {
     return raise("SpaceReadOnly", "the space is open for reading only; open it with mode 'r+' to %s a page", what);
 }
 
-// A Write that carries `lsn`, if one is given (null or None: the old version's). Takes the Write over.
+// Sets the LSN of a Write, if one is given (null or None: that of the old version). Takes the reference.
 static PyObject* with_lsn(PyObject* write, PyObject* lsn) {
     if (!write || !lsn || lsn == Py_None) return write;
     if (PyObject_SetAttrString(write, "lsn", lsn) == 0) return write;
@@ -426,7 +426,7 @@ static PyObject* space_append(PyObject* self, PyObject* args, PyObject* kwargs) 
     if (status == Status::OK) return with_lsn(new_write(sp, page_no, true, timeout_ns), lsn);
     if (status == Status::REMOVED) return raise_space_removed(sp);
     if (status == Status::TOO_LONG)
-        return raise("SpaceFull", "the space may have %u pages and has them all; open it with a larger max_pages",
+        return raise("SpaceFull", "the space has its maximum of %u pages; open it with a larger max_pages",
                      sp->max_pages);
     return answer(status, sp, page_no), nullptr;
 }
@@ -448,7 +448,7 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
     if (status != Status::OK && check_signals() < 0) return nullptr;
     if (status == Status::WAIT)
         return raise("WaitTimeout",
-                     "a page of the section is being written by a client that does not end; pool.clients() says who "
+                     "a page of the range is being written by a client for too long; pool.clients() lists the clients "
                      "writes; the pages before it are dropped");
     if (status == Status::DEADLOCK)
         return raise("WouldDeadlock",
@@ -477,7 +477,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     if (index >= s->space_count() || u64(first) + max_pages > s->g.max_pages || item <= 0 || s->g.page_size % u64(item))
         return raise("ValueError", "the dtype's item size must divide the page size");
     Critical critical(self);
-    if (sp->seg) Py_RETURN_NONE;  // by another thread, at the same time
+    if (sp->seg) Py_RETURN_NONE;  // another thread has bound it meanwhile
     Py_INCREF(seg);
     Py_INCREF(store);
     Py_INCREF(dtype);
@@ -508,7 +508,7 @@ static PyObject* space_new(PyTypeObject* type, PyObject*, PyObject*) {
     return reinterpret_cast<PyObject*>(sp);
 }
 
-// A store may lead back to its space: by a function that repairs pages, which holds the engine that holds the space.
+// A store may refer to its space, in a cycle: by a repair function, which refers to the engine that has the space.
 static int space_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(reinterpret_cast<SpaceObject*>(self)->store);
     return 0;
@@ -516,7 +516,7 @@ static int space_traverse(PyObject* self, visitproc visit, void* arg) {
 
 static int space_clear(PyObject* self) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    sp->fd = -1;  // it is the store's
+    sp->fd = -1;  // it belongs to the store
     Py_CLEAR(sp->store);
     return 0;
 }
@@ -586,13 +586,13 @@ static PyMethodDef space_methods[] = {
      "well.\n\n"
      "``timeout`` and ``lsn`` as in ``write``. Raises SpaceReadOnly, SpaceFull, WaitTimeout."},
     {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
-    {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
+    {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning; returns how many."},
     {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},
     {"_early", entered<space_early, SpaceEntry>, METH_VARARGS, "Loads a page for a use that follows, and counts then."},
     {"_unbound", entered<space_unbound, SpaceEntry>, METH_NOARGS, "Whether this thread is in no load, flush or write."},
     {"_load_ahead", entered<space_load_ahead, SpaceEntry>, METH_O, "Loads those that can be read together."},
     {"_drop_range", entered<space_drop_range, SpaceEntry>, METH_VARARGS,
-     "Drops pages without write-back; how many frames came free."},
+     "Drops pages without write-back; returns the number of freed frames."},
     {"_bind_core", space_bind, METH_VARARGS, "Connects this handle to its slot in a segment."},
     {nullptr, nullptr, 0, nullptr}};
 static PyMappingMethods space_mapping = {};

@@ -3,11 +3,11 @@
 // With the GIL one thread at a time is in this room, and the first four are empty or plain. A CPython without the
 // GIL runs threads side by side (BP_FREE_THREADED): then
 //
-//   Mutex       guards a few pointers; nothing is allocated, called or waited for while one is held
+//   Mutex       guards a few pointers; a thread that holds one does not allocate, call or wait
 //   Count       changes by one atomic instruction
 //   Turn        is taken by one atomic instruction
-//   Critical    is the critical section of one object; CPython leaves it while the thread waits for something
-//   Use         (py.h) keeps a segment mapped while a method looks at it
+//   Critical    is the critical section of one object; CPython leaves it while the thread waits
+//   Use         (py.h) keeps a segment mapped while a method uses it
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
@@ -36,7 +36,7 @@ struct Mutex {
 #endif
 using Guard = std::lock_guard<Mutex>;
 
-// A child of a fork has none of the threads that held it.
+// Called in a forked child, which has none of the threads that held it.
 inline void renew_mutex(Mutex& mutex) { new (&mutex) Mutex; }
 
 class Count {
@@ -83,8 +83,8 @@ public:
     Critical(const Critical&) = delete;
 };
 
-// Objects of a type that are kept for the next use. Without the GIL none are: the interpreter keeps memory for each
-// thread by itself.
+// Spare objects of a type, kept for the next use. Without the GIL none are kept, because the interpreter has
+// free lists for each thread.
 template <class T, int MOST>
 class Spares {
     T* kept_[MOST] = {};
@@ -104,7 +104,7 @@ public:
     T* operator[](int i) { return kept_[i]; }
 };
 
-// The method F of a type, called with an Entry of its object: what is entered before it, and left after it.
+// Wraps a method F of a type: makes an Entry of its object before the call, and destroys it after.
 template <auto F, class Entry>
 struct Entered;
 template <class R, class O, class... A, R (*F)(O*, A...), class Entry>

@@ -2,18 +2,18 @@
 //
 //   space[n]       array -> Holder (the pin)
 //   with pin(n)    array -> base array                  the Pin has the pin, and
-//                  Pin   -> base array                  counts who else looks
+// Pin -> base array counts the other references
 //
 // The base of the Holder, and of the base array while it has no Holder, is the pool's numpy.memmap, pool.data.
 //
-// At the end of the block the Pin looks at the reference counts. Only the base
-// array and the array that it gave out (and that the block's name still holds):
-// that array is made empty, shape (0,), and the pin is released. Anything else
-// looks at the page: BufferError, and the base array gets a Holder, so that the
-// pin lives as long as they do. (numpy gives every array made from another the
-// outermost exact ndarray as its base; so all of them hold the base array.)
-// One reference left, of an array whose buffer was once exported, may be the name
-// or a memoryview: then the pin is handed over too, without an error.
+// At the end of the block the Pin reads the reference counts. If there are only the base
+// array and the array of the block (to which the block's name still refers),
+// that array is made empty, shape (0,), and the pin is released. Otherwise other
+// arrays use the page: BufferError is raised, and the base array gets a Holder, so that the
+// pin is kept while they exist. (numpy gives every array made from another the
+// outermost exact ndarray as its base; so all of them refer to the base array.)
+// If one reference is left, and the array's buffer was once exported, it may be the name
+// or a memoryview: then the base array gets a Holder too, without an error.
 #include "python/views.h"
 
 #include "protocol/client.h"
@@ -23,7 +23,7 @@ namespace bp {
 struct HolderObject {
     PyObject_HEAD PinNode pin;
     SegmentObject* seg;
-    PyObject* others;  // a list of Holders, of pages that are looked at through the same base array; or null
+    PyObject* others;  // a list of Holders of other pages with the same base array; or null
 };
 
 void free_retired(SegmentObject* seg, u32 frame) {

@@ -1,4 +1,4 @@
-// What Pin and PinnedPages share: arrays over pinned pages, and who else holds them (pin.cpp).
+// What Pin and PinnedPages share: arrays over pinned pages, and the count of other references (views.cpp).
 #pragma once
 
 #include "python/py.h"
@@ -30,14 +30,14 @@ inline PyObject* array_over(SpaceObject* sp, u32 frame, PyObject* base) {
 // block's name still refers to it.
 enum Others : Py_ssize_t { NOBODY = 1, A_NAME = 2 };
 
-// The one other reference may be the name's, or that of a memoryview.
+// Whether the one other reference may be a memoryview instead of the name.
 inline bool is_unclear(PyObject* page) {
     return Py_REFCNT(page) == A_NAME && reinterpret_cast<PyArrayObject_fields*>(page)->_buffer_info != nullptr;
 }
 
 extern PyTypeObject ReleasedPageType;  // released_page.cpp
 
-// The array of a block that has ended: it shows nothing, and says so.
+// Makes the array of an ended block empty, and its uses raise PageReleased.
 inline void make_empty(PyObject* page) {
     auto fields = reinterpret_cast<PyArrayObject_fields*>(page);
     fields->dimensions[0] = 0;

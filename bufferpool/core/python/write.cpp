@@ -1,6 +1,6 @@
 // Write: a private copy of a page, published as a whole when its block ends.
 // Nothing of the segment is ever writable from Python: the copy is ordinary
-// memory, and stays the caller's own when the block is over.
+// memory, which the caller keeps after the block.
 #include "python/loading.h"
 #include "protocol/scratch.h"
 #include "protocol/writing.h"
@@ -14,14 +14,14 @@ struct WriteObject {
     PyObject* page;      // the private copy while the block is open
     u64 page_no, timeout_ns, thread;
     Shared<u64> lsn;
-    u32 forks;           // of the process that opened it
+    u32 forks;           // the value of `forks` when it was opened
     bool append, done;
     Shared<bool> open, lsn_set;
     Turn turn;           // of a thread is in a method that may wait
     WriteObject *next, *prev;  // open writes of this process
 };
 
-// Open writes, so that a thread that would wait for itself is told so.
+// The list of open writes, by which a thread that would wait for itself is found.
 static WriteObject open_writes = [] {
     WriteObject w{};
     return w;
@@ -36,8 +36,8 @@ static bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 fir
     return false;
 }
 
-// A wait for a page that this thread is writing, loading or flushing would never end: a block, a loader or a store of
-// this thread runs meanwhile. True, with WouldDeadlock set, if this is the case for one of these pages of a space.
+// A wait for a page that this thread itself is writing, loading or flushing would never end. True, with
+// WouldDeadlock set, if this thread does that with one of these pages of a space.
 bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u64 count) {
     u64 generation = space_generation(seg->s->spaces[index].span.load_acquire());
     bool writes = thread_writes(seg, index, generation, first, count);
@@ -115,8 +115,8 @@ struct OwnHooks : SpaceHooks {
     }
 };
 
-// While its version is being published: a child that a store's code, or a signal handler, has forked does not publish
-// it, too.
+// The hooks while a version is published: a child that a store's code, or a signal handler, has forked meanwhile must
+// not publish it too.
 struct PublishHooks : OwnHooks {
     WriteObject* w;
 
@@ -134,8 +134,8 @@ struct PublishHooks : OwnHooks {
     }
 };
 
-// A method that may wait, and so may find another thread in it. To open a Write that another thread is opening is an
-// error; its end waits for a thread that is about to be told so.
+// The Entry of a method that may wait, so that another thread may call one meanwhile. Opening a Write that another
+// thread is opening raises; the end of the block waits until such a thread has left.
 class WriteEntry {
     WriteObject* w_;
     bool mine_ = false;
@@ -205,7 +205,8 @@ static void write_abort(WriteObject* w) {
     Py_CLEAR(w->page);
 }
 
-// One more page that nothing can evict: whether the share of the others stays whole. If not, Python reaps or raises.
+// May one more page be kept that cannot be evicted, without using the other spaces' share? If not, Python reaps or
+// raises.
 static bool may_keep(WriteObject* w) {
     SpaceObject* sp = w->space;
     Segment& s = *sp->seg->s;
@@ -269,7 +270,7 @@ static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n)
 }
 
 static void write_dealloc(WriteObject* w) {
-    if (!w->done) {  // never used, or its block was abandoned (a generator that is thrown away)
+    if (!w->done) {  // never used, or its block was abandoned (a generator was deleted)
         Use use(w->space->seg, HELD);
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
@@ -311,7 +312,7 @@ static PyObject* write_repr(PyObject* self) {
     return text;
 }
 
-// A Write is no page: its block gives one.
+// Raises for a use of a Write as a page: its block gives the page.
 static PyObject* refuse_use(PyObject* self, PyObject*) {
     auto w = reinterpret_cast<WriteObject*>(self);
     return raise("TypeError",
