@@ -219,7 +219,7 @@ def pool(make_pool: Callable[..., bp.Pool]) -> bp.Pool:
 
 @pytest.fixture
 def pool_name() -> Iterator[str]:
-    """A name for a segment; whatever is there is removed at the end."""
+    """A unique name for a segment; the segment is removed at the end."""
     name = new_name()
     yield name
     remove(SHM / name)

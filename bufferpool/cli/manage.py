@@ -205,7 +205,7 @@ def _gc(args: argparse.Namespace) -> int:
                     say(f"{name}: dead clients reaped: {reaped}")
             used, removed = doctor.in_use(found.path), False
             unsaved = 0 if used or found.trouble else sum(unsaved_pages(name, args.directory).values())
-            what = f"{found.condition} ({found.trouble})" if found.trouble else "nobody is attached"
+            what = f"{found.condition} ({found.trouble})" if found.trouble else "no process is attached"
             loss = f", {unsaved} dirty pages that no file has yet" if unsaved else ""
             question = f"{name}: {what}, {format_size(found.kernel_bytes)}{loss}. Remove it?"
             if not used and (args.yes or (not args.json and _asked(question))):
@@ -333,7 +333,7 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     drop = commands.add(
         "drop", _drop, "drop pages of a space from the pool, and give their memory back",
-        "A page of a file or store is read again when somebody uses it, and a page of a derived space is computed again;\n"
+        "A page of a file or store is read again when it is used, and a page of a derived space is computed again;\n"
         "scratch pages read as zeros. A space with dirty pages that its file or store does not have is refused.\n\n"
         "examples:\n  bufferpool drop orders orders.db\n  bufferpool drop orders tiles --first 100 --count 50",
     )  # fmt: skip

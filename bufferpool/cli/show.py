@@ -229,7 +229,7 @@ def _clients(args: argparse.Namespace) -> int:
         return 0
     head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "")
     rows = [(*_client(c), "steward" if c.is_steward else "") for c in clients]
-    print_table([head, *rows], right=(0, 1, 4, 5)) if rows else tell("nobody is attached")
+    print_table([head, *rows], right=(0, 1, 4, 5)) if rows else tell("no process is attached")
     return 0
 
 

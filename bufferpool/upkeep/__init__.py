@@ -1,1 +1,1 @@
-"""What keeps a pool in order: write-back, memory, the working set, the steward and the budget."""
+"""The upkeep of a pool: write-back, memory, the working set, the steward and the budget."""

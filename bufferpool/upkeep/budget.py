@@ -1,19 +1,18 @@
-"""How much memory a pool should take: the steward's rules, without the steward.
+"""The steward's rules for the budget: how much memory a pool should take.
 
-1. Under pressure the budget falls at once, by an eighth a step, or by what is
-   missing if that is more, down to its lower bound. Free memory counts as missing
-   below a reserve of it.
+1. Under pressure the budget falls at once, by an eighth a step, or by the shortage
+   if that is more, down to its lower bound. There is a shortage if less memory
+   is free than a reserve.
 2. Without pressure the budget rises slowly, by a sixteenth a step, if the pool is full,
    if the miss-ratio curve says that it saves misses worth having, and if twice
    the reserve stays free afterwards.
-3. After pressure it rests. If growing brought the pressure back, it rests twice as
-   long the next time, up to a limit: so a load that comes and goes does not make
-   the budget swing with it (multiplicative decrease and backing off, as in TCP;
-   Jacobson 1988).
-4. Of several pools the one whose bytes earn the fewest hits gives first: the others wait a
-   moment, and give too if the pressure has not gone by then.
+3. After pressure the budget is not raised for a while. If growing brought the pressure back, this pause is
+   twice as long the next time, up to a limit: so the budget does not oscillate with a
+   changing load (multiplicative decrease and backing off, as in TCP; Jacobson 1988).
+4. Of several pools the one whose bytes earn the fewest hits gives memory first: the others wait a
+   moment, and give memory too if there is still pressure.
 
-Everything here is arithmetic on figures that are handed in: tests hand in their own.
+Everything here is arithmetic on its arguments, which tests choose freely.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,32 +26,32 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Rules:
-    """The figures in the rules."""
+    """The parameters of the rules."""
 
     psi_some_percent: float = 10.0
-    """Pressure: some task stalled for memory this share of the last two seconds."""
+    """Pressure if some task stalled for memory for this percentage of the last two seconds."""
     psi_full_percent: float = 2.0
     """Pressure: all tasks did."""
     psi_calm_percent: float = 1.0
-    """Below this (some), nothing stands against growing."""
+    """The budget may grow while the percentage (some) is below this."""
     reserve: float = 0.05
-    """Of the cgroup's limit, the tmpfs and the machine, what should stay free."""
+    """The share of the cgroup's limit, of the tmpfs and of the machine's memory that should be free."""
     shrink_step: float = 1 / 8
     grow_step: float = 1 / 16
     shrink_every_s: float = 0.5
     grow_every_s: float = 2.0
     rest_s: float = 10.0
-    """Between the last pressure and the next growth."""
+    """Seconds between the last pressure and the next growth."""
     most_rest_s: float = 600.0
     pays_per_mib_s: float = 0.1
-    """Growth is worth it from this many misses saved, a second and MiB."""
+    """Growth pays if it saves this many misses per second and MiB."""
     yield_s: float = 1.0
-    """How long a pool waits for each one whose bytes earn less."""
+    """Seconds that a pool waits for each pool whose bytes earn less."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """A shortage: how many bytes, at least, and how it shows."""
+    """A shortage: at least how many bytes, and the reason."""
 
     bytes: int
     reason: EventReason
@@ -70,7 +69,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Pool:
-    """What the rules look at in a pool, in frames."""
+    """The figures of a pool that the rules use, in frames."""
 
     budget: int
     resident: int
@@ -102,7 +101,7 @@ def shortage(reading: Reading, rules: Rules) -> Need | None:
 
 
 def room(reading: Reading, rules: Rules) -> int:
-    """How many bytes may be taken so that twice the reserve stays free everywhere."""
+    """How many bytes may be taken so that twice the reserve is still free everywhere."""
     pairs = (
         (reading.shm_free, reading.shm_size),
         (reading.cgroup_free, reading.cgroup_limit),
@@ -113,7 +112,7 @@ def room(reading: Reading, rules: Rules) -> int:
 
 
 def worth(curve: Curve | None, pool: Pool, rules: Rules) -> float:
-    """Hits a second that the last MiB of the budget earns: what giving it would cost. 0 without a curve."""
+    """The hits per second that the last MiB of the budget earns, which would be lost with it. 0 without a curve."""
     step = max(1, int(pool.budget * rules.shrink_step))
     if curve is None or pool.budget <= step:
         return 0.0
@@ -121,7 +120,7 @@ def worth(curve: Curve | None, pool: Pool, rules: Rules) -> float:
 
 
 class Governor:
-    """The rules, with the little that they remember. Times are seconds of one clock that never goes back."""
+    """The rules with their state. Times are seconds of a monotonic clock."""
 
     def __init__(self, rules: Rules | None = None) -> None:
         self.rules = Rules() if rules is None else rules
@@ -138,9 +137,9 @@ class Governor:
         curve: Curve | None = None,
         peers: Sequence[float] = (),
     ) -> Decision | None:
-        """The budget to have from now on; None to leave it.
+        """Decides on a new budget; None for no change.
 
-        ``peers``: what a MiB earns in each other pool that could give memory; see :func:`worth`.
+        ``peers``: the hits per second that a MiB earns in each other pool that could give memory; see :func:`worth`.
         """
         need = shortage(reading, self.rules)
         if need is not None:
@@ -154,7 +153,7 @@ class Governor:
         rules = self.rules
         if self._pressed_since is None:
             self._pressed_since = now
-            if self._grown_since_rest:  # growing brought it back
+            if self._grown_since_rest:  # growing brought the pressure back
                 self.rest_s = min(2 * self.rest_s, rules.most_rest_s)
             self._grown_since_rest = False
         self._pressed_at = now
@@ -176,7 +175,7 @@ class Governor:
         calm = (reading.psi_some or 0.0) < rules.psi_calm_percent
         if not calm or now - self._pressed_at < self.rest_s or now - self._grew_at < rules.grow_every_s:
             return None
-        if now - self._pressed_at > 4 * self.rest_s:  # long quiet: forgiven
+        if now - self._pressed_at > 4 * self.rest_s:  # no pressure for long: reset the pause
             self.rest_s = max(rules.rest_s, self.rest_s / 2)
             self._pressed_at = now - self.rest_s
         if curve is None or pool.budget >= pool.most or pool.resident < 0.95 * pool.budget:

@@ -1,7 +1,7 @@
-"""Flushes on threads (jobs.py): a store that hangs keeps nobody from writing to another.
+"""Flushes in threads (jobs.py): a store that hangs does not delay writes to other stores.
 
 The subject of a space's job is the number of its slot, so that there is one flush at a time of each space
-in a process. Where somebody else has a space's flush lock, those who only need some clean frames pass it over.
+in a process. If another client has a space's flush lock, callers that only need some clean frames skip the space.
 """
 
 import time
@@ -18,7 +18,7 @@ LOG = "log"  # the subject of the job that syncs it
 
 
 def refuse_nested(client: Client, record: Record, *, waits: bool = False) -> None:
-    """Raises WouldDeadlock in a thread that flushes the space already, or that such a flush waits for.
+    """Raises WouldDeadlock if this thread flushes the space already, or if such a flush waits for this thread.
 
     Where the caller ``waits`` until the space is flushed: also in a thread that flushes anything, while the space is
     flushed by another thread, which might wait for this one.
@@ -31,9 +31,9 @@ def refuse_nested(client: Client, record: Record, *, waits: bool = False) -> Non
 
 
 def start_flushes(client: Client, *, foreground: bool = False) -> list[Job]:
-    """Has the dirty pages written of every space whose store this process can reach, each in a thread of its own.
+    """Starts a flush of every space whose store this process can use, each in a thread of its own.
 
-    Passes over those that somebody else is flushing. Raises WouldDeadlock if the only ones are flushed by this thread.
+    It skips spaces that another client is flushing. Raises WouldDeadlock if the only ones are flushed by this thread.
     """
     jobs, refused = [], None
     me = client.seg.status()["client"]
@@ -55,14 +55,14 @@ def start_flushes(client: Client, *, foreground: bool = False) -> list[Job]:
 
 
 def start_log_sync(client: Client) -> Job | None:
-    """Has the log synced as far as dirty pages need it, in a thread; None if there is no log to sync."""
+    """Starts a sync of the log, as far as dirty pages need it, in a thread; None if there is no log to sync."""
     if wanted_of_log(client) is None or LOG in underway():
         return None
     return client.jobs.start(LOG, partial(sync_log, client))[0]
 
 
 def hanging(client: Client, index: int | None = None) -> list[tuple[float, str]]:
-    """The flushes under way, of all processes: for how many seconds, and what to say of each."""
+    """The flushes under way, of all processes: (seconds since its start, a sentence about it)."""
     now, found = time.clock_gettime_ns(time.CLOCK_BOOTTIME), []
     pids = {client[0]: client[1] for client in client.seg.clients()}
     for record in client.seg.spaces():
@@ -103,7 +103,7 @@ def flush_all(client: Client, records: Iterable[Record], lsn: int, timeout: floa
     while waiting:
         jobs = []
         for i, (record, job) in enumerate(waiting):
-            if job is None:  # one that has begun before we came may have passed over what is dirty now
+            if job is None:  # a flush that began earlier may have skipped pages that are dirty now
                 job, new = client.jobs.start(record["index"], partial(flush_space, client, record, lsn))
                 waiting[i] = record, job if new else None
             jobs.append(job)

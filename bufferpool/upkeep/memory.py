@@ -1,4 +1,4 @@
-"""Memory: making room for a page, shrinking the budget, giving bytes back.
+"""Memory: freeing a frame for a page, shrinking to the budget, giving memory back.
 
 What goes and how is the core's (core/protocol/shrink.h); here is what needs a store
 (dirty pages are flushed first) or patience (pages that are in use for a moment).
@@ -24,14 +24,14 @@ from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, r
 from bufferpool.units import format_size
 from bufferpool.upkeep.flush_jobs import hanging, start_flushes, start_log_sync
 
-ROOM_S = 0.5  # how long a frame is waited for before PoolExhausted
-SLOW_S = 10.0  # how long a flush may be under way until it counts as one that hangs, and is not waited for any more
-PAUSE_S = 0.02  # between two looks for a frame
+ROOM_S = 0.5  # seconds to wait for a frame before PoolExhausted
+SLOW_S = 10.0  # seconds until a flush counts as hanging, and is not waited for
+PAUSE_S = 0.02  # seconds between two tries to get a frame
 SAME_WANT_S = 0.05  # calls closer than this are about the same frame
 
 
 class Room(threading.local):
-    """One thread's present want of a frame."""
+    """One thread's present wait for a frame."""
 
     last = since = 0.0
     tries = 0
@@ -80,7 +80,7 @@ def refusal(client: Client, error: int) -> SegmentError:
 
 
 def flushed_pages(client: Client) -> int:
-    """How many pages all clients have flushed so far."""
+    """The number of pages that all clients have flushed so far."""
     return int(stats.read_counters(client).plain["flushed_pages"])
 
 
@@ -155,7 +155,7 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
 
 
 def _give_more(client: Client) -> str:
-    """How the pool may have more frames."""
+    """The remedy that gives the pool more frames."""
     if client.budget_frames < client.room_frames:
         return f"give the pool more (pool.resize(), up to {format_size(client.room_frames * client.page_size)})"
     return f"give a new pool more ({FIXED})"
@@ -215,7 +215,7 @@ def resize(client: Client, frames: int, timeout: float) -> int:
     seg.set_budget(frames)
     seg.set_asked_frames(frames)
     if frames < seg.status()["min_frames"]:
-        seg.set_min_frames(frames)  # what is asked for by hand holds
+        seg.set_min_frames(frames)  # a call overrides the lower bound
     try:
         given = _shrink_to(client, frames, deadline)
     finally:
@@ -254,7 +254,7 @@ def _shrink_to(client: Client, frames: int, deadline: float) -> int:
 
 
 def trim(client: Client, frames: int, timeout: float) -> int:
-    """Gives up to ``frames`` frames back, coldest pages first; returns how many. Raises StoreError."""
+    """Gives up to ``frames`` frames back, the coldest pages first; returns their number. Raises StoreError."""
     seg, given, deadline = client.seg, 0, time.monotonic() + timeout
     frames = min(frames, seg.status()["resident_frames"])
     jobs: list[Job] = []

@@ -1,4 +1,4 @@
-"""Writing dirty pages over a file that somebody else has changed: the way out when a flush refuses it."""
+"""Writes dirty pages over a file that another program has changed, which a flush refuses to do."""
 
 import time
 
@@ -78,4 +78,4 @@ def _write_over_and_remove(client: Client, record: Record, held: Held, store: Fi
             return written
         if time.monotonic() > deadline:
             raise busy(record["name"])
-        time.sleep(0.002)  # somebody writes or loads a page
+        time.sleep(0.002)  # a page is being written or loaded

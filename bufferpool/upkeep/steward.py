@@ -1,13 +1,13 @@
-"""The steward: what has to be done in the background, by one process at a time.
+"""The steward: the background work of a pool, done by one process at a time.
 
 Any number of processes may offer to be the steward of a pool; the kernel
-elects one (a byte lock of the segment file, as for liveness), and gives the office to
-another when it ends, whatever ends it. Each round has numbered phases:
+chooses one (by a byte lock of the segment file, as for liveness), and another one
+when that process ends in any way. Each round has numbered phases:
 
-1. the dead are reaped;
+1. dead clients are reaped;
 2. dirty pages are written, so that misses find clean frames and no page stays dirty for long;
 3. the budget follows the pressure and the miss-ratio curve (budget.py);
-4. pages that nobody has touched for long go back, if asked for, and free frames that nobody has taken meanwhile;
+4. if `idle` is set, pages and free frames that were not used for so long are given back;
 5. the working set is saved, if asked for.
 
 What may hang (stores, the log, the working set's file) runs in threads of its own (jobs.py), of which a
@@ -58,10 +58,10 @@ FLUSH_PAGES = 1024  # of one space and sync, at most
 LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
 SHRINK_BYTES = 64 << 20  # of one step, at most: it holds nobody up, and the next look comes soon
 HUNG_S = 10.0  # a flush that takes longer is an event
-STOP_S = 2.0  # how long what is being flushed is waited for at the end
+STOP_S = 2.0  # seconds to wait at the end for flushes under way
 SAVING = "working set"  # the subject of the job that saves it
 MANY = 1 << 32  # more frames than there are
-STALE_S = 5.0  # a steward that has not looked for so long gives nothing
+STALE_S = 5.0  # a steward without a round for so long does not count
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Settings:
     """What a steward does. Times are in seconds."""
 
     interval: float = 0.25
-    """Between two rounds."""
+    """Seconds between two rounds."""
     flush_every: float = 15.0
-    """Every dirty page is written at least so often. Infinite: only when clean frames get short."""
+    """A page is dirty for at most this many seconds. Infinite: only when clean frames get short."""
     clean: float = 0.1
     """Share of the budget that is kept free or clean, ahead of demand."""
     pressure: bool = True
@@ -81,9 +81,9 @@ class Settings:
     working_set: str | os.PathLike[str] | None = None
     """Where the working set is saved; see :func:`bufferpool.upkeep.working_set.save_working_set`."""
     working_set_every: float = 300.0
-    """Between two times that the working set is saved."""
+    """Seconds between two saves of the working set."""
     rules: govern.Rules = field(default_factory=govern.Rules)
-    """How the budget follows."""
+    """The rules for the budget."""
     source: Source | None = None
     """Where the memory pressure is read. None: from the kernel. A steward closes it when it ends."""
 
@@ -98,7 +98,7 @@ class Settings:
 
 
 def peers(path: str) -> Iterator[float]:
-    """What a MiB earns in each other pool of the directory whose steward could give memory: hits a second."""
+    """The hits per second that a MiB earns in each other pool of the directory whose steward could give memory."""
     where = _core.fields()
 
     def number(header: bytes, name: str, form: str) -> float:
@@ -110,7 +110,7 @@ def peers(path: str) -> Iterator[float]:
         try:
             with open(found.path, "rb") as file:
                 header = file.read(where["Header"][1])
-        except OSError:  # removed, or closed to us, since it was listed
+        except OSError:  # removed since it was listed, or no permission
             continue
         looked = number(header, "steward_ns", "<Q") / 1e9
         led = number(header, "steward", "<I") and time.clock_gettime(time.CLOCK_BOOTTIME) - looked < STALE_S
@@ -119,7 +119,7 @@ def peers(path: str) -> Iterator[float]:
 
 
 def passes(error: BaseException) -> bool:
-    """Whether what failed may work the next time: no descriptor, no memory, a file system that was full for a moment.
+    """Whether an error may be temporary: no descriptor, no memory, a full file system.
 
     A pool that is closed or damaged, or a mistake in a program, does not pass. Foreign code that ended its thread
     (SystemExit) has ended that job, and not the steward.
@@ -136,7 +136,7 @@ class Steward:
     def __init__(self, client: Client, settings: Settings) -> None:
         self.client, self.settings = client, settings
         self.error: BaseException | None = None
-        """What ended the thread, if not :meth:`stop`."""
+        """The error that ended the thread, if any."""
         self.trouble: BaseException | None = None
         """What a store, the log, the working set's file or the kernel raised last; it is tried again, and is an event."""
         self.leads = False
@@ -174,13 +174,13 @@ class Steward:
         return not self._thread.ended
 
     def pause_s(self) -> float:
-        """How long to the next round: shorter when half of the clean frames would be gone by then."""
+        """The seconds to the next round: fewer if half of the clean frames would be used by then."""
         if not self.leads or not self._demand_per_s:
             return self.settings.interval
         return min(self.settings.interval, max(0.005, 0.5 * self._ready / self._demand_per_s))
 
     def stop(self) -> None:
-        """Ends the thread, and the office. Raises what had ended it before, if something had."""
+        """Ends the thread, and resigns. Raises the error that has ended it before, if one has."""
         self._stopping.set()
         if isinstance(self._source, SystemSource):
             self._source.wake()
@@ -213,16 +213,16 @@ class Steward:
             raise  # threading.excepthook shows it; stop() raises it again
         finally:
             if self.leads:
-                with contextlib.suppress(DescriptorLost):  # the office went with the lock of that descriptor
+                with contextlib.suppress(DescriptorLost):  # the steward's lock was lost with that descriptor
                     self.client.seg.resign()
                 self.leads = False
             self._source.close()
 
     def _tell_of_round(self, error: BaseException) -> None:
-        """What may have passed by the next round is an event."""
+        """Records a temporary error as an event."""
         self.trouble = error
         number = getattr(error, "errno", None)
-        with contextlib.suppress(MemoryError):  # the event is what memory is left for
+        with contextlib.suppress(MemoryError):  # there may be no memory for more than the event
             self._tell(
                 time.monotonic(), EventKind.ROUND_FAILED, EventReason.KERNEL, error, value=number or errno.ENOMEM
             )
@@ -230,9 +230,9 @@ class Steward:
     # ---- one round --------------------------------------------------------------
 
     def round(self) -> None:
-        """One round, if this process has the office or can get it."""
+        """Does one round, if this process is the active steward or can become it."""
         seg, before = self.client.seg, self.leads
-        drop_unused(self.client)  # also without the office: this process may have had it
+        drop_unused(self.client)  # also if another process is the active steward: this one may have been it
         predecessor = seg.lead(self._worth)
         self.leads = predecessor >= 0
         if not self.leads:
@@ -243,17 +243,17 @@ class Steward:
                 NewEvent(EventKind.STEWARD, EventReason.DIED if predecessor else EventReason.ASKED, value=predecessor)
             )
         now = time.monotonic()
-        # 1. The dead.
+        # 1. Dead clients.
         seg.reap()
         # 2. Dirty pages.
         self._flush(now)
         # 3. The budget.
         if self.settings.pressure:
             self._govern(now)
-        # 4. What is idle.
+        # 4. Idle pages.
         if self.settings.idle is not None:
             self._give_idle(now, self.settings.idle)
-        # 5. What a restart should find.
+        # 5. The working set.
         path = self.settings.working_set
         if path is not None and now - self._saved_at >= self.settings.working_set_every:
             self._saved_at = now
@@ -274,7 +274,7 @@ class Steward:
         return new
 
     def _wait(self) -> None:
-        """Waits for the jobs of this round, a little."""
+        """Waits for the jobs of this round, for at most ``interval`` seconds."""
         began = time.monotonic()
         jobs = [job for job in self._jobs if job.began > began - self._patience_s]
         self.client.jobs.wait(lambda: self._stopping.is_set() or all(job.done for job in jobs), self._patience_s)
@@ -310,7 +310,7 @@ class Steward:
                 LOG.warning("pool %r, %s: %s", self.client.name, kind.name.lower().replace("_", " "), str(error))
 
     def _give_idle(self, now: float, idle_s: float) -> None:
-        """Gives back the pages that nobody has touched for so long, and the frames that were free all the time.
+        """Gives back pages that were not used for ``idle_s`` seconds, and frames that were free all that time.
 
         How many frames were never needed since the last look is what was free in the round that
         had the fewest (the low-water mark of tcmalloc's free lists). An extent of them stays: whoever
@@ -343,7 +343,7 @@ class Steward:
             and writeback.can_write(self.client, r)
         ]
         busy = [r for r in spaces if r["flusher"] or self.client.jobs.running(r["index"])]
-        spaces = [r for r in spaces if r not in busy]  # what somebody flushes already needs no help
+        spaces = [r for r in spaces if r not in busy]  # spaces that another client flushes already
         dirty = sum(stats.pair_of(summary.spaces, r["index"])[1] for r in spaces)
         due = max(self._shortage_of_clean(now, summary), self._due_by_age(now, dirty))
         if due <= 0 or not dirty:
@@ -360,7 +360,7 @@ class Steward:
         )
 
     def _tell_of_hung(self, spaces: list[dict[str, Any]]) -> None:
-        """Records one event for each flush that takes very long, of any client."""
+        """Records an event for each flush of any client that takes very long."""
         under_way = {(r["index"], r["flush_since_ns"]): r for r in spaces if r["flusher"]}
         self._hung &= under_way.keys()
         for key in under_way.keys() - self._hung:
@@ -458,7 +458,7 @@ class Steward:
                 )
             )
             self._last = decision
-        elif given:  # a shrink of several rounds goes on
+        elif given:  # a shrink of several rounds continues
             client.post(NewEvent(EventKind.TRIMMED, self._last.reason, bytes=given, value=self._last.value))
         if over > 0 and not given:
             self._tell(now, EventKind.CANNOT_SHRINK, EventReason.ASKED, bytes=over * client.page_size)

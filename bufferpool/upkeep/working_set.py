@@ -1,4 +1,4 @@
-"""The working set, saved and loaded: a pool that is warm after the machine was not.
+"""Saves and loads the working set, so that a new pool is warm after a restart of the machine.
 
 PostgreSQL's autoprewarm and InnoDB's buffer pool dump do the same: page numbers are
 written, not pages. The file is a numpy ``.npz``: ``spaces`` (JSON: name, kind and path of each),
@@ -66,15 +66,15 @@ def save_working_set(client: Client, path: str | os.PathLike[str]) -> int:
 
 
 def _replace(where: str, image: memoryview) -> None:
-    """Puts a file in the place of another: a reader finds the old one or the new one, whole."""
-    # 1. Written beside; what is left of savers that were killed goes first, it may be what fills the disk.
+    """Replaces a file atomically: a reader finds the old file or the new one, complete."""
+    # 1. Write a draft beside it. First remove drafts of killed savers, which may fill the disk.
     with _draft(where) as file:
         try:
             _clear(where)
             file.write(image)
             file.flush()
             os.fsync(file.fileno())
-            # 2. Renamed, and the new name made durable.
+            # 2. Rename it, and sync the folder.
             os.replace(file.name, where)
             sync_directory(os.path.dirname(os.path.abspath(where)))
         except BaseException:
@@ -84,7 +84,7 @@ def _replace(where: str, image: memoryview) -> None:
 
 
 def _draft(where: str) -> BinaryIO:
-    """A file beside, of a name that no other file has, and locked for as long as it is open."""
+    """Makes a file with a unique name in the same folder, locked while it is open."""
     for _ in range(16):
         file = open(f"{where}.{secrets.token_hex(4)}.part", "xb")  # noqa: SIM115 - the caller closes it
         with contextlib.suppress(BlockingIOError):
@@ -92,17 +92,17 @@ def _draft(where: str) -> BinaryIO:
             if os.path.exists(file.name):
                 return file
         file.close()  # another saver took it for a leftover before it was locked, and removes it
-    raise OSError(errno.EAGAIN, "others remove every draft of it", where)
+    raise OSError(errno.EAGAIN, "other processes remove every draft of it", where)
 
 
 def _clear(where: str) -> None:
-    """Removes the drafts that nobody writes: their savers were killed, and the kernel has dropped their locks."""
+    """Removes the drafts that are not locked: their savers were killed."""
     folder, name = os.path.split(os.path.abspath(where))
     draft = re.compile(re.escape(name) + r"\.[0-9a-f]{8}\.part")
     with contextlib.suppress(PermissionError):  # a folder that cannot be listed keeps them
         for found in filter(draft.fullmatch, os.listdir(folder)):
             path = os.path.join(folder, found)
-            with contextlib.suppress(OSError):  # being written, gone already, or not ours to remove
+            with contextlib.suppress(OSError):  # being written, removed already, or no permission
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +140,7 @@ def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
             raise WorkingSetError(f"{path} contradicts itself; remove it, and save the working set anew")
     except WorkingSetError:
         raise
-    except Exception as error:  # what the readers of zip, zlib, npy and JSON make of a damaged file
+    except Exception as error:  # the readers of zip, zlib, npy and JSON raise many types for a damaged file
         raise WorkingSetError(
             f"{path} is no working set, or is damaged ({error!r}); remove it, and save it anew"
         ) from error
@@ -151,8 +151,8 @@ def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
 class WarmUp:
     """A working set that is being loaded, in a thread of its own.
 
-    ``done`` of ``total`` pages have been seen to; ``loaded`` of them were read, the others
-    were there already, do not exist any more, or found no room.
+    ``done`` of ``total`` pages have been handled; ``loaded`` of them were read, the others
+    were resident already, do not exist any more, or did not fit.
     """
 
     total: int = 0
@@ -166,7 +166,7 @@ class WarmUp:
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended; in a forked child it has, for the thread is the parent's."""
+        """Whether it has ended. In a forked child it has, because the thread is the parent's."""
         return self._thread is None or self._thread.ended
 
     def cancel(self) -> None:
@@ -174,7 +174,7 @@ class WarmUp:
         self._stop.set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Waits until it has ended, however; for ``timeout`` seconds at most."""
+        """Waits until it has ended in any way, for ``timeout`` seconds at most."""
         if self._thread is not None and not self._thread.is_current():
             self._thread.join(timeout)
 
@@ -197,13 +197,13 @@ def load_working_set(
     saved = read_working_set(path)
     if saved.page_size != client.page_size:
         raise WorkingSetError(f"{path} is of pages of {saved.page_size} bytes, the pool's have {client.page_size}")
-    # 1. The hottest pages that find room, in file order.
+    # 1. Choose the hottest pages that fit, in file order.
     room = max(0, client.budget_frames - read_summary(client).frames.live)
     number, page = saved.space[:room].astype(np.int64), saved.page[:room].astype(np.int64)
     order = np.lexsort((page, number))
     work = WarmUp(total=len(order))
     handles = {space.name: space for space in spaces}
-    # 2. The spaces, opened here, so that errors in the arguments are the caller's.
+    # 2. Open the spaces here, so that the caller gets errors in the arguments.
     opened: dict[int, Space] = {}
     for i, about in enumerate(saved.spaces):
         try:
@@ -234,12 +234,12 @@ def _open(client: Client, about: dict[str, Any], open_record: Callable[[Record],
         flags = about["flags"] & (CHECKSUM | KERNEL_CACHE)  # without WRITABLE: opened for reading
         record = {"name": about["name"], "kind": Kind.FILE, "path": about["path"], "flags": flags}
     elif record["path"] != about["path"]:
-        raise WorkingSetError(f"{about['name']!r} is another space by now: {record['path'] or 'not a file'}")
+        raise WorkingSetError(f"{about['name']!r} is another space now: {record['path'] or 'not a file'}")
     return open_record(record)
 
 
 def _load(work: WarmUp, space: Space, pages: npt.NDArray[np.int64], hot: npt.NDArray[np.bool_]) -> None:
-    """The pages of one space, in chunks; those that were hot are referenced once more, and so stay longer."""
+    """Loads the pages of one space in chunks. Hot pages are referenced once more, so that they are kept longer."""
     for at in range(0, len(pages), CHUNK_PAGES):
         chunk, warm = pages[at : at + CHUNK_PAGES], hot[at : at + CHUNK_PAGES]
         if work._stop.is_set():

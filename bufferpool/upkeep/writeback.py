@@ -1,8 +1,8 @@
 """Writing dirty pages back.
 
-One flush at a time and space, under the space's flush lock, so that the file's
-size and times that the pool remembers are those that it made itself. A file that somebody
-else has changed is not written (file_changes.py). A page is clean only after the store has
+Each space has one flush at a time, under its flush lock, so that the recorded size and times
+of the file are those of the pool's own writes. A file that another program
+has changed is not written (file_changes.py). A page is clean only after the store has
 synced (rule 6 of docs/design.md).
 """
 
@@ -52,13 +52,13 @@ class Selection(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """What one batch of a flush did."""
+    """The result of one batch of a flush."""
 
     written: int
     held_back: int
-    """Dirty pages passed over because their LSN is above the limit."""
+    """The number of dirty pages that were skipped because their LSN is above the limit."""
     next_page: int
-    """Where the next batch begins; 0 when this one came to the end of the space."""
+    """The page at which the next batch begins; 0 at the end of the space."""
 
 
 @dataclass
@@ -196,7 +196,7 @@ def can_write(client: Client, record: Record) -> bool:
 
 
 def open_to_write(client: Client, record: Record) -> FileStore:
-    """Opens the file that a space's path leads to now, to write its dirty pages. Raises FileChanged, StoreError."""
+    """Opens the file at a space's path, to write its dirty pages. Raises FileChanged, StoreError."""
     try:
         checksum = bool(record["flags"] & CHECKSUM)
         store = file_store(record["path"], "r+", client.page_size, checksum, cache=cache_of(record["flags"]))
@@ -204,7 +204,7 @@ def open_to_write(client: Client, record: Record) -> FileStore:
         gone = changed(client, record, "was moved away or deleted", client.dirty_pages(record), missing=True)
         raise caused(gone, error) from error
     except NotRegularFile as error:
-        what = "is no regular file any more"
+        what = "is not a regular file any more"
         raise changed(client, record, what, client.dirty_pages(record), missing=True) from error
     except (OSError, ImportError) as error:
         why = error.strerror if isinstance(error, OSError) else error
@@ -293,7 +293,7 @@ def flush_space(client: Client, record: Record, lsn: int, *, foreground: bool = 
 
 
 def wanted_of_log(client: Client) -> int | None:
-    """How far dirty pages need the log that it is not durable; None if no further, or if there is no hook to ask."""
+    """The LSN up to which dirty pages need the log; None if it is durable that far, or there is no hook."""
     durable = client.durable_lsn
     if client.log_sync is None or durable == NO_RULE:
         return None
@@ -307,7 +307,7 @@ def wanted_of_log(client: Client) -> int | None:
 def sync_log(client: Client) -> bool:
     """Asks the engine to make its log durable as far as the dirty pages need it.
 
-    Whether more pages may be written now. What the engine's hook raises goes to the caller.
+    Returns whether more pages may be written now. An error of the engine's hook is raised to the caller.
     """
     before, wanted = client.durable_lsn, wanted_of_log(client)
     if client.log_sync is None or wanted is None:

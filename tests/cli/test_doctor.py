@@ -125,7 +125,7 @@ def test_the_limit_of_the_cgroup(tmp_path: Path, table: str, files: dict[str, st
 
 
 def test_doctor_warns_of_budgets_that_the_tmpfs_has_no_memory_for(tmp_path: Path) -> None:
-    """A pool may be resized as far as the tmpfs is large, whatever others have there: nobody said that it would not fit."""
+    """A pool may be resized as far as the tmpfs is large, independent of other files there: the doctor did not report that it would not fit."""
     code = """
 import sys, bufferpool as bp
 from bufferpool.cli import doctor

@@ -1,4 +1,4 @@
-"""The end of a ``with`` block: of a pool whose pages somebody still looks at, and of a page that is released."""
+"""The end of a ``with`` block: of a pool while arrays over its pages exist, and of a page that is released."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""Pools whose name somebody has removed: systemd does so at a logout (RemoveIPC), and so does an eager rm."""
+"""Pools whose name was removed: by systemd at a logout (RemoveIPC), or by rm."""
 
 import os
 import re

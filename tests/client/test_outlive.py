@@ -162,7 +162,7 @@ def _replace(path: Path, n_pages: int, version: int) -> None:
 @pytest.mark.parametrize("mode", ["r", "r+"])
 def test_a_file_that_somebody_else_changed_drops_its_stale_pages(pool, attach, data_file, change, n_pages, mode):
     path = data_file(10)
-    _read_all(pool.name, path, "r+")  # room to grow, whatever the mode now
+    _read_all(pool.name, path, "r+")  # entries reserved for growth, in either mode
     change(path, n_pages, 3)
     other = attach(pool)
     space = other.open_file(path, mode)

@@ -47,7 +47,7 @@ def test_a_steward_that_finds_no_thread(pool: bp.Pool, no_thread: int, monkeypat
 
 
 def test_a_warm_up_that_finds_no_thread(pool: bp.Pool, no_thread: int, tmp_path: Path) -> None:
-    """Nothing is loaded, and the caller is told why."""
+    """Nothing is loaded, and the caller gets the reason."""
     table = pool.open_file(write_file(tmp_path / "table", 8))
     table.prefetch(range(8))
     pool.save_working_set(tmp_path / "saved")

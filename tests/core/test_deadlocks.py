@@ -67,8 +67,8 @@ def _ask_for_the_others(name, begun):
 
 
 def test_a_ring_of_two_threads_and_a_process_is_told(pool, child, spawn, threads):
-    """0 and 1 are loaded by threads of one process, 2 by another one: 0 -> 1 -> 2 -> 0. Who is told, and who loads again
-    what failed, is not determined; that somebody is told is, and that all of them end."""
+    """0 and 1 are loaded by threads of one process, 2 by another one: 0 -> 1 -> 2 -> 0. Which load gets WouldDeadlock, and which
+    thread loads the failed page again, is not determined; but one does, and all of them end."""
     begun, ended, came = spawn.Barrier(3), {}, set()
 
     def loader(page_no, out):

@@ -188,7 +188,7 @@ def test_a_reader_stopped_while_it_settles_a_frame_takes_no_frame_that_is_pinned
     """A reader leaves a superseded version, and is stopped after it has seen that nobody else pins the frame.
 
     Meanwhile the page is published again and again. The frame was once freed by a sweep, held the third version, was
-    superseded again and pinned by somebody else; when the reader went on, it took the frame, because the frame's
+    superseded again and pinned by another client; when the reader continued, it took the frame, because the frame's
     word was the same as before, and the pinned view showed the fifth version.
     """
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(driver.package.parent)}

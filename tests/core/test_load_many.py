@@ -1,4 +1,4 @@
-"""The absent pages of one call are loaded together: each once, whole, and whatever becomes of the others."""
+"""The absent pages of one call are loaded together: each once, complete, and independent of the others' failures."""
 
 import errno
 import os

@@ -143,7 +143,7 @@ def test_release_with_a_live_view_raises_and_the_view_keeps_the_pin(pool, table,
 
 @pytest.mark.parametrize("view", ["memoryview", "frombuffer", "iterator", "list"])
 def test_a_view_counts_when_the_name_of_the_page_is_gone(pool, table, view):
-    """Nobody else holds the page's array, and still somebody looks at the page."""
+    """No other reference to the page's array exists, but a memoryview still uses the page."""
     pin = table.pin(3)
     kept = {"memoryview": memoryview, "frombuffer": np.frombuffer, "iterator": iter, "list": lambda page: [page]}[view](
         *([pin.page] if view != "frombuffer" else [pin.page, np.uint8])

@@ -276,7 +276,7 @@ def test_pages_that_cannot_go_are_stepped_over_in_bounded_steps(steps: Callable,
     frames, max_steps = 4000, 128
     evicted, most, total, miss, failed = steps(frames, stuck, max_steps, why)
     free = frames - frames * stuck // 100
-    assert evicted == free  # whatever can go does
+    assert evicted == free  # every page that can be evicted is
     assert most <= 4 * max_steps  # one hold of the lock
     share = frames / max(free, 1)
     # An eviction passes the stuck ones between two others.

@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C ends every wait, a storm of them disturbs nothing, and what a handler raises is told."""
+"""Signals: Ctrl-C ends every wait, a storm of signals disturbs nothing, and a handler's exception is raised."""
 
 import mmap
 import os

@@ -53,7 +53,7 @@ def test_the_gil_stays_off_where_there_is_none():
 
 
 def test_one_pin_is_released_once_by_many_threads(pool, table, threads):
-    """Two releases of a Pin would take back two pins: the other one is somebody else's, whose page may then be evicted."""
+    """Two releases of a Pin would release two pins: the second one is another reader's, whose page could then be evicted."""
     kept = [table[n] for n in range(10)]
     for round_ in range(60):
         pin = table.pin(round_ % 10)

@@ -1,4 +1,4 @@
-"""Counters that tell whoever is on call what happens: each is compared with a count made by hand."""
+"""The counters for operators: each is compared with a count made by hand."""
 
 import errno
 import os
@@ -169,7 +169,7 @@ def test_a_sync_has_its_time_apart_from_the_writing(pool):
 
 
 def test_events_are_counted_beyond_the_ring(pool):
-    """The ring keeps a thousand events: a rate could not be had from it."""
+    """The ring keeps a thousand events: a rate cannot be computed from it."""
     before = events.posted(pool).get((EventKind.SHRANK, EventReason.PSI), 0)
     for _ in range(1500):
         events.post(pool.client.seg, events.NewEvent(EventKind.SHRANK, EventReason.PSI))

@@ -205,7 +205,7 @@ def test_a_file_whose_descriptor_is_a_strangers_is_neither_read_nor_written(pool
 
 
 def test_another_description_of_the_same_segment_is_not_taken_for_ours(pool):
-    """The number may be the segment's again, opened by somebody else: the file is right, and has not our byte lock."""
+    """Other code may open the segment under the same number: the file is right, but the description lacks our byte lock."""
     work = pool.open_scratch("work", 4)
     numbers = _descriptors(pool.path)
     kept = [os.dup(number) for number in numbers]

@@ -153,7 +153,7 @@ def test_close_gives_every_descriptor_back_and_may_come_twice():
     source.close()
     source.close()
     assert len(os.listdir("/proc/self/fd")) == before
-    source.wake()  # no descriptor of somebody else gets a byte
+    source.wake()  # no descriptor of other code gets a byte
 
 
 def test_a_forked_child_has_none_of_the_sources_descriptors(source):

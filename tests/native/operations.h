@@ -17,7 +17,7 @@ inline Place place_of(Segment& s, u32 page, u32 space = 0) {
     return {slot, space_generation(slot.span.load_relaxed()), space, page};
 }
 
-// A load that copies `stored`, of an operation that gives up when no frame can be had.
+// A load that copies `stored`, of an operation that gives up when no frame is free.
 struct StoredHooks {
     Segment& s;
     const void* stored;
@@ -47,7 +47,7 @@ inline void require(Status status, u32 page) {
         wrong("an operation that ends neither well nor for want of a frame or of its space", page);
 }
 
-// A page pinned, loaded from `stored` if need be; NONE when it cannot be had.
+// Pins a page, loading it from `stored` if it is absent; NONE when no frame is free.
 inline u32 fetch(Segment& s, u32 page, const void* stored, bool once = false) {
     StoredHooks hooks{s, stored};
     u32 f;
@@ -84,7 +84,7 @@ struct StoredReads {
     bool forked() const { return false; }
 };
 
-// The frame of a page whose writer field is ours now; NONE when it cannot be had.
+// Takes the writer field of a page; returns its frame, NONE when it fails.
 inline u32 own(Segment& s, u32 page, const void* stored) {
     StoredHooks hooks{s, stored};
     u32 f;

@@ -1,4 +1,4 @@
-"""Derived pages: made by a loader, once, whoever asks and whoever dies."""
+"""Derived pages: a loader computes each once, whichever process wants it, and whichever process dies."""
 
 import ctypes
 import pickle

@@ -1,4 +1,4 @@
-"""Files that somebody else changes behind a pool: a flush hides and destroys nothing, and there is a way out."""
+"""Files that another program changes: a flush destroys nothing and reports the change, and there is a remedy."""
 
 import errno
 import os
@@ -138,7 +138,7 @@ def test_a_change_that_leaves_the_pages_as_they_are_does_not_stop_a_flush(pool, 
 
 
 def test_a_flush_after_a_killed_one_still_sees_a_cut_and_another_file(pool, data_file):
-    """Which size and time an unfinished flush left, nobody knows; that the file shrank or is another one, is somebody else's work."""
+    """An interrupted flush leaves an unknown size and time; but if the file shrank or is another one, another program changed it."""
     for change in (lambda path: os.truncate(path, 4 * PAGE), rename_over, lambda path: path.unlink()):
         path = settle(data_file(16))
         space = pool.open_file(path, "r+")

@@ -21,7 +21,7 @@ from tests.support.memory_store import Memory
 
 
 class Hangs(Memory):
-    """Hangs where it is told to, until it is let go."""
+    """Hangs in the chosen method, until it is released."""
 
     def __init__(self, n_pages):
         super().__init__(n_pages)

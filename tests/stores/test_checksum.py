@@ -331,7 +331,7 @@ def test_a_page_is_repaired_once_and_a_flush_mends_the_file(pool, sealed, attach
     assert image(sealed, 5) == torn  # the store is written by flushes only
     stats = pool.stats()
     assert (stats.corrupt_pages, stats.repaired_pages, stats.frames.dirty) == (1, 1, 1)
-    # Another handle, while the page is dirty: the file has not been changed by anybody else.
+    # Another handle, while the page is dirty: no other program has changed the file.
     assert np.array_equal(attach(pool).open_file(sealed, "r+", checksum=True)[5][:-8], body(5, 2))
     assert pool.flush() == 1
     raw = np.frombuffer(image(sealed, 5), np.uint8)

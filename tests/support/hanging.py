@@ -16,7 +16,7 @@ class Gate:
     def __init__(self) -> None:
         self._open = threading.Event()
         self._open.set()
-        self.came = threading.Event()  # somebody stands before the shut gate
+        self.came = threading.Event()  # set when a thread waits at the closed gate
 
     def shut(self) -> None:
         self.came.clear()

@@ -272,7 +272,7 @@ class Worker:
         self.scratch("pool")
 
     def shared(self) -> None:
-        """A scratch space that others use, and that anybody may remove at any moment."""
+        """A scratch space that others use, and that any worker may remove at any moment."""
         with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
             space = self.pool.open_scratch(f"pool-shared{self.random.randrange(2)}", 2)
             mark = (space.generation or 0) << 6 | space.index  # no other space is marked so
@@ -343,7 +343,7 @@ class Worker:
         self.attach()
 
     def hot(self) -> None:
-        """Everybody reads one page, and somebody writes it: the storm stops readers for fractions of a millisecond."""
+        """All workers read one page, and one writes it: the storm stops readers for fractions of a millisecond."""
         if self.random.random() < 0.2:
             with self.table.write(0) as page:
                 version = look(page, 0) + 1
@@ -477,7 +477,7 @@ def tell_on_signal(directory: Path) -> None:
 
 
 def guarded(directory: Path, work: Any, *args: Any) -> None:
-    """Runs the whole of a process; what goes wrong is told in the run's directory."""
+    """Runs a worker process; failures are written to the run's directory."""
     code = 0
     try:
         tell_on_signal(directory)

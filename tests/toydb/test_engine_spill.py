@@ -2,7 +2,7 @@
 
 A commit that replaced more pages than the version store holds dropped the versions that every new snapshot needed while
 it was being published: of 167 scans beside such commits 102 were refused. If its process died meanwhile, every begin
-and check failed until somebody else committed.
+and check failed until another transaction committed.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""No frame can be had: who is told, who waits, and who finds one all the same."""
+"""No frame is free: which callers get PoolExhausted, which wait, and which find a frame nevertheless."""
 
 import contextlib
 import errno
@@ -101,7 +101,7 @@ SCRATCH = FRAMES - FRAMES // 8  # as many as may be kept
 
 
 def _read_beside(pool, others, rounds=3):
-    """Pages that find room although all but few frames cannot be had."""
+    """Pages that find a frame although all but a few frames are unavailable."""
     for _ in range(rounds):
         for n in range(200):
             assert np.array_equal(others[n], stamp(n))
@@ -242,7 +242,7 @@ def test_pages_that_cannot_go_do_not_stay_hot(make_pool, data_file):
 
 @pytest.mark.parametrize("scratch", [False, True], ids=["pins", "scratch"])
 def test_resize_is_a_remedy_as_far_as_there_is_room(make_pool, data_file, scratch):
-    """A pool at its max_capacity could have no more, whatever its tmpfs had; and PoolExhausted named pool.resize() all the same."""
+    """A pool at its max_capacity could not grow, even if its tmpfs had memory; and PoolExhausted still named pool.resize()."""
     pool, kept = make_pool(16 * PAGE, max_capacity=32 * PAGE, reserve=48 * PAGE), []
     table, work = pool.open_file(data_file(64)), pool.open_scratch("work", 64)
 

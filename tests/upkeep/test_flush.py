@@ -122,7 +122,7 @@ def test_a_failed_flush_leaves_every_page_dirty_and_the_next_writes_them_all_aga
 
 
 def test_a_flush_misses_no_page_while_others_load_and_compact(make_pool, child, spawn, data_file):
-    """What was dirty before flush() is in the file after it, whatever moves pages meanwhile."""
+    """What was dirty before flush() is in the file after it, even if pages are moved meanwhile."""
     pool = make_pool(256 * PAGE)
     table = pool.open_file(data_file(600), "r+")
     stop = spawn.Event()
@@ -245,7 +245,7 @@ def test_an_ended_batch_holds_no_lock_and_does_nothing_more(pool):
 
 
 def test_a_batch_whose_pages_went_clean_meanwhile_is_not_the_end_of_the_space(pool):
-    """flush_part goes on after the last candidate, whether or not all could be had."""
+    """flush_part continues after the last candidate, even if some could not be taken."""
     table = pool.open_store("disk", Disk(64), mode="r+")
     for n in range(32):
         put(table, n, 1)
@@ -253,7 +253,7 @@ def test_a_batch_whose_pages_went_clean_meanwhile_is_not_the_end_of_the_space(po
     while True:
         part = writeback.flush_part(pool.client, record, writeback.Selection(2**64 - 1, first, 5))
         written, first, parts = written + part.written, part.next_page, parts + 1
-        if parts == 1:  # somebody else has been faster with the next ones
+        if parts == 1:  # another client has flushed the next ones
             assert writeback.flush_part(pool.client, record, writeback.Selection(2**64 - 1, 5, 5)).next_page == 10
         if not first:
             break

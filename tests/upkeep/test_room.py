@@ -1,4 +1,4 @@
-"""Room: a pool may be resized as far as its tmpfs goes, whatever was said when it was created."""
+"""Resizing: a pool may grow up to the size of its tmpfs, independent of max_capacity."""
 
 import os
 import resource

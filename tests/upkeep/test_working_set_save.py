@@ -176,7 +176,7 @@ def test_a_full_disk_keeps_the_old_file_and_leftovers_do_not_fill_it(tmp_path):
 
 
 def test_a_folder_that_may_not_be_listed_or_written(pool, data_file, tmp_path):
-    """As somebody who is not root: what root may do says nothing."""
+    """Runs as a user other than root, because root is permitted everything."""
     touch(pool.open_file(data_file(10)), range(10))
     code = """
 import os, sys, bufferpool as bp
