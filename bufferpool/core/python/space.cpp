@@ -586,7 +586,7 @@ static PyMethodDef space_methods[] = {
      "well.\n\n"
      "``timeout`` and ``lsn`` as in ``write``. Raises SpaceReadOnly, SpaceFull, WaitTimeout."},
     {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
-    {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning; returns how many."},
+    {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
     {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},
     {"_early", entered<space_early, SpaceEntry>, METH_VARARGS, "Loads a page for a use that follows, and counts then."},
     {"_unbound", entered<space_unbound, SpaceEntry>, METH_NOARGS, "Whether this thread is in no load, flush or write."},
