@@ -256,7 +256,7 @@ def corrupt(use):
 
 _WORDS = {
     "more pages than entries": """
-put(space("extent"), word(space("extent")) >> 32 << 32 | 100000)
+put(space("span"), word(space("span")) >> 32 << 32 | 100000)
 ballast(0)
 for use in (lambda: table[50000], lambda: table.read_many([3, 50000]), lambda: table.pin_many([50000]), lambda: table.prefetch([50000]),
             lambda: table.write(50000).__enter__(), lambda: table.pin(50000)):
