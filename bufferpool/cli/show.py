@@ -6,7 +6,7 @@ import os
 import pwd
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +21,7 @@ from bufferpool.cli.common import (
     observe,
     pool_name,
     print_json,
+    print_json_stream,
     print_table,
     since,
     tell,
@@ -242,7 +243,7 @@ def _frames(args: argparse.Namespace) -> int:
         found = found[wanted[args.state] if args.state in wanted else found["state"] == FrameState[args.state.upper()]]
     else:
         found = found[(found["state"] != FrameState.HOLE) & (found["state"] != FrameState.FREE)]
-    rows: list[dict[str, Any]] = [
+    rows: Iterator[dict[str, Any]] = (
         {
             "frame": int(f["frame"]),
             "state": FrameState(int(f["state"])).name.lower(),
@@ -258,9 +259,9 @@ def _frames(args: argparse.Namespace) -> int:
             "idle_s": float(f["idle_s"]),
         }
         for f in found[: args.limit]
-    ]
+    )
     if args.json:
-        print_json(rows)
+        print_json_stream(rows)
         return 0
     head = ("FRAME", "STATE", "SPACE", "PAGE", "DIRTY", "RING", "PINS", "LSN", "IDLE")
     cells = [

@@ -60,3 +60,19 @@ def test_ls_names_the_owner(make_pool, capsys):
     assert row["owner"] == pwd.getpwuid(os.geteuid()).pw_name
     assert main(["ls"]) == 0
     assert "OWNER" in capsys.readouterr().out
+
+
+def test_frames_in_json_come_one_by_one(make_pool, data_file, capsys):
+    """All frames were made into one text first: hundreds of megabytes for a large pool."""
+    from bufferpool.cli import main
+
+    pool = make_pool()
+    table = pool.open_file(data_file(20))
+    for n in range(20):
+        table[n]
+    assert main(["frames", pool.name, "--json"]) == 0
+    text = capsys.readouterr().out
+    assert len(json.loads(text)) == 20
+    assert len(text.splitlines()) == 22
+    assert main(["frames", pool.name, "--json", "--state", "dirty"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
