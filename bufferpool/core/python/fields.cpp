@@ -81,7 +81,7 @@ constexpr Field fields[] = {
     FIELD(FrameSlot, seen), FIELD(FrameSlot, mark), FIELD(FrameSlot, rec_lsn),
 
     STRUCT(Failure),
-    FIELD(Failure, about), FIELD(Failure, text),
+    FIELD(Failure, about), FIELD(Failure, pages), FIELD(Failure, text),
 
     STRUCT(Event),
     FIELD(Event, number), FIELD(Event, time_ns), FIELD(Event, bytes), FIELD(Event, from_frames),
