@@ -117,7 +117,7 @@ def test_ls(pool: bp.Pool, capsys: Capture) -> None:
     assert row["kernel_bytes"] == os.stat(pool.path).st_blocks * 512
     assert main(["ls"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["NAME", "PAGE", "RESIDENT", "BUDGET", "CLIENTS", "UNSAVED", "KERNEL", "STATE"]
+    assert head.split() == ["NAME", "OWNER", "PAGE", "RESIDENT", "BUDGET", "CLIENTS", "UNSAVED", "KERNEL", "STATE"]
     line = next(line for line in lines if line.startswith(pool.name))
     assert line.endswith("in use")
     assert "1.0 MiB" in line
