@@ -68,6 +68,8 @@ class _Outcome:
     synced: bool = False
     record: tuple[int, FileState | None] | None = None
     """How many pages the store has at least, and what its file is like. None: the space's slot keeps what it says."""
+    sync_ns: int = 0
+    """How long the sync took, if it succeeded."""
 
 
 _Items = npt.NDArray[np.void]
@@ -75,11 +77,11 @@ _WriteBatch = Callable[[_core.Batch, _Items, _Outcome], None]
 
 
 @contextmanager
-def timing_sync(client: Client) -> Iterator[None]:
+def timing_sync(outcome: _Outcome) -> Iterator[None]:
     """Counts the time of a sync that succeeds, apart from the time of the writes before it."""
     began = time.monotonic_ns()
     yield
-    client.seg.synced(time.monotonic_ns() - began)
+    outcome.sync_ns = time.monotonic_ns() - began
 
 
 def _write(client: Client, store: Store, items: _Items) -> None:
@@ -112,7 +114,7 @@ def _store_batch(
     pages = int(items["page"][-1]) + 1
     if not isinstance(store, FileStore):
         _write(client, store, items)
-        with timing_sync(client):
+        with timing_sync(outcome):
             sync_store(store)
         outcome.record = pages, None
         return
@@ -123,7 +125,7 @@ def _store_batch(
     try:
         _write(client, store, items)
         written = stamped(store.fd)
-        with timing_sync(client):
+        with timing_sync(outcome):
             store.sync()
         stored = pages
     finally:
@@ -146,7 +148,7 @@ def _store_over(client: Client, store: FileStore, batch: _core.Batch, items: _It
     except BaseException:
         store.cut_to_whole_pages(before, client.page_size)
         raise
-    with timing_sync(client):
+    with timing_sync(outcome):
         store.sync()
 
 
@@ -169,7 +171,7 @@ def _flush_batch(client: Client, record: Record, batch: _core.Batch, write: _Wri
             raise
         raise failed from error
     finally:
-        batch.end(outcome.synced, outcome.record)
+        batch.end(outcome.synced, outcome.record, outcome.sync_ns)
     return Part(len(items), batch.held_back, batch.next)
 
 

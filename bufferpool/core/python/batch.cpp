@@ -124,14 +124,15 @@ static PyObject* batch_mark_open(PyObject* self, PyObject*) {
     Py_RETURN_NONE;
 }
 
-// end(synced, record): the record is None, or (pages stored, state or None), which is kept before the pages are let go.
+// end(synced, record, sync_ns = 0): the record is None, or (pages stored, state or None), which is kept before the
+// pages are let go.
 static PyObject* batch_end(PyObject* self, PyObject* args) {
     auto batch = reinterpret_cast<BatchObject*>(self);
     int synced;
     PyObject *record, *state = Py_None;
-    unsigned long long stored = 0;
+    unsigned long long stored = 0, sync_ns = 0;
     FileRecord file;
-    if (!PyArg_ParseTuple(args, "pO:end", &synced, &record)) return nullptr;
+    if (!PyArg_ParseTuple(args, "pO|K:end", &synced, &record, &sync_ns)) return nullptr;
     if (record != Py_None && (!PyArg_ParseTuple(record, "KO:record", &stored, &state) ||
                               (state != Py_None && !file.parse(state))))
         return nullptr;
@@ -140,6 +141,7 @@ static PyObject* batch_end(PyObject* self, PyObject* args) {
     if (!seg) return nullptr;
     if (record != Py_None)
         record_store(seg->s->spaces[batch->space], stored, false, state == Py_None ? nullptr : &file);
+    if (sync_ns) seg->s->counters().latency[LATENCY_SYNC].add(sync_ns);
     if (synced && !batch->taken->items.empty()) {
         Counters& counters = seg->s->counters();
         counters.flushes.add_relaxed(1);

@@ -440,15 +440,6 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
     return raise("ValueError", "Python counts no %s", name);
 }
 
-// synced(ns): how long a store took to sync a batch of dirty pages
-static PyObject* segment_synced(PyObject* self, PyObject* arg) {
-    u64 ns = PyLong_AsUnsignedLongLong(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
-    if (!s) return nullptr;
-    s->counters().latency[LATENCY_SYNC].add(ns);
-    Py_RETURN_NONE;
-}
-
 // pending() -> how many loads, and how many flushes, clients have under way
 static PyObject* segment_pending(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
@@ -491,7 +482,6 @@ PyMethodDef observe_methods[] = {
     {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS, ""},
     {"steward", entered<segment_steward, SegmentEntry>, METH_NOARGS, ""},
     {"count", entered<segment_count, SegmentEntry>, METH_O, ""},
-    {"synced", entered<segment_synced, SegmentEntry>, METH_O, ""},
     {"pending", entered<segment_pending, SegmentEntry>, METH_NOARGS, ""},
     {"events_posted", entered<segment_events_posted, SegmentEntry>, METH_NOARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
