@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from bufferpool.errors import BufferPoolError, WouldDeadlock
-from tests.conftest import PAGE, WAIT
+from tests.conftest import PAGE, WAIT, wait_until
 from tests.support.memory_store import Memory
 
 # What waits until nobody loads, writes or flushes the pages.
@@ -104,6 +104,7 @@ def test_a_loader_that_drops_a_page_whose_loader_waits_for_it_is_told(pool, thre
             if page_no == 0:
                 space.get(1, timeout=WAIT)
             else:
+                wait_until(lambda: pool.stats().wait_load == 1, "page 0 waits for page 1")
                 errors.append(why_not(space.drop, 0, 1))
         out[:] = page_no + 1
 
