@@ -294,8 +294,9 @@ MUTATIONS = {
     ),
     "a space removed while a page of it is in use": (
         "spaces.h",
-        "if (drop_page(s, op.intent(), u32(page), patience, freed) != Status::OK) return false;",
-        "(void)drop_page(s, op.intent(), u32(page), patience, freed);",
+        "if (s.has_page(u32(first + i)) && drop_page(s, op.intent(), u32(first + i), patience, freed) != Status::OK)\n"
+        "            return false;",
+        "(void)drop_page(s, op.intent(), u32(first + i), patience, freed);",
         "write-remove",
     ),
     "the pins of a forked child not repeated": (

@@ -73,7 +73,7 @@ struct Pool {
         slot.max_pages.store_relaxed(pages);
         slot.span.store_relaxed(u64(1) << GENERATION_SHIFT | pages);
         slot.state.store_relaxed(SPACE_LIVE);
-        plug_entries(s, slot, 0, pages);
+        plug_entries(s, slot, pages);
     }
     ~Pool() {
         prim::unmap_segment(s.base, bytes);

@@ -104,8 +104,7 @@ static u64 open_another(Segment& s) {
     int error;
     bool no_memory;
     u32 index = free_slot(s, error), first = free_run(s, PAGES, no_memory);
-    if (index != NONE && first != NONE) {
-        begin_space(s.spaces[index], first, PAGES);
+    if (index != NONE && first != NONE && begin_space(s, s.spaces[index], first, PAGES, 1) == 0) {
         finish_space(s.spaces[index], 1);
         generation = open_generation(s);
     }

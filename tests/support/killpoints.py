@@ -46,7 +46,7 @@ MIX = (
 class Victim(Worker):
     """Does everything, in turn, so that it passes every point soon."""
 
-    grown = touched = 0
+    grown = 0
     alone = False  # the pool is grown while the others pause
 
     def run(self) -> None:
@@ -87,11 +87,6 @@ class Victim(Worker):
         with suppress(bp.errors.LoaderFailed):
             space[1]
         space.remove(discard=True)
-        self.touched += 1
-        wide = self.pool.open_scratch(f"pool-wide-{os.getpid()}", 1 << 20)  # each time an entry that had no memory yet
-        _ = wide[(self.touched << 13) % (1 << 20)]
-        del _
-        wide.remove(discard=True)
 
     def grow(self) -> None:
         """More frames than have ever been used, so that the metadata grows."""

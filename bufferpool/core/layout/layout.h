@@ -156,7 +156,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> span;          // generation << GENERATION_SHIFT | pages
     Atomic<u64> reserved;      // a span: generation, and the page numbers that append has allocated
     Atomic<u64> stored;        // pages that the store has
-    Atomic<u64> entries_ready; // no entry from this one on has memory; of those before it, the chunks say which
+    Atomic<u64> entries_ready; // entries with memory behind them
     Atomic<u32> state, kind, flags, owner;
     Atomic<u32> first_entry, max_pages;
     LockWord flush_lock;

@@ -98,11 +98,13 @@ inline void check_entries(Segment& s, Findings& out) {
             out.say("space %u: its entries lie outside the segment", i);
             continue;
         }
-        if (space_pages(slot.span.load_relaxed()) > slot.max_pages.load_relaxed())
+        if (space_pages(slot.span.load_relaxed()) > n)
             out.say("space %u: more pages than entries", i);
-        u64 end = first + n;
-        for (u64 p = s.next_page(first, end); p < end; p = s.next_page(p + 1, end)) {
-            u32 page = u32(p);
+        for (u32 page = u32(first); page < first + n; page++) {
+            if (!s.has_page(page)) {
+                out.say("page %u: an entry without memory, in space %u", page, i);
+                break;
+            }
             u64 e = s.entries[page].load_acquire();
             EntryState state = entry::state(e);
             if (state == ABSENT) continue;

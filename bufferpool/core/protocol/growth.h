@@ -42,30 +42,30 @@ inline bool lock_growth(Segment& s, bool interruptible = true) {
     return true;
 }
 
-// Memory for the entries of `count` pages of a space from `page` on, in whole chunks, where they have none. They keep
-// it when the space is removed: a handle or an intent of a dead client may still lead there. Only while the space in
-// the slot is of this generation: it is not removed while we have the lock. 0 or -errno.
+// Gives memory to the entries of `pages` pages of a space, if the space in the slot has this generation (it is not
+// removed while we hold the lock). Entries keep their memory when the space is removed, because a handle, or an intent
+// of a dead client, may still refer to them.
 constexpr u64 ANY_GENERATION = ~u64(0);
-inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 generation = ANY_GENERATION) {
+inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
-    u64 unit = s.g.os_page / 8, first = slot.first_entry.load_relaxed(), to = round_up(page + count, unit);
-    // A space that is being removed grows no more.
+    u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
+    u64 first = slot.first_entry.load_relaxed();
+    // A space that is being removed does not grow.
     u64 span = slot.span.load_acquire();
     bool another = generation != ANY_GENERATION && generation != span >> GENERATION_SHIFT;
     u32 state = span & CLOSED || another ? SPACE_CLOSING : slot.state.load_acquire();
-    bool inside = to <= round_up(slot.max_pages.load_relaxed(), unit) && first + to <= round_up(s.g.max_pages, unit);
     int r = 0;
-    u64 chunk = (first + page) / unit, end = inside && state == SPACE_LIVE ? (first + to) / unit : 0;
-    while (chunk < end && r == 0) {
-        u64 from = chunk;
-        while (chunk < end && !s.has_entry_chunk(chunk)) chunk++;
-        if (from < chunk) r = s.plug(s.g.entries_at + from * s.g.os_page, (chunk - from) * s.g.os_page);
+    if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
+        u64 from = (first + ready) / unit, end = (first + to) / unit;
+        r = s.plug(s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
         BP_POINT("entries.plugged");
-        for (u64 i = from; r == 0 && i < chunk; i++) s.set_entry_chunk(i);
-        while (chunk < end && s.has_entry_chunk(chunk)) chunk++;
+        if (r == 0) {
+            for (u64 i = from; i < end; i++) s.set_entry_chunk(i);
+            slot.entries_ready.store_release(to);
+        } else {
+            repair_growth(s);
+        }
     }
-    if (r) repair_growth(s);
-    else if (end && slot.entries_ready.load_relaxed() < to) slot.entries_ready.store_release(to);
     release(s, s.header->growth);
     return r;
 }

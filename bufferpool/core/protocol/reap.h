@@ -42,8 +42,7 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     if (op == Op::DISCARD && s.has_page(page) && !entry::names(s.entries[page].load_acquire(), old))
         frame_cas(old, frame::live(page), frame::retired(page));
     if (op == Op::FLUSH)
-        for (u64 end = std::min(u64(old) + 1, s.g.max_pages), p = s.next_page(page, end); p < end;
-             p = s.next_page(p + 1, end)) {
+        for (u64 p = page; p <= old && s.has_page(u32(p)); p++) {  // the pages of one space: no hole between them
             settle_entry(s, u32(p), [&](u64 e) {
                 bool ours = entry::state(e) == RESIDENT && entry::flusher(e) == c;
                 return ours ? entry::with_flusher(e, 0) : e;

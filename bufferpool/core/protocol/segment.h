@@ -256,18 +256,6 @@ struct Segment {
         return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3));
     }
 
-    // The first page from `page` on whose entry has memory; `end` if there is none before that.
-    u64 next_page(u64 page, u64 end) const {
-        u64 unit = g.os_page / 8;
-        end = std::min(end, g.max_pages);
-        while (page < end) {
-            u64 chunk = page / unit;
-            if (has_entry_chunk(chunk)) return page;
-            page = entry_chunk_word(chunk / 64) ? (chunk + 1) * unit : (chunk / 64 + 1) * 64 * unit;
-        }
-        return end;
-    }
-
     u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }
 
     // The mark of a frame for the sampler, when this page is loaded into it.

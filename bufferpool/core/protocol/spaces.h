@@ -1,9 +1,9 @@
 // The directory of spaces: its lock, opening a space, and removing one.
 //
 //   slot   no memory -> FREE          grow_spaces, a step of them
-//          FREE -> OPENING            begin_space
-//          OPENING -> LIVE            finish_space: a new generation, and from then on handles of it work
-//          OPENING -> FREE            the counters cannot be read
+//          FREE -> OPENING            begin_space, then entries get their memory
+//          OPENING -> LIVE            finish_space: a new generation, whose handles work from now on
+//          OPENING -> FREE            there is no memory for the entries
 //          OPENING -> CLOSED          by the client that inherits the lock (repair_directory)
 //          LIVE -> CLOSED             close_space: its handles do not work any more; needs no lock
 //          CLOSED -> CLOSING -> FREE  remove_space: under the directory lock, once no page is in use
@@ -46,8 +46,9 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.state.store_seq_cst(SPACE_CLOSING);
     u64 first, n;
     if (!entries_of(s, slot, first, n)) return false;
-    for (u64 page = s.next_page(first, first + n); page < first + n; page = s.next_page(page + 1, first + n))
-        if (drop_page(s, op.intent(), u32(page), patience, freed) != Status::OK) return false;
+    for (u64 i = 0; i < n; i++)
+        if (s.has_page(u32(first + i)) && drop_page(s, op.intent(), u32(first + i), patience, freed) != Status::OK)
+            return false;
     BP_POINT("remove.empty");
     if (!lock_growth(s)) return false;  // from here on no client appends; interrupted: the next client continues
     slot.entries_ready.store_relaxed(0);
@@ -184,13 +185,17 @@ inline u32 free_run(Segment& s, u64 n, bool& error) {
     return at + n <= s.g.max_pages ? u32(at) : NONE;
 }
 
-// The slot is ours to fill in. Its entries get memory when their pages are first used.
-inline void begin_space(SpaceSlot& t, u32 first_entry, u32 max_pages) {
+// Reserves a slot, to be filled in by the caller, and gives memory to its first `pages` entries. 0; or -errno, and the
+// slot is free.
+inline int begin_space(Segment& s, SpaceSlot& t, u32 first_entry, u32 max_pages, u64 pages) {
     t.first_entry.store_relaxed(first_entry);
     t.max_pages.store_relaxed(max_pages);
     t.state.store_seq_cst(SPACE_OPENING);
     BP_POINT("space.opening");
     t.entries_ready.store_relaxed(0);
+    int r = plug_entries(s, t, pages);
+    if (r) t.state.store_seq_cst(SPACE_FREE);
+    return r;
 }
 
 // Makes a slot LIVE, after all other fields have been filled in.

@@ -131,13 +131,14 @@ Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, 
         u64 pages = space_pages(slot.span.load_acquire());
         page_no = next > pages ? next : pages;
         if (page_no >= max_pages) return Status::TOO_LONG;
-        if (!s.has_page(u32(at.page + page_no))) {  // entries must have memory before they are touched
-            u64 more = std::min(max_pages - page_no, u64(2048));
-            int r = hooks.unlocked([&] { return plug_entries(s, slot, page_no, more, at.generation); });
+        if (page_no >= slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
+            int r = hooks.unlocked(
+                [&] { return plug_entries(s, slot, std::min(page_no + 2048, max_pages), at.generation); });
             if (r) return hooks.no_entries(r);
-            if (at.open() && !s.has_page(u32(at.page + page_no))) return Status::CORRUPT;
+            if (at.open() && page_no >= slot.entries_ready.load_acquire()) return Status::CORRUPT;
             continue;
         }
+        if (!s.has_page(u32(at.page + page_no))) return Status::CORRUPT;  // the count of entries is damaged
         if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, page_no + 1))) return Status::OK;
     }
 }

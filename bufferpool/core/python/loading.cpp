@@ -1,8 +1,6 @@
 // How a page gets pinned: found, waited for, or loaded.
 #include "python/loading.h"
 
-#include "protocol/shrink.h"
-
 #include <limits>
 
 namespace bp {
@@ -48,29 +46,16 @@ int bad_page(SpaceObject* sp, u64 span, PyObject* n) {
     return -1;
 }
 
-// Gives the entry of a page memory, if it has none yet. (The space's span alone does not say that there is such a page:
-// it may be damaged.) 0 or -1.
-int back_entry(SpaceObject* sp, u64 page_no) {
+// Does the page's entry have memory? The space's span is not enough, because it may be damaged. The answer is cached,
+// because entries keep their memory; so a hit makes one comparison.
+bool find_backed(SpaceObject* sp, u64 page_no) {
     Segment& s = *sp->seg->s;
-    if (page_no >= sp->max_pages) return raise_status(Status::CORRUPT, page_no), -1;
-    if (!s.has_page(sp->first_entry + u32(page_no))) {
-        if (!may_work(sp->seg)) return -1;
-        int r;
-        {
-            Released unlocked(sp->seg);
-            r = plug_entries(s, space_slot(sp), page_no, 1, sp->generation);
-            Reclaimed done;
-            if (r == -ENOSPC) shrink(s, s.g.extent_frames, PRESSURE, true, done);  // evicts pages to make room
-            if (done.frames) r = plug_entries(s, space_slot(sp), page_no, 1, sp->generation);
-        }
-        if (r == -EINTR) return raise_interrupted("memory for the entry of a page"), -1;
-        if (r) return raise_errno(r, "the space's entries cannot be allocated"), -1;
-        if (!still_open(sp)) return raise_space_removed(sp), -1;
-        if (!s.has_page(sp->first_entry + u32(page_no))) return raise_status(Status::CORRUPT, page_no), -1;
-    }
-    u64 chunk = page_no >> sp->chunk_shift;
-    sp->backed[chunk / 64].set(u64(1) << (chunk % 64));
-    return 0;
+    u32 unit = s.g.os_page / 8;
+    u32 backed = sp->backed;
+    while (backed <= page_no && backed < sp->max_pages && s.has_page(sp->first_entry + backed))
+        backed += std::min(unit - (sp->first_entry + backed) % unit, sp->max_pages - backed);
+    sp->backed = backed;  // another thread may have cached more; a smaller value is correct too
+    return page_no < backed;
 }
 
 // The page number in `n`, checked against the space; with `from_end`, a negative one counts from the end. 0 or -1.
@@ -98,7 +83,7 @@ int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end) {
     if (v < 0 || u64(v) >= space_pages(span) || space_generation(span) != sp->generation)
         return bad_page(sp, span, n);
     page_no = u64(v);
-    return is_backed(sp, page_no) ? 0 : back_entry(sp, page_no);
+    return is_backed(sp, page_no) ? 0 : (raise_status(Status::CORRUPT, page_no), -1);
 }
 
 bool still_open(SpaceObject* sp) { return place_of(sp, 0).open(); }

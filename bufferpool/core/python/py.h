@@ -62,9 +62,8 @@ struct SpaceObject {
     u64 device, inode;   // of the file behind `fd`
     Atomic<u32> checked; // the tick of the last check that it is that file
     u32 index, first_entry, max_pages, kind;
-    Shared<u64>* backed;  // which chunks of its entries have memory, as far as we have looked: see is_backed()
-    u32 chunk_shift;      // of pages in a chunk
-    u32 only;            // the client whose private space it is; 0: everybody's
+    Shared<u32> backed;  // how many of its pages are known to have entries with memory: see is_backed()
+    u32 only;            // the client that the private space belongs to; 0: a shared space
     int fd;              // of a file; -1: pages are filled by _fill()
     u32 caching;         // how it is read: prim::Caching
     bool writable, discardable, zero_fill;
@@ -119,12 +118,8 @@ void watch_forks();
 // loading.cpp: how a page gets pinned
 struct Access;  // fetch.h
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false);
-int back_entry(SpaceObject* sp, u64 page_no);
-// Has the page's entry memory behind it? What is known lasts, because entries keep their memory.
-inline bool is_backed(SpaceObject* sp, u64 page_no) {
-    u64 chunk = page_no >> sp->chunk_shift;
-    return page_no < sp->max_pages && sp->backed[chunk / 64] >> (chunk % 64) & 1;
-}
+bool find_backed(SpaceObject* sp, u64 page_no);
+inline bool is_backed(SpaceObject* sp, u64 page_no) { return page_no < sp->backed || find_backed(sp, page_no); }
 SegmentObject* bind_space(SpaceObject* sp);
 inline SegmentObject* bound(SpaceObject* sp) {  // null: with an exception
     SegmentObject* seg = sp->seg;

@@ -177,7 +177,7 @@ static PyObject* segment_removals(PyObject* self, PyObject*) {
     return s ? PyLong_FromUnsignedLongLong(s->header->removals.load_seq_cst()) : nullptr;
 }
 
-// A slot for a new space of so many pages, and a run of entries. False: an exception is set.
+// A slot for a new space, and a run of entries, of which `pages` have memory. False: an exception is set.
 static bool take_place(SegmentObject* seg, u64 pages, u64 max_pages, u32& index) {
     Segment& s = *seg->s;
     u32 first = NONE;
@@ -205,8 +205,11 @@ static bool take_place(SegmentObject* seg, u64 pages, u64 max_pages, u32& index)
               (unsigned long long)s.g.max_pages, (unsigned long long)max_pages);
         return false;
     }
-    begin_space(s.spaces[index], first, u32(max_pages));
-    return true;
+    {
+        Released unlocked(seg);
+        r = begin_space(s, s.spaces[index], first, u32(max_pages), pages);
+    }
+    return r == 0 || (raise_errno(r, "the space's entries cannot be allocated"), false);
 }
 
 // add_space(directory.NewSpace) -> index. The directory lock is held.
@@ -264,7 +267,7 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     if (i >= s->space_count()) return raise("ValueError", "no such space");
     u64 first, n;
     if (!entries_of(*s, s->spaces[i], first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
-    for (u64 page = s->next_page(first, first + n); page < first + n; page = s->next_page(page + 1, first + n)) {
+    for (u64 page = first; page < first + n && s->has_page(u32(page)); page++) {
         u64 e = s->entries[page].load_acquire();
         u32 c = entry::owner(e) ? entry::owner(e) : entry::state(e) == RESIDENT ? entry::flusher(e) : 0;
         if (!c || !seems_alive(*s, c)) continue;
@@ -330,9 +333,8 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
 // The first clean page among the entries [first, first + count) whose first `bytes` differ from the file,
 // counted from `first`; ~0 when there is none. `buffer` has the size of a page.
 static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8* buffer) {
-    for (u64 page = s.next_page(first, first + count); page < first + count;
-         page = s.next_page(page + 1, first + count)) {
-        u64 i = page - first;
+    for (u64 i = 0; i < count; i++) {
+        if (!s.has_page(u32(first + i))) break;
         u64 e = s.entries[first + i].load_acquire();
         u32 f;
         if (entry::state(e) != RESIDENT || (e & entry::DIRTY) || pin(s, u32(first + i), f) != Status::OK) continue;
@@ -384,6 +386,12 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
                      "the file has %llu pages, the space was opened for %u; remove the space and open it with a larger "
                      "max_pages",
                      pages, t.max_pages.load_relaxed());
+    int r;
+    {
+        Released unlocked(S(self));
+        r = plug_entries(*s, t, pages);
+    }
+    if (r) return raise_errno(r, "the space's entries cannot be allocated");
     u64 e = t.span.load_acquire();
     while ((e & PAGES_MASK) < pages && !t.span.cas_seq_cst(e, (e & ~PAGES_MASK) | pages)) {
     }

@@ -135,9 +135,10 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     for (npy_intp i = 0; i < PyArray_SIZE(numbers); i++) {
         bool exists = v[i] >= 0 && u64(v[i]) < space_pages(span) && space_generation(span) == sp->generation;
-        if (exists && (is_backed(sp, u64(v[i])) || back_entry(sp, u64(v[i])) == 0)) continue;
-        PyObject* n = exists ? nullptr : PyLong_FromLongLong(v[i]);
-        if (n) bad_page(sp, span, n);
+        if (exists && is_backed(sp, u64(v[i]))) continue;
+        PyObject* n = PyLong_FromLongLong(v[i]);
+        if (n && exists) raise_status(Status::CORRUPT, u64(v[i]));
+        else if (n) bad_page(sp, span, n);
         Py_XDECREF(n);
         Py_DECREF(numbers);
         return nullptr;
@@ -475,16 +476,8 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     npy_intp item = PyDataType_ELSIZE(dtype);
     if (index >= s->space_count() || u64(first) + max_pages > s->g.max_pages || item <= 0 || s->g.page_size % u64(item))
         return raise("ValueError", "the dtype's item size must divide the page size");
-    u32 chunk_shift = u32(__builtin_ctz(s->g.os_page / 8));
-    u64 backed_bytes = ((u64(max_pages) >> chunk_shift) / 64 + 1) * sizeof(Shared<u64>);
-    auto backed = static_cast<Shared<u64>*>(prim::allocate(backed_bytes));
-    if (!backed) return PyErr_NoMemory();
-    memset(static_cast<void*>(backed), 0, backed_bytes);
     Critical critical(self);
-    if (sp->seg) {  // by another thread, at the same time
-        prim::deallocate(backed);
-        Py_RETURN_NONE;
-    }
+    if (sp->seg) Py_RETURN_NONE;  // another thread has bound it meanwhile
     Py_INCREF(seg);
     Py_INCREF(store);
     Py_INCREF(dtype);
@@ -495,8 +488,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->index = index;
     sp->first_entry = first;
     sp->max_pages = max_pages;
-    sp->backed = backed;
-    sp->chunk_shift = chunk_shift;
+    sp->backed = 0;
     sp->kind = kind;
     sp->fd = fd;
     sp->caching = caching;
@@ -535,7 +527,6 @@ static void space_dealloc(SpaceObject* sp) {
     Py_XDECREF(static_cast<SegmentObject*>(sp->seg));
     Py_XDECREF(sp->store);
     Py_XDECREF(sp->dtype);
-    prim::deallocate(sp->backed);
     type->tp_free(sp);
 }
 
