@@ -7,7 +7,8 @@ import weakref
 import numpy as np
 
 import bufferpool as bp
-from bufferpool._core import MAX_SPACES
+from bufferpool._core import BUCKETS
+from bufferpool.figures.names import COUNTERS, LATENCIES, REASONS
 from bufferpool.units import parse_size
 from toydb.check import check
 from toydb.engine import Engine
@@ -16,6 +17,8 @@ from toydb.recovery import open_engine
 from toydb.transaction import Kind, Transaction
 
 LEAST_PAGES = 16
+# Where the hits and misses of the spaces begin in the pool's counters.
+_SPACES_AT = len(COUNTERS) + len(REASONS) + len(LATENCIES) * (BUCKETS + 1)
 
 _open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
 
@@ -23,7 +26,7 @@ _open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
 class Database:
     """An open database. Any number of processes and threads may have it open at once.
 
-    Beside the data file lie its log (``NAME-log.…``) a lock file (``NAME-lock``), and a file for old page versions (``NAME-spill``);
+    Beside the data file lie its log (``NAME-log.…``), a lock file (``NAME-lock``), and a file for old page versions (``NAME-spill``);
     its pages are in the pool ``pool.name``, which remains when all handles are closed: the next process that
     opens the database finds it warm. After a fork the child must open the database anew.
     """
@@ -107,7 +110,7 @@ class Database:
     def _misses(self) -> int:
         """How many pages the pool has read from the data file so far."""
         words = np.frombuffer(self._engine.pool.client.seg.counters(), np.uint64)
-        return int(words[-2 * MAX_SPACES :][2 * self._engine.space.index + 1])
+        return int(words[_SPACES_AT + 2 * self._engine.space.index + 1])
 
     def _committed(self) -> None:
         """Makes a checkpoint after a commit, if the log has grown enough and no other process is making one."""
