@@ -83,8 +83,13 @@ def test_advice_goes_on_after_growth(make_pool, data_file):
     before = pool.stats().metadata_bytes
     pool.resize(2000 * PAGE)
     assert pool.stats().metadata_bytes > before
-    for _ in range(20):
-        touch(table, range(3000))
+
+    def sees_the_loop() -> bool:  # references are recorded in bursts, seconds apart where the machine is fast
+        for _ in range(20):
+            touch(table, range(3000))
+        return pool.advise().points[-1].hit_ratio > 0.5
+
+    wait_until(sees_the_loop, "the advice knows that 16,000 frames would hold the loop")
     advice = pool.advise()
     assert advice.references > 0
     assert [p.budget_frames for p in advice.points][3] == 1500
