@@ -22,14 +22,25 @@ struct Work {
 
 namespace {
 
-// The reads of a file space, for load_many.h.
-struct FileLoads {
+// What the loads of a file and those of Python have in common.
+struct Loads {
     Segment& s;
     SpaceObject* sp;
     Work& w;
     Together& pages;
     u64 since_ns = prim::now_ns();
 
+    bool is_read(u32 i) const { return w.read[i]; }
+    void published(u32 i) {
+        s.counters().loads.add_relaxed(1);
+        s.took(LATENCY_LOAD, since_ns);
+        w.published[w.publications++] = i;
+        pages.loaded(w.wanted_by[i], w.claims[i].frame);
+    }
+};
+
+// The reads of a file space, for load_many.h.
+struct FileLoads : Loads {
     bool room() const { return w.transfers.room(); }
 
     void begin(u32 first, u32 count) {
@@ -41,10 +52,7 @@ struct FileLoads {
             w.read[i] = i >= first + in_file;
             if (w.read[i]) memset(to, 0, s.g.page_size);  // beyond the end of the file
         }
-        u32 now = s.tick();
-        bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
-        sp->checked.store_relaxed(now);
-        if (ours && in_file == count)
+        if (in_file == count && has_its_file(s, sp))
             w.transfers.begin({false, sp->fd, &w.to[first], count, page_no << s.g.page_shift,
                                u32(prim::read_flags(sp->caching))}, first);
         else w.transfers.begin_done(first, count, 0);
@@ -71,31 +79,18 @@ struct FileLoads {
     void unlocked(F f) {
         f();  // the caller has let go of it
     }
-    bool is_read(u32 i) const { return w.read[i]; }
     bool is_dirty(u32) const { return false; }
     const char* failure() { return nullptr; }  // the next one reads by itself
     bool forked() const { return false; }
-
-    void published(u32 i) {
-        s.counters().loads.add_relaxed(1);
-        s.took(LATENCY_LOAD, since_ns);
-        w.published[w.publications++] = i;
-        pages.loaded(w.wanted_by[i], w.claims[i].frame);
-    }
 };
 
 // Pages whose content Python makes: _fill_many(page numbers) returns for each (its bytes, whether the store has
 // something else), or the exception that it raised.
-struct PythonLoads {
-    Segment& s;
-    SpaceObject* sp;
-    Work& w;
-    Together& pages;
+struct PythonLoads : Loads {
     u32 forks = sp->seg->forks;
     u32 runs = 0, first[ASKED_PAGES], count[ASKED_PAGES];
     bool filled = false;
     bool dirty[MANY_PAGES] = {};
-    u64 since_ns = prim::now_ns();
     PyObject* error = nullptr;  // the first that a page has, for the caller
     u32 error_at = 0;           // which page
     char text[FAILURE_WORDS * 8 + 1] = {};
@@ -114,7 +109,6 @@ struct PythonLoads {
         filled = false;
     }
     bool forked() const { return sp->seg->forks != forks; }
-    bool is_read(u32 i) const { return w.read[i]; }
     bool is_dirty(u32 i) const { return dirty[i]; }
     const char* failure() { return text[0] ? text : nullptr; }
 
@@ -127,20 +121,12 @@ struct PythonLoads {
         return true;
     }
 
-    void published(u32 i) {
-        s.counters().loads.add_relaxed(1);
-        s.took(LATENCY_LOAD, since_ns);
-        w.published[w.publications++] = i;
-        pages.loaded(w.wanted_by[i], w.claims[i].frame);
-    }
-
     // Calls _fill_many for all that are claimed and not filled.
     void fill() {
         u32 asked[MANY_PAGES], n = 0;
-        u64 stored = is_stored() ? space_slot(sp).stored.load_acquire() : ~u64(0);
         for (u32 run = 0; run < runs; run++)
             for (u32 i = first[run]; i < first[run] + count[run]; i++) {
-                w.read[i] = w.claims[i].page - sp->first_entry >= stored;
+                w.read[i] = is_new(sp, w.claims[i].page - sp->first_entry);
                 if (w.read[i]) memset(s.page_data(w.claims[i].frame), 0, s.g.page_size);
                 else asked[n++] = i;
             }
@@ -163,8 +149,6 @@ struct PythonLoads {
     }
 
 private:
-    bool is_stored() const { return sp->kind == KIND_FILE || sp->kind == KIND_STORE; }
-
     void take(u32 i, PyObject* page) {
         PyObject* bytes;
         int repaired;
@@ -225,7 +209,7 @@ static void load_from_file(SpaceObject* sp, Access access, Together& pages, Work
     Segment& s = *sp->seg->s;
     u32 n = sort_absent(sp, pages, w);
     if (n < 2) return;
-    FileLoads loads{s, sp, w, pages};
+    FileLoads loads{{s, sp, w, pages}};
     Place at = place_of(sp, 0);
     ManyLoads<FileLoads> many(s, at, access, loads, w.claims);
     u32 run = std::max(1u, RUN_BYTES >> s.g.page_shift), held = std::max(1u, HELD_BYTES >> s.g.page_shift);
@@ -260,7 +244,7 @@ static void load_from_python(SpaceObject* sp, Access access, Together& pages, Wo
         if (r) pages.apart += PyLong_AsLong(r);
         return Py_XDECREF(r);
     }
-    PythonLoads loads{s, sp, w, pages};
+    PythonLoads loads{{s, sp, w, pages}};
     Place at = place_of(sp, 0);
     {
         ManyLoads<PythonLoads> loading(s, at, access, loads, w.claims);

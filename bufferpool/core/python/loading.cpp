@@ -168,21 +168,24 @@ struct NativeLoad {
 
     // Reads from the file; beyond its end the page is zeros.
     Status read(u8* to) {
-        if (sp->zero_fill || page_no >= space_slot(sp).stored.load_acquire()) {
+        if (is_new(sp, page_no)) {
             memset(to, 0, s.g.page_size);
             return Status::OK;
         }
-        // Does the descriptor still belong to the file? It is checked once a tick, because a check for each read would
-        // double the system calls. The number is so high that only dup2(), or a thousand open files, can reuse it.
-        u32 now = s.tick();
-        bool ours = sp->checked.load_relaxed() == now || prim::is_file(sp->fd, sp->device, sp->inode);
-        sp->checked.store_relaxed(now);
+        bool ours = has_its_file(s, sp);
         got = !ours ? -EBADF : prim::read_page(sp->fd, sp->caching, to, s.g.page_size, page_no << s.g.page_shift);
         unreadable = got != ssize_t(s.g.page_size);
         if (got >= 0) s.counters().load_bytes.add_relaxed(s.g.page_size);
         return unreadable ? Status::RAISED : Status::OK;
     }
 
+    // Raises and reports the error of the read, after the page was given up.
+    void tell_why() {
+        raise_why();
+        report_failure(sp, page_no, got < 0 ? int(-got) : 0);
+    }
+
+private:
     void raise_why() {
         if (got >= 0)
             raise("ShortRead",
@@ -238,15 +241,8 @@ public:
     bool forked() { return hooks_.sp->seg->forks != forks_; }
     Status no_frame(Status status, FrameRequest& want) { return hooks_.make_room(status, want); }
 
-    // Is the page beyond the end of the store? Then it is zeros, without calling Python.
-    bool is_new() {
-        SpaceObject* sp = hooks_.sp;
-        bool stored = sp->store != Py_None && (sp->kind == KIND_FILE || sp->kind == KIND_STORE);
-        return stored && hooks_.page_no >= space_slot(sp).stored.load_acquire();
-    }
-
     Status prepare() {
-        if (is_new()) return Status::OK;
+        if (is_new(hooks_.sp, hooks_.page_no)) return Status::OK;
         PyObject* bytes;
         u32 size = hooks_.sp->seg->s->g.page_size;
         filled_ = PyObject_CallMethod(reinterpret_cast<PyObject*>(hooks_.sp), "_fill", "K",
@@ -271,12 +267,19 @@ public:
     }
 
     Status fill(u32 f, Image& image) {
-        Segment& s = *hooks_.sp->seg->s;
-        if (!filled_) return memset(s.page_data(f), 0, s.g.page_size), Status::OK;
-        memcpy(s.page_data(f), view_.buf, s.g.page_size);
-        s.counters().load_bytes.add_relaxed(s.g.page_size);
+        copy_to(hooks_.sp->seg->s->page_data(f));
         image.dirty = repaired_ != 0;
         return Status::OK;
+    }
+
+    void copy_to(void* to) {
+        Segment& s = *hooks_.sp->seg->s;
+        if (!filled_) {
+            memset(to, 0, s.g.page_size);
+            return;
+        }
+        memcpy(to, view_.buf, s.g.page_size);
+        s.counters().load_bytes.add_relaxed(s.g.page_size);
     }
 };
 
@@ -303,10 +306,7 @@ Status SpaceHooks::load(const Place& at, FrameRequest& want, u32& frame) {
     if (sp->fd >= 0 || sp->zero_fill) {
         NativeLoad load{s, sp, page_no};
         Status status = unlocked([&] { return load_page(s, at, want, load, frame); });
-        if (load.unreadable) {
-            load.raise_why();
-            report_failure(sp, page_no, load.got < 0 ? int(-load.got) : 0);
-        }
+        if (load.unreadable) load.tell_why();
         return status;
     }
     PythonLoad load(*this);
@@ -331,41 +331,26 @@ bool forget_exhausted() {
     return true;
 }
 
-// The file may be read without the kernel's cache, which takes aligned buffers only.
-static int read_past_natively(SpaceObject* sp, u64 page_no, void* to) {
-    Segment& s = *sp->seg->s;
+// O_DIRECT takes aligned buffers only.
+static int read_past_natively(SpaceHooks& hooks, void* to) {
+    Segment& s = *hooks.sp->seg->s;
     void* aligned = nullptr;
     if (posix_memalign(&aligned, s.g.os_page, s.g.page_size) != 0) return PyErr_NoMemory(), -1;
-    NativeLoad load{s, sp, page_no};
-    SpaceHooks hooks{sp, page_no};
+    NativeLoad load{s, hooks.sp, hooks.page_no};
     Status status = hooks.unlocked([&] { return load.read(static_cast<u8*>(aligned)); });
     if (status == Status::OK) memcpy(to, aligned, s.g.page_size);
     free(aligned);
-    if (status == Status::OK) return 0;
-    load.raise_why();
-    report_failure(sp, page_no, load.got < 0 ? int(-load.got) : 0);
-    return -1;
+    if (status != Status::OK) load.tell_why();
+    return status == Status::OK ? 0 : -1;
 }
 
 int read_past(SpaceObject* sp, u64 page_no, void* to) {
-    Segment& s = *sp->seg->s;
-    bool stored = sp->kind == KIND_FILE || sp->kind == KIND_STORE;
-    if (sp->zero_fill || (stored && page_no >= space_slot(sp).stored.load_acquire())) {
-        memset(to, 0, s.g.page_size);
-        return 0;
-    }
-    if (sp->fd >= 0) return read_past_natively(sp, page_no, to);
-    PyObject* filled =
-        PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_fill", "K", (unsigned long long)page_no);
-    Py_buffer view;
-    if (!filled || PyObject_GetBuffer(PyTuple_GET_ITEM(filled, 0), &view, PyBUF_SIMPLE) < 0)
-        return Py_XDECREF(filled), -1;
-    bool whole = view.len == Py_ssize_t(s.g.page_size);
-    if (whole) memcpy(to, view.buf, s.g.page_size);
-    else raise("ShortRead", "page %llu was read as %zd bytes", (unsigned long long)page_no, view.len);
-    PyBuffer_Release(&view);
-    Py_DECREF(filled);
-    return whole ? 0 : -1;
+    SpaceHooks hooks{sp, page_no};
+    if (sp->fd >= 0 || sp->zero_fill) return read_past_natively(hooks, to);
+    PythonLoad load(hooks);
+    if (load.prepare() != Status::OK) return report_failure(sp, page_no, 0), -1;
+    load.copy_to(to);
+    return 0;
 }
 
 int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame) {

@@ -33,6 +33,22 @@ struct SpaceHooks {
     void unpin(u32 frame) { drop_pin(sp->seg, frame); }
 };
 
+// Is this page zeros without a look at the store: a scratch page, or one beyond the end of the store?
+inline bool is_new(SpaceObject* sp, u64 page_no) {
+    bool stored = sp->store != Py_None && (sp->kind == KIND_FILE || sp->kind == KIND_STORE);
+    return sp->zero_fill || (stored && page_no >= space_slot(sp).stored.load_acquire());
+}
+
+// Does the space's descriptor still belong to its file? It is checked once a tick, because a check for each read would
+// double the system calls. The number is so high that only dup2(), or a thousand open files, can reuse it.
+inline bool has_its_file(Segment& s, SpaceObject* sp) {
+    u32 now = s.tick();
+    if (sp->checked.load_relaxed() == now) return true;
+    if (!prim::is_file(sp->fd, sp->device, sp->inode)) return false;
+    sp->checked.store_relaxed(now);
+    return true;
+}
+
 constexpr u32 MANY_PAGES = 512;
 
 // The pages of one call (read_many, pin_many, prefetch) that are loaded together: load_many.cpp. A call examines its
