@@ -314,7 +314,11 @@ def test_a_sum_never_goes_backwards_while_clients_fold_theirs(make_pool, child):
         before, sums, end = np.frombuffer(observer.seg.counters(), np.uint64), 0, time.monotonic() + 4
         while time.monotonic() < end or sums < 1000:
             after = np.frombuffer(observer.seg.counters(), np.uint64)
-            assert (after >= before).all(), np.flatnonzero(after < before)
+            assert len(after) >= len(
+                before
+            )  # the spaces' counters stand last, and get their memory as spaces are opened
+            same = after[: len(before)]
+            assert (same >= before).all(), np.flatnonzero(same < before)
             before, sums = after, sums + 1
     for one in children:
         one.kill()
