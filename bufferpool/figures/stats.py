@@ -443,19 +443,28 @@ class Counters(NamedTuple):
     latencies: dict[str, Latency]
 
 
+_PER_LATENCY = _core.BUCKETS + 1
+_PARTS = tuple(np.cumsum([len(COUNTERS), len(REASONS), len(LATENCIES) * _PER_LATENCY]).tolist())
+"""Where the parts of ``Segment.counters()`` end: the plain counters, the reclaimed bytes, the histograms."""
+
+
+def read_misses(pool: Inspectable, space: int) -> int:
+    """The misses of the space with this number, including those of earlier spaces in its slot."""
+    uses = np.frombuffer(pool.seg.counters(), np.uint64)[_PARTS[-1] :].reshape(-1, 2)
+    return int(uses[space, 1])
+
+
 def read_counters(pool: Inspectable) -> Counters:
     """Reads all counters."""
     words = np.frombuffer(pool.seg.counters(), np.uint64)
-    per = _core.BUCKETS + 1
-    ends = np.cumsum([len(COUNTERS), len(REASONS), len(LATENCIES) * per])
-    plain, reclaimed, latencies, spaces = np.split(words, ends)
+    plain, reclaimed, latencies, spaces = np.split(words, _PARTS)
     return Counters(
         dict(zip(COUNTERS, map(int, plain), strict=True)),
         dict(zip(REASONS, map(int, reclaimed), strict=True)),
         spaces.reshape(-1, 2),
         {
             name: Latency(tuple(map(int, row[:-1])), int(row[-1]) / 1e9)
-            for name, row in zip(LATENCIES, latencies.reshape(-1, per), strict=True)
+            for name, row in zip(LATENCIES, latencies.reshape(-1, _PER_LATENCY), strict=True)
         },
     )
 

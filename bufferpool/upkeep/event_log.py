@@ -11,7 +11,6 @@ from bufferpool.client.client import Client
 from bufferpool.client.trouble import LOG
 from bufferpool.figures.events import Event, posted, read_events
 from bufferpool.figures.names import EventKind, EventReason
-from bufferpool.figures.stats import Inspectable
 
 _FAILURES = (
     EventKind.REAPED, EventKind.FLUSH_FAILED, EventKind.CANNOT_SHRINK, EventKind.SAVE_FAILED, EventKind.LOAD_FAILED,
@@ -30,42 +29,27 @@ def _is_told(event: Event, me: int) -> bool:
     return event.client == me and with_error
 
 
-class EventLog(Inspectable):
+class EventLog:
     """Writes the events since it was made to the log."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._posted = self._count()
-        self._last = max((event.number for event in read_events(self)), default=0)
+        self._last = max((event.number for event in read_events(client)), default=0)
 
     def _count(self) -> int:
-        return sum(posted(self).values())
-
-    @property
-    def path(self) -> str:
-        """The path of the pool's segment."""
-        return self._client.path
-
-    @property
-    def seg(self) -> Any:
-        """The attached segment."""
-        return self._client.seg
-
-    @property
-    def geometry(self) -> dict[str, Any]:
-        """The sizes that were fixed when the segment was created."""
-        return self._client.geometry
+        return sum(posted(self._client).values())
 
     def write(self) -> None:
         """Writes a line for each event since the last call."""
         count = self._count()
         if count == self._posted:
             return
-        self._posted, me = count, self.seg.status()["client"]
-        for event in read_events(self):
+        self._posted, me = count, self._client.seg.status()["client"]
+        for event in read_events(self._client):
             if event.number <= self._last:
                 continue
             self._last = event.number
             if not _is_told(event, me):
                 level = logging.WARNING if event.kind in _FAILURES else logging.INFO
-                LOG.log(level, "pool %r, %s", self.name, event, extra={"fields": fields_of(event)})
+                LOG.log(level, "pool %r, %s", self._client.name, event, extra={"fields": fields_of(event)})

@@ -4,11 +4,8 @@ import os
 import threading
 import weakref
 
-import numpy as np
-
 import bufferpool as bp
-from bufferpool._core import BUCKETS
-from bufferpool.figures.names import COUNTERS, LATENCIES, REASONS
+from bufferpool.figures.stats import read_misses
 from bufferpool.units import parse_size
 from toydb.check import check
 from toydb.engine import Engine
@@ -17,8 +14,6 @@ from toydb.recovery import open_engine
 from toydb.transaction import Kind, Transaction
 
 LEAST_PAGES = 16
-# Where the hits and misses of the spaces begin in the pool's counters.
-_SPACES_AT = len(COUNTERS) + len(REASONS) + len(LATENCIES) * (BUCKETS + 1)
 
 _open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
 
@@ -109,8 +104,7 @@ class Database:
 
     def _misses(self) -> int:
         """How many pages the pool has read from the data file so far."""
-        words = np.frombuffer(self._engine.pool.client.seg.counters(), np.uint64)
-        return int(words[_SPACES_AT + 2 * self._engine.space.index + 1])
+        return read_misses(self._engine.pool.client, self._engine.space.index)
 
     def _committed(self) -> None:
         """Makes a checkpoint after a commit, if the log has grown enough and no other process is making one."""

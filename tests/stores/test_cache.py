@@ -5,6 +5,8 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import bufferpool as bp
 from bufferpool import _core
 from bufferpool.cli import doctor
 from bufferpool.stores import base
+from tests.client.test_limits import in_child
 from tests.conftest import PAGE, SHM, fill, new_name, stamp, write_file
 from tests.support import sandbox
 
@@ -132,32 +135,26 @@ def test_a_cache_that_there_is_not_is_refused(pool, cold):
         pool.open_file(cold, cache="none")
 
 
+def limit_files(size_bytes: int) -> None:
+    """Lets no file of this process grow beyond this size."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
+
+
 def test_a_short_write_names_the_reason_with_o_direct_too(make_pool, cold):
     """What is left of a write that a limit cut short is no whole block: it goes through the page cache, and raises its reason."""
     pool = make_pool(256 * PAGE)
     space = pool.open_file(cold, "r+")
 
     def limited() -> None:
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (PAGES * PAGE + 700, resource.RLIM_INFINITY))
+        limit_files(PAGES * PAGE + 700)
         for _ in range(2):
             with space.append() as page:
                 page[:] = 7
         with pytest.raises(bp.errors.StoreError, match="File too large"):
             space.flush()
 
-    pid = os.fork()
-    if pid == 0:
-        try:
-            limited()
-        except BaseException as error:  # noqa: BLE001 - said by the exit code
-            os.write(2, repr(error).encode())
-            os._exit(1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert in_child(limited) == "None"
     assert cold.stat().st_size == PAGES * PAGE
     space.flush()
     assert cold.stat().st_size == (PAGES + 2) * PAGE
@@ -188,23 +185,11 @@ def test_one_of_many_runs_that_cannot_be_written_raises_its_reason(make_pool, co
         page[:] = 9
 
     def limited() -> None:
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (PAGES * PAGE, resource.RLIM_INFINITY))
+        limit_files(PAGES * PAGE)
         with pytest.raises(bp.errors.StoreError, match="File too large"):
             space.flush()
 
-    pid = os.fork()
-    if pid == 0:
-        try:
-            limited()
-        except BaseException as error:  # noqa: BLE001 - said by the exit code
-            os.write(2, repr(error).encode())
-            os._exit(1)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert in_child(limited) == "None"
     pool.reap()
     assert space.stats().dirty > 0
     space.flush()

@@ -13,6 +13,8 @@
 // time (Alr::tag), because then a hit writes to the frame's slot anyway.
 #pragma once
 
+#include <bit>
+
 #include "layout/duel.h"
 #include "policy/sampled_pages.h"
 
@@ -31,15 +33,12 @@ public:
 
     // The shift for a pool of so many frames: one page in 2^shift is sampled; 32: none.
     static constexpr u32 shift_of(u32 frames) {
-        if (frames < 2 * DUEL_LEAST) return 32;
-        u32 shift = 0;
-        while (frames >> shift >= 2 * DUEL_LEAST) shift++;
-        return shift;
+        return frames < 2 * DUEL_LEAST ? 32 : std::bit_width(frames) - std::bit_width(DUEL_LEAST);
     }
     static constexpr bool samples(u32 shift, u32 page) { return shift < 32 && is_sampled(page, shift); }
 
-    // Counts a reference to a sampled page. `missed`: the pool did not have it; `known`: the policy evicted it,
-    // or it was never in the pool. True: the mode has changed.
+    // Counts a reference to a sampled page. `missed`: the pool did not have it; `evicted`: the policy had evicted
+    // it. True: the mode has changed.
     template <class Env>
     bool reference(Alr<Env>& policy, PolicyState& state, u32 page, u32 kind, bool missed, bool evicted) {
         u32 shift = shift_of(state.frames), frames = policy.shared() >> (shift & 31);

@@ -188,10 +188,9 @@ private:
 
 // Sorts the absent pages by number, without duplicates.
 static u32 sort_absent(SpaceObject* sp, const Together& pages, Work& w) {
-    Segment& s = *sp->seg->s;
     u32 order[MANY_PAGES], n = 0;
     for (u32 i = 0; i < pages.count(); i++)
-        if (entry::state(s.entries[entry_of(sp, pages.number(i))].load_acquire()) == ABSENT) order[n++] = i;
+        if (state_of(sp, pages.number(i)) == ABSENT) order[n++] = i;
     auto before = [&](u32 a, u32 b) {
         return pages.number(a) != pages.number(b) ? pages.number(a) < pages.number(b) : a < b;
     };

@@ -33,6 +33,11 @@ struct SpaceHooks {
     void unpin(u32 frame) { drop_pin(sp->seg, frame); }
 };
 
+// The state of a page's entry at this moment.
+inline EntryState state_of(SpaceObject* sp, u64 page_no) {
+    return entry::state(sp->seg->s->entries[entry_of(sp, page_no)].load_acquire());
+}
+
 // Is this page zeros without a look at the store: a scratch page, or one beyond the end of the store?
 inline bool is_new(SpaceObject* sp, u64 page_no) {
     bool stored = sp->store != Py_None && (sp->kind == KIND_FILE || sp->kind == KIND_STORE);

@@ -280,7 +280,7 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     Together together(sp, v, PyArray_SIZE(numbers), access, false);
     for (npy_intp i = 0; ok && i < PyArray_SIZE(numbers); i++) {
         u32 f;
-        auto absent = [&] { return entry::state(s.entries[sp->first_entry + u32(v[i])].load_acquire()) == ABSENT; };
+        auto absent = [&] { return state_of(sp, u64(v[i])) == ABSENT; };
         if (together.take(i, f) || (absent() && together.load(i, f))) {
             loaded++;
             continue;
@@ -304,7 +304,7 @@ static PyObject* space_absent(PyObject* self, PyObject* ids) {
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     long absent = 0;
     for (npy_intp i = 0; sp->fd >= 0 && i < PyArray_SIZE(numbers); i++)
-        absent += entry::state(sp->seg->s->entries[sp->first_entry + u32(v[i])].load_acquire()) == ABSENT;
+        absent += state_of(sp, u64(v[i])) == ABSENT;
     Py_DECREF(numbers);
     return PyLong_FromLong(absent);
 }
@@ -318,8 +318,8 @@ static PyObject* space_resident(PyObject* self, PyObject* ids) {
     PyObject* out = PyArray_SimpleNew(1, &n, NPY_BOOL);
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     for (npy_intp i = 0; out && i < n; i++) {
-        u64 e = sp->seg->s->entries[sp->first_entry + u32(v[i])].load_acquire();
-        static_cast<npy_bool*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)))[i] = entry::state(e) == RESIDENT;
+        bool there = state_of(sp, u64(v[i])) == RESIDENT;
+        static_cast<npy_bool*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)))[i] = there;
     }
     Py_DECREF(numbers);
     return out;
@@ -353,7 +353,7 @@ static PyObject* space_early(PyObject* self, PyObject* args) {
     u32 frame;
     if (!PyArg_ParseTuple(args, "OpK:_early", &n, &once, &deadline_ns) || page_number(sp, n, page_no) < 0)
         return nullptr;
-    bool absent = entry::state(sp->seg->s->entries[entry_of(sp, page_no)].load_acquire()) == ABSENT;
+    bool absent = state_of(sp, page_no) == ABSENT;
     Access access{.counts = false, .once = once != 0, .early = true, .deadline_ns = deadline_ns};
     if (acquire_slowly(sp, page_no, access, frame) < 0) return nullptr;
     drop_pin(sp->seg, frame);
