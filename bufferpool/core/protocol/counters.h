@@ -47,13 +47,13 @@ inline void fold_counters(Segment& s, u32 c) {
 // Sums what all clients have counted, present and past: visit(counters, their row of uses or null). Like a
 // reader of a sequence lock (hence acquire: the second look comes after the loads), it
 // takes what it read if no fold took place between the two looks at `folded`, so
-// that no client was counted twice or not at all; `begin` is called before each try. Needs no lock and writes nothing.
-// False: folds kept coming, a thousand times over.
+// that no client was counted twice or not at all; `begin` is called before each try, between the first look and the
+// loads. Needs no lock and writes nothing. False: `begin` has failed, or folds kept coming, a thousand times over.
 template <class Begin, class Visit>
 bool each_counted(Segment& s, Begin begin, Visit visit) {
     for (int tries = 0; tries < 1000; tries++) {
         u64 folded = s.header->folded.load_seq_cst();
-        begin();
+        if (!begin()) return false;
         visit(s.header->totals[folded & 1], s.use_row(folded & 1));
         for (u32 c = 1; c <= s.g.max_clients; c++) {
             Client& slot = s.clients[c - 1];
@@ -67,12 +67,15 @@ bool each_counted(Segment& s, Begin begin, Visit visit) {
 }
 
 // The counters of all clients into `sum` (COUNTERS of them), and the uses of the first `n` spaces into `uses`: those
-// that `may_see(uses)`.
-template <class See>
-bool sum_counters(Segment& s, u64* sum, Uses* uses, u32 n, See may_see) {
+// that `may_see(uses)` allows. `look()` learns what that is, at the beginning of each try: the row of the totals that
+// a fold makes active may have been a hole before it; if it was looked at earlier, the sum would go back. False: the
+// look has failed.
+template <class Look, class See>
+bool sum_counters(Segment& s, u64* sum, Uses* uses, u32 n, Look look, See may_see) {
     auto begin = [&] {
         std::fill(sum, sum + COUNTERS, 0);
         memset(static_cast<void*>(uses), 0, n * sizeof(Uses));
+        return look();
     };
     return each_counted(s, begin, [&](const Counters& counters, const Uses* row) {
         auto own = reinterpret_cast<const Atomic<u64>*>(&counters);
@@ -88,7 +91,7 @@ bool sum_counters(Segment& s, u64* sum, Uses* uses, u32 n, See may_see) {
 // The uses of one space.
 inline bool sum_uses(Segment& s, u32 index, u64& hits, u64& misses) {
     return each_counted(
-        s, [&] { hits = misses = 0; },
+        s, [&] { return hits = misses = 0, true; },
         [&](const Counters&, const Uses* row) {
             if (!row) return;
             hits += row[index].hits.load_acquire();

@@ -134,7 +134,6 @@ PyObject* raise_unsettled() {
 static PyObject* segment_counters(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
-    if (!refresh_readable(S(self))) return nullptr;
     u32 spaces = s->space_count();
     Vec<u64> sum;
     if (!sum.resize(COUNTERS + 2 * spaces)) return PyErr_NoMemory();
@@ -142,7 +141,9 @@ static PyObject* segment_counters(PyObject* self, PyObject*) {
     auto may_see = [self](const Uses& at) {
         return sees(S(self), u64(reinterpret_cast<const u8*>(&at) - S(self)->s->base));
     };
-    if (!sum_counters(*s, sum.data(), uses, spaces, may_see)) return raise_unsettled();
+    auto look = [self] { return refresh_readable(S(self)); };
+    if (!sum_counters(*s, sum.data(), uses, spaces, look, may_see))
+        return PyErr_Occurred() ? nullptr : raise_unsettled();
     return PyBytes_FromStringAndSize(reinterpret_cast<char*>(sum.data()), Py_ssize_t(sum.size() * 8));
 }
 

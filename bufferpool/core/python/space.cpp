@@ -272,7 +272,6 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     PyArrayObject* numbers = page_numbers(sp, ids);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
-    Segment& s = *sp->seg->s;
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     long loaded = 0;
     bool ok = true;
