@@ -1,6 +1,7 @@
 """The native core (bufferpool/core). For use by the package only, but for the three types it exports."""
 
 from collections.abc import Callable, Sequence
+from types import EllipsisType
 from typing import Any, Never, NoReturn, Self, final, overload
 
 import numpy as np
@@ -21,6 +22,7 @@ SETTLING: int
 TICK_SHIFT: int
 UUID_AT: int
 
+_Index = tuple[Any, ...] | list[int] | list[bool] | npt.NDArray[Any] | EllipsisType
 _Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
 
 def advise(
@@ -169,7 +171,10 @@ class Write:
 @disjoint_base
 class Space:
     def __len__(self) -> int: ...
+    @overload
     def __getitem__(self, page_no: int | slice, /) -> npt.NDArray[Any]: ...
+    @overload
+    def __getitem__(self, index: _Index, /) -> Any: ...
     def get(self, page_no: int, /, *, timeout: float | None = None) -> npt.NDArray[Any]: ...
     def try_get(self, page_no: int, /) -> npt.NDArray[Any] | None: ...
     def resident(self, ids: _Ids, /) -> npt.NDArray[np.bool_]: ...

@@ -83,6 +83,8 @@ class Client(Inspectable):
         """The claims on files that this process writes: (device, inode) -> claim (spaces/claim.py)."""
         self.new_claims: set[tuple[int, int]] = set()
         """Those of the claims that :func:`bufferpool.spaces.claim.drop_unused` has not looked at yet."""
+        self.bound: dict[tuple[object, ...], Any] = {}
+        """How this process has bound spaces, for the next copies of them (spaces/directory.py)."""
         self.removals_seen = -1
         """How many spaces had been removed from the pool when the stores and claims were last looked at."""
         self.log_sync: Callable[[int], int | None] | None = None
@@ -167,6 +169,7 @@ class Client(Inspectable):
                 continue
             self._geometry, self._data, self._sharers = other._geometry, other._data, other._sharers
             self.stores, self.claims, self.new_claims = other.stores, other.claims, other.new_claims
+            self.bound = other.bound
             self._sharers.add(self)
             _attached.add(self)
             self._segment = other._segment
@@ -180,6 +183,7 @@ class Client(Inspectable):
                 return False
             self._sharers.discard(self)
             self._sharers, self.stores, self.claims, self.new_claims = weakref.WeakSet((self,)), {}, {}, set()
+            self.bound = {}
             self._segment = None
             del self._data
             return True
@@ -195,6 +199,7 @@ class Client(Inspectable):
                 self._segment = None
                 self.stores.clear()
                 self.claims.clear()
+                self.bound.clear()
                 del self._data
             self.closed = True
 

@@ -98,6 +98,8 @@ def drop_unused(client: Client) -> None:
         gone += [client.claims.pop(file) for file in claims if not seg.spaces_of_file(*file)]
         if changed:
             gone += [client.stores.pop(i) for i, (g, _) in list(client.stores.items()) if not seg.is_current(i, g)]
+            removed = [key for key, one in list(client.bound.items()) if not seg.is_current(*one.slot)]
+            gone += [client.bound.pop(key, None) for key in removed]
     client.removals_seen = removals
 
 

@@ -81,6 +81,18 @@ class NewSpace(NamedTuple):
     version: int
 
 
+class Bound(NamedTuple):
+    """How a handle was bound: the space's record then, and its file."""
+
+    record: Record
+    store: FileStore | None
+
+    @property
+    def slot(self) -> tuple[int, int]:
+        """The space's slot, and the generation of it."""
+        return self.record["index"], self.record["generation"]
+
+
 def removed_message(name: str) -> str:
     """The message of SpaceRemoved."""
     return (
@@ -138,7 +150,39 @@ def bind(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", truncate: bool 
         mine = client.stores.get(record["index"])
         if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
             keep_store(client, record, store)
+    if (key := _key_of(client, wanted, dtype, record["generation"])) is not None:
+        client.bound[key] = Bound(record, store if isinstance(store, FileStore) else None)
     return record
+
+
+def _key_of(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", generation: int) -> tuple[object, ...] | None:
+    """What all handles have in common that are bound alike; None for a private space, or one with a store or code of its own."""
+    if wanted.private or wanted.kind is Kind.STORE or wanted.options.get("repair") is not None:
+        return None
+    return client.mode, wanted.name, generation, dtype, *wanted.options.items()
+
+
+def bound_before(client: Client, wanted: Wanted, dtype: "np.dtype[Any]") -> Bound | None:
+    """How this process has bound an earlier copy of an unpickled space, which is the same space with the same pages.
+
+    Executors unpickle the arguments of each task anew, so that a copy must cost microseconds. None: there was no such
+    copy, or its file is no longer as it was then.
+    """
+    if wanted.generation is None:
+        return None
+    _ = client.seg  # attaches; a copy then shares what its process has bound
+    key = _key_of(client, wanted, dtype, wanted.generation)
+    found: Bound | None = None if key is None else client.bound.get(key)
+    if found is None or not client.seg.is_current(*found.slot):
+        return None
+    if found.store is None:
+        return found
+    record = client.seg.space(found.record["index"])
+    if record is None or record["generation"] != wanted.generation or not found.store.is_at_path():
+        return None
+    before, now = recorded(record), found.store.state()
+    same = not before.doubt and (now.content, now.ctime_ns) == (before.content, before.ctime_ns)
+    return found if same else None
 
 
 def _store_of_a_copy(client: Client, wanted: Wanted) -> FileStore | None:

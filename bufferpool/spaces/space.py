@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Never, Protocol
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,7 @@ from bufferpool.figures.stats import SpaceStats, read_frames, read_space
 from bufferpool.printable import shown
 from bufferpool.spaces import awaiting, directory
 from bufferpool.spaces.directory import DISCARDABLE, Wanted, removed_message
+from bufferpool.spaces.indexing import select
 from bufferpool.stores.base import (
     Buffer,
     Caching,
@@ -101,8 +103,9 @@ class Space(_core.Space):
     while it, or an array derived from it, exists; ``space[-1]`` is the last page (methods
     take page numbers from 0 only, so that a wrong -1 raises).
     ``space[a:b]`` is a read-only copy of several pages, of shape ``(b - a, page_size // itemsize)``
-    (pages are not adjacent in the pool; ``pin_many(range(a, b))`` gives them without a copy). A space can be
-    pickled: in the other process it attaches when first used.
+    (pages are not adjacent in the pool; ``pin_many(range(a, b))`` gives them without a copy). A space has the
+    ``shape``, ``ndim``, ``dtype`` and indexing (``space[a:b, c:d]``, ``space[[5, 17]]``) of an array with one row for each page,
+    so that libraries such as dask take it for one. A space can be pickled: in the other process it attaches when first used.
 
     ``append()`` allocates the next page number at once (``Write.page_no``); the
     page exists when its block has ended. A number that was allocated and never
@@ -136,6 +139,16 @@ class Space(_core.Space):
     def page_size(self) -> int:
         """The bytes of a page."""
         return self._client.page_size
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """As an array a space has one row for each page: (pages, page_size // itemsize)."""
+        return len(self), self._client.page_size // self.dtype.itemsize
+
+    @property
+    def ndim(self) -> int:
+        """The dimensions that the space has as an array: page, and item of a page."""
+        return 2
 
     @property
     def path(self) -> str | None:
@@ -202,25 +215,36 @@ class Space(_core.Space):
             "`with space.write(n) as page: page[:] = ...`"
         )
 
-    def _slice(self, pages: slice) -> npt.NDArray[Any]:
-        """Called by the core for ``space[a:b]``: a read-only copy of these pages, shape (b - a, page_size // itemsize)."""
-        copied = self.read_many(range(*pages.indices(len(self))))
-        copied.flags.writeable = False
-        return copied
+    def _select(self, index: Any) -> Any:
+        """Called by the core for all that is no single page: ``space[a:b]``, ``space[a:b, c:d]``, ``space[[5, 17]]``."""
+        return select(self, index)
+
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        """What dask names results by: pages that never change have one token, and all others a new one each time."""
+        never_change = self.kind is Kind.DERIVED and self.generation is not None
+        state = self.generation if never_change else uuid4().hex
+        return "bufferpool.Space", self._client.known_uuid, self.name, self.dtype.str, state
 
     def _attach(self) -> None:
-        """Called by the core when an unpickled space is first used."""
-        self._bind()
+        """Called by the core when an unpickled space is first used: as the copies before it, or anew."""
+        found = directory.bound_before(self._client, self._wanted, self.dtype)
+        if found is None:
+            self._bind()
+        else:
+            self._wanted.store = found.store or self._wanted.store
+            self._connect_to(found.record)
 
     def _bind(self, truncate: bool = False) -> None:
         """Finds the space in the directory, or adds it, and connects this handle to it."""
-        wanted, client = self._wanted, self._client
-        record = directory.bind(client, wanted, self.dtype, truncate)
-        store = wanted.store
+        self._connect_to(directory.bind(self._client, self._wanted, self.dtype, truncate))
+
+    def _connect_to(self, record: Record) -> None:
+        """Connects this handle to the slot of its space, with the store that the handle has."""
+        store = self._store
         fd, caching = -1, Caching.KERNEL
         if isinstance(store, FileStore) and store.native:
             fd, caching = store.fd, store.caching
-        self._connect(record, fd, caching, writable=wanted.writable and client.mode == "r+")
+        self._connect(record, fd, caching, writable=self._wanted.writable and self._client.mode == "r+")
 
     def _connect(self, record: Record, fd: int, caching: Caching, *, writable: bool) -> None:
         """Connects this handle to a slot. ``fd``: the descriptor from which the core reads misses; -1: Python loads them."""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.errors import PoolClosed, PoolReadOnly
+from bufferpool.errors import PoolClosed, PoolReadOnly, SpaceRemoved
+from bufferpool.spaces import directory
 from tests.conftest import PAGE, stamp
 
 
@@ -104,3 +105,88 @@ def test_one_steward_a_process(pool):
     with pytest.raises(ValueError, match="steward of the pool already"):
         copy.start_steward(bp.Settings(pressure=False))
     pool.stop_steward()
+
+
+# ---- copies are bound as the one before them -------------------------------------------------------
+
+
+def _fill_with_number(n, out):
+    out[:] = n
+
+
+def _refuse(*_):
+    raise AssertionError("the directory was searched again")
+
+
+@pytest.mark.parametrize("kind", ["file", "scratch", "derived"])
+def test_the_next_copy_does_not_search_the_directory(pool, data_file, kind, monkeypatch):
+    """Each task of an executor searched the directory for its argument: 40 to 80 microseconds a task."""
+    path = data_file(8)
+    os.utime(path, ns=(0, 1_500_000_000_123_456_789))  # of a file that was just written the pool trusts no time
+    made = {
+        "file": lambda: pool.open_file(path, "r+"),
+        "scratch": lambda: pool.open_scratch("work", 8),
+        "derived": lambda: pool.open_derived("sums", 8, _fill_with_number),
+    }
+    space = made[kind]()
+    data = pickle.dumps(space)
+    expected = pickle.loads(data)[3].copy()
+    monkeypatch.setattr(directory, "bind", _refuse)
+    copies = [pickle.loads(data) for _ in range(3)]
+    for copy in copies:
+        assert np.array_equal(copy[3], expected)
+    if kind != "derived":
+        with copies[0].write(3) as page:
+            page[:] = 9
+        assert copies[1][3].tolist() == [9] * PAGE
+
+
+def test_a_copy_of_a_removed_space_says_so(pool):
+    space = pool.open_scratch("work", 4)
+    data = pickle.dumps(space)
+    assert pickle.loads(data)[0].sum() == 0
+    space.remove(discard=True)
+    with pytest.raises(SpaceRemoved):
+        _ = pickle.loads(data)[0]
+    again = pool.open_scratch("work", 2)
+    with pytest.raises(SpaceRemoved):
+        _ = pickle.loads(data)[0]
+    assert pickle.loads(pickle.dumps(again))[1].sum() == 0
+
+
+def test_a_copy_notices_that_its_file_was_changed_or_replaced(pool, data_file, tmp_path):
+    """The next copy opens the file, as the first one did: what another program has written to it is read."""
+    path = data_file(8)
+    data = pickle.dumps(pool.open_file(path))
+    assert np.array_equal(pickle.loads(data)[3], stamp(3))
+    content = bytearray(path.read_bytes())
+    content[3 * PAGE : 4 * PAGE] = stamp(3, version=5).tobytes()
+    path.write_bytes(content)
+    assert np.array_equal(pickle.loads(data)[3], stamp(3, version=5))
+    other = tmp_path / "other"
+    other.write_bytes(b"".join(stamp(n, version=6).tobytes() for n in range(8)))
+    os.replace(other, path)
+    assert np.array_equal(pickle.loads(data)[3], stamp(3, version=6))
+
+
+def test_what_is_kept_for_copies_ends_with_the_space(pool, data_file):
+    """A server that opens and removes spaces all day would keep a record, and a descriptor, of each."""
+    before = descriptors()
+    for _ in range(20):
+        space = pool.open_file(data_file(8))
+        assert pickle.loads(pickle.dumps(space))[0].size
+        space.remove()
+        assert pickle.loads(pickle.dumps(pool.open_scratch("work", 4)))[0].sum() == 0
+        pool.discard("work")
+    pool.open_scratch("last", 1)
+    assert len(pool.client.bound) <= 1
+    del space
+    assert descriptors() <= before + 1
+
+
+def test_a_copy_in_a_child_is_bound_in_the_child(pool, data_file, child):
+    space = pool.open_file(data_file(8), "r+")
+    data = pickle.dumps(space)
+    assert pickle.loads(data)[1].size
+    assert child(_first_word, space, 2, context="fork").result()[0] == int(stamp(2).view(np.uint64)[0])
+    assert child(_first_word, space, 2, context="spawn").result()[0] == int(stamp(2).view(np.uint64)[0])

@@ -8,11 +8,18 @@
 
 namespace bp {
 
+// Whether an index means several pages or items, which Python selects.
+static bool is_many(PyObject* n) {
+    return PySlice_Check(n) || PyTuple_Check(n) || PyList_Check(n) || n == Py_Ellipsis ||
+           (PyArray_Check(n) && PyArray_NDIM(reinterpret_cast<PyArrayObject*>(n)) > 0);
+}
+
 static PyObject* space_subscript(PyObject* self, PyObject* n) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     u64 page_no;
     u32 frame;
-    if (PySlice_Check(n)) return PyObject_CallMethod(self, "_slice", "O", n);
+    if (!PyLong_Check(n) && is_many(n)) [[unlikely]]
+        return PyObject_CallMethod(self, "_select", "(O)", n);
     if (page_number(sp, n, page_no, true) < 0 || acquire_page(sp, page_no, Access{}, frame) < 0) return nullptr;
     return view_of(sp, frame);
 }
