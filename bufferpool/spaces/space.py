@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
+from bufferpool._locks import Event
 from bufferpool.client import trouble
 from bufferpool.client.client import Client, Record
 from bufferpool.client.jobs import underway
@@ -35,6 +36,7 @@ from bufferpool.printable import shown
 from bufferpool.spaces import awaiting, directory
 from bufferpool.spaces.directory import DISCARDABLE, Wanted, removed_message
 from bufferpool.spaces.indexing import select
+from bufferpool.spaces.read_ahead import ReadAhead
 from bufferpool.stores.base import (
     Buffer,
     Caching,
@@ -470,36 +472,22 @@ class Space(_core.Space):
 
     def _scan(self, start: int, end: int, most: int) -> Iterator[np.ndarray]:
         most = max(1, min(most, self._client.budget_frames // 8))
-        size = min(most, SCAN_FIRST_PAGES)
-        window = range(start, min(start + size, end))
-        self.prefetch(window)
-        while window:
-            following = range(window.stop, min(window.stop + size, end))
-            reader = self._read_aside(following)
-            try:
-                for page_no in window:
+        size, windows = min(most, SCAN_FIRST_PAGES), min(most, 2)  # of pages ahead, which are so many windows
+        begun: deque[tuple[range, Event | None]] = deque([(range(start, min(start + size, end)), None)])
+        with ReadAhead(self._load_ahead) as ahead:
+            while begun:
+                pages, read = begun.popleft()
+                following = begun[-1][0].stop if begun else pages.stop
+                while following < end and len(begun) < windows:
+                    window = range(following, min(following + size // windows, end))
+                    begun.append((window, ahead.begin(window) if self._absent(window) else None))
+                    following = window.stop
+                if read is None:
+                    self.prefetch(pages)
+                elif ahead.wait(read):
+                    size = min(2 * size, most)
+                for page_no in pages:
                     yield self._once(page_no)
-            finally:
-                waited = reader is not None and not reader.ended
-                if reader is not None:
-                    reader.join()
-            if reader is None:
-                self.prefetch(following)
-            if waited:
-                size = min(2 * size, most)
-            window = following
-
-    def _read_aside(self, pages: range) -> Worker | None:
-        """Starts to read those of the pages that are absent, in a thread that runs no Python code of others.
-
-        None: there is nothing to read that way, or no thread. What the thread could not read, the scan loads itself.
-        """
-        if not self._absent(pages):
-            return None
-        try:
-            return Worker(partial(self._load_ahead, pages))
-        except ThreadRefused:  # the pages are read when the scan gets to them
-            return None
 
     def _dirty_images(self) -> Iterator[tuple[int, Buffer]]:
         frames = read_frames(self._client)

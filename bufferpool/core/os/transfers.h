@@ -105,9 +105,10 @@ public:
 };
 
 class Transfers {
+    static constexpr u32 AT_ONCE = 32;  // pages: so many are submitted before the caller prepares the next ones
     Transfer slots_[Uring::DEPTH];
     TransferQueue free_, ended_;  // with threads, `ended_` is under their mutex
-    u32 under_way_ = 0;
+    u32 under_way_ = 0, added_ = 0;
     Uring* ring_;  // null: by threads, or one transfer after the other
     bool by_threads_ = false;
 
@@ -123,7 +124,7 @@ public:
         Transfer* t = free_.pop();
         *t = {what, first, 0, nullptr, &ended_};
         under_way_++;
-        if (ring_) return ring_->add(what, u64(t - slots_));
+        if (ring_) return add(what, u64(t - slots_));
         if (TransferThreads::of_this_process().begin(t)) {
             by_threads_ = true;
             return;
@@ -153,6 +154,15 @@ public:
     }
 
 private:
+    // The device works on the first pages while the caller prepares the next ones.
+    void add(const Vectored& what, u64 tag) {
+        ring_->add(what, tag);
+        added_ += what.n;
+        if (added_ < AT_ONCE) return;
+        added_ = 0;
+        ring_->submit();
+    }
+
     void done(Transfer* t) {
         if (by_threads_) TransferThreads::of_this_process().hand_back(t, ended_);
         else ended_.push(t);

@@ -111,7 +111,7 @@ class Uring {
     }
 
 public:
-    static constexpr u32 DEPTH = 64;
+    static constexpr u32 DEPTH = 256;
 
     Uring() = default;
     Uring(const Uring&) = delete;
@@ -146,6 +146,13 @@ public:
         request.rw_flags = v.flags;
         request.tag = tag;
         array_[i] = i;
+    }
+
+    // Submits the added requests, and does not wait. What the kernel does not take is submitted by the next send().
+    void submit() {
+        __atomic_store_n(tail_, made_, __ATOMIC_RELEASE);
+        int r = prim::ring_enter(index_, made_ - sent_, 0);
+        if (r > 0) sent_ += u32(r);
     }
 
     // Submits the added requests, and waits for one result. 0, or -errno: then the requests that the kernel has not

@@ -1,0 +1,89 @@
+"""How a scan reads ahead: threads that read the next pages of a file while the caller works on earlier ones.
+
+The threads belong to one scan and last as long as it does, because each has an io_uring of its own. There are two of them: while
+one publishes what it has read, the device works for the other.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from bufferpool._locks import Condition, Event
+from bufferpool.client.threads import Worker
+from bufferpool.errors import BufferPoolError, ThreadRefused
+
+THREADS = 2
+IDLE_S = 1.0  # a thread without work ends after so long: the caller may never resume the scan
+
+
+class ReadAhead:
+    """The threads of one scan. When the block ends they have ended."""
+
+    def __init__(self, load: Callable[[range], None]) -> None:
+        self._load = load
+        self._changed = Condition()
+        self._asked: deque[tuple[range, Event]] = deque()
+        self._threads: list[Worker] = []
+        self._serving = self._idle = 0  # threads that take what is asked, and those of them that wait
+        self._closed = False
+
+    def __enter__(self) -> "ReadAhead":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with self._changed:
+            self._closed = True
+            self._asked.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def begin(self, pages: range) -> Event | None:
+        """Has these pages read; the event says when that is over. None: no thread can be started."""
+        read = Event()
+        with self._changed:
+            self._threads = [thread for thread in self._threads if not thread.ended]
+            if not self._threads:
+                self._serving = self._idle = 0  # in a forked child, too
+            self._asked.append((pages, read))
+            self._changed.notify_all()
+            more = self._serving < THREADS and self._idle < len(self._asked)
+            self._serving += more
+        if more:
+            try:
+                self._threads.append(Worker(self._serve))
+            except ThreadRefused:
+                with self._changed:
+                    self._serving -= 1
+                    if not self._serving:
+                        self._asked.clear()
+                        return None
+        return read
+
+    def wait(self, read: Event) -> bool:
+        """Waits until pages have been read. Whether they were not when it was called."""
+        if read.is_set():
+            return False
+        while not read.wait(IDLE_S) and not all(thread.ended for thread in self._threads):
+            pass
+        return True
+
+    def _next(self) -> tuple[range, Event] | None:
+        with self._changed:
+            self._idle += 1
+            while not self._asked and not self._closed and self._changed.wait(IDLE_S):
+                pass
+            self._idle -= 1
+            if self._asked:
+                return self._asked.popleft()
+            self._serving -= 1
+            return None
+
+    def _serve(self) -> None:
+        while asked := self._next():
+            pages, read = asked
+            try:
+                with suppress(BufferPoolError):  # the scan raises it when it comes to the page
+                    self._load(pages)
+            finally:
+                read.set()
