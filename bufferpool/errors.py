@@ -20,6 +20,7 @@
     ├── UnsavedPages                 dirty pages of files or stores would be lost
     ├── TooManyClients               every client slot is in use
     ├── ThreadRefused                (RuntimeError) this process can have no further thread
+    ├── NoWorkerPool                 (LookupError) this process is no worker of a cluster that has a pool
     ├── WrongProcess                 a write that belongs to the parent of a fork
     ├── WaitTimeout                  (TimeoutError) the page, or a space, was in use for too long
     ├── WouldDeadlock                (RuntimeError) waiting for the page would never end
@@ -71,6 +72,7 @@ __all__ = [
     "LoaderFailed",
     "LoaderOverrun",
     "LoaderReturned",
+    "NoWorkerPool",
     "NotRegularFile",
     "NotTmpfs",
     "PageCorrupt",
@@ -247,6 +249,10 @@ class TooManyClients(BufferPoolError):
 
 class ThreadRefused(BufferPoolError, RuntimeError):
     """A thread for work in the background cannot be started."""
+
+
+class NoWorkerPool(BufferPoolError, LookupError):
+    """This process has no pool of a cluster: it is no worker, or no plugin of that name is registered."""
 
 
 class WrongProcess(BufferPoolError):

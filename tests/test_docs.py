@@ -10,6 +10,7 @@ import pytest
 import bufferpool as bp
 from tests.conftest import ROOT, SHM, new_name
 
+OPTIONAL = r"^ *(?:import|from) (dask|distributed|torch|zarr)\b"  # libraries of integrations, which may be missing
 UNTESTED = {"design.md", "changelog.md"}  # they have no program
 LINKED = ["README.md", *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in LINKED if "```python" in (ROOT / page).read_text() and Path(page).name not in UNTESTED]
@@ -36,6 +37,8 @@ def test_the_pages_are_found() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_the_snippets_of_a_page_work(page: str, tmp_path: Path) -> None:
     """The ten lines of the README left a pool behind, and its line for metrics was an AttributeError."""
+    for library in sorted(set(re.findall(OPTIONAL, (ROOT / page).read_text(), re.MULTILINE))):
+        pytest.importorskip(library)
     for number, program in enumerate(programs_of((ROOT / page).read_text())):
         names = {name: new_name() for name in re.findall(r'Pool\.(?:open|create)\(\s*"(\w+)"', program)}
         for name, unique in names.items():

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     ("__init__", "__main__"),
     ("cli",),
-    ("prometheus", "replay"),
+    ("prometheus", "replay", "integrations"),
     ("pool",),
     ("observer",),
     ("upkeep",),
