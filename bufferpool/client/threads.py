@@ -2,7 +2,7 @@
 
 Not threading.Thread: its start() waits until the new thread has said that it runs, and would wait for ever where the
 thread finds no memory to say so (a small RLIMIT_AS or RLIMIT_DATA), because a thread that fails to begin ends
-silently. The threads here hold a token, which goes when they end, whatever ends them.
+silently. The threads here hold a token, which is dropped when they end, for any reason.
 """
 
 import _thread

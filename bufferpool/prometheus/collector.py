@@ -158,7 +158,7 @@ MEMORY = (
            lambda s: s.stats.budget_bytes, "bytes"),
     _gauge("bufferpool_min_bytes", "The lower bound of the budget: the steward sets no lower one.",
            lambda s: s.stats.min_bytes, "bytes"),
-    _gauge("bufferpool_max_bytes", "The upper bound of the budget: the steward goes no higher; resize() moves it.",
+    _gauge("bufferpool_max_bytes", "The upper bound of the budget: the steward does not raise the budget above it; resize() does.",
            lambda s: s.stats.max_bytes, "bytes"),
     _gauge("bufferpool_room_bytes", "How far resize() can raise the budget, fixed when the pool was created.",
            lambda s: s.stats.room_bytes, "bytes"),

@@ -81,7 +81,7 @@ class Awaited:
             task.add_done_callback(lambda done, numbers=numbers: self._done(numbers, done))  # type: ignore[misc]
 
     def _wanted(self, page_no: int) -> bool:
-        """Whether somebody still waits for a page; otherwise it is forgotten."""
+        """True if a coroutine still waits for a page; otherwise the page is forgotten."""
         wanted = any(not future.done() for future in self._waiting[page_no])
         if not wanted:
             del self._waiting[page_no]

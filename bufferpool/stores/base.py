@@ -105,7 +105,7 @@ def _best_caching(fd: int) -> Caching:
     with suppress(OSError):
         _set_direct(fd, True)
         return Caching.DIRECT
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # what the kernel reads ahead, nobody would drop
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # nothing would drop what the kernel reads ahead
     with suppress(OSError):
         os.preadv(fd, [bytearray(1)], 0, RWF_DONTCACHE)
         return Caching.UNCACHED

@@ -1,7 +1,7 @@
-"""The steward's log: each event of its pool, of whatever client, is a line of the logger "bufferpool".
+"""The steward's log: each event of its pool, from any client, becomes a line of the logger "bufferpool".
 
-So whoever reads the log of one process sees the decisions about the pool's memory, the failures of its stores, and
-its dead clients. The fields of the event are in the record, as ``fields``, for handlers that write JSON.
+So the log of one process shows the decisions about the pool's memory, the failures of its stores, and its dead
+clients. The record has the fields of the event as ``fields``, for handlers that write JSON.
 """
 
 import logging

@@ -133,7 +133,7 @@ def checkpoint(client: Client, up_to_lsn: int | None) -> int:
     if up_to_lsn is None and client.durable_lsn == NO_RULE:
         up_to_lsn = max((seg.dirty_range(r["first_entry"], r["max_pages"])[1] for r in spaces), default=0)
     limit = client.durable_lsn if up_to_lsn is None else up_to_lsn
-    # 2. The log goes first, then the pages.
+    # 2. The log is synced first, then the pages are written.
     sync_log(client)
     flush_all(client, spaces, client.durable_lsn, inf)
     # 3. What is dirty still (above the durable LSN, or since) needs the log from its first change on.

@@ -1,6 +1,6 @@
 """Memory: freeing a frame for a page, shrinking to the budget, giving memory back.
 
-What goes and how is the core's (core/protocol/shrink.h); here is what needs a store
+The core decides which pages to evict, and how (core/protocol/shrink.h); here is what needs a store
 (dirty pages are flushed first) or patience (pages that are in use for a moment).
 A store may hang: flushes run in threads (jobs.py), and a caller that needs memory waits,
 up to its own timeout, for the first of them that frees some.
@@ -87,7 +87,7 @@ def flushed_pages(client: Client) -> int:
 def write_some(
     client: Client, jobs: list[Job], seconds: float, *, foreground: bool = False, ask_log: bool = True
 ) -> tuple[bool, Exception | None]:
-    """Has dirty pages written, and waits until some are, by whomever; until nobody here writes any; or so many seconds.
+    """Starts flushes, and waits until any client has written a page, no flush runs here, or ``seconds`` are over.
 
     ``jobs`` are those that the caller has started before; afterwards, those that still run. Returns whether pages
     were written, and the first error. With ``ask_log``, the log is asked for where nothing else can be written;
@@ -175,7 +175,7 @@ def scratch_message(client: Client, held: int, most: int) -> str:
     more = f", and {len(parts) - 5} more spaces" if len(parts) > 5 else ""
     return (
         f"{held} of {client.budget_frames} frames of pool {client.name!r} hold scratch pages that nothing can evict "
-        f"({', '.join(parts[:5])}{more}), and they may have {most}: the rest is kept for everybody else. "
+        f"({', '.join(parts[:5])}{more}), and they may have {most}: the rest is kept for other clients. "
         f"Drop pages (space.drop()), make them discardable (discardable=True), or {_give_more(client)}"
     )
 

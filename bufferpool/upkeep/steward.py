@@ -56,7 +56,7 @@ from bufferpool.upkeep.event_log import EventLog
 
 FLUSH_PAGES = 1024  # of one space and sync, at most
 LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
-SHRINK_BYTES = 64 << 20  # of one step, at most: it holds nobody up, and the next look comes soon
+SHRINK_BYTES = 64 << 20  # at most, in one step: a short step delays no other client, and the next one comes soon
 HUNG_S = 10.0  # a flush that takes longer is an event
 STOP_S = 2.0  # seconds to wait at the end for flushes under way
 SAVING = "working set"  # the subject of the job that saves it
@@ -77,7 +77,7 @@ class Settings:
     pressure: bool = True
     """Whether the budget follows the memory pressure of the machine and the miss-ratio curve."""
     idle: float | None = None
-    """Pages that nobody has touched for so long go back, and free frames that nobody takes. None: they stay."""
+    """Seconds after which the memory of unused pages and free frames is given back. None: it is kept."""
     working_set: str | os.PathLike[str] | None = None
     """Where the working set is saved; see :func:`bufferpool.upkeep.working_set.save_working_set`."""
     working_set_every: float = 300.0
@@ -313,8 +313,8 @@ class Steward:
         """Gives back pages that were not used for ``idle_s`` seconds, and frames that were free all that time.
 
         How many frames were never needed since the last look is what was free in the round that
-        had the fewest (the low-water mark of tcmalloc's free lists). An extent of them stays: whoever
-        needs one frame gives memory to a whole extent, and that would come and go for ever.
+        had the fewest (the low-water mark of tcmalloc's free lists). One extent of them is kept: a
+        client that needs one frame plugs a whole extent, which would be given back and plugged again and again.
         """
         if now - self._idle_at < max(1.0, idle_s / 8):
             return

@@ -47,7 +47,7 @@ class Selection(NamedTuple):
     most: int = BATCH_PAGES
     """At most so many."""
     foreground: bool = False
-    """Whether somebody waits for their frames."""
+    """True if a client waits for their frames."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _store_batch(
 
 
 def _settled(written: FileState | None, now: FileState) -> FileState:
-    """What to remember of a file that we wrote, and that may have been written by somebody else since, while it was synced."""
+    """The state to record of a file that we have written: another program may have written it while we synced it."""
     same = written is not None and (now.content, now.ctime_ns) == (written.content, written.ctime_ns)
     return written if written is not None and same else now._replace(doubt=Doubt.FLUSHED)
 
@@ -232,7 +232,7 @@ def store_of(client: Client, record: Record) -> Store:
 def flush_part(client: Client, record: Record, which: Selection, *, wait: bool = True) -> Part:
     """Writes the dirty pages of a space that ``which`` selects, in page order, and syncs them.
 
-    None, without ``wait``, while somebody else flushes the space. Raises StoreError: then they stay dirty, all of them.
+    Returns None if another client flushes the space and ``wait`` is false. Raises StoreError; all pages are dirty still.
     """
     try:
         with telling(client, record):

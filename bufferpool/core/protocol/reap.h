@@ -111,7 +111,7 @@ inline void reap_owned(Segment& s, u32 c) {
 
 // Ends the business of a dead client whose byte lock we hold, and frees its slot.
 // `c` may be our own number: then we took over its slot in order to attach. False: the number of frames, or of spaces,
-// is damaged, so that we cannot find what it has left; the slot is not to be another's before somebody can.
+// is damaged, so that we cannot find what it has left; the slot is not reused before a reaper can find it.
 inline bool reap_held(Segment& s, u32 c) {
     if (!s.look_at_ready() || !s.look_at_spaces()) return false;
     BP_POINT("reap.begin");

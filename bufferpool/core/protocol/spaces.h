@@ -83,8 +83,8 @@ inline void repair_if_inherited(Segment& s, Acquired how) {
     repaired(s, s.header->directory);
 }
 
-// Removes the closed spaces that nobody uses any more, without waiting for those
-// that somebody does. Under the directory lock. Returns how many are left.
+// Removes the closed spaces that no client uses any more; does not wait for clients that use
+// the others. Under the directory lock. Returns how many closed spaces are left.
 inline u32 sweep_closing(Segment& s) {
     u32 left = 0, freed = 0;
     for (u32 i = 0, n = s.space_count(); i < n; i++)

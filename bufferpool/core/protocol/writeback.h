@@ -73,7 +73,7 @@ inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
     };
     settle_entry(s, it.page, settle);
     if (!aside) return;
-    lock_memory(s, false);  // nobody sets it aside again before it is clean
+    lock_memory(s, false);  // no search sets it aside again before it is clean
     bring_back_locked(s, it.page);
     settle_entry(s, it.page, settle);
     unlock_memory(s);

@@ -45,7 +45,7 @@ static Status take_pages(Segment& s, BatchObject* batch, u64 generation, FlushRe
     OpSlot op(s);
     Status status = op.valid() ? begin_flush(s, op.intent(), want, *batch->taken) : op.why_not();
     batch->op = status == Status::OK ? op.release() : -1;
-    // Once pages are taken nobody can remove the space. Before, it may have been: then these are another space's.
+    // A space whose pages a flush has taken cannot be removed. If it was removed before, the pages are another space's.
     if (status == Status::OK && space_generation(t.span.load_acquire()) != generation) return Status::REMOVED;
     batch->file = FileRecord::of(t);
     return status;
@@ -91,7 +91,7 @@ PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* h
 }
 
 // begin_flush(space, generation, selection, wait) -> Batch, which holds the space's flush lock. None: the space is
-// gone, or somebody else flushes it and was not to be waited for.
+// gone, or another client flushes it and `wait` is false.
 static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
     unsigned space;
     PyObject *generation, *selection;

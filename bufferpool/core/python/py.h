@@ -101,7 +101,7 @@ bool refresh_readable(SegmentObject* seg);
 PyObject* core_observe(PyObject*, PyObject* fd);
 
 // held.cpp, batch.cpp
-PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait);  // a Held; None: somebody else has the lock
+PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait);  // a Held; None: another client has the lock
 bool is_interrupted(PyObject* held);
 PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* held);  // takes over `held`
 
