@@ -34,6 +34,13 @@ COLORS = {
 
 AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # from the bottom of a stack to its top
 BUDGETS = (0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)  # the budgets of the advice, as multiples of the present one
+LATENCIES = (
+    ("load", "Duration of loads", "Time to fill a page from its store. Two bands are normal: loads from the page cache, and from the disk."),
+    ("flush", "Duration of flushes", "Time to write and sync a batch of dirty pages. The sync dominates."),
+    ("reclaim", "Duration of giving memory back", "One call to the kernel. It grows with the number of processes attached."),
+    ("wait", "Duration of waits", "Clients waiting for each other. Waits of 20 ms and more mean a client that was stopped or died."),
+)  # fmt: skip
+PERCENTILES = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
 STATES = ("pinned", "dirty", "retired", "busy", "clean", "free")
 
 Query = tuple[str, str]
@@ -119,6 +126,14 @@ def latency(what: str, title: str, about: str) -> heatmap.Panel:
         heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).exponent(0.5)
     )
     return made.filter_values(heatmap.FilterValueRange().le(1e-9)).show_legend().show_tooltip().cell_gap(1)
+
+
+def percentiles(what: str, title: str) -> timeseries.Panel:
+    """The percentiles of the durations that a heatmap shows; Grafana draws no lines over a heatmap."""
+    buckets = f"sum by (le) (rate(bufferpool_{what}_seconds_bucket{HERE}[$__rate_interval]))"
+    return lines(f"{title}: percentiles",
+                 "Half of all, 95 of a hundred and 99 of a hundred take at most this long. Estimated within their power of two.",
+                 SECONDS, *((f"histogram_quantile({share}, {buckets})", name) for share, name in PERCENTILES))  # fmt: skip
 
 
 def rate(metric: str, by: str = "", more: str = "") -> str:
@@ -237,11 +252,8 @@ def hits() -> list[Any]:
 
 def latencies() -> list[Any]:
     return [
-        latency("load", "Duration of loads", "Time to fill a page from its store. Two bands are normal: loads from the page cache, and from the disk."),
-        latency("flush", "Duration of flushes", "Time to write and sync a batch of dirty pages. The sync dominates."),
-        latency("reclaim", "Duration of giving memory back", "One call to the kernel. It grows with the number of processes attached."),
-        latency("wait", "Duration of waits", "Clients waiting for each other. Waits of 20 ms and more mean a client that was stopped or died."),
-    ]  # fmt: skip
+        panel for what, title, about in LATENCIES for panel in (latency(what, title, about), percentiles(what, title))
+    ]
 
 
 def waiting() -> list[Any]:
@@ -281,8 +293,10 @@ def clients() -> list[Any]:
 
 def machine() -> list[Any]:
     return [
-        lines("Memory pressure of the machine", "The share of time in which some task, or all of them (full), waited for memory (PSI). The steward "
-              "gives memory back when it rises.", RATIO, (f"rate(bufferpool_memory_pressure_seconds_total{THERE}[$__rate_interval])", "{{state}}"), at_least=0.1),
+        lines("Memory pressure", "The share of time in which some task, or all of them (full), waited for memory (PSI): of the machine, and of the exporter's "
+              "cgroup. The steward gives memory back when that of its own cgroup rises, or the machine's if it has none.", RATIO,
+              *((f"rate(bufferpool_memory_pressure_seconds_total{{{MACHINE}, cgroup{match}}}[$__rate_interval])", legend)
+                for match, legend in (('=""', "machine, {{state}}"), ('!=""', "{{cgroup}}, {{state}}"))), at_least=0.1),
         lines("Shared memory and the machine", "Free memory in the tmpfs that holds the pools, and in the machine. Containers start with 64 MiB of "
               "/dev/shm.", BYTES, (f"bufferpool_shm_free_bytes{THERE}", "free in the tmpfs"), (f"bufferpool_shm_size_bytes{THERE}", "size of the tmpfs"),
               (f"bufferpool_machine_available_bytes{THERE}", "available in the machine")),

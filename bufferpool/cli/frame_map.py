@@ -1,4 +1,4 @@
-"""``bufferpool map``: draws the segment with one cell for each frame, grouped by extent."""
+"""``bufferpool map``: draws the segment with one cell for each frame, or for several, grouped by extent."""
 
 import argparse
 import math
@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,17 +54,58 @@ def cells_of(pool: Observer, by: str) -> tuple[npt.NDArray[np.uint8], Kinds]:
     return out, STATES
 
 
-def lines(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, width: int, colour: bool) -> Iterator[str]:
-    """The lines of the map: as many extents (``per`` cells each) side by side as ``width`` columns hold."""
-    extents = cells.reshape(-1, per)
-    label = len(str(len(extents) - 1)) + 2
-    across = max(1, (width - label + 1) // (per + 1))
-    piece = min(per, max(8, width - label))
-    for first in range(0, len(extents), across):
-        row = extents[first : first + across]
-        for at in range(0, per, piece):
-            start = str(first).rjust(label - 2) if at == 0 else " " * (label - 2)
-            yield f"{start}  " + " ".join(_cells(extent[at : at + piece], kinds, colour) for extent in row)
+class Shape(NamedTuple):
+    """How a map lies on lines of a given width."""
+
+    label: int
+    """Columns of the number before each line, with the space after it."""
+    across: int
+    """Blocks side by side."""
+    piece: int
+    """Cells of a block on one line."""
+
+
+def shape_of(blocks: int, block: int, last: int, width: int) -> Shape:
+    """The shape of a map of ``blocks`` with ``block`` cells each; ``last`` is the number of the last extent."""
+    label = len(str(last)) + 2
+    return Shape(label, max(1, (width - label + 1) // (block + 1)), min(block, max(8, width - label)))
+
+
+def fold(cells: npt.NDArray[np.uint8], per: int, width: int, rows: int) -> tuple[npt.NDArray[np.uint8], int, int]:
+    """Makes a map fit ``rows`` lines: each cell shows the most frequent kind of a power of two of frames.
+
+    Returns the cells, the cells of a block, and the frames of a cell. A block is one extent while that has at least 8
+    cells, else several extents.
+    """
+    extents = len(cells) // per
+    each, block = 1, per
+    while each < len(cells):
+        blocks = -(-len(cells) // (each * block))
+        shape = shape_of(blocks, block, extents - 1, width)
+        if -(-blocks // shape.across) * -(-block // shape.piece) <= rows:
+            break
+        each *= 2
+        block = max(per // each, 8)
+    padded = np.pad(cells, (0, -len(cells) % (each * block)), mode="edge").reshape(-1, each)
+    counts = np.stack([np.count_nonzero(padded == kind, axis=1) for kind in range(int(cells.max()) + 1)])
+    return counts.argmax(axis=0).astype(np.uint8), block, each
+
+
+def lines(
+    cells: npt.NDArray[np.uint8], kinds: Kinds, block: int, width: int, colour: bool, step: int = 1
+) -> Iterator[str]:
+    """The lines of the map: as many blocks (``block`` cells each) side by side as ``width`` columns hold.
+
+    A line begins with the number of its first extent; a block stands for ``step`` extents.
+    """
+    blocks = cells.reshape(-1, block)
+    shape = shape_of(len(blocks), block, (len(blocks) - 1) * step, width)
+    for first in range(0, len(blocks), shape.across):
+        row = blocks[first : first + shape.across]
+        for at in range(0, block, shape.piece):
+            start = str(first * step) if at == 0 else ""
+            parts = (_cells(part[at : at + shape.piece], kinds, colour) for part in row)
+            yield f"{start:>{shape.label - 2}}  " + " ".join(parts)
 
 
 def _cells(cells: npt.NDArray[np.uint8], kinds: Kinds, colour: bool) -> str:
@@ -163,8 +204,11 @@ def _map(args: argparse.Namespace) -> int:
         print_json({"name": args.name, "extent_frames": per, "frames": [names[cell] for cell in cells]})
         return 0
     colour = args.color == "always" or (args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    tell(title)
-    for line in lines(cells, kinds, per, shutil.get_terminal_size((100, 30)).columns, colour):
+    screen = shutil.get_terminal_size((100, 30))
+    rows = sys.maxsize if args.full else max(4, screen.lines - 4)  # the title, the legend, and the next prompt
+    folded, block, each = fold(cells, per, screen.columns, rows)
+    tell(title + (f"; each cell shows the most frequent kind of {each:,} frames" if each > 1 else ""))
+    for line in lines(folded, kinds, block, screen.columns, colour, block * each // per):
         print(line)
     print(_legend(cells, kinds, stats.page_size, colour))
     return 0
@@ -173,12 +217,14 @@ def _map(args: argparse.Namespace) -> int:
 def register(commands: Commands) -> None:
     """Adds the command."""
     sub = commands.add(
-        "map", _map, "show the segment as a picture, one cell a frame",
-        "Each block is an extent, the unit in which memory is given back; each line begins with its first extent's number.\n\n"
+        "map", _map, "show the segment as a picture",
+        "A cell is a frame, and a block an extent, the unit in which memory is given back; each line begins with its first extent's "
+        "number. In a pool that is too large for the screen, a cell shows the most frequent kind of several frames.\n\n"
         "examples:\n  bufferpool map orders\n  bufferpool map orders --by age\n  bufferpool map orders --output orders.png",
     )  # fmt: skip
     sub.add_argument(
         "--by", choices=["state", "age"], default="state", help="what the colours show (default: %(default)s)"
     )
     sub.add_argument("--output", metavar="FILE", help="write a picture there (.png or .svg) instead")
+    sub.add_argument("--full", action="store_true", help="show a cell for each frame, however many there are")
     sub.add_argument("--color", choices=["auto", "always", "never"], default="auto", help="default: on a terminal")

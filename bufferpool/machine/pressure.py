@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from bufferpool._locks import Lock
 from bufferpool.machine.descriptor import OwnDescriptor
@@ -134,14 +134,29 @@ def cgroup_limit(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup")
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def cgroup_room(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> tuple[int, int] | None:
-    """(limit, free bytes below it) of the cgroup with the least free; None without a limit."""
+class Room(NamedTuple):
+    """The memory that a cgroup has left."""
+
+    limit: int
+    """Bytes that its processes may use."""
+    free: int
+    """Bytes below the limit."""
+    cgroup: str
+    """Its folder, under the folder in which cgroups are mounted."""
+
+
+def cgroup_room(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> Room | None:
+    """The room of that of this process's cgroups which has the least free; None without a limit."""
     found = []
     for folder, version in cgroup_folders(root, table):
         limit = _limit_of(folder, version)
         if limit is not None:
-            found.append((limit, max(0, limit - _used_of(folder, version))))
-    return min(found, key=lambda pair: pair[1], default=None)
+            found.append(Room(limit, max(0, limit - _used_of(folder, version)), _name_of(folder, root)))
+    return min(found, key=lambda room: room.free, default=None)
+
+
+def _name_of(folder: Path, root: str = "/sys/fs/cgroup") -> str:
+    return "/" + str(folder.relative_to(root)).removeprefix(".")
 
 
 # ---- the machine -----------------------------------------------------------------------
@@ -202,13 +217,21 @@ def psi_stalls(text: str) -> dict[str, float]:
     return {kind: int(total) / 1e6 for kind, _, total in _PSI_LINE.findall(text)}
 
 
+def psi_files(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup") -> dict[str, str]:
+    """The kernel's pressure files: {"": the machine's, the folder of this process's cgroup: that of the cgroup}.
+
+    The cgroup's file comes last. Without PSI there is none; a process in the root cgroup has the machine's alone.
+    """
+    files = {"": MACHINE_PSI} if os.access(MACHINE_PSI, os.R_OK) else {}
+    for folder, version in cgroup_folders(root, table):  # the root cgroup has no cgroup.type
+        if version == 2 and (folder / "cgroup.type").exists() and (folder / "memory.pressure").exists():
+            return files | {_name_of(folder, root): str(folder / "memory.pressure")}
+    return files
+
+
 def psi_file() -> str | None:
     """The path of this process's pressure file: that of its cgroup, or the machine's; None without PSI."""
-    # The root cgroup has no cgroup.type; for it the machine's file is right.
-    for folder, version in cgroup_folders():
-        if version == 2 and (folder / "cgroup.type").exists() and (folder / "memory.pressure").exists():
-            return str(folder / "memory.pressure")
-    return MACHINE_PSI if os.access(MACHINE_PSI, os.R_OK) else None
+    return next(reversed(psi_files().values()), None)
 
 
 def read_memory(directory: str) -> Reading:
@@ -216,8 +239,8 @@ def read_memory(directory: str) -> Reading:
     shm, room = os.statvfs(directory), given(cgroup_room)
     size, free = given(machine_memory) or (None, None)
     return Reading(
-        cgroup_limit=room[0] if room else None,
-        cgroup_free=room[1] if room else None,
+        cgroup_limit=room.limit if room else None,
+        cgroup_free=room.free if room else None,
         shm_free=shm.f_bavail * shm.f_frsize if shm.f_blocks else None,
         shm_size=shm.f_blocks * shm.f_frsize if shm.f_blocks else None,
         machine_free=free,

@@ -426,18 +426,17 @@ class PoolCollector(Collector):
 
 def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
     """Figures of the machine's memory, which a steward uses too: the same for every pool."""
-    path = pressure.psi_file()
     stalled = CounterMetricFamily(
         "bufferpool_memory_pressure_seconds",
-        "Time in which some task, or all tasks (full), stalled for memory, as the kernel counts it (PSI), for the cgroup "
-        "of this process if it has one.",
-        labels=["state"],
+        "Time in which some task, or all tasks (full), stalled for memory, as the kernel counts it (PSI): of the machine "
+        '(cgroup=""), and of the exporter\'s cgroup.',
+        labels=["cgroup", "state"],
         unit="seconds",
     )
-    if path is not None:
+    for cgroup, path in pressure.psi_files().items():
         with contextlib.suppress(OSError):  # EOPNOTSUPP: PSI is switched off (psi=0)
             for state, seconds in pressure.psi_stalls(Path(path).read_text()).items():
-                stalled.add_metric([state], seconds)
+                stalled.add_metric([_text(cgroup), state], seconds)
     shm = os.statvfs(directory or segment_file.SHM)
     memory = pressure.given(pressure.machine_memory)  # None: /proc shows processes only
     figures: list[tuple[str, str, float | None]] = [
@@ -453,12 +452,22 @@ def _machine(directory: str | os.PathLike[str] | None) -> Iterator[Metric]:
                 memory[1],
             )
         )
-    limit, free = pressure.given(pressure.cgroup_room) or (None, None)  # no samples where there is no limit
-    figures.append(("bufferpool_cgroup_limit_bytes", "Memory limit of the exporter's cgroup.", limit))
-    figures.append(("bufferpool_cgroup_free_bytes", "Bytes below the memory limit of the exporter's cgroup.", free))
     yield stalled
     for name, text, value in figures:
         yield GaugeMetricFamily(name, text, value=value, unit="bytes")
+    room = pressure.given(pressure.cgroup_room)  # None where there is no limit
+    limit, free = (
+        GaugeMetricFamily(f"bufferpool_cgroup_{what}_bytes", text, labels=["cgroup"], unit="bytes")
+        for what, text in (
+            ("limit", "Memory limit of the exporter's cgroup, or of the one around it that has the least free."),
+            ("free", "Bytes below the memory limit of that cgroup."),
+        )
+    )
+    if room is not None:
+        limit.add_metric([_text(room.cgroup)], room.limit)
+        free.add_metric([_text(room.cgroup)], room.free)
+    yield limit
+    yield free
 
 
 def _summary(metric: Any, labels: tuple[str, ...], value: tuple[float, float], created: float) -> None:

@@ -5,9 +5,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bufferpool.machine import pressure
 from bufferpool.machine.pressure import Psi, Stall, SystemSource, cgroup_limit, cgroup_room, machine_memory, parse_psi
+from bufferpool.prometheus import PoolCollector
 from tests.conftest import WAIT
 
 MIB = 1 << 20
@@ -70,7 +72,8 @@ def test_the_cgroup_with_the_least_room_counts(cgroups, version):
         version, {"a": (100 * MIB, 90 * MIB, 20 * MIB), "a/b": (200 * MIB, 10 * MIB, 0), ".": (none, MIB, 0)}
     )
     assert cgroup_limit(*where) == 100 * MIB
-    assert cgroup_room(*where) == (100 * MIB, 30 * MIB)  # page cache would go first
+    name = "/a" if version == 2 else "/memory/a"
+    assert cgroup_room(*where) == (100 * MIB, 30 * MIB, name)  # page cache would go first
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -82,13 +85,43 @@ def test_no_limit_is_none(cgroups, version):
 
 
 def test_more_used_than_allowed_is_no_room(cgroups):
-    assert cgroup_room(*cgroups(2, {"a/b": (MIB, 2 * MIB, 0)})) == (MIB, 0)
+    assert cgroup_room(*cgroups(2, {"a/b": (MIB, 2 * MIB, 0)})) == (MIB, 0, "/a/b")
 
 
 def test_a_cgroup_that_is_not_mounted_here_is_no_limit(tmp_path):
     table = tmp_path / "table"
     table.write_text("9:memory:/elsewhere\n0::/elsewhere\n")
     assert cgroup_room(str(tmp_path / "nothing"), str(table)) is None
+
+
+def test_the_pressure_of_a_cgroup_is_told_apart_from_the_machines(cgroups, tmp_path, monkeypatch):
+    """One series held the cgroup's pressure in a container and the machine's outside, and nothing said which."""
+    root, table = cgroups(2, {"a/b": (MIB, 0, 0)})
+    machine = tmp_path / "machine"
+    monkeypatch.setattr(pressure, "MACHINE_PSI", str(machine))
+    assert pressure.psi_files(root, table) == {}
+    machine.write_text(TEXT)
+    assert pressure.psi_files(root, table) == {"": str(machine)}
+    own = Path(root) / "a" / "b"
+    for name in ("cgroup.type", "memory.pressure"):
+        (own / name).write_text(TEXT)
+    files = pressure.psi_files(root, table)
+    assert list(files.items()) == [("", str(machine)), ("/a/b", str(own / "memory.pressure"))]
+
+
+def test_the_exporter_names_the_cgroup_of_each_figure(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.write_text(TEXT.replace("123456", "5000000"))
+    machine = tmp_path / "machine"
+    machine.write_text(TEXT)
+    monkeypatch.setattr(pressure, "psi_files", lambda: {"": str(machine), "/a/b": str(own)})
+    monkeypatch.setattr(pressure, "cgroup_room", lambda: pressure.Room(100 * MIB, 30 * MIB, "/a"))
+    registry = CollectorRegistry()
+    registry.register(PoolCollector())
+    stalled = "bufferpool_memory_pressure_seconds_total"
+    assert registry.get_sample_value(stalled, {"cgroup": "", "state": "some"}) == 0.123456
+    assert registry.get_sample_value(stalled, {"cgroup": "/a/b", "state": "some"}) == 5.0
+    assert registry.get_sample_value("bufferpool_cgroup_free_bytes", {"cgroup": "/a"}) == 30 * MIB
 
 
 def test_this_machines_memory():

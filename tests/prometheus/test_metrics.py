@@ -145,6 +145,7 @@ def test_names_units_labels_and_help(make_pool, data_file):
                 "operation",
                 "version",
                 "layout",
+                "cgroup",
             }
     created = [s for family in families for s in family.samples if s.name.endswith("_created")]
     assert len(created) >= 40
