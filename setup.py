@@ -30,6 +30,10 @@ class ParallelBuild(build_ext):
             self.compiler.compile = compile_one
 
 
+MACROS = [("BP_PROBES", "1")]  # the static probes, which a tool can attach to
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    MACROS.append(("BP_FREE_THREADED", "1"))
+
 setup(
     cmdclass={"build_ext": ParallelBuild},
     ext_modules=[
@@ -39,7 +43,7 @@ setup(
             depends=sorted(glob.glob("bufferpool/core/**/*.h", recursive=True)),
             include_dirs=["bufferpool/core", numpy.get_include()],
             language="c++",
-            define_macros=[("BP_FREE_THREADED", "1")] if sysconfig.get_config_var("Py_GIL_DISABLED") else [],
+            define_macros=MACROS,
             extra_compile_args=[
                 "-std=c++20",
                 "-O3",

@@ -138,6 +138,8 @@ class SpaceStats:
     """Loads that its store or loader failed, by class of error (``ERROR_CLASSES``)."""
     flush_failures: dict[str, int] = field(default_factory=dict)
     """Flushes that its store failed, by class of error."""
+    number: int = 0
+    """The number of its slot, from 0, which the static probes (USDT) tell."""
 
     @property
     def shown_name(self) -> str:
@@ -537,6 +539,7 @@ def _space_stats(pool: Inspectable, record: dict[str, Any], counters: Counters, 
         cache=cache_of(record["flags"]) if record["kind"] == Kind.FILE else "",
         load_failures=dict(zip(ERROR_CLASSES, loads, strict=True)),
         flush_failures=dict(zip(ERROR_CLASSES, flushes, strict=True)),
+        number=record["index"],
     )
 
 

@@ -11,6 +11,7 @@
 #include "policy/policy.h"
 #include "protocol/entry.h"
 #include "protocol/pin.h"
+#include "protocol/probes.h"
 
 namespace bp {
 
@@ -98,6 +99,7 @@ struct PoolEnv {
                 BP_POINT("evict.absent");
                 frame = f;
                 count_eviction(f);
+                probe_evict(s, page);
             } else {
                 gone = false;  // a damaged segment, which check() reports: leave the page
                 tally.busy++;  // every failed eviction is counted: the callers' search loops stop on this total

@@ -13,6 +13,7 @@
 #include "protocol/failures.h"
 #include "protocol/frames.h"
 #include "protocol/operation.h"
+#include "protocol/probes.h"
 #include "protocol/wait.h"
 
 namespace bp {
@@ -86,6 +87,7 @@ inline void publish_load(Segment& s, Intent& intent, u32 page, u32 f, Image imag
         return r | (image.dirty ? entry::DIRTY : 0) | (image.is_volatile ? entry::VOLATILE : 0);
     });
     BP_POINT("load.resident");
+    probe_load(s, page);
 }
 
 inline void finish_load(Segment& s, Intent& intent, u32 page, u32 f, Image image) {
@@ -168,6 +170,7 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
     BP_POINT("publish.done");
     if (ours) keep_or_free(s, f);
     s.counters().publishes.add_relaxed(1);
+    probe_publish(s, page);
     return Status::OK;
 }
 

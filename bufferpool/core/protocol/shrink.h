@@ -37,7 +37,7 @@ inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaime
             else free_locked(s, frames[k]);
         }
         unlock_memory(s);
-        if (r == 0) s.counters().reclaimed_bytes[reason].add_relaxed(length);
+        if (r == 0) s.counters().reclaimed_bytes[reason].add_relaxed(length), probe_reclaim(s, length, reason);
         if (r == 0) done.frames += end - i;
         else done.refused = r;
         BP_POINT("punch.hole");

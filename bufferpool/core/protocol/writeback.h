@@ -8,6 +8,7 @@
 #pragma once
 
 #include "protocol/client.h"
+#include "protocol/probes.h"
 
 namespace bp {
 
@@ -97,6 +98,7 @@ inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, b
         }
         settle_flushed(s, it, synced);
         BP_POINT("flush.cleaned");
+        if (synced) probe_flush(s, it.page);
         unpin(s, it.frame);
     }
     intent.op.store_release(u32(Op::NONE));

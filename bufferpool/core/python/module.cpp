@@ -4,7 +4,18 @@
 
 #include <cstdarg>
 
+#include "os/probe.h"
 #include "os/transfers.h"
+
+#ifdef BP_PROBES
+// The semaphores of the probes: a tool that attaches writes them.
+#define BP_SEMAPHORE(name) \
+    __attribute__((visibility("hidden"), section(".probes"))) volatile unsigned short bp_probe_##name = 0;
+extern "C" {
+BP_PROBE_LIST(BP_SEMAPHORE)
+}
+#undef BP_SEMAPHORE
+#endif
 
 namespace bp {
 
