@@ -334,7 +334,7 @@ ANNOTATIONS = {
 
 def build() -> dict[str, Any]:
     """The dashboard, as an object for JSON."""
-    board = dashboard.Dashboard("Buffer pools").uid("bufferpool").tags(["bufferpool"]).editable().refresh("10s")
+    board = dashboard.Dashboard("Buffer pools").uid("bufferpool").tags(["bufferpool"]).readonly().refresh("10s")
     board.description("Pools of bufferpool: memory, hits, latency, waiting, write-back, clients.")
     board.time("now-30m", "now").tooltip(models.DashboardCursorSync.CROSSHAIR)
     board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))

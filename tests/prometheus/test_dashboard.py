@@ -113,7 +113,7 @@ def test_the_rules_of_the_dashboard_linter_hold():
         assert found["allValue"] == ".+", "an empty label must not match"
         assert found["datasource"]["uid"] == "${datasource}"
         assert found["refresh"] == 2  # template-on-time-change-reload-rule
-    # uneditable-dashboard is for provisioned ones: ours is edited by who imports it.
+    assert DASHBOARD["editable"] is False  # template-uneditable-rule: it is generated
     for panel in PANELS:
         assert panel["title"]  # panel-title-description-rule
         assert panel["description"]
