@@ -22,8 +22,9 @@ from bufferpool.client import segment_file
 from bufferpool.errors import SegmentError
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import KNOB, are_huge, mount_of, shmem_enabled
-from bufferpool.machine.pressure import cgroup_limit
+from bufferpool.machine.pressure import SystemSource, cgroup_limit, psi_file
 from bufferpool.observer import Observer, unsaved_pages
+from bufferpool.stores.base import RWF_DONTCACHE
 from bufferpool.units import format_size
 
 _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
@@ -159,8 +160,8 @@ def _memory(directory: str) -> Iterator[Finding]:
             Level.WARN,
             "cgroup",
             f"memory limit {format_size(limit)}, below the {format_size(size)} of {directory}: "
-            "pages of a pool count, and the kernel kills processes when the limit is reached",
-            "keep the budget of all pools well below the limit, or raise it (memory.max; version 1: memory.limit_in_bytes)",
+            "pages of a pool count, and at the limit the kernel kills processes (memory.max) or slows them down (memory.high)",
+            "keep the budget of all pools well below the limit, or raise it (version 1: memory.limit_in_bytes)",
         )
     else:
         yield Finding(Level.OK, "cgroup", f"memory limit {format_size(limit)}")
@@ -261,6 +262,33 @@ def _io_uring(_directory: str) -> Iterator[Finding]:
         "refused: absent pages of one call are read by a few threads, which reaches less of a fast device's rate",
         "Linux 5.18 or newer; sysctl kernel.io_uring_disabled=0; in a container: a seccomp profile that allows io_uring",
     )
+
+
+def _uncached(_directory: str) -> Iterator[Finding]:
+    with open(__file__, "rb") as file:
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], 0, RWF_DONTCACHE)
+            text = "granted: files without O_DIRECT leave no second copy of a page in the kernel's page cache"
+        except OSError:
+            text = "refused (Linux 6.14 has it): pages of files without O_DIRECT are dropped from the kernel's page cache after use"
+    yield Finding(Level.OK, "RWF_DONTCACHE", text)
+
+
+def _pressure(directory: str) -> Iterator[Finding]:
+    """Whether the kernel reports stalls for memory, and wakes the steward when they begin."""
+    path, source = psi_file(), SystemSource(directory)
+    try:
+        figures, triggered = source.read().psi_some is not None, source.triggered
+    finally:
+        source.close()
+    if triggered:
+        yield Finding(Level.OK, "PSI", f"{path} wakes the steward when tasks stall for memory")
+    elif figures:
+        text = f"{path} grants this process no trigger: the steward reads it in each round"
+        yield Finding(Level.OK, "PSI", f"{text} (Linux 6.5 and newer grant one to any user)")
+    else:
+        text = "the kernel does not report stalls for memory: the steward knows only what is free"
+        yield Finding(Level.WARN, "PSI", text, "boot with psi=1, or use a kernel with CONFIG_PSI")
 
 
 def _page_caches(directory: str) -> Iterator[Finding]:
@@ -398,6 +426,8 @@ def examine(directory: str | None = None) -> Iterator[Finding]:
         _auto_size,
         _probes,
         _io_uring,
+        _uncached,
+        _pressure,
         _budgets,
         _leftovers,
         _page_caches,

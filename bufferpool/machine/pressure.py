@@ -113,11 +113,10 @@ def cgroup_folders(root: str = "/sys/fs/cgroup", table: str = "/proc/self/cgroup
 
 
 def _limit_of(folder: Path, version: int) -> int | None:
-    file = folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")
-    if not file.exists():
-        return None
-    text = file.read_text().strip()
-    return None if text == "max" or int(text) >= 1 << 60 else int(text)
+    """The bytes from which on the kernel kills (memory.max), or slows each process that takes memory down (memory.high)."""
+    files = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
+    texts = [(folder / name).read_text().strip() for name in files if (folder / name).exists()]
+    return min((int(text) for text in texts if text != "max" and int(text) < 1 << 60), default=None)
 
 
 def _used_of(folder: Path, version: int) -> int:

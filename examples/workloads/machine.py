@@ -87,8 +87,11 @@ class MemoryCgroup:
     def push_out(self, size: int) -> None:
         """Makes the kernel reclaim up to ``size`` bytes: shared memory is written to swap."""
         try:
-            if self.version == 2:
+            if self.version == 2 and (self.folder / "memory.reclaim").exists():
                 self._write("memory.reclaim", size)
+            elif self.version == 2:  # before Linux 5.19: what is above memory.high is reclaimed when it is set
+                self._write("memory.high", max(0, self.used() - size))
+                self._write("memory.high", "max")
             else:
                 self.limit(self.used() - size)
         except OSError as error:

@@ -12,6 +12,7 @@ import bufferpool as bp
 from bufferpool import _core
 from bufferpool.cli import doctor, main
 from bufferpool.machine import mounts
+from bufferpool.machine.pressure import Reading, SystemSource
 from tests.client.test_segment_damaged import VERSION_AT
 from tests.conftest import PAGE, fill
 from tests.support.children import on_small_tmpfs
@@ -145,3 +146,17 @@ b.resize("2MiB")
 print(budgets().level, a.check(), b.check())
 """
     assert on_small_tmpfs(code, tmp_path).splitlines() == ["OK", "WARN True True", "OK [] []"]
+
+
+@pytest.mark.parametrize(("some", "trigger", "level"), [(1.0, True, "OK"), (1.0, False, "OK"), (None, False, "WARN")])
+def test_doctor_names_what_the_kernel_lacks(
+    monkeypatch: pytest.MonkeyPatch, some: float | None, trigger: bool, level: str
+) -> None:
+    """Kernels before 6.14 have no RWF_DONTCACHE, and a kernel may have no PSI, or no trigger: the pool works, silently."""
+    monkeypatch.setattr(SystemSource, "read", lambda self: Reading(psi_some=some))
+    monkeypatch.setattr(SystemSource, "triggered", trigger)
+    monkeypatch.setattr(doctor, "RWF_DONTCACHE", 1 << 30)  # a flag that no kernel has
+    findings = {f.what: f for f in doctor.examine()}
+    assert findings["PSI"].level == level
+    assert ("psi=1" in findings["PSI"].remedy) == (some is None)
+    assert findings["RWF_DONTCACHE"].text.startswith("refused")

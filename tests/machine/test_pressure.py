@@ -88,6 +88,15 @@ def test_more_used_than_allowed_is_no_room(cgroups):
     assert cgroup_room(*cgroups(2, {"a/b": (MIB, 2 * MIB, 0)})) == (MIB, 0, "/a/b")
 
 
+def test_memory_high_is_a_limit(cgroups):
+    """Only memory.max counted: the steward saw room where the kernel already stopped each process that took memory."""
+    root, table = cgroups(2, {"a": (200 * MIB, 90 * MIB, 0), "a/b": ("max", 10 * MIB, 0)})
+    (Path(root) / "a/memory.high").write_text(f"{100 * MIB}\n")
+    (Path(root) / "a/b/memory.high").write_text("max\n")
+    assert cgroup_limit(root, table) == 100 * MIB
+    assert cgroup_room(root, table) == (100 * MIB, 10 * MIB)
+
+
 def test_a_cgroup_that_is_not_mounted_here_is_no_limit(tmp_path):
     table = tmp_path / "table"
     table.write_text("9:memory:/elsewhere\n0::/elsewhere\n")
