@@ -6,6 +6,7 @@
 # make docs    the documentation as a site, in build/site
 # make coverage   the lines and branches of the package and of its core that tests reach, with a floor; reports in build/coverage
 # make soak    the long forms of the tests
+# make lab     the tests on the kernels, cgroups and machines of users, in guests of qemu; LAB="--kernels 6.1 --groups core" takes a part
 # make free-threaded   the tests with threads on a CPython without the GIL, which it builds (Debian) or finds in FREE_THREADED_PYTHON
 # make dist    the sdist and a wheel for this interpreter in dist/, checked
 # make examples   the workloads of examples/workloads, with their pictures in IMAGES
@@ -24,7 +25,7 @@ QUICK := import docs pages pins write append spaces scratch derived files flush 
 	memory compaction bad_input events observer
 QUICK_FILES = $(foreach name,$(QUICK),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
-.PHONY: all demo examples test quick coverage soak bench peers docs lint clean free-threaded dist
+.PHONY: all demo examples test quick coverage soak lab bench peers docs lint clean free-threaded dist
 
 all: $(VENV)/.built $(VENV)/.installed
 
@@ -78,6 +79,11 @@ coverage: all $(VENV)/.coverage
 
 soak: all
 	$(BIN)/python -m pytest -m soak
+
+# It needs root, and Debian's qemu-system-x86, debootstrap and cpio; what it fetches lies in ~/.cache/bufferpool-lab.
+LAB ?=
+lab: all
+	$(BIN)/python -m lab $(LAB)
 
 $(VENV)/.bench: $(VENV)/.installed pyproject.toml
 	$(BIN)/python -m pip install --quiet --group bench

@@ -1,0 +1,71 @@
+"""Runs the lab, and writes its table to docs/lab.md. Ends with 1 if a check failed.
+
+python -m lab                             all checks on all kernels
+python -m lab --kernels 6.1 --groups core --checks doctor pins
+python -m lab --list
+"""
+
+import argparse
+import sys
+import time
+
+from lab import report
+from lab.checks import GROUPS, Group
+from lab.guest import Guest, GuestError
+from lab.images import KERNELS, Kernel, images, require_tools
+
+
+def perform(kernel: Kernel, group: Group, only: list[str], results: report.Results) -> bool:
+    """Runs checks of a group in one guest; a check that loses the guest gets a new one for those that follow."""
+    wanted = [name for name in group.checks if not only or name in only]
+    if not wanted or (group.kernels and kernel.name not in group.kernels):
+        return True
+    made, passed, guest = images(kernel), True, None
+    try:
+        for name in wanted:
+            began = time.monotonic()
+            try:
+                guest = guest or Guest(kernel, made, group.machine)
+                cell = report.Cell(True, group.checks[name](guest), int(time.monotonic() - began), guest.release)
+            except GuestError as error:
+                release = guest.release if guest else kernel.name
+                cell = report.Cell(False, str(error), int(time.monotonic() - began), release)
+                passed = False
+                if guest is not None:
+                    guest.close()
+                guest = None
+            results.setdefault(name, {})[kernel.name] = cell
+            report.save(results)
+            print(
+                f"{kernel.name:5} {name:16} {'passed' if cell.passed else 'FAILED'} {cell.seconds:4} s  {cell.text}",
+                flush=True,
+            )
+    finally:
+        if guest is not None:
+            guest.close()
+    return passed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), metavar="KERNEL")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP")
+    parser.add_argument("--checks", nargs="+", default=[], metavar="CHECK")
+    parser.add_argument("--list", action="store_true", help="print the groups and their checks")
+    args = parser.parse_args()
+    if args.list:
+        for name, group in GROUPS.items():
+            print(f"{name}: {', '.join(group.checks)}")
+        return 0
+    require_tools()
+    results = report.load()
+    done = [
+        perform(KERNELS[kernel], GROUPS[name], args.checks, results) for name in args.groups for kernel in args.kernels
+    ]
+    return int(not all(done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""A guest: a machine that qemu emulates in software, driven over a virtio port; its console is written to a file."""
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lab.images import CACHE, Images, Kernel
+
+BOOT_S = 300.0
+
+
+class GuestError(Exception):
+    """The guest does not answer, has ended, or a command that must succeed has failed."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a guest is made of."""
+
+    memory: str = "2G"
+    cpus: int = 2
+    options: tuple[str, ...] = ()
+    """Further arguments of qemu."""
+    kernel_options: str = ""
+    disks: tuple[str, ...] = field(default=())
+    """Values of ``-drive``, each a disk: /dev/vdc and so on."""
+
+
+class Guest:
+    """A running guest. Leaving the ``with`` block kills it: nothing in it is worth a shutdown."""
+
+    def __init__(self, kernel: Kernel, images: Images, machine: Machine = Machine()) -> None:
+        self.kernel, self.images, self.release = kernel, images, ""
+        self.place = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
+        self.console = CACHE / f"console-{kernel.name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._greeted: socket.socket | None = None
+        self.boot(machine)
+
+    def boot(self, machine: Machine) -> None:
+        """Starts the guest; one that runs is cut off from power first."""
+        self.cut()
+        self.machine, self._waiting = machine, b""
+        self._process = subprocess.Popen(
+            self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        try:
+            self._port, self._monitor = self._connect("port"), self._connect("monitor")
+            self.release = self._receive(time.monotonic() + BOOT_S)["ready"]
+        except BaseException:
+            self.close()
+            raise
+
+    def cut(self) -> None:
+        """Ends qemu at once, as a power failure does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            self._port.close()
+            self._monitor.close()
+
+    def _command(self) -> list[str]:
+        machine, images = self.machine, self.images
+        drives = (f"file={images.root},snapshot=on", f"file={images.project},snapshot=on", *machine.disks)
+        command = [
+            "nice", "-n", "5", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off",
+            "-smp", str(machine.cpus), "-m", machine.memory, "-display", "none", "-no-reboot", "-nodefaults",
+            "-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", f"file:{self.console}",
+            "-append", f"console=ttyS0 panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",
+            "-device", "virtio-serial-pci", "-chardev", f"socket,id=port,path={self.place}/port,server=on,wait=off",
+            "-device", "virtserialport,chardev=port,name=lab", "-device", "virtio-rng-pci",
+            "-qmp", f"unix:{self.place}/monitor,server=on,wait=off",
+        ]  # fmt: skip
+        for drive in drives:
+            command += ["-drive", f"{drive},format=raw,if=virtio"]
+        return [*command, *machine.options]
+
+    def _connect(self, name: str) -> socket.socket:
+        end = time.monotonic() + 20
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(str(self.place / name))
+                return connection
+            except OSError:
+                connection.close()
+                if time.monotonic() > end or self._process is None or self._process.poll() is not None:
+                    raise GuestError(f"qemu does not start: {self._errors()}") from None
+                time.sleep(0.05)
+
+    def _errors(self) -> str:
+        if self._process is None or self._process.poll() is None or self._process.stderr is None:
+            return "no message"
+        return self._process.stderr.read().decode(errors="replace")
+
+    def _receive(self, end: float) -> dict[str, Any]:
+        while b"\n" not in self._waiting:
+            self._port.settimeout(max(0.1, end - time.monotonic()))
+            try:
+                more = self._port.recv(65536)
+            except TimeoutError:
+                raise GuestError(f"no answer in time; the end of the console: {self.console_tail()}") from None
+            if not more:
+                raise GuestError(f"the guest ended; the end of the console: {self.console_tail()}")
+            self._waiting += more
+        line, _, self._waiting = self._waiting.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def console_tail(self) -> str:
+        """The last lines of the guest's console."""
+        return self.console.read_text(errors="replace")[-1500:] if self.console.exists() else ""
+
+    # ---- what the checks use -----------------------------------------------------------
+
+    def run(self, command: str, timeout: float = 300, hear: Callable[[str], None] | None = None) -> tuple[int, str]:
+        """Runs a command of the shell in /lab; returns its exit code and what it printed. ``hear`` gets that as it comes."""
+        self._port.sendall(json.dumps({"command": command, "timeout": timeout}).encode() + b"\n")
+        said = ""
+        while True:
+            answer = self._receive(time.monotonic() + timeout + 60)
+            if "rc" in answer:
+                return answer["rc"], said
+            said += answer["out"]
+            if hear is not None:
+                hear(answer["out"])
+
+    def must(self, command: str, timeout: float = 300) -> str:
+        """Runs a command that has to succeed; returns what it printed."""
+        code, said = self.run(command, timeout)
+        if code:
+            raise GuestError(f"{command!r} ended with {code}:\n{said[-3000:]}")
+        return said
+
+    def inside(self, program: str, *arguments: str, timeout: float = 600) -> Any:
+        """Runs a program of lab/inside that has to succeed; returns what its last line says."""
+        said = self.must(f"{self.environment} python3 -m lab.inside.{program} {shlex.join(arguments)}", timeout)
+        return json.loads(said.strip().splitlines()[-1])
+
+    @property
+    def environment(self) -> str:
+        """The variables with which the guest's Python finds the package and the wheels."""
+        from lab.images import wheels_folder
+
+        return f"PYTHONPATH=/lab:/lab/examples:{wheels_folder(self.kernel)}"
+
+    def monitor(self, command: str, **arguments: Any) -> Any:
+        """Sends a command of QMP to qemu; returns its answer."""
+        lines = self._monitor.makefile("rwb")
+        if self._greeted is not self._monitor:
+            self._greeted = self._monitor
+            lines.readline()
+            lines.write(b'{"execute": "qmp_capabilities"}\n')
+            lines.flush()
+            lines.readline()
+        lines.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        lines.flush()
+        while True:
+            answer = json.loads(lines.readline())
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise GuestError(f"{command}: {answer['error']}")
+
+    def memory_of_host(self) -> int:
+        """Bytes of the host that the process of qemu has in memory."""
+        assert self._process is not None
+        text = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(re.findall(r"VmRSS:\s+(\d+)", text)[0]) * 1024
+
+    def close(self) -> None:
+        """Ends the guest, and removes its files."""
+        self.cut()
+        for path in self.place.iterdir():
+            path.unlink()
+        self.place.rmdir()
+
+    def __enter__(self) -> "Guest":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

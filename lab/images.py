@@ -1,0 +1,259 @@
+"""What a guest boots from: Debian's kernels, a root file system made with debootstrap, and a disk with the project.
+
+All of it lies in CACHE, and is made once; only the disk with the project is made anew for each run.
+"""
+
+import functools
+import hashlib
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bufferpool-lab"
+MIRROR = "http://deb.debian.org/debian"
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
+PACKAGES = (
+    "busybox-static,ca-certificates,ccache,crun,dmsetup,e2fsprogs,fuse-overlayfs,g++,kmod,netavark,podman,procps,"
+    "python3,python3-dev,strace,util-linux"
+)
+WHEELS = ("numpy", "prometheus-client", "pytest>=8", "hypothesis>=6.100", "rich", "hdrhistogram", "xxhash", "apsw", "msgspec", "pip",
+          "setuptools>=77", "wheel")  # fmt: skip
+# What a guest may need that Debian builds as modules; a kernel without one of them goes without it.
+MODULES = (
+    "virtio_pci", "virtio_blk", "virtio_console", "virtio_balloon", "virtio_rng", "ext4", "crc32c_generic", "crc32c-intel",
+    "overlay", "fuse", "zram", "lz4", "lzo-rle", "loop", "dm-mod", "dm-flakey", "dm-log-writes", "veth",
+)  # fmt: skip
+NEEDS = {"qemu-system-x86_64": "qemu-system-x86", "debootstrap": "debootstrap", "cpio": "cpio", "mkfs.ext4": "e2fsprogs",
+         "dpkg-deb": "dpkg", "apt-get": "apt"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of the lab: the Debian release that it comes from, and the one whose root file system it boots."""
+
+    name: str
+    suite: str
+    root: str
+    python: str
+
+
+# Debian 11 has Python 3.9 only: its kernel boots the root of Debian 12.
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        Kernel("5.10", "bullseye", "bookworm", "3.11"),
+        Kernel("6.1", "bookworm", "bookworm", "3.11"),
+        Kernel("6.12", "trixie", "trixie", "3.13"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Images:
+    """The files from which a guest boots."""
+
+    kernel: Path
+    initrd: Path
+    root: Path
+    project: Path
+
+
+def run(*command: str | Path, **options: object) -> None:
+    """Runs a command of the host at a low priority. Its output is shown only when it fails."""
+    done = subprocess.run(
+        ["nice", "-n", "5", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout.decode(errors='replace')[-4000:]}")
+
+
+def require_tools() -> None:
+    """Ends the program if the host lacks a tool."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    os.environ["PATH"] = path
+    missing = sorted({package for tool, package in NEEDS.items() if not shutil.which(tool)})
+    if missing:
+        sys.exit(f"The lab needs: apt-get install --no-install-recommends {' '.join(missing)}")
+    if os.geteuid() != 0:
+        sys.exit("The lab runs debootstrap and chroot: run it as root, or with `unshare --map-root-user --map-auto`.")
+
+
+# ---- roots ---------------------------------------------------------------------------
+
+
+def root_folder(kernel: Kernel) -> Path:
+    """The root file system as a folder, with a compiler and Python."""
+    folder = CACHE / f"root-{kernel.root}-{digest([PACKAGES.encode()])}"
+    if not folder.exists():
+        print(f"debootstrap {kernel.root}", flush=True)
+        making = folder.with_suffix(".new")
+        shutil.rmtree(making, ignore_errors=True)
+        (CACHE / "debs").mkdir(exist_ok=True)
+        options = ["--variant=minbase", f"--cache-dir={CACHE}/debs", f"--include={PACKAGES}"]
+        run("debootstrap", *options, kernel.root, making, MIRROR)
+        for name in ("lab", "wheels", "disk"):
+            (making / name).mkdir()
+        making.rename(folder)
+    wheels = folder / "wheels" / digest(["".join(WHEELS).encode()])
+    if not wheels.exists():
+        making = wheels.with_suffix(".new")
+        tags = ["--only-binary=:all:", "--implementation=cp", f"--python-version={kernel.python}"]
+        tags += [f"--platform=manylinux_2_{n}_x86_64" for n in (28, 27, 17)] + ["--platform=manylinux2014_x86_64"]
+        run(sys.executable, "-m", "pip", "install", "--quiet", f"--target={making}", *tags, *WHEELS)
+        making.rename(wheels)
+    return folder
+
+
+def wheels_folder(kernel: Kernel) -> str:
+    """The folder of the guest with the wheels that the tests need."""
+    return f"/wheels/{digest([''.join(WHEELS).encode()])}"
+
+
+def root_image(kernel: Kernel) -> Path:
+    """The root file system as an image of ext4."""
+    folder = root_folder(kernel)
+    image = CACHE / f"{folder.name}-{digest([wheels_folder(kernel).encode()])}.ext4"
+    if not image.exists():
+        make_ext4(image, folder, "3G")
+    return image
+
+
+def make_ext4(image: Path, folder: Path, size: str) -> None:
+    """An image of ext4 with the contents of a folder."""
+    making = image.with_suffix(".new")
+    making.unlink(missing_ok=True)
+    run("mkfs.ext4", "-q", "-d", folder, making, size)
+    making.rename(image)
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A short name for some content."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:10]
+
+
+# ---- kernels -------------------------------------------------------------------------
+
+
+def kernel_folder(kernel: Kernel) -> Path:
+    """The unpacked package of a kernel, from the archive of its release; apt verifies the signatures."""
+    folder = CACHE / f"kernel-{kernel.suite}"
+    if folder.exists():
+        return folder
+    print(f"fetching the kernel of {kernel.suite}", flush=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as made:
+        place = Path(made)
+        (place / "lists").mkdir()
+        (place / "sources.list").write_text(f"deb [signed-by={KEYS}] {MIRROR} {kernel.suite} main\n")
+        (place / "status").touch()
+        options = [
+            f"-oDir::Etc::sourcelist={place}/sources.list", "-oDir::Etc::sourceparts=/dev/null",
+            f"-oDir::State::lists={place}/lists", f"-oDir::State::status={place}/status", f"-oDir::Cache={place}",
+            "-oAPT::Sandbox::User=root", "-oAPT::Architecture=amd64",
+        ]  # fmt: skip
+        run("apt-get", *options, "update", "-q")
+        depends = subprocess.run(
+            ["apt-cache", *options, "depends", "linux-image-amd64"], capture_output=True, text=True, check=True
+        )
+        name = next(line.split()[-1] for line in depends.stdout.splitlines() if "Depends: linux-image" in line)
+        run("apt-get", *options, "download", name, cwd=place)
+        run("dpkg-deb", "-x", next(place.glob("linux-image*.deb")), place / "unpacked")
+        (place / "unpacked").rename(folder)
+    return folder
+
+
+def modules_of(folder: Path) -> Iterator[Path]:
+    """The modules that guests need, each after those that it depends on."""
+    (base,) = (*folder.glob("lib/modules/*"), *folder.glob("usr/lib/modules/*"))
+    files = {path.name.split(".ko")[0].replace("-", "_"): path for path in base.rglob("*.ko*")}
+    seen: set[str] = set()
+
+    def visit(name: str) -> Iterator[Path]:
+        if name in seen or name not in files:
+            return
+        seen.add(name)
+        for needed in depends_of(module_bytes(files[name])):
+            yield from visit(needed)
+        yield files[name]
+
+    for name in MODULES:
+        yield from visit(name.replace("-", "_"))
+
+
+def module_bytes(path: Path) -> bytes:
+    """A module's file, unpacked."""
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
+
+
+def depends_of(module: bytes) -> list[str]:
+    """The modules that a module names in its section .modinfo."""
+    found = module.partition(b"\0depends=")[2].partition(b"\0")[0].decode()
+    return [name.replace("-", "_") for name in found.split(",") if name]
+
+
+def initrd(kernel: Kernel) -> Path:
+    """A small initrd: busybox, the modules, and the script that mounts the disks and starts the agent."""
+    script = (Path(__file__).parent / "init.sh").read_text()
+    image = CACHE / f"initrd-{kernel.name}-{digest([script.encode(), repr(MODULES).encode()])}.cpio"
+    if image.exists():
+        return image
+    with tempfile.TemporaryDirectory(dir=CACHE) as made:
+        place = Path(made)
+        for name in ("bin", "modules", "proc", "sys", "dev", "newroot"):
+            (place / name).mkdir()
+        shutil.copy(root_folder(kernel) / "usr/bin/busybox", place / "bin/busybox")
+        for number, path in enumerate(modules_of(kernel_folder(kernel))):
+            (place / "modules" / f"{number:03}-{path.name.split('.ko')[0]}.ko").write_bytes(module_bytes(path))
+        (place / "init").write_text(script)
+        (place / "init").chmod(0o755)
+        making = image.with_suffix(".new")
+        run("sh", "-c", f"find . | cpio --quiet -o -H newc > {making}", cwd=place)
+        making.rename(image)
+    return image
+
+
+# ---- the project ---------------------------------------------------------------------
+
+
+def project_image(kernel: Kernel) -> Path:
+    """A disk with the tree as it is now, and in it the package from a wheel for the guest's Python."""
+    root = root_folder(kernel)
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    with tempfile.TemporaryDirectory(dir=root / "lab") as made:
+        place = Path(made)
+        for name in names.stdout.splitlines():
+            if (ROOT / name).is_file():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, place / name)
+        inside = f"/lab/{place.name}"
+        build = (
+            f"cd {inside} && export PYTHONPATH={wheels_folder(kernel)} CCACHE_DIR=/lab/.ccache CCACHE_BASEDIR={inside} CCACHE_NOHASHDIR=1 "
+            "CC='ccache gcc' CXX='ccache g++' PYTHONWARNINGS=ignore && "
+            "python3 -m pip wheel -q --no-build-isolation --no-deps --no-index -w dist . && rm -rf build *.egg-info && "
+            "python3 -m pip install -q --no-deps --no-index --target site dist/*.whl && "
+            "cp -r site/bufferpool . && mv site/*.dist-info . && rm -rf site && python3 -m compileall -q bufferpool tests"
+        )
+        run("chroot", root, "bash", "-c", build)
+        image = CACHE / f"project-{kernel.name}.ext4"
+        make_ext4(image, place, "512M")
+    return image
+
+
+@functools.cache
+def images(kernel: Kernel) -> Images:
+    """All that a guest with this kernel boots from; makes what is missing."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    root = root_image(kernel)
+    vmlinuz = next(kernel_folder(kernel).glob("boot/vmlinuz-*"))
+    return Images(vmlinuz, initrd(kernel), root, project_image(kernel))
