@@ -202,6 +202,40 @@ def nodes(guest: Guest) -> str:
     return "pages lie on the node that writes them first"
 
 
+# ---- containers --------------------------------------------------------------------------
+
+
+def container(kind: str) -> Check:
+    """A container of podman with its /dev/shm of 64 MiB and its seccomp profile; "user": without root."""
+
+    def check(guest: Guest) -> str:
+        ran = guest.inside("containers", kind, timeout=1200)
+        found = ran["facts"]
+        say(ran["code"] == 0 and found, f"the container failed: {ran}")
+        say(found["uid"] == (1000 if kind == "user" else 0) and not found["failed"], f"the doctor: {found}")
+        say(found["shm"][0] == "WARN" and "--shm-size" in found["shm"][1], f"the doctor on /dev/shm: {found['shm']}")
+        say(
+            "SharedMemoryFull" in found["refused"] and "--shm-size" in found["refused"],
+            f"the error: {found['refused']}",
+        )
+        say(found["wrong"] == [0, []], f"pages are wrong: {found['wrong']}")
+        return (
+            f"SharedMemoryFull at {found['written'] >> 4} MiB; io_uring {'granted' if found['io_uring'] else 'refused'}"
+        )
+
+    return check
+
+
+def shared_container(guest: Guest) -> str:
+    """Containers with --ipc=container:… share a pool across pid namespaces and users; one is killed."""
+    found = guest.inside("containers", "shared", timeout=1200)
+    server = found["server"]
+    say(server["code"] == 0 and len(found.get("clients", [])) == 2, f"the containers failed: {found}")
+    say([client["code"] for client in found["clients"]] == [0, 137], f"the clients failed: {found['clients']}")
+    say(server["facts"] == {"found": [10, 20], "clients": 1, "check": []}, f"the pool is wrong: {server}")
+    return "two clients of other containers, one killed: its slot is free, its page there"
+
+
 CORE = Group(
     {
         "doctor": doctor,
@@ -237,12 +271,20 @@ NODES = Group(
     },
     Machine(cpus=8, options=TWO_NODES),
 )
+CONTAINERS = Group(
+    {
+        "container: podman's defaults": container("default"),
+        "container: without root": container("user"),
+        "container: shared by --ipc": shared_container,
+    }
+)
 POWER = Group({"power": power(100)})
 GROUPS = {
     "core": CORE,
     "power": POWER,
     "balloon": BALLOON,
     "nodes": NODES,
+    "containers": CONTAINERS,
     "cgroup": CGROUP,
     **{f"swap-{kind}": group for kind, group in SWAP.items()},
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import bufferpool as bp
-from lab.inside.kernel import MIB, cgroup, join, meminfo, push_out, report, use_swap, vmstat
+from lab.inside.kernel import MIB, cgroup, fork, meminfo, push_out, report, result, use_swap, vmstat
 
 PAGE, PAGES = 64 << 10, 768  # 48 MiB
 NAME = "lab-swap"
@@ -29,16 +29,15 @@ def settle() -> int:
     return swapped()
 
 
-def fill(pool: bp.Pool, folder: Path) -> bp.Space:
-    """A scratch space whose pages count in the cgroup; this process leaves the cgroup again."""
-    work = pool.open_scratch("work", PAGES)
+def fill(directory: str) -> int:
+    """Writes all pages, in a process whose memory counts in the cgroup. Its own is gone when it ends; the pool's stays."""
     rng = np.random.default_rng(1)
-    join(folder)
-    for n in range(PAGES):
-        with work.write(n) as page:
-            page[:] = rng.integers(0, 256, PAGE, np.uint8)
-    join(Path("/sys/fs/cgroup"))
-    return work
+    with bp.Pool.attach(NAME, directory=directory) as pool:
+        work = pool.open_scratch("work", PAGES)
+        for n in range(PAGES):
+            with work.write(n) as page:
+                page[:] = rng.integers(0, 256, PAGE, np.uint8)
+    return 0
 
 
 def measure(directory: str) -> dict[str, object]:
@@ -47,7 +46,9 @@ def measure(directory: str) -> dict[str, object]:
     before = settle()
     with cgroup("lab-swap") as folder:
         pool = bp.Pool.create(NAME, "64MiB", page_size=PAGE, directory=directory)
-        work = fill(pool, folder)
+        work = pool.open_scratch("work", PAGES)
+        if result(fork(lambda: fill(directory), folder))[0]:
+            raise SystemExit("the pool was not filled")
         push_out(folder, PAGES * PAGE)
         found["swapped_mib"] = (swapped() - before) / MIB
         kept = pool.check()  # reads all that the pool itself needs: the rest is pages
