@@ -18,7 +18,7 @@ from lab.images import KERNELS, Kernel, images, require_tools
 def perform(kernel: Kernel, group: Group, only: list[str], results: report.Results | None) -> bool:
     """Runs checks of a group in one guest; a check that loses the guest gets a new one for those that follow."""
     wanted = [name for name in group.checks if not only or name in only]
-    if not wanted or (group.kernels and kernel.name not in group.kernels):
+    if not wanted or kernel.name not in group.kernels:
         return True
     made, passed, guest = images(kernel), True, None
     try:
@@ -61,7 +61,7 @@ def main() -> int:
         for name, group in GROUPS.items():
             print(f"{name}: {', '.join(group.checks)}")
         return 0
-    require_tools()
+    require_tools(KERNELS[name] for name in args.kernels)
     results = None if args.no_table else report.load()
     done = [
         perform(KERNELS[kernel], GROUPS[name], args.checks, results) for name in args.groups for kernel in args.kernels

@@ -41,7 +41,7 @@ class Guest:
     def __init__(self, kernel: Kernel, images: Images, machine: Machine = Machine()) -> None:
         self.kernel, self.images, self.release = kernel, images, ""
         self.place = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
-        self.console = CACHE / f"console-{kernel.name}.log"
+        self.console = CACHE / f"console-{kernel.suite}-{kernel.arch}.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._greeted: socket.socket | None = None
         self.boot(machine)
@@ -73,16 +73,17 @@ class Guest:
         machine, images = self.machine, self.images
         drives = (f"file={images.root},snapshot=on", f"file={images.project},snapshot=on", *machine.disks)
         command = [
-            "nice", "-n", "5", "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off",
+            "nice", "-n", "5", *self.kernel.qemu, "-accel", "tcg,thread=multi",
             "-smp", str(machine.cpus), "-m", machine.memory, "-display", "none", "-no-reboot", "-nodefaults",
             "-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", f"file:{self.console}",
-            "-append", f"console=ttyS0 panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",
+            "-append", f"console={'ttyAMA0' if self.kernel.arch == 'arm64' else 'ttyS0'} panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",
             "-device", "virtio-serial-pci", "-chardev", f"socket,id=port,path={self.place}/port,server=on,wait=off",
             "-device", "virtserialport,chardev=port,name=lab", "-device", "virtio-rng-pci",
             "-qmp", f"unix:{self.place}/monitor,server=on,wait=off",
         ]  # fmt: skip
         for drive in drives:
-            command += ["-drive", f"{drive},format=raw,if=virtio"]
+            command += ["-drive", f"{drive},format=raw,if=none,id=d{len(command)}"]
+            command += ["-device", f"virtio-blk-pci,drive=d{len(command) - 2}"]
         return [*command, *machine.options]
 
     def _connect(self, name: str) -> socket.socket:

@@ -32,6 +32,8 @@ MODULES = (
 )  # fmt: skip
 NEEDS = {"qemu-system-x86_64": "qemu-system-x86", "debootstrap": "debootstrap", "cpio": "cpio", "mkfs.ext4": "e2fsprogs",
          "dpkg-deb": "dpkg", "apt-get": "apt"}  # fmt: skip
+NEEDS_ARM64 = {"qemu-system-aarch64": "qemu-system-arm", "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu"}
+PACKAGES_ARM64 = "busybox-static,kmod,libstdc++6,procps,python3,python3-dev,util-linux"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,19 @@ class Kernel:
     suite: str
     root: str
     python: str
+    arch: str = "amd64"
+
+    @property
+    def qemu(self) -> list[str]:
+        """The program that emulates it, with its processor."""
+        if self.arch == "arm64":
+            return ["qemu-system-aarch64", "-machine", "virt", "-cpu", "neoverse-n1"]
+        return ["qemu-system-x86_64", "-cpu", "max,la57=off"]
+
+    @property
+    def triplet(self) -> str:
+        """The compiler's name of the machine."""
+        return "aarch64-linux-gnu" if self.arch == "arm64" else "x86_64-linux-gnu"
 
 
 # Debian 11 has Python 3.9 only: its kernel boots the root of Debian 12.
@@ -51,6 +66,7 @@ KERNELS = {
         Kernel("5.10", "bullseye", "bookworm", "3.11"),
         Kernel("6.1", "bookworm", "bookworm", "3.11"),
         Kernel("6.12", "trixie", "trixie", "3.13"),
+        Kernel("6.1 arm64", "bookworm", "bookworm", "3.11", "arm64"),
     )
 }
 
@@ -74,11 +90,11 @@ def run(*command: str | Path, **options: object) -> None:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout.decode(errors='replace')[-4000:]}")
 
 
-def require_tools() -> None:
+def require_tools(kernels: Iterable[Kernel]) -> None:
     """Ends the program if the host lacks a tool."""
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    os.environ["PATH"] = path
-    missing = sorted({package for tool, package in NEEDS.items() if not shutil.which(tool)})
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    needs = NEEDS | (NEEDS_ARM64 if any(kernel.arch == "arm64" for kernel in kernels) else {})
+    missing = sorted({package for tool, package in needs.items() if not shutil.which(tool)})
     if missing:
         sys.exit(f"The lab needs: apt-get install --no-install-recommends {' '.join(missing)}")
     if os.geteuid() != 0:
@@ -90,25 +106,38 @@ def require_tools() -> None:
 
 def root_folder(kernel: Kernel) -> Path:
     """The root file system as a folder, with a compiler and Python."""
-    folder = CACHE / f"root-{kernel.root}-{digest([PACKAGES.encode()])}"
+    packages = PACKAGES_ARM64 if kernel.arch == "arm64" else PACKAGES
+    folder = CACHE / f"root-{kernel.root}-{kernel.arch}-{digest([packages.encode()])}"
     if not folder.exists():
-        print(f"debootstrap {kernel.root}", flush=True)
+        print(f"debootstrap {kernel.root} {kernel.arch}", flush=True)
         making = folder.with_suffix(".new")
         shutil.rmtree(making, ignore_errors=True)
         (CACHE / "debs").mkdir(exist_ok=True)
-        options = ["--variant=minbase", f"--cache-dir={CACHE}/debs", f"--include={PACKAGES}"]
-        run("debootstrap", *options, kernel.root, making, MIRROR)
+        options = ["--variant=minbase", f"--cache-dir={CACHE}/debs", f"--include={packages}", f"--arch={kernel.arch}"]
+        if kernel.arch == "arm64":
+            run("debootstrap", "--foreign", *options, kernel.root, making, MIRROR)
+            unpack(making)
+        else:
+            run("debootstrap", *options, kernel.root, making, MIRROR)
         for name in ("lab", "wheels", "disk"):
             (making / name).mkdir()
         making.rename(folder)
     wheels = folder / "wheels" / digest(["".join(WHEELS).encode()])
     if not wheels.exists():
-        making = wheels.with_suffix(".new")
+        making, machine = wheels.with_suffix(".new"), kernel.triplet.partition("-")[0]
         tags = ["--only-binary=:all:", "--implementation=cp", f"--python-version={kernel.python}"]
-        tags += [f"--platform=manylinux_2_{n}_x86_64" for n in (28, 27, 17)] + ["--platform=manylinux2014_x86_64"]
+        tags += [f"--platform=manylinux{glibc}_{machine}" for glibc in ("_2_28", "_2_27", "_2_17", "2014")]
         run(sys.executable, "-m", "pip", "install", "--quiet", f"--target={making}", *tags, *WHEELS)
         making.rename(wheels)
     return folder
+
+
+def unpack(folder: Path) -> None:
+    """Unpacks all that debootstrap has fetched for another architecture: what runs here needs none of it configured."""
+    for package in sorted((folder / "var/cache/apt/archives").glob("*.deb")):
+        run("dpkg-deb", "-x", package, folder)
+    (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n")
+    (folder / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
 
 
 def wheels_folder(kernel: Kernel) -> str:
@@ -146,10 +175,10 @@ def digest(parts: Iterable[bytes]) -> str:
 
 def kernel_folder(kernel: Kernel) -> Path:
     """The unpacked package of a kernel, from the archive of its release; apt verifies the signatures."""
-    folder = CACHE / f"kernel-{kernel.suite}"
+    folder = CACHE / f"kernel-{kernel.suite}-{kernel.arch}"
     if folder.exists():
         return folder
-    print(f"fetching the kernel of {kernel.suite}", flush=True)
+    print(f"fetching the kernel of {kernel.suite} {kernel.arch}", flush=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as made:
         place = Path(made)
         (place / "lists").mkdir()
@@ -158,11 +187,11 @@ def kernel_folder(kernel: Kernel) -> Path:
         options = [
             f"-oDir::Etc::sourcelist={place}/sources.list", "-oDir::Etc::sourceparts=/dev/null",
             f"-oDir::State::lists={place}/lists", f"-oDir::State::status={place}/status", f"-oDir::Cache={place}",
-            "-oAPT::Sandbox::User=root", "-oAPT::Architecture=amd64",
+            "-oAPT::Sandbox::User=root", f"-oAPT::Architecture={kernel.arch}", f"-oAPT::Architectures={kernel.arch}",
         ]  # fmt: skip
         run("apt-get", *options, "update", "-q")
         depends = subprocess.run(
-            ["apt-cache", *options, "depends", "linux-image-amd64"], capture_output=True, text=True, check=True
+            ["apt-cache", *options, "depends", f"linux-image-{kernel.arch}"], capture_output=True, text=True, check=True
         )
         name = next(line.split()[-1] for line in depends.stdout.splitlines() if "Depends: linux-image" in line)
         run("apt-get", *options, "download", name, cwd=place)
@@ -203,14 +232,14 @@ def depends_of(module: bytes) -> list[str]:
 def initrd(kernel: Kernel) -> Path:
     """A small initrd: busybox, the modules, and the script that mounts the disks and starts the agent."""
     script = (Path(__file__).parent / "init.sh").read_text()
-    image = CACHE / f"initrd-{kernel.name}-{digest([script.encode(), repr(MODULES).encode()])}.cpio"
+    image = CACHE / f"initrd-{kernel.suite}-{kernel.arch}-{digest([script.encode(), repr(MODULES).encode()])}.cpio"
     if image.exists():
         return image
     with tempfile.TemporaryDirectory(dir=CACHE) as made:
         place = Path(made)
         for name in ("bin", "modules", "proc", "sys", "dev", "newroot"):
             (place / name).mkdir()
-        shutil.copy(root_folder(kernel) / "usr/bin/busybox", place / "bin/busybox")
+        shutil.copy(root_folder(kernel) / "bin/busybox", place / "bin/busybox")
         for number, path in enumerate(modules_of(kernel_folder(kernel))):
             (place / "modules" / f"{number:03}-{path.name.split('.ko')[0]}.ko").write_bytes(module_bytes(path))
         (place / "init").write_text(script)
@@ -236,18 +265,35 @@ def project_image(kernel: Kernel) -> Path:
             if (ROOT / name).is_file():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, place / name)
-        inside = f"/lab/{place.name}"
-        build = (
-            f"cd {inside} && export PYTHONPATH={wheels_folder(kernel)} CCACHE_DIR=/lab/.ccache CCACHE_BASEDIR={inside} CCACHE_NOHASHDIR=1 "
-            "CC='ccache gcc' CXX='ccache g++' PYTHONWARNINGS=ignore && "
-            "python3 -m pip wheel -q --no-build-isolation --no-deps --no-index -w dist . && rm -rf build *.egg-info && "
-            "python3 -m pip install -q --no-deps --no-index --target site dist/*.whl && "
-            "cp -r site/bufferpool . && mv site/*.dist-info . && rm -rf site && python3 -m compileall -q bufferpool tests"
-        )
-        run("chroot", root, "bash", "-c", build)
-        image = CACHE / f"project-{kernel.name}.ext4"
+        if kernel.arch == "arm64":
+            cross_compile(kernel, place)
+        else:
+            build_wheel(kernel, place)
+        image = CACHE / f"project-{kernel.name.replace(' ', '-')}.ext4"
         make_ext4(image, place, "512M")
     return image
+
+
+def build_wheel(kernel: Kernel, place: Path) -> None:
+    """Builds the wheel of a tree inside the root, and unpacks it over the tree."""
+    inside = f"/lab/{place.name}"
+    run("chroot", root_folder(kernel), "bash", "-c", f"""
+        cd {inside} && export CC='ccache gcc' CXX='ccache g++' CCACHE_DIR=/lab/.ccache CCACHE_BASEDIR={inside} CCACHE_NOHASHDIR=1 &&
+        export PYTHONPATH={wheels_folder(kernel)} PYTHONWARNINGS=ignore &&
+        python3 -m pip wheel -q --no-build-isolation --no-deps --no-index -w dist . && rm -rf build *.egg-info &&
+        python3 -m pip install -q --no-deps --no-index --target site dist/*.whl &&
+        cp -r site/bufferpool . && mv site/*.dist-info . && rm -rf site && python3 -m compileall -q bufferpool tests""")  # fmt: skip
+
+
+def cross_compile(kernel: Kernel, place: Path) -> None:
+    """Compiles the core of a tree for another architecture, in place."""
+    root = root_folder(kernel)
+    includes = [root / f"usr/include/python{kernel.python}", root / "usr/include", place / "bufferpool/core",
+                root / wheels_folder(kernel).lstrip("/") / "numpy/_core/include"]  # fmt: skip
+    flags = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w", "-s"]
+    name = f"_core.cpython-{kernel.python.replace('.', '')}-{kernel.triplet}.so"
+    run(f"{kernel.triplet}-g++", *flags, *(f"-I{folder}" for folder in includes),
+        *sorted((place / "bufferpool/core").rglob("*.cpp")), "-o", place / "bufferpool" / name)  # fmt: skip
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from lab.images import CACHE, ROOT
+from lab.images import CACHE, KERNELS, ROOT
 
 DOCUMENT = ROOT / "docs" / "lab.md"
 BEGIN, END = "<!-- the table begins -->\n", "<!-- the table ends -->\n"
@@ -43,9 +43,7 @@ def save(results: Results) -> None:
 
 def table(results: Results) -> str:
     """The results as a table of Markdown."""
-    kernels = sorted(
-        {kernel for row in results.values() for kernel in row}, key=lambda k: [int(n) for n in k.split(".")]
-    )
+    kernels = [name for name in KERNELS if any(name in row for row in results.values())]
     lines = ["| check | " + " | ".join(f"Linux {kernel}" for kernel in kernels) + " |"]
     lines.append("| --- |" + " --- |" * len(kernels))
     for check, row in results.items():
