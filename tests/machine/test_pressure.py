@@ -94,7 +94,7 @@ def test_memory_high_is_a_limit(cgroups):
     (Path(root) / "a/memory.high").write_text(f"{100 * MIB}\n")
     (Path(root) / "a/b/memory.high").write_text("max\n")
     assert cgroup_limit(root, table) == 100 * MIB
-    assert cgroup_room(root, table) == (100 * MIB, 10 * MIB)
+    assert cgroup_room(root, table) == (100 * MIB, 10 * MIB, "/a")
 
 
 def test_a_cgroup_that_is_not_mounted_here_is_no_limit(tmp_path):
