@@ -1,0 +1,1 @@
+"""Applications for the tests of servers: they are started by the real servers."""
