@@ -27,7 +27,7 @@ from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, P
 from bufferpool.figures.stats import ClientInfo, FrameCounts, PoolStats, SpaceStats
 from bufferpool.observer import Observer
 from bufferpool.pool import Pool
-from bufferpool.simulation import Simulation, simulate
+from bufferpool.simulation import ObjectSimulation, Simulation, simulate, simulate_objects
 from bufferpool.spaces.space import Space
 from bufferpool.stores.base import FileStore, Store
 from bufferpool.upkeep.budget import Rules
@@ -46,6 +46,7 @@ __all__ = [
     "FrameCounts",
     "FrameState",
     "Kind",
+    "ObjectSimulation",
     "Observer",
     "Pin",
     "PinnedPages",
@@ -62,6 +63,7 @@ __all__ = [
     "WarmUp",
     "Write",
     "simulate",
+    "simulate_objects",
 ]
 __all__ += errors.__all__
 

@@ -43,6 +43,14 @@ def segment_bytes(
 def raise_unmapped(error: int, /) -> NoReturn: ...
 def observe(fd: int, /) -> Segment: ...
 def simulate(trace: npt.NDArray[np.uint32], frames: int, n_pages: int, /) -> tuple[int, int, int, int, int]: ...
+def simulate_objects(
+    keys: npt.NDArray[np.uint32],
+    sizes: npt.NDArray[np.uint32],
+    costs: npt.NDArray[np.float32],
+    budget: int,
+    n_keys: int,
+    /,
+) -> tuple[int, int, int, int]: ...
 
 @final
 class Segment:

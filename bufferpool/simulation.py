@@ -1,4 +1,4 @@
-"""Runs the pool's replacement policy over a trace of page numbers, without pages."""
+"""Runs the replacement policies of pages and of objects over traces, without pages and objects."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
+from bufferpool.units import parse_size
 
 _SPARSE = 1 << 20  # numbers below this are not renumbered: the table is small, and sorting takes longer
 
@@ -43,6 +44,67 @@ def simulate(trace: npt.ArrayLike, n_frames: int) -> Simulation:
     numbers, distinct = dense_trace(trace, n_frames)
     hits, misses, cold, hot, changes = _core.simulate(numbers, int(n_frames), distinct)
     return Simulation(int(n_frames), hits, misses, cold, hot, changes)
+
+
+@dataclass(frozen=True)
+class ObjectSimulation:
+    """The hits and misses of a simulated cache of objects over a trace."""
+
+    budget: int
+    hits: int
+    misses: int
+    hit_bytes: int
+    """Bytes that were found in the cache."""
+    missed_bytes: int
+    evictions: int
+    not_kept: int
+    """Misses of objects that are larger than a quarter of the budget."""
+
+    @property
+    def miss_ratio(self) -> float:
+        """Misses divided by accesses; NaN for an empty trace."""
+        total = self.hits + self.misses
+        return self.misses / total if total else float("nan")
+
+    @property
+    def byte_miss_ratio(self) -> float:
+        """Missed bytes divided by the bytes of all accesses; NaN for an empty trace."""
+        total = self.hit_bytes + self.missed_bytes
+        return self.missed_bytes / total if total else float("nan")
+
+
+def simulate_objects(
+    keys: npt.ArrayLike, sizes: npt.ArrayLike, budget: int | str, *, costs: npt.ArrayLike | None = None
+) -> ObjectSimulation:
+    """Simulates the eviction of a cache of objects, by the cache's own code (``core/policy/worth.h``).
+
+    ``keys`` and ``sizes``: integers, one for each access in order, sizes in bytes and at least 1; ``budget``: bytes
+    of the cache. ``costs``: what each load costs, in any unit. If it is None, a request costs as
+    much as the transfer of 64 KiB. Equal costs keep the miss ratio low, and costs in proportion
+    to the sizes the byte miss ratio.
+    Raises TypeError, ValueError.
+    """
+    total = parse_size(budget, "budget")
+    if total < 1:
+        raise ValueError(f"budget must be at least 1, not {budget}")
+    numbers, distinct = dense_trace(keys, 1)
+    lengths, prices = np.asarray(sizes), None if costs is None else np.asarray(costs, np.float32)
+    if lengths.ndim != 1 or (lengths.dtype.kind not in "iu" and lengths.size):
+        raise TypeError("sizes are a one-dimensional array of integers")
+    if lengths.size and not 1 <= lengths.min() <= lengths.max() < 2**32:
+        raise ValueError("sizes are 1 to 4294967295")
+    if prices is None:
+        prices = (1 + lengths / 65536).astype(np.float32)
+    if len(lengths) != len(numbers) or prices.shape != lengths.shape:
+        raise ValueError("keys, sizes and costs must have the same length")
+    if prices.size and not (np.isfinite(prices) & (prices > 0)).all():
+        raise ValueError("costs must be finite and above 0")
+    lengths = np.ascontiguousarray(lengths, dtype=np.uint32)
+    hits, hit_bytes, evictions, not_kept = _core.simulate_objects(
+        numbers, lengths, np.ascontiguousarray(prices), total, distinct
+    )
+    every = int(lengths.sum(dtype=np.uint64))
+    return ObjectSimulation(total, hits, len(numbers) - hits, hit_bytes, every - hit_bytes, evictions, not_kept)
 
 
 def dense_trace(trace: npt.ArrayLike, n_frames: int) -> tuple[npt.NDArray[np.uint32], int]:

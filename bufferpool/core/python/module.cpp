@@ -29,6 +29,7 @@ int ready_write_type();
 int ready_held_type();
 int ready_batch_type();
 PyObject* core_simulate(PyObject*, PyObject*);  // simulate.cpp
+PyObject* core_simulate_objects(PyObject*, PyObject*);  // simulate_objects.cpp
 PyObject* core_fields(PyObject*, PyObject*);  // fields.cpp
 PyObject* core_advise(PyObject*, PyObject*);  // segment_advice.cpp
 
@@ -429,6 +430,8 @@ static PyMethodDef module_methods[] = {
     {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
     {"simulate", core_simulate, METH_VARARGS,
      "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot, changes of the policy's mode."},
+    {"simulate_objects", core_simulate_objects, METH_VARARGS,
+     "simulate_objects(keys, sizes, costs, budget, n_keys): hits, their bytes, evictions, objects not kept."},
     {"advise", core_advise, METH_VARARGS,
      "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
     {"fields", core_fields, METH_NOARGS, "The layout of a segment: {'Struct.field': (offset, bytes)}."},
