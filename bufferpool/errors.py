@@ -47,6 +47,7 @@
         ├── NotRegularFile           (ValueError) a folder, a pipe or a device
         ├── FileChanged              another program changed the file, and the pool has dirty pages of it
         ├── FileInUse                another pool writes the file
+        ├── RemoteChanged            (OSError) a remote file is no longer the version that was opened
         ├── LoaderFailed             a loader raised; its exception is the cause
         ├── LoaderReturned           (TypeError) a loader returned something instead of filling its buffer
         └── LoaderOverrun            a loader wrote outside its buffer
@@ -86,6 +87,7 @@ __all__ = [
     "PoolMismatch",
     "PoolNameless",
     "PoolReadOnly",
+    "RemoteChanged",
     "SegmentCorrupt",
     "SegmentError",
     "SegmentExists",
@@ -370,6 +372,10 @@ class FileChanged(StoreError):
 
 class FileInUse(StoreError):
     """Another pool has the file open for writing."""
+
+
+class RemoteChanged(StoreError, OSError):
+    """A remote file is no longer the version that was opened, and the bytes that are asked for are not in the pool."""
 
 
 class LoaderFailed(StoreError):

@@ -168,3 +168,20 @@ def test_threads_load_the_same_pages_together(large, big, threads):
     threads.join()
     assert space.stats().misses == PAGES
     assert large.check() == []
+
+
+def test_a_loader_is_asked_for_each_page_once(pool):
+    """Of pages that do not neighbour each other, a call for more than an eighth of the budget had each loaded many times."""
+    asked: list[list[int]] = []
+
+    def load_many(numbers, outs):
+        asked.append(numbers)
+        for n, out in zip(numbers, outs, strict=True):
+            out[:] = stamp(n)
+
+    ids = [7 * n % 1009 for n in range(50)]
+    space = pool.open_derived("d", 1009, lambda n, out: load_many([n], [out]), load_many=load_many)
+    assert np.array_equal(space.read_many(ids), expected(ids))
+    assert sorted(n for numbers in asked for n in numbers) == sorted(ids)
+    assert max(map(len, asked)) == 8
+    assert len(asked) <= 8

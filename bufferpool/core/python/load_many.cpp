@@ -102,11 +102,11 @@ struct PythonLoads : Loads {
         Released unlocked(sp->seg);
         f();
     }
-    bool room() const { return runs < ASKED_PAGES; }
+    // Nothing more is claimed before all that was asked for is published, so that each page is asked for once.
+    bool room() const { return !filled && runs < ASKED_PAGES; }
     void begin(u32 from, u32 many) {
         first[runs] = from;
         count[runs++] = many;
-        filled = false;
     }
     bool forked() const { return sp->seg->forks != forks; }
     bool is_dirty(u32 i) const { return dirty[i]; }
@@ -115,9 +115,9 @@ struct PythonLoads : Loads {
     bool ended(u32& from, u32& many) {
         if (!runs) return false;
         if (!filled) fill();
-        filled = true;
         from = first[--runs];
         many = count[runs];
+        filled = runs > 0;
         return true;
     }
 

@@ -1,0 +1,278 @@
+"""Blocks of remote files, of any number of files, in one space of a pool.
+
+A space each would run out: a pool has 4,096 of them, and a data set may have more files. So all blocks are in one derived space,
+and nothing records which page has which block: the block's key, a hash of its file, of the file's version and of its number, names
+two pages that may have it, and the page itself ends with the key of the block that it has. A page with another key is a miss,
+as in a CPU's cache that is two-way set associative. There are at least 16 page numbers for each frame of memory, so two blocks
+that are both in use rarely want the same page; if they do, the later one takes its second page, or replaces the first. A block of another version has
+another key, so versions never mix, and blocks that no reader asks for any more are evicted as any cold page is.
+
+The pool loads each page once, however many threads and processes ask for it, and completes what a killed process began.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from bufferpool.errors import LoaderFailed, SpaceMismatch, SpaceNotFound, SpaceRemoved, StoreError
+from bufferpool.pool import Pool
+from bufferpool.spaces.space import Space
+
+T = TypeVar("T")
+KEY_BYTES = 16
+TRAILER_BYTES = 64
+"""The end of each page, which has the key of its block. A whole cache line, so that blocks are aligned to one."""
+PLACES_PER_FRAME, LEAST_PLACES = 16, 1 << 16
+MOST_AT_ONCE = 256
+"""Pages that the core asks a loader for at once; it also asks for an eighth of the budget at most."""
+LEAST_AT_ONCE = 16
+"""Blocks that one read may always hold at once; the others are copied first if the budget is small."""
+TRIES = 4
+"""How often a page is asked for that another block takes at the same time; then the block is fetched past the pool."""
+SPACE = "blocks"
+
+
+class Block(NamedTuple):
+    """One block of one version of a file."""
+
+    file: bytes
+    """The key of the file and its version."""
+    number: int
+    key: bytes
+
+
+class Range(NamedTuple):
+    """The bytes from ``start`` to before ``end`` of one version of a file, which has them all."""
+
+    file: bytes
+    start: int
+    end: int
+
+
+Fetched = bytes | memoryview | Exception
+Fetch = Callable[[list[Block]], Sequence[Fetched]]
+"""Fetches blocks from their origin: the bytes of each (a file's last block may be short), or what is wrong with it."""
+
+
+class _Asked(threading.local):
+    """What a thread asks the pool for: its loader is called with page numbers only."""
+
+    fetch: Fetch | None = None
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, Block] = {}
+        self.fetched: dict[bytes, Fetched] = {}
+
+
+class Blocks:
+    """The blocks of remote files in one pool. All threads of a process may use it at once."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.block_size = pool.page_size - TRAILER_BYTES
+        self._asked = _Asked()
+        self._space = self._open()
+
+    def _open(self) -> Space:
+        frames = self.pool.capacity // self.pool.page_size
+        places = max(LEAST_PLACES, 1 << (PLACES_PER_FRAME * frames - 1).bit_length())
+        while True:
+            try:
+                places = len(self.pool.space(SPACE))  # chosen by the process that came first
+            except SpaceNotFound:
+                places = min(places, self.pool.geometry["max_pages"] // 2)
+            try:
+                self._n_places = places
+                return self.pool.open_derived(SPACE, places, self._load, load_many=self._load_many, version="blocks 1")
+            except SpaceMismatch:
+                continue  # another process has made it in between, with another number of pages
+
+    # ---- reading ---------------------------------------------------------------
+
+    def blocks_of(self, wanted: Range) -> list[Block]:
+        """The blocks that have the bytes of a range."""
+        if wanted.start >= wanted.end:
+            return []
+        return [
+            self.block(wanted.file, number)
+            for number in range(wanted.start // self.block_size, (wanted.end - 1) // self.block_size + 1)
+        ]
+
+    def block(self, file: bytes, number: int) -> Block:
+        """A block by its number."""
+        return Block(file, number, hashlib.blake2b(file + number.to_bytes(8), digest_size=KEY_BYTES).digest())
+
+    def try_read(self, ranges: Sequence[Range]) -> list[bytes] | None:
+        """The bytes of ranges of which all blocks are in the pool; None if one is absent."""
+        return self._reopening(lambda: self._try_read(ranges))
+
+    def _try_read(self, ranges: Sequence[Range]) -> list[bytes] | None:
+        out: list[bytes] = []
+        for wanted in ranges:
+            pages = []
+            for block in self.blocks_of(wanted):
+                page = self._resident(block)
+                if page is None:
+                    return None
+                pages.append(page)
+            out.append(self._cut(wanted, pages))
+        return out
+
+    def try_view(self, wanted: Range) -> np.ndarray | None:
+        """A range that lies in one block which is in the pool, without a copy: an array that pins the page; else None."""
+        blocks = self.blocks_of(wanted)
+        page = self._reopening(lambda: self._resident(blocks[0])) if len(blocks) == 1 else None
+        if page is None:
+            return None
+        first = wanted.start % self.block_size
+        return page[first : first + wanted.end - wanted.start]
+
+    def read(self, ranges: Sequence[Range], fetch: Fetch, ahead: Iterable[Block] = ()) -> list[bytes | Exception]:
+        """The bytes of ranges, or what is wrong with each; blocks that are absent are fetched together.
+
+        ``ahead``: further blocks that are fetched with them, if any block of the ranges is absent.
+        """
+        wanted = [(asked, self.blocks_of(asked)) for asked in ranges]
+        return self._reopening(lambda: self._read(wanted, fetch, list(ahead)))
+
+    def _read(
+        self, wanted: list[tuple[Range, list[Block]]], fetch: Fetch, ahead: list[Block]
+    ) -> list[bytes | Exception]:
+        every = {block.key: block for _, blocks in wanted for block in blocks}
+        order, more = list(every.values()), [block for block in ahead if block.key not in every]
+        most = max(LEAST_AT_ONCE, self.pool.budget_frames // 4)
+        found: dict[bytes, Any] = {}
+        for first in range(0, len(order), most):
+            part = order[first : first + most]
+            contents = self._contents(part, more if first + most >= len(order) else [], fetch)
+            if len(order) > most:  # no more pages may be pinned at once than there is room for others
+                contents = {key: page if isinstance(page, Exception) else bytes(page) for key, page in contents.items()}
+            found.update(contents)
+        return [self._joined(asked, [found[block.key] for block in blocks]) for asked, blocks in wanted]
+
+    def _contents(self, blocks: list[Block], ahead: list[Block], fetch: Fetch) -> dict[bytes, Any]:
+        """What the blocks have, or what is wrong with them, by their keys."""
+        found: dict[bytes, Any] = {block.key: self._resident(block) for block in blocks}
+        missing = {block.key: block for block in blocks if found[block.key] is None}
+        if missing:
+            missing |= {block.key: block for block in ahead if self._resident(block) is None}
+            self._obtain(missing, found, fetch)
+        return found
+
+    def _reopening(self, call: Callable[[], T]) -> T:
+        """Calls; opens the space again if it has been removed, by `bufferpool drop` or by another program."""
+        for _ in range(TRIES):
+            try:
+                return call()
+            except SpaceRemoved:
+                self._space = self._open()
+        return call()
+
+    def _joined(self, asked: Range, pages: list[Any]) -> bytes | Exception:
+        wrong = next((page for page in pages if isinstance(page, Exception)), None)
+        return self._cut(asked, pages) if wrong is None else wrong
+
+    def _cut(self, wanted: Range, pages: list[Any]) -> bytes:
+        """The bytes of a range from the contents of its blocks."""
+        if not pages:
+            return b""
+        parts = [memoryview(page)[: self.block_size] for page in pages]
+        first = wanted.start % self.block_size
+        last = wanted.end - (wanted.end - 1) // self.block_size * self.block_size
+        parts[-1] = parts[-1][:last]
+        parts[0] = parts[0][first:]
+        return b"".join(parts)
+
+    # ---- places ----------------------------------------------------------------
+
+    def _places(self, block: Block) -> tuple[int, int]:
+        n = self._n_places
+        one, two = int.from_bytes(block.key[:8]) % n, int.from_bytes(block.key[8:]) % n
+        return one, two if two != one else (one + 1) % n
+
+    def _resident(self, block: Block) -> np.ndarray | None:
+        """The page that has the block, pinned; None if none has it."""
+        for place in self._places(block):
+            page = self._space.try_get(place)
+            if page is not None and page[self.block_size :][:KEY_BYTES].tobytes() == block.key:
+                return page
+        return None
+
+    def _place_for(self, block: Block, taken: dict[int, Block]) -> int | None:
+        """The page that a block is to be loaded into; None if blocks of the same call take both of its pages."""
+        places = [place for place in self._places(block) if place not in taken]
+        for place in places:
+            if self._space.try_get(place) is None:
+                return place
+        if places:  # another block has it, and there is room for one only
+            self._space.drop(places[0], 1)
+            return places[0]
+        return None
+
+    # ---- loading ---------------------------------------------------------------
+
+    def _obtain(self, missing: dict[bytes, Block], found: dict[bytes, Any], fetch: Fetch) -> None:
+        """Loads the missing blocks into the pool, and enters what they have, or what is wrong with them, into ``found``."""
+        for _ in range(TRIES):
+            asked: dict[int, Block] = {}
+            for block in missing.values():
+                place = self._place_for(block, asked)
+                if place is not None:
+                    asked[place] = block
+            for part in self._parts(asked):
+                for key, content in self._load_together(part, fetch).items():
+                    found[key] = content
+                    del missing[key]
+            if not missing:
+                return
+        last = list(missing.values())
+        found.update(zip(missing, fetch(last), strict=True))
+
+    def _parts(self, asked: dict[int, Block]) -> Iterator[dict[int, Block]]:
+        """Parts that the pool loads at once, so that neighbouring blocks of a file are asked for together."""
+        most = min(MOST_AT_ONCE, max(1, self.pool.budget_frames // 8))
+        places = list(asked)
+        for first in range(0, len(places), most):
+            yield {place: asked[place] for place in places[first : first + most]}
+
+    def _load_together(self, asked: dict[int, Block], fetch: Fetch) -> dict[bytes, Any]:
+        """Has the pool load pages; returns the contents of the blocks that are there now, and what failed in this thread."""
+        mine = self._asked
+        mine.blocks, mine.fetch, mine.fetched = asked, fetch, {}
+        try:
+            pages = self._space.read_many(list(asked))
+        except LoaderFailed as failed:
+            if failed.__cause__ is not None and not mine.fetched:
+                raise failed.__cause__ from None
+            return dict(mine.fetched)  # what has failed in another thread or process is fetched here next
+        finally:
+            mine.blocks, mine.fetch, mine.fetched = {}, None, {}
+        keys = pages[:, self.block_size : self.block_size + KEY_BYTES]
+        return {
+            block.key: page
+            for page, key, block in zip(pages, keys, asked.values(), strict=True)
+            if key.tobytes() == block.key
+        }
+
+    def _load(self, place: int, out: np.ndarray) -> None:
+        self._load_many([place], [out])
+
+    def _load_many(self, places: list[int], outs: list[np.ndarray]) -> None:
+        """Called by the pool, in the thread that asked, for the pages that it has claimed."""
+        mine = self._asked
+        if mine.fetch is None or not all(place in mine.blocks for place in places):
+            raise StoreError("a page of remote blocks is loaded only by a read of its file; nothing to do")
+        blocks = [mine.blocks[place] for place in places]
+        contents = mine.fetch(blocks)
+        mine.fetched.update({block.key: content for block, content in zip(blocks, contents, strict=True)})
+        wrong = next((content for content in contents if isinstance(content, Exception)), None)
+        if wrong is not None:
+            raise wrong
+        for block, content, out in zip(blocks, contents, outs, strict=True):
+            out[: len(content)] = np.frombuffer(content, np.uint8)  # type: ignore[arg-type]
+            out[self.block_size : self.block_size + KEY_BYTES] = np.frombuffer(block.key, np.uint8)

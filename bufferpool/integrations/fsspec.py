@@ -1,0 +1,516 @@
+"""A file system for fsspec whose blocks all processes of the machine share: ``bufferpool::s3://bucket/key``.
+
+It stands before any other file system of fsspec ("the target"). Reads are served from the blocks of remote files in a pool
+(``blocks.py``), and what is absent is fetched from the target, the ranges of one call together, by one process for
+all. All other calls are the target's. The pool is made by the process that comes first, and is kept when all have ended.
+
+Importing this module also registers a cache type, for files of any file system: ``fs.open(path, cache_type="bufferpool")``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from fsspec import filesystem, get_filesystem_class
+from fsspec.asyn import AbstractAsyncStreamedFile, AsyncFileSystem, sync
+from fsspec.caching import BaseCache, register_cache
+from fsspec.implementations.chained import ChainedFileSystem
+from fsspec.spec import AbstractBufferedFile
+
+from bufferpool.errors import PoolMismatch, RemoteChanged
+from bufferpool.integrations.blocks import Block, Blocks, Range
+from bufferpool.integrations.origins import Fetches, RemoteFile
+from bufferpool.pool import Pool
+from bufferpool.upkeep.steward import Settings
+
+Asked = tuple[str, int | None, int | None]
+"""A path, and the start and end of a range as fsspec gives them."""
+PAGE_SIZE = 64 << 10
+"""Of a pool that is made here: a block, and its trailer."""
+READ_THREADS = 64
+"""Calls of coroutines that wait for absent blocks at the same time."""
+INLINE_BYTES = 1 << 20
+"""Bytes that a coroutine copies in the event loop, if they are in the pool; more are copied in a thread."""
+AHEAD_BYTES = 8 << 20
+FIRST_AHEAD_BYTES = 256 << 10
+CHANGES = 4
+"""How often one call starts over because the file changes meanwhile."""
+
+
+# ---- the pool --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """Which pool has the blocks, and how it is made by the process that comes first."""
+
+    pool: str | None = None
+    """The pool's name; None: "fsspec-" and the number of the user."""
+    budget: int | str = "auto"
+    """The memory that the blocks may take, in bytes or as "2GiB"; "auto": a quarter of the available memory."""
+    block_size: int | str | None = None
+    """The bytes of a page, a power of two: a block, and 64 bytes. None: what the pool has, or 64 KiB for a new one."""
+    directory: str | None = None
+    """Another tmpfs than /dev/shm."""
+    idle: float | None = 3600.0
+    """Seconds after which the memory of blocks that nobody reads is given back; None: never."""
+    steward: bool = True
+    """Whether this process may be the pool's steward, which gives idle memory back and follows the machine's memory pressure."""
+
+    @property
+    def name(self) -> str:
+        return f"fsspec-{os.geteuid()}" if self.pool is None else self.pool
+
+
+_opening = threading.Lock()
+_opened: dict[PoolOptions, tuple[int, Blocks]] = {}
+_threads: list[ThreadPoolExecutor] = []
+
+
+def _forget_threads() -> None:
+    """In a forked child: the parent's threads are not there, and one of them may have held the lock."""
+    global _opening
+    _opening = threading.Lock()
+    _threads.clear()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
+
+
+def blocks_of(options: PoolOptions) -> Blocks:
+    """The blocks in the pool that the options name; makes the pool if it does not exist."""
+    with _opening:
+        pid, blocks = _opened.get(options, (0, None))
+        if blocks is None or blocks.pool.client.closed:
+            pid, blocks = 0, Blocks(_open_pool(options))
+        if pid != os.getpid():
+            _opened[options] = os.getpid(), blocks
+            if options.steward:
+                with suppress(ValueError):  # this process is its steward already
+                    blocks.pool.start_steward(Settings(idle=options.idle))
+        return blocks
+
+
+def _open_pool(options: PoolOptions) -> Pool:
+    size = PAGE_SIZE if options.block_size is None else options.block_size
+    try:
+        return Pool.open(options.name, options.budget, page_size=size, directory=options.directory)
+    except PoolMismatch as differs:
+        if options.block_size is not None or set(differs.differences) != {"page_size"}:
+            raise
+        size = int(str(differs.differences["page_size"][1]))
+        return Pool.open(options.name, options.budget, page_size=size, directory=options.directory)
+
+
+def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
+    with _opening:
+        if not _threads:
+            _threads.append(ThreadPoolExecutor(READ_THREADS, "bufferpool-fsspec"))
+        return asyncio.get_running_loop().run_in_executor(_threads[0], call)
+
+
+# ---- reading ---------------------------------------------------------------------
+
+
+class Reader:
+    """Reads one version of a remote file, and reads ahead while it is read in order."""
+
+    def __init__(self, blocks: Blocks, file: RemoteFile, most_ahead: int = AHEAD_BYTES) -> None:
+        self.blocks, self.file = blocks, file
+        self._fetch = Fetches([file], blocks.block_size, getattr(file.fs, "loop", None))
+        self._most = most_ahead // blocks.block_size
+        self._ahead = 0
+        self._next = -1  # the block after the last one that was read
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes from ``start`` to before ``end``, or to the end of the file. Raises RemoteChanged, and what the target raises."""
+        wanted = Range(self.file.key, start, min(end, self.file.size))
+        if wanted.start >= wanted.end:
+            return b""
+        ahead = self._read_ahead(wanted)
+        there = self.blocks.try_read([wanted])
+        if there is None:
+            (found,) = self.blocks.read([wanted], self._fetch, ahead)
+            if isinstance(found, Exception):
+                raise found
+            return found
+        return there[0]
+
+    def _read_ahead(self, wanted: Range) -> Iterator[Block]:
+        """The blocks that are fetched together with those of a read: twice as many as before while reads follow each other."""
+        size = self.blocks.block_size
+        first, last = wanted.start // size, (wanted.end - 1) // size
+        if first in (self._next - 1, self._next):
+            least = max(1, FIRST_AHEAD_BYTES // size)
+            self._ahead = min(max(least, 2 * self._ahead) if last >= self._next else self._ahead, self._most)
+        else:
+            self._ahead = 0
+        self._next = last + 1
+        end = min(last + 1 + self._ahead, -(-self.file.size // size))
+        return (self.blocks.block(self.file.key, number) for number in range(last + 1, end))
+
+
+class BlockCache(BaseCache):  # type: ignore[misc]
+    """The cache type "bufferpool" of fsspec's files. It keeps the blocks in the pool, and nothing of its own.
+
+    ``options`` are those of :class:`PoolOptions`: ``cache_options={"pool": "data", "budget": "2GiB"}``.
+    """
+
+    name = "bufferpool"
+
+    def __init__(self, blocksize: int, fetcher: Callable[[int, int], bytes], size: int, **options: Any) -> None:
+        super().__init__(blocksize, fetcher, size)
+        opened = getattr(fetcher, "__self__", None)
+        if isinstance(opened, BlockFile):
+            self.reader = opened.reader
+            return
+        if not isinstance(opened, AbstractBufferedFile):
+            raise ValueError(
+                'cache_type="bufferpool" needs a file of fsspec, which has a file system and a path, to know '
+                f"which file it is of; {opened!r} is none: open it with fs.open(), or as bufferpool::URL"
+            )
+        file = RemoteFile.of(opened.fs, opened.path, opened.fs.info(opened.path))
+        if file.size != size:
+            raise file.changed(f"size={size}")
+        self.reader = Reader(blocks_of(PoolOptions(**options)), file, max(blocksize or 0, FIRST_AHEAD_BYTES))
+
+    def _fetch(self, start: int | None, stop: int | None) -> bytes:
+        return self.reader.read(start or 0, self.size if stop is None else stop)
+
+
+register_cache(BlockCache, clobber=True)
+
+
+class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
+    """A file that is open for reading: one version of it, of which blocks are fetched when they are first read."""
+
+    def __init__(self, fs: Any, reader: Reader, **options: Any) -> None:
+        self.reader = reader
+        options.setdefault("cache_type", "bufferpool")
+        super().__init__(fs, reader.file.path, "rb", size=reader.file.size, **options)
+        self.details = reader.file.info
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self.reader.read(start, end)
+
+
+# ---- the file system -------------------------------------------------------------
+
+PREFIX = "bufferpool://"
+DELEGATED = [
+    "ls",
+    "info",
+    "exists",
+    "isfile",
+    "isdir",
+    "find",
+    "glob",
+    "du",
+    "size",
+    "sizes",
+    "mkdir",
+    "makedirs",
+    "rm",
+    "rm_file",
+    "cp_file",
+    "copy",
+    "pipe",
+    "pipe_file",
+    "put",
+    "put_file",
+    "get",
+    "get_file",
+    "expand_path",
+]
+"""The target's calls, as functions and as coroutines."""
+DELEGATED_PLAIN = [
+    "walk",
+    "mv",
+    "rmdir",
+    "created",
+    "modified",
+    "checksum",
+    "ukey",
+    "sign",
+    "touch",
+    "invalidate_cache",
+    "start_transaction",
+    "end_transaction",
+]
+"""The target's calls of which there are functions only."""
+
+
+def _bare(paths: Any) -> Any:
+    """Paths as the target knows them."""
+    if isinstance(paths, str):
+        return paths.removeprefix(PREFIX)
+    if isinstance(paths, dict):
+        return {_bare(path): value for path, value in paths.items()}
+    return [_bare(path) for path in paths] if isinstance(paths, list | tuple) else paths
+
+
+def _limits(size: int, start: int | None, end: int | None) -> tuple[int, int]:
+    """The bytes that fsspec's ``start`` and ``end`` mean: as those of a slice."""
+    first, last, _ = slice(start, end).indices(size)
+    return first, max(first, last)
+
+
+class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[misc]
+    """Another file system, of which all processes of the machine share the blocks that were read.
+
+    ``fs``, or ``target_protocol`` and ``target_options``: the target. Further options are those of :class:`PoolOptions`.
+    """
+
+    protocol: ClassVar[str] = "bufferpool"
+
+    def __init__(
+        self, fs: Any = None, target_protocol: str | None = None, target_options: dict[str, Any] | None = None,
+        fo: str | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        known = {name: options.pop(name) for name in PoolOptions.__dataclass_fields__ if name in options}
+        super().__init__(**options)
+        if (fs is None) == (target_protocol is None):
+            raise ValueError(
+                "name one target: fs=, or target_protocol= and target_options=, or a URL such as bufferpool::s3://bucket/key"
+            )
+        if fs is None:
+            target = dict(target_options or {})
+            if get_filesystem_class(target_protocol).async_impl:
+                target.setdefault("asynchronous", self.asynchronous)
+            fs = filesystem(target_protocol, **target)
+        if fs.async_impl and fs.asynchronous != self.asynchronous:
+            raise ValueError(
+                f"the target has asynchronous={fs.asynchronous}, so pass asynchronous={fs.asynchronous} here, too"
+            )
+        self.fs = fs
+        self.pool_options = PoolOptions(**known)
+        self.__dict__["_strip_protocol"] = self._as_target_path  # of an instance: each has another target
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return _bare(os.fspath(path) if isinstance(path, os.PathLike) else path)
+
+    def _as_target_path(self, path: Any) -> Any:
+        return self.fs._strip_protocol(type(self)._strip_protocol(path))
+
+    @property
+    def fsid(self) -> str:
+        """The target's identity, because the files are the target's."""
+        return str(self.fs.fsid)
+
+    @property
+    def transaction(self) -> Any:
+        """The target's transaction."""
+        return self.fs.transaction
+
+    @property
+    def blocks(self) -> Blocks:
+        """The blocks in the pool; makes the pool if it does not exist."""
+        return blocks_of(self.pool_options)
+
+    # ---- opening files -------------------------------------------------------------
+
+    def _open(
+        self, path: str, mode: str = "rb", block_size: int | None = None, autocommit: bool = True,
+        cache_options: dict[str, Any] | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
+        options: dict[str, Any] = {} if block_size is None else {"block_size": block_size}
+        if mode != "rb":
+            options |= {} if autocommit else {"autocommit": False}
+            return self.fs.open(path, mode, **options, **kwargs)
+        file = self._file(path, self.fs.info(path))
+        kwargs.pop("size", None)
+        if file is None:
+            return self.fs.open(path, mode, **options, **kwargs)
+        options["cache_options"] = cache_options
+        if "cache_type" in kwargs:
+            options["cache_type"] = kwargs.pop("cache_type")
+        if kwargs:
+            raise TypeError(
+                f"open() of {type(self).__name__} has no options {sorted(kwargs)}; open the file of its target, fs.fs.open()"
+            )
+        return BlockFile(self, Reader(self.blocks, file, block_size or AHEAD_BYTES), **options)
+
+    async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        """Opens a file for reading by coroutines."""
+        if mode != "rb" or kwargs:
+            raise NotImplementedError(
+                "open_async() reads only (mode='rb'), and has no options: open the file of the target, fs.fs"
+            )
+        path = self._as_target_path(path)
+        file = self._file(path, await self._info(path))
+        if file is None:
+            return await self.fs.open_async(path, mode)
+        return AsyncBlockFile(self, file)
+
+    def _file(self, path: str, info: dict[str, Any]) -> RemoteFile | None:
+        """The version of a file that the target has now; None if it has no blocks: a folder, or a stream of unknown length."""
+        if info["type"] != "file" or info.get("size") is None or info.get("partial") is False:
+            return None
+        return RemoteFile.of(self.fs, self.fs._strip_protocol(path), info)
+
+    # ---- reading whole ranges --------------------------------------------------------
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        """The bytes of a file from ``start`` to before ``end``, all of one version."""
+        if self.fs.async_impl:
+            return bytes(sync(self.loop, self._cat_file, path, start, end, **kwargs))
+        return self._cat_plainly(path, start, end, kwargs)
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        if not self.fs.async_impl:
+            return bytes(await _in_thread(partial(self._cat_plainly, path, start, end, kwargs)))
+        (found,) = await self._read([(self._as_target_path(path), start, end)], kwargs)
+        if isinstance(found, Exception):
+            raise found
+        return bytes(found)
+
+    def _cat_plainly(self, path: str, start: int | None, end: int | None, kwargs: dict[str, Any]) -> bytes:
+        """Reads from a target without coroutines."""
+        path = self._as_target_path(path)
+        for _ in range(CHANGES):
+            file = None if kwargs else self._file(path, self.fs.info(path))
+            if file is None:
+                return bytes(self.fs.cat_file(path, start=start, end=end, **kwargs))
+            try:
+                return Reader(self.blocks, file, 0).read(*_limits(file.size, start, end))
+            except RemoteChanged as error:
+                changed = error
+        raise changed
+
+    async def _cat_ranges(
+        self, paths: list[str], starts: Any, ends: Any, max_gap: int | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """The bytes of ranges of files: those of one file are of one version, and what is absent is fetched together.
+
+        ``on_error``: "return" puts what is wrong with a range into its place, "raise" raises it.
+        """
+        on_error, _ = kwargs.pop("on_error", "return"), kwargs.pop("batch_size", None)
+        if max_gap is not None:
+            raise NotImplementedError(
+                "max_gap= is not supported: neighbouring blocks are fetched together anyway; omit it"
+            )
+        if not isinstance(paths, list):
+            raise TypeError(f"paths must be a list, not {type(paths).__name__}")
+        starts, ends = (
+            [each] * len(paths) if not isinstance(each, Iterable) else list(each) for each in (starts, ends)
+        )
+        if not len(paths) == len(starts) == len(ends):
+            raise ValueError(f"{len(paths)} paths need as many starts and ends, not {len(starts)} and {len(ends)}")
+        found = await self._read(list(zip(map(self._as_target_path, paths), starts, ends, strict=True)), kwargs)
+        wrong = next((each for each in found if isinstance(each, Exception)), None)
+        if wrong is not None and on_error != "return":
+            raise wrong
+        return found
+
+    async def _read(self, asked: list[Asked], kwargs: dict[str, Any]) -> list[Any]:
+        """The bytes of ranges, or what is wrong with them."""
+        out: list[Any] = [None] * len(asked)
+        left = list(range(len(asked)))
+        for tries_left in reversed(range(CHANGES)):
+            files = await self._files({asked[i][0] for i in left})
+            cached: list[int] = []
+            for i in left:
+                path, start, end = asked[i]
+                if kwargs or files[path] is None:
+                    out[i] = await _outcome(self._from_target("cat_file", path, start=start, end=end, **kwargs))
+                elif isinstance(files[path], Exception):
+                    out[i] = files[path]
+                else:
+                    cached.append(i)
+            ranges = [Range(files[asked[i][0]].key, *_limits(files[asked[i][0]].size, *asked[i][1:])) for i in cached]
+            known = {asked[i][0]: files[asked[i][0]] for i in cached}
+            for i, content in zip(cached, await self.read_ranges(ranges, list(known.values())), strict=True):
+                out[i] = content
+            changed = {asked[i][0] for i in cached if isinstance(out[i], RemoteChanged)}
+            left = [
+                i for i in cached if asked[i][0] in changed
+            ]  # all ranges of such a file: none is of another version
+            if not left or not tries_left:
+                return out
+        return out
+
+    async def read_ranges(self, ranges: list[Range], files: list[RemoteFile]) -> list[Any]:
+        """The bytes of ranges of these files, or what is wrong with each."""
+        blocks = self.blocks
+        if sum(one.end - one.start for one in ranges) <= INLINE_BYTES:
+            there = blocks.try_read(ranges)
+            if there is not None:
+                return list(there)
+        fetch = Fetches(files, blocks.block_size, asyncio.get_running_loop())
+        return list(await _in_thread(partial(blocks.read, ranges, fetch)))
+
+    async def _files(self, paths: set[str]) -> dict[str, Any]:
+        """The present versions of files, or what is wrong with them."""
+        infos = await asyncio.gather(*(_outcome(self._info(path)) for path in paths))
+        return {
+            path: info if isinstance(info, Exception) else self._file(path, info)
+            for path, info in zip(paths, infos, strict=True)
+        }
+
+    # ---- the target's calls ----------------------------------------------------------
+
+    async def _from_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Calls the target: its coroutine, or its function in a thread."""
+        if self.fs.async_impl:
+            return await getattr(self.fs, f"_{name}")(*args, **kwargs)
+        return await _in_thread(partial(getattr(self.fs, name), *args, **kwargs))
+
+    async def _walk(self, path: str, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        if self.fs.async_impl:
+            async for each in self.fs._walk(_bare(path), *args, **kwargs):
+                yield each
+            return
+        for each in await _in_thread(lambda: list(self.fs.walk(_bare(path), *args, **kwargs))):
+            yield each
+
+
+async def _outcome(call: Awaitable[Any]) -> Any:
+    """The result of a coroutine, or the exception that it raises."""
+    try:
+        return await call
+    except Exception as error:  # noqa: BLE001 - belongs to one of several ranges, and is raised or returned for it
+        return error
+
+
+def _delegate(name: str, *, plain_only: bool) -> None:
+    def function(self: BufferPoolFileSystem, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.fs, name)(*map(_bare, args), **kwargs)
+
+    async def coroutine(self: BufferPoolFileSystem, *args: Any, **kwargs: Any) -> Any:
+        return await self._from_target(name, *map(_bare, args), **kwargs)
+
+    original = getattr(AsyncFileSystem, name, None)
+    for each, called in ((function, name), (coroutine, f"_{name}")):
+        each.__name__, each.__doc__ = called, original.__doc__ if original else None
+        if each is function or not plain_only:
+            setattr(BufferPoolFileSystem, called, each)
+
+
+for _name in DELEGATED:
+    _delegate(_name, plain_only=False)
+for _name in DELEGATED_PLAIN:
+    _delegate(_name, plain_only=True)
+
+
+class AsyncBlockFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
+    """A file that is open for reading by coroutines: one version of it."""
+
+    def __init__(self, fs: BufferPoolFileSystem, file: RemoteFile) -> None:
+        super().__init__(fs, file.path, "rb", size=file.size)
+        self.file = file
+
+    async def _fetch_range(self, start: int, end: int) -> bytes:
+        wanted = Range(self.file.key, start, min(end, self.file.size))
+        (found,) = await self.fs.read_ranges([wanted], [self.file])
+        if isinstance(found, Exception):
+            raise found
+        return bytes(found)

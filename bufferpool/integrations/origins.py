@@ -1,0 +1,275 @@
+"""Versions of remote files, and bytes of exactly one version, from any fsspec file system.
+
+A file's version is what its server says that changes with its content: an entity tag, a generation, or a time, and always the size. Bytes
+are kept only if they are known to be of the version that was asked for: an HTTP server says so in the answer itself, an S3 server answers only if the
+version is the one in ``If-Match``, and any other file system is asked for the version once more after the bytes have arrived.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fsspec.asyn import sync
+
+from bufferpool.errors import RemoteChanged, caused
+from bufferpool.integrations.blocks import Block, Fetched
+
+REQUEST_BYTES = 8 << 20
+"""A longer run of blocks is fetched by several requests at the same time."""
+EXACT = ("version_id", "VersionId", "versionId", "generation", "ETag", "etag", "e_tag", "eTag")
+"""What a server changes with every change of the content, if it does not begin with W/ (a weak entity tag)."""
+LESS_EXACT = (
+    "md5", "md5Hash", "Content-MD5", "content_md5", "Digest", "checksum", "CRC", "sha", "hex", "uid", "ino", "mtime",
+    "LastModified", "Last-Modified", "last_modified", "lastModified", "modified", "updated", "timeModified", "created",
+)  # fmt: skip
+NOT_OF_THE_ORIGIN = frozenset(
+    [
+        "asynchronous",
+        "loop",
+        "skip_instance_cache",
+        "use_listings_cache",
+        "listings_expiry_time",
+        "max_paths",
+        "batch_size",
+        "block_size",
+        "default_block_size",
+        "cache_type",
+        "cache_options",
+        "default_cache_type",
+        "default_fill_cache",
+        "get_client",
+    ]
+)
+"""Options that say how a file system is used, and not which one it is."""
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """The version of a file, from what its file system says of it: equal texts, equal content."""
+    exact = [f"{name}={info[name]}" for name in EXACT if info.get(name)]
+    if exact and not any("=W/" in one for one in exact):
+        return f"size={info.get('size')} {exact[0]}"
+    return " ".join([f"size={info.get('size')}", *exact, *(f"{n}={info[n]}" for n in LESS_EXACT if info.get(n))])
+
+
+def _plain(value: Any) -> Any:
+    """What of an option is the same in every process: for objects of other types, their type."""
+    if isinstance(value, dict):
+        return {str(name): _plain(one) for name, one in value.items() if name not in NOT_OF_THE_ORIGIN}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    return (
+        value
+        if isinstance(value, str | int | float | bool | None)
+        else f"{type(value).__module__}.{type(value).__qualname__}"
+    )
+
+
+def _origin_of(fs: Any) -> bytes:
+    """What tells the file system from others of which files have the same names."""
+    said = [type(fs).__module__, type(fs).__qualname__, _plain(fs.storage_args), _plain(fs.storage_options)]
+    return json.dumps(said, sort_keys=True).encode()
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteFile:
+    """One version of a remote file."""
+
+    fs: Any
+    path: str
+    info: dict[str, Any] = field(repr=False)
+    size: int
+    version: str
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, fs: Any, path: str, info: dict[str, Any]) -> RemoteFile:
+        """The version that ``info`` describes, which must have a size."""
+        version = version_of(info)
+        named = b"\0".join((_origin_of(fs), path.encode(errors="surrogateescape"), version.encode()))
+        return cls(fs, path, info, int(info["size"]), version, hashlib.blake2b(named, digest_size=16).digest())
+
+    def changed(self, now: str) -> RemoteChanged:
+        """The error that says that the origin has another version now."""
+        return caused(
+            RemoteChanged(f"{self.path} was changed: {self.version} was opened, and {now} is there now; open it again"),
+            errno.ESTALE,
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run of blocks of one file, which one request fetches."""
+
+    file: RemoteFile
+    blocks: list[int]
+    """Where the contents belong in the answer, one after the other."""
+    start: int
+    end: int
+
+
+def requests_for(blocks: Sequence[Block], files: dict[bytes, RemoteFile], block_size: int) -> list[Wanted]:
+    """The requests that fetch blocks: neighbours by one, up to REQUEST_BYTES."""
+    most = max(1, REQUEST_BYTES // block_size)
+    found: list[Wanted] = []
+    for at in sorted(range(len(blocks)), key=lambda i: blocks[i][:2]):
+        block, last = blocks[at], found[-1] if found else None
+        file = files[block.file]
+        start, end = block.number * block_size, min((block.number + 1) * block_size, file.size)
+        if last is not None and last.file is file and last.end == start and len(last.blocks) < most:
+            found[-1] = Wanted(file, [*last.blocks, at], last.start, end)
+        else:
+            found.append(Wanted(file, [at], start, end))
+    return found
+
+
+class Fetches:
+    """Fetches blocks of the files of one call. Calls of the file system run in ``loop`` if it is an asynchronous one."""
+
+    def __init__(self, files: Iterable[RemoteFile], block_size: int, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._files = {file.key: file for file in files}
+        self._block_size = block_size
+        self._loop = loop
+
+    def __call__(self, blocks: list[Block]) -> Sequence[Fetched]:
+        wanted = requests_for(blocks, self._files, self._block_size)
+        asynchronous = wanted[0].file.fs.async_impl
+        answers = sync(self._loop, _fetch_all, wanted) if asynchronous else [_fetch_plainly(one) for one in wanted]
+        out: list[Fetched] = [b""] * len(blocks)
+        for one, answer in zip(wanted, answers, strict=True):
+            for n, at in enumerate(one.blocks):
+                first = n * self._block_size
+                out[at] = answer if isinstance(answer, Exception) else answer[first : first + self._block_size]
+        return out
+
+
+# ---- file systems with plain functions -------------------------------------------
+
+
+def _fetch_plainly(one: Wanted) -> Fetched:
+    file = one.file
+    try:
+        got = file.fs.cat_file(file.path, start=one.start, end=one.end)
+        _forget_listing(file)
+        now = version_of(file.fs.info(file.path))
+    except Exception as error:  # noqa: BLE001 - raised by the reader of this file; the others go on
+        return error
+    return _checked(one, got, now)
+
+
+def _checked(one: Wanted, got: bytes, now: str) -> Fetched:
+    if now != one.file.version:
+        return one.file.changed(now)
+    if len(got) != one.end - one.start:
+        short = f"{one.file.path}: bytes {one.start} to {one.end} were asked for, and {len(got)} came; read again"
+        return OSError(errno.EIO, short)
+    return memoryview(got)
+
+
+def _forget_listing(file: RemoteFile) -> None:
+    """Makes the file system ask for the version anew, rather than look into a listing that it has kept."""
+    if getattr(file.fs, "dircache", None):
+        file.fs.invalidate_cache(file.path.rpartition("/")[0])
+
+
+# ---- file systems with coroutines ------------------------------------------------
+
+
+async def _fetch_all(wanted: list[Wanted]) -> list[Fetched]:
+    """Sends all requests at once, and asks once for each file whether it is still the version that was wanted."""
+    unproven: dict[bytes, RemoteFile] = {}
+
+    async def fetch(one: Wanted) -> Any:
+        try:
+            got, proven = await _method_of(one.file.fs)(one)
+        except Exception as error:  # noqa: BLE001 - raised by the reader of this file; the others go on
+            return error
+        if not proven:
+            unproven[one.file.key] = one.file
+        return got
+
+    answers = await asyncio.gather(*map(fetch, wanted))
+    versions = await asyncio.gather(*map(_version_now, unproven.values()))
+    now = dict(zip(unproven, versions, strict=True))
+    out: list[Fetched] = []
+    for one, got in zip(wanted, answers, strict=True):
+        version = now.get(one.file.key, one.file.version)
+        wrong = next((each for each in (got, version) if isinstance(each, Exception)), None)
+        out.append(_checked(one, got, version) if wrong is None else wrong)
+    return out
+
+
+async def _version_now(file: RemoteFile) -> Any:
+    try:
+        _forget_listing(file)
+        return version_of(await file.fs._info(file.path))
+    except Exception as error:  # noqa: BLE001 - raised by the reader of this file
+        return error
+
+
+def _method_of(fs: Any) -> Any:
+    kinds = {kind.__module__ for kind in type(fs).__mro__}
+    if "fsspec.implementations.http" in kinds:
+        return _get_http
+    return _get_s3 if "s3fs.core" in kinds else _get
+
+
+async def _get(one: Wanted) -> tuple[bytes, bool]:
+    return await one.file.fs._cat_file(one.file.path, start=one.start, end=one.end), False
+
+
+async def _get_s3(one: Wanted) -> tuple[bytes, bool]:
+    fs, tag = one.file.fs, one.file.info.get("ETag")
+    if not tag:
+        return await _get(one)
+    bucket, key, version = fs.split_path(one.file.path)
+    asked = {"VersionId": version} if version else {}
+    asked |= {"Range": f"bytes={one.start}-{one.end - 1}", "IfMatch": tag}
+    try:
+        answer = await fs._call_s3("get_object", fs.req_kw, Bucket=bucket, Key=key, **asked)
+    except OSError as error:
+        if _status_of(error) != 412:  # 412 Precondition Failed
+            raise
+        _forget_listing(one.file)
+        raise one.file.changed("another version") from error
+    async with answer["Body"] as body:
+        return await body.read(), answer.get("ETag") == tag
+
+
+def _status_of(error: OSError) -> int | None:
+    """The HTTP status of the answer that botocore's exception, the cause of the error, has."""
+    answer = getattr(error.__cause__, "response", {})
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return None if status is None else int(status)
+
+
+async def _get_http(one: Wanted) -> tuple[bytes, bool]:
+    file, fs = one.file, one.file.fs
+    options = dict(fs.kwargs)
+    headers = options.pop("headers", {}) | {"Range": f"bytes={one.start}-{one.end - 1}", "Accept-Encoding": "identity"}
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(file.path), headers=headers, **options) as answer:
+        if answer.status == 404:
+            raise FileNotFoundError(errno.ENOENT, "the server has no such file any more", file.path)
+        if answer.status == 416:
+            raise file.changed("a shorter file")
+        answer.raise_for_status()
+        proven = _same_version(file, answer.headers, answer.status)
+        got = await answer.read()
+    return (got if answer.status == 206 else got[one.start : one.end]), proven
+
+
+def _same_version(file: RemoteFile, headers: Any, status: int) -> bool:
+    """Whether an answer is of the file's version; False: it does not say so. Raises RemoteChanged."""
+    size = headers.get("Content-Range", "").rpartition("/")[2] if status == 206 else headers.get("Content-Length", "")
+    now = {"size": int(size) if size.isdigit() else None}
+    now |= {name: headers[name] for name in ("ETag", "Last-Modified") if name in headers}  # those of the whole file
+    for name, value in now.items():
+        if value is not None and value != file.info.get(name, value):
+            raise file.changed(version_of(now))
+    return now["size"] is not None and len(now) > 1 and version_of(now) == file.version

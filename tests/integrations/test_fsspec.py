@@ -1,0 +1,473 @@
+"""bufferpool:: in fsspec's URLs: the bytes are those of the origin, each block is fetched once, and versions never mix."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bufferpool as bp
+from bufferpool.errors import RemoteChanged
+from tests.conftest import wait_until
+from tests.support.children import run_python
+
+fsspec = pytest.importorskip("fsspec")
+pytest.importorskip("aiohttp")
+
+Options = Callable[..., dict[str, Any]]
+BLOCK = (64 << 10) - 64
+
+
+def content(n_bytes: int, version: int = 0) -> bytes:
+    """Bytes of which every block differs, in every version."""
+    return np.random.default_rng(version).bytes(n_bytes)
+
+
+def filesystem(options: dict[str, Any], target: str = "http", **more: Any) -> Any:
+    return fsspec.filesystem("bufferpool", target_protocol=target, skip_instance_cache=True, **options, **more)
+
+
+# ---- what is read --------------------------------------------------------------------
+
+
+def test_a_url_needs_no_import(origin: Any, options: Options) -> None:
+    """`pd.read_parquet("bufferpool::https://...")` must work in a program that has never heard of this package."""
+    data = content(200_000)
+    url, given = origin.put("a.bin", data), options()
+    code = f"""
+import fsspec
+with fsspec.open("bufferpool::{url}", bufferpool={given!r}) as file:
+    print(file.read().hex())
+"""
+    for _ in range(2):
+        done = run_python(code)
+        assert done.returncode == 0, done.stderr
+        assert bytes.fromhex(done.stdout) == data
+    assert origin.bytes_sent == len(data)
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, 5 * BLOCK + 17])
+def test_ranges_are_those_of_a_slice(origin: Any, options: Options, size: int) -> None:
+    """Starts and ends at, before and behind the ends of blocks and of the file, negative ones, and none."""
+    data = content(size)
+    url, fs = origin.put("a.bin", data), filesystem(options())
+    places = [None, 0, 1, -1, -BLOCK, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, size - 1, size, size + 5, -size - 3]
+    pairs = [(start, end) for start in places for end in places]
+    starts, ends = zip(*pairs, strict=True)
+    for _ in range(2):
+        found = fs.cat_ranges([url] * len(pairs), list(starts), list(ends))
+        assert found == [data[start:end] for start, end in pairs]
+    assert fs.cat_file(url) == fs.cat(url) == data
+    assert fs.cat_file(url, -3) == data[-3:]
+
+
+def test_a_file_is_read_as_any_other(origin: Any, options: Options) -> None:
+    """seek, tell, readline, readinto, text, and reads beyond the end."""
+    data = b"".join(b"line %d\n" % n for n in range(40_000))
+    url, fs = origin.put("a.txt", data), filesystem(options())
+    with fs.open(url) as file:
+        assert (file.size, file.seek(-10, 2), file.read(), file.read(5)) == (len(data), len(data) - 10, data[-10:], b"")
+        file.seek(BLOCK - 3)
+        assert (file.read(6), file.tell()) == (data[BLOCK - 3 : BLOCK + 3], BLOCK + 3)
+        into = bytearray(2 * BLOCK)
+        file.seek(7)
+        assert (file.readinto(into), bytes(into)) == (2 * BLOCK, data[7 : 7 + 2 * BLOCK])
+        file.seek(0)
+        assert (file.readline(), file.read()) == (b"line 0\n", data[7:])
+    with fs.open(url, "rt") as text:
+        assert text.read() == data.decode()
+    assert origin.bytes_sent == len(data)
+
+
+def test_the_ranges_of_one_call_are_fetched_together(origin: Any, options: Options) -> None:
+    """One range after the other costs a round trip for each: here the server answers none before it has all of them."""
+    urls = [origin.put(f"{n}.bin", content(BLOCK, n)) for n in range(8)]
+    fs = filesystem(options())
+    here = threading.Barrier(8, timeout=60)
+    origin.before_body = lambda request: here.wait() and None
+    found = fs.cat_ranges(urls, 10, 5000)
+    assert found == [content(BLOCK, n)[10:5000] for n in range(8)]
+    assert origin.count("GET") == 8
+
+
+def test_neighbouring_blocks_are_one_request(origin: Any, options: Options) -> None:
+    data = content(7 * BLOCK)
+    url, fs = origin.put("a.bin", data), filesystem(options())
+    assert fs.cat_ranges([url] * 7, [n * BLOCK for n in range(7)], [(n + 1) * BLOCK for n in range(7)]) == [
+        data[n * BLOCK : (n + 1) * BLOCK] for n in range(7)
+    ]
+    assert (origin.count("GET"), origin.bytes_sent) == (1, len(data))
+
+
+def test_reading_in_order_reads_ahead(origin: Any, options: Options) -> None:
+    """A request for each block of 64 KiB is slow; a read at random must not fetch what nobody wants."""
+    data = content(100 * BLOCK)
+    url, fs = origin.put("a.bin", data), filesystem(options(budget="16MiB"))
+    with fs.open(url) as file:
+        assert b"".join(iter(lambda: file.read(50_000), b"")) == data
+    assert origin.count("GET") < 12
+    assert origin.bytes_sent == len(data)
+    url = origin.put("b.bin", content(100 * BLOCK, 1))
+    origin.forget()
+    with fs.open(url) as file:
+        for n in (90, 40, 70, 10):
+            file.seek(n * BLOCK)
+            file.read(100)
+    assert origin.bytes_sent == 4 * BLOCK
+
+
+def test_coroutines(origin: Any, options: Options) -> None:
+    """In an event loop of the caller's: cat_file, cat_ranges, many at once, and files."""
+    data = [content(3 * BLOCK, n) for n in range(20)]
+    urls = [origin.put(f"{n}.bin", each) for n, each in enumerate(data)]
+    given = options(budget="8MiB")
+
+    async def work() -> None:
+        fs = filesystem(given, asynchronous=True)
+        session = await fs.fs.set_session()
+        try:
+            assert await asyncio.gather(*(fs._cat_file(url) for url in urls)) == data
+            assert await fs._cat_ranges(urls, 5, 2 * BLOCK) == [each[5 : 2 * BLOCK] for each in data]
+            assert await fs._cat(urls) == dict(zip(urls, data, strict=True))
+            file = await fs.open_async(urls[3])
+            assert (await file.read(10), await file.read()) == (data[3][:10], data[3][10:])
+            await file.close()
+            with pytest.raises(FileNotFoundError):
+                await fs._cat_file(f"{origin.url}/none")
+        finally:
+            await session.close()
+
+    asyncio.run(work())
+    assert origin.bytes_sent == sum(map(len, data))
+
+
+def test_errors_are_the_targets_and_belong_to_their_range(origin: Any, options: Options) -> None:
+    """One missing file of a call must not fail the others, and its error is that of the target."""
+    data = content(2 * BLOCK)
+    url, fs = origin.put("a.bin", data), filesystem(options())
+    found = fs.cat_ranges([url, f"{origin.url}/none", url], [0, 0, BLOCK], [9, 9, BLOCK + 9])
+    assert (found[0], type(found[1]), found[2]) == (data[:9], FileNotFoundError, data[BLOCK : BLOCK + 9])
+    with pytest.raises(FileNotFoundError):
+        fs.cat_ranges([url, f"{origin.url}/none"], 0, 9, on_error="raise")
+    with pytest.raises(FileNotFoundError):
+        fs.open(f"{origin.url}/none")
+    with fs.open(url) as file:
+        del origin.files["a.bin"]
+        assert file.read(9) == data[:9]  # in the pool
+    gone = origin.put("b.bin", content(4 * BLOCK, 1))
+    with fs.open(gone) as file:
+        del origin.files["b.bin"]
+        with pytest.raises(FileNotFoundError):
+            file.read(9)
+
+
+def test_a_server_without_ranges_or_lengths(options: Options) -> None:
+    """Such files have no blocks; they are read from the target as if the pool were not there."""
+    from integrations.origin import Origin
+
+    with Origin(ranges=False) as origin:
+        data = content(3 * BLOCK)
+        url, fs = origin.put("a.bin", data), filesystem(options())
+        assert fs.cat_file(url) == data
+        with fs.open(url) as file:
+            assert file.read() == data
+
+
+# ---- versions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("validators", ["tag", "date", "both", "size"])
+def test_a_changed_file_is_read_anew(options: Options, validators: str) -> None:
+    """Old blocks of a file that has changed were served with new ones: half a Parquet file of each version."""
+    from integrations.origin import Origin
+
+    with Origin(tags=validators in ("tag", "both"), dates=validators in ("date", "both")) as origin:
+        old, new = content(4 * BLOCK), content(4 * BLOCK + (validators == "size"), 1)
+        url, fs = origin.put("a.bin", old, modified=1e9), filesystem(options())
+        assert fs.cat_file(url, 0, 2 * BLOCK) == old[: 2 * BLOCK]
+        origin.put("a.bin", new, modified=2e9)
+        assert fs.cat_file(url) == new
+        with fs.open(url) as file:
+            assert file.read() == new
+
+
+@pytest.mark.parametrize("validators", ["tag", "date", "size"])
+def test_a_file_that_changes_between_two_reads(options: Options, validators: str) -> None:
+    """The open file keeps the version that it began with: what is in the pool is read, and what is not raises."""
+    from integrations.origin import Origin
+
+    with Origin(tags=validators == "tag", dates=validators == "date") as origin:
+        old, new = content(4 * BLOCK), content(4 * BLOCK + (validators == "size"), 1)
+        url, fs = origin.put("a.bin", old, modified=1e9), filesystem(options())
+        with fs.open(url, block_size=1) as file:
+            assert file.read(100) == old[:100]
+            origin.put("a.bin", new, modified=2e9)
+            assert file.read(100) == old[100:200]
+            file.seek(2 * BLOCK)
+            with pytest.raises(RemoteChanged, match=r"a\.bin was changed.*open it again") as raised:
+                file.read(100)
+            assert isinstance(raised.value, OSError)
+        with fs.open(url) as file:
+            assert file.read() == new
+        assert fs.cat_file(url) == new
+
+
+def test_a_file_that_changes_within_one_call(origin: Any, options: Options) -> None:
+    """All ranges of one call are of one version: the call starts over, and also gives up what it has had from the pool."""
+    old, new = content(6 * BLOCK), content(6 * BLOCK, 1)
+    url, fs = origin.put("a.bin", old), filesystem(options())
+    assert fs.cat_file(url, 0, 100) == old[:100]
+
+    def change(request: Any) -> None:
+        origin.before_body = lambda request: None
+        origin.put("a.bin", new)
+
+    origin.before_body = change
+    assert fs.cat_ranges([url] * 3, [0, 2 * BLOCK, 4 * BLOCK], [10, 2 * BLOCK + 10, 4 * BLOCK + 10]) == [
+        new[start : start + 10] for start in (0, 2 * BLOCK, 4 * BLOCK)
+    ]
+
+
+def test_a_local_file_that_changes(tmp_path: Any, options: Options) -> None:
+    """A target without coroutines, whose version is its times and its inode."""
+    path, fs = tmp_path / "a.bin", filesystem(options(), "file")
+    old, new = content(4 * BLOCK), content(4 * BLOCK, 1)
+    path.write_bytes(old)
+    with fs.open(str(path), block_size=1) as file:
+        assert file.read(10) == old[:10]
+        (tmp_path / "new").write_bytes(new)
+        (tmp_path / "new").replace(path)
+        file.seek(3 * BLOCK)
+        with pytest.raises(RemoteChanged):
+            file.read(10)
+    assert fs.cat_file(str(path)) == new
+
+
+# ---- processes -------------------------------------------------------------------------
+
+
+def read_whole(url: str, given: dict[str, Any], go: Any = None) -> bytes:
+    """In a child process."""
+    fs = filesystem(given)
+    if go is not None:
+        go.wait(60)
+    return bytes(fs.cat_file(url))
+
+
+def test_four_processes_fetch_each_block_once(origin: Any, options: Options, child: Any, spawn: Any) -> None:
+    """Four workers that begin at the same time, and make the pool: the origin sent the file four times."""
+    data = content(40 * BLOCK)
+    url, given, go = origin.put("a.bin", data), options(), spawn.Barrier(4)
+    children = [child(read_whole, url, given, go) for _ in range(4)]
+    assert [each.result() for each in children] == [data] * 4
+    assert origin.bytes_sent == len(data)
+
+
+def test_kill_in_the_middle_of_a_fetch(origin: Any, options: Options, child: Any) -> None:
+    """The others wait for a process that is killed while it fetches; one of them must fetch instead."""
+    data = content(8 * BLOCK)
+    url, given = origin.put("a.bin", data), options()
+    begun, end = threading.Event(), threading.Event()
+
+    def hang(request: Any) -> None:
+        origin.before_body = lambda request: None
+        begun.set()
+        end.wait(60)
+
+    origin.before_body = hang
+    victim = child(read_whole, url, given)
+    assert begun.wait(60)
+    others = [child(read_whole, url, given) for _ in range(2)]
+    wait_until(lambda: origin.count("HEAD") == 3, "the others have asked for the file")
+    os.kill(victim.pid, signal.SIGKILL)
+    assert [each.result() for each in others] == [data] * 2
+    end.set()
+    assert origin.bytes_sent - len(data) <= len(data)  # the killed one's, if it is counted, and one more
+
+
+def test_a_failure_is_not_that_of_another_process(origin: Any, options: Options) -> None:
+    """A thread whose connection broke gets the error; another one that waited for the same block fetches it itself."""
+    data = content(2 * BLOCK)
+    url, given = origin.put("a.bin", data), options()
+    begun, go = threading.Event(), threading.Event()
+
+    def fail_once(request: Any) -> None:
+        origin.before_body = lambda request: None
+        begun.set()
+        go.wait(60)
+        raise ConnectionResetError
+
+    origin.before_body = fail_once
+    found: list[Any] = []
+
+    def read() -> None:
+        try:
+            found.append(filesystem(given).cat_file(url))
+        except Exception as error:  # noqa: BLE001 - looked at below
+            found.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    threads[0].start()
+    assert begun.wait(60)
+    threads[1].start()
+    wait_until(lambda: origin.count("HEAD") == 2, "the other has asked for the file")
+    go.set()
+    for thread in threads:
+        thread.join(60)
+    assert data in found
+    assert all(each == data or isinstance(each, Exception) for each in found)
+    assert filesystem(given).cat_file(url) == data
+
+
+# ---- the pool ----------------------------------------------------------------------------
+
+
+def test_the_budget_holds(origin: Any, options: Options) -> None:
+    """filesystem_spec#510: caches of fsspec grow without a bound. Data of eight times the budget, with a file held open."""
+    given = options(budget="2MiB")
+    fs = filesystem(given)
+    data = [content(20 * BLOCK, n) for n in range(13)]
+    urls = [origin.put(f"{n}.bin", each) for n, each in enumerate(data)]
+    with fs.open(urls[0]) as first:
+        for url, each in zip(urls, data, strict=True):
+            assert fs.cat_file(url) == each
+            assert first.read(1000) in data[0]
+            stats = fs.blocks.pool.stats()
+            assert stats.resident_bytes <= 2 << 20
+    assert fs.blocks.pool.stats().spaces[0].pages >= 16 * 32
+
+
+def test_thousands_of_files(tmp_path: Path, options: Options) -> None:
+    """A space for each file runs out after 4,096 of them."""
+    fs = filesystem(options(budget="16MiB"), "file")
+    paths = [f"{tmp_path}/{n}.bin" for n in range(4500)]
+    for n, path in enumerate(paths):
+        Path(path).write_bytes(b"%d" % n)
+    assert fs.cat_ranges(paths, 0, 9) == [b"%d" % n for n in range(4500)]
+    assert fs.cat_file(paths[7]) == b"7"
+    assert len(fs.blocks.pool.stats().spaces) == 1
+
+
+def test_blocks_that_want_the_same_page(origin: Any, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two blocks of one page number thrash, and a reader must never get the other one's bytes: here all have one of three."""
+    from bufferpool.integrations import blocks
+
+    monkeypatch.setattr(blocks, "LEAST_PLACES", 1)
+    monkeypatch.setattr(blocks, "PLACES_PER_FRAME", 0)
+    fs = filesystem(options())
+    assert len(fs.blocks.pool.space(blocks.SPACE)) <= 4
+    data = content(9 * BLOCK)
+    url = origin.put("a.bin", data)
+    errors: list[BaseException] = []
+
+    def read(seed: int) -> None:
+        try:
+            for n in range(40):
+                at = (seed * 7 + n * 5) % 9 * BLOCK // 2
+                assert fs.cat_file(url, at, at + 3 * BLOCK) == data[at : at + 3 * BLOCK]
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    assert errors == []
+
+
+def test_pools_of_other_sizes(origin: Any, options: Options) -> None:
+    """An existing pool is accepted as it is, unless a block size is asked for that it does not have."""
+    given = options()
+    pool = bp.Pool.create(given["pool"], "4MiB", page_size="16KiB")
+    data = content(100_000)
+    url = origin.put("a.bin", data)
+    assert filesystem(given).cat_file(url) == data
+    assert (pool.page_size, pool.stats().spaces[0].resident) == (16384, 7)
+    with pytest.raises(bp.errors.PoolMismatch, match="page_size is 16384"):
+        filesystem(given | {"block_size": "32KiB"}).cat_file(url)
+    pool.close()
+
+
+def test_removed_spaces_are_made_anew(origin: Any, options: Options) -> None:
+    """`bufferpool discard` removes the space while files are open: a cache must not fail for that."""
+    data = content(3 * BLOCK)
+    url, fs = origin.put("a.bin", data), filesystem(options())
+    with fs.open(url, block_size=1) as file:
+        assert file.read(10) == data[:10]
+        fs.blocks.pool.discard("blocks")
+        assert file.read() == data[10:]
+
+
+def test_a_forked_child_reads(origin: Any, options: Options, child: Any) -> None:
+    """A child of a process that has read, with locks and threads that only the parent has."""
+    data = content(3 * BLOCK)
+    url, given = origin.put("a.bin", data), options()
+    assert filesystem(given).cat_file(url, 0, 10) == data[:10]
+    assert child(read_whole, url, given, context="fork").result() == data
+
+
+# ---- the cache type, options ------------------------------------------------------------------
+
+
+def test_the_cache_type_of_any_file(origin: Any, options: Options) -> None:
+    """fs.open(path, cache_type="bufferpool") of a file system that knows nothing of the pool."""
+    import bufferpool.integrations.fsspec  # noqa: F401 - registers it
+
+    data = content(5 * BLOCK)
+    url, given = origin.put("a.bin", data), options()
+    fs = fsspec.filesystem("http", skip_instance_cache=True)
+    for _ in range(2):
+        with fs.open(url, cache_type="bufferpool", cache_options=given, block_size=1 << 20) as file:
+            assert (file.read(10), file.seek(-10, 2), file.read()) == (data[:10], len(data) - 10, data[-10:])
+    assert origin.bytes_sent == 2 * BLOCK
+    assert filesystem(given).cat_file(url) == data  # the same blocks
+    assert origin.bytes_sent == len(data)
+
+
+def test_other_caches_over_the_blocks(origin: Any, options: Options) -> None:
+    """A reader that asks for fsspec's own cache type gets it, over the pool."""
+    data = content(5 * BLOCK)
+    url, fs = origin.put("a.bin", data), filesystem(options())
+    for cache_type in ("readahead", "none", "all", "bytes"):
+        with fs.open(url, cache_type=cache_type) as file:
+            assert file.read() == data
+            assert file.cache.name == cache_type
+    assert origin.bytes_sent == len(data)
+
+
+def test_options_are_not_swallowed(origin: Any, options: Options) -> None:
+    url = origin.put("a.bin", b"abc")
+    fs = filesystem(options())
+    with pytest.raises(TypeError, match="no options \\['compresion'\\]"):
+        fs.open(url, compresion="gzip")
+    with pytest.raises(ValueError, match="name one target"):
+        fsspec.filesystem("bufferpool", **options())
+    with pytest.raises(NotImplementedError, match="max_gap"):
+        fs.cat_ranges([url], 0, 1, max_gap=5)
+    assert fs.cat_file(url) == b"abc"
+
+
+def test_an_s3_client(origin: Any, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers a range only of the version that If-Match names: no second question for each fetch."""
+    pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    old, new = content(4 * BLOCK), content(4 * BLOCK, 1)
+    origin.put("bucket/a.bin", old)
+    s3 = {"endpoint_url": origin.url, "key": "k", "secret": "s", "client_kwargs": {"region_name": "us-east-1"}}
+    fs, path = fsspec.core.url_to_fs("bufferpool::s3://bucket/a.bin", s3=s3, **options())
+    assert path == "bucket/a.bin"
+    with fs.open(path, block_size=1) as file:
+        assert file.read(100) == old[:100]
+        assert (origin.count("HEAD"), origin.count("GET")) == (1, 1)
+        origin.put("bucket/a.bin", new)
+        file.seek(2 * BLOCK)
+        with pytest.raises(RemoteChanged):
+            file.read(100)
+    assert fs.cat_file(path) == new
