@@ -126,11 +126,11 @@ def _scan_by_frames(text: str) -> str:
 
 def _any_generation(text: str) -> str:
     """A number that nobody has used given back to the space that has the slot now, whichever it is."""
-    start = text.index("    u64 expected = space_span(at.generation, page_no + 1);")
+    start = text.index("    u64 expected = space_span(at.generation, end);")
     end = text.index("}\n", start)
     body = """
     u64 now = at.slot.reserved.load_acquire();
-    if (space_pages(now) == page_no + 1) at.slot.reserved.cas_seq_cst(now, now - 1);
+    if (space_pages(now) == end) at.slot.reserved.cas_seq_cst(now, now - (end - first));
 """
     return text[:start] + body + text[end:]
 
@@ -270,8 +270,8 @@ MUTATIONS = {
     "an append's number given back to the next space in the slot": ("writing.h", _any_generation, "", "append-reopen"),
     "an append's number taken without a look at who else takes it": (
         "writing.h",
-        "if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, page_no + 1))) return Status::OK;",
-        "return slot.reserved.store_seq_cst(space_span(at.generation, page_no + 1)), Status::OK;",
+        "if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, end))) return Status::OK;",
+        "return slot.reserved.store_seq_cst(space_span(at.generation, end)), Status::OK;",
         "append-append",
     ),
     "a load that does not look whether the space is still open": (
@@ -291,6 +291,18 @@ MUTATIONS = {
         "if (!at.open()) return end_write(s, at.page), Status::REMOVED;",
         "",
         "write-reopen",
+    ),
+    "a blind writer that does not look whether the space is still open": (
+        "writing.h",
+        "            status = at.open() ? Status::OK : Status::REMOVED;\n",
+        "            status = Status::OK;\n",
+        "replace-reopen",
+    ),
+    "a blind write that leaves the page as another client has loaded it": (
+        "writing.h",
+        "if (entry::state(s.entries[at.page].load_acquire()) == RESIDENT) return Status::WAIT;",
+        "if (entry::state(s.entries[at.page].load_acquire()) == RESIDENT) return Status::OK;",
+        "replace-load",
     ),
     "a space removed while a page of it is in use": (
         "spaces.h",

@@ -103,6 +103,17 @@ static void write_page(Segment& s, u32 page) {
     }
 }
 
+// The old version is not read, so this one has a number above all those of writers who count on from what they find.
+static void replace_page(Segment& s, u32 page, u64 version) {
+    StoredHooks hooks{s, world.store[page]};
+    u64 words[WORDS];
+    for (u64& w : words) w = u64(page) << 32 | version;
+    if (version > world.intended[page]) world.intended[page] = version;
+    Status status = replace_page(s, place_of(s, page), words, Image{true, false, version}, false, hooks);
+    require(status, page);
+    if (status == Status::OK && version > world.done[page]) world.done[page] = version;
+}
+
 // The flush lock is not taken: rule 6 must hold by the flusher field alone. `alone`: no
 // other flusher is there, and so what was published before must be stored afterwards.
 static void flush_pages(Segment& s, u64 durable, bool alone = false) {

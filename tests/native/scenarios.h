@@ -144,6 +144,9 @@ static Program writes(u32 page, int n = 1) {
         for (int i = 0; i < n; i++) write_page(s, page);
     };
 }
+static Program replaces(u32 page, u64 version = 100) {
+    return [=](Segment& s, Process&) { replace_page(s, page, version); };
+}
 // Asks for a page whose loads fail, and then, perhaps, for the same page when they do not.
 static Program asks(u32 page, bool fails, bool again = false) {
     return [=](Segment& s, Process&) {
@@ -266,6 +269,7 @@ static std::vector<Scenario> scenarios() {
         of_spaces("load-reopen", {}, {{"R", reads_space(0)}, {"D", reopens_and_reads()}}),
         of_spaces("many-reopen", {}, {{"M", loads_space(0)}, {"D", reopens_and_reads()}}),
         of_spaces("write-reopen", {0}, {{"W", writes_space(0)}, {"D", reopens_and_reads()}}),
+        of_spaces("replace-reopen", {0}, {{"W", replaces_space(0)}, {"D", reopens_and_reads()}}),
         of_spaces("write-remove", {0}, {{"W", writes_space(0)}, {"D", removes()}, {"E", removes()}}),
         of_spaces("open-open", {}, {{"D", reopens_and_reads()}, {"E", reopens_and_reads()}}),
         of_spaces("reap-append", {0}, {{"A", appends()}, {"B", appends()}, {"X", reaps()}}),
@@ -280,6 +284,10 @@ static std::vector<Scenario> scenarios() {
         {"write-pin", 3, 3, {0}, {{"W", writes(0, 2)}, {"R", reads(0, 2)}}},
         {"write-evict", 2, 2, {0}, {{"W", writes(0)}, {"L", reads(2)}}},
         {"write-write", 3, 3, {0}, {{"W", writes(0)}, {"V", writes(0)}}},
+        {"replace-write", 3, 3, {0}, {{"B", replaces(0)}, {"W", writes(0)}}},
+        {"replace-load", 3, 3, {}, {{"B", replaces(0)}, {"R", reads(0, 2)}}},
+        {"replace-write-load", 3, 3, {}, {{"B", replaces(0)}, {"W", writes(0)}}},
+        {"replace-evict", 2, 2, {0}, {{"B", replaces(0)}, {"F", flushes()}, {"L", reads(2)}}},
         {"load-load", 2, 2, {}, {{"L", reads(0)}, {"M", reads(0)}}},
         {"fail-wait", 2, 2, {}, {{"A", asks(0, true)}, {"B", asks(0, true)}}},
         {"fail-again", 2, 2, {}, {{"A", asks(0, true, true)}, {"B", asks(0, false)}}},

@@ -63,11 +63,18 @@ static void write_of_space(Segment& s, u64 generation, u32 page) {
     if (publish_page(s, at, words, Image{true, false, 1}, hooks) != Status::OK) end_write(s, page);
 }
 
+static void replace_of_space(Segment& s, u64 generation, u32 page) {
+    StoredHooks hooks{s, stored_image(generation, page)};
+    u64 words[WORDS];
+    for (u64& w : words) w = image_of(generation, page, u32(running) + 1);
+    require(replace_page(s, page_of(s, generation, page), words, Image{true, false, 1}, false, hooks), page);
+}
+
 // The number that an append gets; NONE if it gets none.
 static u32 reserve(Segment& s, u64 generation) {
     StoredHooks hooks{s, nullptr};
     u64 n;
-    if (reserve_number(s, page_of(s, generation, 0), PAGES, hooks, n) != Status::OK) return NONE;
+    if (reserve_numbers(s, page_of(s, generation, 0), PAGES, 1, hooks, n) != Status::OK) return NONE;
     if (n >= PAGES) violation("an append has the number %u", u32(n));
     u8& holder = world.numbers[generation][n];
     if (holder) violation("page %u of space %u is appended by two", u32(n), u32(generation));
@@ -87,7 +94,7 @@ static void append(Segment& s, u64 generation, u32 n) {
         return;
     }
     world.numbers[generation][n] = 0;
-    return_number(at, n);
+    return_numbers(at, n, n + 1);
 }
 
 static void remove_it(Segment& s, u64 generation) {
@@ -149,6 +156,9 @@ static Program loads_space(u32 page) {
 }
 static Program writes_space(u32 page) {
     return [=](Segment& s, Process&) { write_of_space(s, 1, page); };
+}
+static Program replaces_space(u32 page) {
+    return [=](Segment& s, Process&) { replace_of_space(s, 1, page); };
 }
 static Program removes() {
     return [](Segment& s, Process&) { remove_it(s, 1); };

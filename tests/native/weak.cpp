@@ -163,7 +163,7 @@ struct Lock : rl::test_suite<Lock, 3> {
 };
 
 // A space is closed and another one opened over its entry (close_space, remove_space and finish_space in
-// spaces.h); a reader and an appender with handles of the first (fetch_page, fetch.h; reserve_number, writing.h).
+// spaces.h); a reader and an appender with handles of the first (fetch_page, fetch.h; reserve_numbers, writing.h).
 struct Reopen : rl::test_suite<Reopen, 3> {
     static constexpr bool FEW = false;
     Atomic<u64> word, span, reserved;

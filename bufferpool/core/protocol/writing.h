@@ -9,6 +9,15 @@
 
 namespace bp {
 
+// Waits, one slice at most, for the client that changes or writes the page. OK: look again.
+template <class Hooks>
+Status wait_to_write(Segment& s, const Place& at, Hooks& hooks) {
+    u64 e = s.entries[at.page].load_acquire();
+    bool by_us = entry::state(e) == RESIDENT && entry::owner(e) == s.me;
+    Status status = by_us ? hooks.may_wait_for(at.page) : Status::OK;
+    return status == Status::OK ? wait_turn(s, at.page, true, hooks) : status;
+}
+
 // Takes the writer field, and loads the page first if it is absent. `frame` is its frame, which does not change
 // meanwhile.
 template <class Hooks>
@@ -25,10 +34,7 @@ Status own_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& f
             access.counts = false;
             if (status == Status::OK) continue;
         } else if (status == Status::WAIT) {
-            u64 e = s.entries[at.page].load_acquire();
-            bool by_us = entry::state(e) == RESIDENT && entry::owner(e) == s.me;
-            status = by_us ? hooks.may_wait_for(at.page) : Status::OK;
-            if (status == Status::OK) status = wait_turn(s, at.page, true, hooks);
+            status = wait_to_write(s, at, hooks);
             if (status == Status::OK) continue;
         }
         return status;
@@ -47,9 +53,9 @@ Status publish_page(Segment& s, const Place& at, const void* bytes, Image image,
     }
 }
 
-// ---- append ------------------------------------------------------------------
+// ---- replacing a page that is not read ------------------------------------------
 
-// The load hooks of an append: the content is the new page.
+// The hooks of a load whose content is given: the new page.
 struct NewPage {
     Segment& s;
     const void* bytes;
@@ -68,7 +74,8 @@ struct NewPage {
     bool forked() { return false; }
 };
 
-// Publishes a new page. WAIT: the page exists already (another client has read it as zeros): write it instead.
+// Publishes an absent page with a content that is given. WAIT: the page is resident, because another client has
+// loaded it.
 template <class Hooks>
 Status publish_new(Segment& s, const Place& at, const void* bytes, Image image, Hooks& hooks) {
     FrameRequest want{at.page};
@@ -94,34 +101,58 @@ Status publish_new(Segment& s, const Place& at, const void* bytes, Image image, 
     }
 }
 
+// Publishes `bytes` as the page, whether it is resident or absent; its old content is not read. `keeps_lsn`: a resident
+// page keeps its LSN. The writer field is taken for the publication only, so blind writers of one page follow each
+// other.
+template <class Hooks>
+Status replace_page(Segment& s, const Place& at, const void* bytes, Image image, bool keeps_lsn, Hooks& hooks) {
+    for (;;) {
+        u32 frame;
+        Status status = begin_write(s, at.page, frame);
+        if (status == Status::OK) {
+            status = at.open() ? Status::OK : Status::REMOVED;
+            if (status == Status::OK) {
+                count_use(s, at.index, at.page, frame, Access{});
+                if (keeps_lsn) image.lsn = s.frames[frame].lsn.load_relaxed();
+                status = publish_page(s, at, bytes, image, hooks);
+            }
+            if (status != Status::OK) end_write(s, at.page);
+            return status;
+        }
+        if (status == Status::ABSENT) {
+            status = publish_new(s, at, bytes, image, hooks);
+            if (status != Status::WAIT) return status;
+        } else if (status != Status::WAIT) {
+            return status;
+        } else if (Status r = wait_to_write(s, at, hooks); r != Status::OK) {
+            return r;
+        }
+    }
+}
+
+// ---- append ------------------------------------------------------------------
+
 inline void raise_pages(const Place& at, u64 pages) {
     u64 e = at.slot.span.load_acquire();
     while (e >> GENERATION_SHIFT == at.generation && (e & PAGES_MASK) < pages &&
            !at.slot.span.cas_seq_cst(e, space_span(at.generation, pages))) {}
 }
 
-// Publishes the page with an append's number, and makes the space that long.
+// Publishes the page with an append's number, and makes the space that long. The page may be resident, because another
+// client has read it as zeros.
 template <class Hooks>
 Status append_page(Segment& s, const Place& at, u64 page_no, const void* bytes, Image image, Hooks& hooks) {
-    Status status = publish_new(s, at, bytes, image, hooks);
-    if (status == Status::WAIT) {
-        u32 frame;
-        status = own_page(s, at, Access{}, hooks, frame);
-        if (status == Status::OK) {
-            status = publish_page(s, at, bytes, image, hooks);
-            if (status != Status::OK) end_write(s, at.page);
-        }
-    }
-    if (status != Status::OK) return status;
+    if (Status r = replace_page(s, at, bytes, image, false, hooks); r != Status::OK) return r;
     raise_pages(at, page_no + 1);
     s.counters().appends.add_relaxed(1);
     return Status::OK;
 }
 
-// Allocates the next page number for an append. TOO_LONG: the space has all its pages. The word of the numbers
-// has the space's generation, so that a handle of an earlier space in the slot neither takes nor returns a number.
+// Allocates the next `count` page numbers for appends; `page_no` is the first. TOO_LONG: the space would have more
+// pages than its maximum. The word of the numbers has the space's generation, so that a handle of an earlier space in
+// the slot neither takes nor returns a number.
 template <class Hooks>
-Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, u64& page_no) {
+Status reserve_numbers(Segment& s, const Place& at, u64 max_pages, u64 count, Hooks& hooks, u64& page_no) {
     SpaceSlot& slot = at.slot;
     for (;;) {
         u64 reserved = slot.reserved.load_acquire();
@@ -130,23 +161,26 @@ Status reserve_number(Segment& s, const Place& at, u64 max_pages, Hooks& hooks, 
         u64 next = space_pages(reserved);
         u64 pages = space_pages(slot.span.load_acquire());
         page_no = next > pages ? next : pages;
-        if (page_no >= max_pages) return Status::TOO_LONG;
-        if (page_no >= slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
+        u64 end = page_no + count;
+        if (end > max_pages) return Status::TOO_LONG;
+        if (end > slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
             int r = hooks.unlocked(
-                [&] { return plug_entries(s, slot, std::min(page_no + 2048, max_pages), at.generation); });
+                [&] { return plug_entries(s, slot, std::min(end + 2047, max_pages), at.generation); });
             if (r) return hooks.no_entries(r);
-            if (at.open() && page_no >= slot.entries_ready.load_acquire()) return Status::CORRUPT;
+            if (at.open() && end > slot.entries_ready.load_acquire()) return Status::CORRUPT;
             continue;
         }
-        if (!s.has_page(u32(at.page + page_no))) return Status::CORRUPT;  // the count of entries is damaged
-        if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, page_no + 1))) return Status::OK;
+        for (u64 n = page_no; n < end; n += s.g.os_page / 8)
+            if (!s.has_page(u32(at.page + n))) return Status::CORRUPT;  // the count of entries is damaged
+        if (!s.has_page(u32(at.page + end - 1))) return Status::CORRUPT;
+        if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, end))) return Status::OK;
     }
 }
 
-// Returns an unused number, if it is still the last one.
-inline void return_number(const Place& at, u64 page_no) {
-    u64 expected = space_span(at.generation, page_no + 1);
-    at.slot.reserved.cas_seq_cst(expected, space_span(at.generation, page_no));
+// Returns unused numbers, from `first` to before `end`, if they are still the last ones.
+inline void return_numbers(const Place& at, u64 first, u64 end) {
+    u64 expected = space_span(at.generation, end);
+    at.slot.reserved.cas_seq_cst(expected, space_span(at.generation, first));
 }
 
 }  // namespace bp

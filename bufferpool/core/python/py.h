@@ -136,7 +136,15 @@ PyObject* new_pinned_pages(SpaceObject* sp, u32* frames, Py_ssize_t n);
 void forget_bases(SegmentObject* seg);
 void free_retired(SegmentObject* seg, u32 frame);
 // write.cpp
-PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns);
+enum class WriteKind : u8 { EDIT, APPEND, FRESH };  // FRESH: the old version is not read
+PyObject* new_write(SpaceObject* sp, u64 page_no, WriteKind kind, u64 timeout_ns);
+struct Lsn {
+    u64 value = 0;
+    bool set = false;
+};
+int parse_lsn(PyObject* value, Lsn& out);
+npy_intp publish_many(SpaceObject* sp, const npy_int64* numbers, u64 first, PyArrayObject* pages, Lsn lsn,
+                      u64 timeout_ns);
 bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u64 count);
 
 inline void link_pin(SegmentObject* seg, PinNode* p, u32 frame) {

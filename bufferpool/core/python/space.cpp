@@ -405,16 +405,32 @@ static int patience_of(PyObject* timeout, u64& timeout_ns) {
 
 static PyObject* space_write(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PyObject* given[3];
-    if (arguments("write", {"page_no", "timeout", "lsn"}, 2, args, count, names, given) < 0) return nullptr;
-    auto [n, timeout, lsn] = given;
+    PyObject* given[4];
+    if (arguments("write", {"page_no", "timeout", "lsn", "fresh"}, 2, args, count, names, given) < 0) return nullptr;
+    auto [n, timeout, lsn, fresh] = given;
     if (!n) return raise("TypeError", "write() needs the number of a page");
     u64 page_no;
     if (page_number(sp, n, page_no) < 0) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "write");
     u64 timeout_ns;
     if (patience_of(timeout, timeout_ns) < 0) return nullptr;
-    return with_lsn(new_write(sp, page_no, false, timeout_ns), lsn);
+    int is_fresh = fresh ? PyObject_IsTrue(fresh) : 0;
+    if (is_fresh < 0) return nullptr;
+    return with_lsn(new_write(sp, page_no, is_fresh ? WriteKind::FRESH : WriteKind::EDIT, timeout_ns), lsn);
+}
+
+// Allocates the numbers of appended pages. 0 or -1.
+static int reserve(SpaceObject* sp, u64 count, u64 timeout_ns, u64& first) {
+    SpaceHooks hooks{sp, 0, prim::now_ns() + timeout_ns};
+    Status status = reserve_numbers(*sp->seg->s, place_of(sp, 0), sp->max_pages, count, hooks, first);
+    if (status == Status::OK) return 0;
+    if (status == Status::REMOVED) return raise_space_removed(sp), -1;
+    if (status != Status::TOO_LONG) return answer(status, sp, first), -1;
+    raise("SpaceFull",
+          "the space has %llu of at most %u pages, and %llu more do not fit; open it with a larger max_pages",
+          (unsigned long long)space_pages(space_slot(sp).span.load_acquire()), sp->max_pages,
+          (unsigned long long)count);
+    return -1;
 }
 
 static PyObject* space_append(PyObject* self, PyObject* args, PyObject* kwargs) {
@@ -427,14 +443,78 @@ static PyObject* space_append(PyObject* self, PyObject* args, PyObject* kwargs) 
     if (patience_of(timeout, timeout_ns) < 0) return nullptr;
     if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "append");
-    SpaceHooks hooks{sp, 0, prim::now_ns() + timeout_ns};
-    Status status = reserve_number(*sp->seg->s, place_of(sp, 0), sp->max_pages, hooks, page_no);
-    if (status == Status::OK) return with_lsn(new_write(sp, page_no, true, timeout_ns), lsn);
-    if (status == Status::REMOVED) return raise_space_removed(sp);
-    if (status == Status::TOO_LONG)
-        return raise("SpaceFull", "the space has its maximum of %u pages; open it with a larger max_pages",
-                     sp->max_pages);
-    return answer(status, sp, page_no), nullptr;
+    if (reserve(sp, 1, timeout_ns, page_no) < 0) return nullptr;
+    return with_lsn(new_write(sp, page_no, WriteKind::APPEND, timeout_ns), lsn);
+}
+
+// Whole pages that are to be written: an array of the space's dtype with one row for each page. Null with an exception.
+static PyArrayObject* rows_of(SpaceObject* sp, PyObject* pages) {
+    Py_INCREF(sp->dtype);
+    auto rows = reinterpret_cast<PyArrayObject*>(PyArray_FromAny(pages, sp->dtype, 0, 0, NPY_ARRAY_CARRAY_RO, nullptr));
+    if (!rows) return nullptr;
+    if (PyArray_NDIM(rows) == 2 && PyArray_DIM(rows, 1) == sp->items) return rows;
+    Py_DECREF(rows);
+    raise("ValueError", "the pages must be an array of the space's dtype, of shape (pages, %zd)", sp->items);
+    return nullptr;
+}
+
+// What write_many() and append_many() have in common.
+struct Rows {
+    PyArrayObject *numbers = nullptr, *pages = nullptr;
+    u64 timeout_ns = 0;
+    Lsn lsn;
+    ~Rows() {
+        Py_XDECREF(numbers);
+        Py_XDECREF(pages);
+    }
+    // 0 or -1.
+    int parse(SpaceObject* sp, PyObject* what, PyObject* timeout, PyObject* given, const char* verb) {
+        if (patience_of(timeout, timeout_ns) < 0 || ready_space(sp) < 0 || !opened(sp->seg)) return -1;
+        if (!sp->writable) return raise_read_only(sp, verb), -1;
+        if (given && given != Py_None && parse_lsn(given, lsn) < 0) return -1;
+        return (pages = rows_of(sp, what)) && opened(sp->seg) ? 0 : -1;  // the conversion may have run code of others
+    }
+};
+
+static PyObject* space_write_many(PyObject* self, PyObject* args, PyObject* kwargs) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    static const char* names[] = {"ids", "pages", "timeout", "lsn", nullptr};
+    PyObject *ids, *what, *timeout = nullptr, *lsn = nullptr;
+    Rows rows;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OO:write_many", const_cast<char**>(names), &ids, &what,
+                                     &timeout, &lsn) ||
+        rows.parse(sp, what, timeout, lsn, "write") < 0 || !(rows.numbers = page_numbers(sp, ids)))
+        return nullptr;
+    npy_intp n = PyArray_SIZE(rows.numbers);
+    if (n != PyArray_DIM(rows.pages, 0))
+        return raise("ValueError", "there are %zd page numbers and %zd pages", n, PyArray_DIM(rows.pages, 0));
+    Busy busy(sp->seg);
+    auto numbers = static_cast<const npy_int64*>(PyArray_DATA(rows.numbers));
+    if (publish_many(sp, numbers, 0, rows.pages, rows.lsn, rows.timeout_ns) < n) return nullptr;
+    Py_RETURN_NONE;
+}
+
+static PyObject* space_append_many(PyObject* self, PyObject* args, PyObject* kwargs) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    static const char* names[] = {"pages", "timeout", "lsn", nullptr};
+    PyObject *what, *timeout = nullptr, *lsn = nullptr;
+    Rows rows;
+    u64 first;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$OO:append_many", const_cast<char**>(names), &what, &timeout,
+                                     &lsn) ||
+        rows.parse(sp, what, timeout, lsn, "append") < 0)
+        return nullptr;
+    u64 n = u64(PyArray_DIM(rows.pages, 0)), end;
+    if (reserve(sp, n, rows.timeout_ns, first) < 0) return nullptr;
+    end = first + n;
+    u32 forks = sp->seg->forks;
+    Busy busy(sp->seg);
+    u64 done = u64(publish_many(sp, nullptr, first, rows.pages, rows.lsn, rows.timeout_ns));
+    if (done == n)
+        return PyObject_CallFunction(reinterpret_cast<PyObject*>(&PyRange_Type), "KK", (unsigned long long)first,
+                                     (unsigned long long)end);
+    if (is_ours(sp->seg, forks)) return_numbers(place_of(sp, 0), first + done, end);
+    return nullptr;
 }
 
 static PyObject* space_drop_range(PyObject* self, PyObject* args) {
@@ -578,19 +658,35 @@ static PyMethodDef space_methods[] = {
      "except\n"
      "PoolExhausted, and ValueError for an ``out`` of another shape or dtype."},
     {"write", function(entered<space_write, SpaceEntry>), METH_FASTCALL | METH_KEYWORDS,
-     "write($self, /, page_no, timeout=10.0, *, lsn=None)\n--\n\n"
+     "write($self, /, page_no, timeout=10.0, *, lsn=None, fresh=False)\n--\n\n"
      "Write a page: return a Write, which as a ``with`` block gives a private copy and publishes it when the block "
      "ends well.\n\n"
      "``timeout``: how many seconds the block waits, at its beginning, for another writer of the page, and at both\n"
      "ends for a lock of the pool (None: without limit).\n"
-     "``lsn``: the LSN of the new version (None: that of the old one). Raises SpaceReadOnly, PageOutOfRange, "
-     "WaitTimeout,\n"
-     "WouldDeadlock, PoolExhausted."},
+     "``lsn``: the LSN of the new version (None: that of the old one).\n"
+     "``fresh``: the copy is zeros and the old version is not read, for a page that is replaced as a whole. The block "
+     "then\n"
+     "waits for other writers at its end, for up to ``timeout``, and of two such blocks the later one wins. Raises\n"
+     "SpaceReadOnly, PageOutOfRange, WaitTimeout, WouldDeadlock, PoolExhausted."},
+    {"write_many", function(entered<space_write_many, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
+     "write_many($self, /, ids, pages, *, timeout=10.0, lsn=None)\n--\n\n"
+     "Replace many pages: ``pages`` has one row of the space's dtype for each number in ``ids``. No old version is "
+     "read.\n\n"
+     "Each page is published as a whole, in the order of ``ids``; if one cannot be, those before it are. ``timeout`` "
+     "is in\n"
+     "seconds, for each page; ``lsn`` as in ``write``. Raises what a ``write`` raises, and ValueError for another "
+     "shape."},
     {"append", function(entered<space_append, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
      "append($self, /, *, timeout=10.0, lsn=None)\n--\n\n"
      "Append a page: return a Write of a new page of zeros at the end of the space, which exists when its block ends "
      "well.\n\n"
      "``timeout`` and ``lsn`` as in ``write``. Raises SpaceReadOnly, SpaceFull, WaitTimeout."},
+    {"append_many", function(entered<space_append_many, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
+     "append_many($self, /, pages, *, timeout=10.0, lsn=None)\n--\n\n"
+     "Append many pages, one for each row of ``pages``, and return their numbers, which follow each other: a range.\n\n"
+     "The pages are published one after the other, from the first on. ``timeout`` and ``lsn`` as in ``write_many``. "
+     "Raises\n"
+     "SpaceReadOnly, SpaceFull, WaitTimeout, PoolExhausted, and ValueError for another shape."},
     {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
     {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
     {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},

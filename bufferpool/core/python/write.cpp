@@ -15,7 +15,8 @@ struct WriteObject {
     u64 page_no, timeout_ns, thread;
     Shared<u64> lsn;
     u32 forks;           // the value of `forks` when it was opened
-    bool append, done;
+    WriteKind kind;
+    bool done;
     Shared<bool> open, lsn_set;
     Turn turn;           // of a thread is in a method that may wait
     WriteObject *next, *prev;  // open writes of this process
@@ -31,7 +32,8 @@ static bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 fir
     Guard guard(lists);
     for (WriteObject* w = open_writes.next; w && w != &open_writes; w = w->next)
         if (w->space->seg == seg && w->space->index == index && w->space->generation == generation &&
-            w->page_no >= first && w->page_no - first < count && w->thread == this_thread() && !w->append)
+            w->page_no >= first && w->page_no - first < count && w->thread == this_thread() &&
+            w->kind == WriteKind::EDIT)
             return true;
     return false;
 }
@@ -47,7 +49,7 @@ bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u6
     return true;
 }
 
-PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns) {
+PyObject* new_write(SpaceObject* sp, u64 page_no, WriteKind kind, u64 timeout_ns) {
     auto w = PyObject_New(WriteObject, &WriteType);
     if (!w) return nullptr;
     w->space = sp;
@@ -58,7 +60,7 @@ PyObject* new_write(SpaceObject* sp, u64 page_no, bool append, u64 timeout_ns) {
     w->timeout_ns = timeout_ns;
     w->thread = 0;
     w->forks = sp->seg->forks;
-    w->append = append;
+    w->kind = kind;
     w->open = false;
     w->done = false;
     w->lsn_set = false;
@@ -88,22 +90,20 @@ static void set_closed(WriteObject* w) {
     w->prev->next = w->next;
 }
 
-static bool is_ours(WriteObject* w) {
-    return w->space->seg->s && w->space->seg->s->me && w->forks == w->space->seg->forks;
-}
+static bool is_ours(WriteObject* w) { return is_ours(w->space->seg, w->forks); }
 
-static void raise_removed(WriteObject* w) {
-    PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(w->space), "_removed", nullptr);
+static void raise_removed(SpaceObject* sp, u64 page_no) {
+    PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_removed", nullptr);
     if (!message) return;
     raise("SpaceRemoved", "page %llu was being written, and nothing of it is published: %U",
-          (unsigned long long)w->page_no, message);
+          (unsigned long long)page_no, message);
     Py_DECREF(message);
 }
 
-static PyObject* raise_parents(WriteObject* w) {
+static PyObject* raise_parents(u64 page_no) {
     return raise("WrongProcess",
                  "page %llu is being written by the parent process; in a forked child open a write of its own",
-                 (unsigned long long)w->page_no);
+                 (unsigned long long)page_no);
 }
 
 struct OwnHooks : SpaceHooks {
@@ -118,10 +118,10 @@ struct OwnHooks : SpaceHooks {
 // The hooks while a version is published: a child that a store's code, or a signal handler, has forked meanwhile must
 // not publish it too.
 struct PublishHooks : OwnHooks {
-    WriteObject* w;
+    u32 forks;
 
     Status unless_forked(Status status) {
-        if (status == Status::OK && !is_ours(w)) return raise_parents(w), Status::RAISED;
+        if (status == Status::OK && !is_ours(sp->seg, forks)) return raise_parents(page_no), Status::RAISED;
         return status;
     }
     Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
@@ -177,7 +177,7 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
     w->page = PyArray_NewFromDescr(&PyArray_Type, sp->dtype, 1, &sp->items, nullptr, nullptr, 0, nullptr);
     if (!w->page) return nullptr;
     void* to = PyArray_DATA(reinterpret_cast<PyArrayObject*>(w->page));
-    if (w->append) {
+    if (w->kind != WriteKind::EDIT) {
         memset(to, 0, s.g.page_size);
     } else {
         u32 frame;
@@ -197,24 +197,36 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
 
 static void write_abort(WriteObject* w) {
     if (is_ours(w) && w->space->seg->s->has_slot()) {
-        if (w->append) return_number(place_of(w->space, w->page_no), w->page_no);
-        else if (w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
+        if (w->kind == WriteKind::APPEND) return_numbers(place_of(w->space, 0), w->page_no, w->page_no + 1);
+        else if (w->kind == WriteKind::EDIT && w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
     }
     set_closed(w);
     w->done = true;
     Py_CLEAR(w->page);
 }
 
+// A whole version of a page that is to be published.
+struct Version {
+    SpaceObject* sp;
+    u64 page_no;
+    WriteKind kind;
+    const void* bytes;
+    u64 lsn;
+    bool lsn_set;
+    u64 timeout_ns;
+    u32 forks;  // the value of `forks` when it was begun
+};
+
 // May one more page be kept that cannot be evicted, without using the other spaces' share? If not, Python reaps or
 // raises.
-static bool may_keep(WriteObject* w) {
-    SpaceObject* sp = w->space;
+static bool may_keep(const Version& v) {
+    SpaceObject* sp = v.sp;
     Segment& s = *sp->seg->s;
     for (;;) {
-        u64 e = w->append ? 0 : s.entries[entry_of(sp, w->page_no)].load_acquire();
+        u64 e = v.kind == WriteKind::APPEND ? 0 : s.entries[entry_of(sp, v.page_no)].load_acquire();
         if (!is_kept(space_slot(sp)) || (entry::state(e) == RESIDENT && (e & entry::DIRTY))) return true;
         ScratchShare share{};
-        SpaceHooks hooks{sp, w->page_no};
+        SpaceHooks hooks{sp, v.page_no};
         Status status = hooks.unlocked([&] { return may_keep_one(s, share); });
         if (status == Status::OK) return true;
         if (status == Status::NO_MEMORY) return PyErr_NoMemory(), false;
@@ -223,27 +235,47 @@ static bool may_keep(WriteObject* w) {
         if (!r) return false;
         Py_DECREF(r);
         if (!opened(sp->seg)) return false;
-        if (!is_ours(w)) return raise_parents(w), false;
+        if (!is_ours(sp->seg, v.forks)) return raise_parents(v.page_no), false;
     }
 }
 
-static int write_publish(WriteObject* w) {
-    SpaceObject* sp = w->space;
+static int publish_version(const Version& v) {
+    SpaceObject* sp = v.sp;
     if (!may_work(sp->seg)) return -1;
     Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
-    Place at = place_of(sp, w->page_no);
-    const void* bytes = PyArray_DATA(reinterpret_cast<PyArrayObject*>(w->page));
-    Image image{!sp->discardable, sp->discardable, w->lsn};
-    PublishHooks hooks{{{sp, w->page_no, prim::now_ns() + w->timeout_ns}}, w};
+    Place at = place_of(sp, v.page_no);
+    Image image{!sp->discardable, sp->discardable, v.lsn};
+    PublishHooks hooks{{{sp, v.page_no, prim::now_ns() + v.timeout_ns}}, v.forks};
     Status status = Status::REMOVED;
-    if (at.open() && !may_keep(w)) return -1;
+    if (at.open() && !may_keep(v)) return -1;
     if (at.open())
-        status =
-            w->append ? append_page(s, at, w->page_no, bytes, image, hooks) : publish_page(s, at, bytes, image, hooks);
-    if (status != Status::REMOVED) return answer(status, sp, w->page_no);
-    raise_removed(w);
+        status = v.kind == WriteKind::APPEND  ? append_page(s, at, v.page_no, v.bytes, image, hooks)
+                 : v.kind == WriteKind::FRESH ? replace_page(s, at, v.bytes, image, !v.lsn_set, hooks)
+                                              : publish_page(s, at, v.bytes, image, hooks);
+    if (status != Status::REMOVED) return answer(status, sp, v.page_no);
+    raise_removed(sp, v.page_no);
     return -1;
+}
+
+static int write_publish(WriteObject* w) {
+    const void* bytes = PyArray_DATA(reinterpret_cast<PyArrayObject*>(w->page));
+    return publish_version({w->space, w->page_no, w->kind, bytes, w->lsn, w->lsn_set, w->timeout_ns, w->forks});
+}
+
+// Publishes pages without a Write: `numbers`, or null for the appended ones from `first` on. Returns how many were
+// published; if not all, an exception is set.
+npy_intp publish_many(SpaceObject* sp, const npy_int64* numbers, u64 first, PyArrayObject* pages, Lsn lsn,
+                      u64 timeout_ns) {
+    constexpr npy_intp SIGNALS = 256;  // so many pages between two looks for a signal
+    u32 forks = sp->seg->forks, shift = sp->seg->s->g.page_shift;
+    auto bytes = static_cast<const char*>(PyArray_DATA(pages));
+    for (npy_intp i = 0; i < PyArray_DIM(pages, 0); i++) {
+        Version v{sp, numbers ? u64(numbers[i]) : first + u64(i), numbers ? WriteKind::FRESH : WriteKind::APPEND,
+                  bytes + (u64(i) << shift), lsn.value, lsn.set, timeout_ns, forks};
+        if ((i % SIGNALS == 0 && check_signals() < 0) || publish_version(v) < 0) return i;
+    }
+    return PyArray_DIM(pages, 0);
 }
 
 static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n) {
@@ -256,7 +288,7 @@ static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n)
         if (!w->space->seg->s)
             return raise("PoolClosed", "the pool was closed while page %llu was being written; nothing is published",
                          (unsigned long long)w->page_no);
-        return raise_parents(w);
+        return raise_parents(w->page_no);
     }
     if (failing || write_publish(w) < 0) {
         write_abort(w);
@@ -284,18 +316,23 @@ static void write_dealloc(WriteObject* w) {
 
 static PyObject* write_page_no(WriteObject* w, void*) { return PyLong_FromUnsignedLongLong(w->page_no); }
 static PyObject* write_lsn(WriteObject* w, void*) { return PyLong_FromUnsignedLongLong(w->lsn); }
-static int write_set_lsn(WriteObject* w, PyObject* value, void*) {
+// 0 or -1.
+int parse_lsn(PyObject* value, Lsn& out) {
     if (!value || !PyLong_Check(value)) {
         raise("TypeError", "an LSN is an integer");
         return -1;
     }
-    u64 lsn = PyLong_AsUnsignedLongLong(value);
-    if (PyErr_Occurred()) {
-        PyErr_Clear();
-        raise("ValueError", "an LSN is at least 0 and below 2**64");
-        return -1;
-    }
-    w->lsn = lsn;
+    out = {PyLong_AsUnsignedLongLong(value), true};
+    if (!PyErr_Occurred()) return 0;
+    PyErr_Clear();
+    raise("ValueError", "an LSN is at least 0 and below 2**64");
+    return -1;
+}
+
+static int write_set_lsn(WriteObject* w, PyObject* value, void*) {
+    Lsn lsn;
+    if (parse_lsn(value, lsn) < 0) return -1;
+    w->lsn = lsn.value;
     w->lsn_set = true;
     return 0;
 }
@@ -317,7 +354,7 @@ static PyObject* refuse_use(PyObject* self, PyObject*) {
     auto w = reinterpret_cast<WriteObject*>(self);
     return raise("TypeError",
                  "a Write is not the page itself: use a block, as in `with space.%s as page: page[:] = ...`",
-                 w->append ? "append()" : "write(n)");
+                 w->kind == WriteKind::APPEND ? "append()" : "write(n)");
 }
 // As in `space.write(n).fill(0)`.
 static PyObject* refuse_attribute(PyObject* self, PyObject* name) {
@@ -328,7 +365,7 @@ static PyObject* refuse_attribute(PyObject* self, PyObject* name) {
     return raise("AttributeError",
                  "a Write has no %R: it is not the page itself; use a block, as in `with space.%s as page: page[:] = "
                  "...`",
-                 name, w->append ? "append()" : "write(n)");
+                 name, w->kind == WriteKind::APPEND ? "append()" : "write(n)");
 }
 static int refuse_assignment(PyObject* self, PyObject* key, PyObject*) { return refuse_use(self, key), -1; }
 
@@ -340,7 +377,9 @@ static PyMethodDef write_methods[] = {
 static PyGetSetDef write_getset[] = {
     {"page_no", reinterpret_cast<getter>(write_page_no), nullptr, "The page number.", nullptr},
     {"lsn", reinterpret_cast<getter>(write_lsn), reinterpret_cast<setter>(write_set_lsn),
-     "The LSN that the new version will carry; that of the old version unless set.", nullptr},
+     "The LSN that the new version will carry; that of the old version unless set. (0 here for a write that does not\n"
+     "read the old version.)",
+     nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyTypeObject WriteType = {PyVarObject_HEAD_INIT(nullptr, 0)};
