@@ -43,7 +43,6 @@ public:
     T add_relaxed(T v) { return __atomic_fetch_add(&value_, v, __ATOMIC_RELAXED); }
     T add_seq_cst(T v) { BP_STEP(); return __atomic_fetch_add(&value_, v, __ATOMIC_SEQ_CST); }
     T sub_seq_cst(T v) { BP_STEP(); return __atomic_fetch_sub(&value_, v, __ATOMIC_SEQ_CST); }
-    T or_seq_cst(T v) { BP_STEP(); return __atomic_fetch_or(&value_, v, __ATOMIC_SEQ_CST); }
     T swap_seq_cst(T v) { BP_STEP(); return __atomic_exchange_n(&value_, v, __ATOMIC_SEQ_CST); }
     // On failure `expected` becomes the value found.
     bool cas_seq_cst(T& expected, T desired) {
