@@ -10,14 +10,19 @@ Importing this module also registers a cache type, for files of any file system:
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any, ClassVar
+from glob import has_magic
+from typing import Any, ClassVar, cast
 
 from fsspec import filesystem, get_filesystem_class
 from fsspec.asyn import AbstractAsyncStreamedFile, AsyncFileSystem, sync
@@ -29,6 +34,7 @@ from bufferpool.errors import PoolMismatch, RemoteChanged
 from bufferpool.integrations.blocks import Block, Blocks, Range
 from bufferpool.integrations.origins import Fetches, RemoteFile
 from bufferpool.pool import Pool
+from bufferpool.units import seconds_of
 from bufferpool.upkeep.steward import Settings
 
 Asked = tuple[str, int | None, int | None]
@@ -41,6 +47,9 @@ INLINE_BYTES = 1 << 20
 """Bytes that a coroutine copies in the event loop, if they are in the pool; more are copied in a thread."""
 AHEAD_BYTES = 8 << 20
 FIRST_AHEAD_BYTES = 256 << 10
+HTML = "text/html"
+ANSWERS = 4096
+"""Answers about files that are kept for ``max_age``."""
 CHANGES = 4
 """How often one call starts over because the file changes meanwhile."""
 
@@ -207,12 +216,7 @@ class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
 PREFIX = "bufferpool://"
 DELEGATED = [
     "ls",
-    "info",
-    "exists",
-    "isfile",
-    "isdir",
     "find",
-    "glob",
     "du",
     "size",
     "sizes",
@@ -236,12 +240,10 @@ DELEGATED_PLAIN = [
     "mv",
     "rmdir",
     "created",
-    "modified",
     "checksum",
     "ukey",
     "sign",
     "touch",
-    "invalidate_cache",
     "start_transaction",
     "end_transaction",
 ]
@@ -266,14 +268,15 @@ def _limits(size: int, start: int | None, end: int | None) -> tuple[int, int]:
 class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[misc]
     """Another file system, of which all processes of the machine share the blocks that were read.
 
-    ``fs``, or ``target_protocol`` and ``target_options``: the target. Further options are those of :class:`PoolOptions`.
+    ``fs``, or ``target_protocol`` and ``target_options``: the target. ``max_age``: for how many seconds the answer of the target about
+    a file counts; with 0 it is asked at every open. Further options are those of :class:`PoolOptions`.
     """
 
     protocol: ClassVar[str] = "bufferpool"
 
     def __init__(
         self, fs: Any = None, target_protocol: str | None = None, target_options: dict[str, Any] | None = None,
-        fo: str | None = None, **options: Any,
+        fo: str | None = None, max_age: float = 0.0, **options: Any,
     ) -> None:  # fmt: skip
         known = {name: options.pop(name) for name in PoolOptions.__dataclass_fields__ if name in options}
         super().__init__(**options)
@@ -292,6 +295,8 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             )
         self.fs = fs
         self.pool_options = PoolOptions(**known)
+        self.max_age = seconds_of(max_age, "max_age") or 0.0
+        self._answers: dict[str, tuple[float, dict[str, Any]]] = {}
         self.__dict__["_strip_protocol"] = self._as_target_path  # of an instance: each has another target
 
     @classmethod
@@ -326,7 +331,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         if mode != "rb":
             options |= {} if autocommit else {"autocommit": False}
             return self.fs.open(path, mode, **options, **kwargs)
-        file = self._file(path, self.fs.info(path))
+        file = self._file(path, self.info(path))
         kwargs.pop("size", None)
         if file is None:
             return self.fs.open(path, mode, **options, **kwargs)
@@ -377,13 +382,14 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         """Reads from a target without coroutines."""
         path = self._as_target_path(path)
         for _ in range(CHANGES):
-            file = None if kwargs else self._file(path, self.fs.info(path))
+            file = None if kwargs else self._file(path, self.info(path))
             if file is None:
                 return bytes(self.fs.cat_file(path, start=start, end=end, **kwargs))
             try:
                 return Reader(self.blocks, file, 0).read(*_limits(file.size, start, end))
             except RemoteChanged as error:
                 changed = error
+                self._answers.clear()
         raise changed
 
     async def _cat_ranges(
@@ -431,6 +437,8 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             for i, content in zip(cached, await self.read_ranges(ranges, list(known.values())), strict=True):
                 out[i] = content
             changed = {asked[i][0] for i in cached if isinstance(out[i], RemoteChanged)}
+            for path in changed:
+                self._answers.pop(path, None)
             left = [
                 i for i in cached if asked[i][0] in changed
             ]  # all ranges of such a file: none is of another version
@@ -456,6 +464,96 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             for path, info in zip(paths, infos, strict=True)
         }
 
+    # ---- what the target says of a file ------------------------------------------------
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the target says of a file, now or at most ``max_age`` seconds ago."""
+        path = self._as_target_path(path)
+        known = self._known(path, kwargs)
+        return self._keep(path, self.fs.info(path, **kwargs), kwargs) if known is None else known
+
+    async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        path = self._as_target_path(path)
+        known = self._known(path, kwargs)
+        return self._keep(path, await self._from_target("info", path, **kwargs), kwargs) if known is None else known
+
+    def _known(self, path: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        when, info = self._answers.get(path, (-math.inf, None))
+        return info if not kwargs and time.monotonic() - when <= self.max_age else None
+
+    def _keep(self, path: str, info: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self.max_age and not kwargs:
+            if len(self._answers) >= ANSWERS:
+                self._answers.clear()
+            self._answers[path] = time.monotonic(), info
+        return info
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forgets what the target said, and has the target forget its listings. Blocks are not concerned: they are of one version each."""
+        self._answers.clear()
+        self.fs.invalidate_cache(_bare(path))
+
+    def exists(self, path: str, **kwargs: Any) -> bool:
+        """Whether there is a file or folder."""
+        return bool(self.fs.exists(_bare(path), **kwargs)) if kwargs or not _is_http(self.fs) else self._is_there(path)
+
+    async def _exists(self, path: str, **kwargs: Any) -> bool:
+        if kwargs or not _is_http(self.fs):
+            return bool(await self._from_target("exists", _bare(path), **kwargs))
+        return not isinstance(await _outcome(self._info(path)), FileNotFoundError)
+
+    def isfile(self, path: str) -> bool:
+        """Whether there is a file."""
+        return self._is_there(path) if _is_http(self.fs) else bool(self.fs.isfile(_bare(path)))
+
+    async def _isfile(self, path: str) -> bool:
+        return await self._exists(path) if _is_http(self.fs) else bool(await self._from_target("isfile", _bare(path)))
+
+    def isdir(self, path: str) -> bool:
+        """Whether there is a folder: of an HTTP server, a page with links."""
+        if _is_http(self.fs) and not self._may_have_links(path):
+            return False
+        return bool(self.fs.isdir(_bare(path)))
+
+    async def _isdir(self, path: str) -> bool:
+        if _is_http(self.fs):
+            info = await _outcome(self._info(path))
+            if isinstance(info, Exception) or info.get("mimetype", HTML) != HTML:
+                return False
+        return bool(await self._from_target("isdir", _bare(path)))
+
+    def _may_have_links(self, path: str) -> bool:
+        try:
+            return bool(self.info(path).get("mimetype", HTML) == HTML)
+        except FileNotFoundError:
+            return False
+
+    def glob(self, path: str, **kwargs: Any) -> Any:
+        """The files that match a pattern."""
+        if not _is_http(self.fs) or has_magic(path):
+            return self.fs.glob(_bare(path), **kwargs)
+        found = {_bare(path): self.info(path)} if self.exists(path) else {}
+        return found if kwargs.get("detail") else list(found)
+
+    async def _glob(self, path: str, **kwargs: Any) -> Any:
+        if not _is_http(self.fs) or has_magic(path):
+            return await self._from_target("glob", _bare(path), **kwargs)
+        found = {_bare(path): await self._info(path)} if await self._exists(path) else {}
+        return found if kwargs.get("detail") else list(found)
+
+    def _is_there(self, path: str) -> bool:
+        """Asks an HTTP server by HEAD: the target would begin to fetch the whole file."""
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def modified(self, path: str) -> datetime:
+        """When a file was last changed: from the target, or from what an HTTP server says of it."""
+        said = self.info(path).get("Last-Modified") if _is_http(self.fs) else None
+        return parsedate_to_datetime(said) if said else cast(datetime, self.fs.modified(_bare(path)))
+
     # ---- the target's calls ----------------------------------------------------------
 
     async def _from_target(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -471,6 +569,10 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             return
         for each in await _in_thread(lambda: list(self.fs.walk(_bare(path), *args, **kwargs))):
             yield each
+
+
+def _is_http(fs: Any) -> bool:
+    return "http" in fs.protocol
 
 
 async def _outcome(call: Awaitable[Any]) -> Any:

@@ -8,6 +8,7 @@ It also answers what S3 clients ask of one object (HeadObject and GetObject, wit
 
 import hashlib
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,16 @@ class Request:
     end: int
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that breaks a connection off is no fault of the server."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Origin:
     """Files, and the server that sends them from threads of this process."""
 
@@ -44,8 +55,7 @@ class Origin:
         self.requests: list[Request] = []
         self.before_body: Callable[[Request], None] = lambda request: None
         """Called for each GET, before an answer is chosen: a test may wait, change the file, or raise ConnectionError."""
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def put(self, name: str, content: bytes, *, modified: float | None = None) -> str:
@@ -119,6 +129,7 @@ class Origin:
         size = len(stored.content)
         start, end, status = 0, size, 200
         headers = dict(stored.headers) | {"Accept-Ranges": "bytes" if self.ranges else "none"}
+        headers["Content-Type"] = "application/octet-stream"
         if asked is not None:
             first, last = asked.groups()
             start = int(first) if first else max(0, size - int(last))

@@ -29,7 +29,14 @@ def content(n_bytes: int, version: int = 0) -> bytes:
 
 
 def filesystem(options: dict[str, Any], target: str = "http", **more: Any) -> Any:
-    return fsspec.filesystem("bufferpool", target_protocol=target, skip_instance_cache=True, **options, **more)
+    return fsspec.filesystem(
+        "bufferpool",
+        target_protocol=target,
+        target_options={"skip_instance_cache": True},  # another test has closed the session of that one
+        skip_instance_cache=True,
+        **options,
+        **more,
+    )
 
 
 # ---- what is read --------------------------------------------------------------------
@@ -144,6 +151,48 @@ def test_coroutines(origin: Any, options: Options) -> None:
 
     asyncio.run(work())
     assert origin.bytes_sent == sum(map(len, data))
+
+
+def test_questions_about_files_do_not_fetch_them(origin: Any, options: Options) -> None:
+    """pyarrow and DuckDB ask isfile and glob first: HTTPFileSystem answers by GET, so each open began to send the whole file."""
+    url, fs = origin.put("a.bin", content(5 * BLOCK)), filesystem(options())
+    none = f"{origin.url}/none"
+    assert (fs.isfile(url), fs.exists(url), fs.isdir(url), fs.glob(url)) == (True, True, False, [url])
+    assert (fs.isfile(none), fs.exists(none), fs.isdir(none), fs.glob(none)) == (False, False, False, [])
+    assert (fs.expand_path(url), fs.size(url), fs.info(url)["size"]) == ([url], 5 * BLOCK, 5 * BLOCK)
+    assert fs.modified(url).year >= 2024
+
+    async def work() -> None:
+        fs = filesystem(options(), asynchronous=True)
+        session = await fs.fs.set_session()
+        assert (await fs._isfile(url), await fs._exists(url), await fs._isdir(url), await fs._glob(url)) == (
+            True,
+            True,
+            False,
+            [url],
+        )
+        assert (await fs._isfile(none), await fs._exists(none), await fs._isdir(none)) == (False, False, False)
+        await session.close()
+
+    asyncio.run(work())
+    assert origin.count("GET") == 0
+
+
+def test_answers_count_for_max_age(origin: Any, options: Options) -> None:
+    """A question at every open takes a round trip: max_age= saves it, and what is read is still of one version."""
+    old, new = content(3 * BLOCK), content(3 * BLOCK, 1)
+    url, fs = origin.put("a.bin", old), filesystem(options(), max_age=3600)
+    for _ in range(3):
+        assert fs.cat_file(url, 0, 9) == old[:9]
+    assert origin.count("HEAD") == 1
+    origin.put("a.bin", new)
+    assert fs.cat_file(url, 0, 9) == old[:9]
+    assert fs.cat_file(url) == new  # the other blocks are not to be had any more, so the call starts over
+    assert fs.cat_file(url, 0, 9) == new[:9]
+    origin.put("a.bin", old)
+    fs.invalidate_cache()
+    with fs.open(url) as file:
+        assert file.read(9) == old[:9]
 
 
 def test_errors_are_the_targets_and_belong_to_their_range(origin: Any, options: Options) -> None:
