@@ -6,13 +6,17 @@ python -m lab --list
 """
 
 import argparse
+import fcntl
+import shutil
 import sys
 import time
 
 from lab import report
 from lab.checks import GROUPS, Group
 from lab.guest import Guest, GuestError
-from lab.images import KERNELS, Kernel, images, require_tools
+from lab.images import CACHE, KERNELS, Kernel, images, require_tools
+
+ORDER = list(dict.fromkeys(name for group in GROUPS.values() for name in group.checks))  # of the table's rows
 
 
 def perform(kernel: Kernel, group: Group, only: list[str], results: report.Results | None) -> bool:
@@ -36,7 +40,7 @@ def perform(kernel: Kernel, group: Group, only: list[str], results: report.Resul
                 guest = None
             if results is not None:
                 results.setdefault(name, {})[kernel.name] = cell
-                report.save(results)
+                report.save(dict(sorted(results.items(), key=lambda row: ORDER.index(row[0]))))
             print(
                 f"{kernel.name:5} {name:16} {'passed' if cell.passed else 'FAILED'} {cell.seconds:4} s  {cell.text}",
                 flush=True,
@@ -62,6 +66,16 @@ def main() -> int:
             print(f"{name}: {', '.join(group.checks)}")
         return 0
     require_tools(KERNELS[name] for name in args.kernels)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w") as lock:  # one guest at a time: they are heavy
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in CACHE.glob("run-*"):
+            shutil.rmtree(left)
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the checks that the arguments name."""
     results = None if args.no_table else report.load()
     done = [
         perform(KERNELS[kernel], GROUPS[name], args.checks, results) for name in args.groups for kernel in args.kernels

@@ -293,7 +293,7 @@ ARM64 = Group(
         "threads": tests("tests/core/test_many_at_once.py"),
         "storm": storm(100),
     },
-    kernels=("6.1 arm64",),
+    kernels=("6.1-arm64",),
 )
 GROUPS = {
     "core": CORE,

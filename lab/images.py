@@ -23,7 +23,7 @@ PACKAGES = (
     "busybox-static,ca-certificates,ccache,crun,dmsetup,e2fsprogs,fuse-overlayfs,g++,kmod,netavark,podman,procps,"
     "python3,python3-dev,strace,util-linux"
 )
-WHEELS = ("numpy", "prometheus-client", "pytest>=8", "hypothesis>=6.100", "rich", "hdrhistogram", "xxhash", "apsw", "msgspec", "pip",
+WHEELS = ("numpy", "prometheus-client", "pytest>=8", "hypothesis>=6.100", "rich", "xxhash", "apsw", "msgspec", "pip",
           "setuptools>=77", "wheel")  # fmt: skip
 # What a guest may need that Debian builds as modules; a kernel without one of them goes without it.
 MODULES = (
@@ -66,7 +66,7 @@ KERNELS = {
         Kernel("5.10", "bullseye", "bookworm", "3.11"),
         Kernel("6.1", "bookworm", "bookworm", "3.11"),
         Kernel("6.12", "trixie", "trixie", "3.13"),
-        Kernel("6.1 arm64", "bookworm", "bookworm", "3.11", "arm64"),
+        Kernel("6.1-arm64", "bookworm", "bookworm", "3.11", "arm64"),
     )
 }
 
@@ -269,7 +269,7 @@ def project_image(kernel: Kernel) -> Path:
             cross_compile(kernel, place)
         else:
             build_wheel(kernel, place)
-        image = CACHE / f"project-{kernel.name.replace(' ', '-')}.ext4"
+        image = CACHE / f"project-{kernel.name}.ext4"
         make_ext4(image, place, "512M")
     return image
 
