@@ -144,6 +144,17 @@ def group_exporter(guest: Guest) -> str:
     return "its own limit, and all pools"
 
 
+def elastic(guest: Guest) -> str:
+    """The workload elastic.py in a cgroup: the pool follows the load, and gives way to a neighbour in its group."""
+    guest.must("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")
+    command = (
+        f"cd examples/workloads && {guest.environment} python3 elastic.py --limit cgroup --pool 32 --idle 6 --quick"
+    )
+    code, said = guest.run(command, timeout=1800)
+    say(code == 0 and "a memory cgroup (version 2)" in said, f"it ended with {code}:\n{said[-3000:]}")
+    return said.strip().splitlines()[-1]
+
+
 # ---- swap --------------------------------------------------------------------------------
 
 
@@ -177,11 +188,11 @@ def balloon(guest: Guest) -> str:
     """A virtio balloon takes the guest's memory: the pool gives way, and the host has it."""
     host: dict[str, int] = {}
 
-    def hear(text: str) -> None:
-        if "filled" in text:
+    def hear(line: str) -> None:
+        if line.startswith("filled"):
             host["before"] = guest.memory_of_host()
             guest.monitor("balloon", value=400 << 20)
-        if "given" in text:
+        if line.startswith("given"):
             host["after"] = guest.memory_of_host()
 
     command = f"{guest.environment} python3 -u -m lab.inside.balloon"
@@ -257,6 +268,7 @@ CGROUP = Group(
         "cgroup: killed at memory.max": group_kill,
         "cgroup: gives way": group_gives_way,
         "cgroup: memory.high": group_high,
+        "cgroup: elastic": elastic,
         "cgroup: memory.pressure": group_pressure,
         "cgroup: exporter elsewhere": group_exporter,
     }

@@ -125,16 +125,19 @@ class Guest:
     # ---- what the checks use -----------------------------------------------------------
 
     def run(self, command: str, timeout: float = 300, hear: Callable[[str], None] | None = None) -> tuple[int, str]:
-        """Runs a command of the shell in /lab; returns its exit code and what it printed. ``hear`` gets that as it comes."""
+        """Runs a command of the shell in /lab; returns its exit code and what it printed. ``hear`` gets each line as it comes."""
         self._port.sendall(json.dumps({"command": command, "timeout": timeout}).encode() + b"\n")
-        said = ""
+        said, heard = "", 0
         while True:
             answer = self._receive(time.monotonic() + timeout + 60)
             if "rc" in answer:
                 return answer["rc"], said
             said += answer["out"]
-            if hear is not None:
-                hear(answer["out"])
+            if hear is not None and "\n" in said[heard:]:
+                *lines, rest = said[heard:].split("\n")
+                heard = len(said) - len(rest)
+                for line in lines:
+                    hear(line)
 
     def must(self, command: str, timeout: float = 300) -> str:
         """Runs a command that has to succeed; returns what it printed."""

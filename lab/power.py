@@ -20,21 +20,25 @@ class Notes:
     """What the processes of the bank said, each with the length of the disk's log when it arrived."""
 
     disk: Disk
+    before: set[tuple[int, int]]
+    """The transfers that were acknowledged before the last power failure."""
     lines: list[tuple[int, int, str, int]] = field(default_factory=list)
     """(length of the log, worker, "B", "C" or "R", transfer)."""
-    _rest: str = ""
 
-    def hear(self, text: str) -> None:
-        """Takes what the guest prints."""
-        at = len(self.disk.recording.log)
-        *lines, self._rest = (self._rest + text).split("\n")
-        for worker, kind, seq in (line.split() for line in lines if len(line.split()) == 3):
-            self.lines.append((at, int(worker), kind, int(seq)))
+    def hear(self, line: str) -> None:
+        """Takes a line that the guest prints."""
+        words = line.split()
+        if len(words) == 3 and words[1] in ("B", "C", "R"):
+            self.lines.append((len(self.disk.recording.log), int(words[0]), words[1], int(words[2])))
+
+    def committed(self, at: int) -> set[tuple[int, int]]:
+        """The transfers that were acknowledged when the log had that length: (worker, number)."""
+        return self.before | {(w, seq) for when, w, kind, seq in self.lines if kind == "C" and when <= at}
 
     def wrong(self, at: int, there: dict[str, list[int]]) -> str:
         """What is wrong with the transfers that are on the disk after a power failure at that length of the log."""
         found = {(int(worker), seq) for worker, seqs in there.items() for seq in seqs}
-        committed = {(w, seq) for when, w, kind, seq in self.lines if kind == "C" and when <= at}
+        committed = self.committed(at)
         undone = {(w, seq) for _, w, kind, seq in self.lines if kind == "R"}
         if committed - found:
             return f"acknowledged and lost: {sorted(committed - found)[:5]}"
@@ -54,19 +58,18 @@ def formatted(guest: Guest) -> bytes:
     return content + bytes(4096)
 
 
-def fail(guest: Guest, disk: Disk, seconds: float) -> tuple[Recording, Notes]:
+def fail(guest: Guest, notes: Notes, seconds: float, number: int) -> Recording:
     """Boots, lets the bank work, and cuts the guest off from power at a random moment."""
-    guest.boot(Machine(disks=(disk.drive,)))
+    guest.boot(Machine(disks=(notes.disk.drive,)))
     guest.must("mount /dev/vdc /mnt")
-    notes = Notes(disk)
     timer = threading.Timer(seconds * random.uniform(0.9, 1.1), guest.cut)
     timer.start()
     try:
         code, said = guest.run(
-            f"{guest.environment} python3 -u -m lab.inside.bank work /mnt 100000", 4 * seconds, notes.hear
+            f"{guest.environment} python3 -u -m lab.inside.bank work /mnt {number}", 4 * seconds, notes.hear
         )
     except (GuestError, OSError):  # the power failure
-        return disk.recording, notes
+        return notes.disk.recording
     finally:
         timer.cancel()
     raise GuestError(f"the bank ended with {code}: {said[-2000:]}")
@@ -79,19 +82,18 @@ def verify(guest: Guest, disk: Disk, recording: Recording, notes: Notes, states:
     asked = iter(zip(range(1, len(states) + 1), states, seeds, strict=True))
     current = [0, 0]
 
-    def hear(text: str) -> None:
-        for line in text.splitlines():
-            if line.startswith("next"):
-                number, at, seed = next(asked)
-                current[:] = at, seed
-                content = recording.state(at, seed)
-                content[-4096:-4088] = number.to_bytes(8, "little")
-                disk.put(content)
-            elif line.startswith("state"):
-                seen = json.loads(line[6:])
-                trouble = notes.wrong(current[0], seen["there"]) if seen["code"] == 0 else "the recovery failed"
-                if trouble:
-                    wrong.append(f"power failure after {current[0]} writes (seed {current[1]}): {trouble}")
+    def hear(line: str) -> None:
+        if line.startswith("next"):
+            number, at, seed = next(asked)
+            current[:] = at, seed
+            content = recording.state(at, seed)
+            content[-4096:-4088] = number.to_bytes(8, "little")
+            disk.put(content)
+        elif line.startswith("state"):
+            seen = json.loads(line[6:])
+            trouble = notes.wrong(current[0], seen["there"]) if seen["code"] == 0 else "the recovery failed"
+            if trouble:
+                wrong.append(f"power failure after {current[0]} writes (seed {current[1]}): {trouble}")
 
     guest.boot(Machine(disks=(disk.drive,)))
     command = f"{guest.environment} python3 -u -m lab.inside.bank verify /dev/vdc /mnt {len(states)}"
@@ -105,19 +107,21 @@ def power(n_states: int, seconds: float = 40.0) -> Callable[[Guest], str]:
 
     def check(guest: Guest) -> str:
         disk = Disk(Path(guest.place) / "disk", formatted(guest))
-        commits = writes = 0
+        committed: set[tuple[int, int]] = set()
+        writes = 0
         try:
-            for _ in range(ROUNDS):
-                recording, notes = fail(guest, disk, seconds)
+            for number in range(ROUNDS):
+                notes = Notes(disk, committed)
+                recording = fail(guest, notes, seconds, number)
                 end = len(recording.log)
                 states = [random.randrange(end + 1) for _ in range(n_states // ROUNDS - 1)]
                 verify(guest, disk, recording, notes, [*states, end])
-                commits += sum(kind == "C" for _, _, kind, _ in notes.lines)
+                committed = notes.committed(end)
                 writes += end
                 disk.put(recording.state(end, 1))
         finally:
             guest.cut()
             disk.close()
-        return f"{n_states} states of the disk, {ROUNDS} guests killed, {commits} commits, {writes} writes and flushes: none lost"
+        return f"{n_states} states of the disk, {ROUNDS} guests killed, {len(committed)} commits, {writes} writes and flushes: none lost"
 
     return check

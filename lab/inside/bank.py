@@ -1,6 +1,6 @@
 """Two processes of the bank of tests/toydb on a disk; prints "worker kind transfer" when a transfer begins and commits.
 
-python -m lab.inside.bank work FOLDER SECONDS
+python -m lab.inside.bank work FOLDER ROUND            until the power fails; each round has workers of its own
 python -m lab.inside.bank verify DEVICE FOLDER N      mounts N states of the disk in turn, and prints the transfers in each
 """
 
@@ -8,7 +8,6 @@ import json
 import mmap
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 from lab.inside.kernel import fork, result
 from tests.toydb import bank
 
-POOL, WORKERS = "lab-bank", (1, 2)
+POOL, WORKERS = "lab-bank", 2
 
 
 def start(folder: Path, worker: int) -> int:
@@ -32,19 +31,20 @@ def start(folder: Path, worker: int) -> int:
     return read
 
 
-def work(folder: Path, seconds: float) -> None:
-    """Prints the notes of the workers as they come."""
+def work(folder: Path, number: int) -> None:
+    """Prints the notes of the workers as they come, without end."""
     with bank.open_bank(folder, POOL) as db:
         bank.found(db)
-    end = time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
-        for worker in WORKERS:
+        for worker in range(number * WORKERS + 1, (number + 1) * WORKERS + 1):
             selector.register(start(folder, worker), selectors.EVENT_READ, worker)
-        while time.monotonic() < end:
-            for key, _ in selector.select(1.0):
-                for line in os.read(key.fd, 65536).decode().splitlines():
+        while True:
+            for key, _ in selector.select():
+                notes = os.read(key.fd, 65536).decode()
+                if not notes:
+                    raise SystemExit(f"worker {key.data} has ended")
+                for line in notes.splitlines():
                     print(key.data, line, flush=True)
-    os.killpg(0, signal.SIGKILL)
 
 
 def verify(folder: Path) -> dict[int, list[int]]:
@@ -86,5 +86,5 @@ def verify_states(device: Path, folder: Path, n: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "work":
-        work(Path(sys.argv[2]), float(sys.argv[3]))
+        work(Path(sys.argv[2]), int(sys.argv[3]))
     verify_states(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
