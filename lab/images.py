@@ -253,23 +253,33 @@ def initrd(kernel: Kernel) -> Path:
 # ---- the project ---------------------------------------------------------------------
 
 
-def project_image(kernel: Kernel) -> Path:
-    """A disk with the tree as it is now, and in it the package from a wheel for the guest's Python."""
-    root = root_folder(kernel)
-    names = subprocess.run(
+def tree() -> dict[str, bytes]:
+    """The files of the tree as it is now, without the documentation: the lab writes its table there."""
+    listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
     )
+    names = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file() and not name.startswith("docs/")]
+    return {name: (ROOT / name).read_bytes() for name in names}
+
+
+def project_image(kernel: Kernel) -> Path:
+    """A disk with the tree, and in it the package for the guest's Python; made anew when the tree has changed."""
+    root, files = root_folder(kernel), tree()
+    name = f"project-{kernel.root}-{kernel.arch}"
+    image = CACHE / f"{name}-{digest(part for item in files.items() for part in (item[0].encode(), item[1]))}.ext4"
+    if image.exists():
+        return image
     with tempfile.TemporaryDirectory(dir=root / "lab") as made:
         place = Path(made)
-        for name in names.stdout.splitlines():
-            if (ROOT / name).is_file():
-                (place / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, place / name)
+        for file, content in files.items():
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            (place / file).write_bytes(content)
         if kernel.arch == "arm64":
             cross_compile(kernel, place)
         else:
             build_wheel(kernel, place)
-        image = CACHE / f"project-{kernel.name}.ext4"
+        for old in CACHE.glob(f"{name}-*.ext4"):
+            old.unlink()
         make_ext4(image, place, "512M")
     return image
 
