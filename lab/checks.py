@@ -163,6 +163,8 @@ def swap(kind: str) -> Check:
 
     def check(guest: Guest) -> str:
         found = guest.inside("swap", kind, timeout=1800)
+        want = "OK" if kind == "noswap" and not found.get("refused") else "WARN"
+        say(found["doctor"] == want, f"the doctor on swap: {found['doctor']}")
         if found.get("refused"):
             return "this kernel has no noswap (Linux 6.4 has it); the doctor warns of swap"
         say(not found["wrong"] and not found["check"], f"pages are wrong: {found}")

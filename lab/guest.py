@@ -73,7 +73,7 @@ class Guest:
         machine, images = self.machine, self.images
         drives = (f"file={images.root},snapshot=on", f"file={images.project},snapshot=on", *machine.disks)
         command = [
-            "nice", "-n", "5", *self.kernel.qemu, "-accel", "tcg,thread=multi",
+            "nice", "-n", "1", *self.kernel.qemu, "-accel", "tcg,thread=multi",
             "-smp", str(machine.cpus), "-m", machine.memory, "-display", "none", "-no-reboot", "-nodefaults",
             "-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", f"file:{self.console}",
             "-append", f"console={'ttyAMA0' if self.kernel.arch == 'arm64' else 'ttyS0'} panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import bufferpool as bp
+from bufferpool.cli import doctor
 from lab.inside.kernel import MIB, cgroup, fork, meminfo, push_out, report, result, use_swap, vmstat
 
 PAGE, PAGES = 64 << 10, 768  # 48 MiB
@@ -20,6 +21,11 @@ NAME = "lab-swap"
 def swapped() -> int:
     """Bytes of swap in use, without those that are in memory, too."""
     return meminfo("SwapTotal") - meminfo("SwapFree")
+
+
+def of_doctor(directory: str) -> str:
+    """How the doctor finds that the machine has swap."""
+    return next(finding.level for finding in doctor.examine(directory) if finding.what == "swap")
 
 
 def settle() -> int:
@@ -75,6 +81,7 @@ def measure(directory: str) -> dict[str, object]:
         found["read_back_by_unlink"] = vmstat("pswpin") - read
         found["check"] = kept
     found["left_in_swap_bytes"] = settle() - before
+    found["doctor"] = of_doctor(directory)
     found["slot_caches_bytes"] = 2 * 64 * 4096 * os.cpu_count()
     found["SwapCached"] = meminfo("SwapCached")
     return found
@@ -88,5 +95,5 @@ if __name__ == "__main__":
     os.makedirs("/run/noswap", exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "noswap,size=128M", "tmpfs", "/run/noswap"]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        report(refused=True)
+        report(refused=True, doctor=of_doctor("/dev/shm"))
     report(refused=False, **measure("/run/noswap"))
