@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from cold import COLD
 from harness import CLIENTS, EXTENT, OS_PAGE, PAGE, UNROLLED, Bench, Bytes, Pairs, Row, in_turns, segment_like, timed
+from large import LARGE
 
 import bufferpool
 
@@ -332,5 +333,19 @@ def two_processes(bench: Bench) -> list[Row]:
 
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     function.__name__: function
-    for function in (getitem, pin, memmap, aget, pin_many, read_many, write, miss, *COLD, trim, two_processes, metadata)
+    for function in (
+        getitem,
+        pin,
+        memmap,
+        aget,
+        pin_many,
+        read_many,
+        write,
+        miss,
+        *LARGE,
+        *COLD,
+        trim,
+        two_processes,
+        metadata,
+    )
 }

@@ -81,4 +81,8 @@ public:
 inline void fence_release() { __atomic_thread_fence(__ATOMIC_RELEASE); }
 inline void fence_acquire() { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
 
+// Has the processor fetch a cache line, and its address translation, while it does other work. It never faults, so any
+// address may be given: nothing is allocated for a hole.
+inline void fetch_early(const volatile void* at) { __builtin_prefetch(const_cast<const void*>(at)); }
+
 }  // namespace bp

@@ -113,8 +113,15 @@ bool forget_exhausted();
 // The content of an absent page for which no frame can be had, read past the pool: what a load would find. 0, or -1
 // with an exception.
 int read_past(SpaceObject* sp, u64 page_no, void* to);
+
+inline const char* view_at(SpaceObject* sp, u32 frame) {
+    return sp->seg->read_base + (u64(frame) << sp->seg->s->g.page_shift);
+}
+
+// The page's data is fetched from memory together with its frame slot and its pin count, and not after them.
 inline int acquire_page(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
     SpaceHooks hooks{sp, page_no};
+    fetch_early(view_at(sp, entry::frame(sp->seg->s->entries[entry_of(sp, page_no)].load_relaxed())));
     bool hit = fetch_hit(*sp->seg->s, place_of(sp, page_no), access, hooks, frame) == Status::OK;
     return hit ? 0 : acquire_slowly(sp, page_no, access, frame);
 }

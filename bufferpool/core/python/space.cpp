@@ -164,6 +164,44 @@ static void count_hits(SpaceObject* sp, u64 hits) { sp->seg->s->my_uses[sp->inde
     s.touch(frame, now);
 }
 
+// What the pins of a call's next pages touch is fetched early, in stages: their entries; then their frame slots and pin
+// counts, which the entries name; and for a copy the beginnings of their data. In a large pool each of them is far away
+// in memory, and each stage depends on the one before.
+class LookAhead {
+    static constexpr npy_intp ENTRIES = 24, FRAMES = 12, DATA = 2;  // pages ahead
+    static constexpr u32 LINE = 64, LINES = 2;                     // the processor itself continues from there
+    Segment& s_;
+    SpaceObject* sp_;
+    const npy_int64* numbers_;
+    npy_intp n_;
+    bool copies_;
+
+    const Atomic<u64>& entry(npy_intp i) const { return s_.entries[entry_of(sp_, u64(numbers_[i]))]; }
+    void fetch_frame(npy_intp i) const {
+        u32 f = entry::frame(entry(i).load_relaxed());
+        fetch_early(&s_.frames[f]);
+        fetch_early(&s_.pin_count(f));
+    }
+    void fetch_data(npy_intp i) const {
+        const char* data = view_at(sp_, entry::frame(entry(i).load_relaxed()));
+        for (u32 at = 0; at < s_.g.page_size; at += s_.g.os_page)
+            for (u32 line = 0; line < LINES; line++) fetch_early(data + at + line * LINE);
+    }
+
+public:
+    LookAhead(SpaceObject* sp, const npy_int64* numbers, npy_intp n, bool copies)
+        : s_(*sp->seg->s), sp_(sp), numbers_(numbers), n_(n), copies_(copies) {
+        for (npy_intp i = 0; i < n_ && i < ENTRIES; i++) fetch_early(&entry(i));
+        for (npy_intp i = 0; i < n_ && i < FRAMES; i++) fetch_frame(i);
+    }
+    // Called for each page of the call, before it is pinned.
+    void at(npy_intp i) const {
+        if (i + ENTRIES < n_) fetch_early(&entry(i + ENTRIES));
+        if (i + FRAMES < n_) fetch_frame(i + FRAMES);
+        if (copies_ && i + DATA < n_) fetch_data(i + DATA);
+    }
+};
+
 static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     PyObject* ids;
@@ -183,7 +221,9 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
     u64 hits = 0;
     npy_intp i = 0;
     Together together(sp, v, n, access, true);
+    LookAhead ahead(sp, v, n, false);
     for (; i < n; i++) {
+        ahead.at(i);
         if (together.take(i, frames[i])) continue;
         Status status = pin(s, sp->first_entry + u32(v[i]), frames[i]);
         if (status == Status::OK) use(s, sp, u64(v[i]), frames[i], now, hits);
@@ -240,8 +280,10 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     bool ok = to != nullptr, exhausted = false;
     char* copies = ok ? static_cast<char*>(PyArray_DATA(to)) : nullptr;
     Together together(sp, v, n, access, false, copies);
+    LookAhead ahead(sp, v, n, true);
     for (npy_intp i = 0; ok && i < n; i++) {
         u32 f;
+        ahead.at(i);
         if (together.take(i, f)) continue;  // the page is copied already
         Status status = pin(s, sp->first_entry + u32(v[i]), f);
         if (status == Status::OK) use(s, sp, u64(v[i]), f, now, hits);
