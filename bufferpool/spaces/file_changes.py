@@ -6,8 +6,8 @@ and its times. If the state differs, another program has changed the file. In tw
 - *The same time.* A write soon after the pool read the state may leave the same time: the clock of file times
   has a resolution of up to ten milliseconds, on some file systems of seconds. So a record that was made within one step
   of the file's time is doubtful (as Git's "racy" index entries are), and the pages in memory are compared
-  with the file before the record is trusted. After its own flush the pool sets a modification time with
-  nanoseconds that the clock never yields (only the owner of the file may), so that the record is not doubtful.
+  with the file before the record is trusted. After its own flush the pool sets a modification time that no later
+  write gives the file (only the owner of the file may), so that the record is not doubtful.
 - *Times that were set back* (``touch -r``, ``rsync -t``). That alters the change time (ctime), which ``chmod`` and ``ln``
   also alter: then the pages in memory are compared with the file.
 """

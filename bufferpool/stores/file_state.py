@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 CLOCK_STEP_NS = 20_000_000
-WHOLE_SECONDS_NS = 2_000_000_000
+WHOLE_SECONDS_NS = 2_000_000_000 + CLOCK_STEP_NS  # FAT has even seconds; and the file system's clock lags by a step
 
 
 class Doubt(IntEnum):
@@ -53,14 +53,22 @@ def state_of(fd: int) -> FileState:
 
 
 def stamped(fd: int) -> FileState:
-    """The state of a file that this process has just written, after setting a unique modification time if permitted."""
+    """The state of a file that this process has just written, after setting a modification time that no later write gives it, if permitted."""
     about = os.fstat(fd)
     stamp = time.time_ns() // 1000 * 1000 + 1 + os.getpid() % 999
+    state = _with_time(fd, about, stamp)
+    if state.mtime_ns == stamp:
+        return state._replace(doubt=Doubt.NONE)
+    # Not permitted, or the file system keeps whole seconds: then the last time before that of our own write.
+    state = _with_time(fd, about, about.st_mtime_ns - 1)
+    return state._replace(doubt=Doubt.NONE if state.mtime_ns < about.st_mtime_ns else Doubt.FLUSHED)
+
+
+def _with_time(fd: int, about: os.stat_result, mtime_ns: int) -> FileState:
+    """The state of a file after an attempt to set its modification time."""
     try:
-        os.utime(fd, ns=(about.st_atime_ns, stamp))
-    except OSError as error:  # not permitted, or times are too coarse: the doubt remains
+        os.utime(fd, ns=(about.st_atime_ns, mtime_ns))
+    except OSError as error:  # not permitted: the doubt remains
         if error.errno is None:  # without an errno it comes from a signal's handler
             raise
-        stamp = -1
-    state = state_of(fd)
-    return state._replace(doubt=Doubt.NONE if state.mtime_ns == stamp else Doubt.FLUSHED)
+    return state_of(fd)

@@ -23,8 +23,9 @@ from bufferpool.machine.mounts import mount_of
 from bufferpool.spaces import file_changes
 from bufferpool.upkeep import writeback
 from tests.client.test_outlive import _touch
-from tests.conftest import PAGE, fill, stamp
+from tests.conftest import PAGE, WAIT, fill, stamp, wait_until, write_file
 from tests.support.disks import dirty
+from tests.support.loop_disk import LoopDisk
 
 
 def page_of(path, n):
@@ -41,6 +42,14 @@ def write_page(path, n, version):
     with open(path, "r+b") as file:
         file.seek(n * PAGE)
         file.write(stamp(n, version=version))
+
+
+_utime = os.utime  # tests replace it for the pool
+
+
+def set_times(path, about):
+    """Another program gives a file the times that it had."""
+    _utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def settle(path):
@@ -189,8 +198,19 @@ def test_a_change_in_the_second_in_which_the_file_was_opened_is_seen(coarse, poo
     assert np.array_equal(attach(pool).open_file(path, mode)[5], stamp(5, version=7))
 
 
-def test_a_change_in_the_second_of_a_flush_is_seen_at_the_next_open(coarse, pool, attach, data_file):
-    """The pool's own flush leaves a time in the same second as another program's write after it."""
+@pytest.fixture
+def not_the_owner(monkeypatch):
+    """This process may write the file, and may not set its times."""
+
+    def utime(*_, **__):
+        raise PermissionError(errno.EPERM, "not the owner")
+
+    monkeypatch.setattr(file_changes.os, "utime", utime)
+
+
+def test_a_change_in_the_second_of_a_flush_is_seen_at_the_next_open(coarse, not_the_owner, pool, attach, data_file):
+    """The limit: a flush by a process that may not set the file's time leaves the time of its own write, and another
+    program's write in the same second leaves the same one. The next flush sees nothing, and the next open compares pages."""
     path = data_file(16)
     space = pool.open_file(path, "r+")
     assert np.array_equal(space[5], stamp(5))
@@ -198,10 +218,67 @@ def test_a_change_in_the_second_of_a_flush_is_seen_at_the_next_open(coarse, pool
     assert pool.flush() == 1
     before = path.stat()
     write_page(path, 5, version=7)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    set_times(path, before)
+    fill(space, [7], version=1)
+    assert pool.flush() == 1
     again = attach(pool).open_file(path, "r+")
     assert np.array_equal(again[5], stamp(5, version=7))
     assert np.array_equal(again[6], stamp(6, version=1))
+
+
+@pytest.fixture
+def whole_seconds(tmp_path):
+    """A file on an ext2 with small inodes, which keeps whole seconds: not more than a third of this one is over."""
+    with LoopDisk(tmp_path, "ext2", "-I", "128") as disk:
+        path = write_file(disk.place / "data.db", 16)
+        assert path.stat().st_mtime_ns % 10**9 == 0
+        wait_until(lambda: time.time() % 1 < 0.3, "a second begins")
+        yield path
+
+
+def test_a_change_in_the_second_of_a_flush_is_seen_by_the_next_flush(whole_seconds, pool):
+    """A flush left the second of its own write as the file's time. Another program's write in that second did not change
+    it, and the next flush wrote over it. Now the flush leaves the second before, which no later write can leave."""
+    path = whole_seconds
+    space = pool.open_file(path, "r+")
+    fill(space, [5], version=1)
+    assert pool.flush() == 1
+    fill(space, [5, 6], version=2)
+    write_page(path, 5, version=7)
+    with pytest.raises(FileChanged, match="written by another program"):
+        pool.flush()
+    assert page_of(path, 5) == stamp(5, version=7).tobytes()
+    assert page_of(path, 6) == stamp(6).tobytes()
+    assert pool.discard(space.name) == 2
+
+
+def test_flushes_of_the_pool_itself_in_one_second_are_no_change(whole_seconds, pool, attach):
+    """The time goes back by a second at most, and is the pool's own: no flush and no open takes it for a change."""
+    path = whole_seconds
+    space = pool.open_file(path, "r+")
+    for version in range(1, 6):
+        fill(space, [5, 6], version=version)
+        assert pool.flush() == 2
+        assert abs(path.stat().st_mtime - time.time()) < WAIT
+    misses = pool.stats().misses
+    again = attach(pool).open_file(path, "r+")
+    assert np.array_equal(again[6], stamp(6, version=5))
+    assert pool.stats().misses == misses
+
+
+def test_a_time_that_is_set_back_in_the_step_of_the_clock_of_a_flush_is_not_seen(whole_seconds, pool, attach):
+    """The limit: a tool that writes and sets the time back is noticed by the change time, whose step is a second here."""
+    path = whole_seconds
+    space = pool.open_file(path, "r+")
+    assert np.array_equal(space[5], stamp(5))
+    fill(space, [6], version=1)
+    assert pool.flush() == 1
+    before = path.stat()
+    write_page(path, 5, version=7)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    seen = path.stat().st_ctime_ns != before.st_ctime_ns  # the second was over already
+    again = attach(pool).open_file(path, "r+")
+    assert np.array_equal(again[5], stamp(5, version=7 if seen else 0))
 
 
 def test_a_flush_in_the_second_of_the_opening_compares_what_it_can(coarse, pool, data_file):

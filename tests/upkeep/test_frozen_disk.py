@@ -1,9 +1,5 @@
 """A disk that stands still: a file system on a loop device, frozen by the kernel (fsfreeze)."""
 
-import os
-import shutil
-import subprocess
-
 import numpy as np
 import pytest
 
@@ -12,56 +8,13 @@ from bufferpool.upkeep.steward import Settings
 from tests.conftest import PAGE, WAIT, fill, stamp, wait_until, write_file
 from tests.support.disks import dirty
 from tests.support.hanging import in_time
-
-
-class Disk:
-    """An ext4 of its own, that can be frozen."""
-
-    def __init__(self, tmp_path):
-        self.image, self.place = tmp_path / "disk.img", tmp_path / "disk"
-        self.mounted = self.frozen = False
-
-    def mount(self):
-        for tool in ("mkfs.ext4", "fsfreeze", "mount", "umount"):
-            if shutil.which(tool) is None:
-                pytest.skip(f"no {tool} here")
-        if os.geteuid() != 0:
-            pytest.skip("only root mounts and freezes file systems")
-        self.place.mkdir()
-        with open(self.image, "wb") as file:
-            file.truncate(32 << 20)
-        self._run("mkfs.ext4", "-q", "-F", str(self.image))
-        self._run("mount", "-o", "loop", str(self.image), str(self.place))
-        self.mounted = True
-
-    def _run(self, *command):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT)
-        if done.returncode:
-            pytest.skip(f"{command[0]} does not work here: {done.stderr.strip()}")
-
-    def freeze(self):
-        self._run("fsfreeze", "-f", str(self.place))
-        self.frozen = True
-
-    def thaw(self):
-        if self.frozen:
-            subprocess.run(["fsfreeze", "-u", str(self.place)], check=True, timeout=WAIT)
-            self.frozen = False
-
-    def end(self):
-        self.thaw()
-        if self.mounted:
-            subprocess.run(["umount", "-l", str(self.place)], check=True, timeout=WAIT)
+from tests.support.loop_disk import LoopDisk
 
 
 @pytest.fixture
 def disk(tmp_path):
-    made = Disk(tmp_path)
-    try:
-        made.mount()
+    with LoopDisk(tmp_path, "ext4") as made:
         yield made
-    finally:
-        made.end()
 
 
 def test_a_frozen_disk_holds_up_those_who_want_its_pages_and_nobody_else(disk, pool, data_file):
