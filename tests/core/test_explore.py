@@ -141,6 +141,13 @@ def _moved(text: str, first: str, last: str) -> str:
     return text[:start] + last + text[start:end] + text[end + len(last) :]
 
 
+def _byte_before_pid(text: str) -> str:
+    """A child without a description releases its slot's byte before its pid is there."""
+    pid, byte = "    slot.pid.store_seq_cst(prim::process_id());\n", "    s.unlock_byte(LOCKS_AT + long(c));\n"
+    assert text.count(pid + byte) == 1
+    return text.replace(pid + byte, byte + pid)
+
+
 # name: (file, what stands there or a function, what stands there instead, scenario that finds it)
 MUTATIONS = {
     "the second load of the entry in pin left out": (
@@ -348,6 +355,78 @@ MUTATIONS = {
         _one_policy,
         "",
         "grow-grow",
+    ),
+    "a forked child whose slot has nobody's pid when its byte is released": (
+        "client.h",
+        _byte_before_pid,
+        "",
+        "fork-unlocked",
+    ),
+    "a forked child without a description recognised by its parent's start": (
+        "client.h",
+        "    slot.start_time.store_seq_cst(0);\n    slot.pid.store_seq_cst",
+        "    slot.pid.store_seq_cst",
+        "fork-unlocked",
+    ),
+    "the pins of a guest not repeated": (
+        "client.h",
+        "each_pin([&](u32 f) { s.pin_count_of(c, f).add_seq_cst(1); });",
+        "if (!guest) each_pin([&](u32 f) { s.pin_count_of(c, f).add_seq_cst(1); });",
+        "fork-guest",
+    ),
+    "a client that has lost its descriptor reaped while its process lives": (
+        "segment.h",
+        "        return prim::still_maps(slot.pid",
+        "        return false && prim::still_maps(slot.pid",
+        "lost-reap",
+    ),
+    "the slot taken of a client that has lost its descriptor": (
+        "client.h",
+        "if (dead && s.still_maps(c)) {",
+        "if (false) {",
+        "lost-attach",
+    ),
+    "the pins of a block of clients that has just got its memory not looked at": (
+        "segment.h",
+        "u64 w = header->more_blocks.load_seq_cst();",
+        "u64 w = 0;",
+        "block-evict",
+    ),
+    "a client pins before the block of its pins is counted": (
+        "growth.h",
+        "    else if (!s.has_pins(c)) s.header->more_blocks.store_seq_cst(doubled(end / STRIPES - 1));\n",
+        "",
+        "block-evict",
+    ),
+    "a private space left when its client is reaped": (
+        "reap.h",
+        "    remove_owned(s, c);\n",
+        "",
+        "private-detach",
+    ),
+    "a space closed that another one has followed meanwhile": (
+        "spaces.h",
+        "            close_space(slot, seen);\n        any",
+        "            seen = slot.span.load_acquire(), close_space(slot, seen);\n        any",
+        "reap-private",
+    ),
+    "a directory left without a look at what was closed meanwhile": (
+        "spaces.h",
+        "if (closing <= left || ",
+        "if (closing <= left || closing > left || ",
+        "private-detach",
+    ),
+    "a frame whose memory was refused, and that is put off, given back as if it had memory": (
+        "frames.h",
+        "later_run::of(first + got, n - got, false)",
+        "later_run::of(first + got, n - got, true)",
+        "hurry-plug-none",
+    ),
+    "the frames of a run that are put off forgotten": (
+        "frames.h",
+        "        if (got) give_back_later(s, later_run::of(first, got, true), 0);\n",
+        "",
+        "hurry-plug",
     ),
     "a frame taken before its memory is there": (
         "frames.h",

@@ -5,6 +5,7 @@
 
 namespace bp {
 
+bool may_give_up() { return running >= 0 && world.processes[running].gives_up; }
 void wrong(const char* what, u32 page) { violation("page %u: %s", page, what); }
 
 static u64* page_words(Segment& s, u32 f) { return reinterpret_cast<u64*>(s.page_data(f)); }

@@ -93,14 +93,23 @@ static std::vector<Choice> choices(u32 max_kills) {
         if (p.life == READY || changed) {
             out.push_back({i, 0, 0});
             enabled = true;
+        } else if (p.life == WAITING && p.hurried) {
+            out.push_back({i, 0, 1});
         }
         waiting |= p.life == WAITING;
         if ((p.life == READY || p.life == WAITING) && world.kills < max_kills) out.push_back({i, 1, 0});
     }
     if (!enabled && waiting)  // the slices of the waits run out
         for (u8 i = 0; i < PROCESSES; i++)
-            if (world.processes[i].life == WAITING) out.push_back({i, 0, 1});
+            if (world.processes[i].life == WAITING && !world.processes[i].hurried) out.push_back({i, 0, 1});
     return out;
+}
+
+static void wake(Process& p, bool timed_out) {
+    p.timed_out = timed_out;
+    p.gives_up = timed_out && p.hurried;
+    if (p.gives_up) p.hurried--;
+    p.life = READY;
 }
 
 static void explore(const Scenario& scenario, u32 max_kills, u64 max_states) {
@@ -144,10 +153,7 @@ static void explore(const Scenario& scenario, u32 max_kills, u64 max_states) {
             kill(c.process);
         } else {
             Process& p = world.processes[c.process];
-            if (p.life == WAITING) {
-                p.timed_out = c.timeout;
-                p.life = READY;
-            }
+            if (p.life == WAITING) wake(p, c.timeout);
             resume(c.process);
         }
         enter();
@@ -183,23 +189,41 @@ static void replay(const Scenario& scenario, const std::string& schedule) {
             kill(c);
             continue;
         }
-        if (p.life == WAITING) {
-            p.timed_out = schedule[i] == '~';
-            p.life = READY;
-        }
+        if (p.life == WAITING) wake(p, schedule[i] == '~');
         resume(c);
         tell_words();
     }
     end_check(scenario);
 }
 
+static void own_space(Segment& s) {
+    s.spaces[0].owner.store_relaxed(s.me);
+    s.spaces[0].owner_generation.store_relaxed(s.client().generation.load_relaxed());
+}
+
+// A client that lives, by a description of a process that is not here.
+static void join_crowd(Segment& s) {
+    u32 c = 1;
+    while (s.clients[c - 1].state.load_relaxed() != CLIENT_FREE) c++;
+    world.byte_owner[c] = PROCESSES + 1;
+    s.clients[c - 1].state.store_relaxed(CLIENT_LIVE);
+}
+
 static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* schedule) {
     memset(static_cast<void*>(&world), 0, sizeof world);
-    make_segment(sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients);
+    make_segment(sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients, sc.guests, sc.extent_frames);
     u32 n = u32(sc.processes.size());
     for (u32 i = 0; i < PROCESSES; i++) world.holders[i] = i == sc.child ? 0 : u8(1u << i);
-    for (u32 i = 0; i < n; i++)
-        if (i != sc.newcomer && i != sc.child && attach(world.processes[i].segment) != Status::OK) abort();
+    for (u32 i = 0; i < n; i++) {
+        Segment& s = world.processes[i].segment;
+        if (i == sc.newcomer || i == sc.child) continue;
+        if (attach(s) != Status::OK) abort();
+        s.client().pid.store_relaxed(i + 1);
+        s.client().start_time.store_relaxed(i + 1);
+        world.processes[i].hurried = i ? 0 : u8(sc.hurried);
+        if (i == sc.owner) own_space(s);
+    }
+    for (u32 i = 0; i < sc.crowd; i++) join_crowd(world.processes[0].segment);
     for (u32 page : sc.preload) {
         Segment& s = world.processes[0].segment;
         u32 f = fetch(s, page, sc.opens_spaces ? stored_image(1, page) : world.store[page]);
@@ -209,6 +233,7 @@ static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* sc
     for (u32 i = 0; i < n; i++) prepare(int(i), sc.processes[i].first, sc.processes[i].second);
     if (sc.child != NONE) world.processes[sc.child].life = UNBORN;
     visited_states = ended_runs = 0;
+    world.refused = u8(sc.refused);
     trail.clear();
     if (schedule) {
         replay(sc, schedule);

@@ -23,6 +23,7 @@ void point(const char* name);
 
 using namespace bp;
 
+bool bp::may_give_up() { return false; }
 void bp::wrong(const char* what, u32 page) {
     fprintf(stderr, "page %u: %s\n", page, what);
     abort();

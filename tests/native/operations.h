@@ -11,6 +11,7 @@
 namespace bp {
 
 [[noreturn]] void wrong(const char* what, u32 page);  // of each program
+bool may_give_up();                                  // the same: whether this process may end a wait before its time
 
 inline Place place_of(Segment& s, u32 page, u32 space = 0) {
     SpaceSlot& slot = s.spaces[space];
@@ -43,6 +44,7 @@ struct StoredHooks {
 };
 
 inline void require(Status status, u32 page) {
+    if (status == Status::INTERRUPTED && may_give_up()) return;
     if (status != Status::OK && status != Status::EXHAUSTED && status != Status::NO_SPACE && status != Status::REMOVED)
         wrong("an operation that ends neither well nor for want of a frame or of its space", page);
 }

@@ -14,10 +14,13 @@ void step();
 int lock_byte(int process, long at);
 void unlock_byte(int process, long at);
 bool byte_is_locked(int process, long at);
-void plug(u64 offset, u64 bytes);
+int plug(u64 offset, u64 bytes);
 void punch(u64 offset, u64 bytes);
 int futex_wait(const void* word, u32 expected);
 void require_memory(const void* at);
+u32 process_id();
+bool holds(int description);
+bool lives(u32 pid);
 }  // namespace bp::model
 
 namespace bp::prim {
@@ -37,16 +40,18 @@ inline u64 coarse_ns() { return 0; }
 inline u64 now_ns() { return 0; }
 inline u64 boot_ns() { return 0; }
 inline u64 realtime_ns() { return 0; }
-inline u64 start_time() { return 0; }
-inline u32 process_id() { return 1; }
+inline u32 process_id() { return model::process_id(); }
+inline u64 start_time() { return process_id(); }
 inline void relax() {}
 inline void yield() { model::step(); }
 inline void nap(u64) {}
 
-// The model's descriptors are nobody else's, and a byte lock says who lives.
-inline bool has_mark(int, u64) { return true; }
+// A description has the mark as long as this process holds it; and a process has the segment mapped while it lives.
+inline bool has_mark(int fd, u64) { return model::holds(fd); }
 inline bool is_file(int, u64, u64) { return true; }
-inline bool still_maps(u32, u64, u64, u64, bool) { return false; }
+inline bool still_maps(u32 pid, u64 start, u64, u64, bool unsaid) {
+    return pid && model::lives(pid) && (start ? start == pid : unsaid);
+}
 
 inline int futex_wait(const void* word, u32 expected, u64) { return model::futex_wait(word, expected); }
 inline void futex_wake_all(const void*) {}  // a waiter wakes when its word has changed
@@ -65,8 +70,7 @@ inline int byte_is_locked(int fd, off_t at) {
 }
 inline int plug(int, u64 offset, u64 bytes) {
     model::step();
-    model::plug(offset, bytes);
-    return 0;
+    return model::plug(offset, bytes);
 }
 inline int punch(int, u64 offset, u64 bytes) {
     model::step();

@@ -7,14 +7,15 @@ namespace bp {
 
 // ---- the start -----------------------------------------------------------------------
 
-static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clients) {
+static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clients, u32 guests, u32 extent_frames) {
     Geometry g{};
     g.page_size = PAGE_BYTES;
     g.page_shift = u32(__builtin_ctz(PAGE_BYTES));
     g.os_page = ENTRIES * 8;
-    g.extent_frames = 1;
+    g.extent_frames = extent_frames;
     g.max_frames = frames;
     g.max_clients = clients;
+    g.guests = guests;
     g.stripe_clients = 4;
     g.max_pages = ENTRIES;
     u64 at = round_up(sizeof(Header), 64);
@@ -27,11 +28,11 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
     g.spaces_at = take(sizeof(SpaceSlot) * MAX_SPACES);
     g.texts_at = take(sizeof(SpaceTexts) * MAX_SPACES);
     g.use_row_bytes = MAX_SPACES * sizeof(Uses);
-    g.uses_at = take((2 + clients) * g.use_row_bytes);
+    g.uses_at = take(g.use_rows() * g.use_row_bytes);
     g.entries_at = take(ENTRIES * 8);
     g.frames_at = take(frames * sizeof(FrameSlot));
     g.stripe_bytes = frames * 8;
-    g.pins_at = take(STRIPES * g.stripe_bytes);
+    g.pins_at = take(g.stripes() * g.stripe_bytes);
     place_queues(g, take);
     if (at > DATA_AT) {
         fprintf(stderr, "SEGMENT_BYTES must grow by %llu\n", (unsigned long long)(at - DATA_AT));
@@ -52,6 +53,7 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
         new (&p.segment) Segment;
         p.segment.map(world.segment, g);
         p.segment.fd = int(i);
+        p.segment.interrupted = [](Segment&) { return running >= 0 && world.processes[running].gives_up; };
         p.segment.look_at_ready();
     }
     Segment& s = world.processes[0].segment;
@@ -78,6 +80,12 @@ struct Scenario {
     u32 clients = CLIENTS;
     u32 child = NONE;          // the process that process 0 forks
     u32 unready = 0;           // frames that have no slots at the start, and rings that wrap then
+    u32 crowd = 0;             // clients that live and do nothing: the next ones have pin rows of another block
+    u32 guests = 0;            // of the clients' slots
+    u32 hurried = 0;           // waits that the first process may give up
+    u32 refused = 0;           // requests for memory of frames
+    u32 extent_frames = 1;
+    u32 owner = NONE;          // the process whose private space it is
 };
 
 static void check_content(Segment& s) {
@@ -201,33 +209,76 @@ static Program comes() {
             if ((lock->word.load_relaxed() & lock_word::OWNER) == s.me) violation("a lock is held in the name of a client that has just come");
     };
 }
-// A fork with a view of the page, as fork.cpp does it: no writer and no death changes the child's view.
-constexpr int CHILD = 1;
-static Program forks(u32 page) {
+static Program comes_and_reads(u32 page, int n = 1) {
+    return [=](Segment& s, Process& me) {
+        if (attach(s) != Status::OK) return;
+        for (int i = 0; i < n; i++) read_page(s, me, page);
+        exit_process();
+    };
+}
+static Program reaps_and_reads(u32 page) {
+    return [=](Segment& s, Process& me) {
+        reap_all(s);
+        read_page(s, me, page);
+    };
+}
+// A daemon has closed the descriptor behind the pool's back: no byte lock shows any more that the process lives.
+static Program loses_its_descriptor(u32 page) {
     return [=](Segment& s, Process& me) {
         u32 f = fetch(s, page);
-        if (f == NONE) return;
+        if (f == NONE) return exit_process();
+        close_description(int(s.fd), running);
+        model::step();
+        read_frame(s, me, page, f, 0);
+        u64 version = me.last_seen[page];
+        model::step();
+        read_frame(s, me, page, f, 0);
+        if (me.last_seen[page] != version) violation("the view of page %u has changed", page);
+        exit_process();
+    };
+}
+// Gives up when a wait takes too long. What it had to put off, the next operation does.
+static Program hurries(Program program) {
+    return [=](Segment& s, Process& me) {
+        program(s, me);
+        lock_memory(s, false);
+        unlock_memory(s);
+    };
+}
+// A fork with a view of the page, as fork.cpp does it: no writer and no death changes the child's view.
+constexpr int CHILD = 1;
+enum class Fork { CLIENT, GUEST, UNLOCKED };  // the child gets a slot; only a guest's; and no description either
+static Program forks(u32 page, Fork how = Fork::CLIENT) {
+    return [=](Segment& s, Process& me) {
+        u32 f = fetch(s, page);
+        if (f == NONE) return exit_process();
         read_frame(s, me, page, f, 0);
         Process& child = world.processes[CHILD];
-        world.holders[CHILD] = u8(1u << running);
-        child.inherited_client = hand_over(s, CHILD, [f](auto visit) { visit(f); });
+        bool unlocked = how == Fork::UNLOCKED;
+        if (!unlocked) world.holders[CHILD] = u8(1u << running);
+        child.inherited_client = hand_over(s, unlocked ? s.fd : CHILD, [f](auto visit) { visit(f); }, how != Fork::CLIENT, unlocked);
         child.inherited_frame = f;
         child.last_seen[page] = me.last_seen[page];
         model::step();
         if (child.inherited_client) fork_process(running, CHILD);
         model::step();
-        close_description(CHILD, running);
+        if (!unlocked) close_description(CHILD, running);
         unpin(s, f);
+        if (how != Fork::CLIENT) exit_process();  // so that the last process finds a slot
     };
 }
-static Program is_forked(u32 page) {
+static Program is_forked(u32 page, Fork how = Fork::CLIENT) {
     return [=](Segment& s, Process& me) {
         model::step();
+        bool unlocked = how == Fork::UNLOCKED;
+        if (unlocked) s.fd = 0, introduce_unlocked(s, me.inherited_client);
         close_description(0, running);
-        s.become(me.inherited_client);
+        if (unlocked) s.fd = -1;
+        s.become(me.inherited_client, how != Fork::CLIENT);
         u64 version = me.last_seen[page];
         read_frame(s, me, page, me.inherited_frame, 0);
         if (me.last_seen[page] != version) violation("the view of page %u that the child has inherited has changed", page);
+        if (unlocked) return exit_process();
         unpin(s, me.inherited_frame);
     };
 }
@@ -256,6 +307,48 @@ static Scenario of_spaces(const char* name, std::vector<u32> preload, std::vecto
 static Scenario of_growth(const char* name, u32 unready, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
     Scenario scenario{name, 3, 3, std::move(preload), std::move(processes)};
     scenario.unready = unready;
+    return scenario;
+}
+
+// A client beyond the first block of pin rows comes: the fifth.
+static Scenario of_blocks(const char* name, u32 frames, u32 newcomer, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario{name, frames, frames, {0}, std::move(processes)};
+    scenario.newcomer = newcomer;
+    scenario.crowd = CLIENT_BLOCK + 1 - u32(scenario.processes.size());
+    scenario.clients = CLIENT_BLOCK + 2;
+    return scenario;
+}
+
+// All slots but those of guests are taken when the process forks.
+static Scenario of_guests(const char* name, Fork how) {
+    Scenario scenario{name, 1, 1, {0}, {{"P", forks(0, how)}, {"C", is_forked(0, how)}, {"L", reaps_and_reads(2)}}};
+    scenario.child = CHILD;
+    scenario.clients = 3;
+    scenario.guests = 1;
+    return scenario;
+}
+
+// The first process loses its descriptor; the others find all slots taken.
+static Scenario of_the_lost(const char* name, std::vector<std::pair<const char*, Program>> processes, u32 newcomer = NONE) {
+    Scenario scenario{name, 1, 1, {0}, std::move(processes)};
+    scenario.newcomer = newcomer;
+    scenario.clients = 2;
+    return scenario;
+}
+
+// The first process owns the space.
+static Scenario of_private(const char* name, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario = of_spaces(name, {}, std::move(processes));
+    scenario.owner = 0;
+    return scenario;
+}
+
+// The first process gives up waits, and the kernel refuses memory.
+static Scenario of_hurry(const char* name, u32 refused, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario{name, 2, 2, std::move(preload), std::move(processes)};
+    scenario.hurried = 2;
+    scenario.refused = refused;
+    scenario.extent_frames = 2;
     return scenario;
 }
 
@@ -331,6 +424,20 @@ static std::vector<Scenario> scenarios() {
         {"reap-lock", 1, 1, {}, {{"N", comes()}, {"X", reaps()}, {"W", locks()}, {"H", locks()}}, PAGES, false, 0, PROCESSES},
         {"fork-write", 3, 3, {0}, {{"P", forks(0)}, {"C", is_forked(0)}, {"W", writes(0, 2)}}, PAGES, false, NONE, CLIENTS, CHILD},
         {"fork-reap", 1, 1, {0}, {{"P", forks(0)}, {"C", is_forked(0)}, {"L", reads(2)}, {"X", reaps()}}, PAGES, false, NONE, PROCESSES, CHILD},
+        of_guests("fork-guest", Fork::GUEST),
+        of_guests("fork-unlocked", Fork::UNLOCKED),
+        of_the_lost("lost-reap", {{"R", loses_its_descriptor(0)}, {"L", reaps_and_reads(2)}}),
+        of_the_lost("lost-attach", {{"R", loses_its_descriptor(0)}, {"L", reads(0)}, {"N", comes_and_reads(2)}}, 2),
+        of_blocks("block-evict", 1, 1, {{"L", reads(2)}, {"N", comes_and_reads(0, 2)}}),
+        of_blocks("block-write", 3, 1, {{"W", writes(0, 2)}, {"N", comes_and_reads(0)}}),
+        of_blocks("reap-block", 1, 2, {{"L", reads(2)}, {"X", reaps()}, {"N", comes_and_reads(0)}}),
+        of_private("private-detach", {{"O", writes_and_detaches()}, {"D", visits_directory()}}),
+        of_private("private-reopen", {{"O", writes_and_detaches()}, {"D", reopens_and_reads()}}),
+        of_private("reap-private", {{"O", writes_space(0)}, {"X", reaps()}, {"D", reopens_and_reads()}}),
+        of_hurry("hurry-plug", 1, {}, {{"H", hurries(reads(0))}, {"L", reads(1)}}),
+        of_hurry("hurry-plug-none", 2, {}, {{"H", hurries(reads(0))}, {"L", reads(1)}}),
+        of_hurry("hurry-load", 0, {1}, {{"H", hurries(reads_both(0, 2))}, {"L", reads(0)}}),
+        of_hurry("hurry-write", 0, {0}, {{"H", hurries(writes(0, 2))}, {"W", writes(0)}}),
         {"detach", 2, 2, {0}, {{"D", detaches(0)}, {"W", writes(0)}}},
         {"three", 3, 3, {0, 1}, {{"R", reads(0)}, {"W", writes(0)}, {"L", reads(2)}}},
     };

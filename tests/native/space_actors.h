@@ -114,12 +114,14 @@ static u64 open_another(Segment& s) {
     if (index != NONE && first != NONE && begin_space(s, s.spaces[index], first, PAGES, 1) == 0) {
         finish_space(s.spaces[index], 1);
         generation = open_generation(s);
+        world.opened = u8(generation);
     }
     leave_directory(s);
     return generation;
 }
 
 static void check_spaces(Segment& s) {
+    if (!world.kills && s.spaces[0].is_closing()) violation("a closed space is left, and nobody died");
     lock_directory(s);
     leave_directory(s);
     SpaceSlot& slot = s.spaces[0];
@@ -127,6 +129,10 @@ static void check_spaces(Segment& s) {
     u64 span = slot.span.load_relaxed(), generation = space_generation(span);
     if (state != SPACE_FREE && state != SPACE_LIVE) violation("the space's slot is left in state %u", state);
     if (span & CLOSED) violation("a closed space is left");
+    if (world.opened && (state != SPACE_LIVE || generation != world.opened)) violation("space %u was opened, nobody removed it, and it is gone", world.opened);
+    u32 owner = slot.owner.load_relaxed();
+    if (state == SPACE_LIVE && owner && (s.clients[owner - 1].state.load_relaxed() == CLIENT_FREE || s.clients[owner - 1].generation.load_relaxed() != slot.owner_generation.load_relaxed()))
+        violation("a private space is left of client %u, which is gone", owner);
     for (u32 page = 0; page < ENTRIES; page++) {
         u64 e = s.entries[page].load_relaxed();
         bool resident = entry::state(e) == RESIDENT;
@@ -159,6 +165,18 @@ static Program writes_space(u32 page) {
 }
 static Program replaces_space(u32 page) {
     return [=](Segment& s, Process&) { replace_of_space(s, 1, page); };
+}
+// The owner of a private space writes a page of it, and detaches: the space ends with its client.
+static Program writes_and_detaches() {
+    return [](Segment& s, Process&) {
+        write_of_space(s, 1, 0);
+        detach(s);
+    };
+}
+static Program visits_directory() {
+    return [](Segment& s, Process&) {
+        if (lock_directory(s)) leave_directory(s);
+    };
 }
 static Program removes() {
     return [](Segment& s, Process&) { remove_it(s, 1); };

@@ -28,7 +28,7 @@ namespace bp {
 
 constexpr u32 PROCESSES = 5, CLIENTS = 4, FRAMES = 3, PAGES = 3, ENTRIES = 4, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
 constexpr u32 GENERATIONS = 8;  // of the space's slot
-constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (5 << 10) + 192;
+constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (6 << 10) + 64;
 constexpr u64 DATA_AT = SEGMENT_BYTES - FRAMES * PAGE_BYTES;
 
 enum Life : u32 { UNUSED, UNBORN, READY, WAITING, DONE, DEAD };
@@ -36,6 +36,9 @@ enum Life : u32 { UNUSED, UNBORN, READY, WAITING, DONE, DEAD };
 struct Process {
     Life life;
     bool timed_out;
+    u8 hurried;       // so many of its waits may end before their time, and it gives up then
+    bool gives_up;    // its last wait has ended before its time
+    bool exited;      // it has ended, and its descriptions are closed
     const u32* word;  // waited on
     u32 expected;
     void* sp;
@@ -49,11 +52,13 @@ struct Process {
 struct World {
     alignas(64) u8 segment[SEGMENT_BYTES];
     u8 plugged[FRAMES];
+    u8 refused;              // how many of the next requests for memory of frames the kernel refuses
     u8 byte_owner[16];       // the description that has the lock, + 1
     u8 holders[PROCESSES];   // of each description (the process's own has its number): a bit for each process
     u64 store[PAGES][WORDS], intended[PAGES], done[PAGES], synced[PAGES];
     u8 dropped[PAGES];  // without write-back: what was written may be gone
     u8 numbers[GENERATIONS][ENTRIES], appended[GENERATIONS][ENTRIES];  // by space: who has an append's number, whose page is there
+    u8 opened;  // the generation of the newest space that was opened
     u32 failures, failures_over;         // of loads
     u8 loads[PROCESSES + 1], failed[PROCESSES + 1];  // by client
     u32 kills;
@@ -137,13 +142,26 @@ static void set_memory(u64 offset, u64 bytes, u8 value) {
         if (!value) memset(world.segment + DATA_AT + f * PAGE_BYTES, 0, PAGE_BYTES);
     }
 }
-void plug(u64 offset, u64 bytes) { set_memory(offset, bytes, 1); }
+int plug(u64 offset, u64 bytes) {
+    if (offset >= DATA_AT && world.refused) return world.refused--, -ENOSPC;
+    set_memory(offset, bytes, 1);
+    return 0;
+}
 void punch(u64 offset, u64 bytes) { set_memory(offset, bytes, 0); }
 
 void require_memory(const void* at) {
     auto p = static_cast<const u8*>(at);
     if (p < world.segment + DATA_AT || p >= world.segment + SEGMENT_BYTES) return;
     if (!world.plugged[u64(p - world.segment - DATA_AT) / PAGE_BYTES]) violation("a frame without memory was touched");
+}
+
+u32 process_id() { return u32(running) + 1; }  // 0: the process that looks at the end
+bool holds(int description) {
+    return running < 0 || (description >= 0 && world.holders[description] >> running & 1);
+}
+bool lives(u32 pid) {
+    const Process& p = world.processes[pid - 1];
+    return p.life != DEAD && p.life != UNBORN && p.life != UNUSED && !p.exited;
 }
 
 int futex_wait(const void* word, u32 expected) {
@@ -161,7 +179,7 @@ int futex_wait(const void* word, u32 expected) {
     p.word = static_cast<const u32*>(word);
     p.expected = expected;
     p.life = WAITING;
-    p.timed_out = false;
+    p.timed_out = p.gives_up = false;
     step();
     return p.timed_out ? -ETIMEDOUT : 0;
 }
@@ -209,11 +227,21 @@ static void close_description(int description, int process) {
         if (owner == description + 1) owner = 0;
 }
 
+static void close_all(int i) {
+    for (int d = 0; d < int(PROCESSES); d++)
+        if (world.holders[d] >> i & 1) close_description(d, i);
+}
+
 static void kill(int i) {
     world.processes[i].life = DEAD;
     world.kills++;
-    for (int d = 0; d < int(PROCESSES); d++)
-        if (world.holders[d] >> i & 1) close_description(d, i);
+    close_all(i);
+}
+
+// At the end of a program: the process ends without detaching.
+static void exit_process() {
+    world.processes[running].exited = true;
+    close_all(running);
 }
 
 // The child, which is UNBORN until now, has all descriptions that the parent has.

@@ -5,7 +5,7 @@ import pytest
 
 from bufferpool.errors import WaitTimeout
 from bufferpool.upkeep.steward import Settings
-from tests.conftest import PAGE, WAIT, fill, stamp, wait_until, write_file
+from tests.conftest import PAGE, fill, stamp, wait_until, write_file
 from tests.support.disks import dirty
 from tests.support.hanging import in_time
 from tests.support.loop_disk import LoopDisk

@@ -47,8 +47,12 @@ constexpr u32 EVENT_KINDS = 24, EVENT_REASONS = 32;  // of figures/names.py, wit
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
 constexpr u32 SPACE_STEP = 16;  // spaces whose slots get their memory together
-constexpr u32 STRIPES = 8;  // stripes of pin counts for each block of clients
-constexpr u32 CLIENT_BLOCK = 64;  // the clients whose pin counts get memory together
+// Stripes of pin counts for each block of clients, and the clients whose pin counts get memory together.
+#ifdef BP_EXPLORE
+constexpr u32 STRIPES = 4, CLIENT_BLOCK = 4;
+#else
+constexpr u32 STRIPES = 8, CLIENT_BLOCK = 64;
+#endif
 constexpr u32 GUESTS = 16;  // slots beyond max_clients, for forked children that find no free slot
 constexpr u64 DATA_ALIGN = 2u << 20;
 constexpr u32 PIN_MAX = 0xff00;  // the most pins of one client on one frame; threads may exceed it briefly

@@ -127,4 +127,13 @@ u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlock
     return c;
 }
 
+// In a child without a description: stores its pid, before it releases its slot's byte, which the parent's description
+// holds. At each step the slot has the pid of a living process: the parent's, then the child's.
+inline void introduce_unlocked(Segment& s, u32 c) {
+    Client& slot = s.clients[c - 1];
+    slot.start_time.store_seq_cst(0);
+    slot.pid.store_seq_cst(prim::process_id());
+    s.unlock_byte(LOCKS_AT + long(c));
+}
+
 }  // namespace bp

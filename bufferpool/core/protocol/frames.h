@@ -13,13 +13,20 @@ namespace bp {
 
 // ---- giving back -------------------------------------------------------------
 
+#ifdef BP_EXPLORE
+constexpr u32 FREE_SLICES = 0;
+#else
 constexpr u32 FREE_SLICES = 5;
+#endif
 
-// A BUSY(me) frame is freed by the next thread of ours that holds the memory lock. False: too many are put off already.
-inline bool free_later(Segment& s, u32 f) {
-    for (auto& later : s.later) {
-        u32 none = 0;
-        if (later.load_relaxed() || !later.cas_seq_cst(none, f + 1)) continue;
+// A run of BUSY(me) frames is given back by our next thread that holds the memory lock. False: too many are put off
+// already. Two places for each operation are kept for plug_run, which always finds one: a thread that begins to plug
+// has the lock, so none are put off then.
+constexpr u32 KEPT_FOR_PLUGS = 2 * OPS;
+inline bool give_back_later(Segment& s, u64 run, u32 kept) {
+    for (auto* later = s.later; later < s.later + LATER - kept; later++) {
+        u64 none = 0;
+        if (later->load_relaxed() || !later->cas_seq_cst(none, run)) continue;
         s.any_later.store_seq_cst(1);
         return true;
     }
@@ -30,7 +37,7 @@ inline bool free_later(Segment& s, u32 f) {
 // cannot be taken, because its owner is stopped, that is put off.
 inline void free_frame(Segment& s, u32 f) {
     if (!lock_memory(s, false, std::min(FREE_SLICES, slices_left()))) {
-        if (free_later(s, f)) return;
+        if (give_back_later(s, later_run::of(f, 1, true), KEPT_FOR_PLUGS)) return;
         lock_memory(s, false);
     }
     free_locked(s, f);
@@ -86,13 +93,9 @@ inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
         got = 0;
     }
     BP_POINT("plug.plugged");
-    if (!lock_memory(s, false, got == n && n <= LATER ? slices_left() : ~0u)) {
-        u32 put_off = 0;
-        while (put_off < n && free_later(s, first + put_off)) put_off++;
-        if (put_off == n) return -EINTR;
-        lock_memory(s, false);
-        for (u32 i = put_off; i < n; i++) free_locked(s, first + i);
-        unlock_memory(s);
+    if (!lock_memory(s)) {
+        if (got) give_back_later(s, later_run::of(first, got, true), 0);
+        if (got < n) give_back_later(s, later_run::of(first + got, n - got, false), 0);
         return -EINTR;
     }
     for (u32 i = n; i-- > 0;) {

@@ -86,6 +86,26 @@ inline void hole_locked(Segment& s, u32 f) {
     s.header->resident.store_relaxed(s.header->resident.load_relaxed() - 1);
 }
 
+// Frames of ours that are BUSY, and that our next thread that holds the lock gives back: a run of neighbours, which have
+// memory or have none. 0: none.
+namespace later_run {
+constexpr u64 WITHOUT_MEMORY = u64(1) << 63;
+constexpr u64 of(u32 first, u32 n, bool memory) { return u64(n) << 32 | first | (memory ? 0 : WITHOUT_MEMORY); }
+constexpr u32 first(u64 run) { return u32(run); }
+constexpr u32 end(u64 run) { return u32(run) + (u32(run >> 32) & ~(1u << 31)); }
+}  // namespace later_run
+
+inline void give_back_later(Segment& s) {
+    for (auto& later : s.later) {
+        u64 run = later.load_relaxed() ? later.swap_seq_cst(0) : 0;
+        if (!run) continue;
+        for (u32 f = later_run::end(run); f-- > later_run::first(run);) {
+            if (run & later_run::WITHOUT_MEMORY) hole_locked(s, f);
+            else free_locked(s, f);
+        }
+    }
+}
+
 inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u) {
     Acquired a = acquire(s, s.header->memory, interruptible, slices);
     if (a == Acquired::INTERRUPTED) return false;
@@ -94,10 +114,7 @@ inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u)
         rebuild(s);
         repaired(s, s.header->memory);
     }
-    if (s.any_later.load_relaxed() && s.any_later.swap_seq_cst(0))
-        for (auto& later : s.later)
-            if (later.load_relaxed())
-                if (u32 f = later.swap_seq_cst(0)) free_locked(s, f - 1);
+    if (s.any_later.load_relaxed() && s.any_later.swap_seq_cst(0)) give_back_later(s);
     BP_POINT("memory.locked");
     return true;
 }

@@ -33,7 +33,7 @@ enum class Status {
     CORRUPT,      // the segment contradicts itself
 };
 
-constexpr int SPARES = 2, LATER = 256;
+constexpr int SPARES = 2, LATER = 6 * OPS;
 constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 
 // Whether this process is a client, or was until its descriptor was closed; fork.cpp sets it, which has the
@@ -80,7 +80,7 @@ struct Segment {
     Atomic<u64> op_thread[OPS] = {};  // the thread that uses each
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for another one
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
-    Atomic<u32> later[LATER] = {};   // BUSY frames that the next holder of the memory lock frees, +1
+    Atomic<u64> later[LATER] = {};   // BUSY frames that our next holder of the memory lock gives back: frames.h
     Atomic<u32> any_later{};         // whether there may be some
     std::recursive_timed_mutex reap_mutex;  // one reaper in this process: reap.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold

@@ -154,21 +154,11 @@ static void close_inherited() {
     mapped_segments = kept;
 }
 
-// Stores the pid of a child without a description, before the parent releases the byte of its slot. At each step the
-// slot has the pid of a living process: the parent's, then the child's.
-static void introduce(SegmentObject* seg) {
-    Segment& s = *seg->s;
-    if (!seg->plan.client || seg->plan.fd >= 0) return;
-    Client& slot = s.clients[seg->plan.client - 1];
-    slot.start_time.store_seq_cst(0);
-    slot.pid.store_seq_cst(prim::process_id());
-    s.unlock_byte(LOCKS_AT + long(seg->plan.client));
-}
-
 static void after_fork_child() {
     new (&mapped_mutex) std::mutex;
     renew_mutex(lists);
-    for (SegmentObject* seg = attached; seg; seg = seg->next) introduce(seg);
+    for (SegmentObject* seg = attached; seg; seg = seg->next)
+        if (seg->plan.client && seg->plan.fd < 0) introduce_unlocked(*seg->s, seg->plan.client);
     close_inherited();
     for (SegmentObject* seg = attached; seg; seg = seg->next) {
         Segment* s = seg->s;
