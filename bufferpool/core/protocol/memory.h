@@ -86,8 +86,8 @@ inline void hole_locked(Segment& s, u32 f) {
     s.header->resident.store_relaxed(s.header->resident.load_relaxed() - 1);
 }
 
-// Frames of ours that are BUSY, and that our next thread that holds the lock gives back: a run of neighbours, which have
-// memory or have none. 0: none.
+// Frames of ours that are BUSY, and that our next thread that holds the lock gives back: a run of neighbours, which
+// have memory or have none. 0: none.
 namespace later_run {
 constexpr u64 WITHOUT_MEMORY = u64(1) << 63;
 constexpr u64 of(u32 first, u32 n, bool memory) { return u64(n) << 32 | first | (memory ? 0 : WITHOUT_MEMORY); }
