@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import bufferpool as bp
 from tests.conftest import ROOT, WAIT, Pools, wait_until
 from tests.integrations.servers import __name__ as SERVERS
+from tests.support.children import Threads
 
 PAGES = 64
 
@@ -66,7 +66,7 @@ class Server:
         finally:
             connection.close()
 
-    def tile(self, page_no: int) -> tuple[int, int]:
+    def tile(self, page_no: int | str) -> tuple[int, int]:
         """The worker that answered, and the first value of the tile."""
         status, text = self.get(f"/{page_no}")
         assert status == 200, f"{text}\n{self.log.read_text()}"
@@ -155,43 +155,21 @@ def test_the_workers_share_one_pool(kind: str, server: Server) -> None:
         assert pool.stats().loads == PAGES, "the pool is kept for the next start"
 
 
-class Visitors:
-    """Threads that ask for tiles, without a break."""
-
-    def __init__(self, server: Server) -> None:
-        self.seen: Counter[int] = Counter()
-        self.errors: list[BaseException] = []
-        self._end = threading.Event()
-        self._threads = [threading.Thread(target=self._visit, args=(server, n), daemon=True) for n in range(3)]
-        for thread in self._threads:
-            thread.start()
-
-    def _visit(self, server: Server, n: int) -> None:
-        while not self._end.is_set():
-            n = (n + 1) % PAGES
-            try:
-                self.seen[server.tile(n)[1] - n] += 1
-            except (http.client.HTTPException, AssertionError, OSError) as error:
-                self.errors.append(error)
-
-    def end(self) -> None:
-        self._end.set()
-        for thread in self._threads:
-            thread.join(WAIT)
-
-
-def test_a_graceful_reload_fails_no_request(server: Server) -> None:
+def test_a_graceful_reload_fails_no_request(server: Server, threads: Threads) -> None:
     """A space of one name and another version was replaced under the workers of the old release: their last requests failed."""
     gunicorn(server)
-    visitors = Visitors(server)
-    for release in ("2", "3"):
-        wait_until(lambda before=int(release) - 1: visitors.seen[100 * before] > 5, "the release answers")
-        server.release.write_text(release)
+    for release in (1, 2):
+        late: list[int] = []
+        threads.start(lambda n=release, late=late: late.append(server.tile(f"{n}/late")[1]))
+        begun = server.release.with_name(f"late-{release}")
+        wait_until(begun.exists, "a worker of the old release has the late request")
+        server.release.write_text(str(release + 1))
         server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: visitors.seen[300] > 5, "the last release answers")
-    wait_until(lambda: {server.tile(n)[1] for n in [7] * 10} == {307}, "the old workers have ended")
-    visitors.end()
-    assert visitors.errors == []
+        threads.join()
+        assert late == [release + 100 * release], "the old worker answers from the pages of its release"
+        wait_until(
+            lambda n=release + 1: {server.tile(7)[1] for _ in range(9)} == {100 * n + 7}, "the new release answers"
+        )
     assert server.stop() == 0
     with bp.Pool.attach(server.pool_name) as pool:
         assert {space.name for space in pool.spaces()} == {"tiles-2", "tiles-3"}
