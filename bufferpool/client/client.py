@@ -25,6 +25,9 @@ Record = dict[str, Any]
 """One space of the segment's directory, as the core reads it."""
 
 _attached: "weakref.WeakSet[Client]" = weakref.WeakSet()
+_latest: "weakref.WeakValueDictionary[tuple[str, bytes | None], Client]" = weakref.WeakValueDictionary()
+"""The client whose attachment was shared last, by its segment: the first to ask for one to share."""
+_nobody: "weakref.WeakSet[Client]" = weakref.WeakSet()  # in place of an unattached client's sharers
 _sharing = Lock()  # held while a client joins the attachment of another, or leaves it
 
 
@@ -93,11 +96,11 @@ class Client(Inspectable):
         self._segment: _core.Segment | None = None
         self._data: Mapped
         self._geometry: dict[str, Any]
-        self._own_jobs = Jobs()
+        self._own_jobs: Jobs | None = None
         self._warned_nameless = False
         self._lock = Lock()
         self._unpickled = uuid is not None
-        self._sharers: weakref.WeakSet[Client] = weakref.WeakSet((self,))  # all clients of this attachment
+        self._sharers = _nobody  # all clients of this attachment
 
     @property
     def path(self) -> str:
@@ -140,7 +143,7 @@ class Client(Inspectable):
                     raise SegmentReplaced(
                         f"{self.path} is not the pool that was pickled; that pool was removed and another one created"
                     )
-                sharers = self._sharers
+                sharers = self._sharers = weakref.WeakSet((self,))
 
                 def make_room(*why: Any) -> None:
                     client = next((one for one in list(sharers) if one.attached is not None), None)
@@ -164,7 +167,8 @@ class Client(Inspectable):
         Otherwise every unpickled copy would take a client slot and a mapping, and executors unpickle one for each
         task.
         """
-        for other in list(_attached):
+        latest = _latest.get((self.path, self.known_uuid))
+        for other in [latest] if latest is not None and latest._segment is not None else list(_attached):
             if other._segment is None or other.known_uuid != self.known_uuid or other.path != self.path:
                 continue
             self._geometry, self._data, self._sharers = other._geometry, other._data, other._sharers
@@ -172,6 +176,7 @@ class Client(Inspectable):
             self.bound = other.bound
             self._sharers.add(self)
             _attached.add(self)
+            _latest[self.path, self.known_uuid] = other
             self._segment = other._segment
             return self._segment
         return None
@@ -182,7 +187,7 @@ class Client(Inspectable):
             if not any(other is not self and other._segment is not None for other in list(self._sharers)):
                 return False
             self._sharers.discard(self)
-            self._sharers, self.stores, self.claims, self.new_claims = weakref.WeakSet((self,)), {}, {}, set()
+            self._sharers, self.stores, self.claims, self.new_claims = _nobody, {}, {}, set()
             self.bound = {}
             self._segment = None
             del self._data
@@ -257,9 +262,13 @@ class Client(Inspectable):
     @property
     def jobs(self) -> Jobs:
         """The jobs of this process: work in threads, because it may hang. A forked child starts without jobs."""
-        if self._own_jobs.pid != os.getpid():
-            self._own_jobs = Jobs()
-        return self._own_jobs
+        jobs = self._own_jobs
+        if jobs is None or jobs.pid != os.getpid():
+            with self._lock:
+                jobs = self._own_jobs
+                if jobs is None or jobs.pid != os.getpid():
+                    jobs = self._own_jobs = Jobs()
+        return jobs
 
     # ---- spaces ----------------------------------------------------------------------
 

@@ -123,15 +123,18 @@ def load(space: Paged, numbers: list[int]) -> list[Answer]:
 class Loops:
     """The :class:`Awaited` of one space, by event loop: one for each thread that runs a loop."""
 
+    _lock = Lock()  # of all spaces: most of them, and their copies, never see a loop
+
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._awaited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Awaited] = weakref.WeakKeyDictionary()
+        self._awaited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Awaited] | None = None
 
     def of(self, make: Callable[[asyncio.AbstractEventLoop], Awaited]) -> Awaited:
         import asyncio
 
         loop = asyncio.get_running_loop()
         with self._lock:
+            if self._awaited is None:
+                self._awaited = weakref.WeakKeyDictionary()
             found = self._awaited.get(loop)
             if found is None:
                 found = self._awaited[loop] = make(loop)

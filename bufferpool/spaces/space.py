@@ -187,8 +187,9 @@ class Space(_core.Space):
                 f'{self!r} is private to this process (lifetime="process") and cannot be pickled: '
                 'make one in the other process, or share one (lifetime="pool")'
             )
-        store = None if isinstance(self._store, FileStore) else self._store
-        return Space, (self.pool, replace(self._wanted, store=store), self.dtype, self._loader, self._many_loader)
+        wanted = self._wanted  # without a file's store: the copy opens the file for itself
+        wanted = replace(wanted, store=None) if isinstance(wanted.store, FileStore) else wanted
+        return Space, (self.pool, wanted, self.dtype, self._loader, self._many_loader)
 
     @property
     def private(self) -> bool:
