@@ -450,12 +450,6 @@ _PARTS = tuple(np.cumsum([len(COUNTERS), len(REASONS), len(LATENCIES) * _PER_LAT
 """Where the parts of ``Segment.counters()`` end: the plain counters, the reclaimed bytes, the histograms."""
 
 
-def read_misses(pool: Inspectable, space: int) -> int:
-    """The misses of the space with this number, including those of earlier spaces in its slot."""
-    uses = np.frombuffer(pool.seg.counters(), np.uint64)[_PARTS[-1] :].reshape(-1, 2)
-    return int(uses[space, 1])
-
-
 def read_counters(pool: Inspectable) -> Counters:
     """Reads all counters."""
     words = np.frombuffer(pool.seg.counters(), np.uint64)

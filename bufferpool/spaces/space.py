@@ -409,6 +409,15 @@ class Space(_core.Space):
             raise SpaceRemoved(self._removed())
         return found
 
+    @property
+    def misses(self) -> int:
+        """How many uses of pages by all processes were misses since the space was opened; cheaper than :meth:`stats`.
+
+        Raises SpaceRemoved.
+        """
+        len(self)  # attaches an unpickled handle; raises SpaceRemoved
+        return self._client.seg.misses(self.index)
+
     def prefetch(self, ids: Ids) -> int:
         """Reads pages ahead, without pinning them; returns the number of loaded pages.
 

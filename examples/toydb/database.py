@@ -5,13 +5,12 @@ import threading
 import weakref
 
 import bufferpool as bp
-from bufferpool.figures.stats import read_misses
 from bufferpool.units import parse_size
 from toydb.check import check
 from toydb.engine import Engine
 from toydb.errors import Busy, DatabaseClosed
 from toydb.recovery import open_engine
-from toydb.transaction import Kind, Transaction
+from toydb.transaction import Transaction
 
 LEAST_PAGES = 16
 
@@ -89,22 +88,17 @@ class Database:
         Raises Busy, LogFailed, DatabaseClosed.
         """
         self._must_be_open()
-        if write and latest:
-            raise ValueError("a write transaction sees the latest pages anyway: give write= or latest=, not both")
-        kind: Kind = "write" if write else "latest" if latest else "snapshot"
         if not write:
-            return Transaction(self, self._engine, kind)
+            return Transaction(self, self._engine, "latest" if latest else "snapshot")
+        if latest:
+            raise ValueError("a write transaction sees the latest pages anyway: give write= or latest=, not both")
         self._engine.write_lock.take(timeout)
         try:
             self._engine.settle()
-            return Transaction(self, self._engine, kind)
+            return Transaction(self, self._engine, "write")
         except BaseException:
             self._engine.write_lock.release()
             raise
-
-    def _misses(self) -> int:
-        """How many pages the pool has read from the data file so far."""
-        return read_misses(self._engine.pool.client, self._engine.space.index)
 
     def _committed(self) -> None:
         """Makes a checkpoint after a commit, if the log has grown enough and no other process is making one."""

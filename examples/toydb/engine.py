@@ -35,6 +35,7 @@ undone); group commit follows DeWitt et al., SIGMOD 1984.
 
 import os
 import time
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,7 +43,7 @@ import bufferpool as bp
 from toydb import locks
 from toydb.errors import Busy, LogCorrupt, LogFailed
 from toydb.log import Log, apply
-from toydb.page import FREE, OVERFLOW, Page
+from toydb.page import FREE, OVERFLOW, Inner, Page
 from toydb.points import point
 from toydb.shared import Shared, State
 from toydb.versions import Versions
@@ -52,15 +53,27 @@ FLUSH_S = 30.0  # how long a checkpoint tries to write its last page
 Pages = list[tuple[int, bytes | None, bytearray]]  # (page number, the version before or None, the new version)
 
 
+class KnownTable(NamedTuple):
+    """A table's entry in the catalog, and the version of the leaf that has it."""
+
+    leaf: int
+    lsn: int
+    root: int
+    meta: bytes
+
+
 class Engine:
     """Pool, data file, log and locks of one database, in one process."""
 
     def __init__(self, pool: bp.Pool, space: bp.Space, log: Log, file: locks.LockFile, shared: Shared) -> None:
         self.pool, self.space, self.log, self.file, self.shared = pool, space, log, file, shared
+        self.page_size = pool.page_size
         self.versions = Versions(shared, file)
         self.write_lock = locks.Lock(file, locks.WRITE, "write")
         self.sync_lock = locks.Lock(file, locks.SYNC, "sync")
         self.checkpoint_lock = locks.Lock(file, locks.CHECKPOINT, "checkpoint")
+        self.inner_pages: dict[int, Inner] = {}  # by page number: what this process has decoded, and a version of it
+        self.tables: dict[str, KnownTable] = {}
         pool.log_sync = self.sync_log
 
     def close(self) -> None:

@@ -34,16 +34,20 @@ which records the changed chunks (64 per page), is small.
 """
 
 import struct
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 FREE, META, LEAF, INNER, OVERFLOW = range(5)
 HEADER = struct.Struct("<QIIBBHHHIHHHHI")
 FIRST_SLOT = HEADER.size
 TRAILER = 8
 CELL = struct.Struct("<HI")
+CELL_BYTES = CELL.size
 OVERFLOWN = 1 << 31
 REFERENCE = struct.Struct("<IQ")  # in a leaf cell: first page, xxh3
 _U16 = struct.Struct("<H")
+COUNTS_AT, _COUNTS = 18, struct.Struct("<HH")  # count and heap, in the header
 assert FIRST_SLOT == 40
 
 Buffer = Any  # ndarray of a pinned page, bytes, or bytearray
@@ -59,16 +63,35 @@ def max_cell(page_size: int) -> int:
     return max_key(page_size) + 20
 
 
+class Inner(NamedTuple):
+    """What a search needs of a version of an inner page."""
+
+    lsn: int
+    tree: int
+    level: int
+    low: bytes
+    high: bytes | None
+    keys: list[bytes]
+    children: list[int]
+
+    def child(self, key: bytes) -> int | None:
+        """The child that has ``key``, or would have it; None if the key lies outside the page."""
+        if key < self.low or (self.high is not None and key >= self.high):
+            return None
+        return self.children[bisect_right(self.keys, key) - 1]
+
+
 class Page:
     """One page: its header as attributes, its cells by position."""
 
     __slots__ = (
-        "bytes", "count", "garbage", "heap", "high_at", "high_len", "kind", "level", "low_at", "low_len", "lsn", "page_no",
-        "right", "tree",
+        "bytes", "count", "decoded", "garbage", "heap", "high_at", "high_len", "kind", "level", "low_at", "low_len", "lsn",
+        "page_no", "right", "tree",
     )  # fmt: skip
 
     def __init__(self, buffer: Buffer) -> None:
         self.bytes = memoryview(buffer)
+        self.decoded: Inner | None = None
         self.load()
 
     def load(self) -> None:
@@ -80,6 +103,7 @@ class Page:
 
     def store(self) -> None:
         """Writes the header; every change ends with it."""
+        self.decoded = None
         HEADER.pack_into(
             self.bytes, 0,
             self.lsn, self.page_no, self.tree, self.kind, self.level, self.count, self.heap, self.garbage, self.right,
@@ -117,6 +141,13 @@ class Page:
     def child(self, i: int) -> int:
         return int(CELL.unpack_from(self.bytes, self.slot(i))[1])
 
+    def inner(self) -> "Inner":
+        """The content of an inner page, decoded once until the page changes."""
+        if self.decoded is None:
+            children = [self.child(i) for i in range(self.count)]
+            self.decoded = Inner(self.lsn, self.tree, self.level, self.low, self.high, self.keys(), children)
+        return self.decoded
+
     def _size(self, at: int) -> int:
         """The bytes of the cell at an offset."""
         key_len, word = CELL.unpack_from(self.bytes, at)
@@ -141,14 +172,25 @@ class Page:
         reference = bytes(self.bytes[at : at + REFERENCE.size])
         return reference, word & ~OVERFLOWN, REFERENCE.unpack(reference)[0]
 
+    def items(self, first: int, last: int, far: Callable[[int], bytes]) -> list[tuple[bytes, bytes]]:
+        """The keys and values of a leaf from one position up to another; ``far(i)`` reads a value in overflow pages."""
+        data, unpack, found = bytes(self.bytes), CELL.unpack_from, list[tuple[bytes, bytes]]()
+        for i, at in enumerate(struct.unpack_from(f"<{last - first}H", data, FIRST_SLOT + 2 * first), first):
+            key_len, word = unpack(data, at)
+            start = at + CELL_BYTES
+            end = start + key_len
+            found.append((data[start:end], data[end : end + word] if word < OVERFLOWN else far(i)))
+        return found
+
     def _search(self, key: bytes, above: bool) -> int:
         """The position of the first key that is at least ``key``, or above it."""
-        data, first, last = self.bytes, 0, self.count
-        slots = data[FIRST_SLOT : FIRST_SLOT + 2 * last].cast("H")
+        data, first, last = bytes(self.bytes), 0, self.count  # a copy: slices of it are found faster
+        slots, length = self.bytes[FIRST_SLOT : FIRST_SLOT + 2 * last].cast("H"), _U16.unpack_from
         while first < last:
             middle = (first + last) // 2
-            start = slots[middle] + CELL.size
-            found = data[start : start + _U16.unpack_from(data, start - CELL.size)[0]].tobytes()
+            at = slots[middle]
+            start = at + CELL_BYTES
+            found = data[start : start + length(data, at)[0]]
             if found < key or (above and found == key):
                 first = middle + 1
             else:
@@ -165,8 +207,20 @@ class Page:
 
     def find(self, key: bytes) -> tuple[int, bool]:
         """(position, whether the key is there)."""
-        i = self.lower(key)
-        return i, i < self.count and self.key(i) == key
+        data, first, last = bytes(self.bytes), 0, self.count
+        slots, length = self.bytes[FIRST_SLOT : FIRST_SLOT + 2 * last].cast("H"), _U16.unpack_from
+        while first < last:
+            middle = (first + last) // 2
+            at = slots[middle]
+            start = at + CELL_BYTES
+            found = data[start : start + length(data, at)[0]]
+            if found < key:
+                first = middle + 1
+            elif found == key:
+                return middle, True
+            else:
+                last = middle
+        return first, False
 
     def room(self) -> int:
         """The free bytes for cells and their slots."""
@@ -186,17 +240,30 @@ class Page:
 
     def insert(self, i: int, cell: bytes) -> bool:
         """Puts a cell at a position; False if it does not fit."""
-        need = len(cell) + 2
-        if self.room() < need:
-            return False
-        if self.heap - FIRST_SLOT - 2 * self.count < need:
+        need, end = len(cell) + 2, FIRST_SLOT + 2 * self.count
+        if self.heap - end < need:
+            if self.room() < need:
+                return False
             self.rebuild(self.cells(), self.low, self.high, self.right)
-        at, end = FIRST_SLOT + 2 * i, FIRST_SLOT + 2 * self.count
-        self.bytes[at + 2 : end + 2] = bytes(self.bytes[at:end])
-        _U16.pack_into(self.bytes, at, self._place(cell))
+        data, at = self.bytes, FIRST_SLOT + 2 * i
+        if at < end:
+            data[at + 2 : end + 2] = bytes(data[at:end])
+        _U16.pack_into(data, at, self._place(cell))
         self.count += 1
-        self.store()
+        if self.decoded is not None:
+            self.decoded.keys.insert(i, cell_key(cell))
+            self.decoded.children.insert(i, CELL.unpack_from(cell)[1])
+        _COUNTS.pack_into(data, COUNTS_AT, self.count, self.heap)
         return True
+
+    def has_gap(self, size: int) -> bool:
+        """Whether there are so many free bytes between the slots and the heap."""
+        return bool(self.heap - FIRST_SLOT - 2 * self.count >= size)
+
+    def close(self, high: bytes, right: int) -> None:
+        """Gives the last page of a level a high key, for which it has a gap, and a right sibling."""
+        self.high_at, self.high_len, self.right = self._place(high), len(high), right
+        self.store()
 
     def remove(self, i: int) -> None:
         self.garbage += self._size(self.slot(i))

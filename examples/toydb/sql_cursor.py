@@ -1,6 +1,7 @@
 """Reads a table for SQLite (xFilter, xNext, xColumn), by the plan that SQLite chose."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import apsw
@@ -11,6 +12,8 @@ from toydb.sql_plan import Plan
 from toydb.sql_schema import Row, Schema
 from toydb.sql_session import Session, Work
 from toydb.table import Table
+
+Entry = tuple[bytes, bytes]
 
 
 class Planned(Protocol):
@@ -25,14 +28,15 @@ class Planned(Protocol):
 class Cursor:
     """Reads rows of one table by one plan, in the transaction that is open at xFilter."""
 
-    __slots__ = ("_base", "_index", "_key", "_record", "_row", "_rows", "_table", "_work")
+    __slots__ = ("_alias", "_entry", "_row", "_rows", "_table", "_work")
 
     def __init__(self, table: Planned) -> None:
         self._table = table
+        self._alias = -1 if table.schema.alias is None else table.schema.alias
         self._work: Work | None = None
-        self._rows: Iterator[tuple[bytes, bytes]] = iter(())
-        self._row: Row | None = None
-        self._key: bytes | None = None
+        self._rows: Iterator[Entry] = iter(())
+        self._entry: Entry | None = None
+        self._row: Row | None = None  # without its INTEGER PRIMARY KEY, which is the key
 
     def Filter(self, number: int, text: str, values: Sequence[object]) -> None:
         session, schema = self._table.session, self._table.schema
@@ -40,54 +44,42 @@ class Cursor:
             self._leave()
             self._work = session.acquire()
         plan = self._table.plan(number, text)
-        self._base = session.table(self._work, schema)
-        self._index = plan.path.index is not None
-        tree = session.storage(self._work, plan.path.storage(schema))
+        base = session.table(self._work, schema)
+        index = plan.path.index
         wanted, exact = sql_plan.ranges(plan, schema, values)
-        if len(plan.equal) == len(plan.path.columns) and not self._index:
-            self._rows = _look_up(tree, wanted, plan.reverse)
+        if len(plan.equal) == len(plan.path.columns) and index is None:
+            rows = _look_up(base, wanted, plan.reverse)
         else:
-            self._rows = _scan(tree, wanted, plan.reverse)
+            tree = base if index is None else session.storage(self._work, index.storage)
+            rows = _scan(tree, wanted, plan.reverse, self._work.write)
         if plan.ordered and not exact:
-            self._rows = _by_rest(self._rows, len(plan.equal), plan.reverse)
+            rows = _by_rest(rows, len(plan.equal), plan.reverse)
+        self._rows = rows if index is None else _by_index(rows, base, schema)
         self.Next()
 
     def Next(self) -> None:
         self._row = None
-        entry = next(self._rows, None)
-        if entry is None:
-            self._key = None
-        elif self._index:
-            self._key = entry[0][int.from_bytes(entry[1], "big") :]
-            record = self._base.get(self._key)
-            if record is None:
-                raise apsw.CorruptError(
-                    f"{self._table.schema.name}: an index has an entry for a missing row; run .check"
-                )
-            self._record = record
-        else:
-            self._key, self._record = entry
+        self._entry = next(self._rows, None)
 
     def Eof(self) -> bool:
-        return self._key is None
+        return self._entry is None
 
     def Column(self, number: int) -> Value:
-        key = self._key
-        if key is None:
-            return None
         row = self._row
         if row is None:
-            row = self._row = whole(self._table.schema, key, self._record)
-        if number < 0:
-            return decode_integer(key)
-        return row[number] if number < len(row) else key
+            if self._entry is None:
+                return None
+            row = self._row = self._table.schema.unpack(self._entry[1])
+        if number == self._alias or number < 0:
+            return self.Rowid()
+        return row[number] if number < len(row) else self._entry[0]  # type: ignore[index]
 
     def ColumnNoChange(self, _number: int) -> Any:
         return apsw.no_change
 
     def Rowid(self) -> int:
-        assert self._key is not None
-        return decode_integer(self._key)
+        assert self._entry is not None
+        return decode_integer(self._entry[0])
 
     def Close(self) -> None:
         self._leave()
@@ -107,12 +99,24 @@ def whole(schema: Schema, key: bytes, record: bytes) -> Row:
     return row
 
 
-def _scan(tree: Table, wanted: list[sql_plan.Range], reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-    for lo, hi in reversed(wanted) if reverse else wanted:
-        yield from tree.scan(lo, hi, hi_open=True, reverse=reverse)
+def _scan(tree: Table, wanted: list[sql_plan.Range], reverse: bool, changing: bool) -> Iterator[Entry]:
+    """The entries of these ranges. ``changing``: the statement may change the table meanwhile."""
+    scan = tree.scan if changing else tree.scan_leaves
+    parts = (scan(lo, hi, hi_open=True, reverse=reverse) for lo, hi in (reversed(wanted) if reverse else wanted))
+    return chain.from_iterable(parts)
 
 
-def _look_up(tree: Table, wanted: list[sql_plan.Range], reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+def _by_index(entries: Iterator[Entry], base: Table, schema: Schema) -> Iterator[Entry]:
+    """The rows to which the entries of an index lead."""
+    for entry, size in entries:
+        key = entry[int.from_bytes(size, "big") :]
+        record = base.get(key)
+        if record is None:
+            raise apsw.CorruptError(f"{schema.name}: an index has an entry for a missing row; run .check")
+        yield key, record
+
+
+def _look_up(tree: Table, wanted: list[sql_plan.Range], reverse: bool) -> Iterator[Entry]:
     """As _scan, for ranges that are one whole key each: looks the keys up."""
     for lo, hi in reversed(wanted) if reverse else wanted:
         if hi[:-1] == lo:
@@ -123,10 +127,10 @@ def _look_up(tree: Table, wanted: list[sql_plan.Range], reverse: bool) -> Iterat
             yield from tree.scan(lo, hi, hi_open=True, reverse=reverse)
 
 
-def _by_rest(rows: Iterator[tuple[bytes, bytes]], columns: int, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+def _by_rest(rows: Iterator[Entry], columns: int, reverse: bool) -> Iterator[Entry]:
     """Sorts rows by the key's columns after the first ``columns``, for ranges with several values of the first ones."""
 
-    def rest(row: tuple[bytes, bytes]) -> bytes:
+    def rest(row: Entry) -> bytes:
         cuts = prefixes(row[0])
         return row[0][len(cuts[columns - 1]) :]
 

@@ -8,6 +8,7 @@ import apsw
 
 from toydb.sql_text import Statement
 
+HARMLESS = ("SELECT", "INSERT", "REPLACE", "UPDATE", "DELETE", "BEGIN", "COMMIT")  # those of each moment
 LOST = ("USER_VERSION", "APPLICATION_ID")
 ON = ("ON", "TRUE", "YES")
 ACTIONS = ("ROLLBACK", "FAIL", "IGNORE", "REPLACE")
@@ -24,6 +25,8 @@ ADVICE = {
 
 def refuse(statement: Statement) -> None:
     """Raises apsw.SQLError for a statement that would have no lasting effect."""
+    if statement.kind in HARMLESS:
+        return
     words = {token.word for token in statement.tokens[1:5]}
     defines = statement.kind in ("CREATE TABLE", "CREATE VIRTUAL", "ALTER TABLE") and not statement.elsewhere
     if defines and (action := _conflict_clause(statement)):

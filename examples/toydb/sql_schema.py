@@ -27,6 +27,7 @@ from toydb.keys import COLLATIONS, Value, encode
 Row = list[Value]
 
 HIDDEN_KEY = "_toydb_key"
+MOST_PLAIN_ROWS = 256
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(list).decode
 _PLAIN: dict[str, frozenset[type]] = {  # value types that an affinity does not convert
@@ -63,7 +64,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Index:
-    """An index. Its entries are the columns, then the row's key."""
+    """An index. Its entries are the columns, then the row's key. ``storage``: the name of its tree."""
 
     name: str
     columns: tuple[int, ...]
@@ -91,6 +92,7 @@ class Schema:
         for statement in (sql, *index_sqls):
             self._scratch.execute(statement)
         self.name = str(self._one("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"))
+        self.storage = "table:" + self.name.lower()
         self.strict = bool(self._one("SELECT strict FROM pragma_table_list WHERE name = ?", self.name))
         self.columns = self._read_columns()
         self.indexes: list[Index] = []
@@ -101,10 +103,6 @@ class Schema:
         self.alias = self._read_alias() if self.rowid else None
         self.autoincrement = self.alias is not None and self._is_autoincrement()
         self._prepare_gate()
-
-    @property
-    def storage(self) -> str:
-        return "table:" + self.name.lower()
 
     def meta(self) -> bytes:
         """The schema as bytes for the table's meta."""
@@ -212,11 +210,16 @@ class Schema:
         self._required = sorted(required - {self.alias})
         if self.alias is not None:
             self._plain[self.alias] = frozenset((int,))
+        self._plain_rows: set[tuple[type, ...]] = set()  # the types of rows that need no check and no conversion
         names = ", ".join(sql_text.quote(column.name) for column in self.columns)
         marks = ", ".join("?" * len(self.columns))
         quoted = sql_text.quote(self.name)
         self._insert = f"INSERT INTO {quoted}({names}) VALUES({marks}) RETURNING {names}"
         self._clear = f"DELETE FROM {quoted}"
+
+    def is_plain(self, row: Row) -> bool:
+        """Whether a row with values of the same types was admitted as it was: then this one is, too."""
+        return tuple(map(type, row)) in self._plain_rows
 
     def null_where_forbidden(self, row: Row) -> int | None:
         """The first column that is NULL and must not be."""
@@ -242,6 +245,8 @@ class Schema:
                 if type(value) not in plain:
                     break
             else:
+                if len(self._plain_rows) < MOST_PLAIN_ROWS and self.null_where_forbidden(row) is None:
+                    self._plain_rows.add(tuple(map(type, row)))
                 return row
         return self._by_scratch(row)
 

@@ -16,9 +16,10 @@ failed statement is undone here, by a savepoint of its own (:meth:`Session.state
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import apsw
 
@@ -31,6 +32,7 @@ from toydb.table import Table
 from toydb.transaction import Stats, Transaction
 
 LOOK_S = 0.1
+Levels = list[tuple[int, int | None]]  # SQLite's level, the engine's savepoint
 
 
 class SchemaChanged(apsw.SQLError):
@@ -70,6 +72,45 @@ class Work:
         self.last_rowid.clear()
 
 
+class Running:
+    """A statement that is being executed, once or for several bindings."""
+
+    __slots__ = ("_levels", "_mark", "_session", "_work")
+
+    def __init__(self, session: "Session") -> None:
+        self._session = session
+
+    def __enter__(self) -> "Running":
+        session = self._session
+        self._work, self._levels, self._mark = session.current, session.levels, None
+        if self._work is not None and self._work.write:
+            self._mark = self._work.txn.savepoint()
+        session.start()
+        session.late = None
+        return self
+
+    def each(self, bindings: Iterable[Any]) -> Iterator[Any]:
+        """Passes bindings on. An execution that fails is undone, and those before it are not."""
+        for binding in bindings:
+            self._session.start()
+            if self._work is not None and self._mark is not None:
+                self._work.txn.renew(self._mark)
+            yield binding
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
+        session, work = self._session, self._work
+        late = session.late if error is None else None
+        try:
+            if error is not None or late is not None:
+                session.failed(work, self._mark, self._levels, error or late)
+            elif self._mark is not None and work is not None and not work.over:
+                work.txn.release(self._mark)
+        finally:
+            session.settle()
+        if late is not None:
+            raise late
+
+
 class Session:
     """The transactions of one SQL connection."""
 
@@ -77,10 +118,10 @@ class Session:
         self._connection = connection
         self._database = database
         self._schemas: dict[bytes, Schema] = {}
-        self._levels: list[tuple[int, int | None]] = []  # SQLite's level, the engine's savepoint
+        self.levels: Levels = []
         self.enlisted = False
         self.committed = False  # whether the last ended transaction was committed
-        self._late: BaseException | None = None
+        self.late: BaseException | None = None  # what sync() kept
         self._past = Pages()
         self.current: Work | None = None
         self.timeout_s = 5.0
@@ -177,17 +218,17 @@ class Session:
             except BaseException as error:
                 if not work.txn.committed:
                     raise
-                self._late = error
+                self.late = error
             work.over = True
         self.committed = True
 
     @contextmanager
     def telling(self) -> Iterator[None]:
         """Wraps a statement that may commit: raises at the end the error that :meth:`sync` kept."""
-        self._late = None
+        self.late = None
         yield
-        if self._late is not None:
-            raise self._late
+        if self.late is not None:
+            raise self.late
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -212,7 +253,7 @@ class Session:
     def end(self) -> None:
         """Ends the transaction (xCommit after xSync, or xRollback)."""
         work, self.current = self.current, None
-        self._levels, self.enlisted = [], False
+        self.levels, self.enlisted = [], False
         if work is not None:
             if work.write or work.users == 0:
                 self._finish(work)
@@ -241,14 +282,14 @@ class Session:
         """xSavepoint. Before the first write the savepoint is the start of the transaction: None."""
         work = self.current
         number = work.txn.savepoint() if work is not None and work.write else None
-        self._levels = [*(entry for entry in self._levels if entry[0] < level), (level, number)]
+        self.levels = [*(entry for entry in self.levels if entry[0] < level), (level, number)]
 
     def release_to(self, level: int) -> None:
         """xRelease: removes this savepoint and those inside it, and keeps their changes."""
-        inside = [number for known, number in self._levels if known >= level and number is not None]
+        inside = [number for known, number in self.levels if known >= level and number is not None]
         if inside and self.current is not None and self.current.write:
             self.current.txn.release(inside[0])
-        self._levels = [entry for entry in self._levels if entry[0] < level]
+        self.levels = [entry for entry in self.levels if entry[0] < level]
 
     def rollback_to(self, level: int) -> None:
         """xRollbackTo: undoes later changes; the savepoint itself remains.
@@ -256,35 +297,29 @@ class Session:
         A level without a call of xSavepoint was made before all writes; -1 is the level of a
         SAVEPOINT that began the transaction.
         """
-        self._levels = [entry for entry in self._levels if entry[0] <= level]
+        self.levels = [entry for entry in self.levels if entry[0] <= level]
         work = self.current
         if work is not None and work.write:
-            number = next((number for known, number in self._levels if known == level), None)
+            number = next((number for known, number in self.levels if known == level), None)
             work.txn.rollback_to(work.start if number is None else number)
             work.forget()
 
-    @contextmanager
-    def statement(self) -> Iterator[None]:
+    def statement(self) -> "Running":
         """Wraps the execution of one statement: undoes it as a whole if it fails."""
+        return Running(self)
+
+    def start(self) -> None:
+        """Called before each execution of a statement."""
         self.keep_after_error = self.committed = False
         self.ignored = 0
-        work, levels = self.current, self._levels
-        mark = work.txn.savepoint() if work is not None and work.write else None
-        try:
-            with self.telling():
-                yield
-        except BaseException as error:
-            if not self._connection.get_autocommit():
-                self._undo(work, mark)
-                self._levels = levels
-            if isinstance(error, KeyboardInterrupt):
-                self._note(error)
-            raise
-        else:
-            if mark is not None and work is not None and not work.over:
-                work.txn.release(mark)
-        finally:
-            self.settle()
+
+    def failed(self, work: Work | None, mark: int | None, levels: Levels, error: BaseException | None) -> None:
+        """Undoes a failed statement, which began with ``work`` and ``levels``, and made the savepoint ``mark``."""
+        if not self._connection.get_autocommit():
+            self._undo(work, mark)
+            self.levels = levels
+        if isinstance(error, KeyboardInterrupt):
+            self._note(error)
 
     def _undo(self, work: Work | None, mark: int | None) -> None:
         """Undoes a failed statement inside a transaction, as SQLite does for its own tables."""

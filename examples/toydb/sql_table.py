@@ -13,6 +13,7 @@ from typing import Any
 import apsw
 
 from toydb import sql_bestindex, sql_plan
+from toydb.errors import KeyExists
 from toydb.keys import END, decode_integer, encode
 from toydb.sql_bestindex import Figures
 from toydb.sql_cursor import Cursor, whole
@@ -88,27 +89,46 @@ class VirtualTable:
     # -- changes -------------------------------------------------------------------------
 
     def UpdateInsertRow(self, rowid: int | None, fields: Sequence[Any]) -> int:
-        schema = self.schema
+        schema, mode = self.schema, self._connection.vtab_on_conflict()
         work = self.session.begin_write()
         rows = self.session.table(work, schema)
         row: Row = list(fields[: len(schema.columns)])
         if schema.rowid:
             rowid = self._new_rowid(work, rows, rowid, row)
-        key = self._admitted(row)
+        key = self._admitted(row, mode)
         if key is None:
             return self._connection.last_insert_rowid()
         if schema.rowid and schema.alias is None:
             key = encode(rowid)
-        if not self._resolve_conflicts(work, rows, key, row, None):
+        if not self._insert(work, rows, key, row, mode):
             return self._connection.last_insert_rowid()
-        self._store(work, rows, key, row)
         if not schema.rowid:
             return self._connection.last_insert_rowid()
-        number = decode_integer(key)
+        number: int = rowid if schema.alias is None else row[schema.alias]  # type: ignore[assignment]
         self._note_rowid(work, number)
         if schema.autoincrement:
             self._raise_sequence(work, number)
         return number
+
+    def _insert(self, work: Work, rows: Table, key: bytes, row: Row, mode: int) -> bool:
+        """Stores a new row, if the constraints allow it. Returns False if OR IGNORE skips it."""
+        if mode == _REPLACE or any(index.unique for index in self.schema.indexes):
+            if not self._resolve_conflicts(work, rows, key, row, None, mode):
+                return False
+            rows.put(key, self.schema.pack(row))
+        else:
+            taken = False
+            try:
+                rows.insert(key, self.schema.pack(row))
+            except KeyExists:
+                taken = True  # (the error's traceback holds a page; it ends here)
+            if taken:
+                self._refuse(*self._key_in_use(), mode)
+                return False
+        for index in self.schema.indexes:
+            prefix = index_prefix(index, row)
+            self.session.storage(work, index.storage).put(prefix + key, len(prefix).to_bytes(2, "big"))
+        return True
 
     def UpdateChangeRow(self, name: int | bytes, new_rowid: int | bytes, fields: Sequence[Any]) -> None:
         schema = self.schema
@@ -122,12 +142,13 @@ class VirtualTable:
         row: Row = [was if new is apsw.no_change else new for was, new in zip(old, fields, strict=False)]
         if schema.alias is not None and name != new_rowid:  # UPDATE t SET rowid = …
             row[schema.alias] = new_rowid
-        key = self._admitted(row)
+        mode = self._connection.vtab_on_conflict()
+        key = self._admitted(row, mode)
         if key is None:
             return
         if schema.rowid and schema.alias is None:
             key = _key(new_rowid)
-        if not self._resolve_conflicts(work, rows, key, row, old_key):
+        if not self._resolve_conflicts(work, rows, key, row, old_key, mode):
             return
         self._replace(work, rows, old_key, old, key, row)
         if schema.rowid:
@@ -156,12 +177,6 @@ class VirtualTable:
         if record is None:
             raise apsw.CorruptError(f"{self.schema.name}: an index has an entry for a missing row; run .check")
         return whole(self.schema, key, record)
-
-    def _store(self, work: Work, rows: Table, key: bytes, row: Row) -> None:
-        rows.put(key, self.schema.pack(row))
-        for index in self.schema.indexes:
-            prefix = index_prefix(index, row)
-            self.session.storage(work, index.storage).put(prefix + key, len(prefix).to_bytes(2, "big"))
 
     def _remove(self, work: Work, rows: Table, key: bytes, row: Row) -> None:
         rows.delete(key)
@@ -219,39 +234,45 @@ class VirtualTable:
 
     # -- constraints -----------------------------------------------------------------------
 
-    def _admitted(self, row: Row) -> bytes | None:
+    def _admitted(self, row: Row, mode: int) -> bytes | None:
         """Converts the row to what its columns store, in place; returns its key, or None if OR IGNORE skips it."""
+        if not self.schema.is_plain(row) and not self._convert(row, mode):
+            return None
+        if self.schema.alias is not None:
+            return encode(row[self.schema.alias])
+        return b"" if self.schema.rowid else self.schema.key_of(row)
+
+    def _convert(self, row: Row, mode: int) -> bool:
+        """Converts the row to what its columns store, in place; returns False if OR IGNORE skips it."""
         schema = self.schema
-        mode = self._connection.vtab_on_conflict()
         missing = schema.null_where_forbidden(row)
         if missing is not None:
             default = schema.columns[missing].default
             if mode == _REPLACE and default is not None:
                 row[missing] = schema.default_value(missing)
-                return self._admitted(row)
+                return self._convert(row, mode)
             text = self._columns_text((missing,))
             self._refuse(text, apsw.SQLITE_CONSTRAINT_NOTNULL, mode, "NOT NULL constraint failed")
-            return None
+            return False
         try:
             row[:] = schema.admit(row)
         except apsw.ConstraintError as error:
             if mode == _IGNORE and getattr(error, "extendedresult", 0) != apsw.SQLITE_CONSTRAINT_DATATYPE:
                 self.session.ignored += 1
-                return None
+                return False
             self.session.keep_after_error = mode == _FAIL
             raise
-        if schema.alias is not None:
-            return encode(row[schema.alias])
-        return b"" if schema.rowid else schema.key_of(row)
+        return True
 
-    def _resolve_conflicts(self, work: Work, rows: Table, key: bytes, row: Row, old_key: bytes | None) -> bool:
+    def _resolve_conflicts(
+        self, work: Work, rows: Table, key: bytes, row: Row, old_key: bytes | None, mode: int
+    ) -> bool:
         """Enforces PRIMARY KEY and UNIQUE. Returns False if OR IGNORE skips the row.
 
         It checks all constraints before it changes anything; OR REPLACE then removes
         the conflicting rows.
         """
         in_the_way: list[bytes] = []
-        mode = self._connection.vtab_on_conflict()
         if key != old_key and rows.get(key) is not None:
             if mode != _REPLACE:
                 self._refuse(*self._key_in_use(), mode)

@@ -4,6 +4,7 @@ The catalog is a tree of its own (page 1): table name -> u32 root page, meta (by
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from struct import Struct
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ class Table:
         self._txn = txn
         self._root = 0  # 0: there is no such table
         self._meta = b""
+        self._known: Tree | None = None
 
     def __repr__(self) -> str:
         return f"<Table {self.name!r}>"
@@ -31,7 +33,9 @@ class Table:
     def _tree(self) -> Tree:
         if not self._root:
             raise NoSuchTable(f"table {self.name!r} was dropped, or its creation was rolled back")
-        return Tree(self._txn, self._root)
+        if self._known is None or self._known.root != self._root:
+            self._known = Tree(self._txn, self._root)
+        return self._known
 
     @property
     def meta(self) -> bytes:
@@ -40,28 +44,31 @@ class Table:
         return self._meta
 
     def set_meta(self, meta: bytes) -> None:
-        self._txn._must_write()
+        self._txn.must_write()
         self._tree()
         self._txn._catalog().put(self.name.encode(), ROOT.pack(self._root) + bytes(meta))
         self._meta = bytes(meta)
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, None if it has none."""
-        return self._txn.steadily(lambda: self._tree().get(bytes(key)))
+        self._txn.must_be_open()
+        if self._txn.moving:
+            return self._txn.steadily(lambda: self._tree().get(bytes(key)))
+        return self._tree().get(bytes(key))
 
     def put(self, key: bytes, value: bytes) -> None:
         """Inserts a key, or replaces its value. Raises KeyTooLong, ReadOnly."""
-        self._txn._must_write()
+        self._txn.must_write()
         self._tree().put(bytes(key), bytes(value))
 
     def insert(self, key: bytes, value: bytes) -> None:
         """Inserts a key. Raises KeyExists, KeyTooLong, ReadOnly."""
-        self._txn._must_write()
+        self._txn.must_write()
         self._tree().put(bytes(key), bytes(value), replace=False)
 
     def delete(self, key: bytes) -> bool:
         """Removes a key; returns whether it existed. Raises ReadOnly."""
-        self._txn._must_write()
+        self._txn.must_write()
         return self._tree().delete(bytes(key))
 
     def estimate(self, lo: bytes | None = None, hi: bytes | None = None) -> int:
@@ -102,3 +109,11 @@ class Table:
                 hi, hi_open = found[0], True
             else:
                 lo, lo_open = found[0], True
+
+    def scan_leaves(
+        self, lo: bytes | None = None, hi: bytes | None = None, *, hi_open: bool = False, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """As :meth:`scan`, at a third of its cost, where nothing changes the table meanwhile: yields rows of a leaf at a time."""
+        if self._txn.moving:
+            return self.scan(lo, hi, hi_open=hi_open, reverse=reverse)
+        return chain.from_iterable(self._tree().leaves(lo, hi, hi_open=hi_open, reverse=reverse))

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import bufferpool as bp
-from toydb.engine import Engine, Pages
+from toydb.engine import Engine, KnownTable, Pages
 from toydb.errors import (
     Corrupt,
     DatabaseClosed,
@@ -33,7 +33,7 @@ from toydb.errors import (
     TransactionError,
 )
 from toydb.interrupts import later
-from toydb.page import FIRST_SLOT, FREE, META, Page
+from toydb.page import FIRST_SLOT, FREE, INNER, META, Inner, Page
 from toydb.table import ROOT as ROOT
 from toydb.table import Table as Table
 from toydb.tree import Stale, Tree, create
@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 META_PAGE, CATALOG = 0, 1
 MAGIC = b"TOYDB1\0\0"
 FIELDS = Struct("<8s16sIIII")
+LSN = Struct("<Q")
+NO_LIMIT = 2**64 - 1
 MOST_RESTARTS = 100
+MOST_KNOWN = 1024  # inner pages, and tables, that a handle remembers
 
 T = TypeVar("T")
 Kind = Literal["snapshot", "latest", "write"]
@@ -94,27 +97,30 @@ class Transaction:
     the end of the block commits, an exception rolls back.
     """
 
+    changes = 0
+    shape = 0
+    committed = False
+    """Whether the record is in the log: then the transaction is committed, even if commit() raises."""
+    _open = False
+    _pages = _restarts = 0
+
     def __init__(self, database: "Database", engine: Engine, kind: Kind) -> None:
         self.kind = kind
         self._database = database
         self._engine = engine
-        self.page_size = engine.pool.page_size
+        self._space = engine.space
+        self.page_size = engine.page_size
         self.moving = kind == "latest"
-        self.changes = 0
-        self.committed = False
-        """Whether the record is in the log: then the transaction is committed, even if commit() raises."""
-        self._open = True
         self._dirty: dict[int, Page] = {}
         self._before: dict[int, bytes | None] = {}
         self._undo: list[dict[int, bytes | None]] = []
         self._tables: dict[str, Table] = {}
-        self._pages = self._restarts = 0
-        self._misses = database._misses()
-        self._space = engine.space
+        self._misses = engine.space.misses
         if kind == "snapshot":
-            self.snapshot = engine.versions.begin()
+            self._newest = self.snapshot = engine.versions.begin()
         else:  # a writer sees every earlier commit
-            self.snapshot = engine.shared.current().published if kind == "write" else 0
+            self._newest, self.snapshot = NO_LIMIT, engine.shared.current().published if kind == "write" else 0
+        self._open = True
 
     # ---- life ----------------------------------------------------------------------
 
@@ -132,17 +138,20 @@ class Transaction:
             self.rollback()
 
     def __del__(self) -> None:
-        if getattr(self, "_open", False):
+        if self._open:
             self.rollback()
 
-    def _must_be_open(self) -> None:
+    def must_be_open(self) -> None:
+        """Raises TransactionEnded, DatabaseClosed."""
         if not self._open:
             raise TransactionEnded("this transaction has been committed or rolled back; begin another")
         if self._database.closed:
             raise DatabaseClosed("the database was closed, or this process was forked; open it again")
 
-    def _must_write(self) -> None:
-        self._must_be_open()
+    def must_write(self) -> None:
+        """Raises ReadOnly, and what must_be_open() raises."""
+        if not self._open or self._database.closed:
+            self.must_be_open()
         if self.kind != "write":
             raise ReadOnly("this transaction only reads; begin(write=True) makes changes")
 
@@ -154,7 +163,11 @@ class Transaction:
 
         Raises LogFailed: then nothing was committed, unless :attr:`committed` is true, as the error's note says too.
         """
-        self._must_be_open()
+        self.must_be_open()
+        if self.kind != "write":
+            self.committed = True
+            self._end()
+            return
         try:
             with later():
                 self._commit()
@@ -164,20 +177,16 @@ class Transaction:
             raise
 
     def _commit(self) -> None:
-        lsn = 0
         try:
-            if self.kind == "write":
-                if pages := self._changed():
-                    state, lsn = self._engine.append(pages)
-                    self.committed = True
-                    self._engine.complete(state, pages, lsn)
-                else:
-                    lsn = self._engine.shared.current().published
+            if pages := self._changed():
+                state, lsn = self._engine.append(pages)
+                self.committed = True
+                self._engine.complete(state, pages, lsn)
+            else:
+                lsn = self._engine.shared.current().published
             self.committed = True
         finally:
             self._end()
-        if not lsn:
-            return
         try:
             self._engine.make_visible(lsn)
         except BaseException as error:
@@ -193,6 +202,7 @@ class Transaction:
     def _end(self) -> None:
         self._open = False
         self.changes += 1
+        self.shape += 1
         self._dirty.clear()
         self._before.clear()
         if self._database.closed:
@@ -211,13 +221,39 @@ class Transaction:
 
     @property
     def stats(self) -> Stats:
-        return Stats(self._pages, self._database._misses() - self._misses, self._restarts)
+        return Stats(self._pages, self._space.misses - self._misses, self._restarts)
 
     # ---- pages: what a tree needs ----------------------------------------------------
 
+    def inner(self, page_no: int) -> Inner | None:
+        """An inner page that is decoded already, if its version is the one that this transaction sees."""
+        dirty = self._dirty.get(page_no)
+        if dirty is not None:
+            self._pages += 1
+            return dirty.inner() if dirty.kind == INNER else None
+        known = self._engine.inner_pages.get(page_no)
+        if known is None or known.lsn > self._newest or LSN.unpack_from(self._space[page_no])[0] != known.lsn:
+            return None
+        self._pages += 1
+        return known
+
+    def _sees(self, page_no: int, lsn: int) -> bool:
+        """Whether the transaction sees this version of a page. (No two versions of a page have the same LSN.)"""
+        return lsn <= self._newest and LSN.unpack_from(self._space[page_no])[0] == lsn
+
+    def remember(self, page: Page) -> None:
+        """Keeps an inner page decoded, for the later transactions of this handle."""
+        pages = self._engine.inner_pages
+        if page.page_no in self._dirty or ((known := pages.get(page.page_no)) is not None and known.lsn >= page.lsn):
+            return
+        if len(pages) >= MOST_KNOWN:
+            pages.clear()
+        pages[page.page_no] = page.inner()
+
     def read(self, page_no: int) -> Page:
         """The version of a page that this transaction sees."""
-        self._must_be_open()
+        if not self._open or self._database.closed:
+            self.must_be_open()
         self._pages += 1
         dirty = self._dirty.get(page_no)
         if dirty is not None:
@@ -228,7 +264,7 @@ class Transaction:
             if self.moving:
                 raise Stale() from None
             raise Corrupt(f"page {page_no} is beyond the end of the data file") from error
-        if self.kind == "snapshot" and page.lsn > self.snapshot:
+        if page.lsn > self._newest:
             page = self._engine.versions.find(page_no, self.snapshot)
         if page.page_no != page_no and not self.moving:
             raise Corrupt(
@@ -256,6 +292,7 @@ class Transaction:
 
     def new(self, kind: int, tree: int, level: int = 0) -> Page:
         """Allocates a page: from the free list, or at the end of the file."""
+        self.shape += 1
         meta_page = self.change(META_PAGE)
         meta = MetaPage.load(meta_page)
         if meta.first_free:
@@ -273,6 +310,7 @@ class Transaction:
 
     def free(self, page_no: int) -> None:
         """Frees a page: puts it on the free list."""
+        self.shape += 1
         meta_page = self.change(META_PAGE)
         meta = MetaPage.load(meta_page)
         page = self.change(page_no)
@@ -285,12 +323,12 @@ class Transaction:
 
     def savepoint(self) -> int:
         """Makes a savepoint, to which :meth:`rollback_to` can return. Savepoints nest."""
-        self._must_write()
+        self.must_write()
         self._undo.append({})
         return len(self._undo) - 1
 
     def _must_exist(self, savepoint: int) -> None:
-        self._must_write()
+        self.must_write()
         if not 0 <= savepoint < len(self._undo):
             raise TransactionError(f"there is no savepoint {savepoint}: it was released, or rolled back over")
 
@@ -305,8 +343,18 @@ class Transaction:
                     self._dirty[page_no] = Page(bytearray(image))
         self._undo[savepoint:] = [{}]
         self.changes += 1
+        self.shape += 1
         for name, table in self._tables.items():
             table._root, table._meta = self._entry(name)
+
+    def renew(self, savepoint: int) -> None:
+        """Moves the last savepoint to the present: the changes since it are kept."""
+        self._must_exist(savepoint)
+        saved, before = self._undo[savepoint], self._undo[savepoint - 1] if savepoint else None
+        if before is not None:
+            for page_no, image in saved.items():
+                before.setdefault(page_no, image)
+        self._undo[savepoint:] = [{}]
 
     def release(self, savepoint: int) -> None:
         """Removes a savepoint, and those after it; their changes are kept."""
@@ -329,24 +377,37 @@ class Transaction:
                 return what()
             except Stale:
                 self._restarts += 1
-        self.snapshot, self.kind, self.moving = self._engine.versions.begin(), "snapshot", False
+        self._newest = self.snapshot = self._engine.versions.begin()
+        self.kind, self.moving = "snapshot", False
         try:
             return what()
         finally:
             self._engine.versions.end(self.snapshot)
-            self.snapshot, self.kind, self.moving = 0, "latest", True
+            self._newest, self.snapshot, self.kind, self.moving = NO_LIMIT, 0, "latest", True
 
     def _catalog(self) -> Tree:
         return Tree(self, CATALOG)
 
     def _entry(self, name: str) -> tuple[int, bytes]:
-        """A table's root and meta; the root is 0 if there is no such table."""
-        entry = self.steadily(lambda: self._catalog().get(name.encode()))
-        return (int(ROOT.unpack_from(entry)[0]), entry[ROOT.size :]) if entry else (0, b"")
+        """A table's root and meta; the root is 0 if there is no such table.
+
+        The handle remembers in which version of which leaf of the catalog it found them: while the transaction
+        sees that version, they are the same.
+        """
+        known = self._engine.tables.get(name)
+        if known is not None and known.leaf not in self._dirty and self._sees(known.leaf, known.lsn):
+            return known.root, known.meta
+        leaf, entry = self.steadily(lambda: self._catalog().find(name.encode()))
+        root, meta = (int(ROOT.unpack_from(entry)[0]), entry[ROOT.size :]) if entry else (0, b"")
+        if root and leaf.page_no not in self._dirty and (known is None or known.lsn < leaf.lsn):
+            if len(self._engine.tables) >= MOST_KNOWN:
+                self._engine.tables.clear()
+            self._engine.tables[name] = KnownTable(leaf.page_no, leaf.lsn, root, meta)
+        return root, meta
 
     def create_table(self, name: str, meta: bytes = b"") -> "Table":
         """Raises TableExists, ReadOnly, KeyTooLong."""
-        self._must_write()
+        self.must_write()
         if self._entry(name)[0]:
             raise TableExists(f"table {name!r} exists; drop it first, or use table()")
         root = create(self)
@@ -355,20 +416,22 @@ class Transaction:
 
     def table(self, name: str) -> "Table":
         """Raises NoSuchTable."""
-        self._must_be_open()
+        self.must_be_open()
         root, meta = self._entry(name)
         if not root:
             raise NoSuchTable(f"there is no table {name!r}; there are {self.tables()}")
         return self._table(name, root, meta)
 
     def _table(self, name: str, root: int, meta: bytes) -> "Table":
-        table = self._tables.setdefault(name, Table(self, name))
+        table = self._tables.get(name)
+        if table is None:
+            table = self._tables[name] = Table(self, name)
         table._root, table._meta = root, meta
         return table
 
     def drop_table(self, name: str) -> None:
         """Raises NoSuchTable, ReadOnly."""
-        self._must_write()
+        self.must_write()
         table = self.table(name)
         table._tree().drop()
         self._catalog().delete(name.encode())
@@ -376,7 +439,7 @@ class Transaction:
 
     def rename_table(self, name: str, new: str) -> "Table":
         """Raises NoSuchTable, TableExists, ReadOnly, KeyTooLong."""
-        self._must_write()
+        self.must_write()
         table = self.table(name)
         if self._entry(new)[0]:
             raise TableExists(f"table {new!r} exists; drop it first")
@@ -388,5 +451,5 @@ class Transaction:
 
     def tables(self) -> list[str]:
         """The names of all tables, sorted."""
-        self._must_be_open()
+        self.must_be_open()
         return self.steadily(lambda: [key.decode() for key, _ in self._catalog().scan(None, None, False, False, False)])

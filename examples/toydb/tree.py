@@ -16,6 +16,7 @@ full with a sibling, from the leaf upwards, along the path that it came down.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from toydb.page import (
     OVERFLOW,
     REFERENCE,
     TRAILER,
+    Inner,
     Page,
     cell_key,
     fits,
@@ -55,7 +57,11 @@ class Pager(Protocol):
     """Whether others may publish changes between two reads."""
     changes: int
     """The number of changes that this transaction has made."""
+    shape: int
+    """The number of changes that may have made another page the one for some key."""
 
+    def inner(self, page_no: int) -> Inner | None: ...
+    def remember(self, page: Page) -> None: ...
     def read(self, page_no: int) -> Page: ...
     def change(self, page_no: int) -> Page: ...
     def new(self, kind: int, tree: int, level: int = 0) -> Page: ...
@@ -68,6 +74,8 @@ class Tree:
     def __init__(self, pager: Pager, root: int) -> None:
         self.pager = pager
         self.root = root
+        self._max_key, self._max_cell = max_key(pager.page_size), max_cell(pager.page_size)
+        self._latest: tuple[int, bytes, bytes | None, Page] | None = None  # shape, low, high, and the leaf last changed
 
     # ---- finding ---------------------------------------------------------------
 
@@ -107,10 +115,26 @@ class Tree:
             raise self._wrong(page, "is not the root")
         path = [page]
         while page.level > level:
+            self.pager.remember(page)
             end = page.count if key is None else page.lower(key) if before else page.upper(key)
             page = self._step(self._visit(page.child(max(end - 1, 0)), page.level - 1), key, before)
             path.append(page)
         return path
+
+    def _leaf(self, key: bytes) -> Page:
+        """The leaf that has ``key``, or would have it. It uses inner pages that are decoded already, as long as it can."""
+        if self._latest is not None:
+            shape, low, high, page = self._latest
+            if shape == self.pager.shape and low <= key and (high is None or key < high):
+                return page
+        page_no, level, root = self.root, 0, self.root
+        while (inner := self.pager.inner(page_no)) is not None:
+            if inner.tree != root or (level and inner.level != level) or (child := inner.child(key)) is None:
+                break
+            page_no, level = child, inner.level - 1
+            if not level:
+                return self._step(self._visit(child, 0), key, False)
+        return self._descend(key)[-1]
 
     def _value(self, page: Page, i: int) -> bytes:
         value, length, first = page.value(i)
@@ -130,9 +154,13 @@ class Tree:
         return value
 
     def get(self, key: bytes) -> bytes | None:
-        leaf = self._descend(key)[-1]
+        return self.find(key)[1]
+
+    def find(self, key: bytes) -> tuple[Page, bytes | None]:
+        """The leaf of a key, and its value there."""
+        leaf = self._leaf(key)
         i, found = leaf.find(key)
-        return self._value(leaf, i) if found else None
+        return leaf, self._value(leaf, i) if found else None
 
     def estimate(self, lo: bytes | None, hi: bytes | None) -> int:
         """About how many keys lie in [lo, hi): exact within one leaf, else as if all pages of a level had
@@ -157,82 +185,78 @@ class Tree:
     ) -> Iterator[tuple[bytes, bytes]]:
         """Yields keys and values in order. Each leaf is read as a whole; after a change by this
         transaction the position is found again, so that changes to later keys are seen."""
-        if reverse:
-            return self._backward(lo, hi, lo_open, hi_open and hi is not None)
-        return self._forward(lo or b"", hi, lo_open and lo is not None, hi_open)
+        pager, more = self.pager, True
+        while more:
+            more, changes = False, pager.changes
+            for rows in self.leaves(lo, hi, lo_open=lo_open, hi_open=hi_open, reverse=reverse):
+                for row in rows:
+                    yield row
+                    if pager.changes != changes:
+                        more = True
+                        break
+                if more:
+                    lo, lo_open, hi, hi_open = (lo, lo_open, row[0], True) if reverse else (row[0], True, hi, hi_open)
+                    break
 
-    def _leaf(self, page: Page) -> Page:
+    def leaves(
+        self, lo: bytes | None, hi: bytes | None, *, lo_open: bool = False, hi_open: bool = False, reverse: bool = False
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yields the keys and values of a leaf at a time. This transaction must not change the tree meanwhile."""
+        leaf = self._copy(self._descend(hi, before=hi_open and bool(hi))[-1] if reverse else self._leaf(lo or b""))
+        while True:
+            low, high = leaf.low, leaf.high
+            first = 0 if lo is None else leaf.upper(lo) if lo_open else leaf.lower(lo)
+            last = leaf.count
+            if hi is not None and (high is None or hi < high):
+                last = leaf.lower(hi) if hi_open else leaf.upper(hi)
+            rows = leaf.items(first, max(first, last), partial(self._value, leaf))
+            if rows:
+                yield rows[::-1] if reverse else rows
+            if reverse and low and (lo is None or lo < low):
+                hi, hi_open = low, True
+                leaf = self._copy(self._descend(low, before=True)[-1])
+            elif not reverse and high is not None and (hi is None or high < hi or (high == hi and not hi_open)):
+                lo, lo_open = high, False
+                leaf = self._copy(self._step(self._visit(leaf.right, 0), high, False))
+            else:
+                return
+
+    def _copy(self, page: Page) -> Page:
         """A copy of a leaf, which later changes do not affect, and which pins no page."""
         return Page(bytes(page.bytes))
-
-    def _forward(self, at: bytes, hi: bytes | None, after: bool, hi_open: bool) -> Iterator[tuple[bytes, bytes]]:
-        leaf = self._leaf(self._descend(at)[-1])
-        while True:
-            changes = self.pager.changes
-            for i in range(leaf.upper(at) if after else leaf.lower(at), leaf.count):
-                key = leaf.key(i)
-                if hi is not None and (key > hi or (hi_open and key == hi)):
-                    return
-                value = self._value(leaf, i)
-                at, after = key, True
-                yield key, value
-                if self.pager.changes != changes:
-                    leaf = self._leaf(self._descend(at)[-1])
-                    break
-            else:
-                high = leaf.high
-                if high is None:
-                    return
-                at, after = high, False
-                leaf = self._leaf(self._step(self._visit(leaf.right, 0), at, False))
-
-    def _backward(
-        self, lo: bytes | None, at: bytes | None, lo_open: bool, before: bool
-    ) -> Iterator[tuple[bytes, bytes]]:
-        while True:
-            leaf = self._leaf(self._descend(at, before=before and at != b"")[-1])
-            changes = self.pager.changes
-            last = leaf.count if at is None else leaf.lower(at) if before else leaf.upper(at)
-            for i in range(last - 1, -1, -1):
-                key = leaf.key(i)
-                if lo is not None and (key < lo or (lo_open and key == lo)):
-                    return
-                value = self._value(leaf, i)
-                at, before = key, True
-                yield key, value
-                if self.pager.changes != changes:
-                    break
-            else:
-                at, before = leaf.low, True
-                if not at or (lo is not None and at <= lo):
-                    return
 
     # ---- changing ----------------------------------------------------------------
 
     def put(self, key: bytes, value: bytes, *, replace: bool = True) -> None:
         """Inserts a key, or replaces its value. Raises KeyExists (unless ``replace``), KeyTooLong."""
-        if len(key) > max_key(self.pager.page_size):
+        if len(key) > self._max_key:
             raise KeyTooLong(
                 f"a key of {len(key)} bytes does not fit: with pages of {self.pager.page_size} bytes it may have "
-                f"{max_key(self.pager.page_size)}"
+                f"{self._max_key}"
             )
-        path = self._descend(key)
-        i, found = path[-1].find(key)
+        leaf = self._leaf(key)
+        i, found = self._place_in(leaf, key)
         if found and not replace:
             raise KeyExists(f"the key {key!r} exists; put() replaces it")
         if found:
-            self._free_value(path[-1], i)
+            self._free_value(leaf, i)
         cell = leaf_cell(key, value)
-        if len(cell) > max_cell(self.pager.page_size):
+        if len(cell) > self._max_cell:
             cell = overflow_cell(key, len(value), self._store_value(value), xxhash.xxh3_64_intdigest(value))
-        leaf = path[-1] = self.pager.change(path[-1].page_no)
-        if found and leaf.overwrite(i, cell):
+        leaf = self.pager.change(leaf.page_no)
+        if leaf.overwrite(i, cell) if found else leaf.insert(i, cell):
+            if self._latest is None or self._latest[3] is not leaf or self._latest[0] != self.pager.shape:
+                self._latest = self.pager.shape, leaf.low, leaf.high, leaf
             return
         if found:
             leaf.remove(i)
-        self._insert(path, i, cell)
+        self._insert(self._descend(key), i, cell)
         if found:
             self._merge(self._descend(key))
+
+    def _place_in(self, leaf: Page, key: bytes) -> tuple[int, bool]:
+        """(position of a key, whether it is there); at once where keys are appended."""
+        return (leaf.count, False) if leaf.count and leaf.key(leaf.count - 1) < key else leaf.find(key)
 
     def delete(self, key: bytes) -> bool:
         path = self._descend(key)
@@ -272,17 +296,37 @@ class Tree:
         if page.page_no == self.root:
             path = [*self._grow(page)]
             page = path[-1]
+        right = self._append(page, cell) if i == page.count and page.high is None else None
+        if right is None:
+            right = self._split(page, i, cell)
+        parent, middle = path[-2], right.low
+        self._insert(path[:-1], parent.upper(middle), inner_cell(middle, right.page_no))
+
+    def _split(self, page: Page, i: int, cell: bytes) -> Page:
+        """Splits a page to which a cell is added; returns its new right sibling."""
         cells = page.cells()
         cells.insert(i, cell)
-        cut = self._cut(page, cells, i)
-        middle = cell_key(cells[cut])
-        if page.kind == LEAF:
-            middle = separator(cell_key(cells[cut - 1]), middle)
+        cut = self._cut(page, cells)
+        middle = self._between(page, cells[cut - 1], cells[cut])
         right = self.pager.new(page.kind, self.root, page.level)
         right.rebuild(cells[cut:], middle, page.high, page.right)
         page.rebuild(cells[:cut], page.low, middle, right.page_no)
-        parent = path[-2]
-        self._insert(path[:-1], parent.upper(middle), inner_cell(middle, right.page_no))
+        return right
+
+    def _append(self, page: Page, cell: bytes) -> Page | None:
+        """Begins a new last page of a level, so that appended keys fill their pages. None: it needs a split."""
+        middle = self._between(page, page.cell(page.count - 1), cell)
+        if not page.has_gap(len(middle)):
+            return None
+        right = self.pager.new(page.kind, self.root, page.level)
+        right.rebuild([cell], middle, None, 0)
+        page.close(middle, right.page_no)
+        return right
+
+    def _between(self, page: Page, left: bytes, right: bytes) -> bytes:
+        """The key at which a page is split between two cells."""
+        key = cell_key(right)
+        return separator(cell_key(left), key) if page.kind == LEAF else key
 
     def _grow(self, root: Page) -> tuple[Page, Page]:
         """Adds a level to the tree. The root keeps its number; its content moves to a child."""
@@ -292,17 +336,12 @@ class Tree:
         root.rebuild([inner_cell(b"", child.page_no)], b"", None, 0)
         return root, child
 
-    def _cut(self, page: Page, cells: list[bytes], i: int) -> int:
-        """Where to split: in the middle by bytes; at the end if keys are being appended."""
+    def _cut(self, page: Page, cells: list[bytes]) -> int:
+        """Where to split: in the middle by bytes, or as near to it as both halves fit."""
         size, low, high = self.pager.page_size, page.low, page.high
         offsets = [0, *accumulate(map(len, cells))]
-        cuts = sorted(range(1, len(cells)), key=lambda cut: abs(2 * offsets[cut] - offsets[-1]))
-        if high is None and i == len(cells) - 1:
-            cuts.insert(0, i)
-        for cut in cuts:
-            middle = cell_key(cells[cut])
-            if page.kind == LEAF:
-                middle = separator(cell_key(cells[cut - 1]), middle)
+        for cut in sorted(range(1, len(cells)), key=lambda cut: abs(2 * offsets[cut] - offsets[-1])):
+            middle = self._between(page, cells[cut - 1], cells[cut])
             if fits(size, cells[:cut], low, middle) and fits(size, cells[cut:], middle, high):
                 return cut
         raise Corrupt(f"page {page.page_no} of tree {self.root} cannot be split: its cells are too large")

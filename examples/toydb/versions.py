@@ -12,18 +12,24 @@ thousand times under one long snapshot has two old versions, not a thousand.
 
 The directory is set-associative, like a processor's cache: the versions of page n
 lie in set n mod sets. A set is one page: u64 (page + 1, since, until) for each way.
-A full set first drops the versions that only dead processes need. If more than MOST_DROPPED versions of one commit still
-have no way, they go to the spill file (spill.py): so while a large commit is being published, or after its process died,
-every new snapshot works. A smaller number replaces the oldest versions: a snapshot that needed one raises SnapshotTooOld.
+If more than MOST_DROPPED versions of one commit have no way, they go to the spill file (spill.py): so while a large
+commit is being published, or after its process died, every new snapshot works. A smaller number replaces the oldest
+versions: a snapshot that needed one raises SnapshotTooOld.
 
-A snapshot is entered into its process's slot, and then ``visible`` is read again. If it
-has not moved, no writer has dropped a version that S needs: a writer reads ``visible``
-before it reads the slots, so one that missed the entry read the same value. The slot's byte
-in the lock file shows whether its process lives.
+How a writer learns of a snapshot S of another process. The reader
+
+1. locks its slot's byte in the lock file, unless it has a snapshot in use already,
+2. enters S = ``visible`` into its slot, unless S is there from an earlier snapshot,
+3. reads ``visible`` again: if it has moved, it begins again at 2,
+
+and unlocks the byte when its last snapshot ends; S remains in the slot. A writer reads ``visible``, then the slots, then
+the bytes, and ignores a slot whose byte is free. If it ignores S, or misses it, it did so before step 1 or 2; so the
+``visible`` that it had read before that is one that the reader finds at step 3. Then either S is that value, whose
+versions every writer keeps, or the reader begins again. So a snapshot that finds its S in the slot, as all do that begin
+between two commits, writes nothing; and the kernel unlocks the byte of a process that dies.
 """
 
 import threading
-from collections import Counter
 from struct import Struct
 
 import numpy as np
@@ -52,7 +58,9 @@ class Versions:
         self._file = file
         self._spill = Spill(shared)
         self._mutex = threading.Lock()
-        self._mine: Counter[int] = Counter()
+        self._mine: dict[int, int] = {}  # the LSN of each snapshot in use, and how many have it
+        self._entered: set[int] = set()  # the LSNs in the slot
+        self._in_use = False  # set before the byte is locked, and reset after it is unlocked
         self._slot = -1
         self._most = (shared.pool.page_size - HEAD.size) // 8
 
@@ -61,64 +69,79 @@ class Versions:
     def enter(self) -> None:
         """Takes the lowest free slot, under the open lock. Raises Busy."""
         for slot in range(SLOTS):
-            if self._file.take(locks.SNAPSHOTS + slot, 0):
+            if self._file.take(locks.HANDLES + slot, 0):
                 self._slot = slot
-                self._announce()
+                self._write_slot()
                 return
         raise Busy(f"{SLOTS} handles are open already; close one")
 
-    def _announce(self) -> None:
-        lsns = sorted(self._mine)
+    def _write_slot(self, *new: int) -> None:
+        lsns = sorted([*self._mine, *new])
         content = HEAD.pack(SLOT_MAGIC, len(lsns)) + np.array(lsns, np.uint64).tobytes()
         self.shared.publish(FIRST_SLOT + self._slot, content)
+        self._entered = set(lsns)
 
     def begin(self) -> int:
         """The LSN of a new snapshot. Raises Busy."""
         with self._mutex:
-            for _ in range(MOST_TRIES):
+            try:
+                if not self._in_use:
+                    self._in_use = True
+                    self._file.take(locks.SNAPSHOTS + self._slot)
                 lsn = self.shared.visible()
-                self._mine[lsn] += 1
-                if self._mine[lsn] > 1:
-                    return lsn
-                if len(self._mine) > self._most:
-                    del self._mine[lsn]
-                    raise Busy(f"this handle has {self._most} snapshots; end some")
-                self._announce()
-                point("snapshot.announced")
-                if self.shared.visible() == lsn:
-                    return lsn
-                del self._mine[lsn]
+                if lsn not in self._entered:
+                    lsn = self._enter_lsn()
+                self._mine[lsn] = self._mine.get(lsn, 0) + 1
+                return lsn
+            except BaseException:
+                if not self._mine:
+                    self._rest()
+                raise
+
+    def _enter_lsn(self) -> int:
+        """Steps 2 and 3, for an LSN that is not in the slot."""
+        for _ in range(MOST_TRIES):
+            lsn = self.shared.visible()
+            if lsn in self._entered:
+                return lsn
+            if len(self._mine) >= self._most:
+                raise Busy(f"this handle has {self._most} snapshots; end some")
+            self._write_slot(lsn)
+            point("snapshot.announced")
+            if self.shared.visible() == lsn:
+                return lsn
         raise Busy("commits came too fast to begin a snapshot between two of them; try again")
 
     def end(self, lsn: int) -> None:
         with self._mutex:
             self._mine[lsn] -= 1
-            if self._mine[lsn] <= 0:
-                del self._mine[lsn]
-                self._announce()
+            if self._mine[lsn]:
+                return
+            del self._mine[lsn]
+            if self._mine:
+                self._write_slot()
+            else:
+                self._rest()
+
+    def _rest(self) -> None:
+        """Unlocks the byte: no snapshot of this handle is in use."""
+        self._file.release(locks.SNAPSHOTS + self._slot)
+        self._in_use = False
 
     def _live(self) -> list[int]:
-        """The LSNs of all announced snapshots."""
+        """The LSNs of all snapshots in use."""
         found: list[int] = []
         for slot in range(SLOTS):
             page = self.shared.control[FIRST_SLOT + slot]
             magic, count = HEAD.unpack_from(page)
             if magic != SLOT_MAGIC:
                 break  # slots are taken lowest first: no higher one was ever used
-            if count:
+            if count and self._is_in_use(slot):
                 found += np.frombuffer(page, np.uint64, min(count, self._most), HEAD.size).tolist()
         return found
 
-    def _forget_dead(self) -> None:
-        """Empties the slots of dead processes: if the slot's byte can be locked, its process is dead."""
-        for slot in range(SLOTS):
-            page = self.shared.control[FIRST_SLOT + slot]
-            magic, count = HEAD.unpack_from(page)
-            if magic != SLOT_MAGIC:
-                break
-            if count and slot != self._slot and self._file.take(locks.SNAPSHOTS + slot, 0):
-                self.shared.publish(FIRST_SLOT + slot, HEAD.pack(SLOT_MAGIC, 0))
-                self._file.release(locks.SNAPSHOTS + slot)
+    def _is_in_use(self, slot: int) -> bool:
+        return self._in_use if slot == self._slot else self._file.is_taken(locks.SNAPSHOTS + slot)
 
     # ---- old versions ------------------------------------------------------------
 
@@ -163,14 +186,10 @@ class Versions:
                 self._keep_in_set(index, images, free[index], until)
 
     def _free(self, sets: dict[int, list[tuple[int, bytes]]]) -> tuple[dict[int, npt.NDArray[np.intp]], int]:
-        """The free ways of these sets, and the LSN of the oldest snapshot that exists or can begin."""
+        """The free ways of these sets, and the LSN of the oldest snapshot that is in use or can begin."""
         visible = self.shared.visible()
-        for last in (False, True):
-            live = self._live()
-            free = {index: free_ways(self._read_set(index)[1], visible, live) for index in sets}
-            if last or all(len(free[index]) >= len(images) for index, images in sets.items()):
-                break
-            self._forget_dead()
+        live = self._live()
+        free = {index: free_ways(self._read_set(index)[1], visible, live) for index in sets}
         return free, min([visible, *live])
 
     def _keep_in_set(self, index: int, images: list[tuple[int, bytes]], free: npt.NDArray[np.intp], until: int) -> None:

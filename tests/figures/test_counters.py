@@ -244,3 +244,30 @@ def test_the_version_is_a_metric():
     assert f'bufferpool_build_info{{layout="{bp._core.LAYOUT_VERSION}",version="{bp.__version__}"}} 1.0' in (
         server.text_of(new_name())
     )
+
+
+def test_the_misses_of_one_space_are_those_of_its_stats(make_pool, data_file, child):
+    """An engine that asked for them at each transaction summed the counters of every space and client: 6 µs of its 30."""
+    pool = make_pool(64 * PAGE)
+    table, other = pool.open_file(data_file(40)), pool.open_scratch("other", n_pages=40)
+    assert table.misses == 0
+    touch(table, [*range(10), *range(10)])
+    touch(other, range(20))
+    assert table.misses == table.stats().misses == 10
+    assert other.misses == other.stats().misses
+    child(use_pages, pool.name, table.name).result()  # what a process that has ended has counted is kept
+    assert table.misses == table.stats().misses == 25
+    index = table.index
+    table.remove()
+    again = pool.open_file(data_file(3))
+    assert (again.index, again.misses) == (index, 0)
+    touch(again, range(3))
+    assert again.misses == 3
+    with pytest.raises(bp.errors.SpaceRemoved):
+        _ = table.misses
+    assert pool.check() == []
+
+
+def use_pages(name, space):
+    with bp.Pool.attach(name) as pool:
+        touch(pool.space(space), range(10, 25))

@@ -177,6 +177,11 @@ class Transaction:
         self._cut(savepoint)
         self._savepoints.pop()
 
+    def renew(self, savepoint: int) -> None:
+        self.release(savepoint)
+        self._savepoints.append((savepoint, dict(self._trees)))
+        self._own.clear()
+
     def _cut(self, savepoint: int) -> None:
         numbers = [number for number, _ in self._savepoints]
         if savepoint not in numbers:
@@ -270,3 +275,8 @@ class Table:
                 high, hi_open = key, True
             else:
                 low, lo_open = key, True
+
+    def scan_leaves(
+        self, lo: bytes | None = None, hi: bytes | None = None, *, hi_open: bool = False, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        return self.scan(lo, hi, hi_open=hi_open, reverse=reverse)

@@ -226,7 +226,7 @@ def test_ctrl_c_in_a_statement_undoes_the_statement(con, monkeypatch):
     con.execute("CREATE TABLE t(a); BEGIN; INSERT INTO t VALUES(1)")
     table = con.catalog.known["t"]
     for note in ("the transaction is still open", "the transaction was rolled back"):
-        interrupted(monkeypatch, table, "_store")
+        interrupted(monkeypatch, table, "_insert")
         with pytest.raises(KeyboardInterrupt) as caught:
             con.execute("INSERT INTO t VALUES(2), (3)")
         assert caught.value.__notes__ == [note]
@@ -338,3 +338,105 @@ def test_an_update_of_many_rows_with_all_defaults(tmp_path, pool_name):
         assert rows(con, "SELECT count(*), sum(c), max(length(b)) FROM t") == [(20000, 20000 * 20003 // 2, 1001)]
         assert con.check() == []
         con.close()
+
+
+# ---- executemany ------------------------------------------------------------------------
+
+
+def numbers(con):
+    return con.execute("SELECT a, b FROM many ORDER BY a").fetchall()
+
+
+@pytest.fixture
+def many(con):
+    con.execute("CREATE TABLE many(a INTEGER PRIMARY KEY, b TEXT UNIQUE, c REAL DEFAULT 5)")
+    return con
+
+
+def test_a_row_that_fails_in_executemany_is_undone_alone(many):
+    """Inside a transaction the rows of executemany are executed together; each is a statement nevertheless."""
+    many.execute("BEGIN")
+    rows = [(n, f"row {n}") for n in range(700)]
+    with pytest.raises(apsw.ConstraintError):
+        many.executemany("INSERT INTO many(a, b) VALUES(?, ?)", [*rows, (1000, "row 5"), (1001, "no more")])
+    assert numbers(many) == rows
+    with pytest.raises(apsw.ConstraintError):
+        many.executemany("UPDATE many SET b = ? WHERE a = ?", [("zero", 0), ("row 2", 1), ("no more", 2)])
+    rows[0] = (0, "zero")
+    assert numbers(many) == rows
+    with pytest.raises(apsw.ConstraintError):  # changes a row, and fails at the next: both are undone
+        many.executemany("UPDATE many SET b = 'same' WHERE a IN (?, ?)", [(3, 3), (4, 5)])
+    many.execute("COMMIT")
+    assert [row for row in numbers(many) if row[0] > 5] == rows[6:]
+    assert many.check() == []
+
+
+def test_executemany_counts_as_the_single_statements_do(many):
+    many.execute("BEGIN")
+    many.executemany("INSERT INTO many(a, b) VALUES(?, ?)", [(n, str(n)) for n in range(10)])
+    assert (many.changes(), many.last_insert_rowid(), many.total_changes()) == (1, 9, 10)
+    many.executemany("INSERT OR IGNORE INTO many(a, b) VALUES(?, ?)", [(10, "10"), (11, "11"), (3, "3")])
+    assert many.changes() == 0
+    many.executemany("INSERT OR IGNORE INTO many(a, b) VALUES(?, ?)", [(3, "3")])
+    assert many.changes() == 0
+    many.executemany("INSERT OR REPLACE INTO many(b) VALUES(?)", [("x",), ("3",)])
+    many.executemany("DELETE FROM many WHERE a < ?", [(1,), (3,)])
+    assert many.changes() == 2
+    assert [b for _, b in numbers(many)] == [*map(str, range(4, 12)), "x", "3"]
+    many.execute("ROLLBACK")
+    assert numbers(many) == []
+
+
+def test_the_bindings_of_executemany_may_use_the_connection(many):
+    many.execute("BEGIN")
+    many.executemany("INSERT INTO many(a, b) VALUES(?, ?)", ((n, str(n)) for n in range(1200)))
+    copied = many.execute("SELECT a + 10000, 'copy ' || b FROM many WHERE a < 5000")
+    many.executemany("INSERT INTO many(a, b) VALUES(?, ?)", copied)
+    assert many.execute("SELECT count(*), max(a) FROM many").fetchall() == [(2400, 11199)]
+
+    def bindings():
+        for n in range(900):
+            if n == 300:
+                many.execute("SAVEPOINT inside")
+            if n == 600:
+                many.execute("ROLLBACK TO inside")
+            if n == 850:
+                raise ZeroDivisionError
+            yield 20000 + n, f"late {n}"
+
+    with pytest.raises(ZeroDivisionError):
+        many.executemany("INSERT INTO many(a, b) VALUES(?, ?)", bindings())
+    many.execute("COMMIT")
+    found = {a for (a,) in many.execute("SELECT a FROM many WHERE a >= 20000")}
+    assert found == {20000 + n for n in range(850) if not 300 <= n < 600}
+    assert many.check() == []
+
+
+def test_executemany_sees_a_table_that_was_changed_elsewhere(connect):
+    con, other = connect(), connect()
+    con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b)")
+    con.execute("BEGIN")
+    con.executemany("INSERT INTO t VALUES(?, ?)", [(1, 2), (2, 3)])
+    con.execute("COMMIT")
+    other.execute("ALTER TABLE t ADD COLUMN c DEFAULT 7")
+    con.execute("BEGIN")
+    con.executemany("INSERT INTO t(a, b) VALUES(?, ?)", [(3, 4), (4, 5)])
+    con.execute("COMMIT")
+    assert con.execute("SELECT * FROM t").fetchall() == [(1, 2, 7), (2, 3, 7), (3, 4, 7), (4, 5, 7)]
+
+
+def test_a_row_of_types_that_were_admitted_before_is_still_checked(con):
+    """Rows of known types are not converted one by one; a CHECK and a STRICT table look at each row all the same."""
+    con.execute("CREATE TABLE loose(a INTEGER PRIMARY KEY, b TEXT NOT NULL, c REAL)")
+    con.execute("CREATE TABLE checked(a INTEGER PRIMARY KEY, b CHECK(b > 5))")
+    con.execute("BEGIN")
+    con.executemany("INSERT INTO loose VALUES(?, ?, ?)", [(1, "x", 1.5), (2, "y", 2), (3, 7, 2.5), (4, "z", None)])
+    with pytest.raises(apsw.ConstraintError):
+        con.executemany("INSERT INTO loose VALUES(?, ?, ?)", [(5, "v", 1.5), (6, None, 1.5)])
+    with pytest.raises(apsw.ConstraintError):
+        con.executemany("INSERT INTO checked VALUES(?, ?)", [(1, 6), (2, 7), (3, 5)])
+    con.execute("COMMIT")
+    assert con.execute("SELECT * FROM loose").fetchall() == [
+        (1, "x", 1.5), (2, "y", 2.0), (3, "7", 2.5), (4, "z", None), (5, "v", 1.5),
+    ]  # fmt: skip
+    assert con.execute("SELECT a FROM checked").fetchall() == [(1,), (2,)]

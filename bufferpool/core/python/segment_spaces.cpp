@@ -100,6 +100,18 @@ static PyObject* segment_failures(PyObject* self, PyObject* arg) {
     return both;
 }
 
+// misses(index) -> the misses of the space in this slot since it was opened. Unlike counters(), it sums nothing else.
+static PyObject* segment_misses(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (i >= s->space_count()) return raise("ValueError", "no such space");
+    u64 hits, misses;
+    if (!sum_uses(*s, u32(i), hits, misses)) return raise_unsettled();
+    u64 before = s->spaces[i].misses_before.load_relaxed();
+    return PyLong_FromUnsignedLongLong(misses > before ? misses - before : 0);
+}
+
 // The live spaces for which `wanted(slot)`, as dicts.
 template <class Wanted>
 static PyObject* list_spaces(SegmentObject* seg, Wanted wanted) {
@@ -411,6 +423,7 @@ PyMethodDef directory_methods[] = {
     {"removals", entered<segment_removals, SegmentEntry>, METH_NOARGS, "How many spaces have been removed so far."},
     {"count_failure", entered<segment_count_failure, SegmentEntry>, METH_VARARGS, ""},
     {"failures", entered<segment_failures, SegmentEntry>, METH_O, ""},
+    {"misses", entered<segment_misses, SegmentEntry>, METH_O, ""},
     {"add_space", entered<segment_add_space, SegmentEntry>, METH_O, ""},
     {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
     {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O, ""},
