@@ -33,6 +33,8 @@ from bufferpool.figures.stats import read_summary
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import has_huge_pages
 from bufferpool.machine.pressure import given
+from bufferpool.objects.cache import Cache as ObjectCache
+from bufferpool.objects.cache import Settings as CacheSettings
 from bufferpool.observer import refuse_loss
 from bufferpool.spaces import directory
 from bufferpool.spaces.claim import drop_unused
@@ -527,6 +529,26 @@ class Pool(PoolFigures):
             options |= {"mode": mode}
         return open_space(self, Wanted(name, kind, options), np.uint8)
 
+    def cache(
+        self,
+        name: str,
+        *,
+        ttl: float | None = None,
+        jitter: float = 0.0,
+        limit: int | str | None = None,
+        reserve: int | str | None = None,
+    ) -> ObjectCache:
+        """Opens a cache of values by key, which all processes of the pool share; makes it if there is none of this name.
+
+        Its memory is a part of the pool's budget, which pages have given up: at most ``limit`` bytes (default: half
+        of the budget, for all caches without a limit together). ``reserve``: bytes that other caches cannot take
+        from it. ``ttl``: seconds until a value expires; ``jitter``: a value expires up to such a part of
+        its ttl earlier, so that what was put together does not expire together. What is given here replaces what the cache had;
+        ``jitter`` holds for this handle. Raises ValueError, TypeError, TooManySpaces, SharedMemoryFull and PoolReadOnly.
+        """
+        self.client.require_writable("use a cache")
+        return ObjectCache(self, name, CacheSettings.of(ttl, jitter, limit, reserve))
+
     # ---- write-back -------------------------------------------------------------
 
     @property
@@ -746,7 +768,7 @@ class Pool(PoolFigures):
         found = list(self.client.seg.check())
         for _ in range(20):
             alone, status, frames = self.client.seg.alone(), self.client.seg.status(), self.frames()
-            counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size
+            counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size + status["object_bytes"]
             off = abs(counted - status["kernel_bytes"])
             if off <= np.count_nonzero(frames["state"] == FrameState.BUSY) * self.page_size:
                 return found

@@ -193,6 +193,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def faulty_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of bufferpool whose core dies at named points (tests/native/faults.h)."""
+    from tests.support.native_build import build
+
+    package = tmp_path_factory.mktemp("faults") / "bufferpool"
+    build(package, ["-O1", "-include", str(ROOT / "tests" / "native" / "faults.h")])
+    return package
+
+
 @pytest.fixture
 def pools(request: pytest.FixtureRequest) -> Iterator[Pools]:
     made = Pools()

@@ -19,7 +19,7 @@ ORDER = (
     ("pool",),
     ("observer",),
     ("upkeep",),
-    ("spaces",),
+    ("spaces", "objects"),
     ("client",),
     ("figures",),
     ("stores",),

@@ -277,12 +277,18 @@ struct Header {
     LockWord directory;              // the space slots
     LockWord advice;  // the shadows (advice.h): only advise() and growth wait for it
     LockWord growth;                 // memory for the segment's own data
+    LockWord objects;                // the tables of the objects (objects.h)
     // See doubled(): the largest budget that the shadows have memory for (under the growth lock and the advice lock).
     Atomic<u64> advice_frames;
     Atomic<u64> spaces_ready;  // see doubled(): how many spaces have slots with memory (under the growth lock)
     Atomic<u64> removals;      // the number of spaces removed so far
     // see doubled(): blocks of clients whose pin rows have memory, beyond the first (under the growth lock)
     Atomic<u64> more_blocks;
+    Atomic<u64> object_bytes;  // the size of the area of the objects; 0: the pool never had a cache
+    Atomic<u32> objects_made;  // 1: the area is there
+    // Of the budget: how many frames' worth of memory is lent to the objects, so that pages may not have it (the high
+    // half); and how many of these pages have left, so that objects may have them: loans.h.
+    Atomic<u64> loan;
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
     alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
@@ -292,6 +298,12 @@ struct Header {
     Counters totals[2];
     Atomic<u64> events_posted[EVENT_KINDS][EVENT_REASONS];
 };
+
+namespace loan {
+constexpr u32 lent(u64 w) { return u32(w >> 32); }
+constexpr u32 granted(u64 w) { return u32(w); }
+constexpr u64 word(u32 lent, u32 granted) { return u64(lent) << 32 | granted; }
+}  // namespace loan
 
 // A count that bounds which memory may be accessed is stored twice in one word, so that
 // damage to the word is detected: an access beyond the true bound might raise SIGBUS.

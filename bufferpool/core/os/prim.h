@@ -385,6 +385,42 @@ inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
     return -error;
 }
 
+// Maps another part of a segment, or returns null: as map_segment(). fd -1: address room only.
+inline u8* map_area(int fd, u64 offset, u64 bytes, int protection) {
+    int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+    void* mapped = mmap(nullptr, bytes, PROT_NONE, flags | MAP_NORESERVE, fd, off_t(offset));
+    if (mapped == MAP_FAILED) return nullptr;
+    if (int r = open_mapping(mapped, bytes, protection)) {
+        munmap(mapped, bytes);
+        errno = -r;
+        return nullptr;
+    }
+    return static_cast<u8*>(mapped);
+}
+inline void close_file(int fd) { close(fd); }
+inline void unmap_area(const u8* at, u64 bytes) { munmap(const_cast<u8*>(at), bytes); }
+
+// Makes a file at least so long. 0 or -errno.
+inline int extend(int fd, u64 bytes) {
+    struct stat st;
+    if (fstat(fd, &st) != 0) return -errno;
+    if (u64(st.st_size) >= bytes) return 0;
+    return ftruncate(fd, off_t(bytes)) == 0 ? 0 : -errno;
+}
+
+// Writes pieces at an offset of the segment, and gives them memory: 0 or -errno.
+inline int write_at(int fd, const void* from, size_t bytes, u64 offset) {
+    while (bytes) {
+        ssize_t n = pwrite(fd, from, bytes, off_t(offset));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return n < 0 ? -errno : -EIO;
+        from = static_cast<const char*>(from) + n;
+        bytes -= size_t(n);
+        offset += u64(n);
+    }
+    return 0;
+}
+
 inline void unmap_segment(u8* base, u64 bytes) {
     constexpr u64 guard = BP_GUARD_BYTES;
     munmap(base - guard, bytes + 2 * guard);

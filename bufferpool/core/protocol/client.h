@@ -61,6 +61,10 @@ inline void detach(Segment& s) {
     remove_owned(s, s.me);
     for (u32 f = 0; s.lent && f < s.ready; f++) s.pin_count(f).store_seq_cst(0);
     sweep_retired(s);
+    if (has_objects(s)) {
+        reap_object_pins(s, s.me);  // those of forked children that found no row of their own
+        sweep_blocks(s);
+    }
     lock_memory(s, false);
     fold_counters(s, s.me);
     BP_POINT("detach.folded");

@@ -177,7 +177,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
     Search search;
     for (;;) {
         Alr<PoolEnv> policy(s.header->policy, env);  // anew for each hold of the lock: the rings may have grown
-        u32 budget = s.header->budget_frames.load_relaxed(), resident = s.header->resident.load_relaxed();
+        u32 budget = s.page_budget(), resident = s.header->resident.load_relaxed();
         if (s.header->policy.frames != budget) policy.set_frames(budget);
         count_miss(s, policy, want);
         Step step = take_free(s, want.page, out);

@@ -4,11 +4,13 @@
 #pragma once
 
 #include "protocol/memory.h"
+#include "protocol/object_area.h"
 
 namespace bp {
 
 inline void repair_growth(Segment& s) {
     const Geometry& g = s.g;
+    repair_object_tables(s);
     if (s.look_at_ready())
         each_frame_table(g, s.stripes(), [&](u64 at, u64 area, auto bytes) {
             u64 used = round_up(bytes(s.ready), g.os_page), end = round_up(area, g.os_page);

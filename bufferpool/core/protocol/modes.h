@@ -36,7 +36,7 @@ inline void duel(Segment& s, Alr<PoolEnv>& policy, u32 page, u64 e, bool once) {
     if constexpr (!DUELS) return;
     Duelling duelling(*s.duel);
     take_hits(s, policy, duelling);
-    bool full = s.header->resident.load_relaxed() >= s.header->budget_frames.load_relaxed();
+    bool full = s.header->resident.load_relaxed() >= s.page_budget();
     bool evicted = ghost_of(e) != Ghost::NONE && full;
     if (duelling.reference(policy, s.header->policy, page, once ? u32(SAMPLE_ONCE) : 0, true, evicted))
         count_mode_change(s, policy.mode());

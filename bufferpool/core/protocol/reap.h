@@ -6,6 +6,7 @@
 
 #include "protocol/counters.h"
 #include "protocol/events.h"
+#include "protocol/object_reap.h"
 #include "protocol/page.h"
 #include "protocol/spaces.h"
 
@@ -122,6 +123,7 @@ inline bool reap_held(Segment& s, u32 c) {
     reap_lock(s, c, s.header->directory, [&] { repair_directory(s); });
     for (u32 i = 0; i < s.spaces_ready; i++) reap_lock(s, c, s.spaces[i].flush_lock, [] {});
     BP_POINT("reap.locks");
+    if (!reap_objects(s, c)) return false;
     // 2. What it was about to change.
     for (Intent& intent : s.clients[c - 1].intents) {
         reap_intent(s, c, intent);

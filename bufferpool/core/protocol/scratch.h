@@ -24,7 +24,7 @@ inline const EntryRun* run_of(const Vec<EntryRun>& runs, u64 page) {
 }
 
 inline Status scratch_share(Segment& s, ScratchShare& share) {
-    u32 budget = s.header->budget_frames.load_relaxed();
+    u32 budget = s.page_budget();
     Vec<EntryRun> runs;
     if (!entry_runs(s, runs, [](SpaceSlot& t) { return t.state.load_acquire() != SPACE_FREE && is_kept(t); }))
         return Status::NO_MEMORY;

@@ -8,6 +8,7 @@
 #include "os/heap.h"
 #include "os/prim.h"
 #include "layout/bitmap.h"
+#include "layout/objects.h"
 #include "protocol/sampler.h"
 
 namespace bp {
@@ -39,6 +40,25 @@ constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 // Whether this process is a client, or was until its descriptor was closed; fork.cpp sets it, which has the
 // list. For other processes the kernel is asked.
 inline bool (*is_our_client)(const Segment& s, u32 c) = nullptr;
+
+// This process's mapping of the area of the objects: made when they are first used (objects.h).
+struct Objects {
+    Shared<ObjectsHeader*> header;  // null: not mapped; stored last
+    ObjectPlaces at{};
+    u8* base = nullptr;             // of the area
+    const u8* read_base = nullptr;  // of its data, for reading only
+    CacheUses* my_uses = nullptr;
+    Atomic<u64>* heads = nullptr;
+    ObjectEntry* entries = nullptr;
+    ObjectBlock* blocks = nullptr;
+    u8* data = nullptr;
+    Atomic<u32>* my_pins = nullptr;  // our row
+    u32 log_shift = 0;
+    Shared<u32> entries_ready, blocks_ready, heads_ready;  // the last valid values
+    Shared<u32> row_ready;                                 // the same, of our row
+    std::mutex mapping;                                    // one thread maps it
+    Atomic<u64> random{};                                  // the state of random_number()
+};
 
 struct Segment {
     u8* base = nullptr;
@@ -91,11 +111,12 @@ struct Segment {
     static constexpr u32 FLUSH_USES = MAX_SPACES < 64 ? MAX_SPACES : 64;  // the flush locks share them
     struct LockUse {
         prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
-    } lock_use[3 + ADVISES + FLUSH_USES];
+    } lock_use[4 + ADVISES + FLUSH_USES];
     Atomic<u32> scratch_left{};      // the allowance of scratch pages before they are counted again; scratch.h
     Atomic<u64> scratch_until_ns{};
     prim::Tally claims;  // of entries: counted after the intent, before the CAS
     Sampler sampler{};
+    Objects objects{};
 
     void map(u8* at, const Geometry& geometry, u64 bytes = 0) {
         base = at;
@@ -127,10 +148,11 @@ struct Segment {
         if (&lock == &header->memory) return lock_use[0];
         if (&lock == &header->directory) return lock_use[1];
         if (&lock == &header->growth) return lock_use[2];
+        if (&lock == &header->objects) return lock_use[3];
         if constexpr (ADVISES)
-            if (&lock == &header->advice) return lock_use[3];
+            if (&lock == &header->advice) return lock_use[4];
         u64 slot = u64(reinterpret_cast<const u8*>(&lock) - reinterpret_cast<const u8*>(spaces)) / sizeof(SpaceSlot);
-        return lock_use[3 + ADVISES + slot % FLUSH_USES];
+        return lock_use[4 + ADVISES + slot % FLUSH_USES];
     }
     u8* page_data(u32 f) { return data + (u64(f) << g.page_shift); }
     u64 page_offset(u32 f) const { return g.data_at + (u64(f) << g.page_shift); }
@@ -197,10 +219,33 @@ struct Segment {
         generation = c ? client().generation.load_relaxed() : 0;
         my_pins = c ? &pin_count_of(c, 0) : nullptr;
         my_uses = c ? uses_of(c) : nullptr;
+        become_objects();
         sampler.gate.store_relaxed(0);
         sampler.reopen_ns.store_relaxed(0);
         sampler.n.store_relaxed(0);
         sampler.paused = false;
+    }
+
+    // The row of this client in the tables of the objects.
+    void become_objects() {
+        Objects& o = objects;
+        if (!o.header || !me) return;
+        o.my_uses = object_uses(me);
+        o.my_pins = object_pins(me);
+        o.row_ready = 0;
+    }
+    CacheUses* object_uses(u32 c) const {
+        const Objects& o = objects;
+        return reinterpret_cast<CacheUses*>(o.base + (o.at.rows_at - o.at.at) + (c - 1) * o.at.row_bytes);
+    }
+    Atomic<u32>* object_pins(u32 c) const {
+        return reinterpret_cast<Atomic<u32>*>(reinterpret_cast<u8*>(object_uses(c)) + row_bytes(g, 0, true));
+    }
+
+    // The part of the budget that pages may use: what is lent to the objects is theirs.
+    u32 page_budget() const {
+        u32 budget = header->budget_frames.load_relaxed(), lent = loan::lent(header->loan.load_relaxed());
+        return lent < budget ? budget - lent : 1;
     }
 
     // Does this frame number have a slot with memory behind it?

@@ -54,7 +54,7 @@ inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& t
     Search search;
     while (freed < want && !search.over) {
         if (!lock_memory(s)) return false;
-        u32 budget = s.header->budget_frames.load_relaxed();
+        u32 budget = s.page_budget();
         if (s.header->policy.frames != budget) Alr<PoolEnv>(s.header->policy, env).set_frames(budget);
         Alr<PoolEnv> policy(s.header->policy, env);
         u64 most = env.looks + EVICT_LOOKS;

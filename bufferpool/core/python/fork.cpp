@@ -16,6 +16,7 @@
 
 #include "os/transfers.h"
 #include "protocol/client.h"
+#include "python/objects.h"
 
 namespace bp {
 
@@ -49,6 +50,7 @@ int map_client(Segment* s, int fd) {
 }
 
 void unmap_client(Segment* s) {
+    unmap_objects(*s);
     prim::unmap_segment(s->base, s->mapped);
     {
         std::lock_guard<std::mutex> guard(mapped_mutex);
@@ -89,6 +91,16 @@ static void plan_child(Segment& s, ForkPlan& plan, Each each_pin) {
     if (plan.lost) plan.client = hand_over(s, plan.fd >= 0 ? plan.fd : s.fd, each_pin, true, plan.fd < 0);
 }
 
+// Repeats our pins on objects for the child: in its own row, or in ours, until we detach.
+static void repeat_object_pins(SegmentObject* seg) {
+    Segment& s = *seg->s;
+    if (!has_objects(s)) return;
+    u32 c = seg->plan.client;
+    if (!c || grow_pin_row(s, c) != 0) c = s.me;
+    for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next)
+        if (p->frame & OBJECT_PIN) s.object_pins(c)[p->frame & ~OBJECT_PIN].add_seq_cst(1);
+}
+
 static void before_fork() {
     forking = true;
     lists.lock();
@@ -97,11 +109,13 @@ static void before_fork() {
         seg->pins_mutex.lock();  // until the child has its pins
         Segment& s = *seg->s;
         auto each_pin = [seg](auto visit) {
-            for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next) visit(p->frame);
+            for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next)
+                if (!(p->frame & OBJECT_PIN)) visit(p->frame);
         };
         seg->plan = {-1, 0, 0, 0};
         if (!s.me) continue;
         plan_child(s, seg->plan, each_pin);
+        repeat_object_pins(seg);
         if (seg->plan.client) continue;
         // Without a slot, the child's pins are kept in our own column.
         each_pin([&s](u32 f) {
@@ -130,6 +144,8 @@ static void renew(Segment& s) {
     for (auto& spare : s.spares) spare.store_relaxed(0);
     for (auto& later : s.later) later.store_relaxed(0);
     new (&s.reap_mutex) std::recursive_timed_mutex;
+    new (&s.objects.mapping) std::mutex;
+    s.objects.random.store_relaxed(0);
     s.reaping = s.leads = 0;
     s.lent = false;
 }

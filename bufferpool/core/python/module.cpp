@@ -28,6 +28,9 @@ int ready_space_type();
 int ready_write_type();
 int ready_held_type();
 int ready_batch_type();
+int ready_object_holder_type();
+int ready_cache_type();
+extern PyTypeObject CacheType;
 PyObject* core_simulate(PyObject*, PyObject*);  // simulate.cpp
 PyObject* core_simulate_objects(PyObject*, PyObject*);  // simulate_objects.cpp
 PyObject* core_fields(PyObject*, PyObject*);  // fields.cpp
@@ -245,7 +248,14 @@ bool read_header(int fd, Header& h) {
         sane = memcmp(&g, &h.geometry, sizeof g) == 0;
     }
     struct stat st;
-    if (!sane || fstat(fd, &st) != 0 || u64(st.st_size) != g.total_bytes)
+    sane = sane && fstat(fd, &st) == 0;
+    if (sane && u64(st.st_size) != g.total_bytes) {
+        // Longer by the area of the objects. (The header says so before the file has it.)
+        u64 more = 0;
+        prim::read_at(fd, &more, sizeof more, offsetof(Header, object_bytes));
+        sane = u64(st.st_size) == g.total_bytes + more;
+    }
+    if (!sane)
         return raise("SegmentCorrupt",
                      "the segment's header does not fit the file (truncated, or overwritten); remove it and create it "
                      "anew"),
@@ -455,7 +465,8 @@ PyMODINIT_FUNC PyInit__core() {
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word of an entry is its low half");
     import_array();
     for (auto ready : {ready_segment_type, ready_space_type, ready_holder_type, ready_pin_type, ready_pinned_pages_type,
-                       ready_released_type, ready_write_type, ready_held_type, ready_batch_type})
+                       ready_released_type, ready_write_type, ready_held_type, ready_batch_type,
+                       ready_object_holder_type, ready_cache_type})
         if (ready() < 0) return nullptr;
     PyObject* m = PyModule_Create(&module_def);
     if (!m) return nullptr;
@@ -464,7 +475,7 @@ PyMODINIT_FUNC PyInit__core() {
         PyTypeObject* type;
     } types[] = {
         {"Segment", &SegmentType}, {"Space", &SpaceType}, {"Pin", &PinType},    {"PinnedPages", &PinnedPagesType},
-        {"Write", &WriteType},     {"Held", &HeldType},   {"Batch", &BatchType}};
+        {"Write", &WriteType},     {"Held", &HeldType},   {"Batch", &BatchType}, {"CacheBase", &CacheType}};
     for (auto& t : types)
         if (PyModule_AddObjectRef(m, t.name, reinterpret_cast<PyObject*>(t.type)) < 0) return nullptr;
     PyModule_AddIntConstant(m, "MAX_SPACES", MAX_SPACES);

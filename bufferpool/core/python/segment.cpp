@@ -1,7 +1,7 @@
 // Segment: one client's attachment, seen from Python.
 #include "python/py.h"
 
-#include "protocol/check.h"
+#include "protocol/object_check.h"
 #include "protocol/shrink.h"
 
 namespace bp {
@@ -460,6 +460,7 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
         Released unlocked(S(self));
         reap_all(*s);
         status = check(*s, passes, found);
+        if (status == Status::OK) status = check_objects(*s, found);
     }
     if (status == Status::NO_MEMORY) return PyErr_NoMemory();
     PyObject* list = PyList_New(Py_ssize_t(found.size()));

@@ -57,7 +57,9 @@ static bool refresh(SegmentObject* seg) {
     s.look_at_spaces();
     if (!seg->observing) return true;
     struct stat st;
-    if (fstat(s.fd, &st) != 0 || u64(st.st_size) != g.total_bytes) return raise_damaged("its size");
+    if (fstat(s.fd, &st) != 0 || (u64(st.st_size) != g.total_bytes &&
+                                     u64(st.st_size) != g.total_bytes + s.header->object_bytes.load_relaxed()))
+        return raise_damaged("its size");
     u64 bits = reinterpret_cast<u8*>(s.chunk_bits) - s.base;
     if (prim::populate(s.base, g.advice_at + g.os_page) != 0 ||
         prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + CHUNK_COPIES * g.chunk_words() * 8))
@@ -113,6 +115,29 @@ PyObject* core_observe(PyObject*, PyObject* arg) {
 
 // ---- counters and tables ----------------------------------------------------------
 
+// The bytes that the kernel should count for the objects: their tables, and their data. Copied with pread, so that an
+// observer need not map them.
+struct ObjectBytes {
+    u64 tables = 0, data = 0;
+};
+static ObjectBytes object_bytes(Segment& s) {
+    ObjectBytes n;
+    if (!s.header->objects_made.load_acquire()) return n;
+    ObjectPlaces p = place_objects(s.g, s.header->object_bytes.load_relaxed());
+    ObjectsHeader h;
+    if (prim::read_at(s.fd, &h, sizeof h, p.at) != ssize_t(sizeof h)) return n;
+    auto add = [&](const Atomic<u64>& ready, u64 size) {
+        n.tables += round_up(u32(ready.load_relaxed()) * size, s.g.os_page);
+    };
+    n.tables = round_up(sizeof h, s.g.os_page);
+    add(h.heads_ready, 8);
+    add(h.entries_ready, sizeof(ObjectEntry));
+    add(h.blocks_ready, sizeof(ObjectBlock));
+    for (u32 c = 1; c <= s.g.max_clients; c++) n.tables += row_bytes(s.g, u32(h.rows_ready[c].load_relaxed()));
+    n.data = h.used.load_relaxed() * s.g.os_page;
+    return n;
+}
+
 // The bytes that the kernel should count for everything before the data area.
 static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
@@ -153,15 +178,20 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     struct stat st;
     if (fstat(s->fd, &st) != 0) return raise_errno(-errno, "the segment cannot be examined");
     PolicyState& p = s->header->policy;
+    ObjectBytes objects = object_bytes(*s);
+    u64 loan = s->header->loan.load_relaxed();
     return Py_BuildValue(
-        "{s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:I,s:K,s:K}", "budget_frames",
-        s->header->budget_frames.load_relaxed(), "most_frames", s->header->most_frames.load_relaxed(), "max_frames",
+        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:I,s:K,s:K}", "object_bytes",
+        (unsigned long long)objects.data, "lent_frames", loan::lent(loan), "granted_frames", loan::granted(loan),
+        "budget_frames", s->header->budget_frames.load_relaxed(), "most_frames",
+        s->header->most_frames.load_relaxed(), "max_frames",
         s->most_frames(), "min_frames", s->header->min_frames.load_relaxed(), "asked_frames",
         s->header->asked_frames.load_relaxed(), "checkpoint_lsn",
         (unsigned long long)s->header->checkpoint_lsn.load_relaxed(), "resident_frames",
         s->header->resident.load_relaxed(), "frames_ready", u32(s->header->frames_ready.load_relaxed()), "durable_lsn",
         (unsigned long long)s->header->durable_lsn.load_relaxed(), "kernel_bytes",
-        (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)metadata_bytes(*s), "links",
+        (unsigned long long)st.st_blocks * 512, "metadata_bytes", (unsigned long long)(metadata_bytes(*s) + objects.tables),
+        "links",
         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target",
         p.cold_target, "unlinked", (unsigned long long)s->header->unlinked.load_relaxed(), "policy_mode",
         p.mode, "checkpoint_ns", (unsigned long long)s->header->checkpoint_ns.load_relaxed(), "refused_clients",

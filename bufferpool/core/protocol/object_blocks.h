@@ -1,0 +1,267 @@
+// Blocks: the memory of objects.
+//
+//   NONE, FREE -> BUSY(me)   take_block     under the lock; its memory is counted before the kernel gives it
+//   BUSY(me)   -> LOG        open_log       under the lock
+//   BUSY(me)   -> LARGE      publish        under the lock, with the entry (object_write.h)
+//   LOG, LARGE -> DOOMED     doom           under the lock, when its last record is dead
+//   DOOMED     -> FREE       doom, settle   under the lock, when nobody pins it
+//   FREE       -> BUSY(me) -> FREE  strip   its memory is given back to the kernel
+//   BUSY(c)    -> BUSY(me) -> FREE  reap    of a dead client: it is not known which part has memory, so all is given
+//   back
+//
+// `used` is the sum of the memory of all blocks: an upper bound of what the kernel has given at every moment, because
+// it is raised before a plug and lowered after a punch.
+#pragma once
+
+#include "protocol/objects.h"
+
+namespace bp {
+
+inline bool lock_objects(Segment& s, bool interruptible = true);  // object_index.h: it may have to rebuild
+inline void unlock_objects(Segment& s) {
+    BP_POINT("objects.unlock");
+    release(s, s.header->objects);
+}
+
+// How many OS pages the objects may use now.
+inline u64 object_budget(Segment& s) {
+    u32 granted = loan::granted(s.header->loan.load_seq_cst()), budget = s.header->budget_frames.load_relaxed();
+    return u64(granted < budget ? granted : budget) * (s.g.page_size / s.g.os_page);
+}
+inline u64 os_pages(Segment& s, u64 bytes) { return (bytes + s.g.os_page - 1) / s.g.os_page; }
+
+inline u32 class_of(Segment& s, u64 bytes) {
+    u32 cls = bytes <= 1 ? 0 : 64 - u32(__builtin_clzll(bytes - 1));
+    u32 least = u32(__builtin_ctz(s.g.os_page));
+    return cls < least ? least : cls;
+}
+
+// ---- under the lock --------------------------------------------------------------
+
+inline void push_block(Segment& s, u32 b) {
+    ObjectBlock& k = s.objects.blocks[b];
+    u32 cls = block::size_class(k.word.load_relaxed());
+    ObjectsHeader& h = *s.objects.header;
+    Atomic<u32>& list = k.memory.load_relaxed() ? h.free_full[cls] : h.free_empty[cls];
+    k.next.store_relaxed(list.load_relaxed());
+    list.store_relaxed(b + 1);
+}
+
+// The first block of a list of free ones, which leaves it; NONE.
+inline u32 pop_block(Segment& s, Atomic<u32>& list) {
+    u32 n = list.load_relaxed();
+    if (!n || !has_block(s, n - 1)) return NONE;
+    ObjectBlock& k = s.objects.blocks[n - 1];
+    if (block::state(k.word.load_relaxed()) != BLOCK_FREE || !is_whole_block(s, n - 1)) return NONE;  // damaged
+    list.store_relaxed(k.next.load_relaxed());
+    return n - 1;
+}
+
+inline void free_block_locked(Segment& s, u32 b) {
+    ObjectBlock& k = s.objects.blocks[b];
+    k.live.store_relaxed(0);
+    k.filled.store_relaxed(0);
+    k.word.store_release(block::word(BLOCK_FREE, block::size_class(k.word.load_relaxed())));
+    push_block(s, b);
+}
+
+// Nothing in a block is wanted any more: it is free, or will be when the last pin goes.
+inline void doom(Segment& s, u32 b) {
+    ObjectsHeader& h = *s.objects.header;
+    ObjectBlock& k = s.objects.blocks[b];
+    u64 w = k.word.load_relaxed();
+    if (block::state(w) == BLOCK_LOG) h.log_blocks.store_relaxed(h.log_blocks.load_relaxed() - 1);
+    k.word.store_seq_cst(block::word(BLOCK_DOOMED, block::size_class(w)));
+    if (!any_object_pin(s, b)) free_block_locked(s, b);
+}
+
+// One record of a block is dead.
+inline void drop_record(Segment& s, u32 b, u64 bytes) {
+    ObjectsHeader& h = *s.objects.header;
+    ObjectBlock& k = s.objects.blocks[b];
+    u32 units = u32(bytes / 16), live = k.live.load_relaxed();
+    bool large = block::state(k.word.load_relaxed()) == BLOCK_LARGE;
+    k.live.store_relaxed(large || live < units ? 0 : live - units);
+    if (!large) h.log_live.store_relaxed(h.log_live.load_relaxed() - units);
+    if (!k.live.load_relaxed() && h.open.load_relaxed() != b + 1) doom(s, b);
+}
+
+// The record at this place is a live object's.
+inline void add_record(Segment& s, u32 b, u64 bytes) {
+    ObjectsHeader& h = *s.objects.header;
+    ObjectBlock& k = s.objects.blocks[b];
+    u64 w = k.word.load_relaxed();
+    u32 cls = block::size_class(w);
+    if (block::state(w) == BLOCK_BUSY || block::state(w) == BLOCK_LARGE) {
+        k.word.store_release(block::word(BLOCK_LARGE, cls));
+        k.live.store_relaxed(1);
+        return;
+    }
+    if (block::state(w) == BLOCK_DOOMED) {  // all that was in it is dead, but our pin has kept it
+        k.word.store_release(block::word(BLOCK_LOG, cls));
+        h.log_blocks.store_relaxed(h.log_blocks.load_relaxed() + 1);
+    }
+    k.live.store_relaxed(k.live.load_relaxed() + u32(bytes / 16));
+    h.log_live.store_relaxed(h.log_live.load_relaxed() + bytes / 16);
+}
+
+// ---- pins, from outside the lock ---------------------------------------------------
+
+// A block that nobody pins any more: frees it, if nothing in it is wanted.
+inline void settle_block(Segment& s, u32 b) {
+    lock_objects(s, false);
+    if (block::state(s.objects.blocks[b].word.load_relaxed()) == BLOCK_DOOMED && !any_object_pin(s, b))
+        free_block_locked(s, b);
+    unlock_objects(s);
+}
+
+// Takes our pin back. True: it was the last of ours on a DOOMED block, and the caller settles it.
+inline bool unpin_block(Segment& s, u32 b) {
+    return s.objects.my_pins[b].sub_seq_cst(1) == 1 &&
+           block::state(s.objects.blocks[b].word.load_seq_cst()) == BLOCK_DOOMED;
+}
+inline void unpin_and_settle(Segment& s, u32 b) {
+    if (unpin_block(s, b)) settle_block(s, b);
+}
+
+// Frees the DOOMED blocks that nobody pins any more: their last client has died before it could.
+inline void sweep_blocks(Segment& s) {
+    lock_objects(s, false);
+    ObjectsHeader& h = *s.objects.header;
+    for (u32 b = 0, n = h.blocks_high.load_relaxed(); b < n && has_block(s, b); b++) {
+        ObjectBlock& k = s.objects.blocks[b];
+        BlockState state = block::state(k.word.load_relaxed());
+        bool dead = state == BLOCK_LOG && !k.live.load_relaxed() && h.open.load_relaxed() != b + 1;
+        if (dead) doom(s, b);
+        else if (state == BLOCK_DOOMED && !any_object_pin(s, b)) free_block_locked(s, b);
+    }
+    unlock_objects(s);
+}
+
+// ---- taking a block, and giving memory back ------------------------------------------
+
+// A block of a class: BUSY(me), under the lock. NONE: there is no room for another one. -> `grow`: the table is full.
+inline u32 claim_block(Segment& s, u32 cls, bool& grow) {
+    ObjectsHeader& h = *s.objects.header;
+    u32 b = pop_block(s, h.free_full[cls]);
+    if (b == NONE) b = pop_block(s, h.free_empty[cls]);
+    if (b == NONE) {
+        u32 n = h.blocks_high.load_relaxed();
+        u64 pages = (u64(1) << cls) / s.g.os_page, at = h.data_used.load_relaxed();
+        u64 room = (s.objects.at.end - s.objects.at.data_at) / s.g.os_page;
+        grow = !has_block(s, n);
+        if (grow || pages > room || at > room - pages) return NONE;
+        ObjectBlock& k = s.objects.blocks[n];
+        k.at.store_relaxed(at);
+        k.memory.store_relaxed(0);
+        k.word.store_release(block::word(BLOCK_BUSY, cls, s.me));
+        h.data_used.store_relaxed(at + pages);
+        BP_POINT("block.new");
+        h.blocks_high.store_relaxed(n + 1);
+        return n;
+    }
+    s.objects.blocks[b].word.store_release(block::word(BLOCK_BUSY, cls, s.me));
+    return b;
+}
+
+// Sets the memory of a BUSY(me) block in the books, under the lock.
+inline void count_memory(Segment& s, u32 b, u64 pages) {
+    ObjectsHeader& h = *s.objects.header;
+    ObjectBlock& k = s.objects.blocks[b];
+    h.used.store_relaxed(h.used.load_relaxed() + pages - k.memory.load_relaxed());
+    k.memory.store_relaxed(u32(pages));
+}
+
+// Takes all memory from a BUSY(me) block, and frees it. Where the kernel does not take it, the block keeps it.
+inline bool strip_block(Segment& s, u32 b) {
+    ObjectBlock& k = s.objects.blocks[b];
+    u64 bytes = u64(k.memory.load_relaxed()) * s.g.os_page, at = block_offset(s, b);
+    BP_POINT("strip.busy");
+    int r = prim::remove(s.objects.data + at, bytes, s.has_descriptor() ? s.fd : -1, s.objects.at.data_at + at);
+    BP_POINT("strip.punched");
+    lock_objects(s, false);
+    if (r == 0) count_memory(s, b, 0);
+    free_block_locked(s, b);
+    unlock_objects(s);
+    return r == 0;
+}
+
+// Takes memory for at least `pages` from free blocks, the largest first: how much it was.
+inline u64 strip_free_blocks(Segment& s, u64 pages) {
+    u64 got = 0;
+    for (u32 cls = BLOCK_CLASSES; cls-- > 0 && got < pages;) {
+        while (got < pages) {
+            if (!s.objects.header->free_full[cls].load_relaxed()) break;
+            if (!lock_objects(s)) return got;
+            u32 b = pop_block(s, s.objects.header->free_full[cls]);
+            if (b != NONE) s.objects.blocks[b].word.store_release(block::word(BLOCK_BUSY, cls, s.me));
+            unlock_objects(s);
+            if (b == NONE) break;
+            u64 had = s.objects.blocks[b].memory.load_relaxed();
+            if (!strip_block(s, b)) return got;
+            got += had;
+        }
+    }
+    return got;
+}
+
+struct BlockRequest {
+    u32 cls;
+    u64 pages;        // OS pages that must have memory
+    bool write;       // the caller gives it memory by writing (prim::write_at), so it is not plugged here
+    u64 spare = 0;    // pages of the budget that must remain
+    u64 missing = 0;  // out, with EXHAUSTED: pages that the budget lacks
+    int error = 0;    // out, with NO_SPACE
+};
+
+// Takes a BUSY(me) block with memory. EXHAUSTED: the budget has no room (make some: object_evict.h). NO_SPACE: the
+// kernel gives no memory, or the address room is used up.
+inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
+    ObjectsHeader& h = *s.objects.header;
+    u32 had;
+    for (;;) {
+        bool grow = false;
+        if (!lock_objects(s)) return Status::INTERRUPTED;
+        out = claim_block(s, want.cls, grow);
+        if (out != NONE) break;
+        unlock_objects(s);
+        int r = grow ? grow_blocks(s) : -ENOSPC;
+        want.error = r;
+        if (r) return r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
+    }
+    had = s.objects.blocks[out].memory.load_relaxed();
+    // With the block: its memory, and as much free memory as must remain (a free block of the class of log pages will
+    // do).
+    u64 budget = object_budget(s), used = h.used.load_relaxed() + (want.pages > had ? want.pages - had : 0);
+    if (!h.free_full[s.objects.log_shift].load_relaxed()) used += want.spare;
+    bool fits = used <= budget || (want.pages <= had && !want.spare);
+    if (!fits) {
+        want.missing = used - budget;
+        free_block_locked(s, out);
+    } else if (want.pages > had) {
+        count_memory(s, out, want.pages);
+    }
+    unlock_objects(s);
+    if (!fits) return Status::EXHAUSTED;
+    BP_POINT("block.counted");
+    u64 at = s.objects.at.data_at + block_offset(s, out), os = s.g.os_page;
+    int r = 0;
+    if (want.pages > had && !want.write) r = s.plug(at + had * os, (want.pages - had) * os);
+    if (want.pages < had) {  // the end of a longer predecessor
+        r = s.punch(at + want.pages * os, (had - want.pages) * os);
+        BP_POINT("block.cut");
+        if (r == 0) {
+            lock_objects(s, false);
+            count_memory(s, out, want.pages);
+            unlock_objects(s);
+        }
+        return Status::OK;  // where the kernel does not take it, it stays, and is counted
+    }
+    BP_POINT("block.plugged");
+    if (r == 0) return Status::OK;
+    want.error = r;
+    strip_block(s, out);
+    return Status::NO_SPACE;
+}
+
+}  // namespace bp

@@ -1,0 +1,191 @@
+// Eviction of objects, and room for new ones.
+//
+//   borrow   from the pages, up to the limit      strip    memory of free blocks of other classes
+//   evict    the object of a sample that earns least for its bytes (policy/object_policy.h)
+//   clean    a log page that is mostly dead: its live records move to the page that is being filled, and it is free
+#pragma once
+
+#include "policy/object_policy.h"
+#include "protocol/loans.h"
+#include "protocol/object_log.h"
+
+namespace bp {
+
+inline u64 random_number(Segment& s) {
+    u64 x = s.objects.random.load_relaxed();
+    if (!x) x = prim::now_ns() * 0x9e3779b97f4a7c15 + s.me;
+    x ^= x << 13;
+    x ^= x >> 7;
+    x ^= x << 17;
+    s.objects.random.store_relaxed(x);
+    return x;
+}
+
+inline bool is_expired(u64 expires_ns) { return expires_ns && prim::coarse_ns() >= expires_ns; }
+
+struct Victim {
+    u32 entry = NONE;
+    u64 word = 0;
+    double worth = 0;
+};
+
+// Looks at one entry: whether it can be evicted, and is worth less than the best one so far.
+inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
+    ObjectEntry& entry = s.objects.entries[e];
+    u64 w = entry.word.load_acquire();
+    if (object::state(w) != OBJECT_LIVE || (cache != NONE && entry.cache.load_relaxed() != cache)) return;
+    u64 bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
+    u32 b = object::block(entry.place.load_relaxed());
+    if (!has_block(s, b)) return;
+    bool large = block::state(s.objects.blocks[b].word.load_relaxed()) == BLOCK_LARGE;
+    if (large && any_object_pin(s, b)) return;
+    double worth = is_expired(entry.expires_ns.load_relaxed())
+                       ? 0
+                       : worth_of({u32(entry.uses.load_relaxed()) + 1, s.tick() - entry.used.load_relaxed(), bytes,
+                                   entry.cost.load_relaxed()});
+    CacheSlot& slot = cache_of(s, entry.cache.load_relaxed());
+    bool reserved = cache == NONE && slot.bytes.load_relaxed() <= slot.reserve.load_relaxed();
+    if (reserved) return;
+    if (best.entry == NONE || worth < best.worth) best = {e, w, worth};
+}
+
+// The object of a sample that earns least: of all caches, or of one.
+inline Victim find_victim(Segment& s, u32 cache) {
+    Victim best;
+    u32 n = s.objects.header->entries_high.load_relaxed();
+    if (!n || !has_entry(s, n - 1)) return best;
+    u32 looks = 0, most = n < 8 * OBJECT_LOOKS ? n : 8 * OBJECT_LOOKS, first = u32(random_number(s) % n);
+    for (u32 i = 0; i < most && looks < OBJECT_LOOKS; i++) {
+        u32 e = most == n ? (first + i) % n : u32(random_number(s) % n);
+        looks += object::state(s.objects.entries[e].word.load_relaxed()) == OBJECT_LIVE;
+        consider(s, e, cache, best);
+    }
+    for (u32 i = 0; i < n && best.entry == NONE; i++) consider(s, (first + i) % n, cache, best);
+    return best;
+}
+
+// Evicts one object. Returns the bytes of its record; 0: there is none that can be evicted.
+inline u64 evict_object(Segment& s, u32 cache) {
+    for (u32 tries = 0; tries < 16; tries++) {
+        Victim victim = find_victim(s, cache);
+        if (victim.entry == NONE) return 0;
+        if (!lock_objects(s)) return 0;
+        ObjectEntry& entry = s.objects.entries[victim.entry];
+        u64 bytes = 0;
+        if (entry.word.load_seq_cst() == victim.word) {
+            bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
+            if (s.objects.my_uses) s.objects.my_uses[entry.cache.load_relaxed() % CACHES].evictions.add_relaxed(1);
+            remove_locked(s, victim.entry);
+        }
+        unlock_objects(s);
+        if (bytes) return bytes;
+    }
+    return 0;
+}
+
+// ---- log pages that are mostly dead -------------------------------------------------------
+
+// The log page with the fewest live bytes, of a sample; it is pinned. NONE.
+inline u32 choose_log(Segment& s) {
+    Objects& o = s.objects;
+    ObjectsHeader& h = *o.header;
+    u32 n = h.blocks_high.load_relaxed(), best = NONE, least = ~0u;
+    if (!n || !has_block(s, n - 1) || ready_row(s) != 0) return NONE;
+    u32 first = u32(random_number(s) % n), most = n < 256 ? n : 256;
+    for (u32 i = 0; i < most; i++) {
+        u32 b = most == n ? (first + i) % n : u32(random_number(s) % n);
+        ObjectBlock& k = o.blocks[b];
+        bool is_log = block::state(k.word.load_acquire()) == BLOCK_LOG && h.open.load_relaxed() != b + 1;
+        if (is_log && k.live.load_relaxed() < least && !any_object_pin(s, b)) {
+            least = k.live.load_relaxed();
+            best = b;
+        }
+    }
+    if (best == NONE || u64(least) * 16 > log_bytes(s) - log_bytes(s) / 16 || !lock_objects(s)) return NONE;
+    bool still = block::state(o.blocks[best].word.load_relaxed()) == BLOCK_LOG && h.open.load_relaxed() != best + 1 &&
+                 best < o.row_ready && is_whole_block(s, best);
+    if (still) o.my_pins[best].add_seq_cst(1);
+    unlock_objects(s);
+    return still ? best : NONE;
+}
+
+// Moves a live record to the page that is being filled. False: there is no room.
+inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
+    BlockRequest want{};
+    Placed to;
+    if (reserve_in_log(s, bytes, want, to) != Status::OK) return false;
+    RecordHead* record = record_at(s, to.block, to.offset);
+    memcpy(static_cast<void*>(record + 1), record_at(s, b, offset) + 1, bytes - sizeof(RecordHead));
+    BP_POINT("clean.copied");
+    lock_objects(s, false);
+    ObjectEntry& entry = s.objects.entries[e];
+    EntryKind state = object::state(entry.word.load_relaxed());
+    if ((state == OBJECT_LIVE || state == OBJECT_LOADING) && entry.place.load_relaxed() == object::place(b, offset)) {
+        record->entry = e + 1;
+        add_record(s, to.block, bytes);
+        entry.place.store_seq_cst(object::place(to.block, to.offset));
+        BP_POINT("clean.moved");
+        drop_record(s, b, bytes);
+    }
+    unlock_objects(s);
+    unpin_and_settle(s, to.block);
+    return true;
+}
+
+// Empties a log page: moves what is live, and evicts it where there is no room. Whether there was one to be emptied.
+inline bool clean_log(Segment& s) {
+    Objects& o = s.objects;
+    u32 b = choose_log(s);
+    if (b == NONE) return false;
+    u64 filled = std::min<u64>(o.blocks[b].filled.load_acquire(), log_bytes(s));
+    for (u64 at = 0; at + sizeof(RecordHead) <= filled;) {
+        RecordHead head = *record_at(s, b, at);
+        u64 bytes = u64(head.units) * 16;
+        if (bytes == 0 || bytes > filled - at) break;
+        u32 e = head.entry - 1;
+        bool live = head.entry && has_entry(s, e) && o.entries[e].place.load_acquire() == object::place(b, at);
+        if (live && !move_record(s, e, b, at, bytes) && lock_objects(s)) {
+            ObjectEntry& entry = o.entries[e];
+            bool still = entry.place.load_relaxed() == object::place(b, at) &&
+                         object::state(entry.word.load_relaxed()) == OBJECT_LIVE;
+            if (still) {
+                s.objects.my_uses[entry.cache.load_relaxed() % CACHES].evictions.add_relaxed(1);
+                remove_locked(s, e);
+            }
+            unlock_objects(s);
+        }
+        at += bytes;
+    }
+    BP_POINT("clean.emptied");
+    unpin_and_settle(s, b);
+    return true;
+}
+
+// ---- room ---------------------------------------------------------------------------------
+
+// Is so much of the log pages dead that it pays to clean one?
+inline bool is_log_dirty(Segment& s) {
+    ObjectsHeader& h = *s.objects.header;
+    u64 all = h.log_blocks.load_relaxed() * log_bytes(s), live = h.log_live.load_relaxed() * 16;
+    u64 dead = all > live ? all - live : 0;
+    return dead > 2 * log_bytes(s) && dead > all / 8;
+}
+
+// Makes room for `pages` OS pages more. `cache`: only its own objects may be evicted; NONE: those of all. False:
+// nothing can be
+// evicted.
+inline bool make_object_room(Segment& s, u64 pages, u32 cache) {
+    if (cache == NONE && borrow(s, pages)) return true;
+    if (strip_free_blocks(s, pages)) return true;
+    if (is_log_dirty(s) && clean_log(s)) return true;
+    u64 got = 0;
+    for (u32 i = 0; i < 256 && got < pages * s.g.os_page; i++) {
+        u64 bytes = evict_object(s, cache);
+        if (!bytes) break;
+        got += bytes;
+        if (is_log_dirty(s)) break;
+    }
+    return got != 0 || clean_log(s);
+}
+
+}  // namespace bp

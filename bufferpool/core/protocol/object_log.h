@@ -1,0 +1,75 @@
+// Log pages: the blocks that small records share. They are filled from the front by all clients: each takes its part
+// under the lock, pins the page, and copies its record outside of it. A record that was never published (its client
+// died) is dead space.
+#pragma once
+
+#include "protocol/object_index.h"
+
+namespace bp {
+
+struct Placed {
+    u32 block = NONE;
+    u64 offset = 0;      // in the block
+    bool large = false;  // a block of its own: BUSY(me); else a part of a log page, which we pin
+    bool write = false;  // its memory comes by writing
+};
+
+inline RecordHead* record_at(Segment& s, u32 b, u64 offset) {
+    return reinterpret_cast<RecordHead*>(s.objects.data + block_offset(s, b) + offset);
+}
+
+// Makes a BUSY(me) block the log page that is filled next, unless another client was faster.
+inline void open_log(Segment& s, u32 b, u64 wanted) {
+    ObjectsHeader& h = *s.objects.header;
+    lock_objects(s, false);
+    u32 before = h.open.load_relaxed();
+    bool room = before && s.objects.blocks[before - 1].filled.load_relaxed() + wanted <= log_bytes(s);
+    if (room) {
+        free_block_locked(s, b);
+    } else {
+        ObjectBlock& k = s.objects.blocks[b];
+        k.live.store_relaxed(0);
+        k.filled.store_relaxed(0);
+        k.word.store_release(block::word(BLOCK_LOG, s.objects.log_shift));
+        h.log_blocks.store_relaxed(h.log_blocks.load_relaxed() + 1);
+        h.open.store_relaxed(b + 1);
+        BP_POINT("log.opened");
+        if (before && !s.objects.blocks[before - 1].live.load_relaxed()) doom(s, before - 1);
+    }
+    unlock_objects(s);
+}
+
+// Room for a record of so many bytes in a log page, which is pinned then.
+inline Status reserve_in_log(Segment& s, u64 bytes, BlockRequest& want, Placed& out) {
+    Objects& o = s.objects;
+    ObjectsHeader& h = *o.header;
+    for (;;) {
+        if (ready_row(s) != 0) return Status::NO_SPACE;
+        if (!lock_objects(s)) return Status::INTERRUPTED;
+        u32 n = h.open.load_relaxed();
+        bool known = !n || (has_block(s, n - 1) && n - 1 < o.row_ready && is_whole_block(s, n - 1));
+        if (n && known && o.blocks[n - 1].filled.load_relaxed() + bytes <= log_bytes(s)) {
+            u64 at = o.blocks[n - 1].filled.load_relaxed();
+            o.my_pins[n - 1].add_seq_cst(1);
+            BP_POINT("log.pinned");
+            RecordHead* record = record_at(s, n - 1, at);
+            record->entry = 0;
+            record->units = u32(bytes / 16);
+            o.blocks[n - 1].filled.store_release(u32(at + bytes));
+            unlock_objects(s);
+            out = {n - 1, at, false, false};
+            return Status::OK;
+        }
+        unlock_objects(s);
+        if (!known && n && !has_block(s, n - 1)) return Status::CORRUPT;
+        if (!known) continue;  // our row grows
+        u32 b;
+        want.cls = o.log_shift;
+        want.pages = log_bytes(s) / s.g.os_page;
+        want.write = false;
+        if (Status r = take_block(s, want, b); r != Status::OK) return r;
+        open_log(s, b, bytes);
+    }
+}
+
+}  // namespace bp

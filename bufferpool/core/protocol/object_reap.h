@@ -1,0 +1,77 @@
+// What a dead client has left among the objects: its lock, its loads, its pins, and the blocks that it was filling.
+// As all of reaping, it may be repeated from any step.
+#pragma once
+
+#include "protocol/object_write.h"
+
+namespace bp {
+
+inline bool is_busy_of(Segment& s, u32 b, u32 c) {
+    u64 w = s.objects.blocks[b].word.load_acquire();
+    return block::state(w) == BLOCK_BUSY && block::owner(w) == c;
+}
+
+// Its loads end without a value, so that the next client that wants it loads it.
+inline void reap_loads(Segment& s, u32 c) {
+    Objects& o = s.objects;
+    for (u32 e = 0, n = o.header->entries_high.load_relaxed(); e < n && has_entry(s, e); e++) {
+        ObjectEntry& entry = o.entries[e];
+        if (entry.owner.load_relaxed() != c) continue;
+        lock_objects(s, false);
+        bool wake = false;
+        EntryKind state = object::state(entry.word.load_relaxed());
+        if (entry.owner.load_relaxed() == c && state == OBJECT_LOADING) wake = remove_locked(s, e);
+        if (entry.owner.load_relaxed() == c) entry.owner.store_relaxed(0);
+        unlock_objects(s);
+        if (wake) wake_waiters(s, e);
+        BP_POINT("reap.load");
+    }
+}
+
+inline void reap_blocks(Segment& s, u32 c) {
+    u32 n = s.objects.header->blocks_high.load_relaxed();
+    for (u32 b = 0; b < n && has_block(s, b); b++) {
+        if (!is_busy_of(s, b, c)) continue;
+        lock_objects(s, false);
+        bool ours = is_busy_of(s, b, c) && is_whole_block(s, b);
+        u64 w = s.objects.blocks[b].word.load_relaxed();
+        if (ours) s.objects.blocks[b].word.store_release(block::word(BLOCK_BUSY, block::size_class(w), s.me));
+        unlock_objects(s);
+        if (ours) strip_block(s, b);
+        BP_POINT("reap.block");
+    }
+}
+
+inline void reap_object_pins(Segment& s, u32 c) {
+    u64 w = s.objects.header->rows_ready[c].load_seq_cst();
+    u32 n = is_doubled(w) && u32(w) <= s.objects.at.max_blocks ? u32(w) : 0;
+    for (u32 b = 0; b < n; b++) {
+        Atomic<u32>& count = s.object_pins(c)[b];
+        if (count.load_relaxed()) count.store_seq_cst(0);
+    }
+}
+
+// False: this process cannot map the objects, so it cannot reap the client.
+inline bool reap_objects(Segment& s, u32 c) {
+    int r = map_objects(s);
+    if (r == -ENOENT) return true;
+    if (r) return false;
+    LockWord& lock = s.header->objects;
+    u32 w = lock.word.load_seq_cst();
+    while ((w & lock_word::OWNER) == c) {
+        if (!take(s, lock, w, lock_word::REPAIR | lock_word::WAITED)) continue;
+        rebuild_objects(s);
+        repaired(s, lock);
+        release(s, lock);
+        break;
+    }
+    BP_POINT("reap.objects");
+    reap_loads(s, c);
+    reap_object_pins(s, c);
+    BP_POINT("reap.views");
+    reap_blocks(s, c);
+    sweep_blocks(s);
+    return true;
+}
+
+}  // namespace bp

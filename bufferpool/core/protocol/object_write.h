@@ -1,0 +1,250 @@
+// Putting, deleting, and loading objects.
+//
+//   put       room for the record (a part of a log page, pinned; or a block BUSY(me)) · copy · publish
+//   publish   under the lock: entry CHANGING · its fields · the block has a live record · entry LIVE · linked, if new ·
+//             the old record is dead · clients that wait are woken
+//   load      publish an entry LOADING(me), with the key and no value · the loader runs · publish the value, if the
+//             entry is
+//             still ours: a put or delete meanwhile comes first, and then the value is given to the caller and not kept
+#pragma once
+
+#include "protocol/object_evict.h"
+
+namespace bp {
+
+struct ObjectPiece {
+    const void* from;
+    u64 bytes, at;  // of the value
+};
+
+struct PutObject {
+    ObjectKey key{};
+    u8 kind = 0;
+    u64 bytes = 0;
+    u64 expires_ns = 0;
+    u32 cost = 0;
+    EntryKind state = OBJECT_LIVE;
+    // The load that this ends; or NONE.
+    u32 entry = NONE;
+    u64 word = 0;
+    Placed to{};
+
+    u64 value() const { return object::value(kind, bytes); }
+    u64 record() const { return record_bytes(key.bytes, value()); }
+};
+
+// The largest record that may be kept: a quarter of what the objects may have.
+inline u64 largest_record(Segment& s, const CacheSlot& cache) {
+    u64 most = u64(most_lent(s)) * s.g.page_size, limit = cache.limit.load_relaxed();
+    return (limit && limit < most ? limit : most) / 4;
+}
+
+// A cache above its limit makes room among its own objects.
+inline bool keep_limit(Segment& s, const PutObject& put) {
+    CacheSlot& cache = cache_of(s, put.key.cache);
+    u64 limit = cache.limit.load_relaxed();
+    while (limit && cache.bytes.load_relaxed() + put.record() > limit)
+        if (!evict_object(s, put.key.cache)) return false;
+    return true;
+}
+
+// Room for the record. EXHAUSTED, NO_SPACE, TOO_LONG: it cannot be kept.
+inline Status reserve_object(Segment& s, PutObject& put) {
+    u64 bytes = put.record();
+    CacheSlot& cache = cache_of(s, put.key.cache);
+    if (bytes > largest_record(s, cache)) return Status::TOO_LONG;
+    if (!keep_limit(s, put)) return quick_only ? Status::WAIT : Status::EXHAUSTED;
+    bool large = bytes > log_bytes(s) / 8;
+    for (u32 tries = 0; tries < 10'000; tries++) {
+        BlockRequest want{class_of(s, bytes), os_pages(s, bytes), large};
+        u64 log_pages = log_bytes(s) / s.g.os_page;
+        if (s.objects.header->log_blocks.load_relaxed() > 8) want.spare = log_pages;
+        Status r;
+        if (large) {
+            put.to = {NONE, 0, true, true};
+            r = take_block(s, want, put.to.block);
+        } else {
+            r = reserve_in_log(s, bytes, want, put.to);
+        }
+        if (r == Status::INTERRUPTED && quick_only) return Status::WAIT;
+        if (r != Status::EXHAUSTED) return r;
+        if (quick_only) return Status::WAIT;
+        if (!make_object_room(s, want.missing, NONE)) return Status::EXHAUSTED;
+        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
+    }
+    return Status::EXHAUSTED;
+}
+
+// Gives the room of a record back that is not published.
+inline void abandon_object(Segment& s, PutObject& put) {
+    if (put.to.block == NONE) return;
+    if (put.to.large) strip_block(s, put.to.block);
+    else unpin_and_settle(s, put.to.block);
+    put.to.block = NONE;
+}
+
+// Copies the key and the value to their room. 0 or -errno: the kernel gave no memory.
+inline int fill_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u32 n) {
+    u64 at = block_offset(s, put.to.block) + put.to.offset;
+    u64 value = value_at(put.key.bytes, alignment(put.kind));
+    if (!put.to.write) {
+        u8* to = s.objects.data + at;
+        memcpy(to + sizeof(RecordHead), put.key.at, put.key.bytes);
+        for (u32 i = 0; i < n; i++) memcpy(to + value + pieces[i].at, pieces[i].from, pieces[i].bytes);
+        return 0;
+    }
+    if (!s.has_descriptor()) return -EBADF;
+    u64 file = s.objects.at.data_at + at;
+    RecordHead head{0, u32(put.record() / 16)};
+    int r = prim::write_at(s.fd, &head, sizeof head, file);
+    if (r == 0) r = prim::write_at(s.fd, put.key.at, put.key.bytes, file + sizeof head);
+    for (u32 i = 0; r == 0 && i < n; i++)
+        r = prim::write_at(s.fd, pieces[i].from, pieces[i].bytes, file + value + pieces[i].at);
+    return r;
+}
+
+inline bool is_same_load(const ObjectEntry& entry, const PutObject& put) {
+    return (entry.word.load_relaxed() & ~object::WAITED) == put.word;
+}
+
+// The fields of an entry whose state is CHANGING.
+inline void set_entry(Segment& s, u32 e, const PutObject& put) {
+    ObjectEntry& entry = s.objects.entries[e];
+    entry.hash.store_relaxed(put.key.hash);
+    entry.cache.store_relaxed(put.key.cache);
+    entry.place.store_relaxed(object::place(put.to.block, put.to.offset));
+    entry.value.store_relaxed(put.value());
+    entry.key_bytes.store_relaxed(put.key.bytes);
+    entry.expires_ns.store_relaxed(put.expires_ns);
+    entry.used.store_relaxed(s.tick());
+    entry.cost.store_relaxed(put.cost);
+    entry.uses.store_relaxed(0);
+    entry.owner.store_relaxed(put.state == OBJECT_LOADING ? u16(s.me) : 0);
+}
+
+enum class Published { YES, SUPERSEDED, FULL, OTHER_VALUE, OTHER_LOAD };
+
+// Whether an entry keeps a load from beginning: a value that holds, or another client's load.
+inline Published what_is_there(Segment& s, u32 e, bool is_failure) {
+    ObjectEntry& entry = s.objects.entries[e];
+    if (object::state(entry.word.load_relaxed()) == OBJECT_LOADING) return Published::OTHER_LOAD;
+    return is_failure || is_expired(entry.expires_ns.load_relaxed()) ? Published::YES : Published::OTHER_VALUE;
+}
+
+constexpr u8 KIND_LOADING = 7, KIND_FAILED = 8;  // values of these kinds are not given out
+
+// Under the lock. `wake`: the entry for whose change clients wait.
+inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
+    ObjectsHeader& h = *s.objects.header;
+    u32 e = find_locked(s, put.key);
+    if (put.entry != NONE && (e != put.entry || !is_same_load(s.objects.entries[e], put))) return Published::SUPERSEDED;
+    if (put.state == OBJECT_LOADING && e != NONE) {
+        bool failed = object::kind(s.objects.entries[e].value.load_relaxed()) == KIND_FAILED;
+        if (Published there = what_is_there(s, e, failed); there != Published::YES) {
+            put.entry = e;
+            put.word = s.objects.entries[e].word.load_relaxed();
+            return there;
+        }
+    }
+    bool is_new = e == NONE;
+    if (is_new && (e = take_entry(s)) == NONE) return Published::FULL;
+    ObjectEntry& entry = s.objects.entries[e];
+    u64 w = entry.word.load_relaxed();
+    w = entry.word.swap_seq_cst(object::next(w, OBJECT_CHANGING));
+    BP_POINT("publish.closed");
+    u64 old = entry.place.load_relaxed(), old_bytes = 0;
+    if (!is_new) {
+        old_bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
+        count_object(s, entry, false);
+    }
+    set_entry(s, e, put);
+    if (!put.to.large) record_at(s, put.to.block, put.to.offset)->entry = e + 1;
+    add_record(s, put.to.block, put.record());
+    BP_POINT("publish.filled");
+    put.entry = e;
+    put.word = object::next(entry.word.load_relaxed(), put.state);
+    entry.word.store_seq_cst(put.word);
+    BP_POINT("publish.live");
+    if (is_new) {
+        link_entry(s, e);
+        h.live.store_relaxed(h.live.load_relaxed() + 1);
+        if (h.live.load_relaxed() > h.buckets.load_relaxed()) split_bucket(s);
+    } else {
+        drop_record(s, object::block(old), old_bytes);
+    }
+    count_object(s, entry, true);
+    if (w & object::WAITED) wake = e;
+    return Published::YES;
+}
+
+// Makes the value visible, as a whole. Afterwards the room is the object's, or was given back.
+inline Published publish_object(Segment& s, PutObject& put) {
+    Published r;
+    u32 wake = NONE;
+    for (u32 tries = 0; tries < 100; tries++) {
+        lock_objects(s, false);
+        r = publish_locked(s, put, wake);
+        unlock_objects(s);
+        if (r != Published::FULL) break;
+        int grown = grow_entries(s);
+        if (grown == -ENOBUFS ? !evict_object(s, NONE) : grown != 0) break;
+    }
+    if (wake != NONE) wake_waiters(s, wake);
+    if (r == Published::YES) {
+        if (!put.to.large) unpin_and_settle(s, put.to.block);
+        Objects& o = s.objects;
+        if (o.header->buckets.load_relaxed() >= o.heads_ready) grow_heads(s);
+        put.to.block = NONE;
+    } else {
+        abandon_object(s, put);
+    }
+    return r;
+}
+
+// Removes a key's object, or ends its load. Whether there was one.
+inline bool delete_object(Segment& s, const ObjectKey& key) {
+    if (!lock_objects(s)) return false;
+    u32 e = find_locked(s, key);
+    bool live = e != NONE && object::state(s.objects.entries[e].word.load_relaxed()) == OBJECT_LIVE;
+    bool wake = e != NONE && remove_locked(s, e);
+    unlock_objects(s);
+    if (wake) wake_waiters(s, e);
+    return live;
+}
+
+// Ends a load that has no value; an expired one that it was to replace stays. False: it was not ours any more.
+inline bool end_load(Segment& s, u32 e, u64 word) {
+    lock_objects(s, false);
+    bool ours = has_entry(s, e) && (s.objects.entries[e].word.load_relaxed() & ~object::WAITED) == word;
+    bool renews = ours && object::state(word) == OBJECT_LIVE;
+    if (renews) s.objects.entries[e].owner.store_seq_cst(0);
+    bool wake = ours && !renews && remove_locked(s, e);
+    unlock_objects(s);
+    if (wake) wake_waiters(s, e);
+    return ours;
+}
+
+constexpr u32 CLEAR_BATCH = 512;
+
+// Removes all objects of a cache that are there when it begins.
+inline u64 clear_objects(Segment& s, u32 cache) {
+    u64 n = 0;
+    u32 high = s.objects.header->entries_high.load_relaxed();
+    for (u32 e = 0; e < high && has_entry(s, e);) {
+        if (!lock_objects(s)) return n;
+        u32 wake[CLEAR_BATCH], waked = 0;
+        for (u32 end = e + CLEAR_BATCH; e < end && e < high; e++) {
+            ObjectEntry& entry = s.objects.entries[e];
+            EntryKind state = object::state(entry.word.load_relaxed());
+            if (entry.cache.load_relaxed() != cache || (state != OBJECT_LIVE && state != OBJECT_LOADING)) continue;
+            n += state == OBJECT_LIVE;
+            if (remove_locked(s, e)) wake[waked++] = e;
+        }
+        unlock_objects(s);
+        for (u32 i = 0; i < waked; i++) wake_waiters(s, wake[i]);
+        if (s.interrupted && s.interrupted(s)) return n;
+    }
+    return n;
+}
+
+}  // namespace bp

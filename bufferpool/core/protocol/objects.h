@@ -1,0 +1,172 @@
+// Objects: the mapping of their area, their lock, and how their tables grow. (Blocks: object_blocks.h; the hash
+// table: object_index.h; values: object_write.h; eviction: object_evict.h; the dead: object_reap.h.)
+//
+// Every change is made under the lock of the objects, which survives a death: who inherits it makes all that it
+// protects anew from the entries and the words of the blocks (rebuild_objects). Under the lock there is no copy, no
+// system call and no Python. A hit takes no lock:
+//
+//   reader   looks at the entry · counts its pin on the block · looks at the entry's word again
+//   remover  changes the entry's word · looks at the pins on the block
+//
+// Of the two at least one sees the other (Dekker's algorithm, as rule 3 has it for pages): the reader takes its pin
+// back, or the block is DOOMED and keeps its bytes until the last pin goes.
+#pragma once
+
+#include "protocol/growth.h"
+
+namespace bp {
+
+// ---- the area ------------------------------------------------------------------
+
+// As much address room as this process has, twice.
+inline u64 object_bytes_for(Segment& s) {
+    for (u32 less = 0;; less++) {
+        u64 bytes = object_room(s.g, less);
+        u8* room = prim::map_area(-1, 0, 2 * bytes, PROT_NONE);
+        if (room) prim::unmap_area(room, 2 * bytes);
+        if (room || less == 32) return bytes;
+    }
+}
+
+// Makes the area of a pool's first cache, and maps it. If this client dies in between, what it has made is
+// undone by the next owner of the growth lock (repair_growth).
+inline int make_objects(Segment& s, u32 log_shift) {
+    int r = map_objects(s);
+    if (r != -ENOENT) return r;
+    if (!lock_growth(s)) return -EINTR;
+    if (!s.header->objects_made.load_seq_cst()) {
+        if (!s.header->object_bytes.load_seq_cst()) s.header->object_bytes.store_seq_cst(object_bytes_for(s));
+        BP_POINT("objects.sized");
+        ObjectPlaces p = place_objects(s.g, s.header->object_bytes.load_seq_cst());
+        ObjectsHeader h{};
+        h.log_shift.store_relaxed(log_shift);
+        h.buckets.store_relaxed(FIRST_BUCKETS);
+        h.heads_ready.store_relaxed(doubled(FIRST_BUCKETS));
+        r = s.has_descriptor() ? prim::extend(s.fd, p.end) : -EBADF;
+        if (r == 0) r = prim::write_at(s.fd, &h, sizeof h, p.at);
+        BP_POINT("objects.written");
+        if (r == 0) r = s.plug(p.heads_at, round_up(FIRST_BUCKETS * 8, s.g.os_page));
+        BP_POINT("objects.plugged");
+        if (r == 0) s.header->objects_made.store_seq_cst(1);
+        else repair_growth(s);
+    } else {
+        r = 0;
+    }
+    release(s, s.header->growth);
+    return r ? r : map_objects(s);
+}
+
+// ---- the bounds of what the tables say ---------------------------------------------
+
+inline bool has_entry(Segment& s, u32 e) {
+    if (e < s.objects.entries_ready) return true;
+    look_at_objects(s);
+    return e < s.objects.entries_ready;
+}
+inline bool has_block(Segment& s, u32 b) {
+    if (b < s.objects.blocks_ready) return true;
+    look_at_objects(s);
+    return b < s.objects.blocks_ready;
+}
+
+inline u64 log_bytes(Segment& s) { return u64(1) << s.objects.log_shift; }
+inline u64 block_bytes(u64 word) { return u64(1) << block::size_class(word); }
+inline u64 block_offset(Segment& s, u32 b) { return s.objects.blocks[b].at.load_relaxed() * s.g.os_page; }
+// Where a block's memory lies in this process; null if its word is damaged. Writers use `data`, readers `read_base`.
+inline bool is_whole_block(Segment& s, u32 b) {
+    u64 w = s.objects.blocks[b].word.load_acquire();
+    u32 cls = block::size_class(w);
+    u64 room = s.objects.at.end - s.objects.at.data_at;
+    return cls < BLOCK_CLASSES && block_offset(s, b) < room && block_bytes(w) <= room - block_offset(s, b);
+}
+
+// How values of a kind are aligned in their record.
+constexpr u8 ALIGNED_KIND = 0x80;
+constexpr u64 alignment(u8 kind) { return kind & ALIGNED_KIND ? 64 : 16; }
+inline u64 record_bytes(u64 key_bytes, u64 value) {
+    return round_up(value_at(key_bytes, alignment(object::kind(value))) + object::bytes(value), 16);
+}
+
+// ---- growth ---------------------------------------------------------------------
+
+constexpr u32 LEAST_STEP = 64;
+
+// Memory for more entries, blocks or heads: at least one more than `has`. 0 or -errno; -ENOBUFS: there is room for no
+// more.
+inline int grow_object_table(Segment& s, Atomic<u64>& word, u64 table_at, u32 size, u32 most) {
+    if (!lock_growth(s)) return -EINTR;
+    u64 w = word.load_seq_cst();
+    u32 from = is_doubled(w) && u32(w) <= most ? u32(w) : most, unit = s.g.os_page / size;
+    u64 more = from / 8 > LEAST_STEP ? from / 8 : LEAST_STEP, to = round_up(from + more, unit);
+    if (to > most) to = most;
+    int r = to > from ? 0 : -ENOBUFS;
+    u64 first = round_up(u64(from) * size, s.g.os_page), end = round_up(to * size, s.g.os_page);
+    if (r == 0 && end > first) r = s.plug(table_at + first, end - first);
+    BP_POINT("objects.grown");
+    if (r == 0) word.store_seq_cst(doubled(u32(to)));
+    else if (r != -ENOBUFS) repair_growth(s);
+    release(s, s.header->growth);
+    look_at_objects(s);
+    return r;
+}
+inline int grow_entries(Segment& s) {
+    return grow_object_table(s, s.objects.header->entries_ready, s.objects.at.entries_at, sizeof(ObjectEntry),
+                             s.objects.at.max_entries);
+}
+inline int grow_blocks(Segment& s) {
+    return grow_object_table(s, s.objects.header->blocks_ready, s.objects.at.blocks_at, sizeof(ObjectBlock),
+                             s.objects.at.max_blocks);
+}
+inline int grow_heads(Segment& s) {
+    return grow_object_table(s, s.objects.header->heads_ready, s.objects.at.heads_at, 8, s.objects.at.max_entries);
+}
+
+// Memory for a client's pins on all present blocks, and for its counters. It comes before the client's first pin there;
+// and who looks at the pins on a block has closed the entry before, so that a client whose row was too short then finds
+// it closed.
+inline int grow_pin_row(Segment& s, u32 c) {
+    Objects& o = s.objects;
+    if (!lock_growth(s, false)) return -EINTR;
+    look_at_objects(s);
+    Atomic<u64>& word = o.header->rows_ready[c];
+    Shared<u32> had;
+    read_doubled(word, o.at.max_blocks, had);
+    u64 first = row_bytes(s.g, had), end = row_bytes(s.g, std::max<u32>(o.blocks_ready, 1));
+    u64 row = o.at.rows_at + (c - 1) * o.at.row_bytes;
+    int r = end > first ? s.plug(row + first, end - first) : 0;
+    BP_POINT("objects.row");
+    if (r == 0 && end > first) {
+        u64 most = (end - row_bytes(s.g, 0, true)) / 4;
+        word.store_seq_cst(doubled(u32(most < o.at.max_blocks ? most : o.at.max_blocks)));
+    } else if (r) {
+        repair_growth(s);
+    }
+    release(s, s.header->growth);
+    return r;
+}
+
+// Has our pin row an element for every block that there is? -errno: the kernel gives no memory for it.
+inline int ready_row(Segment& s) {
+    Objects& o = s.objects;
+    if (o.row_ready >= o.blocks_ready && o.row_ready) return 0;
+    read_doubled(o.header->rows_ready[s.me], o.at.max_blocks, o.row_ready);
+    if (o.row_ready >= o.blocks_ready && o.row_ready) return 0;
+    int r = grow_pin_row(s, s.me);
+    if (r == 0) read_doubled(o.header->rows_ready[s.me], o.at.max_blocks, o.row_ready);
+    return r;
+}
+
+// ---- pins -----------------------------------------------------------------------
+
+// Whether any client pins the block. Under the lock, after the entry or the block was closed.
+inline bool any_object_pin(Segment& s, u32 b) {
+    Objects& o = s.objects;
+    for (u32 c = 1; c <= s.g.max_clients; c++) {
+        u64 w = o.header->rows_ready[c].load_seq_cst();
+        u32 n = is_doubled(w) ? u32(w) : 0;
+        if (b < n && n <= o.at.max_blocks && s.object_pins(c)[b].load_seq_cst()) return true;
+    }
+    return false;
+}
+
+}  // namespace bp

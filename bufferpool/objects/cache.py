@@ -1,0 +1,308 @@
+"""A cache of values by key that every process of a pool shares. Its tables and their protocol are in the core
+(``core/protocol/object*.h``); here is what calls other people's code: loaders, pickles and coroutines."""
+
+import asyncio
+import contextlib
+import functools
+import pickle
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, cast
+
+from bufferpool import _core
+from bufferpool.errors import LoaderFailed, WaitTimeout, WouldDeadlock
+from bufferpool.units import parse_size, seconds_of
+
+if TYPE_CHECKING:
+    from bufferpool.client.client import Client
+
+Key = str | bytes | int | tuple["Key", ...]
+"""What a key may be. Equal keys are equal in every process; an int is not equal to the str of its digits."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_MISSING: Final = object()
+_VALUE, _LOAD, _FAILED, _UNKEPT, _BUSY, _LATE, _STALE = range(7)  # what begin() says: see core/python/cache.cpp
+_POLL_S, _POLL_MOST_S = 0.001, 0.02  # between two looks of a coroutine at another one's load
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a cache has, and what its clients have counted so far."""
+
+    name: str
+    count: int
+    """Values, and loads under way. A value that has expired counts until it is replaced or evicted."""
+    bytes: int
+    """Of their records: keys and values, rounded up to 16 bytes."""
+    limit: int
+    """The most bytes that they may take; 0: what the pool lends."""
+    reserve: int
+    """Bytes that other caches cannot take from it."""
+    hits: int
+    misses: int
+    puts: int
+    """Values that were stored, those of loads included."""
+    loads: int
+    load_failures: int
+    waits: int
+    """Calls that waited for the load of another thread or process."""
+    evictions: int
+    refused: int
+    """Values that were not kept: too large, or there was no room."""
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits among all lookups; 0.0 before the first."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
+
+
+class Opens(Protocol):
+    """The pool of a cache; it can be pickled."""
+
+    client: "Client"
+
+
+class _Loading(threading.local):
+    """The keys that this thread is loading."""
+
+    def __init__(self) -> None:
+        self.keys: set[tuple[str, str, Key]] = set()
+
+
+_loading = _Loading()
+
+
+class Cache(_core.CacheBase):
+    """A cache of values by key, in the memory of a pool. :meth:`bufferpool.Pool.cache` makes one.
+
+    All processes that open the name share it. Keys: str, bytes, int, and tuples of them. Values: bytes-like objects
+    (they come back as a read-only memoryview), str, None, arrays (they come back read-only, with their type and shape),
+    and every object that can be pickled. A view or array stays as it was while it is held, whatever happens to its key.
+
+    ``get``, ``put``, ``delete``, ``in``, ``len`` and ``clear`` may be called by any thread of any process. A value that
+    cannot be kept, because it is larger than a quarter of the cache's room or everything is pinned, is not an error:
+    ``put`` returns False, and :meth:`get_or_load` returns the value.
+    """
+
+    name: str
+    _client: "Client"
+    _pool: "Opens"
+
+    def __new__(cls, pool: "Opens", name: str, settings: "Settings | None" = None) -> Self:
+        """Opens the cache, or makes it. ``settings`` that are not None replace those that it has."""
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a cache must be a string, not {type(name).__name__}")
+        cache = super().__new__(cls, pool.client.seg, name)
+        cache.name, cache._client, cache._pool = name, pool.client, pool
+        if settings is not None:
+            cache.configure(settings.ttl_ns, settings.jitter, settings.limit, settings.reserve)
+        return cache
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._pool, self.name)
+
+    def __repr__(self) -> str:
+        return f"<Cache {self.name!r} of pool {self._client.name!r}>"
+
+    def __bool__(self) -> bool:
+        """A cache is true, even if it is empty."""
+        return True
+
+    # ---- loads -----------------------------------------------------------------------
+
+    def get_or_load(
+        self,
+        key: Key,
+        load: Callable[[Any], _T],
+        *,
+        timeout: float | None = None,
+        ttl: float | None = None,
+        stale_while_loading: bool = False,
+    ) -> _T:
+        """The value of ``key``. If there is none, ``load(key)`` computes it, once for all threads and processes.
+
+        The others wait, at most ``timeout`` seconds, and get the same value. If the process that loads it dies, one
+        of them loads it; if ``load`` raises, all who waited get the exception. (One that cannot be pickled comes as
+        LoaderFailed.) ``ttl``: seconds until the value expires (default: the cache's). ``stale_while_loading``:
+        while one process loads a new value in place of one that has expired, the others get the old one.
+
+        The caller that loads gets what ``load`` returned, the others what the cache gives: a read-only memoryview for bytes, a
+        read-only array for an array. Raises WaitTimeout, and WouldDeadlock if this thread is loading the key already.
+        """
+        value = self.get(key, _MISSING)
+        if value is not _MISSING:
+            return cast(_T, value)
+        load_of = (self._client.path, self.name, key)
+        if load_of in _loading.keys:
+            raise WouldDeadlock(f"this thread is loading {key!r} of cache {self.name!r} already; load another key")
+        outcome, what = self.begin(key, seconds_of(timeout), True, False, stale_while_loading)
+        if outcome in (_VALUE, _STALE):
+            return cast(_T, what)
+        self._raise_unless_load(outcome, what, key, timeout)
+        _loading.keys.add(load_of)
+        began = time.perf_counter()
+        try:
+            loaded = load(key)
+        except BaseException as error:
+            self._end(key, what, error)
+            raise
+        finally:
+            _loading.keys.discard(load_of)
+        self._store(key, what, loaded, ttl, began)
+        return loaded
+
+    async def aget_or_load(
+        self,
+        key: Key,
+        load: Callable[[Any], Awaitable[_T]],
+        *,
+        timeout: float | None = None,
+        ttl: float | None = None,
+        stale_while_loading: bool = False,
+    ) -> _T:
+        """The same as :meth:`get_or_load` for a coroutine function; the event loop runs on while it waits."""
+        value = self.get(key, _MISSING)
+        if value is not _MISSING:
+            return cast(_T, value)
+        end, pause, waited = time.monotonic() + seconds_of(timeout), _POLL_S, False
+        while True:
+            outcome, what = self.begin(key, 0.0, False, waited, stale_while_loading)
+            if outcome in (_VALUE, _STALE):
+                return cast(_T, what)
+            if outcome != _BUSY:
+                break
+            if time.monotonic() >= end:
+                outcome = _LATE
+                break
+            waited = True
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _POLL_MOST_S)
+        self._raise_unless_load(outcome, what, key, timeout)
+        began = time.perf_counter()
+        try:
+            loaded = await load(key)
+        except BaseException as error:
+            self._end(key, what, error)
+            raise
+        self._store(key, what, loaded, ttl, began)
+        return loaded
+
+    def _raise_unless_load(self, outcome: int, what: Any, key: Key, timeout: float | None) -> None:
+        """Raises what another one's load has raised, or that it takes too long."""
+        if outcome == _FAILED:
+            raise what
+        if outcome == _LATE:
+            raise WaitTimeout(
+                f"{key!r} of cache {self.name!r} was being loaded for longer than {timeout} seconds by another thread or process"
+            )
+
+    def _store(self, key: Key, load: Any, value: Any, ttl: float | None, began: float) -> None:
+        """Keeps a loaded value; without a load (there was no room for one) it is only counted."""
+        microseconds = min(int((time.perf_counter() - began) * 1e6), 2**32 - 1)
+        if load is None:
+            return
+        try:
+            self.finish(key, load, value, ttl, microseconds)
+        except BaseException:  # it cannot be pickled, or the ttl is wrong: nobody waits for it any more
+            self._end(key, load, None)
+            raise
+
+    def _end(self, key: Key, load: Any, error: BaseException | None) -> None:
+        """Ends a load without a value. Those that wait get the exception, if it is one of the loader's."""
+        if load is not None:
+            self.fail(load, key, _pickled(error, key) if isinstance(error, Exception) else None)
+
+    # ---- functions ----------------------------------------------------------------------
+
+    def memoize(
+        self,
+        *,
+        version: int | str = 0,
+        ttl: float | None = None,
+        timeout: float | None = None,
+        key: Callable[..., Key] | None = None,
+    ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+        """A decorator: the function's results are kept, and computed once for all processes.
+
+        The key is the function's name, ``version`` (change it with the code) and the arguments, which are numbers, str, bytes,
+        None, bool or tuples of them; for others, ``key(*args, **kwargs)`` makes one. The function has the attribute
+        ``cache_key``, which gives the key of a call.
+        """
+
+        def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+            name = f"{function.__module__}.{function.__qualname__}"
+
+            def cache_key(*args: Any, **kwargs: Any) -> Key:
+                if key is not None:
+                    return (name, version, key(*args, **kwargs))
+                named = tuple((word, _key_part(value)) for word, value in sorted(kwargs.items()))
+                return (name, version, tuple(map(_key_part, args)), named)
+
+            @functools.wraps(function)
+            def memoized(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+                return self.get_or_load(
+                    cache_key(*args, **kwargs), lambda _: function(*args, **kwargs), ttl=ttl, timeout=timeout
+                )
+
+            memoized.cache_key = cache_key  # type: ignore[attr-defined]
+            return memoized
+
+        return decorate
+
+    # ---- figures --------------------------------------------------------------------------
+
+    def stats(self) -> CacheStats:
+        """What the cache has, and what all its clients have counted."""
+        return CacheStats(name=self.name, **self.counts())
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a cache; None leaves one as it is."""
+
+    ttl_ns: int | None
+    jitter: float
+    limit: int | None
+    reserve: int | None
+
+    @classmethod
+    def of(cls, ttl: float | None, jitter: float, limit: int | str | None, reserve: int | str | None) -> "Settings":
+        """Checks the arguments of :meth:`bufferpool.Pool.cache`. Raises ValueError, TypeError."""
+        seconds = None if ttl is None else seconds_of(ttl, "ttl")
+        if seconds == 0:
+            raise ValueError("ttl must be above 0 seconds")
+        if not isinstance(jitter, int | float) or not 0 <= jitter < 1:
+            raise ValueError(f"jitter must be 0 to below 1 (a part of the ttl), not {jitter!r}")
+        most, least = (
+            None if size is None else parse_size(size, name) for size, name in ((limit, "limit"), (reserve, "reserve"))
+        )
+        if most is not None and least is not None and least > most:
+            raise ValueError(f"reserve ({least} bytes) must not be above limit ({most} bytes)")
+        ns = None if seconds is None else int(min(seconds, 1e9) * 1e9)
+        return cls(ns, float(jitter), most, least)
+
+
+def _key_part(value: Any) -> Key:
+    """An argument of a function as a part of a key."""
+    if value is None or isinstance(value, bool | float):
+        return (type(value).__name__, value.hex() if isinstance(value, float) else str(value))
+    if isinstance(value, tuple):
+        return tuple(map(_key_part, value))
+    if isinstance(value, str | bytes | int):
+        return value
+    raise TypeError(
+        f"an argument of a memoized function is a number, str, bytes, None, bool or a tuple of them, not {type(value).__name__}; "
+        "memoize(key=…) makes a key of others"
+    )
+
+
+def _pickled(error: Exception, key: Key) -> bytes:
+    """The exception for those who waited; LoaderFailed, if it cannot be pickled."""
+    with contextlib.suppress(Exception):  # what pickling other people's exceptions may raise
+        told = pickle.dumps(error, 5)
+        pickle.loads(told)
+        return told
+    return pickle.dumps(LoaderFailed(f"the load of {key!r} raised {type(error).__name__}: {error}"), 5)
