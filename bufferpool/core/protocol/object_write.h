@@ -4,8 +4,8 @@
 //   publish   under the lock: entry CHANGING · its fields · the block has a live record · entry LIVE · linked, if new ·
 //             the old record is dead · clients that wait are woken
 //   load      publish an entry LOADING(me), with the key and no value · the loader runs · publish the value, if the
-//             entry is
-//             still ours: a put or delete meanwhile comes first, and then the value is given to the caller and not kept
+//             entry is still ours: a put or delete meanwhile comes first, and then the caller gets the value, and it
+//             is not kept
 #pragma once
 
 #include "protocol/object_evict.h"
