@@ -13,7 +13,9 @@ The pool loads each page once, however many threads and processes ask for it, an
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -76,6 +78,8 @@ class Blocks:
         self.pool = pool
         self.block_size = pool.page_size - TRAILER_BYTES
         self._asked = _Asked()
+        self._views: dict[int, weakref.ref[np.ndarray]] = {}
+        self._view_numbers = itertools.count()
         self._space = self._open()
 
     def _open(self) -> Space:
@@ -124,13 +128,21 @@ class Blocks:
         return out
 
     def try_view(self, wanted: Range) -> np.ndarray | None:
-        """A range that lies in one block which is in the pool, without a copy: an array that pins the page; else None."""
+        """A range without a copy, as a read-only array that pins its page; None if it is not in one block, or the block is absent.
+
+        None, too, while such arrays pin a quarter of the budget: the others need pages, too.
+        """
         blocks = self.blocks_of(wanted)
-        page = self._reopening(lambda: self._resident(blocks[0])) if len(blocks) == 1 else None
+        if len(blocks) != 1 or len(self._views) >= self.pool.budget_frames // 4:
+            return None
+        page = self._reopening(lambda: self._resident(blocks[0]))
         if page is None:
             return None
         first = wanted.start % self.block_size
-        return page[first : first + wanted.end - wanted.start]
+        view = page[first : first + wanted.end - wanted.start]
+        number = next(self._view_numbers)
+        self._views[number] = weakref.ref(view, lambda _: self._views.pop(number, None))
+        return view
 
     def read(self, ranges: Sequence[Range], fetch: Fetch, ahead: Iterable[Block] = ()) -> list[bytes | Exception]:
         """The bytes of ranges, or what is wrong with each; blocks that are absent are fetched together.

@@ -153,6 +153,14 @@ class Reader:
             return found
         return there[0]
 
+    def view(self, start: int, end: int) -> Any:
+        """The bytes as an array over shared memory, if they lie in one block that is in the pool; else None."""
+        wanted = Range(self.file.key, start, end)
+        view = self.blocks.try_view(wanted)
+        if view is not None:
+            self._read_ahead(wanted)
+        return view
+
     def _read_ahead(self, wanted: Range) -> Iterator[Block]:
         """The blocks that are fetched together with those of a read: twice as many as before while reads follow each other."""
         size = self.blocks.block_size
@@ -201,6 +209,8 @@ register_cache(BlockCache, clobber=True)
 class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
     """A file that is open for reading: one version of it, of which blocks are fetched when they are first read."""
 
+    loc: int
+
     def __init__(self, fs: Any, reader: Reader, **options: Any) -> None:
         self.reader = reader
         options.setdefault("cache_type", "bufferpool")
@@ -209,6 +219,15 @@ class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self.reader.read(start, end)
+
+    def read_buffer(self, length: int = -1) -> Any:
+        """As ``read``; bytes that lie in one block are a read-only array over shared memory, which keeps its page. pyarrow calls this."""
+        end = self.size if length is None or length < 0 else min(self.size, self.loc + length)
+        view = self.reader.view(self.loc, end) if end > self.loc and not self.closed else None
+        if view is None:
+            return self.read(length)
+        self.loc = end
+        return view
 
 
 # ---- the file system -------------------------------------------------------------
