@@ -26,9 +26,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import bufferpool
+from bufferpool.integrations.fsspec import PoolOptions, blocks_of
 from integrations.origin import Origin
 
-PROCESSES, QUERIES, LATENCY_S = 4, 10, 0.02
+PROCESSES, QUERIES, LATENCY_S, BUDGET = 4, 10, 0.02, "512MiB"
 ROWS, COLUMNS, GROUPS = 400_000, 20, 16
 POOL = f"bufferpool-bench-{os.getpid()}-"
 KINDS = ("pool", "blockcache", "filecache", "readahead", "none")
@@ -48,55 +49,55 @@ class Task:
 # ---- in the processes -----------------------------------------------------------------
 
 
-def file_system(task: Task) -> tuple[Any, dict[str, Any]]:
-    """A file system that has cached nothing, and the options with which files are opened."""
+def file_system(task: Task) -> Any:
+    """A file system that has cached nothing."""
     import fsspec
 
     if task.kind == "pool":
-        options = {"target_protocol": "http", "pool": task.pool, "budget": "512MiB", "steward": False}
-        return fsspec.filesystem("bufferpool", skip_instance_cache=True, **options), {}
+        options = {"target_protocol": "http", "pool": task.pool, "budget": BUDGET, "steward": False}
+        return fsspec.filesystem("bufferpool", skip_instance_cache=True, **options)
     if task.kind.endswith("cache"):
-        return fsspec.filesystem(task.kind, target_protocol="http", skip_instance_cache=True), {}
-    return fsspec.filesystem("http"), {"cache_type": task.kind}
+        return fsspec.filesystem(task.kind, target_protocol="http", skip_instance_cache=True)
+    return fsspec.filesystem("http", cache_type=task.kind)
 
 
-def read_parquet(task: Task, fs: Any, options: dict[str, Any]) -> None:
+def read_parquet(task: Task, fs: Any) -> None:
     import pyarrow.parquet as pq
 
     choices = np.random.default_rng(task.seed)
     for _ in range(QUERIES):
         group = int(choices.zipf(1.5)) % GROUPS
         columns = [f"c{n}" for n in choices.choice(COLUMNS, 2, replace=False)]
-        with fs.open(task.url, "rb", **options) as file:
+        with fs.open(task.url, "rb") as file:
             found = pq.ParquetFile(file).read_row_group(group, columns)
         assert found.num_rows == ROWS // GROUPS
 
 
-def read_h5py(task: Task, fs: Any, options: dict[str, Any]) -> None:
+def read_h5py(task: Task, fs: Any) -> None:
     import h5py
 
-    with fs.open(task.url, "rb", **options) as opened, h5py.File(opened) as file:
+    with fs.open(task.url, "rb") as opened, h5py.File(opened) as file:
         for n in (3, 70, 41):
             assert file["data"][n].shape == (400, 400)
 
 
-def read_xarray(task: Task, fs: Any, options: dict[str, Any]) -> None:
+def read_xarray(task: Task, fs: Any) -> None:
     import xarray
 
-    with fs.open(task.url, "rb", **options) as opened, xarray.open_dataset(opened, engine="h5netcdf") as found:
+    with fs.open(task.url, "rb") as opened, xarray.open_dataset(opened, engine="h5netcdf") as found:
         assert found["data"].isel(time=slice(40, 48)).load().shape == (8, 400, 400)
 
 
-def read_rasterio(task: Task, fs: Any, options: dict[str, Any]) -> None:
+def read_rasterio(task: Task, fs: Any) -> None:
     import rasterio
     from rasterio.windows import Window
 
-    with fs.open(task.url, "rb", **options) as opened, rasterio.open(opened) as file:
-        for x, y in ((100, 100), (1500, 900), (3000, 3000)):
+    with rasterio.open(task.url, opener=fs) as file:  # of an open file it would read the whole first
+        for x, y in ((100, 100), (3000, 1500), (6000, 7000)):
             assert file.read(1, window=Window(x, y, 300, 300)).shape == (300, 300)
 
 
-READERS: dict[str, Callable[[Task, Any, dict[str, Any]], None]] = {
+READERS: dict[str, Callable[[Task, Any], None]] = {
     "parquet": read_parquet,
     "h5py": read_h5py,
     "xarray": read_xarray,
@@ -105,18 +106,18 @@ READERS: dict[str, Callable[[Task, Any, dict[str, Any]], None]] = {
 
 
 def work(connection: Connection) -> None:
-    """A process: does each task that it is given, and answers with its time."""
+    """A process: does each task that it is given, and answers with what it raised."""
     import aiohttp  # noqa: F401 - so that no import is timed
     import fsspec  # noqa: F401
 
     while (task := connection.recv()) is not None:
-        if task.seed < 0:  # the import of the reader's library
-            connection.send(0.0)
-            continue
-        fs, options = file_system(task)
-        begin = time.perf_counter()
-        READERS[task.reader](task, fs, options)
-        connection.send(time.perf_counter() - begin)
+        fs = file_system(task)
+        try:
+            READERS[task.reader](task, fs)
+        except Exception as error:  # noqa: BLE001 - raised in the main process
+            connection.send(error)
+        else:
+            connection.send(None)
 
 
 # ---- the files --------------------------------------------------------------------------
@@ -168,10 +169,10 @@ def make_xarray(path: Path) -> None:
 def make_tiff(path: Path) -> None:
     import rasterio
 
-    data = np.random.default_rng(4).integers(0, 255, (1, 4096, 4096), dtype=np.uint8)
+    data = np.random.default_rng(4).integers(0, 255, (1, 8192, 8192), dtype=np.uint8)
     shape = {
-        "width": 4096,
-        "height": 4096,
+        "width": 8192,
+        "height": 8192,
         "count": 1,
         "dtype": "uint8",
         "tiled": True,
@@ -199,18 +200,21 @@ class Readers:
     def run(self, n: int, kind: str, reader: str, url: str) -> float:
         """Has ``n`` processes read at the same time; returns the seconds until the last one is done."""
         pool = POOL + secrets.token_hex(4)
+        if kind == "pool":  # it is there before its first reader as a rule, without the blocks
+            blocks_of(PoolOptions(pool, BUDGET, steward=False)).pool.close()
         seeds = [int(seed) for seed in np.random.default_rng(5).integers(0, 1 << 30, n)]
         begin = time.perf_counter()
         for connection, seed in zip(self.connections, seeds, strict=False):
             connection.send(Task(kind, reader, url, pool, seed))
-        for connection in self.connections[:n]:
-            connection.recv()
+        failed = [connection.recv() for connection in self.connections[:n]]
         taken = time.perf_counter() - begin
         if kind == "pool":
             with bufferpool.Pool.attach(pool) as made:
                 wrong = made.check()
                 made.unlink()
             assert wrong == [], wrong
+        for error in filter(None, failed):
+            raise error
         return taken
 
     def close(self) -> None:

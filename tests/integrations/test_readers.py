@@ -157,8 +157,13 @@ def test_rasterio(origin: Any, options: Options, tmp_path: Path) -> None:
     url = origin.put("a.tif", (tmp_path / "a.tif").read_bytes())
 
     def read(fs: Any, given: dict[str, Any]) -> Any:
+        with rasterio.open(url, opener=fs) as file:
+            part = file.read(2, window=Window(300, 200, 333, 222))
+        with rasterio.open(url, opener=lambda path, mode="rb": fs.open(url, mode)) as file:
+            same = file.read(2, window=Window(300, 200, 333, 222))
+        assert np.array_equal(part, same)
         with fs.open(url) as opened, rasterio.open(opened) as file:
-            return file.read(2, window=Window(300, 200, 333, 222)), file.read()
+            return part, file.read()
 
     for part, whole in twice(origin, options, read):
         assert np.array_equal(part, data[1, 200:422, 300:633])
