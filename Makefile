@@ -17,7 +17,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 IMAGES ?= build/images
-WORKLOADS := shared_cache elastic scan_resistance ycsb tpcc_lite hotplug client_disconnect
+WORKLOADS := shared_cache elastic scan_resistance ycsb tpcc_lite hotplug client_disconnect tile_server
 SOURCES := setup.py $(wildcard bufferpool/core/*/*)
 
 # What `make quick` runs: the surface, and one file for each main path of the core.
@@ -95,12 +95,12 @@ bench: all $(VENV)/.bench
 	$(BIN)/python benchmarks/advice.py
 
 $(VENV)/.peers: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --group peers --group integrations
+	$(BIN)/python -m pip install --quiet --group peers
 	touch $@
 
 peers: all $(VENV)/.peers
 	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/remote.py
+	$(BIN)/python benchmarks/cache_peers.py
 
 docs: all
 	$(BIN)/sphinx-build -q -W --keep-going docs build/site

@@ -24,7 +24,7 @@ Key = str | bytes | int | tuple["Key", ...]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _MISSING: Final = object()
-_VALUE, _LOAD, _FAILED, _UNKEPT, _BUSY, _LATE, _STALE = range(7)  # what begin() says: see core/python/cache.cpp
+VALUE, LOAD, FAILED, UNKEPT, BUSY, LATE, STALE = range(7)  # what begin() says: see core/python/cache.cpp
 _POLL_S, _POLL_MOST_S = 0.001, 0.02  # between two looks of a coroutine at another one's load
 
 
@@ -139,7 +139,7 @@ class Cache(_core.CacheBase):
         if load_of in _loading.keys:
             raise WouldDeadlock(f"this thread is loading {key!r} of cache {self.name!r} already; load another key")
         outcome, what = self.begin(key, seconds_of(timeout), True, False, stale_while_loading)
-        if outcome in (_VALUE, _STALE):
+        if outcome in (VALUE, STALE):
             return cast(_T, what)
         self._raise_unless_load(outcome, what, key, timeout)
         _loading.keys.add(load_of)
@@ -170,12 +170,12 @@ class Cache(_core.CacheBase):
         end, pause, waited = time.monotonic() + seconds_of(timeout), _POLL_S, False
         while True:
             outcome, what = self.begin(key, 0.0, False, waited, stale_while_loading)
-            if outcome in (_VALUE, _STALE):
+            if outcome in (VALUE, STALE):
                 return cast(_T, what)
-            if outcome != _BUSY:
+            if outcome != BUSY:
                 break
             if time.monotonic() >= end:
-                outcome = _LATE
+                outcome = LATE
                 break
             waited = True
             await asyncio.sleep(pause)
@@ -192,9 +192,9 @@ class Cache(_core.CacheBase):
 
     def _raise_unless_load(self, outcome: int, what: Any, key: Key, timeout: float | None) -> None:
         """Raises what another one's load has raised, or that it takes too long."""
-        if outcome == _FAILED:
+        if outcome == FAILED:
             raise what
-        if outcome == _LATE:
+        if outcome == LATE:
             raise WaitTimeout(
                 f"{key!r} of cache {self.name!r} was being loaded for longer than {timeout} seconds by another thread or process"
             )

@@ -1,0 +1,492 @@
+"""The storm over a cache: processes get, put, delete, load and resize, and are killed at random moments.
+
+    python tests/support/cache_storm.py --seconds 60
+    python tests/support/cache_storm.py --kills 10000
+
+A value names its key and its version in every word, so that no wrong or mixed value passes. The ledger, a file
+outside the pool, knows of every key which version somebody was about to put (`intended`), and below which nobody
+may find one any more (`floor`: what was put, seen or deleted by each process). A key may be absent at
+any time, because it may be evicted. Between the stretches nobody lives, and nothing may be leaked. Ends with 1 if a
+value was wrong, anything leaked, or a process hung.
+"""
+
+import ctypes
+import faulthandler
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+
+import bufferpool as bp
+from bufferpool import errors
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.support import deaths
+
+WORKERS = 5
+KEPT, LOADED, KEYS = (
+    30,
+    60,
+    240,
+)
+MIB = 1 << 20
+LEAST, MOST, CLIENTS = 3 * MIB, 8 * MIB, 24
+HANGS_S = 60.0
+SLOW = "slow"  # a loader that sleeps, so that others wait for it and it is killed
+OPS = {
+    "get": 40, "put": 25, "delete": 4, "load": 15, "hold": 6, "look_again": 5, "resize": 1, "trim": 0.7, "clear": 0.1,
+    "expire": 2, "failing": 2, "again": 1, "fork": 1, "count": 1,
+}  # fmt: skip
+LEGAL = (errors.PoolExhausted, errors.TooManyClients, errors.WaitTimeout)
+
+
+class Wrong(AssertionError):
+    """A value is not what it must be."""
+
+
+class Failing(Exception):
+    """What a loader raises on purpose."""
+
+
+def size_of(key: int, version: int) -> int:
+    """Words of a value: 3 to 128 Ki (1 MiB), so heavy-tailed that all values together do not fit."""
+    dice = random.Random(key << 32 | version).paretovariate(0.3)
+    return min(int(3 * dice), 128 << 10)
+
+
+def value_of(key: int, version: int) -> Any:
+    """An array for every other version, bytes for the rest."""
+    words = np.arange(size_of(key, version), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    words ^= np.uint64(key << 32 | version)
+    return words if version % 2 else words.tobytes()
+
+
+def look(value: Any, key: int) -> int:
+    """The version of a value, every byte of which is compared. Raises Wrong."""
+    words = value if isinstance(value, np.ndarray) else np.frombuffer(value, np.uint64)
+    word = int(words[0]) if len(words) else 0
+    found, version = word >> 32, word & 0xFFFFFFFF
+    if found != key:
+        raise Wrong(f"key {key} has the value of {found}, version {version}")
+    right = value_of(key, version)
+    if isinstance(right, np.ndarray) != isinstance(value, np.ndarray):
+        raise Wrong(f"key {key}, version {version}, is a {type(value).__name__}")
+    if not np.array_equal(words, right if isinstance(right, np.ndarray) else np.frombuffer(right, np.uint64)):
+        raise Wrong(f"key {key}, version {version}, is mixed: {len(words)} words")
+    return version
+
+
+class Ledger:
+    """Arrays in a file that all processes of a run map."""
+
+    def __init__(self, path: Path) -> None:
+        kind = np.dtype([
+            ("stop", np.uint64), ("clears", np.uint64, (1,)), ("begun", np.uint64, (LOADED,)), ("ops", np.uint64, (WORKERS,)), ("verified", np.uint64, (WORKERS,)),
+            ("since", np.float64, (WORKERS,)), ("intended", np.uint32, (KEYS,)), ("loading", np.int64, (LOADED,)),
+            ("floor", np.uint32, (WORKERS + 1, KEYS)),
+        ])  # fmt: skip
+        if not path.exists():
+            path.write_bytes(bytes(kind.itemsize))
+        self.whole = np.memmap(path, kind, "r+", shape=(1,))
+        for name in ("clears", "begun", "ops", "verified", "since", "intended", "loading", "floor"):
+            setattr(self, name, np.asarray(self.whole[name][0]))
+
+    clears: Any
+    begun: Any
+    ops: Any
+    verified: Any
+    since: Any
+    intended: Any
+    loading: Any
+    floor: Any
+
+    @property
+    def stop(self) -> bool:
+        return bool(self.whole["stop"][0])
+
+    @stop.setter
+    def stop(self, value: bool) -> None:
+        self.whole["stop"][0] = value
+
+
+class Worker:
+    """One process: takes a random operation, again and again."""
+
+    def __init__(self, directory: Path, name: str, row: int, seed: int) -> None:
+        self.name, self.row, self.random = name, row, random.Random(seed)
+        self.ledger = Ledger(directory / "ledger")
+        self.held: deque[tuple[int, int, Any]] = deque(maxlen=6)
+        self.attach()
+
+    def attach(self) -> None:
+        while True:
+            try:
+                self.pool = bp.Pool.attach(self.name)
+                break
+            except errors.TooManyClients:
+                time.sleep(0.002)
+        self.cache = self.pool.cache("storm")
+        self.brief = self.pool.cache("brief", ttl=0.02)
+
+    def run(self) -> None:
+        names, weights, ledger = list(OPS), list(OPS.values()), self.ledger
+        while not ledger.stop:
+            ledger.since[self.row] = time.monotonic()
+            with suppress(*LEGAL):
+                getattr(self, self.random.choices(names, weights)[0])()
+                ledger.ops[self.row] += 1
+        ledger.since[self.row] = 0
+        self.held.clear()
+        if self.random.random() < 0.5:
+            self.pool.close()
+
+    # ---- checks
+
+    def verify(self, value: Any, key: int, least: int) -> int:
+        version = look(value, key)
+        if not least <= version <= self.ledger.intended[key]:
+            raise Wrong(f"key {key} has version {version}, not {least} to {self.ledger.intended[key]}")
+        self.ledger.verified[self.row] += 1
+        floor = self.ledger.floor[self.row]
+        floor[key] = max(floor[key], version) if key >= LOADED else 0
+        return version
+
+    def least(self, key: int) -> int:
+        return int(self.ledger.floor[:, key].max())
+
+    def any_key(self) -> int:
+        return min(int(self.random.expovariate(1 / 60)), KEYS - 1)
+
+    def my_key(self) -> int:
+        return LOADED + self.row + WORKERS * self.random.randrange((KEYS - LOADED) // WORKERS)
+
+    # ---- operations
+
+    def get(self) -> None:
+        key = self.any_key()
+        least = self.least(key)
+        if (value := self.cache.get(key)) is not None:
+            self.verify(value, key, least)
+
+    def put(self) -> None:
+        key, ledger = self.my_key(), self.ledger
+        version = int(ledger.intended[key]) + 1
+        ledger.intended[key] = version
+        kept = self.cache.put(key, value_of(key, version))
+        if kept is not False:
+            ledger.floor[self.row, key] = version
+        elif (
+            value := self.cache.get(key)
+        ) is not None:  # it was not kept: an older value must not stay for a newer one
+            self.verify(value, key, version)
+
+    def delete(self) -> None:
+        key = self.my_key()
+        after = int(self.ledger.intended[key]) + 1
+        self.cache.delete(key)
+        self.ledger.floor[self.row, key] = after
+
+    def load(self) -> None:
+        key, ledger = min(int(self.random.expovariate(1 / 15)), LOADED - 1), self.ledger
+
+        def load(asked: int) -> Any:
+            other = int(ledger.loading[key])  # a load is nobody's any more after delete() and clear()
+            if key < KEPT and other not in (0, os.getpid()) and alive(other) and ledger.begun[key] == ledger.clears[0]:
+                raise Wrong(f"key {key} is loaded by {other} and {os.getpid()} at once")
+            ledger.begun[key] = ledger.clears[0]
+            ledger.loading[key] = os.getpid()
+            try:
+                ledger.intended[key] = version = int(ledger.intended[key]) + 1
+                if self.random.random() < 0.3:
+                    time.sleep(self.random.random() * 0.02)
+                return value_of(asked, version)
+            finally:
+                ledger.loading[key] = 0
+
+        self.verify(self.cache.get_or_load(key, load, timeout=30), key, 0)
+        if key >= KEPT and self.random.random() < 0.3:
+            self.cache.delete(key)
+
+    def failing(self) -> None:
+        def load(_: object) -> Any:
+            time.sleep(self.random.random() * 0.005)
+            raise Failing
+
+        with suppress(Failing):
+            raise Wrong(f"a load that raised gave {self.cache.get_or_load('failing', load, timeout=30)!r}")
+
+    def hold(self) -> None:
+        key = self.any_key()
+        least = self.least(key)
+        if (value := self.cache.get(key)) is not None:
+            self.held.append((key, self.verify(value, key, least), value))
+
+    def look_again(self) -> None:
+        if self.held:
+            key, version, value = self.random.choice(self.held)
+            if (now := look(value, key)) != version:
+                raise Wrong(f"the value of key {key} was version {version}, and is {now} while it is held")
+
+    def expire(self) -> None:
+        key = self.random.randrange(20)
+        self.brief.put(key, value_of(key, 1))
+        if self.random.random() < 0.2:
+            time.sleep(0.025)
+        if (value := self.brief.get(key)) is not None:
+            look(value, key)
+
+    def count(self) -> None:
+        if not 0 <= len(self.cache) <= KEYS + 1:
+            raise Wrong(f"the cache has {len(self.cache)} values")
+        self.cache.stats()
+
+    def clear(self) -> None:
+        after = {key: int(self.ledger.intended[key]) + 1 for key in range(LOADED + self.row, KEYS, WORKERS)}
+        self.ledger.clears[0] += 1
+        self.cache.clear()
+        for key, version in after.items():
+            self.ledger.floor[self.row, key] = version
+
+    def resize(self) -> None:
+        self.pool.resize(self.random.randrange(LEAST, MOST, 64 << 10))
+
+    def trim(self) -> None:
+        self.pool.trim(self.random.randrange(1, MIB))
+
+    def again(self) -> None:
+        self.held.clear()
+        if self.random.random() < 0.5:
+            self.pool.close()
+        self.attach()
+
+    def fork(self) -> None:
+        """A child looks at what it inherited, and at a value of its own; the parent goes on."""
+        child = os.fork()
+        if child == 0:
+            guarded(self.directory, self.heir)
+
+    directory: Path
+
+    def heir(self) -> None:
+        for _ in range(self.random.randrange(1, 20)):
+            self.look_again()
+            self.get()
+        self.held.clear()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def guarded(directory: Path, work: Any, *args: Any) -> None:
+    """Runs `work` in this forked process, and ends it; what it raises is written down."""
+    code = 0
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        work(*args)
+    except BaseException:  # noqa: BLE001  it is a finding
+        with open(directory / "wrong", "a") as file:
+            file.write(traceback.format_exc())
+        code = 9
+    finally:
+        os._exit(code)
+
+
+def work(directory: Path, name: str, row: int, seed: int) -> None:
+    faulthandler.register(signal.SIGUSR1, open(directory / "stacks", "a"))  # noqa: SIM115  open until the end
+    worker = Worker(directory, name, row, seed)
+    worker.directory = directory
+    worker.run()
+
+
+@dataclass
+class Report(deaths.Report):
+    started: int = 0
+    pauses: int = 0
+    operations: int = 0
+    longest_stall_s: float = 0.0
+    wrong: int = 0
+    leaked: int = 0
+    hung: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+class Storm:
+    """Starts the workers, kills them, and looks at what they leave."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.directory, self.name = directory, f"bptest-{directory.name}-pool"
+        self.random, self.seed, self.report = random.Random(seed), seed, Report()
+        self.ledger, self.pids = Ledger(directory / "ledger"), [0] * WORKERS
+        bp.Pool.create(
+            self.name, MOST, max_capacity=MOST, page_size=4096, extent_size=16384, max_clients=CLIENTS
+        ).close()
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the heirs of the dead become ours
+
+    def find(self, kind: str, what: str) -> None:
+        setattr(self.report, kind, getattr(self.report, kind) + 1)
+        self.report.findings.append(f"{kind}: {what}")
+
+    def start(self) -> None:
+        for row, pid in enumerate(self.pids):
+            if pid and alive(pid):
+                continue
+            self.seed += 1
+            self.ledger.since[row] = 0
+            self.pids[row] = os.fork()
+            if not self.pids[row]:
+                guarded(self.directory, work, self.directory, self.name, row, self.seed)
+            self.report.started += 1
+
+    def bury(self) -> bool:
+        """Collects the dead. False when no child is left."""
+        try:
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return True
+                if (code := os.waitstatus_to_exitcode(status)) not in (0, 9, -signal.SIGKILL):
+                    self.find("wrong", f"pid {pid} ended with {code}")
+        except ChildProcessError:
+            return False
+
+    def look_for_hangs(self) -> None:
+        now = time.monotonic()
+        for row, pid in enumerate(self.pids):
+            since = float(self.ledger.since[row])
+            if not since or not alive(pid):
+                continue
+            self.report.longest_stall_s = max(self.report.longest_stall_s, now - since)
+            if now - since > HANGS_S:
+                self.find(
+                    "hung", f"pid {pid} has been in one operation for {now - since:.1f} s: see {self.directory}/stacks"
+                )
+                os.kill(pid, signal.SIGUSR1)
+                time.sleep(0.3)
+                os.kill(pid, signal.SIGKILL)
+
+    def kill(self, pids: list[int]) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.report.kills += 1
+
+    def blow(self, seconds: float) -> None:
+        """A stretch of storm; then nobody is left."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.report.findings:
+            self.start()
+            time.sleep(self.random.random() * 0.05)
+            self.bury()
+            living = [pid for pid in self.pids if alive(pid)]
+            self.kill(self.random.sample(living, min(len(living), self.random.choice([1, 1, 1, 2, 3]))))
+            self.look_for_hangs()
+        if self.random.random() < 0.5:
+            self.ledger.stop = True
+            asked = time.monotonic()
+            while any(map(alive, self.pids)) and time.monotonic() < asked + HANGS_S:
+                self.bury()
+                time.sleep(0.005)
+        self.kill([pid for pid in self.pids if alive(pid)])
+        asked = time.monotonic()
+        while self.bury():  # the heirs of the dead end by themselves
+            time.sleep(0.002)
+            if time.monotonic() > asked + HANGS_S:
+                left = [int(pid) for pid in Path("/proc/self/task", str(os.getpid()), "children").read_text().split()]
+                self.find("hung", f"children {left} of dead workers do not end: see {self.directory}/stacks")
+                for pid in left:
+                    os.kill(pid, signal.SIGUSR1)
+                    time.sleep(0.3)
+                    os.kill(pid, signal.SIGKILL)
+        self.ledger.stop = False
+        self.ledger.loading[:] = 0
+
+    def audit(self) -> None:
+        """Nobody lives: what the cache has must be right, and nothing may be leaked."""
+        self.report.pauses += 1
+        with bp.Pool.attach(self.name) as pool:
+            pool.reap()
+            cache = pool.cache("storm")
+            for key in range(KEYS):
+                try:
+                    value = cache.get(key)
+                    if (
+                        value is not None
+                        and not self.ledger.floor[:, key].max() <= look(value, key) <= self.ledger.intended[key]
+                    ):
+                        raise Wrong(
+                            f"key {key} has version {look(value, key)}, and the floor is {self.ledger.floor[:, key].max()}"
+                        )
+                    self.report.verified += value is not None
+                    del value
+                except Wrong as error:
+                    self.find("wrong", str(error))
+            self.look_for_leaks(pool)
+            if self.random.random() < 0.3:
+                for name in ("storm", "brief"):
+                    pool.cache(name).clear()
+                    if count := len(pool.cache(name)):
+                        self.find("leaked", f"{count} values after clear()")
+                    if size := pool.cache(name).stats().bytes:
+                        self.find("leaked", f"{size} bytes after clear()")
+                self.look_for_leaks(pool)
+            if self.random.random() < 0.5:
+                pool.resize(MOST)
+
+    def look_for_leaks(self, pool: bp.Pool) -> None:
+        stats = pool.stats()
+        wrong = pool.check() + [f"client {c}" for c in pool.clients() if c.pid != os.getpid()]
+        held = stats.kernel_bytes - stats.metadata_bytes
+        if held > pool.capacity + MIB // 4:
+            wrong.append(f"the kernel counts {held} bytes of data, and the budget is {pool.capacity}")
+        for what in wrong:
+            self.find("leaked", what)
+
+    def run(self, seconds: float, kills: int) -> Report:
+        report, path = self.report, self.directory / "wrong"
+        while report.clean and (time.monotonic() < report.began + seconds or report.kills < kills):
+            self.blow(self.random.uniform(1, 4))
+            if path.exists():
+                self.find("wrong", path.read_text())
+                path.unlink()
+            self.audit()
+        report.operations, report.verified = (
+            int(self.ledger.ops.sum()),
+            report.verified + int(self.ledger.verified.sum()),
+        )
+        if report.clean:
+            with bp.Pool.attach(self.name) as pool:
+                report.figures = {str(k): v for k, v in vars(pool.cache("storm").stats()).items()}
+                pool.unlink(discard=True)
+        return report
+
+
+def main() -> None:
+    parser = deaths.arguments(__doc__)
+    parser.add_argument("--seconds", type=float, default=0.0, help="of storm, at least")
+    options = parser.parse_args()
+    directory = Path(mkdtemp(prefix="cache-storm-"))
+    report = Storm(directory, options.seed).run(options.seconds, options.kills)
+    if report.clean:  # or the pool and the ledger stay, to be looked at
+        rmtree(directory)
+    report.tell()
+
+
+if __name__ == "__main__":
+    main()
