@@ -95,11 +95,12 @@ bench: all $(VENV)/.bench
 	$(BIN)/python benchmarks/advice.py
 
 $(VENV)/.peers: $(VENV)/.installed pyproject.toml
-	$(BIN)/python -m pip install --quiet --group peers
+	$(BIN)/python -m pip install --quiet --group peers --group integrations
 	touch $@
 
 peers: all $(VENV)/.peers
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/remote.py
 	$(BIN)/python benchmarks/cache_peers.py
 
 docs: all

@@ -13,13 +13,16 @@ The pool loads each page once, however many threads and processes ask for it, an
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from bufferpool.errors import LoaderFailed, SpaceMismatch, SpaceNotFound, SpaceRemoved, StoreError
+from bufferpool.errors import LoaderFailed, PoolExhausted, SpaceMismatch, SpaceNotFound, SpaceRemoved, StoreError
 from bufferpool.pool import Pool
 from bufferpool.spaces.space import Space
 
@@ -30,6 +33,7 @@ TRAILER_BYTES = 64
 PLACES_PER_FRAME, LEAST_PLACES = 16, 1 << 16
 MOST_AT_ONCE = 256
 """Pages that the core asks a loader for at once; it also asks for an eighth of the budget at most."""
+PARTS_AT_ONCE = 4
 LEAST_AT_ONCE = 16
 """Blocks that one read may always hold at once; the others are copied first if the budget is small."""
 TRIES = 4
@@ -76,6 +80,8 @@ class Blocks:
         self.pool = pool
         self.block_size = pool.page_size - TRAILER_BYTES
         self._asked = _Asked()
+        self._views: dict[int, weakref.ref[np.ndarray]] = {}
+        self._view_numbers = itertools.count()
         self._space = self._open()
 
     def _open(self) -> Space:
@@ -124,13 +130,21 @@ class Blocks:
         return out
 
     def try_view(self, wanted: Range) -> np.ndarray | None:
-        """A range that lies in one block which is in the pool, without a copy: an array that pins the page; else None."""
+        """A range without a copy, as a read-only array that pins its page; None if it is not in one block, or the block is absent.
+
+        None, too, while such arrays pin a quarter of the budget: the others need pages, too.
+        """
         blocks = self.blocks_of(wanted)
-        page = self._reopening(lambda: self._resident(blocks[0])) if len(blocks) == 1 else None
+        if len(blocks) != 1 or len(self._views) >= self.pool.budget_frames // 4:
+            return None
+        page = self._reopening(lambda: self._resident(blocks[0]))
         if page is None:
             return None
         first = wanted.start % self.block_size
-        return page[first : first + wanted.end - wanted.start]
+        view = page[first : first + wanted.end - wanted.start]
+        number = next(self._view_numbers)
+        self._views[number] = weakref.ref(view, lambda _: self._views.pop(number, None))
+        return view
 
     def read(self, ranges: Sequence[Range], fetch: Fetch, ahead: Iterable[Block] = ()) -> list[bytes | Exception]:
         """The bytes of ranges, or what is wrong with each; blocks that are absent are fetched together.
@@ -199,7 +213,7 @@ class Blocks:
         """The page that has the block, pinned; None if none has it."""
         for place in self._places(block):
             page = self._space.try_get(place)
-            if page is not None and page[self.block_size :][:KEY_BYTES].tobytes() == block.key:
+            if page is not None and self._has(page, block):
                 return page
         return None
 
@@ -224,10 +238,9 @@ class Blocks:
                 place = self._place_for(block, asked)
                 if place is not None:
                     asked[place] = block
-            for part in self._parts(asked):
-                for key, content in self._load_together(part, fetch).items():
-                    found[key] = content
-                    del missing[key]
+            for key, content in self._load_parts(list(self._parts(asked)), fetch):
+                found[key] = content
+                del missing[key]
             if not missing:
                 return
         last = list(missing.values())
@@ -240,24 +253,38 @@ class Blocks:
         for first in range(0, len(places), most):
             yield {place: asked[place] for place in places[first : first + most]}
 
+    def _load_parts(self, parts: list[dict[int, Block]], fetch: Fetch) -> Iterator[tuple[bytes, Any]]:
+        """Loads several parts at the same time, so that a large read waits for its origin once."""
+        if len(parts) == 1:
+            yield from self._load_together(parts[0], fetch).items()
+            return
+        with ThreadPoolExecutor(PARTS_AT_ONCE) as threads:
+            for loaded in threads.map(lambda part: self._load_together(part, fetch), parts):
+                yield from loaded.items()
+
     def _load_together(self, asked: dict[int, Block], fetch: Fetch) -> dict[bytes, Any]:
         """Has the pool load pages; returns the contents of the blocks that are there now, and what failed in this thread."""
         mine = self._asked
         mine.blocks, mine.fetch, mine.fetched = asked, fetch, {}
         try:
-            pages = self._space.read_many(list(asked))
+            pages = self._pages(list(asked))
         except LoaderFailed as failed:
             if failed.__cause__ is not None and not mine.fetched:
                 raise failed.__cause__ from None
             return dict(mine.fetched)  # what has failed in another thread or process is fetched here next
         finally:
             mine.blocks, mine.fetch, mine.fetched = {}, None, {}
-        keys = pages[:, self.block_size : self.block_size + KEY_BYTES]
-        return {
-            block.key: page
-            for page, key, block in zip(pages, keys, asked.values(), strict=True)
-            if key.tobytes() == block.key
-        }
+        return {block.key: page for page, block in zip(pages, asked.values(), strict=True) if self._has(page, block)}
+
+    def _pages(self, places: list[int]) -> Sequence[np.ndarray]:
+        """Pages, loaded together: pinned, or copies if too many are pinned already."""
+        try:
+            return self._space.pin_many(places)
+        except PoolExhausted:
+            return list(self._space.read_many(places))
+
+    def _has(self, page: np.ndarray, block: Block) -> bool:
+        return bool(page[self.block_size :][:KEY_BYTES].tobytes() == block.key)
 
     def _load(self, place: int, out: np.ndarray) -> None:
         self._load_many([place], [out])

@@ -46,7 +46,9 @@ READ_THREADS = 64
 INLINE_BYTES = 1 << 20
 """Bytes that a coroutine copies in the event loop, if they are in the pool; more are copied in a thread."""
 AHEAD_BYTES = 8 << 20
-FIRST_AHEAD_BYTES = 256 << 10
+FIRST_AHEAD_BYTES = 1 << 20
+LARGE_READ_BYTES = 32 << 10
+"""A read of so many bytes is taken for the first one of several that follow each other."""
 HTML = "text/html"
 ANSWERS = 4096
 """Answers about files that are kept for ``max_age``."""
@@ -136,7 +138,7 @@ class Reader:
         self.blocks, self.file = blocks, file
         self._fetch = Fetches([file], blocks.block_size, getattr(file.fs, "loop", None))
         self._most = most_ahead // blocks.block_size
-        self._ahead = 0
+        self._in_order = 0  # blocks that were read one after the other
         self._next = -1  # the block after the last one that was read
 
     def read(self, start: int, end: int) -> bytes:
@@ -153,17 +155,27 @@ class Reader:
             return found
         return there[0]
 
+    def view(self, start: int, end: int) -> Any:
+        """The bytes as an array over shared memory, if they lie in one block that is in the pool; else None."""
+        wanted = Range(self.file.key, start, end)
+        view = self.blocks.try_view(wanted)
+        if view is not None:
+            self._read_ahead(wanted)
+        return view
+
     def _read_ahead(self, wanted: Range) -> Iterator[Block]:
-        """The blocks that are fetched together with those of a read: twice as many as before while reads follow each other."""
+        """The blocks that are fetched together with those of a read: twice as many as were read one after the other."""
         size = self.blocks.block_size
         first, last = wanted.start // size, (wanted.end - 1) // size
         if first in (self._next - 1, self._next):
-            least = max(1, FIRST_AHEAD_BYTES // size)
-            self._ahead = min(max(least, 2 * self._ahead) if last >= self._next else self._ahead, self._most)
+            self._in_order += max(0, last + 1 - self._next)
+            ahead = min(self._most, max(FIRST_AHEAD_BYTES // size, 2 * self._in_order))
         else:
-            self._ahead = 0
+            self._in_order, ahead = last + 1 - first, 0
+            if wanted.end - wanted.start >= LARGE_READ_BYTES:
+                ahead = min(self._most, max(FIRST_AHEAD_BYTES // size, self._in_order))
         self._next = last + 1
-        end = min(last + 1 + self._ahead, -(-self.file.size // size))
+        end = min(last + 1 + ahead, -(-self.file.size // size))
         return (self.blocks.block(self.file.key, number) for number in range(last + 1, end))
 
 
@@ -201,14 +213,30 @@ register_cache(BlockCache, clobber=True)
 class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
     """A file that is open for reading: one version of it, of which blocks are fetched when they are first read."""
 
+    loc: int
+
     def __init__(self, fs: Any, reader: Reader, **options: Any) -> None:
         self.reader = reader
         options.setdefault("cache_type", "bufferpool")
         super().__init__(fs, reader.file.path, "rb", size=reader.file.size, **options)
         self.details = reader.file.info
 
+    __hash__ = object.__hash__  # rasterio and others keep open files by their identity
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self.reader.read(start, end)
+
+    def read_buffer(self, length: int = -1) -> Any:
+        """As ``read``; bytes that lie in one block are a read-only array over shared memory, which keeps its page. pyarrow calls this."""
+        end = self.size if length is None or length < 0 else min(self.size, self.loc + length)
+        view = self.reader.view(self.loc, end) if end > self.loc and not self.closed else None
+        if view is None:
+            return self.read(length)
+        self.loc = end
+        return view
 
 
 # ---- the file system -------------------------------------------------------------
@@ -495,45 +523,40 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Whether there is a file or folder."""
-        return bool(self.fs.exists(_bare(path), **kwargs)) if kwargs or not _is_http(self.fs) else self._is_there(path)
-
-    async def _exists(self, path: str, **kwargs: Any) -> bool:
-        if kwargs or not _is_http(self.fs):
-            return bool(await self._from_target("exists", _bare(path), **kwargs))
-        return not isinstance(await _outcome(self._info(path)), FileNotFoundError)
+        return bool(self._asked("exists", path, **kwargs))
 
     def isfile(self, path: str) -> bool:
         """Whether there is a file."""
-        return self._is_there(path) if _is_http(self.fs) else bool(self.fs.isfile(_bare(path)))
-
-    async def _isfile(self, path: str) -> bool:
-        return await self._exists(path) if _is_http(self.fs) else bool(await self._from_target("isfile", _bare(path)))
+        return bool(self._asked("isfile", path))
 
     def isdir(self, path: str) -> bool:
         """Whether there is a folder: of an HTTP server, a page with links."""
-        if _is_http(self.fs) and not self._may_have_links(path):
-            return False
-        return bool(self.fs.isdir(_bare(path)))
-
-    async def _isdir(self, path: str) -> bool:
-        if _is_http(self.fs):
-            info = await _outcome(self._info(path))
-            if isinstance(info, Exception) or info.get("mimetype", HTML) != HTML:
-                return False
-        return bool(await self._from_target("isdir", _bare(path)))
-
-    def _may_have_links(self, path: str) -> bool:
-        try:
-            return bool(self.info(path).get("mimetype", HTML) == HTML)
-        except FileNotFoundError:
-            return False
+        return bool(self._asked("isdir", path))
 
     def glob(self, path: str, **kwargs: Any) -> Any:
         """The files that match a pattern."""
-        if not _is_http(self.fs) or has_magic(path):
-            return self.fs.glob(_bare(path), **kwargs)
-        found = {_bare(path): self.info(path)} if self.exists(path) else {}
-        return found if kwargs.get("detail") else list(found)
+        return self._asked("glob", path, **kwargs)
+
+    def _asked(self, name: str, path: str, **kwargs: Any) -> Any:
+        if not _is_http(self.fs):
+            return getattr(self.fs, name)(_bare(path), **kwargs)
+        return sync(self.loop, getattr(self, f"_{name}"), path, **kwargs)
+
+    # HTTPFileSystem answers the next four by GET, and so its server begins to send the whole file.
+
+    async def _exists(self, path: str, **kwargs: Any) -> bool:
+        found, _ = (None, None) if kwargs else await self._head(path)
+        return bool(await self._from_target("exists", _bare(path), **kwargs)) if found is None else found
+
+    async def _isfile(self, path: str) -> bool:
+        found, _ = await self._head(path)
+        return bool(await self._from_target("isfile", _bare(path))) if found is None else found
+
+    async def _isdir(self, path: str) -> bool:
+        found, kind = await self._head(path)
+        if found is False or (found and kind not in ("", HTML)):
+            return False
+        return bool(await self._from_target("isdir", _bare(path)))
 
     async def _glob(self, path: str, **kwargs: Any) -> Any:
         if not _is_http(self.fs) or has_magic(path):
@@ -541,13 +564,19 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         found = {_bare(path): await self._info(path)} if await self._exists(path) else {}
         return found if kwargs.get("detail") else list(found)
 
-    def _is_there(self, path: str) -> bool:
-        """Asks an HTTP server by HEAD: the target would begin to fetch the whole file."""
+    async def _head(self, path: str) -> tuple[bool | None, str]:
+        """Whether an HTTP server has a file, and its type; None: it does not say, or it is no such server."""
+        if not _is_http(self.fs):
+            return None, ""
+        from aiohttp import ClientError
+
+        session = await self.fs.set_session()
         try:
-            self.info(path)
-        except FileNotFoundError:
-            return False
-        return True
+            async with session.head(self.fs.encode_url(_bare(path)), allow_redirects=True, **self.fs.kwargs) as answer:
+                kind = answer.headers.get("Content-Type", "").partition(";")[0]
+                return True if answer.status < 400 else False if answer.status in (404, 410) else None, kind
+        except ClientError:  # the target decides what that means
+            return None, ""
 
     def modified(self, path: str) -> datetime:
         """When a file was last changed: from the target, or from what an HTTP server says of it."""
@@ -572,7 +601,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
 
 
 def _is_http(fs: Any) -> bool:
-    return "http" in fs.protocol
+    return "http" in fs.protocol and bool(fs.async_impl)
 
 
 async def _outcome(call: Awaitable[Any]) -> Any:

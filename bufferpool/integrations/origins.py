@@ -102,7 +102,7 @@ class RemoteFile:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Wanted:
     """A run of blocks of one file, which one request fetches."""
 
@@ -122,7 +122,8 @@ def requests_for(blocks: Sequence[Block], files: dict[bytes, RemoteFile], block_
         file = files[block.file]
         start, end = block.number * block_size, min((block.number + 1) * block_size, file.size)
         if last is not None and last.file is file and last.end == start and len(last.blocks) < most:
-            found[-1] = Wanted(file, [*last.blocks, at], last.start, end)
+            last.blocks.append(at)
+            last.end = end
         else:
             found.append(Wanted(file, [at], start, end))
     return found

@@ -84,6 +84,24 @@ def test_arrow_ipc(origin: Any, options: Options, parquet: tuple[str, Any]) -> N
         assert table.equals(parquet[1])
 
 
+def test_arrow_buffers_are_the_shared_memory(origin: Any, options: Options) -> None:
+    """What pyarrow reads of one block is not copied; and arrays that keep pages leave three quarters of them to the others."""
+    pa = pytest.importorskip("pyarrow")
+    given = options()  # 64 pages
+    fs = fsspec.filesystem("bufferpool", target_protocol="http", skip_instance_cache=True, **given)
+    data = np.random.default_rng(7).bytes(40 * 65536)
+    url = origin.put("a.bin", data)
+    with fs.open(url) as file, pa.PythonFile(file, "r") as arrow:
+        assert fs.cat_file(url) == data
+        arrow.seek(1000)
+        buffers = [arrow.read_buffer(1000) for _ in range(2000)]
+        assert [buffer.to_pybytes() for buffer in buffers] == [data[n : n + 1000] for n in range(1000, 2_001_000, 1000)]
+        assert 0 < sum(client.pins for client in fs.blocks.pool.clients()) <= 16
+        assert fs.blocks.pool.stats().frames.pinned <= 16
+        del buffers
+    assert sum(client.pins for client in fs.blocks.pool.clients()) == 0
+
+
 def test_h5py(origin: Any, options: Options, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     data = np.random.default_rng(2).normal(size=(40, 100, 100))
@@ -139,8 +157,13 @@ def test_rasterio(origin: Any, options: Options, tmp_path: Path) -> None:
     url = origin.put("a.tif", (tmp_path / "a.tif").read_bytes())
 
     def read(fs: Any, given: dict[str, Any]) -> Any:
+        with rasterio.open(url, opener=fs) as file:
+            part = file.read(2, window=Window(300, 200, 333, 222))
+        with rasterio.open(url, opener=lambda path, mode="rb": fs.open(url, mode)) as file:
+            same = file.read(2, window=Window(300, 200, 333, 222))
+        assert np.array_equal(part, same)
         with fs.open(url) as opened, rasterio.open(opened) as file:
-            return file.read(2, window=Window(300, 200, 333, 222)), file.read()
+            return part, file.read()
 
     for part, whole in twice(origin, options, read):
         assert np.array_equal(part, data[1, 200:422, 300:633])

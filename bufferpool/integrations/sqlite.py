@@ -1,0 +1,110 @@
+"""SQLite databases of HTTP servers and object stores, read through the blocks that all processes share.
+
+``connect("https://host/data.sqlite")`` opens a database for reading. SQLite asks for the pages that a query needs, and their blocks are
+fetched once for all processes of the machine. The database must not be written to while it is open: a changed file raises
+RemoteChanged, and is opened anew. (For a local database the kernel's page cache does as well; nothing is gained there.)
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import apsw
+from fsspec.core import url_to_fs
+
+from bufferpool.integrations.fsspec import BlockFile, Reader
+
+NAME = "bufferpool"
+_registering = threading.Lock()
+_registered: list[RemoteVFS] = []
+
+
+def connect(url: str, *, storage_options: dict[str, Any] | None = None, **pool: Any) -> apsw.Connection:
+    """Opens the SQLite database at a URL of fsspec, for reading only.
+
+    ``storage_options``: those of the URL's file system. ``pool``: the options of
+    :class:`bufferpool.integrations.fsspec.PoolOptions`. Raises what the file system raises; later, a query raises RemoteChanged if the file is another one.
+    """
+    protocol = url.partition("://")[0]
+    fs, path = url_to_fs(f"bufferpool::{url}", **{protocol: storage_options or {}, "bufferpool": pool})
+    opened = fs.open(path)
+    if not isinstance(opened, BlockFile):
+        opened.close()
+        raise ValueError(f"{url} cannot be read in parts: its server gives no length or no ranges; download it first")
+    with _registering:
+        if not _registered:
+            _registered.append(RemoteVFS())
+    vfs = _registered[0]
+    name = vfs.add(opened.reader)
+    try:
+        return apsw.Connection(name, flags=apsw.SQLITE_OPEN_READONLY, vfs=NAME)
+    finally:
+        vfs.remove(name)
+
+
+class RemoteVFS(apsw.VFS):
+    """Gives SQLite the files that :func:`connect` has opened; temporary files are those of SQLite's own VFS."""
+
+    def __init__(self) -> None:
+        self._readers: dict[str, Reader] = {}
+        self._number = 0
+        super().__init__(NAME, "")
+
+    def add(self, reader: Reader) -> str:
+        """Registers a file, and returns the name by which SQLite opens it."""
+        with _registering:
+            self._number += 1
+            name = f"/bufferpool/{self._number}"
+            self._readers[name] = reader
+            return name
+
+    def remove(self, name: str) -> None:
+        """Forgets a file: its connection has been opened, or could not be."""
+        with _registering:
+            del self._readers[name]
+
+    def xFullPathname(self, name: str) -> str:
+        """The names of :meth:`add` are complete."""
+        return name
+
+    def xAccess(self, pathname: str, flags: int) -> bool:
+        """There is no journal beside a remote database."""
+        return False
+
+    def xOpen(self, name: Any, flags: list[int]) -> Any:
+        """Opens a remote database, or a temporary file."""
+        if not flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
+            return apsw.VFSFile("", name, flags)
+        flags[1] = apsw.SQLITE_OPEN_READONLY
+        return RemoteDatabase(self._readers[name.filename() if isinstance(name, apsw.URIFilename) else name])
+
+
+class RemoteDatabase:
+    """A database file of one version, which does not change."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        return self._reader.read(offset, offset + amount)
+
+    def xFileSize(self) -> int:
+        return self._reader.file.size
+
+    def xDeviceCharacteristics(self) -> int:
+        return int(apsw.SQLITE_IOCAP_IMMUTABLE)
+
+    def xSectorSize(self) -> int:
+        return 4096
+
+    def xLock(self, level: int) -> None: ...
+    def xUnlock(self, level: int) -> None: ...
+    def xClose(self) -> None: ...
+    def xSync(self, flags: int) -> None: ...
+
+    def xCheckReservedLock(self) -> bool:
+        return False
+
+    def xFileControl(self, operation: int, pointer: int) -> bool:
+        return False
