@@ -10,7 +10,9 @@ import pytest
 import bufferpool as bp
 from tests.conftest import ROOT, SHM, new_name
 
-OPTIONAL = r"^ *(?:import|from) (dask|distributed|torch|zarr)\b"  # libraries of integrations, which may be missing
+OPTIONAL = (
+    r"^ *(?:import|from) (dask|distributed|torch|zarr|fsspec)\b"  # libraries of integrations, which may be missing
+)
 UNTESTED = {"design.md", "changelog.md"}  # they have no program
 LINKED = ["README.md", *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in LINKED if "```python" in (ROOT / page).read_text() and Path(page).name not in UNTESTED]
