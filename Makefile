@@ -5,6 +5,7 @@
 # make peers   other ways to share pages, beside the pool
 # make docs    the documentation as a site, in build/site
 # make coverage   the lines and branches of the package and of its core that tests reach, with a floor; reports in build/coverage
+# make integrations   the tests of what connects the pool to other libraries, with these libraries (some 600 MB)
 # make soak    the long forms of the tests
 # make lab     the tests on the kernels, cgroups and machines of users, in guests of qemu; LAB="--kernels 6.1 --groups core" takes a part
 # make free-threaded   the tests with threads on a CPython without the GIL, which it builds (Debian) or finds in FREE_THREADED_PYTHON
@@ -25,7 +26,7 @@ QUICK := import docs pages pins write append spaces scratch derived files flush 
 	memory compaction bad_input events observer
 QUICK_FILES = $(foreach name,$(QUICK),$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 
-.PHONY: all demo examples test quick coverage soak lab bench peers docs lint clean free-threaded dist
+.PHONY: all demo examples test quick integrations coverage soak lab bench peers docs lint clean free-threaded dist
 
 all: $(VENV)/.built $(VENV)/.installed
 
@@ -85,6 +86,13 @@ LAB ?=
 lab: all
 	$(BIN)/python -m lab $(LAB)
 
+$(VENV)/.integrations: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet --group integrations
+	touch $@
+
+integrations: all $(VENV)/.integrations
+	$(PYTEST) tests/integrations tests/test_docs.py
+
 $(VENV)/.bench: $(VENV)/.installed pyproject.toml
 	$(BIN)/python -m pip install --quiet --group bench
 	touch $@
@@ -102,6 +110,7 @@ peers: all $(VENV)/.peers
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/remote.py
 	$(BIN)/python benchmarks/cache_peers.py
+	$(BIN)/python benchmarks/framework_peers.py
 
 docs: all
 	$(BIN)/sphinx-build -q -W --keep-going docs build/site

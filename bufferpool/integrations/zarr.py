@@ -1,0 +1,287 @@
+"""zarr (format 2 and 3, zarr-python 3): a store whose values all processes share, and chunks that are decoded once.
+
+``CachedStore(store, pool.cache("zarr"))`` wraps any store. With
+``zarr.config.set({"codec_pipeline.path": PIPELINE})`` the arrays of such stores keep their chunks decoded.
+
+A value is kept under its key's *token*, a random number that the cache holds for each key. A write replaces the token, so
+nothing that was read before it, or while it happened, is found again; and while a write is under way there is no token, and
+readers ask the store. A writer that is killed leaves the key without one: its readers ask the store until the next write.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, Final, Self
+
+import numpy as np
+from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.codec_pipeline import BatchedCodecPipeline, fill_value_or_default
+from zarr.registry import register_pipeline
+from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
+
+from bufferpool.objects.cache import Cache, Key
+
+_ABSENT: Final = object()
+_WRITING: Final = 0  # in place of a token
+PIPELINE = "bufferpool.integrations.zarr.DecodedChunks"
+"""The codec pipeline that keeps decoded chunks, for zarr's setting ``codec_pipeline.path``."""
+
+
+def name_of(store: Store) -> str:
+    """The name of a store that is the same in every process that opens it, and belongs to no other store."""
+    if isinstance(store, LocalStore):
+        return f"file://{store.root.resolve()}"
+    if isinstance(store, FsspecStore):
+        options = hashlib.sha256(store.fs.to_json().encode()).hexdigest()[:16]
+        return f"{type(store.fs).__module__}:{options}:{store.path}"
+    raise ValueError(
+        f"{store!r} has no name that is the same in all processes: pass name=, and another one for each store in the cache"
+    )
+
+
+class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types are not looked at
+    """A store of zarr whose values are read once for all processes: ``CachedStore(store, pool.cache("zarr"))``.
+
+    Values, ranges of them, and the answer that a key does not exist are kept in the cache. Changes that are made through a
+    CachedStore, in any process of the pool, are seen by all of them at once; changes that are made past it are seen when
+    ``ttl`` seconds have passed (None: not before the value is evicted). ``name`` distinguishes the stores of one cache; stores of
+    files and of fsspec have one by themselves.
+    """
+
+    def __init__(self, store: Store, cache: Cache, *, name: str | None = None, ttl: float | None = None) -> None:
+        super().__init__(store)
+        self.cache, self.ttl = cache, ttl
+        self.name = name_of(store) if name is None else name
+
+    @classmethod
+    async def open(
+        cls, store: Store, cache: Cache, *, name: str | None = None, ttl: float | None = None, read_only: bool = False
+    ) -> Self:  # fmt: skip
+        """Wraps a store, and opens it."""
+        made = cls(store.with_read_only(True) if read_only else store, cache, name=name, ttl=ttl)
+        return await made.opened()
+
+    async def opened(self) -> Self:
+        """The same store, opened if it was not."""
+        await self._ensure_open()
+        return self
+
+    @property
+    def source(self) -> Store:
+        """The wrapped store."""
+        return self._store
+
+    def _with_store(self, store: Store) -> Self:
+        return type(self)(store, self.cache, name=self.name, ttl=self.ttl)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CachedStore):
+            return False
+        return (self.source, self.cache.name, self.name) == (other.source, other.cache.name, other.name)
+
+    __hash__ = None  # type: ignore[assignment]  # as other stores
+
+    def __str__(self) -> str:
+        return f"bufferpool::{self._store}"
+
+    def __repr__(self) -> str:
+        return f"CachedStore({self._store!r}, {self.cache!r}, name={self.name!r})"
+
+    # ---- reading ---------------------------------------------------------------------
+
+    async def token(self, key: str) -> Any:
+        """The token under which the key's values are kept now; 0 while it is being written: nothing is to be kept."""
+        token = self.cache.get((self.name, key), _ABSENT)
+        if token is _ABSENT:
+            token = await self.cache.aget_or_load((self.name, key), _new_token, ttl=self.ttl)
+        return token if token == _WRITING else bytes(token)
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        """The value of a key, or a range of it; None if it does not exist."""
+        await self._ensure_open()
+        part = _part_of(byte_range)
+        token = await self.token(key)
+        if token == _WRITING or part is None:
+            return await self.get_uncached(key, prototype, byte_range)
+        if part:
+            whole = self.cache.get((self.name, token, key), _ABSENT)
+            if whole is not _ABSENT:
+                return None if whole is None else prototype.buffer.from_bytes(_cut(whole, byte_range))
+
+        async def load(_: Key) -> Any:
+            found = await self.get_uncached(key, prototype, byte_range)
+            return None if found is None else memoryview(found.as_numpy_array()).cast("B")
+
+        value = await self.cache.aget_or_load((self.name, token, key, *part), load)
+        return None if value is None else prototype.buffer.from_bytes(value)
+
+    async def get_uncached(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+        """What the wrapped store returns."""
+        return await self._store.get(key, prototype, byte_range)
+
+    async def get_partial_values(self, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> list[Any]:
+        """Several ranges at once."""
+        return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
+
+    async def _get_many(self, requests: Iterable[tuple[str, Any, Any]]) -> AsyncGenerator[tuple[str, Any], None]:
+        asked = list(requests)
+        for (key, *_), value in zip(asked, await asyncio.gather(*(self.get(*one) for one in asked)), strict=True):
+            yield key, value
+
+    async def getsize(self, key: str) -> int:
+        """The size of a value, which the wrapped store knows."""
+        return int(await self._store.getsize(key))
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        """The size of all values whose keys begin with the prefix."""
+        return int(await self._store.getsize_prefix(prefix))
+
+    # ---- writing ---------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[None]:
+        """While the block writes the key's value nothing of it is kept, and afterwards nothing older is found."""
+        self._replace_token(key, _WRITING)
+        try:
+            yield
+        finally:
+            self._replace_token(key, os.urandom(8))
+
+    def _replace_token(self, key: str, token: Any) -> None:
+        if not self.cache.put((self.name, key), token, ttl=self.ttl):  # there is no room for it
+            self.cache.delete((self.name, key))
+
+    async def set(self, key: str, value: Any) -> None:
+        """Writes a value."""
+        with self._writing(key):
+            await self._store.set(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Any) -> None:
+        """Writes a value, unless there is one."""
+        with self._writing(key):
+            await self._store.set_if_not_exists(key, value)
+
+    async def _set_many(self, values: Iterable[tuple[str, Any]]) -> None:
+        await asyncio.gather(*(self.set(key, value) for key, value in values))
+
+    async def delete(self, key: str) -> None:
+        """Deletes a key."""
+        with self._writing(key):
+            await self._store.delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Deletes all keys below the prefix."""
+        folder = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+        with await self._writing_all(self._store.list_prefix(folder)):
+            await self._store.delete_dir(prefix)
+
+    async def clear(self) -> None:
+        """Deletes all keys of the store. Values of other stores in the cache stay."""
+        with await self._writing_all(self._store.list()):
+            await self._store.clear()
+
+    async def _writing_all(self, keys: AsyncIterator[str]) -> ExitStack:
+        """As :meth:`_writing`, of all these keys: the block is a with statement of what is returned."""
+        await self._ensure_open()
+        self._check_writable()
+        with ExitStack() as stack:
+            async for key in keys:
+                stack.enter_context(self._writing(key))
+            return stack.pop_all()
+
+
+async def _new_token(_: Key) -> bytes:
+    return os.urandom(8)
+
+
+def _part_of(byte_range: Any) -> tuple[Key, ...] | None:
+    """A range as a part of a key: () for the whole value; None for what only the store can judge."""
+    match byte_range:
+        case None:
+            return ()
+        case RangeByteRequest():
+            return ("range", int(byte_range.start), int(byte_range.end))
+        case OffsetByteRequest():
+            return ("offset", int(byte_range.offset))
+        case SuffixByteRequest():
+            return ("suffix", int(byte_range.suffix))
+    return None
+
+
+def _cut(whole: memoryview, byte_range: Any) -> memoryview:
+    """The range of a whole value."""
+    match byte_range:
+        case RangeByteRequest():
+            return whole[byte_range.start : byte_range.end]
+        case OffsetByteRequest():
+            return whole[byte_range.offset :]
+    return whole[max(0, len(whole) - byte_range.suffix) :]
+
+
+class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
+    """A codec pipeline that keeps the decoded chunks of arrays in a :class:`CachedStore`, and leaves others as they are.
+
+    A chunk is read and decoded once for all processes, and its compressed bytes are not kept beside it. Arrays with
+    shards, and those of Python objects, are read as without it; the store keeps the bytes of what they read.
+    """
+
+    @cached_property
+    def _codecs(self) -> bytes:
+        """Distinguishes what different codecs make of the same bytes."""
+        return hashlib.sha256(repr(tuple(self)).encode()).digest()[:8]
+
+    async def read_batch(
+        self, batch_info: Iterable[tuple[Any, ...]], out: Any, drop_axes: tuple[int, ...] = ()
+    ) -> None:
+        """Copies the selected parts of chunks into ``out``."""
+        batch = list(batch_info)
+        if not batch or self.supports_partial_decode or not all(_is_kept(getter, spec) for getter, spec, *_ in batch):
+            await super().read_batch(batch, out, drop_axes)
+            return
+        found = [await self._kept(getter, spec) for getter, spec, *_ in batch]
+        absent = [n for n, chunk in enumerate(found) if chunk is _ABSENT]
+        for n, chunk in zip(absent, await asyncio.gather(*(self._chunk(*batch[n][:2]) for n in absent)), strict=True):
+            found[n] = chunk
+        for chunk, (_, spec, selection, out_selection, *_) in zip(found, batch, strict=True):
+            if chunk is None:
+                out[out_selection] = fill_value_or_default(spec)
+                continue
+            part = spec.prototype.nd_buffer.from_numpy_array(chunk)[selection]
+            out[out_selection] = part.squeeze(axis=drop_axes) if drop_axes else part
+
+    def _key(self, getter: StorePath, token: bytes, spec: Any) -> Key:
+        return (getter.store.name, token, getter.path, self._codecs, spec.dtype.to_native_dtype().str, spec.shape)
+
+    async def _kept(self, getter: StorePath, spec: Any) -> Any:
+        """The decoded chunk that the cache has; None if the chunk does not exist; _ABSENT if the cache does not know."""
+        token = await getter.store.token(getter.path)
+        return _ABSENT if token == _WRITING else getter.store.cache.get(self._key(getter, token, spec), _ABSENT)
+
+    async def _chunk(self, getter: StorePath, spec: Any) -> Any:
+        """The decoded chunk or None, which is read and decoded if no other process does so."""
+        store = getter.store
+
+        async def load(_: Key) -> Any:
+            found = await store.get_uncached(getter.path, spec.prototype)
+            if found is None:
+                return None
+            (chunk,) = await self.decode_batch([(found, spec)])
+            return np.asarray(chunk.as_numpy_array(), order="C")
+
+        await store.opened()
+        token = await store.token(getter.path)
+        if token == _WRITING:
+            return await load(())
+        return await store.cache.aget_or_load(self._key(getter, token, spec), load)
+
+
+def _is_kept(getter: Any, spec: Any) -> bool:
+    """Whether the decoded chunk can be kept."""
+    shared = isinstance(getter, StorePath) and isinstance(getter.store, CachedStore)
+    return shared and not spec.dtype.to_native_dtype().hasobject
+
+
+register_pipeline(DecodedChunks)
