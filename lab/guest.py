@@ -76,7 +76,7 @@ class Guest:
             "nice", "-n", "1", *self.kernel.qemu, "-accel", "tcg,thread=multi",
             "-smp", str(machine.cpus), "-m", machine.memory, "-display", "none", "-no-reboot", "-nodefaults",
             "-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", f"file:{self.console}",
-            "-append", f"console={'ttyAMA0' if self.kernel.arch == 'arm64' else 'ttyS0'} panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",
+            "-append", f"{self.kernel.options} panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",
             "-device", "virtio-serial-pci", "-chardev", f"socket,id=port,path={self.place}/port,server=on,wait=off",
             "-device", "virtserialport,chardev=port,name=lab", "-device", "virtio-rng-pci",
             "-qmp", f"unix:{self.place}/monitor,server=on,wait=off",

@@ -54,6 +54,11 @@ class Kernel:
         return ["qemu-system-x86_64", "-cpu", "max,la57=off"]
 
     @property
+    def options(self) -> str:
+        """Options of the kernel. Its clock is that of the processor: else each look at the time is a system call."""
+        return "console=ttyAMA0" if self.arch == "arm64" else "console=ttyS0 clocksource=tsc tsc=reliable"
+
+    @property
     def triplet(self) -> str:
         """The compiler's name of the machine."""
         return "aarch64-linux-gnu" if self.arch == "arm64" else "x86_64-linux-gnu"

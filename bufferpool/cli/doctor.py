@@ -27,6 +27,8 @@ from bufferpool.observer import Observer, unsaved_pages
 from bufferpool.stores.base import RWF_DONTCACHE
 from bufferpool.units import format_size
 
+_CLOCK = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+_SLOW_CLOCKS = frozenset(("acpi_pm", "hpet", "jiffies", "pit", "refined-jiffies"))  # the vDSO cannot read them
 _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
 _EXTENT = 256 << 10
 _PROBE = 8 * _EXTENT
@@ -274,6 +276,24 @@ def _uncached(_directory: str) -> Iterator[Finding]:
     yield Finding(Level.OK, "RWF_DONTCACHE", text)
 
 
+def _clock(_directory: str) -> Iterator[Finding]:
+    """Whether a process can read the clock without a system call: the core does so several times for each miss."""
+    try:
+        name = _CLOCK.read_text().strip()
+    except OSError:  # no /sys here
+        return
+    if name in _SLOW_CLOCKS:
+        text = f"{name}: each look at the time is a system call, and a miss takes several"
+        yield Finding(
+            Level.WARN,
+            "clock",
+            text,
+            "boot with clocksource=tsc (tsc=reliable in a virtual machine, if its host keeps it stable)",
+        )
+    else:
+        yield Finding(Level.OK, "clock", f"{name}: read without a system call")
+
+
 def _pressure(directory: str) -> Iterator[Finding]:
     """Whether the kernel reports stalls for memory, and wakes the steward when they begin."""
     path, source = psi_file(), SystemSource(directory)
@@ -427,6 +447,7 @@ def examine(directory: str | None = None) -> Iterator[Finding]:
         _probes,
         _io_uring,
         _uncached,
+        _clock,
         _pressure,
         _budgets,
         _leftovers,

@@ -160,3 +160,19 @@ def test_doctor_names_what_the_kernel_lacks(
     assert findings["PSI"].level == level
     assert ("psi=1" in findings["PSI"].remedy) == (some is None)
     assert findings["RWF_DONTCACHE"].text.startswith("refused")
+
+
+@pytest.mark.parametrize(
+    ("clock", "level"), [("tsc", "OK"), ("kvm-clock", "OK"), ("hpet", "WARN"), ("acpi_pm", "WARN")]
+)
+def test_doctor_knows_clocks_that_cost_a_system_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: str, level: str
+) -> None:
+    """In an emulated machine with the clock acpi_pm, a miss took four system calls instead of one, and nothing said so."""
+    (tmp_path / "clock").write_text(f"{clock}\n")
+    monkeypatch.setattr(doctor, "_CLOCK", tmp_path / "clock")
+    finding = next(f for f in doctor.examine() if f.what == "clock")
+    assert finding.level == level
+    assert ("clocksource=tsc" in finding.remedy) == (level == "WARN")
+    monkeypatch.setattr(doctor, "_CLOCK", tmp_path / "none")
+    assert not any(f.what == "clock" for f in doctor.examine())

@@ -109,7 +109,8 @@ def test_a_miss_in_a_full_pool_is_one_system_call(tmp_path):
     inside = text[text.index("/begin-here") : text.index("/end-here")]
     calls = re.findall(r"^\d+ +(\w+)\(", inside, re.M)
     assert calls.count("pread64") >= 900
-    rest = [call for call in calls if call not in ("pread64", "futex")]
+    # A look at the time is a system call only where the machine has no clock that processes can read.
+    rest = [call for call in calls if call not in ("pread64", "futex", "clock_gettime")]
     assert len(rest) <= 20, sorted(set(rest))
 
 
