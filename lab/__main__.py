@@ -19,7 +19,7 @@ from lab.images import CACHE, KERNELS, Kernel, images, require_tools
 ORDER = list(dict.fromkeys(name for group in GROUPS.values() for name in group.checks))  # of the table's rows
 
 
-def perform(kernel: Kernel, group: Group, only: list[str], results: report.Results | None) -> bool:
+def perform(kernel: Kernel, group: Group, only: list[str], results: report.Results) -> bool:
     """Runs checks of a group in one guest; a check that loses the guest gets a new one for those that follow."""
     wanted = [name for name in group.checks if not only or name in only]
     if not wanted or kernel.name not in group.kernels:
@@ -38,9 +38,8 @@ def perform(kernel: Kernel, group: Group, only: list[str], results: report.Resul
                 if guest is not None:
                     guest.close()
                 guest = None
-            if results is not None:
-                results.setdefault(name, {})[kernel.name] = cell
-                report.save(dict(sorted(results.items(), key=lambda row: ORDER.index(row[0]))))
+            results.setdefault(name, {})[kernel.name] = cell
+            report.save(results)
             print(
                 f"{kernel.name:5} {name:16} {'passed' if cell.passed else 'FAILED'} {cell.seconds:4} s  {cell.text}",
                 flush=True,
@@ -76,10 +75,12 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the checks that the arguments name."""
-    results = None if args.no_table else report.load()
+    results = report.load()
     done = [
         perform(KERNELS[kernel], GROUPS[name], args.checks, results) for name in args.groups for kernel in args.kernels
     ]
+    if not args.no_table:
+        report.write({name: results[name] for name in ORDER if name in results})
     return int(not all(done))
 
 

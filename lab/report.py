@@ -33,9 +33,13 @@ def load() -> Results:
 
 
 def save(results: Results) -> None:
-    """Stores the results in the cache, and writes the table of the document."""
+    """Stores the results in the cache."""
     plain = {check: {kernel: asdict(cell) for kernel, cell in row.items()} for check, row in results.items()}
     RESULTS.write_text(json.dumps(plain, indent=1))
+
+
+def write(results: Results) -> None:
+    """Writes the table of the document."""
     before, _, rest = DOCUMENT.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
     DOCUMENT.write_text(before + BEGIN + table(results) + END + after)
