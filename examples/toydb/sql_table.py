@@ -112,7 +112,9 @@ class VirtualTable:
 
     def _insert(self, work: Work, rows: Table, key: bytes, row: Row, mode: int) -> bool:
         """Stores a new row, if the constraints allow it. Returns False if OR IGNORE skips it."""
-        if mode == _REPLACE or any(index.unique for index in self.schema.indexes):
+        if mode == _REPLACE and not self.schema.indexes:
+            rows.put(key, self.schema.pack(row))
+        elif mode == _REPLACE or any(index.unique for index in self.schema.indexes):
             if not self._resolve_conflicts(work, rows, key, row, None, mode):
                 return False
             rows.put(key, self.schema.pack(row))
