@@ -1,7 +1,7 @@
-"""``python -m toydb``: see :mod:`toydb.shell`."""
+"""``python -m toydb``: see :mod:`toydb.sql.shell`."""
 
 import sys
 
-from toydb.shell import main
+from toydb.sql.shell import main
 
 sys.exit(main())

@@ -108,7 +108,7 @@ class Engine:
             self.write_page(page_no, image, lsn)
             point("publish.page")
         state = self.shared.set_state(state, published=lsn)
-        point("publish.committed")
+        point("publish.done")
         return state
 
     # ---- commit ------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_snapshots_work_while_a_large_commit_is_published(open_db: OpenDatabase,
 
 
 @pytest.mark.parametrize(
-    "place", ["spill.written", "versions.spilled", "publish.page:3", "publish.page:200", "publish.committed"]
+    "place", ["spill.written", "versions.spilled", "publish.page:3", "publish.page:200", "publish.done"]
 )
 def test_a_large_commit_whose_process_died_starves_nobody(place: str, open_db: OpenDatabase) -> None:
     """Snapshots, scans and the check need nobody to commit; the next writer completes the commit."""

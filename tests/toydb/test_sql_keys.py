@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toydb.keys import BLOBS, COLLATIONS, END, NUMBERS, TEXTS, decode_integer, encode, encode_all, prefixes
+from toydb.sql.keys import BLOBS, COLLATIONS, END, NUMBERS, TEXTS, decode_integer, encode, encode_all, prefixes
 
 INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
 EDGES = st.sampled_from(

@@ -9,7 +9,7 @@ import pytest
 
 import toydb.sql
 from tests.conftest import SHM, remove
-from toydb.shell import main
+from toydb.sql.shell import main
 
 README = Path(__file__).resolve().parents[2] / "examples" / "toydb" / "README.md"
 
@@ -22,7 +22,7 @@ def pool_name():
 
 
 def test_the_commands_and_the_code_do_what_they_say(tmp_path, monkeypatch, capfd, pool_name):
-    section = README.read_text(encoding="utf-8").split("\n## SQL\n")[1]
+    section = README.read_text(encoding="utf-8").split("\n## Appendix: SQL\n")[1]
     blocks = dict(re.findall(r"```(console|python)\n(.*?)```", section, re.DOTALL))
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^\$ python -m toydb (.*)$", blocks["console"], re.MULTILINE)

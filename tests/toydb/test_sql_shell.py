@@ -14,8 +14,9 @@ import pytest
 
 import toydb
 from tests.conftest import SHM, remove
-from toydb import importer, sql
-from toydb.shell import complete, describe, main
+from toydb import sql
+from toydb.sql import importer
+from toydb.sql.shell import complete, describe, main
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

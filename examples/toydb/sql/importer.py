@@ -16,7 +16,7 @@ from typing import IO, Any
 import apsw
 
 from toydb.sql import Connection
-from toydb.sql_text import quote
+from toydb.sql.parsing import quote
 
 SAMPLE_ROWS = 1000
 PROGRESS_ROWS = 500

@@ -12,14 +12,14 @@ from typing import Any
 
 import apsw
 
-from toydb import sql_bestindex, sql_plan
 from toydb.errors import KeyExists
-from toydb.keys import END, decode_integer, encode
-from toydb.sql_bestindex import Figures
-from toydb.sql_cursor import Cursor, whole
-from toydb.sql_plan import Plan
-from toydb.sql_schema import Index, Row, Schema, index_prefix
-from toydb.sql_session import Session, Work
+from toydb.sql import bestindex, planning
+from toydb.sql.bestindex import Figures
+from toydb.sql.cursor import Cursor, whole
+from toydb.sql.keys import END, decode_integer, encode
+from toydb.sql.planning import Plan
+from toydb.sql.schemas import Index, Row, Schema, index_prefix
+from toydb.sql.session import Session, Work
 from toydb.table import Table
 
 LARGEST_ROWID = (1 << 63) - 1
@@ -35,14 +35,14 @@ class VirtualTable:
         self.session = session
         self._connection = connection
         self._plans: dict[tuple[int, str], Plan] = {}  # by what SQLite stores of a plan: its number and text
-        self._paths = sql_plan.paths(schema)
+        self._paths = planning.paths(schema)
         self._figures: Figures | None = None
 
     # -- reading -------------------------------------------------------------------------
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:
-        chosen = sql_bestindex.choose(info, self.schema, self._paths, self._current_figures())
-        sql_bestindex.answer(info, self.schema, chosen)
+        chosen = bestindex.choose(info, self.schema, self._paths, self._current_figures())
+        bestindex.answer(info, self.schema, chosen)
         self._plans[int(chosen.plan.ordered), chosen.plan.text(self.schema)] = chosen.plan
         return True
 
@@ -60,8 +60,7 @@ class VirtualTable:
             if known is None or not 0.8 * known.rows <= rows <= 1.25 * known.rows:
                 trees = [self.session.storage(work, path.storage(self.schema)) for path in self._paths]
                 sharing = [
-                    sql_bestindex.sharing(tree, len(path.columns))
-                    for tree, path in zip(trees, self._paths, strict=True)
+                    bestindex.sharing(tree, len(path.columns)) for tree, path in zip(trees, self._paths, strict=True)
                 ]
                 known = self._figures = Figures(float(rows), tuple(sharing))
         return known

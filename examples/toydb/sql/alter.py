@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import apsw
 
-from toydb import sql_text
-from toydb.sql_cursor import whole
-from toydb.sql_schema import Row, Schema
-from toydb.sql_session import Work
-from toydb.sql_table import SEQUENCE
-from toydb.sql_text import Statement, quote
+from toydb.sql import parsing
+from toydb.sql.cursor import whole
+from toydb.sql.parsing import Statement, quote
+from toydb.sql.schemas import Row, Schema
+from toydb.sql.session import Work
+from toydb.sql.virtual import SEQUENCE
 
 if TYPE_CHECKING:
-    from toydb.sql_ddl import Catalog
+    from toydb.sql.ddl import Catalog
 
 
 def alter(catalog: "Catalog", work: Work, statement: Statement) -> None:
@@ -61,7 +61,7 @@ def _altered(old: Schema, change: str, row: Row | None) -> Schema:
 
 def _refuse_mentioned(catalog: "Catalog", table: Schema) -> None:
     for kind, name, sql in catalog.definitions():
-        if any(token.name.lower() == table.name.lower() for token in sql_text.tokenize(sql)):
+        if any(token.name.lower() == table.name.lower() for token in parsing.tokenize(sql)):
             raise apsw.SQLError(f"{kind} {name} uses {table.name}: drop it, alter the table, and create it again")
 
 

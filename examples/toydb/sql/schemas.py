@@ -21,8 +21,8 @@ from typing import Any
 import apsw
 import msgspec.msgpack
 
-from toydb import sql_text
-from toydb.keys import COLLATIONS, Value, encode
+from toydb.sql import parsing
+from toydb.sql.keys import COLLATIONS, Value, encode
 
 Row = list[Value]
 
@@ -120,7 +120,7 @@ class Schema:
         parts = []
         for column in self.columns:
             collate = "" if column.collation == "BINARY" else f" COLLATE {column.collation}"
-            parts.append(f"{sql_text.quote(column.name)} {column.declared}{collate}")
+            parts.append(f"{parsing.quote(column.name)} {column.declared}{collate}")
         if self.rowid:
             return f"CREATE TABLE x({', '.join(parts)})"
         parts.append(f"{HIDDEN_KEY} BLOB HIDDEN NOT NULL PRIMARY KEY")
@@ -128,9 +128,9 @@ class Schema:
 
     def virtual(self) -> str:
         """The CREATE VIRTUAL TABLE statement for SQLite's schema."""
-        statement = sql_text.script(self.sql)[0]
-        body = sql_text.parenthesised(statement, statement.at)
-        return f"CREATE VIRTUAL TABLE main.{sql_text.quote(self.name)} USING toydb({body.inside if body else ''})"
+        statement = parsing.script(self.sql)[0]
+        body = parsing.parenthesised(statement, statement.at)
+        return f"CREATE VIRTUAL TABLE main.{parsing.quote(self.name)} USING toydb({body.inside if body else ''})"
 
     def defaults(self) -> dict[str, str]:
         """Default expressions by column name."""
@@ -138,7 +138,7 @@ class Schema:
 
     def pragma(self, pragma: str, name: str) -> list[Any]:
         """What SQLite answers to a PRAGMA about the table or one of its indexes."""
-        return self._rows(f"PRAGMA {pragma}({sql_text.quote(name)})")
+        return self._rows(f"PRAGMA {pragma}({parsing.quote(name)})")
 
     def has_index(self, name: str) -> bool:
         """Whether the table has an index of this name, be it that of a constraint."""
@@ -202,7 +202,7 @@ class Schema:
     # -- checking rows -----------------------------------------------------------------
 
     def _prepare_gate(self) -> None:
-        checked = any(token.word == "CHECK" for token in sql_text.tokenize(self.sql))
+        checked = any(token.word == "CHECK" for token in parsing.tokenize(self.sql))
         self._always_scratch = checked or self.strict
         self._plain = [_PLAIN[column.affinity] for column in self.columns]
         self._reals = [i for i, column in enumerate(self.columns) if column.affinity == "REAL"]
@@ -211,9 +211,9 @@ class Schema:
         if self.alias is not None:
             self._plain[self.alias] = frozenset((int,))
         self._plain_rows: set[tuple[type, ...]] = set()  # the types of rows that need no check and no conversion
-        names = ", ".join(sql_text.quote(column.name) for column in self.columns)
+        names = ", ".join(parsing.quote(column.name) for column in self.columns)
         marks = ", ".join("?" * len(self.columns))
-        quoted = sql_text.quote(self.name)
+        quoted = parsing.quote(self.name)
         self._insert = f"INSERT INTO {quoted}({names}) VALUES({marks}) RETURNING {names}"
         self._clear = f"DELETE FROM {quoted}"
 
@@ -296,7 +296,7 @@ def index_prefix(index: Index, row: Row) -> bytes:
 
 def _expression(default: str) -> str:
     """A default as an expression that is valid anywhere. (In a DEFAULT clause SQLite takes a bare or quoted name as text.)"""
-    tokens = list(sql_text.tokenize(default))
+    tokens = list(parsing.tokenize(default))
     if len(tokens) == 1 and (
         tokens[0].kind == "quoted" or (tokens[0].kind == "word" and tokens[0].word not in _CONSTANTS)
     ):

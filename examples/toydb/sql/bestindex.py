@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import apsw
 
-from toydb.keys import END, prefixes
-from toydb.sql_plan import (
+from toydb.sql.keys import END, prefixes
+from toydb.sql.planning import (
     EQ,
     GE,
     GT,
@@ -27,7 +27,7 @@ from toydb.sql_plan import (
     Plan,
     Term,
 )
-from toydb.sql_schema import Schema
+from toydb.sql.schemas import Schema
 from toydb.table import Table
 
 _EQUALITIES = (EQ, IS, IS_NULL)
@@ -184,7 +184,7 @@ def _argument(constraint: Constraint, used: list[int]) -> int | None:
 
 
 def _is_exact(schema: Schema, constraint: Constraint) -> bool:
-    """Whether the constraint leaves exactly one value of the column (see the docstring of sql_plan)."""
+    """Whether the constraint leaves exactly one value of the column (see the docstring of planning)."""
     if constraint.column < 0 or constraint.operator == IS_NULL:
         return True
     if schema.columns[constraint.column].affinity in ("INTEGER", "REAL", "NUMERIC"):

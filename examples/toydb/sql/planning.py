@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import apsw
 
-from toydb.keys import AFTER_NULL, END, NUMBERS, TEXTS, Value, encode
-from toydb.sql_schema import Index, Schema
+from toydb.sql.keys import AFTER_NULL, END, NUMBERS, TEXTS, Value, encode
+from toydb.sql.schemas import Index, Schema
 
 EQ, GT, LE, LT, GE = (
     apsw.SQLITE_INDEX_CONSTRAINT_EQ,

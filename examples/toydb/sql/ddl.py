@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import apsw
 
-from toydb import sql_alter
 from toydb.errors import NoSuchTable, TableExists
-from toydb.sql_schema import Schema
-from toydb.sql_session import Session, Work
-from toydb.sql_table import SEQUENCE, VirtualTable
-from toydb.sql_text import Statement, quote, script, trigger_body
+from toydb.sql import alter
+from toydb.sql.parsing import Statement, quote, script, trigger_body
+from toydb.sql.schemas import Schema
+from toydb.sql.session import Session, Work
+from toydb.sql.virtual import SEQUENCE, VirtualTable
 
 DEFINITIONS = "toydb_schema"
 _CREATE_DEFINITIONS = f"CREATE TABLE {DEFINITIONS}(type TEXT, name TEXT, sql TEXT NOT NULL, PRIMARY KEY(type, name))"
@@ -386,7 +386,7 @@ class Catalog:
 
     def _alter_table(self, statement: Statement, _bindings: Any) -> None:
         with self._transaction() as work:
-            sql_alter.alter(self, work, statement)
+            alter.alter(self, work, statement)
 
     def _drop_table(self, statement: Statement, _bindings: Any) -> None:
         with self._transaction():

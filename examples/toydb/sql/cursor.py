@@ -6,11 +6,11 @@ from typing import Any, Protocol
 
 import apsw
 
-from toydb import sql_plan
-from toydb.keys import Value, decode_integer, prefixes
-from toydb.sql_plan import Plan
-from toydb.sql_schema import Row, Schema
-from toydb.sql_session import Session, Work
+from toydb.sql import planning
+from toydb.sql.keys import Value, decode_integer, prefixes
+from toydb.sql.planning import Plan
+from toydb.sql.schemas import Row, Schema
+from toydb.sql.session import Session, Work
 from toydb.table import Table
 
 Entry = tuple[bytes, bytes]
@@ -46,7 +46,7 @@ class Cursor:
         plan = self._table.plan(number, text)
         base = session.table(self._work, schema)
         index = plan.path.index
-        wanted, exact = sql_plan.ranges(plan, schema, values)
+        wanted, exact = planning.ranges(plan, schema, values)
         if len(plan.equal) == len(plan.path.columns) and index is None:
             rows = _look_up(base, wanted, plan.reverse)
         else:
@@ -99,7 +99,7 @@ def whole(schema: Schema, key: bytes, record: bytes) -> Row:
     return row
 
 
-def _scan(tree: Table, wanted: list[sql_plan.Range], reverse: bool, changing: bool) -> Iterator[Entry]:
+def _scan(tree: Table, wanted: list[planning.Range], reverse: bool, changing: bool) -> Iterator[Entry]:
     """The entries of these ranges. ``changing``: the statement may change the table meanwhile."""
     scan = tree.scan if changing else tree.scan_leaves
     parts = (scan(lo, hi, hi_open=True, reverse=reverse) for lo, hi in (reversed(wanted) if reverse else wanted))
@@ -116,7 +116,7 @@ def _by_index(entries: Iterator[Entry], base: Table, schema: Schema) -> Iterator
         yield key, record
 
 
-def _look_up(tree: Table, wanted: list[sql_plan.Range], reverse: bool) -> Iterator[Entry]:
+def _look_up(tree: Table, wanted: list[planning.Range], reverse: bool) -> Iterator[Entry]:
     """As _scan, for ranges that are one whole key each: looks the keys up."""
     for lo, hi in reversed(wanted) if reverse else wanted:
         if hi[:-1] == lo:

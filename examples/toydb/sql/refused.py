@@ -6,7 +6,7 @@ effect. Others it refuses for any virtual table, without naming an alternative.
 
 import apsw
 
-from toydb.sql_text import Statement
+from toydb.sql.parsing import Statement
 
 HARMLESS = ("SELECT", "INSERT", "REPLACE", "UPDATE", "DELETE", "BEGIN", "COMMIT")  # those of each moment
 LOST = ("USER_VERSION", "APPLICATION_ID")

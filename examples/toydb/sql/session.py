@@ -10,7 +10,7 @@ The durable commit happens in xSync, in which SQLite accepts a failure.
 
 SQLite numbers savepoints from 0, and calls a virtual table only for those that are made
 after the first write to it. So each transaction begins with an empty write to a
-virtual table that exists for this purpose (sql_ddl.Enlist), which then gets every call.
+virtual table that exists for this purpose (ddl.Enlist), which then gets every call.
 While a Python exception is raised, APSW does not pass ROLLBACK TO on. So a
 failed statement is undone here, by a savepoint of its own (:meth:`Session.statement`).
 """
@@ -23,11 +23,11 @@ from typing import Any
 
 import apsw
 
-from toydb import sql_schema
 from toydb.database import Database
 from toydb.errors import Busy, NoSuchTable, TransactionError
 from toydb.interrupts import later
-from toydb.sql_schema import Schema
+from toydb.sql import schemas
+from toydb.sql.schemas import Schema
 from toydb.table import Table
 from toydb.transaction import Stats, Transaction
 
@@ -174,7 +174,7 @@ class Session:
     def load(self, meta: bytes) -> Schema:
         """The schema that a meta describes; cached."""
         if meta not in self._schemas:
-            self._schemas[meta] = sql_schema.load(meta)
+            self._schemas[meta] = schemas.load(meta)
         return self._schemas[meta]
 
     # -- writing -------------------------------------------------------------------------

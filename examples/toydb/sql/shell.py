@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import bufferpool as bp
-from toydb import importer, sql, sql_text
+from toydb import sql
 from toydb.errors import ToyDBError
-from toydb.shell_output import FORMATS, Result, write
-from toydb.sql_session import Pages
+from toydb.sql import importer, parsing
+from toydb.sql.session import Pages
+from toydb.sql.shell_output import FORMATS, Result, write
 
 EXPECTED = (apsw.Error, ToyDBError, bp.BufferPoolError, OSError, ValueError)  # printed in one line; others are bugs
 PROGRESS_STEPS = 20_000  # virtual-machine instructions of SQLite between two checks for Ctrl-C
@@ -93,11 +94,11 @@ class Shell:
         if text.lstrip().startswith("."):
             self._command(text.strip())
             return
-        for statement in sql_text.script(text):
+        for statement in parsing.script(text):
             self._check_interrupted()
             self._statement(statement)
 
-    def _statement(self, statement: sql_text.Statement) -> None:
+    def _statement(self, statement: parsing.Statement) -> None:
         plan = self._plan(statement) if self.explain else []
         before = self.connection.pages()
         cursor = self.connection.cursor()
@@ -114,7 +115,7 @@ class Shell:
         if self.explain:
             self._show_costs(plan, self.connection.pages().since(before))
 
-    def _plan(self, statement: sql_text.Statement) -> list[str]:
+    def _plan(self, statement: parsing.Statement) -> list[str]:
         if statement.kind not in ("SELECT", "INSERT", "UPDATE", "DELETE", "WITH", "VALUES"):
             return []
         depth = {0: -1}

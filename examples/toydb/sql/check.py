@@ -1,8 +1,8 @@
 """Checks that tables and indexes agree: each index has exactly one entry for every row."""
 
-from toydb.sql_cursor import whole
-from toydb.sql_schema import Schema, index_prefix
-from toydb.sql_session import Session, Work
+from toydb.sql.cursor import whole
+from toydb.sql.schemas import Schema, index_prefix
+from toydb.sql.session import Session, Work
 
 MOST_FINDINGS = 100
 

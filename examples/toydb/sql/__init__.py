@@ -19,11 +19,11 @@ from typing import Any
 
 import apsw
 
-from toydb import sql_check, sql_ddl, sql_pragma, sql_refused, sql_text
 from toydb.database import Database
-from toydb.sql_schema import Schema
-from toydb.sql_session import Pages, SchemaChanged, Session
-from toydb.sql_text import Statement
+from toydb.sql import check, ddl, parsing, pragma, refused
+from toydb.sql.parsing import Statement
+from toydb.sql.schemas import Schema
+from toydb.sql.session import Pages, SchemaChanged, Session
 
 MOST_REWRITTEN = 500
 CHANGES = ("INSERT", "REPLACE", "UPDATE", "DELETE")
@@ -46,8 +46,8 @@ class Connection(apsw.Connection):
         self._owns = owns
         self._rewritten: dict[str, tuple[str, Schema | None, str]] = {}
         self.session = Session(self, database)
-        self.catalog = sql_ddl.Catalog(self, self.session, self.rewrite)
-        sql_pragma.register(self, self.catalog)
+        self.catalog = ddl.Catalog(self, self.session, self.rewrite)
+        pragma.register(self, self.catalog)
         self.cursor_factory = Cursor
         self.catalog.attach()
 
@@ -92,18 +92,18 @@ class Connection(apsw.Connection):
 
     def check(self) -> list[str]:
         """Checks the database: its pages and trees, then its tables and indexes. Returns the faults, one sentence each."""
-        return list(self.database.check()) or sql_check.check(self.session, self.tables())
+        return list(self.database.check()) or check.check(self.session, self.tables())
 
     def rewrite(self, statement: Statement) -> str:
         """Adds the defaults of the omitted columns to an INSERT; lets toydb answer a PRAGMA about its tables."""
         if statement.kind == "PRAGMA":
-            return sql_pragma.as_select(statement)
+            return pragma.as_select(statement)
         if statement.kind != "INSERT":
             return statement.sql
         table, schema, text = self._rewritten.get(statement.sql, ("", None, ""))
         if table and self.catalog.find(table) is schema:
             return text
-        target = sql_text.insert_target(statement)
+        target = parsing.insert_target(statement)
         if target is None:
             return statement.sql
         schema = self.catalog.find(target.table)
@@ -114,8 +114,8 @@ class Connection(apsw.Connection):
         return text
 
 
-def _complete(statement: Statement, target: sql_text.Target, schema: Schema) -> str:
-    if sql_text.returns(statement):
+def _complete(statement: Statement, target: parsing.Target, schema: Schema) -> str:
+    if parsing.returns(statement):
         raise apsw.SQLError(
             "INSERT … RETURNING would return what was given, not what is stored: "
             "use last_insert_rowid(), or SELECT the row"
@@ -124,21 +124,21 @@ def _complete(statement: Statement, target: sql_text.Target, schema: Schema) -> 
         return statement.sql
     given = {name.lower() for name in target.columns or ()}
     defaults = {name: value for name, value in schema.defaults().items() if name.lower() not in given}
-    return sql_text.with_defaults(statement, target, defaults) if defaults else statement.sql
+    return parsing.with_defaults(statement, target, defaults) if defaults else statement.sql
 
 
 class Cursor(apsw.Cursor):
     """Executes statements; the rows are those of the last one."""
 
     def execute(self, statements: str, bindings: Any = None, **options: Any) -> "Cursor":
-        parts = sql_text.script(statements)
+        parts = parsing.script(statements)
         if len(parts) == 1:
             return self._execute(parts[0], bindings, options)
         taken = 0
         for number, part in enumerate(parts):
             own = bindings
             if isinstance(bindings, Sequence):
-                count = sql_text.parameters(part)
+                count = parsing.parameters(part)
                 own = bindings[taken:] if number == len(parts) - 1 else bindings[taken : taken + count]
                 taken += count
             self._execute(part, own, options)
@@ -157,14 +157,14 @@ class Cursor(apsw.Cursor):
             self.execute(statements, first, **options)
             rest = len(sequenceofbindings) - 1 if isinstance(sequenceofbindings, (list, tuple)) else 0
             if rest and self._may_repeat(statements):
-                sql = self._here().rewrite(sql_text.script(statements)[0])
+                sql = self._here().rewrite(parsing.script(statements)[0])
                 with self._here().session.statement() as running:
                     super().executemany(sql, running.each(bindings), **options)
         return self
 
     def _may_repeat(self, statements: str) -> bool:
         """Whether the statement, which has just been executed, may be executed again without a look at it."""
-        parts, work = sql_text.script(statements), self._here().session.current
+        parts, work = parsing.script(statements), self._here().session.current
         writes = work is not None and work.write and not self._here().get_autocommit()
         return writes and len(parts) == 1 and parts[0].kind in CHANGES
 
@@ -174,13 +174,13 @@ class Cursor(apsw.Cursor):
 
     def _execute(self, statement: Statement, bindings: Any, options: dict[str, Any]) -> "Cursor":
         connection = self._here()
-        sql_refused.refuse(statement)
+        refused.refuse(statement)
         define: Callable[[Statement, Any], None] | None = connection.catalog.handlers.get(statement.kind)
         if define is not None and not statement.elsewhere:
             try:
                 define(statement, bindings)
             except apsw.SQLError as error:
-                sql_refused.advise(statement, error)
+                refused.advise(statement, error)
                 raise
             return self
         for attempt in (1, 2):
@@ -188,7 +188,7 @@ class Cursor(apsw.Cursor):
             try:
                 self._run(sql, bindings, options, statement.kind)
             except apsw.SQLError as error:
-                sql_refused.advise(statement, error)
+                refused.advise(statement, error)
                 outdated = isinstance(error, SchemaChanged) or str(error).startswith("no such table")
                 if attempt == 2 or not outdated or not connection.catalog.refresh():
                     raise

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import apsw
 import apsw.ext
 
-from toydb.sql_schema import Schema
-from toydb.sql_text import OURS, Statement, quote
+from toydb.sql.parsing import OURS, Statement, quote
+from toydb.sql.schemas import Schema
 
 if TYPE_CHECKING:
-    from toydb.sql_ddl import Catalog
+    from toydb.sql.ddl import Catalog
 
 COLUMNS = {
     "table_info": ("cid", "name", "type", "notnull", "dflt_value", "pk"),
