@@ -3,75 +3,85 @@
 A fork copies all locks, but only the thread that forks: a lock that another thread held
 would never be released in the child. So a child starts with free locks, and
 with events that are set, because the threads that would set them do not exist there.
+
+A signal's handler may raise between any two bytecodes of the main thread, also at the beginning of an ``__exit__`` that is
+written in Python: its lock would be held for ever. So blocks are entered and left by methods written in C.
 """
 
+import _thread
+import contextlib
 import os
 import threading
+import time
 import weakref
-from typing import Any
 
-_made: "weakref.WeakSet[Lock | Event | Condition]" = weakref.WeakSet()
+_made: "weakref.WeakSet[Lock | Event]" = weakref.WeakSet()
+_LOOK_S = 0.5  # a waiter looks so often whether an event is set, whatever has become of the gate
 
 
-class Lock:
+class Lock(_thread.RLock):  # type: ignore[misc]  # the stub calls it final, which it is not
     """A reentrant lock between the threads of this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         _made.add(self)
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *exc: Any) -> None:
-        self._lock.release()
-
     def _renew(self) -> None:
-        self._lock = threading.RLock()
+        self._at_fork_reinit()  # type: ignore[attr-defined]
 
 
 class Event:
     """Like threading.Event. In a forked child it is set, because the thread that would set it does not exist there."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._is_set = False
+        self._gate = _thread.allocate_lock()  # held until the event is set
+        self._gate.acquire()
         _made.add(self)
 
     def is_set(self) -> bool:
-        return self._event.is_set()
+        return self._is_set
 
     def set(self) -> None:
-        self._event.set()
+        self._is_set = True
+        with contextlib.suppress(RuntimeError):  # it is open already
+            self._gate.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        return self._event.wait(timeout)
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        while not self._is_set:
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            if self._gate.acquire(timeout=min(left, _LOOK_S)):
+                self.set()  # opens it for the next one
+        return self._is_set
 
     def _renew(self) -> None:
-        self._event = threading.Event()
-        self._event.set()
+        self._gate = _thread.allocate_lock()
+        self._is_set = True
 
 
-class Condition:
+class Condition(Lock):  # type: ignore[misc]
     """Like threading.Condition. In a forked child no thread waits for it."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition()
-        _made.add(self)
-
-    def __enter__(self) -> None:
-        self._condition.acquire()
-
-    def __exit__(self, *exc: Any) -> None:
-        self._condition.release()
+        super().__init__()
+        self._condition = threading.Condition(self)
 
     def wait(self, timeout: float | None = None) -> bool:
-        return self._condition.wait(timeout)
+        try:
+            return self._condition.wait(timeout)
+        except BaseException:
+            if not self._is_owned():  # type: ignore[attr-defined]  # a handler has raised: the block still ends with the lock
+                self.acquire()
+            raise
 
     def notify_all(self) -> None:
         self._condition.notify_all()
 
     def _renew(self) -> None:
-        self._condition = threading.Condition()
+        super()._renew()
+        self._condition = threading.Condition(self)
 
 
 def _renew_all() -> None:

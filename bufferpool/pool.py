@@ -725,13 +725,18 @@ class Pool(PoolFigures):
             if any(steward is not None and steward.alive and steward.pid == os.getpid() for steward in stewards):
                 raise ValueError("this process is a steward of the pool already; stop_steward() first")
             self._steward = Steward(self.client, Settings() if settings is None else settings)
+            self._steward.begin()
             return self._steward
 
     def stop_steward(self) -> None:
         """Ends the steward of this process, if there is one. Raises the error that has ended it before, if one has."""
-        steward, self._steward = self._steward, None
-        if steward is not None and steward.pid == os.getpid():
-            steward.stop()
+        steward = self._steward
+        try:
+            if steward is not None and steward.pid == os.getpid():
+                steward.stop()
+        finally:
+            if steward is not None and not (steward.pid == os.getpid() and steward.alive):
+                self._steward = None  # else a signal's handler has interrupted the stop: it can be asked for again
 
     def save_working_set(self, path: str | os.PathLike[str]) -> int:
         """Writes the list of resident pages to a file, the hottest first, a few bytes each; returns their number.

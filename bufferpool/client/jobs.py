@@ -8,6 +8,7 @@ threads, one job at a time for each subject (a space, the log), which also bound
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable
 from functools import partial
 
@@ -20,36 +21,52 @@ _here = threading.local()
 
 def underway() -> frozenset[Hashable]:
     """The subjects of the jobs that this thread runs, and of those that wait for this thread."""
-    found: frozenset[Hashable] = getattr(_here, "subjects", frozenset())
-    return found
+    marks: list[weakref.ref[working_on]] = getattr(_here, "marks", [])
+    return frozenset().union(*(mark.subjects for ref in marks if (mark := ref()) is not None))
 
 
 class working_on:
-    """Marks that this thread works on a subject within the block: it must not wait for a job on the same subject."""
+    """Marks that this thread works on a subject within the block: it must not wait for a job on the same subject.
 
-    def __init__(self, subject: Hashable, outer: frozenset[Hashable] | None = None) -> None:
-        self._subjects = (underway() if outer is None else outer) | {subject}
+    The mark ends with this object, too: a signal's handler may raise before ``__exit__`` comes to its work.
+    """
+
+    def __init__(self, subject: Hashable, outer: frozenset[Hashable] = frozenset()) -> None:
+        self.subjects = outer | {subject}
 
     def __enter__(self) -> None:
-        self._before = underway()
-        _here.subjects = self._subjects
+        _here.marks = [ref for ref in getattr(_here, "marks", []) if ref() is not None] + [weakref.ref(self)]
 
     def __exit__(self, *exc: object) -> None:
-        _here.subjects = self._before
+        _here.marks = [ref for ref in _here.marks if ref() not in (None, self)]
+
+
+class _Start:
+    """What the thread has that starts a job, and then the one that begins it."""
 
 
 class Job:
     """One piece of work that runs in a thread."""
 
-    def __init__(self, subject: Hashable, work: Callable[[], int]) -> None:
+    def __init__(self, subject: Hashable, work: Callable[[], int], start: _Start) -> None:
         self.subject, self.work = subject, work
+        self._start = weakref.ref(start)
         self.began = time.monotonic()
         self.taken = False
         """Whether a thread has begun the work."""
-        self.done = False
+        self.ended = False
         self.result = 0
         """The result of the work: for a flush, the number of pages written."""
         self.error: BaseException | None = None
+
+    def given_up(self) -> bool:
+        """Whether no thread has begun the work, and none will: the handler of a signal has raised in the one that was to start it."""
+        return self._start() is None and not self.taken
+
+    @property
+    def done(self) -> bool:
+        """Whether nobody works on it any more."""
+        return self.ended or self.given_up()
 
 
 class Jobs:
@@ -62,25 +79,26 @@ class Jobs:
 
     def running(self, subject: Hashable) -> Job | None:
         """The running job on a subject, or None."""
-        return self._running.get(subject)
+        job = self._running.get(subject)
+        return None if job is None or job.given_up() else job
 
     def all(self) -> list[Job]:
         """The running jobs."""
         with self._changed:
-            return list(self._running.values())
+            return [job for job in self._running.values() if not job.given_up()]
 
     def start(self, subject: Hashable, work: Callable[[], int]) -> tuple[Job, bool]:
         """Starts a job on a subject unless one runs; returns (the job, whether it is new)."""
+        outer, start = underway(), _Start()
         with self._changed:
-            job = self._running.get(subject)
+            job = self.running(subject)
             if job is not None:
                 return job, False
-            job = self._running[subject] = Job(subject, work)
-        outer = underway()
+            job = self._running[subject] = Job(subject, work, start)
         try:
-            Worker(partial(self._run, job, outer))
+            Worker(partial(self._run, job, outer, start))
         except (ThreadRefused, MemoryError):
-            self._run(job, outer)  # without a thread, but for one that has begun after all
+            self._run(job, outer, start)  # without a thread, but for one that has begun after all
         return job, True
 
     def _take(self, job: Job) -> bool:
@@ -92,7 +110,7 @@ class Jobs:
             self._changed.notify_all()
             return True
 
-    def _run(self, job: Job, outer: frozenset[Hashable]) -> None:
+    def _run(self, job: Job, outer: frozenset[Hashable], start: _Start) -> None:
         if not self._take(job):
             return
         try:
@@ -102,8 +120,9 @@ class Jobs:
             job.error = error
         if self.pid == os.getpid():  # otherwise the work has forked, and this is the child
             with self._changed:
-                job.done = True
-                del self._running[job.subject]
+                job.ended = True
+                if self._running.get(job.subject) is job:
+                    del self._running[job.subject]
                 self._changed.notify_all()
 
     def wait(self, holds: Callable[[], bool], seconds: float, slice_s: float = 0.02) -> bool:

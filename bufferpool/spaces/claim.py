@@ -16,6 +16,7 @@ import os
 import random
 import struct
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,22 +56,31 @@ def _claimed(fd: int, place: int) -> bool:
 
 
 _changing = Lock()
-_coming: list[tuple[int, int]] = []  # files claimed for spaces that are not in the directory yet
+
+
+class _Coming:
+    """A file that is claimed for a space that is not in the directory yet, as long as this object lives."""
+
+    def __init__(self, file: tuple[int, int]) -> None:
+        self.file = file
+
+
+_coming: "weakref.WeakSet[_Coming]" = weakref.WeakSet()
 os.register_at_fork(after_in_child=_coming.clear)
 
 
 @contextmanager
 def claimed(client: Client, store: FileStore) -> Iterator[None]:
     """Claims a file while the block opens a space of it; the space keeps the claim. Raises FileInUse."""
-    file = store.state().file
+    coming = _Coming(store.state().file)
     with _changing:
-        _coming.append(file)
+        _coming.add(coming)
     try:
         claim(client, store)
         yield
     finally:
         with _changing:
-            _coming.remove(file)
+            _coming.discard(coming)
 
 
 def keep_store(client: Client, record: Record, store: Store) -> None:
@@ -92,7 +102,7 @@ def drop_unused(client: Client) -> None:
         return
     gone: list[object] = []  # closed after the lock is released: a disk may hang
     with _changing:  # a store or claim is kept only if its space is in the directory, or being opened
-        seg, coming = client.seg, set(_coming)
+        seg, coming = client.seg, {coming.file for coming in _coming}
         claims = (set(client.claims) if changed else client.new_claims & set(client.claims)) - coming
         client.new_claims -= claims
         gone += [client.claims.pop(file) for file in claims if not seg.spaces_of_file(*file)]

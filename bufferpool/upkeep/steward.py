@@ -161,17 +161,22 @@ class Steward:
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
         self._ready = 0
+        self._thread: Worker | None = None
+
+    def begin(self) -> None:
+        """Starts the thread. Whatever is raised meanwhile, :meth:`stop` ends what has begun."""
         try:
             self._thread = Worker(self._run)
         except BaseException:
-            if settings.source is None:
+            self._stopping.set()
+            if self.settings.source is None:
                 self._source.close()
             raise
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return not self._thread.ended
+        return self._thread is not None and not self._thread.ended
 
     def pause_s(self) -> float:
         """The seconds to the next round: fewer if half of the clean frames would be used by then."""
@@ -184,7 +189,7 @@ class Steward:
         self._stopping.set()
         if isinstance(self._source, SystemSource):
             self._source.wake()
-        if not self._thread.is_current():
+        if self._thread is not None and not self._thread.is_current():
             self._thread.join()
         self.client.jobs.wait(lambda: all(job.done for job in self._jobs), STOP_S)
         if self.error is not None:
@@ -193,7 +198,7 @@ class Steward:
 
     def wait(self, timeout: float) -> bool:
         """Waits until the thread has ended, for ``timeout`` seconds at most; whether it has."""
-        return self._thread.join(timeout)
+        return self._thread is None or self._thread.join(timeout)
 
     def _run(self) -> None:
         try:
@@ -508,6 +513,7 @@ def run(client: Client, settings: Settings) -> None:
     Or until the pool has been removed and no other process is attached: then its memory has no use.
     """
     steward = Steward(client, settings)
+    steward.begin()
     try:
         while not steward.wait(0.5):
             if client.seg.status()["links"] == 0 and client.seg.alone():

@@ -49,7 +49,7 @@ def test_a_handler_that_raises_in_the_midst() -> None:
     before = signal.signal(signal.SIGUSR2, leave)
     pid = os.fork()
     if pid == 0:
-        taken = sum(lock._lock.acquire(timeout=0.01) for lock in locks)
+        taken = sum(lock.acquire(timeout=0.01) for lock in locks)
         os._exit(taken)
     signal.signal(signal.SIGUSR2, before)
     go_on.set()

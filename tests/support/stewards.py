@@ -77,5 +77,6 @@ def by_hand(pool, **settings):
     """A steward without a thread, whose rounds the test calls."""
     with mock.patch("bufferpool.upkeep.steward.Worker"):
         made = Steward(pool.client, Settings(**{"source": Fake(), **settings}))
+        made.begin()
     made._patience_s = WAIT  # a round is over when its jobs are
     return made

@@ -1,0 +1,93 @@
+"""A signal's handler raises at any line, or at the beginning of any function, of the package: nothing is left held.
+
+An ``__exit__`` written in Python begins with a place where handlers run. What one raised there left a lock of the package
+held for ever, or a space marked as being flushed: every later flush of that thread raised WouldDeadlock.
+A trace function raises here at each such place in turn.
+"""
+
+import linecache
+import os
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import bufferpool as bp
+from bufferpool.errors import BufferPoolError
+from bufferpool.upkeep.steward import Settings
+from tests.conftest import PAGE, fill
+from tests.support.hanging import in_time
+
+PACKAGE = os.path.dirname(bp.__file__)
+HOLDING = ("_locks.py", "client/jobs.py", "client/threads.py", "spaces/claim.py", "upkeep/flush_jobs.py")
+FLUSHING = ("upkeep/writeback.py",)
+
+
+class Told(Exception):
+    """What the handler raises."""
+
+
+def raises_at(number: int, files: tuple[str, ...], call: Callable[[], object]) -> bool:
+    """Calls, and raises at the place with this number; False if the call has fewer."""
+    seen = 0
+
+    def local(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal seen
+        # At the end of a block the tracer sees its first line once more, where CPython runs no handler.
+        leaves = event == "line" and linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(
+            "with "
+        )
+        if event in ("line", "call") and not leaves:
+            seen += 1
+            if seen == number:
+                sys.settrace(None)
+                raise Told
+        return local
+
+    def tracer(frame: FrameType, event: str, _: Any) -> Any:
+        inside = frame.f_code.co_filename.startswith(PACKAGE) and frame.f_code.co_filename.endswith(files)
+        return local(frame, event, None) if inside else None
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        call()
+    except (Told, BufferPoolError):  # a store's method cannot tell a handler's error from its own
+        pass
+    finally:
+        sys.settrace(before)
+    return seen >= number
+
+
+CALLS: dict[str, tuple[tuple[str, ...], Callable[[bp.Pool, bp.Space, Any], object]]] = {
+    "flush": (HOLDING + FLUSHING, lambda pool, table, path: pool.flush()),
+    "flush with a timeout": (HOLDING, lambda pool, table, path: pool.flush(timeout=60)),
+    "trim": (HOLDING, lambda pool, table, path: pool.trim(8 * PAGE)),
+    "open and remove": (HOLDING, lambda pool, table, path: pool.open_file(path, "r+").remove()),
+    "steward": (HOLDING, lambda pool, table, path: (pool.start_steward(Settings(pressure=False)), pool.stop_steward())),
+    "checkpoint": (HOLDING, lambda pool, table, path: pool.checkpoint(0)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised where a generator is closed
+@pytest.mark.parametrize("what", CALLS)
+def test_nothing_is_left_held(pool, data_file, what) -> None:
+    files, call = CALLS[what]
+    table, path = pool.open_file(data_file(16), "r+", name="table"), data_file(4)
+    number = 1
+    while True:
+        fill(table, [3, 4], version=number)
+        reached = raises_at(number, files, lambda: call(pool, table, path))
+        pool.stop_steward()
+        fill(table, [5], version=number)
+        in_time(pool.flush)  # by another thread
+        in_time(lambda: pool.open_file(path, "r+").remove())
+        fill(table, [6], version=number)
+        assert pool.flush() >= 1  # by the same thread
+        if not reached:
+            break
+        number += 1
+    assert number > 5
+    assert pool.check() == []
