@@ -48,7 +48,7 @@ def test_their_help_says_what_they_do():
         subprocess.Popen([sys.executable, FOLDER / f"{script}.py", "--help"], stdout=subprocess.PIPE, text=True)
         for script in SCRIPTS
     ]
-    assert len(started) == 9
+    assert len(started) == 10
     for process in started:
         text, _ = process.communicate(timeout=WAIT)
         assert process.returncode == 0
