@@ -54,7 +54,7 @@ from bufferpool.stores.checksum import Repair, file_store
 from bufferpool.units import format_size, lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
 from bufferpool.upkeep import working_set as warm
-from bufferpool.upkeep.flush_jobs import checkpoint, flush_all
+from bufferpool.upkeep.flush_jobs import checkpoint, checkpoint_within, flush_all
 from bufferpool.upkeep.overwrite import overwrite
 from bufferpool.upkeep.steward import STOP_S, Settings, Steward
 
@@ -285,6 +285,21 @@ class Pool(PoolFigures):
         if client.attached is not None:
             client.attached.mark_unlinked()
         segment_file.unlink(client.path)
+
+    @staticmethod
+    def remove(name: str, *, directory: str | os.PathLike[str] | None = None, discard: bool = False) -> None:
+        """Removes the name of a pool, as :meth:`unlink` does, without attaching to it: one that is damaged, or was made by
+        another version of the library, can be removed too, with ``discard``.
+
+        Raises UnsavedPages if the pool has dirty pages of files or stores, unless ``discard`` is true; SegmentNotFound;
+        SegmentRefused if the file is no pool or may not be removed; and what attaching to a damaged pool raises, unless
+        ``discard`` is true.
+        """
+        path = segment_file.path_of(name, directory)
+        segment_file.must_find(path)
+        if not discard:
+            refuse_loss(name, directory)
+        segment_file.unlink(path)
 
     def __enter__(self) -> Self:
         return self
@@ -641,7 +656,7 @@ class Pool(PoolFigures):
         self.client.require_writable("set the durable LSN")
         self.client.seg.raise_durable_lsn(lsn_of(lsn))
 
-    def checkpoint(self, up_to_lsn: int | None = None) -> int:
+    def checkpoint(self, up_to_lsn: int | None = None, *, timeout: float | None = 0.0) -> int:
         """Flushes dirty pages; returns the LSN from which recovery must start.
 
         Every change with a smaller LSN is in its store. ``up_to_lsn``: all changes up to it
@@ -651,10 +666,17 @@ class Pool(PoolFigures):
         each page that is still dirty, which is the LSN of its first change that the store does not have. Pages
         without an LSN do not count. Source: the recovery LSN of ARIES (Mohan et al., TODS 1992).
 
-        Raises StoreError: nothing is lost, and the previous checkpoint remains valid.
+        ``timeout``: for how many seconds to repeat it while the result is not above ``up_to_lsn`` (which it needs), because a page is
+        being written by another process, or waits for the log (0: it is made once; None: without limit).
+
+        Raises StoreError: nothing is lost, and the previous checkpoint remains valid; and WaitTimeout, if ``timeout`` is not 0.
         """
         self.client.require_writable("make a checkpoint")
-        return checkpoint(self.client, None if up_to_lsn is None else lsn_of(up_to_lsn))
+        if timeout == 0:
+            return checkpoint(self.client, None if up_to_lsn is None else lsn_of(up_to_lsn))
+        if up_to_lsn is None:
+            raise ValueError("give up_to_lsn= with timeout=: the LSN up to which every change is to be in its store")
+        return checkpoint_within(self.client, lsn_of(up_to_lsn), seconds_of(timeout, "timeout"))
 
     # ---- memory -------------------------------------------------------------------
 

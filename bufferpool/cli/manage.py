@@ -24,7 +24,7 @@ from bufferpool.cli.common import (
 )
 from bufferpool.client import segment_file
 from bufferpool.client.trouble import LOG
-from bufferpool.errors import BufferPoolError, SegmentNotFound, SegmentRefused, UnsavedPages
+from bufferpool.errors import BufferPoolError, SegmentRefused, UnsavedPages
 from bufferpool.figures.stats import read_unsaved
 from bufferpool.observer import Observer, refuse_loss, unsaved_pages
 from bufferpool.pool import Pool
@@ -53,11 +53,7 @@ def _rm(args: argparse.Namespace) -> int:
 def _remove(path: str, force: bool, discard: bool) -> tuple[dict[str, object], str]:
     """Removes one pool, sound or damaged; returns what became free, as figures and as a sentence."""
     name = os.path.basename(path)
-    found = next((f for f in segment_file.find(os.path.dirname(path)) if f.path == path), None)
-    if found is None:
-        if os.path.lexists(path):
-            raise SegmentRefused(f"{path} is no pool, or you may not read it; to delete the file anyway, use rm {path}")
-        raise SegmentNotFound(f"there is no pool {path}; bufferpool ls shows what is there")
+    found = segment_file.must_find(path)
     used = doctor.in_use(path)
     if used and not force:
         raise SegmentRefused(

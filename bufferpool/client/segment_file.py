@@ -383,3 +383,13 @@ def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
                 yield Found(str(entry), about.st_blocks * 512, about.st_uid, trouble, other_layout)
             finally:
                 os.close(fd)
+
+
+def must_find(path: str) -> Found:
+    """The segment ``path``, sound or not. Raises SegmentNotFound; SegmentRefused if it is no segment."""
+    found = next((one for one in find(os.path.dirname(path)) if one.path == path), None)
+    if found is not None:
+        return found
+    if os.path.lexists(path):
+        raise SegmentRefused(f"{path} is no pool, or you may not read it; to delete the file anyway, use rm {path}")
+    raise SegmentNotFound(f"there is no pool {path}; bufferpool ls shows what is there")

@@ -14,6 +14,7 @@ from bufferpool.client.jobs import Job, underway
 from bufferpool.errors import WaitTimeout, WouldDeadlock
 from bufferpool.upkeep.writeback import NO_RULE, WRITTEN, can_write, flush_space, sync_log, wanted_of_log
 
+RETRY_S = 0.001
 LOG = "log"  # the subject of the job that syncs it
 
 
@@ -138,3 +139,17 @@ def checkpoint(client: Client, up_to_lsn: int | None) -> int:
     flush_all(client, spaces, client.durable_lsn, inf)
     # 3. What is dirty still (above the durable LSN, or since) needs the log from its first change on.
     return seg.raise_checkpoint_lsn(min(limit + 1, oldest()))
+
+
+def checkpoint_within(client: Client, up_to_lsn: int, timeout: float) -> int:
+    """Repeats a checkpoint until every change up to ``up_to_lsn`` is in its store. Raises WaitTimeout."""
+    end = time.monotonic() + timeout
+    while (reached := checkpoint(client, up_to_lsn)) <= up_to_lsn:
+        if time.monotonic() >= end:
+            told = "; ".join(text for _, text in hanging(client))
+            raise WaitTimeout(
+                f"not every change up to LSN {up_to_lsn} could be written within {timeout} s: recovery must start at {reached}. "
+                f"A page is being written by another process, or waits for the log. {told}".rstrip()
+            )
+        time.sleep(RETRY_S)
+    return reached

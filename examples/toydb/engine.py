@@ -34,7 +34,6 @@ undone); group commit follows DeWitt et al., SIGMOD 1984.
 """
 
 import os
-import time
 from typing import NamedTuple
 
 import numpy as np
@@ -236,21 +235,14 @@ class Engine:
             point("checkpoint.begun")
             with self.write_lock.held():
                 start = self.rotate()
-            self._flush(start)
+            try:
+                self.pool.checkpoint(start, timeout=FLUSH_S)  # every page that was dirty before the new segment
+            except bp.errors.WaitTimeout as error:
+                raise Busy(f"{error}; the log is kept: try again") from error
             point("checkpoint.flushed")
             self.log.remove_below(start)
             point("checkpoint.done")
             return start
-
-    def _flush(self, start: int) -> None:
-        """Flushes every page that was dirty before ``start``. Raises Busy after FLUSH_S seconds."""
-        deadline = time.monotonic() + FLUSH_S
-        while (oldest := self.pool.checkpoint(start)) <= start:
-            if time.monotonic() > deadline:
-                raise Busy(
-                    f"a page from {oldest:#x} could not be written within {FLUSH_S} s; the log is kept: try again"
-                )
-            time.sleep(0.001)
 
 
 def publish_rank(old: bytes | None, new: bytearray) -> tuple[int, int]:

@@ -124,8 +124,8 @@ def _attach(path: str, pool_name: str, log: Log, file: locks.LockFile) -> Engine
     file.release(locks.ATTACHED)
     if pool is not None:
         _detach(pool)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(bp.client.segment_file.path_of(pool_name))
+    with contextlib.suppress(bp.errors.SegmentNotFound):
+        bp.Pool.remove(pool_name, discard=True)  # the log has every page that it has
         point("open.unlinked")
     return None
 

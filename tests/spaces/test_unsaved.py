@@ -9,7 +9,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.cli import main
-from bufferpool.errors import SegmentNotFound, SpaceBusy, UnsavedPages
+from bufferpool.errors import SegmentCorrupt, SegmentNotFound, SegmentRefused, SpaceBusy, UnsavedPages
 from tests.conftest import PAGE, SHM, fill, new_name, remove, stamp
 from tests.core.test_altered import area, poke
 from tests.support.disks import Disk, dirty, put
@@ -137,4 +137,35 @@ def test_a_damaged_pool_is_removed_where_the_loss_is_accepted(pools, unsaved):
     with pytest.raises(bp.errors.SegmentCorrupt, match="discard=True"):
         pool.unlink()
     pool.unlink(discard=True)
+    assert not os.path.exists(pool.path)
+
+
+def test_a_pool_is_removed_by_its_name(unsaved, tmp_path):
+    """An engine that found its pool useless had to remove the file by itself, by a path from the library's inside."""
+    pool, _ = unsaved
+    with pytest.raises(UnsavedPages, match="5 dirty pages"):
+        bp.Pool.remove(pool.name)
+    assert os.path.exists(pool.path)
+    assert pool.flush() == 5
+    bp.Pool.remove(pool.name)
+    assert not os.path.exists(pool.path)
+    with pytest.raises(SegmentNotFound, match="there is no pool"):
+        bp.Pool.remove(pool.name)
+    (SHM / pool.name).write_bytes(b"somebody's notes")
+    with pytest.raises(SegmentRefused, match="is no pool"):
+        bp.Pool.remove(pool.name, discard=True)
+    assert (SHM / pool.name).read_bytes() == b"somebody's notes"
+    remove(SHM / pool.name)
+    with pytest.raises(ValueError, match="must be 1 to 200 bytes"):
+        bp.Pool.remove("../notes")
+
+
+def test_a_damaged_pool_is_removed_by_its_name_only_with_what_it_has(make_pool):
+    pool = make_pool(64 * PAGE)
+    with open(pool.path, "r+b") as file:
+        file.truncate(os.path.getsize(pool.path) // 2)
+    with pytest.raises(SegmentCorrupt):
+        bp.Pool.remove(pool.name)
+    assert os.path.exists(pool.path)
+    bp.Pool.remove(pool.name, discard=True)
     assert not os.path.exists(pool.path)

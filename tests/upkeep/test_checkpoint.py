@@ -1,13 +1,14 @@
 """The write-ahead rule, and checkpoints: from where recovery must start."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
 
-from bufferpool.errors import PoolExhausted, StoreError
+from bufferpool.errors import PoolExhausted, StoreError, WaitTimeout
 from bufferpool.upkeep import writeback
-from tests.conftest import PAGE, wait_until
+from tests.conftest import PAGE, WAIT, wait_until
 from tests.support.disks import Disk, dirty, put
 
 
@@ -269,3 +270,29 @@ def _resize_and_trim(pool, path, stop, seed):
         turns += 1
     pool.client.seg.set_budget(96)
     return turns
+
+
+def test_a_checkpoint_waits_for_a_page_that_is_being_written(pool, threads):
+    """An engine that wants to remove its old log had to ask again and again, in a loop of its own."""
+    disk = Disk(16)
+    table = pool.open_store("disk", disk, mode="r+")
+    pool.durable_lsn = 5
+    put(table, 1, 4)
+    put(table, 2, 9)  # above the durable LSN: its page waits for the log
+    with pytest.raises(ValueError, match="up_to_lsn="):
+        pool.checkpoint(timeout=1)
+    assert pool.checkpoint(up_to_lsn=10) == 9
+    with pytest.raises(WaitTimeout, match="recovery must start at 9"):
+        pool.checkpoint(up_to_lsn=10, timeout=0.05)
+    waited = threading.Event()
+    pool.log_sync = lambda lsn: waited.set()
+
+    def sync_the_log():
+        assert waited.wait(WAIT)
+        pool.advance_durable_lsn(10)
+
+    threads.start(sync_the_log)
+    assert pool.checkpoint(up_to_lsn=10, timeout=WAIT) == 11
+    assert disk.version(2) == 9
+    assert pool.checkpoint(up_to_lsn=10, timeout=None) == 11
+    assert pool.check() == []
