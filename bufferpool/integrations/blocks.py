@@ -22,7 +22,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from bufferpool.errors import LoaderFailed, PoolExhausted, SpaceMismatch, SpaceNotFound, SpaceRemoved, StoreError
+from bufferpool.errors import (
+    LoaderFailed,
+    PoolExhausted,
+    SharedMemoryFull,
+    SpaceMismatch,
+    SpaceNotFound,
+    SpaceRemoved,
+    StoreError,
+)
 from bufferpool.pool import Pool
 from bufferpool.spaces.space import Space
 
@@ -272,6 +280,8 @@ class Blocks:
             if failed.__cause__ is not None and not mine.fetched:
                 raise failed.__cause__ from None
             return dict(mine.fetched)  # what has failed in another thread or process is fetched here next
+        except SharedMemoryFull:  # other programs have filled the tmpfs: what is not in the pool is read past it
+            return dict(mine.fetched)
         finally:
             mine.blocks, mine.fetch, mine.fetched = {}, None, {}
         return {block.key: page for page, block in zip(pages, asked.values(), strict=True) if self._has(page, block)}

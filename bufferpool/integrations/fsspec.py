@@ -30,6 +30,7 @@ from fsspec.caching import BaseCache, register_cache
 from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from bufferpool._core import CLIENTS_LIMIT
 from bufferpool.errors import PoolMismatch, RemoteChanged
 from bufferpool.integrations.blocks import Block, Blocks, Range
 from bufferpool.integrations.origins import Fetches, RemoteFile
@@ -41,6 +42,8 @@ Asked = tuple[str, int | None, int | None]
 """A path, and the start and end of a range as fsspec gives them."""
 PAGE_SIZE = 64 << 10
 """Of a pool that is made here: a block, and its trailer."""
+CLIENTS = CLIENTS_LIMIT
+"""Processes that may use such a pool at once."""
 READ_THREADS = 64
 """Calls of coroutines that wait for absent blocks at the same time."""
 INLINE_BYTES = 1 << 20
@@ -111,14 +114,16 @@ def blocks_of(options: PoolOptions) -> Blocks:
 
 
 def _open_pool(options: PoolOptions) -> Pool:
-    size = PAGE_SIZE if options.block_size is None else options.block_size
+    """Opens the pool; an existing one is accepted with the sizes that nobody asks for here."""
+    fixed: dict[str, Any] = {"page_size": options.block_size or PAGE_SIZE, "max_clients": CLIENTS}
     try:
-        return Pool.open(options.name, options.budget, page_size=size, directory=options.directory)
+        return Pool.open(options.name, options.budget, directory=options.directory, **fixed)
     except PoolMismatch as differs:
-        if options.block_size is not None or set(differs.differences) != {"page_size"}:
+        accepted = {"max_clients"} if options.block_size else {"max_clients", "page_size"}
+        if not set(differs.differences) <= accepted:
             raise
-        size = int(str(differs.differences["page_size"][1]))
-        return Pool.open(options.name, options.budget, page_size=size, directory=options.directory)
+        asked = {name: value for name, value in fixed.items() if name not in accepted}
+        return Pool.open(options.name, options.budget, directory=options.directory, **asked)
 
 
 def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:

@@ -25,9 +25,11 @@ REQUEST_BYTES = 8 << 20
 EXACT = ("version_id", "VersionId", "versionId", "generation", "ETag", "etag", "e_tag", "eTag")
 """What a server changes with every change of the content, if it does not begin with W/ (a weak entity tag)."""
 LESS_EXACT = (
-    "md5", "md5Hash", "Content-MD5", "content_md5", "Digest", "checksum", "CRC", "sha", "hex", "uid", "ino", "mtime",
-    "LastModified", "Last-Modified", "last_modified", "lastModified", "modified", "updated", "timeModified", "created",
+    "md5", "md5Hash", "md5Checksum", "Content-MD5", "content_md5", "content_hash", "Digest", "checksum", "chksum", "CRC", "sha", "hex", "blob_id",
+    "ino", "mtime", "LastModified", "Last-Modified", "last_modified", "lastModified", "modified", "modifiedTime", "modify",
+    "modificationTime", "server_modified", "last_write_time", "updated", "timeModified", "date_time", "created",
 )  # fmt: skip
+"""What file systems of fsspec say of a file's content and of its last change, under the names that they have for it."""
 NOT_OF_THE_ORIGIN = frozenset(
     [
         "asynchronous",

@@ -1,9 +1,11 @@
 """bufferpool:: in fsspec's URLs: the bytes are those of the origin, each block is fetched once, and versions never mix."""
 
 import asyncio
+import io
 import os
 import signal
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import RemoteChanged
 from tests.conftest import wait_until
-from tests.support.children import run_python
+from tests.support.children import on_small_tmpfs, run_python
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
@@ -45,7 +47,7 @@ def filesystem(options: dict[str, Any], target: str = "http", **more: Any) -> An
 def test_a_url_needs_no_import(origin: Any, options: Options) -> None:
     """`pd.read_parquet("bufferpool::https://...")` must work in a program that has never heard of this package."""
     data = content(200_000)
-    url, given = origin.put("a.bin", data), options()
+    url, given = origin.put("a.bin", data), options(steward=True)
     code = f"""
 import fsspec
 with fsspec.open("bufferpool::{url}", bufferpool={given!r}) as file:
@@ -213,6 +215,53 @@ def test_errors_are_the_targets_and_belong_to_their_range(origin: Any, options: 
         del origin.files["b.bin"]
         with pytest.raises(FileNotFoundError):
             file.read(9)
+
+
+def test_calls_about_nothing(origin: Any, options: Options) -> None:
+    url, fs = origin.put("a.bin", b"abc"), filesystem(options())
+    assert fs.cat_ranges([], [], []) == []
+    assert fs.cat_ranges([url], [2], [1]) == [b""]
+    with pytest.raises(ValueError, match="as many starts"):
+        fs.cat_ranges([url], [1, 2], [3, 4])
+    with fs.open(url) as file:
+        assert (file.read(0), file.seek(5), file.read(), file.readline()) == (b"", 5, b"", b"")
+
+
+def test_files_of_an_archive(origin: Any, options: Options) -> None:
+    """A chain of three: the blocks of the members of a remote zip file."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("in/a.bin", content(3 * BLOCK))
+    url, given = origin.put("a.zip", packed.getvalue()), options()
+    for _ in range(2):
+        with fsspec.open(f"bufferpool::zip://in/a.bin::{url}", bufferpool=given) as file:
+            file.seek(BLOCK + 5)
+            assert file.read() == content(3 * BLOCK)[BLOCK + 5 :]
+
+
+def test_a_full_tmpfs(tmp_path: Path) -> None:
+    """Other programs have filled /dev/shm: a cache has no room, and that must not fail a read."""
+    code = """
+import fsspec, os, sys
+data = bytes(range(256)) * 4096
+with open(f"{sys.argv[1]}/data", "wb") as file:
+    file.write(data)
+options = dict(pool="full", budget="4MiB", steward=False, directory=sys.argv[1])
+fs = fsspec.filesystem("bufferpool", target_protocol="file", **options)
+assert fs.cat_file(f"{sys.argv[1]}/data", 0, 1000) == data[:1000]
+with open(f"{sys.argv[1]}/filler", "wb", buffering=0) as filler:
+    try:
+        while filler.write(bytes(4096)):
+            pass
+    except OSError as error:
+        print(error.errno)
+for _ in range(2):
+    assert fs.cat_file(f"{sys.argv[1]}/data") == data
+os.unlink(f"{sys.argv[1]}/filler")
+assert fs.cat_file(f"{sys.argv[1]}/data") == data
+print(fs.blocks.pool.stats().spaces[0].resident, fs.blocks.pool.check())
+"""
+    assert on_small_tmpfs(code, tmp_path) == "28\n17 []\n"
 
 
 def test_a_server_without_ranges_or_lengths(options: Options) -> None:
