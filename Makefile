@@ -18,7 +18,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 IMAGES ?= build/images
-WORKLOADS := shared_cache vector_search elastic scan_resistance ycsb tpcc_lite hotplug client_disconnect tile_server remote_files
+WORKLOADS := shared_cache vector_search elastic scan_resistance ycsb tpcc_lite hotplug client_disconnect tile_server remote_files torch_samples
 SOURCES := setup.py $(wildcard bufferpool/core/*/*)
 
 # What `make quick` runs: the surface, and one file for each main path of the core.

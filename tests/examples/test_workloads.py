@@ -28,6 +28,8 @@ def leftovers(pid):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_its_quick_form_verifies_something_draws_a_picture_and_leaves_nothing(script, tmp_path):
+    if script.startswith("torch"):
+        pytest.importorskip("torch")
     picture = tmp_path / "picture.png"
     command = [sys.executable, FOLDER / f"{script}.py", "--quick", "--plot", picture]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -48,7 +50,7 @@ def test_their_help_says_what_they_do():
         subprocess.Popen([sys.executable, FOLDER / f"{script}.py", "--help"], stdout=subprocess.PIPE, text=True)
         for script in SCRIPTS
     ]
-    assert len(started) == 10
+    assert len(started) == 11
     for process in started:
         text, _ = process.communicate(timeout=WAIT)
         assert process.returncode == 0
