@@ -111,6 +111,8 @@ class Guest:
                 more = self._port.recv(65536)
             except TimeoutError:
                 raise GuestError(f"no answer in time; the end of the console: {self.console_tail()}") from None
+            except OSError:
+                more = b""
             if not more:
                 raise GuestError(f"the guest ended; the end of the console: {self.console_tail()}")
             self._waiting += more
