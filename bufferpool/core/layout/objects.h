@@ -20,9 +20,9 @@
 namespace bp {
 
 #ifdef BP_EXPLORE
-constexpr u32 CACHES = 1, CACHE_NAME = 8, BLOCK_CLASSES = 20, FIRST_BUCKETS = 1;
+constexpr u32 CACHES = 1, CACHE_NAME = 8, BLOCK_CLASSES = 20, FIRST_BUCKETS = 1, EVICTED_KEPT = 1;
 #else
-constexpr u32 CACHES = 64, CACHE_NAME = 200, BLOCK_CLASSES = 48, FIRST_BUCKETS = 512;
+constexpr u32 CACHES = 64, CACHE_NAME = 200, BLOCK_CLASSES = 48, FIRST_BUCKETS = 512, EVICTED_KEPT = 4096;
 #endif
 
 // The word of an entry:   63            8   7       6        3     0
@@ -51,7 +51,7 @@ struct alignas(64) ObjectEntry {
     Atomic<u64> expires_ns;  // CLOCK_MONOTONIC; 0: never
     Atomic<u32> next;        // the next entry of the chain, or of the free entries, +1
     Atomic<u32> key_bytes;
-    Atomic<u32> used;        // when last used, in ticks
+    Atomic<u32> used;        // when last used, by the clock of insertions
     Atomic<u32> cost;        // how long its load took, in microseconds
     Atomic<u16> owner;       // LOADING: the client that loads it; LIVE: the client that loads a newer value
     Atomic<u16> cache;
@@ -88,7 +88,7 @@ struct ObjectBlock {
     Atomic<u32> memory;  // how many of its OS pages may have memory: set before a plug, and after a punch
     Atomic<u32> live;    // the bytes of its live records, in units of 16
     Atomic<u32> filled;  // a log page: bytes given out
-    Atomic<u32> next;    // the next free block, +1
+    Atomic<u32> next;    // FREE: the next free block, +1; LARGE: its entry, +1, for samples
 };
 static_assert(sizeof(ObjectBlock) == 32);
 
@@ -117,11 +117,13 @@ struct ObjectsHeader {
     Atomic<u32> free_entries;                            // the first free one, +1
     Atomic<u32> open;                                    // the log page that is being filled, +1
     Atomic<u32> live;                                    // objects, loads included
+    Atomic<u32> clock;                                   // values that were put: the time of the eviction
     Atomic<u64> data_used;                               // OS pages of address room that blocks have
     Atomic<u64> used;                                    // OS pages that may have memory: the sum over all blocks
     Atomic<u64> log_blocks, log_live;                    // log pages, and the units of live records in them
     Atomic<u32> free_full[BLOCK_CLASSES], free_empty[BLOCK_CLASSES];  // free blocks with memory, and without
     CacheSlot caches[CACHES];
+    Atomic<u64> evicted[EVICTED_KEPT];  // what is remembered of evicted objects (policy/worth.h), by their hash
     Atomic<u64> rows_ready[CLIENTS_LIMIT + 1];  // doubled(): for how many blocks the pin row of each client has memory
 };
 

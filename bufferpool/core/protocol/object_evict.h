@@ -1,11 +1,11 @@
 // Eviction of objects, and room for new ones.
 //
 //   borrow   from the pages, up to the limit      strip    memory of free blocks of other classes
-//   evict    the object of a sample that earns least for its bytes (policy/object_policy.h)
+//   evict    the object of a sample that earns least for its bytes (policy/worth.h); its frequency is remembered
 //   clean    a log page that is mostly dead: its live records move to the page that is being filled, and it is free
 #pragma once
 
-#include "policy/object_policy.h"
+#include "policy/worth.h"
 #include "protocol/loans.h"
 #include "protocol/object_log.h"
 
@@ -23,6 +23,20 @@ inline u64 random_number(Segment& s) {
 
 inline bool is_expired(u64 expires_ns) { return expires_ns && prim::coarse_ns() >= expires_ns; }
 
+constexpr u32 OBJECT_LOOKS = 12;   // that a search compares: of all objects, and as many of the large ones
+constexpr u8 OBJECT_USES = 0xff;   // the most uses that an entry counts
+
+inline Atomic<u64>& memory_of(Segment& s, u64 hash) { return s.objects.header->evicted[hash % EVICTED_KEPT]; }
+
+// What an object earns for its bytes.
+inline double worth_of(Segment& s, const ObjectEntry& entry, u64 bytes) {
+    const ObjectsHeader& h = *s.objects.header;
+    u32 cost = entry.cost.load_relaxed();
+    float price = cost ? worth::measured_cost(bytes, cost * 1e-6) : worth::default_cost(bytes);
+    u32 idle = h.clock.load_relaxed() - entry.used.load_relaxed();
+    return worth::worth(entry.uses.load_relaxed() + 1, idle, h.live.load_relaxed(), bytes, price);
+}
+
 struct Victim {
     u32 entry = NONE;
     u64 word = 0;
@@ -39,14 +53,27 @@ inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
     if (!has_block(s, b)) return;
     bool large = block::state(s.objects.blocks[b].word.load_relaxed()) == BLOCK_LARGE;
     if (large && any_object_pin(s, b)) return;
-    double worth = is_expired(entry.expires_ns.load_relaxed())
-                       ? 0
-                       : worth_of({u32(entry.uses.load_relaxed()) + 1, s.tick() - entry.used.load_relaxed(), bytes,
-                                   entry.cost.load_relaxed()});
+    double worth = is_expired(entry.expires_ns.load_relaxed()) ? 0 : worth_of(s, entry, bytes);
     CacheSlot& slot = cache_of(s, entry.cache.load_relaxed());
     bool reserved = cache == NONE && slot.bytes.load_relaxed() <= slot.reserve.load_relaxed();
     if (reserved) return;
     if (best.entry == NONE || worth < best.worth) best = {e, w, worth};
+}
+
+// Large objects are few, and hardly ever among samples of all; but they have most of the bytes.
+inline void consider_large(Segment& s, u32 cache, Victim& best) {
+    Objects& o = s.objects;
+    u32 n = o.header->blocks_high.load_relaxed();
+    if (!n || !has_block(s, n - 1)) return;
+    u32 looks = 0, most = n < 4 * OBJECT_LOOKS ? n : 4 * OBJECT_LOOKS, first = u32(random_number(s) % n);
+    for (u32 i = 0; i < most && looks < OBJECT_LOOKS; i++) {
+        ObjectBlock& k = o.blocks[most == n ? (first + i) % n : u32(random_number(s) % n)];
+        if (block::state(k.word.load_acquire()) != BLOCK_LARGE) continue;
+        u32 e = k.next.load_relaxed();
+        if (!e || !has_entry(s, e - 1)) continue;
+        looks++;
+        consider(s, e - 1, cache, best);
+    }
 }
 
 // The object of a sample that earns least: of all caches, or of one.
@@ -60,6 +87,7 @@ inline Victim find_victim(Segment& s, u32 cache) {
         looks += object::state(s.objects.entries[e].word.load_relaxed()) == OBJECT_LIVE;
         consider(s, e, cache, best);
     }
+    consider_large(s, cache, best);
     for (u32 i = 0; i < n && best.entry == NONE; i++) consider(s, (first + i) % n, cache, best);
     return best;
 }
@@ -75,6 +103,9 @@ inline u64 evict_object(Segment& s, u32 cache) {
         if (entry.word.load_seq_cst() == victim.word) {
             bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
             if (s.objects.my_uses) s.objects.my_uses[entry.cache.load_relaxed() % CACHES].evictions.add_relaxed(1);
+            u64 hash = entry.hash.load_relaxed();
+            u32 now = s.objects.header->clock.load_relaxed();
+            memory_of(s, hash).store_relaxed(worth::remembered(hash, entry.uses.load_relaxed() + 1, now));
             remove_locked(s, victim.entry);
         }
         unlock_objects(s);

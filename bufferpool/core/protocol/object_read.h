@@ -26,7 +26,7 @@ inline Look find_surely(Segment& s, const ObjectKey& key, FoundObject& found) {
 // A hit, for the policy: writes only if something changes.
 inline void touch_object(Segment& s, u32 e) {
     ObjectEntry& entry = s.objects.entries[e];
-    u32 now = s.tick();
+    u32 now = s.objects.header->clock.load_relaxed();
     if (entry.used.load_relaxed() != now) entry.used.store_relaxed(now);
     u8 uses = entry.uses.load_relaxed();
     if (uses < OBJECT_USES) entry.uses.store_relaxed(u8(uses + 1));

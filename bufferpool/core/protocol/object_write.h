@@ -116,10 +116,17 @@ inline void set_entry(Segment& s, u32 e, const PutObject& put) {
     entry.value.store_relaxed(put.value());
     entry.key_bytes.store_relaxed(put.key.bytes);
     entry.expires_ns.store_relaxed(put.expires_ns);
-    entry.used.store_relaxed(s.tick());
+    entry.used.store_relaxed(s.objects.header->clock.load_relaxed());
     entry.cost.store_relaxed(put.cost);
-    entry.uses.store_relaxed(0);
     entry.owner.store_relaxed(put.state == OBJECT_LOADING ? u16(s.me) : 0);
+}
+
+// The uses with which a new object begins: what is left of those of an evicted one with its key.
+inline u8 first_uses(Segment& s, u64 hash) {
+    ObjectsHeader& h = *s.objects.header;
+    u64 word = memory_of(s, hash).load_relaxed();
+    u32 frequency = worth::first_frequency(word, hash, h.clock.load_relaxed(), h.live.load_relaxed());
+    return u8(std::min<u32>(frequency - 1, OBJECT_USES));
 }
 
 enum class Published { YES, SUPERSEDED, FULL, OTHER_VALUE, OTHER_LOAD };
@@ -157,8 +164,11 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
         old_bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
         count_object(s, entry, false);
     }
+    if (put.state == OBJECT_LIVE) h.clock.store_relaxed(h.clock.load_relaxed() + 1);
+    if (is_new) entry.uses.store_relaxed(first_uses(s, put.key.hash));
     set_entry(s, e, put);
-    if (!put.to.large) record_at(s, put.to.block, put.to.offset)->entry = e + 1;
+    if (put.to.large) s.objects.blocks[put.to.block].next.store_relaxed(e + 1);
+    else record_at(s, put.to.block, put.to.offset)->entry = e + 1;
     add_record(s, put.to.block, put.record());
     BP_POINT("publish.filled");
     put.entry = e;
