@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from bufferpool.errors import (
     SpaceNotFound,
     SpaceRemoved,
     StoreError,
+    WaitTimeout,
 )
 from bufferpool.pool import Pool
 from bufferpool.spaces.space import Space
@@ -232,7 +234,8 @@ class Blocks:
             if self._space.try_get(place) is None:
                 return place
         if places:  # another block has it, and there is room for one only
-            self._space.drop(places[0], 1)
+            with suppress(WaitTimeout):  # it is in use: the read finds the other block there
+                self._space.drop(places[0], 1)
             return places[0]
         return None
 

@@ -121,6 +121,12 @@ def test_reading_in_order_reads_ahead(origin: Any, options: Options) -> None:
         assert b"".join(iter(lambda: file.read(50_000), b"")) == data
     assert origin.count("GET") < 12
     assert origin.bytes_sent == len(data)
+    url = origin.put("c.bin", content(40 * BLOCK, 2))
+    origin.forget()
+    with fs.open(url) as file:
+        assert b"".join(iter(lambda: file.read(8000), b"")) == content(40 * BLOCK, 2)
+    assert origin.count("GET") < 6
+    assert origin.bytes_sent == 40 * BLOCK
     url = origin.put("b.bin", content(100 * BLOCK, 1))
     origin.forget()
     with fs.open(url) as file:
