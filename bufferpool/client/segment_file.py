@@ -165,7 +165,11 @@ def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
 
 
 def _refuse_unless_tmpfs(fd: int, path: str) -> None:
-    if not _core.is_tmpfs(fd):
+    try:
+        is_tmpfs = _core.is_tmpfs(fd)
+    except OSError as error:
+        raise failed(f"{path} cannot be examined (fstatfs)", error, os.path.dirname(path)) from error
+    if not is_tmpfs:
         raise NotTmpfs(
             f"{path} is not on a tmpfs: giving memory back there would cut holes into a file on a disk; "
             f"omit directory= (the pool is then in {SHM}), or name the mount point of a tmpfs"

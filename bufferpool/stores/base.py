@@ -100,8 +100,9 @@ def _set_direct(fd: int, on: bool) -> None:
 
 def _best_caching(fd: int) -> Caching:
     """The way that leaves no second copy of the pages of this file. A file on tmpfs is in the page cache itself."""
-    if _core.is_tmpfs(fd):
-        return Caching.KERNEL
+    with suppress(OSError):  # a sandbox refuses fstatfs: then it is tried
+        if _core.is_tmpfs(fd):
+            return Caching.KERNEL
     with suppress(OSError):
         _set_direct(fd, True)
         return Caching.DIRECT

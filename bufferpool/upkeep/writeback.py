@@ -165,6 +165,8 @@ def _flush_batch(client: Client, record: Record, batch: _core.Batch, write: _Wri
         if not isinstance(error, (BufferPoolError, MemoryError)) and not _is_of_a_handler(record, error):
             why = describe(error) if isinstance(error, OSError) else shown(error)
             failed = StoreError(f"{record['name']!r} cannot be written: {why}; its pages stay dirty, flush again")
+            if isinstance(error, OSError):
+                failed = caused(failed, error)
         if isinstance(failed, StoreError) and failed.page_no is None and len(items):
             failed.page_no = int(items["page"][0])
         if failed is error:

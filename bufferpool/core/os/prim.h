@@ -135,7 +135,7 @@ inline void futex_wake_all(const void* word) {
 // another file when we use it. So a description is marked by its file offset, which nothing else here uses: ours
 // is a number that no other description has.
 
-inline void set_mark(int fd, u64 mark) { lseek(fd, off_t(mark), SEEK_SET); }
+inline int set_mark(int fd, u64 mark) { return lseek(fd, off_t(mark), SEEK_SET) < 0 ? -errno : 0; }
 inline bool has_mark(int fd, u64 mark) { return lseek(fd, 0, SEEK_CUR) == off_t(mark); }
 inline u64 new_mark() { return u64(1) << 61 | now_ns(); }
 
@@ -445,11 +445,11 @@ inline int populate(void* address, u64 bytes) {
     return madvise(address, bytes, POPULATE_READ) == 0 || errno == EINVAL ? 0 : -errno;
 }
 
-// Whether a file is on a tmpfs, by fstatfs, because /proc may not be mounted.
-inline bool is_tmpfs(int fd) {
+// Whether a file is on a tmpfs, by fstatfs, because /proc may not be mounted. 1, 0, or -errno.
+inline int is_tmpfs(int fd) {
     constexpr long TMPFS = 0x01021994;
     struct statfs about;
-    return fstatfs(fd, &about) == 0 && long(about.f_type) == TMPFS;
+    return fstatfs(fd, &about) == 0 ? long(about.f_type) == TMPFS : -errno;
 }
 
 // A second open file description of the file behind `fd`, with locks of its own.

@@ -31,8 +31,10 @@ static Segment* mapped_segments;  // linked by `next`
 // Opens a new description of the same file, and marks it. Returns the descriptor, or -errno.
 static int own_description(int fd, u64& mark) {
     int own = prim::move_up(prim::reopen(fd));
-    if (own >= 0) prim::set_mark(own, mark = prim::new_mark());
-    return own;
+    if (own < 0) return own;
+    int r = prim::set_mark(own, mark = prim::new_mark());
+    if (r) close(own);
+    return r ? r : own;
 }
 
 // Gives the segment a description that only it uses.

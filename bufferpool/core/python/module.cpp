@@ -299,7 +299,11 @@ static PyObject* core_move_up(PyObject*, PyObject* arg) {
 
 static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
     int fd = int(PyLong_AsLong(arg));
-    return PyErr_Occurred() ? nullptr : PyBool_FromLong(prim::is_tmpfs(fd));
+    if (PyErr_Occurred()) return nullptr;
+    int r = prim::is_tmpfs(fd);
+    if (r >= 0) return PyBool_FromLong(r);
+    errno = -r;
+    return PyErr_SetFromErrno(PyExc_OSError);
 }
 
 static PyObject* core_has_io_uring(PyObject*, PyObject*) { return PyBool_FromLong(Uring::of_this_thread() != nullptr); }
