@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import bufferpool as bp
 from toydb.engine import Engine, KnownTable, Pages
@@ -75,8 +75,7 @@ class MetaPage:
         FIELDS.pack_into(page.bytes, FIRST_SLOT, MAGIC, *fields)
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """The pages that a transaction has used so far."""
 
     pages: int
@@ -205,6 +204,7 @@ class Transaction:
         self.shape += 1
         self._dirty.clear()
         self._before.clear()
+        self._tables.clear()  # no cycle remains: what has ended is freed without the garbage collector
         if self._database.closed:
             return
         if self.kind == "write":

@@ -38,6 +38,7 @@ from tests.support.power_loss import FATES, Recorder, Rename, Trace, contents, c
 Rows = dict[bytes, bytes]
 
 NUMBER = b"number"  # the key of a commit's number
+PAGE_SIZES = (4096, 8192)
 COMMITS = 40
 STATES_PER_TRACE = 120
 AGAIN = 0.02  # how many crash states are worked on, and crash again
@@ -90,8 +91,10 @@ def change(table: toydb.Table, rows: Rows, rng: random.Random) -> None:
 
 
 def open_database(folder: Path, pool_name: str) -> toydb.Database:
+    """A database has a page size of its own; of a new one it follows from the pool's name."""
+    page_size = int(pool_name.rpartition("-")[2])
     return toydb.Database.open(
-        folder / "a.db", capacity="256KiB", pool_name=pool_name, checkpoint_bytes="96KiB", page_size=4096
+        folder / "a.db", capacity=64 * page_size, pool_name=pool_name, checkpoint_bytes="96KiB", page_size=page_size
     )
 
 
@@ -137,7 +140,7 @@ class Campaign:
         self.report = report
         self.rng = random.Random(seed)
         self.folder = Path(tempfile.mkdtemp(prefix="bptest-power-", dir="/dev/shm"))
-        self.pool_name = f"{self.folder.name}-pool"
+        self.pool_name = f"{self.folder.name}-{PAGE_SIZES[0]}"
         self.seed = seed
 
     def __enter__(self) -> "Campaign":
@@ -155,6 +158,8 @@ class Campaign:
         """Examines that many states, or stops at the first one from which something is lost."""
         while self.report.states < states:
             model = Model()
+            self._remove_pool()
+            self.pool_name = f"{self.folder.name}-{self.rng.choice(PAGE_SIZES)}"
             trace = self._record({}, model, COMMITS)
             for _ in range(min(STATES_PER_TRACE, states - self.report.states)):
                 self.examine(trace, model)

@@ -1,5 +1,6 @@
 """What a handle remembers to be fast: its last snapshot, the roots of tables, inner pages. None of it may be out of date."""
 
+import gc
 import os
 import random
 
@@ -178,3 +179,20 @@ def test_leaves_are_what_a_scan_is(db: toydb.Database, reverse: bool) -> None:
                 assert list(t.scan(lo_, hi_, hi_open=hi_open, reverse=reverse)) == wanted
     with db.begin(latest=True) as txn:
         assert dict(txn.table("t").scan_leaves(reverse=reverse)) == rows
+
+
+def test_a_transaction_that_has_ended_is_no_work_for_the_garbage_collector(db: toydb.Database) -> None:
+    """A transaction and its tables named each other; so every few hundred gets the collector looked at all objects."""
+    rows = fill(db, 100)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            with db.begin() as txn:
+                assert txn.table("t").get(b"000001") == rows[b"000001"]
+            with db.begin(write=True) as txn:
+                txn.table("t").put(b"000001", rows[b"000001"])
+        del txn
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

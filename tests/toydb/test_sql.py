@@ -1,5 +1,8 @@
 """The SQL side: definitions, plans, constraints, transactions, several connections; over both engines."""
 
+import sqlite3
+from contextlib import suppress
+
 import apsw
 import pytest
 
@@ -296,3 +299,21 @@ def test_several_statements_share_their_bindings(con):
     assert rows(con, "SELECT * FROM t") == [(1, 2), (3, 3)]
     con.execute("INSERT INTO t VALUES(:a, :b); DELETE FROM t WHERE a = :c", {"a": 5, "b": 6, "c": 1})
     assert rows(con, "SELECT count(*) FROM t") == [(2,)]
+
+
+@pytest.mark.parametrize("kind", ["INTEGER", "REAL", "TEXT", "BLOB", "NUMERIC", "TEXT COLLATE NOCASE", ""])
+def test_a_row_is_looked_up_by_a_value_of_any_kind(con, kind):
+    """A value of the column's own kind is looked up as one key; any other as the ranges that it may equal."""
+    values = [0, 1, -1, 5, 2.5, 2**40, -0.5, "5", "5.0", "abc", "ABC", "", b"5", b"abc", b""]
+    lite = sqlite3.connect(":memory:")
+    for one in (con, lite):
+        own_key = one is lite and kind != "INTEGER"  # as every key of toydb but a row id
+        one.execute(f"CREATE TABLE v(a {kind} PRIMARY KEY, b)" + (" WITHOUT ROWID" if own_key else ""))
+        for n, value in enumerate(values):
+            with suppress(apsw.ConstraintError, apsw.MismatchError, sqlite3.IntegrityError):
+                one.execute("INSERT INTO v VALUES(?, ?)", (value, n))
+    for value in [*values, None, 5.0, 2**62, "5 ", True]:
+        query = "SELECT a, b FROM v WHERE a = ? ORDER BY b"
+        assert con.execute(query, (value,)).fetchall() == lite.execute(query, (value,)).fetchall(), repr(value)
+        query = "SELECT a, b FROM v WHERE a IS ? ORDER BY b"
+        assert con.execute(query, (value,)).fetchall() == lite.execute(query, (value,)).fetchall(), repr(value)

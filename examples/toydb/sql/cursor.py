@@ -46,6 +46,11 @@ class Cursor:
         plan = self._table.plan(number, text)
         base = session.table(self._work, schema)
         index = plan.path.index
+        if index is None and (key := planning.only_key(plan, schema, values)) is not None:
+            self._rows, self._row = iter(()), None
+            record = base.get(key)
+            self._entry = None if record is None else (key, record)
+            return
         wanted, exact = planning.ranges(plan, schema, values)
         if len(plan.equal) == len(plan.path.columns) and index is None:
             rows = _look_up(base, wanted, plan.reverse)

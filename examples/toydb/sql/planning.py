@@ -37,6 +37,14 @@ _SIGN = {EQ: "=", IS: " IS ", GT: ">", GE: ">=", LT: "<", LE: "<=", IS_NULL: " I
 _NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?\d+|[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t\n\v\f\r]*")
 
 Range = tuple[bytes, bytes]  # [from, to)
+_NUMBERS = frozenset((int, float, bytes))
+_OWN = {  # values that equal only themselves, as a column of an affinity stores them
+    "INTEGER": _NUMBERS,
+    "REAL": _NUMBERS,
+    "NUMERIC": _NUMBERS,
+    "TEXT": frozenset((str, bytes)),
+    "BLOB": frozenset((bytes,)),
+}
 
 ROWS_PER_PAGE = 40.0
 PAGE_COST, ROW_COST = 4.0, 1.0
@@ -114,6 +122,19 @@ class Ranges(NamedTuple):
 
     parts: list[Range]
     exact: bool
+
+
+def only_key(plan: Plan, schema: Schema, values: Sequence[object]) -> bytes | None:
+    """The one key that a plan can give, if every column of its path equals a value of the column's own kind."""
+    if len(plan.equal) < len(plan.path.columns):
+        return None
+    key = b""
+    for term, collation in zip(plan.equal, plan.path.collations, strict=True):
+        value = None if term.argument is None else values[term.argument]
+        if type(value) not in _OWN[_affinity(schema, term.column)]:
+            return None
+        key += encode(value, collation)  # type: ignore[arg-type]
+    return key
 
 
 def ranges(plan: Plan, schema: Schema, values: Sequence[object]) -> Ranges:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -42,8 +42,7 @@ class SchemaChanged(apsw.SQLError):
     """
 
 
-@dataclass(frozen=True)
-class Pages:
+class Pages(NamedTuple):
     """Page references so far; of these, hits in the pool; and pages read from the file."""
 
     touched: int = 0
