@@ -80,7 +80,8 @@ inline int punch(int, u64 offset, u64 bytes) {
 // The area of the objects is a part of the world: explore.cpp maps it.
 inline void close_file(int) {}
 inline int reopen(int fd) { return fd; }
-inline u8* map_area(int, u64, u64, int) { return nullptr; }
+enum class Access { ROOM, READ, WRITE };
+inline u8* map_area(int, u64, u64, Access) { return nullptr; }
 inline void unmap_area(const u8*, u64) {}
 inline int extend(int, u64) { return 0; }
 inline int write_at(int, const void*, size_t, u64) { return -EIO; }

@@ -385,11 +385,14 @@ inline int map_for_reading(void* at, u64 bytes, int fd, u64 offset) {
     return -error;
 }
 
-// Maps another part of a segment, or returns null: as map_segment(). fd -1: address room only.
-inline u8* map_area(int fd, u64 offset, u64 bytes, int protection) {
-    int flags = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
+// Maps another part of a segment, or returns null: as map_segment(). ROOM: addresses only, of no file.
+enum class Access { ROOM, READ, WRITE };
+inline u8* map_area(int fd, u64 offset, u64 bytes, Access access) {
+    int flags = access == Access::ROOM ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
     void* mapped = mmap(nullptr, bytes, PROT_NONE, flags | MAP_NORESERVE, fd, off_t(offset));
     if (mapped == MAP_FAILED) return nullptr;
+    if (access == Access::ROOM) return static_cast<u8*>(mapped);
+    int protection = access == Access::READ ? PROT_READ : PROT_READ | PROT_WRITE;
     if (int r = open_mapping(mapped, bytes, protection)) {
         munmap(mapped, bytes);
         errno = -r;

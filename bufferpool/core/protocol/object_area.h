@@ -28,9 +28,9 @@ inline int map_object_area(Segment& s, u64 bytes, const ObjectPlaces& p) {
     if (!s.has_descriptor()) return -EBADF;
     int fd = prim::reopen(s.fd);  // a mapping keeps its description: not the one with our byte lock
     if (fd < 0) return fd;
-    u8* at = prim::map_area(fd, p.at, bytes, PROT_READ | PROT_WRITE);
+    u8* at = prim::map_area(fd, p.at, bytes, prim::Access::WRITE);
     int error = errno;
-    u8* data = at ? prim::map_area(fd, p.data_at, p.end - p.data_at, PROT_READ) : nullptr;
+    u8* data = at ? prim::map_area(fd, p.data_at, p.end - p.data_at, prim::Access::READ) : nullptr;
     if (at && !data) {
         error = errno;
         prim::unmap_area(at, bytes);

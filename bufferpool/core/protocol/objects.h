@@ -22,7 +22,7 @@ namespace bp {
 inline u64 object_bytes_for(Segment& s) {
     for (u32 less = 0;; less++) {
         u64 bytes = object_room(s.g, less);
-        u8* room = prim::map_area(-1, 0, 2 * bytes, PROT_NONE);
+        u8* room = prim::map_area(-1, 0, 2 * bytes, prim::Access::ROOM);
         if (room) prim::unmap_area(room, 2 * bytes);
         if (room || less == 32) return bytes;
     }
