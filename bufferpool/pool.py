@@ -703,13 +703,14 @@ class Pool(PoolFigures):
     def trim(self, size: int | str | None = None, *, timeout: float | None = 5.0) -> int:
         """Gives memory back to the kernel now; returns the bytes.
 
-        ``size``: at least so many bytes, the coldest pages first (fewer if pages are pinned, or dirty and
+        ``size``: at least so many bytes, the coldest pages first, then objects (fewer if pages are pinned, or dirty and
         cannot be flushed within ``timeout`` seconds). Without it: the memory of the free frames. The
         budget is unchanged; the pool takes memory again when it is used. Raises ValueError, TypeError.
         """
         self.client.require_writable("give memory back")
         self.client.seg.reap()
         if size is None:
+            memory.trim_objects(self.client)
             return self.client.give_back(read_summary(self).frames.free, "trim")
         frames = -(-parse_size(size, "size") // self.page_size)
         return memory.trim(self.client, frames, seconds_of(timeout)) * self.page_size

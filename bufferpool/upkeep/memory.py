@@ -225,10 +225,16 @@ def resize(client: Client, frames: int, timeout: float) -> int:
     return given
 
 
+def _held(status: dict[str, int]) -> int:
+    """The frames that pages have, and those that are lent to objects."""
+    return status["resident_frames"] + status["lent_frames"]
+
+
 def _shrink_to(client: Client, frames: int, deadline: float) -> int:
     seg, given = client.seg, 0
     jobs: list[Job] = []
-    while (over := seg.status()["resident_frames"] - frames) > 0:
+    given += seg.fit_objects(None)[0] // client.page_size
+    while (over := _held(seg.status()) - frames) > 0:
         done, _moved, pinned, dirty, busy, refused = seg.shrink(over, reason_number("budget"), True)
         given += done
         if refused:
@@ -249,13 +255,20 @@ def _shrink_to(client: Client, frames: int, deadline: float) -> int:
                 f"the pool is {over - done} frames above its new budget ({pinned} pinned). {exhausted_message(client)}{told}"
             )
         seg.reap()
+        given += seg.fit_objects(None)[0] // client.page_size
         time.sleep(0.005)
     return given
 
 
+def trim_objects(client: Client, frames: int = 0) -> int:
+    """Gives back so many frames' worth of the objects' memory, and what is lent to them and not used; returns the frames."""
+    used = -(-client.seg.status()["object_bytes"] // client.page_size)
+    return client.seg.fit_objects(max(0, used - frames))[0] // client.page_size
+
+
 def trim(client: Client, frames: int, timeout: float) -> int:
     """Gives up to ``frames`` frames back, the coldest pages first; returns their number. Raises StoreError."""
-    seg, given, deadline = client.seg, 0, time.monotonic() + timeout
+    seg, given, deadline, wanted = client.seg, 0, time.monotonic() + timeout, frames
     frames = min(frames, seg.status()["resident_frames"])
     jobs: list[Job] = []
     while True:
@@ -271,5 +284,7 @@ def trim(client: Client, frames: int, timeout: float) -> int:
             raise failed
         if not wrote:
             break
+    if given < wanted:
+        given += trim_objects(client, wanted - given)
     client.post(NewEvent(EventKind.TRIMMED, EventReason.ASKED, bytes=given * client.page_size))
     return given

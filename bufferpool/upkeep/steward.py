@@ -436,7 +436,7 @@ class Steward:
         client, status = self.client, self.client.seg.status()
         figures = govern.Pool(
             status["budget_frames"],
-            status["resident_frames"],
+            status["resident_frames"] + status["lent_frames"],
             status["min_frames"],
             client.max_frames,
             client.page_size,
@@ -448,7 +448,13 @@ class Steward:
         decision = self._governor.decide(now, figures, reading, curve, rivals)
         if decision is not None:
             client.seg.set_budget(decision.frames)
-        over = status["resident_frames"] - (decision.frames if decision else status["budget_frames"])
+            client.seg.fit_objects(None)
+            status = client.seg.status()
+        over = (
+            status["resident_frames"]
+            + status["lent_frames"]
+            - (decision.frames if decision else status["budget_frames"])
+        )
         given = self._shrink(over) if over > 0 else 0
         if decision is not None:
             what = EventKind.GREW if decision.frames > figures.budget else EventKind.SHRANK

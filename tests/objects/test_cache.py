@@ -279,6 +279,39 @@ def test_sizes_that_change_find_room(pool: bp.Pool) -> None:
         assert pool.check() == []
 
 
+def test_a_smaller_budget_is_one_for_objects_too(pool: bp.Pool) -> None:
+    """resize() looked at pages only: the objects kept what was lent to them, and both together were above the new budget."""
+    cache = pool.cache("all")
+    for n in range(2000):
+        cache.put(n, content(n))
+    pool.resize(12 * MIB)
+    same_memory(pool)
+    assert 0 < cache.stats().bytes <= 6 * MIB
+    for n in range(2000):
+        assert cache.get(n) in (None, content(n))
+    view = cache.get(next(n for n in range(2000) if n in cache))
+    pool.trim(pool.capacity)
+    assert pool.seg.status()["object_bytes"] <= 512 << 10  # what the view holds
+    del view
+    same_memory(pool)
+    pool.resize(32 * MIB)
+    for n in range(2000):
+        cache.put(n, content(n))
+    assert cache.stats().bytes > 10 * MIB
+    same_memory(pool)
+
+
+def test_pages_and_objects_share_a_budget_that_changes(pool: bp.Pool, data_file: Any) -> None:
+    cache, table = pool.cache("all"), pool.open_file(data_file(8192))
+    for budget in (32, 8, 20, 4, 32):
+        pool.resize(budget * MIB)
+        for n in range(600):
+            cache.put(n, content(n, budget))
+            assert table[n * 7 % 4096].size == 8192
+        same_memory(pool)
+    assert pool.check() == []
+
+
 def test_a_value_that_is_too_large_is_not_kept(pool: bp.Pool) -> None:
     cache = pool.cache("large")
     cache.put("key", b"an older value")

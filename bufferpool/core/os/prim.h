@@ -403,6 +403,12 @@ inline u8* map_area(int fd, u64 offset, u64 bytes, Access access) {
 inline void close_file(int fd) { close(fd); }
 inline void unmap_area(const u8* at, u64 bytes) { munmap(const_cast<u8*>(at), bytes); }
 
+// Whether a file is so long.
+inline bool has_bytes(int fd, u64 bytes) {
+    struct stat st;
+    return fstat(fd, &st) == 0 && u64(st.st_size) >= bytes;
+}
+
 // Makes a file at least so long. 0 or -errno.
 inline int extend(int fd, u64 bytes) {
     struct stat st;

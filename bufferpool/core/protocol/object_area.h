@@ -51,7 +51,9 @@ inline int map_objects(Segment& s) {
     if (!s.header->objects_made.load_seq_cst()) return -ENOENT;
     u64 bytes = s.header->object_bytes.load_seq_cst();
     ObjectPlaces p = place_objects(s.g, bytes);
-    if (!bytes || bytes % s.g.os_page || p.end <= p.data_at || bytes > u64(1) << 46) return -EUCLEAN;
+    if (!bytes) return -ENOENT;
+    if (bytes % s.g.os_page || p.end <= p.data_at || bytes > u64(1) << 46) return -EUCLEAN;
+    if (!prim::has_bytes(s.fd, p.end)) return -EUCLEAN;  // an access would raise SIGBUS
     if (int r = map_object_area(s, bytes, p)) return r;
     u8* at = o.base;
     o.at = p;

@@ -94,6 +94,7 @@ inline Victim find_victim(Segment& s, u32 cache) {
 
 // Evicts one object. Returns the bytes of its record; 0: there is none that can be evicted.
 inline u64 evict_object(Segment& s, u32 cache) {
+    if (ready_row(s) != 0) return 0;
     for (u32 tries = 0; tries < 16; tries++) {
         Victim victim = find_victim(s, cache);
         if (victim.entry == NONE) return 0;
@@ -102,7 +103,7 @@ inline u64 evict_object(Segment& s, u32 cache) {
         u64 bytes = 0;
         if (entry.word.load_seq_cst() == victim.word) {
             bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
-            if (s.objects.my_uses) s.objects.my_uses[entry.cache.load_relaxed() % CACHES].evictions.add_relaxed(1);
+            s.objects.my_uses[entry.cache.load_relaxed() % CACHES].evictions.add_relaxed(1);
             u64 hash = entry.hash.load_relaxed();
             u32 now = s.objects.header->clock.load_relaxed();
             memory_of(s, hash).store_relaxed(worth::remembered(hash, entry.uses.load_relaxed() + 1, now));
@@ -217,6 +218,22 @@ inline bool make_object_room(Segment& s, u64 pages, u32 cache) {
         if (is_log_dirty(s)) break;
     }
     return got != 0 || clean_log(s);
+}
+
+// Evicts until objects use at most so many OS pages, and gives the rest of the loan back. Whether they use no more.
+inline bool fit_objects(Segment& s, u64 pages) {
+    auto over = [&] {
+        u64 used = s.objects.header->used.load_relaxed();
+        return used > pages ? used - pages : 0;
+    };
+    for (u32 tries = 0; over() && tries < 1'000'000; tries++) {
+        if (strip_free_blocks(s, over())) continue;
+        if (is_log_dirty(s) && clean_log(s)) continue;
+        if (!evict_object(s, NONE) && !clean_log(s)) break;
+        if (s.interrupted && s.interrupted(s)) break;
+    }
+    give_back_loan(s, u32(frames_for(s, pages)));
+    return !over();
 }
 
 }  // namespace bp

@@ -10,8 +10,9 @@ namespace bp {
 // no memory for our pins.
 inline Look find_surely(Segment& s, const ObjectKey& key, FoundObject& found) {
     Look look = find_object(s, key, found);
+    if (quick_only) return look;
     for (u32 tries = 0; look == Look::UNSURE && tries < 100; tries++) {
-        if (ready_row(s) != 0 || !lock_objects(s, !quick_only)) return Look::UNSURE;
+        if (ready_row(s) != 0 || !lock_objects(s)) return Look::UNSURE;
         u32 e = find_locked(s, key);
         look = Look::NOTHING;
         if (e != NONE) {

@@ -54,7 +54,7 @@ inline void reap_object_pins(Segment& s, u32 c) {
 // False: this process cannot map the objects, so it cannot reap the client.
 inline bool reap_objects(Segment& s, u32 c) {
     int r = map_objects(s);
-    if (r == -ENOENT) return true;
+    if (r == -ENOENT || r == -EUCLEAN) return true;  // EUCLEAN: damaged; no client can use them
     if (r) return false;
     LockWord& lock = s.header->objects;
     u32 w = lock.word.load_seq_cst();

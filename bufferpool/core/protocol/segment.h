@@ -244,7 +244,9 @@ struct Segment {
 
     // The part of the budget that pages may use: what is lent to the objects is theirs.
     u32 page_budget() const {
-        u32 budget = header->budget_frames.load_relaxed(), lent = loan::lent(header->loan.load_relaxed());
+        u32 budget = header->budget_frames.load_relaxed();
+        if (!header->objects_made.load_relaxed()) return budget;
+        u32 lent = loan::lent(header->loan.load_relaxed());
         return lent < budget ? budget - lent : 1;
     }
 

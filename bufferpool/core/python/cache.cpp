@@ -39,7 +39,15 @@ static bool read_key(CacheObject* cache, PyObject* from, KeyBytes& bytes, Object
 
 // Finds a value that holds: FOUND with a pin. It counts the hit or the miss.
 static Look look_up(CacheObject* cache, Segment& s, const ObjectKey& key, FoundObject& found) {
-    Look look = find_surely(s, key, found);
+    Look look;
+    {
+        Quick quick;
+        look = find_surely(s, key, found);
+    }
+    if (look == Look::UNSURE) {  // it is changing, or a table grows: without the interpreter's lock
+        Released unlocked(cache->seg);
+        look = find_surely(s, key, found);
+    }
     if (look == Look::UNSURE) return look;
     if (look == Look::FOUND) {
         bool holds = object::state(found.word) == OBJECT_LIVE && object::kind(found.value) != KIND_FAILED;

@@ -327,6 +327,28 @@ static PyObject* segment_shrink(PyObject* self, PyObject* args) {
                          done.tally.dirty, done.tally.busy, -done.refused);
 }
 
+// fit_objects(frames) -> (bytes given back, whether objects use at most so many frames now): evicts objects for that.
+// None: as much as their limits allow.
+static PyObject* segment_fit_objects(PyObject* self, PyObject* arg) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    int r = map_objects(*s);
+    if (r == -ENOENT) return Py_BuildValue("(KO)", 0ull, Py_True);
+    if (r) return raise_unmapped(r);
+    u64 most = most_lent(*s), wanted = arg == Py_None ? most : PyLong_AsUnsignedLongLong(arg);
+    if (PyErr_Occurred()) return nullptr;
+    u64 before = s->objects.header->used.load_relaxed(), after;
+    bool fits;
+    {
+        Released unlocked(S(self));
+        fits = fit_objects(*s, std::min(most, wanted) * (s->g.page_size / s->g.os_page));
+        after = s->objects.header->used.load_relaxed();
+    }
+    if (check_signals() < 0) return nullptr;
+    return Py_BuildValue("(KO)", (unsigned long long)(before > after ? (before - after) * s->g.os_page : 0),
+                         fits ? Py_True : Py_False);
+}
+
 static PyObject* segment_evict_idle(PyObject* self, PyObject* arg) {
     double seconds = PyFloat_AsDouble(arg);
     Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
@@ -479,6 +501,7 @@ static PyMethodDef own_methods[] = {
     {"geometry", entered<segment_geometry, SegmentEntry>, METH_NOARGS, ""},
     {"clients", entered<segment_clients, SegmentEntry>, METH_NOARGS, ""},
     {"shrink", entered<segment_shrink, SegmentEntry>, METH_VARARGS, ""},
+    {"fit_objects", entered<segment_fit_objects, SegmentEntry>, METH_O, ""},
     {"evict_idle", entered<segment_evict_idle, SegmentEntry>, METH_O, ""},
     {"set_budget", entered<segment_set_budget, SegmentEntry>, METH_O, ""},
     {"grow_advice", entered<segment_grow_advice, SegmentEntry>, METH_O, ""},

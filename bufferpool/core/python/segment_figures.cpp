@@ -138,6 +138,40 @@ static ObjectBytes object_bytes(Segment& s) {
     return n;
 }
 
+// caches() -> the caches of the pool, with what all clients have counted
+static PyObject* segment_caches(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    PyObject* list = s ? PyList_New(0) : nullptr;
+    if (!list || !s->header->objects_made.load_acquire()) return list;
+    ObjectPlaces p = place_objects(s->g, s->header->object_bytes.load_relaxed());
+    ObjectsHeader h;
+    if (prim::read_at(s->fd, &h, sizeof h, p.at) != ssize_t(sizeof h)) return list;
+    constexpr u32 WORDS = sizeof(CacheUses) / 8;
+    u64 sums[CACHES][WORDS] = {}, row[CACHES][WORDS];
+    for (u32 c = 1; c <= s->g.max_clients; c++) {
+        u64 w = h.rows_ready[c].load_relaxed();
+        bool used = w && is_doubled(w);
+        if (!used || prim::read_at(s->fd, row, sizeof row, p.rows_at + (c - 1) * p.row_bytes) < 0) continue;
+        for (u32 i = 0; i < CACHES; i++)
+            for (u32 k = 0; k < WORDS; k++) sums[i][k] += row[i][k];
+    }
+    auto k = [](u64 n) { return (unsigned long long)n; };
+    for (u32 i = 0; list && i < CACHES; i++) {
+        CacheSlot& cache = h.caches[i];
+        if (!cache.state.load_relaxed()) continue;
+        u64* n = sums[i];
+        PyObject* one = Py_BuildValue(
+            "{s:N,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "name",
+            PyUnicode_DecodeUTF8(cache.name, Py_ssize_t(strnlen(cache.name, CACHE_NAME)), "replace"), "count",
+            cache.count.load_relaxed(), "bytes", k(cache.bytes.load_relaxed()), "limit", k(cache.limit.load_relaxed()),
+            "reserve", k(cache.reserve.load_relaxed()), "hits", k(n[0]), "misses", k(n[1]), "puts", k(n[2]), "loads",
+            k(n[3]), "load_failures", k(n[4]), "waits", k(n[5]), "evictions", k(n[6]), "refused", k(n[7]));
+        if (!one || PyList_Append(list, one) < 0) Py_CLEAR(list);
+        Py_XDECREF(one);
+    }
+    return list;
+}
+
 // The bytes that the kernel should count for everything before the data area.
 static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
@@ -502,6 +536,7 @@ PyMethodDef observe_methods[] = {
     {"counters", entered<segment_counters, SegmentEntry>, METH_NOARGS, ""},
     {"status", entered<segment_status, SegmentEntry>, METH_NOARGS, ""},
     {"durable_lsn", entered<segment_durable_lsn, SegmentEntry>, METH_NOARGS, "The LSN up to which the log is durable."},
+    {"caches", entered<segment_caches, SegmentEntry>, METH_NOARGS, "The caches of the pool."},
     {"budget_frames", entered<segment_budget_frames, SegmentEntry>, METH_NOARGS, "How many frames may have memory."},
     {"raw_frames", entered<segment_raw_frames, SegmentEntry>, METH_NOARGS, ""},
     {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS, ""},
