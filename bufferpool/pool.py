@@ -34,6 +34,7 @@ from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import has_huge_pages
 from bufferpool.machine.pressure import given
 from bufferpool.objects.cache import Cache as ObjectCache
+from bufferpool.objects.cache import CacheStats
 from bufferpool.objects.cache import Settings as CacheSettings
 from bufferpool.observer import refuse_loss
 from bufferpool.spaces import directory
@@ -563,6 +564,10 @@ class Pool(PoolFigures):
         """
         self.client.require_writable("use a cache")
         return ObjectCache(self, name, CacheSettings.of(ttl, jitter, limit, reserve))
+
+    def caches(self) -> list[CacheStats]:
+        """The figures of all caches of the pool."""
+        return [CacheStats(**one) for one in self.client.seg.caches()]
 
     # ---- write-back -------------------------------------------------------------
 

@@ -336,6 +336,17 @@ def test_a_cache_full_of_pins_refuses_and_recovers(pool: bp.Pool) -> None:
     assert cache.put("again", bytes(2 * MIB))
 
 
+def test_the_figures_of_all_caches(pool: bp.Pool) -> None:
+    one, two = pool.cache("one", limit="4MiB"), pool.cache("two", reserve=1 * MIB)
+    one.put("key", b"value")
+    one.get("key")
+    two.get("nothing")
+    figures = {figure.name: figure for figure in pool.caches()}
+    assert figures == {"one": one.stats(), "two": two.stats()}
+    assert (figures["one"].hits, figures["one"].hit_ratio, figures["one"].limit) == (1, 1.0, 4 * MIB)
+    assert (figures["two"].misses, figures["two"].hit_ratio, figures["two"].reserve) == (1, 0.0, 1 * MIB)
+
+
 def test_a_limit_holds_and_another_cache_is_not_pushed_out(pool: bp.Pool) -> None:
     small = pool.cache("small", limit=2 * MIB)
     other = pool.cache("other")
