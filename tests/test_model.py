@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 import bufferpool as bp
 from tests.conftest import EXTENT, PAGE, SHM, kernel_bytes, new_name, pins, remove, stamp
@@ -324,9 +331,14 @@ class PoolModel(RuleBasedStateMachine):
 
 TestPoolModel = PoolModel.TestCase
 TestPoolModel.settings = settings(
-    max_examples=350,
+    max_examples=150,
     stateful_step_count=60,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )
+
+
+@pytest.mark.soak
+def test_the_pool_is_its_model_for_long() -> None:
+    run_state_machine_as_test(PoolModel, settings=settings(TestPoolModel.settings, max_examples=2000))
