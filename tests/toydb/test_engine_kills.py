@@ -23,7 +23,7 @@ def test_a_death_at_each_point() -> None:
 def test_deaths_at_random() -> None:
     report = deaths.run(KILLS, "--kills", "200", timeout=300)
     assert report["kills"] >= 200
-    assert report["commits"] > 200
+    assert report["commits"] > 20  # how many depends on the load: the deaths come by the clock
     assert report["verified"] > 5
 
 
