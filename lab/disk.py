@@ -45,7 +45,8 @@ class Recording:
             kept = rng.random() < share
             for i in range(0, len(data), SECTOR):
                 if kept if whole else rng.random() < share:
-                    content[offset + i : offset + i + SECTOR] = data[i : i + SECTOR]
+                    piece = data[i : i + SECTOR]
+                    content[offset + i : offset + i + len(piece)] = piece
         return content
 
 

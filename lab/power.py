@@ -52,7 +52,7 @@ def formatted(guest: Guest) -> bytes:
     image = guest.place / "empty"
     with open(image, "wb") as file:
         file.truncate(SIZE)
-    subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
     content = image.read_bytes()
     image.unlink()
     return content + bytes(4096)

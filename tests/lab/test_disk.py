@@ -54,6 +54,13 @@ def test_a_power_failure_keeps_what_was_flushed_and_any_part_of_the_rest(disk: D
     assert left == {(x, y, z) for x in (b"a", b"c") for y in (b"b", b"\0") for z in (b"b", b"\0")}
 
 
+def test_a_write_of_less_than_a_sector_leaves_the_disk_as_large_as_it_was() -> None:
+    """The disk shrank by what such a write lacked, and the guest that read past its end hung."""
+    recording = Recording(bytes(4 * SECTOR), [(SECTOR, b"x" * 512)])
+    states = {bytes(recording.state(1, seed)) for seed in range(50)}
+    assert states == {bytes(4 * SECTOR), bytes(SECTOR) + b"x" * 512 + bytes(3 * SECTOR - 512)}
+
+
 def test_a_flush_that_is_not_in_the_log_yet_makes_nothing_durable() -> None:
     recording = Recording(bytes(SECTOR), [(0, b"x" * SECTOR), (-1, b"")])
     assert {bytes(recording.state(1, seed))[:1] for seed in range(50)} == {b"x", b"\0"}
