@@ -24,7 +24,7 @@ from bufferpool.errors import *  # noqa: F403
 from bufferpool.figures.advice import Advice, AdvicePoint
 from bufferpool.figures.events import Event
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, PolicyMode
-from bufferpool.figures.stats import ClientInfo, FrameCounts, PoolStats, SpaceStats
+from bufferpool.figures.stats import CacheStats, ClientInfo, FrameCounts, PoolStats, SpaceStats
 from bufferpool.observer import Observer
 from bufferpool.pool import Pool
 from bufferpool.simulation import ObjectSimulation, Simulation, simulate, simulate_objects
@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Advice",
     "AdvicePoint",
+    "CacheStats",
     "ClientInfo",
     "Event",
     "EventKind",

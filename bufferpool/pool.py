@@ -29,12 +29,11 @@ from bufferpool.errors import (
 from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, cache_of
 from bufferpool.figures.pool_figures import PoolFigures
-from bufferpool.figures.stats import read_summary
+from bufferpool.figures.stats import CacheStats, read_caches, read_summary
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import has_huge_pages
 from bufferpool.machine.pressure import given
 from bufferpool.objects.cache import Cache as ObjectCache
-from bufferpool.objects.cache import CacheStats
 from bufferpool.objects.cache import Settings as CacheSettings
 from bufferpool.observer import refuse_loss
 from bufferpool.spaces import directory
@@ -567,7 +566,7 @@ class Pool(PoolFigures):
 
     def caches(self) -> list[CacheStats]:
         """The figures of all caches of the pool."""
-        return [CacheStats(**one) for one in self.client.seg.caches()]
+        return read_caches(self.client)
 
     # ---- write-back -------------------------------------------------------------
 

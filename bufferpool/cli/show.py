@@ -163,6 +163,10 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
             ),
             ("resident", f"{stats.resident_bytes:,} B, as the pool counts"),
             ("kernel", f"{stats.kernel_data_bytes:,} B, as st_blocks says, and {stats.metadata_bytes:,} B of metadata"),
+            (
+                "objects",
+                f"{stats.object_bytes:,} B in {len(stats.caches)} caches; {format_size(stats.lent_bytes)} of the budget is lent",
+            ),
             ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "retired", "hole"))),
             ("live frames", ", ".join(f"{shown[s]:,} {s}" for s in ("clean", "dirty", "pinned"))),
             ("unsaved", lost if unsaved else "nothing: every file and store has the newest pages"),

@@ -148,6 +148,37 @@ class SpaceStats:
 
 
 @dataclass(frozen=True)
+class CacheStats:
+    """What a cache has, and what its clients have counted so far."""
+
+    name: str
+    count: int
+    """Values, and loads under way. A value that has expired counts until it is replaced or evicted."""
+    bytes: int
+    """Of their records: keys and values, rounded up to 16 bytes."""
+    limit: int
+    """The most bytes that they may take; 0: what the pool lends."""
+    reserve: int
+    """Bytes that other caches cannot take from it."""
+    hits: int
+    misses: int
+    puts: int
+    """Values that were stored, those of loads included."""
+    loads: int
+    load_failures: int
+    waits: int
+    """Calls that waited for the load of another thread or process."""
+    evictions: int
+    refused: int
+    """Values that were not kept: too large, or there was no room."""
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits among all lookups; 0.0 before the first."""
+        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
+
+
+@dataclass(frozen=True)
 class FrameCounts:
     """How many frames are in each state. The first five add up to all frames of the pool."""
 
@@ -294,8 +325,14 @@ class PoolStats:
     """The mode of the replacement policy: adaptive, recency or loop (:class:`PolicyMode`)."""
     latencies: dict[str, Latency]
     """Histograms of load, flush (write and sync), sync, reclaim (one call of the kernel) and wait."""
+    object_bytes: int = 0
+    """Bytes of memory that the values of caches have, beside the pages."""
+    lent_bytes: int = 0
+    """Bytes of the budget that pages have given up for the values of caches."""
     spaces: list[SpaceStats] = field(default_factory=list)
     """The spaces of the pool."""
+    caches: list[CacheStats] = field(default_factory=list)
+    """The caches of the pool."""
 
     def __repr__(self) -> str:
         frames = self.frames
@@ -537,6 +574,11 @@ def _space_stats(pool: Inspectable, record: dict[str, Any], counters: Counters, 
     )
 
 
+def read_caches(pool: Inspectable) -> list[CacheStats]:
+    """The caches of the pool."""
+    return [CacheStats(**one) for one in pool.seg.caches()]
+
+
 def read_stats(pool: Inspectable) -> PoolStats:
     """Reads a :class:`PoolStats`."""
     counters, summary = read_counters(pool), read_summary(pool)
@@ -568,7 +610,10 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
         checkpoint_lsn=status["checkpoint_lsn"],
         policy_mode=mode_name(status["policy_mode"]),
         latencies=counters.latencies,
+        object_bytes=status["object_bytes"],
+        lent_bytes=status["lent_frames"] * size,
         spaces=read_spaces(pool, counters, summary),
+        caches=read_caches(pool),
         eviction_age_sum_s=plain.pop("eviction_ticks") * TICK_S,
         refused_clients=status["refused_clients"],
         pending_loads=pending_loads,

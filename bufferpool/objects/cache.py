@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import functools
+import inspect
 import pickle
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 from bufferpool import _core
 from bufferpool.errors import LoaderFailed, WaitTimeout, WouldDeadlock
+from bufferpool.figures.stats import CacheStats
 from bufferpool.units import parse_size, seconds_of
 
 if TYPE_CHECKING:
@@ -26,37 +28,6 @@ _T = TypeVar("_T")
 _MISSING: Final = object()
 VALUE, LOAD, FAILED, UNKEPT, BUSY, LATE, STALE = range(7)  # what begin() says: see core/python/cache.cpp
 _POLL_S, _POLL_MOST_S = 0.001, 0.02  # between two looks of a coroutine at another one's load
-
-
-@dataclass(frozen=True)
-class CacheStats:
-    """What a cache has, and what its clients have counted so far."""
-
-    name: str
-    count: int
-    """Values, and loads under way. A value that has expired counts until it is replaced or evicted."""
-    bytes: int
-    """Of their records: keys and values, rounded up to 16 bytes."""
-    limit: int
-    """The most bytes that they may take; 0: what the pool lends."""
-    reserve: int
-    """Bytes that other caches cannot take from it."""
-    hits: int
-    misses: int
-    puts: int
-    """Values that were stored, those of loads included."""
-    loads: int
-    load_failures: int
-    waits: int
-    """Calls that waited for the load of another thread or process."""
-    evictions: int
-    refused: int
-    """Values that were not kept: too large, or there was no room."""
-
-    @property
-    def hit_ratio(self) -> float:
-        """Hits among all lookups; 0.0 before the first."""
-        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
 
 
 class Opens(Protocol):
@@ -116,13 +87,15 @@ class Cache(_core.CacheBase):
     def get_or_load(
         self,
         key: Key,
-        load: Callable[[Any], _T],
+        load: Callable[[Any], _T] | Callable[[], _T],
         *,
         timeout: float | None = None,
         ttl: float | None = None,
         stale_while_loading: bool = False,
     ) -> _T:
         """The value of ``key``. If there is none, ``load(key)`` computes it, once for all threads and processes.
+
+        A ``load`` that takes no argument is called without the key.
 
         The others wait, at most ``timeout`` seconds, and get the same value. If the process that loads it dies, one
         of them loads it; if ``load`` raises, all who waited get the exception. (One that cannot be pickled comes as
@@ -145,7 +118,7 @@ class Cache(_core.CacheBase):
         _loading.keys.add(load_of)
         began = time.perf_counter()
         try:
-            loaded = load(key)
+            loaded = _called(load, key)
         except BaseException as error:
             self._end(key, what, error)
             raise
@@ -157,7 +130,7 @@ class Cache(_core.CacheBase):
     async def aget_or_load(
         self,
         key: Key,
-        load: Callable[[Any], Awaitable[_T]],
+        load: Callable[[Any], Awaitable[_T]] | Callable[[], Awaitable[_T]],
         *,
         timeout: float | None = None,
         ttl: float | None = None,
@@ -183,7 +156,7 @@ class Cache(_core.CacheBase):
         self._raise_unless_load(outcome, what, key, timeout)
         began = time.perf_counter()
         try:
-            loaded = await load(key)
+            loaded = await _called(load, key)
         except BaseException as error:
             self._end(key, what, error)
             raise
@@ -285,12 +258,25 @@ class Settings:
         return cls(ns, float(jitter), most, least)
 
 
+def _called(load: Callable[..., _T], key: Key) -> _T:
+    """The result of a loader, which takes the key or nothing."""
+    try:
+        inspect.signature(load).bind(key)
+    except TypeError:  # it takes no argument, or cannot be called
+        return load()
+    except ValueError:  # it is a function of C without a signature
+        pass
+    return load(key)
+
+
 def _key_part(value: Any) -> Key:
-    """An argument of a function as a part of a key."""
-    if value is None or isinstance(value, bool | float):
-        return (type(value).__name__, value.hex() if isinstance(value, float) else str(value))
+    """An argument of a function as a part of a key. Only what is marked is a tuple, so no two arguments have the same part."""
+    if value is None:
+        return ("none",)
+    if isinstance(value, bool | float):
+        return (type(value).__name__, value.hex() if isinstance(value, float) else int(value))
     if isinstance(value, tuple):
-        return tuple(map(_key_part, value))
+        return ("tuple", *map(_key_part, value))
     if isinstance(value, str | bytes | int):
         return value
     raise TypeError(

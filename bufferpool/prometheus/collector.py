@@ -310,7 +310,33 @@ EVENTS = (
            ("event", "reason"), "seconds"),
 )  # fmt: skip
 
-FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES, *ADVICE, *EVENTS)
+
+def _per_cache(field: str) -> Callable[[Snapshot], Iterable[Sample]]:
+    return lambda s: [((_text(cache.name),), getattr(cache, field)) for cache in s.stats.caches]
+
+
+CACHES = (
+    _gauge("bufferpool_object_bytes", "Bytes of memory that the values of caches have, beside the pages.",
+           lambda s: s.stats.object_bytes, "bytes"),
+    _gauge("bufferpool_lent_bytes", "Bytes of the budget that pages have given up for the values of caches.",
+           lambda s: s.stats.lent_bytes, "bytes"),
+    Family(GaugeMetricFamily, "bufferpool_cache_objects", "Values in a cache, and loads of it that are under way.",
+           _per_cache("count"), ("cache",)),
+    Family(GaugeMetricFamily, "bufferpool_cache_bytes", "Bytes of the keys and values in a cache.",
+           _per_cache("bytes"), ("cache",), "bytes"),
+    *(Family(CounterMetricFamily, f"bufferpool_cache_{name}", help, _per_cache(name), ("cache",)) for name, help in (
+        ("hits", "Lookups of a key that found a value."),
+        ("misses", "Lookups of a key that found no value."),
+        ("puts", "Values that were stored, those of loads included."),
+        ("loads", "Values that were loaded, each once for all processes."),
+        ("load_failures", "Loads of a value whose loader raised."),
+        ("waits", "Calls that waited for the load of another thread or process."),
+        ("evictions", "Values that were evicted for others."),
+        ("refused", "Values that were not kept: too large, or there was no room."),
+    )),
+)  # fmt: skip
+
+FAMILIES: tuple[Family, ...] = (*MEMORY, *ACCESS, *WRITE_BACK, *CLIENTS, *SPACES, *CACHES, *ADVICE, *EVENTS)
 
 LATENCIES = {
     "load": "Time to fill a page from its file, store or loader.",

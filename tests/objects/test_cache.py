@@ -589,6 +589,41 @@ def test_memoize(pool: bp.Pool) -> None:
         area([1])  # type: ignore[arg-type]
 
 
+def test_arguments_that_differ_have_different_keys(pool: bp.Pool) -> None:
+    """f(1.0) and f(("float", "0x1.0p+0")) had one key: the second got the first one's result."""
+
+    @pool.cache("functions").memoize()
+    def shown(value: Any) -> str:
+        return repr(value)
+
+    values = [1, 1.0, True, "1", b"1", (1,), (1.0,), None, (), "none", (None,), ("none",)]
+    values += [("float", (1.0).hex()), ("bool", 1), ("tuple", 1), ("tuple",), ((),)]
+    assert [shown(value) for value in values] == list(map(repr, values))
+    assert [shown(value) for value in values] == list(map(repr, values))
+
+
+def test_a_loader_takes_the_key_or_nothing(pool: bp.Pool) -> None:
+    """A lambda without arguments, which most people write first, was a TypeError."""
+    cache = pool.cache("loaders")
+    assert cache.get_or_load("a", lambda: 1) == 1
+    assert cache.get_or_load("b", lambda key: key * 2) == "bb"
+    assert cache.get_or_load("c", lambda *args: args) == ("c",)
+    assert cache.get_or_load("12", int) == 12
+
+    async def nothing() -> int:
+        return 3
+
+    assert asyncio.run(cache.aget_or_load("d", nothing)) == 3
+    with pytest.raises(TypeError, match="a and b"):
+        cache.get_or_load("e", _fails_itself)
+    with pytest.raises(TypeError):
+        cache.get_or_load("f", 5)  # type: ignore[arg-type]
+
+
+def _fails_itself(key: str) -> None:
+    raise TypeError("a and b do not add up")
+
+
 # ---- deaths ---------------------------------------------------------------------------
 
 

@@ -146,6 +146,7 @@ def test_names_units_labels_and_help(make_pool, data_file):
                 "version",
                 "layout",
                 "cgroup",
+                "cache",
             }
     created = [s for family in families for s in family.samples if s.name.endswith("_created")]
     assert len(created) >= 40
@@ -323,3 +324,21 @@ def test_a_sum_never_goes_backwards_while_clients_fold_theirs(make_pool, child):
             before, sums = after, sums + 1
     for one in children:
         one.kill()
+
+
+def test_the_figures_of_caches_are_exported(make_pool):
+    """A pool whose memory was lent to a cache showed 0 bytes resident, and nothing said where the memory was."""
+    pool = make_pool(capacity=1 << 20)
+    cache = pool.cache("tiles")
+    cache.put("a", bytes(50_000))
+    assert cache.get("a") is not None
+    assert cache.get("b") is None
+    assert cache.get_or_load("c", lambda: 7) == 7
+    stats, series = pool.stats(), read(pool.name)
+    assert stats.caches == [cache.stats()]
+    assert 50_000 <= stats.object_bytes <= stats.lent_bytes <= stats.budget_bytes
+    assert get(series, "object_bytes", pool) == stats.object_bytes
+    assert get(series, "lent_bytes", pool) == stats.lent_bytes
+    for name, value in {"objects": 2, "bytes": cache.stats().bytes, "hits_total": 1, "misses_total": cache.stats().misses,
+                        "puts_total": 2, "loads_total": 1, "load_failures_total": 0, "evictions_total": 0}.items():  # fmt: skip
+        assert get(series, f"cache_{name}", pool, cache="tiles") == value, name

@@ -158,7 +158,7 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     ObjectEntry& entry = s.objects.entries[e];
     u64 w = entry.word.load_relaxed();
     w = entry.word.swap_seq_cst(object::next(w, OBJECT_CHANGING));
-    BP_POINT("publish.closed");
+    BP_POINT("put.closed");
     u64 old = entry.place.load_relaxed(), old_bytes = 0;
     if (!is_new) {
         old_bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
@@ -170,11 +170,11 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     if (put.to.large) s.objects.blocks[put.to.block].next.store_relaxed(e + 1);
     else record_at(s, put.to.block, put.to.offset)->entry = e + 1;
     add_record(s, put.to.block, put.record());
-    BP_POINT("publish.filled");
+    BP_POINT("put.filled");
     put.entry = e;
     put.word = object::next(entry.word.load_relaxed(), put.state);
     entry.word.store_seq_cst(put.word);
-    BP_POINT("publish.live");
+    BP_POINT("put.live");
     if (is_new) {
         link_entry(s, e);
         h.live.store_relaxed(h.live.load_relaxed() + 1);
