@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from bufferpool._core import CLIENTS_LIMIT
+from bufferpool._locks import Lock
 from bufferpool.errors import PoolMismatch, RemoteChanged
 from bufferpool.integrations.blocks import Block, Blocks, Range
 from bufferpool.integrations.origins import Fetches, RemoteFile
@@ -84,15 +84,13 @@ class PoolOptions:
         return f"fsspec-{os.geteuid()}" if self.pool is None else self.pool
 
 
-_opening = threading.Lock()
+_opening = Lock()
 _opened: dict[PoolOptions, tuple[int, Blocks]] = {}
 _threads: list[ThreadPoolExecutor] = []
 
 
 def _forget_threads() -> None:
-    """In a forked child: the parent's threads are not there, and one of them may have held the lock."""
-    global _opening
-    _opening = threading.Lock()
+    """In a forked child: the parent's threads are not there."""
     _threads.clear()
 
 

@@ -1,11 +1,10 @@
 """The pools of this process by name, for frameworks that make their caches from settings."""
 
-import threading
-
+from bufferpool._locks import Lock
 from bufferpool.pool import Pool
 
 _pools: dict[str, Pool] = {}
-_lock = threading.Lock()
+_lock = Lock()
 
 
 def shared_pool(name: str, size: int | str) -> Pool:

@@ -7,16 +7,16 @@ RemoteChanged, and is opened anew. (For a local database the kernel's page cache
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import apsw
 from fsspec.core import url_to_fs
 
+from bufferpool._locks import Lock
 from bufferpool.integrations.fsspec import BlockFile, Reader
 
 NAME = "bufferpool"
-_registering = threading.Lock()
+_registering = Lock()
 _registered: list[RemoteVFS] = []
 
 

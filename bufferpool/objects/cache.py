@@ -1,7 +1,6 @@
 """A cache of values by key that every process of a pool shares. Its tables and their protocol are in the core
 (``core/protocol/object*.h``); here is what calls other people's code: loaders, pickles and coroutines."""
 
-import asyncio
 import contextlib
 import functools
 import inspect
@@ -137,6 +136,8 @@ class Cache(_core.CacheBase):
         stale_while_loading: bool = False,
     ) -> _T:
         """The same as :meth:`get_or_load` for a coroutine function; the event loop runs on while it waits."""
+        from asyncio import sleep  # not at the top: a command that only looks imports no asyncio
+
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast(_T, value)
@@ -151,7 +152,7 @@ class Cache(_core.CacheBase):
                 outcome = LATE
                 break
             waited = True
-            await asyncio.sleep(pause)
+            await sleep(pause)
             pause = min(2 * pause, _POLL_MOST_S)
         self._raise_unless_load(outcome, what, key, timeout)
         began = time.perf_counter()
