@@ -2,6 +2,7 @@
 (``core/protocol/object*.h``); here is what calls other people's code: loaders, pickles and coroutines."""
 
 import contextlib
+import contextvars
 import functools
 import inspect
 import pickle
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar
 from bufferpool import _core
 from bufferpool.errors import LoaderFailed, WaitTimeout, WouldDeadlock
 from bufferpool.figures.stats import CacheStats
+from bufferpool.printable import shown
 from bufferpool.units import parse_size, seconds_of
 
 if TYPE_CHECKING:
@@ -43,6 +45,10 @@ class _Loading(threading.local):
 
 
 _loading = _Loading()
+_awaited: contextvars.ContextVar[frozenset[tuple[str, str, Key]]] = contextvars.ContextVar(
+    "_awaited", default=frozenset()
+)
+"""The keys that this task is loading."""
 
 
 class Cache(_core.CacheBase):
@@ -107,23 +113,24 @@ class Cache(_core.CacheBase):
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast(_T, value)
-        load_of = (self._client.path, self.name, key)
-        if load_of in _loading.keys:
-            raise WouldDeadlock(f"this thread is loading {key!r} of cache {self.name!r} already; load another key")
-        outcome, what = self.begin(key, seconds_of(timeout), True, False, stale_while_loading)
-        if outcome in (VALUE, STALE):
-            return cast(_T, what)
-        self._raise_unless_load(outcome, what, key, timeout)
-        _loading.keys.add(load_of)
-        began = time.perf_counter()
+        load_of = self._load_of(key)
+        if load_of in _loading.keys or load_of in _awaited.get():
+            raise WouldDeadlock(f"this thread is loading {shown(key)} of cache {self.name!r} already; load another key")
+        loads: list[Any] = []  # begin() puts our load into it: an exception of a signal's handler may come at any line
         try:
+            outcome, what = self.begin(key, seconds_of(timeout), True, False, stale_while_loading, loads)
+            if outcome in (VALUE, STALE):
+                return cast(_T, what)
+            self._raise_unless_load(outcome, what, key, timeout)
+            _loading.keys.add(load_of)
+            began = time.perf_counter()
             loaded = _called(load, key)
+            self._store(key, loads, loaded, ttl, began)
         except BaseException as error:
-            self._end(key, what, error)
+            self._end(key, loads, error)
             raise
         finally:
             _loading.keys.discard(load_of)
-        self._store(key, what, loaded, ttl, began)
         return loaded
 
     async def aget_or_load(
@@ -141,28 +148,38 @@ class Cache(_core.CacheBase):
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast(_T, value)
+        load_of = self._load_of(key)
+        if load_of in _awaited.get():
+            raise WouldDeadlock(f"this task is loading {shown(key)} of cache {self.name!r} already; load another key")
         end, pause, waited = time.monotonic() + seconds_of(timeout), _POLL_S, False
-        while True:
-            outcome, what = self.begin(key, 0.0, False, waited, stale_while_loading)
-            if outcome in (VALUE, STALE):
-                return cast(_T, what)
-            if outcome != BUSY:
-                break
-            if time.monotonic() >= end:
-                outcome = LATE
-                break
-            waited = True
-            await sleep(pause)
-            pause = min(2 * pause, _POLL_MOST_S)
-        self._raise_unless_load(outcome, what, key, timeout)
-        began = time.perf_counter()
+        loads: list[Any] = []
         try:
-            loaded = await _called(load, key)
+            while True:
+                outcome, what = self.begin(key, 0.0, False, waited, stale_while_loading, loads)
+                if outcome in (VALUE, STALE):
+                    return cast(_T, what)
+                if outcome == BUSY and time.monotonic() >= end:
+                    outcome = LATE
+                if outcome != BUSY:
+                    break
+                waited = True
+                await sleep(pause)
+                pause = min(2 * pause, _POLL_MOST_S)
+            self._raise_unless_load(outcome, what, key, timeout)
+            token = _awaited.set(_awaited.get() | {load_of})
+            try:
+                began = time.perf_counter()
+                loaded = await _called(load, key)
+            finally:
+                _awaited.reset(token)
+            self._store(key, loads, loaded, ttl, began)
         except BaseException as error:
-            self._end(key, what, error)
+            self._end(key, loads, error)
             raise
-        self._store(key, what, loaded, ttl, began)
         return loaded
+
+    def _load_of(self, key: Key) -> tuple[str, str, Key]:
+        return self._client.path, self.name, key
 
     def _raise_unless_load(self, outcome: int, what: Any, key: Key, timeout: float | None) -> None:
         """Raises what another one's load has raised, or that it takes too long."""
@@ -170,24 +187,24 @@ class Cache(_core.CacheBase):
             raise what
         if outcome == LATE:
             raise WaitTimeout(
-                f"{key!r} of cache {self.name!r} was being loaded for longer than {timeout} seconds by another thread or process"
+                f"{shown(key)} of cache {self.name!r} was being loaded for longer than {timeout} seconds by another thread or process"
             )
 
-    def _store(self, key: Key, load: Any, value: Any, ttl: float | None, began: float) -> None:
+    def _store(self, key: Key, loads: list[Any], value: Any, ttl: float | None, began: float) -> None:
         """Keeps a loaded value; without a load (there was no room for one) it is only counted."""
         microseconds = min(int((time.perf_counter() - began) * 1e6), 2**32 - 1)
-        if load is None:
-            return
-        try:
-            self.finish(key, load, value, ttl, microseconds)
-        except BaseException:  # it cannot be pickled, or the ttl is wrong: nobody waits for it any more
-            self._end(key, load, None)
-            raise
+        if loads:
+            self.finish(key, loads[0], value, ttl, microseconds)
 
-    def _end(self, key: Key, load: Any, error: BaseException | None) -> None:
+    def _end(self, key: Key, loads: list[Any], error: BaseException) -> None:
         """Ends a load without a value. Those that wait get the exception, if it is one of the loader's."""
-        if load is not None:
-            self.fail(load, key, _pickled(error, key) if isinstance(error, Exception) else None)
+        if not loads:
+            return
+        told = None
+        try:
+            told = _pickled(error, key) if isinstance(error, Exception) else None
+        finally:
+            self.fail(loads[0], key, told)
 
     # ---- functions ----------------------------------------------------------------------
 
@@ -203,11 +220,16 @@ class Cache(_core.CacheBase):
 
         The key is the function's name, ``version`` (change it with the code) and the arguments, which are numbers, str, bytes,
         None, bool or tuples of them; for others, ``key(*args, **kwargs)`` makes one. The function has the attribute
-        ``cache_key``, which gives the key of a call.
+        ``cache_key``, which gives the key of a call. Functions of one name share their results, also if they are made
+        several times with other variables around them: give each another ``version``. Raises ValueError for a lambda.
         """
 
         def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
             name = f"{function.__module__}.{function.__qualname__}"
+            if function.__name__ == "<lambda>":
+                raise ValueError(
+                    "a lambda has no name of its own, by which its results could be kept; define a function"
+                )
 
             def cache_key(*args: Any, **kwargs: Any) -> Key:
                 if key is not None:
@@ -286,10 +308,13 @@ def _key_part(value: Any) -> Key:
     )
 
 
-def _pickled(error: Exception, key: Key) -> bytes:
+def _pickled(error: Exception, key: Key) -> bytes | None:
     """The exception for those who waited; LoaderFailed, if it cannot be pickled."""
     with contextlib.suppress(Exception):  # what pickling other people's exceptions may raise
         told = pickle.dumps(error, 5)
-        pickle.loads(told)
-        return told
-    return pickle.dumps(LoaderFailed(f"the load of {key!r} raised {type(error).__name__}: {error}"), 5)
+        if isinstance(pickle.loads(told), Exception):
+            return told
+    text = type(error).__name__
+    with contextlib.suppress(Exception):  # what other people's exceptions may raise when they are shown
+        text = f"{text}: {error}"
+    return pickle.dumps(LoaderFailed(f"the load of {shown(key)} raised {text}"), 5)

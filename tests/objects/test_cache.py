@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -618,6 +619,79 @@ def test_a_loader_takes_the_key_or_nothing(pool: bp.Pool) -> None:
         cache.get_or_load("e", _fails_itself)
     with pytest.raises(TypeError):
         cache.get_or_load("f", 5)  # type: ignore[arg-type]
+
+
+def test_a_load_that_a_signals_handler_ends_is_ended(pool: bp.Pool) -> None:
+    """The exception came after begin() and before the try block: all who asked for the key waited for ever."""
+    cache = pool.cache("signals")
+    for line in range(40):
+        left = line
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            nonlocal left
+            if event == "line" and frame.f_code.co_name == "get_or_load":
+                left -= 1
+                if left < 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            cache.get_or_load(line, lambda: 1)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        assert cache.get_or_load(line, lambda: 2, timeout=WAIT) in (1, 2)
+
+
+class _Unshowable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("this cannot be shown")
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("this cannot be pickled")
+
+
+def test_an_exception_that_cannot_be_told_ends_the_load_all_the_same(pool: bp.Pool) -> None:
+    """It raised another one while it was told to those who waited, and they waited for ever."""
+    cache = pool.cache("exceptions")
+
+    def load(key: Any) -> None:
+        raise _Unshowable
+
+    for key in ("a", 10**5000):
+        with pytest.raises(_Unshowable):
+            cache.get_or_load(key, load)
+        assert cache.get_or_load(key, lambda: 5, timeout=WAIT) == 5
+
+
+class _Recursive:
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+
+    def __reduce__(self) -> Any:
+        return str, (self.cache.get_or_load("r", lambda: 1),)
+
+
+def test_a_load_that_waits_for_itself_is_told(pool: bp.Pool) -> None:
+    """A value whose pickling asks for its own key, and a coroutine that does, waited for ever."""
+    cache = pool.cache("recursion")
+    with pytest.raises(bp.WouldDeadlock):
+        cache.get_or_load("r", lambda: _Recursive(cache))
+
+    async def again(key: str) -> int:
+        return await cache.aget_or_load(key, again)
+
+    async def plainly(key: str) -> int:
+        return cache.get_or_load(key, lambda: 1)
+
+    for load in (again, plainly):
+        with pytest.raises(bp.WouldDeadlock):
+            asyncio.run(cache.aget_or_load("s", load))
+    with pytest.raises(ValueError, match="lambda"):
+        cache.memoize()(lambda: 1)
 
 
 def _fails_itself(key: str) -> None:

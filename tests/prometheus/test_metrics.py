@@ -342,3 +342,21 @@ def test_the_figures_of_caches_are_exported(make_pool):
     for name, value in {"objects": 2, "bytes": cache.stats().bytes, "hits_total": 1, "misses_total": cache.stats().misses,
                         "puts_total": 2, "loads_total": 1, "load_failures_total": 0, "evictions_total": 0}.items():  # fmt: skip
         assert get(series, f"cache_{name}", pool, cache="tiles") == value, name
+
+
+def test_a_killed_steward_is_none(make_pool, child):
+    """The exporter went on saying that there was a steward: the alert NoSteward could never fire."""
+    pool = make_pool()
+    steward = child(_steward, pool.name)
+    wait_until(lambda: get(read(pool.name), "steward", pool) == 1, "there is a steward")
+    steward.kill()
+    assert get(read(pool.name), "steward", pool) == 0
+    assert not any(client.is_steward for client in pool.clients())
+    pool.reap()
+    assert get(read(pool.name), "steward", pool) == 0
+
+
+def _steward(name):
+    pool = bp.Pool.attach(name)
+    pool.start_steward()
+    time.sleep(600)

@@ -199,14 +199,16 @@ static PyObject* cache_clear(PyObject* self, PyObject*) {
 
 enum Outcome { OUT_VALUE, OUT_LOAD, OUT_FAILED, OUT_UNKEPT, OUT_BUSY, OUT_LATE, OUT_STALE };
 
-// begin(key, timeout, wait, waited, stale) -> (outcome, value | (entry, word) | None): the value; or the load of it,
+// begin(key, timeout, wait, waited, stale, loads) -> (outcome, value | (entry, word) | None): the value; or the load of it,
 // which
 // is ours; or the pickled exception of the load that was waited for; or that it can be loaded, but not kept.
 static PyObject* cache_begin(PyObject* self, PyObject* args) {
     PyObject* from;
     double timeout;
     int wait, waited, stale;
-    if (!PyArg_ParseTuple(args, "Odppp:begin", &from, &timeout, &wait, &waited, &stale)) return nullptr;
+    PyObject* loads = nullptr;  // a list: it gets our load at once, so that no exception of a signal's handler loses it
+    if (!PyArg_ParseTuple(args, "Odppp|O!:begin", &from, &timeout, &wait, &waited, &stale, &PyList_Type, &loads))
+        return nullptr;
     Segment* s = ready_cache(C(self));
     KeyBytes bytes;
     LoadRequest want;
@@ -229,8 +231,15 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
     case Begun::HIT: touch_object(*s, want.found.entry); return pair(OUT_VALUE, value_of(C(self)->seg, want.found));
     case Begun::STALE: return pair(OUT_STALE, value_of(C(self)->seg, want.found));
     case Begun::FAILED: return pair(OUT_FAILED, value_of(C(self)->seg, want.found));
-    case Begun::LOAD:
-        return pair(OUT_LOAD, Py_BuildValue("(IK)", want.put.entry, (unsigned long long)want.put.word));
+    case Begun::LOAD: {
+        PyObject* load = Py_BuildValue("(IK)", want.put.entry, (unsigned long long)want.put.word);
+        if (!load || (loads && PyList_Append(loads, load) != 0)) {
+            Py_XDECREF(load);
+            end_load(*s, want.put.entry, want.put.word);
+            return nullptr;
+        }
+        return pair(OUT_LOAD, load);
+    }
     case Begun::BUSY: return pair(OUT_BUSY, Py_NewRef(Py_None));
     case Begun::LATE: return pair(OUT_LATE, Py_NewRef(Py_None));
     case Begun::INTERRUPTED: return raise_unsure();
