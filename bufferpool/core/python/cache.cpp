@@ -199,9 +199,9 @@ static PyObject* cache_clear(PyObject* self, PyObject*) {
 
 enum Outcome { OUT_VALUE, OUT_LOAD, OUT_FAILED, OUT_UNKEPT, OUT_BUSY, OUT_LATE, OUT_STALE };
 
-// begin(key, timeout, wait, waited, stale, loads) -> (outcome, value | (entry, word) | None): the value; or the load of it,
-// which
-// is ours; or the pickled exception of the load that was waited for; or that it can be loaded, but not kept.
+// begin(key, timeout, wait, waited, stale, loads) -> (outcome, value | (entry, word) | None): the value; or the load of
+// it, which is ours, and which `loads` gets, too; or the pickled exception of the load that was waited for; or that it
+// can be loaded, but not kept.
 static PyObject* cache_begin(PyObject* self, PyObject* args) {
     PyObject* from;
     double timeout;

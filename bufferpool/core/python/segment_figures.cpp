@@ -484,7 +484,8 @@ static PyObject* segment_steward(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
     u32 c = s->header->steward.load_acquire();
-    // Our own lock is not reported; and a dead steward's number may now be ours. An observer has no number, and leads nothing.
+    // Our own lock is not reported; and a dead steward's number may now be ours. An observer has no number, and never
+    // leads.
     bool there = c && ((s->me && s->leads == s->me) || s->byte_is_locked(STEWARD_LOCK_AT) == 1);
     return PyLong_FromUnsignedLong(there ? c : 0);
 }
