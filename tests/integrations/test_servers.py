@@ -97,7 +97,7 @@ class Server:
 
     def kill(self) -> None:
         """Kills what is left of the server's session, at the end of a test that failed."""
-        if self.process.poll() is None:
+        if hasattr(self, "process") and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(WAIT)
 
