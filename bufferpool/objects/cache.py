@@ -6,7 +6,6 @@ import contextvars
 import functools
 import inspect
 import pickle
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -37,18 +36,10 @@ class Opens(Protocol):
     client: "Client"
 
 
-class _Loading(threading.local):
-    """The keys that this thread is loading."""
-
-    def __init__(self) -> None:
-        self.keys: set[tuple[str, str, Key]] = set()
-
-
-_loading = _Loading()
-_awaited: contextvars.ContextVar[frozenset[tuple[str, str, Key]]] = contextvars.ContextVar(
-    "_awaited", default=frozenset()
+_loading: contextvars.ContextVar[frozenset[tuple[str, str, Key]]] = contextvars.ContextVar(
+    "_loading", default=frozenset()
 )
-"""The keys that this task is loading."""
+"""The keys that this thread, or this task, is loading."""
 
 
 class Cache(_core.CacheBase):
@@ -56,7 +47,7 @@ class Cache(_core.CacheBase):
 
     All processes that open the name share it. Keys: str, bytes, int, and tuples of them. Values: bytes-like objects
     (they come back as a read-only memoryview), str, None, arrays (they come back read-only, with their type and shape),
-    and every object that can be pickled. A view or array stays as it was while it is held, whatever happens to its key.
+    and every object that can be pickled. A view or array stays as it was while it is held, also if its key is overwritten, deleted or evicted.
 
     ``get``, ``put``, ``delete``, ``in``, ``len`` and ``clear`` may be called by any thread of any process. A value that
     cannot be kept, because it is larger than a quarter of the cache's room or everything is pinned, is not an error:
@@ -114,15 +105,14 @@ class Cache(_core.CacheBase):
         if value is not _MISSING:
             return cast(_T, value)
         load_of = self._load_of(key)
-        if load_of in _loading.keys or load_of in _awaited.get():
-            raise WouldDeadlock(f"this thread is loading {shown(key)} of cache {self.name!r} already; load another key")
+        self._raise_if_loading(load_of)
         loads: list[Any] = []  # begin() puts our load into it: an exception of a signal's handler may come at any line
         try:
             outcome, what = self.begin(key, seconds_of(timeout), True, False, stale_while_loading, loads)
             if outcome in (VALUE, STALE):
                 return cast(_T, what)
             self._raise_unless_load(outcome, what, key, timeout)
-            _loading.keys.add(load_of)
+            _loading.set(_loading.get() | {load_of})
             began = time.perf_counter()
             loaded = _called(load, key)
             self._store(key, loads, loaded, ttl, began)
@@ -130,7 +120,7 @@ class Cache(_core.CacheBase):
             self._end(key, loads, error)
             raise
         finally:
-            _loading.keys.discard(load_of)
+            _loading.set(_loading.get() - {load_of})
         return loaded
 
     async def aget_or_load(
@@ -149,8 +139,7 @@ class Cache(_core.CacheBase):
         if value is not _MISSING:
             return cast(_T, value)
         load_of = self._load_of(key)
-        if load_of in _awaited.get():
-            raise WouldDeadlock(f"this task is loading {shown(key)} of cache {self.name!r} already; load another key")
+        self._raise_if_loading(load_of)
         end, pause, waited = time.monotonic() + seconds_of(timeout), _POLL_S, False
         loads: list[Any] = []
         try:
@@ -166,20 +155,26 @@ class Cache(_core.CacheBase):
                 await sleep(pause)
                 pause = min(2 * pause, _POLL_MOST_S)
             self._raise_unless_load(outcome, what, key, timeout)
-            token = _awaited.set(_awaited.get() | {load_of})
-            try:
-                began = time.perf_counter()
-                loaded = await _called(load, key)
-            finally:
-                _awaited.reset(token)
+            _loading.set(_loading.get() | {load_of})
+            began = time.perf_counter()
+            loaded = await _called(load, key)
             self._store(key, loads, loaded, ttl, began)
         except BaseException as error:
             self._end(key, loads, error)
             raise
+        finally:
+            _loading.set(_loading.get() - {load_of})
         return loaded
 
     def _load_of(self, key: Key) -> tuple[str, str, Key]:
         return self._client.path, self.name, key
+
+    def _raise_if_loading(self, load_of: tuple[str, str, Key]) -> None:
+        """Raises WouldDeadlock if this thread or task is loading the key: it would wait for itself."""
+        if load_of in _loading.get():
+            raise WouldDeadlock(
+                f"this thread or task is loading {shown(load_of[2])} of cache {self.name!r} already; load another key"
+            )
 
     def _raise_unless_load(self, outcome: int, what: Any, key: Key, timeout: float | None) -> None:
         """Raises what another one's load has raised, or that it takes too long."""
