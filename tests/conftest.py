@@ -194,13 +194,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def faulty_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def faulty_package() -> Path:
     """A copy of bufferpool whose core dies at named points (tests/native/faults.h)."""
-    from tests.support.native_build import build
+    from tests.support.native_build import kept
 
-    package = tmp_path_factory.mktemp("faults") / "bufferpool"
-    build(package, ["-O1", "-include", str(ROOT / "tests" / "native" / "faults.h")])
-    return package
+    return kept("faulty", ["-O1", "-include", str(ROOT / "tests" / "native" / "faults.h")])
 
 
 @pytest.fixture

@@ -2,10 +2,11 @@
 
     python tests/support/native_build.py address,undefined   prints the environment to run with
 
-A build is a copy of the package in a directory of its own. A sanitized one lies
-in build/ and is used again while its sources have not changed.
+A build is a copy of the package in a directory of its own, in build/. It is used again while its
+sources have not changed.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -67,6 +68,25 @@ def build(package: Path, flags: Sequence[str]) -> None:
         os.unlink(made)
 
 
+def kept(name: str, flags: Sequence[str]) -> Path:
+    """Such a copy in build/, made by the process that comes first, and used while its sources have not changed."""
+    digest = hashlib.sha256(repr((COMPILER, flags, sys.version)).encode())
+    for source in sorted([*ROOT.glob("bufferpool/**/*.py"), *NATIVE.glob("*.h"), *SOURCES]):
+        digest.update(source.read_bytes())
+    builds = ROOT / "build"
+    builds.mkdir(exist_ok=True)
+    place = builds / f"{name}-{digest.hexdigest()[:16]}"
+    with open(builds / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.exists():
+            for old in builds.glob(f"{name}-{'[0-9a-f]' * 16}*"):
+                shutil.rmtree(old)
+            making = place.with_suffix(".making")
+            build(making / "bufferpool", flags)
+            making.rename(place)
+    return place / "bufferpool"
+
+
 def runtime(name: str) -> str | None:
     """The path of the compiler's runtime library, None if it has none."""
     run = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
@@ -85,16 +105,7 @@ def sanitized(kinds: str) -> dict[str, str] | None:
     flags = [f"-fsanitize={kinds}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g1"]
     if "address" in kinds:
         flags.append("-DBP_GUARD_BYTES=(1ull<<36)")
-    digest = hashlib.sha256(repr((COMPILER, flags, sys.version)).encode())
-    for source in sorted([*ROOT.glob("bufferpool/**/*.py"), *SOURCES]):
-        digest.update(source.read_bytes())
-    place = ROOT / "build" / f"sanitized-{kinds.replace(',', '-')}-{digest.hexdigest()[:16]}"
-    if not place.exists():
-        for old in place.parent.glob(f"sanitized-{kinds.replace(',', '-')}-*"):
-            shutil.rmtree(old)
-        making = place.with_suffix(f".{os.getpid()}")
-        build(making / "bufferpool", flags)
-        making.rename(place)
+    place = kept(f"sanitized-{kinds.replace(',', '-')}", flags).parent
     return {
         "PYTHONPATH": f"{place}:{ROOT}",
         "LD_PRELOAD": library,
