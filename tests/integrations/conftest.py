@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bufferpool.integrations import shared
 from integrations.origin import Origin
 
 
@@ -12,6 +13,15 @@ from integrations.origin import Origin
 def origin() -> Iterator[Origin]:
     with Origin() as served:
         yield served
+
+
+@pytest.fixture
+def name(pools: Any) -> Iterator[str]:
+    """The name of a pool that a framework opens from its settings; it is checked at the end."""
+    name = pools.name()
+    yield name
+    shared._pools.pop(name).close()
+    pools.attach(name)
 
 
 @pytest.fixture

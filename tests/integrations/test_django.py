@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from django.core.cache import CacheKeyWarning  # noqa: E402
 from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 from django.utils.safestring import SafeString, mark_safe  # noqa: E402
 
-from bufferpool.integrations import shared  # noqa: E402
 from bufferpool.integrations.django import PoolCache  # noqa: E402
 from tests.conftest import ROOT, Pools  # noqa: E402
 
@@ -35,14 +33,6 @@ SIZE = "8MiB"
 class Unpicklable:
     def __reduce__(self) -> Any:
         raise pickle.PickleError
-
-
-@pytest.fixture
-def name(pools: Pools) -> Iterator[str]:
-    name = pools.name()
-    yield name
-    shared._pools.pop(name).close()
-    pools.attach(name)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,16 +13,8 @@ pytest.importorskip("dogpile.cache")
 from dogpile.cache import make_region
 from dogpile.cache.api import NO_VALUE
 
-from bufferpool.integrations import dogpile, shared
-from tests.conftest import Pools, wait_until
-
-
-@pytest.fixture
-def name(pools: Pools) -> Iterator[str]:
-    name = pools.name()
-    yield name
-    shared._pools.pop(name).close()
-    pools.attach(name)
+from bufferpool.integrations import dogpile
+from tests.conftest import wait_until
 
 
 @pytest.fixture
