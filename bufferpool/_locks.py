@@ -16,7 +16,7 @@ import time
 import weakref
 
 _made: "weakref.WeakSet[Lock | Event]" = weakref.WeakSet()
-_LOOK_S = 0.5  # a waiter looks so often whether an event is set, whatever has become of the gate
+_LOOK_S = 0.5  # seconds between two looks of a waiter at an event, in case the gate does not open
 
 
 class Lock(_thread.RLock):  # type: ignore[misc]  # the stub calls it final, which it is not

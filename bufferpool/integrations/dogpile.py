@@ -44,7 +44,7 @@ class PoolMutex(CacheMutex):  # type: ignore[misc]
 
 class PoolBackend(CacheBackend):  # type: ignore[misc]
     """Arguments: ``pool`` (its name), ``size`` (of the pool, if it is made), ``cache`` ("dogpile" by default), ``ttl`` (seconds
-    until the pool drops a value, whatever the region's expiry is; never by default).
+    until the pool drops a value, beside the region's own expiry; never by default).
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:

@@ -52,7 +52,7 @@ class CachedDataset(Dataset[Any]):  # type: ignore[misc]  # torch's types are no
 
     ``version`` says which code makes the samples: change it together with the code. Give each dataset a cache of its
     own: a sample is known by its index. Samples are tensors, arrays, numbers, str, bytes, and dicts, lists, tuples and named
-    tuples of them, of any size; whatever else can be pickled is kept pickled.
+    tuples of them, of any size; other objects are kept pickled.
 
     ``copy``: whether a sample's tensors and arrays are private, so that a transform may change them in place. Without a copy they
     are shared memory, and read-only: a write to an array raises ValueError, and a write to a tensor ends the process, because

@@ -140,7 +140,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def serve(pipe: Pipe, kind: str, where: Any, listening: socket.socket) -> tuple[int, int]:
-    """Serves until it is told to stop; returns (requests, tiles computed)."""
+    """Serves until a message comes through the pipe; returns (requests, tiles computed)."""
     world, cache = Map(), cache_of(kind, where)
 
     def load(tile: Tile) -> bytes:

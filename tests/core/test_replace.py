@@ -153,7 +153,7 @@ def test_appends_that_fail_give_their_numbers_back(make_pool):
 
 
 def test_a_page_that_cannot_be_read_is_replaced(pool, tmp_path):
-    """A page with a wrong checksum raised in every write of it, so it could not be repaired by whoever has its content."""
+    """A page with a wrong checksum raised in every write of it, so a program that has its content could not repair it."""
     pytest.importorskip("xxhash")
     page = stamp(0)
     seal(page, 0)

@@ -8,7 +8,7 @@ Created Equal", OSDI 2014; CrashMonkey: Mohan et al., OSDI 2018):
   for itself, in any order. Where a write that extended a file is lost, the file may have its new size all the same,
   and zeros or old bytes there.
 - Creating, renaming and removing a name is durable when an ``fsync`` of the folder has returned. Before that, a
-  prefix of these operations survives, whatever was written to the files.
+  prefix of these operations survives, independent of the writes to the files.
 
 :class:`Recorder` has a program's events in order, :func:`crash` builds one state of the folder from the first of them.
 """
