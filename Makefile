@@ -57,8 +57,14 @@ examples: all
 	for name in $(WORKLOADS); do \
 		$(BIN)/python examples/workloads/$$name.py --plot $(IMAGES)/$$name.png || exit 1; done
 
-# One process of pytest for each processor; tests that share a costly fixture run in one of them (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -n auto
+# The tests start thousands of processes, and a third of their time was compiling the package's Python files where the environment
+# forbids to keep the result. It is kept in build/.
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
+unexport PYTHONDONTWRITEBYTECODE
+
+# One process of pytest more than processors, because many tests wait; tests that share a costly fixture run in one of them
+# (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -n $(shell expr $$(nproc) + 1)
 
 test: all lint
 	$(PYTEST)

@@ -22,6 +22,7 @@ from bufferpool import errors
 from bufferpool._core import Pin, PinnedPages, Write
 from bufferpool.errors import *  # noqa: F403
 from bufferpool.figures.advice import Advice, AdvicePoint
+from bufferpool.figures.cache_advice import CacheAdvice, CacheAdvicePoint
 from bufferpool.figures.events import Event
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, PolicyMode
 from bufferpool.figures.stats import CacheStats, ClientInfo, FrameCounts, PoolStats, SpaceStats
@@ -38,6 +39,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Advice",
     "AdvicePoint",
+    "CacheAdvice",
+    "CacheAdvicePoint",
     "CacheStats",
     "ClientInfo",
     "Event",

@@ -17,9 +17,11 @@
     ├── DescriptorLost               other code closed a descriptor of the pool, or of a file of it
     ├── PoolReadOnly                 (PermissionError) it was attached for reading only
     ├── PoolExhausted                (MemoryError) no frame can be freed
+    ├── GroupFull                    (ValueError) too many pages to be published as one
     ├── UnsavedPages                 dirty pages of files or stores would be lost
     ├── TooManyClients               every client slot is in use
     ├── ThreadRefused                (RuntimeError) this process can have no further thread
+    ├── CacheRemoved                 (LookupError) the cache was removed from the pool
     ├── NoWorkerPool                 (LookupError) this process is no worker of a cluster that has a pool
     ├── WrongProcess                 a write that belongs to the parent of a fork
     ├── WaitTimeout                  (TimeoutError) the page, or a space, was in use for too long
@@ -65,10 +67,12 @@ from bufferpool.printable import printable
 
 __all__ = [
     "BufferPoolError",
+    "CacheRemoved",
     "DescriptorLost",
     "FileChanged",
     "FileInUse",
     "FileSizeMismatch",
+    "GroupFull",
     "LayoutMismatch",
     "LoaderFailed",
     "LoaderOverrun",
@@ -136,6 +140,7 @@ def remedy(number: int | None) -> str:
         errno.EROFS: "the file system is mounted read-only; remount it for writing, or name another directory=",
         errno.ENOLCK: "the kernel has no room for locks, or a sandbox refuses them",
         errno.EAGAIN: "this process locks its memory (mlockall) and may not lock so much: raise ulimit -l",
+        errno.EACCES: "this process may not open the file; if it has changed its user (setuid), attach the pool afterwards",
         errno.EPERM: "a sandbox refuses this call (seccomp); allow it. bufferpool doctor tries what a pool needs",
         errno.ENOSYS: "a sandbox, or the kernel, does not have this call; bufferpool doctor tries what a pool needs",
         errno.ENOENT: "/proc is not mounted here, or the file has been removed",
@@ -217,6 +222,10 @@ class SharedMemoryFull(SegmentError, MemoryError):
     """The tmpfs, or the memory cgroup, has no memory left."""
 
 
+class CacheRemoved(BufferPoolError, LookupError):
+    """The cache is not in the pool, or not any more; ``pool.cache(name)`` makes a new one."""
+
+
 class PoolClosed(BufferPoolError, ValueError):
     """The pool was closed."""
 
@@ -231,6 +240,10 @@ class PoolReadOnly(BufferPoolError, PermissionError):
 
 class PoolExhausted(BufferPoolError, MemoryError):
     """No frame can be freed: every frame is pinned, dirty, or holds a scratch page that must be kept."""
+
+
+class GroupFull(BufferPoolError, ValueError):
+    """A group of pages that are published as one would have more than a quarter of the pool's frames."""
 
 
 class UnsavedPages(BufferPoolError):
@@ -270,7 +283,7 @@ class WouldDeadlock(BufferPoolError, RuntimeError):
 
 
 class WorkingSetError(BufferPoolError, ValueError):
-    """A saved working set is damaged, or of another page size."""
+    """A saved working set is damaged, or of another page size, or its path leads to a file that is none."""
 
 
 class PageError(BufferPoolError):
@@ -371,7 +384,7 @@ class FileChanged(StoreError):
 
 
 class FileInUse(StoreError):
-    """Another pool has the file open for writing."""
+    """Another pool has the file open for writing, or the file is the segment of a pool."""
 
 
 class RemoteChanged(StoreError, OSError):

@@ -36,8 +36,9 @@ from bufferpool.machine.pressure import given
 from bufferpool.objects.cache import Cache as ObjectCache
 from bufferpool.objects.cache import Settings as CacheSettings
 from bufferpool.observer import refuse_loss
-from bufferpool.spaces import directory
+from bufferpool.spaces import directory, read_ahead
 from bufferpool.spaces.claim import drop_unused
+from bufferpool.spaces.coroutines import CoroutineLoader
 from bufferpool.spaces.directory import (
     CHECKSUM,
     DISCARDABLE,
@@ -48,10 +49,19 @@ from bufferpool.spaces.directory import (
     removed_message,
     version_of,
 )
-from bufferpool.spaces.space import Loader, ManyLoader, Space, dirty_images, open_space
+from bufferpool.spaces.share import Share
+from bufferpool.spaces.space import (
+    Loader,
+    ManyLoader,
+    Space,
+    copy_of,
+    dirty_images,
+    is_coroutine_function,
+    open_space,
+)
 from bufferpool.stores.base import Buffer, Cache, Store
 from bufferpool.stores.checksum import Repair, file_store
-from bufferpool.units import format_size, lsn_of, parse_size, seconds_of
+from bufferpool.units import flag_of, format_size, lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
 from bufferpool.upkeep import working_set as warm
 from bufferpool.upkeep.flush_jobs import checkpoint, checkpoint_within, flush_all
@@ -64,6 +74,11 @@ _offering = Lock()  # held while a steward is started
 
 @atexit.register
 def _close_all() -> None:
+    """Closes the pools of this process while all modules still have their names.
+
+    Later CPython removes the names and ends the generators that are suspended in a block: their blocks must have nothing left to do.
+    """
+    read_ahead.close_all(STOP_S)
     failed: BaseException | None = None
     for pool in list(_open_pools):
         try:
@@ -72,6 +87,8 @@ def _close_all() -> None:
             continue  # a thread still uses the pool: the client ends with the process
         except Exception as error:  # noqa: BLE001 - of a steward; raised when all are closed
             failed = failed or error
+        finally:
+            pool._ended = pool.client.closed = True
     if failed is not None:
         raise failed
 
@@ -88,6 +105,7 @@ class Pool(PoolFigures):
         self.client = Client(path, trusted_uid, uuid, mode, make_room=memory.MakesRoom())
         self._steward: Steward | None = None
         self._warming: list[warm.WarmUp] = []
+        self._ended = False  # with the interpreter
         _open_pools.add(self)
 
     # ---- making, attaching, leaving --------------------------------------------
@@ -143,8 +161,12 @@ class Pool(PoolFigures):
             max_pages=max_pages,
             reserve=None if reserve is None else parse_size(reserve, "reserve"),
         )
-        segment_file.create(path, segment_file.plan(sizes), permissions)
-        pool = cls.attach(name, directory=directory)
+        made = segment_file.create(path, segment_file.plan(sizes), permissions)
+        try:
+            pool = cls.attach(name, directory=directory)
+        except BaseException:
+            segment_file.uncreate(path, made)
+            raise
         pool.client.post(NewEvent(EventKind.CREATED, EventReason.ASKED))
         return pool
 
@@ -168,6 +190,7 @@ class Pool(PoolFigures):
         """
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
+        segment_file.check_user(trusted_uid)
         pool = cls(segment_file.path_of(name, directory), trusted_uid, None, mode)
         _ = pool.client.seg
         return pool
@@ -252,6 +275,8 @@ class Pool(PoolFigures):
         self._close(late=False)
 
     def _close(self, late: bool) -> None:
+        if self._ended:
+            return
         try:
             self._end_background()
         finally:
@@ -278,6 +303,7 @@ class Pool(PoolFigures):
         """
         client = self.client
         client.require_writable("remove it")
+        flag_of(discard, "discard")
         if client.known_uuid is not None:
             segment_file.refuse_another(client.path, client.known_uuid, client.trusted_uid)
         if not discard:
@@ -296,6 +322,7 @@ class Pool(PoolFigures):
         ``discard`` is true.
         """
         path = segment_file.path_of(name, directory)
+        flag_of(discard, "discard")
         segment_file.must_find(path)
         if not discard:
             refuse_loss(name, directory)
@@ -315,7 +342,8 @@ class Pool(PoolFigures):
         client = self.client
         if client.closed or client.known_uuid is None:
             _ = client.seg  # raises PoolClosed; or learns which pool it is
-        return type(self), (client.path, client.trusted_uid, client.known_uuid, client.mode)
+        make = unpickled if type(self) is Pool else type(self)
+        return make, (client.path, client.trusted_uid, client.known_uuid, client.mode)
 
     def __repr__(self) -> str:
         return f"<Pool {self.name!r}, {self._state()}>"
@@ -391,6 +419,9 @@ class Pool(PoolFigures):
         checksum: bool = False,
         repair: Repair | None = None,
         cache: Cache = "pool",
+        limit: int | str | None = None,
+        reserve: int | str | None = None,
+        timeout: float | None = 30.0,
     ) -> Space:
         """Opens the pages of a file: 'r', 'r+', or 'w+' (created or emptied, after all checks have passed).
 
@@ -409,24 +440,35 @@ class Pool(PoolFigures):
         dropped after use. With "kernel" a miss may be served by the page cache: for files that other programs read
         anyway, or that the pool has room for a small part of. On tmpfs it is always "kernel".
 
+        ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
+
+        ``timeout``: how many seconds to wait for another process that flushes the file, or opens a space at this moment, and
+        is stopped or has a disk that hangs.
+
         Raises FileNotFoundError, PermissionError, NotRegularFile, FileSizeMismatch, FileChanged,
-        SpaceMismatch, SpaceFull, TooManySpaces, ValueError.
+        SpaceMismatch, SpaceFull, TooManySpaces, WaitTimeout, ValueError, TypeError.
         """
+        if mode not in ("r", "r+", "w+"):
+            raise ValueError(f"mode must be 'r', 'r+' or 'w+', not {mode!r}")
         if mode != "r":
             self.client.require_writable("open a file for writing")
+        if repair is not None and not callable(repair):
+            raise TypeError(f"repair must be a function of (page_no, image), not {type(repair).__name__}")
+        flag_of(checksum, "checksum")
         if repair is not None and not checksum:
             raise ValueError("repair= needs checksum=True: without checksums damage is not detected")
+        share = Share.of(limit, reserve, self.page_size)
         if cache not in ("pool", "kernel"):
             raise ValueError(f"cache must be 'pool' or 'kernel', not {cache!r}")
         where = os.path.realpath(path)
         name = os.path.basename(where) if name is None else name
         options: dict[str, Any] = {"path": where, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
         options |= {"checksum": bool(checksum), "repair": repair, "cache": cache}
-        wanted = Wanted(name, Kind.FILE, options)
+        wanted = Wanted(name, Kind.FILE, options, patience=seconds_of(timeout))
         refuse_unfit(self.client, wanted, np.dtype(dtype))  # before a file is created
         wanted.store = store = file_store(where, mode, self.page_size, checksum, repair, cache)
         try:
-            return open_space(self, wanted, dtype, truncate=mode == "w+")
+            return open_space(self, wanted, dtype, truncate=mode == "w+").take_share(share)
         except BaseException:
             store.uncreate()
             raise
@@ -435,11 +477,13 @@ class Pool(PoolFigures):
         self,
         name: str,
         n_pages: int,
-        loader: Loader,
+        loader: Loader | CoroutineLoader,
         *,
         dtype: npt.DTypeLike = np.uint8,
         version: int | str | None = None,
         load_many: ManyLoader | None = None,
+        limit: int | str | None = None,
+        reserve: int | str | None = None,
     ) -> Space:
         """Opens pages that ``loader(page_no, out)`` computes, and that the pool may drop at any time.
 
@@ -451,10 +495,17 @@ class Pool(PoolFigures):
         several missing pages, in the thread of that call. Without it the loader runs in several threads at once
         then, if it takes more than a millisecond of waiting.
 
+        ``loader`` may be a coroutine function. It runs in the event loop of the coroutine that awaits ``space.aget(n)``, so that any number of
+        pages are loaded at the same time without a thread each; in one event loop it runs once for a missing page, but two
+        processes that want the page at the same time may both run it. Calls that do not await run it in an event loop of
+        their own; in a thread with a running event loop they raise WouldDeadlock.
+
         ``version`` identifies the code that computes the pages. If the space exists with another version (or
         without one), an empty space replaces it, which may have another number of pages: handles
         of the old space then raise SpaceRemoved, and arrays over its pages remain valid. Versions that
         are in use at the same time need spaces with different names.
+
+        ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
 
         Raises SpaceMismatch, and PoolReadOnly if a space of another version is in a pool that is
         attached for reading only.
@@ -463,8 +514,11 @@ class Pool(PoolFigures):
             raise TypeError(f"loader must be a function of (page_no, out), not {type(loader).__name__}")
         if load_many is not None and not callable(load_many):
             raise TypeError(f"load_many must be a function of (page_nos, outs), not {type(load_many).__name__}")
+        if load_many is not None and (is_coroutine_function(loader) or is_coroutine_function(load_many)):
+            raise TypeError("a coroutine function can be the loader, without load_many: many of its loads run together")
         options = {"n_pages": count_of(n_pages, "n_pages"), "version": version_of(version)}
-        return open_space(self, Wanted(name, Kind.DERIVED, options), dtype, loader, load_many)
+        share = Share.of(limit, reserve, self.page_size)
+        return open_space(self, Wanted(name, Kind.DERIVED, options), dtype, loader, load_many).take_share(share)
 
     def open_store(
         self,
@@ -474,11 +528,16 @@ class Pool(PoolFigures):
         *,
         dtype: npt.DTypeLike = np.uint8,
         max_pages: int | None = None,
+        limit: int | str | None = None,
+        reserve: int | str | None = None,
     ) -> Space:
         """Opens the pages of an object with the methods of :class:`bufferpool.Store`: 'r' reads them, 'r+' writes them too.
 
-        Every process that uses the space must give the store. Raises
-        SpaceMismatch, FileSizeMismatch, TypeError.
+        Every process that uses the space must give the store.
+
+        ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
+
+        Raises SpaceMismatch, FileSizeMismatch, TypeError.
         """
         if not isinstance(store, Store):
             raise TypeError("a store has the methods read_into, write_from, sync and size (see bufferpool.Store)")
@@ -486,7 +545,9 @@ class Pool(PoolFigures):
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
         if mode != "r":
             self.client.require_writable("open a store for writing")
-        return open_space(self, Wanted(name, Kind.STORE, {"mode": mode, "max_pages": max_pages}, store), dtype)
+        options = {"mode": mode, "max_pages": max_pages}
+        share = Share.of(limit, reserve, self.page_size)
+        return open_space(self, Wanted(name, Kind.STORE, options, store), dtype).take_share(share)
 
     def open_scratch(
         self,
@@ -496,6 +557,8 @@ class Pool(PoolFigures):
         lifetime: Literal["process", "pool"] = "pool",
         discardable: bool = False,
         dtype: npt.DTypeLike = np.uint8,
+        limit: int | str | None = None,
+        reserve: int | str | None = None,
     ) -> Space:
         """Opens pages without a store: zeros until they are written.
 
@@ -506,13 +569,17 @@ class Pool(PoolFigures):
         ``discardable``: the pool may drop written pages when it needs their frames; they then raise
         PageDiscarded. Otherwise they are kept.
 
+        ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
+
         Raises SpaceMismatch, TooManySpaces, PoolReadOnly, ValueError.
         """
         self.client.require_writable("make scratch pages")
         if lifetime not in ("pool", "process"):
             raise ValueError(f"lifetime must be 'pool' or 'process', not {lifetime!r}")
-        options = {"n_pages": count_of(n_pages, "n_pages"), "lifetime": lifetime, "discardable": bool(discardable)}
-        return open_space(self, Wanted(name, Kind.SCRATCH, options), dtype)
+        options = {"n_pages": count_of(n_pages, "n_pages"), "lifetime": lifetime}
+        options |= {"discardable": flag_of(discardable, "discardable")}
+        share = Share.of(limit, reserve, self.page_size)
+        return open_space(self, Wanted(name, Kind.SCRATCH, options), dtype).take_share(share)
 
     def space(self, name: str, mode: Literal["r", "r+"] = "r") -> Space:
         """Opens a space that is in the pool already, by name: 'r' reads its pages, 'r+' writes them too.
@@ -549,7 +616,7 @@ class Pool(PoolFigures):
         name: str,
         *,
         ttl: float | None = None,
-        jitter: float = 0.0,
+        jitter: float | None = None,
         limit: int | str | None = None,
         reserve: int | str | None = None,
     ) -> ObjectCache:
@@ -558,11 +625,22 @@ class Pool(PoolFigures):
         Its memory is a part of the pool's budget, which pages have given up: at most ``limit`` bytes (default: half
         of the budget, for all caches without a limit together). ``reserve``: bytes that other caches cannot take
         from it. ``ttl``: seconds until a value expires; ``jitter``: a value expires up to such a part of
-        its ttl earlier, so that what was put together does not expire together. What is given here replaces what the cache had;
-        ``jitter`` holds for this handle. Raises ValueError, TypeError, TooManySpaces, SharedMemoryFull and PoolReadOnly.
+        its ttl earlier, so that what was put together does not expire together. What is given here replaces what the cache had,
+        for all handles of all processes. A pool has at most 64 caches: :meth:`remove_cache`. Raises ValueError, TypeError,
+        TooManySpaces, SharedMemoryFull and PoolReadOnly.
         """
         self.client.require_writable("use a cache")
         return ObjectCache(self, name, CacheSettings.of(ttl, jitter, limit, reserve))
+
+    def remove_cache(self, name: str) -> bool:
+        """Removes a cache, with all its values and settings, for all processes; returns whether there was one.
+
+        Its handles raise CacheRemoved from then on; values that are held stay as they were. Raises TypeError, PoolReadOnly.
+        """
+        self.client.require_writable("remove a cache")
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a cache must be a string, not {type(name).__name__}")
+        return self.client.seg.remove_cache(name)
 
     def caches(self) -> list[CacheStats]:
         """The figures of all caches of the pool."""
@@ -576,12 +654,41 @@ class Pool(PoolFigures):
         writes pages up to that LSN, if the log is not durable that far. The hook syncs the log and
         returns the LSN up to which it is durable then (or returns None and sets ``durable_lsn`` itself).
         The steward, ``checkpoint``, and a miss that finds only such pages call it, in
-        their own threads: so it must not wait for a lock that a thread holds while it uses pages."""
+        their own threads: so it must not wait for a lock that a thread holds while it uses pages, nor make a checkpoint
+        (WouldDeadlock)."""
         return self.client.log_sync
 
     @log_sync.setter
     def log_sync(self, hook: Callable[[int], int | None] | None) -> None:
+        if hook is not None and not callable(hook):
+            raise TypeError(f"log_sync must be a function of an LSN, or None, not {type(hook).__name__}")
         self.client.log_sync = hook
+
+    def publish_many(self) -> _core.PublishGroup:
+        """Publishes several written pages as one: a block, at whose end all of them are published, or none if it raises.
+
+        ::
+
+            with pool.publish_many() as group:
+                left = group.write(tree, 3, lsn=lsn)  # private copies, of spaces of this pool
+                right = group.write(tree, 9, lsn=lsn)
+                right[:2048], left[2048:] = left[2048:], 0
+
+        There is one moment at which all new versions replace the old ones, for every reader. If a process dies, all of
+        them are there, or none. No reader waits meanwhile. A reader of several pages reads them one after the
+        other, as always, so it may see one before that moment and the next one after it, but no new page and then an old one.
+
+        ``group.write(space, page_no, timeout=10.0, lsn=None)`` is ``space.write(page_no, …)`` and returns the copy at once; no
+        other client writes the page until the block ends. So groups whose pages overlap must take them in the same order;
+        otherwise each waits for the other until WaitTimeout. The pages are flushed one by one, as always: after a power failure a
+        file may have some of them, unless a log tells it (``durable_lsn``).
+
+        Raises (at the block's end) PoolExhausted, SpaceRemoved; then nothing is published. ``group.write`` raises what
+        ``Space.write`` raises; GroupFull for more than a quarter of the pool's frames; and ValueError for a space of another
+        pool, or a discardable one.
+        """
+        self.client.require_writable("publish pages")
+        return self.client.seg.publish_many()
 
     def flush(self, space: Space | None = None, *, up_to_lsn: int | None = None, timeout: float | None = None) -> int:
         """Writes dirty pages to their stores and syncs the stores; returns the number of pages.
@@ -595,8 +702,9 @@ class Pool(PoolFigures):
         spaces were flushed. Raises WaitTimeout, which names the spaces that are not flushed yet,
         and SpaceRemoved for a space that has been removed.
         """
-        if space is not None and space.index < 0:
-            len(space)  # attaches one that was unpickled
+        if space is not None:
+            self._require_own(space)
+        seconds = seconds_of(timeout)
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
         drop_unused(self.client)
         if space is None:
@@ -605,9 +713,21 @@ class Pool(PoolFigures):
             records = directory.records_of(self.client, space.index, space.generation)
             if not records:
                 raise SpaceRemoved(removed_message(space.name))
-        written = flush_all(self.client, records, lsn, seconds_of(timeout))
+        written = flush_all(self.client, records, lsn, seconds)
         self.client.warn_if_nameless()
         return written
+
+    def _require_own(self, space: Space) -> None:
+        """Raises TypeError, ValueError unless it is a space of this pool; attaches one that was unpickled."""
+        if not isinstance(space, Space):
+            raise TypeError(
+                f"space must be a space of this pool, not {type(space).__name__}; flush() writes all of them"
+            )
+        if space.index < 0:
+            len(space)
+        _ = self.client.seg, space.pool.client.seg  # they know their segments then
+        if space.pool.client.known_uuid != self.client.known_uuid:
+            raise ValueError(f"{space!r} is a space of another pool, not of {self.name!r}")
 
     def dirty_pages(self, name: str) -> Iterator[tuple[int, Buffer]]:
         """Yields the dirty pages of the space ``name``: (page number, a copy, shape (page_size,), uint8).
@@ -676,11 +796,12 @@ class Pool(PoolFigures):
         Raises StoreError: nothing is lost, and the previous checkpoint remains valid; and WaitTimeout, if ``timeout`` is not 0.
         """
         self.client.require_writable("make a checkpoint")
-        if timeout == 0:
+        seconds = seconds_of(timeout)
+        if seconds == 0:
             return checkpoint(self.client, None if up_to_lsn is None else lsn_of(up_to_lsn))
         if up_to_lsn is None:
             raise ValueError("give up_to_lsn= with timeout=: the LSN up to which every change is to be in its store")
-        return checkpoint_within(self.client, lsn_of(up_to_lsn), seconds_of(timeout, "timeout"))
+        return checkpoint_within(self.client, lsn_of(up_to_lsn), seconds)
 
     # ---- memory -------------------------------------------------------------------
 
@@ -707,20 +828,22 @@ class Pool(PoolFigures):
     def trim(self, size: int | str | None = None, *, timeout: float | None = 5.0) -> int:
         """Gives memory back to the kernel now; returns the bytes.
 
-        ``size``: at least so many bytes, the coldest pages first, then objects (fewer if pages are pinned, or dirty and
-        cannot be flushed within ``timeout`` seconds). Without it: the memory of the free frames. The
-        budget is unchanged; the pool takes memory again when it is used. Raises ValueError, TypeError.
+        ``size``: at least so many bytes: what caches have and no value uses, then the coldest pages, then values of caches
+        (fewer if they are pinned, or dirty and cannot be flushed within ``timeout`` seconds). Without it: the memory of
+        free frames, and what caches have and no value uses. The budget is unchanged; the pool takes memory again when it is used. Raises ValueError, TypeError.
         """
         self.client.require_writable("give memory back")
+        seconds = seconds_of(timeout)
         self.client.seg.reap()
         if size is None:
-            memory.trim_objects(self.client)
-            return self.client.give_back(read_summary(self).frames.free, "trim")
+            given = self.client.give_back_objects("trim", timeout=seconds)
+            return given + self.client.give_back(read_summary(self).frames.free, "trim", seconds)
         frames = -(-parse_size(size, "size") // self.page_size)
-        return memory.trim(self.client, frames, seconds_of(timeout)) * self.page_size
+        return memory.trim(self.client, frames, seconds) * self.page_size
 
     def trim_idle(self, seconds: float) -> int:
-        """Gives the memory of every clean page back that no process has used for ``seconds``; returns the bytes.
+        """Gives the memory of every clean page back that no process has used for ``seconds``, and what caches have and no
+        value uses; returns the bytes.
 
         Raises ValueError, TypeError.
         """
@@ -729,7 +852,8 @@ class Pool(PoolFigures):
             raise TypeError("seconds must be a number, not None")
         idle_s = seconds_of(seconds, "seconds")
         self.client.seg.reap()
-        return self.client.give_back(self.client.seg.evict_idle(min(idle_s, 1e9)), "idle")
+        given = self.client.give_back(self.client.seg.evict_idle(min(idle_s, 1e9)), "idle")
+        return given + self.client.give_back_objects("idle")
 
     # ---- the steward ------------------------------------------------------------------
 
@@ -768,7 +892,8 @@ class Pool(PoolFigures):
     def save_working_set(self, path: str | os.PathLike[str]) -> int:
         """Writes the list of resident pages to a file, the hottest first, a few bytes each; returns their number.
 
-        Replaces the file as a whole, and syncs it. Scratch pages are not in it. Raises OSError.
+        Replaces the file as a whole, and syncs it. Scratch pages are not in it. Raises OSError, and WorkingSetError if the
+        path leads to something else than a working set, which is not replaced.
         """
         return warm.save_working_set(self.client, path)
 
@@ -787,17 +912,19 @@ class Pool(PoolFigures):
     def reap(self) -> int:
         """Reaps dead clients: releases their pins, locks and frames; returns the number of clients.
 
-        The pool also does this by itself: in the steward, and when an operation waits for a dead client.
+        The pool also does this by itself: in the steward, and when an operation waits for a dead client. While a process
+        is stopped that has a lock of the pool, some clients may be left for the next call.
         """
         drop_unused(self.client)
         return int(self.client.seg.reap())
 
-    def check(self) -> list[str]:
+    def check(self, *, timeout: float | None = 30.0) -> list[str]:
         """Checks every invariant; returns the violations, [] if there are none.
 
-        It may run while other processes use the pool. It reaps dead clients first.
+        It may run while other processes use the pool. It reaps dead clients first. Raises WaitTimeout if a process that
+        has a lock of the pool does not release it within ``timeout`` seconds, because it is stopped; ValueError, TypeError.
         """
-        found = list(self.client.seg.check())
+        found = list(self.client.seg.check(seconds_of(timeout)))
         for _ in range(20):
             alone, status, frames = self.client.seg.alone(), self.client.seg.status(), self.frames()
             counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size + status["object_bytes"]
@@ -813,3 +940,12 @@ class Pool(PoolFigures):
             *found,
             f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}",
         ]
+
+
+def unpickled(first: Any, *rest: Any) -> Any:
+    """The unpickled copy of a pool, or of a space if the first argument is its pool.
+
+    It is one function for both, so that a pickle of a space names one function: cloudpickle, which dask and Ray use for the
+    functions of notebooks, calls Python code for each that a pickle names.
+    """
+    return copy_of(first, *rest) if isinstance(first, Pool) else Pool(first, *rest)

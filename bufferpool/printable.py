@@ -1,7 +1,7 @@
 """Makes text from other programs safe for a terminal.
 
-Other users choose the names of pools, spaces, files and programs: an escape sequence in a name
-can rewrite the screen, a newline forge a line of a table, an override of the writing direction show another name.
+Other users choose the names of pools, spaces, files and programs. An escape sequence in a name can rewrite the screen, a newline
+can forge a line of a table, and an override of the writing direction can show another name.
 All that is printed, and every error's message, goes through :func:`printable`.
 """
 

@@ -1,8 +1,13 @@
-"""Checks arguments that are numbers: sizes in bytes (integers, or strings such as "256MiB"), timeouts, LSNs."""
+"""Checks arguments: sizes in bytes (integers, or strings such as "256MiB"), timeouts, LSNs, flags."""
 
 import math
+import numbers
 import re
+from typing import Any
 
+import numpy as np
+
+_DECADES_S = 1e9  # the system's calls take no longer time than this
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     _UNITS[_letter] = _UNITS[f"{_letter}IB"] = 1024**_power
@@ -23,10 +28,29 @@ def parse_size(size: int | str, what: str = "size") -> int:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", size)
         if found is None or found[2].upper() not in _UNITS:
             raise ValueError(f"{what} must look like '256MiB', '1.5GiB' or '8192', not {size!r}")
-        value = int(float(found[1]) * _UNITS[found[2].upper()])
+        try:
+            whole, _, part = found[1].partition(".")
+            unit = _UNITS[found[2].upper()]
+            value = int(whole) * unit + int(part or 0) * unit // 10 ** len(part)
+        except ValueError:  # more digits than Python turns into a number
+            raise ValueError(f"{what} must be a size that a machine can have, not one of {len(size)} digits") from None
     if value < 0:
         raise ValueError(f"{what} must not be negative")
     return value
+
+
+def limits_of(limit: int | str | None, reserve: int | str | None) -> tuple[int | None, int | None]:
+    """The bytes of the arguments ``limit`` and ``reserve``. Raises TypeError, ValueError."""
+    return (
+        None if limit is None else parse_size(limit, "limit"),
+        None if reserve is None else parse_size(reserve, "reserve"),
+    )
+
+
+def refuse_reserve_above(limit: int | None, reserve: int | None) -> None:
+    """Raises ValueError if both are given, and more is reserved than the limit allows."""
+    if limit is not None and reserve is not None and reserve > limit:
+        raise ValueError(f"reserve ({reserve} bytes) must not be above limit ({limit} bytes)")
 
 
 def format_size(size: float) -> str:
@@ -39,14 +63,26 @@ def format_size(size: float) -> str:
 
 
 def seconds_of(timeout: float | None, what: str = "timeout") -> float:
-    """Checks a time in seconds, of the argument ``what``; None becomes infinity. Raises TypeError, ValueError."""
+    """Checks a time in seconds, of the argument ``what``. None becomes infinity, as do decades. Raises TypeError, ValueError."""
     if timeout is None:
         return math.inf
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+    if not is_number(timeout):
         raise TypeError(f"{what} must be a number of seconds, or None, not {type(timeout).__name__}")
     if not timeout >= 0:
         raise ValueError(f"{what} must be a number of seconds, at least 0, not {timeout!r}")
-    return float(timeout)
+    return float(timeout) if timeout < _DECADES_S else math.inf
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a real number, which a bool is not."""
+    return type(value) in (int, float) or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+
+
+def flag_of(value: bool, what: str) -> bool:
+    """Checks an argument that is true or false: of "no", 0 or None nobody can tell what the caller meant. Raises TypeError."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{what} must be True or False, not {value!r:.100}")
+    return bool(value)
 
 
 def lsn_of(value: int) -> int:
@@ -56,3 +92,8 @@ def lsn_of(value: int) -> int:
     if not 0 <= value < 2**64:
         raise ValueError(f"an LSN is at least 0 and below 2**64, not {value}")
     return value
+
+
+def counted(n: int, what: str) -> str:
+    """A number of things: "1 dirty page", "2,000 dirty pages"."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"

@@ -43,6 +43,8 @@ class Mixin:
     """Above which share of max_clients the client slots run short."""
     deaths: float = 3
     """More dead clients in a quarter of an hour are too many."""
+    hangs_s: float = 60
+    """A load or a flush that has not come forward for so many seconds hangs."""
     foreground_per_s: float = 0.1
     """More flushes a second by clients that need a frame are too many."""
 
@@ -66,12 +68,6 @@ def _new(metric: str, by: str, window: str) -> str:
     return f"sum by ({by}) (increase({metric}{{$S}}[{window}])) > 0\n  or ({total} > 0 unless {before})"
 
 
-def _stuck(operation: str) -> str:
-    """Operations are under way, and none of them has ended for two minutes."""
-    pending = f'min_over_time(bufferpool_pending_operations{{operation="{operation}"$,S}}[2m]) > 0'
-    return f"({pending}\n  and on ({BY}) increase(bufferpool_{operation}_seconds_count{{$S}}[2m]) == 0)"
-
-
 def of_memory(m: Mixin) -> list[Alert]:
     """Alerts about memory."""
     return [
@@ -85,18 +81,19 @@ def of_memory(m: Mixin) -> list[Alert]:
               "It replaces more than its whole budget every minute, and misses more often than it hits. Its working set does not "
               "fit: give it more (pool.resize, or bufferpool resize), or find out what scans it."),
         Alert("BufferPoolCannotShrink",
-              f"bufferpool_resident_bytes{{$S}} > bufferpool_budget_bytes{{$S}} * {1 + m.over_budget:g}",
+              f"bufferpool_resident_bytes{{$S}} + bufferpool_object_bytes{{$S}} > bufferpool_budget_bytes{{$S}} * {1 + m.over_budget:g}",
               "5m", "warning", "Pool {{ $labels.pool }} cannot shrink to its budget",
-              "It holds {{ $value | humanize1024 }}B, more than it may, for five minutes. Pages are pinned (bufferpool pins names "
-              "who), or dirty and not to be flushed (see the dirty and held-back pages)."),
+              "It holds {{ $value | humanize1024 }}B, more than it may, for five minutes. Pages are pinned, or dirty and not to be "
+              "flushed: bufferpool events says which, and who pins them."),
         Alert("BufferPoolExhausted", f"sum by ({BY}) (increase(bufferpool_exhausted_total{{$S}}[10m])) > 0",
               "0m", "critical", "Pool {{ $labels.pool }} has no frame for its clients",
               "{{ $value | humanize }} requests in ten minutes found every frame pinned or dirty and raised PoolExhausted. "
-              "bufferpool pins names who holds pages, bufferpool stat how many are dirty."),
+              "bufferpool clients, run twice, shows whose pins stay, bufferpool stat how many pages are dirty."),
         Alert("BufferPoolSharedMemoryNearlyFull",
               f"bufferpool_shm_free_bytes{{$S}} < bufferpool_shm_size_bytes{{$S}} * {m.shm_free:g}\n"
               "and on (job, instance) bufferpool_shm_free_bytes{$S}\n"
-              "  < on (job, instance) sum by (job, instance) (clamp_min(bufferpool_budget_bytes{$S} - bufferpool_resident_bytes{$S}, 0))",
+              "  < on (job, instance) sum by (job, instance) (\n"
+              "    clamp_min(bufferpool_budget_bytes{$S} - bufferpool_resident_bytes{$S} - bufferpool_object_bytes{$S}, 0))",
               "5m", "critical", "The tmpfs of the pools on {{ $labels.instance }} is nearly full",
               "{{ $value | humanize1024 }}B are free, less than the pools may still grow by. When nothing is, pools cannot load "
               "pages (SharedMemoryFull). bufferpool ls shows pools that nobody uses; containers need a larger shm_size."),
@@ -123,10 +120,10 @@ def of_stores(m: Mixin) -> list[Alert]:
               "0m", "critical", "A store of pool {{ $labels.pool }} fails",
               "Dirty pages could not be written; they stay in memory, and only there. See the disk, its space, and "
               "bufferpool events."),
-        Alert("BufferPoolStoreHangs", f"{_stuck('load')}\nor {_stuck('flush')}",
-              "1m", "critical", "A store of pool {{ $labels.pool }} does not answer",
-              "An operation ({{ $labels.operation }}) is under way, and none has ended for two minutes: a disk or a network "
-              "file system that hangs."),
+        Alert("BufferPoolStoreHangs", f"bufferpool_oldest_operation_seconds{{$S}} > {m.hangs_s:g}",
+              "1m", "critical", "A store or a loader of pool {{ $labels.pool }} does not answer",
+              "A {{ $labels.operation }} has not come forward for {{ $value | humanizeDuration }}: a disk, a network file system, a "
+              "loader or a log that hangs. bufferpool operations names the space and page, or the cache and key, and the process."),
         Alert("BufferPoolHeldBackGrowing",
               "min_over_time(bufferpool_held_back_pages{$S}[10m]) > 0 and delta(bufferpool_held_back_pages{$S}[10m]) > 0",
               "10m", "warning", "Pages of pool {{ $labels.pool }} wait for the log, more and more of them",

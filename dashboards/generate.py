@@ -1,7 +1,7 @@
 """Makes bufferpool.json: `python dashboards/generate.py` (dependency group `dashboards`).
 
 From top to bottom the panels show: memory, and what was given back with the reasons; hit ratios;
-latencies; waits; write-back; clients; the machine. Each panel's description says how to read it.
+latencies; waits; write-back; caches; clients; the machine. Each panel's description says how to read it.
 """
 
 import json
@@ -29,7 +29,7 @@ COLORS = {
     "clean": "green", "dirty": "orange", "pinned": "purple", "retired": "red", "busy": "yellow", "free": "#808080",
     "budget": "red", "maximum": "#808080", "minimum": "#606060", "resident": "blue", "by the kernel's count": "light-blue",
     "1s": "dark-orange", "10s": "orange", "1m": "light-yellow", "10m": "light-blue", "1h": "blue", "older": "dark-blue",
-    "alive": "green", "dead": "red",
+    "alive": "green", "dead": "red", "values of caches": "semi-dark-blue",
 }  # fmt: skip
 
 AGES = ("1s", "10s", "1m", "10m", "1h", "older")  # from the bottom of a stack to its top
@@ -125,7 +125,7 @@ def latency(what: str, title: str, about: str) -> heatmap.Panel:
     made.color(
         heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).exponent(0.5)
     )
-    return made.filter_values(heatmap.FilterValueRange().le(1e-9)).show_legend().show_tooltip().cell_gap(1)
+    return made.filter_values(heatmap.FilterValueRange().le(1e-9)).show_legend().cell_gap(1)
 
 
 def percentiles(what: str, title: str) -> timeseries.Panel:
@@ -157,9 +157,9 @@ def hit_ratio(by: str, prefix: str = "") -> str:
 
 def glance() -> list[Any]:
     return [
-        number("Budget in use", "The memory of the pages, divided by the budget. A pool in use is near 100 %. "
+        number("Budget in use", "The memory of pages and of values of caches, divided by the budget. A pool in use is near 100 %. "
                "Above that it cannot shrink to a lower budget: pages are pinned, or dirty and not flushed.",
-               f"sum(bufferpool_resident_bytes{HERE}) / sum(bufferpool_budget_bytes{HERE})", RATIO,
+               f"(sum(bufferpool_resident_bytes{HERE}) + sum(bufferpool_object_bytes{HERE})) / sum(bufferpool_budget_bytes{HERE})", RATIO,
                [(None, "green"), (1.02, "orange"), (1.1, "red")]),
         number("Hit ratio", "References to pages that were in the pool, divided by all references. Which value is good depends on the store: compare "
                "with yesterday, and with the panels on the working set and on latency.",
@@ -188,8 +188,9 @@ def memory() -> list[Any]:
               (f"sum(bufferpool_kernel_bytes{HERE})", "by the kernel's count"), (f"sum(bufferpool_max_bytes{HERE})", "maximum"),
               (f"sum(bufferpool_min_bytes{HERE})", "minimum")),
         lines("Memory by content", "The frames that have memory, by what is in them. Dirty and pinned frames cannot be given back; clean and free ones "
-              "can. Retired frames hold versions that were superseded and that a reader still pins.",
-              BYTES, *((in_bytes("frames", "state", f', state="{state}"'), state) for state in STATES), stack=True),
+              "can. Retired frames hold versions that were superseded and that a reader still pins. Values of caches are beside the frames.",
+              BYTES, *((in_bytes("frames", "state", f', state="{state}"'), state) for state in STATES),
+              (f"sum(bufferpool_object_bytes{HERE})", "values of caches"), stack=True),
         lines("Given back to the kernel, by reason", "budget: the pool was made smaller; idle: untouched for a given time; pressure: the machine "
               "was short of memory; drop: pages were dropped; trim: by a call; client_exit: a client died.",
               BYTES_PER_SECOND, (rate("reclaimed_bytes_total", "reason"), "{{reason}}"), stack=True, bars=True),
@@ -267,6 +268,22 @@ def waiting() -> list[Any]:
     ]  # fmt: skip
 
 
+def cached() -> list[Any]:
+    return [
+        lines("Hit ratio by cache", "Lookups of a key that found a value, divided by all.",
+              RATIO, (hit_ratio("pool, cache", "cache_"), "{{pool}}: {{cache}}"), top=1),
+        lines("Values of caches", "Bytes of keys and values. Caches share the budget of their pool with its pages: what is used more for each byte stays.",
+              BYTES, (f"sum by (pool, cache) (bufferpool_cache_bytes{HERE})", "{{pool}}: {{cache}}"), stack=True),
+        lines("Loads and evictions of caches", "A value is loaded once for all processes; the others wait for it. Refused values were not kept: too large, or "
+              "there was no room. Superseded: loaded values that were not kept, because their key was put or deleted meanwhile.",
+              PER_SECOND, *((rate(f"cache_{name}_total"), name) for name in ("loads", "waits", "evictions", "refused", "superseded"))),
+        lines("Failed loads", "Loads of pages that raised, requests that found no frame (exhausted), and loads of values of caches that raised. The "
+              "events of the pool say of which space, and why.",
+              PER_SECOND, (rate("load_failures_total"), "pages"), (rate("exhausted_total"), "exhausted"),
+              (rate("cache_load_failures_total"), "values of caches")),
+    ]  # fmt: skip
+
+
 def write_back() -> list[Any]:
     return [
         lines("Dirty pages", "Pages with changes that the store lacks. Held back: pages that must not be written before the log is durable (the write-ahead rule); "
@@ -276,6 +293,11 @@ def write_back() -> list[Any]:
               "a larger budget, avoids this.",
               PER_SECOND, (rate("flushed_pages_total"), "pages"), (rate("foreground_flushes_total"), "foreground batches"),
               (rate("flush_failures_total"), "failures"), (rate("checkpoints_total"), "checkpoints")),
+        lines("Longest operation", "How long the one of each kind that has waited longest has not come forward: loads and flushes of pages, loads of values of "
+              "caches, syncs of the log, saves of the working set. It grows where one hangs: bufferpool operations names the page or the key, and the process.",
+              SECONDS, (f"max by (operation) (bufferpool_oldest_operation_seconds{HERE})", "{{operation}}"), at_least=1),
+        lines("Operations under way", "What is under way at the moment of the scrape, by kind.",
+              COUNT, (f"sum by (operation) (bufferpool_pending_operations{HERE})", "{{operation}}")),
     ]  # fmt: skip
 
 
@@ -310,6 +332,7 @@ ROWS = (
     ("Latency", latencies),
     ("Waiting", waiting),
     ("Write-back", write_back),
+    ("Caches, and what fails", cached),
     ("Clients", clients),
     ("The machine", machine),
 )

@@ -3,7 +3,7 @@
     python dashboards/workload.py --name demo --seconds 600
 
 A table three times as large as the pool, read with a few pages hot and many cold, and
-written; tiles that a function makes; a temporary table. In every period the budget is
+written; tiles that a function makes; a temporary table; a cache of values. In every period the budget is
 lowered and raised, cold pages are given back, a range of pages is dropped, a scan runs, a
 reader keeps pages pinned, and one worker is killed and replaced. It removes all that it
 made when it ends, also by SIGTERM.
@@ -34,6 +34,11 @@ def paint(number: int, out: np.ndarray) -> None:
     time.sleep(0.0002)
 
 
+def total(number: int) -> bytes:
+    """Computes a value of the cache."""
+    return bytes(1000 + number % 7 * 1000)
+
+
 def work(name: str, path: str, seed: int, period: float) -> None:
     """A worker; it runs until it is killed."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -42,6 +47,7 @@ def work(name: str, path: str, seed: int, period: float) -> None:
     pool = bp.Pool.attach(name)
     table = pool.open_file(path, mode="r+", name="orders")
     tiles = pool.open_derived("tiles", 2000, paint)
+    cache = pool.cache("totals")
     temporary = pool.open_scratch(f"sort-{seed % WORKERS}", n_pages=64, lifetime="process", discardable=True)
     while True:
         phase = time.monotonic() / period
@@ -55,6 +61,8 @@ def work(name: str, path: str, seed: int, period: float) -> None:
                     copy[8:16] = seed % 256
             for page in (pages[4:20] % 2000).tolist():
                 _ = tiles[page][0]
+            for page in (pages[:8] % 500).tolist():
+                cache.get_or_load(page, total)
             with temporary.write(int(pages[0]) % 64) as copy:
                 copy[0] = 1
             if seed % WORKERS == 0 and int(phase * 50) % 50 == 25:

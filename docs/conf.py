@@ -17,7 +17,10 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["images/README*"]
-suppress_warnings = ["myst.xref_missing"]  # links to files of the repository, which are not on the site
+suppress_warnings = [
+    "myst.xref_missing",  # links to files of the repository, which are not on the site
+    "ref.python",  # the type `bytes` in a signature is taken for one of the fields of that name
+]
 highlight_language = "text"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

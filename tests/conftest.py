@@ -32,7 +32,7 @@ _numbers = itertools.count(1)
 
 def new_name() -> str:
     """A pool name that nobody else has."""
-    return f"{_prefix}{next(_numbers)}"
+    return f"bptest-{os.getpid()}-{next(_numbers)}"  # a forked child has the numbers of its parent
 
 
 # ---- content ---------------------------------------------------------------------
@@ -198,7 +198,7 @@ def faulty_package() -> Path:
     """A copy of bufferpool whose core dies at named points (tests/native/faults.h)."""
     from tests.support.native_build import kept
 
-    return kept("faulty", ["-O1", "-include", str(ROOT / "tests" / "native" / "faults.h")])
+    return kept("faulty", ["-O0", "-include", str(ROOT / "tests" / "native" / "faults.h")])
 
 
 @pytest.fixture

@@ -85,6 +85,153 @@ def test_a_timeout_that_makes_no_sense_is_refused(unchanged, timeout):
         table.write(1, timeout="soon")
 
 
+# ---- every parameter, by its kind ---------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+NO_SECONDS = {
+    TypeError: [True, False, np.True_, "1", b"1", [1], 1j, np.array([1.0])],
+    ValueError: [NAN, -1, -0.5, -INF, -(10**400), np.float64("nan")],
+}
+NO_FLAG: dict[type, list] = {TypeError: [0, 1, "no", "False", None, 0.0, []]}
+NO_LSN = {TypeError: [True, 1.0, "1", NAN, [1]], ValueError: [-1, 2**64, 10**400]}
+NO_SIZE = {TypeError: [True, 1e6, NAN, INF, b"1MiB", [1]], ValueError: ["", "inf", "-1", "9" * 5000, "1e6", -1]}
+NO_COUNT = {TypeError: [True, 1.0, "1", NAN], ValueError: [-1, 10**30]}
+NO_SHARE = {TypeError: [True, "0.1"], ValueError: [NAN, -0.1, INF]}
+
+
+def _ignored(page_no: int, out: np.ndarray) -> None:
+    out[:] = page_no
+
+
+def _grouped(pool: bp.Pool, table: bp.Space, **given) -> None:
+    with pool.publish_many() as group:
+        group.write(table, 1, **given)
+
+
+SECONDS = {
+    "get": lambda pool, table, v: table.get(1, timeout=v),
+    "pin": lambda pool, table, v: table.pin(1, timeout=v),
+    "read": lambda pool, table, v: table.read(1, timeout=v),
+    "pin_many": lambda pool, table, v: table.pin_many([1], timeout=v),
+    "read_many": lambda pool, table, v: table.read_many([1], timeout=v),
+    "write": lambda pool, table, v: table.write(1, timeout=v),
+    "write_many": lambda pool, table, v: table.write_many([1], np.zeros((1, PAGE), np.uint8), timeout=v),
+    "append": lambda pool, table, v: table.append(timeout=v),
+    "append_many": lambda pool, table, v: table.append_many(np.zeros((1, PAGE), np.uint8), timeout=v),
+    "group.write": lambda pool, table, v: _grouped(pool, table, timeout=v),
+    "space.flush": lambda pool, table, v: table.flush(timeout=v),
+    "flush": lambda pool, table, v: pool.flush(timeout=v),
+    "checkpoint": lambda pool, table, v: pool.checkpoint(5, timeout=v),
+    "resize": lambda pool, table, v: pool.resize(16 * PAGE, timeout=v),
+    "trim": lambda pool, table, v: pool.trim(timeout=v),
+    "trim_idle": lambda pool, table, v: pool.trim_idle(v),
+    "check": lambda pool, table, v: pool.check(timeout=v),
+    "cache.ttl": lambda pool, table, v: pool.cache("values", ttl=v),
+    "put.ttl": lambda pool, table, v: pool.cache("values").put("key", 1, ttl=v),
+    "get_or_load": lambda pool, table, v: pool.cache("values").get_or_load("key", lambda: 1, timeout=v),
+    "get_or_load.ttl": lambda pool, table, v: pool.cache("values").get_or_load("key", lambda: 1, ttl=v),
+    "interval": lambda pool, table, v: bp.Settings(interval=v),
+    "flush_every": lambda pool, table, v: bp.Settings(flush_every=v),
+    "idle": lambda pool, table, v: bp.Settings(idle=v),
+    "working_set_every": lambda pool, table, v: bp.Settings(working_set_every=v),
+    "rest_s": lambda pool, table, v: bp.Rules(rest_s=v),
+}
+FLAGS = {
+    "unlink": lambda pool, table, v: pool.unlink(discard=v),
+    "remove": lambda pool, table, v: bp.Pool.remove(pool.name, discard=v),
+    "space.remove": lambda pool, table, v: table.remove(discard=v),
+    "checksum": lambda pool, table, v: pool.open_file(table.path, name="other", checksum=v),
+    "discardable": lambda pool, table, v: pool.open_scratch("other", 1, discardable=v),
+    "bypass": lambda pool, table, v: table.read(1, bypass=v),
+    "fresh": lambda pool, table, v: table.write(1, fresh=v),
+    "stale_while_loading": lambda pool, table, v: pool.cache("values").get_or_load(
+        "key", lambda: 1, stale_while_loading=v
+    ),
+    "pressure": lambda pool, table, v: bp.Settings(pressure=v),
+}
+LSNS = {
+    "write": lambda pool, table, v: table.write(1, lsn=v),
+    "append": lambda pool, table, v: table.append(lsn=v),
+    "write_many": lambda pool, table, v: table.write_many([1], np.zeros((1, PAGE), np.uint8), lsn=v),
+    "append_many": lambda pool, table, v: table.append_many(np.zeros((1, PAGE), np.uint8), lsn=v),
+    "group.write": lambda pool, table, v: _grouped(pool, table, lsn=v),
+    "durable_lsn": lambda pool, table, v: setattr(pool, "durable_lsn", v),
+    "advance_durable_lsn": lambda pool, table, v: pool.advance_durable_lsn(v),
+    "checkpoint": lambda pool, table, v: pool.checkpoint(v),
+    "flush": lambda pool, table, v: pool.flush(up_to_lsn=v),
+}
+SIZES = {
+    "resize": lambda pool, table, v: pool.resize(v),
+    "trim": lambda pool, table, v: pool.trim(v),
+    "limit": lambda pool, table, v: pool.cache("values", limit=v),
+    "reserve": lambda pool, table, v: pool.cache("values", reserve=v),
+    "simulate_objects": lambda pool, table, v: bp.simulate_objects([1], [1], v),
+}
+COUNTS = {
+    "n_pages": lambda pool, table, v: pool.open_scratch("other", v),
+    "derived": lambda pool, table, v: pool.open_derived("other", v, _ignored),
+    "max_pages": lambda pool, table, v: pool.open_file(table.path, name="other", max_pages=v),
+    "drop.first": lambda pool, table, v: table.drop(v),
+    "drop.count": lambda pool, table, v: table.drop(0, v),
+    "simulate": lambda pool, table, v: bp.simulate([1], v),
+    "trusted_uid": lambda pool, table, v: bp.Pool.attach(pool.name, trusted_uid=v),
+}
+SHARES = {
+    "jitter": lambda pool, table, v: pool.cache("values", jitter=v),
+    "clean": lambda pool, table, v: bp.Settings(clean=v),
+    "grow_step": lambda pool, table, v: bp.Rules(grow_step=v),
+}
+KINDS = [
+    (SECONDS, NO_SECONDS),
+    (FLAGS, NO_FLAG),
+    (LSNS, NO_LSN),
+    (SIZES, NO_SIZE),
+    (COUNTS, NO_COUNT),
+    (SHARES, NO_SHARE),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "bad"),
+    [pytest.param(call, bad, id=f"{name}-{i}") for i, (calls, bad) in enumerate(KINDS) for name, call in calls.items()],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_each_parameter(unchanged, call, bad):
+    """`lsn=True` was LSN 1, `get(timeout=True)` waited a second, `discard="no"` discarded, `timeout=10**400` was an OverflowError.
+
+    A value of the wrong type is a TypeError and one out of range a ValueError (or an error of the package that is one);
+    nothing is done.
+    """
+    pool, table = unchanged
+    for error, values in bad.items():
+        for value in values:
+            with pytest.raises((error, PageOutOfRange) if error is ValueError else error):
+                call(pool, table, value)
+
+
+@pytest.mark.parametrize("call", SECONDS.values(), ids=SECONDS)
+def test_any_real_number_of_seconds_is_a_time(pool, data_file, call):
+    """Also those of numpy, and one that no double can have: it is as good as infinity."""
+    table = pool.open_file(data_file(10), "r+", max_pages=64)
+    for value in (1, 0.5, np.float32(0.5), np.int64(1), INF, 10**400):
+        made = call(pool, table, value)
+        if isinstance(made, bp.Write):
+            with made:
+                pass
+        del made
+    assert pool.check() == []
+
+
+def test_a_flush_of_another_pools_space_is_refused(pool, make_pool, data_file):
+    """It flushed the space that has the same slot in this pool, if there was one, and else said that it was removed."""
+    other = make_pool()
+    table, foreign = pool.open_file(data_file(4), "r+"), other.open_file(data_file(4), "r+")
+    with table.write(0), pytest.raises(ValueError, match="another pool"):
+        pool.flush(foreign)
+    with pytest.raises(TypeError, match="space"):
+        pool.flush(table.name)
+    assert pool.flush(table) == 1
+
+
 # ---- sizes and names ---------------------------------------------------------------------------
 
 

@@ -187,3 +187,33 @@ def test_native_methods_have_signatures_and_docstrings(name: str) -> None:
     method = getattr(_core.Space, name)
     assert "timeout" in inspect.signature(method).parameters or name == "append"
     assert len(method.__doc__.splitlines()) >= 3
+
+
+def without_help(name: str, found: object) -> bool:
+    """True if ``help`` does not say what a method or property does, or which parameters it has."""
+    function = found.__func__ if isinstance(found, classmethod | staticmethod) else found
+    if name.startswith("_") or not (inspect.isroutine(function) or inspect.isdatadescriptor(function)):
+        return False
+    try:
+        return not inspect.getdoc(function) or (inspect.isroutine(function) and not inspect.signature(function))
+    except ValueError:  # a method of C without a text signature
+        return True
+
+
+def test_help_says_what_each_public_method_does_and_takes() -> None:
+    """``help`` showed ``release(...)`` of a pin without its parameters, and nothing about the methods of a FileStore."""
+    exported = [getattr(bp, name) for name in bp.__all__]
+    bases = {
+        base
+        for each in exported
+        if inspect.isclass(each)
+        for base in each.__mro__
+        if base.__module__.startswith("bufferpool")
+    }
+    assert _core.Space in bases
+    assert [
+        f"{base.__qualname__}.{name}"
+        for base in bases
+        for name, found in vars(base).items()
+        if without_help(name, found)
+    ] == []

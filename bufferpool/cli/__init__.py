@@ -39,10 +39,10 @@ exit codes: 0 success; 1 a failure, or a fault was found; 2 wrong usage;
 
 # Which module has a command. Only that one is imported: the replay alone would take longer than `ls`.
 MODULES = {
-    "show": ("top", "ls", "stat", "spaces", "clients", "pins", "frames", "extents", "events", "check"),
+    "show": ("top", "ls", "stat", "spaces", "clients", "pins", "frames", "extents", "events", "operations", "check"),
     "advise": ("advise",),
     "frame_map": ("map",),
-    "manage": ("resize", "trim", "flush", "dirty", "discard", "drop", "remove", "gc", "steward", "rm"),
+    "manage": ("resize", "trim", "flush", "dirty", "discard", "drop", "remove", "remove-cache", "gc", "steward", "rm"),
     "export": ("export",),
     "bench": ("bench",),
     "tools": ("replay", "doctor", "completion"),

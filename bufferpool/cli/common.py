@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from bufferpool.printable import printable
 from bufferpool.units import parse_size
 
 PLAIN = argparse.RawDescriptionHelpFormatter
+LEAST_COLUMNS = 12  # of a column that is shortened
 Run = Callable[[argparse.Namespace], int]
 
 
@@ -62,10 +64,22 @@ def tell(text: object, *, to: TextIO | None = None, end: str = "\n") -> None:
     print(printable(text), file=to, end=end, flush=True)
 
 
-def print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = ()) -> None:
-    """Prints aligned columns; ``right``: the indexes of those that are aligned to the right."""
+def _shortened(text: str, width: int) -> str:
+    """A text in so many columns, without its begin where it is longer: the end of a path says most."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def print_table(rows: Sequence[Sequence[str]], right: Iterable[int] = (), *, fits: bool = False) -> None:
+    """Prints aligned columns; ``right``: the indexes of those that are aligned to the right.
+
+    ``fits``: the last column is shortened so that a line fits the terminal; elsewhere it is printed whole.
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    if fits and sys.stdout.isatty():
+        left = shutil.get_terminal_size().columns - sum(width + 2 for width in widths[:-1])
+        widths[-1] = min(widths[-1], max(left, LEAST_COLUMNS))
+        rows = [[*row[:-1], _shortened(row[-1], widths[-1])] for row in rows]
     numbers = set(right)
     for row in rows:
         cells = [

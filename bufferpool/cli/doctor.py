@@ -25,7 +25,7 @@ from bufferpool.machine.mounts import KNOB, are_huge, mount_of, shmem_enabled
 from bufferpool.machine.pressure import SystemSource, cgroup_limit, psi_file
 from bufferpool.observer import Observer, unsaved_pages
 from bufferpool.stores.base import RWF_DONTCACHE
-from bufferpool.units import format_size
+from bufferpool.units import counted, format_size
 
 _CLOCK = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 _SLOW_CLOCKS = frozenset(("acpi_pm", "hpet", "jiffies", "pit", "refined-jiffies"))  # the vDSO cannot read them
@@ -362,7 +362,7 @@ def _leftovers(directory: str) -> Iterator[Finding]:
             yield Finding(Level.WARN, f"pool {name}", f"{size}, {use}, {one.condition}: {one.trouble}", remedy)
             continue
         unsaved = _count_unsaved(name, directory)
-        pages = f", {unsaved:,} dirty pages that are in memory only" if unsaved else ""
+        pages = f", {counted(unsaved, 'dirty page')} in memory only" if unsaved else ""
         if used:
             yield Finding(Level.OK, f"pool {name}", f"{size}, in use{pages}")
         else:

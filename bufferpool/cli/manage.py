@@ -3,9 +3,11 @@
 import argparse
 import contextlib
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from bufferpool.cli import doctor
 from bufferpool.cli.common import (
@@ -24,14 +26,16 @@ from bufferpool.cli.common import (
 )
 from bufferpool.client import segment_file
 from bufferpool.client.trouble import LOG
-from bufferpool.errors import BufferPoolError, SegmentRefused, UnsavedPages
+from bufferpool.errors import BufferPoolError, CacheRemoved, SegmentRefused, UnsavedPages, WaitTimeout
 from bufferpool.figures.stats import read_unsaved
 from bufferpool.observer import Observer, refuse_loss, unsaved_pages
 from bufferpool.pool import Pool
 from bufferpool.printable import printable
 from bufferpool.stores.base import sync_directory
-from bufferpool.units import format_size
+from bufferpool.units import counted, format_size
 from bufferpool.upkeep.steward import Settings, run
+
+LOOK_S = 0.2  # between two looks at whether a flush comes forward
 
 
 def _rm(args: argparse.Namespace) -> int:
@@ -99,14 +103,34 @@ def _trim(args: argparse.Namespace) -> int:
         return _given(args, pool, given)
 
 
+def _unless_it_hangs(args: argparse.Namespace, pool: Pool, work: Callable[[], int]) -> int:
+    """Runs a flush in a thread; returns its result. It may take long, but no longer than the timeout without any progress."""
+    job, moved = pool.client.jobs.start("the command", work)[0], time.monotonic()
+    while not pool.client.jobs.wait(lambda: job.done, LOOK_S):
+        now = time.monotonic()
+        idle = [one.seconds for one in pool.operations() if one.kind == "flush" and args.space in (None, one.space)]
+        moved = max(moved, now - min(idle, default=math.inf))
+        if now - moved >= args.timeout:
+            raise WaitTimeout(
+                f"{args.name}: the flush has not come forward for {args.timeout:g} s; pages that are not written stay dirty. "
+                f"bufferpool operations {args.name} shows what hangs, and for how long (--timeout S waits longer)"
+            )
+    if job.error is not None:
+        raise job.error
+    return job.result
+
+
 def _flush(args: argparse.Namespace) -> int:
     if args.overwrite and args.space is None:
         args.parser.error("--overwrite needs the SPACE whose file is to be written over")
     with attach(args) as pool:
-        if args.overwrite:
-            written = pool.overwrite(args.space)
-        else:
-            written = pool.flush(None if args.space is None else pool.space(args.space, "r+"))
+
+        def work() -> int:
+            if args.overwrite:
+                return pool.overwrite(args.space)
+            return pool.flush(None if args.space is None else pool.space(args.space, "r+"))
+
+        written = _unless_it_hangs(args, pool, work)
         stats = pool.stats()
     left = (
         sum(s.dirty for s in stats.spaces if s.name == args.space and not s.owner) if args.space else stats.frames.dirty
@@ -114,7 +138,7 @@ def _flush(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"name": args.name, "written_pages": written, "dirty_pages": left})
     else:
-        tell(f"{args.name}: {written:,} pages written and synced; {left:,} are dirty still")
+        tell(f"{args.name}: {counted(written, 'page')} written and synced; {left:,} still dirty")
     return 0
 
 
@@ -151,7 +175,7 @@ def _discard(args: argparse.Namespace) -> int:
         print_json({"name": args.name, "space": args.space, "discarded_pages": lost})
     else:
         tell(
-            f"{args.name}: {lost:,} dirty pages of {args.space} were discarded; the next process that opens the file reads it as it is"
+            f"{args.name}: {counted(lost, 'dirty page')} of {args.space} discarded; the next process that opens the file reads it as it is"
         )
     return 0
 
@@ -162,8 +186,8 @@ def _drop(args: argparse.Namespace) -> int:
         unsaved = 0 if args.discard else unsaved_pages(args.name, args.directory).get(args.space, 0)
         if unsaved:
             raise UnsavedPages(
-                f"{args.space!r} has {unsaved} dirty pages that its file or store does not have yet: write them first "
-                f"(bufferpool flush {args.name} {args.space}), or give them up (--discard)",
+                f"{args.space!r} has {counted(unsaved, 'dirty page')} that its file or store does not have yet: write what is dirty first "
+                f"(bufferpool flush {args.name} {args.space}), or give it up (--discard)",
                 {args.space: unsaved},
             )
         return _given(args, pool, space.drop(args.first, args.count))
@@ -178,6 +202,21 @@ def _remove_space(args: argparse.Namespace) -> int:
         print_json({"name": args.name, "space": args.space, "resident_bytes": resident})
     else:
         tell(f"{args.name}: {args.space} is not in the pool any more; it had {format_size(resident)} there")
+    return 0
+
+
+def _remove_cache(args: argparse.Namespace) -> int:
+    with attach(args) as pool:
+        found = next((one for one in pool.caches() if one.name == args.cache), None)
+        if found is None or not pool.remove_cache(args.cache):
+            names = ", ".join(sorted(one.name for one in pool.caches())) or "none"
+            raise CacheRemoved(f"{args.name!r} has no cache {args.cache!r}; its caches: {names}")
+    if args.json:
+        print_json({"name": args.name, "cache": args.cache, "values": found.count, "bytes": found.bytes})
+    else:
+        tell(
+            f"{args.name}: the cache {args.cache} was removed; it had {found.count:,} values, {format_size(found.bytes)}"
+        )
     return 0
 
 
@@ -202,7 +241,7 @@ def _gc(args: argparse.Namespace) -> int:
             used, removed = doctor.in_use(found.path), False
             unsaved = 0 if used or found.trouble else sum(unsaved_pages(name, args.directory).values())
             what = f"{found.condition} ({found.trouble})" if found.trouble else "no process is attached"
-            loss = f", {unsaved} dirty pages that no file has yet" if unsaved else ""
+            loss = f", {counted(unsaved, 'dirty page')} that no file has yet" if unsaved else ""
             question = f"{name}: {what}, {format_size(found.kernel_bytes)}{loss}. Remove it?"
             if not used and (args.yes or (not args.json and _asked(question))):
                 say(_remove(found.path, force=False, discard=not args.yes)[1])
@@ -253,7 +292,9 @@ def _steward(args: argparse.Namespace) -> int:
         unsaved = sum(read_unsaved(pool).values())
         LOG.info("pool %r was removed, and no other process is attached: the steward ends", args.name)
     if unsaved:
-        raise UnsavedPages(f"{args.name!r} was removed with {unsaved} dirty pages that could not be written", {})
+        raise UnsavedPages(
+            f"{args.name!r} was removed with {counted(unsaved, 'dirty page')} that could not be written", {}
+        )
     return 0
 
 
@@ -310,15 +351,24 @@ def register(commands: Commands) -> None:
     which.add_argument("--idle", type=seconds, metavar="S", help="every clean page not used for this many seconds")
     flush = commands.add(
         "flush", _flush, "write dirty pages to their files, and sync them",
-        "Pages above the pool's durable LSN stay dirty, and so do pages whose store only another process has.\n\n"
+        "Pages above the pool's durable LSN stay dirty, and so do pages whose store only another process has.\n"
+        "A flush that comes forward may take long. If the disk or the store hangs, the command gives up after --timeout.\n\n"
         "example:\n  bufferpool flush orders",
     )  # fmt: skip
     flush.add_argument("space", metavar="SPACE", nargs="?", help="only this space")
     flush.add_argument("--overwrite", action="store_true", help="even if another program has changed the file of SPACE")
+    flush.add_argument(
+        "--timeout",
+        type=interval,
+        default=60.0,
+        metavar="S",
+        help="give up after so many seconds without progress (default: %(default)s)",
+    )
     dirty = commands.add(
         "dirty", _dirty, "list the dirty pages of a space, or save copies of them",
-        "For pages that cannot be written, because another program has changed their file: look at them here, then\n"
-        "write them over the change (flush --overwrite), or discard them (discard). The file is not read.\n\n"
+        "For pages that cannot be written. Because the disk is full or broken: --save keeps copies of them on another disk until\n"
+        "it is mended. Because another program has changed their file: look at them here, then write them over the change\n"
+        "(flush --overwrite), or discard them (discard). The file is not read. Each page counts as a hit of the pool.\n\n"
         "examples:\n  bufferpool dirty orders orders.db\n  bufferpool dirty orders orders.db --save rescued",
     )  # fmt: skip
     dirty.add_argument("--save", metavar="DIR", help="write each page to a file page-NUMBER in this folder")
@@ -344,6 +394,12 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     for sub in (dirty, discard, drop, remove):
         sub.add_argument("space", metavar="SPACE", help="a space of the pool")
+    remove_cache = commands.add(
+        "remove-cache", _remove_cache, "remove a cache of a pool, with all its values",
+        "Handles of the cache raise CacheRemoved from then on. A pool has at most 64 caches.\n\n"
+        "example:\n  bufferpool remove-cache orders thumbnails",
+    )  # fmt: skip
+    remove_cache.add_argument("cache", metavar="CACHE", help="a cache of the pool")
     gc = commands.add(
         "gc", _gc, "reap dead clients, and, after asking, remove pools that no process uses",
         "It asks, because a pool that no process uses now may be kept warm for the next one.\n"

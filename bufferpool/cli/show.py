@@ -27,13 +27,14 @@ from bufferpool.cli.common import (
     tell,
 )
 from bufferpool.client import segment_file
+from bufferpool.client.trouble import LATE_S
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.events import Event
-from bufferpool.figures.names import FrameState, hit_ratio
+from bufferpool.figures.names import FrameState, OperationKind, hit_ratio
 from bufferpool.figures.stats import ClientInfo, PoolStats
 from bufferpool.observer import Observer
-from bufferpool.units import format_size
+from bufferpool.units import counted, format_size
 from bufferpool.upkeep.event_log import fields_of
 
 FOLLOW_S = 0.5  # between two looks for new events
@@ -134,23 +135,57 @@ def _stat(args: argparse.Namespace) -> int:
             for s in stats.spaces
         ]
         print_table([("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES"), *rows], right=range(2, 7))
+    if stats.caches:
+        print()
+        tell("caches")
+        cells = [
+            (c.name, *(f"{n:,}" for n in (c.count, c.bytes, c.hits, c.misses, c.loads, c.evictions, c.refused)))
+            for c in stats.caches
+        ]
+        names = ("NAME", "VALUES", "BYTES", "HITS", "MISSES", "LOADS", "EVICTIONS", "REFUSED")
+        print_table([names, *cells], right=range(1, 8))
     print()
     tell(f"clients ({len(clients)})" if clients else "no clients")
     if clients:
-        head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED")
-        print_table([head, *map(_client, clients)], right=(0, 1, 4, 5))
+        head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "VALUES HELD", "ROLE")
+        print_table([head, *map(_client, clients)], right=(0, 1, 4, 5, 6))
     return 0
 
 
 def _client(client: ClientInfo) -> tuple[str, ...]:
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(client.attached_at))
     program = client.name if client.alive else f"{client.name} (dead)"
-    return str(client.client), str(client.pid), program, since, f"{client.pins:,}", f"{client.pinned_frames:,}"
+    return (
+        str(client.client),
+        str(client.pid),
+        program,
+        since,
+        f"{client.pins:,}",
+        f"{client.pinned_frames:,}",
+        (format_size(client.held_bytes) if client.held_bytes else "-"),
+        "steward" if client.is_steward else "-",
+    )
+
+
+_OPERATIONS: dict[OperationKind, str] = {
+    "load": "loads", "flush": "flushes", "cache_load": "loads of values", "log_sync": "syncs of the log", "save": "saves",
+}  # fmt: skip
+
+
+def _under_way(stats: PoolStats) -> str:
+    oldest = max(stats.oldest_operation_s.values())
+    waits = f"; one has not come forward for {oldest:.1f} s" if oldest >= LATE_S else ""
+    counts = {_OPERATIONS[kind]: n for kind, n in stats.pending_operations.items() if n or kind in ("load", "flush")}
+    return ", ".join(f"{n:,} {name}" for name, n in counts.items()) + waits
+
+
+def _held_back(stats: PoolStats) -> str:
+    return f"; {stats.held_back_pages:,} dirty ones wait for the log" if stats.held_back_pages else ""
 
 
 def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
     reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in stats.reclaimed_bytes.items() if n)
-    lost = f"{sum(unsaved.values()):,} dirty pages of files and stores, in memory only until a flush"
+    lost = f"{counted(sum(unsaved.values()), 'dirty page')} of files and stores, in memory only until a flush"
     ratio = "no access yet" if math.isnan(stats.hit_ratio) else f"{stats.hit_ratio:.2%}"
     frames, shown = asdict(stats.frames), stats.frames.shown()
     print_table(
@@ -168,13 +203,15 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
                 f"{stats.object_bytes:,} B in {len(stats.caches)} caches; {format_size(stats.lent_bytes)} of the budget is lent",
             ),
             ("frames", ", ".join(f"{frames[s]:,} {s}" for s in ("live", "free", "busy", "retired", "hole"))),
-            ("live frames", ", ".join(f"{shown[s]:,} {s}" for s in ("clean", "dirty", "pinned"))),
+            ("live frames", ", ".join(f"{shown[s]:,} {s}" for s in ("clean", "dirty", "pinned")) + _held_back(stats)),
             ("unsaved", lost if unsaved else "nothing: every file and store has the newest pages"),
             ("hit ratio", f"{ratio} ({stats.hits:,} hits, {stats.misses:,} misses)"),
             ("reclaimed", format_size(stats.reclaimed_total_bytes) + (f" ({reasons})" if reasons else "")),
             ("evictions", f"{stats.evictions_recycled:,} recycled, {stats.evictions_reclaimed:,} reclaimed"),
             ("writes", f"{stats.publishes:,} published, {stats.appends:,} appended, {stats.flushed_pages:,} flushed"),
             ("flushes", f"{stats.flushes:,}, of them {stats.foreground_flushes:,} by a client that needed a frame"),
+            ("under way", _under_way(stats)),
+            ("exhausted", f"{counted(stats.exhausted, 'request')} found every frame pinned or dirty"),
             ("clients reaped", f"{stats.reaped:,}"),
         ]
     )
@@ -209,12 +246,12 @@ def _spaces(args: argparse.Namespace) -> int:
     rows = [
         (
             s.name, s.kind, _owner(s.owner, clients), f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
-            "-" if not s.hits + s.misses else f"{hit_ratio(s.hits, s.misses):.2%}", s.cache or "-",
+            "-" if not s.hits + s.misses else f"{hit_ratio(s.hits, s.misses):.2%}", s.cache or "-", s.path or "-",
         )
         for s in found
     ]  # fmt: skip
-    head = ("NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO", "CACHE")
-    print_table([head, *rows], right=range(3, 9)) if rows else tell("no spaces")
+    head = ("NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO", "CACHE", "PATH")
+    print_table([head, *rows], right=range(3, 9), fits=True) if rows else tell("no spaces")
     return 0
 
 
@@ -232,9 +269,9 @@ def _clients(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(client) for client in clients])
         return 0
-    head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "")
-    rows = [(*_client(c), "steward" if c.is_steward else "") for c in clients]
-    print_table([head, *rows], right=(0, 1, 4, 5)) if rows else tell("no process is attached")
+    head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "VALUES HELD", "ROLE")
+    rows = [_client(c) for c in clients]
+    print_table([head, *rows], right=(0, 1, 4, 5, 6)) if rows else tell("no process is attached")
     return 0
 
 
@@ -304,6 +341,30 @@ def _extents(args: argparse.Namespace) -> int:
     return 0
 
 
+_INNER = ("origin", "cache_number")  # of an operation: numbers that only the pool knows
+
+
+def _operations(args: argparse.Namespace) -> int:
+    with observe(args) as pool:
+        found, clients = pool.operations(), {client.client: client for client in pool.clients()}
+    if args.json:
+        print_json(
+            [{name: value for name, value in asdict(one).items() if name not in _INNER} for one in found],
+        )
+        return 0
+    rows = [
+        (
+            one.kind.replace("_", " "), one.space or one.cache or "-",
+            one.key or "-" if one.page_no is None else str(one.page_no), str(one.client), str(one.pid),
+            clients[one.client].name if one.client in clients else "-", _span(one.seconds),
+        )
+        for one in found
+    ]  # fmt: skip
+    head = ("WHAT", "SPACE OR CACHE", "PAGE OR KEY", "CLIENT", "PID", "PROGRAM", "WAITS FOR")
+    print_table([head, *rows], right=(3, 4, 6)) if rows else tell("nothing is under way that could hang")
+    return 0
+
+
 def _pins(args: argparse.Namespace) -> int:
     """Lists the pins. Pinning a page counts as a use of it, so the newest pin is as old as the page's last use."""
     with observe(args) as pool:
@@ -350,7 +411,7 @@ def _pins(args: argparse.Namespace) -> int:
     elif not rows:
         tell("no client pins it" if args.page is not None else "nothing is pinned")
     else:
-        head = ("SPACE", "PAGE", "VERSION", "PINS", "CLIENT", "PID", "PROGRAM", "FOR AT LEAST")
+        head = ("SPACE", "PAGE", "VERSION", "PINS", "CLIENT", "PID", "PROGRAM", "LAST PINNED")
         cells = [
             (
                 r["space"] or "-", str(r["page_no"]), "newest" if r["version"] == "live" else "superseded",
@@ -433,17 +494,28 @@ def register(commands: Commands) -> None:
         "Counters run since the pool was created, over all its clients.\n\n"
         "examples:\n  bufferpool stat orders\n  bufferpool stat orders --json | jq .hit_ratio",
     )  # fmt: skip
-    commands.add("spaces", _spaces, "show the spaces of a pool", "example:\n  bufferpool spaces orders")
+    commands.add(
+        "spaces", _spaces, "show the spaces of a pool",
+        "CACHE: whether the kernel's page cache keeps the pages of a file too. PATH: of a file, shortened on a terminal that\n"
+        "is too narrow for it.\n\nexample:\n  bufferpool spaces orders",
+    )  # fmt: skip
     commands.add(
         "clients",
         _clients,
         "show the attached clients, and how much each pins",
         "example:\n  bufferpool clients orders",
     )
+    commands.add(
+        "operations", _operations, "show what is under way in stores, loaders and the log, and what of it hangs",
+        "Loads and flushes of pages, loads of values of caches, syncs of the engine's log, saves of the working set.\n"
+        "WAITS FOR: the time since it began, or since a page of it was last claimed or published. The one that has waited\n"
+        "longest comes first: a store that hangs.\n\nexample:\n  bufferpool operations orders",
+    )  # fmt: skip
     pins = commands.add(
-        "pins", _pins, "show which clients pin which pages, and for how long",
-        "A pinned page is not evicted, and a superseded version is kept while a client pins it. FOR AT LEAST: the time since\n"
-        "the page was last pinned.\n\nexamples:\n  bufferpool pins orders\n  bufferpool pins orders orders.db 42",
+        "pins", _pins, "show which clients pin which pages",
+        "A pinned page is not evicted, and a superseded version is kept while a client pins it. LAST PINNED: the time since\n"
+        "any client last pinned the page, which is no age of a pin: a leak of a page that others use looks young. A leak is\n"
+        "a client whose number of pins (bufferpool clients) keeps its value, or only grows, between two runs a minute apart.\n\nexamples:\n  bufferpool pins orders\n  bufferpool pins orders orders.db 42",
     )  # fmt: skip
     pins.add_argument("space", metavar="SPACE", nargs="?", help="only pages of this space")
     pins.add_argument("page", metavar="PAGE", nargs="?", type=int, help="only this page")

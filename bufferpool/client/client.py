@@ -1,5 +1,6 @@
 """The client: one process's attachment to a segment. Attaching, detaching, and what the other rooms use."""
 
+import math
 import mmap
 import os
 import warnings
@@ -169,14 +170,20 @@ class Client(Inspectable):
         """
         latest = _latest.get((self.path, self.known_uuid))
         for other in [latest] if latest is not None and latest._segment is not None else list(_attached):
-            if other._segment is None or other.known_uuid != self.known_uuid or other.path != self.path:
+            if (
+                other._segment is None
+                or other._segment.is_closed()
+                or other.known_uuid != self.known_uuid
+                or other.path != self.path
+            ):
                 continue
             self._geometry, self._data, self._sharers = other._geometry, other._data, other._sharers
             self.stores, self.claims, self.new_claims = other.stores, other.claims, other.new_claims
             self.bound = other.bound
             self._sharers.add(self)
             _attached.add(self)
-            _latest[self.path, self.known_uuid] = other
+            if other is not latest:
+                _latest[self.path, self.known_uuid] = other
             self._segment = other._segment
             return self._segment
         return None
@@ -186,10 +193,12 @@ class Client(Inspectable):
         with _sharing:
             if not any(other is not self and other._segment is not None for other in list(self._sharers)):
                 return False
+            # If a signal's handler raises in between, the others keep their attachment.
+            self.closed = True
+            self._segment = None
             self._sharers.discard(self)
             self._sharers, self.stores, self.claims, self.new_claims = _nobody, {}, {}, set()
             self.bound = {}
-            self._segment = None
             del self._data
             return True
 
@@ -199,14 +208,23 @@ class Client(Inspectable):
         Raises BufferError if arrays over pages exist and ``late`` is false.
         """
         with self._lock:
-            if self._segment is not None and not self._leave():
-                self._segment.close(late)
-                self._segment = None
-                self.stores.clear()
-                self.claims.clear()
-                self.bound.clear()
-                del self._data
+            segment = self._segment
+            if segment is not None and not self._leave():
+                try:
+                    segment.close(late)
+                finally:
+                    if segment.is_closed():  # also if a signal's handler has raised meanwhile
+                        self._forget()
             self.closed = True
+
+    def _forget(self) -> None:
+        """Ends this client, whose attachment has ended."""
+        self.closed = True
+        self._segment = None
+        self.stores.clear()
+        self.claims.clear()
+        self.bound.clear()
+        del self._data
 
     def warn_if_nameless(self) -> None:
         """Gives the warning PoolNameless, once, if the pool's name was removed by other means than ``Pool.unlink``."""
@@ -290,14 +308,18 @@ class Client(Inspectable):
 
     # ---- memory, and what is recorded ---------------------------------------------------
 
-    def give_back(self, frames: int, reason: str) -> int:
-        """Gives up to ``frames`` free frames back to the kernel; returns the bytes."""
+    def give_back(self, frames: int, reason: str, timeout: float = math.inf) -> int:
+        """Gives up to ``frames`` free frames back to the kernel, within ``timeout`` seconds; returns the bytes."""
         if not frames:
             return 0
-        done, *_, refused = self.seg.shrink(frames, reason_number(reason), False)
+        done, *_, refused = self.seg.shrink(frames, reason_number(reason), False, timeout)
         if refused:
             self.post_refused(refused)
         return int(done) * self.page_size
+
+    def give_back_objects(self, reason: str, size: int = 2**62, timeout: float = math.inf) -> int:
+        """Gives memory back that caches have and no value of them uses: up to about ``size`` bytes; returns the bytes."""
+        return self.seg.release_objects(size, reason_number(reason), timeout)
 
     def post(self, event: NewEvent) -> None:
         """Records an event."""

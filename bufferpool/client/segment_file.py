@@ -7,11 +7,12 @@ and two processes that create it at the same time get the same one.
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import resource
 import stat
-import uuid
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,11 @@ from bufferpool.errors import (
     caused,
     remedy,
 )
+from bufferpool.machine.descriptor import is_segment
 
 SHM = "/dev/shm"
 LEAST_BYTES = 2 << 20  # of a segment: its pages begin at 2 MiB or later
+_FLOCK = struct.Struct("hhqqi0q")  # struct flock
 OS_PAGE = os.sysconf("SC_PAGESIZE")
 MIN_FRAMES, MANY_FRAMES = 4, 2**31  # of a budget; of a segment
 
@@ -152,6 +155,14 @@ def check_permissions(permissions: int, what: str) -> None:
         raise ValueError(f"{what} must be 0o600 to 0o777, with read and write for the owner, not {permissions:#o}")
 
 
+def check_user(uid: int | None) -> None:
+    """Raises TypeError or ValueError unless ``uid`` may be the number of a user, or is None."""
+    if uid is not None and (isinstance(uid, bool) or not isinstance(uid, int)):
+        raise TypeError(f"trusted_uid must be the number of a user, not {type(uid).__name__}")
+    if uid is not None and not 0 <= uid < 2**32 - 1:
+        raise ValueError(f"trusted_uid must be the number of a user, not {uid}")
+
+
 def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
     """The path of the segment ``name``. Raises TypeError, ValueError."""
     if not isinstance(name, str):
@@ -176,8 +187,8 @@ def _refuse_unless_tmpfs(fd: int, path: str) -> None:
         )
 
 
-def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
-    """Makes the segment ``path``; a process that attaches afterwards finds it complete.
+def create(path: str, wanted: Plan, mode: int = 0o600) -> os.stat_result:
+    """Makes the segment ``path``; a process that attaches afterwards finds it complete. Returns what fstat says of it.
 
     Raises SegmentExists, NotTmpfs, SharedMemoryFull, SegmentRefused.
     """
@@ -187,7 +198,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
         _refuse_unless_tmpfs(fd, path)
         os.fchmod(fd, mode)
         try:
-            _core.create(fd, uuid.uuid4().bytes, wanted._replace(room_frames=_room_for(wanted, fd)))
+            _core.create(fd, os.urandom(16), wanted._replace(room_frames=_room_for(wanted, fd)))
         except SharedMemoryFull as error:
             raise no_memory(directory, error.errno) from error
         try:
@@ -200,8 +211,22 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> None:
             ) from None
         except OSError as error:
             raise failed(f"{path} cannot be given its name", error, directory) from error
+        return os.fstat(fd)
     finally:
         os.close(fd)
+
+
+def uncreate(path: str, made: os.stat_result) -> None:
+    """Removes the name of a segment that this process has made and cannot attach to, unless another process has attached."""
+    with contextlib.suppress(OSError):  # what kept this process from attaching is raised by the caller
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # every client locks a byte of it
+            free = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] == fcntl.F_UNLCK
+            if free and os.path.samestat(os.fstat(fd), made):
+                os.unlink(path)
+        finally:
+            os.close(fd)
 
 
 def _nameless(directory: str, mode: int) -> int:
@@ -377,7 +402,7 @@ def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
             fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 about = os.fstat(fd)
-                if not stat.S_ISREG(about.st_mode) or os.pread(fd, 7, 0) != b"BUFPOOL":
+                if not stat.S_ISREG(about.st_mode) or not is_segment(fd):
                     continue
                 trouble, other_layout = "", False
                 try:

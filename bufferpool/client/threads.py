@@ -46,8 +46,12 @@ class Worker:
 
     @property
     def ended(self) -> bool:
-        """Whether the work is over; in a forked child it is, because the thread is the parent's."""
-        return self._done.is_set() or self._token() is None
+        """Whether the work is over.
+
+        In a forked child it is, because the thread is the parent's; and when the interpreter is finalizing, because
+        CPython lets no other thread run Python code then, and the thread would never tell that it has ended.
+        """
+        return self._done.is_set() or self._token() is None or sys.is_finalizing()
 
     def is_current(self) -> bool:
         """Whether this is the thread."""

@@ -37,32 +37,57 @@ class Event:
     value: float
     """A figure that depends on ``reason``: see :class:`EventReason`."""
     client: int
+    """The client that recorded it; of HANGS, PINNED and OBJECTS, the client that it is about."""
     space: str | None = None
     """For a failure: the name of the space, if it still exists."""
+    cache: str | None = None
+    """For a load of a value that hangs: the name of the cache, if it still exists."""
     page_no: int | None = None
     """For a failure: the page, or the first page of a batch."""
     errno: int = 0
+    pid: int = 0
+    """The process of ``client``; 0 if that client has left since."""
+
+    @property
+    def _what_hangs(self) -> str:
+        if self.kind is EventKind.SAVE_FAILED:
+            return "the write of the working set"
+        return "the store" if self.cache is None else f"the loader of cache {self.cache!r}"
+
+    @property
+    def _who(self) -> str:
+        return f"client {self.client}" + (f" (pid {self.pid})" if self.pid else "")
 
     def __str__(self) -> str:
         words = [self.kind.name.lower().replace("_", " ")]
+        if self.reason in (EventReason.HANGS, EventReason.LOG_HANGS):
+            words = [words[0].replace("failed", "hangs")]  # it is no failure, and is not counted as one
         if self.budget_before != self.budget_after:
             words.append(f"from {format_size(self.budget_before)} to {format_size(self.budget_after)}")
         if self.bytes:
-            words.append(f"{format_size(self.bytes)} given back")
+            above = self.kind is EventKind.CANNOT_SHRINK
+            words.append(f"{format_size(self.bytes)} {'above the budget' if above else 'given back'}")
         reason = {
-            EventReason.ASKED: "asked for",
+            EventReason.ASKED: f"{self._who} took the office" if self.kind is EventKind.STEWARD else "asked for",
             EventReason.PSI: f"memory pressure, tasks stalled {self.value:.1f} % of the time",
             EventReason.CGROUP: f"the memory cgroup has {format_size(self.value)} left",
             EventReason.SHM: f"the tmpfs has {format_size(self.value)} left",
             EventReason.MACHINE: f"the machine has {format_size(self.value)} available",
             EventReason.IDLE: f"untouched for {self.value:g} s",
             EventReason.PAYS: f"saves {self.value:.1f} misses a second",
-            EventReason.DIED: f"client {self.client} found client {self.value:g} dead",
+            EventReason.DIED: f"{self._who} took over from client {self.value:g}, which had died"
+            if self.kind is EventKind.STEWARD
+            else f"client {self.client} found client {self.value:g} dead",
             EventReason.STORE: "the store failed",
             EventReason.LOG: "the log could not be synced",
             EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
             EventReason.DUEL: f"{mode_name(self.value)} misses less often",
-            EventReason.HANGS: f"the store has not come back for {self.value:.0f} s",
+            EventReason.HANGS: f"{self._what_hangs} has not come back to {self._who} for {self.value:.0f} s",
+            EventReason.LOG_HANGS: f"log_sync has not come back to {self._who} for {self.value:.0f} s",
+            EventReason.PINNED: f"{self._who} pins {self.value:.0f} frames",
+            EventReason.DIRTY: f"{self.value:.0f} dirty pages could not be written",
+            EventReason.IN_USE: f"{self.value:.0f} pages are in use by operations under way",
+            EventReason.OBJECTS: f"{self._who} holds values of caches of {format_size(self.value)}",
         }[self.reason]
         place = f" (space {self.space!r}" + (f", page {self.page_no})" if self.page_no is not None else ")")
         code = f", {errorcode.get(self.errno, f'errno {self.errno}')}" if self.errno else ""
@@ -94,6 +119,8 @@ class NewEvent:
     """Of a failure: the number and the generation of the space, and the errno."""
     page: int | None = None
     """A page of that space."""
+    client: int = 0
+    """The client that it is about; 0: the one that records it."""
 
 
 def post(seg: _core.Segment, event: NewEvent) -> None:
@@ -109,6 +136,7 @@ def post(seg: _core.Segment, event: NewEvent) -> None:
             float(event.value),
             0 if event.origin is None else _origin_word(*event.origin),
             0 if event.page is None else event.page + 1,
+            event.client,
         )
     )
 
@@ -117,11 +145,23 @@ def _origin_word(index: int, generation: int, number: int) -> int:
     return (generation & 0x3FF) << 22 | min(number, 0x1FF) << 13 | index + 1
 
 
+def cache_origin(number: int) -> tuple[int, int, int]:
+    """The origin of an event about a cache, by the cache's number. Its slots come after those of the spaces."""
+    return _core.MAX_SPACES + number % _core.CACHES, number // _core.CACHES, 0
+
+
+def _pid_at(client: tuple[int, int] | None, time_ns: int) -> int:
+    """The process that has a client's number, if it had it when an event was recorded; else 0."""
+    return client[0] if client is not None and client[1] <= time_ns else 0
+
+
 def read_events(pool: Inspectable) -> list[Event]:
     """The events in the ring, oldest first, at most 1024. Damaged ones are left out."""
     size = pool.page_size
     found = np.frombuffer(pool.seg.events(), _EVENT)
+    clients = {client[0]: (client[1], client[3]) for client in pool.seg.clients()}  # pid, attached since
     names = {_origin_word(r["index"], r["generation"], 0): r["name"] for r in pool.seg.spaces()}
+    caches = {_origin_word(*cache_origin(number)): name for number, name in pool.seg.cache_names().items()}
     return [
         Event(
             number=int(e["number"]),
@@ -133,9 +173,11 @@ def read_events(pool: Inspectable) -> list[Event]:
             budget_after=int(e["to_frames"]) * size,
             value=float(e["value"]),
             client=int(e["client"]),
-            space=names.get(int(e["origin"]) & 0xFFC01FFF) if e["origin"] else None,
+            space=names.get(int(e["origin"]) & 0xFFC01FFF),
+            cache=caches.get(int(e["origin"]) & 0xFFC01FFF),
             page_no=int(e["page"]) - 1 if e["page"] else None,
             errno=int(e["origin"]) >> 13 & 0x1FF,
+            pid=_pid_at(clients.get(int(e["client"])), int(e["time_ns"])),
         )
         for e in found
         if is_known(EventKind, int(e["kind"])) and is_known(EventReason, int(e["reason"]))

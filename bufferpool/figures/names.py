@@ -2,7 +2,7 @@
 
 import errno
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, get_args
 
 
 class Kind(IntEnum):
@@ -48,6 +48,10 @@ COUNTERS = (
     "wait_frame", "reaped", "pins_broken", "rebuilds", "checkpoints", "flush_failures", "corrupt_pages", "repaired_pages",
     "mode_changes", "prefetched", "prefetched_unused", "exhausted", "eviction_ticks",
 )  # fmt: skip
+
+OperationKind = Literal["load", "flush", "cache_load", "log_sync", "save"]
+OPERATION_KINDS: tuple[OperationKind, ...] = get_args(OperationKind)
+"""What a client may have under way that may hang: see :class:`bufferpool.figures.operations.Operation`."""
 
 # In the order of enum Latency. Bucket i counts what took less than 2**(BUCKET_SHIFT + i) ns, the last what took longer.
 LATENCIES = ("load", "flush", "reclaim", "wait", "sync")
@@ -144,9 +148,19 @@ class EventReason(IntEnum):
     KERNEL = 12
     """The kernel refused a call: its errno."""
     HANGS = 20
-    """A call of a store has not returned: for how many seconds."""
+    """A call of a store or a loader, or the write of a working set, has not returned: for how many seconds."""
     DUEL = 21
     """A miniature pool in another mode missed less often: the mode's number in :class:`PolicyMode`."""
+    PINNED = 22
+    """A client pins pages: how many frames."""
+    DIRTY = 23
+    """Dirty pages could not be written in time: how many."""
+    IN_USE = 24
+    """Pages are in use by operations under way: how many."""
+    LOG_HANGS = 26
+    """The engine's ``log_sync`` has not returned: for how many seconds."""
+    OBJECTS = 25
+    """A client holds values of caches, whose memory cannot be given back: how many bytes."""
 
 
 class PolicyMode(IntEnum):

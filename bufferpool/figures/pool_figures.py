@@ -4,7 +4,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool.figures.advice import Advice, read_advice
+from bufferpool.figures.cache_advice import CacheAdvice, read_cache_advice
 from bufferpool.figures.events import Event, read_events
+from bufferpool.figures.operations import Operation, read_operations
 from bufferpool.figures.stats import (
     ClientInfo,
     Inspectable,
@@ -40,6 +42,10 @@ class PoolFigures(Inspectable):
         """The attached processes, how many pages each of them pins, and which one is the steward."""
         return read_clients(self)
 
+    def operations(self) -> list[Operation]:
+        """What is under way in stores, loaders and the log, of all clients, the one that has waited longest first."""
+        return read_operations(self)
+
     def events(self) -> list[Event]:
         """The last thousand decisions about the pool's memory, oldest first: when, kind, reason, bytes."""
         return read_events(self)
@@ -50,3 +56,10 @@ class PoolFigures(Inspectable):
         No points while there are too few references.
         """
         return read_advice(self)
+
+    def advise_caches(self) -> tuple[CacheAdvice, ...]:
+        """What the hit ratios of each cache would be with an eighth to eight times its present bytes, from recent uses of some keys.
+
+        No points while there are too few uses. It takes some 30 milliseconds for each cache.
+        """
+        return read_cache_advice(self)

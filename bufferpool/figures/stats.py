@@ -18,9 +18,11 @@ from bufferpool.figures.names import (
     COUNTERS,
     ERROR_CLASSES,
     LATENCIES,
+    OPERATION_KINDS,
     REASONS,
     FrameState,
     Kind,
+    OperationKind,
     cache_of,
     hit_ratio,
     kind_name,
@@ -140,6 +142,12 @@ class SpaceStats:
     """Flushes that its store failed, by class of error."""
     number: int = 0
     """The number of its slot, from 0, which the static probes (USDT) tell."""
+    path: str = ""
+    """The path of a file; else ""."""
+    limit: int = 0
+    """The most bytes that its pages may have in the pool; 0: all of it."""
+    reserve: int = 0
+    """Bytes of its pages that other spaces cannot take."""
 
     @property
     def shown_name(self) -> str:
@@ -171,6 +179,8 @@ class CacheStats:
     evictions: int
     refused: int
     """Values that were not kept: too large, or there was no room."""
+    superseded: int
+    """Loaded values that were not kept, because the key was put or deleted meanwhile."""
 
     @property
     def hit_ratio(self) -> float:
@@ -299,10 +309,12 @@ class PoolStats:
     """Waits for a free frame."""
     refused_clients: int
     """Attempts to attach that found every client slot taken (TooManyClients)."""
-    pending_loads: int
-    """Loads that are under way now."""
-    pending_flushes: int
-    """Flushes that are under way now."""
+    held_back_pages: int
+    """Dirty pages that must not be written yet, because their LSN is above the durable LSN of the log."""
+    pending_operations: dict[OperationKind, int]
+    """How many operations of each kind are under way now: see :class:`Operation`."""
+    oldest_operation_s: dict[OperationKind, float]
+    """How long the one of each kind that has waited longest has not come forward, in seconds; 0 if none is under way."""
     reaped: int
     """Clients that died and were reaped."""
     pins_broken: int
@@ -384,6 +396,8 @@ class ClientInfo:
     """Pins that it holds."""
     pinned_frames: int
     """Frames that it pins."""
+    held_bytes: int
+    """Memory of values of caches that it holds."""
     is_steward: bool = False
     """Whether this process is the active steward."""
 
@@ -455,7 +469,7 @@ def read_extents(pool: Inspectable) -> npt.NDArray[np.void]:
 
 def read_clients(pool: Inspectable) -> list[ClientInfo]:
     """The attached clients, and how many frames each pins."""
-    pins, steward = read_pins(pool), pool.seg.steward()
+    pins, steward, held = read_pins(pool), pool.seg.steward(), dict(pool.seg.held_objects())
     return [
         ClientInfo(
             client=client,
@@ -466,6 +480,7 @@ def read_clients(pool: Inspectable) -> list[ClientInfo]:
             alive=alive,
             pins=int(pins[:, client - 1].sum(dtype=np.uint64)),
             pinned_frames=int(np.count_nonzero(pins[:, client - 1])),
+            held_bytes=held.get(client, 0),
             is_steward=client == steward,
         )
         for client, pid, start, attached, name, alive in pool.seg.clients()
@@ -571,12 +586,24 @@ def _space_stats(pool: Inspectable, record: dict[str, Any], counters: Counters, 
         load_failures=dict(zip(ERROR_CLASSES, loads, strict=True)),
         flush_failures=dict(zip(ERROR_CLASSES, flushes, strict=True)),
         number=record["index"],
+        path=record["path"] if record["kind"] == Kind.FILE else "",
+        limit=record["limit"],
+        reserve=record["reserve"],
     )
 
 
 def read_caches(pool: Inspectable) -> list[CacheStats]:
     """The caches of the pool."""
     return [CacheStats(**one) for one in pool.seg.caches()]
+
+
+def read_pending(pool: Inspectable) -> dict[OperationKind, list[float]]:
+    """For each kind of operation, the seconds for which each one under way has not come forward."""
+    found: dict[OperationKind, list[float]] = {kind: [] for kind in OPERATION_KINDS}
+    for _, kind, _, seconds in pool.seg.operations():
+        found[kind].append(seconds)
+    found["cache_load"] = [load[3] for load in pool.seg.value_loads(False)]
+    return found
 
 
 def read_stats(pool: Inspectable) -> PoolStats:
@@ -590,7 +617,7 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
     status = pool.seg.status()
     size = pool.page_size
     plain = dict(counters.plain)
-    pending_loads, pending_flushes = pool.seg.pending()
+    under_way = read_pending(pool)
     return PoolStats(
         name=pool.name,
         page_size=size,
@@ -616,8 +643,9 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
         caches=read_caches(pool),
         eviction_age_sum_s=plain.pop("eviction_ticks") * TICK_S,
         refused_clients=status["refused_clients"],
-        pending_loads=pending_loads,
-        pending_flushes=pending_flushes,
+        held_back_pages=summary.held_back,
+        pending_operations={kind: len(found) for kind, found in under_way.items()},
+        oldest_operation_s={kind: max(found, default=0.0) for kind, found in under_way.items()},
         checkpoint_at=status["checkpoint_ns"] / 1e9,
         **plain,
     )

@@ -39,15 +39,15 @@ from bufferpool.spaces.space import Space
 T = TypeVar("T")
 KEY_BYTES = 16
 TRAILER_BYTES = 64
-"""The end of each page, which has the key of its block. A whole cache line, so that blocks are aligned to one."""
+"""The bytes at the end of each page that hold the key of its block. They are a whole cache line, so that blocks are aligned to one."""
 PLACES_PER_FRAME, LEAST_PLACES = 16, 1 << 16
 MOST_AT_ONCE = 256
-"""Pages that the core asks a loader for at once; it also asks for an eighth of the budget at most."""
+"""The most pages that the core asks a loader for at once. It never asks for more than an eighth of the budget."""
 PARTS_AT_ONCE = 4
 LEAST_AT_ONCE = 16
-"""Blocks that one read may always hold at once; the others are copied first if the budget is small."""
+"""Blocks that one read may hold at once, however small the budget is. A read of more copies them part by part."""
 TRIES = 4
-"""How often a page is asked for that another block takes at the same time; then the block is fetched past the pool."""
+"""How often a read tries again when another block takes its page at the same time. Then it fetches its block past the pool."""
 SPACE = "blocks"
 
 
@@ -180,7 +180,7 @@ class Blocks:
         return [self._joined(asked, [found[block.key] for block in blocks]) for asked, blocks in wanted]
 
     def _contents(self, blocks: list[Block], ahead: list[Block], fetch: Fetch) -> dict[bytes, Any]:
-        """What the blocks have, or what is wrong with them, by their keys."""
+        """The contents of blocks by their keys, or for a block that cannot be fetched the exception."""
         found: dict[bytes, Any] = {block.key: self._resident(block) for block in blocks}
         missing = {block.key: block for block in blocks if found[block.key] is None}
         if missing:
@@ -189,7 +189,7 @@ class Blocks:
         return found
 
     def _reopening(self, call: Callable[[], T]) -> T:
-        """Calls; opens the space again if it has been removed, by `bufferpool drop` or by another program."""
+        """Returns what ``call`` returns. Opens the space again if it has been removed, by `bufferpool remove` or another program."""
         for _ in range(TRIES):
             try:
                 return call()
@@ -233,8 +233,8 @@ class Blocks:
         for place in places:
             if self._space.try_get(place) is None:
                 return place
-        if places:  # another block has it, and there is room for one only
-            with suppress(WaitTimeout):  # it is in use: the read finds the other block there
+        if places:  # another block has the page, which has room for one block only
+            with suppress(WaitTimeout):  # the page is in use: the read will find the other block there
                 self._space.drop(places[0], 1)
             return places[0]
         return None
@@ -242,7 +242,7 @@ class Blocks:
     # ---- loading ---------------------------------------------------------------
 
     def _obtain(self, missing: dict[bytes, Block], found: dict[bytes, Any], fetch: Fetch) -> None:
-        """Loads the missing blocks into the pool, and enters what they have, or what is wrong with them, into ``found``."""
+        """Loads the missing blocks into the pool, and adds their contents, or the exceptions, to ``found``."""
         for _ in range(TRIES):
             asked: dict[int, Block] = {}
             for block in missing.values():
@@ -258,7 +258,7 @@ class Blocks:
         found.update(zip(missing, fetch(last), strict=True))
 
     def _parts(self, asked: dict[int, Block]) -> Iterator[dict[int, Block]]:
-        """Parts that the pool loads at once, so that neighbouring blocks of a file are asked for together."""
+        """Divides pages into parts that the pool loads at once, so that neighbouring blocks of a file are fetched together."""
         most = min(MOST_AT_ONCE, max(1, self.pool.budget_frames // 8))
         places = list(asked)
         for first in range(0, len(places), most):

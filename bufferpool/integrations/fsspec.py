@@ -21,6 +21,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from glob import has_magic
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 from fsspec import filesystem, get_filesystem_class
@@ -134,8 +135,48 @@ def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
 # ---- reading ---------------------------------------------------------------------
 
 
+class Strides:
+    """Finds that a file is read in strides, as the rows of a window are: the same distance between parts, again and again.
+
+    A distance counts when it was seen twice. After that a part is fetched together with the one that lies a stride ahead
+    of it, and with more of them the longer the stride continues.
+    """
+
+    KEPT = 8  # distances
+    ROWS_MOST = 8  # parts that are fetched ahead
+
+    def __init__(self) -> None:
+        self._begin = self._end = -1  # of the last part, in bytes
+        self._seen: dict[int, int] = {}  # distance -> how often, the latest last
+        self._stride = self._steps = 0
+
+    def goes_on(self, start: int, end: int) -> None:
+        """The file is read in order: this read continues the last part, or begins a new one close behind it."""
+        if start != self._end:
+            self._begin = start
+        self._end = end
+
+    def step(self, start: int, end: int, most: int) -> list[tuple[int, int]]:
+        """A part begins. Returns what is to be fetched with it, the rest of it and parts ahead, of at most ``most`` bytes together."""
+        begins, distance, length = self._begin < 0, start - self._begin, max(end - start, self._end - self._begin)
+        self._begin, self._end = start, end
+        if begins or distance <= 0:
+            return []
+        times = self._seen.pop(distance, 0) + 1
+        self._seen[distance] = times
+        if len(self._seen) > self.KEPT:
+            del self._seen[next(iter(self._seen))]
+        self._steps = self._steps + 1 if distance == self._stride else 0
+        if times >= 2:
+            self._stride = distance
+        if length > self._stride:  # there is none; or the parts would overlap
+            return []
+        rows = min(self.ROWS_MOST, max(1, self._steps), most // length)
+        return [(at, at + length) for at in range(start, start + (rows + 1) * self._stride, self._stride)]
+
+
 class Reader:
-    """Reads one version of a remote file, and reads ahead while it is read in order."""
+    """Reads one version of a remote file, and reads ahead while it is read in order, or in strides."""
 
     def __init__(self, blocks: Blocks, file: RemoteFile, most_ahead: int = AHEAD_BYTES) -> None:
         self.blocks, self.file = blocks, file
@@ -143,6 +184,9 @@ class Reader:
         self._most = most_ahead // blocks.block_size
         self._in_order = 0  # blocks that were read one after the other
         self._next = -1  # the block after the last one that was read
+        self._run_bytes = 0  # that were read in order
+        self._last_run = 0  # blocks that were read in order before the last skip, if they were many bytes; else 0
+        self._strides = Strides()
 
     def read(self, start: int, end: int) -> bytes:
         """The bytes from ``start`` to before ``end``, or to the end of the file. Raises RemoteChanged, and what the target raises."""
@@ -167,19 +211,33 @@ class Reader:
         return view
 
     def _read_ahead(self, wanted: Range) -> Iterator[Block]:
-        """The blocks that are fetched together with those of a read: twice as many as were read one after the other."""
+        """The blocks that are fetched together with those of a read: twice as many as were read one after the other.
+
+        After a skip, not more than were read in order before it: a reader of one column of a Parquet file skips the others.
+        """
         size = self.blocks.block_size
         first, last = wanted.start // size, (wanted.end - 1) // size
+        rows: list[tuple[int, int]] = []
         if first in (self._next - 1, self._next):
+            self._strides.goes_on(wanted.start, wanted.end)
             self._in_order += max(0, last + 1 - self._next)
             ahead = min(self._most, max(FIRST_AHEAD_BYTES // size, 2 * self._in_order))
         else:
-            self._in_order, ahead = last + 1 - first, 0
-            if wanted.end - wanted.start >= LARGE_READ_BYTES:
+            rows = self._strides.step(wanted.start, wanted.end, self._most * size)
+            skips = first > self._next >= 0 and self._run_bytes >= LARGE_READ_BYTES
+            self._last_run = self._in_order if skips else 0
+            self._in_order, self._run_bytes, ahead = last + 1 - first, 0, 0
+            if wanted.end - wanted.start >= LARGE_READ_BYTES and not rows:
                 ahead = min(self._most, max(FIRST_AHEAD_BYTES // size, self._in_order))
+        self._run_bytes += wanted.end - wanted.start
+        if self._in_order <= self._last_run:
+            ahead = min(ahead, self._last_run - self._in_order)
         self._next = last + 1
-        end = min(last + 1 + ahead, -(-self.file.size // size))
-        return (self.blocks.block(self.file.key, number) for number in range(last + 1, end))
+        count = -(-self.file.size // size)
+        numbers = chain(
+            range(last + 1, last + 1 + ahead), *(range(at // size, (end - 1) // size + 1) for at, end in rows)
+        )
+        return (self.blocks.block(self.file.key, number) for number in numbers if number < count)
 
 
 class BlockCache(BaseCache):  # type: ignore[misc]

@@ -7,25 +7,9 @@ def square(x): ...
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Final, NoReturn
 
-from bufferpool.objects.cache import Cache, Key
+from bufferpool.objects.cache import Cache, Key, plain_key
 
 _ABSENT: Final = object()
-
-
-def plain_key(key: Any) -> Key:
-    """A key that a cache takes for one that a dict takes: None, bool, float, classes, and tuples of them and of keys.
-
-    Keys of different types are different, even where Python says that they are equal: 1, 1.0 and True.
-    """
-    if key is None or isinstance(key, bool | float):
-        return ("=", type(key).__name__, repr(key))
-    if isinstance(key, type):  # cachetools puts a mark between the arguments and the keywords
-        return ("=", "type", f"{key.__module__}.{key.__qualname__}")
-    if isinstance(key, tuple):
-        return ("(", *map(plain_key, key))
-    if type(key) is str or type(key) is bytes or type(key) is int:
-        return key
-    raise TypeError(f"a key is a number, str, bytes, None, bool, a class or a tuple of them, not {type(key).__name__}")
 
 
 class CacheMapping(MutableMapping[Any, Any]):

@@ -60,16 +60,16 @@ class RemoteVFS(apsw.VFS):
             return name
 
     def remove(self, name: str) -> None:
-        """Forgets a file: its connection has been opened, or could not be."""
+        """Removes a file's name, after its connection was opened or has failed."""
         with _registering:
             del self._readers[name]
 
     def xFullPathname(self, name: str) -> str:
-        """The names of :meth:`add` are complete."""
+        """Returns the name as it is: those of :meth:`add` are full paths."""
         return name
 
     def xAccess(self, pathname: str, flags: int) -> bool:
-        """There is no journal beside a remote database."""
+        """Whether a file exists: no, because a remote database has no journal beside it."""
         return False
 
     def xOpen(self, name: Any, flags: list[int]) -> Any:

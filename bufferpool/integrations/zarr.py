@@ -18,7 +18,12 @@ from typing import Any, Final, Self
 
 import numpy as np
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.codecs import ShardingCodec
+from zarr.core.chunk_grids import RegularChunkGrid
 from zarr.core.codec_pipeline import BatchedCodecPipeline, fill_value_or_default
+from zarr.core.common import concurrent_map
+from zarr.core.config import config as zarr_config
+from zarr.core.indexing import get_indexer
 from zarr.registry import register_pipeline
 from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
@@ -221,17 +226,112 @@ def _cut(whole: memoryview, byte_range: Any) -> memoryview:
     return whole[max(0, len(whole) - byte_range.suffix) :]
 
 
+class _ShardBytes:
+    """A shard from which inner chunks are decoded: its index is kept as bytes, the chunks are not, because they are kept decoded."""
+
+    def __init__(self, getter: StorePath) -> None:
+        self._getter = getter
+
+    async def get(self, prototype: Any, byte_range: Any = None) -> Any:
+        store, path = self._getter.store, self._getter.path
+        is_index = isinstance(byte_range, SuffixByteRequest) or getattr(byte_range, "start", None) == 0
+        return await (store.get if is_index else store.get_uncached)(path, prototype, byte_range)
+
+
 class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
     """A codec pipeline that keeps the decoded chunks of arrays in a :class:`CachedStore`, and leaves others as they are.
 
-    A chunk is read and decoded once for all processes, and its compressed bytes are not kept beside it. Arrays with
-    shards, and those of Python objects, are read as without it; the store keeps the bytes of what they read.
+    A chunk is read and decoded once for all processes, and its compressed bytes are not kept beside it; of an array with
+    shards, each inner chunk. Arrays of Python objects, and those with codecs around their shards, are read as without it;
+    the store keeps the bytes of what they read.
     """
 
     @cached_property
     def _codecs(self) -> bytes:
         """Distinguishes what different codecs make of the same bytes."""
         return hashlib.sha256(repr(tuple(self)).encode()).digest()[:8]
+
+    async def read(self, batch_info: Iterable[tuple[Any, ...]], out: Any, drop_axes: tuple[int, ...] = ()) -> None:
+        """Copies the selected parts of chunks into ``out``: those that the cache has at once, the others as zarr does it.
+
+        zarr makes a task for each chunk, which takes as long as the copy of a small one.
+        """
+        batch = list(batch_info)
+        if not isinstance(to := out.as_ndarray_like(), np.ndarray):
+            await super().read(batch, out, drop_axes)
+            return
+        if self._has_shards:
+            shards = [one for one in batch if _is_kept(*one[:2])]
+            batch = [one for one in batch if not _is_kept(*one[:2])]
+            for one in shards:
+                await self._read_shard(one, to, drop_axes)
+        elif not self.supports_partial_decode:
+            batch = [one for one in batch if not self._copied(one, to, drop_axes)]
+        if batch:
+            await super().read(batch, out, drop_axes)
+
+    def _copied(self, one: tuple[Any, ...], to: np.ndarray[Any, Any], drop_axes: tuple[int, ...]) -> bool:
+        """Copies a part of a decoded chunk that the cache has; False if it has not."""
+        getter, spec, selection, out_selection, *_ = one
+        if not _is_kept(getter, spec):
+            return False
+        token: Any = getter.store.cache.get((getter.store.name, getter.path), _WRITING)
+        chunk: Any = (
+            _ABSENT if token == _WRITING else getter.store.cache.get(self._key(getter, bytes(token), spec), _ABSENT)
+        )
+        if chunk is _ABSENT:
+            return False
+        if chunk is None:
+            to[out_selection] = fill_value_or_default(spec)
+        else:
+            part = chunk[selection]
+            to[out_selection] = part.squeeze(axis=drop_axes) if drop_axes else part
+        return True
+
+    @cached_property
+    def _has_shards(self) -> bool:
+        return self.supports_partial_decode and isinstance(self.array_bytes_codec, ShardingCodec)
+
+    async def _read_shard(self, one: tuple[Any, ...], to: np.ndarray[Any, Any], drop_axes: tuple[int, ...]) -> None:
+        """Copies the selected parts of the inner chunks of a shard."""
+        getter, spec, selection, out_selection, *_ = one
+        store, inner = getter.store, self.array_bytes_codec.chunk_shape
+        indexer = get_indexer(selection, shape=spec.shape, chunk_grid=RegularChunkGrid(chunk_shape=inner))
+        parts = [(tuple(map(int, coords)), *places) for coords, *places in indexer]
+        await store.opened()
+        token = await store.token(getter.path)
+        key = None if token == _WRITING else self._key(getter, token, spec)
+        found: list[Any] = [
+            _ABSENT if key is None else store.cache.get((*key, *coords), _ABSENT) for coords, *_ in parts
+        ]
+        absent = [n for n, chunk in enumerate(found) if chunk is _ABSENT]
+        wanted = [(getter, spec, key, parts[n][0]) for n in absent]
+        loaded = await concurrent_map(wanted, self._inner_chunk, zarr_config.get("async.concurrency"))
+        for n, chunk in zip(absent, loaded, strict=True):
+            found[n] = chunk
+        axes = out_selection if isinstance(out_selection, tuple) else (out_selection,)
+        plain = (
+            not drop_axes and all(isinstance(axis, slice) for axis in axes) and to[out_selection].shape == indexer.shape
+        )
+        target = to[out_selection] if plain else np.empty(indexer.shape, to.dtype)  # a view: its values are copied once
+        for chunk, (_, chunk_selection, place, _) in zip(found, parts, strict=True):
+            target[place] = fill_value_or_default(spec) if chunk is None else chunk[chunk_selection]
+        if not plain:
+            target = target.reshape(getattr(indexer, "sel_shape", target.shape))
+            to[out_selection] = target.squeeze(axis=drop_axes) if drop_axes else target
+
+    async def _inner_chunk(
+        self, getter: StorePath, spec: Any, key: tuple[Key, ...] | None, coords: tuple[int, ...]
+    ) -> Any:
+        """An inner chunk of a shard, whole; None if the shard does not exist."""
+        inner = self.array_bytes_codec.chunk_shape
+        whole = tuple(slice(n * size, (n + 1) * size) for n, size in zip(coords, inner, strict=True))
+
+        async def load(_: Key) -> Any:
+            (chunk,) = await self.array_bytes_codec.decode_partial([(_ShardBytes(getter), whole, spec)])
+            return None if chunk is None else np.asarray(chunk.as_numpy_array(), order="C")
+
+        return await (load(()) if key is None else getter.store.cache.aget_or_load((*key, *coords), load))
 
     async def read_batch(
         self, batch_info: Iterable[tuple[Any, ...]], out: Any, drop_axes: tuple[int, ...] = ()
@@ -252,7 +352,7 @@ class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
             part = spec.prototype.nd_buffer.from_numpy_array(chunk)[selection]
             out[out_selection] = part.squeeze(axis=drop_axes) if drop_axes else part
 
-    def _key(self, getter: StorePath, token: bytes, spec: Any) -> Key:
+    def _key(self, getter: StorePath, token: bytes, spec: Any) -> tuple[Key, ...]:
         return (getter.store.name, token, getter.path, self._codecs, spec.dtype.to_native_dtype().str, spec.shape)
 
     async def _kept(self, getter: StorePath, spec: Any) -> Any:

@@ -5,9 +5,18 @@ under the same number. Then the number is neither used nor closed.
 """
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar
 
 from bufferpool import _core
+
+
+def is_segment(fd: int) -> bool:
+    """Whether a file begins as the segment of a pool does, sound or not. One that cannot be read is none: it is not in memory."""
+    with suppress(OSError):
+        return os.pread(fd, 7, 0) == b"BUFPOOL"
+    return False
 
 
 class OwnDescriptor:
@@ -31,22 +40,25 @@ class OwnDescriptor:
         """The number; -1 when it is closed, or was closed by other code."""
         return self._number if self.is_ours() else -1
 
-    def is_ours(self) -> bool:
+    def is_ours(self, fstat: Callable[[int], os.stat_result] = os.fstat) -> bool:
         """Whether the number still belongs to the file that was opened."""
         if self._number < 0 or self._holders.get(self._number) is not self._token:
             return False
         try:
-            about = os.fstat(self._number)
+            about = fstat(self._number)
         except OSError:
             return False
         return (about.st_dev, about.st_ino) == self.file
 
-    def close(self) -> None:
-        """Closes the file, if the number still belongs to it."""
+    def close(self, close: Callable[[int], None] = os.close) -> None:
+        """Closes the file, if the number still belongs to it.
+
+        When the interpreter ends it may remove the names of this module first: what this needs is bound as default arguments.
+        """
         number, self._number = self.number, -1
         if number >= 0:
             self._holders.pop(number, None)
-            os.close(number)
+            close(number)
 
     def __del__(self) -> None:
         self.close()

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from bufferpool._locks import Lock
 from bufferpool.machine.descriptor import OwnDescriptor
@@ -49,6 +49,7 @@ class Reading:
     machine_size: int | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where readings come from. Tests use sources of their own."""
 

@@ -5,17 +5,20 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import os
 import pickle
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, ParamSpec, Protocol, Self, TypeVar, cast
+
+import numpy as np
 
 from bufferpool import _core
-from bufferpool.errors import LoaderFailed, WaitTimeout, WouldDeadlock
+from bufferpool.errors import CacheRemoved, LoaderFailed, PoolClosed, WaitTimeout, WouldDeadlock
 from bufferpool.figures.stats import CacheStats
 from bufferpool.printable import shown
-from bufferpool.units import parse_size, seconds_of
+from bufferpool.units import flag_of, is_number, limits_of, refuse_reserve_above, seconds_of
 
 if TYPE_CHECKING:
     from bufferpool.client.client import Client
@@ -36,10 +39,11 @@ class Opens(Protocol):
     client: "Client"
 
 
-_loading: contextvars.ContextVar[frozenset[tuple[str, str, Key]]] = contextvars.ContextVar(
-    "_loading", default=frozenset()
-)
-"""The keys that this thread, or this task, is loading."""
+_BYTES_MOST = 1 << 62
+_PICKLED_MOST, _TEXT_MOST = 16 << 10, 1000  # of an exception, for those who waited
+
+LoadOf = tuple[int, str, str, Key]
+"""Process, path of the pool, cache and key of a load. A forked child does not go on with its parent's loads."""
 
 
 class Cache(_core.CacheBase):
@@ -58,14 +62,23 @@ class Cache(_core.CacheBase):
     _client: "Client"
     _pool: "Opens"
 
+    # What ends a suspended aget_or_load. When the interpreter ends it may remove the names of this module first.
+    _loading: ClassVar[contextvars.ContextVar[frozenset[LoadOf]]] = contextvars.ContextVar(
+        "_loading", default=frozenset()
+    )
+    """The keys that this thread, or this task, is loading."""
+    _suppress_gone: ClassVar = contextlib.suppress(PoolClosed, CacheRemoved)
+
     def __new__(cls, pool: "Opens", name: str, settings: "Settings | None" = None) -> Self:
         """Opens the cache, or makes it. ``settings`` that are not None replace those that it has."""
         if not isinstance(name, str):
             raise TypeError(f"the name of a cache must be a string, not {type(name).__name__}")
+        if "\0" in name:
+            raise ValueError(f"the name of a cache must be without NUL, not {name!r}")
         cache = super().__new__(cls, pool.client.seg, name)
         cache.name, cache._client, cache._pool = name, pool.client, pool
         if settings is not None:
-            cache.configure(settings.ttl_ns, settings.jitter, settings.limit, settings.reserve)
+            cache.configure(settings.ttl_ns, settings.jitter_part, settings.limit, settings.reserve)
         return cache
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -94,13 +107,16 @@ class Cache(_core.CacheBase):
         A ``load`` that takes no argument is called without the key.
 
         The others wait, at most ``timeout`` seconds, and get the same value. If the process that loads it dies, one
-        of them loads it; if ``load`` raises, all who waited get the exception. (One that cannot be pickled comes as
-        LoaderFailed.) ``ttl``: seconds until the value expires (default: the cache's). ``stale_while_loading``:
-        while one process loads a new value in place of one that has expired, the others get the old one.
+        of them loads it; if ``load`` raises, all who waited get the exception. (One that cannot be pickled, or not be
+        made again in the process that waited, comes as LoaderFailed with its text.) If the value cannot be kept, all
+        who waited load it for themselves, at the same time. ``ttl``: seconds until the value expires (default: the
+        cache's). ``stale_while_loading``: while another call loads a new value in place of one that has expired, this one
+        gets the old one.
 
-        The caller that loads gets what ``load`` returned, the others what the cache gives: a read-only memoryview for bytes, a
-        read-only array for an array. Raises WaitTimeout, and WouldDeadlock if this thread is loading the key already.
+        All callers get the value in the form in which the cache gives it, the one that loads it too: a read-only memoryview for
+        bytes (``bytes(value)`` copies it), a read-only array for an array. Raises WaitTimeout, and WouldDeadlock if this thread is loading the key already.
         """
+        seconds = self._checked(timeout, ttl, stale_while_loading)
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast(_T, value)
@@ -108,20 +124,20 @@ class Cache(_core.CacheBase):
         self._raise_if_loading(load_of)
         loads: list[Any] = []  # begin() puts our load into it: an exception of a signal's handler may come at any line
         try:
-            outcome, what = self.begin(key, seconds_of(timeout), True, False, stale_while_loading, loads)
+            outcome, what = self.begin(key, seconds, True, False, stale_while_loading, loads)
             if outcome in (VALUE, STALE):
                 return cast(_T, what)
             self._raise_unless_load(outcome, what, key, timeout)
-            _loading.set(_loading.get() | {load_of})
+            self._loading.set(self._loading.get() | {load_of})
             began = time.perf_counter()
-            loaded = _called(load, key)
+            loaded = _require_value(_called(load, key))
             self._store(key, loads, loaded, ttl, began)
         except BaseException as error:
-            self._end(key, loads, error)
+            self._end(key, loads, error, stale_while_loading)
             raise
         finally:
-            _loading.set(_loading.get() - {load_of})
-        return loaded
+            self._loading.set(self._loading.get() - {load_of})
+        return _as_given(loaded)
 
     async def aget_or_load(
         self,
@@ -135,12 +151,13 @@ class Cache(_core.CacheBase):
         """The same as :meth:`get_or_load` for a coroutine function; the event loop runs on while it waits."""
         from asyncio import sleep  # not at the top: a command that only looks imports no asyncio
 
+        seconds = self._checked(timeout, ttl, stale_while_loading)
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast(_T, value)
         load_of = self._load_of(key)
         self._raise_if_loading(load_of)
-        end, pause, waited = time.monotonic() + seconds_of(timeout), _POLL_S, False
+        end, pause, waited = time.monotonic() + seconds, _POLL_S, False
         loads: list[Any] = []
         try:
             while True:
@@ -155,51 +172,69 @@ class Cache(_core.CacheBase):
                 await sleep(pause)
                 pause = min(2 * pause, _POLL_MOST_S)
             self._raise_unless_load(outcome, what, key, timeout)
-            _loading.set(_loading.get() | {load_of})
+            self._loading.set(self._loading.get() | {load_of})
             began = time.perf_counter()
-            loaded = await _called(load, key)
+            loaded = await _require_awaitable(_called(load, key))
             self._store(key, loads, loaded, ttl, began)
         except BaseException as error:
-            self._end(key, loads, error)
+            self._end(key, loads, error, stale_while_loading)
             raise
         finally:
-            _loading.set(_loading.get() - {load_of})
-        return loaded
+            self._loading.set(self._loading.get() - {load_of})
+        return _as_given(loaded)
 
-    def _load_of(self, key: Key) -> tuple[str, str, Key]:
-        return self._client.path, self.name, key
+    @staticmethod
+    def _checked(timeout: float | None, ttl: float | None, stale: bool) -> float:
+        """The seconds that a caller waits. Raises TypeError, ValueError, before a loader has run in vain."""
+        flag_of(stale, "stale_while_loading")
+        _ttl_of(ttl)
+        return seconds_of(timeout)
 
-    def _raise_if_loading(self, load_of: tuple[str, str, Key]) -> None:
+    def _load_of(self, key: Key) -> LoadOf:
+        return os.getpid(), self._client.path, self.name, key
+
+    def _raise_if_loading(self, load_of: LoadOf) -> None:
         """Raises WouldDeadlock if this thread or task is loading the key: it would wait for itself."""
-        if load_of in _loading.get():
+        if load_of in self._loading.get():
             raise WouldDeadlock(
-                f"this thread or task is loading {shown(load_of[2])} of cache {self.name!r} already; load another key"
+                f"this thread or task is loading {shown(load_of[3])} of cache {self.name!r} already; load another key"
             )
 
     def _raise_unless_load(self, outcome: int, what: Any, key: Key, timeout: float | None) -> None:
         """Raises what another one's load has raised, or that it takes too long."""
         if outcome == FAILED:
-            raise what
+            raise _told_error(what, key)
         if outcome == LATE:
+            # Not at the top: what records trouble needs the events, and the pool's figures need this module.
+            from bufferpool.client.trouble import tell_late
+
+            tell_late(self._client, lambda one: (one.kind, one.cache) == ("cache_load", self.name))
             raise WaitTimeout(
-                f"{shown(key)} of cache {self.name!r} was being loaded for longer than {timeout} seconds by another thread or process"
+                f"{shown(key)} of cache {self.name!r} was being loaded for longer than {timeout} seconds by another thread or "
+                "process: pool.operations() names it"
             )
 
     def _store(self, key: Key, loads: list[Any], value: Any, ttl: float | None, began: float) -> None:
-        """Keeps a loaded value; without a load (there was no room for one) it is only counted."""
+        """Keeps a loaded value. Without a load (there was no room for one), or if the loader has closed the pool or removed
+        the cache, it is not kept."""
         microseconds = min(int((time.perf_counter() - began) * 1e6), 2**32 - 1)
         if loads:
-            self.finish(key, loads[0], value, ttl, microseconds)
+            with self._suppress_gone:
+                self.finish(key, loads[0], value, ttl, microseconds)
 
-    def _end(self, key: Key, loads: list[Any], error: BaseException) -> None:
+    def _end(self, key: Key, loads: list[Any], error: BaseException, stale: bool) -> None:
         """Ends a load without a value. Those that wait get the exception, if it is one of the loader's."""
         if not loads:
             return
-        told = None
-        try:
-            told = _pickled(error, key) if isinstance(error, Exception) else None
-        finally:
-            self.fail(loads[0], key, told)
+        ended = False
+        with self._suppress_gone:  # the load has ended with it
+            try:
+                if isinstance(error, Exception):
+                    for most in (_PICKLED_MOST, 0):  # there may be no room for the whole of it
+                        ended = ended or self.fail(loads[0], key, _told(error, most), stale)
+            finally:
+                if not ended:
+                    self.fail(loads[0], key, None)
 
     # ---- functions ----------------------------------------------------------------------
 
@@ -213,13 +248,22 @@ class Cache(_core.CacheBase):
     ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
         """A decorator: the function's results are kept, and computed once for all processes.
 
-        The key is the function's name, ``version`` (change it with the code) and the arguments, which are numbers, str, bytes,
-        None, bool or tuples of them; for others, ``key(*args, **kwargs)`` makes one. The function has the attribute
+        The decorated form of a coroutine function is a coroutine function, too. The key is the function's name, ``version`` (change
+        it with the code) and the arguments, which are numbers, str, bytes, None, bool or tuples of them; for others,
+        ``key(*args, **kwargs)`` makes one. The function has the attribute
         ``cache_key``, which gives the key of a call. Functions of one name share their results, also if they are made
-        several times with other variables around them: give each another ``version``. Raises ValueError for a lambda.
+        several times with other variables around them: give each another ``version``. Results come as :meth:`get_or_load` gives
+        them: bytes as a read-only memoryview, an array read-only. Raises ValueError for a lambda,
+        and TypeError for what has no name, or gives a generator.
         """
 
         def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+            if not hasattr(function, "__qualname__"):
+                raise TypeError(
+                    f"memoize() takes a function, which has a name, not {type(function).__name__}; define one with def"
+                )
+            if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+                raise TypeError(f"{function.__qualname__} gives a generator, which cannot be kept; return a list")
             name = f"{function.__module__}.{function.__qualname__}"
             if function.__name__ == "<lambda>":
                 raise ValueError(
@@ -229,8 +273,19 @@ class Cache(_core.CacheBase):
             def cache_key(*args: Any, **kwargs: Any) -> Key:
                 if key is not None:
                     return (name, version, key(*args, **kwargs))
-                named = tuple((word, _key_part(value)) for word, value in sorted(kwargs.items()))
-                return (name, version, tuple(map(_key_part, args)), named)
+                named = tuple((word, plain_key(value)) for word, value in sorted(kwargs.items()))
+                return (name, version, tuple(map(plain_key, args)), named)
+
+            if inspect.iscoroutinefunction(function):
+
+                @functools.wraps(function)
+                async def awaited(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+                    return await self.aget_or_load(
+                        cache_key(*args, **kwargs), lambda _: function(*args, **kwargs), ttl=ttl, timeout=timeout
+                    )
+
+                awaited.cache_key = cache_key  # type: ignore[attr-defined]
+                return cast(Callable[_P, _T], awaited)
 
             @functools.wraps(function)
             def memoized(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -255,25 +310,39 @@ class Settings:
     """The settings of a cache; None leaves one as it is."""
 
     ttl_ns: int | None
-    jitter: float
+    jitter_part: int | None  # in 2^-32
     limit: int | None
     reserve: int | None
 
     @classmethod
-    def of(cls, ttl: float | None, jitter: float, limit: int | str | None, reserve: int | str | None) -> "Settings":
+    def of(
+        cls, ttl: float | None, jitter: float | None, limit: int | str | None, reserve: int | str | None
+    ) -> "Settings":
         """Checks the arguments of :meth:`bufferpool.Pool.cache`. Raises ValueError, TypeError."""
-        seconds = None if ttl is None else seconds_of(ttl, "ttl")
-        if seconds == 0:
-            raise ValueError("ttl must be above 0 seconds")
-        if not isinstance(jitter, int | float) or not 0 <= jitter < 1:
-            raise ValueError(f"jitter must be 0 to below 1 (a part of the ttl), not {jitter!r}")
-        most, least = (
-            None if size is None else parse_size(size, name) for size, name in ((limit, "limit"), (reserve, "reserve"))
-        )
-        if most is not None and least is not None and least > most:
-            raise ValueError(f"reserve ({least} bytes) must not be above limit ({most} bytes)")
-        ns = None if seconds is None else int(min(seconds, 1e9) * 1e9)
-        return cls(ns, float(jitter), most, least)
+        seconds = _ttl_of(ttl)
+        if jitter is not None and (not is_number(jitter) or not 0 <= jitter < 1):
+            raise (ValueError if is_number(jitter) else TypeError)(
+                f"jitter must be 0 to below 1 (a part of the ttl), not {jitter!r}"
+            )
+        most, least = limits_of(limit, reserve)
+        for bytes_, name in ((most, "limit"), (least, "reserve")):
+            if bytes_ is not None and bytes_ > _BYTES_MOST:
+                raise ValueError(f"{name} must be at most {_BYTES_MOST} bytes (4 EiB), not {bytes_}")
+        if most == 0:
+            raise ValueError(
+                "limit must be above 0 bytes; leave it out for the part of the budget that all caches share"
+            )
+        refuse_reserve_above(most, least)
+        ns = None if seconds is None else max(int(min(seconds, 1e9) * 1e9), 1)  # 0: never
+        return cls(ns, None if jitter is None else int(jitter * 2**32), most, least)
+
+
+def _ttl_of(ttl: float | None) -> float | None:
+    """The seconds after which a value expires; None: the caller gives none. Raises TypeError, ValueError."""
+    seconds = None if ttl is None else seconds_of(ttl, "ttl")
+    if seconds == 0:
+        raise ValueError("ttl must be above 0 seconds")
+    return seconds
 
 
 def _called(load: Callable[..., _T], key: Key) -> _T:
@@ -287,29 +356,83 @@ def _called(load: Callable[..., _T], key: Key) -> _T:
     return load(key)
 
 
-def _key_part(value: Any) -> Key:
-    """An argument of a function as a part of a key. Only what is marked is a tuple, so no two arguments have the same part."""
-    if value is None:
-        return ("none",)
-    if isinstance(value, bool | float):
-        return (type(value).__name__, value.hex() if isinstance(value, float) else int(value))
+def plain_key(value: Any) -> Key:
+    """A key for a value that a dict may have as key, or an argument of a function: what a key may be, None, bool, float,
+    classes, subclasses of these, and tuples of them.
+
+    Values of different types have different keys, even where Python says that they are equal: 1, 1.0 and True. Only what is
+    marked is a tuple, so no two values have the same key.
+    """
+    if type(value) in (str, bytes, int):
+        return cast(Key, value)
     if isinstance(value, tuple):
-        return ("tuple", *map(_key_part, value))
-    if isinstance(value, str | bytes | int):
-        return value
+        return ("(", *map(plain_key, value))
+    if value is None:
+        return ("=", "None")
+    if isinstance(value, type):
+        return ("=", "type", f"{value.__module__}.{value.__qualname__}")
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, float):
+        return ("=", name, value.hex())
+    bases: tuple[Any, ...] = (str, bytes, int)
+    for base in bases:
+        if isinstance(value, base):
+            return ("=", name, base.__getnewargs__(value)[0])
     raise TypeError(
-        f"an argument of a memoized function is a number, str, bytes, None, bool or a tuple of them, not {type(value).__name__}; "
-        "memoize(key=…) makes a key of others"
+        f"a key is made of numbers, str, bytes, None, bool, classes and tuples of them, not of {type(value).__name__}; "
+        "make one of it: memoize(key=…) takes a function for that"
     )
 
 
-def _pickled(error: Exception, key: Key) -> bytes | None:
-    """The exception for those who waited; LoaderFailed, if it cannot be pickled."""
+def _require_value(loaded: _T) -> _T:
+    """What a loader has returned, unless it has still to be awaited."""
+    if inspect.iscoroutine(loaded):
+        loaded.close()
+        raise TypeError("the loader is a coroutine function; use aget_or_load()")
+    return loaded
+
+
+def _as_given(loaded: _T) -> _T:
+    """A loaded value in the form that get() gives it: else what works with a first result would fail with the second."""
+    if type(loaded) is np.ndarray:
+        view = cast(np.ndarray[Any, Any], loaded).view()
+        view.flags.writeable = False
+        return cast(_T, view)
+    if type(loaded) in (bytes, bytearray):
+        return cast(_T, memoryview(cast(bytes, loaded)).toreadonly())
+    if isinstance(loaded, memoryview):
+        flat = loaded.cast("B") if loaded.c_contiguous and loaded.nbytes else memoryview(loaded.tobytes())
+        return cast(_T, flat.toreadonly())
+    return loaded
+
+
+def _require_awaitable(loaded: Awaitable[_T]) -> Awaitable[_T]:
+    if not inspect.isawaitable(loaded):
+        raise TypeError(
+            f"the loader returned {type(loaded).__name__}, which cannot be awaited; use get_or_load(), or a coroutine function"
+        )
+    return loaded
+
+
+def _told(error: Exception, most: int) -> bytes:
+    """An exception for those who waited: its text, and the exception, if it can be pickled in ``most`` bytes."""
+    whole = None
     with contextlib.suppress(Exception):  # what pickling other people's exceptions may raise
-        told = pickle.dumps(error, 5)
-        if isinstance(pickle.loads(told), Exception):
-            return told
+        pickled = pickle.dumps(error, 5) if most else b""
+        if 0 < len(pickled) <= most and isinstance(pickle.loads(pickled), Exception):
+            whole = pickled
     text = type(error).__name__
     with contextlib.suppress(Exception):  # what other people's exceptions may raise when they are shown
         text = f"{text}: {error}"
-    return pickle.dumps(LoaderFailed(f"the load of {shown(key)} raised {text}"), 5)
+    return pickle.dumps((text[: _TEXT_MOST if most else _TEXT_MOST // 10], whole), 5)
+
+
+def _told_error(told: bytes, key: Key) -> Exception:
+    """The exception that :func:`_told` was given; LoaderFailed, if it cannot be made again in this process."""
+    text, whole = pickle.loads(told)
+    if whole is not None:
+        with contextlib.suppress(Exception):  # its class may be in the loader's __main__ only
+            error = pickle.loads(whole)
+            if isinstance(error, Exception):
+                return error
+    return LoaderFailed(f"the load of {shown(key)} raised {text}")

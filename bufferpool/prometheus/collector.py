@@ -182,7 +182,7 @@ MEMORY = (
            lambda s: sum(space.dirty for space in s.stats.spaces if space.kind in ("file", "store"))),
     _gauge("bufferpool_held_back_pages",
            "Dirty pages that may not be written yet: their LSN is above the durable LSN (the write-ahead rule).",
-           lambda s: s.summary.held_back),
+           lambda s: s.stats.held_back_pages),
     Family(CounterMetricFamily, "bufferpool_reclaimed_bytes",
            "Bytes given back to the kernel, by reason: budget (the pool shrank), idle (not used for a while), pressure "
            "(the machine is short of memory), drop (pages or a space were dropped), trim (by a call), client_exit (a "
@@ -226,8 +226,14 @@ WRITE_BACK = (
     Family(GaugeMetricFamily, "bufferpool_last_checkpoint_timestamp_seconds",
            "When the last checkpoint was. Absent while there has been none.",
            lambda s: [((), s.stats.checkpoint_at)] if s.stats.checkpoint_at else [], unit="seconds"),
-    Family(GaugeMetricFamily, "bufferpool_pending_operations", "Loads and flushes that are under way at the moment.",
-           lambda s: [(("load",), s.stats.pending_loads), (("flush",), s.stats.pending_flushes)], ("operation",)),
+    Family(GaugeMetricFamily, "bufferpool_pending_operations",
+           "What is under way at the moment: loads and flushes of pages, loads of values of caches, syncs of the engine's log, "
+           "and saves of the working set.",
+           lambda s: [((kind,), n) for kind, n in s.stats.pending_operations.items()], ("operation",)),
+    Family(GaugeMetricFamily, "bufferpool_oldest_operation_seconds",
+           "How long the one of each kind that has waited longest has not come forward; 0 if none is under way. A store, a loader "
+           "or a log that hangs makes it grow (bufferpool operations names the space, the page or the key, and the process).",
+           lambda s: [((kind,), age) for kind, age in s.stats.oldest_operation_s.items()], ("operation",), "seconds"),
     _counter("bufferpool_checkpoints", "Checkpoints: each wrote all pages that were dirty before it.", "checkpoints"),
     _counter("bufferpool_corrupt_pages", "Pages whose checksum did not match when they were read.", "corrupt_pages"),
     _counter("bufferpool_repaired_pages", "Corrupt pages that were repaired.", "repaired_pages"),
@@ -268,6 +274,10 @@ SPACES = (
            _per_space("resident"), SPACE_LABELS),
     Family(GaugeMetricFamily, "bufferpool_space_dirty_pages", "Pages of a space with changes that its store lacks.",
            _per_space("dirty"), SPACE_LABELS),
+    Family(GaugeMetricFamily, "bufferpool_space_limit_bytes", "The most bytes of the pages of a space in the pool; 0: no limit.",
+           _per_space("limit"), SPACE_LABELS, "bytes"),
+    Family(GaugeMetricFamily, "bufferpool_space_reserve_bytes", "Bytes of the pages of a space that others cannot take.",
+           _per_space("reserve"), SPACE_LABELS, "bytes"),
     Family(CounterMetricFamily, "bufferpool_space_hits", "References to pages of a space that were in the pool.",
            _per_space("hits"), SPACE_LABELS),
     Family(CounterMetricFamily, "bufferpool_space_misses", "References to pages of a space that had to be loaded, or were read ahead.",
@@ -324,6 +334,10 @@ CACHES = (
            _per_cache("count"), ("cache",)),
     Family(GaugeMetricFamily, "bufferpool_cache_bytes", "Bytes of the keys and values in a cache.",
            _per_cache("bytes"), ("cache",), "bytes"),
+    Family(GaugeMetricFamily, "bufferpool_cache_limit_bytes", "The most bytes of the keys and values of a cache; 0: no limit.",
+           _per_cache("limit"), ("cache",), "bytes"),
+    Family(GaugeMetricFamily, "bufferpool_cache_reserve_bytes", "Bytes that other caches cannot take from a cache.",
+           _per_cache("reserve"), ("cache",), "bytes"),
     *(Family(CounterMetricFamily, f"bufferpool_cache_{name}", help, _per_cache(name), ("cache",)) for name, help in (
         ("hits", "Lookups of a key that found a value."),
         ("misses", "Lookups of a key that found no value."),
@@ -333,6 +347,7 @@ CACHES = (
         ("waits", "Calls that waited for the load of another thread or process."),
         ("evictions", "Values that were evicted for others."),
         ("refused", "Values that were not kept: too large, or there was no room."),
+        ("superseded", "Loaded values that were not kept, because the key was put or deleted meanwhile."),
     )),
 )  # fmt: skip
 

@@ -13,7 +13,6 @@ without such locks (ENOLCK, EINVAL) there is no claim, and only the file's times
 import errno
 import fcntl
 import os
-import random
 import struct
 import time
 import weakref
@@ -92,9 +91,9 @@ def keep_store(client: Client, record: Record, store: Store) -> None:
 def drop_unused(client: Client) -> None:
     """Ends the claims, and closes the stores, that this attachment has kept for spaces which are gone.
 
-    Any process may remove a space, and the others are not told. So each looks for itself: in every round of its
-    steward, and when it flushes, opens or removes a space, or reaps. It looks at all of them if a space was removed since
-    it looked last, and else at the claims alone that are new: the space may have been refused for which one was made.
+    Any process may remove a space, and the others get no notice. So each looks for itself: in every round of its
+    steward, and when it flushes, opens or removes a space, or reaps. If a space was removed since the last look, it looks at all
+    stores and claims; otherwise only at new claims, because the space that a claim was made for may have been refused.
     """
     removals = client.seg.removals()
     changed = client.removals_seen != removals
@@ -128,7 +127,9 @@ def claim(client: Client, store: FileStore) -> None:
                 client.claims[file] = holder
                 client.new_claims.add(file)
                 return
-            time.sleep(random.uniform(0.001, 0.02))  # two pools saw each other's locks: release, wait, try again
+            from random import uniform  # not at the top: random imports OpenSSL
+
+            time.sleep(uniform(0.001, 0.02))  # two pools saw each other's locks: release, wait, try again
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return

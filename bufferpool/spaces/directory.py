@@ -7,7 +7,6 @@ first, and starts over if the directory has changed when it gets the lock. A pro
 also needs a space's flush lock takes that lock first, and never waits for it while it holds the directory lock.
 """
 
-import hashlib
 import os
 import time
 from contextlib import nullcontext
@@ -38,6 +37,7 @@ DISCARDABLE, WRITABLE, CHECKSUM = 1, 2, 4  # flags of a space, as in core/layout
 GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow, while there are many
 _SHOWN = 20  # spaces that a message names
 BUSY_S = 1.0  # seconds to wait for a space in use, before SpaceBusy
+LOCKED_S = 30.0  # seconds to wait for a lock of another client, which is stopped then, or whose disk hangs
 
 
 @dataclass
@@ -52,6 +52,10 @@ class Wanted:
     store: Store | None = None
     generation: int | None = None
     """The generation of the slot to which the handle is bound; None before."""
+    slot: int = -1
+    """The number of this slot: the next space of the name may have the same generation of another one."""
+    patience: float = LOCKED_S
+    """Seconds that this process waits, when it opens the space, for another client that opens or flushes one."""
 
     @property
     def private(self) -> bool:
@@ -81,11 +85,14 @@ class NewSpace(NamedTuple):
     version: int
 
 
-class Bound(NamedTuple):
+@dataclass
+class Bound:
     """How a handle was bound: the space's record then, and its file."""
 
     record: Record
     store: FileStore | None
+    binding: Any = None
+    """What the core was given for the last copy: copies after it are given the same."""
 
     @property
     def slot(self) -> tuple[int, int]:
@@ -150,16 +157,16 @@ def bind(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", truncate: bool 
         mine = client.stores.get(record["index"])
         if mine is None or mine[0] != record["generation"] or options.get("mode") == "r+":
             keep_store(client, record, store)
-    if (key := _key_of(client, wanted, dtype, record["generation"])) is not None:
+    if (key := _key_of(client, wanted, dtype, (record["index"], record["generation"]))) is not None:
         client.bound[key] = Bound(record, store if isinstance(store, FileStore) else None)
     return record
 
 
-def _key_of(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", generation: int) -> tuple[object, ...] | None:
+def _key_of(client: Client, wanted: Wanted, dtype: "np.dtype[Any]", slot: tuple[int, int]) -> tuple[object, ...] | None:
     """What all handles have in common that are bound alike; None for a private space, or one with a store or code of its own."""
     if wanted.private or wanted.kind is Kind.STORE or wanted.options.get("repair") is not None:
         return None
-    return client.mode, wanted.name, generation, dtype, *wanted.options.items()
+    return client.mode, wanted.name, *slot, dtype, *wanted.options.items()
 
 
 def bound_before(client: Client, wanted: Wanted, dtype: "np.dtype[Any]") -> Bound | None:
@@ -171,7 +178,7 @@ def bound_before(client: Client, wanted: Wanted, dtype: "np.dtype[Any]") -> Boun
     if wanted.generation is None:
         return None
     _ = client.seg  # attaches; a copy then shares what its process has bound
-    key = _key_of(client, wanted, dtype, wanted.generation)
+    key = _key_of(client, wanted, dtype, (wanted.slot, wanted.generation))
     found: Bound | None = None if key is None else client.bound.get(key)
     if found is None or not client.seg.is_current(*found.slot):
         return None
@@ -211,9 +218,10 @@ def _state(store: Store | None) -> FileState:
 
 def _connect(client: Client, wanted: Wanted, truncate: bool) -> Record | None:
     """Tries once to find the slot of the space, or to fill one. Returns None if the directory has changed meanwhile."""
-    state = _state(wanted.store)
+    removals, state = client.seg.removals(), _state(wanted.store)
     record = _find_record(client, wanted, state, truncate)
-    if wanted.generation is not None and (record is None or record["generation"] != wanted.generation):
+    before = None if wanted.generation is None else (wanted.slot, wanted.generation)
+    if before is not None and (record is None or (record["index"], record["generation"]) != before):
         raise SpaceRemoved(removed_message(wanted.name))
     if record is None and wanted.options.get("found"):
         raise SpaceNotFound(no_such_space(client, wanted.name))
@@ -224,7 +232,7 @@ def _connect(client: Client, wanted: Wanted, truncate: bool) -> Record | None:
         return _refresh_file(client, wanted, record, truncate) if wanted.kind is Kind.FILE else record
     if isinstance(wanted.store, FileStore):
         state = wanted.store.fresh_state()
-    return _add_space(client, wanted, state, truncate, None)
+    return _add_space(client, wanted, state, truncate, None, removals)
 
 
 def _find_record(client: Client, wanted: Wanted, state: FileState, truncate: bool) -> Record | None:
@@ -241,6 +249,12 @@ def _find_record(client: Client, wanted: Wanted, state: FileState, truncate: boo
     if record["kind"] != wanted.kind:
         raise SpaceMismatch(
             f"space {wanted.name!r} is a {kind_name(record['kind'])} space, not {wanted.kind.name.lower()}; {_other_or_discard(wanted)}"
+        )
+    limit = None if truncate or wanted.generation is not None else wanted.options.get("max_pages")
+    if limit not in (None, record["max_pages"]):
+        raise SpaceMismatch(
+            f"space {wanted.name!r} was opened with room for {record['max_pages']} pages, not {limit}; omit max_pages, or remove the "
+            f"space first: flush it, then pool.discard({wanted.name!r})"
         )
     if wanted.kind is Kind.FILE:
         assert isinstance(store, FileStore)
@@ -329,13 +343,13 @@ def _refresh_file(client: Client, wanted: Wanted, record: Record, truncate: bool
     before, now = recorded(record), store.state()
     if not truncate and not before.doubt and (now.content, now.ctime_ns) == (before.content, before.ctime_ns):
         return record
-    with seg.lock_flush(index) as held:
+    with seg.lock_flush(index, True, wanted.patience) as held:
         store.fresh_state()  # taken before the state that is recorded below
         found = client.current(record)
         if found is None:
             return None
         if not truncate and not held.interrupted and is_unchanged(client, found, store, opening=True):
-            seg.record_store(index, 0, False, store.state())  # this record is less doubtful
+            _record_state(client, record, store.state())  # this record is less doubtful
             return client.current(record)
         before, now = recorded(found), store.state()
         another, cut = now.file != before.file, now.size < before.size
@@ -364,7 +378,13 @@ def adopt(client: Client, record: Record, store: FileStore) -> None:
         raise StoreError(f"{store.path} was changed, and pages of it are being written or loaded; try again")
     if freed:
         client.give_back(freed, "drop")
-    with seg.lock_directory():
+    _record_state(client, record, state, pages)
+
+
+def _record_state(client: Client, record: Record, state: FileState, pages: int = 0, patience: float = LOCKED_S) -> None:
+    """Records the state of a file, which has so many pages at least, unless another space has the slot by now. Needs the flush lock."""
+    seg, index = client.seg, record["index"]
+    with seg.lock_directory(patience):
         if client.current(record) is not None:
             seg.grow_space(index, pages)
             seg.record_store(index, pages, False, state)
@@ -380,17 +400,22 @@ def _pages_of(client: Client, wanted: Wanted, state: FileState, truncate: bool) 
     return store_pages(store, client.page_size)
 
 
-def _add_space(client: Client, wanted: Wanted, state: FileState, truncate: bool, old: Record | None) -> Record | None:
+def _add_space(
+    client: Client, wanted: Wanted, state: FileState, truncate: bool, old: Record | None, removals: int | None = None
+) -> Record | None:
     """Adds the space, instead of ``old`` if given (whose flush lock the caller holds).
 
-    Returns None, and does nothing, if the directory has changed since it was read. A file that is to be emptied is
+    Returns None, and does nothing, if the directory has changed since it was read. If there was no space, ``removals`` is how many
+    had been removed when ``state`` was read: since then, a space of the same file may have been opened, flushed and removed. A file that is to be emptied is
     emptied last, after all checks; until then its record has a time that no file can have, so
     that a process that opens it meanwhile waits for the flush lock.
     """
     seg, pages, held = client.seg, _pages_of(client, wanted, state, truncate), None
     known = NO_FILE._replace(device=state.device, inode=state.inode) if truncate else state
-    with seg.lock_directory():
+    with seg.lock_directory(wanted.patience):
         found = _find_record(client, wanted, state, truncate)
+        if removals is not None and seg.removals() != removals:
+            return None
         if (found and (found["index"], found["generation"])) != (old and (old["index"], old["generation"])):
             return None
         freed = seg.remove_space(old["index"])[1] if old and not truncate else 0
@@ -410,10 +435,7 @@ def _add_space(client: Client, wanted: Wanted, state: FileState, truncate: bool,
         store = wanted.store
         assert isinstance(store, FileStore)
         os.ftruncate(store.fd, 0)
-        state = store.state()
-        with seg.lock_directory():
-            if client.current(record) is not None:
-                seg.record_store(index, 0, False, state)
+        _record_state(client, record, store.state())
     return client.current(record)
 
 
@@ -470,10 +492,16 @@ def remove(client: Client, name: str, index: int, generation: int | None, discar
         time.sleep(0.002)
 
 
-def remove_now(client: Client, name: str, index: int, generation: int | None, discard: bool) -> int | None:
-    """Tries once to remove a space; returns the number of lost dirty pages, or None if its pages are in use."""
+def remove_now(
+    client: Client, name: str, index: int, generation: int | None, discard: bool, *, flushing: bool = False
+) -> int | None:
+    """Tries once to remove a space; returns the number of lost dirty pages, or None if its pages are in use.
+
+    ``flushing``: the caller has its flush lock. Without this lock a flush might begin now, and write to the file while the next
+    space of this file is opened: for that one it would be a change by another program.
+    """
     seg = client.seg
-    with seg.lock_directory():
+    with seg.lock_directory(LOCKED_S):
         record = client.record(index)
         if record["generation"] != generation:
             raise SpaceRemoved(removed_message(name))
@@ -487,8 +515,11 @@ def remove_now(client: Client, name: str, index: int, generation: int | None, di
             )
         if seg.space_in_use(index):
             return None
-        # Pages that an operation has just begun to use are removed when it ends.
-        _, freed = seg.remove_space(index)
+        held = nullcontext() if flushing else seg.lock_flush(index, False)
+        if held is None:
+            return None
+        with held:  # pages that an operation has just begun to use are removed when it ends
+            _, freed = seg.remove_space(index)
     drop_unused(client)
     if freed:
         client.give_back(freed, "drop")
@@ -527,4 +558,6 @@ def version_of(version: int | str | None) -> int:
     if isinstance(version, bool) or not isinstance(version, (int, np.integer, str)):
         raise TypeError(f"version must be an integer or a string, not {type(version).__name__}")
     named = f"str {version!s}" if isinstance(version, str) else f"int {int(version)}"
-    return int.from_bytes(hashlib.blake2b(named.encode(errors="surrogatepass"), digest_size=8).digest(), "little") or 1
+    from hashlib import blake2b  # not at the top: it imports OpenSSL
+
+    return int.from_bytes(blake2b(named.encode(errors="surrogatepass"), digest_size=8).digest(), "little") or 1

@@ -4,6 +4,7 @@ The threads belong to one scan and last as long as it does, because each has an 
 one publishes what it has read, the device works for the other.
 """
 
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from bufferpool.client.threads import Worker
 from bufferpool.errors import BufferPoolError, ThreadRefused
 
 THREADS = 2
+_open: "weakref.WeakSet[ReadAhead]" = weakref.WeakSet()
 IDLE_S = 1.0  # a thread without work ends after so long: the caller may never resume the scan
 
 
@@ -26,17 +28,23 @@ class ReadAhead:
         self._threads: list[Worker] = []
         self._serving = self._idle = 0  # threads that take what is asked, and those of them that wait
         self._closed = False
+        _open.add(self)
 
     def __enter__(self) -> "ReadAhead":
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if not self._closed:
+            self.close()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Ends the threads, and waits for each of them, for ``timeout`` seconds at most."""
         with self._changed:
             self._closed = True
             self._asked.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(timeout)
 
     def begin(self, pages: range) -> Event | None:
         """Has these pages read; the event says when that is over. None: no thread can be started."""
@@ -87,3 +95,12 @@ class ReadAhead:
                     self._load(pages)
             finally:
                 read.set()
+
+
+def close_all(timeout: float) -> None:
+    """Ends the threads of all unfinished scans, before the interpreter ends.
+
+    It ends the scans later, when the names of this module may be gone: then their blocks have nothing left to do.
+    """
+    for ahead in list(_open):
+        ahead.close(timeout)

@@ -1,6 +1,8 @@
 """Spaces: the handles through which pages are used."""
 
+import inspect
 import os
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Never, Protocol
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -33,10 +34,12 @@ from bufferpool.errors import (
 from bufferpool.figures.names import EventKind, Kind
 from bufferpool.figures.stats import SpaceStats, read_frames, read_space
 from bufferpool.printable import shown
-from bufferpool.spaces import awaiting, directory
-from bufferpool.spaces.directory import DISCARDABLE, Wanted, removed_message
+from bufferpool.spaces import awaiting, coroutines, directory
+from bufferpool.spaces.coroutines import CoroutineLoader
+from bufferpool.spaces.directory import DISCARDABLE, Wanted, records_of, removed_message
 from bufferpool.spaces.indexing import select
 from bufferpool.spaces.read_ahead import ReadAhead
+from bufferpool.spaces.share import Share
 from bufferpool.stores.base import (
     Buffer,
     Caching,
@@ -49,6 +52,7 @@ from bufferpool.stores.base import (
     told,
 )
 from bufferpool.stores.checksum import CheckedFile
+from bufferpool.units import flag_of
 
 Loader = Callable[[int, npt.NDArray[Any]], None]
 ManyLoader = Callable[[list[int], list[npt.NDArray[Any]]], None]
@@ -96,6 +100,11 @@ def _is_deadlock(error: BaseException | None) -> bool:
     return error is not None
 
 
+def is_coroutine_function(function: object) -> bool:
+    """Whether a call of it must be awaited."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
 class Space(_core.Space):
     """Pages of one origin, shared by all processes of the pool.
 
@@ -111,11 +120,11 @@ class Space(_core.Space):
 
     ``append()`` allocates the next page number at once (``Write.page_no``); the
     page exists when its block has ended. A number that was allocated and never
-    published reads as zeros once a later page exists.
+    published reads as zeros once a later page exists. ``grow(n)`` makes the space n pages long at once.
     """
 
     def __init__(
-        self, pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None,
+        self, pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | CoroutineLoader | None = None,
         load_many: ManyLoader | None = None,
     ) -> None:  # fmt: skip
         self.pool = pool
@@ -124,8 +133,10 @@ class Space(_core.Space):
         self._client = pool.client
         self._wanted = wanted
         self._loader, self._many_loader = loader, load_many
+        self._coroutines = coroutines.Loops() if is_coroutine_function(loader) else None
         self._native = False  # whether the core reads the pages from a file, without Python
         self._loops = awaiting.Loops()
+        self._pickle: tuple[tuple[int, int | None], bytes] | None = None
 
     @property
     def name(self) -> str:
@@ -189,7 +200,16 @@ class Space(_core.Space):
             )
         wanted = self._wanted  # without a file's store: the copy opens the file for itself
         wanted = replace(wanted, store=None) if isinstance(wanted.store, FileStore) else wanted
+        if self._loader is None and wanted.store is None and wanted.options.get("repair") is None:
+            make = self.pool.__reduce__()[0]
+            return copy_of if isinstance(make, type) else make, (self.pool, self._packed(wanted))
         return Space, (self.pool, wanted, self.dtype, self._loader, self._many_loader)
+
+    def _packed(self, wanted: Wanted) -> bytes:
+        """The pickle of all that a copy is made of, which has no code of the user. It is made once for each state."""
+        if self._pickle is None or self._pickle[0] != (wanted.slot, wanted.generation):
+            self._pickle = (wanted.slot, wanted.generation), pickle.dumps((wanted, self.dtype), 5)
+        return self._pickle[1]
 
     @property
     def private(self) -> bool:
@@ -225,7 +245,7 @@ class Space(_core.Space):
     def __dask_tokenize__(self) -> tuple[object, ...]:
         """What dask names results by: pages that never change have one token, and all others a new one each time."""
         never_change = self.kind is Kind.DERIVED and self.generation is not None
-        state = self.generation if never_change else uuid4().hex
+        state = (self._wanted.slot, self.generation) if never_change else os.urandom(16).hex()
         return "bufferpool.Space", self._client.known_uuid, self.name, self.dtype.str, state
 
     def _attach(self) -> None:
@@ -235,23 +255,32 @@ class Space(_core.Space):
             self._bind()
         else:
             self._wanted.store = found.store or self._wanted.store
-            self._connect_to(found.record)
+            if found.binding is None:
+                found.binding = self._connect_to(found.record)
+            else:
+                self._bound_to(*found.slot)
+                self._native = found.binding.fd >= 0
+                self._bind_core(self._client.seg, found.binding)
+
+    def _bound_to(self, slot: int, generation: int) -> None:
+        self.index = self._wanted.slot = slot
+        self._wanted.generation = generation
 
     def _bind(self, truncate: bool = False) -> None:
         """Finds the space in the directory, or adds it, and connects this handle to it."""
         self._connect_to(directory.bind(self._client, self._wanted, self.dtype, truncate))
 
-    def _connect_to(self, record: Record) -> None:
+    def _connect_to(self, record: Record) -> Binding:
         """Connects this handle to the slot of its space, with the store that the handle has."""
         store = self._store
         fd, caching = -1, Caching.KERNEL
         if isinstance(store, FileStore) and store.native:
             fd, caching = store.fd, store.caching
-        self._connect(record, fd, caching, writable=self._wanted.writable and self._client.mode == "r+")
+        return self._connect(record, fd, caching, writable=self._wanted.writable and self._client.mode == "r+")
 
-    def _connect(self, record: Record, fd: int, caching: Caching, *, writable: bool) -> None:
+    def _connect(self, record: Record, fd: int, caching: Caching, *, writable: bool) -> Binding:
         """Connects this handle to a slot. ``fd``: the descriptor from which the core reads misses; -1: Python loads them."""
-        self.index, self._wanted.generation = record["index"], record["generation"]
+        self._bound_to(record["index"], record["generation"])
         self._native = fd >= 0
         binding = Binding(
             slot=record["index"],
@@ -269,6 +298,7 @@ class Space(_core.Space):
             private=bool(record["owner"]),
         )
         self._bind_core(self._client.seg, binding)
+        return binding
 
     def _fill(self, page_no: int) -> tuple[Buffer, bool]:
         """Called by the core on a miss that Python must load: (the page, whether it differs from the store)."""
@@ -280,15 +310,39 @@ class Space(_core.Space):
                 page, repaired = self._store.load(page_no, self.name, self._client.seg.count)
                 return page, repaired and self._store.writable and self._client.mode == "r+"
             return read_page(self._store, page_no, page_size), False
+        if self._coroutines is not None:
+            ready = self._coroutines.ready.get(page_no)
+            return (ready if ready is not None else coroutines.run(self.name, partial(self._compute, page_no))), False
         buffer = GuardedBuffer(page_size)
         self._run_loader(partial(self._loader, page_no, buffer.page.view(self.dtype)), [buffer], f"page {page_no}")
         return buffer.page, False
+
+    async def _compute(self, page_no: int) -> Buffer:
+        """What a coroutine loader makes of a page. Raises LoaderFailed, LoaderOverrun, LoaderReturned."""
+        buffer, what = GuardedBuffer(self._client.page_size), f"page {page_no}"
+        assert self._loader is not None
+        try:
+            making: Any = self._loader(page_no, buffer.page.view(self.dtype))
+            returned = await making
+        except Exception as error:
+            raise self._loader_failed(error, what) from error
+        self._check_loaded(returned, [buffer], what)
+        return buffer.page
+
+    async def _compute_all(self, page_nos: list[int]) -> list[tuple[Buffer, bool] | Exception]:
+        import asyncio
+
+        pages = await asyncio.gather(*map(self._compute, page_nos), return_exceptions=True)
+        for page in pages:
+            if isinstance(page, BaseException) and not isinstance(page, Exception):
+                raise page
+        return [page if isinstance(page, Exception) else (page, False) for page in pages]  # type: ignore[misc]
 
     @property
     def _fills_many(self) -> bool:
         """Whether there is a method that loads several pages at once. Asked by the core."""
         if self._loader is not None:
-            return self._many_loader is not None
+            return self._many_loader is not None or self._coroutines is not None
         return isinstance(self._store, (CheckedFile, ManyStore))
 
     def _fill_many(self, page_nos: list[int]) -> list[tuple[Buffer, bool] | Exception]:
@@ -298,6 +352,10 @@ class Space(_core.Space):
             loaded = store.load_many(page_nos, self.name, self._client.seg.count)
             mends = store.writable and self._client.mode == "r+"
             return [one if isinstance(one, Exception) else (one[0], one[1] and mends) for one in loaded]
+        if self._coroutines is not None:
+            pages: list[tuple[Buffer, bool] | Exception]
+            pages = coroutines.run(self.name, partial(self._compute_all, list(page_nos)))
+            return pages
         if self._many_loader is None:
             assert isinstance(store, ManyStore)
             return [
@@ -354,12 +412,18 @@ class Space(_core.Space):
         try:
             returned = call()
         except Exception as error:
-            # Of nested loaders only the innermost error is quoted: a repr of a repr would double its quotes.
-            why = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else shown(error)
-            failed = LoaderFailed(f"the loader of {self.name!r} raised for {what}: {why}; nothing was published")
-            if not _is_deadlock(error):  # a deadlock has ended for the callers that waited
-                failed.told = told(failed)
-            raise failed from error
+            raise self._loader_failed(error, what) from error
+        self._check_loaded(returned, buffers, what)
+
+    def _loader_failed(self, error: Exception, what: str) -> LoaderFailed:
+        # Of nested loaders only the innermost error is quoted: a repr of a repr would double its quotes.
+        why = "it needs a page whose loader failed" if isinstance(error, LoaderFailed) else shown(error)
+        failed = LoaderFailed(f"the loader of {self.name!r} raised for {what}: {why}; nothing was published")
+        if not _is_deadlock(error):  # a deadlock has ended for the callers that waited
+            failed.told = told(failed)
+        return failed
+
+    def _check_loaded(self, returned: Any, buffers: list[GuardedBuffer], what: str) -> None:
         for buffer in buffers:
             buffer.check(f"the loader of {self.name!r}")
         if returned is not None:
@@ -368,7 +432,7 @@ class Space(_core.Space):
                 "write the page into the array out (out[:] = ...), and return None"
             )
 
-    def _load_failed(self, page_no: int, error: BaseException, number: int) -> None:
+    def _load_failed(self, page_no: int, error: BaseException, number: int = 0) -> None:
         """Called by the core when a load has failed; ``number`` is the errno of the core's own read."""
         if number:
             error.__cause__ = OSError(number, os.strerror(number))
@@ -383,10 +447,17 @@ class Space(_core.Space):
                 trouble.Origin(self.index, self.generation or 0, self.name, page_no),
             )
 
+    def _waited_too_long(self, page_no: int) -> None:
+        """Called by the core when the timeout of a call is over that waits for another thread or process to load a page."""
+        trouble.tell_late(
+            self._client, lambda one: (one.kind, one.origin[0], one.page_no) == ("load", self.index, page_no)
+        )
+
     def _range(self, first: int, count: int | None) -> tuple[int, int]:
         pages = len(self)
         if (
             isinstance(first, bool)
+            or isinstance(count, bool)
             or not isinstance(first, (int, np.integer))
             or not isinstance(count, (int, np.integer, type(None)))
         ):
@@ -434,6 +505,7 @@ class Space(_core.Space):
         ``space.get(page_no)`` raises.
         """
         copy: npt.NDArray[Any]
+        flag_of(bypass, "bypass")
         copy = self.read_many([page_no], timeout=timeout)[0] if bypass else self.get(page_no, timeout=timeout).copy()
         return copy
 
@@ -442,11 +514,13 @@ class Space(_core.Space):
 
         A page that is in the pool is returned at once. For others the coroutine awaits a load in the loop's
         default executor; pages that several coroutines ask for in one turn of the loop are loaded together. A coroutine may be
-        cancelled, or awaited with ``asyncio.timeout``; the load goes on. Raises what ``space.get(page_no)`` raises.
+        cancelled, or awaited with ``asyncio.timeout``; the load continues. Raises what ``space.get(page_no)`` raises.
         """
         page = self.try_get(page_no)
         if page is not None:
             return page
+        if self._coroutines is not None:
+            return await self._coroutines.of(self).page(int(page_no), self._compute, self._load_failed)
         loops = self._loops.of(lambda loop: awaiting.Awaited(self, loop, native=self._native))
         return await loops.page(int(page_no))
 
@@ -459,6 +533,8 @@ class Space(_core.Space):
         an array of shape ``(len(ids), page_size // itemsize)``, or ``out``. ``timeout`` is in seconds. Raises what
         ``read_many`` raises.
         """
+        if self._coroutines is not None:
+            return await coroutines.read_many(self, ids, out, timeout)
         return await awaiting.read_many(lambda: self.read_many(ids, out, timeout=timeout), self.resident(ids))
 
     def scan(self, start: int = 0, stop: int | None = None, *, ahead: int | None = None) -> Iterator[np.ndarray]:
@@ -533,6 +609,36 @@ class Space(_core.Space):
         """The message of SpaceRemoved, which the core raises too."""
         return removed_message(self.name)
 
+    def set_share(self, limit: int | str | None = None, reserve: int | str | None = None) -> None:
+        """Sets what the space may have of the pool, for all processes; what is None remains as it is.
+
+        ``limit``: the most bytes of its pages that are in the pool, at least 8 pages. A page that would be one more takes the
+        frame of another page of the space. Versions of written pages that readers still hold do not count. Where all
+        pages within the limit are pinned or dirty, a load flushes and waits, and then raises PoolExhausted, as in a full pool.
+
+        ``reserve``: bytes of its pages that pages of other spaces, and caches, cannot take; 0 ends it. All reserves together may
+        be seven eighths of the pool; if the pool shrinks, each keeps its part of that. ``trim``, and a steward under
+        pressure, evict pages within a reserve last; ``trim_idle`` evicts all that were not used.
+
+        The share ends with the space. Raises ValueError, TypeError, TooManySpaces (64 spaces may have a share), SpaceRemoved, PoolReadOnly.
+        """
+        self.take_share(Share.of(limit, reserve, self._client.page_size))
+
+    def take_share(self, share: Share) -> "Space":
+        """Takes the share that a call gives, if it gives one (internal)."""
+        if share.is_given:
+            share.give(self._client, self._record())
+        return self
+
+    def _record(self) -> Record:
+        """The record of the space. Raises SpaceRemoved."""
+        if self.index < 0:
+            self._attach()
+        records = records_of(self._client, self.index, self.generation)
+        if not records:
+            raise SpaceRemoved(removed_message(self.name))
+        return records[0]
+
     def remove(self, *, discard: bool = False) -> None:
         """Removes the space from the pool, for every process.
 
@@ -541,6 +647,7 @@ class Space(_core.Space):
         remain valid. Raises SpaceBusy, StoreError.
         """
         self._client.require_writable("remove a space")
+        flag_of(discard, "discard")
         if not discard:
             self.pool.flush(self)
         lose = discard or self.kind is Kind.SCRATCH
@@ -552,6 +659,8 @@ class Space(_core.Space):
         In the process that made it, this removes a scratch space with lifetime "process";
         all other spaces remain in the pool.
         """
+        if self._client.closed:
+            return  # such a space has ended with the attachment
         record = self._client.seg.space(self.index) if self.private else None
         if record is not None and record["mine"] and record["generation"] == self.generation:
             self.remove(discard=True)
@@ -564,7 +673,7 @@ class Space(_core.Space):
 
 
 def open_space(
-    pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | None = None,
+    pool: HomePool, wanted: Wanted, dtype: npt.DTypeLike, loader: Loader | CoroutineLoader | None = None,
     load_many: ManyLoader | None = None, *, truncate: bool = False,
 ) -> Space:  # fmt: skip
     """Opens a handle of a space, and adds the space to the pool if it does not exist."""
@@ -578,3 +687,21 @@ def dirty_images(pool: HomePool, record: Record) -> Iterator[tuple[int, Buffer]]
     space = Space(pool, Wanted(record["name"], Kind(record["kind"]), {"found": True}), np.uint8)
     space._connect(record, -1, Caching.KERNEL, writable=False)
     return space._dirty_images()
+
+
+_TEMPLATES_MOST = 256
+_templates: dict[bytes, tuple[Wanted, Any]] = {}
+"""What copies were made of, by their pickle: executors send the same one with each task."""
+
+
+def copy_of(pool: HomePool, packed: bytes) -> Space:
+    """The unpickled copy of a space."""
+    found = _templates.get(packed)
+    if found is None:
+        found = pickle.loads(packed)
+        if len(_templates) >= _TEMPLATES_MOST:
+            _templates.clear()
+        _templates[packed] = found
+    wanted, dtype = found
+    own = Wanted(wanted.name, wanted.kind, wanted.options, None, wanted.generation, wanted.slot)
+    return Space(pool, own, dtype)

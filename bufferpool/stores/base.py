@@ -27,6 +27,7 @@ from bufferpool import _core
 from bufferpool.errors import (
     BufferPoolError,
     DescriptorLost,
+    FileInUse,
     FileSizeMismatch,
     LoaderOverrun,
     NotRegularFile,
@@ -35,7 +36,7 @@ from bufferpool.errors import (
     StoreError,
     WouldDeadlock,
 )
-from bufferpool.machine.descriptor import OwnDescriptor
+from bufferpool.machine.descriptor import OwnDescriptor, is_segment
 from bufferpool.printable import shown
 from bufferpool.stores.file_state import FileState, state_of
 
@@ -77,7 +78,7 @@ class ManyStore(Store, Protocol):
 FileMode = Literal["r", "r+", "w+"]
 Cache = Literal["pool", "kernel"]
 RWF_DONTCACHE = 0x80  # Linux 6.14
-MANY_RUNS = 8  # fewer are written one after the other
+MANY_PAGES = 8  # fewer are written one after the other
 
 
 class Caching(IntEnum):
@@ -131,7 +132,7 @@ class FileStore:
 
         ``cache``: "pool" if the kernel's page cache is to keep no copy of the pages.
 
-        Raises FileNotFoundError, PermissionError, NotRegularFile, ValueError.
+        Raises FileNotFoundError, PermissionError, NotRegularFile, ValueError, and FileInUse for the segment of a pool.
         """
         flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR}
         if mode not in flags:
@@ -144,6 +145,11 @@ class FileStore:
         if directory or not stat.S_ISREG(os.fstat(self.fd).st_mode):
             raise NotRegularFile(
                 f"{self.path} is not a regular file; use a regular file, or a store of your own (open_store)"
+            )
+        if self.writable and is_segment(self.fd):
+            raise FileInUse(
+                f"{self.path} is the segment of a pool: writing to it would destroy the pool, and end its processes by SIGBUS; "
+                "name another file, or remove the pool first (bufferpool rm)"
             )
         self.cache: Cache = cache
         self._caching = _best_caching(self.fd) if cache == "pool" else Caching.KERNEL
@@ -206,6 +212,7 @@ class FileStore:
         return Caching.KERNEL if direct else self._caching
 
     def read_into(self, offset: int, buffer: Buffer) -> int:
+        """Fills ``buffer`` from the file at ``offset``; returns the number of bytes read."""
         flags = RWF_DONTCACHE if self._caching is Caching.UNCACHED else 0
         got = os.preadv(self.fd, [buffer], offset, flags)
         if self._caching is Caching.DROPPED:
@@ -213,19 +220,23 @@ class FileStore:
         return got
 
     def write_from(self, offset: int, buffer: Buffer) -> int:
+        """Writes ``buffer`` to the file at ``offset``; returns the number of bytes written."""
         self.write_pages(offset, [buffer])
         return buffer.nbytes
 
-    def write_runs(self, runs: list[tuple[int, list[Buffer]]]) -> None:
-        """Writes runs of neighbouring pages: many of them several at a time, in no order."""
-        left = runs
-        if self.native and len(runs) >= MANY_RUNS:
-            whole = _core.write_many(self.fd, [offset for offset, _ in runs], [pages for _, pages in runs])
-            if self._caching in (Caching.DROPPED, Caching.UNCACHED):
-                self._unsynced += [(offset, sum(page.nbytes for page in pages)) for offset, pages in runs]
-            left = [run for run, done in zip(runs, whole, strict=True) if not done]  # once more, for the reason
-        for offset, pages in left:
-            self.write_pages(offset, pages)
+    def write_batch(self, batch: _core.Batch, numbers: npt.NDArray[np.int64], page_size: int) -> npt.NDArray[np.bool_]:
+        """Writes the pages of a batch, which have these numbers: neighbours together, several runs at a time, in no order.
+
+        Returns which of them it has written; the caller writes the others, and so learns the reason.
+        """
+        if not self.native or len(numbers) < MANY_PAGES:
+            return np.zeros(len(numbers), np.bool_)
+        whole = np.frombuffer(batch.write_to(self.fd), np.bool_)
+        if self._caching in (Caching.DROPPED, Caching.UNCACHED):
+            starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+            lengths = np.diff(starts, append=len(numbers)) * page_size
+            self._unsynced += zip((numbers[starts] * page_size).tolist(), lengths.tolist(), strict=True)
+        return whole
 
     def write_pages(self, offset: int, pages: list[Buffer]) -> None:
         """Writes neighbouring pages with as few calls as the kernel allows."""
@@ -249,9 +260,8 @@ class FileStore:
         except OSError as error:
             if error.errno != errno.EINVAL or self._caching is not Caching.DIRECT:
                 raise
-        _set_direct(
-            self.fd, False
-        )  # what is left is no whole block, or the file system refuses direct writes after all
+        # What is left is no whole block, or the file system refuses direct writes after all.
+        _set_direct(self.fd, False)
         try:
             return os.pwritev(self.fd, buffers, offset)
         finally:
@@ -274,12 +284,14 @@ class FileStore:
                 os.close(fd)
 
     def sync(self) -> None:
+        """Returns when everything written so far is on the disk."""
         os.fdatasync(self.fd)
         for offset, n_bytes in self._unsynced:
             os.posix_fadvise(self.fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)
         self._unsynced = []
 
     def size(self) -> int:
+        """The size of the file in bytes."""
         return os.fstat(self.fd).st_size
 
     def pages(self, page_size: int, size: int) -> int:
@@ -309,7 +321,9 @@ class FileStore:
 
 MOST_PAGES = 2**32 - 2  # the most pages of a space
 _GUARD = 4096
-_PATTERN = np.random.default_rng(0x6275666665720001).integers(0, 256, _GUARD, dtype=np.uint8)
+# The highest bytes of the multiples of 2^64 divided by the golden ratio. (To import numpy.random would take as long as half of numpy.)
+_PATTERN = (np.arange(1, _GUARD + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(56)).astype(np.uint8)
+_GUARDS = _PATTERN.tobytes()
 
 
 class GuardedBuffer:
@@ -323,7 +337,8 @@ class GuardedBuffer:
 
     def check(self, who: str) -> None:
         """Raises LoaderOverrun if the guards were written."""
-        if not (np.array_equal(self._all[:_GUARD], _PATTERN) and np.array_equal(self._all[-_GUARD:], _PATTERN)):
+        # Not np.array_equal(): it swallows what a signal's handler raises, and says that they differ.
+        if not (self._all[:_GUARD].tobytes() == self._all[-_GUARD:].tobytes() == _GUARDS):
             raise LoaderOverrun(
                 f"{who} wrote outside the buffer of one page that it was given; nothing was published: correct the code"
             )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from bufferpool.figures.names import EventReason
 from bufferpool.machine.pressure import Reading
+from bufferpool.units import is_number
 
 MIB = 1 << 20
 
@@ -47,6 +48,16 @@ class Rules:
     """Growth pays if it saves this many misses per second and MiB."""
     yield_s: float = 1.0
     """Seconds that a pool waits for each pool whose bytes earn less."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not is_number(value):
+                raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+            if not value >= 0:
+                raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
+        for name in ("reserve", "shrink_step", "grow_step"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is a share, from 0 to 1, not {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

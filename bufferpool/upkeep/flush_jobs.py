@@ -11,8 +11,10 @@ from math import inf
 
 from bufferpool.client.client import Client, Record
 from bufferpool.client.jobs import Job, underway
+from bufferpool.client.trouble import tell_late
 from bufferpool.errors import WaitTimeout, WouldDeadlock
-from bufferpool.upkeep.writeback import NO_RULE, WRITTEN, can_write, flush_space, sync_log, wanted_of_log
+from bufferpool.figures.operations import Operation, read_flushes
+from bufferpool.upkeep.writeback import LOG_HOOK, NO_RULE, WRITTEN, can_write, flush_space, sync_log, wanted_of_log
 
 RETRY_S = 0.001
 LOG = "log"  # the subject of the job that syncs it
@@ -56,27 +58,31 @@ def start_flushes(client: Client, *, foreground: bool = False) -> list[Job]:
 
 
 def start_log_sync(client: Client) -> Job | None:
-    """Starts a sync of the log, as far as dirty pages need it, in a thread; None if there is no log to sync."""
-    if wanted_of_log(client) is None or LOG in underway():
+    """Starts a sync of the log, as far as dirty pages need it, in a thread; None if there is no log to sync.
+
+    Neither is there one for the engine's hook, which is syncing it.
+    """
+    if wanted_of_log(client) is None or underway() & {LOG, LOG_HOOK}:
         return None
     return client.jobs.start(LOG, partial(sync_log, client))[0]
 
 
-def hanging(client: Client, index: int | None = None) -> list[tuple[float, str]]:
-    """The flushes under way, of all processes: (seconds since its start, a sentence about it)."""
-    now, found = time.clock_gettime_ns(time.CLOCK_BOOTTIME), []
-    pids = {client[0]: client[1] for client in client.seg.clients()}
-    for record in client.seg.spaces():
-        if not record["flusher"] or index not in (None, record["index"]):
-            continue
-        seconds = max(0.0, (now - record["flush_since_ns"]) / 1e9)
-        who = f"client {record['flusher']} (pid {pids.get(record['flusher'], 'unknown')})"
-        found.append((seconds, f"a flush of {record['name']!r} by {who} has been under way for {seconds:.1f} s"))
-    return found
+def flushes_text(flushes: Iterable[Operation]) -> str:
+    """The part of a message that says who flushes, and since when; empty if nobody does."""
+    return "".join(f"; {one} has been under way for {one.seconds:.1f} s" for one in flushes)
 
 
 def _any_done(jobs: list[Job]) -> bool:
     return any(job.done for job in jobs)
+
+
+def _too_late(client: Client, records: list[Record], timeout: float) -> WaitTimeout:
+    """The error of a caller that gives up waiting for flushes. Those that hang are recorded."""
+    late = {record["index"] for record in records}
+    tell_late(client, lambda one: one.kind == "flush" and one.origin[0] in late)
+    names = ", ".join(repr(record["name"]) for record in records)
+    flushes = [one for record in records for one in read_flushes(client, record["index"])]
+    return WaitTimeout(f"not flushed within {timeout:.3g} s: {names}. Their pages stay dirty{flushes_text(flushes)}")
 
 
 def flush_all(client: Client, records: Iterable[Record], lsn: int, timeout: float) -> int:
@@ -109,9 +115,7 @@ def flush_all(client: Client, records: Iterable[Record], lsn: int, timeout: floa
                 waiting[i] = record, job if new else None
             jobs.append(job)
         if not client.jobs.wait(partial(_any_done, jobs), end - time.monotonic(), 1.0):
-            names = ", ".join(repr(record["name"]) for record, _ in waiting)
-            told = "; ".join(text for record, _ in waiting for _, text in hanging(client, record["index"]))
-            raise WaitTimeout(f"not flushed within {timeout} s: {names}. Their pages stay dirty. {told}")
+            raise _too_late(client, [record for record, _ in waiting], timeout)
         for _, job in waiting:
             if job is not None and job.done:
                 written += job.result
@@ -122,9 +126,30 @@ def flush_all(client: Client, records: Iterable[Record], lsn: int, timeout: floa
     return written
 
 
-def checkpoint(client: Client, up_to_lsn: int | None) -> int:
-    """See :meth:`Pool.checkpoint`."""
+def _sync_log_within(client: Client, timeout: float) -> None:
+    """Syncs the log as :func:`sync_log` does. Raises WaitTimeout if the engine's hook takes longer."""
+    if timeout == inf:
+        sync_log(client)
+        return
+    job = start_log_sync(client)
+    if job is None:
+        return
+    if not client.jobs.wait(lambda: job.done, timeout):
+        tell_late(client, lambda one: one.kind == "log_sync")
+        raise WaitTimeout(f"the log was not synced within {timeout:.3g} s: log_sync has not returned yet")
+    if job.error is not None:
+        raise job.error
+
+
+def checkpoint(client: Client, up_to_lsn: int | None, timeout: float = inf) -> int:
+    """See :meth:`Pool.checkpoint`. Raises WaitTimeout if the log or a store takes longer than ``timeout`` seconds."""
+    if LOG_HOOK in underway():
+        raise WouldDeadlock(
+            "log_sync cannot make a checkpoint, which calls log_sync: let it sync the log and return the LSN; a thread "
+            "that the hook does not wait for can make the checkpoint"
+        )
     seg = client.seg
+    end = time.monotonic() + timeout
     spaces = [record for record in seg.spaces() if record["kind"] in WRITTEN]
 
     def oldest() -> int:
@@ -135,8 +160,8 @@ def checkpoint(client: Client, up_to_lsn: int | None) -> int:
         up_to_lsn = max((seg.dirty_range(r["first_entry"], r["max_pages"])[1] for r in spaces), default=0)
     limit = client.durable_lsn if up_to_lsn is None else up_to_lsn
     # 2. The log is synced first, then the pages are written.
-    sync_log(client)
-    flush_all(client, spaces, client.durable_lsn, inf)
+    _sync_log_within(client, timeout)
+    flush_all(client, spaces, client.durable_lsn, max(0.0, end - time.monotonic()))
     # 3. What is dirty still (above the durable LSN, or since) needs the log from its first change on.
     return seg.raise_checkpoint_lsn(min(limit + 1, oldest()))
 
@@ -144,12 +169,18 @@ def checkpoint(client: Client, up_to_lsn: int | None) -> int:
 def checkpoint_within(client: Client, up_to_lsn: int, timeout: float) -> int:
     """Repeats a checkpoint until every change up to ``up_to_lsn`` is in its store. Raises WaitTimeout."""
     end = time.monotonic() + timeout
-    while (reached := checkpoint(client, up_to_lsn)) <= up_to_lsn:
+    reached: int | None = None
+    while True:
+        try:
+            reached = checkpoint(client, up_to_lsn, max(0.0, end - time.monotonic()))
+        except WaitTimeout:
+            if reached is None:
+                raise
+        if reached > up_to_lsn:
+            return reached
         if time.monotonic() >= end:
-            told = "; ".join(text for _, text in hanging(client))
             raise WaitTimeout(
                 f"not every change up to LSN {up_to_lsn} could be written within {timeout} s: recovery must start at {reached}. "
-                f"A page is being written by another process, or waits for the log. {told}".rstrip()
+                f"A page is being written by another process, or waits for the log{flushes_text(read_flushes(client))}"
             )
         time.sleep(RETRY_S)
-    return reached

@@ -21,8 +21,9 @@ from bufferpool.errors import PoolExhausted, SegmentError, StoreError, WouldDead
 from bufferpool.figures import stats
 from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, reason_number
+from bufferpool.figures.operations import Operation, read_flushes
 from bufferpool.units import format_size
-from bufferpool.upkeep.flush_jobs import hanging, start_flushes, start_log_sync
+from bufferpool.upkeep.flush_jobs import flushes_text, start_flushes, start_log_sync
 
 ROOM_S = 0.5  # seconds to wait for a frame before PoolExhausted
 SLOW_S = 10.0  # seconds until a flush counts as hanging, and is not waited for
@@ -44,7 +45,8 @@ class Shortage(NamedTuple):
     """Why no frame is free, as the core found it."""
 
     what: str
-    """"scratch": there are too many scratch pages; "no_space": the kernel gives no memory; else there is no frame."""
+    """"scratch": there are too many scratch pages; "no_space": the kernel gives no memory; "limit": the space has as many pages
+    as it may have; else there is no frame."""
     pinned: int
     dirty: int
     in_use: int
@@ -135,21 +137,22 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
     failed = None
     if client.seg.reap():
         return
-    slow: list[tuple[float, str]] = []
+    flushes: list[Operation] = []
     if found.dirty or found.in_use:  # a page that somebody is flushing counts as in use
         wrote, failed = write_some(client, want.jobs, min(PAUSE_S, found.left), foreground=True)
         if wrote:
             want.last = 0.0
             return
-        slow = hanging(client)
-    ages = [seconds for seconds, _ in slow] + [time.monotonic() - job.began for job in want.jobs]
+        flushes = read_flushes(client)
+    ages = [one.seconds for one in flushes] + [time.monotonic() - job.began for job in want.jobs]
     over = time.monotonic() - want.since > ROOM_S and (failed is not None or min(ages, default=SLOW_S) >= SLOW_S)
     if over or time.monotonic() - now >= found.left:
         want.last = 0.0
         if found.what == "no_space":
             raise segment_file.no_memory(os.path.dirname(client.path), found.error) from failed
-        told = "".join(f"; {text}" for _, text in slow) + (f"; flushing failed: {failed}" if failed else "")
-        raise PoolExhausted(exhausted_message(client) + told) from failed
+        why = limit_message(client, found) if found.what == "limit" else exhausted_message(client)
+        error = f"; flushing failed: {failed}" if failed else ""
+        raise PoolExhausted(why + flushes_text(flushes) + error) from failed
     time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S, found.left) - time.monotonic()))
     want.last = time.monotonic()
 
@@ -164,7 +167,8 @@ def _give_more(client: Client) -> str:
 def scratch_message(client: Client, held: int, most: int) -> str:
     """Why no more scratch pages can be written: which spaces have how many, and whose they are."""
     frames = stats.read_frames(client)
-    numbers = np.bincount(frames["space"][frames["dirty"]], minlength=1)
+    owned = frames["dirty"] & (frames["space"] >= 0)  # a space that is removed meanwhile is not in the list of spaces
+    numbers = np.bincount(frames["space"][owned], minlength=1)
     spaces = [r for r in client.seg.spaces() if r["kind"] == Kind.SCRATCH and r["index"] < len(numbers)]
     pids = {c.client: c.pid for c in stats.read_clients(client)}
     parts = []
@@ -180,9 +184,32 @@ def scratch_message(client: Client, held: int, most: int) -> str:
     )
 
 
+def limit_message(client: Client, found: Shortage) -> str:
+    """Why no more pages of a space can be loaded that has as many as its limit allows: which spaces those are."""
+    spaces = stats.read_stats(client).spaces
+    full = [s for s in spaces if s.limit and (s.resident + 1) * client.page_size > s.limit]
+    names = ", ".join(
+        f"{s.shown_name!r} has {s.resident} pages and may have {s.limit // client.page_size}" for s in full
+    )
+    why = [text for n, text in ((found.pinned, "pinned"), (found.dirty, "dirty"), (found.in_use, "in use")) if n]
+    return (
+        f"no frame can be had within the limit of a space of pool {client.name!r} ({names or 'which has room by now'}), because its pages "
+        f"are {' or '.join(why) or 'in use'}. Release pins (delete arrays over its pages), flush or drop pages, or raise the limit "
+        "(space.set_share(limit=))"
+    )
+
+
+def _held_values(clients: list[stats.ClientInfo]) -> str:
+    """Who holds values of caches, whose memory nothing can take away."""
+    who = ", ".join(
+        f"client {c.client} (pid {c.pid}) holds values of {format_size(c.held_bytes)}" for c in clients if c.held_bytes
+    )
+    return f" ({who})" if who else ""
+
+
 def exhausted_message(client: Client) -> str:
     """Why no frame can be had, and what to do about it."""
-    frames = stats.read_frames(client)
+    frames, clients = stats.read_frames(client), stats.read_clients(client)
     status = client.seg.status()
     kinds = {r["index"]: r["kind"] for r in client.seg.spaces()}
     dirty = frames[frames["dirty"]]
@@ -190,10 +217,10 @@ def exhausted_message(client: Client) -> str:
     scratch = sum(kinds.get(int(space)) == Kind.SCRATCH for space in dirty["space"])
     pinned = int(np.count_nonzero((frames["pins"] > 0) & (frames["state"] != FrameState.HOLE)))
     busy = int(np.count_nonzero(frames["state"] == FrameState.BUSY))
-    who = ", ".join(
-        f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}" for c in stats.read_clients(client) if c.pinned_frames
-    )
+    who = ", ".join(f"client {c.client} (pid {c.pid}) pins {c.pinned_frames}" for c in clients if c.pinned_frames)
     parts = [f"{pinned} pinned" + (f" ({who})" if who else "")]
+    if status["lent_frames"]:
+        parts.append(f"{status['lent_frames']} are lent to caches{_held_values(clients)}")
     if scratch:
         parts.append(f"{scratch} hold scratch pages that are not discardable")
     if len(dirty) - scratch:
@@ -204,14 +231,14 @@ def exhausted_message(client: Client) -> str:
         parts.append(f"{busy} in use by operations under way")
     return (
         f"no frame can be had in pool {client.name!r}: of {status['budget_frames']} frames, {'; '.join(parts)}. "
-        f"Release pins (delete arrays over pages), flush or drop pages, or {_give_more(client)}"
+        f"Release pins (delete arrays over pages, and values of caches that are held), flush or drop pages, or {_give_more(client)}"
     )
 
 
 def resize(client: Client, frames: int, timeout: float) -> int:
     """Sets the budget and shrinks to it; returns the frames given back. Raises PoolExhausted, StoreError."""
     seg, given, deadline, before = client.seg, 0, time.monotonic() + timeout, client.budget_frames
-    seg.grow_advice(frames)  # the only step that may fail
+    seg.grow_advice(frames, timeout)  # the only step that may fail
     seg.set_budget(frames)
     seg.set_asked_frames(frames)
     if frames < seg.status()["min_frames"]:
@@ -225,6 +252,39 @@ def resize(client: Client, frames: int, timeout: float) -> int:
     return given
 
 
+class InTheWay(NamedTuple):
+    """Frames that a shrink could not take, as the core counted them."""
+
+    pinned: int
+    dirty: int
+    in_use: int
+
+
+WHO_MOST = 4  # clients whose pins are events
+
+
+def post_in_the_way(client: Client, over: int, found: InTheWay) -> None:
+    """Records what keeps the pool ``over`` frames above its budget: an event for each client with pins, and so on."""
+    above = over * client.page_size
+
+    def cannot(reason: EventReason, value: float, who: int = 0) -> None:
+        client.post(NewEvent(EventKind.CANNOT_SHRINK, reason, bytes=above, value=value, client=who))
+
+    clients = stats.read_clients(client)
+    pinning = [c for c in clients if c.pinned_frames] if found.pinned else []
+    for c in sorted(pinning, key=lambda c: -c.pinned_frames)[:WHO_MOST]:
+        cannot(EventReason.PINNED, c.pinned_frames, c.client)
+    if found.dirty:
+        cannot(EventReason.DIRTY, found.dirty)
+    if found.in_use:
+        cannot(EventReason.IN_USE, found.in_use)
+    holding = [c for c in clients if c.held_bytes]
+    for c in sorted(holding, key=lambda c: -c.held_bytes)[:WHO_MOST]:
+        cannot(EventReason.OBJECTS, c.held_bytes, c.client)
+    if not pinning and not holding and not found.dirty and not found.in_use:
+        cannot(EventReason.ASKED, 0)
+
+
 def _held(status: dict[str, int]) -> int:
     """The frames that pages have, and those that are lent to objects."""
     return status["resident_frames"] + status["lent_frames"]
@@ -233,9 +293,10 @@ def _held(status: dict[str, int]) -> int:
 def _shrink_to(client: Client, frames: int, deadline: float) -> int:
     seg, given = client.seg, 0
     jobs: list[Job] = []
-    given += seg.fit_objects(None)[0] // client.page_size
+    given += seg.fit_objects(None, reason_number("budget"), deadline - time.monotonic())[0] // client.page_size
     while (over := _held(seg.status()) - frames) > 0:
-        done, _moved, pinned, dirty, busy, refused = seg.shrink(over, reason_number("budget"), True)
+        left = deadline - time.monotonic()
+        done, _moved, pinned, dirty, busy, refused = seg.shrink(over, reason_number("budget"), True, left)
         given += done
         if refused:
             client.post_refused(refused)
@@ -250,29 +311,43 @@ def _shrink_to(client: Client, frames: int, deadline: float) -> int:
         if time.monotonic() > deadline:
             if failed is not None:
                 raise failed
-            told = "".join(f"; {text}" for _, text in hanging(client))
+            post_in_the_way(client, over - done, InTheWay(pinned, dirty, busy))
             raise PoolExhausted(
-                f"the pool is {over - done} frames above its new budget ({pinned} pinned). {exhausted_message(client)}{told}"
+                f"the pool is {over - done} frames above its new budget ({pinned} pinned). "
+                f"{exhausted_message(client)}{flushes_text(read_flushes(client))}{_locked(client)}"
             )
         seg.reap()
-        given += seg.fit_objects(None)[0] // client.page_size
+        given += seg.fit_objects(None, reason_number("budget"), deadline - time.monotonic())[0] // client.page_size
         time.sleep(0.005)
     return given
 
 
-def trim_objects(client: Client, frames: int = 0) -> int:
+def _locked(client: Client) -> str:
+    """Who has the memory lock at this moment: a process that is stopped meanwhile holds up all who need it."""
+    owner = client.seg.status()["memory_lock_owner"]
+    return f"; client {owner} has the memory lock, and pool.clients() says who that is" if owner else ""
+
+
+def _trim_objects(client: Client, frames: int, timeout: float) -> int:
     """Gives back so many frames' worth of the objects' memory, and what is lent to them and not used; returns the frames."""
     used = -(-client.seg.status()["object_bytes"] // client.page_size)
-    return client.seg.fit_objects(max(0, used - frames))[0] // client.page_size
+    return client.seg.fit_objects(max(0, used - frames), reason_number("trim"), timeout)[0] // client.page_size
 
 
 def trim(client: Client, frames: int, timeout: float) -> int:
-    """Gives up to ``frames`` frames back, the coldest pages first; returns their number. Raises StoreError."""
-    seg, given, deadline, wanted = client.seg, 0, time.monotonic() + timeout, frames
-    frames = min(frames, seg.status()["resident_frames"])
+    """Gives up to ``frames`` frames back: what objects do not use, then the coldest pages, then objects.
+
+    Returns their number. Raises StoreError.
+    """
+    seg, deadline = client.seg, time.monotonic() + timeout
+    unused = client.give_back_objects("trim", frames * client.page_size, timeout) // client.page_size
+    wanted, given = max(0, frames - unused), 0
+    frames = min(wanted, seg.status()["resident_frames"])
     jobs: list[Job] = []
     while True:
-        done, _moved, _pinned, dirty, busy, refused = seg.shrink(frames - given, reason_number("trim"), True)
+        done, _moved, _pinned, dirty, busy, refused = seg.shrink(
+            frames - given, reason_number("trim"), True, deadline - time.monotonic()
+        )
         given += done
         if refused:
             client.post_refused(refused)
@@ -285,6 +360,7 @@ def trim(client: Client, frames: int, timeout: float) -> int:
         if not wrote:
             break
     if given < wanted:
-        given += trim_objects(client, wanted - given)
+        given += _trim_objects(client, wanted - given, deadline - time.monotonic())
+    given += unused
     client.post(NewEvent(EventKind.TRIMMED, EventReason.ASKED, bytes=given * client.page_size))
     return given

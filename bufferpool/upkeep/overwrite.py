@@ -32,8 +32,12 @@ def overwrite(client: Client, name: str) -> int:
 
 
 def _overwrite_file(client: Client, record: Record, store: FileStore, lsn: int) -> int | None:
-    """Writes the dirty pages to another file, or one that was cut. None: it is the same file, and a flush writes them."""
-    with telling(client, record), client.seg.lock_flush(record["index"]) as held, working_on(record["index"]):
+    """Writes the dirty pages to another file, or to one that was cut. Returns None if it is the same file: then a flush writes them."""
+    with (
+        telling(client, record),
+        client.seg.lock_flush(record["index"], True, directory.LOCKED_S) as held,
+        working_on(record["index"]),
+    ):
         found = client.current(record)
         if found is None:
             raise SpaceRemoved(removed_message(record["name"]))
@@ -60,11 +64,11 @@ def _refuse_held_back(client: Client, record: Record, lsn: int) -> None:
 
 
 def _write_over_and_remove(client: Client, record: Record, held: Held, store: FileStore, lsn: int) -> int:
-    """Writes the dirty pages to a file that is another one, or was cut, and removes the space. Under its flush lock.
+    """Writes the dirty pages to another file, or to one that was cut, and removes the space. The caller holds its flush lock.
 
-    Handles that are open read the file that it was, or count pages that the file has lost. So the record of this file is
-    never that of their space: they publish what they read under the old record, and the file gets a generation of its own
-    when it is next opened. What fails leaves the space, and the pages that are dirty still, for the next attempt.
+    Open handles still read the old file, or count pages that the file has lost. So their space never gets the record of
+    this file: they publish what they read under the old record, and the next open of the file adds a new space.
+    If this fails, the space and the pages that are still dirty remain for the next attempt.
     """
     store.pages(client.page_size, store.size())  # raises FileSizeMismatch
     if client.seg.space_in_use(record["index"]):
@@ -74,7 +78,12 @@ def _write_over_and_remove(client: Client, record: Record, held: Held, store: Fi
         written += write_over(client, record, held, store, lsn)
         _refuse_held_back(client, record, lsn)
         clean = not client.dirty_pages(record)
-        if clean and remove_now(client, record["name"], record["index"], record["generation"], False) is not None:
+        gone = (
+            remove_now(client, record["name"], record["index"], record["generation"], False, flushing=True)
+            if clean
+            else None
+        )
+        if gone is not None:
             return written
         if time.monotonic() > deadline:
             raise busy(record["name"])

@@ -31,7 +31,7 @@ from bufferpool.client import segment_file
 from bufferpool.client.client import Client
 from bufferpool.client.jobs import Job
 from bufferpool.client.threads import Worker
-from bufferpool.client.trouble import AGAIN_S, LOG
+from bufferpool.client.trouble import AGAIN_S, HANGS_S, LOG, tell_hanging
 from bufferpool.errors import (
     BufferPoolError,
     DescriptorLost,
@@ -46,9 +46,11 @@ from bufferpool.errors import (
 from bufferpool.figures import stats
 from bufferpool.figures.advice import Advice, read_advice
 from bufferpool.figures.events import NewEvent
-from bufferpool.figures.names import EventKind, EventReason, reason_number
+from bufferpool.figures.names import EventKind, EventReason, OperationKind, reason_number
+from bufferpool.figures.operations import read_operations
 from bufferpool.machine.pressure import Source, SystemSource
 from bufferpool.spaces.claim import drop_unused
+from bufferpool.units import flag_of, is_number
 from bufferpool.upkeep import budget as govern
 from bufferpool.upkeep import flush_jobs, memory, writeback
 from bufferpool.upkeep import working_set as warm
@@ -57,11 +59,20 @@ from bufferpool.upkeep.event_log import EventLog
 FLUSH_PAGES = 1024  # of one space and sync, at most
 LEAST_FLUSH_PAGES = 64  # of a round, at least: fewer are not worth a sync
 SHRINK_BYTES = 64 << 20  # at most, in one step: a short step delays no other client, and the next one comes soon
-HUNG_S = 10.0  # a flush that takes longer is an event
 STOP_S = 2.0  # seconds to wait at the end for flushes under way
 SAVING = "working set"  # the subject of the job that saves it
 MANY = 1 << 32  # more frames than there are
 STALE_S = 5.0  # a steward without a round for so long does not count
+
+
+# What is so while an operation hangs.
+_UNTIL_THEN: dict[OperationKind, str] = {
+    "load": "threads that want the page wait until its store comes back",
+    "flush": "its pages stay dirty until its store comes back",
+    "cache_load": "threads that want the value wait until its loader returns",
+    "log_sync": "pages above the durable LSN stay dirty until it returns",
+    "save": "the working set is not saved until then",
+}
 
 
 @dataclass(frozen=True)
@@ -88,13 +99,27 @@ class Settings:
     """Where the memory pressure is read. None: from the kernel. A steward closes it when it ends."""
 
     def __post_init__(self) -> None:
-        for name in ("interval", "flush_every", "working_set_every"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be a number of seconds above 0, not {getattr(self, name)!r}")
-        if self.idle is not None and not self.idle > 0:
-            raise ValueError(f"idle must be a number of seconds above 0, or None, not {self.idle!r}")
-        if not 0 <= self.clean <= 0.5:
-            raise ValueError(f"clean must be a share from 0 to 0.5, not {self.clean!r}")
+        for name in ("interval", "flush_every", "working_set_every", "idle"):
+            value = getattr(self, name)
+            if value is None and name == "idle":
+                continue
+            if not is_number(value):
+                raise TypeError(f"{name} must be a number of seconds above 0, not {type(value).__name__}")
+            if not value > 0:
+                raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
+        flag_of(self.pressure, "pressure")
+        if not is_number(self.clean) or not 0 <= self.clean <= 0.5:
+            raise (ValueError if is_number(self.clean) else TypeError)(
+                f"clean must be a share from 0 to 0.5, not {self.clean!r}"
+            )
+        if self.working_set is not None:
+            os.fspath(self.working_set)  # raises TypeError
+        if not isinstance(self.rules, govern.Rules):
+            raise TypeError(f"rules must be bufferpool.Rules, not {type(self.rules).__name__}")
+        if self.source is not None and not isinstance(self.source, Source):
+            raise TypeError(
+                f"source must have the methods read, wait and close, and {type(self.source).__name__} has not all of them"
+            )
 
 
 def peers(path: str) -> Iterator[float]:
@@ -154,9 +179,10 @@ class Steward:
         self._idle_at = self._saved_at = time.monotonic()
         self._least_free = MANY  # frames, in any round since the last look for idle pages
         self._told_at: dict[EventKind, float] = {}
+        self._in_the_way = memory.InTheWay(0, 0, 0)  # of the last shrink
         self._shrinking: list[Job] = []  # flushes that make pages clean which the budget has no room for
         self._jobs: list[Job] = []  # of this steward, that have not been looked at since they ended
-        self._hung: set[tuple[int, int]] = set()  # flushes that have been told of: space, when it began
+        self._looked_at = float("-inf")  # for operations that hang
         self._patience_s = settings.interval  # how long a round waits for its jobs
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
@@ -164,7 +190,7 @@ class Steward:
         self._thread: Worker | None = None
 
     def begin(self) -> None:
-        """Starts the thread. Whatever is raised meanwhile, :meth:`stop` ends what has begun."""
+        """Starts the thread. If an exception is raised meanwhile, :meth:`stop` ends what has begun."""
         try:
             self._thread = Worker(self._run)
         except BaseException:
@@ -301,9 +327,9 @@ class Steward:
         bytes: int = 0,
         value: float = 0,
     ) -> None:
-        """Trouble that the next rounds may end: an event and a line in the log, not too often.
+        """Records trouble that later rounds may end: an event and a line in the log, not too often.
 
-        A flush that failed has told of its store already (trouble.py).
+        A flush that failed has recorded the trouble of its store already (trouble.py).
         """
         if error is not None:
             self.trouble = error
@@ -325,7 +351,9 @@ class Steward:
             return
         unused = max(0, self._least_free - self.client.geometry["extent_frames"])
         self._idle_at, self._least_free = now, MANY
-        given = self.client.give_back(self.client.seg.evict_idle(idle_s) + unused, "idle")
+        idle = self.client.seg.evict_idle(idle_s, self._patience_s)
+        given = self.client.give_back(idle + unused, "idle", self._patience_s)
+        given += self.client.give_back_objects("idle", timeout=self._patience_s)
         if given:
             self.client.post(NewEvent(EventKind.TRIMMED, EventReason.IDLE, bytes=given, value=idle_s))
 
@@ -338,8 +366,8 @@ class Steward:
         """
         summary = stats.read_summary(self.client)
         self._least_free = min(self._least_free, summary.frames.free)
+        self._tell_of_hung(now)
         spaces = self.client.seg.spaces()
-        self._tell_of_hung(spaces)
         spaces = [
             r
             for r in spaces
@@ -364,16 +392,13 @@ class Steward:
             self.client.jobs.running(r["index"]) or self._cursors.get(r["index"], (0, 0))[1] for r in spaces
         )
 
-    def _tell_of_hung(self, spaces: list[dict[str, Any]]) -> None:
-        """Records an event for each flush of any client that takes very long."""
-        under_way = {(r["index"], r["flush_since_ns"]): r for r in spaces if r["flusher"]}
-        self._hung &= under_way.keys()
-        for key in under_way.keys() - self._hung:
-            for seconds, text in flush_jobs.hanging(self.client, key[0]):
-                if seconds >= HUNG_S:
-                    self._hung.add(key)
-                    self.trouble = StoreError(f"{text}; its pages stay dirty until its store comes back")
-                    self.client.post(NewEvent(EventKind.FLUSH_FAILED, EventReason.HANGS, value=seconds))
+    def _tell_of_hung(self, now: float) -> None:
+        """Records an event for operations of any client that hang."""
+        if now - self._looked_at < HANGS_S / 10:
+            return
+        self._looked_at = now
+        for one in tell_hanging(self.client, read_operations(self.client), HANGS_S):
+            self.trouble = StoreError(f"{one} has not come back for {one.seconds:.0f} s; {_UNTIL_THEN[one.kind]}")
 
     def _sync_log(self, now: float) -> int:
         try:
@@ -448,7 +473,7 @@ class Steward:
         decision = self._governor.decide(now, figures, reading, curve, rivals)
         if decision is not None:
             client.seg.set_budget(decision.frames)
-            client.seg.fit_objects(None)
+            client.seg.fit_objects(None, reason_number("budget"), self._patience_s)
             status = client.seg.status()
         over = (
             status["resident_frames"]
@@ -471,8 +496,10 @@ class Steward:
             self._last = decision
         elif given:  # a shrink of several rounds continues
             client.post(NewEvent(EventKind.TRIMMED, self._last.reason, bytes=given, value=self._last.value))
-        if over > 0 and not given:
-            self._tell(now, EventKind.CANNOT_SHRINK, EventReason.ASKED, bytes=over * client.page_size)
+        last = self._told_at.get(EventKind.CANNOT_SHRINK, float("-inf"))
+        if over > 0 and not given and now - last >= AGAIN_S:
+            self._told_at[EventKind.CANNOT_SHRINK] = now
+            memory.post_in_the_way(client, over, self._in_the_way)
 
     @staticmethod
     def _curve(advice: Advice) -> govern.Curve | None:
@@ -494,14 +521,19 @@ class Steward:
         """Gives up to ``over`` frames back, a bounded step of them, dirty pages first written; returns the bytes."""
         client, size = self.client, self.client.page_size
         want = min(over, max(1, SHRINK_BYTES // size))
-        done, _moved, _pinned, dirty, _busy, refused = client.seg.shrink(want, reason_number("pressure"), True)
+        done, _moved, pinned, dirty, busy, refused = client.seg.shrink(
+            want, reason_number("pressure"), True, self._patience_s
+        )
         if done < want and dirty:
             wrote, failed = memory.write_some(client, self._shrinking, self._patience_s, ask_log=False)
             if failed is not None:
                 self._tell(time.monotonic(), EventKind.FLUSH_FAILED, EventReason.STORE, failed)
             if wrote:
-                more, *_, refused = client.seg.shrink(want - done, reason_number("pressure"), True)
+                more, _moved, pinned, dirty, busy, refused = client.seg.shrink(
+                    want - done, reason_number("pressure"), True, self._patience_s
+                )
                 done += more
+        self._in_the_way = memory.InTheWay(pinned, dirty, busy)
         if refused:
             self._tell(
                 time.monotonic(),

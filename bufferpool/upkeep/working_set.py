@@ -13,10 +13,9 @@ import io
 import json
 import os
 import re
-import secrets
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -35,11 +34,17 @@ from bufferpool.stores.base import sync_directory
 
 FORMAT = 1
 CHUNK_PAGES = 128
+_HEAD = b"PK\x03\x04"  # a .npz file is a zip file
 _KEPT = (Kind.FILE, Kind.DERIVED, Kind.STORE)
 
 
 def save_working_set(client: Client, path: str | os.PathLike[str]) -> int:
     """See :meth:`Pool.save_working_set`."""
+    with client.seg.under_way("save"):
+        return _save(client, path)
+
+
+def _save(client: Client, path: str | os.PathLike[str]) -> int:
     records = [r for r in client.seg.spaces() if r["kind"] in _KEPT]
     frames = read_frames(client)
     kept = (frames["state"] == FrameState.LIVE) & np.isin(frames["space"], [r["index"] for r in records])
@@ -61,8 +66,29 @@ def save_working_set(client: Client, path: str | os.PathLike[str]) -> int:
         page=frames["page_no"].astype(np.uint32),
         hot=np.uint32(np.count_nonzero(frames["hot"])),
     )
-    _replace(os.fspath(path), image.getbuffer())
+    _replace(_replaceable(path), image.getbuffer())
     return len(frames)
+
+
+def _replaceable(path: str | os.PathLike[str]) -> str:
+    """The path, without symbolic links, of a working set that may be replaced. Raises WorkingSetError for any other file."""
+    where = os.path.realpath(path)
+    try:
+        fd = os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (
+        FileNotFoundError,
+        PermissionError,
+    ):  # the folder's permissions count: a file that may not be read is replaced
+        return where
+    try:
+        about = os.fstat(fd)
+        if stat.S_ISDIR(about.st_mode) or (stat.S_ISREG(about.st_mode) and os.pread(fd, len(_HEAD), 0) in (b"", _HEAD)):
+            return where
+    finally:
+        os.close(fd)
+    raise WorkingSetError(
+        f"{path} exists and is no working set, so it is not replaced; name another file, or remove it first"
+    )
 
 
 def _replace(where: str, image: memoryview) -> None:
@@ -86,7 +112,7 @@ def _replace(where: str, image: memoryview) -> None:
 def _draft(where: str) -> BinaryIO:
     """Makes a file with a unique name in the same folder, locked while it is open."""
     for _ in range(16):
-        file = open(f"{where}.{secrets.token_hex(4)}.part", "xb")  # noqa: SIM115 - the caller closes it
+        file = open(f"{where}.{os.urandom(4).hex()}.part", "xb")  # noqa: SIM115 - the caller closes it
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.exists(file.name):
@@ -124,7 +150,13 @@ class WorkingSet:
 
 def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
     """Reads and checks the file. Raises FileNotFoundError, WorkingSetError."""
-    data = io.BytesIO(Path(path).read_bytes())
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device or a pipe may have no end
+            raise WorkingSetError(f"{path} is no working set: it is not a regular file")
+        head = file.read(len(_HEAD))
+        if head != _HEAD:
+            raise WorkingSetError(f"{path} is no working set, or is damaged; remove it, and save it anew")
+        data = io.BytesIO(head + file.read())
     try:
         with np.load(data, allow_pickle=False) as found:
             if int(found["format"]) != FORMAT:

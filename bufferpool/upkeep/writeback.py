@@ -26,7 +26,7 @@ from bufferpool.printable import shown
 from bufferpool.spaces.claim import claim, keep_store
 from bufferpool.spaces.directory import CHECKSUM, removed_message
 from bufferpool.spaces.file_changes import changed, refuse_changed, with_state
-from bufferpool.stores.base import Buffer, FileStore, Store, bytes_done, calling, describe, sync_store
+from bufferpool.stores.base import FileStore, Store, bytes_done, calling, describe, sync_store
 from bufferpool.stores.checksum import file_store
 from bufferpool.stores.file_state import Doubt, FileState, stamped
 from bufferpool.units import lsn_of
@@ -34,6 +34,7 @@ from bufferpool.units import lsn_of
 BATCH_PAGES = 4096
 NO_RULE = 2**64 - 1  # the durable LSN until an engine sets it
 WRITTEN = (Kind.FILE, Kind.STORE)
+LOG_HOOK = "log_sync"  # what a thread works on while the engine's hook runs
 _ITEM = np.dtype([("page", np.uint32), ("frame", np.uint32)])
 
 
@@ -84,19 +85,18 @@ def timing_sync(outcome: _Outcome) -> Iterator[None]:
     outcome.sync_ns = time.monotonic_ns() - began
 
 
-def _write(client: Client, store: Store, items: _Items) -> None:
-    """Writes pages, neighbours together: to a file several runs at a time, else in order."""
-    numbers = items["page"].astype(np.int64)
-    size, data = client.page_size, client.data
-    runs: list[tuple[int, list[Buffer]]] = []
-    for run in np.split(np.arange(len(items)), np.flatnonzero(np.diff(numbers) != 1) + 1):
-        offset = int(numbers[run[0]]) * size
-        pages = [data[frame] for frame in items["frame"][run]]
-        runs.append((offset, pages))
+def _write(client: Client, store: Store, batch: _core.Batch, items: _Items) -> None:
+    """Writes the pages of a batch, neighbours together: to a file several runs at a time, else in order."""
+    size, data, numbers = client.page_size, client.data, items["page"].astype(np.int64)
     if isinstance(store, FileStore):
-        store.write_runs(runs)
-        return
-    for offset, pages in runs:
+        left = np.flatnonzero(~store.write_batch(batch, numbers, size))
+    else:
+        left = np.arange(len(items))
+    for run in np.split(left, np.flatnonzero(np.diff(numbers[left]) != 1) + 1) if len(left) else ():
+        offset, pages = int(numbers[run[0]]) * size, [data[frame] for frame in items["frame"][run]]
+        if isinstance(store, FileStore):
+            store.write_pages(offset, pages)
+            continue
         image = np.concatenate(pages)  # a private copy: the store may keep it
         image.flags.writeable = False
         with calling(store, "write_from"):
@@ -113,7 +113,7 @@ def _store_batch(
     """Writes and syncs the pages of a batch, and finds out what the file is like then."""
     pages = int(items["page"][-1]) + 1
     if not isinstance(store, FileStore):
-        _write(client, store, items)
+        _write(client, store, batch, items)
         with timing_sync(outcome):
             sync_store(store)
         outcome.record = pages, None
@@ -123,7 +123,7 @@ def _store_batch(
     batch.mark_open()
     stored, written = 0, None
     try:
-        _write(client, store, items)
+        _write(client, store, batch, items)
         written = stamped(store.fd)
         with timing_sync(outcome):
             store.sync()
@@ -144,7 +144,7 @@ def _store_over(client: Client, store: FileStore, batch: _core.Batch, items: _It
     """Writes and syncs the pages of a batch to a file that the space's record does not describe."""
     before = store.size()
     try:
-        _write(client, store, items)
+        _write(client, store, batch, items)
     except BaseException:
         store.cut_to_whole_pages(before, client.page_size)
         raise
@@ -253,7 +253,7 @@ def flush_part(client: Client, record: Record, which: Selection, *, wait: bool =
 def write_over(client: Client, record: Record, held: _core.Held, store: FileStore, lsn: int) -> int:
     """Writes the dirty pages of a space whose LSN is at most ``lsn`` to another file than its record describes.
 
-    ``held`` is the space's flush lock. The record stays what it is, so that no page of the space passes for one of this file.
+    ``held`` is the space's flush lock. The record is not changed, so that no page of the space is taken for one of this file.
     """
     written, first = 0, 0
     while True:
@@ -316,7 +316,8 @@ def sync_log(client: Client) -> bool:
     before, wanted = client.durable_lsn, wanted_of_log(client)
     if client.log_sync is None or wanted is None:
         return False
-    done = client.log_sync(wanted)
+    with client.seg.under_way("log_sync"), working_on(LOG_HOOK):
+        done = client.log_sync(wanted)
     if done is not None:
         client.seg.raise_durable_lsn(lsn_of(done))
     return client.durable_lsn > before

@@ -12,8 +12,9 @@ A commit takes the write lock for steps 1 to 4:
 
 1. Append the record to the log. From here on the commit will be completed, even if this process dies.
 2. Keep the page versions that snapshots still need (versions.py).
-3. Publish the pages in the pool, each as a whole: first new pages, then changed ones, leaves before their parents,
-   and freed pages last. So a link never leads a reader of the latest pages to a page that is not there yet.
+3. Publish the pages in the pool, as one: every reader of the latest pages finds all of them new, or all old. A group
+   of pages has at most a quarter of the pool. A larger commit is several groups: first new pages, then changed
+   ones, leaves before their parents, and freed pages last. So no link leads to a page that is not there yet.
 4. Move ``published`` to the end of the record, and release the write lock.
 5. Sync the log (group commit): the process that gets the sync lock reads ``published``, syncs the log, and
    moves ``durable_lsn`` and ``visible`` there. Processes that waited for the lock find their commit visible.
@@ -73,6 +74,7 @@ class Engine:
         self.checkpoint_lock = locks.Lock(file, locks.CHECKPOINT, "checkpoint")
         self.inner_pages: dict[int, Inner] = {}  # by page number: what this process has decoded, and a version of it
         self.tables: dict[str, KnownTable] = {}
+        self.most_as_one = 1 << 20  # pages; a group takes fewer, by the pool's frames
         pool.log_sync = self.sync_log
 
     def close(self) -> None:
@@ -83,29 +85,34 @@ class Engine:
 
     # ---- pages -------------------------------------------------------------------
 
-    def write_page(self, page_no: int, image: bytes | bytearray, lsn: int) -> None:
-        """Publishes a version of a page, growing the space up to it."""
-        content = np.frombuffer(image, np.uint8)
-        while page_no >= len(self.space):
-            new = self.space.append()
-            new.lsn = lsn
-            with new as page:
-                if new.page_no == page_no:
-                    page[:] = content
-            if new.page_no == page_no:
-                return
-        old = self.space.write(page_no)
-        old.lsn = lsn
-        with old as page:
-            page[:] = content
+    def publish_as_one(self, pages: list[tuple[int, bytearray]], lsn: int) -> int:
+        """Publishes versions of pages as one: as many as a group takes, from the first on. Returns their number."""
+        with self.pool.publish_many() as group:
+            for page_no, image in pages:
+                try:
+                    page = group.write(self.space, page_no, lsn=lsn)
+                except bp.errors.GroupFull:
+                    break
+                page[:] = np.frombuffer(image, np.uint8)
+            point("publish.group")
+            return len(group)  # (which forgets its pages at the end of the block)
 
     def publish(self, state: State, pages: Pages, lsn: int) -> State:
         """Does steps 2 to 4 of a commit, of this process or of one that died."""
         self.versions.keep([(page_no, old) for page_no, old, _ in pages if old is not None], lsn)
         point("publish.kept")
-        for _, page_no, image in sorted((publish_rank(old, new), page_no, new) for page_no, old, new in pages):
-            self.write_page(page_no, image, lsn)
-            point("publish.page")
+        ranked = sorted((publish_rank(old, new), page_no, new) for page_no, old, new in pages)
+        left = [(page_no, new) for _, page_no, new in ranked]
+        self.space.grow(1 + max((page_no for page_no, _ in left), default=0))
+        most = self.most_as_one
+        while left:
+            try:
+                del left[: self.publish_as_one(left[:most], lsn)]
+            except bp.errors.PoolExhausted:  # the old versions and the new ones need frames at the same time
+                if most == 1:
+                    raise
+                most = max(1, min(most, len(left)) // 2)
+            point("publish.published")
         state = self.shared.set_state(state, published=lsn)
         point("publish.done")
         return state

@@ -20,6 +20,7 @@ pages that it, or a flush, left torn in the file.
 import contextlib
 import os
 
+import numpy as np
 import xxhash
 
 import bufferpool as bp
@@ -196,11 +197,15 @@ def _recover(path: str, pool_name: str, capacity: int | str, page_size: int, log
         shared = Shared(pool)
         pool.durable_lsn = end
         shared.set_visible(end)
-        space = open_data(pool, path, log, shared, images)
+        space = open_data(pool, path, log, shared)
         engine = Engine(pool, space, log, file, shared)
         state = shared.set_state(State(log.uuid, path_hash(path), 0, end, segment, log.identity(segment)))
+        space.grow(1 + max(images, default=0))
         for page_no, image in sorted(images.items()):
-            engine.write_page(page_no, image, Page(image).lsn)
+            with space.write(
+                page_no, lsn=Page(image).lsn, fresh=True
+            ) as page:  # what the file has may be torn, and is not read
+                page[:] = np.frombuffer(image, np.uint8)
             point("recover.page")
         images.clear()
         shared.set_state(state, ready=1)
@@ -211,14 +216,10 @@ def _recover(path: str, pool_name: str, capacity: int | str, page_size: int, log
         raise
 
 
-def open_data(
-    pool: bp.Pool, path: str, log: Log, shared: Shared, recovered: dict[int, bytearray] | None = None
-) -> bp.Space:
+def open_data(pool: bp.Pool, path: str, log: Log, shared: Shared) -> bp.Space:
     """Opens the data file as a space. A damaged page is repaired from the log, if the log has it."""
 
     def repair(page_no: int, _: object) -> bytearray | None:
-        if recovered:  # during recovery a page is loaded only to be replaced
-            return recovered.get(page_no)
         while True:
             before = log.segments()
             try:

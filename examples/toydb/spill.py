@@ -67,19 +67,13 @@ class Spill:
         numbers = np.full(batch.directory(self._page_size) * self._page_size // 4, NOBODY, np.uint32)
         numbers[: len(versions)] = [page_no for page_no, _ in versions]
         directory = numbers.view(np.uint8).reshape(-1, self._page_size)
+        self._shared.spill.grow(batch.end(self._page_size))
         for number, content in enumerate([*directory, *(np.frombuffer(image, np.uint8) for _, image in versions)]):
-            self._write(first + number, content)
+            with self._shared.spill.write(first + number, fresh=True) as page:
+                page[:] = content
         point("spill.written")
         named = b"".join(BATCH.pack(*astuple(one)) for one in [*kept, batch])
         self._shared.publish(BATCHES, HEAD.pack(0, len(kept) + 1) + named)
-
-    def _write(self, number: int, content: np.ndarray) -> None:
-        space = self._shared.spill
-        while number >= len(space):
-            with space.append() as page:
-                page[:] = 0
-        with space.write(number) as page:
-            page[:] = content
 
     def find(self, page_no: int, snapshot: int) -> Page | None:
         """The version of a page that a snapshot sees, or None."""

@@ -101,7 +101,9 @@ class Transaction:
     committed = False
     """Whether the record is in the log: then the transaction is committed, even if commit() raises."""
     _open = False
-    _pages = _restarts = 0
+    _pages = _restarts = _misses = 0
+    _since: int | None
+    """The pool's misses when this transaction began or was resumed; None while it is paused or has ended."""
 
     def __init__(self, database: "Database", engine: Engine, kind: Kind) -> None:
         self.kind = kind
@@ -114,7 +116,7 @@ class Transaction:
         self._before: dict[int, bytes | None] = {}
         self._undo: list[dict[int, bytes | None]] = []
         self._tables: dict[str, Table] = {}
-        self._misses = engine.space.misses
+        self._since = engine.space.misses
         if kind == "snapshot":
             self._newest = self.snapshot = engine.versions.begin()
         else:  # a writer sees every earlier commit
@@ -180,6 +182,7 @@ class Transaction:
             if pages := self._changed():
                 state, lsn = self._engine.append(pages)
                 self.committed = True
+                self._stop_counting()  # publishing is no reference of the transaction
                 self._engine.complete(state, pages, lsn)
             else:
                 lsn = self._engine.shared.current().published
@@ -198,8 +201,34 @@ class Transaction:
         if self._open:
             self._end()
 
+    def pause(self) -> None:
+        """Ends a snapshot as :meth:`rollback` does, but keeps what is known of its tables, for :meth:`resume`."""
+        if self._database.closed:
+            self.rollback()
+        elif self._open:
+            self._open = False
+            self._stop_counting()
+            self._engine.versions.end(self.snapshot)
+
+    def resume(self) -> bool:
+        """Begins a paused snapshot again, if nothing has been committed since. False: it has ended. Raises DatabaseClosed."""
+        self._database._must_be_open()
+        lsn = self._engine.versions.begin()
+        if lsn != self.snapshot:
+            self._engine.versions.end(lsn)
+            return False
+        self._open, self._since = True, self._space.misses
+        return True
+
+    def _stop_counting(self) -> None:
+        """What the pool reads from here on is for others."""
+        if self._since is not None and not self._database.closed:
+            self._misses += self._space.misses - self._since
+        self._since = None
+
     def _end(self) -> None:
         self._open = False
+        self._stop_counting()
         self.changes += 1
         self.shape += 1
         self._dirty.clear()
@@ -221,7 +250,8 @@ class Transaction:
 
     @property
     def stats(self) -> Stats:
-        return Stats(self._pages, self._space.misses - self._misses, self._restarts)
+        since = 0 if self._since is None else self._space.misses - self._since
+        return Stats(self._pages, self._misses + since, self._restarts)
 
     # ---- pages: what a tree needs ----------------------------------------------------
 

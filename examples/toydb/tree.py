@@ -7,9 +7,9 @@ key is at or above the high key, the reader moves right. Otherwise the page was 
 meanwhile, and the reader starts over from the root, which never moves.
 
 A snapshot, and the one writer, see a tree that does not change, and never start over: for them
-a wrong page is damage. A reader of the latest pages may read
-while a commit is published page by page (in the order of :mod:`toydb.engine`),
-and sees each key as before the commit or as after it.
+a wrong page is damage. A reader of the latest pages may read one page before a commit
+is published and the next one after it (a large commit is published in several groups, in the order
+of :mod:`toydb.engine`), and sees each key as before the commit or as after it.
 
 The writer splits a page that is full and merges one that is less than a quarter
 full with a sibling, from the leaf upwards, along the path that it came down.

@@ -19,7 +19,7 @@ from typing import Any
 import fsspec
 import numpy as np
 from pages import PAGE, WORDS, word, write_dataset, zipf
-from workload import BLUE, MIB, ORANGE, Pipe, Run, Worker, main, mib
+from workload import BLUE, MIB, ORANGE, Pipe, Run, Worker, draw_bars, main, mib
 
 import bufferpool as bp
 from integrations.origin import Origin
@@ -161,15 +161,10 @@ def draw(rounds: list[Round], n_workers: int) -> Any:
 
     figure, (fetched, seconds) = pyplot.subplots(1, 2, sharey=True, figsize=(9, 2.6))
     names, colors = [r.kind for r in rounds], [ORANGE, ORANGE, BLUE]
-    bars = fetched.barh(names, [r.fetched / MIB for r in rounds], color=colors, height=0.55)
-    fetched.bar_label(bars, [f"{r.fetched / MIB:.0f}" for r in rounds], padding=4)
-    fetched.set(title=f"fetched for {n_workers} workers (MiB)", xlim=(0, max(r.fetched for r in rounds) / MIB * 1.15))
-    fetched.invert_yaxis()
-    bars = seconds.barh(names, [r.seconds for r in rounds], color=colors, height=0.55)
-    seconds.bar_label(bars, [f"{r.seconds:.1f}" for r in rounds], padding=4)
-    seconds.set(title="until all requests are answered (s)", xlim=(0, max(r.seconds for r in rounds) * 1.15))
-    for axes in (fetched, seconds):
-        axes.tick_params(axis="y", length=0)
+    sizes, times = [r.fetched / MIB for r in rounds], [r.seconds for r in rounds]
+    title = f"fetched for {n_workers} workers (MiB)"
+    draw_bars(fetched, title, names, [f"{size:.0f}" for size in sizes], (sizes, colors, ""))
+    draw_bars(seconds, "until all requests are answered (s)", names, [f"{s:.1f}" for s in times], (times, colors, ""))
     return figure
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from machine import kernel_bytes, pss
 from pages import PAGE, WORDS, word, write_dataset, zipf
-from workload import BLUE, GREEN, MIB, ORANGE, Pipe, Run, Worker, main, mib
+from workload import BLUE, GREEN, MIB, ORANGE, Pipe, Run, Worker, draw_bars, main, mib
 
 import bufferpool as bp
 
@@ -175,21 +175,15 @@ def draw(rounds: list[Round], n_workers: int) -> Any:
 
     figure, (memory, speed) = pyplot.subplots(1, 2, sharey=True, figsize=(9, 3.2))
     names = [r.kind for r in rounds]
-    left = np.zeros(len(rounds))
     parts = (("private memory", "anon", ORANGE), ("mapped page cache", "file", GREEN), ("shared memory", "shm", BLUE))
-    for label, part, color in parts:
-        sizes = np.array([max(0, getattr(r, part)) / MIB for r in rounds])
-        memory.barh(names, sizes, left=left, color=color, label=label, height=0.55)
-        left += sizes
-    memory.bar_label(memory.containers[-1], [f"{r.memory / MIB:.0f}" for r in rounds], padding=4)
-    memory.set(title=f"memory of {n_workers} workers (PSS, MiB)", xlim=(0, left.max() * 1.15))
-    memory.invert_yaxis()
+    sizes = [([max(0, getattr(r, part)) / MIB for r in rounds], color, label) for label, part, color in parts]
+    title = f"memory of {n_workers} workers (PSS, MiB)"
+    draw_bars(memory, title, names, [f"{r.memory / MIB:.0f}" for r in rounds], *sizes)
     figure.legend(loc="outside lower center", ncols=3)
-    bars = speed.barh(names, [r.reads_per_s / 1e6 for r in rounds], color=[ORANGE, GREEN, BLUE, BLUE], height=0.55)
-    speed.bar_label(bars, [f"{r.reads_per_s / 1e6:.2f}" for r in rounds], padding=4)
-    speed.set(title="verified reads a second (millions)", xlim=(0, max(r.reads_per_s for r in rounds) * 1.15e-6))
-    for axes in (memory, speed):
-        axes.tick_params(axis="y", length=0)
+    speeds = [r.reads_per_s / 1e6 for r in rounds]
+    texts = [f"{millions:.2f}" for millions in speeds]
+    colors = [ORANGE, GREEN, BLUE, BLUE]
+    draw_bars(speed, "verified reads a second (millions)", names, texts, (speeds, colors, ""))
     return figure
 
 

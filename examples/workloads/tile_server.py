@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from machine import pss
-from workload import BLUE, GREEN, MIB, ORANGE, Pipe, Run, Worker, main, mib
+from workload import BLUE, GREEN, MIB, ORANGE, Pipe, Run, Worker, draw_bars, main, mib
 
 import bufferpool as bp
 
@@ -322,16 +322,12 @@ def draw(rounds: list[Round], n_workers: int) -> Any:
     figure, (memory, hits) = pyplot.subplots(1, 2, sharey=True, figsize=(9, 2.8))
     names = [r.kind for r in rounds]
     colors = [BLUE if r.kind == "shared" else GREEN if r.kind == "redis" else ORANGE for r in rounds]
-    bars = memory.barh(names, [r.memory / MIB for r in rounds], color=colors, height=0.55)
-    memory.bar_label(bars, [f"{r.memory / MIB:.0f}" for r in rounds], padding=4)
-    memory.set(title=f"memory of {n_workers} workers' caches (PSS, MiB)")
-    memory.margins(x=0.15)
-    memory.invert_yaxis()
-    bars = hits.barh(names, [r.hit_ratio for r in rounds], color=colors, height=0.55)
-    hits.bar_label(bars, [f"{r.hit_ratio:.0%}" for r in rounds], padding=4)
-    hits.set(title="requests answered from the cache", xlim=(0, 1.1))
-    for axes in (memory, hits):
-        axes.tick_params(axis="y", length=0)
+    sizes, ratios = [r.memory / MIB for r in rounds], [r.hit_ratio for r in rounds]
+    title = f"memory of {n_workers} workers' caches (PSS, MiB)"
+    draw_bars(memory, title, names, [f"{size:.0f}" for size in sizes], (sizes, colors, ""))
+    draw_bars(
+        hits, "requests answered from the cache", names, [f"{ratio:.0%}" for ratio in ratios], (ratios, colors, "")
+    )
     return figure
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from machine import kernel_bytes
 from pages import PAGE
-from workload import BLUE, GREEN, MIB, Pipe, Run, main, mib
+from workload import BLUE, GREEN, MIB, Pipe, Run, draw_bars, main, mib
 
 import bufferpool as bp
 
@@ -241,21 +241,14 @@ def draw(rounds: list[Round], n_workers: int) -> Any:
     from matplotlib import pyplot
 
     figure, (memory, speed) = pyplot.subplots(1, 2, sharey=True, figsize=(9, 2.4))
-    names, left = [r.kind for r in rounds], np.zeros(len(rounds))
-    for label, part, color in (("page cache", "cached_bytes", GREEN), ("pool", "pool_bytes", BLUE)):
-        sizes = np.array([getattr(r, part) / MIB for r in rounds])
-        memory.barh(names, sizes, left=left, color=color, label=label, height=0.55)
-        left += sizes
-    memory.bar_label(memory.containers[-1], [f"{size:.0f}" for size in left], padding=4)
-    memory.set(title="memory that has pages of the index (MiB)", xlim=(0, left.max() * 1.15))
-    memory.invert_yaxis()
+    names = [r.kind for r in rounds]
+    parts = (("page cache", "cached_bytes", GREEN), ("pool", "pool_bytes", BLUE))
+    sizes = [([getattr(r, part) / MIB for r in rounds], color, label) for label, part, color in parts]
+    texts = [f"{(r.cached_bytes + r.pool_bytes) / MIB:.0f}" for r in rounds]
+    draw_bars(memory, "memory that has pages of the index (MiB)", names, texts, *sizes)
     figure.legend(loc="outside lower center", ncols=2)
-    bars = speed.barh(names, [r.queries_per_s for r in rounds], color=[GREEN, BLUE], height=0.55)
-    speed.bar_label(bars, [f"{r.queries_per_s:,.0f}" for r in rounds], padding=4)
-    speed.set(title=f"queries a second, {n_workers} processes, cold start",
-              xlim=(0, max(r.queries_per_s for r in rounds) * 1.15))  # fmt: skip
-    for axes in (memory, speed):
-        axes.tick_params(axis="y", length=0)
+    speeds, title = [r.queries_per_s for r in rounds], f"queries a second, {n_workers} processes, cold start"
+    draw_bars(speed, title, names, [f"{one:,.0f}" for one in speeds], (speeds, [GREEN, BLUE], ""))
     return figure
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -45,6 +45,22 @@ INK, BLUE, ORANGE, GREEN, GREY, PALE = "#1f2933", "#2f6fb0", "#d9812b", "#3f8f5f
 def mib(size: float) -> str:
     """A number of bytes as text, in MiB."""
     return f"{size / MIB:,.1f} MiB"
+
+
+def draw_bars(
+    axes: Any, title: str, names: Sequence[str], texts: Sequence[str], *parts: tuple[Sequence[float], Any, str]
+) -> None:
+    """A bar for each name, the first at the top, with a text behind it.
+
+    It has ``parts`` from left to right: (lengths, colour or a colour for each name, label of the legend or "").
+    """
+    left = [0.0] * len(names)
+    for lengths, color, label in parts:
+        axes.barh(names, lengths, left=left, color=color, label=label or None, height=0.55)
+        left = [a + b for a, b in zip(left, lengths, strict=True)]
+    axes.bar_label(axes.containers[-1], texts, padding=4)
+    axes.set(title=title, xlim=(0, max(left) * 1.15), ylim=(len(names) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0)
 
 
 def eventually(holds: Callable[[], bool]) -> bool:

@@ -14,6 +14,9 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.cli import doctor, main
+from bufferpool.figures.names import EventKind
+from tests.conftest import wait_until
+from tests.support.stewards import whats
 
 SHM = Path("/dev/shm")
 
@@ -182,6 +185,40 @@ def test_stat(pool: bp.Pool, capsys: Capture) -> None:
     assert about["resident_bytes"] == about["kernel_data_bytes"] == stats.resident_bytes
     assert about["publishes"] == 1
     assert [client["pid"] for client in about["clients"]] == [os.getpid()]
+
+
+def test_stat_counts_the_requests_that_found_no_frame(name: str, capsys: Capture) -> None:
+    """Only the JSON had the count of PoolExhausted: on a terminal nothing showed that an exhausted pool had recovered.
+
+    A pinned pool grows at once, which is the quick relief.
+    """
+    with bp.Pool.create(name, "256KiB", page_size=4096, max_capacity="1MiB") as pool:
+        space = pool.open_scratch("notes", 128)
+        held = []
+        with pytest.raises(bp.PoolExhausted):
+            held.extend(space[n] for n in range(128))
+        assert main(["stat", name]) == 0
+        assert re.search(r"^exhausted +1 requests? found", capsys.readouterr().out, re.MULTILINE)
+        assert main(["resize", name, "1MiB"]) == 0
+        held.extend(space[n] for n in range(len(held), 128))
+        del held
+        assert pool.check() == []
+
+
+def test_the_lists_of_clients_name_the_steward(name: str, capsys: Capture) -> None:
+    """The mark stood in a column without a name, and the list of clients in stat did not have it."""
+    with bp.Pool.create(name, "1MiB") as pool:
+        for command in ("stat", "clients"):
+            assert main([command, name]) == 0
+            head, row = capsys.readouterr().out.splitlines()[-2:]
+            assert (head.split()[-1], row.split()[-1]) == ("ROLE", "-")
+        pool.start_steward()
+        wait_until(lambda: EventKind.STEWARD in whats(pool), "the steward has begun")
+        for command in ("stat", "clients"):
+            assert main([command, name]) == 0
+            assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "steward"
+        assert main(["events", name]) == 0
+        assert f"steward: client 1 (pid {os.getpid()}) took the office" in capsys.readouterr().out
 
 
 def test_stat_of_a_new_pool(name: str, capsys: Capture) -> None:

@@ -23,6 +23,8 @@ from bufferpool.cli.top.app import Ask, Top
 from bufferpool.cli.top.figures import bar, brief, memory_parts, short
 from bufferpool.cli.top.pools import Pools
 from bufferpool.prometheus import server
+from tests.support.children import Threads
+from tests.support.hanging import Hanging, file_that_hangs, in_time
 from tests.support.stewards import leader
 
 SHM = Path("/dev/shm")
@@ -96,7 +98,7 @@ def test_drop_gives_pages_up_and_refuses_dirty_ones(pool: bp.Pool, capsys: Captu
     """There was no command to drop pages; one that drops dirty pages in silence would lose what no file has."""
     assert main(["drop", pool.name, "orders"]) == 1
     told = capsys.readouterr().err
-    assert "1 dirty pages" in told
+    assert "1 dirty page that its file" in told
     assert "--discard" in told
     assert pool.stats().spaces[0].resident == 100
     assert run_json(capsys, "flush", pool.name, "orders")["written_pages"] == 1
@@ -122,6 +124,20 @@ def test_remove_writes_a_space_and_takes_it_out(pool: bp.Pool, capsys: Capture, 
     assert "has no space" in capsys.readouterr().err
 
 
+def test_remove_cache_takes_out_a_cache(pool: bp.Pool, capsys: Capture) -> None:
+    """A pool had at most 64 caches in its life, and nothing removed one."""
+    tiles = pool.cache("tiles")
+    tiles.put("a", bytes(100))
+    pool.cache("other").put("b", 1)
+    done = run_json(capsys, "remove-cache", pool.name, "tiles")
+    assert (done["cache"], done["values"]) == ("tiles", 1)
+    assert [one.name for one in pool.caches()] == ["other"]
+    with pytest.raises(bp.errors.CacheRemoved):
+        tiles.get("a")
+    assert main(["remove-cache", pool.name, "tiles"]) == 1
+    assert "has no cache 'tiles'; its caches: other" in capsys.readouterr().err
+
+
 def test_resize_trim_flush_events(pool: bp.Pool, capsys: Capture) -> None:
     done = run_json(capsys, "flush", pool.name, "orders")
     assert (done["written_pages"], done["dirty_pages"]) == (1, 0)
@@ -139,6 +155,18 @@ def test_resize_trim_flush_events(pool: bp.Pool, capsys: Capture) -> None:
         main(["resize", pool.name, "1000TiB"])
     assert ended.value.code == 2
     assert "reserve=" in capsys.readouterr().err
+
+
+def test_a_flush_that_hangs_ends_and_says_where_to_look(
+    pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a disk that hung, the command printed nothing and did not end; it had no timeout."""
+    with file_that_hangs(monkeypatch, tmp_path / "orders.db"):
+        for more in ([], ["orders"]):
+            assert in_time(main, ["flush", pool.name, *more, "--timeout", "0.3"]) == 1
+            assert f"bufferpool operations {pool.name} shows what hangs" in capsys.readouterr().err
+    assert main(["flush", pool.name]) == 0
+    assert "0 still dirty" in capsys.readouterr().out
 
 
 def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,3 +434,55 @@ def test_top_needs_a_terminal(pool: bp.Pool) -> None:
 def test_top_of_a_missing_pool_is_an_error(capsys: Capture) -> None:
     assert main(["top", "no-such-pool"]) == 1
     assert "no pool" in capsys.readouterr().err
+
+
+def test_top_shows_caches_and_what_hangs(pool: bp.Pool, threads: Threads) -> None:
+    """The caches of a pool were in the metrics only, and a store that hung was on no screen."""
+    store = Hanging(8)
+    cache = pool.cache("tiles")
+    for n in range(5):
+        cache.put(n, bytes(1000))
+
+    async def session() -> None:
+        app = Top(pool.name, None, 0.2)
+        async with app.run_test(size=(120, 40)) as pilot:
+            await until(pilot, lambda: app.query_one("#caches", DataTable).row_count == 1)
+            assert [str(cell) for cell in app.query_one("#caches", DataTable).get_row_at(0)][:2] == ["tiles", "5"]
+            assert not app.query_one("#hangs").display
+            space = pool.open_store("hung", store)
+            store.reads.shut()
+            threads.start(space.__getitem__, 3)
+            await until(
+                pilot, lambda: "a load of page 3 of 'hung' by client 1" in str(app.query_one("#hangs").render())
+            )
+            store.open()
+            await until(pilot, lambda: not app.query_one("#hangs").display)
+
+    asyncio.run(session())
+    threads.join()
+
+
+def test_spaces_show_the_path_and_fit_the_terminal(
+    pool: bp.Pool, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of a space did not say which file it is; a long path, or one with a newline, would break the table."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    path = folder / "a\nb.db"
+    path.write_bytes(bytes(4096))
+    pool.open_file(path, name="odd")
+    pool.open_scratch("none", 4)
+    assert main(["spaces", pool.name]) == 0
+    out = capsys.readouterr().out
+    assert f"{'x' * 100}/a\\nb.db" in out
+    assert out.count("\n") == 4
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["spaces", pool.name]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.endswith("x/a\\nb.db") and "…x" in line and len(line) == 120 for line in lines)
+    assert [space["path"] for space in run_json(capsys, "spaces", pool.name)] == [
+        str(tmp_path / "orders.db"),
+        str(path),
+        "",
+    ]

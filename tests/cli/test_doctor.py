@@ -100,7 +100,7 @@ def test_doctor_counts_the_pages_that_are_in_memory_only(pool_name: str, data_fi
         fill(pool.open_file(data_file(8), "r+"), [1, 2], version=1)
         fill(pool.open_scratch("temporary", 8), [0])
     finding = next(f for f in doctor.examine() if f.what == f"pool {pool_name}")
-    assert finding.text.endswith("nobody attached, 2 dirty pages that are in memory only")
+    assert finding.text.endswith("nobody attached, 2 dirty pages in memory only")
     assert finding.remedy.startswith(f"bufferpool flush {pool_name} ")
     assert main(["flush", pool_name]) == 0
     finding = next(f for f in doctor.examine() if f.what == f"pool {pool_name}")

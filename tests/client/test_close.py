@@ -123,6 +123,114 @@ def test_the_interpreter_ends_with_pages_in_hand():
     pool.close()
 
 
+def test_the_interpreter_ends_in_the_midst_of_a_scan(tmp_path):
+    """The interpreter ends an unfinished scan when only its last thread runs: it waited for ever for the threads that read ahead."""
+    path, name = tmp_path / "data", new_name()
+    path.write_bytes(bytes(64 * PAGE))
+    pool = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
+    done = run_python(
+        "import sys, bufferpool as bp\n"
+        "pool = bp.Pool.attach(sys.argv[1])\n"
+        "rest = pool.open_file(sys.argv[2]).scan()\n"
+        "next(rest)\n"
+        "def with_steward():\n"
+        "    with pool:\n"
+        "        pool.start_steward()\n"
+        "        yield\n"
+        "rounds = with_steward()\n"
+        "next(rounds)\n",
+        name,
+        str(path),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    pool.reap()
+    assert pool.stats().clients == 1
+    assert pool.check() == []
+    pool.unlink()
+    pool.close()
+
+
+SUSPENDED = """
+import asyncio, atexit, os, sys
+
+@atexit.register
+def end():  # the last of all such functions
+    for module in [each for name, each in sys.modules.items() if name.startswith("bufferpool")]:
+        for name in [name for name in vars(module) if not name.startswith("__")]:
+            setattr(module, name, None)
+    while suspended:
+        suspended.pop().close()
+
+import bufferpool as bp
+from bufferpool.machine.pressure import SystemSource
+
+segment, data = sys.argv[1:]
+pool = bp.Pool.attach(segment)
+busy = bp.Pool.attach(segment)  # its close() at exit is refused, because a page is being written
+work, tables = busy.open_scratch("work", 16), pool.open_file(data)
+source = SystemSource("/dev/shm")
+
+def steward():
+    with bp.Pool.attach(segment) as other:
+        other.start_steward()
+        yield
+
+def stopped():
+    other = bp.Pool.attach(segment)
+    other.start_steward()
+    try:
+        yield
+    finally:
+        other.stop_steward()
+        other.close()
+
+def pages():
+    with busy, busy.open_scratch("own", 4, lifetime="process"), work.write(1), work.pin(2), work.pin_many([3, 4]):
+        yield
+
+def own():
+    with pool.open_scratch("sort", 4, lifetime="process"), bp.Observer(segment):
+        yield
+
+def group():
+    with pool.publish_many() as group:
+        group.write(pool.space("work", mode="r+"), 5)[:] = 1
+        yield
+
+def pressure():
+    try:
+        yield
+    finally:
+        source.close()
+
+@pool.cache("values").memoize()
+async def value(n):
+    await asyncio.Future(loop=loop)
+
+loop = asyncio.new_event_loop()
+suspended = [tables.scan(), reversed(work), steward(), stopped(), pages(), own(), group(), pressure()]
+for each in suspended:
+    next(each)
+suspended.append(value(1))
+suspended[-1].send(None)
+"""
+
+
+def test_the_interpreter_removes_the_modules_names_before_it_ends_generators(tmp_path):
+    """CPython without the GIL does, always, and others where something keeps a module: each block that was open then ended with
+    an AttributeError of None, which was printed."""
+    path, name = tmp_path / "data", new_name()
+    path.write_bytes(bytes(64 * PAGE))
+    pool = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
+    done = run_python(SUSPENDED, name, str(path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    pool.reap()
+    assert pool.stats().clients == 1
+    assert pool.check() == []
+    pool.unlink()
+    pool.close()
+
+
 USES = {
     "item": lambda page: page[0],
     "slice": lambda page: page[:],

@@ -1,8 +1,10 @@
 """Copies of a pool that were unpickled in one process share its attachment."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
+import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import PoolClosed, PoolReadOnly, SpaceRemoved
 from bufferpool.spaces import directory
-from tests.conftest import PAGE, stamp
+from tests.conftest import PAGE, WAIT, stamp
 
 
 def _first_word(space, n):
@@ -152,6 +154,52 @@ def test_a_copy_of_a_removed_space_says_so(pool):
     with pytest.raises(SpaceRemoved):
         _ = pickle.loads(data)[0]
     assert pickle.loads(pickle.dumps(again))[1].sum() == 0
+
+
+def test_a_copy_of_a_removed_space_does_not_become_one_of_the_next_space_of_its_name(pool, data_file, threads):
+    """The generation of a slot was compared, and not the slot. A space that replaces another may take another slot, in which its
+    generation is the same number."""
+    table = pool.open_file(data_file(4), "r+")
+    old = pickle.dumps(table)
+    new = pool.open_file(table.path, "w+")
+    with new.append():
+        pass
+    assert new.generation == table.generation  # otherwise this test shows nothing
+    with pytest.raises(SpaceRemoved):
+        len(pickle.loads(old))
+    assert pool.check() == []
+
+
+def first_version(page_no, out):
+    if page_no == 0:
+        _inside.set()
+        assert _go_on.wait(WAIT)
+    out.fill(1)
+
+
+_inside, _go_on = threading.Event(), threading.Event()
+
+
+def test_a_copy_of_an_old_version_does_not_become_one_of_the_next_version(pool, threads):
+    """It loaded pages by the old loader, and published them as pages of the new version. Dask took the results for the same."""
+    made = pool.open_derived("made", 4, first_version, version=1)
+
+    def read():
+        with contextlib.suppress(SpaceRemoved):
+            made[0]
+
+    threads.start(read)
+    assert _inside.wait(WAIT)  # the old slot is in use, so that the new version gets another one
+    old, token = pickle.dumps(made), made.__dask_tokenize__()
+    made_anew = pool.open_derived("made", 4, lambda page_no, out: out.fill(2), version=2)
+    assert made_anew.generation == made.generation
+    with pytest.raises(SpaceRemoved):
+        pickle.loads(old)[1]
+    assert made_anew[1][0] == 2
+    assert made_anew.__dask_tokenize__() != token
+    _go_on.set()
+    threads.join()
+    assert pool.check() == []
 
 
 def test_a_copy_notices_that_its_file_was_changed_or_replaced(pool, data_file, tmp_path):

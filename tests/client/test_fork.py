@@ -13,6 +13,8 @@ from bufferpool.errors import SpaceNotFound, SpacePrivate, TooManyClients, Wrong
 from tests.conftest import WAIT, pins, stamp, wait_until
 from tests.support.children import run_python
 
+pytestmark = pytest.mark.kernel
+
 CONTEXTS = ["fork", "spawn", "forkserver"]
 
 

@@ -53,6 +53,7 @@ def pool():
 # ---- limits of the process ------------------------------------------------------------
 
 
+@pytest.mark.kernel
 def test_a_process_that_locks_all_its_memory_gives_none_to_holes():
     """Under mlockall(MCL_FUTURE) the kernel gave 1034 MiB to a pool of 8 MiB: to all that was mapped."""
     name = new_name()
@@ -76,6 +77,27 @@ def test_a_process_that_locks_all_its_memory_gives_none_to_holes():
         pytest.skip("may not lock memory (RLIMIT_MEMLOCK)")
     os.unlink(f"/dev/shm/{name}")
     assert said == f"True True True {1000 * PAGE} []"
+
+
+@pytest.mark.parametrize("limit", ["ulimit -v", "ulimit -n"])
+def test_a_pool_that_cannot_be_attached_to_is_not_left_behind(limit):
+    """``Pool.create`` raised, and its pool was there all the same: a second attempt got SegmentExists."""
+    name = new_name()
+
+    def create() -> object:
+        free = os.open("/", os.O_RDONLY)
+        what, least = (resource.RLIMIT_AS, 64 * MIB) if limit == "ulimit -v" else (resource.RLIMIT_NOFILE, free + 1)
+        os.close(free)
+        resource.setrlimit(what, (least, resource.getrlimit(what)[1]))
+        try:
+            return bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
+        finally:
+            resource.setrlimit(what, (resource.getrlimit(what)[1],) * 2)
+            assert not os.path.lexists(f"/dev/shm/{name}")
+            bp.Pool.create(name, 64 * PAGE, page_size=PAGE).unlink()
+
+    said = in_child(create)
+    assert limit in said
 
 
 def test_no_address_space(pool):
@@ -132,6 +154,7 @@ def test_no_large_files():
 # ---- sandboxes ---------------------------------------------------------------------------
 
 
+@pytest.mark.kernel
 @needs_seccomp
 def test_no_memory_by_a_sandbox_that_refuses_fallocate(pool):
     """EPERM from fallocate was told as a full file system, with 22 GB free."""
@@ -154,6 +177,7 @@ def test_no_memory_by_a_sandbox_that_refuses_fallocate(pool):
     assert in_child(create).startswith(f"SegmentError {errno.ENOSYS}:")
 
 
+@pytest.mark.kernel
 @needs_seccomp
 def test_no_client_by_a_sandbox_that_refuses_locks(pool):
     """Locks that are refused were told as "all client slots are taken"."""
@@ -167,6 +191,7 @@ def test_no_client_by_a_sandbox_that_refuses_locks(pool):
     assert done.stdout.split() == ["SegmentError", str(errno.ENOLCK), "True"], done.stderr
 
 
+@pytest.mark.kernel
 @needs_seccomp
 def test_memory_goes_back_where_madvise_is_refused(pool):
     """A sandbox refuses MADV_REMOVE: PUNCH_HOLE frees the memory, and the pool reports the kernel's count of bytes."""
@@ -182,6 +207,7 @@ def test_memory_goes_back_where_madvise_is_refused(pool):
     assert in_child(give) == "True True"
 
 
+@pytest.mark.kernel
 @needs_seccomp
 def test_memory_that_the_kernel_does_not_take_is_not_told_as_given_back(pool):
     """With both calls refused drop() told 160 KiB that the kernel never got, and resize(timeout=1) never ended."""
@@ -208,6 +234,7 @@ def test_memory_that_the_kernel_does_not_take_is_not_told_as_given_back(pool):
 # ---- file systems ------------------------------------------------------------------------
 
 
+@pytest.mark.kernel
 def test_a_tmpfs_without_inodes(tmp_path):
     """ENOSPC with room for gigabytes: it is inodes that are missing."""
     said = on_small_tmpfs(
@@ -235,6 +262,7 @@ print(bp.Pool.create("pool", "1MiB", directory=where).check())
     assert said.split("\n")[:2] == ["True True True", "[]"]
 
 
+@pytest.mark.kernel
 def test_a_tmpfs_mounted_read_only(tmp_path):
     """EROFS: not "no tmpfs", and it says what to do; a look is possible."""
     said = on_small_tmpfs(
@@ -258,6 +286,7 @@ with Observer("pool", directory=where) as seen:
     assert said.split("\n")[:3] == ["SegmentError True True", "SegmentError True True", "0"]
 
 
+@pytest.mark.kernel
 def test_a_tmpfs_of_huge_pages_gives_back_to_the_byte(tmp_path):
     """mount -o huge=always: a pool takes what its pages take, and gives it back."""
     said = on_small_tmpfs(
@@ -307,6 +336,7 @@ pool.close()
 """
 
 
+@pytest.mark.kernel
 def test_a_proc_that_shows_processes_only():
     """subset=pid, as hardened containers have it: "/dev/shm does not exist", and a steward that died at once."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
@@ -318,6 +348,7 @@ def test_a_proc_that_shows_processes_only():
     assert done.stdout.split("\n")[:2] == ["None True True None None", "[]"], done.stderr
 
 
+@pytest.mark.kernel
 def test_no_proc_at_all():
     """Without /proc nobody can attach: the error names it."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
@@ -362,3 +393,20 @@ def test_the_steward_outlives_a_lack_of_descriptors(pool):
     fill(work, range(8))
     assert steward.leads
     pool.stop_steward()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+def test_a_process_that_has_given_up_its_user_is_told_what_to_do(pool):
+    """A server attached as root and became nobody: its first cache raised "Permission denied", without a remedy."""
+
+    def opens() -> str:
+        os.setuid(65534)
+        with pytest.raises(SegmentError) as refused:
+            pool.cache("values")
+        assert refused.value.errno == errno.EACCES
+        pool.trim()
+        return str(refused.value)
+
+    assert "setuid" in in_child(opens)
+    assert pool.cache("values").put("key", 1)
+    assert pool.check() == []

@@ -16,12 +16,13 @@ from bufferpool.errors import (
     SegmentRefused,
     TooManyClients,
 )
-from tests.conftest import PAGE, SHM, stamp
+from tests.conftest import PAGE, SHM, WAIT, stamp
 from tests.support.children import on_small_tmpfs
 
 # ---- create, attach, open, close, unlink ---------------------------------------------
 
 
+@pytest.mark.kernel
 def test_a_created_pool_is_a_sparse_file_of_mode_0600(make_pool):
     pool = make_pool("1GiB", page_size=8192, extent_size="256KiB")
     about = os.stat(SHM / pool.name)
@@ -33,6 +34,7 @@ def test_a_created_pool_is_a_sparse_file_of_mode_0600(make_pool):
     assert (pool.page_size, pool.max_frames, pool.budget_frames) == (8192, 131072, 131072)
 
 
+@pytest.mark.kernel
 def test_the_mode_can_be_chosen_whatever_the_umask(make_pool):
     before = os.umask(0o077)
     try:
@@ -42,6 +44,7 @@ def test_the_mode_can_be_chosen_whatever_the_umask(make_pool):
     assert stat.S_IMODE(os.stat(pool.path).st_mode) == 0o660
 
 
+@pytest.mark.kernel
 def test_an_attached_pool_sees_what_the_creator_wrote(pool, attach):
     work = pool.open_scratch("work", 4)
     with work.write(2) as page:
@@ -116,6 +119,7 @@ def test_leaving_a_block_by_an_exception_is_not_masked_by_live_arrays(pool):
     assert page[0] == 0
 
 
+@pytest.mark.kernel
 def test_an_unlinked_pool_keeps_working_for_those_attached(make_pool, attach):
     pool = make_pool()
     other = attach(pool)
@@ -138,6 +142,7 @@ def test_a_closed_pool_can_still_be_unlinked(pool):
     assert not os.path.exists(pool.path)
 
 
+@pytest.mark.kernel
 def test_client_slots_are_limited_and_come_back(make_pool):
     pool = make_pool(max_clients=3)
     others = [bp.Pool.attach(pool.name) for _ in range(2)]
@@ -162,18 +167,19 @@ def test_a_thousand_attaches_leave_nothing(pool):
 
 
 def _open_at_once(name, barrier):
-    barrier.wait(60)
+    barrier.wait(WAIT)
     pool = bp.Pool.open(name, 64 * PAGE, page_size=PAGE, max_clients=16)
     work = pool.open_scratch("work", 16)
     with work.write(os.getpid() % 16) as page:
         page[:8] = 1
-    barrier.wait(60)
+    barrier.wait(WAIT)
     result = pool.client.known_uuid, pool.stats().clients, len(pool.stats().spaces)
-    barrier.wait(60)
+    barrier.wait(WAIT)
     pool.close()
     return result
 
 
+@pytest.mark.kernel
 def test_open_by_many_processes_at_once_makes_one_segment(pool_name, child, spawn):
     n = 6
     for _ in range(3):
@@ -190,6 +196,7 @@ def test_open_by_many_processes_at_once_makes_one_segment(pool_name, child, spaw
 # ---- where it may live -----------------------------------------------------------
 
 
+@pytest.mark.kernel
 def test_an_ordinary_directory_is_refused(tmp_path):
     here = os.statvfs(tmp_path)
     with pytest.raises(NotTmpfs, match="tmpfs"):
@@ -198,6 +205,7 @@ def test_an_ordinary_directory_is_refused(tmp_path):
     assert here.f_bsize == os.statvfs(tmp_path).f_bsize
 
 
+@pytest.mark.kernel
 def test_a_segment_copied_to_a_disk_is_refused(pool, tmp_path):
     copy = tmp_path / "copy"
     with open(pool.path, "rb") as source, open(copy, "wb") as target:
@@ -227,6 +235,7 @@ print(os.listdir(sys.argv[1]), os.path.exists("/dev/shm/here"))
 """
 
 
+@pytest.mark.kernel
 def test_another_tmpfs_mount_works(tmp_path):
     assert on_small_tmpfs(_ELSEWHERE, tmp_path, "64m").splitlines() == ["7 True []", "True", "[] False"]
 
@@ -234,6 +243,7 @@ def test_another_tmpfs_mount_works(tmp_path):
 # ---- what is not trusted -----------------------------------------------------------
 
 
+@pytest.mark.kernel
 def test_a_symbolic_link_under_the_name_is_not_followed(pool, pool_name):
     os.symlink(pool.path, SHM / pool_name)
     with pytest.raises(SegmentRefused, match="regular file"):
@@ -245,6 +255,7 @@ def test_a_symbolic_link_under_the_name_is_not_followed(pool, pool_name):
     assert pool.stats().clients == 1
 
 
+@pytest.mark.kernel
 def test_a_dangling_symbolic_link_does_not_place_the_segment_elsewhere(pool_name, tmp_path):
     os.symlink(tmp_path / "elsewhere", SHM / pool_name)
     with pytest.raises(SegmentError):
@@ -252,18 +263,21 @@ def test_a_dangling_symbolic_link_does_not_place_the_segment_elsewhere(pool_name
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.kernel
 def test_a_fifo_under_the_name_is_refused_at_once(pool_name):
     os.mkfifo(SHM / pool_name)
     with pytest.raises(SegmentRefused, match="regular file"):
         bp.Pool.attach(pool_name)
 
 
+@pytest.mark.kernel
 def test_a_directory_under_the_name_is_refused(pool_name):
     os.mkdir(SHM / pool_name)
     with pytest.raises(SegmentRefused, match="regular file"):
         bp.Pool.attach(pool_name)
 
 
+@pytest.mark.kernel
 def test_the_owner_is_checked(pool):
     uid = os.geteuid()
     with pytest.raises(SegmentRefused, match=f"belongs to user {uid}, not {uid + 1}"):
@@ -274,6 +288,7 @@ def test_the_owner_is_checked(pool):
     assert pool.stats().clients == 1
 
 
+@pytest.mark.kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to another user")
 def test_a_segment_of_another_user_is_refused_unless_that_user_is_named(pool):
     os.chown(pool.path, 12345, 12345)

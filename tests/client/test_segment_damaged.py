@@ -37,8 +37,9 @@ def damaged(pools):
     return Damaged()
 
 
-# The start of struct Header (core/layout/layout.h): magic, version, header_bytes, uuid, created_ns, geometry, its sum.
-VERSION_AT, UUID_AT, GEOMETRY_AT = 8, 16, 40
+# The start of struct Header (core/layout/layout.h): magic, version, header_bytes, layout_sum, uuid, created_ns,
+# geometry, its sum.
+VERSION_AT, SUM_AT, UUID_AT, GEOMETRY_AT = 8, 16, 24, 48
 
 
 def _fnv(data):
@@ -69,6 +70,16 @@ def test_another_layout_version_says_which_is_needed(damaged):
     damaged.write(VERSION_AT, struct.pack("<I", _core.LAYOUT_VERSION + 1))
     with pytest.raises(
         LayoutMismatch, match=f"version {_core.LAYOUT_VERSION + 1}.*reads version {_core.LAYOUT_VERSION}"
+    ):
+        bp.Pool.attach(damaged.name)
+
+
+def test_another_build_with_the_same_version_is_named(damaged):
+    """The layout changed within a version, and the message said: layout version 3, this library reads version 3."""
+    damaged.write(SUM_AT, bytes(8))
+    with pytest.raises(
+        LayoutMismatch,
+        match=r"by another build .* \(sum 0{16}, here [0-9a-f]{16}\); remove the segment \(bufferpool rm\)",
     ):
         bp.Pool.attach(damaged.name)
 

@@ -152,3 +152,77 @@ def test_a_number_is_not_given_back_to_the_next_space_in_the_slot(pool):
     assert len(new) == 5
     assert [int(new[n][0]) for n in (3, 4)] == [1, 2]
     assert pool.check() == []
+
+
+# ---- growing -------------------------------------------------------------------------------------
+
+
+def test_a_space_grows_to_a_number_of_pages_in_one_call(pool, data_file):
+    """An engine that writes page n of a file had to append every page before it, each with a frame of its own."""
+    path = data_file(1)
+    space = pool.open_file(path, "r+", max_pages=5000)
+    before = pool.stats().frames.live
+    assert space.grow(4000) == len(space) == 4000
+    assert pool.stats().frames.live == before + 1
+    assert not space[1].any()
+    assert not space[3999].any()
+    with space.write(2000) as page:
+        page[:] = stamp(2000)
+    assert space.append().page_no == 4000
+    assert space.grow(10) == 4000
+    pool.flush()
+    assert path.stat().st_size == 4000 * PAGE
+    space.remove()
+    again = pool.open_file(path, "r+")
+    assert len(again) == 4000
+    assert np.array_equal(again[2000], stamp(2000))
+    assert not again[3999].any()
+    assert pool.check() == []
+
+
+def test_a_scratch_space_grows_without_memory_for_its_pages(pool):
+    space = pool.open_scratch("space", 2)
+    assert space.grow(100) == 100
+    assert pool.stats().frames.live == 0
+    assert not space[99].any()
+    with pytest.raises(SpaceFull, match="open it with more pages"):
+        space.grow(1 << 20)
+    assert pool.check() == []
+
+
+def test_a_number_of_pages_that_cannot_be_is_refused(pool, data_file):
+    space = pool.open_file(data_file(1), "r+", max_pages=10)
+    for wrong in (True, 1.5, "3", None):
+        with pytest.raises(TypeError, match="number of pages"):
+            space.grow(wrong)
+    with pytest.raises(ValueError, match="negative"):
+        space.grow(-1)
+    for many in (11, 1 << 70):
+        with pytest.raises(SpaceFull, match=f"at most 10 pages, and cannot have {many}"):
+            space.grow(many)
+    assert space.grow(0) == 1
+    with pytest.raises(SpaceReadOnly):
+        pool.open_derived("made", 1, lambda n, out: None).grow(2)
+    with pytest.raises(SpaceReadOnly):
+        pool.open_file(data_file(1), "r").grow(2)
+
+
+def _grow_and_write(space, first, last):
+    for n in range(first, last, 3):
+        space.grow(n + 1)
+        with space.write(n) as page:
+            page[:] = stamp(n)
+    return [n for n in range(first, last, 3) if not np.array_equal(space[n], stamp(n))]
+
+
+def test_many_processes_grow_a_space_and_write_its_pages(pool, data_file, child):
+    """A space that two processes make longer at once: neither replaces by zeros what the other one has written there."""
+    space = pool.open_file(data_file(1), "r+", max_pages=1000)
+    children = [child(_grow_and_write, space, first, 300) for first in (1, 2, 3)]
+    appended = [_append_one(space)[1] for _ in range(40)]
+    assert [one.result() for one in children] == [[], [], []]
+    assert len(space) >= 300
+    assert len(set(appended)) == 40
+    for n in {*range(1, 300)} - {*appended}:
+        assert np.array_equal(space[n], stamp(n)), n
+    assert pool.check() == []

@@ -205,7 +205,7 @@ assert os.stat(pool.path).st_blocks <= before + 16, "entries that no space has g
 for copy in range(3):
     put(CHUNKS + 8 * copy, 0)
     header('growth.word', 7)  # dead: its inheritor punches what has no bit
-    pool.open_scratch(f'more{copy}', 4)
+    pool.open_scratch(f'more{copy}', 4)[0]
     assert work[0][0] == 1 and table[3][0] == 1
     with table.write(4) as page:
         page[:] = copy

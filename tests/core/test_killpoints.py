@@ -152,6 +152,50 @@ def test_who_dies_in_the_fold_counts_once(driver: Driver, tmp_path: Path, pool_n
     assert violations == []
 
 
+RECORD = """
+import json, os, sys
+import bufferpool as bp
+
+name, path, killed = sys.argv[1:]
+pool = bp.Pool.create(name, "1MiB", page_size=4096)
+space = pool.open_file(path, mode="r+")
+before = int(space[0][0])
+with open(path, "r+b") as other:  # another program's change
+    other.write(b"b")
+os.utime(path, ns=(1, 1))
+pid = os.fork()
+if pid == 0:
+    os.environ.update(BUFFERPOOL_KILLED=killed, BUFFERPOOL_KILL="record.half:1")
+    pool.open_file(path, mode="r+")
+    os._exit(1)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+with space.write(1) as page:
+    page[:] = ord("c")
+flushed = space.flush()
+print(json.dumps([status, before, int(space[0][0]), flushed, pool.check()]))
+pool.unlink()
+"""
+
+
+def test_who_dies_while_it_records_a_file_leaves_no_change_of_another_program(
+    driver: Driver, tmp_path: Path, pool_name: str
+) -> None:
+    """A process that had adopted a changed file died among the fields of its record: half of them were the old file's.
+
+    The next flush took the file for changed once more (FileChanged), though nobody had touched it since.
+    """
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(driver.package.parent)}
+    path = tmp_path / "pages"
+    path.write_bytes(b"a" * 4 * 4096)
+    done = subprocess.run(
+        [sys.executable, "-c", RECORD, pool_name, str(path), str(tmp_path / "killed")],
+        capture_output=True, text=True, timeout=60, check=False, cwd=driver.package.parent, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [-9, ord("a"), ord("b"), 1, []]
+    assert path.read_bytes() == b"b" + b"a" * 4095 + b"c" * 4096 + b"a" * 2 * 4096
+
+
 SETTLE = """
 import json, os, signal, sys
 import bufferpool as bp

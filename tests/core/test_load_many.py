@@ -30,6 +30,7 @@ def expected(ids: "np.ndarray | range | list[int]") -> np.ndarray:
     return np.array([stamp(int(n)) for n in ids])
 
 
+@pytest.mark.kernel
 def test_pages_in_any_order_and_more_than_once(large, big):
     """Pages that one call names twice, that neighbour each other, and that are there already come to their places."""
     space = large.open_file(big)
@@ -128,6 +129,7 @@ def read_all(name: str, path: str, refused: tuple[str, ...]) -> None:
             space.drop()
 
 
+@pytest.mark.kernel
 @pytest.mark.skipif(not sandbox.NUMBERS, reason="no numbers of system calls for this machine")
 @pytest.mark.parametrize(
     "refused",
@@ -141,6 +143,7 @@ def test_what_the_kernel_refuses_is_done_another_way(large, big, child, refused)
     assert large.check() == []
 
 
+@pytest.mark.kernel
 def test_a_forked_child_reads_as_its_parent_does(large, big):
     """The ring that the parent has is not the child's, and both read on."""
     space = large.open_file(big)

@@ -10,6 +10,8 @@ import bufferpool as bp
 from tests.conftest import PAGE, WAIT, pins, wait_until
 from tests.support.children import Threads, run_python
 
+pytestmark = pytest.mark.kernel
+
 # ---- many at once ------------------------------------------------------------------------
 
 
@@ -129,7 +131,7 @@ THREAD = MODE == "thread"
 def loader(n, out):
     if THREAD:
         inside.set()
-        assert go.wait(30)
+        assert go.wait(WAIT)
     else:
         close()
     out[:] = 5
@@ -148,10 +150,10 @@ space = pool.open_derived("derived", 4, loader)
 if THREAD:
     thread = threading.Thread(target=read)
     thread.start()
-    assert inside.wait(30)
+    assert inside.wait(WAIT)
     close()
     go.set()
-    thread.join(30)
+    thread.join(WAIT)
 else:
     read()
 """
@@ -159,7 +161,7 @@ else:
 
 @pytest.mark.parametrize("mode", ["thread", "loader"])
 def test_closing_a_pool_while_a_loader_runs_is_refused(mode):
-    done = run_python(_CLOSE_IN_LOADER.replace("MODE", repr(mode)))
+    done = run_python(_CLOSE_IN_LOADER.replace("MODE", repr(mode)).replace("WAIT", str(WAIT)))
     assert done.returncode == 0, done.stderr
     assert done.stdout in ("refused\n5\n", "closed\nPoolClosed\n")
 

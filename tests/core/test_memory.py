@@ -15,6 +15,8 @@ import bufferpool as bp
 from bufferpool.errors import PoolExhausted
 from tests.conftest import EXTENT, PAGE, ROOT, WAIT, fill, in_step, kernel_bytes, stamp, touch
 
+pytestmark = pytest.mark.kernel
+
 PER_EXTENT = EXTENT // PAGE
 
 # ---- the budget ------------------------------------------------------------------------
@@ -34,15 +36,20 @@ def test_the_budget_holds_at_every_moment_while_a_file_much_larger_is_read(pool,
     stop = spawn.Event()
     readers = [child(_read_and_write, pool, str(path), seed, stop) for seed in range(2)]
     most = samples = 0
-    started = deadline = time.monotonic()
-    while time.monotonic() < deadline + 1.5 and time.monotonic() < started + 60:
+    end, enough = (
+        time.monotonic() + WAIT,
+        0.0,
+    )  # enough: when to stop, once the readers have started, which takes its time
+    while time.monotonic() < (enough or end) or samples <= 10:
         stats = pool.stats()
-        if stats.loads < 200 or samples <= 10:  # the readers take their time to start
-            deadline = time.monotonic()
         assert stats.resident_bytes <= stats.budget_bytes
         data = kernel_bytes(pool) - pool.stats().metadata_bytes
         most, samples = max(most, data), samples + 1
         assert data <= stats.budget_bytes
+        if stats.loads < 200:
+            time.sleep(0.01)
+        elif not enough:
+            enough = time.monotonic() + 1.5
     stop.set()
     assert sum(reader.result() for reader in readers) > 100
     assert most > 0
@@ -81,16 +88,18 @@ def test_frames_are_recycled_without_giving_memory_back_while_the_pool_is_full(p
 
 
 _FULL = """
-import os, sys, bufferpool as bp
+import os, sys, time, bufferpool as bp
 pool = bp.Pool.create(f"bptest-{os.getppid()}-strace{os.getpid()}", 64 * 4096, page_size=4096, extent_size=16384)
 pool.unlink()
 table = pool.open_file(sys.argv[1], "r+")
 for n in range(200):
     table[n]
+began = time.monotonic()
 os.path.exists("/begin-here")
 for n in range(1000):
     assert table[n][0] == 0
 os.path.exists("/end-here")
+print(time.monotonic() - began)
 """
 
 
@@ -109,9 +118,10 @@ def test_a_miss_in_a_full_pool_is_one_system_call(tmp_path):
     inside = text[text.index("/begin-here") : text.index("/end-here")]
     calls = re.findall(r"^\d+ +(\w+)\(", inside, re.M)
     assert calls.count("pread64") >= 900
-    # A look at the time is a system call only where the machine has no clock that processes can read.
+    # A look at the time is a system call only where the machine has no clock that processes can read. The descriptors are
+    # looked at some times a second; and a load that takes long asks how long its thread has waited for a processor.
     rest = [call for call in calls if call not in ("pread64", "futex", "clock_gettime")]
-    assert len(rest) <= 20, sorted(set(rest))
+    assert len(rest) <= 20 + 50 * float(done.stdout), sorted(set(rest))
 
 
 def test_looking_allocates_nothing(pool, data_file):
@@ -223,14 +233,17 @@ def test_trim_by_idle_time_gives_back_what_nobody_has_touched(pool, data_file):
     for bad, error in (("60", TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError)):
         with pytest.raises(error, match="seconds must be"):
             pool.trim_idle(bad)
-    time.sleep(1.2)
+    gap = 1.2 * WAIT / 60  # longer on a slow machine, which takes its time between two lines
+    time.sleep(gap)
+    began = time.monotonic()
     touch(table, range(10, 20))
     frames = pool.frames()
     live = frames[frames["state"] == bp.FrameState.LIVE]
-    assert (live["idle_s"][(live["page_no"] >= 10) & (live["page_no"] < 20)] < 1.0).all()
-    assert (live["idle_s"][live["page_no"] >= 20] >= 1.0).all()
+    touched = live["idle_s"][(live["page_no"] >= 10) & (live["page_no"] < 20)]
+    assert (touched < time.monotonic() - began + 0.2).all()
+    assert (live["idle_s"][live["page_no"] >= 20] >= gap - 0.2).all()
     before = kernel_bytes(pool)
-    given = pool.trim_idle(0.9)
+    given = pool.trim_idle(time.monotonic() - began + gap / 2)
     assert given == (40 - 12) * PAGE
     assert before - kernel_bytes(pool) == given
     assert in_step(pool).reclaimed_bytes["idle"] == given
@@ -299,7 +312,7 @@ def test_resize_while_others_read_and_write(make_pool, data_file, child, spawn):
     stop = spawn.Event()
     workers = [child(_read_and_write, pool, str(path), seed, stop) for seed in range(2)]
     random, resizes = np.random.default_rng(4), 0
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT
     given = 0
     done = 0
     while (resizes < 20 or pool.stats().publishes < done + 40) and time.monotonic() < deadline:

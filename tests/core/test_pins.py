@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import pins, stamp
 
+pytestmark = pytest.mark.kernel
+
 # ---- views own their pins ------------------------------------------------------------------
 
 

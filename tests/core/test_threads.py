@@ -275,10 +275,11 @@ def test_pools_are_attached_and_closed_in_threads(pool, data_file, threads):
     assert pool.check() == []
 
 
-def test_close_while_others_use_the_pool(pool, data_file, threads):
+@pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.soak)])
+def test_close_while_others_use_the_pool(pool, data_file, threads, rounds):
     """close() unmaps the segment: not under a thread that looks at it. It waits for what is short, or refuses."""
     path = data_file(PAGES)
-    for _ in range(25):
+    for _ in range(rounds):
         mine = bp.Pool.attach(pool.name)
         again = mine.open_file(path, "r")
 

@@ -6,12 +6,14 @@ weaker, each must show what goes wrong. Not seen are a load that a processor per
 thread, and a store of the order seq_cst that others see late.
 """
 
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.support.mistakes import mistakes_beside
 from tests.support.native_build import COMPILER, CORE, NATIVE
 
 FLAGS = ["-std=c++20", "-O0", "-w", "-fpermissive"]  # it takes longer to compile than to run
@@ -22,7 +24,7 @@ CALLS = {
     r"\bT value_;": "rl::atomic<T> value_;",
     r"__ATOMIC_(\w+)": lambda order: f"rl::mo_{order[1].lower()}",
     r"__atomic_load_n\(&value_, (rl::\w+)\)": r"value_.load(\1, $)",
-    r"__atomic_store_n\(&value_, (.+), (rl::\w+)\)": r"value_.store(\1, \2, $)",
+    r"__atomic_store_n\(&value_, (.+?), (rl::\w+)\)": r"value_.store(\1, \2, $)",
     r"__atomic_exchange_n\(&value_, v, (rl::\w+)\)": r"value_.exchange(v, \1, $)",
     r"__atomic_(fetch_\w+)\(&value_, v, (rl::\w+)\)": r"value_.\1(v, \2, $)",
     r"__atomic_compare_exchange_n\(&value_, &expected, desired, false, (rl::\w+),\s*(rl::\w+)\)": (
@@ -69,29 +71,35 @@ def relacy(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip("relacy is not installed (Debian: relacy-dev)")
 
 
-def build(place: Path, atomic: str, *flags: str) -> Path:
+@pytest.fixture(scope="session")
+def program(relacy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The protocols, with the orders of the core, or with the weaker ones of the number in the environment's MISTAKE."""
+    place = tmp_path_factory.mktemp("weak")
+    right = (CORE / "os" / "atomic.h").read_text()
+    wrong = {}
+    for number, (_, names, order, _) in enumerate(WEAKER, 1):
+        wrong[number] = right
+        for name in names.split():
+            wrong[number] = weaker(wrong[number], name, order)
+    atomic = mistakes_beside(right, wrong)
     for pattern, call in CALLS.items():
         atomic, found = re.subn(pattern, call, atomic)
         assert found, f"core/os/atomic.h no longer has {pattern}"
-    assert "__atomic_" not in atomic.partition("namespace bp {")[2], (
-        "core/os/atomic.h has a builtin that is not translated"
-    )
+    left = atomic.partition("namespace bp {")[2]
+    assert "__atomic_" not in left, "core/os/atomic.h has a builtin that is not translated"
     (place / "weak_atomic.h").write_text(atomic)
     words = (CORE / "layout" / "words.h").read_text()
     (place / "words.h").write_text(words.replace('#include "os/atomic.h"', '#include "weak_atomic.h"'))
     program = place / "weak"
-    command = [COMPILER, *FLAGS, *flags, f"-I{place}", str(NATIVE / "weak.cpp"), "-o", str(program)]
+    command = [COMPILER, *FLAGS, f"-I{place}", f"-I{NATIVE}", str(NATIVE / "weak.cpp"), "-o", str(program)]
     subprocess.run(command, check=True)
     return program
 
 
-def run(program: Path, test: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(program), test], capture_output=True, text=True, timeout=300, check=False)
-
-
-@pytest.fixture(scope="session")
-def program(relacy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("weak"), (CORE / "os" / "atomic.h").read_text())
+def run(program: Path, test: str, mistake: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"MISTAKE": str(mistake)}
+    command = [str(program), test]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
 @pytest.mark.parametrize("test", TESTS)
@@ -102,11 +110,7 @@ def test_the_orders_of_the_core_suffice(program: Path, test: str) -> None:
 
 
 @pytest.mark.parametrize(("test", "name", "order", "wrong"), WEAKER)
-def test_a_weaker_order_is_seen(relacy: None, tmp_path: Path, test: str, name: str, order: str, wrong: str) -> None:
-    atomic = (CORE / "os" / "atomic.h").read_text()
-    for function in name.split():
-        atomic = weaker(atomic, function, order)
-    program = build(tmp_path, atomic, f"-DONLY={test}")
-    done = run(program, test)
+def test_a_weaker_order_is_seen(program: Path, test: str, name: str, order: str, wrong: str) -> None:
+    done = run(program, test, WEAKER.index((test, name, order, wrong)) + 1)
     assert done.returncode == 1, f"{name} was made weaker, and nobody noticed: {wrong}"
     assert "VIOLATED" in done.stdout

@@ -103,6 +103,7 @@ def test_readers_keep_the_snapshot_that_they_have(pool, work):
     assert np.count_nonzero(pool.frames()["state"] == bp.FrameState.RETIRED) == 0
 
 
+@pytest.mark.kernel
 def test_a_reader_in_another_process_keeps_its_snapshot(pool, work, child, spawn):
     with work.write(3) as page:
         page[:] = 1
@@ -170,6 +171,7 @@ def test_writing_one_page_through_two_handles_in_one_thread_is_told_at_once(pool
         again.write(3, timeout=1000).__enter__()
 
 
+@pytest.mark.kernel
 def test_writers_of_one_page_wait_for_each_other(work, threads):
     inside, order = threading.Event(), []
 
@@ -196,6 +198,7 @@ def _hold_write(space, n, holds, go):
         assert go.wait(WAIT)
 
 
+@pytest.mark.kernel
 def test_a_write_that_waits_too_long_says_for_whom(pool, work, child, spawn):
     holds, go = spawn.Event(), spawn.Event()
     holder = child(_hold_write, work, 3, holds, go)
@@ -215,6 +218,7 @@ def test_a_write_that_waits_too_long_says_for_whom(pool, work, child, spawn):
         assert (page == 77).all()
 
 
+@pytest.mark.kernel
 def test_a_write_without_a_timeout_waits_as_long_as_it_takes(work, child, spawn):
     holds, go = spawn.Event(), spawn.Event()
     holder = child(_hold_write, work, 3, holds, go)
@@ -227,6 +231,7 @@ def test_a_write_without_a_timeout_waits_as_long_as_it_takes(work, child, spawn)
     holder.result()
 
 
+@pytest.mark.kernel
 def test_a_killed_writer_publishes_nothing_and_frees_the_page(pool, work, child, spawn):
     with work.write(3) as page:
         page[:] = 1
@@ -255,6 +260,7 @@ def test_a_page_is_not_lost_by_closing_the_pool_inside_its_write_block(pool, att
         assert (page == 1).all()
 
 
+@pytest.mark.kernel
 def test_ctrl_c_ends_a_wait(work, child, spawn):
     holds, go = spawn.Event(), spawn.Event()
     holder = child(_hold_write, work, 3, holds, go)

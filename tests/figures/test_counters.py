@@ -173,7 +173,7 @@ def test_events_are_counted_beyond_the_ring(pool):
     before = events.posted(pool).get((EventKind.SHRANK, EventReason.PSI), 0)
     for _ in range(1500):
         events.post(pool.client.seg, events.NewEvent(EventKind.SHRANK, EventReason.PSI))
-    pool.client.seg.post_event((99, 99, 0, 0, 0, 0.0, 0, 0))  # of a later version
+    pool.client.seg.post_event((99, 99, 0, 0, 0, 0.0, 0, 0, 0))  # of a later version
     assert events.posted(pool)[EventKind.SHRANK, EventReason.PSI] == before + 1500
     series = read(pool.name)
     assert get(series, "events_total", pool, event="shrank", reason="psi") == before + 1500
@@ -193,19 +193,22 @@ def test_what_is_under_way_is_counted(pool):
     """A store that hangs is seen while it hangs, and not only once it has come back."""
     seen = []
 
+    def counts():
+        found = pool.stats().pending_operations
+        return found["load"], found["flush"]
+
     def load(n, out):
-        stats = pool.stats()
-        seen.append((stats.pending_loads, stats.pending_flushes))
+        seen.append(counts())
 
     pool.open_derived("d", 4, load)[1]
     store = Memory(4)
-    store.on_write = lambda *_: seen.append((pool.stats().pending_loads, pool.stats().pending_flushes))
+    store.on_write = lambda *_: seen.append(counts())
     table = pool.open_store("s", store, mode="r+")
     with table.write(1) as page:
         page[:] = 1
     pool.flush()
     assert seen == [(1, 0), (0, 1)]
-    assert (pool.stats().pending_loads, pool.stats().pending_flushes) == (0, 0)
+    assert counts() == (0, 0)
 
 
 def test_why_a_pool_cannot_be_read_is_a_label(make_pool, tmp_path):

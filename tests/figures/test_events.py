@@ -58,6 +58,24 @@ def test_a_client_that_died_is_an_event(pool, child, spawn):
     assert f"client {event.client} found client {client} dead" in str(event)
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason", "text"),
+    [
+        (EventKind.STEWARD, EventReason.ASKED, "steward: client 1 (pid {pid}) took the office"),
+        (EventKind.STEWARD, EventReason.DIED, "steward: client 1 (pid {pid}) took over from client 12, which had died"),
+        (EventKind.FLUSH_FAILED, EventReason.HANGS, "flush hangs: the store has not come back to client 1"),
+        (EventKind.FLUSH_FAILED, EventReason.LOG_HANGS, "flush hangs: log_sync has not come back to client 1"),
+        (EventKind.LOAD_FAILED, EventReason.HANGS, "load hangs: the store has not come back to client 1"),
+        (EventKind.SAVE_FAILED, EventReason.HANGS, "save hangs: the write of the working set has not come back"),
+        (EventKind.FLUSH_FAILED, EventReason.STORE, "flush failed: the store failed"),
+    ],
+)
+def test_the_text_of_an_event_says_what_it_is(pool, kind, reason, text):
+    """A hang read "flush failed", which the counter of failures did not have; a new steward read "asked for"."""
+    events.post(pool.client.seg, events.NewEvent(kind, reason, value=12.0))
+    assert str(pool.events()[-1]).startswith(text.format(pid=os.getpid()))
+
+
 def _wait(pool, ready):
     pool.stats()
     ready.set()
@@ -143,9 +161,11 @@ def test_an_event_whose_poster_died_in_the_middle_is_left_out(pool):
 
 
 def test_events_that_mean_nothing_are_left_out(pool):
-    pool.client.seg.post_event((99, int(EventReason.PSI), 0, 0, 0, 0.0, 0, 0))
-    pool.client.seg.post_event((int(EventKind.GREW), 0, 0, 0, 0, 0.0, 0, 0))
-    pool.client.seg.post_event((int(EventKind.GREW), int(EventReason.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"), 0, 0))
+    pool.client.seg.post_event((99, int(EventReason.PSI), 0, 0, 0, 0.0, 0, 0, 0))
+    pool.client.seg.post_event((int(EventKind.GREW), 0, 0, 0, 0, 0.0, 0, 0, 0))
+    pool.client.seg.post_event(
+        (int(EventKind.GREW), int(EventReason.PSI), 2**64 - 1, 2**32 - 1, 0, float("nan"), 0, 0, 0)
+    )
     found = pool.events()
     assert [e.number for e in found] == [1, 4]
     assert str(found[-1])
@@ -167,7 +187,9 @@ def test_each_says_what_it_is(why):
     for what in EventKind:
         event = Event(1, 0.0, what, why, 3 << 20, 8 << 20, 4 << 20, 12.5, 3)
         text = str(event)
-        assert what.name.lower().replace("_", " ") in text
+        hangs = why in (EventReason.HANGS, EventReason.LOG_HANGS)
+        name = what.name.replace("FAILED", "HANGS") if hangs else what.name
+        assert name.lower().replace("_", " ") in text
         assert "from 8.0 MiB to 4.0 MiB" in text
         assert "3.0 MiB" in text
         assert len(text.split(": ", 1)[1]) > 3

@@ -1,11 +1,13 @@
 """Looking at a pool without being its client: it changes nothing, and nothing stands in its way."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +26,32 @@ from tests.support.scrape import busy_pool, get, read
 # ---- looking changes nothing ------------------------------------------------------------
 
 
+def written(file: int, end: int) -> Iterator[tuple[int, bytes]]:
+    """The blocks of a file before its byte `end` that are not zero, by place. Holes, which are larger by far, are not read.
+
+    Memory that nobody has written yet is a hole until somebody reads it through a mapping.
+    """
+    at = 0
+    while at < end:
+        try:
+            at = os.lseek(file, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # nothing follows
+            raise
+        hole = os.lseek(file, at, os.SEEK_HOLE)
+        for block_at in range(at, min(hole, end), PAGE):
+            if (block := os.pread(file, min(PAGE, end - block_at), block_at)).strip(b"\0"):
+                yield block_at, block
+        at = hole
+
+
 def content(pool: bp.Pool | Path) -> tuple[str, int, int]:
     """A hash of all the metadata, read without mapping it, the blocks of the segment, and when it was written last."""
     path, hashed = pool if isinstance(pool, Path) else Path(pool.path), hashlib.sha256()
-    with path.open("rb") as file:
-        while file.tell() < _core.geometry(file.fileno())["data_at"]:
-            hashed.update(file.read(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        for at, block in written(file.fileno(), _core.geometry(file.fileno())["data_at"]):
+            hashed.update(f"{at}: ".encode() + block)
     return hashed.hexdigest(), path.stat().st_blocks, path.stat().st_mtime_ns
 
 

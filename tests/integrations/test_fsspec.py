@@ -2,7 +2,9 @@
 
 import asyncio
 import io
+import itertools
 import os
+import random
 import signal
 import threading
 import zipfile
@@ -134,6 +136,53 @@ def test_reading_in_order_reads_ahead(origin: Any, options: Options) -> None:
             file.seek(n * BLOCK)
             file.read(100)
     assert origin.bytes_sent == 4 * BLOCK
+
+
+def test_reading_in_strides_reads_the_next_rows(origin: Any, options: Options) -> None:
+    """The rows of a window of an image are far apart, each at the same distance: each waited for a request of its own."""
+    row, data = 7 * BLOCK + 1000, content(330 * BLOCK)
+    url, fs = origin.put("a.bin", data), filesystem(options(budget="64MiB"))
+    fetched: list[int] = []
+    with fs.open(url) as file:
+        for n in range(40):
+            file.seek(n * row + 5000)
+            assert file.read(20_000) == data[n * row + 5000 : n * row + 25_000]
+            fetched.append(origin.bytes_sent)
+    rounds = sum(before != now for before, now in itertools.pairwise([0, *fetched]))
+    assert rounds < 15, "most rows were there when they were asked for"
+    assert origin.bytes_sent <= (2 * 40 + 3 * 8) * BLOCK, "each row, and what was fetched beyond the last one"
+    origin.forget()
+    numbers = random.Random(5)
+    places = [numbers.randrange(300 * BLOCK) for _ in range(30)]
+    url = origin.put("b.bin", data)
+    with fs.open(url) as file:
+        for place in places:
+            file.seek(place)
+            assert file.read(100) == data[place : place + 100]
+    blocks = {at // BLOCK for place in places for at in (place, place + 99)}
+    assert origin.bytes_sent <= (len(blocks) + 1) * BLOCK, "at random nothing is fetched ahead"
+
+
+@pytest.mark.parametrize("piece", [150_000, 40_000])
+def test_who_skips_parts_fetches_the_others_only(origin: Any, options: Options, piece: int) -> None:
+    """The chunks of one column of a Parquet file lie between those of the others: reading ahead fetched the whole file."""
+    lengths, gaps = (150_000, 157_000, 143_000), (400_000, 310_000, 520_000, 370_000)
+    data = content(200 * BLOCK)
+    url, fs = origin.put("a.bin", data), filesystem(options(budget="64MiB"))
+    blocks, at, wanted = set(), 100_000, []
+    for n in range(20):
+        wanted.append((at, at + lengths[n % 3]))
+        blocks |= set(range(at // BLOCK, (at + lengths[n % 3] - 1) // BLOCK + 1))
+        at += lengths[n % 3] + gaps[n % 4]
+    with fs.open(url) as file:
+        for start, end in wanted:
+            file.seek(start)
+            got = b"".join(file.read(min(piece, end - place)) for place in range(start, end, piece))
+            assert got == data[start:end]
+    first_guess = (1 << 20) + BLOCK  # before the first skip nothing is known
+    assert origin.bytes_sent <= (len(blocks) + 20) * BLOCK + first_guess, (
+        "a block for each chunk that is shorter than the last"
+    )
 
 
 def test_coroutines(origin: Any, options: Options) -> None:

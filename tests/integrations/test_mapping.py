@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import bufferpool as bp
-from bufferpool.integrations.mapping import CacheMapping, plain_key
+from bufferpool.integrations.mapping import CacheMapping
+from bufferpool.objects.cache import plain_key
 
 
 @pytest.fixture

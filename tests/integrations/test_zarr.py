@@ -173,6 +173,42 @@ def test_decoded_chunks_are_what_zarr_reads(
     assert reads(log) == before, "nothing is read twice"
 
 
+@pytest.mark.parametrize("location", ["start", "end"])
+def test_inner_chunks_of_shards_are_decoded_once(location: str, cache: Any, tmp_path: Path, decoded: None) -> None:
+    """Of an array with shards only the bytes were shared: each process decoded each chunk, again and again."""
+    values, log = np.arange(6400).reshape(80, 80), tmp_path / "log"
+    codec = zarr.codecs.ShardingCodec(
+        chunk_shape=(10, 10), index_location=location, codecs=[zarr.codecs.BytesCodec(), zarr.codecs.ZstdCodec()]
+    )
+    zarr.create_array(
+        LocalStore(tmp_path / "data"), name="table", data=values, chunks=(40, 40), serializer=codec, compressors=None
+    )
+    array = opened(tmp_path / "data", cache, log, mode="r")
+    assert np.array_equal(array[5:25, 5:25], values[5:25, 5:25])
+    assert len(reads(log)) == 1 + 9, "the index of the shard, and nine chunks"
+    decodes = []
+    decode = zarr.codecs.ZstdCodec._decode_single
+
+    async def counted(self: Any, *args: Any) -> Any:
+        decodes.append(args)
+        return await decode(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zarr.codecs.ZstdCodec, "_decode_single", counted)
+        again = opened(tmp_path / "data", cache, log, mode="r")
+        assert np.array_equal(again[3:30, 9], values[3:30, 9])
+        assert np.array_equal(again.oindex[[5, 17], 2:29], values[[5, 17], 2:29])
+        assert decodes == []
+        assert np.array_equal(again[:], values)
+        assert len(decodes) == 64 - 9
+        assert np.array_equal(again.vindex[[3, 70], [2, 9]], values[[3, 70], [2, 9]])
+        assert len(decodes) == 64 - 9
+    assert len(reads(log)) == 4 + 64
+    writer = opened(tmp_path / "data", cache, log, mode="r+")
+    writer[5:7, 5:7] = values[5:7, 5:7] = 3
+    assert np.array_equal(again[:], values)
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape"), [("f4", ()), ("datetime64[ns]", (6,)), ("bool", (6,)), ("U5", (6,)), ("c16", (3, 2))]
 )

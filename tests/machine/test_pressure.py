@@ -133,6 +133,7 @@ def test_the_exporter_names_the_cgroup_of_each_figure(tmp_path, monkeypatch):
     assert registry.get_sample_value("bufferpool_cgroup_free_bytes", {"cgroup": "/a"}) == 30 * MIB
 
 
+@pytest.mark.kernel
 def test_this_machines_memory():
     total, free = machine_memory()
     assert 0 < free < total
@@ -161,6 +162,7 @@ def test_a_real_reading(source):
     assert (reading.cgroup_limit is None) == (cgroup_limit() is None)
 
 
+@pytest.mark.kernel
 @needs_psi
 def test_the_real_pressure_file_is_read(source):
     reading = source.read()
@@ -168,6 +170,7 @@ def test_the_real_pressure_file_is_read(source):
     assert parse_psi(Path(pressure.psi_file()).read_text()).total_us[0] >= 0
 
 
+@pytest.mark.kernel
 @needs_psi
 def test_the_kernel_grants_a_trigger(source):
     if not source.triggered:
@@ -198,6 +201,7 @@ def test_close_gives_every_descriptor_back_and_may_come_twice():
     source.wake()  # no descriptor of other code gets a byte
 
 
+@pytest.mark.kernel
 def test_a_forked_child_has_none_of_the_sources_descriptors(source):
     mine = {os.readlink(f"/proc/self/fd/{fd}") for fd in source._fds() if fd >= 0}
     read, write = os.pipe()

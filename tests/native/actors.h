@@ -21,9 +21,13 @@ static void read_frame(Segment& s, Process& me, u32 page, u32 f, u64 done_before
     if (version < done_before) violation("page %u shows version %u after %u was published", page, u32(version), u32(done_before));
     if (version < me.last_seen[page]) violation("page %u went back from version %u to %u", page, u32(me.last_seen[page]), u32(version));
     if (version > world.intended[page]) violation("page %u shows a version that nobody wrote", page);
+    u64 e = s.entries[page].load_relaxed();
+    bool open = entry::is_pending(e) && group::state(s.clients[entry::owner(e) - 1].groups[0].load_relaxed()) == group::OPEN;
+    if (open && version == world.intended[page]) violation("page %u shows version %u, which is not committed", page, u32(version));
     me.last_seen[page] = version;
     u64 w = s.frames[f].word.load_relaxed();
-    if (!frame::holds(w, page)) violation("frame %u is %s, and a reader of page %u pins it", f, name(frame::state(w)), page);
+    bool is_next = frame::state(w) == JOINING && frame::holds(s.frames[frame::page(w)].word.load_relaxed(), page);
+    if (!frame::holds(w, page) && !is_next) violation("frame %u is %s, and a reader of page %u pins it", f, name(frame::state(w)), page);
 }
 
 static u32 fetch(Segment& s, u32 page) { return fetch(s, page, world.store[page]); }
@@ -89,6 +93,18 @@ static void ask(Segment& s, u32 page, bool fails) {
     if (fetch_page(s, place_of(s, page), Access{}, hooks, f) == Status::OK) unpin(s, f);
 }
 
+// A load that takes a frame, which its store cannot fill.
+struct UnreadHooks : StoredHooks {
+    Status fill(u32, Image&) { return Status::RAISED; }
+    Status load(const Place& at, FrameRequest& want, u32& frame) { return load_page(s, at, want, *this, frame); }
+};
+
+static void fail_to_read(Segment& s, u32 page) {
+    UnreadHooks hooks{{s, nullptr}};
+    u32 f;
+    if (fetch_page(s, place_of(s, page), Access{}, hooks, f) == Status::OK) unpin(s, f);
+}
+
 static void write_page(Segment& s, u32 page) {
     u32 f = own(s, page, world.store[page]);
     if (f == NONE) return;
@@ -113,6 +129,40 @@ static void replace_page(Segment& s, u32 page, u64 version) {
     Status status = replace_page(s, place_of(s, page), words, Image{true, false, version}, false, hooks);
     require(status, page);
     if (status == Status::OK && version > world.done[page]) world.done[page] = version;
+}
+
+// Publishes both pages as one, which have the same version if nobody else writes them. False: no frame is free.
+static bool write_group(Segment& s, u32 one, u32 other) {
+    u32 numbers[2] = {one, other};
+    u64 words[2][WORDS];
+    GroupPage pages[2];
+    for (u32 i = 0; i < 2; i++) {
+        u32 f = own(s, numbers[i], world.store[numbers[i]]);
+        if (f == NONE) {
+            if (i) end_write(s, one);
+            return false;
+        }
+        u64 version = (page_words(s, f)[0] & 0xffffffff) + 1;
+        for (u64& w : words[i]) w = u64(numbers[i]) << 32 | version;
+        if (version > world.intended[numbers[i]]) world.intended[numbers[i]] = version;
+        pages[i] = {numbers[i], words[i], version};
+    }
+    FrameRequest want{};
+    bool done = publish_pages(s, pages, 2, want) == Status::OK;
+    for (u32 i = 0; i < 2; i++) {
+        if (!done) end_write(s, numbers[i]);
+        else if (pages[i].lsn > world.done[numbers[i]]) world.done[numbers[i]] = pages[i].lsn;
+    }
+    return done;
+}
+
+// What is read first is at most as new as what is read afterwards, if both are only written as one.
+static void read_group(Segment& s, Process& me, u32 one, u32 other) {
+    u64 before = world.done[one];
+    read_page(s, me, one);
+    u64 first = std::max(before, me.last_seen[one]);
+    read_page(s, me, other);
+    if (me.last_seen[other] < first) violation("page %u shows version %u, and page %u of the same group then %u", one, u32(first), other, u32(me.last_seen[other]));
 }
 
 // The flush lock is not taken: rule 6 must hold by the flusher field alone. `alone`: no

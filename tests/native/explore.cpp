@@ -4,6 +4,7 @@
 // and never visits a state twice.
 //
 //   explore SCENARIO [MAX_KILLS [MAX_STATES]]      prints the states covered
+//   explore SCENARIO sample [MAX_KILLS [SCHEDULES]]    runs random schedules, without a record of the states
 //   explore SCENARIO replay "SCHEDULE"             tells what happens in one schedule
 //
 // A process is a stack of its own inside `world`, beside the segment, the kernel's
@@ -19,6 +20,9 @@
 //     has a page newer than the log allows or older than a clean page says.
 //
 // world.h: a state and how it changes. actors.h: what processes do. scenarios.h: who is there. Here: the search.
+#include <algorithm>
+#include <array>
+
 #include "scenarios.h"
 
 namespace bp {
@@ -43,6 +47,7 @@ static void copy_state(std::vector<u8>& out) {
         add(p.arena, p.arena_used);
         if (p.life == UNBORN || p.life == READY || p.life == WAITING) add(p.sp, size_t(stacks[i] + STACK - static_cast<u8*>(p.sp)));
     }
+    if (object_world.used) add(&object_world, sizeof object_world);
 }
 
 static void restore_state(const std::vector<u8>& in) {
@@ -58,26 +63,38 @@ static void restore_state(const std::vector<u8>& in) {
         take(p.arena, p.arena_used);
         if (p.life == UNBORN || p.life == READY || p.life == WAITING) take(p.sp, size_t(stacks[i] + STACK - static_cast<u8*>(p.sp)));
     }
+    if (object_world.used) take(&object_world, sizeof object_world);
 }
 
+static u64 mixed(u64 h) {
+    h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9;
+    h = (h ^ h >> 27) * 0x94d049bb133111eb;
+    return h ^ h >> 31;
+}
+
+// The explorer spends most of its time here. A sum of products has no chain of multiplications, as other hashes have; with
+// a key for each word (this is NH of the message authentication code UMAC) two states collide by a chance of 2^-64.
 static u64 hash_of(const std::vector<u8>& bytes) {
-    u64 lanes[4] = {1, 2, 3, 4};
+    static const auto keys = [] {
+        std::array<u64, (sizeof world + sizeof stacks + sizeof object_world) / 8 + 2> made;
+        u64 seed = 0;
+        for (u64& key : made) key = mixed(seed += 0x9e3779b97f4a7c15);
+        return made;
+    }();
+    unsigned __int128 sum = bytes.size();
+    const u64* key = keys.data();
+    auto add = [&](const u8* from) {
+        u64 words[2];
+        memcpy(words, from, 16);
+        sum += static_cast<unsigned __int128>(words[0] + key[0]) * (words[1] + key[1]);
+        key += 2;
+    };
     size_t i = 0;
-    for (; i + 32 <= bytes.size(); i += 32) {
-        u64 w[4];
-        memcpy(w, bytes.data() + i, 32);
-        for (int k = 0; k < 4; k++) {
-            lanes[k] = (lanes[k] ^ w[k]) * 0xff51afd7ed558ccd;
-            lanes[k] ^= lanes[k] >> 29;
-        }
-    }
-    u64 h = bytes.size();
-    for (; i < bytes.size(); i++) h = (h ^ bytes[i]) * 0x100000001b3;
-    for (u64 lane : lanes) {
-        h = (h ^ lane) * 0xc4ceb9fe1a85ec53;
-        h ^= h >> 31;
-    }
-    return h;
+    for (; i + 16 <= bytes.size(); i += 16) add(&bytes[i]);
+    u8 rest[16] = {};
+    memcpy(rest, bytes.data() + i, bytes.size() - i);
+    add(rest);
+    return mixed(u64(sum) ^ mixed(u64(sum >> 64)));
 }
 
 struct Choice {
@@ -110,6 +127,55 @@ static void wake(Process& p, bool timed_out) {
     p.gives_up = timed_out && p.hurried;
     if (p.gives_up) p.hurried--;
     p.life = READY;
+}
+
+static u32 most_pages;  // that the space may have; 0: no limit
+
+// A page that is being written has two frames.
+static u32 pages_with_frames() {
+    Segment& s = world.processes[0].segment;
+    u32 pages = 0;
+    for (u32 f = 0; f < s.g.max_frames; f++) {
+        u64 w = s.frames[f].word.load_relaxed();
+        if (frame::page(w) < PAGES && (frame::state(w) == LIVE || frame::state(w) == BUSY)) pages |= 1u << frame::page(w);
+    }
+    return u32(__builtin_popcount(pages));
+}
+
+// Takes one choice, and adds it to the trail.
+static void take(Choice c) {
+    trail.push_back(c.kill ? '!' : c.timeout ? '~' : ' ');
+    trail += program_names[c.process][0];
+    trail += char('0' + c.process);
+    if (c.kill) return kill(c.process);
+    Process& p = world.processes[c.process];
+    if (p.life == WAITING) wake(p, c.timeout);
+    resume(c.process);
+    if (most_pages && pages_with_frames() > most_pages) violation("the space has %u pages, and its limit is %u", pages_with_frames(), most_pages);
+}
+
+// Runs random schedules, each from the start to its end. In most steps the process of the last step continues, and few
+// processes die: most faults need few changes of the process, and an exhaustive search, which varies the last steps
+// first, comes to a change in the first steps late, or never where the number of states is limited.
+static void sample(const Scenario& scenario, u32 max_kills, u64 schedules) {
+    std::vector<u8> start;
+    copy_state(start);
+    u64 seed = 0;
+    auto draw = [&](u64 n) { return mixed(seed += 0x9e3779b97f4a7c15) % n; };
+    for (; ended_runs < schedules; ended_runs++) {
+        restore_state(start);
+        trail.clear();
+        Choice last{};
+        u64 steps_of_one = 2 + draw(16), steps_of_life = 16 << draw(4);
+        for (std::vector<Choice> open; !(open = choices(max_kills)).empty(); take(last)) {
+            visited_states++;
+            std::erase_if(open, [&](Choice c) { return c.kill && draw(steps_of_life); });
+            auto same = [&](Choice c) { return c.process == last.process && !c.kill; };
+            auto again = std::find_if(open.begin(), open.end(), same);
+            last = again != open.end() && draw(steps_of_one) ? *again : open[draw(open.size())];
+        }
+        end_check(scenario);
+    }
 }
 
 static void explore(const Scenario& scenario, u32 max_kills, u64 max_states) {
@@ -146,16 +212,7 @@ static void explore(const Scenario& scenario, u32 max_kills, u64 max_states) {
         level.open.pop_back();
         restore_state(level.state);
         size_t depth = levels.size();
-        trail.push_back(c.kill ? '!' : c.timeout ? '~' : ' ');
-        trail += program_names[c.process][0];
-        trail += char('0' + c.process);
-        if (c.kill) {
-            kill(c.process);
-        } else {
-            Process& p = world.processes[c.process];
-            if (p.life == WAITING) wake(p, c.timeout);
-            resume(c.process);
-        }
+        take(c);
         enter();
         if (levels.size() == depth) trail.resize(trail.size() - 3);
     }
@@ -209,9 +266,11 @@ static void join_crowd(Segment& s) {
     s.clients[c - 1].state.store_relaxed(CLIENT_LIVE);
 }
 
-static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* schedule) {
+static void run(const Scenario& sc, const std::string& how, u32 max_kills, u64 most, const char* schedule) {
     memset(static_cast<void*>(&world), 0, sizeof world);
     make_segment(sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients, sc.guests, sc.extent_frames);
+    memset(static_cast<void*>(&object_world), 0, sizeof object_world);
+    if (sc.objects) make_area(world.processes[0].segment.g);
     u32 n = u32(sc.processes.size());
     for (u32 i = 0; i < PROCESSES; i++) world.holders[i] = i == sc.child ? 0 : u8(1u << i);
     for (u32 i = 0; i < n; i++) {
@@ -224,25 +283,24 @@ static int run(const Scenario& sc, u32 max_kills, u64 max_states, const char* sc
         if (i == sc.owner) own_space(s);
     }
     for (u32 i = 0; i < sc.crowd; i++) join_crowd(world.processes[0].segment);
+    if (sc.objects) sc.objects(world.processes[0].segment);
     for (u32 page : sc.preload) {
         Segment& s = world.processes[0].segment;
         u32 f = fetch(s, page, sc.opens_spaces ? stored_image(1, page) : world.store[page]);
         if (f == NONE) abort();
         unpin(s, f);
     }
+    most_pages = sc.limit;
+    if (sc.limit) set_share(world.processes[0].segment, 0, 1, sc.limit * PAGE_BYTES, 0);
     for (u32 i = 0; i < n; i++) prepare(int(i), sc.processes[i].first, sc.processes[i].second);
     if (sc.child != NONE) world.processes[sc.child].life = UNBORN;
     visited_states = ended_runs = 0;
     world.refused = u8(sc.refused);
     trail.clear();
-    if (schedule) {
-        replay(sc, schedule);
-        return 0;
-    }
-    explore(sc, max_kills, max_states);
+    if (how == "replay") return replay(sc, schedule);
+    (how == "sample" ? sample : explore)(sc, max_kills, most);
     printf("%s: %llu states, %llu ends, at most %u deaths\n", sc.name, (unsigned long long)visited_states, (unsigned long long)ended_runs, max_kills);
     fflush(stdout);
-    return 0;
 }
 
 }  // namespace bp
@@ -265,16 +323,17 @@ void operator delete(void* at) noexcept {
 void operator delete(void* at, size_t) noexcept { operator delete(at); }
 
 int main(int argc, char** argv) {
-    std::string wanted = argc > 1 ? argv[1] : "all";
-    bp::u32 kills = argc > 2 ? bp::u32(atoi(argv[2])) : 1;
-    bool replay = argc > 3 && std::string(argv[2]) == "replay";
-    bp::u64 states = argc > 3 && !replay ? strtoull(argv[3], nullptr, 10) : 3'000'000;
+    std::vector<std::string> words(argv + 1, argv + argc);
+    std::string wanted = words.empty() ? "all" : words[0], how = "explore";
+    if (words.size() > 1 && (words[1] == "sample" || words[1] == "replay")) how = words[1], words.erase(words.begin() + 1);
+    auto number = [&](size_t i, bp::u64 usual) { return words.size() > i ? strtoull(words[i].c_str(), nullptr, 10) : usual; };
+    if (how == "replay" && words.size() < 2) return 2;
     bool found = false;
     for (const bp::Scenario& sc : bp::scenarios()) {
         if (wanted == "list") puts(sc.name);
         if (wanted != "all" && wanted != sc.name) continue;
         found = true;
-        bp::run(sc, kills, states, replay ? argv[3] : nullptr);
+        bp::run(sc, how, bp::u32(number(1, 1)), number(2, how == "sample" ? 10'000 : 3'000'000), words.size() > 1 ? words[1].c_str() : nullptr);
     }
     return found || wanted == "list" ? 0 : 2;
 }

@@ -130,7 +130,7 @@ void live(Segment& s) {
         case 8: give_back(s); break;
         case 9: move(s, page); break;
         case 10: drop_clean(s, page); break;
-        case 11: plug_entries(s, s.spaces[0], PAGES + 512 * pick(3)); break;
+        case 11: plug_entries(s, s.spaces[0], 0, PAGES + 512 * pick(3)); break;
         case 12: if (pick(8) == 0 && s.ready < MOST_FRAMES) grow_ready(s); break;
         case 13: if (pick(4) == 0) reap_all(s); break;
         case 14: if (lock_directory(s)) leave_directory(s); break;
@@ -194,7 +194,7 @@ void make_segment() {
     slot.max_pages.store_relaxed(4096);
     slot.span.store_relaxed(u64(1) << GENERATION_SHIFT | PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
-    plug_entries(s, slot, PAGES);
+    plug_entries(s, slot, 0, PAGES);
     detach(s);
     close(s.fd);
     for (u64 page = 0; page < PAGES; page++)

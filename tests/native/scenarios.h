@@ -1,6 +1,7 @@
 // The explorer's scenarios: how a world begins, who is in it and does what, and what must hold at its end.
 #pragma once
 
+#include "object_actors.h"
 #include "space_actors.h"
 
 namespace bp {
@@ -86,18 +87,37 @@ struct Scenario {
     u32 refused = 0;           // requests for memory of frames
     u32 extent_frames = 1;
     u32 owner = NONE;          // the process whose private space it is
+    u32 limit = 0;             // of the space's share, in pages
+    bool as_one = false;       // pages 0 and 1 are only written together
+    std::function<void(Segment&)> objects = nullptr;  // what is put at the start; null: the pool has no cache
+    bool once = false;         // without a death each key is loaded once
 };
+
+static const u64* content_of(Segment& s, u32 page) {
+    u64 e = s.entries[page].load_relaxed();
+    return entry::state(e) == RESIDENT ? page_words(s, entry::frame(e)) : world.store[page];
+}
+static u64 version_of(Segment& s, u32 page) { return content_of(s, page)[0] & 0xffffffff; }
 
 static void check_content(Segment& s) {
     check_clean_is_synced(s);
     for (u32 page = 0; page < PAGES; page++) {
-        u64 e = s.entries[page].load_relaxed();
-        const u64* words = entry::state(e) == RESIDENT ? page_words(s, entry::frame(e)) : world.store[page];
+        const u64* words = content_of(s, page);
         u64 version = words[0] & 0xffffffff;
         if (words[0] != words[WORDS - 1] || words[0] >> 32 != page) violation("page %u is left damaged", page);
         if (version < world.done[page] && !world.dropped[page]) violation("page %u: version %u is lost, %u is left", page, u32(world.done[page]), u32(version));
         if (version > world.intended[page]) violation("page %u has a version that nobody wrote", page);
     }
+}
+
+// At the end the count is that of the frames; a doubt is settled first.
+static void check_share(Segment& s) {
+    while (!lock_memory(s, false)) {}
+    if (s.header->shares.doubt.load_relaxed()) recount_shares(s);
+    unlock_memory(s);
+    u32 n = 0, counted = share_frames(s.header->shares.list[0].frames.load_relaxed());
+    for (u32 f = 0; f < s.ready; f++) n += frame::state(s.frames[f].word.load_relaxed()) == LIVE;
+    if (n != counted) violation("the space has %u pages, and %u are counted", n, counted);
 }
 
 // The last process: reaps, then everything must be in order.
@@ -111,8 +131,11 @@ static void end_check(const Scenario& scenario) {
     last_waits = 0;
     if (attach(*s) != Status::OK) violation("nobody can attach any more");
     reap_all(*s);
+    if (scenario.objects) check_objects_at_end(*s, scenario.once);
+    if (scenario.limit) check_share(*s);
     if (scenario.opens_spaces) check_spaces(*s);
     else check_content(*s);
+    if (scenario.as_one && version_of(*s, 0) != version_of(*s, 1)) violation("pages 0 and 1 were published as one, and are left with versions %u and %u", u32(version_of(*s, 0)), u32(version_of(*s, 1)));
     Findings found;
     if (check(*s, 1, found) != Status::OK) abort();
     for (const Finding& finding : found) violation("%s", finding.text);
@@ -137,6 +160,9 @@ static Program reads(u32 page, int n = 1) {
     return [=](Segment& s, Process& me) {
         for (int i = 0; i < n; i++) read_page(s, me, page);
     };
+}
+static Program fails_to_read(u32 page) {
+    return [=](Segment& s, Process&) { fail_to_read(s, page); };
 }
 static Program reads_together(u32 page, u32 other) {
     return [=](Segment& s, Process& me) { read_pages(s, me, page, other); };
@@ -172,6 +198,22 @@ static Program writes_and_flushes(u32 page) {
         write_page(s, page);
         flush_pages(s, ~u64(0));
     };
+}
+static Program writes_as_one(u32 one, u32 other, int n = 1) {
+    return [=](Segment& s, Process&) {
+        for (int i = 0; i < n; i++) write_group(s, one, other);
+    };
+}
+// In the last group each page gets the frame that the other one had in the first.
+static Program writes_crosswise(u32 one, u32 other) {
+    return [=](Segment& s, Process&) {
+        write_group(s, one, other);
+        write_group(s, one, other);
+        write_group(s, other, one);
+    };
+}
+static Program reads_as_one(u32 one, u32 other) {
+    return [=](Segment& s, Process& me) { read_group(s, me, one, other); };
 }
 static Program checkpoints(u32 page) {
     return [=](Segment& s, Process&) { checkpoint(s, page); };
@@ -237,12 +279,36 @@ static Program loses_its_descriptor(u32 page) {
         exit_process();
     };
 }
+// Ends with a frame in its hand, as by a death.
+static Program keeps_frame() {
+    return [](Segment& s, Process&) {
+        OpSlot op(s);
+        FrameRequest want{};
+        u32 f;
+        take_frame(s, op.intent(), want, f);
+        op.release();
+        exit_process();
+    };
+}
+static Program takes_memory_lock() {
+    return [](Segment& s, Process&) {
+        while (!lock_memory(s, false)) {}
+        unlock_memory(s);
+    };
+}
 // Gives up when a wait takes too long. What it had to put off, the next operation does.
 static Program hurries(Program program) {
     return [=](Segment& s, Process& me) {
         program(s, me);
-        lock_memory(s, false);
+        while (!lock_memory(s, false)) {}
         unlock_memory(s);
+    };
+}
+// The same at the end of its client: what it had to put off, a reaper does.
+static Program hurries_and_detaches(Program program) {
+    return [=](Segment& s, Process& me) {
+        program(s, me);
+        detach(s);
     };
 }
 // A fork with a view of the page, as fork.cpp does it: no writer and no death changes the child's view.
@@ -343,22 +409,107 @@ static Scenario of_private(const char* name, std::vector<std::pair<const char*, 
     return scenario;
 }
 
-// The first process gives up waits, and the kernel refuses memory.
-static Scenario of_hurry(const char* name, u32 refused, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
+// The first process gives up so many waits, and the kernel refuses memory.
+static Scenario of_hurry(const char* name, u32 refused, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes, u32 waits = 2) {
     Scenario scenario{name, 2, 2, std::move(preload), std::move(processes)};
-    scenario.hurried = 2;
+    scenario.hurried = waits;
     scenario.refused = refused;
     scenario.extent_frames = 2;
     return scenario;
 }
 
+// Pages 0 and 1 are written together, and by `alone` also alone.
+static Scenario of_groups(const char* name, u32 frames, std::vector<std::pair<const char*, Program>> processes, bool alone = false) {
+    Scenario scenario{name, frames, frames, {0, 1}, std::move(processes)};
+    scenario.as_one = !alone;
+    return scenario;
+}
+
+// Key 0 has a value at the start, of so many words; `expires_ns` 1: it has expired.
+static Scenario of_objects(const char* name, u32 words, std::vector<std::pair<const char*, Program>> processes, u64 expires_ns = 0) {
+    Scenario scenario{name, 2 * OBJECT_FRAMES, FRAMES, {}, std::move(processes)};
+    scenario.objects = [=](Segment& s) {
+        if (words) put_object(s, 0, 1, words, expires_ns);
+    };
+    return scenario;
+}
+// A log page that has one live record, of key 0, and is not filled any more.
+static Scenario of_log(const char* name, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario = of_objects(name, 0, std::move(processes));
+    scenario.objects = [=](Segment& s) {
+        for (u32 key : {1, 1, 1, 0, 1}) put_object(s, key, 1, SMALL);
+    };
+    return scenario;
+}
+static Scenario of_loads(const char* name, std::vector<std::pair<const char*, Program>> processes, bool once, u32 words = 0) {
+    Scenario scenario = of_objects(name, words, std::move(processes), 1);
+    scenario.once = once;
+    return scenario;
+}
+
+// The space may have so many pages, fewer than there are frames.
+static Scenario of_limit(const char* name, u32 limit, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario{name, 3, 3, std::move(preload), std::move(processes)};
+    scenario.limit = limit;
+    return scenario;
+}
+
 static std::vector<Scenario> scenarios() {
     return {
+        of_limit("limit-load", 1, {}, {{"L", reads(0)}, {"M", reads(1)}}),
+        of_limit("limit-evict", 1, {2}, {{"L", reads(0)}, {"R", reads(2)}}),
+        of_limit("limit-many", 1, {}, {{"M", reads_together(0, 1)}, {"L", reads(2)}}),
+        of_limit("limit-drop", 1, {0}, {{"D", drops(0)}, {"L", reads(1)}}),
+        of_limit("limit-write", 1, {0}, {{"W", writes(0)}, {"F", flushes()}, {"L", reads(1)}}),
+        of_limit("limit-trim", 1, {0}, {{"T", shrinks(true)}, {"L", reads(1)}}),
+        of_limit("reap-limit", 1, {0}, {{"L", reads(1)}, {"X", reaps()}}),
+        of_limit("reap-limit-fail", 2, {2}, {{"A", fails_to_read(0)}, {"X", reaps()}, {"L", reads(1)}}),
+        of_limit("reap-limit-drop", 1, {0}, {{"D", drops(0)}, {"X", reaps()}, {"L", reads(1)}}),
+        of_groups("group-read", 4, {{"W", writes_as_one(0, 1)}, {"R", reads_as_one(0, 1)}}),
+        of_groups("group-read-back", 4, {{"W", writes_as_one(0, 1)}, {"R", reads_as_one(1, 0)}}),
+        of_groups("group-group", 4, {{"W", writes_as_one(0, 1)}, {"V", writes_as_one(0, 1)}}),
+        of_groups("group-again", 4, {{"W", writes_as_one(0, 1, 3)}, {"R", reads(0)}}),
+        of_groups("group-swap", 4, {{"W", writes_crosswise(0, 1)}, {"R", reads(0)}}),
+        of_groups("group-write", 4, {{"W", writes_as_one(0, 1)}, {"V", writes(1)}}, true),
+        of_groups("group-flush", 4, {{"W", writes_as_one(0, 1, 2)}, {"F", flushes()}}),
+        of_groups("group-checkpoint", 4, {{"W", writes_as_one(0, 1)}, {"K", checkpoints(1)}}),
+        of_groups("group-many", 4, {{"W", writes_as_one(0, 1)}, {"M", reads_together(0, 1)}}),
+        of_groups("group-sweep", 4, {{"W", writes_as_one(0, 1, 2)}, {"R", reads(0)}, {"X", sweeps()}}),
+        of_groups("group-move", 4, {{"W", writes_as_one(0, 1)}, {"C", moves(1)}}),
+        of_groups("group-drop", 4, {{"W", writes_as_one(0, 1)}, {"D", drops(1)}}, true),
+        of_groups("group-evict", 4, {{"W", writes_as_one(0, 1)}, {"L", reads(2)}, {"F", flushes()}}),
+        of_groups("group-full", 3, {{"W", writes_as_one(0, 1)}, {"V", writes_as_one(0, 1)}}),
+        of_groups("reap-group", 4, {{"W", writes_as_one(0, 1)}, {"X", reaps()}}),
+        of_groups("reap-group-read", 4, {{"W", writes_as_one(0, 1)}, {"R", reads_as_one(0, 1)}, {"X", reaps()}}),
+        of_groups("reap-group-write", 4, {{"W", writes_as_one(0, 1)}, {"V", writes_as_one(0, 1)}, {"X", reaps()}}),
+        of_groups("reap-group-flush", 4, {{"W", writes_as_one(0, 1)}, {"F", flushes()}, {"X", reaps()}}),
+        of_objects("put-put", 0, {{"A", puts(0, 1, LARGE)}, {"B", puts(0, 2, SMALL)}}),
+        of_objects("put-get-delete", LARGE, {{"R", gets(0)}, {"W", puts_and_deletes(0, LARGE)}}),
+        of_objects("put-get-delete-small", SMALL, {{"R", gets(0)}, {"W", puts_and_deletes(0, SMALL)}}),
+        of_objects("get-evict-put", LARGE, {{"R", gets(0)}, {"E", evicts_and_puts(1, LARGE)}}),
+        of_objects("get-strip", LARGE, {{"R", gets(0)}, {"S", strips(0)}}),
+        of_objects("put-strip", LARGE, {{"W", puts(1, 1, LARGE)}, {"S", strips(0)}}),
+        of_log("get-clean", {{"R", gets(0)}, {"C", cleans()}}),
+        of_log("put-clean", {{"W", puts_and_deletes(0, SMALL)}, {"C", cleans()}}),
+        of_loads("object-load-load", {{"A", loads(0, 1)}, {"B", loads(0, 2)}}, true),
+        of_loads("object-load-delete", {{"A", loads(0, 1, false, true)}, {"D", deletes(0)}}, false),
+        of_loads("object-load-put", {{"A", loads(0, 1, false, true)}, {"W", puts_newer(0)}}, false),
+        of_loads("renew-renew", {{"A", loads(0, 2)}, {"B", loads(0, 3, true)}}, true, SMALL),
+        of_loads("reap-object-load", {{"A", loads(0, 1)}, {"X", reaps()}}, false),
+        of_objects("reap-object-put", SMALL, {{"A", puts(0, 2, LARGE)}, {"X", reaps()}}),
         of_spaces("append-append", {0}, {{"A", appends()}, {"B", appends()}}),
         of_spaces("append-append-read", {}, {{"A", appends()}, {"B", appends()}, {"R", reads_space(1)}}),
+        of_spaces("lengthen-extend", {}, {{"G", grows(2)}, {"W", grows_and_writes(2)}}),
+        of_spaces("lengthen-further", {}, {{"G", grows(3)}, {"W", grows_and_writes(2)}}),
+        of_spaces("lengthen-append", {}, {{"G", grows(2)}, {"A", appends()}}),
+        of_spaces("lengthen-read", {}, {{"G", grows(3)}, {"A", appends()}, {"R", reads_space(1)}}),
+        of_spaces("lengthen-reopen", {}, {{"G", grows(2)}, {"D", reopens_and_appends()}}),
+        of_spaces("reap-lengthen", {}, {{"G", grows(2)}, {"W", grows_and_writes(2)}, {"X", reaps()}}),
         of_spaces("append-remove", {0}, {{"A", appends()}, {"D", removes()}}),
         of_spaces("append-reopen", {}, {{"A", appends()}, {"D", reopens_and_appends()}}),
         of_spaces("read-reopen", {0}, {{"R", reads_space(0, 2)}, {"D", reopens_and_reads()}}),
+        of_spaces("read-reopen-twice", {0}, {{"R", reads_space(0)}, {"D", reopens_twice()}}),
+        of_spaces("write-reopen-twice", {0}, {{"W", writes_space(0)}, {"D", reopens_twice()}}),
         of_spaces("load-reopen", {}, {{"R", reads_space(0)}, {"D", reopens_and_reads()}}),
         of_spaces("many-reopen", {}, {{"M", loads_space(0)}, {"D", reopens_and_reads()}}),
         of_spaces("write-reopen", {0}, {{"W", writes_space(0)}, {"D", reopens_and_reads()}}),
@@ -430,14 +581,22 @@ static std::vector<Scenario> scenarios() {
         of_the_lost("lost-attach", {{"R", loses_its_descriptor(0)}, {"L", reads(0)}, {"N", comes_and_reads(2)}}, 2),
         of_blocks("block-evict", 1, 1, {{"L", reads(2)}, {"N", comes_and_reads(0, 2)}}),
         of_blocks("block-write", 3, 1, {{"W", writes(0, 2)}, {"N", comes_and_reads(0)}}),
-        of_blocks("reap-block", 1, 2, {{"L", reads(2)}, {"X", reaps()}, {"N", comes_and_reads(0)}}),
+        of_blocks("reap-block", 1, 1, {{"X", reaps()}, {"N", comes_and_reads(0)}}),
+        of_blocks("reap-block-load", 1, 2, {{"L", reads(2)}, {"X", reaps()}, {"N", comes_and_reads(0)}}),
         of_private("private-detach", {{"O", writes_and_detaches()}, {"D", visits_directory()}}),
-        of_private("private-reopen", {{"O", writes_and_detaches()}, {"D", reopens_and_reads()}}),
-        of_private("reap-private", {{"O", writes_space(0)}, {"X", reaps()}, {"D", reopens_and_reads()}}),
+        of_private("private-reopen", {{"O", just_detaches()}, {"D", reopens_and_reads()}}),
+        of_private("private-reopen-write", {{"O", writes_and_detaches()}, {"D", reopens_and_reads()}}),
+        of_private("reap-private", {{"O", just_lives()}, {"X", reaps()}, {"D", reopens()}}),
+        of_private("reap-private-write", {{"O", writes_space(0)}, {"X", reaps()}, {"D", reopens_and_reads()}}),
         of_hurry("hurry-plug", 1, {}, {{"H", hurries(reads(0))}, {"L", reads(1)}}),
         of_hurry("hurry-plug-none", 2, {}, {{"H", hurries(reads(0))}, {"L", reads(1)}}),
-        of_hurry("hurry-load", 0, {1}, {{"H", hurries(reads_both(0, 2))}, {"L", reads(0)}}),
-        of_hurry("hurry-write", 0, {0}, {{"H", hurries(writes(0, 2))}, {"W", writes(0)}}),
+        of_hurry("hurry-load", 0, {1}, {{"H", hurries(reads(2))}, {"L", reads(0)}}, 1),
+        of_hurry("hurry-write", 0, {0}, {{"H", hurries(writes(0))}, {"W", writes(0)}}, 1),
+        of_hurry("hurry-load-twice", 0, {1}, {{"H", hurries(reads_both(0, 2))}, {"L", reads(0)}}),
+        of_hurry("hurry-write-twice", 0, {0}, {{"H", hurries(writes(0, 2))}, {"W", writes(0)}}),
+        of_hurry("hurry-reap", 0, {0}, {{"H", hurries(reaps())}, {"L", keeps_frame()}, {"M", takes_memory_lock()}}, 1),
+        of_hurry("hurry-trim", 0, {0}, {{"H", hurries(shrinks(true))}, {"L", reads(1)}}),
+        of_hurry("hurry-detach", 0, {0}, {{"H", hurries_and_detaches(writes(0))}, {"L", reads(1)}}),
         {"detach", 2, 2, {0}, {{"D", detaches(0)}, {"W", writes(0)}}},
         {"three", 3, 3, {0, 1}, {{"R", reads(0)}, {"W", writes(0)}, {"L", reads(2)}}},
     };

@@ -50,17 +50,20 @@ static void load_of_space(Segment& s, u64 generation, u32 page) {
     loads.run(1, {1, 1});
 }
 
-static void write_of_space(Segment& s, u64 generation, u32 page) {
+// False: no frame is free, or the space is gone.
+static bool write_of_space(Segment& s, u64 generation, u32 page) {
     StoredHooks hooks{s, stored_image(generation, page)};
     Place at = page_of(s, generation, page);
     u32 f;
     Status status = own_page(s, at, Access{}, hooks, f);
     require(status, page);
-    if (status != Status::OK) return;
+    if (status != Status::OK) return false;
     u64 words[WORDS];
     for (u64& w : words) w = image_of(generation, page, u32(running) + 1);
     if (page_words(s, f)[0] >> 48 != generation) violation("page %u: a writer of space %u has another one's", page, u32(generation));
-    if (publish_page(s, at, words, Image{true, false, 1}, hooks) != Status::OK) end_write(s, page);
+    status = publish_page(s, at, words, Image{true, false, 1}, hooks);
+    if (status != Status::OK) end_write(s, page);
+    return status == Status::OK;
 }
 
 static void replace_of_space(Segment& s, u64 generation, u32 page) {
@@ -97,7 +100,16 @@ static void append(Segment& s, u64 generation, u32 n) {
     return_numbers(at, n, n + 1);
 }
 
+// Afterwards the space has so many pages, and the last of them is there to be flushed.
+static void grow(Segment& s, u64 generation, u32 pages) {
+    StoredHooks hooks{s, stored_image(generation, pages - 1)};
+    Status status = grow_space(s, page_of(s, generation, pages - 1), pages, true, hooks);
+    require(status, pages - 1);
+    if (status == Status::OK && !exists(s, generation, pages - 1) && open_generation(s) == generation) violation("the space was to have %u pages", pages);
+}
+
 static void remove_it(Segment& s, u64 generation) {
+    if (world.opened == generation) world.opened = 0;
     if (!lock_directory(s)) return;
     u32 freed = 0;
     if (open_generation(s) == generation && s.spaces[0].is_live()) remove_space(s, 0, 1, freed);
@@ -111,7 +123,8 @@ static u64 open_another(Segment& s) {
     int error;
     bool no_memory;
     u32 index = free_slot(s, error), first = free_run(s, PAGES, no_memory);
-    if (index != NONE && first != NONE && begin_space(s, s.spaces[index], first, PAGES, 1) == 0) {
+    if (index != NONE && first != NONE) {
+        begin_space(s.spaces[index], first, PAGES);
         finish_space(s.spaces[index], 1);
         generation = open_generation(s);
         world.opened = u8(generation);
@@ -133,6 +146,9 @@ static void check_spaces(Segment& s) {
     u32 owner = slot.owner.load_relaxed();
     if (state == SPACE_LIVE && owner && (s.clients[owner - 1].state.load_relaxed() == CLIENT_FREE || s.clients[owner - 1].generation.load_relaxed() != slot.owner_generation.load_relaxed()))
         violation("a private space is left of client %u, which is gone", owner);
+    // Nobody flushes here. So a space that has become longer has a last page that will make its file as long.
+    u64 pages = space_pages(span), last = s.entries[pages ? pages - 1 : 0].load_relaxed();
+    if (state == SPACE_LIVE && pages > 1 && !(entry::state(last) == RESIDENT && last & entry::DIRTY)) violation("the space has %u pages, and no flush would make its file as long", u32(pages));
     for (u32 page = 0; page < ENTRIES; page++) {
         u64 e = s.entries[page].load_relaxed();
         bool resident = entry::state(e) == RESIDENT;
@@ -150,6 +166,17 @@ static void check_spaces(Segment& s) {
 static Program appends() {
     return [](Segment& s, Process&) {
         if (u32 n = reserve(s, 1); n != NONE) append(s, 1, n);
+    };
+}
+static Program grows(u32 pages) {
+    return [=](Segment& s, Process&) { grow(s, 1, pages); };
+}
+// What is written after the space has grown is not replaced by another client that makes it as long.
+static Program grows_and_writes(u32 pages) {
+    return [=](Segment& s, Process&) {
+        grow(s, 1, pages);
+        if (!exists(s, 1, pages - 1)) return;
+        if (write_of_space(s, 1, pages - 1)) world.appended[1][pages - 1] = u8(running + 1);
     };
 }
 static Program reads_space(u32 page, int n = 1) {
@@ -173,6 +200,12 @@ static Program writes_and_detaches() {
         detach(s);
     };
 }
+static Program just_detaches() {
+    return [](Segment& s, Process&) { detach(s); };
+}
+static Program just_lives() {
+    return [](Segment&, Process&) { model::step(); };
+}
 static Program visits_directory() {
     return [](Segment& s, Process&) {
         if (lock_directory(s)) leave_directory(s);
@@ -181,10 +214,27 @@ static Program visits_directory() {
 static Program removes() {
     return [](Segment& s, Process&) { remove_it(s, 1); };
 }
+static Program reopens() {
+    return [](Segment& s, Process&) {
+        remove_it(s, 1);
+        open_another(s);
+    };
+}
 static Program reopens_and_reads() {
     return [](Segment& s, Process&) {
         remove_it(s, 1);
         if (u64 generation = open_another(s)) read_of_space(s, generation, 0);
+    };
+}
+// The second space has entries with memory and pages from the first, the third has them from the second.
+static Program reopens_twice() {
+    return [](Segment& s, Process&) {
+        remove_it(s, 1);
+        u64 generation = open_another(s);
+        if (!generation) return;
+        read_of_space(s, generation, 0);
+        remove_it(s, generation);
+        if (u64 last = open_another(s)) read_of_space(s, last, 0);
     };
 }
 // Two numbers are taken before the first page is there, as by two threads.

@@ -269,9 +269,6 @@ static int run(const char* name) {
 
 int main(int argc, char** argv) {
     const char* name = argc > 1 ? argv[1] : "";
-#ifdef ONLY  // one test alone compiles faster
-    return run<ONLY>(name);
-#else
 #define TEST(T) if (!strcmp(name, #T)) return run<T>(name)
     TEST(PinEvict);
     TEST(LoadPin);
@@ -281,5 +278,4 @@ int main(int argc, char** argv) {
     TEST(Fold);
     TEST(Events);
     return 2;
-#endif
 }

@@ -26,9 +26,9 @@ void point(const char* name);
 
 namespace bp {
 
-constexpr u32 PROCESSES = 5, CLIENTS = 4, FRAMES = 3, PAGES = 3, ENTRIES = 4, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
+constexpr u32 PROCESSES = 5, CLIENTS = 4, FRAMES = 4, PAGES = 3, ENTRIES = 4, WORDS = 8, STACK = 24 << 10, ARENA = 4 << 10;
 constexpr u32 GENERATIONS = 8;  // of the space's slot
-constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (6 << 10) + 128;
+constexpr u32 PAGE_BYTES = WORDS * 8, SEGMENT_BYTES = (6 << 10) + 640;
 constexpr u64 DATA_AT = SEGMENT_BYTES - FRAMES * PAGE_BYTES;
 
 enum Life : u32 { UNUSED, UNBORN, READY, WAITING, DONE, DEAD };
@@ -66,6 +66,19 @@ struct World {
 };
 
 alignas(4096) static World world;
+
+// The area of the objects; it is a part of the states of scenarios that use it.
+constexpr u32 OBJECT_AREA = 4 << 10, OBJECT_DATA = 512, OBJECT_LOG_SHIFT = 7, OBJECT_OS_PAGE = ENTRIES * 8;
+struct ObjectWorld {
+    alignas(64) u8 area[OBJECT_AREA];
+    u64 begin, data_at;  // in the file
+    bool used;
+    u8 memory[OBJECT_DATA / OBJECT_OS_PAGE];  // of the data, by OS page
+    u8 loading[2];                            // by key: who loads it
+    u32 loads[2];
+    u64 intended[2], floor[2];                // by key: the newest version that somebody puts; the oldest that may be found
+};
+alignas(4096) static ObjectWorld object_world;
 alignas(4096) static u8 stacks[PROCESSES][STACK];
 static int running = -1;
 static void* scheduler_sp;
@@ -142,12 +155,43 @@ static void set_memory(u64 offset, u64 bytes, u8 value) {
         if (!value) memset(world.segment + DATA_AT + f * PAGE_BYTES, 0, PAGE_BYTES);
     }
 }
+u32 object_pages() {
+    u32 n = 0;
+    for (u8 one : object_world.memory) n += one;
+    return n;
+}
+static bool is_object(u64 offset) { return object_world.used && offset >= object_world.begin; }
+static void set_object_memory(u64 offset, u64 bytes, u8 value) {
+    if (offset < object_world.data_at) return;
+    u64 first = (offset - object_world.data_at) / OBJECT_OS_PAGE;
+    u64 end = (offset - object_world.data_at + bytes + OBJECT_OS_PAGE - 1) / OBJECT_OS_PAGE;
+    for (u64 i = first; i < end; i++) {
+        object_world.memory[i] = value;
+        if (!value) memset(object_world.area + (object_world.data_at - object_world.begin) + i * OBJECT_OS_PAGE, 0, OBJECT_OS_PAGE);
+    }
+    u64 used = reinterpret_cast<ObjectsHeader*>(object_world.area)->used.load_relaxed();
+    if (object_pages() > used) violation("the kernel has given %u OS pages to objects, and %u are counted", object_pages(), u32(used));
+}
+void require_object(const void* at, u64 bytes) {
+    u64 first = u64(static_cast<const u8*>(at) - object_world.area) - (object_world.data_at - object_world.begin);
+    for (u64 i = first / OBJECT_OS_PAGE; i <= (first + bytes - 1) / OBJECT_OS_PAGE; i++)
+        if (!object_world.memory[i]) violation("an object without memory was touched");
+}
+u8* object_at(u64 offset) { return object_world.area + (offset - object_world.begin); }
 int plug(u64 offset, u64 bytes) {
+    if (is_object(offset)) return set_object_memory(offset, bytes, 1), 0;
     if (offset >= DATA_AT && world.refused) return world.refused--, -ENOSPC;
     set_memory(offset, bytes, 1);
     return 0;
 }
-void punch(u64 offset, u64 bytes) { set_memory(offset, bytes, 0); }
+void punch(u64 offset, u64 bytes) {
+    if (is_object(offset)) set_object_memory(offset, bytes, 0);
+    else set_memory(offset, bytes, 0);
+}
+void write_object(u64 offset, const void* from, u64 bytes) {
+    set_object_memory(offset, bytes, 1);
+    memcpy(object_at(offset), from, bytes);
+}
 
 void require_memory(const void* at) {
     auto p = static_cast<const u8*>(at);

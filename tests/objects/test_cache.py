@@ -590,6 +590,37 @@ def test_memoize(pool: bp.Pool) -> None:
         area([1])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [b"html", bytearray(b"html"), memoryview(b"html"), memoryview(b"h-t-m-l")[::2], memoryview(b""), np.arange(4.0), "html", None],
+    ids=["bytes", "bytearray", "view", "strided", "empty", "array", "text", "none"],
+)  # fmt: skip
+def test_the_first_result_is_like_the_second(pool: bp.Pool, value: Any) -> None:
+    """A page that was made with decode() worked while the cache was cold: then bytes were a memoryview, an array read-only."""
+    cache = pool.cache("functions")
+
+    async def load() -> Any:
+        return value
+
+    one = [cache.get_or_load("one", lambda: value) for _ in range(2)]
+    two = [asyncio.run(cache.aget_or_load("two", load)) for _ in range(2)]
+    for first, second in (one, two):
+        assert type(first) is type(second)
+        if isinstance(value, np.ndarray):
+            assert not first.flags.writeable
+            assert not second.flags.writeable
+            assert np.array_equal(first, second)
+        elif isinstance(value, (bytes, bytearray, memoryview)):
+            assert first.readonly
+            assert second.readonly
+            assert (first.format, first.shape) == (second.format, second.shape)
+            assert bytes(first) == bytes(second) == bytes(value)
+        else:
+            assert first == second == value
+    if isinstance(value, np.ndarray):
+        assert value.flags.writeable  # the loader's own array is as it was
+
+
 def test_arguments_that_differ_have_different_keys(pool: bp.Pool) -> None:
     """f(1.0) and f(("float", "0x1.0p+0")) had one key: the second got the first one's result."""
 

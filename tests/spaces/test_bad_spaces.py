@@ -1,5 +1,7 @@
 """Bad files, spaces, loaders and stores: each has its own error, and leaves the pool as it was."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from bufferpool.errors import (
     LoaderOverrun,
     SpaceFull,
     SpaceMismatch,
+    SpaceRemoved,
 )
 from tests.conftest import PAGE
 from tests.support.children import run_python
@@ -117,6 +120,20 @@ def test_max_pages_below_the_size_of_the_file_is_refused(unchanged, data_file):
     for bad in (5, -1, 1.5, "20"):
         with pytest.raises((SpaceFull, ValueError, TypeError)):
             pool.open_file(path, "r+", max_pages=bad)
+
+
+def test_another_max_pages_than_the_space_has_is_refused(pool, attach, data_file):
+    """Where the space was open already, ``max_pages=`` was ignored: an append beyond what another process had asked for raised SpaceFull."""
+    path, other = data_file(4), attach(pool)
+    table = pool.open_file(path, "r+", max_pages=100)
+    for mode in ("r", "r+"):
+        with pytest.raises(SpaceMismatch, match="room for 100 pages, not 200"):
+            other.open_file(path, mode, max_pages=200)
+        assert len(other.open_file(path, mode, max_pages=100)) == len(other.open_file(path, mode)) == 4
+    assert len(other.open_file(path, "w+", max_pages=200)) == 0  # it replaces the space
+    with pytest.raises(SpaceRemoved):
+        len(pickle.loads(pickle.dumps(table)))
+    assert pool.check() == []
 
 
 def test_max_pages_beyond_any_integer_is_refused(unchanged, data_file):

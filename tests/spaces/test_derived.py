@@ -98,7 +98,7 @@ async def _coroutine(n, out):
         lambda n, out: out,
         lambda n, out: False,
         lambda n, out: (out[:1] for _ in range(1)),
-        _coroutine,
+        lambda n, out: _coroutine(n, out),  # no coroutine function: nothing says that it must be awaited
     ],
 )
 def test_a_loader_that_returns_something_is_told_to_fill_out(pool, loader):

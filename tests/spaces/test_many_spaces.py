@@ -63,8 +63,8 @@ def test_slots_get_their_memory_as_spaces_are_opened(make_pool):
     first = kernel_bytes(pool)
     assert first - empty < 512 << 10
     for i in range(15):
-        pool.open_scratch(f"s{i}", 1)
-    assert kernel_bytes(pool) - first == 15 * os.sysconf("SC_PAGESIZE"), "their entries alone"
+        pool.open_scratch(f"s{i}", 1 << 20)
+    assert kernel_bytes(pool) == first, "entries get their memory when their pages are first used"
     for i in range(400):
         pool.open_scratch(f"more{i}", 1)
     stats = in_step(pool)
@@ -96,3 +96,63 @@ def test_a_name_may_be_as_long_as_a_path(pool, attach):
         assert np.array_equal(other.space(name)[i], stamp(i))
         assert pool.space(name).name == name
     assert {space.name for space in pool.stats().spaces} >= set(names)
+
+
+def test_a_space_of_millions_of_pages_costs_what_is_used_of_it(make_pool, attach):
+    """A space of 2^26 pages took 512 MiB at once, outside the budget, for entries of pages that nobody had asked for."""
+    pool, os_page = make_pool(64 * PAGE), os.sysconf("SC_PAGESIZE")
+    assert not pool.open_scratch("first", 1)[0].any()  # the tables for frames have their memory from here on
+    before, resident, unit = kernel_bytes(pool), in_step(pool).resident_bytes, os_page // 8
+    huge = pool.open_scratch("huge", 1 << 26)
+    assert not huge.resident(range(0, 1 << 26, 1 << 12)).any()
+    assert huge.try_get((1 << 25) + 1) is None
+    assert kernel_bytes(pool) == before, "to ask what is there gives no memory"
+    other = attach(pool).open_scratch("huge", 1 << 26)
+    pages = [0, 1, unit - 1, unit, 77 * unit, (1 << 26) - 1]
+    fill(huge, pages)
+    for n in pages:
+        assert np.array_equal(other[n], stamp(n))
+    assert not other.read_many([5 * unit + 3, 9 * unit]).any()
+    stats = in_step(pool)
+    assert stats.metadata_bytes + stats.resident_bytes == kernel_bytes(pool)
+    chunks = {n // unit for n in (*pages, 5 * unit, 9 * unit)}
+    assert kernel_bytes(pool) - before - (stats.resident_bytes - resident) == len(chunks) * os_page
+    assert pool.check() == []
+    assert huge.drop(1, 1 << 25) == 6 * PAGE
+    assert np.array_equal(other[0], stamp(0))
+    assert np.array_equal(other[(1 << 26) - 1], stamp((1 << 26) - 1))
+    huge.remove(discard=True)
+    assert pool.check() == []
+
+
+def test_a_client_that_dies_while_an_entry_gets_its_memory_leaves_none(pool, tmp_path):
+    """The chunk that has memory and no bit is given back by the next client that takes the growth lock."""
+    huge = pool.open_scratch("huge", 1 << 20)
+    for n in range(0, 1 << 20, 1 << 16):
+        assert not huge[n].any()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for n in range(1 << 15, 1 << 20, 1 << 16):
+                _ = huge[n]
+        finally:
+            os.kill(os.getpid(), 9)
+    os.waitpid(pid, 0)
+    for n in range(1 << 15, 1 << 20, 1 << 16):
+        assert not huge[n].any()
+    assert pool.check() == []
+    stats = in_step(pool)
+    assert stats.metadata_bytes + stats.resident_bytes == kernel_bytes(pool)
+
+
+def test_a_space_in_entries_that_have_memory_already_is_emptied_when_it_is_removed(pool):
+    """The second space that used the same entries left its pages there, and the third one showed them as its own."""
+    for version in range(3):
+        space = pool.open_scratch(f"s{version}", 8)
+        for n in range(8):
+            assert not space[n].any(), "a page of an earlier space"
+            with space.write(n) as page:
+                page[:] = version + 1
+        space.remove(discard=True)
+        assert pool.check() == []
+    assert pool.stats().frames.live == 0

@@ -9,7 +9,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import _core
-from bufferpool.errors import PoolReadOnly, SpaceFull, SpaceMismatch, TooManySpaces
+from bufferpool.errors import FileInUse, PoolReadOnly, SpaceFull, SpaceMismatch, TooManySpaces
 from bufferpool.stores import base
 from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, fill, stamp
@@ -87,6 +87,19 @@ def test_a_refused_w_plus_leaves_a_file_and_its_dirty_pages_that_the_pool_has(po
     assert dirty(pool) == 1
     assert np.array_equal(space[6], stamp(6, version=1))
     assert pool.flush() == 1
+
+
+@pytest.mark.parametrize("mode", ["r+", "w+"])
+@pytest.mark.parametrize("whose", ["its own", "another pool's"])
+def test_the_segment_of_a_pool_is_no_file_to_write(pool, make_pool, mode, whose):
+    """``open_file(pool.path, "w+")`` emptied a living segment: every process of the pool ended by SIGBUS."""
+    other = pool if whose == "its own" else make_pool()
+    size = os.path.getsize(other.path)
+    with pytest.raises(FileInUse, match="is the segment of a pool"):
+        pool.open_file(other.path, mode)
+    assert os.path.getsize(other.path) == size
+    fill(other.open_scratch("work", 4), range(4))
+    assert other.check() == []
 
 
 def test_a_file_name_that_is_no_text_needs_a_name_of_its_own(pool, tmp_path):

@@ -16,6 +16,7 @@ from bufferpool.errors import (
     SpacePrivate,
     SpaceRemoved,
 )
+from bufferpool.upkeep import memory
 from tests.conftest import PAGE, WAIT, fill, kernel_bytes, stamp
 
 
@@ -324,6 +325,23 @@ def test_several_clients_share_what_scratch_pages_may_have(make_pool, child, dat
         assert np.array_equal(table[n], stamp(n))
     for c in children:
         c.result()
+    assert pool.check() == []
+
+
+def test_the_message_stands_a_space_that_is_removed_meanwhile(make_pool, monkeypatch):
+    """A process ended between the reading of the frames and that of the spaces: another's write raised ValueError."""
+    pool = make_pool(64 * PAGE)
+    work = pool.open_scratch("work", 100)
+    fill(work, range(56))
+
+    def read_late(client, read=memory.stats.read_frames):
+        frames = read(client)
+        frames["space"][np.flatnonzero(frames["dirty"])[:40]] = -1
+        return frames
+
+    monkeypatch.setattr(memory.stats, "read_frames", read_late)
+    with pytest.raises(PoolExhausted, match=r"'work'.*: 16"):
+        fill(work, [56])
     assert pool.check() == []
 
 

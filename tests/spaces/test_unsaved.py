@@ -110,7 +110,7 @@ def test_gc_asks_about_pools_with_dirty_pages_and_yes_keeps_them(data_file, caps
         assert json.loads(capsys.readouterr().out)[0]["unsaved_pages"] == 1
         monkeypatch.setattr("sys.stdin", io.StringIO("yes\n"))
         assert main(["gc"]) == 0
-        assert "1 dirty pages that no file has yet" in capsys.readouterr().out
+        assert "1 dirty page that no file has yet" in capsys.readouterr().out
         assert not (SHM / name).exists()
     finally:
         remove(SHM / name)

@@ -64,6 +64,7 @@ def use_everything(space: bp.Space) -> None:
     assert np.array_equal(space[120], stamp(120, version=1))
 
 
+@pytest.mark.kernel
 def test_nothing_of_what_is_loaded_and_flushed_stays_in_the_page_cache(make_pool, cold):
     """Each page that was read or written stood in the page cache as well: a pool that promises memory back held it twice."""
     pool = make_pool(256 * PAGE)
@@ -74,6 +75,7 @@ def test_nothing_of_what_is_loaded_and_flushed_stays_in_the_page_cache(make_pool
     assert pool.check() == []
 
 
+@pytest.mark.kernel
 def test_a_file_that_the_kernel_may_cache_is(make_pool, cold):
     """The yardstick of the test above, and the way to files that other programs read anyway."""
     pool = make_pool(256 * PAGE)
@@ -108,6 +110,7 @@ def knows_dont_cache(path: Path) -> bool:
     return True
 
 
+@pytest.mark.kernel
 @pytest.mark.skipif(not sandbox.NUMBERS, reason="no numbers of system calls for this machine")
 @pytest.mark.parametrize("caching", [base.Caching.UNCACHED, base.Caching.DROPPED])
 def test_without_o_direct_the_copies_are_dropped(make_pool, cold, child, caching):
@@ -120,6 +123,7 @@ def test_without_o_direct_the_copies_are_dropped(make_pool, cold, child, caching
     assert pool.check() == []
 
 
+@pytest.mark.kernel
 def test_a_file_on_a_tmpfs_is_in_the_page_cache_anyway(pool):
     path = write_file(SHM / f"{new_name()}-file", 8)
     try:
@@ -162,6 +166,7 @@ def test_a_short_write_names_the_reason_with_o_direct_too(make_pool, cold):
     assert pool.check() == []
 
 
+@pytest.mark.kernel
 def test_many_runs_are_written_together(make_pool, cold):
     """Each run of dirty pages was one write, which the device ended before the next one began."""
     pool = make_pool(1024 * PAGE)

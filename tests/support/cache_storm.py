@@ -21,6 +21,7 @@ import traceback
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -34,6 +35,7 @@ from bufferpool import errors
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from bufferpool.objects.cache import LOAD, Cache
 from tests.support import deaths
 
 WORKERS = 5
@@ -48,9 +50,9 @@ HANGS_S = 60.0
 SLOW = "slow"  # a loader that sleeps, so that others wait for it and it is killed
 OPS = {
     "get": 40, "put": 25, "delete": 4, "load": 15, "hold": 6, "look_again": 5, "resize": 1, "trim": 0.7, "clear": 0.1,
-    "expire": 2, "failing": 2, "again": 1, "fork": 1, "count": 1,
+    "expire": 2, "renew": 3, "failing": 2, "again": 1, "fork": 1, "count": 1, "remove": 1,
 }  # fmt: skip
-LEGAL = (errors.PoolExhausted, errors.TooManyClients, errors.WaitTimeout)
+LEGAL = (errors.CacheRemoved, errors.PoolExhausted, errors.TooManyClients, errors.WaitTimeout)
 
 
 class Wrong(AssertionError):
@@ -89,12 +91,30 @@ def look(value: Any, key: int) -> int:
     return version
 
 
+class Watched(Cache):
+    """A cache that knows whether its last load was claimed: values that cannot be kept are loaded by all who waited."""
+
+    claimed = False
+    ledger: "Ledger"
+    calm = -1  # how many clear() had begun before the claim, if all had ended; else -1
+
+    def begin(self, *args: Any) -> tuple[int, Any]:
+        ended, begun = (
+            int(self.ledger.clears[1].sum()),
+            self.ledger.clears_begun,
+        )  # in this order: equal means none runs
+        self.calm = begun if begun == ended else -1
+        outcome = super().begin(*args)
+        self.claimed = outcome[0] == LOAD
+        return outcome
+
+
 class Ledger:
     """Arrays in a file that all processes of a run map."""
 
     def __init__(self, path: Path) -> None:
         kind = np.dtype([
-            ("stop", np.uint64), ("clears", np.uint64, (1,)), ("begun", np.uint64, (LOADED,)), ("ops", np.uint64, (WORKERS,)), ("verified", np.uint64, (WORKERS,)),
+            ("stop", np.uint64), ("clears", np.int64, (2, WORKERS)), ("begun", np.int64, (LOADED,)), ("ops", np.uint64, (WORKERS,)), ("verified", np.uint64, (WORKERS,)),
             ("since", np.float64, (WORKERS,)), ("intended", np.uint32, (KEYS,)), ("loading", np.int64, (LOADED,)),
             ("floor", np.uint32, (WORKERS + 1, KEYS)),
         ])  # fmt: skip
@@ -112,6 +132,11 @@ class Ledger:
     intended: Any
     loading: Any
     floor: Any
+
+    @property
+    def clears_begun(self) -> int:
+        """Calls of clear() that have begun; each worker counts its own, since two that add to one number lose one."""
+        return int(self.clears[0].sum())
 
     @property
     def stop(self) -> bool:
@@ -138,7 +163,9 @@ class Worker:
                 break
             except errors.TooManyClients:
                 time.sleep(0.002)
-        self.cache = self.pool.cache("storm")
+        self.pool.cache("storm")
+        self.cache = Watched(self.pool, "storm")
+        self.cache.ledger = self.ledger
         self.brief = self.pool.cache("brief", ttl=0.02)
 
     def run(self) -> None:
@@ -204,17 +231,22 @@ class Worker:
 
         def load(asked: int) -> Any:
             other = int(ledger.loading[key])  # a load is nobody's any more after delete() and clear()
-            if key < KEPT and other not in (0, os.getpid()) and alive(other) and ledger.begun[key] == ledger.clears[0]:
+            claimed, clears = self.cache.claimed, ledger.clears_begun
+            # No clear() has begun between what was read before the other's claim and what is read after ours.
+            again = claimed and key < KEPT and other not in (0, os.getpid()) and ledger.begun[key] == clears
+            if again and alive(other):
                 raise Wrong(f"key {key} is loaded by {other} and {os.getpid()} at once")
-            ledger.begun[key] = ledger.clears[0]
-            ledger.loading[key] = os.getpid()
+            if claimed:
+                ledger.begun[key] = self.cache.calm  # -1, which is no count, if a clear() may end this load
+                ledger.loading[key] = os.getpid()
             try:
                 ledger.intended[key] = version = int(ledger.intended[key]) + 1
                 if self.random.random() < 0.3:
                     time.sleep(self.random.random() * 0.02)
                 return value_of(asked, version)
             finally:
-                ledger.loading[key] = 0
+                if claimed:
+                    ledger.loading[key] = 0
 
         self.verify(self.cache.get_or_load(key, load, timeout=30), key, 0)
         if key >= KEPT and self.random.random() < 0.3:
@@ -248,6 +280,28 @@ class Worker:
         if (value := self.brief.get(key)) is not None:
             look(value, key)
 
+    def renew(self) -> None:
+        key = self.random.randrange(20)
+
+        def load(_: object) -> Any:
+            if self.random.random() < 0.3:
+                time.sleep(self.random.random() * 0.01)
+            return value_of(key, 1)
+
+        stale = self.random.random() < 0.5
+        look(self.brief.get_or_load(key, load, stale_while_loading=stale, timeout=30), key)
+
+    def remove(self) -> None:
+        """A cache that others remove meanwhile, and make again under the same name."""
+        name, key = f"gone {self.random.randrange(3)}", self.random.randrange(20)
+        cache = self.pool.cache(name)
+        for version in range(self.random.randrange(8)):
+            cache.put(key, value_of(key, version))
+            if (value := cache.get(key)) is not None:
+                look(value, key)
+        if self.random.random() < 0.3:
+            self.pool.remove_cache(name)
+
     def count(self) -> None:
         if not 0 <= len(self.cache) <= KEYS + 1:
             raise Wrong(f"the cache has {len(self.cache)} values")
@@ -255,8 +309,9 @@ class Worker:
 
     def clear(self) -> None:
         after = {key: int(self.ledger.intended[key]) + 1 for key in range(LOADED + self.row, KEYS, WORKERS)}
-        self.ledger.clears[0] += 1
+        self.ledger.clears[0, self.row] += 1
         self.cache.clear()
+        self.ledger.clears[1, self.row] += 1
         for key, version in after.items():
             self.ledger.floor[self.row, key] = version
 
@@ -264,7 +319,13 @@ class Worker:
         self.pool.resize(self.random.randrange(LEAST, MOST, 64 << 10))
 
     def trim(self) -> None:
-        self.pool.trim(self.random.randrange(1, MIB))
+        dice = self.random.random()
+        if dice < 0.6:
+            self.pool.trim(self.random.randrange(1, MIB))
+        elif dice < 0.8:
+            self.pool.trim()
+        else:
+            self.pool.trim_idle(0.5)
 
     def again(self) -> None:
         self.held.clear()
@@ -287,11 +348,16 @@ class Worker:
         self.held.clear()
 
 
+PF_EXITING = 4  # of the flags in /proc/PID/stat, see linux/sched.h
+
+
 def alive(pid: int) -> bool:
+    """False from the moment the process exits: its locks go before its state becomes Z."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
+    return fields[0] not in "ZX" and not int(fields[6]) & PF_EXITING
 
 
 def guarded(directory: Path, work: Any, *args: Any) -> None:
@@ -301,8 +367,8 @@ def guarded(directory: Path, work: Any, *args: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         work(*args)
     except BaseException:  # noqa: BLE001  it is a finding
-        with open(directory / "wrong", "a") as file:
-            file.write(traceback.format_exc())
+        text = traceback.format_exc().encode()  # then one call: it may be killed between two
+        os.write(os.open(directory / "wrong", os.O_WRONLY | os.O_CREAT | os.O_APPEND), text)
         code = 9
     finally:
         os._exit(code)
@@ -356,15 +422,7 @@ class Storm:
 
     def bury(self) -> bool:
         """Collects the dead. False when no child is left."""
-        try:
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return True
-                if (code := os.waitstatus_to_exitcode(status)) not in (0, 9, -signal.SIGKILL):
-                    self.find("wrong", f"pid {pid} ended with {code}")
-        except ChildProcessError:
-            return False
+        return deaths.bury(partial(self.find, "wrong"), 9)
 
     def look_for_hangs(self) -> None:
         now = time.monotonic()
@@ -377,9 +435,7 @@ class Storm:
                 self.find(
                     "hung", f"pid {pid} has been in one operation for {now - since:.1f} s: see {self.directory}/stacks"
                 )
-                os.kill(pid, signal.SIGUSR1)
-                time.sleep(0.3)
-                os.kill(pid, signal.SIGKILL)
+                deaths.kill_with_stack(pid)
 
     def kill(self, pids: list[int]) -> None:
         for pid in pids:
@@ -411,11 +467,10 @@ class Storm:
                 left = [int(pid) for pid in Path("/proc/self/task", str(os.getpid()), "children").read_text().split()]
                 self.find("hung", f"children {left} of dead workers do not end: see {self.directory}/stacks")
                 for pid in left:
-                    os.kill(pid, signal.SIGUSR1)
-                    time.sleep(0.3)
-                    os.kill(pid, signal.SIGKILL)
+                    deaths.kill_with_stack(pid)
         self.ledger.stop = False
         self.ledger.loading[:] = 0
+        self.ledger.clears[1] = self.ledger.clears[0]  # those that were killed have ended, too
 
     def audit(self) -> None:
         """Nobody lives: what the cache has must be right, and nothing may be leaked."""
@@ -482,9 +537,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="of storm, at least")
     options = parser.parse_args()
     directory = Path(mkdtemp(prefix="cache-storm-"))
-    report = Storm(directory, options.seed).run(options.seconds, options.kills)
-    if report.clean:  # or the pool and the ledger stay, to be looked at
+    storm = Storm(directory, options.seed)
+    report = storm.run(options.seconds, options.kills)
+    if report.clean:
         rmtree(directory)
+    else:
+        report.findings.append(f"the pool and the ledger are in {deaths.keep_evidence(directory, storm.name)}")
     report.tell()
 
 

@@ -1,5 +1,6 @@
 """Child processes and threads of tests: what they raise is raised in the test, and none outlives it."""
 
+import atexit
 import faulthandler
 import multiprocessing
 import os
@@ -34,6 +35,7 @@ def _child_main(connection: Any, function: Callable[..., Any], args: tuple[Any, 
     except Exception:  # noqa: BLE001  does not pickle
         connection.send((False, (None, f"{outcome!r}\n{traceback.format_exc()}")))
     connection.close()
+    atexit._run_exitfuncs()  # a child of the server ends without them
 
 
 class Child:
@@ -84,10 +86,15 @@ class Child:
 
 @pytest.fixture
 def child() -> Iterator[Callable[..., Child]]:
-    """child(function, *args, context="spawn"): runs it in another process."""
+    """child(function, *args, context="forkserver"): runs it in another process.
+
+    The server has no pool, and has imported what every child needs: a spawned process imports it anew, for half a second.
+    It has the environment that the first child found.
+    """
+    multiprocessing.set_forkserver_preload(["tests.conftest"])
     children: list[Child] = []
 
-    def start(function: Callable[..., Any], *args: Any, context: str = "spawn") -> Child:
+    def start(function: Callable[..., Any], *args: Any, context: str = "forkserver") -> Child:
         children.append(Child(multiprocessing.get_context(context), function, args))
         return children[-1]
 

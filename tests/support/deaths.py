@@ -2,9 +2,14 @@
 
 import argparse
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +35,41 @@ class Report:
         figures = {name: value for name, value in asdict(self).items() if name != "began"}
         print(json.dumps(figures, indent=1))
         sys.exit(not self.clean)
+
+
+def keep_evidence(directory: str | Path, pool: str) -> str:
+    """Moves what a run with findings left out of /dev/shm, which is everybody's memory; the new directory, to be looked at."""
+    kept = tempfile.mkdtemp(prefix="storm-evidence-")
+    shutil.copytree(directory, kept, dirs_exist_ok=True)
+    shutil.rmtree(directory)
+    segment = Path("/dev/shm", pool)
+    if segment.exists():  # it is sparse: its length is that of the whole tmpfs
+        subprocess.run(["cp", "--sparse=always", segment, Path(kept, "segment")], check=True)
+        segment.unlink()
+    return kept
+
+
+def bury(find: Callable[[str], None], *expected: int) -> bool:
+    """Collects the children that have ended. ``find`` gets the text about an exit code that is neither ``expected``, nor 0, nor SIGKILL's.
+
+    Returns False when no child is left.
+    """
+    try:
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return True
+            if (code := os.waitstatus_to_exitcode(status)) not in (0, -signal.SIGKILL, *expected):
+                find(f"pid {pid} ended with {code}")
+    except ChildProcessError:
+        return False
+
+
+def kill_with_stack(pid: int) -> None:
+    """Kills a process that hangs, after it has written where its threads are (SIGUSR1)."""
+    os.kill(pid, signal.SIGUSR1)
+    time.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
 
 
 def arguments(text: str | None) -> argparse.ArgumentParser:

@@ -29,7 +29,9 @@ def size_of(struct: str) -> int:
     return _core.fields()[struct][1]
 
 
-HEADER = fields("Header", "magic", "version", "header_bytes", "uuid", "created_ns", "geometry", "geometry_sum")
+HEADER = fields(
+    "Header", "magic", "version", "header_bytes", "layout_sum", "uuid", "created_ns", "geometry", "geometry_sum"
+)
 CLIENT_FIELDS = fields("Client", "intents")
 INTENT_FIELDS, SPACE_FIELDS, FRAME_FIELDS = fields("Intent"), fields("SpaceSlot"), fields("FrameSlot", "word")
 EVENT_FIELDS, ADVICE_FIELDS, DUEL_FIELDS = fields("Event"), fields("Advice"), fields("Duel")
@@ -105,12 +107,14 @@ class Mutator:
         r = self.rng
         frame = r.choice([0, r.randrange(FRAMES), r.randrange(MOST), MOST, MOST - 1, 128, 2**32 - 1, r.getrandbits(32)])
         flusher = r.choice([0, 0, self.client()])
-        return frame << 32 | flusher << 17 | self.client() << 8 | r.getrandbits(8)
+        op = r.choice([0, 0, r.getrandbits(6)])
+        return frame << 32 | op << 26 | flusher << 17 | self.client() << 8 | r.getrandbits(8)
 
     def frame(self) -> int:
         r = self.rng
         page = r.choice([0, r.randrange(64), r.randrange(PAGES), PAGES, 2**32 - 1, r.getrandbits(32)])
-        return page << 32 | self.client() << 3 | r.getrandbits(3)
+        op = r.choice([0, 0, r.getrandbits(6)])
+        return page << 32 | op << 12 | self.client() << 3 | r.getrandbits(3)
 
     def number(self, bits: int) -> int:
         r = self.rng

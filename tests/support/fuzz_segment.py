@@ -183,6 +183,7 @@ def child(place: Path, first: int, rounds: int, mutations: int, seconds: float, 
     np.seterr(all="ignore")
     faulthandler.enable()
     memory.ROOM_S = directory.BUSY_S = 0.01  # nobody else would make room
+    memory.SLOW_S = 1.0  # a damaged lock of flushes may name a client that lives: that wait must end within HANG_S
 
     def on_alarm(*_: object) -> None:
         raise Hang

@@ -175,6 +175,11 @@ def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, 
             with space.write(page_of(space), timeout=0.1) as page:
                 page[:] = 1
 
+    def as_one() -> None:
+        with pool.publish_many() as group:
+            for name in names[:2]:
+                group.write(handle(name), page_of(handle(name)), timeout=0.1)[:] = 3
+
     def append() -> None:
         with handle(rng.choice(names[:2])).append() as page:
             page[:] = 2
@@ -233,7 +238,7 @@ def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, 
 
     return [
         ("read", read), ("read all", read_all), ("pin", pin), ("pin_many", pin_many), ("read_many", read_many),
-        ("prefetch", prefetch), ("write", write), ("append", append), ("drop", drop), ("scan", scan), ("resize", resize),
+        ("prefetch", prefetch), ("write", write), ("as one", as_one), ("append", append), ("drop", drop), ("scan", scan), ("resize", resize),
         ("trim", lambda: pool.trim()), ("trim bytes", lambda: pool.trim(8 * PAGE)), ("trim idle", lambda: pool.trim_idle(0)),
         ("flush", lambda: pool.flush()), ("stats", lambda: pool.stats()), ("frames", frames), ("lists", lists),
         ("check", lambda: pool.check()), ("reap", lambda: pool.reap()), ("by name", by_name), ("advise", lambda: pool.advise()), ("events", lambda: pool.events()), ("scratch", scratch),

@@ -39,14 +39,14 @@ GROWN = 1000  # frames
 REACH_S, GO_ON_S = 120.0, 60.0  # more than a loaded machine needs
 MIX = (
     "read", "write", "orphan", "append", "failing_load", "grow", "scan", "own_scratch", "read_many", "flush", "shrink", "derived",
-    "trim", "pool_scratch", "shared", "write", "again", "fork", "resize", "hold", "idle", "reap",
+    "trim", "pool_scratch", "shared", "write", "again", "fork", "resize", "hold", "idle", "reap", "as_one", "lengthen",
 )  # fmt: skip
 
 
 class Victim(Worker):
     """Does everything, in turn, so that it passes every point soon."""
 
-    grown = 0
+    grown = touched = 0
     alone = False  # the pool is grown while the others pause
 
     def run(self) -> None:
@@ -83,10 +83,15 @@ class Victim(Worker):
         def fails(page_no: int, out: Any) -> None:
             raise OSError("as it should")
 
-        space = self.pool.open_derived(f"pool-fails-{os.getpid()}", 4, fails)
+        space = self.pool.open_derived(f"pool-fails-{os.getpid()}", 4, fails, limit=8 * PAGE)
         with suppress(bp.errors.LoaderFailed):
             space[1]
         space.remove(discard=True)
+        self.touched += 1
+        wide = self.pool.open_scratch(f"pool-wide-{os.getpid()}", 1 << 20)  # each time an entry that had no memory yet
+        _ = wide[(self.touched << 13) % (1 << 20)]
+        del _
+        wide.remove(discard=True)
 
     def grow(self) -> None:
         """More frames than have ever been used, so that the metadata grows."""

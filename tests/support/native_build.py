@@ -1,6 +1,6 @@
 """bufferpool, compiled for a test: with points that kill, or with sanitizers.
 
-    python tests/support/native_build.py address,undefined   prints the environment to run with
+    python -m tests.support.native_build address,undefined   prints the environment to run with
 
 A build is a copy of the package in a directory of its own, in build/. It is used again while its
 sources have not changed.
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy
 
+from tests.support.mistakes import mistakes_beside
+
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "bufferpool" / "core"
 NATIVE = ROOT / "tests" / "native"
@@ -36,17 +38,36 @@ def program(name: str, out: Path, *flags: str, core: Path = CORE, native: Path =
     return out
 
 
-def altered(to: Path, name: str, change: Callable[[str], str]) -> tuple[Path, Path]:
-    """Copies of the core's headers and of tests/native, in one file of which something else stands."""
+def with_mistakes(to: Path, mistakes: Sequence[tuple[str, Callable[[str], str]]]) -> tuple[Path, Path]:
+    """Copies of the core's headers and of tests/native that have every mistake (a file's name, what changes its text).
+
+    A program compiled from them makes the one whose number, counted from 1, stands in the environment's MISTAKE. So
+    that many mistakes take one run of the compiler.
+    """
     core, native = to / "core", to / "native"
     shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.cpp"))
     shutil.copytree(NATIVE, native)
-    (file,) = (path for place in (core, native) for path in place.rglob(name))
-    text = file.read_text()
-    changed = change(text)
-    assert changed != text, "the change no longer fits the source"
-    file.write_text(changed)
+    by_file: dict[str, dict[int, Callable[[str], str]]] = {}
+    for number, (name, change) in enumerate(mistakes, 1):
+        by_file.setdefault(name, {})[number] = change
+    for name, changes in by_file.items():
+        (file,) = (path for place in (core, native) for path in place.rglob(name))
+        text = file.read_text()
+        file.write_text(mistakes_beside(text, {number: change(text) for number, change in changes.items()}))
     return core, native
+
+
+# Two files of the core that are compiled for themselves: module.cpp imports numpy for all, and views.cpp has names of its own
+# that others have, too. All others are compiled as one, because most of the time is spent on the same headers.
+APART = ("module", "views")
+
+
+def units(place: Path) -> list[Path]:
+    """What is given to the compiler for the core: the files that stand apart, and one that includes the others."""
+    sources = sorted(CORE.rglob("*.cpp"))
+    together = place / "together.cpp"
+    together.write_text("".join(f'#include "{source}"\n' for source in sources if source.stem not in APART))
+    return [together, *(source for source in sources if source.stem in APART)]
 
 
 def build(package: Path, flags: Sequence[str]) -> None:
@@ -61,10 +82,10 @@ def build(package: Path, flags: Sequence[str]) -> None:
         return str(out)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sorted(CORE.rglob("*.cpp"))))
+        objects = list(pool.map(compile_one, units(package)))
     library = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([COMPILER, *flags, "-shared", *objects, "-o", str(library)], check=True)
-    for made in objects:
+    for made in [*objects, package / "together.cpp"]:
         os.unlink(made)
 
 

@@ -64,6 +64,12 @@ def use(pool: bp.Pool) -> None:
             cache.put(key, value_of(0, version)[:2000] if key % 3 else b"small")
         for key in range(2000, 2020):
             cache.get_or_load(key, lambda key: b"loaded")
+        cache.put("renewed", b"old", ttl=0.001)
+        while "renewed" in cache:
+            time.sleep(0.001)
+        cache.get_or_load("renewed", lambda: b"new")
+        pool.cache("removed").put("x", bytes(10_000))
+        pool.remove_cache("removed")
         pool.cache(f"another-{version}").put("x", "y")
 
 

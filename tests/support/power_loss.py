@@ -138,7 +138,7 @@ class Recorder:
                 patched.setattr(os, name, self._wrapped(getattr(self, f"_{name.removeprefix('f')}"), getattr(os, name)))
             patched.setattr(os, "open", self._wrapped(self._os_open, os.open))
             patched.setattr(builtins, "open", self._wrapped(self._open, open))
-            patched.setattr(base, "MANY_RUNS", 1 << 60)  # so that the core writes no pages by itself
+            patched.setattr(base, "MANY_PAGES", 1 << 60)  # so that the core writes no pages by itself
             yield self
 
     def _wrapped(self, recorded: Callable[..., Any], real: Callable[..., Any]) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,15 +219,7 @@ class Storm:
 
     def bury(self) -> bool:
         """Collects the dead. False when no child is left."""
-        try:
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return True
-                if (code := os.waitstatus_to_exitcode(status)) not in (0, 143, -signal.SIGKILL, -signal.SIGTERM):
-                    self.find("broken", f"pid {pid} ended with {code}")
-        except ChildProcessError:
-            return False
+        return deaths.bury(partial(self.find, "broken"), 143, -signal.SIGTERM)
 
     def look_for_hangs(self) -> None:
         now = time.monotonic()
@@ -235,9 +228,7 @@ class Storm:
             if since and now - since > HANGS_S and alive(pid):
                 what = f"pid {pid} has been in one operation for {now - since:.1f} s, {state_of(pid)}; its stack is in stacks"
                 self.find("hung", f"{what}; {self.describe()}")
-                os.kill(pid, signal.SIGUSR1)
-                time.sleep(0.2)
-                os.kill(pid, signal.SIGKILL)
+                deaths.kill_with_stack(pid)
 
     def describe(self) -> str:
         """What a hang may hang on: the lock words, and who is a client."""
@@ -302,6 +293,8 @@ class Storm:
             for record in pool.client.seg.spaces():
                 if record["name"].startswith("client-"):
                     self.find("leaked", f"scratch space {record['name']} of a client that is gone")
+                if record["name"] == "pool-pair":
+                    self.look_at_pair(pool.space("pool-pair"))
                 if record["name"].startswith("pool-"):  # these are to stay
                     pool.space(record["name"]).remove(discard=True)
             self.look_for_leaks(pool)
@@ -322,6 +315,12 @@ class Storm:
                 self.look_at_the_file(table, oldest)
             pool.resize(self.random.randrange(LEAST, MOST + 1) * PAGE)
             self.look_for_leaks(pool)
+
+    def look_at_pair(self, pair: Any) -> None:
+        """Nobody lives: two pages that were only published as one have the same version."""
+        one, other = (pair[n].view(np.uint64)[0] for n in (0, 1))
+        if one != other:
+            self.find("lost", f"of two pages that were published as one, one has {one} and the other {other}")
 
     def look_for_leaks(self, pool: bp.Pool) -> None:
         stats, frames, clients = pool.stats(), pool.frames(), pool.clients()
@@ -423,13 +422,14 @@ def one_of_a_crowd(table: bp.Space, page: Any, version: int, page_no: int) -> No
 
 
 def storm(seconds: float = 0, kills: int = 0, seed: int = 1) -> Report:
-    """Runs a storm; keeps its directory if something was wrong."""
+    """Runs a storm; keeps its pool and its directory, outside of /dev/shm, if something was wrong."""
     directory = tempfile.mkdtemp(prefix="storm-", dir="/dev/shm")  # fsync takes no time there
-    report = Storm(directory, seed).run(seconds, kills)
+    storm = Storm(directory, seed)
+    report = storm.run(seconds, kills)
     if report.clean:
         shutil.rmtree(directory)
     else:
-        report.findings.append(f"the pool and {directory} are kept")
+        report.findings.append(f"the pool and its files are in {deaths.keep_evidence(directory, storm.name)}")
     return report
 
 

@@ -33,7 +33,7 @@ STOP, STOPS, STOPPED, PAUSE = range(4)
 OPS = {
     "read": 30, "pin": 10, "write": 24, "append": 1.5, "scan": 2, "read_many": 4, "derived": 6, "hold": 6, "look_again": 4,
     "resize": 1.5, "trim": 1.5, "idle": 1, "flush": 2, "own_scratch": 3, "pool_scratch": 1, "shared": 3, "fork": 1.5, "heir": 0.7,
-    "again": 1.5, "reap": 0.5, "hot": 4, "attach_and_fork": 0.5, "side": 2, "hung": 0.1,
+    "again": 1.5, "reap": 0.5, "hot": 4, "attach_and_fork": 0.5, "side": 2, "hung": 0.1, "as_one": 4, "lengthen": 0.5,
 }  # fmt: skip
 
 
@@ -56,6 +56,16 @@ def look(page: Any, page_no: int) -> int:
     if int(word) >> 32 != page_no:
         raise Lost(f"page {page_no} has the content of page {int(word) >> 32}")
     return int(word) & 0xFFFFFFFF
+
+
+def look_at_pair(pair: Any) -> None:
+    """Reads two pages that are only written together. Raises Lost if the one that is read last is older."""
+    for first, last in ((0, 1), (1, 0)):
+        older, newer = (pair[n].view(np.uint64) for n in (first, last))
+        if (older != older[0]).any() or (newer != newer[0]).any():
+            raise Lost("a page that was published with another is mixed")
+        if newer[0] < older[0]:
+            raise Lost(f"of two pages that were published as one, {newer[0]} was seen after {older[0]}")
 
 
 def make_derived(page_no: int, out: Any) -> None:
@@ -191,6 +201,24 @@ class Worker:
             stamp(page, n, version)
         self.raise_floor(n, version)
 
+    def as_one(self) -> None:
+        """Writes a page of the table, and two that are only written together: all three, or none."""
+        with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
+            pair = self.pool.open_scratch("pool-pair", 2)
+            look_at_pair(pair)
+            n = self.any_page()
+            oldest = self.oldest(n)
+            with self.pool.publish_many() as group:
+                page = group.write(self.table, n)
+                version = self.seen(page, n, oldest) + 1
+                self.ledger.intended[n] = max(int(self.ledger.intended[n]), version)
+                stamp(page, n, version)
+                one, other = (group.write(pair, k).view(np.uint64) for k in (0, 1))
+                if one[0] != other[0]:
+                    raise Lost(f"of two pages that were published as one, one has {one[0]} and the other {other[0]}")
+                one[:] = other[:] = one[0] + np.uint64(1)
+            self.raise_floor(n, version)
+
     def append(self) -> None:
         block = self.table.append()
         with block as page:
@@ -198,6 +226,12 @@ class Worker:
             self.ledger.intended[n] = max(int(self.ledger.intended[n]), 1)
             stamp(page, n, 1)
         self.raise_floor(n, 1)
+
+    def lengthen(self) -> None:
+        """Pages of zeros, which any worker writes. What others append, or write there, meanwhile must not get lost."""
+        pages = len(self.table) + self.random.randrange(3)
+        if self.table.grow(pages) < pages or len(self.table) < pages:
+            raise Lost(f"the table was to have {pages} pages, and has {len(self.table)}")
 
     def scan(self) -> None:
         first = self.any_page()
@@ -218,6 +252,8 @@ class Worker:
             raise Lost(f"derived page {n} is wrong")
         if self.random.random() < 0.3:
             self.made.drop(n, min(4, DERIVED_PAGES - n))
+        if self.random.random() < 0.02:
+            self.made.set_share(limit=self.random.choice((8, DERIVED_PAGES // 2, DERIVED_PAGES)) * PAGE)
 
     def hold(self) -> None:
         n = self.any_page()

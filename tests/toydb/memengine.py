@@ -122,6 +122,12 @@ class Transaction:
         if self._write:
             self._release()
 
+    def pause(self) -> None:
+        self.rollback()
+
+    def resume(self) -> bool:
+        return False
+
     def _release(self) -> None:
         self._shared.owner = 0
         self._shared.writer.release()

@@ -284,16 +284,17 @@ def test_an_exception_between_log_and_pool_is_made_good_by_the_next(open_db: Ope
     db, other = open_db(), open_db()
     fill(db, 300)
     engine, left = db._engine, [3]
-    write_page = engine.write_page
+    engine.most_as_one = 4
+    publish_as_one = engine.publish_as_one
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any) -> int:
         left[0] -= 1
         if not left[0]:
             raise KeyboardInterrupt
-        write_page(*args)
+        return publish_as_one(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "write_page", interrupted)
+        patched.setattr(engine, "publish_as_one", interrupted)
         txn = db.begin(write=True)
         for i in range(300):
             txn.table("t").put(b"%06d" % i, b"new")

@@ -37,17 +37,14 @@ def test_snapshots_work_while_a_large_commit_is_published(open_db: OpenDatabase,
     db, reader = open_db(), open_db()
     old = change_all(db, 50)
     seen: list[dict[bytes, bytes]] = []
-    publish = db._engine.write_page
-    count = 0
+    publish = db._engine.publish_as_one
 
-    def write_page(*args: object) -> None:
-        nonlocal count
-        count += 1
-        if count % 50 == 0:
-            seen.append(scanned(reader))
-        publish(*args)  # type: ignore[arg-type]
+    def publish_as_one(*args: object) -> int:
+        seen.append(scanned(reader))
+        return publish(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(db._engine, "write_page", write_page)
+    monkeypatch.setattr(db._engine, "publish_as_one", publish_as_one)
+    db._engine.most_as_one = 50
     new = change_all(db, 51)
     assert len(seen) >= 5
     assert all(rows == old for rows in seen)
@@ -57,7 +54,8 @@ def test_snapshots_work_while_a_large_commit_is_published(open_db: OpenDatabase,
 
 
 @pytest.mark.parametrize(
-    "place", ["spill.written", "versions.spilled", "publish.page:3", "publish.page:200", "publish.done"]
+    "place",
+    ["spill.written", "versions.spilled", "publish.group", "publish.published:2", "publish.group:2", "publish.done"],
 )
 def test_a_large_commit_whose_process_died_starves_nobody(place: str, open_db: OpenDatabase) -> None:
     """Snapshots, scans and the check need nobody to commit; the next writer completes the commit."""

@@ -348,22 +348,24 @@ def delete_all(t: toydb.Table, stays: dict[bytes, bytes]) -> None:
 
 
 def test_a_latest_reader_at_each_step_of_a_split(db: toydb.Database, monkeypatch: Any) -> None:
-    """After each single page of a commit is published, every key is found, without starting over."""
+    """After each single page of a commit is published, as of one that is too large for a group, every key is found."""
     rows = fill(db, 300)
     engine, looks = db._engine, 0
-    write_page = engine.write_page
+    engine.most_as_one = 1
+    publish_as_one = engine.publish_as_one
 
-    def look_after(page_no: int, image: bytes, lsn: int) -> None:
+    def look_after(pages: list[tuple[int, bytearray]], lsn: int) -> int:
         nonlocal looks
-        write_page(page_no, image, lsn)
+        done = publish_as_one(pages, lsn)
         looks += 1
         with db.begin(latest=True) as txn:
             t = txn.table("t")
             for key in list(rows)[::7]:
                 assert t.get(key) == rows[key]
-            assert txn.stats.restarts == 0, f"page {page_no} was published too early"
+            assert txn.stats.restarts == 0, f"page {pages[0][0]} was published too early"
+        return done
 
-    monkeypatch.setattr(engine, "write_page", look_after)
+    monkeypatch.setattr(engine, "publish_as_one", look_after)
     with db.begin(write=True) as txn:
         t = txn.table("t")
         for i in range(300):

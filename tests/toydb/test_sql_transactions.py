@@ -192,10 +192,10 @@ def insert(con, form, value, arm):
     ("place", "times", "fate"),
     [
         ("log.append", 1, "the transaction is committed"),
-        ("write_page", 1, "the transaction is committed"),
+        ("publish_as_one", 1, "the transaction is committed"),
         ("log.sync", 1, "the transaction is committed"),
         ("log.append", 2, "the transaction was rolled back"),
-        ("write_page", 2, "the commit is in the log, and the next write transaction completes it"),
+        ("publish_as_one", 2, "the commit is in the log, and the next write transaction completes it"),
         ("log.sync", 2, "the commit is in the log; whether it is durable is unknown"),
     ],
 )
@@ -440,3 +440,35 @@ def test_a_row_of_types_that_were_admitted_before_is_still_checked(con):
         (1, "x", 1.5), (2, "y", 2.0), (3, "7", 2.5), (4, "z", None), (5, "v", 1.5),
     ]  # fmt: skip
     assert con.execute("SELECT a FROM checked").fetchall() == [(1,), (2,)]
+
+
+def test_a_connection_that_waits_for_its_next_statement_holds_no_snapshot(tmp_path, pool_name):
+    """A statement's snapshot is used again by the next one if nothing was committed meanwhile: 16 of 36 microseconds of a
+    get were to begin and end one. It must be neither in use while the connection is idle, which would keep old versions
+    for it, nor used after a commit."""
+    con = toydb.sql.connect(tmp_path / "a.db", pool_name=pool_name, capacity="2MiB")
+    con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES(1, 'old')")
+    versions = con.database._engine.versions
+    for _ in range(2):
+        assert rows(con, "SELECT b FROM t WHERE a = 1") == [("old",)]
+        assert versions._live() == []
+    other = toydb.sql.connect(tmp_path / "a.db", pool_name=pool_name)
+    other.execute("UPDATE t SET b = 'new'")
+    assert rows(con, "SELECT b FROM t WHERE a = 1") == [("new",)]
+    other.execute("DROP TABLE t; CREATE TABLE t(a INTEGER PRIMARY KEY, b, c); INSERT INTO t VALUES(1, 2, 3)")
+    assert rows(con, "SELECT * FROM t WHERE a = 1") == [(1, 2, 3)]
+    con.execute("BEGIN")
+    assert rows(con, "SELECT c FROM t") == [(3,)]
+    other.execute("UPDATE t SET c = 4")
+    assert rows(con, "SELECT c FROM t") == [(3,)]
+    con.execute("COMMIT")
+    assert rows(con, "SELECT c FROM t") == [(4,)]
+    before = con.pages()
+    rows(con, "SELECT c FROM t WHERE a = 1")
+    assert con.pages().touched > before.touched
+    assert con.check() == []
+    other.close()
+    con.database.close()
+    with pytest.raises(toydb.DatabaseClosed):
+        con.execute("SELECT * FROM t")
+    con.close()

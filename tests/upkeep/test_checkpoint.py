@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from bufferpool.errors import PoolExhausted, StoreError, WaitTimeout
+from bufferpool.errors import PoolExhausted, StoreError, WaitTimeout, WouldDeadlock
 from bufferpool.upkeep import writeback
 from tests.conftest import PAGE, WAIT, wait_until
 from tests.support.disks import Disk, dirty, put
@@ -295,4 +295,29 @@ def test_a_checkpoint_waits_for_a_page_that_is_being_written(pool, threads):
     assert pool.checkpoint(up_to_lsn=10, timeout=WAIT) == 11
     assert disk.version(2) == 9
     assert pool.checkpoint(up_to_lsn=10, timeout=None) == 11
+    assert pool.check() == []
+
+
+@pytest.mark.parametrize("timeout", [0.0, WAIT])
+def test_a_checkpoint_within_log_sync_is_refused(pool, data_file, timeout):
+    """It called the hook, which made a checkpoint, which called the hook: RecursionError. What else the hook does works."""
+    table, said = pool.open_file(data_file(64), "r+"), []
+    pool.durable_lsn = 0
+
+    def sync(lsn: int) -> int:
+        try:
+            pool.checkpoint(lsn, timeout=timeout)
+        except WouldDeadlock as error:
+            said.append(str(error))
+        assert pool.flush() == 0
+        for page_no in range(40):  # more than the pool has frames: others are evicted
+            assert table[page_no].size
+        return lsn
+
+    pool.log_sync = sync
+    with table.write(1, lsn=7) as page:
+        page[:] = 1
+    assert pool.checkpoint(7) == 8
+    assert said
+    assert all("log_sync" in text for text in said)
     assert pool.check() == []

@@ -1,8 +1,10 @@
 """Writing back: what is written, when it fails, and what a kill leaves."""
 
+import errno
 import os
 import pickle
 import random
+import resource
 import signal
 import sys
 import time
@@ -119,6 +121,28 @@ def test_a_failed_flush_leaves_every_page_dirty_and_the_next_writes_them_all_aga
     assert pool.flush() == 8
     assert all(disk.version(n) == 5 for n in range(8))
     assert pool.checkpoint(up_to_lsn=5) == 6
+
+
+def test_what_a_call_for_many_did_not_write_is_written_once_more_for_the_reason(pool, data_file):
+    """The core writes the pages of a file several runs at a time; a file that takes no more has taken some of them."""
+    path = data_file(4)
+    table = pool.open_file(path, "r+")
+    for n in range(60):
+        with table.append() as page:
+            page[:] = stamp(4 + n)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    was = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20 * PAGE, limit[1]))
+        with pytest.raises(StoreError) as failed:
+            pool.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, was)
+    assert failed.value.errno == errno.EFBIG
+    assert dirty(pool) == 60
+    assert pool.flush() == 60
+    assert np.array_equal(np.fromfile(path, np.uint8), np.concatenate([stamp(n) for n in range(64)]))
 
 
 def test_a_flush_misses_no_page_while_others_load_and_compact(make_pool, child, spawn, data_file):
@@ -239,7 +263,7 @@ def test_an_ended_batch_holds_no_lock_and_does_nothing_more(pool):
         inner = held.begin_flush(key[1], everything)
         inner.end(True, (4, None))
     assert dirty(pool) == 0
-    with seg.lock_directory() as held, pytest.raises(ValueError, match="flush lock"):
+    with seg.lock_directory(WAIT) as held, pytest.raises(ValueError, match="flush lock"):
         held.begin_flush(key[1], everything)
     assert pool.check() == []
 
@@ -277,8 +301,11 @@ def test_stamped_pages_reach_the_file_byte_for_byte(pool, data_file):
 _KILLED = """
 import os, signal, sys
 import numpy as np, bufferpool as bp
+from bufferpool.stores import base
 from bufferpool.stores.base import FileStore
 name, path, where, at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+if where == "write_pages":
+    base.MANY_PAGES = 1 << 30  # else the core writes them
 pool = bp.Pool.attach(name)
 table = pool.open_file(path, "r+")
 calls = 0
@@ -291,6 +318,9 @@ def wrap(method):
             if method == "write_pages":  # half of it: a torn write
                 fd = os.open(self.path, os.O_WRONLY)  # self.fd may have O_DIRECT
                 os.pwrite(fd, np.concatenate(args[1])[: len(args[1]) * 2048 + 100], args[0])
+            if method == "write_batch":  # some of its runs, in any order
+                args[0].write_to(self.fd)
+                os.pwrite(os.open(self.path, os.O_WRONLY), bytes(100), int(args[1][3]) * args[2] + 500)
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, *args)
     setattr(FileStore, method, call)
@@ -302,7 +332,9 @@ pool.checkpoint(up_to_lsn=300)
 """
 
 
-@pytest.mark.parametrize(("where", "at"), [("write_pages", 1), ("write_pages", 2), ("sync", 1), ("state", 2)])
+@pytest.mark.parametrize(
+    ("where", "at"), [("write_pages", 1), ("write_pages", 2), ("write_batch", 1), ("sync", 1), ("state", 2)]
+)
 def test_killed_in_the_middle_of_a_checkpoint_the_next_one_is_right(pool, data_file, where, at):
     path = data_file(40)
     table = pool.open_file(path, "r+")

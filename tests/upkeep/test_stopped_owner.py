@@ -7,8 +7,10 @@ the others, whatever their timeout said. The lock's word is set by hand here, to
 
 import contextlib
 import os
+import random
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool._core import fields
+from bufferpool.figures.names import FrameState
 from tests.conftest import PAGE, WAIT
 
 SHORT = 0.05
@@ -151,3 +154,206 @@ def test_the_page_of_a_dead_client_that_cannot_be_reaped_now(pool, data_file, ow
 def _die_in_a_write(name: str) -> None:
     with bp.Pool.attach(name) as pool, pool.space("table", "r+").write(3):
         signal.raise_signal(signal.SIGKILL)
+
+
+def _dies_with_everything(name: str) -> None:
+    """Is killed with pins, with a page that it writes, and with a private scratch space."""
+    pool = bp.Pool.attach(name)
+    table = pool.space("table", "r+")
+    pages = [table[n] for n in range(4)]
+    scratch = pool.open_scratch("own", 8, lifetime="process")
+    with scratch.write(0), table.write(5):
+        assert len(pages) == 4
+        signal.raise_signal(signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("lock", ["memory", "objects"])
+def test_a_reap_leaves_to_the_next_what_it_cannot_do(pool, data_file, owner, child, lock) -> None:
+    """A reap waited for the lock without a limit, in a fork, in a miss and in the steward: and other threads for it."""
+    table = pool.open_file(data_file(16), "r+", name="table")
+    pool.cache("objects").put("key", b"value")
+    assert child(_dies_with_everything, pool.name).process.join(WAIT) is None
+    with held(pool, lock, owner):
+        assert pool.reap() == 0
+        assert sum(not c.alive for c in pool.clients()) == 1
+    assert pool.reap() == 1
+    with table.write(5) as page:
+        page[:] = 1
+    assert pool.check() == []
+
+
+def _close_when_told(name: str, ready: object, go_on: object) -> str:
+    pool = bp.Pool.attach(name)
+    scratch = pool.open_scratch("own", 64, lifetime="process")
+    for n in range(32):
+        with scratch.write(n) as page:
+            page[:] = n
+    pages = [pool.space("table")[n] for n in range(4)]
+    with pool.space("table", "r+").write(0) as page:  # supersedes a page that an array looks at
+        page[:] = 1
+    pool.cache("objects").put("key", b"value")
+    ready.set()  # type: ignore[attr-defined]
+    assert go_on.wait(WAIT)  # type: ignore[attr-defined]
+    del pages
+    pool.close()
+    with bp.Pool.attach(name) as again:  # the process may attach again
+        return str(again.clients()[-1].client)
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("lock", ["memory", "objects"])
+def test_a_close_ends(pool, data_file, owner, child, spawn, lock) -> None:
+    """Closing waited for ever. What it could not do, the next reap does: no page, frame or slot is lost."""
+    table = pool.open_file(data_file(16), "r+", name="table")
+    before = len(pool.clients())
+    ready, go_on = spawn.Event(), spawn.Event()
+    closing = child(_close_when_told, pool.name, ready, go_on)
+    assert ready.wait(WAIT)
+    with held(pool, lock, owner):
+        go_on.set()
+        closing.result()
+    pool.reap()
+    assert len(pool.clients()) == before
+    assert [s.name for s in pool.spaces()] == ["table"]
+    assert table[0][0] == 1
+    assert not np.any(pool.frames()["state"] == FrameState.BUSY)
+    assert pool.check() == []
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_check(pool, owner) -> None:
+    with held(pool, "memory", owner), pytest.raises(bp.WaitTimeout, match=f"client {owner} "):
+        pool.check(timeout=SHORT)
+    assert pool.check(timeout=WAIT) == []
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_resize(pool, data_file, owner) -> None:
+    """The error names the client; the budget holds, and the next call keeps it."""
+    table = pool.open_file(data_file(64))
+    _ = table[:64].sum()
+    with held(pool, "memory", owner), pytest.raises(bp.PoolExhausted, match=f"client {owner} has the memory lock"):
+        pool.resize(32 * PAGE, timeout=SHORT)
+    pool.resize(32 * PAGE, timeout=WAIT)
+    assert pool.stats().resident_bytes <= 32 * PAGE
+    assert pool.check() == []
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_trim(pool, data_file, owner) -> None:
+    """It gives back what it can in its time: nothing."""
+    table = pool.open_file(data_file(64))
+    _ = table[:64].sum()
+    with held(pool, "memory", owner):
+        assert pool.trim(32 * PAGE, timeout=SHORT) == 0
+        assert pool.trim(timeout=SHORT) == 0
+    assert pool.trim(32 * PAGE) >= 32 * PAGE
+    assert pool.check() == []
+
+
+def _work_for_ever(name: str, kind: int) -> None:
+    pool, draw = bp.Pool.attach(name), random.Random(kind)
+    table, cache = pool.space("table", "r+"), pool.cache("values")
+    while True:
+        with contextlib.suppress(bp.BufferPoolError):
+            if kind == 0:
+                with table.write(draw.randrange(200)) as page:
+                    page[:] = 1
+            elif kind == 1:
+                _ = table[draw.randrange(200)][0]
+                cache.put(str(draw.randrange(20)), bytes(draw.randrange(9000)))
+            else:
+                space = pool.open_scratch("own", 4, lifetime="process")
+                with space.write(1) as page:
+                    page[:] = 1
+                space.remove(discard=True)
+                pool.trim(4 * PAGE)
+
+
+@pytest.mark.usefixtures("in_time")
+def test_calls_end_while_clients_are_stopped_anywhere(pool, data_file, child) -> None:
+    """Clients at work are stopped at random moments, with whatever they hold: each call ends, and nothing is lost or left."""
+    table, draw = pool.open_file(data_file(200), "r+", name="table"), random.Random(1)
+    workers = [child(_work_for_ever, pool.name, kind) for kind in range(3)]
+    while len(pool.clients()) < 4:
+        time.sleep(0.01)
+    calls: list[Callable[[], object]] = [
+        lambda: table.get(draw.randrange(200), timeout=SHORT),
+        lambda: table.write(draw.randrange(200), timeout=SHORT).__enter__(),
+        lambda: pool.resize(draw.choice((48, 64)) * PAGE, timeout=SHORT),
+        lambda: pool.trim(4 * PAGE, timeout=SHORT),
+        lambda: pool.flush(timeout=SHORT),
+        lambda: pool.open_file(table.path, "r+", timeout=SHORT),
+        lambda: pool.check(timeout=SHORT),
+        pool.reap,
+        lambda: bp.Pool.attach(pool.name).close(),
+    ]
+    for _ in range(15):
+        time.sleep(draw.random() * 0.02)
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGSTOP)
+        try:
+            for call in calls:
+                with contextlib.suppress(bp.BufferPoolError):
+                    call()
+        finally:
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGCONT)
+    for worker in workers:
+        worker.kill()
+    pool.reap()
+    assert len(pool.clients()) == 1
+    with table.write(3) as page:
+        page[:] = 3
+    assert pool.check() == []
+
+
+def _flush_and_wait(name: str, index: int, said: object, go_on: object) -> None:
+    with bp.Pool.attach(name) as pool, pool.seg.lock_flush(index):
+        said.set()  # type: ignore[attr-defined]
+        go_on.wait()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("how", ["open", "overwrite"])
+def test_a_file_whose_flusher_is_stopped(pool, data_file, child, spawn, monkeypatch, how) -> None:
+    """The file has changed, so that it is looked at under its flush lock: opening it waited for ever."""
+    monkeypatch.setattr("bufferpool.spaces.directory.LOCKED_S", SHORT)
+    path = data_file(16)
+    table = pool.open_file(path, "r+", name="table")
+    _ = table[3]
+    path.write_bytes(bytes(16 * PAGE))
+    calls: dict[str, Callable[[], object]] = {
+        "open": lambda: pool.open_file(path, "r+", name="table", timeout=SHORT),
+        "overwrite": lambda: pool.overwrite("table"),
+    }
+    said, go_on = spawn.Event(), spawn.Event()
+    process = child(_flush_and_wait, pool.name, table.index, said, go_on)
+    assert said.wait(WAIT)
+    with pytest.raises(bp.WaitTimeout, match=r"client \d+ is flushing"):
+        calls[how]()
+    go_on.set()
+    process.process.join(WAIT)
+    calls[how]()
+    assert pool.open_file(path, "r+", name="table")[3][0] == 0
+    assert pool.check() == []
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_space_while_the_directory_is_locked(pool, data_file, owner, monkeypatch) -> None:
+    """Opening and removing any space waited for ever for a client that was stopped in the midst of opening one."""
+    monkeypatch.setattr("bufferpool.spaces.directory.LOCKED_S", SHORT)
+    table, path = pool.open_scratch("scratch", 4), data_file(16)
+    with held(pool, "directory", owner):
+        for call in (
+            lambda: pool.open_file(path, timeout=SHORT),
+            lambda: table.remove(discard=True),
+            lambda: pool.discard("scratch"),
+        ):
+            with pytest.raises(bp.WaitTimeout, match=f"client {owner} is opening"):
+                call()
+    assert [space.name for space in pool.spaces()] == ["scratch"]
+    pool.open_file(path)
+    table.remove()
+    assert pool.check() == []

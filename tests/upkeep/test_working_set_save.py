@@ -4,12 +4,16 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import threading
+from pathlib import Path
 
 import pytest
 
 import bufferpool as bp
+from bufferpool.errors import WorkingSetError
 from bufferpool.upkeep import working_set
+from bufferpool.upkeep.steward import Settings
 from tests.conftest import PAGE, WAIT, touch, wait_until
 from tests.support.children import on_small_tmpfs, run_python
 
@@ -66,7 +70,7 @@ def test_killed_while_saving_the_file_is_the_old_one_and_the_next_save_clears_up
     folder.mkdir()
     path = folder / "set"
     kept = {"set", "set.part", "set.old.part", "other.0123abcd.part"}  # of others: no draft has such a name
-    for name in kept:
+    for name in kept - {"set"}:
         (folder / name).write_bytes(b"of somebody else")
     pool.save_working_set(path)
     touch(table, range(10, 40))
@@ -213,3 +217,54 @@ def test_a_place_that_cannot_be_written_is_an_oserror_and_leaves_nothing(pool, t
     with pytest.raises(OSError, match="taken"):
         pool.save_working_set(tmp_path / "taken")
     assert os.listdir(tmp_path) == ["taken"]
+
+
+@pytest.mark.parametrize("what", ["device", "pipe", "data", "segment"])
+def test_what_is_no_working_set_is_not_replaced(pool, tmp_path, what):
+    """The file is renamed over the old one: ``save_working_set("/dev/null")`` replaced the device by a file, and a wrong path a file of data."""
+    path = tmp_path / what
+    if what == "device":
+        if os.geteuid():
+            pytest.skip("needs root to make a device")
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "data":
+        path.write_bytes(b"precious")
+    else:
+        path = Path(pool.path)
+    before = path.lstat()
+    with pytest.raises(WorkingSetError, match="is no working set"):
+        pool.save_working_set(path)
+    with pytest.raises(WorkingSetError, match="is no working set"):
+        pool.load_working_set(path)  # a pipe or a device may have no end
+    assert os.path.samestat(path.lstat(), before)
+    assert what not in ("device", "pipe", "data") or os.listdir(tmp_path) == [what]
+    assert pool.check() == []
+
+
+def test_a_link_to_a_working_set_stays_one(pool, tmp_path):
+    """The link itself was replaced by a file, and the file that it leads to was out of date from then on."""
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "set").symlink_to(tmp_path / "shelf" / "set")
+    for _ in range(2):
+        pool.save_working_set(tmp_path / "set")
+        assert (tmp_path / "set").is_symlink()
+        assert os.listdir(tmp_path / "shelf") == ["set"]
+    assert pool.load_working_set(tmp_path / "set").wait(WAIT)
+    assert pool.check() == []
+
+
+@pytest.mark.parametrize("wrong", [{"working_set": 3}, {"rules": 3}, {"source": object()}])
+def test_wrong_settings_are_refused_at_once(wrong):
+    """The steward's thread found them out, rounds later."""
+    with pytest.raises(TypeError):
+        Settings(**wrong)
+
+
+def test_a_hook_that_is_none_is_refused_at_once(pool):
+    """The next flush found it out, in any thread."""
+    with pytest.raises(TypeError, match="log_sync must be a function"):
+        pool.log_sync = 3
+    pool.log_sync = None
+    assert pool.check() == []

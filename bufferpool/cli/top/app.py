@@ -16,12 +16,14 @@ from bufferpool.cli import colours
 from bufferpool.cli.top.figures import PARTS, Snapshot, bar, brief, legend, memory_parts, rate, read_snapshot, short
 from bufferpool.cli.top.pools import Pools
 from bufferpool.client import segment_file
+from bufferpool.client.trouble import LATE_S
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
 from bufferpool.figures.names import hit_ratio
 from bufferpool.pool import Pool
 from bufferpool.printable import printable
 from bufferpool.units import format_size, parse_size
 
+CACHE_COLUMNS = ("CACHE", "VALUES", "BYTES", "HITS/S", "MISSES/S", "HIT RATIO", "LOADS/S", "EVICTED/S")
 SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO")
 
 
@@ -58,6 +60,8 @@ class Top(App[None]):
     #ages { height: 2; }
     .title { height: 1; color: $accent; text-style: bold; }
     #spaces { height: 1fr; max-height: 12; min-height: 3; }
+    #caches { height: auto; max-height: 8; display: none; }
+    #hangs { height: auto; max-height: 3; display: none; color: $error; }
     #clients { height: 1fr; max-height: 12; min-height: 3; }
     #events { height: 1fr; min-height: 3; overflow: hidden; }
     DataTable { scrollbar-size-vertical: 1; }
@@ -87,10 +91,11 @@ class Top(App[None]):
 
     def compose(self) -> ComposeResult:
         """Makes the parts of the screen, from top to bottom."""
-        for name in ("head", "memory", "rates", "ages"):
+        for name in ("head", "hangs", "memory", "rates", "ages"):
             yield Static(id=name)
         yield Static("spaces", id="spaces-title", classes="title")
         yield DataTable(id="spaces", cursor_type="none", show_cursor=False)
+        yield DataTable(id="caches", cursor_type="none", show_cursor=False)
         yield Static("clients", classes="title")
         yield DataTable(id="clients", cursor_type="none", show_cursor=False)
         yield Static("latest events", classes="title")
@@ -100,7 +105,10 @@ class Top(App[None]):
     def on_mount(self) -> None:
         """Makes the columns, and starts the timer."""
         self.query_one("#spaces", DataTable).add_columns(*SPACE_COLUMNS)
-        self.query_one("#clients", DataTable).add_columns("CLIENT", "PID", "PROGRAM", "PINS", "FRAMES PINNED", "")
+        self.query_one("#caches", DataTable).add_columns(*CACHE_COLUMNS)
+        self.query_one("#clients", DataTable).add_columns(
+            "CLIENT", "PID", "PROGRAM", "PINS", "FRAMES PINNED", "VALUES HELD", "ROLE"
+        )
         several = self.wanted is None and len(self.names()) > 1
         self.refresh_screen()
         if several:
@@ -204,7 +212,9 @@ class Top(App[None]):
     def _show(self, now: Snapshot) -> None:
         self._show_memory(now)
         self._show_rates(now)
+        self._show_hanging(now)
         self._show_spaces(now)
+        self._show_caches(now)
         self._show_clients(now)
         room = max(1, self.query_one("#events").size.height)
         events = Text("\n".join(reversed(now.events[-room:])), no_wrap=True, overflow="ellipsis")
@@ -216,15 +226,18 @@ class Top(App[None]):
         self.query_one("#head", Static).update(why)
         for name in ("memory", "rates", "ages", "events"):
             self.query_one(f"#{name}", Static).update("")
-        for name in ("spaces", "clients"):
+        for name in ("spaces", "caches", "clients"):
             self.query_one(f"#{name}", DataTable).clear()
+        for name in ("hangs", "caches"):
+            self.query_one(f"#{name}").display = False
 
     def _show_memory(self, now: Snapshot) -> None:
         stats, width = now.stats, max(10, self.query_one("#memory").size.width)
         self.query_one("#head", Static).update(
             Text(
                 f"{printable(stats.name)}  {brief(stats.resident_bytes)} of {brief(stats.budget_bytes)} budget "
-                f"({brief(stats.min_bytes)} to {brief(stats.max_bytes)})  kernel {brief(stats.kernel_bytes)}",
+                f"({brief(stats.min_bytes)} to {brief(stats.max_bytes)})  kernel {brief(stats.kernel_bytes)}"
+                + (f"  caches {brief(stats.object_bytes)}" if stats.caches else ""),
                 no_wrap=True,
                 overflow="ellipsis",
             )
@@ -283,10 +296,37 @@ class Top(App[None]):
             shown = "-" if math.isnan(ratio) else f"{ratio:.2%}"
             table.add_row(Text(printable(name)), kind, *(Text(c, justify="right") for c in (*cells, shown)))
 
+    def _show_hanging(self, now: Snapshot) -> None:
+        """Shows loads and flushes that have not come forward for long: of a healthy pool there are none."""
+        late = [one for one in now.operations if one.seconds >= LATE_S]
+        lines = [f"{one} has not come back for {one.seconds:.0f} s" for one in late]
+        hangs = self.query_one("#hangs", Static)
+        hangs.update(Text("\n".join(map(printable, lines)), no_wrap=True, overflow="ellipsis"))
+        hangs.display = bool(lines)
+
+    def _show_caches(self, now: Snapshot) -> None:
+        before, table = self.before, self.query_one("#caches", DataTable)
+        table.clear()
+        table.display = bool(now.stats.caches)
+        seen = {c.name: c for c in before.stats.caches} if before is not None else {}
+        span = now.at - before.at if before is not None else 1.0
+        for c in now.stats.caches:
+            was = seen.get(c.name, c)
+            hits, misses, loads, evicted = (
+                (getattr(c, name) - getattr(was, name)) / span for name in ("hits", "misses", "loads", "evictions")
+            )
+            ratio = hit_ratio(hits, misses)
+            cells = (
+                f"{c.count:,}", brief(c.bytes), short(hits), short(misses), "-" if math.isnan(ratio) else f"{ratio:.2%}",
+                short(loads), short(evicted),
+            )  # fmt: skip
+            table.add_row(Text(printable(c.name)), *(Text(cell, justify="right") for cell in cells))
+
     def _show_clients(self, now: Snapshot) -> None:
         table = self.query_one("#clients", DataTable)
         table.clear()
         for c in sorted(now.clients, key=lambda c: -c.pins):
             what = "steward" if c.is_steward else "" if c.alive else "dead"
-            figures = (Text(f"{n:,}", justify="right") for n in (c.pins, c.pinned_frames))
+            cells = (f"{c.pins:,}", f"{c.pinned_frames:,}", brief(c.held_bytes) if c.held_bytes else "-")
+            figures = (Text(cell, justify="right") for cell in cells)
             table.add_row(str(c.client), str(c.pid), Text(printable(c.name)), *figures, what)

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from bufferpool.cli import colours
 from bufferpool.figures import stats as pool_stats
+from bufferpool.figures.operations import Operation
 from bufferpool.figures.stats import ClientInfo, PoolStats, Summary
 from bufferpool.observer import Observer
 
@@ -31,6 +32,7 @@ class Snapshot:
     stats: PoolStats
     summary: Summary
     clients: list[ClientInfo]
+    operations: list[Operation]
     events: list[str]
 
 
@@ -43,6 +45,7 @@ def read_snapshot(name: str, directory: str | None) -> Snapshot:
             pool.stats(),
             pool_stats.read_summary(pool),
             pool.clients(),
+            pool.operations(),
             [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
         )
 

@@ -32,17 +32,18 @@
 namespace bp {
 
 constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
-constexpr u32 LAYOUT_VERSION = 3;
+constexpr u32 LAYOUT_VERSION = 4;  // the meaning of the fields; layout_sum() tells other places and sizes apart
 #ifdef BP_EXPLORE  // the explorer keeps its states small
 constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, FAILURES = 1, FAILURE_WORDS = 1;
 constexpr u32 NAME_BYTES = 8, PATH_BYTES = 8;
-constexpr u32 EVENT_KINDS = 1, EVENT_REASONS = 1;
+constexpr u32 EVENT_KINDS = 1, EVENT_REASONS = 1, SHARES = 1;
 #else
 constexpr u32 MAX_SPACES = 4096;
 constexpr u32 OPS = 64;  // the most operations of one client under way at once
 constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28, NAME_BYTES = 1024, PATH_BYTES = 1024;
 constexpr u32 EVENT_KINDS = 24, EVENT_REASONS = 32;  // of figures/names.py, with room for more
+constexpr u32 SHARES = 64;  // spaces of a pool that have a limit or a reserve
 // Records of one client's failed loads, for the clients that waited for them: failures.h.
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
@@ -63,19 +64,32 @@ constexpr u32 ERROR_CLASSES = 7;  // of figures/names.py: by the errno of a stor
 
 // The kind of an operation under way. Its intent says what it is about to change, and is written before the change.
 // `op` is stored last and cleared last: while it is NONE, the other fields have no meaning.
-enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH, LOAD_MANY };
+// LOG_SYNC, SAVE: a sync of the engine's log, a save of the working set. They change nothing: only figures show them.
+enum class Op : u32 { NONE = 0, LOAD, EVICT, PUBLISH, DISCARD, FLUSH, LOAD_MANY, PUBLISH_MANY, LOG_SYNC, SAVE };
 
 struct Intent {
     Atomic<u32> op;
     Atomic<u32> page;    // LOAD, PUBLISH, DISCARD: the page; EVICT: the page to be loaded, or NONE; FLUSH: the first;
-                         // LOAD_MANY: the page that is being claimed or published (load_many.h)
-    Atomic<u32> frame;   // LOAD, LOAD_MANY: once it is filled; PUBLISH: the new frame
-    Atomic<u32> old;     // PUBLISH, DISCARD: the frame that is superseded; FLUSH: the last page
+                         // LOAD_MANY: the page that is being claimed or published (load_many.h);
+                         // PUBLISH_MANY: the page that is being settled, or NONE (publish_many.h)
+    Atomic<u32> frame;   // LOAD, LOAD_MANY: once it is filled; PUBLISH, PUBLISH_MANY: the new frame
+    Atomic<u32> old;     // PUBLISH, PUBLISH_MANY, DISCARD: the frame that is superseded; FLUSH: the last page
     Atomic<u32> victim;  // EVICT: the page that is evicted
-    u32 pad;
+    Atomic<u32> since;   // LOAD, LOAD_MANY, FLUSH, LOG_SYNC, SAVE: the tick in which it last came forward
     Atomic<u64> waits;   // LOAD, LOAD_MANY: for which page its thread waits (deadlock.h)
 };
 static_assert(sizeof(Intent) == 32);
+static_assert(OPS <= 1u << OP_BITS);
+
+// The group word of an operation: the commit point of all pages that it publishes together (publish_many.h). The number
+// in its upper bits grows with each group and is never reset, so a reader that finds the word unchanged has seen one
+// group.
+namespace group {
+enum State : u64 { NO_GROUP = 0, OPEN = 1, COMMITTED = 2, STATE = 3 };
+constexpr State state(u64 w) { return State(w & STATE); }
+constexpr u64 next(u64 w) { return ((w | STATE) + 1) | OPEN; }
+constexpr u64 with_state(u64 w, State s) { return (w & ~u64(STATE)) | s; }
+}  // namespace group
 
 // Histograms of durations, by powers of two: bucket i counts durations below 2^(10 + i) ns
 // (1.02 us, 2.05 us, ... 68.7 s), the last one all longer ones.
@@ -138,6 +152,7 @@ struct alignas(64) Client {
     char name[32];
     alignas(64) Counters counters;
     alignas(64) Intent intents[OPS];
+    Atomic<u64> groups[OPS];  // the group word of each operation
     Atomic<u64> failed;  // the number of failed loads so far
     Failure failures[FAILURES];
 };
@@ -160,7 +175,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> span;          // generation << GENERATION_SHIFT | pages
     Atomic<u64> reserved;      // a span: generation, and the page numbers that append has allocated
     Atomic<u64> stored;        // pages that the store has
-    Atomic<u64> entries_ready; // entries with memory behind them
+    Atomic<u64> entries_ready; // no entry from this one on has memory; of those before it, the chunks say which
     Atomic<u32> state, kind, flags, owner;
     Atomic<u32> first_entry, max_pages;
     LockWord flush_lock;
@@ -176,6 +191,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> name_sum, path_sum;  // of its texts (text_sum)
     // Failures of its store since it was opened, by class of errno. They are rare: all clients add to the same words.
     Atomic<u64> load_failures[ERROR_CLASSES], flush_failures[ERROR_CLASSES];
+    Atomic<u64> limit, reserve;  // of its share of the pool, in bytes (under the memory lock); 0: none
     Atomic<u64> sum;           // over the fields that do not change while the space lives: see space_sum
 
     bool is_live() const { return state.load_acquire() == SPACE_LIVE && !(span.load_acquire() & CLOSED); }
@@ -189,6 +205,21 @@ struct alignas(64) SpaceSlot {
 struct SpaceTexts {
     char name[NAME_BYTES];
     char path[PATH_BYTES];
+};
+
+// The share of a space in the pool: the most frames that its pages may have, and how many of them pages of other spaces
+// cannot take. Misses look here; the slots of the spaces have the truth (protocol/shares.h).
+struct Share {
+    Atomic<u64> frames;          // how often they were counted anew (the high half), and the frames that its pages have
+    Atomic<u32> first, end;      // its entries; none: no space has this share
+    Atomic<u32> limit, reserve;  // in frames; 0: none
+    Atomic<u32> hand;            // the frame at which the next search for a page of its own begins
+    Atomic<u32> space;           // the number of its slot
+};
+struct Shares {
+    Atomic<u32> high, reserved;  // shares that were ever used; the sum of all reserves
+    Atomic<u32> doubt, pause;    // 1: some count may be too high; misses until the next count
+    Share list[SHARES];
 };
 
 // In FrameSlot::count, beside the references: the page was read ahead and has not been used; the duel samples it.
@@ -253,6 +284,7 @@ struct Geometry {
 struct Header {
     u64 magic;
     u32 version, header_bytes;
+    u64 layout_sum;  // of the build that made the segment
     u8 uuid[16];
     u64 created_ns;
     Geometry geometry;
@@ -278,6 +310,7 @@ struct Header {
     LockWord advice;  // the shadows (advice.h): only advise() and growth wait for it
     LockWord growth;                 // memory for the segment's own data
     LockWord objects;                // the tables of the objects (objects.h)
+    Atomic<u32> dropped_aside;       // pages set aside and dropped, which the next holder of the memory lock counts
     // See doubled(): the largest budget that the shadows have memory for (under the growth lock and the advice lock).
     Atomic<u64> advice_frames;
     Atomic<u64> spaces_ready;  // see doubled(): how many spaces have slots with memory (under the growth lock)
@@ -291,6 +324,7 @@ struct Header {
     Atomic<u64> loan;
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
+    alignas(64) Shares shares;  // under the memory lock; pages that are dropped are taken from the counts without it
     alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
     // The totals of departed clients, in two copies: a fold fills the inactive copy, then one store of `folded` (copy,
     // client, its generation) makes it the active one.

@@ -1,9 +1,9 @@
 // The area of the objects: behind the pages, in the same file. It exists when the pool has its first cache.
 //
 //  +--------+-------+---------+--------+----------------+-- - -----------------------------------------+
-//  | header | heads | entries | blocks | rows, one each | data: address room for the blocks; only the |
-//  | caches | u64[] | 64 B[]  | 32 B[] | client: uses,  | OS pages that an object needs have memory   |
-//  |        |       |         |        | pins u32[]     |                                             |
+//  | header,| heads | entries | blocks | rows, one each | data: address room for the blocks; only the |
+//  | caches,| 16 B[]| 64 B[]  | 32 B[] | client: uses,  | OS pages that an object needs have memory   |
+//  | samples|       |         |        | pins u32[]     |                                             |
 //  +--------+-------+---------+--------+----------------+-- - -----------------------------------------+
 //
 // An object (a key and its value) is a *record* in a block. Records above an eighth of a log page have a block of
@@ -20,9 +20,12 @@
 namespace bp {
 
 #ifdef BP_EXPLORE
-constexpr u32 CACHES = 1, CACHE_NAME = 8, BLOCK_CLASSES = 20, FIRST_BUCKETS = 1, EVICTED_KEPT = 1;
+constexpr u32 CACHES = 1, CACHE_NAME = 8, BLOCK_CLASSES = 20, FIRST_BUCKETS = 1, OBJECT_ROWS = 8;
+constexpr u32 OBJECT_SAMPLES = 1;
 #else
-constexpr u32 CACHES = 64, CACHE_NAME = 200, BLOCK_CLASSES = 48, FIRST_BUCKETS = 512, EVICTED_KEPT = 4096;
+constexpr u32 CACHES = 64, CACHE_NAME = 200, BLOCK_CLASSES = 48, FIRST_BUCKETS = 512;
+constexpr u32 OBJECT_ROWS = CLIENTS_LIMIT + 1;
+constexpr u32 OBJECT_SAMPLES = 8192;  // uses of keys that the ring for the advice has
 #endif
 
 // The word of an entry:   63            8   7       6        3     0
@@ -48,17 +51,34 @@ struct alignas(64) ObjectEntry {
     Atomic<u64> word, hash;
     Atomic<u64> place;       // of the record: its block, and where in it
     Atomic<u64> value;       // the kind of the value, and its bytes
-    Atomic<u64> expires_ns;  // CLOCK_MONOTONIC; 0: never
+    Atomic<u64> expires_ns;  // CLOCK_MONOTONIC; 0: never. Of an entry with an owner: when its load began
     Atomic<u32> next;        // the next entry of the chain, or of the free entries, +1
     Atomic<u32> key_bytes;
     Atomic<u32> used;        // when last used, by the clock of insertions
     Atomic<u32> cost;        // how long its load took, in microseconds
+    Atomic<u32> cache;       // the number of its cache: see CacheSlot
     Atomic<u16> owner;       // LOADING: the client that loads it; LIVE: the client that loads a newer value
-    Atomic<u16> cache;
-    Atomic<u8> uses, flags;
-    u8 unused[2];
+    Atomic<u8> uses;
+    u8 unused;
 };
 static_assert(sizeof(ObjectEntry) == 64);
+
+// A bucket of the hash table, and one word of memory of an evicted object (policy/worth.h) whose hash leads to it: so
+// the memory grows with the number of objects.
+struct ObjectHead {
+    Atomic<u64> word;  // version | the first entry of the chain, +1: see object_index.h
+    Atomic<u64> evicted;
+};
+
+// A use of a key, for the advice: the keys of one hash in 2^shift are sampled. All clients fill a ring of the last
+// ones without a lock: a record that is damaged, or overtaken, is one use too few or too many.
+enum ObjectUse : u64 { USED_HIT = 1, USED_MISS, USED_PUT };
+struct ObjectSample {
+    Atomic<u64> hash, what;  // what: bytes of the record | slot of the cache << 8 | ObjectUse
+};
+constexpr u64 object_use(ObjectUse use, u32 slot, u64 bytes) { return bytes << 16 | u64(slot) << 8 | use; }
+// So many objects have some hundred keys in the sample.
+constexpr u32 sample_shift(u32 live) { return live >= 512 ? 23 - u32(__builtin_clz(live)) : 0; }
 
 // What stands before the key in a record. (The words of the entry decide; this is for walks over a log page.)
 struct RecordHead {
@@ -92,19 +112,27 @@ struct ObjectBlock {
 };
 static_assert(sizeof(ObjectBlock) == 32);
 
-// What a client counts of one cache. A row belongs to a client's number, and is never reset: the next client with the
-// number counts on. So nothing is folded when a client goes.
+// What a client counts of one cache. A row belongs to a client's number, and is never reset: the next client with that
+// number adds to it. So nothing is added up when a client detaches.
 struct CacheUses {
-    Atomic<u64> hits, misses, puts, loads, load_failures, waits, evictions, refused;
+    Atomic<u64> hits, misses, puts, loads, load_failures, waits, superseded, refused;
 };
+constexpr u32 CACHE_USES = sizeof(CacheUses) / 8;
+
+// A cache has a number: its slot, and how many caches the slot has had before. Entries and handles have it, too, so
+// that those of a cache that was removed lead nowhere.
+enum CacheState : u32 { CACHE_FREE, CACHE_LIVE, CACHE_REMOVING };
+constexpr u32 cache_slot(u32 number) { return number % CACHES; }
 
 struct CacheSlot {
-    Atomic<u32> state;  // 0: free; 1: in use
+    Atomic<u32> state, number;
     Atomic<u32> count;  // live objects
+    Atomic<u32> jitter;  // by which part of its ttl a value may expire earlier, in 2^-32
     Atomic<u64> bytes;  // of their records
     Atomic<u64> limit, reserve;  // in bytes; 0: none
-    Atomic<u64> ttl_ns;
-    Atomic<u64> opened_ns;
+    Atomic<u64> ttl_ns;          // 0: values do not expire
+    Atomic<u64> opened_ns, evictions;
+    Atomic<u64> before[CACHE_USES];  // what the uses of the slot were when this cache was made
     char name[CACHE_NAME];
 };
 
@@ -122,14 +150,14 @@ struct ObjectsHeader {
     Atomic<u64> used;                                    // OS pages that may have memory: the sum over all blocks
     Atomic<u64> log_blocks, log_live;                    // log pages, and the units of live records in them
     Atomic<u32> free_full[BLOCK_CLASSES], free_empty[BLOCK_CLASSES];  // free blocks with memory, and without
+    alignas(64) Atomic<u64> sampled;                     // how many uses the ring of samples ever got
     CacheSlot caches[CACHES];
-    Atomic<u64> evicted[EVICTED_KEPT];  // what is remembered of evicted objects (policy/worth.h), by their hash
-    Atomic<u64> rows_ready[CLIENTS_LIMIT + 1];  // doubled(): for how many blocks the pin row of each client has memory
+    Atomic<u64> rows_ready[OBJECT_ROWS];  // doubled(): for how many blocks the pin row of each client has memory
 };
 
 // Where the tables lie, from the begin of the file. It follows from the pool's geometry and the area's size.
 struct ObjectPlaces {
-    u64 at, heads_at, entries_at, blocks_at, rows_at, row_bytes, data_at, end;
+    u64 at, samples_at, heads_at, entries_at, blocks_at, rows_at, row_bytes, data_at, end;
     u32 max_entries, max_blocks;
 };
 
@@ -158,7 +186,8 @@ inline ObjectPlaces place_objects(const Geometry& g, u64 bytes) {
         return here;
     };
     p.at = take(sizeof(ObjectsHeader));
-    p.heads_at = take(u64(p.max_entries) * 8);
+    p.samples_at = take(OBJECT_SAMPLES * sizeof(ObjectSample));
+    p.heads_at = take(u64(p.max_entries) * sizeof(ObjectHead));
     p.entries_at = take(u64(p.max_entries) * sizeof(ObjectEntry));
     p.blocks_at = take(u64(p.max_blocks) * sizeof(ObjectBlock));
     p.row_bytes = row_bytes(g, p.max_blocks);

@@ -9,11 +9,11 @@ constexpr u32 STAMP_MASK = 0x7fffffffu;
 // Signed distance of two 31-bit stamps, safe across wrap-around.
 constexpr int stamp_diff(u32 a, u32 b) { return int((a - b) << 1) >> 1; }
 
-// How the policy goes about it: policy/duelling.h chooses.
+// How the policy chooses victims. policy/duelling.h chooses the mode.
 enum PolicyMode : u32 {
     MODE_ADAPTIVE,  // the split between the rings moves with the ghosts' votes
-    MODE_RECENCY,   // one ring, a clock: what was used last stays
-    MODE_LOOP,      // a small cold ring: most of what is hot stays, however long the loop
+    MODE_RECENCY,   // one ring, a clock: keeps what was used last
+    MODE_LOOP,      // a small cold ring: keeps most of what is hot, however long the loop
     MODES
 };
 

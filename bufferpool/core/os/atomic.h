@@ -74,6 +74,7 @@ public:
     T operator->() const { return *this; }
     void operator=(T v) { __atomic_store_n(&value_, v, __ATOMIC_RELEASE); }
     T swap(T v) { return __atomic_exchange_n(&value_, v, __ATOMIC_ACQ_REL); }
+    void set(T v) { __atomic_fetch_or(&value_, v, __ATOMIC_RELEASE); }  // the bits of v, besides those that are set
 };
 
 // Orders this thread's later stores, relaxed ones included, after all its earlier stores: a thread that reads a later

@@ -105,8 +105,12 @@ public:
 };
 
 class Transfers {
-    static constexpr u32 AT_ONCE = 32;  // pages: so many are submitted before the caller prepares the next ones
-    Transfer slots_[Uring::DEPTH];
+    // The most transfers under way. Disks often take 128 at a time. The kernel's threads would have to pass on what is
+    // submitted beyond that, and the caller would wait for room in the disk's queue instead of using what has arrived.
+    static constexpr u32 UNDER_WAY = 96;
+    static_assert(UNDER_WAY <= Uring::DEPTH);
+    static constexpr u32 AT_ONCE = 16;  // pages: so many are submitted before the caller prepares the next ones
+    Transfer slots_[UNDER_WAY];
     TransferQueue free_, ended_;  // with threads, `ended_` is under their mutex
     u32 under_way_ = 0, added_ = 0;
     Uring* ring_;  // null: by threads, or one transfer after the other

@@ -111,7 +111,7 @@ class Uring {
     }
 
 public:
-    static constexpr u32 DEPTH = 256;
+    static constexpr u32 DEPTH = 128;
 
     Uring() = default;
     Uring(const Uring&) = delete;

@@ -9,6 +9,7 @@
 //   void  set_ring(page, ring)    stores in the page's entry which ring has its element
 //   bool  evict(page, kind, stamp)  evicts the page, leaving a ghost; false
 //                                 when it cannot be evicted now (pinned, dirty, in use)
+//   bool  is_kept(page)           if there is one: the page is kept for its owner, and goes to the tail of its ring
 //   bool  set_aside(page, ring)   clears the ring in the page's entry if the page must be flushed or
 //                                 dropped first; bring_back() is called when it can be evicted
 //   u64*  slots(ring)             the ring's elements
@@ -173,6 +174,11 @@ public:
                 move(r, to, page, s_.now);
                 search.moves++;
                 search.met[RING_COLD] = search.met[RING_HOT] = 0;
+            } else if (is_kept(page)) {
+                move(r, r, page, stamp);
+                search.moves++;
+                search.met[r]++;
+                stuck++;
             } else if (env_.evict(page, r == RING_HOT ? Ghost::HOT : Ghost::COLD, r == RING_HOT ? s_.hev : stamp)) {
                 pop(r);
                 if (r == RING_HOT) s_.hev = (s_.hev + 1) & STAMP_MASK;
@@ -225,11 +231,16 @@ public:
         ring(r).gaps = 0;
     }
 
+    Env& env() { return env_; }
     RingState& ring(Ring r) { return r == RING_HOT ? s_.hot : s_.cold; }
     u64 at(Ring r, u32 i) { return slot(r, i); }
     void put(Ring r, u32 i, u64 e) { slot(r, i) = e; }
 
 private:
+    bool is_kept(u32 page) {
+        if constexpr (requires { env_.is_kept(page); }) return env_.is_kept(page);
+        else return false;
+    }
     u32& capacity(Ring r) { return capacity_[r == RING_HOT]; }
     static u32 pages(const RingState& q) { return q.count > q.gaps ? q.count - q.gaps : 0; }
 

@@ -30,7 +30,7 @@ struct Findings : Vec<Finding> {
 };
 
 inline const char* name(FrameState s) {
-    static const char* names[] = {"HOLE", "FREE", "BUSY", "LIVE", "RETIRED", "SETTLING", "?6", "?7"};
+    static const char* names[] = {"HOLE", "FREE", "BUSY", "LIVE", "RETIRED", "SETTLING", "JOINING", "?7"};
     return names[s & 7];
 }
 inline const char* name(EntryState s) {
@@ -68,8 +68,8 @@ inline void check_frames(Segment& s, Findings& out) {
         u64 w = s.frames[f].word.load_acquire();
         FrameState state = frame::state(w);
         u32 page = frame::page(w), c = frame::client(w);
-        if (state > SETTLING) out.say("frame %u: unknown state %u", f, unsigned(state));
-        if ((state == BUSY || state == SETTLING) && !is_live_client(s, c))
+        if (state > JOINING) out.say("frame %u: unknown state %u", f, unsigned(state));
+        if ((state == BUSY || state == SETTLING || state == JOINING) && !is_live_client(s, c))
             out.say("frame %u: %s for client %u, which is gone", f, name(state), c);
         if (state == RETIRED && !any_pin(s, f) && !motion.frames.has(f))
             out.say("frame %u: RETIRED, and nobody pins it", f);
@@ -77,7 +77,7 @@ inline void check_frames(Segment& s, Findings& out) {
             out.say("frame %u: LIVE for page %u, which has no entry", f, page);
         } else if (state == LIVE && !motion.frames.has(f) && !motion.pages.has(page)) {
             u64 e = s.entries[page].load_acquire();
-            if (!entry::names(e, f))
+            if (!entry::names(e, f) && !entry::is_pending(e))
                 out.say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e)));
         }
         for (u32 k = 1; k <= s.g.max_clients; k++)
@@ -98,19 +98,17 @@ inline void check_entries(Segment& s, Findings& out) {
             out.say("space %u: its entries lie outside the segment", i);
             continue;
         }
-        if (space_pages(slot.span.load_relaxed()) > n)
+        if (space_pages(slot.span.load_relaxed()) > slot.max_pages.load_relaxed())
             out.say("space %u: more pages than entries", i);
-        for (u32 page = u32(first); page < first + n; page++) {
-            if (!s.has_page(page)) {
-                out.say("page %u: an entry without memory, in space %u", page, i);
-                break;
-            }
+        u64 end = first + n;
+        for (u64 p = s.next_page(first, end); p < end; p = s.next_page(p + 1, end)) {
+            u32 page = u32(p);
             u64 e = s.entries[page].load_acquire();
             EntryState state = entry::state(e);
             if (state == ABSENT) continue;
             if (u32 c = entry::owner(e); c && !is_live_client(s, c))
                 out.say("page %u: %s by client %u, which is gone", page, name(state), c);
-            if (u32 c = entry::flusher(e); state == RESIDENT && c && !is_live_client(s, c))
+            if (u32 c = entry::flusher(e); entry::is_there(e) && c && !is_live_client(s, c))
                 out.say("page %u: flushed by client %u, which is gone", page, c);
             if (state != RESIDENT) continue;
             u32 f = entry::frame(e);
@@ -125,12 +123,13 @@ inline void check_entries(Segment& s, Findings& out) {
     }
 }
 
-// Checks what the memory lock protects, under that lock: it does not change meanwhile.
-inline void check_memory(Segment& s, Findings& out) {
+// Checks what the memory lock protects, under that lock: it does not change meanwhile. INTERRUPTED: the lock was not to
+// be had.
+inline Status check_memory(Segment& s, Findings& out) {
     Vec<u32> in_ring[4];
     for (Ring r : {RING_COLD, RING_HOT}) out.lost |= !in_ring[r].reserve(ring_capacity(s.g, s.ready));
-    if (out.lost) return;
-    lock_memory(s, false);
+    if (out.lost) return Status::NO_MEMORY;
+    if (!lock_memory(s)) return Status::INTERRUPTED;
     u32 resident = 0;
     for (u32 f = 0; f < s.ready; f++) {
         FrameState state = frame::state(s.frames[f].word.load_acquire());
@@ -159,9 +158,10 @@ inline void check_memory(Segment& s, Findings& out) {
             out.say("page %u: resident and in no ring, without being set aside: it could never be evicted", page);
     }
     unlock_memory(s);
+    return out.lost ? Status::NO_MEMORY : Status::OK;
 }
 
-// NO_MEMORY: some findings are missing.
+// NO_MEMORY, INTERRUPTED: some findings are missing.
 inline Status check(Segment& s, int passes, Findings& standing) {
     s.has_frame(s.g.max_frames - 1);
     for (int i = 0; i < passes; i++) {
@@ -175,9 +175,9 @@ inline Status check(Segment& s, int passes, Findings& standing) {
         if (standing.empty()) break;
         prim::nap(2'000'000);
     }
-    check_memory(s, standing);
+    Status status = check_memory(s, standing);
     standing.make_set();
-    return standing.lost ? Status::NO_MEMORY : Status::OK;
+    return status;
 }
 
 }  // namespace bp

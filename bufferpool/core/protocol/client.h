@@ -55,17 +55,30 @@ inline u32 claim_slot(Segment& s, int fd, bool guest = false) {
 
 // ---- attach and detach ---------------------------------------------------------
 
-inline void detach(Segment& s) {
+// Ends this client. False: another process has a lock that is needed, and is stopped perhaps. Then the slot is left as
+// that of a dead client: its byte lock is released, and its pid cleared, because the process may attach again; the next
+// reaper does the rest.
+inline bool detach(Segment& s) {
+    Patience patience(PATIENT_SLICES);
+    auto leave_to_reaper = [&] {
+        s.client().pid.store_seq_cst(0);
+        s.unlock_byte(LOCKS_AT + long(s.me));
+        s.become(0);
+        return false;
+    };
+    if (!lock_memory(s, false)) return leave_to_reaper();  // before a wait for each page of a private space
+    unlock_memory(s);
     if constexpr (ADVISES) drain(s);
     free_spares(s);
     remove_owned(s, s.me);
     for (u32 f = 0; s.lent && f < s.ready; f++) s.pin_count(f).store_seq_cst(0);
     sweep_retired(s);
     if (has_objects(s)) {
+        if (!reap_loads(s, s.me)) return leave_to_reaper();  // a loader may have closed the pool
         reap_object_pins(s, s.me);  // those of forked children that found no row of their own
-        sweep_blocks(s);
+        if (!sweep_blocks(s)) return leave_to_reaper();
     }
-    lock_memory(s, false);
+    if (!lock_memory(s, false)) return leave_to_reaper();
     fold_counters(s, s.me);
     BP_POINT("detach.folded");
     unlock_memory(s);
@@ -74,6 +87,7 @@ inline void detach(Segment& s) {
     BP_POINT("detach.free");
     s.unlock_byte(LOCKS_AT + long(s.me));
     s.become(0);
+    return true;
 }
 
 // Makes this mapping a client, in a free slot or in that of a dead client. `error`: why the byte lock could not be

@@ -21,7 +21,8 @@ inline bool thread_uses(Segment& s, u32 first, u64 count) {
         }
         if (op != Op::FLUSH) continue;
         page = in.page.load_relaxed();
-        for (page = std::max<u64>(page, first); page <= last && page < end && s.has_page(u32(page)); page++)
+        u64 stop = std::min(last + 1, end);
+        for (page = s.next_page(std::max<u64>(page, first), stop); page < stop; page = s.next_page(page + 1, stop))
             if (entry::flusher(s.entries[page].load_acquire()) == s.me) return true;
     }
     return false;
@@ -64,8 +65,9 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
     Status status = Status::OK;
-    for (u64 i = 0; i < count && status == Status::OK; i++)
-        if (s.has_page(u32(first + i))) status = drop_page(s, op.intent(), u32(first + i), PATIENT, freed);
+    u64 end = first + count;
+    for (u64 page = s.next_page(first, end); page < end && status == Status::OK; page = s.next_page(page + 1, end))
+        status = drop_page(s, op.intent(), u32(page), PATIENT, freed);
     return status;
 }
 
@@ -75,10 +77,10 @@ inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
     Status status = Status::OK;
-    for (u64 i = 0; i < count && status == Status::OK; i++) {
-        u32 page = u32(first + i);
-        if (!s.has_page(page) || entry::state(s.entries[page].load_acquire()) != RESIDENT) continue;
-        status = drop_page(s, op.intent(), page, PATIENT, freed, true);
+    u64 end = first + count;
+    for (u64 page = s.next_page(first, end); page < end && status == Status::OK; page = s.next_page(page + 1, end)) {
+        if (entry::state(s.entries[page].load_acquire()) != RESIDENT) continue;
+        status = drop_page(s, op.intent(), u32(page), PATIENT, freed, true);
     }
     return status;
 }

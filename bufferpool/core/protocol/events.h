@@ -9,8 +9,8 @@ namespace bp {
 
 constexpr u32 KIND_REAPED = 6, REASON_DIED = 8;  // EventKind.REAPED, EventReason.DIED of figures/names.py
 
-// The space of a failure, and the errno. It has the low bits of the generation, because another space may have the slot
-// when the event is read.
+// The space of a failure, and the errno; or a cache, whose slots come after those of the spaces. It has the low bits of
+// the generation, because another space may have the slot when the event is read.
 //
 //    31        22 21       13 12            0
 //   +------------+-----------+---------------+
@@ -36,6 +36,7 @@ struct NewEvent {
     u32 from_frames, to_frames;  // the budget, before and after
     double value;                // what `reason` measured
     Origin origin{};
+    u32 client = 0;  // that it is about; 0: the one that records it
 };
 
 // Records an event. Any client may post at any time, and may die meanwhile: see struct Event.
@@ -53,7 +54,7 @@ inline void post_event(Segment& s, const NewEvent& made) {
     e.to_frames.store_relaxed(made.to_frames);
     e.kind.store_relaxed(made.kind);
     e.reason.store_relaxed(made.reason);
-    e.client.store_relaxed(s.me);
+    e.client.store_relaxed(made.client ? made.client : s.me);
     e.origin.store_relaxed(made.origin.word);
     e.page.store_relaxed(made.origin.page);
     e.value.store_relaxed(bits);

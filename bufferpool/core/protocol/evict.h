@@ -12,6 +12,7 @@
 #include "protocol/entry.h"
 #include "protocol/pin.h"
 #include "protocol/probes.h"
+#include "protocol/shares.h"
 
 namespace bp {
 
@@ -27,6 +28,7 @@ struct PoolEnv {
     u32 frame = NONE;  // the frame of the page evicted last
     EvictTally tally{};
     u64 looks = 0;  // pages of the rings that were examined
+    bool reserves = true;  // whether the reserves of spaces count
 
     u64* slots(Ring r) { return s.ring_slots[r == RING_HOT]; }
     u32 capacity() const { return ring_capacity(s.g, s.ready); }
@@ -62,6 +64,9 @@ struct PoolEnv {
         if (s.frames[f].count.load_relaxed() & AHEAD) counters.prefetched_unused.add_relaxed(1);
     }
 
+    // Does the page belong to the reserve of its space? Then the policy goes on to the next.
+    bool is_kept(u32 page) { return reserves && is_reserved(s, page, wanted); }
+
     bool evict(u32 page, Ghost kind, u32 stamp) {
         Atomic<u64>& word = s.entries[page];
         u64 e = word.load_acquire();
@@ -93,10 +98,12 @@ struct PoolEnv {
         if (gone) {
             // 3. Take the frame; the page is evicted.
             u64 live = frame::live(page);
+            Counted counted = counted_now(s, page);
             if (s.frames[f].word.cas_seq_cst(live, frame::busy(s.me, wanted))) {
                 BP_POINT("evict.taken");
                 change_entry(word, [&](u64 w) { return ghost_word(w, kind, stamp); });
                 BP_POINT("evict.absent");
+                uncount(s, counted);
                 frame = f;
                 count_eviction(f);
                 probe_evict(s, page);

@@ -81,6 +81,8 @@ Status load_page(Segment& s, const Place& at, FrameRequest& want, Load& load, u3
         if (status == Status::OK) break;
         f = NONE;
         status = load.no_frame(status, want);
+        // It waited for a frame, not for its store. (A forked child has no such operation.)
+        if (!load.forked()) op.intent().since.store_relaxed(s.tick());
     }
     if (load.forked()) {
         op.release();
@@ -164,11 +166,9 @@ template <class Hooks>
     }
 }
 
-// The pin of a page that is there. It has no call on its way: a hit is a few dozen nanoseconds.
+// What follows the pin of a page that is there. It has no call on its way: a hit is a few dozen nanoseconds.
 template <class Hooks>
-[[gnu::always_inline]] inline Status fetch_hit(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
-    Status status = pin(s, at.page, frame);
-    if (status != Status::OK) return status;
+[[gnu::always_inline]] inline Status count_hit(Segment& s, const Place& at, Access access, Hooks& hooks, u32 frame) {
     if (access.counts) count_use(s, at.index, at.page, frame, access);
     if (!access.once) s.touch(frame, s.tick());
     else if (ADVISES && s.sampler.wants(s.frames[frame])) record(s, at.page, access.kind());
@@ -177,12 +177,19 @@ template <class Hooks>
     return Status::REMOVED;
 }
 
+template <class Hooks>
+[[gnu::always_inline]] inline Status fetch_hit(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
+    Status status = pin(s, at.page, frame);
+    return status == Status::OK ? count_hit(s, at, access, hooks, frame) : status;
+}
+
 // Pins a page, loading it if need be.
 template <class Hooks>
 Status fetch_page(Segment& s, const Place& at, Access access, Hooks& hooks, u32& frame) {
     u64 load = 0;  // the entry, when it was of a load that we have waited for
     for (bool missed = false;;) {
-        Status status = missed ? pin(s, at.page, frame) : fetch_hit(s, at, access, hooks, frame);
+        Status status = pin_there(s, at.page, frame);
+        if (status == Status::OK && !missed) status = count_hit(s, at, access, hooks, frame);
         if (status != Status::OK && load)
             if (Status r = look_for_failure(s, at.page, load, hooks); r != Status::OK) return r;
         if (status == Status::OK && !missed) return status;

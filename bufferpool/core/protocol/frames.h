@@ -13,33 +13,10 @@ namespace bp {
 
 // ---- giving back -------------------------------------------------------------
 
-#ifdef BP_EXPLORE
-constexpr u32 FREE_SLICES = 0;
-#else
-constexpr u32 FREE_SLICES = 5;
-#endif
-
-// A run of BUSY(me) frames is given back by our next thread that holds the memory lock. False: too many are put off
-// already. Two places for each operation are kept for plug_run, which always finds one: a thread that begins to plug
-// has the lock, so none are put off then.
-constexpr u32 KEPT_FOR_PLUGS = 2 * OPS;
-inline bool give_back_later(Segment& s, u64 run, u32 kept) {
-    for (auto* later = s.later; later < s.later + LATER - kept; later++) {
-        u64 none = 0;
-        if (later->load_relaxed() || !later->cas_seq_cst(none, run)) continue;
-        s.any_later.store_seq_cst(1);
-        return true;
-    }
-    return false;
-}
-
 // Often called where nothing may raise and others wait (an array goes away). If the lock
 // cannot be taken, because its owner is stopped, that is put off.
 inline void free_frame(Segment& s, u32 f) {
-    if (!lock_memory(s, false, std::min(FREE_SLICES, slices_left()))) {
-        if (give_back_later(s, later_run::of(f, 1, true), KEPT_FOR_PLUGS)) return;
-        lock_memory(s, false);
-    }
+    if (!lock_memory_briefly(s)) return give_back_later(s, f, 1, true);
     free_locked(s, f);
     unlock_memory(s);
 }
@@ -94,8 +71,8 @@ inline int plug_run(Segment& s, u32 first, u32 room, u32 wanted) {
     }
     BP_POINT("plug.plugged");
     if (!lock_memory(s)) {
-        if (got) give_back_later(s, later_run::of(first, got, true), 0);
-        if (got < n) give_back_later(s, later_run::of(first + got, n - got, false), 0);
+        give_back_later(s, first, got, true);
+        give_back_later(s, first + got, n - got, false);
         return -EINTR;
     }
     for (u32 i = n; i-- > 0;) {
@@ -109,6 +86,8 @@ struct FrameRequest {
     u32 page = NONE;     // the page to be loaded; NONE for a writer's frame
     bool once = false;   // read ahead or scanned
     EvictTally tally{};  // out: why pages could not be evicted
+    bool limited = false;  // out, with EXHAUSTED: the space has as many pages as it may have
+    Counted in_share{};    // the frame that it takes, before it has it
     int error = 0;       // out, with NO_SPACE: why the kernel gave no memory, as -errno
     // Kept over all tries: the miss counts once for the policy, and the wait once among the waits.
     Ring ring = RING_NONE;
@@ -129,6 +108,24 @@ inline void count_miss(Segment& s, Alr<PoolEnv>& policy, FrameRequest& want) {
     s.header->policy_tag.store_relaxed(policy.tag());
     duel(s, policy, want.page, e, want.once);
     want.counted = true;
+}
+
+// The next search for a victim begins at the heads of the rings. What it will look at (their entries; then the frame
+// slot and the pin counts that an entry names) is fetched while this miss reads its page. Needs the memory lock.
+inline void fetch_next_victims([[maybe_unused]] Segment& s, [[maybe_unused]] Alr<PoolEnv>& policy) {
+#ifndef BP_EXPLORE  // not part of the protocol
+    constexpr u32 ENTRIES = 3;  // elements ahead
+    for (Ring r : {RING_COLD, RING_HOT}) {
+        u32 count = policy.ring(r).count;
+        u32 next = count > ENTRIES ? element_page(policy.at(r, ENTRIES)) : NONE;
+        if (s.has_page(next)) fetch_early(&s.entries[next]);
+        u32 head = count ? element_page(policy.at(r, 0)) : NONE;
+        if (!s.has_page(head)) continue;
+        u32 f = entry::frame(s.entries[head].load_relaxed());  // if it is none, nothing is fetched in vain but this
+        fetch_early(&s.frames[f]);
+        for (u32 stripe = 0; stripe < STRIPES; stripe++) fetch_early(s.stripe_row(stripe, f));
+    }
+#endif
 }
 
 // FREE -> BUSY(me), under the memory lock.
@@ -167,42 +164,90 @@ inline Step take_hole(Segment& s, u32 room, FrameRequest& want, bool& no_space, 
     return no_space ? Step::AGAIN : Step::TAKEN;
 }
 
+constexpr u32 HAND_LOOKS = 4096;  // frames that a search of a space's own pages looks at in one hold of the lock
+constexpr u32 HAND_ROUNDS = REFERENCES + 2;
+
+struct Hand {
+    u64 looks = 0;
+    bool over = false;  // no page of the space can be evicted
+};
+
+// LIVE -> BUSY(me): a page of a full share takes the frame of another page of its space, which a clock over the frames
+// finds. Where there are more than the limit allows, because it is a new one, others become free.
+inline Step take_own(Segment& s, PoolEnv& env, Share& share, Hand& hand, u32& out) {
+    out = NONE;
+    for (u32 i = 0; i < HAND_LOOKS && (out == NONE || is_full(share)) && !hand.over; i++) {
+        hand.over = ++hand.looks > u64(HAND_ROUNDS) * s.ready;
+        u32 f = share.hand.load_relaxed();
+        share.hand.store_relaxed(f + 1 < s.ready ? f + 1 : 0);
+        u64 w = f < s.ready ? s.frames[f].word.load_acquire() : frame::hole();
+        u32 page = frame::page(w);
+        if (!is_of(share, page) || !s.has_page(page)) continue;
+        u8 uses = s.frames[f].count.load_relaxed();
+        if (frame::state(w) != LIVE) env.tally.busy++;
+        else if (uses & REFERENCES) s.frames[f].count.store_relaxed(u8(uses - 1));
+        else if (!env.evict(page, Ghost::COLD, s.header->policy.now)) continue;
+        else if (out == NONE) out = env.frame;
+        else free_locked(s, env.frame);
+    }
+    if (out == NONE) return Step::NOTHING;
+    s.counters().evictions_recycled.add_relaxed(1);
+    return Step::TAKEN;
+}
+
+// A free frame, a hole, or the frame of a page that the policy evicts.
+inline Step take_any(Segment& s, Alr<PoolEnv>& policy, FrameRequest& want, Search& search, bool& no_space, u32& out) {
+    u32 budget = s.page_budget(), resident = s.header->resident.load_relaxed();
+    Step step = take_free(s, want.page, out);
+    if (step == Step::NOTHING && resident < budget && !no_space)
+        step = take_hole(s, budget - resident, want, no_space, out);
+    if (step != Step::NOTHING || policy.evict(search, EVICT_STEPS) == NONE) return step;
+    s.counters().evictions_recycled.add_relaxed(1);
+    out = policy.env().frame;
+    fetch_next_victims(s, policy);
+    return Step::TAKEN;
+}
+
+// The share of the page's space, if it is full. Else the frame that will be taken is counted in it.
+inline Share* full_share(Segment& s, FrameRequest& want) {
+    if (count_frame(s, want.page, want.in_share)) return nullptr;
+    settle_doubt(s);
+    return count_frame(s, want.page, want.in_share) ? nullptr : share_of(s, want.page);
+}
+
 // Takes a frame with memory: BUSY(me). `intent` covers the eviction that may be needed; for a load, the page's entry is
 // LOADING(me).
 inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& out) {
     if (want.page == NONE && (out = take_spare(s)) != NONE) return Status::OK;
     bool no_space = false;
     PoolEnv env{s, &intent, want.page};
-    if (!lock_memory(s)) return Status::INTERRUPTED;
     Search search;
-    for (;;) {
+    Hand hand;
+    Step step = Step::NOTHING;
+    while (step != Step::TAKEN) {
+        if (step == Step::NOTHING && !lock_memory(s)) step = Step::INTERRUPTED;
+        if (step == Step::INTERRUPTED) return uncount(s, want.in_share), Status::INTERRUPTED;
         Alr<PoolEnv> policy(s.header->policy, env);  // anew for each hold of the lock: the rings may have grown
-        u32 budget = s.page_budget(), resident = s.header->resident.load_relaxed();
+        u32 budget = s.page_budget();
         if (s.header->policy.frames != budget) policy.set_frames(budget);
         count_miss(s, policy, want);
-        Step step = take_free(s, want.page, out);
-        if (step == Step::NOTHING && resident < budget && !no_space)
-            step = take_hole(s, budget - resident, want, no_space, out);
-        if (step == Step::INTERRUPTED) return Status::INTERRUPTED;
-        if (step == Step::AGAIN) continue;
-        if (step == Step::TAKEN) break;
-        // The frame of a page that can be evicted.
-        if (policy.evict(search, EVICT_STEPS) != NONE) {
-            s.counters().evictions_recycled.add_relaxed(1);
-            out = env.frame;
-            break;
-        }
-        if (search.over) {
+        Share* full = full_share(s, want);
+        step = full ? take_own(s, env, *full, hand, out) : take_any(s, policy, want, search, no_space, out);
+        if (step == Step::TAKEN && full) want.in_share = count_one(*full);
+        if (step != Step::NOTHING) continue;
+        bool over = full ? hand.over : search.over;
+        if (over) {
             want.tally = env.tally;
-            want.tally.dirty += s.header->policy.aside;
-            unlock_memory(s);
-            return no_space ? Status::NO_SPACE : Status::EXHAUSTED;
+            want.tally.dirty += full ? 0 : s.header->policy.aside;
+            want.limited = full != nullptr;
+            uncount(s, want.in_share);
         }
         unlock_memory(s);  // so that other clients get the lock
-        if (!lock_memory(s)) return Status::INTERRUPTED;
+        if (over) return no_space && !full ? Status::NO_SPACE : Status::EXHAUSTED;
     }
     if (want.page != NONE && entry::ring(s.entries[want.page].load_relaxed()) == RING_NONE)
         Alr<PoolEnv>(s.header->policy, env).insert(want.page, want.ring);
+    want.in_share = {};  // from here on the frame's word counts
     unlock_memory(s);
     return Status::OK;
 }

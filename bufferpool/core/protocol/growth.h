@@ -3,10 +3,48 @@
 // to the kernel.
 #pragma once
 
+#include <utility>
+
 #include "protocol/memory.h"
 #include "protocol/object_area.h"
 
 namespace bp {
+
+// Puts huge pages behind the tables: a hit at random in a large pool touches an entry, a frame slot and a pin count,
+// each on an OS page of its own. Only what is counted is taken, because that is never given back: some kernels return
+// wrong data after a part of a huge page was (bufferpool doctor names them). Each process does it for its own mapping,
+// without a lock.
+inline void use_huge_pages(Segment& s, u64 from, u64 to) {
+    u64 first = round_up(from, prim::HUGE_BYTES), end = to / prim::HUGE_BYTES * prim::HUGE_BYTES;
+    if (s.g.os_page == 4096 && first < end) prim::use_huge_pages(s.base + first, end - first);
+}
+
+inline void use_huge_tables(Segment& s) {
+    if (!s.look_at_ready()) return;
+    u64 from = 0, to = 0;  // tables, and chunks of entries, that follow each other
+    auto add = [&](u64 at, u64 bytes) {
+        if (at != to) use_huge_pages(s, std::exchange(from, at), to);
+        to = at + bytes;
+    };
+    for (u64 i = 0, n = s.g.entry_chunks(); i < n; i++) {
+        if (!s.entry_chunk_word(i / 64)) i |= 63;
+        else if (s.has_entry_chunk(i)) add(s.g.entries_at + i * s.g.os_page, s.g.os_page);
+    }
+    each_frame_table(s.g, s.stripes(), [&](u64 at, u64, auto bytes) {
+        add(at, round_up(bytes(s.ready), s.g.os_page));
+    });
+    use_huge_pages(s, from, to);
+}
+
+// The same for the huge page that chunk `i` of the entries is in.
+inline void use_huge_entries(Segment& s, u64 i) {
+    u64 at = (s.g.entries_at + i * s.g.os_page) / prim::HUGE_BYTES * prim::HUGE_BYTES;
+    if (at < s.g.entries_at) return;
+    u64 first = (at - s.g.entries_at) / s.g.os_page, end = first + prim::HUGE_BYTES / s.g.os_page;
+    if (end > s.g.entry_chunks()) return;
+    while (first < end && s.has_entry_chunk(first)) first++;
+    if (first == end) use_huge_pages(s, at, at + prim::HUGE_BYTES);
+}
 
 inline void repair_growth(Segment& s) {
     const Geometry& g = s.g;
@@ -35,7 +73,7 @@ inline void repair_growth(Segment& s) {
 }
 
 inline bool lock_growth(Segment& s, bool interruptible = true) {
-    Acquired a = acquire(s, s.header->growth, interruptible);
+    Acquired a = acquire(s, s.header->growth, interruptible, interruptible ? ~0u : slices_left());
     if (a == Acquired::INTERRUPTED) return false;
     if (a == Acquired::REPAIR) {
         repair_growth(s);
@@ -44,36 +82,39 @@ inline bool lock_growth(Segment& s, bool interruptible = true) {
     return true;
 }
 
-// Gives memory to the entries of `pages` pages of a space, if the space in the slot has this generation (it is not
-// removed while we hold the lock). Entries keep their memory when the space is removed, because a handle, or an intent
-// of a dead client, may still refer to them.
+// Gives memory, in whole chunks, to the entries of `count` pages of a space from `page` on that have none, if the space
+// in the slot has this generation (it is not removed while we hold the lock). Entries keep their memory when the space
+// is removed, because a handle, or an intent of a dead client, may still refer to them. 0 or -errno.
 constexpr u64 ANY_GENERATION = ~u64(0);
-inline int plug_entries(Segment& s, SpaceSlot& slot, u64 pages, u64 generation = ANY_GENERATION) {
+inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
-    u64 unit = s.g.os_page / 8, ready = slot.entries_ready.load_acquire(), to = round_up(pages, unit);
-    u64 first = slot.first_entry.load_relaxed();
+    u64 unit = s.g.os_page / 8, first = slot.first_entry.load_relaxed(), to = round_up(page + count, unit);
     // A space that is being removed does not grow.
     u64 span = slot.span.load_acquire();
     bool another = generation != ANY_GENERATION && generation != span >> GENERATION_SHIFT;
     u32 state = span & CLOSED || another ? SPACE_CLOSING : slot.state.load_acquire();
+    bool inside = to <= round_up(slot.max_pages.load_relaxed(), unit) && first + to <= round_up(s.g.max_pages, unit);
     int r = 0;
-    if (to > ready && first + to <= round_up(s.g.max_pages, unit) && (state == SPACE_LIVE || state == SPACE_OPENING)) {
-        u64 from = (first + ready) / unit, end = (first + to) / unit;
-        r = s.plug(s.g.entries_at + from * s.g.os_page, (end - from) * s.g.os_page);
+    u64 chunk = (first + page) / unit, end = inside && state == SPACE_LIVE ? (first + to) / unit : 0;
+    while (chunk < end && r == 0) {
+        u64 from = chunk;
+        while (chunk < end && !s.has_entry_chunk(chunk)) chunk++;
+        if (from < chunk) r = s.plug(s.g.entries_at + from * s.g.os_page, (chunk - from) * s.g.os_page);
         BP_POINT("entries.plugged");
-        if (r == 0) {
-            for (u64 i = from; i < end; i++) s.set_entry_chunk(i);
-            slot.entries_ready.store_release(to);
-        } else {
-            repair_growth(s);
-        }
+        for (u64 i = from; r == 0 && i < chunk; i++) s.set_entry_chunk(i);
+        while (chunk < end && s.has_entry_chunk(chunk)) chunk++;
     }
+    if (r) repair_growth(s);
+    else if (end && slot.entries_ready.load_relaxed() < to) slot.entries_ready.store_release(to);
     release(s, s.header->growth);
+    u64 from = (first + page) / unit;
+    for (u64 i = from; r == 0 && i < end; i += prim::HUGE_BYTES / s.g.os_page) use_huge_entries(s, i);
+    if (r == 0 && from < end) use_huge_entries(s, end - 1);
     return r;
 }
 
-// Pin rows, and rows of uses, for the block that client `c` is in: memory first, then the number that any_pin() goes
-// by. The client pins nothing before that. 0 or -errno.
+// Adds pin rows, and rows of uses, for the block of clients that `c` belongs to: first their memory, then the number of
+// rows that any_pin() reads. The client pins nothing before that. Returns 0 or -errno.
 inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     if (s.has_pins(c)) return 0;
     if (!lock_growth(s, interruptible)) return -EINTR;
@@ -124,7 +165,8 @@ inline int grow_spaces(Segment& s) {
 }
 
 // Makes frames from..to holes, and extends the rings accordingly. No client reads the new ends before it holds the
-// memory lock. False: the call's time is over, and nothing is counted.
+// memory lock. False: its owner does not release it in time, or the call's time is over; nothing is counted. (The
+// growth lock is not kept while that owner is stopped.)
 inline bool count_ready(Segment& s, u32 from, u32 to) {
     PolicyState& p = s.header->policy;
     RingState* rings[2] = {&p.cold, &p.hot};
@@ -133,7 +175,7 @@ inline bool count_ready(Segment& s, u32 from, u32 to) {
         was[r] = rings[r]->capacity && rings[r]->capacity < most ? rings[r]->capacity : most;
         std::fill(s.ring_slots[r] + was[r], s.ring_slots[r] + now, GAP);
     }
-    if (!lock_memory(s, false, slices_left())) return false;
+    if (!lock_memory(s, false, PATIENT_SLICES)) return false;
     PoolEnv env{s, nullptr, NONE};
     Alr<PoolEnv>(p, env);  // bounds values that may be damaged
     for (u32 f = from; f < to; f++) s.holes.add(f);
@@ -157,6 +199,10 @@ inline int grow_ready(Segment& s) {
     if (r) repair_growth(s);  // undo a partial growth
     else if (from < to) s.has_frame(to - 1);
     release(s, s.header->growth);
+    // A huge page of frame slots is complete, or all tables are.
+    bool complete = to == g.max_frames || from * sizeof(FrameSlot) / prim::HUGE_BYTES !=
+                                              to * sizeof(FrameSlot) / prim::HUGE_BYTES;
+    if (r == 0 && from < to && complete) use_huge_tables(s);
     return r;
 }
 
@@ -172,10 +218,16 @@ inline int grow_advice(Segment& s, u32 frames) {
     if (r) {
         repair_growth(s);
     } else if (frames > s.advised) {
-        if (acquire(s, s.header->advice, false) == Acquired::REPAIR) repaired(s, s.header->advice);
-        forget_advice(s);
-        s.header->advice_frames.store_release(doubled(frames));
-        release(s, s.header->advice);
+        Acquired how = acquire(s, s.header->advice, false, std::min(PATIENT_SLICES, slices_left()));
+        if (how == Acquired::INTERRUPTED) {
+            r = -EINTR;
+            repair_growth(s);
+        } else {
+            if (how == Acquired::REPAIR) repaired(s, s.header->advice);
+            forget_advice(s);
+            s.header->advice_frames.store_release(doubled(frames));
+            release(s, s.header->advice);
+        }
     }
     release(s, s.header->growth);
     return r;

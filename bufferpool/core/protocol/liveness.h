@@ -2,8 +2,6 @@
 // have lost the lock, if other code closed the descriptor).
 #pragma once
 
-#include <chrono>
-
 #include "protocol/segment.h"
 
 namespace bp {
@@ -26,9 +24,31 @@ inline u64 time_left_ns() {
     return now < call_deadline_ns ? call_deadline_ns - now : 0;
 }
 inline bool is_too_late() { return call_deadline_ns && !time_left_ns(); }
+
+// How long this thread waits for a lock where others may wait for this thread: in a reap, and while a pool is closed.
+// What it has not done by then, the next reaper does.
+constexpr u32 PATIENT_SLICES = 50, BRIEF_SLICES = 5;
+inline thread_local u32 most_slices = ~0u;
+class Patience {
+    u32 outer_;
+
+public:
+#ifdef BP_EXPLORE  // there a process in a hurry gives up at any time
+    explicit Patience(u32) : outer_(most_slices) {}
+#else
+    explicit Patience(u32 slices) : outer_(most_slices) { most_slices = std::min(outer_, slices); }
+#endif
+    Patience(const Patience&) = delete;
+    ~Patience() { most_slices = outer_; }
+};
+
 // For a wait that no signal's handler may interrupt, and that may be given up.
 inline u32 slices_left() {
+#ifdef BP_EXPLORE
+    return 0;
+#else
     return call_deadline_ns ? u32(std::min<u64>(time_left_ns() / LOCK_SLICE_NS, 1u << 30)) : ~0u;
+#endif
 }
 
 // Holds the byte lock of client `c`, which proves that it is dead, while
@@ -47,8 +67,13 @@ class DeadClient {
 public:
     DeadClient(Segment& s, u32 c) : s_(s), guard_(s.reap_mutex, std::defer_lock), client_(c) {
         reaping_here++;
-        if (!call_deadline_ns) guard_.lock();
-        else if (!guard_.try_lock_for(std::chrono::nanoseconds(time_left_ns()))) return;  // taken for one that lives
+        // If another thread reaps for longer, the client is taken for one that lives.
+        // (Not try_lock_for(): the thread sanitizer does not know pthread_mutex_clocklock.)
+        u64 end = prim::now_ns() + std::min(PATIENT_SLICES * LOCK_SLICE_NS, time_left_ns());
+        while (!guard_.try_lock()) {
+            if (prim::now_ns() >= end) return;
+            prim::nap(100'000);
+        }
         if (c == 0 || c > s.g.max_clients || c == s.me) return;
         nested_ = s.reaping == c;
         held_ = nested_ || s.lock_byte(LOCKS_AT + long(c)) == 0;

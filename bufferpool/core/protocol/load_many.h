@@ -87,7 +87,7 @@ class ManyLoads {
             tell_failure(s_, {claims_[0].page, claims_[n_ - 1].page, op_.number()}, text);
         unclaim(s_, c.page, s_.me);
         BP_POINT("load.aborted");
-        free_frame(s_, c.frame);
+        free_unused(s_, c.page, c.frame);
         c.frame = NONE;
     }
 

@@ -32,8 +32,11 @@ inline u32 most_lent(Segment& s) {
         sum += limit < budget ? limit : budget;
         unlimited |= limit == 0;
     }
-    if (unlimited && sum < budget / 2) sum = budget / 2;
-    u64 most = budget > PAGES_KEEP ? budget - PAGES_KEEP : 0;
+    // A small limit bounds the bytes of a cache; its log pages, and the dead space in them, need room all the same.
+    u64 least = unlimited ? budget : sum ? std::max(sum, frames_for(s, 4 * log_bytes(s) / s.g.os_page)) : 0;
+    if (sum < budget / 2) sum = std::min(least, budget / 2);
+    u64 kept = PAGES_KEEP + std::min<u64>(s.header->shares.reserved.load_relaxed(), most_reserved(u32(budget)));
+    u64 most = budget > kept ? budget - kept : 0;
     return u32(sum < most ? sum : most);
 }
 

@@ -63,6 +63,7 @@ inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired:
 
 // INTERRUPTED: a signal handler raised, the call's time is over, or so many slices of the wait have passed.
 inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u32 slices = ~0u) {
+    slices = std::min(slices, most_slices);
     for (int spin = 0; spin < prim::SPINS; spin++) {
         u32 free = 0;
         if (lock.word.load_relaxed() == 0 && take(s, lock, free, 0)) return Acquired::YES;

@@ -45,7 +45,7 @@ inline void rebuild(Segment& s) {
             u32 page = element_page(el);
             if (env.peek(page, r).gone) continue;
             u64 e = s.entries[page].load_acquire();
-            if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e))) s.frames[entry::frame(e)].seen = 1;
+            if (entry::is_there(e) && s.has_frame(entry::frame(e))) s.frames[entry::frame(e)].seen = 1;
             policy.put(r, kept++, el);
         }
         policy.set_count(r, kept);
@@ -53,15 +53,19 @@ inline void rebuild(Segment& s) {
     // 3. Resident pages in no ring: a dirty page is set aside; a clean one was lost by the dead owner, and is added
     // again.
     s.header->policy.aside = 0;
+    s.header->dropped_aside.store_relaxed(0);
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
         u32 page = frame::page(w);
         if (frame::state(w) != LIVE || s.frames[f].seen || !s.has_page(page)) continue;
         u64 e = s.entries[page].load_acquire();
-        if (!entry::is_resident_in(e, f)) continue;
+        // The entry of a page that is being published with others names its next frame; `f` is the present one.
+        bool pending = entry::is_pending(e) && entry::frame(e) != f && s.has_frame(entry::frame(e));
+        if (pending ? s.frames[entry::frame(e)].seen : !entry::is_resident_in(e, f)) continue;
         if (entry::is_aside(e)) s.header->policy.aside++;
         else policy.insert(page, entry::ring(e) == RING_HOT ? RING_HOT : RING_COLD);
     }
+    rebuild_shares(s);
 }
 
 // Adds a page that was set aside to a ring, before it is made clean. Needs the lock.
@@ -86,49 +90,67 @@ inline void hole_locked(Segment& s, u32 f) {
     s.header->resident.store_relaxed(s.header->resident.load_relaxed() - 1);
 }
 
-// Frames of ours that are BUSY, and that our next thread that holds the lock gives back: a run of neighbours, which
-// have memory or have none. 0: none.
-namespace later_run {
+// Frames of ours that are BUSY, and that our next thread that holds the lock gives back. They are a chain: each slot's
+// `lsn` has the next one, as the number of that frame plus one, and whether this frame has memory. Threads add without
+// the lock; only its holder removes, so a frame that comes round is no danger to the CAS.
 constexpr u64 WITHOUT_MEMORY = u64(1) << 63;
-constexpr u64 of(u32 first, u32 n, bool memory) { return u64(n) << 32 | first | (memory ? 0 : WITHOUT_MEMORY); }
-constexpr u32 first(u64 run) { return u32(run); }
-constexpr u32 end(u64 run) { return u32(run) + (u32(run >> 32) & ~(1u << 31)); }
-}  // namespace later_run
+constexpr u32 LATER_BATCH = 1024;  // in one hold of the lock
 
-inline void give_back_later(Segment& s) {
-    for (auto& later : s.later) {
-        u64 run = later.load_relaxed() ? later.swap_seq_cst(0) : 0;
-        if (!run) continue;
-        for (u32 f = later_run::end(run); f-- > later_run::first(run);) {
-            if (run & later_run::WITHOUT_MEMORY) hole_locked(s, f);
-            else free_locked(s, f);
-        }
+inline void give_back_later(Segment& s, u32 first, u32 n, bool memory) {
+    for (u32 f = first; f < first + n; f++) {
+        u32 head = s.later.load_seq_cst();
+        do s.frames[f].lsn.store_relaxed(head | (memory ? 0 : WITHOUT_MEMORY));
+        while (!s.later.cas_seq_cst(head, f + 1));
     }
 }
 
-inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u) {
-    Acquired a = acquire(s, s.header->memory, interruptible, slices);
-    if (a == Acquired::INTERRUPTED) return false;
+inline void give_back_later(Segment& s) {
+    u32 head = s.later.load_seq_cst();
+    for (u32 n = 0; head && n < LATER_BATCH; n++) {
+        u32 f = head - 1;
+        u64 w = s.has_frame(f) ? s.frames[f].word.load_acquire() : 0;
+        bool ours = frame::state(w) == BUSY && frame::client(w) == s.me;
+        u64 link = ours ? s.frames[f].lsn.load_relaxed() : 0;  // a damaged slot: what comes after it is lost
+        if (!s.later.cas_seq_cst(head, u32(link))) continue;
+        if (ours && (link & WITHOUT_MEMORY)) hole_locked(s, f);
+        else if (ours) free_locked(s, f);
+        head = u32(link);
+    }
+}
+
+inline void lock_is_ours(Segment& s, Acquired how) {
     s.learn_ready(s.header->frames_ready.load_relaxed());  // the lengths of the sets and the rings depend on it
-    if (a == Acquired::REPAIR) {
+    if (how == Acquired::REPAIR) {
         rebuild(s);
         repaired(s, s.header->memory);
     }
-    if (s.any_later.load_relaxed() && s.any_later.swap_seq_cst(0)) give_back_later(s);
+    if (s.header->dropped_aside.load_relaxed()) {
+        u32 n = s.header->dropped_aside.swap_seq_cst(0), &aside = s.header->policy.aside;
+        aside -= std::min(aside, n);
+    }
+    if (s.later.load_relaxed()) give_back_later(s);
     BP_POINT("memory.locked");
+}
+
+inline bool lock_memory(Segment& s, bool interruptible = true, u32 slices = ~0u) {
+    if (!interruptible) slices = std::min(slices, slices_left());
+    Acquired a = acquire(s, s.header->memory, interruptible, slices);
+    if (a == Acquired::INTERRUPTED) return false;
+    lock_is_ours(s, a);
+    return true;
+}
+
+// For what can be put off: it waits a little, and not at all while something has been put off already.
+inline bool lock_memory_briefly(Segment& s) {
+    if (!s.later.load_relaxed()) return lock_memory(s, false, BRIEF_SLICES);
+    Acquired how;
+    if (!try_acquire(s, s.header->memory, how)) return false;
+    lock_is_ours(s, how);
     return true;
 }
 inline void unlock_memory(Segment& s) {
     BP_POINT("memory.unlock");
     release(s, s.header->memory);
-}
-
-// Counts that a page that was set aside has been dropped.
-inline void forget_aside(Segment& s) {
-    lock_memory(s, false);
-    PoolEnv env{s, nullptr, NONE};
-    Alr<PoolEnv>(s.header->policy, env).forget_aside();
-    unlock_memory(s);
 }
 
 }  // namespace bp

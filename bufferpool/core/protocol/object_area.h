@@ -22,7 +22,7 @@ inline void look_at_objects(Segment& s) {
     read_doubled(h.heads_ready, o.at.max_entries, o.heads_ready);
 }
 
-// The two mappings: of the area, and once more of its data, for reading. 0 or -errno.
+// Makes the two mappings: of the area, and once more of its data, for reading. Returns 0 or -errno.
 inline int map_object_area(Segment& s, u64 bytes, const ObjectPlaces& p) {
     Objects& o = s.objects;
     if (!s.has_descriptor()) return -EBADF;
@@ -42,7 +42,7 @@ inline int map_object_area(Segment& s, u64 bytes, const ObjectPlaces& p) {
     return 0;
 }
 
-// Maps the area, if the pool has one: 0, -ENOENT, or -errno.
+// Maps the area. Returns 0, -errno, or -ENOENT if the pool has no area.
 inline int map_objects(Segment& s) {
     Objects& o = s.objects;
     if (o.header) return 0;
@@ -57,7 +57,8 @@ inline int map_objects(Segment& s) {
     if (int r = map_object_area(s, bytes, p)) return r;
     u8* at = o.base;
     o.at = p;
-    o.heads = reinterpret_cast<Atomic<u64>*>(at + (p.heads_at - p.at));
+    o.samples = reinterpret_cast<ObjectSample*>(at + (p.samples_at - p.at));
+    o.heads = reinterpret_cast<ObjectHead*>(at + (p.heads_at - p.at));
     o.entries = reinterpret_cast<ObjectEntry*>(at + (p.entries_at - p.at));
     o.blocks = reinterpret_cast<ObjectBlock*>(at + (p.blocks_at - p.at));
     o.data = at + (p.data_at - p.at);
@@ -78,8 +79,8 @@ inline void unmap_objects(Segment& s) {
     prim::unmap_area(o.read_base, o.at.end - o.at.data_at);
 }
 
-// Gives back what is beyond the counts of the tables: a client died while it made the area, or a table grow. Under the
-// growth lock.
+// Gives back the memory beyond the counts of the tables, after a client has died while it made the area or extended a
+// table. The caller holds the growth lock.
 inline void repair_object_tables(Segment& s) {
     u64 bytes = s.header->object_bytes.load_seq_cst();
     if (!bytes) return;
@@ -95,7 +96,7 @@ inline void repair_object_tables(Segment& s) {
         used = round_up(used, s.g.os_page);
         if (at + used < end) s.punch(at + used, end - at - used);
     };
-    cut(p.heads_at, o.heads_ready * 8ull, p.entries_at);
+    cut(p.heads_at, o.heads_ready * u64(sizeof(ObjectHead)), p.entries_at);
     cut(p.entries_at, o.entries_ready * u64(sizeof(ObjectEntry)), p.blocks_at);
     cut(p.blocks_at, o.blocks_ready * u64(sizeof(ObjectBlock)), p.rows_at);
     for (u32 c = 1; c <= s.g.max_clients; c++) {

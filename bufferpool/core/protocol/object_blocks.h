@@ -6,8 +6,8 @@
 //   LOG, LARGE -> DOOMED     doom           under the lock, when its last record is dead
 //   DOOMED     -> FREE       doom, settle   under the lock, when nobody pins it
 //   FREE       -> BUSY(me) -> FREE  strip   its memory is given back to the kernel
-//   BUSY(c)    -> BUSY(me) -> FREE  reap    of a dead client: it is not known which part has memory, so all is given
-//   back
+//   BUSY(c)    -> BUSY(me) -> FREE  reap    of a dead client: all of its room is given back, because nobody knows which
+//                                           part has memory
 //
 // `used` is the sum of the memory of all blocks: an upper bound of what the kernel has given at every moment, because
 // it is raised before a plug and lowered after a punch.
@@ -47,7 +47,7 @@ inline void push_block(Segment& s, u32 b) {
     list.store_relaxed(b + 1);
 }
 
-// The first block of a list of free ones, which leaves it; NONE.
+// Takes the first block from a list of free ones. Returns NONE if the list is empty.
 inline u32 pop_block(Segment& s, Atomic<u32>& list) {
     u32 n = list.load_relaxed();
     if (!n || !has_block(s, n - 1)) return NONE;
@@ -65,7 +65,7 @@ inline void free_block_locked(Segment& s, u32 b) {
     push_block(s, b);
 }
 
-// Nothing in a block is wanted any more: it is free, or will be when the last pin goes.
+// Gives up all that is in a block: the block becomes free now, or when its last pin is released.
 inline void doom(Segment& s, u32 b) {
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
@@ -75,7 +75,7 @@ inline void doom(Segment& s, u32 b) {
     if (!any_object_pin(s, b)) free_block_locked(s, b);
 }
 
-// One record of a block is dead.
+// Counts one record of a block as dead.
 inline void drop_record(Segment& s, u32 b, u64 bytes) {
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
@@ -86,7 +86,7 @@ inline void drop_record(Segment& s, u32 b, u64 bytes) {
     if (!k.live.load_relaxed() && h.open.load_relaxed() != b + 1) doom(s, b);
 }
 
-// The record at this place is a live object's.
+// Counts the record at this place as a live object's.
 inline void add_record(Segment& s, u32 b, u64 bytes) {
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
@@ -107,15 +107,16 @@ inline void add_record(Segment& s, u32 b, u64 bytes) {
 
 // ---- pins, from outside the lock ---------------------------------------------------
 
-// A block that nobody pins any more: frees it, if nothing in it is wanted.
+// Frees a block that nobody pins any more, if it is DOOMED.
 inline void settle_block(Segment& s, u32 b) {
-    lock_objects(s, false);
+    Patience patience(BRIEF_SLICES);
+    if (!lock_objects(s, false)) return;  // sweep_blocks finds it
     if (block::state(s.objects.blocks[b].word.load_relaxed()) == BLOCK_DOOMED && !any_object_pin(s, b))
         free_block_locked(s, b);
     unlock_objects(s);
 }
 
-// Takes our pin back. True: it was the last of ours on a DOOMED block, and the caller settles it.
+// Takes our pin back. Returns true if it was the last of ours on a DOOMED block: then the caller settles the block.
 inline bool unpin_block(Segment& s, u32 b) {
     return s.objects.my_pins[b].sub_seq_cst(1) == 1 &&
            block::state(s.objects.blocks[b].word.load_seq_cst()) == BLOCK_DOOMED;
@@ -124,9 +125,9 @@ inline void unpin_and_settle(Segment& s, u32 b) {
     if (unpin_block(s, b)) settle_block(s, b);
 }
 
-// Frees the DOOMED blocks that nobody pins any more: their last client has died before it could.
-inline void sweep_blocks(Segment& s) {
-    lock_objects(s, false);
+// Frees the DOOMED blocks that nobody pins any more, because the client with the last pin died before it could.
+inline bool sweep_blocks(Segment& s) {
+    if (!lock_objects(s, false)) return false;
     ObjectsHeader& h = *s.objects.header;
     for (u32 b = 0, n = h.blocks_high.load_relaxed(); b < n && has_block(s, b); b++) {
         ObjectBlock& k = s.objects.blocks[b];
@@ -136,11 +137,13 @@ inline void sweep_blocks(Segment& s) {
         else if (state == BLOCK_DOOMED && !any_object_pin(s, b)) free_block_locked(s, b);
     }
     unlock_objects(s);
+    return true;
 }
 
 // ---- taking a block, and giving memory back ------------------------------------------
 
-// A block of a class: BUSY(me), under the lock. NONE: there is no room for another one. -> `grow`: the table is full.
+// Takes a block of a class, under the lock: it is BUSY(me). Returns NONE if there is no room for another one, and sets
+// `grow` if the table of blocks is full.
 inline u32 claim_block(Segment& s, u32 cls, bool& grow) {
     ObjectsHeader& h = *s.objects.header;
     u32 b = pop_block(s, h.free_full[cls]);
@@ -172,21 +175,27 @@ inline void count_memory(Segment& s, u32 b, u64 pages) {
     k.memory.store_relaxed(u32(pages));
 }
 
-// Takes all memory from a BUSY(me) block, and frees it. Where the kernel does not take it, the block keeps it.
-inline bool strip_block(Segment& s, u32 b) {
+// Takes all memory from a BUSY(me) block, and frees the block; memory that the kernel does not take back remains with
+// it. `dead`: the dead client that had the block. It has it again if we cannot get the lock, so that a reaper finds
+// it.
+inline bool strip_block(Segment& s, u32 b, u32 dead = 0) {
     ObjectBlock& k = s.objects.blocks[b];
     u64 bytes = u64(k.memory.load_relaxed()) * s.g.os_page, at = block_offset(s, b);
     BP_POINT("strip.busy");
     int r = prim::remove(s.objects.data + at, bytes, s.has_descriptor() ? s.fd : -1, s.objects.at.data_at + at);
     BP_POINT("strip.punched");
-    lock_objects(s, false);
+    if (!lock_objects(s, false)) {
+        u64 w = k.word.load_relaxed();
+        k.word.store_release(block::word(BLOCK_BUSY, block::size_class(w), dead ? dead : s.me));
+        return false;
+    }
     if (r == 0) count_memory(s, b, 0);
     free_block_locked(s, b);
     unlock_objects(s);
     return r == 0;
 }
 
-// Takes memory for at least `pages` from free blocks, the largest first: how much it was.
+// Takes memory for at least `pages` from free blocks, the largest first. Returns the number of OS pages.
 inline u64 strip_free_blocks(Segment& s, u64 pages) {
     u64 got = 0;
     for (u32 cls = BLOCK_CLASSES; cls-- > 0 && got < pages;) {
@@ -208,14 +217,15 @@ inline u64 strip_free_blocks(Segment& s, u64 pages) {
 struct BlockRequest {
     u32 cls;
     u64 pages;        // OS pages that must have memory
-    bool write;       // the caller gives it memory by writing (prim::write_at), so it is not plugged here
+    bool write;       // the caller gives it memory by writing (prim::write_at), so it is not plugged here; false
+                      // afterwards: it has its memory from its predecessor
     u64 spare = 0;    // pages of the budget that must remain
     u64 missing = 0;  // out, with EXHAUSTED: pages that the budget lacks
     int error = 0;    // out, with NO_SPACE
 };
 
-// Takes a BUSY(me) block with memory. EXHAUSTED: the budget has no room (make some: object_evict.h). NO_SPACE: the
-// kernel gives no memory, or the address room is used up.
+// Takes a block with memory: it is BUSY(me). EXHAUSTED: the budget has no room, which object_evict.h makes. NO_SPACE:
+// the kernel gives no memory, or the address room is used up.
 inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
     ObjectsHeader& h = *s.objects.header;
     u32 had;
@@ -247,7 +257,8 @@ inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
     u64 at = s.objects.at.data_at + block_offset(s, out), os = s.g.os_page;
     int r = 0;
     if (want.pages > had && !want.write) r = s.plug(at + had * os, (want.pages - had) * os);
-    if (want.pages < had) {  // the end of a longer predecessor
+    if (want.pages <= had) want.write = false;
+    if (want.pages + want.pages / 8 < had) {  // the end of a longer predecessor
         r = s.punch(at + want.pages * os, (had - want.pages) * os);
         BP_POINT("block.cut");
         if (r == 0) {
@@ -255,7 +266,7 @@ inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
             count_memory(s, out, want.pages);
             unlock_objects(s);
         }
-        return Status::OK;  // where the kernel does not take it, it stays, and is counted
+        return Status::OK;  // memory that the kernel does not take back is counted as before
     }
     BP_POINT("block.plugged");
     if (r == 0) return Status::OK;

@@ -44,11 +44,11 @@ inline void check_object_entries(Segment& s, Findings& out) {
             continue;
         }
         u32 owner = entry.owner.load_relaxed();
-        if (state == OBJECT_LOADING && !is_live_client(s, owner))
+        if ((state == OBJECT_LOADING || owner) && !is_live_client(s, owner))
             out.say("object %u: client %u loads it, which is gone", e, owner);
         u64 size = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
-        counts[entry.cache.load_relaxed()]++;
-        bytes[entry.cache.load_relaxed()] += size;
+        counts[cache_slot(entry.cache.load_relaxed())]++;
+        bytes[cache_slot(entry.cache.load_relaxed())] += size;
         u64 place = entry.place.load_relaxed();
         const u8* record = o.read_base + block_offset(s, object::block(place)) + object::offset(place);
         ObjectKey key{record + sizeof(RecordHead), entry.key_bytes.load_relaxed(), entry.cache.load_relaxed(),
@@ -64,7 +64,7 @@ inline void check_object_entries(Segment& s, Findings& out) {
                     cache_of(s, i).count.load_relaxed());
 }
 
-// Adds what is wrong among the objects. Other clients wait meanwhile.
+// Adds findings about the objects to a check. Clients that need the lock of the objects wait meanwhile.
 inline Status check_objects(Segment& s, Findings& out) {
     int r = map_objects(s);
     if (r == -ENOENT) return Status::OK;

@@ -1,7 +1,7 @@
 // Eviction of objects, and room for new ones.
 //
 //   borrow   from the pages, up to the limit      strip    memory of free blocks of other classes
-//   evict    the object of a sample that earns least for its bytes (policy/worth.h); its frequency is remembered
+//   evict    the object of a sample that is worth least (policy/worth.h); its frequency is remembered
 //   clean    a log page that is mostly dead: its live records move to the page that is being filled, and it is free
 #pragma once
 
@@ -26,9 +26,9 @@ inline bool is_expired(u64 expires_ns) { return expires_ns && prim::coarse_ns() 
 constexpr u32 OBJECT_LOOKS = 12;   // that a search compares: of all objects, and as many of the large ones
 constexpr u8 OBJECT_USES = 0xff;   // the most uses that an entry counts
 
-inline Atomic<u64>& memory_of(Segment& s, u64 hash) { return s.objects.header->evicted[hash % EVICTED_KEPT]; }
+inline Atomic<u64>& memory_of(Segment& s, u64 hash) { return s.objects.heads[bucket_locked(s, hash)].evicted; }
 
-// What an object earns for its bytes.
+// The worth of an object (policy/worth.h): the time that its hits are expected to save, for each byte.
 inline double worth_of(Segment& s, const ObjectEntry& entry, u64 bytes) {
     const ObjectsHeader& h = *s.objects.header;
     u32 cost = entry.cost.load_relaxed();
@@ -43,11 +43,12 @@ struct Victim {
     double worth = 0;
 };
 
-// Looks at one entry: whether it can be evicted, and is worth less than the best one so far.
+// Makes an entry the victim so far, if its object can be evicted and is worth less than the present victim.
 inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
     ObjectEntry& entry = s.objects.entries[e];
     u64 w = entry.word.load_acquire();
     if (object::state(w) != OBJECT_LIVE || (cache != NONE && entry.cache.load_relaxed() != cache)) return;
+    if (entry.owner.load_relaxed()) return;  // a newer value is being loaded, and clients wait for it by this entry
     u64 bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
     u32 b = object::block(entry.place.load_relaxed());
     if (!has_block(s, b)) return;
@@ -60,7 +61,7 @@ inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
     if (best.entry == NONE || worth < best.worth) best = {e, w, worth};
 }
 
-// Large objects are few, and hardly ever among samples of all; but they have most of the bytes.
+// Samples large objects apart: they are few, hardly ever in a sample of all objects, and have most of the bytes.
 inline void consider_large(Segment& s, u32 cache, Victim& best) {
     Objects& o = s.objects;
     u32 n = o.header->blocks_high.load_relaxed();
@@ -76,7 +77,7 @@ inline void consider_large(Segment& s, u32 cache, Victim& best) {
     }
 }
 
-// The object of a sample that earns least: of all caches, or of one.
+// Returns the object of a sample that is worth least: of all caches, or of one.
 inline Victim find_victim(Segment& s, u32 cache) {
     Victim best;
     u32 n = s.objects.header->entries_high.load_relaxed();
@@ -92,7 +93,12 @@ inline Victim find_victim(Segment& s, u32 cache) {
     return best;
 }
 
-// Evicts one object. Returns the bytes of its record; 0: there is none that can be evicted.
+inline void count_eviction(Segment& s, const ObjectEntry& entry) {  // under the lock
+    Atomic<u64>& n = cache_of(s, entry.cache.load_relaxed()).evictions;
+    n.store_relaxed(n.load_relaxed() + 1);
+}
+
+// Evicts one object. Returns the bytes of its record, or 0 if no object can be evicted.
 inline u64 evict_object(Segment& s, u32 cache) {
     if (ready_row(s) != 0) return 0;
     for (u32 tries = 0; tries < 16; tries++) {
@@ -103,7 +109,7 @@ inline u64 evict_object(Segment& s, u32 cache) {
         u64 bytes = 0;
         if (entry.word.load_seq_cst() == victim.word) {
             bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
-            s.objects.my_uses[entry.cache.load_relaxed() % CACHES].evictions.add_relaxed(1);
+            count_eviction(s, entry);
             u64 hash = entry.hash.load_relaxed();
             u32 now = s.objects.header->clock.load_relaxed();
             memory_of(s, hash).store_relaxed(worth::remembered(hash, entry.uses.load_relaxed() + 1, now));
@@ -117,7 +123,7 @@ inline u64 evict_object(Segment& s, u32 cache) {
 
 // ---- log pages that are mostly dead -------------------------------------------------------
 
-// The log page with the fewest live bytes, of a sample; it is pinned. NONE.
+// Pins and returns the log page of a sample that has the fewest live bytes. NONE: there is no log page to clean.
 inline u32 choose_log(Segment& s) {
     Objects& o = s.objects;
     ObjectsHeader& h = *o.header;
@@ -141,7 +147,7 @@ inline u32 choose_log(Segment& s) {
     return still ? best : NONE;
 }
 
-// Moves a live record to the page that is being filled. False: there is no room.
+// Moves a live record to the page that is being filled. Returns false if there is no room.
 inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
     BlockRequest want{};
     Placed to;
@@ -164,7 +170,8 @@ inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
     return true;
 }
 
-// Empties a log page: moves what is live, and evicts it where there is no room. Whether there was one to be emptied.
+// Empties a log page: moves its live records, and evicts those that have no room. Returns whether there was such a
+// page.
 inline bool clean_log(Segment& s) {
     Objects& o = s.objects;
     u32 b = choose_log(s);
@@ -181,7 +188,7 @@ inline bool clean_log(Segment& s) {
             bool still = entry.place.load_relaxed() == object::place(b, at) &&
                          object::state(entry.word.load_relaxed()) == OBJECT_LIVE;
             if (still) {
-                s.objects.my_uses[entry.cache.load_relaxed() % CACHES].evictions.add_relaxed(1);
+                count_eviction(s, entry);
                 remove_locked(s, e);
             }
             unlock_objects(s);
@@ -195,7 +202,7 @@ inline bool clean_log(Segment& s) {
 
 // ---- room ---------------------------------------------------------------------------------
 
-// Is so much of the log pages dead that it pays to clean one?
+// True if so much of the log pages is dead that cleaning one gives more memory than it takes.
 inline bool is_log_dirty(Segment& s) {
     ObjectsHeader& h = *s.objects.header;
     u64 all = h.log_blocks.load_relaxed() * log_bytes(s), live = h.log_live.load_relaxed() * 16;
@@ -203,9 +210,8 @@ inline bool is_log_dirty(Segment& s) {
     return dead > 2 * log_bytes(s) && dead > all / 8;
 }
 
-// Makes room for `pages` OS pages more. `cache`: only its own objects may be evicted; NONE: those of all. False:
-// nothing can be
-// evicted.
+// Makes room for `pages` more OS pages. `cache`: evict only objects of this cache; NONE: of all caches. Returns false
+// if nothing can be evicted.
 inline bool make_object_room(Segment& s, u64 pages, u32 cache) {
     if (cache == NONE && borrow(s, pages)) return true;
     if (strip_free_blocks(s, pages)) return true;
@@ -220,14 +226,64 @@ inline bool make_object_room(Segment& s, u64 pages, u32 cache) {
     return got != 0 || clean_log(s);
 }
 
-// Evicts until objects use at most so many OS pages, and gives the rest of the loan back. Whether they use no more.
-inline bool fit_objects(Segment& s, u64 pages) {
+constexpr u32 KERNEL_TRIES = 8;
+
+inline bool is_out_of_memory(int error) { return error == -ENOSPC || error == -ENOMEM; }
+
+// The kernel gives no memory, although the budget has room: the tmpfs or the cgroup is full. Gives memory of free
+// blocks back to it, and evicts objects for that, for `pages` OS pages. False: nothing can be given back.
+inline bool make_kernel_room(Segment& s, u64 pages) {
+    u64 got = strip_free_blocks(s, pages), dead = 0, most = pages * s.g.os_page + 4 * log_bytes(s);
+    while (got < pages && dead < most) {
+        if (!is_log_dirty(s) || !clean_log(s)) {
+            u64 bytes = evict_object(s, NONE);
+            if (!bytes && !clean_log(s)) break;
+            dead += bytes;
+        }
+        got += strip_free_blocks(s, pages - got);
+    }
+    return got != 0;
+}
+
+// Frees the log page that is being filled, too, if it has no live record.
+inline void close_empty_log(Segment& s) {
+    if (!lock_objects(s)) return;
+    ObjectsHeader& h = *s.objects.header;
+    u32 n = h.open.load_relaxed();
+    if (n && has_block(s, n - 1) && !s.objects.blocks[n - 1].live.load_relaxed()) {
+        h.open.store_relaxed(0);
+        doom(s, n - 1);
+    }
+    unlock_objects(s);
+}
+
+inline void count_reclaimed(Segment& s, u64 os_pages, Reason reason) {
+    if (!os_pages) return;
+    s.counters().reclaimed_bytes[reason].add_relaxed(os_pages * s.g.os_page);
+    probe_reclaim(s, os_pages * s.g.os_page, reason);
+}
+
+// Gives the memory of free blocks back to the kernel, at least `pages` OS pages if there are so many, and what is lent
+// and not used back to the pages. Returns the OS pages.
+inline u64 release_objects(Segment& s, u64 pages, Reason reason) {
+    close_empty_log(s);
+    u64 got = strip_free_blocks(s, pages);
+    count_reclaimed(s, got, reason);
+    give_back_loan(s, 0);
+    return got;
+}
+
+// Evicts until objects use at most so many OS pages, and gives the rest of the loan back. Returns whether they do.
+inline bool fit_objects(Segment& s, u64 pages, Reason reason, u64& given) {
     auto over = [&] {
         u64 used = s.objects.header->used.load_relaxed();
         return used > pages ? used - pages : 0;
     };
     for (u32 tries = 0; over() && tries < 1'000'000; tries++) {
-        if (strip_free_blocks(s, over())) continue;
+        u64 got = strip_free_blocks(s, over());
+        count_reclaimed(s, got, reason);
+        given += got;
+        if (got) continue;
         if (is_log_dirty(s) && clean_log(s)) continue;
         if (!evict_object(s, NONE) && !clean_log(s)) break;
         if (s.interrupted && s.interrupted(s)) break;

@@ -2,8 +2,7 @@
 //
 // Chains of entries from an array of heads, which grows by one bucket at a time (linear hashing: Litwin, VLDB 1980).
 // A head has a version, which is odd while its chain is in pieces. A reader that finds nothing looks at the head and
-// the number of buckets again: if they are the same, there was nothing. One that cannot be sure looks again under the
-// lock.
+// the number of buckets again: if they are the same, the key has no object. Otherwise it looks again under the lock.
 #pragma once
 
 #include "protocol/object_blocks.h"
@@ -13,7 +12,7 @@ namespace bp {
 struct ObjectKey {
     const u8* at;
     u32 bytes;
-    u16 cache;
+    u32 cache;  // its number
     u64 hash;  // of the key's bytes and the cache
 };
 
@@ -53,9 +52,10 @@ struct FoundObject {
     u32 entry = NONE, block = NONE;
     u64 word = 0, value = 0, expires_ns = 0;
     u64 value_offset = 0;  // of the value's bytes, from the begin of the data
+    bool shared = false;   // its block has other objects, too: a pin would keep their memory
 };
 
-// Whether the record at `place` has this key. What is read has memory: the caller holds the lock, or a pin.
+// Whether the record at `place` has this key. The caller holds the lock or a pin, so the record has memory.
 inline bool has_key(Segment& s, u64 place, const ObjectKey& key, u32 key_bytes) {
     if (key_bytes != key.bytes) return false;
     const u8* record = s.objects.read_base + block_offset(s, object::block(place)) + object::offset(place);
@@ -72,7 +72,7 @@ inline bool is_place(Segment& s, u64 place, u64 bytes) {
 
 enum class Look { FOUND, NOTHING, UNSURE };
 
-// Looks at an entry that may be the key's. FOUND: our pin is on its block. UNSURE: it is changing.
+// Looks at an entry that may be the key's. FOUND: it is, and we have pinned its block. UNSURE: the entry is changing.
 inline Look look_at(Segment& s, u32 e, u64 w, const ObjectKey& key, FoundObject& found) {
     Objects& o = s.objects;
     ObjectEntry& entry = o.entries[e];
@@ -88,7 +88,7 @@ inline Look look_at(Segment& s, u32 e, u64 w, const ObjectKey& key, FoundObject&
         unpin_and_settle(s, b);
         return same ? Look::NOTHING : Look::UNSURE;
     }
-    found = {e, b, w, value, ns, 0};
+    found = {e, b, w, value, ns, 0, record_bytes(key_bytes, value) <= most_shared(s)};
     found.value_offset =
         block_offset(s, b) + object::offset(place) + value_at(key_bytes, alignment(object::kind(value)));
     return Look::FOUND;
@@ -104,7 +104,7 @@ inline Look find_object(Segment& s, const ObjectKey& key, FoundObject& found) {
             look_at_objects(s);
             if (bucket >= o.heads_ready) return Look::UNSURE;
         }
-        u64 first = o.heads[bucket].load_acquire();
+        u64 first = o.heads[bucket].word.load_acquire();
         bool sure = !head::in_pieces(first);
         u32 n = head::first(first);
         for (u32 steps = 0; sure && n; steps++) {
@@ -120,7 +120,7 @@ inline Look find_object(Segment& s, const ObjectKey& key, FoundObject& found) {
             }
             n = entry.next.load_acquire();
         }
-        if (sure && o.heads[bucket].load_seq_cst() == first && o.header->buckets.load_seq_cst() == buckets)
+        if (sure && o.heads[bucket].word.load_seq_cst() == first && o.header->buckets.load_seq_cst() == buckets)
             return Look::NOTHING;
         prim::relax();
     }
@@ -135,10 +135,10 @@ inline u64 bucket_locked(Segment& s, u64 hash) {
     return bucket_of(hash, n);
 }
 
-// The entry of a key, which does not change while we hold the lock; NONE.
+// The entry of a key, which does not change while we hold the lock. NONE: the key has no entry.
 inline u32 find_locked(Segment& s, const ObjectKey& key) {
     Objects& o = s.objects;
-    u32 n = head::first(o.heads[bucket_locked(s, key.hash)].load_relaxed());
+    u32 n = head::first(o.heads[bucket_locked(s, key.hash)].word.load_relaxed());
     for (u32 steps = 0; n && has_entry(s, n - 1) && steps < o.entries_ready; steps++) {
         ObjectEntry& entry = o.entries[n - 1];
         u64 place = entry.place.load_relaxed();
@@ -153,7 +153,7 @@ inline u32 find_locked(Segment& s, const ObjectKey& key) {
 
 inline void link_entry(Segment& s, u32 e) {
     ObjectEntry& entry = s.objects.entries[e];
-    Atomic<u64>& first = s.objects.heads[bucket_locked(s, entry.hash.load_relaxed())];
+    Atomic<u64>& first = s.objects.heads[bucket_locked(s, entry.hash.load_relaxed())].word;
     u64 w = first.load_relaxed();
     entry.next.store_release(head::first(w));
     first.store_seq_cst(head::change(w, e + 1, 2));
@@ -162,7 +162,7 @@ inline void link_entry(Segment& s, u32 e) {
 inline void unlink_entry(Segment& s, u32 e) {
     Objects& o = s.objects;
     ObjectEntry& entry = o.entries[e];
-    Atomic<u64>& first = o.heads[bucket_locked(s, entry.hash.load_relaxed())];
+    Atomic<u64>& first = o.heads[bucket_locked(s, entry.hash.load_relaxed())].word;
     u64 w = first.load_relaxed();
     u32 next = entry.next.load_relaxed(), n = head::first(w);
     if (n == e + 1) return first.store_seq_cst(head::change(w, next, 2));
@@ -176,15 +176,15 @@ inline void unlink_entry(Segment& s, u32 e) {
     first.store_seq_cst(head::change(w, head::first(w), 2));
 }
 
-// One bucket more: the objects of one chain are divided over two.
+// Adds one bucket: divides the objects of one chain over two.
 inline void split_bucket(Segment& s) {
     Objects& o = s.objects;
     u64 n = o.header->buckets.load_relaxed();
     if (n >= o.heads_ready || n == 0) return;
     u64 old = bucket_of(n, n);
-    u64 w = o.heads[old].load_relaxed();
+    u64 w = o.heads[old].word.load_relaxed();
     u32 e = head::first(w), firsts[2] = {0, 0};
-    o.heads[old].store_seq_cst(head::change(w, e, 1));
+    o.heads[old].word.store_seq_cst(head::change(w, e, 1));
     BP_POINT("objects.splitting");
     for (u32 steps = 0; e && has_entry(s, e - 1) && steps < o.entries_ready; steps++) {
         ObjectEntry& entry = o.entries[e - 1];
@@ -194,12 +194,12 @@ inline void split_bucket(Segment& s) {
         first = e;
         e = next;
     }
-    o.heads[n].store_release(head::change(o.heads[n].load_relaxed(), firsts[1], 2));
+    o.heads[n].word.store_release(head::change(o.heads[n].word.load_relaxed(), firsts[1], 2));
     o.header->buckets.store_seq_cst(n + 1);
-    o.heads[old].store_seq_cst(head::change(w, firsts[0], 2));
+    o.heads[old].word.store_seq_cst(head::change(w, firsts[0], 2));
 }
 
-// An entry that is not in use; NONE: there is none with memory.
+// Takes an entry that is not in use. NONE: no such entry has memory.
 inline u32 take_entry(Segment& s) {
     ObjectsHeader& h = *s.objects.header;
     u32 n = h.free_entries.load_relaxed();
@@ -213,7 +213,11 @@ inline u32 take_entry(Segment& s) {
     return n;
 }
 
-inline CacheSlot& cache_of(Segment& s, u32 cache) { return s.objects.header->caches[cache % CACHES]; }
+inline CacheSlot& cache_of(Segment& s, u32 number) { return s.objects.header->caches[cache_slot(number)]; }
+inline bool is_cache(Segment& s, u32 number) {
+    CacheSlot& slot = cache_of(s, number);
+    return slot.number.load_acquire() == number && slot.state.load_acquire() == CACHE_LIVE;
+}
 
 inline void count_object(Segment& s, ObjectEntry& entry, bool more) {
     CacheSlot& cache = cache_of(s, entry.cache.load_relaxed());
@@ -222,8 +226,8 @@ inline void count_object(Segment& s, ObjectEntry& entry, bool more) {
     cache.count.store_relaxed(cache.count.load_relaxed() + (more ? 1 : u32(-1)));
 }
 
-// Removes an object. Its bytes remain while somebody pins them. True: clients wait for it, and the caller wakes them
-// when it has left the lock.
+// Removes an object. Its bytes remain while a client pins them. Returns true if clients wait for the entry: the
+// caller wakes them when it has released the lock.
 inline bool remove_locked(Segment& s, u32 e) {
     ObjectsHeader& h = *s.objects.header;
     ObjectEntry& entry = s.objects.entries[e];
@@ -240,6 +244,15 @@ inline bool remove_locked(Segment& s, u32 e) {
     h.free_entries.store_relaxed(e + 1);
     h.live.store_relaxed(h.live.load_relaxed() - 1);
     return w & object::WAITED;
+}
+// Ends a load that has no value. The expired value that it was to replace is kept. The version of the entry is raised,
+// because clients wait for a new version. Returns true if some do.
+inline bool end_load_locked(Segment& s, u32 e) {
+    ObjectEntry& entry = s.objects.entries[e];
+    u64 w = entry.word.load_relaxed();
+    if (object::state(w) == OBJECT_LOADING) return remove_locked(s, e);
+    entry.owner.store_relaxed(0);
+    return entry.word.swap_seq_cst(object::next(w, OBJECT_LIVE)) & object::WAITED;
 }
 inline void wake_waiters(Segment& s, u32 e) { prim::futex_wake_all(&s.objects.entries[e].word); }
 
@@ -274,17 +287,17 @@ inline void rebuild_blocks(Segment& s) {
     h.blocks_high.store_relaxed(high);
 }
 
-// Is an entry whole, and does it lead to a block that can have its record?
+// True if an entry is whole and names a block that can have its record.
 inline bool is_whole_entry(Segment& s, ObjectEntry& entry) {
     u64 w = entry.word.load_relaxed(), place = entry.place.load_relaxed();
     if (object::state(w) != OBJECT_LIVE && object::state(w) != OBJECT_LOADING) return false;
     if (!is_place(s, place, record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed()))) return false;
     BlockState state = block::state(s.objects.blocks[object::block(place)].word.load_relaxed());
     return (state == BLOCK_LOG || state == BLOCK_LARGE || state == BLOCK_DOOMED) &&
-           entry.cache.load_relaxed() < CACHES;
+           cache_of(s, entry.cache.load_relaxed()).number.load_relaxed() == entry.cache.load_relaxed();
 }
 
-// After the owner of the lock has died: makes everything anew from the entries and the blocks.
+// After the owner of the lock has died: rebuilds all lists and counts from the entries and the blocks.
 inline void rebuild_objects(Segment& s) {
     Objects& o = s.objects;
     ObjectsHeader& h = *o.header;
@@ -292,8 +305,8 @@ inline void rebuild_objects(Segment& s) {
     u64 buckets = h.buckets.load_relaxed();
     if (buckets > o.heads_ready || buckets < FIRST_BUCKETS) h.buckets.store_seq_cst(o.heads_ready);
     for (u64 i = 0; i < o.heads_ready; i++) {  // in pieces, until all are linked
-        u64 w = o.heads[i].load_relaxed();
-        o.heads[i].store_seq_cst(head::change(w, 0, head::in_pieces(w) ? 2 : 1));
+        u64 w = o.heads[i].word.load_relaxed();
+        o.heads[i].word.store_seq_cst(head::change(w, 0, head::in_pieces(w) ? 2 : 1));
     }
     rebuild_blocks(s);
     for (CacheSlot& cache : h.caches) {
@@ -331,12 +344,13 @@ inline void rebuild_objects(Segment& s) {
         if (dead && !o.blocks[b].live.load_relaxed()) doom(s, b);
     }
     for (u64 i = 0; i < o.heads_ready; i++) {
-        u64 w = o.heads[i].load_relaxed();
-        o.heads[i].store_seq_cst(head::change(w, head::first(w), 1));
+        u64 w = o.heads[i].word.load_relaxed();
+        o.heads[i].word.store_seq_cst(head::change(w, head::first(w), 1));
     }
 }
 
-// Whether this thread may wait for the lock. A thread that holds the interpreter's lock tries first without (Quick).
+// Whether this thread may wait for the lock. A thread that holds the interpreter's lock first tries without waiting
+// (Quick).
 inline thread_local bool quick_only;
 class Quick {
     bool outer_ = quick_only;

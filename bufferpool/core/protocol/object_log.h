@@ -18,7 +18,7 @@ inline RecordHead* record_at(Segment& s, u32 b, u64 offset) {
     return reinterpret_cast<RecordHead*>(s.objects.data + block_offset(s, b) + offset);
 }
 
-// Makes a BUSY(me) block the log page that is filled next, unless another client was faster.
+// Makes a BUSY(me) block the log page that is filled next, unless another client has opened one meanwhile.
 inline void open_log(Segment& s, u32 b, u64 wanted) {
     ObjectsHeader& h = *s.objects.header;
     lock_objects(s, false);
@@ -39,12 +39,12 @@ inline void open_log(Segment& s, u32 b, u64 wanted) {
     unlock_objects(s);
 }
 
-// Room for a record of so many bytes in a log page, which is pinned then.
+// Takes room for a record of so many bytes in a log page, and pins the page.
 inline Status reserve_in_log(Segment& s, u64 bytes, BlockRequest& want, Placed& out) {
     Objects& o = s.objects;
     ObjectsHeader& h = *o.header;
     for (;;) {
-        if (ready_row(s) != 0) return Status::NO_SPACE;
+        if (int r = ready_row(s)) return want.error = r, r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
         if (!lock_objects(s)) return Status::INTERRUPTED;
         u32 n = h.open.load_relaxed();
         bool known = !n || (has_block(s, n - 1) && n - 1 < o.row_ready && is_whole_block(s, n - 1));

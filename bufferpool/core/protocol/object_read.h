@@ -6,13 +6,18 @@
 
 namespace bp {
 
-// Looks until it is sure. FOUND: with our pin on the object's block. UNSURE: a signal's handler has raised, or there is
-// no memory for our pins.
+// Looks for a key until the answer is certain. FOUND: we have pinned the object's block. UNSURE: a signal's handler has
+// raised. If the kernel has no memory for our pins, the key counts as absent.
 inline Look find_surely(Segment& s, const ObjectKey& key, FoundObject& found) {
     Look look = find_object(s, key, found);
     if (quick_only) return look;
     for (u32 tries = 0; look == Look::UNSURE && tries < 100; tries++) {
-        if (ready_row(s) != 0 || !lock_objects(s)) return Look::UNSURE;
+        if (int r = ready_row(s)) {
+            if (!is_out_of_memory(r)) return Look::UNSURE;
+            if (!strip_free_blocks(s, 16)) return Look::NOTHING;
+            continue;
+        }
+        if (!lock_objects(s)) return Look::UNSURE;
         u32 e = find_locked(s, key);
         look = Look::NOTHING;
         if (e != NONE) {
@@ -24,18 +29,32 @@ inline Look find_surely(Segment& s, const ObjectKey& key, FoundObject& found) {
     return look;
 }
 
-// A hit, for the policy: writes only if something changes.
-inline void touch_object(Segment& s, u32 e) {
+// Records a use of a key for the advice, if its hash is in the sample.
+inline void sample_use(Segment& s, const ObjectKey& key, ObjectUse use, u64 bytes) {
+    ObjectsHeader& h = *s.objects.header;
+    u32 shift = sample_shift(h.live.load_relaxed());
+    if (shift && key.hash >> (64 - shift)) return;
+    ObjectSample& to = s.objects.samples[h.sampled.add_relaxed(1) % OBJECT_SAMPLES];
+    to.hash.store_relaxed(key.hash);
+    to.what.store_relaxed(object_use(use, cache_slot(key.cache), bytes));
+}
+
+// Counts a hit for the policy and the advice. Writes to shared memory only if a count changes. A key whose last use no
+// insertion has followed is a hit in a cache of any size, and is not sampled.
+inline void touch_object(Segment& s, u32 e, const ObjectKey& key) {
     ObjectEntry& entry = s.objects.entries[e];
     u32 now = s.objects.header->clock.load_relaxed();
-    if (entry.used.load_relaxed() != now) entry.used.store_relaxed(now);
+    if (entry.used.load_relaxed() != now) {
+        entry.used.store_relaxed(now);
+        sample_use(s, key, USED_HIT, record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed()));
+    }
     u8 uses = entry.uses.load_relaxed();
     if (uses < OBJECT_USES) entry.uses.store_relaxed(u8(uses + 1));
 }
 
-inline CacheUses& uses_of_cache(Segment& s, u32 cache) { return s.objects.my_uses[cache % CACHES]; }
+inline CacheUses& uses_of_cache(Segment& s, u32 number) { return s.objects.my_uses[cache_slot(number)]; }
 
-// Waits until the entry's word has changed, one slice at most; reaps a loader that has died.
+// Waits until the entry's word has changed, for one slice of time at most, and reaps a loader that has died.
 inline void wait_object(Segment& s, u32 e, u64 w) {
     ObjectEntry& entry = s.objects.entries[e];
     u64 plain = w & ~object::WAITED;
@@ -50,11 +69,11 @@ inline void wait_object(Segment& s, u32 e, u64 w) {
     if (prim::futex_wait(&entry.word, u32(plain | object::WAITED), WAIT_SLICE_NS) != -ETIMEDOUT) return;
     if (owner == s.me || seems_alive(s, owner) || !same()) return;
     if (owner == 0 || owner > s.g.max_clients) {  // damaged: nobody loads it
-        end_load(s, e, plain);
+        end_load(s, e, plain, owner);
         return;
     }
     reap(s, owner);
-    if (same() && s.clients[owner - 1].state.load_acquire() == CLIENT_FREE) end_load(s, e, plain);
+    if (same() && s.clients[owner - 1].state.load_acquire() == CLIENT_FREE) end_load(s, e, plain, owner);
 }
 
 enum class Begun { HIT, LOAD, FAILED, UNKEPT, LATE, BUSY, STALE, INTERRUPTED };
@@ -64,7 +83,7 @@ struct LoadRequest {
     bool wait = true;      // BUSY: another client loads it, and we do not wait
     bool stale = false;    // a value that has expired will do, while another client loads a new one
     bool waited = false;   // in, out: whether a load of another client has been waited for
-    FoundObject found{};   // HIT, FAILED: with a pin
+    FoundObject found{};   // HIT, STALE, FAILED: with a pin
     PutObject put{};       // LOAD: with `entry` and `word`, which name the load
 };
 
@@ -75,6 +94,7 @@ inline Status claim_load(Segment& s, LoadRequest& want) {
     want.put.key = want.key;
     want.put.kind = KIND_LOADING;
     want.put.state = OBJECT_LOADING;
+    want.put.expires_ns = prim::coarse_ns();
     Status r = reserve_object(s, want.put);
     if (r != Status::OK) return r;
     fill_object(s, want.put, nullptr, 0);
@@ -86,50 +106,71 @@ inline Status claim_load(Segment& s, LoadRequest& want) {
     }
 }
 
-// Whether the load of a new value in place of an expired one is ours: its entry names us. The old value stays until
-// then.
-inline bool claim_renewal(Segment& s, const FoundObject& found) {
-    Atomic<u16>& owner = s.objects.entries[found.entry].owner;
-    u16 seen = owner.load_seq_cst();
-    if (seen && seems_alive(s, seen)) return false;
-    return owner.cas_seq_cst(seen, u16(s.me));
+// Begins the load of a new value in place of an expired one, which is kept until then: its entry names the client that
+// loads. OK: it is ours (put.entry, put.word). WAIT: another client's (the same). ABSENT: the entry has changed.
+inline Status claim_renewal(Segment& s, LoadRequest& want) {
+    ObjectEntry& entry = s.objects.entries[want.found.entry];
+    if (!lock_objects(s)) return Status::INTERRUPTED;
+    want.put.entry = want.found.entry;
+    want.put.word = want.found.word & ~object::WAITED;
+    bool same = (entry.word.load_relaxed() & ~object::WAITED) == want.put.word;
+    bool others = same && entry.owner.load_relaxed();
+    if (same && !others) {
+        entry.expires_ns.store_relaxed(prim::coarse_ns());  // it has expired, and is expired still
+        entry.owner.store_seq_cst(u16(s.me));
+        BP_POINT("renewal.claimed");
+    }
+    unlock_objects(s);
+    return !same ? Status::ABSENT : others ? Status::WAIT : Status::OK;
 }
 
-// The value, or the load of it, which is ours then.
+// The answer to a caller that has found an entry of its key. WAITING: it must wait for the load that put.entry and
+// put.word name. AGAIN: it must look again. NEW: it begins a load in place of the present value.
+enum class Offer { HIT, FAILED, UNKEPT, STALE, LOAD, WAITING, AGAIN, NEW, INTERRUPTED };
+inline Offer offer_of(Segment& s, LoadRequest& want) {
+    FoundObject& found = want.found;
+    u8 kind = object::kind(found.value);
+    if (object::state(found.word) == OBJECT_LOADING) {
+        want.put.entry = found.entry;
+        want.put.word = found.word;
+        return Offer::WAITING;
+    }
+    if (!is_value(kind)) return !want.waited ? Offer::NEW : kind == KIND_FAILED ? Offer::FAILED : Offer::UNKEPT;
+    if (!is_expired(found.expires_ns)) return Offer::HIT;
+    switch (claim_renewal(s, want)) {
+    case Status::OK: return Offer::LOAD;
+    case Status::WAIT: return want.stale ? Offer::STALE : Offer::WAITING;
+    case Status::ABSENT: return Offer::AGAIN;
+    default: return Offer::INTERRUPTED;
+    }
+}
+
+// Returns the value of a key, or begins its load, which is ours then.
 inline Begun begin_object(Segment& s, LoadRequest& want) {
     for (;;) {
         Look look = find_surely(s, want.key, want.found);
-        FoundObject& found = want.found;
-        u32 entry = NONE;
-        u64 word = 0;
-        if (look == Look::FOUND) {
-            bool loading = object::state(found.word) == OBJECT_LOADING;
-            bool failed = object::kind(found.value) == KIND_FAILED;
-            if (!loading && failed && want.waited) return Begun::FAILED;
-            if (!loading && !failed && !is_expired(found.expires_ns)) return Begun::HIT;
-            if (!loading && !failed && want.stale) {
-                if (!claim_renewal(s, found)) return Begun::STALE;
-                want.put.entry = found.entry;
-                want.put.word = found.word & ~object::WAITED;
-                unpin_and_settle(s, found.block);
-                return Begun::LOAD;
-            }
-            unpin_and_settle(s, found.block);
-            if (loading) {
-                entry = found.entry;
-                word = found.word;
-            }
-        }
         if (look == Look::UNSURE) return Begun::INTERRUPTED;
-        if (entry == NONE) {
+        Offer offer = look == Look::FOUND ? offer_of(s, want) : Offer::NEW;
+        if (offer == Offer::HIT) return Begun::HIT;
+        if (offer == Offer::STALE) return Begun::STALE;
+        if (offer == Offer::FAILED) return Begun::FAILED;
+        if (look == Look::FOUND) unpin_and_settle(s, want.found.block);
+        if (offer == Offer::LOAD) return Begun::LOAD;
+        if (offer == Offer::UNKEPT) return Begun::UNKEPT;
+        if (offer == Offer::INTERRUPTED) return Begun::INTERRUPTED;
+        if (offer == Offer::NEW) {
             Status r = claim_load(s, want);
             if (r == Status::OK) return Begun::LOAD;
             if (r == Status::INTERRUPTED) return Begun::INTERRUPTED;
-            if (r == Status::ABSENT) continue;
-            if (r != Status::WAIT) return Begun::UNKEPT;
-            entry = want.put.entry;
-            word = want.put.word;
+            if (r == Status::ABSENT) offer = Offer::AGAIN;
+            else if (r != Status::WAIT) return Begun::UNKEPT;
         }
+        if (offer == Offer::AGAIN) {
+            if (s.interrupted && s.interrupted(s)) return Begun::INTERRUPTED;
+            continue;
+        }
+        u32 entry = want.put.entry;
+        u64 word = want.put.word;
         u32 owner = s.objects.entries[entry].owner.load_relaxed();
         if (!want.wait && (owner == s.me || seems_alive(s, owner))) return Begun::BUSY;
         want.waited = true;
@@ -141,31 +182,82 @@ inline Begun begin_object(Segment& s, LoadRequest& want) {
 
 // ---- caches ------------------------------------------------------------------------------
 
-// The cache of a name, which is made if there is none. NONE: all are in use.
-inline u32 open_cache(Segment& s, const char* name, bool make) {
-    lock_objects(s, false);
-    u32 free = NONE, found = NONE;
+// The sum of the counters of all clients for a cache.
+inline void sum_uses(Segment& s, u32 slot, u64 (&sums)[CACHE_USES]) {
+    for (u64& sum : sums) sum = 0;
+    for (u32 c = 1; c <= s.g.max_clients; c++) {
+        u64 w = s.objects.header->rows_ready[c].load_seq_cst();
+        if (!is_doubled(w) || !w) continue;
+        auto words = reinterpret_cast<Atomic<u64>*>(&s.object_uses(c)[slot]);
+        for (u32 i = 0; i < CACHE_USES; i++) sums[i] += words[i].load_relaxed();
+    }
+}
+
+// Removes the objects of the caches that are being removed, and frees their slots. If a client dies meanwhile, the next
+// one that opens or removes a cache completes the removal.
+inline void finish_removals(Segment& s) {
     for (u32 i = 0; i < CACHES; i++) {
         CacheSlot& cache = cache_of(s, i);
-        bool used = cache.state.load_relaxed();
-        if (!used && free == NONE) free = i;
-        if (used && strncmp(cache.name, name, CACHE_NAME) == 0) found = i;
+        if (cache.state.load_acquire() != CACHE_REMOVING) continue;
+        u32 number = cache.number.load_relaxed();
+        clear_objects(s, number);
+        BP_POINT("cache.cleared");
+        lock_objects(s, false);
+        bool still = cache.state.load_relaxed() == CACHE_REMOVING && cache.number.load_relaxed() == number;
+        if (still && !cache.count.load_relaxed()) cache.state.store_release(CACHE_FREE);
+        unlock_objects(s);
     }
-    if (found == NONE && free != NONE && make) {
-        CacheSlot& cache = cache_of(s, free);
-        strncpy(cache.name, name, CACHE_NAME);
-        cache.count.store_relaxed(0);
-        cache.bytes.store_relaxed(0);
-        cache.limit.store_relaxed(0);
-        cache.reserve.store_relaxed(0);
-        cache.ttl_ns.store_relaxed(0);
-        cache.opened_ns.store_relaxed(prim::realtime_ns());
-        BP_POINT("cache.named");
-        cache.state.store_release(1);
-        found = free;
+}
+
+inline u32 find_cache(Segment& s, const char* name) {
+    for (u32 i = 0; i < CACHES; i++) {
+        CacheSlot& cache = cache_of(s, i);
+        bool live = cache.state.load_acquire() == CACHE_LIVE;
+        if (live && strncmp(cache.name, name, CACHE_NAME) == 0) return cache.number.load_relaxed();
+    }
+    return NONE;
+}
+
+inline void make_cache(Segment& s, u32 slot, const char* name) {
+    CacheSlot& cache = cache_of(s, slot);
+    strncpy(cache.name, name, CACHE_NAME);
+    for (Atomic<u64>* word : {&cache.bytes, &cache.limit, &cache.reserve, &cache.ttl_ns, &cache.evictions})
+        word->store_relaxed(0);
+    cache.count.store_relaxed(0);
+    cache.jitter.store_relaxed(0);
+    u64 sums[CACHE_USES];
+    sum_uses(s, slot, sums);
+    for (u32 i = 0; i < CACHE_USES; i++) cache.before[i].store_relaxed(sums[i]);
+    cache.opened_ns.store_relaxed(prim::realtime_ns());
+    u32 number = cache.number.load_relaxed();
+    cache.number.store_release(number ? number + CACHES : slot + CACHES);  // its place in the numbers stays the same
+    BP_POINT("cache.named");
+    cache.state.store_release(CACHE_LIVE);
+}
+
+// The number of the cache with a name; makes the cache if there is none. NONE: all slots are in use.
+inline u32 open_cache(Segment& s, const char* name) {
+    finish_removals(s);
+    lock_objects(s, false);
+    u32 found = find_cache(s, name);
+    for (u32 i = 0; i < CACHES && found == NONE; i++) {
+        if (cache_of(s, i).state.load_relaxed() != CACHE_FREE) continue;
+        make_cache(s, i, name);
+        found = cache_of(s, i).number.load_relaxed();
     }
     unlock_objects(s);
     return found;
+}
+
+// Removes a cache, its values and its name. Returns false if there is no such cache.
+inline bool remove_cache(Segment& s, const char* name) {
+    lock_objects(s, false);
+    u32 number = find_cache(s, name);
+    if (number != NONE) cache_of(s, number).state.store_seq_cst(CACHE_REMOVING);
+    BP_POINT("cache.removing");
+    unlock_objects(s);
+    finish_removals(s);
+    return number != NONE;
 }
 
 }  // namespace bp

@@ -11,35 +11,40 @@ inline bool is_busy_of(Segment& s, u32 b, u32 c) {
     return block::state(w) == BLOCK_BUSY && block::owner(w) == c;
 }
 
-// Its loads end without a value, so that the next client that wants it loads it.
-inline void reap_loads(Segment& s, u32 c) {
+// Ends the dead client's loads without a value, so that the next client that wants one loads it. Returns false if we
+// cannot get the lock.
+inline bool reap_loads(Segment& s, u32 c) {
     Objects& o = s.objects;
     for (u32 e = 0, n = o.header->entries_high.load_relaxed(); e < n && has_entry(s, e); e++) {
         ObjectEntry& entry = o.entries[e];
         if (entry.owner.load_relaxed() != c) continue;
-        lock_objects(s, false);
+        if (!lock_objects(s, false)) return false;
         bool wake = false;
         EntryKind state = object::state(entry.word.load_relaxed());
-        if (entry.owner.load_relaxed() == c && state == OBJECT_LOADING) wake = remove_locked(s, e);
+        if (entry.owner.load_relaxed() == c && (state == OBJECT_LOADING || state == OBJECT_LIVE))
+            wake = end_load_locked(s, e);
         if (entry.owner.load_relaxed() == c) entry.owner.store_relaxed(0);
         unlock_objects(s);
         if (wake) wake_waiters(s, e);
         BP_POINT("reap.load");
     }
+    return true;
 }
 
-inline void reap_blocks(Segment& s, u32 c) {
+inline bool reap_blocks(Segment& s, u32 c) {
     u32 n = s.objects.header->blocks_high.load_relaxed();
     for (u32 b = 0; b < n && has_block(s, b); b++) {
         if (!is_busy_of(s, b, c)) continue;
-        lock_objects(s, false);
+        if (!lock_objects(s, false)) return false;
         bool ours = is_busy_of(s, b, c) && is_whole_block(s, b);
         u64 w = s.objects.blocks[b].word.load_relaxed();
         if (ours) s.objects.blocks[b].word.store_release(block::word(BLOCK_BUSY, block::size_class(w), s.me));
         unlock_objects(s);
-        if (ours) strip_block(s, b);
+        if (ours) strip_block(s, b, c);
+        if (ours && is_busy_of(s, b, c)) return false;
         BP_POINT("reap.block");
     }
+    return true;
 }
 
 inline void reap_object_pins(Segment& s, u32 c) {
@@ -51,7 +56,7 @@ inline void reap_object_pins(Segment& s, u32 c) {
     }
 }
 
-// False: this process cannot map the objects, so it cannot reap the client.
+// Returns false if this process cannot map the objects or get their lock, and so cannot reap the client.
 inline bool reap_objects(Segment& s, u32 c) {
     int r = map_objects(s);
     if (r == -ENOENT || r == -EUCLEAN) return true;  // EUCLEAN: damaged; no client can use them
@@ -66,12 +71,10 @@ inline bool reap_objects(Segment& s, u32 c) {
         break;
     }
     BP_POINT("reap.objects");
-    reap_loads(s, c);
+    if (!reap_loads(s, c)) return false;
     reap_object_pins(s, c);
     BP_POINT("reap.views");
-    reap_blocks(s, c);
-    sweep_blocks(s);
-    return true;
+    return reap_blocks(s, c) && sweep_blocks(s);
 }
 
 }  // namespace bp

@@ -48,34 +48,40 @@ inline bool keep_limit(Segment& s, const PutObject& put) {
     return true;
 }
 
-// Room for the record. EXHAUSTED, NO_SPACE, TOO_LONG: it cannot be kept.
+// Takes room for the record. EXHAUSTED, NO_SPACE, TOO_LONG: the record cannot be kept.
 inline Status reserve_object(Segment& s, PutObject& put) {
     u64 bytes = put.record();
     CacheSlot& cache = cache_of(s, put.key.cache);
     if (bytes > largest_record(s, cache)) return Status::TOO_LONG;
     if (!keep_limit(s, put)) return quick_only ? Status::WAIT : Status::EXHAUSTED;
-    bool large = bytes > log_bytes(s) / 8;
-    for (u32 tries = 0; tries < 10'000; tries++) {
+    bool large = bytes > most_shared(s);
+    for (u32 tries = 0, refused = 0; tries < 10'000; tries++) {
         BlockRequest want{class_of(s, bytes), os_pages(s, bytes), large};
         u64 log_pages = log_bytes(s) / s.g.os_page;
         if (s.objects.header->log_blocks.load_relaxed() > 8) want.spare = log_pages;
         Status r;
         if (large) {
-            put.to = {NONE, 0, true, true};
+            put.to = {NONE, 0, true, false};
             r = take_block(s, want, put.to.block);
+            put.to.write = want.write;
         } else {
             r = reserve_in_log(s, bytes, want, put.to);
         }
-        if (r == Status::INTERRUPTED && quick_only) return Status::WAIT;
-        if (r != Status::EXHAUSTED) return r;
+        if (r == Status::OK || (r == Status::INTERRUPTED && !quick_only)) return r;
         if (quick_only) return Status::WAIT;
-        if (!make_object_room(s, want.missing, NONE)) return Status::EXHAUSTED;
+        if (r == Status::NO_SPACE && is_out_of_memory(want.error) && refused++ < KERNEL_TRIES) {
+            if (!make_kernel_room(s, std::max(want.pages, log_pages))) return r;
+        } else if (r != Status::EXHAUSTED) {
+            return r;
+        } else if (!make_object_room(s, want.missing, NONE)) {
+            return r;
+        }
         if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
     }
     return Status::EXHAUSTED;
 }
 
-// Gives the room of a record back that is not published.
+// Gives back the room of a record that is not published.
 inline void abandon_object(Segment& s, PutObject& put) {
     if (put.to.block == NONE) return;
     if (put.to.large) strip_block(s, put.to.block);
@@ -83,14 +89,15 @@ inline void abandon_object(Segment& s, PutObject& put) {
     put.to.block = NONE;
 }
 
-// Copies the key and the value to their room. 0 or -errno: the kernel gave no memory.
+// Copies the key and the value to their room. 0 or -errno: the kernel gave no memory. New memory comes by writing,
+// which needs no zeros first; but a write waits for all others to the file, and is not needed where there is memory.
 inline int fill_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u32 n) {
     u64 at = block_offset(s, put.to.block) + put.to.offset;
     u64 value = value_at(put.key.bytes, alignment(put.kind));
     if (!put.to.write) {
         u8* to = s.objects.data + at;
         memcpy(to + sizeof(RecordHead), put.key.at, put.key.bytes);
-        for (u32 i = 0; i < n; i++) memcpy(to + value + pieces[i].at, pieces[i].from, pieces[i].bytes);
+        for (u32 i = 0; i < n; i++) prim::copy_page(to + value + pieces[i].at, pieces[i].from, pieces[i].bytes);
         return 0;
     }
     if (!s.has_descriptor()) return -EBADF;
@@ -103,8 +110,9 @@ inline int fill_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u3
     return r;
 }
 
-inline bool is_same_load(const ObjectEntry& entry, const PutObject& put) {
-    return (entry.word.load_relaxed() & ~object::WAITED) == put.word;
+// True if the load is this client's. A forked child has the numbers of its parent's loads, but is another client.
+inline bool is_same_load(Segment& s, const ObjectEntry& entry, const PutObject& put) {
+    return (entry.word.load_relaxed() & ~object::WAITED) == put.word && entry.owner.load_relaxed() == s.me;
 }
 
 // The fields of an entry whose state is CHANGING.
@@ -129,25 +137,28 @@ inline u8 first_uses(Segment& s, u64 hash) {
     return u8(std::min<u32>(frequency - 1, OBJECT_USES));
 }
 
-enum class Published { YES, SUPERSEDED, FULL, OTHER_VALUE, OTHER_LOAD };
+enum class Published { YES, SUPERSEDED, FULL, REMOVED, OTHER_VALUE, OTHER_LOAD };
 
-// Whether an entry keeps a load from beginning: a value that holds, or another client's load.
-inline Published what_is_there(Segment& s, u32 e, bool is_failure) {
-    ObjectEntry& entry = s.objects.entries[e];
+// Values of these kinds are not given out. UNKEPT: the value that was loaded could not be kept.
+constexpr u8 KIND_LOADING = 7, KIND_FAILED = 8, KIND_UNKEPT = 9;
+constexpr bool is_value(u8 kind) { return kind < KIND_LOADING || kind > KIND_UNKEPT; }
+
+// Whether an entry keeps a load from beginning: a value (an expired one is renewed in its place), or another client's
+// load.
+inline Published what_is_there(const ObjectEntry& entry) {
     if (object::state(entry.word.load_relaxed()) == OBJECT_LOADING) return Published::OTHER_LOAD;
-    return is_failure || is_expired(entry.expires_ns.load_relaxed()) ? Published::YES : Published::OTHER_VALUE;
+    return is_value(object::kind(entry.value.load_relaxed())) ? Published::OTHER_VALUE : Published::YES;
 }
-
-constexpr u8 KIND_LOADING = 7, KIND_FAILED = 8;  // values of these kinds are not given out
 
 // Under the lock. `wake`: the entry for whose change clients wait.
 inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     ObjectsHeader& h = *s.objects.header;
+    if (!is_cache(s, put.key.cache)) return Published::REMOVED;
     u32 e = find_locked(s, put.key);
-    if (put.entry != NONE && (e != put.entry || !is_same_load(s.objects.entries[e], put))) return Published::SUPERSEDED;
+    if (put.entry != NONE && (e != put.entry || !is_same_load(s, s.objects.entries[e], put)))
+        return Published::SUPERSEDED;
     if (put.state == OBJECT_LOADING && e != NONE) {
-        bool failed = object::kind(s.objects.entries[e].value.load_relaxed()) == KIND_FAILED;
-        if (Published there = what_is_there(s, e, failed); there != Published::YES) {
+        if (Published there = what_is_there(s.objects.entries[e]); there != Published::YES) {
             put.entry = e;
             put.word = s.objects.entries[e].word.load_relaxed();
             return there;
@@ -187,7 +198,7 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     return Published::YES;
 }
 
-// Makes the value visible, as a whole. Afterwards the room is the object's, or was given back.
+// Makes the value visible, as a whole. Afterwards the room belongs to the object, or was given back.
 inline Published publish_object(Segment& s, PutObject& put) {
     Published r;
     u32 wake = NONE;
@@ -197,7 +208,7 @@ inline Published publish_object(Segment& s, PutObject& put) {
         unlock_objects(s);
         if (r != Published::FULL) break;
         int grown = grow_entries(s);
-        if (grown == -ENOBUFS ? !evict_object(s, NONE) : grown != 0) break;
+        if (grown && (grown == -EINTR || !evict_object(s, NONE))) break;  // no memory, or no room, for another one
     }
     if (wake != NONE) wake_waiters(s, wake);
     if (r == Published::YES) {
@@ -211,27 +222,48 @@ inline Published publish_object(Segment& s, PutObject& put) {
     return r;
 }
 
-// Removes a key's object, or ends its load. Whether there was one.
+// Stores a value: room, copy, publish. FULL: it was not kept, and `status` says why.
+inline Published store_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u32 n, Status& status) {
+    for (u32 tries = 0;; tries++) {
+        status = reserve_object(s, put);
+        if (status != Status::OK) return Published::FULL;
+        int r = fill_object(s, put, pieces, n);
+        if (r == 0) break;
+        abandon_object(s, put);
+        status = quick_only ? Status::WAIT : Status::NO_SPACE;
+        bool again = !quick_only && is_out_of_memory(r) && tries < KERNEL_TRIES;
+        if (!again || !make_kernel_room(s, os_pages(s, put.record()))) return Published::FULL;
+    }
+    BP_POINT("put.copied");
+    return publish_object(s, put);
+}
+
+// True if an entry has a value that has not expired. The caller holds the lock.
+inline bool has_value(const ObjectEntry& entry) {
+    return object::state(entry.word.load_relaxed()) == OBJECT_LIVE && !is_expired(entry.expires_ns.load_relaxed()) &&
+           is_value(object::kind(entry.value.load_relaxed()));
+}
+
+// Removes a key's object, or ends its load. Returns whether there was a value.
 inline bool delete_object(Segment& s, const ObjectKey& key) {
     if (!lock_objects(s)) return false;
     u32 e = find_locked(s, key);
-    bool live = e != NONE && object::state(s.objects.entries[e].word.load_relaxed()) == OBJECT_LIVE;
+    bool live = e != NONE && has_value(s.objects.entries[e]);
     bool wake = e != NONE && remove_locked(s, e);
     unlock_objects(s);
     if (wake) wake_waiters(s, e);
     return live;
 }
 
-// Ends a load that has no value; an expired one that it was to replace stays. False: it was not ours any more.
-inline bool end_load(Segment& s, u32 e, u64 word) {
+// Ends a load of `owner` without a value. Returns false if the load is not the owner's any more.
+inline bool end_load(Segment& s, u32 e, u64 word, u32 owner) {
     lock_objects(s, false);
-    bool ours = has_entry(s, e) && (s.objects.entries[e].word.load_relaxed() & ~object::WAITED) == word;
-    bool renews = ours && object::state(word) == OBJECT_LIVE;
-    if (renews) s.objects.entries[e].owner.store_seq_cst(0);
-    bool wake = ours && !renews && remove_locked(s, e);
+    bool still = has_entry(s, e) && (s.objects.entries[e].word.load_relaxed() & ~object::WAITED) == word &&
+                 s.objects.entries[e].owner.load_relaxed() == owner;
+    bool wake = still && end_load_locked(s, e);
     unlock_objects(s);
     if (wake) wake_waiters(s, e);
-    return ours;
+    return still;
 }
 
 constexpr u32 CLEAR_BATCH = 512;
@@ -247,7 +279,7 @@ inline u64 clear_objects(Segment& s, u32 cache) {
             ObjectEntry& entry = s.objects.entries[e];
             EntryKind state = object::state(entry.word.load_relaxed());
             if (entry.cache.load_relaxed() != cache || (state != OBJECT_LIVE && state != OBJECT_LOADING)) continue;
-            n += state == OBJECT_LIVE;
+            n += has_value(entry);
             if (remove_locked(s, e)) wake[waked++] = e;
         }
         unlock_objects(s);

@@ -1,15 +1,15 @@
 // Objects: the mapping of their area, their lock, and how their tables grow. (Blocks: object_blocks.h; the hash
 // table: object_index.h; values: object_write.h; eviction: object_evict.h; the dead: object_reap.h.)
 //
-// Every change is made under the lock of the objects, which survives a death: who inherits it makes all that it
-// protects anew from the entries and the words of the blocks (rebuild_objects). Under the lock there is no copy, no
+// Every change is made under the lock of the objects, which survives a death: the client that inherits it rebuilds all
+// that it protects from the entries and the words of the blocks (rebuild_objects). Under the lock there is no copy, no
 // system call and no Python. A hit takes no lock:
 //
 //   reader   looks at the entry · counts its pin on the block · looks at the entry's word again
 //   remover  changes the entry's word · looks at the pins on the block
 //
 // Of the two at least one sees the other (Dekker's algorithm, as rule 3 has it for pages): the reader takes its pin
-// back, or the block is DOOMED and keeps its bytes until the last pin goes.
+// back, or the block is DOOMED and keeps its bytes until its last pin is released.
 #pragma once
 
 #include "protocol/growth.h"
@@ -18,7 +18,7 @@ namespace bp {
 
 // ---- the area ------------------------------------------------------------------
 
-// As much address room as this process has, twice.
+// The largest area for which this process has address room twice.
 inline u64 object_bytes_for(Segment& s) {
     for (u32 less = 0;; less++) {
         u64 bytes = object_room(s.g, less);
@@ -45,7 +45,8 @@ inline int make_objects(Segment& s, u32 log_shift) {
         r = s.has_descriptor() ? prim::extend(s.fd, p.end) : -EBADF;
         if (r == 0) r = prim::write_at(s.fd, &h, sizeof h, p.at);
         BP_POINT("objects.written");
-        if (r == 0) r = s.plug(p.heads_at, round_up(FIRST_BUCKETS * 8, s.g.os_page));
+        u64 first = p.heads_at + round_up(FIRST_BUCKETS * sizeof(ObjectHead), s.g.os_page);
+        if (r == 0) r = s.plug(p.samples_at, first - p.samples_at);
         BP_POINT("objects.plugged");
         if (r == 0) s.header->objects_made.store_seq_cst(1);
         else repair_growth(s);
@@ -87,12 +88,20 @@ inline u64 record_bytes(u64 key_bytes, u64 value) {
     return round_up(value_at(key_bytes, alignment(object::kind(value))) + object::bytes(value), 16);
 }
 
+// Records up to this size share log pages; larger ones have a block of their own.
+#ifdef BP_EXPLORE
+constexpr u32 LEAST_SHARES = 2;
+#else
+constexpr u32 LEAST_SHARES = 8;
+#endif
+inline u64 most_shared(Segment& s) { return log_bytes(s) / LEAST_SHARES; }
+
 // ---- growth ---------------------------------------------------------------------
 
 constexpr u32 LEAST_STEP = 64;
 
-// Memory for more entries, blocks or heads: at least one more than `has`. 0 or -errno; -ENOBUFS: there is room for no
-// more.
+// Adds memory for more entries, blocks or heads: at least one more than `has`. Returns 0 or -errno; -ENOBUFS: the
+// area has no room for more.
 inline int grow_object_table(Segment& s, Atomic<u64>& word, u64 table_at, u32 size, u32 most) {
     if (!lock_growth(s)) return -EINTR;
     u64 w = word.load_seq_cst();
@@ -118,12 +127,13 @@ inline int grow_blocks(Segment& s) {
                              s.objects.at.max_blocks);
 }
 inline int grow_heads(Segment& s) {
-    return grow_object_table(s, s.objects.header->heads_ready, s.objects.at.heads_at, 8, s.objects.at.max_entries);
+    return grow_object_table(s, s.objects.header->heads_ready, s.objects.at.heads_at, sizeof(ObjectHead),
+                             s.objects.at.max_entries);
 }
 
-// Memory for a client's pins on all present blocks, and for its counters. It comes before the client's first pin there;
-// and who looks at the pins on a block has closed the entry before, so that a client whose row was too short then finds
-// it closed.
+// Adds memory for a client's pins on all present blocks, and for its counters, before the client's first pin there. A
+// client that looks at the pins on a block has closed the entry before: so one whose row was too short then finds the
+// entry closed.
 inline int grow_pin_row(Segment& s, u32 c) {
     Objects& o = s.objects;
     if (!lock_growth(s, false)) return -EINTR;
@@ -145,7 +155,7 @@ inline int grow_pin_row(Segment& s, u32 c) {
     return r;
 }
 
-// Has our pin row an element for every block that there is? -errno: the kernel gives no memory for it.
+// Extends our pin row to all present blocks. Returns 0, or -errno if the kernel gives no memory for it.
 inline int ready_row(Segment& s) {
     Objects& o = s.objects;
     if (o.row_ready >= o.blocks_ready && o.row_ready) return 0;

@@ -30,6 +30,7 @@ inline Status begin_load(Segment& s, Intent& intent, u32 page, u32 among = 0) {
     if (entry::state(e) != ABSENT) return Status::WAIT;
     intent.frame.store_relaxed(NONE);
     intent.page.store_release(page);
+    intent.since.store_relaxed(s.tick());
     intent.op.store_release(u32(among ? Op::LOAD_MANY : Op::LOAD));
     s.claims.add();
     BP_POINT("load.intent");
@@ -51,11 +52,18 @@ inline void unclaim(Segment& s, u32 page, u32 c) {
     });
 }
 
+// Frees the frame that was taken for a page, which is not loaded.
+inline void free_unused(Segment& s, u32 page, u32 f) {
+    Counted counted = counted_now(s, page);
+    free_frame(s, f);
+    uncount(s, counted);
+}
+
 inline void abort_load(Segment& s, Intent& intent, u32 page, u32 f) {
     unclaim(s, page, s.me);
     BP_POINT("load.aborted");
     intent.op.store_release(u32(Op::NONE));
-    if (f != NONE) free_frame(s, f);
+    if (f != NONE) free_unused(s, page, f);
 }
 
 struct Image {
@@ -75,6 +83,7 @@ inline void publish_load(Segment& s, Intent& intent, u32 page, u32 f, Image imag
     slot.tag.store_relaxed(u8(image.tag >= 0 ? u32(image.tag) : s.header->policy_tag.load_relaxed()));
     if (image.ahead) s.counters().prefetched.add_relaxed(1);
     slot.mark.store_relaxed(s.mark_of(page));
+    intent.since.store_relaxed(s.tick());
     intent.frame.store_release(f);
     BP_POINT("load.filled");
     slot.word.store_seq_cst(frame::live(page));
@@ -179,6 +188,7 @@ inline Status publish(Segment& s, u32 page, const void* bytes, Image image, Fram
 // Drops a page without write-back: RESIDENT(f, writer me) -> ABSENT. A pin on
 // `f` prevents its reuse while the intent has it. True: `f` is BUSY(me).
 inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
+    Counted counted = counted_now(s, page);
     s.pin_count(f).add_seq_cst(1);
     intent.page.store_relaxed(page);
     intent.old.store_relaxed(f);
@@ -188,9 +198,10 @@ inline bool discard(Segment& s, Intent& intent, u32 page, u32 f) {
     BP_POINT("discard.absent");
     s.frames[f].word.store_seq_cst(frame::retired(page));
     BP_POINT("discard.retired");
+    uncount(s, counted);
     intent.op.store_release(u32(Op::NONE));
     s.pin_count(f).sub_seq_cst(1);
-    if (entry::ring(gone) == RING_NONE) forget_aside(s);
+    if (entry::ring(gone) == RING_NONE) s.header->dropped_aside.add_seq_cst(1);
     return settle_retired(s, f);
 }
 

@@ -5,6 +5,7 @@
 //   pin     load the entry, increment the count, load the entry again: the pin is valid if it names the frame (rule 2)
 //   unpin   decrement the count; the last reader of a retired frame frees it
 //   evict   close the entry, then read the pins (rule 3; evict.h)
+//   pending look at the group word, count the pin on the frame that it decides for, look at all three again
 //
 //   RETIRED -> SETTLING(me) -> BUSY(me)   settle_retired, by any client that finds no pin left
 //          SETTLING(me) -> RETIRED        a pin is left after all
@@ -58,7 +59,43 @@ inline void unpin(Segment& s, u32 f) {
     if (frame::state(s.frames[f].word.load_seq_cst()) == RETIRED && settle_retired(s, f)) free_frame(s, f);
 }
 
-// Pins the page if it is resident. Rule 2: increment the count, then load the entry again.
+// Pins a page that is being published with others (publish_many.h): the new version if the group is committed, else the
+// old one. WAIT: it is not pending any more, or changes just now: look again.
+//
+// All that is read belongs to one group if the group word is the same before and after: an entry is PENDING, and a
+// frame JOINING, only while the word has its group's number. The frame of the old version retires only after the entry
+// has changed, so the second look at the entry, after the count, makes the pin valid (rule 2); and it is the page's
+// version at the first look at the group word.
+[[gnu::noinline]] inline Status pin_pending(Segment& s, u32 page, u32& out) {
+    Atomic<u64>& word = s.entries[page];
+    u64 e = word.load_seq_cst();
+    if (!entry::is_pending(e)) return Status::WAIT;
+    u32 c = entry::owner(e), g = entry::frame(e);
+    if (c == 0 || c > s.g.max_clients || entry::op(e) >= OPS || !s.has_frame(g)) return Status::CORRUPT;
+    Atomic<u64>& group = s.clients[c - 1].groups[entry::op(e)];
+    u64 before = group.load_seq_cst();
+    bool is_new = group::state(before) == group::COMMITTED;
+    u64 link = s.frames[g].word.load_seq_cst();
+    u32 f = is_new ? g : frame::page(link);
+    if (!is_new && link != frame::joining(c, entry::op(e), f)) return Status::WAIT;
+    if (!s.has_frame(f)) return Status::CORRUPT;
+    Atomic<u16>& count = s.pin_count(f);
+    if (count.load_relaxed() >= PIN_MAX) return Status::TOO_MANY_PINS;
+    count.add_seq_cst(1);
+    constexpr u64 SAME = entry::FRAME | entry::OP | entry::OWNER | entry::GHOST | entry::STATE;
+    bool same = ((word.load_seq_cst() ^ e) & SAME) == 0 && (is_new || s.frames[g].word.load_seq_cst() == link);
+    if (same && group.load_seq_cst() == before) {
+        u64 w = s.frames[f].word.load_relaxed();  // which may be RETIRED by now
+        if (frame::holds(w, page) || (is_new && frame::state(w) == JOINING)) return out = f, Status::OK;
+        unpin(s, f);
+        return Status::CORRUPT;
+    }
+    unpin(s, f);
+    return Status::WAIT;
+}
+
+// Pins the page if it is resident. Rule 2: increment the count, then load the entry again. WAIT also for a PENDING
+// page: a hit, which has this inlined, shall have no further call.
 [[gnu::always_inline]] inline Status pin(Segment& s, u32 page, u32& out) {
     Atomic<u64>& word = s.entries[page];
     for (int tries = 0; tries < 1000; tries++) {
@@ -78,6 +115,16 @@ inline void unpin(Segment& s, u32 f) {
             return Status::CORRUPT;  // the entry, or the frame's word, is damaged
         }
         unpin(s, f);
+    }
+    return Status::WAIT;
+}
+
+// The same, and a PENDING page is pinned too.
+[[gnu::noinline]] inline Status pin_there(Segment& s, u32 page, u32& out) {
+    for (int tries = 0; tries < 1000; tries++) {
+        Status status = pin(s, page, out);
+        if (status == Status::WAIT) status = pin_pending(s, page, out);
+        if (status != Status::WAIT || !entry::is_there(s.entries[page].load_acquire())) return status;
     }
     return Status::WAIT;
 }

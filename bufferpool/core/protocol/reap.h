@@ -7,7 +7,7 @@
 #include "protocol/counters.h"
 #include "protocol/events.h"
 #include "protocol/object_reap.h"
-#include "protocol/page.h"
+#include "protocol/publish_many.h"
 #include "protocol/spaces.h"
 
 namespace bp {
@@ -21,7 +21,8 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     };
     if (op == Op::EVICT && s.has_page(victim)) {
         settle_entry(s, victim, [&](u64 e) {
-            if (entry::state(e) != EVICTING || entry::owner(e) != c) return e;
+            // A PENDING page has not been closed by this eviction, but by a group of another thread of the client.
+            if (entry::state(e) != EVICTING || entry::is_pending(e) || entry::owner(e) != c) return e;
             u32 at = entry::frame(e);
             bool there = s.has_frame(at) && s.frames[at].word.load_acquire() == frame::live(victim);
             if (there) return entry::with_owner(entry::with_state(e, RESIDENT), 0);
@@ -43,19 +44,20 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
     if (op == Op::DISCARD && s.has_page(page) && !entry::names(s.entries[page].load_acquire(), old))
         frame_cas(old, frame::live(page), frame::retired(page));
     if (op == Op::FLUSH)
-        for (u64 p = page; p <= old && s.has_page(u32(p)); p++) {  // the pages of one space: no hole between them
+        for (u64 end = std::min(u64(old) + 1, s.g.max_pages), p = s.next_page(page, end); p < end;
+             p = s.next_page(p + 1, end)) {
             settle_entry(s, u32(p), [&](u64 e) {
-                bool ours = entry::state(e) == RESIDENT && entry::flusher(e) == c;
+                bool ours = entry::is_there(e) && entry::flusher(e) == c;
                 return ours ? entry::with_flusher(e, 0) : e;
             });
         }
+    if (op == Op::PUBLISH_MANY) reap_group(s, c, intent);
     intent.op.store_release(u32(Op::NONE));
 }
 
 // Frees the BUSY frames of a dead client. It is unknown whether they have memory, so
-// they are punched in any case (punching a hole has no effect).
-inline void reap_busy(Segment& s, u32 c) {
-    u64 bytes = 0;
+// they are punched in any case (punching a hole has no effect). False: the memory lock was not to be had.
+inline bool reap_busy(Segment& s, u32 c) {
     for (u32 f = 0; f < s.ready;) {
         auto is_dead = [&](u32 i) {
             u64 w = s.frames[i].word.load_acquire();
@@ -70,13 +72,13 @@ inline void reap_busy(Segment& s, u32 c) {
         u64 length = u64(end - f) << s.g.page_shift;
         s.remove_frames(f, length);
         BP_POINT("reap.punched");
-        lock_memory(s, false);
+        if (!lock_memory(s, false)) return false;
         for (u32 i = f; i < end; i++) hole_locked(s, i);
         unlock_memory(s);
-        bytes += length;
+        s.counters().reclaimed_bytes[CLIENT_EXIT].add_relaxed(length);
         f = end;
     }
-    s.counters().reclaimed_bytes[CLIENT_EXIT].add_relaxed(bytes);
+    return true;
 }
 
 // Releases a lock that the dead client held, after repairing what it protects. A waiter may set its bit
@@ -111,9 +113,11 @@ inline void reap_owned(Segment& s, u32 c) {
 }
 
 // Ends the business of a dead client whose byte lock we hold, and frees its slot.
-// `c` may be our own number: then we took over its slot in order to attach. False: the number of frames, or of spaces,
-// is damaged, so that we cannot find what it has left; the slot is not reused before a reaper can find it.
+// `c` may be our own number: then we took over its slot in order to attach. False: a living process, which is stopped
+// perhaps, has a lock that is needed; or the number of frames, or of spaces, is damaged, so that we cannot find what it
+// has left. The slot is not reused before a reaper has done all of it.
 inline bool reap_held(Segment& s, u32 c) {
+    Patience patience(PATIENT_SLICES);
     if (!s.look_at_ready() || !s.look_at_spaces()) return false;
     BP_POINT("reap.begin");
     // 1. The locks that it held, with what they protect.
@@ -129,8 +133,8 @@ inline bool reap_held(Segment& s, u32 c) {
         reap_intent(s, c, intent);
         BP_POINT("reap.intent");
     }
-    // 3. Its writer fields: a page that has a writer stays in its frame. And the pages that it was loading together:
-    // its BUSY frames name them.
+    // 3. Its writer fields, because a page with a writer is not moved or evicted; and the pages that it was loading
+    // together, which its BUSY frames name.
     reap_owned(s, c);
     BP_POINT("reap.fields");
     // 4. Its pins, and the retired frames that only they kept, or that it was about to settle.
@@ -150,36 +154,38 @@ inline bool reap_held(Segment& s, u32 c) {
     BP_POINT("reap.pins");
     sweep_retired(s);
     // 5. Its frames.
-    reap_busy(s, c);
+    if (!reap_busy(s, c)) return false;
     BP_POINT("reap.frames");
     // 6. Its scratch spaces.
     remove_owned(s, c);
     BP_POINT("reap.spaces");
     // 7. Its counters, and the slot.
-    s.counters().reaped.add_relaxed(1);
+    if (!lock_memory(s, false)) return false;
+    recount_shares(s);
+    s.counters().reaped.add_relaxed(1);  // before the fold: `c` may be our own number
+    fold_counters(s, c);
+    unlock_memory(s);
 #ifndef BP_EXPLORE  // not part of the protocol
     u32 budget = s.header->budget_frames.load_relaxed();
     post_event(s, NewEvent{KIND_REAPED, REASON_DIED, 0, budget, budget, double(c)});
 #endif
-    lock_memory(s, false);
-    fold_counters(s, c);
-    unlock_memory(s);
     s.clients[c - 1].state.store_release(CLIENT_FREE);
     BP_POINT("reap.done");
     return true;
 }
 
-inline void reap(Segment& s, u32 c) {
+// False: the client is dead, and could not be reaped now.
+inline bool reap(Segment& s, u32 c) {
     DeadClient dead(s, c);
-    if (dead.held() && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE) reap_held(s, c);
+    return !dead.held() || s.clients[c - 1].state.load_acquire() != CLIENT_LIVE || reap_held(s, c);
 }
 
-// Reaps every dead client; returns their number.
+// Reaps every dead client; returns their number. If a lock that it needs is not to be had, the next call continues.
 inline u32 reap_all(Segment& s) {
     u32 n = 0;
     for (u32 c = 1; c <= s.g.max_clients; c++) {
         if (c == s.me || s.clients[c - 1].state.load_acquire() != CLIENT_LIVE || seems_alive(s, c)) continue;
-        reap(s, c);
+        if (!reap(s, c)) break;
         n += s.clients[c - 1].state.load_acquire() == CLIENT_FREE;
     }
     return n;

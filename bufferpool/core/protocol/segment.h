@@ -34,7 +34,7 @@ enum class Status {
     CORRUPT,      // the segment contradicts itself
 };
 
-constexpr int SPARES = 2, LATER = 6 * OPS;
+constexpr int SPARES = 2;
 constexpr u64 ALL_OPS = ~u64(0) >> (64 - OPS);
 
 // Whether this process is a client, or was until its descriptor was closed; fork.cpp sets it, which has the
@@ -48,7 +48,8 @@ struct Objects {
     u8* base = nullptr;             // of the area
     const u8* read_base = nullptr;  // of its data, for reading only
     CacheUses* my_uses = nullptr;
-    Atomic<u64>* heads = nullptr;
+    ObjectSample* samples = nullptr;
+    ObjectHead* heads = nullptr;
     ObjectEntry* entries = nullptr;
     ObjectBlock* blocks = nullptr;
     u8* data = nullptr;
@@ -100,8 +101,7 @@ struct Segment {
     Atomic<u64> op_thread[OPS] = {};  // the thread that uses each
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for another one
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
-    Atomic<u64> later[LATER] = {};   // BUSY frames that our next holder of the memory lock gives back: frames.h
-    Atomic<u32> any_later{};         // whether there may be some
+    Atomic<u32> later{};             // the first of the BUSY frames to be given back, +1; 0 is none: memory.h
     std::recursive_timed_mutex reap_mutex;  // one reaper in this process: reap.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
     u32 leads = 0;                   // our number, while we hold the steward's lock
@@ -301,6 +301,18 @@ struct Segment {
     // to a hole, where an access would allocate uncounted memory, or raise SIGBUS.
     bool has_page(u32 page) const {
         return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3));
+    }
+
+    // The first page from `page` on whose entry has memory; `end` if there is none before that.
+    u64 next_page(u64 page, u64 end) const {
+        u64 unit = g.os_page / 8;
+        end = std::min(end, g.max_pages);
+        while (page < end) {
+            u64 chunk = page / unit;
+            if (has_entry_chunk(chunk)) return page;
+            page = entry_chunk_word(chunk / 64) ? (chunk + 1) * unit : (chunk / 64 + 1) * 64 * unit;
+        }
+        return end;
     }
 
     u32 tick() const { return u32(prim::coarse_ns() >> TICK_SHIFT); }

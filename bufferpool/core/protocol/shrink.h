@@ -31,12 +31,15 @@ inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaime
         int r = s.remove_frames(frames[i], length);
         s.took(LATENCY_RECLAIM, since);
         BP_POINT("punch.removed");
-        lock_memory(s, false);
-        for (size_t k = i; k < end; k++) {
-            if (r == 0) hole_locked(s, frames[k]);
-            else free_locked(s, frames[k]);
+        if (lock_memory_briefly(s)) {
+            for (size_t k = i; k < end; k++) {
+                if (r == 0) hole_locked(s, frames[k]);
+                else free_locked(s, frames[k]);
+            }
+            unlock_memory(s);
+        } else {
+            give_back_later(s, frames[i], u32(end - i), r != 0);
         }
-        unlock_memory(s);
         if (r == 0) s.counters().reclaimed_bytes[reason].add_relaxed(length), probe_reclaim(s, length, reason);
         if (r == 0) done.frames += end - i;
         else done.refused = r;
@@ -46,9 +49,10 @@ inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaime
     frames.clear();
 }
 
-// Phase 1 of a shrink: evicts until `want` frames are free, or no page can be evicted.
+// Phase 1 of a shrink: evicts until `want` frames are free, or no page can be evicted. `all`: in the end those of
+// reserves, too.
 // False when interrupted.
-inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& tally) {
+inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, bool all, EvictTally& tally) {
     PoolEnv env{s, &intent, NONE};
     u64 freed = 0;
     Search search;
@@ -65,6 +69,10 @@ inline bool evict_for_shrink(Segment& s, Intent& intent, u64 want, EvictTally& t
         }
         tally = env.tally;
         tally.dirty += s.header->policy.aside;
+        if (search.over && all && env.reserves) {
+            env.reserves = false;
+            search = {};
+        }
         unlock_memory(s);
         if (s.interrupted && s.interrupted(s)) return false;
     }
@@ -173,9 +181,12 @@ inline Status give_back(Segment& s, Intent& intent, u64 want, Reason reason, Rec
         bool whole = true;
         for (size_t k = i; whole && k < end; k++) whole = empty_extent(s, intent, plans[k], out, done);
         if (whole && done.frames + out.size() > want) {  // more frames were freed meanwhile: keep the surplus
-            lock_memory(s, false);
-            for (; done.frames + out.size() > want; out.pop()) free_locked(s, out.back());
-            unlock_memory(s);
+            bool locked = lock_memory_briefly(s);
+            for (; done.frames + out.size() > want; out.pop()) {
+                if (locked) free_locked(s, out.back());
+                else give_back_later(s, out.back(), 1, true);
+            }
+            if (locked) unlock_memory(s);
         }
         release_frames(s, out, reason, done);
         if (!whole) return Status::INTERRUPTED;
@@ -194,7 +205,8 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
         if (!lock_memory(s)) return Status::INTERRUPTED;
         u64 free = s.free.size();
         unlock_memory(s);
-        if (free < want && !evict_for_shrink(s, op.intent(), want - free, done.tally)) return Status::INTERRUPTED;
+        bool all = reason != BUDGET;
+        if (free < want && !evict_for_shrink(s, op.intent(), want - free, all, done.tally)) return Status::INTERRUPTED;
     }
     return give_back(s, op.intent(), want, reason, done);
 }
@@ -203,6 +215,23 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
 inline void give_back_freed(Segment& s, u32 frames) {
     Reclaimed done;
     shrink(s, frames, CLIENT_EXIT, false, done);
+}
+
+// Frees the frames that the pages of a space have above its limit, if they can be evicted.
+inline Status fit_share(Segment& s, u32 index) {
+    OpSlot op(s);
+    if (!op.valid()) return Status::INTERRUPTED;
+    PoolEnv env{s, &op.intent(), NONE};
+    Hand hand;
+    for (bool done = false; !done;) {
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        Share* share = share_of(s, s.spaces[index].first_entry.load_relaxed());
+        u32 f = NONE, limit = share ? share->limit.load_relaxed() : 0;
+        done = !limit || share_frames(share->frames.load_seq_cst()) <= limit || hand.over;
+        if (!done && take_own(s, env, *share, hand, f) == Step::TAKEN) free_locked(s, f);
+        unlock_memory(s);
+    }
+    return Status::OK;
 }
 
 // Evicts the clean pages that were not used since tick `before`; their

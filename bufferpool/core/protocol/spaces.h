@@ -1,9 +1,9 @@
 // The directory of spaces: its lock, opening a space, and removing one.
 //
 //   slot   no memory -> FREE          grow_spaces, a step of them
-//          FREE -> OPENING            begin_space, then entries get their memory
-//          OPENING -> LIVE            finish_space: a new generation, whose handles work from now on
-//          OPENING -> FREE            there is no memory for the entries
+//          FREE -> OPENING            begin_space
+//          OPENING -> LIVE            finish_space: a new generation, and from then on handles of it work
+//          OPENING -> FREE            the counters cannot be read
 //          OPENING -> CLOSED          by the client that inherits the lock (repair_directory)
 //          LIVE -> CLOSED             close_space: its handles do not work any more; needs no lock
 //          CLOSED -> CLOSING -> FREE  remove_space: under the directory lock, once no page is in use
@@ -18,10 +18,11 @@ inline u64 space_pages(u64 span) { return span & PAGES_MASK; }
 inline u64 space_generation(u64 span) { return span >> GENERATION_SHIFT; }
 inline u64 space_span(u64 generation, u64 pages) { return generation << GENERATION_SHIFT | pages; }
 
-// The entries with memory of a space, according to its slot. False: the slot is damaged.
+// The entries of a space, according to its slot: any of them may have memory, also from an earlier space. False: the
+// slot is damaged.
 inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64& n) {
     first = slot.first_entry.load_relaxed();
-    n = std::min(slot.entries_ready.load_relaxed(), round_up(slot.max_pages.load_relaxed(), s.g.os_page / 8));
+    n = round_up(slot.max_pages.load_relaxed(), s.g.os_page / 8);
     return first <= s.g.max_pages && n <= s.g.max_pages - first;
 }
 
@@ -46,10 +47,16 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.state.store_seq_cst(SPACE_CLOSING);
     u64 first, n;
     if (!entries_of(s, slot, first, n)) return false;
-    for (u64 i = 0; i < n; i++)
-        if (s.has_page(u32(first + i)) && drop_page(s, op.intent(), u32(first + i), patience, freed) != Status::OK)
-            return false;
+    for (u64 page = s.next_page(first, first + n); page < first + n; page = s.next_page(page + 1, first + n))
+        if (drop_page(s, op.intent(), u32(page), patience, freed) != Status::OK) return false;
     BP_POINT("remove.empty");
+    if (slot.limit.load_relaxed() | slot.reserve.load_relaxed()) {
+        if (!lock_memory(s)) return false;
+        slot.limit.store_relaxed(0);
+        slot.reserve.store_relaxed(0);
+        rebuild_shares(s);
+        unlock_memory(s);
+    }
     if (!lock_growth(s)) return false;  // from here on no client appends; interrupted: the next client continues
     slot.entries_ready.store_relaxed(0);
     slot.reserved.store_release(0);  // a client that reads no generation here also sees that the space is closed
@@ -185,17 +192,13 @@ inline u32 free_run(Segment& s, u64 n, bool& error) {
     return at + n <= s.g.max_pages ? u32(at) : NONE;
 }
 
-// Reserves a slot, to be filled in by the caller, and gives memory to its first `pages` entries. 0; or -errno, and the
-// slot is free.
-inline int begin_space(Segment& s, SpaceSlot& t, u32 first_entry, u32 max_pages, u64 pages) {
+// The slot is ours to fill in. Its entries get memory when their pages are first used.
+inline void begin_space(SpaceSlot& t, u32 first_entry, u32 max_pages) {
     t.first_entry.store_relaxed(first_entry);
     t.max_pages.store_relaxed(max_pages);
     t.state.store_seq_cst(SPACE_OPENING);
     BP_POINT("space.opening");
     t.entries_ready.store_relaxed(0);
-    int r = plug_entries(s, t, pages);
-    if (r) t.state.store_seq_cst(SPACE_FREE);
-    return r;
 }
 
 // Makes a slot LIVE, after all other fields have been filled in.

@@ -7,9 +7,7 @@
 
 namespace bp {
 
-inline void unlock_memory(Segment& s);  // memory.h
-inline bool lock_memory(Segment& s, bool interruptible, u32 slices);
-inline void reap(Segment& s, u32 c);  // defined in reap.h, which includes this header: reaping may wait for pages
+inline bool reap(Segment& s, u32 c);  // defined in reap.h, which includes this header: reaping may wait for pages
 
 constexpr u64 WAIT_SLICE_NS = 20'000'000;
 
@@ -19,6 +17,7 @@ constexpr u64 WAIT_SLICE_NS = 20'000'000;
 inline bool has_operation(Segment& s, u32 page, u64 e) {
     if (entry::state(e) == RESIDENT && entry::owner(e) == s.me) return true;  // a writer: write.cpp has the list
     u64 claims = s.claims.value(), used = s.ops_used.load_acquire();
+    if (entry::is_pending(e)) return entry::op(e) < OPS && (used >> entry::op(e) & 1);
     if (u32 n = entry::among(e)) return n <= OPS && (used >> (n - 1) & 1);
     for (u32 i = 0; i < OPS; i++) {
         if (!(used >> i & 1)) continue;
@@ -37,9 +36,14 @@ inline bool has_operation(Segment& s, u32 page, u64 e) {
 inline void disown(Segment& s, u32 page, u64 e, u32 c) {
     DeadClient dead(s, c);
     if (!dead.held() && c != 0 && c <= s.g.max_clients && c != s.me) return;
-    u64 next = entry::flusher(e) == c && entry::state(e) == RESIDENT ? entry::with_flusher(e, 0) : e;
+    u64 next = entry::flusher(e) == c && entry::is_there(e) ? entry::with_flusher(e, 0) : e;
     if (entry::owner(next) == c) next = entry::with_owner(next, 0);
     u32 f = entry::frame(e);
+    if (entry::is_pending(e)) {  // the version that was being published is lost
+        u32 g = f;
+        f = s.has_frame(g) ? frame::page(s.frames[g].word.load_acquire()) : NONE;
+        next = entry::settled(next, f);
+    }
     bool there = entry::state(e) == EVICTING && s.has_frame(f) && s.frames[f].word.load_acquire() == frame::live(page);
     if (entry::state(e) == EVICTING) next = there ? entry::with_state(next, RESIDENT) : (next & entry::RING) | ABSENT;
     if (entry::state(e) == LOADING) next = entry::with_flusher(entry::with_state(next, ABSENT), 0);
@@ -61,12 +65,7 @@ inline void wait_entry(Segment& s, u32 page, u64 e) {
     if (prim::futex_wait(&word, u32(e), WAIT_SLICE_NS) != -ETIMEDOUT) return;
     auto look_after = [&](u32 c) {
         if (c == s.me ? has_operation(s, page, e) : seems_alive(s, c)) return;
-        if (c != s.me) {
-            // Reaping needs the memory lock, whose owner may be stopped.
-            if (call_deadline_ns && !lock_memory(s, false, slices_left())) return;
-            if (call_deadline_ns) unlock_memory(s);
-            reap(s, c);
-        }
+        if (c != s.me) reap(s, c);
         if (word.load_seq_cst() == e) disown(s, page, e, c);
     };
     bool resident = entry::state(e) == RESIDENT;

@@ -4,6 +4,7 @@
 //   entry  RESIDENT(f, dirty) -> RESIDENT(f, dirty, flusher me)    begin
 //          RESIDENT(f, dirty, flusher me) -> RESIDENT(f)           synced
 //          RESIDENT(g, dirty, flusher me) -> RESIDENT(g, dirty)    a newer version was published
+//          The same with PENDING (publish_many.h) for RESIDENT: a flush takes the version that readers see.
 //          RESIDENT(f, dirty, no ring) -> RESIDENT(f, dirty, cold) -> RESIDENT(f)   synced, of a page set aside
 #pragma once
 
@@ -30,11 +31,12 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
         for (;;) {
             u64 e = s.entries[page].load_acquire();
             u32 f = entry::frame(e);
-            if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || !s.has_frame(f)) break;
+            if (!entry::is_there(e) || !(e & entry::DIRTY) || !s.has_frame(f)) break;
             // With the pin, the slot belongs to this page while it is read. Without it, the page could move to another
             // frame and back, and the slot could be read while it belonged to another page.
-            Status status = pin(s, u32(page), f);
+            Status status = pin_there(s, u32(page), f);
             if (status == Status::CORRUPT) break;  // the entry or the frame's word is damaged
+            if (status == Status::WAIT && entry::is_pending(e)) wait_entry(s, u32(page), e);  // its owner may be dead
             if (status != Status::OK && status != Status::TOO_MANY_PINS) continue;
             u64 lsn = s.frames[f].lsn.load_relaxed(), rec_lsn = s.frames[f].rec_lsn.load_relaxed();
             if (status == Status::OK) unpin(s, f);
@@ -62,20 +64,26 @@ inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
 }
 
 // Clears the flusher field, and the dirty bit if the store has the version that the entry still names. A page that was
-// set aside is added to a ring before it is clean: if the client dies in between, the page is still dirty.
-inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
+// set aside is added to a ring before it is clean: if the client dies in between, the page is still dirty. So it is
+// if the memory lock is not to be had within `slices`: then the next flush writes the page once more.
+inline void settle_flushed(Segment& s, const FlushItem& it, bool synced, u32& slices) {
     bool aside = false;
     auto settle = [&](u64 e) {
         aside = false;
-        if (entry::state(e) != RESIDENT || entry::flusher(e) != s.me) return e;
+        if (!entry::is_there(e) || entry::flusher(e) != s.me) return e;
         bool clean = synced && entry::frame(e) == it.frame;
         aside = clean && entry::is_aside(e);
         return aside ? e : entry::with_flusher(clean ? e & ~entry::DIRTY : e, 0);
     };
     settle_entry(s, it.page, settle);
     if (!aside) return;
-    lock_memory(s, false);  // no search sets it aside again before it is clean
-    bring_back_locked(s, it.page);
+    if (!lock_memory(s, false, slices)) {
+        synced = false;
+        slices = 0;  // and no such wait for each of the pages
+        settle_entry(s, it.page, settle);
+        return;
+    }
+    bring_back_locked(s, it.page);  // no search sets it aside again before it is clean
     settle_entry(s, it.page, settle);
     unlock_memory(s);
 }
@@ -87,16 +95,17 @@ inline void settle_flushed(Segment& s, const FlushItem& it, bool synced) {
 // for ever.
 inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, bool synced) {
     BP_POINT("flush.synced");
+    u32 slices = PATIENT_SLICES;
     for (const FlushItem& it : items) {
         u32 newer;
-        if (synced && pin(s, it.page, newer) == Status::OK) {
+        if (synced && pin_there(s, it.page, newer) == Status::OK) {
             u64 stored = s.frames[it.frame].lsn.load_relaxed();
             auto& rec_lsn = s.frames[newer].rec_lsn;
             if (newer != it.frame && rec_lsn.load_relaxed() && rec_lsn.load_relaxed() < stored)
                 rec_lsn.store_relaxed(stored);
             unpin(s, newer);
         }
-        settle_flushed(s, it, synced);
+        settle_flushed(s, it, synced, slices);
         BP_POINT("flush.cleaned");
         if (synced) probe_flush(s, it.page);
         unpin(s, it.frame);
@@ -111,7 +120,7 @@ inline bool begin_flush_of(Segment& s, u32 page) {
     Atomic<u64>& word = s.entries[page];
     for (;;) {
         u64 e = word.load_acquire();
-        if (entry::state(e) != RESIDENT || !(e & entry::DIRTY) || !s.has_frame(entry::frame(e))) return false;
+        if (!entry::is_there(e) || !(e & entry::DIRTY) || !s.has_frame(entry::frame(e))) return false;
         if (entry::flusher(e) == s.me) return false;
         if (entry::flusher(e)) {
             wait_entry(s, page, e);
@@ -153,6 +162,7 @@ inline Status begin_flush(Segment& s, Intent& intent, const FlushRequest& want, 
     // 2. The intent, then the fields.
     intent.page.store_relaxed(pages.front());
     intent.old.store_relaxed(pages.back());
+    intent.since.store_relaxed(s.tick());
     intent.op.store_release(u32(Op::FLUSH));
     s.claims.add();
     BP_POINT("flush.intent");
@@ -161,13 +171,13 @@ inline Status begin_flush(Segment& s, Intent& intent, const FlushRequest& want, 
         BP_POINT("flush.owned");
         // The pin keeps the version: a writer may publish a newer one meanwhile.
         u32 pinned;
-        bool ok = pin(s, page, pinned) == Status::OK;
+        bool ok = pin_there(s, page, pinned) == Status::OK;
         // The list has memory: see above.
         if (ok && s.frames[pinned].lsn.load_relaxed() <= want.lsn && out.items.push({page, pinned})) continue;
         if (ok) unpin(s, pinned);
         out.held_back++;
         settle_entry(s, page, [&](u64 v) {
-            return entry::flusher(v) == s.me && entry::state(v) == RESIDENT ? entry::with_flusher(v, 0) : v;
+            return entry::flusher(v) == s.me && entry::is_there(v) ? entry::with_flusher(v, 0) : v;
         });
     }
     return Status::OK;

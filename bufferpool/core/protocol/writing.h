@@ -1,4 +1,8 @@
-// How a page is written (its writer field is taken, then the new version is published), and how a page is appended.
+// How a page is written (its writer field is taken, then the new version is published), how a page is appended, and how
+// a space grows.
+//
+//   span   p pages -> n pages      grow_space, append_page: never back
+//
 // The loops of every process (write.cpp, space.cpp, tests/native), with the hooks of fetch.h and two more:
 //
 //   may_wait_for(page)           the page's writer is this client: OK to wait, or why not
@@ -148,6 +152,39 @@ Status append_page(Segment& s, const Place& at, u64 page_no, const void* bytes, 
     return Status::OK;
 }
 
+// ---- grow --------------------------------------------------------------------
+
+// Makes the space at least `pages` long; `last` is the place of its last page then. In between, pages that nobody has
+// written are zeros. In a space that has a store (`stored`) the last page is published first, with the content that it
+// has: so a flush makes the store as long, and an append that is under way, or another client that grows the space and
+// then writes, loses nothing.
+template <class Hooks>
+Status grow_space(Segment& s, const Place& last, u64 pages, bool stored, Hooks& hooks) {
+    if (space_pages(last.slot.span.load_acquire()) >= pages) return last.open() ? Status::OK : Status::REMOVED;
+    if (stored) {
+        u32 frame;
+        Status status = own_page(s, last, Access{.counts = false}, hooks, frame);
+        if (status != Status::OK) return status;
+        BP_POINT("lengthen.owned");
+        if (s.entries[last.page].load_acquire() & entry::DIRTY) end_write(s, last.page);
+        else {
+            Image image{.dirty = true, .lsn = s.frames[frame].lsn.load_relaxed()};
+            status = publish_page(s, last, s.page_data(frame), image, hooks);
+            if (status != Status::OK) return end_write(s, last.page), status;
+        }
+        BP_POINT("lengthen.published");
+    }
+    raise_pages(last, pages);
+    return last.open() ? Status::OK : Status::REMOVED;
+}
+
+inline bool have_entries(const Segment& s, u64 first, u64 end) {
+    u64 unit = s.g.os_page / 8;
+    for (u64 page = first; page < end; page = (page / unit + 1) * unit)
+        if (!s.has_page(u32(page))) return false;
+    return true;
+}
+
 // Allocates the next `count` page numbers for appends; `page_no` is the first. TOO_LONG: the space would have more
 // pages than its maximum. The word of the numbers has the space's generation, so that a handle of an earlier space in
 // the slot neither takes nor returns a number.
@@ -163,16 +200,13 @@ Status reserve_numbers(Segment& s, const Place& at, u64 max_pages, u64 count, Ho
         page_no = next > pages ? next : pages;
         u64 end = page_no + count;
         if (end > max_pages) return Status::TOO_LONG;
-        if (end > slot.entries_ready.load_acquire()) {  // entries must have memory before they are touched
-            int r = hooks.unlocked(
-                [&] { return plug_entries(s, slot, std::min(end + 2047, max_pages), at.generation); });
+        if (!have_entries(s, at.page + page_no, at.page + end)) {  // they must have memory before they are touched
+            u64 more = std::min(max_pages - page_no, std::max(count, u64(2048)));
+            int r = hooks.unlocked([&] { return plug_entries(s, slot, page_no, more, at.generation); });
             if (r) return hooks.no_entries(r);
-            if (at.open() && end > slot.entries_ready.load_acquire()) return Status::CORRUPT;
+            if (at.open() && !have_entries(s, at.page + page_no, at.page + end)) return Status::CORRUPT;
             continue;
         }
-        for (u64 n = page_no; n < end; n += s.g.os_page / 8)
-            if (!s.has_page(u32(at.page + n))) return Status::CORRUPT;  // the count of entries is damaged
-        if (!s.has_page(u32(at.page + end - 1))) return Status::CORRUPT;
         if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, end))) return Status::OK;
     }
 }

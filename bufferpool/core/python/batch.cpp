@@ -2,6 +2,7 @@
 // released when the object is dropped, so that an exception between two bytecodes (Ctrl-C) leaves nothing behind.
 #include "python/py.h"
 
+#include "os/transfers.h"
 #include "protocol/spaces.h"
 #include "protocol/writeback.h"
 #include "python/file_record.h"
@@ -153,6 +154,51 @@ static PyObject* batch_end(PyObject* self, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+// Writes the pages to a file, neighbours together and several runs at a time; `done` says of each page whether the call
+// that wrote it wrote all of its pages. False: there is no memory.
+static bool write_items(Segment& s, BatchObject* batch, int fd, char* done) {
+    constexpr u32 MOST = 64;  // pages of one call
+    const auto& items = batch->taken->items;
+    size_t n = items.size();
+    Vec<iovec> from;
+    auto transfers = make<Transfers>();
+    if (!transfers || !from.resize(n)) return unmake(transfers), false;
+    for (size_t i = 0; i < n; i++) from[i] = {s.page_data(items[i].frame), s.g.page_size};
+    Transfer t;
+    for (size_t next = 0;;) {
+        while (next < n && transfers->room()) {
+            u32 count = 1;
+            while (count < MOST && next + count < n && items[next + count].page == items[next].page + count) count++;
+            u64 offset = (items[next].page - batch->first) << s.g.page_shift;
+            transfers->begin({true, fd, &from[next], count, offset}, u32(next));
+            next += count;
+        }
+        if (!transfers->ended(t)) break;
+        memset(done + t.first, t.got == ssize_t(u64(t.what.n) << s.g.page_shift), t.what.n);
+    }
+    unmake(transfers);
+    return true;
+}
+
+// write_to(fd) -> for each page a byte: whether it has been written. Another one may have been written in part.
+static PyObject* batch_write_to(PyObject* self, PyObject* arg) {
+    auto batch = reinterpret_cast<BatchObject*>(self);
+    int fd = int(PyLong_AsLong(arg));
+    if (PyErr_Occurred()) return nullptr;
+    Use use(batch->seg);
+    SegmentObject* seg = under_way(batch);
+    PyObject* whole = seg ? PyBytes_FromStringAndSize(nullptr, Py_ssize_t(batch->taken->items.size())) : nullptr;
+    if (!whole) return nullptr;
+    bool ok;
+    {
+        Released unlocked(seg);
+        ok = write_items(*seg->s, batch, fd, PyBytes_AS_STRING(whole));
+    }
+    if (ok) return whole;
+    Py_DECREF(whole);
+    return PyErr_NoMemory();
+}
+
 static PyObject* batch_state(PyObject* self, void*) {
     return reinterpret_cast<BatchObject*>(self)->file.to_tuple();
 }
@@ -204,6 +250,7 @@ static void batch_dealloc(BatchObject* batch) {
 
 static PyMethodDef batch_methods[] = {
     {"mark_open", batch_mark_open, METH_NOARGS, "The store is written from here on."},
+    {"write_to", batch_write_to, METH_O, "Writes the pages to a file; whether each was written, as bytes of 0 and 1."},
     {"end", batch_end, METH_VARARGS, "end(synced, record): the pages are clean if they were synced."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef batch_getset[] = {

@@ -10,9 +10,12 @@ static CacheObject* C(PyObject* self) { return reinterpret_cast<CacheObject*>(se
 static Segment* ready_cache(CacheObject* cache) {
     if (!may_work(cache->seg)) return nullptr;
     Segment* s = cache->seg->s;
-    if (s->objects.row_ready) return s;
-    int r = map_objects(*s);
+    int r = s->objects.row_ready ? 0 : map_objects(*s);
+    if (r == 0 && !is_cache(*s, cache->cache))
+        return raise("CacheRemoved", "the cache was removed from the pool; open it again with pool.cache()"), nullptr;
+    if (r == 0 && s->objects.row_ready) return s;
     if (r == 0) r = ready_row(*s);
+    if (is_out_of_memory(r) && has_objects(*s) && strip_free_blocks(*s, 16)) r = ready_row(*s);
     if (r) return raise_errno(r, "memory for the tables of the objects cannot be allocated"), nullptr;
     return s;
 }
@@ -50,7 +53,7 @@ static Look look_up(CacheObject* cache, Segment& s, const ObjectKey& key, FoundO
     }
     if (look == Look::UNSURE) return look;
     if (look == Look::FOUND) {
-        bool holds = object::state(found.word) == OBJECT_LIVE && object::kind(found.value) != KIND_FAILED;
+        bool holds = object::state(found.word) == OBJECT_LIVE && is_value(object::kind(found.value));
         if (holds && (!found.expires_ns || !is_expired(found.expires_ns))) return look;
         drop_object_pin(cache->seg, found.block);
     }
@@ -69,10 +72,11 @@ static PyObject* cache_get(PyObject* self, PyObject* const* args, Py_ssize_t n) 
     if (look == Look::UNSURE) return raise_unsure();
     if (look == Look::NOTHING) {
         uses_of_cache(*s, C(self)->cache).misses.add_owned(1);
+        sample_use(*s, key, USED_MISS, 0);
         return Py_NewRef(n == 2 ? args[1] : Py_None);
     }
     uses_of_cache(*s, C(self)->cache).hits.add_owned(1);
-    touch_object(*s, found.entry);
+    touch_object(*s, found.entry, key);
     return value_of(C(self)->seg, found);
 }
 
@@ -97,52 +101,46 @@ static Py_ssize_t cache_length(PyObject* self) {
 
 // When a value expires; `ttl`: None takes the cache's, in seconds. False with an exception.
 static bool expiry(CacheObject* cache, Segment& s, PyObject* ttl, u64& expires_ns) {
-    u64 ns = cache->ttl_ns;
+    CacheSlot& slot = cache_of(s, cache->cache);
+    u64 ns = slot.ttl_ns.load_relaxed(), jitter = slot.jitter.load_relaxed();
     if (ttl && ttl != Py_None) {
-        double seconds = PyFloat_AsDouble(ttl);
-        if (PyErr_Occurred()) return false;
+        double seconds;
+        if (seconds_of(ttl, "ttl", seconds) < 0) return false;
         if (!(seconds > 0)) return raise("ValueError", "ttl must be above 0 seconds, not %R", ttl), false;
-        ns = seconds < 1e9 ? u64(seconds * 1e9) : 0;
+        ns = seconds < 1e9 ? std::max<u64>(u64(seconds * 1e9), 1) : 0;  // 0: never, so the shortest time is 1 ns
     }
-    if (ns && cache->jitter > 0)  // so that what was put together does not expire together
-        ns -= u64(double(ns) * cache->jitter * double(random_number(s) >> 11) / double(u64(1) << 53));
+    if (ns && jitter) {  // so that what was put together does not expire together
+        double part = double(jitter) / double(u64(1) << 32) * double(random_number(s) >> 11) / double(u64(1) << 53);
+        ns -= std::min(u64(double(ns) * part), ns - 1);
+    }
     expires_ns = ns ? prim::coarse_ns() + ns : 0;
     return true;
 }
 
 constexpr u64 COPIED_HERE = 64 << 10;  // bytes that are copied while we have the interpreter's lock
 
-static Published store(Segment& s, PutObject& put, ValuePieces& value, Status& status) {
-    status = reserve_object(s, put);
-    if (status != Status::OK) return Published::FULL;
-    if (fill_object(s, put, value.pieces.data(), u32(value.pieces.size())) != 0) {
-        abandon_object(s, put);
-        status = Status::NO_SPACE;
-        return Published::FULL;
-    }
-    BP_POINT("put.copied");
-    return publish_object(s, put);
-}
-
-// Stores a value. Whether it was kept; -1 with an exception.
-static int keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& value) {
+// Stores a value. `out`: whether it was kept; false with an exception.
+static bool keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& value, Published& out) {
     put.kind = value.kind;
     put.bytes = value.bytes;
     Status status = Status::WAIT;
     Published r = Published::FULL;
+    const ObjectPiece* pieces = value.pieces.data();
+    u32 n = u32(value.pieces.size());
     if (put.bytes <= COPIED_HERE) {
         Quick quick;
-        r = store(s, put, value, status);
+        r = store_object(s, put, pieces, n, status);
     }
     if (status == Status::WAIT) {
         Released unlocked(cache->seg);
-        r = store(s, put, value, status);
+        r = store_object(s, put, pieces, n, status);
     }
-    if (status == Status::INTERRUPTED && check_signals() < 0) return -1;
-    bool kept = r == Published::YES;
+    if (status == Status::INTERRUPTED && check_signals() < 0) return false;
     CacheUses& uses = uses_of_cache(s, cache->cache);
-    (kept ? uses.puts : uses.refused).add_relaxed(1);
-    return kept;
+    if (r == Published::YES) sample_use(s, put.key, USED_PUT, put.record());
+    (r == Published::YES ? uses.puts : r == Published::SUPERSEDED ? uses.superseded : uses.refused).add_relaxed(1);
+    out = r;
+    return true;
 }
 
 // An older value must not stay where a newer one could not be kept.
@@ -165,9 +163,10 @@ static PyObject* cache_put(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     if (value.take(args[1]) < 0) return nullptr;
     s = ready_cache(C(self));  // pickling may have run code that closed the pool
     if (!s) return nullptr;
-    int kept = keep(C(self), *s, put, value);
-    if (kept == 0) forget(C(self), *s, put.key);
-    return kept < 0 ? nullptr : PyBool_FromLong(kept);
+    Published kept;
+    if (!keep(C(self), *s, put, value, kept)) return nullptr;
+    if (kept != Published::YES) forget(C(self), *s, put.key);
+    return PyBool_FromLong(kept == Published::YES);
 }
 
 static PyObject* cache_delete(PyObject* self, PyObject* arg) {
@@ -190,6 +189,7 @@ static PyObject* cache_clear(PyObject* self, PyObject*) {
     {
         Released unlocked(C(self)->seg);
         n = clear_objects(*s, C(self)->cache);
+        release_objects(*s, ~0ull, DROP);
     }
     if (check_signals() < 0) return nullptr;
     return PyLong_FromUnsignedLongLong(n);
@@ -223,19 +223,22 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
         begun = begin_object(*s, want);
     }
     CacheUses& uses = uses_of_cache(*s, C(self)->cache);
-    if (want.waited) uses.waits.add_relaxed(1);
+    // A caller that does not wait asks again, and has `waited` then: it counts once.
+    if (!waited && (want.waited || begun == Begun::BUSY)) uses.waits.add_relaxed(1);
     auto pair = [](Outcome outcome, PyObject* what) {
         return what ? Py_BuildValue("(iN)", int(outcome), what) : nullptr;
     };
     switch (begun) {
-    case Begun::HIT: touch_object(*s, want.found.entry); return pair(OUT_VALUE, value_of(C(self)->seg, want.found));
+    case Begun::HIT:
+        touch_object(*s, want.found.entry, want.key);
+        return pair(OUT_VALUE, value_of(C(self)->seg, want.found));
     case Begun::STALE: return pair(OUT_STALE, value_of(C(self)->seg, want.found));
     case Begun::FAILED: return pair(OUT_FAILED, value_of(C(self)->seg, want.found));
     case Begun::LOAD: {
         PyObject* load = Py_BuildValue("(IK)", want.put.entry, (unsigned long long)want.put.word);
         if (!load || (loads && PyList_Append(loads, load) != 0)) {
             Py_XDECREF(load);
-            end_load(*s, want.put.entry, want.put.word);
+            end_load(*s, want.put.entry, want.put.word, s->me);
             return nullptr;
         }
         return pair(OUT_LOAD, load);
@@ -245,6 +248,19 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
     case Begun::INTERRUPTED: return raise_unsure();
     default: return pair(OUT_UNKEPT, Py_NewRef(Py_None));
     }
+}
+
+// Ends a load without a value. For a second its entry has, for those that wait, the loader's exception, or that the
+// value cannot be kept. Returns false if there was no room for it; then the load has not ended.
+static bool tell(CacheObject* cache, Segment& s, PutObject& put, u8 kind, const ObjectPiece& piece) {
+    put.kind = kind;
+    put.bytes = piece.bytes;
+    put.cost = 0;
+    put.expires_ns = prim::coarse_ns() + 1'000'000'000;
+    Status status;
+    Released unlocked(cache->seg);
+    Published r = store_object(s, put, &piece, 1, status);
+    return r == Published::YES || r == Published::SUPERSEDED;
 }
 
 // finish(key, (entry, word), value, ttl, microseconds) -> whether the value was kept
@@ -265,79 +281,97 @@ static PyObject* cache_finish(PyObject* self, PyObject* args) {
     s = ready_cache(C(self));
     if (!s) return nullptr;
     uses_of_cache(*s, C(self)->cache).loads.add_relaxed(1);
-    int kept = keep(C(self), *s, put, value);
-    if (kept == 0) end_load(*s, entry, word);
-    return kept < 0 ? nullptr : PyBool_FromLong(kept);
+    Published kept;
+    if (!keep(C(self), *s, put, value, kept)) return nullptr;
+    if (kept == Published::FULL && !tell(C(self), *s, put, KIND_UNKEPT, {"", 0, 0})) end_load(*s, entry, word, s->me);
+    return PyBool_FromLong(kept == Published::YES);
 }
 
-// fail((entry, word), key, pickled exception or None): ends a load without a value; those that wait get the exception.
+// fail((entry, word), key, exception or None, stale) -> whether the load has ended, without a value. Those that wait
+// get the (pickled) exception. None ends the load in any case. `stale`: the expired value that the load was to replace
+// is kept, and nobody gets the exception.
 static PyObject* cache_fail(PyObject* self, PyObject* args) {
     PyObject *from, *error;
     unsigned entry;
     unsigned long long word;
-    if (!PyArg_ParseTuple(args, "(IK)OO:fail", &entry, &word, &from, &error)) return nullptr;
+    int stale = 0;
+    if (!PyArg_ParseTuple(args, "(IK)OO|p:fail", &entry, &word, &from, &error, &stale)) return nullptr;
     Segment* s = ready_cache(C(self));
     KeyBytes bytes;
     PutObject put;
     if (!s || !read_key(C(self), from, bytes, put.key)) return nullptr;
-    uses_of_cache(*s, C(self)->cache).load_failures.add_relaxed(1);
-    bool told = false;
-    if (PyBytes_Check(error) && object::state(word) == OBJECT_LOADING) {
-        put.kind = KIND_FAILED;
-        put.bytes = u64(PyBytes_GET_SIZE(error));
-        put.entry = entry;
-        put.word = word;
-        put.expires_ns = prim::coarse_ns() + 1'000'000'000;
-        ObjectPiece piece{PyBytes_AS_STRING(error), put.bytes, 0};
-        Released unlocked(C(self)->seg);
-        if (reserve_object(*s, put) == Status::OK && fill_object(*s, put, &piece, 1) == 0)
-            told = publish_object(*s, put) == Published::YES;
-        else abandon_object(*s, put);
-    }
-    if (!told) end_load(*s, entry, word);
-    Py_RETURN_NONE;
+    bool renews = object::state(word) == OBJECT_LIVE, silent = !PyBytes_Check(error) || (stale && renews), ended = true;
+    put.entry = entry;
+    put.word = word;
+    if (silent) end_load(*s, entry, word, s->me);
+    else ended = tell(C(self), *s, put, KIND_FAILED, {PyBytes_AS_STRING(error), u64(PyBytes_GET_SIZE(error)), 0});
+    if (ended) uses_of_cache(*s, C(self)->cache).load_failures.add_relaxed(1);
+    return PyBool_FromLong(ended);
 }
 
 // ---- figures --------------------------------------------------------------------------
 
+PyObject* counts_of(const CacheSlot& cache, const u64* sums) {
+    auto k = [](u64 n) { return (unsigned long long)n; };
+    auto n = [&](u32 i) { return k(sums[i] - cache.before[i].load_relaxed()); };
+    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:K,s:K,s:K}", "hits", n(0), "misses", n(1), "puts",
+                         n(2), "loads", n(3), "load_failures", n(4), "waits", n(5), "superseded", n(6), "refused", n(7),
+                         "evictions", k(cache.evictions.load_relaxed()), "count", cache.count.load_relaxed(), "bytes",
+                         k(cache.bytes.load_relaxed()), "limit", k(cache.limit.load_relaxed()), "reserve",
+                         k(cache.reserve.load_relaxed()));
+}
+
 static PyObject* cache_counts(PyObject* self, PyObject*) {
     Segment* s = ready_cache(C(self));
     if (!s) return nullptr;
-    u64 sums[sizeof(CacheUses) / 8] = {};
-    for (u32 c = 1; c <= s->g.max_clients; c++) {
-        u64 w = s->objects.header->rows_ready[c].load_seq_cst();
-        if (!is_doubled(w) || !w) continue;
-        auto words = reinterpret_cast<Atomic<u64>*>(&s->object_uses(c)[C(self)->cache % CACHES]);
-        for (u32 i = 0; i < sizeof(CacheUses) / 8; i++) sums[i] += words[i].load_relaxed();
-    }
-    CacheSlot& cache = cache_of(*s, C(self)->cache);
+    u64 sums[CACHE_USES];
+    sum_uses(*s, cache_slot(C(self)->cache), sums);
+    return counts_of(cache_of(*s, C(self)->cache), sums);
+}
+
+// The settings that remain when those that are given replace the cache's: 0 is none.
+struct CacheSettings {
+    u64 limit, reserve;
+};
+
+// Whether the settings can hold. False with an exception.
+static bool check_settings(Segment& s, u32 cache, const CacheSettings& want) {
     auto k = [](u64 n) { return (unsigned long long)n; };
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:I,s:K,s:K,s:K}", "hits", k(sums[0]), "misses", k(sums[1]),
-                         "puts", k(sums[2]), "loads", k(sums[3]), "load_failures", k(sums[4]), "waits", k(sums[5]),
-                         "evictions", k(sums[6]), "refused", k(sums[7]), "count", cache.count.load_relaxed(), "bytes",
-                         k(cache.bytes.load_relaxed()), "limit", k(cache.limit.load_relaxed()), "reserve",
-                         k(cache.reserve.load_relaxed()));
+    if (want.limit && want.reserve > want.limit)
+        return raise("ValueError", "reserve (%llu bytes) must not be above limit (%llu bytes); give both",
+                     k(want.reserve), k(want.limit)), false;
+    u64 budget = s.header->budget_frames.load_relaxed(), others = 0;
+    u64 most = (budget > PAGES_KEEP ? budget - PAGES_KEEP : 0) << s.g.page_shift;
+    for (u32 i = 0; i < CACHES; i++)
+        if (i != cache_slot(cache) && cache_of(s, i).state.load_relaxed() == CACHE_LIVE)
+            others += cache_of(s, i).reserve.load_relaxed();
+    if (want.reserve && (others > most || want.reserve > most - others))
+        return raise("ValueError", "reserve (%llu bytes) is more than caches can have: they may reserve %llu bytes of "
+                     "the budget, and others have reserved %llu; resize the pool, or reserve less", k(want.reserve),
+                     k(most), k(others)), false;
+    return true;
 }
 
 // configure(ttl, jitter, limit, reserve): None leaves a setting as it is. ttl in nanoseconds, limit and reserve in
 // bytes.
 static PyObject* cache_configure(PyObject* self, PyObject* args) {
-    PyObject *ttl, *limit, *reserve;
-    double jitter;
-    if (!PyArg_ParseTuple(args, "OdOO:configure", &ttl, &jitter, &limit, &reserve)) return nullptr;
+    PyObject* given[4];
+    if (!PyArg_ParseTuple(args, "OOOO:configure", &given[0], &given[1], &given[2], &given[3])) return nullptr;
     Segment* s = ready_cache(C(self));
     if (!s) return nullptr;
     CacheSlot& cache = cache_of(*s, C(self)->cache);
-    auto set = [](PyObject* from, Atomic<u64>& to) {
-        if (from == Py_None) return true;
-        u64 n = PyLong_AsUnsignedLongLong(from);
-        if (PyErr_Occurred()) return false;
-        to.store_release(n);
-        return true;
-    };
-    if (!set(ttl, cache.ttl_ns) || !set(limit, cache.limit) || !set(reserve, cache.reserve)) return nullptr;
-    C(self)->ttl_ns = cache.ttl_ns.load_relaxed();
-    C(self)->jitter = jitter;
+    u64 values[4] = {cache.ttl_ns.load_relaxed(), cache.jitter.load_relaxed(), cache.limit.load_relaxed(),
+                     cache.reserve.load_relaxed()};
+    for (u32 i = 0; i < 4; i++) {
+        if (given[i] == Py_None) continue;
+        values[i] = PyLong_AsUnsignedLongLong(given[i]);
+        if (PyErr_Occurred()) return nullptr;
+    }
+    if (!check_settings(*s, C(self)->cache, {values[2], values[3]})) return nullptr;
+    cache.ttl_ns.store_release(values[0]);
+    cache.jitter.store_release(u32(values[1]));
+    cache.limit.store_release(values[2]);
+    cache.reserve.store_release(values[3]);
     Py_RETURN_NONE;
 }
 
@@ -362,17 +396,17 @@ static PyObject* cache_new(PyTypeObject* type, PyObject* args, PyObject*) {
         r = make_objects(*s, small ? 16 : 18);
         if (r == 0 && !s->objects.blocks_ready) r = grow_blocks(*s);
         if (r == 0) r = ready_row(*s);
-        if (r == 0) cache = open_cache(*s, name, true);
+        if (r == 0) cache = open_cache(*s, name);
     }
     if (r == -EINTR) return raise_interrupted("the tables of the objects");
     if (r) return raise_errno(r, "memory for the tables of the objects cannot be allocated");
-    if (cache == NONE) return raise("TooManySpaces", "a pool has at most %u caches; remove one", CACHES);
+    if (cache == NONE)
+        return raise("TooManySpaces", "a pool has at most %u caches; remove one (pool.remove_cache())", CACHES);
     auto self = reinterpret_cast<CacheObject*>(type->tp_alloc(type, 0));
     if (!self) return nullptr;
     self->seg = seg;
     Py_INCREF(seg);
     self->cache = cache;
-    self->ttl_ns = cache_of(*s, cache).ttl_ns.load_relaxed();
     return reinterpret_cast<PyObject*>(self);
 }
 

@@ -22,6 +22,7 @@ struct FileRecord {
         t.device.store_relaxed(device);
         t.inode.store_relaxed(inode);
         t.size_bytes.store_relaxed(size);
+        BP_POINT("record.half");
         t.mtime_ns.store_relaxed(mtime);
         t.ctime_ns.store_relaxed(ctime);
         t.doubt.store_relaxed(doubt);
@@ -29,12 +30,16 @@ struct FileRecord {
 };
 
 // What a flush, or a look at the file, has found out: so many pages are stored at least, and the file is like this.
-// The flush lock is held.
+// The flush lock is held. A client that dies among the fields leaves `flush_open`: like a flush that was killed, it has
+// left a size and times that say nothing about other programs.
 inline void record_store(SpaceSlot& t, u64 stored, bool open, const FileRecord* file) {
     u64 before = t.stored.load_relaxed();
     while (before < stored && !t.stored.cas_seq_cst(before, stored)) {
     }
-    if (file) file->store(t);
+    if (file) {
+        t.flush_open.store_seq_cst(1);
+        file->store(t);
+    }
     t.flush_open.store_release(u32(open));
 }
 

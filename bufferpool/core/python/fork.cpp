@@ -144,7 +144,7 @@ static void renew(Segment& s) {
     for (auto& use : s.lock_use) use = {};
     for (auto& thread : s.op_thread) thread.store_relaxed(0);
     for (auto& spare : s.spares) spare.store_relaxed(0);
-    for (auto& later : s.later) later.store_relaxed(0);
+    s.later.store_relaxed(0);
     new (&s.reap_mutex) std::recursive_timed_mutex;
     new (&s.objects.mapping) std::mutex;
     s.objects.random.store_relaxed(0);

@@ -86,22 +86,34 @@ static void held_dealloc(HeldObject* held) {
     PyObject_Free(held);
 }
 
-// lock_directory() -> Held
-static PyObject* segment_lock_directory(PyObject* self, PyObject*) {
-    Segment* s = opened(S(self));
+// A signal's handler has raised, or the call's time is over and another client still has the lock.
+static PyObject* raise_not_locked(LockWord& lock, const char* what) {
+    u32 owner = lock.word.load_relaxed() & lock_word::OWNER;
+    if (check_signals() < 0) return nullptr;
+    return raise("WaitTimeout",
+                 "client %u is %s for longer than the timeout: it is stopped perhaps, or its disk or store hangs "
+                 "(pool.clients() and pool.operations() say more); try again",
+                 owner, what);
+}
+
+// lock_directory(timeout) -> Held
+static PyObject* segment_lock_directory(PyObject* self, PyObject* arg) {
+    double timeout = PyFloat_AsDouble(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
     if (!s || raise_held(S(self), s->header->directory, "opening or removing a space")) return nullptr;
     bool ok;
     {
         Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
         ok = lock_directory(*s);
     }
-    if (!ok) return raise_interrupted("the directory of spaces");
+    if (!ok) return raise_not_locked(s->header->directory, "opening or removing a space");
     PyObject* held = new_held(S(self), &s->header->directory, false);
     if (!held) leave_directory(*s);
     return held;
 }
 
-PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait) {
+PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait, double timeout) {
     Segment* s = opened(seg);
     if (!s) return nullptr;
     if (space >= s->space_count()) return raise("ValueError", "no such space");
@@ -111,25 +123,27 @@ PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait) {
     bool ours = true;
     {
         Released unlocked(seg);
+        Deadline deadline(deadline_in(timeout));
         if (wait) a = acquire(*s, slot.flush_lock);
         else ours = try_acquire(*s, slot.flush_lock, a);
         if (ours && a == Acquired::REPAIR) repaired(*s, slot.flush_lock);
         if (ours && a != Acquired::INTERRUPTED) slot.flush_since_ns.store_relaxed(prim::boot_ns());
     }
     if (!ours) Py_RETURN_NONE;
-    if (a == Acquired::INTERRUPTED) return raise_interrupted("a flush");
+    if (a == Acquired::INTERRUPTED) return raise_not_locked(slot.flush_lock, "flushing the space");
     PyObject* held = new_held(seg, &slot.flush_lock, slot.flush_open.load_acquire());
     if (!held) release(*s, slot.flush_lock);
     return held;
 }
 
-// lock_flush(space, wait=True) -> Held; its `interrupted` is true if the last flush was interrupted. None: the lock is
-// held, and `wait` is false.
+// lock_flush(space, wait=True, timeout=inf) -> Held; its `interrupted` is true if the last flush was interrupted. None:
+// the lock is held, and `wait` is false.
 static PyObject* segment_lock_flush(PyObject* self, PyObject* args) {
     unsigned i;
     int wait = 1;
-    if (!PyArg_ParseTuple(args, "I|p:lock_flush", &i, &wait)) return nullptr;
-    return lock_flush(S(self), i, wait);
+    double timeout = Py_HUGE_VAL;
+    if (!PyArg_ParseTuple(args, "I|pd:lock_flush", &i, &wait, &timeout)) return nullptr;
+    return lock_flush(S(self), i, wait, timeout);
 }
 
 bool is_interrupted(PyObject* held) { return reinterpret_cast<HeldObject*>(held)->interrupted; }
@@ -165,7 +179,7 @@ int ready_held_type() {
                       held_dealloc, held_methods, held_getset);
 }
 
-PyMethodDef lock_methods[] = {{"lock_directory", entered<segment_lock_directory, SegmentEntry>, METH_NOARGS, ""},
+PyMethodDef lock_methods[] = {{"lock_directory", entered<segment_lock_directory, SegmentEntry>, METH_O, ""},
                               {"lock_flush", entered<segment_lock_flush, SegmentEntry>, METH_VARARGS, ""},
                               {nullptr, nullptr, 0, nullptr}};
 

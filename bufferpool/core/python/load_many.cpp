@@ -41,6 +41,9 @@ struct Loads {
 
 // The reads of a file space, for load_many.h.
 struct FileLoads : Loads {
+    static constexpr u64 READ_AHEAD = 1 << 20;
+    u64 read_from = ~u64(0), read_to = 0;  // all that has been read from the file lies between these offsets
+
     bool room() const { return w.transfers.room(); }
 
     void begin(u32 first, u32 count) {
@@ -52,6 +55,8 @@ struct FileLoads : Loads {
             w.read[i] = i >= first + in_file;
             if (w.read[i]) memset(to, 0, s.g.page_size);  // beyond the end of the file
         }
+        read_from = std::min(read_from, page_no << s.g.page_shift);
+        read_to = std::max(read_to, (page_no + count) << s.g.page_shift);
         if (in_file == count && has_its_file(s, sp))
             w.transfers.begin({false, sp->fd, &w.to[first], count, page_no << s.g.page_shift,
                                u32(prim::read_flags(sp->caching))}, first);
@@ -62,7 +67,7 @@ struct FileLoads : Loads {
     // one page.
     bool ended(u32& first, u32& count) {
         Transfer t;
-        if (!w.transfers.ended(t)) return false;
+        if (!w.transfers.ended(t)) return drop_read_ahead(), false;
         if (sp->caching == prim::DROPPED && t.what.to)
             prim::drop_cache(sp->fd, t.what.offset, u64(t.what.n) << s.g.page_shift);
         first = t.first;
@@ -73,6 +78,14 @@ struct FileLoads : Loads {
             if (w.read[i]) s.counters().load_bytes.add_relaxed(s.g.page_size);
         }
         return true;
+    }
+
+    // The kernel may read further than it was asked to (io_uring continues a read with read-ahead, despite
+    // POSIX_FADV_RANDOM), and it drops no page that it is still reading. So what is left is dropped at the end.
+    void drop_read_ahead() const {
+        bool through_cache = sp->caching == prim::DROPPED || sp->caching == prim::UNCACHED;
+        if (through_cache && read_from < read_to && has_its_file(s, sp))
+            prim::drop_cache(sp->fd, read_from, read_to - read_from + READ_AHEAD);
     }
 
     template <class F>
@@ -169,7 +182,7 @@ private:
         PyBuffer_Release(&view);
     }
 
-    // The first error is the call's, and what those who wait for one of the pages are told.
+    // The first error is raised by the call, and by the clients that wait for one of the pages.
     void keep_error(u32 i) {
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);

@@ -1,6 +1,8 @@
 // How a page gets pinned: found, waited for, or loaded.
 #include "python/loading.h"
 
+#include "protocol/shrink.h"
+
 #include <limits>
 
 namespace bp {
@@ -46,20 +48,33 @@ int bad_page(SpaceObject* sp, u64 span, PyObject* n) {
     return -1;
 }
 
-// Does the page's entry have memory? The space's span is not enough, because it may be damaged. The answer is cached,
-// because entries keep their memory; so a hit makes one comparison.
-bool find_backed(SpaceObject* sp, u64 page_no) {
+// Gives the entry of a page memory, if it has none yet. (The space's span alone does not say that there is such a page:
+// it may be damaged.) 0 or -1.
+int back_entry(SpaceObject* sp, u64 page_no) {
     Segment& s = *sp->seg->s;
-    u32 unit = s.g.os_page / 8;
-    u32 backed = sp->backed;
-    while (backed <= page_no && backed < sp->max_pages && s.has_page(sp->first_entry + backed))
-        backed += std::min(unit - (sp->first_entry + backed) % unit, sp->max_pages - backed);
-    sp->backed = backed;  // another thread may have cached more; a smaller value is correct too
-    return page_no < backed;
+    if (page_no >= sp->max_pages) return raise_status(Status::CORRUPT, page_no), -1;
+    if (!s.has_page(sp->first_entry + u32(page_no))) {
+        if (!may_work(sp->seg)) return -1;
+        int r;
+        {
+            Released unlocked(sp->seg);
+            r = plug_entries(s, space_slot(sp), page_no, 1, sp->generation);
+            Reclaimed done;
+            if (r == -ENOSPC) shrink(s, s.g.extent_frames, PRESSURE, true, done);  // evicts pages to make room
+            if (done.frames) r = plug_entries(s, space_slot(sp), page_no, 1, sp->generation);
+        }
+        if (r == -EINTR) return raise_interrupted("memory for the entry of a page"), -1;
+        if (r) return raise_errno(r, "the space's entries cannot be allocated (fallocate)"), -1;
+        if (!still_open(sp)) return raise_space_removed(sp), -1;
+        if (!s.has_page(sp->first_entry + u32(page_no))) return raise_status(Status::CORRUPT, page_no), -1;
+    }
+    u64 chunk = page_no >> sp->chunk_shift;
+    sp->backed[chunk / 64].set(u64(1) << (chunk % 64));
+    return 0;
 }
 
 // The page number in `n`, checked against the space; with `from_end`, a negative one counts from the end. 0 or -1.
-int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end) {
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end, Backing backing) {
     long long v;
     if (PyLong_Check(n) && !PyBool_Check(n)) {
         v = PyLong_AsLongLong(n);
@@ -83,7 +98,8 @@ int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end) {
     if (v < 0 || u64(v) >= space_pages(span) || space_generation(span) != sp->generation)
         return bad_page(sp, span, n);
     page_no = u64(v);
-    return is_backed(sp, page_no) ? 0 : (raise_status(Status::CORRUPT, page_no), -1);
+    if (is_backed(sp, page_no) || (backing == Backing::AS_IS && page_no < sp->max_pages)) return 0;
+    return back_entry(sp, page_no);
 }
 
 bool still_open(SpaceObject* sp) { return place_of(sp, 0).open(); }
@@ -100,8 +116,16 @@ int answer(Status status, SpaceObject* sp, u64 page_no) {
 Status SpaceHooks::waited(u64 e) {
     if (check_signals() < 0 || !opened(sp->seg)) return Status::RAISED;
     if (!is_late()) return Status::OK;
-    raise("WaitTimeout", "page %llu: client %u has used it for longer than the timeout; see pool.clients()",
-          (unsigned long long)page_no, entry::owner(e));
+    bool loads = entry::state(e) == LOADING;
+    if (loads) {  // an event says so, because the store may hang
+        PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_waited_too_long", "K",
+                                          (unsigned long long)page_no);
+        if (!r) return Status::RAISED;
+        Py_DECREF(r);
+    }
+    raise("WaitTimeout", "page %llu: client %u has %s it for longer than the timeout; see pool.%s()",
+          (unsigned long long)page_no, entry::owner(e), loads ? "been loading" : "used",
+          loads ? "operations" : "clients");
     return Status::RAISED;
 }
 
@@ -134,7 +158,7 @@ Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     }
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return status;
     if (!want.waits_since_ns) want.waits_since_ns = prim::now_ns();
-    const char* what = status == Status::NO_SPACE ? "no_space" : "exhausted";
+    const char* what = status == Status::NO_SPACE ? "no_space" : want.limited ? "limit" : "exhausted";
     u64 now = prim::now_ns();
     double left = !deadline_ns ? Py_HUGE_VAL : deadline_ns > now ? double(deadline_ns - now) / 1e9 : 0.0;
     PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIid", what, want.tally.pinned, want.tally.dirty,
@@ -204,7 +228,7 @@ private:
     }
 };
 
-// What those who wait for a load are told of the exception that ended it: its attribute `told`; nothing if it has none.
+// Copies what clients that wait for a load get of the exception that ended it: its attribute `told`, if it has one.
 void copy_failure(PyObject* error, char (&text)[FAILURE_WORDS * 8 + 1]) {
     text[0] = 0;
     PyObject* told = error ? PyObject_GetAttrString(error, "told") : nullptr;

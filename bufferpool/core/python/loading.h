@@ -27,7 +27,7 @@ struct SpaceHooks {
     Status load(const Place& at, FrameRequest& want, u32& frame);
     Status no_entries(int error) {
         if (error == -EINTR && is_late()) return raise_late();
-        return raise_errno(error, "the space's entries cannot be allocated"), Status::RAISED;
+        return raise_errno(error, "the space's entries cannot be allocated (fallocate)"), Status::RAISED;
     }
     bool is_late() const { return deadline_ns && prim::now_ns() > deadline_ns; }
     void unpin(u32 frame) { drop_pin(sp->seg, frame); }

@@ -26,8 +26,10 @@ int ready_pinned_pages_type();
 int ready_released_type();
 int ready_space_type();
 int ready_write_type();
+int ready_group_type();
 int ready_held_type();
 int ready_batch_type();
+int ready_under_way_type();
 int ready_object_holder_type();
 int ready_cache_type();
 extern PyTypeObject CacheType;
@@ -119,6 +121,9 @@ static const char* remedy_of(int error) {
     case ENOLCK: return ": the kernel has no room for locks, or a sandbox refuses them";
     case EPERM:
     case ENOSYS: return ": a sandbox refuses this call (seccomp); allow it. bufferpool doctor tries what a pool needs";
+    case EACCES:
+        return ": this process may not open the segment any more, because it has changed its user perhaps (setuid): "
+               "attach the pool afterwards, or open what it needs before";
     case EROFS: return ": the file system is mounted read-only; remount it for writing";
     case ENOENT: return ": /proc is not mounted, or the file has been removed";
     default: return "";
@@ -197,6 +202,7 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.magic = MAGIC;
     h.version = LAYOUT_VERSION;
     h.header_bytes = sizeof(Header);
+    h.layout_sum = layout_sum();
     h.created_ns = prim::realtime_ns();
     h.geometry = g;
     h.geometry_sum = geometry_sum(g);
@@ -228,7 +234,17 @@ bool read_header(int fd, Header& h) {
         return raise("SegmentCorrupt",
                      "this is no bufferpool segment (or its header was overwritten); if it is a leftover, remove it"),
                false;
-    if (h.version != LAYOUT_VERSION || h.header_bytes != sizeof(Header))
+    char sums[48];  // Python 3.11 formats no hexadecimal numbers of 64 bits
+    snprintf(sums, sizeof sums, "%016llx, here %016llx", (unsigned long long)h.layout_sum,
+             (unsigned long long)layout_sum());
+    if (h.version == LAYOUT_VERSION && (h.header_bytes != sizeof(Header) || h.layout_sum != layout_sum()))
+        return raise("LayoutMismatch",
+                     "the segment has layout version %u, as this library has, but was made by another build of it, "
+                     "whose tables have other places or sizes (sum %s); remove the segment "
+                     "(bufferpool rm) or use the build that made it",
+                     h.version, sums),
+               false;
+    if (h.version != LAYOUT_VERSION)
         return raise("LayoutMismatch",
                      "the segment has layout version %u, this library reads version %u; remove the segment "
                      "(bufferpool rm) or use the library that made it",
@@ -350,87 +366,7 @@ static PyObject* core_read_many(PyObject*, PyObject* args) {
     return whole;
 }
 
-namespace {
-
-// A part of a run of neighbouring pages that one call writes.
-struct WritePart {
-    u64 offset, bytes;
-    u32 first, n, run;
-};
-
-// What write_many() was given, with the buffers held.
-struct Writes {
-    Vec<Py_buffer> views;
-    Vec<iovec> vectors;
-    Vec<WritePart> parts;
-    ~Writes() {
-        for (Py_buffer& view : views) PyBuffer_Release(&view);
-    }
-
-    // 0 or -1.
-    int add(u32 run, u64 offset, PyObject* pages) {
-        constexpr u32 MOST = 64;
-        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(pages); i++) {
-            Py_buffer view;
-            if (PyObject_GetBuffer(PyList_GET_ITEM(pages, i), &view, PyBUF_SIMPLE) < 0) return -1;
-            if (!views.push(view)) return PyBuffer_Release(&view), PyErr_NoMemory(), -1;
-            if (!vectors.push({view.buf, size_t(view.len)})) return PyErr_NoMemory(), -1;
-            if (i % MOST == 0 && !parts.push({offset, 0, u32(vectors.size()) - 1, 0, run})) return PyErr_NoMemory(), -1;
-            parts.back().n++;
-            parts.back().bytes += u64(view.len);
-            offset += u64(view.len);
-        }
-        return 0;
-    }
-
-    // Writes all parts, several at a time; `done` says which runs are whole.
-    void run(int fd, char* done) {
-        auto transfers = make<Transfers>();
-        size_t next = 0;
-        for (Transfer t;;) {
-            for (; transfers && next < parts.size() && transfers->room(); next++) {
-                WritePart& part = parts[next];
-                transfers->begin({true, fd, &vectors[part.first], part.n, part.offset, 0}, u32(next));
-            }
-            if (!transfers || !transfers->ended(t)) break;
-            if (t.got != ssize_t(parts[t.first].bytes)) done[parts[t.first].run] = 0;
-        }
-        if (!transfers)
-            for (WritePart& part : parts) done[part.run] = 0;
-        unmake(transfers);
-    }
-};
-
-}  // namespace
-
-// write_many(fd, offsets, runs): writes runs of neighbouring pages (lists of buffers) at their offsets, several at a
-// time; returns which of them were written whole, as bytes of 0 and 1. The others may be written in part.
-static PyObject* core_write_many(PyObject*, PyObject* args) {
-    int fd;
-    PyObject *offsets, *runs;
-    if (!PyArg_ParseTuple(args, "iO!O!:write_many", &fd, &PyList_Type, &offsets, &PyList_Type, &runs)) return nullptr;
-    Py_ssize_t n = PyList_GET_SIZE(runs);
-    if (PyList_GET_SIZE(offsets) != n) return raise("ValueError", "each run has one offset");
-    Writes writes;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        u64 offset = PyLong_AsUnsignedLongLong(PyList_GET_ITEM(offsets, i));
-        PyObject* pages = PyList_GET_ITEM(runs, i);
-        if (PyErr_Occurred()) return nullptr;
-        if (!PyList_Check(pages)) return raise("TypeError", "a run is a list of buffers");
-        if (writes.add(u32(i), offset, pages) < 0) return nullptr;
-    }
-    PyObject* whole = PyBytes_FromStringAndSize(nullptr, n);
-    if (!whole) return nullptr;
-    char* done = PyBytes_AS_STRING(whole);
-    memset(done, 1, size_t(n));
-    Py_BEGIN_ALLOW_THREADS
-    writes.run(fd, done);
-    Py_END_ALLOW_THREADS
-    return whole;
-}
-
 static PyMethodDef module_methods[] = {
-    {"write_many", core_write_many, METH_VARARGS, "Writes runs of pages of a file; which of them were written whole."},
     {"read_many", core_read_many, METH_VARARGS, "Reads pages of a file together; which of them were read whole."},
     {"has_io_uring", core_has_io_uring, METH_NOARGS, "Whether the kernel grants this thread an io_uring."},
     {"raise_unmapped", core_raise_unmapped, METH_O,
@@ -469,8 +405,8 @@ PyMODINIT_FUNC PyInit__core() {
     static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the futex word of an entry is its low half");
     import_array();
     for (auto ready : {ready_segment_type, ready_space_type, ready_holder_type, ready_pin_type, ready_pinned_pages_type,
-                       ready_released_type, ready_write_type, ready_held_type, ready_batch_type,
-                       ready_object_holder_type, ready_cache_type})
+                       ready_released_type, ready_write_type, ready_group_type, ready_held_type, ready_batch_type,
+                       ready_under_way_type, ready_object_holder_type, ready_cache_type})
         if (ready() < 0) return nullptr;
     PyObject* m = PyModule_Create(&module_def);
     if (!m) return nullptr;
@@ -479,10 +415,12 @@ PyMODINIT_FUNC PyInit__core() {
         PyTypeObject* type;
     } types[] = {
         {"Segment", &SegmentType}, {"Space", &SpaceType}, {"Pin", &PinType},    {"PinnedPages", &PinnedPagesType},
-        {"Write", &WriteType},     {"Held", &HeldType},   {"Batch", &BatchType}, {"CacheBase", &CacheType}};
+        {"Write", &WriteType},     {"PublishGroup", &GroupType},
+        {"Held", &HeldType},   {"Batch", &BatchType}, {"UnderWay", &UnderWayType}, {"CacheBase", &CacheType}};
     for (auto& t : types)
         if (PyModule_AddObjectRef(m, t.name, reinterpret_cast<PyObject*>(t.type)) < 0) return nullptr;
     PyModule_AddIntConstant(m, "MAX_SPACES", MAX_SPACES);
+    PyModule_AddIntConstant(m, "CACHES", CACHES);
     PyModule_AddIntConstant(m, "NAME_BYTES", NAME_BYTES);
     PyModule_AddIntConstant(m, "CLIENTS_LIMIT", CLIENTS_LIMIT);
     PyModule_AddIntConstant(m, "LAYOUT_VERSION", LAYOUT_VERSION);

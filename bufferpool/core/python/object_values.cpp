@@ -5,15 +5,14 @@
 //   ndarray of numbers             VALUE_ARRAY    its type and shape, then its items: a read-only array comes back
 //   all else                       VALUE_PICKLE   protocol 5; with large buffers apart: VALUE_PARTS
 //
-// A small value is copied out, which costs less than a pin. A larger one comes as a view of the shared memory, whose
-// base (an ObjectHolder) owns a pin on its block.
+// A value that shares its block with others is copied out: a pin would keep the memory of all of them for as long as
+// the value is held. A larger one comes as a view of the shared memory, whose base (an ObjectHolder) owns a pin on its
+// block.
 #include "python/objects.h"
 
 #include "python/views.h"
 
 namespace bp {
-
-constexpr u64 COPIED = 4096;  // bytes of a value that is copied out
 
 // ---- keys -----------------------------------------------------------------------
 
@@ -59,12 +58,18 @@ static int add_int(KeyBytes& to, PyObject* key) {
     return ok ? 0 : -1;
 }
 
+constexpr int TUPLES_IN_TUPLES = 8;
+
 int KeyBytes::add_key(PyObject* key, int depth) {
     if (PyUnicode_Check(key)) return add_text(*this, key);
     if (PyLong_Check(key)) return add_int(*this, key);
     if (PyBytes_Check(key))
         return add("b", 1) && add(PyBytes_AS_STRING(key), size_t(PyBytes_GET_SIZE(key))) ? 0 : -1;
-    if (!PyTuple_Check(key) || depth > 8) {
+    if (PyTuple_Check(key) && depth > TUPLES_IN_TUPLES) {
+        raise("ValueError", "tuples of a key may be nested %d deep", TUPLES_IN_TUPLES + 1);
+        return -1;
+    }
+    if (!PyTuple_Check(key)) {
         raise("TypeError", "a key is a str, bytes, an int or a tuple of them, not %.200s", Py_TYPE(key)->tp_name);
         return -1;
     }
@@ -333,6 +338,8 @@ static PyObject* parts_of(PyObject* view, const u8* at, u64 bytes) {
     return unpickle(stream, buffers);
 }
 
+static const u8* at_of(PyObject* view) { return static_cast<const u8*>(PyMemoryView_GET_BUFFER(view)->buf); }
+
 // A value that is copied out while it is pinned.
 static PyObject* small_value(u8 kind, const u8* at, u64 bytes) {
     if (kind == VALUE_NONE) return Py_NewRef(Py_None);
@@ -365,7 +372,7 @@ PyObject* value_of(SegmentObject* seg, const FoundObject& found) {
     const u8* at = s.objects.read_base + found.value_offset;
     u64 bytes = object::bytes(found.value);
     u8 kind = object::kind(found.value);
-    if ((bytes > COPIED && kind != VALUE_TEXT) || kind == VALUE_PARTS) return large_value(seg, found, at, bytes);
+    if (kind != KIND_FAILED && !found.shared && kind != VALUE_TEXT) return large_value(seg, found, at, bytes);
     PyObject* value = small_value(kind, at, bytes);
     drop_object_pin(seg, found.block);
     if (!value || kind == VALUE_NONE || kind == VALUE_TEXT || kind == VALUE_ARRAY) return value;
@@ -374,7 +381,11 @@ PyObject* value_of(SegmentObject* seg, const FoundObject& found) {
         Py_DECREF(value);
         return view;
     }
-    return unpickle(value, nullptr);
+    if (kind == KIND_FAILED) return value;
+    if (kind != VALUE_PARTS) return unpickle(value, nullptr);
+    PyObject* view = PyMemoryView_FromObject(value);
+    Py_DECREF(value);
+    return view ? parts_of(view, at_of(view), bytes) : nullptr;
 }
 
 }  // namespace bp

@@ -11,9 +11,7 @@ constexpr u32 OBJECT_PIN = 1u << 31;
 
 struct CacheObject {
     PyObject_HEAD SegmentObject* seg;
-    u32 cache;
-    u64 ttl_ns;  // 0: values do not expire
-    double jitter;
+    u32 cache;  // its number
 };
 
 // The kinds of values. ALIGNED_KIND: they begin at a multiple of 64.
@@ -37,7 +35,7 @@ public:
     [[nodiscard]] bool add(const void* from, size_t n);
     int add_key(PyObject* key, int depth = 0);  // 0, or -1 with an exception
     ObjectKey key(u32 cache) const {
-        return {at_, u32(size_), u16(cache), hash_bytes(at_, size_, cache)};
+        return {at_, u32(size_), cache, hash_bytes(at_, size_, cache)};
     }
     size_t size() const { return size_; }
     u8* at() { return at_; }
@@ -64,6 +62,7 @@ private:
     int take_pickle(PyObject* value);
 };
 
+PyObject* counts_of(const CacheSlot& cache, const u64* sums);  // what stats() gives
 PyObject* value_of(SegmentObject* seg, const FoundObject& found);  // takes over the pin
 void drop_object_pin(SegmentObject* seg, u32 block);
 int ready_object_holder_type();

@@ -175,7 +175,7 @@ static PyMethodDef pin_methods[] = {
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<pin_exit, PinEntry<TAKEN>>)),
      METH_FASTCALL, "Releases the pin."},
     {"release", entered<pin_release_method, PinEntry<TAKEN>>, METH_NOARGS,
-     "Releases the pin. Raises BufferError while other arrays look at the page."},
+     "release($self, /)\n--\n\nReleases the pin. Raises BufferError while other arrays look at the page."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef pin_getset[] = {
     {"page", reinterpret_cast<getter>(entered<pin_page, PinEntry<READS>>), nullptr, "The page: a read-only array.",

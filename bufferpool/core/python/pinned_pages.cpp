@@ -172,7 +172,7 @@ static PyMethodDef pages_methods[] = {
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<pages_exit, PagesEntry>)), METH_FASTCALL,
      "Releases the pins."},
     {"release", entered<pages_release_method, PagesEntry>, METH_NOARGS,
-     "Releases the pins. Raises BufferError while other arrays look at the pages."},
+     "release($self, /)\n--\n\nReleases the pins. Raises BufferError while other arrays look at the pages."},
     {nullptr, nullptr, 0, nullptr}};
 static PySequenceMethods pages_sequence = {};
 

@@ -62,14 +62,16 @@ struct SpaceObject {
     u64 device, inode;   // of the file behind `fd`
     Atomic<u32> checked; // the tick of the last check that it is that file
     u32 index, first_entry, max_pages, kind;
-    Shared<u32> backed;  // how many of its pages are known to have entries with memory: see is_backed()
-    u32 only;            // the client that the private space belongs to; 0: a shared space
+    Shared<u64>* backed;  // which chunks of its entries have memory, as far as we have looked: see is_backed()
+    u32 chunk_shift;      // of pages in a chunk
+    u32 only;             // the client that the private space belongs to; 0: a shared space
     int fd;              // of a file; -1: pages are filled by _fill()
     u32 caching;         // how it is read: prim::Caching
     bool writable, discardable, zero_fill;
 };
 
-extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType, HolderType, HeldType, BatchType;
+extern PyTypeObject SegmentType, SpaceType, PinType, PinnedPagesType, WriteType, GroupType, HolderType, HeldType,
+    BatchType, UnderWayType;
 
 // module.cpp
 PyObject* raise(const char* error, const char* format, ...);  // an error of errors.py, or a built-in
@@ -78,6 +80,7 @@ PyObject* raise_unmapped(int error);
 PyObject* raise_space_removed(SpaceObject* space);  // loading.cpp
 void raise_status(Status status, u64 page_no);
 bool read_header(int fd, Header& h);
+u64 layout_sum();  // fields.cpp
 PyObject* geometry_dict(const Header& h);
 
 // signals.cpp
@@ -101,12 +104,15 @@ bool refresh_readable(SegmentObject* seg);
 PyObject* core_observe(PyObject*, PyObject* fd);
 
 // held.cpp, batch.cpp
-PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait);  // a Held; None: another client has the lock
+// A Held; None: another client has the lock. WaitTimeout: it still has it after so many seconds.
+PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait, double timeout = Py_HUGE_VAL);
+u64 deadline_in(double seconds);  // segment.cpp: of a method that takes a timeout in seconds, which may be infinite
 bool is_interrupted(PyObject* held);
 PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* held);  // takes over `held`
 
-// segment_spaces.cpp, held.cpp, segment_figures.cpp, segment_advice.cpp: the rest of Segment's methods
-extern PyMethodDef directory_methods[], lock_methods[], flush_methods[], observe_methods[], advice_methods[];
+// segment_spaces.cpp, held.cpp, segment_figures.cpp, segment_advice.cpp, underway.cpp: the rest of Segment's methods
+extern PyMethodDef directory_methods[], lock_methods[], flush_methods[], publish_methods[], observe_methods[],
+    advice_methods[], under_way_methods[];
 
 // fork.cpp
 extern SegmentObject* attached;  // every open segment of this process
@@ -117,9 +123,14 @@ void watch_forks();
 
 // loading.cpp: how a page gets pinned
 struct Access;  // fetch.h
-int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false);
-bool find_backed(SpaceObject* sp, u64 page_no);
-inline bool is_backed(SpaceObject* sp, u64 page_no) { return page_no < sp->backed || find_backed(sp, page_no); }
+enum class Backing { GIVEN, AS_IS };  // whether the entry of a page gets memory, if it has none
+int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false, Backing backing = Backing::GIVEN);
+int back_entry(SpaceObject* sp, u64 page_no);
+// Has the page's entry memory behind it? What is known lasts, because entries keep their memory.
+inline bool is_backed(SpaceObject* sp, u64 page_no) {
+    u64 chunk = page_no >> sp->chunk_shift;
+    return page_no < sp->max_pages && sp->backed[chunk / 64] >> (chunk % 64) & 1;
+}
 SegmentObject* bind_space(SpaceObject* sp);
 inline SegmentObject* bound(SpaceObject* sp) {  // null: with an exception
     SegmentObject* seg = sp->seg;
@@ -143,6 +154,9 @@ struct Lsn {
     bool set = false;
 };
 int parse_lsn(PyObject* value, Lsn& out);
+
+// space.cpp: the number of seconds that an argument gives, at least 0. 0 or -1: it is none (a bool is none).
+int seconds_of(PyObject* value, const char* what, double& seconds);
 npy_intp publish_many(SpaceObject* sp, const npy_int64* numbers, u64 first, PyArrayObject* pages, Lsn lsn,
                       u64 timeout_ns);
 bool raise_own_use(SegmentObject* seg, u32 index, u64 first_entry, u64 first, u64 count);

@@ -144,7 +144,10 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     Status status;
     int lock_error = 0;
     Py_BEGIN_ALLOW_THREADS status = attach(*seg->s, lock_error);
-    if (status == Status::OK) strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
+    if (status == Status::OK) {
+        strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
+        use_huge_tables(*seg->s);
+    }
     Py_END_ALLOW_THREADS if (status == Status::NO_LOCKS)
         raise_errno(lock_error, "the byte lock that shows that this client lives cannot be taken (fcntl F_OFD_SETLK)");
     else if (status == Status::NO_SPACE) raise_status(status, 0);
@@ -274,6 +277,10 @@ static PyObject* segment_close(PyObject* self, PyObject* arg) {
     Py_RETURN_NONE;
 }
 
+static PyObject* segment_is_closed(PyObject* self, PyObject*) {
+    return PyBool_FromLong(!S(self)->s || S(self)->closing);
+}
+
 static PyObject* segment_geometry(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
@@ -305,13 +312,29 @@ static PyObject* segment_clients(PyObject* self, PyObject*) {
     return list;
 }
 
-// shrink(frames, reason, evict) -> (given back, moved, pinned, dirty, busy, the errno with which the kernel refused
-// some, or 0)
+u64 deadline_in(double seconds) {
+    return seconds < 1e9 ? prim::now_ns() + u64(std::max(seconds, 0.0) * 1e9) : 0;
+}
+
+// The call's time is over, and another process still has a lock of the pool.
+static PyObject* raise_late(Segment* s, const char* what) {
+    u32 owner = 0;
+    for (LockWord* lock : {&s->header->memory, &s->header->growth, &s->header->objects, &s->header->advice})
+        if (!owner) owner = lock->word.load_relaxed() & lock_word::OWNER;
+    return raise("WaitTimeout",
+                 "%s: a lock of the pool was not free within the timeout; client %u has one, and pool.clients() says "
+                 "who that is",
+                 what, owner);
+}
+
+// shrink(frames, reason, evict, timeout) -> (given back, moved, pinned, dirty, busy, the errno with which the kernel
+// refused some, or 0). It may give back less because the time is over.
 static PyObject* segment_shrink(PyObject* self, PyObject* args) {
     unsigned long long want;
     unsigned reason;
     int evict;
-    if (!PyArg_ParseTuple(args, "KIp:shrink", &want, &reason, &evict)) return nullptr;
+    double timeout = Py_HUGE_VAL;
+    if (!PyArg_ParseTuple(args, "KIp|d:shrink", &want, &reason, &evict, &timeout)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     if (reason >= REASONS) return raise("ValueError", "no such reason");
@@ -319,6 +342,7 @@ static PyObject* segment_shrink(PyObject* self, PyObject* args) {
     Status status;
     {
         Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
         status = shrink(*s, want, Reason(reason), evict, done);
     }
     if (status == Status::INTERRUPTED && check_signals() < 0) return nullptr;
@@ -327,36 +351,90 @@ static PyObject* segment_shrink(PyObject* self, PyObject* args) {
                          done.tally.dirty, done.tally.busy, -done.refused);
 }
 
-// fit_objects(frames) -> (bytes given back, whether objects use at most so many frames now): evicts objects for that.
-// None: as much as their limits allow.
-static PyObject* segment_fit_objects(PyObject* self, PyObject* arg) {
+// Maps the tables of the caches. False: the method returns `out`, which is `none` if the pool has no cache, and null
+// after an error. Takes `none` over.
+static bool has_objects(Segment* s, PyObject* none, PyObject*& out) {
+    int r = map_objects(*s);
+    out = r == -ENOENT ? none : nullptr;
+    if (!out) Py_XDECREF(none);
+    if (r && r != -ENOENT) raise_unmapped(r);
+    return r == 0;
+}
+
+// fit_objects(frames, reason, timeout) -> (bytes given back, whether objects use at most so many frames now): evicts
+// objects for that. None: as much as their limits allow.
+static PyObject* segment_fit_objects(PyObject* self, PyObject* args) {
+    PyObject* arg;
+    unsigned reason;
+    double timeout = Py_HUGE_VAL;
+    if (!PyArg_ParseTuple(args, "OI|d:fit_objects", &arg, &reason, &timeout)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    int r = map_objects(*s);
-    if (r == -ENOENT) return Py_BuildValue("(KO)", 0ull, Py_True);
-    if (r) return raise_unmapped(r);
+    if (reason >= REASONS) return raise("ValueError", "no such reason");
+    PyObject* out;
+    if (!has_objects(s, Py_BuildValue("(KO)", 0ull, Py_True), out)) return out;
     u64 most = most_lent(*s), wanted = arg == Py_None ? most : PyLong_AsUnsignedLongLong(arg);
     if (PyErr_Occurred()) return nullptr;
-    u64 before = s->objects.header->used.load_relaxed(), after;
+    u64 given = 0;
     bool fits;
     {
         Released unlocked(S(self));
-        fits = fit_objects(*s, std::min(most, wanted) * (s->g.page_size / s->g.os_page));
-        after = s->objects.header->used.load_relaxed();
+        Deadline deadline(deadline_in(timeout));
+        fits = fit_objects(*s, std::min(most, wanted) * (s->g.page_size / s->g.os_page), Reason(reason), given);
     }
     if (check_signals() < 0) return nullptr;
-    return Py_BuildValue("(KO)", (unsigned long long)(before > after ? (before - after) * s->g.os_page : 0),
-                         fits ? Py_True : Py_False);
+    return Py_BuildValue("(KO)", (unsigned long long)(given * s->g.os_page), fits ? Py_True : Py_False);
 }
 
-static PyObject* segment_evict_idle(PyObject* self, PyObject* arg) {
-    double seconds = PyFloat_AsDouble(arg);
-    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+// release_objects(bytes, reason, timeout) -> bytes: gives memory of free blocks back, at least so much if there is so
+// much.
+static PyObject* segment_release_objects(PyObject* self, PyObject* args) {
+    unsigned long long bytes;
+    unsigned reason;
+    double timeout = Py_HUGE_VAL;
+    if (!PyArg_ParseTuple(args, "KI|d:release_objects", &bytes, &reason, &timeout)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (reason >= REASONS) return raise("ValueError", "no such reason");
+    PyObject* out;
+    if (!has_objects(s, PyLong_FromLong(0), out)) return out;
+    u64 given;
+    {
+        Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
+        given = release_objects(*s, os_pages(*s, bytes), Reason(reason));
+    }
+    if (check_signals() < 0) return nullptr;
+    return PyLong_FromUnsignedLongLong(given * s->g.os_page);
+}
+
+// remove_cache(name) -> whether there was one
+static PyObject* segment_remove_cache(PyObject* self, PyObject* arg) {
+    const char* name = PyUnicode_AsUTF8(arg);
+    Segment* s = name ? opened(S(self)) : nullptr;
+    if (!s) return nullptr;
+    PyObject* out;
+    if (!has_objects(s, PyBool_FromLong(0), out)) return out;
+    bool was;
+    {
+        Released unlocked(S(self));
+        was = remove_cache(*s, name);
+        release_objects(*s, ~0ull, DROP);
+    }
+    return check_signals() < 0 ? nullptr : PyBool_FromLong(was);
+}
+
+// evict_idle(seconds, timeout) -> pages evicted
+static PyObject* segment_evict_idle(PyObject* self, PyObject* args) {
+    double seconds, timeout = Py_HUGE_VAL;
+    if (!PyArg_ParseTuple(args, "d|d:evict_idle", &seconds, &timeout)) return nullptr;
+    Segment* s = opened(S(self));
     if (!s) return nullptr;
     u64 out = 0, age = u64(seconds * 1e9), now = prim::coarse_ns();
     u32 before = u32((now > age ? now - age : 0) >> TICK_SHIFT);
     {
         Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
         evict_idle(*s, before, out);
     }
     return PyLong_FromUnsignedLongLong(out);
@@ -400,18 +478,21 @@ static PyObject* segment_set_min_frames(PyObject* self, PyObject* arg) {
     return s ? set_frames(s, s->header->min_frames, n, "a lower bound") : nullptr;
 }
 
-// grow_advice(frames): allocates memory for advice about budgets of so many frames
-static PyObject* segment_grow_advice(PyObject* self, PyObject* arg) {
-    u64 n;
-    Segment* s = with_number(self, arg, n);
+// grow_advice(frames, timeout): allocates memory for advice about budgets of so many frames
+static PyObject* segment_grow_advice(PyObject* self, PyObject* args) {
+    unsigned long long n;
+    double timeout = Py_HUGE_VAL;
+    if (!PyArg_ParseTuple(args, "K|d:grow_advice", &n, &timeout)) return nullptr;
+    Segment* s = opened(S(self));
     if (!s) return nullptr;
     if (n < 1 || n > s->g.max_frames) return raise("ValueError", "a budget is 1 to %u frames", s->g.max_frames);
     int r;
     {
         Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
         r = grow_advice(*s, u32(n));
     }
-    if (r == -EINTR) return raise_interrupted("memory for the shadows");
+    if (r == -EINTR) return check_signals() < 0 ? nullptr : raise_late(s, "memory for advice");
     if (r) return raise_errno(r, "memory for advice about a larger budget cannot be allocated");
     Py_RETURN_NONE;
 }
@@ -472,7 +553,10 @@ static PyObject* segment_alone(PyObject* self, PyObject*) {
     return opened(S(self)) ? PyBool_FromLong(is_alone(S(self))) : nullptr;
 }
 
-static PyObject* segment_check(PyObject* self, PyObject*) {
+// check(timeout) -> the violations
+static PyObject* segment_check(PyObject* self, PyObject* args) {
+    double timeout = Py_HUGE_VAL;
+    if (!PyArg_ParseTuple(args, "|d:check", &timeout)) return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     Findings found;
@@ -480,10 +564,12 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
     Status status;
     {
         Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
         reap_all(*s);
         status = check(*s, passes, found);
         if (status == Status::OK) status = check_objects(*s, found);
     }
+    if (status == Status::INTERRUPTED) return check_signals() < 0 ? nullptr : raise_late(s, "check");
     if (status == Status::NO_MEMORY) return PyErr_NoMemory();
     PyObject* list = PyList_New(Py_ssize_t(found.size()));
     for (size_t i = 0; list && i < found.size(); i++) {
@@ -498,13 +584,16 @@ static PyObject* segment_check(PyObject* self, PyObject*) {
 static PyMethodDef own_methods[] = {
     {"give_to", entered<segment_give_to, SegmentEntry>, METH_VARARGS, ""},
     {"close", segment_close, METH_O, ""},
+    {"is_closed", segment_is_closed, METH_NOARGS, "Whether it was closed; arrays over pages may still be there."},
     {"geometry", entered<segment_geometry, SegmentEntry>, METH_NOARGS, ""},
     {"clients", entered<segment_clients, SegmentEntry>, METH_NOARGS, ""},
     {"shrink", entered<segment_shrink, SegmentEntry>, METH_VARARGS, ""},
-    {"fit_objects", entered<segment_fit_objects, SegmentEntry>, METH_O, ""},
-    {"evict_idle", entered<segment_evict_idle, SegmentEntry>, METH_O, ""},
+    {"fit_objects", entered<segment_fit_objects, SegmentEntry>, METH_VARARGS, ""},
+    {"release_objects", entered<segment_release_objects, SegmentEntry>, METH_VARARGS, ""},
+    {"remove_cache", entered<segment_remove_cache, SegmentEntry>, METH_O, ""},
+    {"evict_idle", entered<segment_evict_idle, SegmentEntry>, METH_VARARGS, ""},
     {"set_budget", entered<segment_set_budget, SegmentEntry>, METH_O, ""},
-    {"grow_advice", entered<segment_grow_advice, SegmentEntry>, METH_O, ""},
+    {"grow_advice", entered<segment_grow_advice, SegmentEntry>, METH_VARARGS, ""},
     {"set_durable_lsn", entered<segment_set_durable_lsn, SegmentEntry>, METH_O, ""},
     {"raise_durable_lsn", entered<segment_raise_durable_lsn, SegmentEntry>, METH_O, ""},
     {"set_asked_frames", entered<segment_set_asked_frames, SegmentEntry>, METH_O, ""},
@@ -512,19 +601,24 @@ static PyMethodDef own_methods[] = {
     {"mark_unlinked", entered<segment_mark_unlinked, SegmentEntry>, METH_NOARGS, ""},
     {"raise_checkpoint_lsn", entered<segment_raise_checkpoint_lsn, SegmentEntry>, METH_O, ""},
     {"reap", entered<segment_reap, SegmentEntry>, METH_NOARGS, ""},
-    {"check", entered<segment_check, SegmentEntry>, METH_NOARGS, ""},
+    {"check", entered<segment_check, SegmentEntry>, METH_VARARGS, ""},
     {"alone", entered<segment_alone, SegmentEntry>, METH_NOARGS, "Whether no other client or thread can change it."},
     {nullptr, nullptr, 0, nullptr}};
 
-static PyMethodDef segment_methods[64];
+static PyMethodDef segment_methods[96];  // the last one ends the table
 
 PyTypeObject SegmentType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
 int ready_segment_type() {
     PyMethodDef* to = segment_methods;
     for (PyMethodDef* from :
-         {own_methods, directory_methods, lock_methods, flush_methods, observe_methods, advice_methods})
-        while (from->ml_name) *to++ = *from++;
+         {own_methods, directory_methods, lock_methods, flush_methods, publish_methods, observe_methods,
+          advice_methods, under_way_methods})
+        for (; from->ml_name; *to++ = *from++)
+            if (to == std::end(segment_methods) - 1) {
+                PyErr_SetString(PyExc_SystemError, "segment_methods in segment.cpp has no room for all methods");
+                return -1;
+            }
     SegmentType.tp_new = segment_new;
     return ready_type(SegmentType, "bufferpool._core.Segment", "One client's attachment to a segment.", segment_dealloc,
                       segment_methods);

@@ -4,6 +4,7 @@
 //
 // An observer asks the kernel, not the segment, which parts have memory: a read
 // of a hole would allocate it (rule 9), or raise SIGBUS if the tmpfs is full.
+#include "python/objects.h"
 #include "python/py.h"
 
 #include <algorithm>
@@ -129,8 +130,8 @@ static ObjectBytes object_bytes(Segment& s) {
     auto add = [&](const Atomic<u64>& ready, u64 size) {
         n.tables += round_up(u32(ready.load_relaxed()) * size, s.g.os_page);
     };
-    n.tables = round_up(sizeof h, s.g.os_page);
-    add(h.heads_ready, 8);
+    n.tables = round_up(sizeof h, s.g.os_page) + round_up(OBJECT_SAMPLES * sizeof(ObjectSample), s.g.os_page);
+    add(h.heads_ready, sizeof(ObjectHead));
     add(h.entries_ready, sizeof(ObjectEntry));
     add(h.blocks_ready, sizeof(ObjectBlock));
     for (u32 c = 1; c <= s.g.max_clients; c++) n.tables += row_bytes(s.g, u32(h.rows_ready[c].load_relaxed()));
@@ -146,28 +147,23 @@ static PyObject* segment_caches(PyObject* self, PyObject*) {
     ObjectPlaces p = place_objects(s->g, s->header->object_bytes.load_relaxed());
     ObjectsHeader h;
     if (prim::read_at(s->fd, &h, sizeof h, p.at) != ssize_t(sizeof h)) return list;
-    constexpr u32 WORDS = sizeof(CacheUses) / 8;
-    u64 sums[CACHES][WORDS] = {}, row[CACHES][WORDS];
+    u64 sums[CACHES][CACHE_USES] = {}, row[CACHES][CACHE_USES];
     for (u32 c = 1; c <= s->g.max_clients; c++) {
         u64 w = h.rows_ready[c].load_relaxed();
         bool used = w && is_doubled(w);
         if (!used || prim::read_at(s->fd, row, sizeof row, p.rows_at + (c - 1) * p.row_bytes) < 0) continue;
         for (u32 i = 0; i < CACHES; i++)
-            for (u32 k = 0; k < WORDS; k++) sums[i][k] += row[i][k];
+            for (u32 k = 0; k < CACHE_USES; k++) sums[i][k] += row[i][k];
     }
-    auto k = [](u64 n) { return (unsigned long long)n; };
     for (u32 i = 0; list && i < CACHES; i++) {
         CacheSlot& cache = h.caches[i];
-        if (!cache.state.load_relaxed()) continue;
-        u64* n = sums[i];
-        PyObject* one = Py_BuildValue(
-            "{s:N,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "name",
-            PyUnicode_DecodeUTF8(cache.name, Py_ssize_t(strnlen(cache.name, CACHE_NAME)), "replace"), "count",
-            cache.count.load_relaxed(), "bytes", k(cache.bytes.load_relaxed()), "limit", k(cache.limit.load_relaxed()),
-            "reserve", k(cache.reserve.load_relaxed()), "hits", k(n[0]), "misses", k(n[1]), "puts", k(n[2]), "loads",
-            k(n[3]), "load_failures", k(n[4]), "waits", k(n[5]), "evictions", k(n[6]), "refused", k(n[7]));
-        if (!one || PyList_Append(list, one) < 0) Py_CLEAR(list);
+        if (cache.state.load_relaxed() != CACHE_LIVE) continue;
+        PyObject* one = counts_of(cache, sums[i]);
+        PyObject* name = PyUnicode_DecodeUTF8(cache.name, Py_ssize_t(strnlen(cache.name, CACHE_NAME)), "replace");
+        bool ok = one && name && PyDict_SetItemString(one, "name", name) == 0 && PyList_Append(list, one) == 0;
         Py_XDECREF(one);
+        Py_XDECREF(name);
+        if (!ok) Py_CLEAR(list);
     }
     return list;
 }
@@ -215,7 +211,8 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
     ObjectBytes objects = object_bytes(*s);
     u64 loan = s->header->loan.load_relaxed();
     return Py_BuildValue(
-        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:I,s:K,s:K}", "object_bytes",
+        "{s:K,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I,s:I,s:I,s:K,s:I,s:K,s:K,s:I}",
+        "object_bytes",
         (unsigned long long)objects.data, "lent_frames", loan::lent(loan), "granted_frames", loan::granted(loan),
         "budget_frames", s->header->budget_frames.load_relaxed(), "most_frames",
         s->header->most_frames.load_relaxed(), "max_frames",
@@ -229,7 +226,8 @@ static PyObject* segment_status(PyObject* self, PyObject*) {
         (unsigned long long)st.st_nlink, "client", s->me, "cold", p.cold.count, "hot", p.hot.count, "cold_target",
         p.cold_target, "unlinked", (unsigned long long)s->header->unlinked.load_relaxed(), "policy_mode",
         p.mode, "checkpoint_ns", (unsigned long long)s->header->checkpoint_ns.load_relaxed(), "refused_clients",
-        (unsigned long long)s->header->refused_clients.load_relaxed());
+        (unsigned long long)s->header->refused_clients.load_relaxed(), "memory_lock_owner",
+        s->header->memory.word.load_relaxed() & lock_word::OWNER);
 }
 
 // One number of the header, by one load; status() also makes a system call.
@@ -424,17 +422,18 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
 
 // ---- events ------------------------------------------------------------------------
 
-// post_event((kind, reason, bytes, from_frames, to_frames, value, origin, page))
+// post_event((kind, reason, bytes, from_frames, to_frames, value, origin, page, client)); client 0: this one
 static PyObject* segment_post_event(PyObject* self, PyObject* made) {
-    unsigned kind, reason, from, to, origin;
+    unsigned kind, reason, from, to, origin, client;
     unsigned long long bytes, page;
     double value;
     if (!PyTuple_Check(made)) return raise("TypeError", "an event is described by a tuple");
-    if (!PyArg_ParseTuple(made, "IIKIIdIK:post_event", &kind, &reason, &bytes, &from, &to, &value, &origin, &page))
+    if (!PyArg_ParseTuple(made, "IIKIIdIKI:post_event", &kind, &reason, &bytes, &from, &to, &value, &origin, &page,
+                          &client))
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    post_event(*s, NewEvent{kind, reason, bytes, from, to, value, Origin{origin, page}});
+    post_event(*s, NewEvent{kind, reason, bytes, from, to, value, Origin{origin, page}, client});
     Py_RETURN_NONE;
 }
 
@@ -506,21 +505,58 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
     return raise("ValueError", "Python counts no %s", name);
 }
 
-// pending() -> how many loads, and how many flushes, clients have under way
-static PyObject* segment_pending(PyObject* self, PyObject*) {
+// A page that operation `among` of client `c` loads together with others, and has not published: one with a frame that
+// is being filled. NONE: there is none.
+static u32 page_being_filled(Segment& s, const Readable& readable, u32 c, u32 among) {
+    for (u32 f = 0; f < s.ready; f++) {
+        if (!readable.at(s.g.frames_at + f * sizeof(FrameSlot))) continue;
+        u64 w = s.frames[f].word.load_acquire();
+        u32 page = frame::page(w);
+        if (frame::state(w) != BUSY || frame::client(w) != c || !readable.entry(s, page)) continue;
+        u64 e = s.entries[page].load_acquire();
+        if (entry::state(e) == LOADING && entry::owner(e) == c && entry::among(e) == among) return page;
+    }
+    return NONE;
+}
+
+// The name of an operation that may hang, because it calls a store, a loader, the engine's log, or writes a file; else
+// null.
+static const char* name_of(Op op) {
+    switch (op) {
+    case Op::LOAD:
+    case Op::LOAD_MANY: return "load";
+    case Op::FLUSH: return "flush";
+    case Op::LOG_SYNC: return "log_sync";
+    case Op::SAVE: return "save";
+    default: return nullptr;
+    }
+}
+
+// operations() -> what clients have under way: (client, "load", "flush", "log_sync" or "save", an entry of a page that
+// it is about, seconds since it last came forward)
+static PyObject* segment_operations(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
-    if (!s) return nullptr;
-    unsigned long loads = 0, flushes = 0;
-    for (u32 c = 0; c < s->g.max_clients; c++) {
-        Client& client = s->clients[c];
+    if (!s || !refresh(S(self))) return nullptr;
+    Readable readable(S(self));
+    PyObject* list = PyList_New(0);
+    for (u32 c = 1; list && c <= s->g.max_clients; c++) {
+        Client& client = s->clients[c - 1];
         if (client.state.load_acquire() != CLIENT_LIVE) continue;
-        for (auto& intent : client.intents) {
-            Op op = Op(intent.op.load_relaxed());
-            loads += op == Op::LOAD || op == Op::LOAD_MANY;
-            flushes += op == Op::FLUSH;
+        for (u32 i = 0; list && i < OPS; i++) {
+            Intent& intent = client.intents[i];
+            Op op = Op(intent.op.load_acquire());
+            const char* name = name_of(op);
+            if (!name) continue;
+            u32 page = op == Op::LOAD_MANY ? page_being_filled(*s, readable, c, i + 1) : NONE;
+            if (page == NONE) page = intent.page.load_relaxed();
+            int ticks = int(s->tick() - intent.since.load_relaxed());
+            double seconds = ticks > 0 ? double(u64(ticks) << TICK_SHIFT) / 1e9 : 0.0;
+            PyObject* one = Py_BuildValue("(IsId)", c, name, page, seconds);
+            if (!one || PyList_Append(list, one) < 0) Py_CLEAR(list);
+            Py_XDECREF(one);
         }
     }
-    return Py_BuildValue("(kk)", loads, flushes);
+    return list;
 }
 
 // events_posted() -> how many events of each kind and reason there have been: EVENT_KINDS rows of EVENT_REASONS
@@ -549,7 +585,7 @@ PyMethodDef observe_methods[] = {
     {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS, ""},
     {"steward", entered<segment_steward, SegmentEntry>, METH_NOARGS, ""},
     {"count", entered<segment_count, SegmentEntry>, METH_O, ""},
-    {"pending", entered<segment_pending, SegmentEntry>, METH_NOARGS, ""},
+    {"operations", entered<segment_operations, SegmentEntry>, METH_NOARGS, ""},
     {"events_posted", entered<segment_events_posted, SegmentEntry>, METH_NOARGS, ""},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -52,7 +52,7 @@ static PyObject* space_record(Segment& s, u32 i) {
     u32 flusher = t.flush_lock.word.load_relaxed() & lock_word::OWNER;
     auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
     return Py_BuildValue(
-        "{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K}",
+        "{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K,s:K,s:K}",
         "index", i, "name", text_of(texts.name, sizeof texts.name), "path", text_of(texts.path, sizeof texts.path),
         "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(), "owner", t.owner.load_relaxed(), "generation",
         (unsigned long long)space_generation(span), "first_entry", t.first_entry.load_relaxed(), "max_pages",
@@ -61,7 +61,7 @@ static PyObject* space_record(Segment& s, u32 i) {
         "mtime_ns", k(t.mtime_ns), "ctime_ns", k(t.ctime_ns), "doubt", k(t.doubt), "opened_ns", k(t.opened_ns),
         "hits_before", k(t.hits_before), "misses_before", k(t.misses_before), "version", k(t.version), "mine",
         mine ? Py_True : Py_False, "flusher", is_live_client(s, flusher) ? flusher : 0, "flush_since_ns",
-        k(t.flush_since_ns));
+        k(t.flush_since_ns), "limit", k(t.limit), "reserve", k(t.reserve));
 }
 
 // count_failure(index, generation, flush, class): a store has failed to load a page, or to take dirty pages.
@@ -189,7 +189,7 @@ static PyObject* segment_removals(PyObject* self, PyObject*) {
     return s ? PyLong_FromUnsignedLongLong(s->header->removals.load_seq_cst()) : nullptr;
 }
 
-// A slot for a new space, and a run of entries, of which `pages` have memory. False: an exception is set.
+// A slot for a new space of so many pages, and a run of entries. False: an exception is set.
 static bool take_place(SegmentObject* seg, u64 pages, u64 max_pages, u32& index) {
     Segment& s = *seg->s;
     u32 first = NONE;
@@ -217,11 +217,8 @@ static bool take_place(SegmentObject* seg, u64 pages, u64 max_pages, u32& index)
               (unsigned long long)s.g.max_pages, (unsigned long long)max_pages);
         return false;
     }
-    {
-        Released unlocked(seg);
-        r = begin_space(s, s.spaces[index], first, u32(max_pages), pages);
-    }
-    return r == 0 || (raise_errno(r, "the space's entries cannot be allocated"), false);
+    begin_space(s.spaces[index], first, u32(max_pages));
+    return true;
 }
 
 // add_space(directory.NewSpace) -> index. The directory lock is held.
@@ -271,6 +268,42 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
     return PyLong_FromUnsignedLong(index);
 }
 
+// set_share(index, generation, limit, reserve) -> ShareSet: the space's share in bytes. 0: none.
+static PyObject* segment_set_share(PyObject* self, PyObject* args) {
+    unsigned index;
+    unsigned long long generation, limit, reserve;
+    if (!PyArg_ParseTuple(args, "IKKK:set_share", &index, &generation, &limit, &reserve)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    if (index >= s->space_count()) return raise("ValueError", "no such space");
+    ShareSet done = ShareSet::NO_SPACE;
+    bool locked;
+    {
+        Released unlocked(S(self));
+        locked = lock_memory(*s);
+        if (locked) {
+            done = set_share(*s, index, generation, limit, reserve);
+            unlock_memory(*s);
+        }
+    }
+    return locked ? PyLong_FromLong(long(done)) : raise_interrupted("the lock of the memory");
+}
+
+// fit_share(index): evicts until the space has no more pages than its limit allows, as far as they can be evicted.
+static PyObject* segment_fit_share(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (i >= s->space_count()) return raise("ValueError", "no such space");
+    Status status;
+    {
+        Released unlocked(S(self));
+        status = fit_share(*s, u32(i));
+    }
+    if (status != Status::OK) return raise_interrupted("the lock of the memory");
+    Py_RETURN_NONE;
+}
+
 // Whether a page of the space is being written, loaded or flushed. Raises WouldDeadlock if this thread does it.
 static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
@@ -279,7 +312,7 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     if (i >= s->space_count()) return raise("ValueError", "no such space");
     u64 first, n;
     if (!entries_of(*s, s->spaces[i], first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
-    for (u64 page = first; page < first + n && s->has_page(u32(page)); page++) {
+    for (u64 page = s->next_page(first, first + n); page < first + n; page = s->next_page(page + 1, first + n)) {
         u64 e = s->entries[page].load_acquire();
         u32 c = entry::owner(e) ? entry::owner(e) : entry::state(e) == RESIDENT ? entry::flusher(e) : 0;
         if (!c || !seems_alive(*s, c)) continue;
@@ -326,7 +359,7 @@ static PyObject* segment_drop_clean(PyObject* self, PyObject* arg) {
 }
 
 // record_store(space, stored pages or 0, flush open, state or None): records the state of the file. Needs the flush
-// lock.
+// lock, and the directory lock: without it the slot may be another space's by now.
 static PyObject* segment_record_store(PyObject* self, PyObject* args) {
     unsigned i;
     unsigned long long stored;
@@ -345,8 +378,9 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
 // The first clean page among the entries [first, first + count) whose first `bytes` differ from the file,
 // counted from `first`; ~0 when there is none. `buffer` has the size of a page.
 static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8* buffer) {
-    for (u64 i = 0; i < count; i++) {
-        if (!s.has_page(u32(first + i))) break;
+    for (u64 page = s.next_page(first, first + count); page < first + count;
+         page = s.next_page(page + 1, first + count)) {
+        u64 i = page - first;
         u64 e = s.entries[first + i].load_acquire();
         u32 f;
         if (entry::state(e) != RESIDENT || (e & entry::DIRTY) || pin(s, u32(first + i), f) != Status::OK) continue;
@@ -398,12 +432,6 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
                      "the file has %llu pages, the space was opened for %u; remove the space and open it with a larger "
                      "max_pages",
                      pages, t.max_pages.load_relaxed());
-    int r;
-    {
-        Released unlocked(S(self));
-        r = plug_entries(*s, t, pages);
-    }
-    if (r) return raise_errno(r, "the space's entries cannot be allocated");
     u64 e = t.span.load_acquire();
     while ((e & PAGES_MASK) < pages && !t.span.cas_seq_cst(e, (e & ~PAGES_MASK) | pages)) {
     }
@@ -426,6 +454,8 @@ PyMethodDef directory_methods[] = {
     {"misses", entered<segment_misses, SegmentEntry>, METH_O, ""},
     {"add_space", entered<segment_add_space, SegmentEntry>, METH_O, ""},
     {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
+    {"set_share", entered<segment_set_share, SegmentEntry>, METH_VARARGS, ""},
+    {"fit_share", entered<segment_fit_share, SegmentEntry>, METH_O, ""},
     {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O, ""},
     {"drop_clean", entered<segment_drop_clean, SegmentEntry>, METH_O, ""},
     {"record_store", entered<segment_record_store, SegmentEntry>, METH_VARARGS, ""},

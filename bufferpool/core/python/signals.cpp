@@ -41,12 +41,14 @@ static void put_exception_by() {
 // handlers in the main thread only. Another thread must not acquire the GIL here: it may be a daemon thread, after
 // the interpreter has ended.
 bool signal_came(Segment&) {
-    if (forking || reaping_here || !prim::is_main_thread()) return false;
-    if (put_by.type) return true;
-    static u64 last_ns;
+    if (forking || reaping_here) return false;
+    if (put_by.type) return prim::is_main_thread();
+    // Whether it is the main thread takes two system calls, and a batch of pages asks after each of them.
+    static thread_local u64 last_ns;
     u64 now = prim::coarse_ns();
     if (now - last_ns < 10'000'000) return false;
     last_ns = now;
+    if (!prim::is_main_thread()) return false;
     Deadline none(0);  // a handler is another call
     PyGILState_STATE gil = PyGILState_Ensure();
     PyObject *type, *value, *trace;  // an exception that is being raised, which the handler must not see

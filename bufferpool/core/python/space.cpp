@@ -1,5 +1,5 @@
 // Space: pages by number. space[n] is the hot path.
-#include "python/loading.h"
+#include "python/write.h"
 
 #include "protocol/shrink.h"
 #include "protocol/writing.h"
@@ -24,13 +24,34 @@ static PyObject* space_subscript(PyObject* self, PyObject* n) {
     return view_of(sp, frame);
 }
 
+int seconds_of(PyObject* value, const char* what, double& seconds) {
+    bool other = PyBool_Check(value) || PyArray_IsScalar(value, Bool) || PyArray_Check(value);
+    seconds = other ? -1 : PyFloat_AsDouble(value);
+    if (PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_OverflowError)) {  // an int that no double can have
+        PyErr_Clear();
+        PyObject* zero = PyLong_FromLong(0);
+        int positive = zero ? PyObject_RichCompareBool(value, zero, Py_GT) : -1;
+        Py_XDECREF(zero);
+        if (positive < 0) return -1;
+        seconds = positive ? 1e18 : -1;
+    }
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError)) return -1;
+    if (other || PyErr_Occurred()) {
+        PyErr_Clear();
+        raise("TypeError", "%s must be a number of seconds, or None, not %.100s", what, Py_TYPE(value)->tp_name);
+        return -1;
+    }
+    if (seconds >= 0) return 0;
+    raise("ValueError", "%s must be a number of seconds, at least 0, or None, not %R", what, value);
+    return -1;
+}
+
 // Computes the deadline of a timeout in seconds (None, or not given: 0, no deadline). 0 or -1.
 static int deadline_of(PyObject* timeout, u64& deadline_ns) {
     deadline_ns = 0;
     if (!timeout || timeout == Py_None) return 0;
-    double seconds = PyFloat_AsDouble(timeout);
-    if (PyErr_Occurred()) return -1;
-    if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0, or None"), -1;
+    double seconds;
+    if (seconds_of(timeout, "timeout", seconds) < 0) return -1;
     deadline_ns = prim::now_ns() + u64(std::min(seconds, 1e9) * 1e9);
     return 0;
 }
@@ -75,12 +96,18 @@ static PyObject* space_get(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     return acquire_page(sp, page_no, access, frame) < 0 ? nullptr : view_of(sp, frame);
 }
 
+// Whether the entry of a page has memory; one without is ABSENT.
+static bool has_entry(SpaceObject* sp, u64 page_no) {
+    return is_backed(sp, page_no) || sp->seg->s->has_page(entry_of(sp, page_no));
+}
+
 // A hit, or None: it waits for nobody, and loads nothing.
 static PyObject* space_try_get(PyObject* self, PyObject* n) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     u64 page_no;
     u32 frame;
-    if (page_number(sp, n, page_no) < 0) return nullptr;
+    if (page_number(sp, n, page_no, false, Backing::AS_IS) < 0) return nullptr;
+    if (!has_entry(sp, page_no)) Py_RETURN_NONE;
     SpaceHooks hooks{sp, page_no};
     Status status = fetch_hit(*sp->seg->s, place_of(sp, page_no), Access{}, hooks, frame);
     if (status == Status::OK) return view_of(sp, frame);
@@ -121,7 +148,7 @@ static Py_ssize_t space_length(PyObject* self) {
 
 // The page numbers in `ids` as int64, checked. It is a copy, because a loader or another thread may change `ids`
 // meanwhile.
-static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
+static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids, Backing backing = Backing::GIVEN) {
     PyObject* any = PyArray_FROM_O(ids);
     if (!any) return nullptr;
     auto a = reinterpret_cast<PyArrayObject*>(any);
@@ -142,10 +169,10 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids) {
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     for (npy_intp i = 0; i < PyArray_SIZE(numbers); i++) {
         bool exists = v[i] >= 0 && u64(v[i]) < space_pages(span) && space_generation(span) == sp->generation;
-        if (exists && is_backed(sp, u64(v[i]))) continue;
-        PyObject* n = PyLong_FromLongLong(v[i]);
-        if (n && exists) raise_status(Status::CORRUPT, u64(v[i]));
-        else if (n) bad_page(sp, span, n);
+        bool ready = is_backed(sp, u64(v[i])) || (backing == Backing::AS_IS && u64(v[i]) < sp->max_pages);
+        if (exists && (ready || back_entry(sp, u64(v[i])) == 0)) continue;
+        PyObject* n = exists ? nullptr : PyLong_FromLongLong(v[i]);
+        if (n) bad_page(sp, span, n);
         Py_XDECREF(n);
         Py_DECREF(numbers);
         return nullptr;
@@ -174,31 +201,65 @@ class LookAhead {
     SpaceObject* sp_;
     const npy_int64* numbers_;
     npy_intp n_;
-    bool copies_;
 
     const Atomic<u64>& entry(npy_intp i) const { return s_.entries[entry_of(sp_, u64(numbers_[i]))]; }
     void fetch_frame(npy_intp i) const {
-        u32 f = entry::frame(entry(i).load_relaxed());
-        fetch_early(&s_.frames[f]);
-        fetch_early(&s_.pin_count(f));
+        u64 e = entry(i).load_relaxed();
+        if (entry::state(e) != RESIDENT) return;  // it names no frame
+        fetch_early(&s_.frames[entry::frame(e)]);
+        fetch_early(&s_.pin_count(entry::frame(e)));
     }
     void fetch_data(npy_intp i) const {
-        const char* data = view_at(sp_, entry::frame(entry(i).load_relaxed()));
+        u64 e = entry(i).load_relaxed();
+        if (entry::state(e) != RESIDENT) return;
+        const char* data = view_at(sp_, entry::frame(e));
         for (u32 at = 0; at < s_.g.page_size; at += s_.g.os_page)
             for (u32 line = 0; line < LINES; line++) fetch_early(data + at + line * LINE);
     }
 
 public:
-    LookAhead(SpaceObject* sp, const npy_int64* numbers, npy_intp n, bool copies)
-        : s_(*sp->seg->s), sp_(sp), numbers_(numbers), n_(n), copies_(copies) {
+    LookAhead(SpaceObject* sp, const npy_int64* numbers, npy_intp n)
+        : s_(*sp->seg->s), sp_(sp), numbers_(numbers), n_(n) {
         for (npy_intp i = 0; i < n_ && i < ENTRIES; i++) fetch_early(&entry(i));
         for (npy_intp i = 0; i < n_ && i < FRAMES; i++) fetch_frame(i);
     }
-    // Called for each page of the call, before it is pinned.
+    // Called for each page of the call, before it is pinned; and before it is copied.
     void at(npy_intp i) const {
         if (i + ENTRIES < n_) fetch_early(&entry(i + ENTRIES));
         if (i + FRAMES < n_) fetch_frame(i + FRAMES);
-        if (copies_ && i + DATA < n_) fetch_data(i + DATA);
+    }
+    void copy_at(npy_intp i) const {
+        if (i + DATA < n_) fetch_data(i + DATA);
+    }
+};
+
+// Pages that are pinned, and are copied next. The processor completes all of its stores before it changes a pin count,
+// so between two copies a change of one keeps it from reading the next page while it still stores the last one. A few
+// pages are pinned, then copied, then released.
+class Copies {
+    static constexpr u32 AT_ONCE = 4;
+    SpaceObject* sp_;
+    const LookAhead& ahead_;
+    char* to_;
+    npy_intp index_[AT_ONCE];
+    u32 frames_[AT_ONCE], n_ = 0;
+
+public:
+    Copies(SpaceObject* sp, const LookAhead& ahead, char* to) : sp_(sp), ahead_(ahead), to_(to) {}
+    void add(npy_intp i, u32 frame) {
+        index_[n_] = i;
+        frames_[n_++] = frame;
+        if (n_ == AT_ONCE) finish();
+    }
+    // Called before anything that may wait, and at the end.
+    void finish() {
+        const Geometry& g = sp_->seg->s->g;
+        for (u32 k = 0; k < n_; k++) {
+            ahead_.copy_at(index_[k]);
+            memcpy(to_ + (u64(index_[k]) << g.page_shift), view_at(sp_, frames_[k]), g.page_size);
+        }
+        for (u32 k = 0; k < n_; k++) drop_pin(sp_->seg, frames_[k]);
+        n_ = 0;
     }
 };
 
@@ -221,7 +282,7 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
     u64 hits = 0;
     npy_intp i = 0;
     Together together(sp, v, n, access, true);
-    LookAhead ahead(sp, v, n, false);
+    LookAhead ahead(sp, v, n);
     for (; i < n; i++) {
         ahead.at(i);
         if (together.take(i, frames[i])) continue;
@@ -280,15 +341,21 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     bool ok = to != nullptr, exhausted = false;
     char* copies = ok ? static_cast<char*>(PyArray_DATA(to)) : nullptr;
     Together together(sp, v, n, access, false, copies);
-    LookAhead ahead(sp, v, n, true);
+    LookAhead ahead(sp, v, n);
+    Copies pinned(sp, ahead, copies);
     for (npy_intp i = 0; ok && i < n; i++) {
         u32 f;
         ahead.at(i);
         if (together.take(i, f)) continue;  // the page is copied already
         Status status = pin(s, sp->first_entry + u32(v[i]), f);
-        if (status == Status::OK) use(s, sp, u64(v[i]), f, now, hits);
-        else if (status == Status::ABSENT && together.load(i, f)) continue;
-        else if (exhausted && status == Status::ABSENT && !PyErr_Occurred()) f = NONE;  // no second wait for a frame
+        if (status == Status::OK) {
+            use(s, sp, u64(v[i]), f, now, hits);
+            pinned.add(i, f);
+            continue;
+        }
+        pinned.finish();
+        if (status == Status::ABSENT && together.load(i, f)) continue;
+        if (exhausted && status == Status::ABSENT && !PyErr_Occurred()) f = NONE;  // no second wait for a frame
         else if (PyErr_Occurred() || acquire_slowly(sp, u64(v[i]), access, f) < 0) {
             exhausted = forget_exhausted();
             if (!exhausted) {
@@ -301,9 +368,9 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
             ok = read_past(sp, u64(v[i]), copies + (u64(i) << s.g.page_shift)) == 0;
             continue;
         }
-        memcpy(copies + (u64(i) << s.g.page_shift), sp->seg->read_base + (u64(f) << s.g.page_shift), s.g.page_size);
-        drop_pin(sp->seg, f);
+        pinned.add(i, f);
     }
+    pinned.finish();
     count_hits(sp, hits);
     Py_DECREF(numbers);
     if (ok && !still_open(sp)) {
@@ -347,12 +414,12 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
 // How many of these pages of a file are absent; 0 for a space that no file is behind.
 static PyObject* space_absent(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PyArrayObject* numbers = page_numbers(sp, ids);
+    PyArrayObject* numbers = page_numbers(sp, ids, Backing::AS_IS);
     if (!numbers) return nullptr;
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     long absent = 0;
     for (npy_intp i = 0; sp->fd >= 0 && i < PyArray_SIZE(numbers); i++)
-        absent += state_of(sp, u64(v[i])) == ABSENT;
+        absent += !has_entry(sp, u64(v[i])) || state_of(sp, u64(v[i])) == ABSENT;
     Py_DECREF(numbers);
     return PyLong_FromLong(absent);
 }
@@ -360,13 +427,13 @@ static PyObject* space_absent(PyObject* self, PyObject* ids) {
 // Which of these pages are in the pool at the moment.
 static PyObject* space_resident(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PyArrayObject* numbers = page_numbers(sp, ids);
+    PyArrayObject* numbers = page_numbers(sp, ids, Backing::AS_IS);
     if (!numbers) return nullptr;
     npy_intp n = PyArray_SIZE(numbers);
     PyObject* out = PyArray_SimpleNew(1, &n, NPY_BOOL);
     auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     for (npy_intp i = 0; out && i < n; i++) {
-        bool there = state_of(sp, u64(v[i])) == RESIDENT;
+        bool there = has_entry(sp, u64(v[i])) && state_of(sp, u64(v[i])) == RESIDENT;
         static_cast<npy_bool*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)))[i] = there;
     }
     Py_DECREF(numbers);
@@ -438,9 +505,8 @@ static PyObject* with_lsn(PyObject* write, PyObject* lsn) {
 
 // How long a Write waits: ten seconds if nothing is said, and years for None. 0 or -1.
 static int patience_of(PyObject* timeout, u64& timeout_ns) {
-    double seconds = !timeout ? 10.0 : timeout == Py_None ? 1e9 : PyFloat_AsDouble(timeout);
-    if (PyErr_Occurred()) return -1;
-    if (!(seconds >= 0)) return raise("ValueError", "timeout must be a number of seconds, at least 0"), -1;
+    double seconds = !timeout ? 10.0 : 1e9;
+    if (timeout && timeout != Py_None && seconds_of(timeout, "timeout", seconds) < 0) return -1;
     timeout_ns = u64(std::min(seconds, 1e9) * 1e9);
     return 0;
 }
@@ -456,9 +522,13 @@ static PyObject* space_write(PyObject* self, PyObject* const* args, Py_ssize_t c
     if (!sp->writable) return raise_read_only(sp, "write");
     u64 timeout_ns;
     if (patience_of(timeout, timeout_ns) < 0) return nullptr;
-    int is_fresh = fresh ? PyObject_IsTrue(fresh) : 0;
-    if (is_fresh < 0) return nullptr;
-    return with_lsn(new_write(sp, page_no, is_fresh ? WriteKind::FRESH : WriteKind::EDIT, timeout_ns), lsn);
+    if (fresh && !PyBool_Check(fresh)) return raise("TypeError", "fresh must be True or False, not %R", fresh);
+    return with_lsn(new_write(sp, page_no, fresh == Py_True ? WriteKind::FRESH : WriteKind::EDIT, timeout_ns), lsn);
+}
+
+// What helps if a space is full.
+static const char* more_room(SpaceObject* sp) {
+    return sp->kind == KIND_SCRATCH ? "remove it, and open it with more pages" : "open it with a larger max_pages";
 }
 
 // Allocates the numbers of appended pages. 0 or -1.
@@ -469,9 +539,9 @@ static int reserve(SpaceObject* sp, u64 count, u64 timeout_ns, u64& first) {
     if (status == Status::REMOVED) return raise_space_removed(sp), -1;
     if (status != Status::TOO_LONG) return answer(status, sp, first), -1;
     raise("SpaceFull",
-          "the space has %llu of at most %u pages, and %llu more do not fit; open it with a larger max_pages",
+          "the space has %llu of at most %u pages, and %llu more do not fit; %s",
           (unsigned long long)space_pages(space_slot(sp).span.load_acquire()), sp->max_pages,
-          (unsigned long long)count);
+          (unsigned long long)count, more_room(sp));
     return -1;
 }
 
@@ -487,6 +557,44 @@ static PyObject* space_append(PyObject* self, PyObject* args, PyObject* kwargs) 
     if (!sp->writable) return raise_read_only(sp, "append");
     if (reserve(sp, 1, timeout_ns, page_no) < 0) return nullptr;
     return with_lsn(new_write(sp, page_no, WriteKind::APPEND, timeout_ns), lsn);
+}
+
+// Makes the space `pages` long. 0 or -1.
+static int grow_to(SpaceObject* sp, u64 pages, u64 timeout_ns) {
+    if (!may_work(sp->seg)) return -1;
+    Busy busy(sp->seg);
+    if (pages <= space_pages(space_slot(sp).span.load_acquire())) return 0;
+    if (back_entry(sp, pages - 1) < 0) return -1;
+    PublishHooks hooks{{{sp, pages - 1, prim::now_ns() + timeout_ns}}, sp->seg->forks};
+    Status status = grow_space(*sp->seg->s, place_of(sp, pages - 1), pages, !sp->zero_fill, hooks);
+    return answer(status, sp, pages - 1);
+}
+
+static PyObject* space_grow(PyObject* self, PyObject* args, PyObject* kwargs) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    static const char* names[] = {"pages", "timeout", nullptr};
+    PyObject *wanted, *timeout = nullptr;
+    u64 timeout_ns;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O:grow", const_cast<char**>(names), &wanted, &timeout) ||
+        patience_of(timeout, timeout_ns) < 0)
+        return nullptr;
+    PyObject* number = PyBool_Check(wanted) ? nullptr : PyNumber_Index(wanted);
+    if (!number) {
+        PyErr_Clear();
+        return raise("TypeError", "a number of pages must be an integer, not %.100s", Py_TYPE(wanted)->tp_name);
+    }
+    int overflow;
+    long long pages = PyLong_AsLongLongAndOverflow(number, &overflow);
+    Py_DECREF(number);
+    if (pages < 0 && overflow <= 0) return raise("ValueError", "a number of pages must not be negative");
+    if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
+    if (!sp->writable) return raise_read_only(sp, "append");
+    if (overflow || u64(pages) > sp->max_pages)
+        return raise("SpaceFull", "the space has at most %u pages, and cannot have %S; %s", sp->max_pages, wanted,
+                     more_room(sp));
+    if (grow_to(sp, u64(pages), timeout_ns) < 0) return nullptr;
+    Py_ssize_t n = space_length(self);
+    return n < 0 ? nullptr : PyLong_FromSsize_t(n);
 }
 
 // Whole pages that are to be written: an array of the space's dtype with one row for each page. Null with an exception.
@@ -604,8 +712,16 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     npy_intp item = PyDataType_ELSIZE(dtype);
     if (index >= s->space_count() || u64(first) + max_pages > s->g.max_pages || item <= 0 || s->g.page_size % u64(item))
         return raise("ValueError", "the dtype's item size must divide the page size");
+    u32 chunk_shift = u32(__builtin_ctz(s->g.os_page / 8));
+    u64 backed_bytes = ((u64(max_pages) >> chunk_shift) / 64 + 1) * sizeof(Shared<u64>);
+    auto backed = static_cast<Shared<u64>*>(prim::allocate(backed_bytes));
+    if (!backed) return PyErr_NoMemory();
+    memset(static_cast<void*>(backed), 0, backed_bytes);
     Critical critical(self);
-    if (sp->seg) Py_RETURN_NONE;  // another thread has bound it meanwhile
+    if (sp->seg) {  // by another thread, at the same time
+        prim::deallocate(backed);
+        Py_RETURN_NONE;
+    }
     Py_INCREF(seg);
     Py_INCREF(store);
     Py_INCREF(dtype);
@@ -616,7 +732,8 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->index = index;
     sp->first_entry = first;
     sp->max_pages = max_pages;
-    sp->backed = 0;
+    sp->backed = backed;
+    sp->chunk_shift = chunk_shift;
     sp->kind = kind;
     sp->fd = fd;
     sp->caching = caching;
@@ -655,6 +772,7 @@ static void space_dealloc(SpaceObject* sp) {
     Py_XDECREF(static_cast<SegmentObject*>(sp->seg));
     Py_XDECREF(sp->store);
     Py_XDECREF(sp->dtype);
+    prim::deallocate(sp->backed);
     type->tp_free(sp);
 }
 
@@ -729,6 +847,12 @@ static PyMethodDef space_methods[] = {
      "The pages are published one after the other, from the first on. ``timeout`` and ``lsn`` as in ``write_many``. "
      "Raises\n"
      "SpaceReadOnly, SpaceFull, WaitTimeout, PoolExhausted, and ValueError for another shape."},
+    {"grow", function(entered<space_grow, SpaceEntry>), METH_VARARGS | METH_KEYWORDS,
+     "grow($self, /, pages, *, timeout=10.0)\n--\n\n"
+     "Make the space at least ``pages`` pages long, and return how many it has then; a longer one is left as it is.\n\n"
+     "New pages are zeros until somebody writes them, and take no memory; a flush makes the file as long. Any number\n"
+     "of processes may do this, and append, at once: no page is lost, and ``append`` takes the pages behind.\n"
+     "``timeout`` is in seconds. Raises SpaceReadOnly, SpaceFull, WaitTimeout, PoolExhausted."},
     {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
     {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
     {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},

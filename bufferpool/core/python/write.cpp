@@ -1,26 +1,11 @@
 // Write: a private copy of a page, published as a whole when its block ends.
 // Nothing of the segment is ever writable from Python: the copy is ordinary
 // memory, which the caller keeps after the block.
-#include "python/loading.h"
-#include "protocol/scratch.h"
-#include "protocol/writing.h"
+#include "python/write.h"
 
-#include <utility>
+#include "protocol/scratch.h"
 
 namespace bp {
-
-struct WriteObject {
-    PyObject_HEAD SpaceObject* space;
-    PyObject* page;      // the private copy while the block is open
-    u64 page_no, timeout_ns, thread;
-    Shared<u64> lsn;
-    u32 forks;           // the value of `forks` when it was opened
-    WriteKind kind;
-    bool done;
-    Shared<bool> open, lsn_set;
-    Turn turn;           // of a thread is in a method that may wait
-    WriteObject *next, *prev;  // open writes of this process
-};
 
 // The list of open writes, by which a thread that would wait for itself is found.
 static WriteObject open_writes = [] {
@@ -28,7 +13,7 @@ static WriteObject open_writes = [] {
     return w;
 }();
 
-static bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 first, u64 count) {
+bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 first, u64 count) {
     Guard guard(lists);
     for (WriteObject* w = open_writes.next; w && w != &open_writes; w = w->next)
         if (w->space->seg == seg && w->space->index == index && w->space->generation == generation &&
@@ -81,7 +66,7 @@ static void set_open(WriteObject* w) {
     open_writes.next = w;
 }
 
-static void set_closed(WriteObject* w) {
+void set_closed(WriteObject* w) {
     if (!w->open) return;
     w->open = false;
     if (w->forks == w->space->seg->forks) w->space->seg->writes--;
@@ -90,9 +75,7 @@ static void set_closed(WriteObject* w) {
     w->prev->next = w->next;
 }
 
-static bool is_ours(WriteObject* w) { return is_ours(w->space->seg, w->forks); }
-
-static void raise_removed(SpaceObject* sp, u64 page_no) {
+void raise_removed(SpaceObject* sp, u64 page_no) {
     PyObject* message = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_removed", nullptr);
     if (!message) return;
     raise("SpaceRemoved", "page %llu was being written, and nothing of it is published: %U",
@@ -100,39 +83,17 @@ static void raise_removed(SpaceObject* sp, u64 page_no) {
     Py_DECREF(message);
 }
 
-static PyObject* raise_parents(u64 page_no) {
+PyObject* raise_parents(u64 page_no) {
     return raise("WrongProcess",
                  "page %llu is being written by the parent process; in a forked child open a write of its own",
                  (unsigned long long)page_no);
 }
 
-struct OwnHooks : SpaceHooks {
-    Status may_wait_for(u32) {
-        if (!thread_writes(sp->seg, sp->index, sp->generation, page_no, 1)) return Status::OK;
-        raise("WouldDeadlock", "this thread is writing page %llu already; end that block first",
-              (unsigned long long)page_no);
-        return Status::RAISED;
-    }
-};
-
-// The hooks while a version is published: a child that a store's code, or a signal handler, has forked meanwhile must
-// not publish it too.
-struct PublishHooks : OwnHooks {
-    u32 forks;
-
-    Status unless_forked(Status status) {
-        if (status == Status::OK && !is_ours(sp->seg, forks)) return raise_parents(page_no), Status::RAISED;
-        return status;
-    }
-    Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
-    // A room is waited for as long as it takes: what has been edited would be lost.
-    Status make_room(Status status, FrameRequest& want) {
-        u64 deadline = std::exchange(deadline_ns, status == Status::INTERRUPTED ? deadline_ns : 0);
-        status = unless_forked(OwnHooks::make_room(status, want));
-        deadline_ns = deadline;
-        return status;
-    }
-};
+PyObject* raise_not_ours(WriteObject* w) {
+    if (w->space->seg->s) return raise_parents(w->page_no);
+    return raise("PoolClosed", "the pool was closed while page %llu was being written; nothing is published",
+                 (unsigned long long)w->page_no);
+}
 
 // The Entry of a method that may wait, so that another thread may call one meanwhile. Opening a Write that another
 // thread is opening raises; the end of the block waits until such a thread has left.
@@ -166,7 +127,7 @@ struct WriteEnd : WriteEntry {
     explicit WriteEnd(PyObject* self) : WriteEntry(self, true) {}
 };
 
-static PyObject* write_enter(PyObject* self, PyObject*) {
+PyObject* write_enter(PyObject* self, PyObject*) {
     auto w = reinterpret_cast<WriteObject*>(self);
     SpaceObject* sp = w->space;
     if (w->open || w->done) return raise("ValueError", "a Write is used once; call write() or append() again");
@@ -195,7 +156,7 @@ static PyObject* write_enter(PyObject* self, PyObject*) {
     return w->page;
 }
 
-static void write_abort(WriteObject* w) {
+void write_abort(WriteObject* w) {
     if (is_ours(w) && w->space->seg->s->has_slot()) {
         if (w->kind == WriteKind::APPEND) return_numbers(place_of(w->space, 0), w->page_no, w->page_no + 1);
         else if (w->kind == WriteKind::EDIT && w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
@@ -205,21 +166,9 @@ static void write_abort(WriteObject* w) {
     Py_CLEAR(w->page);
 }
 
-// A whole version of a page that is to be published.
-struct Version {
-    SpaceObject* sp;
-    u64 page_no;
-    WriteKind kind;
-    const void* bytes;
-    u64 lsn;
-    bool lsn_set;
-    u64 timeout_ns;
-    u32 forks;  // the value of `forks` when it was begun
-};
-
 // May one more page be kept that cannot be evicted, without using the other spaces' share? If not, Python reaps or
 // raises.
-static bool may_keep(const Version& v) {
+bool may_keep(const Version& v) {
     SpaceObject* sp = v.sp;
     Segment& s = *sp->seg->s;
     for (;;) {
@@ -285,10 +234,7 @@ static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n)
     if (!is_ours(w)) {
         write_abort(w);
         if (failing) Py_RETURN_NONE;
-        if (!w->space->seg->s)
-            return raise("PoolClosed", "the pool was closed while page %llu was being written; nothing is published",
-                         (unsigned long long)w->page_no);
-        return raise_parents(w->page_no);
+        return raise_not_ours(w);
     }
     if (failing || write_publish(w) < 0) {
         write_abort(w);
@@ -318,8 +264,8 @@ static PyObject* write_page_no(WriteObject* w, void*) { return PyLong_FromUnsign
 static PyObject* write_lsn(WriteObject* w, void*) { return PyLong_FromUnsignedLongLong(w->lsn); }
 // 0 or -1.
 int parse_lsn(PyObject* value, Lsn& out) {
-    if (!value || !PyLong_Check(value)) {
-        raise("TypeError", "an LSN is an integer");
+    if (!value || !PyLong_Check(value) || PyBool_Check(value)) {
+        raise("TypeError", "an LSN is an integer, not %.100s", value ? Py_TYPE(value)->tp_name : "deleted");
         return -1;
     }
     out = {PyLong_AsUnsignedLongLong(value), true};

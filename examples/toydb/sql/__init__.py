@@ -46,8 +46,10 @@ class Connection(apsw.Connection):
         self._owns = owns
         self._rewritten: dict[str, tuple[str, Schema | None, str]] = {}
         self.session = Session(self, database)
-        self.catalog = ddl.Catalog(self, self.session, self.rewrite)
+        self.catalog = ddl.Catalog(self, self.session, self.rewrite, self.check)
         pragma.register(self, self.catalog)
+        self.create_scalar_function("changes", self.changes, 0)  # SQLite's count the rows that OR IGNORE skips
+        self.create_scalar_function("total_changes", self.total_changes, 0)
         self.cursor_factory = Cursor
         self.catalog.attach()
 
@@ -80,7 +82,11 @@ class Connection(apsw.Connection):
 
     def changes(self) -> int:
         """Rows changed by the last INSERT, UPDATE or DELETE."""
-        return super().changes() - self.session.ignored
+        return self.session.changed
+
+    def total_changes(self) -> int:
+        """Rows changed since the connection was opened."""
+        return self.session.changed_ever
 
     def pages(self) -> Pages:
         """Pages that this connection has touched so far."""
@@ -98,13 +104,15 @@ class Connection(apsw.Connection):
         """Adds the defaults of the omitted columns to an INSERT; lets toydb answer a PRAGMA about its tables."""
         if statement.kind == "PRAGMA":
             return pragma.as_select(statement)
+        if statement.kind == "CREATE TRIGGER" and statement.elsewhere:
+            return self.catalog.temporary_trigger(statement)
         if statement.kind != "INSERT":
             return statement.sql
         table, schema, text = self._rewritten.get(statement.sql, ("", None, ""))
         if table and self.catalog.find(table) is schema:
             return text
         target = parsing.insert_target(statement)
-        if target is None:
+        if target is None or (not target.qualified and self.catalog.is_temporary(target.table)):
             return statement.sql
         schema = self.catalog.find(target.table)
         text = statement.sql if schema is None else _complete(statement, target, schema)
@@ -158,7 +166,7 @@ class Cursor(apsw.Cursor):
             rest = len(sequenceofbindings) - 1 if isinstance(sequenceofbindings, (list, tuple)) else 0
             if rest and self._may_repeat(statements):
                 sql = self._here().rewrite(parsing.script(statements)[0])
-                with self._here().session.statement() as running:
+                with self._here().session.statement(changes=True) as running:
                     super().executemany(sql, running.each(bindings), **options)
         return self
 
@@ -185,8 +193,9 @@ class Cursor(apsw.Cursor):
             return self
         for attempt in (1, 2):
             sql = connection.rewrite(statement)
+            connection.session.in_subquery = statement.in_subquery or connection.catalog.has_views
             try:
-                self._run(sql, bindings, options, statement.kind)
+                self._run(connection, sql, bindings, options, statement.kind)
             except apsw.SQLError as error:
                 refused.advise(statement, error)
                 outdated = isinstance(error, SchemaChanged) or str(error).startswith("no such table")
@@ -198,13 +207,12 @@ class Cursor(apsw.Cursor):
             connection.catalog.begin_write()
         return self
 
-    def _run(self, sql: str, bindings: Any, options: dict[str, Any], kind: str) -> None:
-        connection = self._here()
+    def _run(self, connection: Connection, sql: str, bindings: Any, options: dict[str, Any], kind: str) -> None:
         if kind in ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "ROLLBACK TO"):
             with connection.session.whole():
                 super().execute(sql, bindings, **options)
                 connection.catalog.enlist()
         else:
             connection.catalog.enlist()
-            with connection.session.statement():
+            with connection.session.statement(kind in CHANGES):
                 super().execute(sql, bindings, **options)

@@ -62,13 +62,23 @@ class Candidate:
     one_row: bool
 
 
-def constraints(info: apsw.IndexInfo, schema: Schema) -> list[Constraint]:
-    """The usable constraints on columns that are part of a key."""
+def constraints(info: apsw.IndexInfo, schema: Schema, avoids_in: bool) -> list[Constraint]:
+    """The usable constraints on columns that are part of a key.
+
+    ``avoids_in``: an IN may have a subquery. Of such a one SQLite passes one value at a time, and then compares it without the
+    affinity of the subquery's column, so that text that is equal as a number would be missing.
+    """
     found = []
     for number in range(info.nConstraint):
         if not info.get_aConstraint_usable(number):
             continue
         operator = info.get_aConstraint_op(number)
+        if (
+            avoids_in
+            and info.get_aConstraintUsage_in(number)
+            and not _is_numeric(schema, info.get_aConstraint_iColumn(number))
+        ):
+            continue
         if operator not in (*_EQUALITIES, *_LOWER, *_UPPER, NOT_NULL):
             continue
         column = info.get_aConstraint_iColumn(number)
@@ -101,9 +111,11 @@ def wanted_order(info: apsw.IndexInfo, schema: Schema) -> list[tuple[int, bool]]
     return order
 
 
-def choose(info: apsw.IndexInfo, schema: Schema, paths: list[Path], figures: Figures) -> Candidate:
+def choose(
+    info: apsw.IndexInfo, schema: Schema, paths: list[Path], figures: Figures, *, avoids_in: bool = False
+) -> Candidate:
     """The cheapest candidate over all ``paths``."""
-    offered = constraints(info, schema)
+    offered = constraints(info, schema, avoids_in)
     order = wanted_order(info, schema)
     in_lists = {c.number for c in offered if c.operator == EQ and info.get_aConstraintUsage_in(c.number)}
     candidates = [
@@ -117,7 +129,7 @@ def answer(info: apsw.IndexInfo, schema: Schema, chosen: Candidate) -> None:
     """Writes the chosen plan into ``info``."""
     for argument, number in enumerate(chosen.used):
         info.set_aConstraintUsage_argvIndex(number, argument + 1)
-    info.idxNum = int(chosen.plan.ordered)
+    info.idxNum = chosen.plan.number
     info.idxStr = chosen.plan.text(schema)
     info.orderByConsumed = chosen.plan.ordered
     info.estimatedRows = max(1, round(chosen.rows))
@@ -156,7 +168,8 @@ def _candidate(
         for operators in (_LOWER, _UPPER, (NOT_NULL,)):
             match = _first(offered, column, collation, operators)
             if match is not None:
-                bounds.append(Term(column, match.operator, _argument(match, used)))
+                literal = match.known is not None
+                bounds.append(Term(column, match.operator, _argument(match, used), literal))
     ordered, reverse = _order(schema, path, fixed, order)
     ordered &= not looped
     rows = _rows(path, len(equal), bounds, figures.rows, sharing)
@@ -183,11 +196,15 @@ def _argument(constraint: Constraint, used: list[int]) -> int | None:
     return len(used) - 1
 
 
+def _is_numeric(schema: Schema, column: int) -> bool:
+    return column < 0 or schema.columns[column].affinity in ("INTEGER", "REAL", "NUMERIC")
+
+
 def _is_exact(schema: Schema, constraint: Constraint) -> bool:
     """Whether the constraint leaves exactly one value of the column (see the docstring of planning)."""
     if constraint.column < 0 or constraint.operator == IS_NULL:
         return True
-    if schema.columns[constraint.column].affinity in ("INTEGER", "REAL", "NUMERIC"):
+    if _is_numeric(schema, constraint.column):
         return True
     if schema.columns[constraint.column].affinity == "TEXT":
         return isinstance(constraint.known, (str, bytes))

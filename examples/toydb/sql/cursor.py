@@ -40,7 +40,9 @@ class Cursor:
 
     def Filter(self, number: int, text: str, values: Sequence[object]) -> None:
         session, schema = self._table.session, self._table.schema
-        if self._work is not session.current or self._work is None:
+        if self._work is None:
+            self._work = session.acquire()
+        elif self._work is not session.current:
             self._leave()
             self._work = session.acquire()
         plan = self._table.plan(number, text)
@@ -51,8 +53,8 @@ class Cursor:
             record = base.get(key)
             self._entry = None if record is None else (key, record)
             return
-        wanted, exact = planning.ranges(plan, schema, values)
-        if len(plan.equal) == len(plan.path.columns) and index is None:
+        wanted, exact, width = planning.ranges(plan, schema, values)
+        if width == len(plan.path.columns) and index is None:
             rows = _look_up(base, wanted, plan.reverse)
         else:
             tree = base if index is None else session.storage(self._work, index.storage)

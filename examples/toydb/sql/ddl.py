@@ -16,7 +16,7 @@ import apsw
 
 from toydb.errors import NoSuchTable, TableExists
 from toydb.sql import alter
-from toydb.sql.parsing import Statement, quote, script, trigger_body
+from toydb.sql.parsing import OURS, Statement, quote, script, trigger_body
 from toydb.sql.schemas import Schema
 from toydb.sql.session import Session, Work
 from toydb.sql.virtual import SEQUENCE, VirtualTable
@@ -125,12 +125,19 @@ class Catalog:
     """The definitions of a connection, and the statements that change them."""
 
     def __init__(
-        self, connection: apsw.Connection, session: Session, rewrite: Callable[[Statement], str] = lambda one: one.sql
+        self,
+        connection: apsw.Connection,
+        session: Session,
+        rewrite: Callable[[Statement], str] = lambda one: one.sql,
+        check: Callable[[], list[str]] = list,
     ) -> None:
         self._connection = connection
         self.session = session
+        self.check = check  # the faults of the whole database
         self._rewrite = rewrite  # of an INSERT: with the defaults of the columns that it omits
         self.known: dict[str, DefinedTable] = {}
+        self.has_views = False  # whether a statement may execute SQL that it does not contain
+        self._triggers: dict[str, tuple[Statement, str]] = {}  # temporary ones by name: as written, and as executed
         self.coming: Schema | None = None  # the schema that the next CREATE VIRTUAL TABLE declares
         self.storage_stays = False
         self.handlers: dict[str, Callable[[Statement, Any], None]] = {
@@ -196,15 +203,60 @@ class Catalog:
         """(type, name, sql) of views and triggers."""
         return self.sqlite(f"SELECT type, name, sql FROM {table} WHERE type IN ('view', 'trigger')").fetchall()
 
+    def table_list(self, name: Any, place: Any) -> list[tuple[Any, ...]]:
+        """The rows of PRAGMA table_list: stored tables as what they are to the user, without those of toydb itself."""
+        found = []
+        for row in self.sqlite("PRAGMA table_list").fetchall():
+            where, called, kind, *_ = row
+            if str(called).startswith("toydb_") or (name is not None and str(called).lower() != str(name).lower()):
+                continue
+            if place is not None and where != ("main" if str(place).lower() in OURS else str(place).lower()):
+                continue
+            schema = self.find(str(called)) if where == "main" and kind == "virtual" else None
+            found.append(row if schema is None else (where, *schema.listed()))
+        return found
+
+    def is_temporary(self, name: str) -> bool:
+        """Whether a temporary table or view of this connection hides the stored one."""
+        return bool(self.sqlite("SELECT 1 FROM sqlite_temp_schema WHERE lower(name) = lower(?)", (name,)).fetchall())
+
+    def temporary_trigger(self, statement: Statement) -> str:
+        """What SQLite is given for a temporary trigger, which may change stored tables."""
+        sql = self._executed(statement.sql)
+        if not statement.if_exists or statement.name.lower() not in self._temporary_triggers():
+            self._triggers[statement.name.lower()] = statement, sql
+        return sql
+
+    def _temporary_triggers(self) -> set[str]:
+        found = self.sqlite("SELECT lower(name) FROM sqlite_temp_schema WHERE type = 'trigger'").fetchall()
+        return {str(name) for (name,) in found}
+
+    def _refresh_temporary(self) -> None:
+        """Declares temporary triggers anew where a table that they change has other defaults now."""
+        if not self._triggers:
+            return
+        there = self._temporary_triggers()
+        for name, (statement, executed) in list(self._triggers.items()):
+            if name not in there:
+                continue  # it was dropped, perhaps in a transaction that may be rolled back
+            sql = self._executed(statement.sql)
+            if sql != executed:
+                self.sqlite(f"DROP TRIGGER temp.{quote(name)}")
+                self.sqlite(sql)
+                self._triggers[name] = statement, sql
+
     def _refresh_definitions(self, any_stored: bool) -> bool:
         """Declares the stored views and triggers; anew, where a table of a trigger has other defaults now."""
         known = set(self.definitions())
+        temporary = self.sqlite("SELECT 1 FROM sqlite_temp_schema WHERE type IN ('view', 'trigger')").fetchone()
+        self.has_views = bool(temporary) or any_stored
         stored = self.definitions(DEFINITIONS) if any_stored else []
         wanted = {(kind, name, self._executed(str(sql))) for kind, name, sql in stored}
         for kind, name, _ in sorted(known - wanted):
             self.sqlite(f"DROP {kind} IF EXISTS {quote(str(name))}")
         for _, _, sql in sorted(wanted - known, reverse=True):  # views before their triggers
             self.sqlite(str(sql))
+        self._refresh_temporary()
         return known != wanted
 
     def _executed(self, sql: str) -> str:
@@ -272,7 +324,7 @@ class Catalog:
         """Runs a definition as a transaction of its own, or as a statement of the open one."""
         if not self._connection.get_autocommit():
             self.enlist()
-            with self.session.statement():
+            with self.session.statement(changes=False):
                 self.sqlite("SAVEPOINT toydb_definition")
                 try:
                     self.session.begin_write()

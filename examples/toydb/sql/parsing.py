@@ -8,7 +8,7 @@ gets their defaults (SQLite would pass NULL for them).
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import apsw
@@ -56,6 +56,14 @@ class Statement:
     elsewhere: bool = False  # a temporary object, or one in an attached database: SQLite stores it itself
     if_exists: bool = False  # whether it has IF EXISTS or IF NOT EXISTS
     names: tuple[str, ...] = field(default=())  # the created or dropped object: (name,) or (schema, name)
+
+    @cached_property
+    def in_subquery(self) -> bool:
+        """Whether it has an IN with anything but a list of values."""
+        for at, token in enumerate(self.tokens):
+            if token.word == "IN" and (self.word(at + 1) != "(" or self.word(at + 2) in ("SELECT", "WITH", "VALUES")):
+                return True
+        return False
 
     @property
     def name(self) -> str:
@@ -159,7 +167,7 @@ def _statement(sql: str, tokens: list[Token]) -> Statement:
         at = _top_level(own, ("INSERT", "REPLACE", "UPDATE", "DELETE", "SELECT"))
         if at is not None and own[at].word in ("INSERT", "REPLACE") and _after(own, at) != "(":
             return Statement(text, own, "INSERT", at + 1)
-        return Statement(text, own, first)
+        return Statement(text, own, own[at].word if first == "WITH" and at is not None else first)
     if first == "REPLACE":
         first = "INSERT"
     if first == "END":
@@ -240,6 +248,7 @@ class Target(NamedTuple):
     """The table of an INSERT, its columns if it lists them, and where they end."""
 
     table: str
+    qualified: bool  # whether it says that the table is ours, and no temporary one
     columns: tuple[str, ...] | None
     after_name: int
     source: int
@@ -254,7 +263,8 @@ def insert_target(statement: Statement) -> Target | None:
     if at >= len(tokens):
         return None
     name = tokens[at].name
-    if statement.word(at + 1) == ".":
+    qualified = statement.word(at + 1) == "."
+    if qualified:
         if name.lower() not in OURS:
             return None
         name = tokens[at + 2].name if at + 2 < len(tokens) else ""
@@ -263,10 +273,10 @@ def insert_target(statement: Statement) -> Target | None:
     if statement.word(at) == "AS":
         at += 2
     if statement.word(at) != "(":
-        return Target(name, None, at, at)
+        return Target(name, qualified, None, at, at)
     closing = _closing(tokens, at)
     listed = tuple(t.name for t in tokens[at + 1 : closing] if t.word != ",")
-    return Target(name, listed, at, closing + 1)
+    return Target(name, qualified, listed, at, closing + 1)
 
 
 def returns(statement: Statement) -> bool:

@@ -71,6 +71,7 @@ class Term:
     column: int
     operator: int
     argument: int | None
+    literal: bool = True  # the value is a constant, and the other side of the comparison has no affinity
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class Plan:
     bounds: tuple[Term, ...]
     reverse: bool
     ordered: bool  # SQLite relies on the order of the columns after the equal ones
+
+    @property
+    def number(self) -> int:
+        """What distinguishes plans of the same text."""
+        return int(self.ordered) + sum(2 << i for i, term in enumerate(self.bounds) if not term.literal)
 
     def text(self, schema: Schema) -> str:
         parts = []
@@ -118,10 +124,12 @@ class Ranges(NamedTuple):
 
     ``exact``: each of the plan's equal columns has one value in them. If not, the
     columns after those are not in order.
+    ``width``: how many of the equal columns the ranges say anything about.
     """
 
     parts: list[Range]
     exact: bool
+    width: int
 
 
 def only_key(plan: Plan, schema: Schema, values: Sequence[object]) -> bytes | None:
@@ -140,7 +148,7 @@ def only_key(plan: Plan, schema: Schema, values: Sequence[object]) -> bytes | No
 def ranges(plan: Plan, schema: Schema, values: Sequence[object]) -> Ranges:
     """The ranges of a plan for given values of its constraints."""
     found: list[Range] = [(b"", END)]
-    for term, collation in zip(plan.equal, plan.path.collations, strict=False):
+    for width, (term, collation) in enumerate(zip(plan.equal, plan.path.collations, strict=False), 1):
         kind = _affinity(schema, term.column)
         if term.operator == IS_NULL:
             wanted: list[Range] = [(b"\x05", b"\x05" + END)]
@@ -148,11 +156,11 @@ def ranges(plan: Plan, schema: Schema, values: Sequence[object]) -> Ranges:
             wanted = _equal(kind, collation, values[term.argument or 0], term.operator == IS)
         found = [(prefix + lo, prefix + hi) for prefix, _ in found for lo, hi in wanted]
         if len(found) > 1 or any(lo != hi[:-1] for lo, hi in found):
-            return Ranges(found, exact=False)
+            return Ranges(found, exact=False, width=width)
     if plan.bounds:
         lo, hi = _bounded(plan, schema, values)
         found = [(prefix + lo, prefix + hi) for prefix, _ in found if lo < hi]
-    return Ranges(found, exact=True)
+    return Ranges(found, exact=True, width=len(plan.equal))
 
 
 def _bounded(plan: Plan, schema: Schema, values: Sequence[object]) -> Range:
@@ -164,7 +172,7 @@ def _bounded(plan: Plan, schema: Schema, values: Sequence[object]) -> Range:
         value = values[term.argument or 0]
         if value is None:
             return (END, b"")  # a comparison with NULL is never true
-        below, above = _limits(_affinity(schema, term.column), collation, value, term.operator)
+        below, above = _limits(_affinity(schema, term.column), collation, value, term)
         lo, hi = max(lo, below), min(hi, above)
     return lo, hi
 
@@ -190,16 +198,19 @@ def _equal(kind: str, collation: str, value: object, null_too: bool) -> list[Ran
     return [TEXTS] if kind == "TEXT" else [_exact(value, collation), TEXTS]
 
 
-def _limits(kind: str, collation: str, value: object, operator: int) -> Range:
+def _limits(kind: str, collation: str, value: object, term: Term) -> Range:
     """Bounds for ``column operator value`` under any affinity of the other side."""
     value = _compared(kind, value)
     key = encode(value, collation)
+    operator = term.operator
     lower = operator in (GT, GE)
     if not isinstance(value, bytes) and kind not in ("INTEGER", "REAL", "NUMERIC"):
         number = not isinstance(value, str)
         if kind == "TEXT" and number:  # the value may be compared as text: any text may match
             return (TEXTS[0], END) if lower else (AFTER_NULL, TEXTS[1])
         if kind == "BLOB" and number and not lower:  # text may be compared as a number
+            return AFTER_NULL, TEXTS[1]
+        if not (number or lower or term.literal):  # text may be compared as a number, which is below all texts
             return AFTER_NULL, TEXTS[1]
         if kind == "BLOB" and not number and lower:  # numbers may be compared as text
             return NUMBERS[0], END

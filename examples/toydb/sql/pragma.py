@@ -24,7 +24,12 @@ COLUMNS = {
     "index_info": ("seqno", "cid", "name"),
     "index_xinfo": ("seqno", "cid", "name", "desc", "coll", "key"),
     "foreign_key_list": ("id", "seq", "table", "from", "to", "on_update", "on_delete", "match"),
+    "table_list": ("schema", "name", "type", "ncol", "wr", "strict"),
+    "integrity_check": ("integrity_check",),
+    "quick_check": ("quick_check",),
+    "foreign_key_check": ("table", "rowid", "parent", "fkid"),
 }
+OF_ALL = ("table_list", "integrity_check", "quick_check", "foreign_key_check")  # those that need no name
 
 
 class Answer:
@@ -37,6 +42,10 @@ class Answer:
         self.column_access = apsw.ext.VTColumnAccess.By_Index
 
     def __call__(self, arg: Any = None, schema: Any = None) -> Iterable[tuple[Any, ...]]:
+        if self._pragma == "foreign_key_check":
+            raise apsw.SQLError("toydb does not check foreign keys: SELECT the rows whose parent is missing")
+        if self._pragma in ("integrity_check", "quick_check"):
+            return [(fault,) for fault in self._catalog.check()] or [("ok",)]
         if arg is None:
             return []
         of = None if schema is not None and str(schema).lower() not in OURS else self._table(str(arg))
@@ -53,10 +62,18 @@ class Answer:
         return next((table for table in self._catalog.tables() if table.has_index(name)), None)
 
 
+class TableList(Answer):
+    """The function of PRAGMA table_list, one of whose columns is called schema."""
+
+    def __call__(self, arg: Any = None, place: Any = None) -> Iterable[tuple[Any, ...]]:
+        return self._catalog.table_list(arg, place)
+
+
 def register(connection: apsw.Connection, catalog: "Catalog") -> None:
     """Replaces SQLite's functions by those that know toydb's tables."""
     for pragma in COLUMNS:
-        apsw.ext.make_virtual_module(connection, f"pragma_{pragma}", Answer(catalog, pragma))
+        answer = (TableList if pragma == "table_list" else Answer)(catalog, pragma)
+        apsw.ext.make_virtual_module(connection, f"pragma_{pragma}", answer)
 
 
 def as_select(statement: Statement) -> str:
@@ -65,10 +82,10 @@ def as_select(statement: Statement) -> str:
     if statement.word(2) == "." and len(statement.tokens) > 3:
         schema, at = statement.tokens[1].name, 3
     pragma = statement.word(at).lower()
-    if pragma not in COLUMNS or statement.word(at + 1) not in ("(", "=") or at + 2 >= len(statement.tokens):
+    given = statement.word(at + 1) in ("(", "=") and at + 2 < len(statement.tokens)
+    if pragma not in COLUMNS or not (given or pragma in OF_ALL):
         return statement.sql
     names = ", ".join(quote(name) for name in COLUMNS[pragma])
-    arguments = ", ".join(
-        "'" + text.replace("'", "''") + "'" for text in (statement.tokens[at + 2].name, schema) if text
-    )
+    texts = (statement.tokens[at + 2].name if given else None, schema or None)
+    arguments = ", ".join("NULL" if text is None else "'" + text.replace("'", "''") + "'" for text in texts)
     return f"SELECT {names} FROM pragma_{pragma}({arguments})"

@@ -10,6 +10,13 @@ from toydb.sql.parsing import Statement
 
 HARMLESS = ("SELECT", "INSERT", "REPLACE", "UPDATE", "DELETE", "BEGIN", "COMMIT")  # those of each moment
 LOST = ("USER_VERSION", "APPLICATION_ID")
+OWN = ("PAGE_COUNT", "FREELIST_COUNT", "DATA_VERSION", "SCHEMA_VERSION", "MAX_PAGE_COUNT")
+SWITCHES = {
+    "FOREIGN_KEYS": "toydb does not enforce foreign keys: check them in the transaction, by a SELECT",
+    "DEFER_FOREIGN_KEYS": "toydb does not enforce foreign keys: check them in the transaction, by a SELECT",
+    "IGNORE_CHECK_CONSTRAINTS": "toydb always checks: leave the CHECK out of the table",
+    "WRITABLE_SCHEMA": "this schema is made from the stored one: use ALTER TABLE",
+}
 ON = ("ON", "TRUE", "YES")
 ACTIONS = ("ROLLBACK", "FAIL", "IGNORE", "REPLACE")
 ADVICE = {
@@ -34,8 +41,8 @@ def refuse(statement: Statement) -> None:
             f"ON CONFLICT {action} in a constraint is not supported: leave it out, and write INSERT OR {action} or "
             f"UPDATE OR {action}"
         )
-    if statement.kind == "PRAGMA" and "FOREIGN_KEYS" in words and _is_on(statement):
-        raise apsw.SQLError("toydb does not enforce foreign keys: check them in the transaction, by a SELECT")
+    if statement.kind == "PRAGMA":
+        _refuse_pragma(statement, words)
     if statement.kind == "DROP TABLE" and statement.names and statement.name.lower() == "toydb_transaction":
         raise apsw.SQLError("table toydb_transaction may not be dropped: this connection needs it for its transactions")
     if statement.kind == "REINDEX":
@@ -44,8 +51,18 @@ def refuse(statement: Statement) -> None:
         raise apsw.SQLError(
             "VACUUM INTO would copy nothing of toydb: close the database everywhere, and copy its files"
         )
-    if statement.kind == "PRAGMA" and words.intersection(LOST) and words.intersection("=("):
+
+
+def _refuse_pragma(statement: Statement, words: set[str]) -> None:
+    for switch, why in SWITCHES.items():
+        if switch in words and _is_on(statement):
+            raise apsw.SQLError(why)
+    if words.intersection(LOST) and words.intersection("=("):
         raise apsw.SQLError("this pragma would be lost with the connection: keep the number in a table")
+    if words.intersection(OWN):
+        raise apsw.SQLError(
+            "this pragma would tell of SQLite's own empty database: Connection.database and its pool have the figures of toydb's"
+        )
 
 
 def _conflict_clause(statement: Statement) -> str:

@@ -120,7 +120,10 @@ class Schema:
         parts = []
         for column in self.columns:
             collate = "" if column.collation == "BINARY" else f" COLLATE {column.collation}"
-            parts.append(f"{parsing.quote(column.name)} {column.declared}{collate}")
+            kind = (
+                "" if self.strict and column.affinity == "BLOB" else column.declared
+            )  # ANY is a type of STRICT tables only
+            parts.append(f"{parsing.quote(column.name)} {kind}{collate}")
         if self.rowid:
             return f"CREATE TABLE x({', '.join(parts)})"
         parts.append(f"{HIDDEN_KEY} BLOB HIDDEN NOT NULL PRIMARY KEY")
@@ -139,6 +142,11 @@ class Schema:
     def pragma(self, pragma: str, name: str) -> list[Any]:
         """What SQLite answers to a PRAGMA about the table or one of its indexes."""
         return self._rows(f"PRAGMA {pragma}({parsing.quote(name)})")
+
+    def listed(self) -> tuple[Any, ...]:
+        """Its row of PRAGMA table_list, without the first column."""
+        query = "SELECT name, type, ncol, wr, strict FROM pragma_table_list WHERE name = ?"
+        return tuple(self._rows(query, self.name)[0])
 
     def has_index(self, name: str) -> bool:
         """Whether the table has an index of this name, be it that of a constraint."""
@@ -219,7 +227,7 @@ class Schema:
 
     def is_plain(self, row: Row) -> bool:
         """Whether a row with values of the same types was admitted as it was: then this one is, too."""
-        return tuple(map(type, row)) in self._plain_rows
+        return tuple(map(type, row)) in self._plain_rows and not (self._reals and 0.0 in row)
 
     def null_where_forbidden(self, row: Row) -> int | None:
         """The first column that is NULL and must not be."""
@@ -228,18 +236,27 @@ class Schema:
                 return position
         return None
 
+    def admit_rowid(self, row: Row) -> None:
+        """Makes an integer of the INTEGER PRIMARY KEY, before all constraints. Raises apsw.MismatchError if it is none."""
+        if self.alias is None or type(row[self.alias]) is int:
+            return
+        if row[self.alias] is None:
+            raise apsw.MismatchError("datatype mismatch")
+        self._scratch.execute(f"CREATE TEMP TABLE IF NOT EXISTS {HIDDEN_KEY}(rowid INTEGER PRIMARY KEY)")
+        try:
+            row[self.alias] = self._one(f"INSERT INTO {HIDDEN_KEY} VALUES(?) RETURNING rowid", row[self.alias])
+        finally:
+            self._scratch.execute(f"DELETE FROM {HIDDEN_KEY}")
+
     def admit(self, row: Row) -> Row:
         """Checks a row, and returns it as its columns store it.
 
-        Raises apsw.ConstraintError (NOT NULL, CHECK, types of a STRICT table) and
-        apsw.MismatchError (an INTEGER PRIMARY KEY that is no integer).
+        Raises apsw.ConstraintError (NOT NULL, CHECK, types of a STRICT table).
         """
-        if self.alias is not None and row[self.alias] is None:
-            raise apsw.MismatchError("datatype mismatch")
         for position in self._reals:
             value = row[position]
-            if type(value) is int:
-                row[position] = float(value)
+            if type(value) is int or value == 0.0:
+                row[position] = float(value) + 0.0  # (-0.0 is stored as 0.0)
         if not self._always_scratch:
             for value, plain in zip(row, self._plain, strict=True):
                 if type(value) not in plain:
@@ -260,8 +277,9 @@ class Schema:
         return list(admitted)
 
     def default_value(self, column: int) -> Value:
-        """The present value of a column's default expression."""
-        value: Value = self._one(f"SELECT {self.defaults()[self.columns[column].name]}")
+        """The present value of a column's default expression; None if it has none."""
+        default = self.columns[column].default
+        value: Value = None if default is None else self._one(f"SELECT {_expression(default)}")
         return value
 
     # -- bytes -------------------------------------------------------------------------

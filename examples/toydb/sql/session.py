@@ -74,24 +74,26 @@ class Work:
 class Running:
     """A statement that is being executed, once or for several bindings."""
 
-    __slots__ = ("_levels", "_mark", "_session", "_work")
+    __slots__ = ("_before", "_changes", "_levels", "_mark", "_session", "_work")
 
-    def __init__(self, session: "Session") -> None:
-        self._session = session
+    def __init__(self, session: "Session", changes: bool) -> None:
+        self._session, self._changes = session, changes
 
     def __enter__(self) -> "Running":
         session = self._session
         self._work, self._levels, self._mark = session.current, session.levels, None
+        self._before = session.counted()
         if self._work is not None and self._work.write:
             self._mark = self._work.txn.savepoint()
-        session.start()
+        session.start(self._changes)
         session.late = None
         return self
 
     def each(self, bindings: Iterable[Any]) -> Iterator[Any]:
         """Passes bindings on. An execution that fails is undone, and those before it are not."""
         for binding in bindings:
-            self._session.start()
+            self._end(None)
+            self._session.start(self._changes)
             if self._work is not None and self._mark is not None:
                 self._work.txn.renew(self._mark)
             yield binding
@@ -105,9 +107,17 @@ class Running:
             elif self._mark is not None and work is not None and not work.over:
                 work.txn.release(self._mark)
         finally:
+            self._end(error)
             session.settle()
         if late is not None:
             raise late
+
+    def _end(self, error: BaseException | None) -> None:
+        """Called after each execution."""
+        if self._changes:
+            self._session.count(self._before, error)
+            self._before = self._session.counted()
+        self._session.end_insert()
 
 
 class Session:
@@ -122,20 +132,37 @@ class Session:
         self.committed = False  # whether the last ended transaction was committed
         self.late: BaseException | None = None  # what sync() kept
         self._past = Pages()
+        self._paused: Work | None = None  # the snapshot of the last statement outside a transaction
         self.current: Work | None = None
         self.timeout_s = 5.0
         self.interrupted: Callable[[], bool] = lambda: bool(connection.is_interrupted)
         self.keep_after_error = False  # ON CONFLICT FAIL: keep what the statement has done so far
-        self.ignored = 0  # rows that OR IGNORE skipped in the running statement
+        self.ignored = 0  # rows that OR IGNORE skipped in the running statement: SQLite counts them as changed
+        self.changed = self.changed_ever = (
+            0  # rows changed by the last statement of the user's that does so, and by all
+        )
+        self.in_subquery = False  # whether the statement may have an IN with a subquery
+        self.given_rowid: int | None = None  # the row id of the last row, if the INSERT gave it: SQLite takes 0 for it
 
     # -- reading -------------------------------------------------------------------------
 
     def acquire(self) -> Work:
         """The transaction to read in; call :meth:`release` afterwards."""
         if self.current is None:
-            self.current = Work(self._database.begin(), write=False)
+            self.current = self._resume() or Work(self._database.begin(), write=False)
         self.current.users += 1
         return self.current
+
+    def _resume(self) -> Work | None:
+        """The snapshot of the last statement, with its tables, if nothing has been committed since."""
+        work, self._paused = self._paused, None
+        if work is None:
+            return None
+        if work.txn.resume():
+            work.over = False
+            return work
+        self._past = _add(self._past, work.txn.stats)
+        return None
 
     def release(self, work: Work) -> None:
         work.users -= 1
@@ -256,7 +283,8 @@ class Session:
         if work is not None:
             if work.write or work.users == 0:
                 self._finish(work)
-            work.forget()
+            if work is not self._paused:
+                work.forget()
 
     def settle(self) -> None:
         """Called after each statement: outside a transaction, ends an engine transaction that no cursor reads."""
@@ -266,10 +294,16 @@ class Session:
 
     def close(self) -> None:
         self.end()
+        self._past, self._paused = self.pages(), None
 
     def _finish(self, work: Work) -> None:
         if work is self.current:
             self.current = None
+        if not work.write and not work.over and self._paused is None:
+            self._paused = work
+            work.txn.pause()
+            work.over = True
+            return
         self._past = _add(self._past, work.txn.stats)
         if not work.over:
             work.txn.rollback()
@@ -303,17 +337,37 @@ class Session:
             work.txn.rollback_to(work.start if number is None else number)
             work.forget()
 
-    def statement(self) -> "Running":
-        """Wraps the execution of one statement: undoes it as a whole if it fails."""
-        return Running(self)
+    def statement(self, changes: bool) -> "Running":
+        """Wraps the execution of one statement: undoes it as a whole if it fails. ``changes``: whether it may change rows."""
+        return Running(self, changes)
 
-    def start(self) -> None:
+    def start(self, changes: bool) -> None:
         """Called before each execution of a statement."""
         self.keep_after_error = self.committed = False
-        self.ignored = 0
+        if changes:
+            self.ignored = 0
+
+    def count(self, before: tuple[int, int], error: BaseException | None) -> None:
+        """Called after each execution of a statement that changes rows. ``before``: SQLite's two figures, before it."""
+        now = self.counted()
+        if now != before or type(error) is not apsw.SQLError:  # (that statement was not even executed)
+            self.changed = now[0] - self.ignored
+        self.changed_ever += now[1] - before[1] - self.ignored
+
+    def counted(self) -> tuple[int, int]:
+        """SQLite's figures of changed rows: of the last statement, which may be one of toydb's own, and of all."""
+        sqlite = apsw.Connection
+        return sqlite.changes(self._connection), sqlite.total_changes(self._connection)
+
+    def end_insert(self) -> None:
+        """Called after each execution of a statement: tells SQLite the row id of the last row."""
+        if self.given_rowid is not None:
+            self._connection.set_last_insert_rowid(self.given_rowid)
+            self.given_rowid = None
 
     def failed(self, work: Work | None, mark: int | None, levels: Levels, error: BaseException | None) -> None:
         """Undoes a failed statement, which began with ``work`` and ``levels``, and made the savepoint ``mark``."""
+        self.ignored = 0  # SQLite counts no row of a statement that failed
         if not self._connection.get_autocommit():
             self._undo(work, mark)
             self.levels = levels
@@ -337,7 +391,10 @@ class Session:
 
     def pages(self) -> Pages:
         """Pages touched by this connection's transactions so far: hits and misses."""
-        return self._past if self.current is None else _add(self._past, self.current.txn.stats)
+        past = self._past
+        for work in (self.current, self._paused):
+            past = past if work is None else _add(past, work.txn.stats)
+        return past
 
 
 def _add(past: Pages, now: Stats) -> Pages:

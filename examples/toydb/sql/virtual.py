@@ -41,9 +41,10 @@ class VirtualTable:
     # -- reading -------------------------------------------------------------------------
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:
-        chosen = bestindex.choose(info, self.schema, self._paths, self._current_figures())
+        figures, avoids_in = self._current_figures(), self.session.in_subquery
+        chosen = bestindex.choose(info, self.schema, self._paths, figures, avoids_in=avoids_in)
         bestindex.answer(info, self.schema, chosen)
-        self._plans[int(chosen.plan.ordered), chosen.plan.text(self.schema)] = chosen.plan
+        self._plans[chosen.plan.number, chosen.plan.text(self.schema)] = chosen.plan
         return True
 
     def Open(self) -> Cursor:
@@ -88,6 +89,12 @@ class VirtualTable:
     # -- changes -------------------------------------------------------------------------
 
     def UpdateInsertRow(self, rowid: int | None, fields: Sequence[Any]) -> int:
+        number = self._insert_row(rowid, fields)
+        self.session.given_rowid = None if rowid is None else number
+        return number
+
+    def _insert_row(self, rowid: int | None, fields: Sequence[Any]) -> int:
+        """Inserts a row; returns its row id, or the last one if there is none."""
         schema, mode = self.schema, self._connection.vtab_on_conflict()
         work = self.session.begin_write()
         rows = self.session.table(work, schema)
@@ -95,18 +102,16 @@ class VirtualTable:
         if schema.rowid:
             rowid = self._new_rowid(work, rows, rowid, row)
         key = self._admitted(row, mode)
-        if key is None:
-            return self._connection.last_insert_rowid()
         if schema.rowid and schema.alias is None:
-            key = encode(rowid)
-        if not self._insert(work, rows, key, row, mode):
-            return self._connection.last_insert_rowid()
-        if not schema.rowid:
+            key = encode(rowid) if key is not None else None
+        inserted = key is not None and self._insert(work, rows, key, row, mode)
+        if schema.autoincrement:  # a row that OR IGNORE skips takes its number, too
+            self._note_rowid(work, row[schema.alias])  # type: ignore[index, arg-type]
+            self._raise_sequence(work, row[schema.alias])  # type: ignore[index, arg-type]
+        if not inserted or not schema.rowid:
             return self._connection.last_insert_rowid()
         number: int = rowid if schema.alias is None else row[schema.alias]  # type: ignore[assignment]
         self._note_rowid(work, number)
-        if schema.autoincrement:
-            self._raise_sequence(work, number)
         return number
 
     def _insert(self, work: Work, rows: Table, key: bytes, row: Row, mode: int) -> bool:
@@ -246,19 +251,23 @@ class VirtualTable:
     def _convert(self, row: Row, mode: int) -> bool:
         """Converts the row to what its columns store, in place; returns False if OR IGNORE skips it."""
         schema = self.schema
+        schema.admit_rowid(row)
         missing = schema.null_where_forbidden(row)
+        while mode == _REPLACE and missing is not None and (value := schema.default_value(missing)) is not None:
+            row[missing] = value
+            missing = schema.null_where_forbidden(row)
         if missing is not None:
-            default = schema.columns[missing].default
-            if mode == _REPLACE and default is not None:
-                row[missing] = schema.default_value(missing)
-                return self._convert(row, mode)
             text = self._columns_text((missing,))
             self._refuse(text, apsw.SQLITE_CONSTRAINT_NOTNULL, mode, "NOT NULL constraint failed")
             return False
         try:
             row[:] = schema.admit(row)
         except apsw.ConstraintError as error:
-            if mode == _IGNORE and getattr(error, "extendedresult", 0) != apsw.SQLITE_CONSTRAINT_DATATYPE:
+            if getattr(error, "extendedresult", 0) == apsw.SQLITE_CONSTRAINT_DATATYPE:
+                if mode in (apsw.SQLITE_ABORT, _REPLACE):
+                    raise
+                raise apsw.MismatchError(str(error)) from error  # ABORT in all modes, which a ConstraintError is not
+            if mode == _IGNORE:
                 self.session.ignored += 1
                 return False
             self.session.keep_after_error = mode == _FAIL
