@@ -1,6 +1,7 @@
 """A guest: a machine that qemu emulates in software, driven over a virtio port; its console is written to a file."""
 
 import json
+import os
 import re
 import shlex
 import socket
@@ -15,7 +16,9 @@ from typing import Any
 
 from lab.images import CACHE, Images, Kernel
 
-BOOT_S = 300.0
+BOOT_S = 1800.0  # on a busy host, which gives a guest some seconds of a processor in a minute
+MORTAL = ("setpriv", "--pdeathsig", "KILL")
+"""What a command begins with that ends when this process is killed."""
 
 
 class GuestError(Exception):
@@ -36,15 +39,17 @@ class Machine:
 
 
 class Guest:
-    """A running guest. Leaving the ``with`` block kills it: nothing in it is worth a shutdown."""
+    """A guest, running if it has a machine. Leaving the ``with`` block kills it: nothing in it is worth a shutdown."""
 
-    def __init__(self, kernel: Kernel, images: Images, machine: Machine = Machine()) -> None:
+    def __init__(self, kernel: Kernel, images: Images, machine: Machine | None) -> None:
         self.kernel, self.images, self.release = kernel, images, ""
-        self.place = Path(tempfile.mkdtemp(prefix="run-", dir=CACHE))
-        self.console = CACHE / f"console-{kernel.suite}-{kernel.arch}.log"
+        self.place = Path(tempfile.mkdtemp(prefix=f"run-{os.getpid()}-", dir=CACHE))
+        self.console = self.place / "console"
         self._process: subprocess.Popen[bytes] | None = None
+        self._connections: list[socket.socket] = []
         self._greeted: socket.socket | None = None
-        self.boot(machine)
+        if machine is not None:
+            self.boot(machine)
 
     def boot(self, machine: Machine) -> None:
         """Starts the guest; one that runs is cut off from power first."""
@@ -66,14 +71,14 @@ class Guest:
             self._process.kill()
             self._process.wait()
             self._process = None
-            self._port.close()
-            self._monitor.close()
+        while self._connections:
+            self._connections.pop().close()
 
     def _command(self) -> list[str]:
         machine, images = self.machine, self.images
         drives = (f"file={images.root},snapshot=on", f"file={images.project},snapshot=on", *machine.disks)
         command = [
-            "nice", "-n", "1", *self.kernel.qemu, "-accel", "tcg,thread=multi",
+            *MORTAL, "nice", "-n", "1", *self.kernel.qemu, "-accel", "tcg,thread=multi",
             "-smp", str(machine.cpus), "-m", machine.memory, "-display", "none", "-no-reboot", "-nodefaults",
             "-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", f"file:{self.console}",
             "-append", f"{self.kernel.options} panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",
@@ -92,6 +97,7 @@ class Guest:
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.connect(str(self.place / name))
+                self._connections.append(connection)
                 return connection
             except OSError:
                 connection.close()
@@ -126,7 +132,7 @@ class Guest:
 
     # ---- what the checks use -----------------------------------------------------------
 
-    def run(self, command: str, timeout: float = 300, hear: Callable[[str], None] | None = None) -> tuple[int, str]:
+    def run(self, command: str, timeout: float = 1800, hear: Callable[[str], None] | None = None) -> tuple[int, str]:
         """Runs a command of the shell in /lab; returns its exit code and what it printed. ``hear`` gets each line as it comes."""
         self._port.sendall(json.dumps({"command": command, "timeout": timeout}).encode() + b"\n")
         said, heard = "", 0
@@ -141,14 +147,15 @@ class Guest:
                 for line in lines:
                     hear(line)
 
-    def must(self, command: str, timeout: float = 300) -> str:
+    def must(self, command: str, timeout: float = 1800) -> str:
         """Runs a command that has to succeed; returns what it printed."""
         code, said = self.run(command, timeout)
         if code:
-            raise GuestError(f"{command!r} ended with {code}:\n{said[-3000:]}")
+            kernel = self.run("dmesg | tail -n 5")[1] if code == -9 else ""  # killed: for lack of memory?
+            raise GuestError(f"{command!r} ended with {code}:\n{said[-3000:]}{kernel}")
         return said
 
-    def inside(self, program: str, *arguments: str, timeout: float = 600) -> Any:
+    def inside(self, program: str, *arguments: str, timeout: float = 3600) -> Any:
         """Runs a program of lab/inside that has to succeed; returns what its last line says."""
         said = self.must(f"{self.environment} python3 -m lab.inside.{program} {shlex.join(arguments)}", timeout)
         return json.loads(said.strip().splitlines()[-1])
@@ -184,9 +191,15 @@ class Guest:
         text = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+)", text)[0]) * 1024
 
+    def spent(self) -> float:
+        """Seconds of processor time that the running qemu has used."""
+        return processor_time(self._process.pid) if self._process is not None else 0.0
+
     def close(self) -> None:
-        """Ends the guest, and removes its files."""
+        """Ends the guest, and removes its files; the last console of each kernel stays in the cache."""
         self.cut()
+        if self.console.exists():
+            self.console.replace(CACHE / f"console-{self.kernel.name}.log")
         for path in self.place.iterdir():
             path.unlink()
         self.place.rmdir()
@@ -198,3 +211,12 @@ class Guest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def processor_time(pid: int) -> float:
+    """Seconds of processor time that a process has used; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,17 +1,27 @@
-"""Power failures while toydb commits, on a disk with a volatile cache."""
+"""Power failures while toydb commits, on a disk with a volatile cache.
+
+python -m lab.power RECORDING N            recovers the bank from N more states of a disk that was recorded before
+python -m lab.power RECORDING N AT SEED    recovers it from N states after AT entries of the log, from that seed on
+"""
 
 import json
+import os
+import pickle
 import random
 import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab.disk import Disk, Recording
 from lab.guest import Guest, GuestError, Machine
+from lab.images import CACHE, ROOT
 
-SIZE = 96 << 20
+SIZE = 64 << 20
 ROUNDS = 2
 
 
@@ -19,17 +29,16 @@ ROUNDS = 2
 class Notes:
     """What the processes of the bank said, each with the length of the disk's log when it arrived."""
 
-    disk: Disk
     before: set[tuple[int, int]]
     """The transfers that were acknowledged before the last power failure."""
     lines: list[tuple[int, int, str, int]] = field(default_factory=list)
     """(length of the log, worker, "B", "C" or "R", transfer)."""
 
-    def hear(self, line: str) -> None:
-        """Takes a line that the guest prints."""
+    def hear(self, line: str, length: int) -> None:
+        """Takes a line that the guest prints while the log has that length."""
         words = line.split()
         if len(words) == 3 and words[1] in ("B", "C", "R"):
-            self.lines.append((len(self.disk.recording.log), int(words[0]), words[1], int(words[2])))
+            self.lines.append((length, int(words[0]), words[1], int(words[2])))
 
     def committed(self, at: int) -> set[tuple[int, int]]:
         """The transfers that were acknowledged when the log had that length: (worker, number)."""
@@ -47,59 +56,79 @@ class Notes:
         return ""
 
 
+# ---- in the guest: what is written, and when it is acknowledged ------------------------------
+
+
 def formatted(guest: Guest) -> bytes:
-    """A disk with an empty file system of ext4, and 4 KiB past it."""
+    """A disk with an empty file system of ext4."""
     image = guest.place / "empty"
     with open(image, "wb") as file:
         file.truncate(SIZE)
     subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
     content = image.read_bytes()
     image.unlink()
-    return content + bytes(4096)
+    return content
 
 
-def fail(guest: Guest, notes: Notes, seconds: float, number: int) -> Recording:
+def fail(guest: Guest, disk: Disk, notes: Notes, seconds: float, number: int) -> Recording:
     """Boots, lets the bank work, and cuts the guest off from power at a random moment."""
-    guest.boot(Machine(disks=(notes.disk.drive,)))
-    guest.must("mount /dev/vdc /mnt")
+    guest.boot(Machine(disks=(disk.drive,)))
+    guest.must("mount /dev/vdc /mnt")  # the kernel replays the journal of the power failure before
     timer = threading.Timer(seconds * random.uniform(0.9, 1.1), guest.cut)
     timer.start()
+    command = f"{guest.environment} python3 -u -m lab.inside.bank work /mnt {number}"
     try:
-        code, said = guest.run(
-            f"{guest.environment} python3 -u -m lab.inside.bank work /mnt {number}", 4 * seconds, notes.hear
-        )
+        code, said = guest.run(command, 4 * seconds, lambda line: notes.hear(line, len(disk.recording.log)))
     except (GuestError, OSError):  # the power failure
-        return notes.disk.recording
+        return disk.recording
     finally:
         timer.cancel()
     raise GuestError(f"the bank ended with {code}: {said[-2000:]}")
 
 
-def verify(guest: Guest, disk: Disk, recording: Recording, notes: Notes, states: list[int]) -> None:
-    """Boots once, and recovers the bank from each state of the disk. Raises GuestError."""
-    wrong: list[str] = []
-    seeds = [random.randrange(1 << 30) for _ in states]
-    asked = iter(zip(range(1, len(states) + 1), states, seeds, strict=True))
-    current = [0, 0]
+# ---- on the host: what a power failure may leave ---------------------------------------------
 
-    def hear(line: str) -> None:
-        if line.startswith("next"):
-            number, at, seed = next(asked)
-            current[:] = at, seed
-            content = recording.state(at, seed)
-            content[-4096:-4088] = number.to_bytes(8, "little")
-            disk.put(content)
-        elif line.startswith("state"):
-            seen = json.loads(line[6:])
-            trouble = notes.wrong(current[0], seen["there"]) if seen["code"] == 0 else "the recovery failed"
-            if trouble:
-                wrong.append(f"power failure after {current[0]} writes (seed {current[1]}): {trouble}")
 
-    guest.boot(Machine(disks=(disk.drive,)))
-    command = f"{guest.environment} python3 -u -m lab.inside.bank verify /dev/vdc /mnt {len(states)}"
-    code, said = guest.run(command, 60.0 * len(states), hear)
-    if code or wrong or next(asked, None):
-        raise GuestError("; ".join(wrong[:3]) or f"the verification ended with {code}: {said[-3000:]}")
+def unpack(content: bytearray, place: Path) -> str:
+    """Repairs the file system as after a power failure, and copies its files to ``place``/files. Returns what failed."""
+    image, files = place / "image", place / "files"
+    image.write_bytes(content)
+    files.mkdir()
+    done = subprocess.run(["e2fsck", "-f", "-p", image], capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        return f"ext4 is damaged: {done.stdout[-300:]}{done.stderr[-300:]}"
+    subprocess.run(["debugfs", "-R", f"rdump / {files}", image], capture_output=True, check=True)
+    return ""
+
+
+def recovered(bank: "subprocess.Popen[str]", content: bytearray) -> tuple[str, dict[str, list[int]]]:
+    """Recovers the bank from a disk; returns what failed, and the transfers in its journal."""
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="state-") as made:
+        failed = unpack(content, Path(made))
+        if failed:
+            return failed, {}
+        assert bank.stdin is not None
+        assert bank.stdout is not None
+        bank.stdin.write(f"{made}/files\n")
+        bank.stdin.flush()
+        seen = json.loads(bank.stdout.readline())
+        return "" if seen["code"] == 0 else "the recovery failed", seen["there"] or {}
+
+
+def verify(recording: Recording, notes: Notes, failures: Iterable[tuple[int, int]]) -> list[str]:
+    """Recovers the bank after power failures at these lengths of the log, with these seeds. Returns what went wrong."""
+    wrong = []
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
+    command = [sys.executable, "-u", "-m", "lab.inside.bank", "verify"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as bank:
+        for at, seed in failures:
+            failed, there = recovered(bank, recording.state(at, seed))
+            failed = failed or notes.wrong(at, there)
+            if failed:
+                wrong.append(f"power failure after {at} writes (seed {seed}): {failed}")
+    return wrong
 
 
 def power(n_states: int, seconds: float = 40.0) -> Callable[[Guest], str]:
@@ -111,11 +140,15 @@ def power(n_states: int, seconds: float = 40.0) -> Callable[[Guest], str]:
         writes = 0
         try:
             for number in range(ROUNDS):
-                notes = Notes(disk, committed)
-                recording = fail(guest, notes, seconds, number)
+                notes = Notes(committed)
+                recording = fail(guest, disk, notes, seconds, number)
                 end = len(recording.log)
-                states = [random.randrange(end + 1) for _ in range(n_states // ROUNDS - 1)]
-                verify(guest, disk, recording, notes, [*states, end])
+                kept = CACHE / f"power-{guest.kernel.name}-{number}.pickle"
+                kept.write_bytes(zlib.compress(pickle.dumps((recording, notes)), 1))
+                failures = [(random.randrange(end + 1), seed) for seed in range(n_states // ROUNDS - 1)]
+                wrong = verify(recording, notes, [*failures, (end, 1)])
+                if wrong:
+                    raise GuestError(f"{'; '.join(wrong[:3])} ({kept})")
                 committed = notes.committed(end)
                 writes += end
                 disk.put(recording.state(end, 1))
@@ -125,3 +158,21 @@ def power(n_states: int, seconds: float = 40.0) -> Callable[[Guest], str]:
         return f"{n_states} states of the disk, {ROUNDS} guests killed, {len(committed)} commits, {writes} writes and flushes: none lost"
 
     return check
+
+
+def main() -> int:
+    """Verifies more states of a recording."""
+    recording, notes = pickle.loads(zlib.decompress(Path(sys.argv[1]).read_bytes()))
+    n, end = int(sys.argv[2]), len(recording.log)
+    if len(sys.argv) > 3:
+        failures = [(int(sys.argv[3]), int(sys.argv[4]) + i) for i in range(n)]
+    else:
+        failures = [(random.randrange(end + 1), random.randrange(1 << 30)) for _ in range(n)]
+    wrong = verify(recording, notes, failures)
+    print(f"{n} states of {end} writes and flushes, {len(notes.committed(end))} commits: {len(wrong)} wrong")
+    print("\n".join(wrong))
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

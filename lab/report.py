@@ -1,6 +1,12 @@
 """The table of docs/lab.md: one column for each kernel, one row for each check, with the time each took."""
 
+import fcntl
 import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from lab.images import CACHE, KERNELS, ROOT
@@ -18,10 +24,40 @@ class Cell:
     text: str
     seconds: int
     release: str
+    cpu: int = 0
+    """Seconds of processor time; 0 where it was not measured."""
+    when: str = ""
+    """The day and minute, in UTC; empty where it was not recorded."""
+    tree: str = ""
+    """The commit, with a plus where files were changed since; empty where it was not recorded."""
 
 
 Results = dict[str, dict[str, Cell]]
 """By check, then by kernel."""
+
+
+def now() -> str:
+    """The day and minute, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+
+
+def tree() -> str:
+    """The commit of the tree, with a plus if files other than documents are changed."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", ".", ":!docs"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return commit.stdout.strip() + "+" * bool(changed.stdout)
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """One process at a time reads the results and writes them anew."""
+    with open(RESULTS.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def load() -> Results:
@@ -32,34 +68,49 @@ def load() -> Results:
     return {check: {kernel: Cell(**cell) for kernel, cell in row.items()} for check, row in stored.items()}
 
 
-def save(results: Results) -> None:
-    """Stores the results in the cache."""
-    plain = {check: {kernel: asdict(cell) for kernel, cell in row.items()} for check, row in results.items()}
-    RESULTS.write_text(json.dumps(plain, indent=1))
+def record(check: str, kernel: str, cell: Cell) -> None:
+    """Adds one result to those in the cache, which several runs may write."""
+    with _locked():
+        results = load()
+        results.setdefault(check, {})[kernel] = cell
+        plain = {name: {column: asdict(one) for column, one in row.items()} for name, row in results.items()}
+        making = RESULTS.with_suffix(".new")
+        making.write_text(json.dumps(plain, indent=1))
+        os.replace(making, RESULTS)
 
 
-def write(results: Results) -> None:
-    """Writes the table of the document."""
+def write(planned: Mapping[str, Set[str]]) -> None:
+    """Writes the table of the document. ``planned``: the checks in order, and the kernels that each runs on."""
     before, _, rest = DOCUMENT.read_text().partition(BEGIN)
     after = rest.partition(END)[2]
-    DOCUMENT.write_text(before + BEGIN + table(results) + END + after)
+    DOCUMENT.write_text(before + BEGIN + table(load(), planned) + END + after)
 
 
-def table(results: Results) -> str:
-    """The results as a table of Markdown."""
-    kernels = [name for name in KERNELS if any(name in row for row in results.values())]
-    lines = ["| check | " + " | ".join(f"Linux {kernel}" for kernel in kernels) + " |"]
+def table(results: Results, planned: Mapping[str, Set[str]]) -> str:
+    """The results as a table of Markdown; a dash where a check does not run."""
+    rows = {
+        check: {kernel: cell for kernel, cell in results.get(check, {}).items() if kernel in kernels}
+        for check, kernels in planned.items()
+    }
+    kernels = [name for name in KERNELS if any(name in row for row in rows.values())]
+    lines = ["| check | " + " | ".join(kernel if kernel == "UML" else f"Linux {kernel}" for kernel in kernels) + " |"]
     lines.append("| --- |" + " --- |" * len(kernels))
-    for check, row in results.items():
-        cells = [shown(row[kernel]) if kernel in row else "" for kernel in kernels]
+    for check, row in rows.items():
+        cells = [shown(row[kernel]) if kernel in row else "" if kernel in planned[check] else "–" for kernel in kernels]
         lines.append(f"| {check} | " + " | ".join(cells) + " |")
-    releases = [next(row[kernel].release for row in results.values() if kernel in row) for kernel in kernels]
-    seconds = sum(cell.seconds for row in results.values() for cell in row.values())
-    lines += ["", f"The kernels were {', '.join(releases)}; the checks took {seconds // 60} minutes together."]
+    releases = [next(row[kernel].release for row in rows.values() if kernel in row) for kernel in kernels]
+    ran = [cell for row in rows.values() for cell in row.values()]
+    took, measured = sum(cell.seconds for cell in ran), sum(cell.seconds for cell in ran if cell.cpu)
+    used = sum(cell.cpu for cell in ran)
+    time = (
+        f"the checks took {took // 60} minutes; {measured // 60} of these used {used // 60} minutes of processor time"
+    )
+    lines += ["", f"The kernels were {', '.join(releases)}; {time}."]
     return "\n".join(lines) + "\n"
 
 
 def shown(cell: Cell) -> str:
-    """A cell of the table; of what went wrong only the first line."""
+    """A cell of the table: of what went wrong only the first line; the day and the tree, where they are known."""
     text = cell.text.splitlines()[0].replace("|", "\\|") if cell.text else ""
-    return f"{'✓' if cell.passed else '**✗**'} {text[:160]}"
+    origin = f" ({cell.when.partition(' ')[0]}, {cell.tree})" if cell.tree else ""
+    return f"{'✓' if cell.passed else '**✗**'} {text[:160]}{origin}"

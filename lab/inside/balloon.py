@@ -1,10 +1,12 @@
 """A pool with a steward, in a guest whose host takes memory back: says "filled", gives way, says how far.
 
-python -m lab.inside.balloon
+python -m lab.inside.balloon           until the size of the machine's memory has stayed the same for a while
+python -m lab.inside.balloon STOP      until there is a file STOP
 """
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ def make(page_no: int, out: Any) -> None:
 
 
 def main() -> None:
-    """Keeps the pool in use while the memory of the machine falls, and until it has stayed the same for a while."""
+    """Keeps the pool in use while the memory of the machine falls."""
+    stop = Path(sys.argv[1]) if sys.argv[1:] else None
     with bp.Pool.create(NAME, CAPACITY, page_size=PAGE, min_capacity=8 * MIB, max_capacity=CAPACITY) as pool:
         tiles = pool.open_derived("tiles", CAPACITY // PAGE, make)
         for n in range(len(tiles) * 9 // 10):
@@ -30,8 +33,8 @@ def main() -> None:
         full = pool.stats().resident_bytes
         pool.start_steward(Settings(idle=None))
         print("filled", full, meminfo("MemTotal"), flush=True)
-        wrong, end, random, total, since = 0, time.monotonic() + 240, np.random.default_rng(1), meminfo("MemTotal"), 0.0
-        while time.monotonic() < end and (not since or time.monotonic() - since < 20):
+        wrong, end, random, total, since = 0, time.monotonic() + 360, np.random.default_rng(1), meminfo("MemTotal"), 0.0
+        while time.monotonic() < end and (not stop.exists() if stop else not since or time.monotonic() - since < 20):
             for n in random.integers(0, len(tiles), 16).tolist():
                 wrong += int(tiles[n][7]) != n % 251
             time.sleep(0.02)

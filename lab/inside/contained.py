@@ -43,7 +43,7 @@ def serve() -> None:
     """Waits for three clients that have written; one of them was killed."""
     with bp.Pool.create(NAME, 16 * MIB, page_size=4096, permissions=0o666) as pool:
         work = pool.open_scratch("work", 64)
-        end = time.monotonic() + 240
+        end = time.monotonic() + 1800
         while not Path("/dev/shm/lab-go").exists() and time.monotonic() < end:
             time.sleep(0.2)
         found = sorted(int(work[n][0]) for n in (1, 2))
@@ -55,7 +55,7 @@ def serve() -> None:
 
 def use(die: bool) -> None:
     """Writes page 1 or 2; the one that dies has a pin and an unfinished write."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 1800
     while not Path("/dev/shm", NAME).exists() and time.monotonic() < end:
         time.sleep(0.2)
     pool = bp.Pool.attach(NAME, trusted_uid=0)

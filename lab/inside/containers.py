@@ -34,7 +34,7 @@ def container(program: str, *options: str) -> subprocess.Popen[str]:
 
 def ended(running: subprocess.Popen[str]) -> dict[str, Any]:
     """The exit code of a container, and what its last line says."""
-    out, error = running.communicate(timeout=300)
+    out, error = running.communicate(timeout=1800)
     last = out.strip().splitlines()[-1] if out.strip() else "null"
     return {"code": running.returncode, "error": error[-1500:], "facts": json.loads(last)}
 

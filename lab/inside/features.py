@@ -6,6 +6,7 @@ import tempfile
 
 import bufferpool as bp
 from bufferpool import _core
+from bufferpool.cli import doctor
 from bufferpool.machine.pressure import SystemSource
 from bufferpool.stores.base import RWF_DONTCACHE
 
@@ -46,4 +47,10 @@ if __name__ == "__main__":
     source = SystemSource("/dev/shm")
     found = {"io_uring": _core.has_io_uring(), "RWF_DONTCACHE": has_uncached(), "PSI trigger": source.triggered}
     source.close()
-    print(json.dumps({**found, "wrong": moves_pages()}))
+    told = {finding.what: finding.text for finding in doctor.examine()}
+    names = {
+        "io_uring": told["io_uring"].startswith("granted"),
+        "RWF_DONTCACHE": told["RWF_DONTCACHE"].startswith("granted"),
+        "PSI trigger": " wakes the steward " in told["PSI"],
+    }
+    print(json.dumps({**found, "named": names == found, "told": told, "wrong": moves_pages()}))

@@ -79,6 +79,13 @@ def result(child: tuple[int, int]) -> tuple[int, Any]:
     return code, json.loads(said) if said else None
 
 
+def stop_swap() -> None:
+    """Turns all swap off: the checks that follow in the same guest begin without any."""
+    subprocess.run(["swapoff", "-a"], check=True)
+    Path("/sys/block/zram0/reset").write_text("1")
+    Path("/swapfile").unlink(missing_ok=True)
+
+
 def use_swap(kind: str, size: int) -> None:
     """Turns swap on: "zram", or "file" on the root file system. Pages are read back one by one."""
     if kind == "zram":
