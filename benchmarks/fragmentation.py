@@ -10,6 +10,8 @@ An object has whole OS pages in both. Eviction is LRU, and the same bytes are ev
 
 import bisect
 from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from made_objects import Trace, made_objects
@@ -47,6 +49,15 @@ class Runs:
             self.lengths[start] = pages
 
 
+def misses(trace: Trace, pages: int, cache: OrderedDict[int, Any]) -> Iterator[tuple[int, int, int]]:
+    """The (key, size, pages) of what is not in an LRU cache and may be kept there; the caller puts it in."""
+    for key, size in zip(*(column.tolist() for column in trace), strict=True):
+        if key in cache:
+            cache.move_to_end(key)
+        elif -(-size // PAGE) <= pages // 4:
+            yield key, size, -(-size // PAGE)
+
+
 def runs(trace: Trace, pages: int) -> tuple[float, float, float]:
     """(live, extra, moved) of runs of neighbouring frames."""
     free, cache = Runs(pages), OrderedDict[int, tuple[int, int, int]]()
@@ -59,13 +70,7 @@ def runs(trace: Trace, pages: int) -> tuple[float, float, float]:
         free.give(start, length)
         used, live = used - length, live - size
 
-    for key, size in zip(*(column.tolist() for column in trace), strict=True):
-        length = -(-size // PAGE)
-        if key in cache:
-            cache.move_to_end(key)
-            continue
-        if length > pages // 4:
-            continue
+    for key, size, length in misses(trace, pages, cache):
         while used + length > pages:
             evict()
         start = free.take(length)
@@ -88,13 +93,7 @@ def classes(trace: Trace, pages: int) -> tuple[float, float]:
     idle: dict[int, list[int]] = {}  # by class: the pages of memory that each free slot still has
     used = live = calls = inserted = 0
     shares: list[float] = []
-    for key, size in zip(*(column.tolist() for column in trace), strict=True):
-        length = -(-size // PAGE)
-        if key in cache:
-            cache.move_to_end(key)
-            continue
-        if length > pages // 4:
-            continue
+    for key, size, length in misses(trace, pages, cache):
         while used + length > pages:
             others = [kind for kind, slots in idle.items() if slots]
             if others:  # memory of free slots of other classes is given back first

@@ -61,7 +61,7 @@ def _row(bench: Bench, name: str, what: str, yardstick: str, bar: float,
     ]
 
 
-def _bare(hot: Hot, ids: list[np.ndarray]) -> float:
+def bare(hot: Hot, ids: list[np.ndarray]) -> float:
     rows, numbers = hot.rows, hot.frame_of[np.concatenate(ids)].tolist()
     start = time.thread_time_ns()
     for n in numbers:
@@ -69,48 +69,52 @@ def _bare(hot: Hot, ids: list[np.ndarray]) -> float:
     return time.thread_time_ns() - start
 
 
-def large_getitem(bench: Bench) -> list[Row]:
-    def ours(hot: Hot, ids: list[np.ndarray]) -> float:
-        space, numbers = hot.space, np.concatenate(ids).tolist()
-        start = time.thread_time_ns()
-        for n in numbers:
-            space[n][0]
-        return time.thread_time_ns() - start
+def hits(hot: Hot, ids: list[np.ndarray]) -> float:
+    space, numbers = hot.space, np.concatenate(ids).tolist()
+    start = time.thread_time_ns()
+    for n in numbers:
+        space[n][0]
+    return time.thread_time_ns() - start
 
-    return _row(bench, "large_getitem", "space[n] at random", "rows[n], one byte read", 1.3, _bare, ours)
+
+def pins(hot: Hot, ids: list[np.ndarray]) -> float:
+    space = hot.space
+    start = time.thread_time_ns()
+    for some in ids:
+        space.pin_many(some).release()
+    return time.thread_time_ns() - start
+
+
+_out = np.zeros((AT_ONCE, PAGE), np.uint8)
+
+
+def takes(hot: Hot, ids: list[np.ndarray]) -> float:
+    rows, frames = hot.rows, [hot.frame_of[some] for some in ids]
+    start = time.thread_time_ns()
+    for some in frames:
+        np.take(rows, some, axis=0, out=_out, mode="clip")
+    return time.thread_time_ns() - start
+
+
+def copies(hot: Hot, ids: list[np.ndarray]) -> float:
+    space = hot.space
+    start = time.thread_time_ns()
+    for some in ids:
+        space.read_many(some, _out)
+    return time.thread_time_ns() - start
+
+
+def large_getitem(bench: Bench) -> list[Row]:
+    return _row(bench, "large_getitem", "space[n] at random", "rows[n], one byte read", 1.3, bare, hits)
 
 
 def large_pin_many(bench: Bench) -> list[Row]:
-    def ours(hot: Hot, ids: list[np.ndarray]) -> float:
-        space = hot.space
-        start = time.thread_time_ns()
-        for some in ids:
-            space.pin_many(some).release()
-        return time.thread_time_ns() - start
-
-    return _row(
-        bench, "large_pin_many", "pin_many of 64 at random", "rows[n], one byte read", 80, _bare, ours, absolute=True
-    )
+    what = "pin_many of 64 at random"
+    return _row(bench, "large_pin_many", what, "rows[n], one byte read", 80, bare, pins, absolute=True)
 
 
 def large_read_many(bench: Bench) -> list[Row]:
-    out = np.zeros((AT_ONCE, PAGE), np.uint8)
-
-    def take(hot: Hot, ids: list[np.ndarray]) -> float:
-        rows, frames = hot.rows, [hot.frame_of[some] for some in ids]
-        start = time.thread_time_ns()
-        for some in frames:
-            np.take(rows, some, axis=0, out=out, mode="clip")
-        return time.thread_time_ns() - start
-
-    def ours(hot: Hot, ids: list[np.ndarray]) -> float:
-        space = hot.space
-        start = time.thread_time_ns()
-        for some in ids:
-            space.read_many(some, out)
-        return time.thread_time_ns() - start
-
-    return _row(bench, "large_read_many", "read_many of 64 at random", "np.take(…, mode='clip')", 0.9, take, ours)
+    return _row(bench, "large_read_many", "read_many of 64 at random", "np.take(…, mode='clip')", 0.9, takes, copies)
 
 
 LARGE = (large_getitem, large_pin_many, large_read_many)

@@ -118,10 +118,11 @@ def write(bench: Bench) -> list[Row]:
 
 
 def miss(bench: Bench) -> list[Row]:
+    """The processor's time of a miss: none of it waits, because the page cache has the file."""
     pages, reads = bench.file_pages, 1000
     with bench.pool(pages // 8) as pool, open(bench.file, "rb", buffering=0) as file:
         space = pool.open_file(bench.file, cache="kernel")
-        fd, draw, clock = file.fileno(), bench.random, time.perf_counter_ns
+        fd, draw, clock = file.fileno(), bench.random, time.thread_time_ns
         one = [memoryview(bytearray(PAGE))]
         resident = memoryview(bytearray(b"1") * (pages // 8 * PAGE))
         slots = [[resident[at : at + PAGE]] for at in range(0, len(resident), PAGE)]
@@ -129,18 +130,11 @@ def miss(bench: Bench) -> list[Row]:
         hit_ns = median(hit() for _ in range(9))
         shares: list[float] = []
 
-        def preadv_one() -> float:
-            offsets, preadv = [draw.randrange(pages) * PAGE for _ in range(reads)], os.preadv
-            start = clock()
-            for offset in offsets:
-                preadv(fd, one, offset)
-            return (clock() - start) / reads
-
-        def preadv_any() -> float:
-            work = [(slots[draw.randrange(len(slots))], draw.randrange(pages) * PAGE) for _ in range(reads)]
-            preadv, start = os.preadv, clock()
+        def preadv(buffers: list[list[memoryview]]) -> float:
+            work = [(buffers[draw.randrange(len(buffers))], draw.randrange(pages) * PAGE) for _ in range(reads)]
+            read, start = os.preadv, clock()
             for into, offset in work:
-                preadv(fd, into, offset)
+                read(fd, into, offset)
             return (clock() - start) / reads
 
         def ours() -> float:
@@ -156,13 +150,59 @@ def miss(bench: Bench) -> list[Row]:
 
         for _ in range(2 * pages // reads + 1):  # full, and the policy settled
             ours()
-        pairs = in_turns(preadv_one, ours, bench.rounds)
-        spread = in_turns(preadv_any, ours, bench.rounds)
-    beside = (
-        f"{median(shares):.1%} of the reads missed, the hits are taken out; "
-        f"{median(spread.ratios):.2f} times preadv into any page of a buffer as large as the pool"
-    )
-    return [pairs.row("miss", "a miss, file in the page cache", "os.preadv into one buffer", "ns", 2, beside=beside)]
+        spread = in_turns(lambda: preadv(slots), ours, bench.rounds)
+        pairs = in_turns(lambda: preadv([one]), ours, bench.rounds)
+    beside = f"{median(shares):.1%} of the reads missed, the hits are taken out"
+    what = "a miss, file in the page cache"
+    return [
+        spread.row("miss", what, "os.preadv, as much memory", "ns", 1.3, beside=beside),
+        pairs.row("miss", what, "os.preadv into one buffer", "ns", 2),
+    ]
+
+
+def misses_by_processes(bench: Bench) -> list[Row]:
+    """Two, four and eight processes that only miss, beside one of them: the median of the rounds' ratios."""
+    from scaling import PROCESSES, rounds_by_processes
+
+    rates = rounds_by_processes(bench)
+    rows = []
+    for count in PROCESSES[1:]:
+        pairs = Pairs([rate / 1e3 for rate in rates[1, True]], [rate / 1e3 for rate in rates[count, True]])
+        plain = Pairs(rates[1, False], rates[count, False])
+        bar = 1.6 if count == 2 and len(os.sched_getaffinity(0)) >= 2 else 1
+        beside = f"{median(plain.ratios):.2f} times with os.preadv and no pool: what the machine allows"
+        what = f"{count} processes that only miss"
+        rows.append(pairs.row("misses_by_processes", what, "one process", "k/s", bar, at_least=True, beside=beside))
+    return rows
+
+
+def many_spaces(bench: Bench) -> list[Row]:
+    """A miss that a loader in Python serves, in a pool of one space and in one of 4,000."""
+    spaces, pages, reads = 400 if bench.quick else 4000, 4096, 500
+    with bench.pool(512) as few, bench.pool(512) as many:
+        alone = few.open_derived("pages", pages, _ones)
+        for i in range(spaces - 1):
+            many.open_derived(f"other {i}", 1, _ones)
+        among = many.open_derived("pages", pages, _ones)
+        clock = time.thread_time_ns
+
+        def each(space: bufferpool.Space) -> Callable[[], float]:
+            at = 0
+
+            def sample() -> float:
+                nonlocal at
+                ids = [n % pages for n in range(at, at + reads)]  # each page is evicted before it is read again
+                at += reads
+                start = clock()
+                for n in ids:
+                    space[n]
+                return (clock() - start) / reads
+
+            return sample
+
+        pairs = in_turns(each(alone), each(among), bench.rounds // 4)
+    what = f"a miss by a loader, {spaces:,} spaces"
+    return [pairs.row("many_spaces", what, "one space", "ns", 1.1)]
 
 
 # ---- memory --------------------------------------------------------------------------
@@ -342,10 +382,12 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
         read_many,
         write,
         miss,
-        *LARGE,
+        misses_by_processes,
+        many_spaces,
         *COLD,
         trim,
         two_processes,
         metadata,
+        *LARGE,  # last, because what the kernel does with so much memory afterwards slows the others
     )
 }
