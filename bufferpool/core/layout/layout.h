@@ -207,18 +207,18 @@ struct SpaceTexts {
     char path[PATH_BYTES];
 };
 
-// The share of a space in the pool: the most frames that its pages may have, and how many of them pages of other spaces
-// cannot take. Misses look here; the slots of the spaces have the truth (protocol/shares.h).
+// The share of a space in the pool: how many frames its pages may have, and how many of these the pages of other spaces
+// cannot take. Misses read it here. It is a copy of the limit and the reserve in the space's slot (protocol/shares.h).
 struct Share {
-    Atomic<u64> frames;          // how often they were counted anew (the high half), and the frames that its pages have
-    Atomic<u32> first, end;      // its entries; none: no space has this share
+    Atomic<u64> frames;          // the number of recounts (the high half), and the frames that its pages have
+    Atomic<u32> first, end;      // its range of entries; empty if no space has this share
     Atomic<u32> limit, reserve;  // in frames; 0: none
-    Atomic<u32> hand;            // the frame at which the next search for a page of its own begins
+    Atomic<u32> hand;            // the frame at which the next search for one of its own pages begins
     Atomic<u32> space;           // the number of its slot
 };
 struct Shares {
-    Atomic<u32> high, reserved;  // shares that were ever used; the sum of all reserves
-    Atomic<u32> doubt, pause;    // 1: some count may be too high; misses until the next count
+    Atomic<u32> high, reserved;  // the number of shares ever used; the sum of all reserves
+    Atomic<u32> doubt, pause;    // 1: some count may be too high; the number of misses until the next recount
     Share list[SHARES];
 };
 
@@ -324,7 +324,7 @@ struct Header {
     Atomic<u64> loan;
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
-    alignas(64) Shares shares;  // under the memory lock; pages that are dropped are taken from the counts without it
+    alignas(64) Shares shares;  // under the memory lock, except that drops uncount without it
     alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
     // The totals of departed clients, in two copies: a fold fills the inactive copy, then one store of `folded` (copy,
     // client, its generation) makes it the active one.

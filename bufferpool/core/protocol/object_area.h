@@ -9,7 +9,7 @@ inline bool has_objects(Segment& s) { return s.objects.header; }
 
 inline bool read_doubled(const Atomic<u64>& word, u32 most, Shared<u32>& known) {
     u64 w = word.load_seq_cst();
-    if (!is_doubled(w) || u32(w) > most) return false;  // damaged: what was known holds
+    if (!is_doubled(w) || u32(w) > most) return false;  // damaged: keep the known figure
     known = u32(w);
     return true;
 }
@@ -22,7 +22,7 @@ inline void look_at_objects(Segment& s) {
     read_doubled(h.heads_ready, o.at.max_entries, o.heads_ready);
 }
 
-// Makes the two mappings: of the area, and once more of its data, for reading. Returns 0 or -errno.
+// Maps the area, and its data a second time, read-only. Returns 0 or -errno.
 inline int map_object_area(Segment& s, u64 bytes, const ObjectPlaces& p) {
     Objects& o = s.objects;
     if (!s.has_descriptor()) return -EBADF;

@@ -6,8 +6,8 @@
 //   LOG, LARGE -> DOOMED     doom           under the lock, when its last record is dead
 //   DOOMED     -> FREE       doom, settle   under the lock, when nobody pins it
 //   FREE       -> BUSY(me) -> FREE  strip   its memory is given back to the kernel
-//   BUSY(c)    -> BUSY(me) -> FREE  reap    of a dead client: all of its room is given back, because nobody knows which
-//                                           part has memory
+//   BUSY(c)    -> BUSY(me) -> FREE  reap    of a dead client: the memory of the whole block is given back, because
+//                                           nothing says which part of it has memory
 //
 // `used` is the sum of the memory of all blocks: an upper bound of what the kernel has given at every moment, because
 // it is raised before a plug and lowered after a punch.
@@ -65,7 +65,7 @@ inline void free_block_locked(Segment& s, u32 b) {
     push_block(s, b);
 }
 
-// Gives up all that is in a block: the block becomes free now, or when its last pin is released.
+// Abandons the content of a block: the block becomes free now, or when its last pin is released.
 inline void doom(Segment& s, u32 b) {
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
@@ -86,7 +86,7 @@ inline void drop_record(Segment& s, u32 b, u64 bytes) {
     if (!k.live.load_relaxed() && h.open.load_relaxed() != b + 1) doom(s, b);
 }
 
-// Counts the record at this place as a live object's.
+// Counts the record at this place as one of a live object.
 inline void add_record(Segment& s, u32 b, u64 bytes) {
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
@@ -105,7 +105,7 @@ inline void add_record(Segment& s, u32 b, u64 bytes) {
     h.log_live.store_relaxed(h.log_live.load_relaxed() + bytes / 16);
 }
 
-// ---- pins, from outside the lock ---------------------------------------------------
+// ---- pins, without the lock ---------------------------------------------------
 
 // Frees a block that nobody pins any more, if it is DOOMED.
 inline void settle_block(Segment& s, u32 b) {
@@ -175,9 +175,9 @@ inline void count_memory(Segment& s, u32 b, u64 pages) {
     k.memory.store_relaxed(u32(pages));
 }
 
-// Takes all memory from a BUSY(me) block, and frees the block; memory that the kernel does not take back remains with
-// it. `dead`: the dead client that had the block. It has it again if we cannot get the lock, so that a reaper finds
-// it.
+// Takes all memory from a BUSY(me) block, and frees the block. Memory that the kernel does not take back remains with
+// the block. `dead`: the dead client that had the block. If we cannot get the lock, the block is assigned to it again,
+// so that another reaper finds it.
 inline bool strip_block(Segment& s, u32 b, u32 dead = 0) {
     ObjectBlock& k = s.objects.blocks[b];
     u64 bytes = u64(k.memory.load_relaxed()) * s.g.os_page, at = block_offset(s, b);
@@ -217,8 +217,8 @@ inline u64 strip_free_blocks(Segment& s, u64 pages) {
 struct BlockRequest {
     u32 cls;
     u64 pages;        // OS pages that must have memory
-    bool write;       // the caller gives it memory by writing (prim::write_at), so it is not plugged here; false
-                      // afterwards: it has its memory from its predecessor
+    bool write;       // in: the caller gives the memory by writing (prim::write_at), so it is not plugged here; out:
+                      // false if the block has its memory already
     u64 spare = 0;    // pages of the budget that must remain
     u64 missing = 0;  // out, with EXHAUSTED: pages that the budget lacks
     int error = 0;    // out, with NO_SPACE
@@ -240,8 +240,8 @@ inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
         if (r) return r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
     }
     had = s.objects.blocks[out].memory.load_relaxed();
-    // With the block: its memory, and as much free memory as must remain (a free block of the class of log pages will
-    // do).
+    // The budget must have room for the block's memory and for `spare` pages. A free block of the class of log pages
+    // with memory serves as the spare.
     u64 budget = object_budget(s), used = h.used.load_relaxed() + (want.pages > had ? want.pages - had : 0);
     if (!h.free_full[s.objects.log_shift].load_relaxed()) used += want.spare;
     bool fits = used <= budget || (want.pages <= had && !want.spare);

@@ -23,8 +23,8 @@ inline u64 random_number(Segment& s) {
 
 inline bool is_expired(u64 expires_ns) { return expires_ns && prim::coarse_ns() >= expires_ns; }
 
-constexpr u32 OBJECT_LOOKS = 12;   // that a search compares: of all objects, and as many of the large ones
-constexpr u8 OBJECT_USES = 0xff;   // the most uses that an entry counts
+constexpr u32 OBJECT_LOOKS = 12;   // objects that a search compares, and as many large objects
+constexpr u8 OBJECT_USES = 0xff;   // the highest count of uses
 
 inline Atomic<u64>& memory_of(Segment& s, u64 hash) { return s.objects.heads[bucket_locked(s, hash)].evicted; }
 
@@ -48,7 +48,7 @@ inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
     ObjectEntry& entry = s.objects.entries[e];
     u64 w = entry.word.load_acquire();
     if (object::state(w) != OBJECT_LIVE || (cache != NONE && entry.cache.load_relaxed() != cache)) return;
-    if (entry.owner.load_relaxed()) return;  // a newer value is being loaded, and clients wait for it by this entry
+    if (entry.owner.load_relaxed()) return;  // a newer value is being loaded, and clients wait for it on this entry
     u64 bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
     u32 b = object::block(entry.place.load_relaxed());
     if (!has_block(s, b)) return;
@@ -61,7 +61,8 @@ inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
     if (best.entry == NONE || worth < best.worth) best = {e, w, worth};
 }
 
-// Samples large objects apart: they are few, hardly ever in a sample of all objects, and have most of the bytes.
+// Samples large objects separately: they have most of the bytes, but they are few, and a sample of all objects hardly
+// ever contains one.
 inline void consider_large(Segment& s, u32 cache, Victim& best) {
     Objects& o = s.objects;
     u32 n = o.header->blocks_high.load_relaxed();
@@ -170,8 +171,8 @@ inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
     return true;
 }
 
-// Empties a log page: moves its live records, and evicts those that have no room. Returns whether there was such a
-// page.
+// Empties a log page: moves its live records, and evicts those for which there is no room. Returns false if there is no
+// log page to empty.
 inline bool clean_log(Segment& s) {
     Objects& o = s.objects;
     u32 b = choose_log(s);
@@ -202,7 +203,7 @@ inline bool clean_log(Segment& s) {
 
 // ---- room ---------------------------------------------------------------------------------
 
-// True if so much of the log pages is dead that cleaning one gives more memory than it takes.
+// True if so many bytes of the log pages are dead that cleaning one frees more memory than it takes.
 inline bool is_log_dirty(Segment& s) {
     ObjectsHeader& h = *s.objects.header;
     u64 all = h.log_blocks.load_relaxed() * log_bytes(s), live = h.log_live.load_relaxed() * 16;
@@ -230,8 +231,9 @@ constexpr u32 KERNEL_TRIES = 8;
 
 inline bool is_out_of_memory(int error) { return error == -ENOSPC || error == -ENOMEM; }
 
-// The kernel gives no memory, although the budget has room: the tmpfs or the cgroup is full. Gives memory of free
-// blocks back to it, and evicts objects for that, for `pages` OS pages. False: nothing can be given back.
+// Called if the kernel gives no memory although the budget has room, because the tmpfs or the cgroup is full. Gives the
+// memory of free blocks back to the kernel, and evicts objects until `pages` OS pages are given back. Returns false if
+// nothing can be given back.
 inline bool make_kernel_room(Segment& s, u64 pages) {
     u64 got = strip_free_blocks(s, pages), dead = 0, most = pages * s.g.os_page + 4 * log_bytes(s);
     while (got < pages && dead < most) {
@@ -245,7 +247,7 @@ inline bool make_kernel_room(Segment& s, u64 pages) {
     return got != 0;
 }
 
-// Frees the log page that is being filled, too, if it has no live record.
+// Frees the log page that is being filled, if it has no live record.
 inline void close_empty_log(Segment& s) {
     if (!lock_objects(s)) return;
     ObjectsHeader& h = *s.objects.header;
@@ -263,8 +265,8 @@ inline void count_reclaimed(Segment& s, u64 os_pages, Reason reason) {
     probe_reclaim(s, os_pages * s.g.os_page, reason);
 }
 
-// Gives the memory of free blocks back to the kernel, at least `pages` OS pages if there are so many, and what is lent
-// and not used back to the pages. Returns the OS pages.
+// Gives the memory of free blocks back to the kernel, at least `pages` OS pages if the free blocks have so many.
+// Returns unused borrowed memory to the pages. The result is the number of OS pages.
 inline u64 release_objects(Segment& s, u64 pages, Reason reason) {
     close_empty_log(s);
     u64 got = strip_free_blocks(s, pages);
@@ -273,7 +275,8 @@ inline u64 release_objects(Segment& s, u64 pages, Reason reason) {
     return got;
 }
 
-// Evicts until objects use at most so many OS pages, and gives the rest of the loan back. Returns whether they do.
+// Evicts until the objects use at most so many OS pages, and returns the rest of the borrowed memory to the pages.
+// Returns false if they still use more.
 inline bool fit_objects(Segment& s, u64 pages, Reason reason, u64& given) {
     auto over = [&] {
         u64 used = s.objects.header->used.load_relaxed();

@@ -1,8 +1,9 @@
 // The hash table of the objects, and their lock.
 //
-// Chains of entries from an array of heads, which grows by one bucket at a time (linear hashing: Litwin, VLDB 1980).
-// A head has a version, which is odd while its chain is in pieces. A reader that finds nothing looks at the head and
-// the number of buckets again: if they are the same, the key has no object. Otherwise it looks again under the lock.
+// An array of heads, each of which begins a chain of entries. It grows by one bucket at a time (linear hashing: Litwin,
+// VLDB 1980). A head has a version, which is odd while its chain is being changed. A reader that finds nothing reads
+// the head and the number of buckets again: if they are the same, the key has no object. Otherwise it searches again
+// under the lock.
 #pragma once
 
 #include "protocol/object_blocks.h"
@@ -21,8 +22,8 @@ inline u64 mix(u64 a, u64 b) {
     return u64(product) ^ u64(product >> 64);
 }
 
-// A hash of bytes: multiplications of words, as wyhash (Wang Yi) has them. It is stable: other processes compute it
-// too.
+// A hash of bytes by multiplications of words, after wyhash (Wang Yi). It must never change, because other processes
+// compute the same hashes.
 inline u64 hash_bytes(const u8* at, size_t n, u64 seed) {
     constexpr u64 P = 0xa0761d6478bd642f, Q = 0xe7037ed1a0b428db;
     u64 h = mix(seed ^ P, n ^ Q);
@@ -47,12 +48,12 @@ constexpr bool in_pieces(u64 w) { return w >> 32 & 1; }
 constexpr u64 change(u64 w, u32 first, u32 by) { return ((w >> 32) + by) << 32 | first; }
 }  // namespace head
 
-// An object that was found. With a pin on its block its bytes stay as they are.
+// An object that was found. Its bytes do not change while its block is pinned.
 struct FoundObject {
     u32 entry = NONE, block = NONE;
     u64 word = 0, value = 0, expires_ns = 0;
-    u64 value_offset = 0;  // of the value's bytes, from the begin of the data
-    bool shared = false;   // its block has other objects, too: a pin would keep their memory
+    u64 value_offset = 0;  // of the value's bytes, from the start of the data
+    bool shared = false;   // its block has other objects, too, whose memory a pin would keep
 };
 
 // Whether the record at `place` has this key. The caller holds the lock or a pin, so the record has memory.
@@ -68,11 +69,11 @@ inline bool is_place(Segment& s, u64 place, u64 bytes) {
     return object::offset(place) < most && bytes <= most - object::offset(place);
 }
 
-// ---- looking, without the lock -------------------------------------------------------
+// ---- searching, without the lock -------------------------------------------------------
 
 enum class Look { FOUND, NOTHING, UNSURE };
 
-// Looks at an entry that may be the key's. FOUND: it is, and we have pinned its block. UNSURE: the entry is changing.
+// Reads an entry that may be the key's. FOUND: it is, and its block is pinned for us. UNSURE: the entry is changing.
 inline Look look_at(Segment& s, u32 e, u64 w, const ObjectKey& key, FoundObject& found) {
     Objects& o = s.objects;
     ObjectEntry& entry = o.entries[e];
@@ -226,8 +227,8 @@ inline void count_object(Segment& s, ObjectEntry& entry, bool more) {
     cache.count.store_relaxed(cache.count.load_relaxed() + (more ? 1 : u32(-1)));
 }
 
-// Removes an object. Its bytes remain while a client pins them. Returns true if clients wait for the entry: the
-// caller wakes them when it has released the lock.
+// Removes an object. Its bytes remain while a client pins them. Returns true if clients wait for the entry. Then the
+// caller wakes them after it has released the lock.
 inline bool remove_locked(Segment& s, u32 e) {
     ObjectsHeader& h = *s.objects.header;
     ObjectEntry& entry = s.objects.entries[e];
@@ -245,8 +246,8 @@ inline bool remove_locked(Segment& s, u32 e) {
     h.live.store_relaxed(h.live.load_relaxed() - 1);
     return w & object::WAITED;
 }
-// Ends a load that has no value. The expired value that it was to replace is kept. The version of the entry is raised,
-// because clients wait for a new version. Returns true if some do.
+// Ends a load that has no value. If it would have replaced an expired value, that value is kept. The version of the
+// entry is raised, because clients wait for a new version. Returns true if clients wait.
 inline bool end_load_locked(Segment& s, u32 e) {
     ObjectEntry& entry = s.objects.entries[e];
     u64 w = entry.word.load_relaxed();
@@ -287,7 +288,7 @@ inline void rebuild_blocks(Segment& s) {
     h.blocks_high.store_relaxed(high);
 }
 
-// True if an entry is whole and names a block that can have its record.
+// True if the fields of an entry are valid and name a block that can hold its record.
 inline bool is_whole_entry(Segment& s, ObjectEntry& entry) {
     u64 w = entry.word.load_relaxed(), place = entry.place.load_relaxed();
     if (object::state(w) != OBJECT_LIVE && object::state(w) != OBJECT_LOADING) return false;
@@ -304,7 +305,7 @@ inline void rebuild_objects(Segment& s) {
     look_at_objects(s);
     u64 buckets = h.buckets.load_relaxed();
     if (buckets > o.heads_ready || buckets < FIRST_BUCKETS) h.buckets.store_seq_cst(o.heads_ready);
-    for (u64 i = 0; i < o.heads_ready; i++) {  // in pieces, until all are linked
+    for (u64 i = 0; i < o.heads_ready; i++) {  // odd, until all entries are linked
         u64 w = o.heads[i].word.load_relaxed();
         o.heads[i].word.store_seq_cst(head::change(w, 0, head::in_pieces(w) ? 2 : 1));
     }
@@ -332,7 +333,7 @@ inline void rebuild_objects(Segment& s) {
                    record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed()));
         h.live.store_relaxed(h.live.load_relaxed() + 1);
     }
-    for (u32 e = h.entries_high.load_relaxed(); e-- > 0;) {  // never used ones in between, too
+    for (u32 e = h.entries_high.load_relaxed(); e-- > 0;) {  // also entries in between that were never used
         ObjectEntry& entry = o.entries[e];
         if (object::state(entry.word.load_relaxed()) != OBJECT_FREE) continue;
         entry.next.store_release(h.free_entries.load_relaxed());
@@ -361,8 +362,8 @@ public:
     ~Quick() { quick_only = outer_; }
 };
 
-// Takes the lock. False: a signal's handler has raised, the call's time is over, or another thread has the lock and
-// this one may not wait.
+// Takes the lock. Returns false if a signal's handler has raised, the call's time is over, or another thread has the
+// lock and this one may not wait.
 inline bool lock_objects(Segment& s, bool interruptible) {
     LockWord& lock = s.header->objects;
     u32 free = 0;

@@ -1,6 +1,6 @@
-// Log pages: the blocks that small records share. They are filled from the front by all clients: each takes its part
-// under the lock, pins the page, and copies its record outside of it. A record that was never published (its client
-// died) is dead space.
+// Log pages: the blocks that small records share. All clients fill them, from the front: a client takes a part of the
+// page and pins the page under the lock, and copies its record into it without the lock. The part of a client that died
+// before it published its record is dead space.
 #pragma once
 
 #include "protocol/object_index.h"
@@ -10,8 +10,8 @@ namespace bp {
 struct Placed {
     u32 block = NONE;
     u64 offset = 0;      // in the block
-    bool large = false;  // a block of its own: BUSY(me); else a part of a log page, which we pin
-    bool write = false;  // its memory comes by writing
+    bool large = false;  // a block of its own, BUSY(me); otherwise a part of a log page, which we pin
+    bool write = false;  // the caller gives it memory by writing
 };
 
 inline RecordHead* record_at(Segment& s, u32 b, u64 offset) {
@@ -62,7 +62,7 @@ inline Status reserve_in_log(Segment& s, u64 bytes, BlockRequest& want, Placed& 
         }
         unlock_objects(s);
         if (!known && n && !has_block(s, n - 1)) return Status::CORRUPT;
-        if (!known) continue;  // our row grows
+        if (!known) continue;  // our row of pins grows
         u32 b;
         want.cls = o.log_shift;
         want.pages = log_bytes(s) / s.g.os_page;

@@ -6,8 +6,8 @@
 
 namespace bp {
 
-// Looks for a key until the answer is certain. FOUND: we have pinned the object's block. UNSURE: a signal's handler has
-// raised. If the kernel has no memory for our pins, the key counts as absent.
+// Searches for a key until the answer is certain. FOUND: we have pinned the object's block. UNSURE: a signal's handler
+// has raised. If the kernel has no memory for our pins, the key counts as absent.
 inline Look find_surely(Segment& s, const ObjectKey& key, FoundObject& found) {
     Look look = find_object(s, key, found);
     if (quick_only) return look;
@@ -39,8 +39,8 @@ inline void sample_use(Segment& s, const ObjectKey& key, ObjectUse use, u64 byte
     to.what.store_relaxed(object_use(use, cache_slot(key.cache), bytes));
 }
 
-// Counts a hit for the policy and the advice. Writes to shared memory only if a count changes. A key whose last use no
-// insertion has followed is a hit in a cache of any size, and is not sampled.
+// Counts a hit for the policy and the advice. Writes to shared memory only if a count changes. If nothing was inserted
+// since the last use of the key, the use is a hit in a cache of any size, and is not sampled.
 inline void touch_object(Segment& s, u32 e, const ObjectKey& key) {
     ObjectEntry& entry = s.objects.entries[e];
     u32 now = s.objects.header->clock.load_relaxed();
@@ -80,15 +80,15 @@ enum class Begun { HIT, LOAD, FAILED, UNKEPT, LATE, BUSY, STALE, INTERRUPTED };
 
 struct LoadRequest {
     ObjectKey key{};
-    bool wait = true;      // BUSY: another client loads it, and we do not wait
-    bool stale = false;    // a value that has expired will do, while another client loads a new one
+    bool wait = true;      // false: return BUSY if another client loads it
+    bool stale = false;    // return an expired value while another client loads a new one
     bool waited = false;   // in, out: whether a load of another client has been waited for
     FoundObject found{};   // HIT, STALE, FAILED: with a pin
     PutObject put{};       // LOAD: with `entry` and `word`, which name the load
 };
 
-// Makes the key's entry LOADING(me). WAIT: another client is loading it (put.entry, put.word). OK: it is ours.
-// ABSENT: there is a value now.
+// Makes the key's entry LOADING(me). OK: the load is ours. WAIT: another client is loading the key (put.entry and
+// put.word name its load). ABSENT: there is a value now.
 inline Status claim_load(Segment& s, LoadRequest& want) {
     want.put = {};
     want.put.key = want.key;
@@ -106,8 +106,9 @@ inline Status claim_load(Segment& s, LoadRequest& want) {
     }
 }
 
-// Begins the load of a new value in place of an expired one, which is kept until then: its entry names the client that
-// loads. OK: it is ours (put.entry, put.word). WAIT: another client's (the same). ABSENT: the entry has changed.
+// Begins the load of a new value in place of an expired one, which is kept until then. Its entry names the client that
+// loads. OK: the load is ours. WAIT: another client loads it. In both cases put.entry and put.word name the load.
+// ABSENT: the entry has changed.
 inline Status claim_renewal(Segment& s, LoadRequest& want) {
     ObjectEntry& entry = s.objects.entries[want.found.entry];
     if (!lock_objects(s)) return Status::INTERRUPTED;
@@ -124,8 +125,8 @@ inline Status claim_renewal(Segment& s, LoadRequest& want) {
     return !same ? Status::ABSENT : others ? Status::WAIT : Status::OK;
 }
 
-// The answer to a caller that has found an entry of its key. WAITING: it must wait for the load that put.entry and
-// put.word name. AGAIN: it must look again. NEW: it begins a load in place of the present value.
+// What a caller does that has found an entry of its key. WAITING: it waits for the load that put.entry and put.word
+// name. AGAIN: it searches again. NEW: it begins a load in place of the present value.
 enum class Offer { HIT, FAILED, UNKEPT, STALE, LOAD, WAITING, AGAIN, NEW, INTERRUPTED };
 inline Offer offer_of(Segment& s, LoadRequest& want) {
     FoundObject& found = want.found;
@@ -193,8 +194,8 @@ inline void sum_uses(Segment& s, u32 slot, u64 (&sums)[CACHE_USES]) {
     }
 }
 
-// Removes the objects of the caches that are being removed, and frees their slots. If a client dies meanwhile, the next
-// one that opens or removes a cache completes the removal.
+// Removes the objects of the caches that are being removed, and frees their slots. If the client dies meanwhile, the
+// next client that opens or removes a cache completes the removal.
 inline void finish_removals(Segment& s) {
     for (u32 i = 0; i < CACHES; i++) {
         CacheSlot& cache = cache_of(s, i);

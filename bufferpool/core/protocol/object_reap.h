@@ -1,5 +1,5 @@
-// What a dead client has left among the objects: its lock, its loads, its pins, and the blocks that it was filling.
-// As all of reaping, it may be repeated from any step.
+// Releases what a dead client held among the objects: the lock, its loads, its pins, and the blocks that it was
+// filling. If the reaper dies at any step, another reaper begins again.
 #pragma once
 
 #include "protocol/object_write.h"

@@ -1,11 +1,11 @@
 // Putting, deleting, and loading objects.
 //
 //   put       room for the record (a part of a log page, pinned; or a block BUSY(me)) · copy · publish
-//   publish   under the lock: entry CHANGING · its fields · the block has a live record · entry LIVE · linked, if new ·
-//             the old record is dead · clients that wait are woken
-//   load      publish an entry LOADING(me), with the key and no value · the loader runs · publish the value, if the
-//             entry is still ours: a put or delete meanwhile comes first, and then the caller gets the value, and it
-//             is not kept
+//   publish   under the lock: make the entry CHANGING · write its fields · count the record as live in its block · make
+//             the entry LIVE · link a new entry · count the old record as dead · wake the clients that wait
+//   load      publish an entry LOADING(me), with the key and no value · run the loader · publish the value, if the
+//             entry still names this load. If another client has put or deleted the key meanwhile, the caller gets the
+//             value, but the value is not kept
 #pragma once
 
 #include "protocol/object_evict.h"
@@ -89,8 +89,9 @@ inline void abandon_object(Segment& s, PutObject& put) {
     put.to.block = NONE;
 }
 
-// Copies the key and the value to their room. 0 or -errno: the kernel gave no memory. New memory comes by writing,
-// which needs no zeros first; but a write waits for all others to the file, and is not needed where there is memory.
+// Copies the key and the value to their room. Returns -errno if the kernel gave no memory. A block without memory is
+// filled by pwrite(2), so that the kernel need not fill it with zeros first. Other blocks are filled by a copy, because
+// a write waits for all other writes to the file.
 inline int fill_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u32 n) {
     u64 at = block_offset(s, put.to.block) + put.to.offset;
     u64 value = value_at(put.key.bytes, alignment(put.kind));
@@ -110,7 +111,7 @@ inline int fill_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u3
     return r;
 }
 
-// True if the load is this client's. A forked child has the numbers of its parent's loads, but is another client.
+// True if this client began the load. A forked child knows its parent's loads, but is another client.
 inline bool is_same_load(Segment& s, const ObjectEntry& entry, const PutObject& put) {
     return (entry.word.load_relaxed() & ~object::WAITED) == put.word && entry.owner.load_relaxed() == s.me;
 }
@@ -129,7 +130,7 @@ inline void set_entry(Segment& s, u32 e, const PutObject& put) {
     entry.owner.store_relaxed(put.state == OBJECT_LOADING ? u16(s.me) : 0);
 }
 
-// The uses with which a new object begins: what is left of those of an evicted one with its key.
+// The count of uses with which a new object begins: the remembered count of an evicted object with the same key.
 inline u8 first_uses(Segment& s, u64 hash) {
     ObjectsHeader& h = *s.objects.header;
     u64 word = memory_of(s, hash).load_relaxed();
@@ -139,12 +140,12 @@ inline u8 first_uses(Segment& s, u64 hash) {
 
 enum class Published { YES, SUPERSEDED, FULL, REMOVED, OTHER_VALUE, OTHER_LOAD };
 
-// Values of these kinds are not given out. UNKEPT: the value that was loaded could not be kept.
+// Values of these kinds are not returned to callers. UNKEPT: the value that was loaded could not be kept.
 constexpr u8 KIND_LOADING = 7, KIND_FAILED = 8, KIND_UNKEPT = 9;
 constexpr bool is_value(u8 kind) { return kind < KIND_LOADING || kind > KIND_UNKEPT; }
 
-// Whether an entry keeps a load from beginning: a value (an expired one is renewed in its place), or another client's
-// load.
+// True if an entry prevents a new load: it has a value (an expired value is replaced in its entry, see claim_renewal),
+// or another client loads it.
 inline Published what_is_there(const ObjectEntry& entry) {
     if (object::state(entry.word.load_relaxed()) == OBJECT_LOADING) return Published::OTHER_LOAD;
     return is_value(object::kind(entry.value.load_relaxed())) ? Published::OTHER_VALUE : Published::YES;
@@ -198,7 +199,7 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     return Published::YES;
 }
 
-// Makes the value visible, as a whole. Afterwards the room belongs to the object, or was given back.
+// Makes the value visible, as a whole. Afterwards the object has the room, or the room was given back.
 inline Published publish_object(Segment& s, PutObject& put) {
     Published r;
     u32 wake = NONE;
@@ -208,7 +209,7 @@ inline Published publish_object(Segment& s, PutObject& put) {
         unlock_objects(s);
         if (r != Published::FULL) break;
         int grown = grow_entries(s);
-        if (grown && (grown == -EINTR || !evict_object(s, NONE))) break;  // no memory, or no room, for another one
+        if (grown && (grown == -EINTR || !evict_object(s, NONE))) break;  // no memory or no room for another entry
     }
     if (wake != NONE) wake_waiters(s, wake);
     if (r == Published::YES) {

@@ -1,15 +1,15 @@
 // Objects: the mapping of their area, their lock, and how their tables grow. (Blocks: object_blocks.h; the hash
 // table: object_index.h; values: object_write.h; eviction: object_evict.h; the dead: object_reap.h.)
 //
-// Every change is made under the lock of the objects, which survives a death: the client that inherits it rebuilds all
-// that it protects from the entries and the words of the blocks (rebuild_objects). Under the lock there is no copy, no
-// system call and no Python. A hit takes no lock:
+// Every change is made under the lock of the objects. If the owner of the lock dies, the client that inherits it
+// rebuilds everything that the lock protects, from the entries and the words of the blocks (rebuild_objects). A client
+// that has the lock copies no values, makes no system call and calls no Python. A hit takes no lock:
 //
-//   reader   looks at the entry · counts its pin on the block · looks at the entry's word again
-//   remover  changes the entry's word · looks at the pins on the block
+//   reader   reads the entry · counts its pin on the block · reads the entry's word again
+//   remover  changes the entry's word · reads the pins on the block
 //
-// Of the two at least one sees the other (Dekker's algorithm, as rule 3 has it for pages): the reader takes its pin
-// back, or the block is DOOMED and keeps its bytes until its last pin is released.
+// At least one of the two sees the other (Dekker's algorithm; rule 3 uses it for pages). Either the reader takes its
+// pin back, or the block becomes DOOMED and keeps its bytes until its last pin is released.
 #pragma once
 
 #include "protocol/growth.h"
@@ -18,7 +18,7 @@ namespace bp {
 
 // ---- the area ------------------------------------------------------------------
 
-// The largest area for which this process has address room twice.
+// The largest area that this process can map twice: its address space is limited.
 inline u64 object_bytes_for(Segment& s) {
     for (u32 less = 0;; less++) {
         u64 bytes = object_room(s.g, less);
@@ -28,8 +28,8 @@ inline u64 object_bytes_for(Segment& s) {
     }
 }
 
-// Makes the area of a pool's first cache, and maps it. If this client dies in between, what it has made is
-// undone by the next owner of the growth lock (repair_growth).
+// Makes the area of a pool's first cache, and maps it. If this client dies in between, the next owner of the growth
+// lock undoes what it has made (repair_growth).
 inline int make_objects(Segment& s, u32 log_shift) {
     int r = map_objects(s);
     if (r != -ENOENT) return r;
@@ -132,8 +132,8 @@ inline int grow_heads(Segment& s) {
 }
 
 // Adds memory for a client's pins on all present blocks, and for its counters, before the client's first pin there. A
-// client that looks at the pins on a block has closed the entry before: so one whose row was too short then finds the
-// entry closed.
+// client that reads the pins on a block has changed the entry first. So a reader whose row was too short at that moment
+// finds the entry changed when it reads it again.
 inline int grow_pin_row(Segment& s, u32 c) {
     Objects& o = s.objects;
     if (!lock_growth(s, false)) return -EINTR;
@@ -168,7 +168,7 @@ inline int ready_row(Segment& s) {
 
 // ---- pins -----------------------------------------------------------------------
 
-// Whether any client pins the block. Under the lock, after the entry or the block was closed.
+// Whether any client pins the block. The caller has the lock, and has changed the entry or the block first.
 inline bool any_object_pin(Segment& s, u32 b) {
     Objects& o = s.objects;
     for (u32 c = 1; c <= s.g.max_clients; c++) {

@@ -1,22 +1,23 @@
-// Publishing several pages as one: readers, and what a death leaves, have all of the new versions or none.
+// Publishing several pages as one: a reader sees the new versions of all of them or of none, and so does the reaper of
+// a client that died meanwhile.
 //
-// The pages, whose writer is this client, form a group. Their entries become PENDING one after the other, and a reader
-// of such a page asks the *group word* of the publishing operation, which version is the page's
-// (pin_pending in pin.h). So one store of that word publishes all pages: the commit point.
+// The pages form a group; this client is the writer of each. Their entries become PENDING one after the other. A reader
+// of a PENDING page reads the *group word* of the publishing operation, which says which version is current
+// (pin_pending in pin.h). So one store to that word publishes all pages. It is the commit point.
 //
 //   frame   BUSY(me) -> JOINING(f, me, op)            the new version of the page in frame f, filled
 //   entry   RESIDENT(f, writer) -> PENDING(g, writer, op)
 //   group   OPEN -> COMMITTED                         the commit point
-//   frame   JOINING(f, me, op) -> LIVE(page)          from here on as in a publish (swap_frame), page by page
+//   frame   JOINING(f, me, op) -> LIVE(page)          this and the next two steps, page by page, as in swap_frame
 //   entry   PENDING(g, writer, op) -> RESIDENT(g, dirty, writer)
 //   frame   LIVE(page) -> RETIRED(page)               the old version
 //   group   COMMITTED -> NO_GROUP                     no entry is PENDING any more; then the writer fields are released
 //
 // After a death, before the commit point:
-//   entry   PENDING(g, c, op) -> RESIDENT(f, dirty, c)   the old version is the page's, as it was for all readers
+//   entry   PENDING(g, c, op) -> RESIDENT(f, dirty, c)   the old version remains, which all readers have seen so far
 //   frame   JOINING(f, c, op) -> BUSY(c)
-// and after it the reaper continues where the client stopped. All that it needs is in the words of the new frames; for
-// the page that is being settled, whose new frame may be LIVE already, in the intent.
+// After the commit point the reaper continues where the client stopped. The words of the new frames hold all that it
+// needs. The page that was being settled may have a new frame that is LIVE already; that page is in the intent.
 #pragma once
 
 #include "protocol/page.h"
@@ -40,8 +41,8 @@ inline bool fill_version(Segment& s, GroupPage& p) {
     if (entry::state(e) != RESIDENT || entry::owner(e) != s.me || !s.has_frame(p.old)) return false;
     prim::copy_page(s.page_data(p.frame), p.bytes, s.g.page_size);
     FrameSlot &to = s.frames[p.frame], &from = s.frames[p.old];
-    // If the client dies before the commit point, the old version is left dirty, though its store may have it: then no
-    // change below the group's LSN is missing there.
+    // If the client dies before the commit point, the old version remains, and is marked dirty even if its store has
+    // it. The LSN written here says then that no change below the group's LSN is missing in the store.
     if (!(e & entry::DIRTY)) from.rec_lsn.store_relaxed(p.lsn);
     to.lsn.store_relaxed(p.lsn);
     to.rec_lsn.store_relaxed(from.rec_lsn.load_relaxed() ? from.rec_lsn.load_relaxed() : p.lsn);
@@ -117,8 +118,8 @@ inline Status publish_pages(Segment& s, GroupPage* pages, u32 n, FrameRequest& w
     return Status::OK;
 }
 
-// Ends the group of a dead client, whose writer fields are still there: so no other client changes the frames of its
-// pages. A reaper may die anywhere here: the group word keeps its state until no frame is JOINING.
+// Ends the group of a dead client. The writer fields of its pages are still set, so no other client changes their
+// frames. A reaper may die at any step here: the group word keeps its state until no frame is JOINING.
 inline void reap_group(Segment& s, u32 c, Intent& intent) {
     u32 number = u32(&intent - s.clients[c - 1].intents);
     Atomic<u64>& decides = s.clients[c - 1].groups[number];
@@ -140,7 +141,7 @@ inline void reap_group(Segment& s, u32 c, Intent& intent) {
         else if (entry::is_resident_in(e, g)) s.frames[f].word.cas_seq_cst(live, frame::retired(page));
     }
     intent.page.store_release(NONE);
-    // 2. The others: their frames name the old ones, and these the pages.
+    // 2. The other pages: each new frame names the old frame, and the old frame names the page.
     s.look_at_ready();
     for (g = 0; g < s.ready; g++) {
         u64 w = s.frames[g].word.load_acquire();

@@ -1,14 +1,19 @@
-// Shares: a space with a limit never has more pages in the pool, and others cannot take the last pages of its reserve.
+// Shares. The share of a space is its limit and its reserve. A space never has more pages in the pool than its limit,
+// and other spaces cannot take the last pages of its reserve.
 //
-//   set      the slot's limit and reserve, which are the truth; then the list in the header, and a count anew
-//   count    one frame more, before it is taken for a page; none is left: a page of the space itself is evicted
-//   uncount  the page is evicted or dropped, or its load has failed, and the frame is not its own any more
-//   recount  a pass over the frames: by who inherits the memory lock, and by who has reaped a client
+//   set      writes the limit and the reserve to the space's slot, where they are authoritative; then rebuilds the list
+//            of shares in the header, and recounts
+//   count    adds one frame, before the frame is taken for a page. If the share is full, a page of the same space is
+//            evicted first
+//   uncount  subtracts one frame, after its page was evicted or dropped, or was not loaded
+//   recount  counts the frames of all shares in one pass. The client that inherits the memory lock does so, and the
+//            client that has reaped another one
 //
-// All under the memory lock, but for the pages that are dropped or not loaded. A count is never below the number of
-// frames that are BUSY for, or LIVE with, a page of the space: so the limit holds. It may be above: a client died, or a
-// pass came between a drop and its uncount, which then leaves the new count as it is (each pass has a number). In such
-// doubt it is counted again when the share is full.
+// All of this happens under the memory lock, except that a drop and a failed load uncount without it. A count is never
+// below the number of frames that are BUSY for, or LIVE with, a page of the space: so the limit holds. The count may be
+// too high, after a client has died, or if a recount ran between a drop and its uncount. (Each pass has a number, so
+// the uncount sees that and leaves the new count as it is.) Then `doubt` is set, and the share is counted again when it
+// is full.
 #pragma once
 
 #include "protocol/segment.h"
@@ -18,7 +23,7 @@ namespace bp {
 constexpr u64 PASS = u64(1) << 32;
 constexpr u32 share_frames(u64 w) { return u32(w); }
 
-// The frame of a page, as it was counted.
+// In which share, and in which pass, a frame was counted.
 struct Counted {
     Share* share = nullptr;
     u32 pass = 0;
@@ -28,7 +33,7 @@ inline bool is_of(const Share& share, u32 page) {
     return page >= share.first.load_relaxed() && page < share.end.load_relaxed();
 }
 
-// Null: the page's space has no share, as nearly all.
+// The share of the page's space; null for most spaces, which have none.
 inline Share* share_of(Segment& s, u32 page) {
     Shares& all = s.header->shares;
     u32 n = all.high.load_relaxed();
@@ -49,7 +54,7 @@ inline Counted counted_now(Segment& s, u32 page) {
 
 inline Counted count_one(Share& share) { return {&share, u32(share.frames.add_seq_cst(1) >> 32)}; }
 
-// Counts a frame for the page, if its share is not full. False: it is.
+// Counts a frame for the page. Returns false if the share is full.
 inline bool count_frame(Segment& s, u32 page, Counted& counted) {
     Share* share = page == NONE ? nullptr : share_of(s, page);
     if (!share) counted = {};
@@ -69,10 +74,10 @@ inline void uncount(Segment& s, Counted& counted) {
     s.header->shares.doubt.store_relaxed(1);
 }
 
-// The most frames that all reserves together keep from others; above it each keeps less, in proportion.
+// The most frames that all reserves together can keep. If their sum is larger, each reserve is reduced in proportion.
 inline u32 most_reserved(u32 budget) { return u32(u64(budget) * 7 / 8); }
 
-// Is the page within its space's reserve, so that a page of another space cannot take its frame?
+// True if the page is within its space's reserve: a page of another space cannot take its frame.
 inline bool is_reserved(Segment& s, u32 page, u32 wanted) {
     u64 sum = s.header->shares.reserved.load_relaxed();
     Share* share = sum ? share_of(s, page) : nullptr;
@@ -84,7 +89,8 @@ inline bool is_reserved(Segment& s, u32 page, u32 wanted) {
 
 // ---- counting anew, under the memory lock --------------------------------------------
 
-// A retired version counts, too, because its successor may have been missed: then there is doubt.
+// A retired version is counted, too: the pass may have missed the frame of its successor. The count may then be one too
+// high, so doubt is set.
 inline void recount_shares(Segment& s) {
     Shares& all = s.header->shares;
     if (!all.high.load_relaxed()) return;
@@ -102,7 +108,7 @@ inline void recount_shares(Segment& s) {
     }
 }
 
-// Before a page of a full share is evicted: perhaps it is not full.
+// Called before a page of a full share is evicted: if the count is in doubt, the share may not be full.
 inline void settle_doubt(Segment& s) {
     Shares& all = s.header->shares;
     u32 pause = all.pause.load_relaxed();
@@ -129,7 +135,7 @@ inline void fill_share(Segment& s, Share& share, u32 index) {
     share.end.store_relaxed(sound ? u32(first + n) : 0);
 }
 
-// Makes the list anew from the slots.
+// Rebuilds the list of shares from the slots of the spaces.
 inline void rebuild_shares(Segment& s) {
     Shares& all = s.header->shares;
     if (!all.high.load_relaxed()) return;
@@ -152,7 +158,7 @@ inline void rebuild_shares(Segment& s) {
 
 enum class ShareSet { DONE, NO_SPACE, TOO_MANY, TOO_MUCH };
 
-// Sets what a space may have, and what is kept for it, in bytes.
+// Sets the limit and the reserve of a space, in bytes.
 inline ShareSet set_share(Segment& s, u32 index, u64 generation, u64 limit, u64 reserve) {
     SpaceSlot& slot = s.spaces[index];
     Shares& all = s.header->shares;
@@ -167,7 +173,7 @@ inline ShareSet set_share(Segment& s, u32 index, u64 generation, u64 limit, u64 
     if (n == SHARES && (limit | reserve)) return ShareSet::TOO_MANY;
     if (reserve && others + frames_of(s, reserve) > most_reserved(s.header->budget_frames.load_relaxed()))
         return ShareSet::TOO_MUCH;
-    if (!all.high.load_relaxed()) all.high.store_relaxed(1);  // so that an heir of the lock looks at the slots
+    if (!all.high.load_relaxed()) all.high.store_relaxed(1);  // so that an inheritor of the lock reads the slots
     BP_POINT("share.begun");
     slot.limit.store_relaxed(limit);
     slot.reserve.store_relaxed(reserve);

@@ -1,5 +1,5 @@
-// Write-back: which dirty pages may be written now, and which are clean
-// after the store has synced (rule 6). The store does the writing.
+// Write-back: which dirty pages may be written now, and which are clean after the store has synced (rule 6). The store
+// writes them.
 //
 //   entry  RESIDENT(f, dirty) -> RESIDENT(f, dirty, flusher me)    begin
 //          RESIDENT(f, dirty, flusher me) -> RESIDENT(f)           synced
@@ -32,7 +32,7 @@ void each_dirty(Segment& s, u64 first, u64 count, F visit) {
             u64 e = s.entries[page].load_acquire();
             u32 f = entry::frame(e);
             if (!entry::is_there(e) || !(e & entry::DIRTY) || !s.has_frame(f)) break;
-            // With the pin, the slot belongs to this page while it is read. Without it, the page could move to another
+            // The pin keeps the slot for this page while it is read. Without a pin, the page could move to another
             // frame and back, and the slot could be read while it belonged to another page.
             Status status = pin_there(s, u32(page), f);
             if (status == Status::CORRUPT) break;  // the entry or the frame's word is damaged
@@ -64,8 +64,8 @@ inline DirtyRange dirty_range(Segment& s, u64 first, u64 count) {
 }
 
 // Clears the flusher field, and the dirty bit if the store has the version that the entry still names. A page that was
-// set aside is added to a ring before it is clean: if the client dies in between, the page is still dirty. So it is
-// if the memory lock is not to be had within `slices`: then the next flush writes the page once more.
+// set aside is added to a ring before it is clean: if the client dies in between, the page is still dirty. The page
+// also remains dirty if we do not get the memory lock within `slices`: then the next flush writes it once more.
 inline void settle_flushed(Segment& s, const FlushItem& it, bool synced, u32& slices) {
     bool aside = false;
     auto settle = [&](u64 e) {
@@ -89,10 +89,9 @@ inline void settle_flushed(Segment& s, const FlushItem& it, bool synced, u32& sl
 }
 
 // Ends a flush, after the store has synced (`synced`) or failed: a page becomes clean only if it was
-// stored, and only if the entry still names the frame that was written. If a newer
-// version was published meanwhile, its oldest change that the store lacks is newer than
-// the stored version: its recovery LSN is raised, or a page that is written all the time would hold back checkpoints
-// for ever.
+// stored, and only if the entry still names the frame that was written. If a newer version was published meanwhile, its
+// oldest change that the store lacks is newer than the stored version. So its recovery LSN is raised: otherwise a page
+// that is written all the time would hold back checkpoints for ever.
 inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, bool synced) {
     BP_POINT("flush.synced");
     u32 slices = PATIENT_SLICES;
@@ -113,9 +112,9 @@ inline void end_flush(Segment& s, Intent& intent, const Vec<FlushItem>& items, b
     intent.op.store_release(u32(Op::NONE));
 }
 
-// Takes the flusher field of a dirty page. It retries when another client changes the entry,
-// and reaps a flusher that died. False: the page is no longer
-// dirty, or the wait was interrupted. Pages are taken in order, so two flushers never wait for each other.
+// Takes the flusher field of a dirty page. It retries when another client changes the entry, and reaps a flusher that
+// died. Returns false if the page is no longer dirty, or the wait was interrupted. Pages are taken in order, so two
+// flushers never wait for each other.
 inline bool begin_flush_of(Segment& s, u32 page) {
     Atomic<u64>& word = s.entries[page];
     for (;;) {

@@ -1,7 +1,7 @@
 // How a page is written (its writer field is taken, then the new version is published), how a page is appended, and how
 // a space grows.
 //
-//   span   p pages -> n pages      grow_space, append_page: never back
+//   span   p pages -> n pages      grow_space, append_page; a space never becomes shorter
 //
 // The loops of every process (write.cpp, space.cpp, tests/native), with the hooks of fetch.h and two more:
 //
@@ -154,10 +154,10 @@ Status append_page(Segment& s, const Place& at, u64 page_no, const void* bytes, 
 
 // ---- grow --------------------------------------------------------------------
 
-// Makes the space at least `pages` long; `last` is the place of its last page then. In between, pages that nobody has
-// written are zeros. In a space that has a store (`stored`) the last page is published first, with the content that it
-// has: so a flush makes the store as long, and an append that is under way, or another client that grows the space and
-// then writes, loses nothing.
+// Makes the space at least `pages` long; `last` is then the place of its last page. New pages that no client has
+// written are zeros. In a space that has a store (`stored`) the last page is published first, with its present content.
+// So a flush makes the store as long as the space, and nothing is lost of an append that is under way, or of another
+// client that grows the space and then writes.
 template <class Hooks>
 Status grow_space(Segment& s, const Place& last, u64 pages, bool stored, Hooks& hooks) {
     if (space_pages(last.slot.span.load_acquire()) >= pages) return last.open() ? Status::OK : Status::REMOVED;

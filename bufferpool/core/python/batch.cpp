@@ -15,7 +15,7 @@ struct BatchObject {
     u32 forks, space;
     int op, foreground, interrupted;
     u64 first, since_ns;  // the space's first entry; when the flush began
-    FileRecord file;      // what was known of the file then
+    FileRecord file;      // the file's recorded state at that time
     FlushTaken* taken;
 };
 
@@ -83,7 +83,7 @@ PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* h
         seg->active++;  // until the batch ends: the store's code runs meanwhile
     }
     if (status == Status::OK && check_signals() == 0) return reinterpret_cast<PyObject*>(batch);
-    Py_DECREF(batch);  // what was taken is given back
+    Py_DECREF(batch);  // this releases the pages and the lock
     if (status == Status::REMOVED) Py_RETURN_NONE;
     if (status == Status::NO_MEMORY) return PyErr_NoMemory();
     if (status == Status::CORRUPT) raise_status(status, 0);
@@ -107,7 +107,7 @@ static PyObject* segment_begin_flush(PyObject* self, PyObject* args) {
     return batch;
 }
 
-// Its segment, while the flush is under way in this process; null with an exception.
+// The segment of the batch, while its flush is under way in this process; otherwise null with an exception.
 static SegmentObject* under_way(BatchObject* batch) {
     SegmentObject* seg = batch->seg;
     if (seg && is_ours(seg, batch->forks)) return seg;
@@ -125,8 +125,8 @@ static PyObject* batch_mark_open(PyObject* self, PyObject*) {
     Py_RETURN_NONE;
 }
 
-// end(synced, record, sync_ns = 0): the record is None, or (pages stored, state or None), which is kept before the
-// pages are let go.
+// end(synced, record, sync_ns = 0): the record is None, or (pages stored, state or None), which is stored before the
+// pages are released.
 static PyObject* batch_end(PyObject* self, PyObject* args) {
     auto batch = reinterpret_cast<BatchObject*>(self);
     int synced;

@@ -1,4 +1,4 @@
-// CacheBase: the objects of one cache, seen from Python. bufferpool/objects/cache.py adds what needs no speed.
+// CacheBase: the objects of one cache, for Python. bufferpool/objects/cache.py adds the parts that need no speed.
 #include "protocol/object_check.h"
 #include "python/objects.h"
 
@@ -6,7 +6,7 @@ namespace bp {
 
 static CacheObject* C(PyObject* self) { return reinterpret_cast<CacheObject*>(self); }
 
-// The segment, if it can be used, and its objects are mapped.
+// The segment, if the cache is open and the objects are mapped; otherwise null with an exception.
 static Segment* ready_cache(CacheObject* cache) {
     if (!may_work(cache->seg)) return nullptr;
     Segment* s = cache->seg->s;
@@ -30,7 +30,7 @@ static PyObject* raise_unsure() {
     return check_signals() < 0 ? nullptr : raise("InterruptedError", "interrupted while waiting for the objects");
 }
 
-// The key that a method was given, in `bytes`. False with an exception.
+// Writes the key that a method was given to `bytes`. Returns false with an exception.
 static bool read_key(CacheObject* cache, PyObject* from, KeyBytes& bytes, ObjectKey& key) {
     if (bytes.add_key(from) < 0) return false;
     if (bytes.size() > 1 << 20) return raise("ValueError", "a key has at most 1 MiB"), false;
@@ -40,14 +40,14 @@ static bool read_key(CacheObject* cache, PyObject* from, KeyBytes& bytes, Object
 
 // ---- get ----------------------------------------------------------------------------
 
-// Finds a value that holds: FOUND with a pin. It counts the hit or the miss.
+// Finds a value that has not expired, and counts the hit or the miss. FOUND: the value's block is pinned.
 static Look look_up(CacheObject* cache, Segment& s, const ObjectKey& key, FoundObject& found) {
     Look look;
     {
         Quick quick;
         look = find_surely(s, key, found);
     }
-    if (look == Look::UNSURE) {  // it is changing, or a table grows: without the interpreter's lock
+    if (look == Look::UNSURE) {  // it is changing, or a table grows: search again without the interpreter's lock
         Released unlocked(cache->seg);
         look = find_surely(s, key, found);
     }
@@ -109,7 +109,7 @@ static bool expiry(CacheObject* cache, Segment& s, PyObject* ttl, u64& expires_n
         if (!(seconds > 0)) return raise("ValueError", "ttl must be above 0 seconds, not %R", ttl), false;
         ns = seconds < 1e9 ? std::max<u64>(u64(seconds * 1e9), 1) : 0;  // 0: never, so the shortest time is 1 ns
     }
-    if (ns && jitter) {  // so that what was put together does not expire together
+    if (ns && jitter) {  // so that values that were put at one time do not expire at one time
         double part = double(jitter) / double(u64(1) << 32) * double(random_number(s) >> 11) / double(u64(1) << 53);
         ns -= std::min(u64(double(ns) * part), ns - 1);
     }
@@ -119,7 +119,7 @@ static bool expiry(CacheObject* cache, Segment& s, PyObject* ttl, u64& expires_n
 
 constexpr u64 COPIED_HERE = 64 << 10;  // bytes that are copied while we have the interpreter's lock
 
-// Stores a value. `out`: whether it was kept; false with an exception.
+// Stores a value. `out`: whether it was kept. Returns false with an exception.
 static bool keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& value, Published& out) {
     put.kind = value.kind;
     put.bytes = value.bytes;
@@ -143,7 +143,7 @@ static bool keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& va
     return true;
 }
 
-// An older value must not stay where a newer one could not be kept.
+// The newer value could not be kept, so the older one must be removed.
 static void forget(CacheObject* cache, Segment& s, const ObjectKey& key) {
     Released unlocked(cache->seg);
     delete_object(s, key);
@@ -199,14 +199,14 @@ static PyObject* cache_clear(PyObject* self, PyObject*) {
 
 enum Outcome { OUT_VALUE, OUT_LOAD, OUT_FAILED, OUT_UNKEPT, OUT_BUSY, OUT_LATE, OUT_STALE };
 
-// begin(key, timeout, wait, waited, stale, loads) -> (outcome, value | (entry, word) | None): the value; or the load of
-// it, which is ours, and which `loads` gets, too; or the pickled exception of the load that was waited for; or that it
-// can be loaded, but not kept.
+// begin(key, timeout, wait, waited, stale, loads) -> (outcome, value | (entry, word) | None). By outcome, the second is
+// the value; or the load, which is ours, and is added to `loads`; or the pickled exception of the load for which the
+// caller has waited; or None, for example if the value can be loaded but not kept.
 static PyObject* cache_begin(PyObject* self, PyObject* args) {
     PyObject* from;
     double timeout;
     int wait, waited, stale;
-    PyObject* loads = nullptr;  // a list: it gets our load at once, so that no exception of a signal's handler loses it
+    PyObject* loads = nullptr;  // a list, which gets our load at once: no exception of a signal handler loses it
     if (!PyArg_ParseTuple(args, "Odppp|O!:begin", &from, &timeout, &wait, &waited, &stale, &PyList_Type, &loads))
         return nullptr;
     Segment* s = ready_cache(C(self));
@@ -223,7 +223,7 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
         begun = begin_object(*s, want);
     }
     CacheUses& uses = uses_of_cache(*s, C(self)->cache);
-    // A caller that does not wait asks again, and has `waited` then: it counts once.
+    // A caller that does not wait calls begin() again with `waited`, so that it is counted once.
     if (!waited && (want.waited || begun == Begun::BUSY)) uses.waits.add_relaxed(1);
     auto pair = [](Outcome outcome, PyObject* what) {
         return what ? Py_BuildValue("(iN)", int(outcome), what) : nullptr;
@@ -250,8 +250,8 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
     }
 }
 
-// Ends a load without a value. For a second its entry has, for those that wait, the loader's exception, or that the
-// value cannot be kept. Returns false if there was no room for it; then the load has not ended.
+// Ends a load without a value. For a second its entry holds the loader's exception for the callers that wait, or the
+// notice that the value cannot be kept. Returns false if there was no room for that; then the load has not ended.
 static bool tell(CacheObject* cache, Segment& s, PutObject& put, u8 kind, const ObjectPiece& piece) {
     put.kind = kind;
     put.bytes = piece.bytes;
@@ -287,9 +287,9 @@ static PyObject* cache_finish(PyObject* self, PyObject* args) {
     return PyBool_FromLong(kept == Published::YES);
 }
 
-// fail((entry, word), key, exception or None, stale) -> whether the load has ended, without a value. Those that wait
-// get the (pickled) exception. None ends the load in any case. `stale`: the expired value that the load was to replace
-// is kept, and nobody gets the exception.
+// fail((entry, word), key, exception or None, stale) -> whether the load has ended, without a value. The callers that
+// wait get the (pickled) exception. None ends the load in any case. `stale`: the expired value that the load would have
+// replaced is kept, and no other caller gets the exception.
 static PyObject* cache_fail(PyObject* self, PyObject* args) {
     PyObject *from, *error;
     unsigned entry;
@@ -329,12 +329,12 @@ static PyObject* cache_counts(PyObject* self, PyObject*) {
     return counts_of(cache_of(*s, C(self)->cache), sums);
 }
 
-// The settings that remain when those that are given replace the cache's: 0 is none.
+// The cache's settings, after the given ones have replaced theirs; 0: none.
 struct CacheSettings {
     u64 limit, reserve;
 };
 
-// Whether the settings can hold. False with an exception.
+// Checks that the settings do not contradict each other. Returns false with an exception.
 static bool check_settings(Segment& s, u32 cache, const CacheSettings& want) {
     auto k = [](u64 n) { return (unsigned long long)n; };
     if (want.limit && want.reserve > want.limit)

@@ -1,13 +1,13 @@
 // Keys and values of objects: from Python to bytes, and back.
 //
-//   bytes, bytearray, memoryview   VALUE_BYTES    a read-only memoryview comes back
+//   bytes, bytearray, memoryview   VALUE_BYTES    returned as a read-only memoryview
 //   str, None                      VALUE_TEXT, VALUE_NONE
-//   ndarray of numbers             VALUE_ARRAY    its type and shape, then its items: a read-only array comes back
-//   all else                       VALUE_PICKLE   protocol 5; with large buffers apart: VALUE_PARTS
+//   ndarray of numbers             VALUE_ARRAY    its type and shape, then its items; returned as a read-only array
+//   all else                       VALUE_PICKLE   protocol 5; VALUE_PARTS if large buffers are stored beside it
 //
-// A value that shares its block with others is copied out: a pin would keep the memory of all of them for as long as
-// the value is held. A larger one comes as a view of the shared memory, whose base (an ObjectHolder) owns a pin on its
-// block.
+// A value that shares its block with others is copied: a pin would keep the memory of all of them for as long as the
+// caller has the value. A larger value is returned as a view of the shared memory, whose base (an ObjectHolder) owns a
+// pin on its block.
 #include "python/objects.h"
 
 #include "python/views.h"
@@ -273,7 +273,8 @@ static PyObject* raise_damaged_value() {
     return raise("SegmentCorrupt", "a value of a cache is damaged; run pool.check(), and clear the cache");
 }
 
-// The array over `items`, whose base is `holder` (taken over); null: over a copy of its own.
+// The array over `items`, with the base `holder`, whose reference is taken over. If `holder` is null, the array has a
+// copy.
 static PyObject* array_of(const ArrayHead& head, const u8* items, u64 bytes, PyObject* holder) {
     PyArray_Descr* type = head.dims <= NPY_MAXDIMS ? PyArray_DescrFromType(head.type) : nullptr;
     if (!type) return Py_XDECREF(holder), PyErr_Clear(), raise_damaged_value();
@@ -295,7 +296,7 @@ static PyObject* array_of(const ArrayHead& head, const u8* items, u64 bytes, PyO
     return made;
 }
 
-// The object of a pickled stream, with its buffers, a list; null: it has none. Takes over both.
+// Unpickles an object from a stream and a list of buffers, or null if it has no buffers. Takes over both references.
 static PyObject* unpickle(PyObject* stream, PyObject* buffers) {
     PyObject* loads = stream ? pickle_function("loads") : nullptr;
     PyObject* options = loads && buffers ? Py_BuildValue("{s:O}", "buffers", buffers) : nullptr;
@@ -306,13 +307,13 @@ static PyObject* unpickle(PyObject* stream, PyObject* buffers) {
     Py_XDECREF(loads);
     Py_XDECREF(stream);
     Py_XDECREF(buffers);
-    // An array of a type that is pickled with its bytes is a copy: it comes read-only as the others do.
+    // An array whose type is pickled with its bytes is a copy. It is made read-only, as the others are.
     if (value && PyArray_CheckExact(value))
         PyArray_CLEARFLAGS(reinterpret_cast<PyArrayObject*>(value), NPY_ARRAY_WRITEABLE);
     return value;
 }
 
-// A value of several parts; `view` (taken over) is over all of it.
+// A value of several parts. `view`, whose reference is taken over, is over all of it.
 static PyObject* parts_of(PyObject* view, const u8* at, u64 bytes) {
     u64 n = 0, end = 0;
     if (bytes >= 16) memcpy(&n, at, 8);
@@ -340,7 +341,7 @@ static PyObject* parts_of(PyObject* view, const u8* at, u64 bytes) {
 
 static const u8* at_of(PyObject* view) { return static_cast<const u8*>(PyMemoryView_GET_BUFFER(view)->buf); }
 
-// A value that is copied out while it is pinned.
+// Copies a value while it is pinned.
 static PyObject* small_value(u8 kind, const u8* at, u64 bytes) {
     if (kind == VALUE_NONE) return Py_NewRef(Py_None);
     if (kind == VALUE_TEXT) return PyUnicode_DecodeUTF8(reinterpret_cast<const char*>(at), Py_ssize_t(bytes), "strict");

@@ -1,4 +1,4 @@
-// PublishGroup: pages that are published as one when the block ends.
+// PublishGroup: pages that are published as one when its `with` block ends.
 #include "protocol/publish_many.h"
 
 #include "python/write.h"
@@ -59,10 +59,11 @@ static PyObject* group_enter(PyObject* self, PyObject*) {
     return Py_NewRef(self);
 }
 
-// The most pages of a group: their old versions cannot be evicted before the new ones are there.
+// The most pages of a group. Their old versions cannot be evicted before the new ones are published, so a group needs
+// two frames for each page.
 static Py_ssize_t most_pages(GroupObject* g) { return std::max<Py_ssize_t>(1, g->seg->s->page_budget() / 4); }
 
-// May a page of this space be in the group? 0 or -1.
+// Checks that a page of this space may be in the group. Returns 0 or -1.
 static int check_space(GroupObject* g, PyObject* space) {
     if (!PyObject_TypeCheck(space, &SpaceType)) {
         raise("TypeError", "write() needs a Space, not %.100s", Py_TYPE(space)->tp_name);
@@ -104,7 +105,8 @@ static PyObject* group_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     Py_XDECREF(given);
     if (!made) return nullptr;
     auto w = reinterpret_cast<WriteObject*>(made);
-    // The list has the Write before its page has a writer: what fails from here on, or raises, the group ends.
+    // The Write is in the list before its page has a writer. So if anything fails or raises from here on, the end of
+    // the group also ends this Write.
     PyObject* page = PyList_Append(g->writes, made) == 0 ? write_enter(made, nullptr) : nullptr;
     Py_DECREF(made);
     if (page) g->timeout_ns = std::max(g->timeout_ns, w->timeout_ns);
@@ -128,7 +130,7 @@ static void group_abort(GroupObject* g) {
     PyErr_Restore(type, value, trace);
 }
 
-// Are the spaces of all pages open, and may their new versions be kept? 0 or -1.
+// Checks that the spaces of all pages are open, and that their new versions may be kept. Returns 0 or -1.
 static int may_publish(GroupObject* g) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(g->writes); i++) {
         WriteObject* w = write_at(g, i);

@@ -1,5 +1,5 @@
-// What may hang, and is no load or flush of pages: syncs of the log and saves of the working set, which Python code
-// does, and loads of values of caches. And the values of caches that clients hold.
+// The other operations that may hang, beside loads and flushes of pages: syncs of the log and saves of the working set,
+// which Python code does, and loads of values of caches. Also the values of caches that clients hold.
 #include "protocol/object_read.h"
 #include "python/py.h"
 
@@ -7,8 +7,8 @@ namespace bp {
 
 // ---- UnderWay: an operation that only figures show ---------------------------------
 //
-// Its intent says what the client does, and since when; there is nothing to be undone if it dies. It ends when the
-// object is dropped, so that an exception between two bytecodes (Ctrl-C) leaves nothing behind.
+// Its intent records what the client does, and since when. If the client dies, nothing needs to be undone. The
+// operation ends when the object is dropped, so that an exception between two bytecodes (Ctrl-C) leaves nothing behind.
 
 struct UnderWayObject {
     PyObject_HEAD Shared<SegmentObject*> seg;  // null: it has ended, or no intent was free
@@ -17,7 +17,7 @@ struct UnderWayObject {
 };
 
 static void end_under_way(UnderWayObject* one) {
-    SegmentObject* seg = one->seg.swap(nullptr);  // of several threads exactly one ends it
+    SegmentObject* seg = one->seg.swap(nullptr);  // exactly one of several threads ends it
     if (!seg) return;
     Use use(seg);
     if (is_ours(seg, one->forks)) OpSlot(*seg->s, one->op);  // its destructor clears the intent
@@ -107,7 +107,7 @@ static bool find_value_loads(ObjectTables& tables, Vec<ValueLoad>& out) {
         for (u32 i = 0; i < n; i++) {
             ObjectEntry& e = chunk[i];
             u64 w = e.word.load_relaxed();
-            if (w == 0) return true;  // never used, nor any after it; a damaged header says that there are more
+            if (w == 0) return true;  // this entry and all after it were never used: the header is damaged
             u32 client = e.owner.load_relaxed();
             EntryKind state = object::state(w);
             if (!client || client > tables.s.g.max_clients) continue;
