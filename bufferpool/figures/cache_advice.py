@@ -1,7 +1,8 @@
-"""Advice for caches: the hit ratios that each would have with other bytes.
+"""Advice for caches: the hit ratios that each cache would have with more or less memory.
 
-The uses of some keys, chosen by their hash (SHARDS: Waldspurger et al., FAST 2015), are recorded in a ring of the last 8,192
-(core/layout/objects.h). :func:`read_cache_advice` runs the cache's own eviction over them, with budgets that are smaller in the same proportion.
+Some keys are sampled, chosen by their hash (SHARDS: Waldspurger et al., FAST 2015). A ring holds the last 8,192 uses of sampled
+keys (core/layout/objects.h). :func:`read_cache_advice` simulates the cache's own eviction over these uses. The simulated budgets
+are as much smaller as the sample is smaller than the set of all keys.
 """
 
 from dataclasses import dataclass
@@ -23,19 +24,19 @@ _SAMPLE = np.dtype([("hash", np.uint64), ("what", np.uint64)])
 
 @dataclass(frozen=True)
 class CacheAdvicePoint:
-    """One number of bytes, and the hit ratios to expect of it."""
+    """A size of the cache, and the hit ratios that are expected with it."""
 
     bytes: int
     hit_ratio: float
-    """Lookups that find a value, divided by all."""
+    """Lookups that find a value, divided by all lookups."""
     byte_hit_ratio: float
-    """Bytes of the values found, divided by those of all values that were looked up. Lookups that follow each other without a put
-    in between count once here."""
+    """Bytes of the values found, divided by the bytes of all values that were looked up. Several lookups of a key without a put in
+    between count once here."""
 
 
 @dataclass(frozen=True)
 class CacheAdvice:
-    """What a cache would do with other bytes, over its recent uses."""
+    """The hit ratios that a cache would have with more or less memory, from its recent uses."""
 
     name: str
     bytes: int
@@ -47,14 +48,14 @@ class CacheAdvice:
     sampling_rate: float
     """The share of the keys that is sampled."""
     left_out: float
-    """The share of those uses that are not simulated: misses of keys whose value was never put, so that its size is not known."""
+    """The share of the sampled uses that are not simulated, because the size of the value is not known: it was never put."""
     large: float
-    """The share of the simulated bytes that values have which are too large for the sample at the present bytes: above a quarter
-    of its part. They count as misses, so a large share means that the ratios are too low."""
+    """The share of the simulated bytes in values that are larger than a quarter of the simulated budget at the present size. The
+    simulation never keeps such values, so a large share means that the ratios are too low."""
 
 
 def _uses(samples: npt.NDArray[np.void]) -> tuple[list[int], list[int], int]:
-    """The keys and sizes of the lookups in order, and how many have no size. A put gives the miss before it its size."""
+    """The keys and sizes of the lookups in order, and how many have no size. The size of a miss is that of the put after it."""
     keys, sizes = list[int](), list[int]()
     known, waiting = dict[int, int](), dict[int, int]()
     for key, what in zip(samples["hash"].tolist(), samples["what"].tolist(), strict=True):
@@ -107,7 +108,7 @@ def read_cache_advice(pool: Inspectable) -> tuple[CacheAdvice, ...]:
         return ()
     shift, older, newer = raw
     samples = np.frombuffer(older + newer, _SAMPLE)
-    if shift:  # the ring has some of the time when there were fewer objects, and more were sampled
+    if shift:  # the ring may have older uses, from a time when there were fewer objects and more of them were sampled
         samples = samples[samples["hash"] >> np.uint64(64 - shift) == 0]
     slots = (samples["what"] >> np.uint64(8)) & np.uint64(0xFF)
     by_name = {one.name: one for one in read_caches(pool)}

@@ -1,7 +1,7 @@
-"""What clients have under way that may hang, and for how long it has not come forward: loads and flushes of pages, loads
-of values of caches, syncs of the engine's log, and saves of the working set.
+"""The operations of clients that may hang, and how long each has made no progress: loads and flushes of pages, loads of
+values of caches, syncs of the engine's log, and saves of the working set.
 
-While such a call hangs, its client waits, and so does each client that wants what it brings.
+While such an operation hangs, its client waits, and so does each client that needs its result.
 """
 
 import time
@@ -22,16 +22,16 @@ class Operation:
     """A load or a flush of pages, a load of a value of a cache, a sync of the engine's log (``log_sync``), or a save of
     the working set."""
     client: int
-    """The client that does it."""
+    """The number of the client that performs it."""
     pid: int
     """The process of that client; 0 if it has left meanwhile."""
     space: str
     """Of a load or a flush, the name of the space; empty if the space has been removed."""
     page_no: int | None
-    """A page that it is about: of a flush the first one, of a load of several pages one that has not come yet."""
+    """One of its pages: of a flush the first page, of a load of several pages one that is not loaded yet; None if it is about no page."""
     seconds: float
-    """How long it has not come forward: since it began, or since a page of it was last claimed or published. The unit is
-    an eighth of a second."""
+    """Seconds without progress: since it began, or since it last claimed or published a page. The resolution is an eighth of a
+    second."""
     origin: tuple[int, int] = (0, 0)
     """The number of the space's slot, and its generation."""
     cache: str = ""
@@ -51,9 +51,10 @@ class Operation:
 
 
 def read_flushes(pool: Inspectable, index: int | None = None) -> list[Operation]:
-    """The flushes under way by the flush locks of the spaces, or of one space: also those that have no page in hand yet.
+    """The flushes under way, found by the flush locks of all spaces or of one. A flush that opens or syncs its store has no
+    page, so only the lock shows it.
 
-    Their ``seconds`` are those since the lock was taken. Of a flush that opens or syncs its store there is no other trace.
+    ``seconds`` counts from the moment at which the lock was taken.
     """
     now, pids = time.clock_gettime_ns(time.CLOCK_BOOTTIME), {client[0]: client[1] for client in pool.seg.clients()}
     return [
@@ -72,7 +73,7 @@ def read_flushes(pool: Inspectable, index: int | None = None) -> list[Operation]
 
 
 def read_operations(pool: Inspectable) -> list[Operation]:
-    """What is under way, of all clients, the one that has waited longest first."""
+    """The operations of all clients. Those without progress for the longest time come first."""
     pages, values = pool.seg.operations(), pool.seg.value_loads(True)
     if not pages and not values:
         return []

@@ -1,11 +1,12 @@
 """Blocks of remote files, of any number of files, in one space of a pool.
 
-A space each would run out: a pool has 4,096 of them, and a data set may have more files. So all blocks are in one derived space,
-and nothing records which page has which block: the block's key, a hash of its file, of the file's version and of its number, names
-two pages that may have it, and the page itself ends with the key of the block that it has. A page with another key is a miss,
-as in a CPU's cache that is two-way set associative. There are at least 16 page numbers for each frame of memory, so two blocks
-that are both in use rarely want the same page; if they do, the later one takes its second page, or replaces the first. A block of another version has
-another key, so versions never mix, and blocks that no reader asks for any more are evicted as any cold page is.
+A space for each file is not possible: a pool has 4,096 spaces, and a data set may have more files. So all blocks are in one derived
+space. No directory records which page has which block. The key of a block is a hash of its file, of the file's version and of its
+number. The key determines two page numbers at which the block may be, and the last bytes of a page are the key of the block that it
+has. A page with another key is a miss, as in a two-way set associative cache of a CPU. There are at least 16 page numbers for each
+frame of memory, so two blocks that are both in use rarely need the same page. If they do, the later one takes its second page, or
+replaces the first. A block of another version has another key, so versions never mix, and blocks that no reader asks for any more
+are evicted as any cold page is.
 
 The pool loads each page once, however many threads and processes ask for it, and completes what a killed process began.
 """
@@ -70,7 +71,7 @@ class Range(NamedTuple):
 
 Fetched = bytes | memoryview | Exception
 Fetch = Callable[[list[Block]], Sequence[Fetched]]
-"""Fetches blocks from their origin: the bytes of each (a file's last block may be short), or what is wrong with it."""
+"""Fetches blocks from their origin: the bytes of each (a file's last block may be short), or an exception."""
 
 
 class _Asked(threading.local):
@@ -99,14 +100,14 @@ class Blocks:
         places = max(LEAST_PLACES, 1 << (PLACES_PER_FRAME * frames - 1).bit_length())
         while True:
             try:
-                places = len(self.pool.space(SPACE))  # chosen by the process that came first
+                places = len(self.pool.space(SPACE))  # the first process has chosen it
             except SpaceNotFound:
                 places = min(places, self.pool.geometry["max_pages"] // 2)
             try:
                 self._n_places = places
                 return self.pool.open_derived(SPACE, places, self._load, load_many=self._load_many, version="blocks 1")
             except SpaceMismatch:
-                continue  # another process has made it in between, with another number of pages
+                continue  # another process has opened it meanwhile, with another number of pages
 
     # ---- reading ---------------------------------------------------------------
 
@@ -157,7 +158,7 @@ class Blocks:
         return view
 
     def read(self, ranges: Sequence[Range], fetch: Fetch, ahead: Iterable[Block] = ()) -> list[bytes | Exception]:
-        """The bytes of ranges, or what is wrong with each; blocks that are absent are fetched together.
+        """The bytes of each range, or an exception. Absent blocks are fetched together.
 
         ``ahead``: further blocks that are fetched with them, if any block of the ranges is absent.
         """
@@ -174,7 +175,7 @@ class Blocks:
         for first in range(0, len(order), most):
             part = order[first : first + most]
             contents = self._contents(part, more if first + most >= len(order) else [], fetch)
-            if len(order) > most:  # no more pages may be pinned at once than there is room for others
+            if len(order) > most:  # pins at one time are limited, so that other pages have room
                 contents = {key: page if isinstance(page, Exception) else bytes(page) for key, page in contents.items()}
             found.update(contents)
         return [self._joined(asked, [found[block.key] for block in blocks]) for asked, blocks in wanted]
@@ -228,12 +229,12 @@ class Blocks:
         return None
 
     def _place_for(self, block: Block, taken: dict[int, Block]) -> int | None:
-        """The page that a block is to be loaded into; None if blocks of the same call take both of its pages."""
+        """The page into which a block is loaded; None if blocks of the same call take both of its pages."""
         places = [place for place in self._places(block) if place not in taken]
         for place in places:
             if self._space.try_get(place) is None:
                 return place
-        if places:  # another block has the page, which has room for one block only
+        if places:  # another block has the page, and a page has room for one block only
             with suppress(WaitTimeout):  # the page is in use: the read will find the other block there
                 self._space.drop(places[0], 1)
             return places[0]
@@ -282,8 +283,8 @@ class Blocks:
         except LoaderFailed as failed:
             if failed.__cause__ is not None and not mine.fetched:
                 raise failed.__cause__ from None
-            return dict(mine.fetched)  # what has failed in another thread or process is fetched here next
-        except SharedMemoryFull:  # other programs have filled the tmpfs: what is not in the pool is read past it
+            return dict(mine.fetched)  # blocks that have failed in another thread or process are fetched here next
+        except SharedMemoryFull:  # other programs have filled the tmpfs: absent blocks are read without the pool
             return dict(mine.fetched)
         finally:
             mine.blocks, mine.fetch, mine.fetched = {}, None, {}

@@ -1,7 +1,8 @@
 """dask: one pool for all workers of a machine, made by the first of them and removed by the last.
 
-``client.register_plugin(PoolPlugin("4GiB"))`` gives every machine of a cluster its pool; ``worker_pool()`` in a task is that
-of the worker's machine. Spaces and pools need no plugin to be arguments of tasks, nor does ``dask.array.from_array(space)``.
+``client.register_plugin(PoolPlugin("4GiB"))`` makes a pool on every machine of a cluster. ``worker_pool()`` returns, in a task, the
+pool of the worker's machine. Tasks can have spaces and pools as arguments without the plugin, and
+``dask.array.from_array(space)`` needs no plugin either.
 """
 
 import fcntl
@@ -48,7 +49,7 @@ class PoolPlugin(WorkerPlugin):  # type: ignore[misc]  # dask's types are not lo
         self, capacity: int | str = "auto", pool_name: str | None = None, *, directory: str | None = None, **options: Any
     ) -> None:  # fmt: skip
         self.pool_name = f"dask-{secrets.token_hex(4)}" if pool_name is None else pool_name
-        self.name = f"bufferpool-{self.pool_name}"  # by which dask knows the plugin
+        self.name = f"bufferpool-{self.pool_name}"  # the name by which dask knows the plugin
         self._capacity, self._directory, self._options = capacity, directory, options
 
     def setup(self, worker: object) -> None:
@@ -73,13 +74,13 @@ class PoolPlugin(WorkerPlugin):  # type: ignore[misc]  # dask's types are not lo
         _leave(held)
 
     def _hold(self) -> _Held:
-        """Opens the pool, and says that this process uses it, unless another one is about to remove it."""
+        """Opens the pool, and locks the file as a user of it, unless another process is about to remove the pool."""
         directory = None if self._directory is None else os.path.expandvars(self._directory)
         for _ in range(_TRIES):
             pool = Pool.open(self.pool_name, self._capacity, directory=directory, **self._options)
             with suppress(FileNotFoundError):
                 fd = os.open(pool.path, os.O_RDONLY | os.O_CLOEXEC)
-                fcntl.flock(fd, fcntl.LOCK_SH)  # waits for a process that removes the pool, and for nothing else
+                fcntl.flock(fd, fcntl.LOCK_SH)  # waits only for a process that removes the pool
                 if _is_at_its_path(pool, fd):
                     return _Held(pool, fd, 1)
                 os.close(fd)
@@ -101,7 +102,7 @@ def _leave(held: _Held) -> None:
         try:
             fcntl.flock(held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return  # another process uses the pool. The attempt has ended this process's own lock
+            return  # another process uses the pool; the attempt has released our own lock
         held.pool.flush()
         held.pool.unlink()
     finally:

@@ -24,14 +24,14 @@ _turns = count()
 
 
 class _Number(NamedTuple):
-    """An int, with its expiry, which ``incr`` keeps."""
+    """An int together with its expiry, so that ``incr`` can keep the expiry."""
 
     value: int
     expires_at: float | None
 
 
 class _Done(Exception):
-    """Ends a turn of ``incr``: everybody who waited for it takes a turn then."""
+    """Ends a turn of ``incr``; the callers that waited for it then take their turns."""
 
     def __init__(self, whose: tuple[int, int], result: int | None) -> None:
         super().__init__(whose, result)
@@ -42,9 +42,9 @@ class PoolCache(BaseCache):  # type: ignore[misc]
     """Django's cache in a pool. ``LOCATION`` is the pool's name; ``OPTIONS``: ``size`` (of the pool, if it is made) and
     ``cache`` (the name of the cache in it, "django" by default).
 
-    ``add`` and ``incr`` are atomic among all processes. bytes come back as bytes, arrays as read-only arrays without a copy, and
-    everything else as pickles give it. A value that is larger than a quarter of the pool is not kept. The oldest and least
-    used values are evicted by their bytes: there is no MAX_ENTRIES.
+    ``add`` and ``incr`` are atomic among all processes. ``get`` returns bytes as bytes, arrays as read-only arrays without a copy,
+    and other values as pickle makes them. A value that is larger than a quarter of the pool is not kept. The number of values is
+    limited by their bytes, so there is no MAX_ENTRIES: the oldest and least used values are evicted.
     """
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class PoolCache(BaseCache):  # type: ignore[misc]
             raise _Done(whose, self._increment(made, delta))
 
         while True:
-            try:  # a load that raises: one process at a time, and another one if it dies
+            try:  # a load that raises serves as a lock: one process has it at a time, and another one if that process dies
                 self._cache.get_or_load(("incr", made), turn)
             except _Done as done:
                 if done.whose != whose:
@@ -149,6 +149,6 @@ class PoolCache(BaseCache):  # type: ignore[misc]
         return bytes(value) if isinstance(value, memoryview) else value
 
     def _seconds(self, timeout: Any) -> float | None:
-        """From now on; None: for ever; 0 or less: expired."""
+        """Seconds from now; None: the value never expires; 0 or less: it has expired already."""
         seconds = self.default_timeout if timeout is DEFAULT_TIMEOUT else timeout
         return None if seconds is None else float(seconds)

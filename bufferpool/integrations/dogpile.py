@@ -1,4 +1,4 @@
-"""dogpile.cache: a backend whose values, and whose locks, all processes of a machine share.
+"""dogpile.cache: a backend whose values and locks are shared by all processes of a machine.
 
 from bufferpool.integrations import dogpile  # registers the backend
 
@@ -27,7 +27,7 @@ class PoolMutex(CacheMutex):  # type: ignore[misc]
     def acquire(self, wait: bool = True) -> bool:
         while True:
             outcome, load = self._cache.begin(self._key, math.inf if wait else 0.0, wait, False, False)
-            if outcome in (LOAD, UNKEPT):  # the latter: a cache without any room has no locks either
+            if outcome in (LOAD, UNKEPT):  # UNKEPT: the cache has no room at all, so there is no lock either
                 self._load, self._held = load, True
                 return True
             if not wait:
@@ -43,8 +43,8 @@ class PoolMutex(CacheMutex):  # type: ignore[misc]
 
 
 class PoolBackend(CacheBackend):  # type: ignore[misc]
-    """Arguments: ``pool`` (its name), ``size`` (of the pool, if it is made), ``cache`` ("dogpile" by default), ``ttl`` (seconds
-    until the pool drops a value, beside the region's own expiry; never by default).
+    """Arguments: ``pool`` (the name of the pool), ``size`` (of the pool, used if the pool does not exist), ``cache`` (a name,
+    "dogpile" by default), ``ttl`` (seconds until the pool drops a value, in addition to the region's own expiry; never by default).
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:

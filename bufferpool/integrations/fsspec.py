@@ -1,8 +1,8 @@
 """A file system for fsspec whose blocks all processes of the machine share: ``bufferpool::s3://bucket/key``.
 
-It stands before any other file system of fsspec ("the target"). Reads are served from the blocks of remote files in a pool
-(``blocks.py``), and what is absent is fetched from the target, the ranges of one call together, by one process for
-all. All other calls are the target's. The pool is made by the process that comes first, and is kept when all have ended.
+It wraps any other file system of fsspec ("the target"). Reads are served from the blocks of remote files in a pool (``blocks.py``).
+Absent blocks are fetched from the target: one process fetches them for all processes, and those of one call together. All other
+calls are passed to the target. The first process creates the pool, and the pool is kept when all processes have ended.
 
 Importing this module also registers a cache type, for files of any file system: ``fs.open(path, cache_type="bufferpool")``.
 """
@@ -42,22 +42,22 @@ from bufferpool.upkeep.steward import Settings
 Asked = tuple[str, int | None, int | None]
 """A path, and the start and end of a range as fsspec gives them."""
 PAGE_SIZE = 64 << 10
-"""Of a pool that is made here: a block, and its trailer."""
+"""The page size of a new pool: a block, and its trailer."""
 CLIENTS = CLIENTS_LIMIT
-"""Processes that may use such a pool at once."""
+"""The number of processes that may use such a pool at once."""
 READ_THREADS = 64
-"""Calls of coroutines that wait for absent blocks at the same time."""
+"""The number of calls by coroutines that may wait for absent blocks at the same time."""
 INLINE_BYTES = 1 << 20
-"""Bytes that a coroutine copies in the event loop, if they are in the pool; more are copied in a thread."""
+"""The most bytes of the pool that a coroutine copies in the event loop; more are copied in a thread."""
 AHEAD_BYTES = 8 << 20
 FIRST_AHEAD_BYTES = 1 << 20
 LARGE_READ_BYTES = 32 << 10
-"""A read of so many bytes is taken for the first one of several that follow each other."""
+"""A read of so many bytes is expected to be followed by the next bytes of the file, so more are fetched with it."""
 HTML = "text/html"
 ANSWERS = 4096
-"""Answers about files that are kept for ``max_age``."""
+"""The most answers about files that are kept for ``max_age`` seconds."""
 CHANGES = 4
-"""How often one call starts over because the file changes meanwhile."""
+"""How often one call starts again because the file has changed meanwhile."""
 
 
 # ---- the pool --------------------------------------------------------------------
@@ -65,7 +65,7 @@ CHANGES = 4
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """Which pool has the blocks, and how it is made by the process that comes first."""
+    """Which pool has the blocks, and how the first process creates it."""
 
     pool: str | None = None
     """The pool's name; None: "fsspec-" and the number of the user."""
@@ -91,7 +91,7 @@ _threads: list[ThreadPoolExecutor] = []
 
 
 def _forget_threads() -> None:
-    """In a forked child: the parent's threads are not there."""
+    """In a forked child, in which the parent's threads do not exist."""
     _threads.clear()
 
 
@@ -113,7 +113,7 @@ def blocks_of(options: PoolOptions) -> Blocks:
 
 
 def _open_pool(options: PoolOptions) -> Pool:
-    """Opens the pool; an existing one is accepted with the sizes that nobody asks for here."""
+    """Opens the pool. A pool that exists may have other sizes, except for those that the options give."""
     fixed: dict[str, Any] = {"page_size": options.block_size or PAGE_SIZE, "max_clients": CLIENTS}
     try:
         return Pool.open(options.name, options.budget, directory=options.directory, **fixed)
@@ -136,10 +136,10 @@ def _in_thread(call: Callable[[], Any]) -> asyncio.Future[Any]:
 
 
 class Strides:
-    """Finds that a file is read in strides, as the rows of a window are: the same distance between parts, again and again.
+    """Detects that a file is read in strides: in parts at equal distances, as the rows of a window of an image are.
 
-    A distance counts when it was seen twice. After that a part is fetched together with the one that lies a stride ahead
-    of it, and with more of them the longer the stride continues.
+    A distance counts as a stride when it was seen twice. From then on a part is fetched together with the one that lies a stride
+    ahead of it. The longer the stride continues, the more parts ahead are fetched.
     """
 
     KEPT = 8  # distances
@@ -157,7 +157,7 @@ class Strides:
         self._end = end
 
     def step(self, start: int, end: int, most: int) -> list[tuple[int, int]]:
-        """A part begins. Returns what is to be fetched with it, the rest of it and parts ahead, of at most ``most`` bytes together."""
+        """A part begins. Returns the ranges to fetch with it: the rest of the part, and parts ahead, at most ``most`` bytes in all."""
         begins, distance, length = self._begin < 0, start - self._begin, max(end - start, self._end - self._begin)
         self._begin, self._end = start, end
         if begins or distance <= 0:
@@ -184,12 +184,12 @@ class Reader:
         self._most = most_ahead // blocks.block_size
         self._in_order = 0  # blocks that were read one after the other
         self._next = -1  # the block after the last one that was read
-        self._run_bytes = 0  # that were read in order
+        self._run_bytes = 0  # bytes that were read in order
         self._last_run = 0  # blocks that were read in order before the last skip, if they were many bytes; else 0
         self._strides = Strides()
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes from ``start`` to before ``end``, or to the end of the file. Raises RemoteChanged, and what the target raises."""
+        """The bytes from ``start`` to before ``end``, or to the end of the file. Raises RemoteChanged, and the errors of the target."""
         wanted = Range(self.file.key, start, min(end, self.file.size))
         if wanted.start >= wanted.end:
             return b""
@@ -211,9 +211,10 @@ class Reader:
         return view
 
     def _read_ahead(self, wanted: Range) -> Iterator[Block]:
-        """The blocks that are fetched together with those of a read: twice as many as were read one after the other.
+        """The blocks that are fetched together with those of a read: twice as many as were read in order so far.
 
-        After a skip, not more than were read in order before it: a reader of one column of a Parquet file skips the others.
+        After a skip, not more are fetched than were read in order before the skip. A reader of one column of a Parquet file, for
+        example, skips the other columns again and again.
         """
         size = self.blocks.block_size
         first, last = wanted.start // size, (wanted.end - 1) // size
@@ -241,7 +242,7 @@ class Reader:
 
 
 class BlockCache(BaseCache):  # type: ignore[misc]
-    """The cache type "bufferpool" of fsspec's files. It keeps the blocks in the pool, and nothing of its own.
+    """The cache type "bufferpool" of fsspec's files. It keeps the blocks in the pool, and has no memory of its own.
 
     ``options`` are those of :class:`PoolOptions`: ``cache_options={"pool": "data", "budget": "2GiB"}``.
     """
@@ -272,7 +273,7 @@ register_cache(BlockCache, clobber=True)
 
 
 class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
-    """A file that is open for reading: one version of it, of which blocks are fetched when they are first read."""
+    """A file that is open for reading. It is one version of the file, and a block is fetched when it is first read."""
 
     loc: int
 
@@ -291,7 +292,8 @@ class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
         return self.reader.read(start, end)
 
     def read_buffer(self, length: int = -1) -> Any:
-        """As ``read``; bytes that lie in one block are a read-only array over shared memory, which keeps its page. pyarrow calls this."""
+        """As ``read``. Bytes that lie in one block are returned as a read-only array over shared memory, which pins its page. pyarrow
+        calls this."""
         end = self.size if length is None or length < 0 else min(self.size, self.loc + length)
         view = self.reader.view(self.loc, end) if end > self.loc and not self.closed else None
         if view is None:
@@ -323,7 +325,7 @@ DELEGATED = [
     "get_file",
     "expand_path",
 ]
-"""The target's calls, as functions and as coroutines."""
+"""Calls that are passed to the target, as functions and as coroutines."""
 DELEGATED_PLAIN = [
     "walk",
     "mv",
@@ -336,11 +338,11 @@ DELEGATED_PLAIN = [
     "start_transaction",
     "end_transaction",
 ]
-"""The target's calls of which there are functions only."""
+"""Calls that are passed to the target, as functions only."""
 
 
 def _bare(paths: Any) -> Any:
-    """Paths as the target knows them."""
+    """Paths in the form in which the target uses them."""
     if isinstance(paths, str):
         return paths.removeprefix(PREFIX)
     if isinstance(paths, dict):
@@ -357,8 +359,8 @@ def _limits(size: int, start: int | None, end: int | None) -> tuple[int, int]:
 class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[misc]
     """Another file system, of which all processes of the machine share the blocks that were read.
 
-    ``fs``, or ``target_protocol`` and ``target_options``: the target. ``max_age``: for how many seconds the answer of the target about
-    a file counts; with 0 it is asked at every open. Further options are those of :class:`PoolOptions`.
+    ``fs``, or ``target_protocol`` and ``target_options``: the target. ``max_age``: the seconds for which an answer of the target
+    about a file is used; with 0 the target is asked at every open. Further options are those of :class:`PoolOptions`.
     """
 
     protocol: ClassVar[str] = "bufferpool"
@@ -386,7 +388,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         self.pool_options = PoolOptions(**known)
         self.max_age = seconds_of(max_age, "max_age") or 0.0
         self._answers: dict[str, tuple[float, dict[str, Any]]] = {}
-        self.__dict__["_strip_protocol"] = self._as_target_path  # of an instance: each has another target
+        self.__dict__["_strip_protocol"] = self._as_target_path  # per instance, because each has another target
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -446,7 +448,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         return AsyncBlockFile(self, file)
 
     def _file(self, path: str, info: dict[str, Any]) -> RemoteFile | None:
-        """The version of a file that the target has now; None if it has no blocks: a folder, or a stream of unknown length."""
+        """The version of a file that the target has now; None for a folder or a stream of unknown length, which have no blocks."""
         if info["type"] != "file" or info.get("size") is None or info.get("partial") is False:
             return None
         return RemoteFile.of(self.fs, self.fs._strip_protocol(path), info)
@@ -484,9 +486,9 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
     async def _cat_ranges(
         self, paths: list[str], starts: Any, ends: Any, max_gap: int | None = None, **kwargs: Any
     ) -> list[Any]:
-        """The bytes of ranges of files: those of one file are of one version, and what is absent is fetched together.
+        """The bytes of ranges of files. All ranges of one file are of one version, and absent blocks are fetched together.
 
-        ``on_error``: "return" puts what is wrong with a range into its place, "raise" raises it.
+        ``on_error``: "return" returns the exception in the place of its range, "raise" raises it.
         """
         on_error, _ = kwargs.pop("on_error", "return"), kwargs.pop("batch_size", None)
         if max_gap is not None:
@@ -507,7 +509,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         return found
 
     async def _read(self, asked: list[Asked], kwargs: dict[str, Any]) -> list[Any]:
-        """The bytes of ranges, or what is wrong with them."""
+        """The bytes of each range, or an exception."""
         out: list[Any] = [None] * len(asked)
         left = list(range(len(asked)))
         for tries_left in reversed(range(CHANGES)):
@@ -530,13 +532,13 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
                 self._answers.pop(path, None)
             left = [
                 i for i in cached if asked[i][0] in changed
-            ]  # all ranges of such a file: none is of another version
+            ]  # all ranges of a file that has changed, so that they have one version
             if not left or not tries_left:
                 return out
         return out
 
     async def read_ranges(self, ranges: list[Range], files: list[RemoteFile]) -> list[Any]:
-        """The bytes of ranges of these files, or what is wrong with each."""
+        """The bytes of each range of these files, or an exception."""
         blocks = self.blocks
         if sum(one.end - one.start for one in ranges) <= INLINE_BYTES:
             there = blocks.try_read(ranges)
@@ -546,7 +548,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         return list(await _in_thread(partial(blocks.read, ranges, fetch)))
 
     async def _files(self, paths: set[str]) -> dict[str, Any]:
-        """The present versions of files, or what is wrong with them."""
+        """The present version of each file, or an exception."""
         infos = await asyncio.gather(*(_outcome(self._info(path)) for path in paths))
         return {
             path: info if isinstance(info, Exception) else self._file(path, info)
@@ -556,7 +558,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
     # ---- what the target says of a file ------------------------------------------------
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """What the target says of a file, now or at most ``max_age`` seconds ago."""
+        """The target's answer about a file, which is at most ``max_age`` seconds old."""
         path = self._as_target_path(path)
         known = self._known(path, kwargs)
         return self._keep(path, self.fs.info(path, **kwargs), kwargs) if known is None else known
@@ -578,7 +580,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         return info
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Forgets what the target said, and has the target forget its listings. Blocks are not concerned: they are of one version each."""
+        """Forgets the target's answers, and makes the target forget its listings. Blocks are kept, because each is of one version."""
         self._answers.clear()
         self.fs.invalidate_cache(_bare(path))
 
@@ -591,7 +593,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         return bool(self._asked("isfile", path))
 
     def isdir(self, path: str) -> bool:
-        """Whether there is a folder: of an HTTP server, a page with links."""
+        """Whether there is a folder. On an HTTP server, a page with links is one."""
         return bool(self._asked("isdir", path))
 
     def glob(self, path: str, **kwargs: Any) -> Any:
@@ -603,7 +605,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             return getattr(self.fs, name)(_bare(path), **kwargs)
         return sync(self.loop, getattr(self, f"_{name}"), path, **kwargs)
 
-    # HTTPFileSystem answers the next four by GET, and so its server begins to send the whole file.
+    # HTTPFileSystem answers the next four calls by GET, for which its server begins to send the whole file.
 
     async def _exists(self, path: str, **kwargs: Any) -> bool:
         found, _ = (None, None) if kwargs else await self._head(path)
@@ -626,7 +628,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         return found if kwargs.get("detail") else list(found)
 
     async def _head(self, path: str) -> tuple[bool | None, str]:
-        """Whether an HTTP server has a file, and its type; None: it does not say, or it is no such server."""
+        """Whether an HTTP server has a file, and the file's type. None: the server does not say, or it is no HTTP server."""
         if not _is_http(self.fs):
             return None, ""
         from aiohttp import ClientError
@@ -636,11 +638,11 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             async with session.head(self.fs.encode_url(_bare(path)), allow_redirects=True, **self.fs.kwargs) as answer:
                 kind = answer.headers.get("Content-Type", "").partition(";")[0]
                 return True if answer.status < 400 else False if answer.status in (404, 410) else None, kind
-        except ClientError:  # the target decides what that means
+        except ClientError:  # the target interprets this answer
             return None, ""
 
     def modified(self, path: str) -> datetime:
-        """When a file was last changed: from the target, or from what an HTTP server says of it."""
+        """When a file was last changed, from the target or from the answer of an HTTP server."""
         said = self.info(path).get("Last-Modified") if _is_http(self.fs) else None
         return parsedate_to_datetime(said) if said else cast(datetime, self.fs.modified(_bare(path)))
 
@@ -694,7 +696,7 @@ for _name in DELEGATED_PLAIN:
 
 
 class AsyncBlockFile(AbstractAsyncStreamedFile):  # type: ignore[misc]
-    """A file that is open for reading by coroutines: one version of it."""
+    """A file that is open for reading by coroutines. It is one version of the file."""
 
     def __init__(self, fs: BufferPoolFileSystem, file: RemoteFile) -> None:
         super().__init__(fs, file.path, "rb", size=file.size)

@@ -15,8 +15,8 @@ _ABSENT: Final = object()
 class CacheMapping(MutableMapping[Any, Any]):
     """The values of a cache, by item access.
 
-    ``ttl``: seconds until a value that is set here expires. ``key`` makes a cache's key of an item's. A value may
-    be gone at any time, and at once if it is too large to be kept; ``setdefault`` computes nothing, but is atomic among all
+    ``ttl``: seconds until a value that is set here expires. ``key``: a function that turns an item's key into a key of the
+    cache. A value may be evicted at any time, and is not kept at all if it is too large. ``setdefault`` is atomic among all
     processes. The cache does not list its keys, so iteration raises TypeError.
     """
 

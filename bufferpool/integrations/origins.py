@@ -1,8 +1,9 @@
 """Versions of remote files, and bytes of exactly one version, from any fsspec file system.
 
-A file's version is what its server says that changes with its content: an entity tag, a generation, or a time, and always the size. Bytes
-are kept only if they are known to be of the version that was asked for: an HTTP server says so in the answer itself, an S3 server answers only if the
-version is the one in ``If-Match``, and any other file system is asked for the version once more after the bytes have arrived.
+The version of a file is made of values that its server changes with its content: an entity tag, a generation, or a time, and always
+the size. Bytes are kept only if they are known to be of the version that was asked for. The answer of an HTTP server contains its
+version. An S3 server answers only if the version is the one in ``If-Match``. Any other file system is asked for the version once
+more after the bytes have arrived.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from bufferpool.errors import RemoteChanged, caused
 from bufferpool.integrations.blocks import Block, Fetched
 
 REQUEST_BYTES = 8 << 20
-"""A longer run of blocks is fetched by several requests at the same time."""
+"""The most bytes of one request. A longer run of blocks is fetched by several requests at the same time."""
 EXACT = ("version_id", "VersionId", "versionId", "generation", "ETag", "etag", "e_tag", "eTag")
-"""What a server changes with every change of the content, if it does not begin with W/ (a weak entity tag)."""
+"""Names of the entity tag, which a server changes with every change of the content, unless it begins with W/ (a weak tag)."""
 LESS_EXACT = (
     "md5", "md5Hash", "md5Checksum", "Content-MD5", "content_md5", "content_hash", "Digest", "checksum", "chksum", "CRC", "sha", "hex", "blob_id",
     "ino", "mtime", "LastModified", "Last-Modified", "last_modified", "lastModified", "modified", "modifiedTime", "modify",
     "modificationTime", "server_modified", "last_write_time", "updated", "timeModified", "date_time", "created",
 )  # fmt: skip
-"""What file systems of fsspec say of a file's content and of its last change, under the names that they have for it."""
+"""The names that file systems of fsspec give to what they know of a file's content and of its last change."""
 NOT_OF_THE_ORIGIN = frozenset(
     [
         "asynchronous",
@@ -48,11 +49,11 @@ NOT_OF_THE_ORIGIN = frozenset(
         "get_client",
     ]
 )
-"""Options that say how a file system is used, and not which one it is."""
+"""Options that determine how a file system is used, not which one it is."""
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """The version of a file, from what its file system says of it: equal texts, equal content."""
+    """The version of a file, as a text made of what its file system says about it. Equal texts mean equal content."""
     exact = [f"{name}={info[name]}" for name in EXACT if info.get(name)]
     if exact and not any("=W/" in one for one in exact):
         return f"size={info.get('size')} {exact[0]}"
@@ -60,7 +61,7 @@ def version_of(info: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What of an option is the same in every process: for objects of other types, their type."""
+    """A form of an option's value that is the same in every process. Of an object of another type it is the type."""
     if isinstance(value, dict):
         return {str(name): _plain(one) for name, one in value.items() if name not in NOT_OF_THE_ORIGIN}
     if isinstance(value, list | tuple | set | frozenset):
@@ -73,7 +74,7 @@ def _plain(value: Any) -> Any:
 
 
 def _origin_of(fs: Any) -> bytes:
-    """What tells the file system from others of which files have the same names."""
+    """A text that distinguishes this file system from others whose files may have the same names."""
     said = [type(fs).__module__, type(fs).__qualname__, _plain(fs.storage_args), _plain(fs.storage_options)]
     return json.dumps(said, sort_keys=True).encode()
 
@@ -110,13 +111,13 @@ class Wanted:
 
     file: RemoteFile
     blocks: list[int]
-    """Where the contents belong in the answer, one after the other."""
+    """The position of each block's content in the answer."""
     start: int
     end: int
 
 
 def requests_for(blocks: Sequence[Block], files: dict[bytes, RemoteFile], block_size: int) -> list[Wanted]:
-    """The requests that fetch blocks: neighbours by one, up to REQUEST_BYTES."""
+    """The requests that fetch blocks. One request fetches neighbouring blocks, up to REQUEST_BYTES."""
     most = max(1, REQUEST_BYTES // block_size)
     found: list[Wanted] = []
     for at in sorted(range(len(blocks)), key=lambda i: blocks[i][:2]):
@@ -175,7 +176,7 @@ def _checked(one: Wanted, got: bytes, now: str) -> Fetched:
 
 
 def _forget_listing(file: RemoteFile) -> None:
-    """Makes the file system ask for the version anew, rather than look into a listing that it has kept."""
+    """Makes the file system ask its server for the version, instead of using a listing that it has kept."""
     if getattr(file.fs, "dircache", None):
         file.fs.invalidate_cache(file.path.rpartition("/")[0])
 
@@ -184,7 +185,7 @@ def _forget_listing(file: RemoteFile) -> None:
 
 
 async def _fetch_all(wanted: list[Wanted]) -> list[Fetched]:
-    """Sends all requests at once, and asks once for each file whether it is still the version that was wanted."""
+    """Sends all requests at once. Afterwards it asks once for each file whether its version is still the wanted one."""
     unproven: dict[bytes, RemoteFile] = {}
 
     async def fetch(one: Wanted) -> Any:
@@ -268,7 +269,7 @@ async def _get_http(one: Wanted) -> tuple[bytes, bool]:
 
 
 def _same_version(file: RemoteFile, headers: Any, status: int) -> bool:
-    """Whether an answer is of the file's version; False: it does not say so. Raises RemoteChanged."""
+    """True if the answer says that it is of the file's version, False if it does not say. Raises RemoteChanged."""
     size = headers.get("Content-Range", "").rpartition("/")[2] if status == 206 else headers.get("Content-Length", "")
     now = {"size": int(size) if size.isdigit() else None}
     now |= {name: headers[name] for name in ("ETag", "Last-Modified") if name in headers}  # those of the whole file

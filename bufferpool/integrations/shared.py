@@ -1,4 +1,4 @@
-"""The pools of this process by name, for frameworks that make their caches from settings."""
+"""The pools of this process by name, for frameworks whose settings name a pool."""
 
 from bufferpool._locks import Lock
 from bufferpool.pool import Pool

@@ -1,8 +1,8 @@
 """SQLite databases of HTTP servers and object stores, read through the blocks that all processes share.
 
-``connect("https://host/data.sqlite")`` opens a database for reading. SQLite asks for the pages that a query needs, and their blocks are
-fetched once for all processes of the machine. The database must not be written to while it is open: a changed file raises
-RemoteChanged, and is opened anew. (For a local database the kernel's page cache does as well; nothing is gained there.)
+``connect("https://host/data.sqlite")`` opens a database for reading. SQLite reads the pages that a query needs, and their blocks are
+fetched once for all processes of the machine. The database must not be written to while it is open: if the file has changed, queries
+raise RemoteChanged, and the database must be opened again. (A local database gains nothing: the kernel's page cache is as good.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def connect(url: str, *, storage_options: dict[str, Any] | None = None, **pool: 
     """Opens the SQLite database at a URL of fsspec, for reading only.
 
     ``storage_options``: those of the URL's file system. ``pool``: the options of
-    :class:`bufferpool.integrations.fsspec.PoolOptions`. Raises what the file system raises; later, a query raises RemoteChanged if the file is another one.
+    :class:`bufferpool.integrations.fsspec.PoolOptions`. Raises the errors of the file system. A later query raises
+    RemoteChanged if the file has changed.
     """
     protocol = url.partition("://")[0]
     fs, path = url_to_fs(f"bufferpool::{url}", **{protocol: storage_options or {}, "bufferpool": pool})

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset
 from bufferpool.objects.cache import Cache, Key
 
 _AS_INTEGERS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
-"""As what a tensor's items are kept whose type numpy does not have, by their size."""
+"""The integer type as which the items of a tensor are kept if numpy does not have their type, by the size of an item."""
 
 
 class _Tensor:
@@ -38,16 +38,16 @@ class _Tensor:
 
 
 def _over(array: npt.NDArray[Any]) -> torch.Tensor:
-    """A tensor over the memory of a read-only array. torch.from_numpy warns of it, once a process; DLPack does not."""
+    """A tensor over the memory of a read-only array. torch.from_numpy warns about such an array, once a process; DLPack does not."""
     try:
         return torch.from_dlpack(array)
-    except BufferError:  # this version of torch does not say that it takes read-only memory
+    except BufferError:  # this version of torch does not take read-only memory by DLPack
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.from_numpy(array)
 
 
-class CachedDataset(Dataset[Any]):  # type: ignore[misc]  # torch's types are not looked at
+class CachedDataset(Dataset[Any]):  # type: ignore[misc]  # torch is not type-checked here
     """A map-style dataset whose samples are loaded once for all processes, and kept in ``cache``.
 
     ``version`` says which code makes the samples: change it together with the code. Give each dataset a cache of its

@@ -3,9 +3,9 @@
 ``CachedStore(store, pool.cache("zarr"))`` wraps any store. With
 ``zarr.config.set({"codec_pipeline.path": PIPELINE})`` the arrays of such stores keep their chunks decoded.
 
-A value is kept under its key's *token*, a random number that the cache holds for each key. A write replaces the token, so
-nothing that was read before it, or while it happened, is found again; and while a write is under way there is no token, and
-readers ask the store. A writer that is killed leaves the key without one: its readers ask the store until the next write.
+A value is kept under its key's *token*, a random number that the cache has for each key. A write replaces the token, so no value
+that was read before the write, or during it, is found again. While a write is under way the key has no token, and readers read from
+the store. If the writer is killed, the key remains without a token, and readers read from the store until the next write.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ PIPELINE = "bufferpool.integrations.zarr.DecodedChunks"
 
 
 def name_of(store: Store) -> str:
-    """The name of a store that is the same in every process that opens it, and belongs to no other store."""
+    """A name for a store that is the same in every process that opens it, and that no other store has."""
     if isinstance(store, LocalStore):
         return f"file://{store.root.resolve()}"
     if isinstance(store, FsspecStore):
@@ -50,10 +50,9 @@ def name_of(store: Store) -> str:
 class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types are not looked at
     """A store of zarr whose values are read once for all processes: ``CachedStore(store, pool.cache("zarr"))``.
 
-    Values, ranges of them, and the answer that a key does not exist are kept in the cache. Changes that are made through a
-    CachedStore, in any process of the pool, are seen by all of them at once; changes that are made past it are seen when
-    ``ttl`` seconds have passed (None: not before the value is evicted). ``name`` distinguishes the stores of one cache; stores of
-    files and of fsspec have one by themselves.
+    The cache keeps values, ranges of values, and the information that a key does not exist. All processes of the pool see changes
+    at once if they are made through a CachedStore, in any process. Other changes are seen after ``ttl`` seconds (None: not before
+    the value is evicted). ``name`` distinguishes the stores of one cache; stores of files and of fsspec have a name already.
     """
 
     def __init__(self, store: Store, cache: Cache, *, name: str | None = None, ttl: float | None = None) -> None:
@@ -98,7 +97,7 @@ class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types ar
     # ---- reading ---------------------------------------------------------------------
 
     async def token(self, key: str) -> Any:
-        """The token under which the key's values are kept now; 0 while it is being written: nothing is to be kept."""
+        """The token under which the key's values are kept now; 0 while the key is being written, and its values must not be kept."""
         token = self.cache.get((self.name, key), _ABSENT)
         if token is _ABSENT:
             token = await self.cache.aget_or_load((self.name, key), _new_token, ttl=self.ttl)
@@ -124,7 +123,7 @@ class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types ar
         return None if value is None else prototype.buffer.from_bytes(value)
 
     async def get_uncached(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """What the wrapped store returns."""
+        """The value that the wrapped store returns."""
         return await self._store.get(key, prototype, byte_range)
 
     async def get_partial_values(self, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> list[Any]:
@@ -148,7 +147,7 @@ class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types ar
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[None]:
-        """While the block writes the key's value nothing of it is kept, and afterwards nothing older is found."""
+        """The block writes the key's value. Meanwhile no value of the key is kept, and afterwards no older value is found."""
         self._replace_token(key, _WRITING)
         try:
             yield
@@ -189,7 +188,7 @@ class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types ar
             await self._store.clear()
 
     async def _writing_all(self, keys: AsyncIterator[str]) -> ExitStack:
-        """As :meth:`_writing`, of all these keys: the block is a with statement of what is returned."""
+        """The same as :meth:`_writing` for all these keys; returns the context manager."""
         await self._ensure_open()
         self._check_writable()
         with ExitStack() as stack:
@@ -203,7 +202,7 @@ async def _new_token(_: Key) -> bytes:
 
 
 def _part_of(byte_range: Any) -> tuple[Key, ...] | None:
-    """A range as a part of a key: () for the whole value; None for what only the store can judge."""
+    """A range as a part of a key: () for the whole value, None for a kind of range that only the store knows."""
     match byte_range:
         case None:
             return ()
@@ -227,7 +226,8 @@ def _cut(whole: memoryview, byte_range: Any) -> memoryview:
 
 
 class _ShardBytes:
-    """A shard from which inner chunks are decoded: its index is kept as bytes, the chunks are not, because they are kept decoded."""
+    """A shard from which inner chunks are decoded. The bytes of its index are kept; those of its chunks are not, because the chunks
+    are kept decoded."""
 
     def __init__(self, getter: StorePath) -> None:
         self._getter = getter
@@ -241,20 +241,20 @@ class _ShardBytes:
 class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
     """A codec pipeline that keeps the decoded chunks of arrays in a :class:`CachedStore`, and leaves others as they are.
 
-    A chunk is read and decoded once for all processes, and its compressed bytes are not kept beside it; of an array with
-    shards, each inner chunk. Arrays of Python objects, and those with codecs around their shards, are read as without it;
-    the store keeps the bytes of what they read.
+    A chunk is read and decoded once for all processes, and its compressed bytes are not kept beside it. Of an array with shards,
+    the same is true of each inner chunk. Arrays of Python objects, and those with codecs around their shards, are read in zarr's
+    usual way, and the store keeps the bytes that they read.
     """
 
     @cached_property
     def _codecs(self) -> bytes:
-        """Distinguishes what different codecs make of the same bytes."""
+        """Distinguishes chunks that different codecs decode from the same bytes."""
         return hashlib.sha256(repr(tuple(self)).encode()).digest()[:8]
 
     async def read(self, batch_info: Iterable[tuple[Any, ...]], out: Any, drop_axes: tuple[int, ...] = ()) -> None:
-        """Copies the selected parts of chunks into ``out``: those that the cache has at once, the others as zarr does it.
+        """Copies the selected parts of chunks into ``out``. Parts of chunks in the cache are copied at once, the others by zarr.
 
-        zarr makes a task for each chunk, which takes as long as the copy of a small one.
+        zarr makes a task for each chunk, which takes as long as to copy a small chunk.
         """
         batch = list(batch_info)
         if not isinstance(to := out.as_ndarray_like(), np.ndarray):
@@ -271,7 +271,7 @@ class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
             await super().read(batch, out, drop_axes)
 
     def _copied(self, one: tuple[Any, ...], to: np.ndarray[Any, Any], drop_axes: tuple[int, ...]) -> bool:
-        """Copies a part of a decoded chunk that the cache has; False if it has not."""
+        """Copies a part of a decoded chunk. Returns False if the cache does not have the chunk."""
         getter, spec, selection, out_selection, *_ = one
         if not _is_kept(getter, spec):
             return False
@@ -361,7 +361,7 @@ class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
         return _ABSENT if token == _WRITING else getter.store.cache.get(self._key(getter, token, spec), _ABSENT)
 
     async def _chunk(self, getter: StorePath, spec: Any) -> Any:
-        """The decoded chunk or None, which is read and decoded if no other process does so."""
+        """The decoded chunk, or None if it does not exist. It is read and decoded here, unless another process does so now."""
         store = getter.store
 
         async def load(_: Key) -> Any:

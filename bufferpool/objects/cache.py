@@ -1,5 +1,5 @@
 """A cache of values by key that every process of a pool shares. Its tables and their protocol are in the core
-(``core/protocol/object*.h``); here is what calls other people's code: loaders, pickles and coroutines."""
+(``core/protocol/object*.h``). This module has the parts that call the user's code: loaders, pickles and coroutines."""
 
 import contextlib
 import contextvars
@@ -29,8 +29,8 @@ Key = str | bytes | int | tuple["Key", ...]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _MISSING: Final = object()
-VALUE, LOAD, FAILED, UNKEPT, BUSY, LATE, STALE = range(7)  # what begin() says: see core/python/cache.cpp
-_POLL_S, _POLL_MOST_S = 0.001, 0.02  # between two looks of a coroutine at another one's load
+VALUE, LOAD, FAILED, UNKEPT, BUSY, LATE, STALE = range(7)  # the outcomes of begin(): see core/python/cache.cpp
+_POLL_S, _POLL_MOST_S = 0.001, 0.02  # how long a coroutine waits before it asks for another caller's load again
 
 
 class Opens(Protocol):
@@ -40,10 +40,10 @@ class Opens(Protocol):
 
 
 _BYTES_MOST = 1 << 62
-_PICKLED_MOST, _TEXT_MOST = 16 << 10, 1000  # of an exception, for those who waited
+_PICKLED_MOST, _TEXT_MOST = 16 << 10, 1000  # of an exception, for the callers that wait
 
 LoadOf = tuple[int, str, str, Key]
-"""Process, path of the pool, cache and key of a load. A forked child does not go on with its parent's loads."""
+"""Process, path of the pool, cache and key of a load. A forked child does not continue its parent's loads."""
 
 
 class Cache(_core.CacheBase):
@@ -51,7 +51,8 @@ class Cache(_core.CacheBase):
 
     All processes that open the name share it. Keys: str, bytes, int, and tuples of them. Values: bytes-like objects
     (they come back as a read-only memoryview), str, None, arrays (they come back read-only, with their type and shape),
-    and every object that can be pickled. A view or array stays as it was while it is held, also if its key is overwritten, deleted or evicted.
+    and every object that can be pickled. A view or an array does not change while the caller has it, even if its key is
+    overwritten, deleted or evicted.
 
     ``get``, ``put``, ``delete``, ``in``, ``len`` and ``clear`` may be called by any thread of any process. A value that
     cannot be kept, because it is larger than a quarter of the cache's room or everything is pinned, is not an error:
@@ -62,7 +63,8 @@ class Cache(_core.CacheBase):
     _client: "Client"
     _pool: "Opens"
 
-    # What ends a suspended aget_or_load. When the interpreter ends it may remove the names of this module first.
+    # Class attributes, because they end a suspended aget_or_load, and the interpreter may have removed the names of this
+    # module by then.
     _loading: ClassVar[contextvars.ContextVar[frozenset[LoadOf]]] = contextvars.ContextVar(
         "_loading", default=frozenset()
     )
@@ -106,15 +108,17 @@ class Cache(_core.CacheBase):
 
         A ``load`` that takes no argument is called without the key.
 
-        The others wait, at most ``timeout`` seconds, and get the same value. If the process that loads it dies, one
-        of them loads it; if ``load`` raises, all who waited get the exception. (One that cannot be pickled, or not be
-        made again in the process that waited, comes as LoaderFailed with its text.) If the value cannot be kept, all
-        who waited load it for themselves, at the same time. ``ttl``: seconds until the value expires (default: the
-        cache's). ``stale_while_loading``: while another call loads a new value in place of one that has expired, this one
-        gets the old one.
+        The other callers wait, at most ``timeout`` seconds, and get the same value. If the process that loads it dies,
+        one of them loads it. If ``load`` raises, all callers that waited get the exception. (If the exception cannot be
+        pickled, or not be made again in the process that waited, that process gets LoaderFailed with its text.) If the
+        value cannot be kept, all callers that waited load it for themselves, at the same time.
 
-        All callers get the value in the form in which the cache gives it, the one that loads it too: a read-only memoryview for
-        bytes (``bytes(value)`` copies it), a read-only array for an array. Raises WaitTimeout, and WouldDeadlock if this thread is loading the key already.
+        ``ttl``: seconds until the value expires (default: the cache's). ``stale_while_loading``: if the value has expired
+        and another call is loading the new one, return the expired value.
+
+        All callers get the value in the same form, also the one that loads it: a read-only memoryview for bytes
+        (``bytes(value)`` copies it), a read-only array for an array. Raises WaitTimeout, and WouldDeadlock if this thread
+        is loading the key already.
         """
         seconds = self._checked(timeout, ttl, stale_while_loading)
         value = self.get(key, _MISSING)
@@ -122,7 +126,7 @@ class Cache(_core.CacheBase):
             return cast(_T, value)
         load_of = self._load_of(key)
         self._raise_if_loading(load_of)
-        loads: list[Any] = []  # begin() puts our load into it: an exception of a signal's handler may come at any line
+        loads: list[Any] = []  # begin() adds our load here, so that no exception of a signal's handler loses it
         try:
             outcome, what = self.begin(key, seconds, True, False, stale_while_loading, loads)
             if outcome in (VALUE, STALE):
@@ -201,7 +205,7 @@ class Cache(_core.CacheBase):
             )
 
     def _raise_unless_load(self, outcome: int, what: Any, key: Key, timeout: float | None) -> None:
-        """Raises what another one's load has raised, or that it takes too long."""
+        """Raises the exception of another caller's load, or WaitTimeout if that load takes too long."""
         if outcome == FAILED:
             raise _told_error(what, key)
         if outcome == LATE:
@@ -215,15 +219,15 @@ class Cache(_core.CacheBase):
             )
 
     def _store(self, key: Key, loads: list[Any], value: Any, ttl: float | None, began: float) -> None:
-        """Keeps a loaded value. Without a load (there was no room for one), or if the loader has closed the pool or removed
-        the cache, it is not kept."""
+        """Keeps a loaded value. It is not kept if ``loads`` is empty, because there was no room for a load, or if the loader
+        has closed the pool or removed the cache."""
         microseconds = min(int((time.perf_counter() - began) * 1e6), 2**32 - 1)
         if loads:
             with self._suppress_gone:
                 self.finish(key, loads[0], value, ttl, microseconds)
 
     def _end(self, key: Key, loads: list[Any], error: BaseException, stale: bool) -> None:
-        """Ends a load without a value. Those that wait get the exception, if it is one of the loader's."""
+        """Ends a load without a value. The callers that wait get the exception, if the loader has raised it."""
         if not loads:
             return
         ended = False
@@ -248,13 +252,16 @@ class Cache(_core.CacheBase):
     ) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
         """A decorator: the function's results are kept, and computed once for all processes.
 
-        The decorated form of a coroutine function is a coroutine function, too. The key is the function's name, ``version`` (change
-        it with the code) and the arguments, which are numbers, str, bytes, None, bool or tuples of them; for others,
-        ``key(*args, **kwargs)`` makes one. The function has the attribute
-        ``cache_key``, which gives the key of a call. Functions of one name share their results, also if they are made
-        several times with other variables around them: give each another ``version``. Results come as :meth:`get_or_load` gives
-        them: bytes as a read-only memoryview, an array read-only. Raises ValueError for a lambda,
-        and TypeError for what has no name, or gives a generator.
+        A coroutine function becomes a coroutine function again. The key of a call consists of the function's name,
+        ``version`` (change it together with the code) and the arguments. These are numbers, str, bytes, None, bool,
+        classes, or tuples of them; for other arguments, pass a function ``key(*args, **kwargs)`` that returns the key.
+        The attribute ``cache_key`` of the decorated function returns the key of a call.
+
+        Functions of one name share their results, also functions that one ``def`` makes several times with other variables
+        around it: give each another ``version``. Results have the form that :meth:`get_or_load` returns: bytes are a
+        read-only memoryview, and arrays are read-only.
+
+        Raises ValueError for a lambda, and TypeError for a callable without a name or a function that is a generator.
         """
 
         def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -301,7 +308,7 @@ class Cache(_core.CacheBase):
     # ---- figures --------------------------------------------------------------------------
 
     def stats(self) -> CacheStats:
-        """What the cache has, and what all its clients have counted."""
+        """The figures of the cache: its values and memory, and the counters of all clients."""
         return CacheStats(name=self.name, **self.counts())
 
 
@@ -357,11 +364,11 @@ def _called(load: Callable[..., _T], key: Key) -> _T:
 
 
 def plain_key(value: Any) -> Key:
-    """A key for a value that a dict may have as key, or an argument of a function: what a key may be, None, bool, float,
-    classes, subclasses of these, and tuples of them.
+    """Turns a key of a dict, or an argument of a function, into a key of a cache. Raises TypeError for other types than
+    those of :data:`Key`, None, bool, float, classes, subclasses of these, and tuples of them.
 
-    Values of different types have different keys, even where Python says that they are equal: 1, 1.0 and True. Only what is
-    marked is a tuple, so no two values have the same key.
+    Values of different types have different keys, even if Python says that they are equal: 1, 1.0 and True. Tuples and
+    values of the additional types become tuples with a mark in front, so no two values have the same key.
     """
     if type(value) in (str, bytes, int):
         return cast(Key, value)
@@ -385,7 +392,7 @@ def plain_key(value: Any) -> Key:
 
 
 def _require_value(loaded: _T) -> _T:
-    """What a loader has returned, unless it has still to be awaited."""
+    """The value that a loader has returned. Raises TypeError if it is a coroutine."""
     if inspect.iscoroutine(loaded):
         loaded.close()
         raise TypeError("the loader is a coroutine function; use aget_or_load()")
@@ -393,7 +400,7 @@ def _require_value(loaded: _T) -> _T:
 
 
 def _as_given(loaded: _T) -> _T:
-    """A loaded value in the form that get() gives it: else what works with a first result would fail with the second."""
+    """A loaded value in the form that get() returns, so that the first caller and later ones get the same types."""
     if type(loaded) is np.ndarray:
         view = cast(np.ndarray[Any, Any], loaded).view()
         view.flags.writeable = False
@@ -415,20 +422,20 @@ def _require_awaitable(loaded: Awaitable[_T]) -> Awaitable[_T]:
 
 
 def _told(error: Exception, most: int) -> bytes:
-    """An exception for those who waited: its text, and the exception, if it can be pickled in ``most`` bytes."""
+    """An exception for the callers that waited: its text, and the exception if it can be pickled in ``most`` bytes."""
     whole = None
-    with contextlib.suppress(Exception):  # what pickling other people's exceptions may raise
+    with contextlib.suppress(Exception):  # pickling may run the code of the exception's class
         pickled = pickle.dumps(error, 5) if most else b""
         if 0 < len(pickled) <= most and isinstance(pickle.loads(pickled), Exception):
             whole = pickled
     text = type(error).__name__
-    with contextlib.suppress(Exception):  # what other people's exceptions may raise when they are shown
+    with contextlib.suppress(Exception):  # str() may run the code of the exception's class
         text = f"{text}: {error}"
     return pickle.dumps((text[: _TEXT_MOST if most else _TEXT_MOST // 10], whole), 5)
 
 
 def _told_error(told: bytes, key: Key) -> Exception:
-    """The exception that :func:`_told` was given; LoaderFailed, if it cannot be made again in this process."""
+    """The exception that :func:`_told` has pickled, or LoaderFailed if it cannot be made again in this process."""
     text, whole = pickle.loads(told)
     if whole is not None:
         with contextlib.suppress(Exception):  # its class may be in the loader's __main__ only

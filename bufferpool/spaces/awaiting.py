@@ -1,9 +1,9 @@
 """Pages for asyncio: a hit costs no thread, and misses of one turn of the event loop are loaded together.
 
-A coroutine that waits for a page holds no thread: it awaits a future. The pages that coroutines ask for while the event loop
-runs other code are collected, and a thread of the loop's default executor loads them as one batch. While all threads of a
-space are busy, pages wait, and the next thread takes all of them. So ten thousand waiting coroutines need a few
-threads, and a file is read at the depth of its device.
+A coroutine that waits for a page awaits a future, and occupies no thread. The pages that coroutines ask for in one turn of the
+event loop are collected, and a thread of the loop's default executor loads them as one batch. While all threads of a space are
+busy, pages wait, and the next free thread takes all of them. So ten thousand waiting coroutines need a few threads, and a batch
+gives the device as many requests at once as it can work on.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Array = npt.NDArray[Any]
 Answer = tuple[int, Array | BaseException]  # a page number, and the page or why there is none
 
 NATIVE_THREADS, NATIVE_PAGES = 4, 256
-"""For pages that the core reads from a file: threads, and pages that one of them loads together."""
+"""For pages that the core reads from a file: the number of threads, and the most pages of one batch."""
 PYTHON_THREADS = 16
-"""For pages that a loader or a store makes, one in each thread: one that hangs delays no other page."""
+"""The number of threads for pages of a Python loader or store. Each loads one page, so a page that hangs delays no other one."""
 
 
 class Paged(Protocol):
-    """What is used of a :class:`bufferpool.Space`."""
+    """The part of :class:`bufferpool.Space` that this module uses."""
 
     def get(self, page_no: int, /) -> Array: ...
     def prefetch(self, ids: Sequence[int]) -> int: ...
@@ -44,7 +44,7 @@ class Awaited:
         self._space = weakref.ref(space)
         self._loop = weakref.ref(loop)
         self._threads, self._pages = (NATIVE_THREADS, NATIVE_PAGES) if native else (PYTHON_THREADS, 1)
-        self._waiting: dict[int, list[asyncio.Future[Array]]] = {}  # no thread has them yet
+        self._waiting: dict[int, list[asyncio.Future[Array]]] = {}  # no thread has taken them yet
         self._loading: dict[int, list[asyncio.Future[Array]]] = {}
         self._busy = 0
         self._scheduled = False
@@ -65,7 +65,7 @@ class Awaited:
         return future
 
     def _start(self) -> None:
-        """Gives the waiting pages to threads, as long as there are any of both."""
+        """Gives waiting pages to threads, until no page waits or all threads are busy."""
         self._scheduled = False
         space, loop = self._space(), self._loop()
         if space is None or loop is None:
@@ -107,7 +107,7 @@ class Awaited:
 
 
 def load(space: Paged, numbers: list[int]) -> list[Answer]:
-    """Loads pages in a thread: together where that is possible, then one by one, so that each has its own error."""
+    """Loads pages in a thread: first as one batch, then one by one, so that each page has its own error."""
     if len(numbers) > 1:
         with contextlib.suppress(Exception):  # get() raises for the pages that have failed, and loads the others
             space.prefetch(numbers)
@@ -123,7 +123,7 @@ def load(space: Paged, numbers: list[int]) -> list[Answer]:
 class Loops:
     """The :class:`Awaited` of one space, by event loop: one for each thread that runs a loop."""
 
-    _lock = Lock()  # of all spaces: most of them, and their copies, never see a loop
+    _lock = Lock()  # one lock for all spaces: most spaces are never used in an event loop
 
     def __init__(self) -> None:
         self._awaited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Awaited] | None = None

@@ -37,7 +37,7 @@ def _lock(fd: int, kind: int, at: int) -> None:
 
 
 def _is_locked(fd: int, first: int, end: int) -> bool:
-    """Whether another pool has locked one of these bytes. A lock that begins before them is another program's."""
+    """Whether another pool has locked one of these bytes. A lock that begins before them belongs to another program."""
     if first >= end:
         return False
     found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, end - first, 0))
@@ -91,9 +91,9 @@ def keep_store(client: Client, record: Record, store: Store) -> None:
 def drop_unused(client: Client) -> None:
     """Ends the claims, and closes the stores, that this attachment has kept for spaces which are gone.
 
-    Any process may remove a space, and the others get no notice. So each looks for itself: in every round of its
-    steward, and when it flushes, opens or removes a space, or reaps. If a space was removed since the last look, it looks at all
-    stores and claims; otherwise only at new claims, because the space that a claim was made for may have been refused.
+    Any process may remove a space, and the others get no notice. So each process checks for itself: in every round of its
+    steward, and when it flushes, opens or removes a space, or reaps. If a space was removed since the last check, it checks
+    all stores and claims. Otherwise it checks only new claims, because the space for which a claim was made may have been refused.
     """
     removals = client.seg.removals()
     changed = client.removals_seen != removals

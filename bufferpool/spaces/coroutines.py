@@ -1,9 +1,11 @@
 """Loaders that are coroutine functions: ``async def load(page_no, out)``.
 
-Such a loader runs in the event loop of the coroutine that asks for the page, so the loads that wait at the same time are as many as
-the pages, and take no threads. A page is computed into private memory, and is then loaded into the pool from there.
-In each event loop the loader of a handle runs once a page, however many coroutines ask. No claim in the pool is held while a loader awaits: if
-two processes ask for the same absent page at the same time, both compute it, and the one that comes first is kept.
+Such a loader runs in the event loop of the coroutine that asks for the page. So any number of loads can wait at the same time,
+and they take no threads. A page is computed into private memory, and is then loaded into the pool from there.
+
+In each event loop the loader of a handle runs once for a page, however many coroutines ask for it. No claim in the pool is held
+while a loader awaits. So if two processes ask for the same absent page at the same time, both compute it, and the result of the
+first one is kept.
 
 A call that does not await (``space[n]``, ``read_many``, ``scan``) runs the loader in an event loop of its own, in its thread; for several
 absent pages it runs them together. A thread that runs an event loop cannot wait for another one: it gets WouldDeadlock.
@@ -30,11 +32,11 @@ if TYPE_CHECKING:  # imported by the functions: it would double the time that a 
 Array = npt.NDArray[Any]
 CoroutineLoader = Callable[[int, Array], Coroutine[Any, Any, None]]
 PAGES_AT_ONCE = 64
-"""Of one aread_many: so many pages are computed together, so that they do not evict each other."""
+"""The pages that one aread_many computes at the same time. With more, they would evict each other."""
 
 
 class Computed(Protocol):
-    """What is used of a :class:`bufferpool.Space`."""
+    """The part of :class:`bufferpool.Space` that this module uses."""
 
     @property
     def name(self) -> str: ...
@@ -56,7 +58,7 @@ def run(name: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
 
 
 class Ready:
-    """Pages that have been computed, for the load that puts them into the pool."""
+    """Pages that have been computed and are not in the pool yet."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -83,7 +85,7 @@ class Ready:
 
 Key = tuple["Computing", int]
 _making: ContextVar[Key | None] = ContextVar("bufferpool_making", default=None)
-"""The page that this task computes."""
+"""The page that the current task computes."""
 
 
 class Load:
@@ -109,7 +111,8 @@ class Computing:
         compute: Callable[[int], Coroutine[Any, Any, Buffer]],
         failed: Callable[[int, Exception], None],
     ) -> Array:
-        """The page, by ``compute`` if need be; ``failed`` learns of an error. Raises WouldDeadlock.
+        """Returns the page, and computes it with ``compute`` first if it is absent. ``failed`` is called with an error. Raises
+        WouldDeadlock.
 
         A coroutine that is cancelled does not end the load.
         """
@@ -127,7 +130,7 @@ class Computing:
         needs.add((self, page_no))
         load.waiters += 1
         try:
-            # Each waiter takes the page when its turn comes, so that the pages that wait for their turn have no frames.
+            # Each waiter takes the page when the event loop resumes it, so a page has no frame before.
             return await self._take(space, page_no, await asyncio.shield(load.task))
         finally:
             needs.discard((self, page_no))
@@ -160,7 +163,7 @@ class Computing:
         if load.waiters:
             return
         del self._loads[page_no]
-        if not failed and space is not None:  # nobody waits any more: it is there for the next one
+        if not failed and space is not None:  # no coroutine waits: load it for the next one
             with contextlib.suppress(Exception), self._ready.holding(page_no, load.task.result()):
                 space.get(page_no, timeout=0)
 
@@ -170,7 +173,7 @@ class Computing:
         with self._ready.holding(page_no, page):
             with contextlib.suppress(WaitTimeout, PoolExhausted):
                 return space.get(page_no, timeout=0)
-            return await asyncio.get_running_loop().run_in_executor(None, space.get, page_no)  # it waits there
+            return await asyncio.get_running_loop().run_in_executor(None, space.get, page_no)  # a thread can wait
 
 
 def _leads_to(key: Key, goal: Key) -> bool:

@@ -1,7 +1,7 @@
-"""How a scan reads ahead: threads that read the next pages of a file while the caller works on earlier ones.
+"""Read-ahead of a scan: threads read the next pages of a file while the caller works on earlier ones.
 
-The threads belong to one scan and last as long as it does, because each has an io_uring of its own. There are two of them: while
-one publishes what it has read, the device works for the other.
+The threads belong to one scan and end with it, because each has an io_uring of its own. There are two of them: while one publishes
+the pages that it has read, the device reads for the other.
 """
 
 import weakref
@@ -15,7 +15,7 @@ from bufferpool.errors import BufferPoolError, ThreadRefused
 
 THREADS = 2
 _open: "weakref.WeakSet[ReadAhead]" = weakref.WeakSet()
-IDLE_S = 1.0  # a thread without work ends after so long: the caller may never resume the scan
+IDLE_S = 1.0  # seconds after which a thread without work ends, because the caller may never resume the scan
 
 
 class ReadAhead:
@@ -26,7 +26,7 @@ class ReadAhead:
         self._changed = Condition()
         self._asked: deque[tuple[range, Event]] = deque()
         self._threads: list[Worker] = []
-        self._serving = self._idle = 0  # threads that take what is asked, and those of them that wait
+        self._serving = self._idle = 0  # all threads, and those that wait for work
         self._closed = False
         _open.add(self)
 
@@ -47,7 +47,7 @@ class ReadAhead:
             thread.join(timeout)
 
     def begin(self, pages: range) -> Event | None:
-        """Has these pages read; the event says when that is over. None: no thread can be started."""
+        """Asks the threads to read these pages. The event is set when they have been read. None: no thread can be started."""
         read = Event()
         with self._changed:
             self._threads = [thread for thread in self._threads if not thread.ended]
@@ -69,7 +69,7 @@ class ReadAhead:
         return read
 
     def wait(self, read: Event) -> bool:
-        """Waits until pages have been read. Whether they were not when it was called."""
+        """Waits until pages have been read. Returns whether it had to wait."""
         if read.is_set():
             return False
         while not read.wait(IDLE_S) and not all(thread.ended for thread in self._threads):
@@ -100,7 +100,8 @@ class ReadAhead:
 def close_all(timeout: float) -> None:
     """Ends the threads of all unfinished scans, before the interpreter ends.
 
-    It ends the scans later, when the names of this module may be gone: then their blocks have nothing left to do.
+    The interpreter ends the scans themselves later, when it may have removed the names of this module. By then there is nothing left
+    for them to do.
     """
     for ahead in list(_open):
         ahead.close(timeout)

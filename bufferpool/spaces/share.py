@@ -1,4 +1,5 @@
-"""The share that a space has in its pool: the most bytes of its pages, and the bytes that others cannot take from it."""
+"""The share of a space: its limit, the most bytes that its pages may take, and its reserve, the bytes that other spaces
+cannot take from it."""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -34,7 +35,7 @@ class Share(NamedTuple):
         if most is not None and most < LEAST_PAGES * page_size:
             raise ValueError(
                 f"limit must be at least {LEAST_PAGES} pages ({LEAST_PAGES * page_size} bytes), not {most} bytes; a limit as large as "
-                "the pool is none"
+                "the pool has no effect"
             )
         refuse_reserve_above(most, least)
         return cls(None if most is None else min(most, 2**62), least)
