@@ -24,7 +24,7 @@ PACKAGE = Path(bp.__file__).parent
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.5)
 LEAST_FRAMES = 200
 BAR = 0.02
-GAP = 1_000_000  # references left out between two bursts: a second of a pool under full load
+GAP = 1_000_000  # references that are left out between two bursts, as many as a pool under full load has in a second
 
 
 def traces(folder: Path | None) -> dict[str, npt.NDArray[np.integer]]:

@@ -5,9 +5,9 @@ Each has the same values, all of them in memory, and does the same two things, i
 - *get*: the value of a key; a byte of it is looked at;
 - *put*: the value of a key is replaced by another one of its size.
 
-They are measured in turns with the pool's cache. All options that make them faster are on: nothing is synced to a disk, files are in
-/dev/shm, nothing is evicted. Then: the memory of values of a heavy-tailed distribution, and how often values are
-computed in a stampede. Redis is left out where its server is not installed.
+They are measured in turns with the pool's cache, with all options that make them faster: nothing is synced to a disk, files are in
+/dev/shm, nothing is evicted. Two more rows show the memory that values of a heavy-tailed distribution take, and how often values are
+computed when many processes ask for them at once. Redis is left out if its server is not installed.
 """
 
 import argparse
@@ -45,12 +45,12 @@ Names = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """One cache. It is pickled to other processes, which connect by themselves."""
+    """One cache. It is pickled for other processes, and each process connects for itself."""
 
     name: str
     get: str  # statements; {key} is the key, value the new value
     put: str
-    connect: Callable[[Any], Names]  # what the statements need, in this process
+    connect: Callable[[Any], Names]  # the names that the statements use, in this process
     shared: Any  # passed to connect()
     bars: tuple[float, float | None]  # the pool's time for a get and a put, at most, divided by this one's
 
@@ -144,7 +144,7 @@ def fill(peer: Peer) -> None:
 
 
 def serve(peer: Peer, orders: Connection) -> None:
-    """One of four processes: runs what each order says for as long, and answers with how often it did."""
+    """One of four processes. It runs the statement of each order for the given time, and answers how often it has run."""
     names = peer.connect(peer.shared)
     codes = {}
     for number, (what, size) in enumerate((w, s) for w in ("get", "put") for s in SIZES):
@@ -219,7 +219,7 @@ def speeds(stack: ExitStack, rounds: int) -> list[bool]:
 
 
 def memory(count: int) -> bool:
-    """What values of a heavy-tailed distribution (median 2 kB, up to 4 MB) take, beside the sum of their sizes."""
+    """The memory that values of a heavy-tailed distribution take (median 2 kB, up to 4 MB), beside the sum of their sizes."""
     sizes = heavy_tailed(np.random.default_rng(1), count, 2000, 1.5, 4 << 20).tolist()
     total, block = sum(sizes), os.urandom(4 << 20)
     with ExitStack() as stack:
@@ -256,7 +256,7 @@ def stampede(name: str, seed: int, pipe: int, keys: int) -> None:
 
 
 def computed(processes: int = 8, keys: int = 200) -> bool:
-    """How many values the processes compute that ask for all keys at once."""
+    """How many values are computed by processes that ask for all keys at once."""
     with ExitStack() as stack:
         pool = make_pool(stack, 64 << 20)
         pool.cache("values")

@@ -1,4 +1,5 @@
-"""Pages that are not in the pool: what of the device's rate a call for many of them reaches, and what stays in the page cache."""
+"""Pages that are not in the pool: the share of the device's rate that a call for many of them reaches, and how many bytes remain in
+the kernel's page cache."""
 
 import ctypes
 import mmap
@@ -41,7 +42,7 @@ def forget(path: Path) -> None:
 
 @contextmanager
 def cold_space(bench: Bench) -> Iterator[bufferpool.Space]:
-    """A file four times the pool, of which neither the pool nor the page cache has anything."""
+    """A file four times as large as the pool. Neither the pool nor the page cache has any of it."""
     forget(bench.file)
     with bench.pool(bench.file_pages // 4) as pool:
         yield pool.open_file(bench.file)
@@ -49,8 +50,8 @@ def cold_space(bench: Bench) -> Iterator[bufferpool.Space]:
 
 @contextmanager
 def full_pool(bench: Bench) -> Iterator[tuple[bufferpool.Space, Callable[[], None], Callable[[], None]]]:
-    """The same, with two functions: one fills the pool with pages of another file, so that every miss evicts a page, as in
-    a pool that has been in use; one empties it."""
+    """The same, with two functions. One fills the pool with pages of another file, so that every miss evicts a page, as in a pool
+    that has been in use. The other one empties the pool."""
     with cold_space(bench) as space:
         other = bench.file.with_name("other")
         other.write_bytes(bench.file.read_bytes()[: bench.file_pages // 4 * PAGE])
@@ -143,7 +144,7 @@ def cold_scan(bench: Bench) -> list[Row]:
 
 
 def cached_bytes(path: Path) -> int:
-    """How much of a file the page cache has."""
+    """The part of a file that is in the page cache."""
     size, os_page = path.stat().st_size, mmap.PAGESIZE
     with path.open("rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as view:
         here, there = np.frombuffer(view, np.uint8), np.zeros(size // os_page, np.uint8)
@@ -155,7 +156,7 @@ def cached_bytes(path: Path) -> int:
 
 
 def page_cache(bench: Bench) -> list[Row]:
-    """What 256 MiB of misses, and the flush of 64 MiB, leave in the page cache."""
+    """The bytes that 256 MiB of misses and the flush of 64 MiB leave in the page cache."""
 
     def left(flush: bool) -> Callable[[], float]:
         def run() -> float:
@@ -241,7 +242,7 @@ def flush(bench: Bench) -> list[Row]:
         space = pool.open_file(bench.file, "r+")
         ids = np.sort(np.random.default_rng(6).permutation(bench.file_pages)[:n])
         runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1)
-        other = bench.file.with_name("flushed")  # or the pool would find its file changed
+        other = bench.file.with_name("flushed")  # otherwise the pool would find its file changed
         other.write_bytes(bench.file.read_bytes())
         fd, image = os.open(other, os.O_RDWR), memoryview(bytearray(b"1") * PAGE)
 

@@ -1,10 +1,11 @@
-"""What objects of many sizes cost in memory: slots of size classes in sparse memory, and runs of neighbouring frames.
+"""The memory that objects of many sizes need, in two designs: slots of size classes in sparse memory, and runs of neighbouring
+frames.
 
-An object has whole OS pages in both. Eviction is LRU, and the same bytes are evicted first. The columns:
+In both, an object has whole OS pages, and the least recently used object is evicted first. The columns:
 
 - live: bytes of the objects in the cache, as a share of the budget (mean over the trace after the cache was full);
 - extra: objects evicted only because no run of free frames was long enough, for each object inserted;
-- moved: bytes that a compaction copies, for each byte inserted, if it slides all objects together instead of that;
+- moved: bytes copied for each byte inserted, if a compaction moves all objects together instead of evicting these;
 - calls: system calls that give memory to a slot or take it, for each object inserted (runs need none).
 """
 
@@ -50,7 +51,7 @@ class Runs:
 
 
 def misses(trace: Trace, pages: int, cache: OrderedDict[int, Any]) -> Iterator[tuple[int, int, int]]:
-    """The (key, size, pages) of what is not in an LRU cache and may be kept there; the caller puts it in."""
+    """The (key, size, pages) of each miss in an LRU cache that may be kept there; the caller inserts it."""
     for key, size in zip(*(column.tolist() for column in trace), strict=True):
         if key in cache:
             cache.move_to_end(key)

@@ -3,8 +3,8 @@
 - *zarr*: four processes read an array whose chunks are all in the cache: decoded in the pool, or compressed in the memory of
   zarr's own CacheStore, one a process.
 - *torch*: an epoch of a data loader with four workers. A sample costs 20 ms, as from an origin with that latency, unless
-  it is cached: in the pool, or in a dict of each worker. The memory is what the workers have for themselves
-  and what the pool takes.
+  it is cached: in the pool, or in a dict of each worker. The memory is the private memory of the workers, and that
+  of the pool.
 - *dask*: tasks on four workers use chunks that cost 20 ms: from the pool, or from an LRU cache in each worker.
 - *argument*: a task with a space as its argument, beside one with an int.
 
@@ -79,7 +79,7 @@ def ratio_row(name: str, yardstick: str, pairs: Pairs, bar: float) -> bool:
 
 
 def zarr_worker(orders: Connection, folder: str, cache: Any) -> None:
-    """Reads the array from one of the two caches, whenever an order comes; answers how long it took."""
+    """Reads the array from one of the two caches at each order, and answers how long it took."""
     import zarr
     from zarr.experimental.cache_store import CacheStore
     from zarr.storage import LocalStore, MemoryStore
@@ -245,7 +245,7 @@ def nothing_with(_: Any, n: int) -> int:
 
 
 def dask_rows(rounds: int) -> list[bool]:
-    import framework_peers as tasks  # not __main__, whose functions dask would send by value, with their caches
+    import framework_peers as tasks  # not __main__: dask would send its functions by value, with their caches
     from distributed import Client, LocalCluster
 
     from bufferpool.integrations.dask import PoolPlugin
@@ -280,7 +280,7 @@ def dask_rows(rounds: int) -> list[bool]:
 
 
 def argument_rows(rounds: int) -> list[bool]:
-    """What dask does with an argument: it pickles the task, and unpickles it in the worker, where it is used."""
+    """The steps of dask for an argument: it pickles the task, and unpickles it in the worker, which uses the argument."""
     from dask._task_spec import Task
     from distributed.protocol import pickle
 

@@ -1,4 +1,4 @@
-"""How rows are measured: yardstick and pool in turns, in many short rounds.
+"""Measures the rows: yardstick and pool take turns, in many short rounds.
 
 The figure of a row is the median of the rounds' ratios, so that other programs, or a change of the
 processor's clock, affect both sides by the same factor.
@@ -119,7 +119,7 @@ def segment_like(size: int) -> tuple[mmap.mmap, mmap.mmap]:
 
 
 class Bench:
-    """What the rows share. Files and segments are removed when the block ends."""
+    """The resources that the rows share. Files and segments are removed when the block ends."""
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
@@ -145,7 +145,7 @@ class Bench:
             for _ in range(self.file_pages * PAGE >> 20):
                 file.write(block)
             file.flush()
-            os.fsync(file.fileno())  # or write-back would run during the measurements
+            os.fsync(file.fileno())  # otherwise write-back would run during the measurements
         read_file(path)
         return path
 

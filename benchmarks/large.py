@@ -1,6 +1,6 @@
-"""Hot pages of a large pool, at random: most accesses are far away in memory, for the pool as for a plain mapping.
+"""Hot pages of a large pool, at random: most accesses miss the processor's caches, in the pool as in a plain mapping.
 
-The processor's time is measured, of which nothing is spent in waiting: other programs change the wall time more.
+Processor time is measured, because nothing here waits, and other programs change the wall time more.
 """
 
 import os
@@ -27,7 +27,7 @@ def size_of(bench: Bench) -> int:
 
 @contextmanager
 def large(bench: Bench, size: int) -> Iterator[Hot]:
-    """A full pool, of which both the pool and the plain mapping have every page in this process's page table."""
+    """A full pool. Every page is in this process's page table, in the pool's mappings and in the plain one."""
     pages = size // PAGE * 7 // 8 - 64  # scratch pages leave an eighth to other spaces
     with bench.pool(size // PAGE) as pool:
         space = pool.open_scratch("large", pages)

@@ -2,7 +2,7 @@
 
     benchmarks/object_policy.py                  every trace
     benchmarks/object_policy.py FILE.npz …       your own: arrays `keys` and `sizes`, one for each access
-    benchmarks/object_policy.py --cache          also a real cache of as many bytes, whose index and rounding count
+    benchmarks/object_policy.py --cache          also a real cache of as many bytes, including its index and rounding
 
 For each policy: its miss ratio divided by the best yardstick's, for objects and for bytes; the geometric mean
 over all traces and budgets, and the worst. The cache runs with three costs of a load: its default, equal ones, and
@@ -30,7 +30,7 @@ Ratios = dict[str, tuple[float, float]]
 
 
 def cache_misses(keys: np.ndarray, sizes: np.ndarray, budget: int) -> tuple[int, int]:
-    """The misses, and their bytes, of a cache in a pool: what it does not have is put into it."""
+    """The misses, and their bytes, of a cache in a pool. Each miss puts its object into the cache."""
     block, missed = bytes(int(sizes.max())), 0
     with bp.Pool.create(f"bufferpool-bench-{os.getpid()}", max(2 * budget, 1 << 20)) as pool:
         try:

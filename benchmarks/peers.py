@@ -38,12 +38,12 @@ Names = dict[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """One way to share pages. It is pickled to other processes, which connect by themselves."""
+    """One way to share pages. It is pickled for other processes, and each process connects for itself."""
 
     name: str
     read: str  # statements; {n} is the page
     write: str  # "" where it cannot be compared
-    connect: Callable[[Any], Names]  # what the statements need, in this process
+    connect: Callable[[Any], Names]  # the names that the statements use, in this process
     shared: Any  # passed to connect() in another process
 
 

@@ -1,7 +1,8 @@
 """Measures remote files read through the pool, beside the caches of fsspec: `make peers`.
 
-The origin is an HTTP server of 20 ms latency. Four processes ask queries of one Parquet file, and open it for each, as a service does;
-one process reads an HDF5 file, a netCDF file and a GeoTIFF. Every way to read begins cold in each round, and they take turns.
+The origin is an HTTP server with a latency of 20 ms. Four processes query one Parquet file, which they open for each query, as a
+service does. One process reads an HDF5 file, a netCDF file and a GeoTIFF. The ways to read take turns, and each begins with an empty
+cache in each round.
 Bars: of the bytes that blockcache fetches at most 0.8 times as many, no block twice, and no more time than the fastest cache of fsspec.
 """
 
@@ -37,7 +38,7 @@ KINDS = ("pool", "blockcache", "filecache", "readahead", "none")
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does: it reads a file in one way, with random choices of its own."""
+    """The work of one process: it reads a file in one way, at random places."""
 
     kind: str
     reader: str
@@ -106,7 +107,7 @@ READERS: dict[str, Callable[[Task, Any], None]] = {
 
 
 def work(connection: Connection) -> None:
-    """A process: does each task that it is given, and answers with what it raised."""
+    """A process. It performs each task that it gets, and answers with the exception, if there was one."""
     import aiohttp  # noqa: F401 - so that no import is timed
     import fsspec  # noqa: F401
 

@@ -19,7 +19,7 @@ SHM_NEEDED = 512 << 20
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """The facts about the machine on which the figures depend."""
     names = [
         line.split(":", 1)[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,10 +1,12 @@
-"""How costs grow with the pool, and the rate of misses with the processes: two plots, and the figures behind them.
+"""How costs grow with the size of the pool, and the rate of misses with the number of processes: two plots, and their figures.
 
     python benchmarks/scaling.py [--out docs/images] [--json FILE]
 
-For each size of the pool: the processor time of a hit (``space[n][0]``), of a page of ``pin_many`` and ``read_many`` of 64, at random over
-the whole pool, beside a row of a bare mapping of the same memory. For each number of processes: how many misses a second they reach together in one
-pool, of a file that the page cache has, beside as many processes that call ``os.preadv`` alone. The machine's description stands below both plots.
+For each size of the pool: the processor time of a hit (``space[n][0]``), and that of each page of ``pin_many`` and ``read_many`` of
+64 pages, at random over the whole pool. The yardstick is a row of a bare mapping of the same memory.
+
+For each number of processes: the misses a second that they reach together in one pool, of a file that is in the page cache. The
+yardstick is as many processes that only call ``os.preadv``. Both plots name the machine.
 """
 
 import argparse
@@ -59,7 +61,7 @@ def by_size(bench: Bench) -> list[dict[str, float]]:
 
 
 def _misses(pool: bufferpool.Pool, space: bufferpool.Space, path: str, orders: Connection) -> None:
-    """One process: for each order (start, stop, with the pool or without) it reads pages at random, and answers how many."""
+    """One process. For each order (start, stop, with the pool or without) it reads pages at random, and answers how many it has read."""
     draw, clock, buffer = random.Random(os.getpid()), time.monotonic, [memoryview(bytearray(PAGE))]
     pages = len(space)
     with open(path, "rb", buffering=0) as file:

@@ -118,7 +118,7 @@ def write(bench: Bench) -> list[Row]:
 
 
 def miss(bench: Bench) -> list[Row]:
-    """The processor's time of a miss: none of it waits, because the page cache has the file."""
+    """The processor time of a miss. Nothing waits, because the file is in the page cache."""
     pages, reads = bench.file_pages, 1000
     with bench.pool(pages // 8) as pool, open(bench.file, "rb", buffering=0) as file:
         space = pool.open_file(bench.file, cache="kernel")
@@ -161,7 +161,7 @@ def miss(bench: Bench) -> list[Row]:
 
 
 def misses_by_processes(bench: Bench) -> list[Row]:
-    """Two, four and eight processes that only miss, beside one of them: the median of the rounds' ratios."""
+    """The rate of two, four and eight processes that only miss, divided by that of one process: the median of the rounds' ratios."""
     from scaling import PROCESSES, rounds_by_processes
 
     rates = rounds_by_processes(bench)
@@ -388,6 +388,6 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
         trim,
         two_processes,
         metadata,
-        *LARGE,  # last, because what the kernel does with so much memory afterwards slows the others
+        *LARGE,  # last, because the kernel's work with so much memory would slow the other rows
     )
 }

@@ -31,20 +31,20 @@ PLANNED = {
     for group in GROUPS.values()
     for name in group.checks
 }
-"""The checks in the order of the table's rows, and the kernels that each runs on."""
+"""The checks, in the order of the rows of the table, with the kernels on which each runs."""
 
 
 class Course:
-    """Checks on one kernel and one machine. They share a guest; a check that fails gives those that follow a new one."""
+    """Checks on one kernel and one machine. They share a guest. After a check that fails, the next checks get a new guest."""
 
     def __init__(self, kernel: Kernel, machine: Machine | None) -> None:
         self.kernel, self.machine = kernel, machine
-        self.checks: list[tuple[str, str]] = []  # each with its group
+        self.checks: list[tuple[str, str]] = []  # each check with its group
         self.guest: Any = None  # a Guest, or a UserMode
 
     def perform(self) -> bool:
         """Runs the checks; returns whether they passed."""
-        images(self.kernel)  # what is missing is made before the time of a check begins
+        images(self.kernel)  # make what is missing before the time of a check begins
         self.tree = report.tree()
         try:
             passed = [self.run(name, GROUPS[group].checks[name]) for group, name in self.checks]
@@ -88,7 +88,7 @@ class Course:
 
 
 def courses(kernels: Iterable[str], groups: Iterable[str], only: Iterable[str]) -> list[Course]:
-    """The checks that are asked for, those with the same kernel and machine together; the longest courses first."""
+    """The selected checks, grouped by kernel and machine, the longest courses first."""
     found: dict[tuple[str, Machine | None], Course] = {}
     for kernel in kernels:
         for name in groups:
@@ -127,12 +127,12 @@ def main() -> int:
 
 
 def end_with_parent() -> None:
-    """Makes the kernel kill this process, and with it its guest, when the run is killed."""
+    """Makes the kernel kill this process and its guest when the run is killed."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run(planned: list[Course], jobs: int) -> bool:
-    """Runs courses, several at a time; says how long they took together, and returns whether all checks passed."""
+    """Runs courses, several at a time. Prints how long all of them took, and returns whether all checks passed."""
     CACHE.mkdir(parents=True, exist_ok=True)
     for left in CACHE.glob("run-*"):  # of a run that was killed
         if not Path("/proc", left.name.split("-")[1]).exists():

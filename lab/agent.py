@@ -32,7 +32,7 @@ def answer(port: BinaryIO, message: dict[str, Any]) -> None:
 
 
 def perform(port: BinaryIO, command: str, timeout: float) -> None:
-    """Runs one command, passes its output on as it comes, and reports how it ended."""
+    """Runs one command, sends its output as it appears, and reports its exit code."""
     process = subprocess.Popen(
         ["bash", "-c", command],
         stdin=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ def serve() -> None:
 
 
 def main() -> None:
-    """Serves in a child; the first process itself only reaps, as an init does."""
+    """Serves in a child. The first process itself only reaps orphans, as an init does."""
     child = os.fork()
     if child == 0:
         serve()

@@ -1,4 +1,4 @@
-"""What the lab checks in a guest. A check returns the text of its cell, or raises what was wrong."""
+"""The checks of the lab, which run in a guest. A check returns the text for its cell of the table, or raises an error."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from lab.uml import unplugged_by_console
 Check = Callable[[Any], str]
 """Of a Guest, or of a UserMode."""
 PATIENCE = 20
-"""How much longer a wait of a test may take in a guest: a processor in software is that much slower."""
+"""The factor by which a wait of a test may take longer in a guest, whose processor is emulated in software."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Checks that one guest runs, and the machine that they need."""
+    """Checks that one guest performs, and the machine that they need."""
 
     checks: dict[str, Check]
     machine: Machine | None = field(default_factory=Machine)
@@ -41,7 +41,7 @@ def say(fact: object, wrong: str) -> None:
 
 
 def doctor(guest: Guest) -> str:
-    """What the doctor finds: no failure, and what the kernel lacks is named."""
+    """The doctor finds no failure, and names what the kernel lacks."""
     _, said = guest.run(f"{guest.environment} python3 -m bufferpool doctor --json")
     findings = json.loads(said)
     failed = [f"{one['what']}: {one['text']}" for one in findings if one["level"] == "FAIL"]
@@ -53,7 +53,7 @@ def doctor(guest: Guest) -> str:
 
 
 def tests(*files: str) -> Check:
-    """Runs what depends on the kernel (marked so) of files of the suite. The file tests-….log of the cache has the output,
+    """Runs the tests of some files that are marked as dependent on the kernel. The file tests-….log of the cache has the output,
     with the slowest tests."""
 
     def check(guest: Guest) -> str:
@@ -68,7 +68,7 @@ def tests(*files: str) -> Check:
 
 
 def storm(kills: int) -> Check:
-    """The storm of tests/support/storm.py, until so many processes were killed; its last look is ``Pool.check``."""
+    """Runs the storm of tests/support/storm.py until it has killed so many processes. It ends with ``Pool.check``."""
 
     def check(guest: Guest) -> str:
         command = f"{guest.environment} BP_PATIENCE={PATIENCE} python3 tests/support/storm.py --kills {kills}"
@@ -86,14 +86,14 @@ def storm(kills: int) -> Check:
 
 
 def races(guest: Guest) -> str:
-    """The races of tests/native: threads that are clients and die, and every page compared word by word."""
+    """Runs the races of tests/native: threads act as clients and die, and every page is compared word by word."""
     code, said = guest.run("./races 30 1")
     say(code == 0 and "deaths" in said, f"it ended with {code}: {said[-1000:]}")
     return said.strip()
 
 
 def features(guest: Guest) -> str:
-    """What the kernel lacks, and that the doctor names it; many pages of a file are loaded and flushed correctly without it."""
+    """The doctor names what the kernel lacks, and many pages of a file are loaded and flushed correctly without it."""
     found = guest.inside("features")
     say(found["named"], f"the doctor says something else: {found}")
     say(not found["wrong"], f"pages of a file went wrong: {found}")
@@ -105,7 +105,7 @@ def features(guest: Guest) -> str:
 
 
 def group_limits(guest: Guest) -> str:
-    """A nested group's limit is its parent's, by memory.max and by memory.high."""
+    """The limits of the parent, memory.max and memory.high, count for a nested group."""
     found = guest.inside("groups", "limits")
     for kind, size in (("max", 300 << 20), ("high", 200 << 20)):
         code, seen = found[kind]
@@ -117,7 +117,7 @@ def group_limits(guest: Guest) -> str:
 
 
 def group_kill(guest: Guest) -> str:
-    """At memory.max the kernel kills the client that takes more; the others lose nothing."""
+    """At memory.max the kernel kills the client that takes more memory; the other clients lose nothing."""
     found = guest.inside("groups", "killed")
     say(found["code"] == -9 and found["oom_kills"], f"nobody was killed: {found}")
     say(found["others_unharmed"] and not found["check"] and found["clients"] == 1, f"others were harmed: {found}")
@@ -125,7 +125,7 @@ def group_kill(guest: Guest) -> str:
 
 
 def group_gives_way(guest: Guest) -> str:
-    """Near memory.max the steward lowers the budget, and nobody is killed."""
+    """Near memory.max the steward lowers the budget, and no process is killed."""
     found = guest.inside("groups", "gives_way")
     say(found["code"] == 0 and not found["wrong"] and not found["check"], f"the readers failed: {found}")
     say(found["events"]["oom_kill"] == 0, f"the kernel killed: {found}")
@@ -134,7 +134,7 @@ def group_gives_way(guest: Guest) -> str:
 
 
 def group_high(guest: Guest) -> str:
-    """Near memory.high the steward lowers the budget, so that the kernel does not slow the clients down for ever."""
+    """Near memory.high the steward lowers the budget; otherwise the kernel would slow the clients down for ever."""
     found = guest.inside("groups", "high")
     say(found["code"] == 0 and not found["wrong"] and not found["check"], f"the readers failed: {found}")
     say(found["budget"] < found["limit"], f"the budget is above memory.high: {found}")
@@ -167,7 +167,7 @@ def group_exporter(guest: Guest) -> str:
 
 
 def elastic(guest: Guest) -> str:
-    """The workload elastic.py in a cgroup: the pool follows the load, and gives way to a neighbour in its group."""
+    """Runs the workload elastic.py in a cgroup: the pool follows the load, and gives way to a neighbour in its group."""
     guest.must("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")
     code, said = guest.run(f"{guest.environment} python3 -m lab.inside.elastic", timeout=3600)
     say(code == 0 and "a memory cgroup (version 2)" in said, f"it ended with {code}:\n{said[-3000:]}")
@@ -181,11 +181,11 @@ def elastic(guest: Guest) -> str:
 
 
 OWN_PAGES = 64
-"""Pages of 4 KiB that a step may read back: those with the pool's own records. The step frees 1024 pages and more."""
+"""The most pages of 4 KiB that a step may read back: those with the pool's own records. A step frees 1024 pages or more."""
 
 
 def swap(kind: str) -> Check:
-    """Pages that were swapped out are dropped without being read back in, and swap comes back to the byte."""
+    """Pages that were swapped out are dropped without being read back, and the swap in use falls by exactly their size."""
 
     def check(guest: Guest) -> str:
         found = guest.inside("swap", kind)
@@ -217,7 +217,7 @@ def swap(kind: str) -> Check:
 
 
 def balloon(guest: Guest) -> str:
-    """A virtio balloon takes the guest's memory: the pool gives way, and the host has it."""
+    """A virtio balloon takes the guest's memory: the pool gives way, and the host gets the memory."""
     host: dict[str, int] = {}
 
     def hear(line: str) -> None:
@@ -225,7 +225,7 @@ def balloon(guest: Guest) -> str:
             host["before"] = guest.memory_of_host()
             for size in range(
                 976, 399, -64
-            ):  # in steps, each of about the steward's reserve: it gives way between them
+            ):  # in steps of about the steward's reserve: the pool gives way between two steps
                 guest.monitor("balloon", value=size << 20)
                 time.sleep(2)
         if line.startswith("given"):
@@ -243,7 +243,7 @@ def balloon(guest: Guest) -> str:
 
 
 def unplugged(guest: Guest) -> str:
-    """A DIMM is put out of use block by block while its pages are in use, and pulled out: the host has its memory."""
+    """A DIMM is taken out of use block by block while its pages are in use, and is removed: the host gets its memory."""
     found = guest.inside("unplug")
     say(found["code"] == 0 and not found["wrong"] and not found["check"], f"blocks or pages are wrong: {found}")
     say(found["blocks"] == 4 and set(found["states"]) == {"offline"}, f"blocks are in use: {found}")
@@ -267,7 +267,7 @@ def unplugged(guest: Guest) -> str:
 
 
 def nodes(guest: Guest) -> str:
-    """A page lies on the node of the process that writes it first."""
+    """The memory of a page is on the NUMA node of the process that writes the page first."""
     found = guest.inside("nodes")
     say(found["codes"] == [0, 0] and not found["check"] and found["nodes"] == 2, f"it failed: {found}")
     kept = [places.get(f"N{node}", 0) / max(1, sum(places.values())) for node, places in enumerate(found["places"])]

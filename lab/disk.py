@@ -1,8 +1,8 @@
 """A disk with a volatile cache, for guests: a server of the NBD protocol in a thread, which logs every write and flush.
 
-When power fails, a disk has what was flushed, and of the rest any part. From the log, :meth:`Recording.state` makes what a
-power failure at any point may have left. A physical sector of 4 KiB is written whole or
-not at all, as disks promise; with less, ext4 itself does not mount any more.
+When power fails, a disk has everything that was flushed, and any part of the other writes. :meth:`Recording.state` builds from
+the log a state that a power failure at a given point may leave. A physical sector of 4 KiB is written whole or not at all, as disks
+promise. (With smaller units, ext4 itself does not mount any more.)
 Source: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
 
@@ -26,14 +26,14 @@ _EINVAL = 22
 
 @dataclass(frozen=True)
 class Recording:
-    """The content that a disk had first, and what was written to it since."""
+    """The first content of a disk, and the writes to it since."""
 
     first: bytes
     log: list[tuple[int, bytes]]
     """(offset, data) of each write; (-1, b"") is a flush."""
 
     def state(self, at: int, seed: int) -> bytearray:
-        """What the disk may have when power fails after ``at`` entries of the log: the flushed, and a part of the rest."""
+        """A content that the disk may have if power fails after ``at`` entries of the log: the flushed writes, and some of the others."""
         rng, content = random.Random(seed), bytearray(self.first)
         flushed = max((i for i in range(at) if self.log[i][0] < 0), default=0)
         for offset, data in self.log[:flushed]:
@@ -41,7 +41,7 @@ class Recording:
                 content[offset : offset + len(data)] = data
         share = rng.choice([0.0, 0.1, 0.5, 0.9, 1.0])
         for offset, data in self.log[flushed:at]:
-            whole = rng.random() < 0.5  # else the sectors of one write have different fates
+            whole = rng.random() < 0.5  # otherwise some sectors of one write survive and some do not
             kept = rng.random() < share
             for i in range(0, len(data), SECTOR):
                 if kept if whole else rng.random() < share:
@@ -67,12 +67,12 @@ class Disk:
         return f"file=nbd:unix:{self.path},cache=none"
 
     def close(self) -> None:
-        """Stops to serve."""
+        """Stops the server."""
         self._listener.close()
         self.path.unlink(missing_ok=True)
 
     def put(self, content: bytes | bytearray) -> None:
-        """Puts a content on the disk, durably, and begins a new log. No guest may use the disk meanwhile."""
+        """Replaces the content of the disk, durably, and begins a new log. No guest may use the disk meanwhile."""
         self.now = bytearray(content)
         self.recording = Recording(bytes(content), [])
 

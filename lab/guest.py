@@ -16,9 +16,9 @@ from typing import Any
 
 from lab.images import CACHE, Images, Kernel
 
-BOOT_S = 1800.0  # on a busy host, which gives a guest some seconds of a processor in a minute
+BOOT_S = 1800.0  # seconds; a busy host may give a guest a few seconds of processor time in a minute
 MORTAL = ("setpriv", "--pdeathsig", "KILL")
-"""What a command begins with that ends when this process is killed."""
+"""The first words of a command that must end when this process is killed."""
 
 
 class GuestError(Exception):
@@ -27,7 +27,7 @@ class GuestError(Exception):
 
 @dataclass(frozen=True)
 class Machine:
-    """What a guest is made of."""
+    """The parts of a guest."""
 
     memory: str = "2G"
     cpus: int = 2
@@ -39,7 +39,7 @@ class Machine:
 
 
 class Guest:
-    """A guest, running if it has a machine. Leaving the ``with`` block kills it: nothing in it is worth a shutdown."""
+    """A guest. It runs if it has a machine. The end of the ``with`` block kills it without a shutdown."""
 
     def __init__(self, kernel: Kernel, images: Images, machine: Machine | None) -> None:
         self.kernel, self.images, self.release = kernel, images, ""
@@ -52,7 +52,7 @@ class Guest:
             self.boot(machine)
 
     def boot(self, machine: Machine) -> None:
-        """Starts the guest; one that runs is cut off from power first."""
+        """Starts the guest. If it runs already, its power is cut off first."""
         self.cut()
         self.machine, self._waiting = machine, b""
         self._process = subprocess.Popen(

@@ -1,6 +1,6 @@
-"""What a guest boots from: Debian's kernels, a root file system made with debootstrap, and a disk with the project.
+"""The files from which a guest boots: Debian's kernels, a root file system made with debootstrap, and a disk with the project.
 
-All of it lies in CACHE, and is made once; only the disk with the project is made anew for each run.
+They lie in CACHE and are made once, except for the disk with the project, which is made for each run.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ PACKAGES = (
 )
 WHEELS = ("numpy", "prometheus-client", "pytest>=8", "hypothesis>=6.100", "rich", "xxhash", "apsw", "msgspec", "pip",
           "setuptools>=77", "wheel")  # fmt: skip
-# What a guest may need that Debian builds as modules; a kernel without one of them goes without it.
+# Modules of Debian's kernels that a guest may need. A kernel that does not have one of them runs without it.
 MODULES = (
     "virtio_pci", "virtio_blk", "virtio_console", "virtio_balloon", "virtio_rng", "ext4", "crc32c_generic", "crc32c-intel",
     "overlay", "fuse", "zram", "lz4", "lzo-rle", "loop", "dm-mod", "dm-flakey", "dm-log-writes", "veth",
@@ -61,7 +61,7 @@ class Kernel:
 
     @property
     def options(self) -> str:
-        """Options of the kernel. Its clock is that of the processor: else each look at the time is a system call.
+        """Options of the kernel. Its clock is that of the processor, because with another clock each reading is a system call.
         The kernel waits ten ticks for its timer, and panics, when the host is too busy to emulate one."""
         return (
             "console=ttyAMA0" if self.arch == "arm64" else "console=ttyS0 clocksource=tsc tsc=reliable no_timer_check"
@@ -158,7 +158,7 @@ def root_folder(kernel: Kernel) -> Path:
 
 
 def unpack(folder: Path) -> None:
-    """Unpacks all that debootstrap has fetched for another architecture: what runs here needs none of it configured."""
+    """Unpacks the packages that debootstrap has fetched for another architecture. They need not be configured."""
     for package in sorted((folder / "var/cache/apt/archives").glob("*.deb")):
         run("dpkg-deb", "-x", package, folder)
     (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n")

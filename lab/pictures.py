@@ -1,4 +1,4 @@
-"""The pictures of docs/lab.md, from what was measured in a guest. Without matplotlib none is drawn."""
+"""The pictures of docs/lab.md, from measurements in a guest. Without matplotlib, no picture is drawn."""
 
 import sys
 from itertools import pairwise
@@ -39,7 +39,7 @@ def elastic(found: dict[str, Any]) -> None:
 
 
 def swap(steps: list[tuple[str, int, int, int]]) -> None:
-    """What the pool has in memory and in swap after each step, and how many pages were read back in it."""
+    """The pool's bytes in memory and in swap after each step, and how many pages were read back in the step."""
     if (styled := style()) is None:
         return
     from matplotlib import pyplot

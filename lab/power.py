@@ -27,7 +27,7 @@ ROUNDS = 2
 
 @dataclass
 class Notes:
-    """What the processes of the bank said, each with the length of the disk's log when it arrived."""
+    """The messages of the processes of the bank, each with the length of the disk's log at its arrival."""
 
     before: set[tuple[int, int]]
     """The transfers that were acknowledged before the last power failure."""
@@ -35,7 +35,7 @@ class Notes:
     """(length of the log, worker, "B", "C" or "R", transfer)."""
 
     def hear(self, line: str, length: int) -> None:
-        """Takes a line that the guest prints while the log has that length."""
+        """Records a line that the guest has printed when the log had that length."""
         words = line.split()
         if len(words) == 3 and words[1] in ("B", "C", "R"):
             self.lines.append((length, int(words[0]), words[1], int(words[2])))
@@ -45,7 +45,7 @@ class Notes:
         return self.before | {(w, seq) for when, w, kind, seq in self.lines if kind == "C" and when <= at}
 
     def wrong(self, at: int, there: dict[str, list[int]]) -> str:
-        """What is wrong with the transfers that are on the disk after a power failure at that length of the log."""
+        """The errors in the transfers that are on the disk after a power failure at that length of the log."""
         found = {(int(worker), seq) for worker, seqs in there.items() for seq in seqs}
         committed = self.committed(at)
         undone = {(w, seq) for _, w, kind, seq in self.lines if kind == "R"}
@@ -71,7 +71,7 @@ def formatted(guest: Guest) -> bytes:
 
 
 def fail(guest: Guest, disk: Disk, notes: Notes, seconds: float, number: int) -> Recording:
-    """Boots, lets the bank work, and cuts the guest off from power at a random moment."""
+    """Boots the guest, lets the bank work, and cuts the power off at a random moment."""
     guest.boot(Machine(disks=(disk.drive,)))
     guest.must("mount /dev/vdc /mnt")  # the kernel replays the journal of the power failure before
     timer = threading.Timer(seconds * random.uniform(0.9, 1.1), guest.cut)
@@ -132,7 +132,7 @@ def verify(recording: Recording, notes: Notes, failures: Iterable[tuple[int, int
 
 
 def power(n_states: int, seconds: float = 40.0) -> Callable[[Guest], str]:
-    """Cuts the guest off from power ROUNDS times; recovers from what the disk may have had at many random moments."""
+    """Cuts the guest's power off ROUNDS times. Recovers from states that the disk may have had at many random moments."""
 
     def check(guest: Guest) -> str:
         disk = Disk(Path(guest.place) / "disk", formatted(guest))

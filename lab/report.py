@@ -110,7 +110,7 @@ def table(results: Results, planned: Mapping[str, Set[str]]) -> str:
 
 
 def shown(cell: Cell) -> str:
-    """A cell of the table: of what went wrong only the first line; the day and the tree, where they are known."""
+    """A cell of the table: the result (of an error the first line only), and the day and the commit, where they are known."""
     text = cell.text.splitlines()[0].replace("|", "\\|") if cell.text else ""
     origin = f" ({cell.when.partition(' ')[0]}, {cell.tree})" if cell.tree else ""
     return f"{'✓' if cell.passed else '**✗**'} {text[:160]}{origin}"

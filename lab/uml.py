@@ -43,7 +43,7 @@ class UserMode:
                 stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(f"\0bufferpool-lab-{os.getpid()}")  # the other side sees the files at other paths
+        self._socket.bind(f"\0bufferpool-lab-{os.getpid()}")  # the guest sees the files at other paths
         self._socket.settimeout(30)
 
     def ask(self, command: str) -> str:
@@ -101,7 +101,7 @@ class UserMode:
 
 
 def unplugged_by_console(guest: UserMode) -> str:
-    """Takes memory away, step by step, as far as the pool in the guest gives way; the host has it."""
+    """Takes memory away in steps, as far as the pool in the guest gives way. The host gets the memory."""
     guest.wait_for("filled")
     guest.release = guest.wait_for("\n", "release").strip()
     before, end = guest.memory_of_host(), time.monotonic() + WAIT_S

@@ -1,4 +1,4 @@
-"""Two scrapes in a Prometheus server of their own, a minute apart, so that its answers can be counted by hand."""
+"""A Prometheus server that has two scrapes, a minute apart, so that its answers can be computed by hand."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def text_of(before: Series, after: Series, at: int) -> str:
 
 @contextmanager
 def server_of(folder: Path, before: Series, after: Series) -> Iterator["Answers"]:
-    """A server that has these scrapes, and nothing else."""
+    """A server that has only these scrapes."""
     at = int(time.time()) // 7200 * 7200 - 3 * 7200
     (folder / "scrapes").write_text(text_of(before, after, at))
     (folder / "empty.yml").write_text("global: {}\n")
@@ -51,7 +51,7 @@ def server_of(folder: Path, before: Series, after: Series) -> Iterator["Answers"
 
 
 class Answers:
-    """What the server answers, of the time of the second scrape."""
+    """The answer of the server to a query at the time of the second scrape."""
 
     def __init__(self, port: int, at: int) -> None:
         self.port, self.at = port, at

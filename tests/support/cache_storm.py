@@ -3,11 +3,11 @@
     python tests/support/cache_storm.py --seconds 60
     python tests/support/cache_storm.py --kills 10000
 
-A value names its key and its version in every word, so that no wrong or mixed value passes. The ledger, a file
-outside the pool, knows of every key which version somebody was about to put (`intended`), and below which nobody
-may find one any more (`floor`: what was put, seen or deleted by each process). A key may be absent at
-any time, because it may be evicted. Between the stretches nobody lives, and nothing may be leaked. Ends with 1 if a
-value was wrong, anything leaked, or a process hung.
+A value has its key and its version in every word, so that a wrong or mixed value is always detected. The ledger, a file outside the
+pool, records two numbers for every key: the last version that a process was about to put (`intended`), and the lowest version that a
+process may still find (`floor`, a number for each process: the last version that it has put, seen or deleted). A key may be absent at
+any time, because it may be evicted. The storm stops at intervals: then no worker lives, and nothing may be leaked. The exit code is 1
+if a value was wrong, anything was leaked, or a process hung.
 """
 
 import ctypes
@@ -56,11 +56,11 @@ LEGAL = (errors.CacheRemoved, errors.PoolExhausted, errors.TooManyClients, error
 
 
 class Wrong(AssertionError):
-    """A value is not what it must be."""
+    """A value has a wrong key or version, or is mixed."""
 
 
 class Failing(Exception):
-    """What a loader raises on purpose."""
+    """A loader raises this on purpose."""
 
 
 def size_of(key: int, version: int) -> int:
@@ -92,11 +92,11 @@ def look(value: Any, key: int) -> int:
 
 
 class Watched(Cache):
-    """A cache that knows whether its last load was claimed: values that cannot be kept are loaded by all who waited."""
+    """A cache that knows whether its last load was claimed. (All callers that waited load a value that cannot be kept.)"""
 
     claimed = False
     ledger: "Ledger"
-    calm = -1  # how many clear() had begun before the claim, if all had ended; else -1
+    calm = -1  # calls of clear() that had begun before the claim, if all of them had ended; otherwise -1
 
     def begin(self, *args: Any) -> tuple[int, Any]:
         ended, begun = (
@@ -215,9 +215,7 @@ class Worker:
         kept = self.cache.put(key, value_of(key, version))
         if kept is not False:
             ledger.floor[self.row, key] = version
-        elif (
-            value := self.cache.get(key)
-        ) is not None:  # it was not kept: an older value must not stay for a newer one
+        elif (value := self.cache.get(key)) is not None:  # it was not kept, so no older value may remain
             self.verify(value, key, version)
 
     def delete(self) -> None:
@@ -230,14 +228,14 @@ class Worker:
         key, ledger = min(int(self.random.expovariate(1 / 15)), LOADED - 1), self.ledger
 
         def load(asked: int) -> Any:
-            other = int(ledger.loading[key])  # a load is nobody's any more after delete() and clear()
+            other = int(ledger.loading[key])  # delete() and clear() end the load's claim
             claimed, clears = self.cache.claimed, ledger.clears_begun
-            # No clear() has begun between what was read before the other's claim and what is read after ours.
+            # No clear() has begun between the other process's claim and ours.
             again = claimed and key < KEPT and other not in (0, os.getpid()) and ledger.begun[key] == clears
             if again and alive(other):
                 raise Wrong(f"key {key} is loaded by {other} and {os.getpid()} at once")
             if claimed:
-                ledger.begun[key] = self.cache.calm  # -1, which is no count, if a clear() may end this load
+                ledger.begun[key] = self.cache.calm  # -1 if a clear() may end this load
                 ledger.loading[key] = os.getpid()
             try:
                 ledger.intended[key] = version = int(ledger.intended[key]) + 1
@@ -292,7 +290,7 @@ class Worker:
         look(self.brief.get_or_load(key, load, stale_while_loading=stale, timeout=30), key)
 
     def remove(self) -> None:
-        """A cache that others remove meanwhile, and make again under the same name."""
+        """Uses a cache that other workers remove meanwhile, and make again under the same name."""
         name, key = f"gone {self.random.randrange(3)}", self.random.randrange(20)
         cache = self.pool.cache(name)
         for version in range(self.random.randrange(8)):
@@ -334,7 +332,7 @@ class Worker:
         self.attach()
 
     def fork(self) -> None:
-        """A child looks at what it inherited, and at a value of its own; the parent goes on."""
+        """Forks a child that compares its inherited values, and gets others. The parent continues."""
         child = os.fork()
         if child == 0:
             guarded(self.directory, self.heir)
@@ -394,7 +392,7 @@ class Report(deaths.Report):
 
 
 class Storm:
-    """Starts the workers, kills them, and looks at what they leave."""
+    """Starts the workers, kills them, and checks what they leave."""
 
     def __init__(self, directory: Path, seed: int) -> None:
         self.directory, self.name = directory, f"bptest-{directory.name}-pool"
@@ -421,7 +419,7 @@ class Storm:
             self.report.started += 1
 
     def bury(self) -> bool:
-        """Collects the dead. False when no child is left."""
+        """Reaps the children that have ended. Returns False when no child is left."""
         return deaths.bury(partial(self.find, "wrong"), 9)
 
     def look_for_hangs(self) -> None:
@@ -444,7 +442,7 @@ class Storm:
                 self.report.kills += 1
 
     def blow(self, seconds: float) -> None:
-        """A stretch of storm; then nobody is left."""
+        """Lets the workers run, and kills some at random. At the end no worker lives."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.report.findings:
             self.start()
@@ -461,7 +459,7 @@ class Storm:
                 time.sleep(0.005)
         self.kill([pid for pid in self.pids if alive(pid)])
         asked = time.monotonic()
-        while self.bury():  # the heirs of the dead end by themselves
+        while self.bury():  # the forked children of dead workers end by themselves
             time.sleep(0.002)
             if time.monotonic() > asked + HANGS_S:
                 left = [int(pid) for pid in Path("/proc/self/task", str(os.getpid()), "children").read_text().split()]
@@ -470,10 +468,10 @@ class Storm:
                     deaths.kill_with_stack(pid)
         self.ledger.stop = False
         self.ledger.loading[:] = 0
-        self.ledger.clears[1] = self.ledger.clears[0]  # those that were killed have ended, too
+        self.ledger.clears[1] = self.ledger.clears[0]  # the calls of killed workers have ended, too
 
     def audit(self) -> None:
-        """Nobody lives: what the cache has must be right, and nothing may be leaked."""
+        """Runs while no worker lives: the values of the cache must be right, and nothing may be leaked."""
         self.report.pauses += 1
         with bp.Pool.attach(self.name) as pool:
             pool.reap()

@@ -1,4 +1,4 @@
-"""Child processes and threads of tests: what they raise is raised in the test, and none outlives it."""
+"""Child processes and threads of tests. Their exceptions are raised in the test, and none of them outlives it."""
 
 import atexit
 import faulthandler
@@ -20,7 +20,7 @@ from tests.conftest import ROOT, WAIT
 
 
 class ChildFailed(AssertionError):
-    """A child process raised something that does not travel, or died."""
+    """A child process died, or raised an exception that cannot be pickled."""
 
 
 def _child_main(connection: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -35,7 +35,7 @@ def _child_main(connection: Any, function: Callable[..., Any], args: tuple[Any, 
     except Exception:  # noqa: BLE001  does not pickle
         connection.send((False, (None, f"{outcome!r}\n{traceback.format_exc()}")))
     connection.close()
-    atexit._run_exitfuncs()  # a child of the server ends without them
+    atexit._run_exitfuncs()  # a child of the server ends without running them
 
 
 class Child:
@@ -54,7 +54,7 @@ class Child:
         return pid
 
     def result(self, timeout: float = WAIT) -> Any:
-        """What the function returned, or raises what it raised."""
+        """Returns the function's result, or raises its exception."""
         if not self._receive.poll(timeout):
             self.kill()
             raise ChildFailed(f"the child process is not done after {timeout} s")

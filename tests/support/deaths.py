@@ -1,4 +1,4 @@
-"""What runs that kill processes tell: how many there were, what was found, how long it took."""
+"""The report of runs that kill processes: how many died, what was found, how long it took; and how such runs collect the dead."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 @dataclass
 class Report:
-    """Of one run. Each finding is something that was lost, leaked or broken, or that hung."""
+    """The report of one run. Each finding is something that was lost, leaked or broken, or a process that hung."""
 
     kills: int = 0
     verified: int = 0
@@ -38,7 +38,7 @@ class Report:
 
 
 def keep_evidence(directory: str | Path, pool: str) -> str:
-    """Moves what a run with findings left out of /dev/shm, which is everybody's memory; the new directory, to be looked at."""
+    """Moves the files of a run with findings out of /dev/shm, so that they take no memory. Returns the new directory."""
     kept = tempfile.mkdtemp(prefix="storm-evidence-")
     shutil.copytree(directory, kept, dirs_exist_ok=True)
     shutil.rmtree(directory)
@@ -50,7 +50,7 @@ def keep_evidence(directory: str | Path, pool: str) -> str:
 
 
 def bury(find: Callable[[str], None], *expected: int) -> bool:
-    """Collects the children that have ended. ``find`` gets the text about an exit code that is neither ``expected``, nor 0, nor SIGKILL's.
+    """Reaps the children that have ended. ``find`` is called with a text about each exit code that is not ``expected``, 0 or SIGKILL's.
 
     Returns False when no child is left.
     """
@@ -66,14 +66,14 @@ def bury(find: Callable[[str], None], *expected: int) -> bool:
 
 
 def kill_with_stack(pid: int) -> None:
-    """Kills a process that hangs, after it has written where its threads are (SIGUSR1)."""
+    """Kills a process that hangs, after it has written the stacks of its threads (SIGUSR1)."""
     os.kill(pid, signal.SIGUSR1)
     time.sleep(0.3)
     os.kill(pid, signal.SIGKILL)
 
 
 def arguments(text: str | None) -> argparse.ArgumentParser:
-    """A parser with what all of them take."""
+    """A parser with the arguments that all such scripts take."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=0, help="deaths at random moments, at least")
     parser.add_argument("--seed", type=int, default=1)
@@ -81,7 +81,7 @@ def arguments(text: str | None) -> argparse.ArgumentParser:
 
 
 def run(script: Path, *args: str, timeout: float) -> dict[str, Any]:
-    """Runs such a script; its report, in which nothing was found."""
+    """Runs such a script, and returns its report. The test fails if the report has findings."""
     done = subprocess.run(
         [sys.executable, str(script), *args], capture_output=True, text=True, timeout=timeout, check=False
     )

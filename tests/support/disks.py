@@ -1,4 +1,4 @@
-"""A disk of our own to write pages to, and what is put there."""
+"""A simulated disk, and the pages that tests write to it."""
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Disk:
         return self.durable.size
 
     def version(self, page_no):
-        """The LSN in a page that the disk is sure of."""
+        """The LSN in the durable version of a page."""
         return int(self.durable.view(np.uint64)[page_no * PAGE // 8])
 
 

@@ -1,4 +1,4 @@
-"""Where everything lies in a segment, and how to damage it: the fuzzer's hand (fuzz_segment.py)."""
+"""The places of all words in a segment, and how the fuzzer damages them (fuzz_segment.py)."""
 
 import mmap
 import random
@@ -40,7 +40,9 @@ CLIENT, SPACE, FRAME, INTENT, EVENT, TEXTS, USES = (
     size_of(struct) for struct in ("Client", "SpaceSlot", "FrameSlot", "Intent", "Event", "SpaceTexts", "Uses")
 )
 INTENTS = fields("Client")["intents"][0]
-HEADER_KEPT = min(offset for offset, _ in HEADER.values())  # before it: written once, checked when one attaches
+HEADER_KEPT = min(
+    offset for offset, _ in HEADER.values()
+)  # the words before it are written once, and checked when a client attaches
 
 
 class Layout:
@@ -67,7 +69,7 @@ class Layout:
 
 
 def bitmap_words(layout: Layout, which: int) -> list[int]:
-    """Where the 64-bit words lie that a set of the frames which have slots may use: the set's own, and its summaries."""
+    """The places of the 64-bit words that a set uses for the frames that have slots: its own words, and its summaries."""
     levels = layout.set_bytes & 2**64 - 1, layout.set_bytes >> 64
     base = layout.sets_at + which * sum(levels)
     starts = (
@@ -86,18 +88,18 @@ class Mutator:
 
     def __init__(self, shm: mmap.mmap, rng: random.Random, early: bool) -> None:
         self.shm, self.rng = shm, rng
-        self.early = early  # nobody is attached yet: the dead client is dead, and its slot is not taken again
+        self.early = early  # no client is attached yet, so the slot of the dead client is not taken again
         self.layout = Layout(shm)
         self.first_entries = [self.layout.space(shm, i, "first_entry") for i in range(4)]
         self.done: list[str] = []
         self.saved: list[tuple[int, bytes, bytes]] = []
 
     def client(self) -> int:
-        """A client's number, of none that lives or will: waiting for the living is right."""
+        """The number of a client that does not live and never will, because an operation may wait for a living one."""
         return self.rng.choice([0, 7, 8, 9, 200, 511, DEAD if self.early else 8])
 
     def never_living(self, entry: int) -> int:
-        """The entry word, with no owner and no flusher that may live."""
+        """The entry word without an owner or flusher that may live."""
         for shift in (8, 17):
             if 1 <= (entry >> shift & 511) <= 6 and not (self.early and (entry >> shift & 511) == DEAD):
                 entry ^= (entry >> shift & 511 ^ 7) << shift
@@ -200,7 +202,7 @@ class Mutator:
         return f"ring {('cold', 'hot')[which]} {i}", at.rings_at + which * at.ring_bytes + 8 * i, 8, "element"
 
     def mutate(self) -> bool:
-        """Changes one word, or a whole intent; whether that changed anything."""
+        """Changes one word, or a whole intent. Returns whether that changed a byte."""
         r = self.rng
         what, at, size, kind = self.place()
         old = self.shm[at : at + size]
@@ -231,7 +233,7 @@ class Mutator:
         return new != old
 
     def mend(self, chosen: Callable[[], bool]) -> None:
-        """Puts the words back that are still as mutate() has left them; some of them, or all."""
+        """Restores some or all of the words that are still as mutate() has left them."""
         for at, old, new in reversed(self.saved):
             if self.shm[at : at + len(new)] == new and chosen():
                 self.shm[at : at + len(old)] = old

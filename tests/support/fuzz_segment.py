@@ -46,14 +46,14 @@ from tests.support import native_build
 from tests.support.fuzz_damage import HEADER_KEPT, Mutator
 from tests.support.fuzz_use import TYPED, Hang, Store, operations
 
-HANG_S, STUCK_S = 3.0, 12.0  # an operation that a signal ends; one that none does
+HANG_S, STUCK_S = 3.0, 12.0  # an operation that a signal ends; one that no signal ends
 STEPS, MOST = 40, 3  # of a round; words damaged in a step
 STAYS = 0.1  # of the damages
 
 
 @dataclass
 class Finding:
-    """One thing that must not happen."""
+    """One event that must not happen."""
 
     seed: int
     op: str
@@ -67,7 +67,7 @@ class Finding:
 
 @dataclass
 class Fuzzed:
-    """What was done, and what was found."""
+    """The work of a run, and its findings."""
 
     rounds: int = 0
     mutations: int = 0
@@ -182,7 +182,7 @@ def child(place: Path, first: int, rounds: int, mutations: int, seconds: float, 
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     faulthandler.enable()
-    memory.ROOM_S = directory.BUSY_S = 0.01  # nobody else would make room
+    memory.ROOM_S = directory.BUSY_S = 0.01  # no other client would make room
     memory.SLOW_S = 1.0  # a damaged lock of flushes may name a client that lives: that wait must end within HANG_S
 
     def on_alarm(*_: object) -> None:
@@ -208,7 +208,7 @@ def child(place: Path, first: int, rounds: int, mutations: int, seconds: float, 
 
 @dataclass
 class Limits:
-    """What ends a run, whichever comes first."""
+    """The limits of a run, which ends at the first of them."""
 
     rounds: int = 10**9
     mutations: int = 10**9
@@ -273,7 +273,8 @@ def _parse(note: str) -> tuple[int, str, int, int, str]:
 
 
 def _watch(process: "subprocess.Popen[bytes]", note: Path) -> tuple[int, bool]:
-    """Waits for its end, or ends it when its note has not changed for STUCK_S; the exit code, and whether that was so."""
+    """Waits for the end of the process, or kills it when its note has not changed for STUCK_S. Returns the exit code, and whether it
+    was killed."""
     last, since = b"", time.monotonic()
     while True:
         try:

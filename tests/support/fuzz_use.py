@@ -1,4 +1,4 @@
-"""The segment that is damaged, and everything that can be done with it (fuzz_segment.py)."""
+"""The segment that the fuzzer damages, and all operations that it tries (fuzz_segment.py)."""
 
 import os
 import random
@@ -62,7 +62,7 @@ class Store:
         self.times = (about.st_atime_ns, about.st_mtime_ns)
 
     def _make(self, template: Path) -> None:
-        """A pool with everything in it; its process ends in the midst of a write."""
+        """A pool with all kinds of spaces and pages. Its process dies during a write."""
         pool = bp.Pool.create("template", FRAMES * PAGE, page_size=PAGE, max_capacity=MOST * PAGE, reserve=2 * MOST * PAGE, extent_size=EXTENT,
                               max_clients=CLIENTS, max_pages=PAGES, directory=self.place)  # fmt: skip
         file = pool.open_file(self.file, "r+", name="file", max_pages=FILE_PAGES + 64)
@@ -120,7 +120,7 @@ TYPED = (bp.errors.BufferPoolError, BufferError, ValueError, InterruptedError, F
 
 
 def operations(pool: bp.Pool, place: Path, file_path: Path, rng: random.Random, spaces: dict[str, Any]) -> Ops:
-    """Everything that can be done with a pool, each bounded in time."""
+    """All operations of a pool, each with a time limit."""
 
     def handle(name: str) -> Any:
         if name not in spaces:

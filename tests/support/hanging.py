@@ -1,4 +1,4 @@
-"""Stores that hang: each of their methods stands still until the test lets it go on."""
+"""Stores that hang: each of their methods waits until the test lets it continue."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +11,7 @@ from tests.support.disks import Disk
 
 
 class Gate:
-    """Where a call stands still while the gate is shut."""
+    """A place at which calls wait while the gate is closed."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -35,7 +35,7 @@ class Gate:
 
 
 class Hanging(Disk):
-    """A store whose methods hang, each where the test wants it."""
+    """A store whose methods hang where the test wants it."""
 
     def __init__(self, n_pages: int) -> None:
         super().__init__(n_pages)
@@ -63,7 +63,7 @@ class Hanging(Disk):
 
 
 def in_time(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What the function returns or raises; the test fails if it is held up for long."""
+    """Returns the function's result or raises its exception. The test fails if the call takes long."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -84,7 +84,7 @@ def in_time(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def file_that_hangs(monkeypatch, path) -> Iterator[Gate]:
-    """The syncs of one file stand still inside the block, in this process; the gate says who came."""
+    """While the block runs, syncs of one file in this process wait at the gate."""
     gate, sync = Gate(), FileStore.sync
 
     def hang(store):

@@ -44,7 +44,7 @@ MIX = (
 
 
 class Victim(Worker):
-    """Does everything, in turn, so that it passes every point soon."""
+    """Performs all operations in turn, so that it soon passes every point."""
 
     grown = touched = 0
     alone = False  # the pool is grown while the others pause
@@ -58,7 +58,7 @@ class Victim(Worker):
                         getattr(self, name)()
 
     def orphan(self) -> None:
-        """A child dies with pins, spare frames and a scratch space; we end its business."""
+        """A child dies with pins, spare frames and a scratch space, and we reap it."""
         pid = os.fork()
         if pid == 0:
             os.environ.pop("BUFFERPOOL_KILL")
@@ -98,9 +98,9 @@ class Victim(Worker):
         if self.grown > 2:
             return
         self.grown += 1
-        if self.alone:  # a client that needs a frame grows the pool, and the others would do so before us
+        if self.alone:  # a client that needs a frame grows the pool; without a pause the others would do so before us
             self.let_others_pause()
-        self.pool.resize((GROWN + 64 * self.grown) * PAGE)  # more than was said at creation
+        self.pool.resize((GROWN + 64 * self.grown) * PAGE)  # more than the capacity at creation
         space = self.pool.open_derived(f"pool-grown-{os.getpid()}", GROWN, make_derived)
         for n in range(GROWN):
             space.prefetch([n])

@@ -1,4 +1,4 @@
-"""A store in memory, for tests that look into it or let it fail."""
+"""A store in memory, for tests that read its pages directly or make it fail."""
 
 import numpy as np
 

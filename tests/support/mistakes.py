@@ -28,7 +28,7 @@ def _braces(text: str) -> Iterator[tuple[int, str]]:
 
 
 def pieces(text: str) -> list[str]:
-    """The source as pieces: what stands outside of functions, a function's body, what stands outside, and so on."""
+    """The source in pieces: text outside of functions, a function's body, text outside of functions, and so on."""
     out, cut, head, scopes, depth = [], 0, 0, 0, 0
     for at, sign in _braces(text):
         before, head = text[head:at], at + 1
@@ -47,7 +47,7 @@ def pieces(text: str) -> list[str]:
 
 
 def mistakes_beside(text: str, wrong: Mapping[int, str]) -> str:
-    """The source in which each changed function does as the text of number ``bp::mistake`` does, if there is one."""
+    """The source in which each changed function runs the body with the number ``bp::mistake``, if there is one."""
     right = pieces(text)
     bodies: list[str] = list(right)
     for number, changed in wrong.items():

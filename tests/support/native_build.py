@@ -41,8 +41,8 @@ def program(name: str, out: Path, *flags: str, core: Path = CORE, native: Path =
 def with_mistakes(to: Path, mistakes: Sequence[tuple[str, Callable[[str], str]]]) -> tuple[Path, Path]:
     """Copies of the core's headers and of tests/native that have every mistake (a file's name, what changes its text).
 
-    A program compiled from them makes the one whose number, counted from 1, stands in the environment's MISTAKE. So
-    that many mistakes take one run of the compiler.
+    A program compiled from them makes the mistake whose number, counted from 1, is in the environment variable MISTAKE. So many
+    mistakes need one run of the compiler only.
     """
     core, native = to / "core", to / "native"
     shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.cpp"))
@@ -63,7 +63,7 @@ APART = ("module", "views")
 
 
 def units(place: Path) -> list[Path]:
-    """What is given to the compiler for the core: the files that stand apart, and one that includes the others."""
+    """The sources for the compiler: the files that are compiled separately, and one that includes all others."""
     sources = sorted(CORE.rglob("*.cpp"))
     together = place / "together.cpp"
     together.write_text("".join(f'#include "{source}"\n' for source in sources if source.stem not in APART))
@@ -117,8 +117,8 @@ def runtime(name: str) -> str | None:
 def sanitized(kinds: str) -> dict[str, str] | None:
     """Builds with -fsanitize=kinds; the environment that a Python process needs, None where there is no runtime.
 
-    The address build also surrounds the segment with memory that nobody may touch:
-    what goes past either end is found, too.
+    The address build also surrounds the segment with memory that cannot be accessed, so that accesses beyond either end are found,
+    too.
     """
     library = runtime(RUNTIME[kinds.partition(",")[0]])
     if library is None:

@@ -20,7 +20,7 @@ SIZES = (100, 3000, 9000, 30_000, 70_000, 300_000)
 
 
 def value_of(key: int, version: int) -> bytes:
-    """Every version of every key has other bytes, and says which it is."""
+    """The bytes of a version of a key. They contain both numbers, and differ for every version."""
     size = SIZES[(key + version) % len(SIZES)] + 160 * (version % 50)
     return (key.to_bytes(8, "little") + version.to_bytes(8, "little")) * (size // 16)
 
@@ -32,7 +32,7 @@ def require_whole(key: int, found: Any) -> None:
 
 
 def orphan(pool: bp.Pool, cache: Any, where: str) -> None:
-    """A child dies in a load, with a view, or while it fills a block; we end its business."""
+    """A child dies in a load, with a view, or while it fills a block, and we reap it."""
     pid = os.fork()
     if pid == 0:
         os.environ.pop("BUFFERPOOL_KILL")
@@ -48,7 +48,7 @@ def orphan(pool: bp.Pool, cache: Any, where: str) -> None:
 
 
 def use(pool: bp.Pool) -> None:
-    """Does everything, so that it passes every point soon."""
+    """Performs all operations, so that it soon passes every point."""
     cache = pool.cache("deaths", limit=6 * MIB)
     cache.put("pinned", bytes(10_000))
     orphan(pool, cache, "load")
@@ -83,7 +83,7 @@ def victim(name: str, point: str, count: int, killed: str) -> None:
 
 
 def neighbour(name: str, beat: int) -> None:
-    """Another process that uses the cache all the while; it never sees a wrong value."""
+    """Another process that uses the cache meanwhile. It must never see a wrong value."""
     with bp.Pool.attach(name) as pool:
         cache = pool.cache("deaths")
         for version in range(1000, 10**9):
@@ -96,7 +96,7 @@ def neighbour(name: str, beat: int) -> None:
 
 
 def goes_on(pid: int, beats: int) -> bool:
-    """Whether the neighbour does all its work twice more."""
+    """Whether the neighbour performs all its work two more times."""
     os.set_blocking(beats, True)
     signal.alarm(int(GO_ON_S))
     before = 0

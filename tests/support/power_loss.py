@@ -1,4 +1,4 @@
-"""Power failures: records what a program does to the files of a folder, and builds what a crash could leave of them.
+"""Power failures: records the operations of a program on the files of a folder, and builds states that a crash could leave.
 
 What a file system promises (POSIX, and the weakest that ALICE found in use: Pillai et al., "All File Systems Are Not
 Created Equal", OSDI 2014; CrashMonkey: Mohan et al., OSDI 2018):
@@ -88,7 +88,7 @@ Event = NameEvent | Write | Resize | SyncBegun | Synced | Note
 
 @dataclass
 class Trace:
-    """What a folder had, all of it durable, and what happened to it since."""
+    """The first content of a folder, all of it durable, and the operations on it since."""
 
     before: dict[str, bytes]
     events: list[Event] = field(default_factory=list)
@@ -99,7 +99,7 @@ class Trace:
 
 
 class Recorder:
-    """Records into ``trace`` what this process does to the files of a folder. Python's calls are replaced meanwhile."""
+    """Records into ``trace`` the operations of this process on the files of a folder. Meanwhile Python's calls are replaced."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = os.path.realpath(folder)
@@ -223,7 +223,7 @@ _BLOCKS = {TORN_512: 512, TORN_4096: 4096}
 
 
 def crash(trace: Trace, at: int, fate: str, rng: random.Random) -> dict[str, bytes]:
-    """What the folder has after a power failure before event ``at``: name -> content.
+    """The content of the folder after a power failure before event ``at``: name -> content.
 
     ``fate``: what becomes of writes that were not synced. Of the operations on names that were not synced, a prefix
     of random length survives.
@@ -257,7 +257,7 @@ def _durable(events: list[Event]) -> dict[int, int]:
 
 
 def everything(trace: Trace) -> dict[str, bytes]:
-    """What the folder has after all events, without a failure."""
+    """The content of the folder after all events, without a failure."""
     last = Trace(trace.before, [*trace.events, SyncBegun(FOLDER), Synced(FOLDER, len(trace.events))])
     return crash(last, len(last.events), KEPT, random.Random())
 
@@ -276,7 +276,7 @@ def _names(trace: Trace, changes: list[NameEvent]) -> dict[str, int]:
 
 
 def _apply(event: Write | Resize, content: bytearray, fate: str, odds: float, rng: random.Random) -> None:
-    """Applies to a file what survives of a change of it."""
+    """Applies the surviving parts of a change to a file."""
     if isinstance(event, Resize):
         if fate == KEPT or rng.random() < odds:
             _resize(content, event.size)

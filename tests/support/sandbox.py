@@ -1,4 +1,4 @@
-"""A sandbox that refuses system calls: a seccomp filter, from now on and for good, in a process of its own."""
+"""A sandbox that refuses system calls: a seccomp filter, which cannot be removed, in a process of its own."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""One scrape, as the tests look at it; and a pool in which something of everything has happened."""
+"""One scrape in a form for tests, and a pool in which every kind of event has happened."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def get(series: Series, name: str, pool: bp.Pool | str, **labels: str) -> float:
 
 
 def busy_pool(make_pool: Any, data_file: Any, max_clients: int = 8) -> bp.Pool:
-    """A pool that something of everything has happened to."""
+    """A pool in which every kind of event has happened."""
     pool: bp.Pool = make_pool(64 * PAGE, max_clients=max_clients, max_pages=1 << 21)
     table = pool.open_file(data_file(100), mode="r+", name="table")
     tiles = pool.open_derived("tiles", 50, lambda n, out: out.fill(n))

@@ -1,4 +1,4 @@
-"""What the tests of the steward share: sources that say what a test wants, and pages to write."""
+"""Shared parts of the steward's tests: sources whose readings a test sets, and pages to write."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ FAST = Rules(shrink_every_s=0.0, grow_every_s=0.0, rest_s=0.0)
 
 
 class Fake:
-    """A source that says what the test wants, and lets rounds run when it wants them."""
+    """A source whose readings the test sets, and which lets rounds run when the test wants them."""
 
     def __init__(self, reading: Reading = CALM, *, free: bool = True) -> None:
         self.reading, self.closed = reading, False

@@ -3,10 +3,9 @@
     python tests/support/storm.py --seconds 60
     python tests/support/storm.py --kills 20000
 
-The ledger, a file outside the pool, knows of every page which version somebody
-was about to publish (`intended`), and which each process has published or seen
-(`floor`). Nobody may ever read a version below any floor, or above what was
-intended. Ends with 1 if anything was lost, leaked, or broken.
+The ledger, a file outside the pool, records for every page the last version that a process was about to publish (`intended`), and
+the last version that each process has published or seen (`floor`). No process may read a version below any floor, or above the
+intended one. The exit code is 1 if anything was lost, leaked, or broken.
 """
 
 import argparse
@@ -61,7 +60,7 @@ from tests.support.storm_worker import (
     work,
 )  # fmt: skip
 
-HANGS_S = 60.0 * float(os.environ.get("BP_PATIENCE", "1"))  # longer in one operation: it hangs
+HANGS_S = 60.0 * float(os.environ.get("BP_PATIENCE", "1"))  # a process that is longer in one operation hangs
 CLIENTS = (40, 9, 400)  # client slots of the pools, in turn: enough, too few, and room for a crowd
 CROWD = 300  # clients at once
 PAUSES = 3  # stretches with one pool
@@ -86,7 +85,7 @@ class Report(deaths.Report):
 
 
 class Storm:
-    """Starts the workers, kills them, and looks at what they leave."""
+    """Starts the workers, kills them, and checks what they leave."""
 
     def __init__(self, directory: str, seed: int, most: int = MOST) -> None:
         self.directory, self.name = Path(directory), f"{Path(directory).name}-pool"
@@ -118,7 +117,7 @@ class Storm:
         ).close()
 
     def change(self) -> None:
-        """Another pool, with another number of client slots; the table's file goes on."""
+        """Replaces the pool by one with another number of client slots. The table's file remains."""
         with bp.Pool.attach(self.name) as pool:
             with suppress(bp.errors.SpaceNotFound):  # the last look may have taken it out
                 pool.space("table").remove()
@@ -189,7 +188,7 @@ class Storm:
                 self.send(pid, signal.SIGKILL)
 
     def stutter(self, pid: int) -> None:
-        """Stops a process again and again, for 0.1 to 2 ms: between two steps of a pin, for one."""
+        """Stops a process again and again for 0.1 to 2 ms, so that it stops between two steps of a pin, for example."""
         for _ in range(12):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -200,7 +199,7 @@ class Storm:
             time.sleep(self.random.uniform(0.0001, 0.002))
 
     def crowd(self) -> None:
-        """Hundreds of clients at once: they are forked by a process that has a page pinned, and are killed together."""
+        """Hundreds of clients at once. A process that has a page pinned forks them, and they are killed together."""
         leader = os.fork()
         if leader == 0:
             os.setpgid(0, self.group)
@@ -218,7 +217,7 @@ class Storm:
         self.report.crowds += 1
 
     def bury(self) -> bool:
-        """Collects the dead. False when no child is left."""
+        """Reaps the children that have ended. Returns False when no child is left."""
         return deaths.bury(partial(self.find, "broken"), 143, -signal.SIGTERM)
 
     def look_for_hangs(self) -> None:
@@ -231,7 +230,7 @@ class Storm:
                 deaths.kill_with_stack(pid)
 
     def describe(self) -> str:
-        """What a hang may hang on: the lock words, and who is a client."""
+        """The facts that may explain a hang: the lock words, and the clients."""
         with Observer(self.name) as pool, open(f"/dev/shm/{self.name}", "rb") as file:
             words = {}
             for lock in ("memory", "directory", "growth", "advice"):
@@ -242,7 +241,7 @@ class Storm:
             return f"locks {words}, clients {clients}, spaces {spaces}, {pool.frames()['state'].tolist()}"
 
     def blow(self, seconds: float) -> None:
-        """A stretch of storm; then nobody is left."""
+        """Lets the workers run, and kills some at random. At the end no worker lives."""
         self.group = os.fork()  # a process that only gives its number to the group
         if self.group == 0:
             os.setpgid(0, 0)
@@ -285,7 +284,7 @@ class Storm:
     # ---- calm
 
     def audit(self) -> None:
-        """Nobody lives: what is in the pool now must be what was published, and nothing else."""
+        """Runs while no worker lives: the pool must have exactly the pages that were published."""
         self.report.pauses += 1
         with bp.Pool.attach(self.name) as pool:
             table = pool.open_file(self.directory / "table.db", "r+", name="table", max_pages=MOST_PAGES)
@@ -317,7 +316,7 @@ class Storm:
             self.look_for_leaks(pool)
 
     def look_at_pair(self, pair: Any) -> None:
-        """Nobody lives: two pages that were only published as one have the same version."""
+        """Runs while no worker lives: two pages that are always published as one must have the same version."""
         one, other = (pair[n].view(np.uint64)[0] for n in (0, 1))
         if one != other:
             self.find("lost", f"of two pages that were published as one, one has {one} and the other {other}")
@@ -344,7 +343,7 @@ class Storm:
                 path.unlink()
 
     def look_at_the_file(self, table: bp.Space, oldest: Any) -> None:
-        """The table leaves the pool: its file must have it all. The appended pages go."""
+        """Removes the table from the pool: its file must have all pages. The appended pages are cut off."""
         table.remove()
         data = np.fromfile(self.directory / "table.db", np.uint8).reshape(-1, PAGE)
         for n, page in enumerate(data):
@@ -378,12 +377,14 @@ class Storm:
         report.verified += int(self.ledger.verified.sum())
         stalls = self.ledger.longest.max(axis=0).tolist()
         report.stalls = dict(sorted(zip(OPS, stalls, strict=True), key=lambda item: -item[1]))
-        report.longest_stall_s = max(s for op, s in report.stalls.items() if op != "hung")  # that one asks for it
+        report.longest_stall_s = max(
+            s for op, s in report.stalls.items() if op != "hung"
+        )  # this operation hangs on purpose
         return report
 
 
 def state_of(pid: int) -> str:
-    """What the kernel says of the threads of a process: state, what each waits for, and how long it has worked."""
+    """The kernel's facts about the threads of a process: the state of each, what it waits for, and its processor time."""
     found = []
     with suppress(OSError):
         for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
@@ -394,7 +395,7 @@ def state_of(pid: int) -> str:
 
 
 def lead_a_crowd(directory: str, name: str) -> None:
-    """Forks a crowd of clients; each looks at a page that it inherited and at another one. Kills most of them."""
+    """Forks many clients; each checks a page that it inherited, and another one. Kills most of them."""
     path = Path(directory) / "table.db"
     pool = bp.Pool.attach(name)
     table = pool.open_file(path, "r", name="table")

@@ -1,4 +1,4 @@
-"""What a process of the storm does (tests/support/storm.py), and the ledger that all of them share."""
+"""The work of a process of the storm (tests/support/storm.py), and the ledger that all of them share."""
 
 import faulthandler
 import logging
@@ -22,7 +22,7 @@ from bufferpool import errors
 PAGE, FILE_PAGES, MOST_PAGES, DERIVED_PAGES = 4096, 400, 1500, 60
 LEAST, MOST = 120, 320  # frames; from 256 on, writers keep spare frames
 WORKERS = 6
-HALF = WORKERS  # row r + HALF of the ledger: the heir that worker r has forked
+HALF = WORKERS  # row r + HALF of the ledger belongs to the child that worker r has forked
 RAMP = np.arange(PAGE // 8, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 # What a full pool, or a process that was stopped, may cause: no operation happened.
 LEGAL = (
@@ -38,7 +38,7 @@ OPS = {
 
 
 class Lost(AssertionError):
-    """A page is not what it must be."""
+    """A page has a wrong version or content."""
 
 
 def stamp(page: Any, page_no: int, version: int) -> None:
@@ -112,7 +112,7 @@ class Worker:
         self.attach()
 
     def attach(self) -> None:
-        """Attaches to the pool; where its slots are all taken, as soon as one is free."""
+        """Attaches to the pool. If all of its slots are taken, it waits for one."""
         while True:
             try:
                 self.pool = bp.Pool.attach(self.name)
@@ -149,7 +149,7 @@ class Worker:
             self.pool.close()
 
     def pause(self) -> None:
-        """Says that we do nothing, until we need not any more."""
+        """Pauses, and tells the ledger so, until the pause ends."""
         self.ledger.since[self.row], self.ledger.paused[self.row] = 0, 1
         while self.ledger.head[PAUSE] and not self.ledger.head[STOP]:
             time.sleep(0.001)
@@ -159,7 +159,7 @@ class Worker:
         return self.random.randrange(len(self.table))
 
     def oldest(self, page_no: int) -> int:
-        """What a read that begins now must find, or something newer."""
+        """The version that a read that begins now must find, or a newer one."""
         return int(self.ledger.floor[:, page_no].max())
 
     def seen(self, page: Any, page_no: int, oldest: int) -> int:
@@ -228,7 +228,7 @@ class Worker:
         self.raise_floor(n, 1)
 
     def lengthen(self) -> None:
-        """Pages of zeros, which any worker writes. What others append, or write there, meanwhile must not get lost."""
+        """Makes the space longer by pages of zeros, which any worker writes. Nothing that others append or write meanwhile may get lost."""
         pages = len(self.table) + self.random.randrange(3)
         if self.table.grow(pages) < pages or len(self.table) < pages:
             raise Lost(f"the table was to have {pages} pages, and has {len(self.table)}")
@@ -379,7 +379,7 @@ class Worker:
         self.attach()
 
     def hot(self) -> None:
-        """All workers read one page, and one writes it: the storm stops readers for fractions of a millisecond."""
+        """All workers read one page, and one of them writes it, while the storm stops readers for fractions of a millisecond."""
         if self.random.random() < 0.2:
             with self.table.write(0) as page:
                 version = look(page, 0) + 1
@@ -440,7 +440,7 @@ class Worker:
                 space.remove(discard=True)
 
     def hung(self) -> None:
-        """A store that takes long to read, to write and to sync: nobody else has to wait for it."""
+        """A store that takes long to read, to write and to sync. No user of other spaces may have to wait for it."""
         with suppress(errors.SpaceRemoved, errors.SpaceNotFound):
             space = self.pool.open_store(f"pool-hung{self.row}", SlowStore(self.random.uniform(0.2, 1.0)), mode="r+")
             with space.write(self.random.randrange(8)) as page:
@@ -450,7 +450,7 @@ class Worker:
 
 
 class Marked:
-    """A loader that says which version it is."""
+    """A loader that writes its version into the page."""
 
     def __init__(self, mark: int) -> None:
         self.mark = mark
@@ -480,7 +480,7 @@ class MarkedStore:
 
 
 class SlowStore(MarkedStore):
-    """The same, of a disk that hangs for a while."""
+    """The same, on a disk that hangs for a while."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(0)
@@ -505,7 +505,7 @@ def alive(pid: int) -> bool:
 
 
 def tell_on_signal(directory: Path) -> None:
-    """From here on SIGUSR1 shows where the threads of this process are, in the file ``stacks``."""
+    """Makes SIGUSR1 write the stacks of this process's threads to the file ``stacks``."""
     global _stacks
     _stacks = open(directory / "stacks", "a")  # noqa: SIM115  open until the process ends
     faulthandler.register(signal.SIGUSR1, _stacks)
@@ -531,7 +531,7 @@ def guarded(directory: Path, work: Any, *args: Any) -> None:
 
 def work(directory: str, name: str, row: int, seed: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    logging.disable()  # it would tell of every space whose store was killed
+    logging.disable()  # it would log every space whose store was killed
     if seed % 2:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     Worker(directory, name, row, seed).run()

@@ -1,10 +1,10 @@
-"""A timer storm: a signal's handler raises at random moments, in whatever the main thread does with a pool.
+"""A timer storm: a signal's handler raises at random moments, while the main thread uses a pool.
 
     python -m tests.support.timer_storm ROUNDS SEED FOLDER
 
 In each round a timer (setitimer) is set to a random moment, and one operation runs: a hit, a miss, a write, an append, a flush, an
-opening, a closing, a cache's put, and so on; beside them another client writes and loads, so that there is something to wait for.
-At the end another process must be able to use every page, and nothing may be held. Prints one line of JSON.
+opening, a closing, a cache's put, and so on. Another client writes and loads at the same time, so that operations have to wait. At
+the end another process must be able to use every page, and no lock may have an owner. Prints one line of JSON.
 """
 
 import gc
@@ -30,7 +30,7 @@ LIMIT_S = 60.0
 
 
 class Struck(Exception):
-    """What the handler raises."""
+    """The exception that the handler raises."""
 
 
 armed = False
@@ -89,7 +89,7 @@ def other_client(name: str) -> None:
 
 
 def use_all(name: str) -> None:
-    """Nothing is held: another process gets every page, for reading and for writing, and each lock."""
+    """Checks that no lock has an owner: another process gets every page, for reading and for writing, and each lock."""
     with bp.Pool.attach(name) as pool:
         table = pool.space("table", "r+")
         for n in range(PAGES):
@@ -106,7 +106,7 @@ def run_part(what: str, name: str, **more: Any) -> "subprocess.Popen[bytes]":
 
 
 class Victim:
-    """All that a process does with a pool."""
+    """All operations of a process on a pool."""
 
     def __init__(self, name: str, path: Path, rng: random.Random) -> None:
         self.name, self.path, self.rng = name, path, rng
