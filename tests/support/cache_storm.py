@@ -46,7 +46,6 @@ KEPT, LOADED, KEYS = (
 )
 MIB = 1 << 20
 LEAST, MOST, CLIENTS = 3 * MIB, 8 * MIB, 24
-HANGS_S = 60.0
 SLOW = "slow"  # a loader that sleeps, so that others wait for it and it is killed
 OPS = {
     "get": 40, "put": 25, "delete": 4, "load": 15, "hold": 6, "look_again": 5, "resize": 1, "trim": 0.7, "clear": 0.1,
@@ -113,17 +112,14 @@ class Ledger:
     """Arrays in a file that all processes of a run map."""
 
     def __init__(self, path: Path) -> None:
-        kind = np.dtype([
-            ("stop", np.uint64), ("clears", np.int64, (2, WORKERS)), ("begun", np.int64, (LOADED,)), ("ops", np.uint64, (WORKERS,)), ("verified", np.uint64, (WORKERS,)),
+        parts = [
+            ("head", np.uint64, (1,)), ("clears", np.int64, (2, WORKERS)), ("begun", np.int64, (LOADED,)), ("ops", np.uint64, (WORKERS,)), ("verified", np.uint64, (WORKERS,)),
             ("since", np.float64, (WORKERS,)), ("intended", np.uint32, (KEYS,)), ("loading", np.int64, (LOADED,)),
             ("floor", np.uint32, (WORKERS + 1, KEYS)),
-        ])  # fmt: skip
-        if not path.exists():
-            path.write_bytes(bytes(kind.itemsize))
-        self.whole = np.memmap(path, kind, "r+", shape=(1,))
-        for name in ("clears", "begun", "ops", "verified", "since", "intended", "loading", "floor"):
-            setattr(self, name, np.asarray(self.whole[name][0]))
+        ]  # fmt: skip
+        vars(self).update(deaths.shared_arrays(path, parts))
 
+    head: Any
     clears: Any
     begun: Any
     ops: Any
@@ -140,11 +136,11 @@ class Ledger:
 
     @property
     def stop(self) -> bool:
-        return bool(self.whole["stop"][0])
+        return bool(self.head[0])
 
     @stop.setter
     def stop(self, value: bool) -> None:
-        self.whole["stop"][0] = value
+        self.head[0] = value
 
 
 class Worker:
@@ -391,7 +387,7 @@ class Report(deaths.Report):
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-class Storm:
+class Storm(deaths.Storm):
     """Starts the workers, kills them, and checks what they leave."""
 
     def __init__(self, directory: Path, seed: int) -> None:
@@ -402,10 +398,6 @@ class Storm:
             self.name, MOST, max_capacity=MOST, page_size=4096, extent_size=16384, max_clients=CLIENTS
         ).close()
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the heirs of the dead become ours
-
-    def find(self, kind: str, what: str) -> None:
-        setattr(self.report, kind, getattr(self.report, kind) + 1)
-        self.report.findings.append(f"{kind}: {what}")
 
     def start(self) -> None:
         for row, pid in enumerate(self.pids):
@@ -422,18 +414,11 @@ class Storm:
         """Reaps the children that have ended. Returns False when no child is left."""
         return deaths.bury(partial(self.find, "wrong"), 9)
 
-    def look_for_hangs(self) -> None:
-        now = time.monotonic()
-        for row, pid in enumerate(self.pids):
-            since = float(self.ledger.since[row])
-            if not since or not alive(pid):
-                continue
-            self.report.longest_stall_s = max(self.report.longest_stall_s, now - since)
-            if now - since > HANGS_S:
-                self.find(
-                    "hung", f"pid {pid} has been in one operation for {now - since:.1f} s: see {self.directory}/stacks"
-                )
-                deaths.kill_with_stack(pid)
+    def is_alive(self, pid: int) -> bool:
+        return alive(pid)
+
+    def describe(self, pid: int) -> str:
+        return f"see {self.directory}/stacks"
 
     def kill(self, pids: list[int]) -> None:
         for pid in pids:
@@ -450,18 +435,18 @@ class Storm:
             self.bury()
             living = [pid for pid in self.pids if alive(pid)]
             self.kill(self.random.sample(living, min(len(living), self.random.choice([1, 1, 1, 2, 3]))))
-            self.look_for_hangs()
+            self.look_for_hangs(self.pids, self.ledger.since.tolist())
         if self.random.random() < 0.5:
             self.ledger.stop = True
             asked = time.monotonic()
-            while any(map(alive, self.pids)) and time.monotonic() < asked + HANGS_S:
+            while any(map(alive, self.pids)) and time.monotonic() < asked + self.HANGS_S:
                 self.bury()
                 time.sleep(0.005)
         self.kill([pid for pid in self.pids if alive(pid)])
         asked = time.monotonic()
         while self.bury():  # the forked children of dead workers end by themselves
             time.sleep(0.002)
-            if time.monotonic() > asked + HANGS_S:
+            if time.monotonic() > asked + self.HANGS_S:
                 left = [int(pid) for pid in Path("/proc/self/task", str(os.getpid()), "children").read_text().split()]
                 self.find("hung", f"children {left} of dead workers do not end: see {self.directory}/stacks")
                 for pid in left:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+
+import numpy as np
 
 
 @dataclass
@@ -35,6 +37,49 @@ class Report:
         figures = {name: value for name, value in asdict(self).items() if name != "began"}
         print(json.dumps(figures, indent=1))
         sys.exit(not self.clean)
+
+
+class Storm:
+    """What the storms have in common: a report of findings by kind, and the search for processes that hang."""
+
+    HANGS_S = 60.0 * float(os.environ.get("BP_PATIENCE", "1"))
+    """A process that is longer in one operation hangs."""
+
+    report: Any
+
+    def find(self, kind: str, what: str) -> None:
+        """Adds a finding, and counts it in the report's field ``kind``."""
+        setattr(self.report, kind, getattr(self.report, kind) + 1)
+        self.report.findings.append(f"{kind}: {what}")
+
+    def look_for_hangs(self, pids: Iterable[int], since: Iterable[float]) -> None:
+        """Kills the processes that have been in one operation for too long; ``since``: when each has begun its operation, or 0."""
+        now = time.monotonic()
+        for pid, began in zip(pids, since, strict=True):
+            if not began or not self.is_alive(pid):
+                continue
+            self.report.longest_stall_s = max(self.report.longest_stall_s, now - began)
+            if now - began > self.HANGS_S:
+                what = f"pid {pid} has been in one operation for {now - began:.1f} s, its stack is in stacks"
+                self.find("hung", f"{what}; {self.describe(pid)}")
+                kill_with_stack(pid)
+
+    def is_alive(self, pid: int) -> bool:
+        """Whether a worker runs."""
+        raise NotImplementedError
+
+    def describe(self, pid: int) -> str:
+        """The facts that may explain a hang."""
+        raise NotImplementedError
+
+
+def shared_arrays(path: Path, parts: list[tuple[str, Any, tuple[int, ...]]]) -> dict[str, Any]:
+    """Arrays in a file that all processes of a run map, by name; ``parts`` are their names, types and shapes."""
+    kind = np.dtype(parts)
+    if not path.exists():
+        path.write_bytes(bytes(kind.itemsize))
+    whole = np.memmap(path, kind, "r+", shape=(1,))
+    return {name: np.asarray(whole[name][0]) for name, _, _ in parts}
 
 
 def keep_evidence(directory: str | Path, pool: str) -> str:

@@ -60,7 +60,6 @@ from tests.support.storm_worker import (
     work,
 )  # fmt: skip
 
-HANGS_S = 60.0 * float(os.environ.get("BP_PATIENCE", "1"))  # a process that is longer in one operation hangs
 CLIENTS = (40, 9, 400)  # client slots of the pools, in turn: enough, too few, and room for a crowd
 CROWD = 300  # clients at once
 PAUSES = 3  # stretches with one pool
@@ -84,7 +83,7 @@ class Report(deaths.Report):
     stalls: dict[str, float] = field(default_factory=dict)
 
 
-class Storm:
+class Storm(deaths.Storm):
     """Starts the workers, kills them, and checks what they leave."""
 
     def __init__(self, directory: str, seed: int, most: int = MOST) -> None:
@@ -124,10 +123,6 @@ class Storm:
             pool.unlink()
         self.clients = CLIENTS[self.report.pauses // PAUSES % len(CLIENTS)]
         self.create()
-
-    def find(self, kind: str, what: str) -> None:
-        setattr(self.report, kind, getattr(self.report, kind) + 1)
-        self.report.findings.append(f"{kind}: {what}")
 
     # ---- weather
 
@@ -205,14 +200,14 @@ class Storm:
             os.setpgid(0, self.group)
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
             guarded(self.directory, lead_a_crowd, str(self.directory), self.name)
-        end = time.monotonic() + HANGS_S
+        end = time.monotonic() + self.HANGS_S
         while not os.waitpid(leader, os.WNOHANG)[0]:
             if time.monotonic() > end:
                 self.find("hung", f"the leader of a crowd does not end, {state_of(leader)}")
                 os.kill(leader, signal.SIGUSR1)
                 time.sleep(0.2)
                 os.kill(leader, signal.SIGKILL)
-            self.look_for_hangs()
+            self.look_at_workers()
             time.sleep(0.01)
         self.report.crowds += 1
 
@@ -220,16 +215,13 @@ class Storm:
         """Reaps the children that have ended. Returns False when no child is left."""
         return deaths.bury(partial(self.find, "broken"), 143, -signal.SIGTERM)
 
-    def look_for_hangs(self) -> None:
-        now = time.monotonic()
-        for row, since in enumerate(self.ledger.since.tolist()):
-            pid = int(self.ledger.pids[row])
-            if since and now - since > HANGS_S and alive(pid):
-                what = f"pid {pid} has been in one operation for {now - since:.1f} s, {state_of(pid)}; its stack is in stacks"
-                self.find("hung", f"{what}; {self.describe()}")
-                deaths.kill_with_stack(pid)
+    def look_at_workers(self) -> None:
+        self.look_for_hangs(self.ledger.pids.tolist(), self.ledger.since.tolist())
 
-    def describe(self) -> str:
+    def is_alive(self, pid: int) -> bool:
+        return alive(pid)
+
+    def describe(self, pid: int) -> str:
         """The facts that may explain a hang: the lock words, and the clients."""
         with Observer(self.name) as pool, open(f"/dev/shm/{self.name}", "rb") as file:
             words = {}
@@ -238,7 +230,9 @@ class Storm:
                 words[lock] = hex(int.from_bytes(file.read(4), "little"))
             clients = [(c.client, c.pid, "alive" if c.alive else "dead", alive(c.pid)) for c in pool.clients()]
             spaces = [(r["name"], r["flusher"]) for r in pool.client.seg.spaces()]
-            return f"locks {words}, clients {clients}, spaces {spaces}, {pool.frames()['state'].tolist()}"
+            return (
+                f"{state_of(pid)}, locks {words}, clients {clients}, spaces {spaces}, {pool.frames()['state'].tolist()}"
+            )
 
     def blow(self, seconds: float) -> None:
         """Lets the workers run, and kills some at random. At the end no worker lives."""
@@ -255,7 +249,7 @@ class Storm:
             time.sleep(self.random.random() * 0.06)
             self.bury()
             self.strike()
-            self.look_for_hangs()
+            self.look_at_workers()
         for _, pid in self.stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -264,7 +258,7 @@ class Storm:
         if self.random.random() < 0.4:  # they are asked
             self.ledger.head[STOP] = 1
             asked = time.monotonic()
-            while self.pids() and time.monotonic() < asked + HANGS_S:
+            while self.pids() and time.monotonic() < asked + self.HANGS_S:
                 time.sleep(0.005)
                 self.bury()
             for pid in self.pids():

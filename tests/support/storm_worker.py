@@ -18,6 +18,7 @@ import numpy as np
 
 import bufferpool as bp
 from bufferpool import errors
+from tests.support import deaths
 
 PAGE, FILE_PAGES, MOST_PAGES, DERIVED_PAGES = 4096, 400, 1500, 60
 LEAST, MOST = 120, 320  # frames; from 256 on, writers keep spare frames
@@ -81,22 +82,18 @@ class Ledger:
                  ("paused", np.uint8, (rows,)), ("verified", np.uint64, (rows,)), ("refused", np.uint64, (rows, len(LEGAL))), ("since", np.float64, (rows,)),
                  ("longest", np.float64, (rows, len(OPS))), ("intended", np.uint32, (MOST_PAGES,)),
                  ("floor", np.uint32, (rows, MOST_PAGES))]  # fmt: skip
-        kind = np.dtype([(name, dtype, shape) for name, dtype, shape in parts])
-        if not path.exists():
-            path.write_bytes(bytes(kind.itemsize))
-        whole = np.memmap(path, kind, "r+", shape=(1,))
-        (
-            self.head,
-            self.pids,
-            self.ops,
-            self.paused,
-            self.verified,
-            self.refused,
-            self.since,
-            self.longest,
-            self.intended,
-            self.floor,
-        ) = (np.asarray(whole[name][0]) for name, _, _ in parts)
+        vars(self).update(deaths.shared_arrays(path, parts))
+
+    head: Any
+    pids: Any
+    ops: Any
+    paused: Any
+    verified: Any
+    refused: Any
+    since: Any
+    longest: Any
+    intended: Any
+    floor: Any
 
 
 class Worker:
