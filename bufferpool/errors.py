@@ -38,6 +38,7 @@
     │   ├── SpaceReadOnly            (TypeError) it was not opened for writing
     │   ├── SpaceFull                it has reached max_pages
     │   ├── SpaceRemoved             it was removed from the pool
+    │   ├── SpaceClosed              (ValueError) this handle was closed
     │   ├── SpaceBusy                it has pages that cannot be removed now
     │   ├── SpacePrivate             it belongs to another process
     │   └── TooManySpaces            every space slot is in use
@@ -102,6 +103,7 @@ __all__ = [
     "ShortRead",
     "ShortWrite",
     "SpaceBusy",
+    "SpaceClosed",
     "SpaceError",
     "SpaceFull",
     "SpaceMismatch",
@@ -328,6 +330,10 @@ class SpaceFull(SpaceError):
 
 class SpaceRemoved(SpaceError):
     """The space was removed from the pool."""
+
+
+class SpaceClosed(SpaceError, ValueError):
+    """The handle of the space was closed; the space is in the pool still, unless it was private."""
 
 
 class SpaceBusy(SpaceError):

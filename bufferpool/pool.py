@@ -101,6 +101,14 @@ class Pool(PoolFigures):
     its own, which also pins the pages of the arrays that it inherited.
     """
 
+    def __new__(cls, *attachment: Any, **_: Any) -> Self:
+        if len(attachment) < 3:
+            raise TypeError(
+                f"{cls.__name__}.open(name, capacity=...) opens or makes a pool, {cls.__name__}.attach(name) opens one that "
+                f"exists, {cls.__name__}.create(name, capacity) makes one: {cls.__name__}(...) itself is internal"
+            )
+        return super().__new__(cls)
+
     def __init__(self, path: str, trusted_uid: int | None, uuid: bytes | None, mode: Literal["r", "r+"] = "r+") -> None:
         self.client = Client(path, trusted_uid, uuid, mode, make_room=memory.MakesRoom())
         self._steward: Steward | None = None
@@ -301,6 +309,8 @@ class Pool(PoolFigures):
         Raises UnsavedPages if the pool has dirty pages of files or stores, unless ``discard`` is true;
         SegmentNotFound; and SegmentReplaced if the name now belongs to another pool.
         """
+        if not isinstance(self, Pool):
+            raise TypeError("unlink() is a method of an open pool; Pool.remove(name) removes a pool by its name")
         client = self.client
         client.require_writable("remove it")
         flag_of(discard, "discard")
@@ -684,8 +694,11 @@ class Pool(PoolFigures):
         file may have some of them, unless a log tells it (``durable_lsn``).
 
         Raises (at the block's end) PoolExhausted, SpaceRemoved; then nothing is published. ``group.write`` raises what
-        ``Space.write`` raises; GroupFull for more than a quarter of the pool's frames; and ValueError for a space of another
-        pool, or a discardable one.
+        ``Space.write`` raises; GroupFull for more than a quarter of the pool's frames, or more pages of a space than its
+        limit allows; and ValueError for a space of another pool, or a discardable one.
+
+        In the block ``space.write`` and ``write_many`` raise ValueError for the spaces of this pool: they would publish their pages by
+        themselves. ``append`` and ``grow`` are allowed there, and are not part of the group.
         """
         self.client.require_writable("publish pages")
         return self.client.seg.publish_many()
@@ -718,13 +731,14 @@ class Pool(PoolFigures):
         return written
 
     def _require_own(self, space: Space) -> None:
-        """Raises TypeError, ValueError unless it is a space of this pool; attaches one that was unpickled."""
+        """Raises TypeError, ValueError unless it is a space of this pool; attaches one that was unpickled.
+
+        Raises SpaceRemoved, SpaceClosed, SpacePrivate."""
         if not isinstance(space, Space):
             raise TypeError(
                 f"space must be a space of this pool, not {type(space).__name__}; flush() writes all of them"
             )
-        if space.index < 0:
-            len(space)
+        len(space)
         _ = self.client.seg, space.pool.client.seg  # they know their segments then
         if space.pool.client.known_uuid != self.client.known_uuid:
             raise ValueError(f"{space!r} is a space of another pool, not of {self.name!r}")

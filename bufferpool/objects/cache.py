@@ -10,7 +10,7 @@ import pickle
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Final, ParamSpec, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Never, ParamSpec, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
@@ -93,6 +93,19 @@ class Cache(_core.CacheBase):
         """A cache is true, even if it is empty."""
         return True
 
+    # Never: a type checker finds every use.
+    def __getitem__(self, key: Never) -> Never:
+        raise TypeError(
+            "cache[key] would have to raise KeyError whenever a value was evicted: use cache.get(key), which gives None, or "
+            "cache.get_or_load(key, load)"
+        )
+
+    def __setitem__(self, key: Never, value: Never) -> None:
+        raise TypeError("use cache.put(key, value), which returns whether the value is kept")
+
+    def __delitem__(self, key: Never) -> None:
+        raise TypeError("use cache.delete(key), which returns whether there was a value")
+
     # ---- loads -----------------------------------------------------------------------
 
     def get_or_load(
@@ -120,7 +133,7 @@ class Cache(_core.CacheBase):
         (``bytes(value)`` copies it), a read-only array for an array. Raises WaitTimeout, and WouldDeadlock if this thread
         is loading the key already.
         """
-        seconds = self._checked(timeout, ttl, stale_while_loading)
+        seconds = self._checked(load, timeout, ttl, stale_while_loading)
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast(_T, value)
@@ -155,7 +168,7 @@ class Cache(_core.CacheBase):
         """The same as :meth:`get_or_load` for a coroutine function; the event loop runs on while it waits."""
         from asyncio import sleep  # not at the top: a command that only looks imports no asyncio
 
-        seconds = self._checked(timeout, ttl, stale_while_loading)
+        seconds = self._checked(load, timeout, ttl, stale_while_loading)
         value = self.get(key, _MISSING)
         if value is not _MISSING:
             return cast(_T, value)
@@ -188,8 +201,13 @@ class Cache(_core.CacheBase):
         return _as_given(loaded)
 
     @staticmethod
-    def _checked(timeout: float | None, ttl: float | None, stale: bool) -> float:
+    def _checked(load: object, timeout: float | None, ttl: float | None, stale: bool) -> float:
         """The seconds that a caller waits. Raises TypeError, ValueError, before a loader has run in vain."""
+        if not callable(load):
+            raise TypeError(
+                f"load must be a function that computes the value, not {type(load).__name__}; put(key, value) keeps a value "
+                "that is there already"
+            )
         flag_of(stale, "stale_while_loading")
         _ttl_of(ttl)
         return seconds_of(timeout)
@@ -244,7 +262,7 @@ class Cache(_core.CacheBase):
 
     def memoize(
         self,
-        *,
+        *function: Never,
         version: int | str = 0,
         ttl: float | None = None,
         timeout: float | None = None,
@@ -263,6 +281,9 @@ class Cache(_core.CacheBase):
 
         Raises ValueError for a lambda, and TypeError for a callable without a name or a function that is a generator.
         """
+
+        if function:
+            raise TypeError("memoize takes its options by name, and is called: write @cache.memoize()")
 
         def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
             if not hasattr(function, "__qualname__"):

@@ -25,6 +25,7 @@ from bufferpool.errors import (
     LoaderFailed,
     LoaderReturned,
     PageOutOfRange,
+    SpaceClosed,
     SpacePrivate,
     SpaceRemoved,
     StoreError,
@@ -137,6 +138,7 @@ class Space(_core.Space):
         self._native = False  # whether the core reads the pages from a file, without Python
         self._loops = awaiting.Loops()
         self._pickle: tuple[tuple[int, int | None], bytes] | None = None
+        self._closed = False
 
     @property
     def name(self) -> str:
@@ -183,7 +185,7 @@ class Space(_core.Space):
 
     def _state(self) -> str:
         """For the repr, which neither attaches nor raises: the number of pages, or why there is none to tell."""
-        if self._client.closed:
+        if self._closed or self._client.closed:
             return "closed"
         if self.index < 0:
             return "not attached yet"
@@ -193,6 +195,8 @@ class Space(_core.Space):
             return f"unusable ({type(error).__name__})"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._closed:
+            self._raise_closed()
         if self.private:
             raise SpacePrivate(
                 f'{self!r} is private to this process (lifetime="process") and cannot be pickled: '
@@ -248,8 +252,14 @@ class Space(_core.Space):
         state = (self._wanted.slot, self.generation) if never_change else os.urandom(16).hex()
         return "bufferpool.Space", self._client.known_uuid, self.name, self.dtype.str, state
 
+    def _raise_closed(self) -> Never:
+        """Called by the core when a closed handle is used."""
+        raise SpaceClosed(f"this handle of space {self.name!r} was closed; open the space again")
+
     def _attach(self) -> None:
         """Called by the core when an unpickled space is first used: as the copies before it, or anew."""
+        if self._closed:
+            self._raise_closed()
         found = directory.bound_before(self._client, self._wanted, self.dtype)
         if found is None:
             self._bind()
@@ -469,6 +479,7 @@ class Space(_core.Space):
             what = f"page {first}" if size < 2 else f"pages {first} to {first + size - 1}"
             raise PageOutOfRange(
                 f"{what} {'does' if size < 2 else 'do'} not exist: {self.name!r} has {pages} pages, numbered from 0"
+                + (" (space[-1] is the last one; methods take no negative numbers)" if first < 0 else "")
             )
         return int(first), size
 
@@ -631,9 +642,8 @@ class Space(_core.Space):
         return self
 
     def _record(self) -> Record:
-        """The record of the space. Raises SpaceRemoved."""
-        if self.index < 0:
-            self._attach()
+        """The record of the space. Raises SpaceRemoved, SpaceClosed."""
+        len(self)  # attaches an unpickled handle
         records = records_of(self._client, self.index, self.generation)
         if not records:
             raise SpaceRemoved(removed_message(self.name))
@@ -648,22 +658,25 @@ class Space(_core.Space):
         """
         self._client.require_writable("remove a space")
         flag_of(discard, "discard")
+        self._record()
         if not discard:
             self.pool.flush(self)
         lose = discard or self.kind is Kind.SCRATCH
         directory.remove(self._client, self.name, self.index, self.generation, lose)
 
     def close(self) -> None:
-        """Closes this handle.
+        """Closes this handle: every later use of it raises SpaceClosed. Arrays over its pages, and blocks that write, remain valid.
 
         In the process that made it, this removes a scratch space with lifetime "process";
-        all other spaces remain in the pool.
+        all other spaces remain in the pool, with their pages. Closing a handle twice does nothing.
         """
-        if self._client.closed:
-            return  # such a space has ended with the attachment
+        if self._client.closed or self._closed:
+            return  # a private space has ended with the attachment
         record = self._client.seg.space(self.index) if self.private else None
         if record is not None and record["mine"] and record["generation"] == self.generation:
             self.remove(discard=True)
+        self._closed = True
+        self._close()
 
     def __enter__(self) -> "Space":
         return self

@@ -161,9 +161,10 @@ class FileStore:
         while fd < 0:
             try:
                 fd = os.open(self.path, flags)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
                 if not may_create:
-                    raise
+                    text = f"{error.strerror} (mode='w+' makes the file)"
+                    raise FileNotFoundError(error.errno, text, self.path) from None
                 with suppress(FileExistsError):  # another process created it first
                     fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
                     self.created = True

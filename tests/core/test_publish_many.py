@@ -1,5 +1,7 @@
 """Several pages published as one: all or none for readers, for the dead, and for those who raise."""
 
+import asyncio
+import contextvars
 import json
 import os
 import signal
@@ -303,3 +305,104 @@ def test_every_kind_of_reader_and_the_flusher_find_one_version(
     assert seen == [[published, published]] * 7
     assert left == stored == [published, published]
     assert (beside, violations, dirty) == ([], [], 0)
+
+
+ALONE: dict[str, Callable[[bp.Space], object]] = {
+    "write": lambda space: space.write(1),
+    "write_many": lambda space: space.write_many([1], np.zeros((1, PAGE), np.uint8)),
+}
+
+
+@pytest.mark.parametrize("how", ALONE)
+def test_a_write_of_a_single_page_in_the_block_is_refused(pool: bp.Pool, attach, how: str) -> None:
+    """It published its page by itself, without a word, before the group, and also if the block raised."""
+    work = pool.open_scratch("work", 4)
+    with pool.publish_many() as group:
+        group.write(work, 0)[:] = 1
+        with pytest.raises(ValueError, match=r"use group\.write"):
+            ALONE[how](work)
+        with pool.publish_many() as inner:
+            group.write(work, 2)[:] = 1
+            inner.write(work, 3)[:] = 1
+        with pytest.raises(ValueError, match=r"use group\.write"):
+            ALONE[how](work)
+        other = attach(pool.name).open_scratch("work", 4)  # another attachment: as another process
+        ALONE[how](other)
+    ALONE[how](work)
+    with pytest.raises(KeyError):
+        write_as_one(pool, [(work, 0)], KeyError())
+    ALONE[how](work)
+    assert [int(work[n][0]) for n in range(4)] == [1, 0, 1, 1]
+    assert pool.check() == []
+
+
+def test_other_threads_tasks_and_loaders_are_not_in_the_block(pool: bp.Pool) -> None:
+    work = pool.open_scratch("work", 8)
+
+    def put(n: int) -> None:
+        with work.write(n) as page:
+            page[:] = n
+
+    def load(n: int, out: np.ndarray) -> None:
+        put(4)
+        out[:] = n
+
+    made = pool.open_derived("made", 4, load)
+    refused: list[int] = []
+
+    async def put_soon(n: int) -> None:
+        await asyncio.sleep(0)
+        try:
+            put(n)
+        except ValueError:
+            refused.append(n)
+
+    async def both() -> None:
+        before = asyncio.create_task(put_soon(1))
+        with pool.publish_many() as group:
+            group.write(work, 0)[:] = 9
+            await before
+            await asyncio.create_task(put_soon(2))  # a task of the block
+            thread = threading.Thread(target=put, args=(3,))
+            thread.start()
+            thread.join()
+            assert int(made[2][0]) == 2
+        await put_soon(5)
+
+    asyncio.run(both())
+    assert refused == [2]
+    assert [int(work[n][0]) for n in range(6)] == [9, 1, 0, 3, 4, 5]
+
+
+def test_a_forked_child_is_not_in_the_block(pool: bp.Pool) -> None:
+    work = pool.open_scratch("work", 4)
+    with pool.publish_many() as group:
+        group.write(work, 0)[:] = 1
+        child = os.fork()
+        if child == 0:
+            with work.write(1) as page:
+                page[:] = 7
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert (int(work[0][0]), int(work[1][0])) == (1, 7)
+
+
+@pytest.mark.parametrize("begun", ["generator", "other task"])
+def test_a_block_that_ends_elsewhere_is_over(pool: bp.Pool, begun: str) -> None:
+    work = pool.open_scratch("work", 4)
+
+    def suspended():
+        with pool.publish_many() as group:
+            group.write(work, 0)[:] = 1
+            yield
+
+    one = suspended()
+    if begun == "generator":
+        next(one)
+        one.close()
+    else:
+        contextvars.copy_context().run(next, one)
+        contextvars.copy_context().run(list, one)
+    with work.write(1) as page:
+        page[:] = 7
+    assert (int(work[0][0]), int(work[1][0])) == (int(begun != "generator"), 7)

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -77,16 +78,47 @@ def test_a_write_is_used_once(work):
         write.__enter__()
 
 
-def test_an_array_kept_after_its_block_is_a_private_copy(pool, attach, work):
+def test_an_array_kept_after_its_block_is_a_private_copy_that_is_read_only(pool, attach, work):
+    """What was written to the copy after its block was lost, without a word."""
     with work.write(3) as page:
         page[:] = 7
-    page[:] = 8
-    assert page.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        page[:] = 8
+    assert (page == 7).all()
     assert (work[3] == 7).all()
     assert (attach(pool).space("work")[3] == 7).all()
     assert pins(pool) == 0
     assert not np.shares_memory(page, work[3])
     assert not np.shares_memory(page, pool.data)
+
+
+@pytest.mark.parametrize("how", ["append", "raised", "group", "group that raised", "abandoned"])
+def test_the_copy_is_read_only_however_its_block_ends(pool, work, data_file, how):
+    copies = []
+
+    def suspended():
+        with work.write(3) as page:
+            copies.append(page)
+            yield
+
+    with suppress(KeyError):
+        if how == "append":
+            with pool.open_file(data_file(1), "r+").append() as page:
+                copies.append(page)
+        elif how == "abandoned":
+            begun = suspended()
+            next(begun)
+            begun.close()
+        elif how.startswith("group"):
+            with pool.publish_many() as group:
+                copies.append(group.write(work, 3))
+                if "raised" in how:
+                    raise KeyError
+        else:
+            with work.write(3) as page:
+                copies.append(page)
+                raise KeyError
+    assert [page.flags.writeable for page in copies] == [False]
 
 
 def test_readers_keep_the_snapshot_that_they_have(pool, work):

@@ -11,10 +11,10 @@ import bufferpool as bp
 from bufferpool.errors import (
     PageDiscarded,
     PoolExhausted,
+    SpaceClosed,
     SpaceMismatch,
     SpaceNotFound,
     SpacePrivate,
-    SpaceRemoved,
 )
 from bufferpool.upkeep import memory
 from tests.conftest import PAGE, WAIT, fill, kernel_bytes, stamp
@@ -50,12 +50,12 @@ def test_closing_a_scratch_space_of_a_client_removes_it(pool):
     with pool.open_scratch("mine", 10, lifetime="process") as work:
         fill(work, range(10))
     assert pool.stats().spaces == []
-    with pytest.raises(SpaceRemoved):
+    with pytest.raises(SpaceClosed):
         work[0]
     assert pool.stats().reclaimed_bytes["drop"] == 10 * PAGE
     with pool.open_scratch("ours", 10) as work:
         fill(work, [1])
-    assert np.array_equal(work[1], stamp(1))
+    assert np.array_equal(pool.space("ours")[1], stamp(1))
     assert kernel_bytes(pool) > memory
 
 

@@ -19,16 +19,20 @@ SegmentObject* bind_space(SpaceObject* sp) {
 }
 
 int refuse_space(SpaceObject* sp) {
-    if (sp->seg && sp->seg->s && sp->seg->s->works && !sp->seg->closing) {
-        raise("SpacePrivate",
-              "the scratch space is private to client %u, the parent of this forked child; make one here "
-              "(pool.open_scratch), "
-              "or share one (lifetime=\"pool\")",
-              sp->only);
+    if (!bound(sp) || !opened(sp->seg)) return -1;
+    u32 only = sp->only;
+    if (only == CLOSED_HANDLE) {
+        PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(sp), "_raise_closed", nullptr);
+        Py_XDECREF(r);
         return -1;
     }
-    if (sp->seg) return opened(sp->seg) ? 0 : -1;
-    return bound(sp) ? 0 : -1;
+    if (!only || only == sp->seg->s->me) return 0;
+    raise("SpacePrivate",
+          "the scratch space is private to client %u, the parent of this forked child; make one here "
+          "(pool.open_scratch), "
+          "or share one (lifetime=\"pool\")",
+          only);
+    return -1;
 }
 
 // Raises SpaceRemoved, with the space and the usual causes. Returns null.
@@ -40,11 +44,17 @@ PyObject* raise_space_removed(SpaceObject* sp) {
     return nullptr;
 }
 
+static bool is_negative(PyObject* n) {
+    int overflow = 0;
+    return PyLong_Check(n) && (PyLong_AsLongLongAndOverflow(n, &overflow) < 0 || overflow < 0);
+}
+
 int bad_page(SpaceObject* sp, u64 span, PyObject* n) {
     if (space_generation(span) != sp->generation) raise_space_removed(sp);
     else
-        raise("PageOutOfRange", "page %S does not exist: the space has %llu pages, numbered from 0", n,
-              (unsigned long long)space_pages(span));
+        raise("PageOutOfRange", "page %S does not exist: the space has %llu pages, numbered from 0%s", n,
+              (unsigned long long)space_pages(span),
+              is_negative(n) ? " (space[-1] is the last one; methods take no negative numbers)" : "");
     return -1;
 }
 

@@ -11,7 +11,18 @@ struct GroupObject {
     u64 timeout_ns;    // the longest of the pages'
     bool open, done;
     Turn turn;  // of a thread is in a method
+    u64 number;          // of this group, in this process
+    u32 forks;           // the value of `forks` when its block began: in a forked child no group is open
+    PyObject* outside;   // the token with which `inside` gets back what it was before the block
+    GroupObject* next;   // the list of open groups
 };
+
+// The number of the group in whose block the present code runs. Each thread has its own, and each task of an event
+// loop. A task that is made in the block is in it, too.
+static PyObject* inside;
+static GroupObject* open_groups;  // guarded by `lists`
+static Count groups_open;
+static thread_local bool taking;  // group.write() calls Space.write()
 
 static WriteObject* write_at(GroupObject* g, Py_ssize_t i) {
     return reinterpret_cast<WriteObject*>(PyList_GET_ITEM(g->writes, i));
@@ -38,6 +49,66 @@ public:
     bool ok() const { return mine_; }
 };
 
+// Is a group of this pool open whose number `inside` has? 1 or 0; -1 with an exception.
+static int in_block_of(SegmentObject* seg) {
+    PyObject* number = nullptr;
+    if (PyContextVar_Get(inside, nullptr, &number) < 0) return -1;
+    u64 wanted = number ? PyLong_AsUnsignedLongLong(number) : 0;
+    Py_XDECREF(number);
+    Guard guard(lists);
+    for (GroupObject* g = open_groups; g; g = g->next)
+        if (g->number == wanted && g->seg == seg && g->forks == seg->forks) return 1;
+    return 0;
+}
+
+// A write of a single page in the block of a group would be published by itself, before the group or without it. Code
+// that a load or a flush calls (a loader, a store) is not part of the block. 0 or -1.
+int refuse_in_group(SpaceObject* sp, const char* call) {
+    if (!groups_open || taking) return 0;
+    int found = in_block_of(sp->seg);
+    if (found < 1 || works_for_pool(*sp->seg->s)) return found < 0 ? -1 : 0;
+    raise("ValueError",
+          "in the block of pool.publish_many(), %s would publish its page by itself: use group.write(space, page_no), "
+          "or write the page before the block or after it",
+          call);
+    return -1;
+}
+
+static int enter_block(GroupObject* g) {
+    static Atomic<u64> numbers;
+    g->number = numbers.add_relaxed(1) + 1;
+    PyObject* number = PyLong_FromUnsignedLongLong(g->number);
+    g->outside = number ? PyContextVar_Set(inside, number) : nullptr;
+    Py_XDECREF(number);
+    if (!g->outside) return -1;
+    Guard guard(lists);
+    g->forks = g->seg->forks;
+    g->next = open_groups;
+    open_groups = g;
+    groups_open++;
+    g->open = true;
+    return 0;
+}
+
+// Ends the block. Keeps the exception that is set.
+static void leave_block(GroupObject* g) {
+    if (!g->open) return;
+    g->open = false;
+    {
+        Guard guard(lists);
+        GroupObject** at = &open_groups;
+        while (*at && *at != g) at = &(*at)->next;
+        if (*at) *at = g->next;
+        groups_open--;
+    }
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    // In another task than the one that began the block, the variable keeps a number that no open group has.
+    if (PyContextVar_Reset(inside, g->outside) < 0) PyErr_Clear();
+    Py_CLEAR(g->outside);
+    PyErr_Restore(type, value, trace);
+}
+
 static PyObject* segment_publish_many(PyObject* self, PyObject*) {
     auto g = PyObject_New(GroupObject, &GroupType);
     if (!g) return nullptr;
@@ -45,6 +116,7 @@ static PyObject* segment_publish_many(PyObject* self, PyObject*) {
     Py_INCREF(self);
     g->timeout_ns = 0;
     g->open = g->done = false;
+    g->outside = nullptr;
     g->turn.clear();
     g->writes = PyList_New(0);
     if (!g->writes) return Py_DECREF(g), nullptr;
@@ -55,13 +127,23 @@ static PyObject* group_enter(PyObject* self, PyObject*) {
     auto g = reinterpret_cast<GroupObject*>(self);
     if (g->open || g->done) return raise("ValueError", "a group of pages is used once; call publish_many() again");
     if (!opened(g->seg)) return nullptr;
-    g->open = true;
-    return Py_NewRef(self);
+    return enter_block(g) == 0 ? Py_NewRef(self) : nullptr;
 }
 
 // The most pages of a group. Their old versions cannot be evicted before the new ones are published, so a group needs
 // two frames for each page.
 static Py_ssize_t most_pages(GroupObject* g) { return std::max<Py_ssize_t>(1, g->seg->s->page_budget() / 4); }
+
+// Does the space's limit leave no room for one more page of it in the group? All pages of a group are in the pool at
+// the same time.
+static bool fills_its_limit(GroupObject* g, SpaceObject* sp, u32& limit) {
+    Share* share = share_of(*g->seg->s, entry_of(sp, 0));
+    limit = share ? share->limit.load_relaxed() : 0;
+    if (!limit) return false;
+    Py_ssize_t of_it = 0;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(g->writes); i++) of_it += write_at(g, i)->space->index == sp->index;
+    return of_it >= Py_ssize_t(limit);
+}
 
 // Checks that a page of this space may be in the group. Returns 0 or -1.
 static int check_space(GroupObject* g, PyObject* space) {
@@ -71,7 +153,8 @@ static int check_space(GroupObject* g, PyObject* space) {
     }
     auto sp = reinterpret_cast<SpaceObject*>(space);
     SegmentObject* seg = bound(sp);
-    if (!seg) return -1;
+    if (!seg || ready_space(sp) < 0) return -1;
+    u32 limit;
     if (seg != g->seg) raise("ValueError", "the space belongs to another pool, and a group is published in one");
     else if (sp->discardable)
         raise("ValueError",
@@ -81,6 +164,11 @@ static int check_space(GroupObject* g, PyObject* space) {
               "a group has at most a quarter of the pool's frames, which are %zd pages: publish fewer pages "
               "as one, or resize the pool",
               most_pages(g));
+    else if (fills_its_limit(g, sp, limit))
+        raise("GroupFull",
+              "a group has at most as many pages of a space as its limit allows, which are %u pages: publish fewer "
+              "pages as one, or raise the limit (space.set_share(limit=...))",
+              limit);
     else return 0;
     return -1;
 }
@@ -99,7 +187,9 @@ static PyObject* group_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     PyObject* one = call ? PyTuple_Pack(1, page_no) : nullptr;
     bool ready = one && (!timeout || PyDict_SetItemString(given, "timeout", timeout) == 0) &&
                  (!lsn || PyDict_SetItemString(given, "lsn", lsn) == 0);
+    taking = true;
     PyObject* made = ready ? PyObject_Call(call, one, given) : nullptr;
+    taking = false;
     Py_XDECREF(one);
     Py_XDECREF(call);
     Py_XDECREF(given);
@@ -125,7 +215,7 @@ static void group_abort(GroupObject* g) {
     PyErr_Fetch(&type, &value, &trace);
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(g->writes); i++) write_abort(write_at(g, i));
     PyList_SetSlice(g->writes, 0, PyList_GET_SIZE(g->writes), nullptr);
-    g->open = false;
+    leave_block(g);
     g->done = true;
     PyErr_Restore(type, value, trace);
 }
@@ -182,11 +272,10 @@ static PyObject* group_exit(PyObject* self, PyObject* args) {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(g->writes); i++) {
         WriteObject* w = write_at(g, i);
         set_closed(w);
-        w->done = true;
-        Py_CLEAR(w->page);
+        end_copy(w);
     }
     PyList_SetSlice(g->writes, 0, PyList_GET_SIZE(g->writes), nullptr);
-    g->open = false;
+    leave_block(g);
     g->done = true;
     Py_RETURN_NONE;
 }
@@ -194,6 +283,7 @@ static PyObject* group_exit(PyObject* self, PyObject* args) {
 static Py_ssize_t group_length(PyObject* self) { return PyList_GET_SIZE(reinterpret_cast<GroupObject*>(self)->writes); }
 
 static void group_dealloc(GroupObject* g) {
+    leave_block(g);  // of a generator that was deleted
     Py_XDECREF(g->writes);  // a Write that is dropped ends without publishing
     Py_DECREF(g->seg);
     PyObject_Free(g);
@@ -218,6 +308,8 @@ PyTypeObject GroupType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 static PySequenceMethods group_sequence = {};
 
 int ready_group_type() {
+    inside = PyContextVar_New("bufferpool.publish_many", nullptr);
+    if (!inside) return -1;
     group_sequence.sq_length = group_length;
     GroupType.tp_as_sequence = &group_sequence;
     return ready_type(GroupType, "bufferpool._core.PublishGroup",

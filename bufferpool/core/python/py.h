@@ -53,6 +53,9 @@ struct SegmentObject {
     ForkPlan plan;
 };
 
+// In SpaceObject::only: no client has such a number, so every use takes the path on which private spaces are refused.
+constexpr u32 CLOSED_HANDLE = ~0u;
+
 struct SpaceObject {
     PyObject_HEAD Shared<SegmentObject*> seg;  // null until attached; stored last
     PyObject* store;     // kept alive with its descriptor
@@ -64,7 +67,7 @@ struct SpaceObject {
     u32 index, first_entry, max_pages, kind;
     Shared<u64>* backed;  // which chunks of its entries have memory, as far as we have looked: see is_backed()
     u32 chunk_shift;      // of pages in a chunk
-    u32 only;             // the client that the private space belongs to; 0: a shared space
+    Shared<u32> only;     // the client that the private space belongs to; 0: a shared space; or CLOSED_HANDLE
     int fd;              // of a file; -1: pages are filled by _fill()
     u32 caching;         // how it is read: prim::Caching
     bool writable, discardable, zero_fill;
@@ -285,7 +288,8 @@ int ready_type(PyTypeObject& type, const char* name, const char* doc, void (*dea
 inline SegmentObject* S(PyObject* self) { return reinterpret_cast<SegmentObject*>(self); }
 inline SpaceSlot& space_slot(SpaceObject* sp) { return sp->seg->s->spaces[sp->index]; }
 
-// Refuses a space whose pool is closed, and a parent's private one; binds one that was unpickled. 0 or -1.
+// Refuses a space whose pool is closed, a closed handle, and a parent's private space; binds one that was unpickled.
+// 0 or -1.
 inline int ready_space(SpaceObject* sp) {
     SegmentObject* seg = sp->seg;
     Segment* s = seg ? static_cast<Segment*>(seg->s) : nullptr;

@@ -478,10 +478,7 @@ static PyObject* space_early(PyObject* self, PyObject* args) {
 // Whether this thread is in no load, flush or write: then others may do its loads while it waits for them.
 static PyObject* space_unbound(PyObject* self, PyObject*) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    Segment& s = *sp->seg->s;
-    bool bound = sp->seg->writes > 0;
-    for (auto& thread : s.op_thread) bound |= thread.load_relaxed() == this_thread();
-    return PyBool_FromLong(!bound);
+    return PyBool_FromLong(!sp->seg->writes && !works_for_pool(*sp->seg->s));
 }
 
 // Raises SpaceReadOnly, with the remedy if there is one.
@@ -521,7 +518,7 @@ static PyObject* space_write(PyObject* self, PyObject* const* args, Py_ssize_t c
     if (page_number(sp, n, page_no) < 0) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "write");
     u64 timeout_ns;
-    if (patience_of(timeout, timeout_ns) < 0) return nullptr;
+    if (patience_of(timeout, timeout_ns) < 0 || refuse_in_group(sp, "space.write()") < 0) return nullptr;
     if (fresh && !PyBool_Check(fresh)) return raise("TypeError", "fresh must be True or False, not %R", fresh);
     return with_lsn(new_write(sp, page_no, fresh == Py_True ? WriteKind::FRESH : WriteKind::EDIT, timeout_ns), lsn);
 }
@@ -588,7 +585,7 @@ static PyObject* space_grow(PyObject* self, PyObject* args, PyObject* kwargs) {
     Py_DECREF(number);
     if (pages < 0 && overflow <= 0) return raise("ValueError", "a number of pages must not be negative");
     if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
-    if (!sp->writable) return raise_read_only(sp, "append");
+    if (!sp->writable) return raise_read_only(sp, "add");
     if (overflow || u64(pages) > sp->max_pages)
         return raise("SpaceFull", "the space has at most %u pages, and cannot have %S; %s", sp->max_pages, wanted,
                      more_room(sp));
@@ -633,7 +630,8 @@ static PyObject* space_write_many(PyObject* self, PyObject* args, PyObject* kwar
     Rows rows;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OO:write_many", const_cast<char**>(names), &ids, &what,
                                      &timeout, &lsn) ||
-        rows.parse(sp, what, timeout, lsn, "write") < 0 || !(rows.numbers = page_numbers(sp, ids)))
+        rows.parse(sp, what, timeout, lsn, "write") < 0 || !(rows.numbers = page_numbers(sp, ids)) ||
+        refuse_in_group(sp, "space.write_many()") < 0)
         return nullptr;
     npy_intp n = PyArray_SIZE(rows.numbers);
     if (n != PyArray_DIM(rows.pages, 0))
@@ -742,8 +740,14 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->writable = writable;
     sp->discardable = discardable;
     sp->zero_fill = zero_fill;
-    sp->only = is_private ? s->me : 0;
+    if (sp->only != CLOSED_HANDLE) sp->only = is_private ? s->me : 0;
     sp->seg = reinterpret_cast<SegmentObject*>(seg);
+    Py_RETURN_NONE;
+}
+
+// _close(): from here on every use of the handle raises; blocks that write, and arrays, are not affected.
+static PyObject* space_close(PyObject* self, PyObject*) {
+    reinterpret_cast<SpaceObject*>(self)->only = CLOSED_HANDLE;
     Py_RETURN_NONE;
 }
 
@@ -861,6 +865,7 @@ static PyMethodDef space_methods[] = {
     {"_load_ahead", entered<space_load_ahead, SpaceEntry>, METH_O, "Loads those that can be read together."},
     {"_drop_range", entered<space_drop_range, SpaceEntry>, METH_VARARGS,
      "Drops pages without write-back; returns the number of freed frames."},
+    {"_close", space_close, METH_NOARGS, "Closes this handle: every use of it raises SpaceClosed."},
     {"_bind_core", space_bind, METH_VARARGS, "Connects this handle to its slot in a segment."},
     {nullptr, nullptr, 0, nullptr}};
 static PyMappingMethods space_mapping = {};

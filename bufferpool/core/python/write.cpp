@@ -1,6 +1,6 @@
 // Write: a private copy of a page, published as a whole when its block ends.
 // Nothing of the segment is ever writable from Python: the copy is ordinary
-// memory, which the caller keeps after the block.
+// memory, which the caller may keep after the block, and which is read-only then.
 #include "python/write.h"
 
 #include "protocol/scratch.h"
@@ -73,6 +73,14 @@ void set_closed(WriteObject* w) {
     Guard guard(lists);
     w->next->prev = w->prev;
     w->prev->next = w->next;
+}
+
+// The block has ended: what is written to the copy from here on would be lost, so numpy refuses it. The caller may keep
+// the array, and read it.
+void end_copy(WriteObject* w) {
+    w->done = true;
+    if (w->page) PyArray_CLEARFLAGS(reinterpret_cast<PyArrayObject*>(w->page), NPY_ARRAY_WRITEABLE);
+    Py_CLEAR(w->page);
 }
 
 void raise_removed(SpaceObject* sp, u64 page_no) {
@@ -162,8 +170,7 @@ void write_abort(WriteObject* w) {
         else if (w->kind == WriteKind::EDIT && w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
     }
     set_closed(w);
-    w->done = true;
-    Py_CLEAR(w->page);
+    end_copy(w);
 }
 
 // May one more page be kept that cannot be evicted, without using the other spaces' share? If not, Python reaps or
@@ -242,8 +249,7 @@ static PyObject* write_exit(PyObject* self, PyObject* const* args, Py_ssize_t n)
         return nullptr;
     }
     set_closed(w);
-    w->done = true;
-    Py_CLEAR(w->page);
+    end_copy(w);
     Py_RETURN_NONE;
 }
 

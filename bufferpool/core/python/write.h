@@ -35,9 +35,18 @@ struct Version {
     u32 forks;  // the value of `forks` when it was begun
 };
 
+// Is this thread in the midst of a load or a flush of the pool, which calls a loader or a store?
+inline bool works_for_pool(Segment& s) {
+    bool works = false;
+    for (auto& thread : s.op_thread) works |= thread.load_relaxed() == this_thread();
+    return works;
+}
+
+int refuse_in_group(SpaceObject* sp, const char* call);  // publish_many.cpp
 bool may_keep(const Version& v);
 bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 first, u64 count);
 void set_closed(WriteObject* w);
+void end_copy(WriteObject* w);
 PyObject* write_enter(PyObject* self, PyObject*);  // the private copy; the writer field is ours
 void write_abort(WriteObject* w);
 // These raise, and return null.
