@@ -20,6 +20,7 @@
     ├── GroupFull                    (ValueError) too many pages to be published as one
     ├── UnsavedPages                 dirty pages of files or stores would be lost
     ├── TooManyClients               every client slot is in use
+    ├── TooManySnapshots             (OverflowError) one process reads at 32 LSNs already
     ├── ThreadRefused                (RuntimeError) this process can have no further thread
     ├── CacheRemoved                 (LookupError) the cache was removed from the pool
     ├── NoWorkerPool                 (LookupError) this process is no worker of a cluster that has a pool
@@ -115,6 +116,7 @@ __all__ = [
     "ThreadRefused",
     "TooManyClients",
     "TooManyPins",
+    "TooManySnapshots",
     "TooManySpaces",
     "UnsavedPages",
     "WaitTimeout",
@@ -262,6 +264,10 @@ class UnsavedPages(BufferPoolError):
 
 class TooManyClients(BufferPoolError):
     """Every client slot belongs to a living process."""
+
+
+class TooManySnapshots(BufferPoolError, OverflowError):
+    """One process has snapshots at 32 other LSNs of the pool already."""
 
 
 class ThreadRefused(BufferPoolError, RuntimeError):

@@ -688,8 +688,9 @@ class Pool(PoolFigures):
         them are there, or none. No reader waits meanwhile. A reader of several pages reads them one after the
         other, as always, so it may see one before that moment and the next one after it, but no new page and then an old one.
 
-        ``group.write(space, page_no, timeout=10.0, lsn=None)`` is ``space.write(page_no, …)`` and returns the copy at once; no
-        other client writes the page until the block ends. So groups whose pages overlap must take them in the same order;
+        ``group.write(space, page_no, timeout=10.0, lsn=None, fresh=False)`` is ``space.write(page_no, …)`` and returns the copy
+        at once; no other client writes the page until the block ends. ``fresh``: the copy is zeros, and not the old version. (An
+        absent page is loaded all the same: until the block ends its old version is the page's.) So groups whose pages overlap must take them in the same order;
         otherwise each waits for the other until WaitTimeout. The pages are flushed one by one, as always: after a power failure a
         file may have some of them, unless a log tells it (``durable_lsn``).
 
@@ -793,6 +794,36 @@ class Pool(PoolFigures):
         """
         self.client.require_writable("set the durable LSN")
         self.client.seg.raise_durable_lsn(lsn_of(lsn))
+
+    def begin_snapshot(self, lsn: int) -> None:
+        """Says to all processes that this one reads the pages as they were at ``lsn``, until :meth:`end_snapshot`.
+
+        It is meant for engines that keep the version of a page that they replace while a reader needs it: which LSNs are in use
+        is known to every process (:meth:`snapshots`), and the death of a process ends its own. The pool keeps no version for it.
+        Begun twice, it must be ended twice. It costs no system call, and no lock that another process has.
+
+        If new snapshots begin at an LSN that moves, a reader can be overtaken between the read of that LSN and this call. So it reads it
+        once more afterwards, and if it has moved, ends the snapshot and begins again. A writer reads the LSN first
+        and then ``snapshots()``, and keeps what either of them needs. Then no reader is overlooked::
+
+            while True:
+                pool.begin_snapshot(lsn := newest())
+                if newest() == lsn:
+                    break
+                pool.end_snapshot(lsn)
+
+        A forked child has no snapshots. Raises TooManySnapshots if this process has snapshots at 32 other LSNs.
+        """
+        self.client.require_writable("begin a snapshot")
+        self.client.seg.begin_snapshot(lsn)
+
+    def end_snapshot(self, lsn: int) -> None:
+        """Ends a snapshot that this process has begun. Raises ValueError if it has none at ``lsn``."""
+        self.client.seg.end_snapshot(lsn)
+
+    def snapshots(self) -> list[int]:
+        """The LSNs at which living processes read, sorted; each once. It may be called in any process."""
+        return sorted(set(self.client.seg.snapshots()))
 
     def checkpoint(self, up_to_lsn: int | None = None, *, timeout: float | None = 0.0) -> int:
         """Flushes dirty pages; returns the LSN from which recovery must start.

@@ -68,7 +68,7 @@ class Engine:
     def __init__(self, pool: bp.Pool, space: bp.Space, log: Log, file: locks.LockFile, shared: Shared) -> None:
         self.pool, self.space, self.log, self.file, self.shared = pool, space, log, file, shared
         self.page_size = pool.page_size
-        self.versions = Versions(shared, file)
+        self.versions = Versions(shared)
         self.write_lock = locks.Lock(file, locks.WRITE, "write")
         self.sync_lock = locks.Lock(file, locks.SYNC, "sync")
         self.checkpoint_lock = locks.Lock(file, locks.CHECKPOINT, "checkpoint")
@@ -90,7 +90,7 @@ class Engine:
         with self.pool.publish_many() as group:
             for page_no, image in pages:
                 try:
-                    page = group.write(self.space, page_no, lsn=lsn)
+                    page = group.write(self.space, page_no, lsn=lsn, fresh=True)
                 except bp.errors.GroupFull:
                     break
                 page[:] = np.frombuffer(image, np.uint8)

@@ -11,8 +11,6 @@ description, which the threads of a handle share; ordinary locks exclude them fr
           2   write      one write transaction at a time
           3   sync       one process at a time syncs the log, for all that wait
           4   checkpoint one checkpoint at a time
-        100+  handles    one byte per open handle, locked while it is open: the number of its slot
-        200+  snapshots  one byte per slot, locked while the handle has a snapshot in use
 
 Locks are taken in the order open, checkpoint, write, sync.
 """
@@ -28,7 +26,7 @@ from functools import cache
 
 from toydb.errors import Busy, TransactionError
 
-OPEN, ATTACHED, WRITE, SYNC, CHECKPOINT, HANDLES, SNAPSHOTS = 0, 1, 2, 3, 4, 100, 200
+OPEN, ATTACHED, WRITE, SYNC, CHECKPOINT = range(5)
 LONGEST_SLEEP_S = 0.002
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
@@ -72,11 +70,6 @@ class LockFile:
 
     def release(self, byte: int) -> None:
         self._set(byte, fcntl.F_UNLCK, wait=False)
-
-    def is_taken(self, byte: int) -> bool:
-        """Whether another handle has locked a byte; for a byte that this handle has locked: False."""
-        found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _request(fcntl.F_WRLCK, byte))
-        return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
 
 
 class Lock:

@@ -71,7 +71,6 @@ def open_engine(path: str, *, capacity: int | str, create: bool, pool_name: str 
             engine = _recover(path, pool_name, capacity, page_size, log, file)
         try:
             point("open.attaching")
-            engine.versions.enter()
             file.take(locks.ATTACHED, shared=True)
             file.release(locks.OPEN)
         except BaseException:

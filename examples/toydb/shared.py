@@ -10,8 +10,7 @@ They need no latch: each page has one writer at a time, which publishes it as a 
               u64 visible
     page 2    failed     u64: written by the process whose sync of the log failed
     page 3    batches    written under the write lock: old page versions in the spill file (spill.py)
-    page 4…   snapshots  one page per open handle: u64 magic · u64 count · u64 LSNs[count]
-    after     the directory of old page versions (versions.py)
+    page 4…   the directory of old page versions (versions.py)
 
 ``path``       the hash of the data file's path: the database that the pool belongs to
 ``published``  the end of the last commit whose pages are all published: the next record is appended there
@@ -34,12 +33,11 @@ import numpy as np
 
 import bufferpool as bp
 
-MAGIC = b"TOYDB\0\0\2"
+MAGIC = b"TOYDB\0\0\3"
 STATE = Struct("<8s16sQQQQQQ")
 WORD = Struct("<Q")
 CONTROL, VERSIONS, SPILL, DATA = "toydb.control", "toydb.versions", "toydb.spill", "toydb.data"
-SLOTS = 64  # open handles
-BATCHES, FIRST_SLOT, FIRST_SET = 3, 4, 4 + SLOTS
+BATCHES, FIRST_SET = 3, 4
 LEAST_VERSIONS = 16
 
 

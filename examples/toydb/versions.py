@@ -16,34 +16,27 @@ If more than MOST_DROPPED versions of one commit have no way, they go to the spi
 commit is being published, or after its process died, every new snapshot works. A smaller number replaces the oldest
 versions: a snapshot that needed one raises SnapshotTooOld.
 
-How a writer learns of a snapshot S of another process. The reader
+How a writer learns of a snapshot S of another process: the pool has a list of the LSNs at which living processes read
+(``pool.begin_snapshot``). The reader
 
-1. locks its slot's byte in the lock file, unless it has a snapshot in use already,
-2. enters S = ``visible`` into its slot, unless S is there from an earlier snapshot,
-3. reads ``visible`` again: if it has moved, it begins again at 2,
+1. reads ``visible``, and enters that LSN, S, into the list,
+2. reads ``visible`` again: if it has moved, it leaves the list and begins again at 1.
 
-and unlocks the byte when its last snapshot ends; S remains in the slot. A writer reads ``visible``, then the slots, then
-the bytes, and ignores a slot whose byte is free. If it ignores S, or misses it, it did so before step 1 or 2; so the
-``visible`` that it had read before that is one that the reader finds at step 3. Then either S is that value, whose
-versions every writer keeps, or the reader begins again. So a snapshot that finds its S in the slot, as all do that begin
-between two commits, writes nothing; and the kernel unlocks the byte of a process that dies.
+A writer reads ``visible``, and then the list. If it misses S, it read the list before step 1; so the ``visible`` that it had
+read before is one that the reader finds at step 2. Then either S is that value, whose versions every writer
+keeps, or the reader begins again.
 """
-
-import threading
-from struct import Struct
 
 import numpy as np
 import numpy.typing as npt
 
-from toydb import locks
+import bufferpool as bp
 from toydb.errors import Busy, SnapshotTooOld
 from toydb.page import Page
 from toydb.points import point
-from toydb.shared import FIRST_SET, FIRST_SLOT, SLOTS, Shared
+from toydb.shared import FIRST_SET, Shared
 from toydb.spill import Spill
 
-SLOT_MAGIC = 0x53_4E_41_50
-HEAD = Struct("<QQ")
 MOST_TRIES = 1000
 MOST_DROPPED = 16  # versions without a way that one commit may drop
 
@@ -53,95 +46,37 @@ Set = npt.NDArray[np.uint64]
 class Versions:
     """The snapshots of one process, and the version store that all share."""
 
-    def __init__(self, shared: Shared, file: locks.LockFile) -> None:
+    def __init__(self, shared: Shared) -> None:
         self.shared = shared
-        self._file = file
+        self._pool = shared.pool
         self._spill = Spill(shared)
-        self._mutex = threading.Lock()
-        self._mine: dict[int, int] = {}  # the LSN of each snapshot in use, and how many have it
-        self._entered: set[int] = set()  # the LSNs in the slot
-        self._in_use = False  # set before the byte is locked, and reset after it is unlocked
-        self._slot = -1
-        self._most = (shared.pool.page_size - HEAD.size) // 8
 
     # ---- snapshots -------------------------------------------------------------
 
-    def enter(self) -> None:
-        """Takes the lowest free slot, under the open lock. Raises Busy."""
-        for slot in range(SLOTS):
-            if self._file.take(locks.HANDLES + slot, 0):
-                self._slot = slot
-                self._write_slot()
-                return
-        raise Busy(f"{SLOTS} handles are open already; close one")
-
-    def _write_slot(self, *new: int) -> None:
-        lsns = sorted([*self._mine, *new])
-        content = HEAD.pack(SLOT_MAGIC, len(lsns)) + np.array(lsns, np.uint64).tobytes()
-        self.shared.publish(FIRST_SLOT + self._slot, content)
-        self._entered = set(lsns)
-
     def begin(self) -> int:
         """The LSN of a new snapshot. Raises Busy."""
-        with self._mutex:
-            try:
-                if not self._in_use:
-                    self._in_use = True
-                    self._file.take(locks.SNAPSHOTS + self._slot)
-                lsn = self.shared.visible()
-                if lsn not in self._entered:
-                    lsn = self._enter_lsn()
-                self._mine[lsn] = self._mine.get(lsn, 0) + 1
-                return lsn
-            except BaseException:
-                if not self._mine:
-                    self._rest()
-                raise
-
-    def _enter_lsn(self) -> int:
-        """Steps 2 and 3, for an LSN that is not in the slot."""
         for _ in range(MOST_TRIES):
             lsn = self.shared.visible()
-            if lsn in self._entered:
-                return lsn
-            if len(self._mine) >= self._most:
-                raise Busy(f"this handle has {self._most} snapshots; end some")
-            self._write_slot(lsn)
-            point("snapshot.announced")
-            if self.shared.visible() == lsn:
-                return lsn
+            try:
+                self._pool.begin_snapshot(lsn)
+            except bp.errors.TooManySnapshots as error:
+                raise Busy(f"{error}, by this handle of the database") from error
+            try:
+                point("snapshot.announced")
+                if self.shared.visible() == lsn:
+                    return lsn
+            except BaseException:
+                self.end(lsn)
+                raise
+            self.end(lsn)
         raise Busy("commits came too fast to begin a snapshot between two of them; try again")
 
     def end(self, lsn: int) -> None:
-        with self._mutex:
-            self._mine[lsn] -= 1
-            if self._mine[lsn]:
-                return
-            del self._mine[lsn]
-            if self._mine:
-                self._write_slot()
-            else:
-                self._rest()
+        self._pool.end_snapshot(lsn)
 
-    def _rest(self) -> None:
-        """Unlocks the byte: no snapshot of this handle is in use."""
-        self._file.release(locks.SNAPSHOTS + self._slot)
-        self._in_use = False
-
-    def _live(self) -> list[int]:
+    def live(self) -> list[int]:
         """The LSNs of all snapshots in use."""
-        found: list[int] = []
-        for slot in range(SLOTS):
-            page = self.shared.control[FIRST_SLOT + slot]
-            magic, count = HEAD.unpack_from(page)
-            if magic != SLOT_MAGIC:
-                break  # slots are taken lowest first: no higher one was ever used
-            if count and self._is_in_use(slot):
-                found += np.frombuffer(page, np.uint64, min(count, self._most), HEAD.size).tolist()
-        return found
-
-    def _is_in_use(self, slot: int) -> bool:
-        return self._in_use if slot == self._slot else self._file.is_taken(locks.SNAPSHOTS + slot)
+        return self._pool.snapshots()
 
     # ---- old versions ------------------------------------------------------------
 
@@ -188,7 +123,7 @@ class Versions:
     def _free(self, sets: dict[int, list[tuple[int, bytes]]]) -> tuple[dict[int, npt.NDArray[np.intp]], int]:
         """The free ways of these sets, and the LSN of the oldest snapshot that is in use or can begin."""
         visible = self.shared.visible()
-        live = self._live()
+        live = self.live()
         free = {index: free_ways(self._read_set(index)[1], visible, live) for index in sets}
         return free, min([visible, *live])
 

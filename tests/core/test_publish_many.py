@@ -79,6 +79,39 @@ def test_spaces_of_every_kind_may_be_mixed_and_each_page_has_its_lsn(pool: bp.Po
     assert pool.check() == []
 
 
+def test_a_fresh_copy_is_zeros_and_the_old_version_is_the_page_until_the_block_ends(
+    pool: bp.Pool, tmp_path: Path
+) -> None:
+    """A commit that replaces its pages as a whole had to copy each old version before it wrote over it: ``group.write`` had
+    no ``fresh=``. The page must have its writer at once, unlike in ``Space.write(fresh=True)``, and keep its LSN."""
+    (tmp_path / "data").write_bytes(b"\5" * (3 * PAGE))
+    file = pool.open_file(tmp_path / "data", "r+")
+    pool.durable_lsn = 10
+    with file.write(1, lsn=12) as page:
+        page[:] = 6
+    with pool.publish_many() as group:
+        for n in range(2):
+            copy = group.write(file, n, fresh=True)  # page 0 is absent, page 1 resident and dirty
+            assert not copy.any()
+            copy[:100] = 9
+        assert (file[0] == 5).all()
+        assert (file[1] == 6).all()
+        with pytest.raises(errors.WouldDeadlock):
+            group.write(file, 1, fresh=True)
+        with pytest.raises(TypeError, match="fresh must be"):
+            group.write(file, 2, fresh=1)  # type: ignore[arg-type]
+    for n in range(2):
+        assert file[n].sum() == 900
+    assert pool.flush() == 1, "page 1 keeps its LSN, which is not durable"
+    group = pool.publish_many()
+    group.__enter__().write(file, 2, fresh=True)
+    group.__exit__(KeyError, KeyError(), None)
+    assert (file[2] == 5).all()
+    with file.write(2, timeout=0) as page:
+        page[:] = 7
+    assert pool.check() == []
+
+
 def test_a_block_that_raises_publishes_nothing_and_lets_the_pages_go(pool: bp.Pool) -> None:
     space = pool.open_scratch("space", 4)
     with pytest.raises(KeyError):

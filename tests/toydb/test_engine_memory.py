@@ -27,27 +27,43 @@ def test_a_snapshot_between_two_commits_writes_nothing(db: toydb.Database) -> No
         assert txn.table("t").get(b"000001") == b"new"
 
 
-def test_a_handle_that_rests_keeps_no_old_version(open_db: OpenDatabase) -> None:
-    """The last snapshot of an idle handle remains in its slot. It is in use again only if nothing was committed since."""
+def test_a_handle_without_a_transaction_keeps_no_old_version(open_db: OpenDatabase) -> None:
+    """Each snapshot is in use from its begin to its end, for every handle, and several at one LSN are one until the last has ended."""
     db, other = open_db(), open_db()
     fill(db, 100)
     with other.begin() as txn:
         assert len(list(txn.table("t").scan())) == 100
         used = txn.snapshot
-        assert used in db._engine.versions._live()
+        assert used in db._engine.versions.live()
         with other.begin() as second:
             assert second.snapshot == used
-        assert used in db._engine.versions._live()
-    assert used in other._engine.versions._entered
-    assert used not in db._engine.versions._live()
-    assert used not in other._engine.versions._live()
+        assert used in db._engine.versions.live()
+    assert db._engine.versions.live() == other._engine.versions.live() == []
     with db.begin(write=True) as txn:
         txn.table("t").put(b"x", b"y")
     with other.begin() as txn:
         assert txn.snapshot > used
         assert txn.table("t").get(b"x") == b"y"
-        assert txn.snapshot in db._engine.versions._live()
-    assert db._engine.versions._live() == []
+        assert txn.snapshot in db._engine.versions.live()
+    assert db._engine.versions.live() == []
+
+
+def test_a_handle_with_too_many_snapshots_is_busy(db: toydb.Database) -> None:
+    """Corner: the pool has room for 32 LSNs of one client. Snapshots at an LSN that is in use need none."""
+    fill(db, 10)
+    open_ones = []
+    for i in range(32):
+        open_ones.append(db.begin())
+        with db.begin(write=True) as txn:
+            txn.table("t").put(b"x", b"%d" % i)
+    with pytest.raises(toydb.Busy, match="32"):
+        db.begin()
+    open_ones.pop().rollback()
+    with db.begin() as txn, db.begin() as same:
+        assert same.table("t").get(b"x") == txn.table("t").get(b"x") == b"31"
+    for txn in open_ones:
+        txn.rollback()
+    assert db._engine.versions.live() == []
 
 
 def test_a_handle_with_a_snapshot_keeps_it_while_others_of_it_end(open_db: OpenDatabase) -> None:
@@ -67,11 +83,29 @@ def test_a_handle_with_a_snapshot_keeps_it_while_others_of_it_end(open_db: OpenD
 def test_a_begin_that_fails_holds_no_snapshot(db: toydb.Database, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(db, 10)
     versions = db._engine.versions
-    with monkeypatch.context() as patched:
-        patched.setattr(versions.shared, "visible", lambda: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            db.begin()
-    assert not versions._in_use
+    for answers in ([], [versions.shared.visible()]):  # it fails before the snapshot is entered, and after it
+        with monkeypatch.context() as patched:
+            patched.setattr(versions.shared, "visible", lambda left=answers: left.pop() if left else 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                db.begin()
+        assert versions.live() == []
+
+
+def test_a_begin_that_is_overtaken_by_a_commit_begins_again(
+    db: toydb.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that looked for snapshots before this one was entered keeps nothing for it. So the reader looks again whether its
+    LSN is still the newest."""
+    fill(db, 10)
+    versions, shared = db._engine.versions, db._engine.shared
+    true = shared.visible()
+    answers = [true, true, true, true - 8]  # from the end: the old one, and then the newest
+    monkeypatch.setattr(shared, "visible", lambda: answers.pop())
+    assert versions.begin() == true
+    assert answers == []
+    assert versions.live() == [true]
+    versions.end(true)
+    monkeypatch.undo()
     with db.begin() as txn:
         assert len(list(txn.table("t").scan())) == 10
 

@@ -451,7 +451,7 @@ def test_a_connection_that_waits_for_its_next_statement_holds_no_snapshot(tmp_pa
     versions = con.database._engine.versions
     for _ in range(2):
         assert rows(con, "SELECT b FROM t WHERE a = 1") == [("old",)]
-        assert versions._live() == []
+        assert versions.live() == []
     other = toydb.sql.connect(tmp_path / "a.db", pool_name=pool_name)
     other.execute("UPDATE t SET b = 'new'")
     assert rows(con, "SELECT b FROM t WHERE a = 1") == [("new",)]

@@ -36,7 +36,7 @@ constexpr u32 LAYOUT_VERSION = 4;  // the meaning of the fields; layout_sum() te
 #ifdef BP_EXPLORE  // the explorer keeps its states small
 constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, FAILURES = 1, FAILURE_WORDS = 1;
 constexpr u32 NAME_BYTES = 8, PATH_BYTES = 8;
-constexpr u32 EVENT_KINDS = 1, EVENT_REASONS = 1, SHARES = 1;
+constexpr u32 EVENT_KINDS = 1, EVENT_REASONS = 1, SHARES = 1, SNAPSHOTS = 1;
 #else
 constexpr u32 MAX_SPACES = 4096;
 constexpr u32 OPS = 64;  // the most operations of one client under way at once
@@ -44,6 +44,7 @@ constexpr u32 EVENTS = 1024;
 constexpr u32 BUCKETS = 28, NAME_BYTES = 1024, PATH_BYTES = 1024;
 constexpr u32 EVENT_KINDS = 24, EVENT_REASONS = 32;  // of figures/names.py, with room for more
 constexpr u32 SHARES = 64;  // spaces of a pool that have a limit or a reserve
+constexpr u32 SNAPSHOTS = 32;  // LSNs at which one client reads: protocol/snapshots.h
 // Records of one client's failed loads, for the clients that waited for them: failures.h.
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
@@ -153,6 +154,7 @@ struct alignas(64) Client {
     alignas(64) Counters counters;
     alignas(64) Intent intents[OPS];
     Atomic<u64> groups[OPS];  // the group word of each operation
+    Atomic<u64> snapshot_lsns[SNAPSHOTS], snapshot_counts[SNAPSHOTS];  // protocol/snapshots.h
     Atomic<u64> failed;  // the number of failed loads so far
     Failure failures[FAILURES];
 };

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "protocol/reap.h"
+#include "protocol/snapshots.h"
 
 namespace bp {
 
@@ -23,6 +24,7 @@ inline void start_client(Segment& s, u32 c) {
         intent.waits.store_relaxed(intent.waits.load_relaxed() >> 32 << 32);
     }
     for (Failure& failure : slot.failures) failure.about.store_relaxed(0);
+    clear_snapshots(slot);
     // A process that sums the counters and sees one of these two stores also sees zeros in the counters.
     slot.generation.store_release(slot.generation.load_relaxed() + 1);
     slot.folded.store_release(0);

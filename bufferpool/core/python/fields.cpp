@@ -54,7 +54,8 @@ constexpr Field fields[] = {
     FIELD(Client, state), FIELD(Client, pid), FIELD(Client, start_time), FIELD(Client, attached_ns),
     FIELD(Client, generation),
     FIELD(Client, folded), FIELD(Client, unlocked), FIELD(Client, name), FIELD(Client, counters),
-    FIELD(Client, intents), FIELD(Client, groups), FIELD(Client, failed), FIELD(Client, failures),
+    FIELD(Client, intents), FIELD(Client, groups),
+    FIELD(Client, snapshot_lsns), FIELD(Client, snapshot_counts), FIELD(Client, failed), FIELD(Client, failures),
 
     STRUCT(Intent),
     FIELD(Intent, op), FIELD(Intent, page), FIELD(Intent, frame), FIELD(Intent, old), FIELD(Intent, victim),

@@ -175,11 +175,12 @@ static int check_space(GroupObject* g, PyObject* space) {
 
 static PyObject* group_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     auto g = reinterpret_cast<GroupObject*>(self);
-    static const char* names[] = {"space", "page_no", "timeout", "lsn", nullptr};
-    PyObject *space, *page_no, *timeout = nullptr, *lsn = nullptr;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OO:write", const_cast<char**>(names), &space, &page_no,
-                                     &timeout, &lsn))
+    static const char* names[] = {"space", "page_no", "timeout", "lsn", "fresh", nullptr};
+    PyObject *space, *page_no, *timeout = nullptr, *lsn = nullptr, *fresh = nullptr;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOO:write", const_cast<char**>(names), &space, &page_no,
+                                     &timeout, &lsn, &fresh))
         return nullptr;
+    if (fresh && !PyBool_Check(fresh)) return raise("TypeError", "fresh must be True or False, not %R", fresh);
     if (!g->open) return raise("ValueError", "use a block, as in `with pool.publish_many() as group: ...`");
     if (!opened(g->seg) || check_space(g, space) < 0) return nullptr;
     PyObject* given = PyDict_New();
@@ -195,6 +196,7 @@ static PyObject* group_write(PyObject* self, PyObject* args, PyObject* kwargs) {
     Py_XDECREF(given);
     if (!made) return nullptr;
     auto w = reinterpret_cast<WriteObject*>(made);
+    w->blank = fresh == Py_True;  // and not FRESH, which has no writer before its block ends
     // The Write is in the list before its page has a writer. So if anything fails or raises from here on, the end of
     // the group also ends this Write.
     PyObject* page = PyList_Append(g->writes, made) == 0 ? write_enter(made, nullptr) : nullptr;
@@ -292,12 +294,12 @@ static void group_dealloc(GroupObject* g) {
 static PyMethodDef group_methods[] = {
     {"write", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<group_write, GroupEntry>)),
      METH_VARARGS | METH_KEYWORDS,
-     "write($self, /, space, page_no, *, timeout=10.0, lsn=None)\n--\n\n"
+     "write($self, /, space, page_no, *, timeout=10.0, lsn=None, fresh=False)\n--\n\n"
      "Take a page into the group: return a private copy of it, to be edited until the block ends.\n\n"
-     "``timeout`` and ``lsn`` as in ``Space.write``. From here on no other client writes the page: groups whose pages "
-     "overlap\n"
-     "must take them in the same order. Raises what ``Space.write`` raises; GroupFull; and ValueError for a space of "
-     "another\n"
+     "``timeout`` and ``lsn`` as in ``Space.write``. ``fresh``: the copy is zeros, for a page that is replaced as a\n"
+     "whole; a page that is absent is loaded all the same, because its old version is the page's until the block\n"
+     "ends. From here on no other client writes the page: groups whose pages overlap must take them in the same\n"
+     "order. Raises what ``Space.write`` raises; GroupFull; and ValueError for a space of another\n"
      "pool, or a discardable one."},
     {"__enter__", entered<group_enter, GroupEntry>, METH_NOARGS, "The group."},
     {"__exit__", entered<group_exit, GroupEntry>, METH_VARARGS, "Publishes all pages, or none if the block raised."},

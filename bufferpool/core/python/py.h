@@ -113,9 +113,10 @@ u64 deadline_in(double seconds);  // segment.cpp: of a method that takes a timeo
 bool is_interrupted(PyObject* held);
 PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* held);  // takes over `held`
 
-// segment_spaces.cpp, held.cpp, segment_figures.cpp, segment_advice.cpp, underway.cpp: the rest of Segment's methods
+// segment_spaces.cpp, held.cpp, segment_figures.cpp, segment_advice.cpp, underway.cpp, snapshots.cpp:
+// the rest of Segment's methods
 extern PyMethodDef directory_methods[], lock_methods[], flush_methods[], publish_methods[], observe_methods[],
-    advice_methods[], under_way_methods[];
+    advice_methods[], under_way_methods[], snapshot_methods[];
 
 // fork.cpp
 extern SegmentObject* attached;  // every open segment of this process

@@ -605,7 +605,7 @@ static PyMethodDef own_methods[] = {
     {"alone", entered<segment_alone, SegmentEntry>, METH_NOARGS, "Whether no other client or thread can change it."},
     {nullptr, nullptr, 0, nullptr}};
 
-static PyMethodDef segment_methods[96];  // the last one ends the table
+static PyMethodDef segment_methods[112];  // the last one ends the table
 
 PyTypeObject SegmentType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
@@ -613,7 +613,7 @@ int ready_segment_type() {
     PyMethodDef* to = segment_methods;
     for (PyMethodDef* from :
          {own_methods, directory_methods, lock_methods, flush_methods, publish_methods, observe_methods,
-          advice_methods, under_way_methods})
+          advice_methods, under_way_methods, snapshot_methods})
         for (; from->ml_name; *to++ = *from++)
             if (to == std::end(segment_methods) - 1) {
                 PyErr_SetString(PyExc_SystemError, "segment_methods in segment.cpp has no room for all methods");

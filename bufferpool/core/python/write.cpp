@@ -48,6 +48,7 @@ PyObject* new_write(SpaceObject* sp, u64 page_no, WriteKind kind, u64 timeout_ns
     w->kind = kind;
     w->open = false;
     w->done = false;
+    w->blank = false;
     w->lsn_set = false;
     w->turn.clear();
     w->next = w->prev = nullptr;
@@ -156,7 +157,8 @@ PyObject* write_enter(PyObject* self, PyObject*) {
             Py_CLEAR(w->page);
             return nullptr;
         }
-        memcpy(to, sp->seg->read_base + (u64(frame) << s.g.page_shift), s.g.page_size);
+        if (w->blank) memset(to, 0, s.g.page_size);
+        else memcpy(to, sp->seg->read_base + (u64(frame) << s.g.page_shift), s.g.page_size);
         if (!w->lsn_set) w->lsn = s.frames[frame].lsn.load_relaxed();
     }
     set_open(w);

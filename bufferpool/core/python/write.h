@@ -16,6 +16,7 @@ struct WriteObject {
     u32 forks;           // the value of `forks` when it was opened
     WriteKind kind;
     bool done;
+    bool blank;          // an EDIT whose copy begins as zeros
     Shared<bool> open, lsn_set;
     Turn turn;           // of a thread is in a method that may wait
     WriteObject *next, *prev;  // open writes of this process
