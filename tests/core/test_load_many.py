@@ -3,13 +3,16 @@
 import errno
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bufferpool as bp
+from bufferpool._core import has_io_uring
 from bufferpool.errors import PoolExhausted, ShortRead
+from bufferpool.stores.base import Caching
 from tests.conftest import PAGE, WAIT, pins, stamp, write_file
 from tests.support import sandbox
 
@@ -154,6 +157,64 @@ def test_a_forked_child_reads_as_its_parent_does(large, big):
         os._exit(0 if right else 1)
     assert np.array_equal(space.read_many(range(500, 900)), expected(range(500, 900)))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    large.reap()
+    assert large.check() == []
+
+
+def staging_areas() -> int:
+    """The huge pages of this process that a file is read into first: 2 MiB that a forked child does not inherit."""
+    found, kilobytes = 0, {}
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("Size", "AnonHugePages"):
+            kilobytes[name] = int(value.split()[0])
+        elif name == "VmFlags":
+            huge = kilobytes.get("Size") == kilobytes.get("AnonHugePages") == 2048
+            found += huge and "dc" in value.split()
+    return found
+
+
+def read_staged(name: str, path: str) -> list[int]:
+    counts = []
+    with bp.Pool.attach(name) as pool:
+        space = pool.open_file(path)
+
+        def read(seed: int, pages: int) -> None:
+            ids = np.random.default_rng(seed).permutation(PAGES)[:pages]
+            assert np.array_equal(space.read_many(ids), expected(ids))
+
+        def read_in_threads() -> None:
+            with ThreadPoolExecutor(20) as threads:
+                list(threads.map(lambda seed: read(seed, 300), range(20)))
+
+        for use in (lambda: read(0, 8), lambda: read(1, 300), lambda: read(2, 300), read_in_threads):
+            space.drop()
+            use()
+            counts.append(staging_areas())
+        pid = os.fork()
+        if pid == 0:
+            space.drop()
+            read(3, 300)
+            os._exit(staging_areas())
+        counts.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return counts
+
+
+@pytest.mark.kernel
+def test_many_pages_are_read_into_a_few_huge_pages_first(large, big, child):
+    """A disk whose queue has a descriptor for each small page of memory worked on few reads at one time.
+
+    A batch has a huge page, which it shares with no other batch; the process has at most eight, for any number of
+    threads; a few pages need none; and a forked child has its own.
+    """
+    space = large.open_file(big)
+    if space._store.caching is not Caching.DIRECT or not has_io_uring():
+        pytest.skip("the file is not read by O_DIRECT and io_uring here")
+    few, first, again, threads, forked = child(read_staged, large.name, str(big)).result()
+    if first == 0:
+        pytest.skip("the kernel gives no huge page, or does not say so (before Linux 6.1)")
+    assert (few, first, again, forked) == (0, 1, 1, 1)
+    assert 1 <= threads <= 8
     large.reap()
     assert large.check() == []
 

@@ -367,6 +367,26 @@ inline void use_huge_pages(void* at, u64 bytes) {
     if (madvise(at, bytes, COLLAPSE) != 0) madvise(at, bytes, MADV_NOHUGEPAGE);
 }
 
+// Maps memory of this process that is huge pages in fact, aligned as they are. Null if the kernel has none, or cannot
+// say so (before Linux 6.1). A forked child does not inherit the mapping.
+inline u8* map_huge(u64 bytes) {
+    constexpr int COLLAPSE = 25, POPULATE_WRITE = 23;
+    constexpr int how = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* all = mmap(nullptr, bytes + HUGE_BYTES, PROT_READ | PROT_WRITE, how, -1, 0);
+    if (all == MAP_FAILED) return nullptr;
+    auto from = static_cast<u8*>(all);
+    u64 before = -u64(reinterpret_cast<uintptr_t>(all)) % HUGE_BYTES;
+    u8* at = from + before;
+    if (before) munmap(from, before);
+    if (before < HUGE_BYTES) munmap(at + bytes, HUGE_BYTES - before);
+    madvise(at, bytes, MADV_DONTFORK);
+    madvise(at, bytes, MADV_DONTDUMP);
+    madvise(at, bytes, MADV_HUGEPAGE);
+    if (madvise(at, bytes, POPULATE_WRITE) == 0 && madvise(at, bytes, COLLAPSE) == 0) return at;
+    munmap(at, bytes);
+    return nullptr;
+}
+
 // Maps the first `bytes` of a segment, or null. Its offsets are aligned to huge pages as its addresses are.
 inline u8* map_segment(int fd, u64 bytes, int protection = PROT_READ | PROT_WRITE) {
     constexpr u64 guard = BP_GUARD_BYTES;

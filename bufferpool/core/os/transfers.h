@@ -3,6 +3,7 @@
 #pragma once
 
 #include "os/heap.h"
+#include "os/staging.h"
 #include "os/uring.h"
 
 namespace bp {
@@ -14,6 +15,7 @@ struct Transfer {
     ssize_t got;  // bytes, or -errno
     Transfer* next;
     struct TransferQueue* home;  // of the batch that it belongs to
+    iovec staged{};              // where it is read to first; null: nowhere else
     void run() { got = prim::transfer(what.write, what.fd, what.to, what.n, what.offset, what.flags); }
 };
 
@@ -112,15 +114,17 @@ class Transfers {
     static constexpr u32 AT_ONCE = 16;  // pages: so many are submitted before the caller prepares the next ones
     Transfer slots_[UNDER_WAY];
     TransferQueue free_, ended_;  // with threads, `ended_` is under their mutex
-    u32 under_way_ = 0, added_ = 0;
+    u32 under_way_ = 0, added_ = 0, begun_ = 0;
     Uring* ring_;  // null: by threads, or one transfer after the other
-    bool by_threads_ = false;
+    Staging* staging_ = nullptr;
+    bool by_threads_ = false, asked_for_staging_ = false;
 
 public:
     Transfers() : ring_(Uring::of_this_thread()) {
         for (Transfer& t : slots_) free_.push(&t);
     }
     Transfers(const Transfers&) = delete;
+    ~Transfers() { Stagings::of_this_process().give_back(staging_); }
 
     bool room() const { return free_.first; }
 
@@ -128,7 +132,7 @@ public:
         Transfer* t = free_.pop();
         *t = {what, first, 0, nullptr, &ended_};
         under_way_++;
-        if (ring_) return add(what, u64(t - slots_));
+        if (ring_) return add(*t);
         if (TransferThreads::of_this_process().begin(t)) {
             by_threads_ = true;
             return;
@@ -159,12 +163,44 @@ public:
 
 private:
     // The device works on the first pages while the caller prepares the next ones.
-    void add(const Vectored& what, u64 tag) {
-        ring_->add(what, tag);
-        added_ += what.n;
+    void add(Transfer& t) {
+        stage(t);
+        Vectored what = t.what;
+        if (t.staged.iov_base) {
+            what.to = &t.staged;
+            what.n = 1;
+        }
+        ring_->add(what, u64(&t - slots_));
+        added_ += t.what.n;
         if (added_ < AT_ONCE) return;
         added_ = 0;
         ring_->submit();
+    }
+
+    // A few pages do not fill the queue of a disk, and are read to where they belong.
+    void stage(Transfer& t) {
+        begun_ += t.what.n;
+        if (t.what.write || !t.what.direct || begun_ <= AT_ONCE) return;
+        if (!asked_for_staging_) staging_ = Stagings::of_this_process().borrow();
+        asked_for_staging_ = true;
+        if (!staging_) return;
+        size_t bytes = 0;
+        for (u32 i = 0; i < t.what.n; i++) bytes += t.what.to[i].iov_len;
+        t.staged = {staging_->take(bytes), bytes};
+    }
+
+    // Copies what has been read to where it belongs, as far as it was read.
+    void unstage(Transfer& t) {
+        auto from = static_cast<const u8*>(t.staged.iov_base);
+        if (!from) return;
+        size_t left = t.got > 0 ? size_t(t.got) : 0;
+        for (const iovec* to = t.what.to; left; to++) {
+            size_t n = std::min(left, to->iov_len);
+            prim::copy_page(to->iov_base, from + (size_t(t.got) - left), n);
+            left -= n;
+        }
+        staging_->give_back(from, t.staged.iov_len);
+        t.staged = {};
     }
 
     void done(Transfer* t) {
@@ -177,13 +213,17 @@ private:
         ssize_t got;
         while (!ring_->take(tag, got)) {
             int r = ring_->send([this](u64 refused) {
-                slots_[refused].run();
+                Transfer& t = slots_[refused];
+                t.got = 0;
+                unstage(t);
+                t.run();
                 ended_.push(&slots_[refused]);
             });
             if (Transfer* t = r ? ended_.pop() : nullptr) return t;
             if (r) prim::nap(100'000);  // the kernel lacks resources until other requests have ended
         }
         slots_[tag].got = got;
+        unstage(slots_[tag]);
         return &slots_[tag];
     }
 };

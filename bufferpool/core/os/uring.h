@@ -19,7 +19,8 @@ struct Vectored {
     const iovec* to;
     u32 n;
     u64 offset;
-    u32 flags = 0;  // RWF_…
+    u32 flags = 0;        // RWF_…
+    bool direct = false;  // the kernel reads into this memory, past its page cache
 };
 
 class Uring {

@@ -200,6 +200,7 @@ static void after_fork_child() {
     }
     forget_signals();
     TransferThreads::of_this_process().forget();
+    Stagings::of_this_process().forget();
 }
 
 void watch_forks() {

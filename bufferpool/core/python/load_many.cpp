@@ -59,7 +59,7 @@ struct FileLoads : Loads {
         read_to = std::max(read_to, (page_no + count) << s.g.page_shift);
         if (in_file == count && has_its_file(s, sp))
             w.transfers.begin({false, sp->fd, &w.to[first], count, page_no << s.g.page_shift,
-                               u32(prim::read_flags(sp->caching))}, first);
+                               u32(prim::read_flags(sp->caching)), sp->caching == prim::DIRECT}, first);
         else w.transfers.begin_done(first, count, 0);
     }
 

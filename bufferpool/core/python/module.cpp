@@ -353,7 +353,7 @@ static PyObject* core_read_many(PyObject*, PyObject* args) {
         for (; next < n && transfers->room(); next++) {
             vectors[size_t(next)] = {to + size_t(next) * size, size};
             transfers->begin({false, fd, &vectors[size_t(next)], 1, u64(at[next]) * size,
-                              u32(prim::read_flags(caching))}, u32(next));
+                              u32(prim::read_flags(caching)), caching == prim::DIRECT}, u32(next));
         }
         Transfer t;
         if (!transfers->ended(t)) break;
