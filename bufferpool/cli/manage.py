@@ -368,7 +368,7 @@ def register(commands: Commands) -> None:
         "dirty", _dirty, "list the dirty pages of a space, or save copies of them",
         "For pages that cannot be written. Because the disk is full or broken: --save keeps copies of them on another disk until\n"
         "it is mended. Because another program has changed their file: look at them here, then write them over the change\n"
-        "(flush --overwrite), or discard them (discard). The file is not read. Each page counts as a hit of the pool.\n\n"
+        "(flush --overwrite), or discard them (discard). The file is not read, and no page counts as a hit.\n\n"
         "examples:\n  bufferpool dirty orders orders.db\n  bufferpool dirty orders orders.db --save rescued",
     )  # fmt: skip
     dirty.add_argument("--save", metavar="DIR", help="write each page to a file page-NUMBER in this folder")

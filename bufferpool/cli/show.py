@@ -121,35 +121,48 @@ def _ls(args: argparse.Namespace) -> int:
 def _stat(args: argparse.Namespace) -> int:
     with observe(args) as pool:
         stats, clients, unsaved = pool.stats(), pool.clients(), pool_stats.read_unsaved(pool)
+        max_clients = pool.geometry["max_clients"]
     if args.json:
         about = {**asdict(stats), "unsaved_pages": unsaved, "clients": [asdict(client) for client in clients]}
         derived = ("hit_ratio", "kernel_data_bytes", "reclaimed_total_bytes")
         print_json({**about, **{name: getattr(stats, name) for name in derived}})
         return 0
-    _print_stats(stats, unsaved)
+    _print_stats(stats, unsaved, max_clients)
     if stats.spaces:
         print()
         tell("spaces")
         rows = [
-            (s.shown_name, s.kind, f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}")
+            (
+                s.shown_name, s.kind, f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
+                share(s.limit), share(s.reserve),
+            )
             for s in stats.spaces
-        ]
-        print_table([("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES"), *rows], right=range(2, 7))
+        ]  # fmt: skip
+        names: tuple[str, ...] = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "LIMIT", "RESERVE")
+        print_table([names, *rows], right=range(2, 9))
     if stats.caches:
         print()
         tell("caches")
         cells = [
-            (c.name, *(f"{n:,}" for n in (c.count, c.bytes, c.hits, c.misses, c.loads, c.evictions, c.refused)))
+            (
+                c.name, *(f"{n:,}" for n in (c.count, c.bytes, c.hits, c.misses, c.loads, c.evictions, c.refused)),
+                share(c.limit), share(c.reserve),
+            )
             for c in stats.caches
-        ]
-        names = ("NAME", "VALUES", "BYTES", "HITS", "MISSES", "LOADS", "EVICTIONS", "REFUSED")
-        print_table([names, *cells], right=range(1, 8))
+        ]  # fmt: skip
+        names = ("NAME", "VALUES", "BYTES", "HITS", "MISSES", "LOADS", "EVICTIONS", "REFUSED", "LIMIT", "RESERVE")
+        print_table([names, *cells], right=range(1, 10))
     print()
     tell(f"clients ({len(clients)})" if clients else "no clients")
     if clients:
         head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "VALUES HELD", "ROLE")
         print_table([head, *map(_client, clients)], right=(0, 1, 4, 5, 6))
     return 0
+
+
+def share(size: int) -> str:
+    """The limit or the reserve of a space or a cache, as text."""
+    return format_size(size) if size else "-"
 
 
 def _client(client: ClientInfo) -> tuple[str, ...]:
@@ -183,7 +196,7 @@ def _held_back(stats: PoolStats) -> str:
     return f"; {stats.held_back_pages:,} dirty ones wait for the log" if stats.held_back_pages else ""
 
 
-def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
+def _print_stats(stats: PoolStats, unsaved: dict[str, int], max_clients: int) -> None:
     reasons = ", ".join(f"{reason} {format_size(n)}" for reason, n in stats.reclaimed_bytes.items() if n)
     lost = f"{counted(sum(unsaved.values()), 'dirty page')} of files and stores, in memory only until a flush"
     ratio = "no access yet" if math.isnan(stats.hit_ratio) else f"{stats.hit_ratio:.2%}"
@@ -206,13 +219,24 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int]) -> None:
             ("live frames", ", ".join(f"{shown[s]:,} {s}" for s in ("clean", "dirty", "pinned")) + _held_back(stats)),
             ("unsaved", lost if unsaved else "nothing: every file and store has the newest pages"),
             ("hit ratio", f"{ratio} ({stats.hits:,} hits, {stats.misses:,} misses)"),
+            (
+                "loads",
+                f"{stats.loads:,}, of them {stats.prefetched:,} read ahead ({stats.prefetched_unused:,} evicted unused); {stats.load_failures:,} failed",
+            ),
             ("reclaimed", format_size(stats.reclaimed_total_bytes) + (f" ({reasons})" if reasons else "")),
             ("evictions", f"{stats.evictions_recycled:,} recycled, {stats.evictions_reclaimed:,} reclaimed"),
             ("writes", f"{stats.publishes:,} published, {stats.appends:,} appended, {stats.flushed_pages:,} flushed"),
-            ("flushes", f"{stats.flushes:,}, of them {stats.foreground_flushes:,} by a client that needed a frame"),
+            (
+                "flushes",
+                f"{stats.flushes:,}, of them {stats.foreground_flushes:,} by a client that needed a frame; {stats.flush_failures:,} failed",
+            ),
+            ("checksums", f"{stats.corrupt_pages:,} corrupt pages, {stats.repaired_pages:,} repaired"),
             ("under way", _under_way(stats)),
             ("exhausted", f"{counted(stats.exhausted, 'request')} found every frame pinned or dirty"),
-            ("clients reaped", f"{stats.reaped:,}"),
+            (
+                "clients",
+                f"{stats.reaped:,} reaped, {stats.refused_clients:,} refused; at most {max_clients:,} at a time",
+            ),
         ]
     )
 
@@ -246,12 +270,15 @@ def _spaces(args: argparse.Namespace) -> int:
     rows = [
         (
             s.name, s.kind, _owner(s.owner, clients), f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
-            "-" if not s.hits + s.misses else f"{hit_ratio(s.hits, s.misses):.2%}", s.cache or "-", s.path or "-",
+            "-" if not s.hits + s.misses else f"{hit_ratio(s.hits, s.misses):.2%}", share(s.limit), share(s.reserve),
+            s.cache or "-", s.path or "-",
         )
         for s in found
     ]  # fmt: skip
-    head = ("NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO", "CACHE", "PATH")
-    print_table([head, *rows], right=range(3, 9), fits=True) if rows else tell("no spaces")
+    head = (
+        "NAME", "KIND", "OWNER", "PAGES", "RESIDENT", "DIRTY", "HITS", "MISSES", "HIT RATIO", "LIMIT", "RESERVE", "CACHE", "PATH",
+    )  # fmt: skip
+    print_table([head, *rows], right=range(3, 11), fits=True) if rows else tell("no spaces")
     return 0
 
 

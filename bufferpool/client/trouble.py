@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from bufferpool.client.client import Client
 from bufferpool.errors import FileChanged, PageCorrupt, ShortRead
-from bufferpool.figures.events import NewEvent, cache_origin, read_events
-from bufferpool.figures.names import ERROR_CLASSES, EventKind, EventReason, OperationKind, error_class
+from bufferpool.figures.events import Event, NewEvent, cache_origin, posted, read_events
+from bufferpool.figures.names import ERROR_CLASSES, RECOVERIES, EventKind, EventReason, OperationKind, error_class
 from bufferpool.figures.operations import Operation, read_operations
 
 LOG = logging.getLogger("bufferpool")
@@ -23,6 +24,8 @@ HANGS_S = 10.0  # an operation that has not come forward for so long is an event
 LATE_S = 1.0  # or for so long, when a client has given up waiting for it; `top` and `stat` show it from then on
 
 _told_at: dict[tuple[str, EventKind, int, int], float] = {}
+_unwritten: dict[tuple[str, int, int], int] = {}
+"""Of each space whose flush has failed in this process, as an event says: a page that could not be written."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) 
     number = errno_of(error)
     where = (origin.index, origin.generation, number)
     client.post(NewEvent(what, EventReason.STORE, origin=where, page=origin.page_no))
+    if what is EventKind.FLUSH_FAILED and origin.page_no is not None:
+        _unwritten[client.path, origin.index, origin.generation] = origin.page_no
     code = f" ({errno.errorcode.get(number, f'errno {number}')})" if number else ""
     place = f"space {origin.space!r}" + (f", page {origin.page_no}" if origin.page_no is not None else "")
     fields = {
@@ -74,6 +79,86 @@ def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) 
     }  # fmt: skip
     # The text, not the error: a handler that keeps its records would keep the pages in the error's traceback pinned.
     LOG.warning("pool %r, %s: %s%s", client.name, place, str(error), code, extra={"fields": fields})
+
+
+def tell_written(client: Client, record: dict[str, Any]) -> None:
+    """Pages of a space were written: posts the event if the page that could not be written before is among them."""
+    space = client.path, record["index"], record["generation"]
+    page_no = _unwritten.get(space)
+    if page_no is None or client.seg.dirty_range(record["first_entry"] + page_no, 1)[0]:
+        return
+    if _unwritten.pop(space, None) is not None:  # else another thread tells it
+        client.post(NewEvent(EventKind.FLUSH_RECOVERED, EventReason.STORE, origin=(*space[1:], 0), page=page_no))
+
+
+_HANGING = (EventReason.HANGS, EventReason.LOG_HANGS)
+
+
+def hangs_posted(client: Client) -> int:
+    """How many events about operations that hang there have been, the ends of them included."""
+    return sum(n for (_, reason), n in posted(client).items() if reason in _HANGING)
+
+
+def tell_recovered(client: Client, operations: Iterable[Operation]) -> int:
+    """Posts an event for each operation of which an event says that it hangs, and which has come back since.
+
+    An operation whose client has died, or whose space has been removed, has no such event. Returns how many still hang.
+    """
+    now, open_ones = time.time(), _open_hangs(client)
+    alive = {
+        number: attached_ns / 1e9 for number, _pid, _start, attached_ns, _name, alive in client.seg.clients() if alive
+    }
+    origins = {(record["name"], record["owner"]): record for record in client.seg.spaces()}
+    caches = {name: number for number, name in client.seg.cache_names().items()}
+    hanging = [(_hang_of(_KINDS[one.kind], one), one.seconds) for one in operations]
+    left = 0
+    for key, event in open_ones.items():
+        since_s = now - event.time
+        if any(key == other and seconds >= since_s - 1 for other, seconds in hanging):
+            left += 1
+            continue
+        if alive.get(event.client, now) > event.time:
+            continue
+        origin = None
+        if event.space is not None:
+            record = origins.get((event.space, event.client)) or origins.get((event.space, 0))
+            origin = None if record is None else (record["index"], record["generation"], 0)
+        elif event.cache is not None:
+            origin = cache_origin(caches[event.cache]) if event.cache in caches else None
+        client.post(
+            NewEvent(
+                RECOVERIES[event.kind],
+                event.reason,
+                value=since_s + event.value,
+                origin=origin,
+                page=event.page_no,
+                client=event.client,
+            )
+        )
+    return left
+
+
+_Hang = tuple[EventKind, int, str, str, bool]
+
+
+def _hang_of(kind: EventKind, about: Event | Operation) -> _Hang:
+    """What an event about a hang, and an operation that is under way, have in common if they are about the same."""
+    log = about.reason is EventReason.LOG_HANGS if isinstance(about, Event) else about.kind == "log_sync"
+    return kind, about.client, about.space or "", about.cache or "", log
+
+
+def _open_hangs(client: Client) -> dict[_Hang, Event]:
+    """The last event about each operation that hangs, of those whose end no event says."""
+    found: dict[_Hang, Event] = {}
+    failures = {recovery: failure for failure, recovery in RECOVERIES.items()}
+    for event in read_events(client):
+        if event.reason not in _HANGING:
+            continue
+        if event.is_recovery:
+            found.pop(_hang_of(failures[event.kind], event), None)
+        else:
+            found[_hang_of(event.kind, event)] = event
+    return found
 
 
 def tell_hanging(client: Client, operations: Iterable[Operation], least_s: float) -> list[Operation]:
@@ -90,7 +175,7 @@ def tell_hanging(client: Client, operations: Iterable[Operation], least_s: float
     if not late:
         return []
     now, new = time.time(), []
-    hangs = [event for event in read_events(client) if event.reason in (EventReason.HANGS, EventReason.LOG_HANGS)]
+    hangs = [event for event in read_events(client) if event.reason in _HANGING]
     for one in late:
         made = _event_of(one)
         told = [

@@ -10,7 +10,7 @@ from errno import errorcode
 import numpy as np
 
 from bufferpool import _core
-from bufferpool.figures.names import EventKind, EventReason, is_known, mode_name
+from bufferpool.figures.names import RECOVERIES, EventKind, EventReason, is_known, mode_name
 from bufferpool.figures.stats import Inspectable
 from bufferpool.units import format_size
 
@@ -50,9 +50,21 @@ class Event:
 
     @property
     def _what_hangs(self) -> str:
-        if self.kind is EventKind.SAVE_FAILED:
+        if self.kind in (EventKind.SAVE_FAILED, EventKind.SAVE_RECOVERED):
             return "the write of the working set"
+        if self.reason is EventReason.LOG_HANGS:
+            return "log_sync"
         return "the store" if self.cache is None else f"the loader of cache {self.cache!r}"
+
+    def _how_it_hangs(self) -> str:
+        if self.is_recovery:
+            return f"{self._what_hangs} came back to {self._who} after {self.value:.0f} s"
+        return f"{self._what_hangs} has not come back to {self._who} for {self.value:.0f} s"
+
+    @property
+    def is_recovery(self) -> bool:
+        """Whether it is the end of trouble of which an earlier event says the beginning."""
+        return self.kind in RECOVERIES.values()
 
     @property
     def _who(self) -> str:
@@ -78,12 +90,12 @@ class Event:
             EventReason.DIED: f"{self._who} took over from client {self.value:g}, which had died"
             if self.kind is EventKind.STEWARD
             else f"client {self.client} found client {self.value:g} dead",
-            EventReason.STORE: "the store failed",
-            EventReason.LOG: "the log could not be synced",
+            EventReason.STORE: "the store takes pages again" if self.is_recovery else "the store failed",
+            EventReason.LOG: "the log could be synced" if self.is_recovery else "the log could not be synced",
             EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
             EventReason.DUEL: f"{mode_name(self.value)} misses less often",
-            EventReason.HANGS: f"{self._what_hangs} has not come back to {self._who} for {self.value:.0f} s",
-            EventReason.LOG_HANGS: f"log_sync has not come back to {self._who} for {self.value:.0f} s",
+            EventReason.HANGS: self._how_it_hangs(),
+            EventReason.LOG_HANGS: self._how_it_hangs(),
             EventReason.PINNED: f"{self._who} pins {self.value:.0f} frames",
             EventReason.DIRTY: f"{self.value:.0f} dirty pages could not be written",
             EventReason.IN_USE: f"{self.value:.0f} pages are in use by operations under way",

@@ -120,6 +120,20 @@ class EventKind(IntEnum):
     """A round of the steward failed; the next round tries again."""
     MODE_CHANGED = 14
     """The replacement policy changed its mode."""
+    LOAD_RECOVERED = 15
+    """A load that hung has come back: with a page, or with an error."""
+    FLUSH_RECOVERED = 16
+    """A flush, or a sync of the log, that hung has come back; or pages that could not be written were written."""
+    SAVE_RECOVERED = 17
+    """The write of a working set that hung has come back."""
+
+
+RECOVERIES = {
+    EventKind.LOAD_FAILED: EventKind.LOAD_RECOVERED,
+    EventKind.FLUSH_FAILED: EventKind.FLUSH_RECOVERED,
+    EventKind.SAVE_FAILED: EventKind.SAVE_RECOVERED,
+}
+"""For each kind of trouble, the kind of its end."""
 
 
 class EventReason(IntEnum):
@@ -142,13 +156,14 @@ class EventReason(IntEnum):
     DIED = 8
     """A client died: its number."""
     STORE = 10
-    """A store failed; no value."""
+    """A store failed; with a recovery, it works again. No value."""
     LOG = 11
-    """The engine's ``log_sync`` failed; no value."""
+    """The engine's ``log_sync`` failed; with a recovery, it works again. No value."""
     KERNEL = 12
     """The kernel refused a call: its errno."""
     HANGS = 20
-    """A call of a store or a loader, or the write of a working set, has not returned: for how many seconds."""
+    """A call of a store or a loader, or the write of a working set, has not returned: for how many seconds.
+    With a recovery: it has returned, after how many seconds."""
     DUEL = 21
     """A miniature pool in another mode missed less often: the mode's number in :class:`PolicyMode`."""
     PINNED = 22
@@ -158,7 +173,7 @@ class EventReason(IntEnum):
     IN_USE = 24
     """Pages are in use by operations under way: how many."""
     LOG_HANGS = 26
-    """The engine's ``log_sync`` has not returned: for how many seconds."""
+    """The engine's ``log_sync`` has not returned: for how many seconds. With a recovery: it has, after how many."""
     OBJECTS = 25
     """A client holds values of caches, whose memory cannot be given back: how many bytes."""
 

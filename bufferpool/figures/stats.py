@@ -161,7 +161,8 @@ class CacheStats:
 
     name: str
     count: int
-    """Values, and loads under way. A value that has expired counts until it is replaced or evicted."""
+    """Values, and loads under way. A value that has expired, and the error of a load that failed, which those who waited
+    for it get, count until they are replaced or evicted."""
     bytes: int
     """Of their records: keys and values, rounded up to 16 bytes."""
     limit: int

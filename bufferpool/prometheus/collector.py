@@ -330,7 +330,7 @@ CACHES = (
            lambda s: s.stats.object_bytes, "bytes"),
     _gauge("bufferpool_lent_bytes", "Bytes of the budget that pages have given up for the values of caches.",
            lambda s: s.stats.lent_bytes, "bytes"),
-    Family(GaugeMetricFamily, "bufferpool_cache_objects", "Values in a cache, and loads of it that are under way.",
+    Family(GaugeMetricFamily, "bufferpool_cache_objects", "Values in a cache, loads of it that are under way, and errors of loads that failed.",
            _per_cache("count"), ("cache",)),
     Family(GaugeMetricFamily, "bufferpool_cache_bytes", "Bytes of the keys and values in a cache.",
            _per_cache("bytes"), ("cache",), "bytes"),

@@ -590,10 +590,9 @@ class Space(_core.Space):
         frames = read_frames(self._client)
         numbers = frames["page_no"][(frames["space"] == self.index) & frames["dirty"]]
         for page_no in np.sort(numbers).tolist():
-            try:
-                yield page_no, self._once(page_no).copy()
-            except StoreError:
-                continue  # the page was written and evicted meanwhile, and this handle has no store to load it from
+            page = self._peek(page_no)
+            if page is not None:  # else it was written and evicted meanwhile
+                yield page_no, page.copy()
 
     def drop(self, first: int = 0, count: int | None = None) -> int:
         """Drops pages now, without write-back, and gives their memory back.

@@ -26,7 +26,7 @@ def fields_of(event: Event) -> dict[str, Any]:
 def _is_told(event: Event, me: int) -> bool:
     """Whether this process wrote a line with the error itself when it recorded the event (trouble.py, steward.py)."""
     with_error = event.reason in (EventReason.STORE, EventReason.LOG) or event.kind is EventKind.ROUND_FAILED
-    return event.client == me and with_error
+    return event.client == me and with_error and not event.is_recovery
 
 
 class EventLog:

@@ -31,7 +31,7 @@ from bufferpool.client import segment_file
 from bufferpool.client.client import Client
 from bufferpool.client.jobs import Job
 from bufferpool.client.threads import Worker
-from bufferpool.client.trouble import AGAIN_S, HANGS_S, LOG, tell_hanging
+from bufferpool.client.trouble import AGAIN_S, HANGS_S, LOG, hangs_posted, tell_hanging, tell_recovered
 from bufferpool.errors import (
     BufferPoolError,
     DescriptorLost,
@@ -47,7 +47,7 @@ from bufferpool.figures import stats
 from bufferpool.figures.advice import Advice, read_advice
 from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, OperationKind, reason_number
-from bufferpool.figures.operations import read_operations
+from bufferpool.figures.operations import read_flushes, read_operations
 from bufferpool.machine.pressure import Source, SystemSource
 from bufferpool.spaces.claim import drop_unused
 from bufferpool.units import flag_of, is_number
@@ -183,6 +183,8 @@ class Steward:
         self._shrinking: list[Job] = []  # flushes that make pages clean which the budget has no room for
         self._jobs: list[Job] = []  # of this steward, that have not been looked at since they ended
         self._looked_at = float("-inf")  # for operations that hang
+        self._hangs_over = 0  # events about such operations when none was left that hung
+        self._log_fails = False
         self._patience_s = settings.interval  # how long a round waits for its jobs
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
@@ -397,15 +399,24 @@ class Steward:
         if now - self._looked_at < HANGS_S / 10:
             return
         self._looked_at = now
-        for one in tell_hanging(self.client, read_operations(self.client), HANGS_S):
+        found = read_operations(self.client)
+        for one in tell_hanging(self.client, found, HANGS_S):
             self.trouble = StoreError(f"{one} has not come back for {one.seconds:.0f} s; {_UNTIL_THEN[one.kind]}")
+        news = hangs_posted(self.client) != self._hangs_over
+        if news and not tell_recovered(self.client, [*found, *read_flushes(self.client)]):
+            self._hangs_over = hangs_posted(self.client)
 
     def _sync_log(self, now: float) -> int:
         try:
-            return writeback.sync_log(self.client)
+            synced = writeback.sync_log(self.client)
         except Exception as error:  # noqa: BLE001 - not swallowed: the pages wait, and _tell keeps it
+            self._log_fails = True
             self._tell(now, EventKind.FLUSH_FAILED, EventReason.LOG, error)
             return 0
+        if self._log_fails:
+            self._log_fails = False
+            self.client.post(NewEvent(EventKind.FLUSH_RECOVERED, EventReason.LOG))
+        return synced
 
     def _due_by_age(self, now: float, dirty: int) -> int:
         """How many pages this round should write, so that none stays dirty for ``flush_every`` seconds.

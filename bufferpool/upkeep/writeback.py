@@ -243,11 +243,14 @@ def flush_part(client: Client, record: Record, which: Selection, *, wait: bool =
             if batch is None:
                 return Part(0, 0, 0)
             with working_on(record["index"]):
-                return _flush_batch(client, record, batch, partial(_store_batch, client, record, store))
+                part = _flush_batch(client, record, batch, partial(_store_batch, client, record, store))
     except StoreError:
         if client.current(record) is None:  # removed since it was looked at: the dirty pages were another space's
             return Part(0, 0, 0)
         raise
+    if part.written:
+        trouble.tell_written(client, record)
+    return part
 
 
 def write_over(client: Client, record: Record, held: _core.Held, store: FileStore, lsn: int) -> int:

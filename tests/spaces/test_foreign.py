@@ -377,6 +377,16 @@ def test_dirty_pages_can_be_looked_at_without_a_handle(stuck):
         list(pool.dirty_pages("nothing"))
 
 
+def test_looking_at_dirty_pages_is_no_use_of_them(stuck, tmp_path):
+    """Each page that `dirty --save` wrote counted as a hit, so a rescue looked like an application that reads."""
+    pool, _path = stuck
+    before = pool.stats()
+    assert main(["dirty", pool.name, "stuck.db", "--save", str(tmp_path / "saved")]) == 0
+    assert len(dict(pool.dirty_pages("stuck.db"))) == 2
+    after = pool.stats()
+    assert (after.hits, after.misses, after.loads) == (before.hits, before.misses, before.loads)
+
+
 def test_dirty_pages_can_be_given_up_without_a_handle(stuck):
     pool, path = stuck
     before = path.read_bytes()

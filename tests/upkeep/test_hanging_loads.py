@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -17,7 +18,7 @@ import bufferpool as bp
 from bufferpool.cli import main
 from bufferpool.client import trouble
 from bufferpool.errors import WaitTimeout
-from bufferpool.figures.names import OPERATION_KINDS, EventKind, EventReason
+from bufferpool.figures.names import OPERATION_KINDS, RECOVERIES, EventKind, EventReason
 from bufferpool.figures.operations import read_operations
 from bufferpool.upkeep import steward, working_set
 from bufferpool.upkeep.steward import Settings
@@ -65,6 +66,58 @@ def test_the_steward_finds_a_load_that_hangs(pool, hung, threads, monkeypatch, c
     pool.stop_steward()
     assert read_operations(pool) == []
     assert pool.check() == []
+
+
+@pytest.mark.parametrize("what", ["load", "flush"])
+def test_the_end_of_a_hang_is_an_event(pool, hung, threads, monkeypatch, what):
+    """The last event was still the hang, so who read the events did not see that the store had come back."""
+    monkeypatch.setattr(steward, "HANGS_S", 0.2)
+    space = pool.open_store("hung", hung, mode="r+")
+    kind = EventKind.LOAD_RECOVERED if what == "load" else EventKind.FLUSH_RECOVERED
+    if what == "flush":
+        with space.write(7) as page:
+            page[:] = 1
+        hung.syncs.shut()
+        threads.start(space.flush)
+        hung.syncs.wait_until_somebody_came()
+    else:
+        hung.reads.shut()
+        threads.start(space.__getitem__, 7)
+        hung.reads.wait_until_somebody_came()
+    pool.start_steward(Settings(interval=0.02, pressure=False))
+    wait_until(lambda: bool(hangs(pool)), "the event")
+    begin = time.monotonic()
+    wait_until(lambda: time.monotonic() - begin > 1.5, "several looks of the steward")
+    assert RECOVERIES[hangs(pool)[-1].kind] is kind, "it hangs still"
+    hung.open()
+    threads.join()
+    wait_until(lambda: hangs(pool)[-1].kind is kind, "the event of the end")
+    event = hangs(pool)[-1]
+    assert (event.space, event.client) == ("hung", 1)
+    assert event.value > 1.5
+    assert f"{what} recovered: the store came back to client 1 (pid {os.getpid()}) after" in str(event)
+    pool.stop_steward()
+    with bp.Pool.attach(pool.name) as other:  # whoever looks next finds that it was told
+        assert trouble.tell_recovered(other.client, other.operations()) == 0
+    assert [e.kind for e in hangs(pool)].count(kind) == 1
+    assert pool.check() == []
+
+
+def load_and_hang(name):
+    bp.Pool.attach(name).open_derived("endless", 4, lambda _n, _out: time.sleep(600))[1]
+
+
+def test_the_hang_of_a_client_that_was_killed_has_not_come_back(pool, child):
+    """Its operation is over, and nothing is known of the store."""
+    killed = child(load_and_hang, pool.name)
+    wait_until(lambda: pool.stats().oldest_operation_s["load"] > 0.5, "it hangs")
+    assert len(trouble.tell_hanging(pool.client, pool.operations(), 0.2)) == 1
+    assert trouble.tell_recovered(pool.client, pool.operations()) == 1
+    killed.kill()
+    for reaped in (False, True):
+        assert not reaped or pool.reap() == 1
+        assert trouble.tell_recovered(pool.client, pool.operations() if reaped else []) == 0
+    assert [event.kind for event in hangs(pool)] == [EventKind.LOAD_FAILED]
 
 
 def test_a_load_that_hangs_is_recorded_when_it_hangs_twice_as_long_and_once_for_all(pool, hung, threads):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bufferpool.client import trouble
 from bufferpool.errors import PageCorrupt, PoolExhausted, ShortRead, StoreError
 from bufferpool.figures.names import EventKind, EventReason
 from tests.conftest import PAGE, WAIT, fill, stamp, touch, wait_until
@@ -209,6 +210,28 @@ def test_a_full_disk_is_told_by_who_flushes(pool, caplog):
     assert len([r for r in caplog.records if r.name == "bufferpool" and "ENOSPC" in r.getMessage()]) == 1
     assert pool.stats().flush_failures == 3
     assert pool.stats().frames.dirty == 5
+
+
+def test_pages_that_could_be_written_at_last_are_an_event(pool, caplog):
+    """The last event was a failure for ever, so that a mended disk looked like a full one. A page beside the one that
+    fails says nothing: of a disk with a bad sector most pages can be written."""
+    caplog.set_level(logging.INFO, "bufferpool")
+    store = Memory(20)
+    table = pool.open_store("orders", store, mode="r+")
+    fill(table, range(3, 8))
+    store.fail_write = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(StoreError):
+        pool.flush()
+    recovered = EventKind.FLUSH_RECOVERED
+    trouble.tell_written(pool.client, next(r for r in pool.client.seg.spaces() if r["name"] == "orders"))
+    assert recovered not in {e.kind for e in pool.events()}
+    store.fail_write = None
+    assert pool.flush() == 5
+    fill(table, [4])
+    assert pool.flush() == 1
+    found = [e for e in pool.events() if e.kind is recovered]
+    assert [(e.space, e.page_no, e.reason) for e in found] == [("orders", 3, EventReason.STORE)]
+    assert str(found[0]) == "flush recovered: the store takes pages again (space 'orders', page 3)"
 
 
 def test_a_steward_says_on_its_standard_error_that_the_disk_is_full(make_pool, data_file, tmp_path: Path):

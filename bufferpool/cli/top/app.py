@@ -23,8 +23,25 @@ from bufferpool.pool import Pool
 from bufferpool.printable import printable
 from bufferpool.units import format_size, parse_size
 
-CACHE_COLUMNS = ("CACHE", "VALUES", "BYTES", "HITS/S", "MISSES/S", "HIT RATIO", "LOADS/S", "EVICTED/S")
-SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO")
+
+def _descending(figure: float) -> float:
+    """A key that puts large figures first; a space without references has no hit ratio and comes last."""
+    return math.inf if math.isnan(figure) else -figure
+
+
+CACHE_COLUMNS = (
+    "CACHE",
+    "VALUES",
+    "BYTES",
+    "HITS/S",
+    "MISSES/S",
+    "HIT RATIO",
+    "LOADS/S",
+    "EVICTED/S",
+    "LIMIT",
+    "RESERVE",
+)
+SPACE_COLUMNS = ("NAME", "KIND", "PAGES", "RESIDENT", "DIRTY", "HITS/S", "MISSES/S", "HIT RATIO", "LIMIT", "RESERVE")
 
 
 class Ask(ModalScreen[str | None]):
@@ -288,13 +305,15 @@ class Top(App[None]):
             was = seen.get((s.name, s.owner), s)
             hits, misses = (s.hits - was.hits) / span, (s.misses - was.misses) / span
             ratio = hit_ratio(hits, misses)  # of the same time as the rates beside it
-            rows.append((s.shown_name, s.kind, s.pages, s.resident, s.dirty, hits, misses, ratio))
+            rows.append((s.shown_name, s.kind, s.pages, s.resident, s.dirty, hits, misses, ratio, s.limit, s.reserve))
         by_text = self.sort_by < 2
-        rows.sort(key=lambda row: row[self.sort_by] if by_text else -float(row[self.sort_by] or 0))
-        for name, kind, pages, resident, dirty, hits, misses, ratio in rows:
-            cells = (f"{pages:,}", f"{resident:,}", f"{dirty:,}", short(hits), short(misses))
-            shown = "-" if math.isnan(ratio) else f"{ratio:.2%}"
-            table.add_row(Text(printable(name)), kind, *(Text(c, justify="right") for c in (*cells, shown)))
+        rows.sort(key=lambda row: row[self.sort_by] if by_text else _descending(float(row[self.sort_by])))
+        for name, kind, pages, resident, dirty, hits, misses, ratio, *shares in rows:
+            cells = (
+                f"{pages:,}", f"{resident:,}", f"{dirty:,}", short(hits), short(misses),
+                "-" if math.isnan(ratio) else f"{ratio:.2%}", *(brief(share) if share else "-" for share in shares),
+            )  # fmt: skip
+            table.add_row(Text(printable(name)), kind, *(Text(cell, justify="right") for cell in cells))
 
     def _show_hanging(self, now: Snapshot) -> None:
         """Shows loads and flushes that have not come forward for long: of a healthy pool there are none."""
@@ -318,7 +337,7 @@ class Top(App[None]):
             ratio = hit_ratio(hits, misses)
             cells = (
                 f"{c.count:,}", brief(c.bytes), short(hits), short(misses), "-" if math.isnan(ratio) else f"{ratio:.2%}",
-                short(loads), short(evicted),
+                short(loads), short(evicted), *(brief(share) if share else "-" for share in (c.limit, c.reserve)),
             )  # fmt: skip
             table.add_row(Text(printable(c.name)), *(Text(cell, justify="right") for cell in cells))
 

@@ -259,10 +259,8 @@ inline void close_empty_log(Segment& s) {
     unlock_objects(s);
 }
 
-inline void count_reclaimed(Segment& s, u64 os_pages, Reason reason) {
-    if (!os_pages) return;
-    s.counters().reclaimed_bytes[reason].add_relaxed(os_pages * s.g.os_page);
-    probe_reclaim(s, os_pages * s.g.os_page, reason);
+inline void count_reclaimed_pages(Segment& s, u64 os_pages, Reason reason) {
+    if (os_pages) count_reclaimed(s, os_pages * s.g.os_page, reason);
 }
 
 // Gives the memory of free blocks back to the kernel, at least `pages` OS pages if the free blocks have so many.
@@ -270,7 +268,7 @@ inline void count_reclaimed(Segment& s, u64 os_pages, Reason reason) {
 inline u64 release_objects(Segment& s, u64 pages, Reason reason) {
     close_empty_log(s);
     u64 got = strip_free_blocks(s, pages);
-    count_reclaimed(s, got, reason);
+    count_reclaimed_pages(s, got, reason);
     give_back_loan(s, 0);
     return got;
 }
@@ -284,7 +282,7 @@ inline bool fit_objects(Segment& s, u64 pages, Reason reason, u64& given) {
     };
     for (u32 tries = 0; over() && tries < 1'000'000; tries++) {
         u64 got = strip_free_blocks(s, over());
-        count_reclaimed(s, got, reason);
+        count_reclaimed_pages(s, got, reason);
         given += got;
         if (got) continue;
         if (is_log_dirty(s) && clean_log(s)) continue;

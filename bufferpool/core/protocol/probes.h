@@ -1,7 +1,7 @@
 // What the static probes tell (os/probe.h). Each names the pool by the inode of its file, which `ls -i` shows.
 //
 //   load, evict, publish, flush   pool, number of the space's slot, page number
-//   reclaim                       pool, bytes that the kernel took back, reason (its number in `EventReason`)
+//   reclaim                       pool, bytes that the kernel took back, reason (layout.h, enum Reason)
 #pragma once
 
 #include "os/probe.h"
@@ -36,7 +36,9 @@ inline void probe_evict(Segment& s, u32 entry) { BP_PROBE_PAGE(evict, s, entry);
 inline void probe_publish(Segment& s, u32 entry) { BP_PROBE_PAGE(publish, s, entry); }
 inline void probe_flush(Segment& s, u32 entry) { BP_PROBE_PAGE(flush, s, entry); }
 
-inline void probe_reclaim(Segment& s, u64 bytes, u32 reason) {
+// Memory that the kernel has taken back is counted and told in one place, so that the probe misses none of it.
+inline void count_reclaimed(Segment& s, u64 bytes, Reason reason) {
+    s.counters().reclaimed_bytes[reason].add_relaxed(bytes);
     if (BP_PROBE_ON(reclaim)) BP_PROBE(reclaim, s.inode, bytes, reason);
 }
 

@@ -70,12 +70,12 @@ inline bool reap_busy(Segment& s, u32 c) {
         u32 end = f + 1;
         while (end < s.ready && is_dead(end)) end++;
         u64 length = u64(end - f) << s.g.page_shift;
-        s.remove_frames(f, length);
+        int refused = s.remove_frames(f, length);
         BP_POINT("reap.punched");
         if (!lock_memory(s, false)) return false;
         for (u32 i = f; i < end; i++) hole_locked(s, i);
         unlock_memory(s);
-        s.counters().reclaimed_bytes[CLIENT_EXIT].add_relaxed(length);
+        if (!refused) count_reclaimed(s, length, CLIENT_EXIT);
         f = end;
     }
     return true;

@@ -40,7 +40,7 @@ inline void release_frames(Segment& s, Vec<u32>& frames, Reason reason, Reclaime
         } else {
             give_back_later(s, frames[i], u32(end - i), r != 0);
         }
-        if (r == 0) s.counters().reclaimed_bytes[reason].add_relaxed(length), probe_reclaim(s, length, reason);
+        if (r == 0) count_reclaimed(s, length, reason);
         if (r == 0) done.frames += end - i;
         else done.refused = r;
         BP_POINT("punch.hole");

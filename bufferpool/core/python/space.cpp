@@ -101,18 +101,25 @@ static bool has_entry(SpaceObject* sp, u64 page_no) {
     return is_backed(sp, page_no) || sp->seg->s->has_page(entry_of(sp, page_no));
 }
 
-// A hit, or None: it waits for nobody, and loads nothing.
-static PyObject* space_try_get(PyObject* self, PyObject* n) {
+// A page that is there, or None: it waits for nobody, and loads nothing.
+static PyObject* there_or_none(PyObject* self, PyObject* n, Access access) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
     u64 page_no;
     u32 frame;
     if (page_number(sp, n, page_no, false, Backing::AS_IS) < 0) return nullptr;
     if (!has_entry(sp, page_no)) Py_RETURN_NONE;
     SpaceHooks hooks{sp, page_no};
-    Status status = fetch_hit(*sp->seg->s, place_of(sp, page_no), Access{}, hooks, frame);
+    Status status = fetch_hit(*sp->seg->s, place_of(sp, page_no), access, hooks, frame);
     if (status == Status::OK) return view_of(sp, frame);
     if (status == Status::ABSENT || status == Status::WAIT) Py_RETURN_NONE;
     return answer(status, sp, page_no), nullptr;
+}
+
+static PyObject* space_try_get(PyObject* self, PyObject* n) { return there_or_none(self, n, Access{}); }
+
+// The same for somebody who inspects the pool: it is no reference, neither in the figures nor for the policy.
+static PyObject* space_peek(PyObject* self, PyObject* n) {
+    return there_or_none(self, n, Access{.counts = false, .once = true});
 }
 
 static PyObject* space_pin(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) {
@@ -858,6 +865,7 @@ static PyMethodDef space_methods[] = {
      "of processes may do this, and append, at once: no page is lost, and ``append`` takes the pages behind.\n"
      "``timeout`` is in seconds. Raises SpaceReadOnly, SpaceFull, WaitTimeout, PoolExhausted."},
     {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
+    {"_peek", entered<space_peek, SpaceEntry>, METH_O, "The page if it is in the pool, else None. It counts nowhere."},
     {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
     {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},
     {"_early", entered<space_early, SpaceEntry>, METH_VARARGS, "Loads a page for a use that follows, and counts then."},
