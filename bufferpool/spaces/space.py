@@ -500,6 +500,16 @@ class Space(_core.Space):
         len(self)  # attaches an unpickled handle; raises SpaceRemoved
         return self._client.seg.misses(self.index)
 
+    @property
+    def own_uses(self) -> tuple[int, int]:
+        """The hits and the misses of this process alone, by this handle of the pool: numbers that only grow, for differences.
+
+        They cost no more than a hit, so they can be read around each operation. They begin anew in a forked child, and need
+        not begin at 0 if another space had the slot before. Raises SpaceRemoved.
+        """
+        len(self)  # attaches an unpickled handle; raises SpaceRemoved
+        return self._client.seg.own_uses(self.index)
+
     def prefetch(self, ids: Ids) -> int:
         """Reads pages ahead, without pinning them; returns the number of loaded pages.
 

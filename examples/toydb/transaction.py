@@ -81,7 +81,7 @@ class Stats(NamedTuple):
     pages: int
     """Page references; a page counts each time."""
     misses: int
-    """Pages that the pool read from the data file meanwhile, for all its users."""
+    """Pages that the pool read from the data file meanwhile, for this handle."""
     restarts: int
     """How often a latest reader found a page that had been freed or split meanwhile, and started over."""
 
@@ -103,7 +103,7 @@ class Transaction:
     _open = False
     _pages = _restarts = _misses = 0
     _since: int | None
-    """The pool's misses when this transaction began or was resumed; None while it is paused or has ended."""
+    """The handle's misses when this transaction began or was resumed; None while it is paused or has ended."""
 
     def __init__(self, database: "Database", engine: Engine, kind: Kind) -> None:
         self.kind = kind
@@ -116,7 +116,7 @@ class Transaction:
         self._before: dict[int, bytes | None] = {}
         self._undo: list[dict[int, bytes | None]] = []
         self._tables: dict[str, Table] = {}
-        self._since = engine.space.misses
+        self._since = engine.space.own_uses[1]
         if kind == "snapshot":
             self._newest = self.snapshot = engine.versions.begin()
         else:  # a writer sees every earlier commit
@@ -217,13 +217,13 @@ class Transaction:
         if lsn != self.snapshot:
             self._engine.versions.end(lsn)
             return False
-        self._open, self._since = True, self._space.misses
+        self._open, self._since = True, self._space.own_uses[1]
         return True
 
     def _stop_counting(self) -> None:
         """What the pool reads from here on is for others."""
         if self._since is not None and not self._database.closed:
-            self._misses += self._space.misses - self._since
+            self._misses += self._space.own_uses[1] - self._since
         self._since = None
 
     def _end(self) -> None:
@@ -250,7 +250,7 @@ class Transaction:
 
     @property
     def stats(self) -> Stats:
-        since = 0 if self._since is None else self._space.misses - self._since
+        since = 0 if self._since is None else self._space.own_uses[1] - self._since
         return Stats(self._pages, self._misses + since, self._restarts)
 
     # ---- pages: what a tree needs ----------------------------------------------------

@@ -1,5 +1,10 @@
 """Appending: a new page at the end of a space, for one writer and for many."""
 
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -226,3 +231,43 @@ def test_many_processes_grow_a_space_and_write_its_pages(pool, data_file, child)
     for n in {*range(1, 300)} - {*appended}:
         assert np.array_equal(space[n], stamp(n)), n
     assert pool.check() == []
+
+
+GROWING = """
+import json, os, signal, sys
+import bufferpool as bp
+
+name, path, log = sys.argv[1:]
+pool = bp.Pool.create(name, "1MiB", page_size=4096)
+space = pool.open_file(path, "r+", max_pages=20)
+pid = os.fork()
+if pid == 0:
+    os.environ.update(BUFFERPOOL_KILLED=log, BUFFERPOOL_KILL=f"lengthen.owned:1:{int(signal.SIGSTOP)}")
+    space.grow(10)
+    os._exit(1)
+os.waitpid(pid, os.WUNTRACED)
+told = []
+try:
+    space.grow(10, timeout=0.1)
+except bp.errors.WaitTimeout:
+    told.append("timeout")
+told.append(space.grow(9))  # its last page is another one
+os.kill(pid, signal.SIGKILL)
+os.waitpid(pid, 0)
+told += [space.grow(10), len(space), pool.check()]
+print(json.dumps(told))
+pool.close()
+bp.Pool.remove(name, discard=True)
+"""
+
+
+def test_growing_waits_no_longer_than_it_may_for_one_that_is_stopped(faulty_package, tmp_path, pool_name, data_file):
+    """Corner: a process that makes the file as long is stopped while it has the writer field of the new last page."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(faulty_package.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", GROWING, pool_name, str(data_file(1)), str(tmp_path / "killed")],
+        capture_output=True, text=True, timeout=120, check=False, cwd=faulty_package.parent, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "killed").read_text() == "lengthen.owned"
+    assert json.loads(done.stdout) == ["timeout", 9, 10, 10, []]

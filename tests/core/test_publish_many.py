@@ -16,6 +16,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import errors
+from tests.conftest import wait_until
 
 PAGE = 4096
 
@@ -439,3 +440,74 @@ def test_a_block_that_ends_elsewhere_is_over(pool: bp.Pool, begun: str) -> None:
     with work.write(1) as page:
         page[:] = 7
     assert (int(work[0][0]), int(work[1][0])) == (int(begun != "generator"), 7)
+
+
+def test_a_group_keeps_the_oldest_change_that_a_store_does_not_have(pool: bp.Pool, tmp_path: Path) -> None:
+    """Corner: a page that was dirty before the group. Its recovery LSN is that of the first change, or a checkpoint would let
+    an engine remove the part of its log that the page needs."""
+    (tmp_path / "data").write_bytes(bytes(3 * PAGE))
+    file = pool.open_file(tmp_path / "data", "r+")
+    pool.durable_lsn = 4  # nothing is flushed
+    with file.write(0, lsn=5) as page:
+        page[:] = 1
+    before = pool.stats().publishes
+    with pool.publish_many() as group:
+        for n in range(3):
+            group.write(file, n, lsn=9)[:] = 2
+    assert pool.stats().publishes == before + 3
+    assert pool.checkpoint(20) == 5
+    pool.durable_lsn = 9
+    assert pool.flush() == 3
+    assert pool.checkpoint(20) == 21
+
+
+def test_a_group_leaves_scratch_pages_their_part_of_the_pool_and_no_more(make_pool: Callable[..., bp.Pool]) -> None:
+    """Corner: scratch pages that nobody had written become pages that must be kept when the group is published. An eighth
+    of the frames is kept for other spaces then too."""
+    pool = make_pool(64 * PAGE)
+    space = pool.open_scratch("space", 64)
+    for n in range(56):
+        with space.write(n) as page:
+            page[:] = 1
+    with pytest.raises(errors.PoolExhausted, match="scratch"):
+        write_as_one(pool, [(space, n) for n in (0, 60)])
+    assert (space[0][0], space[60][0]) == (1, 0)
+    write_as_one(pool, [(space, n) for n in (0, 1)])
+    assert space[0][0] == 9
+    assert pool.check() == []
+
+
+def test_the_arguments_of_a_page_are_those_of_write(pool: bp.Pool, attach: Callable[..., bp.Pool]) -> None:
+    space = pool.open_scratch("space", 2)
+    other = attach(pool).open_scratch("space", len(space))
+    with pool.publish_many() as group:
+        for wrong in ({"timeout": -1}, {"timeout": True}, {"lsn": -1}, {"lsn": True}, {"fresh": None}):
+            with pytest.raises((TypeError, ValueError)):
+                group.write(space, 0, **wrong)  # type: ignore[arg-type]
+        with other.write(0), pytest.raises(errors.WaitTimeout):
+            group.write(space, 0, timeout=0)
+        group.write(space, 0)[:] = 1
+    assert space[0][0] == 1
+
+
+def test_a_group_belongs_to_one_thread_at_a_time(pool: bp.Pool, attach: Callable[..., bp.Pool]) -> None:
+    """Corner: a thread waits for a page of the group; meanwhile another one would change the list of its pages."""
+    space = pool.open_scratch("space", 3)
+    other = attach(pool).open_scratch("space", len(space))
+    with pool.publish_many() as group:
+        with other.write(0):
+            waiter = threading.Thread(target=lambda: group.write(space, 0, timeout=60).fill(4))
+            waiter.start()
+            wait_until(lambda: _refuses(group, space), "the thread waits")
+        waiter.join()
+        group.write(space, 1)[:] = 5
+        assert len(group) == 2
+    assert (space[0][0], space[1][0], space[2][0]) == (4, 5, 0)
+
+
+def _refuses(group: bp._core.PublishGroup, space: bp.Space) -> bool:
+    try:
+        group.write(space, 2, timeout=0, lsn=-1)  # (refused in any case: no page joins the group here)
+    except ValueError as error:
+        return "another thread" in str(error)
+    return False

@@ -40,6 +40,7 @@ USES: dict[str, Callable[[bp.Pool, bp.Space], Any]] = {
     "flush by the pool": lambda pool, space: pool.flush(space),
     "stats": lambda pool, space: space.stats(),
     "misses": lambda pool, space: space.misses,
+    "own_uses": lambda pool, space: space.own_uses,
     "set_share": lambda pool, space: space.set_share("64KiB"),
     "remove": lambda pool, space: space.remove(),
     "pickle": lambda pool, space: pickle.dumps(space),

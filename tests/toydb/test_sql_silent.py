@@ -158,6 +158,12 @@ SAME = {
     "a type that STRICT refuses": """
         CREATE TABLE t(a INTEGER PRIMARY KEY, b REAL) STRICT; INSERT OR IGNORE INTO t(b) VALUES(1), ('x'); SELECT * FROM t;
         INSERT OR FAIL INTO t(b) VALUES(1), ('x'); SELECT * FROM t""",
+    "a row id in use, before a type that STRICT refuses": """
+        CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT) STRICT; INSERT INTO t VALUES(1, 'p'), (2, 'q');
+        INSERT OR FAIL INTO t VALUES(-3, 'r'), ('1', x'61'), (9, 's'); SELECT * FROM t;
+        INSERT OR IGNORE INTO t VALUES(4, 'r'), (1, x'61'), (5, 's'); SELECT * FROM t;
+        UPDATE OR IGNORE t SET a = 1, b = x'61' WHERE a = 2; SELECT * FROM t;
+        INSERT OR IGNORE INTO t VALUES(6, 'r'), (7, x'61'); SELECT * FROM t""",
     "numbers of rows that OR IGNORE skips": """
         CREATE TABLE t(a INTEGER PRIMARY KEY AUTOINCREMENT, b UNIQUE); INSERT OR IGNORE INTO t(b) VALUES(1), (1), (1), (2);
         SELECT * FROM t; DELETE FROM t; INSERT INTO t(b) VALUES(4); SELECT * FROM t""",

@@ -112,6 +112,17 @@ static PyObject* segment_misses(PyObject* self, PyObject* arg) {
     return PyLong_FromUnsignedLongLong(misses > before ? misses - before : 0);
 }
 
+// own_uses(index) -> the hits and misses that this client has counted in this slot. It looks at no other client.
+static PyObject* segment_own_uses(PyObject* self, PyObject* arg) {
+    unsigned long i = PyLong_AsUnsignedLong(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    if (i >= s->space_count() || !s->my_uses) return raise("ValueError", "no such space");
+    const Uses& own = s->my_uses[i];
+    return Py_BuildValue("(KK)", (unsigned long long)own.hits.load_relaxed(),
+                         (unsigned long long)own.misses.load_relaxed());
+}
+
 // The live spaces for which `wanted(slot)`, as dicts.
 template <class Wanted>
 static PyObject* list_spaces(SegmentObject* seg, Wanted wanted) {
@@ -452,6 +463,7 @@ PyMethodDef directory_methods[] = {
     {"count_failure", entered<segment_count_failure, SegmentEntry>, METH_VARARGS, ""},
     {"failures", entered<segment_failures, SegmentEntry>, METH_O, ""},
     {"misses", entered<segment_misses, SegmentEntry>, METH_O, ""},
+    {"own_uses", entered<segment_own_uses, SegmentEntry>, METH_O, ""},
     {"add_space", entered<segment_add_space, SegmentEntry>, METH_O, ""},
     {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
     {"set_share", entered<segment_set_share, SegmentEntry>, METH_VARARGS, ""},

@@ -101,7 +101,7 @@ class VirtualTable:
         row: Row = list(fields[: len(schema.columns)])
         if schema.rowid:
             rowid = self._new_rowid(work, rows, rowid, row)
-        key = self._admitted(row, mode)
+        key = self._admitted(rows, row, None, mode)
         if schema.rowid and schema.alias is None:
             key = encode(rowid) if key is not None else None
         inserted = key is not None and self._insert(work, rows, key, row, mode)
@@ -149,7 +149,7 @@ class VirtualTable:
         if schema.alias is not None and name != new_rowid:  # UPDATE t SET rowid = …
             row[schema.alias] = new_rowid
         mode = self._connection.vtab_on_conflict()
-        key = self._admitted(row, mode)
+        key = self._admitted(rows, row, old_key, mode)
         if key is None:
             return
         if schema.rowid and schema.alias is None:
@@ -240,15 +240,15 @@ class VirtualTable:
 
     # -- constraints -----------------------------------------------------------------------
 
-    def _admitted(self, row: Row, mode: int) -> bytes | None:
+    def _admitted(self, rows: Table, row: Row, old_key: bytes | None, mode: int) -> bytes | None:
         """Converts the row to what its columns store, in place; returns its key, or None if OR IGNORE skips it."""
-        if not self.schema.is_plain(row) and not self._convert(row, mode):
+        if not self.schema.is_plain(row) and not self._convert(rows, row, old_key, mode):
             return None
         if self.schema.alias is not None:
             return encode(row[self.schema.alias])
         return b"" if self.schema.rowid else self.schema.key_of(row)
 
-    def _convert(self, row: Row, mode: int) -> bool:
+    def _convert(self, rows: Table, row: Row, old_key: bytes | None, mode: int) -> bool:
         """Converts the row to what its columns store, in place; returns False if OR IGNORE skips it."""
         schema = self.schema
         schema.admit_rowid(row)
@@ -266,6 +266,11 @@ class VirtualTable:
             if getattr(error, "extendedresult", 0) == apsw.SQLITE_CONSTRAINT_DATATYPE:
                 if mode in (apsw.SQLITE_ABORT, _REPLACE):
                     raise
+                if schema.alias is not None:  # SQLite looks whether the row id is in use before it looks at the types
+                    key = encode(row[schema.alias])
+                    if key != old_key and rows.get(key) is not None:
+                        self._refuse(*self._key_in_use(), mode)
+                        return False
                 raise apsw.MismatchError(str(error)) from error  # ABORT in all modes, which a ConstraintError is not
             if mode == _IGNORE:
                 self.session.ignored += 1
