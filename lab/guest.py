@@ -7,8 +7,10 @@ import shlex
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,9 @@ from typing import Any
 
 from lab.images import CACHE, Images, Kernel
 
-BOOT_S = 1800.0  # seconds; a busy host may give a guest a few seconds of processor time in a minute
+BOOT_S = 600.0  # by the guest's clock
+COUNTED = ("-accel", "tcg,thread=single", "-icount", "shift=1,sleep=on")
+"""Options of qemu: each instruction takes two nanoseconds of the guest's time, and an idle guest's time is the host's."""
 MORTAL = ("setpriv", "--pdeathsig", "KILL")
 """The first words of a command that must end when this process is killed."""
 
@@ -36,6 +40,43 @@ class Machine:
     kernel_options: str = ""
     disks: tuple[str, ...] = field(default=())
     """Values of ``-drive``, each a disk: /dev/vdc and so on."""
+    counted: bool = True
+    """Whether the guest's time is the count of its instructions, so that it does not depend on what else the host does.
+    One thread of the host then emulates all processors, in turn. Else each has a thread, and the time is the host's."""
+
+
+class Clock:
+    """The seconds that a process has had a processor, or has wanted none. The time in which its thread waited for a processor
+    does not count, so that a limit by this clock is the same on a busy host as on a quiet one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.seconds = pid, 0.0
+        self._looked, self._waited = time.monotonic(), waits_for_processors(pid)
+
+    def now(self) -> float:
+        """The seconds since it began."""
+        looked, waited = time.monotonic(), waits_for_processors(self.pid)
+        longest = max((wait - self._waited.get(thread, 0.0) for thread, wait in waited.items()), default=0.0)
+        self.seconds += (
+            looked - self._looked - longest
+        )  # a wait is counted when it ends, and may be longer than since the last look
+        self._looked, self._waited = looked, waited
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps until so many seconds of this clock have passed."""
+        end = self.now() + seconds
+        while self.now() < end:
+            time.sleep(0.1)
+
+
+def waits_for_processors(pid: int) -> dict[str, float]:
+    """The seconds that each thread of a process was ready to run and waited for a processor (``schedstat`` of proc(5))."""
+    found = {}
+    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
+            found[thread.parent.name] = int(thread.read_text().split()[1]) / 1e9
+    return found
 
 
 class Guest:
@@ -58,9 +99,10 @@ class Guest:
         self._process = subprocess.Popen(
             self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
+        self.clock = Clock(self._process.pid)
         try:
             self._port, self._monitor = self._connect("port"), self._connect("monitor")
-            self.release = self._receive(time.monotonic() + BOOT_S)["ready"]
+            self.release = self._receive(BOOT_S)["ready"]
         except BaseException:
             self.close()
             raise
@@ -74,11 +116,24 @@ class Guest:
         while self._connections:
             self._connections.pop().close()
 
+    def cut_later(self, seconds: float) -> threading.Thread:
+        """Starts a thread that ends qemu after so many seconds of the guest's clock."""
+        assert self._process is not None
+        process, clock = self._process, Clock(self._process.pid)
+
+        def cut() -> None:
+            clock.sleep(seconds)
+            process.kill()
+
+        waiting = threading.Thread(target=cut)
+        waiting.start()
+        return waiting
+
     def _command(self) -> list[str]:
         machine, images = self.machine, self.images
         drives = (f"file={images.root},snapshot=on", f"file={images.project},snapshot=on", *machine.disks)
         command = [
-            *MORTAL, "nice", "-n", "1", *self.kernel.qemu, "-accel", "tcg,thread=multi",
+            *MORTAL, "nice", "-n", "1", *self.kernel.qemu, *(COUNTED if machine.counted else ("-accel", "tcg,thread=multi")),
             "-smp", str(machine.cpus), "-m", machine.memory, "-display", "none", "-no-reboot", "-nodefaults",
             "-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", f"file:{self.console}",
             "-append", f"{self.kernel.options} panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",
@@ -92,7 +147,7 @@ class Guest:
         return [*command, *machine.options]
 
     def _connect(self, name: str) -> socket.socket:
-        end = time.monotonic() + 20
+        end = self.clock.now() + 60
         while True:
             connection = socket.socket(socket.AF_UNIX)
             try:
@@ -101,7 +156,7 @@ class Guest:
                 return connection
             except OSError:
                 connection.close()
-                if time.monotonic() > end or self._process is None or self._process.poll() is not None:
+                if self.clock.now() > end or self._process is None or self._process.poll() is not None:
                     raise GuestError(f"qemu does not start: {self._errors()}") from None
                 time.sleep(0.05)
 
@@ -110,13 +165,18 @@ class Guest:
             return "no message"
         return self._process.stderr.read().decode(errors="replace")
 
-    def _receive(self, end: float) -> dict[str, Any]:
+    def _receive(self, limit: float) -> dict[str, Any]:
+        """The guest's next message, within a limit by its clock."""
+        end = self.clock.now() + limit
+        self._port.settimeout(1.0)
         while b"\n" not in self._waiting:
-            self._port.settimeout(max(0.1, end - time.monotonic()))
             try:
                 more = self._port.recv(65536)
             except TimeoutError:
-                raise GuestError(f"no answer in time; the end of the console: {self.console_tail()}") from None
+                if self.clock.now() < end:
+                    continue
+                console = self.console_tail()
+                raise GuestError(f"no answer in {limit:.0f} s; the end of the console: {console}") from None
             except OSError:
                 more = b""
             if not more:
@@ -133,11 +193,13 @@ class Guest:
     # ---- what the checks use -----------------------------------------------------------
 
     def run(self, command: str, timeout: float = 1800, hear: Callable[[str], None] | None = None) -> tuple[int, str]:
-        """Runs a command of the shell in /lab; returns its exit code and what it printed. ``hear`` gets each line as it comes."""
-        self._port.sendall(json.dumps({"command": command, "timeout": timeout}).encode() + b"\n")
-        said, heard = "", 0
+        """Runs a command of the shell in /lab; returns its exit code and what it printed. ``hear`` gets each line as it comes.
+
+        The time limit is by the guest's clock. Raises GuestError after it; the guest is of no use then."""
+        self._port.sendall(json.dumps({"command": command}).encode() + b"\n")
+        said, heard, end = "", 0, self.clock.now() + timeout
         while True:
-            answer = self._receive(time.monotonic() + timeout + 60)
+            answer = self._receive(end - self.clock.now())
             if "rc" in answer:
                 return answer["rc"], said
             said += answer["out"]

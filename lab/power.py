@@ -11,7 +11,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -74,15 +73,15 @@ def fail(guest: Guest, disk: Disk, notes: Notes, seconds: float, number: int) ->
     """Boots the guest, lets the bank work, and cuts the power off at a random moment."""
     guest.boot(Machine(disks=(disk.drive,)))
     guest.must("mount /dev/vdc /mnt")  # the kernel replays the journal of the power failure before
-    timer = threading.Timer(seconds * random.uniform(0.9, 1.1), guest.cut)
-    timer.start()
+    failure = guest.cut_later(seconds * random.uniform(0.9, 1.1))
     command = f"{guest.environment} python3 -u -m lab.inside.bank work /mnt {number}"
     try:
         code, said = guest.run(command, 4 * seconds, lambda line: notes.hear(line, len(disk.recording.log)))
     except (GuestError, OSError):  # the power failure
         return disk.recording
     finally:
-        timer.cancel()
+        guest.cut()
+        failure.join()
     raise GuestError(f"the bank ended with {code}: {said[-2000:]}")
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Set
@@ -82,30 +83,59 @@ def record(check: str, kernel: str, cell: Cell) -> None:
 def write(planned: Mapping[str, Set[str]]) -> None:
     """Writes the table of the document. ``planned``: the checks in order, and the kernels that each runs on."""
     before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    DOCUMENT.write_text(before + BEGIN + table(load(), planned) + END + after)
+    old, _, after = rest.partition(END)
+    DOCUMENT.write_text(before + BEGIN + table(load(), planned, written(old)) + END + after)
 
 
-def table(results: Results, planned: Mapping[str, Set[str]]) -> str:
-    """The results as a table of Markdown; a dash where a check does not run."""
+Written = dict[str, dict[str, str]]
+"""The cells of a table as they are written, by check, then by kernel. Those of ``RELEASES`` are the kernels' releases."""
+RELEASES = "The kernels were "
+
+
+def written(text: str) -> Written:
+    """The cells of a table that was written before, perhaps on another machine, whose cache has their results."""
+    lines = text.splitlines()
+    if not lines:
+        return {}
+    kernels = [name.removeprefix("Linux ") for name in columns(lines[0])[1:]]
+    found = {check: dict(zip(kernels, cells, strict=True)) for check, *cells in map(columns, lines[2:-2])}
+    for line in lines:
+        if line.startswith(RELEASES):
+            releases = line.removeprefix(RELEASES).partition(";")[0].removesuffix(".").split(", ")
+            found[RELEASES] = dict(zip(kernels, releases, strict=True))
+    return found
+
+
+def columns(line: str) -> list[str]:
+    """The cells of a line of a table; a vertical bar within a cell has a backslash before it."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def table(results: Results, planned: Mapping[str, Set[str]], old: Written) -> str:
+    """The results as a table of Markdown; a dash where a check does not run. A cell of the old table remains if the cache has
+    no result for it."""
     rows = {
         check: {kernel: cell for kernel, cell in results.get(check, {}).items() if kernel in kernels}
         for check, kernels in planned.items()
     }
-    kernels = [name for name in KERNELS if any(name in row for row in rows.values())]
+    cells = {
+        check: {kernel: old.get(check, {}).get(kernel, "").strip("–") for kernel in planned[check]}
+        | {kernel: shown(cell) for kernel, cell in row.items()}
+        for check, row in rows.items()
+    }
+    kernels = [name for name in KERNELS if any(row.get(name) for row in cells.values())]
     lines = ["| check | " + " | ".join(kernel if kernel == "UML" else f"Linux {kernel}" for kernel in kernels) + " |"]
     lines.append("| --- |" + " --- |" * len(kernels))
-    for check, row in rows.items():
-        cells = [shown(row[kernel]) if kernel in row else "" if kernel in planned[check] else "–" for kernel in kernels]
-        lines.append(f"| {check} | " + " | ".join(cells) + " |")
-    releases = [next(row[kernel].release for row in rows.values() if kernel in row) for kernel in kernels]
+    for check, texts in cells.items():
+        lines.append(f"| {check} | " + " | ".join(texts.get(kernel, "–") for kernel in kernels) + " |")
+    releases = old.get(RELEASES, {}) | {
+        kernel: cell.release for row in rows.values() for kernel, cell in row.items() if cell.release != kernel
+    }
     ran = [cell for row in rows.values() for cell in row.values()]
     took, measured = sum(cell.seconds for cell in ran), sum(cell.seconds for cell in ran if cell.cpu)
     used = sum(cell.cpu for cell in ran)
-    time = (
-        f"the checks took {took // 60} minutes; {measured // 60} of these used {used // 60} minutes of processor time"
-    )
-    lines += ["", f"The kernels were {', '.join(releases)}; {time}."]
+    time = f"; of {took // 60} minutes that the checks of this machine took, {measured // 60} used {used // 60} minutes of processor time"
+    lines += ["", f"{RELEASES}{', '.join(releases.get(kernel, kernel) for kernel in kernels)}{time if ran else ''}."]
     return "\n".join(lines) + "\n"
 
 

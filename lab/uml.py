@@ -20,7 +20,7 @@ from lab.images import CACHE, Images, Kernel, root_folder, wheels_folder
 
 MEMORY, LEFT, STEP = 1 << 30, 420 << 20, 16 << 20
 _MAGIC, _VERSION, _SIZE = 0xCAFEBABE, 2, 512
-WAIT_S = 300
+WAIT_S = 1800
 
 
 class UserMode:

@@ -19,7 +19,7 @@ def test_cells_that_passed_failed_are_missing_or_are_not_planned() -> None:
         "gone": {"6.1": Cell(True, "a check that the lab had once", 600, "6.1.0", 0)},
     }  # fmt: skip
     planned = {"pins": {"5.10", "6.1"}, "storm": {"5.10", "6.1"}, "power": {"6.1"}}
-    lines = table(results, planned).splitlines()
+    lines = table(results, planned, {}).splitlines()
     assert lines[0] == "| check | Linux 5.10 | Linux 6.1 |"
     assert lines[2:5] == [
         r"| pins | ✓ 25 passed (2026-11-28, 0123abc) | **✗** 1 failed \| 24 |",
@@ -27,10 +27,40 @@ def test_cells_that_passed_failed_are_missing_or_are_not_planned() -> None:
         "| power | – | ✓ none lost |",
     ]
     assert len(lines) == 7
-    assert (
-        lines[-1]
-        == "The kernels were 5.10.0, 6.1.0; the checks took 3 minutes; 2 of these used 1 minutes of processor time."
+    assert lines[-1] == (
+        "The kernels were 5.10.0, 6.1.0; of 3 minutes that the checks of this machine took, 2 used 1 minutes of processor time."
     )
+
+
+def test_a_run_on_another_machine_keeps_the_cells_that_it_has_no_result_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table was written from the results in the cache only: a part of the lab, run on a machine with an empty cache, took
+    all other cells out of the document."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(report, "DOCUMENT", tmp_path / "lab.md")
+    planned = {"pins": {"5.10", "6.1"}, "storm": {"5.10", "6.1"}, "power": {"6.1"}}
+    report.DOCUMENT.write_text("# The lab\n" + report.BEGIN + report.END + "## Pictures\n")
+    record("pins", "6.1", Cell(False, "1 failed | 24", 60, "6.1.0", 31))
+    record("power", "6.1", Cell(True, "none lost", 30, "6.1.0", 9))
+    report.write(planned)
+    first = report.DOCUMENT.read_text()
+    report.write(planned)
+    assert report.DOCUMENT.read_text() == first
+
+    report.RESULTS.unlink()
+    record("pins", "5.10", Cell(True, "25 passed", 90, "5.10.0", 30))
+    record("power", "6.1", Cell(True, "none lost again", 30, "6.1.9", 9))
+    report.write(planned)
+    lines = report.DOCUMENT.read_text().splitlines()
+    assert lines[2] == "| check | Linux 5.10 | Linux 6.1 |"
+    assert lines[4:7] == [
+        r"| pins | ✓ 25 passed | **✗** 1 failed \| 24 |",
+        "| storm |  |  |",
+        "| power | – | ✓ none lost again |",
+    ]
+    assert lines[8].startswith("The kernels were 5.10.0, 6.1.9; ")
+    assert (lines[0], lines[-1]) == ("# The lab", "## Pictures")
 
 
 def test_runs_at_the_same_time_lose_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
