@@ -227,7 +227,7 @@ def balloon(guest: Guest) -> str:
                 end = guest.clock.now() + 60
                 while guest.monitor("query-balloon")["actual"] > size << 20 and guest.clock.now() < end:
                     guest.clock.sleep(0.2)
-                guest.clock.sleep(2)
+                guest.clock.sleep(4)
         if line.startswith("given"):
             host["after"] = guest.memory_of_host()
 

@@ -19,8 +19,9 @@ from typing import Any
 from lab.images import CACHE, Images, Kernel
 
 BOOT_S = 600.0  # by the guest's clock
-COUNTED = ("-accel", "tcg,thread=single", "-icount", "shift=1,sleep=on")
-"""Options of qemu: each instruction takes two nanoseconds of the guest's time, and an idle guest's time is the host's."""
+COUNTED = ("-accel", "tcg,thread=single", "-icount", "shift=2,sleep=on")
+"""Options of qemu: each instruction takes four nanoseconds of the guest's time, about as long as qemu needs for it;
+the time of an idle guest is that of the host."""
 MORTAL = ("setpriv", "--pdeathsig", "KILL")
 """The first words of a command that must end when this process is killed."""
 
