@@ -349,7 +349,7 @@ def _refresh_file(client: Client, wanted: Wanted, record: Record, truncate: bool
         if found is None:
             return None
         if not truncate and not held.interrupted and is_unchanged(client, found, store, opening=True):
-            _record_state(client, record, store.state())  # this record is less doubtful
+            _record_state(client, record, store.state(), patience=wanted.patience)  # this record is less doubtful
             return client.current(record)
         before, now = recorded(found), store.state()
         another, cut = now.file != before.file, now.size < before.size
@@ -435,7 +435,7 @@ def _add_space(
         store = wanted.store
         assert isinstance(store, FileStore)
         os.ftruncate(store.fd, 0)
-        _record_state(client, record, store.state())
+        _record_state(client, record, store.state(), patience=wanted.patience)
     return client.current(record)
 
 
