@@ -78,6 +78,11 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) or (isinstance(value, numbers.Real) and not isinstance(value, bool))
 
 
+def bad_number(value: Any, text: str) -> TypeError | ValueError:
+    """The error of an argument that is no number, or a number that is not allowed; ``text`` says what is."""
+    return ValueError(text) if is_number(value) else TypeError(text)
+
+
 def flag_of(value: bool, what: str) -> bool:
     """Checks an argument that is true or false: of "no", 0 or None nobody can tell what the caller meant. Raises TypeError."""
     if not isinstance(value, bool | np.bool_):

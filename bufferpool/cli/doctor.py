@@ -11,7 +11,6 @@ import platform
 import re
 import resource
 import stat
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,7 +32,6 @@ _SMALL_SHM = 64 << 20  # what Docker and Podman give a container
 _EXTENT = 256 << 10
 _PROBE = 8 * _EXTENT
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-_FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 
 
 class Level(StrEnum):
@@ -62,14 +60,9 @@ def in_use(path: str) -> bool:
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return _locked(fd)
+        return segment_file.is_locked(fd)
     finally:
         os.close(fd)
-
-
-def _locked(fd: int) -> bool:
-    asked = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    return bool(_FLOCK.unpack(asked)[0] != fcntl.F_UNLCK)
 
 
 # ---- the machine -------------------------------------------------------------------
@@ -232,7 +225,7 @@ def _probe_reclaim(fd: int, name: str, give_back: Callable[[int, int], None]) ->
 
 def _probe_locks(fd: int) -> Finding:
     """Locks the same byte through two descriptors, as two clients would."""
-    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 7, 1, 0)
+    wanted = segment_file.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 7, 1, 0)
     remedy = "use Linux 3.15 or newer; without these locks a pool cannot tell a dead client from a living one"
     other = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -244,7 +237,7 @@ def _probe_locks(fd: int) -> Finding:
             fcntl.fcntl(other, fcntl.F_OFD_SETLK, wanted)
             return Finding(Level.FAIL, "OFD locks", "two descriptors got the same lock", remedy)
         except BlockingIOError:
-            seen = _locked(other)
+            seen = segment_file.is_locked(other)
         except OSError as error:
             return Finding(Level.FAIL, "OFD locks", f"fail: {error.strerror}", remedy)
     finally:

@@ -155,8 +155,7 @@ def _stat(args: argparse.Namespace) -> int:
     print()
     tell(f"clients ({len(clients)})" if clients else "no clients")
     if clients:
-        head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "VALUES HELD", "ROLE")
-        print_table([head, *map(_client, clients)], right=(0, 1, 4, 5, 6))
+        _print_clients(clients)
     return 0
 
 
@@ -178,6 +177,11 @@ def _client(client: ClientInfo) -> tuple[str, ...]:
         (format_size(client.held_bytes) if client.held_bytes else "-"),
         "steward" if client.is_steward else "-",
     )
+
+
+def _print_clients(clients: list[ClientInfo]) -> None:
+    head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "VALUES HELD", "ROLE")
+    print_table([head, *map(_client, clients)], right=(0, 1, 4, 5, 6))
 
 
 _OPERATIONS: dict[OperationKind, str] = {
@@ -296,9 +300,7 @@ def _clients(args: argparse.Namespace) -> int:
     if args.json:
         print_json([asdict(client) for client in clients])
         return 0
-    head = ("CLIENT", "PID", "PROGRAM", "ATTACHED", "PINS", "FRAMES PINNED", "VALUES HELD", "ROLE")
-    rows = [_client(c) for c in clients]
-    print_table([head, *rows], right=(0, 1, 4, 5, 6)) if rows else tell("no process is attached")
+    _print_clients(clients) if clients else tell("no process is attached")
     return 0
 
 

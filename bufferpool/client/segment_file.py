@@ -35,7 +35,7 @@ from bufferpool.machine.descriptor import is_segment
 
 SHM = "/dev/shm"
 LEAST_BYTES = 2 << 20  # of a segment: its pages begin at 2 MiB or later
-_FLOCK = struct.Struct("hhqqi0q")  # struct flock
+FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 OS_PAGE = os.sysconf("SC_PAGESIZE")
 MIN_FRAMES, MANY_FRAMES = 4, 2**31  # of a budget; of a segment
 
@@ -221,12 +221,16 @@ def uncreate(path: str, made: os.stat_result) -> None:
     with contextlib.suppress(OSError):  # what kept this process from attaching is raised by the caller
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)  # every client locks a byte of it
-            free = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0] == fcntl.F_UNLCK
-            if free and os.path.samestat(os.fstat(fd), made):
+            if not is_locked(fd) and os.path.samestat(os.fstat(fd), made):
                 os.unlink(path)
         finally:
             os.close(fd)
+
+
+def is_locked(fd: int) -> bool:
+    """Whether another description of the file has a lock on a byte of it, as every living client of a segment has. It changes nothing."""
+    asked = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    return bool(FLOCK.unpack(asked)[0] != fcntl.F_UNLCK)
 
 
 def _nameless(directory: str, mode: int) -> int:

@@ -105,9 +105,7 @@ def tell_recovered(client: Client, operations: Iterable[Operation]) -> int:
     An operation whose client has died, or whose space has been removed, has no such event. Returns how many still hang.
     """
     now, open_ones = time.time(), _open_hangs(client)
-    alive = {
-        number: attached_ns / 1e9 for number, _pid, _start, attached_ns, _name, alive in client.seg.clients() if alive
-    }
+    attached_at = {number: since / 1e9 for number, _pid, _start, since, _name, alive in client.seg.clients() if alive}
     origins = {(record["name"], record["owner"]): record for record in client.seg.spaces()}
     caches = {name: number for number, name in client.seg.cache_names().items()}
     hanging = [(_hang_of(_KINDS[one.kind], one), one.seconds) for one in operations]
@@ -117,7 +115,7 @@ def tell_recovered(client: Client, operations: Iterable[Operation]) -> int:
         if any(key == other and seconds >= since_s - 1 for other, seconds in hanging):
             left += 1
             continue
-        if alive.get(event.client, now) > event.time:
+        if attached_at.get(event.client, now) > event.time:
             continue
         origin = None
         if event.space is not None:
@@ -181,8 +179,8 @@ def tell_hanging(client: Client, operations: Iterable[Operation], least_s: float
         told = [
             event.value
             for event in hangs
-            if (event.kind, event.reason, event.client) == (made.kind, made.reason, made.client)
-            and (event.space or "", event.cache or "", event.page_no) == (one.space, one.cache, one.page_no)
+            if _hang_of(event.kind, event) == _hang_of(made.kind, one)
+            and event.page_no == one.page_no
             and event.time > now - one.seconds - 1
         ]
         if one.seconds >= 2 * max(told, default=0.0):

@@ -18,7 +18,7 @@ from bufferpool import _core
 from bufferpool.errors import CacheRemoved, LoaderFailed, PoolClosed, WaitTimeout, WouldDeadlock
 from bufferpool.figures.stats import CacheStats
 from bufferpool.printable import shown
-from bufferpool.units import flag_of, is_number, limits_of, refuse_reserve_above, seconds_of
+from bufferpool.units import bad_number, flag_of, is_number, limits_of, refuse_reserve_above, seconds_of
 
 if TYPE_CHECKING:
     from bufferpool.client.client import Client
@@ -349,9 +349,7 @@ class Settings:
         """Checks the arguments of :meth:`bufferpool.Pool.cache`. Raises ValueError, TypeError."""
         seconds = _ttl_of(ttl)
         if jitter is not None and (not is_number(jitter) or not 0 <= jitter < 1):
-            raise (ValueError if is_number(jitter) else TypeError)(
-                f"jitter must be 0 to below 1 (a part of the ttl), not {jitter!r}"
-            )
+            raise bad_number(jitter, f"jitter must be 0 to below 1 (a part of the ttl), not {jitter!r}")
         most, least = limits_of(limit, reserve)
         for bytes_, name in ((most, "limit"), (least, "reserve")):
             if bytes_ is not None and bytes_ > _BYTES_MOST:

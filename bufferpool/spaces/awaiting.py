@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # imported by the functions: it would double the time that a 
     import asyncio
 
 Array = npt.NDArray[Any]
+_T = TypeVar("_T")
 Answer = tuple[int, Array | BaseException]  # a page number, and the page or why there is none
 
 NATIVE_THREADS, NATIVE_PAGES = 4, 256
@@ -120,24 +121,25 @@ def load(space: Paged, numbers: list[int]) -> list[Answer]:
     return found
 
 
-class Loops:
-    """The :class:`Awaited` of one space, by event loop: one for each thread that runs a loop."""
+class Loops(Generic[_T]):
+    """What one space has for each event loop: an object for each thread that runs a loop."""
 
     _lock = Lock()  # one lock for all spaces: most spaces are never used in an event loop
 
     def __init__(self) -> None:
-        self._awaited: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Awaited] | None = None
+        self._by_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _T] | None = None
 
-    def of(self, make: Callable[[asyncio.AbstractEventLoop], Awaited]) -> Awaited:
+    def of(self, make: Callable[[asyncio.AbstractEventLoop], _T]) -> _T:
+        """Returns the object of the running event loop; the first call in a loop makes it."""
         import asyncio
 
         loop = asyncio.get_running_loop()
         with self._lock:
-            if self._awaited is None:
-                self._awaited = weakref.WeakKeyDictionary()
-            found = self._awaited.get(loop)
+            if self._by_loop is None:
+                self._by_loop = weakref.WeakKeyDictionary()
+            found = self._by_loop.get(loop)
             if found is None:
-                found = self._awaited[loop] = make(loop)
+                found = self._by_loop[loop] = make(loop)
             return found
 
 

@@ -13,7 +13,6 @@ without such locks (ENOLCK, EINVAL) there is no claim, and only the file's times
 import errno
 import fcntl
 import os
-import struct
 import time
 import weakref
 from collections.abc import Iterator
@@ -21,11 +20,11 @@ from contextlib import contextmanager
 
 from bufferpool._locks import Lock
 from bufferpool.client.client import Client, Record
+from bufferpool.client.segment_file import FLOCK
 from bufferpool.errors import FileInUse
 from bufferpool.stores.base import FileStore, Store
 
 FIRST, PLACES = 1 << 61, 1 << 60
-_FLOCK = struct.Struct("hhqqi0q")  # struct flock
 _TRIES = 5
 # The errors of a lock that cannot be taken: another program has locked the whole file, or the file system or a seccomp
 # filter does not allow such locks.
@@ -33,15 +32,15 @@ _NO_LOCKS = (errno.EAGAIN, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EINVAL
 
 
 def _lock(fd: int, kind: int, at: int) -> None:
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, at, 1, 0))
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, at, 1, 0))
 
 
 def _is_locked(fd: int, first: int, end: int) -> bool:
     """Whether another pool has locked one of these bytes. A lock that begins before them belongs to another program."""
     if first >= end:
         return False
-    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, end - first, 0))
-    kind, _, at, _, _ = _FLOCK.unpack(found)
+    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, end - first, 0))
+    kind, _, at, _, _ = FLOCK.unpack(found)
     return bool(kind != fcntl.F_UNLCK and first <= at < end)
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from bufferpool._locks import Lock
 from bufferpool.errors import PoolExhausted, StoreError, WaitTimeout, WouldDeadlock
+from bufferpool.spaces import awaiting
 from bufferpool.stores.base import Buffer
 
 if TYPE_CHECKING:  # imported by the functions: it would double the time that a program without it takes to begin
@@ -190,23 +191,14 @@ def _leads_to(key: Key, goal: Key) -> bool:
 
 
 class Loops:
-    """The :class:`Computing` of one space, by event loop: one for each thread that runs a loop."""
-
-    _lock = Lock()
+    """The :class:`Computing` of one space in each event loop, and the pages that all of them have computed."""
 
     def __init__(self) -> None:
         self.ready = Ready()
-        self._computing: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Computing] = weakref.WeakKeyDictionary()
+        self._computing = awaiting.Loops[Computing]()
 
     def of(self, space: Computed) -> Computing:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            found = self._computing.get(loop)
-            if found is None:
-                found = self._computing[loop] = Computing(space, self.ready)
-            return found
+        return self._computing.of(lambda _: Computing(space, self.ready))
 
 
 async def read_many(space: Any, ids: Any, out: Array | None, timeout: float | None) -> Array:

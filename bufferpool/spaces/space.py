@@ -136,7 +136,7 @@ class Space(_core.Space):
         self._loader, self._many_loader = loader, load_many
         self._coroutines = coroutines.Loops() if is_coroutine_function(loader) else None
         self._native = False  # whether the core reads the pages from a file, without Python
-        self._loops = awaiting.Loops()
+        self._loops = awaiting.Loops[awaiting.Awaited]()
         self._pickle: tuple[tuple[int, int | None], bytes] | None = None
         self._closed = False
 

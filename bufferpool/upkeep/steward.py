@@ -50,7 +50,7 @@ from bufferpool.figures.names import EventKind, EventReason, OperationKind, reas
 from bufferpool.figures.operations import read_flushes, read_operations
 from bufferpool.machine.pressure import Source, SystemSource
 from bufferpool.spaces.claim import drop_unused
-from bufferpool.units import flag_of, is_number
+from bufferpool.units import bad_number, flag_of, is_number
 from bufferpool.upkeep import budget as govern
 from bufferpool.upkeep import flush_jobs, memory, writeback
 from bufferpool.upkeep import working_set as warm
@@ -109,9 +109,7 @@ class Settings:
                 raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
         flag_of(self.pressure, "pressure")
         if not is_number(self.clean) or not 0 <= self.clean <= 0.5:
-            raise (ValueError if is_number(self.clean) else TypeError)(
-                f"clean must be a share from 0 to 0.5, not {self.clean!r}"
-            )
+            raise bad_number(self.clean, f"clean must be a share from 0 to 0.5, not {self.clean!r}")
         if self.working_set is not None:
             os.fspath(self.working_set)  # raises TypeError
         if not isinstance(self.rules, govern.Rules):

@@ -75,11 +75,8 @@ def _replaceable(path: str | os.PathLike[str]) -> str:
     where = os.path.realpath(path)
     try:
         fd = os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except (
-        FileNotFoundError,
-        PermissionError,
-    ):  # the folder's permissions count: a file that may not be read is replaced
-        return where
+    except (FileNotFoundError, PermissionError):
+        return where  # a file that may not be read is replaced: the folder's permissions count
     try:
         about = os.fstat(fd)
         if stat.S_ISDIR(about.st_mode) or (stat.S_ISREG(about.st_mode) and os.pread(fd, len(_HEAD), 0) in (b"", _HEAD)):

@@ -104,6 +104,15 @@ def test_an_explicit_close_still_says_that_arrays_look():
     pool.close()
 
 
+def require_left(pool: bp.Pool) -> None:
+    """A child has left nothing in the pool; removes the pool."""
+    pool.reap()
+    assert pool.stats().clients == 1
+    assert pool.check() == []
+    pool.unlink()
+    pool.close()
+
+
 def test_the_interpreter_ends_with_pages_in_hand():
     """Nothing is printed, and the slot is free afterwards."""
     name = new_name()
@@ -116,11 +125,7 @@ def test_the_interpreter_ends_with_pages_in_hand():
         name,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    pool.reap()
-    assert pool.stats().clients == 1
-    assert pool.check() == []
-    pool.unlink()
-    pool.close()
+    require_left(pool)
 
 
 def test_the_interpreter_ends_in_the_midst_of_a_scan(tmp_path):
@@ -143,11 +148,7 @@ def test_the_interpreter_ends_in_the_midst_of_a_scan(tmp_path):
         str(path),
     )
     assert (done.returncode, done.stderr) == (0, "")
-    pool.reap()
-    assert pool.stats().clients == 1
-    assert pool.check() == []
-    pool.unlink()
-    pool.close()
+    require_left(pool)
 
 
 SUSPENDED = """
@@ -224,11 +225,7 @@ def test_the_interpreter_removes_the_modules_names_before_it_ends_generators(tmp
     pool = bp.Pool.create(name, 64 * PAGE, page_size=PAGE)
     done = run_python(SUSPENDED, name, str(path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    pool.reap()
-    assert pool.stats().clients == 1
-    assert pool.check() == []
-    pool.unlink()
-    pool.close()
+    require_left(pool)
 
 
 USES = {
