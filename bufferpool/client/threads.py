@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 from bufferpool._locks import Event
 from bufferpool.errors import ThreadRefused, caused
@@ -28,6 +29,29 @@ class Worker:
 
     def __init__(self, work: Callable[[], object]) -> None:
         """Returns when the thread has begun. Raises ThreadRefused where none can be had: then the work is not done."""
+        self._start(work)
+        self._wait_until_begun()
+
+    @classmethod
+    def several(cls, work: Callable[[], object], most: int) -> "list[Worker]":
+        """Starts ``most`` threads that do the same work, or as many as can be had, and returns those that have begun.
+
+        They begin at the same time: on a busy machine a new thread waits for a processor, and here the threads wait
+        together, not one after the other.
+        """
+        started, begun = list[Worker](), list[Worker]()
+        with suppress(ThreadRefused):
+            while len(started) < most:
+                worker = cls.__new__(cls)
+                worker._start(work)
+                started.append(worker)
+        for worker in started:
+            with suppress(ThreadRefused):
+                worker._wait_until_begun()
+                begun.append(worker)
+        return begun
+
+    def _start(self, work: Callable[[], object]) -> None:
         self._work = work
         self._done = Event()  # set in a forked child, which does not have the thread
         self._begun = _thread.allocate_lock()
@@ -39,7 +63,8 @@ class Worker:
             _thread.start_new_thread(self._run, (token,))
         except (RuntimeError, MemoryError) as error:  # a limit, or the interpreter ends
             raise _refused("the system refuses one more", errno.EAGAIN) from error
-        del token
+
+    def _wait_until_begun(self) -> None:
         while not self._begun.acquire(timeout=_SLICE_S):
             if self._token() is None and not self._begun.acquire(blocking=False):
                 raise _refused("the new one found no memory to begin with", errno.ENOMEM)

@@ -29,7 +29,6 @@ from bufferpool.errors import (
     SpacePrivate,
     SpaceRemoved,
     StoreError,
-    ThreadRefused,
     WouldDeadlock,
 )
 from bufferpool.figures.names import EventKind, Kind
@@ -401,13 +400,11 @@ class Space(_core.Space):
                     except BaseException as error:  # noqa: BLE001 - raised by the thread that asked
                         failed[page_no] = error
 
-        helpers: list[Worker] = []
+        most = min(APART_THREADS, len(page_nos) - 1)
         try:
-            while len(helpers) < min(APART_THREADS, len(page_nos) - 1):
-                helpers.append(Worker(help_out))
-        except ThreadRefused:
-            help_out()  # with those that there are
-        try:
+            helpers = Worker.several(help_out, most)
+            if len(helpers) < most:
+                help_out()  # with those that there are
             for helper in helpers:
                 helper.join()
         except BaseException:

@@ -103,3 +103,37 @@ def test_a_process_with_little_memory_left(limit: int) -> None:
     said = [_start_with(limit, more) for more in (0, 1 << 20, stack, *(stack + (n << 16) for n in (1, 2, 4)), 1 << 28)]
     assert set(said) <= {"started 0", "ThreadRefused 0", "MemoryError 0"}, said
     assert said[-1] == "started 0"
+
+
+def test_several_begin_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread of a load from a store was waited for before the next one was started.
+
+    On a busy machine a new thread waits some milliseconds for a processor, so 32 threads took as long as two requests to the store.
+    """
+    events: list[str] = []
+    start, wait = threads._thread.start_new_thread, threads.Worker._wait_until_begun
+    monkeypatch.setattr(threads._thread, "start_new_thread", lambda *args: (events.append("start"), start(*args))[1])
+    monkeypatch.setattr(threads.Worker, "_wait_until_begun", lambda self: (events.append("wait"), wait(self))[1])
+    done: list[int] = []
+    workers = threads.Worker.several(lambda: done.append(1), 5)
+    assert events == ["start"] * 5 + ["wait"] * 5
+    assert all(worker.join(WAIT) for worker in workers)
+    assert len(done) == 5
+
+
+@pytest.mark.parametrize("refused_how", [refuse, end_silently], ids=["refused", "ended silently"])
+def test_several_of_which_some_cannot_be_had(refused_how: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that have begun do the work, and only they are returned."""
+    start, asked = threads._thread.start_new_thread, 0
+
+    def few(work: Callable[..., object], args: tuple[object, ...]) -> int:
+        nonlocal asked
+        asked += 1
+        return start(work, args) if asked <= 2 else refused_how(work, args)
+
+    monkeypatch.setattr(threads._thread, "start_new_thread", few)
+    done: list[int] = []
+    workers = threads.Worker.several(lambda: done.append(1), 4)
+    assert len(workers) == 2
+    assert all(worker.join(WAIT) for worker in workers)
+    assert len(done) == 2
