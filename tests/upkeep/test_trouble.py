@@ -242,7 +242,7 @@ def test_a_steward_says_on_its_standard_error_that_the_disk_is_full(make_pool, d
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
     limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limited += "from bufferpool.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", limited, "steward", pool.name, "--flush-every", "0.05", "--no-pressure"]
+    command = [sys.executable, "-B", "-c", limited, "steward", pool.name, "--flush-every", "0.05", "--no-pressure"]
     log = tmp_path / "log"
     with open(log, "w", encoding="utf-8") as to, subprocess.Popen(command, stdout=to, stderr=to) as steward:
         try:
