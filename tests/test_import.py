@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WAIT
 
 
 def run(code: str, cwd: Path = ROOT, *flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *flags, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, *flags, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=WAIT)
 
 
 def test_the_source_folder_says_how_to_build(tmp_path: Path) -> None:
@@ -40,6 +40,6 @@ print("prometheus_client" in sys.modules)
 
 def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bufferpool", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "bufferpool", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=WAIT
     )
     assert done.stdout.startswith("bufferpool ")

@@ -123,3 +123,15 @@ def test_the_reading_order_names_every_file() -> None:
     text = (CORE / "README.md").read_text()
     missing = [str(path.relative_to(CORE)) for path in SOURCES if f"`{path.name}`" not in text]
     assert missing == []
+
+
+def test_no_process_is_given_a_short_limit() -> None:
+    """Beside twenty other busy processes, limits of 20 to 60 s ended seven tests whose programs were only slow."""
+    limit = re.compile(r"(?:capture_output|communicate|subprocess\.run|urlopen|Barrier|deaths\.run)\b.*timeout=(\d+)\b(?! \*)")
+    short = [
+        f"{path.name}: {found[0].strip()}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for found in limit.finditer(path.read_text())
+        if int(found[1]) < 300
+    ]
+    assert short == [], "take WAIT of tests/conftest.py"

@@ -9,6 +9,7 @@ up to its own timeout, for the first of them that frees some.
 import os
 import threading
 import time
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from bufferpool.units import format_size
 from bufferpool.upkeep.flush_jobs import flushes_text, start_flushes, start_log_sync
 
 ROOM_S = 0.5  # seconds to wait for a frame before PoolExhausted
-SLOW_S = 10.0  # seconds until a flush counts as hanging, and is not waited for
+SLOW_S = 30.0  # seconds until a flush is not waited for by a caller without a timeout: Linux gives a disk so long for a command
 PAUSE_S = 0.02  # seconds between two tries to get a frame
 SAME_WANT_S = 0.05  # calls closer than this are about the same frame
 
@@ -36,6 +37,8 @@ class Room(threading.local):
 
     last = since = 0.0
     tries = 0
+    over = False
+    """Whether nothing that could make room was under way at the last try."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -132,7 +135,7 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
         raise PoolExhausted(scratch_message(client, found.dirty, found.in_use))
     now = time.monotonic()
     if now - want.last > SAME_WANT_S:
-        want.since, want.tries, want.jobs = now, 0, []
+        want.since, want.tries, want.jobs, want.over = now, 0, [], False
     want.tries += 1
     failed = None
     if client.seg.reap():
@@ -145,14 +148,18 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
             return
         flushes = read_flushes(client)
     ages = [one.seconds for one in flushes] + [time.monotonic() - job.began for job in want.jobs]
-    over = time.monotonic() - want.since > ROOM_S and (failed is not None or min(ages, default=SLOW_S) >= SLOW_S)
-    if over or time.monotonic() - now >= found.left:
+    # While a flush runs, a caller's own timeout says how long it waits for it.
+    stuck = not ages or (found.left == inf and min(ages) >= SLOW_S)
+    over = time.monotonic() - want.since > ROOM_S and (failed is not None or stuck)
+    # A flush may have ended since the core looked for a frame: the core looks once more before this thread gives up.
+    if (over and want.over) or time.monotonic() - now >= found.left:
         want.last = 0.0
         if found.what == "no_space":
             raise segment_file.no_memory(os.path.dirname(client.path), found.error) from failed
         why = limit_message(client, found) if found.what == "limit" else exhausted_message(client)
         error = f"; flushing failed: {failed}" if failed else ""
         raise PoolExhausted(why + flushes_text(flushes) + error) from failed
+    want.over = over
     time.sleep(max(0.0, now + min(0.001 * want.tries, PAUSE_S, found.left) - time.monotonic()))
     want.last = time.monotonic()
 

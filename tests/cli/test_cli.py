@@ -15,7 +15,7 @@ import pytest
 import bufferpool as bp
 from bufferpool.cli import doctor, main
 from bufferpool.figures.names import EventKind
-from tests.conftest import wait_until
+from tests.conftest import WAIT, wait_until
 from tests.support.stewards import whats
 
 SHM = Path("/dev/shm")
@@ -43,7 +43,7 @@ def pool(name: str, tmp_path: Path) -> Iterator[bp.Pool]:
 
 def run(*argv: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "bufferpool.cli", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
 
 
 Capture = pytest.CaptureFixture[str]
@@ -319,7 +319,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path, capsys: Capture) -> None:
 def test_a_closed_output_is_no_error(pool: bp.Pool) -> None:
     for command in ("ls", f"map {pool.name}", f"export --once {pool.name}"):
         done = subprocess.run(
-            f"exec {sys.executable} -m bufferpool.cli {command} >&-", shell=True, capture_output=True, timeout=60, check=False
+            f"exec {sys.executable} -m bufferpool.cli {command} >&-", shell=True, capture_output=True, timeout=WAIT, check=False
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, b"")
 
@@ -330,7 +330,7 @@ def test_a_name_that_is_no_text_is_printed_with_escapes(pool: bp.Pool) -> None:
     try:
         for argv in (["ls"], ["stat", raw], ["events", raw, "--json"]):
             command = [sys.executable, "-m", "bufferpool.cli", *argv]
-            done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+            done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False)
             assert (done.returncode, done.stderr) == (0, b"")
             assert raw[:-1] + b"\\xff" in done.stdout or "--json" in argv
     finally:
@@ -347,6 +347,6 @@ def test_a_reader_that_has_seen_enough() -> None:
         child.stdout.close()
         started = time.monotonic()
         err = child.stderr.read()
-        assert child.wait(timeout=30) == 1
+        assert child.wait(timeout=WAIT) == 1
         assert err == b""
         assert time.monotonic() - started < 30

@@ -23,6 +23,7 @@ from bufferpool.cli.top.app import Ask, Top
 from bufferpool.cli.top.figures import bar, brief, memory_parts, short
 from bufferpool.cli.top.pools import Pools
 from bufferpool.prometheus import server
+from tests.conftest import WAIT
 from tests.support.children import Threads
 from tests.support.hanging import Hanging, file_that_hangs, in_time
 from tests.support.stewards import leader
@@ -173,7 +174,7 @@ def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch
     name = f"{pool.name}-left"
     bp.Pool.create(name, "1MiB").close()
     code = f"import bufferpool as bp, os; p = bp.Pool.attach({pool.name!r}); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=WAIT)
     try:
         monkeypatch.setattr(
             "bufferpool.client.segment_file.find", only(name, pool.name)
@@ -259,7 +260,7 @@ def test_steward_command_ends_with_a_pool_that_nobody_has(pool: bp.Pool) -> None
             time.sleep(1.2)  # others are attached: it stays
             assert steward.poll() is None
             other.close()
-            out, _ = steward.communicate(timeout=60)
+            out, _ = steward.communicate(timeout=WAIT)
             assert (steward.returncode, "was removed" in out) == (0, True)
         finally:
             steward.kill()
@@ -275,7 +276,7 @@ def test_steward_command_ends_with_a_signal(pool: bp.Pool, number: signal.Signal
         assert leader(pool) != 0
         assert pool.stats().frames.dirty == 0
         steward.send_signal(number)
-        _, err = steward.communicate(timeout=30)
+        _, err = steward.communicate(timeout=WAIT)
         assert (steward.returncode, err) == (128 + number, "")
     assert leader(pool) == 0
     assert [client.pid for client in pool.clients()] == [os.getpid()]  # it has detached
@@ -426,7 +427,7 @@ def test_top_shows_every_pool_and_goes_to_one() -> None:
 
 def test_top_needs_a_terminal(pool: bp.Pool) -> None:
     command = [sys.executable, "-m", "bufferpool.cli", "top", pool.name]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WAIT, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "top needs a terminal" in done.stderr
 

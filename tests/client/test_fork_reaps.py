@@ -76,7 +76,7 @@ owner.communicate()
 def test_a_fork_that_reaps_waits_for_nobody_who_needs_the_interpreter(pool_name, code):
     clients = 2 if code is _OPERATIONS else 3
     with bp.Pool.create(pool_name, "1MiB", page_size=4096, max_clients=clients + 1) as pool:
-        done = run_python(_START + code + "\nos._exit(0)", pool_name, timeout=120)
+        done = run_python(_START + code + "\nos._exit(0)", pool_name)
         assert done.returncode == 0, f"{done.stdout}{done.stderr}"
         pool.reap()
         assert pool.check() == []

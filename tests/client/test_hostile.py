@@ -178,7 +178,7 @@ time.sleep(0.3)
 @pytest.mark.parametrize("how", ["readers", "writers", "waiters", "loaders"])
 def test_the_interpreter_ends_with_live_views_and_threads_inside_the_core(pool_name, tmp_path, how):
     for _ in range(3):
-        done = run_python(_SHUTDOWN, pool_name, str(tmp_path / "data.db"), how, timeout=30)
+        done = run_python(_SHUTDOWN, pool_name, str(tmp_path / "data.db"), how)
         assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         with bp.Pool.attach(pool_name) as pool:
             pool.reap()
@@ -273,7 +273,7 @@ def test_a_client_in_another_pid_namespace_is_seen_alive_and_reaped_when_it_is_k
         finally:
             process.kill()
             process.wait(WAIT)
-    with work.write(2, timeout=10) as page:
+    with work.write(2, timeout=WAIT) as page:
         page[:] = 1
     wait_until(lambda: bool(pool.reap()) or pool.stats().clients == 1, "the killed client is reaped", 10)
     assert pins(pool) == 0

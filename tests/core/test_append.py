@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import PageOutOfRange, SpaceFull, SpaceReadOnly
-from tests.conftest import PAGE, stamp
+from tests.conftest import PAGE, WAIT, stamp
 
 
 def test_append_adds_a_page_of_zeros_at_the_end(pool, table):
@@ -266,7 +266,7 @@ def test_growing_waits_no_longer_than_it_may_for_one_that_is_stopped(faulty_pack
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(faulty_package.parent)}
     done = subprocess.run(
         [sys.executable, "-c", GROWING, pool_name, str(data_file(1)), str(tmp_path / "killed")],
-        capture_output=True, text=True, timeout=120, check=False, cwd=faulty_package.parent, env=environment,
+        capture_output=True, text=True, timeout=WAIT, check=False, cwd=faulty_package.parent, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killed").read_text() == "lengthen.owned"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import WAIT
 from tests.support import native_build
 
 # Enough frames that a hold which depends on their number is over its bound.
@@ -53,7 +54,7 @@ def holds(
     """By scenario: how many holds there were, the most steps in one, and how many it may be."""
     command = [str(program), str(frames), str(extent_frames), *scenario]
     environment = os.environ | {"MISTAKE": str(mistake)}
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT, env=environment)
     lines = [line.rpartition(": ") for line in run.stdout.splitlines()]
     figures = {name: tuple(map(int, rest.split())) for name, _, rest in lines}
     return {name: (count, most, bound) for name, (count, most, bound) in figures.items()}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import WAIT
 from tests.support.native_build import ROOT, SOURCES
 
 
@@ -142,7 +143,7 @@ def test_who_dies_in_the_fold_counts_once(driver: Driver, tmp_path: Path, pool_n
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(driver.package.parent)}
     done = subprocess.run(
         [sys.executable, "-c", FOLD, pool_name, point, str(tmp_path / "killed")],
-        capture_output=True, text=True, timeout=60, check=False, cwd=driver.package.parent, env=environment,
+        capture_output=True, text=True, timeout=WAIT, check=False, cwd=driver.package.parent, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     status, dead, attached, reaped, violations = json.loads(done.stdout)
@@ -189,7 +190,7 @@ def test_who_dies_while_it_records_a_file_leaves_no_change_of_another_program(
     path.write_bytes(b"a" * 4 * 4096)
     done = subprocess.run(
         [sys.executable, "-c", RECORD, pool_name, str(path), str(tmp_path / "killed")],
-        capture_output=True, text=True, timeout=60, check=False, cwd=driver.package.parent, env=environment,
+        capture_output=True, text=True, timeout=WAIT, check=False, cwd=driver.package.parent, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [-9, ord("a"), ord("b"), 1, []]
@@ -251,7 +252,7 @@ def test_a_reader_stopped_while_it_settles_a_frame_takes_no_frame_that_is_pinned
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(driver.package.parent)}
     done = subprocess.run(
         [sys.executable, "-c", SETTLE, pool_name, str(tmp_path / "killed")],
-        capture_output=True, text=True, timeout=60, check=False, cwd=driver.package.parent, env=environment,
+        capture_output=True, text=True, timeout=WAIT, check=False, cwd=driver.package.parent, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [0, [3], [6], []]

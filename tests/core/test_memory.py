@@ -13,7 +13,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import PoolExhausted
-from tests.conftest import EXTENT, PAGE, ROOT, WAIT, fill, in_step, kernel_bytes, stamp, touch
+from tests.conftest import EXTENT, PAGE, PATIENCE, ROOT, WAIT, fill, in_step, kernel_bytes, stamp, touch
 
 pytestmark = pytest.mark.kernel
 
@@ -233,7 +233,7 @@ def test_trim_by_idle_time_gives_back_what_nobody_has_touched(pool, data_file):
     for bad, error in (("60", TypeError), (True, TypeError), (-1, ValueError), (float("nan"), ValueError)):
         with pytest.raises(error, match="seconds must be"):
             pool.trim_idle(bad)
-    gap = 1.2 * WAIT / 60  # longer on a slow machine, which takes its time between two lines
+    gap = 1.2 * PATIENCE  # longer on a slow machine, which takes its time between two lines
     time.sleep(gap)
     began = time.monotonic()
     touch(table, range(10, 20))

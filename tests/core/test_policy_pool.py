@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from tests.conftest import PAGE, ROOT
+from tests.conftest import PAGE, ROOT, WAIT
 from tests.support.fuzz_damage import FRAME as FRAME_BYTES
 from tests.support.fuzz_damage import FRAME_FIELDS, HEADER, Layout
 
@@ -260,7 +260,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, int, 
 
     def run(frames: int, stuck_percent: int, max_steps: int, why: str) -> list[int]:
         command = [str(program), str(frames), str(stuck_percent), str(max_steps), why]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=WAIT)
         return [int(word) for word in done.stdout.split()]
 
     return run

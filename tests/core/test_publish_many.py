@@ -16,7 +16,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import errors
-from tests.conftest import wait_until
+from tests.conftest import WAIT, wait_until
 
 PAGE = 4096
 
@@ -53,7 +53,7 @@ def test_a_reader_never_sees_a_new_page_and_then_an_old_one(pool: bp.Pool) -> No
             group.write(second, 0).view(np.uint64)[:] = n
     over.set()
     for reader in readers:
-        reader.join(60)
+        reader.join(WAIT)
     assert wrong == []
     assert len(seen) > 1
     assert int(first[0].view(np.uint64)[0]) == int(second[0].view(np.uint64)[0]) == 1499
@@ -225,7 +225,7 @@ def test_no_reader_waits_for_a_publisher_that_is_stopped_or_dead(
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(faulty_package.parent)}
     done = subprocess.run(
         [sys.executable, "-c", STOPPED, pool_name, point, str(int(how)), str(tmp_path / "killed")],
-        capture_output=True, text=True, timeout=120, check=False, cwd=faulty_package.parent, env=environment,
+        capture_output=True, text=True, timeout=WAIT, check=False, cwd=faulty_package.parent, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen, left, _, violations = json.loads(done.stdout)
@@ -332,7 +332,7 @@ def test_every_kind_of_reader_and_the_flusher_find_one_version(
     words = [pool_name, point, str(int(how)), str(tmp_path / "killed")]
     done = subprocess.run(
         [sys.executable, "-c", BESIDE, *words, str(tmp_path / "data")],
-        capture_output=True, text=True, timeout=120, check=False, cwd=faulty_package.parent, env=environment,
+        capture_output=True, text=True, timeout=WAIT, check=False, cwd=faulty_package.parent, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen, left, stored, beside, violations, dirty = json.loads(done.stdout)
@@ -496,7 +496,7 @@ def test_a_group_belongs_to_one_thread_at_a_time(pool: bp.Pool, attach: Callable
     other = attach(pool).open_scratch("space", len(space))
     with pool.publish_many() as group:
         with other.write(0):
-            waiter = threading.Thread(target=lambda: group.write(space, 0, timeout=60).fill(4))
+            waiter = threading.Thread(target=lambda: group.write(space, 0, timeout=WAIT).fill(4))
             waiter.start()
             wait_until(lambda: _refuses(group, space), "the thread waits")
         waiter.join()

@@ -86,7 +86,8 @@ def test_nothing_is_left_held(pool, data_file, what) -> None:
         in_time(pool.flush)  # by another thread
         in_time(lambda: pool.open_file(path, "r+").remove())
         fill(table, [6], version=number)
-        assert pool.flush() >= 1  # by the same thread
+        pool.flush()  # by the same thread; a flush that the interrupted call has started may have written the page
+        assert pool.stats().frames.dirty == 0
         if not reached:
             break
         number += 1

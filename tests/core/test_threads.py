@@ -284,7 +284,7 @@ def test_close_while_others_use_the_pool(pool, data_file, threads, rounds):
         again = mine.open_file(path, "r")
 
         def close(mine: bp.Pool = mine) -> None:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + WAIT
             while time.monotonic() < deadline:
                 try:
                     with mine:  # its end closes the pool although arrays look at pages

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import WAIT
 from tests.support.mistakes import mistakes_beside
 from tests.support.native_build import COMPILER, CORE, NATIVE
 
@@ -99,7 +100,7 @@ def program(relacy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(program: Path, test: str, mistake: int = 0) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"MISTAKE": str(mistake)}
     command = [str(program), test]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False, env=environment)
 
 
 @pytest.mark.parametrize("test", TESTS)

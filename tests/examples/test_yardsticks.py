@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.yardsticks import fifo_misses, lru_misses, opt_misses
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WAIT
 
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -56,7 +56,7 @@ def test_the_benchmark_ends_by_its_bars(published: str | None, code: int, tmp_pa
         ratio = fifo_misses(loop, 100) / len(loop) - (0.01 if published == "wrong" else 0)
         (tmp_path / "figures.csv").write_text(f"trace,policy,cache_pages,miss_ratio\nloop,FIFO,100,{ratio:.6f}\n")
         command += ["--published", str(tmp_path / "figures.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     assert "bufferpool" in done.stdout
 
@@ -65,5 +65,5 @@ def test_a_trace_that_the_policy_is_bad_at_misses_the_bar(tmp_path: Path) -> Non
     there, back = np.arange(200), np.arange(200)[::-1]
     np.savez(tmp_path / "zigzag.npz", pages=np.tile(np.concatenate([there, back[:110]]), 20))
     command = [sys.executable, str(BENCHMARKS / "policy.py"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert (done.returncode, "MISSED" in done.stdout) == (1, True), done.stdout + done.stderr

@@ -14,7 +14,7 @@ from dogpile.cache import make_region
 from dogpile.cache.api import NO_VALUE
 
 from bufferpool.integrations import dogpile
-from tests.conftest import wait_until
+from tests.conftest import WAIT, wait_until
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ class TestMutex:
         other.start()
         order.append("first")
         mutex.release()
-        other.join(30)
+        other.join(WAIT)
         assert order == ["first", "second"]
         assert not mutex.locked()
 

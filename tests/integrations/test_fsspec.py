@@ -17,7 +17,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import RemoteChanged
-from tests.conftest import wait_until
+from tests.conftest import WAIT, wait_until
 from tests.support.children import on_small_tmpfs, run_python
 
 fsspec = pytest.importorskip("fsspec")
@@ -99,7 +99,7 @@ def test_the_ranges_of_one_call_are_fetched_together(origin: Any, options: Optio
     """One range after the other costs a round trip for each: here the server answers none before it has all of them."""
     urls = [origin.put(f"{n}.bin", content(BLOCK, n)) for n in range(8)]
     fs = filesystem(options())
-    here = threading.Barrier(8, timeout=60)
+    here = threading.Barrier(8, timeout=WAIT)
     origin.before_body = lambda request: here.wait() and None
     found = fs.cat_ranges(urls, 10, 5000)
     assert found == [content(BLOCK, n)[10:5000] for n in range(8)]
@@ -471,7 +471,7 @@ def test_a_failure_is_not_that_of_another_process(origin: Any, options: Options)
     wait_until(lambda: origin.count("HEAD") == 2, "the other has asked for the file")
     go.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(WAIT)
     assert data in found
     assert all(each == data or isinstance(each, Exception) for each in found)
     assert filesystem(given).cat_file(url) == data
@@ -530,7 +530,7 @@ def test_blocks_that_want_the_same_page(origin: Any, options: Options, monkeypat
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(WAIT)
         assert not thread.is_alive()
     assert errors == []
 

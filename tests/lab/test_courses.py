@@ -11,7 +11,7 @@ from lab import images
 from lab.__main__ import PLANNED, courses
 from lab.checks import GROUPS
 from lab.images import KERNELS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WAIT
 
 
 def test_each_planned_check_runs_once_and_a_machine_boots_once() -> None:
@@ -37,7 +37,7 @@ def test_the_files_of_the_suite_have_tests_that_depend_on_the_kernel() -> None:
     assert len(files) >= 11
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-m", "kernel", "--collect-only", "-p", "no:cacheprovider", *files],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=WAIT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert [file for file in files if file not in done.stdout] == []

@@ -22,7 +22,7 @@ import bufferpool as bp
 from bufferpool.prometheus import collector
 from bufferpool.prometheus import server as exporter
 from bufferpool.prometheus.collector import PoolCollector
-from tests.conftest import EXTENT, PAGE, SHM, remove, wait_until
+from tests.conftest import EXTENT, PAGE, SHM, WAIT, remove, wait_until
 from tests.prometheus.test_metrics import get, read
 from tests.support.children import run_python
 
@@ -104,7 +104,7 @@ def test_every_worker_of_a_prefork_server_tells_the_whole(make_pool, data_file, 
         port = listener.getsockname()[1]
 
         def hits() -> str:
-            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read().decode()
+            text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT).read().decode()
             found = re.search(rf'^bufferpool_hits_total{{pool="{pool.name}"}} (.*)$', text, re.MULTILINE)
             assert found is not None
             return found[1]
@@ -159,7 +159,7 @@ def test_the_command_serves_both_formats(pool, make_pool, export):
         ("text/plain", "text/plain"),
         ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text"),
     ):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
         connection.request("GET", "/metrics", headers={"Accept": accept})
         answer = connection.getresponse()
         text = answer.read().decode()
@@ -179,7 +179,7 @@ def test_the_command_serves_ipv6(pool, export):
     except OSError:
         pytest.skip("no IPv6 here")
     process, port = export("--address", "::1", pool.name)
-    text = urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=20).read().decode()
+    text = urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=WAIT).read().decode()
     assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in text
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
@@ -192,9 +192,9 @@ def test_who_hangs_up_is_no_error(pool, export):
             with socket.create_connection(("127.0.0.1", port)) as peer:
                 peer.sendall(sent)
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
-    assert b"bufferpool_up" in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20).read()
+    assert b"bufferpool_up" in urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WAIT).read()
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=20) == ("", "")
+    assert process.communicate(timeout=WAIT) == ("", "")
 
 
 def test_the_command_says_what_is_wrong(export):
@@ -240,7 +240,7 @@ def served(make_pool):
 
 
 def ask(port: int, path: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
@@ -306,7 +306,7 @@ def test_https(make_pool, tmp_path):
     try:
         context = ssl.create_default_context(cafile=certificate)
         address = f"https://127.0.0.1:{server.server_port}/healthz"
-        with urllib.request.urlopen(address, timeout=60, context=context) as answer:
+        with urllib.request.urlopen(address, timeout=WAIT, context=context) as answer:
             assert answer.read() == b"ok\n"
     finally:
         server.shutdown()

@@ -15,7 +15,7 @@ from bufferpool.replay import replay as module
 from bufferpool.replay import stamped
 from bufferpool.replay.replay import Options, Progress, load_trace, replay
 from bufferpool.replay.stamped import ReplayFailed, build_file, stamp, stamps, verify, verify_file
-from tests.conftest import wait_until
+from tests.conftest import WAIT, wait_until
 
 SHM = Path("/dev/shm")
 
@@ -254,7 +254,7 @@ def start(temp: Path, *more: str) -> "subprocess.Popen[str]":
 
 def finish(child: "subprocess.Popen[str]") -> tuple[int, str]:
     try:
-        _, err = child.communicate(timeout=20)
+        _, err = child.communicate(timeout=WAIT)
     finally:
         child.kill()
         child.wait()

@@ -12,7 +12,7 @@ from bufferpool import _core
 from bufferpool.errors import FileInUse, PoolReadOnly, SpaceFull, SpaceMismatch, TooManySpaces
 from bufferpool.stores import base
 from bufferpool.upkeep import working_set
-from tests.conftest import PAGE, fill, stamp
+from tests.conftest import PAGE, WAIT, fill, stamp
 from tests.support.disks import Disk, dirty
 
 
@@ -201,7 +201,7 @@ def test_a_file_at_its_size_limit_keeps_whole_pages(pool, data_file):
     """The kernel takes what fits and refuses the rest: the file ended in the midst of a page."""
     path = data_file(4)
     done = subprocess.run(
-        [sys.executable, "-c", _LIMITED, pool.name, str(path)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", _LIMITED, pool.name, str(path)], capture_output=True, text=True, timeout=WAIT, check=True
     )
     assert "too large" in done.stdout
     assert path.stat().st_size == 6 * PAGE

@@ -261,7 +261,7 @@ def test_a_space_that_somebody_is_writing_is_not_half_removed(pool, attach, chil
         target=lambda: opened.extend(other.open_scratch(f"s{i}", 4) for i in range(5)), daemon=True
     )
     thread.start()
-    thread.join(5)  # far below a millisecond each, unless one waits for the writer
+    thread.join(WAIT)  # the writer does not end before all are open
     in_time = len(opened) == 5
     still_there = "work" in [space.name for space in pool.stats().spaces]
     go.set()

@@ -27,6 +27,8 @@ NATIVE = ROOT / "tests" / "native"
 SOURCES = sorted([*CORE.rglob("*.h"), *CORE.rglob("*.cpp")])
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w"]
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    FLAGS.append("-DBP_FREE_THREADED=1")  # as in setup.py
 RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
 
 
@@ -91,7 +93,7 @@ def build(package: Path, flags: Sequence[str]) -> None:
 
 def kept(name: str, flags: Sequence[str]) -> Path:
     """Such a copy in build/, made by the process that comes first, and used while its sources have not changed."""
-    digest = hashlib.sha256(repr((COMPILER, flags, sys.version)).encode())
+    digest = hashlib.sha256(repr((COMPILER, FLAGS, flags, sys.version)).encode())
     for source in sorted([*ROOT.glob("bufferpool/**/*.py"), *NATIVE.glob("*.h"), *SOURCES]):
         digest.update(source.read_bytes())
     builds = ROOT / "build"

@@ -229,7 +229,7 @@ class Storm(deaths.Storm):
                 file.seek(fields()[f"Header.{lock}.word"][0])
                 words[lock] = hex(int.from_bytes(file.read(4), "little"))
             clients = [(c.client, c.pid, "alive" if c.alive else "dead", alive(c.pid)) for c in pool.clients()]
-            spaces = [(r["name"], r["flusher"]) for r in pool.client.seg.spaces()]
+            spaces = [(r["name"], r["flusher"]) for r in pool.seg.spaces()]
             return (
                 f"{state_of(pid)}, locks {words}, clients {clients}, spaces {spaces}, {pool.frames()['state'].tolist()}"
             )
@@ -263,7 +263,7 @@ class Storm(deaths.Storm):
                 self.bury()
             for pid in self.pids():
                 what = f"pid {pid} does not end when asked, {state_of(pid)}; its stack is in stacks"
-                self.find("hung", f"{what}; {self.describe()}")
+                self.find("hung", f"{what}; {self.describe(pid)}")
                 os.kill(pid, signal.SIGUSR1)
                 time.sleep(0.2)
         self.report.kills += len(self.killed.union(self.pids()))

@@ -325,11 +325,11 @@ class Worker:
         n, inside = self.any_page(), self.random.random() < 0.3
         if inside:
             with self.table.write(n):
-                pid = os.fork()
+                pid = fork()
                 if pid == 0:
                     guarded(self.directory, self.child)
         else:
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 guarded(self.directory, self.child)
         if self.random.random() < 0.5:
@@ -363,7 +363,7 @@ class Worker:
         if self.row >= HALF or alive(int(self.ledger.pids[row])):
             return
         seed = self.random.random()
-        if os.fork():
+        if fork():
             return
         self.row, self.random = row, random.Random(seed)
         self.ledger.pids[row] = os.getpid()
@@ -402,7 +402,7 @@ class Worker:
         thread = threading.Thread(target=attach, daemon=True)
         thread.start()
         for _ in range(3):
-            if os.fork() == 0:
+            if fork() == 0:
                 guarded(self.directory, self.child_that_attaches)
         done.set()
         thread.join()
@@ -499,6 +499,17 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def fork() -> int:
+    """Forks. SIGTERM waits meanwhile: CPython ignores what a handler raises in a hook of the fork, and the lock of ``logging``,
+    which such a hook releases, would be held for ever.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        return os.fork()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def tell_on_signal(directory: Path) -> None:

@@ -14,14 +14,14 @@ def test_points_are_found() -> None:
 
 
 def test_a_death_at_each_point() -> None:
-    report = deaths.run(KILLS, "--points", "--counts", "1", "4", timeout=300)
+    report = deaths.run(KILLS, "--points", "--counts", "1", "4", timeout=1800)
     assert set(report["at_points"]) == set(POINTS)
     assert report["verified"] == 2 * len(POINTS)
     assert report["power_failures"] > 5
 
 
 def test_deaths_at_random() -> None:
-    report = deaths.run(KILLS, "--kills", "200", timeout=300)
+    report = deaths.run(KILLS, "--kills", "200", timeout=1800)
     assert report["kills"] >= 200
     assert report["commits"] > 20  # how many depends on the load: the deaths come by the clock
     assert report["verified"] > 5

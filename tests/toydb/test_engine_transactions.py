@@ -167,7 +167,7 @@ def test_a_writer_waits_for_its_turn(open_db: OpenDatabase, threads: Threads) ->
         threads.join()
         with pytest.raises(toydb.Busy):
             other.begin(write=True, timeout=0)
-    with other.begin(write=True, timeout=10) as txn:
+    with other.begin(write=True, timeout=WAIT) as txn:
         txn.table("t").put(b"a", b"b")
     with db.begin() as txn:
         assert txn.table("t").get(b"a") == b"b"
@@ -204,7 +204,7 @@ def test_a_commit_is_one_sync_for_all_who_wait(db: toydb.Database, threads: Thre
         if len(syncs) == 1:
             inside.set()
             for _ in range(6):
-                assert others.acquire(timeout=60)
+                assert others.acquire(timeout=WAIT)
         sync(segment)
 
     publish = engine.publish

@@ -43,7 +43,7 @@ POWER = ROOT / "tests" / "toydb" / "power.py"
 
 def test_no_commit_is_lost() -> None:
     """Hundreds of crash states of a workload with checkpoints, new log segments, large commits and dropped tables."""
-    report = deaths.run(POWER, "--states", "200", timeout=300)
+    report = deaths.run(POWER, "--states", "200", timeout=1800)
     assert report["verified"] == report["states"] >= 200
     assert report["segments"] > 3
     assert min(report["by_fate"].values()) > 10
@@ -53,7 +53,7 @@ def test_no_commit_is_lost() -> None:
 def test_a_sync_that_is_left_out_is_noticed(broken: str) -> None:
     """Without a sync of the log, of the folder, or of the pages, and without the write-ahead rule, commits are lost."""
     command = [sys.executable, POWER, "--break", broken, "--states", "2000"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 1, done.stderr
     assert json.loads(done.stdout)["findings"]
 

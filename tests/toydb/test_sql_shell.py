@@ -13,7 +13,7 @@ import apsw
 import pytest
 
 import toydb
-from tests.conftest import SHM, remove
+from tests.conftest import SHM, WAIT, remove
 from toydb import sql
 from toydb.sql import importer
 from toydb.sql.shell import complete, describe, main
@@ -48,7 +48,7 @@ def shell(tmp_path, monkeypatch, capfd):
 def test_it_runs_as_a_module(shell):
     for form, wanted in (("--csv", "one\n1\n"), ("--json", '[\n {\n  "one": 1\n }\n]\n')):
         command = [*shell.command, form, "SELECT 1 AS one"]
-        done = subprocess.run(command, capture_output=True, text=True, env=shell.environment, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, env=shell.environment, timeout=WAIT)
         assert (done.returncode, done.stdout, done.stderr) == (0, wanted, "")
 
 
@@ -89,7 +89,7 @@ def test_errors_are_one_line(shell):
 def test_a_database_that_is_not_there(tmp_path):
     command = [sys.executable, "-m", "toydb", str(tmp_path / "no.db"), "--existing", "SELECT 1"]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(EXAMPLES)}, timeout=60
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(EXAMPLES)}, timeout=WAIT
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -189,7 +189,7 @@ def test_ctrl_c_ends_a_statement(shell):
             running.stdout.readline()
         time.sleep(0.2)
         running.send_signal(signal.SIGINT)
-        out, error = running.communicate(timeout=30)
+        out, error = running.communicate(timeout=WAIT)
         assert (running.returncode, error) == (130, "interrupted\n"), out
     assert shell("SELECT count(*) FROM t", "--csv", check=0).stdout == "count(*)\n300\n"
 
@@ -205,7 +205,7 @@ def test_ctrl_c_ends_waiting_for_another_writer(shell, tmp_path):
             for _ in range(4):
                 running.stdout.readline()
             running.send_signal(signal.SIGINT)
-            assert running.communicate(timeout=30)[1] == "interrupted\n"
+            assert running.communicate(timeout=WAIT)[1] == "interrupted\n"
             assert running.returncode == 130
 
 

@@ -8,6 +8,7 @@ import apsw
 import pytest
 
 import toydb.sql
+from tests.conftest import WAIT
 from toydb.sql import Connection
 
 from .engines import MANY, opener, rows
@@ -288,7 +289,7 @@ def test_two_processes_on_one_database(tmp_path):
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(60)
+            worker.join(WAIT)
             assert worker.exitcode == 0
         assert rows(con, "SELECT sum(balance) FROM account") == [(1000,)]
         counts = rows(con, "SELECT seed, count(*) FROM history GROUP BY seed ORDER BY seed")

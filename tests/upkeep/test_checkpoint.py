@@ -298,7 +298,7 @@ def test_a_checkpoint_waits_for_a_page_that_is_being_written(pool, threads):
     assert pool.check() == []
 
 
-@pytest.mark.parametrize("timeout", [0.0, WAIT])
+@pytest.mark.parametrize("timeout", [0.0, WAIT], ids=["0.0", "60.0"])
 def test_a_checkpoint_within_log_sync_is_refused(pool, data_file, timeout):
     """It called the hook, which made a checkpoint, which called the hook: RecursionError. What else the hook does works."""
     table, said = pool.open_file(data_file(64), "r+"), []

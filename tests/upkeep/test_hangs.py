@@ -155,6 +155,36 @@ def test_a_slow_flush_is_waited_for_although_it_takes_longer_than_a_frame_does(p
     assert in_time(_fill_up, table) == 30
 
 
+def test_a_flush_that_ends_between_two_looks_is_no_reason_to_give_up(pool, data_file, hung, threads, monkeypatch):
+    """A flush ended after the core had looked for a frame and before the caller looked for flushes: no flush was under way,
+    so it raised PoolExhausted, in a pool whose pages were all clean.
+    """
+    read_flushes = memory.read_flushes
+
+    def end_it_and_look(client):
+        if time.monotonic() - began > memory.ROOM_S:
+            hung.open()
+            threads.join()
+        return read_flushes(client)
+
+    monkeypatch.setattr(memory, "ROOM_S", 0.2)
+    monkeypatch.setattr(memory, "read_flushes", end_it_and_look)
+    table = pool.open_file(data_file(30))
+    _dirty_hung(pool, hung, 40, threads)  # flushed by another thread than those that this one starts
+    began = time.monotonic()
+    assert in_time(_fill_up, table) == 30
+
+
+def test_a_timeout_says_how_long_a_slow_flush_is_waited_for(pool, data_file, hung, threads, monkeypatch):
+    """A disk that was busy with other work took 15 s for a sync: callers with more time than that got PoolExhausted after ten."""
+    monkeypatch.setattr(memory, "SLOW_S", 0.1)
+    monkeypatch.setattr(memory, "ROOM_S", 0.1)
+    table = pool.open_file(data_file(30))
+    _dirty_hung(pool, hung, 40)
+    threads.start(lambda: (hung.syncs.wait_until_somebody_came(), time.sleep(0.5), hung.open()))
+    assert len([in_time(table.get, n, timeout=2 * WAIT) for n in range(30)]) == 30
+
+
 def test_where_only_a_store_that_hangs_could_make_room_the_error_names_its_flush(
     pool, data_file, hung, monkeypatch, threads
 ):
@@ -170,8 +200,9 @@ def test_where_only_a_store_that_hangs_could_make_room_the_error_names_its_flush
     assert _fill_up(table) == 30
 
 
-def test_a_log_that_hangs_holds_up_nobody_for_ever_and_is_asked_once_at_a_time(pool, data_file, threads):
+def test_a_log_that_hangs_holds_up_nobody_for_ever_and_is_asked_once_at_a_time(pool, data_file, threads, monkeypatch):
     """Every thread that needed a frame called log_sync, and hung with it."""
+    monkeypatch.setattr(memory, "SLOW_S", 2.0)
     calls, refused, go = [], [], threading.Event()
 
     def log_sync(lsn):
