@@ -64,6 +64,7 @@ WRONG = """
 import bufferpool as bp
 
 pool = bp.Pool.open("typed", capactiy="16MiB")  # wrong
+bp.Poool  # wrong
 table = pool.open_file("orders.db", mode="rw")  # wrong
 pool.open_file("orders.db", "a")  # wrong
 pool.open_scratch("sort", 10, lifetime="client")  # wrong

@@ -10,6 +10,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
+# No command does linear algebra, and to start the threads of OpenBLAS takes nearly as long as the rest of numpy.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import bufferpool
 from bufferpool.cli.common import PLAIN, Commands, StoppedBySignal, complain
 from bufferpool.errors import BufferPoolError

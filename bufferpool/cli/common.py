@@ -9,13 +9,15 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bufferpool.client import segment_file
 from bufferpool.observer import Observer
-from bufferpool.pool import Pool
 from bufferpool.printable import printable
 from bufferpool.units import parse_size
+
+if TYPE_CHECKING:
+    from bufferpool.pool import Pool
 
 PLAIN = argparse.RawDescriptionHelpFormatter
 LEAST_COLUMNS = 12  # of a column that is shortened
@@ -102,8 +104,10 @@ def observe(args: argparse.Namespace) -> Observer:
     return Observer(args.name, directory=args.directory)
 
 
-def attach(args: argparse.Namespace) -> Pool:
+def attach(args: argparse.Namespace) -> "Pool":
     """Attaches to the pool that a command names."""
+    from bufferpool.pool import Pool  # most commands only look at a pool, as observers
+
     return Pool.attach(args.name, directory=args.directory)
 
 

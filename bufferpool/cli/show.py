@@ -27,15 +27,14 @@ from bufferpool.cli.common import (
     tell,
 )
 from bufferpool.client import segment_file
-from bufferpool.client.trouble import LATE_S
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.figures import stats as pool_stats
-from bufferpool.figures.events import Event
+from bufferpool.figures.events import Event, fields_of
 from bufferpool.figures.names import FrameState, OperationKind, hit_ratio
+from bufferpool.figures.operations import LATE_S
 from bufferpool.figures.stats import ClientInfo, PoolStats
 from bufferpool.observer import Observer
 from bufferpool.units import counted, format_size
-from bufferpool.upkeep.event_log import fields_of
 
 FOLLOW_S = 0.5  # between two looks for new events
 

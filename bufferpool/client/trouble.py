@@ -16,12 +16,11 @@ from bufferpool.client.client import Client
 from bufferpool.errors import FileChanged, PageCorrupt, ShortRead
 from bufferpool.figures.events import Event, NewEvent, cache_origin, posted, read_events
 from bufferpool.figures.names import ERROR_CLASSES, RECOVERIES, EventKind, EventReason, OperationKind, error_class
-from bufferpool.figures.operations import Operation, read_operations
+from bufferpool.figures.operations import LATE_S, Operation, read_operations
 
 LOG = logging.getLogger("bufferpool")
 AGAIN_S = 10.0
-HANGS_S = 10.0  # an operation that has not come forward for so long is an event
-LATE_S = 1.0  # or for so long, when a client has given up waiting for it; `top` and `stat` show it from then on
+HANGS_S = 10.0  # an operation that has not come forward for so long is an event (after LATE_S, if a client gave up waiting for it)
 
 _told_at: dict[tuple[str, EventKind, int, int], float] = {}
 _unwritten: dict[tuple[str, int, int], int] = {}

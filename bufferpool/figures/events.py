@@ -6,6 +6,7 @@ They are in a ring in the segment (core/protocol/events.h), which any process ca
 import os
 from dataclasses import dataclass
 from errno import errorcode
+from typing import Any
 
 import numpy as np
 
@@ -194,6 +195,11 @@ def read_events(pool: Inspectable) -> list[Event]:
         for e in found
         if is_known(EventKind, int(e["kind"])) and is_known(EventReason, int(e["reason"]))
     ]
+
+
+def fields_of(event: Event) -> dict[str, Any]:
+    """The fields of an event, for JSON."""
+    return {**vars(event), "kind": event.kind.name.lower(), "reason": event.reason.name.lower(), "text": str(event)}
 
 
 def posted(pool: Inspectable) -> dict[tuple[EventKind, EventReason], int]:

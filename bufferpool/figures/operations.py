@@ -11,6 +11,7 @@ from bufferpool.figures.names import OperationKind
 from bufferpool.figures.stats import Inspectable
 from bufferpool.printable import printable
 
+LATE_S = 1.0  # `top` and `stat` show an operation that has made no progress for so long
 _KEY_SHOWN = 100  # characters
 
 

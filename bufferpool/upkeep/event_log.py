@@ -5,22 +5,16 @@ clients. The record has the fields of the event as ``fields``, for handlers that
 """
 
 import logging
-from typing import Any
 
 from bufferpool.client.client import Client
 from bufferpool.client.trouble import LOG
-from bufferpool.figures.events import Event, posted, read_events
+from bufferpool.figures.events import Event, fields_of, posted, read_events
 from bufferpool.figures.names import EventKind, EventReason
 
 _FAILURES = (
     EventKind.REAPED, EventKind.FLUSH_FAILED, EventKind.CANNOT_SHRINK, EventKind.SAVE_FAILED, EventKind.LOAD_FAILED,
     EventKind.ROUND_FAILED,
 )  # fmt: skip
-
-
-def fields_of(event: Event) -> dict[str, Any]:
-    """The fields of an event, for JSON."""
-    return {**vars(event), "kind": event.kind.name.lower(), "reason": event.reason.name.lower(), "text": str(event)}
 
 
 def _is_told(event: Event, me: int) -> bool:

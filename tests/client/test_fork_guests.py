@@ -10,6 +10,7 @@ import bufferpool as bp
 from bufferpool.errors import SegmentError, TooManyClients
 from tests.conftest import WAIT, pins
 from tests.machine.test_descriptors import _forked, _let_go, _tell_and_wait
+from tests.support.rights import needs_another_user
 
 
 def _look_at(views, work, error, match):
@@ -94,7 +95,7 @@ def test_views_of_a_child_without_a_descriptor_stay_true(make_pool):
     assert pool.check() == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@needs_another_user
 def test_views_of_a_child_of_a_process_that_became_another_user_stay_true(make_pool):
     """A server attached as root, gave its rights up, and forked: nobody may open the segment any more (EACCES)."""
     pool = make_pool(max_clients=8)

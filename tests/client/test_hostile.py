@@ -16,6 +16,7 @@ import bufferpool as bp
 from bufferpool.errors import WaitTimeout
 from tests.conftest import ROOT, WAIT, pins, stamp, wait_until
 from tests.support.children import run_python
+from tests.support.rights import needs_another_user
 
 # ---- fork -----------------------------------------------------------------------------------
 
@@ -283,13 +284,13 @@ def test_a_client_in_another_pid_namespace_is_seen_alive_and_reaped_when_it_is_k
 
 _AS_NOBODY = """
 import mmap, os, sys  # while we may read them
-import bufferpool as bp
+from bufferpool import Pool  # imported at once, for the same reason
 from bufferpool.errors import SegmentRefused
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 name, mode = sys.argv[1:]
-for use in (lambda: bp.Pool.attach(name), lambda: bp.Pool.open(name, "1MiB")):
+for use in (lambda: Pool.attach(name), lambda: Pool.open(name, "1MiB")):
     try:
         use()
     except SegmentRefused as error:
@@ -297,12 +298,12 @@ for use in (lambda: bp.Pool.attach(name), lambda: bp.Pool.open(name, "1MiB")):
     else:
         sys.exit("attached")
 try:
-    pool = bp.Pool.attach(name, trusted_uid=0)
+    pool = Pool.attach(name, trusted_uid=0)
 except SegmentRefused:
     print("refused")
 else:
     print("attached", pool.check())
-for use in (lambda: os.unlink("/dev/shm/" + name), lambda: bp.Pool.create(name, "1MiB")):
+for use in (lambda: os.unlink("/dev/shm/" + name), lambda: Pool.create(name, "1MiB")):
     try:
         use()
     except OSError:
@@ -311,7 +312,7 @@ for use in (lambda: os.unlink("/dev/shm/" + name), lambda: bp.Pool.create(name, 
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@needs_another_user
 @pytest.mark.parametrize(("mode", "want"), [(0o600, "refused"), (0o666, "attached []")])
 def test_another_user_cannot_attach_unless_the_mode_and_both_users_say_so(make_pool, mode, want):
     pool = make_pool(permissions=mode)

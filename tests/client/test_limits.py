@@ -18,6 +18,7 @@ from bufferpool.observer import Observer
 from tests.conftest import PAGE, fill, kernel_bytes, new_name, wait_until
 from tests.support import sandbox
 from tests.support.children import on_small_tmpfs, run_python
+from tests.support.rights import needs_another_user
 
 needs_seccomp = pytest.mark.skipif(not sandbox.NUMBERS, reason="no numbers of system calls for this machine")
 MIB = 1 << 20
@@ -117,7 +118,7 @@ def test_no_descriptor(pool):
 
     code = """
 import os, resource, sys
-import bufferpool as bp
+from bufferpool import Pool  # it is imported at once: later there is no descriptor
 from bufferpool.errors import SegmentError
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 held, said = [], []
@@ -128,7 +129,7 @@ except OSError:
     pass
 while held and "attached" not in said:
     try:
-        bp.Pool.attach(sys.argv[1])
+        Pool.attach(sys.argv[1])
         said.append("attached")
     except SegmentError as error:
         said.append(f"{error.errno} {'ulimit -n' in str(error)}")
@@ -395,7 +396,7 @@ def test_the_steward_outlives_a_lack_of_descriptors(pool):
     pool.stop_steward()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+@needs_another_user
 def test_a_process_that_has_given_up_its_user_is_told_what_to_do(pool):
     """A server attached as root and became nobody: its first cache raised "Permission denied", without a remedy."""
 

@@ -18,6 +18,7 @@ from bufferpool.errors import (
 )
 from tests.conftest import PAGE, SHM, WAIT, stamp
 from tests.support.children import on_small_tmpfs
+from tests.support.rights import needs_another_user
 
 # ---- create, attach, open, close, unlink ---------------------------------------------
 
@@ -289,7 +290,7 @@ def test_the_owner_is_checked(pool):
 
 
 @pytest.mark.kernel
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file to another user")
+@needs_another_user
 def test_a_segment_of_another_user_is_refused_unless_that_user_is_named(pool):
     os.chown(pool.path, 12345, 12345)
     with pytest.raises(SegmentRefused, match="trusted_uid=12345"):

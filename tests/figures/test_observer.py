@@ -21,6 +21,7 @@ from bufferpool.observer import Observer
 from bufferpool.prometheus.collector import PoolCollector
 from tests.conftest import PAGE, SHM
 from tests.support.children import on_small_tmpfs, run_python
+from tests.support.rights import needs_another_user
 from tests.support.scrape import busy_pool, get, read
 
 # ---- looking changes nothing ------------------------------------------------------------
@@ -125,9 +126,8 @@ def create_and_hold(name, ready):
     del held
 
 
+@needs_another_user
 def test_a_pool_of_another_user_is_listed_and_shown(make_pool, child):
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
     pool = make_pool(permissions=0o644)
     out = child(look_as_nobody, pool.name, context="fork").result()
     assert out == 0
@@ -164,9 +164,8 @@ def test_nothing_is_held_between_scrapes(pool):
     assert len(os.listdir("/proc/self/fd")) == fds
 
 
+@needs_another_user
 def test_a_pool_of_another_user_is_seen_if_its_mode_allows(make_pool, child):
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
     seen, hidden = make_pool(permissions=0o644), make_pool()
     up = child(read_as_nobody, seen.name, hidden.name, context="fork").result()
     assert up == {seen.name: 1.0, hidden.name: 0.0}

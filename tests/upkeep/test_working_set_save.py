@@ -16,6 +16,7 @@ from bufferpool.upkeep import working_set
 from bufferpool.upkeep.steward import Settings
 from tests.conftest import PAGE, WAIT, touch, wait_until
 from tests.support.children import on_small_tmpfs, run_python
+from tests.support.rights import needs_another_user
 
 
 def test_what_is_resident_is_saved_hottest_first_in_a_few_bytes(pool, data_file, tmp_path):
@@ -179,6 +180,7 @@ def test_a_full_disk_keeps_the_old_file_and_leftovers_do_not_fill_it(tmp_path):
     assert lines[1] == f"ENOSPC ['full', 'set'] {good}"
 
 
+@needs_another_user
 def test_a_folder_that_may_not_be_listed_or_written(pool, data_file, tmp_path):
     """Runs as a user other than root, because root is permitted everything."""
     touch(pool.open_file(data_file(10)), range(10))
@@ -198,8 +200,6 @@ for mode in (0o300, 0o500):
 os.chmod(folder, 0o700)
 print(os.listdir(folder))
 """
-    if os.geteuid():
-        pytest.skip("needs root, to become somebody else")
     folder = f"/tmp/{pool.name}"
     os.mkdir(folder, 0o700)
     os.chown(folder, 65534, 65534)

@@ -16,9 +16,9 @@ from bufferpool.cli import colours
 from bufferpool.cli.top.figures import PARTS, Snapshot, bar, brief, legend, memory_parts, rate, read_snapshot, short
 from bufferpool.cli.top.pools import Pools
 from bufferpool.client import segment_file
-from bufferpool.client.trouble import LATE_S
 from bufferpool.errors import BufferPoolError, SegmentError, SegmentNotFound
 from bufferpool.figures.names import hit_ratio
+from bufferpool.figures.operations import LATE_S
 from bufferpool.pool import Pool
 from bufferpool.printable import printable
 from bufferpool.units import format_size, parse_size
