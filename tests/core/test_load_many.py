@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from bufferpool._core import has_io_uring
 from bufferpool.errors import PoolExhausted, ShortRead
 from bufferpool.stores.base import Caching
 from tests.conftest import PAGE, WAIT, pins, stamp, write_file
-from tests.support import sandbox
+from tests.support import native_build, sandbox
 
 PAGES = 1200
 
@@ -217,6 +218,21 @@ def test_many_pages_are_read_into_a_few_huge_pages_first(large, big, child):
     assert 1 <= threads <= 8
     large.reap()
     assert large.check() == []
+
+
+@pytest.mark.kernel
+def test_large_reads_wait_for_a_place_in_the_staging(tmp_path):
+    """Beyond the eighth read of 256 KiB, each was read past the full huge page, into small pages that fill a disk's queue.
+
+    So a prefetch of 4 MiB of neighbours took longer than two of 2 MiB.
+    """
+    program = native_build.program("staging", tmp_path / "staging", "-O2")
+    path = tmp_path / "numbered"
+    path.write_bytes(b"".join(bytes([n % 251]) * 4096 for n in range(20 * 64)))
+    said = subprocess.run([program, path, "20"], capture_output=True, text=True, check=True, timeout=WAIT).stdout
+    if said.startswith("no "):
+        pytest.skip(f"{said.strip()} here")
+    assert int(said) == 8
 
 
 def test_threads_load_the_same_pages_together(large, big, threads):

@@ -52,6 +52,12 @@ public:
             }
         return nullptr;
     }
+    // Is there room for a read of any length up to MOST?
+    bool has_room() const {
+        for (u64 word : used_)
+            if (!word) return true;
+        return false;
+    }
     void give_back(const u8* from, u64 bytes) {
         u64 unit = u64(from - at_) / UNIT;
         used_[unit / 64] &= ~(bits(units(bytes)) << unit % 64);

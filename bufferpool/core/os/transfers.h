@@ -126,7 +126,8 @@ public:
     Transfers(const Transfers&) = delete;
     ~Transfers() { Stagings::of_this_process().give_back(staging_); }
 
-    bool room() const { return free_.first; }
+    // May another transfer begin? Reads past a full staging would be slower than those that wait for a place there.
+    bool room() const { return free_.first && (!staging_ || staging_->has_room()); }
 
     void begin(const Vectored& what, u32 first) {
         Transfer* t = free_.pop();
