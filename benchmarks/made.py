@@ -6,6 +6,7 @@ import numpy.typing as npt
 Pages = npt.NDArray[np.int64]
 
 PAGES, LENGTH = 5000, 200_000
+SET = PAGES // 5  # pages of a working set
 
 
 def _zipf(rng: np.random.Generator, length: int, exponent: float) -> Pages:
@@ -30,7 +31,7 @@ def _recency(rng: np.random.Generator) -> Pages:
 
 def _changing(rng: np.random.Generator) -> dict[str, Pages]:
     """Working sets of a fifth of the pages that change in several ways, and loops after them."""
-    size = PAGES // 5
+    size = SET
 
     def used(first: int, times: int = 20) -> Pages:
         return first + rng.integers(0, size, times * size)
@@ -46,6 +47,11 @@ def _changing(rng: np.random.Generator) -> dict[str, Pages]:
         parts = [used(size * i) for i in range(5)]
         found[f"set replaced, then a loop of {turns}"] = np.concatenate([*parts, np.tile(loop, 60)])
     return found
+
+
+def changing_sets(seed: int = 1) -> dict[str, Pages]:
+    """Those of the traces whose working sets change."""
+    return _changing(np.random.default_rng(seed))
 
 
 def made_traces(seed: int = 1) -> dict[str, Pages]:

@@ -2,6 +2,7 @@
 
     benchmarks/policy.py                        the cuts that come with the project
     benchmarks/policy.py --made                 patterns made by formulas
+    benchmarks/policy.py --sets                 working sets that change, and loops after them, at half, one and twice a set's size
     benchmarks/policy.py TRACES [--published FILE]   every TRACES/*.npz (array `pages`)
 
 Score of a policy at a size: (MR - MR_OPT) / (MR_FIFO - MR_OPT), where FIFO and
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from made import made_traces
+from made import SET, changing_sets, made_traces
 from yardsticks import fifo_misses, lru_misses, opt_misses
 
 import bufferpool as bp
@@ -33,7 +34,7 @@ SHIPPED = {
     "htap": ROOT / "tests" / "traces",
     "tpch": ROOT / "tests" / "traces",
 }
-BARS = {"folder": (0.33, 1.05), "cuts": (0.62, 1.05), "made": (0.63, 1.1)}  # mean score, worst point
+BARS = {"folder": (0.33, 1.05), "cuts": (0.62, 1.05), "made": (0.63, 1.1), "sets": (0.66, 1.05)}  # mean score, worst point
 
 Published = dict[tuple[str, int], dict[str, float]]
 
@@ -68,10 +69,10 @@ def sizes(distinct: int) -> list[int]:
     return [frames for share in SHARES if (frames := int(share * distinct)) >= LEAST_FRAMES]
 
 
-def measure(name: str, pages: np.ndarray, published: Published, wrong: list[str]) -> Measured:
+def measure(name: str, pages: np.ndarray, published: Published, wrong: list[str], kind: str) -> Measured:
     """Measures all policies on one trace. A contradiction to a published figure is added to `wrong`."""
     trace = Measured(name, pages, len(np.unique(pages)))
-    for frames in sizes(trace.distinct):
+    for frames in [SET // 2, SET, 2 * SET] if kind == "sets" else sizes(trace.distinct):
         start = time.perf_counter()
         row = {OURS: bp.simulate(pages, frames).misses / len(pages)}
         trace.seconds += time.perf_counter() - start
@@ -123,6 +124,8 @@ def load(options: argparse.Namespace) -> tuple[dict[str, np.ndarray], str]:
     """The traces asked for, and which bars hold for them."""
     if options.made:
         return {name: np.asarray(pages) for name, pages in made_traces().items()}, "made"
+    if options.sets:
+        return {name: np.asarray(pages) for name, pages in changing_sets().items()}, "sets"
     if options.traces is None:
         files = [folder / f"{name}.npz" for name, folder in SHIPPED.items()]
     else:
@@ -136,6 +139,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures the replacement policy beside others, on page traces.")
     parser.add_argument("traces", nargs="?", type=Path, help="a folder of .npz files (default: the project's cuts)")
     parser.add_argument("--made", action="store_true", help="patterns made by formulas instead")
+    parser.add_argument("--sets", action="store_true", help="working sets that change, made by formulas")
     parser.add_argument("--published", type=Path, metavar="FILE", help="CSV: trace,policy,cache_pages,miss_ratio")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw miss-ratio curves (needs matplotlib)")
     return parser.parse_args()
@@ -147,7 +151,7 @@ def main() -> int:
     published = read_published(options.published) if options.published else {}
     traces, wrong = [], list[str]()
     for name, pages in chosen.items():
-        traces.append(measure(name, pages, published, wrong))
+        traces.append(measure(name, pages, published, wrong, kind))
         print(table_of(traces[-1]), flush=True)
     if not any(trace.scores(OURS) for trace in traces):
         sys.exit("FIFO and OPT nowhere differ by more than 0.01: these traces cannot distinguish policies")
