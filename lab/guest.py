@@ -132,10 +132,11 @@ class Guest:
 
     def _command(self) -> list[str]:
         machine, images = self.machine, self.images
+        cpus = min(machine.cpus, self.kernel.most_counted) if machine.counted else machine.cpus
         drives = (f"file={images.root},snapshot=on", f"file={images.project},snapshot=on", *machine.disks)
         command = [
-            *MORTAL, "nice", "-n", "1", *self.kernel.qemu, *(COUNTED if machine.counted else ("-accel", "tcg,thread=multi")),
-            "-smp", str(machine.cpus), "-m", machine.memory, "-display", "none", "-no-reboot", "-nodefaults",
+            *MORTAL, *self.kernel.qemu, *(COUNTED if machine.counted else ("-accel", "tcg,thread=multi")),
+            "-smp", str(cpus), "-m", machine.memory, "-display", "none", "-no-reboot", "-nodefaults",
             "-kernel", str(images.kernel), "-initrd", str(images.initrd), "-serial", f"file:{self.console}",
             "-append", f"{self.kernel.options} panic=-1 quiet psi=1 rdinit=/init {machine.kernel_options}",
             "-device", "virtio-serial-pci", "-chardev", f"socket,id=port,path={self.place}/port,server=on,wait=off",
