@@ -53,3 +53,33 @@ def test_images_of_two_trees_stay_for_a_run_that_uses_one(tmp_path: Path, monkey
         images.keep_newest("project-*.ext4")
         images.keep_newest("core-*")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["core-2", "core-3", "project-2.ext4", "project-3.ext4"]
+
+
+LEFT = """
+import subprocess, sys
+from pathlib import Path
+from lab import images
+folder, kept = Path(sys.argv[1]), Path(sys.argv[2])
+(folder / "proc").mkdir(parents=True)
+subprocess.run(["mount", "--bind", kept, folder / "proc"], check=True)
+images.remove(folder)
+images.remove(folder)
+"""
+
+
+def test_what_a_killed_run_mounted_is_not_removed_with_its_folder(tmp_path: Path) -> None:
+    """A run that was killed in debootstrap left /proc mounted in its folder, and the next run removed the folder with all that was
+    mounted there."""
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run(
+        [*namespace, "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this machine lets no process mount a file system in a namespace")
+    folder, kept = tmp_path / "root of a.new", tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    command = [*namespace, sys.executable, "-c", LEFT, folder, kept]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (kept / "file").exists()
+    assert not folder.exists()

@@ -5,11 +5,12 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from lab.guest import Clock, processor_time
-from lab.images import NEEDS
+from lab.guest import Clock, Guest, Machine, processor_time
+from lab.images import KERNELS, NEEDS, Images
 from tests.conftest import ROOT, WAIT
 
 MISSING = [tool for tool in NEEDS if not shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
@@ -55,3 +56,13 @@ def test_the_clock_of_an_idle_guest_is_that_of_the_host() -> None:
         idle.kill()
     assert time.monotonic() - began < WAIT
     assert clock.seconds >= 0.5
+
+
+@pytest.mark.parametrize(("kernel", "counted", "want"), [("6.1", True, "1"), ("6.12", True, "2"), ("6.1", False, "2")])
+def test_an_old_kernel_has_one_processor_where_instructions_are_counted(kernel: str, counted: bool, want: str) -> None:
+    """Linux 6.1 polled for its second processor without giving it a turn, and every guest that counts instructions hung there."""
+    guest = object.__new__(Guest)
+    guest.kernel, guest.images, guest.machine = KERNELS[kernel], Images(*map(Path, "kirp")), Machine(counted=counted)
+    guest.place, guest.console = Path("place"), Path("console")
+    command = guest._command()
+    assert command[command.index("-smp") + 1] == want
