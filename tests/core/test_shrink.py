@@ -127,8 +127,8 @@ def _hold(pool, path, state, ready, resume):
         return verify()
 
 
-def _work(pool, path, stop):
-    """Reads and verifies other pages, and writes some, as far as there is room."""
+def _work(pool, path, began, stop):
+    """Reads and verifies other pages, and writes some, as far as there is room; sets `began` after the first one."""
     table, rng, done = pool.open_file(path, "r+"), np.random.default_rng(5), 0
     while not stop.is_set():
         n = int(rng.integers(HELD, 128))
@@ -138,6 +138,7 @@ def _work(pool, path, stop):
                     page[:] = stamp(n)
             assert _is_stamped(table[n], n)
         done += 1
+        began.set()
     return done
 
 
@@ -146,10 +147,10 @@ def test_a_shrink_steps_round_what_cannot_go_and_takes_it_when_it_can(make_pool,
     """More pages of one state, in another process, than the budget is to have; a third process works meanwhile."""
     pool, path = make_pool(128 * PAGE, min_capacity=16 * PAGE), data_file(128)
     touch(pool.open_file(path, "r+"), range(128))
-    ready, resume, stop = spawn.Event(), spawn.Event(), Stop(spawn)
+    ready, resume, began, stop = spawn.Event(), spawn.Event(), spawn.Event(), Stop(spawn)
     holder = child(_hold, pool, str(path), state, ready, resume, context="fork")
     assert ready.wait(WAIT)
-    worker = child(_work, pool, str(path), stop, context="fork")
+    worker = child(_work, pool, str(path), began, stop, context="fork")
     counted = STATES[state][1]
     assert counted is None or getattr(pool.stats().frames, counted) >= HELD
     fake = Fake(PRESSED["machine"][0])
@@ -166,6 +167,7 @@ def test_a_shrink_steps_round_what_cannot_go_and_takes_it_when_it_can(make_pool,
     assert holder.result()
     fake.reading = PRESSED["machine"][0]
     wait_until(lambda: pool.budget_frames == 16 and pool.stats().resident_bytes <= 16 * PAGE, "they go when they can")
+    assert began.wait(WAIT)  # while nothing was free, the worker may have waited at its first page
     stop.set()
     assert worker.result() > 0
     pool.stop_steward()
