@@ -87,7 +87,7 @@ def of_memory(m: Mixin) -> list[Alert]:
               "flushed: bufferpool events says which, and who pins them."),
         Alert("BufferPoolExhausted", f"sum by ({BY}) (increase(bufferpool_exhausted_total{{$S}}[10m])) > 0",
               "0m", "critical", "Pool {{ $labels.pool }} has no frame for its clients",
-              "{{ $value | humanize }} requests in ten minutes found every frame pinned or dirty and raised PoolExhausted. "
+              "{{ $value | printf `%.0f` }} requests in ten minutes found every frame pinned or dirty and raised PoolExhausted. "
               "bufferpool clients, run twice, shows whose pins stay, bufferpool stat how many pages are dirty."),
         Alert("BufferPoolSharedMemoryNearlyFull",
               f"bufferpool_shm_free_bytes{{$S}} < bufferpool_shm_size_bytes{{$S}} * {m.shm_free:g}\n"
@@ -116,10 +116,10 @@ def of_stores(m: Mixin) -> list[Alert]:
               "0m", "critical", "Pages of {{ $labels.space }} in pool {{ $labels.pool }} cannot be read",
               "Its store, or its loader, fails with an error of the class {{ $labels.error }}. bufferpool events has the page "
               "and the errno."),
-        Alert("BufferPoolFlushFailing", "increase(bufferpool_flush_failures_total{$S}[10m]) > 0",
-              "0m", "critical", "A store of pool {{ $labels.pool }} fails",
-              "Dirty pages could not be written; they stay in memory, and only there. See the disk, its space, and "
-              "bufferpool events."),
+        Alert("BufferPoolFlushFailing", _new("bufferpool_space_flush_failures_total", f"{BY}, space, error", "10m"),
+              "0m", "critical", "Pages of {{ $labels.space }} in pool {{ $labels.pool }} cannot be written",
+              "Its store fails with an error of the class {{ $labels.error }} (full: the disk, or a quota). Dirty pages stay in "
+              "memory, and only there. bufferpool events has the page and the errno, bufferpool spaces the path."),
         Alert("BufferPoolStoreHangs", f"bufferpool_oldest_operation_seconds{{$S}} > {m.hangs_s:g}",
               "1m", "critical", "A store or a loader of pool {{ $labels.pool }} does not answer",
               "A {{ $labels.operation }} has not come forward for {{ $value | humanizeDuration }}: a disk, a network file system, a "
@@ -127,12 +127,12 @@ def of_stores(m: Mixin) -> list[Alert]:
         Alert("BufferPoolHeldBackGrowing",
               "min_over_time(bufferpool_held_back_pages{$S}[10m]) > 0 and delta(bufferpool_held_back_pages{$S}[10m]) > 0",
               "10m", "warning", "Pages of pool {{ $labels.pool }} wait for the log, more and more of them",
-              "{{ $value | humanize }} dirty pages and more may not be written before the log is durable, and it does not get "
+              "{{ $value | printf `%.0f` }} dirty pages and more may not be written before the log is durable, and it does not get "
               "there. See the engine's log."),
         Alert("BufferPoolNoSteward",
               f"bufferpool_unsaved_pages{{$S}} > 0 and on ({BY}) bufferpool_steward{{$S}} == 0",
               "10m", "warning", "Nobody flushes pool {{ $labels.pool }}",
-              "{{ $value | humanize }} pages of files and stores are in memory only, and no steward runs. Start one: "
+              "{{ $value | printf `%.0f` }} pages of files and stores are in memory only, and no steward runs. Start one: "
               "pool.start_steward(), or bufferpool steward."),
         Alert("BufferPoolForegroundFlushing", f"rate(bufferpool_foreground_flushes_total{{$S}}[5m]) > {m.foreground_per_s:g}",
               "10m", "warning", "Clients of pool {{ $labels.pool }} flush pages themselves",
@@ -140,7 +140,7 @@ def of_stores(m: Mixin) -> list[Alert]:
               "their sync. Run a steward, let it flush earlier, or give the pool more."),
         Alert("BufferPoolCorruptPages", "increase(bufferpool_corrupt_pages_total{$S}[1h]) > 0",
               "0m", "critical", "Pool {{ $labels.pool }} read corrupt pages",
-              "Checksums of {{ $value | humanize }} pages did not match what the store returned. Suspect the disk."),
+              "Checksums of {{ $value | printf `%.0f` }} pages did not match what the store returned. Suspect the disk."),
     ]  # fmt: skip
 
 
@@ -149,20 +149,20 @@ def of_clients(m: Mixin) -> list[Alert]:
     return [
         Alert("BufferPoolClientsDying", f"increase(bufferpool_clients_reaped_total{{$S}}[15m]) > {m.deaths:g}",
               "0m", "warning", "Clients of pool {{ $labels.pool }} die often",
-              "{{ $value | humanize }} processes ended without detaching in a quarter of an hour. The pool has lost nothing; "
+              "{{ $value | printf `%.0f` }} processes ended without detaching in a quarter of an hour. The pool has lost nothing; "
               "look for the OOM killer (dmesg), for crashes, and for a supervisor that kills."),
         Alert("BufferPoolDeadClients", 'bufferpool_clients{state="dead"$,S} > 0',
               "5m", "warning", "Dead clients of pool {{ $labels.pool }} are not reaped",
-              "{{ $value | humanize }} clients have been dead for five minutes and hold their pins and slots. Run a steward, or "
+              "{{ $value | printf `%.0f` }} clients have been dead for five minutes and hold their pins and slots. Run a steward, or "
               "bufferpool gc."),
         Alert("BufferPoolClientsNearMaximum",
               f"sum by ({BY}) (bufferpool_clients{{$S}}) > on ({BY}) bufferpool_max_clients{{$S}} * {m.clients:g}",
               "10m", "warning", "Pool {{ $labels.pool }} has few client slots left",
-              "{{ $value | humanize }} of them are taken. Further processes get TooManyClients; max_clients is fixed when a "
+              "{{ $value | printf `%.0f` }} of them are taken. Further processes get TooManyClients; max_clients is fixed when a "
               "pool is created."),
         Alert("BufferPoolClientsRefused", "increase(bufferpool_refused_clients_total{$S}[10m]) > 0",
               "0m", "critical", "Pool {{ $labels.pool }} refuses clients",
-              "{{ $value | humanize }} processes found every client slot taken (TooManyClients)."),
+              "{{ $value | printf `%.0f` }} processes found every client slot taken (TooManyClients)."),
         Alert("BufferPoolUnreadable", "bufferpool_up{$S} == 0",
               "5m", "warning", "Pool {{ $labels.pool }} cannot be read",
               "It was removed, it is damaged, this user may not read it, or another version of the library made it: the "

@@ -196,7 +196,9 @@ def _under_way(stats: PoolStats) -> str:
 
 
 def _held_back(stats: PoolStats) -> str:
-    return f"; {stats.held_back_pages:,} dirty ones wait for the log" if stats.held_back_pages else ""
+    if not stats.held_back_pages:
+        return ""
+    return f"; {stats.held_back_pages:,} dirty ones wait for the log, which is durable up to LSN {stats.durable_lsn}"
 
 
 def _print_stats(stats: PoolStats, unsaved: dict[str, int], max_clients: int) -> None:

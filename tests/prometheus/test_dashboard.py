@@ -343,7 +343,7 @@ def test_every_annotation_marks_something(server):
 
 
 # Their series are not there where no store has failed, or the cgroup has no limit.
-RARE = ("BufferPoolLoadFailing", "BufferPoolCgroupMemoryLow")
+RARE = ("BufferPoolLoadFailing", "BufferPoolFlushFailing", "BufferPoolCgroupMemoryLow")
 
 
 @needs_prometheus

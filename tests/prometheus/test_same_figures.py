@@ -278,7 +278,7 @@ page size    4096 B
 resident     32,768 B, as the pool counts
 objects      77,824 B in 1 caches; 76.0 KiB of the budget is lent
 frames       8 live, 0 free, 0 busy, 0 retired, 56 hole
-live frames  1 clean, 3 dirty, 4 pinned; 1 dirty ones wait for the log
+live frames  1 clean, 3 dirty, 4 pinned; 1 dirty ones wait for the log, which is durable up to LSN 1
 unsaved      2 dirty pages of files and stores, in memory only until a flush
 hit ratio    18.28% (17 hits, 76 misses)
 loads        74, of them 5 read ahead (1 evicted unused); 4 failed
