@@ -39,6 +39,7 @@ inline u32 class_of(Segment& s, u64 bytes) {
 // ---- under the lock --------------------------------------------------------------
 
 inline void push_block(Segment& s, u32 b) {
+    if (!is_whole_block(s, b)) return;  // damaged: its class names no list
     ObjectBlock& k = s.objects.blocks[b];
     u32 cls = block::size_class(k.word.load_relaxed());
     ObjectsHeader& h = *s.objects.header;
@@ -77,6 +78,7 @@ inline void doom(Segment& s, u32 b) {
 
 // Counts one record of a block as dead.
 inline void drop_record(Segment& s, u32 b, u64 bytes) {
+    if (!has_block(s, b)) return;  // the place of an entry is damaged
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
     u32 units = u32(bytes / 16), live = k.live.load_relaxed();

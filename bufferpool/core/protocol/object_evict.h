@@ -172,12 +172,13 @@ inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
 }
 
 // Empties a log page: moves its live records, and evicts those for which there is no room. Returns false if there is no
-// log page to empty.
+// log page to empty, or none of its records could be moved or evicted.
 inline bool clean_log(Segment& s) {
     Objects& o = s.objects;
     u32 b = choose_log(s);
     if (b == NONE) return false;
     u64 filled = std::min<u64>(o.blocks[b].filled.load_acquire(), log_bytes(s));
+    u32 before = o.blocks[b].live.load_relaxed();
     for (u64 at = 0; at + sizeof(RecordHead) <= filled;) {
         RecordHead head = *record_at(s, b, at);
         u64 bytes = u64(head.units) * 16;
@@ -197,8 +198,9 @@ inline bool clean_log(Segment& s) {
         at += bytes;
     }
     BP_POINT("clean.emptied");
+    bool fewer = o.blocks[b].live.load_relaxed() < before;
     unpin_and_settle(s, b);
-    return true;
+    return fewer;
 }
 
 // ---- room ---------------------------------------------------------------------------------

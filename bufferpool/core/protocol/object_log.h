@@ -18,11 +18,19 @@ inline RecordHead* record_at(Segment& s, u32 b, u64 offset) {
     return reinterpret_cast<RecordHead*>(s.objects.data + block_offset(s, b) + offset);
 }
 
+// The log page that is being filled, +1. 0: there is none, or the word that names it, or its own, is damaged. Under the
+// lock.
+inline u32 open_log_page(Segment& s) {
+    u32 n = s.objects.header->open.load_relaxed();
+    if (!n || !has_block(s, n - 1) || !is_whole_block(s, n - 1)) return 0;
+    return block::state(s.objects.blocks[n - 1].word.load_relaxed()) == BLOCK_LOG ? n : 0;
+}
+
 // Makes a BUSY(me) block the log page that is filled next, unless another client has opened one meanwhile.
 inline void open_log(Segment& s, u32 b, u64 wanted) {
     ObjectsHeader& h = *s.objects.header;
     lock_objects(s, false);
-    u32 before = h.open.load_relaxed();
+    u32 before = open_log_page(s);
     bool room = before && s.objects.blocks[before - 1].filled.load_relaxed() + wanted <= log_bytes(s);
     if (room) {
         free_block_locked(s, b);
@@ -42,13 +50,12 @@ inline void open_log(Segment& s, u32 b, u64 wanted) {
 // Takes room for a record of so many bytes in a log page, and pins the page.
 inline Status reserve_in_log(Segment& s, u64 bytes, BlockRequest& want, Placed& out) {
     Objects& o = s.objects;
-    ObjectsHeader& h = *o.header;
     for (;;) {
         if (int r = ready_row(s)) return want.error = r, r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
         if (!lock_objects(s)) return Status::INTERRUPTED;
-        u32 n = h.open.load_relaxed();
-        bool known = !n || (has_block(s, n - 1) && n - 1 < o.row_ready && is_whole_block(s, n - 1));
-        if (n && known && o.blocks[n - 1].filled.load_relaxed() + bytes <= log_bytes(s)) {
+        u32 n = open_log_page(s);
+        bool ready = !n || n - 1 < o.row_ready;
+        if (n && ready && o.blocks[n - 1].filled.load_relaxed() + bytes <= log_bytes(s)) {
             u64 at = o.blocks[n - 1].filled.load_relaxed();
             o.my_pins[n - 1].add_seq_cst(1);
             BP_POINT("log.pinned");
@@ -61,8 +68,7 @@ inline Status reserve_in_log(Segment& s, u64 bytes, BlockRequest& want, Placed& 
             return Status::OK;
         }
         unlock_objects(s);
-        if (!known && n && !has_block(s, n - 1)) return Status::CORRUPT;
-        if (!known) continue;  // our row of pins grows
+        if (!ready) continue;  // our row of pins grows
         u32 b;
         want.cls = o.log_shift;
         want.pages = log_bytes(s) / s.g.os_page;
