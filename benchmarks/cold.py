@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from harness import PAGE, Bench, Bytes, Row, in_turns
+from harness import PAGE, Bar, Bench, Bytes, Row, in_turns
 
 import bufferpool
 
@@ -97,7 +97,7 @@ def _cold(bench: Bench, name: str, what: str, use: Callable[[bufferpool.Space, B
         f"{median(spread.ratios):.2f} of such a loop that reads into memory as large as the pool; "
         f"{median(anew.ratios):.2f} from an empty pool, which gets its memory meanwhile"
     )
-    return [pairs.row(name, what, f"io_uring, depth {DEPTH}, O_DIRECT", "/s", 0.8, at_least=True, beside=beside)]
+    return [pairs.row(name, what, f"io_uring, depth {DEPTH}, O_DIRECT", "/s", Bar(0.8, at_least=True), beside)]
 
 
 def cold_read_many(bench: Bench) -> list[Row]:
@@ -140,7 +140,7 @@ def cold_scan(bench: Bench) -> list[Row]:
         anew = in_turns(plain, lambda: ours(empty), bench.long_rounds // 3)
         os.close(fd)
     beside = f"{median(anew.ratios):.2f} from an empty pool, which gets its memory meanwhile"
-    return [pairs.row("cold_scan", "cold scan", "preadv of 1 MiB, O_DIRECT", "MB/s", 0.9, at_least=True, beside=beside)]
+    return [pairs.row("cold_scan", "cold scan", "preadv of 1 MiB, O_DIRECT", "MB/s", Bar(0.9, at_least=True), beside)]
 
 
 def cached_bytes(path: Path) -> int:
@@ -181,7 +181,7 @@ def page_cache(bench: Bench) -> list[Row]:
     rows = []
     for flush, what in ((False, "page cache left by 256 MiB of misses"), (True, "page cache left by 64 MiB flushed")):
         pairs = in_turns(lambda: 100.0, left(flush), 1)
-        rows.append(pairs.row("page_cache", what, "bytes loaded or flushed", "%", 1, absolute=True))
+        rows.append(pairs.row("page_cache", what, "bytes loaded or flushed", "%", Bar(1, absolute=True)))
     return rows
 
 
@@ -267,7 +267,7 @@ def flush(bench: Bench) -> list[Row]:
         os.close(fd)
     return [
         pairs.row(
-            "flush", f"flush of {n * PAGE >> 20} MiB", "pwritev of the runs, fdatasync", "MB/s", 0.9, at_least=True
+            "flush", f"flush of {n * PAGE >> 20} MiB", "pwritev of the runs, fdatasync", "MB/s", Bar(0.9, at_least=True)
         )
     ]
 

@@ -37,6 +37,16 @@ Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class Bar:
+    """What a row is compared with. By default the ratio to the yardstick must be at most the bar."""
+
+    value: float
+    at_least: bool = False
+    absolute: bool = False
+    """Whether our own figure is compared, not its ratio to the yardstick."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the table."""
 
@@ -67,14 +77,14 @@ class Pairs:
     base: list[float]
     ours: list[float]
 
-    def row(self, name: str, what: str, yardstick: str, unit: str, bar: float, *,
-            at_least: bool = False, absolute: bool = False, beside: str = "") -> Row:  # fmt: skip
-        """The row; its value is the ratio, or with `absolute` our own figure."""
-        values = self.ours if absolute else self.ratios
+    def row(self, name: str, what: str, yardstick: str, unit: str, bar: float | Bar, beside: str = "") -> Row:
+        """The row of the table; a number as ``bar`` is a bar of the ratio."""
+        limit = bar if isinstance(bar, Bar) else Bar(bar)
+        values = self.ours if limit.absolute else self.ratios
         low, high = np.quantile(values, [0.25, 0.75])
         return Row(
             name, what, yardstick, unit, median(self.ours), median(self.base), median(values),
-            float(low), float(high), bar, at_least, beside,
+            float(low), float(high), limit.value, limit.at_least, beside,
         )  # fmt: skip
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from harness import PAGE, SHM, Bench, Hot, Row, in_turns
+from harness import PAGE, SHM, Bar, Bench, Hot, Row, in_turns
 
 AT_ONCE = 64
 READS = 200 * AT_ONCE
@@ -38,9 +38,11 @@ def large(bench: Bench, size: int) -> Iterator[Hot]:
         yield Hot(pool, space)
 
 
-def _row(bench: Bench, name: str, what: str, yardstick: str, bar: float,
-         base: Callable[[Hot, list[np.ndarray]], float], ours: Callable[[Hot, list[np.ndarray]], float],
-         absolute: bool = False) -> list[Row]:  # fmt: skip
+Side = Callable[[Hot, list[np.ndarray]], float]
+
+
+def _row(bench: Bench, name: str, what: str, yardstick: str, bar: Bar, sides: tuple[Side, Side]) -> list[Row]:
+    """A row of `sides`: the yardstick and the pool, each a function of the pages and of the numbers that it reads."""
     size = size_of(bench)
     with large(bench, size) as hot:
         random = np.random.default_rng(1)
@@ -48,17 +50,16 @@ def _row(bench: Bench, name: str, what: str, yardstick: str, bar: float,
         def ids() -> list[np.ndarray]:
             return list(random.integers(0, hot.pages, (READS // AT_ONCE, AT_ONCE)))
 
-        def sample(side: Callable[[Hot, list[np.ndarray]], float]) -> Callable[[], float]:
+        def sample(side: Side) -> Callable[[], float]:
             return lambda: side(hot, ids()) / READS
 
-        pairs = in_turns(sample(base), sample(ours), bench.long_rounds)
+        pairs = in_turns(sample(sides[0]), sample(sides[1]), bench.long_rounds)
     beside = (
-        f"{hot.pages:,} pages; {median(pairs.ratios):.2f} times the yardstick" if absolute else f"{hot.pages:,} pages"
+        f"{hot.pages:,} pages; {median(pairs.ratios):.2f} times the yardstick"
+        if bar.absolute
+        else f"{hot.pages:,} pages"
     )
-    unit = "ns/page"
-    return [
-        pairs.row(name, f"{what}, {size / (1 << 30):.3g} GiB", yardstick, unit, bar, absolute=absolute, beside=beside)
-    ]
+    return [pairs.row(name, f"{what}, {size / (1 << 30):.3g} GiB", yardstick, "ns/page", bar, beside)]
 
 
 def bare(hot: Hot, ids: list[np.ndarray]) -> float:
@@ -105,16 +106,18 @@ def copies(hot: Hot, ids: list[np.ndarray]) -> float:
 
 
 def large_getitem(bench: Bench) -> list[Row]:
-    return _row(bench, "large_getitem", "space[n] at random", "rows[n], one byte read", 1.3, bare, hits)
+    return _row(bench, "large_getitem", "space[n] at random", "rows[n], one byte read", Bar(1.3), (bare, hits))
 
 
 def large_pin_many(bench: Bench) -> list[Row]:
     what = "pin_many of 64 at random"
-    return _row(bench, "large_pin_many", what, "rows[n], one byte read", 80, bare, pins, absolute=True)
+    return _row(bench, "large_pin_many", what, "rows[n], one byte read", Bar(80, absolute=True), (bare, pins))
 
 
 def large_read_many(bench: Bench) -> list[Row]:
-    return _row(bench, "large_read_many", "read_many of 64 at random", "np.take(…, mode='clip')", 0.9, takes, copies)
+    return _row(
+        bench, "large_read_many", "read_many of 64 at random", "np.take(…, mode='clip')", Bar(0.9), (takes, copies)
+    )
 
 
 LARGE = (large_getitem, large_pin_many, large_read_many)

@@ -14,7 +14,21 @@ from typing import Any
 
 import numpy as np
 from cold import COLD
-from harness import CLIENTS, EXTENT, OS_PAGE, PAGE, UNROLLED, Bench, Bytes, Pairs, Row, in_turns, segment_like, timed
+from harness import (
+    CLIENTS,
+    EXTENT,
+    OS_PAGE,
+    PAGE,
+    UNROLLED,
+    Bar,
+    Bench,
+    Bytes,
+    Pairs,
+    Row,
+    in_turns,
+    segment_like,
+    timed,
+)
 from large import LARGE
 
 import bufferpool
@@ -78,9 +92,7 @@ def pin_many(bench: Bench) -> list[Row]:
     pairs = in_turns(base, ours, bench.rounds)
     beside = f"{median(pairs.ratios):.2f} times 64 plain rows[n]"
     return [
-        pairs.row(
-            "pin_many", "pin_many of 64 hot pages, release", "rows[n]", "ns/page", 25, absolute=True, beside=beside
-        )
+        pairs.row("pin_many", "pin_many of 64 hot pages, release", "rows[n]", "ns/page", Bar(25, absolute=True), beside)
     ]
 
 
@@ -172,7 +184,7 @@ def misses_by_processes(bench: Bench) -> list[Row]:
         bar = 1.6 if count == 2 and len(os.sched_getaffinity(0)) >= 2 else 1
         beside = f"{median(plain.ratios):.2f} times with os.preadv and no pool: what the machine allows"
         what = f"{count} processes that only miss"
-        rows.append(pairs.row("misses_by_processes", what, "one process", "k/s", bar, at_least=True, beside=beside))
+        rows.append(pairs.row("misses_by_processes", what, "one process", "k/s", Bar(bar, at_least=True), beside))
     return rows
 
 
@@ -367,7 +379,7 @@ def two_processes(bench: Bench) -> list[Row]:
     )
     pairs = Pairs([one for one, _ in used[False]], [two for _, two in used[False]])
     what = "two processes, hot pages at random"
-    row = pairs.row("two_processes", what, "one process", "M/s", 1.8, at_least=True, beside=beside)
+    row = pairs.row("two_processes", what, "one process", "M/s", Bar(1.8, at_least=True), beside)
     return [replace(row, void=few)]
 
 

@@ -73,17 +73,17 @@ def number(title: str, about: str, expr: str, unit: str, steps: list[tuple[float
     return made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
 
 
+FREE = (None, None)  # an axis that follows the figures
+
+
 def lines(
-    title: str,
-    about: str,
-    unit: str,
-    *queries: Query,
-    stack: bool = False,
-    bars: bool = False,
-    top: float | None = None,
-    at_least: float | None = None,
+    title: str, about: str, unit: str, *queries: Query, style: str = "", axis: tuple[float | None, float | None] = FREE
 ) -> timeseries.Panel:
-    """A panel with figures over time; ``stack`` if their sum has a meaning."""
+    """A panel with figures over time.
+
+    ``style``: "stack" if their sum has a meaning, "bars", or both words. ``axis``: where it ends, and what it shows at least.
+    """
+    stack, bars, (top, at_least) = "stack" in style, "bars" in style, axis
     made = timeseries.Panel().title(title).description(about).datasource(SOURCE).unit(unit).min(0)
     made.height(8).span(12).line_width(1).show_points(kinds.VisibilityMode.NEVER)
     made.draw_style(kinds.GraphDrawStyle.BARS if bars else kinds.GraphDrawStyle.LINE)
@@ -180,7 +180,7 @@ def memory() -> list[Any]:
     ages = lines("Working set by age, against the budget",
                  "Pages by the time since their last use. The young ones are the working set: if they fill the budget, the pool is too "
                  "small; if most are old, it is larger than it need be, and trim_idle(…) gives the rest back.",
-                 BYTES, *((in_bytes("pages", "age", f', age="{age}"'), age) for age in AGES), (f"sum(bufferpool_budget_bytes{HERE})", "budget"), stack=True)  # fmt: skip
+                 BYTES, *((in_bytes("pages", "age", f', age="{age}"'), age) for age in AGES), (f"sum(bufferpool_budget_bytes{HERE})", "budget"), style="stack")  # fmt: skip
     return [
         lines("How much memory", "The memory of the pages, between the bounds of the budget. The kernel's count includes the metadata: if it remains "
               "above the resident bytes by more than the metadata, run bufferpool check.",
@@ -190,10 +190,10 @@ def memory() -> list[Any]:
         lines("Memory by content", "The frames that have memory, by what is in them. Dirty and pinned frames cannot be given back; clean and free ones "
               "can. Retired frames hold versions that were superseded and that a reader still pins. Values of caches are beside the frames.",
               BYTES, *((in_bytes("frames", "state", f', state="{state}"'), state) for state in STATES),
-              (f"sum(bufferpool_object_bytes{HERE})", "values of caches"), stack=True),
+              (f"sum(bufferpool_object_bytes{HERE})", "values of caches"), style="stack"),
         lines("Given back to the kernel, by reason", "budget: the pool was made smaller; idle: untouched for a given time; pressure: the machine "
               "was short of memory; drop: pages were dropped; trim: by a call; client_exit: a client died.",
-              BYTES_PER_SECOND, (rate("reclaimed_bytes_total", "reason"), "{{reason}}"), stack=True, bars=True),
+              BYTES_PER_SECOND, (rate("reclaimed_bytes_total", "reason"), "{{reason}}"), style="stack bars"),
         unstacked(ages, "budget"),
     ]  # fmt: skip
 
@@ -231,14 +231,14 @@ def advice() -> bargauge.Panel:
 def hits() -> list[Any]:
     return [
         lines("Hit ratio by pool", "References to pages that were in the pool, divided by all references. A fall with a steady load means that the working set "
-              "outgrew the budget.", RATIO, (hit_ratio("pool"), "{{pool}}"), top=1),
+              "outgrew the budget.", RATIO, (hit_ratio("pool"), "{{pool}}"), axis=(1, None)),
         lines("Misses and evictions per second", "recycled: a frame went from one page to another, normal in a full pool; reclaimed: a page was evicted "
               "so that its memory could be given back.",
               PER_SECOND, (rate("misses_total"), "misses"), (rate("evictions_total", "reason"), "evictions, {{reason}}")),
         lines("Hit ratio by space", "Which file, loader or table the misses come from.", RATIO, (hit_ratio("pool, space", "space_"), "{{pool}}: {{space}}"),
-              top=1),
+              axis=(1, None)),
         lines("Resident pages by space", "How many pages of each space are in the pool.",
-              BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}}: {{space}}"), stack=True),
+              BYTES, (in_bytes("space_resident_pages", "pool, space"), "{{pool}}: {{space}}"), style="stack"),
         lines("Read ahead", "Pages that scans and prefetch read before they were asked for, and those of them that were evicted unused: if many are, "
               "less should be read ahead, or the pool is too small.",
               PER_SECOND, (rate("prefetched_total"), "read ahead"), (rate("prefetched_unused_total"), "evicted unused")),
@@ -261,7 +261,7 @@ def waiting() -> list[Any]:
     return [
         lines("Waits by cause", "load: for a page that another client is filling; writer: for another client's write of the page; memory: for "
               "the memory lock, which misses need; frame: because no frame was free.",
-              PER_SECOND, (rate("waits_total", "reason"), "{{reason}}"), stack=True),
+              PER_SECOND, (rate("waits_total", "reason"), "{{reason}}"), style="stack"),
         lines("Time spent waiting and loading", "The share of time that clients spend, all of them together: 100 % is one client that does "
               "nothing else. sync is a part of flush.",
               RATIO, *((rate(f"{what}_seconds_sum"), what) for what in ("load", "wait", "flush", "sync", "reclaim"))),
@@ -271,9 +271,9 @@ def waiting() -> list[Any]:
 def cached() -> list[Any]:
     return [
         lines("Hit ratio by cache", "Lookups of a key that found a value, divided by all.",
-              RATIO, (hit_ratio("pool, cache", "cache_"), "{{pool}}: {{cache}}"), top=1),
+              RATIO, (hit_ratio("pool, cache", "cache_"), "{{pool}}: {{cache}}"), axis=(1, None)),
         lines("Values of caches", "Bytes of keys and values. Caches share the budget of their pool with its pages: what is used more for each byte stays.",
-              BYTES, (f"sum by (pool, cache) (bufferpool_cache_bytes{HERE})", "{{pool}}: {{cache}}"), stack=True),
+              BYTES, (f"sum by (pool, cache) (bufferpool_cache_bytes{HERE})", "{{pool}}: {{cache}}"), style="stack"),
         lines("Loads and evictions of caches", "A value is loaded once for all processes; the others wait for it. Refused values were not kept: too large, or "
               "there was no room. Superseded: loaded values that were not kept, because their key was put or deleted meanwhile.",
               PER_SECOND, *((rate(f"cache_{name}_total"), name) for name in ("loads", "waits", "evictions", "refused", "superseded"))),
@@ -295,7 +295,7 @@ def write_back() -> list[Any]:
               (rate("flush_failures_total"), "failures"), (rate("checkpoints_total"), "checkpoints")),
         lines("Longest operation", "How long the one of each kind that has waited longest has not come forward: loads and flushes of pages, loads of values of "
               "caches, syncs of the log, saves of the working set. It grows where one hangs: bufferpool operations names the page or the key, and the process.",
-              SECONDS, (f"max by (operation) (bufferpool_oldest_operation_seconds{HERE})", "{{operation}}"), at_least=1),
+              SECONDS, (f"max by (operation) (bufferpool_oldest_operation_seconds{HERE})", "{{operation}}"), axis=(None, 1)),
         lines("Operations under way", "What is under way at the moment of the scrape, by kind.",
               COUNT, (f"sum by (operation) (bufferpool_pending_operations{HERE})", "{{operation}}")),
     ]  # fmt: skip
@@ -309,7 +309,7 @@ def clients() -> list[Any]:
         lines("Deaths and their consequences", "Clients reaped, the pins that they left, and the locks that were taken over and repaired, in the four "
               "scrapes before each point: one death is a few bars side by side, and one annotation.", COUNT,
               *((f"round(sum(increase(bufferpool_{metric}_total{HERE}[$__rate_interval])))", name) for metric, name in
-                (("clients_reaped", "clients reaped"), ("pins_broken", "pins broken"), ("lock_repairs", "locks repaired"))), bars=True),
+                (("clients_reaped", "clients reaped"), ("pins_broken", "pins broken"), ("lock_repairs", "locks repaired"))), style="bars"),
     ]  # fmt: skip
 
 
@@ -318,7 +318,7 @@ def machine() -> list[Any]:
         lines("Memory pressure", "The share of time in which some task, or all of them (full), waited for memory (PSI): of the machine, and of the exporter's "
               "cgroup. The steward gives memory back when that of its own cgroup rises, or the machine's if it has none.", RATIO,
               *((f"rate(bufferpool_memory_pressure_seconds_total{{{MACHINE}, cgroup{match}}}[$__rate_interval])", legend)
-                for match, legend in (('=""', "machine, {{state}}"), ('!=""', "{{cgroup}}, {{state}}"))), at_least=0.1),
+                for match, legend in (('=""', "machine, {{state}}"), ('!=""', "{{cgroup}}, {{state}}"))), axis=(None, 0.1)),
         lines("Shared memory and the machine", "Free memory in the tmpfs that holds the pools, and in the machine. Containers start with 64 MiB of "
               "/dev/shm.", BYTES, (f"bufferpool_shm_free_bytes{THERE}", "free in the tmpfs"), (f"bufferpool_shm_size_bytes{THERE}", "size of the tmpfs"),
               (f"bufferpool_machine_available_bytes{THERE}", "available in the machine")),

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 
@@ -42,10 +43,9 @@ LONG = {
 }
 
 
-def _shorten(
-    _app: Sphinx, _what: str, name: str, _obj: object, _options: object, signature: str | None, returned: str | None
-) -> tuple[str | None, str | None]:
-    """Signatures as a person would write them."""
+def _shorten(_app: Sphinx, _what: str, name: str, *rest: Any) -> tuple[str | None, str | None]:
+    """Signatures as a person would write them. Sphinx calls it with the object, its options, the signature and the result as ``rest``."""
+    _obj, _options, signature, returned = rest
     if name in MADE_BY_POOLS:
         return "", None
 

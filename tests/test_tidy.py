@@ -10,6 +10,7 @@ from tests.support.native_build import CORE, SOURCES
 
 ROOMS = ["os", "layout", "policy", "protocol", "python"]
 FUNCTION_LINES, COLUMNS, ARGUMENTS = 60, 120, 6
+PYTHON = ("bufferpool", "benchmarks", "dashboards", "docs", "examples", "lab", "tests", "tools")
 # What a user calls with keywords reads best with one keyword for each setting.
 KEYWORD_INTERFACES = {"pool.py": {"create", "open", "open_file", "open_derived", "open_store", "open_scratch"}}
 
@@ -96,11 +97,13 @@ def parameters_of(text: str) -> Iterator[tuple[str, int]]:
 def test_functions_take_few_arguments() -> None:
     """Thirteen numbers in a row are mixed up unseen: from the seventh argument on, a function takes a struct."""
     found = []
-    for path in sorted((ROOT / "bufferpool").rglob("*.py*")):
-        if path.suffix not in (".py", ".pyi"):
-            continue
+    for path in (
+        path for room in PYTHON for path in sorted((ROOT / room).rglob("*.py*")) if path.suffix in (".py", ".pyi")
+    ):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(arguments_of(node)) <= ARGUMENTS:
+                continue
+            if node.name.startswith("test_"):  # pytest passes fixtures by name
                 continue
             if node.name in KEYWORD_INTERFACES.get(path.name, ()):
                 positional = [*node.args.posonlyargs, *node.args.args][1:]  # without self, or cls
@@ -127,7 +130,9 @@ def test_the_reading_order_names_every_file() -> None:
 
 def test_no_process_is_given_a_short_limit() -> None:
     """Beside twenty other busy processes, limits of 20 to 60 s ended seven tests whose programs were only slow."""
-    limit = re.compile(r"(?:capture_output|communicate|subprocess\.run|urlopen|Barrier|deaths\.run)\b.*timeout=(\d+)\b(?! \*)")
+    limit = re.compile(
+        r"(?:capture_output|communicate|subprocess\.run|urlopen|Barrier|deaths\.run)\b.*timeout=(\d+)\b(?! \*)"
+    )
     short = [
         f"{path.name}: {found[0].strip()}"
         for path in sorted((ROOT / "tests").rglob("*.py"))

@@ -29,6 +29,17 @@ PAGES = 8  # of one read
 LATENCY_S = 0.02
 
 
+@dataclass(frozen=True)
+class Task:
+    """What each worker reads, and through which cache."""
+
+    kind: str
+    url: str
+    pool: str
+    n_pages: int
+    reads: int
+
+
 @dataclass
 class Round:
     """The result of one kind of cache, over all workers."""
@@ -47,14 +58,14 @@ def opened(kind: str, url: str, pool: str) -> Any:
     return fsspec.filesystem(name, target_protocol="http", skip_instance_cache=True, **options)
 
 
-def reader(pipe: Pipe, kind: str, url: str, pool: str, n_pages: int, reads: int, seed: int) -> int:  # fmt: skip
+def reader(pipe: Pipe, task: Task, seed: int) -> int:
     """Opens and reads the file again and again; returns the number of wrong words."""
     random = np.random.default_rng(seed)
-    fs, wrong = opened(kind, url, pool), 0
+    fs, wrong = opened(task.kind, task.url, task.pool), 0
     pipe.put("ready")
     pipe.get()
-    for first in zipf(random, n_pages - PAGES, 1.0, reads).tolist():
-        with fs.open(url) as file:
+    for first in zipf(random, task.n_pages - PAGES, 1.0, task.reads).tolist():
+        with fs.open(task.url) as file:
             file.seek(first * PAGE)
             found = np.frombuffer(file.read(PAGES * PAGE), np.uint64).reshape(PAGES, WORDS)
         k = int(random.integers(WORDS))
@@ -82,8 +93,8 @@ def follow(workers: list[Worker], advance: Any, victim: Worker | None) -> None:
 def measure(run: Run, origin: Origin, kind: str, url: str, n_pages: int) -> Round:
     """One kind of cache, from cold."""
     options, pool = run.options, run.pool_name()
-    arguments = (kind, url, pool, n_pages, options.reads)
-    workers = [run.start(reader, *arguments, options.seed + n) for n in range(options.workers)]
+    task = Task(kind, url, pool, n_pages, options.reads)
+    workers = [run.start(reader, task, options.seed + n) for n in range(options.workers)]
     for worker in workers:
         worker.get()
     victim = workers[-1] if kind == "pool" else None

@@ -50,6 +50,18 @@ class Round:
 # ---- a worker ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Task:
+    """What each worker reads, and through which cache."""
+
+    kind: str
+    path: Path
+    cache_pages: int
+    pool: bp.Pool | None
+    n_pages: int
+    reads: int
+
+
 def opened(kind: str, path: Path, cache_pages: int, pool: bp.Pool | None) -> tuple[Callable[[int], np.ndarray], Any]:
     """(a function that returns a page, the object that counts hits)."""
     if pool is not None:
@@ -62,12 +74,11 @@ def opened(kind: str, path: Path, cache_pages: int, pool: bp.Pool | None) -> tup
     return cached, cached.cache_info
 
 
-def reader(pipe: Pipe, kind: str, path: Path, cache_pages: int, pool: bp.Pool | None, n_pages: int, reads: int,
-           seed: int) -> tuple[int, float, float, float]:  # fmt: skip
+def reader(pipe: Pipe, task: Task, seed: int) -> tuple[int, float, float, float]:
     """Reads, reports each chunk, and returns (wrong words, begin and end of the second half, hit ratio)."""
-    random = np.random.default_rng(seed)
-    pages, places = zipf(random, n_pages, 1.0, reads), random.integers(0, WORDS, reads)
-    read, info = opened(kind, path, cache_pages, pool)
+    random, reads = np.random.default_rng(seed), task.reads
+    pages, places = zipf(random, task.n_pages, 1.0, reads), random.integers(0, WORDS, reads)
+    read, info = opened(task.kind, task.path, task.cache_pages, task.pool)
     pipe.put("ready")
     pipe.get()
     wrong, began = 0, 0.0
@@ -111,8 +122,8 @@ def measure(run: Run, kind: str, path: Path, n_pages: int) -> Round:
     capacity = int(options.cache * MIB) if kind != "whole" else n_pages * PAGE
     pool = run.pool(capacity) if kind in ("pool", "whole") else None
     path.read_bytes()  # into the page cache
-    arguments = (kind, path, capacity // PAGE, pool, n_pages, options.reads)
-    workers = [run.start(reader, *arguments, options.seed + n) for n in range(options.workers)]
+    task = Task(kind, path, capacity // PAGE, pool, n_pages, options.reads)
+    workers = [run.start(reader, task, options.seed + n) for n in range(options.workers)]
     for worker in workers:
         worker.get()
     files = (path, Path(pool.path if pool is not None else "none"))

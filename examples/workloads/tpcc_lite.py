@@ -13,6 +13,7 @@ everything is checked again.
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +168,21 @@ class Terminal:
         )  # fmt: skip
 
 
-def terminal(
-    pipe: Pipe, path: Path, pool_name: str, scale: Scale, home: int, seed: int, seconds: float
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Task:
+    """What all terminals have in common."""
+
+    path: Path
+    pool_name: str
+    scale: Scale
+    seconds: float
+
+
+def terminal(pipe: Pipe, task: Task, home: int, seed: int) -> dict[str, Any]:
     """A process: runs transactions for some time; returns the number of commits and their times, by kind."""
-    con = sql.connect(path, pool_name=pool_name, create=False)
+    con = sql.connect(task.path, pool_name=task.pool_name, create=False)
     con.set_busy_timeout(60_000)
-    one = Terminal(con, scale, home, seed)
+    one = Terminal(con, task.scale, home, seed)
     actions: dict[str, Callable[[], None]] = {
         "New-Order": one.new_order, "Payment": one.payment, "Order-Status": one.order_status,
         "Delivery": one.delivery, "Stock-Level": one.stock_level,
@@ -183,7 +192,7 @@ def terminal(
     pipe.put("ready")
     pipe.get()
     began = time.monotonic()
-    while not sum(done.values()) or time.monotonic() < began + seconds:
+    while not sum(done.values()) or time.monotonic() < began + task.seconds:
         name = one.dice.pick(MIX)
         start = time.perf_counter_ns()
         con.execute("BEGIN" if name in ("Order-Status", "Stock-Level") else "BEGIN IMMEDIATE")
@@ -260,10 +269,8 @@ def verify(run: Run, con: sql.Connection, scale: Scale, done: dict[str, int], wh
 def measure(run: Run, path: Path, pool_name: str, scale: Scale) -> tuple[dict[str, int], dict[str, Any], float]:
     """Runs the terminals; returns (commits by kind, times by kind, seconds)."""
     options = run.options
-    workers = [
-        run.start(terminal, path, pool_name, scale, n % scale.warehouses + 1, options.seed + n, options.seconds)
-        for n in range(options.processes)
-    ]
+    task = Task(path, pool_name, scale, options.seconds)
+    workers = [run.start(terminal, task, n % scale.warehouses + 1, options.seed + n) for n in range(options.processes)]
     for worker in workers:
         worker.get()
     for worker in workers:

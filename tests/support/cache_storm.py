@@ -11,13 +11,11 @@ if a value was wrong, anything was leaked, or a process hung.
 """
 
 import ctypes
-import faulthandler
 import os
 import random
 import signal
 import sys
 import time
-import traceback
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -37,6 +35,7 @@ if __name__ == "__main__":
 
 from bufferpool.objects.cache import LOAD, Cache
 from tests.support import deaths
+from tests.support.deaths import alive, guarded
 
 WORKERS = 5
 KEPT, LOADED, KEYS = (
@@ -342,34 +341,8 @@ class Worker:
         self.held.clear()
 
 
-PF_EXITING = 4  # of the flags in /proc/PID/stat, see linux/sched.h
-
-
-def alive(pid: int) -> bool:
-    """False from the moment the process exits: its locks go before its state becomes Z."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[0] not in "ZX" and not int(fields[6]) & PF_EXITING
-
-
-def guarded(directory: Path, work: Any, *args: Any) -> None:
-    """Runs `work` in this forked process, and ends it; what it raises is written down."""
-    code = 0
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        work(*args)
-    except BaseException:  # noqa: BLE001  it is a finding
-        text = traceback.format_exc().encode()  # then one call: it may be killed between two
-        os.write(os.open(directory / "wrong", os.O_WRONLY | os.O_CREAT | os.O_APPEND), text)
-        code = 9
-    finally:
-        os._exit(code)
-
-
 def work(directory: Path, name: str, row: int, seed: int) -> None:
-    faulthandler.register(signal.SIGUSR1, open(directory / "stacks", "a"))  # noqa: SIM115  open until the end
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     worker = Worker(directory, name, row, seed)
     worker.directory = directory
     worker.run()
@@ -413,9 +386,6 @@ class Storm(deaths.Storm):
     def bury(self) -> bool:
         """Reaps the children that have ended. Returns False when no child is left."""
         return deaths.bury(partial(self.find, "wrong"), 9)
-
-    def is_alive(self, pid: int) -> bool:
-        return alive(pid)
 
     def describe(self, pid: int) -> str:
         return f"see {self.directory}/stacks"
@@ -497,12 +467,13 @@ class Storm(deaths.Storm):
             self.find("leaked", what)
 
     def run(self, seconds: float, kills: int) -> Report:
-        report, path = self.report, self.directory / "wrong"
+        report = self.report
         while report.clean and (time.monotonic() < report.began + seconds or report.kills < kills):
             self.blow(self.random.uniform(1, 4))
-            if path.exists():
-                self.find("wrong", path.read_text())
-                path.unlink()
+            for path in (self.directory / "wrong", self.directory / "broken"):
+                if path.exists():
+                    self.find("wrong", path.read_text())
+                    path.unlink()
             self.audit()
         report.operations, report.verified = (
             int(self.ledger.ops.sum()),

@@ -1,6 +1,7 @@
 """The report of runs that kill processes: how many died, what was found, how long it took; and how such runs collect the dead."""
 
 import argparse
+import faulthandler
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,17 +58,13 @@ class Storm:
         """Kills the processes that have been in one operation for too long; ``since``: when each has begun its operation, or 0."""
         now = time.monotonic()
         for pid, began in zip(pids, since, strict=True):
-            if not began or not self.is_alive(pid):
+            if not began or not alive(pid):
                 continue
             self.report.longest_stall_s = max(self.report.longest_stall_s, now - began)
             if now - began > self.HANGS_S:
                 what = f"pid {pid} has been in one operation for {now - began:.1f} s, its stack is in stacks"
                 self.find("hung", f"{what}; {self.describe(pid)}")
                 kill_with_stack(pid)
-
-    def is_alive(self, pid: int) -> bool:
-        """Whether a worker runs."""
-        raise NotImplementedError
 
     def describe(self, pid: int) -> str:
         """The facts that may explain a hang."""
@@ -92,6 +90,48 @@ def keep_evidence(directory: str | Path, pool: str) -> str:
         subprocess.run(["cp", "--sparse=always", segment, Path(kept, "segment")], check=True)
         segment.unlink()
     return kept
+
+
+PF_EXITING = 4  # of the flags in /proc/PID/stat, see linux/sched.h
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs. False from the moment it begins to exit: its locks are released before its state becomes Z."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] not in "ZX" and not int(fields[6]) & PF_EXITING
+
+
+def tell_on_signal(directory: Path) -> None:
+    """Makes SIGUSR1 write the stacks of this process's threads to the file ``stacks``."""
+    global _stacks
+    _stacks = open(directory / "stacks", "a")  # noqa: SIM115  open until the process ends
+    faulthandler.register(signal.SIGUSR1, _stacks)
+    faulthandler.enable(_stacks)
+
+
+def guarded(directory: Path, work: Callable[..., object], *args: Any) -> NoReturn:
+    """Runs ``work`` in this forked process, and ends the process: with 143 after SystemExit, with 9 after another exception.
+
+    The exception is written to the directory: an AssertionError, which means that data is wrong, to the file ``wrong``, another to ``broken``.
+    """
+    code = 0
+    try:
+        tell_on_signal(directory)
+        work(*args)
+    except SystemExit:
+        code = 143
+    except BaseException as error:  # noqa: BLE001  it is a finding
+        code = 9
+        text = (
+            f"pid {os.getpid()}: {traceback.format_exc()}\n".encode()
+        )  # in one call: the process may be killed between two
+        file = directory / ("wrong" if isinstance(error, AssertionError) else "broken")
+        os.write(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), text)
+    finally:
+        os._exit(code)
 
 
 def bury(find: Callable[[str], None], *expected: int) -> bool:

@@ -177,8 +177,10 @@ class Rounds:
             self.kept.append(pool)
 
 
-def child(place: Path, first: int, rounds: int, mutations: int, seconds: float, note: int, out: int) -> None:
+def child(place: Path, first: int, limits: "Limits") -> None:
     """The child process: rounds first, first + 1, …"""
+    note = os.open(place / "note", os.O_RDWR)
+    out = os.open(place / "findings", os.O_WRONLY | os.O_APPEND)
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
     faulthandler.enable()
@@ -193,10 +195,10 @@ def child(place: Path, first: int, rounds: int, mutations: int, seconds: float, 
 
     signal.signal(signal.SIGALRM, on_alarm)
     run = Rounds(Store(place), say, note)
-    end = time.monotonic() + seconds
-    for seed in range(first, first + rounds):
+    end = time.monotonic() + limits.seconds
+    for seed in range(first, first + limits.rounds):
         run.round(seed)
-        if time.monotonic() > end or run.mutations >= mutations:
+        if time.monotonic() > end or run.mutations >= limits.mutations:
             break
     run.seed, run.label = seed + 1, ""
     run.announce("done")
@@ -316,9 +318,7 @@ def fuzz_in_parallel(seed: int, limits: Limits, sanitize: str = "", processes: i
 def main() -> int:
     (args,) = _arguments()
     if args.child:
-        note = os.open(args.child / "note", os.O_RDWR)
-        out = os.open(args.child / "findings", os.O_WRONLY | os.O_APPEND)
-        child(args.child, args.seed, args.rounds, args.mutations, args.seconds, note, out)
+        child(args.child, args.seed, Limits(args.rounds, args.mutations, args.seconds))
     began = time.monotonic()
     run = fuzz_in_parallel(args.seed, Limits(args.rounds, args.mutations, args.seconds), args.sanitize, args.processes)
     for finding in run.found:

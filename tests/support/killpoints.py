@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 import bufferpool as bp
+from tests.support.deaths import alive, guarded
 from tests.support.storm import Storm
 from tests.support.storm_worker import (
     DERIVED_PAGES,
@@ -27,8 +28,6 @@ from tests.support.storm_worker import (
     PAUSE,
     STOP,
     Worker,
-    alive,
-    guarded,
     make_derived,
     stamp,
     work,

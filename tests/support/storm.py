@@ -38,6 +38,7 @@ if __name__ == "__main__":
         faulthandler.register(signal.SIGUSR1, open(stacks, "a"))  # noqa: SIM115  open until the process ends
 
 from tests.support import deaths
+from tests.support.deaths import alive, guarded
 from tests.support.storm_worker import (
     FILE_PAGES,
     HALF,
@@ -53,8 +54,6 @@ from tests.support.storm_worker import (
     WORKERS,
     Ledger,
     Lost,
-    alive,
-    guarded,
     look,
     stamp,
     work,
@@ -213,13 +212,10 @@ class Storm(deaths.Storm):
 
     def bury(self) -> bool:
         """Reaps the children that have ended. Returns False when no child is left."""
-        return deaths.bury(partial(self.find, "broken"), 143, -signal.SIGTERM)
+        return deaths.bury(partial(self.find, "broken"), 9, 143, -signal.SIGTERM)
 
     def look_at_workers(self) -> None:
         self.look_for_hangs(self.ledger.pids.tolist(), self.ledger.since.tolist())
-
-    def is_alive(self, pid: int) -> bool:
-        return alive(pid)
 
     def describe(self, pid: int) -> str:
         """The facts that may explain a hang: the lock words, and the clients."""
@@ -330,8 +326,8 @@ class Storm(deaths.Storm):
             self.find("leaked", what)
 
     def look_for_errors(self) -> None:
-        for kind in ("lost", "broken"):
-            path = self.directory / kind
+        for kind, file in (("lost", "wrong"), ("broken", "broken")):
+            path = self.directory / file
             if path.exists():
                 self.find(kind, path.read_text())
                 path.unlink()

@@ -1,6 +1,5 @@
 """The work of a process of the storm (tests/support/storm.py), and the ledger that all of them share."""
 
-import faulthandler
 import logging
 import os
 import random
@@ -8,7 +7,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import bufferpool as bp
 from bufferpool import errors
 from tests.support import deaths
+from tests.support.deaths import alive, guarded
 
 PAGE, FILE_PAGES, MOST_PAGES, DERIVED_PAGES = 4096, 400, 1500, 60
 LEAST, MOST = 120, 320  # frames; from 256 on, writers keep spare frames
@@ -491,16 +490,6 @@ class SlowStore(MarkedStore):
         time.sleep(self.seconds)
 
 
-def alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def fork() -> int:
     """Forks. SIGTERM waits meanwhile: CPython ignores what a handler raises in a hook of the fork, and the lock of ``logging``,
     which such a hook releases, would be held for ever.
@@ -510,31 +499,6 @@ def fork() -> int:
         return os.fork()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def tell_on_signal(directory: Path) -> None:
-    """Makes SIGUSR1 write the stacks of this process's threads to the file ``stacks``."""
-    global _stacks
-    _stacks = open(directory / "stacks", "a")  # noqa: SIM115  open until the process ends
-    faulthandler.register(signal.SIGUSR1, _stacks)
-    faulthandler.enable(_stacks)
-
-
-def guarded(directory: Path, work: Any, *args: Any) -> None:
-    """Runs a worker process; failures are written to the run's directory."""
-    code = 0
-    try:
-        tell_on_signal(directory)
-        work(*args)
-    except SystemExit:
-        code = 143
-    except BaseException as error:  # noqa: BLE001  this is where it ends
-        code = 1
-        kind = "lost" if isinstance(error, Lost) else "broken"
-        with open(directory / kind, "a") as file:
-            file.write(f"pid {os.getpid()}: {traceback.format_exc()}\n")
-    finally:
-        os._exit(code)
 
 
 def work(directory: str, name: str, row: int, seed: int) -> None:

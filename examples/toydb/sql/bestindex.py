@@ -54,6 +54,15 @@ class Constraint:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a query asks of a table: the constraints, those of them that are IN lists, and ORDER BY as (column, descending)."""
+
+    offered: list[Constraint]
+    in_lists: set[int]
+    order: list[tuple[int, bool]]
+
+
+@dataclass(frozen=True)
 class Candidate:
     plan: Plan
     used: tuple[int, ...]  # the constraints behind the plan's terms, in the order of their arguments
@@ -118,8 +127,9 @@ def choose(
     offered = constraints(info, schema, avoids_in)
     order = wanted_order(info, schema)
     in_lists = {c.number for c in offered if c.operator == EQ and info.get_aConstraintUsage_in(c.number)}
+    wanted = Wanted(offered, in_lists, order)
     candidates = [
-        _candidate(schema, path, offered, in_lists, order, figures, sharing)
+        _candidate(schema, path, wanted, figures.rows, sharing)
         for path, sharing in zip(paths, figures.sharing, strict=True)
     ]
     return min(candidates, key=lambda c: c.cost + (0.0 if c.plan.ordered or not order else _sort_cost(c.rows)))
@@ -138,25 +148,17 @@ def answer(info: apsw.IndexInfo, schema: Schema, chosen: Candidate) -> None:
         info.idxFlags = apsw.SQLITE_INDEX_SCAN_UNIQUE
 
 
-def _candidate(
-    schema: Schema,
-    path: Path,
-    offered: list[Constraint],
-    in_lists: set[int],
-    order: list[tuple[int, bool]],
-    figures: Figures,
-    sharing: tuple[float, ...],
-) -> Candidate:
+def _candidate(schema: Schema, path: Path, wanted: Wanted, table_rows: float, sharing: tuple[float, ...]) -> Candidate:
     equal: list[Term] = []
     used: list[int] = []
     fixed = 0  # the number of first columns with one value each: rows are ordered by the next column
     one_row = True
     looped = False  # an IN list: SQLite iterates over it, and passes one value at a time
     for column, collation in zip(path.columns, path.collations, strict=True):
-        match = _first(offered, column, collation, _EQUALITIES)
+        match = _first(wanted.offered, column, collation, _EQUALITIES)
         if match is None:
             break
-        is_in = match.number in in_lists
+        is_in = match.number in wanted.in_lists
         looped |= is_in
         equal.append(Term(column, match.operator, _argument(match, used)))
         if fixed == len(equal) - 1 and not is_in:
@@ -166,16 +168,16 @@ def _candidate(
     if len(equal) < len(path.columns):
         column, collation = path.columns[len(equal)], path.collations[len(equal)]
         for operators in (_LOWER, _UPPER, (NOT_NULL,)):
-            match = _first(offered, column, collation, operators)
+            match = _first(wanted.offered, column, collation, operators)
             if match is not None:
                 literal = match.known is not None
                 bounds.append(Term(column, match.operator, _argument(match, used), literal))
-    ordered, reverse = _order(schema, path, fixed, order)
+    ordered, reverse = _order(schema, path, fixed, wanted.order)
     ordered &= not looped
-    rows = _rows(path, len(equal), bounds, figures.rows, sharing)
+    rows = _rows(path, len(equal), bounds, table_rows, sharing)
     one_row &= fixed >= path.unique > 0
     plan = Plan(path, tuple(equal), tuple(bounds), reverse, ordered)
-    cost = _cost(path, rows, figures.rows)
+    cost = _cost(path, rows, table_rows)
     return Candidate(plan, tuple(used), 1.0 if one_row else rows, cost, one_row)
 
 
