@@ -28,11 +28,8 @@ class Observer(PoolFigures):
 
     def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
         self._path = segment_file.path_of(name, directory)
-        fd = segment_file.open_regular(self._path, os.O_RDONLY)
-        try:
-            self._segment = _core.observe(fd)
-        finally:
-            os.close(fd)
+        with segment_file.open_regular(self._path, os.O_RDONLY) as file:
+            self._segment = _core.observe(file.fileno())
         self._geometry: dict[str, Any] = self._segment.geometry()
 
     @property

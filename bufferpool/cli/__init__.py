@@ -16,6 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import bufferpool
 from bufferpool.cli.common import PLAIN, Commands, StoppedBySignal, complain
 from bufferpool.errors import BufferPoolError
+from bufferpool.machine.descriptor import opened
 
 _ABOUT = """\
 A pool is one file in /dev/shm that any number of processes share. It outlives
@@ -108,8 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of our output has ended
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError), opened(os.devnull, os.O_WRONLY | os.O_CLOEXEC) as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
         return 1
     except StoppedBySignal as stopped:
         complain(stopped)

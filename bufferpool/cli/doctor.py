@@ -20,6 +20,7 @@ from bufferpool import _core
 from bufferpool.client import segment_file
 from bufferpool.errors import SegmentError
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
+from bufferpool.machine.descriptor import opened
 from bufferpool.machine.mounts import KNOB, are_huge, mount_of, shmem_enabled
 from bufferpool.machine.pressure import SystemSource, cgroup_limit, psi_file
 from bufferpool.observer import Observer, unsaved_pages
@@ -58,11 +59,8 @@ def in_use(path: str) -> bool:
     Every client holds a lock on a byte of the file; the kernel drops it when
     the client dies. This changes nothing. Raises OSError.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        return segment_file.is_locked(fd)
-    finally:
-        os.close(fd)
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC) as file:
+        return segment_file.is_locked(file.fileno())
 
 
 # ---- the machine -------------------------------------------------------------------
@@ -227,8 +225,8 @@ def _probe_locks(fd: int) -> Finding:
     """Locks the same byte through two descriptors, as two clients would."""
     wanted = segment_file.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 7, 1, 0)
     remedy = "use Linux 3.15 or newer; without these locks a pool cannot tell a dead client from a living one"
-    other = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with opened(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC) as file:
+        other = file.fileno()
         try:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
         except OSError as error:
@@ -240,8 +238,6 @@ def _probe_locks(fd: int) -> Finding:
             seen = segment_file.is_locked(other)
         except OSError as error:
             return Finding(Level.FAIL, "OFD locks", f"fail: {error.strerror}", remedy)
-    finally:
-        os.close(other)
     if not seen:
         return Finding(Level.FAIL, "OFD locks", "a held lock is not seen", remedy)
     return Finding(Level.OK, "OFD locks", "exclude each other between two descriptors")
@@ -328,11 +324,8 @@ def _probes(directory: str) -> Iterator[Finding]:
         lambda fd: _probe_reclaim(fd, "PUNCH_HOLE", _punch),
         _probe_locks,
     ):
-        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            yield probe(fd)
-        finally:
-            os.close(fd)
+        with opened(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) as file:
+            yield probe(file.fileno())
 
 
 def _leftovers(directory: str) -> Iterator[Finding]:

@@ -137,8 +137,8 @@ class Client(Inspectable):
     def _attach(self) -> _core.Segment:
         """Makes a new attachment to the segment."""
         with self._lock:
-            fd = segment_file.open_trusted(self.path, self.trusted_uid)
-            try:
+            with segment_file.open_trusted(self.path, self.trusted_uid) as file:
+                fd = file.fileno()
                 uuid = _core.geometry(fd)["uuid"]
                 if self.known_uuid not in (None, uuid):
                     raise SegmentReplaced(
@@ -154,8 +154,6 @@ class Client(Inspectable):
 
                 seg = _core.Segment(fd, make_room, _program_name())
                 geometry = seg.geometry()
-            finally:
-                os.close(fd)
             self._geometry, self.known_uuid = geometry, uuid
             _attached.add(self)
             # The last step: from here on a forked child inherits the attachment.

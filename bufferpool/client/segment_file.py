@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from select import epoll
 from typing import NamedTuple
 
 from bufferpool import _core
@@ -31,7 +32,7 @@ from bufferpool.errors import (
     caused,
     remedy,
 )
-from bufferpool.machine.descriptor import is_segment
+from bufferpool.machine.descriptor import is_segment, opened
 
 SHM = "/dev/shm"
 LEAST_BYTES = 2 << 20  # of a segment: its pages begin at 2 MiB or later
@@ -193,8 +194,8 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> os.stat_result:
     Raises SegmentExists, NotTmpfs, SharedMemoryFull, SegmentRefused.
     """
     directory = os.path.dirname(path)
-    fd = _nameless(directory, mode)
-    try:
+    with _nameless(directory, mode) as file:
+        fd = file.fileno()
         _refuse_unless_tmpfs(fd, path)
         os.fchmod(fd, mode)
         try:
@@ -212,19 +213,15 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> os.stat_result:
         except OSError as error:
             raise failed(f"{path} cannot be given its name", error, directory) from error
         return os.fstat(fd)
-    finally:
-        os.close(fd)
 
 
 def uncreate(path: str, made: os.stat_result) -> None:
     """Removes the name of a segment that this process has made and cannot attach to, unless another process has attached."""
-    with contextlib.suppress(OSError):  # what kept this process from attaching is raised by the caller
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            if not is_locked(fd) and os.path.samestat(os.fstat(fd), made):
-                os.unlink(path)
-        finally:
-            os.close(fd)
+    # What kept this process from attaching is raised by the caller.
+    with contextlib.suppress(OSError), opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) as file:
+        fd = file.fileno()
+        if not is_locked(fd) and os.path.samestat(os.fstat(fd), made):
+            os.unlink(path)
 
 
 def is_locked(fd: int) -> bool:
@@ -233,10 +230,10 @@ def is_locked(fd: int) -> bool:
     return bool(FLOCK.unpack(asked)[0] != fcntl.F_UNLCK)
 
 
-def _nameless(directory: str, mode: int) -> int:
-    """Makes a file without a name; returns its descriptor. Raises SegmentNotFound, SegmentRefused, SharedMemoryFull, NotTmpfs."""
+def _nameless(directory: str, mode: int) -> epoll:
+    """Makes a file without a name; returns what closes it. Raises SegmentNotFound, SegmentRefused, SharedMemoryFull, NotTmpfs."""
     try:
-        return os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
+        return opened(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
     except FileNotFoundError as error:
         raise caused(
             SegmentNotFound(f"the directory {directory} does not exist; create it on a tmpfs first"), error
@@ -280,34 +277,31 @@ def no_memory(directory: str, error: int | None) -> SegmentError:
     return caused(SharedMemoryFull(text), errno.ENOSPC if error is None else error)
 
 
-def open_trusted(path: str, owner: int | None = None) -> int:
-    """Opens an existing segment for reading and writing; returns the descriptor.
+def open_trusted(path: str, owner: int | None = None) -> epoll:
+    """Opens an existing segment for reading and writing; returns what closes it.
 
     It follows no symbolic link, and opens only a regular file on a tmpfs that
     belongs to ``owner`` (a uid; default: the effective user). Raises SegmentNotFound,
     SegmentRefused, NotTmpfs.
     """
-    fd = open_regular(path, os.O_RDWR)
-    try:
-        expected = os.geteuid() if owner is None else owner
-        found = os.fstat(fd).st_uid
-        if found != expected:
-            raise SegmentRefused(
-                f"{path} belongs to user {found}, not {expected}; act as that user, or, if you trust them, pass trusted_uid={found}"
-            )
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    file = open_regular(path, os.O_RDWR)
+    expected = os.geteuid() if owner is None else owner
+    found = os.fstat(file.fileno()).st_uid
+    if found != expected:
+        file.close()  # the traceback keeps it
+        raise SegmentRefused(
+            f"{path} belongs to user {found}, not {expected}; act as that user, or, if you trust them, pass trusted_uid={found}"
+        )
+    return file
 
 
-def open_regular(path: str, access: int) -> int:
+def open_regular(path: str, access: int) -> epoll:
     """Opens a regular file of any owner on a tmpfs, through no symbolic link; ``access`` as in os.open.
 
     Raises SegmentNotFound, SegmentRefused, NotTmpfs.
     """
     try:
-        fd = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = opened(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise caused(
             SegmentNotFound(f"there is no pool {path}; bufferpool ls lists the pools, Pool.open() creates one"),
@@ -327,22 +321,20 @@ def open_regular(path: str, access: int) -> int:
             ) from None
         raise failed(f"{path} cannot be opened", error, os.path.dirname(path)) from error
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise SegmentRefused(f"{path} is not a regular file; another user may have put it there: remove it")
-        _refuse_unless_tmpfs(fd, path)
+        _refuse_unless_tmpfs(file.fileno(), path)
     except BaseException:
-        os.close(fd)
+        file.close()  # the traceback keeps it
         raise
-    return fd
+    return file
 
 
 def refuse_another(path: str, uuid: bytes, owner: int | None) -> None:
     """Raises SegmentReplaced unless ``path`` is the segment that has this uuid."""
-    fd = open_trusted(path, owner)
-    try:
+    with open_trusted(path, owner) as file:
+        fd = file.fileno()
         found = os.pread(fd, 16, _core.UUID_AT)
-    finally:
-        os.close(fd)
     if found != uuid:
         raise SegmentReplaced(f"{path} is not this pool any more; this pool was removed and another one created")
 
@@ -402,20 +394,18 @@ def _entries(directory: str | os.PathLike[str] | None) -> list[Path]:
 def find(directory: str | os.PathLike[str] | None = None) -> Iterator[Found]:
     """The segments in a directory. It reads them through descriptors, and maps nothing. Raises SegmentError."""
     for entry in _entries(directory):
-        with contextlib.suppress(OSError):
-            fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with contextlib.suppress(OSError), opened(entry, flags) as file:
+            fd = file.fileno()
+            about = os.fstat(fd)
+            if not stat.S_ISREG(about.st_mode) or not is_segment(fd):
+                continue
+            trouble, other_layout = "", False
             try:
-                about = os.fstat(fd)
-                if not stat.S_ISREG(about.st_mode) or not is_segment(fd):
-                    continue
-                trouble, other_layout = "", False
-                try:
-                    _core.geometry(fd)
-                except SegmentError as error:
-                    trouble, other_layout = str(error), isinstance(error, LayoutMismatch)
-                yield Found(str(entry), about.st_blocks * 512, about.st_uid, trouble, other_layout)
-            finally:
-                os.close(fd)
+                _core.geometry(fd)
+            except SegmentError as error:
+                trouble, other_layout = str(error), isinstance(error, LayoutMismatch)
+            yield Found(str(entry), about.st_blocks * 512, about.st_uid, trouble, other_layout)
 
 
 def must_find(path: str) -> Found:

@@ -10,12 +10,14 @@ import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
+from select import epoll
 from typing import Any
 
 from distributed import WorkerPlugin
 
 from bufferpool._locks import Lock
 from bufferpool.errors import NoWorkerPool, SegmentReplaced
+from bufferpool.machine.descriptor import opened
 from bufferpool.pool import Pool
 
 _TRIES = 100
@@ -26,8 +28,8 @@ class _Held:
     """The pool of a plugin in this process, which several workers of the process may use."""
 
     pool: Pool
-    fd: int
-    """A descriptor of the segment with a shared flock(2), which says that a worker uses the pool."""
+    file: epoll
+    """The segment's file, with a shared flock(2), which says that a worker uses the pool."""
     workers: int
 
 
@@ -79,11 +81,11 @@ class PoolPlugin(WorkerPlugin):  # type: ignore[misc]  # dask's types are not lo
         for _ in range(_TRIES):
             pool = Pool.open(self.pool_name, self._capacity, directory=directory, **self._options)
             with suppress(FileNotFoundError):
-                fd = os.open(pool.path, os.O_RDONLY | os.O_CLOEXEC)
-                fcntl.flock(fd, fcntl.LOCK_SH)  # waits only for a process that removes the pool
-                if _is_at_its_path(pool, fd):
-                    return _Held(pool, fd, 1)
-                os.close(fd)
+                file = opened(pool.path, os.O_RDONLY | os.O_CLOEXEC)
+                fcntl.flock(file, fcntl.LOCK_SH)  # waits only for a process that removes the pool
+                if _is_at_its_path(pool, file.fileno()):
+                    return _Held(pool, file, 1)
+                file.close()
             pool.close()
         raise SegmentReplaced(f"pool {self.pool_name!r} was created and removed {_TRIES} times meanwhile")
 
@@ -100,13 +102,13 @@ def _leave(held: _Held) -> None:
     """
     try:
         try:
-            fcntl.flock(held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return  # another process uses the pool; the attempt has released our own lock
         held.pool.flush()
         held.pool.unlink()
     finally:
-        os.close(held.fd)
+        held.file.close()
         with suppress(BufferError), held.pool:  # a task that is still running keeps its pages until it ends
             pass
 

@@ -1,12 +1,17 @@
-"""A file descriptor that is checked before each use: whether its number is still that of the file.
+"""Descriptors: opened so that none is lost, and checked before each use: whether the number is still that of the file.
 
-Other code of the process may close it (as a daemon that closes all inherited descriptors does), and open another file
-under the same number. Then the number is neither used nor closed.
+Other code of the process may close a descriptor (as a daemon that closes all inherited descriptors does), and open another
+file under the same number. Then the number is neither used nor closed.
+
+A signal's handler may raise between any two bytecodes of the main thread, also when ``os.open`` has returned a number that is
+not stored yet: nothing would close it. So one call of C code opens a file and gives the descriptor to the object that closes it.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
+from select import epoll
 from typing import ClassVar
 
 from bufferpool import _core
@@ -19,6 +24,15 @@ def is_segment(fd: int) -> bool:
     return False
 
 
+def opened(path: str | os.PathLike[str], flags: int, mode: int = 0o777) -> epoll:
+    """Opens a file, as os.open does; returns an object that closes it, at the end of a ``with`` block or when it is deleted.
+
+    Its ``fileno()`` is the descriptor. Raises OSError. ``epoll`` is the type of the standard library that can own a descriptor
+    of any kind and is written in C; nothing is polled.
+    """
+    return next(map(epoll.fromfd, map(os.open, (path,), (flags,), (mode,))))
+
+
 class OwnDescriptor:
     """An open file, under a number above those that programs close in loops, and never 0, 1 or 2."""
 
@@ -26,14 +40,29 @@ class OwnDescriptor:
         dict[int, object]
     ] = {}  # number -> the object that got it last: two objects may have the same file
     _number = -1
+    _token: object = None
+    file = (-1, -1)
+    """The device and the inode."""
 
-    def __init__(self, fd: int) -> None:
-        """Takes ``fd`` over: its file gets another number, and ``fd`` is closed, also when this raises OSError."""
-        number = _core.move_up(fd)
-        about = os.fstat(number)
+    def __init__(self, opening: Iterator[int]) -> None:
+        """Takes over the next descriptor of an iterator that opens the file; it gets another number. Raises OSError."""
+        any(map(setattr, (self,), ("_number",), map(_core.move_up, opening)))  # one call of C code, as above
+        about = os.fstat(self._number)
         self.file = about.st_dev, about.st_ino
-        self._token = self._holders[number] = object()
-        self._number = number
+        self._holders[self._number] = token = object()
+        self._token = token
+
+    @classmethod
+    def opened(cls, path: str | os.PathLike[str], flags: int, mode: int = 0o777) -> "OwnDescriptor":
+        """Opens a file, as os.open does. Raises OSError."""
+        return cls(map(os.open, (path,), (flags,), (mode,)))
+
+    @classmethod
+    def pipe(cls, flags: int) -> "tuple[OwnDescriptor, OwnDescriptor]":
+        """A pipe, as os.pipe2 makes it: the end to read and the end to write. Raises OSError."""
+        read, write = map(epoll.fromfd, chain.from_iterable(map(os.pipe2, (flags,))))
+        with read, write:
+            return cls(map(os.dup, (read.fileno(),))), cls(map(os.dup, (write.fileno(),)))
 
     @property
     def number(self) -> int:
@@ -55,10 +84,15 @@ class OwnDescriptor:
 
         When the interpreter ends it may remove the names of this module first: what this needs is bound as default arguments.
         """
-        number, self._number = self.number, -1
+        # That of an object that was not finished was opened just now: no other code can have closed it.
+        number = self._number if self._token is None else self.number
         if number >= 0:
-            self._holders.pop(number, None)
             close(number)
+            self._holders.pop(number, None)
+        self._number = -1
 
     def __del__(self) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            self.close()  # if a signal's handler has raised in the first call; else it does nothing

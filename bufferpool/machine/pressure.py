@@ -265,13 +265,7 @@ class SystemSource:
     @staticmethod
     def _open_pipe() -> tuple[OwnDescriptor, OwnDescriptor]:
         """The pipe by which :meth:`wake` ends a :meth:`wait`: (the polled end, the written end)."""
-        read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            polled = OwnDescriptor(read)
-        except OSError:
-            os.close(write)
-            raise
-        return polled, OwnDescriptor(write)
+        return OwnDescriptor.pipe(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def _open_trigger(self) -> OwnDescriptor | None:
         """A descriptor that polls as ready (POLLPRI) under pressure; None if the kernel refuses.
@@ -280,7 +274,7 @@ class SystemSource:
         """
         assert self._psi is not None
         try:
-            trigger = OwnDescriptor(os.open(self._psi, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+            trigger = OwnDescriptor.opened(self._psi, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:  # without a trigger the steward reads PSI in each round
             return None
         try:

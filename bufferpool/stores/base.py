@@ -36,7 +36,7 @@ from bufferpool.errors import (
     StoreError,
     WouldDeadlock,
 )
-from bufferpool.machine.descriptor import OwnDescriptor, is_segment
+from bufferpool.machine.descriptor import OwnDescriptor, is_segment, opened
 from bufferpool.printable import shown
 from bufferpool.stores.file_state import FileState, state_of
 
@@ -157,18 +157,18 @@ class FileStore:
 
     def _open(self, flags: int, may_create: bool) -> None:
         """Opens the file. If it creates one, it syncs the folder, so that the name is durable."""
-        fd = -1
-        while fd < 0:
+        while True:
             try:
-                fd = os.open(self.path, flags)
+                self._descriptor = OwnDescriptor.opened(self.path, flags)
+                break
             except FileNotFoundError as error:
                 if not may_create:
                     text = f"{error.strerror} (mode='w+' makes the file)"
                     raise FileNotFoundError(error.errno, text, self.path) from None
                 with suppress(FileExistsError):  # another process created it first
-                    fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+                    self._descriptor = OwnDescriptor.opened(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
                     self.created = True
-        self._descriptor = OwnDescriptor(fd)
+                    break
         if self.created:
             try:
                 sync_directory(os.path.dirname(self.path))
@@ -278,11 +278,9 @@ class FileStore:
         """After a flush that was killed while it extended the file from ``before`` bytes: completes the last page with zeros."""
         size = self.size()
         if size > before and size % page_size:
-            fd = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC)  # self may be open for reading only
-            try:
-                os.ftruncate(fd, -(-size // page_size) * page_size)
-            finally:
-                os.close(fd)
+            # This store may be open for reading only.
+            with opened(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_CLOEXEC) as file:
+                os.ftruncate(file.fileno(), -(-size // page_size) * page_size)
 
     def sync(self) -> None:
         """Returns when everything written so far is on the disk."""
@@ -464,17 +462,16 @@ def told(error: Exception) -> bytes:
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """Syncs a folder, so that the names of files that were created, renamed or removed there are durable."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except PermissionError:  # the folder may be written but not read: sync everything
         os.sync()
         return
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # EINVAL: a file system that cannot sync folders
-            raise
-    finally:
-        os.close(fd)
+    with folder:
+        try:
+            os.fsync(folder.fileno())
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: a file system that cannot sync folders
+                raise
 
 
 def describe(error: OSError) -> str:

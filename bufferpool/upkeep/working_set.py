@@ -28,6 +28,7 @@ from bufferpool.client.threads import Worker
 from bufferpool.errors import BufferPoolError, WorkingSetError
 from bufferpool.figures.names import KERNEL_CACHE, FrameState, Kind
 from bufferpool.figures.stats import read_frames, read_summary
+from bufferpool.machine.descriptor import opened
 from bufferpool.spaces.directory import CHECKSUM, visible
 from bufferpool.spaces.space import Space
 from bufferpool.stores.base import sync_directory
@@ -74,15 +75,14 @@ def _replaceable(path: str | os.PathLike[str]) -> str:
     """The path, without symbolic links, of a working set that may be replaced. Raises WorkingSetError for any other file."""
     where = os.path.realpath(path)
     try:
-        fd = os.open(where, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        file = opened(where, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):
         return where  # a file that may not be read is replaced: the folder's permissions count
-    try:
+    with file:
+        fd = file.fileno()
         about = os.fstat(fd)
         if stat.S_ISDIR(about.st_mode) or (stat.S_ISREG(about.st_mode) and os.pread(fd, len(_HEAD), 0) in (b"", _HEAD)):
             return where
-    finally:
-        os.close(fd)
     raise WorkingSetError(
         f"{path} exists and is no working set, so it is not replaced; name another file, or remove it first"
     )
@@ -125,13 +125,11 @@ def _clear(where: str) -> None:
     with contextlib.suppress(PermissionError):  # a folder that cannot be listed keeps them
         for found in filter(draft.fullmatch, os.listdir(folder)):
             path = os.path.join(folder, found)
-            with contextlib.suppress(OSError):  # being written, removed already, or no permission
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path)
-                finally:
-                    os.close(fd)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            # A draft that is being written, was removed already, or may not be opened, is left.
+            with contextlib.suppress(OSError), opened(path, flags) as file:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,10 @@ class WorkingSet:
 
 def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
     """Reads and checks the file. Raises FileNotFoundError, WorkingSetError."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
+    with (
+        opened(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC) as owner,
+        open(owner.fileno(), "rb", closefd=False) as file,
+    ):
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # a device or a pipe may have no end
             raise WorkingSetError(f"{path} is no working set: it is not a regular file")
         head = file.read(len(_HEAD))

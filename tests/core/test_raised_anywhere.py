@@ -5,6 +5,8 @@ held for ever, or a space marked as being flushed: every later flush of that thr
 A trace function raises here at each such place in turn.
 """
 
+import dis
+import gc
 import linecache
 import os
 import pickle
@@ -16,9 +18,14 @@ from typing import Any
 import pytest
 
 import bufferpool as bp
+from bufferpool.client import segment_file
 from bufferpool.errors import BufferPoolError
+from bufferpool.machine.pressure import SystemSource
+from bufferpool.observer import Observer
+from bufferpool.stores.base import FileStore
 from bufferpool.upkeep.steward import Settings
-from tests.conftest import PAGE, fill
+from bufferpool.upkeep.working_set import read_working_set
+from tests.conftest import PAGE, SHM, fill
 from tests.support.hanging import in_time
 
 PACKAGE = os.path.dirname(bp.__file__)
@@ -26,19 +33,40 @@ HOLDING = ("_locks.py", "client/jobs.py", "client/threads.py", "spaces/claim.py"
 FLUSHING = ("upkeep/writeback.py",)
 
 
+CALLING = {number for name, number in dis.opmap.items() if name.startswith("CALL")}
+
+
 class Told(Exception):
     """What the handler raises."""
 
 
-def raises_at(number: int, files: tuple[str, ...], call: Callable[[], object], where: str = PACKAGE) -> bool:
-    """Calls, and raises at the place with this number, in files below ``where``; False if the call has fewer."""
-    seen = 0
+def raises_at(
+    number: int, files: tuple[str, ...], call: Callable[[], object], where: str = PACKAGE, *, finely: bool = False
+) -> bool:
+    """Calls, and raises at the place with this number, in files below ``where``; False if the call has fewer.
+
+    ``finely``: after each call of C code, too, before its result is stored.
+    """
+    seen, before_call = 0, False
 
     def local(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal seen
-        # At the end of a block the tracer sees its first line once more, where CPython runs no handler.
+        nonlocal seen, before_call
+        if finely:
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                after_call, before_call = before_call, frame.f_code.co_code[frame.f_lasti] in CALLING
+                if not after_call:
+                    return local
+                seen += 1
+                if seen == number:
+                    sys.settrace(None)
+                    raise Told
+                return local
+        # CPython runs no handler at a "try", nor at the end of a block, where the tracer sees its first line once more.
+        if event == "call" and frame.f_code.co_name == "__del__":
+            return local  # what is raised before its first line, nothing can catch
         leaves = event == "line" and linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith(
-            "with "
+            ("with ", "try:")
         )
         if event in ("line", "call") and not leaves:
             seen += 1
@@ -140,3 +168,43 @@ def test_a_load_that_a_handler_ends_is_not_taken_for_an_overrun(pool) -> None:
         reached = raises_at(number, ("",), load, where="")
         number += 1
     assert number > 10
+
+
+OPENING = (
+    "client/client.py", "client/segment_file.py", "machine/descriptor.py", "machine/pressure.py", "observer.py",
+    "stores/base.py", "upkeep/working_set.py",
+)  # fmt: skip
+OPENERS: dict[str, Callable[[bp.Pool, str, str], object]] = {
+    "create": lambda pool, path, new: bp.Pool.create(pool.name + "-new", 64 * PAGE, page_size=PAGE).unlink(),
+    "attach": lambda pool, path, new: bp.Pool.attach(pool.name).close(),
+    "observe": lambda pool, path, new: Observer(pool.name).close(),
+    "list": lambda pool, path, new: list(segment_file.find()),
+    "open a file": lambda pool, path, new: FileStore(path, "r+"),
+    "create a file": lambda pool, path, new: FileStore(new, "w+"),
+    "save and read a working set": lambda pool, path, new: (pool.save_working_set(new), read_working_set(new)),
+    "memory pressure": lambda pool, path, new: SystemSource(SHM, trigger=True).close(),
+}
+
+
+def descriptors() -> set[str]:
+    gc.collect()
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("what", OPENERS)
+def test_no_descriptor_is_left_open(pool, data_file, tmp_path, monkeypatch, what) -> None:
+    """``fd = os.open(path)``: a handler that raised when the file was open, and its number not yet stored, left it open."""
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda _: None
+    )  # that of pytest keeps the frames, and so what they opened
+    path, new, number, reached = str(data_file(4)), tmp_path / "new", 1, True
+    made = SHM / f"{pool.name}-new"
+    OPENERS[what](pool, path, str(new))  # what is opened once for the whole process is open now
+    before = descriptors()
+    while reached:
+        new.unlink(missing_ok=True)
+        reached = raises_at(number, OPENING, lambda: OPENERS[what](pool, path, str(new)), finely=True)
+        made.unlink(missing_ok=True)
+        assert descriptors() == before, f"place {number}"
+        number += 1
+    assert number > 5

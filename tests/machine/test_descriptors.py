@@ -311,11 +311,14 @@ def _attach_and_die(name):
 # ---- the steward's own ---------------------------------------------------------------------------
 
 _STEWARD_LOSES_ITS_DESCRIPTORS = """
-import os, sys, time
+import os, sys, threading
 import bufferpool as bp
+from bufferpool.machine.pressure import SystemSource
 pool = bp.Pool.attach(sys.argv[1])
-before = set(os.listdir("/proc/self/fd"))
+before, wait, idle = set(os.listdir("/proc/self/fd")), SystemSource.wait, threading.Event()
+SystemSource.wait = lambda source, seconds: (idle.set(), wait(source, seconds))[1]
 pool.start_steward(bp.Settings(interval=60.0))
+idle.wait()  # the first round is over, and has no file open
 numbers = sorted(int(n) for n in set(os.listdir("/proc/self/fd")) | before if int(n) > 2)
 stranger = os.open(sys.argv[2], os.O_RDWR)
 os.closerange(3, stranger)

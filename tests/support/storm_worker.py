@@ -490,20 +490,35 @@ class SlowStore(MarkedStore):
         time.sleep(self.seconds)
 
 
-def fork() -> int:
-    """Forks. SIGTERM waits meanwhile: CPython ignores what a handler raises in a hook of the fork, and the lock of ``logging``,
-    which such a hook releases, would be held for ever.
+class Ending:
+    """Ends the process at SIGTERM, and not within a fork: CPython ignores what a handler raises in a hook of the fork, and the lock
+    of ``logging``, which such a hook releases, would be held for ever.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    forks = asked = False
+
+    def __call__(self, *_: object) -> None:
+        self.asked = True
+        if not self.forks:
+            sys.exit(143)
+
+
+ending = Ending()
+
+
+def fork() -> int:
+    ending.forks = True
     try:
         return os.fork()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        ending.forks = False
+        if ending.asked:
+            sys.exit(143)
 
 
 def work(directory: str, name: str, row: int, seed: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     logging.disable()  # it would log every space whose store was killed
     if seed % 2:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGTERM, ending)
     Worker(directory, name, row, seed).run()
