@@ -511,3 +511,35 @@ def _refuses(group: bp._core.PublishGroup, space: bp.Space) -> bool:
     except ValueError as error:
         return "another thread" in str(error)
     return False
+
+
+def test_the_frames_of_replaced_versions_are_free_again(pool: bp.Pool) -> None:
+    """No test noticed a group that kept the frames of the versions which it had replaced: the pool has so many that it would
+    have run short only later."""
+    space = pool.open_scratch("space", 4)
+
+    def groups(count: int) -> int:
+        for _ in range(count):
+            write_as_one(pool, [(space, n) for n in range(4)])
+        frames = pool.stats().frames
+        assert frames.retired == 0
+        return frames.busy  # with the client's spare frames
+
+    few = groups(3)
+    assert groups(10) <= few
+    assert pool.check() == []
+
+
+def test_recovery_starts_at_the_group_where_the_replaced_version_was_stored(pool: bp.Pool, tmp_path: Path) -> None:
+    """No test noticed a group that gave a new version the recovery LSN of the old one, which the store had: a checkpoint was
+    held at a change that no recovery needs, and the log grew."""
+    (tmp_path / "data").write_bytes(bytes(2 * PAGE))
+    file = pool.open_file(tmp_path / "data", "r+")
+    pool.durable_lsn = 10
+    with file.write(0, lsn=5) as page:
+        page[:] = 5
+    assert pool.flush() == 1
+    for lsn in (50, 60):  # neither is durable, so that the page is not flushed
+        with pool.publish_many() as group:
+            group.write(file, 0, lsn=lsn)[:] = lsn
+        assert pool.checkpoint(70) == 50

@@ -2,7 +2,8 @@
 
     python -m tests.toydb.fuzz_sql SECONDS [SEED]
 
-A statement is chosen so that its result does not depend on the order in which rows are visited. What toydb refuses and SQLite does
+A statement is chosen so that its result does not depend on the order in which rows are visited: of values that are equal and not
+the same (1 and 1.0, or 'a' and 'A' with NOCASE) ``max`` and ``DISTINCT`` give the one that they meet first. What toydb refuses and SQLite does
 not is a finding too, unless the README names it (``REFUSED``).
 """
 
@@ -10,6 +11,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,29 +93,42 @@ class Fuzzer:
     def value(self) -> str:
         return self.numbers.choice(VALUES)
 
+    def picked(self, ways: Sequence[tuple[int, Callable[..., str]]], *arguments: Any) -> str:
+        """What one of several ways gives; each is taken as often as its number says."""
+        return self.numbers.choices([way for _, way in ways], [share for share, _ in ways])[0](self, *arguments)
+
     def condition(self, columns: list[str], depth: int = 0) -> str:
-        pick, column = self.numbers.random(), self.numbers.choice(columns)
-        if depth < 2 and pick < 0.3:
+        if depth < 2 and self.numbers.random() < 0.3:
             joined = self.numbers.choice((" AND ", " OR "))
             return f"({joined.join(self.condition(columns, depth + 1) for _ in range(2))})"
-        if pick < 0.4:
-            return f"{column} IN ({', '.join(self.value() for _ in range(self.numbers.randint(0, 3)))})"
-        if pick < 0.5:
-            return f"{column} BETWEEN {self.value()} AND {self.value()}"
-        if pick < 0.55:
-            return f"{column} LIKE {self.numbers.choice(('a%', 'A', '_', '%b%', ''))!r}"
-        if pick < 0.6:
-            return f"{column} GLOB {self.numbers.choice(('a*', '?', 'B*'))!r}"
-        if pick < 0.65:
-            return f"NOT {column} {self.numbers.choice(SIGNS)} {self.value()}"
-        if pick < 0.75:
-            return f"{column} {self.numbers.choice(SIGNS)} {self.numbers.choice(columns)}"
-        collate = self.numbers.choice(COLLATIONS)
-        return f"{column}{collate} {self.numbers.choice(SIGNS)} {self.value()}"
+        return self.picked(CONDITIONS, self.numbers.choice(columns), columns)
+
+    def among(self, column: str, columns: list[str]) -> str:
+        return f"{column} IN ({', '.join(self.value() for _ in range(self.numbers.randint(0, 3)))})"
+
+    def between(self, column: str, columns: list[str]) -> str:
+        return f"{column} BETWEEN {self.value()} AND {self.value()}"
+
+    def like(self, column: str, columns: list[str]) -> str:
+        return f"{column} LIKE {self.numbers.choice(('a%', 'A', '_', '%b%', ''))!r}"
+
+    def glob(self, column: str, columns: list[str]) -> str:
+        return f"{column} GLOB {self.numbers.choice(('a*', '?', 'B*'))!r}"
+
+    def unlike(self, column: str, columns: list[str]) -> str:
+        return f"NOT {column} {self.numbers.choice(SIGNS)} {self.value()}"
+
+    def two_columns(self, column: str, columns: list[str]) -> str:
+        return f"{column} {self.numbers.choice(SIGNS)} {self.numbers.choice(columns)}"
+
+    def compared(self, column: str, columns: list[str]) -> str:
+        return f"{column}{self.numbers.choice(COLLATIONS)} {self.numbers.choice(SIGNS)} {self.value()}"
 
     # -- statements ----------------------------------------------------------------------
 
-    def create(self) -> str:
+    def create(self, table: Table | None = None) -> str:
+        if table is not None and len(self.tables) >= 3:
+            return self.select(table)
         table = Table(self.numbers, f"t{len(self.tables)}")
         self.tables.append(table)
         return table.sql()
@@ -136,8 +151,10 @@ class Fuzzer:
         if self.numbers.random() < 0.15:
             other = self.numbers.choice(self.tables)
             picked = [self.numbers.choice([*other.columns, self.value()]) for _ in columns]
-            order = ", ".join(str(n + 1) for n in range(len(picked)))
-            return f"{head} SELECT DISTINCT {', '.join(picked)} FROM {other.name} WHERE {self.condition(other.columns)} ORDER BY {order} LIMIT 3"
+            order = ", ".join(
+                f"quote({part})" for part in picked
+            )  # 1 and 1.0, or 'a' and 'A', are equal, and not the same
+            return f"{head} SELECT {', '.join(picked)} FROM {other.name} WHERE {self.condition(other.columns)} ORDER BY {order} LIMIT 3"
         if self.numbers.random() < 0.05:
             return f"{verb} INTO {table.name} DEFAULT VALUES"
         rows = (f"({', '.join(self.value() for _ in columns)})" for _ in range(self.numbers.randint(1, 4)))
@@ -147,7 +164,7 @@ class Fuzzer:
         free = [c for c in table.columns if c not in table.fixed] or table.columns
         column, other = self.numbers.choice(free), self.numbers.choice(table.columns)
         new = self.numbers.choice(
-            (self.value(), other, f"{other} + 1", f"{other} || 'x'", f"(SELECT max(c0) FROM {table.name})")
+            (self.value(), other, f"{other} + 1", f"{other} || 'x'", f"(SELECT max(quote(c0)) FROM {table.name})")
         )
         where = self.condition(table.columns)
         if column in table.fixed:
@@ -158,50 +175,50 @@ class Fuzzer:
         return f"DELETE FROM {table.name} WHERE {self.condition(table.columns)} AND {self.condition(table.columns)}"
 
     def select(self, table: Table) -> str:
-        numbers, all_of = self.numbers, ", ".join(table.columns)
-        where = self.condition(table.columns)
-        kinds = [f"typeof({c}), {c}" for c in table.columns]
-        order = ", ".join(
-            f"{c}{numbers.choice(COLLATIONS)}{numbers.choice(('', ' DESC'))}" for c in numbers.sample(table.columns, 2)
-        )
-        pick, column = numbers.random(), numbers.choice(table.columns)
-        if pick < 0.4:
-            return f"SELECT {', '.join(kinds)} FROM {table.name} WHERE {where}"
-        if pick < 0.5:
-            return f"SELECT {column}{numbers.choice(COLLATIONS)} IS NULL, count(*), count(DISTINCT {column}) FROM {table.name} WHERE {where} GROUP BY 1"
-        if pick < 0.6:
-            return f"SELECT min({column}) + 0.5, max({column}) + 0.5, count({column}) FROM {table.name} WHERE {where}"
-        if pick < 0.7:
-            other = numbers.choice(self.tables)
-            on = f"a.{column} {numbers.choice(SIGNS)} b.{numbers.choice(other.columns)}"
-            return f"SELECT a.{column}, b.{numbers.choice(other.columns)} FROM {table.name} a {numbers.choice(('JOIN', 'LEFT JOIN', 'CROSS JOIN'))} {other.name} b ON {on}"
-        if pick < 0.78:
-            return f"WITH q AS (SELECT {all_of} FROM {table.name} WHERE {where}) SELECT {column} FROM q WHERE {column} IN (SELECT {numbers.choice(table.columns)} FROM {table.name})"
-        if pick < 0.86:
-            return f"SELECT {column}, count(*) OVER (PARTITION BY {column}), dense_rank() OVER (ORDER BY {order}) FROM {table.name}"
-        if pick < 0.93:
-            return f"SELECT DISTINCT typeof({column}) FROM {table.name} WHERE {where} UNION SELECT {self.value()}"
-        return f"SELECT dense_rank() OVER (ORDER BY {order}) FROM {table.name} WHERE {where} ORDER BY {order} LIMIT {numbers.randint(0, 9)}"
+        return self.picked(QUERIES, table, self.numbers.choice(table.columns), self.condition(table.columns))
 
-    def transaction(self) -> str:
+    def order(self, table: Table) -> str:
+        parts = self.numbers.sample(table.columns, 2)
+        return ", ".join(f"{c}{self.numbers.choice(COLLATIONS)}{self.numbers.choice(('', ' DESC'))}" for c in parts)
+
+    def rows(self, table: Table, column: str, where: str) -> str:
+        return f"SELECT {', '.join(f'typeof({c}), {c}' for c in table.columns)} FROM {table.name} WHERE {where}"
+
+    def groups(self, table: Table, column: str, where: str) -> str:
+        collate = self.numbers.choice(COLLATIONS)
+        return f"SELECT {column}{collate} IS NULL, count(*), count(DISTINCT {column}) FROM {table.name} WHERE {where} GROUP BY 1"
+
+    def extremes(self, table: Table, column: str, where: str) -> str:
+        return f"SELECT min({column}) + 0.5, max({column}) + 0.5, count({column}) FROM {table.name} WHERE {where}"
+
+    def join(self, table: Table, column: str, where: str) -> str:
+        other, kind = self.numbers.choice(self.tables), self.numbers.choice(("JOIN", "LEFT JOIN", "CROSS JOIN"))
+        on = f"a.{column} {self.numbers.choice(SIGNS)} b.{self.numbers.choice(other.columns)}"
+        return f"SELECT a.{column}, b.{self.numbers.choice(other.columns)} FROM {table.name} a {kind} {other.name} b ON {on}"
+
+    def common(self, table: Table, column: str, where: str) -> str:
+        query = f"WITH q AS (SELECT {', '.join(table.columns)} FROM {table.name} WHERE {where}) SELECT {column} FROM q"
+        return f"{query} WHERE {column} IN (SELECT {self.numbers.choice(table.columns)} FROM {table.name})"
+
+    def windows(self, table: Table, column: str, where: str) -> str:
+        rank = f"dense_rank() OVER (ORDER BY {self.order(table)})"
+        return f"SELECT {column}, count(*) OVER (PARTITION BY {column}), {rank} FROM {table.name}"
+
+    def union(self, table: Table, column: str, where: str) -> str:
+        return f"SELECT DISTINCT typeof({column}) FROM {table.name} WHERE {where} UNION SELECT {self.value()}"
+
+    def first_ranks(self, table: Table, column: str, where: str) -> str:
+        rank, order = "dense_rank() OVER", self.order(table)
+        return f"SELECT {rank} (ORDER BY {order}) FROM {table.name} WHERE {where} ORDER BY {order} LIMIT {self.numbers.randint(0, 9)}"
+
+    def transaction(self, table: Table) -> str:
         return self.numbers.choice(("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT s", "RELEASE s", "ROLLBACK TO s"))
 
+    def changes(self, table: Table) -> str:
+        return "SELECT changes(), total_changes()"
+
     def statement(self) -> str:
-        if not self.tables:
-            return self.create()
-        table, pick = self.numbers.choice(self.tables), self.numbers.random()
-        for share, make in (
-            (0.02, lambda: self.create() if len(self.tables) < 3 else self.select(table)),
-            (0.05, lambda: self.index(table)),
-            (0.38, lambda: self.insert(table)),
-            (0.48, lambda: self.update(table)),
-            (0.53, lambda: self.delete(table)),
-            (0.61, self.transaction),
-            (0.63, lambda: "SELECT changes(), total_changes()"),
-        ):
-            if pick < share:
-                return make()
-        return self.select(table)
+        return self.picked(STATEMENTS, self.numbers.choice(self.tables)) if self.tables else self.create()
 
     # -- comparing -----------------------------------------------------------------------
 
@@ -238,6 +255,21 @@ class Fuzzer:
             if ours != theirs:
                 return f"{table.name} has {ours!r}, and in SQLite {theirs!r}"
         return ""
+
+
+# The ways of making each part, with the percentages of their shares.
+CONDITIONS = (
+    (10, Fuzzer.among), (10, Fuzzer.between), (5, Fuzzer.like), (5, Fuzzer.glob), (5, Fuzzer.unlike), (15, Fuzzer.two_columns),
+    (50, Fuzzer.compared),
+)  # fmt: skip
+QUERIES = (
+    (40, Fuzzer.rows), (10, Fuzzer.groups), (10, Fuzzer.extremes), (10, Fuzzer.join), (8, Fuzzer.common), (8, Fuzzer.windows),
+    (7, Fuzzer.union), (7, Fuzzer.first_ranks),
+)  # fmt: skip
+STATEMENTS = (
+    (2, Fuzzer.create), (3, Fuzzer.index), (33, Fuzzer.insert), (10, Fuzzer.update), (5, Fuzzer.delete), (8, Fuzzer.transaction),
+    (2, Fuzzer.changes), (37, Fuzzer.select),
+)  # fmt: skip
 
 
 def fuzz(seed: int, folder: Path, statements: int = 150) -> str:
