@@ -132,6 +132,7 @@ inline Look find_object(Segment& s, const ObjectKey& key, FoundObject& found) {
 
 inline u64 bucket_locked(Segment& s, u64 hash) {
     u64 n = s.objects.header->buckets.load_relaxed();
+    if (n > s.objects.heads_ready) look_at_objects(s);         // another process has extended the table
     if (n > s.objects.heads_ready) n = s.objects.heads_ready;  // damaged
     return bucket_of(hash, n);
 }
