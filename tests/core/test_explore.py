@@ -331,8 +331,8 @@ MUTATIONS = {
     ),
     "a dirty page dropped with the clean ones": (
         "drop.h",
-        "if (clean_only && (e & entry::DIRTY)) return Status::OK;",
-        "(void)clean_only;",
+        "if (what == Drop::CLEAN && (e & entry::DIRTY)) return Status::OK;",
+        "(void)what;",
         "drop-clean-write",
     ),
     "a page that was set aside made clean in no ring": (
@@ -400,8 +400,8 @@ MUTATIONS = {
     ),
     "a space removed while a page of it is in use": (
         "spaces.h",
-        "if (drop_page(s, op.intent(), u32(page), patience, freed) != Status::OK) return false;",
-        "(void)drop_page(s, op.intent(), u32(page), patience, freed);",
+        "if (drop_page(s, op.intent(), u32(page), patience, freed, what) != Status::OK) return false;",
+        "(void)drop_page(s, op.intent(), u32(page), patience, freed, what);",
         "write-remove",
     ),
     "the pins of a forked child not repeated": (

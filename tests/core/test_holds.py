@@ -1,4 +1,5 @@
-"""What is done under one hold of the memory lock: counted, not timed, and no more in a larger pool."""
+"""What is done under one hold of the memory lock: counted, not timed, and no more in a larger pool. So are scratch pages: next to
+their limit, each one was counted with a pass over all frames."""
 
 import functools
 import os
@@ -38,6 +39,12 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
         "} else if (env_.set_aside(page, r)) {",
         "} else if (false) {",
         "misses, all but few set aside",
+    ),
+    "dropped scratch pages that are still counted": (  # so that each further page needs a pass over the frames
+        "drop.h",
+        "if (what == Drop::KEPT && (e & entry::DIRTY))",
+        "if (false)",
+        "scratch pages next to their limit",
     ),
     "all idle pages looked at in one go": (
         "shrink.h",

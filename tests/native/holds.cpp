@@ -1,4 +1,4 @@
-// How much is done under one hold of the memory lock, counted and not timed.
+// How much is done under one hold of the memory lock, and for scratch pages next to their limit: counted, not timed.
 //
 //   holds FRAMES EXTENT_FRAMES [SCENARIO]     prints for each scenario: holds, most steps in one, the bound
 //
@@ -20,6 +20,7 @@ void point(const char* name);
 #define BP_POINT(name) ::holds::point(name)
 
 #include "operations.h"
+#include "protocol/scratch.h"
 
 using namespace bp;
 
@@ -31,7 +32,7 @@ void bp::wrong(const char* what, u32 page) {
 
 namespace {
 
-u64 steps, most, count, all;
+u64 steps, most, count, all, everywhere;
 const u8 nothing[4096] = {};
 bool held;
 
@@ -46,6 +47,7 @@ struct Pool {
     int file;
     u64 bytes;
     bool scans = false;  // what is loaded is read once
+    u32 written = 0;     // scratch pages, from the first on
 
     Pool(u32 n, u32 extent_frames) : frames(n), pages(2 * n) {
         Geometry g{};
@@ -110,6 +112,23 @@ struct Pool {
         for (u32 page = 0; page < pages; page++)
             if (entry::state(s.entries[page].load_relaxed()) == RESIDENT) drop(page, 1);
     }
+    void make_scratch() {
+        s.spaces[0].kind.store_relaxed(KIND_SCRATCH);
+        s.header->spaces_ready.store_relaxed(doubled(1));
+        while (write_scratch(written)) written++;
+    }
+    // A page that nobody has written gets a content; false: there are too many scratch pages.
+    bool write_scratch(u32 page) {
+        ScratchShare share{};
+        if (may_keep_one(s, share) != Status::OK) return false;
+        read(page);
+        change_entry(s.entries[page], [](u64 e) { return e | entry::DIRTY; });
+        return true;
+    }
+    void drop_scratch(u32 page) {
+        u32 freed = 0;
+        drop_range(s, page, 1, freed, Drop::KEPT);
+    }
     u64 shrink(u64 n, bool evict) {
         Reclaimed done;
         bp::shrink(s, n, TRIM, evict, done);
@@ -122,6 +141,7 @@ struct Scenario {
     std::function<void(Pool&)> prepare, work;
     u64 bound;
     bool sum = false;  // the bound is one of the steps of all holds together
+    bool outside = false;  // and of those outside them
 };
 
 std::vector<Scenario> scenarios(u32 extent_frames) {
@@ -161,6 +181,13 @@ std::vector<Scenario> scenarios(u32 extent_frames) {
         {"idle, no page", full, [](Pool& p) { u64 out = 0; evict_idle(p.s, p.s.tick() - 1000, out); }, IDLE_PASS},
         {"idle, all pages pinned", [=](Pool& p) { full(p), p.make_pinned(NONE); }, idle, IDLE_PASS},
         {"idle, all pages dirty", [=](Pool& p) { full(p), p.make_dirty(NONE); }, idle, IDLE_PASS},
+        {"scratch pages next to their limit", [](Pool& p) { p.make_scratch(), p.drop_scratch(0); },
+         [](Pool& p) {
+             for (u32 i = 1; i < 300; i++) {
+                 if (!p.write_scratch(i - 1)) abort();
+                 p.drop_scratch(i);
+             }
+         }, 300 * 6 * LOOK, false, true},
         {"drop of all pages", full, [](Pool& p) { p.drop(0, p.pages); }, LOOK},
         {"a reader that was killed", [=](Pool& p) { full(p), p.make_pinned(NONE); },
          [](Pool& p) {  // its column of pins goes without the lock, its counters under it
@@ -177,7 +204,10 @@ std::vector<Scenario> scenarios(u32 extent_frames) {
 
 namespace holds {
 
-void step() { steps += held; }
+void step() {
+    steps += held;
+    everywhere++;
+}
 
 void point(const char* name) {
     if (!strcmp(name, "memory.locked")) {
@@ -200,9 +230,10 @@ int main(int argc, char** argv) {
         if (argc > 3 && strcmp(argv[3], sc.name)) continue;
         Pool pool(frames, extent_frames);
         sc.prepare(pool);
-        most = count = all = 0;
+        most = count = all = everywhere = 0;
         sc.work(pool);
         if (sc.sum) most = all;
+        if (sc.outside) most = everywhere;
         printf("%s: %llu %llu %llu\n", sc.name, (unsigned long long)count, (unsigned long long)most, (unsigned long long)sc.bound);
     }
 }

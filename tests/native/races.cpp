@@ -117,7 +117,7 @@ void move(Segment& s, u32 page) {
 void drop_clean(Segment& s, u32 page) {
     u32 freed = 0;
     OpSlot op(s);
-    drop_page(s, op.intent(), page, HASTY, freed, true);
+    drop_page(s, op.intent(), page, HASTY, freed, Drop::CLEAN);
 }
 
 void live(Segment& s) {

@@ -3,11 +3,13 @@
 import copy
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
 
 import bufferpool as bp
+from bufferpool import _core
 from bufferpool.errors import (
     PageDiscarded,
     PoolExhausted,
@@ -267,6 +269,55 @@ def test_scratch_that_is_not_discardable_exhausts_the_pool_and_loses_nothing(poo
 
 
 # ---- the share of everybody else ----------------------------------------------------
+
+
+def _counted(pool):
+    """How many scratch pages are counted, and in which pass over the frames."""
+    with open(pool.path, "rb") as file:
+        file.seek(_core.fields()["Header.kept"][0])
+        pages, passes = struct.unpack("<II", file.read(8))
+    return pages, passes
+
+
+def test_scratch_pages_next_to_the_limit_are_not_counted_anew(pool):
+    """The nearer the limit, the more often a writer counted all scratch pages: at last for each page, in a pass over all frames."""
+    work = pool.open_scratch("work", 400)
+    for n in range(56):
+        fill(work, [n])
+    assert _counted(pool) == (56, 0)
+    for n in range(56, 300):
+        work.drop(n - 56, 1)
+        fill(work, [n])
+        fill(work, [n], version=1)  # a page that is there already
+    assert _counted(pool)[1] == 0
+    with pytest.raises(PoolExhausted):
+        fill(work, range(320, 360))
+    assert _counted(pool)[0] == np.count_nonzero(pool.frames()["dirty"]) == 56
+
+
+def test_a_write_that_fails_leaves_no_scratch_page_counted(pool, data_file):
+    """Its page is subtracted again."""
+    work, table = pool.open_scratch("work", 100), pool.open_file(data_file(100))
+    pinned = [table[n] for n in range(64)]
+    with pytest.raises(PoolExhausted):
+        fill(work, [0])
+    assert _counted(pool) == (0, 0)
+    del pinned
+    fill(work, [0])
+    assert _counted(pool) == (1, 0)
+    work.remove()
+    assert _counted(pool) == (0, 0)
+
+
+def test_what_a_death_leaves_in_the_count_is_found_before_a_page_is_refused(pool):
+    """A writer that dies between the count of its page and the page leaves the number too high."""
+    with open(pool.path, "r+b") as file:
+        file.seek(_core.fields()["Header.kept"][0])
+        file.write(struct.pack("<II", 50, 0))
+    work = pool.open_scratch("work", 100)
+    with pytest.raises(PoolExhausted):
+        fill(work, range(100))
+    assert _counted(pool)[0] == np.count_nonzero(pool.frames()["dirty"]) == 56
 
 
 def _fill_until_refused(pool, n_pages):

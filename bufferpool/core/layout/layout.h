@@ -328,6 +328,8 @@ struct Header {
     PolicyState policy;
     alignas(64) Shares shares;  // under the memory lock, except that drops uncount without it
     alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
+    // How many scratch pages cannot be evicted; the high half has the number of the pass that counted them: scratch.h
+    Atomic<u64> kept;
     // The totals of departed clients, in two copies: a fold fills the inactive copy, then one store of `folded` (copy,
     // client, its generation) makes it the active one.
     Atomic<u64> folded;

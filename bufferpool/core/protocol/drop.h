@@ -28,25 +28,44 @@ inline bool thread_uses(Segment& s, u32 first, u64 count) {
     return false;
 }
 
-// Drops one page, dirty or not, waiting at most `patience` slices for the client that
-// is changing it; with `clean_only`, not if it is dirty by then. `freed` counts frames
-// that became FREE. WAIT: not in time. DEADLOCK: the client that is changing it waits for this thread.
-inline Status drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed, bool clean_only = false) {
+// Can no client evict a page of this space that has been written?
+inline bool is_kept(const SpaceSlot& slot) {
+    return slot.kind.load_relaxed() == KIND_SCRATCH && !(slot.flags.load_relaxed() & SPACE_DISCARDABLE);
+}
+
+constexpr u32 kept_pages(u64 w) { return u32(w); }
+constexpr u32 kept_pass(u64 w) { return u32(w >> 32); }
+
+// Subtracts scratch pages that are not kept any more from their number, unless they were counted anew since `pass`.
+inline void uncount_kept(Segment& s, u32 pass, u32 n) {
+    u64 w = s.header->kept.load_seq_cst();
+    while (n && kept_pass(w) == pass && !s.header->kept.cas_seq_cst(w, w - std::min(n, kept_pages(w)))) {}
+}
+
+// CLEAN: a page that is dirty is not dropped. KEPT: a page of a space whose written pages are kept.
+enum class Drop { ANY, CLEAN, KEPT };
+
+// Drops one page, waiting at most `patience` slices for the client that is changing it.
+// `freed` counts frames that became FREE. WAIT: not in time. DEADLOCK: the client that is changing it waits for this
+// thread.
+inline Status drop_page(Segment& s, Intent& intent, u32 page, int patience, u32& freed, Drop what = Drop::ANY) {
     for (int waits = 0; waits <= patience;) {
         u64 e = s.entries[page].load_acquire();
         if (entry::state(e) == ABSENT) {
             forget(s, page);
             return Status::OK;
         }
-        if (clean_only && (e & entry::DIRTY)) return Status::OK;
+        if (what == Drop::CLEAN && (e & entry::DIRTY)) return Status::OK;
         bool open = entry::state(e) == RESIDENT && entry::owner(e) == 0 && entry::flusher(e) == 0;
         if (open && s.entries[page].cas_seq_cst(e, entry::with_owner(e, s.me))) {
             u32 f = entry::frame(e);
             if (!s.has_frame(f)) return end_write(s, page), Status::WAIT;
+            u32 pass = kept_pass(s.header->kept.load_seq_cst());
             if (discard(s, intent, page, f)) {
                 free_frame(s, f);
                 freed++;
             }
+            if (what == Drop::KEPT && (e & entry::DIRTY)) uncount_kept(s, pass, 1);
             return Status::OK;
         }
         if (open) continue;
@@ -61,13 +80,13 @@ inline Status drop_page(Segment& s, Intent& intent, u32 page, int patience, u32&
 constexpr int PATIENT = 500, HASTY = 5;  // slices of a wait
 
 // Drops `count` pages from `first`, without write-back; frees their frames.
-inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed) {
+inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed, Drop what = Drop::ANY) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
     Status status = Status::OK;
     u64 end = first + count;
     for (u64 page = s.next_page(first, end); page < end && status == Status::OK; page = s.next_page(page + 1, end))
-        status = drop_page(s, op.intent(), u32(page), PATIENT, freed);
+        status = drop_page(s, op.intent(), u32(page), PATIENT, freed, what);
     return status;
 }
 
@@ -80,7 +99,7 @@ inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     u64 end = first + count;
     for (u64 page = s.next_page(first, end); page < end && status == Status::OK; page = s.next_page(page + 1, end)) {
         if (entry::state(s.entries[page].load_acquire()) != RESIDENT) continue;
-        status = drop_page(s, op.intent(), u32(page), PATIENT, freed, true);
+        status = drop_page(s, op.intent(), u32(page), PATIENT, freed, Drop::CLEAN);
     }
     return status;
 }

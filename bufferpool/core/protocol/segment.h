@@ -112,8 +112,6 @@ struct Segment {
     struct LockUse {
         prim::Tally begun, ended;  // attempts to take the lock; those that failed, and releases
     } lock_use[4 + ADVISES + FLUSH_USES];
-    Atomic<u32> scratch_left{};      // the allowance of scratch pages before they are counted again; scratch.h
-    Atomic<u64> scratch_until_ns{};
     prim::Tally claims;  // of entries: counted after the intent, before the CAS
     Sampler sampler{};
     Objects objects{};

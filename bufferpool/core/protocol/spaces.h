@@ -47,8 +47,9 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.state.store_seq_cst(SPACE_CLOSING);
     u64 first, n;
     if (!entries_of(s, slot, first, n)) return false;
+    Drop what = is_kept(slot) ? Drop::KEPT : Drop::ANY;
     for (u64 page = s.next_page(first, first + n); page < first + n; page = s.next_page(page + 1, first + n))
-        if (drop_page(s, op.intent(), u32(page), patience, freed) != Status::OK) return false;
+        if (drop_page(s, op.intent(), u32(page), patience, freed, what) != Status::OK) return false;
     BP_POINT("remove.empty");
     if (slot.limit.load_relaxed() | slot.reserve.load_relaxed()) {
         if (!lock_memory(s)) return false;

@@ -36,7 +36,7 @@ constexpr Field fields[] = {
     INNER(Header, policy.cold.gaps, u32), INNER(Header, policy.cold.capacity, u32),
     INNER(Header, policy.hot.head, u32), INNER(Header, policy.hot.count, u32), INNER(Header, policy.hot.gaps, u32),
     INNER(Header, policy.hot.capacity, u32),
-    FIELD(Header, shares), FIELD(Header, unlinked), FIELD(Header, folded), FIELD(Header, totals),
+    FIELD(Header, shares), FIELD(Header, unlinked), FIELD(Header, kept), FIELD(Header, folded), FIELD(Header, totals),
 
     STRUCT(Geometry),
     FIELD(Geometry, page_size), FIELD(Geometry, page_shift), FIELD(Geometry, os_page),

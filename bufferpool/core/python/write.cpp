@@ -177,7 +177,7 @@ void write_abort(WriteObject* w) {
 
 // May one more page be kept that cannot be evicted, without using the other spaces' share? If not, Python reaps or
 // raises.
-bool may_keep(const Version& v) {
+bool may_keep(Version& v) {
     SpaceObject* sp = v.sp;
     Segment& s = *sp->seg->s;
     for (;;) {
@@ -186,7 +186,7 @@ bool may_keep(const Version& v) {
         ScratchShare share{};
         SpaceHooks hooks{sp, v.page_no};
         Status status = hooks.unlocked([&] { return may_keep_one(s, share); });
-        if (status == Status::OK) return true;
+        if (status == Status::OK) return v.pass = share.pass, true;
         if (status == Status::NO_MEMORY) return PyErr_NoMemory(), false;
         PyObject* r =
             PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", "scratch", 0, share.used, share.most, 0, 0.0);
@@ -197,7 +197,7 @@ bool may_keep(const Version& v) {
     }
 }
 
-static int publish_version(const Version& v) {
+static int publish_version(Version v) {
     SpaceObject* sp = v.sp;
     if (!may_work(sp->seg)) return -1;
     Busy busy(sp->seg);
@@ -211,6 +211,7 @@ static int publish_version(const Version& v) {
         status = v.kind == WriteKind::APPEND  ? append_page(s, at, v.page_no, v.bytes, image, hooks)
                  : v.kind == WriteKind::FRESH ? replace_page(s, at, v.bytes, image, !v.lsn_set, hooks)
                                               : publish_page(s, at, v.bytes, image, hooks);
+    if (status != Status::OK && v.pass != NONE && is_ours(sp->seg, v.forks)) uncount_kept(s, v.pass, 1);
     if (status != Status::REMOVED) return answer(status, sp, v.page_no);
     raise_removed(sp, v.page_no);
     return -1;

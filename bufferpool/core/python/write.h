@@ -34,6 +34,7 @@ struct Version {
     bool lsn_set;
     u64 timeout_ns;
     u32 forks;  // the value of `forks` when it was begun
+    u32 pass = NONE;  // if it is counted among the pages that are kept: in which pass
 };
 
 // Is this thread in the midst of a load or a flush of the pool, which calls a loader or a store?
@@ -44,7 +45,7 @@ inline bool works_for_pool(Segment& s) {
 }
 
 int refuse_in_group(SpaceObject* sp, const char* call);  // publish_many.cpp
-bool may_keep(const Version& v);
+bool may_keep(Version& v);
 bool thread_writes(SegmentObject* seg, u32 index, u64 generation, u64 first, u64 count);
 void set_closed(WriteObject* w);
 void end_copy(WriteObject* w);
