@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from bufferpool.client.client import Client
 from bufferpool.errors import FileChanged, PageCorrupt, ShortRead
-from bufferpool.figures.events import Event, NewEvent, cache_origin, posted, read_events
+from bufferpool.figures.events import Event, NewEvent, cache_origin, class_code, posted, read_events
 from bufferpool.figures.names import ERROR_CLASSES, RECOVERIES, EventKind, EventReason, OperationKind, error_class
 from bufferpool.figures.operations import LATE_S, Operation, read_operations
 
@@ -65,8 +67,9 @@ def tell(client: Client, what: EventKind, error: BaseException, origin: Origin) 
     if now - _told_at.get(kind, float("-inf")) < AGAIN_S:
         return
     _told_at[kind] = now
-    number = errno_of(error)
-    where = (origin.index, origin.generation, number)
+    number, what_class = errno_of(error), class_of(error)
+    code_of = class_code(what_class) if what_class == "corrupt" or not number else number
+    where = (origin.index, origin.generation, code_of)
     client.post(NewEvent(what, EventReason.STORE, origin=where, page=origin.page_no))
     if what is EventKind.FLUSH_FAILED and origin.page_no is not None:
         _unwritten[client.path, origin.index, origin.generation] = origin.page_no
@@ -90,6 +93,25 @@ def tell_written(client: Client, record: dict[str, Any]) -> None:
         client.post(NewEvent(EventKind.FLUSH_RECOVERED, EventReason.STORE, origin=(*space[1:], 0), page=page_no))
 
 
+def tell_read(client: Client, unread: list[tuple[dict[str, Any], int]]) -> list[tuple[dict[str, Any], int]]:
+    """Posts an event for each of these pages, which could not be loaded, that is in the pool now. Returns the others.
+
+    Each has the record of its space, see :func:`unread_pages`. Those of a removed space are left out.
+    """
+    left = []
+    for record, page_no in unread:
+        if client.current(record) is None:
+            continue
+        entry = int(client.seg.entry_words(np.array([record["first_entry"] + page_no], np.uint32))[0])
+        if entry & 3 == _RESIDENT:
+            origin = (record["index"], record["generation"], 0)
+            client.post(NewEvent(EventKind.LOAD_RECOVERED, EventReason.STORE, origin=origin, page=page_no))
+        else:
+            left.append((record, page_no))
+    return left
+
+
+_RESIDENT = 2  # the state of a page's entry (docs/design.md)
 _HANGING = (EventReason.HANGS, EventReason.LOG_HANGS)
 
 

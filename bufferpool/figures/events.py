@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from bufferpool import _core
-from bufferpool.figures.names import RECOVERIES, EventKind, EventReason, is_known, mode_name
+from bufferpool.figures.names import (
+    ERROR_CLASSES,
+    RECOVERIES,
+    EventKind,
+    EventReason,
+    error_class,
+    is_known,
+    mode_name,
+)
 from bufferpool.figures.stats import Inspectable
 from bufferpool.units import format_size
 
@@ -46,6 +54,8 @@ class Event:
     page_no: int | None = None
     """For a failure: the page, or the first page of a batch."""
     errno: int = 0
+    error: str = ""
+    """For a failure of a store: the class of its error, one of ``ERROR_CLASSES``."""
     pid: int = 0
     """The process of ``client``; 0 if that client has left since."""
 
@@ -61,6 +71,15 @@ class Event:
         if self.is_recovery:
             return f"{self._what_hangs} came back to {self._who} after {self.value:.0f} s"
         return f"{self._what_hangs} has not come back to {self._who} for {self.value:.0f} s"
+
+    @property
+    def _of_the_store(self) -> str:
+        """What happened to the store, or to the file of the working set."""
+        if not self.is_recovery:
+            return _STORE_FAILED.get(self.error, "the store failed")
+        return {
+            EventKind.LOAD_RECOVERED: "the page could be read", EventKind.SAVE_RECOVERED: "the working set was saved",
+        }.get(self.kind, "the store takes pages again")  # fmt: skip
 
     @property
     def is_recovery(self) -> bool:
@@ -91,7 +110,7 @@ class Event:
             EventReason.DIED: f"{self._who} took over from client {self.value:g}, which had died"
             if self.kind is EventKind.STEWARD
             else f"client {self.client} found client {self.value:g} dead",
-            EventReason.STORE: "the store takes pages again" if self.is_recovery else "the store failed",
+            EventReason.STORE: self._of_the_store,
             EventReason.LOG: "the log could be synced" if self.is_recovery else "the log could not be synced",
             EventReason.KERNEL: f"the kernel refuses: {errno_text(self.value)}",
             EventReason.DUEL: f"{mode_name(self.value)} misses less often",
@@ -106,6 +125,13 @@ class Event:
         code = f", {errorcode.get(self.errno, f'errno {self.errno}')}" if self.errno else ""
         return f"{', '.join(words)}: {reason}{code}{place if self.space is not None else ''}"
 
+
+_STORE_FAILED = {
+    "corrupt": "corrupt: a checksum does not match, or the file was cut or changed",
+    "code": "the store raised an exception without an errno",
+}
+_CLASS_AT = 0x1F0  # from here on, an event's number of an error is no errno, but that of a class
+_ORIGIN_BITS, _SPACE_BITS = 0x1FF << 13, 0xFFC01FFF
 
 _EVENT = np.dtype(
     [
@@ -129,7 +155,7 @@ class NewEvent:
     """The budget after it."""
     value: float = 0.0
     origin: tuple[int, int, int] | None = None
-    """Of a failure: the number and the generation of the space, and the errno."""
+    """Of a failure: the number and the generation of the space, and the errno or :func:`class_code`."""
     page: int | None = None
     """A page of that space."""
     client: int = 0
@@ -156,6 +182,20 @@ def post(seg: _core.Segment, event: NewEvent) -> None:
 
 def _origin_word(index: int, generation: int, number: int) -> int:
     return (generation & 0x3FF) << 22 | min(number, 0x1FF) << 13 | index + 1
+
+
+def class_code(name: str) -> int:
+    """What an event has in the place of an errno for a failure that has none: its class, one of ``ERROR_CLASSES``."""
+    return _CLASS_AT + ERROR_CLASSES.index(name)
+
+
+def _error_of(origin: int) -> tuple[int, str]:
+    """The errno of a failure, or 0, and the class of its error."""
+    number = (origin & _ORIGIN_BITS) >> 13
+    if number < _CLASS_AT:
+        return number, error_class(number) if number else ""
+    known = number - _CLASS_AT < len(ERROR_CLASSES)
+    return 0, ERROR_CLASSES[number - _CLASS_AT] if known else ""
 
 
 def cache_origin(number: int) -> tuple[int, int, int]:
@@ -186,10 +226,11 @@ def read_events(pool: Inspectable) -> list[Event]:
             budget_after=int(e["to_frames"]) * size,
             value=float(e["value"]),
             client=int(e["client"]),
-            space=names.get(int(e["origin"]) & 0xFFC01FFF),
-            cache=caches.get(int(e["origin"]) & 0xFFC01FFF),
+            space=names.get(int(e["origin"]) & _SPACE_BITS),
+            cache=caches.get(int(e["origin"]) & _SPACE_BITS),
             page_no=int(e["page"]) - 1 if e["page"] else None,
-            errno=int(e["origin"]) >> 13 & 0x1FF,
+            errno=_error_of(int(e["origin"]))[0],
+            error=_error_of(int(e["origin"]))[1],
             pid=_pid_at(clients.get(int(e["client"])), int(e["time_ns"])),
         )
         for e in found
@@ -200,6 +241,19 @@ def read_events(pool: Inspectable) -> list[Event]:
 def fields_of(event: Event) -> dict[str, Any]:
     """The fields of an event, for JSON."""
     return {**vars(event), "kind": event.kind.name.lower(), "reason": event.reason.name.lower(), "text": str(event)}
+
+
+def unread_pages(pool: Inspectable) -> list[tuple[dict[str, Any], int]]:
+    """The spaces whose last event about a failed load says that it failed: the record of each, and the page."""
+    found = np.frombuffer(pool.seg.events(), _EVENT)
+    about = np.isin(found["kind"], (EventKind.LOAD_FAILED, EventKind.LOAD_RECOVERED))
+    last = {int(e["origin"]) & _SPACE_BITS: e for e in found[about & (found["reason"] == EventReason.STORE)]}
+    records = {_origin_word(r["index"], r["generation"], 0): r for r in pool.seg.spaces()}
+    return [
+        (records[word], int(e["page"]) - 1)
+        for word, e in last.items()
+        if e["kind"] == EventKind.LOAD_FAILED and e["page"] and word in records
+    ]
 
 
 def posted(pool: Inspectable) -> dict[tuple[EventKind, EventReason], int]:

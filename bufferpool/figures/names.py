@@ -121,11 +121,11 @@ class EventKind(IntEnum):
     MODE_CHANGED = 14
     """The replacement policy changed its mode."""
     LOAD_RECOVERED = 15
-    """A load that hung has come back: with a page, or with an error."""
+    """A load that hung has come back, with a page or with an error; or a page that could not be loaded is in the pool."""
     FLUSH_RECOVERED = 16
     """A flush, or a sync of the log, that hung has come back; or pages that could not be written were written."""
     SAVE_RECOVERED = 17
-    """The write of a working set that hung has come back."""
+    """The write of a working set that hung has come back; or one that failed has succeeded since."""
 
 
 RECOVERIES = {

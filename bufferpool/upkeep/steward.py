@@ -31,7 +31,7 @@ from bufferpool.client import segment_file
 from bufferpool.client.client import Client
 from bufferpool.client.jobs import Job
 from bufferpool.client.threads import Worker
-from bufferpool.client.trouble import AGAIN_S, HANGS_S, LOG, hangs_posted, tell_hanging, tell_recovered
+from bufferpool.client.trouble import AGAIN_S, HANGS_S, LOG, hangs_posted, tell_hanging, tell_read, tell_recovered
 from bufferpool.errors import (
     BufferPoolError,
     DescriptorLost,
@@ -45,7 +45,7 @@ from bufferpool.errors import (
 )
 from bufferpool.figures import stats
 from bufferpool.figures.advice import Advice, read_advice
-from bufferpool.figures.events import NewEvent
+from bufferpool.figures.events import NewEvent, posted, unread_pages
 from bufferpool.figures.names import EventKind, EventReason, OperationKind, reason_number
 from bufferpool.figures.operations import read_flushes, read_operations
 from bufferpool.machine.pressure import Source, SystemSource
@@ -182,7 +182,9 @@ class Steward:
         self._jobs: list[Job] = []  # of this steward, that have not been looked at since they ended
         self._looked_at = float("-inf")  # for operations that hang
         self._hangs_over = 0  # events about such operations when none was left that hung
-        self._log_fails = False
+        self._log_fails = self._save_fails = False
+        self._failed_loads = 0  # events about them when `_unread` was read
+        self._unread: list[tuple[dict[str, Any], int]] = []  # pages that could not be loaded, and have not been since
         self._patience_s = settings.interval  # how long a round waits for its jobs
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
@@ -312,10 +314,15 @@ class Steward:
 
     def _save(self, now: float, path: str | os.PathLike[str]) -> int:
         try:
-            return warm.save_working_set(self.client, path)
+            saved = warm.save_working_set(self.client, path)
         except OSError as error:
+            self._save_fails = True
             self._tell(now, EventKind.SAVE_FAILED, EventReason.STORE, error)
             return 0
+        if self._save_fails:
+            self._save_fails = False
+            self.client.post(NewEvent(EventKind.SAVE_RECOVERED, EventReason.STORE))
+        return saved
 
     def _tell(
         self,
@@ -403,6 +410,15 @@ class Steward:
         news = hangs_posted(self.client) != self._hangs_over
         if news and not tell_recovered(self.client, [*found, *read_flushes(self.client)]):
             self._hangs_over = hangs_posted(self.client)
+        self._tell_of_unread()
+
+    def _tell_of_unread(self) -> None:
+        """Records an event for pages that could not be loaded, and that are in the pool now."""
+        failed = posted(self.client).get((EventKind.LOAD_FAILED, EventReason.STORE), 0)
+        if failed != self._failed_loads:
+            self._failed_loads, self._unread = failed, unread_pages(self.client)
+        if self._unread:
+            self._unread = tell_read(self.client, self._unread)
 
     def _sync_log(self, now: float) -> int:
         try:

@@ -286,6 +286,11 @@ def test_other_calls_that_hang_are_events_operations_and_metrics(
         assert event.cache == ("thumbs" if operation == "cache_load" else None)
         assert text in str(event)
         assert f"(pid {os.getpid()})" in str(event)
+        stuck.gate.open()
+        wait_until(lambda: RECOVERIES[kind] in {event.kind for event in pool.events()}, "the event of the end")
+        end = next(event for event in pool.events() if event.is_recovery)
+        assert (end.reason, end.client, end.cache) == (reason, 1, event.cache)
+        assert f"came back to client 1 (pid {os.getpid()}) after" in str(end)
     finally:
         stuck.gate.open()
     threads.join()

@@ -126,6 +126,9 @@ def test_the_log_is_synced_for_pages_that_wait_for_it_and_its_failure_is_an_even
     works.set()
     wait_until(lambda: dirty(pool) == 0, "the log works again")
     assert pool.durable_lsn == 9
+    wait_until(lambda: EventKind.FLUSH_RECOVERED in whats(pool), "the event of the end")
+    (end,) = [e for e in pool.events() if e.is_recovery]
+    assert str(end) == "flush recovered: the log could be synced"
 
 
 def test_the_working_set_is_saved_and_a_failure_to_save_is_no_end(pool, data_file, tmp_path):
@@ -140,7 +143,10 @@ def test_the_working_set_is_saved_and_a_failure_to_save_is_no_end(pool, data_fil
     assert made.alive
     folder.mkdir()
     wait_until((folder / "set").exists, "it is saved")
+    wait_until(lambda: EventKind.SAVE_RECOVERED in whats(pool), "the event of the end")
     pool.stop_steward()
+    (end,) = [e for e in pool.events() if e.is_recovery]
+    assert str(end) == "save recovered: the working set was saved"
     assert len(working_set.read_working_set(folder / "set").page) == 10
 
 

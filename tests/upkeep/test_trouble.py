@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 
 from bufferpool.client import trouble
 from bufferpool.errors import PageCorrupt, PoolExhausted, ShortRead, StoreError
+from bufferpool.figures.events import unread_pages
 from bufferpool.figures.names import EventKind, EventReason
+from bufferpool.upkeep.steward import Settings
 from tests.conftest import PAGE, WAIT, fill, stamp, touch, wait_until
 from tests.support.memory_store import Memory
 
@@ -153,7 +156,8 @@ def test_a_file_that_was_cut_is_told(pool, data_file, caplog):
     with pytest.raises(ShortRead):
         table[15]
     event = _last(pool, EventKind.LOAD_FAILED)
-    assert (event.space, event.page_no, event.errno) == (table.name, 15, 0)
+    assert (event.space, event.page_no, event.errno, event.error) == (table.name, 15, 0, "corrupt")
+    assert "corrupt: a checksum does not match, or the file was cut or changed (space" in str(event)
     assert any("page 15" in r.getMessage() for r in caplog.records)
 
 
@@ -164,7 +168,54 @@ def test_the_errno_of_a_read_of_the_core_is_kept(pool, data_file):
     table._load_failed(3, failed, errno.EIO)
     assert failed.__cause__.errno == errno.EIO
     event = _last(pool, EventKind.LOAD_FAILED)
-    assert (event.space, event.page_no, event.errno) == (table.name, 3, errno.EIO)
+    assert (event.space, event.page_no, event.errno, event.error) == (table.name, 3, errno.EIO, "io")
+
+
+@pytest.mark.parametrize("read_by", ["file", "store"])
+def test_a_page_that_could_be_loaded_at_last_is_an_event(pool, data_file, read_by):
+    """The last event was a failure for ever, so that a mended store looked like a broken one. A page beside the one that
+    failed says nothing, and a steward that comes later finds what was recorded before it."""
+    path, store = data_file(20), Memory(20)
+    table = pool.open_file(path, name="orders") if read_by == "file" else pool.open_store("orders", store)
+    other = pool.open_store("other", Memory(4))
+    size = os.path.getsize(path)
+    os.truncate(path, 5 * PAGE)
+    store.fail_read = OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(StoreError):
+        table[7]
+    pool.start_steward(Settings(interval=0.02, pressure=False))
+    touch(other, range(4))
+    store.fail_read = None
+    table[3]
+    rounds = time.monotonic()
+    wait_until(lambda: time.monotonic() - rounds > 2.5, "two looks of the steward")
+    assert [e for e in pool.events() if e.is_recovery] == []
+    os.truncate(path, size)
+    table[7]
+    wait_until(lambda: any(e.is_recovery for e in pool.events()), "the event")
+    pool.stop_steward()
+    assert unread_pages(pool) == []  # what the next steward looks for
+    (found,) = [e for e in pool.events() if e.is_recovery]
+    assert (found.kind, found.reason, found.space, found.page_no) == (
+        EventKind.LOAD_RECOVERED, EventReason.STORE, "orders", 7,
+    )  # fmt: skip
+    assert str(found) == "load recovered: the page could be read (space 'orders', page 7)"
+    assert pool.check() == []
+
+
+def test_a_removed_space_is_not_waited_for(pool):
+    store = Memory(4)
+    table = pool.open_store("orders", store)
+    store.fail_read = OSError(errno.EIO, "sector")
+    with pytest.raises(StoreError):
+        table[2]
+    ((record, page_no),) = unread_pages(pool)
+    assert (record["name"], page_no) == ("orders", 2)
+    assert trouble.tell_read(pool.client, unread_pages(pool)) == [(record, 2)]
+    table.remove()
+    assert unread_pages(pool) == []
+    assert trouble.tell_read(pool.client, [(record, 2)]) == []
+    assert not any(e.is_recovery for e in pool.events())
 
 
 def test_a_loader_that_raises_is_its_callers_business(pool, caplog):
@@ -194,7 +245,7 @@ def test_a_damaged_page_is_told(pool, tmp_path):
         with pytest.raises(PageCorrupt):
             table[0]
         event = _last(pool, EventKind.LOAD_FAILED)
-        assert (event.space, event.page_no) == (table.name, 0)
+        assert (event.space, event.page_no, event.error) == (table.name, 0, "corrupt")
 
 
 def test_a_full_disk_is_told_by_who_flushes(pool, caplog):
