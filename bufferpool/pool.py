@@ -16,6 +16,7 @@ from bufferpool import _core
 from bufferpool._locks import Lock
 from bufferpool.client import segment_file
 from bufferpool.client.client import Client, Mapped, Record
+from bufferpool.client.process_end import AtEnd
 from bufferpool.client.request import FIXED, Request
 from bufferpool.errors import (
     BufferPoolError,
@@ -93,6 +94,9 @@ def _close_all() -> None:
         raise failed
 
 
+_at_end = AtEnd(_close_all)
+
+
 class Pool(PoolFigures):
     """An attached buffer pool.
 
@@ -115,6 +119,7 @@ class Pool(PoolFigures):
         self._warming: list[warm.WarmUp] = []
         self._ended = False  # with the interpreter
         _open_pools.add(self)
+        _at_end.attached()
 
     # ---- making, attaching, leaving --------------------------------------------
 

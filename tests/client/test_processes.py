@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,3 +119,55 @@ def test_a_space_keeps_its_pool_attached(pool, data_file):
     assert pins(pool) == 1
     del page
     assert pool.stats().clients == 1
+
+
+# ---- the end of a process ---------------------------------------------------------------
+
+
+def _use(pool: bp.Pool, how: str) -> None:
+    page = pool.open_scratch("shared", 8)[3]
+    assert page.size
+    pool.open_scratch("own", 4, lifetime="process")
+    if how == "raises":
+        raise SystemExit(3)
+
+
+def _use_later(pool: bp.Pool, worked: Any) -> None:
+    def use() -> None:
+        time.sleep(0.5)  # multiprocessing runs its finalizers meanwhile
+        worked.value = pool.open_scratch("shared", 8)[3].size
+
+    threading.Thread(target=use).start()
+
+
+@pytest.mark.parametrize("how", ["returns", "raises"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_process_of_multiprocessing_detaches_when_it_ends(pool, method, how) -> None:
+    """multiprocessing ends a process that it has forked by os._exit(): its client, its pins and its private pages remained until
+    the next reap, which recorded its death.
+    """
+    shared = pool.open_scratch("shared", 8)
+    with shared.write(3) as page:
+        page[:] = 0
+    process = multiprocessing.get_context(method).Process(target=_use, args=(pool, how))
+    process.start()
+    process.join(WAIT)
+    assert process.exitcode == (3 if how == "raises" else 0)
+    assert [client.pid for client in pool.clients()] == [os.getpid()]
+    assert pins(pool) == 0
+    assert "reaped" not in {event.kind.name.lower() for event in pool.events()}
+    assert [space.name for space in pool.stats().spaces] == ["shared"]
+
+
+def test_the_pool_of_a_process_whose_threads_still_run_is_not_closed(pool) -> None:
+    """multiprocessing runs its finalizers before it waits for the process's threads."""
+    with pool.open_scratch("shared", 8).write(3) as page:
+        page[:] = 0
+    context = multiprocessing.get_context("fork")
+    worked = context.Value("i", 0)
+    process = context.Process(target=_use_later, args=(pool, worked))
+    process.start()
+    process.join(WAIT)
+    assert worked.value == 4096
+    pool.reap()
+    assert pool.check() == []

@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,10 +62,14 @@ class Storm:
             if not began or not alive(pid):
                 continue
             self.report.longest_stall_s = max(self.report.longest_stall_s, now - began)
-            if now - began > self.HANGS_S:
+            if self.hangs(pid, now - began):
                 what = f"pid {pid} has been in one operation for {now - began:.1f} s, its stack is in stacks"
                 self.find("hung", f"{what}; {self.describe(pid)}")
                 kill_with_stack(pid)
+
+    def hangs(self, pid: int, seconds: float) -> bool:
+        """Whether a process hangs that needs so long. One that only waits for a processor has ten times as long."""
+        return seconds > 10 * self.HANGS_S or (seconds > self.HANGS_S and not is_runnable(pid))
 
     def describe(self, pid: int) -> str:
         """The facts that may explain a hang."""
@@ -102,6 +107,16 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return fields[0] not in "ZX" and not int(fields[6]) & PF_EXITING
+
+
+def is_runnable(pid: int) -> bool:
+    """Whether a thread of a process runs, or would if there were a processor for it."""
+    with suppress(OSError):
+        return any(
+            (thread / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+            for thread in Path(f"/proc/{pid}/task").iterdir()
+        )
+    return False
 
 
 def tell_on_signal(directory: Path) -> None:

@@ -254,7 +254,7 @@ class Storm(deaths.Storm):
         if self.random.random() < 0.4:  # they are asked
             self.ledger.head[STOP] = 1
             asked = time.monotonic()
-            while self.pids() and time.monotonic() < asked + self.HANGS_S:
+            while any(not self.hangs(pid, time.monotonic() - asked) for pid in self.pids()):
                 time.sleep(0.005)
                 self.bury()
             for pid in self.pids():
