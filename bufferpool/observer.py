@@ -7,13 +7,14 @@ and it never disturbs the pool. It allocates no memory in the segment.
 A damaged segment raises SegmentCorrupt.
 """
 
+import contextlib
 import os
 from types import TracebackType
 from typing import Any, Self
 
 from bufferpool import _core
 from bufferpool.client import segment_file
-from bufferpool.errors import SegmentCorrupt, UnsavedPages
+from bufferpool.errors import SegmentCorrupt, SegmentNotFound, UnsavedPages
 from bufferpool.figures.pool_figures import PoolFigures
 from bufferpool.figures.stats import read_unsaved
 
@@ -31,6 +32,7 @@ class Observer(PoolFigures):
         with segment_file.open_regular(self._path, os.O_RDONLY) as file:
             self._segment = _core.observe(file.fileno())
         self._geometry: dict[str, Any] = self._segment.geometry()
+        self._others: dict[int, Self] = {}
 
     @property
     def path(self) -> str:
@@ -52,8 +54,21 @@ class Observer(PoolFigures):
         """When the pool was created, in seconds since the epoch."""
         return float(self.geometry["created_ns"] / 1e9)
 
+    def page_sizes(self) -> dict[int, Self]:
+        """The page sizes of the pool, its own first, each observed as a pool of its own; see :meth:`bufferpool.Pool.page_sizes`."""
+        bits = self.seg.page_sizes()[0]
+        known = {s: o for s, o in self._others.items() if bits & s and not o.seg.status()["unlinked"]}
+        for size in (1 << n for n in range(bits.bit_length()) if bits >> n & 1):
+            path = segment_file.path_of_size(self._path, size)
+            with contextlib.suppress(SegmentNotFound):  # removed meanwhile
+                known[size] = known.get(size) or type(self)(os.path.basename(path), directory=os.path.dirname(path))
+        self._others = {size: known[size] for size in sorted(known) if known[size].geometry["home"] == self.uuid}
+        return {self.page_size: self, **self._others}
+
     def close(self) -> None:
         """Closes the observer. A second call does nothing."""
+        for other in self._others.values():
+            other.close()
         self.seg.close(False)
 
     def __enter__(self) -> Self:
@@ -66,7 +81,10 @@ class Observer(PoolFigures):
 def unsaved_pages(name: str, directory: str | os.PathLike[str] | None = None) -> dict[str, int]:
     """The number of unsaved pages of a pool, by the name of the space. Raises as :class:`Observer` does."""
     with Observer(name, directory=directory) as pool:
-        return read_unsaved(pool)
+        found = read_unsaved(pool)
+        for other in pool.page_sizes().values():
+            found |= read_unsaved(other)
+        return found
 
 
 def refuse_loss(name: str, directory: str | os.PathLike[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The pool: the interface to a segment that this process is attached to."""
 
 import atexit
+import math
 import os
 import time
 import warnings
@@ -64,10 +65,12 @@ from bufferpool.stores.base import Buffer, Cache, Store
 from bufferpool.stores.checksum import Repair, file_store
 from bufferpool.units import flag_of, format_size, lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
+from bufferpool.upkeep import page_sizes as sizes
 from bufferpool.upkeep import working_set as warm
-from bufferpool.upkeep.flush_jobs import checkpoint, checkpoint_within, flush_all
+from bufferpool.upkeep.flush_jobs import checkpoint, checkpoint_within, flush_all, newest_lsn
 from bufferpool.upkeep.overwrite import overwrite
 from bufferpool.upkeep.steward import STOP_S, Settings, Steward
+from bufferpool.upkeep.writeback import NO_RULE
 
 _open_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 _offering = Lock()  # held while a steward is started
@@ -114,7 +117,11 @@ class Pool(PoolFigures):
         return super().__new__(cls)
 
     def __init__(self, path: str, trusted_uid: int | None, uuid: bytes | None, mode: Literal["r", "r+"] = "r+") -> None:
-        self.client = Client(path, trusted_uid, uuid, mode, make_room=memory.MakesRoom())
+        self._begin(Client(path, trusted_uid, uuid, mode, make_room=memory.MakesRoom()))
+
+    def _begin(self, client: Client) -> None:
+        self.client = client
+        self._sized: dict[int, Self] = {}  # its other page sizes
         self._steward: Steward | None = None
         self._warming: list[warm.WarmUp] = []
         self._ended = False  # with the interpreter
@@ -291,6 +298,8 @@ class Pool(PoolFigures):
         if self._ended:
             return
         try:
+            for pool in self._sized.values():
+                pool._end_background()
             self._end_background()
         finally:
             self.client.close(late)
@@ -324,8 +333,10 @@ class Pool(PoolFigures):
         if not discard:
             refuse_loss(client.name, os.path.dirname(client.path))
         if client.attached is not None:
+            for other in client.others():
+                other.seg.mark_unlinked()
             client.attached.mark_unlinked()
-        segment_file.unlink(client.path)
+        segment_file.unlink_all(client.path)
 
     @staticmethod
     def remove(name: str, *, directory: str | os.PathLike[str] | None = None, discard: bool = False) -> None:
@@ -341,7 +352,7 @@ class Pool(PoolFigures):
         segment_file.must_find(path)
         if not discard:
             refuse_loss(name, directory)
-        segment_file.unlink(path)
+        segment_file.unlink_all(path)
 
     def __enter__(self) -> Self:
         return self
@@ -413,8 +424,8 @@ class Pool(PoolFigures):
 
     @property
     def capacity(self) -> int:
-        """The present budget, in bytes: how much memory the pages may take. :meth:`resize` changes it."""
-        return self.client.budget_frames * self.client.page_size
+        """The present budget, in bytes: how much memory the pages may take, of all page sizes. :meth:`resize` changes it."""
+        return sizes.whole_bytes(self.client)
 
     @property
     def budget_frames(self) -> int:
@@ -436,6 +447,7 @@ class Pool(PoolFigures):
         cache: Cache = "pool",
         limit: int | str | None = None,
         reserve: int | str | None = None,
+        page_size: int | str | None = None,
         timeout: float | None = 30.0,
     ) -> Space:
         """Opens the pages of a file: 'r', 'r+', or 'w+' (created or emptied, after all checks have passed).
@@ -457,6 +469,8 @@ class Pool(PoolFigures):
 
         ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
 
+        ``page_size``: bytes of a page of this space (default: the pool's), see :meth:`page_sizes`.
+
         ``timeout``: how many seconds to wait for another process that flushes the file, or opens a space at this moment, and
         is stopped or has a disk that hangs.
 
@@ -472,7 +486,8 @@ class Pool(PoolFigures):
         flag_of(checksum, "checksum")
         if repair is not None and not checksum:
             raise ValueError("repair= needs checksum=True: without checksums damage is not detected")
-        share = Share.of(limit, reserve, self.page_size)
+        pool = self._of_size(page_size, seconds_of(timeout))
+        share = Share.of(limit, reserve, pool.page_size)
         if cache not in ("pool", "kernel"):
             raise ValueError(f"cache must be 'pool' or 'kernel', not {cache!r}")
         where = os.path.realpath(path)
@@ -480,10 +495,10 @@ class Pool(PoolFigures):
         options: dict[str, Any] = {"path": where, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
         options |= {"checksum": bool(checksum), "repair": repair, "cache": cache}
         wanted = Wanted(name, Kind.FILE, options, patience=seconds_of(timeout))
-        refuse_unfit(self.client, wanted, np.dtype(dtype))  # before a file is created
-        wanted.store = store = file_store(where, mode, self.page_size, checksum, repair, cache)
+        refuse_unfit(pool.client, wanted, np.dtype(dtype))  # before a file is created
+        wanted.store = store = file_store(where, mode, pool.page_size, checksum, repair, cache)
         try:
-            return open_space(self, wanted, dtype, truncate=mode == "w+").take_share(share)
+            return pool._open_space(wanted, dtype, share, truncate=mode == "w+")
         except BaseException:
             store.uncreate()
             raise
@@ -499,6 +514,7 @@ class Pool(PoolFigures):
         load_many: ManyLoader | None = None,
         limit: int | str | None = None,
         reserve: int | str | None = None,
+        page_size: int | str | None = None,
     ) -> Space:
         """Opens pages that ``loader(page_no, out)`` computes, and that the pool may drop at any time.
 
@@ -522,6 +538,8 @@ class Pool(PoolFigures):
 
         ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
 
+        ``page_size``: bytes of a page of this space (default: the pool's), see :meth:`page_sizes`.
+
         Raises SpaceMismatch, and PoolReadOnly if a space of another version is in a pool that is
         attached for reading only.
         """
@@ -532,8 +550,9 @@ class Pool(PoolFigures):
         if load_many is not None and (is_coroutine_function(loader) or is_coroutine_function(load_many)):
             raise TypeError("a coroutine function can be the loader, without load_many: many of its loads run together")
         options = {"n_pages": count_of(n_pages, "n_pages"), "version": version_of(version)}
-        share = Share.of(limit, reserve, self.page_size)
-        return open_space(self, Wanted(name, Kind.DERIVED, options), dtype, loader, load_many).take_share(share)
+        pool = self._of_size(page_size)
+        share = Share.of(limit, reserve, pool.page_size)
+        return pool._open_space(Wanted(name, Kind.DERIVED, options), dtype, share, loader, load_many)
 
     def open_store(
         self,
@@ -545,12 +564,15 @@ class Pool(PoolFigures):
         max_pages: int | None = None,
         limit: int | str | None = None,
         reserve: int | str | None = None,
+        page_size: int | str | None = None,
     ) -> Space:
         """Opens the pages of an object with the methods of :class:`bufferpool.Store`: 'r' reads them, 'r+' writes them too.
 
         Every process that uses the space must give the store.
 
         ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
+
+        ``page_size``: bytes of a page of this space (default: the pool's), see :meth:`page_sizes`.
 
         Raises SpaceMismatch, FileSizeMismatch, TypeError.
         """
@@ -561,8 +583,9 @@ class Pool(PoolFigures):
         if mode != "r":
             self.client.require_writable("open a store for writing")
         options = {"mode": mode, "max_pages": max_pages}
-        share = Share.of(limit, reserve, self.page_size)
-        return open_space(self, Wanted(name, Kind.STORE, options, store), dtype).take_share(share)
+        pool = self._of_size(page_size)
+        share = Share.of(limit, reserve, pool.page_size)
+        return pool._open_space(Wanted(name, Kind.STORE, options, store), dtype, share)
 
     def open_scratch(
         self,
@@ -574,6 +597,7 @@ class Pool(PoolFigures):
         dtype: npt.DTypeLike = np.uint8,
         limit: int | str | None = None,
         reserve: int | str | None = None,
+        page_size: int | str | None = None,
     ) -> Space:
         """Opens pages without a store: zeros until they are written.
 
@@ -586,6 +610,8 @@ class Pool(PoolFigures):
 
         ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
 
+        ``page_size``: bytes of a page of this space (default: the pool's), see :meth:`page_sizes`.
+
         Raises SpaceMismatch, TooManySpaces, PoolReadOnly, ValueError.
         """
         self.client.require_writable("make scratch pages")
@@ -593,8 +619,9 @@ class Pool(PoolFigures):
             raise ValueError(f"lifetime must be 'pool' or 'process', not {lifetime!r}")
         options = {"n_pages": count_of(n_pages, "n_pages"), "lifetime": lifetime}
         options |= {"discardable": flag_of(discardable, "discardable")}
-        share = Share.of(limit, reserve, self.page_size)
-        return open_space(self, Wanted(name, Kind.SCRATCH, options), dtype).take_share(share)
+        pool = self._of_size(page_size)
+        share = Share.of(limit, reserve, pool.page_size)
+        return pool._open_space(Wanted(name, Kind.SCRATCH, options), dtype, share)
 
     def space(self, name: str, mode: Literal["r", "r+"] = "r") -> Space:
         """Opens a space that is in the pool already, by name: 'r' reads its pages, 'r+' writes them too.
@@ -608,7 +635,8 @@ class Pool(PoolFigures):
         """
         if mode not in ("r", "r+"):
             raise ValueError(f"mode must be 'r' or 'r+', not {mode!r}")
-        return self._found(record_named(self.client, name), mode)
+        pool = self._with_space(name)
+        return pool._found(record_named(pool.client, name), mode)
 
     def _found(self, record: Record, mode: Literal["r", "r+"] = "r") -> Space:
         """Makes a handle of the existing space of ``record``."""
@@ -625,6 +653,89 @@ class Pool(PoolFigures):
         else:
             options |= {"mode": mode}
         return open_space(self, Wanted(name, kind, options), np.uint8)
+
+    # ---- other page sizes ---------------------------------------------------------
+
+    def page_sizes(self) -> dict[int, Self]:
+        """The page sizes of the pool, its own first, each as a pool of its own that has the spaces with such pages.
+
+        ``page_size=`` of the calls that open a space gives the space pages of another size than the pool's: a power of two,
+        of which 32 pages fit the budget. The first space of a size makes a segment for it, a file beside the
+        pool's (``NAME@64KiB``), which is removed with the pool. All sizes have one budget in bytes: ``capacity``. A steward moves memory to
+        the size where it saves most misses for each byte; without one, memory moves when a size is first used, and when it
+        has no frame left that can be evicted.
+
+        Calls on the pool are about all sizes: ``spaces``, ``space``, ``flush``, ``stats``, ``resize``, ``trim``, ``check`` and so on. ``frames``,
+        ``extents``, ``clients``, ``advise``, ``data``, ``publish_many`` and working sets are about its own size; the pools that this
+        returns have those of the others: ``pool.page_sizes()[65536].advise()``.
+        """
+        return {pool.page_size: pool for pool in (self, *self._other_sizes())}
+
+    def remove_page_size(self, page_size: int | str) -> int:
+        """Removes a page size that has no space left, with its segment; returns the bytes of memory that it had.
+
+        The pool's own size cannot be removed. Raises SpaceBusy while the size has spaces, or pages that are pinned; SpaceNotFound, ValueError,
+        PoolReadOnly, WaitTimeout.
+        """
+        self.client.require_writable("remove a page size")
+        size = parse_size(page_size, "page_size")
+        if size == self.page_size:
+            raise ValueError(
+                f"{page_size!r} is the page size of the pool itself, which is removed with the pool (unlink)"
+            )
+        given = sizes.remove(self.client.home(), size)
+        self._sized.pop(size, None)
+        return given
+
+    def balance(self) -> int:
+        """Moves a step of memory to the page size where it saves most misses, as a steward does each second; returns the bytes.
+
+        It returns 0 for a pool with one page size, if no move pays, and while another process moves memory. Raises PoolReadOnly.
+        """
+        self.client.require_writable("move memory")
+        return sizes.balance(self.client.home(), timeout=5.0)
+
+    def _pool_of(self, client: Client) -> Self:
+        """The pool of another page size."""
+        found = self._sized.get(client.page_size)
+        if found is None or found.client is not client:
+            found = self._sized[client.page_size] = type(self).__new__(
+                type(self), client.path, client.trusted_uid, client.known_uuid
+            )
+            found._begin(client)
+        return found
+
+    def _other_sizes(self) -> list[Self]:
+        return [self._pool_of(client) for client in self.client.others()]
+
+    def _of_size(self, page_size: int | str | None, timeout: float = sizes.LOCKED_S) -> Self:
+        """The pool whose pages have this size; makes it if there is none."""
+        size = self.page_size if page_size is None else parse_size(page_size, "page_size")
+        if size == self.page_size:
+            return self
+        home = self.client.home()
+        if self.client.is_part:
+            raise ValueError(
+                f"{self.name!r} has pages of {self.page_size} bytes; open spaces of other sizes in the pool {home.name!r}"
+            )
+        return self._pool_of(sizes.add(home, size, timeout))
+
+    def _with_space(self, name: str) -> Self:
+        """The pool of the page size that has a space of this name; this one if none has."""
+        others = self._other_sizes()
+        if others and directory.visible(self.client, name, private=True) is None:
+            return next((p for p in others if directory.visible(p.client, name, private=True) is not None), self)
+        return self
+
+    def _open_space(
+        self, wanted: Wanted, dtype: npt.DTypeLike, share: Share, loader: Loader | CoroutineLoader | None = None,
+        load_many: ManyLoader | None = None, *, truncate: bool = False,
+    ) -> Space:  # fmt: skip
+        """Opens a space, with the share that a call gives."""
+        space = open_space(self, wanted, dtype, loader, load_many, truncate=truncate)
+        if share.reserve:
+            sizes.ensure_reserve(self.client, share.reserve)
+        return space.take_share(share)
 
     def cache(
         self,
@@ -645,6 +756,10 @@ class Pool(PoolFigures):
         TooManySpaces, SharedMemoryFull and PoolReadOnly.
         """
         self.client.require_writable("use a cache")
+        if self.client.is_part:
+            raise ValueError(
+                f"{self.name!r} is a page size of the pool {self.client.home().name!r}: open the cache there"
+            )
         return ObjectCache(self, name, CacheSettings.of(ttl, jitter, limit, reserve))
 
     def remove_cache(self, name: str) -> bool:
@@ -677,7 +792,8 @@ class Pool(PoolFigures):
     def log_sync(self, hook: Callable[[int], int | None] | None) -> None:
         if hook is not None and not callable(hook):
             raise TypeError(f"log_sync must be a function of an LSN, or None, not {type(hook).__name__}")
-        self.client.log_sync = hook
+        for client in (self.client, *self.client.others()):
+            client.log_sync = hook
 
     def publish_many(self) -> _core.PublishGroup:
         """Publishes several written pages as one: a block, at whose end all of them are published, or none if it raises.
@@ -724,6 +840,20 @@ class Pool(PoolFigures):
         if space is not None:
             self._require_own(space)
         seconds = seconds_of(timeout)
+        if space is not None and space.pool.client.known_uuid != self.client.known_uuid:
+            other = self.client.other(space.page_size)
+            if other is None:
+                raise SpaceRemoved(removed_message(space.name))
+            return self._pool_of(other)._flush_own(space, up_to_lsn, seconds)
+        others = self._other_sizes() if space is None else []
+        if others:
+            end = time.monotonic() + seconds
+            parts = [pool.flush(up_to_lsn=up_to_lsn, timeout=_left(end)) for pool in others]
+            return self._flush_own(None, up_to_lsn, end - time.monotonic()) + sum(parts)
+        return self._flush_own(space, up_to_lsn, seconds)
+
+    def _flush_own(self, space: Space | None, up_to_lsn: int | None, seconds: float) -> int:
+        """Flushes pages of this page size."""
         lsn = self.durable_lsn if up_to_lsn is None else min(self.durable_lsn, lsn_of(up_to_lsn))
         drop_unused(self.client)
         if space is None:
@@ -746,7 +876,7 @@ class Pool(PoolFigures):
             )
         len(space)
         _ = self.client.seg, space.pool.client.seg  # they know their segments then
-        if space.pool.client.known_uuid != self.client.known_uuid:
+        if self.client.known_uuid not in (space.pool.client.known_uuid, space.pool.client.pool_uuid):
             raise ValueError(f"{space!r} is a space of another pool, not of {self.name!r}")
 
     def dirty_pages(self, name: str) -> Iterator[tuple[int, Buffer]]:
@@ -755,7 +885,8 @@ class Pool(PoolFigures):
         It needs no handle, and does not read the file. It is meant for pages that cannot be written, because
         another program has changed the file (FileChanged). Raises SpaceNotFound.
         """
-        return dirty_images(self, record_named(self.client, name))
+        pool = self._with_space(name)
+        return dirty_images(pool, record_named(pool.client, name))
 
     def discard(self, name: str) -> int:
         """Discards the dirty pages of the space ``name`` and removes the space from the pool; returns their number.
@@ -764,8 +895,9 @@ class Pool(PoolFigures):
         Raises SpaceNotFound, SpaceBusy.
         """
         self.client.require_writable("discard pages")
-        record = record_named(self.client, name)
-        return directory.remove(self.client, name, record["index"], record["generation"], True)
+        client = self._with_space(name).client
+        record = record_named(client, name)
+        return directory.remove(client, name, record["index"], record["generation"], True)
 
     def overwrite(self, name: str) -> int:
         """Writes the dirty pages of the space ``name`` to its file, although another program has changed it; returns their number.
@@ -777,7 +909,7 @@ class Pool(PoolFigures):
         and SpaceBusy, before it changes anything, if the LSN of a dirty page is above ``durable_lsn``.
         """
         self.client.require_writable("write pages")
-        return overwrite(self.client, name)
+        return overwrite(self._with_space(name).client, name)
 
     @property
     def durable_lsn(self) -> int:
@@ -791,6 +923,8 @@ class Pool(PoolFigures):
     def durable_lsn(self, lsn: int) -> None:
         self.client.require_writable("set the durable LSN")
         self.client.seg.set_durable_lsn(lsn_of(lsn))
+        for other in self.client.others():
+            other.seg.set_durable_lsn(lsn_of(lsn))
 
     def advance_durable_lsn(self, lsn: int) -> None:
         """Raises ``durable_lsn`` to ``lsn``; does nothing if it is already at least ``lsn``.
@@ -799,6 +933,8 @@ class Pool(PoolFigures):
         """
         self.client.require_writable("set the durable LSN")
         self.client.seg.raise_durable_lsn(lsn_of(lsn))
+        for other in self.client.others():
+            other.seg.raise_durable_lsn(lsn_of(lsn))
 
     def begin_snapshot(self, lsn: int) -> None:
         """Says to all processes that this one reads the pages as they were at ``lsn``, until :meth:`end_snapshot`.
@@ -847,11 +983,27 @@ class Pool(PoolFigures):
         """
         self.client.require_writable("make a checkpoint")
         seconds = seconds_of(timeout)
+        others = self._other_sizes()
+        if others:
+            return self._checkpoint_all(others, up_to_lsn, seconds)
         if seconds == 0:
             return checkpoint(self.client, None if up_to_lsn is None else lsn_of(up_to_lsn))
         if up_to_lsn is None:
             raise ValueError("give up_to_lsn= with timeout=: the LSN up to which every change is to be in its store")
         return checkpoint_within(self.client, lsn_of(up_to_lsn), seconds)
+
+    def _checkpoint_all(self, others: list[Self], up_to_lsn: int | None, seconds: float) -> int:
+        """A checkpoint of all page sizes: recovery must start at the least of theirs."""
+        if up_to_lsn is None and seconds:
+            raise ValueError("give up_to_lsn= with timeout=: the LSN up to which every change is to be in its store")
+        limit = self.durable_lsn if up_to_lsn is None else lsn_of(up_to_lsn)
+        if up_to_lsn is None and limit == NO_RULE:
+            limit = max(newest_lsn(pool.client) for pool in (self, *others))
+        end = time.monotonic() + seconds
+        start = min(pool.checkpoint(limit, timeout=_left(end) if seconds else 0.0) for pool in others)
+        if seconds:
+            return checkpoint_within(self.client, limit, end - time.monotonic())
+        return checkpoint(self.client, max(0, min(limit, start - 1)))
 
     # ---- memory -------------------------------------------------------------------
 
@@ -866,7 +1018,15 @@ class Pool(PoolFigures):
         (the new budget holds all the same: call again when they are released).
         """
         self.client.require_writable("change the budget")
+        if self.client.is_part:
+            raise ValueError(
+                f"{self.name!r} is a page size of the pool {self.client.home().name!r}, which has the budget: resize that pool"
+            )
         frames = parse_size(capacity, "capacity") // self.page_size
+        if self.client.seg.page_sizes()[0] and frames * self.page_size < (least := sizes.least_bytes(self.client)):
+            raise ValueError(
+                f"capacity must be at least {least} bytes, four pages of each page size of the pool, not {capacity!r}"
+            )
         if not segment_file.MIN_FRAMES <= frames <= self.room_frames:
             more = f"; {FIXED}" if frames > self.room_frames else ""
             raise ValueError(
@@ -886,10 +1046,17 @@ class Pool(PoolFigures):
         seconds = seconds_of(timeout)
         self.client.seg.reap()
         if size is None:
-            given = self.client.give_back_objects("trim", timeout=seconds)
+            given = sum(pool.trim(timeout=timeout) for pool in self._other_sizes())
+            given += self.client.give_back_objects("trim", timeout=seconds)
             return given + self.client.give_back(read_summary(self).frames.free, "trim", seconds)
-        frames = -(-parse_size(size, "size") // self.page_size)
-        return memory.trim(self.client, frames, seconds) * self.page_size
+        left, given = parse_size(size, "size"), 0
+        pools = sorted((self, *self._other_sizes()), key=lambda pool: pool.client.budget_frames * -pool.page_size)
+        for pool in pools:  # the one that has most first
+            frames = -(-left // pool.page_size)
+            if frames > 0:
+                trimmed = memory.trim(pool.client, frames, seconds) * pool.page_size
+                left, given = left - trimmed, given + trimmed
+        return given
 
     def trim_idle(self, seconds: float) -> int:
         """Gives the memory of every clean page back that no process has used for ``seconds``, and what caches have and no
@@ -902,7 +1069,8 @@ class Pool(PoolFigures):
             raise TypeError("seconds must be a number, not None")
         idle_s = seconds_of(seconds, "seconds")
         self.client.seg.reap()
-        given = self.client.give_back(self.client.seg.evict_idle(min(idle_s, 1e9)), "idle")
+        others = sum(pool.trim_idle(seconds) for pool in self._other_sizes())
+        given = others + self.client.give_back(self.client.seg.evict_idle(min(idle_s, 1e9)), "idle")
         return given + self.client.give_back_objects("idle")
 
     # ---- the steward ------------------------------------------------------------------
@@ -965,8 +1133,9 @@ class Pool(PoolFigures):
         The pool also does this by itself: in the steward, and when an operation waits for a dead client. While a process
         is stopped that has a lock of the pool, some clients may be left for the next call.
         """
+        others = sum(pool.reap() for pool in self._other_sizes())
         drop_unused(self.client)
-        return int(self.client.seg.reap())
+        return others + int(self.client.seg.reap())
 
     def check(self, *, timeout: float | None = 30.0) -> list[str]:
         """Checks every invariant; returns the violations, [] if there are none.
@@ -974,7 +1143,9 @@ class Pool(PoolFigures):
         It may run while other processes use the pool. It reaps dead clients first. Raises WaitTimeout if a process that
         has a lock of the pool does not release it within ``timeout`` seconds, because it is stopped; ValueError, TypeError.
         """
-        found = list(self.client.seg.check(seconds_of(timeout)))
+        found = [f"{pool.name}: {text}" for pool in self._other_sizes() for text in pool.check(timeout=timeout)]
+        found += [] if self.client.is_part else sizes.check(self.client)
+        found += list(self.client.seg.check(seconds_of(timeout)))
         for _ in range(20):
             alone, status, frames = self.client.seg.alone(), self.client.seg.status(), self.frames()
             counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size + status["object_bytes"]
@@ -990,6 +1161,11 @@ class Pool(PoolFigures):
             *found,
             f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}",
         ]
+
+
+def _left(end: float) -> float | None:
+    """The seconds that are left; None: without limit."""
+    return None if end == math.inf else max(0.0, end - time.monotonic())
 
 
 def unpickled(first: Any, *rest: Any) -> Any:

@@ -145,7 +145,8 @@ class Pools:
                 if passed:
                     wrong.append(f"{pool.name} does not close: {error}")
         for name in self.names:
-            remove(SHM / name)
+            for path in (SHM / name, *SHM.glob(f"{name}@*")):  # and its other page sizes
+                remove(path)
         return wrong
 
 

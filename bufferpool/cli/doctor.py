@@ -337,8 +337,10 @@ def _leftovers(directory: str) -> Iterator[Finding]:
     for one in found:
         name = os.path.basename(one.path)
         size = format_size(one.kernel_bytes)
+        if segment_file.is_part(one.path) and not one.trouble:  # another page size of a pool, which is removed with it
+            continue
         try:
-            used = in_use(one.path)
+            used = any(map(in_use, (one.path, *segment_file.other_sizes(one.path))))
         except FileNotFoundError:  # removed since it was listed
             continue
         remove = f"bufferpool rm {name}{where}"

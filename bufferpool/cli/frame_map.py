@@ -15,6 +15,7 @@ from bufferpool.cli import colours
 from bufferpool.cli.common import Commands, observe, print_json, tell
 from bufferpool.errors import BufferPoolError
 from bufferpool.figures.names import AGE_LIMITS_S, FrameState
+from bufferpool.figures.stats import read_stats
 from bufferpool.observer import Observer
 from bufferpool.units import format_size
 
@@ -190,7 +191,8 @@ def _map(args: argparse.Namespace) -> int:
         args.parser.error(f"--output must end in .png or .svg, not {args.output!r}")
     with observe(args) as pool:
         cells, kinds = cells_of(pool, args.by)
-        per, stats = int(pool.geometry["extent_frames"]), pool.stats()
+        per, stats = int(pool.geometry["extent_frames"]), read_stats(pool)
+        others = [one.name for one in pool.page_sizes().values()][1:]
     title = (
         f"{args.name}: {len(cells):,} frames of {format_size(stats.page_size)}, {per} an extent; "
         f"{format_size(stats.resident_bytes)} resident of a budget of {format_size(stats.budget_bytes)}"
@@ -211,6 +213,8 @@ def _map(args: argparse.Namespace) -> int:
     for line in lines(folded, kinds, block, screen.columns, colour, block * each // per):
         print(line)
     print(_legend(cells, kinds, stats.page_size, colour))
+    if others:
+        tell(f"pages of other sizes: bufferpool map {' | '.join(others)}")
     return 0
 
 

@@ -58,19 +58,22 @@ def _remove(path: str, force: bool, discard: bool) -> tuple[dict[str, object], s
     """Removes one pool, sound or damaged; returns what became free, as figures and as a sentence."""
     name = os.path.basename(path)
     found = segment_file.must_find(path)
-    used = doctor.in_use(path)
+    segment_file.refuse_part(path)
+    others = segment_file.other_sizes(path)
+    used = any(doctor.in_use(one) for one in (path, *others))
     if used and not force:
         raise SegmentRefused(
             f"{name!r} is in use by living processes (bufferpool stat {name} names them): end them first, or use --force"
         )
     if not discard and not found.trouble:  # a damaged pool cannot be attached to, so its pages cannot be saved
         refuse_loss(name, os.path.dirname(path))
-    segment_file.unlink(path)
-    size = format_size(found.kernel_bytes)
-    row: dict[str, object] = {"name": name, "kernel_bytes": found.kernel_bytes, "in_use": used}
+    kernel_bytes = found.kernel_bytes + sum(segment_file.must_find(one).kernel_bytes for one in others)
+    segment_file.unlink_all(path)
+    size = format_size(kernel_bytes)
+    row: dict[str, object] = {"name": name, "kernel_bytes": kernel_bytes, "in_use": used}
     if used:
         return row, f"{name}: removed; its {size} come free when the last attached process ends"
-    return row, f"{name}: removed, {size} ({found.kernel_bytes:,} B) freed"
+    return row, f"{name}: removed, {size} ({kernel_bytes:,} B) freed"
 
 
 # ---- memory ---------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def _dirty(args: argparse.Namespace) -> int:
                     file.write(image)
                     file.flush()
                     os.fsync(file.fileno())
-            rows.append((str(page_no), page_no * pool.page_size, path))
+            rows.append((str(page_no), page_no * memoryview(image).nbytes, path))
         if args.save is not None:
             sync_directory(args.save)
     if args.json:
@@ -196,7 +199,7 @@ def _drop(args: argparse.Namespace) -> int:
 def _remove_space(args: argparse.Namespace) -> int:
     with attach(args) as pool:
         space = pool.space(args.space)
-        resident = space.stats().resident * pool.page_size
+        resident = space.stats().resident * space.page_size
         space.remove()
     if args.json:
         print_json({"name": args.name, "space": args.space, "resident_bytes": resident})
@@ -238,7 +241,9 @@ def _gc(args: argparse.Namespace) -> int:
                     reaped = pool.reap()
                 if reaped:
                     say(f"{name}: dead clients reaped: {reaped}")
-            used, removed = doctor.in_use(found.path), False
+            if segment_file.is_part(found.path):  # it is removed with its pool
+                continue
+            used, removed = any(map(doctor.in_use, (found.path, *segment_file.other_sizes(found.path)))), False
             unsaved = 0 if used or found.trouble else sum(unsaved_pages(name, args.directory).values())
             what = f"{found.condition} ({found.trouble})" if found.trouble else "no process is attached"
             loss = f", {counted(unsaved, 'dirty page')} that no file has yet" if unsaved else ""

@@ -27,12 +27,13 @@ from bufferpool.cli.common import (
     tell,
 )
 from bufferpool.client import segment_file
+from bufferpool.client.segment_file import size_text
 from bufferpool.errors import BufferPoolError, PageOutOfRange, SegmentNotFound
 from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.events import Event, fields_of
 from bufferpool.figures.names import FrameState, OperationKind, hit_ratio
 from bufferpool.figures.operations import LATE_S
-from bufferpool.figures.stats import ClientInfo, PoolStats
+from bufferpool.figures.stats import ClientInfo, PoolStats, SpaceStats
 from bufferpool.observer import Observer
 from bufferpool.units import counted, format_size
 
@@ -58,7 +59,7 @@ def _row(found: segment_file.Found, directory: str | None) -> dict[str, Any] | N
         return row
     try:
         with Observer(row["name"], directory=directory) as pool:
-            stats, clients, unsaved = pool.stats(), pool.clients(), pool_stats.read_unsaved(pool)
+            stats, clients, unsaved = pool_stats.read_stats(pool), pool.clients(), pool_stats.read_unsaved(pool)
             return {
                 **row,
                 "page_size": stats.page_size,
@@ -119,7 +120,10 @@ def _ls(args: argparse.Namespace) -> int:
 
 def _stat(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        stats, clients, unsaved = pool.stats(), pool.clients(), pool_stats.read_unsaved(pool)
+        stats, clients = pool.stats(), pool.clients()
+        unsaved: dict[str, int] = {}
+        for one in pool.page_sizes().values():
+            unsaved |= pool_stats.read_unsaved(one)
         max_clients = pool.geometry["max_clients"]
     if args.json:
         about = {**asdict(stats), "unsaved_pages": unsaved, "clients": [asdict(client) for client in clients]}
@@ -127,12 +131,27 @@ def _stat(args: argparse.Namespace) -> int:
         print_json({**about, **{name: getattr(stats, name) for name in derived}})
         return 0
     _print_stats(stats, unsaved, max_clients)
+    if stats.by_page_size:
+        print()
+        tell("page sizes")
+        parts = [
+            (
+                size_text(size),
+                format_size(s.budget_bytes),
+                format_size(s.resident_bytes),
+                f"{s.frames.live:,}",
+                f"{s.hits:,}",
+                f"{s.misses:,}",
+            )
+            for size, s in stats.by_page_size.items()
+        ]
+        print_table([("PAGE", "BUDGET", "RESIDENT", "PAGES", "HITS", "MISSES"), *parts], right=range(6))
     if stats.spaces:
         print()
         tell("spaces")
         rows = [
             (
-                s.shown_name, s.kind, f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
+                _sized(s, stats, s.shown_name), s.kind, f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
                 share(s.limit), share(s.reserve),
             )
             for s in stats.spaces
@@ -161,6 +180,11 @@ def _stat(args: argparse.Namespace) -> int:
 def share(size: int) -> str:
     """The limit or the reserve of a space or a cache, as text."""
     return format_size(size) if size else "-"
+
+
+def _sized(space: SpaceStats, stats: PoolStats, name: str) -> str:
+    """The name of a space, with its page size if that is not the pool's."""
+    return name + (f" ({size_text(space.page_size)})" if space.page_size != stats.page_size else "")
 
 
 def _client(client: ClientInfo) -> tuple[str, ...]:
@@ -209,7 +233,10 @@ def _print_stats(stats: PoolStats, unsaved: dict[str, int], max_clients: int) ->
     print_table(
         [
             ("name", stats.name),
-            ("page size", f"{stats.page_size} B"),
+            (
+                "page size",
+                f"{stats.page_size} B" + (f", and {len(stats.by_page_size) - 1} more" if stats.by_page_size else ""),
+            ),
             (
                 "budget",
                 f"{format_size(stats.budget_bytes)} of at most {format_size(stats.max_bytes)} (resize: up to {format_size(stats.room_bytes)})",
@@ -268,13 +295,15 @@ def _check(args: argparse.Namespace) -> int:
 
 def _spaces(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        found, clients = pool.stats().spaces, {client.client: client for client in pool.clients()}
+        stats = pool.stats()
+        found = stats.spaces
+        clients = {size: {c.client: c for c in one.clients()} for size, one in pool.page_sizes().items()}
     if args.json:
         print_json([{**asdict(space), "hit_ratio": hit_ratio(space.hits, space.misses)} for space in found])
         return 0
     rows = [
         (
-            s.name, s.kind, _owner(s.owner, clients), f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
+            _sized(s, stats, s.name), s.kind, _owner(s.owner, clients.get(s.page_size, {})), f"{s.pages:,}", f"{s.resident:,}", f"{s.dirty:,}", f"{s.hits:,}", f"{s.misses:,}",
             "-" if not s.hits + s.misses else f"{hit_ratio(s.hits, s.misses):.2%}", share(s.limit), share(s.reserve),
             s.cache or "-", s.path or "-",
         )
@@ -376,7 +405,8 @@ _INNER = ("origin", "cache_number")  # of an operation: numbers that only the po
 
 def _operations(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        found, clients = pool.operations(), {client.client: client for client in pool.clients()}
+        found = pool.operations()
+        names = {client.pid: client.name for one in pool.page_sizes().values() for client in one.clients()}
     if args.json:
         print_json(
             [{name: value for name, value in asdict(one).items() if name not in _INNER} for one in found],
@@ -386,7 +416,7 @@ def _operations(args: argparse.Namespace) -> int:
         (
             one.kind.replace("_", " "), one.space or one.cache or "-",
             one.key or "-" if one.page_no is None else str(one.page_no), str(one.client), str(one.pid),
-            clients[one.client].name if one.client in clients else "-", _span(one.seconds),
+            names.get(one.pid, "-"), _span(one.seconds),
         )
         for one in found
     ]  # fmt: skip
@@ -398,10 +428,10 @@ def _operations(args: argparse.Namespace) -> int:
 def _pins(args: argparse.Namespace) -> int:
     """Lists the pins. Pinning a page counts as a use of it, so the newest pin is as old as the page's last use."""
     with observe(args) as pool:
-        records = pool.seg.spaces()
-        asked = [
-            r for r in records if r["name"] == args.space
-        ]  # several clients may have private spaces of the same name
+        sizes = list(pool.page_sizes().values())
+        records = [record for one in sizes for record in one.seg.spaces()]
+        # Several clients may have private spaces of the same name.
+        asked = [r for r in records if r["name"] == args.space]
         if args.space is not None and not asked:
             raise BufferPoolError(
                 f"{args.name} has no space {args.space!r}; it has {sorted(r['name'] for r in records)}"
@@ -409,14 +439,35 @@ def _pins(args: argparse.Namespace) -> int:
         most = max((r["pages"] for r in asked), default=0)
         if args.page is not None and not 0 <= args.page < most:
             raise PageOutOfRange(f"{args.space!r} has {most} pages, numbered from 0")
-        counts, frames = pool_stats.read_pins(pool), pool.frames()
-        clients = {client.client: client for client in pool.clients()}
+        rows = [row for one in sizes for row in _pins_of(one, args.space, args.page)]
+    if args.json:
+        print_json(rows)
+    elif not rows:
+        tell("no client pins it" if args.page is not None else "nothing is pinned")
+    else:
+        head = ("SPACE", "PAGE", "VERSION", "PINS", "CLIENT", "PID", "PROGRAM", "LAST PINNED")
+        cells = [
+            (
+                r["space"] or "-", str(r["page_no"]), "newest" if r["version"] == "live" else "superseded",
+                str(r["pins"]), str(r["client"]), str(r["pid"]), r["program"] + ("" if r["alive"] else " (dead)"),
+                "-" if r["pinned_s"] is None else _span(r["pinned_s"]),
+            )
+            for r in rows
+        ]  # fmt: skip
+        print_table([head, *cells], right=(1, 3, 4, 5, 7))
+    return 0
+
+
+def _pins_of(pool: Observer, space: str | None, page_no: int | None) -> list[dict[str, Any]]:
+    """The pins of pages of one size."""
+    records, counts, frames = pool.seg.spaces(), pool_stats.read_pins(pool), pool.frames()
+    clients = {client.client: client for client in pool.clients()}
     names = {record["index"]: record["name"] for record in records}
     wanted = frames["pins"][: len(counts)] > 0
-    if args.space is not None:
-        wanted &= np.isin(frames["space"][: len(counts)], [r["index"] for r in asked])
-    if args.page is not None:
-        wanted &= frames["page_no"][: len(counts)] == args.page
+    if space is not None:
+        wanted &= np.isin(frames["space"][: len(counts)], [r["index"] for r in records if r["name"] == space])
+    if page_no is not None:
+        wanted &= frames["page_no"][: len(counts)] == page_no
     rows: list[dict[str, Any]] = []
     for f in np.flatnonzero(wanted):
         for c in np.flatnonzero(counts[f]):
@@ -436,22 +487,7 @@ def _pins(args: argparse.Namespace) -> int:
                         "pinned_s": None if math.isnan(idle) else idle,
                     }
                 )
-    if args.json:
-        print_json(rows)
-    elif not rows:
-        tell("no client pins it" if args.page is not None else "nothing is pinned")
-    else:
-        head = ("SPACE", "PAGE", "VERSION", "PINS", "CLIENT", "PID", "PROGRAM", "LAST PINNED")
-        cells = [
-            (
-                r["space"] or "-", str(r["page_no"]), "newest" if r["version"] == "live" else "superseded",
-                str(r["pins"]), str(r["client"]), str(r["pid"]), r["program"] + ("" if r["alive"] else " (dead)"),
-                "-" if r["pinned_s"] is None else _span(r["pinned_s"]),
-            )
-            for r in rows
-        ]  # fmt: skip
-        print_table([head, *cells], right=(1, 3, 4, 5, 7))
-    return 0
+    return rows
 
 
 def _events(args: argparse.Namespace) -> int:

@@ -1,11 +1,16 @@
 """The client: one process's attachment to a segment. Attaching, detaching, and what the other rooms use."""
 
+import fcntl
+import io
 import math
 import mmap
 import os
+import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,7 +20,16 @@ from bufferpool import _core
 from bufferpool._locks import Lock
 from bufferpool.client import segment_file
 from bufferpool.client.jobs import Jobs
-from bufferpool.errors import PoolClosed, PoolExhausted, PoolNameless, PoolReadOnly, SegmentReplaced, SpaceNotFound
+from bufferpool.errors import (
+    PoolClosed,
+    PoolExhausted,
+    PoolNameless,
+    PoolReadOnly,
+    SegmentNotFound,
+    SegmentReplaced,
+    SpaceNotFound,
+    WaitTimeout,
+)
 from bufferpool.figures.events import NewEvent, post
 from bufferpool.figures.names import EventKind, EventReason, reason_number
 from bufferpool.figures.stats import Inspectable
@@ -29,7 +43,26 @@ _attached: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _latest: "weakref.WeakValueDictionary[tuple[str, bytes | None], Client]" = weakref.WeakValueDictionary()
 """The client whose attachment was shared last, by its segment: the first to ask for one to share."""
 _nobody: "weakref.WeakSet[Client]" = weakref.WeakSet()  # in place of an unattached client's sharers
+_holding: "weakref.WeakSet[io.FileIO]" = weakref.WeakSet()  # files that hold a lock of page sizes, or may get it
+LOOK_S = 0.002  # between two tries to get such a lock
 _sharing = Lock()  # held while a client joins the attachment of another, or leaves it
+
+
+def _release_in_child() -> None:
+    """A forked child does not hold the locks of its parent's threads."""
+    for file in list(_holding):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+def _try_lock(file: io.FileIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _room_for_data(path: str, geometry: dict[str, Any]) -> Mapped:
@@ -101,12 +134,88 @@ class Client(Inspectable):
         self._warned_nameless = False
         self._lock = Lock()
         self._unpickled = uuid is not None
+        self._others: dict[int, Client] = {}  # by page size
+        self._home: Client | None = None
         self._sharers = _nobody  # all clients of this attachment
 
     @property
     def path(self) -> str:
         """The path of the pool's segment."""
         return self._path
+
+    # ---- the pool's other page sizes ---------------------------------------------------
+
+    def others(self) -> list["Client"]:
+        """The clients of the pool's other page sizes, by size. Most pools have none, which one load shows.
+
+        One whose segment was removed by hand is not among them (:func:`bufferpool.upkeep.page_sizes.check` reports it).
+        """
+        bits = self.seg.page_sizes()[0]
+        sizes = [1 << n for n in range(bits.bit_length()) if bits >> n & 1]
+        return [found for size in sizes if (found := self.other(size)) is not None]
+
+    def other(self, page_size: int) -> "Client | None":
+        """The client of another page size; None if there is no segment of it."""
+        found = self._others.get(page_size)
+        if found is not None and not found.closed and not found.seg.status()["unlinked"]:
+            return found
+        path = segment_file.path_of_size(self.path, page_size)
+        try:
+            about = segment_file.look_at(path, self.trusted_uid)
+        except SegmentNotFound:
+            return None
+        if about["home"] != self.known_uuid:
+            return None
+        found = Client(path, self.trusted_uid, about["uuid"], self.mode, make_room=self._make_room)
+        found._home, found.log_sync = self, self.log_sync
+        self._others[page_size] = found
+        return found
+
+    @contextmanager
+    def lock_sizes(self, timeout: float) -> Iterator[None]:
+        """Holds the lock of the pool's page sizes: of the parts of the budget, and of the names of new spaces.
+
+        It is a lock of an open file description (flock), which the kernel releases when its process dies, and is taken before all
+        locks of the core. Raises WaitTimeout.
+        """
+        end = time.monotonic() + timeout
+        with next(map(io.FileIO, starmap(self.seg.reopen, ((),)), ("rb",))) as file:  # in one call: see `opened`
+            _holding.add(file)
+            while not _try_lock(file):
+                if time.monotonic() >= end:
+                    raise WaitTimeout(
+                        f"another process divides the budget of pool {self.name!r} among its page sizes, or opens a space of one, for "
+                        "longer than the timeout: it is stopped perhaps (pool.clients() lists the clients); try again"
+                    )
+                time.sleep(LOOK_S)
+            try:
+                yield
+            finally:  # a child that some library forks without Python has the description, too
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    def forget(self, page_size: int) -> None:
+        """Lets another page size go, which was removed: its attachment ends when nothing uses it any more."""
+        self._others.pop(page_size, None)
+
+    @property
+    def pool_uuid(self) -> bytes:
+        """The uuid of the pool, which all of its page sizes have in common."""
+        home = bytes(self.geometry["home"])
+        return home if any(home) else self.uuid
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the segment is another page size of a pool, and not the pool's own."""
+        return any(self.geometry["home"])
+
+    def home(self) -> "Client":
+        """The client of the pool itself, of which this segment is another page size; this one, if it is the pool's own."""
+        if not self.is_part:
+            return self
+        if self._home is None or self._home.closed:
+            path = segment_file.home_of_size(self.path)
+            self._home = Client(path, self.trusted_uid, self.pool_uuid, self.mode, make_room=self._make_room)
+        return self._home
 
     # ---- attaching, and leaving -----------------------------------------------------
 
@@ -205,6 +314,9 @@ class Client(Inspectable):
 
         Raises BufferError if arrays over pages exist and ``late`` is false.
         """
+        for other in list(self._others.values()):
+            other.close(late)
+        self._others = {}
         with self._lock:
             segment = self._segment
             if segment is not None and not self._leave():

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from select import epoll
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bufferpool import _core
 from bufferpool.errors import (
@@ -176,6 +176,74 @@ def path_of(name: str, directory: str | os.PathLike[str] | None = None) -> str:
     return os.path.join(os.fspath(directory) if directory is not None else SHM, name)
 
 
+def size_text(page_size: int) -> str:
+    """A page size as in the name of its segment: 64KiB."""
+    for unit, letter in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if page_size % unit == 0:
+            return f"{page_size // unit}{letter}"
+    return f"{page_size}B"
+
+
+def path_of_size(path: str, page_size: int) -> str:
+    """The path of the segment of another page size of the pool ``path``: NAME@64KiB."""
+    return f"{path}@{size_text(page_size)}"
+
+
+def home_of_size(path: str) -> str:
+    """The path of the pool of which the segment ``path`` is another page size."""
+    return path.rpartition("@")[0]
+
+
+def home_uuid_of(path: str) -> bytes:
+    """The uuid of the pool of which the segment ``path`` is another page size; b"" if it is a pool of its own. Raises OSError."""
+    home = _sixteen_bytes(path, _core.fields()["Header.home"][0])
+    return home if any(home) else b""
+
+
+def other_sizes(path: str, uuid: bytes | None = None) -> list[str]:
+    """The paths of the segments of other page sizes of the pool ``path``, which may be damaged; ``uuid``: of the pool, if its name is gone."""
+    found = []
+    with contextlib.suppress(OSError):
+        uuid = _uuid_of(path) if uuid is None else uuid
+        for bit in range(12, 31):
+            other = path_of_size(path, 1 << bit)
+            with contextlib.suppress(OSError):
+                if home_uuid_of(other) == uuid:
+                    found.append(other)
+    return found
+
+
+def _uuid_of(path: str) -> bytes:
+    return _sixteen_bytes(path, _core.UUID_AT)
+
+
+def _sixteen_bytes(path: str, at: int) -> bytes:
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC) as file:
+        return os.pread(file.fileno(), 16, at)
+
+
+def is_part(path: str) -> bool:
+    """Whether the segment ``path`` is another page size of a pool that exists."""
+    with contextlib.suppress(OSError):
+        return bool(home_uuid_of(path)) and path in other_sizes(home_of_size(path))
+    return False
+
+
+def refuse_part(path: str) -> None:
+    """Raises SegmentRefused if the segment ``path`` is another page size of a pool that exists."""
+    if is_part(path):
+        raise SegmentRefused(
+            f"{os.path.basename(path)!r} is a page size of the pool {os.path.basename(home_of_size(path))!r}, and is removed with it; "
+            "pool.remove_page_size() removes it alone, when it has no space"
+        )
+
+
+def look_at(path: str, owner: int | None = None) -> dict[str, Any]:
+    """The geometry of a segment, to which this process does not attach. Raises as :func:`open_trusted` does, and SegmentCorrupt."""
+    with open_trusted(path, owner) as file:
+        return _core.geometry(file.fileno())
+
+
 def _refuse_unless_tmpfs(fd: int, path: str) -> None:
     try:
         is_tmpfs = _core.is_tmpfs(fd)
@@ -188,8 +256,10 @@ def _refuse_unless_tmpfs(fd: int, path: str) -> None:
         )
 
 
-def create(path: str, wanted: Plan, mode: int = 0o600) -> os.stat_result:
+def create(path: str, wanted: Plan, mode: int = 0o600, home: bytes = b"") -> os.stat_result:
     """Makes the segment ``path``; a process that attaches afterwards finds it complete. Returns what fstat says of it.
+
+    ``home``: the uuid of the pool of which it is another page size.
 
     Raises SegmentExists, NotTmpfs, SharedMemoryFull, SegmentRefused.
     """
@@ -199,7 +269,7 @@ def create(path: str, wanted: Plan, mode: int = 0o600) -> os.stat_result:
         _refuse_unless_tmpfs(fd, path)
         os.fchmod(fd, mode)
         try:
-            _core.create(fd, os.urandom(16), wanted._replace(room_frames=_room_for(wanted, fd)))
+            _core.create(fd, os.urandom(16), wanted._replace(room_frames=_room_for(wanted, fd)), home)
         except SharedMemoryFull as error:
             raise no_memory(directory, error.errno) from error
         try:
@@ -349,6 +419,18 @@ def unlink(path: str) -> None:
         raise caused(SegmentRefused(f"you may not remove {path}: {error.strerror}"), error) from None
     except OSError as error:
         raise failed(f"{path} cannot be removed", error, os.path.dirname(path)) from error
+
+
+def unlink_all(path: str) -> None:
+    """Removes the name of a pool, and those of its other page sizes. Raises as :func:`unlink` does, and SegmentRefused."""
+    refuse_part(path)
+    uuid = b""
+    with contextlib.suppress(OSError):  # unlink() says what is wrong
+        uuid = _uuid_of(path)
+    unlink(path)  # first: a process that makes a page size meanwhile looks for this name when it has made it
+    for other in other_sizes(path, uuid):
+        with contextlib.suppress(SegmentNotFound):
+            unlink(other)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,9 @@
 """What a pool shows of itself, the same for a client of the pool and for an observer."""
 
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +16,7 @@ from bufferpool.figures.stats import (
     Inspectable,
     PoolStats,
     SpaceStats,
+    added,
     read_clients,
     read_extents,
     read_frames,
@@ -22,9 +27,18 @@ from bufferpool.figures.stats import (
 class PoolFigures(Inspectable):
     """The figures of a pool. The base of :class:`bufferpool.Pool` and :class:`bufferpool.Observer`."""
 
+    @abstractmethod
+    def page_sizes(self) -> Mapping[int, Self]:
+        """The page sizes of the pool, its own first, each as a pool of its own."""
+
+    def _others_of(self) -> list[Self]:
+        return [] if not self.seg.page_sizes()[0] else list(self.page_sizes().values())[1:]
+
     def stats(self) -> PoolStats:
-        """Figures of the whole pool, over all clients, present and past."""
-        return read_stats(self)
+        """Figures of the whole pool, over all clients, present and past, and over all page sizes."""
+        own = read_stats(self)
+        others = [read_stats(other) for other in self._others_of()]
+        return added(own, others, self.seg.page_sizes()[1]) if others else own
 
     def spaces(self) -> list[SpaceStats]:
         """The spaces of the pool, each with its kind, its pages and its counters."""
@@ -44,11 +58,13 @@ class PoolFigures(Inspectable):
 
     def operations(self) -> list[Operation]:
         """What is under way in stores, loaders and the log, of all clients, the one that has waited longest first."""
-        return read_operations(self)
+        found = [one for pool in (self, *self._others_of()) for one in read_operations(pool)]
+        return sorted(found, key=lambda operation: -operation.seconds)
 
     def events(self) -> list[Event]:
         """The last thousand decisions about the pool's memory, oldest first: when, kind, reason, bytes."""
-        return read_events(self)
+        found = [one for pool in (self, *self._others_of()) for one in read_events(pool)]
+        return sorted(found, key=lambda event: event.time)
 
     def advise(self) -> Advice:
         """What the hit ratio would be with an eighth to eight times the budget, from recent references.

@@ -6,7 +6,7 @@ The core copies only what has memory behind it, so reading allocates no memory i
 import os
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -148,6 +148,8 @@ class SpaceStats:
     """The most bytes that its pages may have in the pool; 0: all of it."""
     reserve: int = 0
     """Bytes of its pages that other spaces cannot take."""
+    page_size: int = 0
+    """Bytes of one of its pages."""
 
     @property
     def shown_name(self) -> str:
@@ -346,6 +348,9 @@ class PoolStats:
     """The spaces of the pool."""
     caches: list[CacheStats] = field(default_factory=list)
     """The caches of the pool."""
+    by_page_size: "dict[int, PoolStats]" = field(default_factory=dict)
+    """The figures of each page size, its own first; {} for a pool with one. Then the figures of the pool are their sums;
+    but ``page_size``, the policy's mode, checkpoints, and the bounds of the budget are those of the pool's own size."""
 
     def __repr__(self) -> str:
         frames = self.frames
@@ -590,6 +595,7 @@ def _space_stats(pool: Inspectable, record: dict[str, Any], counters: Counters, 
         path=record["path"] if record["kind"] == Kind.FILE else "",
         limit=record["limit"],
         reserve=record["reserve"],
+        page_size=pool.page_size,
     )
 
 
@@ -605,6 +611,42 @@ def read_pending(pool: Inspectable) -> dict[OperationKind, list[float]]:
         found[kind].append(seconds)
     found["cache_load"] = [load[3] for load in pool.seg.value_loads(False)]
     return found
+
+
+_ADDED = (
+    "resident_bytes", "metadata_bytes", "kernel_bytes", "hits", "misses", "loads", "prefetched", "prefetched_unused",
+    "load_failures", "exhausted", "load_bytes", "evictions_recycled", "evictions_reclaimed", "eviction_age_sum_s",
+    "publishes", "appends", "flushes", "flushed_pages", "foreground_flushes", "compacted_pages", "wait_load",
+    "wait_writer", "wait_memory", "wait_frame", "refused_clients", "held_back_pages", "reaped", "pins_broken", "rebuilds",
+    "flush_failures", "corrupt_pages", "repaired_pages", "mode_changes", "object_bytes", "lent_bytes",
+)  # fmt: skip
+
+
+def added(own: PoolStats, others: list[PoolStats], budget_bytes: int) -> PoolStats:
+    """The figures of a pool with several page sizes: sums, in bytes where pages differ; a frame counts as one, of any size."""
+    every = [own, *others]
+    sums = {name: sum(getattr(one, name) for one in every) for name in _ADDED}
+    counts = {name: sum(getattr(one.frames, name) for one in every) for name in vars(own.frames)}
+    latencies = {
+        name: Latency(
+            tuple(map(sum, zip(*(one.latencies[name].counts for one in every), strict=True))),
+            sum(one.latencies[name].sum_s for one in every),
+        )
+        for name in own.latencies
+    }
+    return replace(
+        own,
+        **sums,
+        budget_bytes=budget_bytes,
+        clients=max(one.clients for one in every),
+        frames=FrameCounts(**counts),
+        latencies=latencies,
+        reclaimed_bytes={r: sum(one.reclaimed_bytes[r] for one in every) for r in own.reclaimed_bytes},
+        pending_operations={k: sum(one.pending_operations[k] for one in every) for k in own.pending_operations},
+        oldest_operation_s={k: max(one.oldest_operation_s[k] for one in every) for k in own.oldest_operation_s},
+        spaces=[space for one in every for space in one.spaces],
+        by_page_size={one.page_size: one for one in every},
+    )
 
 
 def read_stats(pool: Inspectable) -> PoolStats:
@@ -648,5 +690,6 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
         pending_operations={kind: len(found) for kind, found in under_way.items()},
         oldest_operation_s={kind: max(found, default=0.0) for kind, found in under_way.items()},
         checkpoint_at=status["checkpoint_ns"] / 1e9,
+        by_page_size={},
         **plain,
     )

@@ -119,7 +119,7 @@ def claim(client: Client, store: FileStore) -> None:
     holder = FileStore(store.path, "r")  # a new open file description: the lock belongs to it
     if holder.state().file != file:  # it was just renamed; the flush will raise the error
         return
-    place = FIRST + int.from_bytes(client.uuid[:8], "little") % PLACES
+    place = FIRST + int.from_bytes(client.pool_uuid[:8], "little") % PLACES
     try:
         for _ in range(_TRIES):
             if _claimed(holder.fd, place):

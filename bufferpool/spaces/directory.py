@@ -9,7 +9,8 @@ also needs a space's flush lock takes that lock first, and never waits for it wh
 
 import os
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -292,6 +293,43 @@ def visible(client: Client, name: str, *, private: bool) -> Record | None:
     return found[0] if found else None
 
 
+@contextmanager
+def _once(client: Client, wanted: Wanted, state: FileState) -> Iterator[bool]:
+    """Held while a space is added: among all page sizes of a pool there is one space of a name, and of a file.
+
+    Gives whether the pool has other page sizes. Raises SpaceMismatch if a space of another size has the name, or the file,
+    and SpaceBusy if the page size was just removed.
+    """
+    home = client.home()
+    if not client.is_part and (wanted.private or not home.seg.page_sizes()[0]):
+        yield False
+        return
+    with home.lock_sizes(wanted.patience):
+        if client.is_part and (not home.seg.page_sizes()[0] & client.page_size or client.seg.status()["unlinked"]):
+            raise SpaceBusy(
+                f"pages of {client.page_size} bytes were removed from pool {home.name!r} (remove_page_size): open the space in that pool, "
+                f"with page_size={client.page_size}"
+            )
+        for other in (home, *home.others()) if not wanted.private else ():
+            if other.page_size != client.page_size:
+                _refuse_in(other, client, wanted, state)
+        yield True
+
+
+def _refuse_in(other: Client, client: Client, wanted: Wanted, state: FileState) -> None:
+    if visible(other, wanted.name, private=False) is not None:
+        raise SpaceMismatch(
+            f"space {wanted.name!r} has pages of {other.page_size} bytes, not {client.page_size}: pass page_size={other.page_size}, "
+            f"use another name, or remove that space first: flush it, then pool.discard({wanted.name!r})"
+        )
+    for record in other.seg.spaces_of_file(*state.file) if wanted.kind is Kind.FILE else ():
+        if _same_file(record, state):
+            raise SpaceMismatch(
+                f"{record['path']} is in the pool already, as {record['name']!r} with pages of {other.page_size} bytes: pass "
+                f"name={record['name']!r} and page_size={other.page_size}"
+            )
+
+
 def no_such_space(client: Client, name: str) -> str:
     """The message for a name that is not found, with the names of the spaces."""
     theirs = [r["owner"] for r in spaces_named(client, name) if r["owner"] and not r["mine"]]
@@ -412,7 +450,7 @@ def _add_space(
     """
     seg, pages, held = client.seg, _pages_of(client, wanted, state, truncate), None
     known = NO_FILE._replace(device=state.device, inode=state.inode) if truncate else state
-    with seg.lock_directory(wanted.patience):
+    with nullcontext(True) if old else _once(client, wanted, state) as once, seg.lock_directory(wanted.patience):
         found = _find_record(client, wanted, state, truncate)
         if removals is not None and seg.removals() != removals:
             return None
@@ -420,6 +458,9 @@ def _add_space(
             return None
         freed = seg.remove_space(old["index"])[1] if old and not truncate else 0
         index = _take_slot(client, wanted, pages, known)
+        if not once and not wanted.private and client.home().seg.page_sizes()[0]:
+            seg.remove_space(index)  # the first other page size was made meanwhile, and may have a space of this name
+            return None
         if truncate:
             held = seg.lock_flush(index, False)
             if held is None:  # a flush of the slot's former space is just ending

@@ -18,6 +18,7 @@ Everything here is arithmetic on its arguments, which tests choose freely.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bufferpool.figures.advice import Advice
 from bufferpool.figures.names import EventReason
 from bufferpool.machine.pressure import Reading
 from bufferpool.units import is_number
@@ -91,6 +92,22 @@ class Pool:
 
 Curve = Callable[[int], float]
 """Budget in frames -> estimated misses a second."""
+
+
+def curve_of(advice: Advice) -> Curve | None:
+    """Misses a second at a budget, between the points of the advice; None while there are too few references."""
+    points = [(p.budget_frames, p.misses_per_s) for p in advice.points]
+    if len(points) < 2:
+        return None
+
+    def misses(frames: int) -> float:
+        below = max((p for p in points if p[0] <= frames), default=points[0])
+        above = min((p for p in points if p[0] >= frames), default=points[-1])
+        if above[0] == below[0]:
+            return float(below[1])
+        return float(below[1] + (above[1] - below[1]) * (frames - below[0]) / (above[0] - below[0]))
+
+    return misses
 
 
 def shortage(reading: Reading, rules: Rules) -> Need | None:

@@ -141,6 +141,12 @@ def _sync_log_within(client: Client, timeout: float) -> None:
         raise job.error
 
 
+def newest_lsn(client: Client) -> int:
+    """The newest LSN of all dirty pages of files and stores; 0 if there are none."""
+    spaces = [record for record in client.seg.spaces() if record["kind"] in WRITTEN]
+    return max((client.seg.dirty_range(r["first_entry"], r["max_pages"])[1] for r in spaces), default=0)
+
+
 def checkpoint(client: Client, up_to_lsn: int | None, timeout: float = inf) -> int:
     """See :meth:`Pool.checkpoint`. Raises WaitTimeout if the log or a store takes longer than ``timeout`` seconds."""
     if LOG_HOOK in underway():
@@ -157,7 +163,7 @@ def checkpoint(client: Client, up_to_lsn: int | None, timeout: float = inf) -> i
 
     # 1. Up to where everything has been published: the caller knows.
     if up_to_lsn is None and client.durable_lsn == NO_RULE:
-        up_to_lsn = max((seg.dirty_range(r["first_entry"], r["max_pages"])[1] for r in spaces), default=0)
+        up_to_lsn = newest_lsn(client)
     limit = client.durable_lsn if up_to_lsn is None else up_to_lsn
     # 2. The log is synced first, then the pages are written.
     _sync_log_within(client, timeout)

@@ -24,6 +24,7 @@ from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, reason_number
 from bufferpool.figures.operations import Operation, read_flushes
 from bufferpool.units import format_size
+from bufferpool.upkeep import page_sizes
 from bufferpool.upkeep.flush_jobs import flushes_text, start_flushes, start_log_sync
 
 ROOM_S = 0.5  # seconds to wait for a frame before PoolExhausted
@@ -130,7 +131,7 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
     SharedMemoryFull (or SegmentError, where the kernel refuses memory for another reason).
     """
     if found.what == "scratch":  # no wait: only the owners of scratch pages can drop them
-        if client.seg.reap():
+        if client.seg.reap() or page_sizes.more(client):
             return
         raise PoolExhausted(scratch_message(client, found.dirty, found.in_use))
     now = time.monotonic()
@@ -138,7 +139,7 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
         want.since, want.tries, want.jobs, want.over = now, 0, [], False
     want.tries += 1
     failed = None
-    if client.seg.reap():
+    if client.seg.reap() or (found.what != "limit" and page_sizes.more(client)):
         return
     flushes: list[Operation] = []
     if found.dirty or found.in_use:  # a page that somebody is flushing counts as in use
@@ -246,16 +247,40 @@ def resize(client: Client, frames: int, timeout: float) -> int:
     """Sets the budget and shrinks to it; returns the frames given back. Raises PoolExhausted, StoreError."""
     seg, given, deadline, before = client.seg, 0, time.monotonic() + timeout, client.budget_frames
     seg.grow_advice(frames, timeout)  # the only step that may fail
-    seg.set_budget(frames)
-    seg.set_asked_frames(frames)
-    if frames < seg.status()["min_frames"]:
-        seg.set_min_frames(frames)  # a call overrides the lower bound
+    if not page_sizes.set_own_budget(client, frames, timeout):
+        return resize_all(client, frames * client.page_size, timeout) // client.page_size
+    _asked_for(client, frames)
     try:
         given = _shrink_to(client, frames, deadline)
     finally:
         client.post(
             NewEvent(EventKind.RESIZED, EventReason.ASKED, before=before, after=frames, bytes=given * client.page_size)
         )
+    return given
+
+
+def _asked_for(client: Client, frames: int) -> None:
+    """Records the budget that a call asks for, which overrides the steward's lower bound."""
+    client.seg.set_asked_frames(frames)
+    if frames < client.seg.status()["min_frames"]:
+        client.seg.set_min_frames(frames)
+
+
+def resize_all(home: Client, size_bytes: int, timeout: float) -> int:
+    """Sets the budget of all page sizes of a pool together, and shrinks them to it; returns the bytes given back.
+
+    Raises PoolExhausted, StoreError.
+    """
+    deadline, before = time.monotonic() + timeout, page_sizes.whole_bytes(home)
+    given = page_sizes.set_whole(home, size_bytes, timeout)
+    frames = size_bytes // home.page_size
+    _asked_for(home, frames)
+    try:
+        for client in page_sizes.members(home):
+            given += _shrink_to(client, client.budget_frames, deadline) * client.page_size
+    finally:
+        old = before // home.page_size
+        home.post(NewEvent(EventKind.RESIZED, EventReason.ASKED, before=old, after=frames, bytes=given))
     return given
 
 

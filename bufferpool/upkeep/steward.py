@@ -21,7 +21,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -44,7 +44,7 @@ from bufferpool.errors import (
     WrongProcess,
 )
 from bufferpool.figures import stats
-from bufferpool.figures.advice import Advice, read_advice
+from bufferpool.figures.advice import read_advice
 from bufferpool.figures.events import NewEvent, posted, unread_pages
 from bufferpool.figures.names import EventKind, EventReason, OperationKind, reason_number
 from bufferpool.figures.operations import read_flushes, read_operations
@@ -52,7 +52,7 @@ from bufferpool.machine.pressure import Source, SystemSource
 from bufferpool.spaces.claim import drop_unused
 from bufferpool.units import bad_number, flag_of, is_number
 from bufferpool.upkeep import budget as govern
-from bufferpool.upkeep import flush_jobs, memory, writeback
+from bufferpool.upkeep import flush_jobs, memory, page_sizes, writeback
 from bufferpool.upkeep import working_set as warm
 from bufferpool.upkeep.event_log import EventLog
 
@@ -62,6 +62,7 @@ SHRINK_BYTES = 64 << 20  # at most, in one step: a short step delays no other cl
 STOP_S = 2.0  # seconds to wait at the end for flushes under way
 SAVING = "working set"  # the subject of the job that saves it
 MANY = 1 << 32  # more frames than there are
+BALANCE_S = 1.0  # between two looks at which page size earns most
 STALE_S = 5.0  # a steward without a round for so long does not count
 
 
@@ -136,6 +137,9 @@ def peers(path: str) -> Iterator[float]:
         except OSError:  # removed since it was listed, or no permission
             continue
         looked = number(header, "steward_ns", "<Q") / 1e9
+        at = where["Header.home"][0]
+        if any(header[at : at + 16]):  # another page size of a pool, whose steward speaks for all of them
+            continue
         led = number(header, "steward", "<I") and time.clock_gettime(time.CLOCK_BOOTTIME) - looked < STALE_S
         if led and number(header, "budget_frames", "<I") > number(header, "min_frames", "<I"):
             yield number(header, "worth", "<d")
@@ -189,11 +193,18 @@ class Steward:
         self._seen: tuple[float, int] | None = None
         self._demand_per_s = 0.0
         self._ready = 0
+        self._members: dict[int, Steward] = {}  # by page size
+        self._home = True  # whether the segment is a pool's own, and not another page size of it
+        self._balanced_at = float("-inf")
         self._thread: Worker | None = None
 
     def begin(self) -> None:
-        """Starts the thread. If an exception is raised meanwhile, :meth:`stop` ends what has begun."""
+        """Starts the thread. If an exception is raised meanwhile, :meth:`stop` ends what has begun. Raises ValueError."""
         try:
+            if self.client.is_part:
+                raise ValueError(
+                    f"{self.client.name!r} is a page size of the pool {self.client.home().name!r}, whose steward serves all of them: start that"
+                )
             self._thread = Worker(self._run)
         except BaseException:
             self._stopping.set()
@@ -233,8 +244,9 @@ class Steward:
             while not self._stopping.is_set():
                 try:
                     self.round()
-                    if self.leads:
-                        self._events.write()
+                    for one in (self, *self._members.values()):
+                        if one.leads:
+                            one._events.write()
                     self._source.wait(self.pause_s())
                 except Exception as error:
                     if not passes(error):
@@ -245,10 +257,13 @@ class Steward:
             self.error = error
             raise  # threading.excepthook shows it; stop() raises it again
         finally:
-            if self.leads:
-                with contextlib.suppress(DescriptorLost):  # the steward's lock was lost with that descriptor
-                    self.client.seg.resign()
-                self.leads = False
+            for one in (*self._members.values(), self):
+                if one.leads:
+                    with contextlib.suppress(
+                        DescriptorLost, PoolClosed
+                    ):  # the steward's lock was lost with that descriptor
+                        one.client.seg.resign()
+                    one.leads = False
             self._source.close()
 
     def _tell_of_round(self, error: BaseException) -> None:
@@ -280,8 +295,10 @@ class Steward:
         seg.reap()
         # 2. Dirty pages.
         self._flush(now)
-        # 3. The budget.
-        if self.settings.pressure:
+        # 3. The budget, and its parts.
+        if self._home and self.client.seg.page_sizes() != (0, 0):
+            self._govern_sizes(now)
+        elif self._home and self.settings.pressure:
             self._govern(now)
         # 4. Idle pages.
         if self.settings.idle is not None:
@@ -292,6 +309,55 @@ class Steward:
             self._saved_at = now
             self._start(SAVING, partial(self._save, now, path))
             self._wait()
+
+    def _of_other_sizes(self) -> list["Steward"]:
+        """The stewards of the pool's other page sizes, whose rounds are parts of this one's."""
+        for client in self.client.others():
+            if client.page_size not in self._members or self._members[client.page_size].client is not client:
+                path, size = self.settings.working_set, segment_file.size_text(client.page_size)
+                path = None if path is None else f"{os.fspath(path)}@{size}"
+                settings = replace(self.settings, working_set=path, source=self._source)
+                made = self._members[client.page_size] = Steward(client, settings)
+                made._stopping, made._home = self._stopping, False
+        present = {client.page_size for client in self.client.others()}
+        self._members = {size: one for size, one in self._members.items() if size in present}
+        return list(self._members.values())
+
+    def _govern_sizes(self, now: float) -> None:
+        """The rounds of all other page sizes; then the whole budget and its parts, and what is above them."""
+        others = self._of_other_sizes()
+        for member in others:
+            member.round()
+        clients = [self.client, *(member.client for member in others)]
+        if self.settings.pressure:
+            self._govern_whole(now, clients)
+        if now - self._balanced_at >= BALANCE_S:
+            self._balanced_at = now
+            page_sizes.balance(self.client, self._patience_s)
+        for one in (self, *others):
+            over = page_sizes.held_frames(one.client) - one.client.budget_frames
+            given = one._shrink(over) if over > 0 else 0
+            one._tell_in_the_way(now, over, given)
+
+    def _govern_whole(self, now: float, clients: list[Client]) -> None:
+        """The budget of all page sizes together follows the pressure, and what its last and its next bytes earn in any of them."""
+        client, size = self.client, self.client.page_size
+        held = sum(page_sizes.held_frames(one) * one.page_size for one in clients)
+        least = max(client.seg.status()["min_frames"] * size, page_sizes.least_bytes(client))
+        whole = page_sizes.whole_bytes(client)
+        figures = govern.Pool(whole // size, held // size, -(-least // size), client.max_frames, size)
+        curve = page_sizes.curve(clients, whole)
+        self._worth = govern.worth(curve, figures, self._governor.rules)
+        reading = self._source.read()
+        rivals = list(peers(client.path)) if govern.shortage(reading, self._governor.rules) else []
+        decision = self._governor.decide(now, figures, reading, curve, rivals)
+        if decision is None:
+            return
+        given = page_sizes.set_whole(client, decision.frames * size, self._patience_s)
+        what = EventKind.GREW if decision.frames > figures.budget else EventKind.SHRANK
+        before, after = figures.budget, decision.frames
+        client.post(NewEvent(what, decision.reason, bytes=given, before=before, after=after, value=decision.value))
+        self._last = decision
 
     def _start(self, subject: Hashable, work: Callable[[], int]) -> bool:
         """Starts a job; False if there is one on its subject already. Raises what ended an earlier one, unless it may pass."""
@@ -497,7 +563,8 @@ class Steward:
         rivals = list(peers(client.path)) if govern.shortage(reading, self._governor.rules) else []
         decision = self._governor.decide(now, figures, reading, curve, rivals)
         if decision is not None:
-            client.seg.set_budget(decision.frames)
+            if not page_sizes.set_own_budget(client, decision.frames, self._patience_s):
+                return  # another page size has just been made: the next round looks at both
             client.seg.fit_objects(None, reason_number("budget"), self._patience_s)
             status = client.seg.status()
         over = (
@@ -521,26 +588,16 @@ class Steward:
             self._last = decision
         elif given:  # a shrink of several rounds continues
             client.post(NewEvent(EventKind.TRIMMED, self._last.reason, bytes=given, value=self._last.value))
+        self._tell_in_the_way(now, over, given)
+
+    def _tell_in_the_way(self, now: float, over: int, given: int) -> None:
+        """Records what keeps the pool above its budget, if nothing of ``over`` frames was given back; not too often."""
         last = self._told_at.get(EventKind.CANNOT_SHRINK, float("-inf"))
         if over > 0 and not given and now - last >= AGAIN_S:
             self._told_at[EventKind.CANNOT_SHRINK] = now
-            memory.post_in_the_way(client, over, self._in_the_way)
+            memory.post_in_the_way(self.client, over, self._in_the_way)
 
-    @staticmethod
-    def _curve(advice: Advice) -> govern.Curve | None:
-        """Misses a second at a budget, between the points of the advice; None while there are too few references."""
-        points = [(p.budget_frames, p.misses_per_s) for p in advice.points]
-        if len(points) < 2:
-            return None
-
-        def misses(frames: int) -> float:
-            below = max((p for p in points if p[0] <= frames), default=points[0])
-            above = min((p for p in points if p[0] >= frames), default=points[-1])
-            if above[0] == below[0]:
-                return float(below[1])
-            return float(below[1] + (above[1] - below[1]) * (frames - below[0]) / (above[0] - below[0]))
-
-        return misses
+    _curve = staticmethod(govern.curve_of)
 
     def _shrink(self, over: int) -> int:
         """Gives up to ``over`` frames back, a bounded step of them, dirty pages first written; returns the bytes."""

@@ -54,6 +54,7 @@ def test_an_observer_and_a_client_show_the_same_figures(pool):
         "path",
         "seg",
         "geometry",
+        "page_sizes",
     }
     for kind in (bp.Pool, bp.Observer):
         assert issubclass(kind, PoolFigures)

@@ -264,12 +264,10 @@ class Top(App[None]):
         text.append("\n")
         text.append(legend([(name, colour, brief(parts[name])) for name, colour in PARTS if parts[name]]))
         self.query_one("#memory", Static).update(text)
-        ages = [(*band, pages) for band, pages in zip(colours.AGES, now.summary.ages.values(), strict=True)]
-        text = bar([(float(pages), colour) for _, colour, pages in ages], width)
+        ages = [(*band, size) for band, size in zip(colours.AGES, now.age_bytes, strict=True)]
+        text = bar([(float(size), colour) for _, colour, size in ages], width)
         text.append("\n")
-        figures = [
-            (f"< {age}" if age != "older" else age, colour, brief(n * stats.page_size)) for age, colour, n in ages if n
-        ]
+        figures = [(f"< {age}" if age != "older" else age, colour, brief(n)) for age, colour, n in ages if n]
         text.append(Text("last used ", "dim"))
         text.append(legend(figures))
         self.query_one("#ages", Static).update(text)

@@ -8,7 +8,7 @@ from rich.text import Text
 from bufferpool.cli import colours
 from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.operations import Operation
-from bufferpool.figures.stats import ClientInfo, PoolStats, Summary
+from bufferpool.figures.stats import ClientInfo, PoolStats
 from bufferpool.observer import Observer
 
 # The parts of the memory bar, from left to right.
@@ -30,7 +30,8 @@ class Snapshot:
     at: float
     uuid: bytes
     stats: PoolStats
-    summary: Summary
+    age_bytes: list[int]
+    """Bytes of resident pages by the time since their last use, as in :class:`Summary`."""
     clients: list[ClientInfo]
     operations: list[Operation]
     events: list[str]
@@ -43,11 +44,17 @@ def read_snapshot(name: str, directory: str | None) -> Snapshot:
             time.monotonic(),
             pool.uuid,
             pool.stats(),
-            pool_stats.read_summary(pool),
+            _age_bytes(pool),
             pool.clients(),
             pool.operations(),
             [f"{time.strftime('%H:%M:%S', time.localtime(e.time))}  {e}" for e in pool.events()[-50:]],
         )
+
+
+def _age_bytes(pool: Observer) -> list[int]:
+    sizes = pool.page_sizes()
+    ages = [[n * size for n in pool_stats.read_summary(one).ages.values()] for size, one in sizes.items()]
+    return [sum(band) for band in zip(*ages, strict=True)]
 
 
 def rate(before: Snapshot, now: Snapshot, *names: str) -> float:
@@ -81,8 +88,12 @@ def legend(parts: list[tuple[str, str, str]]) -> Text:
 
 def memory_parts(stats: PoolStats) -> dict[str, int]:
     """The bytes of each part of the memory bar: the states of ``bufferpool_frames``; holes were given back."""
-    shown, size = stats.frames.shown(), stats.page_size
-    return {"given back" if name == "hole" else name: n * size for name, n in shown.items()}
+    parts: dict[str, int] = {}
+    for one in stats.by_page_size.values() or [stats]:
+        for name, n in one.frames.shown().items():
+            shown = "given back" if name == "hole" else name
+            parts[shown] = parts.get(shown, 0) + n * one.page_size
+    return parts
 
 
 def brief(size: int) -> str:

@@ -56,6 +56,8 @@ class Pools(Screen[str | None]):
             return
         for one in found:
             name = os.path.basename(one.path)
+            if segment_file.is_part(one.path):  # the pool's row has all of its page sizes
+                continue
             try:
                 now = read_snapshot(name, self.pool_directory)
             except SegmentNotFound:  # removed since it was listed

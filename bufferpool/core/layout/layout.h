@@ -330,6 +330,11 @@ struct Header {
     alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
     // How many scratch pages cannot be evicted; the high half has the number of the pass that counted them: scratch.h
     Atomic<u64> kept;
+    // The pool's other page sizes: bit n stands for a segment of its own with pages of 2^n bytes, whose `home` is the
+    // uuid of this one. And the budget of all page sizes together in bytes (0: there is no other). Python changes both,
+    // under a lock of its own (client.py).
+    Atomic<u64> other_sizes, whole_budget_bytes;
+    u8 home[16];
     // The totals of departed clients, in two copies: a fold fills the inactive copy, then one store of `folded` (copy,
     // client, its generation) makes it the active one.
     Atomic<u64> folded;

@@ -30,6 +30,7 @@ constexpr Field fields[] = {
     FIELD(Header, more_blocks), FIELD(Header, dropped_aside), FIELD(Header, resident),
     INNER(Header, objects.word, u32), FIELD(Header, object_bytes),
     FIELD(Header, objects_made), FIELD(Header, loan),
+    FIELD(Header, other_sizes), FIELD(Header, whole_budget_bytes), FIELD(Header, home),
     INNER(Header, policy.now, u32), INNER(Header, policy.hev, u32), INNER(Header, policy.frames, u32),
     INNER(Header, policy.cold_target, u32), INNER(Header, policy.aside, u32), INNER(Header, policy.mode, u32),
     INNER(Header, policy.cold.head, u32), INNER(Header, policy.cold.count, u32),

@@ -186,19 +186,22 @@ static PyObject* core_segment_bytes(PyObject*, PyObject* args) {
     return Py_BuildValue("KK", (unsigned long long)g.total_bytes, (unsigned long long)(g.total_bytes - g.data_at));
 }
 
-// create(fd, uuid, plan): the plan is a segment_file.Plan.
+// create(fd, uuid, plan, home): the plan is a segment_file.Plan; the home: the uuid of the pool of which the segment is
+// another page size, or nothing.
 static PyObject* core_create(PyObject*, PyObject* args) {
     int fd;
-    Py_buffer uuid;
+    Py_buffer uuid, home{};
     unsigned page_size, extent_frames, max_frames, max_clients, budget, least, most;
     unsigned long long max_pages;
-    if (!PyArg_ParseTuple(args, "iy*(IIIIIIIK):create", &fd, &uuid, &page_size, &extent_frames, &max_frames, &budget,
-                          &least, &most, &max_clients, &max_pages))
+    if (!PyArg_ParseTuple(args, "iy*(IIIIIIIK)y*:create", &fd, &uuid, &page_size, &extent_frames, &max_frames, &budget,
+                          &least, &most, &max_clients, &max_pages, &home))
         return nullptr;
     Geometry g = lay_out(page_size, extent_frames, max_frames, max_clients, max_pages);
     Header h{};
     if (uuid.len == sizeof h.uuid) memcpy(h.uuid, uuid.buf, sizeof h.uuid);
+    if (home.len == sizeof h.home) memcpy(h.home, home.buf, sizeof h.home);
     PyBuffer_Release(&uuid);
+    PyBuffer_Release(&home);
     h.magic = MAGIC;
     h.version = LAYOUT_VERSION;
     h.header_bytes = sizeof(Header);
@@ -281,11 +284,13 @@ bool read_header(int fd, Header& h) {
 
 PyObject* geometry_dict(const Header& h) {
     const Geometry& g = h.geometry;
-    return Py_BuildValue("{s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K}", "uuid", reinterpret_cast<const char*>(h.uuid),
-                         Py_ssize_t(16), "page_size", g.page_size, "extent_frames", g.extent_frames, "room_frames",
-                         g.max_frames, "max_clients", g.max_clients - g.guests, "max_pages",
-                         (unsigned long long)g.max_pages, "data_at", (unsigned long long)g.data_at, "total_bytes",
-                         (unsigned long long)g.total_bytes, "created_ns", (unsigned long long)h.created_ns);
+    return Py_BuildValue("{s:y#,s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K}", "uuid",
+                         reinterpret_cast<const char*>(h.uuid), Py_ssize_t(16), "home",
+                         reinterpret_cast<const char*>(h.home), Py_ssize_t(16), "page_size", g.page_size,
+                         "extent_frames", g.extent_frames, "room_frames", g.max_frames, "max_clients",
+                         g.max_clients - g.guests, "max_pages", (unsigned long long)g.max_pages, "data_at",
+                         (unsigned long long)g.data_at, "total_bytes", (unsigned long long)g.total_bytes,
+                         "created_ns", (unsigned long long)h.created_ns);
 }
 
 static PyObject* core_geometry(PyObject*, PyObject* arg) {

@@ -155,7 +155,10 @@ static int check_space(GroupObject* g, PyObject* space) {
     SegmentObject* seg = bound(sp);
     if (!seg || ready_space(sp) < 0) return -1;
     u32 limit;
-    if (seg != g->seg) raise("ValueError", "the space belongs to another pool, and a group is published in one");
+    if (seg != g->seg)
+        raise("ValueError",
+              "the space belongs to another pool, or has pages of another size, and a group is published in one "
+              "(space.pool.publish_many())");
     else if (sp->discardable)
         raise("ValueError",
               "pages of a discardable space may be dropped at any time, so that no group of them is whole");

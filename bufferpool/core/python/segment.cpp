@@ -286,6 +286,7 @@ static PyObject* segment_geometry(PyObject* self, PyObject*) {
     if (!s) return nullptr;
     Header h{};
     memcpy(h.uuid, s->header->uuid, sizeof h.uuid);
+    memcpy(h.home, s->header->home, sizeof h.home);
     h.created_ns = s->header->created_ns;
     h.geometry = s->g;
     return geometry_dict(h);
@@ -466,6 +467,46 @@ static PyObject* segment_set_budget(PyObject* self, PyObject* arg) {
     return s ? set_frames(s, s->header->budget_frames, n, "a budget") : nullptr;
 }
 
+// counted_frames(timeout) -> the frames that have memory or are lent, read under the memory lock: a client that has
+// compared them with an earlier budget has counted its own by then
+static PyObject* segment_counted_frames(PyObject* self, PyObject* args) {
+    double timeout = Py_HUGE_VAL;
+    if (!PyArg_ParseTuple(args, "|d:counted_frames", &timeout)) return nullptr;
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    u64 frames = 0;
+    bool locked;
+    {
+        Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
+        locked = lock_memory(*s);
+        if (locked) {
+            frames = u64(s->header->resident.load_relaxed()) + loan::lent(s->header->loan.load_seq_cst());
+            unlock_memory(*s);
+        }
+    }
+    if (!locked) return check_signals() < 0 ? nullptr : raise_late(s, "the memory of the pages");
+    return PyLong_FromUnsignedLongLong(frames);
+}
+
+// reopen() -> a new descriptor of the segment's file, also after its name was removed
+static PyObject* segment_reopen(PyObject* self, PyObject*) {
+    Segment* s = opened(S(self));
+    if (!s) return nullptr;
+    int fd = prim::reopen(s->fd);
+    return fd < 0 ? raise_errno(fd, "the segment cannot be opened") : PyLong_FromLong(fd);
+}
+
+// set_page_sizes(bits of the other page sizes, bytes of the whole budget): under the lock of the page sizes.
+static PyObject* segment_set_page_sizes(PyObject* self, PyObject* args) {
+    unsigned long long sizes, bytes;
+    Segment* s = PyArg_ParseTuple(args, "KK:set_page_sizes", &sizes, &bytes) ? opened(S(self)) : nullptr;
+    if (!s) return nullptr;
+    s->header->whole_budget_bytes.store_seq_cst(bytes);
+    s->header->other_sizes.store_seq_cst(sizes);
+    Py_RETURN_NONE;
+}
+
 static PyObject* segment_set_asked_frames(PyObject* self, PyObject* arg) {
     u64 n;
     Segment* s = with_number(self, arg, n);
@@ -596,6 +637,9 @@ static PyMethodDef own_methods[] = {
     {"grow_advice", entered<segment_grow_advice, SegmentEntry>, METH_VARARGS, ""},
     {"set_durable_lsn", entered<segment_set_durable_lsn, SegmentEntry>, METH_O, ""},
     {"raise_durable_lsn", entered<segment_raise_durable_lsn, SegmentEntry>, METH_O, ""},
+    {"counted_frames", entered<segment_counted_frames, SegmentEntry>, METH_VARARGS, ""},
+    {"reopen", entered<segment_reopen, SegmentEntry>, METH_NOARGS, ""},
+    {"set_page_sizes", entered<segment_set_page_sizes, SegmentEntry>, METH_VARARGS, ""},
     {"set_asked_frames", entered<segment_set_asked_frames, SegmentEntry>, METH_O, ""},
     {"set_min_frames", entered<segment_set_min_frames, SegmentEntry>, METH_O, ""},
     {"mark_unlinked", entered<segment_mark_unlinked, SegmentEntry>, METH_NOARGS, ""},

@@ -236,6 +236,14 @@ static PyObject* segment_durable_lsn(PyObject* self, PyObject*) {
     return s ? PyLong_FromUnsignedLongLong(s->header->durable_lsn.load_seq_cst()) : nullptr;
 }
 
+// page_sizes() -> (bits of the other page sizes, bytes of the whole budget)
+static PyObject* segment_page_sizes(PyObject* self, PyObject*) {
+    Segment* s = seen(S(self));
+    return s ? Py_BuildValue("KK", (unsigned long long)s->header->other_sizes.load_seq_cst(),
+                             (unsigned long long)s->header->whole_budget_bytes.load_seq_cst())
+             : nullptr;
+}
+
 static PyObject* segment_budget_frames(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     return s ? PyLong_FromUnsignedLong(s->header->budget_frames.load_acquire()) : nullptr;
@@ -575,6 +583,7 @@ PyMethodDef observe_methods[] = {
     {"durable_lsn", entered<segment_durable_lsn, SegmentEntry>, METH_NOARGS, "The LSN up to which the log is durable."},
     {"caches", entered<segment_caches, SegmentEntry>, METH_NOARGS, "The caches of the pool."},
     {"budget_frames", entered<segment_budget_frames, SegmentEntry>, METH_NOARGS, "How many frames may have memory."},
+    {"page_sizes", entered<segment_page_sizes, SegmentEntry>, METH_NOARGS, "Others, and the whole budget."},
     {"raw_frames", entered<segment_raw_frames, SegmentEntry>, METH_NOARGS, ""},
     {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS, ""},
     {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O, ""},
