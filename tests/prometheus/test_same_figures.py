@@ -6,31 +6,99 @@ The dashboard's own queries are asked of a Prometheus server that has two scrape
 import asyncio
 import errno
 import json
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
-from bufferpool.errors import PoolExhausted, StoreError
+import bufferpool as bp
+from bufferpool.client import trouble
+from bufferpool.errors import PageCorrupt, PoolExhausted, StoreError, TooManyClients
 from bufferpool.figures.names import OPERATION_KINDS
 from bufferpool.prometheus import collector, server
-from tests.conftest import PAGE, ROOT
+from bufferpool.stores.checksum import seal
+from tests.conftest import PAGE, ROOT, WAIT
 from tests.support.backfill import SPAN_S, server_of
 from tests.support.memory_store import Memory
 from tests.support.scrape import get, read
 
 DASHBOARD = json.loads((ROOT / "dashboards" / "bufferpool.json").read_text())
 TRIMMED, LOG_PAGE = 61, 65536
-CACHE_BYTES = 10928
 HELD, HELD_BLOCK = 10_000, 3 * 4096  # a value that has a block of its own, and the memory of that
 EVICTED = 59  # of the trimmed pages; two are old versions, free already
 
 
-def work(pool, data_file):
+def record(key_bytes: int, value_bytes: int) -> int:
+    """The bytes of a value in the log: a head of 8 bytes and the key, then the value, each up to a multiple of 16."""
+    return -(-(-(-(8 + key_bytes) // 16) * 16 + value_bytes) // 16) * 16
+
+
+# A key is a tag, and the eight bytes of an int, or the text. An error is its text and its pickle.
+INT_KEY, TEXT_KEY = 1 + 8, 1 + len("held")
+ERROR = ZeroDivisionError("integer division or modulo by zero")
+TOLD = pickle.dumps((f"ZeroDivisionError: {ERROR}", pickle.dumps(ERROR, 5)), 5)
+CACHE_BYTES = 5 * record(INT_KEY, 100) + record(TEXT_KEY, HELD) + record(INT_KEY, len(TOLD))
+
+EVENTS = {
+    ("created", "asked"): 1, ("trimmed", "asked"): 1, ("reaped", "died"): 1, ("load_failed", "store"): 2,
+    ("flush_failed", "store"): 1, ("flush_recovered", "store"): 1,
+}  # fmt: skip
+
+
+def read_and_wait(pool, ready):
+    """A client that pins a page until it is killed."""
+    page = pool.open_file(pool.space("table").path, name="table")[150]
+    ready.set()
+    time.sleep(600)
+    del page
+
+
+def attach(name):
+    with pytest.raises(TooManyClients):
+        bp.Pool.attach(name)
+
+
+def go_wrong(pool, table, data_file, child, spawn):
+    """What an operator has alerts for: each counted."""
+    ready = spawn.Event()
+    victim = child(read_and_wait, pool, ready)  # 1 miss, 1 load, 1 pin
+    assert ready.wait(WAIT)
+    child(attach, pool.name).result()  # 1 client is refused: both slots are taken
+    victim.kill()
+    assert pool.reap() == 1  # 1 pin is broken; event
+    full = Memory(10)
+    disk = pool.open_store("disk", full, mode="r+")
+    with disk.write(3) as page:  # 1 miss, 1 load, 1 published
+        page[:] = 6
+    full.fail_write = OSError(errno.ENOSPC, "full")
+    with pytest.raises(StoreError):
+        disk.flush()  # 1 failed flush; event
+    full.fail_write = None
+    assert disk.flush() == 1  # 1 flush, 1 page; event
+    path = data_file(4)
+    pages = np.fromfile(path, np.uint8).reshape(4, PAGE)
+    for n, page in enumerate(pages):
+        seal(page, n)
+    right = pages[1].tobytes()
+    pages[1:3, 7] += 1
+    pages.tofile(path)
+    sealed = pool.open_file(path, "r", name="sealed", checksum=True, repair=lambda n, _: right if n == 1 else None)
+    assert sealed[1][7] == right[7]  # 1 miss, 1 load, 1 corrupt, 1 repaired
+    with pytest.raises(PageCorrupt):
+        sealed[2]  # 1 miss, 1 corrupt, 1 failure, and a frame that is free; event
+    pool.checkpoint(1)  # 1 checkpoint; table's page 5 is written: 1 flush, 1 page
+    del table
+
+
+def work(pool, data_file, child, spawn):
     """A workload of which each figure is known."""
     table = pool.open_file(data_file(200), "r+", name="table")
     store = Memory(40)
@@ -78,6 +146,7 @@ def work(pool, data_file):
         cache.get_or_load(9, lambda _: 1 // 0)
     cache.put("held", bytes(HELD))  # 1 put
     table.set_share(limit=32 * PAGE, reserve=8 * PAGE)
+    go_wrong(pool, table, data_file, child, spawn)
     # 4 misses, 4 pinned pages, 1 hit of the cache, 1 value that is held
     return [*(table[n] for n in range(120, 124)), cache.get("held")]
 
@@ -124,28 +193,28 @@ def _shown(state: str, right: float) -> Figure:
 
 FIGURES = (
     _plain("hits", 17),
-    _plain("misses", 76, panel=("Misses and evictions per second", "misses", "")),
-    _plain("loads", 74),
-    _plain("load_bytes", 74 * PAGE, "loaded_bytes_total", ("Read from the stores", "{{pool}}", "")),
-    _plain("load_failures", 4, panel=("Failed loads", "pages", "")),
+    _plain("misses", 80, panel=("Misses and evictions per second", "misses", "")),
+    _plain("loads", 77),
+    _plain("load_bytes", 77 * PAGE, "loaded_bytes_total", ("Read from the stores", "{{pool}}", "")),
+    _plain("load_failures", 5, panel=("Failed loads", "pages", "")),
     _plain("exhausted", 1, panel=("Failed loads", "exhausted", "")),
     _plain("prefetched", 5, panel=("Read ahead", "read ahead", "")),
     _plain("prefetched_unused", 1, panel=("Read ahead", "evicted unused", "")),
-    _plain("publishes", 9),
+    _plain("publishes", 10),
     _plain("appends", 0),
-    _plain("flushes", 1),
-    _plain("flushed_pages", 4, panel=("Pages flushed per second", "pages", "")),
+    _plain("flushes", 3),
+    _plain("flushed_pages", 6, panel=("Pages flushed per second", "pages", "")),
     _plain("foreground_flushes", 0, panel=("Pages flushed per second", "foreground batches", "")),
-    _plain("flush_failures", 0, panel=("Pages flushed per second", "failures", "")),
-    _plain("checkpoints", 0, panel=("Pages flushed per second", "checkpoints", "")),
-    _plain("refused_clients", 0),
-    _plain("reaped", 0, "clients_reaped_total", ("Clients reaped", "", "")),
-    _plain("pins_broken", 0, panel=("Deaths and their consequences", "pins broken", "")),
-    _plain("corrupt_pages", 0),
-    _plain("repaired_pages", 0),
+    _plain("flush_failures", 1, panel=("Pages flushed per second", "failures", "")),
+    _plain("checkpoints", 1, panel=("Pages flushed per second", "checkpoints", "")),
+    _plain("refused_clients", 1),
+    _plain("reaped", 1, "clients_reaped_total", ("Clients reaped", "", "")),
+    _plain("pins_broken", 1, panel=("Deaths and their consequences", "pins broken", "")),
+    _plain("corrupt_pages", 2),
+    _plain("repaired_pages", 1),
     _plain("object_bytes", LOG_PAGE + HELD_BLOCK, "object_bytes", ("Memory by content", "values of caches", "")),
     _plain("lent_bytes", LOG_PAGE + HELD_BLOCK, "lent_bytes"),
-    _plain("resident_bytes", 8 * PAGE, "resident_bytes", ("How much memory", "resident", "")),
+    _plain("resident_bytes", 12 * PAGE, "resident_bytes", ("How much memory", "resident", "")),
     _plain("budget_bytes", 64 * PAGE, "budget_bytes", ("How much memory", "budget", "")),
     _plain("max_bytes", 64 * PAGE, "max_bytes", ("How much memory", "maximum", "")),
     *(
@@ -166,10 +235,10 @@ FIGURES = (
         )
         for why, right in (("drop", 1), ("trim", TRIMMED), ("idle", 0), ("pressure", 0), ("client_exit", 0), ("budget", 0))
     ),
-    _shown("clean", 1), _shown("dirty", 3), _shown("pinned", 4), _shown("hole", 56), _shown("free", 0),
+    _shown("clean", 5), _shown("dirty", 2), _shown("pinned", 4), _shown("hole", 52), _shown("free", 1),
     _plain("held_back_pages", 1, "held_back_pages"),
-    Figure(3, lambda s: s["frames"]["dirty"], "dirty_pages", {}),
-    Figure(2, lambda s: sum(s["unsaved_pages"].values()), "unsaved_pages", {}),
+    Figure(2, lambda s: s["frames"]["dirty"], "dirty_pages", {}),
+    Figure(1, lambda s: sum(s["unsaved_pages"].values()), "unsaved_pages", {}),
     *(
         Figure(0, lambda s, w=what: s["pending_operations"][w], "pending_operations",
                {"operation": what}, ("Operations under way", "{{operation}}", what))
@@ -181,13 +250,13 @@ FIGURES = (
         for what in OPERATION_KINDS
     ),
     _space("hits", 16, "table", "space_hits_total"),
-    _space("misses", 72, "table", "space_misses_total"),
+    _space("misses", 73, "table", "space_misses_total"),
     _space("misses", 4, "bad", "space_misses_total"),
     _space("hits", 1, "scratch", "space_hits_total"),
     _space("misses", 0, "scratch", "space_misses_total"),
-    _space("resident", 6, "table", "space_resident_pages"),
+    _space("resident", 7, "table", "space_resident_pages"),
     _space("resident", 1, "scratch", "space_resident_pages"),
-    _space("dirty", 1, "table", "space_dirty_pages"),
+    _space("dirty", 0, "table", "space_dirty_pages"),
     _space("pages", 200, "table", "space_pages"),
     _space("limit", 32 * PAGE, "table", "space_limit_bytes"),
     _space("reserve", 8 * PAGE, "table", "space_reserve_bytes"),
@@ -195,7 +264,7 @@ FIGURES = (
     # The five that were loaded, the one that was put, and the error of the load that failed.
     Figure(7, lambda s: _named(s["caches"], "values")["count"], "cache_objects", {"cache": "values"}),
     Figure(CACHE_BYTES, lambda s: _named(s["caches"], "values")["bytes"], "cache_bytes", {"cache": "values"}),
-    Figure(256, lambda s: 256, "max_clients", {}),
+    Figure(2, lambda s: 2, "max_clients", {}),
     _cache("hits", 4), _cache("misses", 8), _cache("puts", 6),
     _cache("loads", 5, ("Loads and evictions of caches", "loads", "")),
     _cache("load_failures", 1, ("Failed loads", "values of caches", "")),
@@ -207,20 +276,20 @@ FIGURES = (
 
 # Panels with figures that are not counted: times, ages, the machine, and the ratios of counted ones.
 RATIOS = {
-    ("Budget in use", "", ""): (8 * PAGE + LOG_PAGE + HELD_BLOCK) / (64 * PAGE),
-    ("Hit ratio", "", ""): 17 / 93,
-    ("Hit ratio by pool", "{{pool}}", ""): 17 / 93,
-    ("Hit ratio by space", "{{pool}}: {{space}}", "table"): 16 / 88,
+    ("Budget in use", "", ""): (12 * PAGE + LOG_PAGE + HELD_BLOCK) / (64 * PAGE),
+    ("Hit ratio", "", ""): 17 / 97,
+    ("Hit ratio by pool", "{{pool}}", ""): 17 / 97,
+    ("Hit ratio by space", "{{pool}}: {{space}}", "table"): 16 / 89,
     ("Hit ratio by space", "{{pool}}: {{space}}", "bad"): 0,
-    ("Resident pages by space", "{{pool}}: {{space}}", "table"): 6 * PAGE,
+    ("Resident pages by space", "{{pool}}: {{space}}", "table"): 7 * PAGE,
     ("Hit ratio by cache", "{{pool}}: {{cache}}", "values"): 4 / 12,
     ("Given back", "", ""): (1 + TRIMMED) * PAGE,
-    ("Misses per second", "", ""): 76 / SPAN_S,
+    ("Misses per second", "", ""): 80 / SPAN_S,
     ("Clients", "", ""): 1,
     ("Attached clients", "{{state}}", "alive"): 1,
     ("Attached clients", "{{state}}", "dead"): 0,
     ("Attached clients", "stewards", ""): 0,
-    ("Dirty pages", "{{pool}} dirty", ""): 3 * PAGE,
+    ("Dirty pages", "{{pool}} dirty", ""): 2 * PAGE,
     ("Dirty pages", "{{pool}} held back", ""): PAGE,
     ("Working set by age, against the budget", "budget", ""): 64 * PAGE,
 }
@@ -250,20 +319,24 @@ def differences(stat: dict[str, Any], series: Any, pool: Any) -> list[str]:
     return found
 
 
-def test_every_view_shows_the_same_and_the_right_figures(make_pool, data_file, tmp_path):
-    pool = make_pool(64 * PAGE)
+def test_every_view_shows_the_same_and_the_right_figures(make_pool, data_file, tmp_path, child, spawn, monkeypatch):
+    monkeypatch.setattr(
+        trouble, "AGAIN_S", float("inf")
+    )  # one event for each failing space, however slow the machine is
+    pool = make_pool(64 * PAGE, max_clients=2)
     before = read(pool.name)
-    kept = work(pool, data_file)
+    kept = work(pool, data_file, child, spawn)
     stat, series = shown_by_stat(pool), read(pool.name)
     assert differences(stat, series, pool) == []
-    for name, count in (("load", 74), ("flush", 1), ("sync", 1)):
+    for name, count in (("load", 77), ("flush", 3), ("sync", 3)):
         assert get(series, f"{name}_seconds_count", pool) == count
     assert get(series, "space_load_failures_total", pool, space="bad", error="io") == 3
     assert get(series, "eviction_age_seconds_count", pool) == 7 + EVICTED
-    assert sum(get(series, "pages", pool, age=age) for age in collector.AGES) == 8
+    assert sum(get(series, "pages", pool, age=age) for age in collector.AGES) == 11
     assert get(series, "clients", pool, state="alive") == len(stat["clients"]) == 1
-    assert stat["frames"]["clean"] == 5  # pinned ones too
+    assert stat["frames"]["clean"] == 9  # pinned ones too
     assert [client["held_bytes"] for client in stat["clients"]] == [HELD_BLOCK]
+    the_events_are_the_same_and_right(pool, series)
     the_text_of_stat_shows_the_same(pool)
     top_shows_the_same(pool, series)
     the_screen_of_top_shows_the_same(pool)
@@ -272,28 +345,44 @@ def test_every_view_shows_the_same_and_the_right_figures(make_pool, data_file, t
     del kept
 
 
+def the_events_are_the_same_and_right(pool, series):
+    command = [sys.executable, "-m", "bufferpool.cli", "events", pool.name, "--json"]
+    shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert Counter((event["kind"], event["reason"]) for event in shown) == EVENTS
+    exported = {
+        (labels["event"], labels["reason"]): value
+        for (name, found), value in series.items()
+        if name == "bufferpool_events_total" and (labels := dict(found))["pool"] == pool.name
+    }
+    assert exported == EVENTS
+    assert get(series, "space_load_failures_total", pool, space="sealed", error="corrupt") == 1
+    assert get(series, "space_flush_failures_total", pool, space="disk", error="full") == 1
+
+
 # Of `bufferpool stat`, as it is printed. Figures that are not counted are left out: the kernel's, and the room for resize().
 TEXT = """
 page size    4096 B
-resident     32,768 B, as the pool counts
+resident     49,152 B, as the pool counts
 objects      77,824 B in 1 caches; 76.0 KiB of the budget is lent
-frames       8 live, 0 free, 0 busy, 0 retired, 56 hole
-live frames  1 clean, 3 dirty, 4 pinned; 1 dirty ones wait for the log, which is durable up to LSN 1
-unsaved      2 dirty pages of files and stores, in memory only until a flush
-hit ratio    18.28% (17 hits, 76 misses)
-loads        74, of them 5 read ahead (1 evicted unused); 4 failed
+frames       11 live, 1 free, 0 busy, 0 retired, 52 hole
+live frames  5 clean, 2 dirty, 4 pinned; 1 dirty ones wait for the log, which is durable up to LSN 1
+unsaved      1 dirty page of files and stores, in memory only until a flush
+hit ratio    17.53% (17 hits, 80 misses)
+loads        77, of them 5 read ahead (1 evicted unused); 5 failed
 reclaimed    248.0 KiB (drop 4.0 KiB, trim 244.0 KiB)
 evictions    7 recycled, 59 reclaimed
-writes       9 published, 0 appended, 4 flushed
-flushes      1, of them 0 by a client that needed a frame; 0 failed
-checksums    0 corrupt pages, 0 repaired
+writes       10 published, 0 appended, 6 flushed
+flushes      3, of them 0 by a client that needed a frame; 1 failed
+checksums    2 corrupt pages, 1 repaired
 under way    0 loads, 0 flushes
 exhausted    1 request found every frame pinned or dirty
-clients      0 reaped, 0 refused; at most 256 at a time
+clients      1 reaped, 1 refused; at most 2 at a time
 NAME     KIND     PAGES  RESIDENT  DIRTY  HITS  MISSES      LIMIT   RESERVE
-table    file       200         6      1    16      72  128.0 KiB  32.0 KiB
+table    file       200         7      0    16      73  128.0 KiB  32.0 KiB
 bad      store       40         1      1     0       4          -         -
 scratch  scratch      4         1      1     1       0          -         -
+disk     store       10         1      0     0       1          -         -
+sealed   file         4         1      0     0       2          -         -
 NAME    VALUES   BYTES  HITS  MISSES  LOADS  EVICTIONS  REFUSED      LIMIT   RESERVE
 values       7  10,928     4       8      5          0        0  128.0 KiB  32.0 KiB
 clients (1)
@@ -323,19 +412,22 @@ def the_screen_of_top_shows_the_same(pool):
                 ]
                 for name in ("spaces", "caches", "clients")
             }
-            return rows, str(top.query_one("#head").render()), str(top.query_one("#memory").render())
+            return rows, *(str(top.query_one(name).render()) for name in ("#head", "#memory", "#events"))
 
-    rows, head, memory = asyncio.run(session())
+    rows, head, memory, events = asyncio.run(session())
+    assert [line.partition("  ")[2] for line in events.splitlines()] == [str(one) for one in reversed(pool.events())]
     assert sorted(rows["spaces"]) == [
         ["bad", "store", "40", "1", "1", "0", "0", "-", "-", "-"],
+        ["disk", "store", "10", "1", "0", "0", "0", "-", "-", "-"],
         ["scratch", "scratch", "4", "1", "1", "0", "0", "-", "-", "-"],
-        ["table", "file", "200", "6", "1", "0", "0", "-", "128K", "32.0K"],
+        ["sealed", "file", "4", "1", "0", "0", "0", "-", "-", "-"],
+        ["table", "file", "200", "7", "0", "0", "0", "-", "128K", "32.0K"],
     ]
     assert rows["caches"] == [["values", "7", "10.7K", "0", "0", "-", "0", "0", "128K", "32.0K"]]
     assert [row[3:] for row in rows["clients"]] == [["4", "4", "12.0K", ""]]
-    assert f"{pool.name}  32.0K of 256K budget" in head
+    assert f"{pool.name}  48.0K of 256K budget" in head
     assert "caches 76.0K" in head
-    assert "pinned 16.0K  ■ dirty 12.0K  ■ clean 4.0K  ■ given back 224K" in memory
+    assert "pinned 16.0K  ■ dirty 8.0K  ■ clean 20.0K  ■ free 4.0K  ■ given back 208K" in memory
 
 
 def top_shows_the_same(pool, series):
@@ -363,7 +455,7 @@ def the_dashboard_shows_the_same(folder, before, series):
     for state in ("clean", "dirty", "pinned", "free"):
         right["Memory by content", state, state] *= PAGE
     right |= {
-        ("Misses per second", "", ""): 76,
+        ("Misses per second", "", ""): 80,
         **{key: value for key, value in RATIOS.items() if key[0] != "Misses per second"},
     }
     assert {key: shown.get(key) for key in right} == {
@@ -371,10 +463,10 @@ def the_dashboard_shows_the_same(folder, before, series):
     }
 
 
-def test_each_wrong_figure_is_found(make_pool, data_file):
+def test_each_wrong_figure_is_found(make_pool, data_file, child, spawn):
     """The test above must not pass for any figure that is one off, in either view."""
-    pool = make_pool(64 * PAGE)
-    kept = work(pool, data_file)
+    pool = make_pool(64 * PAGE, max_clients=2)
+    kept = work(pool, data_file, child, spawn)
     stat, series = shown_by_stat(pool), read(pool.name)
     assert differences(stat, series, pool) == []
     for figure in FIGURES:
@@ -391,9 +483,11 @@ def test_each_wrong_figure_is_found(make_pool, data_file):
             where[name] = value + 1
             found = differences(stat, series, pool)
             where[name] = value
-            assert found or where.get("name") in ("bad", "scratch"), f"{name} of {where.get('name', 'the pool')}"
+            assert found or where.get("name") in OTHER_SPACES, f"{name} of {where.get('name', 'the pool')}"
     del kept
 
+
+OTHER_SPACES = ("bad", "scratch", "disk", "sealed")  # each figure of a space is compared for `table`, some for these
 
 # Figures of `stat` that are no counts of this workload: of the kernel, of the policy, or fixed.
 NOT_COMPARED = {
@@ -403,21 +497,39 @@ NOT_COMPARED = {
 }  # fmt: skip
 
 
+# Families that are not in FIGURES, and why.
+APART = {
+    "events",
+    "space_load_failures",
+    "space_flush_failures",
+    "clients",
+    "pages",
+    "eviction_age_seconds",
+}  # compared above, in a form of their own; of `pages` and `eviction_age_seconds` the sum and the count
+OF_TIME = {"last_event_timestamp_seconds", "last_checkpoint_timestamp_seconds"}  # when the test ran
+OF_THE_KERNEL = {"kernel_bytes", "metadata_bytes", "room_bytes"}  # depends on its pages, and on the tmpfs
+OF_THE_POLICY = {
+    "policy_mode",
+    "policy_mode_changes",
+    "advised_hit_ratio",
+    "advised_budget_bytes",
+    "compacted_pages",
+}  # a simulation needs thousands of references: test_advice.py, test_policy.py, test_compaction.py
+FIXED = {"min_bytes", "page_size_bytes"}  # as the pool was made
+ELSEWHERE = {"steward", "lock_repairs"}  # no steward, and no lock whose holder died: test_metrics.py
+
+
 def test_every_metric_of_a_pool_is_compared_or_named():
     """A metric that is new is not compared unless somebody counts it."""
     compared = {figure.metric.removesuffix("_total") for figure in FIGURES}
     families = {family.name.removeprefix("bufferpool_") for family in collector.FAMILIES}
-    assert families - compared == {
-        "min_bytes", "room_bytes", "kernel_bytes", "metadata_bytes", "page_size_bytes", "pages",
-        "eviction_age_seconds", "compacted_pages", "last_checkpoint_timestamp_seconds", "policy_mode", "policy_mode_changes",
-        "clients", "steward", "lock_repairs", "space_load_failures", "space_flush_failures", "advised_hit_ratio", "advised_budget_bytes", "events", "last_event_timestamp_seconds",
-    }  # fmt: skip
+    assert families - compared == APART | OF_TIME | OF_THE_KERNEL | OF_THE_POLICY | FIXED | ELSEWHERE
 
 
-def test_the_dashboard_asks_for_what_is_exported_and_nothing_else_by_name(make_pool, data_file):
+def test_the_dashboard_asks_for_what_is_exported_and_nothing_else_by_name(make_pool, data_file, child, spawn):
     """A query of the dashboard for a label's value that no series has shows an empty panel, which looks like calm."""
-    pool = make_pool(64 * PAGE)
-    kept = work(pool, data_file)
+    pool = make_pool(64 * PAGE, max_clients=2)
+    kept = work(pool, data_file, child, spawn)
     text = server.text_of(pool.name)
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", []):
