@@ -57,6 +57,7 @@
         └── LoaderOverrun            a loader wrote outside its buffer
 
 ``Pool.open`` gives the warning ``PoolDiffers`` if an existing pool has another capacity than was asked for,
+creating one gives ``PoolTooLarge`` if its tmpfs cannot hold the capacity,
 and opening a space or flushing gives ``PoolNameless`` if the pool's name has been removed.
 Wrong arguments raise ``ValueError`` or ``TypeError``; releasing a pin, or
 closing a pool, while arrays over its pages exist raises ``BufferError``.
@@ -93,6 +94,7 @@ __all__ = [
     "PoolMismatch",
     "PoolNameless",
     "PoolReadOnly",
+    "PoolTooLarge",
     "RemoteChanged",
     "SegmentCorrupt",
     "SegmentError",
@@ -204,6 +206,10 @@ class PoolMismatch(SegmentError, ValueError):
 
 class PoolDiffers(UserWarning):
     """The pool exists, and differs from the request in a property that can be changed later."""
+
+
+class PoolTooLarge(UserWarning):
+    """A new pool's capacity is more than its tmpfs can hold."""
 
 
 class PoolNameless(UserWarning):

@@ -23,6 +23,7 @@ from bufferpool.errors import (
     BufferPoolError,
     PoolDiffers,
     PoolMismatch,
+    PoolTooLarge,
     SegmentExists,
     SegmentNotFound,
     SegmentReplaced,
@@ -100,6 +101,19 @@ def _close_all() -> None:
 _at_end = AtEnd(_close_all)
 
 
+def _warn_if_too_large(path: str, capacity: int) -> None:
+    """Gives PoolTooLarge if the tmpfs of a segment is smaller than the capacity."""
+    directory = os.path.dirname(path)
+    about = os.statvfs(directory)
+    size = about.f_blocks * about.f_frsize  # 0: without a limit
+    if 0 < size < capacity:
+        text = (
+            f"pool {os.path.basename(path)!r} has a capacity of {format_size(capacity)}, and {directory} holds {format_size(size)}: "
+            "ask for less (capacity='auto'), or enlarge the tmpfs (mount -o remount,size=…; docker run --shm-size=…)"
+        )
+        warnings.warn(PoolTooLarge(text), stacklevel=3)
+
+
 class Pool(PoolFigures):
     """An attached buffer pool.
 
@@ -159,6 +173,8 @@ class Pool(PoolFigures):
         attached at once. ``max_pages``: pages of all its spaces together.
         ``permissions``: those of the segment's file. ``directory``: another tmpfs mount.
 
+        A capacity above the size of the tmpfs gives the warning PoolTooLarge.
+
         Raises SegmentExists, SharedMemoryFull, NotTmpfs, SegmentRefused,
         ValueError, TypeError.
         """
@@ -182,6 +198,7 @@ class Pool(PoolFigures):
             reserve=None if reserve is None else parse_size(reserve, "reserve"),
         )
         made = segment_file.create(path, segment_file.plan(sizes), permissions)
+        _warn_if_too_large(path, sizes.capacity)
         try:
             pool = cls.attach(name, directory=directory)
         except BaseException:
@@ -233,6 +250,8 @@ class Pool(PoolFigures):
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Attaches to the pool, or creates it; safe between processes starting together.
+
+        It creates a pool for a mistyped name, too. Use :meth:`attach` where the pool must exist.
 
         It takes the arguments of :meth:`create`. An argument that is not given accepts what the pool has, or is the
         default for a new pool. Every argument is checked, whether or not the pool exists.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.errors import PoolDiffers, PoolMismatch, PoolReadOnly, SegmentNotFound
+from bufferpool.errors import PoolDiffers, PoolMismatch, PoolReadOnly, PoolTooLarge, SegmentNotFound
 from tests.conftest import EXTENT, PAGE, stamp
 
 ALL = {
@@ -131,3 +131,12 @@ def test_open_for_reading_reads(opened, data_file):
             reader.resize(32 * PAGE)
         with pytest.raises(PoolReadOnly):
             reader.open_scratch("work", 4)
+
+
+def test_a_capacity_that_the_tmpfs_cannot_hold_gives_a_warning(pool_name):
+    """A pool of a terabyte was made without a word; it got SharedMemoryFull when the tmpfs was full."""
+    for make in (bp.Pool.create, bp.Pool.open):
+        with pytest.warns(PoolTooLarge, match=r"capacity of .*, and /dev/shm holds .*enlarge the tmpfs"):
+            pool = make(pool_name, 2 * os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize)
+        pool.unlink()
+        pool.close()
