@@ -135,6 +135,8 @@ def test_the_rules_of_the_dashboard_linter_hold():
             assert len(counters) == len(re.findall(r"bufferpool_\w+_total", expr)), expr
             for window in re.findall(r"\[([^]]+)\]", expr):  # target-rate-interval-rule
                 assert window in ("$__rate_interval", "$__range"), expr
+            for window in re.findall(r"\brate\([^\[]*\[([^]]+)\]", expr):
+                assert window == "$__rate_interval", expr
     for mark in DASHBOARD["annotations"]["list"]:
         assert all('job=~"$job"' in matchers for matchers in expressions(mark["expr"]))
 
