@@ -110,10 +110,10 @@ def alive(pid: int) -> bool:
 
 
 def is_runnable(pid: int) -> bool:
-    """Whether a thread of a process runs, or would if there were a processor for it."""
+    """Whether a thread of a process runs, would if there were a processor for it, or is busy in the kernel (a fork)."""
     with suppress(OSError):
         return any(
-            (thread / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+            (thread / "stat").read_text().rpartition(")")[2].split()[0] in "RD"
             for thread in Path(f"/proc/{pid}/task").iterdir()
         )
     return False

@@ -199,9 +199,9 @@ class Storm(deaths.Storm):
             os.setpgid(0, self.group)
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
             guarded(self.directory, lead_a_crowd, str(self.directory), self.name)
-        end = time.monotonic() + self.HANGS_S
+        began = time.monotonic()
         while not os.waitpid(leader, os.WNOHANG)[0]:
-            if time.monotonic() > end:
+            if self.hangs(leader, time.monotonic() - began):
                 self.find("hung", f"the leader of a crowd does not end, {state_of(leader)}")
                 os.kill(leader, signal.SIGUSR1)
                 time.sleep(0.2)
