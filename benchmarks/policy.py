@@ -34,7 +34,12 @@ SHIPPED = {
     "htap": ROOT / "tests" / "traces",
     "tpch": ROOT / "tests" / "traces",
 }
-BARS = {"folder": (0.33, 1.05), "cuts": (0.62, 1.05), "made": (0.63, 1.1), "sets": (0.66, 1.05)}  # mean score, worst point
+BARS = {
+    "folder": (0.33, 1.05),
+    "cuts": (0.62, 1.05),
+    "made": (0.63, 1.1),
+    "sets": (0.66, 1.05),
+}  # mean score, worst point
 
 Published = dict[tuple[str, int], dict[str, float]]
 

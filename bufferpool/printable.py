@@ -2,7 +2,7 @@
 
 Other users choose the names of pools, spaces, files and programs. An escape sequence in a name can rewrite the screen, a newline
 can forge a line of a table, and an override of the writing direction can show another name.
-All that is printed, and every error's message, goes through :func:`printable`.
+Commands print every text, and errors make every message, with :func:`printable`.
 """
 
 import unicodedata

@@ -44,7 +44,7 @@ class Mixin:
     deaths: float = 3
     """More dead clients in a quarter of an hour are too many."""
     hangs_s: float = 60
-    """A load or a flush that has not come forward for so many seconds hangs."""
+    """A load or a flush that has made no progress for so many seconds hangs."""
     foreground_per_s: float = 0.1
     """More flushes a second by clients that need a frame are too many."""
 
@@ -122,7 +122,7 @@ def of_stores(m: Mixin) -> list[Alert]:
               "memory, and only there. bufferpool events has the page and the errno, bufferpool spaces the path."),
         Alert("BufferPoolStoreHangs", f"bufferpool_oldest_operation_seconds{{$S}} > {m.hangs_s:g}",
               "1m", "critical", "A store or a loader of pool {{ $labels.pool }} does not answer",
-              "A {{ $labels.operation }} has not come forward for {{ $value | humanizeDuration }}: a disk, a network file system, a "
+              "A {{ $labels.operation }} has made no progress for {{ $value | humanizeDuration }}: a disk, a network file system, a "
               "loader or a log that hangs. bufferpool operations names the space and page, or the cache and key, and the process."),
         Alert("BufferPoolHeldBackGrowing",
               "min_over_time(bufferpool_held_back_pages{$S}[10m]) > 0 and delta(bufferpool_held_back_pages{$S}[10m]) > 0",

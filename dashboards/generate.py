@@ -293,7 +293,7 @@ def write_back() -> list[Any]:
               "a larger budget, avoids this.",
               PER_SECOND, (rate("flushed_pages_total"), "pages"), (rate("foreground_flushes_total"), "foreground batches"),
               (rate("flush_failures_total"), "failures"), (rate("checkpoints_total"), "checkpoints")),
-        lines("Longest operation", "How long the one of each kind that has waited longest has not come forward: loads and flushes of pages, loads of values of "
+        lines("Longest operation", "How long the one of each kind that has waited longest has made no progress: loads and flushes of pages, loads of values of "
               "caches, syncs of the log, saves of the working set. It grows where one hangs: bufferpool operations names the page or the key, and the process.",
               SECONDS, (f"max by (operation) (bufferpool_oldest_operation_seconds{HERE})", "{{operation}}"), axis=(None, 1)),
         lines("Operations under way", "What is under way at the moment of the scrape, by kind.",

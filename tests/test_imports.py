@@ -70,6 +70,25 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     list(graphlib.TopologicalSorter({module_of(path): set(imports_of(path)) for path in FILES}).static_order())
 
 
+def drawing() -> str:
+    """The rooms, each with those that it imports. Every arrow points to a room on a later line."""
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        here = room_of(module_of(path))
+        arrows.setdefault(here, set()).update(room_of(module) for module in imports_of(path))
+    lines = []
+    for room in (room for rooms in ORDER for room in rooms if room in arrows and room not in ("__init__", "__main__")):
+        below = [other for rooms in ORDER for other in rooms if other in arrows[room] - {room, "__init__", "_core"}]
+        lines.append(f"{room:12} -> {', '.join(below)}" if below else room)
+    return "\n".join(lines)
+
+
+def test_the_drawing_of_the_imports_is_true() -> None:
+    """CONTRIBUTING.md shows it: no circle, and no arrow to a room on an earlier line."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert f"```text\n{drawing()}\n```" in text, f"put this into CONTRIBUTING.md:\n{drawing()}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_no_module_uses_private_names_of_another(path: Path) -> None:
     """There were 105 such uses: 53 of ``pool._seg`` alone."""

@@ -39,6 +39,20 @@ def test_an_include_points_to_the_same_room_or_an_earlier_one() -> None:
             assert ROOMS.index(name.partition("/")[0]) <= ROOMS.index(room), f"{path} includes {name}, of a later room"
 
 
+def test_the_drawing_of_the_includes_is_true() -> None:
+    """The README of the core shows it: no arrow to a room on an earlier line."""
+    arrows = {
+        room: {name.partition("/")[0] for p in SOURCES if p.parent.name == room for name in includes(p)}
+        for room in ROOMS
+    }
+    lines = []
+    for room in reversed(ROOMS):
+        below = [other for other in reversed(ROOMS) if other in arrows[room] - {room}]
+        lines.append(f"{room:8} -> {', '.join(below)}" if below else room)
+    drawing = "\n".join(lines)
+    assert f"```text\n{drawing}\n```" in (CORE / "README.md").read_text(), f"put this into core/README.md:\n{drawing}"
+
+
 def test_no_header_includes_itself_by_way_of_others() -> None:
     def visit(name: str, above: tuple[str, ...]) -> None:
         assert name not in above, " -> ".join([*above, name])

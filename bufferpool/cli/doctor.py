@@ -96,7 +96,7 @@ def _huge_pages(directory: str, release: str) -> Finding:
     if affected:
         text += "; kernels 6.14 to 7.0-rc1 return wrong data after MADV_REMOVE of a part of a huge page"
         return Finding(Level.FAIL, "huge pages", text, remedy)
-    return Finding(Level.WARN, "huge pages", f"{text}: memory goes back to the kernel less exactly", remedy)
+    return Finding(Level.WARN, "huge pages", f"{text}: memory is given back to the kernel less exactly", remedy)
 
 
 def _space_in(directory: str) -> Iterator[Finding]:

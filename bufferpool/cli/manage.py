@@ -35,7 +35,7 @@ from bufferpool.stores.base import sync_directory
 from bufferpool.units import counted, format_size
 from bufferpool.upkeep.steward import Settings, run
 
-LOOK_S = 0.2  # between two looks at whether a flush comes forward
+LOOK_S = 0.2  # between two looks at whether a flush makes progress
 
 
 def _rm(args: argparse.Namespace) -> int:
@@ -115,7 +115,7 @@ def _unless_it_hangs(args: argparse.Namespace, pool: Pool, work: Callable[[], in
         moved = max(moved, now - min(idle, default=math.inf))
         if now - moved >= args.timeout:
             raise WaitTimeout(
-                f"{args.name}: the flush has not come forward for {args.timeout:g} s; pages that are not written stay dirty. "
+                f"{args.name}: the flush has made no progress for {args.timeout:g} s; pages that are not written remain dirty. "
                 f"bufferpool operations {args.name} shows what hangs, and for how long (--timeout S waits longer)"
             )
     if job.error is not None:
@@ -357,7 +357,7 @@ def register(commands: Commands) -> None:
     flush = commands.add(
         "flush", _flush, "write dirty pages to their files, and sync them",
         "Pages above the pool's durable LSN stay dirty, and so do pages whose store only another process has.\n"
-        "A flush that comes forward may take long. If the disk or the store hangs, the command gives up after --timeout.\n\n"
+        "A flush that makes progress may take long. If the disk or the store hangs, the command gives up after --timeout.\n\n"
         "example:\n  bufferpool flush orders",
     )  # fmt: skip
     flush.add_argument("space", metavar="SPACE", nargs="?", help="only this space")

@@ -214,7 +214,7 @@ _OPERATIONS: dict[OperationKind, str] = {
 
 def _under_way(stats: PoolStats) -> str:
     oldest = max(stats.oldest_operation_s.values())
-    waits = f"; one has not come forward for {oldest:.1f} s" if oldest >= LATE_S else ""
+    waits = f"; one has made no progress for {oldest:.1f} s" if oldest >= LATE_S else ""
     counts = {_OPERATIONS[kind]: n for kind, n in stats.pending_operations.items() if n or kind in ("load", "flush")}
     return ", ".join(f"{n:,} {name}" for name, n in counts.items()) + waits
 

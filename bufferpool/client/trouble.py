@@ -22,7 +22,7 @@ from bufferpool.figures.operations import LATE_S, Operation, read_operations
 
 LOG = logging.getLogger("bufferpool")
 AGAIN_S = 10.0
-HANGS_S = 10.0  # an operation that has not come forward for so long is an event (after LATE_S, if a client gave up waiting for it)
+HANGS_S = 10.0  # an operation that has made no progress for so long is an event (after LATE_S, if a client gave up waiting for it)
 
 _told_at: dict[tuple[str, EventKind, int, int], float] = {}
 _unwritten: dict[tuple[str, int, int], int] = {}

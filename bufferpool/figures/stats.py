@@ -317,7 +317,7 @@ class PoolStats:
     pending_operations: dict[OperationKind, int]
     """How many operations of each kind are under way now: see :class:`Operation`."""
     oldest_operation_s: dict[OperationKind, float]
-    """How long the one of each kind that has waited longest has not come forward, in seconds; 0 if none is under way."""
+    """How long the one of each kind that has waited longest has made no progress, in seconds; 0 if none is under way."""
     reaped: int
     """Clients that died and were reaped."""
     pins_broken: int
@@ -605,7 +605,7 @@ def read_caches(pool: Inspectable) -> list[CacheStats]:
 
 
 def read_pending(pool: Inspectable) -> dict[OperationKind, list[float]]:
-    """For each kind of operation, the seconds for which each one under way has not come forward."""
+    """For each kind of operation, the seconds for which each one under way has made no progress."""
     found: dict[OperationKind, list[float]] = {kind: [] for kind in OPERATION_KINDS}
     for _, kind, _, seconds in pool.seg.operations():
         found[kind].append(seconds)

@@ -231,7 +231,7 @@ WRITE_BACK = (
            "and saves of the working set.",
            lambda s: [((kind,), n) for kind, n in s.stats.pending_operations.items()], ("operation",)),
     Family(GaugeMetricFamily, "bufferpool_oldest_operation_seconds",
-           "How long the one of each kind that has waited longest has not come forward; 0 if none is under way. A store, a loader "
+           "How long the one of each kind that has waited longest has made no progress; 0 if none is under way. A store, a loader "
            "or a log that hangs makes it grow (bufferpool operations names the space, the page or the key, and the process).",
            lambda s: [((kind,), age) for kind, age in s.stats.oldest_operation_s.items()], ("operation",), "seconds"),
     _counter("bufferpool_checkpoints", "Checkpoints: each wrote all pages that were dirty before it.", "checkpoints"),

@@ -314,7 +314,7 @@ class Top(App[None]):
             table.add_row(Text(printable(name)), kind, *(Text(cell, justify="right") for cell in cells))
 
     def _show_hanging(self, now: Snapshot) -> None:
-        """Shows loads and flushes that have not come forward for long: of a healthy pool there are none."""
+        """Shows loads and flushes that have made no progress for long: of a healthy pool there are none."""
         late = [one for one in now.operations if one.seconds >= LATE_S]
         lines = [f"{one} has not come back for {one.seconds:.0f} s" for one in late]
         hangs = self.query_one("#hangs", Static)

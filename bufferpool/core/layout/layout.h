@@ -76,7 +76,7 @@ struct Intent {
     Atomic<u32> frame;   // LOAD, LOAD_MANY: once it is filled; PUBLISH, PUBLISH_MANY: the new frame
     Atomic<u32> old;     // PUBLISH, PUBLISH_MANY, DISCARD: the frame that is superseded; FLUSH: the last page
     Atomic<u32> victim;  // EVICT: the page that is evicted
-    Atomic<u32> since;   // LOAD, LOAD_MANY, FLUSH, LOG_SYNC, SAVE: the tick in which it last came forward
+    Atomic<u32> since;   // LOAD, LOAD_MANY, FLUSH, LOG_SYNC, SAVE: the tick in which it last made progress
     Atomic<u64> waits;   // LOAD, LOAD_MANY: for which page its thread waits (deadlock.h)
 };
 static_assert(sizeof(Intent) == 32);
@@ -169,8 +169,8 @@ enum SpaceFlags : u32 { SPACE_DISCARDABLE = 1, SPACE_WRITABLE = 2, SPACE_CHECKSU
 constexpr int GENERATION_SHIFT = 33;
 constexpr u64 CLOSED = u64(1) << (GENERATION_SHIFT - 1);
 constexpr u64 PAGES_MASK = CLOSED - 1;
-// The most generations of a slot, two for each space that is opened there. Then the slot is not used any more, so that
-// no generation is ever reused: an old handle, or an old reserved number, would be taken for a new one.
+// The last generation of a slot; each space that is opened there takes two. After it the slot is not used any more, so
+// that no generation is used twice: an old handle, or an old reserved number, would be taken for a new one.
 constexpr u64 GENERATIONS_MOST = (u64(1) << (64 - GENERATION_SHIFT)) - 1;
 
 struct alignas(64) SpaceSlot {
@@ -224,14 +224,15 @@ struct Shares {
     Share list[SHARES];
 };
 
-// In FrameSlot::count, beside the references: the page was read ahead and has not been used; the duel samples it.
+// Bits of FrameSlot::count. AHEAD: the page was read ahead and has not been used. SAMPLED: the duel samples the page.
+// REFERENCES: the bits that count references.
 constexpr u8 AHEAD = 0x80, SAMPLED = 0x40, REFERENCES = 3;
 
 struct FrameSlot {
     Atomic<u64> word;
     Atomic<u64> lsn;
     Atomic<u32> touched;  // when last referenced, in ticks of 2^27 ns (0.134 s)
-    // The policy's: all that a hit writes besides `touched`.
+    // What the policy knows of the page. A hit writes only these two bytes and `touched`.
     Atomic<u8> count, tag;
     u8 seen;              // used by rebuild(), under the memory lock
     Atomic<u8> mark;      // for the sampler: 0 not sampled, else the epoch in which it was last recorded (advice.h)
@@ -312,7 +313,7 @@ struct Header {
     LockWord advice;  // the shadows (advice.h): only advise() and growth wait for it
     LockWord growth;                 // memory for the segment's own data
     LockWord objects;                // the tables of the objects (objects.h)
-    Atomic<u32> dropped_aside;       // pages set aside and dropped, which the next holder of the memory lock counts
+    Atomic<u32> dropped_aside;       // pages set aside that were dropped; the next owner of the memory lock counts them
     // See doubled(): the largest budget that the shadows have memory for (under the growth lock and the advice lock).
     Atomic<u64> advice_frames;
     Atomic<u64> spaces_ready;  // see doubled(): how many spaces have slots with memory (under the growth lock)
@@ -320,9 +321,9 @@ struct Header {
     // see doubled(): blocks of clients whose pin rows have memory, beyond the first (under the growth lock)
     Atomic<u64> more_blocks;
     Atomic<u64> object_bytes;  // the size of the area of the objects; 0: the pool never had a cache
-    Atomic<u32> objects_made;  // 1: the area is there
-    // Of the budget: how many frames' worth of memory is lent to the objects, so that pages may not have it (the high
-    // half); and how many of these pages have left, so that objects may have them: loans.h.
+    Atomic<u32> objects_made;  // 1: the area of the objects exists
+    // The loan, in frames (loans.h). The high half: memory of the budget that is lent to the objects, so that pages may
+    // not take it. The low half: how much of it pages have left, so that objects may use it.
     Atomic<u64> loan;
     alignas(64) Atomic<u32> resident;  // frames that are not holes (under the memory lock)
     PolicyState policy;
@@ -425,7 +426,7 @@ inline u64 fnv(u64 h, const void* at, size_t bytes) {
 }
 constexpr u64 FNV_START = 0xcbf29ce484222325;
 
-// Of a text in so many bytes, which ends before them or with them: spaces are looked up by that of their name.
+// The hash of a text of at most `bytes` bytes, which may end with a zero before. Spaces are found by the hash of their name.
 inline u64 text_sum(const char* at, size_t bytes) {
     u64 h = FNV_START;
     for (size_t i = 0; i < bytes && at[i]; i++) h = (h ^ u8(at[i])) * 0x100000001b3;

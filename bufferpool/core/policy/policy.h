@@ -9,7 +9,7 @@
 //   void  set_ring(page, ring)    stores in the page's entry which ring has its element
 //   bool  evict(page, kind, stamp)  evicts the page, leaving a ghost; false
 //                                 when it cannot be evicted now (pinned, dirty, in use)
-//   bool  is_kept(page)           if there is one: the page is kept for its owner, and goes to the tail of its ring
+//   bool  is_kept(page)           if there is one: the page is kept for its owner, and is moved to the tail of its ring
 //   bool  set_aside(page, ring)   clears the ring in the page's entry if the page must be flushed or
 //                                 dropped first; bring_back() is called when it can be evicted
 //   u64*  slots(ring)             the ring's elements

@@ -64,7 +64,7 @@ struct PoolEnv {
         if (s.frames[f].count.load_relaxed() & AHEAD) counters.prefetched_unused.add_relaxed(1);
     }
 
-    // Does the page belong to the reserve of its space? Then the policy goes on to the next.
+    // Does the page belong to the reserve of its space? Then the policy looks at the next page.
     bool is_kept(u32 page) { return reserves && is_reserved(s, page, wanted); }
 
     bool evict(u32 page, Ghost kind, u32 stamp) {

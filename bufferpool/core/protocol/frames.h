@@ -13,7 +13,7 @@ namespace bp {
 
 // ---- giving back -------------------------------------------------------------
 
-// Often called where nothing may raise and others wait (an array goes away). If the lock
+// Often called where nothing may raise and others wait (an array is deleted). If the lock
 // cannot be taken, because its owner is stopped, that is put off.
 inline void free_frame(Segment& s, u32 f) {
     if (!lock_memory_briefly(s)) return give_back_later(s, f, 1, true);

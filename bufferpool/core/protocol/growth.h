@@ -10,18 +10,19 @@
 
 namespace bp {
 
-// Puts huge pages behind the tables: a hit at random in a large pool touches an entry, a frame slot and a pin count,
-// each on an OS page of its own. Only what is counted is taken, because that is never given back: some kernels return
-// wrong data after a part of a huge page was (bufferpool doctor names them). Each process does it for its own mapping,
-// without a lock.
+// Asks the kernel for huge pages for the tables. A random hit in a large pool reads an entry, a frame slot and a pin
+// count, which lie on three OS pages; with huge pages the processor finds their addresses more often. Only memory that
+// is counted gets huge pages, because it is never given back: some kernels return wrong data after a part of a huge
+// page was given back (bufferpool doctor names them). Each process does this for its own mapping, without a lock.
 inline void use_huge_pages(Segment& s, u64 from, u64 to) {
     u64 first = round_up(from, prim::HUGE_BYTES), end = to / prim::HUGE_BYTES * prim::HUGE_BYTES;
     if (s.g.os_page == 4096 && first < end) prim::use_huge_pages(s.base + first, end - first);
 }
 
+// Asks for huge pages for all tables that have memory.
 inline void use_huge_tables(Segment& s) {
     if (!s.look_at_ready()) return;
-    u64 from = 0, to = 0;  // tables, and chunks of entries, that follow each other
+    u64 from = 0, to = 0;  // a range of tables, and of chunks of entries, without a gap
     auto add = [&](u64 at, u64 bytes) {
         if (at != to) use_huge_pages(s, std::exchange(from, at), to);
         to = at + bytes;
@@ -36,7 +37,7 @@ inline void use_huge_tables(Segment& s) {
     use_huge_pages(s, from, to);
 }
 
-// The same for the huge page that chunk `i` of the entries is in.
+// Asks for the huge page that contains chunk `i` of the entries, if all chunks in it have memory.
 inline void use_huge_entries(Segment& s, u64 i) {
     u64 at = (s.g.entries_at + i * s.g.os_page) / prim::HUGE_BYTES * prim::HUGE_BYTES;
     if (at < s.g.entries_at) return;
@@ -46,6 +47,7 @@ inline void use_huge_entries(Segment& s, u64 i) {
     if (first == end) use_huge_pages(s, at, at + prim::HUGE_BYTES);
 }
 
+// Gives memory that is not counted back to the kernel. Under the growth lock.
 inline void repair_growth(Segment& s) {
     const Geometry& g = s.g;
     repair_object_tables(s);
@@ -72,6 +74,7 @@ inline void repair_growth(Segment& s) {
     }
 }
 
+// False: a signal handler raised, or the call's time is over.
 inline bool lock_growth(Segment& s, bool interruptible = true) {
     Acquired a = acquire(s, s.header->growth, interruptible, interruptible ? ~0u : slices_left());
     if (a == Acquired::INTERRUPTED) return false;
@@ -82,9 +85,10 @@ inline bool lock_growth(Segment& s, bool interruptible = true) {
     return true;
 }
 
-// Gives memory, in whole chunks, to the entries of `count` pages of a space from `page` on that have none, if the space
-// in the slot has this generation (it is not removed while we hold the lock). Entries keep their memory when the space
-// is removed, because a handle, or an intent of a dead client, may still refer to them. 0 or -errno.
+// Gives memory to those entries of the pages `page` to `page + count` of a space that have none, in whole chunks. It does
+// so only if the space in the slot has this generation; the space is not removed while we hold the lock. Entries keep
+// their memory when their space is removed, because a handle, or an intent of a dead client, may still refer to them.
+// Returns 0 or -errno.
 constexpr u64 ANY_GENERATION = ~u64(0);
 inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
@@ -146,7 +150,8 @@ inline int plug_tables(Segment& s, u32 from, u32 to) {
     return r;
 }
 
-// Slots for more spaces, with all else that has an element for each. Under the directory lock. 0 or -errno.
+// Gives memory to the slots of more spaces, and to the other tables with an element for each space. Under the directory
+// lock. Returns 0 or -errno.
 inline int grow_spaces(Segment& s) {
     const Geometry& g = s.g;
     if (!lock_growth(s)) return -EINTR;
@@ -164,9 +169,9 @@ inline int grow_spaces(Segment& s) {
     return r;
 }
 
-// Makes frames from..to holes, and extends the rings accordingly. No client reads the new ends before it holds the
-// memory lock. False: its owner does not release it in time, or the call's time is over; nothing is counted. (The
-// growth lock is not kept while that owner is stopped.)
+// Makes the frames `from` to `to` holes, and extends the rings accordingly. No client reads the new ends before it holds
+// the memory lock. False: the owner of the memory lock does not release it in time, or the call's time is over; then
+// nothing is counted. (So a stopped owner of the memory lock does not block the growth lock too.)
 inline bool count_ready(Segment& s, u32 from, u32 to) {
     PolicyState& p = s.header->policy;
     RingState* rings[2] = {&p.cold, &p.hot};
@@ -199,15 +204,15 @@ inline int grow_ready(Segment& s) {
     if (r) repair_growth(s);  // undo a partial growth
     else if (from < to) s.has_frame(to - 1);
     release(s, s.header->growth);
-    // A huge page of frame slots is complete, or all tables are.
+    // Ask again when a whole huge page of frame slots has memory, or all frames have.
     bool complete = to == g.max_frames || from * sizeof(FrameSlot) / prim::HUGE_BYTES !=
                                               to * sizeof(FrameSlot) / prim::HUGE_BYTES;
     if (r == 0 && from < to && complete) use_huge_tables(s);
     return r;
 }
 
-// Gives the shadows memory for a budget of so many frames, before the budget is set. They start anew, because the
-// offsets of their tables depend on their size. 0 or -errno.
+// Gives the shadows memory for a budget of `frames`, before the budget is set. The shadows start anew, because the
+// offsets of their tables depend on their size. Returns 0 or -errno.
 inline int grow_advice(Segment& s, u32 frames) {
     if (!ADVISES || frames <= s.look_at_advised()) return 0;
     if (!lock_growth(s)) return -EINTR;

@@ -541,7 +541,7 @@ static const char* name_of(Op op) {
 }
 
 // operations() -> what clients have under way: (client, "load", "flush", "log_sync" or "save", an entry of a page that
-// it is about, seconds since it last came forward)
+// it is about, seconds since it last made progress)
 static PyObject* segment_operations(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s || !refresh(S(self))) return nullptr;

@@ -825,7 +825,7 @@ static PyMethodDef space_methods[] = {
      "read_many($self, /, ids, out=None, *, timeout=None)\n--\n\n"
      "Copy many pages into ``out``, or into a new array, of shape ``(len(ids), page_size // itemsize)`` and the "
      "space's dtype.\n\n"
-     "No page stays pinned. A page for which no frame can be had is read past the pool. Raises what ``get`` raises "
+     "No page remains pinned. A page that finds no free frame is read past the pool. Raises what ``get`` raises "
      "except\n"
      "PoolExhausted, and ValueError for an ``out`` of another shape or dtype."},
     {"write", function(entered<space_write, SpaceEntry>), METH_FASTCALL | METH_KEYWORDS,
