@@ -187,8 +187,8 @@ class CacheStats:
 
     @property
     def hit_ratio(self) -> float:
-        """Hits among all lookups; 0.0 before the first."""
-        return self.hits / (self.hits + self.misses) if self.hits + self.misses else 0.0
+        """Hits among all lookups; NaN before the first."""
+        return hit_ratio(self.hits, self.misses)
 
 
 @dataclass(frozen=True)

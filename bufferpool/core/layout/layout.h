@@ -313,7 +313,7 @@ struct Header {
     LockWord advice;  // the shadows (advice.h): only advise() and growth wait for it
     LockWord growth;                 // memory for the segment's own data
     LockWord objects;                // the tables of the objects (objects.h)
-    Atomic<u32> dropped_aside;       // pages set aside that were dropped; the next owner of the memory lock counts them
+    Atomic<u32> dropped_aside;       // pages set aside and then dropped: the next owner of the memory lock counts them
     // See doubled(): the largest budget that the shadows have memory for (under the growth lock and the advice lock).
     Atomic<u64> advice_frames;
     Atomic<u64> spaces_ready;  // see doubled(): how many spaces have slots with memory (under the growth lock)
@@ -426,7 +426,8 @@ inline u64 fnv(u64 h, const void* at, size_t bytes) {
 }
 constexpr u64 FNV_START = 0xcbf29ce484222325;
 
-// The hash of a text of at most `bytes` bytes, which may end with a zero before. Spaces are found by the hash of their name.
+// The hash of a text of at most `bytes` bytes, which may end with a zero before. Spaces are found by the hash of their
+// name.
 inline u64 text_sum(const char* at, size_t bytes) {
     u64 h = FNV_START;
     for (size_t i = 0; i < bytes && at[i]; i++) h = (h ^ u8(at[i])) * 0x100000001b3;

@@ -85,10 +85,10 @@ inline bool lock_growth(Segment& s, bool interruptible = true) {
     return true;
 }
 
-// Gives memory to those entries of the pages `page` to `page + count` of a space that have none, in whole chunks. It does
-// so only if the space in the slot has this generation; the space is not removed while we hold the lock. Entries keep
-// their memory when their space is removed, because a handle, or an intent of a dead client, may still refer to them.
-// Returns 0 or -errno.
+// Gives memory to those entries of the pages `page` to `page + count` of a space that have none, in whole chunks. It
+// does so only if the space in the slot has this generation; the space is not removed while we hold the lock. Entries
+// keep their memory when their space is removed, because a handle, or an intent of a dead client, may still refer to
+// them. Returns 0 or -errno.
 constexpr u64 ANY_GENERATION = ~u64(0);
 inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
@@ -169,7 +169,7 @@ inline int grow_spaces(Segment& s) {
     return r;
 }
 
-// Makes the frames `from` to `to` holes, and extends the rings accordingly. No client reads the new ends before it holds
+// Makes the frames `from` to `to` holes, and extends the rings accordingly. No client reads the new ends before it has
 // the memory lock. False: the owner of the memory lock does not release it in time, or the call's time is over; then
 // nothing is counted. (So a stopped owner of the memory lock does not block the growth lock too.)
 inline bool count_ready(Segment& s, u32 from, u32 to) {

@@ -419,11 +419,15 @@ static void cache_dealloc(CacheObject* cache) {
 
 static PyMethodDef cache_methods[] = {
     {"get", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_get, CacheEntry>)), METH_FASTCALL,
-     "get(key, default=None): the value, or the default."},
+     "get($self, key, default=None, /)\n--\n\n"
+     "Returns the value of a key, or the default."},
     {"put", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_put, CacheEntry>)),
-     METH_FASTCALL | METH_KEYWORDS, "put(key, value, ttl=None): whether the value was kept."},
-    {"delete", entered<cache_delete, CacheEntry>, METH_O, "delete(key): whether there was a value."},
-    {"clear", entered<cache_clear, CacheEntry>, METH_NOARGS, "Removes all values; returns their number."},
+     METH_FASTCALL | METH_KEYWORDS, "put($self, /, key, value, ttl=None)\n--\n\n"
+     "Puts a value, for ``ttl`` seconds. Returns whether it was kept."},
+    {"delete", entered<cache_delete, CacheEntry>, METH_O, "delete($self, key, /)\n--\n\n"
+     "Deletes the value of a key. Returns whether there was one."},
+    {"clear", entered<cache_clear, CacheEntry>, METH_NOARGS, "clear($self, /)\n--\n\n"
+     "Deletes all values. Returns their number."},
     {"begin", entered<cache_begin, CacheEntry>, METH_VARARGS, ""},
     {"finish", entered<cache_finish, CacheEntry>, METH_VARARGS, ""},
     {"fail", entered<cache_fail, CacheEntry>, METH_VARARGS, ""},
