@@ -125,6 +125,7 @@ class Engine:
         Raises LogFailed: then nothing was committed.
         """
         state = self.shared.current()
+        # A page whose last change is in this segment is logged by what differs from its old version; else as a whole (None).
         logged = [
             (page_no, old if old is not None and Page(old).lsn > state.segment else None, new)
             for page_no, old, new in pages

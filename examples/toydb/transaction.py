@@ -97,7 +97,9 @@ class Transaction:
     """
 
     changes = 0
+    """How often a page has changed: an iterator that finds another number looks for its place again."""
     shape = 0
+    """How often a page was allocated, freed or brought back: what remembers page numbers looks again."""
     committed = False
     """Whether the record is in the log: then the transaction is committed, even if commit() raises."""
     _open = False
@@ -112,11 +114,15 @@ class Transaction:
         self._space = engine.space
         self.page_size = engine.page_size
         self.moving = kind == "latest"
+        # What a writer has changed, by page number: the private copies, their bytes before the transaction (None: a new page),
+        # and for each savepoint the bytes that a page had there (None: it had no copy).
         self._dirty: dict[int, Page] = {}
         self._before: dict[int, bytes | None] = {}
         self._undo: list[dict[int, bytes | None]] = []
         self._tables: dict[str, Table] = {}
         self._since = engine.space.own_uses[1]
+        # A version of a page with an LSN above _newest is not seen: an older version is looked for. ``moving``: the pages that it sees
+        # may change while it reads.
         if kind == "snapshot":
             self._newest = self.snapshot = engine.versions.begin()
         else:  # a writer sees every earlier commit
