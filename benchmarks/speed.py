@@ -262,9 +262,8 @@ def trim(bench: Bench) -> list[Row]:
             f"trim of a full pool of {size >> 20} MiB",
             "madvise(MADV_REMOVE), mapped alike",
             "GB/s",
-            0.8,
-            at_least=True,
-            beside=f"{median(once.ratios):.2f} of a segment that is mapped only once",
+            Bar(0.8, at_least=True),
+            f"{median(once.ratios):.2f} of a segment that is mapped only once",
         )
     ]
 

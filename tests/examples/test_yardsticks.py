@@ -1,5 +1,7 @@
 """What the policy is measured beside (benchmarks/): OPT is the best there is, and the bars can be missed."""
 
+import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.harness import Pairs
 from benchmarks.yardsticks import fifo_misses, lru_misses, opt_misses
 from tests.conftest import ROOT, WAIT
 
@@ -67,3 +70,24 @@ def test_a_trace_that_the_policy_is_bad_at_misses_the_bar(tmp_path: Path) -> Non
     command = [sys.executable, str(BENCHMARKS / "policy.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert (done.returncode, "MISSED" in done.stdout) == (1, True), done.stdout + done.stderr
+
+
+def _row_calls() -> "dict[str, ast.Call]":
+    """The calls that make rows of the table, by file and line."""
+    return {
+        f"{path.name}:{node.lineno}": node
+        for path in sorted(BENCHMARKS.glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "row"
+    }
+
+
+def test_every_row_is_made_by_a_call_that_its_method_takes() -> None:
+    """`make bench` ended with a TypeError half-way, at the one row whose call had an argument that Pairs.row() had no longer."""
+    parameters, calls = inspect.signature(Pairs.row), _row_calls()
+    assert len(calls) > 15
+    for where, call in calls.items():
+        try:
+            parameters.bind(None, *call.args, **{str(keyword.arg): keyword.value for keyword in call.keywords})
+        except TypeError as error:
+            pytest.fail(f"{where}: {error}")
