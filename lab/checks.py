@@ -169,8 +169,9 @@ def elastic(guest: Guest) -> str:
     """Runs the workload elastic.py in a cgroup: the pool follows the load, and gives way to a neighbour in its group."""
     guest.must("echo +memory > /sys/fs/cgroup/cgroup.subtree_control")
     code, said = guest.run(f"{guest.environment} python3 -m lab.inside.elastic", timeout=3600)
-    say(code == 0 and "a memory cgroup (version 2)" in said, f"it ended with {code}:\n{said[-3000:]}")
     lines = said.strip().splitlines()
+    told = [line for line in lines if line and not line.startswith('{"samples"')]
+    say(code == 0 and "a memory cgroup (version 2)" in said, "\n".join(["; ".join(told[-1:]) or "no output", *told]))
     if guest.kernel.name == "6.1":
         pictures.elastic(json.loads(next(line for line in lines if line.startswith('{"samples"'))))
     return lines[-1]
