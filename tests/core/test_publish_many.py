@@ -543,3 +543,50 @@ def test_recovery_starts_at_the_group_where_the_replaced_version_was_stored(pool
         with pool.publish_many() as group:
             group.write(file, 0, lsn=lsn)[:] = lsn
         assert pool.checkpoint(70) == 50
+
+
+@pytest.mark.parametrize("who", ["same thread", "another client"])
+def test_no_space_is_removed_between_a_write_and_the_end_of_the_block(
+    pool: bp.Pool, attach: Callable[..., bp.Pool], who: str
+) -> None:
+    """No test tried to remove a space of a group. The removal is refused, as for a page that somebody writes, and the group
+    is published whole."""
+    kept, asked = pool.open_scratch("kept", 2), pool.open_scratch("asked", 2)
+    other, refusal = (pool, errors.WouldDeadlock) if who == "same thread" else (attach(pool.name), errors.SpaceBusy)
+    with pool.publish_many() as group:
+        group.write(kept, 0)[:] = 1
+        group.write(asked, 1)[:] = 1
+        with pytest.raises(refusal):
+            other.discard("asked")
+        with pytest.raises(refusal):
+            other.space("asked", "r+").remove()
+    assert (kept[0][0], asked[1][0]) == (1, 1)
+    assert pool.check() == []
+
+
+def test_a_group_whose_space_is_removed_all_the_same_publishes_nothing(
+    pool: bp.Pool, attach: Callable[..., bp.Pool]
+) -> None:
+    """Corner: a removal had looked for users of the space just before the group took a page of it, and removes it now. The
+    other pages stay as they were, and can be written."""
+    kept, gone = pool.open_scratch("kept", 2), pool.open_scratch("gone", 2)
+    write_as_one(pool, [(kept, 0), (gone, 0)])
+    seg = attach(pool.name).client.seg
+    number = next(record["index"] for record in seg.spaces() if record["name"] == "gone")
+
+    def block() -> None:
+        with pool.publish_many() as group:
+            for space, n in ((kept, 0), (gone, 0), (gone, 1)):
+                group.write(space, n)[:] = 1
+            with seg.lock_directory(WAIT):
+                seg.remove_space(number)
+
+    with pytest.raises(errors.SpaceRemoved, match="gone"):
+        block()
+    assert kept[0][0] == 9
+    assert [space.name for space in pool.spaces()] == ["kept"]
+    again = pool.open_scratch("gone", 2)
+    assert not again[0].any()
+    write_as_one(pool, [(kept, 0), (again, 0), (again, 1)])
+    assert (kept[0][0], again[0][0], again[1][0]) == (9, 9, 9)
+    assert pool.check() == []
