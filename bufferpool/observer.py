@@ -57,7 +57,8 @@ class Observer(PoolFigures):
     def page_sizes(self) -> dict[int, Self]:
         """The page sizes of the pool, its own first, each observed as a pool of its own; see :meth:`bufferpool.Pool.page_sizes`."""
         bits = self.seg.page_sizes()[0]
-        known = {s: o for s, o in self._others.items() if bits & s and not o.seg.status()["unlinked"]}
+        gone = self.seg.status()["unlinked"]  # then all of its sizes are
+        known = {s: o for s, o in self._others.items() if bits & s and (gone or not o.seg.status()["unlinked"])}
         for size in (1 << n for n in range(bits.bit_length()) if bits >> n & 1):
             path = segment_file.path_of_size(self._path, size)
             with contextlib.suppress(SegmentNotFound):  # removed meanwhile

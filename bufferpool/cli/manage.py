@@ -288,13 +288,17 @@ def _steward(args: argparse.Namespace) -> int:
         working_set=args.working_set,
     )
     with attach(args) as pool, _printing_log(args.json):
+        if pool.client.is_part:
+            args.parser.error(
+                f"{args.name!r} is a page size of the pool {pool.client.home().name!r}, whose steward serves all of them"
+            )
         begins = f"steward of {args.name}, until interrupted"
         if args.json:
             LOG.info("%s", begins)
         else:
             tell(begins)
         run(pool.client, settings)
-        unsaved = sum(read_unsaved(pool).values())
+        unsaved = sum(n for one in pool.page_sizes().values() for n in read_unsaved(one).values())
         LOG.info("pool %r was removed, and no other process is attached: the steward ends", args.name)
     if unsaved:
         raise UnsavedPages(

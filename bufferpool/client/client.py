@@ -157,7 +157,7 @@ class Client(Inspectable):
     def other(self, page_size: int) -> "Client | None":
         """The client of another page size; None if there is no segment of it."""
         found = self._others.get(page_size)
-        if found is not None and not found.closed and not found.seg.status()["unlinked"]:
+        if found is not None and not found.closed and not found.was_removed_from(self):
             return found
         path = segment_file.path_of_size(self.path, page_size)
         try:
@@ -170,6 +170,10 @@ class Client(Inspectable):
         found._home, found.log_sync = self, self.log_sync
         self._others[page_size] = found
         return found
+
+    def was_removed_from(self, home: "Client") -> bool:
+        """Whether this page size was removed from its pool; with a pool that is removed, its sizes remain to those attached."""
+        return bool(self.seg.status()["unlinked"] and not home.seg.status()["unlinked"])
 
     @contextmanager
     def lock_sizes(self, timeout: float) -> Iterator[None]:

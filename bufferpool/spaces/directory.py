@@ -305,7 +305,7 @@ def _once(client: Client, wanted: Wanted, state: FileState) -> Iterator[bool]:
         yield False
         return
     with home.lock_sizes(wanted.patience):
-        if client.is_part and (not home.seg.page_sizes()[0] & client.page_size or client.seg.status()["unlinked"]):
+        if client.is_part and (not home.seg.page_sizes()[0] & client.page_size or client.was_removed_from(home)):
             raise SpaceBusy(
                 f"pages of {client.page_size} bytes were removed from pool {home.name!r} (remove_page_size): open the space in that pool, "
                 f"with page_size={client.page_size}"

@@ -345,6 +345,32 @@ def test_all_sizes_are_removed_with_the_pool(make_pool, tmp_path):
     assert space[1].size == BIG  # who is attached keeps working
 
 
+def test_whoever_is_attached_keeps_all_sizes_of_a_pool_that_is_removed(make_pool, tmp_path):
+    """The sizes of a removed pool counted as removed from it: a flush wrote the pages of the pool's own size only."""
+    pool = make_pool(WHOLE)
+    small = pool.open_file(write_file(tmp_path / "a", 4), "r+")
+    large = pool.open_file(write_file(tmp_path / "b", 4, BIG), "r+", page_size=BIG)
+    for space in (small, large):
+        with space.write(1) as page:
+            page[:] = 7
+    with bp.Observer(pool.name) as seen:
+        assert list(seen.page_sizes()) == [PAGE, BIG]
+        bp.Pool.attach(pool.name).unlink(discard=True)
+        assert list(pool.page_sizes()) == list(seen.page_sizes()) == [PAGE, BIG]
+    use_one = pool.open_derived("c", 4, load, page_size=BIG)
+    assert use_one[3][0] == 3
+    assert pool.flush() == 2
+    assert np.fromfile(tmp_path / "b", np.uint8)[BIG] == 7
+
+
+def test_a_steward_of_a_page_size_is_refused_by_the_command(pool, capsys):
+    """It ended with a traceback."""
+    pool.open_scratch("s", 4, page_size=BIG)
+    with pytest.raises(SystemExit):
+        main(["steward", f"{pool.name}@64KiB"])
+    assert "serves all of them" in capsys.readouterr().err
+
+
 def test_a_segment_of_an_earlier_pool_of_the_name_is_not_taken(make_pool, pools):
     """The file of a pool was removed by hand, and its other sizes stayed."""
     name = make_pool(WHOLE).name
