@@ -416,8 +416,8 @@ class Storm(deaths.Storm):
         asked = time.monotonic()
         while self.bury():  # the forked children of dead workers end by themselves
             time.sleep(0.002)
-            if time.monotonic() > asked + self.HANGS_S:
-                left = [int(pid) for pid in Path("/proc/self/task", str(os.getpid()), "children").read_text().split()]
+            left = [int(pid) for pid in Path("/proc/self/task", str(os.getpid()), "children").read_text().split()]
+            if any(self.hangs(pid, time.monotonic() - asked) for pid in left):
                 self.find("hung", f"children {left} of dead workers do not end: see {self.directory}/stacks")
                 for pid in left:
                     deaths.kill_with_stack(pid)
