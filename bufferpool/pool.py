@@ -36,6 +36,7 @@ from bufferpool.figures.stats import CacheStats, read_caches, read_summary
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
 from bufferpool.machine.mounts import has_huge_pages
 from bufferpool.machine.pressure import given
+from bufferpool.objects.cache import LOCKED_S as CACHE_LOCKED_S
 from bufferpool.objects.cache import Cache as ObjectCache
 from bufferpool.objects.cache import Settings as CacheSettings
 from bufferpool.observer import refuse_loss
@@ -772,7 +773,8 @@ class Pool(PoolFigures):
         from it. ``ttl``: seconds until a value expires; ``jitter``: a value expires up to such a part of
         its ttl earlier, so that what was put together does not expire together. What is given here replaces what the cache had,
         for all handles of all processes. A pool has at most 64 caches: :meth:`remove_cache`. Raises ValueError, TypeError,
-        TooManySpaces, SharedMemoryFull and PoolReadOnly.
+        TooManySpaces, SharedMemoryFull, PoolReadOnly, and WaitTimeout if a client that has a lock of the pool is stopped for
+        more than 30 seconds.
         """
         self.client.require_writable("use a cache")
         if self.client.is_part:
@@ -784,12 +786,13 @@ class Pool(PoolFigures):
     def remove_cache(self, name: str) -> bool:
         """Removes a cache, with all its values and settings, for all processes; returns whether there was one.
 
-        Its handles raise CacheRemoved from then on; values that are held stay as they were. Raises TypeError, PoolReadOnly.
+        Its handles raise CacheRemoved from then on; values that are held stay as they were. Raises TypeError, PoolReadOnly,
+        and WaitTimeout if a client that has a lock of the pool is stopped for more than 30 seconds.
         """
         self.client.require_writable("remove a cache")
         if not isinstance(name, str):
             raise TypeError(f"the name of a cache must be a string, not {type(name).__name__}")
-        return self.client.seg.remove_cache(name)
+        return self.client.seg.remove_cache(name, CACHE_LOCKED_S)
 
     def caches(self) -> list[CacheStats]:
         """The figures of all caches of the pool."""

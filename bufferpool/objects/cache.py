@@ -30,6 +30,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _MISSING: Final = object()
 VALUE, LOAD, FAILED, UNKEPT, BUSY, LATE, STALE = range(7)  # the outcomes of begin(): see core/python/cache.cpp
+LOCKED_S: Final = 30.0
+"""Seconds for which opening and removing a cache wait for a client that has a lock of the pool."""
 _POLL_S, _POLL_MOST_S = 0.001, 0.02  # how long a coroutine waits before it asks for another caller's load again
 
 
@@ -77,7 +79,7 @@ class Cache(_core.CacheBase):
             raise TypeError(f"the name of a cache must be a string, not {type(name).__name__}")
         if "\0" in name:
             raise ValueError(f"the name of a cache must be without NUL, not {name!r}")
-        cache = super().__new__(cls, pool.client.seg, name)
+        cache = super().__new__(cls, pool.client.seg, name, LOCKED_S)
         cache.name, cache._client, cache._pool = name, pool.client, pool
         if settings is not None:
             cache.configure(settings.ttl_ns, settings.jitter_part, settings.limit, settings.reserve)

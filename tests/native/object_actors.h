@@ -187,8 +187,7 @@ static Program loads(u32 key, u32 version, bool stale = false, bool writes = fal
 }
 static Program strips(u32 key) {
     return [=](Segment& s, Process&) {
-        delete_object(s, object_key(key));
-        object_world.floor[key] = 2;
+        if (delete_object(s, object_key(key)) != Status::INTERRUPTED) object_world.floor[key] = 2;
         strip_free_blocks(s, ~0ull);
     };
 }

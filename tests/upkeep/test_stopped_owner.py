@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,7 @@ import pytest
 import bufferpool as bp
 from bufferpool._core import fields
 from bufferpool.figures.names import FrameState
+from bufferpool.objects.cache import Cache as ObjectCache
 from tests.conftest import PAGE, WAIT
 
 SHORT = 0.05
@@ -50,7 +52,7 @@ def in_time() -> Iterator[None]:
         raise AssertionError("the call still waits")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(int(WAIT) // 2)
+    signal.alarm(int(WAIT) * 2)  # starting the owner takes long under load
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -356,4 +358,91 @@ def test_a_space_while_the_directory_is_locked(pool, data_file, owner, monkeypat
     assert [space.name for space in pool.spaces()] == ["scratch"]
     pool.open_file(path)
     table.remove()
+    assert pool.check() == []
+
+
+# ---- the lock of the objects ----------------------------------------------------------------------------
+
+
+class Rang(Exception):
+    """What the handler of a signal raises."""
+
+
+@contextlib.contextmanager
+def signals(raises: bool) -> Iterator[None]:
+    """Inside the block a signal comes every now and then. Its handler raises, or does nothing."""
+
+    def ring(*_: object) -> None:
+        if raises and not rang.is_set():
+            rang.set()
+            raise Rang
+
+    def send() -> None:
+        while not done.wait(0.1):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    rang, done, thread = threading.Event(), threading.Event(), threading.Thread(target=send)
+    before = signal.signal(signal.SIGUSR1, ring)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture
+def cache(pool) -> ObjectCache:
+    made = pool.cache("values")
+    made.put("small", b"small")
+    made.put("large", bytes(20_000))
+    return made
+
+
+def _is_whole(pool: bp.Pool, cache: ObjectCache) -> None:
+    """Nothing is left of a call that ended, and nothing has changed."""
+    assert bytes(cache.get("small")) == b"small"
+    assert bytes(cache.get("large")) == bytes(20_000)
+    assert cache.put("new", bytes(30_000))
+    assert pool.check() == []
+
+
+OBJECT_CALLS: dict[str, Callable[[bp.Pool, ObjectCache], object]] = {
+    "delete": lambda _, cache: cache.delete("small"),
+    "clear": lambda _, cache: cache.clear(),
+    "remove_cache": lambda pool, _: pool.remove_cache("values"),
+    "cache": lambda pool, _: pool.cache("another"),
+    "check": lambda pool, _: pool.check(),
+}
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("call", OBJECT_CALLS.values(), ids=OBJECT_CALLS.keys())
+def test_a_handler_that_raises(pool, cache, owner, call) -> None:
+    """``cache`` and ``remove_cache`` could not be interrupted. ``delete`` returned False, which says that there was no value."""
+    with held(pool, "objects", owner), signals(raises=True), pytest.raises(Rang):
+        call(pool, cache)
+    assert len(cache) == 2
+    _is_whole(pool, cache)
+
+
+@pytest.mark.usefixtures("in_time")
+def test_a_cache_that_cannot_be_opened_or_removed(pool, cache, owner, monkeypatch) -> None:
+    monkeypatch.setattr("bufferpool.objects.cache.LOCKED_S", SHORT)
+    monkeypatch.setattr("bufferpool.pool.CACHE_LOCKED_S", SHORT)
+    with held(pool, "objects", owner):
+        for call in (lambda: pool.cache("another"), lambda: pool.remove_cache("values")):
+            with pytest.raises(bp.WaitTimeout, match=f"client {owner} "):
+                call()
+    assert [one.name for one in pool.caches()] == ["values"]
+    _is_whole(pool, cache)
+
+
+@pytest.mark.usefixtures("in_time")
+def test_the_first_cache_while_the_growth_lock_is_held(pool, owner, monkeypatch) -> None:
+    monkeypatch.setattr("bufferpool.objects.cache.LOCKED_S", SHORT)
+    with held(pool, "growth", owner), pytest.raises(bp.WaitTimeout, match=f"client {owner} "):
+        pool.cache("values")
+    assert pool.cache("values").put("key", b"value")
     assert pool.check() == []

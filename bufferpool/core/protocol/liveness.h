@@ -42,6 +42,9 @@ public:
     ~Patience() { most_slices = outer_; }
 };
 
+// True if an operation that could not get a lock has to end: a signal's handler has raised, or the call's time is over.
+inline bool is_given_up(Segment& s) { return is_too_late() || (s.interrupted && s.interrupted(s)); }
+
 // For a wait that no signal's handler may interrupt, and that may be given up.
 inline u32 slices_left() {
 #ifdef BP_EXPLORE

@@ -195,19 +195,21 @@ inline void sum_uses(Segment& s, u32 slot, u64 (&sums)[CACHE_USES]) {
 }
 
 // Removes the objects of the caches that are being removed, and frees their slots. If the client dies meanwhile, the
-// next client that opens or removes a cache completes the removal.
-inline void finish_removals(Segment& s) {
+// next client that opens or removes a cache completes the removal. Returns false if the lock could not be taken.
+inline bool finish_removals(Segment& s) {
     for (u32 i = 0; i < CACHES; i++) {
         CacheSlot& cache = cache_of(s, i);
         if (cache.state.load_acquire() != CACHE_REMOVING) continue;
         u32 number = cache.number.load_relaxed();
-        clear_objects(s, number);
+        u64 n;
+        if (clear_objects(s, number, n) != Status::OK) return false;
         BP_POINT("cache.cleared");
-        lock_objects(s, false);
+        if (!lock_objects(s)) return false;
         bool still = cache.state.load_relaxed() == CACHE_REMOVING && cache.number.load_relaxed() == number;
         if (still && !cache.count.load_relaxed()) cache.state.store_release(CACHE_FREE);
         unlock_objects(s);
     }
+    return true;
 }
 
 inline u32 find_cache(Segment& s, const char* name) {
@@ -236,29 +238,31 @@ inline void make_cache(Segment& s, u32 slot, const char* name) {
     cache.state.store_release(CACHE_LIVE);
 }
 
-// The number of the cache with a name; makes the cache if there is none. NONE: all slots are in use.
-inline u32 open_cache(Segment& s, const char* name) {
-    finish_removals(s);
-    lock_objects(s, false);
-    u32 found = find_cache(s, name);
+// Finds the number of the cache with a name; makes the cache if there is none. EXHAUSTED: all slots are in use.
+// INTERRUPTED: the lock could not be taken.
+inline Status open_cache(Segment& s, const char* name, u32& found) {
+    if (!finish_removals(s) || !lock_objects(s)) return Status::INTERRUPTED;
+    found = find_cache(s, name);
     for (u32 i = 0; i < CACHES && found == NONE; i++) {
         if (cache_of(s, i).state.load_relaxed() != CACHE_FREE) continue;
         make_cache(s, i, name);
         found = cache_of(s, i).number.load_relaxed();
     }
     unlock_objects(s);
-    return found;
+    return found == NONE ? Status::EXHAUSTED : Status::OK;
 }
 
-// Removes a cache, its values and its name. Returns false if there is no such cache.
-inline bool remove_cache(Segment& s, const char* name) {
-    lock_objects(s, false);
+// Removes a cache, its values and its name. ABSENT: there is no such cache. INTERRUPTED: the lock could not be taken,
+// and the cache remains. If the lock cannot be taken again once the name is gone, the next client that opens or removes
+// a cache removes the values.
+inline Status remove_cache(Segment& s, const char* name) {
+    if (!lock_objects(s)) return Status::INTERRUPTED;
     u32 number = find_cache(s, name);
     if (number != NONE) cache_of(s, number).state.store_seq_cst(CACHE_REMOVING);
     BP_POINT("cache.removing");
     unlock_objects(s);
     finish_removals(s);
-    return number != NONE;
+    return number == NONE ? Status::ABSENT : Status::OK;
 }
 
 }  // namespace bp

@@ -245,15 +245,16 @@ inline bool has_value(const ObjectEntry& entry) {
            is_value(object::kind(entry.value.load_relaxed()));
 }
 
-// Removes a key's object, or ends its load. Returns whether there was a value.
-inline bool delete_object(Segment& s, const ObjectKey& key) {
-    if (!lock_objects(s)) return false;
+// Removes a key's object, or ends its load. OK: there was a value. ABSENT: there was none. INTERRUPTED: nothing has
+// changed, because the lock could not be taken.
+inline Status delete_object(Segment& s, const ObjectKey& key) {
+    if (!lock_objects(s)) return Status::INTERRUPTED;
     u32 e = find_locked(s, key);
     bool live = e != NONE && has_value(s.objects.entries[e]);
     bool wake = e != NONE && remove_locked(s, e);
     unlock_objects(s);
     if (wake) wake_waiters(s, e);
-    return live;
+    return live ? Status::OK : Status::ABSENT;
 }
 
 // Ends a load of `owner` without a value. Returns false if the load is not the owner's any more.
@@ -269,12 +270,13 @@ inline bool end_load(Segment& s, u32 e, u64 word, u32 owner) {
 
 constexpr u32 CLEAR_BATCH = 512;
 
-// Removes all objects of a cache that are there when it begins.
-inline u64 clear_objects(Segment& s, u32 cache) {
-    u64 n = 0;
+// Removes all objects of a cache that are there when it begins, and counts their values in `n`. INTERRUPTED: some are
+// left.
+inline Status clear_objects(Segment& s, u32 cache, u64& n) {
+    n = 0;
     u32 high = s.objects.header->entries_high.load_relaxed();
     for (u32 e = 0; e < high && has_entry(s, e);) {
-        if (!lock_objects(s)) return n;
+        if (!lock_objects(s)) return Status::INTERRUPTED;
         u32 wake[CLEAR_BATCH], waked = 0;
         for (u32 end = e + CLEAR_BATCH; e < end && e < high; e++) {
             ObjectEntry& entry = s.objects.entries[e];
@@ -285,9 +287,9 @@ inline u64 clear_objects(Segment& s, u32 cache) {
         }
         unlock_objects(s);
         for (u32 i = 0; i < waked; i++) wake_waiters(s, wake[i]);
-        if (s.interrupted && s.interrupted(s)) return n;
+        if (is_given_up(s)) return Status::INTERRUPTED;
     }
-    return n;
+    return Status::OK;
 }
 
 }  // namespace bp

@@ -143,10 +143,9 @@ static bool keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& va
     return true;
 }
 
-// The newer value could not be kept, so the older one must be removed.
-static void forget(CacheObject* cache, Segment& s, const ObjectKey& key) {
+static Status remove_value(CacheObject* cache, Segment& s, const ObjectKey& key) {
     Released unlocked(cache->seg);
-    delete_object(s, key);
+    return delete_object(s, key);
 }
 
 // put(key, value, ttl=None) -> whether it was kept
@@ -165,7 +164,9 @@ static PyObject* cache_put(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     if (!s) return nullptr;
     Published kept;
     if (!keep(C(self), *s, put, value, kept)) return nullptr;
-    if (kept != Published::YES) forget(C(self), *s, put.key);
+    // The newer value could not be kept, so the older one must be removed.
+    if (kept != Published::YES && remove_value(C(self), *s, put.key) == Status::INTERRUPTED)
+        return raise_late(s, "put");
     return PyBool_FromLong(kept == Published::YES);
 }
 
@@ -174,23 +175,21 @@ static PyObject* cache_delete(PyObject* self, PyObject* arg) {
     KeyBytes bytes;
     ObjectKey key;
     if (!s || !read_key(C(self), arg, bytes, key)) return nullptr;
-    bool was;
-    {
-        Released unlocked(C(self)->seg);
-        was = delete_object(*s, key);
-    }
-    return PyBool_FromLong(was);
+    Status was = remove_value(C(self), *s, key);
+    return was == Status::INTERRUPTED ? raise_late(s, "delete") : PyBool_FromLong(was == Status::OK);
 }
 
 static PyObject* cache_clear(PyObject* self, PyObject*) {
     Segment* s = ready_cache(C(self));
     if (!s) return nullptr;
     u64 n;
+    Status status;
     {
         Released unlocked(C(self)->seg);
-        n = clear_objects(*s, C(self)->cache);
-        release_objects(*s, ~0ull, DROP);
+        status = clear_objects(*s, C(self)->cache, n);
+        if (status == Status::OK) release_objects(*s, ~0ull, DROP);
     }
+    if (status == Status::INTERRUPTED) return raise_late(s, "clear");
     if (check_signals() < 0) return nullptr;
     return PyLong_FromUnsignedLongLong(n);
 }
@@ -377,11 +376,12 @@ static PyObject* cache_configure(PyObject* self, PyObject* args) {
 
 // ---- the type --------------------------------------------------------------------------
 
-// CacheBase(segment, name): opens the cache of this name, or makes it.
+// CacheBase(segment, name, timeout): opens the cache of this name, or makes it.
 static PyObject* cache_new(PyTypeObject* type, PyObject* args, PyObject*) {
     PyObject* segment;
     const char* name;
-    if (!PyArg_ParseTuple(args, "O!s:CacheBase", &SegmentType, &segment, &name)) return nullptr;
+    double timeout;
+    if (!PyArg_ParseTuple(args, "O!sd:CacheBase", &SegmentType, &segment, &name, &timeout)) return nullptr;
     SegmentObject* seg = S(segment);
     Use use(seg);
     Segment* s = opened(seg);
@@ -390,17 +390,19 @@ static PyObject* cache_new(PyTypeObject* type, PyObject* args, PyObject*) {
         return raise("ValueError", "the name of a cache has 1 to %u bytes", CACHE_NAME - 1);
     int r;
     u32 cache = NONE;
+    Status status = Status::OK;
     {
         Released unlocked(seg);
+        Deadline deadline(deadline_in(timeout));
         bool small = u64(s->header->budget_frames.load_relaxed()) << s->g.page_shift < 32u << 20;
         r = make_objects(*s, small ? 16 : 18);
         if (r == 0 && !s->objects.blocks_ready) r = grow_blocks(*s);
         if (r == 0) r = ready_row(*s);
-        if (r == 0) cache = open_cache(*s, name);
+        if (r == 0) status = open_cache(*s, name, cache);
     }
-    if (r == -EINTR) return raise_interrupted("the tables of the objects");
+    if (r == -EINTR || status == Status::INTERRUPTED) return raise_late(s, "cache");
     if (r) return raise_errno(r, "memory for the tables of the objects cannot be allocated");
-    if (cache == NONE)
+    if (status == Status::EXHAUSTED)
         return raise("TooManySpaces", "a pool has at most %u caches; remove one (pool.remove_cache())", CACHES);
     auto self = reinterpret_cast<CacheObject*>(type->tp_alloc(type, 0));
     if (!self) return nullptr;

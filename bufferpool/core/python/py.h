@@ -109,6 +109,8 @@ PyObject* core_observe(PyObject*, PyObject* fd);
 // held.cpp, batch.cpp
 // A Held; None: another client has the lock. WaitTimeout: it still has it after so many seconds.
 PyObject* lock_flush(SegmentObject* seg, u32 space, bool wait, double timeout = Py_HUGE_VAL);
+// An operation could not get a lock of the pool: raises the exception of a signal's handler, or WaitTimeout.
+PyObject* raise_late(Segment* s, const char* what);
 u64 deadline_in(double seconds);  // segment.cpp: of a method that takes a timeout in seconds, which may be infinite
 bool is_interrupted(PyObject* held);
 PyObject* begin_batch(SegmentObject* seg, u32 space, PyObject* args, PyObject* held);  // takes over `held`

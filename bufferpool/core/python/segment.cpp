@@ -318,7 +318,8 @@ u64 deadline_in(double seconds) {
 }
 
 // The call's time is over, and another process still has a lock of the pool.
-static PyObject* raise_late(Segment* s, const char* what) {
+PyObject* raise_late(Segment* s, const char* what) {
+    if (check_signals() < 0) return nullptr;
     u32 owner = 0;
     for (LockWord* lock : {&s->header->memory, &s->header->growth, &s->header->objects, &s->header->advice})
         if (!owner) owner = lock->word.load_relaxed() & lock_word::OWNER;
@@ -409,20 +410,24 @@ static PyObject* segment_release_objects(PyObject* self, PyObject* args) {
     return PyLong_FromUnsignedLongLong(given * s->g.os_page);
 }
 
-// remove_cache(name) -> whether there was one
-static PyObject* segment_remove_cache(PyObject* self, PyObject* arg) {
-    const char* name = PyUnicode_AsUTF8(arg);
-    Segment* s = name ? opened(S(self)) : nullptr;
+// remove_cache(name, timeout) -> whether there was one
+static PyObject* segment_remove_cache(PyObject* self, PyObject* args) {
+    const char* name;
+    double timeout;
+    if (!PyArg_ParseTuple(args, "sd:remove_cache", &name, &timeout)) return nullptr;
+    Segment* s = opened(S(self));
     if (!s) return nullptr;
     PyObject* out;
     if (!has_objects(s, PyBool_FromLong(0), out)) return out;
-    bool was;
+    Status was;
     {
         Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
         was = remove_cache(*s, name);
-        release_objects(*s, ~0ull, DROP);
+        if (was == Status::OK) release_objects(*s, ~0ull, DROP);
     }
-    return check_signals() < 0 ? nullptr : PyBool_FromLong(was);
+    if (was == Status::INTERRUPTED) return raise_late(s, "remove_cache");
+    return check_signals() < 0 ? nullptr : PyBool_FromLong(was == Status::OK);
 }
 
 // evict_idle(seconds, timeout) -> pages evicted
@@ -533,7 +538,7 @@ static PyObject* segment_grow_advice(PyObject* self, PyObject* args) {
         Deadline deadline(deadline_in(timeout));
         r = grow_advice(*s, u32(n));
     }
-    if (r == -EINTR) return check_signals() < 0 ? nullptr : raise_late(s, "memory for advice");
+    if (r == -EINTR) return raise_late(s, "memory for advice");
     if (r) return raise_errno(r, "memory for advice about a larger budget cannot be allocated");
     Py_RETURN_NONE;
 }
@@ -610,7 +615,7 @@ static PyObject* segment_check(PyObject* self, PyObject* args) {
         status = check(*s, passes, found);
         if (status == Status::OK) status = check_objects(*s, found);
     }
-    if (status == Status::INTERRUPTED) return check_signals() < 0 ? nullptr : raise_late(s, "check");
+    if (status == Status::INTERRUPTED) return raise_late(s, "check");
     if (status == Status::NO_MEMORY) return PyErr_NoMemory();
     PyObject* list = PyList_New(Py_ssize_t(found.size()));
     for (size_t i = 0; list && i < found.size(); i++) {
@@ -631,7 +636,7 @@ static PyMethodDef own_methods[] = {
     {"shrink", entered<segment_shrink, SegmentEntry>, METH_VARARGS, ""},
     {"fit_objects", entered<segment_fit_objects, SegmentEntry>, METH_VARARGS, ""},
     {"release_objects", entered<segment_release_objects, SegmentEntry>, METH_VARARGS, ""},
-    {"remove_cache", entered<segment_remove_cache, SegmentEntry>, METH_O, ""},
+    {"remove_cache", entered<segment_remove_cache, SegmentEntry>, METH_VARARGS, ""},
     {"evict_idle", entered<segment_evict_idle, SegmentEntry>, METH_VARARGS, ""},
     {"set_budget", entered<segment_set_budget, SegmentEntry>, METH_O, ""},
     {"grow_advice", entered<segment_grow_advice, SegmentEntry>, METH_VARARGS, ""},
