@@ -133,9 +133,10 @@ class Space(_core.Space):
         self._client = pool.client
         self._wanted = wanted
         self._loader, self._many_loader = loader, load_many
-        self._coroutines = coroutines.Loops() if is_coroutine_function(loader) else None
+        is_coroutine = loader is not None and is_coroutine_function(loader)  # to ask of None costs more than all else here
+        self._coroutines = coroutines.Loops() if is_coroutine else None
         self._native = False  # whether the core reads the pages from a file, without Python
-        self._loops = awaiting.Loops[awaiting.Awaited]()
+        self._loops: awaiting.Loops[awaiting.Awaited] = awaiting.Loops()  # a parametrized class is slower to call
         self._pickle: tuple[tuple[int, int | None], bytes] | None = None
         self._closed = False
 
