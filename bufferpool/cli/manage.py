@@ -26,7 +26,7 @@ from bufferpool.cli.common import (
 )
 from bufferpool.client import segment_file
 from bufferpool.client.trouble import LOG
-from bufferpool.errors import BufferPoolError, CacheRemoved, SegmentRefused, UnsavedPages, WaitTimeout
+from bufferpool.errors import BufferPoolError, CacheRemoved, SegmentNotFound, SegmentRefused, UnsavedPages, WaitTimeout
 from bufferpool.figures.stats import read_unsaved
 from bufferpool.observer import Observer, refuse_loss, unsaved_pages
 from bufferpool.pool import Pool
@@ -261,6 +261,8 @@ def _gc(args: argparse.Namespace) -> int:
                     "removed": removed,
                 }
             )
+        except SegmentNotFound:  # removed since it was found, by another process or with the pool of which it is a part
+            continue
         except (BufferPoolError, OSError) as error:
             complain(error)
             failed = 1

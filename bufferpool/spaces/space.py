@@ -133,7 +133,8 @@ class Space(_core.Space):
         self._client = pool.client
         self._wanted = wanted
         self._loader, self._many_loader = loader, load_many
-        is_coroutine = loader is not None and is_coroutine_function(loader)  # to ask of None costs more than all else here
+        # Asking of None would cost more than all else here.
+        is_coroutine = loader is not None and is_coroutine_function(loader)
         self._coroutines = coroutines.Loops() if is_coroutine else None
         self._native = False  # whether the core reads the pages from a file, without Python
         self._loops: awaiting.Loops[awaiting.Awaited] = awaiting.Loops()  # a parametrized class is slower to call

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.cli import main
+from bufferpool.cli import doctor, main
+from bufferpool.client import segment_file
 from bufferpool.errors import (
     PoolExhausted,
     PoolReadOnly,
@@ -753,7 +754,7 @@ def test_the_commands_are_about_all_sizes(pool, tmp_path, capsys):
     assert removed["resident_bytes"] == 2 * BIG
 
 
-def test_rm_removes_all_sizes_and_gc_none_alone(make_pool, tmp_path, capsys):
+def test_rm_removes_all_sizes_and_none_alone(make_pool, tmp_path, capsys):
     pool = make_pool(WHOLE)
     with bp.Pool.attach(pool.name) as writer:
         space = writer.open_file(write_file(tmp_path / "large", 8, BIG), "r+", page_size=BIG)
@@ -769,6 +770,38 @@ def test_rm_removes_all_sizes_and_gc_none_alone(make_pool, tmp_path, capsys):
     assert (SHM / name).exists()
     shown(capsys, "rm", name, "--discard")
     assert not list(SHM.glob(f"{name}*"))
+
+
+def test_gc_and_doctor_ask_for_all_sizes_of_a_pool_at_once(make_pool, capsys, monkeypatch):
+    """A size that only a process of the pool's name uses is no pool that was left; it goes with the pool."""
+    pool = make_pool(WHOLE)
+    use(pool.open_derived("large", 8, load, page_size=BIG), range(8))
+    name, part, find = pool.name, f"{pool.name}@64KiB", segment_file.find
+    monkeypatch.setattr(segment_file, "find", lambda where=None: (f for f in find(where) if name in f.path))
+
+    def warned():
+        return [one.what for one in doctor.examine() if name in one.what and one.level is not doctor.Level.OK]
+
+    assert main(["gc", "--yes"]) == 0
+    assert [(SHM / one).exists() for one in (name, part)] == [True, True]
+    assert warned() == []
+    pool.close()
+    assert warned() == [f"pool {name}"]
+    assert [row["name"] for row in json.loads(shown(capsys, "gc", "--json"))] == [name]
+    shown(capsys, "gc", "--yes")
+    assert not list(SHM.glob(f"{name}*"))
+
+
+def test_top_shows_the_pages_of_all_sizes_by_age(pool):
+    pytest.importorskip("textual")
+    from bufferpool.cli.top.figures import read_snapshot as read_screen
+
+    use(pool.open_derived("a", 30, load), range(30))
+    use(pool.open_derived("b", 20, load, page_size=BIG), range(20))
+    screen = read_screen(pool.name, None)
+    assert sum(screen.age_bytes) == 30 * PAGE + 20 * BIG
+    assert screen.stats.resident_bytes == memory_of(pool)
+    assert {one.name: one.resident for one in screen.stats.spaces} == {"a": 30, "b": 20}
 
 
 def test_each_size_has_metrics_and_no_byte_is_counted_twice(pool):
