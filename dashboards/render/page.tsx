@@ -3,8 +3,10 @@
 // they come from a plugin. Its axes and frame are Grafana's as well.
 import { createTheme, dateTime, EventBusSrv, FieldColorModeId, FieldType, getDisplayProcessor, getValueFormat, formattedValueToString, ThemeContext } from '@grafana/data';
 import { BarGauge, BigValue, BigValueColorMode, BigValueGraphMode, GlobalStyles, PanelChrome, PanelContextProvider, PortalContainer, TimeSeries, UPlotChart, UPlotConfigBuilder } from '@grafana/ui';
-import { AxisPlacement, BarGaugeDisplayMode, BarGaugeValueMode, LegendDisplayMode, ScaleDirection, ScaleDistribution, ScaleOrientation, TooltipDisplayMode, VizOrientation } from '@grafana/schema';
+import { AxisPlacement, BarGaugeDisplayMode, BarGaugeValueMode, ScaleDirection, ScaleDistribution, ScaleOrientation, TooltipDisplayMode, VizOrientation } from '@grafana/schema';
 import { createRoot } from 'react-dom/client';
+import '@fontsource/inter/latin-400.css';
+import '@fontsource/inter/latin-500.css';
 
 type Series = { name: string; labels: Record<string, string>; times: number[]; values: Array<number | null> };
 type Mark = { name: string; color: string; time: number };
@@ -62,7 +64,7 @@ function Lines({ panel, series, width, height }: any) {
     });
     return null;
   };
-  const legend = { displayMode: LegendDisplayMode.List, placement: 'bottom', showLegend: true, calcs: [] } as any;
+  const legend = panel.options.legend;
   return (
     <TimeSeries frames={series.map((one: Series, i: number) => frameOf(panel, one, i))} width={width} height={height} timeRange={timeRange as any}
       timeZone="utc" legend={legend} options={{}}>{(builder) => marks(builder)}</TimeSeries>
@@ -173,6 +175,8 @@ function Page() {
 const bus = new EventBusSrv();
 document.body.style.margin = '0';
 document.body.style.background = theme.colors.background.canvas;
+// The axes are as wide as their labels, which are measured when they are drawn: the font must be there by then.
+await Promise.all([400, 500].map((weight) => document.fonts.load(`${weight} 12px Inter`)));
 createRoot(document.getElementById('root')!).render(
   <ThemeContext.Provider value={theme}>
     <GlobalStyles />

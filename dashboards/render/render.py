@@ -91,11 +91,11 @@ def draw(data: Path, width: int, image: Path, rows: list[str], scheme: str) -> N
         (page / "data.js").write_text(f"window.DATA = {data.read_text()}; window.SETTINGS = {json.dumps(settings)};")
         esbuild = HERE / "node_modules" / ".bin" / "esbuild"
         subprocess.run(
-            [esbuild, HERE / "page.tsx", "--bundle", f"--outfile={page}/page.js", "--loader:.svg=dataurl", "--loader:.woff2=dataurl",
+            [esbuild, HERE / "page.tsx", "--bundle", "--format=esm", f"--outfile={page}/page.js", "--loader:.svg=dataurl", "--loader:.woff2=dataurl", "--loader:.woff=dataurl",
              "--loader:.png=dataurl", "--loader:.ttf=dataurl", "--jsx=automatic", "--define:process.env.NODE_ENV=\"production\"", "--define:global=window",
              "--log-level=error", "--minify"], check=True)  # fmt: skip
         (page / "index.html").write_text(
-            "<!doctype html><meta charset=utf-8><link rel=stylesheet href=page.css><body><div id=root></div><script src=data.js></script><script src=page.js></script>"
+            "<!doctype html><meta charset=utf-8><link rel=stylesheet href=page.css><body><div id=root></div><script src=data.js></script><script type=module src=page.js></script>"
         )
         height = height_of(data, rows)
         done = subprocess.run(
