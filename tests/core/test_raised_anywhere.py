@@ -34,6 +34,7 @@ FLUSHING = ("upkeep/writeback.py",)
 
 
 CALLING = {number for name, number in dis.opmap.items() if name.startswith("CALL")}
+HANDLING = dis.opmap["PUSH_EXC_INFO"]
 
 
 class Told(Exception):
@@ -54,8 +55,10 @@ def raises_at(
         if finely:
             frame.f_trace_opcodes = True
             if event == "opcode":
-                after_call, before_call = before_call, frame.f_code.co_code[frame.f_lasti] in CALLING
-                if not after_call:
+                opcode = frame.f_code.co_code[frame.f_lasti]
+                after_call, before_call = before_call, opcode in CALLING
+                # CPython runs no handler after a call that has raised; a tracer that raises there makes it lose the exception.
+                if not after_call or opcode == HANDLING:
                     return local
                 seen += 1
                 if seen == number:
