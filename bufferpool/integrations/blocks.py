@@ -230,15 +230,21 @@ class Blocks:
 
     def _place_for(self, block: Block, taken: dict[int, Block]) -> int | None:
         """The page into which a block is loaded; None if blocks of the same call take both of its pages."""
-        places = [place for place in self._places(block) if place not in taken]
-        for place in places:
-            if self._space.try_get(place) is None:
-                return place
-        if places:  # another block has the page, and a page has room for one block only
+        places = {place: self._holds(place, block) for place in self._places(block) if place not in taken}
+        for state in (True, None):  # True: another process has loaded the block since it was found absent
+            for place, holds in places.items():
+                if holds is state:
+                    return place
+        first = next(iter(places), None)
+        if first is not None:  # another block has the page, and a page has room for one block only
             with suppress(WaitTimeout):  # the page is in use: the read will find the other block there
-                self._space.drop(places[0], 1)
-            return places[0]
-        return None
+                self._space.drop(first, 1)
+        return first
+
+    def _holds(self, place: int, block: Block) -> bool | None:
+        """Whether a page has the block; None if the page is absent."""
+        page = self._space.try_get(place)
+        return None if page is None else self._has(page, block)
 
     # ---- loading ---------------------------------------------------------------
 

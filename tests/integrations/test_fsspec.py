@@ -23,6 +23,8 @@ from tests.support.children import on_small_tmpfs, run_python
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
+from bufferpool.integrations.blocks import Blocks  # noqa: E402
+
 Options = Callable[..., dict[str, Any]]
 BLOCK = (64 << 10) - 64
 
@@ -418,6 +420,24 @@ def test_four_processes_fetch_each_block_once(origin: Any, options: Options, chi
     url, given, go = origin.put("a.bin", data), options(), spawn.Barrier(4)
     children = [child(read_whole, url, given, go) for _ in range(4)]
     assert [each.result() for each in children] == [data] * 4
+    assert origin.bytes_sent == len(data)
+
+
+def test_a_block_that_another_process_loads_meanwhile_is_not_fetched_again(
+    origin: Any, options: Options, child: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block was found absent, and loaded by another process; its page was taken for another block's, and its second page loaded."""
+    data = content(10 * BLOCK)
+    url, given = origin.put("a.bin", data), options()
+    fs, obtain = filesystem(given), Blocks._obtain
+
+    def late(blocks: Blocks, *args: Any) -> None:
+        monkeypatch.undo()
+        assert child(read_whole, url, given).result() == data
+        obtain(blocks, *args)
+
+    monkeypatch.setattr(Blocks, "_obtain", late)
+    assert fs.cat_file(url) == data
     assert origin.bytes_sent == len(data)
 
 
