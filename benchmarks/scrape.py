@@ -72,7 +72,7 @@ def measure(pool: bp.Pool) -> None:
     base = median(rows["yardstick"])
     frames = snapshot.summary.frames
     print(
-        f"1 GiB, {frames['live']:,} pages resident, {frames['pinned']:,} pinned, {snapshot.alive} clients, {len(text):,} bytes of text"
+        f"1 GiB, {frames.live:,} pages resident, {frames.pinned:,} pinned, {snapshot.alive} clients, {len(text):,} bytes of text"
     )
     for what, label in (
         ("yardstick", "pread of the same tables"),
