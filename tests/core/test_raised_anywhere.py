@@ -208,6 +208,6 @@ def test_no_descriptor_is_left_open(pool, data_file, tmp_path, monkeypatch, what
         new.unlink(missing_ok=True)
         reached = raises_at(number, OPENING, lambda: OPENERS[what](pool, path, str(new)), finely=True)
         made.unlink(missing_ok=True)
-        assert descriptors() == before, f"place {number}"
+        assert descriptors() <= before, f"place {number}"  # what an earlier test left open may be closed meanwhile
         number += 1
     assert number > 5
