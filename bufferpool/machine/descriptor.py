@@ -87,8 +87,9 @@ class OwnDescriptor:
         # That of an object that was not finished was opened just now: no other code can have closed it.
         number = self._number if self._token is None else self.number
         if number >= 0:
-            close(number)
-            self._holders.pop(number, None)
+            close(
+                number
+            )  # its holder remains in the table: another thread may have opened a file under this number already
         self._number = -1
 
     def __del__(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.errors import DescriptorLost
+from bufferpool.machine.descriptor import OwnDescriptor
 from bufferpool.machine.pressure import SystemSource
 from bufferpool.observer import Observer
 from bufferpool.stores.base import FileStore
@@ -470,3 +471,18 @@ def test_a_file_that_is_opened_anew_keeps_its_descriptor(data_file):
         lost.size()
     del lost
     assert again.size() == 4 * PAGE
+
+
+def test_a_number_that_another_thread_has_got_while_it_was_closed(data_file):
+    """The thread that had closed a file removed the entry of the one that had opened another under its number: DescriptorLost."""
+    first, second, others = OwnDescriptor.opened(data_file(1), os.O_RDONLY), data_file(1), []
+    number = first.number
+
+    def close_and_open(fd: int) -> None:
+        os.close(fd)
+        others.append(OwnDescriptor.opened(second, os.O_RDONLY))
+
+    first.close(close_and_open)
+    assert [other.number for other in others] == [number]
+    assert first.number == -1
+    others[0].close()
