@@ -15,8 +15,7 @@ from typing import Any, Self
 from bufferpool import _core
 from bufferpool.client import segment_file
 from bufferpool.errors import SegmentCorrupt, SegmentNotFound, UnsavedPages
-from bufferpool.figures.pool_figures import PoolFigures
-from bufferpool.figures.stats import read_unsaved
+from bufferpool.figures.pool_figures import PoolFigures, read_all_unsaved
 
 
 class Observer(PoolFigures):
@@ -59,7 +58,7 @@ class Observer(PoolFigures):
         bits = self.seg.page_sizes()[0]
         gone = self.seg.status()["unlinked"]  # then all of its sizes are
         known = {s: o for s, o in self._others.items() if bits & s and (gone or not o.seg.status()["unlinked"])}
-        for size in (1 << n for n in range(bits.bit_length()) if bits >> n & 1):
+        for size in segment_file.sizes_in(bits):
             path = segment_file.path_of_size(self._path, size)
             with contextlib.suppress(SegmentNotFound):  # removed meanwhile
                 known[size] = known.get(size) or type(self)(os.path.basename(path), directory=os.path.dirname(path))
@@ -82,10 +81,7 @@ class Observer(PoolFigures):
 def unsaved_pages(name: str, directory: str | os.PathLike[str] | None = None) -> dict[str, int]:
     """The number of unsaved pages of a pool, by the name of the space. Raises as :class:`Observer` does."""
     with Observer(name, directory=directory) as pool:
-        found = read_unsaved(pool)
-        for other in pool.page_sizes().values():
-            found |= read_unsaved(other)
-        return found
+        return read_all_unsaved(pool)
 
 
 def refuse_loss(name: str, directory: str | os.PathLike[str] | None = None) -> None:

@@ -54,11 +54,15 @@ class Finding:
 
 
 def in_use(path: str) -> bool:
-    """Whether a living process is attached to a segment, sound or damaged.
+    """Whether a living process is attached to a pool, sound or damaged, or to another page size of it.
 
-    Every client holds a lock on a byte of the file; the kernel drops it when
+    Every client holds a lock on a byte of the segment's file; the kernel drops it when
     the client dies. This changes nothing. Raises OSError.
     """
+    return any(map(_has_client, (path, *segment_file.other_sizes(path))))
+
+
+def _has_client(path: str) -> bool:
     with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC) as file:
         return segment_file.is_locked(file.fileno())
 
@@ -340,7 +344,7 @@ def _leftovers(directory: str) -> Iterator[Finding]:
         if segment_file.is_part(one.path) and not one.trouble:  # another page size of a pool, which is removed with it
             continue
         try:
-            used = any(map(in_use, (one.path, *segment_file.other_sizes(one.path))))
+            used = in_use(one.path)
         except FileNotFoundError:  # removed since it was listed
             continue
         remove = f"bufferpool rm {name}{where}"

@@ -27,7 +27,7 @@ from bufferpool.cli.common import (
 from bufferpool.client import segment_file
 from bufferpool.client.trouble import LOG
 from bufferpool.errors import BufferPoolError, CacheRemoved, SegmentNotFound, SegmentRefused, UnsavedPages, WaitTimeout
-from bufferpool.figures.stats import read_unsaved
+from bufferpool.figures.pool_figures import read_all_unsaved
 from bufferpool.observer import Observer, refuse_loss, unsaved_pages
 from bufferpool.pool import Pool
 from bufferpool.printable import printable
@@ -60,7 +60,7 @@ def _remove(path: str, force: bool, discard: bool) -> tuple[dict[str, object], s
     found = segment_file.must_find(path)
     segment_file.refuse_part(path)
     others = segment_file.other_sizes(path)
-    used = any(doctor.in_use(one) for one in (path, *others))
+    used = doctor.in_use(path)
     if used and not force:
         raise SegmentRefused(
             f"{name!r} is in use by living processes (bufferpool stat {name} names them): end them first, or use --force"
@@ -243,7 +243,7 @@ def _gc(args: argparse.Namespace) -> int:
                     say(f"{name}: dead clients reaped: {reaped}")
             if segment_file.is_part(found.path):  # it is removed with its pool
                 continue
-            used, removed = any(map(doctor.in_use, (found.path, *segment_file.other_sizes(found.path)))), False
+            used, removed = doctor.in_use(found.path), False
             unsaved = 0 if used or found.trouble else sum(unsaved_pages(name, args.directory).values())
             what = f"{found.condition} ({found.trouble})" if found.trouble else "no process is attached"
             loss = f", {counted(unsaved, 'dirty page')} that no file has yet" if unsaved else ""
@@ -300,7 +300,7 @@ def _steward(args: argparse.Namespace) -> int:
         else:
             tell(begins)
         run(pool.client, settings)
-        unsaved = sum(n for one in pool.page_sizes().values() for n in read_unsaved(one).values())
+        unsaved = sum(read_all_unsaved(pool).values())
         LOG.info("pool %r was removed, and no other process is attached: the steward ends", args.name)
     if unsaved:
         raise UnsavedPages(

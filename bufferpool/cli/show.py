@@ -33,6 +33,7 @@ from bufferpool.figures import stats as pool_stats
 from bufferpool.figures.events import Event, fields_of
 from bufferpool.figures.names import FrameState, OperationKind, hit_ratio
 from bufferpool.figures.operations import LATE_S
+from bufferpool.figures.pool_figures import read_all_unsaved
 from bufferpool.figures.stats import ClientInfo, PoolStats, SpaceStats
 from bufferpool.observer import Observer
 from bufferpool.units import counted, format_size
@@ -120,10 +121,7 @@ def _ls(args: argparse.Namespace) -> int:
 
 def _stat(args: argparse.Namespace) -> int:
     with observe(args) as pool:
-        stats, clients = pool.stats(), pool.clients()
-        unsaved: dict[str, int] = {}
-        for one in pool.page_sizes().values():
-            unsaved |= pool_stats.read_unsaved(one)
+        stats, clients, unsaved = pool.stats(), pool.clients(), read_all_unsaved(pool)
         max_clients = pool.geometry["max_clients"]
     if args.json:
         about = {**asdict(stats), "unsaved_pages": unsaved, "clients": [asdict(client) for client in clients]}

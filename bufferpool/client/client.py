@@ -150,8 +150,7 @@ class Client(Inspectable):
 
         One whose segment was removed by hand is not among them (:func:`bufferpool.upkeep.page_sizes.check` reports it).
         """
-        bits = self.seg.page_sizes()[0]
-        sizes = [1 << n for n in range(bits.bit_length()) if bits >> n & 1]
+        sizes = segment_file.sizes_in(self.seg.page_sizes()[0])
         return [found for size in sizes if (found := self.other(size)) is not None]
 
     def other(self, page_size: int) -> "Client | None":

@@ -184,6 +184,11 @@ def size_text(page_size: int) -> str:
     return f"{page_size}B"
 
 
+def sizes_in(bits: int) -> list[int]:
+    """The page sizes for which a word has bits, as ``Segment.page_sizes`` gives it."""
+    return [1 << n for n in range(bits.bit_length()) if bits >> n & 1]
+
+
 def path_of_size(path: str, page_size: int) -> str:
     """The path of the segment of another page size of the pool ``path``: NAME@64KiB."""
     return f"{path}@{size_text(page_size)}"

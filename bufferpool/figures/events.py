@@ -229,8 +229,8 @@ def read_events(pool: Inspectable) -> list[Event]:
             space=names.get(int(e["origin"]) & _SPACE_BITS),
             cache=caches.get(int(e["origin"]) & _SPACE_BITS),
             page_no=int(e["page"]) - 1 if e["page"] else None,
-            errno=_error_of(int(e["origin"]))[0],
-            error=_error_of(int(e["origin"]))[1],
+            errno=(error := _error_of(int(e["origin"])))[0],
+            error=error[1],
             pid=_pid_at(clients.get(int(e["client"])), int(e["time_ns"])),
         )
         for e in found

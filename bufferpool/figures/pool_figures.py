@@ -21,6 +21,7 @@ from bufferpool.figures.stats import (
     read_extents,
     read_frames,
     read_stats,
+    read_unsaved,
 )
 
 
@@ -31,13 +32,13 @@ class PoolFigures(Inspectable):
     def page_sizes(self) -> Mapping[int, Self]:
         """The page sizes of the pool, its own first, each as a pool of its own."""
 
-    def _others_of(self) -> list[Self]:
+    def _other_sizes(self) -> list[Self]:
         return [] if not self.seg.page_sizes()[0] else list(self.page_sizes().values())[1:]
 
     def stats(self) -> PoolStats:
         """Figures of the whole pool, over all clients, present and past, and over all page sizes."""
         own = read_stats(self)
-        others = [read_stats(other) for other in self._others_of()]
+        others = [read_stats(other) for other in self._other_sizes()]
         return added(own, others, self.seg.page_sizes()[1]) if others else own
 
     def spaces(self) -> list[SpaceStats]:
@@ -58,12 +59,12 @@ class PoolFigures(Inspectable):
 
     def operations(self) -> list[Operation]:
         """What is under way in stores, loaders and the log, of all clients, the one that has waited longest first."""
-        found = [one for pool in (self, *self._others_of()) for one in read_operations(pool)]
+        found = [one for pool in (self, *self._other_sizes()) for one in read_operations(pool)]
         return sorted(found, key=lambda operation: -operation.seconds)
 
     def events(self) -> list[Event]:
         """The last thousand decisions about the pool's memory, oldest first: when, kind, reason, bytes."""
-        found = [one for pool in (self, *self._others_of()) for one in read_events(pool)]
+        found = [one for pool in (self, *self._other_sizes()) for one in read_events(pool)]
         return sorted(found, key=lambda event: event.time)
 
     def advise(self) -> Advice:
@@ -79,3 +80,11 @@ class PoolFigures(Inspectable):
         No points while there are too few uses. It takes some 30 milliseconds for each cache.
         """
         return read_cache_advice(self)
+
+
+def read_all_unsaved(pool: PoolFigures) -> dict[str, int]:
+    """The number of unsaved pages of each space of a pool, of all page sizes, by the name of the space."""
+    found: dict[str, int] = {}
+    for one in pool.page_sizes().values():
+        found |= read_unsaved(one)
+    return found

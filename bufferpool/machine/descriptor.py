@@ -87,9 +87,8 @@ class OwnDescriptor:
         # That of an object that was not finished was opened just now: no other code can have closed it.
         number = self._number if self._token is None else self.number
         if number >= 0:
-            close(
-                number
-            )  # its holder remains in the table: another thread may have opened a file under this number already
+            # The holder remains in the table: as soon as this has closed, another thread may open a file under the number.
+            close(number)
         self._number = -1
 
     def __del__(self) -> None:

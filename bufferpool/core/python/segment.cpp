@@ -490,7 +490,7 @@ static PyObject* segment_counted_frames(PyObject* self, PyObject* args) {
             unlock_memory(*s);
         }
     }
-    if (!locked) return check_signals() < 0 ? nullptr : raise_late(s, "the memory of the pages");
+    if (!locked) return raise_late(s, "the memory of the pages");
     return PyLong_FromUnsignedLongLong(frames);
 }
 
