@@ -1,5 +1,6 @@
 """What a pool shows of itself, the same for a client of the pool and for an observer."""
 
+import heapq
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Self
@@ -59,13 +60,15 @@ class PoolFigures(Inspectable):
 
     def operations(self) -> list[Operation]:
         """What is under way in stores, loaders and the log, of all clients, the one that has waited longest first."""
-        found = [one for pool in (self, *self._other_sizes()) for one in read_operations(pool)]
-        return sorted(found, key=lambda operation: -operation.seconds)
+        found = map(read_operations, (self, *self._other_sizes()))
+        return list(heapq.merge(*found, key=lambda operation: -operation.seconds))
 
     def events(self) -> list[Event]:
         """The last thousand decisions about the pool's memory, oldest first: when, kind, reason, bytes."""
-        found = [one for pool in (self, *self._other_sizes()) for one in read_events(pool)]
-        return sorted(found, key=lambda event: event.time)
+        found = map(read_events, (self, *self._other_sizes()))
+        return list(
+            heapq.merge(*found, key=lambda event: event.time)
+        )  # keeps the order of each, which is that of its numbers
 
     def advise(self) -> Advice:
         """What the hit ratio would be with an eighth to eight times the budget, from recent references.

@@ -356,6 +356,8 @@ def balance(home: Client, timeout: float) -> int:
 def _settle(home: Client, timeout: float) -> int:
     """Gives the pool's own size what nobody has; all of it, if there is no other size any more. Returns the bytes."""
     bits, whole = home.seg.page_sizes()
+    if not whole:  # another process has done this meanwhile
+        return 0
     given = _grant(home, _unassigned(members(home), whole, timeout), timeout)
     if not bits:
         home.seg.set_budget(whole // home.page_size)  # also where its pages could not leave: nobody else has any

@@ -792,6 +792,12 @@ def test_gc_and_doctor_ask_for_all_sizes_of_a_pool_at_once(make_pool, capsys, mo
     assert not list(SHM.glob(f"{name}*"))
 
 
+def test_a_budget_that_another_process_has_settled_remains(pool):
+    """A steward had seen a size that was removed before it got the lock; it set a budget of 0 frames: ValueError."""
+    assert page_sizes._settle(pool.client, 1.0) == 0
+    assert pool.capacity == WHOLE
+
+
 def test_top_shows_the_pages_of_all_sizes_by_age(pool):
     pytest.importorskip("textual")
     from bufferpool.cli.top.figures import read_snapshot as read_screen
