@@ -157,7 +157,7 @@ class Pool(PoolFigures):
         extent_size: int | str = "256KiB",
         max_clients: int = 256,
         max_pages: int = 1 << 27,
-        reserve: int | str | None = None,
+        room: int | str | None = None,
         permissions: int = 0o600,
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -166,7 +166,7 @@ class Pool(PoolFigures):
         Sizes are numbers of bytes, or strings such as "256MiB". ``capacity``: bytes that its pages may take (the budget), or "auto":
         a quarter of the available memory, see ``bufferpool/machine/auto_size.py``. A steward moves the budget
         between ``min_capacity`` (default: an eighth of it) and ``max_capacity`` (default: the
-        capacity); :meth:`resize` may go up to ``reserve``. That is room in the address space of
+        capacity); :meth:`resize` may go up to ``room``. That is room in the address space of
         every process that attaches, twice, and takes no memory (default: the size of the tmpfs, or as much as the limits of
         this process allow).
         ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
@@ -196,7 +196,7 @@ class Pool(PoolFigures):
             extent_size=parse_size(extent_size, "extent_size"),
             max_clients=max_clients,
             max_pages=max_pages,
-            reserve=None if reserve is None else parse_size(reserve, "reserve"),
+            room=None if room is None else parse_size(room, "room"),
         )
         made = segment_file.create(path, segment_file.plan(sizes), permissions)
         _warn_if_too_large(path, sizes.capacity)
@@ -246,7 +246,7 @@ class Pool(PoolFigures):
         extent_size: int | str | None = None,
         max_clients: int | None = None,
         max_pages: int | None = None,
-        reserve: int | str | None = None,
+        room: int | str | None = None,
         permissions: int | None = None,
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -257,7 +257,7 @@ class Pool(PoolFigures):
         It takes the arguments of :meth:`create`. An argument that is not given accepts what the pool has, or is the
         default for a new pool. Every argument is checked, whether or not the pool exists.
         Given arguments are compared with an existing pool: another ``page_size``, ``extent_size``,
-        ``max_capacity``, ``max_clients``, ``max_pages`` or ``reserve`` raises PoolMismatch, because these are fixed; another
+        ``max_capacity``, ``max_clients``, ``max_pages`` or ``room`` raises PoolMismatch, because these are fixed; another
         ``capacity`` (compared with the last one that was asked for, at creation or by ``resize``, not with a steward's),
         ``min_capacity`` or ``permissions`` gives the warning PoolDiffers, and the pool is not changed.
 
@@ -269,7 +269,7 @@ class Pool(PoolFigures):
             hint = "; permissions= gives the file's permissions" if isinstance(mode, int) else ""
             raise (ValueError if isinstance(mode, str) else TypeError)(f"mode must be 'r' or 'r+', not {mode!r}{hint}")
         request = Request(
-            capacity, page_size, min_capacity, max_capacity, extent_size, max_clients, max_pages, reserve, permissions
+            capacity, page_size, min_capacity, max_capacity, extent_size, max_clients, max_pages, room, permissions
         )
         request.check()
         for _ in range(100):
@@ -1032,7 +1032,7 @@ class Pool(PoolFigures):
     def resize(self, capacity: int | str, *, timeout: float | None = 5.0) -> int:
         """Changes the budget while the pool is in use; returns the bytes given back.
 
-        It may be more than ``max_capacity``, up to what the segment has room for (``reserve``: by default the size of
+        It may be more than ``max_capacity``, up to the room of the segment (``room``: by default the size of
         the tmpfs). A steward then moves it up to there, and no higher than ``max_capacity`` once less is asked for.
 
         A smaller budget evicts, coldest first, and gives whole extents back; dirty pages are flushed for it. Raises ValueError, and PoolExhausted if pages

@@ -223,7 +223,7 @@ def balloon(guest: Guest) -> str:
     def hear(line: str) -> None:
         if line.startswith("filled"):
             host["before"] = guest.memory_of_host()
-            for size in range(976, 399, -64):  # steps of about the steward's reserve: the pool gives way between them
+            for size in range(976, 399, -64):  # steps of about the steward's headroom: the pool gives way between them
                 guest.monitor("balloon", value=size << 20)
                 end = guest.clock.now() + 60
                 while guest.monitor("query-balloon")["actual"] > size << 20 and guest.clock.now() < end:

@@ -49,7 +49,7 @@ def print_json(value: Any) -> None:
 
 
 def print_json_stream(values: Iterable[Any]) -> None:
-    """Prints an array in JSON, an element a line, each as it comes: a million of them take no memory."""
+    """Prints a JSON array, one element in a line. It keeps no element, so a million of them take no memory."""
     print("[", end="")
     for i, value in enumerate(values):
         print("," if i else "", json_line(value), sep="\n", end="")
@@ -67,7 +67,7 @@ def tell(text: object, *, to: TextIO | None = None, end: str = "\n") -> None:
 
 
 def _shortened(text: str, width: int) -> str:
-    """A text in so many columns, without its begin where it is longer: the end of a path says most."""
+    """Fits a text into so many columns. A longer text loses its beginning, because the end of a path says most."""
     return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 

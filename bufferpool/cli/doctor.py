@@ -132,9 +132,9 @@ def _limits(_directory: str) -> Iterator[Finding]:
         (
             "RLIMIT_AS",
             "ulimit -v",
-            "a process maps what a pool has room for twice, and cannot attach to one above this: create it with a smaller reserve=",
+            "a process maps the room of a pool twice, and cannot attach to a pool with more: create the pool with a smaller room=",
         ),
-        ("RLIMIT_FSIZE", "ulimit -f", "a pool is one file, and gets no more room than this when it is created here"),
+        ("RLIMIT_FSIZE", "ulimit -f", "a pool is one file, so a pool that is created here gets no more room than this"),
     )
     for name, command, effect in effects:
         soft, _ = resource.getrlimit(getattr(resource, name))

@@ -61,49 +61,49 @@ class Shape(NamedTuple):
     label: int
     """Columns of the number before each line, with the space after it."""
     across: int
-    """Blocks side by side."""
+    """Boxes side by side."""
     piece: int
-    """Cells of a block on one line."""
+    """Cells of a box on one line."""
 
 
-def shape_of(blocks: int, block: int, last: int, width: int) -> Shape:
-    """The shape of a map of ``blocks`` with ``block`` cells each; ``last`` is the number of the last extent."""
+def shape_of(boxes: int, box: int, last: int, width: int) -> Shape:
+    """The shape of a map of ``boxes`` with ``box`` cells each; ``last`` is the number of the last extent."""
     label = len(str(last)) + 2
-    return Shape(label, max(1, (width - label + 1) // (block + 1)), min(block, max(8, width - label)))
+    return Shape(label, max(1, (width - label + 1) // (box + 1)), min(box, max(8, width - label)))
 
 
 def fold(cells: npt.NDArray[np.uint8], per: int, width: int, rows: int) -> tuple[npt.NDArray[np.uint8], int, int]:
     """Makes a map fit ``rows`` lines: each cell shows the most frequent kind of a power of two of frames.
 
-    Returns the cells, the cells of a block, and the frames of a cell. A block is one extent while that has at least 8
+    Returns the cells, the cells of a box, and the frames of a cell. A box is one extent while that has at least 8
     cells, else several extents.
     """
     extents = len(cells) // per
-    each, block = 1, per
+    each, box = 1, per
     while each < len(cells):
-        blocks = -(-len(cells) // (each * block))
-        shape = shape_of(blocks, block, extents - 1, width)
-        if -(-blocks // shape.across) * -(-block // shape.piece) <= rows:
+        boxes = -(-len(cells) // (each * box))
+        shape = shape_of(boxes, box, extents - 1, width)
+        if -(-boxes // shape.across) * -(-box // shape.piece) <= rows:
             break
         each *= 2
-        block = max(per // each, 8)
-    padded = np.pad(cells, (0, -len(cells) % (each * block)), mode="edge").reshape(-1, each)
+        box = max(per // each, 8)
+    padded = np.pad(cells, (0, -len(cells) % (each * box)), mode="edge").reshape(-1, each)
     counts = np.stack([np.count_nonzero(padded == kind, axis=1) for kind in range(int(cells.max()) + 1)])
-    return counts.argmax(axis=0).astype(np.uint8), block, each
+    return counts.argmax(axis=0).astype(np.uint8), box, each
 
 
 def lines(
-    cells: npt.NDArray[np.uint8], kinds: Kinds, block: int, width: int, colour: bool, step: int = 1
+    cells: npt.NDArray[np.uint8], kinds: Kinds, box: int, width: int, colour: bool, step: int = 1
 ) -> Iterator[str]:
-    """The lines of the map: as many blocks (``block`` cells each) side by side as ``width`` columns hold.
+    """The lines of the map: as many boxes (``box`` cells each) side by side as ``width`` columns hold.
 
-    A line begins with the number of its first extent; a block stands for ``step`` extents.
+    A line begins with the number of its first extent; a box stands for ``step`` extents.
     """
-    blocks = cells.reshape(-1, block)
-    shape = shape_of(len(blocks), block, (len(blocks) - 1) * step, width)
-    for first in range(0, len(blocks), shape.across):
-        row = blocks[first : first + shape.across]
-        for at in range(0, block, shape.piece):
+    boxes = cells.reshape(-1, box)
+    shape = shape_of(len(boxes), box, (len(boxes) - 1) * step, width)
+    for first in range(0, len(boxes), shape.across):
+        row = boxes[first : first + shape.across]
+        for at in range(0, box, shape.piece):
             start = str(first * step) if at == 0 else ""
             parts = (_cells(part[at : at + shape.piece], kinds, colour) for part in row)
             yield f"{start:>{shape.label - 2}}  " + " ".join(parts)
@@ -137,7 +137,7 @@ def _legend(cells: npt.NDArray[np.uint8], kinds: Kinds, page_size: int, colour: 
 
 
 def draw(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, title: str, page_size: int, path: str) -> None:
-    """Draws the map into ``path`` (.png or .svg), with an outlined block for each extent.
+    """Draws the map into ``path`` (.png or .svg), with an outlined box for each extent.
 
     Raises BufferPoolError without matplotlib.
     """
@@ -160,9 +160,9 @@ def draw(cells: npt.NDArray[np.uint8], kinds: Kinds, per: int, title: str, page_
     outlines = []
     for i, extent in enumerate(extents):
         y, x = i // across * (high + 1), i % across * (wide + 1)
-        block = np.full(high * wide, np.nan)
-        block[:per] = extent
-        grid[y : y + high, x : x + wide] = block.reshape(high, wide)
+        box = np.full(high * wide, np.nan)
+        box[:per] = extent
+        grid[y : y + high, x : x + wide] = box.reshape(high, wide)
         left, top, right, low = x - 0.5, y - 0.5, x + wide - 0.5, y + high - 0.5
         outlines.append([(left, top), (right, top), (right, low), (left, low), (left, top)])
     width = 11.0
@@ -208,9 +208,9 @@ def _map(args: argparse.Namespace) -> int:
     colour = args.color == "always" or (args.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     screen = shutil.get_terminal_size((100, 30))
     rows = sys.maxsize if args.full else max(4, screen.lines - 4)  # the title, the legend, and the next prompt
-    folded, block, each = fold(cells, per, screen.columns, rows)
+    folded, box, each = fold(cells, per, screen.columns, rows)
     tell(title + (f"; each cell shows the most frequent kind of {each:,} frames" if each > 1 else ""))
-    for line in lines(folded, kinds, block, screen.columns, colour, block * each // per):
+    for line in lines(folded, kinds, box, screen.columns, colour, box * each // per):
         print(line)
     print(_legend(cells, kinds, stats.page_size, colour))
     if others:
@@ -222,7 +222,7 @@ def register(commands: Commands) -> None:
     """Adds the command."""
     sub = commands.add(
         "map", _map, "show the segment as a picture",
-        "A cell is a frame, and a block an extent, the unit in which memory is given back; each line begins with its first extent's "
+        "A cell is a frame, and a box an extent, the unit in which memory is given back; each line begins with its first extent's "
         "number. In a pool that is too large for the screen, a cell shows the most frequent kind of several frames.\n\n"
         "examples:\n  bufferpool map orders\n  bufferpool map orders --by age\n  bufferpool map orders --output orders.png",
     )  # fmt: skip

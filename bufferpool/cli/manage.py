@@ -224,7 +224,7 @@ def _remove_cache(args: argparse.Namespace) -> int:
 
 
 def _gc(args: argparse.Namespace) -> int:
-    """Reaps dead clients without asking: that loses nothing. Asks before it removes a pool."""
+    """Reaps dead clients without asking, because that loses nothing. It asks before it removes a pool."""
     failed, rows = 0, []
 
     def say(text: str) -> None:

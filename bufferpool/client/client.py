@@ -41,10 +41,10 @@ Record = dict[str, Any]
 
 _attached: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _latest: "weakref.WeakValueDictionary[tuple[str, bytes | None], Client]" = weakref.WeakValueDictionary()
-"""The client whose attachment was shared last, by its segment: the first to ask for one to share."""
-_nobody: "weakref.WeakSet[Client]" = weakref.WeakSet()  # in place of an unattached client's sharers
-_holding: "weakref.WeakSet[io.FileIO]" = weakref.WeakSet()  # files that hold a lock of page sizes, or may get it
-LOOK_S = 0.002  # between two tries to get such a lock
+"""By segment: the client whose attachment was shared last. A new client tries to share this one's attachment first."""
+_nobody: "weakref.WeakSet[Client]" = weakref.WeakSet()  # the sharers of a client that is not attached
+_holding: "weakref.WeakSet[io.FileIO]" = weakref.WeakSet()  # open files with the lock of the page sizes, or waiting
+LOOK_S = 0.002  # between two attempts to get that lock
 _sharing = Lock()  # held while a client joins the attachment of another, or leaves it
 
 
@@ -178,7 +178,7 @@ class Client(Inspectable):
     def lock_sizes(self, timeout: float) -> Iterator[None]:
         """Holds the lock of the pool's page sizes: of the parts of the budget, and of the names of new spaces.
 
-        It is a lock of an open file description (flock), which the kernel releases when its process dies, and is taken before all
+        It is a lock of an open file description (flock), which the kernel releases when its process dies, and it is taken before all
         locks of the core. Raises WaitTimeout.
         """
         end = time.monotonic() + timeout
@@ -197,7 +197,7 @@ class Client(Inspectable):
                 fcntl.flock(file, fcntl.LOCK_UN)
 
     def forget(self, page_size: int) -> None:
-        """Lets another page size go, which was removed: its attachment ends when nothing uses it any more."""
+        """Drops the client of a page size that was removed. Its attachment ends when nothing uses it any more."""
         self._others.pop(page_size, None)
 
     @property

@@ -26,7 +26,7 @@ def underway() -> frozenset[Hashable]:
 
 
 class working_on:
-    """Marks that this thread works on a subject within the block: it must not wait for a job on the same subject.
+    """Marks that this thread works on a subject in the `with` block: it must not wait for a job on the same subject.
 
     The mark ends with this object, too: a signal's handler may raise before ``__exit__`` comes to its work.
     """
@@ -42,7 +42,7 @@ class working_on:
 
 
 class _Start:
-    """What the thread has that starts a job, and then the one that begins it."""
+    """A token of a job. The thread that starts the job holds it, then the thread that does the work: if neither does, the job is lost."""
 
 
 class Job:
@@ -60,12 +60,12 @@ class Job:
         self.error: BaseException | None = None
 
     def given_up(self) -> bool:
-        """Whether no thread has begun the work, and none will: the handler of a signal has raised in the one that was to start it."""
+        """Whether no thread has begun the work, and none will, because a signal's handler raised in the thread that was starting it."""
         return self._start() is None and not self.taken
 
     @property
     def done(self) -> bool:
-        """Whether nobody works on it any more."""
+        """Whether the work is over, or will never begin."""
         return self.ended or self.given_up()
 
 
@@ -98,7 +98,7 @@ class Jobs:
         try:
             Worker(partial(self._run, job, outer, start))
         except (ThreadRefused, MemoryError):
-            self._run(job, outer, start)  # without a thread, but for one that has begun after all
+            self._run(job, outer, start)  # do the work here, unless the new thread has begun it after all
         return job, True
 
     def _take(self, job: Job) -> bool:

@@ -37,14 +37,14 @@ class Request:
     extent_size: int | str | None
     max_clients: int | None
     max_pages: int | None
-    reserve: int | str | None
+    room: int | str | None
     permissions: int | None
 
     def check(self) -> None:
         """Raises ValueError or TypeError for values that cannot make a pool, even if the pool exists."""
         sizes = {name: self._bytes(name) for name in (*_SIZES, "page_size")}
         least = segment_file.MIN_FRAMES * (sizes["page_size"] or segment_file.Sizes.page_size)
-        bounds = ("capacity", "max_capacity", "min_capacity", "reserve")
+        bounds = ("capacity", "max_capacity", "min_capacity", "room")
         known = [size for name in bounds if (size := sizes[name]) is not None]
         given = {"max_clients": self.max_clients, "max_pages": self.max_pages, **sizes}
         given["capacity"] = known[0] if known else least  # "auto" chooses a capacity within the given bounds
@@ -61,7 +61,7 @@ class Request:
         """The differences between the request and the pool. Arguments that were not given are not compared."""
         geometry, status, size = client.geometry, client.seg.status(), client.page_size
         frames = {name: None if (n := self._bytes(name)) is None else n // size for name in _SIZES}
-        for name in ("max_capacity", "reserve"):
+        for name in ("max_capacity", "room"):
             if (n := self._bytes(name)) is not None:  # whole extents
                 frames[name] = -(-n // (size * geometry["extent_frames"])) * geometry["extent_frames"]
         extent = self._bytes("extent_size")
@@ -69,7 +69,7 @@ class Request:
             frames["extent_size"] = max(1, extent // size)
         has = {"capacity": status["asked_frames"], "min_capacity": status["min_frames"]}
         has |= {"max_capacity": status["most_frames"], "extent_size": geometry["extent_frames"]}
-        has |= {"reserve": geometry["room_frames"]}
+        has |= {"room": geometry["room_frames"]}
         found = [
             Difference(name, asked * size, has[name] * size, _remedy(name, asked, has), _size)
             for name, asked in frames.items()
@@ -89,17 +89,17 @@ class Request:
         return None if value == ("auto" if name == "capacity" else None) else parse_size(value, name)
 
 
-_SIZES = ("capacity", "min_capacity", "max_capacity", "extent_size", "reserve")
+_SIZES = ("capacity", "min_capacity", "max_capacity", "extent_size", "room")
 FIXED = (
     "what the pool has room for was fixed at creation: to have more, flush, remove the pool and create it with a larger "
-    "reserve= (by default the size of the tmpfs), or on a larger tmpfs"
+    "room= (by default the size of the tmpfs), or on a larger tmpfs"
 )
 
 
 def _remedy(name: str, asked: int, has: dict[str, int]) -> str:
     """How to change an existing pool to the value ``asked``; "" if the property is fixed."""
     if name == "capacity":
-        return "pool.resize() changes it" if asked <= has["reserve"] else FIXED
+        return "pool.resize() changes it" if asked <= has["room"] else FIXED
     if name == "min_capacity":
         lower = asked < has["min_capacity"]
         return (

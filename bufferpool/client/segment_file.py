@@ -38,7 +38,7 @@ SHM = "/dev/shm"
 LEAST_BYTES = 2 << 20  # of a segment: its pages begin at 2 MiB or later
 FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 OS_PAGE = os.sysconf("SC_PAGESIZE")
-MIN_FRAMES, MANY_FRAMES = 4, 2**31  # of a budget; of a segment
+MIN_FRAMES, MANY_FRAMES = 4, 2**31  # the least frames of a budget, and the bound of those of a segment
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Sizes:
     extent_size: int = 256 * 1024
     max_clients: int = 256
     max_pages: int = 1 << 27
-    reserve: int | None = None
+    room: int | None = None
 
 
 class Plan(NamedTuple):
@@ -61,7 +61,7 @@ class Plan(NamedTuple):
     page_size: int
     extent_frames: int
     room_frames: int
-    """What a budget may be at most; 0: all that there may ever be memory for."""
+    """The largest budget that the segment has room for; 0: as much as the tmpfs, or this process, can hold."""
     budget_frames: int
     min_frames: int
     most_frames: int
@@ -98,8 +98,8 @@ def plan(asked: Sizes) -> Plan:
     if not 1 <= max_pages < 2**32 - 1:
         raise ValueError(f"max_pages must be 1 to {2**32 - 2}, not {max_pages}")
     extent_frames = max(1, extent_size // page_size)
-    if asked.reserve is not None and asked.reserve < most:
-        raise ValueError(f"reserve ({asked.reserve} bytes) must not be below max_capacity ({most} bytes)")
+    if asked.room is not None and asked.room < most:
+        raise ValueError(f"room ({asked.room} bytes) must not be below max_capacity ({most} bytes)")
 
     def whole_extents(size: int, what: str) -> int:
         frames = -(-size // (page_size * extent_frames)) * extent_frames
@@ -110,7 +110,7 @@ def plan(asked: Sizes) -> Plan:
     return Plan(
         page_size,
         extent_frames,
-        0 if asked.reserve is None else whole_extents(asked.reserve, "reserve"),
+        0 if asked.room is None else whole_extents(asked.room, "room"),
         capacity // page_size,
         least_bytes // page_size,
         whole_extents(most, "capacity"),
@@ -135,8 +135,8 @@ def _room_for(wanted: Plan, fd: int) -> int:
 
 
 def _may_map(plan: Plan, room_frames: int) -> bool:
-    """Whether the limits of this process leave room for a file like that (ulimit -f), which is mapped twice, and three
-    quarters of its address space for the rest of it (ulimit -v, -l)."""
+    """Whether the limits of this process allow a file of that length (ulimit -f), and two mappings of it that leave three
+    quarters of the address space free (ulimit -v, -l)."""
     size, data = _core.segment_bytes(plan.page_size, plan.extent_frames, room_frames, plan.max_clients, plan.max_pages)
     most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if most != resource.RLIM_INFINITY and size > most:

@@ -21,20 +21,20 @@ _SLICE_S = 0.02
 
 
 class _Token:
-    """What only the thread holds."""
+    """An object that only the thread holds: when it is gone, the thread has ended."""
 
 
 class Worker:
     """A thread that does one piece of work. It does not keep the process from ending."""
 
     def __init__(self, work: Callable[[], object]) -> None:
-        """Returns when the thread has begun. Raises ThreadRefused where none can be had: then the work is not done."""
+        """Returns when the thread has begun. Raises ThreadRefused if no thread can be started; the work is not done then."""
         self._start(work)
         self._wait_until_begun()
 
     @classmethod
     def several(cls, work: Callable[[], object], most: int) -> "list[Worker]":
-        """Starts ``most`` threads that do the same work, or as many as can be had, and returns those that have begun.
+        """Starts ``most`` threads that do the same work, or as many as the system allows, and returns those that have begun.
 
         They begin at the same time: on a busy machine a new thread waits for a processor, and here the threads wait
         together, not one after the other.
@@ -62,34 +62,34 @@ class Worker:
         try:
             _thread.start_new_thread(self._run, (token,))
         except (RuntimeError, MemoryError) as error:  # a limit, or the interpreter ends
-            raise _refused("the system refuses one more", errno.EAGAIN) from error
+            raise _refused("the system refuses one more thread", errno.EAGAIN) from error
 
     def _wait_until_begun(self) -> None:
         while not self._begun.acquire(timeout=_SLICE_S):
             if self._token() is None and not self._begun.acquire(blocking=False):
-                raise _refused("the new one found no memory to begin with", errno.ENOMEM)
+                raise _refused("the new thread found no memory to begin with", errno.ENOMEM)
 
     @property
     def ended(self) -> bool:
         """Whether the work is over.
 
         In a forked child it is, because the thread is the parent's; and when the interpreter is finalizing, because
-        CPython lets no other thread run Python code then, and the thread would never tell that it has ended.
+        CPython lets no other thread run Python code then, so the thread could not say that it has ended.
         """
         return self._done.is_set() or self._token() is None or sys.is_finalizing()
 
     def is_current(self) -> bool:
-        """Whether this is the thread."""
+        """Whether the caller is this thread."""
         return self._ident == _thread.get_ident() and not self.ended
 
     def join(self, timeout: float | None = None) -> bool:
-        """Waits until the work is over, for ``timeout`` seconds at most; whether it is."""
+        """Waits until the work is over, for at most ``timeout`` seconds; returns whether it is."""
         end = float("inf") if timeout is None else time.monotonic() + timeout
         while not self.ended:
             left = end - time.monotonic()
             if left <= 0:
                 return False
-            self._done.wait(min(left, 50 * _SLICE_S))  # the token may go without a word
+            self._done.wait(min(left, 50 * _SLICE_S))  # not for longer: a thread that ends by a failure sets no event
         return True
 
     def _run(self, token: _Token) -> None:

@@ -161,13 +161,13 @@ _Hang = tuple[EventKind, int, str, str, bool]
 
 
 def _hang_of(kind: EventKind, about: Event | Operation) -> _Hang:
-    """What an event about a hang, and an operation that is under way, have in common if they are about the same."""
+    """The key of an operation that hangs: an event about it, and the operation in the list, have the same key."""
     log = about.reason is EventReason.LOG_HANGS if isinstance(about, Event) else about.kind == "log_sync"
     return kind, about.client, about.space or "", about.cache or "", log
 
 
 def _open_hangs(client: Client) -> dict[_Hang, Event]:
-    """The last event about each operation that hangs, of those whose end no event says."""
+    """The last event about each operation that hangs and of whose end there is no event."""
     found: dict[_Hang, Event] = {}
     failures = {recovery: failure for failure, recovery in RECOVERIES.items()}
     for event in read_events(client):

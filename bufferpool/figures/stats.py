@@ -279,9 +279,9 @@ class PoolStats:
     prefetched_unused: int
     """Pages that were read ahead and evicted before anybody used them."""
     load_failures: int
-    """Loads that failed: in the store or the loader, or because no frame could be had (``exhausted``)."""
+    """Loads that failed: in the store or the loader, or because no frame was available (``exhausted``)."""
     exhausted: int
-    """How often no frame could be had (PoolExhausted)."""
+    """How often no frame was available (PoolExhausted)."""
     load_bytes: int
     """Bytes of the pages that were loaded."""
     evictions_recycled: int

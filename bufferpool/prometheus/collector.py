@@ -197,7 +197,7 @@ ACCESS = (
     _counter("bufferpool_loads", "Pages filled from a file, a store or a loader, read-ahead included.", "loads"),
     _counter("bufferpool_loaded_bytes", "Bytes of the pages that were filled.", "load_bytes", "bytes"),
     _counter("bufferpool_load_failures",
-             "Loads that ended in an error: of the store, of the loader, or because no frame could be had.", "load_failures"),
+             "Loads that ended in an error: of the store, of the loader, or because no frame was available.", "load_failures"),
     _counter("bufferpool_exhausted", "Requests for a frame that found none (PoolExhausted).", "exhausted"),
     _counter("bufferpool_prefetched", "Pages read ahead (prefetch, scan). Each is a load; its first use is a miss, not a hit.",
              "prefetched"),

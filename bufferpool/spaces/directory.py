@@ -35,7 +35,7 @@ from bufferpool.stores.checksum import CheckedFile, file_store
 from bufferpool.stores.file_state import NO_FILE, FileState
 
 DISCARDABLE, WRITABLE, CHECKSUM = 1, 2, 4  # flags of a space, as in core/layout/layout.h
-GROWTH_PAGES = 1 << 20  # entries reserved for a space that may grow, while there are many
+GROWTH_PAGES = 1 << 20  # page numbers that a space which may grow gets, while there are many
 _SHOWN = 20  # spaces that a message names
 BUSY_S = 1.0  # seconds to wait for a space in use, before SpaceBusy
 LOCKED_S = 30.0  # seconds to wait for a lock of another client, which is stopped then, or whose disk hangs
@@ -481,7 +481,7 @@ def _add_space(
 
 
 def _room_to_grow(client: Client) -> int:
-    """Page numbers to reserve for a space that may grow: many for the first spaces; thousands of them find some all the same."""
+    """How many page numbers a space that may grow gets: many for the first spaces, and fewer later, so that thousands of spaces find some."""
     most, free = client.geometry["max_pages"], client.seg.free_pages()
     return GROWTH_PAGES if free > most // 2 else int(min(free // (2 * MAX_SPACES), GROWTH_PAGES))
 
@@ -512,7 +512,7 @@ def _take_slot(client: Client, wanted: Wanted, pages: int, state: FileState) -> 
     while True:
         try:
             return client.seg.add_space(made)
-        except SpaceFull:  # without max_pages, the reserve for growth is optional
+        except SpaceFull:  # without max_pages, the numbers for growth are optional
             if options.get("max_pages") is not None or made.max_pages <= max(pages, 1):
                 raise
             made = made._replace(max_pages=max(pages, 1, made.max_pages // 4))

@@ -133,7 +133,7 @@ class Space(_core.Space):
         self._client = pool.client
         self._wanted = wanted
         self._loader, self._many_loader = loader, load_many
-        # Asking of None would cost more than all else here.
+        # A test for None here would cost more than the rest of the function.
         is_coroutine = loader is not None and is_coroutine_function(loader)
         self._coroutines = coroutines.Loops() if is_coroutine else None
         self._native = False  # whether the core reads the pages from a file, without Python
@@ -513,14 +513,14 @@ class Space(_core.Space):
         """Reads pages ahead, without pinning them; returns the number of loaded pages.
 
         Pages of a file are read together, in whichever order ``ids`` has. The replacement policy does not count this
-        as a use of the page. If no frame can be had it stops. Raises what ``space[n]`` raises except PoolExhausted.
+        as a use of the page. It stops if no frame is available. Raises what ``space[n]`` raises except PoolExhausted.
         """
         return self._load_many(ids)
 
     def read(self, page_no: int, *, bypass: bool = False, timeout: float | None = None) -> npt.NDArray[Any]:
         """Returns a private copy of a page, of shape ``(page_size // itemsize,)``, which may be changed and kept.
 
-        ``bypass``: if no frame can be had, because all of them are pinned or dirty, the page is read from its store, or computed by
+        ``bypass``: if no frame is available, because all of them are pinned or dirty, the page is read from its store, or computed by
         its loader, past the pool, instead of raising PoolExhausted. ``timeout`` is in seconds. Raises what
         ``space.get(page_no)`` raises.
         """

@@ -261,7 +261,7 @@ class FileStore:
         except OSError as error:
             if error.errno != errno.EINVAL or self._caching is not Caching.DIRECT:
                 raise
-        # What is left is no whole block, or the file system refuses direct writes after all.
+        # What is left is no whole block of the disk, or the file system refuses direct writes after all.
         _set_direct(self.fd, False)
         try:
             return os.pwritev(self.fd, buffers, offset)

@@ -2,10 +2,10 @@
 
 1. Under pressure the budget falls at once, by an eighth a step, or by the shortage
    if that is more, down to its lower bound. There is a shortage if less memory
-   is free than a reserve.
+   is free than the headroom.
 2. Without pressure the budget rises slowly, by a sixteenth a step, if the pool is full,
    if the miss-ratio curve says that it saves misses worth having, and if twice
-   the reserve stays free afterwards.
+   the headroom stays free afterwards.
 3. After pressure the budget is not raised for a while. If growing brought the pressure back, this pause is
    twice as long the next time, up to a limit: so the budget does not oscillate with a
    changing load (multiplicative decrease and backing off, as in TCP; Jacobson 1988).
@@ -36,7 +36,7 @@ class Rules:
     """Pressure: all tasks did."""
     psi_calm_percent: float = 1.0
     """The budget may grow while the percentage (some) is below this."""
-    reserve: float = 0.05
+    headroom: float = 0.05
     """The share of the cgroup's limit, of the tmpfs and of the machine's memory that should be free."""
     shrink_step: float = 1 / 8
     grow_step: float = 1 / 16
@@ -56,7 +56,7 @@ class Rules:
                 raise TypeError(f"{name} must be a number, not {type(value).__name__}")
             if not value >= 0:
                 raise ValueError(f"{name} must be a number of at least 0, not {value!r}")
-        for name in ("reserve", "shrink_step", "grow_step"):
+        for name in ("headroom", "shrink_step", "grow_step"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is a share, from 0 to 1, not {getattr(self, name)!r}")
 
@@ -118,8 +118,8 @@ def shortage(reading: Reading, rules: Rules) -> Need | None:
         (reading.cgroup_free, reading.cgroup_limit, EventReason.CGROUP),
         (reading.machine_free, reading.machine_size, EventReason.MACHINE),
     ):
-        if free is not None and size and free < rules.reserve * size:
-            found.append(Need(int(rules.reserve * size) - free, why, free))
+        if free is not None and size and free < rules.headroom * size:
+            found.append(Need(int(rules.headroom * size) - free, why, free))
     if found:
         return max(found, key=lambda need: need.bytes)
     some, full = reading.psi_some or 0.0, reading.psi_full or 0.0
@@ -129,13 +129,13 @@ def shortage(reading: Reading, rules: Rules) -> Need | None:
 
 
 def room(reading: Reading, rules: Rules) -> int:
-    """How many bytes may be taken so that twice the reserve is still free everywhere."""
+    """How many bytes may be taken so that twice the headroom is still free everywhere."""
     pairs = (
         (reading.shm_free, reading.shm_size),
         (reading.cgroup_free, reading.cgroup_limit),
         (reading.machine_free, reading.machine_size),
     )
-    rooms = [int(free - 2 * rules.reserve * size) for free, size in pairs if free is not None and size]
+    rooms = [int(free - 2 * rules.headroom * size) for free, size in pairs if free is not None and size]
     return max(0, min(rooms, default=1 << 62))
 
 

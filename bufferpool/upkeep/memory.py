@@ -39,7 +39,7 @@ class Room(threading.local):
     last = since = 0.0
     tries = 0
     over = False
-    """Whether nothing that could make room was under way at the last try."""
+    """Whether no flush that could make room was under way at the last attempt."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -173,7 +173,7 @@ def _give_more(client: Client) -> str:
 
 
 def scratch_message(client: Client, held: int, most: int) -> str:
-    """Why no more scratch pages can be written: which spaces have how many, and whose they are."""
+    """Says why no more scratch pages can be written: which spaces have how many, and to whom the spaces belong."""
     frames = stats.read_frames(client)
     owned = frames["dirty"] & (frames["space"] >= 0)  # a space that is removed meanwhile is not in the list of spaces
     numbers = np.bincount(frames["space"][owned], minlength=1)
@@ -193,7 +193,7 @@ def scratch_message(client: Client, held: int, most: int) -> str:
 
 
 def limit_message(client: Client, found: Shortage) -> str:
-    """Why no more pages of a space can be loaded that has as many as its limit allows: which spaces those are."""
+    """Says why no more pages can be loaded of a space that has as many as its limit allows, and which spaces those are."""
     spaces = stats.read_stats(client).spaces
     full = [s for s in spaces if s.limit and (s.resident + 1) * client.page_size > s.limit]
     names = ", ".join(
@@ -201,14 +201,14 @@ def limit_message(client: Client, found: Shortage) -> str:
     )
     why = [text for n, text in ((found.pinned, "pinned"), (found.dirty, "dirty"), (found.in_use, "in use")) if n]
     return (
-        f"no frame can be had within the limit of a space of pool {client.name!r} ({names or 'which has room by now'}), because its pages "
+        f"no frame is available within the limit of a space of pool {client.name!r} ({names or 'which has room by now'}), because its pages "
         f"are {' or '.join(why) or 'in use'}. Release pins (delete arrays over its pages), flush or drop pages, or raise the limit "
         "(space.set_share(limit=))"
     )
 
 
 def _held_values(clients: list[stats.ClientInfo]) -> str:
-    """Who holds values of caches, whose memory nothing can take away."""
+    """Says which clients hold values of caches: their memory cannot be taken away."""
     who = ", ".join(
         f"client {c.client} (pid {c.pid}) holds values of {format_size(c.held_bytes)}" for c in clients if c.held_bytes
     )
@@ -216,7 +216,7 @@ def _held_values(clients: list[stats.ClientInfo]) -> str:
 
 
 def exhausted_message(client: Client) -> str:
-    """Why no frame can be had, and what to do about it."""
+    """Says why no frame is available, and what to do about it."""
     frames, clients = stats.read_frames(client), stats.read_clients(client)
     status = client.seg.status()
     kinds = {r["index"]: r["kind"] for r in client.seg.spaces()}
@@ -238,7 +238,7 @@ def exhausted_message(client: Client) -> str:
     if busy:
         parts.append(f"{busy} in use by operations under way")
     return (
-        f"no frame can be had in pool {client.name!r}: of {status['budget_frames']} frames, {'; '.join(parts)}. "
+        f"no frame is available in pool {client.name!r}: of {status['budget_frames']} frames, {'; '.join(parts)}. "
         f"Release pins (delete arrays over pages, and values of caches that are held), flush or drop pages, or {_give_more(client)}"
     )
 
@@ -355,7 +355,7 @@ def _shrink_to(client: Client, frames: int, deadline: float) -> int:
 
 
 def _locked(client: Client) -> str:
-    """Who has the memory lock at this moment: a process that is stopped meanwhile holds up all who need it."""
+    """Says which client has the memory lock at this moment: a stopped process that has it delays all clients that need it."""
     owner = client.seg.status()["memory_lock_owner"]
     return f"; client {owner} has the memory lock, and pool.clients() says who that is" if owner else ""
 

@@ -33,7 +33,7 @@ from bufferpool.upkeep import budget as govern
 
 LOCKED_S = 30.0  # seconds to wait for the lock of the page sizes
 SETTLE_S = 1.0  # seconds to wait for a memory lock, at least
-BRIEFLY_S = 0.05  # the same, where the call can do without
+BRIEFLY_S = 0.05  # the same, for calls that can go on without the lock
 LEAST_SHARE = 64  # each size keeps a 64th of the whole budget, or four pages
 STEP_SHARE = 32  # what moves at a time, of the whole budget
 NEW_SHARE = 8  # what a new size has at least, of the whole budget
@@ -184,7 +184,7 @@ def add(home: Client, page_size: int, timeout: float = LOCKED_S) -> Client:
         whole = whole or home.budget_frames * home.page_size
         made = _make(home, page_size, plan)
         try:
-            segment_file.refuse_another(home.path, home.known_uuid, home.trusted_uid)  # removed just now?
+            segment_file.refuse_another(home.path, home.known_uuid, home.trusted_uid)  # perhaps it was just removed
             _give_first_part(home, made, whole, bits, timeout)
         except BaseException:
             _unlink(made)
@@ -225,7 +225,7 @@ def _make(home: Client, page_size: int, plan: segment_file.Plan) -> Client:
     assert home.known_uuid is not None
     try:
         segment_file.create(path, plan, mode, home.known_uuid)
-    except SegmentExists as error:  # made by a process that died before it was in use, or it belongs to another pool
+    except SegmentExists as error:  # a process made it and died before it was in use, or it belongs to another pool
         if home.other(page_size) is None:
             raise SegmentExists(
                 f"{path} exists and is no page size of this pool, but perhaps of one that had its name before: remove it "
@@ -242,7 +242,7 @@ def _give_first_part(home: Client, made: Client, whole: int, bits: int, timeout:
     sizes = [*members(home), made]
     made.seg.set_budget(MIN_FRAMES)
     home.seg.set_page_sizes(bits, whole)
-    # 1. Four pages, which it needs to work at all: they must have left the others before it is in use.
+    # 1. Four pages, without which no size works: the other sizes must have given them up before this one is in use.
     lacking = -_unassigned(sizes, whole, timeout)
     for giver in sorted(sizes[:-1], key=lambda client: held_frames(client) - client.budget_frames):
         spare = giver.budget_frames - least_frames(giver, whole)
@@ -251,13 +251,13 @@ def _give_first_part(home: Client, made: Client, whole: int, bits: int, timeout:
             lacking = -_unassigned(sizes, whole, timeout)
     if lacking > 0:
         raise PoolExhausted(
-            f"no memory can be had for pages of {size_text(made.page_size)}: {format_size(lacking)} of the pages of pool {home.name!r} "
+            f"no memory is available for pages of {size_text(made.page_size)}: {format_size(lacking)} of the pages of pool {home.name!r} "
             "are pinned, dirty or in use. Release pins (delete arrays over pages), flush or drop pages, or give the pool more (pool.resize())"
         )
-    # 2. What the engine has said so far: no page of it is written before its log.
+    # 2. The durable LSN that the engine has set so far, so that no page is written before its log.
     _copy_lsn(home, made)
     home.seg.set_page_sizes(bits | made.page_size, whole)
-    _copy_lsn(home, made)  # what was set while the header did not name it
+    _copy_lsn(home, made)  # the LSN that was set while the header did not name this size
 
 
 def _give_share(sizes: Sequence[Client], made: Client, whole: int, timeout: float) -> None:
@@ -265,7 +265,7 @@ def _give_share(sizes: Sequence[Client], made: Client, whole: int, timeout: floa
     others = [client for client in sizes if client is not made]
     unused = sum(max(0, c.budget_frames - held_frames(c)) * c.page_size for c in others)
     wanted = max(whole // NEW_SHARE, min(whole // len(sizes), unused)) - made.budget_frames * made.page_size
-    with contextlib.suppress(WaitTimeout):  # it has four pages, and gets more when it needs them
+    with contextlib.suppress(WaitTimeout):  # it has its four pages, and gets more when it needs them
         _demand(sizes, made, wanted, timeout, whole)
 
 
@@ -307,7 +307,7 @@ def remove(home: Client, page_size: int, timeout: float = LOCKED_S) -> int:
 
 
 def more(client: Client) -> bool:
-    """Gives a size whose pages cannot be evicted memory of the others; whether it got any. Called when no frame is free."""
+    """Gives memory of the other sizes to a size whose pages cannot be evicted; returns whether it got any. Called when no frame is free."""
     home = client.home()
     if not home.seg.page_sizes()[0]:
         return False
@@ -360,7 +360,7 @@ def _settle(home: Client, timeout: float) -> int:
         return 0
     given = _grant(home, _unassigned(members(home), whole, timeout), timeout)
     if not bits:
-        home.seg.set_budget(whole // home.page_size)  # also where its pages could not leave: nobody else has any
+        home.seg.set_budget(whole // home.page_size)  # also if its pages could not leave: no other size has any
         home.seg.set_page_sizes(0, 0)
     return given
 

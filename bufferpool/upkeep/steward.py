@@ -66,7 +66,7 @@ BALANCE_S = 1.0  # between two looks at which page size earns most
 STALE_S = 5.0  # a steward without a round for so long does not count
 
 
-# What is so while an operation hangs.
+# What follows for others while an operation of each kind hangs.
 _UNTIL_THEN: dict[OperationKind, str] = {
     "load": "threads that want the page wait until its store comes back",
     "flush": "its pages stay dirty until its store comes back",

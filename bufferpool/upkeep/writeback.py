@@ -153,7 +153,7 @@ def _store_over(client: Client, store: FileStore, batch: _core.Batch, items: _It
 
 
 def _flush_batch(client: Client, record: Record, batch: _core.Batch, write: _WriteBatch) -> Part:
-    """Has ``write`` store the pages of a batch, and ends it."""
+    """Lets ``write`` store the pages of a batch, and ends the batch."""
     items, outcome = np.frombuffer(batch.items, _ITEM), _Outcome()
     try:
         if len(items):
@@ -271,7 +271,7 @@ def write_over(client: Client, record: Record, held: _core.Held, store: FileStor
 
 @contextmanager
 def telling(client: Client, record: Record) -> Iterator[None]:
-    """A StoreError in the block is an event. The block releases its locks: what listens to the log is foreign code."""
+    """Records a StoreError of the `with` block as an event, after the block has released its locks, because log handlers are foreign code."""
     try:
         yield
     except StoreError as error:
@@ -287,7 +287,7 @@ def flush_space(client: Client, record: Record, lsn: int, *, foreground: bool = 
     if record["kind"] not in WRITTEN:
         return 0
     if store_to_write(client, record) is None and not client.dirty_pages(record):
-        return 0  # else there is no need to ask: a batch without pages is soon over
+        return 0  # a batch without pages takes no time, so nobody waits for it
     written, first = 0, 0
     while True:
         part = flush_part(client, record, Selection(lsn, first, foreground=foreground), wait=wait)

@@ -169,7 +169,7 @@ class Stage:
         self.samples: list[Sample] = []
         self.phases: list[tuple[float, str]] = []
         self.exact: list[bool] = []
-        rules = Rules(reserve=0.08, rest_s=1.0, grow_every_s=options.idle / 6)  # faster than the defaults
+        rules = Rules(headroom=0.08, rest_s=1.0, grow_every_s=options.idle / 6)  # faster than the defaults
         self.pool.start_steward(bp.Settings(interval=SAMPLE_S, idle=options.idle, rules=rules))
         self.bars = Progress(TextColumn("{task.description:<24}"), BarColumn(50), TextColumn("{task.fields[size]:>11}"),
                              console=run.console)  # fmt: skip

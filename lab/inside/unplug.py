@@ -20,7 +20,7 @@ NAME, PAGE, CAPACITY = "lab-unplug", 64 << 10, 448 * MIB
 BLOCKS = Path("/sys/devices/system/memory")
 ABOVE = 4 << 30  # where a DIMM lies that was plugged in
 PATIENCE_S = 120
-RESERVE = 0.3
+HEADROOM = 0.3
 """A block of 128 MiB is taken at once: more than that must be free when it is, or the kernel kills a process."""
 
 
@@ -75,7 +75,7 @@ def main() -> None:
         for n in range(len(tiles) * 8 // 10):
             assert int(tiles[n][3]) == n % 251
         full, wrong, random = pool.stats().resident_bytes, 0, np.random.default_rng(1)
-        pool.start_steward(Settings(idle=None, rules=Rules(reserve=RESERVE)))
+        pool.start_steward(Settings(idle=None, rules=Rules(headroom=HEADROOM)))
         taker = fork(take_all_away)
         while Path(f"/proc/{taker[0]}/wchan").exists() and "Z" not in Path(f"/proc/{taker[0]}/stat").read_text():
             for n in random.integers(0, len(tiles), 16).tolist():

@@ -155,7 +155,7 @@ def test_resize_trim_flush_events(pool: bp.Pool, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["resize", pool.name, "1000TiB"])
     assert ended.value.code == 2
-    assert "reserve=" in capsys.readouterr().err
+    assert "room=" in capsys.readouterr().err
 
 
 def test_a_flush_that_hangs_ends_and_says_where_to_look(

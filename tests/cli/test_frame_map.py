@@ -15,8 +15,8 @@ from bufferpool.cli.frame_map import CLEAN, DIRTY, FREE, HOLE, STATES
 def test_a_map_of_any_size_fits_the_screen(extents: int, per: int, width: int, rows: int) -> None:
     """The map of a pool of 64 GiB was printed with eight million characters."""
     cells = np.full(extents * per, CLEAN, np.uint8)
-    folded, block, each = frame_map.fold(cells, per, width, rows)
-    shown = list(frame_map.lines(folded, STATES, block, width, False, block * each // per))
+    folded, box, each = frame_map.fold(cells, per, width, rows)
+    shown = list(frame_map.lines(folded, STATES, box, width, False, box * each // per))
     assert 0 < len(shown) <= rows
     assert max(map(len, shown)) <= width
     assert "".join(shown).count("o") == len(folded) >= len(cells) // each
@@ -25,11 +25,11 @@ def test_a_map_of_any_size_fits_the_screen(extents: int, per: int, width: int, r
 def test_a_folded_cell_shows_the_most_frequent_kind_and_lines_name_their_extents() -> None:
     cells = np.repeat(np.array([CLEAN, DIRTY, FREE, HOLE], np.uint8), 4096)
     cells[5] = DIRTY  # one among many: the legend counts it, the cell does not show it
-    folded, block, each = frame_map.fold(cells, 64, 80, 4)
+    folded, box, each = frame_map.fold(cells, 64, 80, 4)
     quarter = 4096 // each
     assert each > 1
     assert folded[: 4 * quarter].tolist() == [k for k in (CLEAN, DIRTY, FREE, HOLE) for _ in range(quarter)]
-    numbers = [int(line.split()[0]) for line in frame_map.lines(folded, STATES, block, 80, False, block * each // 64)]
+    numbers = [int(line.split()[0]) for line in frame_map.lines(folded, STATES, box, 80, False, box * each // 64)]
     assert numbers[0] == 0
     assert numbers == sorted(set(numbers))
     assert numbers[-1] < len(cells) // 64

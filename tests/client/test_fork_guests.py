@@ -164,7 +164,7 @@ def test_more_children_than_there_are_slots_for_guests(make_pool):
 
 
 def test_three_hundred_clients(make_pool):
-    """Pin rows get their memory in blocks of 64 clients: a pin of the 300th is seen by an eviction as that of the first is."""
+    """Pin counts get their memory in banks of 64 clients: a pin of the 300th is seen by an eviction as that of the first is."""
     pool = make_pool(max_clients=300)
     work = pool.open_scratch("work", 16)
     with work.write(1) as page:

@@ -12,7 +12,7 @@ from tests.conftest import EXTENT, PAGE, stamp
 
 ALL = {
     "capacity": 64 * PAGE, "page_size": PAGE, "min_capacity": 16 * PAGE, "max_capacity": 128 * PAGE, "extent_size": EXTENT,
-    "max_clients": 8, "max_pages": 1 << 20, "reserve": 192 * PAGE, "permissions": 0o640,
+    "max_clients": 8, "max_pages": 1 << 20, "room": 192 * PAGE, "permissions": 0o640,
 }  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_the_same_arguments_find_the_same_pool_without_a_word(opened):
         ("max_clients", 9),
         ("max_pages", 1 << 21),
         ("max_capacity", 256 * PAGE),
-        ("reserve", 256 * PAGE),
+        ("room", 256 * PAGE),
     ],
 )
 def test_what_is_fixed_at_creation_and_differs_is_an_error(opened, what, asked):
@@ -78,7 +78,7 @@ def test_what_can_be_changed_and_differs_is_a_warning(opened, what, asked, remed
 @pytest.mark.parametrize(
     ("what", "asked", "remedy"),
     [
-        ("capacity", 256 * PAGE, "room for was fixed at creation.*reserve="),
+        ("capacity", 256 * PAGE, "room for was fixed at creation.*room="),
         ("min_capacity", 32 * PAGE, "create it with min_capacity="),
     ],
 )

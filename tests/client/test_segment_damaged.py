@@ -21,7 +21,7 @@ def damaged(pools):
 
     class Damaged:
         def __init__(self):
-            pool = pools.create(reserve=64 * PAGE)
+            pool = pools.create(room=64 * PAGE)
             pool.close()
             pools.unchecked.add(pool.name)
             self.name, self.path = pool.name, pool.path

@@ -39,7 +39,7 @@ import bufferpool as bp
 from bufferpool.errors import BufferPoolError
 from tests.support.fuzz_damage import bitmap_words, CLIENT, FRAME, HEADER, HEADER_KEPT, INTENTS, SPACE, SPACE_FIELDS, Layout, fields
 name, path = sys.argv[1:]
-pool = bp.Pool.create(name, 32 * 4096, page_size=4096, extent_size=16384, max_capacity=1 << 20, reserve=1 << 20, max_clients=8, max_pages=8192)
+pool = bp.Pool.create(name, 32 * 4096, page_size=4096, extent_size=16384, max_capacity=1 << 20, room=1 << 20, max_clients=8, max_pages=8192)
 with open(path, "wb") as file:
     file.write(bytes(48 * 4096))
 table = pool.open_file(path, "r+", name="table", max_pages=400)

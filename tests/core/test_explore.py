@@ -54,7 +54,7 @@ LARGE = {
     "flush-evict", "flush-flush", "fork-write", "group-again", "group-checkpoint", "group-evict", "group-flush",
     "group-group", "group-move", "group-swap", "grow-grow", "grow-write", "hurry-load-twice", "hurry-write-twice",
     "limit-evict", "many-many", "many-write", "move-flush", "move-move", "object-load-load", "object-load-put",
-    "private-reopen-write", "put-clean", "read-reopen-twice", "reap-append", "reap-block-load", "reap-group-flush",
+    "private-reopen-write", "put-clean", "read-reopen-twice", "reap-append", "reap-bank-load", "reap-group-flush",
     "reap-group-read", "reap-group-write", "reap-load-write", "reap-many", "reap-private-write", "reap-reload",
     "replace-evict", "replace-write-load", "settle-sweep", "three", "write-remove", "write-reopen-twice",
 }  # fmt: skip
@@ -174,8 +174,8 @@ def _any_generation(text: str) -> str:
     start = text.index("    u64 expected = space_span(at.generation, end);")
     end = text.index("}\n", start)
     body = """
-    u64 now = at.slot.reserved.load_acquire();
-    if (space_pages(now) == end) at.slot.reserved.cas_seq_cst(now, now - (end - first));
+    u64 now = at.slot.allocated.load_acquire();
+    if (space_pages(now) == end) at.slot.allocated.cas_seq_cst(now, now - (end - first));
 """
     return text[:start] + body + text[end:]
 
@@ -358,8 +358,8 @@ MUTATIONS = {
     "a space that is longer before its last page is there": ("writing.h", _longer_early, "", "lengthen-extend"),
     "an append's number taken without a look at who else takes it": (
         "writing.h",
-        "if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, end))) return Status::OK;",
-        "return slot.reserved.store_seq_cst(space_span(at.generation, end)), Status::OK;",
+        "if (slot.allocated.cas_seq_cst(allocated, space_span(at.generation, end))) return Status::OK;",
+        "return slot.allocated.store_seq_cst(space_span(at.generation, end)), Status::OK;",
         "append-append",
     ),
     "a load that does not look whether the space is still open": (
@@ -472,17 +472,17 @@ MUTATIONS = {
         "if (false) {",
         "lost-attach",
     ),
-    "the pins of a block of clients that has just got its memory not looked at": (
+    "the pins of a bank of clients that has just got its memory not looked at": (
         "segment.h",
-        "u64 w = header->more_blocks.load_seq_cst();",
+        "u64 w = header->more_banks.load_seq_cst();",
         "u64 w = 0;",
-        "block-evict",
+        "bank-evict",
     ),
     "a client pins before the block of its pins is counted": (
         "growth.h",
-        "    else if (!s.has_pins(c)) s.header->more_blocks.store_seq_cst(doubled(end / STRIPES - 1));\n",
+        "    else if (!s.has_pins(c)) s.header->more_banks.store_seq_cst(doubled(end / STRIPES - 1));\n",
         "",
-        "block-evict",
+        "bank-evict",
     ),
     "a private space left when its client is reaped": (
         "reap.h",

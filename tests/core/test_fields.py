@@ -1,6 +1,6 @@
 """The map of the segment that the fuzzer and other tools use (core/fields.cpp) has every field of every struct.
 
-It is a list beside the structs, and fields were added to the structs alone: the number of blocks of clients, the count of
+It is a list beside the structs, and fields were added to the structs alone: the number of banks of clients, the count of
 pages that are set aside, the mark of a client without a byte lock. So the fuzzer never damaged them.
 """
 
@@ -80,7 +80,7 @@ def names_of(text: str, struct: str, before: str) -> set[str]:
 def test_every_field_of_the_segments_structs_is_on_the_map() -> None:
     text = header("layout.h") + header("policy_state.h") + header("advice.h") + header("duel.h") + header("objects.h")
     wanted = set().union(*(names_of(text, struct, f"{struct}.") for struct in MAPPED))
-    assert {"Header.more_blocks", "Header.policy.hot.count", "Client.unlocked", "FrameSlot.mark"} <= wanted
+    assert {"Header.more_banks", "Header.policy.hot.count", "Client.unlocked", "FrameSlot.mark"} <= wanted
     padding = {name for name in wanted if name.endswith(".pad")}
     mapped = {name for name in _core.fields() if "." in name}
     assert wanted - padding - mapped == set()

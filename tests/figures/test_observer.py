@@ -180,7 +180,7 @@ def read_as_nobody(*names: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_commands_that_look_at_noise_print_something_or_say_what_is_wrong(pools, capsys, seed):
-    pool = pools.create("1MiB", reserve="1MiB", max_pages=1 << 18)
+    pool = pools.create("1MiB", room="1MiB", max_pages=1 << 18)
     pool.open_derived("d", 100, lambda n, out: None).read_many(range(100))
     copy = SHM / pools.name()
     pools.unchecked.add(copy.name)
@@ -200,7 +200,7 @@ def test_commands_that_look_at_noise_print_something_or_say_what_is_wrong(pools,
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "no header", "other layout", "punched", "noise"])
 def test_a_damaged_segment_is_down_and_nothing_else(pools, damage):
-    pool, sound = pools.create("1MiB", reserve="1MiB", max_pages=1 << 18), pools.create()
+    pool, sound = pools.create("1MiB", room="1MiB", max_pages=1 << 18), pools.create()
     space = pool.open_derived("d", 100, lambda n, out: None)
     for n in range(100):
         space[n]

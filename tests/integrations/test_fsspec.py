@@ -246,7 +246,7 @@ def test_answers_count_for_max_age(origin: Any, options: Options) -> None:
     assert origin.count("HEAD") == 1
     origin.put("a.bin", new)
     assert fs.cat_file(url, 0, 9) == old[:9]
-    assert fs.cat_file(url) == new  # the other blocks are not to be had any more, so the call starts over
+    assert fs.cat_file(url) == new  # the server no longer has the other blocks of that version, so the call starts over
     assert fs.cat_file(url, 0, 9) == new[:9]
     origin.put("a.bin", old)
     fs.invalidate_cache()

@@ -60,7 +60,7 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
     Segment& s = world.processes[0].segment;
     SpaceSlot& slot = s.spaces[0];
     slot.span.store_relaxed(u64(1) << GENERATION_SHIFT | pages);
-    slot.reserved.store_relaxed(space_span(1, pages));
+    slot.allocated.store_relaxed(space_span(1, pages));
     slot.entries_ready.store_relaxed(ENTRIES);
     slot.max_pages.store_relaxed(PAGES);
     slot.state.store_relaxed(SPACE_LIVE);
@@ -376,12 +376,12 @@ static Scenario of_growth(const char* name, u32 unready, std::vector<u32> preloa
     return scenario;
 }
 
-// A client beyond the first block of pin rows comes: the fifth.
-static Scenario of_blocks(const char* name, u32 frames, u32 newcomer, std::vector<std::pair<const char*, Program>> processes) {
+// A client beyond the first bank of pin counts comes: the fifth.
+static Scenario of_banks(const char* name, u32 frames, u32 newcomer, std::vector<std::pair<const char*, Program>> processes) {
     Scenario scenario{name, frames, frames, {0}, std::move(processes)};
     scenario.newcomer = newcomer;
-    scenario.crowd = CLIENT_BLOCK + 1 - u32(scenario.processes.size());
-    scenario.clients = CLIENT_BLOCK + 2;
+    scenario.crowd = CLIENT_BANK + 1 - u32(scenario.processes.size());
+    scenario.clients = CLIENT_BANK + 2;
     return scenario;
 }
 
@@ -579,10 +579,10 @@ static std::vector<Scenario> scenarios() {
         of_guests("fork-unlocked", Fork::UNLOCKED),
         of_the_lost("lost-reap", {{"R", loses_its_descriptor(0)}, {"L", reaps_and_reads(2)}}),
         of_the_lost("lost-attach", {{"R", loses_its_descriptor(0)}, {"L", reads(0)}, {"N", comes_and_reads(2)}}, 2),
-        of_blocks("block-evict", 1, 1, {{"L", reads(2)}, {"N", comes_and_reads(0, 2)}}),
-        of_blocks("block-write", 3, 1, {{"W", writes(0, 2)}, {"N", comes_and_reads(0)}}),
-        of_blocks("reap-block", 1, 1, {{"X", reaps()}, {"N", comes_and_reads(0)}}),
-        of_blocks("reap-block-load", 1, 2, {{"L", reads(2)}, {"X", reaps()}, {"N", comes_and_reads(0)}}),
+        of_banks("bank-evict", 1, 1, {{"L", reads(2)}, {"N", comes_and_reads(0, 2)}}),
+        of_banks("bank-write", 3, 1, {{"W", writes(0, 2)}, {"N", comes_and_reads(0)}}),
+        of_banks("reap-bank", 1, 1, {{"X", reaps()}, {"N", comes_and_reads(0)}}),
+        of_banks("reap-bank-load", 1, 2, {{"L", reads(2)}, {"X", reaps()}, {"N", comes_and_reads(0)}}),
         of_private("private-detach", {{"O", writes_and_detaches()}, {"D", visits_directory()}}),
         of_private("private-reopen", {{"O", just_detaches()}, {"D", reopens_and_reads()}}),
         of_private("private-reopen-write", {{"O", writes_and_detaches()}, {"D", reopens_and_reads()}}),

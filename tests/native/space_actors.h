@@ -74,10 +74,10 @@ static void replace_of_space(Segment& s, u64 generation, u32 page) {
 }
 
 // The number that an append gets; NONE if it gets none.
-static u32 reserve(Segment& s, u64 generation) {
+static u32 allocate(Segment& s, u64 generation) {
     StoredHooks hooks{s, nullptr};
     u64 n;
-    if (reserve_numbers(s, page_of(s, generation, 0), PAGES, 1, hooks, n) != Status::OK) return NONE;
+    if (allocate_numbers(s, page_of(s, generation, 0), PAGES, 1, hooks, n) != Status::OK) return NONE;
     if (n >= PAGES) violation("an append has the number %u", u32(n));
     u8& holder = world.numbers[generation][n];
     if (holder) violation("page %u of space %u is appended by two", u32(n), u32(generation));
@@ -165,7 +165,7 @@ static void check_spaces(Segment& s) {
 
 static Program appends() {
     return [](Segment& s, Process&) {
-        if (u32 n = reserve(s, 1); n != NONE) append(s, 1, n);
+        if (u32 n = allocate(s, 1); n != NONE) append(s, 1, n);
     };
 }
 static Program grows(u32 pages) {
@@ -243,7 +243,7 @@ static Program reopens_and_appends() {
         remove_it(s, 1);
         u64 generation = open_another(s);
         if (!generation) return;
-        u32 one = reserve(s, generation), two = reserve(s, generation);
+        u32 one = allocate(s, generation), two = allocate(s, generation);
         if (one != NONE) append(s, generation, one);
         if (two != NONE) append(s, generation, two);
     };

@@ -163,16 +163,16 @@ struct Lock : rl::test_suite<Lock, 3> {
 };
 
 // A space is closed and another one opened over its entry (close_space, remove_space and finish_space in
-// spaces.h); a reader and an appender with handles of the first (fetch_page, fetch.h; reserve_numbers, writing.h).
+// spaces.h); a reader and an appender with handles of the first (fetch_page, fetch.h; allocate_numbers, writing.h).
 struct Reopen : rl::test_suite<Reopen, 3> {
     static constexpr bool FEW = false;
-    Atomic<u64> word, span, reserved;
+    Atomic<u64> word, span, allocated;
     Atomic<u16> pins[2];
     static u64 of(u64 generation) { return generation << 40 | 1; }
     void before() {
         start(word, resident(0));
         start(span, of(1));
-        start(reserved, of(1));
+        start(allocated, of(1));
         start(pins[0], u16(0));
         start(pins[1], u16(0));
     }
@@ -181,15 +181,15 @@ struct Reopen : rl::test_suite<Reopen, 3> {
         if (i == 0) {
             require(swap_when_equal(span, of(1), of(2)));
             require(swap_when_equal(word, resident(0), ABSENT));
-            reserved.store_release(0);
+            allocated.store_release(0);
             span.store_seq_cst(u64(2) << 40);
-            reserved.store_relaxed(of(3));
+            allocated.store_relaxed(of(3));
             span.store_seq_cst(of(3));
             require(swap_when_equal(word, ABSENT, resident(1)));  // a page of the new space
         } else if (i == 1) {
             if (pin(word, pins, f) && span.load_seq_cst() >> 40 == 1) require(f == 0);
         } else {
-            u64 numbers = reserved.load_acquire();
+            u64 numbers = allocated.load_acquire();
             if (span.load_seq_cst() >> 40 == 1) require(numbers >> 40 == 1);
         }
     }

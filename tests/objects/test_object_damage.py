@@ -148,7 +148,7 @@ def _damage_and_use(name: str, damage: str) -> list[bool]:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_call_ends(make_pool, pools, child, damage):
-    pool = make_pool(1000 * PAGE, max_capacity=1000 * PAGE, reserve=1000 * PAGE)
+    pool = make_pool(1000 * PAGE, max_capacity=1000 * PAGE, room=1000 * PAGE)
     pools.unchecked.add(pool.name)
     assert child(_damage_and_use, pool.name, damage).result() == [True] * 400
 
@@ -167,6 +167,6 @@ def _damage_records(name: str) -> int:
 
 def test_a_pool_gets_smaller_although_a_log_page_cannot_be_cleaned(make_pool, pools, child):
     """The same page was cleaned a million times, and then nothing was evicted: PoolExhausted."""
-    pool = make_pool(1000 * PAGE, max_capacity=1000 * PAGE, reserve=1000 * PAGE)
+    pool = make_pool(1000 * PAGE, max_capacity=1000 * PAGE, room=1000 * PAGE)
     pools.unchecked.add(pool.name)
     assert child(_damage_records, pool.name).result() < 450

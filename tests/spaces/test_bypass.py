@@ -1,4 +1,4 @@
-"""Reads for which no frame can be had.
+"""Reads for which no frame is available.
 
 read_many makes copies anyway, and prefetch need not do anything; both raised PoolExhausted in a pool whose frames were all
 pinned, after half a second for each call.

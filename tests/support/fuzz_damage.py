@@ -11,7 +11,7 @@ from bufferpool import _core
 PAGE, EXTENT = 4096, 16384
 FRAMES, MOST, PAGES = 32, 256, 8192
 FILE_PAGES, SCRATCH_PAGES, DERIVED_PAGES = 48, 16, 24
-CLIENTS = 72  # more than one block of them
+CLIENTS = 72  # more than one bank of them
 DEAD = 1  # the client of the template, which died
 
 # ---- where things are -----------------------------------------------------------
@@ -178,7 +178,7 @@ class Mutator:
                 return self.field(f"frame {f}", at.frames_at + FRAME * f, FRAME_FIELDS)
             return f"frame {f}", at.frames_at + FRAME * f, 8, "frame"
         if area == "pins":
-            f, c = r.randrange(FRAMES), r.randrange(64)  # of the first block, which has its memory
+            f, c = r.randrange(FRAMES), r.randrange(64)  # of the first bank, which has its memory
             stripe, column = c // 64 * 8 + c % 8, c % 64 // 8
             offset = at.pins_at + stripe * at.stripe_bytes + (f * at.stripe_clients + column) * 2
             return f"pins of {c + 1} on {f}", offset, 2, "number"

@@ -63,7 +63,7 @@ class Store:
 
     def _make(self, template: Path) -> None:
         """A pool with all kinds of spaces and pages. Its process dies during a write."""
-        pool = bp.Pool.create("template", FRAMES * PAGE, page_size=PAGE, max_capacity=MOST * PAGE, reserve=2 * MOST * PAGE, extent_size=EXTENT,
+        pool = bp.Pool.create("template", FRAMES * PAGE, page_size=PAGE, max_capacity=MOST * PAGE, room=2 * MOST * PAGE, extent_size=EXTENT,
                               max_clients=CLIENTS, max_pages=PAGES, directory=self.place)  # fmt: skip
         file = pool.open_file(self.file, "r+", name="file", max_pages=FILE_PAGES + 64)
         scratch = pool.open_scratch("scratch", SCRATCH_PAGES)

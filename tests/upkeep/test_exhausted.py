@@ -243,7 +243,7 @@ def test_pages_that_cannot_go_do_not_stay_hot(make_pool, data_file):
 @pytest.mark.parametrize("scratch", [False, True], ids=["pins", "scratch"])
 def test_resize_is_a_remedy_as_far_as_there_is_room(make_pool, data_file, scratch):
     """A pool at its max_capacity could not grow, even if its tmpfs had memory; and PoolExhausted still named pool.resize()."""
-    pool, kept = make_pool(16 * PAGE, max_capacity=32 * PAGE, reserve=48 * PAGE), []
+    pool, kept = make_pool(16 * PAGE, max_capacity=32 * PAGE, room=48 * PAGE), []
     table, work = pool.open_file(data_file(64)), pool.open_scratch("work", 64)
 
     def use_all():
@@ -259,7 +259,7 @@ def test_resize_is_a_remedy_as_far_as_there_is_room(make_pool, data_file, scratc
             use_all()
         assert "fixed at creation" not in str(full.value)
         pool.resize(frames * PAGE)
-    with pytest.raises(PoolExhausted, match=r"room for was fixed at creation.*larger reserve=") as full:
+    with pytest.raises(PoolExhausted, match=r"room for was fixed at creation.*larger room=") as full:
         use_all()
     assert "resize" not in str(full.value)
     with pytest.raises(ValueError, match="room for was fixed at creation"):

@@ -267,7 +267,7 @@ for use in (lambda: table[250000], lambda: table.read_many([3, 250000]), lambda:
 each(lambda: table.drop(250000, 10))
 """,
     "more entries than have memory": """
-put(space("entries_ready"), 100000); put(space("entries_ready", 1), 900000); put(space("reserved", 1), word(space("reserved", 1)) | 4000)
+put(space("entries_ready"), 100000); put(space("entries_ready", 1), 900000); put(space("allocated", 1), word(space("allocated", 1)) | 4000)
 ballast(0)
 each(lambda: os.utime(path), lambda: pool.open_file(path, name="table"), table.remove, work.remove)
 """,

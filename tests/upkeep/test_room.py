@@ -48,7 +48,7 @@ def test_a_pool_grows_beyond_what_was_said_at_its_creation(make_pool, attach):
 
 def test_room_takes_no_memory(make_pool):
     """Rings, sets and shadows get their memory as they are used: the room of a whole tmpfs costs a few pages of tables."""
-    wide, narrow = make_pool(64 * PAGE), make_pool(64 * PAGE, reserve=64 * PAGE)
+    wide, narrow = make_pool(64 * PAGE), make_pool(64 * PAGE, room=64 * PAGE)
     assert wide.room_frames > 1000 * narrow.room_frames
     for pool in (wide, narrow):
         fill(pool.open_scratch("work", 32), range(32))
@@ -139,12 +139,12 @@ with pool() as made:
     try:
         made.resize((made.room_frames + 1) * 4096)
     except ValueError as error:
-        print("reserve=" in str(error), "tmpfs" in str(error), made.budget_frames)
+        print("room=" in str(error), "tmpfs" in str(error), made.budget_frames)
     made.unlink()
 with pool(max_capacity="16MiB") as made:
     print(made.max_frames, made.room_frames >= 4096)
     made.unlink()
-with pool(reserve="1MiB") as made:
+with pool(room="1MiB") as made:
     print(made.max_frames, made.room_frames)
 """
     room, refused, beyond, given = on_small_tmpfs(code, tmp_path, size).splitlines()
@@ -214,7 +214,7 @@ with bp.Pool.attach(sys.argv[1]) as pool:
 try:
     bp.Pool.attach(sys.argv[2])
 except bp.errors.SegmentError as error:
-    print(error.errno, "reserve=" in str(error))
+    print(error.errno, "room=" in str(error))
 """
-    done = run_python(code, make_pool(64 * PAGE, reserve=64 * PAGE).name, make_pool(64 * PAGE).name)
+    done = run_python(code, make_pool(64 * PAGE, room=64 * PAGE).name, make_pool(64 * PAGE).name)
     assert done.stdout.splitlines() == ["[]", "12 True"], done.stderr

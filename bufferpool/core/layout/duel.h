@@ -25,7 +25,7 @@ struct DuelRow {
 };
 
 struct Duel {
-    u32 frames;         // the budget that the duel stands for; 0: it is to start anew
+    u32 frames;         // the budget that the duel stands for; 0: it must start anew
     Atomic<u32> shift;  // one page in 2^shift is sampled; 32: none
     u32 first_free;     // row
     u32 doublings;      // of the lead that a mode needs, because the last changes came too soon after each other

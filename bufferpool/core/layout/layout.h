@@ -19,7 +19,7 @@
 // Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
 // clients 2, 10, 18, … in the second, and so on. So the first eight clients never
 // write to the same cache line, and eviction still reads a frame's counts as words.
-// Clients 65 to 128 have eight stripes more, and so on: a block of stripes gets its
+// Clients 65 to 128 have eight stripes more, and so on. The eight stripes of 64 clients are a bank: it gets its
 // memory when the first of its clients attaches.
 #pragma once
 
@@ -49,11 +49,11 @@ constexpr u32 SNAPSHOTS = 32;  // LSNs at which one client reads: protocol/snaps
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
 #endif
 constexpr u32 SPACE_STEP = 16;  // spaces whose slots get their memory together
-// Stripes of pin counts for each block of clients, and the clients whose pin counts get memory together.
+// A bank: so many stripes of pin counts, for so many clients. It gets its memory as a whole.
 #ifdef BP_EXPLORE
-constexpr u32 STRIPES = 4, CLIENT_BLOCK = 4;
+constexpr u32 STRIPES = 4, CLIENT_BANK = 4;
 #else
-constexpr u32 STRIPES = 8, CLIENT_BLOCK = 64;
+constexpr u32 STRIPES = 8, CLIENT_BANK = 64;
 #endif
 constexpr u32 GUESTS = 16;  // slots beyond max_clients, for forked children that find no free slot
 constexpr u64 DATA_ALIGN = 2u << 20;
@@ -170,12 +170,12 @@ constexpr int GENERATION_SHIFT = 33;
 constexpr u64 CLOSED = u64(1) << (GENERATION_SHIFT - 1);
 constexpr u64 PAGES_MASK = CLOSED - 1;
 // The last generation of a slot; each space that is opened there takes two. After it the slot is not used any more, so
-// that no generation is used twice: an old handle, or an old reserved number, would be taken for a new one.
+// that no generation is used twice: an old handle, or an old allocated number, would be taken for a new one.
 constexpr u64 GENERATIONS_MOST = (u64(1) << (64 - GENERATION_SHIFT)) - 1;
 
 struct alignas(64) SpaceSlot {
     Atomic<u64> span;          // generation << GENERATION_SHIFT | pages
-    Atomic<u64> reserved;      // a span: generation, and the page numbers that append has allocated
+    Atomic<u64> allocated;     // a span: the generation, and how many page numbers append has allocated
     Atomic<u64> stored;        // pages that the store has
     Atomic<u64> entries_ready; // no entry from this one on has memory; of those before it, the chunks say which
     Atomic<u32> state, kind, flags, owner;
@@ -276,9 +276,9 @@ struct Geometry {
     u64 sets_at, set_bytes[SET_LEVELS], rings_at, ring_bytes, tops_at, data_at, total_bytes;
 
     u64 entry_chunks() const { return (max_pages * 8 + os_page - 1) / os_page; }  // OS pages of entries
-    u32 stripes() const { return (max_clients + CLIENT_BLOCK - 1) / CLIENT_BLOCK * STRIPES; }
-    // Rows of uses: two for the totals, then one for each client of each block.
-    u32 use_rows() const { return 2 + stripes() / STRIPES * CLIENT_BLOCK; }
+    u32 stripes() const { return (max_clients + CLIENT_BANK - 1) / CLIENT_BANK * STRIPES; }
+    // Rows of uses: two for the totals, then one for each client of each bank.
+    u32 use_rows() const { return 2 + stripes() / STRIPES * CLIENT_BANK; }
     u64 top_words() const { return set_words(max_frames, SET_LEVELS); }
     u64 chunk_words() const { return (entry_chunks() + 63) / 64; }
     u64 tops_bytes() const { return (SETS * top_words() + CHUNK_COPIES * chunk_words()) * 8; }
@@ -318,8 +318,8 @@ struct Header {
     Atomic<u64> advice_frames;
     Atomic<u64> spaces_ready;  // see doubled(): how many spaces have slots with memory (under the growth lock)
     Atomic<u64> removals;      // the number of spaces removed so far
-    // see doubled(): blocks of clients whose pin rows have memory, beyond the first (under the growth lock)
-    Atomic<u64> more_blocks;
+    // see doubled(): how many banks have memory, beyond the first (under the growth lock)
+    Atomic<u64> more_banks;
     Atomic<u64> object_bytes;  // the size of the area of the objects; 0: the pool never had a cache
     Atomic<u32> objects_made;  // 1: the area of the objects exists
     // The loan, in frames (loans.h). The high half: memory of the budget that is lent to the objects, so that pages may
@@ -405,12 +405,12 @@ void each_frame_table(const Geometry& g, u32 stripes, F visit) {
 }
 
 // Tables that have an element for each space, and get their memory as spaces are opened, in the same way. The rows of
-// uses belong to blocks of clients, as pin rows do: `blocks` have memory.
+// uses belong to banks of clients, as pin counts do: the first `banks` have memory.
 template <class F>
-void each_space_table(const Geometry& g, u32 blocks, F visit) {
+void each_space_table(const Geometry& g, u32 banks, F visit) {
     visit(g.spaces_at, g.texts_at - g.spaces_at, [](u64 n) { return n * sizeof(SpaceSlot); });
     visit(g.texts_at, g.uses_at - g.texts_at, [](u64 n) { return n * sizeof(SpaceTexts); });
-    for (u32 row = 0, used = 2 + blocks * CLIENT_BLOCK; row < g.use_rows(); row++)
+    for (u32 row = 0, used = 2 + banks * CLIENT_BANK; row < g.use_rows(); row++)
         visit(g.uses_at + row * g.use_row_bytes, g.use_row_bytes,
               [is_used = row < used](u64 n) { return is_used ? n * sizeof(Uses) : 0; });
 }
@@ -459,8 +459,8 @@ void place_queues(Geometry& g, Take take) {
 // Fills in the derived fields. The inputs must have been checked.
 inline void place_areas(Geometry& g) {
     u64 os = g.os_page;
-    u32 block = g.max_clients < CLIENT_BLOCK ? g.max_clients : CLIENT_BLOCK;
-    g.stripe_clients = u32(round_up((block + STRIPES - 1) / STRIPES, 4));
+    u32 bank = g.max_clients < CLIENT_BANK ? g.max_clients : CLIENT_BANK;
+    g.stripe_clients = u32(round_up((bank + STRIPES - 1) / STRIPES, 4));
     u64 at = HEADER_BYTES;
     auto take = [&](u64 bytes) {
         u64 here = at;

@@ -77,7 +77,7 @@ public:
         return stagings;
     }
 
-    // Null: reads have to be without one.
+    // A free one, or a new one. Null: there is none, and the caller reads straight into the frames.
     Staging* borrow() {
         if (refused_.load(std::memory_order_relaxed)) return nullptr;
         for (u32 i = 0; i < MOST; i++) {

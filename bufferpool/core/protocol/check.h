@@ -123,8 +123,8 @@ inline void check_entries(Segment& s, Findings& out) {
     }
 }
 
-// Checks what the memory lock protects, under that lock: it does not change meanwhile. INTERRUPTED: the lock was not to
-// be had.
+// Checks what the memory lock protects, under that lock: it does not change meanwhile. INTERRUPTED: another
+// client keeps the lock.
 inline Status check_memory(Segment& s, Findings& out) {
     Vec<u32> in_ring[4];
     for (Ring r : {RING_COLD, RING_HOT}) out.lost |= !in_ring[r].reserve(ring_capacity(s.g, s.ready));

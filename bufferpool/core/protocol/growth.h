@@ -56,9 +56,9 @@ inline void repair_growth(Segment& s) {
             u64 used = round_up(bytes(s.ready), g.os_page), end = round_up(area, g.os_page);
             if (used < end) s.punch(at + used, end - used);
         });
-    auto blocks = s.stripes() / STRIPES;
+    auto banks = s.stripes() / STRIPES;
     if (s.look_at_spaces())
-        each_space_table(g, blocks, [&](u64 at, u64 area, auto bytes) {
+        each_space_table(g, banks, [&](u64 at, u64 area, auto bytes) {
             u64 used = round_up(bytes(s.spaces_ready), g.os_page), end = round_up(area, g.os_page);
             if (used < end) s.punch(at + used, end - used);
         });
@@ -117,8 +117,8 @@ inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 ge
     return r;
 }
 
-// Adds pin rows, and rows of uses, for the block of clients that `c` belongs to: first their memory, then the number of
-// rows that any_pin() reads. The client pins nothing before that. Returns 0 or -errno.
+// Adds the bank of pin counts and the rows of uses that client `c` belongs to: first their memory, then the number of
+// banks that any_pin() reads. The client pins nothing before that. Returns 0 or -errno.
 inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     if (s.has_pins(c)) return 0;
     if (!lock_growth(s, interruptible)) return -EINTR;
@@ -129,12 +129,12 @@ inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     int r = 0;
     for (u64 i = s.stripes(); i < end && r == 0 && bytes; i++) r = s.plug(g.pins_at + i * g.stripe_bytes, bytes);
     u64 row_bytes = round_up(s.space_count() * sizeof(Uses), g.os_page);
-    for (u32 row = 2 + s.stripes() / STRIPES * CLIENT_BLOCK;
-         row < 2 + end / STRIPES * CLIENT_BLOCK && r == 0 && row_bytes; row++)
+    for (u32 row = 2 + s.stripes() / STRIPES * CLIENT_BANK;
+         row < 2 + end / STRIPES * CLIENT_BANK && r == 0 && row_bytes; row++)
         r = s.plug(g.uses_at + row * g.use_row_bytes, row_bytes);
     BP_POINT("grow.plugged");
     if (r) repair_growth(s);
-    else if (!s.has_pins(c)) s.header->more_blocks.store_seq_cst(doubled(end / STRIPES - 1));
+    else if (!s.has_pins(c)) s.header->more_banks.store_seq_cst(doubled(end / STRIPES - 1));
     release(s, s.header->growth);
     return r;
 }

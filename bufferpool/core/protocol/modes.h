@@ -31,7 +31,7 @@ inline void take_hits(Segment& s, Alr<PoolEnv>& policy, Duelling& duelling) {
     }
 }
 
-// A miss on a page whose entry was `e`. Without its ghost, or while frames are to be had, no mode could have kept it.
+// A miss on a page whose entry was `e`. Without its ghost, or while frames are free, no mode could have kept it.
 inline void duel(Segment& s, Alr<PoolEnv>& policy, u32 page, u64 e, bool once) {
     if constexpr (!DUELS) return;
     Duelling duelling(*s.duel);

@@ -133,7 +133,8 @@ inline void reap_group(Segment& s, u32 c, Intent& intent) {
         settle_page(s, intent, page, f, g);
         intent.page.store_release(NONE);
     };
-    // 1. The page in hand. Its entry is PENDING, or names the new frame already; `old` is LIVE until it is RETIRED.
+    // 1. The page that was being settled. Its entry is PENDING, or names the new frame already; `old` is LIVE until it
+    // is RETIRED.
     u32 page = intent.page.load_acquire(), g = intent.frame.load_relaxed(), f = intent.old.load_relaxed();
     if (committed && s.has_page(page) && s.has_frame(g) && s.has_frame(f) && g != f) {
         u64 e = s.entries[page].load_seq_cst(), live = frame::live(page);

@@ -56,7 +56,7 @@ inline void reap_intent(Segment& s, u32 c, Intent& intent) {
 }
 
 // Frees the BUSY frames of a dead client. It is unknown whether they have memory, so
-// they are punched in any case (punching a hole has no effect). False: the memory lock was not to be had.
+// they are punched in any case (punching a hole has no effect). False: another client has the memory lock.
 inline bool reap_busy(Segment& s, u32 c) {
     for (u32 f = 0; f < s.ready;) {
         auto is_dead = [&](u32 i) {
@@ -180,7 +180,7 @@ inline bool reap(Segment& s, u32 c) {
     return !dead.held() || s.clients[c - 1].state.load_acquire() != CLIENT_LIVE || reap_held(s, c);
 }
 
-// Reaps every dead client; returns their number. If a lock that it needs is not to be had, the next call continues.
+// Reaps every dead client; returns their number. If another client keeps a lock that it needs, the next call continues.
 inline u32 reap_all(Segment& s) {
     u32 n = 0;
     for (u32 c = 1; c <= s.g.max_clients; c++) {

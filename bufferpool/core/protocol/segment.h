@@ -74,7 +74,7 @@ struct Segment {
     Segment* next = nullptr;  // the list of all segments that this process has mapped as a client (fork.cpp)
     u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
     u32 works = 0;   // the same; 0 in a forked child that has only its pins
-    Atomic<u32> more_blocks{};  // the last valid value of the header's word
+    Atomic<u32> more_banks{};  // the last valid value of the header's word
     bool lent = false;  // whether our column also has pins of forked children
     Geometry g{};  // a checked private copy: no value in the segment is trusted as an index
 
@@ -158,15 +158,15 @@ struct Segment {
     Atomic<u16>* stripe_row(u32 stripe, u32 f) {
         return reinterpret_cast<Atomic<u16>*>(pin_rows + stripe * g.stripe_bytes) + u64(f) * g.stripe_clients;
     }
-    static u32 stripe_of(u32 c) { return (c - 1) / CLIENT_BLOCK * STRIPES + (c - 1) % STRIPES; }
-    Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row(stripe_of(c), f)[(c - 1) % CLIENT_BLOCK / STRIPES]; }
-    // How many stripes have memory. If a client of a later block pins after this was read, it finds the entry closed,
+    static u32 stripe_of(u32 c) { return (c - 1) / CLIENT_BANK * STRIPES + (c - 1) % STRIPES; }
+    Atomic<u16>& pin_count_of(u32 c, u32 f) { return stripe_row(stripe_of(c), f)[(c - 1) % CLIENT_BANK / STRIPES]; }
+    // How many stripes have memory. If a client of a later bank pins after this was read, it finds the entry closed,
     // because the entry was closed before (rule 3).
     u32 stripes() {
         if (g.stripes() == STRIPES) return STRIPES;
-        u64 w = header->more_blocks.load_seq_cst();
-        u32 n = more_blocks.load_relaxed();  // the word is damaged
-        if (is_doubled(w) && u32(w) < g.stripes() / STRIPES) more_blocks.store_relaxed(n = u32(w));
+        u64 w = header->more_banks.load_seq_cst();
+        u32 n = more_banks.load_relaxed();  // the word is damaged
+        if (is_doubled(w) && u32(w) < g.stripes() / STRIPES) more_banks.store_relaxed(n = u32(w));
         return (n + 1) * STRIPES;
     }
     // The counters of each space's uses: those of a client, and the two copies of the totals.

@@ -60,7 +60,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     }
     if (!lock_growth(s)) return false;  // from here on no client appends; interrupted: the next client continues
     slot.entries_ready.store_relaxed(0);
-    slot.reserved.store_release(0);  // a client that reads no generation here also sees that the space is closed
+    slot.allocated.store_release(0);  // a client that reads no generation here also sees that the space is closed
     for (auto* field :
          {&slot.stored, &slot.device, &slot.inode, &slot.size_bytes, &slot.mtime_ns, &slot.ctime_ns, &slot.doubt})
         field->store_relaxed(0);
@@ -205,7 +205,7 @@ inline void begin_space(SpaceSlot& t, u32 first_entry, u32 max_pages) {
 // Makes a slot LIVE, after all other fields have been filled in.
 inline void finish_space(SpaceSlot& t, u64 pages) {
     u64 generation = space_generation(t.span.load_relaxed()) + 1;
-    t.reserved.store_relaxed(space_span(generation, pages));
+    t.allocated.store_relaxed(space_span(generation, pages));
     t.sum.store_relaxed(space_sum(t));
     t.span.store_seq_cst(space_span(generation, pages));
     t.state.store_seq_cst(SPACE_LIVE);

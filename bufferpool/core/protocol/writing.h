@@ -189,13 +189,13 @@ inline bool have_entries(const Segment& s, u64 first, u64 end) {
 // pages than its maximum. The word of the numbers has the space's generation, so that a handle of an earlier space in
 // the slot neither takes nor returns a number.
 template <class Hooks>
-Status reserve_numbers(Segment& s, const Place& at, u64 max_pages, u64 count, Hooks& hooks, u64& page_no) {
+Status allocate_numbers(Segment& s, const Place& at, u64 max_pages, u64 count, Hooks& hooks, u64& page_no) {
     SpaceSlot& slot = at.slot;
     for (;;) {
-        u64 reserved = slot.reserved.load_acquire();
+        u64 allocated = slot.allocated.load_acquire();
         if (!at.open()) return Status::REMOVED;
-        if (space_generation(reserved) != at.generation) return Status::CORRUPT;
-        u64 next = space_pages(reserved);
+        if (space_generation(allocated) != at.generation) return Status::CORRUPT;
+        u64 next = space_pages(allocated);
         u64 pages = space_pages(slot.span.load_acquire());
         page_no = next > pages ? next : pages;
         u64 end = page_no + count;
@@ -207,14 +207,14 @@ Status reserve_numbers(Segment& s, const Place& at, u64 max_pages, u64 count, Ho
             if (at.open() && !have_entries(s, at.page + page_no, at.page + end)) return Status::CORRUPT;
             continue;
         }
-        if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, end))) return Status::OK;
+        if (slot.allocated.cas_seq_cst(allocated, space_span(at.generation, end))) return Status::OK;
     }
 }
 
 // Returns unused numbers, from `first` to before `end`, if they are still the last ones.
 inline void return_numbers(const Place& at, u64 first, u64 end) {
     u64 expected = space_span(at.generation, end);
-    at.slot.reserved.cas_seq_cst(expected, space_span(at.generation, first));
+    at.slot.allocated.cas_seq_cst(expected, space_span(at.generation, first));
 }
 
 }  // namespace bp

@@ -249,9 +249,17 @@ static void batch_dealloc(BatchObject* batch) {
 }
 
 static PyMethodDef batch_methods[] = {
-    {"mark_open", batch_mark_open, METH_NOARGS, "The store is written from here on."},
-    {"write_to", batch_write_to, METH_O, "Writes the pages to a file; whether each was written, as bytes of 0 and 1."},
-    {"end", batch_end, METH_VARARGS, "end(synced, record): the pages are clean if they were synced."},
+    {"mark_open", batch_mark_open, METH_NOARGS,
+     "mark_open($self, /)\n--\n\n"
+     "Says that the store is written from here on: if this flush does not end, the next one knows it."},
+    {"write_to", batch_write_to, METH_O,
+     "write_to($self, fd, /)\n--\n\n"
+     "Writes the pages to a file, neighbours together; returns for each page whether it was written, as bytes\n"
+     "of 0 and 1."},
+    {"end", batch_end, METH_VARARGS,
+     "end($self, synced, record, sync_ns=0, /)\n--\n\n"
+     "Ends the flush: if ``synced``, the pages are clean. ``record``: None, or (pages stored, FileState or\n"
+     "None), which is stored before the pages are released."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef batch_getset[] = {
     {"items", batch_items, nullptr, "Pairs of uint32: page number, frame; in order.", nullptr},
@@ -269,8 +277,15 @@ int ready_batch_type() {
                       batch_methods, batch_getset);
 }
 
-PyMethodDef flush_methods[] = {{"begin_flush", entered<segment_begin_flush, SegmentEntry>, METH_VARARGS, ""},
-                               {"dirty_range", entered<segment_dirty_range, SegmentEntry>, METH_VARARGS, ""},
+PyMethodDef flush_methods[] = {{"begin_flush", entered<segment_begin_flush, SegmentEntry>, METH_VARARGS,
+                                "begin_flush($self, space, generation, selection, wait, /)\n--\n\n"
+                                "Takes the flush lock of a space and the dirty pages that ``selection`` names:\n"
+                                "a Batch. None: the space was removed, or another client flushes it and\n"
+                                "``wait`` is false."},
+                               {"dirty_range", entered<segment_dirty_range, SegmentEntry>, METH_VARARGS,
+                                "dirty_range($self, first, count, /)\n--\n\n"
+                                "Of a range of entries: (dirty pages, their highest LSN, the LSN of the oldest\n"
+                                "change that the store lacks)."},
                                {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

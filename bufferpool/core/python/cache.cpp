@@ -430,11 +430,26 @@ static PyMethodDef cache_methods[] = {
      "Deletes the value of a key. Returns whether there was one."},
     {"clear", entered<cache_clear, CacheEntry>, METH_NOARGS, "clear($self, /)\n--\n\n"
      "Deletes all values. Returns their number."},
-    {"begin", entered<cache_begin, CacheEntry>, METH_VARARGS, ""},
-    {"finish", entered<cache_finish, CacheEntry>, METH_VARARGS, ""},
-    {"fail", entered<cache_fail, CacheEntry>, METH_VARARGS, ""},
-    {"counts", entered<cache_counts, CacheEntry>, METH_NOARGS, ""},
-    {"configure", entered<cache_configure, CacheEntry>, METH_VARARGS, ""},
+    {"begin", entered<cache_begin, CacheEntry>, METH_VARARGS,
+     "begin($self, key, timeout, wait, waited, stale, loads=[], /)\n--\n\n"
+     "Finds a value, or begins its load: (outcome, the value; the load, which is also appended to ``loads``; or\n"
+     "the pickled exception of the load for which it waited; or None). Outcomes: the constants of\n"
+     "objects/cache.py."},
+    {"finish", entered<cache_finish, CacheEntry>, METH_VARARGS,
+     "finish($self, key, load, value, ttl, microseconds, /)\n--\n\n"
+     "Ends a load with its value; returns whether the value was kept."},
+    {"fail", entered<cache_fail, CacheEntry>, METH_VARARGS,
+     "fail($self, load, key, told, stale=False, /)\n--\n\n"
+     "Ends a load without a value; the callers that wait get ``told``, a pickled exception. Returns whether it\n"
+     "has ended: there may be no room for ``told``. None ends it in any case; with ``stale`` an expired value\n"
+     "is kept."},
+    {"counts", entered<cache_counts, CacheEntry>, METH_NOARGS,
+     "counts($self, /)\n--\n\n"
+     "The figures of the cache, summed over all clients, as a dict of int."},
+    {"configure", entered<cache_configure, CacheEntry>, METH_VARARGS,
+     "configure($self, ttl, jitter, limit, reserve, /)\n--\n\n"
+     "Changes settings: ttl in nanoseconds, jitter in 2**-32, limit and reserve in bytes. None leaves one as it\n"
+     "is. Raises ValueError."},
     {nullptr, nullptr, 0, nullptr}};
 
 static PySequenceMethods cache_sequence = {};

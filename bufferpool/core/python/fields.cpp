@@ -27,7 +27,7 @@ constexpr Field fields[] = {
     FIELD(Header, checkpoint_lsn), FIELD(Header, checkpoint_ns), FIELD(Header, refused_clients),
     FIELD(Header, events_posted), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
     FIELD(Header, events), FIELD(Header, spaces_ready), FIELD(Header, removals),
-    FIELD(Header, more_blocks), FIELD(Header, dropped_aside), FIELD(Header, resident),
+    FIELD(Header, more_banks), FIELD(Header, dropped_aside), FIELD(Header, resident),
     INNER(Header, objects.word, u32), FIELD(Header, object_bytes),
     FIELD(Header, objects_made), FIELD(Header, loan),
     FIELD(Header, other_sizes), FIELD(Header, whole_budget_bytes), FIELD(Header, home),
@@ -63,7 +63,7 @@ constexpr Field fields[] = {
     FIELD(Intent, since), FIELD(Intent, waits),
 
     STRUCT(SpaceSlot),
-    FIELD(SpaceSlot, span), FIELD(SpaceSlot, reserved), FIELD(SpaceSlot, stored), FIELD(SpaceSlot, entries_ready),
+    FIELD(SpaceSlot, span), FIELD(SpaceSlot, allocated), FIELD(SpaceSlot, stored), FIELD(SpaceSlot, entries_ready),
     FIELD(SpaceSlot, state), FIELD(SpaceSlot, kind), FIELD(SpaceSlot, flags), FIELD(SpaceSlot, owner),
     FIELD(SpaceSlot, first_entry), FIELD(SpaceSlot, max_pages), INNER(SpaceSlot, flush_lock.word, u32),
     FIELD(SpaceSlot, flush_open), FIELD(SpaceSlot, flush_since_ns),
@@ -148,7 +148,7 @@ constexpr u64 sum_of_fields() {
         h = (h ^ f.offset) * 0x100000001b3;
         h = (h ^ f.size) * 0x100000001b3;
     }
-    for (u64 n : {u64(MAX_SPACES), u64(EVENTS), u64(CACHES), u64(STRIPES), u64(CLIENT_BLOCK)})
+    for (u64 n : {u64(MAX_SPACES), u64(EVENTS), u64(CACHES), u64(STRIPES), u64(CLIENT_BANK)})
         h = (h ^ n) * 0x100000001b3;
     return h;
 }

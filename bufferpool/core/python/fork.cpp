@@ -67,7 +67,7 @@ void unmap_client(Segment* s) {
 }
 
 static bool has_client(const Segment& s, u32 c) {
-    // a fork is being prepared, or the list is changing: assume yes, check later
+    // a fork is being prepared, or the list is changing: assume that it is ours; the next check decides
     if (!mapped_mutex.try_lock()) return true;
     bool found = false;
     for (Segment* p = mapped_segments; p; p = p->next)

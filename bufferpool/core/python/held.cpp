@@ -163,9 +163,15 @@ static PyObject* held_begin_flush(PyObject* self, PyObject* args) {
 }
 
 static PyMethodDef held_methods[] = {
-    {"__enter__", held_enter, METH_NOARGS, ""},
-    {"begin_flush", held_begin_flush, METH_VARARGS, "begin_flush(generation, selection): dirty pages to be written."},
+    {"__enter__", held_enter, METH_NOARGS,
+     "__enter__($self, /)\n--\n\n"
+     "This object."},
+    {"begin_flush", held_begin_flush, METH_VARARGS,
+     "begin_flush($self, generation, selection, /)\n--\n\n"
+     "The dirty pages that ``selection`` names, of the space whose flush lock this is: a Batch. None: the space\n"
+     "was removed."},
     {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(held_exit)), METH_FASTCALL,
+     "__exit__($self, *exc)\n--\n\n"
      "Releases the lock."},
     {nullptr, nullptr, 0, nullptr}};
 static PyGetSetDef held_getset[] = {
@@ -179,8 +185,13 @@ int ready_held_type() {
                       held_dealloc, held_methods, held_getset);
 }
 
-PyMethodDef lock_methods[] = {{"lock_directory", entered<segment_lock_directory, SegmentEntry>, METH_O, ""},
-                              {"lock_flush", entered<segment_lock_flush, SegmentEntry>, METH_VARARGS, ""},
+PyMethodDef lock_methods[] = {{"lock_directory", entered<segment_lock_directory, SegmentEntry>, METH_O,
+                               "lock_directory($self, timeout, /)\n--\n\n"
+                               "Takes the directory lock: a Held. Raises WaitTimeout, WouldDeadlock."},
+                              {"lock_flush", entered<segment_lock_flush, SegmentEntry>, METH_VARARGS,
+                               "lock_flush($self, space, wait=True, timeout=1e999, /)\n--\n\n"
+                               "Takes the flush lock of a space: a Held. None: another client has it, and\n"
+                               "``wait`` is false. Raises WaitTimeout, WouldDeadlock."},
                               {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

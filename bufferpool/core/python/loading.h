@@ -84,7 +84,8 @@ public:
     u64 number(u32 i) const { return u64(numbers_[first_ + i]); }
     void loaded(u32 i, u32 frame);
 
-    // Was page `i` of the call loaded together with others? Then `frame` is its frame, and the caller owns the pin.
+    // True if page `i` of the call was loaded together with others: `frame` is its frame then, and the caller owns the
+    // pin.
     bool take(npy_intp i, u32& frame) {
         if (i >= end_ || frames_[i - first_] == NONE) return false;
         frame = frames_[i - first_];
@@ -110,7 +111,7 @@ int answer(Status status, SpaceObject* sp, u64 page_no);
 int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 // Takes back the exception if it is PoolExhausted.
 bool forget_exhausted();
-// The content of an absent page for which no frame can be had, read past the pool: what a load would find. 0, or -1
+// The content of an absent page for which no frame is available, read past the pool: what a load would find. 0, or -1
 // with an exception.
 int read_past(SpaceObject* sp, u64 page_no, void* to);
 

@@ -144,7 +144,7 @@ PyObject* raise_errno(int error, const char* what) {
 PyObject* raise_unmapped(int error) {
     const char* remedy =
         error == -ENOMEM ? "; the address space of this process is used up (ulimit -v, vm.max_map_count): a pool maps "
-                           "what it has room for twice; create it with a smaller reserve="
+                           "what it has room for twice; create it with a smaller room="
         : error == -EAGAIN ? "; this process locks its memory (mlockall) and may not lock so much: raise ulimit -l"
                            : remedy_of(-error);
     raise("SegmentError", "the segment cannot be mapped: %s%s", strerror(-error), remedy);
@@ -372,26 +372,53 @@ static PyObject* core_read_many(PyObject*, PyObject* args) {
 }
 
 static PyMethodDef module_methods[] = {
-    {"read_many", core_read_many, METH_VARARGS, "Reads pages of a file together; which of them were read whole."},
-    {"has_io_uring", core_has_io_uring, METH_NOARGS, "Whether the kernel grants this thread an io_uring."},
+    {"read_many", core_read_many, METH_VARARGS,
+     "read_many($module, fd, caching, numbers, pages, /)\n--\n\n"
+     "Reads pages of a file together, each into its row of ``pages``; returns which of them were read whole, as\n"
+     "bytes of 0 and 1."},
+    {"has_io_uring", core_has_io_uring, METH_NOARGS,
+     "has_io_uring($module, /)\n--\n\n"
+     "Whether the kernel grants this thread an io_uring."},
     {"raise_unmapped", core_raise_unmapped, METH_O,
+     "raise_unmapped($module, error, /)\n--\n\n"
      "Raises the error for a mapping that the kernel refused with this errno."},
-    {"is_tmpfs", core_is_tmpfs, METH_O, "Whether the file behind fd is on a tmpfs."},
+    {"is_tmpfs", core_is_tmpfs, METH_O,
+     "is_tmpfs($module, fd, /)\n--\n\n"
+     "Whether the file behind ``fd`` is on a tmpfs."},
     {"begin_writeback", core_begin_writeback, METH_O,
-     "Begins to write a file's dirty pages back; other mappings then fault at their next store."},
-    {"move_up", core_move_up, METH_O, "Moves an open file to a number above those that programs close in loops."},
+     "begin_writeback($module, fd, /)\n--\n\n"
+     "Begins to write a file's dirty pages back: the next store of another mapping faults then."},
+    {"move_up", core_move_up, METH_O,
+     "move_up($module, fd, /)\n--\n\n"
+     "Moves an open file to a number above those that programs close in loops; returns the number."},
     {"segment_bytes", core_segment_bytes, METH_VARARGS,
+     "segment_bytes($module, page_size, extent_frames, max_frames, max_clients, max_pages, /)\n--\n\n"
      "The size of a segment: (bytes of its file, bytes of its data area)."},
-    {"create", core_create, METH_VARARGS, "Writes an empty segment into the file behind fd."},
+    {"create", core_create, METH_VARARGS,
+     "create($module, fd, uuid, plan, home, /)\n--\n\n"
+     "Writes an empty segment into the file behind ``fd``. ``plan``: a segment_file.Plan; ``home``: the uuid of\n"
+     "the pool of which it is another page size, or b\"\". Raises SharedMemoryFull, SegmentError."},
     {"simulate", core_simulate, METH_VARARGS,
-     "simulate(trace, frames, n_pages): hits, misses, evictions cold and hot, changes of the policy's mode."},
+     "simulate($module, trace, frames, n_pages, /)\n--\n\n"
+     "The replacement policy over a uint32 array of page numbers: (hits, misses, evictions from the cold ring,\n"
+     "from the hot ring, changes of the policy's mode)."},
     {"simulate_objects", core_simulate_objects, METH_VARARGS,
-     "simulate_objects(keys, sizes, costs, budget, n_keys): hits, their bytes, evictions, objects not kept."},
+     "simulate_objects($module, keys, sizes, costs, budget, n_keys, /)\n--\n\n"
+     "The eviction of a cache over uint32 keys and sizes, and float32 costs: (hits, their bytes, evictions,\n"
+     "objects not kept)."},
     {"advise", core_advise, METH_VARARGS,
-     "advise(trace, n_pages, frames, max_frames, gap, least_shift): the shadows over a trace."},
-    {"fields", core_fields, METH_NOARGS, "The layout of a segment: {'Struct.field': (offset, bytes)}."},
-    {"observe", core_observe, METH_O, "A Segment for an observer: it takes no slot, and writes nothing."},
-    {"geometry", core_geometry, METH_O, "The checked geometry of the segment behind fd."},
+     "advise($module, trace, n_pages, frames, max_frames, gap, least_shift, /)\n--\n\n"
+     "The shadows over a uint32 array of page numbers: (what Segment.advice() returns, samples, bytes)."},
+    {"fields", core_fields, METH_NOARGS,
+     "fields($module, /)\n--\n\n"
+     "The layout of a segment: {\"Struct.field\": (offset, bytes)}."},
+    {"observe", core_observe, METH_O,
+     "observe($module, fd, /)\n--\n\n"
+     "A Segment for an observer: it takes no slot, and writes nothing."},
+    {"geometry", core_geometry, METH_O,
+     "geometry($module, fd, /)\n--\n\n"
+     "The checked geometry of the segment behind ``fd``, as a dict of int. Raises SegmentCorrupt,\n"
+     "LayoutMismatch."},
     {nullptr, nullptr, 0, nullptr}};
 static PyModuleDef module_def = {PyModuleDef_HEAD_INIT,
                                  "bufferpool._core",

@@ -322,7 +322,9 @@ int ready_group_type() {
 }
 
 PyMethodDef publish_methods[] = {
-    {"publish_many", entered<segment_publish_many, SegmentEntry>, METH_NOARGS, "A PublishGroup."},
+    {"publish_many", entered<segment_publish_many, SegmentEntry>, METH_NOARGS,
+     "publish_many($self, /)\n--\n\n"
+     "A PublishGroup."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

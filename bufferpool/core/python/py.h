@@ -190,7 +190,7 @@ inline void drop_pin(SegmentObject* seg, u32 frame) {
     if (frame::state(s->frames[frame].word.load_seq_cst()) == RETIRED) free_retired(seg, frame);
 }
 
-// Does an object that recorded `forks` belong to this process and attachment?
+// True if an object that recorded `forks` belongs to this process and attachment.
 inline bool is_ours(SegmentObject* seg, u32 forks) { return seg->s && seg->s->me && seg->forks == forks; }
 
 inline bool has_pins(SegmentObject* seg) {

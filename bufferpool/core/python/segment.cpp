@@ -628,30 +628,86 @@ static PyObject* segment_check(PyObject* self, PyObject* args) {
 
 // The methods, with those of segment_*.cpp, held.cpp and batch.cpp.
 static PyMethodDef own_methods[] = {
-    {"give_to", entered<segment_give_to, SegmentEntry>, METH_VARARGS, ""},
-    {"close", segment_close, METH_O, ""},
-    {"is_closed", segment_is_closed, METH_NOARGS, "Whether it was closed; arrays over pages may still be there."},
-    {"geometry", entered<segment_geometry, SegmentEntry>, METH_NOARGS, ""},
-    {"clients", entered<segment_clients, SegmentEntry>, METH_NOARGS, ""},
-    {"shrink", entered<segment_shrink, SegmentEntry>, METH_VARARGS, ""},
-    {"fit_objects", entered<segment_fit_objects, SegmentEntry>, METH_VARARGS, ""},
-    {"release_objects", entered<segment_release_objects, SegmentEntry>, METH_VARARGS, ""},
-    {"remove_cache", entered<segment_remove_cache, SegmentEntry>, METH_VARARGS, ""},
-    {"evict_idle", entered<segment_evict_idle, SegmentEntry>, METH_VARARGS, ""},
-    {"set_budget", entered<segment_set_budget, SegmentEntry>, METH_O, ""},
-    {"grow_advice", entered<segment_grow_advice, SegmentEntry>, METH_VARARGS, ""},
-    {"set_durable_lsn", entered<segment_set_durable_lsn, SegmentEntry>, METH_O, ""},
-    {"raise_durable_lsn", entered<segment_raise_durable_lsn, SegmentEntry>, METH_O, ""},
-    {"counted_frames", entered<segment_counted_frames, SegmentEntry>, METH_VARARGS, ""},
-    {"reopen", entered<segment_reopen, SegmentEntry>, METH_NOARGS, ""},
-    {"set_page_sizes", entered<segment_set_page_sizes, SegmentEntry>, METH_VARARGS, ""},
-    {"set_asked_frames", entered<segment_set_asked_frames, SegmentEntry>, METH_O, ""},
-    {"set_min_frames", entered<segment_set_min_frames, SegmentEntry>, METH_O, ""},
-    {"mark_unlinked", entered<segment_mark_unlinked, SegmentEntry>, METH_NOARGS, ""},
-    {"raise_checkpoint_lsn", entered<segment_raise_checkpoint_lsn, SegmentEntry>, METH_O, ""},
-    {"reap", entered<segment_reap, SegmentEntry>, METH_NOARGS, ""},
-    {"check", entered<segment_check, SegmentEntry>, METH_VARARGS, ""},
-    {"alone", entered<segment_alone, SegmentEntry>, METH_NOARGS, "Whether no other client or thread can change it."},
+    {"give_to", entered<segment_give_to, SegmentEntry>, METH_VARARGS,
+     "give_to($self, pool, data, /)\n--\n\n"
+     "The last step of attaching: maps the data area at ``data`` (shape (max_frames, page_size), uint8), and\n"
+     "stores the segment in the pool. Raises ValueError, SegmentError."},
+    {"close", segment_close, METH_O,
+     "close($self, late, /)\n--\n\n"
+     "Detaches. If arrays over pages exist, it raises BufferError, or with ``late`` detaches when the last one\n"
+     "is deleted."},
+    {"is_closed", segment_is_closed, METH_NOARGS,
+     "is_closed($self, /)\n--\n\n"
+     "Whether it was closed. Arrays over its pages may still exist."},
+    {"geometry", entered<segment_geometry, SegmentEntry>, METH_NOARGS,
+     "geometry($self, /)\n--\n\n"
+     "The sizes and limits that were fixed when the segment was created, as a dict of int."},
+    {"clients", entered<segment_clients, SegmentEntry>, METH_NOARGS,
+     "clients($self, /)\n--\n\n"
+     "The attached clients: (number, pid, start time, ns since the epoch when it attached, program, whether it\n"
+     "lives)."},
+    {"shrink", entered<segment_shrink, SegmentEntry>, METH_VARARGS,
+     "shrink($self, frames, reason, evict, timeout=1e999, /)\n--\n\n"
+     "Gives up to ``frames`` free frames back to the kernel; with ``evict`` it evicts pages for that. Returns\n"
+     "(frames given back, pages moved; pinned, dirty and busy pages that it met; the errno with which the\n"
+     "kernel refused some, or 0)."},
+    {"fit_objects", entered<segment_fit_objects, SegmentEntry>, METH_VARARGS,
+     "fit_objects($self, frames, reason, timeout=1e999, /)\n--\n\n"
+     "Evicts values of caches until they use at most so many frames (None: what their limits allow). Returns\n"
+     "(bytes given back, whether they use no more now)."},
+    {"release_objects", entered<segment_release_objects, SegmentEntry>, METH_VARARGS,
+     "release_objects($self, size, reason, timeout=1e999, /)\n--\n\n"
+     "Gives memory back that caches have and no value uses: at least ``size`` bytes if there are so many.\n"
+     "Returns the bytes."},
+    {"remove_cache", entered<segment_remove_cache, SegmentEntry>, METH_VARARGS,
+     "remove_cache($self, name, timeout, /)\n--\n\n"
+     "Removes a cache; returns whether there was one. Raises WaitTimeout."},
+    {"evict_idle", entered<segment_evict_idle, SegmentEntry>, METH_VARARGS,
+     "evict_idle($self, seconds, timeout=1e999, /)\n--\n\n"
+     "Evicts the clean pages that were not used for so many seconds; returns their number."},
+    {"set_budget", entered<segment_set_budget, SegmentEntry>, METH_O,
+     "set_budget($self, frames, /)\n--\n\n"
+     "Sets the budget of the pages. It evicts nothing."},
+    {"grow_advice", entered<segment_grow_advice, SegmentEntry>, METH_VARARGS,
+     "grow_advice($self, frames, timeout=1e999, /)\n--\n\n"
+     "Allocates memory for advice about a budget of so many frames. Raises SharedMemoryFull, ValueError."},
+    {"set_durable_lsn", entered<segment_set_durable_lsn, SegmentEntry>, METH_O,
+     "set_durable_lsn($self, lsn, /)\n--\n\n"
+     "Sets the LSN up to which the log is durable."},
+    {"raise_durable_lsn", entered<segment_raise_durable_lsn, SegmentEntry>, METH_O,
+     "raise_durable_lsn($self, lsn, /)\n--\n\n"
+     "Raises the durable LSN; does nothing if it is at least ``lsn`` already."},
+    {"counted_frames", entered<segment_counted_frames, SegmentEntry>, METH_VARARGS,
+     "counted_frames($self, timeout=1e999, /)\n--\n\n"
+     "The frames that have memory or are lent to caches, read under the memory lock."},
+    {"reopen", entered<segment_reopen, SegmentEntry>, METH_NOARGS,
+     "reopen($self, /)\n--\n\n"
+     "A new descriptor of the segment's file, even if its name was removed."},
+    {"set_page_sizes", entered<segment_set_page_sizes, SegmentEntry>, METH_VARARGS,
+     "set_page_sizes($self, others, whole_budget_bytes, /)\n--\n\n"
+     "Sets which other page sizes the pool has (bit n: pages of 2**n bytes), and the budget of all sizes\n"
+     "together. The caller holds the lock of the page sizes."},
+    {"set_asked_frames", entered<segment_set_asked_frames, SegmentEntry>, METH_O,
+     "set_asked_frames($self, frames, /)\n--\n\n"
+     "Records the budget that a call asks for, which may be above a steward's upper bound."},
+    {"set_min_frames", entered<segment_set_min_frames, SegmentEntry>, METH_O,
+     "set_min_frames($self, frames, /)\n--\n\n"
+     "Sets the lower bound of a steward's budgets."},
+    {"mark_unlinked", entered<segment_mark_unlinked, SegmentEntry>, METH_NOARGS,
+     "mark_unlinked($self, /)\n--\n\n"
+     "Marks the segment: its name was removed on purpose."},
+    {"raise_checkpoint_lsn", entered<segment_raise_checkpoint_lsn, SegmentEntry>, METH_O,
+     "raise_checkpoint_lsn($self, lsn, /)\n--\n\n"
+     "Raises the LSN of the last checkpoint, which never decreases; returns it."},
+    {"reap", entered<segment_reap, SegmentEntry>, METH_NOARGS,
+     "reap($self, /)\n--\n\n"
+     "Reaps all dead clients that can be reaped now; returns their number."},
+    {"check", entered<segment_check, SegmentEntry>, METH_VARARGS,
+     "check($self, timeout=1e999, /)\n--\n\n"
+     "Checks every invariant; returns the violations, one sentence each. Raises WaitTimeout."},
+    {"alone", entered<segment_alone, SegmentEntry>, METH_NOARGS,
+     "alone($self, /)\n--\n\n"
+     "Whether no other client or thread can change the segment meanwhile."},
     {nullptr, nullptr, 0, nullptr}};
 
 static PyMethodDef segment_methods[112];  // the last one ends the table

@@ -96,8 +96,14 @@ static PyObject* segment_sampling(PyObject* self, PyObject* arg) {
     Py_RETURN_NONE;
 }
 
-PyMethodDef advice_methods[] = {{"advice", entered<segment_advice, SegmentEntry>, METH_NOARGS, ""},
-                                {"sampling", entered<segment_sampling, SegmentEntry>, METH_O, ""},
+PyMethodDef advice_methods[] = {{"advice", entered<segment_advice, SegmentEntry>, METH_NOARGS,
+                                 "advice($self, /)\n--\n\n"
+                                 "The figures of the shadows (layout/advice.h), as a dict, after the samples of\n"
+                                 "this process were applied."},
+                                {"sampling", entered<segment_sampling, SegmentEntry>, METH_O,
+                                 "sampling($self, on, /)\n--\n\n"
+                                 "Stops or continues the recording of references, as if no time had passed. For\n"
+                                 "benchmarks/advice.py."},
                                 {nullptr, nullptr, 0, nullptr}};
 
 // ---- over a trace ------------------------------------------------------------------

@@ -278,8 +278,8 @@ static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
     Vec<u16> rows;
     if (!rows.resize(u64(shape[0]) * g.stripe_clients)) return Py_DECREF(out), PyErr_NoMemory();
     for (u32 stripe = 0; stripe < s->stripes(); stripe++) {
-        u32 first = stripe / STRIPES * CLIENT_BLOCK + stripe % STRIPES,
-            end = std::min(first / CLIENT_BLOCK * CLIENT_BLOCK + CLIENT_BLOCK, g.max_clients);
+        u32 first = stripe / STRIPES * CLIENT_BANK + stripe % STRIPES,
+            end = std::min(first / CLIENT_BANK * CLIENT_BANK + CLIENT_BANK, g.max_clients);
         if (!copy_table(*s, rows.data(), rows.size() * 2, g.pins_at + stripe * g.stripe_bytes))
             return Py_DECREF(out), nullptr;
         for (u32 f = 0; f < u32(shape[0]); f++)
@@ -338,16 +338,16 @@ public:
     }
 };
 
-constexpr u32 BLOCK = 1024;  // frames
+constexpr u32 RUN = 1024;  // frames
 
-// Which frames of a block are pinned. It reads stripe by stripe, so that memory is read in order.
+// Which frames of a run are pinned. It reads stripe by stripe, so that memory is read in order.
 class Pinned {
-    u64 words_[BLOCK];
+    u64 words_[RUN];
 
 public:
     void read(Segment& s, const Readable& readable, u32 from, u32 to) {
         u32 n = s.g.stripe_clients / 4;
-        std::fill(words_, words_ + BLOCK, 0);
+        std::fill(words_, words_ + RUN, 0);
         for (u32 stripe = 0, stripes = s.stripes(); stripe < stripes; stripe++) {
             u64 at = s.g.pins_at + stripe * s.g.stripe_bytes;
             int there = readable.over(at + u64(from) * n * 8, at + u64(to) * n * 8);
@@ -359,7 +359,7 @@ public:
                         words_[f] |= row->load_relaxed();
         }
     }
-    bool has(u32 f) const { return words_[f % BLOCK]; }
+    bool has(u32 f) const { return words_[f % RUN]; }
 };
 
 // Counts the frames in one pass; each as it is at that moment.
@@ -369,7 +369,7 @@ static void summarize(Segment& s, const Readable& readable, SpaceFinder& spaces,
     u32 ready = s.ready;
     Pinned pinned;
     for (u32 f = 0; f < ready; f++) {
-        if (f % BLOCK == 0) pinned.read(s, readable, f, std::min(f + BLOCK, ready));
+        if (f % RUN == 0) pinned.read(s, readable, f, std::min(f + RUN, ready));
         if (!readable.at(s.g.frames_at + f * sizeof(FrameSlot))) {  // never written: a hole
             out.states[HOLE]++;
             continue;
@@ -578,24 +578,66 @@ static PyObject* segment_events_posted(PyObject* self, PyObject*) {
 }
 
 PyMethodDef observe_methods[] = {
-    {"counters", entered<segment_counters, SegmentEntry>, METH_NOARGS, ""},
-    {"status", entered<segment_status, SegmentEntry>, METH_NOARGS, ""},
-    {"durable_lsn", entered<segment_durable_lsn, SegmentEntry>, METH_NOARGS, "The LSN up to which the log is durable."},
-    {"caches", entered<segment_caches, SegmentEntry>, METH_NOARGS, "The caches of the pool."},
-    {"budget_frames", entered<segment_budget_frames, SegmentEntry>, METH_NOARGS, "How many frames may have memory."},
-    {"page_sizes", entered<segment_page_sizes, SegmentEntry>, METH_NOARGS, "Others, and the whole budget."},
-    {"raw_frames", entered<segment_raw_frames, SegmentEntry>, METH_NOARGS, ""},
-    {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS, ""},
-    {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O, ""},
-    {"summary", entered<segment_summary, SegmentEntry>, METH_NOARGS, ""},
-    {"post_event", entered<segment_post_event, SegmentEntry>, METH_O, ""},
-    {"events", entered<segment_events, SegmentEntry>, METH_NOARGS, ""},
-    {"lead", entered<segment_lead, SegmentEntry>, METH_O, ""},
-    {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS, ""},
-    {"steward", entered<segment_steward, SegmentEntry>, METH_NOARGS, ""},
-    {"count", entered<segment_count, SegmentEntry>, METH_O, ""},
-    {"operations", entered<segment_operations, SegmentEntry>, METH_NOARGS, ""},
-    {"events_posted", entered<segment_events_posted, SegmentEntry>, METH_NOARGS, ""},
+    {"counters", entered<segment_counters, SegmentEntry>, METH_NOARGS,
+     "counters($self, /)\n--\n\n"
+     "The sums of all counters, as uint64: those of struct Counters, then (hits, misses) of each slot of a\n"
+     "space."},
+    {"status", entered<segment_status, SegmentEntry>, METH_NOARGS,
+     "status($self, /)\n--\n\n"
+     "The figures of the header and of the kernel, as a dict of int."},
+    {"durable_lsn", entered<segment_durable_lsn, SegmentEntry>, METH_NOARGS,
+     "durable_lsn($self, /)\n--\n\n"
+     "The LSN up to which the log is durable."},
+    {"caches", entered<segment_caches, SegmentEntry>, METH_NOARGS,
+     "caches($self, /)\n--\n\n"
+     "The caches of the pool, each a dict: its settings, and what all clients have counted."},
+    {"budget_frames", entered<segment_budget_frames, SegmentEntry>, METH_NOARGS,
+     "budget_frames($self, /)\n--\n\n"
+     "How many frames may have memory."},
+    {"page_sizes", entered<segment_page_sizes, SegmentEntry>, METH_NOARGS,
+     "page_sizes($self, /)\n--\n\n"
+     "(the other page sizes of the pool, bit n: pages of 2**n bytes; the budget of all sizes in bytes, 0\n"
+     "without others)"},
+    {"raw_frames", entered<segment_raw_frames, SegmentEntry>, METH_NOARGS,
+     "raw_frames($self, /)\n--\n\n"
+     "The slots of the frames that have ever been used, as bytes (struct FrameSlot)."},
+    {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS,
+     "raw_pins($self, /)\n--\n\n"
+     "Pin counts: an array of shape (frames with slots, max_clients), uint16."},
+    {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O,
+     "entry_words($self, pages, /)\n--\n\n"
+     "The entry words of the pages in a uint32 array: a uint64 array. An index beyond the table reads as 0."},
+    {"summary", entered<segment_summary, SegmentEntry>, METH_NOARGS,
+     "summary($self, /)\n--\n\n"
+     "The frames, counted in one pass: a dict of counts, and pairs for each space as bytes."},
+    {"post_event", entered<segment_post_event, SegmentEntry>, METH_O,
+     "post_event($self, made, /)\n--\n\n"
+     "Records an event: (kind, reason, bytes, from_frames, to_frames, value, origin, page, client); client 0:\n"
+     "this one."},
+    {"events", entered<segment_events, SegmentEntry>, METH_NOARGS,
+     "events($self, /)\n--\n\n"
+     "The events in the ring, oldest first, as bytes (struct Event)."},
+    {"lead", entered<segment_lead, SegmentEntry>, METH_O,
+     "lead($self, worth, /)\n--\n\n"
+     "Takes or keeps the steward's lock. Returns -1 if another client is the steward; else the number of the\n"
+     "previous one (0: it had resigned). ``worth``: the hits per second that the last MiB of the budget earns."},
+    {"resign", entered<segment_resign, SegmentEntry>, METH_NOARGS,
+     "resign($self, /)\n--\n\n"
+     "Gives up the steward's lock."},
+    {"steward", entered<segment_steward, SegmentEntry>, METH_NOARGS,
+     "steward($self, /)\n--\n\n"
+     "The number of the client that is the steward; 0 if there is none."},
+    {"count", entered<segment_count, SegmentEntry>, METH_O,
+     "count($self, name, /)\n--\n\n"
+     "Adds one to a counter that Python maintains."},
+    {"operations", entered<segment_operations, SegmentEntry>, METH_NOARGS,
+     "operations($self, /)\n--\n\n"
+     "The operations under way that may hang: (client, \"load\", \"flush\", \"log_sync\" or \"save\", the entry of\n"
+     "one of its pages, seconds since it last made progress)."},
+    {"events_posted", entered<segment_events_posted, SegmentEntry>, METH_NOARGS,
+     "events_posted($self, /)\n--\n\n"
+     "How many events of each kind and reason there have been: EVENT_KINDS rows of EVENT_REASONS, uint64, as\n"
+     "bytes."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

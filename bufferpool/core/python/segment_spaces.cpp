@@ -450,29 +450,73 @@ static PyObject* segment_grow_space(PyObject* self, PyObject* args) {
 }
 
 PyMethodDef directory_methods[] = {
-    {"spaces", entered<segment_spaces, SegmentEntry>, METH_NOARGS, "All live spaces."},
-    {"space", entered<segment_space, SegmentEntry>, METH_O, "The space in a slot, or None."},
+    {"spaces", entered<segment_spaces, SegmentEntry>, METH_NOARGS,
+     "spaces($self, /)\n--\n\n"
+     "The live spaces, each a dict of its slot's fields."},
+    {"space", entered<segment_space, SegmentEntry>, METH_O,
+     "space($self, index, /)\n--\n\n"
+     "The space in a slot, as a dict; None if there is none."},
     {"spaces_named", entered<segment_spaces_named, SegmentEntry>, METH_O,
-     "The live spaces of a name: a shared one, and private ones."},
+     "spaces_named($self, name, /)\n--\n\n"
+     "The live spaces of a name: the shared one, and private ones of all clients."},
     {"spaces_of_file", entered<segment_spaces_of_file, SegmentEntry>, METH_VARARGS,
+     "spaces_of_file($self, device, inode, /)\n--\n\n"
      "The live spaces of the file with this device and inode."},
     {"is_current", entered<segment_is_current, SegmentEntry>, METH_VARARGS,
-     "Whether the space of this slot and generation is still there."},
-    {"free_pages", entered<segment_free_pages, SegmentEntry>, METH_NOARGS, "How many page numbers no space has."},
-    {"removals", entered<segment_removals, SegmentEntry>, METH_NOARGS, "How many spaces have been removed so far."},
-    {"count_failure", entered<segment_count_failure, SegmentEntry>, METH_VARARGS, ""},
-    {"failures", entered<segment_failures, SegmentEntry>, METH_O, ""},
-    {"misses", entered<segment_misses, SegmentEntry>, METH_O, ""},
-    {"own_uses", entered<segment_own_uses, SegmentEntry>, METH_O, ""},
-    {"add_space", entered<segment_add_space, SegmentEntry>, METH_O, ""},
-    {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O, ""},
-    {"set_share", entered<segment_set_share, SegmentEntry>, METH_VARARGS, ""},
-    {"fit_share", entered<segment_fit_share, SegmentEntry>, METH_O, ""},
-    {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O, ""},
-    {"drop_clean", entered<segment_drop_clean, SegmentEntry>, METH_O, ""},
-    {"record_store", entered<segment_record_store, SegmentEntry>, METH_VARARGS, ""},
-    {"first_changed", entered<segment_first_changed, SegmentEntry>, METH_VARARGS, ""},
-    {"grow_space", entered<segment_grow_space, SegmentEntry>, METH_VARARGS, ""},
+     "is_current($self, index, generation, /)\n--\n\n"
+     "Whether the space of this slot and generation still exists."},
+    {"free_pages", entered<segment_free_pages, SegmentEntry>, METH_NOARGS,
+     "free_pages($self, /)\n--\n\n"
+     "How many page numbers no space has."},
+    {"removals", entered<segment_removals, SegmentEntry>, METH_NOARGS,
+     "removals($self, /)\n--\n\n"
+     "How many spaces have been removed so far."},
+    {"count_failure", entered<segment_count_failure, SegmentEntry>, METH_VARARGS,
+     "count_failure($self, index, generation, flush, error_class, /)\n--\n\n"
+     "Counts a failure of a space's store: of a flush, or of a load. Raises ValueError."},
+    {"failures", entered<segment_failures, SegmentEntry>, METH_O,
+     "failures($self, index, /)\n--\n\n"
+     "The failures of a space's store, by class of error: (those of loads, those of flushes)."},
+    {"misses", entered<segment_misses, SegmentEntry>, METH_O,
+     "misses($self, index, /)\n--\n\n"
+     "The misses of the space in this slot since it was opened, over all clients."},
+    {"own_uses", entered<segment_own_uses, SegmentEntry>, METH_O,
+     "own_uses($self, index, /)\n--\n\n"
+     "The hits and misses that this client has counted in this slot."},
+    {"add_space", entered<segment_add_space, SegmentEntry>, METH_O,
+     "add_space($self, made, /)\n--\n\n"
+     "Fills a slot with a new space (directory.NewSpace); returns the slot's number. The caller holds the\n"
+     "directory lock. Raises TooManySpaces, SpaceFull, SharedMemoryFull."},
+    {"space_in_use", entered<segment_space_in_use, SegmentEntry>, METH_O,
+     "space_in_use($self, space, /)\n--\n\n"
+     "Whether a page of the space is being written, loaded or flushed. Raises WouldDeadlock if this thread does\n"
+     "it."},
+    {"set_share", entered<segment_set_share, SegmentEntry>, METH_VARARGS,
+     "set_share($self, space, generation, limit, reserve, /)\n--\n\n"
+     "Sets the limit and the reserve of a space in bytes, 0 for none; returns a ShareSet (protocol/shares.h)."},
+    {"fit_share", entered<segment_fit_share, SegmentEntry>, METH_O,
+     "fit_share($self, space, /)\n--\n\n"
+     "Evicts pages of a space until it has no more than its limit, as far as they can be evicted."},
+    {"remove_space", entered<segment_remove_space, SegmentEntry>, METH_O,
+     "remove_space($self, space, /)\n--\n\n"
+     "Removes a space that no client uses: (whether it was removed, frames freed). The caller holds the\n"
+     "directory lock."},
+    {"drop_clean", entered<segment_drop_clean, SegmentEntry>, METH_O,
+     "drop_clean($self, space, /)\n--\n\n"
+     "Drops the clean pages of a space: (whether all were dropped, frames freed). The caller holds its\n"
+     "flush lock."},
+    {"record_store", entered<segment_record_store, SegmentEntry>, METH_VARARGS,
+     "record_store($self, space, stored, flush_open, state, /)\n--\n\n"
+     "Records how many pages the store has at least, and the state of the file (a FileState, or None). The\n"
+     "caller holds the flush lock and the directory lock."},
+    {"first_changed", entered<segment_first_changed, SegmentEntry>, METH_VARARGS,
+     "first_changed($self, space, fd, bytes, /)\n--\n\n"
+     "The first clean page in memory whose first ``bytes`` differ from the file; -1 if there is none. The\n"
+     "caller holds the flush lock."},
+    {"grow_space", entered<segment_grow_space, SegmentEntry>, METH_VARARGS,
+     "grow_space($self, space, pages, /)\n--\n\n"
+     "Raises the number of pages of a space whose file has grown. The caller holds the directory lock. Raises\n"
+     "SpaceFull."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

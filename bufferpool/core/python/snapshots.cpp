@@ -45,9 +45,15 @@ static PyObject* segment_snapshots(PyObject* self, PyObject*) {
 }
 
 PyMethodDef snapshot_methods[] = {
-    {"begin_snapshot", entered<segment_begin_snapshot, SegmentEntry>, METH_O, ""},
-    {"end_snapshot", entered<segment_end_snapshot, SegmentEntry>, METH_O, ""},
-    {"snapshots", entered<segment_snapshots, SegmentEntry>, METH_NOARGS, "The LSNs at which living clients read."},
+    {"begin_snapshot", entered<segment_begin_snapshot, SegmentEntry>, METH_O,
+     "begin_snapshot($self, lsn, /)\n--\n\n"
+     "Enters an LSN at which this client reads. Raises TooManySnapshots."},
+    {"end_snapshot", entered<segment_end_snapshot, SegmentEntry>, METH_O,
+     "end_snapshot($self, lsn, /)\n--\n\n"
+     "Ends a snapshot at an LSN. Raises ValueError if this client has none there."},
+    {"snapshots", entered<segment_snapshots, SegmentEntry>, METH_NOARGS,
+     "snapshots($self, /)\n--\n\n"
+     "The LSNs at which living clients read."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

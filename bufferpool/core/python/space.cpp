@@ -536,9 +536,9 @@ static const char* more_room(SpaceObject* sp) {
 }
 
 // Allocates the numbers of appended pages. 0 or -1.
-static int reserve(SpaceObject* sp, u64 count, u64 timeout_ns, u64& first) {
+static int allocate(SpaceObject* sp, u64 count, u64 timeout_ns, u64& first) {
     SpaceHooks hooks{sp, 0, prim::now_ns() + timeout_ns};
-    Status status = reserve_numbers(*sp->seg->s, place_of(sp, 0), sp->max_pages, count, hooks, first);
+    Status status = allocate_numbers(*sp->seg->s, place_of(sp, 0), sp->max_pages, count, hooks, first);
     if (status == Status::OK) return 0;
     if (status == Status::REMOVED) return raise_space_removed(sp), -1;
     if (status != Status::TOO_LONG) return answer(status, sp, first), -1;
@@ -559,7 +559,7 @@ static PyObject* space_append(PyObject* self, PyObject* args, PyObject* kwargs) 
     if (patience_of(timeout, timeout_ns) < 0) return nullptr;
     if (ready_space(sp) < 0 || !opened(sp->seg)) return nullptr;
     if (!sp->writable) return raise_read_only(sp, "append");
-    if (reserve(sp, 1, timeout_ns, page_no) < 0) return nullptr;
+    if (allocate(sp, 1, timeout_ns, page_no) < 0) return nullptr;
     return with_lsn(new_write(sp, page_no, WriteKind::APPEND, timeout_ns), lsn);
 }
 
@@ -660,7 +660,7 @@ static PyObject* space_append_many(PyObject* self, PyObject* args, PyObject* kwa
         rows.parse(sp, what, timeout, lsn, "append") < 0)
         return nullptr;
     u64 n = u64(PyArray_DIM(rows.pages, 0)), end;
-    if (reserve(sp, n, rows.timeout_ns, first) < 0) return nullptr;
+    if (allocate(sp, n, rows.timeout_ns, first) < 0) return nullptr;
     end = first + n;
     u32 forks = sp->seg->forks;
     Busy busy(sp->seg);
@@ -864,17 +864,36 @@ static PyMethodDef space_methods[] = {
      "New pages are zeros until somebody writes them, and take no memory; a flush makes the file as long. Any number\n"
      "of processes may do this, and append, at once: no page is lost, and ``append`` takes the pages behind.\n"
      "``timeout`` is in seconds. Raises SpaceReadOnly, SpaceFull, WaitTimeout, PoolExhausted."},
-    {"_once", entered<space_once, SpaceEntry>, METH_O, "The page, pinned without counting as a reference."},
-    {"_peek", entered<space_peek, SpaceEntry>, METH_O, "The page if it is in the pool, else None. It counts nowhere."},
-    {"_load_many", entered<space_load_many, SpaceEntry>, METH_O, "Loads absent pages without pinning them; how many."},
-    {"_absent", entered<space_absent, SpaceEntry>, METH_O, "How many of these pages of a file are absent."},
-    {"_early", entered<space_early, SpaceEntry>, METH_VARARGS, "Loads a page for a use that follows, and counts then."},
-    {"_unbound", entered<space_unbound, SpaceEntry>, METH_NOARGS, "Whether this thread is in no load, flush or write."},
-    {"_load_ahead", entered<space_load_ahead, SpaceEntry>, METH_O, "Loads those that can be read together."},
+    {"_once", entered<space_once, SpaceEntry>, METH_O,
+     "_once($self, page_no, /)\n--\n\n"
+     "The page, pinned without counting as a reference."},
+    {"_peek", entered<space_peek, SpaceEntry>, METH_O,
+     "_peek($self, page_no, /)\n--\n\n"
+     "The page if it is in the pool, else None. It counts nowhere."},
+    {"_load_many", entered<space_load_many, SpaceEntry>, METH_O,
+     "_load_many($self, ids, /)\n--\n\n"
+     "Loads absent pages without pinning them; returns their number."},
+    {"_absent", entered<space_absent, SpaceEntry>, METH_O,
+     "_absent($self, ids, /)\n--\n\n"
+     "How many of these pages of a file are absent."},
+    {"_early", entered<space_early, SpaceEntry>, METH_VARARGS,
+     "_early($self, page_no, once, deadline_ns, /)\n--\n\n"
+     "Loads a page for a use that follows, and is counted then; returns whether it was loaded here."},
+    {"_unbound", entered<space_unbound, SpaceEntry>, METH_NOARGS,
+     "_unbound($self, /)\n--\n\n"
+     "Whether this thread is in no load, flush or write."},
+    {"_load_ahead", entered<space_load_ahead, SpaceEntry>, METH_O,
+     "_load_ahead($self, ids, /)\n--\n\n"
+     "Loads those of the pages that can be read together."},
     {"_drop_range", entered<space_drop_range, SpaceEntry>, METH_VARARGS,
+     "_drop_range($self, first, count, /)\n--\n\n"
      "Drops pages without write-back; returns the number of freed frames."},
-    {"_close", space_close, METH_NOARGS, "Closes this handle: every use of it raises SpaceClosed."},
-    {"_bind_core", space_bind, METH_VARARGS, "Connects this handle to its slot in a segment."},
+    {"_close", space_close, METH_NOARGS,
+     "_close($self, /)\n--\n\n"
+     "Closes this handle: every use of it raises SpaceClosed."},
+    {"_bind_core", space_bind, METH_VARARGS,
+     "_bind_core($self, segment, binding, /)\n--\n\n"
+     "Connects this handle to its slot in a segment (space.Binding)."},
     {nullptr, nullptr, 0, nullptr}};
 static PyMappingMethods space_mapping = {};
 

@@ -49,7 +49,7 @@ public:
     void operator=(u32 n) { n_.store_seq_cst(n); }
 };
 
-// Whether a thread is in a method of an object: of several that come at once one gets in.
+// Whether a thread is in a method of an object. If several threads come at once, one of them gets in.
 class Turn {
     Atomic<u32> taken_;
 

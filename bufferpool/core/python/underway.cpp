@@ -59,8 +59,12 @@ static void under_way_dealloc(UnderWayObject* one) {
 }
 
 static PyMethodDef under_way_methods_of_type[] = {
-    {"__enter__", under_way_enter, METH_NOARGS, ""},
-    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(under_way_exit)), METH_FASTCALL, "Ends it."},
+    {"__enter__", under_way_enter, METH_NOARGS,
+     "__enter__($self, /)\n--\n\n"
+     "This object."},
+    {"__exit__", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(under_way_exit)), METH_FASTCALL,
+     "__exit__($self, *exc)\n--\n\n"
+     "Ends the operation."},
     {nullptr, nullptr, 0, nullptr}};
 PyTypeObject UnderWayType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
@@ -242,11 +246,24 @@ static PyObject* segment_held_objects(PyObject* self, PyObject*) {
     return out;
 }
 
-PyMethodDef under_way_methods[] = {{"held_objects", entered<segment_held_objects, SegmentEntry>, METH_NOARGS, ""},
-                                   {"under_way", entered<segment_under_way, SegmentEntry>, METH_O, ""},
-                                   {"object_samples", entered<segment_object_samples, SegmentEntry>, METH_NOARGS, ""},
-                                   {"value_loads", entered<segment_value_loads, SegmentEntry>, METH_O, ""},
-                                   {"cache_names", entered<segment_cache_names, SegmentEntry>, METH_NOARGS, ""},
+PyMethodDef under_way_methods[] = {{"held_objects", entered<segment_held_objects, SegmentEntry>, METH_NOARGS,
+                                    "held_objects($self, /)\n--\n\n"
+                                    "(client, bytes) for each client that holds values of caches."},
+                                   {"under_way", entered<segment_under_way, SegmentEntry>, METH_O,
+                                    "under_way($self, kind, /)\n--\n\n"
+                                    "An UnderWay of the kind \"log_sync\" or \"save\": the figures show it until it\n"
+                                    "ends."},
+                                   {"object_samples", entered<segment_object_samples, SegmentEntry>, METH_NOARGS,
+                                    "object_samples($self, /)\n--\n\n"
+                                    "The sampled uses of keys: (shift, the older ones, the newer ones), both as\n"
+                                    "bytes; None without a cache."},
+                                   {"value_loads", entered<segment_value_loads, SegmentEntry>, METH_O,
+                                    "value_loads($self, keys, /)\n--\n\n"
+                                    "The loads of values: (client, the cache's number, the first bytes of the\n"
+                                    "key or None, seconds since it began)."},
+                                   {"cache_names", entered<segment_cache_names, SegmentEntry>, METH_NOARGS,
+                                    "cache_names($self, /)\n--\n\n"
+                                    "The names of the caches, by number."},
                                    {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace bp

@@ -75,7 +75,7 @@ struct PublishHooks : OwnHooks {
         return status;
     }
     Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
-    // A room is waited for as long as it takes: what has been edited would be lost.
+    // It waits for a frame for as long as it takes, because what has been edited would be lost.
     Status make_room(Status status, FrameRequest& want) {
         u64 deadline = std::exchange(deadline_ns, status == Status::INTERRUPTED ? deadline_ns : 0);
         status = unless_forked(OwnHooks::make_room(status, want));
