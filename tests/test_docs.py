@@ -84,6 +84,24 @@ def test_the_names_that_a_page_uses_exist(page: str) -> None:
                 found = getattr(found, part)
 
 
+def test_the_words_of_the_code_in_the_design_exist() -> None:
+    """The design named ``set_data`` and ``clean_only`` long after the code had other names for them."""
+    rooms = ("bufferpool", "tests", "examples", "benchmarks", "lab", "tools")
+    sources = [
+        path for room in rooms for path in (ROOT / room).rglob("*.*") if path.suffix in (".py", ".pyi", ".h", ".cpp")
+    ]
+    sources += [ROOT / name for name in ("Makefile", "setup.py", "pyproject.toml")]
+    code = "\n".join(
+        [*(path.read_text() for path in sources if path != Path(__file__)), *(path.name for path in sources)]
+    )
+    known = set(re.findall(r"\w+", code))
+    for page in ("docs/design.md", "docs/guarantees.md", "bufferpool/core/README.md", "CONTRIBUTING.md"):
+        text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+        spans = [span for span in re.findall(r"`([^`\n]+)`", text) if " " not in span and "/" not in span]
+        words = {word for span in spans for word in re.findall(r"[A-Za-z_]{2,}\w*", span) if "_" in word.strip("_")}
+        assert words - known == set(), page
+
+
 def test_each_promise_names_its_tests():
     """A row of the table without a test, or with one that was renamed, promises what nothing shows."""
     rows = re.findall(

@@ -217,3 +217,14 @@ def test_help_says_what_each_public_method_does_and_takes() -> None:
         for name, found in vars(base).items()
         if without_help(name, found)
     ] == []
+
+
+def test_help_says_what_each_internal_call_of_the_core_does_and_takes() -> None:
+    """``help(_core.Segment.shrink)`` was empty, so a reader of the Python rooms had to look for the C++ function."""
+    types = [found for found in vars(_core).values() if inspect.isclass(found)]
+    calls = {f"_core.{name}": found for name, found in vars(_core).items() if inspect.isbuiltin(found)}
+    assert {"Segment", "Held", "Batch", "CacheBase"} <= {found.__name__ for found in types}
+    assert "_core.read_many" in calls
+    for found in types:
+        calls |= {f"{found.__name__}.{name}": each for name, each in vars(found).items() if not name.startswith("__")}
+    assert [name for name, found in calls.items() if without_help(name.split(".")[0], found)] == []

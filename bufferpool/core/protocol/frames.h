@@ -121,7 +121,7 @@ inline void fetch_next_victims([[maybe_unused]] Segment& s, [[maybe_unused]] Alr
         if (s.has_page(next)) fetch_early(&s.entries[next]);
         u32 head = count ? element_page(policy.at(r, 0)) : NONE;
         if (!s.has_page(head)) continue;
-        u32 f = entry::frame(s.entries[head].load_relaxed());  // any number, if it is not resident: a fetch does no harm
+        u32 f = entry::frame(s.entries[head].load_relaxed());  // a fetch of any frame does no harm
         fetch_early(&s.frames[f]);
         for (u32 stripe = 0; stripe < STRIPES; stripe++) fetch_early(s.stripe_row(stripe, f));
     }
