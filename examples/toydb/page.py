@@ -51,6 +51,7 @@ COUNTS_AT, _COUNTS = 18, struct.Struct("<HH")  # count and heap, in the header
 assert FIRST_SLOT == 40
 
 Buffer = Any  # ndarray of a pinned page, bytes, or bytearray
+Entries = tuple[list[bytes], list[bytes]]  # keys, and their values
 
 
 def max_key(page_size: int) -> int:
@@ -172,15 +173,17 @@ class Page:
         reference = bytes(self.bytes[at : at + REFERENCE.size])
         return reference, word & ~OVERFLOWN, REFERENCE.unpack(reference)[0]
 
-    def items(self, first: int, last: int, far: Callable[[int], bytes]) -> list[tuple[bytes, bytes]]:
-        """The keys and values of a leaf from one position up to another; ``far(i)`` reads a value in overflow pages."""
-        data, unpack, found = bytes(self.bytes), CELL.unpack_from, list[tuple[bytes, bytes]]()
-        for i, at in enumerate(struct.unpack_from(f"<{last - first}H", data, FIRST_SLOT + 2 * first), first):
+    def part(self, first: int, last: int, far: Callable[[int], bytes]) -> Entries:
+        """The keys and the values of a leaf from one position up to another; ``far(i)`` reads a value in overflow pages."""
+        data, unpack = bytes(self.bytes), CELL.unpack_from
+        keys, values = list[bytes](), list[bytes]()
+        for at in struct.unpack_from(f"<{last - first}H", data, FIRST_SLOT + 2 * first):
             key_len, word = unpack(data, at)
             start = at + CELL_BYTES
             end = start + key_len
-            found.append((data[start:end], data[end : end + word] if word < OVERFLOWN else far(i)))
-        return found
+            keys.append(data[start:end])
+            values.append(data[end : end + word] if word < OVERFLOWN else far(first + len(values)))
+        return keys, values
 
     def _search(self, key: bytes, above: bool) -> int:
         """The position of the first key that is at least ``key``, or above it."""

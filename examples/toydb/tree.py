@@ -30,6 +30,7 @@ from toydb.page import (
     OVERFLOW,
     REFERENCE,
     TRAILER,
+    Entries,
     Inner,
     Page,
     cell_key,
@@ -188,8 +189,8 @@ class Tree:
         pager, more = self.pager, True
         while more:
             more, changes = False, pager.changes
-            for rows in self.leaves(lo, hi, lo_open=lo_open, hi_open=hi_open, reverse=reverse):
-                for row in rows:
+            for keys, values in self.leaves(lo, hi, lo_open=lo_open, hi_open=hi_open, reverse=reverse):
+                for row in zip(keys, values, strict=True):
                     yield row
                     if pager.changes != changes:
                         more = True
@@ -200,30 +201,26 @@ class Tree:
 
     def leaves(
         self, lo: bytes | None, hi: bytes | None, *, lo_open: bool = False, hi_open: bool = False, reverse: bool = False
-    ) -> Iterator[list[tuple[bytes, bytes]]]:
-        """Yields the keys and values of a leaf at a time. This transaction must not change the tree meanwhile."""
-        leaf = self._copy(self._descend(hi, before=hi_open and bool(hi))[-1] if reverse else self._leaf(lo or b""))
+    ) -> Iterator[Entries]:
+        """Yields the keys and the values of a leaf at a time. This transaction must not change the tree meanwhile."""
+        leaf = self._descend(hi, before=hi_open and bool(hi))[-1] if reverse else self._leaf(lo or b"")
         while True:
-            low, high = leaf.low, leaf.high
-            first = 0 if lo is None else leaf.upper(lo) if lo_open else leaf.lower(lo)
+            low, high, right = leaf.low, leaf.high, leaf.right
+            first = 0 if lo is None or lo < low else leaf.upper(lo) if lo_open else leaf.lower(lo)
             last = leaf.count
             if hi is not None and (high is None or hi < high):
                 last = leaf.lower(hi) if hi_open else leaf.upper(hi)
-            rows = leaf.items(first, max(first, last), partial(self._value, leaf))
-            if rows:
-                yield rows[::-1] if reverse else rows
+            keys, values = leaf.part(first, max(first, last), partial(self._value, leaf))
+            del leaf  # so that no page is pinned while the caller works
+            if keys:
+                yield (keys[::-1], values[::-1]) if reverse else (keys, values)
             if reverse and low and (lo is None or lo < low):
                 hi, hi_open = low, True
-                leaf = self._copy(self._descend(low, before=True)[-1])
+                leaf = self._descend(low, before=True)[-1]
             elif not reverse and high is not None and (hi is None or high < hi or (high == hi and not hi_open)):
-                lo, lo_open = high, False
-                leaf = self._copy(self._step(self._visit(leaf.right, 0), high, False))
+                leaf = self._step(self._visit(right, 0), high, False)
             else:
                 return
-
-    def _copy(self, page: Page) -> Page:
-        """A copy of a leaf, which later changes do not affect, and which pins no page."""
-        return Page(bytes(page.bytes))
 
     # ---- changing ----------------------------------------------------------------
 

@@ -284,5 +284,5 @@ class Table:
 
     def scan_leaves(
         self, lo: bytes | None = None, hi: bytes | None = None, *, hi_open: bool = False, reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        return self.scan(lo, hi, hi_open=hi_open, reverse=reverse)
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        return (([key], [value]) for key, value in self.scan(lo, hi, hi_open=hi_open, reverse=reverse))

@@ -209,10 +209,12 @@ def test_leaves_are_what_a_scan_is(db: toydb.Database, reverse: bool) -> None:
                     (key, value) for key, value in sorted(rows.items(), reverse=reverse)
                     if (lo_ is None or key >= lo_) and (hi_ is None or key < hi_ or (key == hi_ and not hi_open))
                 ]  # fmt: skip
-                assert list(t.scan_leaves(lo_, hi_, hi_open=hi_open, reverse=reverse)) == wanted
+                leaves = t.scan_leaves(lo_, hi_, hi_open=hi_open, reverse=reverse)
+                assert [row for leaf in leaves for row in zip(*leaf, strict=True)] == wanted
                 assert list(t.scan(lo_, hi_, hi_open=hi_open, reverse=reverse)) == wanted
     with db.begin(latest=True) as txn:
-        assert dict(txn.table("t").scan_leaves(reverse=reverse)) == rows
+        leaves = txn.table("t").scan_leaves(reverse=reverse)
+        assert dict(row for leaf in leaves for row in zip(*leaf, strict=True)) == rows
 
 
 def test_a_transaction_that_has_ended_is_no_work_for_the_garbage_collector(db: toydb.Database) -> None:

@@ -14,7 +14,7 @@ Meta, UTF-8 JSON::
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,9 @@ Row = list[Value]
 HIDDEN_KEY = "_toydb_key"
 MOST_PLAIN_ROWS = 256
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(list).decode
+unpack: Callable[[bytes], Row] = msgspec.msgpack.Decoder(
+    list
+).decode  # of a record; an INTEGER PRIMARY KEY is None in it
 _PLAIN: dict[str, frozenset[type]] = {  # value types that an affinity does not convert
     "INTEGER": frozenset((int, bytes, type(None))),
     "NUMERIC": frozenset((int, bytes, type(None))),
@@ -299,10 +301,6 @@ class Schema:
             row = row.copy()
             row[self.alias] = None
         return _pack(row)
-
-    def unpack(self, record: bytes) -> Row:
-        """The row of a record; where there is an INTEGER PRIMARY KEY it is None."""
-        return _unpack(record)
 
 
 def index_prefix(index: Index, row: Row) -> bytes:
