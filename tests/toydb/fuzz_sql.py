@@ -81,6 +81,7 @@ class Fuzzer:
         self.tables: list[Table] = []
         self.log: list[str] = []
         self.over = False  # toydb has refused what SQLite has not
+        self.bound: dict[str, str] = {}  # the values of the statement's parameters
 
     def close(self) -> None:
         name = self.ours.database._engine.pool.name
@@ -177,6 +178,18 @@ class Fuzzer:
     def select(self, table: Table) -> str:
         return self.picked(QUERIES, table, self.numbers.choice(table.columns), self.condition(table.columns))
 
+    def plain(self, table: Table, column: str, where: str) -> str:
+        """Comparisons of columns with values, of which toydb tests none twice."""
+        terms = []
+        for one in self.numbers.choices(table.columns, k=self.numbers.randint(1, 3)):
+            low, high = (f":p{len(self.bound) + i}" for i in range(2))
+            self.bound |= {low[1:]: self.value(), high[1:]: self.value()}
+            between = self.numbers.random() < 0.3
+            terms.append(
+                f"{one} BETWEEN {low} AND {high}" if between else f"{one} {self.numbers.choice(SIGNS[:5])} {low}"
+            )
+        return f"SELECT {', '.join(f'typeof({c}), {c}' for c in table.columns)} FROM {table.name} WHERE {' AND '.join(terms)}"
+
     def order(self, table: Table) -> str:
         parts = self.numbers.sample(table.columns, 2)
         return ", ".join(f"{c}{self.numbers.choice(COLLATIONS)}{self.numbers.choice(('', ' DESC'))}" for c in parts)
@@ -223,17 +236,19 @@ class Fuzzer:
     # -- comparing -----------------------------------------------------------------------
 
     @staticmethod
-    def answer(connection: apsw.Connection, sql: str) -> list[Any] | apsw.Error:
+    def answer(connection: apsw.Connection, sql: str, values: dict[str, Any] | None = None) -> list[Any] | apsw.Error:
         try:
-            return sorted(map(repr, connection.execute(sql)))
+            return sorted(map(repr, connection.execute(sql, values)))
         except apsw.Error as error:
             return error
 
     def step(self) -> str:
         """Executes a statement on both sides; returns a finding, or nothing."""
+        self.bound = {}
         sql = self.statement()
-        self.log.append(sql)
-        ours, theirs = self.answer(self.ours, sql), self.answer(self.theirs, sql)
+        self.log.append(f"{sql} /* {self.bound} */" if self.bound else sql)
+        values = {name: self.theirs.execute(f"SELECT {text}").fetchall()[0][0] for name, text in self.bound.items()}
+        ours, theirs = self.answer(self.ours, sql, values), self.answer(self.theirs, sql, values)
         if isinstance(ours, Exception) and any(word in str(ours) for word in REFUSED):
             self.over = True
         elif isinstance(theirs, Exception) and "cannot store" in str(theirs):
@@ -263,7 +278,7 @@ CONDITIONS = (
     (50, Fuzzer.compared),
 )  # fmt: skip
 QUERIES = (
-    (40, Fuzzer.rows), (10, Fuzzer.groups), (10, Fuzzer.extremes), (10, Fuzzer.join), (8, Fuzzer.common), (8, Fuzzer.windows),
+    (25, Fuzzer.rows), (15, Fuzzer.plain), (10, Fuzzer.groups), (10, Fuzzer.extremes), (10, Fuzzer.join), (8, Fuzzer.common), (8, Fuzzer.windows),
     (7, Fuzzer.union), (7, Fuzzer.first_ranks),
 )  # fmt: skip
 STATEMENTS = (

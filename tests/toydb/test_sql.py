@@ -6,6 +6,8 @@ from contextlib import suppress
 import apsw
 import pytest
 
+from toydb.sql.cursor import Cursor
+
 from .engines import MANY, fill, plan, rows
 
 # -- plans ------------------------------------------------------------------------------------
@@ -63,6 +65,56 @@ def test_a_search_touches_few_pages(con):
     assert touched("SELECT * FROM item WHERE id = 500") < whole
     assert touched("SELECT * FROM item WHERE name = 'name7' AND price = 1.75") < whole
     assert con.pages().touched == con.pages().hit + con.pages().missed
+
+
+VALUES = (5, "5", "5.0", 5.5, b"5", "a", "A", 2)
+COMPARISONS = (
+    "k = 5", "k = '5'", "k > '4'", "k <= 5", "k BETWEEN 3 AND 6", "n >= '5'", "n < 5.2", "n = ' 5'", "k >= 5 ORDER BY n",
+    "n = 5 AND k = n", "k = CAST('5' AS INTEGER)", "k <= CAST('5' AS INTEGER)", "k IN (SELECT n FROM u)", "s = 5", "s < 6",
+    "k = (SELECT n FROM u WHERE n = 5)", "k = 5 OR k = '5'", "n IN ('5', 2)", "k = +n",
+)  # fmt: skip
+OTHERS = (
+    "SELECT k, count(*) FROM t WHERE k > 1 GROUP BY k HAVING k = CAST('5' AS INTEGER)",
+    "SELECT u.n, t.k FROM u JOIN t ON t.k = u.n",
+    "SELECT u.n, k FROM u, t WHERE k >= u.n AND u.n = 5",
+    "SELECT n, k FROM joined WHERE n = 5",
+)
+
+
+def test_rows_are_tested_again_where_ranges_are_wider_than_a_comparison(con):
+    """SQLite tests no row again whose range is sure to be right. It is not where the other side of a comparison may have an
+    affinity: of a column, a CAST, a subquery, or in a view, which the text of the statement does not show."""
+    theirs = apsw.Connection(":memory:")
+    for each in (con, theirs):
+        each.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, k, n INTEGER, s TEXT); CREATE TABLE u(n INTEGER)")
+        for column in "kns":
+            each.execute(f"CREATE INDEX by_{column} ON t({column}, id)")
+        each.execute("INSERT INTO u VALUES(5), (2)")
+        each.executemany("INSERT INTO t(k, n, s) VALUES(?, ?, ?)", [(value,) * 3 for value in VALUES])
+    for query in (*(f"SELECT id, k FROM t WHERE {one}" for one in COMPARISONS), *OTHERS):
+        if "joined" in query:
+            for each in (con, theirs):
+                each.execute("CREATE TEMP VIEW joined AS SELECT u.n, t.k FROM u JOIN t ON t.k = u.n")
+        wanted = sorted(map(repr, theirs.execute(query)))
+        assert (query, sorted(map(repr, rows(con, query)))) == (query, wanted)
+
+
+@pytest.mark.parametrize(
+    ("where", "calls"),
+    [
+        ("k BETWEEN ? AND ?", 1),
+        ("k >= ? AND k <= ?", 1),
+        ("id BETWEEN ? AND ?", 1),
+    ],
+)
+def test_sqlite_asks_for_no_column_twice(con, monkeypatch, where, calls):
+    """Each row of a scan by a key cost a call more, in which SQLite tested what the ranges had given already."""
+    con.execute("CREATE TABLE t(id INTEGER PRIMARY KEY, k, v); CREATE INDEX by_k ON t(k)")
+    con.executemany("INSERT INTO t(k, v) VALUES(?, ?)", [(n, n) for n in range(100)])
+    asked, column = [], Cursor.Column
+    monkeypatch.setattr(Cursor, "Column", lambda self, number: asked.append(number) or column(self, number))
+    assert len(rows(con, f"SELECT v FROM t WHERE {where}", 10, 29)) == 20
+    assert len(asked) == 20 * calls
 
 
 # -- definitions ------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import apsw
 
 from toydb.database import Database
 from toydb.sql import check, ddl, parsing, pragma, refused
-from toydb.sql.parsing import Statement
+from toydb.sql.parsing import ANY_OPERANDS, Statement
 from toydb.sql.schemas import Schema
 from toydb.sql.session import Pages, SchemaChanged, Session
 
@@ -193,7 +193,7 @@ class Cursor(apsw.Cursor):
             return self
         for attempt in (1, 2):
             sql = connection.rewrite(statement)
-            connection.session.in_subquery = statement.in_subquery or connection.catalog.has_views
+            connection.session.operands = ANY_OPERANDS if connection.catalog.has_views else statement.operands
             try:
                 self._run(connection, sql, bindings, options, statement.kind)
             except apsw.SQLError as error:
@@ -203,6 +203,10 @@ class Cursor(apsw.Cursor):
                     raise
             else:
                 break
+            finally:
+                connection.session.operands = ANY_OPERANDS
+        if statement.elsewhere and statement.kind in ("CREATE VIEW", "CREATE TRIGGER"):
+            connection.catalog.has_views = True
         if statement.kind == "BEGIN" and statement.word(1) in ("IMMEDIATE", "EXCLUSIVE"):
             connection.catalog.begin_write()
         return self

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import apsw
 
 from toydb.sql.keys import END, prefixes
+from toydb.sql.parsing import Operands
 from toydb.sql.planning import (
     EQ,
     GE,
@@ -60,12 +61,14 @@ class Wanted:
     offered: list[Constraint]
     in_lists: set[int]
     order: list[tuple[int, bool]]
+    values: bool  # whether the other side of each constraint is a value without an affinity
 
 
 @dataclass(frozen=True)
 class Candidate:
     plan: Plan
     used: tuple[int, ...]  # the constraints behind the plan's terms, in the order of their arguments
+    sure: int  # the number of the first of them that every row of the ranges meets: SQLite need not test them again
     rows: float
     cost: float
     one_row: bool
@@ -120,14 +123,12 @@ def wanted_order(info: apsw.IndexInfo, schema: Schema) -> list[tuple[int, bool]]
     return order
 
 
-def choose(
-    info: apsw.IndexInfo, schema: Schema, paths: list[Path], figures: Figures, *, avoids_in: bool = False
-) -> Candidate:
+def choose(info: apsw.IndexInfo, schema: Schema, paths: list[Path], figures: Figures, operands: Operands) -> Candidate:
     """The cheapest candidate over all ``paths``."""
-    offered = constraints(info, schema, avoids_in)
+    offered = constraints(info, schema, operands.in_subquery)
     order = wanted_order(info, schema)
     in_lists = {c.number for c in offered if c.operator == EQ and info.get_aConstraintUsage_in(c.number)}
-    wanted = Wanted(offered, in_lists, order)
+    wanted = Wanted(offered, in_lists, order, operands.values)
     candidates = [
         _candidate(schema, path, wanted, figures.rows, sharing)
         for path, sharing in zip(paths, figures.sharing, strict=True)
@@ -139,6 +140,7 @@ def answer(info: apsw.IndexInfo, schema: Schema, chosen: Candidate) -> None:
     """Writes the chosen plan into ``info``."""
     for argument, number in enumerate(chosen.used):
         info.set_aConstraintUsage_argvIndex(number, argument + 1)
+        info.set_aConstraintUsage_omit(number, argument < chosen.sure)
     info.idxNum = chosen.plan.number
     info.idxStr = chosen.plan.text(schema)
     info.orderByConsumed = chosen.plan.ordered
@@ -151,6 +153,7 @@ def answer(info: apsw.IndexInfo, schema: Schema, chosen: Candidate) -> None:
 def _candidate(schema: Schema, path: Path, wanted: Wanted, table_rows: float, sharing: tuple[float, ...]) -> Candidate:
     equal: list[Term] = []
     used: list[int] = []
+    sure = 0
     fixed = 0  # the number of first columns with one value each: rows are ordered by the next column
     one_row = True
     looped = False  # an IN list: SQLite iterates over it, and passes one value at a time
@@ -161,6 +164,7 @@ def _candidate(schema: Schema, path: Path, wanted: Wanted, table_rows: float, sh
         is_in = match.number in wanted.in_lists
         looped |= is_in
         equal.append(Term(column, match.operator, _argument(match, used)))
+        sure += not is_in and sure == len(used) - 1 and _is_sure(schema, column, wanted.values)
         if fixed == len(equal) - 1 and not is_in:
             fixed += 1
             one_row &= match.operator == EQ and _is_exact(schema, match)
@@ -172,13 +176,14 @@ def _candidate(schema: Schema, path: Path, wanted: Wanted, table_rows: float, sh
             if match is not None:
                 literal = match.known is not None
                 bounds.append(Term(column, match.operator, _argument(match, used), literal))
+                sure += sure == len(used) - 1 and _is_sure(schema, column, wanted.values)
     ordered, reverse = _order(schema, path, fixed, wanted.order)
     ordered &= not looped
     rows = _rows(path, len(equal), bounds, table_rows, sharing)
     one_row &= fixed >= path.unique > 0
-    plan = Plan(path, tuple(equal), tuple(bounds), reverse, ordered)
+    plan = Plan(path, tuple(equal), tuple(bounds), reverse, ordered, wanted.values)
     cost = _cost(path, rows, table_rows)
-    return Candidate(plan, tuple(used), 1.0 if one_row else rows, cost, one_row)
+    return Candidate(plan, tuple(used), sure, 1.0 if one_row else rows, cost, one_row)
 
 
 def _first(offered: list[Constraint], column: int, collation: str, operators: tuple[int, ...]) -> Constraint | None:
@@ -196,6 +201,11 @@ def _argument(constraint: Constraint, used: list[int]) -> int | None:
         return None
     used.append(constraint.number)
     return len(used) - 1
+
+
+def _is_sure(schema: Schema, column: int, values: bool) -> bool:
+    """Whether the ranges of a constraint on this column have the rows that meet it and no others, whatever its value is."""
+    return _is_numeric(schema, column) or (values and schema.columns[column].affinity == "BLOB")  # planning.SURE
 
 
 def _is_numeric(schema: Schema, column: int) -> bool:

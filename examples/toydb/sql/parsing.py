@@ -24,6 +24,11 @@ _TOKEN = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
+_TERM = r"\w+ (?:(?:=|= =|<|< =|>|> =) \?|BETWEEN \? AND \?)"
+_COMPARES_VALUES = re.compile(  # (a second SELECT would be a subquery, and SQLite makes terms of WHERE from those of HAVING)
+    rf"SELECT (?:(?!SELECT|FROM)\S+ )+FROM \w+ WHERE {_TERM}(?: AND {_TERM})*(?: (?:GROUP|ORDER|LIMIT)(?: (?!SELECT|HAVING)\S+)*)?"
+)
+
 
 class Token(NamedTuple):
     kind: str
@@ -45,6 +50,16 @@ class Token(NamedTuple):
         return self.text.strip("'") if self.kind == "string" else self.text
 
 
+class Operands(NamedTuple):
+    """What a statement compares columns with, which SQLite does not tell a table."""
+
+    in_subquery: bool  # it has, or may have, an IN with anything but a list of values
+    values: bool  # it reads one table, and compares columns with values only: none of these has an affinity
+
+
+ANY_OPERANDS = Operands(in_subquery=True, values=False)
+
+
 @dataclass(frozen=True)
 class Statement:
     """One statement. ``kind`` is its leading keywords, such as ``CREATE TABLE``."""
@@ -58,12 +73,18 @@ class Statement:
     names: tuple[str, ...] = field(default=())  # the created or dropped object: (name,) or (schema, name)
 
     @cached_property
-    def in_subquery(self) -> bool:
-        """Whether it has an IN with anything but a list of values."""
+    def operands(self) -> "Operands":
+        return Operands(self._in_subquery(), self._compares_values())
+
+    def _in_subquery(self) -> bool:
         for at, token in enumerate(self.tokens):
             if token.word == "IN" and (self.word(at + 1) != "(" or self.word(at + 2) in ("SELECT", "WITH", "VALUES")):
                 return True
         return False
+
+    def _compares_values(self) -> bool:
+        words = ("?" if token.kind in ("parameter", "string", "number") else token.word or "X" for token in self.tokens)
+        return _COMPARES_VALUES.fullmatch(" ".join(words)) is not None
 
     @property
     def name(self) -> str:

@@ -8,7 +8,8 @@ EXPLAIN QUERY PLAN shows.
 
 A comparison converts its operands by the affinities of both sides, but a table gets only the
 value, not the affinity of the other side. So where it matters, the ranges here are wider
-than the constraint, never narrower, and SQLite tests every row again.
+than the constraint, never narrower, and SQLite tests every row again. It does not where the
+ranges are sure to be those of the constraint (:data:`SURE`): a call less for each row.
 """
 
 import re
@@ -36,6 +37,13 @@ IS, IS_NULL, NOT_NULL = (
 _SIGN = {EQ: "=", IS: " IS ", GT: ">", GE: ">=", LT: "<", LE: "<=", IS_NULL: " IS NULL", NOT_NULL: " IS NOT NULL"}
 _NUMBER = re.compile(r"[ \t\n\v\f\r]*([+-]?\d+|[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[ \t\n\v\f\r]*")
 
+UNCONVERTED = ""  # no affinity on either side: values are compared as they are
+SURE = (
+    "INTEGER",
+    "REAL",
+    "NUMERIC",
+    UNCONVERTED,
+)  # the rows that meet a comparison have one range, whatever its value is
 Range = tuple[bytes, bytes]  # [from, to)
 _NUMBERS = frozenset((int, float, bytes))
 _OWN = {  # values that equal only themselves, as a column of an affinity stores them
@@ -81,11 +89,12 @@ class Plan:
     bounds: tuple[Term, ...]
     reverse: bool
     ordered: bool  # SQLite relies on the order of the columns after the equal ones
+    values: bool = False  # the other side of each comparison has no affinity
 
     @property
     def number(self) -> int:
         """What distinguishes plans of the same text."""
-        return int(self.ordered) + sum(2 << i for i, term in enumerate(self.bounds) if not term.literal)
+        return self.ordered + 2 * self.values + sum(4 << i for i, term in enumerate(self.bounds) if not term.literal)
 
     def text(self, schema: Schema) -> str:
         parts = []
@@ -149,7 +158,7 @@ def ranges(plan: Plan, schema: Schema, values: Sequence[object]) -> Ranges:
     """The ranges of a plan for given values of its constraints."""
     found: list[Range] = [(b"", END)]
     for width, (term, collation) in enumerate(zip(plan.equal, plan.path.collations, strict=False), 1):
-        kind = _affinity(schema, term.column)
+        kind = _kind(plan, schema, term)
         if term.operator == IS_NULL:
             wanted: list[Range] = [(b"\x05", b"\x05" + END)]
         else:
@@ -172,13 +181,19 @@ def _bounded(plan: Plan, schema: Schema, values: Sequence[object]) -> Range:
         value = values[term.argument or 0]
         if value is None:
             return (END, b"")  # a comparison with NULL is never true
-        below, above = _limits(_affinity(schema, term.column), collation, value, term)
+        below, above = _limits(_kind(plan, schema, term), collation, value, term)
         lo, hi = max(lo, below), min(hi, above)
     return lo, hi
 
 
 def _affinity(schema: Schema, column: int) -> str:
     return "INTEGER" if column < 0 else schema.columns[column].affinity
+
+
+def _kind(plan: Plan, schema: Schema, term: Term) -> str:
+    """The affinity of a term's column; or UNCONVERTED."""
+    affinity = _affinity(schema, term.column)
+    return UNCONVERTED if affinity == "BLOB" and plan.values else affinity
 
 
 def _exact(value: Value, collation: str) -> Range:
@@ -191,7 +206,7 @@ def _equal(kind: str, collation: str, value: object, null_too: bool) -> list[Ran
     if value is None:
         return [_exact(None, collation)] if null_too else []
     value = _compared(kind, value)
-    if isinstance(value, bytes) or kind in ("INTEGER", "REAL", "NUMERIC"):
+    if isinstance(value, bytes) or kind in SURE:
         return [_exact(value, collation)]
     if isinstance(value, str):
         return [_exact(value, collation)] if kind == "TEXT" else [NUMBERS, _exact(value, collation)]
@@ -204,7 +219,7 @@ def _limits(kind: str, collation: str, value: object, term: Term) -> Range:
     key = encode(value, collation)
     operator = term.operator
     lower = operator in (GT, GE)
-    if not isinstance(value, bytes) and kind not in ("INTEGER", "REAL", "NUMERIC"):
+    if not isinstance(value, bytes) and kind not in SURE:
         number = not isinstance(value, str)
         if kind == "TEXT" and number:  # the value may be compared as text: any text may match
             return (TEXTS[0], END) if lower else (AFTER_NULL, TEXTS[1])

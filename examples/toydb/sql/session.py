@@ -27,6 +27,7 @@ from toydb.database import Database
 from toydb.errors import Busy, NoSuchTable, TransactionError
 from toydb.interrupts import later
 from toydb.sql import schemas
+from toydb.sql.parsing import ANY_OPERANDS
 from toydb.sql.schemas import Schema
 from toydb.table import Table
 from toydb.transaction import Stats, Transaction
@@ -141,7 +142,7 @@ class Session:
         self.changed = self.changed_ever = (
             0  # rows changed by the last statement of the user's that does so, and by all
         )
-        self.in_subquery = False  # whether the statement may have an IN with a subquery
+        self.operands = ANY_OPERANDS  # of the statement that SQLite plans
         self.given_rowid: int | None = None  # the row id of the last row, if the INSERT gave it: SQLite takes 0 for it
 
     # -- reading -------------------------------------------------------------------------

@@ -41,8 +41,7 @@ class VirtualTable:
     # -- reading -------------------------------------------------------------------------
 
     def BestIndexObject(self, info: apsw.IndexInfo) -> bool:
-        figures, avoids_in = self._current_figures(), self.session.in_subquery
-        chosen = bestindex.choose(info, self.schema, self._paths, figures, avoids_in=avoids_in)
+        chosen = bestindex.choose(info, self.schema, self._paths, self._current_figures(), self.session.operands)
         bestindex.answer(info, self.schema, chosen)
         self._plans[chosen.plan.number, chosen.plan.text(self.schema)] = chosen.plan
         return True
