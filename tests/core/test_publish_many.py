@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,16 +48,18 @@ def test_a_reader_never_sees_a_new_page_and_then_an_old_one(pool: bp.Pool) -> No
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for n in range(1, 1500):
+    last, until = 0, time.monotonic() + WAIT
+    while last < 1500 or (len(seen) < 2 and time.monotonic() < until):
+        last += 1
         with pool.publish_many() as group:
-            group.write(first, 0).view(np.uint64)[:] = n
-            group.write(second, 0).view(np.uint64)[:] = n
+            group.write(first, 0).view(np.uint64)[:] = last
+            group.write(second, 0).view(np.uint64)[:] = last
     over.set()
     for reader in readers:
         reader.join(WAIT)
     assert wrong == []
     assert len(seen) > 1
-    assert int(first[0].view(np.uint64)[0]) == int(second[0].view(np.uint64)[0]) == 1499
+    assert int(first[0].view(np.uint64)[0]) == int(second[0].view(np.uint64)[0]) == last
     assert pool.check() == []
 
 

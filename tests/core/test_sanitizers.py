@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import WAIT
 from tests.support import native_build
 from tests.support.native_build import COMPILER, CORE, ROOT, runtime, sanitized
 
@@ -35,10 +36,11 @@ def build_races(core: Path, out: Path) -> Path:
     )
 
 
-def race(program: Path, seconds: float, seed: int) -> subprocess.CompletedProcess[str]:
+def race(program: Path, seconds: float, seed: int, least: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs the program for so many seconds, and until so many operations are done: on a busy machine that takes longer."""
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
-    command = [str(program), str(seconds), str(seed)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds * 20 + 60)
+    command = [str(program), str(seconds), str(seed), str(least)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=seconds * 50 + WAIT)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +79,7 @@ def find(name: str, tmp_path: Path) -> None:
 
 
 def test_threads_do_not_race(races: Path) -> None:
-    judge(race(races, 4, 1), 2000)
+    judge(race(races, 4, 1, 2000), 2000)
 
 
 def test_a_weaker_order_is_found(tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_a_weaker_order_is_found(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(2, 8))
 def test_threads_do_not_race_for_long(races: Path, seed: int) -> None:
-    judge(race(races, 60, seed), 50_000)
+    judge(race(races, 60, seed, 50_000), 50_000)
 
 
 @pytest.mark.soak

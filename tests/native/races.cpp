@@ -1,6 +1,9 @@
 // The protocol on real threads and real memory, for the thread sanitizer.
 //
-//   races SECONDS SEED
+//   races SECONDS SEED [LEAST]
+//
+// It runs for so many seconds, and longer, at most fifty times as long, until LEAST operations are done: on a busy machine
+// the threads get little of the processor.
 //
 // Each thread is a process of its own: a client with a descriptor, and with a Segment
 // over the one mapping. They read, write, flush, drop, shrink, compact, grow, check, detach,
@@ -237,10 +240,14 @@ void point(const char*) {
 int main(int argc, char** argv) {
     double seconds = argc > 1 ? atof(argv[1]) : 5;
     u32 seed = argc > 2 ? u32(atoi(argv[2])) : 1;
+    u64 least = argc > 3 ? u64(atoll(argv[3])) : 0;
     make_segment();
     std::vector<std::thread> threads;
     for (u32 i = 0; i < THREADS; i++) threads.emplace_back(run, seed * 1000 + i);
-    prim::nap(u64(seconds * 1e9));
+    for (u32 turn = 0; turn < 50; turn++) {
+        prim::nap(u64(seconds * 1e9));
+        if (__atomic_load_n(&operations, __ATOMIC_RELAXED) > least) break;
+    }
     __atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
     for (std::thread& t : threads) t.join();
     look_at_the_end();
