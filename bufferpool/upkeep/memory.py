@@ -49,7 +49,7 @@ class Shortage(NamedTuple):
     """Why no frame is free, as the core found it."""
 
     what: str
-    """"scratch": there are too many scratch pages; "no_space": the kernel gives no memory; "limit": the space has as many pages
+    """"scratch": there are too many scratch pages; "own_scratch": this client has too many private ones; "no_space": the kernel gives no memory; "limit": the space has as many pages
     as it may have; else there is no frame."""
     pinned: int
     dirty: int
@@ -130,10 +130,10 @@ def make_room(client: Client, want: Room, found: Shortage) -> None:
     Raises PoolExhausted (its cause is the store's error, if flushing failed) or
     SharedMemoryFull (or SegmentError, where the kernel refuses memory for another reason).
     """
-    if found.what == "scratch":  # no wait: only the owners of scratch pages can drop them
+    if found.what in ("scratch", "own_scratch"):  # no wait: only the owners of scratch pages can drop them
         if client.seg.reap() or page_sizes.more(client):
             return
-        raise PoolExhausted(scratch_message(client, found.dirty, found.in_use))
+        raise PoolExhausted(scratch_message(client, found))
     now = time.monotonic()
     if now - want.last > SAME_WANT_S:
         want.since, want.tries, want.jobs, want.over = now, 0, [], False
@@ -172,12 +172,13 @@ def _give_more(client: Client) -> str:
     return f"give a new pool more ({FIXED})"
 
 
-def scratch_message(client: Client, held: int, most: int) -> str:
+def scratch_message(client: Client, found: Shortage) -> str:
     """Says why no more scratch pages can be written: which spaces have how many, and to whom the spaces belong."""
-    frames = stats.read_frames(client)
+    frames, own = stats.read_frames(client), found.what == "own_scratch"
     owned = frames["dirty"] & (frames["space"] >= 0)  # a space that is removed meanwhile is not in the list of spaces
     numbers = np.bincount(frames["space"][owned], minlength=1)
     spaces = [r for r in client.seg.spaces() if r["kind"] == Kind.SCRATCH and r["index"] < len(numbers)]
+    spaces = [r for r in spaces if r["mine"]] if own else spaces
     pids = {c.client: c.pid for c in stats.read_clients(client)}
     parts = []
     for r in sorted(spaces, key=lambda r: -int(numbers[r["index"]])):
@@ -185,9 +186,11 @@ def scratch_message(client: Client, held: int, most: int) -> str:
         if numbers[r["index"]]:
             parts.append(f"{r['name']!r}{owner}: {numbers[r['index']]}")
     more = f", and {len(parts) - 5} more spaces" if len(parts) > 5 else ""
+    whose = "private scratch pages of this process, which nothing can evict" if own else "scratch pages that nothing can evict"
+    rest = "the rest is kept for the scratch pages of others" if own else "the rest is kept for other clients"
     return (
-        f"{held} of {client.budget_frames} frames of pool {client.name!r} hold scratch pages that nothing can evict "
-        f"({', '.join(parts[:5])}{more}), and they may have {most}: the rest is kept for other clients. "
+        f"{found.dirty} of {client.budget_frames} frames of pool {client.name!r} hold {whose} "
+        f"({', '.join(parts[:5])}{more}), and they may have {found.in_use}: {rest}. "
         f"Drop pages (space.drop()), make them discardable (discardable=True), or {_give_more(client)}"
     )
 

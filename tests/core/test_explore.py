@@ -59,7 +59,7 @@ LARGE = {
     "replace-evict", "replace-write-load", "settle-sweep", "three", "write-remove", "write-reopen-twice",
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
-    "append-append", "append-reopen", "fork-reap", "many-drop", "many-evict", "move-write", "open-open",
+    "append-append", "append-reopen", "fork-reap", "many-drop", "many-evict", "move-write", "open-fail", "open-open",
     "reap-drop-load", "reap-flush", "reap-grow", "trim-write", "write-pin",
 }  # fmt: skip
 # With two deaths, of those in which a process reaps.
@@ -349,6 +349,12 @@ MUTATIONS = {
         "pin-evict-hot",
     ),
     "an append's number given back to the next space in the slot": ("writing.h", _any_generation, "", "append-reopen"),
+    "an append that takes a number of the next space in the slot": (
+        "writing.h",
+        "if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, end))) return Status::OK;",
+        "if (u64 now = slot.reserved.load_seq_cst(); slot.reserved.cas_seq_cst(now, now + count)) return Status::OK;",
+        "append-reopen",
+    ),
     "a space that grows by zeros in place of what its last page has": (
         "writing.h",
         _grows_blindly,
@@ -391,6 +397,12 @@ MUTATIONS = {
         "if (entry::state(s.entries[at.page].load_acquire()) == RESIDENT) return Status::WAIT;",
         "if (entry::state(s.entries[at.page].load_acquire()) == RESIDENT) return Status::OK;",
         "replace-load",
+    ),
+    "a slot left to a space that could not be opened": (
+        "spaces.h",
+        "    if (!fill(t)) return t.state.store_seq_cst(SPACE_FREE), false;\n",
+        "    if (!fill(t)) return false;\n",
+        "open-fail",
     ),
     "a space removed with the entries only that it has given memory itself": (
         "spaces.h",

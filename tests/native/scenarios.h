@@ -516,6 +516,7 @@ static std::vector<Scenario> scenarios() {
         of_spaces("replace-reopen", {0}, {{"W", replaces_space(0)}, {"D", reopens_and_reads()}}),
         of_spaces("write-remove", {0}, {{"W", writes_space(0)}, {"D", removes()}, {"E", removes()}}),
         of_spaces("open-open", {}, {{"D", reopens_and_reads()}, {"E", reopens_and_reads()}}),
+        of_spaces("open-fail", {}, {{"D", fails_to_reopen()}, {"E", reopens_and_reads()}}),
         of_spaces("reap-append", {0}, {{"A", appends()}, {"B", appends()}, {"X", reaps()}}),
         of_spaces("reap-reopen", {0}, {{"D", reopens_and_reads()}, {"X", reaps()}}),
         of_growth("grow-load", 1, {0, 1}, {{"L", reads(2)}, {"R", reads(0)}}),

@@ -116,16 +116,16 @@ static void remove_it(Segment& s, u64 generation) {
     leave_directory(s);
 }
 
-// The generation of a space that was opened in the slot; 0 if the slot is still taken.
-static u64 open_another(Segment& s) {
+// The generation of a space that was opened in the slot; 0 if the slot is still taken, or the opening `fails`.
+static u64 open_another(Segment& s, bool fails = false) {
     if (!lock_directory(s)) return 0;
     u64 generation = 0;
-    int error;
-    bool no_memory;
-    u32 index = free_slot(s, error), first = free_run(s, PAGES, no_memory);
-    if (index != NONE && first != NONE) {
-        begin_space(s.spaces[index], first, PAGES);
-        finish_space(s.spaces[index], 1);
+    NewPlace at = find_place(s, PAGES);
+    auto fill = [&](SpaceSlot&) {
+        model::step();
+        return !fails;
+    };
+    if (at.index != NONE && at.first != NONE && open_space(s, at, 1, PAGES, fill)) {
         generation = open_generation(s);
         world.opened = u8(generation);
     }
@@ -226,6 +226,14 @@ static Program reopens_and_reads() {
         if (u64 generation = open_another(s)) read_of_space(s, generation, 0);
     };
 }
+// Another space cannot be opened, and then it can.
+static Program fails_to_reopen() {
+    return [](Segment& s, Process&) {
+        remove_it(s, 1);
+        open_another(s, true);
+        if (u64 generation = open_another(s)) read_of_space(s, generation, 0);
+    };
+}
 // The second space has entries with memory and pages from the first, the third has them from the second.
 static Program reopens_twice() {
     return [](Segment& s, Process&) {
@@ -244,6 +252,7 @@ static Program reopens_and_appends() {
         u64 generation = open_another(s);
         if (!generation) return;
         u32 one = allocate(s, generation), two = allocate(s, generation);
+        if ((one == NONE || two == NONE) && open_generation(s) == generation) violation("numbers of space %u are gone that nobody has taken", u32(generation));
         if (one != NONE) append(s, generation, one);
         if (two != NONE) append(s, generation, two);
     };

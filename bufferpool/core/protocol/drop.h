@@ -33,17 +33,36 @@ inline bool is_kept(const SpaceSlot& slot) {
     return slot.kind.load_relaxed() == KIND_SCRATCH && !(slot.flags.load_relaxed() & SPACE_DISCARDABLE);
 }
 
-constexpr u32 kept_pages(u64 w) { return u32(w); }
-constexpr u32 kept_pass(u64 w) { return u32(w >> 32); }
-
-// Subtracts scratch pages that are not kept any more from their number, unless they were counted anew since `pass`.
-inline void uncount_kept(Segment& s, u32 pass, u32 n) {
-    u64 w = s.header->kept.load_seq_cst();
-    while (n && kept_pass(w) == pass && !s.header->kept.cas_seq_cst(w, w - std::min(n, kept_pages(w)))) {}
+// Is it the private space of this client?
+inline bool is_own(Segment& s, const SpaceSlot& slot) {
+    return s.me && slot.owner.load_relaxed() == s.me &&
+           slot.owner_generation.load_relaxed() == s.client().generation.load_relaxed();
 }
 
-// CLEAN: a page that is dirty is not dropped. KEPT: a page of a space whose written pages are kept.
-enum class Drop { ANY, CLEAN, KEPT };
+// The pass is odd while one is being made.
+constexpr u32 kept_pages(u64 w) { return u32(w); }
+constexpr u32 kept_pass(u64 w) { return u32(w >> 32); }
+constexpr bool is_being_counted(u64 w) { return kept_pass(w) & 1; }
+
+// Subtracts a scratch page that is not kept any more from their number, unless all were counted anew since `pass`.
+inline void uncount_kept(Segment& s, u32 pass) {
+    u64 w = s.header->kept.load_seq_cst();
+    while (kept_pass(w) == pass && !is_being_counted(w) && kept_pages(w) && !s.header->kept.cas_seq_cst(w, w - 1)) {}
+}
+
+// The same of the private pages of this client, which only this process counts.
+inline void uncount_own(Segment& s) {
+    u32 n = s.own_kept.load_relaxed();
+    while (n && !s.own_kept.cas_seq_cst(n, n - 1)) {}
+}
+
+// CLEAN: a page that is dirty is not dropped. KEPT: a page of a space whose written pages are kept; OWN: and which is
+// private to this client.
+enum class Drop { ANY, CLEAN, KEPT, OWN };
+
+inline Drop how_to_drop(Segment& s, const SpaceSlot& slot) {
+    return !is_kept(slot) ? Drop::ANY : is_own(s, slot) ? Drop::OWN : Drop::KEPT;
+}
 
 // Drops one page, waiting at most `patience` slices for the client that is changing it.
 // `freed` counts frames that became FREE. WAIT: not in time. DEADLOCK: the client that is changing it waits for this
@@ -65,7 +84,9 @@ inline Status drop_page(Segment& s, Intent& intent, u32 page, int patience, u32&
                 free_frame(s, f);
                 freed++;
             }
-            if (what == Drop::KEPT && (e & entry::DIRTY)) uncount_kept(s, pass, 1);
+            bool kept = (what == Drop::KEPT || what == Drop::OWN) && (e & entry::DIRTY);
+            if (kept) uncount_kept(s, pass);
+            if (kept && what == Drop::OWN) uncount_own(s);
             return Status::OK;
         }
         if (open) continue;

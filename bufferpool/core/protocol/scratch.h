@@ -1,12 +1,16 @@
 // Scratch pages that are not discardable can neither be evicted nor flushed: no other space gets their frames. So an
-// eighth of the budget is kept for the other spaces, and no client's scratch pages may use it.
+// eighth of the budget is kept for the other spaces, and no client's scratch pages may use it. Of the rest, an eighth is
+// kept for the scratch pages of other clients: the private pages of one client may not use it.
 //
 //   count    adds a page, before it is written (may_keep_one)
 //   uncount  subtracts it: it was dropped (drop.h), or was not written after all
-//   recount  counts all of them, in a pass over the frames. The client that finds the share used up does so
+//   recount  counts all of them, in a pass over the entries of their spaces. The client that finds the share used up
+//            does so
 //
-// The number may be too high: after a death, or if a pass ran between a drop and its uncount. The next recount finds
-// that. So a page costs a few steps, in a pool of any size, and a pass is made only before a page is refused.
+// The number may be too high: after a death, or if pages were dropped during a pass. The next recount finds that. It is
+// never too low (but for the moment in which replaced_absent() has not been called yet), and check() verifies that. So a
+// page costs a few steps, in a pool of any size, and a pass is made only before a page is refused. The number of a client's
+// private pages is kept by its process alone: it is too high after another client has removed a space of it.
 #pragma once
 
 #include "protocol/client.h"
@@ -14,6 +18,8 @@
 namespace bp {
 
 struct ScratchShare {
+    bool is_own;  // in: the page belongs to a private space of this client
+    bool own_is_full;  // out, with EXHAUSTED: the private pages of this client use up what one client may have
     u32 used, most;
     u32 pass;  // out: the pass in which the page was counted
 };
@@ -24,43 +30,103 @@ inline const EntryRun* run_of(const Vec<EntryRun>& runs, u64 page) {
     return after != runs.begin() && page < after[-1].end ? after - 1 : nullptr;
 }
 
-// Counts all. Pages that others count meanwhile are added, because the pass may have missed them.
-inline Status recount_kept(Segment& s) {
-    u64 before = s.header->kept.load_seq_cst();
+// Counts the scratch pages that are kept in the spaces that `wanted(slot)`. It looks at each page once, so a page that
+// moves to another frame meanwhile counts once. False: there is no memory for the list of spaces.
+template <class Wanted>
+bool count_pages(Segment& s, u32& n, Wanted wanted) {
     Vec<EntryRun> runs;
-    if (!entry_runs(s, runs, [](SpaceSlot& t) { return t.state.load_acquire() != SPACE_FREE && is_kept(t); }))
-        return Status::NO_MEMORY;
-    u32 n = 0;
-    s.has_frame(s.g.max_frames - 1);
-    for (u32 f = 0; f < s.ready && !runs.empty(); f++) {
-        u64 w = s.frames[f].word.load_acquire();
-        u64 page = frame::page(w);
-        if (frame::state(w) != LIVE || !s.has_page(u32(page)) || !(s.entries[page].load_relaxed() & entry::DIRTY))
-            continue;
-        n += run_of(runs, page) != nullptr;
-    }
-    u64 now = s.header->kept.load_seq_cst();
-    while (kept_pass(now) == kept_pass(before)) {
-        u32 more = kept_pages(now) > kept_pages(before) ? kept_pages(now) - kept_pages(before) : 0;
-        if (s.header->kept.cas_seq_cst(now, u64(kept_pass(before) + 1) << 32 | (n + more))) break;
-    }
-    return Status::OK;
+    auto has_kept = [&](SpaceSlot& t) {
+        return t.state.load_acquire() != SPACE_FREE && bp::is_kept(t) && wanted(t);
+    };
+    if (!entry_runs(s, runs, has_kept)) return false;
+    n = 0;
+    for (const EntryRun& run : runs)
+        for (u64 page = s.next_page(run.first, run.end); page < run.end; page = s.next_page(page + 1, run.end)) {
+            u64 e = s.entries[page].load_acquire();
+            n += entry::is_there(e) && (e & entry::DIRTY);
+        }
+    return true;
 }
+
+// Counts all. During the pass no client subtracts: a page that the pass has missed could be written while one that it
+// has not met yet is dropped. Those that are added are added to the sum, because the pass may have missed them. `missing`:
+// how many more pages there are than were counted. In that case the number is corrected only with `repair`.
+inline Status recount_kept(Segment& s, bool repair, u32& missing) {
+    constexpr u64 PASS = u64(1) << 32;
+    u64 before = s.header->kept.load_seq_cst();
+    while (!is_being_counted(before) && !s.header->kept.cas_seq_cst(before, before + PASS)) {}
+    if (!is_being_counted(before)) before += PASS;  // else another client is counting, or has died while it counted
+    u32 n;
+    bool counted = count_pages(s, n, [](SpaceSlot&) { return true; });
+    u64 now = s.header->kept.load_seq_cst();
+    missing = 0;
+    while (kept_pass(now) == kept_pass(before)) {
+        u32 more = kept_pages(now) - std::min(kept_pages(now), kept_pages(before));
+        missing = counted && n > kept_pages(now) ? n - kept_pages(now) : 0;
+        u32 pages = !counted || (missing && !repair) ? kept_pages(now) : n + more;
+        if (s.header->kept.cas_seq_cst(now, (now & ~(PASS - 1)) + PASS + pages)) break;
+        missing = 0;
+    }
+    return counted ? Status::OK : Status::NO_MEMORY;
+}
+
+// ---- the private pages of this client ------------------------------------------
+
+inline u32 most_own(u32 most) { return most - most / 8; }
+
+inline bool count_own(Segment& s, u32 most) {
+    u32 n = s.own_kept.load_relaxed();
+    while (n < most)
+        if (s.own_kept.cas_seq_cst(n, n + 1)) return true;
+    return false;
+}
+
+// May this client have one more? OK: it is counted.
+inline Status may_keep_own(Segment& s, ScratchShare& share) {
+    u32 most = most_own(share.most), n;
+    if (count_own(s, most)) return Status::OK;
+    if (!count_pages(s, n, [&](SpaceSlot& t) { return is_own(s, t); })) return Status::NO_MEMORY;
+    s.own_kept.store_seq_cst(n);
+    if (count_own(s, most)) return Status::OK;
+    share.own_is_full = true;
+    share.used = n;
+    share.most = most;
+    return Status::EXHAUSTED;
+}
+
+// ---- one page ------------------------------------------------------------------
 
 // May one more page be kept? OK: it is counted. EXHAUSTED: no.
 inline Status may_keep_one(Segment& s, ScratchShare& share) {
-    u32 budget = s.page_budget();
+    u32 budget = s.page_budget(), missing;
     share.most = budget - (budget >= 8 ? budget / 8 : 1);
-    for (bool counted_anew = false;; counted_anew = true) {
+    if (share.is_own)
+        if (Status r = may_keep_own(s, share); r != Status::OK) return r;
+    Status status = Status::OK;
+    for (bool counted_anew = false; status == Status::OK; counted_anew = true) {
         u64 w = s.header->kept.load_seq_cst();
         while (kept_pages(w) < share.most) {
             share.pass = kept_pass(w);
             if (s.header->kept.cas_seq_cst(w, w + 1)) return Status::OK;
         }
         share.used = kept_pages(w);
-        if (counted_anew) return Status::EXHAUSTED;
-        if (Status r = recount_kept(s); r != Status::OK) return r;
+        status = counted_anew ? Status::EXHAUSTED : recount_kept(s, true, missing);
     }
+    if (share.is_own) uncount_own(s);
+    return status;
+}
+
+// A page that was counted has not become one more: it was not written, or another client had written it already.
+inline void not_kept(Segment& s, const ScratchShare& share) {
+    uncount_kept(s, share.pass);
+    if (share.is_own) uncount_own(s);
+}
+
+// A page that was not counted, because it was kept already, was dropped before it was written: it is one more.
+inline void replaced_absent(Segment& s, bool is_own) {
+    u64 w = s.header->kept.load_seq_cst();
+    while (!s.header->kept.cas_seq_cst(w, w + 1)) {}
+    if (is_own) count_own(s, ~u32(0));
 }
 
 }  // namespace bp

@@ -101,6 +101,7 @@ struct Segment {
     Atomic<u64> op_thread[OPS] = {};  // the thread that uses each
     Atomic<u32> ops_held{};          // how many of them belong to threads that wait for another one
     Atomic<u32> spares[SPARES] = {};  // BUSY frames kept for the next publish, +1; 0 is none
+    Atomic<u32> own_kept{};          // our private scratch pages that cannot be evicted, or more: scratch.h
     Atomic<u32> later{};             // the first of the BUSY frames to be given back, +1; 0 is none: memory.h
     std::recursive_timed_mutex reap_mutex;  // one reaper in this process: reap.h
     u32 reaping = 0;                 // the dead client whose byte lock we hold
@@ -218,6 +219,7 @@ struct Segment {
         my_pins = c ? &pin_count_of(c, 0) : nullptr;
         my_uses = c ? uses_of(c) : nullptr;
         become_objects();
+        own_kept.store_relaxed(0);
         sampler.gate.store_relaxed(0);
         sampler.reopen_ns.store_relaxed(0);
         sampler.n.store_relaxed(0);

@@ -47,7 +47,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.state.store_seq_cst(SPACE_CLOSING);
     u64 first, n;
     if (!entries_of(s, slot, first, n)) return false;
-    Drop what = is_kept(slot) ? Drop::KEPT : Drop::ANY;
+    Drop what = how_to_drop(s, slot);
     for (u64 page = s.next_page(first, first + n); page < first + n; page = s.next_page(page + 1, first + n))
         if (drop_page(s, op.intent(), u32(page), patience, freed, what) != Status::OK) return false;
     BP_POINT("remove.empty");
@@ -193,6 +193,21 @@ inline u32 free_run(Segment& s, u64 n, bool& error) {
     return at + n <= s.g.max_pages ? u32(at) : NONE;
 }
 
+// Where a new space may be: its slot, and the first of its entries. NONE: there is none, for want of memory if `error`
+// or `no_memory` says so.
+struct NewPlace {
+    u32 index = NONE, first = NONE;
+    int error = 0;
+    bool no_memory = false;
+};
+
+inline NewPlace find_place(Segment& s, u64 max_pages) {
+    NewPlace at;
+    at.index = free_slot(s, at.error);
+    if (at.index != NONE) at.first = free_run(s, max_pages, at.no_memory);
+    return at;
+}
+
 // The slot is ours to fill in. Its entries get memory when their pages are first used.
 inline void begin_space(SpaceSlot& t, u32 first_entry, u32 max_pages) {
     t.first_entry.store_relaxed(first_entry);
@@ -210,6 +225,17 @@ inline void finish_space(SpaceSlot& t, u64 pages) {
     t.span.store_seq_cst(space_span(generation, pages));
     t.state.store_seq_cst(SPACE_LIVE);
     BP_POINT("space.live");
+}
+
+// Opens a space in a free place; `fill(slot)` fills in what it does not itself. False: `fill` has failed, and the slot is
+// free again. Needs the directory lock.
+template <class Fill>
+bool open_space(Segment& s, const NewPlace& at, u64 pages, u64 max_pages, Fill fill) {
+    SpaceSlot& t = s.spaces[at.index];
+    begin_space(t, at.first, u32(max_pages));
+    if (!fill(t)) return t.state.store_seq_cst(SPACE_FREE), false;
+    finish_space(t, pages);
+    return true;
 }
 
 }  // namespace bp

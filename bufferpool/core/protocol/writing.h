@@ -117,6 +117,8 @@ Status replace_page(Segment& s, const Place& at, const void* bytes, Image image,
             status = at.open() ? Status::OK : Status::REMOVED;
             if (status == Status::OK) {
                 count_use(s, at.index, at.page, frame, Access{});
+                if constexpr (requires { hooks.was_dirty; })
+                    hooks.was_dirty = s.entries[at.page].load_acquire() & entry::DIRTY;
                 if (keeps_lsn) image.lsn = s.frames[frame].lsn.load_relaxed();
                 status = publish_page(s, at, bytes, image, hooks);
             }

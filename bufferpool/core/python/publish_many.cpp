@@ -232,7 +232,10 @@ static int may_publish(GroupObject* g) {
         if (!is_ours(w)) return raise_not_ours(w), -1;
         if (!place_of(w->space, w->page_no).open()) return raise_removed(w->space, w->page_no), -1;
         Version v{w->space, w->page_no, w->kind, nullptr, w->lsn, w->lsn_set, w->timeout_ns, w->forks};
+        if (w->is_counted) continue;  // by an earlier try
         if (!may_keep(v)) return -1;
+        w->is_counted = v.is_counted;
+        w->counted = v.counted;
     }
     return 0;
 }

@@ -606,13 +606,13 @@ static PyObject* segment_check(PyObject* self, PyObject* args) {
     Segment* s = opened(S(self));
     if (!s) return nullptr;
     Findings found;
-    int passes = is_alone(S(self)) ? 1 : 8;  // if nothing changes meanwhile, one pass suffices
+    constexpr int PASSES = 8;  // one, if that finds nothing
     Status status;
     {
         Released unlocked(S(self));
         Deadline deadline(deadline_in(timeout));
         reap_all(*s);
-        status = check(*s, passes, found);
+        status = check(*s, PASSES, found);
         if (status == Status::OK) status = check_objects(*s, found);
     }
     if (status == Status::INTERRUPTED) return raise_late(s, "check");

@@ -201,34 +201,29 @@ static PyObject* segment_removals(PyObject* self, PyObject*) {
 }
 
 // A slot for a new space of so many pages, and a run of entries. False: an exception is set.
-static bool take_place(SegmentObject* seg, u64 pages, u64 max_pages, u32& index) {
+static bool has_place(SegmentObject* seg, u64 pages, u64 max_pages, NewPlace& at) {
     Segment& s = *seg->s;
-    u32 first = NONE;
-    int r = 0;
-    bool no_memory = false;
     {
         Released unlocked(seg);
-        index = free_slot(s, r);
-        if (index != NONE) first = free_run(s, max_pages, no_memory);
+        at = find_place(s, max_pages);
     }
-    if (r == -EINTR) return raise_interrupted("memory for the slots of spaces"), false;
-    if (r) return raise_errno(r, "the slots of more spaces cannot be allocated"), false;
-    if (no_memory) return PyErr_NoMemory(), false;
-    if (index == NONE) {
+    if (at.error == -EINTR) return raise_interrupted("memory for the slots of spaces"), false;
+    if (at.error) return raise_errno(at.error, "the slots of more spaces cannot be allocated"), false;
+    if (at.no_memory) return PyErr_NoMemory(), false;
+    if (at.index == NONE) {
         raise("TooManySpaces",
               "a pool has %u slots for spaces and all are in use; remove one (space.remove()), or, if a billion have "
               "been opened in their slots, create the pool anew",
               MAX_SPACES);
         return false;
     }
-    if (first == NONE || pages > max_pages) {
+    if (at.first == NONE || pages > max_pages) {
         raise("SpaceFull",
               "the pool can translate %llu pages in all and has no run of %llu left; remove a space, give this one a "
               "smaller max_pages, or create the pool with a larger one",
               (unsigned long long)s.g.max_pages, (unsigned long long)max_pages);
         return false;
     }
-    begin_space(s.spaces[index], first, u32(max_pages));
     return true;
 }
 
@@ -250,33 +245,32 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
     if (!s) return nullptr;
     if (name_n >= Py_ssize_t(NAME_BYTES) || path_n >= Py_ssize_t(PATH_BYTES))
         return raise("ValueError", "a space's name has at most %u bytes, its path %u", NAME_BYTES - 1, PATH_BYTES - 1);
-    u32 index;
-    u64 hits, misses;
-    if (!take_place(S(self), pages, max_pages, index)) return nullptr;
-    if (!sum_uses(*s, index, hits, misses)) {
-        s->spaces[index].state.store_seq_cst(SPACE_FREE);
-        return raise_unsettled();
-    }
-    SpaceSlot* t = &s->spaces[index];
-    SpaceTexts& texts = s->texts[index];
-    strncpy(texts.name, name, sizeof texts.name - 1);
-    strncpy(texts.path, path, sizeof texts.path - 1);
-    t->name_sum.store_relaxed(text_sum(texts.name, sizeof texts.name));
-    t->path_sum.store_relaxed(text_sum(texts.path, sizeof texts.path));
-    t->kind.store_relaxed(kind);
-    t->flags.store_relaxed(flags);
-    t->owner.store_relaxed(owned ? s->me : 0);
-    t->owner_generation.store_relaxed(owned ? s->client().generation.load_relaxed() : 0);
-    t->version.store_relaxed(version);
-    t->stored.store_relaxed(kind == KIND_SCRATCH || kind == KIND_DERIVED ? 0 : pages);
-    file.store(*t);
-    t->opened_ns.store_relaxed(prim::realtime_ns());
-    t->hits_before.store_relaxed(hits);
-    t->misses_before.store_relaxed(misses);
-    for (auto& n : t->load_failures) n.store_relaxed(0);
-    for (auto& n : t->flush_failures) n.store_relaxed(0);
-    finish_space(*t, pages);
-    return PyLong_FromUnsignedLong(index);
+    NewPlace at;
+    if (!has_place(S(self), pages, max_pages, at)) return nullptr;
+    auto fill = [&](SpaceSlot& t) {
+        u64 hits, misses;
+        if (!sum_uses(*s, at.index, hits, misses)) return false;
+        SpaceTexts& texts = s->texts[at.index];
+        strncpy(texts.name, name, sizeof texts.name - 1);
+        strncpy(texts.path, path, sizeof texts.path - 1);
+        t.name_sum.store_relaxed(text_sum(texts.name, sizeof texts.name));
+        t.path_sum.store_relaxed(text_sum(texts.path, sizeof texts.path));
+        t.kind.store_relaxed(kind);
+        t.flags.store_relaxed(flags);
+        t.owner.store_relaxed(owned ? s->me : 0);
+        t.owner_generation.store_relaxed(owned ? s->client().generation.load_relaxed() : 0);
+        t.version.store_relaxed(version);
+        t.stored.store_relaxed(kind == KIND_SCRATCH || kind == KIND_DERIVED ? 0 : pages);
+        file.store(t);
+        t.opened_ns.store_relaxed(prim::realtime_ns());
+        t.hits_before.store_relaxed(hits);
+        t.misses_before.store_relaxed(misses);
+        for (auto& n : t.load_failures) n.store_relaxed(0);
+        for (auto& n : t.flush_failures) n.store_relaxed(0);
+        return true;
+    };
+    if (!open_space(*s, at, pages, max_pages, fill)) return raise_unsettled();
+    return PyLong_FromUnsignedLong(at.index);
 }
 
 // set_share(index, generation, limit, reserve) -> ShareSet: the space's share in bytes. 0: none.

@@ -684,7 +684,7 @@ static PyObject* space_drop_range(PyObject* self, PyObject* args) {
     Status status;
     {
         Released unlocked(sp->seg);
-        status = drop_range(s, entry_of(sp, first), count, freed, is_kept(space_slot(sp)) ? Drop::KEPT : Drop::ANY);
+        status = drop_range(s, entry_of(sp, first), count, freed, how_to_drop(s, space_slot(sp)));
     }
     if (status != Status::OK && check_signals() < 0) return nullptr;
     if (status == Status::WAIT)

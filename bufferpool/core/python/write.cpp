@@ -3,8 +3,6 @@
 // memory, which the caller may keep after the block, and which is read-only then.
 #include "python/write.h"
 
-#include "protocol/scratch.h"
-
 namespace bp {
 
 // The list of open writes, by which a thread that would wait for itself is found.
@@ -49,6 +47,7 @@ PyObject* new_write(SpaceObject* sp, u64 page_no, WriteKind kind, u64 timeout_ns
     w->open = false;
     w->done = false;
     w->blank = false;
+    w->is_counted = false;
     w->lsn_set = false;
     w->turn.clear();
     w->next = w->prev = nullptr;
@@ -170,7 +169,9 @@ void write_abort(WriteObject* w) {
     if (is_ours(w) && w->space->seg->s->has_slot()) {
         if (w->kind == WriteKind::APPEND) return_numbers(place_of(w->space, 0), w->page_no, w->page_no + 1);
         else if (w->kind == WriteKind::EDIT && w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
+        if (w->is_counted) not_kept(*w->space->seg->s, w->counted);
     }
+    w->is_counted = false;
     set_closed(w);
     end_copy(w);
 }
@@ -183,13 +184,13 @@ bool may_keep(Version& v) {
     for (;;) {
         u64 e = v.kind == WriteKind::APPEND ? 0 : s.entries[entry_of(sp, v.page_no)].load_acquire();
         if (!is_kept(space_slot(sp)) || (entry::state(e) == RESIDENT && (e & entry::DIRTY))) return true;
-        ScratchShare share{};
+        ScratchShare share{.is_own = is_own(s, space_slot(sp))};
         SpaceHooks hooks{sp, v.page_no};
         Status status = hooks.unlocked([&] { return may_keep_one(s, share); });
-        if (status == Status::OK) return v.pass = share.pass, true;
+        if (status == Status::OK) return v.counted = share, v.is_counted = true;
         if (status == Status::NO_MEMORY) return PyErr_NoMemory(), false;
-        PyObject* r =
-            PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", "scratch", 0, share.used, share.most, 0, 0.0);
+        const char* what = share.own_is_full ? "own_scratch" : "scratch";
+        PyObject* r = PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", what, 0, share.used, share.most, 0, 0.0);
         if (!r) return false;
         Py_DECREF(r);
         if (!opened(sp->seg)) return false;
@@ -211,7 +212,15 @@ static int publish_version(Version v) {
         status = v.kind == WriteKind::APPEND  ? append_page(s, at, v.page_no, v.bytes, image, hooks)
                  : v.kind == WriteKind::FRESH ? replace_page(s, at, v.bytes, image, !v.lsn_set, hooks)
                                               : publish_page(s, at, v.bytes, image, hooks);
-    if (status != Status::OK && v.pass != NONE && is_ours(sp->seg, v.forks)) uncount_kept(s, v.pass, 1);
+    bool was_dirty = v.kind != WriteKind::EDIT && hooks.was_dirty;
+    if (!is_ours(sp->seg, v.forks)) {
+        // In a child that foreign code has forked, the count is its parent's.
+    } else if (v.is_counted && (status != Status::OK || was_dirty)) {
+        not_kept(s, v.counted);
+    } else if (!v.is_counted && status == Status::OK && v.kind != WriteKind::EDIT && !was_dirty &&
+               is_kept(space_slot(sp))) {
+        replaced_absent(s, is_own(s, space_slot(sp)));
+    }
     if (status != Status::REMOVED) return answer(status, sp, v.page_no);
     raise_removed(sp, v.page_no);
     return -1;

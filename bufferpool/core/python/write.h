@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "protocol/scratch.h"
 #include "protocol/writing.h"
 #include "python/loading.h"
 
@@ -17,6 +18,8 @@ struct WriteObject {
     WriteKind kind;
     bool done;
     bool blank;          // an EDIT whose copy begins as zeros
+    bool is_counted;     // of a group: among the scratch pages that are kept
+    ScratchShare counted;  // how
     Shared<bool> open, lsn_set;
     Turn turn;           // of a thread is in a method that may wait
     WriteObject *next, *prev;  // open writes of this process
@@ -34,7 +37,8 @@ struct Version {
     bool lsn_set;
     u64 timeout_ns;
     u32 forks;  // the value of `forks` when it was begun
-    u32 pass = NONE;  // if it is counted among the pages that are kept: in which pass
+    bool is_counted = false;  // among the pages that are kept
+    ScratchShare counted{};   // how
 };
 
 // Is this thread in the midst of a load or a flush of the pool, which calls a loader or a store?
@@ -69,6 +73,7 @@ struct OwnHooks : SpaceHooks {
 // not publish it too.
 struct PublishHooks : OwnHooks {
     u32 forks;
+    bool was_dirty = false;  // out: whether the page that was replaced was dirty
 
     Status unless_forked(Status status) {
         if (status == Status::OK && !is_ours(sp->seg, forks)) return raise_parents(page_no), Status::RAISED;
