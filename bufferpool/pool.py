@@ -626,7 +626,8 @@ class Pool(PoolFigures):
         space of a name has its own: other processes do not find it, it cannot be
         pickled, and in a forked child the parent's handle raises SpacePrivate.
         ``discardable``: the pool may drop written pages when it needs their frames; they then raise
-        PageDiscarded. Otherwise they are kept.
+        PageDiscarded. Otherwise they are kept, up to seven eighths of the budget for all scratch pages, and seven eighths of that for
+        the private pages of one process; a write beyond that raises PoolExhausted.
 
         ``limit``, ``reserve``: the share of the space in the pool, see :meth:`Space.set_share`.
 

@@ -50,7 +50,7 @@ def scenarios(program: Path) -> list[str]:
 
 # Those whose states are too many to visit all of them here, without deaths and with one; the soak visits more.
 LARGE = {
-    "append-append-read", "append-remove", "checkpoint-log", "checkpoint-move", "drop-aside", "flush-aside",
+    "append-append-read", "append-remove", "checkpoint-log", "checkpoint-move", "compact-load", "drop-aside", "flush-aside",
     "flush-evict", "flush-flush", "fork-write", "group-again", "group-checkpoint", "group-evict", "group-flush",
     "group-group", "group-move", "group-swap", "grow-grow", "grow-write", "hurry-load-twice", "hurry-write-twice",
     "limit-evict", "many-many", "many-write", "move-flush", "move-move", "object-load-load", "object-load-put",
@@ -59,7 +59,7 @@ LARGE = {
     "replace-evict", "replace-write-load", "settle-sweep", "three", "write-remove", "write-reopen-twice",
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
-    "append-append", "append-reopen", "fork-reap", "many-drop", "many-evict", "move-write", "open-fail", "open-open",
+    "append-append", "append-reopen", "compact-write", "fork-reap", "many-drop", "many-evict", "move-write", "open-fail", "open-open",
     "reap-drop-load", "reap-flush", "reap-grow", "trim-write", "write-pin",
 }  # fmt: skip
 # With two deaths, of those in which a process reaps.
@@ -681,6 +681,12 @@ MUTATIONS = {
         "bool others = same && entry.owner.load_relaxed();",
         "bool others = false;",
         "renew-renew",
+    ),
+    "the frame of a page that was moved given back with a pin on it": (
+        "shrink.h",
+        "if (ours && !out.push(f)) free_frame(s, f);",
+        "if (!out.push(f)) free_frame(s, f);",
+        "compact-pin",
     ),
     "the frame of an evicted page not counted for the next one": (
         "frames.h",

@@ -227,6 +227,14 @@ static Program writes_and_checkpoints(u32 page, u64 durable = ~u64(0)) {
 static Program shrinks(bool evict) {
     return [=](Segment& s, Process&) { shrink_one(s, evict); };
 }
+// Empties an extent of two frames into the place of a page that it drops first, and gives it back.
+static Program drops_and_compacts(u32 page) {
+    return [=](Segment& s, Process&) {
+        drop_and_count(s, page);
+        Reclaimed done;
+        shrink(s, 2, TRIM, false, done);
+    };
+}
 static Program moves(u32 page) {
     return [=](Segment& s, Process&) { move_and_release(s, page); };
 }
@@ -418,6 +426,14 @@ static Scenario of_hurry(const char* name, u32 refused, std::vector<u32> preload
     return scenario;
 }
 
+// Two extents, of which each has a page when the first process has dropped page 1.
+static Scenario of_extents(const char* name, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario{name, 4, 4, {0, 1, 2}, {{"T", drops_and_compacts(1)}}};
+    for (auto& process : processes) scenario.processes.push_back(std::move(process));
+    scenario.extent_frames = 2;
+    return scenario;
+}
+
 // Pages 0 and 1 are written together, and by `alone` also alone.
 static Scenario of_groups(const char* name, u32 frames, std::vector<std::pair<const char*, Program>> processes, bool alone = false) {
     Scenario scenario{name, frames, frames, {0, 1}, std::move(processes)};
@@ -553,6 +569,10 @@ static std::vector<Scenario> scenarios() {
         {"checkpoint-write", 3, 3, {0}, {{"W", writes(0, 2)}, {"K", checkpoints(0)}}},
         {"checkpoint-log", 3, 3, {0}, {{"W", writes_and_checkpoints(0, 0)}, {"C", moves(0)}}},
         {"move-move", 3, 3, {0}, {{"C", moves(0)}, {"D", moves(0)}}},
+        of_extents("compact-pin", {{"R", reads(2, 2)}}),
+        of_extents("compact-write", {{"W", writes(2)}}),
+        of_extents("compact-load", {{"L", reads(1)}}),
+        of_extents("reap-compact", {{"X", reaps()}}),
         {"trim-load", 2, 2, {0, 1}, {{"T", shrinks(true)}, {"L", reads(2)}}},
         {"trim-write", 3, 3, {0, 1}, {{"T", shrinks(true)}, {"W", writes(1)}}},
         {"drop-pin", 2, 2, {0, 1}, {{"D", drops(0)}, {"R", reads(0)}}},
