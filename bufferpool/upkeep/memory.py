@@ -186,7 +186,11 @@ def scratch_message(client: Client, found: Shortage) -> str:
         if numbers[r["index"]]:
             parts.append(f"{r['name']!r}{owner}: {numbers[r['index']]}")
     more = f", and {len(parts) - 5} more spaces" if len(parts) > 5 else ""
-    whose = "private scratch pages of this process, which nothing can evict" if own else "scratch pages that nothing can evict"
+    whose = (
+        "private scratch pages of this process, which nothing can evict"
+        if own
+        else "scratch pages that nothing can evict"
+    )
     rest = "the rest is kept for the scratch pages of others" if own else "the rest is kept for other clients"
     return (
         f"{found.dirty} of {client.budget_frames} frames of pool {client.name!r} hold {whose} "

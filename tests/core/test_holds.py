@@ -42,8 +42,8 @@ MISTAKES: dict[str, tuple[str, str, str, str]] = {
     ),
     "dropped scratch pages that are still counted": (  # so that each further page needs a pass over the frames
         "drop.h",
-        "if (what == Drop::KEPT && (e & entry::DIRTY))",
-        "if (false)",
+        "if (kept) uncount_kept(s, pass);",
+        "if (false) uncount_kept(s, pass);",
         "scratch pages next to their limit",
     ),
     "all idle pages looked at in one go": (

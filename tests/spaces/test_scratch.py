@@ -380,6 +380,12 @@ def test_a_scratch_page_that_is_dropped_while_it_is_replaced_is_counted(make_poo
     assert pool.check() == []
 
 
+def _write_group(pool, work):
+    with pool.publish_many() as group:
+        for n in range(8):
+            group.write(work, n)[:] = 1
+
+
 def test_a_group_that_is_refused_leaves_no_scratch_page_counted(pool, data_file):
     """Each of its tries counted its scratch pages, and none subtracted them."""
     work, table = pool.open_scratch("work", 100), pool.open_file(data_file(100))
@@ -388,14 +394,11 @@ def test_a_group_that_is_refused_leaves_no_scratch_page_counted(pool, data_file)
     clean = [work[n] for n in range(4)]  # resident, and not written
     del clean
     pinned = [table[n] for n in range(52)]
-    with pytest.raises(PoolExhausted), pool.publish_many() as group:
-        for n in range(8):
-            group.write(work, n)[:] = 1
+    with pytest.raises(PoolExhausted):
+        _write_group(pool, work)
     assert _counted(pool)[0] == 4
     del pinned
-    with pool.publish_many() as group:
-        for n in range(8):
-            group.write(work, n)[:] = 1
+    _write_group(pool, work)
     assert _counted(pool)[0] == 8
     assert pool.check() == []
 
@@ -486,7 +489,14 @@ def test_a_greedy_client_leaves_the_others_what_they_need(make_pool, child, data
     go.set()
     done, text = greedy.result()
     assert done == 392  # of 448 that scratch pages may have, of 512
-    for word in ("private scratch pages of this process", "392 of 512 frames", "'greedy0'", "may have 392", "drop", "pool.resize()"):
+    for word in (
+        "private scratch pages of this process",
+        "392 of 512 frames",
+        "'greedy0'",
+        "may have 392",
+        "drop",
+        "pool.resize()",
+    ):
         assert word in text
     pool.reap()
     assert pool.check() == []
