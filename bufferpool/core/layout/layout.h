@@ -329,8 +329,8 @@ struct Header {
     PolicyState policy;
     alignas(64) Shares shares;  // under the memory lock, except that drops uncount without it
     alignas(64) Atomic<u64> unlinked;  // 1: the segment's name was removed on purpose (Pool.unlink)
-    // How many scratch pages cannot be evicted, or more; the high half has the number of the pass that counted them, odd
-    // while one is being made: scratch.h
+    // How many scratch pages cannot be evicted, or more; the high half has the number of the pass that counted them,
+    // odd while one is being made: scratch.h
     Atomic<u64> kept;
     // The pool's other page sizes: bit n stands for a segment of its own with pages of 2^n bytes, whose `home` is the
     // uuid of this one. And the budget of all page sizes together in bytes (0: there is no other). Python changes both,

@@ -161,8 +161,8 @@ inline Status check_memory(Segment& s, Findings& out) {
     return out.lost ? Status::NO_MEMORY : Status::OK;
 }
 
-// Are there more scratch pages than are counted? Then they could use the share of the other spaces. A page may be written
-// a moment before it is counted, so it is no finding before several passes have found it.
+// Are there more scratch pages than are counted? Then they could use the share of the other spaces. A page may be
+// written a moment before it is counted, so it is no finding before several passes have found it.
 inline Status check_kept(Segment& s, int passes, Findings& out) {
     u32 missing = 0;
     for (int i = 0; i < passes; i++) {

@@ -1,6 +1,6 @@
 // Scratch pages that are not discardable can neither be evicted nor flushed: no other space gets their frames. So an
-// eighth of the budget is kept for the other spaces, and no client's scratch pages may use it. Of the rest, an eighth is
-// kept for the scratch pages of other clients: the private pages of one client may not use it.
+// eighth of the budget is kept for the other spaces, and no client's scratch pages may use it. Of the rest, an eighth
+// is kept for the scratch pages of other clients: the private pages of one client may not use it.
 //
 //   count    adds a page, before it is written (may_keep_one)
 //   uncount  subtracts it: it was dropped (drop.h), or was not written after all
@@ -8,9 +8,9 @@
 //            does so
 //
 // The number may be too high: after a death, or if pages were dropped during a pass. The next recount finds that. It is
-// never too low (but for the moment in which replaced_absent() has not been called yet), and check() verifies that. So a
-// page costs a few steps, in a pool of any size, and a pass is made only before a page is refused. The number of a client's
-// private pages is kept by its process alone: it is too high after another client has removed a space of it.
+// never too low (but for the moment in which replaced_absent() has not been called yet), and check() verifies that. So
+// a page costs a few steps, in a pool of any size, and a pass is made only before a page is refused. The number of a
+// client's private pages is kept by its process alone: it is too high after another client has removed a space of it.
 #pragma once
 
 #include "protocol/client.h"
@@ -49,8 +49,8 @@ bool count_pages(Segment& s, u32& n, Wanted wanted) {
 }
 
 // Counts all. During the pass no client subtracts: a page that the pass has missed could be written while one that it
-// has not met yet is dropped. Those that are added are added to the sum, because the pass may have missed them. `missing`:
-// how many more pages there are than were counted. In that case the number is corrected only with `repair`.
+// has not met yet is dropped. Those that are added are added to the sum, because the pass may have missed them.
+// `missing`: how many more pages there are than were counted. In that case the number is corrected only with `repair`.
 inline Status recount_kept(Segment& s, bool repair, u32& missing) {
     constexpr u64 PASS = u64(1) << 32;
     u64 before = s.header->kept.load_seq_cst();

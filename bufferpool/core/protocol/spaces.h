@@ -227,8 +227,8 @@ inline void finish_space(SpaceSlot& t, u64 pages) {
     BP_POINT("space.live");
 }
 
-// Opens a space in a free place; `fill(slot)` fills in what it does not itself. False: `fill` has failed, and the slot is
-// free again. Needs the directory lock.
+// Opens a space in a free place; `fill(slot)` fills in what it does not itself. False: `fill` has failed, and the slot
+// is free again. Needs the directory lock.
 template <class Fill>
 bool open_space(Segment& s, const NewPlace& at, u64 pages, u64 max_pages, Fill fill) {
     SpaceSlot& t = s.spaces[at.index];
