@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bufferpool import _core
 from bufferpool._locks import Lock
 from bufferpool.client import segment_file
-from bufferpool.client.client import Client, Mapped, Record
+from bufferpool.client.client import Client, Mapped, Record, mark_ending
 from bufferpool.client.process_end import AtEnd
 from bufferpool.client.request import FIXED, Request
 from bufferpool.errors import (
@@ -84,6 +84,7 @@ def _close_all() -> None:
 
     Later CPython removes the names and ends the generators that are suspended in a block: their blocks must have nothing left to do.
     """
+    mark_ending()
     read_ahead.close_all(STOP_S)
     failed: BaseException | None = None
     for pool in list(_open_pools):
@@ -334,8 +335,7 @@ class Pool(PoolFigures):
             for warming in self._warming:
                 warming.join(STOP_S)
             self._warming = []
-            jobs = self.client.jobs
-            jobs.wait(lambda: not jobs.all(), STOP_S)
+            self.client.jobs.wait_until_idle(STOP_S)
 
     def unlink(self, *, discard: bool = False) -> None:
         """Removes the pool's name. Attached processes keep working; the memory is freed when the last one detaches.

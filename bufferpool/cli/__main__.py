@@ -2,6 +2,6 @@
 
 import sys
 
-from bufferpool.cli import main
+from bufferpool.cli import script
 
-sys.exit(main())
+sys.exit(script())

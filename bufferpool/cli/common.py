@@ -8,10 +8,11 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bufferpool.client import segment_file
+from bufferpool.errors import BufferPoolError
 from bufferpool.observer import Observer
 from bufferpool.printable import printable
 from bufferpool.units import parse_size
@@ -104,11 +105,17 @@ def observe(args: argparse.Namespace) -> Observer:
     return Observer(args.name, directory=args.directory)
 
 
-def attach(args: argparse.Namespace) -> "Pool":
+@contextlib.contextmanager
+def attach(args: argparse.Namespace) -> "Iterator[Pool]":
     """Attaches to the pool that a command names."""
     from bufferpool.pool import Pool  # most commands only look at a pool, as observers
 
-    return Pool.attach(args.name, directory=args.directory)
+    with Pool.attach(args.name, directory=args.directory) as pool:
+        try:
+            yield pool
+        except BufferPoolError:
+            pool.client.abandon_jobs()  # some may hang: to close the pool, and to end the process, would wait for them
+            raise
 
 
 # ---- arguments ----------------------------------------------------------------------

@@ -89,6 +89,13 @@ def _program_name() -> str:
         return ""
 
 
+def mark_ending() -> None:
+    """Tells every attached pool that this process ends in good order: if it cannot detach, because a store hangs, its end is no death."""
+    for client in list(_attached):
+        if client._segment is not None:
+            client._segment.mark_ending()
+
+
 class Client(Inspectable):
     """An attachment to a segment. It attaches when ``seg`` is first read.
 
@@ -329,6 +336,11 @@ class Client(Inspectable):
                     if segment.is_closed():  # also if a signal's handler has raised meanwhile
                         self._forget()
             self.closed = True
+
+    def abandon_jobs(self) -> None:
+        """Gives up the jobs that run now, of all page sizes: close() does not wait for them."""
+        for client in (self, *self._others.values()):
+            client.jobs.abandon()
 
     def _forget(self) -> None:
         """Ends this client, whose attachment has ended."""

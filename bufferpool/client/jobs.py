@@ -55,6 +55,8 @@ class Job:
         self.taken = False
         """Whether a thread has begun the work."""
         self.ended = False
+        self.abandoned = False
+        """Whether its caller has given it up: then close() does not wait for it either."""
         self.result = 0
         """The result of the work: for a flush, the number of pages written."""
         self.error: BaseException | None = None
@@ -86,6 +88,15 @@ class Jobs:
         """The running jobs."""
         with self._changed:
             return [job for job in self._running.values() if not job.given_up()]
+
+    def abandon(self) -> None:
+        """Gives up the jobs that run now: :meth:`wait_until_idle` does not wait for them."""
+        for job in self.all():
+            job.abandoned = True
+
+    def wait_until_idle(self, seconds: float) -> None:
+        """Waits at most ``seconds`` until no job runs, but for those that were given up."""
+        self.wait(lambda: all(job.abandoned for job in self.all()), seconds)
 
     def start(self, subject: Hashable, work: Callable[[], int]) -> tuple[Job, bool]:
         """Starts a job on a subject unless one runs; returns (the job, whether it is new)."""

@@ -319,7 +319,7 @@ class PoolStats:
     oldest_operation_s: dict[OperationKind, float]
     """How long the one of each kind that has waited longest has made no progress, in seconds; 0 if none is under way."""
     reaped: int
-    """Clients that died and were reaped."""
+    """Clients that died and were reaped. A process that ends in good order while a store hangs is not counted."""
     pins_broken: int
     """Pins of dead clients that were released."""
     rebuilds: int

@@ -170,6 +170,40 @@ def test_a_flush_that_hangs_ends_and_says_where_to_look(
     assert "0 still dirty" in capsys.readouterr().out
 
 
+def test_a_flush_that_gives_up_does_not_wait_for_its_own_job(
+    pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The command printed that it gave up, and ended seconds later: the pool's close waited for the flush that it had given up."""
+    monkeypatch.setattr("bufferpool.pool.STOP_S", 1e6)
+    with file_that_hangs(monkeypatch, tmp_path / "orders.db"):
+        assert in_time(main, ["flush", pool.name, "--timeout", "0.3"]) == 1
+        assert "no progress" in capsys.readouterr().err
+    assert main(["flush", pool.name]) == 0
+
+
+_GIVES_UP = """
+import sys, threading
+from bufferpool.cli import main
+from bufferpool.stores.base import FileStore
+
+FileStore.sync = lambda store: threading.Event().wait()
+sys.exit(main(["flush", sys.argv[1], "--timeout", "0.3"]))
+"""
+
+
+def test_a_flush_that_gives_up_is_no_death(pool: bp.Pool) -> None:
+    """Each such command counted as a client that died, so that an operator who tried a hung disk four times set off an alert
+    about crashes. Its store has the pages when the process ends, so that it cannot detach."""
+    done = subprocess.run(
+        [sys.executable, "-c", _GIVES_UP, pool.name], check=False, capture_output=True, text=True, timeout=WAIT
+    )
+    assert (done.returncode, "no progress" in done.stderr) == (1, True), done.stderr
+    assert pool.reap() == 1, "it has detached after all"
+    assert (pool.stats().clients, pool.stats().reaped) == (1, 0)
+    assert "reaped" not in {event.kind.name.lower() for event in pool.events()}
+    assert pool.flush() == 1
+
+
 def test_gc_asks(pool: bp.Pool, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"{pool.name}-left"
     bp.Pool.create(name, "1MiB").close()

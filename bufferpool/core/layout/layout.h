@@ -150,6 +150,7 @@ struct alignas(64) Client {
     Atomic<u64> generation;   // grows with each attach to this slot
     Atomic<u32> folded;       // 1: its counters have been added to the totals
     Atomic<u32> unlocked;  // a forked child without a descriptor holds no byte lock: its process shows that it lives
+    Atomic<u32> ending;    // 1: its process ends in good order; if it cannot detach, its end is no death
     char name[32];
     alignas(64) Counters counters;
     alignas(64) Intent intents[OPS];

@@ -29,6 +29,7 @@ inline void start_client(Segment& s, u32 c) {
     slot.generation.store_release(slot.generation.load_relaxed() + 1);
     slot.folded.store_release(0);
     slot.unlocked.store_relaxed(0);
+    slot.ending.store_relaxed(0);
     slot.pid.store_relaxed(prim::process_id());
     slot.start_time.store_relaxed(prim::start_time());
     slot.attached_ns.store_relaxed(prim::realtime_ns());
@@ -63,6 +64,7 @@ inline u32 claim_slot(Segment& s, int fd, bool guest = false) {
 inline bool detach(Segment& s) {
     Patience patience(PATIENT_SLICES);
     auto leave_to_reaper = [&] {
+        s.client().ending.store_relaxed(1);
         s.client().pid.store_seq_cst(0);
         s.unlock_byte(LOCKS_AT + long(s.me));
         s.become(0);

@@ -162,12 +162,13 @@ inline bool reap_held(Segment& s, u32 c) {
     // 7. Its counters, and the slot.
     if (!lock_memory(s, false)) return false;
     recount_shares(s);
-    s.counters().reaped.add_relaxed(1);  // before the fold: `c` may be our own number
+    bool died = !s.clients[c - 1].ending.load_relaxed();
+    s.counters().reaped.add_relaxed(u64(died));  // before the fold: `c` may be our own number
     fold_counters(s, c);
     unlock_memory(s);
 #ifndef BP_EXPLORE  // not part of the protocol
     u32 budget = s.header->budget_frames.load_relaxed();
-    post_event(s, NewEvent{KIND_REAPED, REASON_DIED, 0, budget, budget, double(c)});
+    if (died) post_event(s, NewEvent{KIND_REAPED, REASON_DIED, 0, budget, budget, double(c)});
 #endif
     s.clients[c - 1].state.store_release(CLIENT_FREE);
     BP_POINT("reap.done");

@@ -566,6 +566,13 @@ static PyObject* segment_mark_unlinked(PyObject* self, PyObject*) {
     Py_RETURN_NONE;
 }
 
+// From now on the end of this process is no death, even if it cannot detach: a store hangs perhaps, and has its pages.
+static PyObject* segment_mark_ending(PyObject* self, PyObject*) {
+    Segment* s = S(self)->s;
+    if (s && s->me && s->has_slot()) s->client().ending.store_relaxed(1);
+    Py_RETURN_NONE;
+}
+
 // raise_checkpoint_lsn(lsn) -> the checkpoint LSN, which never decreases
 static PyObject* segment_raise_checkpoint_lsn(PyObject* self, PyObject* arg) {
     u64 n;
@@ -696,6 +703,10 @@ static PyMethodDef own_methods[] = {
     {"mark_unlinked", entered<segment_mark_unlinked, SegmentEntry>, METH_NOARGS,
      "mark_unlinked($self, /)\n--\n\n"
      "Marks the segment: its name was removed on purpose."},
+    {"mark_ending", entered<segment_mark_ending, SegmentEntry>, METH_NOARGS,
+     "mark_ending($self, /)\n--\n\n"
+     "From now on the end of this process is no death, even if it cannot detach: a store hangs perhaps, and has its\n"
+     "pages."},
     {"raise_checkpoint_lsn", entered<segment_raise_checkpoint_lsn, SegmentEntry>, METH_O,
      "raise_checkpoint_lsn($self, lsn, /)\n--\n\n"
      "Raises the LSN of the last checkpoint, which never decreases; returns it."},
