@@ -29,7 +29,12 @@ class AtEnd:
     def attached(self) -> None:
         """A pool was attached here, or inherited: the function is to be called."""
         process: Any = sys.modules.get("multiprocessing.process")
-        if process is None or process.parent_process() is None or self._pid == os.getpid():
+        if process is None or self._pid == os.getpid():
+            return
+        if process.parent_process() is None:
+            # A child of the fork server imports this package while it unpickles its work, and only then learns that it is a child.
+            if getattr(process.current_process(), "_inheriting", False):
+                self._forked()
             return
         self._pid = os.getpid()
         sys.modules["multiprocessing.util"].Finalize(None, self._end, exitpriority=-1000)  # after those of others

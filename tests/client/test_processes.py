@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -130,6 +132,38 @@ def _use(pool: bp.Pool, how: str) -> None:
     pool.open_scratch("own", 4, lifetime="process")
     if how == "raises":
         raise SystemExit(3)
+
+
+_OF_A_FORK_SERVER = """
+import multiprocessing
+import sys
+
+import bufferpool as bp
+
+
+def use(pool):
+    pool.open_scratch("shared", 8)[3]
+
+
+if __name__ == "__main__":
+    with bp.Pool.attach(sys.argv[1]) as pool:
+        process = multiprocessing.get_context("forkserver").Process(target=use, args=(pool,))
+        process.start()
+        process.join()
+    sys.exit(process.exitcode)
+"""
+
+
+def test_a_process_that_imports_the_package_after_the_fork_detaches(pool, tmp_path) -> None:
+    """A fork server that had not imported the package forked processes that did it when they unpickled a pool. They did not know
+    yet that multiprocessing had started them, and did not detach."""
+    program = tmp_path / "program.py"
+    program.write_text(_OF_A_FORK_SERVER)
+    done = subprocess.run(
+        [sys.executable, program, pool.name], check=False, capture_output=True, text=True, timeout=WAIT
+    )
+    assert done.returncode == 0, done.stderr
+    assert [client.pid for client in pool.clients()] == [os.getpid()]
 
 
 def _use_later(pool: bp.Pool, worked: Any) -> None:
