@@ -154,3 +154,16 @@ def test_no_process_is_given_a_short_limit() -> None:
         if int(found[1]) < 300
     ]
     assert short == [], "take WAIT of tests/conftest.py"
+
+
+def test_no_file_has_the_marks_of_a_merge_that_was_not_ended() -> None:
+    """A conflict in the design document was committed with both sides of it: nothing else reads a document's every line."""
+    marks = re.compile(r"^(<<<<<<< |>>>>>>> )", re.MULTILINE)
+    texts = [*ROOT.glob("*.md"), *(p for top in (*PYTHON, ".github") for p in (ROOT / top).rglob("*.*"))]
+    read = [
+        p
+        for p in texts
+        if p.suffix in {".md", ".py", ".pyi", ".h", ".cpp", ".toml", ".yml", ".json", ".jsonnet", ".tsx"}
+    ]
+    assert len(read) > 400
+    assert [p for p in read if "node_modules" not in p.parts and marks.search(p.read_text(errors="replace"))] == []
