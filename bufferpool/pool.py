@@ -63,7 +63,7 @@ from bufferpool.spaces.space import (
     is_coroutine_function,
     open_space,
 )
-from bufferpool.stores.base import Buffer, Cache, Store
+from bufferpool.stores.base import Buffer, Cache, Store, name_of_file
 from bufferpool.stores.checksum import Repair, file_store
 from bufferpool.units import flag_of, format_size, lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
@@ -510,7 +510,7 @@ class Pool(PoolFigures):
         share = Share.of(limit, reserve, pool.page_size)
         if cache not in ("pool", "kernel"):
             raise ValueError(f"cache must be 'pool' or 'kernel', not {cache!r}")
-        where = os.path.realpath(path)
+        where = name_of_file(path)
         name = os.path.basename(where) if name is None else name
         options: dict[str, Any] = {"path": where, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
         options |= {"checksum": bool(checksum), "repair": repair, "cache": cache}

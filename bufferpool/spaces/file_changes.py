@@ -95,6 +95,7 @@ def changed(client: Client, record: Record, what: str, dirty: int, *, missing: b
     first = "Restore the file"
     if missing:
         first += " at its path, or create an empty file there first (pages that are not dirty are zeros in it, or do not exist)"
+        what += " (or this process sees other paths, in a container or after chroot: then flush in one that opened the file)"
     return FileChanged(
         f"{record['path']} {what}, and the pool has {dirty} dirty pages of it; nothing was written. {first}, or read "
         f"the pages (pool.dirty_pages({name!r}), bufferpool dirty {client.name} {name}), then discard them (pool.discard({name!r}), "

@@ -120,6 +120,40 @@ def aligned(n_bytes: int) -> Buffer:
     return room[-room.ctypes.data % 4096 :][:n_bytes]
 
 
+def _stat(path: str | os.PathLike[str]) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:  # opening it raises the reason
+        return None
+
+
+def name_of_file(path: str | os.PathLike[str]) -> str:
+    """The name of a file without symbolic links. Raises FileNotFoundError for a file without a name, and NotRegularFile.
+
+    The links in /proc/self/fd lead to files that were deleted, or made without a name, but their text is no name of the file:
+    it names nothing, or another file.
+    """
+    for _ in range(100):  # a program may rename another file over it between the two looks
+        real = os.path.realpath(path)
+        about, named = _stat(path), _stat(real)
+        if about is None or (named is not None and os.path.samestat(about, named)):
+            return real
+        if not stat.S_ISREG(about.st_mode):
+            raise NotRegularFile(_irregular(path))
+        if not about.st_nlink:
+            break
+    raise FileNotFoundError(
+        errno.ENOENT,
+        "the file has no name (it was deleted, or made without one), and each process of the pool opens a file by its name: give it "
+        "one (os.link), or a store of your own (open_store)",
+        os.fspath(path),
+    )
+
+
+def _irregular(path: str | os.PathLike[str]) -> str:
+    return f"{os.fspath(path)} is not a regular file; use a regular file, or a store of your own (open_store)"
+
+
 class FileStore:
     """A file. Misses are read by the core, straight into the frame."""
 
@@ -137,15 +171,13 @@ class FileStore:
         flags = {"r": os.O_RDONLY, "r+": os.O_RDWR, "w+": os.O_RDWR}
         if mode not in flags:
             raise ValueError(f"mode must be 'r', 'r+' or 'w+', not {mode!r}")
-        self.path = os.path.realpath(path)
+        self.path = name_of_file(path)
         self.writable = mode != "r"
         directory = os.path.isdir(self.path)
         if not directory:
             self._open(flags[mode] | os.O_CLOEXEC | os.O_NONBLOCK, mode == "w+")
         if directory or not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise NotRegularFile(
-                f"{self.path} is not a regular file; use a regular file, or a store of your own (open_store)"
-            )
+            raise NotRegularFile(_irregular(self.path))
         if self.writable and is_segment(self.fd):
             raise FileInUse(
                 f"{self.path} is the segment of a pool: writing to it would destroy the pool, and end its processes by SIGBUS; "

@@ -31,7 +31,7 @@ from bufferpool.figures.stats import read_frames, read_summary
 from bufferpool.machine.descriptor import opened
 from bufferpool.spaces.directory import CHECKSUM, visible
 from bufferpool.spaces.space import Space
-from bufferpool.stores.base import sync_directory
+from bufferpool.stores.base import name_of_file, sync_directory
 
 FORMAT = 1
 CHUNK_PAGES = 128
@@ -73,7 +73,7 @@ def _save(client: Client, path: str | os.PathLike[str]) -> int:
 
 def _replaceable(path: str | os.PathLike[str]) -> str:
     """The path, without symbolic links, of a working set that may be replaced. Raises WorkingSetError for any other file."""
-    where = os.path.realpath(path)
+    where = name_of_file(path)
     try:
         file = opened(where, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError):

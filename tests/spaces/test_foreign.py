@@ -574,3 +574,22 @@ def test_a_write_that_fails_half_way_leaves_whole_pages(pool, data_file, monkeyp
     assert len(pool.open_file(path, "r+")) == 10
     assert pool.flush() == 6
     assert path.read_bytes() == b"".join(stamp(n, version=n >= 4).tobytes() for n in range(10))
+
+
+def _flush_elsewhere(pool, root):
+    os.chroot(root)
+    with pytest.raises(FileChanged) as refused:
+        pool.flush()
+    return str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may call chroot")
+def test_a_process_that_sees_other_paths_is_told_so(pool, data_file, child, tmp_path):
+    """After chroot, or in another container, a flush said that the file had been deleted, and asked for it to be restored."""
+    table = pool.open_file(data_file(4), "r+")
+    fill(table, [1], version=1)
+    (tmp_path / "root").mkdir()
+    said = child(_flush_elsewhere, pool, tmp_path / "root", context="fork").result()
+    assert "this process sees other paths, in a container or after chroot" in said
+    assert pool.flush() == 1
+    assert pool.check() == []

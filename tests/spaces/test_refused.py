@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import bufferpool as bp
 from bufferpool import _core
-from bufferpool.errors import FileInUse, PoolReadOnly, SpaceFull, SpaceMismatch, TooManySpaces
+from bufferpool.errors import FileInUse, NotRegularFile, PoolReadOnly, SpaceFull, SpaceMismatch, TooManySpaces
 from bufferpool.stores import base
 from bufferpool.upkeep import working_set
 from tests.conftest import PAGE, WAIT, fill, stamp
@@ -112,6 +114,66 @@ def test_a_file_name_that_is_no_text_needs_a_name_of_its_own(pool, tmp_path):
     space = pool.open_file(path, "r+", name="m")
     fill(space, [0], version=1)
     assert pool.flush() == 1
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "w+"])
+@pytest.mark.parametrize("how", ["deleted", "nameless", "memfd"])
+def test_a_file_without_a_name_is_not_opened_under_the_name_that_proc_gives_it(pool, data_file, tmp_path, mode, how):
+    """/proc/self/fd says "PATH (deleted)": "w+" made a file of that name and opened it, and "r" opened one that had it."""
+    path = data_file(4)
+    if how == "memfd":
+        fd = os.memfd_create("pages")
+    elif how == "nameless":
+        fd = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+    else:
+        fd = os.open(path, os.O_RDWR)
+        assert pool.open_file(f"/proc/self/fd/{fd}", name="named")[2].any()
+        os.unlink(path)
+    os.truncate(fd, 4 * PAGE)
+    link = f"/proc/self/fd/{fd}"
+    try:
+        before = sorted(os.listdir(tmp_path))
+        with pytest.raises(FileNotFoundError, match=r"has no name .*os\.link.*open_store") as error:
+            pool.open_file(link, mode, name="other")
+        assert error.value.filename == link
+        with pytest.raises(FileNotFoundError, match="has no name"):
+            pool.save_working_set(link)
+        assert sorted(os.listdir(tmp_path)) == before
+        if how == "deleted":
+            Path(os.readlink(link)).write_bytes(bytes(4 * PAGE))  # another file of that name is not taken for it
+            with pytest.raises(FileNotFoundError, match="has no name"):
+                pool.open_file(link, mode, name="other")
+    finally:
+        os.close(fd)
+
+
+def test_a_pipe_by_its_descriptor_is_no_file(pool):
+    read, write = os.pipe()
+    try:
+        with pytest.raises(NotRegularFile, match="open_store"):
+            pool.open_file(f"/proc/self/fd/{read}")
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_a_file_that_is_replaced_all_the_time_is_opened_all_the_same(pool, data_file, threads):
+    """Between two looks at its path another file may be there: that is no file without a name."""
+    path, end = Path(data_file(4)), threading.Event()
+
+    def replace():
+        while not end.is_set():
+            new = path.with_suffix(".new")
+            new.write_bytes(bytes(4 * PAGE))
+            new.rename(path)
+
+    threads.start(replace)
+    try:
+        for n in range(100):
+            pool.open_file(path, name=f"copy{n % 3}").remove()
+    finally:
+        end.set()
+        threads.join()
 
 
 def test_a_file_that_a_refused_w_plus_created_stays_once_somebody_has_written_to_it(pool, tmp_path, monkeypatch):
