@@ -13,6 +13,7 @@ published figures of FIFO or OPT differ from the computed ones.
 
 import argparse
 import csv
+import re
 import sys
 import time
 from collections import defaultdict
@@ -28,6 +29,8 @@ import bufferpool as bp
 SHARES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5)  # of the distinct pages
 LEAST_FRAMES, LEAST_DIFFERENCE = 10, 0.01
 OURS = "bufferpool"
+FORMER = "ALR"  # the figures of the policy as it was first drawn, in a file of published ones
+BEHIND = 0.05
 ROOT = Path(__file__).parent.parent
 SHIPPED = {
     "tpcc": ROOT / "bufferpool" / "replay" / "traces",
@@ -125,6 +128,35 @@ def summary(traces: list[Measured]) -> dict[str, tuple[float, float]]:
     return dict(sorted(found.items(), key=lambda item: item[1][0]))
 
 
+def families(traces: list[Measured]) -> list[str]:
+    """A line for each kind of trace (the name up to a comma or digit): ours and LRU, mean score over its traces and worst point."""
+    kinds = defaultdict[str, list[Measured]](list)
+    for trace in traces:
+        if trace.scores(OURS):
+            kinds[re.split(r"[,\d]", trace.name)[0].strip()].append(trace)
+    found = []
+    for kind, members in kinds.items():
+        figures = summary(members)
+        found.append(f"{kind:<20}" + "".join(f"{value:>12.2f}" for name in (OURS, "LRU") for value in figures[name]))
+    return found
+
+
+def better_elsewhere(traces: list[Measured]) -> list[str]:
+    """The points where another policy misses less often than ours by more than BEHIND, with the best one and its share of our misses."""
+    found = []
+    for trace in traces:
+        for frames, row in trace.ratios.items():
+            others = {name: ratio for name, ratio in row.items() if name not in (OURS, "OPT", FORMER)}
+            best = min(others, key=others.__getitem__)
+            share = others[best] / row[OURS]
+            if share < 1 - BEHIND:
+                lru = f", LRU {row['LRU'] / row[OURS]:.2f}" if best != "LRU" else ""
+                found.append(
+                    f"{trace.name}, {frames:,} frames ({frames / trace.distinct:.1%}): {best} {share:.2f}{lru}"
+                )
+    return found
+
+
 def load(options: argparse.Namespace) -> tuple[dict[str, np.ndarray], str]:
     """The traces asked for, and which bars hold for them."""
     if options.made:
@@ -164,6 +196,11 @@ def main() -> int:
     print(f"\n{'policy':<20}{'mean score':>12}{'worst point':>13}")
     for policy, (mean, worst) in found.items():
         print(f"{policy:<20}{mean:>12.3f}{worst:>13.2f}")
+    print(f"\n{'kind':<20}{OURS:>12}{'worst':>12}{'LRU':>12}{'worst':>12}")
+    print("\n".join(families(traces)))
+    print(f"\nOthers miss less often by more than {BEHIND:.0%}; misses beside ours:")
+    for line in better_elsewhere(traces):
+        print(f"  {line}")
     accesses = sum(len(trace.pages) * len(trace.ratios) for trace in traces)
     print(f"\nsimulate(): {accesses / sum(trace.seconds for trace in traces) / 1e6:.0f} million accesses a second")
     if options.plots:
