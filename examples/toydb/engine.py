@@ -42,7 +42,7 @@ import numpy as np
 import bufferpool as bp
 from toydb import locks
 from toydb.errors import Busy, LogCorrupt, LogFailed
-from toydb.log import Log, apply
+from toydb.log import Log, Record, apply
 from toydb.page import FREE, OVERFLOW, Inner, Page
 from toydb.points import point
 from toydb.shared import Shared, State
@@ -74,7 +74,7 @@ class Engine:
         self.checkpoint_lock = locks.Lock(file, locks.CHECKPOINT, "checkpoint")
         self.inner_pages: dict[int, Inner] = {}  # by page number: what this process has decoded, and a version of it
         self.tables: dict[str, KnownTable] = {}
-        self.most_as_one = 1 << 20  # pages; a group takes fewer, by the pool's frames
+        self.most_as_one = 1 << 20  # pages of one group, if the pool takes so many; tests set less
         pool.log_sync = self.sync_log
 
     def close(self) -> None:
@@ -206,19 +206,25 @@ class Engine:
         for record in self.log.records(state.segment, state.published):
             point("settle.found")
             self.sync_log(record.lsn)
-            pages: Pages = []
-            for change in record.changes:
-                old = bytes(self.space[change[0]]) if change[0] < len(self.space) else None
-                if old is not None and Page(old).lsn == record.lsn:
-                    continue
-                image = bytearray(old or self.pool.page_size)
-                apply(change, image)
-                pages.append((change[0], old if old is not None and Page(old).lsn else None, image))
-            state = self.publish(state, pages, record.lsn)
+            state = self.publish(state, self._unpublished(record), record.lsn)
         if end > state.published:
             self.log.truncate(state.segment, state.published)
             point("settle.cut")
         return state
+
+    def _unpublished(self, record: Record) -> Pages:
+        """The pages of a record that the dead writer had not published, as they are before and after it."""
+        pages: Pages = []
+        for change in record.changes:
+            page_no = change.page_no
+            image = bytearray(self.space[page_no]) if page_no < len(self.space) else bytearray(self.page_size)
+            lsn = Page(image).lsn
+            if lsn == record.lsn:
+                continue  # it is published
+            old = bytes(image) if lsn else None  # zeros: no commit has written this page yet
+            apply(change, image)
+            pages.append((page_no, old, image))
+        return pages
 
     # ---- checkpoint ------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ import uuid as uuids
 from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,13 @@ KEPT_OPEN = 8
 assert SEGMENT_BYTES == 48
 assert RECORD_BYTES == 24
 
-Change = tuple[int, int, bytes]  # page number, bitmap, chunks
+
+class Change(NamedTuple):
+    """What a record says of one page. A ``bitmap`` of ALL: ``chunks`` are the whole page."""
+
+    page_no: int
+    bitmap: int
+    chunks: bytes
 
 
 @dataclass(frozen=True)
@@ -78,14 +85,13 @@ def bitmap_of(old: bytes, new: bytes | bytearray) -> int:
 
 def apply(change: Change, image: bytearray) -> None:
     """Applies a change to an image of the page, in place."""
-    _, bitmap, chunks = change
-    if bitmap == ALL:
-        image[:] = chunks
+    if change.bitmap == ALL:
+        image[:] = change.chunks
         return
     size, at = len(image) // CHUNKS, 0
     for i in range(CHUNKS):
-        if bitmap >> i & 1:
-            image[i * size : (i + 1) * size] = chunks[at : at + size]
+        if change.bitmap >> i & 1:
+            image[i * size : (i + 1) * size] = change.chunks[at : at + size]
             at += size
 
 
@@ -179,9 +185,8 @@ class Log:
         64 chunks), the new version, whose LSN field is set here).
         """
         chunk = self.page_size // CHUNKS
-        bitmaps = [
-            ALL if old is None else bitmap_of(old, new) | 1 for _, old, new in pages
-        ]  # the LSN field is in chunk 0
+        # Chunk 0 (bit 0) is always in the record: it has the page's LSN, which changes below.
+        bitmaps = [ALL if old is None else bitmap_of(old, new) | 1 for _, old, new in pages]
         size = sum(PART.size + bitmap.bit_count() * chunk for bitmap in bitmaps)
         if size > MOST_BODY:
             raise LogFailed(0, f"a transaction of {size} bytes is too large for one record; commit in between")
@@ -248,7 +253,7 @@ class Log:
         for _ in range(count):
             page_no, _, bitmap = PART.unpack_from(body, at)
             size = bitmap.bit_count() * chunk
-            yield page_no, bitmap, body[at + PART.size : at + PART.size + size]
+            yield Change(page_no, bitmap, body[at + PART.size : at + PART.size + size])
             at += PART.size + size
 
     def redo(self, up_to: int = ALL) -> tuple[int, int, dict[int, bytearray]]:
@@ -266,12 +271,12 @@ class Log:
                 if record.lsn > up_to:
                     return segment, end, images
                 for change in record.changes:
-                    if change[0] not in images and change[1] != ALL:
+                    if change.page_no not in images and change.bitmap != ALL:
                         raise LogCorrupt(
-                            f"{self.path(segment)}: the first change of page {change[0]} is no full image; "
+                            f"{self.path(segment)}: the first change of page {change.page_no} is no full image; "
                             "an older part of the log is missing: put it back"
                         )
-                    apply(change, images.setdefault(change[0], bytearray(self.page_size)))
+                    apply(change, images.setdefault(change.page_no, bytearray(self.page_size)))
                 end = record.lsn
             if following not in (None, end):
                 raise LogCorrupt(

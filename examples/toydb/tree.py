@@ -18,7 +18,7 @@ full with a sibling, from the leaf upwards, along the path that it came down.
 from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import xxhash
 
@@ -69,6 +69,15 @@ class Pager(Protocol):
     def free(self, page_no: int) -> None: ...
 
 
+class Changed(NamedTuple):
+    """The leaf that was changed last: it has the keys in [low, high) while the pager's ``shape`` is the same."""
+
+    shape: int
+    low: bytes
+    high: bytes | None
+    leaf: Page
+
+
 class Tree:
     """One tree, identified by its root page."""
 
@@ -76,7 +85,7 @@ class Tree:
         self.pager = pager
         self.root = root
         self._max_key, self._max_cell = max_key(pager.page_size), max_cell(pager.page_size)
-        self._latest: tuple[int, bytes, bytes | None, Page] | None = None  # shape, low, high, and the leaf last changed
+        self._latest: Changed | None = None
 
     # ---- finding ---------------------------------------------------------------
 
@@ -125,16 +134,17 @@ class Tree:
     def _leaf(self, key: bytes) -> Page:
         """The leaf that has ``key``, or would have it. It uses inner pages that are decoded already, as long as it can."""
         if self._latest is not None:
-            shape, low, high, page = self._latest
+            shape, low, high, leaf = self._latest
             if shape == self.pager.shape and low <= key and (high is None or key < high):
-                return page
-        page_no, level, root = self.root, 0, self.root
+                return leaf
+        page_no, level = self.root, -1  # the next page on the path, and its level; that of the root is not known yet
         while (inner := self.pager.inner(page_no)) is not None:
-            if inner.tree != root or (level and inner.level != level) or (child := inner.child(key)) is None:
-                break
+            child = inner.child(key)
+            if inner.tree != self.root or level not in (-1, inner.level) or child is None:
+                break  # the page has another use now, or other keys
             page_no, level = child, inner.level - 1
-            if not level:
-                return self._step(self._visit(child, 0), key, False)
+            if level == 0:
+                return self._step(self._visit(page_no, 0), key, False)
         return self._descend(key)[-1]
 
     def _value(self, page: Page, i: int) -> bytes:
@@ -206,21 +216,26 @@ class Tree:
         leaf = self._descend(hi, before=hi_open and bool(hi))[-1] if reverse else self._leaf(lo or b"")
         while True:
             low, high, right = leaf.low, leaf.high, leaf.right
-            first = 0 if lo is None or lo < low else leaf.upper(lo) if lo_open else leaf.lower(lo)
-            last = leaf.count
-            if hi is not None and (high is None or hi < high):
+            first, last = 0, leaf.count
+            if lo is not None and (lo > low or (lo == low and lo_open)):  # this leaf may have keys before the range
+                first = leaf.upper(lo) if lo_open else leaf.lower(lo)
+            if hi is not None and (high is None or hi < high):  # it may have keys after the range
                 last = leaf.lower(hi) if hi_open else leaf.upper(hi)
             keys, values = leaf.part(first, max(first, last), partial(self._value, leaf))
             del leaf  # so that no page is pinned while the caller works
             if keys:
                 yield (keys[::-1], values[::-1]) if reverse else (keys, values)
-            if reverse and low and (lo is None or lo < low):
+            # For a reader of the latest pages the next leaf may have keys of this one, too. So the range ends, or begins, here.
+            if reverse:
+                if not low or (lo is not None and low <= lo):
+                    return
                 hi, hi_open = low, True
-                leaf = self._descend(low, before=True)[-1]
-            elif not reverse and high is not None and (hi is None or high < hi or (high == hi and not hi_open)):
-                leaf = self._step(self._visit(right, 0), high, False)
+                leaf = self._descend(low, before=True)[-1]  # there are no left links
             else:
-                return
+                if high is None or (hi is not None and (high > hi or (high == hi and hi_open))):
+                    return
+                lo, lo_open = high, False
+                leaf = self._step(self._visit(right, 0), high, False)
 
     # ---- changing ----------------------------------------------------------------
 
@@ -242,8 +257,8 @@ class Tree:
             cell = overflow_cell(key, len(value), self._store_value(value), xxhash.xxh3_64_intdigest(value))
         leaf = self.pager.change(leaf.page_no)
         if leaf.overwrite(i, cell) if found else leaf.insert(i, cell):
-            if self._latest is None or self._latest[3] is not leaf or self._latest[0] != self.pager.shape:
-                self._latest = self.pager.shape, leaf.low, leaf.high, leaf
+            if self._latest is None or self._latest.leaf is not leaf or self._latest.shape != self.pager.shape:
+                self._latest = Changed(self.pager.shape, leaf.low, leaf.high, leaf)
             return
         if found:
             leaf.remove(i)

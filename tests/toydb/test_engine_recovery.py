@@ -169,7 +169,7 @@ def test_pages_torn_in_the_file_are_whole_again(open_db: OpenDatabase) -> None:
     db.pool.flush()
     state = db._engine.shared.current()
     numbers = {
-        change[0] for record in db._engine.log.records(state.segment, state.segment) for change in record.changes
+        change.page_no for record in db._engine.log.records(state.segment, state.segment) for change in record.changes
     }
     assert len(numbers) > 5
     lose_pool(db)
