@@ -238,7 +238,7 @@ class Prometheus:
     """A running server's HTTP API."""
 
     def __init__(self, port: int, pool: str) -> None:
-        self.pool = pool
+        self.pool, self.port = pool, port
         self.get = partial(live.ask, port)
 
     def filled(self, expr: str) -> str:
@@ -322,6 +322,31 @@ def test_the_panels_show_what_happens(server):
     for title in ("How much memory", "Memory by content", "Misses and evictions per second", "Duration of loads", "Duration of giving memory back",
                   "Time spent waiting and loading", "Attached clients"):  # fmt: skip
         assert any(value > 0 for target in panels[title] for value in server.history(target["expr"], 20)), title
+
+
+@needs_prometheus
+@pytest.mark.skipif(
+    not ((FOLDER / "scenes" / "node_modules").exists() and shutil.which("node")),
+    reason="Grafana's engine is not here: cd dashboards/scenes && npm ci",
+)
+def test_the_engine_of_grafana_runs_the_dashboard(server):
+    """Our own replacement of the variables cannot show that Grafana's engine fills in the same, or runs the queries at all."""
+    done = subprocess.run(
+        ["node", "check.cjs", f"http://127.0.0.1:{server.port}", json.dumps({"pool": [server.pool]})],
+        cwd=FOLDER / "scenes", capture_output=True, text=True, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for seen in (found, found["chosen"]):
+        assert [panel for panel in seen["panels"] if panel["error"]] == []
+        assert {panel["title"] for panel in seen["panels"]} == {panel["title"] for panel in PANELS}
+        assert [name for name, one in seen["variables"].items() if one["error"] or not one["options"]] == []
+        assert all(one["events"] for one in seen["annotations"]), seen["annotations"]
+        assert not any("$" in one["expr"] for one in seen["sent"])
+    assert all('pool=~".+"' in one["expr"] for one in found["sent"] if "pool=" in one["expr"])
+    of_pools = [one["expr"] for one in found["chosen"]["sent"]]
+    assert len(of_pools) > 80
+    assert all(f'pool=~"{server.pool}"' in expr for expr in of_pools)
 
 
 @needs_prometheus
