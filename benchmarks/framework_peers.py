@@ -1,7 +1,7 @@
 """Measures the pool under zarr, PyTorch and dask, beside the caches that their users have: a part of `make peers`.
 
-- *zarr*: four processes read an array whose chunks are all in the cache: decoded in the pool, or compressed in the memory of
-  zarr's own CacheStore, one a process.
+- *zarr*: four processes read an array whose chunks are all in the cache: decoded in the pool, by a DecodedArray or by zarr's own
+  array, or compressed in the memory of zarr's own CacheStore, one a process.
 - *torch*: an epoch of a data loader with four workers. A sample costs 20 ms, as from an origin with that latency, unless
   it is cached: in the pool, or in a dict of each worker. The memory is the private memory of the workers, and that
   of the pool.
@@ -84,12 +84,13 @@ def zarr_worker(orders: Connection, folder: str, cache: Any) -> None:
     from zarr.experimental.cache_store import CacheStore
     from zarr.storage import LocalStore, MemoryStore
 
-    from bufferpool.integrations.zarr import PIPELINE, CachedStore
+    from bufferpool.integrations.zarr import PIPELINE, CachedStore, DecodedArray
 
     source = LocalStore(folder)
     arrays = {"base": zarr.open_array(CacheStore(source, cache_store=MemoryStore()), mode="r")}
     with zarr.config.set({"codec_pipeline.path": PIPELINE}):
-        arrays["ours"] = zarr.open_array(CachedStore(source, cache), mode="r")
+        arrays["zarr's"] = zarr.open_array(CachedStore(source, cache), mode="r")
+    arrays["ours"] = DecodedArray(arrays["zarr's"])
     rng = np.random.default_rng(os.getpid())
     for array in arrays.values():
         array[:]
@@ -127,14 +128,17 @@ def zarr_rows(rounds: int) -> list[bool]:
                 pipe.send((side, windows))
             return sum(pipe.recv() for pipe in pipes) / WORKERS
 
-        whole, parts = (
-            in_turns(lambda n=n: all_read("base", n), lambda n=n: all_read("ours", n), rounds) for n in (0, 50)
-        )
+        pairs = [
+            in_turns(lambda n=n: all_read("base", n), lambda n=n, side=side: all_read(side, n), rounds)
+            for n in (0, 50)
+            for side in ("ours", "zarr's")
+        ]
         for pipe in pipes:
             pipe.send(None)
+    names = ("the whole array", "the same, zarr's Array", "windows of 100 x 100", "the same, zarr's Array")
     return [
-        ratio_row("zarr: warm, the whole array", "CacheStore in memory", whole, 0.15),
-        ratio_row("zarr: warm, windows of 100 x 100", "CacheStore in memory", parts, 0.15),
+        ratio_row(f"zarr: warm, {name}", "CacheStore in memory", one, 0.15)
+        for name, one in zip(names, pairs, strict=True)
     ]
 
 

@@ -1,7 +1,8 @@
 """zarr (format 2 and 3, zarr-python 3): a store whose values all processes share, and chunks that are decoded once.
 
 ``CachedStore(store, pool.cache("zarr"))`` wraps any store. With
-``zarr.config.set({"codec_pipeline.path": PIPELINE})`` the arrays of such stores keep their chunks decoded.
+``zarr.config.set({"codec_pipeline.path": PIPELINE})`` the arrays of such stores keep their chunks decoded, and ``DecodedArray(array)`` reads
+decoded chunks without a detour through zarr's event loop.
 
 A value is kept under its key's *token*, a random number that the cache has for each key. A write replaces the token, so no value
 that was read before the write, or during it, is found again. While a write is under way the key has no token, and readers read from
@@ -11,12 +12,14 @@ the store. If the writer is killed, the key remains without a token, and readers
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Final, Self
 
 import numpy as np
+from zarr import Array
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.codecs import ShardingCodec
 from zarr.core.chunk_grids import RegularChunkGrid
@@ -31,6 +34,7 @@ from bufferpool.objects.cache import Cache, Key
 
 _ABSENT: Final = object()
 _WRITING: Final = 0  # in place of a token
+_here = threading.local()  # `reading`: this thread reads decoded chunks without an event loop
 PIPELINE = "bufferpool.integrations.zarr.DecodedChunks"
 """The codec pipeline that keeps decoded chunks, for zarr's setting ``codec_pipeline.path``."""
 
@@ -100,6 +104,7 @@ class CachedStore(WrapperStore[Store]):  # type: ignore[misc]  # zarr's types ar
         """The token under which the key's values are kept now; 0 while the key is being written, and its values must not be kept."""
         token = self.cache.get((self.name, key), _ABSENT)
         if token is _ABSENT:
+            _leave_to_loop()
             token = await self.cache.aget_or_load((self.name, key), _new_token, ttl=self.ttl)
         return token if token == _WRITING else bytes(token)
 
@@ -258,6 +263,7 @@ class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
         """
         batch = list(batch_info)
         if not isinstance(to := out.as_ndarray_like(), np.ndarray):
+            _leave_to_loop()
             await super().read(batch, out, drop_axes)
             return
         if self._has_shards:
@@ -268,6 +274,7 @@ class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
         elif not self.supports_partial_decode:
             batch = [one for one in batch if not self._copied(one, to, drop_axes)]
         if batch:
+            _leave_to_loop()
             await super().read(batch, out, drop_axes)
 
     def _copied(self, one: tuple[Any, ...], to: np.ndarray[Any, Any], drop_axes: tuple[int, ...]) -> bool:
@@ -305,15 +312,17 @@ class DecodedChunks(BatchedCodecPipeline):  # type: ignore[misc]
             _ABSENT if key is None else store.cache.get((*key, *coords), _ABSENT) for coords, *_ in parts
         ]
         absent = [n for n, chunk in enumerate(found) if chunk is _ABSENT]
-        wanted = [(getter, spec, key, parts[n][0]) for n in absent]
-        loaded = await concurrent_map(wanted, self._inner_chunk, zarr_config.get("async.concurrency"))
-        for n, chunk in zip(absent, loaded, strict=True):
-            found[n] = chunk
+        if absent:
+            _leave_to_loop()
+            wanted = [(getter, spec, key, parts[n][0]) for n in absent]
+            loaded = await concurrent_map(wanted, self._inner_chunk, zarr_config.get("async.concurrency"))
+            for n, chunk in zip(absent, loaded, strict=True):
+                found[n] = chunk
         axes = out_selection if isinstance(out_selection, tuple) else (out_selection,)
-        plain = (
-            not drop_axes and all(isinstance(axis, slice) for axis in axes) and to[out_selection].shape == indexer.shape
-        )
-        target = to[out_selection] if plain else np.empty(indexer.shape, to.dtype)  # a view: its values are copied once
+        # By slices alone it is a view, and the values are copied once; by nothing it is a number.
+        place_of_all: Any = to[out_selection] if all(isinstance(axis, slice) for axis in axes) else None
+        plain = not drop_axes and isinstance(place_of_all, np.ndarray) and place_of_all.shape == indexer.shape
+        target: Any = place_of_all if plain else np.empty(indexer.shape, to.dtype)
         for chunk, (_, chunk_selection, place, _) in zip(found, parts, strict=True):
             target[place] = fill_value_or_default(spec) if chunk is None else chunk[chunk_selection]
         if not plain:
@@ -382,6 +391,68 @@ def _is_kept(getter: Any, spec: Any) -> bool:
     """Whether the decoded chunk can be kept."""
     shared = isinstance(getter, StorePath) and isinstance(getter.store, CachedStore)
     return shared and not spec.dtype.to_native_dtype().hasobject
+
+
+# ---- reading without the event loop ----------------------------------------------------------
+
+
+class _NotKept(Exception):
+    """Something that a read needs is not in the cache."""
+
+
+def _leave_to_loop() -> None:
+    """Ends a read without an event loop, which cannot wait for what follows."""
+    if getattr(_here, "reading", False):
+        raise _NotKept
+
+
+def _read_here(read: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a read whose chunks are all decoded in the cache; _ABSENT if they are not. It does not wait for anything."""
+    _here.reading = True
+    try:
+        read.send(None)
+    except StopIteration as done:
+        return done.value
+    except _NotKept:
+        return _ABSENT
+    finally:
+        _here.reading = False
+        read.close()
+    return _ABSENT
+
+
+class DecodedArray(Array):  # type: ignore[misc]
+    """An array of zarr whose decoded chunks are copied by the thread that reads: ``DecodedArray(zarr.open_array(CachedStore(…)))``.
+
+    For each selection zarr hands the work to the thread of its event loop, and waits for it. That takes longer than to copy a window out
+    of chunks that are decoded in the cache. Here a selection by numbers, slices and, for each axis, arrays is read in the calling thread if all
+    of its chunks are in the cache, and in zarr's way otherwise. Everything else is as in the array that is given.
+
+    Raises ValueError if the array is not read with :class:`DecodedChunks`.
+    """
+
+    def __init__(self, array: Array) -> None:
+        if not isinstance(array.async_array.codec_pipeline, DecodedChunks):
+            raise ValueError(
+                "the array keeps no decoded chunks: set zarr.config.set({'codec_pipeline.path': PIPELINE}) before it is opened"
+            )
+        super().__init__(array.async_array)
+
+    def get_basic_selection(self, selection: Any = ..., *, out: Any = None, **options: Any) -> Any:
+        """What zarr.Array.get_basic_selection returns."""
+        if out is None and not any(options.values()):
+            found = _read_here(self.async_array.getitem(selection))
+            if found is not _ABSENT:
+                return found
+        return super().get_basic_selection(selection, out=out, **options)
+
+    def get_orthogonal_selection(self, selection: Any, **options: Any) -> Any:
+        """What zarr.Array.get_orthogonal_selection returns."""
+        if options.get("out") is None:
+            found = _read_here(self.async_array.get_orthogonal_selection(selection, **options))
+            if found is not _ABSENT:
+                return found
+        return super().get_orthogonal_selection(selection, **options)
 
 
 register_pipeline(DecodedChunks)

@@ -21,7 +21,7 @@ from zarr.core.buffer.cpu import Buffer  # noqa: E402
 from zarr.storage import LocalStore, MemoryStore, WrapperStore  # noqa: E402
 from zarr.testing.store import StoreTests  # noqa: E402
 
-from bufferpool.integrations.zarr import PIPELINE, CachedStore, DecodedChunks  # noqa: E402
+from bufferpool.integrations.zarr import PIPELINE, CachedStore, DecodedArray, DecodedChunks  # noqa: E402
 
 PROTOTYPE = default_buffer_prototype()
 
@@ -171,6 +171,50 @@ def test_decoded_chunks_are_what_zarr_reads(
         before = reads(log)
     opened(tmp_path / "data", cache, log, mode="r")[:]
     assert reads(log) == before, "nothing is read twice"
+
+
+def no_loop(read: Any, *args: Any, **kwargs: Any) -> Any:
+    read.close()
+    raise AssertionError("zarr's event loop was asked")
+
+
+WINDOWS: list[Any] = [
+    ..., 7, -1, (3, 4), slice(5, 50), slice(None, None, 7), (slice(11, 99), slice(3, 40)), (slice(0, 0), 1), (5, slice(None, None, 3)),
+    (..., 2), ([1, 60, 3], slice(10, 20)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shards", [None, (40, 60)], ids=["chunks", "shards"])
+@pytest.mark.parametrize("path", ["", "array"], ids=["root", "group"])
+def test_decoded_chunks_are_read_without_the_event_loop(
+    shards: Any, path: str, cache: Any, tmp_path: Path, decoded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each window of a cached array took ten times as long as its copy, because zarr hands it to another thread and waits."""
+    values = np.arange(100 * 120, dtype="f4").reshape(100, 120)
+    zarr.create_array(LocalStore(tmp_path), name=path or None, data=values, chunks=(20, 30), shards=shards)
+    array = DecodedArray(zarr.open_array(CachedStore(LocalStore(tmp_path), cache), path=path, mode="r+"))
+    cold = [array[selection] for selection in WINDOWS]
+    with monkeypatch.context() as patched:
+        patched.setattr("zarr.core.array.sync", no_loop)
+        warm = [array[selection] for selection in WINDOWS]
+        with pytest.raises(AssertionError, match="event loop"):
+            array.vindex[[1, 2], [3, 4]]
+    for selection, one, other in zip(WINDOWS, cold, warm, strict=True):
+        expected = np.asarray(zarr.open_array(LocalStore(tmp_path), path=path, mode="r")[selection])
+        assert np.array_equal(np.asarray(one), expected), selection
+        assert np.array_equal(np.asarray(other), expected), selection
+        assert (np.asarray(one).dtype, np.shape(one)) == (np.asarray(other).dtype, np.shape(other)), selection
+    assert np.array_equal(array.oindex[[2, 50], slice(3, 9)], values[[2, 50]][:, 3:9])
+    array[5:25, 7] = -1
+    assert (array[5:25, 7] == -1).all(), "it shows what was read before the write"
+    out = default_buffer_prototype().nd_buffer.create(shape=(3, 2), dtype="f4")
+    assert np.array_equal(array.get_basic_selection((slice(3), slice(2)), out=out), values[:3, :2])
+
+
+def test_an_array_that_keeps_no_decoded_chunks_is_refused(cache: Any, tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(ValueError, match="PIPELINE"):
+        DecodedArray(zarr.open_array(CachedStore(LocalStore(tmp_path), cache), path="table", mode="r"))
 
 
 @pytest.mark.parametrize("location", ["start", "end"])
