@@ -506,8 +506,7 @@ class Pool(PoolFigures):
         flag_of(checksum, "checksum")
         if repair is not None and not checksum:
             raise ValueError("repair= needs checksum=True: without checksums damage is not detected")
-        pool = self._of_size(page_size, seconds_of(timeout))
-        share = Share.of(limit, reserve, pool.page_size)
+        pool, share = self._place_for(page_size, limit, reserve, seconds_of(timeout))
         if cache not in ("pool", "kernel"):
             raise ValueError(f"cache must be 'pool' or 'kernel', not {cache!r}")
         where = name_of_file(path)
@@ -570,8 +569,7 @@ class Pool(PoolFigures):
         if load_many is not None and (is_coroutine_function(loader) or is_coroutine_function(load_many)):
             raise TypeError("a coroutine function can be the loader, without load_many: many of its loads run together")
         options = {"n_pages": count_of(n_pages, "n_pages"), "version": version_of(version)}
-        pool = self._of_size(page_size)
-        share = Share.of(limit, reserve, pool.page_size)
+        pool, share = self._place_for(page_size, limit, reserve)
         return pool._open_space(Wanted(name, Kind.DERIVED, options), dtype, share, loader, load_many)
 
     def open_store(
@@ -603,8 +601,7 @@ class Pool(PoolFigures):
         if mode != "r":
             self.client.require_writable("open a store for writing")
         options = {"mode": mode, "max_pages": max_pages}
-        pool = self._of_size(page_size)
-        share = Share.of(limit, reserve, pool.page_size)
+        pool, share = self._place_for(page_size, limit, reserve)
         return pool._open_space(Wanted(name, Kind.STORE, options, store), dtype, share)
 
     def open_scratch(
@@ -640,8 +637,7 @@ class Pool(PoolFigures):
             raise ValueError(f"lifetime must be 'pool' or 'process', not {lifetime!r}")
         options = {"n_pages": count_of(n_pages, "n_pages"), "lifetime": lifetime}
         options |= {"discardable": flag_of(discardable, "discardable")}
-        pool = self._of_size(page_size)
-        share = Share.of(limit, reserve, pool.page_size)
+        pool, share = self._place_for(page_size, limit, reserve)
         return pool._open_space(Wanted(name, Kind.SCRATCH, options), dtype, share)
 
     def space(self, name: str, mode: Literal["r", "r+"] = "r") -> Space:
@@ -740,6 +736,17 @@ class Pool(PoolFigures):
                 f"{self.name!r} has pages of {self.page_size} bytes; open spaces of other sizes in the pool {home.name!r}"
             )
         return self._pool_of(sizes.add(home, size, timeout))
+
+    def _place_for(
+        self,
+        page_size: int | str | None,
+        limit: int | str | None,
+        reserve: int | str | None,
+        timeout: float = sizes.LOCKED_S,
+    ) -> tuple[Self, Share]:
+        """For the arguments of a call that opens a space: the pool of its page size, and its share there."""
+        pool = self._of_size(page_size, timeout)
+        return pool, Share.of(limit, reserve, pool.page_size)
 
     def _with_space(self, name: str) -> Self:
         """The pool of the page size that has a space of this name; this one if none has."""

@@ -164,6 +164,17 @@ def interval(text: str) -> float:
     return value
 
 
+def add_seconds(
+    command: argparse.ArgumentParser,
+    option: str,
+    default: float,
+    about: str,
+    kind: Callable[[str], float] = interval,
+) -> None:
+    """Adds an option that is a number of seconds: ``option S``."""
+    command.add_argument(option, type=kind, default=default, metavar="S", help=f"{about} (default: %(default)s)")
+
+
 def since(text: str) -> float:
     """An argument that is a time: so many seconds, minutes (m), hours (h) or days (d) ago, or a date in ISO 8601.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from bufferpool.cli import doctor
 from bufferpool.cli.common import (
     Commands,
+    add_seconds,
     attach,
     complain,
     count,
@@ -345,13 +346,7 @@ def register(commands: Commands) -> None:
         "example:\n  bufferpool resize orders 64MiB",
     )  # fmt: skip
     resize.add_argument("capacity", metavar="SIZE", type=size)
-    resize.add_argument(
-        "--timeout",
-        type=seconds,
-        default=5.0,
-        metavar="S",
-        help="how long to wait for pages in use (default: %(default)s)",
-    )
+    add_seconds(resize, "--timeout", 5.0, "how long to wait for pages in use", seconds)
     trim = commands.add(
         "trim", _trim, "give memory back now, with an unchanged budget",
         "Without options: the free frames.\n\n"
@@ -368,13 +363,7 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     flush.add_argument("space", metavar="SPACE", nargs="?", help="only this space")
     flush.add_argument("--overwrite", action="store_true", help="even if another program has changed the file of SPACE")
-    flush.add_argument(
-        "--timeout",
-        type=interval,
-        default=60.0,
-        metavar="S",
-        help="give up after so many seconds without progress (default: %(default)s)",
-    )
+    add_seconds(flush, "--timeout", 60.0, "give up after so many seconds without progress")
     dirty = commands.add(
         "dirty", _dirty, "list the dirty pages of a space, or save copies of them",
         "For pages that cannot be written. Because the disk is full or broken: --save keeps copies of them on another disk until\n"
@@ -427,13 +416,7 @@ def register(commands: Commands) -> None:
         "JSON object. Exits with 1 if it cannot do its work, or if dirty pages could not be written at the end.\n\n"
         "examples:\n  bufferpool steward orders --idle 600\n  bufferpool steward orders --json | jq -r .message",
     )  # fmt: skip
-    steward.add_argument(
-        "--flush-every",
-        type=interval,
-        default=15.0,
-        metavar="S",
-        help="no page stays dirty for longer (default: %(default)s)",
-    )
+    add_seconds(steward, "--flush-every", 15.0, "no page stays dirty for longer")
     steward.add_argument("--idle", type=interval, metavar="S", help="give back pages not used for this long")
     steward.add_argument("--no-pressure", action="store_true", help="leave the budget alone")
     steward.add_argument("--working-set", metavar="FILE", help="save the working set there, every five minutes")

@@ -346,18 +346,10 @@ class Steward:
         least = max(client.seg.status()["min_frames"] * size, page_sizes.least_bytes(client))
         whole = page_sizes.whole_bytes(client)
         figures = govern.Pool(whole // size, held // size, -(-least // size), client.max_frames, size)
-        curve = page_sizes.curve(clients, whole)
-        self._worth = govern.worth(curve, figures, self._governor.rules)
-        reading = self._source.read()
-        rivals = list(peers(client.path)) if govern.shortage(reading, self._governor.rules) else []
-        decision = self._governor.decide(now, figures, reading, curve, rivals)
-        if decision is None:
-            return
-        given = page_sizes.set_whole(client, decision.frames * size, self._patience_s)
-        what = EventKind.GREW if decision.frames > figures.budget else EventKind.SHRANK
-        before, after = figures.budget, decision.frames
-        client.post(NewEvent(what, decision.reason, bytes=given, before=before, after=after, value=decision.value))
-        self._last = decision
+        decision = self._decide(now, figures, page_sizes.curve(clients, whole))
+        if decision is not None:
+            given = page_sizes.set_whole(client, decision.frames * size, self._patience_s)
+            self._post_decision(decision, figures, given)
 
     def _start(self, subject: Hashable, work: Callable[[], int]) -> bool:
         """Starts a job; False if there is one on its subject already. Raises what ended an earlier one, unless it may pass."""
@@ -557,11 +549,7 @@ class Steward:
             client.max_frames,
             client.page_size,
         )
-        curve = self._curve(read_advice(client))
-        self._worth = govern.worth(curve, figures, self._governor.rules)
-        reading = self._source.read()
-        rivals = list(peers(client.path)) if govern.shortage(reading, self._governor.rules) else []
-        decision = self._governor.decide(now, figures, reading, curve, rivals)
+        decision = self._decide(now, figures, self._curve(read_advice(client)))
         if decision is not None:
             if not page_sizes.set_own_budget(client, decision.frames, self._patience_s):
                 return  # another page size has just been made: the next round looks at both
@@ -574,21 +562,25 @@ class Steward:
         )
         given = self._shrink(over) if over > 0 else 0
         if decision is not None:
-            what = EventKind.GREW if decision.frames > figures.budget else EventKind.SHRANK
-            client.post(
-                NewEvent(
-                    what,
-                    decision.reason,
-                    bytes=given,
-                    before=figures.budget,
-                    after=decision.frames,
-                    value=decision.value,
-                )
-            )
-            self._last = decision
+            self._post_decision(decision, figures, given)
         elif given:  # a shrink of several rounds continues
             client.post(NewEvent(EventKind.TRIMMED, self._last.reason, bytes=given, value=self._last.value))
         self._tell_in_the_way(now, over, given)
+
+    def _decide(self, now: float, figures: govern.Pool, curve: govern.Curve | None) -> govern.Decision | None:
+        """Reads the memory pressure, and decides on a new budget by the rules; None for no change."""
+        rules = self._governor.rules
+        self._worth = govern.worth(curve, figures, rules)
+        reading = self._source.read()
+        rivals = list(peers(self.client.path)) if govern.shortage(reading, rules) else []
+        return self._governor.decide(now, figures, reading, curve, rivals)
+
+    def _post_decision(self, decision: govern.Decision, figures: govern.Pool, given: int) -> None:
+        """Records a new budget as an event; ``given``: the bytes that were given back for it."""
+        what = EventKind.GREW if decision.frames > figures.budget else EventKind.SHRANK
+        before, after = figures.budget, decision.frames
+        self.client.post(NewEvent(what, decision.reason, bytes=given, before=before, after=after, value=decision.value))
+        self._last = decision
 
     def _tell_in_the_way(self, now: float, over: int, given: int) -> None:
         """Records what keeps the pool above its budget, if nothing of ``over`` frames was given back; not too often."""
