@@ -149,6 +149,7 @@ dist: $(VENV)/.dist
 lint: all
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/stubtest bufferpool._core --mypy-config-file pyproject.toml
 
 clean:

@@ -181,7 +181,7 @@ def together(servers: list[Connection], what: str, size: str) -> float:
     """ns of an operation, for all processes together."""
     for server in servers:
         server.send((what, size))
-    return WINDOW_S * 1e9 / sum(server.recv() for server in servers)
+    return WINDOW_S * 1e9 / float(sum(server.recv() for server in servers))
 
 
 def line(peer: Peer, what: str, pairs: Pairs, bar: float | None) -> bool:
@@ -203,14 +203,13 @@ def speeds(stack: ExitStack, rounds: int) -> list[bool]:
             names, servers = peer.connect(peer.shared), start(inner, peer)
             for (what, bar), size in product(zip(("get", "put"), peer.bars, strict=True), SIZES):
                 value, code = os.urandom(SIZES[size]), [statements(getattr(p, what), size, 1) for p in (peer, mine)]
-                alone = (
+                theirs, own = (
                     timed(c, seconds=0.003, **n, value=value) for c, n in zip(code, (names, mine_names), strict=True)
                 )
-                met.append(line(peer, f"{what} {size}", in_turns(*alone, rounds), bar))
-                all_ = (partial(together, processes, what, size) for processes in (servers, mine_servers))
-                met.append(
-                    line(peer, f"{what} {size}, {PROCESSES} processes", in_turns(*all_, max(rounds // 4, 3)), bar)
-                )
+                met.append(line(peer, f"{what} {size}", in_turns(theirs, own, rounds), bar))
+                theirs, own = (partial(together, processes, what, size) for processes in (servers, mine_servers))
+                pairs = in_turns(theirs, own, max(rounds // 4, 3))
+                met.append(line(peer, f"{what} {size}, {PROCESSES} processes", pairs, bar))
             names.clear()
     return met
 

@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 from harness import PAGE, Bar, Bench, Bytes, Row, in_turns
 
 import bufferpool
 
+Ints = npt.NDArray[np.int64]
 DEPTH, AT_ONCE = 64, 256
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "bufferpool" / "core"
@@ -41,22 +43,22 @@ def forget(path: Path) -> None:
 
 
 @contextmanager
-def cold_space(bench: Bench) -> Iterator[bufferpool.Space]:
+def cold_space(bench: Bench) -> Iterator[tuple[bufferpool.Pool, bufferpool.Space]]:
     """A file four times as large as the pool. Neither the pool nor the page cache has any of it."""
     forget(bench.file)
     with bench.pool(bench.file_pages // 4) as pool:
-        yield pool.open_file(bench.file)
+        yield pool, pool.open_file(bench.file)
 
 
 @contextmanager
 def full_pool(bench: Bench) -> Iterator[tuple[bufferpool.Space, Callable[[], None], Callable[[], None]]]:
     """The same, with two functions. One fills the pool with pages of another file, so that every miss evicts a page, as in a pool
     that has been in use. The other one empties the pool."""
-    with cold_space(bench) as space:
+    with cold_space(bench) as (pool, space):
         other = bench.file.with_name("other")
         other.write_bytes(bench.file.read_bytes()[: bench.file_pages // 4 * PAGE])
         forget(other)
-        others = space.pool.open_file(other)
+        others = pool.open_file(other)
 
         def empty() -> None:
             space.drop()
@@ -70,7 +72,7 @@ def full_pool(bench: Bench) -> Iterator[tuple[bufferpool.Space, Callable[[], Non
     other.unlink()
 
 
-def _cold(bench: Bench, name: str, what: str, use: Callable[[bufferpool.Space, Bytes], object]) -> list[Row]:
+def _cold(bench: Bench, name: str, what: str, use: Callable[[bufferpool.Space, Ints], object]) -> list[Row]:
     program, reads = yardstick_program(bench), bench.file_pages
     with full_pool(bench) as (space, fill, empty):
         seeds = iter(range(1, 1 << 20))
@@ -230,7 +232,10 @@ def far_store(bench: Bench) -> list[Row]:
                 space.read_many(range(64))
                 return 1e3 * (time.perf_counter() - start)
 
-            pairs = in_turns(lambda store=store: 1e3 * store.request(), ours, bench.long_rounds)
+            def one(store: _Far = store) -> float:
+                return 1e3 * store.request()
+
+            pairs = in_turns(one, ours, bench.long_rounds)
             rows.append(pairs.row("far_store", f"64 pages, 20 ms away, {what}", "one request", "ms", bar))
     return rows
 

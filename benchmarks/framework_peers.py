@@ -126,10 +126,10 @@ def zarr_rows(rounds: int) -> list[bool]:
         def all_read(side: str, windows: int) -> float:
             for pipe in pipes:
                 pipe.send((side, windows))
-            return sum(pipe.recv() for pipe in pipes) / WORKERS
+            return float(sum(pipe.recv() for pipe in pipes) / WORKERS)
 
         pairs = [
-            in_turns(lambda n=n: all_read("base", n), lambda n=n, side=side: all_read(side, n), rounds)
+            in_turns(functools.partial(all_read, "base", n), functools.partial(all_read, side, n), rounds)
             for n in (0, 50)
             for side in ("ours", "zarr's")
         ]

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 import bufferpool
-from bufferpool.figures import stats
+from bufferpool.figures.names import FrameState
 
 PAGE = 8192
 OS_PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -194,7 +194,7 @@ class Hot:
         self.space = space
         self.rows: Bytes = np.asarray(pool.data)
         frames = pool.frames()
-        live = frames[(frames["state"] == stats.FrameState.LIVE) & (frames["space"] == space.index)]
+        live = frames[(frames["state"] == FrameState.LIVE) & (frames["space"] == space.index)]
         self.pages = len(live)
         self.frame_of: npt.NDArray[np.int64] = np.full(self.pages, -1)
         self.frame_of[live["page_no"]] = live["frame"]

@@ -12,7 +12,8 @@ SET = PAGES // 5  # pages of a working set
 def _zipf(rng: np.random.Generator, length: int, exponent: float) -> Pages:
     """Ranks 0 to PAGES - 1, drawn with probability proportional to 1 / (rank + 1) ** exponent."""
     weights = np.cumsum(1 / np.arange(1, PAGES + 1) ** exponent)
-    return np.searchsorted(weights, rng.random(length) * weights[-1])
+    ranks: Pages = np.searchsorted(weights, rng.random(length) * weights[-1])
+    return ranks
 
 
 def _walk(rng: np.random.Generator, stride: int) -> Pages:

@@ -17,7 +17,8 @@ def heavy_tailed(rng: np.random.Generator, n: int, median: int = 2000, sigma: fl
 def zipf(rng: np.random.Generator, length: int, n: int, exponent: float) -> Ints:
     """Ranks 0 to n - 1, drawn with probability proportional to 1 / (rank + 1) ** exponent."""
     weights = np.cumsum(1 / np.arange(1, n + 1) ** exponent)
-    return np.searchsorted(weights, rng.random(length) * weights[-1])
+    ranks: Ints = np.searchsorted(weights, rng.random(length) * weights[-1])
+    return ranks
 
 
 def _popular(rng: np.random.Generator) -> dict[str, Trace]:

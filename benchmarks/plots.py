@@ -1,7 +1,7 @@
 """Pictures of what benchmarks/policy.py measured: miss-ratio curves, and a summary."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from policy import Measured
 
 OURS = "bufferpool"
-STYLES = {
+STYLES: dict[str, dict[str, Any]] = {
     OURS: {"color": "#c0392b", "linewidth": 2.2, "zorder": 5},
     "OPT": {"color": "black", "linewidth": 1.4, "linestyle": "--"},
     "FIFO": {"color": "#7f8c8d", "linewidth": 1.4, "linestyle": ":"},

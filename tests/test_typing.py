@@ -113,3 +113,11 @@ def test_a_right_program_is_clean(tmp_path: Path) -> None:
 def test_every_mistake_is_found(tmp_path: Path) -> None:
     marked = [number for number, line in enumerate(WRONG.splitlines(), 1) if line.endswith("# wrong")]
     assert lines_with_errors(WRONG, tmp_path) == marked
+
+
+def test_the_benchmarks_use_the_package_as_its_types_say() -> None:
+    """A benchmark that no bar runs in ``make test`` called a function with arguments that it no longer had."""
+    command = [sys.executable, "-m", "mypy", "benchmarks"]
+    environment = os.environ | {"MYPY_CACHE_DIR": str(ROOT / ".mypy_cache" / "users")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
