@@ -1070,13 +1070,15 @@ class Pool(PoolFigures):
 
         ``size``: at least so many bytes: what caches have and no value uses, then the coldest pages, then values of caches
         (fewer if they are pinned, or dirty and cannot be flushed within ``timeout`` seconds). Without it: the memory of
-        free frames, and what caches have and no value uses. The budget is unchanged; the pool takes memory again when it is used. Raises ValueError, TypeError.
+        free frames, what caches have and no value uses, and what the kernel has given without being asked (to a process that called
+        mlockall(MCL_CURRENT) after it had opened the pool). The budget is unchanged; the pool takes memory again when it is used. Raises ValueError, TypeError.
         """
         self.client.require_writable("give memory back")
         seconds = seconds_of(timeout)
         self.client.seg.reap()
         if size is None:
             given = sum(pool.trim(timeout=timeout) for pool in self._other_sizes())
+            given += memory.give_back_unasked(self.client, seconds)
             given += self.client.give_back_objects("trim", timeout=seconds)
             return given + self.client.give_back(read_summary(self).frames.free, "trim", seconds)
         left, given = parse_size(size, "size"), 0
@@ -1187,10 +1189,10 @@ class Pool(PoolFigures):
             time.sleep(0.005)
         if status["kernel_bytes"] > counted and given(lambda: has_huge_pages(os.path.dirname(self.path))):
             return found  # huge pages: the kernel allocates more than was asked for (bufferpool doctor reports it)
-        return [
-            *found,
-            f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}",
-        ]
+        text = f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}"
+        if status["kernel_bytes"] - counted >= memory.UNASKED_BYTES:
+            text += ": a process has locked all of its memory after it opened the pool (mlockall), perhaps; pool.trim() gives it back"
+        return [*found, text]
 
 
 def _left(end: float) -> float | None:

@@ -23,6 +23,8 @@ from bufferpool.figures import stats
 from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, reason_number
 from bufferpool.figures.operations import Operation, read_flushes
+from bufferpool.machine.mounts import has_huge_pages
+from bufferpool.machine.pressure import given as if_given
 from bufferpool.units import format_size
 from bufferpool.upkeep import page_sizes
 from bufferpool.upkeep.flush_jobs import flushes_text, start_flushes, start_log_sync
@@ -30,6 +32,7 @@ from bufferpool.upkeep.flush_jobs import flushes_text, start_flushes, start_log_
 ROOM_S = 0.5  # seconds to wait for a frame before PoolExhausted
 SLOW_S = 30.0  # seconds until a flush is not waited for by a caller without a timeout: Linux gives a disk so long for a command
 PAUSE_S = 0.02  # seconds between two tries to get a frame
+UNASKED_BYTES = 4 << 20  # memory that the pool has not asked for, and that a trim looks for
 SAME_WANT_S = 0.05  # calls closer than this are about the same frame
 
 
@@ -365,6 +368,27 @@ def _locked(client: Client) -> str:
     """Says which client has the memory lock at this moment: a stopped process that has it delays all clients that need it."""
     owner = client.seg.status()["memory_lock_owner"]
     return f"; client {owner} has the memory lock, and pool.clients() says who that is" if owner else ""
+
+
+def unasked_bytes(client: Client) -> int:
+    """How much more memory the kernel counts for the segment than the pool does: below 0 if less.
+
+    What the kernel has given unasked, as to a process that calls mlockall(MCL_CURRENT). Where a tmpfs has huge pages it counts more
+    as a rule: then 0.
+    """
+    status = client.seg.status()
+    counted = status["metadata_bytes"] + status["resident_frames"] * client.page_size + status["object_bytes"]
+    more: int = status["kernel_bytes"] - counted
+    return 0 if more > 0 and if_given(lambda: has_huge_pages(os.path.dirname(client.path))) else more
+
+
+def give_back_unasked(client: Client, timeout: float) -> int:
+    """Gives memory back that the kernel has given unasked to parts of the segment that are not in use; returns the bytes."""
+    before = unasked_bytes(client)
+    if before < UNASKED_BYTES:  # so much may be under way
+        return 0
+    client.seg.punch_holes(timeout)
+    return max(0, before - unasked_bytes(client))
 
 
 def _trim_objects(client: Client, frames: int, timeout: float) -> int:

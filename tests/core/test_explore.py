@@ -688,6 +688,18 @@ MUTATIONS = {
         "if (!out.push(f)) free_frame(s, f);",
         "compact-pin",
     ),
+    "holes given back while others use them": (
+        "shrink.h",
+        "            s.holes.remove(f);\n            s.frames[f].word.store_release(frame::busy(s.me));\n        }\n        s.header",
+        "            s.frames[f].word.store_release(frame::busy(s.me));\n        }\n        s.header",
+        "holes-load",
+    ),
+    "memory beyond the frames that are ready given back while they become ready": (
+        "shrink.h",
+        "    if (!lock_growth(s)) return Status::INTERRUPTED;  // so that nobody",
+        "    while (!lock_growth(s)) {}\n    release(s, s.header->growth);\n    // so that nobody",
+        "holes-grow",
+    ),
     "the frame of an evicted page not counted for the next one": (
         "frames.h",
         "        if (step == Step::TAKEN && full) want.in_share = count_one(*full);\n",

@@ -235,6 +235,9 @@ static Program drops_and_compacts(u32 page) {
         shrink(s, 2, TRIM, false, done);
     };
 }
+static Program gives_back_holes() {
+    return [](Segment& s, Process&) { punch_holes(s); };
+}
 static Program moves(u32 page) {
     return [=](Segment& s, Process&) { move_and_release(s, page); };
 }
@@ -569,6 +572,10 @@ static std::vector<Scenario> scenarios() {
         {"checkpoint-write", 3, 3, {0}, {{"W", writes(0, 2)}, {"K", checkpoints(0)}}},
         {"checkpoint-log", 3, 3, {0}, {{"W", writes_and_checkpoints(0, 0)}, {"C", moves(0)}}},
         {"move-move", 3, 3, {0}, {{"C", moves(0)}, {"D", moves(0)}}},
+        {"holes-load", 3, 3, {0}, {{"T", gives_back_holes()}, {"L", reads(2)}}},
+        of_growth("holes-grow", 1, {0, 1}, {{"T", gives_back_holes()}, {"L", reads(2)}}),
+        {"reap-holes", 3, 3, {0}, {{"T", gives_back_holes()}, {"X", reaps()}}},
+        of_hurry("hurry-holes", 0, {}, {{"H", hurries(gives_back_holes())}, {"L", reads(1)}}),
         of_extents("compact-pin", {{"R", reads(2, 2)}}),
         of_extents("compact-write", {{"W", writes(2)}}),
         of_extents("compact-load", {{"L", reads(1)}}),

@@ -211,6 +211,43 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
     return give_back(s, op.intent(), want, reason, done);
 }
 
+// Gives back what the kernel has given to holes unasked: mlockall(MCL_CURRENT), in a process that has the segment mapped,
+// gives memory to all that is mapped. A hole is BUSY(me) while it is punched, as a frame that is given back.
+inline Status punch_holes(Segment& s) {
+    if (!lock_growth(s)) return Status::INTERRUPTED;  // so that nobody begins to use what is beyond the counts
+    repair_growth(s);
+    auto punch = [&](u64 from, u64 to) {
+        if (from < to) s.punch(from, to - from);
+    };
+    punch(round_up(s.g.tops_at + s.g.tops_bytes(), s.g.os_page), s.g.data_at);
+    if (s.look_at_ready()) punch(s.page_offset(s.ready), s.page_offset(s.g.max_frames));
+    release(s, s.header->growth);
+    for (u32 f = 0; f < s.ready;) {
+        if (!lock_memory(s)) return Status::INTERRUPTED;
+        u32 first = f, n = 0;
+        for (u32 looks = 0; f < s.ready && looks < LOOK_BATCH; looks++, f++) {
+            bool hole = s.holes.has(f) && frame::state(s.frames[f].word.load_acquire()) == HOLE;
+            if (!hole && n) break;
+            if (!hole) continue;
+            if (!n++) first = f;
+            s.holes.remove(f);
+            s.frames[f].word.store_release(frame::busy(s.me));
+        }
+        s.header->resident.store_relaxed(s.header->resident.load_relaxed() + n);
+        unlock_memory(s);
+        if (!n) continue;
+        s.punch(s.page_offset(first), u64(n) << s.g.page_shift);
+        if (lock_memory_briefly(s)) {
+            for (u32 i = first; i < first + n; i++) hole_locked(s, i);
+            unlock_memory(s);
+        } else {
+            give_back_later(s, first, n, false);
+        }
+        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
+    }
+    return Status::OK;
+}
+
 // Gives back frames of the spaces of a dead client. Without memory for the list they remain free in the pool.
 inline void give_back_freed(Segment& s, u32 frames) {
     Reclaimed done;

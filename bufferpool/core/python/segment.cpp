@@ -353,6 +353,21 @@ static PyObject* segment_shrink(PyObject* self, PyObject* args) {
                          done.tally.dirty, done.tally.busy, -done.refused);
 }
 
+// punch_holes(timeout): gives memory back that the kernel has given to holes unasked.
+static PyObject* segment_punch_holes(PyObject* self, PyObject* arg) {
+    double timeout = PyFloat_AsDouble(arg);
+    Segment* s = PyErr_Occurred() ? nullptr : opened(S(self));
+    if (!s) return nullptr;
+    Status status;
+    {
+        Released unlocked(S(self));
+        Deadline deadline(deadline_in(timeout));
+        status = punch_holes(*s);
+    }
+    if (status == Status::INTERRUPTED && check_signals() < 0) return nullptr;
+    Py_RETURN_NONE;
+}
+
 // Maps the tables of the caches. False: the method returns `out`, which is `none` if the pool has no cache, and null
 // after an error. Takes `none` over.
 static bool has_objects(Segment* s, PyObject* none, PyObject*& out) {
@@ -658,6 +673,9 @@ static PyMethodDef own_methods[] = {
      "Gives up to ``frames`` free frames back to the kernel; with ``evict`` it evicts pages for that. Returns\n"
      "(frames given back, pages moved; pinned, dirty and busy pages that it met; the errno with which the\n"
      "kernel refused some, or 0)."},
+    {"punch_holes", entered<segment_punch_holes, SegmentEntry>, METH_O,
+     "punch_holes($self, timeout, /)\n--\n\n"
+     "Gives memory back that the kernel has given to parts of the segment that are not in use."},
     {"fit_objects", entered<segment_fit_objects, SegmentEntry>, METH_VARARGS,
      "fit_objects($self, frames, reason, timeout=1e999, /)\n--\n\n"
      "Evicts values of caches until they use at most so many frames (None: what their limits allow). Returns\n"
