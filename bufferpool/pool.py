@@ -1191,7 +1191,7 @@ class Pool(PoolFigures):
             return found  # huge pages: the kernel allocates more than was asked for (bufferpool doctor reports it)
         text = f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}"
         if status["kernel_bytes"] - counted >= memory.UNASKED_BYTES:
-            text += ": a process has locked all of its memory after it opened the pool (mlockall), perhaps; pool.trim() gives it back"
+            text += ": a process has locked all of its memory after it opened the pool (mlockall), perhaps; pool.trim() gives it back, except for the room of caches"
         return [*found, text]
 
 
