@@ -211,8 +211,8 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
     return give_back(s, op.intent(), want, reason, done);
 }
 
-// Gives back what the kernel has given to holes unasked: mlockall(MCL_CURRENT), in a process that has the segment mapped,
-// gives memory to all that is mapped. A hole is BUSY(me) while it is punched, as a frame that is given back.
+// Gives back what the kernel has given to holes unasked: mlockall(MCL_CURRENT), in a process that has the segment
+// mapped, gives memory to all that is mapped. A hole is BUSY(me) while it is punched, as a frame that is given back.
 inline Status punch_holes(Segment& s) {
     if (!lock_growth(s)) return Status::INTERRUPTED;  // so that nobody begins to use what is beyond the counts
     repair_growth(s);
