@@ -351,8 +351,8 @@ MUTATIONS = {
     "an append's number given back to the next space in the slot": ("writing.h", _any_generation, "", "append-reopen"),
     "an append that takes a number of the next space in the slot": (
         "writing.h",
-        "if (slot.reserved.cas_seq_cst(reserved, space_span(at.generation, end))) return Status::OK;",
-        "if (u64 now = slot.reserved.load_seq_cst(); slot.reserved.cas_seq_cst(now, now + count)) return Status::OK;",
+        "if (slot.allocated.cas_seq_cst(allocated, space_span(at.generation, end))) return Status::OK;",
+        "if (u64 now = slot.allocated.load_seq_cst(); slot.allocated.cas_seq_cst(now, now + count)) return Status::OK;",
         "append-reopen",
     ),
     "a space that grows by zeros in place of what its last page has": (
