@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from bufferpool.errors import PageOutOfRange, SpaceFull, SpaceReadOnly
+from bufferpool.errors import PageOutOfRange, PoolExhausted, SpaceFull, SpaceReadOnly
 from tests.conftest import PAGE, WAIT, stamp
 
 
@@ -233,41 +233,65 @@ def test_many_processes_grow_a_space_and_write_its_pages(pool, data_file, child)
     assert pool.check() == []
 
 
+def test_a_space_that_finds_no_frame_to_grow_can_be_written(make_pool, data_file):
+    """No test noticed a growth that kept the new last page when its second frame could not be had: nobody could write the page."""
+    pool = make_pool(16 * PAGE)
+    full = pool.open_derived("full", 16, lambda n, out: out.fill(0))
+    space = pool.open_file(data_file(1), "r+", max_pages=10)
+    held = [full[n] for n in range(15)]  # one frame is left
+    with pytest.raises(PoolExhausted):
+        space.grow(5, timeout=0.1)
+    assert len(space) == 1
+    held.clear()
+    with space.append(timeout=WAIT) as page:
+        page[:] = stamp(1)
+    assert space.grow(5, timeout=WAIT) == 5
+    with space.write(4, timeout=WAIT) as page:
+        page[:] = stamp(4)
+    assert pool.check() == []
+
+
 GROWING = """
 import json, os, signal, sys
 import bufferpool as bp
 
-name, path, log = sys.argv[1:]
+name, path, log, point = sys.argv[1:]
 pool = bp.Pool.create(name, "1MiB", page_size=4096)
 space = pool.open_file(path, "r+", max_pages=20)
 pid = os.fork()
 if pid == 0:
-    os.environ.update(BUFFERPOOL_KILLED=log, BUFFERPOOL_KILL=f"lengthen.owned:1:{int(signal.SIGSTOP)}")
+    os.environ.update(BUFFERPOOL_KILLED=log, BUFFERPOOL_KILL=f"{point}:1:{int(signal.SIGSTOP)}")
     space.grow(10)
     os._exit(1)
 os.waitpid(pid, os.WUNTRACED)
 told = []
 try:
-    space.grow(10, timeout=0.1)
+    told.append(space.grow(10, timeout=0.1))
 except bp.errors.WaitTimeout:
     told.append("timeout")
-told.append(space.grow(9))  # its last page is another one
+told.append(space.grow(9))  # its last page is another one, or it is longer already
 os.kill(pid, signal.SIGKILL)
 os.waitpid(pid, 0)
 told += [space.grow(10), len(space), pool.check()]
+with space.write(9, timeout=20) as page:
+    page[:] = 1
 print(json.dumps(told))
 pool.close()
 bp.Pool.remove(name, discard=True)
 """
 
 
-def test_growing_waits_no_longer_than_it_may_for_one_that_is_stopped(faulty_package, tmp_path, pool_name, data_file):
-    """Corner: a process that makes the file as long is stopped while it has the writer field of the new last page."""
+@pytest.mark.parametrize(("point", "told"), [("lengthen.owned", ["timeout", 9]), ("lengthen.published", [10, 10])])
+def test_growing_waits_no_longer_than_it_may_for_one_that_is_stopped(
+    faulty_package, tmp_path, pool_name, data_file, point, told
+):
+    """Corner: a process that makes the file as long is stopped while it has the writer field of the new last page; or when it has
+    published that page, and the space is not longer yet. Who grows the space then lets the page go."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(faulty_package.parent)}
     done = subprocess.run(
-        [sys.executable, "-c", GROWING, pool_name, str(data_file(1)), str(tmp_path / "killed")],
+        [sys.executable, "-c", GROWING, pool_name, str(data_file(1)), str(tmp_path / "killed"), point],
         capture_output=True, text=True, timeout=WAIT, check=False, cwd=faulty_package.parent, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "killed").read_text() == "lengthen.owned"
-    assert json.loads(done.stdout) == ["timeout", 9, 10, 10, []]
+    assert (tmp_path / "killed").read_text() == point
+    assert json.loads(done.stdout) == [*told, 10, 10, []]

@@ -362,6 +362,13 @@ MUTATIONS = {
         "lengthen-append",
     ),
     "a space that is longer before its last page is there": ("writing.h", _longer_early, "", "lengthen-extend"),
+    "a space that grows makes the next space in its slot longer": (
+        "writing.h",
+        "    while (e >> GENERATION_SHIFT == at.generation && (e & PAGES_MASK) < pages &&\n"
+        "           !at.slot.span.cas_seq_cst(e, space_span(at.generation, pages))) {}",
+        "    while ((e & PAGES_MASK) < pages && !at.slot.span.cas_seq_cst(e, space_span(e >> GENERATION_SHIFT, pages))) {}",
+        "lengthen-reopen",
+    ),
     "an append's number taken without a look at who else takes it": (
         "writing.h",
         "if (slot.allocated.cas_seq_cst(allocated, space_span(at.generation, end))) return Status::OK;",
@@ -596,6 +603,24 @@ MUTATIONS = {
         "publish_many.h",
         _group_over_early,
         "",
+        "reap-group",
+    ),
+    "a group that has the number of the one before": (
+        "publish_many.h",
+        "    u64 word = group::next(decides.load_relaxed());\n",
+        "    u64 word = group::with_state(decides.load_relaxed(), group::OPEN);\n",
+        "group-again",
+    ),
+    "the old version of the page in hand left by the reaper": (
+        "publish_many.h",
+        "        else if (entry::is_resident_in(e, g)) s.frames[f].word",
+        "        else if (entry::is_resident_in(e, g) && f == NONE) s.frames[f].word",
+        "reap-group",
+    ),
+    "the new versions of a group that is undone left by the reaper": (
+        "publish_many.h",
+        "        s.frames[g].word.cas_seq_cst(w, frame::busy(c));\n    }\n    decides",
+        "    }\n    decides",
         "reap-group",
     ),
     "the writer field of a group's page released with the swap": (

@@ -2,6 +2,7 @@
 
 import os
 import time
+from math import inf
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import bufferpool as bp
 from bufferpool import _core
 from bufferpool.errors import LoaderFailed, WaitTimeout
 from bufferpool.figures import stats
+from bufferpool.upkeep import memory
 from tests.conftest import PAGE, WAIT, stamp, wait_until
 from tests.support.hanging import Gate, in_time
 
@@ -175,6 +177,48 @@ def test_a_miss_that_finds_no_frame_keeps_its_timeout(pool, data_file, threads):
         in_time(table.get, 70, timeout=0.0)
     kept.clear()
     assert np.array_equal(table.get(70, timeout=0.0), stamp(70))
+
+
+def _replaces_both(space, fill):
+    with space.pool.publish_many() as group:
+        for n in range(2):
+            group.write(space, n, timeout=3)[:] = 1
+        fill(62)
+
+
+def _after(call):
+    def ask(space, fill):
+        fill(64)
+        call(space)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("ask", "least_s", "most_s"),
+    [
+        (_after(lambda space: space.get(5, timeout=3)), 0, 3),
+        (_after(lambda space: space.pin(5, timeout=3)), 0, 3),
+        (_after(lambda space: space.grow(80, timeout=3)), 0, 3),
+        (_replaces_both, inf, inf),
+    ],
+    ids=["get", "pin", "grow", "group"],
+)
+def test_only_what_has_been_edited_waits_for_a_frame_without_limit(pool, tmp_path, monkeypatch, ask, least_s, most_s):
+    """A growth waited for a slow flush as a write does whose edited copy would be lost, whatever its timeout was."""
+    (tmp_path / "data").write_bytes(bytes(64 * PAGE))
+    space = pool.open_file(tmp_path / "data", "r+", max_pages=100)
+    full = pool.open_derived("full", 64, lambda n, out: out.fill(0))
+    held, left = [], []
+
+    def make_room(client, want, found):
+        left.append(found.left)
+        held.clear()
+
+    monkeypatch.setattr(memory, "make_room", make_room)
+    ask(space, lambda pages: held.extend(full[n] for n in range(pages)))
+    assert left
+    assert all(least_s <= seconds <= most_s for seconds in left)
 
 
 @pytest.mark.parametrize("wrong", [-1, float("nan"), "1", object()])

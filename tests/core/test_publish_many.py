@@ -593,3 +593,13 @@ def test_a_group_whose_space_is_removed_all_the_same_publishes_nothing(
     write_as_one(pool, [(kept, 0), (again, 0), (again, 1)])
     assert (kept[0][0], again[0][0], again[1][0]) == (9, 9, 9)
     assert pool.check() == []
+
+
+def test_a_group_has_no_more_pages_of_a_space_than_its_limit(pool: bp.Pool) -> None:
+    """It waited for a frame that could not be had, because all pages of a group are in the pool at the same time."""
+    space = pool.open_scratch("space", 9, limit=8 * PAGE)
+    with pool.publish_many() as group:
+        for n in range(8):
+            group.write(space, n)[:] = 1
+        with pytest.raises(errors.GroupFull, match="8 pages"):
+            group.write(space, 8)

@@ -570,6 +570,7 @@ static int grow_to(SpaceObject* sp, u64 pages, u64 timeout_ns) {
     if (pages <= space_pages(space_slot(sp).span.load_acquire())) return 0;
     if (back_entry(sp, pages - 1) < 0) return -1;
     PublishHooks hooks{{{sp, pages - 1, prim::now_ns() + timeout_ns}}, sp->seg->forks};
+    hooks.edited = false;
     Status status = grow_space(*sp->seg->s, place_of(sp, pages - 1), pages, !sp->zero_fill, hooks);
     return answer(status, sp, pages - 1);
 }

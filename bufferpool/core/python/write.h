@@ -74,15 +74,16 @@ struct OwnHooks : SpaceHooks {
 struct PublishHooks : OwnHooks {
     u32 forks;
     bool was_dirty = false;  // out: whether the page that was replaced was dirty
+    bool edited = true;      // the caller would lose what has been edited
 
     Status unless_forked(Status status) {
         if (status == Status::OK && !is_ours(sp->seg, forks)) return raise_parents(page_no), Status::RAISED;
         return status;
     }
     Status waited(u64 e) { return unless_forked(OwnHooks::waited(e)); }
-    // It waits for a frame for as long as it takes, because what has been edited would be lost.
+    // What has been edited waits for a frame for as long as it takes.
     Status make_room(Status status, FrameRequest& want) {
-        u64 deadline = std::exchange(deadline_ns, status == Status::INTERRUPTED ? deadline_ns : 0);
+        u64 deadline = std::exchange(deadline_ns, status == Status::INTERRUPTED || !edited ? deadline_ns : 0);
         status = unless_forked(OwnHooks::make_room(status, want));
         deadline_ns = deadline;
         return status;
