@@ -605,12 +605,6 @@ MUTATIONS = {
         "",
         "reap-group",
     ),
-    "a group that has the number of the one before": (
-        "publish_many.h",
-        "    u64 word = group::next(decides.load_relaxed());\n",
-        "    u64 word = group::with_state(decides.load_relaxed(), group::OPEN);\n",
-        "group-again",
-    ),
     "the old version of the page in hand left by the reaper": (
         "publish_many.h",
         "        else if (entry::is_resident_in(e, g)) s.frames[f].word",

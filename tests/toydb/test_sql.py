@@ -67,6 +67,25 @@ def test_a_search_touches_few_pages(con):
     assert con.pages().touched == con.pages().hit + con.pages().missed
 
 
+def test_an_index_that_has_a_part_of_the_key_names_more_than_one_row(con):
+    """An index on a column of the primary key ended there, and was taken to name one row: DELETE removed one of several, and
+    the rows of an ORDER BY came in the order of the first column only."""
+    con.execute(
+        "CREATE TABLE t(a TEXT, b INTEGER, c INTEGER, PRIMARY KEY(a COLLATE RTRIM, b)); CREATE INDEX by_a ON t(a)"
+    )
+    con.execute("CREATE TABLE u(a TEXT, b TEXT, PRIMARY KEY(a, b)); CREATE INDEX by_b ON u(b COLLATE NOCASE, a)")
+    con.executemany("INSERT INTO t VALUES(?, ?, ?)", [(a, b, -b % 7) for a in "xyz" for b in range(20)])
+    con.executemany("INSERT INTO u VALUES('x', ?)", [("b",), ("B",), ("c",)])
+    ordered = rows(con, "SELECT c FROM t WHERE a >= 'x' ORDER BY a, c")
+    assert ordered == [(c,) for _ in "xyz" for c in sorted(-b % 7 for b in range(20))]
+    con.execute("DELETE FROM t WHERE a = 'y' COLLATE BINARY AND c < 9")
+    assert rows(con, "SELECT a, count(*) FROM t GROUP BY a") == [("x", 20), ("z", 20)]
+    con.execute("DELETE FROM u WHERE b = 'b' COLLATE NOCASE AND a = 'x'")
+    assert rows(con, "SELECT b FROM u") == [("c",)]
+    con.execute("UPDATE t SET c = 1 WHERE a COLLATE BINARY = 'x'")
+    assert rows(con, "SELECT count(*) FROM t WHERE c = 1 AND a = 'x'") == [(20,)]
+
+
 VALUES = (5, "5", "5.0", 5.5, b"5", "a", "A", 2)
 COMPARISONS = (
     "k = 5", "k = '5'", "k > '4'", "k <= 5", "k BETWEEN 3 AND 6", "n >= '5'", "n < 5.2", "n = ' 5'", "k >= 5 ORDER BY n",

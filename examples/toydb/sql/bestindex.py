@@ -240,7 +240,7 @@ def _order(schema: Schema, path: Path, fixed: int, order: list[tuple[int, bool]]
         place += 1
         if len(directions) == 2:
             return False, False
-        if place == len(path.columns):
+        if place == len(path.columns) and path.whole:
             break  # the rows are unique by now: later terms of ORDER BY change nothing
     return True, directions == {True}
 

@@ -67,6 +67,7 @@ class Path:
     collations: tuple[str, ...]
     unique: int  # the number of first columns that determine the row; 0: none do
     index: Index | None
+    whole: bool = True  # all columns together determine the row, also where some are NULL
 
     def storage(self, schema: Schema) -> str:
         return schema.storage if self.index is None else self.index.storage
@@ -120,8 +121,14 @@ def paths(schema: Schema) -> list[Path]:
     for index in schema.indexes:
         columns, collations = index.columns + key, index.collations + key_collations
         width = next((i for i, column in enumerate(columns) if column in columns[:i]), len(columns))
-        unique = len(index.columns) if index.unique else width
-        found.append(Path(f"INDEX {index.name}", columns[:width], collations[:width], unique, index))
+        columns, collations = columns[:width], collations[:width]  # (the path ends before a column that it has already)
+        compared = set(zip(columns, collations, strict=True))
+        whole = all(
+            (column, collation) in compared or (column, "BINARY") in compared
+            for column, collation in zip(key, key_collations, strict=True)
+        )
+        unique = len(index.columns) if index.unique else width if whole else 0
+        found.append(Path(f"INDEX {index.name}", columns, collations, unique, index, whole))
     return found
 
 
