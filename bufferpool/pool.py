@@ -164,16 +164,20 @@ class Pool(PoolFigures):
     ) -> Self:
         """Makes a new pool and attaches to it.
 
-        Sizes are numbers of bytes, or strings such as "256MiB". ``capacity``: bytes that its pages may take (the budget), or "auto":
-        a quarter of the available memory, see ``bufferpool/machine/auto_size.py``. A steward moves the budget
-        between ``min_capacity`` (default: an eighth of it) and ``max_capacity`` (default: the
-        capacity); :meth:`resize` may go up to ``room``. That is room in the address space of
-        every process that attaches, twice, and takes no memory (default: the size of the tmpfs, or as much as the limits of
-        this process allow).
-        ``page_size``: a power of two, at least 4096 bytes. ``extent_size``:
-        bytes given back to the kernel at a time. ``max_clients``: processes
-        attached at once. ``max_pages``: pages of all its spaces together.
-        ``permissions``: those of the segment's file. ``directory``: another tmpfs mount.
+        Sizes are numbers of bytes, or strings such as "256MiB".
+
+        - ``capacity``: bytes that its pages may take (the budget), or "auto": a quarter of the available memory, see
+          ``bufferpool/machine/auto_size.py``.
+        - ``page_size``: a power of two, at least 4096 bytes.
+        - ``min_capacity``, ``max_capacity``: a steward moves the budget between them (default: an eighth of the capacity, and
+          the capacity).
+        - ``extent_size``: bytes given back to the kernel at a time.
+        - ``max_clients``: processes attached at once.
+        - ``max_pages``: pages of all its spaces together.
+        - ``room``: how far :meth:`resize` can raise the budget (default: the size of the tmpfs, or as much as the limits of
+          this process allow). The room takes address space in every process that attaches, twice, and no memory.
+        - ``permissions``: those of the segment's file.
+        - ``directory``: another tmpfs mount than /dev/shm.
 
         A capacity above the size of the tmpfs gives the warning PoolTooLarge.
 
@@ -251,7 +255,7 @@ class Pool(PoolFigures):
         permissions: int | None = None,
         directory: str | os.PathLike[str] | None = None,
     ) -> Self:
-        """Attaches to the pool, or creates it; safe between processes starting together.
+        """Attaches to the pool, or creates it. Processes that start at the same time may all call it.
 
         It creates a pool for a mistyped name, too. Use :meth:`attach` where the pool must exist.
 

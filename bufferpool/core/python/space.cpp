@@ -187,6 +187,21 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids, Backing backi
     return numbers;
 }
 
+// The page numbers of a call, for as long as it lasts. False: an exception is set.
+struct PageNumbers {
+    PyArrayObject* array;
+    const npy_int64* v = nullptr;
+    npy_intp n = 0;
+
+    PageNumbers(SpaceObject* sp, PyObject* ids, Backing backing = Backing::GIVEN)
+        : array(page_numbers(sp, ids, backing)) {
+        if (array) v = static_cast<const npy_int64*>(PyArray_DATA(array)), n = PyArray_SIZE(array);
+    }
+    PageNumbers(const PageNumbers&) = delete;
+    ~PageNumbers() { Py_XDECREF(array); }
+    explicit operator bool() const { return array; }
+};
+
 // Hits are counted in groups: not each one, and not only at the end, because the sampler reads the counters meanwhile.
 constexpr u64 HITS_AT_ONCE = 32;
 static void count_hits(SpaceObject* sp, u64 hits) { sp->seg->s->my_uses[sp->index].hits.add_owned(hits); }
@@ -275,15 +290,15 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
     PyObject* ids;
     Access access;
     if (with_timeout("pin_many", args, count, names, ids, access) < 0) return nullptr;
-    PyArrayObject* numbers = page_numbers(sp, ids);
+    PageNumbers numbers(sp, ids);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
     Segment& s = *sp->seg->s;
-    npy_intp n = PyArray_SIZE(numbers);
-    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
+    npy_intp n = numbers.n;
+    auto v = numbers.v;
     u32 few[128];
     Vec<u32> many;
-    if (n > 128 && !many.resize(size_t(n))) return Py_DECREF(numbers), PyErr_NoMemory();
+    if (n > 128 && !many.resize(size_t(n))) return PyErr_NoMemory();
     u32* frames = n > 128 ? many.data() : few;
     u32 now = s.tick();
     u64 hits = 0;
@@ -302,11 +317,9 @@ static PyObject* space_pin_many(PyObject* self, PyObject* const* args, Py_ssize_
     if (i == n && !still_open(sp)) {
         bad_page(sp, space_slot(sp).span.load_acquire(), Py_None);
     } else if (i == n) {
-        Py_DECREF(numbers);
         return new_pinned_pages(sp, frames, n);
     }
     while (i-- > 0) drop_pin(sp->seg, frames[i]);
-    Py_DECREF(numbers);
     return nullptr;
 }
 
@@ -336,13 +349,13 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:read_many", const_cast<char**>(names), &ids, &out, &timeout))
         return nullptr;
     if (deadline_of(timeout, access.deadline_ns) < 0) return nullptr;
-    PyArrayObject* numbers = page_numbers(sp, ids);
+    PageNumbers numbers(sp, ids);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
-    npy_intp n = PyArray_SIZE(numbers);
+    npy_intp n = numbers.n;
+    auto v = numbers.v;
     PyArrayObject* to = output_for(sp, n, out);
     Segment& s = *sp->seg->s;
-    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     u32 now = s.tick();
     u64 hits = 0;
     bool ok = to != nullptr, exhausted = false;
@@ -379,7 +392,6 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
     }
     pinned.finish();
     count_hits(sp, hits);
-    Py_DECREF(numbers);
     if (ok && !still_open(sp)) {
         bad_page(sp, space_slot(sp).span.load_acquire(), Py_None);
         ok = false;
@@ -392,15 +404,15 @@ static PyObject* space_read_many(PyObject* self, PyObject* args, PyObject* kwarg
 // Loads absent pages without pinning them. Returns the number of loaded pages.
 static PyObject* space_load_many(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PyArrayObject* numbers = page_numbers(sp, ids);
+    PageNumbers numbers(sp, ids);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
-    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
+    auto v = numbers.v;
     long loaded = 0;
     bool ok = true;
     Access access{.counts = false, .once = true};
-    Together together(sp, v, PyArray_SIZE(numbers), access, false);
-    for (npy_intp i = 0; ok && i < PyArray_SIZE(numbers); i++) {
+    Together together(sp, v, numbers.n, access, false);
+    for (npy_intp i = 0; ok && i < numbers.n; i++) {
         u32 f;
         auto absent = [&] { return state_of(sp, u64(v[i])) == ABSENT; };
         if (together.take(i, f) || (absent() && together.load(i, f))) {
@@ -414,53 +426,42 @@ static PyObject* space_load_many(PyObject* self, PyObject* ids) {
         loaded += ok;
     }
     ok = ok || forget_exhausted();  // there is no room to read ahead
-    Py_DECREF(numbers);
     return ok ? PyLong_FromLong(loaded + together.apart) : nullptr;
 }
 
 // How many of these pages of a file are absent; 0 for a space that no file is behind.
 static PyObject* space_absent(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PyArrayObject* numbers = page_numbers(sp, ids, Backing::AS_IS);
+    PageNumbers numbers(sp, ids, Backing::AS_IS);
     if (!numbers) return nullptr;
-    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
     long absent = 0;
-    for (npy_intp i = 0; sp->fd >= 0 && i < PyArray_SIZE(numbers); i++)
-        absent += !has_entry(sp, u64(v[i])) || state_of(sp, u64(v[i])) == ABSENT;
-    Py_DECREF(numbers);
+    for (npy_intp i = 0; sp->fd >= 0 && i < numbers.n; i++)
+        absent += !has_entry(sp, u64(numbers.v[i])) || state_of(sp, u64(numbers.v[i])) == ABSENT;
     return PyLong_FromLong(absent);
 }
 
 // Which of these pages are in the pool at the moment.
 static PyObject* space_resident(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PyArrayObject* numbers = page_numbers(sp, ids, Backing::AS_IS);
+    PageNumbers numbers(sp, ids, Backing::AS_IS);
     if (!numbers) return nullptr;
-    npy_intp n = PyArray_SIZE(numbers);
-    PyObject* out = PyArray_SimpleNew(1, &n, NPY_BOOL);
-    auto v = static_cast<const npy_int64*>(PyArray_DATA(numbers));
-    for (npy_intp i = 0; out && i < n; i++) {
-        bool there = has_entry(sp, u64(v[i])) && state_of(sp, u64(v[i])) == RESIDENT;
+    PyObject* out = PyArray_SimpleNew(1, &numbers.n, NPY_BOOL);
+    for (npy_intp i = 0; out && i < numbers.n; i++) {
+        bool there = has_entry(sp, u64(numbers.v[i])) && state_of(sp, u64(numbers.v[i])) == RESIDENT;
         static_cast<npy_bool*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)))[i] = there;
     }
-    Py_DECREF(numbers);
     return out;
 }
 
 // Loads what can be loaded together, and nothing one by one: no code of others runs, and nothing is raised for a page.
 static PyObject* space_load_ahead(PyObject* self, PyObject* ids) {
     auto sp = reinterpret_cast<SpaceObject*>(self);
-    PyArrayObject* numbers = page_numbers(sp, ids);
+    PageNumbers numbers(sp, ids);
     if (!numbers) return nullptr;
     Busy busy(sp->seg);
-    npy_intp n = PyArray_SIZE(numbers);
-    {
-        Together together(sp, static_cast<const npy_int64*>(PyArray_DATA(numbers)), n,
-                          Access{.counts = false, .once = true}, false);
-        u32 f;
-        for (npy_intp i = 0; i < n; i += MANY_PAGES) together.load(i, f);
-    }
-    Py_DECREF(numbers);
+    Together together(sp, numbers.v, numbers.n, Access{.counts = false, .once = true}, false);
+    u32 f;
+    for (npy_intp i = 0; i < numbers.n; i += MANY_PAGES) together.load(i, f);
     Py_RETURN_NONE;
 }
 
