@@ -36,7 +36,7 @@ class PoolMutex(CacheMutex):  # type: ignore[misc]
     def release(self) -> None:
         load, self._load, self._held = self._load, None, False
         if load is not None:
-            self._cache.fail(load, self._key, None)
+            self._cache.fail(load, self._key, None, False, 1.0)
 
     def locked(self) -> bool:
         return self._held

@@ -32,6 +32,8 @@ _MISSING: Final = object()
 VALUE, LOAD, FAILED, UNKEPT, BUSY, LATE, STALE = range(7)  # the outcomes of begin(): see core/python/cache.cpp
 LOCKED_S: Final = 30.0
 """Seconds for which opening and removing a cache wait for a client that has a lock of the pool."""
+_END_S, _ASYNC_END_S = 1.0, 0.1
+"""Seconds for which the end of a load waits for each lock of the pool. Without the lock only its own caller has the value."""
 _POLL_S, _POLL_MOST_S = 0.001, 0.02  # how long a coroutine waits before it asks for another caller's load again
 
 
@@ -136,7 +138,7 @@ class Cache(_core.CacheBase):
         is loading the key already.
         """
         seconds = self._checked(load, timeout, ttl, stale_while_loading)
-        value = self.get(key, _MISSING)
+        value = self.look(key, _MISSING, seconds)
         if value is not _MISSING:
             return cast(_T, value)
         load_of = self._load_of(key)
@@ -150,9 +152,9 @@ class Cache(_core.CacheBase):
             self._loading.set(self._loading.get() | {load_of})
             began = time.perf_counter()
             loaded = _require_value(_called(load, key))
-            self._store(key, loads, loaded, ttl, began)
+            self._store(key, loads, loaded, ttl, began, min(seconds, _END_S))
         except BaseException as error:
-            self._end(key, loads, error, stale_while_loading)
+            self._end(key, loads, error, stale_while_loading, min(seconds, _END_S))
             raise
         finally:
             self._loading.set(self._loading.get() - {load_of})
@@ -171,7 +173,7 @@ class Cache(_core.CacheBase):
         from asyncio import sleep  # not at the top: a command that only looks imports no asyncio
 
         seconds = self._checked(load, timeout, ttl, stale_while_loading)
-        value = self.get(key, _MISSING)
+        value = self.look(key, _MISSING, seconds)
         if value is not _MISSING:
             return cast(_T, value)
         load_of = self._load_of(key)
@@ -180,11 +182,10 @@ class Cache(_core.CacheBase):
         loads: list[Any] = []
         try:
             while True:
-                outcome, what = self.begin(key, 0.0, False, waited, stale_while_loading, loads)
+                late = time.monotonic() >= end
+                outcome, what = self.begin(key, 0.0 if late else _POLL_S, late, waited, stale_while_loading, loads)
                 if outcome in (VALUE, STALE):
                     return cast(_T, what)
-                if outcome == BUSY and time.monotonic() >= end:
-                    outcome = LATE
                 if outcome != BUSY:
                     break
                 waited = True
@@ -194,9 +195,9 @@ class Cache(_core.CacheBase):
             self._loading.set(self._loading.get() | {load_of})
             began = time.perf_counter()
             loaded = await _require_awaitable(_called(load, key))
-            self._store(key, loads, loaded, ttl, began)
+            self._store(key, loads, loaded, ttl, began, min(seconds, _ASYNC_END_S))
         except BaseException as error:
-            self._end(key, loads, error, stale_while_loading)
+            self._end(key, loads, error, stale_while_loading, min(seconds, _ASYNC_END_S))
             raise
         finally:
             self._loading.set(self._loading.get() - {load_of})
@@ -238,16 +239,17 @@ class Cache(_core.CacheBase):
                 "process: pool.operations() names it"
             )
 
-    def _store(self, key: Key, loads: list[Any], value: Any, ttl: float | None, began: float) -> None:
-        """Keeps a loaded value. It is not kept if ``loads`` is empty, because there was no room for a load, or if the loader
-        has closed the pool or removed the cache."""
+    def _store(self, key: Key, loads: list[Any], value: Any, ttl: float | None, began: float, wait_s: float) -> None:
+        """Keeps a loaded value. It is not kept if ``loads`` is empty, because there was no room for a load, if the loader has
+        closed the pool or removed the cache, or if a lock of the pool is not free within ``wait_s`` seconds."""
         microseconds = min(int((time.perf_counter() - began) * 1e6), 2**32 - 1)
         if loads:
             with self._suppress_gone:
-                self.finish(key, loads[0], value, ttl, microseconds)
+                self.finish(key, loads[0], value, ttl, microseconds, wait_s)
 
-    def _end(self, key: Key, loads: list[Any], error: BaseException, stale: bool) -> None:
-        """Ends a load without a value. The callers that wait get the exception, if the loader has raised it."""
+    def _end(self, key: Key, loads: list[Any], error: BaseException, stale: bool, wait_s: float) -> None:
+        """Ends a load without a value. The callers that wait get the exception, if the loader has raised it, and the locks of
+        the pool are free within ``wait_s`` seconds."""
         if not loads:
             return
         ended = False
@@ -255,10 +257,10 @@ class Cache(_core.CacheBase):
             try:
                 if isinstance(error, Exception):
                     for most in (_PICKLED_MOST, 0):  # there may be no room for the whole of it
-                        ended = ended or self.fail(loads[0], key, _told(error, most), stale)
+                        ended = ended or self.fail(loads[0], key, _told(error, most), stale, wait_s)
             finally:
                 if not ended:
-                    self.fail(loads[0], key, None)
+                    self.fail(loads[0], key, None, stale, wait_s)
 
     # ---- functions ----------------------------------------------------------------------
 

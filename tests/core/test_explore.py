@@ -52,10 +52,11 @@ def scenarios(program: Path) -> list[str]:
 LARGE = {
     "append-append-read", "append-remove", "checkpoint-log", "checkpoint-move", "compact-load", "drop-aside", "flush-aside",
     "flush-evict", "flush-flush", "fork-write", "group-again", "group-checkpoint", "group-evict", "group-flush",
-    "group-group", "group-move", "group-swap", "grow-grow", "grow-write", "hurry-load-twice", "hurry-write-twice",
-    "limit-evict", "many-many", "many-write", "move-flush", "move-move", "object-load-load", "object-load-put",
-    "private-reopen-write", "put-clean", "read-reopen-twice", "reap-append", "reap-bank-load", "reap-group-flush",
-    "reap-group-read", "reap-group-write", "reap-load-write", "reap-many", "reap-private-write", "reap-reload",
+    "group-group", "group-move", "group-swap", "grow-grow", "grow-write", "hurry-load-twice", "hurry-object-again",
+    "hurry-object-load", "hurry-object-put", "hurry-renew", "hurry-write-twice", "limit-evict", "many-many",
+    "many-write", "move-flush", "move-move", "object-load-load", "object-load-put", "private-reopen-write", "put-clean",
+    "read-reopen-twice", "reap-append", "reap-bank-load", "reap-group-flush", "reap-group-read", "reap-group-write",
+    "reap-hurry-load", "reap-load-write", "reap-many", "reap-private-write", "reap-reload",
     "replace-evict", "replace-write-load", "settle-sweep", "three", "write-remove", "write-reopen-twice",
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
@@ -682,6 +683,66 @@ MUTATIONS = {
         "    if (object::state(w) != OBJECT_LIVE && object::state(w) != OBJECT_LOADING) return false;",
         "    if (object::state(w) == OBJECT_FREE) return false;",
         "put-put",
+    ),
+    "a load that does not end because the lock could not be taken": (
+        "object_write.h",
+        "        if (owner == s.me) leave_load(s, e, word);\n",
+        "",
+        "hurry-object-load",
+    ),
+    "a load that was left taken for one under way": (
+        "object_read.h",
+        "    if (object::state(found.word) == OBJECT_LOADING && found.word & object::LEFT) return Offer::NEW;\n",
+        "",
+        "hurry-object-load",
+    ),
+    "a load that was left not removed by the next one": (
+        "object_write.h",
+        "        end_load_locked(s, e);  // who waited for it was woken when it was left\n",
+        "",
+        "hurry-object-load",
+    ),
+    "a renewal that was left taken for one under way": (
+        "object_read.h",
+        "        end_load_locked(s, want.put.entry);  // who waited for it was woken when it was left\n        same = false;\n",
+        "",
+        "hurry-renew",
+    ),
+    "a stripped block kept because the lock could not be taken": (
+        "object_blocks.h",
+        "        leave_block(s, b);\n        return false;\n",
+        "        return false;\n",
+        "hurry-object-strip",
+    ),
+    "the memory of a stripped block counted still": (
+        "object_blocks.h",
+        "        if (r == 0) k.memory.store_relaxed(0);\n",
+        "",
+        "hurry-object-strip",
+    ),
+    "a sweep that does not count the memory anew": (
+        "object_blocks.h",
+        "    h.used.store_relaxed(used);\n}\ninline bool sweep_blocks",
+        "    (void)used;\n}\ninline bool sweep_blocks",
+        "hurry-object-strip",
+    ),
+    "a block without a last pin not left to the next owner of the lock": (
+        "object_blocks.h",
+        "    if (!lock_objects_briefly(s)) return leave_to_sweep(s);\n",
+        "    if (!lock_objects_briefly(s)) return;\n",
+        "hurry-object-get",
+    ),
+    "too few entries counted while the tables are made anew": (
+        "object_index.h",
+        "    u32 high = 0;  // clients read",
+        "    u32 high = 0;\n    h.entries_high.store_relaxed(0);  // clients read",
+        "hurry-object-again",
+    ),
+    "a log page that was not opened kept": (
+        "object_log.h",
+        "        leave_block(s, b);\n",
+        "",
+        "hurry-object-put",
     ),
     "a record moved although its object was replaced meanwhile": (
         "object_evict.h",

@@ -87,7 +87,7 @@ static void get_object(Segment& s, u32 key) {
     look_at_value(s, key, found, least);
 }
 
-static Published store_version(Segment& s, PutObject& put, u32 key, u32 version, u32 words) {
+static Published store_version(Segment& s, PutObject& put, u32 key, u32 version, u32 words, Status& status) {
     u64 value[LARGE];
     for (u64& w : value) w = u64(key) << 32 | version;
     if (version > object_world.intended[key]) object_world.intended[key] = version;
@@ -95,14 +95,15 @@ static Published store_version(Segment& s, PutObject& put, u32 key, u32 version,
     put.kind = 1;
     put.bytes = words * 8;
     ObjectPiece piece{value, put.bytes, 0};
-    Status status;
     return store_object(s, put, &piece, 1, status);
 }
 
 static void put_object(Segment& s, u32 key, u32 version, u32 words, u64 expires_ns = 0) {
     PutObject put;
     put.expires_ns = expires_ns;
-    if (store_version(s, put, key, version, words) != Published::YES) delete_object(s, object_key(key));
+    Status status;
+    Published done = store_version(s, put, key, version, words, status);
+    if (done != Published::YES && status != Status::INTERRUPTED) delete_object(s, object_key(key));
 }
 
 // A load of a value. `writes`: others put or delete the key meanwhile, and then another one may load it at the same time.
@@ -124,12 +125,30 @@ static void load_object(Segment& s, u32 key, u32 version, bool stale, bool write
     PutObject put;
     put.entry = want.put.entry;
     put.word = want.put.word;
-    if (store_version(s, put, key, version, SMALL) == Published::FULL) end_load(s, put.entry, put.word, s.me);
+    Status status;
+    if (store_version(s, put, key, version, SMALL, status) == Published::FULL) end_load(s, put.entry, put.word, s.me);
 }
 
 // ---- the end -----------------------------------------------------------------------------------
 
+// Whoever wants the key of a load that was left can load it.
+static void load_left_keys(Segment& s) {
+    for (u32 e = 0; e < s.objects.header->entries_high.load_relaxed(); e++) {
+        if (!(s.objects.entries[e].word.load_relaxed() & object::LEFT)) continue;
+        for (u32 key = 0; key < KEYS; key++) {
+            LoadRequest want;
+            want.key = object_key(key);
+            want.wait = false;
+            Begun begun = begin_object(s, want);
+            if (begun == Begun::LOAD) end_load(s, want.put.entry, want.put.word, s.me);
+            else if (begun == Begun::HIT) unpin_and_settle(s, want.found.block);
+            else violation("key %u cannot be loaded after a load that was left", key);
+        }
+    }
+}
+
 static void check_objects_at_end(Segment& s, bool once) {
+    load_left_keys(s);
     Findings found;
     if (check_objects(s, found) != Status::OK) abort();
     for (const Finding& finding : found) violation("%s", finding.text);
@@ -193,6 +212,15 @@ static Program strips(u32 key) {
 }
 static Program deletes(u32 key) {
     return [=](Segment& s, Process&) { delete_object(s, object_key(key)); };
+}
+// Its first load gives up perhaps, its second one does not.
+static Program loads_twice(u32 key) {
+    return [=](Segment& s, Process& me) {
+        load_object(s, key, 1, false, false);
+        me.hurried = 0;
+        me.gives_up = false;
+        load_object(s, key, 2, false, false);
+    };
 }
 static Program cleans() {
     return [](Segment& s, Process&) {

@@ -466,6 +466,13 @@ static Scenario of_loads(const char* name, std::vector<std::pair<const char*, Pr
     return scenario;
 }
 
+// The first process gives up so many waits for the lock.
+static Scenario of_hurried_objects(const char* name, u32 words, u32 waits, std::vector<std::pair<const char*, Program>> processes, u64 expires_ns = 0) {
+    Scenario scenario = of_objects(name, words, std::move(processes), expires_ns);
+    scenario.hurried = waits;
+    return scenario;
+}
+
 // The space may have so many pages, fewer than there are frames.
 static Scenario of_limit(const char* name, u32 limit, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
     Scenario scenario{name, 3, 3, std::move(preload), std::move(processes)};
@@ -514,6 +521,14 @@ static std::vector<Scenario> scenarios() {
         of_loads("object-load-delete", {{"A", loads(0, 1, false, true)}, {"D", deletes(0)}}, false),
         of_loads("object-load-put", {{"A", loads(0, 1, false, true)}, {"W", puts_newer(0)}}, false),
         of_loads("renew-renew", {{"A", loads(0, 2)}, {"B", loads(0, 3, true)}}, true, SMALL),
+        of_hurried_objects("hurry-object-put", LARGE, 1, {{"H", puts(0, 2, SMALL)}, {"W", puts(0, 3, LARGE)}}),
+        of_hurried_objects("hurry-object-large", SMALL, 1, {{"H", puts(1, 2, LARGE)}, {"W", deletes(0)}}),
+        of_hurried_objects("hurry-object-get", LARGE, 1, {{"H", gets(0)}, {"W", puts_and_deletes(0, LARGE)}}),
+        of_hurried_objects("hurry-object-strip", LARGE, 1, {{"H", strips(0)}, {"W", puts(1, 1, LARGE)}}),
+        of_hurried_objects("hurry-object-load", 0, 2, {{"H", loads(0, 1)}, {"B", loads(0, 2)}}),
+        of_hurried_objects("hurry-object-again", 0, 1, {{"H", loads_twice(0)}, {"B", loads(1, 1)}}),
+        of_hurried_objects("hurry-renew", SMALL, 2, {{"H", loads(0, 2)}, {"B", loads(0, 3)}}, 1),
+        of_hurried_objects("reap-hurry-load", 0, 2, {{"H", loads(0, 1)}, {"B", loads(0, 2)}, {"X", reaps()}}),
         of_loads("reap-object-load", {{"A", loads(0, 1)}, {"X", reaps()}}, false),
         of_objects("reap-object-put", SMALL, {{"A", puts(0, 2, LARGE)}, {"X", reaps()}}),
         of_spaces("append-append", {0}, {{"A", appends()}, {"B", appends()}}),

@@ -5,6 +5,7 @@ victim uses a new pool's cache in every way until it dies at that point. Then th
 nothing is left. Answers each line with one of JSON.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import bufferpool as bp
 
 MIB = 1 << 20
 REACH_S, GO_ON_S = 60.0, 30.0
+PR_SET_PDEATHSIG = 1
 SIZES = (100, 3000, 9000, 30_000, 70_000, 300_000)
 
 
@@ -47,12 +49,35 @@ def orphan(pool: bp.Pool, cache: Any, where: str) -> None:
     pool.reap()
 
 
+def leave(cache: Any) -> None:
+    """A load cannot be ended, because another process is stopped with the lock of the objects. It dies with this one."""
+
+    def load(key: str) -> bytes:
+        pid = os.fork()
+        if pid == 0:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            os.environ["BUFFERPOOL_KILL"] = f"objects.locked:1:{signal.SIGSTOP:d}"
+            os.environ["BUFFERPOOL_KILLED"] = "/dev/null"
+            cache.put(key, b"of the child")
+            os._exit(0)
+        os.waitpid(pid, os.WUNTRACED)
+        stopped.append(pid)
+        return b"value"
+
+    stopped: list[int] = []
+    cache.delete("left")
+    cache.get_or_load("left", load, timeout=0.01)
+    os.kill(stopped[0], signal.SIGCONT)
+    os.waitpid(stopped[0], 0)
+
+
 def use(pool: bp.Pool) -> None:
     """Performs all operations, so that it soon passes every point."""
     cache = pool.cache("deaths", limit=6 * MIB)
     cache.put("pinned", bytes(10_000))
     orphan(pool, cache, "load")
     orphan(pool, cache, "block")
+    leave(cache)
     for version in range(8):
         for key in range(150):
             cache.put(key, value_of(key, version))

@@ -30,13 +30,15 @@ constexpr u32 OBJECT_SAMPLES = 8192;  // uses of keys that the ring for the advi
 
 // The word of an entry:   63            8   7       6        3     0
 //                        +---------------+--------+--------+-------+
-//                        | version       | waited |        | state |
+//                        | version       | waited | left   | state |
 //                        +---------------+--------+--------+-------+
+// Left: the client that loads it has ended the load, and could not get the lock of the objects. The next client that
+// wants the key, or room, removes what the load has left.
 // Every change of an entry makes another version. A reader takes what it has read of an entry if the word is the same
 // before and after, and its pin on the block was counted in between.
 enum EntryKind : u32 { OBJECT_FREE, OBJECT_LIVE, OBJECT_LOADING, OBJECT_CHANGING };
 namespace object {
-constexpr u64 WAITED = 1 << 7;
+constexpr u64 WAITED = 1 << 7, LEFT = 1 << 6;
 constexpr EntryKind state(u64 w) { return EntryKind(w & 7); }
 constexpr u64 next(u64 w, EntryKind state) { return ((w >> 8) + 1) << 8 | state; }
 constexpr u64 place(u32 block, u64 offset) { return u64(block) << 32 | offset / 16; }
@@ -146,6 +148,9 @@ struct ObjectsHeader {
     Atomic<u32> open;                                    // the log page that is being filled, +1
     Atomic<u32> live;                                    // objects, loads included
     Atomic<u32> clock;                                   // values that were put: the time of the eviction
+    // Set without the lock, by a client that could not get it. 1: DOOMED blocks may be without a pin, and `used` may be
+    // more than the sum over the blocks.
+    Atomic<u32> to_sweep;
     Atomic<u64> data_used;                               // OS pages of address room that blocks have
     Atomic<u64> used;                                    // OS pages that may have memory: the sum over all blocks
     Atomic<u64> log_blocks, log_live;                    // log pages, and the units of live records in them

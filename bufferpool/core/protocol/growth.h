@@ -74,8 +74,16 @@ inline void repair_growth(Segment& s) {
     }
 }
 
-// False: a signal handler raised, or the call's time is over.
+// Takes the lock if it is free.
+inline bool try_lock_growth(Segment& s) {
+    u32 free = 0;
+    return s.header->growth.word.load_relaxed() == 0 && take(s, s.header->growth, free, 0);
+}
+
+// False: a signal handler raised, the call's time is over, or another thread has the lock and this one may not wait
+// (Quick).
 inline bool lock_growth(Segment& s, bool interruptible = true) {
+    if (quick_only && interruptible) return try_lock_growth(s);
     Acquired a = acquire(s, s.header->growth, interruptible, interruptible ? ~0u : slices_left());
     if (a == Acquired::INTERRUPTED) return false;
     if (a == Acquired::REPAIR) {

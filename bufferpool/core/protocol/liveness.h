@@ -42,6 +42,18 @@ public:
     ~Patience() { most_slices = outer_; }
 };
 
+// Whether this thread may wait for a lock at all. A thread that holds the interpreter's lock first tries without
+// waiting (Quick).
+inline thread_local bool quick_only;
+class Quick {
+    bool outer_ = quick_only;
+
+public:
+    Quick() { quick_only = true; }
+    Quick(const Quick&) = delete;
+    ~Quick() { quick_only = outer_; }
+};
+
 // True if an operation that could not get a lock has to end: a signal's handler has raised, or the call's time is over.
 inline bool is_given_up(Segment& s) { return is_too_late() || (s.interrupted && s.interrupted(s)); }
 

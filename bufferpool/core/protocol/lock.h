@@ -82,7 +82,8 @@ inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u
             if (!lock.word.cas_seq_cst(w, w | lock_word::WAITED)) continue;
             w |= lock_word::WAITED;
         }
-        if (prim::futex_wait(&lock.word, w, LOCK_SLICE_NS) == -ETIMEDOUT) {
+        u64 slice = std::min(LOCK_SLICE_NS, std::max<u64>(time_left_ns(), LOCK_SLICE_NS / 20));
+        if (prim::futex_wait(&lock.word, w, slice) == -ETIMEDOUT) {
             if (inherit(s, lock, w)) return ours(Acquired::REPAIR);
             if (slices-- == 0) return ours(Acquired::INTERRUPTED);
         }
@@ -97,6 +98,14 @@ inline bool try_acquire(Segment& s, LockWord& lock, Acquired& how) {
     if ((w & lock_word::OWNER) == 0) return take(s, lock, w, w);
     how = Acquired::REPAIR;
     return inherit(s, lock, w);
+}
+
+// The client that has one of the locks for which calls wait; 0: none has.
+inline u32 lock_owner(Segment& s) {
+    u32 owner = 0;
+    for (LockWord* lock : {&s.header->memory, &s.header->growth, &s.header->objects, &s.header->advice})
+        if (!owner) owner = lock->word.load_relaxed() & lock_word::OWNER;
+    return owner;
 }
 
 inline void repaired(Segment& s, LockWord& lock) {

@@ -8,6 +8,8 @@
 //   FREE       -> BUSY(me) -> FREE  strip   its memory is given back to the kernel
 //   BUSY(c)    -> BUSY(me) -> FREE  reap    of a dead client: the memory of the whole block is given back, because
 //                                           nothing says which part of it has memory
+//   BUSY(me)   -> DOOMED     leave_block    without the lock, by a client that cannot get it: the next owner of the
+//                                           lock frees the block (sweep_locked)
 //
 // `used` is the sum of the memory of all blocks: an upper bound of what the kernel has given at every moment, because
 // it is raised before a plug and lowered after a punch.
@@ -18,6 +20,7 @@
 namespace bp {
 
 inline bool lock_objects(Segment& s, bool interruptible = true);  // object_index.h: it may have to rebuild
+inline bool lock_objects_briefly(Segment& s);
 inline void unlock_objects(Segment& s) {
     BP_POINT("objects.unlock");
     release(s, s.header->objects);
@@ -109,10 +112,12 @@ inline void add_record(Segment& s, u32 b, u64 bytes) {
 
 // ---- pins, without the lock ---------------------------------------------------
 
+// Has the next owner of the lock, in any process, do what we cannot do without it.
+inline void leave_to_sweep(Segment& s) { s.objects.header->to_sweep.store_seq_cst(1); }
+
 // Frees a block that nobody pins any more, if it is DOOMED.
 inline void settle_block(Segment& s, u32 b) {
-    Patience patience(BRIEF_SLICES);
-    if (!lock_objects(s, false)) return;  // sweep_blocks finds it
+    if (!lock_objects_briefly(s)) return leave_to_sweep(s);
     if (block::state(s.objects.blocks[b].word.load_relaxed()) == BLOCK_DOOMED && !any_object_pin(s, b))
         free_block_locked(s, b);
     unlock_objects(s);
@@ -123,21 +128,35 @@ inline bool unpin_block(Segment& s, u32 b) {
     return s.objects.my_pins[b].sub_seq_cst(1) == 1 &&
            block::state(s.objects.blocks[b].word.load_seq_cst()) == BLOCK_DOOMED;
 }
+// Whether our row has a pin on the block. A forked child whose row could not grow has its pins in its parent's row.
+inline bool may_unpin(Segment& s, u32 b) {
+    Objects& o = s.objects;
+    if (b >= o.row_ready) read_doubled(o.header->rows_ready[s.me], o.at.max_blocks, o.row_ready);
+    return b < o.row_ready && o.my_pins[b].load_relaxed();
+}
 inline void unpin_and_settle(Segment& s, u32 b) {
     if (unpin_block(s, b)) settle_block(s, b);
 }
 
-// Frees the DOOMED blocks that nobody pins any more, because the client with the last pin died before it could.
-inline bool sweep_blocks(Segment& s) {
-    if (!lock_objects(s, false)) return false;
+// Frees the DOOMED blocks that nobody pins any more, because the client with the last pin died before it could, or
+// could not get the lock, and counts the memory of all blocks anew.
+inline void sweep_locked(Segment& s) {
     ObjectsHeader& h = *s.objects.header;
+    h.to_sweep.store_seq_cst(0);
+    u64 used = 0;
     for (u32 b = 0, n = h.blocks_high.load_relaxed(); b < n && has_block(s, b); b++) {
         ObjectBlock& k = s.objects.blocks[b];
-        BlockState state = block::state(k.word.load_relaxed());
+        BlockState state = block::state(k.word.load_acquire());
         bool dead = state == BLOCK_LOG && !k.live.load_relaxed() && h.open.load_relaxed() != b + 1;
         if (dead) doom(s, b);
         else if (state == BLOCK_DOOMED && !any_object_pin(s, b)) free_block_locked(s, b);
+        used += k.memory.load_relaxed();
     }
+    h.used.store_relaxed(used);
+}
+inline bool sweep_blocks(Segment& s) {
+    if (!lock_objects(s, false)) return false;
+    sweep_locked(s);
     unlock_objects(s);
     return true;
 }
@@ -159,10 +178,10 @@ inline u32 claim_block(Segment& s, u32 cls, bool& grow) {
         ObjectBlock& k = s.objects.blocks[n];
         k.at.store_relaxed(at);
         k.memory.store_relaxed(0);
+        h.blocks_high.store_relaxed(n + 1);  // first: a reaper looks for BUSY blocks below it, without the lock
         k.word.store_release(block::word(BLOCK_BUSY, cls, s.me));
-        h.data_used.store_relaxed(at + pages);
         BP_POINT("block.new");
-        h.blocks_high.store_relaxed(n + 1);
+        h.data_used.store_relaxed(at + pages);
         return n;
     }
     s.objects.blocks[b].word.store_release(block::word(BLOCK_BUSY, cls, s.me));
@@ -177,18 +196,41 @@ inline void count_memory(Segment& s, u32 b, u64 pages) {
     k.memory.store_relaxed(u32(pages));
 }
 
+// Sets the memory of a BUSY(me) block, of which more is counted: it was punched.
+inline void count_less_memory(Segment& s, u32 b, u64 pages) {
+    if (lock_objects_briefly(s)) {
+        count_memory(s, b, pages);
+        unlock_objects(s);
+    } else {
+        s.objects.blocks[b].memory.store_relaxed(u32(pages));
+        leave_to_sweep(s);
+    }
+}
+
+// Gives a BUSY(me) block up without the lock. Nobody pins it, so the next sweep frees it.
+inline void leave_block(Segment& s, u32 b) {
+    Atomic<u64>& word = s.objects.blocks[b].word;
+    word.store_seq_cst(block::word(BLOCK_DOOMED, block::size_class(word.load_relaxed())));
+    leave_to_sweep(s);
+}
+
 // Takes all memory from a BUSY(me) block, and frees the block. Memory that the kernel does not take back remains with
-// the block. `dead`: the dead client that had the block. If we cannot get the lock, the block is assigned to it again,
-// so that another reaper finds it.
+// the block. If we cannot get the lock, the next owner of the lock frees it. `dead`: the dead client that had the
+// block. If we cannot get the lock then, the block is assigned to it again, so that another reaper finds it.
 inline bool strip_block(Segment& s, u32 b, u32 dead = 0) {
     ObjectBlock& k = s.objects.blocks[b];
     u64 bytes = u64(k.memory.load_relaxed()) * s.g.os_page, at = block_offset(s, b);
     BP_POINT("strip.busy");
     int r = prim::remove(s.objects.data + at, bytes, s.has_descriptor() ? s.fd : -1, s.objects.at.data_at + at);
     BP_POINT("strip.punched");
-    if (!lock_objects(s, false)) {
+    if (dead && !lock_objects(s, false)) {
         u64 w = k.word.load_relaxed();
-        k.word.store_release(block::word(BLOCK_BUSY, block::size_class(w), dead ? dead : s.me));
+        k.word.store_release(block::word(BLOCK_BUSY, block::size_class(w), dead));
+        return false;
+    }
+    if (!dead && !lock_objects_briefly(s)) {
+        if (r == 0) k.memory.store_relaxed(0);
+        leave_block(s, b);
         return false;
     }
     if (r == 0) count_memory(s, b, 0);
@@ -263,11 +305,7 @@ inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
     if (want.pages + want.pages / 8 < had) {  // the end of a longer predecessor
         r = s.punch(at + want.pages * os, (had - want.pages) * os);
         BP_POINT("block.cut");
-        if (r == 0) {
-            lock_objects(s, false);
-            count_memory(s, out, want.pages);
-            unlock_objects(s);
-        }
+        if (r == 0) count_less_memory(s, out, want.pages);
         return Status::OK;  // memory that the kernel does not take back is counted as before
     }
     BP_POINT("block.plugged");

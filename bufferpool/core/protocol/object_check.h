@@ -64,6 +64,19 @@ inline void check_object_entries(Segment& s, Findings& out) {
                     cache_of(s, i).count.load_relaxed());
 }
 
+// Whether no block waits for a client that is about to settle it, or to count its memory, when it gets the lock.
+inline bool are_blocks_settled(Segment& s) {
+    u64 used = 0;
+    bool settled = true;
+    for (u32 b = 0, n = s.objects.header->blocks_high.load_relaxed(); b < n && has_block(s, b); b++) {
+        used += s.objects.blocks[b].memory.load_relaxed();
+        bool doomed = block::state(s.objects.blocks[b].word.load_acquire()) == BLOCK_DOOMED;
+        settled = settled && (!doomed || any_object_pin(s, b));
+    }
+    return settled && used == s.objects.header->used.load_relaxed();
+}
+constexpr u32 SETTLE_TRIES = 50;
+
 // Adds findings about the objects to a check. Clients that need the lock of the objects wait meanwhile.
 inline Status check_objects(Segment& s, Findings& out) {
     int r = map_objects(s);
@@ -72,7 +85,12 @@ inline Status check_objects(Segment& s, Findings& out) {
         out.say("objects: they cannot be mapped (errno %d)", -r);
         return Status::OK;
     }
-    if (!lock_objects(s)) return Status::INTERRUPTED;
+    for (u32 tries = 0;; tries++) {
+        if (!lock_objects(s)) return Status::INTERRUPTED;
+        if (tries == SETTLE_TRIES || are_blocks_settled(s)) break;
+        unlock_objects(s);
+        prim::nap(1'000'000);
+    }
     check_blocks(s, out);
     check_object_entries(s, out);
     unlock_objects(s);

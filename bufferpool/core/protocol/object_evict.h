@@ -43,18 +43,20 @@ struct Victim {
     double worth = 0;
 };
 
-// Makes an entry the victim so far, if its object can be evicted and is worth less than the present victim.
+// Makes an entry the victim so far, if its object can be evicted and is worth less than the present victim. What a load
+// has left is worth nothing.
 inline void consider(Segment& s, u32 e, u32 cache, Victim& best) {
     ObjectEntry& entry = s.objects.entries[e];
     u64 w = entry.word.load_acquire();
-    if (object::state(w) != OBJECT_LIVE || (cache != NONE && entry.cache.load_relaxed() != cache)) return;
-    if (entry.owner.load_relaxed()) return;  // a newer value is being loaded, and clients wait for it on this entry
+    bool live = object::state(w) == OBJECT_LIVE, left = w & object::LEFT;
+    if ((!live && !left) || (cache != NONE && entry.cache.load_relaxed() != cache)) return;
+    if (entry.owner.load_relaxed() && !left) return;  // it is being loaded, and clients wait for it on this entry
     u64 bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
     u32 b = object::block(entry.place.load_relaxed());
     if (!has_block(s, b)) return;
     bool large = block::state(s.objects.blocks[b].word.load_relaxed()) == BLOCK_LARGE;
     if (large && any_object_pin(s, b)) return;
-    double worth = is_expired(entry.expires_ns.load_relaxed()) ? 0 : worth_of(s, entry, bytes);
+    double worth = left || is_expired(entry.expires_ns.load_relaxed()) ? 0 : worth_of(s, entry, bytes);
     CacheSlot& slot = cache_of(s, entry.cache.load_relaxed());
     bool reserved = cache == NONE && slot.bytes.load_relaxed() <= slot.reserve.load_relaxed();
     if (reserved) return;
@@ -99,7 +101,7 @@ inline void count_eviction(Segment& s, const ObjectEntry& entry) {  // under the
     n.store_relaxed(n.load_relaxed() + 1);
 }
 
-// Evicts one object. Returns the bytes of its record, or 0 if no object can be evicted.
+// Evicts one object. Returns the bytes of its record, or 0 if no object can be evicted, or the lock could not be taken.
 inline u64 evict_object(Segment& s, u32 cache) {
     if (ready_row(s) != 0) return 0;
     for (u32 tries = 0; tries < 16; tries++) {
@@ -148,7 +150,8 @@ inline u32 choose_log(Segment& s) {
     return still ? best : NONE;
 }
 
-// Moves a live record to the page that is being filled. Returns false if there is no room.
+// Moves a live record to the page that is being filled. Returns false if there is no room, or the lock could not be
+// taken.
 inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
     BlockRequest want{};
     Placed to;
@@ -156,7 +159,10 @@ inline bool move_record(Segment& s, u32 e, u32 b, u64 offset, u64 bytes) {
     RecordHead* record = record_at(s, to.block, to.offset);
     memcpy(static_cast<void*>(record + 1), record_at(s, b, offset) + 1, bytes - sizeof(RecordHead));
     BP_POINT("clean.copied");
-    lock_objects(s, false);
+    if (!lock_objects(s)) {  // the copy is dead space
+        unpin_and_settle(s, to.block);
+        return false;
+    }
     ObjectEntry& entry = s.objects.entries[e];
     EntryKind state = object::state(entry.word.load_relaxed());
     if ((state == OBJECT_LIVE || state == OBJECT_LOADING) && entry.place.load_relaxed() == object::place(b, offset)) {
@@ -185,7 +191,9 @@ inline bool clean_log(Segment& s) {
         if (bytes == 0 || bytes > filled - at) break;
         u32 e = head.entry - 1;
         bool live = head.entry && has_entry(s, e) && o.entries[e].place.load_acquire() == object::place(b, at);
-        if (live && !move_record(s, e, b, at, bytes) && lock_objects(s)) {
+        bool moved = live && move_record(s, e, b, at, bytes);
+        if (is_given_up(s)) break;
+        if (live && !moved && lock_objects(s)) {
             ObjectEntry& entry = o.entries[e];
             bool still = entry.place.load_relaxed() == object::place(b, at) &&
                          object::state(entry.word.load_relaxed()) == OBJECT_LIVE;
@@ -214,7 +222,7 @@ inline bool is_log_dirty(Segment& s) {
 }
 
 // Makes room for `pages` more OS pages. `cache`: evict only objects of this cache; NONE: of all caches. Returns false
-// if nothing can be evicted.
+// if nothing can be evicted, or a lock could not be taken.
 inline bool make_object_room(Segment& s, u64 pages, u32 cache) {
     if (cache == NONE && borrow(s, pages)) return true;
     if (strip_free_blocks(s, pages)) return true;
@@ -289,7 +297,7 @@ inline bool fit_objects(Segment& s, u64 pages, Reason reason, u64& given) {
         if (got) continue;
         if (is_log_dirty(s) && clean_log(s)) continue;
         if (!evict_object(s, NONE) && !clean_log(s)) break;
-        if (s.interrupted && s.interrupted(s)) break;
+        if (is_given_up(s)) break;
     }
     give_back_loan(s, u32(frames_for(s, pages)));
     return !over();

@@ -73,14 +73,15 @@ inline bool is_place(Segment& s, u64 place, u64 bytes) {
 
 enum class Look { FOUND, NOTHING, UNSURE };
 
-// Reads an entry that may be the key's. FOUND: it is, and its block is pinned for us. UNSURE: the entry is changing.
-inline Look look_at(Segment& s, u32 e, u64 w, const ObjectKey& key, FoundObject& found) {
+// Reads an entry that may be the key's. FOUND: it is, and its block is pinned for us. UNSURE: the entry is changing, or
+// our row of pins has to grow, which it does not while we hold the lock (`locked`): it may wait for the growth lock.
+inline Look look_at(Segment& s, u32 e, u64 w, const ObjectKey& key, FoundObject& found, bool locked = false) {
     Objects& o = s.objects;
     ObjectEntry& entry = o.entries[e];
     u64 place = entry.place.load_acquire(), value = entry.value.load_relaxed(), ns = entry.expires_ns.load_relaxed();
     u32 key_bytes = entry.key_bytes.load_relaxed(), b = object::block(place);
     if (entry.cache.load_relaxed() != key.cache) return Look::NOTHING;
-    if (b >= o.row_ready && (!has_block(s, b) || ready_row(s) != 0 || b >= o.row_ready)) return Look::UNSURE;
+    if (b >= o.row_ready && (locked || !has_block(s, b) || ready_row(s) != 0 || b >= o.row_ready)) return Look::UNSURE;
     o.my_pins[b].add_seq_cst(1);
     BP_POINT("object.pinned");
     bool same = entry.word.load_seq_cst() == w && entry.place.load_seq_cst() == place;
@@ -317,12 +318,12 @@ inline void rebuild_objects(Segment& s) {
     }
     h.free_entries.store_relaxed(0);
     h.live.store_relaxed(0);
-    h.entries_high.store_relaxed(0);
+    u32 high = 0;  // clients read entries_high without the lock, so it is never too small
     for (u32 e = 0; e < o.entries_ready; e++) {
         ObjectEntry& entry = o.entries[e];
         u64 w = entry.word.load_relaxed();
         if (w == 0) continue;  // never used
-        h.entries_high.store_relaxed(e + 1);
+        high = e + 1;
         if (!is_whole_entry(s, entry)) {
             if (object::state(w) != OBJECT_FREE) entry.word.store_seq_cst(object::next(w, OBJECT_FREE));
             if (w & object::WAITED) wake_waiters(s, e);
@@ -334,7 +335,8 @@ inline void rebuild_objects(Segment& s) {
                    record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed()));
         h.live.store_relaxed(h.live.load_relaxed() + 1);
     }
-    for (u32 e = h.entries_high.load_relaxed(); e-- > 0;) {  // also entries in between that were never used
+    h.entries_high.store_relaxed(high);
+    for (u32 e = high; e-- > 0;) {  // also entries in between that were never used
         ObjectEntry& entry = o.entries[e];
         if (object::state(entry.word.load_relaxed()) != OBJECT_FREE) continue;
         entry.next.store_release(h.free_entries.load_relaxed());
@@ -351,34 +353,37 @@ inline void rebuild_objects(Segment& s) {
     }
 }
 
-// Whether this thread may wait for the lock. A thread that holds the interpreter's lock first tries without waiting
-// (Quick).
-inline thread_local bool quick_only;
-class Quick {
-    bool outer_ = quick_only;
-
-public:
-    Quick() { quick_only = true; }
-    Quick(const Quick&) = delete;
-    ~Quick() { quick_only = outer_; }
-};
+inline void objects_are_ours(Segment& s, Acquired how) {
+    if (how == Acquired::REPAIR) {
+        rebuild_objects(s);
+        repaired(s, s.header->objects);
+    }
+    if (s.objects.header->to_sweep.load_relaxed()) sweep_locked(s);
+    BP_POINT("objects.locked");
+}
 
 // Takes the lock. Returns false if a signal's handler has raised, the call's time is over, or another thread has the
-// lock and this one may not wait.
+// lock and this one may not wait (Quick).
 inline bool lock_objects(Segment& s, bool interruptible) {
     LockWord& lock = s.header->objects;
     u32 free = 0;
     Acquired a = Acquired::YES;
     if (!(lock.word.load_relaxed() == 0 && take(s, lock, free, 0))) {
         if (quick_only && interruptible) return false;
-        a = acquire(s, lock, interruptible);
+        a = acquire(s, lock, interruptible, interruptible ? ~0u : slices_left());
     }
     if (a == Acquired::INTERRUPTED) return false;
-    if (a == Acquired::REPAIR) {
-        rebuild_objects(s);
-        repaired(s, lock);
-    }
-    BP_POINT("objects.locked");
+    objects_are_ours(s, a);
+    return true;
+}
+
+// For what the next owner of the lock can do instead: it waits a little, and not at all if something is left already.
+inline bool lock_objects_briefly(Segment& s) {
+    Patience patience(BRIEF_SLICES);
+    if (!s.objects.header->to_sweep.load_relaxed()) return lock_objects(s, false);
+    Acquired how;
+    if (!try_acquire(s, s.header->objects, how)) return false;
+    objects_are_ours(s, how);
     return true;
 }
 

@@ -26,10 +26,14 @@ inline u32 open_log_page(Segment& s) {
     return block::state(s.objects.blocks[n - 1].word.load_relaxed()) == BLOCK_LOG ? n : 0;
 }
 
-// Makes a BUSY(me) block the log page that is filled next, unless another client has opened one meanwhile.
-inline void open_log(Segment& s, u32 b, u64 wanted) {
+// Makes a BUSY(me) block the log page that is filled next, unless another client has opened one meanwhile. Returns
+// false if the lock could not be taken; then the block is given up.
+inline bool open_log(Segment& s, u32 b, u64 wanted) {
     ObjectsHeader& h = *s.objects.header;
-    lock_objects(s, false);
+    if (!lock_objects(s)) {
+        leave_block(s, b);
+        return false;
+    }
     u32 before = open_log_page(s);
     bool room = before && s.objects.blocks[before - 1].filled.load_relaxed() + wanted <= log_bytes(s);
     if (room) {
@@ -45,6 +49,7 @@ inline void open_log(Segment& s, u32 b, u64 wanted) {
         if (before && !s.objects.blocks[before - 1].live.load_relaxed()) doom(s, before - 1);
     }
     unlock_objects(s);
+    return true;
 }
 
 // Takes room for a record of so many bytes in a log page, and pins the page.
@@ -74,7 +79,7 @@ inline Status reserve_in_log(Segment& s, u64 bytes, BlockRequest& want, Placed& 
         want.pages = log_bytes(s) / s.g.os_page;
         want.write = false;
         if (Status r = take_block(s, want, b); r != Status::OK) return r;
-        open_log(s, b, bytes);
+        if (!open_log(s, b, bytes)) return Status::INTERRUPTED;
     }
 }
 

@@ -7,7 +7,7 @@
 namespace bp {
 
 // Searches for a key until the answer is certain. FOUND: we have pinned the object's block. UNSURE: a signal's handler
-// has raised. If the kernel has no memory for our pins, the key counts as absent.
+// has raised, or the call's time is over. If the kernel has no memory for our pins, the key counts as absent.
 inline Look find_surely(Segment& s, const ObjectKey& key, FoundObject& found) {
     Look look = find_object(s, key, found);
     if (quick_only) return look;
@@ -22,7 +22,7 @@ inline Look find_surely(Segment& s, const ObjectKey& key, FoundObject& found) {
         look = Look::NOTHING;
         if (e != NONE) {
             ObjectEntry& entry = s.objects.entries[e];
-            look = look_at(s, e, entry.word.load_relaxed(), key, found);
+            look = look_at(s, e, entry.word.load_relaxed(), key, found, true);
         }
         unlock_objects(s);
     }
@@ -76,6 +76,7 @@ inline void wait_object(Segment& s, u32 e, u64 w) {
     if (same() && s.clients[owner - 1].state.load_acquire() == CLIENT_FREE) end_load(s, e, plain, owner);
 }
 
+// INTERRUPTED: a signal's handler has raised, or a lock could not be taken in the time of the call.
 enum class Begun { HIT, LOAD, FAILED, UNKEPT, LATE, BUSY, STALE, INTERRUPTED };
 
 struct LoadRequest {
@@ -102,6 +103,7 @@ inline Status claim_load(Segment& s, LoadRequest& want) {
     case Published::YES: return Status::OK;
     case Published::OTHER_VALUE: return Status::ABSENT;
     case Published::OTHER_LOAD: return Status::WAIT;
+    case Published::GIVEN_UP: return Status::INTERRUPTED;
     default: return Status::EXHAUSTED;
     }
 }
@@ -115,6 +117,10 @@ inline Status claim_renewal(Segment& s, LoadRequest& want) {
     want.put.entry = want.found.entry;
     want.put.word = want.found.word & ~object::WAITED;
     bool same = (entry.word.load_relaxed() & ~object::WAITED) == want.put.word;
+    if (same && want.put.word & object::LEFT) {
+        end_load_locked(s, want.put.entry);  // who waited for it was woken when it was left
+        same = false;
+    }
     bool others = same && entry.owner.load_relaxed();
     if (same && !others) {
         entry.expires_ns.store_relaxed(prim::coarse_ns());  // it has expired, and is expired still
@@ -131,6 +137,7 @@ enum class Offer { HIT, FAILED, UNKEPT, STALE, LOAD, WAITING, AGAIN, NEW, INTERR
 inline Offer offer_of(Segment& s, LoadRequest& want) {
     FoundObject& found = want.found;
     u8 kind = object::kind(found.value);
+    if (object::state(found.word) == OBJECT_LOADING && found.word & object::LEFT) return Offer::NEW;
     if (object::state(found.word) == OBJECT_LOADING) {
         want.put.entry = found.entry;
         want.put.word = found.word;
@@ -167,7 +174,7 @@ inline Begun begin_object(Segment& s, LoadRequest& want) {
             else if (r != Status::WAIT) return Begun::UNKEPT;
         }
         if (offer == Offer::AGAIN) {
-            if (s.interrupted && s.interrupted(s)) return Begun::INTERRUPTED;
+            if (is_given_up(s)) return Begun::INTERRUPTED;
             continue;
         }
         u32 entry = want.put.entry;

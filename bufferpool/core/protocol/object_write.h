@@ -44,7 +44,7 @@ inline bool keep_limit(Segment& s, const PutObject& put) {
     CacheSlot& cache = cache_of(s, put.key.cache);
     u64 limit = cache.limit.load_relaxed();
     while (limit && cache.bytes.load_relaxed() + put.record() > limit)
-        if (!evict_object(s, put.key.cache)) return false;
+        if (!evict_object(s, put.key.cache) || is_given_up(s)) return false;
     return true;
 }
 
@@ -53,7 +53,8 @@ inline Status reserve_object(Segment& s, PutObject& put) {
     u64 bytes = put.record();
     CacheSlot& cache = cache_of(s, put.key.cache);
     if (bytes > largest_record(s, cache)) return Status::TOO_LONG;
-    if (!keep_limit(s, put)) return quick_only ? Status::WAIT : Status::EXHAUSTED;
+    auto failed = [&](Status r) { return quick_only ? Status::WAIT : is_given_up(s) ? Status::INTERRUPTED : r; };
+    if (!keep_limit(s, put)) return failed(Status::EXHAUSTED);
     bool large = bytes > most_shared(s);
     for (u32 tries = 0, refused = 0; tries < 10'000; tries++) {
         BlockRequest want{class_of(s, bytes), os_pages(s, bytes), large};
@@ -67,16 +68,17 @@ inline Status reserve_object(Segment& s, PutObject& put) {
         } else {
             r = reserve_in_log(s, bytes, want, put.to);
         }
-        if (r == Status::OK || (r == Status::INTERRUPTED && !quick_only)) return r;
+        if (r == Status::OK) return r;
+        put.to.block = NONE;
         if (quick_only) return Status::WAIT;
         if (r == Status::NO_SPACE && is_out_of_memory(want.error) && refused++ < KERNEL_TRIES) {
-            if (!make_kernel_room(s, std::max(want.pages, log_pages))) return r;
+            if (!make_kernel_room(s, std::max(want.pages, log_pages))) return failed(r);
         } else if (r != Status::EXHAUSTED) {
             return r;
         } else if (!make_object_room(s, want.missing, NONE)) {
-            return r;
+            return failed(r);
         }
-        if (s.interrupted && s.interrupted(s)) return Status::INTERRUPTED;
+        if (is_given_up(s)) return Status::INTERRUPTED;
     }
     return Status::EXHAUSTED;
 }
@@ -138,7 +140,8 @@ inline u8 first_uses(Segment& s, u64 hash) {
     return u8(std::min<u32>(frequency - 1, OBJECT_USES));
 }
 
-enum class Published { YES, SUPERSEDED, FULL, REMOVED, OTHER_VALUE, OTHER_LOAD };
+// GIVEN_UP: a lock could not be taken, and nothing has changed.
+enum class Published { YES, SUPERSEDED, FULL, REMOVED, OTHER_VALUE, OTHER_LOAD, GIVEN_UP };
 
 // Values of these kinds are not returned to callers. UNKEPT: the value that was loaded could not be kept.
 constexpr u8 KIND_LOADING = 7, KIND_FAILED = 8, KIND_UNKEPT = 9;
@@ -156,6 +159,10 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     ObjectsHeader& h = *s.objects.header;
     if (!is_cache(s, put.key.cache)) return Published::REMOVED;
     u32 e = find_locked(s, put.key);
+    if (e != NONE && s.objects.entries[e].word.load_relaxed() & object::LEFT) {
+        end_load_locked(s, e);  // who waited for it was woken when it was left
+        e = find_locked(s, put.key);
+    }
     if (put.entry != NONE && (e != put.entry || !is_same_load(s, s.objects.entries[e], put)))
         return Published::SUPERSEDED;
     if (put.state == OBJECT_LOADING && e != NONE) {
@@ -199,19 +206,26 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     return Published::YES;
 }
 
-// Makes the value visible, as a whole. Afterwards the object has the room, or the room was given back.
+// Makes the value visible, as a whole. Afterwards the object has the room, or the room was given back; a thread that
+// may not wait (Quick) still has it after GIVEN_UP.
 inline Published publish_object(Segment& s, PutObject& put) {
-    Published r;
+    Published r = Published::GIVEN_UP;
     u32 wake = NONE;
     for (u32 tries = 0; tries < 100; tries++) {
-        lock_objects(s, false);
+        if (!lock_objects(s)) {
+            r = Published::GIVEN_UP;
+            break;
+        }
         r = publish_locked(s, put, wake);
         unlock_objects(s);
         if (r != Published::FULL) break;
         int grown = grow_entries(s);
-        if (grown && (grown == -EINTR || !evict_object(s, NONE))) break;  // no memory or no room for another entry
+        if (grown == 0 || (grown != -EINTR && evict_object(s, NONE))) continue;
+        if (grown == -EINTR || quick_only || is_given_up(s)) r = Published::GIVEN_UP;
+        break;  // no memory or no room for another entry
     }
     if (wake != NONE) wake_waiters(s, wake);
+    if (r == Published::GIVEN_UP && quick_only) return r;
     if (r == Published::YES) {
         if (!put.to.large) unpin_and_settle(s, put.to.block);
         Objects& o = s.objects;
@@ -223,20 +237,25 @@ inline Published publish_object(Segment& s, PutObject& put) {
     return r;
 }
 
-// Stores a value: room, copy, publish. FULL: it was not kept, and `status` says why.
+// Stores a value: room, copy, publish. FULL: it was not kept, and `status` says why. WAIT: this thread may not wait
+// (Quick), and calls it again when it may; the room that it has then is in `put`.
 inline Published store_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u32 n, Status& status) {
-    for (u32 tries = 0;; tries++) {
+    for (u32 tries = 0; put.to.block == NONE; tries++) {
         status = reserve_object(s, put);
         if (status != Status::OK) return Published::FULL;
         int r = fill_object(s, put, pieces, n);
         if (r == 0) break;
         abandon_object(s, put);
-        status = quick_only ? Status::WAIT : Status::NO_SPACE;
-        bool again = !quick_only && is_out_of_memory(r) && tries < KERNEL_TRIES;
+        status = quick_only ? Status::WAIT : is_given_up(s) ? Status::INTERRUPTED : Status::NO_SPACE;
+        bool again = status == Status::NO_SPACE && is_out_of_memory(r) && tries < KERNEL_TRIES;
         if (!again || !make_kernel_room(s, os_pages(s, put.record()))) return Published::FULL;
     }
     BP_POINT("put.copied");
-    return publish_object(s, put);
+    Published r = publish_object(s, put);
+    status = Status::OK;
+    if (r != Published::GIVEN_UP) return r;
+    status = quick_only ? Status::WAIT : Status::INTERRUPTED;
+    return Published::FULL;
 }
 
 // True if an entry has a value that has not expired. The caller holds the lock.
@@ -257,15 +276,31 @@ inline Status delete_object(Segment& s, const ObjectKey& key) {
     return live ? Status::OK : Status::ABSENT;
 }
 
-// Ends a load of `owner` without a value. Returns false if the load is not the owner's any more.
-inline bool end_load(Segment& s, u32 e, u64 word, u32 owner) {
-    lock_objects(s, false);
+// Ends a load of ours without the lock: the clients that wait for it, and all who want the key, find it LEFT, and one
+// of them removes it. (While the entry has this word, the load is ours: its end makes another version.)
+inline void leave_load(Segment& s, u32 e, u64 word) {
+    if (!has_entry(s, e) || s.objects.entries[e].owner.load_relaxed() != s.me) return;
+    Atomic<u64>& at = s.objects.entries[e].word;
+    u64 seen = at.load_seq_cst();
+    while ((seen & ~object::WAITED) == word) {
+        if (!at.cas_seq_cst(seen, seen | object::LEFT)) continue;
+        BP_POINT("load.left");
+        wake_waiters(s, e);
+    }
+}
+
+// Ends a load of `owner` without a value. If the lock cannot be taken soon, a load of ours is left, and one of another
+// client remains for the next client that finds it.
+inline void end_load(Segment& s, u32 e, u64 word, u32 owner) {
+    if (!lock_objects_briefly(s)) {
+        if (owner == s.me) leave_load(s, e, word);
+        return;
+    }
     bool still = has_entry(s, e) && (s.objects.entries[e].word.load_relaxed() & ~object::WAITED) == word &&
                  s.objects.entries[e].owner.load_relaxed() == owner;
     bool wake = still && end_load_locked(s, e);
     unlock_objects(s);
     if (wake) wake_waiters(s, e);
-    return still;
 }
 
 constexpr u32 CLEAR_BATCH = 512;

@@ -101,9 +101,9 @@ inline u64 most_shared(Segment& s) { return log_bytes(s) / LEAST_SHARES; }
 constexpr u32 LEAST_STEP = 64;
 
 // Adds memory for more entries, blocks or heads: at least one more than `has`. Returns 0 or -errno; -ENOBUFS: the
-// area has no room for more.
-inline int grow_object_table(Segment& s, Atomic<u64>& word, u64 table_at, u32 size, u32 most) {
-    if (!lock_growth(s)) return -EINTR;
+// area has no room for more; -EINTR: the growth lock could not be taken in the time of the call.
+inline int grow_object_table(Segment& s, Atomic<u64>& word, u64 table_at, u32 size, u32 most, bool waits = true) {
+    if (!(waits ? lock_growth(s) : try_lock_growth(s))) return -EINTR;
     u64 w = word.load_seq_cst();
     u32 from = is_doubled(w) && u32(w) <= most ? u32(w) : most, unit = s.g.os_page / size;
     u64 more = from / 8 > LEAST_STEP ? from / 8 : LEAST_STEP, to = round_up(from + more, unit);
@@ -126,17 +126,18 @@ inline int grow_blocks(Segment& s) {
     return grow_object_table(s, s.objects.header->blocks_ready, s.objects.at.blocks_at, sizeof(ObjectBlock),
                              s.objects.at.max_blocks);
 }
+// Without a wait: fewer heads make the chains longer, and the next value that is put tries again.
 inline int grow_heads(Segment& s) {
     return grow_object_table(s, s.objects.header->heads_ready, s.objects.at.heads_at, sizeof(ObjectHead),
-                             s.objects.at.max_entries);
+                             s.objects.at.max_entries, false);
 }
 
 // Adds memory for a client's pins on all present blocks, and for its counters, before the client's first pin there. A
 // client that reads the pins on a block has changed the entry first. So a reader whose row was too short at that moment
 // finds the entry changed when it reads it again.
-inline int grow_pin_row(Segment& s, u32 c) {
+inline int grow_pin_row(Segment& s, u32 c, bool interruptible = true) {
     Objects& o = s.objects;
-    if (!lock_growth(s, false)) return -EINTR;
+    if (!lock_growth(s, interruptible)) return -EINTR;
     look_at_objects(s);
     Atomic<u64>& word = o.header->rows_ready[c];
     Shared<u32> had;
@@ -155,7 +156,9 @@ inline int grow_pin_row(Segment& s, u32 c) {
     return r;
 }
 
-// Extends our pin row to all present blocks. Returns 0, or -errno if the kernel gives no memory for it.
+// Extends our pin row to all present blocks. The caller does not hold the lock of the objects, because this may wait
+// for the growth lock. Returns 0, -EINTR if the growth lock could not be taken, or -errno if the kernel gives no
+// memory.
 inline int ready_row(Segment& s) {
     Objects& o = s.objects;
     if (o.row_ready >= o.blocks_ready && o.row_ready) return 0;

@@ -6,16 +6,32 @@ namespace bp {
 
 static CacheObject* C(PyObject* self) { return reinterpret_cast<CacheObject*>(self); }
 
-// The segment, if the cache is open and the objects are mapped; otherwise null with an exception.
-static Segment* ready_cache(CacheObject* cache) {
+constexpr double ALWAYS = Py_HUGE_VAL;
+
+// Extends our row of pins, and waits for the growth lock for so many seconds, without the interpreter's lock. Returns 0
+// or -errno.
+static int wait_for_row(CacheObject* cache, Segment& s, double seconds) {
+    {
+        Quick quick;
+        if (ready_row(s) == 0) return 0;
+    }
+    Released unlocked(cache->seg);
+    Deadline deadline(deadline_in(seconds));
+    int r = ready_row(s);
+    return is_out_of_memory(r) && strip_free_blocks(s, 16) ? ready_row(s) : r;
+}
+
+// The segment, if the cache is open and the objects are mapped; otherwise null with an exception. `seconds`: how long
+// it may wait, if our row of pins has no memory yet.
+static Segment* ready_cache(CacheObject* cache, double seconds = ALWAYS) {
     if (!may_work(cache->seg)) return nullptr;
     Segment* s = cache->seg->s;
     int r = s->objects.row_ready ? 0 : map_objects(*s);
     if (r == 0 && !is_cache(*s, cache->cache))
         return raise("CacheRemoved", "the cache was removed from the pool; open it again with pool.cache()"), nullptr;
     if (r == 0 && s->objects.row_ready) return s;
-    if (r == 0) r = ready_row(*s);
-    if (is_out_of_memory(r) && has_objects(*s) && strip_free_blocks(*s, 16)) r = ready_row(*s);
+    if (r == 0) r = wait_for_row(cache, *s, seconds);
+    if (r == -EINTR) return raise_late(s, "cache"), nullptr;
     if (r) return raise_errno(r, "memory for the tables of the objects cannot be allocated"), nullptr;
     return s;
 }
@@ -25,10 +41,6 @@ struct CacheEntry {
     explicit CacheEntry(PyObject* self) : use(C(self)->seg, HELD) {}
     bool ok() const { return true; }
 };
-
-static PyObject* raise_unsure() {
-    return check_signals() < 0 ? nullptr : raise("InterruptedError", "interrupted while waiting for the objects");
-}
 
 // Writes the key that a method was given to `bytes`. Returns false with an exception.
 static bool read_key(CacheObject* cache, PyObject* from, KeyBytes& bytes, ObjectKey& key) {
@@ -40,14 +52,15 @@ static bool read_key(CacheObject* cache, PyObject* from, KeyBytes& bytes, Object
 
 // ---- get ----------------------------------------------------------------------------
 
-// Finds a value that has not expired, and counts the hit or the miss. FOUND: the value's block is pinned.
-static Look look_up(CacheObject* cache, Segment& s, const ObjectKey& key, FoundObject& found) {
+// Finds a value that has not expired. FOUND: the value's block is pinned. UNSURE: it cannot be known without the lock,
+// for which it waits only if it `waits`.
+static Look look_up(CacheObject* cache, Segment& s, const ObjectKey& key, FoundObject& found, bool waits = true) {
     Look look;
     {
         Quick quick;
         look = find_surely(s, key, found);
     }
-    if (look == Look::UNSURE) {  // it is changing, or a table grows: search again without the interpreter's lock
+    if (look == Look::UNSURE && waits) {  // it is changing, or a table grows: search without the interpreter's lock
         Released unlocked(cache->seg);
         look = find_surely(s, key, found);
     }
@@ -60,24 +73,39 @@ static Look look_up(CacheObject* cache, Segment& s, const ObjectKey& key, FoundO
     return Look::NOTHING;
 }
 
+// The value of a key, or `missing`; counts the hit or the miss. If it does not wait, a key counts as missing if it
+// cannot be known without the lock.
+static PyObject* get_value(CacheObject* cache, PyObject* from, PyObject* missing, bool waits, double seconds) {
+    Segment* s = ready_cache(cache, seconds);
+    KeyBytes bytes;
+    ObjectKey key;
+    if (!s || !read_key(cache, from, bytes, key)) return nullptr;
+    FoundObject found;
+    Look look = look_up(cache, *s, key, found, waits);
+    if (look == Look::UNSURE && waits) return raise_late(s, "get");
+    if (look != Look::FOUND) {
+        uses_of_cache(*s, cache->cache).misses.add_owned(1);
+        sample_use(*s, key, USED_MISS, 0);
+        return Py_NewRef(missing);
+    }
+    uses_of_cache(*s, cache->cache).hits.add_owned(1);
+    touch_object(*s, found.entry, key);
+    return value_of(cache->seg, found);
+}
+
 // get(key, default=None)
 static PyObject* cache_get(PyObject* self, PyObject* const* args, Py_ssize_t n) {
     if (n < 1 || n > 2) return raise("TypeError", "get() takes a key, and a default");
-    Segment* s = ready_cache(C(self));
-    KeyBytes bytes;
-    ObjectKey key;
-    if (!s || !read_key(C(self), args[0], bytes, key)) return nullptr;
-    FoundObject found;
-    Look look = look_up(C(self), *s, key, found);
-    if (look == Look::UNSURE) return raise_unsure();
-    if (look == Look::NOTHING) {
-        uses_of_cache(*s, C(self)->cache).misses.add_owned(1);
-        sample_use(*s, key, USED_MISS, 0);
-        return Py_NewRef(n == 2 ? args[1] : Py_None);
-    }
-    uses_of_cache(*s, C(self)->cache).hits.add_owned(1);
-    touch_object(*s, found.entry, key);
-    return value_of(C(self)->seg, found);
+    return get_value(C(self), args[0], n == 2 ? args[1] : Py_None, true, ALWAYS);
+}
+
+// look(key, default, timeout): the value, or the default if there is none, or if only begin() can find it, because it
+// is changing.
+static PyObject* cache_look(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+    if (n != 3) return raise("TypeError", "look() takes a key, a default and a timeout");
+    double seconds = PyFloat_AsDouble(args[2]);
+    if (PyErr_Occurred()) return nullptr;
+    return get_value(C(self), args[0], args[1], false, seconds);
 }
 
 static int cache_contains(PyObject* self, PyObject* arg) {
@@ -87,7 +115,7 @@ static int cache_contains(PyObject* self, PyObject* arg) {
     if (!s || !read_key(C(self), arg, bytes, key)) return -1;
     FoundObject found;
     Look look = look_up(C(self), *s, key, found);
-    if (look == Look::UNSURE) return raise_unsure(), -1;
+    if (look == Look::UNSURE) return raise_late(s, "in"), -1;
     if (look == Look::FOUND) drop_object_pin(C(self)->seg, found.block);
     return look == Look::FOUND;
 }
@@ -119,8 +147,8 @@ static bool expiry(CacheObject* cache, Segment& s, PyObject* ttl, u64& expires_n
 
 constexpr u64 COPIED_HERE = 64 << 10;  // bytes that are copied while we have the interpreter's lock
 
-// Stores a value. `out`: whether it was kept. Returns false with an exception.
-static bool keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& value, Published& out) {
+// Stores a value. `out`: whether it was kept. INTERRUPTED: a lock could not be taken, and nothing has changed.
+static Status keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& value, Published& out) {
     put.kind = value.kind;
     put.bytes = value.bytes;
     Status status = Status::WAIT;
@@ -135,12 +163,11 @@ static bool keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& va
         Released unlocked(cache->seg);
         r = store_object(s, put, pieces, n, status);
     }
-    if (status == Status::INTERRUPTED && check_signals() < 0) return false;
     CacheUses& uses = uses_of_cache(s, cache->cache);
     if (r == Published::YES) sample_use(s, put.key, USED_PUT, put.record());
     (r == Published::YES ? uses.puts : r == Published::SUPERSEDED ? uses.superseded : uses.refused).add_relaxed(1);
     out = r;
-    return true;
+    return status;
 }
 
 static Status remove_value(CacheObject* cache, Segment& s, const ObjectKey& key) {
@@ -163,10 +190,10 @@ static PyObject* cache_put(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     s = ready_cache(C(self));  // pickling may have run code that closed the pool
     if (!s) return nullptr;
     Published kept;
-    if (!keep(C(self), *s, put, value, kept)) return nullptr;
+    Status status = keep(C(self), *s, put, value, kept);
     // The newer value could not be kept, so the older one must be removed.
-    if (kept != Published::YES && remove_value(C(self), *s, put.key) == Status::INTERRUPTED)
-        return raise_late(s, "put");
+    if (status != Status::INTERRUPTED && kept != Published::YES) status = remove_value(C(self), *s, put.key);
+    if (status == Status::INTERRUPTED) return raise_late(s, "put");
     return PyBool_FromLong(kept == Published::YES);
 }
 
@@ -198,9 +225,21 @@ static PyObject* cache_clear(PyObject* self, PyObject*) {
 
 enum Outcome { OUT_VALUE, OUT_LOAD, OUT_FAILED, OUT_UNKEPT, OUT_BUSY, OUT_LATE, OUT_STALE };
 
+// How often a load's end waits for a lock: for `seconds` at most.
+static u32 slices_of(double seconds) {
+    double slices = seconds * 1e9 / double(LOCK_SLICE_NS);
+    return slices < PATIENT_SLICES ? std::max(u32(std::max(slices, 0.0)), 1u) : PATIENT_SLICES;
+}
+
+static void end_silently(CacheObject* cache, Segment& s, const PutObject& put) {
+    Released unlocked(cache->seg);
+    end_load(s, put.entry, put.word, s.me);
+}
+
 // begin(key, timeout, wait, waited, stale, loads) -> (outcome, value | (entry, word) | None). By outcome, the second is
 // the value; or the load, which is ours, and is added to `loads`; or the pickled exception of the load for which the
-// caller has waited; or None, for example if the value can be loaded but not kept.
+// caller has waited; or None, for example if the value can be loaded but not kept. Raises WaitTimeout if a lock cannot
+// be taken in this time; a caller that does not `wait` gets OUT_BUSY then.
 static PyObject* cache_begin(PyObject* self, PyObject* args) {
     PyObject* from;
     double timeout;
@@ -208,7 +247,8 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
     PyObject* loads = nullptr;  // a list, which gets our load at once: no exception of a signal handler loses it
     if (!PyArg_ParseTuple(args, "Odppp|O!:begin", &from, &timeout, &wait, &waited, &stale, &PyList_Type, &loads))
         return nullptr;
-    Segment* s = ready_cache(C(self));
+    u64 until_ns = deadline_in(timeout);
+    Segment* s = ready_cache(C(self), timeout);
     KeyBytes bytes;
     LoadRequest want;
     if (!s || !read_key(C(self), from, bytes, want.key)) return nullptr;
@@ -218,9 +258,11 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
     Begun begun;
     {
         Released unlocked(C(self)->seg);
-        Deadline until(timeout < 1e9 ? prim::now_ns() + u64(std::max(timeout, 0.0) * 1e9) : 0);
+        Deadline until(until_ns);
         begun = begin_object(*s, want);
     }
+    if (begun == Begun::INTERRUPTED && check_signals() < 0) return nullptr;
+    if (begun == Begun::INTERRUPTED && !wait) begun = Begun::BUSY;
     CacheUses& uses = uses_of_cache(*s, C(self)->cache);
     // A caller that does not wait calls begin() again with `waited`, so that it is counted once.
     if (!waited && (want.waited || begun == Begun::BUSY)) uses.waits.add_relaxed(1);
@@ -237,20 +279,21 @@ static PyObject* cache_begin(PyObject* self, PyObject* args) {
         PyObject* load = Py_BuildValue("(IK)", want.put.entry, (unsigned long long)want.put.word);
         if (!load || (loads && PyList_Append(loads, load) != 0)) {
             Py_XDECREF(load);
-            end_load(*s, want.put.entry, want.put.word, s->me);
+            end_silently(C(self), *s, want.put);
             return nullptr;
         }
         return pair(OUT_LOAD, load);
     }
     case Begun::BUSY: return pair(OUT_BUSY, Py_NewRef(Py_None));
     case Begun::LATE: return pair(OUT_LATE, Py_NewRef(Py_None));
-    case Begun::INTERRUPTED: return raise_unsure();
+    case Begun::INTERRUPTED: return raise_late(s, "get_or_load");
     default: return pair(OUT_UNKEPT, Py_NewRef(Py_None));
     }
 }
 
 // Ends a load without a value. For a second its entry holds the loader's exception for the callers that wait, or the
-// notice that the value cannot be kept. Returns false if there was no room for that; then the load has not ended.
+// notice that the value cannot be kept. Returns false if there was no room for that, or a lock could not be taken; then
+// the load has not ended.
 static bool tell(CacheObject* cache, Segment& s, PutObject& put, u8 kind, const ObjectPiece& piece) {
     put.kind = kind;
     put.bytes = piece.bytes;
@@ -262,13 +305,16 @@ static bool tell(CacheObject* cache, Segment& s, PutObject& put, u8 kind, const 
     return r == Published::YES || r == Published::SUPERSEDED;
 }
 
-// finish(key, (entry, word), value, ttl, microseconds) -> whether the value was kept
+// finish(key, (entry, word), value, ttl, microseconds, seconds) -> whether the value was kept. `seconds`: how long it
+// waits for a lock, a second at most. If it gets none, the load ends without a value for the others.
 static PyObject* cache_finish(PyObject* self, PyObject* args) {
     PyObject *from, *object, *ttl;
     unsigned entry, cost;
     unsigned long long word;
-    if (!PyArg_ParseTuple(args, "O(IK)OOI:finish", &from, &entry, &word, &object, &ttl, &cost)) return nullptr;
-    Segment* s = ready_cache(C(self));
+    double seconds;
+    if (!PyArg_ParseTuple(args, "O(IK)OOId:finish", &from, &entry, &word, &object, &ttl, &cost, &seconds))
+        return nullptr;
+    Segment* s = ready_cache(C(self), seconds);
     KeyBytes bytes;
     PutObject put;
     ValuePieces value;
@@ -277,32 +323,38 @@ static PyObject* cache_finish(PyObject* self, PyObject* args) {
     put.word = word;
     put.cost = cost;
     if (value.take(object) < 0) return nullptr;
-    s = ready_cache(C(self));
+    s = ready_cache(C(self), seconds);
     if (!s) return nullptr;
     uses_of_cache(*s, C(self)->cache).loads.add_relaxed(1);
+    Patience patience(slices_of(seconds));
     Published kept;
-    if (!keep(C(self), *s, put, value, kept)) return nullptr;
-    if (kept == Published::FULL && !tell(C(self), *s, put, KIND_UNKEPT, {"", 0, 0})) end_load(*s, entry, word, s->me);
+    Status status = keep(C(self), *s, put, value, kept);
+    if (status == Status::INTERRUPTED && check_signals() < 0) return nullptr;  // fail() ends the load
+    bool ended = kept != Published::FULL;
+    if (!ended && status != Status::INTERRUPTED) ended = tell(C(self), *s, put, KIND_UNKEPT, {"", 0, 0});
+    if (!ended) end_silently(C(self), *s, put);
     return PyBool_FromLong(kept == Published::YES);
 }
 
-// fail((entry, word), key, exception or None, stale) -> whether the load has ended, without a value. The callers that
-// wait get the (pickled) exception. None ends the load in any case. `stale`: the expired value that the load would have
-// replaced is kept, and no other caller gets the exception.
+// fail((entry, word), key, exception or None, stale, seconds) -> whether the load has ended, without a value. The
+// callers that wait get the (pickled) exception. None ends the load in any case. `stale`: the expired value that the
+// load would have replaced is kept, and no other caller gets the exception. `seconds`: how long it waits for a lock.
 static PyObject* cache_fail(PyObject* self, PyObject* args) {
     PyObject *from, *error;
     unsigned entry;
     unsigned long long word;
-    int stale = 0;
-    if (!PyArg_ParseTuple(args, "(IK)OO|p:fail", &entry, &word, &from, &error, &stale)) return nullptr;
-    Segment* s = ready_cache(C(self));
+    int stale;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "(IK)OOpd:fail", &entry, &word, &from, &error, &stale, &seconds)) return nullptr;
+    Segment* s = ready_cache(C(self), seconds);
     KeyBytes bytes;
     PutObject put;
     if (!s || !read_key(C(self), from, bytes, put.key)) return nullptr;
     bool renews = object::state(word) == OBJECT_LIVE, silent = !PyBytes_Check(error) || (stale && renews), ended = true;
     put.entry = entry;
     put.word = word;
-    if (silent) end_load(*s, entry, word, s->me);
+    Patience patience(slices_of(seconds));
+    if (silent) end_silently(C(self), *s, put);
     else ended = tell(C(self), *s, put, KIND_FAILED, {PyBytes_AS_STRING(error), u64(PyBytes_GET_SIZE(error)), 0});
     if (ended) uses_of_cache(*s, C(self)->cache).load_failures.add_relaxed(1);
     return PyBool_FromLong(ended);
@@ -423,6 +475,9 @@ static PyMethodDef cache_methods[] = {
     {"get", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_get, CacheEntry>)), METH_FASTCALL,
      "get($self, key, default=None, /)\n--\n\n"
      "Returns the value of a key, or the default."},
+    {"look", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_look, CacheEntry>)), METH_FASTCALL,
+     "look($self, key, default, timeout, /)\n--\n\n"
+     "Returns the value of a key; or the default, also if only begin() can find the value, because it is changing."},
     {"put", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_put, CacheEntry>)),
      METH_FASTCALL | METH_KEYWORDS, "put($self, /, key, value, ttl=None)\n--\n\n"
      "Puts a value, for ``ttl`` seconds. Returns whether it was kept."},
@@ -436,13 +491,13 @@ static PyMethodDef cache_methods[] = {
      "the pickled exception of the load for which it waited; or None). Outcomes: the constants of\n"
      "objects/cache.py."},
     {"finish", entered<cache_finish, CacheEntry>, METH_VARARGS,
-     "finish($self, key, load, value, ttl, microseconds, /)\n--\n\n"
-     "Ends a load with its value; returns whether the value was kept."},
+     "finish($self, key, load, value, ttl, microseconds, seconds, /)\n--\n\n"
+     "Ends a load with its value; returns whether the value was kept. It waits for a lock for ``seconds`` at most."},
     {"fail", entered<cache_fail, CacheEntry>, METH_VARARGS,
-     "fail($self, load, key, told, stale=False, /)\n--\n\n"
+     "fail($self, load, key, told, stale, seconds, /)\n--\n\n"
      "Ends a load without a value; the callers that wait get ``told``, a pickled exception. Returns whether it\n"
-     "has ended: there may be no room for ``told``. None ends it in any case; with ``stale`` an expired value\n"
-     "is kept."},
+     "has ended: there may be no room for ``told``, or no lock within ``seconds``. None ends it in any case; with\n"
+     "``stale`` an expired value is kept."},
     {"counts", entered<cache_counts, CacheEntry>, METH_NOARGS,
      "counts($self, /)\n--\n\n"
      "The figures of the cache, summed over all clients, as a dict of int."},

@@ -98,7 +98,8 @@ static void repeat_object_pins(SegmentObject* seg) {
     Segment& s = *seg->s;
     if (!has_objects(s)) return;
     u32 c = seg->plan.client;
-    if (!c || grow_pin_row(s, c) != 0) c = s.me;
+    Patience patience(PATIENT_SLICES);
+    if (!c || grow_pin_row(s, c, false) != 0) c = s.me;
     for (PinNode* p = seg->pins.next; p != &seg->pins; p = p->next)
         if (p->frame & OBJECT_PIN) s.object_pins(c)[p->frame & ~OBJECT_PIN].add_seq_cst(1);
 }

@@ -220,7 +220,7 @@ struct ObjectHolder {
 
 void drop_object_pin(SegmentObject* seg, u32 block) {
     Segment* s = seg->s;
-    if (!s || !s->me || !unpin_block(*s, block)) return;
+    if (!s || !s->me || !may_unpin(*s, block) || !unpin_block(*s, block)) return;
     Released unlocked(seg);
     settle_block(*s, block);
 }

@@ -320,13 +320,10 @@ u64 deadline_in(double seconds) {
 // The call's time is over, and another process still has a lock of the pool.
 PyObject* raise_late(Segment* s, const char* what) {
     if (check_signals() < 0) return nullptr;
-    u32 owner = 0;
-    for (LockWord* lock : {&s->header->memory, &s->header->growth, &s->header->objects, &s->header->advice})
-        if (!owner) owner = lock->word.load_relaxed() & lock_word::OWNER;
     return raise("WaitTimeout",
                  "%s: a lock of the pool was not free within the timeout; client %u has one, and pool.clients() says "
                  "who that is",
-                 what, owner);
+                 what, lock_owner(*s));
 }
 
 // shrink(frames, reason, evict, timeout) -> (given back, moved, pinned, dirty, busy, the errno with which the kernel

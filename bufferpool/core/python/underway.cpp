@@ -115,7 +115,7 @@ static bool find_value_loads(ObjectTables& tables, Vec<ValueLoad>& out) {
             u32 client = e.owner.load_relaxed();
             EntryKind state = object::state(w);
             if (!client || client > tables.s.g.max_clients) continue;
-            if (state != OBJECT_LOADING && state != OBJECT_LIVE) continue;
+            if ((state != OBJECT_LOADING && state != OBJECT_LIVE) || w & object::LEFT) continue;
             if (!out.push({first + i, client, e.cache.load_relaxed(), e.key_bytes.load_relaxed(), w,
                            e.place.load_relaxed(), e.expires_ns.load_relaxed()}))
                 return false;
