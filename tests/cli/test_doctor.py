@@ -94,6 +94,19 @@ def test_doctor_tells_another_layout_version_from_damage(pool_name: str) -> None
     assert "damaged" not in finding.text
 
 
+def test_doctor_and_stats_tell_whose_pages_the_kernel_keeps_too(pool: bp.Pool, data_file: Callable[..., Path]) -> None:
+    """No test looked at what they say of a file whose pages are in the kernel's page cache as well."""
+    if mounts.mount_of(str(data_file(1).parent)).kind == "tmpfs":
+        pytest.skip("files here are in the page cache anyway")
+    pool.open_file(data_file(2), name="once", cache="pool")
+    found = [one.text for one in doctor.examine() if one.what == f"pool {pool.name}"]
+    assert not [text for text in found if "page cache" in text]
+    pool.open_file(data_file(3), name="twice", cache="kernel")
+    assert {space.name: space.cache for space in pool.stats().spaces} == {"once": "pool", "twice": "kernel"}
+    found = [one.text for one in doctor.examine() if one.what == f"pool {pool.name}"]
+    assert [text for text in found if "the kernel's page cache keeps pages of twice too" in text]
+
+
 def test_doctor_counts_the_pages_that_are_in_memory_only(pool_name: str, data_file: Callable[..., Path]) -> None:
     """The doctor said of a pool that nobody uses: remove it. It did not say that pages were in it that no file had."""
     with bp.Pool.create(pool_name, "1MiB", page_size=PAGE) as pool:

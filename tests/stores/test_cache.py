@@ -173,7 +173,9 @@ def test_many_runs_are_written_together(make_pool, cold):
     space = pool.open_file(cold, "r+")
     dirty = [*range(0, PAGES, 7), *range(701, 800)]
     fill(space, dirty, version=2)
+    syncs = sum(pool.stats().latencies["sync"].counts)
     assert space.flush() == len(set(dirty))
+    assert sum(pool.stats().latencies["sync"].counts) == syncs + 1
     space.drop()
     image = np.fromfile(cold, np.uint8).reshape(PAGES, PAGE)
     assert all(np.array_equal(image[n], stamp(n, version=2 if n in set(dirty) else 0)) for n in range(PAGES))
