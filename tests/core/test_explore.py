@@ -771,7 +771,7 @@ MUTATIONS = {
     "holes given back while others use them": (
         "shrink.h",
         "            s.holes.remove(f);\n            s.frames[f].word.store_release(frame::busy(s.me));\n        }\n        s.header",
-        "            s.frames[f].word.store_release(frame::busy(s.me));\n        }\n        s.header",
+        "        }\n        s.header",
         "holes-load",
     ),
     "memory beyond the frames that are ready given back while they become ready": (
