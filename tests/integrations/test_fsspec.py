@@ -515,6 +515,27 @@ def test_the_budget_holds(origin: Any, options: Options) -> None:
     assert fs.blocks.pool.stats().spaces[0].pages >= 16 * 32
 
 
+def test_what_users_of_other_caches_have_reported(origin: Any, options: Options) -> None:
+    """A file that was opened and not read returned zeros at the next opening (fsspec's CachingFileSystem), a call for more than a block
+    cache holds fetched all of it twice, and the two ends of a file were taken for one block."""
+    data = content(9 << 20)  # the pool has 4 MiB
+    url = origin.put("a.bin", data)
+    with filesystem(options()).open(url):
+        pass
+    fs = filesystem(options())
+    with fs.open(url) as file:
+        assert file.read(1000) == data[:1000]
+        file.seek(-1000, 2)
+        assert file.read() == data[-1000:]
+    origin.forget()
+    assert fs.cat_file(url) == data
+    assert origin.bytes_sent <= len(data), "parts were fetched twice"
+    origin.forget()
+    with fs.open(url) as file:
+        assert file.read() == data
+    assert origin.bytes_sent <= len(data), "parts were fetched twice"
+
+
 def test_thousands_of_files(tmp_path: Path, options: Options) -> None:
     """A space for each file runs out after 4,096 of them."""
     fs = filesystem(options(budget="16MiB"), "file")

@@ -384,6 +384,19 @@ def test_ranges_are_kept_and_cut_from_whole_values(cache: Any, tmp_path: Path) -
     asyncio.run(run())
 
 
+def test_a_chunk_that_is_deleted_or_of_no_use_any_more(cache: Any, tmp_path: Path, decoded: None) -> None:
+    """Caches of zarr showed a chunk that had been deleted, and the values of an array that was made anew under the same name."""
+    values = make(tmp_path)
+    store = CachedStore(LocalStore(tmp_path), cache)
+    array = DecodedArray(zarr.open_array(store, path="table", mode="r+"))
+    assert np.array_equal(array[:], values)
+    asyncio.run(store.delete("table/c/0/0"))
+    assert (array[:10, :10] == 7).all()
+    assert np.array_equal(array[10:], values[10:])
+    zarr.create_array(store, name="table", data=np.zeros((40, 40), "f8"), chunks=(20, 20), overwrite=True)
+    assert (DecodedArray(zarr.open_array(store, path="table", mode="r"))[:] == 0).all()
+
+
 def test_a_store_without_a_name_of_its_own_needs_one(cache: Any, tmp_path: Path) -> None:
     """The number of a MemoryStore is another store's in another process."""
     with pytest.raises(ValueError, match="name="):
