@@ -8,7 +8,7 @@ _lock = Lock()
 
 
 def shared_pool(name: str, size: int | str) -> Pool:
-    """The pool of this name, opened once for all threads; it stays open as long as the process lives."""
+    """The pool of this name, opened once for all threads; it remains open as long as the process lives."""
     with _lock:
         if name not in _pools or _pools[name].client.closed:
             _pools[name] = Pool.open(name, size)

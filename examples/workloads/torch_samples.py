@@ -24,7 +24,7 @@ KINDS = {"a dict in each worker": ORANGE, "one pool": BLUE}
 
 @dataclass
 class Course:
-    """What one kind of cache took, epoch by epoch."""
+    """The memory and the time of one kind of cache, epoch by epoch."""
 
     kind: str
     seconds: list[float] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Images:
 
 
 class WithDict(Images):
-    """The usual remedy: what a worker has decoded, it keeps."""
+    """The usual remedy: each worker keeps what it has decoded."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -113,7 +113,9 @@ def work(run: Run) -> None:
         sys.exit(0)
     import torch
 
-    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than processors: they wait, mostly
+    warnings.filterwarnings(
+        "ignore", "This DataLoader will create"
+    )  # more workers than processors, because they mostly wait
     from bufferpool.integrations.torch import CachedDataset
 
     torch.set_num_threads(1)

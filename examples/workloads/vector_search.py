@@ -3,7 +3,7 @@
 The vectors lie on disk in groups, a page each: neighbours in space share a page, and each has links to other vectors, near and far.
 A search walks the links. In each hop it reads the pages of the most promising vectors that it has not seen, all at once
 (`pin_many`: what is absent is read together), compares the query with every vector of these pages, and follows
-their links. Which are promising it knows from short codes of all vectors, which are in memory, as in DiskANN.
+their links. Short codes of all vectors, which are in memory, say which vectors are promising, as in DiskANN.
 
 Several processes answer the same queries, from a cold start: nothing of the index is in any cache. The answers
 of both kinds must be the same, and nearly those of a search through all vectors. Memory is the pool's, by the kernel's
@@ -169,7 +169,7 @@ class Round:
 
 
 def cached_bytes(path: Path) -> int:
-    """How much of a file the page cache has."""
+    """How many bytes of a file the page cache has."""
     size = path.stat().st_size
     with path.open("rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as view:
         here, there = np.frombuffer(view, np.uint8), np.zeros(-(-size // mmap.PAGESIZE), np.uint8)

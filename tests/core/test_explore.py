@@ -678,7 +678,7 @@ MUTATIONS = {
         "        (void)ours;",
         "reap-object-put",
     ),
-    "an entry that was changing kept by the heir of the lock": (
+    "an entry that was changing kept by the inheritor of the lock": (
         "object_index.h",
         "    if (object::state(w) != OBJECT_LIVE && object::state(w) != OBJECT_LOADING) return false;",
         "    if (object::state(w) == OBJECT_FREE) return false;",

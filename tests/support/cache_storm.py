@@ -370,7 +370,7 @@ class Storm(deaths.Storm):
         bp.Pool.create(
             self.name, MOST, max_capacity=MOST, page_size=4096, extent_size=16384, max_clients=CLIENTS
         ).close()
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the heirs of the dead become ours
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: the children of the dead become ours
 
     def start(self) -> None:
         for row, pid in enumerate(self.pids):

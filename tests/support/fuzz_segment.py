@@ -6,9 +6,9 @@ Every round takes a fresh copy of one segment (a file space, a scratch space, a
 derived space, dirty, dropped and superseded pages, and a client that died in a
 write block). Then, step by step, it changes a few words of it through a mapping
 of its own and runs an operation or two, each of which must end, within seconds,
-in a result or a typed error. After most steps the words are put back, unless
-somebody has changed them since, so that every damage meets a segment that works
-as far as that goes; the others stay. A mutation counts if it changed a byte and an
+in a result or a typed error. After most steps the words that no process has changed
+meanwhile are put back, so that every damage meets a segment that otherwise works; the
+damage of the other steps is left in place. A mutation counts if it changed a byte and an
 operation came after it. The rounds run in a child process, so that a crash is
 seen as its end; the round's number is the seed, so that a finding can be run again:
 

@@ -2,7 +2,7 @@
 
 Runs with a copy of bufferpool in which BP_POINT kills (tests/native/faults.h).
 Reads lines "point count"; for each, a victim works beside two others until it
-dies at that point; then the others go on, and then nothing may be lost or left.
+dies at that point; then the others continue, and then nothing may be lost or left.
 Answers each line with one of JSON.
 """
 

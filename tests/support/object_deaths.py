@@ -1,7 +1,7 @@
 """Deaths at the named points of the objects: the program behind tests/objects/test_object_killpoints.py.
 
 Runs with a copy of bufferpool in which BP_POINT kills (tests/native/faults.h). Reads lines "name point count"; for each, a
-victim uses a new pool's cache in every way until it dies at that point. Then the others go on, no value is wrong, and
+victim uses a new pool's cache in every way until it dies at that point. Then the others continue, no value is wrong, and
 nothing is left. Answers each line with one of JSON.
 """
 

@@ -357,7 +357,7 @@ class Worker:
             os._exit(0)
 
     def heir(self) -> None:
-        """A child that goes on as a worker of its own, with what it inherited."""
+        """A child that continues as a worker of its own, with what it inherited."""
         row = self.row + HALF
         if self.row >= HALF or alive(int(self.ledger.pids[row])):
             return
