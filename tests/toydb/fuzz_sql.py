@@ -81,6 +81,7 @@ class Fuzzer:
         self.tables: list[Table] = []
         self.log: list[str] = []
         self.over = False  # toydb has refused what SQLite has not
+        self.views: list[str] = []
         self.bound: dict[str, str] = {}  # the values of the statement's parameters
 
     def close(self) -> None:
@@ -94,7 +95,7 @@ class Fuzzer:
     def value(self) -> str:
         return self.numbers.choice(VALUES)
 
-    def picked(self, ways: Sequence[tuple[int, Callable[..., str]]], *arguments: Any) -> str:
+    def picked(self, ways: Sequence[tuple[float, Callable[..., str]]], *arguments: Any) -> str:
         """What one of several ways gives; each is taken as often as its number says."""
         return self.numbers.choices([way for _, way in ways], [share for share, _ in ways])[0](self, *arguments)
 
@@ -122,6 +123,15 @@ class Fuzzer:
     def two_columns(self, column: str, columns: list[str]) -> str:
         return f"{column} {self.numbers.choice(SIGNS)} {self.numbers.choice(columns)}"
 
+    def row_value(self, column: str, columns: list[str]) -> str:
+        sign = self.numbers.choice(SIGNS[:6])
+        return f"({column}, {self.numbers.choice(columns)}) {sign} ({self.value()}, {self.value()})"
+
+    def in_select(self, column: str, columns: list[str]) -> str:
+        other = self.numbers.choice(self.tables)
+        among = self.numbers.choice(other.columns)
+        return f"{column} {self.numbers.choice(('IN', 'NOT IN'))} (SELECT {among} FROM {other.name} WHERE {among} > {self.value()})"
+
     def compared(self, column: str, columns: list[str]) -> str:
         return f"{column}{self.numbers.choice(COLLATIONS)} {self.numbers.choice(SIGNS)} {self.value()}"
 
@@ -138,6 +148,21 @@ class Fuzzer:
         columns = self.numbers.sample(table.columns, self.numbers.randint(1, 2))
         parts = [c + self.numbers.choice(COLLATIONS) + self.numbers.choice(("", "", " DESC")) for c in columns]
         return f"CREATE INDEX i{len(self.log)} ON {table.name}({', '.join(parts)})"
+
+    def view(self, table: Table) -> str:
+        name, other = f"v{len(self.log)}", self.numbers.choice(self.tables)
+        self.views.append(name)
+        join = (
+            f" a JOIN {other.name} b ON a.{table.columns[0]} = b.{other.columns[-1]}"
+            if self.numbers.random() < 0.4
+            else " a"
+        )
+        return f"CREATE VIEW {name} AS SELECT a.c0, a.c1 FROM {table.name}{join}"
+
+    def viewed(self, table: Table) -> str:
+        if not self.views:
+            return self.select(table)
+        return f"SELECT typeof(c0), c0, typeof(c1), c1 FROM {self.numbers.choice(self.views)} WHERE {self.condition(['c0', 'c1'])}"
 
     def insert(self, table: Table) -> str:
         verb = self.numbers.choice(
@@ -275,7 +300,7 @@ class Fuzzer:
 # The ways of making each part, with the percentages of their shares.
 CONDITIONS = (
     (10, Fuzzer.among), (10, Fuzzer.between), (5, Fuzzer.like), (5, Fuzzer.glob), (5, Fuzzer.unlike), (15, Fuzzer.two_columns),
-    (50, Fuzzer.compared),
+    (5, Fuzzer.row_value), (5, Fuzzer.in_select), (40, Fuzzer.compared),
 )  # fmt: skip
 QUERIES = (
     (25, Fuzzer.rows), (15, Fuzzer.plain), (10, Fuzzer.groups), (10, Fuzzer.extremes), (10, Fuzzer.join), (8, Fuzzer.common), (8, Fuzzer.windows),
@@ -283,7 +308,7 @@ QUERIES = (
 )  # fmt: skip
 STATEMENTS = (
     (2, Fuzzer.create), (3, Fuzzer.index), (33, Fuzzer.insert), (10, Fuzzer.update), (5, Fuzzer.delete), (8, Fuzzer.transaction),
-    (2, Fuzzer.changes), (37, Fuzzer.select),
+    (2, Fuzzer.changes), (0.3, Fuzzer.view), (3, Fuzzer.viewed), (34, Fuzzer.select),
 )  # fmt: skip
 
 
