@@ -104,14 +104,16 @@ class Tree:
         return page
 
     def _step(self, page: Page, key: bytes | None, before: bool) -> Page:
-        """Moves right until the page is the one for ``key``."""
+        """Moves right until the page is the one for ``key`` (see :meth:`_descend`)."""
         for _ in range(MOST_MOVES):
             high = page.high
-            if high is None or (key is not None and (key <= high if before else key < high)):
+            if high is None:  # the last page of its level
+                break
+            if key is not None and (key < high or (before and key == high)):
                 break
             page = self._visit(page.right, page.level)
         low = page.low
-        if key is not None and low and (key <= low if before else key < low):
+        if key is not None and low and (key < low or (before and key == low)):
             raise self._wrong(page, f"begins at {low!r}, above {key!r},")
         return page
 
@@ -126,7 +128,8 @@ class Tree:
         path = [page]
         while page.level > level:
             self.pager.remember(page)
-            end = page.count if key is None else page.lower(key) if before else page.upper(key)
+            search = page.lower if before else page.upper  # for the first child that begins too far right
+            end = page.count if key is None else search(key)
             page = self._step(self._visit(page.child(max(end - 1, 0)), page.level - 1), key, before)
             path.append(page)
         return path
@@ -184,10 +187,11 @@ class Tree:
         """The position of a key in the tree, from 0 to 1, and the number of keys, extrapolated from its path."""
         place, size = 0.0, 1.0
         for page in self._descend(key):
-            i = page.count if key is None else page.lower(key)
-            if page.level:
-                i = (page.count if key is None else page.upper(key)) - 1
-            place += max(i, 0) / max(page.count, 1) / size
+            if key is None:
+                before = page.count - bool(page.level)
+            else:  # of an inner page: the children before the one that is descended to
+                before = page.upper(key) - 1 if page.level else page.lower(key)
+            place += max(before, 0) / max(page.count, 1) / size
             size *= max(page.count, 1)
         return place, size
 

@@ -40,7 +40,8 @@ from toydb.spill import Spill
 MOST_TRIES = 1000
 MOST_DROPPED = 16  # versions without a way that one commit may drop
 
-Set = npt.NDArray[np.uint64]
+Set = npt.NDArray[np.uint64]  # a row for each way
+PAGE, SINCE, UNTIL = range(3)  # its columns; PAGE is the page's number + 1
 
 
 class Versions:
@@ -89,14 +90,14 @@ class Versions:
         """The version of a page that a snapshot sees. Raises SnapshotTooOld."""
         for _ in range(MOST_TRIES):
             index, ways = self._read_set(page_no)
-            named = (ways[:, 0] == page_no + 1) & (ways[:, 1] <= snapshot) & (ways[:, 2] > snapshot)
-            found = np.flatnonzero(named)
+            seen = (ways[:, SINCE] <= snapshot) & (ways[:, UNTIL] > snapshot)
+            found = np.flatnonzero(seen & (ways[:, PAGE] == page_no + 1))
             if not found.size:
                 break
             way = int(found[0])
             page = Page(self.shared.versions[index * self.shared.ways + way])
-            if page.page_no == page_no and page.lsn == ways[way, 1]:
-                return page
+            if page.page_no == page_no and page.lsn == ways[way, SINCE]:
+                return page  # otherwise the way has another version meanwhile: look again
         spilled = self._spill.find(page_no, snapshot)
         if spilled is not None:
             return spilled
@@ -131,7 +132,7 @@ class Versions:
         """Keeps versions of one set: in free ways, and then in place of the oldest."""
         ways = self._read_set(index)[1].copy()
         if len(free) < len(images):
-            rest = np.argsort(ways[:, 2], kind="stable")
+            rest = np.argsort(ways[:, UNTIL], kind="stable")
             free = np.concatenate([free, rest[~np.isin(rest, free)]])
         for (page_no, image), way in zip(images, free.tolist(), strict=False):
             with self.shared.versions.write(index * self.shared.ways + way) as page:
@@ -143,7 +144,7 @@ class Versions:
 
 def free_ways(ways: Set, visible: int, live: list[int]) -> npt.NDArray[np.intp]:
     """The indexes of the ways (rows of ``ways``) whose versions no snapshot needs, lowest first."""
-    needed = ways[:, 2] > visible
+    needed = ways[:, UNTIL] > visible
     for lsn in set(live):
-        needed |= (ways[:, 1] <= lsn) & (ways[:, 2] > lsn)
+        needed |= (ways[:, SINCE] <= lsn) & (ways[:, UNTIL] > lsn)
     return np.flatnonzero(~needed)
