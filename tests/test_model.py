@@ -281,7 +281,7 @@ class PoolModel(RuleBasedStateMachine):
 
     @rule(i=which)
     def a_short_life(self, i):
-        """Another client comes, writes to scratch of its own, and goes: nothing of it stays."""
+        """Another client attaches, writes to its own scratch pages, and detaches: nothing of it remains."""
         with bp.Pool.attach(self.name) as pool:
             own = pool.open_scratch("own", 4, lifetime="process")
             for n in range(4):

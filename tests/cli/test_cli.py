@@ -338,7 +338,7 @@ def test_a_name_that_is_no_text_is_printed_with_escapes(pool: bp.Pool) -> None:
 
 
 def test_a_reader_that_has_seen_enough() -> None:
-    """The reader of our output goes away: no traceback."""
+    """The reader of the command's output ends first: the command prints no traceback."""
     with subprocess.Popen(
         [sys.executable, "-m", "bufferpool.cli", "doctor", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:

@@ -63,7 +63,7 @@ def test_a_dead_client_whose_pid_another_process_has_by_now_is_reaped(pool, data
         other.stdout.readline()
         (client,) = [c for c in pool.clients() if c.pid == other.pid]
         other.send_signal(signal.SIGKILL)
-    # Its number goes round: the slot names this process, which lives, with its very start time.
+    # Its number is used again: the slot names this process, which lives, with its very start time.
     slot = area(pool, "clients_at") + (client.client - 1) * _core.fields()["Client"][1]
     me = next(c for c in pool.clients() if c.pid == os.getpid())
     poke(pool, slot, "Client.pid", "<I", me.pid)

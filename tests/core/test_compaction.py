@@ -27,7 +27,7 @@ def test_compaction_gathers_scattered_pages_into_few_extents(pool, data_file):
     assert before - kernel_bytes(pool) == given
     stats = in_step(pool)
     assert stats.compacted_pages == 12
-    extents = pool.extents()[: 64 // PER_EXTENT]  # those that the pages were in; the room goes on
+    extents = pool.extents()[: 64 // PER_EXTENT]  # those that the pages were in; the segment has room for more
     assert np.count_nonzero(extents["live"] == PER_EXTENT) == 4
     assert np.count_nonzero(extents["hole"] == PER_EXTENT) == 12
     for n in stay:

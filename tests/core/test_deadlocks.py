@@ -127,7 +127,7 @@ def _load_and_die(name, ready):
 
 
 def test_a_ring_with_a_dead_process_in_it_is_none(pool, child, spawn):
-    """The other process died in the ring: its load is undone, and ours goes on."""
+    """The other process of the cycle died: its load is undone, and ours continues."""
     ready, told = spawn.Event(), []
 
     def loader(page_no, out):

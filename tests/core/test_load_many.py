@@ -73,7 +73,7 @@ def test_more_pages_than_the_pool_has(pool, big):
 
 
 def test_a_page_that_cannot_be_read_does_not_lose_the_others(pool, big):
-    """The file was cut behind the pool's back: a run of neighbours that ends beyond it is read as far as it goes."""
+    """The file was cut behind the pool's back: a run of neighbours that ends beyond the file's end is read up to that end."""
     space = pool.open_file(big)
     os.truncate(big, 1000 * PAGE)
     ids = [*range(990, 1010), 3]

@@ -1,4 +1,4 @@
-"""The static probes (USDT) of the core: what tools find in the file, and what they are told."""
+"""The static probes (USDT) of the core: what tools find in the file, and which arguments they get."""
 
 import json
 import platform

@@ -156,8 +156,8 @@ def test_a_shrink_steps_round_what_cannot_go_and_takes_it_when_it_can(make_pool,
     fake = Fake(PRESSED["machine"][0])
     pool.start_steward(bp.Settings(interval=0.01, flush_every=0.2, source=fake, rules=FAST))
     wait_until(lambda: pool.budget_frames == 16, "the budget falls")
-    # Everything else goes; the worker has a frame or two in its hands at any moment.
-    wait_until(lambda: pool.stats().resident_bytes <= (HELD + 8) * PAGE, "all else goes")
+    # All other memory is given back; the worker uses a frame or two at any moment.
+    wait_until(lambda: pool.stats().resident_bytes <= (HELD + 8) * PAGE, "all other memory is given back")
     if counted is not None:
         assert getattr(pool.stats().frames, counted) >= HELD
         wait_until(lambda: EventKind.CANNOT_SHRINK in whats(pool), "it says so")

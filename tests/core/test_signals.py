@@ -180,8 +180,9 @@ _CLEARING = {  # whether the dead client has been reaped before, and what is don
 
 @pytest.mark.parametrize("use", _CLEARING)
 def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, attach, child, spawn, alarm, use):
-    """A page of a dead client's scratch space is being written by somebody who lives: whoever comes by waits for it a
-    little, and goes on without. A handler that raises meanwhile is the caller's business: not lost, and no SystemError."""
+    """A living process writes a page of a dead client's scratch space: a process that clears up after the dead client
+    waits for the page a little, and continues without it. What a handler raises meanwhile is raised by the caller's
+    operation: it is neither lost nor a SystemError."""
     ready, (reaped, do) = spawn.Event(), _CLEARING[use]
     owner = child(_own_and_die, pool.name, ready)
     assert ready.wait(WAIT)

@@ -139,7 +139,7 @@ def test_threads_begin_and_end_at_the_same_lsns(pool: bp.Pool, attach: Callable[
 
 
 def test_a_stopped_process_keeps_its_snapshots(pool: bp.Pool, child: Any) -> None:
-    """It goes on to read when it continues."""
+    """A stopped reader has its snapshot still when it continues."""
     stopped = child(hold, pool, context="spawn")
     wait_until(lambda: pool.snapshots() == [3, 5], "the child begins its snapshots")
     os.kill(stopped.pid, signal.SIGSTOP)

@@ -260,7 +260,7 @@ def test_spaces_come_and_go_in_threads(pool, data_file, threads):
 
 
 def test_pools_are_attached_and_closed_in_threads(pool, data_file, threads):
-    """Attaching and detaching change a list of this process's attachments, which a fork goes through."""
+    """Attaching and detaching change a list of this process's attachments, which a fork walks through."""
     path = data_file(PAGES)
 
     def use(me: int) -> None:

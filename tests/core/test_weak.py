@@ -2,7 +2,7 @@
 
 tests/native/weak.cpp has the protocols of two words and more, short, and with the accesses of core/os/atomic.h, whose text is
 compiled over the atomics of relacy (a checker of C++'s memory model; Debian: relacy-dev). With one order made
-weaker, each must show what goes wrong. Not seen are a load that a processor performs after a later access of its own
+weaker, each must show the bad outcome. Not seen are a load that a processor performs after a later access of its own
 thread, and a store of the order seq_cst that others see late.
 """
 
@@ -35,7 +35,7 @@ CALLS = {
 }
 TESTS = ["PinEvict", "LoadPin", "PublishUnpin", "Lock", "Reopen", "Fold", "Events"]
 
-# (the test, the functions of core/os/atomic.h, their order instead; what goes wrong then)
+# (the test, the functions of core/os/atomic.h, their order instead; the bad outcome then)
 WEAKER = [
     ("PinEvict", "load_seq_cst", "ACQUIRE", "neither the reader nor the eviction sees the other"),
     ("PinEvict", "add_seq_cst", "RELAXED", "the eviction does not see the pin"),

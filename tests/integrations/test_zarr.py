@@ -278,7 +278,7 @@ def sums_before_and_after(cache: Any, folder: Path, log: Path, path: str | None,
 
 @pytest.mark.parametrize("path", [None, PIPELINE], ids=["bytes", "decoded"])
 def test_a_write_is_seen_by_every_process(path: str | None, cache: Any, tmp_path: Path, child: Any, spawn: Any) -> None:
-    """zarr's CacheStore goes on to return what another process has overwritten."""
+    """zarr's CacheStore still returns what another process has overwritten."""
     values, log, steps = make(tmp_path / "data"), tmp_path / "log", [spawn.Event(), spawn.Event()]
     reader, before = child(sums_before_and_after, cache, tmp_path / "data", log, path, steps), values.sum()
     assert steps[0].wait(WAIT)

@@ -1,4 +1,4 @@
-"""The memory of a cache: what a held value keeps, a full tmpfs, and memory that goes back to the kernel."""
+"""The memory of a cache: what a held value keeps, a full tmpfs, and memory that is given back to the kernel."""
 
 import gc
 import pickle
@@ -66,7 +66,7 @@ def test_large_values_that_are_held_are_not_kept_twice_but_nothing_raises(pool: 
     assert cache.put("more", bytes(400_000))
 
 
-# ---- memory that goes back to the kernel --------------------------------------------------------
+# ---- memory that is given back to the kernel ----------------------------------------------------
 
 
 def _fill(pool: bp.Pool) -> Any:

@@ -232,7 +232,7 @@ def test_an_exception_that_does_not_travel_comes_as_text(pool: bp.Pool, child: A
 
 
 class _Loader:
-    """A program with a ``__main__`` of its own, that loads when it is told to."""
+    """A program with a ``__main__`` of its own, that loads a value when the test asks it to."""
 
     def __init__(self, code: str, *args: str) -> None:
         self.process = subprocess.Popen(

@@ -21,7 +21,7 @@ def object_driver(faulty_package: Path) -> Iterator[Driver]:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_death_at(object_driver: Driver, point: str) -> None:
-    """No value is wrong afterwards, nothing is left, and the other process goes on."""
+    """No value is wrong afterwards, nothing is left, and the other process continues."""
     name = new_name()
     answer = object_driver.ask(f"{name} {point} 1")
     assert answer["code"] == -9, f"the victim never came to {point}: {answer}"

@@ -309,7 +309,7 @@ def come_and_go(name: str) -> None:
 
 
 def test_a_sum_never_goes_backwards_while_clients_fold_theirs(make_pool, child):
-    """The core's sum alone, as fast as it goes: folds happen under its hands."""
+    """The core's sum alone, again and again, while counters are folded."""
     pool = make_pool(max_clients=6)
     children = [child(come_and_go, pool.name, context="fork") for _ in range(3)]
     with Observer(pool.name) as observer:

@@ -167,7 +167,7 @@ def test_a_replay_verifies(trace: Path, temp: Path) -> None:
     report = replay(Options(str(trace), processes=3, page_size=4096, writes=0.3, repeat=3, temp=str(temp)), out)
     stats = report.stats
     assert report.accesses == 60_000
-    assert 60_000 <= stats.hits + stats.misses < 60_600  # a page that goes before its write begins is missed twice
+    assert 60_000 <= stats.hits + stats.misses < 60_600  # an evicted page may be missed twice by its write
     assert stats.publishes == report.writes
     assert 0.25 < report.writes / report.accesses < 0.35
     assert stats.resident_bytes == stats.kernel_data_bytes

@@ -253,7 +253,7 @@ def test_a_change_in_the_second_of_a_flush_is_seen_by_the_next_flush(whole_secon
 
 
 def test_flushes_of_the_pool_itself_in_one_second_are_no_change(whole_seconds, pool, attach):
-    """The time goes back by a second at most, and is the pool's own: no flush and no open takes it for a change."""
+    """The pool sets the file's time back by a second at most, to a time of its own: no flush and no open takes it for a change."""
     path = whole_seconds
     space = pool.open_file(path, "r+")
     for version in range(1, 6):

@@ -513,7 +513,7 @@ def open_at_once(name, barrier, number):
 
 
 def test_processes_that_open_a_name_in_two_sizes_at_once_get_one(make_pool, child, spawn):
-    """The first of them makes the segment; and whoever comes later is told of the other size."""
+    """The first of them makes the segment, and the error of a later one names the other size."""
     for _ in range(3):
         pool = make_pool(WHOLE)
         barrier = spawn.Barrier(4)
@@ -773,7 +773,7 @@ def test_rm_removes_all_sizes_and_none_alone(make_pool, tmp_path, capsys):
 
 
 def test_gc_and_doctor_ask_for_all_sizes_of_a_pool_at_once(make_pool, capsys, monkeypatch):
-    """A size that only a process of the pool's name uses is no pool that was left; it goes with the pool."""
+    """A size that only a process of the pool's name uses is no pool that was left; it is removed with the pool."""
     pool = make_pool(WHOLE)
     use(pool.open_derived("large", 8, load, page_size=BIG), range(8))
     name, part, find = pool.name, f"{pool.name}@64KiB", segment_file.find

@@ -146,7 +146,7 @@ def limit_files(size_bytes: int) -> None:
 
 
 def test_a_short_write_names_the_reason_with_o_direct_too(make_pool, cold):
-    """What is left of a write that a limit cut short is no whole block: it goes through the page cache, and raises its reason."""
+    """What is left of a write that a limit cut short is no whole block: it is written through the page cache, and raises its reason."""
     pool = make_pool(256 * PAGE)
     space = pool.open_file(cold, "r+")
 

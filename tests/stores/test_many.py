@@ -216,7 +216,7 @@ def test_a_loader_of_many_pages_that_fails_tells_those_who_wait(large, threads):
 
 
 def test_a_loader_of_many_pages_that_asks_for_its_own_pages(large):
-    """It would wait for itself: the chain of loads goes through the operation that loads them all."""
+    """It would wait for itself: the chain of loads leads through the operation that loads all of them."""
 
     def load_many(page_nos, outs):
         space[page_nos[-1]]

@@ -222,7 +222,7 @@ def test_the_pool_whose_bytes_earn_least_gives_first():
         if poor.decide(now, pool(), STALLED, flat, [mine]):
             given["poor"].append(now)
     assert given["poor"][0] == 0.0
-    assert given["rich"][0] == 1.0  # pressure goes on: it gives too
+    assert given["rich"][0] == 1.0  # there is still pressure: it gives, too
     third = Governor()
     assert third.decide(0, pool(), STALLED, steep, [0.0, 1.0, mine + 1]) is None
     assert third.decide(1.5, pool(), STALLED, steep, [0.0, 1.0, mine + 1]) is None  # two earn less

@@ -145,7 +145,7 @@ def test_a_checkpoint_without_a_rule_or_a_limit_takes_what_is_there(pool):
     assert pool.checkpoint() == 6
     put(table, 0, 8)
     assert pool.checkpoint(up_to_lsn=7) == 8  # written now, but 8 and what is beside it was not promised
-    assert pool.checkpoint(up_to_lsn=3) == 8  # never goes back
+    assert pool.checkpoint(up_to_lsn=3) == 8  # it never decreases
     assert pool.checkpoint(up_to_lsn=2**64 - 1) == 2**64 - 1
 
 

@@ -182,7 +182,7 @@ def _read_pages(pool, table, stop):
 
 
 def test_a_flush_that_comes_late_does_not_write_another_spaces_pages(pool, data_file, monkeypatch):
-    """Between the look at a space and the flush of it, the space goes, and another gets its entries."""
+    """Between the look at a space and its flush, the space is removed, and another one gets its entries."""
     old, new = data_file(16), data_file(16)
     table = pool.open_file(old, "r+")
     put(table, 3, 1)
@@ -359,7 +359,7 @@ def test_killed_in_the_middle_of_a_checkpoint_the_next_one_is_right(pool, data_f
 
 
 def test_a_flush_that_comes_late_misses_no_store_of_a_removed_space(pool, attach, tmp_path):
-    """Between the look at a space and the flush of it, the space goes, and another gets its entries: the dirty pages of
+    """Between the look at a space and its flush, the space is removed, and another one gets its entries: the dirty pages of
     that one were taken for the first one's, whose store nobody has here any more, or whose file is gone."""
     file = tmp_path / "gone.db"
     for make in (lambda: pool.open_store("old", Memory(4), mode="r+"), lambda: pool.open_file(file, "r+")):

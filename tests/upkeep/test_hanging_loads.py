@@ -97,7 +97,7 @@ def test_the_end_of_a_hang_is_an_event(pool, hung, threads, monkeypatch, what):
     assert event.value > 1.5
     assert f"{what} recovered: the store came back to client 1 (pid {os.getpid()}) after" in str(event)
     pool.stop_steward()
-    with bp.Pool.attach(pool.name) as other:  # whoever looks next finds that it was told
+    with bp.Pool.attach(pool.name) as other:  # the next client that looks finds the event
         assert trouble.tell_recovered(other.client, other.operations()) == 0
     assert [e.kind for e in hangs(pool)].count(kind) == 1
     assert pool.check() == []

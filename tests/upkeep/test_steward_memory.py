@@ -132,7 +132,7 @@ def test_under_pressure_the_pool_gives_way_to_its_lower_bound_and_not_below(make
     pool.start_steward(Settings(interval=0.01, source=fake, rules=FAST))
     wait_until(lambda: pool.budget_frames == 32, "the budget falls")
     rounds = fake.rounds
-    wait_until(lambda: fake.rounds > rounds + 10, "the pressure goes on")
+    wait_until(lambda: fake.rounds > rounds + 10, "the pressure lasts")
     pool.stop_steward()
     stats = pool.stats()
     assert stats.budget_bytes == stats.min_bytes == 32 * PAGE
@@ -187,7 +187,7 @@ def test_what_cannot_go_is_an_event_and_goes_when_it_can(make_pool, data_file):
     with held:
         pass
     del held
-    wait_until(lambda: pool.stats().resident_bytes <= 16 * PAGE, "it goes")
+    wait_until(lambda: pool.stats().resident_bytes <= 16 * PAGE, "its memory is given back")
     assert whats(pool).count(EventKind.CANNOT_SHRINK) == 1
 
 
@@ -279,7 +279,7 @@ def test_the_pool_that_earns_less_gives_first(make_pool, data_file, monkeypatch)
     rich_gave = [e for e in rich.events() if e.kind is EventKind.SHRANK]
     poor_gave = [e for e in poor.events() if e.kind is EventKind.SHRANK]
     assert len(poor_gave) > 5
-    # A step is told of after it was taken: the rich one may act on the poor one's last before that stands there.
+    # The event of a step is posted after the step: the rich pool may act on the poor pool's last step before its event exists.
     assert not rich_gave or rich_gave[0].time >= poor_gave[-2].time
     for pool in (rich, poor):
         pool.stop_steward()

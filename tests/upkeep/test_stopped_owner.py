@@ -310,7 +310,7 @@ def test_calls_end_while_clients_are_stopped_anywhere(pool, data_file, child) ->
     assert len(pool.clients()) == 1
     with table.write(3) as page:
         page[:] = 3
-    pool.flush()  # waits for the flush of a call above, which goes on in its thread, with its pins
+    pool.flush()  # waits for the flush of a call above, which continues in its thread, with its pins
     assert pool.check() == []
 
 

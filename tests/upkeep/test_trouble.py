@@ -1,4 +1,4 @@
-"""What goes wrong is counted once, and told: references of scans, frames that were not there, stores that fail."""
+"""Failures are counted once, and are events: references of scans, frames that were not there, stores that fail."""
 
 import errno
 import gc
