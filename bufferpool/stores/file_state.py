@@ -26,6 +26,7 @@ class FileState(NamedTuple):
     inode: int
     size: int
     mtime_ns: int
+    """The modification time, modulo 2^64, as a slot of the segment stores it: that of a file may be before 1970."""
     ctime_ns: int
     doubt: int
     """A :class:`Doubt`."""
@@ -49,7 +50,8 @@ def state_of(fd: int) -> FileState:
     now, about = time.time_ns(), os.fstat(fd)
     step = CLOCK_STEP_NS if about.st_mtime_ns % 1_000_000_000 else WHOLE_SECONDS_NS
     doubt = Doubt.OPENED if abs(now - about.st_mtime_ns) < step else Doubt.NONE
-    return FileState(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns, doubt)
+    mtime_ns, ctime_ns = about.st_mtime_ns % 2**64, about.st_ctime_ns % 2**64
+    return FileState(about.st_dev, about.st_ino, about.st_size, mtime_ns, ctime_ns, doubt)
 
 
 def stamped(fd: int) -> FileState:
@@ -61,7 +63,7 @@ def stamped(fd: int) -> FileState:
         return state._replace(doubt=Doubt.NONE)
     # Not permitted, or the file system keeps whole seconds: then the last time before that of our own write.
     state = _with_time(fd, about, about.st_mtime_ns - 1)
-    return state._replace(doubt=Doubt.NONE if state.mtime_ns < about.st_mtime_ns else Doubt.FLUSHED)
+    return state._replace(doubt=Doubt.NONE if state.mtime_ns < about.st_mtime_ns % 2**64 else Doubt.FLUSHED)
 
 
 def _with_time(fd: int, about: os.stat_result, mtime_ns: int) -> FileState:

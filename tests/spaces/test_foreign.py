@@ -576,6 +576,27 @@ def test_a_write_that_fails_half_way_leaves_whole_pages(pool, data_file, monkeyp
     assert path.read_bytes() == b"".join(stamp(n, version=n >= 4).tobytes() for n in range(10))
 
 
+@pytest.mark.parametrize("seconds", [-(10**9), -5, -1, 0, 1, 2**33, 10**10], ids=str)
+def test_a_time_of_any_year_is_no_change(pool, attach, data_file, seconds):
+    """A time before 1970 was recorded without its sign: each reopening dropped the pages, and no flush ever wrote one."""
+    path, other = data_file(4), attach(pool)
+    os.utime(path, ns=(0, seconds * 10**9 + 7))
+    if os.stat(path).st_mtime_ns != seconds * 10**9 + 7:
+        pytest.skip("the file system keeps no such time")
+    table = pool.open_file(path, "r+")
+    assert table[2].any()
+    assert other.open_file(path, "r+")[1].any()
+    assert pool.stats().frames.live == 2
+    fill(table, [1], version=1)
+    assert pool.flush() == 1
+    os.utime(path, ns=(0, seconds * 10**9 + 8))
+    fill(table, [1], version=2)
+    os.truncate(path, 3 * PAGE)
+    with pytest.raises(FileChanged):
+        pool.flush()
+    pool.discard(table.name)
+
+
 def _flush_elsewhere(pool, root):
     os.chroot(root)
     with pytest.raises(FileChanged) as refused:
