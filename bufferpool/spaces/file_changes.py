@@ -19,6 +19,8 @@ from bufferpool.errors import FileChanged
 from bufferpool.stores.base import FileStore
 from bufferpool.stores.file_state import Doubt, FileState
 
+GONE = "was moved away or deleted (or this process sees other paths, in a container or after chroot: then flush in one that opened the file)"
+
 
 def recorded(record: Record) -> FileState:
     """The state of the file that the space's slot records."""
@@ -64,7 +66,7 @@ def _what_happened(client: Client, record: Record, store: FileStore, interrupted
     try:
         named = os.stat(store.path)
     except (FileNotFoundError, NotADirectoryError):
-        return "was moved away or deleted"
+        return GONE
     except OSError as error:  # the path cannot be examined from this process
         if error.errno is None:
             raise
@@ -95,7 +97,6 @@ def changed(client: Client, record: Record, what: str, dirty: int, *, missing: b
     first = "Restore the file"
     if missing:
         first += " at its path, or create an empty file there first (pages that are not dirty are zeros in it, or do not exist)"
-        what += " (or this process sees other paths, in a container or after chroot: then flush in one that opened the file)"
     return FileChanged(
         f"{record['path']} {what}, and the pool has {dirty} dirty pages of it; nothing was written. {first}, or read "
         f"the pages (pool.dirty_pages({name!r}), bufferpool dirty {client.name} {name}), then discard them (pool.discard({name!r}), "

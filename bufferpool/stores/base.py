@@ -134,7 +134,7 @@ def name_of_file(path: str | os.PathLike[str]) -> str:
     it names nothing, or another file.
     """
     for _ in range(100):  # a program may rename another file over it between the two looks
-        real = os.path.realpath(path)
+        real = os.path.realpath(os.fsdecode(path))
         about, named = _stat(path), _stat(real)
         if about is None or (named is not None and os.path.samestat(about, named)):
             return real

@@ -25,7 +25,7 @@ from bufferpool.figures.names import EventKind, Kind, cache_of
 from bufferpool.printable import shown
 from bufferpool.spaces.claim import claim, keep_store
 from bufferpool.spaces.directory import CHECKSUM, removed_message
-from bufferpool.spaces.file_changes import changed, refuse_changed, with_state
+from bufferpool.spaces.file_changes import GONE, changed, refuse_changed, with_state
 from bufferpool.stores.base import FileStore, Store, bytes_done, calling, describe, sync_store
 from bufferpool.stores.checksum import file_store
 from bufferpool.stores.file_state import Doubt, FileState, stamped
@@ -205,7 +205,7 @@ def open_to_write(client: Client, record: Record) -> FileStore:
         checksum = bool(record["flags"] & CHECKSUM)
         store = file_store(record["path"], "r+", client.page_size, checksum, cache=cache_of(record["flags"]))
     except (FileNotFoundError, NotADirectoryError) as error:
-        gone = changed(client, record, "was moved away or deleted", client.dirty_pages(record), missing=True)
+        gone = changed(client, record, GONE, client.dirty_pages(record), missing=True)
         raise caused(gone, error) from error
     except NotRegularFile as error:
         what = "is not a regular file any more"

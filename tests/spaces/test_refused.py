@@ -147,6 +147,17 @@ def test_a_file_without_a_name_is_not_opened_under_the_name_that_proc_gives_it(p
         os.close(fd)
 
 
+def test_a_path_of_bytes_is_the_same_file(pool, data_file):
+    """Its name was bytes, which no space may have."""
+    path = os.fsencode(data_file(4))
+    table = pool.open_file(path, "r+")
+    fill(table, [1], version=1)
+    assert pool.flush() == 1
+    assert pool.open_file(os.fsdecode(path)).name == table.name == os.fsdecode(os.path.basename(path))
+    pool.save_working_set(path + b".set")
+    assert os.path.getsize(path + b".set") > 0
+
+
 def test_a_pipe_by_its_descriptor_is_no_file(pool):
     read, write = os.pipe()
     try:
