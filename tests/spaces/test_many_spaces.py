@@ -123,6 +123,9 @@ def test_a_space_of_millions_of_pages_costs_what_is_used_of_it(make_pool, attach
     assert np.array_equal(other[(1 << 26) - 1], stamp((1 << 26) - 1))
     huge.remove(discard=True)
     assert pool.check() == []
+    metadata = in_step(pool).metadata_bytes
+    fill(pool.open_scratch("next", 1 << 26), pages)
+    assert in_step(pool).metadata_bytes == metadata, "the next space uses the memory that the entries keep"
 
 
 def test_a_client_that_dies_while_an_entry_gets_its_memory_leaves_none(pool, tmp_path):
