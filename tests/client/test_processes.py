@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -203,5 +204,41 @@ def test_the_pool_of_a_process_whose_threads_still_run_is_not_closed(pool) -> No
     process.start()
     process.join(WAIT)
     assert worked.value == 4096
+    pool.reap()
+    assert pool.check() == []
+
+
+def _load_and_write_for_ever(table, work, ready):
+    """A client of many states: loads, evictions, writes, scratch pages, groups and moves."""
+    random = np.random.default_rng(os.getpid())
+    for step in range(1 << 30):
+        n = int(random.integers(0, 300))
+        assert table[n].size
+        with table.write(n, timeout=WAIT) as page:
+            page[0] += 1
+        work.write_many([n % 16], np.ones((1, 4096), np.uint8))
+        work.drop(int(random.integers(0, 16)), 1)
+        if step % 16 == 0:
+            table.pool.flush()
+            ready.set()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_check_finds_nothing_while_clients_die(make_pool, data_file, child, spawn, seed):
+    """What a client holds when it is killed, and what is read before and after it is reaped, is no violation."""
+    pool = make_pool(64 * 4096)
+    table, work = pool.open_file(data_file(300), "r+"), pool.open_scratch("work", 16)
+    random = np.random.default_rng(seed)
+    for _ in range(4):
+        ready = spawn.Event()
+        clients = [child(_load_and_write_for_ever, table, work, ready) for _ in range(2)]
+        assert ready.wait(WAIT)
+        for client in clients:
+            time.sleep(float(random.uniform(0, 0.02)))
+            assert pool.check() == []
+            os.kill(client.pid, signal.SIGKILL)
+            assert pool.check() == []
+        for client in clients:
+            client.kill()
     pool.reap()
     assert pool.check() == []
