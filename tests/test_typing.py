@@ -53,6 +53,8 @@ def main() -> None:
         pool.trim()
         pool.trim_idle(5)
         table.flush(timeout=5.0)
+        violations: list[str] = table.pool.check()
+        print(table.pool.name, table.pool.stats().hits, violations)
         print(first, total, dirty, names, steward.alive, stewards, scratch.page_size, table.path, 3 in table)
         pool.unlink()
 

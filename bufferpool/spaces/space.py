@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Never, Protocol
+from typing import Any, Literal, NamedTuple, Never, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from bufferpool.errors import (
     WouldDeadlock,
 )
 from bufferpool.figures.names import EventKind, Kind
-from bufferpool.figures.stats import SpaceStats, read_frames, read_space
+from bufferpool.figures.stats import PoolStats, SpaceStats, read_frames, read_space
 from bufferpool.printable import shown
 from bufferpool.spaces import awaiting, coroutines, directory
 from bufferpool.spaces.coroutines import CoroutineLoader
@@ -65,11 +65,32 @@ Ids = Sequence[int] | npt.NDArray[np.integer[Any]] | range
 
 
 class HomePool(Protocol):
-    """The pool that a space belongs to: :class:`bufferpool.Pool`."""
+    """The type of ``space.pool`` for a type checker: the calls of :class:`bufferpool.Pool` that are about the whole pool.
+
+    (This room cannot import ``Pool``, which imports this room.)
+    """
 
     @property
     def client(self) -> Client: ...
-    def flush(self, space: "Space", *, timeout: float | None = None) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    def stats(self) -> PoolStats: ...
+    def spaces(self) -> list[SpaceStats]: ...
+    def space(self, name: str, mode: Literal["r", "r+"] = "r") -> "Space": ...
+    def flush(self, space: "Space | None" = None, *, timeout: float | None = None) -> int: ...
+    def check(self) -> list[str]: ...
+    def reap(self) -> int: ...
+    def resize(self, capacity: int | str, *, timeout: float | None = 5.0) -> int: ...
+    def trim(self, size: int | str | None = None, *, timeout: float | None = 5.0) -> int: ...
+    def trim_idle(self, seconds: float) -> int: ...
+    def unlink(self, *, discard: bool = False) -> None: ...
+    def close(self) -> None: ...
 
 
 class Binding(NamedTuple):
@@ -128,6 +149,7 @@ class Space(_core.Space):
         load_many: ManyLoader | None = None,
     ) -> None:  # fmt: skip
         self.pool = pool
+        """The pool of the space."""
         self.dtype = np.dtype(dtype)
         self.index = -1
         self._client = pool.client
