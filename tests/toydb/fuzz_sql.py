@@ -230,9 +230,12 @@ class Fuzzer:
         return f"SELECT min({column}) + 0.5, max({column}) + 0.5, count({column}) FROM {table.name} WHERE {where}"
 
     def join(self, table: Table, column: str, where: str) -> str:
-        other, kind = self.numbers.choice(self.tables), self.numbers.choice(("JOIN", "LEFT JOIN", "CROSS JOIN"))
+        other = self.numbers.choice(self.tables)
+        kind = self.numbers.choice(("JOIN", "LEFT JOIN", "CROSS JOIN", "RIGHT JOIN", "FULL JOIN"))
         on = f"a.{column} {self.numbers.choice(SIGNS)} b.{self.numbers.choice(other.columns)}"
-        return f"SELECT a.{column}, b.{self.numbers.choice(other.columns)} FROM {table.name} a {kind} {other.name} b ON {on}"
+        one = self.numbers.choice([f"a.{name}" for name in table.columns] + [f"b.{name}" for name in other.columns])
+        where = f" WHERE {one} {self.numbers.choice(SIGNS)} {self.value()}" if self.numbers.random() < 0.5 else ""
+        return f"SELECT a.{column}, b.{self.numbers.choice(other.columns)} FROM {table.name} a {kind} {other.name} b ON {on}{where}"
 
     def common(self, table: Table, column: str, where: str) -> str:
         query = f"WITH q AS (SELECT {', '.join(table.columns)} FROM {table.name} WHERE {where}) SELECT {column} FROM q"
