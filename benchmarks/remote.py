@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
@@ -237,12 +237,16 @@ def measure(readers: Readers, origin: Origin, reader: str, rounds: int) -> dict[
             taken = readers.run(n, kind, reader, url)
             if number:  # the first one imports the reader's library
                 samples[kind].append((taken, origin.bytes_sent, len(origin.requests)))
-    return {
+    found = {
         kind: dict(
             zip(("seconds", "bytes", "requests"), (median(each) for each in zip(*taken, strict=True)), strict=True)
         )
         for kind, taken in samples.items()
     }
+    best = min((kind for kind in kinds if kind != "pool"), key=lambda kind: found[kind]["seconds"])
+    ratios = [ours[0] / other[0] for ours, other in zip(samples["pool"], samples[best], strict=True)]
+    found["pool"] |= dict(zip(("low", "ratio", "high"), quantiles(ratios, n=4), strict=True))
+    return found
 
 
 def show(reader: str, found: dict[str, dict[str, float]]) -> None:
@@ -250,8 +254,9 @@ def show(reader: str, found: dict[str, dict[str, float]]) -> None:
     print(f"  {'':12} {'seconds':>9} {'MiB':>9} {'requests':>9}")
     for kind, each in found.items():
         print(f"  {kind:12} {each['seconds']:9.2f} {each['bytes'] / (1 << 20):9.1f} {each['requests']:9.0f}")
-    best = min(each["seconds"] for kind, each in found.items() if kind != "pool")
-    print(f"  time, against the fastest of the others: {found['pool']['seconds'] / best:.2f} (bar 1.0)")
+    ours, (load, *_) = found["pool"], os.getloadavg()
+    ratio = f"{ours['ratio']:.2f}, quartiles {ours['low']:.2f} to {ours['high']:.2f}"
+    print(f"  time, against the fastest of the others: {ratio} (bar 1.0), at a load of {load:.1f}")
     if "blockcache" in found:
         print(f"  bytes, against blockcache: {found['pool']['bytes'] / found['blockcache']['bytes']:.3f} (bar 0.8)")
 

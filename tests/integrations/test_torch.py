@@ -137,7 +137,7 @@ def test_without_a_copy_all_have_the_same_memory(cache: Any) -> None:
     """torch.from_numpy warns of read-only arrays: in the logs of every worker."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        dataset = CachedDataset(Fixed({"x": torch.ones(1000), "y": np.ones(3)}), cache, version=1, copy=False)
+        dataset = CachedDataset(Fixed({"x": torch.ones(10_000), "y": np.ones(3)}), cache, version=1, copy=False)
         _ = dataset[0]
         first, second = dataset[0], dataset[0]
     assert first["x"].data_ptr() == second["x"].data_ptr()
@@ -145,7 +145,7 @@ def test_without_a_copy_all_have_the_same_memory(cache: Any) -> None:
     with pytest.raises(ValueError, match="read-only"):
         first["y"][0] = 2
     cache.clear()
-    assert first["x"].sum() == 1000, "it is kept for as long as the tensor"
+    assert first["x"].sum() == 10_000, "it is kept for as long as the tensor"
 
 
 # ---- workers ----------------------------------------------------------------------------------
