@@ -180,6 +180,7 @@ class Cache(_core.CacheBase):
         self._raise_if_loading(load_of)
         end, pause, waited = time.monotonic() + seconds, _POLL_S, False
         loads: list[Any] = []
+        end_s = min(seconds, _ASYNC_END_S)  # here: a block that ends with the interpreter finds no names of the module
         try:
             while True:
                 late = time.monotonic() >= end
@@ -195,9 +196,9 @@ class Cache(_core.CacheBase):
             self._loading.set(self._loading.get() | {load_of})
             began = time.perf_counter()
             loaded = await _require_awaitable(_called(load, key))
-            self._store(key, loads, loaded, ttl, began, min(seconds, _ASYNC_END_S))
+            self._store(key, loads, loaded, ttl, began, end_s)
         except BaseException as error:
-            self._end(key, loads, error, stale_while_loading, min(seconds, _ASYNC_END_S))
+            self._end(key, loads, error, stale_while_loading, end_s)
             raise
         finally:
             self._loading.set(self._loading.get() - {load_of})
