@@ -7,6 +7,7 @@ import apsw
 import pytest
 
 from toydb.sql.cursor import Cursor
+from toydb.sql.parsing import ANY_OPERANDS
 
 from .engines import MANY, fill, plan, rows
 
@@ -116,6 +117,9 @@ def test_rows_are_tested_again_where_ranges_are_wider_than_a_comparison(con):
                 each.execute("CREATE TEMP VIEW joined AS SELECT u.n, t.k FROM u JOIN t ON t.k = u.n")
         wanted = sorted(map(repr, theirs.execute(query)))
         assert (query, sorted(map(repr, rows(con, query)))) == (query, wanted)
+        assert con.session.operands == ANY_OPERANDS, (
+            "nothing is known of the next statement, which may be one of toydb's own"
+        )
 
 
 @pytest.mark.parametrize(
