@@ -83,6 +83,6 @@ def test_what_was_dear_to_load_stays_longer(pool: bp.Pool) -> None:
     for kind, numbers, microseconds in (("dear", range(15), 2_000_000), ("cheap", range(60), 10)):
         for n in numbers:
             _, load = cache.begin((kind, n), 1.0, True, False, False)
-            cache.finish((kind, n), load, bytes(50_000), None, microseconds)
+            cache.finish((kind, n), load, bytes(50_000), None, microseconds, 1.0)
     kept = sum(("dear", n) in cache for n in range(15))
     assert kept >= 8  # by age alone none would be left; the victims are sampled, so that a few of the dear ones may go

@@ -7,70 +7,14 @@ cleaned again and again, each time in vain.
 """
 
 import contextlib
-import mmap
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import bufferpool as bp
-from bufferpool import _core
 from tests.conftest import PAGE, WAIT
-
-FIELDS = _core.fields()
-LOG = 3  # the state of a block: core/layout/objects.h
-SAMPLES, SAMPLE_BYTES, CACHES = 8192, 16, 64
-
-
-class Area:
-    """The tables of the objects in a pool's file."""
-
-    def __init__(self, pool: bp.Pool) -> None:
-        with open(pool.path, "r+b") as file:
-            self.shm = mmap.mmap(file.fileno(), 0)
-        os_page, most_frames, page = (self._geometry(name) for name in ("os_page", "max_frames", "page_size"))
-        most_entries = max(1024, most_frames * page // 256)
-
-        def behind(at: int, size: int) -> int:
-            return -(-(at + size) // os_page) * os_page
-
-        self.header = behind(self._geometry("total_bytes"), 0)
-        heads = behind(behind(self.header, FIELDS["ObjectsHeader"][1]), SAMPLES * SAMPLE_BYTES)
-        self.entries = behind(heads, most_entries * FIELDS["ObjectHead"][1])
-        self.blocks = behind(self.entries, most_entries * FIELDS["ObjectEntry"][1])
-        most_blocks = 2 * (most_frames * page // 8192) + 64
-        row = behind(0, CACHES * FIELDS["CacheUses"][1]) + behind(0, most_blocks * 4)
-        rows = behind(self.blocks, most_blocks * FIELDS["ObjectBlock"][1])
-        self.os_page, self.values = os_page, behind(rows, self._geometry("max_clients") * row)
-
-    def _geometry(self, name: str) -> int:
-        return self._read(FIELDS["Header.geometry"][0] + FIELDS[f"Geometry.{name}"][0], FIELDS[f"Geometry.{name}"][1])
-
-    def _read(self, at: int, size: int) -> int:
-        return int.from_bytes(self.shm[at : at + size], "little")
-
-    def _at(self, field: str, number: int) -> tuple[int, int]:
-        struct_name = field.partition(".")[0]
-        base = {"ObjectsHeader": self.header, "ObjectEntry": self.entries, "ObjectBlock": self.blocks}[struct_name]
-        at, size = FIELDS[field]
-        return base + number * FIELDS[struct_name][1] + at, size
-
-    def get(self, field: str, number: int = 0) -> int:
-        return self._read(*self._at(field, number))
-
-    def set(self, field: str, value: int, number: int = 0) -> None:
-        at, size = self._at(field, number)
-        self.shm[at : at + size] = value.to_bytes(size, "little")
-
-    def log_pages(self) -> list[int]:
-        """The log pages that are not being filled."""
-        high, now = self.get("ObjectsHeader.blocks_high"), self.get("ObjectsHeader.open") - 1
-        return [b for b in range(high) if self.get("ObjectBlock.word", b) & 0xFF == LOG and b != now]
-
-    def other_caches(self) -> bytes:
-        """The slots of all caches but the first one."""
-        at, size = FIELDS["ObjectsHeader.caches"]
-        return self.shm[self.header + at + FIELDS["CacheSlot"][1] : self.header + at + size]
+from tests.support.object_area import FREE, LOG, Area
 
 
 def damage_class_of_open_page(area: Area) -> None:
@@ -170,3 +114,101 @@ def test_a_pool_gets_smaller_although_a_log_page_cannot_be_cleaned(make_pool, po
     pool = make_pool(1000 * PAGE, max_capacity=1000 * PAGE, room=1000 * PAGE)
     pools.unchecked.add(pool.name)
     assert child(_damage_records, pool.name).result() < 450
+
+
+def _value(key: int, size: int) -> bytes:
+    return key.to_bytes(4, "little") * (size // 4)
+
+
+def _free_blocks(area: Area) -> list[int]:
+    return [b for b in range(area.get("ObjectsHeader.blocks_high")) if area.get("ObjectBlock.word", b) & 0xFF == FREE]
+
+
+def damage_memory(area: Area) -> None:
+    """A free block seems to have memory up to the end of the area: it was taken from the blocks behind it."""
+    for b in _free_blocks(area):
+        area.set("ObjectBlock.memory", 0xFFFF_FFFF, b)
+
+
+def damage_data_used(area: Area) -> None:
+    """New blocks got the places of those that are in use."""
+    area.set("ObjectsHeader.data_used", 0)
+
+
+def damage_free_list(area: Area) -> None:
+    """A list of large free blocks leads to a small one: a large value was written beyond its end."""
+    at, size = area.at("ObjectsHeader.free_full", 0)
+    small = next(b for b in _free_blocks(area) if area.get("ObjectBlock.word", b) >> 24 == 15)
+    lists = size // 4
+    area.shm[at : at + size] = (small + 1).to_bytes(4, "little") * lists
+
+
+NEIGHBOURS: dict[str, Callable[[Area], None]] = {
+    "memory": damage_memory,
+    "data-used": damage_data_used,
+    "free-list": damage_free_list,
+}
+
+
+def _damage_beside(name: str, damage: str) -> None:
+    with bp.Pool.attach(name) as pool:
+        cache = pool.cache("values")
+        for key in range(20):
+            assert cache.put(key, _value(key, 20_000))
+            assert cache.put(100 + key, _value(100 + key, 60_000))
+        for key in range(0, 20, 4):
+            cache.delete(key)
+            cache.delete(100 + key)
+        views = {key: cache.get(key) for key in (1, 2, 3, 101, 102, 103)}
+        NEIGHBOURS[damage](Area(pool))
+        for key in range(200, 220):
+            cache.put(key, _value(key, 60_000))
+            cache.put(100 + key, _value(100 + key, 20_000))
+        with contextlib.suppress(bp.BufferPoolError):
+            pool.trim(timeout=5)
+        for key, view in views.items():
+            assert bytes(view) == _value(key, 20_000 if key < 100 else 60_000), f"the held value of {key} has changed"
+        for key in (*range(20), *range(100, 120), *range(200, 220), *range(300, 320)):
+            if (found := cache.get(key)) is not None:
+                assert bytes(found) == _value(key, found.nbytes), f"{key} has another value"
+        del view, views, found
+
+
+@pytest.mark.parametrize("damage", NEIGHBOURS)
+def test_values_beside_a_damaged_block(make_pool, pools, child, damage):
+    """Only what is damaged is lost. A process of its own, because a fault may end it."""
+    pool = make_pool(1000 * PAGE, max_capacity=1000 * PAGE, room=1000 * PAGE)
+    pools.unchecked.add(pool.name)
+    child(_damage_beside, pool.name, damage).result()
+
+
+@pytest.mark.parametrize("size", [1000, 40_000])
+def test_a_value_whose_length_is_damaged(make_pool, pools, size):
+    """It had the first bytes of the next value, or of what was there before."""
+    pool = make_pool(1000 * PAGE, max_capacity=1000 * PAGE, room=1000 * PAGE)
+    pools.unchecked.add(pool.name)
+    cache = pool.cache("values")
+    for key in range(3):
+        assert cache.put(key, _value(key, size))
+    area = Area(pool)
+    value = area.get("ObjectEntry.value", 0)
+    for damaged in (value + 64, value - 64, value + (1 << 40)):
+        area.set("ObjectEntry.value", damaged, 0)
+        assert cache.get(0) is None
+    area.set("ObjectEntry.value", value, 0)
+    assert bytes(cache.get(0)) == _value(0, size)
+    area.shm.close()
+
+
+@pytest.mark.parametrize("size", [1000, 40_000])
+def test_a_value_whose_kind_is_damaged(make_pool, pools, size):
+    """EOFError, or UnpicklingError, of bytes that were taken for a pickle."""
+    pool = make_pool(1000 * PAGE, max_capacity=1000 * PAGE, room=1000 * PAGE)
+    pools.unchecked.add(pool.name)
+    cache = pool.cache("values")
+    assert cache.put(0, bytes(size))
+    area = Area(pool)
+    area.set("ObjectEntry.value", size, 0)
+    with pytest.raises(bp.SegmentCorrupt):
+        cache.get(0)
+    area.shm.close()

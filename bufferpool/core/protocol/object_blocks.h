@@ -51,12 +51,14 @@ inline void push_block(Segment& s, u32 b) {
     list.store_relaxed(b + 1);
 }
 
-// Takes the first block from a list of free ones. Returns NONE if the list is empty.
-inline u32 pop_block(Segment& s, Atomic<u32>& list) {
+// Takes the first block from a list of free ones of a class. Returns NONE if the list is empty.
+inline u32 pop_block(Segment& s, Atomic<u32>& list, u32 cls) {
     u32 n = list.load_relaxed();
     if (!n || !has_block(s, n - 1)) return NONE;
     ObjectBlock& k = s.objects.blocks[n - 1];
-    if (block::state(k.word.load_relaxed()) != BLOCK_FREE || !is_whole_block(s, n - 1)) return NONE;  // damaged
+    u64 w = k.word.load_relaxed();
+    bool whole = block::state(w) == BLOCK_FREE && block::size_class(w) == cls && is_whole_block(s, n - 1);
+    if (!whole || !is_in_order(s, n - 1)) return NONE;  // damaged
     list.store_relaxed(k.next.load_relaxed());
     return n - 1;
 }
@@ -150,7 +152,7 @@ inline void sweep_locked(Segment& s) {
         bool dead = state == BLOCK_LOG && !k.live.load_relaxed() && h.open.load_relaxed() != b + 1;
         if (dead) doom(s, b);
         else if (state == BLOCK_DOOMED && !any_object_pin(s, b)) free_block_locked(s, b);
-        used += k.memory.load_relaxed();
+        if (is_whole_block(s, b)) used += memory_pages(s, b);
     }
     h.used.store_relaxed(used);
 }
@@ -163,18 +165,31 @@ inline bool sweep_blocks(Segment& s) {
 
 // ---- taking a block, and giving memory back ------------------------------------------
 
+// Where block `n`, the first one that was never used, begins: behind the last one. Two words say so, in case one of
+// them is damaged. Returns false if the block is in use, or the last one is damaged.
+inline bool place_block(Segment& s, u32 n, u64& at) {
+    at = s.objects.header->data_used.load_relaxed();
+    if (block::state(s.objects.blocks[n].word.load_relaxed()) != BLOCK_NONE) return false;
+    if (n == 0) return true;
+    const ObjectBlock& last = s.objects.blocks[n - 1];
+    u64 w = last.word.load_relaxed();
+    if (block::state(w) == BLOCK_NONE || !is_whole_block(s, n - 1)) return false;
+    at = std::max(at, last.at.load_relaxed() + block_bytes(w) / s.g.os_page);
+    return true;
+}
+
 // Takes a block of a class, under the lock: it is BUSY(me). Returns NONE if there is no room for another one, and sets
 // `grow` if the table of blocks is full.
 inline u32 claim_block(Segment& s, u32 cls, bool& grow) {
     ObjectsHeader& h = *s.objects.header;
-    u32 b = pop_block(s, h.free_full[cls]);
-    if (b == NONE) b = pop_block(s, h.free_empty[cls]);
+    u32 b = pop_block(s, h.free_full[cls], cls);
+    if (b == NONE) b = pop_block(s, h.free_empty[cls], cls);
     if (b == NONE) {
         u32 n = h.blocks_high.load_relaxed();
-        u64 pages = (u64(1) << cls) / s.g.os_page, at = h.data_used.load_relaxed();
+        u64 pages = (u64(1) << cls) / s.g.os_page, at;
         u64 room = (s.objects.at.end - s.objects.at.data_at) / s.g.os_page;
         grow = !has_block(s, n);
-        if (grow || pages > room || at > room - pages) return NONE;
+        if (grow || pages > room || !place_block(s, n, at) || at > room - pages) return NONE;
         ObjectBlock& k = s.objects.blocks[n];
         k.at.store_relaxed(at);
         k.memory.store_relaxed(0);
@@ -192,7 +207,8 @@ inline u32 claim_block(Segment& s, u32 cls, bool& grow) {
 inline void count_memory(Segment& s, u32 b, u64 pages) {
     ObjectsHeader& h = *s.objects.header;
     ObjectBlock& k = s.objects.blocks[b];
-    h.used.store_relaxed(h.used.load_relaxed() + pages - k.memory.load_relaxed());
+    u64 more = h.used.load_relaxed() + pages, had = memory_pages(s, b);
+    h.used.store_relaxed(more > had ? more - had : 0);
     k.memory.store_relaxed(u32(pages));
 }
 
@@ -219,9 +235,11 @@ inline void leave_block(Segment& s, u32 b) {
 // block. If we cannot get the lock then, the block is assigned to it again, so that another reaper finds it.
 inline bool strip_block(Segment& s, u32 b, u32 dead = 0) {
     ObjectBlock& k = s.objects.blocks[b];
-    u64 bytes = u64(k.memory.load_relaxed()) * s.g.os_page, at = block_offset(s, b);
+    u64 bytes = u64(memory_pages(s, b)) * s.g.os_page, at = block_offset(s, b);
     BP_POINT("strip.busy");
-    int r = prim::remove(s.objects.data + at, bytes, s.has_descriptor() ? s.fd : -1, s.objects.at.data_at + at);
+    int r = -EUCLEAN;
+    if (is_in_order(s, b))
+        r = prim::remove(s.objects.data + at, bytes, s.has_descriptor() ? s.fd : -1, s.objects.at.data_at + at);
     BP_POINT("strip.punched");
     if (dead && !lock_objects(s, false)) {
         u64 w = k.word.load_relaxed();
@@ -246,11 +264,11 @@ inline u64 strip_free_blocks(Segment& s, u64 pages) {
         while (got < pages) {
             if (!s.objects.header->free_full[cls].load_relaxed()) break;
             if (!lock_objects(s)) return got;
-            u32 b = pop_block(s, s.objects.header->free_full[cls]);
+            u32 b = pop_block(s, s.objects.header->free_full[cls], cls);
             if (b != NONE) s.objects.blocks[b].word.store_release(block::word(BLOCK_BUSY, cls, s.me));
             unlock_objects(s);
             if (b == NONE) break;
-            u64 had = s.objects.blocks[b].memory.load_relaxed();
+            u64 had = memory_pages(s, b);
             if (!strip_block(s, b)) return got;
             got += had;
         }
@@ -283,7 +301,7 @@ inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
         want.error = r;
         if (r) return r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
     }
-    had = s.objects.blocks[out].memory.load_relaxed();
+    had = memory_pages(s, out);
     // The budget must have room for the block's memory and for `spare` pages. A free block of the class of log pages
     // with memory serves as the spare.
     u64 budget = object_budget(s), used = h.used.load_relaxed() + (want.pages > had ? want.pages - had : 0);

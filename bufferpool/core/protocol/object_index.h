@@ -56,16 +56,19 @@ struct FoundObject {
     bool shared = false;   // its block has other objects, too, whose memory a pin would keep
 };
 
-// Whether the record at `place` has this key. The caller holds the lock or a pin, so the record has memory.
-inline bool has_key(Segment& s, u64 place, const ObjectKey& key, u32 key_bytes) {
+// Whether the record at `place` has this key, and is as long as its entry says. The caller holds the lock or a pin, so
+// the record has memory.
+inline bool has_key(Segment& s, u64 place, const ObjectKey& key, u32 key_bytes, u64 bytes) {
     if (key_bytes != key.bytes) return false;
     const u8* record = s.objects.read_base + block_offset(s, object::block(place)) + object::offset(place);
-    return memcmp(record + sizeof(RecordHead), key.at, key.bytes) == 0;
+    RecordHead head;
+    memcpy(&head, record, sizeof head);
+    return head.units == u32(bytes / 16) && memcmp(record + sizeof(RecordHead), key.at, key.bytes) == 0;
 }
 inline bool is_place(Segment& s, u64 place, u64 bytes) {
     u32 b = object::block(place);
     if (!has_block(s, b) || !is_whole_block(s, b)) return false;
-    u64 most = u64(s.objects.blocks[b].memory.load_acquire()) * s.g.os_page;
+    u64 most = u64(memory_pages(s, b)) * s.g.os_page;
     return object::offset(place) < most && bytes <= most - object::offset(place);
 }
 
@@ -86,7 +89,7 @@ inline Look look_at(Segment& s, u32 e, u64 w, const ObjectKey& key, FoundObject&
     BP_POINT("object.pinned");
     bool same = entry.word.load_seq_cst() == w && entry.place.load_seq_cst() == place;
     same = same && is_place(s, place, record_bytes(key_bytes, value));
-    if (!same || !has_key(s, place, key, key_bytes)) {
+    if (!same || !has_key(s, place, key, key_bytes, record_bytes(key_bytes, value))) {
         unpin_and_settle(s, b);
         return same ? Look::NOTHING : Look::UNSURE;
     }
@@ -145,9 +148,9 @@ inline u32 find_locked(Segment& s, const ObjectKey& key) {
     for (u32 steps = 0; n && has_entry(s, n - 1) && steps < o.entries_ready; steps++) {
         ObjectEntry& entry = o.entries[n - 1];
         u64 place = entry.place.load_relaxed();
+        u64 bytes = record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed());
         if (entry.hash.load_relaxed() == key.hash && entry.cache.load_relaxed() == key.cache &&
-            is_place(s, place, record_bytes(entry.key_bytes.load_relaxed(), entry.value.load_relaxed())) &&
-            has_key(s, place, key, entry.key_bytes.load_relaxed()))
+            is_place(s, place, bytes) && has_key(s, place, key, entry.key_bytes.load_relaxed(), bytes))
             return n - 1;
         n = entry.next.load_relaxed();
     }
@@ -280,7 +283,7 @@ inline void rebuild_blocks(Segment& s) {
         high = b + 1;
         u64 last = k.at.load_relaxed() + block_bytes(w) / s.g.os_page;
         if (last > end) end = last;
-        used += k.memory.load_relaxed();
+        used += memory_pages(s, b);
         k.live.store_relaxed(0);
         if (block::state(w) == BLOCK_FREE) push_block(s, b);
         if (block::state(w) == BLOCK_LOG) h.log_blocks.store_relaxed(h.log_blocks.load_relaxed() + 1);

@@ -22,7 +22,7 @@ inline RecordHead* record_at(Segment& s, u32 b, u64 offset) {
 // lock.
 inline u32 open_log_page(Segment& s) {
     u32 n = s.objects.header->open.load_relaxed();
-    if (!n || !has_block(s, n - 1) || !is_whole_block(s, n - 1)) return 0;
+    if (!n || !has_block(s, n - 1) || !is_whole_block(s, n - 1) || !is_in_order(s, n - 1)) return 0;
     return block::state(s.objects.blocks[n - 1].word.load_relaxed()) == BLOCK_LOG ? n : 0;
 }
 

@@ -99,6 +99,7 @@ inline int fill_object(Segment& s, PutObject& put, const ObjectPiece* pieces, u3
     u64 value = value_at(put.key.bytes, alignment(put.kind));
     if (!put.to.write) {
         u8* to = s.objects.data + at;
+        if (put.to.large) *record_at(s, put.to.block, 0) = {0, u32(put.record() / 16)};
         memcpy(to + sizeof(RecordHead), put.key.at, put.key.bytes);
         for (u32 i = 0; i < n; i++) prim::copy_page(to + value + pieces[i].at, pieces[i].from, pieces[i].bytes);
         return 0;

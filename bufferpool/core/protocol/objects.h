@@ -81,6 +81,24 @@ inline bool is_whole_block(Segment& s, u32 b) {
     return cls < BLOCK_CLASSES && block_offset(s, b) < room && block_bytes(w) <= room - block_offset(s, b);
 }
 
+// Whether a whole block lies between its neighbours: blocks have the order of their numbers. If it does not, its place
+// is damaged, or that of a neighbour, and who wrote to it or punched it might destroy another value.
+inline bool is_in_order(Segment& s, u32 b) {
+    auto end = [&](u32 n) {
+        const ObjectBlock& k = s.objects.blocks[n];
+        return k.at.load_relaxed() + block_bytes(k.word.load_relaxed()) / s.g.os_page;
+    };
+    if (b && is_whole_block(s, b - 1) && end(b - 1) > s.objects.blocks[b].at.load_relaxed()) return false;
+    bool last = !has_block(s, b + 1) || block::state(s.objects.blocks[b + 1].word.load_relaxed()) == BLOCK_NONE;
+    return last || end(b) <= s.objects.blocks[b + 1].at.load_relaxed();
+}
+
+// The OS pages of a whole block that may have memory. A damaged number never leads beyond the block.
+inline u32 memory_pages(Segment& s, u32 b) {
+    const ObjectBlock& k = s.objects.blocks[b];
+    return u32(std::min<u64>(k.memory.load_acquire(), block_bytes(k.word.load_relaxed()) / s.g.os_page));
+}
+
 // How values of a kind are aligned in their record.
 constexpr u8 ALIGNED_KIND = 0x80;
 constexpr u64 alignment(u8 kind) { return kind & ALIGNED_KIND ? 64 : 16; }

@@ -296,6 +296,18 @@ static PyObject* array_of(const ArrayHead& head, const u8* items, u64 bytes, PyO
     return made;
 }
 
+// Whether the present exception is that of a stream which is no pickle.
+static bool is_unpickling_error() {
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    PyObject* wanted = pickle_function("UnpicklingError");
+    bool is = wanted && type && PyErr_GivenExceptionMatches(type, wanted);
+    Py_XDECREF(wanted);
+    PyErr_Clear();
+    PyErr_Restore(type, value, trace);
+    return is;
+}
+
 // Unpickles an object from a stream and a list of buffers, or null if it has no buffers. Takes over both references.
 static PyObject* unpickle(PyObject* stream, PyObject* buffers) {
     PyObject* loads = stream ? pickle_function("loads") : nullptr;
@@ -307,6 +319,8 @@ static PyObject* unpickle(PyObject* stream, PyObject* buffers) {
     Py_XDECREF(loads);
     Py_XDECREF(stream);
     Py_XDECREF(buffers);
+    if (!value && (PyErr_ExceptionMatches(PyExc_EOFError) || is_unpickling_error()))
+        return PyErr_Clear(), raise_damaged_value();
     // An array whose type is pickled with its bytes is a copy. It is made read-only, as the others are.
     if (value && PyArray_CheckExact(value))
         PyArray_CLEARFLAGS(reinterpret_cast<PyArrayObject*>(value), NPY_ARRAY_WRITEABLE);
