@@ -100,7 +100,7 @@ class Event:
             above = self.kind is EventKind.CANNOT_SHRINK
             words.append(f"{format_size(self.bytes)} {'above the budget' if above else 'given back'}")
         reason = {
-            EventReason.ASKED: f"{self._who} took the office" if self.kind is EventKind.STEWARD else "asked for",
+            EventReason.ASKED: f"{self._who} is active now" if self.kind is EventKind.STEWARD else "asked for",
             EventReason.PSI: f"memory pressure, tasks stalled {self.value:.1f} % of the time",
             EventReason.CGROUP: f"the memory cgroup has {format_size(self.value)} left",
             EventReason.SHM: f"the tmpfs has {format_size(self.value)} left",

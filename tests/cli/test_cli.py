@@ -218,7 +218,7 @@ def test_the_lists_of_clients_name_the_steward(name: str, capsys: Capture) -> No
             assert main([command, name]) == 0
             assert capsys.readouterr().out.splitlines()[-1].split()[-1] == "steward"
         assert main(["events", name]) == 0
-        assert f"steward: client 1 (pid {os.getpid()}) took the office" in capsys.readouterr().out
+        assert f"steward: client 1 (pid {os.getpid()}) is active now" in capsys.readouterr().out
 
 
 def test_stat_of_a_new_pool(name: str, capsys: Capture) -> None:

@@ -396,7 +396,7 @@ def test_no_proc_at_all():
 def test_the_steward_outlives_a_lack_of_descriptors(pool):
     """A process that had no descriptor left for a moment lost its steward for good."""
     steward = pool.start_steward(bp.Settings(interval=0.02))
-    wait_until(lambda: steward.leads, "the office")
+    wait_until(lambda: steward.leads, "it is the steward")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
 

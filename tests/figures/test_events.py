@@ -61,7 +61,7 @@ def test_a_client_that_died_is_an_event(pool, child, spawn):
 @pytest.mark.parametrize(
     ("kind", "reason", "text"),
     [
-        (EventKind.STEWARD, EventReason.ASKED, "steward: client 1 (pid {pid}) took the office"),
+        (EventKind.STEWARD, EventReason.ASKED, "steward: client 1 (pid {pid}) is active now"),
         (EventKind.STEWARD, EventReason.DIED, "steward: client 1 (pid {pid}) took over from client 12, which had died"),
         (EventKind.FLUSH_FAILED, EventReason.HANGS, "flush hangs: the store has not come back to client 1"),
         (EventKind.FLUSH_FAILED, EventReason.LOG_HANGS, "flush hangs: log_sync has not come back to client 1"),

@@ -341,7 +341,7 @@ def test_a_steward_writes_to_no_strangers_file_and_closes_none(pool, tmp_path):
     """A steward was stopped after other code had closed its pipe and its trigger, and had opened its own files.
 
     It wrote its byte to one of those files, and closed three of them. Where the segment's descriptor was lost too, the
-    steward's thread failed when it gave the office back, and the stop waited for ever.
+    steward's thread failed when it gave up the steward's lock, and the stop waited for ever.
     """
     path = tmp_path / "stranger"
     path.write_bytes(b"s" * 1000)

@@ -36,7 +36,7 @@ def test_a_steward_logs_what_is_decided_and_who_died(make_pool, child, caplog):
     wait_until(lambda: pool.stats().clients == 2, "the other client attaches")
     with caplog.at_level(logging.INFO, "bufferpool"):
         pool.start_steward(bp.Settings(interval=0.02, pressure=False))
-        wait_until(lambda: pool.stats() and any("steward" in line for line in lines_of(caplog)), "it has the office")
+        wait_until(lambda: pool.stats() and any("steward" in line for line in lines_of(caplog)), "it is the steward")
         other.kill()
         wait_until(lambda: any("reaped" in line for line in lines_of(caplog)), "the death is logged")
         pool.resize(32 * PAGE)

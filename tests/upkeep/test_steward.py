@@ -39,7 +39,7 @@ def test_exactly_one_leads_and_another_takes_over_when_it_is_killed(pool, child,
         offers.remove(victim)
         wait_until(lambda client=client: leader(pool) not in (0, client), "another leads")
         told = (EventReason.DIED, client)
-        wait_until(  # the successor takes the office first, and records the event then
+        wait_until(  # the successor takes the steward's lock first, and records the event then
             lambda told=told: told in [(e.reason, e.value) for e in pool.events() if e.kind is EventKind.STEWARD],
             "the takeover is an event",
         )
@@ -50,7 +50,7 @@ def test_exactly_one_leads_and_another_takes_over_when_it_is_killed(pool, child,
     wait_until(lambda: leader(pool) == 0, "it has resigned")
 
 
-def test_a_stopped_steward_is_alive_and_keeps_the_office(pool, child, spawn):
+def test_a_stopped_steward_is_alive_and_remains_the_steward(pool, child, spawn):
     stop = Stop(spawn)
     other = child(lead, pool, stop, context="fork")
     wait_until(lambda: leader(pool) != 0, "it leads")

@@ -39,7 +39,7 @@ def look(made):
 
 def test_idle_pages_go_back_and_touched_ones_stay(pool, data_file):
     table, made = pool.open_file(data_file(40)), by_hand(pool, idle=IDLE_S, pressure=False)
-    made.round()  # it has the office
+    made.round()  # it is the steward now
     for _ in range(100):  # a machine that is so busy that the hot pages were idle too shows nothing
         touch(table, range(40))
         wait_until(lambda: pages(pool)["idle_s"].min() > IDLE_S + 0.3, "all are idle")  # ages are in ticks of 0.134 s
