@@ -91,8 +91,8 @@ def folder(stack: ExitStack, name: str) -> str:
 
 
 def ours(stack: ExitStack, bench: Bench) -> Peer:
-    pool = stack.enter_context(bench.pool(PAGES + 64, named=True))
-    space = pool.open_scratch("pages", PAGES)
+    pool = stack.enter_context(bench.pool(PAGES * 8 // 7 + 64, named=True))
+    space = pool.open_scratch("pages", PAGES)  # scratch pages may have seven eighths of a pool
     for n in range(PAGES):
         with space.write(n) as page:
             page[:] = np.frombuffer(fill(n), np.uint8)

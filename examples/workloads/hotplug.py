@@ -90,7 +90,8 @@ class Host:
         self.run, self.random = run, np.random.default_rng(options.seed)
         self.block_pages = int(options.block * MIB) // PAGE
         self.block_bytes = self.block_pages * PAGE
-        self.pool = run.pool(options.blocks * self.block_bytes + 4 * MIB)
+        # Scratch pages may have seven eighths of a pool.
+        self.pool = run.pool(options.blocks * self.block_bytes * 8 // 7 + 4 * MIB)
         self.guest = self.pool.open_scratch("guest", options.blocks * self.block_pages, dtype=np.uint64)
         seeds = range(options.seed + 1, options.seed + 1 + options.cpus)
         self.cpus = [run.start(run_cpu, self.guest, self.block_pages, seed) for seed in seeds]

@@ -99,6 +99,12 @@ def test_pages_in_swap_are_dropped_without_being_read_back_in(tmp_path):
     assert all(line.startswith("ok ") for line in found)
 
 
+def test_hotplug_may_plug_all_of_its_blocks():
+    """Its pool was as large as its blocks, and scratch pages may have seven eighths of one: PoolExhausted, but in the quick form."""
+    done = run(FOLDER / "hotplug.py", "--steps", "150")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number, code):
     process = subprocess.Popen(
