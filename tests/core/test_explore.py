@@ -61,7 +61,7 @@ LARGE = {
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
     "append-append", "append-reopen", "compact-write", "fork-reap", "many-drop", "many-evict", "move-write", "open-fail", "open-open",
-    "reap-drop-load", "reap-flush", "reap-grow", "trim-write", "write-pin",
+    "reap-drop-load", "reap-flush", "reap-grow", "table-put", "trim-write", "write-pin",
 }  # fmt: skip
 # With two deaths, of those in which a process reaps.
 LARGE_WITH_TWO = LARGE_WITH_DEATHS | {"reap-write-pin"}
@@ -737,6 +737,12 @@ MUTATIONS = {
         "    u32 high = 0;  // clients read",
         "    u32 high = 0;\n    h.entries_high.store_relaxed(0);  // clients read",
         "hurry-object-again",
+    ),
+    "the chain of before searched in a table that another process has extended": (
+        "object_index.h",
+        "    if (n > s.objects.heads_ready) look_at_objects(s);         // another process has extended the table\n",
+        "",
+        "table-put",
     ),
     "a log page that was not opened kept": (
         "object_log.h",

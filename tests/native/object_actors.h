@@ -195,6 +195,20 @@ static Program puts_newer(u32 key) {
         object_world.floor[key] = 2;
     };
 }
+// The first put gives the table memory for a second chain, and the next one of a new key divides the first chain.
+static Program extends_table(u32 key) {
+    return [=](Segment& s, Process&) {
+        put_object(s, key, 1, SMALL);
+        delete_object(s, object_key(key));
+        put_object(s, key, 2, SMALL);
+    };
+}
+static Program deletes_for_good(u32 key) {
+    return [=](Segment& s, Process&) {
+        delete_object(s, object_key(key));
+        object_world.floor[key] = 2;
+    };
+}
 static Program evicts_and_puts(u32 key, u32 words) {
     return [=](Segment& s, Process&) {
         evict_object(s, NONE);

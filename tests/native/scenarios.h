@@ -466,6 +466,17 @@ static Scenario of_loads(const char* name, std::vector<std::pair<const char*, Pr
     return scenario;
 }
 
+// The hash table has memory for one chain, and no process knows of more, until one extends it.
+static Scenario of_small_table(const char* name, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario = of_objects(name, SMALL, std::move(processes));
+    scenario.objects = [preload = scenario.objects](Segment& s) {
+        preload(s);
+        s.objects.header->heads_ready.store_relaxed(doubled(1));
+        for (Process& p : world.processes) p.segment.objects.heads_ready = 1;
+    };
+    return scenario;
+}
+
 // The first process gives up so many waits for the lock.
 static Scenario of_hurried_objects(const char* name, u32 words, u32 waits, std::vector<std::pair<const char*, Program>> processes, u64 expires_ns = 0) {
     Scenario scenario = of_objects(name, words, std::move(processes), expires_ns);
@@ -521,6 +532,8 @@ static std::vector<Scenario> scenarios() {
         of_loads("object-load-delete", {{"A", loads(0, 1, false, true)}, {"D", deletes(0)}}, false),
         of_loads("object-load-put", {{"A", loads(0, 1, false, true)}, {"W", puts_newer(0)}}, false),
         of_loads("renew-renew", {{"A", loads(0, 2)}, {"B", loads(0, 3, true)}}, true, SMALL),
+        of_small_table("table-put", {{"A", extends_table(1)}, {"B", puts_newer(0)}}),
+        of_small_table("table-delete", {{"A", extends_table(1)}, {"B", deletes_for_good(0)}}),
         of_hurried_objects("hurry-object-put", LARGE, 1, {{"H", puts(0, 2, SMALL)}, {"W", puts(0, 3, LARGE)}}),
         of_hurried_objects("hurry-object-large", SMALL, 1, {{"H", puts(1, 2, LARGE)}, {"W", deletes(0)}}),
         of_hurried_objects("hurry-object-get", LARGE, 1, {{"H", gets(0)}, {"W", puts_and_deletes(0, LARGE)}}),
