@@ -183,6 +183,40 @@ def test_a_full_tmpfs_does_not_stop_a_cache(tmp_path: Path, before: int, least: 
     assert out == "True 0 0 True []\n"
 
 
+SHARED = """
+import sys
+import bufferpool as bp
+
+
+def use_pages(pool):
+    space = pool.open_derived("pages", 2000, lambda n, out: out.fill(n % 256))
+    assert all(space[n][0] == n % 256 for n in range(2000))
+    return pool.stats().resident_bytes
+
+
+def use_objects(pool):
+    cache = pool.cache("values", limit="10M")
+    kept = [n for n in range(400) if cache.put(n, bytes([n % 251]) * 10_000)]
+    assert all(cache.get(n) in (None, bytes([n % 251]) * 10_000) for n in kept)
+    return len(kept)
+
+
+calls = {"pages": use_pages, "objects": use_objects}
+with bp.Pool.create("shared", 12 << 20, directory=sys.argv[1], page_size=4096, max_clients=8) as pool:
+    done = [calls[what](pool) > 30 for what in sys.argv[2].split()]
+    print(done, pool.check())
+    pool.unlink(discard=True)
+"""
+
+
+@pytest.mark.parametrize("order", ["pages objects pages", "objects pages objects"])
+def test_pages_and_objects_evict_each_other_on_a_full_tmpfs(tmp_path: Path, order: str) -> None:
+    """The pages of a space had all of the tmpfs: no cache could be opened (SharedMemoryFull), and one that was open kept
+    nothing, although all of these pages could be evicted. In the other order, no space could be opened."""
+    out = on_small_tmpfs(SHARED.replace("sys.argv[2]", repr(order)), tmp_path, "4m")
+    assert out == "[True, True, True] []\n"
+
+
 def test_an_overwrite_needs_no_call_of_the_kernel(pool: bp.Pool) -> None:
     """Each put of a large value wrote to the file, and all writes to a file wait for each other: four processes took ten
     times as long as one, although the block had memory from the value before."""

@@ -241,11 +241,25 @@ constexpr u32 KERNEL_TRIES = 8;
 
 inline bool is_out_of_memory(int error) { return error == -ENOSPC || error == -ENOMEM; }
 
+// Evicts pages, and returns how many OS pages of them the kernel has back.
+inline u64 evict_pages(Segment& s, u64 os_pages) {
+    Reclaimed done;
+    shrink(s, std::max(frames_for(s, os_pages), u64(s.g.extent_frames)), PRESSURE, true, done);
+    return (done.frames << s.g.page_shift) / s.g.os_page;
+}
+
+// Do objects use less memory than pages?
+inline bool have_less_than_pages(Segment& s) {
+    u64 pages = u64(s.header->resident.load_relaxed()) << s.g.page_shift;
+    return s.objects.header->used.load_relaxed() * s.g.os_page < pages;
+}
+
 // Called if the kernel gives no memory although the budget has room, because the tmpfs or the cgroup is full. Gives the
-// memory of free blocks back to the kernel, and evicts objects until `pages` OS pages are given back. Returns false if
-// nothing can be given back.
+// memory of free blocks back to the kernel; then evicts, from pages or objects, whichever use more, until `pages` OS
+// pages are given back. Returns false if nothing can be given back.
 inline bool make_kernel_room(Segment& s, u64 pages) {
     u64 got = strip_free_blocks(s, pages), dead = 0, most = pages * s.g.os_page + 4 * log_bytes(s);
+    if (got < pages && have_less_than_pages(s)) got += evict_pages(s, pages - got);
     while (got < pages && dead < most) {
         if (!is_log_dirty(s) || !clean_log(s)) {
             u64 bytes = evict_object(s, NONE);
@@ -254,7 +268,7 @@ inline bool make_kernel_room(Segment& s, u64 pages) {
         }
         got += strip_free_blocks(s, pages - got);
     }
-    return got != 0;
+    return got != 0 || evict_pages(s, pages) != 0;
 }
 
 // Frees the log page that is being filled, if it has no live record.

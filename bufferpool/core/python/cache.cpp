@@ -1,4 +1,5 @@
 // CacheBase: the objects of one cache, for Python. bufferpool/objects/cache.py adds the parts that need no speed.
+#include "protocol/kernel_room.h"
 #include "protocol/object_check.h"
 #include "python/objects.h"
 
@@ -17,8 +18,7 @@ static int wait_for_row(CacheObject* cache, Segment& s, double seconds) {
     }
     Released unlocked(cache->seg);
     Deadline deadline(deadline_in(seconds));
-    int r = ready_row(s);
-    return is_out_of_memory(r) && strip_free_blocks(s, 16) ? ready_row(s) : r;
+    return grow_with_room(s, [&] { return ready_row(s); });
 }
 
 // The segment, if the cache is open and the objects are mapped; otherwise null with an exception. `seconds`: how long
@@ -428,6 +428,14 @@ static PyObject* cache_configure(PyObject* self, PyObject* args) {
 
 // ---- the type --------------------------------------------------------------------------
 
+// Makes what of the objects' tables is missing, for the first cache. Returns 0 or -errno.
+static int make_tables(Segment& s) {
+    bool small = u64(s.header->budget_frames.load_relaxed()) << s.g.page_shift < 32u << 20;
+    int r = make_objects(s, small ? 16 : 18);
+    if (r == 0 && !s.objects.blocks_ready) r = grow_blocks(s);
+    return r ? r : ready_row(s);
+}
+
 // CacheBase(segment, name, timeout): opens the cache of this name, or makes it.
 static PyObject* cache_new(PyTypeObject* type, PyObject* args, PyObject*) {
     PyObject* segment;
@@ -446,10 +454,7 @@ static PyObject* cache_new(PyTypeObject* type, PyObject* args, PyObject*) {
     {
         Released unlocked(seg);
         Deadline deadline(deadline_in(timeout));
-        bool small = u64(s->header->budget_frames.load_relaxed()) << s->g.page_shift < 32u << 20;
-        r = make_objects(*s, small ? 16 : 18);
-        if (r == 0 && !s->objects.blocks_ready) r = grow_blocks(*s);
-        if (r == 0) r = ready_row(*s);
+        r = grow_with_room(*s, [&] { return make_tables(*s); });
         if (r == 0) status = open_cache(*s, name, cache);
     }
     if (r == -EINTR || status == Status::INTERRUPTED) return raise_late(s, "cache");

@@ -1,6 +1,7 @@
 // How a page gets pinned: found, waited for, or loaded.
 #include "python/loading.h"
 
+#include "protocol/kernel_room.h"
 #include "protocol/shrink.h"
 
 #include <limits>
@@ -68,10 +69,7 @@ int back_entry(SpaceObject* sp, u64 page_no) {
         int r;
         {
             Released unlocked(sp->seg);
-            r = plug_entries(s, space_slot(sp), page_no, 1, sp->generation);
-            Reclaimed done;
-            if (r == -ENOSPC) shrink(s, s.g.extent_frames, PRESSURE, true, done);  // evicts pages to make room
-            if (done.frames) r = plug_entries(s, space_slot(sp), page_no, 1, sp->generation);
+            r = grow_with_room(s, [&] { return plug_entries(s, space_slot(sp), page_no, 1, sp->generation); });
         }
         if (r == -EINTR) return raise_interrupted("memory for the entry of a page"), -1;
         if (r) return raise_errno(r, "the space's entries cannot be allocated (fallocate)"), -1;
@@ -169,6 +167,10 @@ Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     if (status != Status::EXHAUSTED && status != Status::NO_SPACE) return status;
     if (!want.waits_since_ns) want.waits_since_ns = prim::now_ns();
     const char* what = status == Status::NO_SPACE ? "no_space" : want.limited ? "limit" : "exhausted";
+    if (status == Status::NO_SPACE && !is_late()) {  // pages have no memory at all, and objects perhaps much
+        Released unlocked(seg);
+        if (give_kernel_some(*seg->s)) return Status::OK;
+    }
     u64 now = prim::now_ns();
     double left = !deadline_ns ? Py_HUGE_VAL : deadline_ns > now ? double(deadline_ns - now) / 1e9 : 0.0;
     PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIid", what, want.tally.pinned, want.tally.dirty,

@@ -1,6 +1,7 @@
 // Segment: one client's attachment, seen from Python.
 #include "python/py.h"
 
+#include "protocol/kernel_room.h"
 #include "protocol/object_check.h"
 #include "protocol/shrink.h"
 
@@ -548,7 +549,7 @@ static PyObject* segment_grow_advice(PyObject* self, PyObject* args) {
     {
         Released unlocked(S(self));
         Deadline deadline(deadline_in(timeout));
-        r = grow_advice(*s, u32(n));
+        r = grow_with_room(*s, [&] { return grow_advice(*s, u32(n)); });
     }
     if (r == -EINTR) return raise_late(s, "memory for advice");
     if (r) return raise_errno(r, "memory for advice about a larger budget cannot be allocated");

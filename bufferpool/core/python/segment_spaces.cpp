@@ -4,6 +4,7 @@
 
 #include "protocol/check.h"
 #include "protocol/client.h"
+#include "protocol/kernel_room.h"
 #include "protocol/shrink.h"
 #include "protocol/spaces.h"
 #include "python/file_record.h"
@@ -205,7 +206,7 @@ static bool has_place(SegmentObject* seg, u64 pages, u64 max_pages, NewPlace& at
     Segment& s = *seg->s;
     {
         Released unlocked(seg);
-        at = find_place(s, max_pages);
+        grow_with_room(s, [&] { return at = find_place(s, max_pages), at.error; });
     }
     if (at.error == -EINTR) return raise_interrupted("memory for the slots of spaces"), false;
     if (at.error) return raise_errno(at.error, "the slots of more spaces cannot be allocated"), false;
