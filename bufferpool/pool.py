@@ -1117,7 +1117,8 @@ class Pool(PoolFigures):
         Every process may call it: one steward is active, and another takes over when that one ends. It reaps dead clients,
         writes dirty pages ahead of demand, moves the budget between ``min_capacity`` and ``max_capacity``, gives idle
         pages back and saves the working set, as ``settings`` say: ``start_steward(Settings(idle=600))``.
-        ``events()`` shows what it did. It ends with :meth:`stop_steward`, :meth:`close`, or the process.
+        ``events()`` shows what it did. It ends with :meth:`stop_steward`, :meth:`close`, or the process; until then it keeps the pool
+        open, even if nothing else refers to it.
 
         Raises ValueError if this process is a steward of the pool already, TypeError, and PoolReadOnly.
         """

@@ -179,7 +179,7 @@ def _discard(args: argparse.Namespace) -> int:
         print_json({"name": args.name, "space": args.space, "discarded_pages": lost})
     else:
         tell(
-            f"{args.name}: {counted(lost, 'dirty page')} of {args.space} discarded; the next process that opens the file reads it as it is"
+            f"{args.name}: {counted(lost, 'dirty page')} of {args.space} discarded; they are loaded again when they are next used"
         )
     return 0
 

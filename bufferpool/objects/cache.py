@@ -389,7 +389,7 @@ def _called(load: Callable[..., _T], key: Key) -> _T:
 
 def plain_key(value: Any) -> Key:
     """Turns a key of a dict, or an argument of a function, into a key of a cache. Raises TypeError for other types than
-    those of :data:`Key`, None, bool, float, classes, subclasses of these, and tuples of them.
+    those of :data:`Key`, None, bool, float, integers of numpy, classes, subclasses of these, and tuples of them.
 
     Values of different types have different keys, even if Python says that they are equal: 1, 1.0 and True. Tuples and
     values of the additional types become tuples with a mark in front, so no two values have the same key.
@@ -400,6 +400,8 @@ def plain_key(value: Any) -> Key:
         return ("(", *map(plain_key, value))
     if value is None:
         return ("=", "None")
+    if isinstance(value, np.integer):
+        return int(value)
     if isinstance(value, type):
         return ("=", "type", f"{value.__module__}.{value.__qualname__}")
     name = f"{type(value).__module__}.{type(value).__qualname__}"

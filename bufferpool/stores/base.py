@@ -331,7 +331,8 @@ class FileStore:
             raise FileSizeMismatch(
                 f"{self.path} has {size} bytes, which is no multiple of the page size {page_size}: "
                 f"cut or pad it to {size // page_size * page_size} or {-(-size // page_size) * page_size} bytes, "
-                "or use a pool of another page size"
+                "open it with another page_size= that divides its size, or read it through a store of your own that "
+                "pads the last page (pool.open_store; docs/how-to/data_loader.md)"
             )
         return size // page_size
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import bufferpool as bp
@@ -24,6 +25,29 @@ MIB = 1 << 20
 def pool(pools: Any) -> bp.Pool:
     made: bp.Pool = pools.create(32 * MIB, page_size=8192)
     return made
+
+
+# ---- keys -----------------------------------------------------------------------------------------
+
+
+def test_an_integer_of_numpy_is_the_key_that_the_int_is(pool: bp.Pool) -> None:
+    """Ids that came out of an array were refused as keys (TypeError), also as arguments of a memoized function."""
+    cache, calls = pool.cache("ids"), []
+    cache.put(np.int64(5), b"five")
+    cache.put((np.uint8(7), "x"), b"seven")
+    assert cache.get(5) == b"five"
+    assert cache.get((7, "x")) == b"seven"
+
+    @cache.memoize(version=1)
+    def twice(n: int) -> int:
+        calls.append(n)
+        return int(n) * 2
+
+    assert [twice(np.int32(4)), twice(4)] == [8, 8]
+    assert len(calls) == 1
+    for key in (np.float64(2), np.arange(3), 1.5):
+        with pytest.raises(TypeError, match="a key is"):
+            cache.get(key)
 
 
 # ---- settings -------------------------------------------------------------------------------------

@@ -69,6 +69,15 @@ int KeyBytes::add_key(PyObject* key, int depth) {
         raise("ValueError", "tuples of a key may be nested %d deep", TUPLES_IN_TUPLES + 1);
         return -1;
     }
+    if (!PyTuple_Check(key) && PyIndex_Check(key)) {  // an integer of numpy is the key that the int is
+        PyObject* number = PyNumber_Index(key);
+        if (number) {
+            int r = add_int(*this, number);
+            Py_DECREF(number);
+            return r;
+        }
+        PyErr_Clear();
+    }
     if (!PyTuple_Check(key)) {
         raise("TypeError", "a key is a str, bytes, an int or a tuple of them, not %.200s", Py_TYPE(key)->tp_name);
         return -1;

@@ -109,8 +109,27 @@ bool may_work(SegmentObject* seg) {
     return (seg->s && seg->s->works && !seg->closing && seg->s->had_descriptor()) || opened(seg);
 }
 
+// The process that has most of the client slots, and how many it has.
+static std::pair<u32, u32> largest_owner(Segment& s) {
+    std::pair<u32, u32> found{0, 0};
+    for (u32 i = 0; i < s.g.max_clients; i++) {
+        u32 pid = s.clients[i].pid.load_relaxed(), n = 0;
+        for (u32 j = i; j < s.g.max_clients; j++)
+            n += s.clients[j].state.load_relaxed() != CLIENT_FREE && s.clients[j].pid.load_relaxed() == pid;
+        if (n > found.second) found = {pid, n};
+    }
+    return found;
+}
+
 static PyObject* raise_refused(Segment& s) {
     s.header->refused_clients.add_relaxed(1);
+    auto [pid, n] = largest_owner(s);
+    if (n > 1)
+        return raise("TooManyClients",
+                     "all %u client slots of the segment are in use, %u of them by process %u: each of its open "
+                     "pools is a client; close() those that it does not need (a pool with a steward is open until it "
+                     "is closed), or create the pool with a larger max_clients",
+                     s.g.max_clients - s.g.guests, n, pid);
     return raise("TooManyClients",
                  "all %u client slots of the segment are taken by living processes; detach one, or create the pool "
                  "with a larger max_clients",
