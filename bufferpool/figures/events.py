@@ -90,6 +90,10 @@ class Event:
     def _who(self) -> str:
         return f"client {self.client}" + (f" (pid {self.pid})" if self.pid else "")
 
+    @property
+    def _predecessor(self) -> str:
+        return "an earlier process in its slot" if self.value == self.client else f"client {self.value:g}"
+
     def __str__(self) -> str:
         words = [self.kind.name.lower().replace("_", " ")]
         if self.reason in (EventReason.HANGS, EventReason.LOG_HANGS):
@@ -107,7 +111,7 @@ class Event:
             EventReason.MACHINE: f"the machine has {format_size(self.value)} available",
             EventReason.IDLE: f"untouched for {self.value:g} s",
             EventReason.PAYS: f"saves {self.value:.1f} misses a second",
-            EventReason.DIED: f"{self._who} took over from client {self.value:g}, which had died"
+            EventReason.DIED: f"{self._who} took over from {self._predecessor}, which had died"
             if self.kind is EventKind.STEWARD
             else f"client {self.client} found client {self.value:g} dead",
             EventReason.STORE: self._of_the_store,

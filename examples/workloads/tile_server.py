@@ -262,7 +262,9 @@ def measure(run: Run, kind: str, sizes: dict[Tile, int]) -> Round:
     users, tiles = Users(listening.getsockname()[1]), walks(np.random.default_rng(options.seed), options.requests)
     began = time.monotonic()
     with run.progress(f"serving: {kind}", options.requests) as advance:
-        threads = [threading.Thread(target=users.ask, args=(tiles, advance)) for _ in range(2 * options.workers)]
+        threads = [
+            threading.Thread(target=users.ask, args=(tiles, advance), daemon=True) for _ in range(2 * options.workers)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -76,6 +76,13 @@ def test_the_text_of_an_event_says_what_it_is(pool, kind, reason, text):
     assert str(pool.events()[-1]).startswith(text.format(pid=os.getpid()))
 
 
+def test_a_steward_that_has_the_slot_of_the_dead_one_is_not_named_twice(pool):
+    """It read "client 1 took over from client 1, which had died"."""
+    events.post(pool.client.seg, events.NewEvent(EventKind.STEWARD, EventReason.DIED, value=1.0))
+    text = f"steward: client 1 (pid {os.getpid()}) took over from an earlier process in its slot, which had died"
+    assert str(pool.events()[-1]) == text
+
+
 def _wait(pool, ready):
     pool.stats()
     ready.set()
