@@ -4,6 +4,7 @@ import asyncio
 import functools
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -48,6 +49,15 @@ def test_an_integer_of_numpy_is_the_key_that_the_int_is(pool: bp.Pool) -> None:
     for key in (np.float64(2), np.arange(3), 1.5):
         with pytest.raises(TypeError, match="a key is"):
             cache.get(key)
+
+
+def test_a_value_that_cannot_be_pickled_is_named(pool: bp.Pool) -> None:
+    """The error of pickle alone named neither the value nor what a cache keeps."""
+    for call in (lambda c: c.put("f", lambda: 1), lambda c: c.get_or_load("f", lambda: lambda: 1)):
+        with pytest.raises((AttributeError, pickle.PicklingError)) as refused:
+            call(pool.cache("values"))
+        assert "objects that can be pickled; this value, of type function" in refused.value.__notes__[0]
+    assert pool.cache("values").get_or_load("f", lambda: 5) == 5
 
 
 # ---- settings -------------------------------------------------------------------------------------

@@ -140,6 +140,20 @@ int ValuePieces::take_array(PyArrayObject* array) {
     return 0;
 }
 
+// Adds to the exception of pickle, whose text names neither the value nor the cache, what a cache keeps.
+static void add_pickle_note(PyObject* value) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    PyObject* done = PyObject_CallMethod(
+        error, "add_note", "N",
+        PyUnicode_FromFormat("a cache keeps bytes-like objects, arrays, and objects that can be pickled; this value, "
+                             "of type %.200s, cannot be", Py_TYPE(value)->tp_name));
+    if (!done) PyErr_Clear();
+    Py_XDECREF(done);
+    PyErr_Restore(type, error, trace);
+}
+
 // The parts of a pickled value: their number, their lengths, and the parts, each at a multiple of 64.
 int ValuePieces::take_pickle(PyObject* value) {
     PyObject* buffers = PyList_New(0);
@@ -152,7 +166,10 @@ int ValuePieces::take_pickle(PyObject* value) {
     Py_XDECREF(options);
     Py_XDECREF(append);
     Py_XDECREF(dumps);
-    if (!stream) return Py_XDECREF(buffers), -1;
+    if (!stream) {
+        if (PyErr_ExceptionMatches(PyExc_Exception)) add_pickle_note(value);
+        return Py_XDECREF(buffers), -1;
+    }
     kept = PyTuple_Pack(2, stream, buffers);
     Py_DECREF(stream);
     Py_DECREF(buffers);
