@@ -18,6 +18,7 @@ from bufferpool.cli.apart import run_apart
 from bufferpool.cli.common import PLAIN, Commands, StoppedBySignal, complain
 from bufferpool.errors import BufferPoolError
 from bufferpool.machine.descriptor import opened
+from bufferpool.printable import printable
 
 _ABOUT = """\
 A pool is one file in /dev/shm that any number of processes share. It outlives
@@ -109,7 +110,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     _use_streams()
     words = sys.argv[1:] if argv is None else argv
-    args = make_parser(words[0] if words else "").parse_args(words)
+    args, unknown = make_parser(words[0] if words else "").parse_known_args(words)
+    if unknown:  # argparse would print the usage of bufferpool
+        args.parser.error(f"unrecognized arguments: {' '.join(map(printable, unknown))}")
     try:
         with _ending_with_sigterm():
             code: int = args.run(args)

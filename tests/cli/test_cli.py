@@ -350,3 +350,15 @@ def test_a_reader_that_has_seen_enough() -> None:
         assert child.wait(timeout=WAIT) == 1
         assert err == b""
         assert time.monotonic() - started < 30
+
+
+def test_an_argument_that_a_command_does_not_have_shows_the_usage_of_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """``bufferpool trim NAME 1MiB`` printed the usage of ``bufferpool``, which does not have ``--bytes``; and escapes as they were."""
+    with pytest.raises(SystemExit) as ended:
+        main(["trim", "orders", "1MiB\x1b[31m"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "[--bytes SIZE | --idle S]" in told
+    assert "unrecognized arguments: 1MiB\\x1b[31m" in told
