@@ -133,15 +133,14 @@ def name_of_file(path: str | os.PathLike[str]) -> str:
     The links in /proc/self/fd lead to files that were deleted, or made without a name, but their text is no name of the file:
     it names nothing, or another file.
     """
-    for _ in range(100):  # a program may rename another file over it between the two looks
+    # A program may rename another file over it between the two looks, or during the first, which then sees a file without links.
+    for _ in range(100):
         real = os.path.realpath(os.fsdecode(path))
         about, named = _stat(path), _stat(real)
         if about is None or (named is not None and os.path.samestat(about, named)):
             return real
         if not stat.S_ISREG(about.st_mode):
             raise NotRegularFile(_irregular(path))
-        if not about.st_nlink:
-            break
     raise FileNotFoundError(
         errno.ENOENT,
         "the file has no name (it was deleted, or made without one), and each process of the pool opens a file by its name: give it "

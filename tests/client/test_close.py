@@ -213,7 +213,9 @@ suspended = [tables.scan(), reversed(work), steward(), stopped(), pages(), own()
 for each in suspended:
     next(each)
 suspended.append(value(1))
+asyncio._set_running_loop(loop)  # in which it waits if a steward's thread has the lock of the objects
 suspended[-1].send(None)
+asyncio._set_running_loop(None)
 """
 
 

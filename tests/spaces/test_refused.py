@@ -187,6 +187,22 @@ def test_a_file_that_is_replaced_all_the_time_is_opened_all_the_same(pool, data_
         threads.join()
 
 
+def test_a_look_during_a_replacement_sees_a_file_without_links(tmp_path, monkeypatch):
+    """The first look was believed: a file that another program replaced at that moment was refused as one without a name."""
+    path, real, looks = tmp_path / "data", os.stat, []
+
+    def stat(path, **options):
+        looks.append(path)
+        about = real(path, **options)
+        if len(looks) > 2:
+            return about
+        return os.stat_result([*about[:1], about.st_ino + len(looks), about.st_dev, 0, *about[4:]])
+
+    path.write_bytes(bytes(4 * PAGE))
+    monkeypatch.setattr(base.os, "stat", stat)
+    assert base.name_of_file(path) == os.path.realpath(path)
+
+
 def test_a_file_that_a_refused_w_plus_created_stays_once_somebody_has_written_to_it(pool, tmp_path, monkeypatch):
     path = tmp_path / "new.db"
     real = base.sync_directory
