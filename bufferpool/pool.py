@@ -34,8 +34,6 @@ from bufferpool.figures.names import EventKind, EventReason, FrameState, Kind, c
 from bufferpool.figures.pool_figures import PoolFigures
 from bufferpool.figures.stats import CacheStats, read_caches, read_summary
 from bufferpool.machine.auto_size import LEAST_BYTES, auto, read_memory
-from bufferpool.machine.mounts import has_huge_pages
-from bufferpool.machine.pressure import given
 from bufferpool.objects.cache import LOCKED_S as CACHE_LOCKED_S
 from bufferpool.objects.cache import Cache as ObjectCache
 from bufferpool.objects.cache import Settings as CacheSettings
@@ -1185,14 +1183,14 @@ class Pool(PoolFigures):
         found += list(self.client.seg.check(seconds_of(timeout)))
         for _ in range(20):
             alone, status, frames = self.client.seg.alone(), self.client.seg.status(), self.frames()
-            counted = status["metadata_bytes"] + status["resident_frames"] * self.page_size + status["object_bytes"]
+            counted = memory.counted_bytes(self.client, status)
             off = abs(counted - status["kernel_bytes"])
             if off <= np.count_nonzero(frames["state"] == FrameState.BUSY) * self.page_size:
                 return found
             if alone:  # no other process changes the pool meanwhile
                 break
             time.sleep(0.005)
-        if status["kernel_bytes"] > counted and given(lambda: has_huge_pages(os.path.dirname(self.path))):
+        if status["kernel_bytes"] > counted and memory.may_have_huge_pages(self.client):
             return found  # huge pages: the kernel allocates more than was asked for (bufferpool doctor reports it)
         text = f"the kernel counts {status['kernel_bytes']} bytes for the segment, the pool {counted}"
         if status["kernel_bytes"] - counted >= memory.UNASKED_BYTES:

@@ -100,7 +100,8 @@ def _ending_with_sigterm() -> Iterator[None]:
 
 def script() -> int:
     """Runs the command of the command line; returns its exit code."""
-    return run_apart(main) if sys.argv[1:2] in ([name] for name in WITH_TIMEOUT) else main()
+    apart = len(sys.argv) > 1 and sys.argv[1] in WITH_TIMEOUT
+    return run_apart(main) if apart else main()
 
 
 def main(argv: list[str] | None = None) -> int:

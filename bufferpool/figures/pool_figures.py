@@ -66,9 +66,8 @@ class PoolFigures(Inspectable):
     def events(self) -> list[Event]:
         """The last thousand decisions about the pool's memory, oldest first: when, kind, reason, bytes."""
         found = map(read_events, (self, *self._other_sizes()))
-        return list(
-            heapq.merge(*found, key=lambda event: event.time)
-        )  # keeps the order of each, which is that of its numbers
+        # A merge keeps the order of the events of each size, which is that of their numbers.
+        return list(heapq.merge(*found, key=lambda event: event.time))
 
     def advise(self) -> Advice:
         """What the hit ratio would be with an eighth to eight times the budget, from recent references.

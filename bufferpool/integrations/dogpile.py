@@ -15,7 +15,7 @@ from dogpile.cache.api import NO_VALUE, CacheBackend, CacheMutex
 from dogpile.cache.region import register_backend
 
 from bufferpool.integrations.shared import shared_pool
-from bufferpool.objects.cache import LOAD, UNKEPT, Cache, Key
+from bufferpool.objects.cache import END_S, LOAD, UNKEPT, Cache, Key
 
 
 class PoolMutex(CacheMutex):  # type: ignore[misc]
@@ -36,7 +36,7 @@ class PoolMutex(CacheMutex):  # type: ignore[misc]
     def release(self) -> None:
         load, self._load, self._held = self._load, None, False
         if load is not None:
-            self._cache.fail(load, self._key, None, False, 1.0)
+            self._cache.fail(load, self._key, None, False, END_S)
 
     def locked(self) -> bool:
         return self._held

@@ -32,7 +32,7 @@ _MISSING: Final = object()
 VALUE, LOAD, FAILED, UNKEPT, BUSY, LATE, STALE = range(7)  # the outcomes of begin(): see core/python/cache.cpp
 LOCKED_S: Final = 30.0
 """Seconds for which opening and removing a cache wait for a client that has a lock of the pool."""
-_END_S, _ASYNC_END_S = 1.0, 0.1
+END_S, _ASYNC_END_S = 1.0, 0.1
 """Seconds for which the end of a load waits for each lock of the pool. Without the lock only its own caller has the value."""
 _POLL_S, _POLL_MOST_S = 0.001, 0.02  # how long a coroutine waits before it asks for another caller's load again
 
@@ -152,9 +152,9 @@ class Cache(_core.CacheBase):
             self._loading.set(self._loading.get() | {load_of})
             began = time.perf_counter()
             loaded = _require_value(_called(load, key))
-            self._store(key, loads, loaded, ttl, began, min(seconds, _END_S))
+            self._store(key, loads, loaded, ttl, began, min(seconds, END_S))
         except BaseException as error:
-            self._end(key, loads, error, stale_while_loading, min(seconds, _END_S))
+            self._end(key, loads, error, stale_while_loading, min(seconds, END_S))
             raise
         finally:
             self._loading.set(self._loading.get() - {load_of})

@@ -370,6 +370,17 @@ def _locked(client: Client) -> str:
     return f"; client {owner} has the memory lock, and pool.clients() says who that is" if owner else ""
 
 
+def counted_bytes(client: Client, status: dict[str, Any]) -> int:
+    """The memory of the segment as the pool counts it; ``status``: what the core reports."""
+    counted: int = status["metadata_bytes"] + status["resident_frames"] * client.page_size + status["object_bytes"]
+    return counted
+
+
+def may_have_huge_pages(client: Client) -> bool:
+    """Whether the pool's tmpfs has huge pages: the kernel gives more memory than was asked for then."""
+    return bool(if_given(lambda: has_huge_pages(os.path.dirname(client.path))))
+
+
 def unasked_bytes(client: Client) -> int:
     """How much more memory the kernel counts for the segment than the pool does: below 0 if less.
 
@@ -377,9 +388,8 @@ def unasked_bytes(client: Client) -> int:
     as a rule: then 0.
     """
     status = client.seg.status()
-    counted = status["metadata_bytes"] + status["resident_frames"] * client.page_size + status["object_bytes"]
-    more: int = status["kernel_bytes"] - counted
-    return 0 if more > 0 and if_given(lambda: has_huge_pages(os.path.dirname(client.path))) else more
+    more: int = status["kernel_bytes"] - counted_bytes(client, status)
+    return 0 if more > 0 and may_have_huge_pages(client) else more
 
 
 def give_back_unasked(client: Client, timeout: float) -> int:

@@ -74,11 +74,7 @@ inline void repair_growth(Segment& s) {
     }
 }
 
-// Takes the lock if it is free.
-inline bool try_lock_growth(Segment& s) {
-    u32 free = 0;
-    return s.header->growth.word.load_relaxed() == 0 && take(s, s.header->growth, free, 0);
-}
+inline bool try_lock_growth(Segment& s) { return take_if_free(s, s.header->growth); }
 
 // False: a signal handler raised, the call's time is over, or another thread has the lock and this one may not wait
 // (Quick).

@@ -33,6 +33,12 @@ inline bool take(Segment& s, LockWord& lock, u32& seen, u32 flags) {
     return false;
 }
 
+// Takes a lock that is free and that nobody waits for or has to repair.
+inline bool take_if_free(Segment& s, LockWord& lock) {
+    u32 free = 0;
+    return lock.word.load_relaxed() == 0 && take(s, lock, free, 0);
+}
+
 // Takes a lock from the owner in `seen`, which can neither take nor release it. If another client sets W meanwhile,
 // the CAS is tried again.
 inline bool take_from(Segment& s, LockWord& lock, u32 seen, u32 flags) {
@@ -65,8 +71,7 @@ inline Acquired acquired(u32 word) { return word & lock_word::REPAIR ? Acquired:
 inline Acquired acquire(Segment& s, LockWord& lock, bool interruptible = true, u32 slices = ~0u) {
     slices = std::min(slices, most_slices);
     for (int spin = 0; spin < prim::SPINS; spin++) {
-        u32 free = 0;
-        if (lock.word.load_relaxed() == 0 && take(s, lock, free, 0)) return Acquired::YES;
+        if (take_if_free(s, lock)) return Acquired::YES;
         prim::relax();
     }
     s.counters().wait_memory.add_relaxed(1);

@@ -259,7 +259,8 @@ inline bool have_less_than_pages(Segment& s) {
 // pages are given back. Returns false if nothing can be given back.
 inline bool make_kernel_room(Segment& s, u64 pages) {
     u64 got = strip_free_blocks(s, pages), dead = 0, most = pages * s.g.os_page + 4 * log_bytes(s);
-    if (got < pages && have_less_than_pages(s)) got += evict_pages(s, pages - got);
+    bool pages_first = have_less_than_pages(s);
+    if (got < pages && pages_first) got += evict_pages(s, pages - got);
     while (got < pages && dead < most) {
         if (!is_log_dirty(s) || !clean_log(s)) {
             u64 bytes = evict_object(s, NONE);
@@ -268,7 +269,7 @@ inline bool make_kernel_room(Segment& s, u64 pages) {
         }
         got += strip_free_blocks(s, pages - got);
     }
-    return got != 0 || evict_pages(s, pages) != 0;
+    return got != 0 || (!pages_first && evict_pages(s, pages) != 0);
 }
 
 // Frees the log page that is being filled, if it has no live record.

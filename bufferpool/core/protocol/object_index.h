@@ -369,9 +369,8 @@ inline void objects_are_ours(Segment& s, Acquired how) {
 // lock and this one may not wait (Quick).
 inline bool lock_objects(Segment& s, bool interruptible) {
     LockWord& lock = s.header->objects;
-    u32 free = 0;
     Acquired a = Acquired::YES;
-    if (!(lock.word.load_relaxed() == 0 && take(s, lock, free, 0))) {
+    if (!take_if_free(s, lock)) {
         if (quick_only && interruptible) return false;
         a = acquire(s, lock, interruptible, interruptible ? ~0u : slices_left());
     }

@@ -24,12 +24,6 @@ struct ScratchShare {
     u32 pass;  // out: the pass in which the page was counted
 };
 
-// Which run a page is in; null: in none of them. The runs are in order, and do not overlap.
-inline const EntryRun* run_of(const Vec<EntryRun>& runs, u64 page) {
-    auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{page, 0, 0});
-    return after != runs.begin() && page < after[-1].end ? after - 1 : nullptr;
-}
-
 // Counts the scratch pages that are kept in the spaces that `wanted(slot)`. It looks at each page once, so a page that
 // moves to another frame meanwhile counts once. False: there is no memory for the list of spaces.
 template <class Wanted>

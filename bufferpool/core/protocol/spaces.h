@@ -178,6 +178,12 @@ bool entry_runs(Segment& s, Vec<EntryRun>& out, Wanted wanted) {
     return true;
 }
 
+// Which run a page is in; null: in none of them. The runs are in order, and do not overlap.
+inline const EntryRun* run_of(const Vec<EntryRun>& runs, u64 page) {
+    auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{page, 0, 0});
+    return after != runs.begin() && page < after[-1].end ? after - 1 : nullptr;
+}
+
 // A run of entries for `n` pages that no space has: first fit, in whole OS pages. NONE if there is none; and with
 // `error`, if this process has no memory to look for one.
 inline u32 free_run(Segment& s, u64 n, bool& error) {

@@ -11,7 +11,7 @@
 
 #include "protocol/counters.h"
 #include "protocol/events.h"
-#include "protocol/scratch.h"
+#include "protocol/spaces.h"
 
 namespace bp {
 
