@@ -90,7 +90,9 @@ def tell_written(client: Client, record: dict[str, Any]) -> None:
     if page_no is None or client.seg.dirty_range(record["first_entry"] + page_no, 1)[0]:
         return
     if _unwritten.pop(space, None) is not None:  # else another thread tells it
-        client.post(NewEvent(EventKind.FLUSH_RECOVERED, EventReason.STORE, origin=(*space[1:], 0), page=page_no))
+        path, index, generation = space
+        _told_at.pop((path, EventKind.FLUSH_FAILED, index, generation), None)  # the next failure is told at once
+        client.post(NewEvent(EventKind.FLUSH_RECOVERED, EventReason.STORE, origin=(index, generation, 0), page=page_no))
 
 
 def tell_read(client: Client, unread: list[tuple[dict[str, Any], int]]) -> list[tuple[dict[str, Any], int]]:

@@ -285,6 +285,24 @@ def test_pages_that_could_be_written_at_last_are_an_event(pool, caplog):
     assert str(found[0]) == "flush recovered: the store takes pages again (space 'orders', page 3)"
 
 
+def test_a_failure_soon_after_the_end_of_another_is_an_event_too(pool):
+    """On a disk with room for a few pages the page that had failed was written, and the next ones were not: for ten seconds
+    the last event said that the store takes pages again."""
+    store = Memory(20)
+    table = pool.open_store("orders", store, mode="r+")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for page_no in (3, 7):
+        fill(table, [page_no])
+        store.fail_write = full
+        with pytest.raises(StoreError):
+            pool.flush()
+        store.fail_write = None
+        assert pool.flush() == 1
+    failed, recovered = EventKind.FLUSH_FAILED, EventKind.FLUSH_RECOVERED
+    told = [(e.kind, e.page_no) for e in pool.events() if e.kind in (failed, recovered)]
+    assert told == [(failed, 3), (recovered, 3), (failed, 7), (recovered, 7)]
+
+
 def test_a_steward_says_on_its_standard_error_that_the_disk_is_full(make_pool, data_file, tmp_path: Path):
     pool = make_pool(64 * PAGE)
     path = data_file(20)
