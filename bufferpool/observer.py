@@ -28,7 +28,7 @@ class Observer(PoolFigures):
 
     def __init__(self, name: str, *, directory: str | os.PathLike[str] | None = None) -> None:
         self._path = segment_file.path_of(name, directory)
-        with segment_file.open_regular(self._path, os.O_RDONLY) as file:
+        with segment_file.open_regular(self._path, os.O_RDONLY) as file, segment_file.named(self._path):
             self._segment = _core.observe(file.fileno())
         self._geometry: dict[str, Any] = self._segment.geometry()
         self._others: dict[int, Self] = {}

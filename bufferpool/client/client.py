@@ -258,7 +258,8 @@ class Client(Inspectable):
         with self._lock:
             with segment_file.open_trusted(self.path, self.trusted_uid) as file:
                 fd = file.fileno()
-                uuid = _core.geometry(fd)["uuid"]
+                with segment_file.named(self.path):
+                    uuid = _core.geometry(fd)["uuid"]
                 if self.known_uuid not in (None, uuid):
                     raise SegmentReplaced(
                         f"{self.path} is not the pool that was pickled; that pool was removed and another one created"
@@ -271,7 +272,8 @@ class Client(Inspectable):
                         raise PoolExhausted("no frame is free, and the pool is being closed")
                     client._make_room(client, *why)
 
-                seg = _core.Segment(fd, make_room, _program_name())
+                with segment_file.named(self.path):
+                    seg = _core.Segment(fd, make_room, _program_name())
                 geometry = seg.geometry()
             self._geometry, self.known_uuid = geometry, uuid
             _attached.add(self)

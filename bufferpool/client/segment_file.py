@@ -33,6 +33,7 @@ from bufferpool.errors import (
     remedy,
 )
 from bufferpool.machine.descriptor import is_segment, opened
+from bufferpool.printable import printable
 
 SHM = "/dev/shm"
 LEAST_BYTES = 2 << 20  # of a segment: its pages begin at 2 MiB or later
@@ -245,8 +246,18 @@ def refuse_part(path: str) -> None:
 
 def look_at(path: str, owner: int | None = None) -> dict[str, Any]:
     """The geometry of a segment, to which this process does not attach. Raises as :func:`open_trusted` does, and SegmentCorrupt."""
-    with open_trusted(path, owner) as file:
+    with open_trusted(path, owner) as file, named(path):
         return _core.geometry(file.fileno())
+
+
+@contextlib.contextmanager
+def named(path: str) -> Iterator[None]:
+    """Puts the segment's path before the message of an error that the core raises, which knows only the descriptor."""
+    try:
+        yield
+    except SegmentError as error:
+        error.args = (f"{printable(path)}: {error}",)
+        raise
 
 
 def _refuse_unless_tmpfs(fd: int, path: str) -> None:

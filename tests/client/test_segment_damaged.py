@@ -1,6 +1,7 @@
 """Damaged segments: each is refused with an error that says what is wrong."""
 
 import os
+import re
 import struct
 
 import numpy as np
@@ -139,3 +140,11 @@ def test_a_geometry_with_a_right_sum_that_makes_no_sense_is_refused(damaged, at,
     damaged.write(GEOMETRY_AT, geometry + struct.pack("<Q", _fnv(geometry)))
     with pytest.raises((SegmentCorrupt, LayoutMismatch)):
         bp.Pool.attach(damaged.name)
+
+
+def test_an_error_about_a_segment_names_it(damaged):
+    """A service with several pools got "this is no bufferpool segment", and the message did not say which file it meant."""
+    damaged.write(0, bytes(8))
+    for use in (bp.Pool.attach, lambda name: bp.Pool.open(name, 64 * PAGE, page_size=PAGE), bp.Observer):
+        with pytest.raises(SegmentCorrupt, match=rf"^{re.escape(str(damaged.path))}: this is no bufferpool segment"):
+            use(damaged.name)
