@@ -13,6 +13,7 @@ figure of a pair is the sum over a whole cycle of two seconds. Times are process
 
 import importlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,10 @@ def build_without(directory: Path) -> None:
     includes = [f"-I{PACKAGE / 'core'}", f"-I{np.get_include()}", f"-I{sysconfig.get_path('include')}"]
     sources = sorted(map(str, (PACKAGE / "core").rglob("*.cpp")))
     library = directory / "bufferpool" / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([os.environ.get("CXX", "g++"), *flags.split(), *includes, *sources, "-o", str(library)], check=True)
+    subprocess.run(
+        [*shlex.split(os.environ.get("CXX", "g++")), *flags.split(), *includes, *sources, "-o", str(library)],
+        check=True,
+    )
 
 
 def imported_from(directory: Path) -> ModuleType:

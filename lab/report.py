@@ -134,7 +134,8 @@ def table(results: Results, planned: Mapping[str, Set[str]], old: Written) -> st
     ran = [cell for row in rows.values() for cell in row.values()]
     took, measured = sum(cell.seconds for cell in ran), sum(cell.seconds for cell in ran if cell.cpu)
     used = sum(cell.cpu for cell in ran)
-    time = f"; of {took // 60} minutes that the checks of this machine took, {measured // 60} used {used // 60} minutes of processor time"
+    time = f"; the checks of this machine took {took // 60} minutes"
+    time += f", for {measured // 60} of which {used // 60} minutes of processor time were measured" if measured else ""
     lines += ["", f"{RELEASES}{', '.join(releases.get(kernel, kernel) for kernel in kernels)}{time if ran else ''}."]
     return "\n".join(lines) + "\n"
 

@@ -191,7 +191,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
-    """What has been imported stays: collections of garbage in the tests need not look at it."""
+    """The imported modules are kept for good, so that garbage collections in the tests need not look at them."""
     gc.collect()
     gc.freeze()
 

@@ -291,7 +291,7 @@ def test_steward_command_ends_with_a_pool_that_nobody_has(pool: bp.Pool) -> None
             assert steward.stdout is not None
             assert steward.stdout.readline().startswith("steward of")
             other.unlink()
-            time.sleep(1.2)  # others are attached: it stays
+            time.sleep(1.2)  # others are attached: the pool is not removed
             assert steward.poll() is None
             other.close()
             out, _ = steward.communicate(timeout=WAIT)
@@ -438,7 +438,7 @@ def test_top_shows_every_pool_and_goes_to_one() -> None:
             assert rows["torn"][-1] == "damaged"
             assert rows["many"][0] == "256K"  # an extent
             assert rows["few"][-1] == "1"
-            await pilot.press("t", "r", "f", "s")  # nothing is done to a pool that is not shown
+            await pilot.press("t", "r", "f", "s")  # a pool that is not shown is not changed
             await pilot.pause()
             assert isinstance(app.screen, Pools)
             await pilot.press("down", "enter")

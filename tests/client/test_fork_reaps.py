@@ -1,4 +1,4 @@
-"""A fork that reaps, in a process whose other threads need the interpreter's lock to go on.
+"""A fork that reaps, in a process whose other threads need the interpreter's lock to continue.
 
 Where no client slot is free for the child, the fork reaps the dead, and it has the interpreter's lock while it does. It waited for
 an operation of the process to end, which was a loader's that needs that lock; or for a thread that was reaping, and that

@@ -49,7 +49,7 @@ def _exit_code(pid):
 
 
 class _Held:
-    """A thread that stops in the middle of something until it is let go."""
+    """A thread that stops in the middle of something until the test lets it continue."""
 
     def __init__(self, what, *args):
         self.there, self.go = threading.Event(), threading.Event()

@@ -25,7 +25,7 @@ MIB = 1 << 20
 
 
 def in_child(function: Callable[[], Any]) -> Any:
-    """What a function says, as text, in a forked child of its own: there it may set limits."""
+    """What a function returns, as text. It runs in a forked child, so that it may set limits."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -187,7 +187,7 @@ def test_no_large_files():
 @pytest.mark.kernel
 @needs_seccomp
 def test_no_memory_by_a_sandbox_that_refuses_fallocate(pool):
-    """EPERM from fallocate was told as a full file system, with 22 GB free."""
+    """EPERM from fallocate was reported as a full file system, with 22 GB free."""
     work = pool.open_scratch("work", 64)
 
     def miss() -> object:
@@ -210,7 +210,7 @@ def test_no_memory_by_a_sandbox_that_refuses_fallocate(pool):
 @pytest.mark.kernel
 @needs_seccomp
 def test_no_client_by_a_sandbox_that_refuses_locks(pool):
-    """Locks that are refused were told as "all client slots are taken"."""
+    """Locks that are refused were reported as "all client slots are taken"."""
     code = (
         "import sys; from tests.support import sandbox; import bufferpool as bp, errno\n"
         "sandbox.refuse('fcntl', errno.ENOLCK, [(1, sandbox.OFD_SETLK)])\n"
@@ -240,7 +240,7 @@ def test_memory_goes_back_where_madvise_is_refused(pool):
 @pytest.mark.kernel
 @needs_seccomp
 def test_memory_that_the_kernel_does_not_take_is_not_told_as_given_back(pool):
-    """With both calls refused drop() told 160 KiB that the kernel never got, and resize(timeout=1) never ended."""
+    """With both calls refused, drop() reported 160 KiB that the kernel never got, and resize(timeout=1) never ended."""
     work = pool.open_scratch("work", 64)
     fill(work, range(48))
 
@@ -427,7 +427,7 @@ def test_the_steward_outlives_a_lack_of_descriptors(pool):
 
 @needs_another_user
 def test_a_process_that_has_given_up_its_user_is_told_what_to_do(pool):
-    """A server attached as root and became nobody: its first cache raised "Permission denied", without a remedy."""
+    """A server attached as root and became the user nobody: its first cache raised "Permission denied", without a remedy."""
 
     def opens() -> str:
         os.setuid(65534)

@@ -106,7 +106,8 @@ def test_a_warning_that_is_an_error_leaves_no_client_behind(opened):
 
 
 def test_a_capacity_that_a_steward_has_moved_is_not_a_difference(opened):
-    """What was last asked for by hand counts: a worker that starts anew is not told what the steward does."""
+    """What counts is the last size that a user asked for: a worker that starts anew gets no warning about the steward's
+    changes."""
     opened.client.seg.set_budget(20)
     bp.Pool.open(opened.name, **ALL).close()
     opened.resize(32 * PAGE)

@@ -1,4 +1,4 @@
-"""A segment in which single words say something else than they did: not damage by chance, but the nearest lie."""
+"""Single words of a segment are altered on purpose, to the most plausible wrong value. (test_damage.py damages at random.)"""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def test_a_space_slot_that_was_altered_is_not_taken_for_another_space(pool, data
         pool.space("a")
     with pytest.raises(bp.SegmentCorrupt):
         pool.stats()
-    assert second[5].size == pool.page_size  # handles that are open go on
+    assert second[5].size == pool.page_size  # open handles still work
     assert held.size == pool.page_size
     with open(pool.path, "r+b") as file:
         file.seek(where)
@@ -63,7 +63,7 @@ def test_a_dead_client_whose_pid_another_process_has_by_now_is_reaped(pool, data
         other.stdout.readline()
         (client,) = [c for c in pool.clients() if c.pid == other.pid]
         other.send_signal(signal.SIGKILL)
-    # Its number is used again: the slot names this process, which lives, with its very start time.
+    # As if the dead client's pid were in use again, by a living process with the same start time: this one.
     slot = area(pool, "clients_at") + (client.client - 1) * _core.fields()["Client"][1]
     me = next(c for c in pool.clients() if c.pid == os.getpid())
     poke(pool, slot, "Client.pid", "<I", me.pid)

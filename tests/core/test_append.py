@@ -234,7 +234,8 @@ def test_many_processes_grow_a_space_and_write_its_pages(pool, data_file, child)
 
 
 def test_a_space_that_finds_no_frame_to_grow_can_be_written(make_pool, data_file):
-    """No test noticed a growth that kept the new last page when its second frame could not be had: nobody could write the page."""
+    """A growth that failed for want of a second frame kept the writer field of the new last page, so that nobody could write the
+    page, and no test noticed."""
     pool = make_pool(16 * PAGE)
     full = pool.open_derived("full", 16, lambda n, out: out.fill(0))
     space = pool.open_file(data_file(1), "r+", max_pages=10)
@@ -286,7 +287,7 @@ def test_growing_waits_no_longer_than_it_may_for_one_that_is_stopped(
     faulty_package, tmp_path, pool_name, data_file, point, told
 ):
     """Corner: a process that makes the file as long is stopped while it has the writer field of the new last page; or when it has
-    published that page, and the space is not longer yet. Who grows the space then lets the page go."""
+    published that page, and the space is not longer yet. The process that grows the space then releases the page."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(faulty_package.parent)}
     done = subprocess.run(
         [sys.executable, "-c", GROWING, pool_name, str(data_file(1)), str(tmp_path / "killed"), point],

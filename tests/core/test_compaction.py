@@ -8,7 +8,7 @@ PER_EXTENT = EXTENT // PAGE
 
 
 def _scatter(table):
-    """64 pages, of which one an extent stays: (pages that stay, frame of each). The other frames are free."""
+    """64 pages, of which one for each extent is kept: (pages that are kept, frame of each). The other frames are free."""
     touch(table, range(64))
     stay = [int(f["page_no"]) for f in table.pool.frames() if f["frame"] % PER_EXTENT == 1 and f["page_no"] >= 0]
     assert len(stay) == 64 // PER_EXTENT

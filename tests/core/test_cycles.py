@@ -1,4 +1,4 @@
-"""What refers to itself through the core is collected: no descriptor is left by a pool that was closed."""
+"""Reference cycles that lead through the core are collected: a closed pool leaves no descriptor open."""
 
 import gc
 import os

@@ -16,8 +16,9 @@ def test_a_damaged_segment_ends_in_results_or_typed_errors():
     assert run.mutations > 2000
 
 
-def test_a_search_for_victims_ends_though_nobody_says_why_they_do_not_go():
-    """What a million damages found once: pages in frames that belong to others, which a shrink tried for ever."""
+def test_a_search_for_victims_ends_although_none_of_the_pages_can_be_evicted():
+    """The fuzzer found it in a run of a million damages: a shrink tried for ever to evict pages whose frames belong to other
+    pages."""
     run = fuzz_segment.fuzz_in_parallel(1_000_502, fuzz_segment.Limits(rounds=1))
     assert [str(finding) for finding in run.found] == []
     assert run.operations > 50

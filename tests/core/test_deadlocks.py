@@ -1,4 +1,4 @@
-"""Loaders that wait for each other, in threads and in processes: told, and nobody else is."""
+"""Loaders that wait for each other in a cycle, in threads or in processes, get WouldDeadlock; no other loader does."""
 
 import threading
 import time
@@ -16,14 +16,14 @@ OPS = 64  # operations that a process may have under way
 
 
 def why(error):
-    """What was at the bottom of it."""
+    """The type of the first exception in a chain of causes."""
     while error.__cause__ is not None:
         error = error.__cause__
     return type(error)
 
 
 def ask(space, n):
-    """The first byte of a page, or why its loader failed."""
+    """The first byte of a page, or the type of the error by which its loader failed."""
     try:
         return int(space[n][0])
     except LoaderFailed as error:
@@ -89,7 +89,7 @@ def test_a_ring_of_two_threads_and_a_process_is_told(pool, child, spawn, threads
 
 
 def test_threads_whose_loaders_ask_in_one_direction_are_never_told(pool, threads):
-    """Pyramids of tiles, each of two below it, by many threads at once: they wait for each other, in no ring."""
+    """Many threads load a pyramid of tiles, each made of the two below it: they wait for each other, but never in a cycle."""
     waits = []
 
     def loader(n, out):

@@ -97,7 +97,7 @@ def test_the_pool_changes_its_mode_as_the_simulator_does(trace, make_pool, tmp_p
 
 
 def test_other_processes_hits_count_in_the_duel(make_pool, attach, tmp_path: Path) -> None:
-    """One client only hits, another one misses: the pages that the first one uses are not taken for unused ones."""
+    """One client only hits, another one misses: the policy must see that the first one's pages are in use."""
     pool = make_pool(SET * PAGE)
     space = open_pages(pool, tmp_path, 100 * SET)
     other = attach(pool).space("pages")

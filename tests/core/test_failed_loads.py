@@ -1,4 +1,4 @@
-"""A loader that fails does so once for all who wait for it, and a wait for a page can be given a timeout."""
+"""A failed loader has run once for all callers that wait for its page; and a wait for a page can have a timeout."""
 
 import os
 import time
@@ -30,7 +30,7 @@ def _who_wait(pool):
 
 
 def _wait_for_it(name, runs, waiting, go):
-    """Asks for page 3, whose loader fails when all the others wait for it."""
+    """Asks for page 3, whose loader fails as soon as all other processes wait for the page."""
 
     def loader(page_no, out):
         with runs.get_lock():
@@ -49,7 +49,7 @@ def _wait_for_it(name, runs, waiting, go):
 
 
 def test_a_loader_that_fails_does_so_once_for_all_processes_that_wait(pool, child, spawn):
-    """Each of those who had waited for a load that failed ran the loader again: eight processes, eight seconds."""
+    """Each process that had waited for a failed load ran the loader again: eight processes took eight seconds."""
     runs, waiting, go = spawn.Value("i", 0), spawn.Semaphore(0), spawn.Event()
     children = [child(_wait_for_it, pool.name, runs, waiting, go) for _ in range(8)]
     for _ in children:
@@ -102,7 +102,7 @@ def _load_and_be_killed(name, begun):
 
 
 def test_a_loader_that_is_killed_has_not_failed(pool, child, spawn, threads):
-    """Who waits for a load whose process dies loads the page."""
+    """A process that waits for a load loads the page itself if the loading process dies."""
     begun, got = spawn.Event(), []
     other = child(_load_and_be_killed, pool.name, begun)
     assert begun.wait(WAIT)
@@ -115,7 +115,7 @@ def test_a_loader_that_is_killed_has_not_failed(pool, child, spawn, threads):
 
 
 def test_the_failure_of_one_page_is_not_told_of_another(pool, threads):
-    """A client keeps its last failures by page: those who wait for other loads of it are not told of them."""
+    """A client remembers its last failed loads by page, so that callers that wait for its other loads do not get these errors."""
     gate = Gate()
 
     def loader(page_no, out):

@@ -1,5 +1,6 @@
-"""What is done under one hold of the memory lock: counted, not timed, and no more in a larger pool. So are scratch pages: next to
-their limit, each one was counted with a pass over all frames."""
+"""The steps under one hold of the memory lock are counted, not timed: a larger pool must not need more of them.
+
+The fault was the count of scratch pages: next to their limit, each new page was counted by a pass over all frames."""
 
 import functools
 import os

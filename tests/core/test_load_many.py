@@ -175,7 +175,7 @@ def read_and_write_neighbours(name: str, path: str, out: Path) -> None:
 @pytest.mark.skipif(not sandbox.NUMBERS, reason="no numbers of system calls for this machine")
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="this kernel does not count calls")
 def test_neighbours_are_read_and_written_by_one_call(large, big, child, tmp_path):
-    """No test noticed one call for each page, which the right content does not show."""
+    """One system call for each page gives the right content, too, so that no test noticed it."""
     child(read_and_write_neighbours, large.name, str(big), tmp_path / "calls").result()
     read, wrote, read_apart, wrote_apart = map(int, (tmp_path / "calls").read_text().split())
     assert read_apart >= 128
@@ -186,7 +186,7 @@ def test_neighbours_are_read_and_written_by_one_call(large, big, child, tmp_path
 
 @pytest.mark.kernel
 def test_a_forked_child_reads_as_its_parent_does(large, big):
-    """The ring that the parent has is not the child's, and both read on."""
+    """A forked child must not use its parent's io_uring; afterwards both can read."""
     space = large.open_file(big)
     assert np.array_equal(space.read_many(range(100)), expected(range(100)))
     pid = os.fork()

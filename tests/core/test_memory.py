@@ -297,7 +297,7 @@ def test_a_pool_may_grow_as_far_as_its_tmpfs_goes(make_pool, data_file):
         pool.resize(frames * PAGE)
         touch(table, range(256))
         assert in_step(pool).resident_bytes == frames * PAGE
-    pool.resize("2MiB")  # by hand, beyond the maximum that the steward keeps to
+    pool.resize("2MiB")  # a user's call may exceed the steward's maximum
     assert pool.budget_frames == 512
     pool.resize(256 * PAGE)
     for bad in (3 * PAGE, 0, 1 << 60):

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -109,8 +110,8 @@ def test_operations_of_a_process_that_has_used_up_its_address_space(tmp_path: Pa
 def failing_malloc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("failing") / "failing_malloc.so"
     source = native_build.NATIVE / "failing_malloc.c"
-    compiler = os.environ.get("CC", "gcc")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-Wall", str(source), "-o", str(library)], check=True)
+    compiler = shlex.split(os.environ.get("CC", "gcc"))
+    subprocess.run([*compiler, "-shared", "-fPIC", "-O1", "-Wall", str(source), "-o", str(library)], check=True)
     return library
 
 
@@ -135,7 +136,7 @@ def test_every_request_for_memory_may_fail(failing_malloc: Path, tmp_path: Path,
 
 
 def test_the_core_takes_memory_in_one_room_only() -> None:
-    """What the standard library allocates ends the process where there is no memory: none of it stands in the core."""
+    """An allocation of the standard library that fails ends the process, so the core uses none of its containers."""
     allocates = re.compile(
         r"\bnew [A-Za-z_:<]|std::(vector|string|set|map|unordered_\w+|deque|list|function|shared_ptr|make_\w+|stable_\w+)\b"
         r"|\b(malloc|calloc|realloc|strdup)\("

@@ -59,7 +59,7 @@ def test_it_is_near_the_best_in_objects_and_in_bytes(popular: tuple[np.ndarray, 
 
 
 def test_dear_objects_stay_longer() -> None:
-    """The fault: a cache that does not know what a load costs evicts the dear values as readily as the cheap ones."""
+    """The fault: a cache that does not know what a load costs evicts the expensive values as readily as the cheap ones."""
     keys = np.random.default_rng(3).integers(0, 2000, 40_000)
     cheap = keys % 2  # the cheap ones are a byte longer, so that the bytes of the hits say how many they are
     result = bp.simulate_objects(keys, 1000 + cheap, 500_000, costs=np.where(cheap, 1.0, 10.0))

@@ -12,7 +12,7 @@ from bufferpool.errors import BufferPoolError, WouldDeadlock
 from tests.conftest import PAGE, WAIT, wait_until
 from tests.support.memory_store import Memory
 
-# What waits until nobody loads, writes or flushes the pages.
+# The calls that wait until nobody loads, writes or flushes the pages.
 USES = {
     "drop": lambda pool, space: space.drop(0, 1),
     "drop of all": lambda pool, space: space.drop(),

@@ -246,7 +246,7 @@ def test_scan_gives_every_page_in_order(pool, table):
 
 @pytest.mark.parametrize("bad", [{"start": -1}, {"stop": -1}, {"ahead": 0}])
 def test_a_scan_that_makes_no_sense_is_refused(table, bad):
-    """A negative stop gave no page and no error, and what was refused was refused only when the first page was asked for."""
+    """A negative stop gave no page and no error, and other bad arguments were refused only when the first page was asked for."""
     with pytest.raises(ValueError, match="at least"):
         table.scan(**bad)
 
@@ -276,7 +276,7 @@ def test_a_scan_does_not_wash_the_cache_out(make_pool, data_file):
 
 
 def test_point_reads_in_scan_order_do_not_wash_hot_pages_out(make_pool, data_file):
-    """The policy resists scans by itself, without being told."""
+    """The policy resists scans by itself, without a hint."""
     pool = make_pool(256 * PAGE)
     table = pool.open_file(data_file(2560))
     hot = list(range(0, 1600, 10))

@@ -155,7 +155,7 @@ def test_a_view_counts_when_the_name_of_the_page_is_gone(pool, table, view):
     except BufferError:
         assert pins(pool) == 1
     else:
-        # Whatever still shows bytes must have kept the page.
+        # Each object that still shows bytes must have kept the page pinned.
         seen = kept[0] if view != "iterator" else next(kept, None)
         shows_bytes = getattr(seen, "size", 1) > 0 and seen is not None
         assert not shows_bytes, "released while a view looks at the page"

@@ -12,6 +12,7 @@ import pytest
 
 import bufferpool as bp
 from tests.conftest import PAGE, ROOT, WAIT
+from tests.support import native_build
 from tests.support.fuzz_damage import FRAME as FRAME_BYTES
 from tests.support.fuzz_damage import FRAME_FIELDS, HEADER, Layout
 
@@ -207,7 +208,7 @@ def test_a_burst_of_one_page_counts_once(how: str, make_pool, tmp_path: Path) ->
     assert burst() == 2
 
 
-# ---- deaths, and pages that cannot go -----------------------------------------------
+# ---- deaths, and pages that cannot be evicted ---------------------------------------
 
 
 def attach_and_wait(name: str, ready: Any, forever: Any) -> None:
@@ -218,7 +219,7 @@ def attach_and_wait(name: str, ready: Any, forever: Any) -> None:
 
 
 def test_a_rebuild_after_a_death_loses_order_not_pages(make_pool, child, spawn, tmp_path: Path) -> None:
-    """A process dies with the memory lock, the rings half changed: every page stays, and can be evicted."""
+    """A process dies with the memory lock, the rings half changed: every page is still resident, and can be evicted."""
     frames = 128
     pool = make_pool(frames * PAGE)
     space = open_sparse(pool, tmp_path / "pages", 1000)
@@ -253,10 +254,7 @@ def test_a_rebuild_after_a_death_loses_order_not_pages(make_pool, child, spawn, 
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, int, str], list[int]]:
-    program = tmp_path_factory.mktemp("policy") / "steps"
-    source = ROOT / "tests" / "native" / "policy_steps.cpp"
-    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'bufferpool' / 'core'}"]
-    subprocess.run([os.environ.get("CXX", "g++"), *flags, str(source), "-o", str(program)], check=True)
+    program = native_build.program("policy_steps", tmp_path_factory.mktemp("policy") / "steps")
 
     def run(frames: int, stuck_percent: int, max_steps: int, why: str) -> list[int]:
         command = [str(program), str(frames), str(stuck_percent), str(max_steps), why]
@@ -269,7 +267,7 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, int, 
 @pytest.mark.parametrize("why", ["pinned", "dirty"])
 @pytest.mark.parametrize("stuck", [0, 50, 90, 99, 100])
 def test_pages_that_cannot_go_are_stepped_over_in_bounded_steps(steps: Callable, stuck: int, why: str) -> None:
-    """Searches gave up among pages that cannot go, and later ones met the same pages again.
+    """Searches gave up among pages that cannot be evicted, and later searches met the same pages again.
 
     Steps are counted, not timed; the stuck pages stand at the heads of both rings.
     """

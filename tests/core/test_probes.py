@@ -106,7 +106,7 @@ def test_the_probes_tell_what_happens(work, tmp_path: Path) -> None:
 
 
 def test_memory_that_is_given_back_is_counted_and_told_in_one_place() -> None:
-    """Frames of a dead client were given back and counted, and no probe told of it: a tool's sum was less than the pool's.
+    """Frames of a dead client were given back and counted without a probe: a tool's sum was less than the pool's.
 
     Such a frame is there only while a client dies in the middle of the core, so this looks at the source.
     """

@@ -1,4 +1,4 @@
-"""Several pages published as one: all or none for readers, for the dead, and for those who raise."""
+"""Several pages published as one: all of them or none, for readers, after a death, and after an exception."""
 
 import asyncio
 import contextvars
@@ -352,7 +352,7 @@ ALONE: dict[str, Callable[[bp.Space], object]] = {
 
 @pytest.mark.parametrize("how", ALONE)
 def test_a_write_of_a_single_page_in_the_block_is_refused(pool: bp.Pool, attach, how: str) -> None:
-    """It published its page by itself, without a word, before the group, and also if the block raised."""
+    """Such a write published its page by itself, before the group, and also if the block raised. Nothing said so."""
     work = pool.open_scratch("work", 4)
     with pool.publish_many() as group:
         group.write(work, 0)[:] = 1
@@ -596,7 +596,7 @@ def test_a_group_whose_space_is_removed_all_the_same_publishes_nothing(
 
 
 def test_a_group_has_no_more_pages_of_a_space_than_its_limit(pool: bp.Pool) -> None:
-    """It waited for a frame that could not be had, because all pages of a group are in the pool at the same time."""
+    """All pages of a group are in the pool at the same time; a group with too many waited in vain for a frame."""
     space = pool.open_scratch("space", 9, limit=8 * PAGE)
     with pool.publish_many() as group:
         for n in range(8):

@@ -129,8 +129,8 @@ def test_nothing_is_left_held(pool, data_file, what) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_close_that_was_interrupted_can_be_repeated(pool_name, data_file) -> None:
     """What a handler raised after the detaching left a client that counted as attached: copies that were unpickled later
-    joined it, and every use of them raised PoolClosed. In the midst of leaving a shared attachment, the next close ended
-    that of the others.
+    joined it, and every use of them raised PoolClosed. Raised while a copy left a shared attachment, it made the next close() end
+    the attachment of the other copies.
     """
     with bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE) as pool:
         pool.open_file(data_file(16), name="table")

@@ -139,7 +139,8 @@ class Full:
 
 
 def test_appends_that_fail_give_their_numbers_back(make_pool):
-    """The store takes nothing and the pool is full of dirty pages: what is published stays, and the next append follows it."""
+    """The store takes nothing and the pool is full of dirty pages: published pages are kept, and the next append comes behind
+    them."""
     pool, store = make_pool(16 * PAGE), Full()
     space = pool.open_store("full", store, mode="r+", max_pages=1000)
     with pytest.raises(PoolExhausted, match="disk is full"):

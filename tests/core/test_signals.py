@@ -54,7 +54,7 @@ def test_ctrl_c_ends_the_wait_for_a_page_that_another_process_loads(pool, child,
 
 
 def _hold(name, ready, go):
-    """Attached, and nothing else."""
+    """A process that is attached, and does nothing else."""
     with bp.Pool.attach(name) as pool:
         ready.put(pool.client.seg.status()["client"])
         go.wait(WAIT)
@@ -179,7 +179,7 @@ _CLEARING = {  # whether the dead client has been reaped before, and what is don
 
 
 @pytest.mark.parametrize("use", _CLEARING)
-def test_what_a_handler_raises_in_the_clearing_after_the_dead_is_told(pool, attach, child, spawn, alarm, use):
+def test_what_a_handler_raises_while_a_dead_client_is_reaped_is_raised(pool, attach, child, spawn, alarm, use):
     """A living process writes a page of a dead client's scratch space: a process that clears up after the dead client
     waits for the page a little, and continues without it. What a handler raises meanwhile is raised by the caller's
     operation: it is neither lost nor a SystemError."""
@@ -210,8 +210,8 @@ class Raised(Exception):
 @pytest.mark.parametrize("checksum", [False, True])
 @pytest.mark.parametrize("raised", [TimeoutError("of the handler"), Raised()], ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("call", ["pwritev", "utime", "fdatasync"])
-def test_what_a_handler_raises_while_a_file_is_written_is_told(pool, data_file, monkeypatch, checksum, raised, call):
-    """It was told as a StoreError of the file, which an application that awaits its own TimeoutError does not catch."""
+def test_what_a_handler_raises_while_a_file_is_written_is_raised(pool, data_file, monkeypatch, checksum, raised, call):
+    """It was raised as a StoreError of the file, which an application that expects its own TimeoutError does not catch."""
     pytest.importorskip("xxhash") if checksum else None
     path = data_file(8)
     space = pool.open_file(path, "w+" if checksum else "r+", checksum=checksum)

@@ -1,4 +1,4 @@
-"""The advice: its error, its memory, and what is left when those who work on it die or damage it."""
+"""The advice: its error, its memory, and what is left of it after a death or damage."""
 
 import json
 import os

@@ -19,7 +19,7 @@ from tests.support.scrape import get, read
 
 
 def test_pages_read_ahead_are_counted_apart(make_pool, data_file):
-    """Nothing said how much is read ahead, nor how much of it for nothing."""
+    """No figure said how many pages are read ahead, nor how many of them are never used."""
     pool = make_pool(16 * PAGE)
     table = pool.open_file(data_file(200))
     assert table.prefetch(range(8)) == 8

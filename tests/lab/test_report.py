@@ -28,7 +28,8 @@ def test_cells_that_passed_failed_are_missing_or_are_not_planned() -> None:
     ]
     assert len(lines) == 7
     assert lines[-1] == (
-        "The kernels were 5.10.0, 6.1.0; of 3 minutes that the checks of this machine took, 2 used 1 minutes of processor time."
+        "The kernels were 5.10.0, 6.1.0; the checks of this machine took 3 minutes,"
+        " for 2 of which 1 minutes of processor time were measured."
     )
 
 

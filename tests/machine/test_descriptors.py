@@ -48,7 +48,8 @@ def _strangers(tmp_path, numbers):
 
 
 def _forked(function, *args):
-    """Runs a function in a fork; its process, and a pipe that lets it go on. It exits with 0 unless it raises."""
+    """Runs a function in a forked child. Returns the child's pid, and a pipe that lets it continue. It exits with 0 unless it
+    raises."""
     read, write = os.pipe()
     told, tell = os.pipe()
     pid = os.fork()
@@ -253,7 +254,7 @@ print(set(new[0].tolist()), again.reap(), again.check())
 
 
 def test_a_process_that_lost_its_descriptor_attaches_again(pool):
-    """What it had stays true, what it attaches anew works, and closing the one closes no descriptor of the other."""
+    """Its old views remain right, what it attaches anew works, and closing one attachment closes no descriptor of the other."""
     with pool.open_scratch("work", 4).write(0) as page:
         page[:] = 7
     done = run_python(_ATTACHES_AGAIN, pool.name)
@@ -305,7 +306,7 @@ def test_a_client_whose_process_is_unknown_is_judged_by_its_byte_lock(pool, chil
 
 
 def _attach_and_die(name):
-    _pool = bp.Pool.attach(name)  # it is attached until it dies
+    _pool = bp.Pool.attach(name)  # the client is attached until it dies
     os.kill(os.getpid(), 9)
 
 

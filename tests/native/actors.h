@@ -120,7 +120,8 @@ static void write_page(Segment& s, u32 page) {
     }
 }
 
-// The old version is not read, so this one has a number above all those of writers who count on from what they find.
+// The old version is not read, so this one's number is above those of all writers that add one to the version they
+// read.
 static void replace_page(Segment& s, u32 page, u64 version) {
     StoredHooks hooks{s, world.store[page]};
     u64 words[WORDS];
@@ -219,7 +220,7 @@ static void shrink_one(Segment& s, bool evict) {
     shrink(s, 1, TRIM, evict, done);
 }
 
-// Compaction: the page moves to another frame, and the old frame goes to the kernel.
+// Compaction: the page moves to another frame, and the old frame is given back to the kernel.
 static void move_and_release(Segment& s, u32 page) {
     u32 f = move_elsewhere(s, page);
     if (f == NONE) return;

@@ -19,7 +19,7 @@
 //     newest done version or one that a writer died publishing, and the store never
 //     has a page newer than the log allows or older than a clean page says.
 //
-// world.h: a state and how it changes. actors.h: what processes do. scenarios.h: who is there. Here: the search.
+// world.h: a state and how it changes. actors.h: what processes do. scenarios.h: which processes there are. Here: the search.
 #include <algorithm>
 #include <array>
 

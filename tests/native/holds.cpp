@@ -160,7 +160,7 @@ std::vector<Scenario> scenarios(u32 extent_frames) {
         {"misses, all pages referenced", [=](Pool& p) { full(p), p.refer(); }, some, TAKE},
         {"misses, all pages pinned", [=](Pool& p) { full(p), p.make_pinned(NONE); }, some, TAKE},
         {"misses, all pages dirty", [=](Pool& p) { full(p), p.make_dirty(NONE); }, some, TAKE},
-        // Dirty pages that a search has met stand in no other search's way.
+        // Dirty pages that a search has met are not met again by another search.
         {"misses, all but few set aside", [=](Pool& p) { full(p), p.make_dirty(100), some(p); },
          [](Pool& p) { for (u32 i = 300; i < 600; i++) p.read(p.frames + i); }, 300 * 2 * LOOK, true},
         {"misses, all but few pinned", [=](Pool& p) { full(p), p.make_pinned(100); }, some, TAKE},
@@ -190,7 +190,7 @@ std::vector<Scenario> scenarios(u32 extent_frames) {
          }, 300 * 6 * LOOK, false, true},
         {"drop of all pages", full, [](Pool& p) { p.drop(0, p.pages); }, LOOK},
         {"a reader that was killed", [=](Pool& p) { full(p), p.make_pinned(NONE); },
-         [](Pool& p) {  // its column of pins goes without the lock, its counters under it
+         [](Pool& p) {  // its column of pins is released without the lock, its counters under it
              Segment next;
              next.map(p.s.base, p.s.g);
              close(p.s.fd);

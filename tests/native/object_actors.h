@@ -1,8 +1,8 @@
 // What the explorer's processes do with objects: put, get, delete, load and evict them, and give their memory back.
 //
 // Every word of a value is its key and its version. What must hold: a reader sees whole values of its key, no older one
-// than was deleted or replaced before it began, and what it pins stays as it is; the kernel never has given more memory
-// than is counted; nobody loads a key that another one loads.
+// than was deleted or replaced before it began, and what it pins does not change; the kernel has never given more
+// memory than is counted; no process loads a key that another one loads.
 #pragma once
 
 #include "actors.h"
@@ -69,7 +69,7 @@ static u64 version_of(Segment& s, u32 key, const FoundObject& found) {
     return u32(first);
 }
 
-// Looks twice at a value that is found, and lets it go.
+// Looks twice at a value that is found, and releases it.
 static void look_at_value(Segment& s, u32 key, const FoundObject& found, u64 least) {
     u64 version = version_of(s, key, found);
     if (version < least) violation("key %u has version %u after version %u", key, u32(version), u32(least));
@@ -131,7 +131,7 @@ static void load_object(Segment& s, u32 key, u32 version, bool stale, bool write
 
 // ---- the end -----------------------------------------------------------------------------------
 
-// Whoever wants the key of a load that was left can load it.
+// The key of a load that was left can be loaded by any process.
 static void load_left_keys(Segment& s) {
     for (u32 e = 0; e < s.objects.header->entries_high.load_relaxed(); e++) {
         if (!(s.objects.entries[e].word.load_relaxed() & object::LEFT)) continue;
@@ -180,7 +180,7 @@ static Program gets(u32 key, int n = 1) {
 static Program puts(u32 key, u32 version, u32 words) {
     return [=](Segment& s, Process&) { put_object(s, key, version, words); };
 }
-// The only one who writes the key: from then on nobody may find what was there before.
+// The only process that writes the key: from then on no process may find the older value.
 static Program puts_and_deletes(u32 key, u32 words) {
     return [=](Segment& s, Process&) {
         put_object(s, key, 2, words);
@@ -227,7 +227,7 @@ static Program strips(u32 key) {
 static Program deletes(u32 key) {
     return [=](Segment& s, Process&) { delete_object(s, object_key(key)); };
 }
-// Its first load gives up perhaps, its second one does not.
+// The first load may give up, the second one does not.
 static Program loads_twice(u32 key) {
     return [=](Segment& s, Process& me) {
         load_object(s, key, 1, false, false);

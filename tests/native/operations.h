@@ -95,7 +95,7 @@ inline u32 own(Segment& s, u32 page, const void* stored) {
     return status == Status::OK ? f : NONE;
 }
 
-// Compaction: the page moves to another frame. The one that it left, if that is ours now; else NONE.
+// Compaction: the page moves to another frame. Returns the old frame if this client has it now, else NONE.
 inline u32 move_elsewhere(Segment& s, u32 page) {
     OpSlot op(s);
     FrameRequest want{};

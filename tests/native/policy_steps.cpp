@@ -1,7 +1,6 @@
-// Counts the ring steps of the policy (core/policy/policy.h) where pages cannot go:
-// policy_steps FRAMES STUCK_PERCENT MAX_STEPS pinned|dirty. Of a hundred pages STUCK_PERCENT
-// are that; the rest may go. First all of them go; then misses follow, one frame
-// for each page that can go, and each miss brings in a page that can go again.
+// Counts the ring steps of the policy (core/policy/policy.h) beside stuck pages, which cannot be evicted:
+// policy_steps FRAMES STUCK_PERCENT MAX_STEPS pinned|dirty. Of a hundred pages STUCK_PERCENT are stuck. First all
+// others are evicted; then misses follow, one for each page that was evicted, and each miss loads one that can be evicted.
 // Prints: evictions, most looks at pages in one call, in all; of the misses the most looks of one, and
 // how many found nothing.
 #include <cstdio>
@@ -65,7 +64,7 @@ int main(int argc, char** argv) {
     Alr<Env> policy(state, env);
     policy.set_frames(frames);
     for (u32 p = 0; p < frames; p++) {
-        // All the stuck pages stand at the heads; those that may go come last, each referenced before.
+        // All stuck pages stand at the heads; those that can be evicted come last, each referenced before.
         env.pages[p].stuck = p < stuck;
         env.pages[p].dirty = env.pages[p].stuck && !strcmp(argv[4], "dirty");
         policy.insert(p, policy.miss(Ghost::NONE, 0, p % 2 == 1));

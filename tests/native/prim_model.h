@@ -97,7 +97,7 @@ inline int write_at(int, const void* from, size_t bytes, u64 offset) {
 }
 inline int remove(void*, u64 bytes, int fd, u64 offset) { return punch(fd, offset, bytes); }
 
-// Half of a page, a step, the other half: a reader that is too early sees a mixture.
+// Half of a page, a step, the other half: a reader that comes too early sees a mixture.
 inline void copy_page(void* to, const void* from, size_t bytes) {
     model::require_memory(to);
     model::require_memory(from);

@@ -11,7 +11,7 @@
 // descriptor and comes back as another client. Pages are compared word by word, and so is
 // the store, in ordinary memory: only the entry words order any of that. The harness itself
 // uses relaxed atomics throughout, so that it orders nothing; what a death
-// orders (the kernel lets go of the byte lock) the sanitizer is told through `deaths`.
+// orders (the kernel releases the byte lock) the sanitizer learns through `deaths`.
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -43,7 +43,7 @@ namespace {
 constexpr u32 THREADS = 4, PAGES = 24, BUDGET = 12, MOST_FRAMES = 512, WORDS = 4096 / 8;
 
 alignas(4096) u64 store[PAGES][WORDS];
-u64 deaths;       // released by who dies, acquired before every step
+u64 deaths;       // released by each death, acquired before every step
 u64 operations, died, stop;
 int file;
 u8* base;
@@ -155,7 +155,7 @@ void run(u32 seed) {
         if (me.s->fd < 0) wrong("reopen", 0);
         me.countdown = 0;
         if (attach(*me.s) != Status::OK) wrong("no client slot", 0);
-        // What the last life saw counts on: whoever reads now reads after it.
+        // What this thread saw as its last client still counts: each read comes after those.
         if (setjmp(me.death) == 0) {
             me.countdown = pick(3) ? 1 + pick(pick(2) ? 60 : 2000) : 0;
             live(*me.s);

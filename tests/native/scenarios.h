@@ -1,4 +1,4 @@
-// The explorer's scenarios: how a world begins, who is in it and does what, and what must hold at its end.
+// The explorer's scenarios: how a world begins, what each of its processes does, and what must hold at its end.
 #pragma once
 
 #include "object_actors.h"
@@ -247,7 +247,7 @@ static Program reaps() {
 static Program sweeps() {
     return [](Segment& s, Process&) { sweep_retired(s); };
 }
-// Takes the lock of a space's flushes, and lets go.
+// Takes the lock of a space's flushes, and releases it.
 static Program locks() {
     return [](Segment& s, Process&) {
         if (acquire(s, s.spaces[0].flush_lock) == Acquired::REPAIR) repaired(s, s.spaces[0].flush_lock);
@@ -290,7 +290,7 @@ static Program loses_its_descriptor(u32 page) {
         exit_process();
     };
 }
-// Ends with a frame in its hand, as by a death.
+// Ends while it has a frame that it has taken, as by a death.
 static Program keeps_frame() {
     return [](Segment& s, Process&) {
         OpSlot op(s);
@@ -307,7 +307,7 @@ static Program takes_memory_lock() {
         unlock_memory(s);
     };
 }
-// Gives up when a wait takes too long. What it had to put off, the next operation does.
+// Gives up when a wait takes too long. The next operation does what this one had to leave.
 static Program hurries(Program program) {
     return [=](Segment& s, Process& me) {
         program(s, me);
@@ -315,7 +315,7 @@ static Program hurries(Program program) {
         unlock_memory(s);
     };
 }
-// The same at the end of its client: what it had to put off, a reaper does.
+// The same at the end of its client: a reaper does what this one had to leave.
 static Program hurries_and_detaches(Program program) {
     return [=](Segment& s, Process& me) {
         program(s, me);

@@ -5,7 +5,7 @@
 
 namespace bp {
 
-// A page says which space it belongs to (by the generation of the slot), its number and who wrote it (0: nobody).
+// A page has the generation of its space, its number, and the number of the process that wrote it (0: none).
 constexpr u64 image_of(u64 generation, u32 page, u32 writer) { return generation << 48 | u64(page) << 32 | writer; }
 
 static const u64* stored_image(u64 generation, u32 page) {
@@ -50,7 +50,7 @@ static void load_of_space(Segment& s, u64 generation, u32 page) {
     loads.run(1, {1, 1});
 }
 
-// False: no frame is free, or the space is gone.
+// False: no frame is free, or the space has been removed.
 static bool write_of_space(Segment& s, u64 generation, u32 page) {
     StoredHooks hooks{s, stored_image(generation, page)};
     Place at = page_of(s, generation, page);

@@ -68,7 +68,7 @@ struct PinEvict : rl::test_suite<PinEvict, 2> {
     }
 };
 
-// A load (finish_load, page.h), and a reader of what it has loaded.
+// A load (finish_load, page.h), and a reader of the loaded page.
 struct LoadPin : rl::test_suite<LoadPin, 2> {
     static constexpr bool FEW = true;
     Atomic<u64> word, slot;
@@ -93,7 +93,7 @@ struct LoadPin : rl::test_suite<LoadPin, 2> {
     }
 };
 
-// A publish (swap_frame, page.h), and a reader who leaves: one of the two, and only one, gets the superseded frame
+// A publish (swap_frame, page.h), and a reader that unpins: one of the two, and only one, gets the superseded frame
 // (settle_retired and unpin, pin.h), and what the reader saw in it was not changed.
 struct PublishUnpin : rl::test_suite<PublishUnpin, 2> {
     static constexpr bool FEW = false;

@@ -57,7 +57,7 @@ struct World {
     u8 holders[PROCESSES];   // of each description (the process's own has its number): a bit for each process
     u64 store[PAGES][WORDS], intended[PAGES], done[PAGES], synced[PAGES];
     u8 dropped[PAGES];  // without write-back: what was written may be gone
-    u8 numbers[GENERATIONS][ENTRIES], appended[GENERATIONS][ENTRIES];  // by space: who has an append's number, whose page is there
+    u8 numbers[GENERATIONS][ENTRIES], appended[GENERATIONS][ENTRIES];  // by space: the process that has an append's number; that has written its page
     u8 opened;  // the generation of the newest space that was opened
     u32 failures, failures_over;         // of loads
     u8 loads[PROCESSES + 1], failed[PROCESSES + 1];  // by client
@@ -74,7 +74,7 @@ struct ObjectWorld {
     u64 begin, data_at;  // in the file
     bool used;
     u8 memory[OBJECT_DATA / OBJECT_OS_PAGE];  // of the data, by OS page
-    u8 loading[2];                            // by key: who loads it
+    u8 loading[2];                            // by key: the process that loads it
     u32 loads[2];
     u64 intended[2], floor[2];                // by key: the newest version that somebody puts; the oldest that may be found
 };
@@ -262,7 +262,7 @@ static void resume(int i) {
     running = -1;
 }
 
-// A process closes a description; its locks go with the last one who has it.
+// A process closes a description, whose locks are released when the last process has closed it.
 static void close_description(int description, int process) {
     u8& holders = world.holders[description];
     holders &= u8(~(1u << process));

@@ -269,7 +269,7 @@ def test_the_sum_of_the_sizes_is_about_what_they_cost(pools: Any) -> None:
 
 
 def test_sizes_that_change_find_room(pool: bp.Pool) -> None:
-    """Memory moves between the sizes: a cache full of small values, then of large ones, and back."""
+    """Values of all sizes share the memory: a cache is full of small values, then of large ones, and then of small ones again."""
     cache = pool.cache("churn")
     for round_no, size in enumerate([3000, 2 * MIB, 50_000, 500, 900_000, 20_000]):
         for n in range(24 * MIB // size):
@@ -653,7 +653,7 @@ def test_a_loader_takes_the_key_or_nothing(pool: bp.Pool) -> None:
 
 
 def test_a_load_that_a_signals_handler_ends_is_ended(pool: bp.Pool) -> None:
-    """The exception came after begin() and before the try block: all who asked for the key waited for ever."""
+    """The exception came after begin() and before the try block: all later callers for the key waited for ever."""
     cache = pool.cache("signals")
     for line in range(40):
         left = line
@@ -686,7 +686,7 @@ class _Unshowable(Exception):
 
 
 def test_an_exception_that_cannot_be_told_ends_the_load_all_the_same(pool: bp.Pool) -> None:
-    """It raised another one while it was told to those who waited, and they waited for ever."""
+    """Pickling the exception for the waiting callers raised another exception, and they waited for ever."""
     cache = pool.cache("exceptions")
 
     def load(key: Any) -> None:

@@ -114,7 +114,7 @@ def test_trim_keeps_what_values_use(pool: bp.Pool) -> None:
 
 
 def test_a_resize_that_held_values_stop_says_who_holds_them(pool: bp.Pool) -> None:
-    """It named pinned pages only, of which there were none."""
+    """The error named pinned pages only, of which there were none."""
     cache = pool.cache("held", limit=20 * MIB)
     for n in range(6):
         assert cache.put(n, bytes(2 * MIB))

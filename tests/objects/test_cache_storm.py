@@ -18,7 +18,8 @@ def judge(figures: dict[str, Any], kills: int) -> None:
 
 
 def test_no_death_leaves_a_wrong_value_or_a_leak() -> None:
-    """Wrong values, leaks and hangs that no test of a single death meets: deaths that coincide, and heirs of heirs."""
+    """It looks for wrong values, leaks and hangs that no single death causes: deaths at the same time, and inheritors that
+    die."""
     judge(deaths.run(STORM, "--seconds", "6", "--kills", "40", timeout=600), 40)
 
 

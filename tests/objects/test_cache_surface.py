@@ -77,7 +77,7 @@ def test_the_shortest_ttl_expires(pool: bp.Pool, ttl: float) -> None:
 @pytest.mark.parametrize("what", ["limit", "reserve"])
 @pytest.mark.parametrize("size", [2**64, 2**70, 10**40, "100000000TiB"])
 def test_a_size_that_no_pool_has_is_refused(pool: bp.Pool, what: str, size: Any) -> None:
-    """It was an OverflowError of C."""
+    """Such a setting raised an OverflowError from C."""
     with pytest.raises(ValueError, match=f"{what} .*must be at most|{what} .*more than caches can have"):
         pool.cache("sizes", **{what: size})
 
@@ -112,7 +112,7 @@ def test_new_settings_hold_for_older_handles(pool: bp.Pool, pools: Any) -> None:
 
 
 def test_delete_says_whether_there_was_a_value(pool: bp.Pool) -> None:
-    """It returned True for an expired value, and for the exception of a load."""
+    """delete() returned True for an expired value, and for the exception of a load."""
     cache = pool.cache("deleted")
     cache.put("expired", 1, ttl=0.001)
     wait_until(lambda: "expired" not in cache, "it expires")
@@ -166,7 +166,7 @@ def test_caches_can_be_removed(pool: bp.Pool, pools: Any) -> None:
 
 
 def test_a_coroutine_function_is_memoized_as_one(pool: bp.Pool) -> None:
-    """The coroutine itself was to be kept, which cannot be pickled."""
+    """The cache tried to keep the coroutine itself, which cannot be pickled."""
     cache, calls = pool.cache("async"), []
 
     @cache.memoize(version=1)
@@ -297,8 +297,8 @@ def _wait_for(pool: bp.Pool, key: str, began: Any) -> tuple[str, str]:
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("awaited", [False, True])
 def test_a_loader_may_close_the_pool(pool: bp.Pool, pools: Any, fails: bool, awaited: bool) -> None:
-    """The load stayed in the name of a client that had left, whose number another one got: who asked for the key then
-    waited for ever."""
+    """The load was still that of a client that had left, whose number another client got: callers for the key then waited for
+    ever."""
     other = pools.attach(pool)
 
     def load(key: str) -> str:
@@ -326,8 +326,8 @@ def test_a_loader_may_close_the_pool(pool: bp.Pool, pools: Any, fails: bool, awa
 
 @pytest.mark.parametrize("ends", ["returns", "raises", "asks again"])
 def test_a_forked_child_does_not_end_its_parents_load(pool: bp.Pool, ends: str) -> None:
-    """A child that was forked in a loader had the parent's load: what it returned was kept in the parent's name, and
-    its exception was told to all who waited."""
+    """A child that was forked in a loader had the parent's load: what it returned was kept in the parent's name, and its
+    exception was raised in all waiting callers."""
     cache, pids = pool.cache("forks"), []
 
     def load(key: str) -> str:
@@ -360,7 +360,7 @@ def test_a_forked_child_does_not_end_its_parents_load(pool: bp.Pool, ends: str) 
 
 
 def test_values_that_cannot_be_kept_are_loaded_at_the_same_time(pool: bp.Pool) -> None:
-    """Each of those who waited loaded the value after the other, and then the next one waited for it."""
+    """The waiting callers loaded the value one after the other, each while the others waited."""
     cache = pool.cache("unkept", limit=MIB)
     began, go, together = threading.Event(), threading.Event(), threading.Barrier(5)
 
@@ -483,7 +483,7 @@ def _hang(pool: bp.Pool, began: Any) -> None:
 
 
 def test_coroutines_that_wait_for_a_load_are_counted_once_each(pool: bp.Pool) -> None:
-    """They ask again and again, and each time was counted as a wait: 115 for 19 of them."""
+    """Coroutines ask again and again, and each time was counted as a wait: 115 for 19 coroutines."""
     cache = pool.cache("waits")
 
     async def load(key: Any) -> int:

@@ -64,7 +64,7 @@ def test_the_workload_ended_while_it_begins_leaves_nothing():
 
 
 def test_the_workload_ended_with_dirty_pages_leaves_nothing(tmp_path):
-    """It was refused to remove a pool with pages that no file has, although it removes their file as well."""
+    """The workload could not remove its pool, which had unsaved pages, although it removes their file as well."""
     name, said = new_name(), tmp_path / "said"
     command = [sys.executable, str(FOLDER / "workload.py"), "--name", name, "--period", "10000"]
     with open(said, "w") as file:

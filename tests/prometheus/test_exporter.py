@@ -277,7 +277,7 @@ def test_healthz_reads_no_pool(served, monkeypatch):
 
 
 def test_head_works_on_each_page(served):
-    """It was 405."""
+    """A HEAD request was answered with 405."""
     _, port = served
     for path in ("/", "/metrics", "/healthz"):
         status, _, body = ask(port, path, "HEAD")
@@ -314,7 +314,7 @@ def test_https(make_pool, tmp_path):
 
 
 def test_once_of_a_pool_that_is_not_there_fails(pool_name):
-    """It printed bufferpool_up 0 and ended with 0: the textfile collector's job was green for ever."""
+    """The command printed bufferpool_up 0 and ended with 0: the textfile collector's job was green for ever."""
     done = subprocess.run(
         [sys.executable, "-m", "bufferpool.cli", "export", "--once", pool_name],
         capture_output=True,

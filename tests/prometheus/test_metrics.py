@@ -21,7 +21,7 @@ from bufferpool.figures.names import EventKind, EventReason
 from bufferpool.observer import Observer
 from bufferpool.prometheus import server
 from bufferpool.prometheus.collector import FAMILIES, LATENCIES
-from tests.conftest import PAGE, kernel_bytes, wait_until
+from tests.conftest import PAGE, ROOT, kernel_bytes, wait_until
 from tests.support.scrape import Series, busy_pool, get, read
 
 # ---- what they say --------------------------------------------------------------------
@@ -161,6 +161,16 @@ def test_names_units_labels_and_help(make_pool, data_file):
         assert said == []
 
 
+def test_the_page_about_the_metrics_has_all_of_them(make_pool):
+    """Nothing compared the table in docs/metrics.md with what a scrape has."""
+    text = generate_openmetrics(server.registry_of(make_pool().name)).decode()
+    _, _, after = (ROOT / "docs" / "metrics.md").read_text().partition("## What there is")
+    table = after.partition("## The dashboard")[0]
+    cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    names = ["bufferpool" * name.startswith("_") + name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(name.removesuffix("_total") for name in names) == sorted(f.name for f in parse_openmetrics(text))
+
+
 def test_a_space_counts_from_when_it_was_opened(make_pool):
     pool = make_pool()
     first = pool.open_derived("first", 10, lambda n, out: None)
@@ -289,7 +299,7 @@ def test_counters_never_go_backwards_while_clients_are_killed(make_pool, data_fi
     after = read(pool.name)
     assert only_grew(before, after) == []
     assert get(after, "clients_reaped_total", pool) >= kills
-    # Who dies between the count of a load and that of its time leaves the one without the other.
+    # A death between the count of a load and that of its time leaves the one without the other.
     assert 0 <= get(after, "loads_total", pool) - get(after, "load_seconds_count", pool) <= kills + len(workers)
     for what in ("hits", "misses"):
         spaces = sum(value for (name, _), value in after.items() if name == f"bufferpool_space_{what}_total")
@@ -345,7 +355,7 @@ def test_the_figures_of_caches_are_exported(make_pool):
 
 
 def test_a_killed_steward_is_none(make_pool, child):
-    """The exporter went on saying that there was a steward: the alert NoSteward could never fire."""
+    """The exporter still reported a steward after its death: the alert NoSteward could never fire."""
     pool = make_pool()
     steward = child(_steward, pool.name)
     wait_until(lambda: get(read(pool.name), "steward", pool) == 1, "there is a steward")

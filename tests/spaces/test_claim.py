@@ -68,7 +68,7 @@ def test_a_file_is_free_once_no_process_of_the_first_pool_writes_it(two, data_fi
 
 @pytest.mark.parametrize("when", ["flush", "open", "reap", "steward"])
 def test_a_claim_ends_in_every_process_when_the_space_is_removed_by_one(two, attach, data_file, when):
-    """A second client kept its claim, and its descriptors of the file, until its process ended: FileInUse for another pool."""
+    """A second client kept its claim on the file, and its descriptors, until its process ended: another pool got FileInUse."""
     one, other = two
     path, unrelated = data_file(16), data_file(16)
     client = attach(one)

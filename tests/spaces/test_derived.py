@@ -78,7 +78,7 @@ def test_a_value_that_a_loader_writes_is_the_value_that_is_read(pool):
 
 @pytest.mark.parametrize("use", [lambda space: space.write(0), lambda space: space.append()])
 def test_a_derived_space_says_why_it_is_not_written(pool, use):
-    """append() of a derived space said: open it with mode 'r+'. open_derived has no mode."""
+    """The error of append() on a derived space advised mode 'r+', although open_derived has no mode."""
     with pytest.raises(SpaceReadOnly, match=r"come from their loader.*open_file") as refused:
         use(pool.open_derived("d", 4, lambda n, out: None))
     assert "mode" not in str(refused.value)

@@ -344,7 +344,7 @@ def test_a_store_through_a_mapping_is_seen_where_the_file_system_gives_it_a_time
         assert attach(pool).open_file(path)[5][0] == second
 
 
-# ---- the way out ----------------------------------------------------------------------------
+# ---- the remedies ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -433,7 +433,8 @@ def test_pages_are_written_over_every_kind_of_change(pool, attach, data_file, ch
 
 @pytest.mark.parametrize("change", ["page written", "cut", "renamed over"])
 def test_an_overwrite_with_a_page_above_the_durable_lsn_changes_nothing(pool, data_file, change):
-    """It was refused after the new file had been recorded: old handles published pages of the old file as those of the new."""
+    """The call was refused after the new file had been recorded: old handles published pages of the old file as those of the
+    new."""
     path = settle(data_file(16))
     space = pool.open_file(path, "r+")
     pool.durable_lsn = 10

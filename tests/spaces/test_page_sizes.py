@@ -194,7 +194,8 @@ def test_the_steward_writes_and_reaps_in_every_size(pool, tmp_path, child):
 
 
 def test_pins_of_one_size_take_memory_of_the_others(pool):
-    """A new size has a part of the budget; who pins more pages than that was refused, though the rest was not in use."""
+    """A new size has a part of the budget; a process that pinned more pages than that was refused, though the rest was not in
+    use."""
     use(pool.open_derived("a", 4000, load), range(4000))
     large = pool.open_derived("b", 400, load, page_size=BIG)
     before, held = parts(pool)[BIG], []
@@ -320,7 +321,8 @@ def test_a_page_size_is_removed_when_it_is_empty(pool):
 
 @pytest.mark.parametrize("lifetime", ["pool", "process"])
 def test_no_space_is_added_to_a_size_that_was_removed(pool, lifetime):
-    """Who had looked for the size before its removal made a space in the removed file, which no other process could find."""
+    """A process that had looked for the size before its removal made a space in the removed file, which no other process could
+    find."""
     part = pool.open_scratch("b", 4, page_size=BIG).pool
     pool.space("b", "r+").remove()
     pool.remove_page_size(BIG)
@@ -343,7 +345,7 @@ def test_all_sizes_are_removed_with_the_pool(make_pool, tmp_path):
         pool.unlink()
     pool.unlink(discard=True)
     assert not list(SHM.glob(f"{pool.name}*"))
-    assert space[1].size == BIG  # who is attached keeps working
+    assert space[1].size == BIG  # attached processes can still use the pool
 
 
 def test_whoever_is_attached_keeps_all_sizes_of_a_pool_that_is_removed(make_pool, tmp_path):
@@ -365,7 +367,7 @@ def test_whoever_is_attached_keeps_all_sizes_of_a_pool_that_is_removed(make_pool
 
 
 def test_a_steward_of_a_page_size_is_refused_by_the_command(pool, capsys):
-    """It ended with a traceback."""
+    """The command ended with a traceback."""
     pool.open_scratch("s", 4, page_size=BIG)
     with pytest.raises(SystemExit):
         main(["steward", f"{pool.name}@64KiB"])
@@ -373,7 +375,7 @@ def test_a_steward_of_a_page_size_is_refused_by_the_command(pool, capsys):
 
 
 def test_a_segment_of_an_earlier_pool_of_the_name_is_not_taken(make_pool, pools):
-    """The file of a pool was removed by hand, and its other sizes stayed."""
+    """The file of a pool was removed by hand, and those of its other sizes were left."""
     name = make_pool(WHOLE).name
     bp.Pool.attach(name).open_scratch("s", 4, page_size=BIG)
     for pool in pools.pools:
@@ -533,7 +535,7 @@ def die(*_args, **_kwargs):
 
 
 def dies_in(name, where, what):
-    """Does something with a pool, and is killed in the midst."""
+    """Does something with a pool, and is killed in the middle of it."""
     pool = attached(name)
     setattr(page_sizes, where, die)
     if what == "open":
@@ -550,7 +552,7 @@ def dies_in(name, where, what):
 
 @pytest.mark.parametrize("where", ["_give_first_part", "_take", "_copy_lsn", "_demand", "_grant"])
 def test_a_death_while_a_size_is_made_leaves_nothing_behind(pool, child, where):
-    """Its file was there without a part of the budget; and the memory that was taken for it belonged to nobody."""
+    """Its file was there without a part of the budget; and the memory that was taken for it belonged to no size."""
     small = pool.open_derived("a", 4000, load)
     use(small, range(4000))
     with pytest.raises(AssertionError, match="exit code -9"):
@@ -574,7 +576,7 @@ def both_full(pool, monkeypatch=None):
 @pytest.mark.parametrize("what", ["balance", "resize"])
 @pytest.mark.parametrize("where", ["_take", "_grant", "_take_proportionally"])
 def test_a_death_in_a_move_leaves_the_sum_below_the_budget(pool, child, where, what):
-    """The step before it is whole; what nobody has is given out by the next move."""
+    """The step before it is whole; memory that no size has is given out by the next move."""
     small, large = both_full(pool)
     # Give the other size memory that it has no use for, so that a balance moves some.
     pool.trim(8 << 20)
@@ -694,7 +696,7 @@ def test_threads_use_two_sizes_while_memory_moves(pool, threads):
 
 
 def test_an_observer_sees_a_size_that_is_made_or_removed_later(pool):
-    """It looked for other sizes once, so that a long-lived observer never saw one, or one that was removed for ever."""
+    """An observer looked for other sizes once: it never saw a new one, and showed a removed one for ever."""
     with bp.Observer(pool.name) as seen:
         assert seen.stats().by_page_size == {}
         for n in range(2):

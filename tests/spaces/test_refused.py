@@ -50,7 +50,7 @@ REFUSED = {
 @pytest.mark.parametrize("there", [True, False], ids=["a file", "no file"])
 @pytest.mark.parametrize("what", REFUSED)
 def test_a_refused_w_plus_leaves_the_file_as_it_is(pool, data_file, what, there):
-    """It used to be emptied first, and the arguments were looked at afterwards."""
+    """The file was emptied first, and the arguments were checked afterwards."""
     expected, options, prepare = REFUSED[what]
     path = data_file(16)
     before = path.read_bytes(), path.stat().st_mtime_ns
@@ -148,7 +148,7 @@ def test_a_file_without_a_name_is_not_opened_under_the_name_that_proc_gives_it(p
 
 
 def test_a_path_of_bytes_is_the_same_file(pool, data_file):
-    """Its name was bytes, which no space may have."""
+    """The name of its space was bytes, which no space may have."""
     path = os.fsencode(data_file(4))
     table = pool.open_file(path, "r+")
     fill(table, [1], version=1)
@@ -287,7 +287,7 @@ except bp.errors.StoreError as error: print(error)
 
 
 def test_a_file_at_its_size_limit_keeps_whole_pages(pool, data_file):
-    """The kernel takes what fits and refuses the rest: the file ended in the midst of a page."""
+    """The kernel writes what fits and refuses the rest: the file ended in the middle of a page."""
     path = data_file(4)
     done = subprocess.run(
         [sys.executable, "-c", _LIMITED, pool.name, str(path)], capture_output=True, text=True, timeout=WAIT, check=True

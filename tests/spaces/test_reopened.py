@@ -1,4 +1,4 @@
-"""A file whose space is removed and opened again by others, in the midst of an operation: their writes are no foreign change."""
+"""Others remove a file's space and open it again, in the middle of an operation: their writes are no foreign change."""
 
 import os
 

@@ -303,7 +303,7 @@ def test_scratch_pages_next_to_the_limit_are_not_counted_anew(pool):
 
 
 def test_a_write_that_fails_leaves_no_scratch_page_counted(pool, data_file):
-    """Its page is subtracted again."""
+    """The page of a write that fails is subtracted again."""
     work, table = pool.open_scratch("work", 100), pool.open_file(data_file(100))
     pinned = [table[n] for n in range(64)]
     with pytest.raises(PoolExhausted):
@@ -415,7 +415,7 @@ def _fill_until_refused(pool, n_pages):
 
 
 def test_scratch_pages_leave_a_share_of_the_pool_to_the_others(make_pool, data_file):
-    """One client's scratch pages took every frame, and the others, who had done nothing, were told PoolExhausted."""
+    """One client's scratch pages took every frame, and the others, which had done nothing, got PoolExhausted."""
     pool = make_pool(256 * PAGE)
     table = pool.open_file(data_file(300), "r+")
     done, text, whole = _fill_until_refused(pool, 300)
@@ -434,7 +434,7 @@ def test_scratch_pages_leave_a_share_of_the_pool_to_the_others(make_pool, data_f
         fill(mine, [299])
     assert not np.any(mine[299])
     loose = pool.open_scratch("loose", 100, discardable=True)
-    fill(loose, range(100))  # those can go
+    fill(loose, range(100))  # those can be evicted
     mine.drop(0, 10)
     fill(mine, range(290, 300))
     pool.resize(240 * PAGE)

@@ -119,7 +119,7 @@ def test_pinned_pages_within_the_limit_raise_what_a_full_pool_raises(pool):
 
 
 def test_dirty_pages_within_the_limit_are_flushed(pool, tmp_path):
-    """A tenant that only writes must go on, and keep to its limit."""
+    """A tenant that only writes must be able to continue, within its limit."""
     path = tmp_path / "file"
     path.write_bytes(bytes(200 * PAGE))
     with pool.open_file(path, "r+", limit=8 * PAGE) as space:

@@ -244,7 +244,7 @@ def _hold(space, n, holds, go):
 
 
 def test_a_space_that_somebody_is_writing_is_not_half_removed(pool, attach, child, spawn):
-    """remove() refuses, or removes; and nobody else has to wait for the one who writes."""
+    """remove() refuses, or removes; and no other process has to wait for the one that writes."""
     work = pool.open_scratch("work", 8)
     fill(work, range(8))
     holds, go = spawn.Event(), spawn.Event()

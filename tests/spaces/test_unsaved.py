@@ -1,4 +1,4 @@
-"""Removing a pool, or a space, does not lose pages that are nowhere else, unless told to."""
+"""Removing a pool, or a space, does not lose unsaved pages, unless `discard` asks for it."""
 
 import io
 import json
@@ -94,7 +94,7 @@ def test_rm_refuses_to_lose_dirty_pages(unsaved, capsys):
 
 
 def test_gc_asks_about_pools_with_dirty_pages_and_yes_keeps_them(data_file, capsys, monkeypatch):
-    """--yes answers the question whether pools that nobody uses may go, not whether pages may be lost."""
+    """--yes answers the question whether pools that nobody uses may be removed, not whether pages may be lost."""
     name, path = new_name(), data_file(4)
     find = bp.client.segment_file.find
     monkeypatch.setattr(
@@ -130,7 +130,7 @@ def test_remove_says_how_many_dirty_pages_it_will_not_lose(pool, data_file):
 
 
 def test_a_damaged_pool_is_removed_where_the_loss_is_accepted(pools, unsaved):
-    """Its dirty pages cannot be counted, and to say "remove the segment" and then refuse that is no way out."""
+    """Its dirty pages cannot be counted: the error advised to remove the segment, and the removal was refused."""
     pool, _ = unsaved
     pools.unchecked.add(pool.name)
     poke(pool, area(pool, "texts_at"), "SpaceTexts.path", "<I", 0x777)

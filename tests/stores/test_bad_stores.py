@@ -260,7 +260,8 @@ MiB = 1 << 20
 def test_a_client_at_its_cgroups_limit_is_refused_or_killed_and_nobody_else_notices(
     make_pool, child, spawn, memory_cgroup
 ):
-    """The kernel charges a page of tmpfs to who first touches it, and kills when it finds nothing to take."""
+    """The kernel charges a page of tmpfs to the process that first touches it, and kills a process when it finds nothing to
+    reclaim."""
     limit, n_pages = 48 * MiB, 64 * MiB // PAGE
     cgroup = memory_cgroup(limit)
     pool = make_pool("80MiB")
@@ -430,7 +431,7 @@ def test_a_read_or_a_write_that_returns_no_integer_is_refused(pool, value):
 
 @pytest.mark.filterwarnings("error")
 def test_reads_and_writes_that_are_coroutines_are_refused(pool):
-    """They were told as a short read of <coroutine object> bytes, and warned that nobody awaited them."""
+    """The error was a short read of <coroutine object> bytes, and Python warned that nobody awaited them."""
     space = pool.open_store("store", AsyncReadsAndWrites(8), mode="r+")
     with pytest.raises(StoreError, match=r"read_into\(\) of AsyncReadsAndWrites returned <coroutine .*no async def"):
         space[2]

@@ -1,4 +1,4 @@
-"""Who keeps the pages of a file: with cache="pool" the kernel's page cache has no second copy of them."""
+"""With cache="pool" the kernel's page cache keeps no second copy of a file's pages."""
 
 import ctypes
 import errno
@@ -184,7 +184,8 @@ def test_many_runs_are_written_together(make_pool, cold):
 
 
 def test_one_of_many_runs_that_cannot_be_written_raises_its_reason(make_pool, cold):
-    """The file may not grow any more: what lies beyond its limit stays dirty, with the reason, and is flushed later."""
+    """The file may not grow any more: pages beyond its limit remain dirty, the error has the reason, and a later flush writes
+    them."""
     pool = make_pool(1024 * PAGE)
     space = pool.open_file(cold, "r+")
     fill(space, range(0, PAGES, 100), version=3)

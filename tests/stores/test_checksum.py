@@ -225,7 +225,7 @@ def test_a_file_that_was_made_and_never_written_reads_as_zeros(pool, tmp_path, h
 
 
 def test_pages_that_nobody_published_are_sealed_when_the_file_grows_past_them(pool, tmp_path):
-    """They were a hole, or zeros that nobody could tell from damage."""
+    """Pages of zeros were a hole, or could not be told apart from damage."""
     path = tmp_path / "gaps.db"
     table = pool.open_file(path, "w+", checksum=True)
     writes = [table.append() for _ in range(12)]
@@ -396,7 +396,7 @@ def test_a_pickled_space_takes_its_repair_along(pool, sealed, child, context):
     assert pool.flush() == 1
 
 
-# ---- who agrees on checksums -------------------------------------------------------------------
+# ---- openers that ask for different checksums ---------------------------------------------------
 
 
 def test_all_openers_must_agree(pool, sealed, attach):

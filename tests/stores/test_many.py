@@ -191,7 +191,7 @@ def test_a_loader_of_many_pages(large):
 
 
 def test_a_loader_of_many_pages_that_fails_tells_those_who_wait(large, threads):
-    """One failure is everybody's: who waits for one of the pages does not run the loader again."""
+    """One failure is raised in all callers that wait for one of the pages: none runs the loader again."""
     begun, calls = threading.Event(), []
 
     def load_many(page_nos, outs):
@@ -216,7 +216,7 @@ def test_a_loader_of_many_pages_that_fails_tells_those_who_wait(large, threads):
 
 
 def test_a_loader_of_many_pages_that_asks_for_its_own_pages(large):
-    """It would wait for itself: the chain of loads leads through the operation that loads all of them."""
+    """The loader would wait for itself: the chain of loads leads through the operation that loads all of them."""
 
     def load_many(page_nos, outs):
         space[page_nos[-1]]

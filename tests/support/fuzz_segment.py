@@ -158,7 +158,7 @@ class Rounds:
             with spaces["scratch"].write(rng.randrange(4), timeout=0.1):
                 damage()
 
-        mutator.saved.clear()  # that damage stays
+        mutator.saved.clear()  # that damage is left in place
         for _ in range(STEPS):
             if rng.random() < 0.05 and "scratch" in spaces:
                 ok = ok and self.run("damage in a write block", damage_in_write)

@@ -33,7 +33,7 @@ from tests.support.storm_worker import (
     work,
 )
 
-OTHERS = (1, 2)  # their rows in the ledger
+OTHERS = (1, 2)  # the rows of the processes in the ledger
 GROWN = 1000  # frames
 REACH_S, GO_ON_S = 120.0, 60.0  # more than a loaded machine needs
 MIX = (

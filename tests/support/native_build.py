@@ -9,6 +9,7 @@ sources have not changed.
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "bufferpool" / "core"
 NATIVE = ROOT / "tests" / "native"
 SOURCES = sorted([*CORE.rglob("*.h"), *CORE.rglob("*.cpp")])
-COMPILER = os.environ.get("CXX", "g++")
+COMPILER = shlex.split(os.environ.get("CXX", "g++"))  # a command and its arguments: it may be "ccache g++"
 FLAGS = ["-std=c++20", "-fPIC", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w"]
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
     FLAGS.append("-DBP_FREE_THREADED=1")  # as in setup.py
@@ -35,7 +36,7 @@ RUNTIME = {"address": "libasan.so", "thread": "libtsan.so"}
 def program(name: str, out: Path, *flags: str, core: Path = CORE, native: Path = NATIVE) -> Path:
     """A program of tests/native, with the headers of the core, or of a copy that a test has altered."""
     wanted = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers", "-Werror", *flags]
-    command = [COMPILER, *wanted, f"-I{core}", f"-I{native}", str(native / f"{name}.cpp"), "-o", str(out)]
+    command = [*COMPILER, *wanted, f"-I{core}", f"-I{native}", str(native / f"{name}.cpp"), "-o", str(out)]
     subprocess.run(command, check=True)
     return out
 
@@ -80,13 +81,13 @@ def build(package: Path, flags: Sequence[str]) -> None:
 
     def compile_one(source: Path) -> str:
         out = package / f"{source.stem}.o"
-        subprocess.run([COMPILER, *FLAGS, *flags, *includes, "-c", str(source), "-o", str(out)], check=True)
+        subprocess.run([*COMPILER, *FLAGS, *flags, *includes, "-c", str(source), "-o", str(out)], check=True)
         return str(out)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, units(package)))
     library = package / f"_core{sysconfig.get_config_var('EXT_SUFFIX')}"
-    subprocess.run([COMPILER, *flags, "-shared", *objects, "-o", str(library)], check=True)
+    subprocess.run([*COMPILER, *flags, "-shared", *objects, "-o", str(library)], check=True)
     for made in [*objects, package / "together.cpp"]:
         os.unlink(made)
 
@@ -112,7 +113,7 @@ def kept(name: str, flags: Sequence[str]) -> Path:
 
 def runtime(name: str) -> str | None:
     """The path of the compiler's runtime library, None if it has none."""
-    run = subprocess.run([COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    run = subprocess.run([*COMPILER, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
     return os.path.realpath(run.stdout.strip()) if "/" in run.stdout else None
 
 
@@ -141,5 +142,5 @@ def sanitized(kinds: str) -> dict[str, str] | None:
 if __name__ == "__main__":
     made = sanitized(sys.argv[1])
     if made is None:
-        sys.exit(f"{COMPILER} has no runtime for -fsanitize={sys.argv[1]}")
+        sys.exit(f"{shlex.join(COMPILER)} has no runtime for -fsanitize={sys.argv[1]}")
     print(" ".join(f"{name}={value}" for name, value in made.items()))

@@ -89,7 +89,7 @@ class Storm(deaths.Storm):
         self.directory, self.name = Path(directory), f"{Path(directory).name}-pool"
         self.random, self.seed = random.Random(seed), seed
         self.report = Report()
-        self.stopped: list[tuple[float, int]] = []  # when to go on, and who
+        self.stopped: list[tuple[float, int]] = []  # when to continue them, and which
         with open(self.directory / "table.db", "wb") as file:
             for n in range(FILE_PAGES):
                 page = np.empty(PAGE, np.uint8)

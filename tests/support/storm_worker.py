@@ -49,7 +49,7 @@ def look(page: Any, page_no: int) -> int:
     """The version of a page, all of which is compared. Raises Lost."""
     words = page.view(np.uint64)
     if page_no >= FILE_PAGES and not words.any():
-        return 0  # the number was taken by an append that never happened
+        return 0  # the number was taken by an append that was not completed
     word = words[0]
     if not np.array_equal(words, RAMP ^ word):
         raise Lost(f"page {page_no} is mixed: {np.unique(words ^ RAMP)[:8]}")

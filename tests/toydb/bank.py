@@ -123,11 +123,11 @@ def check_notes(directory: Path, lines: dict[int, list[int]]) -> int:
 
 
 class Change(Exception):
-    """Somebody changes his mind."""
+    """A transfer that is rolled back."""
 
 
 def work(directory: Path, pool_name: str, worker: int, n: int) -> None:
-    """One process of the bank: transfers, changes of mind, audits, checkpoints."""
+    """One process of the bank: transfers, rollbacks, audits, checkpoints."""
     rng = random.Random(worker)
     notes = os.open(directory / f"notes-{worker}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 

@@ -1,4 +1,4 @@
-"""Kills the processes of a bank (bank.py), at named points, at random, and all at once, and looks what is left.
+"""Kills the processes of a bank (bank.py), at named points, at random, and all at once, and checks what is left.
 
     python -m tests.toydb.kills --points            a death at each point, of the engine as it is
     python -m tests.toydb.kills --kills 2000        that many deaths at random moments
@@ -86,7 +86,7 @@ class Arena:
             points.arm(point, count)
             what()
             status = 0
-        except BaseException:  # noqa: BLE001  told to the parent, by the file
+        except BaseException:  # noqa: BLE001  the parent reads it in the file
             with open(self.directory / "failures", "a") as failures:
                 failures.write(traceback.format_exc() + "\n")
         finally:
@@ -252,7 +252,7 @@ def prepare(arena: Arena, point: str) -> None:
 
 
 def die_at(arena: Arena, point: str, count: int) -> None:
-    """One process dies at a point; others go on, or come after."""
+    """One process dies at a point; others continue, or are started later."""
     prepare(arena, point)
     alone = point.startswith(("make.", "recover.", "open.unlinked", "settle."))
     others = [] if alone else [arena.work(12)]
@@ -273,7 +273,7 @@ def die_at(arena: Arena, point: str, count: int) -> None:
 
 @contextlib.contextmanager
 def ending(arena: Arena) -> Iterator[None]:
-    """Whatever happens, nothing of the arena is left."""
+    """Removes everything that the arena has made."""
     try:
         yield
     except BaseException:
@@ -289,7 +289,7 @@ def kill_at_points(report: Report, counts: tuple[int, ...], seed: int = 1) -> No
             arena.close()
             arena = Arena(report, seed + i)
             arena.wait(arena.work(10))
-        once = point.startswith(("open.", "make.", "settle.", "recover."))  # a process comes there once
+        once = point.startswith(("open.", "make.", "settle.", "recover."))  # a process passes it only once
         with ending(arena):
             die_at(arena, point, 1 if once else count)
     arena.close()

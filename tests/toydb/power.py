@@ -181,7 +181,7 @@ class Campaign:
         return trace
 
     def examine(self, trace: Trace, model: Model, begins_at: int = 0) -> None:
-        """Builds one crash state and recovers it; perhaps works on it, and crashes it again.
+        """Builds one crash state and recovers it; perhaps uses it, and crashes it again.
 
         ``begins_at``: the number of the last commit that the trace began with.
         """
@@ -214,7 +214,7 @@ class Campaign:
                     rows = dict(txn.table("t").scan()) if "t" in txn.tables() else {}
                 wrong = db.check()
             number = int(rows.get(NUMBER, b"0"))
-        except Exception as error:  # noqa: BLE001  whatever it is: of pages that are damaged any code may raise anything
+        except Exception as error:  # noqa: BLE001  of any type: code that reads damaged pages may raise anything
             wrong, rows, number = [f"it does not open: {type(error).__name__}: {error}"], {}, 0
         if not wrong and not first <= number <= last:
             wrong = [f"commits {first} to {last} may be the last, but it has {number}"]
@@ -225,7 +225,7 @@ class Campaign:
         return None if wrong else number
 
 
-# ---- does it bite? ---------------------------------------------------------------------
+# ---- mistakes that it must find --------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from .conftest import OpenDatabase, fill
 
 
 def test_a_snapshot_between_two_commits_writes_nothing(db: toydb.Database) -> None:
-    """Each wrote its slot twice, which took a quarter of the time of a get."""
+    """Each snapshot wrote its slot twice, which took a quarter of the time of a get."""
     rows = fill(db, 100)
     with db.begin() as txn:
         assert txn.table("t").get(b"000001") == rows[b"000001"]

@@ -204,7 +204,7 @@ class EngineModel(RuleBasedStateMachine):
 
     @rule(cold=st.booleans())
     def reopen(self, cold: bool) -> None:
-        """Everything that is open is forgotten; what was committed stays."""
+        """All open transactions are lost; what was committed is kept."""
         for handle in self.handles:
             handle.close()
         if cold:

@@ -327,7 +327,7 @@ def test_the_checker_finds_what_is_wrong(con):
 
 
 def test_an_update_of_many_rows_with_all_defaults(tmp_path, pool_name):
-    """It failed with PoolExhausted beside thousands of clean pages: the old versions are kept in scratch pages."""
+    """A large statement failed with PoolExhausted beside thousands of clean pages: the old versions are kept in scratch pages."""
     with toydb.Database.open(tmp_path / "test.db", pool_name=pool_name) as db:
         con = Connection(db)
         con.execute("CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT, c INTEGER)")

@@ -82,7 +82,7 @@ def test_what_the_hook_raises_goes_to_whoever_asked_and_nothing_is_written(pool,
     assert table[63].size == PAGE
     with pytest.raises(OSError, match="the log is full"):
         pool.checkpoint(up_to_lsn=1)
-    held = [table[63]]  # so that no clean page can go
+    held = [table[63]]  # so that no clean page can be evicted
     with pytest.raises(OSError, match="the log is full"):
         rest[0]
     assert dirty(pool) == 63
@@ -300,7 +300,8 @@ def test_a_checkpoint_waits_for_a_page_that_is_being_written(pool, threads):
 
 @pytest.mark.parametrize("timeout", [0.0, WAIT], ids=["0.0", "60.0"])
 def test_a_checkpoint_within_log_sync_is_refused(pool, data_file, timeout):
-    """It called the hook, which made a checkpoint, which called the hook: RecursionError. What else the hook does works."""
+    """A checkpoint called the hook, which made a checkpoint, which called the hook: RecursionError. All else that a hook does
+    works."""
     table, said = pool.open_file(data_file(64), "r+"), []
     pool.durable_lsn = 0
 

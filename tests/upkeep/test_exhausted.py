@@ -90,10 +90,10 @@ def _write_for(pool, path, seed, seconds):
     return done
 
 
-# ---- one page that can go is enough -----------------------------------------------------
+# ---- one page that can be evicted is enough ---------------------------------------------
 #
-# The search for a victim ended after so many pages that could not go, long before it had looked at those that
-# could: PoolExhausted beside thousands of clean pages. Frames below are more than what it used to look at.
+# The search for a victim ended after a number of pages that could not be evicted, long before it had come to those that
+# could: PoolExhausted beside thousands of clean pages. The pools below have more frames than it used to look at.
 
 FRAMES = 1024
 FREE_TO_GO = 12  # pages
@@ -147,7 +147,7 @@ def test_writers_that_have_nearly_all(make_pool, data_file):
 
 
 def test_dirty_pages_whose_store_fails(make_pool, data_file):
-    """They are not asked for: a read has nothing to do with them while another page can go."""
+    """A read has nothing to do with them while another page can be evicted."""
     pool = make_pool(FRAMES * PAGE)
     others, store = pool.open_file(data_file(200)), Memory(FRAMES)
     store.fail_write = OSError(errno.EIO, "not now")

@@ -219,7 +219,7 @@ def core_calls(work) -> list[str]:
 
 
 def test_a_flush_of_a_page_calls_the_core_three_times(pool, data_file):
-    """It took eight calls: for the lock, the pages, the record, the dirty pages, twice for the file, and for the end."""
+    """A flush took eight calls: for the lock, the pages, the record, the dirty pages, twice for the file, and for the end."""
     table = pool.open_file(data_file(16), "r+")
     put(table, 3, 1)
     table.flush()  # the first one compares pages with a file whose times are fresh
@@ -236,13 +236,13 @@ def test_a_flush_of_a_page_calls_the_core_three_times(pool, data_file):
 
 
 def test_the_durable_lsn_and_the_budget_are_one_call_of_the_core(pool):
-    """Each was read from a survey of the whole pool, which took 20 to 35 microseconds."""
+    """Each of these figures was read from a survey of the whole pool, which took 20 to 35 microseconds."""
     assert core_calls(lambda: pool.durable_lsn) == ["durable_lsn"]
     assert core_calls(lambda: pool.budget_frames) == ["budget_frames"]
 
 
 def test_an_ended_batch_holds_no_lock_and_does_nothing_more(pool):
-    """The lock of a space and the pages that are written go together: one object holds them, and lets go once."""
+    """One object holds the lock of a space and the pages that are written, and releases all of them once."""
     table = pool.open_store("disk", Disk(8), mode="r+")
     put(table, 3, 1)
     record = pool.client.record(table.index)

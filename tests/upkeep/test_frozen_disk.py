@@ -1,4 +1,4 @@
-"""A disk that stands still: a file system on a loop device, frozen by the kernel (fsfreeze)."""
+"""A disk that does not answer: a file system on a loop device, frozen by the kernel (fsfreeze)."""
 
 import subprocess
 import sys

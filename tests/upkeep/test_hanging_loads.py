@@ -1,7 +1,7 @@
-"""What hangs is seen by who is on call: in the events, in the log, in the commands and in the metrics.
+"""Operators see a load that hangs: in the events, in the log, in the commands and in the metrics.
 
-It left no event: only a flush that hung did. And the alert looked whether any load of the pool had ended, so that a store
-that hung beside others that worked was not found. Then a loader of a cache, the engine's log and the write of a working
+Such a load left no event: only a flush that hung did. And the alert looked whether any load of the pool had ended, so that a
+store that hung beside others that worked was not found. Besides, a loader of a cache, the engine's log and the write of a working
 set were missing everywhere.
 """
 
@@ -31,7 +31,7 @@ from tests.support.stewards import put
 
 @pytest.fixture
 def hung(pool):
-    """A store of 64 pages whose methods can be made to hang; they go on when the test ends."""
+    """A store of 64 pages whose methods can be made to hang; they continue when the test ends."""
     store = Hanging(64)
     yield store
     store.open()
@@ -70,7 +70,7 @@ def test_the_steward_finds_a_load_that_hangs(pool, hung, threads, monkeypatch, c
 
 @pytest.mark.parametrize("what", ["load", "flush"])
 def test_the_end_of_a_hang_is_an_event(pool, hung, threads, monkeypatch, what):
-    """The last event was still the hang, so who read the events did not see that the store had come back."""
+    """The last event was still the hang, so that a reader of the events did not see that the store worked again."""
     monkeypatch.setattr(steward, "HANGS_S", 0.2)
     space = pool.open_store("hung", hung, mode="r+")
     kind = EventKind.LOAD_RECOVERED if what == "load" else EventKind.FLUSH_RECOVERED
@@ -108,7 +108,7 @@ def load_and_hang(name):
 
 
 def test_the_hang_of_a_client_that_was_killed_has_not_come_back(pool, child):
-    """Its operation is over, and nothing is known of the store."""
+    """Its operation has ended, which says nothing about the store."""
     killed = child(load_and_hang, pool.name)
     wait_until(lambda: pool.stats().oldest_operation_s["load"] > 0.5, "it hangs")
     assert len(trouble.tell_hanging(pool.client, pool.operations(), 0.2)) == 1
@@ -211,7 +211,7 @@ def test_a_load_of_many_pages_that_come_one_after_the_other_does_not_hang(pool):
 
 
 class Stuck:
-    """A call that stands still until the test lets it go on."""
+    """A call that hangs until the test lets it continue."""
 
     def __init__(self, result):
         self.gate, self.result = Gate(), result
@@ -228,7 +228,7 @@ def hanging_loader(pool, threads, stuck, **_):
 
 
 def hanging_renewal(pool, threads, stuck, **_):
-    """The value has expired, and stays in the cache while a new one is loaded: no entry is added."""
+    """The value has expired, and is still in the cache while a new one is loaded: no entry is added."""
     cache = pool.cache("thumbs")
     cache.put(("cat", 7), b"old", ttl=1e-9)
     wait_until(lambda: ("cat", 7) not in cache, "it expires")

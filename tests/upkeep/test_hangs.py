@@ -1,4 +1,4 @@
-"""A store that hangs holds up those who want its pages, and nobody else."""
+"""A store that hangs delays the callers that need its pages, and no other caller."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from tests.support.stewards import put
 
 @pytest.fixture
 def hung(pool):
-    """A store of 64 pages whose methods can be made to hang; they go on when the test ends."""
+    """A store of 64 pages whose methods can be made to hang; they continue when the test ends."""
     store = Hanging(64)
     yield store
     store.open()
@@ -45,7 +45,7 @@ def test_a_store_whose_size_hangs_holds_up_no_other_opening(pool, data_file, hun
 
 
 def test_two_who_open_a_store_at_once_get_one_space(pool, hung, threads):
-    """What a store says is read before the lock is taken: who finds the space there by then takes that one."""
+    """The store is asked before the lock is taken: a process that finds the space there by then uses that one."""
     spaces = []
     hung.sizes.shut()
     threads.start(lambda: spaces.append(pool.open_store("one", hung, mode="r+")))
@@ -92,7 +92,8 @@ def test_a_space_in_use_that_is_to_be_removed_holds_up_no_opening(pool, monkeypa
 
 
 def test_who_opens_a_file_while_it_is_emptied_waits_until_it_is_empty(pool, data_file, monkeypatch, threads):
-    """A file is emptied after its space was added, without the lock of the directory: who opens it then sees it empty."""
+    """A file is emptied after its space was added, without the lock of the directory: a process that opens it meanwhile sees it
+    empty."""
     path, opened = data_file(16), []
     cut, table = os.ftruncate, pool.open_file(path, "r+")
 

@@ -156,7 +156,7 @@ with pool(room="1MiB") as made:
 
 
 def test_no_memory_to_grow_into_leaves_the_budget_as_it_was(tmp_path: Path):
-    """Memory for the tables may be refused in the midst: a typed error, the old budget, and nothing that nobody counts."""
+    """Memory for the tables may be refused half-way: a typed error, the old budget, and no memory that is not counted."""
     code = f"""{_ROOM}
 from bufferpool.errors import SharedMemoryFull
 made = pool()

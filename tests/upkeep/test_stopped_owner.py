@@ -246,7 +246,7 @@ def test_a_resize(pool, data_file, owner) -> None:
 
 @pytest.mark.usefixtures("in_time")
 def test_a_trim(pool, data_file, owner) -> None:
-    """It gives back what it can in its time: nothing."""
+    """A trim gives back what it can within its time: here nothing."""
     table = pool.open_file(data_file(64))
     _ = table[:64].sum()
     with held(pool, "memory", owner):
@@ -347,7 +347,7 @@ def test_a_file_whose_flusher_is_stopped(pool, data_file, child, spawn, monkeypa
 
 @pytest.mark.usefixtures("in_time")
 def test_a_space_while_the_directory_is_locked(pool, data_file, owner, monkeypatch) -> None:
-    """Opening and removing any space waited for ever for a client that was stopped in the midst of opening one."""
+    """Opening and removing any space waited for ever for a client that was stopped while it opened one."""
     monkeypatch.setattr("bufferpool.spaces.directory.LOCKED_S", SHORT)
     table, path = pool.open_scratch("scratch", 4), data_file(16)
     with held(pool, "directory", owner):
@@ -438,7 +438,7 @@ def _is_whole(pool: bp.Pool, cache: ObjectCache) -> None:
 @pytest.mark.parametrize("signalled", [False, True], ids=["quiet", "signals"])
 @pytest.mark.parametrize("call", LOADS.values(), ids=LOADS.keys())
 def test_a_load_that_cannot_begin(pool, cache, owner, call, signalled) -> None:
-    """It waited for ever, or answered InterruptedError after a signal whose handler raised nothing."""
+    """The call waited for ever, or raised InterruptedError after a signal whose handler raised nothing."""
     with contextlib.ExitStack() as stack:
         if signalled:
             stack.enter_context(signals(raises=False))
@@ -508,7 +508,8 @@ ENDS: dict[str, tuple[Callable[[], bytes], type[BaseException] | None]] = {
 @pytest.mark.parametrize(("end", "error"), ENDS.values(), ids=ENDS.keys())
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["thread", "task"])
 def test_the_end_of_a_load(pool, cache, owner, key, end, error, asynchronous) -> None:
-    """It waited for ever. Now the caller has its value, or its error; and another one that waits for the load makes its own."""
+    """The end of the load waited for ever. Now the caller gets its value, or its error; and another caller that waits loads the
+    value itself."""
     with contextlib.ExitStack() as stack:
 
         def load() -> bytes:
@@ -588,7 +589,8 @@ def test_the_last_view_of_a_value_that_was_deleted(make_pool, child, spawn, valu
 
 @pytest.mark.usefixtures("in_time")
 def test_a_put_for_which_the_tables_grow(pool, owner) -> None:
-    """It waited for the growth lock, and had the interpreter's lock meanwhile: no other thread ran, which could end it."""
+    """The call waited for the growth lock, and had the interpreter's lock meanwhile: no other thread could run and end the
+    wait."""
     cache = pool.cache("values")
     cache.put("first", b"value")
     going_on, begun = threading.Event(), 0

@@ -55,7 +55,7 @@ def test_only_as_many_of_the_hottest_as_find_room(make_pool, saved):
     assert (work.total, work.loaded) == (16, 16)
     hottest = working_set.read_working_set(path).page[:16]
     assert resident(pool, pool.space("table.db")) == set(hottest.tolist())
-    assert pool.load_working_set(path).total == 0  # what is there stays
+    assert pool.load_working_set(path).total == 0  # the pages that are there are kept
 
 
 def test_pages_are_read_in_file_order(pool, tmp_path):

@@ -257,13 +257,13 @@ def test_a_link_to_a_working_set_stays_one(pool, tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"working_set": 3}, {"rules": 3}, {"source": object()}])
 def test_wrong_settings_are_refused_at_once(wrong):
-    """The steward's thread found them out, rounds later."""
+    """Only the steward's thread noticed wrong arguments, rounds later."""
     with pytest.raises(TypeError):
         Settings(**wrong)
 
 
 def test_a_hook_that_is_none_is_refused_at_once(pool):
-    """The next flush found it out, in any thread."""
+    """Only the next flush, in any thread, noticed it."""
     with pytest.raises(TypeError, match="log_sync must be a function"):
         pool.log_sync = 3
     pool.log_sync = None

@@ -29,7 +29,8 @@ def tile(page_no: int) -> tuple[int, int]:
 
 @app.task
 def die(page_no: int) -> None:
-    """Ends as by the kernel's OOM killer, with a page pinned. Killed while it waits for a task, it would stop Celery's others."""
+    """Ends as by the kernel's OOM killer, with a page pinned. If it were killed while it waits for a task, Celery's other workers
+    would stop."""
     page = tiles[page_no]
     os.kill(os.getpid(), signal.SIGKILL)
     assert page.size
