@@ -100,7 +100,7 @@ class Client(Inspectable):
     """An attachment to a segment. It attaches when ``seg`` is first read.
 
     The core calls ``make_room(client, what, pinned, dirty, in_use, error, left)`` when no frame is free: it
-    frees some, or raises.
+    frees some, or raises. It calls the same, with ``what`` "memory", before a miss in a pool of several page sizes.
 
     Unpickled clients share the attachment that their process already has to the same segment. Each keeps its own mode.
     """
@@ -268,6 +268,8 @@ class Client(Inspectable):
 
                 def make_room(*why: Any) -> None:
                     client = next((one for one in list(sharers) if one.attached is not None), None)
+                    if client is None and why[0] == "memory":
+                        return
                     if client is None:
                         raise PoolExhausted("no frame is free, and the pool is being closed")
                     client._make_room(client, *why)

@@ -31,6 +31,7 @@ from bufferpool.upkeep.flush_jobs import flushes_text, start_flushes, start_log_
 
 ROOM_S = 0.5  # seconds to wait for a frame before PoolExhausted
 SLOW_S = 30.0  # seconds until a flush is not waited for by a caller without a timeout: Linux gives a disk so long for a command
+REST_S = 1.0  # seconds until misses ask for memory of other page sizes again, if a lock was not free
 PAUSE_S = 0.02  # seconds between two tries to get a frame
 UNASKED_BYTES = 4 << 20  # memory that the pool has not asked for, and that a trim looks for
 SAME_WANT_S = 0.05  # calls closer than this are about the same frame
@@ -52,7 +53,7 @@ class Shortage(NamedTuple):
     """Why no frame is free, as the core found it."""
 
     what: str
-    """"scratch": there are too many scratch pages; "own_scratch": this client has too many private ones; "no_space": the kernel gives no memory; "limit": the space has as many pages
+    """"memory": misses ask for memory of other page sizes; "scratch": there are too many scratch pages; "own_scratch": this client has too many private ones; "no_space": the kernel gives no memory; "limit": the space has as many pages
     as it may have; else there is no frame."""
     pinned: int
     dirty: int
@@ -64,14 +65,20 @@ class Shortage(NamedTuple):
 
 
 class MakesRoom:
-    """What the core calls when no frame is free (:class:`Client`), with what each thread wants."""
+    """What the core calls when no frame is free, or after misses in a pool of several page sizes (:class:`Client`), with what each thread wants."""
 
     def __init__(self) -> None:
         self._room = Room()
+        self._next_move = 0.0  # when misses may ask for memory of other page sizes again
 
     def __call__(self, client: Client, *figures: Any) -> None:
+        found = Shortage(*figures)
+        if found.what == "memory":
+            if time.monotonic() >= self._next_move and not page_sizes.follow_misses(client):
+                self._next_move = time.monotonic() + REST_S
+            return
         try:
-            make_room(client, self._room, Shortage(*figures))
+            make_room(client, self._room, found)
         except PoolExhausted:
             client.seg.count("exhausted")
             raise

@@ -12,7 +12,7 @@ So all pages together never have more memory than the whole budget. A death betw
 has, and the next grant gives them out: there is nothing to repair.
 
 Memory moves to the size where it saves most misses for each byte, by the curves of the advice (:func:`balance`, which a steward
-calls); to a size that has no frame left, because its pages are pinned or not evictable (:func:`more`); and to a new size.
+calls, and without one the misses: :func:`follow_misses`); to a size that has no frame left, because its pages are pinned or not evictable (:func:`more`); and to a new size.
 """
 
 import contextlib
@@ -24,7 +24,15 @@ from typing import NamedTuple
 from bufferpool.client import segment_file
 from bufferpool.client.client import Client
 from bufferpool.client.segment_file import MIN_FRAMES, size_text
-from bufferpool.errors import PoolExhausted, SegmentExists, SpaceBusy, SpaceNotFound, WaitTimeout, WouldDeadlock
+from bufferpool.errors import (
+    BufferPoolError,
+    PoolExhausted,
+    SegmentExists,
+    SpaceBusy,
+    SpaceNotFound,
+    WaitTimeout,
+    WouldDeadlock,
+)
 from bufferpool.figures.advice import read_advice
 from bufferpool.figures.events import NewEvent
 from bufferpool.figures.names import EventKind, EventReason, reason_number
@@ -38,6 +46,7 @@ LEAST_SHARE = 64  # each size keeps a 64th of the whole budget, or four pages
 STEP_SHARE = 32  # what moves at a time, of the whole budget
 NEW_SHARE = 8  # what a new size has at least, of the whole budget
 FULL = 0.95  # a size that has so much of its part in use can use more
+MISS_STEP_BYTES = 16 << 20  # what a miss moves at most: it waits for that
 MARGIN = 1.25  # what a byte must earn more in its new place
 
 
@@ -353,6 +362,23 @@ def balance(home: Client, timeout: float) -> int:
         return 0
 
 
+def follow_misses(client: Client) -> bool:
+    """Called after misses that evicted pages of this size: moves a small step to where memory saves most misses.
+
+    Returns False if that is to be tried later: a process that has a lock is stopped, perhaps. A steward does the same, each second and in
+    larger steps, so while one runs nothing is done here. A miss is not the place to report what stands in the way: it goes on without.
+    """
+    try:
+        home = client.home()
+        if not home.seg.page_sizes()[0] or home.seg.steward():
+            return True
+        with home.lock_sizes(0.0):
+            _balance(members(home), BRIEFLY_S, MISS_STEP_BYTES)
+    except (BufferPoolError, OSError):
+        return False
+    return True
+
+
 def _settle(home: Client, timeout: float) -> int:
     """Gives the pool's own size what nobody has; all of it, if there is no other size any more. Returns the bytes."""
     bits, whole = home.seg.page_sizes()
@@ -365,9 +391,11 @@ def _settle(home: Client, timeout: float) -> int:
     return given
 
 
-def _balance(sizes: Sequence[Client], timeout: float) -> int:
+def _balance(sizes: Sequence[Client], timeout: float, most: int | None = None) -> int:
+    """Moves a step of memory, of ``most`` bytes or one page at most, to where it saves most misses; returns the bytes."""
     whole, largest = whole_bytes(sizes[0]), max(client.page_size for client in sizes)
-    step = -(-max(whole // STEP_SHARE, 1) // largest) * largest
+    step = whole // STEP_SHARE if most is None else min(whole // STEP_SHARE, most)
+    step = -(-max(step, 1) // largest) * largest
     earnings = [_earning(client, step, whole) for client in sizes]
     full = [one for one in earnings if one.unused < step]
     best = max(full or earnings, key=lambda one: one.gain)

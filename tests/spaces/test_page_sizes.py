@@ -183,6 +183,53 @@ def test_a_steward_moves_memory_to_the_size_that_misses(pool):
     assert memory_of(pool) <= WHOLE
 
 
+def read_one(large, n):
+    assert large[n][0] == n % 251
+
+
+def read_some(large, n):
+    assert list(large.read_many([n, (n + 1) % 190])[:, 0]) == [n % 251, (n + 1) % 190 % 251]
+
+
+@pytest.mark.parametrize("read", [read_one, read_some], ids=["one", "many"])
+def test_misses_take_the_memory_that_another_size_does_not_need(pool, read):
+    """Without a steward a new size had an eighth of the budget for ever, beside pages that nobody used any more."""
+    use(pool.open_derived("a", 4000, load), range(4000))
+    large = pool.open_derived("b", 190, load, page_size=BIG)
+    assert parts(pool)[BIG] <= WHOLE // 4
+    rng = np.random.default_rng(1)
+
+    def grown():
+        for n in rng.integers(0, 190, 200):
+            read(large, int(n))
+        assert memory_of(pool) <= WHOLE
+        return parts(pool)[BIG] > WHOLE * 0.7
+
+    wait_until(grown, "the part of the large pages grows")
+    before = pool.stats().misses
+    for n in rng.integers(0, 190, 400):
+        read(large, int(n))
+    assert pool.stats().misses - before < 200
+
+
+def test_misses_move_no_memory_beside_a_steward_or_a_process_that_has_the_lock(pool, monkeypatch):
+    """A miss waited for the lock of the page sizes, which a stopped process had."""
+    moves = []
+    monkeypatch.setattr(page_sizes, "_balance", lambda *how: moves.append(how) or 0)
+    use(pool.open_derived("a", 4000, load), range(4000))
+    large = pool.open_derived("b", 190, load, page_size=BIG)
+    with pool.client.lock_sizes(WAIT):
+        assert not page_sizes.follow_misses(large.pool.client)
+        use(large, range(190))
+    assert moves == []
+    pool.start_steward(bp.Settings(interval=60.0))
+    assert page_sizes.follow_misses(large.pool.client)
+    assert all(page_sizes.MISS_STEP_BYTES not in how for how in moves)  # the steward moves some in its first round
+    pool.stop_steward()
+    assert page_sizes.follow_misses(large.pool.client)
+    assert page_sizes.MISS_STEP_BYTES in moves[-1]
+
+
 def test_the_steward_writes_and_reaps_in_every_size(pool, tmp_path, child):
     space = pool.open_file(write_file(tmp_path / "a", 8, BIG), "r+", page_size=BIG)
     with space.write(1) as page:

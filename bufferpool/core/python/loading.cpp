@@ -180,6 +180,31 @@ Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     return opened(seg) ? Status::OK : Status::RAISED;  // a store's code may have forked, and the child found no slot
 }
 
+// ---- memory of other page sizes ---------------------------------------------------
+
+constexpr u64 ASK_AFTER_BYTES = 1 << 20, ASK_EVERY_NS = 250'000'000;
+
+static bool has_other_sizes(Segment& s) {
+    static constexpr u8 none[sizeof(Header::home)]{};
+    return s.header->other_sizes.load_relaxed() || memcmp(s.header->home, none, sizeof none) != 0;
+}
+
+// After misses of this process that have evicted pages: memory moves to this page size if it saves more misses here
+// (upkeep/page_sizes.py). A pool that has one page size pays for one comparison a miss.
+bool ask_for_memory(SegmentObject* seg) {
+    Segment& s = *seg->s;
+    if (!has_other_sizes(s)) return true;
+    u64 evictions = s.counters().evictions_recycled.load_relaxed(), now = prim::coarse_ns();
+    u64 evicted = (evictions - seg->evictions_then.load_relaxed()) << s.g.page_shift;
+    if (evicted < ASK_AFTER_BYTES || now - seg->moved_ns.load_relaxed() < ASK_EVERY_NS) return true;
+    seg->evictions_then.store_relaxed(evictions);
+    seg->moved_ns.store_relaxed(now);
+    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "siiiid", "memory", 0, 0, 0, 0, 0.0);
+    if (!r) return false;
+    Py_DECREF(r);
+    return opened(seg) != nullptr;
+}
+
 // ---- loading -------------------------------------------------------------------
 
 // Loads a page from a file, or as zeros. The GIL is released throughout, so a frame is freed only after the load was
@@ -338,7 +363,7 @@ void report_failure(SpaceObject* sp, u64 page_no, int error) {
 
 Status SpaceHooks::load(const Place& at, FrameRequest& want, u32& frame) {
     Segment& s = *sp->seg->s;
-    if (!may_work(sp->seg)) return Status::RAISED;
+    if (!may_work(sp->seg) || !ask_for_memory(sp->seg)) return Status::RAISED;
     if (sp->fd >= 0 || sp->zero_fill) {
         NativeLoad load{s, sp, page_no};
         Status status = unlocked([&] { return load_page(s, at, want, load, frame); });

@@ -107,6 +107,9 @@ void report_failure(SpaceObject* sp, u64 page_no, int error);
 // 0 if OK, else -1 with the exception for the status.
 int answer(Status status, SpaceObject* sp, u64 page_no);
 
+// Called before pages are loaded. False: a signal's handler has raised.
+bool ask_for_memory(SegmentObject* seg);
+
 // Pins a page, loading it if need be. 0, or -1 with an exception.
 int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame);
 // Takes back the exception if it is PoolExhausted.
