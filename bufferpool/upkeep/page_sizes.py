@@ -110,7 +110,8 @@ def _take(giver: Client, frames: int, timeout: float) -> int:
     if refused:
         giver.post_refused(refused)
     given = int(done) * giver.page_size
-    giver.post(NewEvent(EventKind.SHRANK, EventReason.ASKED, bytes=given, before=before, after=part))
+    if given or part != before:
+        giver.post(NewEvent(EventKind.SHRANK, EventReason.ASKED, bytes=given, before=before, after=part))
     return given
 
 
@@ -396,6 +397,9 @@ def _balance(sizes: Sequence[Client], timeout: float, most: int | None = None) -
     whole, largest = whole_bytes(sizes[0]), max(client.page_size for client in sizes)
     step = whole // STEP_SHARE if most is None else min(whole // STEP_SHARE, most)
     step = -(-max(step, 1) // largest) * largest
+    for client in sizes:  # a process that made a part smaller has died, or pages could not leave then
+        if held_frames(client) > client.budget_frames:
+            _take(client, 0, timeout)
     earnings = [_earning(client, step, whole) for client in sizes]
     full = [one for one in earnings if one.unused < step]
     best = max(full or earnings, key=lambda one: one.gain)

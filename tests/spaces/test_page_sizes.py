@@ -640,6 +640,17 @@ def test_a_death_in_a_move_leaves_the_sum_below_the_budget(pool, child, where, w
     assert pool.check() == []
 
 
+def test_what_a_dead_process_has_left_above_a_part_is_given_out(pool):
+    """It had made the part of a size smaller, and died before the pages left: they had memory that no part had, and no move changed that."""
+    small, _ = both_full(pool)
+    before = parts(pool)[PAGE]
+    pool.client.seg.set_budget(before // PAGE - 512)
+    pool.balance()
+    assert WHOLE - BIG <= sum(parts(pool).values()) <= WHOLE
+    use(small, range(4000))
+    assert memory_of(pool) <= WHOLE
+
+
 @pytest.mark.parametrize("where", ["_take", "_unlink", "_settle", "_grant"])
 def test_a_death_while_a_size_is_removed(pool, child, where):
     both_full(pool)
