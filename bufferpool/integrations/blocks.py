@@ -140,6 +140,10 @@ class Blocks:
             out.append(self._cut(wanted, pages))
         return out
 
+    def has(self, block: Block) -> bool:
+        """Whether a block is in the pool."""
+        return self._reopening(lambda: self._resident(block)) is not None
+
     def try_view(self, wanted: Range) -> np.ndarray | None:
         """A range without a copy, as a read-only array that pins its page; None if it is not in one block, or the block is absent.
 

@@ -10,6 +10,7 @@ Importing this module also registers a cache type, for files of any file system:
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import time
@@ -34,6 +35,7 @@ from bufferpool._core import CLIENTS_LIMIT
 from bufferpool._locks import Lock
 from bufferpool.errors import PoolMismatch, RemoteChanged
 from bufferpool.integrations.blocks import Block, Blocks, Range
+from bufferpool.integrations.links import Window
 from bufferpool.integrations.origins import Fetches, RemoteFile
 from bufferpool.pool import Pool
 from bufferpool.units import seconds_of
@@ -53,7 +55,16 @@ AHEAD_BYTES = 8 << 20
 FIRST_AHEAD_BYTES = 1 << 20
 LARGE_READ_BYTES = 32 << 10
 """A read of so many bytes is expected to be followed by the next bytes of the file, so more are fetched with it."""
+HEADER_PART = 16
+"""The first read of an open file, if it is a small one, fetches this part of what arrives in half a latency."""
+BUDGET_PART = 16
+"""The neighbourhood of a read takes at most this part of the budget."""
 HTML = "text/html"
+ABSENT = (404, 410)
+"""The answers of an HTTP server that has no such file."""
+SAME_MOMENT_S = 0.05
+"""isdir() within so many seconds after isfile() has not found a path on an HTTP server does not ask again: rasterio asks both of a
+dozen files that may lie beside an image."""
 ANSWERS = 4096
 """The most answers about files that are kept for ``max_age`` seconds."""
 CHANGES = 4
@@ -184,6 +195,7 @@ class Reader:
         self._most = most_ahead // blocks.block_size
         self._in_order = 0  # blocks that were read one after the other
         self._next = -1  # the block after the last one that was read
+        self._continues = False  # whether the last read began where the one before it had ended
         self._run_bytes = 0  # bytes that were read in order
         self._last_run = 0  # blocks that were read in order before the last skip, if they were many bytes; else 0
         self._strides = Strides()
@@ -195,12 +207,12 @@ class Reader:
             return b""
         ahead = self._read_ahead(wanted)
         there = self.blocks.try_read([wanted])
-        if there is None:
-            (found,) = self.blocks.read([wanted], self._fetch, ahead)
-            if isinstance(found, Exception):
-                raise found
-            return found
-        return there[0]
+        if there is not None:
+            return there[0]
+        (found,) = self.blocks.read([wanted], self._fetch, ahead)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def view(self, start: int, end: int) -> Any:
         """The bytes as an array over shared memory, if they lie in one block that is in the pool; else None."""
@@ -214,12 +226,13 @@ class Reader:
         """The blocks that are fetched together with those of a read: twice as many as were read in order so far.
 
         After a skip, not more are fetched than were read in order before the skip. A reader of one column of a Parquet file, for
-        example, skips the other columns again and again.
+        example, skips the other columns again and again. If the link is fast, the neighbourhood is fetched, too.
         """
         size = self.blocks.block_size
         first, last = wanted.start // size, (wanted.end - 1) // size
         rows: list[tuple[int, int]] = []
-        if first in (self._next - 1, self._next):
+        begins, self._continues = self._next < 0, first in (self._next - 1, self._next)
+        if self._continues:
             self._strides.goes_on(wanted.start, wanted.end)
             self._in_order += max(0, last + 1 - self._next)
             ahead = min(self._most, max(FIRST_AHEAD_BYTES // size, 2 * self._in_order))
@@ -234,11 +247,45 @@ class Reader:
         if self._in_order <= self._last_run:
             ahead = min(ahead, self._last_run - self._in_order)
         self._next = last + 1
-        count = -(-self.file.size // size)
+        large = self._run_bytes >= LARGE_READ_BYTES
+        if large:  # reading in order has the next blocks fetched anyway
+            self.file.link.read(self.file.key, first, FIRST_AHEAD_BYTES // size if self._continues else 0)
+        part = 1 if large and not rows else HEADER_PART if begins else 0
+        return self._ahead(first, last, ahead, rows, part)
+
+    def _ahead(self, first: int, last: int, ahead: int, rows: list[tuple[int, int]], part: int) -> Iterator[Block]:
+        """The blocks that are fetched together with those from ``first`` to ``last``. They are chosen when a block of the read is absent."""
+        size = self.blocks.block_size
         numbers = chain(
-            range(last + 1, last + 1 + ahead), *(range(at // size, (end - 1) // size + 1) for at, end in rows)
+            range(last + 1, last + 1 + ahead),
+            self._neighbourhood(first, last, ahead, part),
+            *(range(at // size, (end - 1) // size + 1) for at, end in rows),
         )
-        return (self.blocks.block(self.file.key, number) for number in numbers if number < count)
+        count = -(-self.file.size // size)
+        for number in dict.fromkeys(numbers):
+            if number < count:
+                yield self.blocks.block(self.file.key, number)
+
+    def _neighbourhood(self, first: int, last: int, ahead: int, part: int) -> Iterable[int]:
+        """The blocks around a read that arrive in half a latency, or the ``part``-th part of them. None if that is less than what is
+        read ahead anyway, and none if such blocks were rarely read.
+
+        Its first block is a multiple of a power of two, so that those that several processes fetch rarely overlap in part.
+        """
+        link, size = self.file.link, self.blocks.block_size
+        window = min(self._most, link.window_bytes // size, self.blocks.pool.budget_frames // BUDGET_PART)
+        count, least = -(-self.file.size // size), max(ahead, FIRST_AHEAD_BYTES // size)
+        if not part or window <= least:
+            return ()
+        if part > 1:
+            return range(last + 1, last + 1 + window // part)
+        around = range(last + 1, min(last + 1 + window, count))
+        if not self._continues:
+            step = 1 << ((2 * window // 5).bit_length() - 1)
+            begin = first // step * step
+            around = range(begin, min(begin + 3 * step, count))
+        ends = len(around) <= least  # the file ends here
+        return () if ends or not link.is_worth(Window(self.file.key, first, last, around)) else around
 
 
 class BlockCache(BaseCache):  # type: ignore[misc]
@@ -387,6 +434,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         self.fs = fs
         self.pool_options = PoolOptions(**known)
         self.max_age = seconds_of(max_age, "max_age") or 0.0
+        self._absent = "", -math.inf  # the path that the last isfile() has not found, and when
         self._answers: dict[str, tuple[float, dict[str, Any]]] = {}
         self.__dict__["_strip_protocol"] = self._as_target_path  # per instance, because each has another target
 
@@ -561,12 +609,39 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         """The target's answer about a file, which is at most ``max_age`` seconds old."""
         path = self._as_target_path(path)
         known = self._known(path, kwargs)
-        return self._keep(path, self.fs.info(path, **kwargs), kwargs) if known is None else known
+        if known is not None:
+            return known
+        if _is_http(self.fs):
+            return dict(sync(self.loop, self._info, path, **kwargs))
+        return self._keep(path, self.fs.info(path, **kwargs), kwargs)
 
     async def _info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         path = self._as_target_path(path)
         known = self._known(path, kwargs)
-        return self._keep(path, await self._from_target("info", path, **kwargs), kwargs) if known is None else known
+        if known is not None:
+            return known
+        info = None if kwargs else await self._info_by_head(path)
+        return self._keep(path, await self._from_target("info", path, **kwargs) if info is None else info, kwargs)
+
+    async def _info_by_head(self, path: str) -> dict[str, Any] | None:
+        """What HTTPFileSystem says of a file, without its second request for one that is absent. None: it must be asked itself."""
+        if not _is_http(self.fs):
+            return None
+        from aiohttp import ClientError, ClientResponseError
+        from fsspec.implementations.http import HTTPFileSystem, _file_info
+
+        if type(self.fs)._info is not HTTPFileSystem._info:
+            return None
+        session = await self.fs.set_session()
+        try:
+            said = await _file_info(self.fs.encode_url(path), session, size_policy="head", **self.fs.kwargs)
+        except ClientResponseError as error:
+            if error.status in ABSENT:
+                raise FileNotFoundError(errno.ENOENT, "the server has no such file", path) from error
+            return None
+        except (ClientError, TimeoutError):
+            return None
+        return None if said.get("size") is None else {"name": path, **said, "type": "file"}
 
     def _known(self, path: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         when, info = self._answers.get(path, (-math.inf, None))
@@ -613,9 +688,14 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
 
     async def _isfile(self, path: str) -> bool:
         found, _ = await self._head(path)
+        if found is False:
+            self._absent = _bare(path), time.monotonic()
         return bool(await self._from_target("isfile", _bare(path))) if found is None else found
 
     async def _isdir(self, path: str) -> bool:
+        absent, when = self._absent
+        if absent == _bare(path) and time.monotonic() - when < SAME_MOMENT_S:
+            return False
         found, kind = await self._head(path)
         if found is False or (found and kind not in ("", HTML)):
             return False
@@ -637,7 +717,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         try:
             async with session.head(self.fs.encode_url(_bare(path)), allow_redirects=True, **self.fs.kwargs) as answer:
                 kind = answer.headers.get("Content-Type", "").partition(";")[0]
-                return True if answer.status < 400 else False if answer.status in (404, 410) else None, kind
+                return True if answer.status < 400 else False if answer.status in ABSENT else None, kind
         except ClientError:  # the target interprets this answer
             return None, ""
 

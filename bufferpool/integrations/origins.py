@@ -12,6 +12,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,9 @@ from fsspec.asyn import sync
 
 from bufferpool.errors import RemoteChanged, caused
 from bufferpool.integrations.blocks import Block, Fetched
+from bufferpool.integrations.links import Link, link_of
 
+clock = time.perf_counter
 REQUEST_BYTES = 8 << 20
 """The most bytes of one request. A longer run of blocks is fetched by several requests at the same time."""
 EXACT = ("version_id", "VersionId", "versionId", "generation", "ETag", "etag", "e_tag", "eTag")
@@ -89,13 +92,16 @@ class RemoteFile:
     size: int
     version: str
     key: bytes = field(repr=False)
+    link: Link = field(repr=False)
 
     @classmethod
     def of(cls, fs: Any, path: str, info: dict[str, Any]) -> RemoteFile:
         """The version that ``info`` describes, which must have a size."""
         version = version_of(info)
-        named = b"\0".join((_origin_of(fs), path.encode(errors="surrogateescape"), version.encode()))
-        return cls(fs, path, info, int(info["size"]), version, hashlib.blake2b(named, digest_size=16).digest())
+        origin = _origin_of(fs)
+        named = b"\0".join((origin, path.encode(errors="surrogateescape"), version.encode()))
+        key = hashlib.blake2b(named, digest_size=16).digest()
+        return cls(fs, path, info, int(info["size"]), version, key, link_of(path, origin))
 
     def changed(self, now: str) -> RemoteChanged:
         """The error that says that the origin has another version now."""
@@ -157,8 +163,10 @@ class Fetches:
 
 def _fetch_plainly(one: Wanted) -> Fetched:
     file = one.file
+    begin = clock()
     try:
         got = file.fs.cat_file(file.path, start=one.start, end=one.end)
+        file.link.note(len(got), clock() - begin)
         _forget_listing(file)
         now = version_of(file.fs.info(file.path))
     except Exception as error:  # noqa: BLE001 - raised by the reader of this file; the others go on
@@ -189,8 +197,10 @@ async def _fetch_all(wanted: list[Wanted]) -> list[Fetched]:
     unproven: dict[bytes, RemoteFile] = {}
 
     async def fetch(one: Wanted) -> Any:
+        begin = clock()
         try:
             got, proven = await _method_of(one.file.fs)(one)
+            one.file.link.note(len(got), clock() - begin)
         except Exception as error:  # noqa: BLE001 - raised by the reader of this file; the others go on
             return error
         if not proven:

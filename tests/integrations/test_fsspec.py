@@ -237,6 +237,61 @@ def test_questions_about_files_do_not_fetch_them(origin: Any, options: Options) 
     assert origin.count("GET") == 0
 
 
+def test_an_absent_file_is_asked_for_once(origin: Any, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rasterio looks for a dozen files beside an image, by isfile(), isdir() and open(): each absent one cost two or three requests."""
+    asked: list[str] = []
+    answer = origin.answer
+
+    def noted(handler: Any, body: bool) -> None:
+        asked.append(handler.command)
+        answer(handler, body)
+
+    monkeypatch.setattr(origin, "answer", noted)
+    monkeypatch.setattr("bufferpool.integrations.fsspec.SAME_MOMENT_S", WAIT)
+    fs, none = filesystem(options()), f"{origin.url}/none"
+    for call in (fs.open, fs.info, fs.cat_file):
+        with pytest.raises(FileNotFoundError):
+            call(none)
+    assert asked == ["HEAD"] * 3
+    asked.clear()
+    assert (fs.isfile(none), fs.isdir(none)) == (False, False)
+    assert asked == ["HEAD"]
+    asked.clear()
+    url = origin.put("a.bin", b"abc")
+    assert (fs.isfile(none), fs.isfile(url), fs.isdir(url), fs.isdir(f"{origin.url}/other")) == (
+        False,
+        True,
+        False,
+        False,
+    )
+    assert asked == ["HEAD"] * 4
+    monkeypatch.setattr("bufferpool.integrations.fsspec.SAME_MOMENT_S", 0.0)
+    asked.clear()
+    assert (fs.isfile(none), fs.isdir(none)) == (False, False)
+    assert asked == ["HEAD"] * 2, "a later question is asked"
+
+
+def test_a_server_that_refuses_head_is_asked_by_get(
+    origin: Any, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server of a signed URL refuses HEAD (403), and others have no HEAD (405, 501): HTTPFileSystem asks by GET then, and so do we."""
+    data, answer = content(3 * BLOCK), origin.answer
+    url = origin.put("a.bin", data)
+    for status in (403, 405, 501):
+
+        def refused(handler: Any, body: bool, status: int = status) -> None:
+            if body:
+                answer(handler, body)
+            else:
+                handler.send_error(status)
+
+        monkeypatch.setattr(origin, "answer", refused)
+        fs = filesystem(options())
+        assert fs.info(url)["size"] == len(data)
+        with fs.open(url) as file:
+            assert file.read() == data
+
+
 def test_answers_count_for_max_age(origin: Any, options: Options) -> None:
     """A question at every open takes a round trip: max_age= saves it, and what is read is still of one version."""
     old, new = content(3 * BLOCK), content(3 * BLOCK, 1)
