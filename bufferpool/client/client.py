@@ -46,6 +46,7 @@ _nobody: "weakref.WeakSet[Client]" = weakref.WeakSet()  # the sharers of a clien
 _holding: "weakref.WeakSet[io.FileIO]" = weakref.WeakSet()  # open files with the lock of the page sizes, or waiting
 LOOK_S = 0.002  # between two attempts to get that lock
 _sharing = Lock()  # held while a client joins the attachment of another, or leaves it
+_of_copies = Lock()  # the lock of all unpickled clients, because a lock of its own would make each copy dearer
 
 
 def _release_in_child() -> None:
@@ -139,7 +140,7 @@ class Client(Inspectable):
         self._geometry: dict[str, Any]
         self._own_jobs: Jobs | None = None
         self._warned_nameless = False
-        self._lock = Lock()
+        self._lock = Lock() if uuid is None else _of_copies
         self._unpickled = uuid is not None
         self._others: dict[int, Client] = {}  # by page size
         self._home: Client | None = None
@@ -289,14 +290,11 @@ class Client(Inspectable):
         Otherwise every unpickled copy would take a client slot and a mapping, and executors unpickle one for each
         task.
         """
-        latest = _latest.get((self.path, self.known_uuid))
-        for other in [latest] if latest is not None and latest._segment is not None else list(_attached):
-            if (
-                other._segment is None
-                or other._segment.is_closed()
-                or other.known_uuid != self.known_uuid
-                or other.path != self.path
-            ):
+        path, uuid = self._path, self.known_uuid
+        latest = _latest.get((path, uuid))
+        for other in (latest,) if latest is not None and latest._segment is not None else list(_attached):
+            segment = other._segment
+            if segment is None or other.known_uuid != uuid or other._path != path or segment.is_closed():
                 continue
             self._geometry, self._data, self._sharers = other._geometry, other._data, other._sharers
             self.stores, self.claims, self.new_claims = other.stores, other.claims, other.new_claims
@@ -304,9 +302,9 @@ class Client(Inspectable):
             self._sharers.add(self)
             _attached.add(self)
             if other is not latest:
-                _latest[self.path, self.known_uuid] = other
-            self._segment = other._segment
-            return self._segment
+                _latest[path, uuid] = other
+            self._segment = segment
+            return segment
         return None
 
     def _leave(self) -> bool:

@@ -178,14 +178,14 @@ def bound_before(client: Client, wanted: Wanted, dtype: "np.dtype[Any]") -> Boun
     """
     if wanted.generation is None:
         return None
-    _ = client.seg  # attaches; a copy then shares what its process has bound
+    segment = client.seg  # attaches; a copy then shares what its process has bound
     key = _key_of(client, wanted, dtype, (wanted.slot, wanted.generation))
     found: Bound | None = None if key is None else client.bound.get(key)
-    if found is None or not client.seg.is_current(*found.slot):
+    if found is None or not segment.is_current(*found.slot):
         return None
     if found.store is None:
         return found
-    record = client.seg.space(found.record["index"])
+    record = segment.space(found.record["index"])
     if record is None or record["generation"] != wanted.generation or not found.store.is_at_path():
         return None
     before, now = recorded(record), found.store.state()

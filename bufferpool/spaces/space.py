@@ -160,7 +160,7 @@ class Space(_core.Space):
         self._coroutines = coroutines.Loops() if is_coroutine else None
         self._native = False  # whether the core reads the pages from a file, without Python
         self._loops: awaiting.Loops[awaiting.Awaited] = awaiting.Loops()  # a parametrized class is slower to call
-        self._pickle: tuple[tuple[int, int | None], bytes] | None = None
+        self._pickle: tuple[int, int | None, Callable[..., Any], bytes] | None = None
         self._closed = False
 
     @property
@@ -220,23 +220,23 @@ class Space(_core.Space):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._closed:
             self._raise_closed()
+        known, wanted = self._pickle, self._wanted
+        if known is not None and known[0] == wanted.slot and known[1] == wanted.generation:
+            return known[2], (self.pool, known[3])
         if self.private:
             raise SpacePrivate(
                 f'{self!r} is private to this process (lifetime="process") and cannot be pickled: '
                 'make one in the other process, or share one (lifetime="pool")'
             )
-        wanted = self._wanted  # without a file's store: the copy opens the file for itself
+        # Without a file's store: the copy opens the file for itself.
         wanted = replace(wanted, store=None) if isinstance(wanted.store, FileStore) else wanted
-        if self._loader is None and wanted.store is None and wanted.options.get("repair") is None:
-            make = self.pool.__reduce__()[0]
-            return copy_of if isinstance(make, type) else make, (self.pool, self._packed(wanted))
-        return Space, (self.pool, wanted, self.dtype, self._loader, self._many_loader)
-
-    def _packed(self, wanted: Wanted) -> bytes:
-        """The pickle of all that a copy is made of, which has no code of the user. It is made once for each state."""
-        if self._pickle is None or self._pickle[0] != (wanted.slot, wanted.generation):
-            self._pickle = (wanted.slot, wanted.generation), pickle.dumps((wanted, self.dtype), 5)
-        return self._pickle[1]
+        if self._loader is not None or wanted.store is not None or wanted.options.get("repair") is not None:
+            return Space, (self.pool, wanted, self.dtype, self._loader, self._many_loader)
+        make: Any = self.pool.__reduce__()[0]
+        make = copy_of if isinstance(make, type) else make
+        packed = pickle.dumps((wanted, self.dtype), 5)
+        self._pickle = wanted.slot, wanted.generation, make, packed  # of this state; it has no code of the user
+        return make, (self.pool, packed)
 
     @property
     def private(self) -> bool:

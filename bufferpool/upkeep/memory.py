@@ -68,7 +68,7 @@ class MakesRoom:
     """What the core calls when no frame is free, or after misses in a pool of several page sizes (:class:`Client`), with what each thread wants."""
 
     def __init__(self) -> None:
-        self._room = Room()
+        self._room: Room | None = None  # made when it is first needed: every unpickled copy of a pool has one of these
         self._next_move = 0.0  # when misses may ask for memory of other page sizes again
 
     def __call__(self, client: Client, *figures: Any) -> None:
@@ -78,6 +78,8 @@ class MakesRoom:
                 self._next_move = time.monotonic() + REST_S
             return
         try:
+            if self._room is None:
+                self._room = Room()
             make_room(client, self._room, found)
         except PoolExhausted:
             client.seg.count("exhausted")
