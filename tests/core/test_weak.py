@@ -68,7 +68,7 @@ def weaker(text: str, name: str, order: str) -> str:
 def relacy(tmp_path_factory: pytest.TempPathFactory) -> None:
     source = tmp_path_factory.mktemp("relacy") / "there.cpp"
     source.write_text("#include <relacy/relacy.hpp>\n")
-    if subprocess.run([COMPILER, *FLAGS, "-fsyntax-only", str(source)], capture_output=True, check=False).returncode:
+    if subprocess.run([*COMPILER, *FLAGS, "-fsyntax-only", str(source)], capture_output=True, check=False).returncode:
         pytest.skip("relacy is not installed (Debian: relacy-dev)")
 
 
@@ -92,7 +92,7 @@ def program(relacy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = (CORE / "layout" / "words.h").read_text()
     (place / "words.h").write_text(words.replace('#include "os/atomic.h"', '#include "weak_atomic.h"'))
     program = place / "weak"
-    command = [COMPILER, *FLAGS, f"-I{place}", f"-I{NATIVE}", str(NATIVE / "weak.cpp"), "-o", str(program)]
+    command = [*COMPILER, *FLAGS, f"-I{place}", f"-I{NATIVE}", str(NATIVE / "weak.cpp"), "-o", str(program)]
     subprocess.run(command, check=True)
     return program
 
