@@ -136,7 +136,7 @@ class WTinyLfu:
 
     def __init__(self, budget: int) -> None:
         self.main_budget, self.window_budget = budget - budget // 100, budget // 100
-        self.budget, self.halve_after = budget, 0
+        self.budget = budget
         self.bytes = Counter[str]()
         self.queues: dict[str, OrderedDict[int, int]] = {q: OrderedDict() for q in ("window", "probation", "protected")}
         self.frequency = Counter[int]()

@@ -229,7 +229,7 @@ class Guest:
         """The variables with which the guest's Python finds the package and the wheels."""
         from lab.images import wheels_folder
 
-        return f"PYTHONPATH=/lab:/lab/examples:{wheels_folder(self.kernel)}"
+        return f"PYTHONPATH=/lab:/lab/examples:{wheels_folder()}"
 
     def monitor(self, command: str, **arguments: Any) -> Any:
         """Sends a command of QMP to qemu; returns its answer."""

@@ -160,13 +160,13 @@ def base_folder(kernel: Kernel) -> Path:
 def root_folder(kernel: Kernel) -> Path:
     """The root file system as a folder, with the wheels that the tests need."""
     folder = base_folder(kernel)
-    wheels = folder / wheels_folder(kernel).lstrip("/")
+    wheels = folder / wheels_folder().lstrip("/")
     if not wheels.exists():
         making, machine = wheels.with_suffix(".new"), kernel.triplet.partition("-")[0]
         tags = ["--only-binary=:all:", "--implementation=cp", f"--python-version={kernel.python}"]
         tags += [f"--platform=manylinux{glibc}_{machine}" for glibc in ("_2_28", "_2_27", "_2_17", "2014")]
         run(sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", f"--target={making}", *tags, *WHEELS)
-        compile_python(kernel, making, wheels_folder(kernel))
+        compile_python(kernel, making, wheels_folder())
         making.rename(wheels)
     return folder
 
@@ -179,7 +179,7 @@ def unpack(folder: Path) -> None:
     (folder / "etc/group").write_text("root:x:0:\nnogroup:x:65534:\n")
 
 
-def wheels_folder(kernel: Kernel) -> str:
+def wheels_folder() -> str:
     """The folder of the guest with the wheels that the tests need."""
     return f"/wheels/{digest([''.join(WHEELS).encode(), b'compiled'])}"
 
@@ -195,7 +195,7 @@ def compile_python(kernel: Kernel, folder: Path, place: str) -> None:
 def root_image(kernel: Kernel) -> Path:
     """The root file system as an image of ext4."""
     folder = root_folder(kernel)
-    image = CACHE / f"{folder.name}-{digest([wheels_folder(kernel).encode()])}.ext4"
+    image = CACHE / f"{folder.name}-{digest([wheels_folder().encode()])}.ext4"
     if not image.exists():
         make_ext4(image, folder, "3G")
     return image
@@ -365,7 +365,7 @@ def compile_inside(kernel: Kernel, place: Path) -> None:
     """Compiles the core of a tree in place with the compiler and the Python of the root file system."""
     run("chroot", root_folder(kernel), "bash", "-c", f"""
         cd /lab/{place.name} && export CC='ccache gcc' CXX='ccache g++' CCACHE_DIR=/lab/.ccache CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 &&
-        export PYTHONPATH={wheels_folder(kernel)} PYTHONWARNINGS=ignore &&
+        export PYTHONPATH={wheels_folder()} PYTHONWARNINGS=ignore &&
         python3 setup.py -q build_ext --inplace && rm -rf build *.egg-info && ccache g++ {' '.join(RACES)}""")  # fmt: skip
 
 
@@ -373,7 +373,7 @@ def cross_compile(kernel: Kernel, place: Path, library: Path) -> None:
     """Compiles the core of a tree for another architecture."""
     root = root_folder(kernel)
     includes = [root / f"usr/include/python{kernel.python}", root / "usr/include", place / "bufferpool/core",
-                root / wheels_folder(kernel).lstrip("/") / "numpy/_core/include"]  # fmt: skip
+                root / wheels_folder().lstrip("/") / "numpy/_core/include"]  # fmt: skip
     flags = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-w", "-s"]
     run(f"{kernel.triplet}-g++", *flags, *(f"-I{folder}" for folder in includes),
         *sorted((place / "bufferpool/core").rglob("*.cpp")), "-o", library)  # fmt: skip

@@ -33,7 +33,7 @@ class UserMode:
         linux = [
             f"/disk/{images.kernel.relative_to(CACHE)}", f"mem={MEMORY}", f"ubda={inside}/cow,/disk/{images.root.name}",
             f"ubdbr=/disk/{images.project.name}", "root=/dev/ubda", "rw", f"hostfs={inside}", f"uml_dir={inside}/", "umid=uml",
-            "con=null", "con0=null,fd:1", f"PYTHONPATH=/lab:{wheels_folder(kernel)}", "panic=-1", "init=/bin/sh", "--", "-c", '"mount /dev/ubdb /lab && exec sh /lab/lab/uml.sh"',
+            "con=null", "con0=null,fd:1", f"PYTHONPATH=/lab:{wheels_folder()}", "panic=-1", "init=/bin/sh", "--", "-c", '"mount /dev/ubdb /lab && exec sh /lab/lab/uml.sh"',
         ]  # fmt: skip
         script = f"""mount --bind {CACHE} {root}/disk && mount -t proc proc {root}/proc && mount --rbind /dev {root}/dev &&
             exec chroot {root} env TMPDIR=/dev/shm HOME={inside} "$@" """

@@ -66,8 +66,8 @@ class Shape(NamedTuple):
     """Cells of a box on one line."""
 
 
-def shape_of(boxes: int, box: int, last: int, width: int) -> Shape:
-    """The shape of a map of ``boxes`` with ``box`` cells each; ``last`` is the number of the last extent."""
+def shape_of(box: int, last: int, width: int) -> Shape:
+    """The shape of a map whose boxes have ``box`` cells each; ``last`` is the number of the last extent."""
     label = len(str(last)) + 2
     return Shape(label, max(1, (width - label + 1) // (box + 1)), min(box, max(8, width - label)))
 
@@ -82,7 +82,7 @@ def fold(cells: npt.NDArray[np.uint8], per: int, width: int, rows: int) -> tuple
     each, box = 1, per
     while each < len(cells):
         boxes = -(-len(cells) // (each * box))
-        shape = shape_of(boxes, box, extents - 1, width)
+        shape = shape_of(box, extents - 1, width)
         if -(-boxes // shape.across) * -(-box // shape.piece) <= rows:
             break
         each *= 2
@@ -100,7 +100,7 @@ def lines(
     A line begins with the number of its first extent; a box stands for ``step`` extents.
     """
     boxes = cells.reshape(-1, box)
-    shape = shape_of(len(boxes), box, (len(boxes) - 1) * step, width)
+    shape = shape_of(box, (len(boxes) - 1) * step, width)
     for first in range(0, len(boxes), shape.across):
         row = boxes[first : first + shape.across]
         for at in range(0, box, shape.piece):

@@ -195,11 +195,11 @@ def work(run: Run) -> None:
     )
     if host.plugged:
         unplug_under_a_device(host)
-    finish(run, host, allowed)
+    finish(run, host)
     run.plot(draw, host)
 
 
-def finish(run: Run, host: Host, allowed: int) -> None:
+def finish(run: Run, host: Host) -> None:
     """Ends the CPUs, and checks that all memory was given back."""
     for cpu in host.cpus:
         cpu.put(("end", -1))

@@ -49,7 +49,7 @@ class Round:
     seconds: float
 
 
-def opened(kind: str, url: str, pool: str) -> Any:
+def opened(kind: str, pool: str) -> Any:
     """A file system that has cached nothing in this process."""
     if kind == "readahead":
         return fsspec.filesystem("http", cache_type="readahead")
@@ -61,7 +61,7 @@ def opened(kind: str, url: str, pool: str) -> Any:
 def reader(pipe: Pipe, task: Task, seed: int) -> int:
     """Opens and reads the file again and again; returns the number of wrong words."""
     random = np.random.default_rng(seed)
-    fs, wrong = opened(task.kind, task.url, task.pool), 0
+    fs, wrong = opened(task.kind, task.pool), 0
     pipe.put("ready")
     pipe.get()
     for first in zipf(random, task.n_pages - PAGES, 1.0, task.reads).tolist():
@@ -121,7 +121,7 @@ def check_pool(run: Run, origin: Origin, url: str, name: str) -> None:
         )
         used, budget = pool.stats().resident_bytes, pool.capacity
         run.check(used <= budget, f"the blocks take {mib(used)} of a budget of {mib(budget)}")
-    fs, old = opened("pool", url, name), origin.files["dataset"].content
+    fs, old = opened("pool", name), origin.files["dataset"].content
     with fs.open(url) as file:
         first = file.read(1000)
         origin.put("dataset", old[::-1])

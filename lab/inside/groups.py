@@ -94,7 +94,7 @@ def under(**limit: int) -> None:
         with cgroup("lab-under", **limit) as group:
             child = fork(lambda: browse(60.0), group)
             done = threading.Event()
-            watcher = threading.Thread(target=watch, args=(pool, group, samples, done))
+            watcher = threading.Thread(target=watch, args=(group, samples, done))
             watcher.start()
             code, wrong = result(child)
             done.set()
@@ -107,7 +107,7 @@ def under(**limit: int) -> None:
            most_used=max(used for used, _ in samples), late_high=events["high"] - samples[len(samples) // 2][1])  # fmt: skip
 
 
-def watch(pool: bp.Pool, group: Path, samples: list[tuple[int, int]], done: threading.Event) -> None:
+def watch(group: Path, samples: list[tuple[int, int]], done: threading.Event) -> None:
     """Notes what the group uses, and how often memory.high was passed."""
     while not done.wait(0.2):
         samples.append((int((group / "memory.current").read_text()), count(group, "memory.events", "high")))

@@ -157,7 +157,7 @@ def test_a_copy_of_a_removed_space_says_so(pool):
     assert pickle.loads(pickle.dumps(again))[1].sum() == 0
 
 
-def test_a_copy_of_a_removed_space_does_not_become_one_of_the_next_space_of_its_name(pool, data_file, threads):
+def test_a_copy_of_a_removed_space_does_not_become_one_of_the_next_space_of_its_name(pool, data_file):
     """The generation of a slot was compared, and not the slot. A space that replaces another may take another slot, in which its
     generation is the same number."""
     table = pool.open_file(data_file(4), "r+")

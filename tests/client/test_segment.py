@@ -87,7 +87,7 @@ def test_open_refuses_another_page_size_and_leaves_no_client_behind(pool):
     assert pool.stats().clients == 1
 
 
-def test_a_pool_is_a_context_manager_that_detaches(pool, attach):
+def test_a_pool_is_a_context_manager_that_detaches(pool):
     with bp.Pool.attach(pool.name) as other:
         assert pool.stats().clients == 2
     assert pool.stats().clients == 1

@@ -169,7 +169,7 @@ def test_a_wait_for_a_page_that_somebody_else_loads_can_have_a_timeout(pool, thr
         assert page.shape == (PAGE,)
 
 
-def test_a_miss_that_finds_no_frame_keeps_its_timeout(pool, data_file, threads):
+def test_a_miss_that_finds_no_frame_keeps_its_timeout(pool, data_file):
     """Room is made for as long as the caller waits, and no longer."""
     table = pool.open_file(data_file(100))
     kept = [table[n] for n in range(64)]

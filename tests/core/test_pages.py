@@ -300,7 +300,7 @@ def test_drop_forgets_without_writing_back(pool, table, tmp_path):
     assert pool.flush() == 0
 
 
-def test_dropped_scratch_pages_read_as_zeros(pool, work):
+def test_dropped_scratch_pages_read_as_zeros(work):
     for n in range(16):
         with work.write(n) as page:
             page[:] = 1

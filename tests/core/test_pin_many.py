@@ -44,7 +44,7 @@ def test_pin_many_takes_lists_arrays_and_ranges(table):
         assert np.array_equal(table.read_many(ids), [stamp(1), stamp(2), stamp(3)])
 
 
-def test_pin_many_of_nothing(pool, table):
+def test_pin_many_of_nothing(table):
     for ids in ([], np.array([], int), range(0)):
         with table.pin_many(ids) as pages:
             assert len(pages) == 0

@@ -172,7 +172,7 @@ def test_a_view_counts_when_the_page_was_pinned_with_others(pool, table, view):
     del kept, pages
 
 
-def test_a_released_page_that_is_still_viewed_does_not_change_under_the_view(pool, work):
+def test_a_released_page_that_is_still_viewed_does_not_change_under_the_view(work):
     with work.write(0) as page:
         page[:] = 7
     pin = work.pin(0)

@@ -67,7 +67,7 @@ def test_the_age_of_evicted_pages_is_known(make_pool, data_file):
     assert get(series, "eviction_age_seconds_sum", pool) == pytest.approx(stats.eviction_age_sum_s)
 
 
-def test_who_finds_no_frame_or_no_slot_is_counted(make_pool, attach, data_file):
+def test_who_finds_no_frame_or_no_slot_is_counted(make_pool, data_file):
     pool = make_pool(16 * PAGE, max_clients=1)
     table = pool.open_file(data_file(100), "r+")
     kept = [table[n] for n in range(16)]

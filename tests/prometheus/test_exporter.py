@@ -216,7 +216,7 @@ def test_the_command_prints_once(pool):
     assert 'extent="' not in done.stdout
 
 
-def test_a_name_that_is_no_utf8_is_shown(pools):
+def test_a_name_that_is_no_utf8_is_shown():
     raw = os.fsdecode(b"bp\xff") + str(os.getpid())
     pool = bp.Pool.create(raw, 64 * PAGE, page_size=PAGE, extent_size=EXTENT)
     try:
