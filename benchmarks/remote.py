@@ -2,8 +2,12 @@
 
 The origin is an HTTP server with a latency of 20 ms. Four processes query one Parquet file, which they open for each query, as a
 service does. One process reads an HDF5 file, a netCDF file and a GeoTIFF. The ways to read take turns, and each begins with an empty
-cache in each round.
+cache in each round. The processes have read from the origin before, so they know its link.
 Bars: of the bytes that blockcache fetches at most 0.8 times as many, no block twice, and no more time than the fastest cache of fsspec.
+
+blockcache and filecache ask a server only once about a file, and never see that it has changed. The pool asks at each open, as readahead
+does; "pool, max_age" is the pool that asks once a minute. The first tables are of a server without a limit: to download a whole file costs
+nothing there but processor time. The second ones are of a link of 1 Gbit/s, which all connections share.
 """
 
 import argparse
@@ -33,7 +37,10 @@ from integrations.origin import Origin
 PROCESSES, QUERIES, LATENCY_S, BUDGET = 4, 10, 0.02, "512MiB"
 ROWS, COLUMNS, GROUPS = 400_000, 20, 16
 POOL = f"bufferpool-bench-{os.getpid()}-"
-KINDS = ("pool", "blockcache", "filecache", "readahead", "none")
+POOLS = {"pool": 0.0, "pool, max_age": 60.0}
+"""Ways to read through a pool, with the seconds for which an answer about a file is used."""
+KINDS = (*POOLS, "blockcache", "filecache", "readahead", "none")
+RATES = {"": None, "a link of 1 Gbit/s": 125e6}
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,9 @@ def file_system(task: Task) -> Any:
     """A file system that has cached nothing."""
     import fsspec
 
-    if task.kind == "pool":
+    if task.kind in POOLS:
         options = {"target_protocol": "http", "pool": task.pool, "budget": BUDGET, "steward": False}
+        options["max_age"] = POOLS[task.kind]
         return fsspec.filesystem("bufferpool", skip_instance_cache=True, **options)
     if task.kind.endswith("cache"):
         return fsspec.filesystem(task.kind, target_protocol="http", skip_instance_cache=True)
@@ -201,7 +209,7 @@ class Readers:
     def run(self, n: int, kind: str, reader: str, url: str) -> float:
         """Has ``n`` processes read at the same time; returns the seconds until the last one is done."""
         pool = POOL + secrets.token_hex(4)
-        if kind == "pool":  # it is there before its first reader as a rule, without the blocks
+        if kind in POOLS:  # it is there before its first reader as a rule, without the blocks
             blocks_of(PoolOptions(pool, BUDGET, steward=False)).pool.close()
         seeds = [int(seed) for seed in np.random.default_rng(5).integers(0, 1 << 30, n)]
         begin = time.perf_counter()
@@ -209,7 +217,7 @@ class Readers:
             connection.send(Task(kind, reader, url, pool, seed))
         failed = [connection.recv() for connection in self.connections[:n]]
         taken = time.perf_counter() - begin
-        if kind == "pool":
+        if kind in POOLS:
             with bufferpool.Pool.attach(pool) as made:
                 wrong = made.check()
                 made.unlink()
@@ -243,20 +251,28 @@ def measure(readers: Readers, origin: Origin, reader: str, rounds: int) -> dict[
         )
         for kind, taken in samples.items()
     }
-    best = min((kind for kind in kinds if kind != "pool"), key=lambda kind: found[kind]["seconds"])
-    ratios = [ours[0] / other[0] for ours, other in zip(samples["pool"], samples[best], strict=True)]
-    found["pool"] |= dict(zip(("low", "ratio", "high"), quantiles(ratios, n=4), strict=True))
+    others = [kind for kind in kinds if kind not in POOLS]
+    best = min(others, key=lambda kind: found[kind]["seconds"])
+    for kind in POOLS:
+        if kind in kinds:
+            for name, other in (("best", best), *((other, other) for other in others)):
+                ratios = [ours[0] / theirs[0] for ours, theirs in zip(samples[kind], samples[other], strict=True)]
+                found[kind] |= dict(zip((f"{name} low", name, f"{name} high"), quantiles(ratios, n=4), strict=True))
     return found
 
 
-def show(reader: str, found: dict[str, dict[str, float]]) -> None:
-    print(f"\n{reader}, {PROCESSES if reader == 'parquet' else 1} processes, cold, {LATENCY_S * 1000:.0f} ms latency")
-    print(f"  {'':12} {'seconds':>9} {'MiB':>9} {'requests':>9}")
+def show(reader: str, link: str, found: dict[str, dict[str, float]]) -> None:
+    n = PROCESSES if reader == "parquet" else 1
+    print(f"\n{reader}, {n} processes, cold, {LATENCY_S * 1000:.0f} ms latency{link and ', ' + link}")
+    print(f"  {'':14} {'seconds':>9} {'MiB':>9} {'requests':>9}")
     for kind, each in found.items():
-        print(f"  {kind:12} {each['seconds']:9.2f} {each['bytes'] / (1 << 20):9.1f} {each['requests']:9.0f}")
-    ours, (load, *_) = found["pool"], os.getloadavg()
-    ratio = f"{ours['ratio']:.2f}, quartiles {ours['low']:.2f} to {ours['high']:.2f}"
-    print(f"  time, against the fastest of the others: {ratio} (bar 1.0), at a load of {load:.1f}")
+        print(f"  {kind:14} {each['seconds']:9.2f} {each['bytes'] / (1 << 20):9.1f} {each['requests']:9.0f}")
+    load, *_ = os.getloadavg()
+    for kind, ours in found.items():
+        if kind in POOLS:
+            ratio = f"{ours['best']:.2f}, quartiles {ours['best low']:.2f} to {ours['best high']:.2f}"
+            print(f"  {kind}: time, against the fastest of the others: {ratio} (bar 1.0), at a load of {load:.1f}")
+            print("   ", ", ".join(f"{other} {ours[other]:.2f}" for other in found if other not in POOLS))
     if "blockcache" in found:
         print(f"  bytes, against blockcache: {found['pool']['bytes'] / found['blockcache']['bytes']:.3f} (bar 0.8)")
 
@@ -270,15 +286,17 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="bufferpool-bench-"))
     readers = Readers(PROCESSES)
     try:
-        with Origin(LATENCY_S) as origin:
-            results = {}
-            for name, content in make_files(folder).items():
-                origin.put(name, content)
-                if given.only is None or name in given.only:
-                    results[name] = measure(readers, origin, name, given.rounds)
-                    show(name, results[name])
-            if given.json:
-                given.json.write_text(json.dumps(results, indent=2))
+        files, results = make_files(folder), {}
+        for link, rate in RATES.items():
+            with Origin(LATENCY_S, rate=rate) as origin:
+                for name, content in files.items():
+                    origin.put(name, content)
+                    if given.only is None or name in given.only:
+                        key = f"{name}, {link}" if link else name
+                        results[key] = measure(readers, origin, name, given.rounds)
+                        show(name, link, results[key])
+        if given.json:
+            given.json.write_text(json.dumps(results, indent=2))
     finally:
         readers.close()
         shutil.rmtree(folder)

@@ -131,18 +131,32 @@ class Blocks:
     def _try_read(self, ranges: Sequence[Range]) -> list[bytes] | None:
         out: list[bytes] = []
         for wanted in ranges:
-            pages = []
-            for block in self.blocks_of(wanted):
-                page = self._resident(block)
-                if page is None:
-                    return None
-                pages.append(page)
-            out.append(self._cut(wanted, pages))
+            pages = self._there(wanted)
+            if pages is None:
+                return None
+            out.append(b"".join(self._parts_of(wanted, pages)))
         return out
 
-    def has(self, block: Block) -> bool:
-        """Whether a block is in the pool."""
-        return self._reopening(lambda: self._resident(block)) is not None
+    def try_read_into(self, wanted: Range, into: memoryview) -> bool:
+        """Copies a range of which all blocks are in the pool, without another copy in between; False if one is absent."""
+        pages = self._reopening(lambda: self._there(wanted))
+        if pages is None:
+            return False
+        at = 0
+        for part in self._parts_of(wanted, pages):
+            into[at : at + len(part)] = part
+            at += len(part)
+        return True
+
+    def _there(self, wanted: Range) -> list[Any] | None:
+        """The pages of a range; None if one of its blocks is absent."""
+        pages = []
+        for block in self.blocks_of(wanted):
+            page = self._resident(block)
+            if page is None:
+                return None
+            pages.append(page)
+        return pages
 
     def try_view(self, wanted: Range) -> np.ndarray | None:
         """A range without a copy, as a read-only array that pins its page; None if it is not in one block, or the block is absent.
@@ -204,18 +218,18 @@ class Blocks:
 
     def _joined(self, asked: Range, pages: list[Any]) -> bytes | Exception:
         wrong = next((page for page in pages if isinstance(page, Exception)), None)
-        return self._cut(asked, pages) if wrong is None else wrong
+        return b"".join(self._parts_of(asked, pages)) if wrong is None else wrong
 
-    def _cut(self, wanted: Range, pages: list[Any]) -> bytes:
-        """The bytes of a range from the contents of its blocks."""
+    def _parts_of(self, wanted: Range, pages: list[Any]) -> list[memoryview]:
+        """The parts of a range in the contents of its blocks."""
         if not pages:
-            return b""
+            return []
         parts = [memoryview(page)[: self.block_size] for page in pages]
         first = wanted.start % self.block_size
         last = wanted.end - (wanted.end - 1) // self.block_size * self.block_size
         parts[-1] = parts[-1][:last]
         parts[0] = parts[0][first:]
-        return b"".join(parts)
+        return parts
 
     # ---- places ----------------------------------------------------------------
 

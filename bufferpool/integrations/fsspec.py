@@ -207,8 +207,16 @@ class Reader:
             return b""
         ahead = self._read_ahead(wanted)
         there = self.blocks.try_read([wanted])
-        if there is not None:
-            return there[0]
+        return self._read(wanted, ahead) if there is None else there[0]
+
+    def read_into(self, start: int, into: memoryview) -> None:
+        """Copies the bytes from ``start`` on into a buffer, which ends with the file or before. Raises what :meth:`read` raises."""
+        wanted = Range(self.file.key, start, start + len(into))
+        ahead = self._read_ahead(wanted)
+        if not self.blocks.try_read_into(wanted, into):
+            into[:] = self._read(wanted, ahead)
+
+    def _read(self, wanted: Range, ahead: Iterator[Block]) -> bytes:
         (found,) = self.blocks.read([wanted], self._fetch, ahead)
         if isinstance(found, Exception):
             raise found
@@ -337,6 +345,16 @@ class BlockFile(AbstractBufferedFile):  # type: ignore[misc]
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self.reader.read(start, end)
+
+    def readinto(self, b: Any) -> int:
+        """Reads into a writable buffer, and returns the number of bytes. h5py, and xarray through it, call this."""
+        into = memoryview(b).cast("B")
+        into = into[: max(0, self.size - self.loc)]
+        if not into or self.closed or not isinstance(self.cache, BlockCache):
+            return int(super().readinto(b))
+        self.reader.read_into(self.loc, into)
+        self.loc += len(into)
+        return len(into)
 
     def read_buffer(self, length: int = -1) -> Any:
         """As ``read``. Bytes that lie in one block are returned as a read-only array over shared memory, which pins its page. pyarrow

@@ -36,6 +36,33 @@ class Request:
     end: int
 
 
+class Line:
+    """A link whose connections share a number of bytes per second."""
+
+    PART = 64 << 10
+    LATE_S = 0.005
+    """A thread that was woken late sends sooner afterwards, but makes up for at most so many seconds."""
+
+    def __init__(self, rate: float | None) -> None:
+        self.rate = rate
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def send(self, write: Callable[[Any], Any], content: bytes | memoryview) -> None:
+        """Writes the content at the rate of the link."""
+        if self.rate is None:
+            write(content)
+            return
+        for first in range(0, len(content), self.PART):
+            part = content[first : first + self.PART]
+            with self._lock:
+                self._free_at = max(self._free_at, time.perf_counter() - self.LATE_S) + len(part) / self.rate
+                wait = self._free_at - time.perf_counter()
+            if wait > 0:
+                time.sleep(wait)
+            write(part)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
@@ -47,10 +74,16 @@ class _Server(ThreadingHTTPServer):
 
 
 class Origin:
-    """Files, and the server that sends them from threads of this process."""
+    """Files, and the server that sends them from threads of this process.
 
-    def __init__(self, latency_s: float = 0.0, *, tags: bool = True, dates: bool = True, ranges: bool = True) -> None:
+    ``rate``: the bytes per second that all connections share; None: as fast as the machine is.
+    """
+
+    def __init__(
+        self, latency_s: float = 0.0, *, rate: float | None = None, tags: bool = True, dates: bool = True, ranges: bool = True,
+    ) -> None:  # fmt: skip
         self.latency_s, self.tags, self.dates, self.ranges = latency_s, tags, dates, ranges
+        self._line = Line(rate)
         self.files: dict[str, Stored] = {}
         self.requests: list[Request] = []
         self.before_body: Callable[[Request], None] = lambda request: None
@@ -151,6 +184,6 @@ class Origin:
         handler.end_headers()
         if body:
             try:
-                handler.wfile.write(content)
+                self._line.send(handler.wfile.write, content)
             except ConnectionError:  # the client has been killed
                 handler.close_connection = True

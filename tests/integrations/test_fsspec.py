@@ -97,6 +97,40 @@ def test_a_file_is_read_as_any_other(origin: Any, options: Options) -> None:
     assert origin.bytes_sent == len(data)
 
 
+@pytest.mark.parametrize("cache_type", [None, "readahead"])
+def test_reading_into_a_buffer(origin: Any, options: Options, cache_type: str | None) -> None:
+    """h5py reads so. At each place, cold and warm, and into what is no array of bytes; at the end a part of the buffer is left."""
+    data = content(9 * BLOCK + 100)
+    url, fs = origin.put("a.bin", data), filesystem(options())
+    given = {"cache_type": cache_type} if cache_type else {}
+    places = [
+        (0, 10),
+        (BLOCK - 4, 8),
+        (BLOCK, BLOCK),
+        (2 * BLOCK + 1, 3 * BLOCK),
+        (len(data) - 8, 8),
+        (len(data) - 8, 80),
+    ]
+    for start, n in [*places, *reversed(places), (len(data), 8), (len(data) + 5, 8), (3, 0)]:
+        with fs.open(url, **given) as file:
+            file.seek(start)
+            into = np.full(n, 7, np.uint8)
+            there = data[start : start + n]
+            assert file.readinto(into) == len(there)
+            assert into.tobytes() == there + b"\7" * (n - len(there))
+            assert file.tell() == start + len(there)
+            assert file.read(5) == data[start + n : start + n + 5]
+    with fs.open(url) as file:
+        numbers = np.zeros((3, 5), np.float64)
+        assert (file.readinto(numbers), numbers.tobytes()) == (120, data[:120])
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            file.readinto(b"read-only")
+        assert file.tell() == 120
+    with pytest.raises(ValueError, match="closed"):
+        file.readinto(bytearray(5))
+    assert origin.bytes_sent <= len(data) * (2 if cache_type else 1)
+
+
 def test_the_ranges_of_one_call_are_fetched_together(origin: Any, options: Options) -> None:
     """One range after the other costs a round trip for each: here the server answers none before it has all of them."""
     urls = [origin.put(f"{n}.bin", content(BLOCK, n)) for n in range(8)]
