@@ -9,10 +9,8 @@ CACHES = {
 }
 """
 
-import os
-import time
-from itertools import count
-from typing import Any, Final, NamedTuple
+import math
+from typing import Any, Final
 
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from django.core.exceptions import ImproperlyConfigured
@@ -20,29 +18,13 @@ from django.core.exceptions import ImproperlyConfigured
 from bufferpool.integrations.shared import shared_pool
 
 _ABSENT: Final = object()
-_turns = count()
-
-
-class _Number(NamedTuple):
-    """An int together with its expiry, so that ``incr`` can keep the expiry."""
-
-    value: int
-    expires_at: float | None
-
-
-class _Done(Exception):
-    """Ends a turn of ``incr``; the callers that waited for it then take their turns."""
-
-    def __init__(self, whose: tuple[int, int], result: int | None) -> None:
-        super().__init__(whose, result)
-        self.whose, self.result = whose, result
 
 
 class PoolCache(BaseCache):  # type: ignore[misc]
     """Django's cache in a pool. ``LOCATION`` is the pool's name; ``OPTIONS``: ``size`` (of the pool, if it is made) and
     ``cache`` (the name of the cache in it, "django" by default).
 
-    ``add`` and ``incr`` are atomic among all processes. ``get`` returns bytes as bytes, arrays as read-only arrays without a copy,
+    ``add``, ``incr`` and ``touch`` are atomic among all processes. ``get`` returns bytes as bytes, arrays as read-only arrays without a copy,
     and other values as pickle makes them. A value that is larger than a quarter of the pool is not kept. The number of values is
     limited by their bytes, so there is no MAX_ENTRIES: the oldest and least used values are evicted.
     """
@@ -78,18 +60,16 @@ class PoolCache(BaseCache):  # type: ignore[misc]
         def first(_: object) -> Any:
             nonlocal added
             added = True
-            return self._kept(value, seconds)
+            return value
 
         self._cache.get_or_load(made, first, ttl=seconds)
         return added
 
     def touch(self, key: str, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> bool:
-        made = self.make_and_validate_key(key, version)
-        value = self._cache.get(made, _ABSENT)
-        if value is _ABSENT:
-            return False
-        self._put(made, self._given(value), self._seconds(timeout))
-        return True
+        made, seconds = self.make_and_validate_key(key, version), self._seconds(timeout)
+        if seconds is not None and seconds <= 0:
+            return bool(self._cache.delete(made))
+        return self._cache.touch(made, ttl=math.inf if seconds is None else seconds)
 
     def delete(self, key: str, version: int | None = None) -> bool:
         return bool(self._cache.delete(self.make_and_validate_key(key, version)))
@@ -97,55 +77,26 @@ class PoolCache(BaseCache):  # type: ignore[misc]
     def has_key(self, key: str, version: int | None = None) -> bool:
         return self.make_and_validate_key(key, version) in self._cache
 
-    def incr(self, key: str, delta: int = 1, version: int | None = None) -> int:
+    def incr(self, key: str, delta: int = 1, version: int | None = None) -> Any:
         made = self.make_and_validate_key(key, version)
-        whose = os.getpid(), next(_turns)
-
-        def turn(_: object) -> Any:
-            raise _Done(whose, self._increment(made, delta))
-
-        while True:
-            try:  # a load that raises serves as a lock: one process has it at a time, and another one if that process dies
-                self._cache.get_or_load(("incr", made), turn)
-            except _Done as done:
-                if done.whose != whose:
-                    continue
-                if done.result is None:
-                    raise ValueError(f"Key {key!r} not found") from None
-                return done.result
+        number = self._cache.update(made, lambda value: self._given(value) + delta)
+        if number is None:
+            raise ValueError(f"Key {key!r} not found")
+        return number
 
     def clear(self) -> None:
         self._cache.clear()
 
     # ---- values
 
-    def _increment(self, key: str, delta: int) -> int | None:
-        value = self._cache.get(key, _ABSENT)
-        if value is _ABSENT:
-            return None
-        number = value if isinstance(value, _Number) else _Number(self._given(value), None)
-        left = None if number.expires_at is None else number.expires_at - time.time()
-        if left is not None and left <= 0:
-            return None
-        self._cache.put(key, _Number(number.value + delta, number.expires_at), ttl=left)
-        return number.value + delta
-
     def _put(self, key: str, value: Any, seconds: float | None) -> None:
         if seconds is not None and seconds <= 0:
             self._cache.delete(key)
         else:
-            self._cache.put(key, self._kept(value, seconds), ttl=seconds)
-
-    @staticmethod
-    def _kept(value: Any, seconds: float | None) -> Any:
-        if type(value) is int:
-            return _Number(value, None if seconds is None else time.time() + seconds)
-        return value
+            self._cache.put(key, value, ttl=seconds)
 
     @staticmethod
     def _given(value: Any) -> Any:
-        if isinstance(value, _Number):
-            return value.value
         return bytes(value) if isinstance(value, memoryview) else value
 
     def _seconds(self, timeout: Any) -> float | None:

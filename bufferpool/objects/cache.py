@@ -58,7 +58,7 @@ class Cache(_core.CacheBase):
     and every object that can be pickled. A view or an array does not change while the caller has it, even if its key is
     overwritten, deleted or evicted.
 
-    ``get``, ``put``, ``delete``, ``in``, ``len`` and ``clear`` may be called by any thread of any process. A value that
+    ``get``, ``put``, ``touch``, ``delete``, ``in``, ``len`` and ``clear`` may be called by any thread of any process. A value that
     cannot be kept, because it is larger than a quarter of the cache's room or everything is pinned, is not an error:
     ``put`` returns False, and :meth:`get_or_load` returns the value.
     """
@@ -109,6 +109,20 @@ class Cache(_core.CacheBase):
 
     def __delitem__(self, key: Never) -> None:
         raise TypeError("use cache.delete(key), which returns whether there was a value")
+
+    def update(self, key: Key, change: Callable[[Any], _T]) -> _T | None:
+        """Replaces the value of ``key`` by ``change(value)``, which is atomic among all threads and processes; returns the new value.
+
+        ``change`` is called again if another caller has put, deleted or changed the value meanwhile, so it should do
+        nothing else. The new value expires when the old one would have. Without a value ``change`` is not called, and the
+        result is None: ``get_or_load(key, lambda: 0)`` makes one. A new value that cannot be kept is returned, and the key
+        has no value then. ``change`` may raise: the value remains, and the exception is the caller's.
+        """
+        if not callable(change):
+            raise TypeError(
+                f"change must be a function of the present value, not {type(change).__name__}; put(key, value) replaces a value"
+            )
+        return cast("_T | None", _as_given(self.change(key, change)))
 
     # ---- loads -----------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from django.core.exceptions import ImproperlyConfigured  # noqa: E402
 from django.utils.safestring import SafeString, mark_safe  # noqa: E402
 
 from bufferpool.integrations.django import PoolCache  # noqa: E402
+from bufferpool.objects.cache import Cache  # noqa: E402
 from tests.conftest import ROOT, WAIT, Pools  # noqa: E402
 
 SIZE = "8MiB"
@@ -244,12 +246,66 @@ class TestProcesses:
     def test_a_process_that_dies_in_an_increment_stops_nobody(self, cache: PoolCache) -> None:
         cache.set("count", 0)
 
+        class Dies(int):
+            def __radd__(self, _: int) -> int:
+                os.kill(os.getpid(), signal.SIGKILL)
+                return 0
+
         def die() -> None:
-            cache._increment = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
-            cache.incr("count")
+            cache.incr("count", Dies(1))
 
         assert ended(in_child(die)) == -signal.SIGKILL
         assert cache.incr("count") == 1
+
+
+class TestOthersMeanwhile:
+    """``touch`` and ``incr`` read a value and put one: what another process did in between was undone."""
+
+    def between(self, cache: PoolCache, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+        get, acted = Cache.get, []
+
+        def get_and_act(self: Cache, *args: Any) -> Any:
+            value = get(self, *args)
+            if not acted:
+                acted.append(True)
+                act()
+            return value
+
+        monkeypatch.setattr(Cache, "get", get_and_act)
+
+    def test_touch_does_not_bring_back_what_was_deleted(
+        self, cache: PoolCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache.set("session", "logged in")
+        self.between(cache, monkeypatch, lambda: cache.delete("session"))
+        cache.touch("session", 60)
+        cache.get("any")  # touch() calls no get() now, so this is when the key is deleted
+        assert cache.get("session") is None
+
+    def test_touch_does_not_bring_back_what_was_replaced(
+        self, cache: PoolCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache.set("session", "old")
+        self.between(cache, monkeypatch, lambda: cache.set("session", "new"))
+        cache.touch("session", 60)
+        cache.get("any")
+        assert cache.get("session") == "new"
+
+    def test_incr_counts_from_what_was_set_meanwhile(self, cache: PoolCache) -> None:
+        class Sets(int):
+            """A step that sets the number to 100 while it is added for the first time."""
+
+            added = 0
+
+            def __radd__(self, number: int) -> int:
+                self.added += 1
+                if self.added == 1:
+                    cache.set("count", 100)
+                return number + 1
+
+        cache.set("count", 1)
+        assert cache.incr("count", Sets()) == 101
+        assert cache.get("count") == 101
 
 
 def test_options_that_are_unknown_are_refused(name: str) -> None:

@@ -389,6 +389,90 @@ def test_values_expire(pool: bp.Pool) -> None:
 # ---- loads ----------------------------------------------------------------------------
 
 
+def test_touch_moves_the_expiry_and_nothing_else(pool: bp.Pool) -> None:
+    """It was a get and a put, which brought back a value that another process had deleted or replaced in between."""
+    cache = pool.cache("c", ttl=1000)
+    assert not cache.touch("absent")
+    cache.put("short", b"x" * 50_000, ttl=0.05)
+    view = cache.get("short")
+    assert cache.touch("short")  # the cache's own ttl
+    cache.put("ends", b"y")
+    assert cache.touch("ends", ttl=0.02)
+    time.sleep(0.08)
+    assert cache.get("short") == view == b"x" * 50_000
+    assert cache.get("ends") is None
+    assert not cache.touch("ends", 60)
+    assert "ends" not in cache
+    assert cache.touch("short", float("inf"))
+    cache.delete("short")
+    assert not cache.touch("short")
+    for bad in (0, -1, float("nan"), "60"):
+        with pytest.raises((ValueError, TypeError), match="ttl"):
+            cache.touch("short", ttl=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [20, 50_000])
+def test_update_replaces_what_it_has_seen(pool: bp.Pool, size: int) -> None:
+    cache, calls = pool.cache("c"), list[bytes]()
+    assert cache.update("absent", lambda value: calls.append(value)) is None
+    assert not calls
+    cache.put("key", bytes(size))
+
+    def append(value: memoryview) -> bytes:
+        calls.append(bytes(value))
+        if len(calls) == 1:
+            cache.put("key", b"another" + bytes(size))
+        return bytes(value) + b"+"
+
+    assert cache.update("key", append) == b"another" + bytes(size) + b"+"
+    assert [len(call) for call in calls] == [size, size + 7]
+    assert cache.get("key") == b"another" + bytes(size) + b"+"
+
+    def delete(value: memoryview) -> bytes:
+        cache.delete("key")
+        return bytes(value)
+
+    assert cache.update("key", delete) is None  # no value comes back that was deleted meanwhile
+    assert "key" not in cache
+    same_memory(pool)
+
+
+def test_update_keeps_the_expiry_and_raises_what_the_function_raises(pool: bp.Pool) -> None:
+    cache = pool.cache("c")
+    cache.put("n", 1, ttl=0.2)
+    with pytest.raises(ZeroDivisionError):
+        cache.update("n", lambda n: n / 0)
+    assert cache.get("n") == 1
+    with pytest.raises(TypeError, match="put"):
+        cache.update("n", 5)  # type: ignore[arg-type]
+    assert isinstance(cache.update("n", lambda n: np.arange(n + 1)), np.ndarray)
+    wait_until(lambda: "n" not in cache, "the value expires")
+    cache.put("big", 1)
+    value = cache.update("big", lambda _: bytes(20 * MIB))
+    assert value is not None
+    assert len(value) == 20 * MIB  # it is returned, and not kept
+    assert "big" not in cache
+
+
+def count_up(name: str, times: int) -> None:
+    with bp.Pool.attach(name) as pool:
+        cache = pool.cache("c")
+        for _ in range(times):
+            cache.update("n", lambda n: n + 1)
+
+
+def test_no_update_of_several_processes_is_lost(pool: bp.Pool, child: Any) -> None:
+    cache = pool.cache("c")
+    cache.put("n", 0)
+    workers = [child(count_up, pool.name, 200) for _ in range(3)]
+    for _ in range(200):
+        cache.update("n", lambda n: n + 1)
+    for worker in workers:
+        worker.result()
+    assert cache.get("n") == 800
+    assert cache.stats().superseded == 0
+
+
 def test_a_value_is_loaded_once(pool: bp.Pool) -> None:
     cache = pool.cache("loads")
     calls: list[Any] = []

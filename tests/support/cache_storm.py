@@ -48,7 +48,7 @@ LEAST, MOST, CLIENTS = 3 * MIB, 8 * MIB, 24
 SLOW = "slow"  # a loader that sleeps, so that others wait for it and it is killed
 OPS = {
     "get": 40, "put": 25, "delete": 4, "load": 15, "hold": 6, "look_again": 5, "resize": 1, "trim": 0.7, "clear": 0.1,
-    "expire": 2, "renew": 3, "failing": 2, "again": 1, "fork": 1, "count": 1, "remove": 1,
+    "change": 3, "touch": 1, "expire": 2, "renew": 3, "failing": 2, "again": 1, "fork": 1, "count": 1, "remove": 1,
 }  # fmt: skip
 LEGAL = (errors.CacheRemoved, errors.PoolExhausted, errors.TooManyClients, errors.WaitTimeout)
 
@@ -212,6 +212,22 @@ class Worker:
             ledger.floor[self.row, key] = version
         elif (value := self.cache.get(key)) is not None:  # it was not kept, so no older value may remain
             self.verify(value, key, version)
+
+    def change(self) -> None:
+        key, ledger = self.my_key(), self.ledger
+        least = self.least(key)
+
+        def change(value: Any) -> Any:
+            self.verify(value, key, least)
+            ledger.intended[key] = version = int(ledger.intended[key]) + 1
+            return value_of(key, version)
+
+        if self.cache.update(key, change) is not None:
+            ledger.floor[self.row, key] = ledger.intended[key]
+
+    def touch(self) -> None:
+        key = self.any_key()
+        self.cache.touch(key, self.random.choice([0.05, 10, float("inf")]))
 
     def delete(self) -> None:
         key = self.my_key()

@@ -27,6 +27,7 @@ struct PutObject {
     // The load that this ends; or NONE.
     u32 entry = NONE;
     u64 word = 0;
+    u64 replaces = 0;  // the word of the value that this one replaces, and whose expiry it keeps; 0: of any value
     Placed to{};
 
     u64 value() const { return object::value(kind, bytes); }
@@ -155,6 +156,20 @@ inline Published what_is_there(const ObjectEntry& entry) {
     return is_value(object::kind(entry.value.load_relaxed())) ? Published::OTHER_VALUE : Published::YES;
 }
 
+// True if an entry has a value that has not expired. The caller holds the lock.
+inline bool has_value(const ObjectEntry& entry) {
+    return object::state(entry.word.load_relaxed()) == OBJECT_LIVE && !is_expired(entry.expires_ns.load_relaxed()) &&
+           is_value(object::kind(entry.value.load_relaxed()));
+}
+
+// Takes over the expiry and the cost of the value that is replaced. False: the key has another value now, or none.
+inline bool continue_value(const ObjectEntry& entry, PutObject& put) {
+    if (!has_value(entry) || (entry.word.load_relaxed() & ~object::WAITED) != put.replaces) return false;
+    put.expires_ns = entry.expires_ns.load_relaxed();
+    put.cost = entry.cost.load_relaxed();
+    return true;
+}
+
 // Under the lock. `wake`: the entry for whose change clients wait.
 inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     ObjectsHeader& h = *s.objects.header;
@@ -166,6 +181,7 @@ inline Published publish_locked(Segment& s, PutObject& put, u32& wake) {
     }
     if (put.entry != NONE && (e != put.entry || !is_same_load(s, s.objects.entries[e], put)))
         return Published::SUPERSEDED;
+    if (put.replaces && (e == NONE || !continue_value(s.objects.entries[e], put))) return Published::SUPERSEDED;
     if (put.state == OBJECT_LOADING && e != NONE) {
         if (Published there = what_is_there(s.objects.entries[e]); there != Published::YES) {
             put.entry = e;
@@ -259,12 +275,6 @@ inline Published store_object(Segment& s, PutObject& put, const ObjectPiece* pie
     return Published::FULL;
 }
 
-// True if an entry has a value that has not expired. The caller holds the lock.
-inline bool has_value(const ObjectEntry& entry) {
-    return object::state(entry.word.load_relaxed()) == OBJECT_LIVE && !is_expired(entry.expires_ns.load_relaxed()) &&
-           is_value(object::kind(entry.value.load_relaxed()));
-}
-
 // Removes a key's object, or ends its load. OK: there was a value. ABSENT: there was none. INTERRUPTED: nothing has
 // changed, because the lock could not be taken.
 inline Status delete_object(Segment& s, const ObjectKey& key) {
@@ -274,6 +284,17 @@ inline Status delete_object(Segment& s, const ObjectKey& key) {
     bool wake = e != NONE && remove_locked(s, e);
     unlock_objects(s);
     if (wake) wake_waiters(s, e);
+    return live ? Status::OK : Status::ABSENT;
+}
+
+// Changes when a key's value expires. OK: there was a value. ABSENT: there was none. INTERRUPTED: nothing has changed,
+// because the lock could not be taken.
+inline Status set_expiry(Segment& s, const ObjectKey& key, u64 expires_ns) {
+    if (!lock_objects(s)) return Status::INTERRUPTED;
+    u32 e = find_locked(s, key);
+    bool live = e != NONE && has_value(s.objects.entries[e]);
+    if (live) s.objects.entries[e].expires_ns.store_relaxed(expires_ns);
+    unlock_objects(s);
     return live ? Status::OK : Status::ABSENT;
 }
 

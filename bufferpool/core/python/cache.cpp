@@ -165,7 +165,9 @@ static Status keep(CacheObject* cache, Segment& s, PutObject& put, ValuePieces& 
     }
     CacheUses& uses = uses_of_cache(s, cache->cache);
     if (r == Published::YES) sample_use(s, put.key, USED_PUT, put.record());
-    (r == Published::YES ? uses.puts : r == Published::SUPERSEDED ? uses.superseded : uses.refused).add_relaxed(1);
+    bool again = r == Published::SUPERSEDED && put.replaces;  // change() tries again, and is counted then
+    if (!again)
+        (r == Published::YES ? uses.puts : r == Published::SUPERSEDED ? uses.superseded : uses.refused).add_relaxed(1);
     out = r;
     return status;
 }
@@ -195,6 +197,68 @@ static PyObject* cache_put(PyObject* self, PyObject* const* args, Py_ssize_t n, 
     if (status != Status::INTERRUPTED && kept != Published::YES) status = remove_value(C(self), *s, put.key);
     if (status == Status::INTERRUPTED) return raise_late(s, "put");
     return PyBool_FromLong(kept == Published::YES);
+}
+
+// One try of change(). SUPERSEDED: another process has changed the value meanwhile. Null: there is no value, or an
+// exception is set.
+static PyObject* change_once(CacheObject* cache, PyObject* from, PyObject* change, Published& kept) {
+    Segment* s = ready_cache(cache);
+    KeyBytes bytes;
+    PutObject put;
+    FoundObject found;
+    if (!s || !read_key(cache, from, bytes, put.key)) return nullptr;
+    Look look = look_up(cache, *s, put.key, found);
+    if (look == Look::UNSURE) return raise_late(s, "update");
+    if (look != Look::FOUND) {
+        uses_of_cache(*s, cache->cache).misses.add_owned(1);
+        sample_use(*s, put.key, USED_MISS, 0);
+        return nullptr;
+    }
+    uses_of_cache(*s, cache->cache).hits.add_owned(1);
+    touch_object(*s, found.entry, put.key);
+    put.replaces = found.word & ~object::WAITED;
+    PyObject* old = value_of(cache->seg, found);
+    PyObject* made = old ? PyObject_CallOneArg(change, old) : nullptr;
+    Py_XDECREF(old);
+    ValuePieces value;
+    if (!made || value.take(made) < 0 || !(s = ready_cache(cache))) return Py_XDECREF(made), nullptr;
+    Status status = keep(cache, *s, put, value, kept);
+    if (status != Status::INTERRUPTED && kept == Published::FULL) status = remove_value(cache, *s, put.key);
+    if (status != Status::INTERRUPTED) return made;
+    Py_DECREF(made);
+    return raise_late(s, "update");
+}
+
+// change(key, function) -> the new value; None: there was no value.
+static PyObject* cache_change(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+    if (n != 2) return raise("TypeError", "change() takes a key and a function");
+    for (;;) {
+        Published kept = Published::YES;
+        PyObject* made = change_once(C(self), args[0], args[1], kept);
+        if (!made) return PyErr_Occurred() ? nullptr : Py_NewRef(Py_None);
+        if (kept != Published::SUPERSEDED) return made;
+        Py_DECREF(made);
+        if (check_signals() < 0) return nullptr;
+    }
+}
+
+// touch(key, ttl=None) -> whether there was a value
+static PyObject* cache_touch(PyObject* self, PyObject* const* args, Py_ssize_t n, PyObject* names) {
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    bool by_name = named == 1 && n == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "ttl") == 0;
+    if ((named && !by_name) || n < 1 || n > 2) return raise("TypeError", "touch() takes a key, and ttl=");
+    Segment* s = ready_cache(C(self));
+    KeyBytes bytes;
+    ObjectKey key;
+    u64 expires_ns;
+    PyObject* ttl = by_name || n == 2 ? args[1] : nullptr;
+    if (!s || !read_key(C(self), args[0], bytes, key) || !expiry(C(self), *s, ttl, expires_ns)) return nullptr;
+    Status was;
+    {
+        Released unlocked(C(self)->seg);
+        was = set_expiry(*s, key, expires_ns);
+    }
+    return was == Status::INTERRUPTED ? raise_late(s, "touch") : PyBool_FromLong(was == Status::OK);
 }
 
 static PyObject* cache_delete(PyObject* self, PyObject* arg) {
@@ -486,6 +550,13 @@ static PyMethodDef cache_methods[] = {
     {"put", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_put, CacheEntry>)),
      METH_FASTCALL | METH_KEYWORDS, "put($self, /, key, value, ttl=None)\n--\n\n"
      "Puts a value, for ``ttl`` seconds. Returns whether it was kept."},
+    {"change", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_change, CacheEntry>)), METH_FASTCALL,
+     "change($self, key, change, /)\n--\n\n"
+     "Replaces a value by ``change(value)``, and calls it again if another caller has changed the value meanwhile.\n"
+     "Returns the new value; None if there was no value."},
+    {"touch", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_touch, CacheEntry>)),
+     METH_FASTCALL | METH_KEYWORDS, "touch($self, /, key, ttl=None)\n--\n\n"
+     "Makes a value expire ``ttl`` seconds from now (None: the cache's ttl). Returns whether there was a value."},
     {"delete", entered<cache_delete, CacheEntry>, METH_O, "delete($self, key, /)\n--\n\n"
      "Deletes the value of a key. Returns whether there was one."},
     {"clear", entered<cache_clear, CacheEntry>, METH_NOARGS, "clear($self, /)\n--\n\n"
