@@ -470,8 +470,8 @@ MUTATIONS = {
     ),
     "a forked child without a description recognised by its parent's start": (
         "client.h",
-        "    slot.start_time.store_seq_cst(0);\n    slot.pid.store_seq_cst",
-        "    slot.pid.store_seq_cst",
+        "    slot.start_time.store_seq_cst(0);\n    slot.namespaces",
+        "    slot.namespaces",
         "fork-unlocked",
     ),
     "the pins of a guest not repeated": (
@@ -482,8 +482,8 @@ MUTATIONS = {
     ),
     "a client that has lost its descriptor reaped while its process lives": (
         "segment.h",
-        "        return prim::still_maps(slot.pid",
-        "        return false && prim::still_maps(slot.pid",
+        "        return !has_our_pid && prim::still_maps(pid",
+        "        return false && prim::still_maps(pid",
         "lost-reap",
     ),
     "the slot taken of a client that has lost its descriptor": (

@@ -43,6 +43,10 @@ inline u64 boot_ns() { return 0; }
 inline u64 realtime_ns() { return 0; }
 inline u32 process_id() { return model::process_id(); }
 inline u64 start_time() { return process_id(); }
+inline u64 namespaces() { return 0; }
+inline bool share_pids(u64, u64) { return true; }
+inline bool share_times(u64, u64) { return true; }
+constexpr u64 ANY_START = ~u64(0);
 inline void relax() {}
 inline void yield() { model::step(); }
 inline void nap(u64) {}

@@ -146,6 +146,7 @@ struct alignas(64) Client {
     Atomic<u32> state;
     Atomic<u32> pid;
     Atomic<u64> start_time;   // field 22 of /proc/PID/stat, in clock ticks
+    Atomic<u64> namespaces;   // in which these two mean something (prim::namespaces)
     Atomic<u64> attached_ns;  // CLOCK_REALTIME
     Atomic<u64> generation;   // grows with each attach to this slot
     Atomic<u32> folded;       // 1: its counters have been added to the totals

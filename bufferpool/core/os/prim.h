@@ -553,17 +553,40 @@ inline int maps_file(const char* path, u64 device, u64 inode) {
     return found;
 }
 
+// The pid namespace and the time namespace of this process, by the numbers that the kernel gives them. A pid means another
+// process in another pid namespace, and a start time is another one in another time namespace. 0 in the place of
+// one that /proc does not show.
+inline u64 namespaces() {
+    struct stat pid, time;
+    u64 pids = stat("/proc/self/ns/pid", &pid) == 0 ? u64(u32(pid.st_ino)) : 0;
+    u64 times = stat("/proc/self/ns/time", &time) == 0 ? u64(u32(time.st_ino)) : 0;
+    return pids << 32 | times;
+}
+inline bool is_same_namespace(u32 a, u32 b) { return !a || !b || a == b; }
+inline bool share_pids(u64 a, u64 b) { return is_same_namespace(u32(a >> 32), u32(b >> 32)); }
+inline bool share_times(u64 a, u64 b) { return is_same_namespace(u32(a), u32(b)); }
+
+// Whether /proc has the pids of this process's pid namespace. That of a container may be the host's.
+inline bool proc_has_our_pids() {
+    char text[24];
+    ssize_t n = readlink("/proc/self", text, sizeof text - 1);
+    text[n > 0 ? n : 0] = 0;
+    return n <= 0 || u32(atol(text)) == process_id();
+}
+
 // Whether the process with this pid and start time lives, and has the file mapped. `unsaid` if /proc does not
-// show it.
+// show it. `start` is ANY_START if the time cannot be compared.
+constexpr u64 ANY_START = ~u64(0);
 inline bool still_maps(u32 pid, u64 start, u64 device, u64 inode, bool unsaid) {
     if (!pid || (::kill(pid_t(pid), 0) != 0 && errno == ESRCH)) return false;
+    if (!proc_has_our_pids()) return unsaid;
     char path[40];
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
     errno = 0;
     u64 found = start_time(path);
     if (!found && (errno == EMFILE || errno == ENFILE)) return true;  // it cannot be read now: assume that it lives
     if (!found && errno) return unsaid;
-    if (!found || (start ? found != start : !unsaid)) return false;
+    if (!found || (start ? found != start && start != ANY_START : !unsaid)) return false;
     snprintf(path, sizeof path, "/proc/%u/maps", pid);
     int mapped = maps_file(path, device, inode);
     return mapped == 1 || mapped == -EMFILE || mapped == -ENFILE || (mapped < 0 && unsaid);

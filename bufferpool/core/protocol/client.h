@@ -32,6 +32,7 @@ inline void start_client(Segment& s, u32 c) {
     slot.ending.store_relaxed(0);
     slot.pid.store_relaxed(prim::process_id());
     slot.start_time.store_relaxed(prim::start_time());
+    slot.namespaces.store_relaxed(prim::namespaces());
     slot.attached_ns.store_relaxed(prim::realtime_ns());
     slot.name[0] = 0;
     slot.state.store_release(CLIENT_LIVE);
@@ -150,10 +151,12 @@ u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlock
 }
 
 // In a child without a description: stores its pid, before it releases its slot's byte, which the parent's description
-// holds. At each step the slot has the pid of a living process: the parent's, then the child's.
+// holds. At each step the slot has the pid of a living process: the parent's, then the child's, which may be the first of
+// a new pid namespace.
 inline void introduce_unlocked(Segment& s, u32 c) {
     Client& slot = s.clients[c - 1];
     slot.start_time.store_seq_cst(0);
+    slot.namespaces.store_relaxed(prim::namespaces());
     slot.pid.store_seq_cst(prim::process_id());
     s.unlock_byte(LOCKS_AT + long(c));
 }

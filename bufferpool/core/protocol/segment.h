@@ -76,6 +76,7 @@ struct Segment {
     u32 works = 0;   // the same; 0 in a forked child that has only its pins
     Atomic<u32> more_banks{};  // the last valid value of the header's word
     bool lent = false;  // whether our column also has pins of forked children
+    u64 handed = 0;  // by guest's slot: handed to a forked child, which shares our lock on its byte until it has run
     Geometry g{};  // a checked private copy: no value in the segment is trusted as an index
 
     Header* header = nullptr;
@@ -201,9 +202,14 @@ struct Segment {
 #ifndef BP_BYTE_LOCKS_ONLY  // tests whose clients are threads of one process
         const Client& slot = clients[c - 1];
         if (slot.state.load_acquire() == CLIENT_FREE) return false;
-        if (is_our_client && slot.pid.load_relaxed() == prim::process_id()) return is_our_client(*this, c);
-        return prim::still_maps(slot.pid.load_relaxed(), slot.start_time.load_relaxed(), device, inode,
-                                slot.unlocked.load_relaxed());
+        u32 pid = slot.pid.load_acquire();  // before the namespaces: a forked child stores them first
+        bool has_our_pid = is_our_client && pid == prim::process_id(), unsaid = slot.unlocked.load_relaxed();
+        if (has_our_pid && is_our_client(*this, c)) return true;
+        if (!pid) return false;
+        u64 theirs = slot.namespaces.load_relaxed(), ours = prim::namespaces();
+        if (!prim::share_pids(theirs, ours)) return unsaid;
+        u64 start = prim::share_times(theirs, ours) ? slot.start_time.load_relaxed() : prim::ANY_START;
+        return !has_our_pid && prim::still_maps(pid, start, device, inode, unsaid);
 #else
         return c == 0;
 #endif
@@ -211,6 +217,10 @@ struct Segment {
     // Is our slot still ours? Without a byte lock it may have been reaped, if /proc did not show that we live. With
     // one it is ours, and another generation is damage.
     bool has_slot() { return me && (client().generation.load_acquire() == generation || has_descriptor()); }
+
+    u32 guest_number(u32 c) const { return c - (g.max_clients - g.guests) - 1; }
+    void hand(u32 c) { handed |= u64(1) << guest_number(c) % 64; }
+    bool has_handed(u32 c) const { return guest_number(c) < 64 && handed >> guest_number(c) & 1; }
 
     void become(u32 c, bool guest = false) {
         me = c;

@@ -52,8 +52,8 @@ constexpr Field fields[] = {
     FIELD(Geometry, total_bytes),
 
     STRUCT(Client),
-    FIELD(Client, state), FIELD(Client, pid), FIELD(Client, start_time), FIELD(Client, attached_ns),
-    FIELD(Client, generation),
+    FIELD(Client, state), FIELD(Client, pid), FIELD(Client, start_time), FIELD(Client, namespaces),
+    FIELD(Client, attached_ns), FIELD(Client, generation),
     FIELD(Client, folded), FIELD(Client, unlocked), FIELD(Client, ending), FIELD(Client, name), FIELD(Client, counters),
     FIELD(Client, intents), FIELD(Client, groups),
     FIELD(Client, snapshot_lsns), FIELD(Client, snapshot_counts), FIELD(Client, failed), FIELD(Client, failures),

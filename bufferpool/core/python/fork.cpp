@@ -66,12 +66,32 @@ void unmap_client(Segment* s) {
     unmake(s);
 }
 
+// Whether a client is one of this process, or a child of it that has not stored its pid yet. Needs `mapped_mutex`.
+static bool is_ours(const Segment& s, u32 c) {
+    bool found = false;
+    for (Segment* p = mapped_segments; p; p = p->next)
+        found |= (p->me == c || p->has_handed(c)) && p->device == s.device && p->inode == s.inode;
+    return found;
+}
+
+// A slot that names our pid, and is none of ours, belonged to the program that this process was before an exec. Clears the pid
+// there, so that the client is dead for every process: with our mapping it would be taken for one that lives and has lost its
+// descriptor.
+void disown_former_clients(Segment& s) {
+    std::lock_guard<std::mutex> guard(mapped_mutex);
+    for (u32 c = 1; c <= s.g.max_clients; c++) {
+        Client& slot = s.clients[c - 1];
+        u32 pid = prim::process_id();
+        if (slot.state.load_acquire() != CLIENT_LIVE || slot.pid.load_acquire() != pid || is_ours(s, c)) continue;
+        if (!prim::share_pids(slot.namespaces.load_relaxed(), prim::namespaces())) continue;
+        if (s.byte_is_locked(LOCKS_AT + long(c)) == 0) slot.pid.cas_seq_cst(pid, 0);
+    }
+}
+
 static bool has_client(const Segment& s, u32 c) {
     // a fork is being prepared, or the list is changing: assume that it is ours; the next check decides
     if (!mapped_mutex.try_lock()) return true;
-    bool found = false;
-    for (Segment* p = mapped_segments; p; p = p->next)
-        found |= p->me == c && p->device == s.device && p->inode == s.inode;
+    bool found = is_ours(s, c);
     mapped_mutex.unlock();
     return found;
 }
@@ -91,6 +111,7 @@ static void plan_child(Segment& s, ForkPlan& plan, Each each_pin) {
         plan.lost = plan.client ? 0 : LOST_SLOTS;
     }
     if (plan.lost) plan.client = hand_over(s, plan.fd >= 0 ? plan.fd : s.fd, each_pin, true, plan.fd < 0);
+    if (plan.client && plan.fd < 0) s.hand(plan.client);
 }
 
 // Repeats our pins on objects for the child: in its own row, or in ours, until we detach.
@@ -150,6 +171,7 @@ static void renew(Segment& s) {
     new (&s.objects.mapping) std::mutex;
     s.objects.random.store_relaxed(0);
     s.reaping = s.leads = 0;
+    s.handed = 0;
     s.lent = false;
 }
 
@@ -195,6 +217,7 @@ static void after_fork_child() {
         renew(*s);
         if (s->me) {
             s->client().start_time.store_relaxed(prim::start_time());
+            s->client().namespaces.store_relaxed(prim::namespaces());
             s->client().pid.store_relaxed(prim::process_id());
             memcpy(s->client().name, s->clients[parent - 1].name, sizeof(Client::name));
         }

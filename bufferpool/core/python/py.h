@@ -126,6 +126,7 @@ extern SegmentObject* attached;  // every open segment of this process
 extern Mutex lists;  // guards the lists of attached segments, held locks, open writes; held during a fork
 int map_client(Segment* s, int fd);  // 0, or -errno
 void unmap_client(Segment* s);
+void disown_former_clients(Segment& s);
 void watch_forks();
 
 // loading.cpp: how a page gets pinned

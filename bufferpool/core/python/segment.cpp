@@ -167,6 +167,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (status == Status::OK) {
         strncpy(seg->s->client().name, name, sizeof(Client::name) - 1);
         use_huge_tables(*seg->s);
+        disown_former_clients(*seg->s);
     }
     Py_END_ALLOW_THREADS if (status == Status::NO_LOCKS)
         raise_errno(lock_error, "the byte lock that shows that this client lives cannot be taken (fcntl F_OFD_SETLK)");
