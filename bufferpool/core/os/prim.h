@@ -553,9 +553,9 @@ inline int maps_file(const char* path, u64 device, u64 inode) {
     return found;
 }
 
-// The pid namespace and the time namespace of this process, by the numbers that the kernel gives them. A pid means another
-// process in another pid namespace, and a start time is another one in another time namespace. 0 in the place of
-// one that /proc does not show.
+// The pid namespace and the time namespace of this process, by the numbers that the kernel gives them. A pid means
+// another process in another pid namespace, and a start time is another one in another time namespace. 0 in the place
+// of one that /proc does not show.
 inline u64 namespaces() {
     struct stat pid, time;
     u64 pids = stat("/proc/self/ns/pid", &pid) == 0 ? u64(u32(pid.st_ino)) : 0;

@@ -151,8 +151,8 @@ u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlock
 }
 
 // In a child without a description: stores its pid, before it releases its slot's byte, which the parent's description
-// holds. At each step the slot has the pid of a living process: the parent's, then the child's, which may be the first of
-// a new pid namespace.
+// holds. At each step the slot has the pid of a living process: the parent's, then the child's, which may be the first
+// of a new pid namespace.
 inline void introduce_unlocked(Segment& s, u32 c) {
     Client& slot = s.clients[c - 1];
     slot.start_time.store_seq_cst(0);

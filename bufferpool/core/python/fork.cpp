@@ -74,9 +74,9 @@ static bool is_ours(const Segment& s, u32 c) {
     return found;
 }
 
-// A slot that names our pid, and is none of ours, belonged to the program that this process was before an exec. Clears the pid
-// there, so that the client is dead for every process: with our mapping it would be taken for one that lives and has lost its
-// descriptor.
+// A slot that names our pid, and is none of ours, belonged to the program that this process was before an exec. Clears
+// the pid there, so that the client is dead for every process: with our mapping it would be taken for one that lives
+// and has lost its descriptor.
 void disown_former_clients(Segment& s) {
     std::lock_guard<std::mutex> guard(mapped_mutex);
     for (u32 c = 1; c <= s.g.max_clients; c++) {
