@@ -76,9 +76,10 @@ $(VENV)/.coverage: $(VENV)/.installed pyproject.toml
 	$(BIN)/python -m pip install --quiet --group coverage
 	touch $@
 
-# All but the tests that compile the core for themselves, those of the documentation and of the examples.
-UNCOUNTED := $(foreach name,explore weak no_memory sanitizers killpoints holds storm damage docs tidy typing imports,\
-	tests/test_$(name).py tests/core/test_$(name).py)
+# All but the tests that compile the core for themselves, that look at what a process imports, and those of the documentation
+# and of the examples.
+UNCOUNTED := $(foreach name,explore weak no_memory sanitizers killpoints object_killpoints holds storm damage docs tidy typing imports,\
+	$(wildcard tests/test_$(name).py tests/*/test_$(name).py))
 COUNTED := $(filter-out $(UNCOUNTED) tests/toydb/% tests/examples/%,$(wildcard tests/test_*.py tests/*/test_*.py))
 
 coverage: all $(VENV)/.coverage

@@ -91,7 +91,7 @@ def tell_written(client: Client, record: dict[str, Any]) -> None:
         return
     if _unwritten.pop(space, None) is not None:  # else another thread tells it
         path, index, generation = space
-        _told_at.pop((path, EventKind.FLUSH_FAILED, index, generation), None)  # the next failure is told at once
+        _told_at.pop((path, EventKind.FLUSH_FAILED, index, generation), None)  # the next failure is reported at once
         client.post(NewEvent(EventKind.FLUSH_RECOVERED, EventReason.STORE, origin=(index, generation, 0), page=page_no))
 
 

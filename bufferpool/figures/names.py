@@ -18,7 +18,7 @@ KERNEL_CACHE = 8  # a flag of a file space: the kernel's page cache keeps its pa
 
 
 def cache_of(flags: int) -> Literal["pool", "kernel"]:
-    """Who keeps the pages of a file space: what its first opener asked for, as far as the file system allows it."""
+    """The setting ``cache`` of a file space: with "pool" the kernel's page cache keeps no copy, as far as the file system allows."""
     return "kernel" if flags & KERNEL_CACHE else "pool"
 
 

@@ -480,7 +480,7 @@ def read_pages(store: ManyStore, page_nos: list[int], page_size: int) -> list[Bu
 
 
 def _unread(what: str, error: Exception) -> StoreError:
-    """The error of a load; those who wait for it get its text, instead of a load each."""
+    """The error of a load; the callers that wait for the load get its text, and none loads the page again."""
     failed = StoreError(f"{what} cannot be read: {shown(error)}; nothing is lost, try again once the store works")
     failed.told = told(failed)
     return failed

@@ -10,7 +10,7 @@
 
 namespace bp {
 
-// The owner of the lock may have died in the midst of the duel: which mode was the better one is not known any more.
+// The owner of the lock may have died while it changed the duel's sums, which cannot be trusted any more.
 inline void forget_duel(Segment& s) {
     if constexpr (DUELS) s.duel->frames = 0;
     s.header->policy.mode = MODE_ADAPTIVE;

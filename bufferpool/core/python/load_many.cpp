@@ -90,7 +90,7 @@ struct FileLoads : Loads {
 
     template <class F>
     void unlocked(F f) {
-        f();  // the caller has let go of it
+        f();  // the caller has released it
     }
     bool is_dirty(u32) const { return false; }
     const char* failure() { return nullptr; }  // the next one reads by itself

@@ -117,7 +117,7 @@ static PyObject* there_or_none(PyObject* self, PyObject* n, Access access) {
 
 static PyObject* space_try_get(PyObject* self, PyObject* n) { return there_or_none(self, n, Access{}); }
 
-// The same for somebody who inspects the pool: it is no reference, neither in the figures nor for the policy.
+// The same for a command that inspects the pool: it is no reference, neither in the figures nor for the policy.
 static PyObject* space_peek(PyObject* self, PyObject* n) {
     return there_or_none(self, n, Access{.counts = false, .once = true});
 }

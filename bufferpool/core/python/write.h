@@ -41,7 +41,7 @@ struct Version {
     ScratchShare counted{};   // how
 };
 
-// Is this thread in the midst of a load or a flush of the pool, which calls a loader or a store?
+// Is this thread inside a load or a flush of the pool, which calls a loader or a store?
 inline bool works_for_pool(Segment& s) {
     bool works = false;
     for (auto& thread : s.op_thread) works |= thread.load_relaxed() == this_thread();
