@@ -11,7 +11,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import _core
-from tests.conftest import new_name
+from tests.conftest import WAIT, new_name
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_client_says_whether_it_is_the_steward(space: bp.Space) -> None:
     pool = space.pool
     assert [c.is_steward for c in pool.clients()] == [False]
     pool.start_steward(bp.Settings(interval=0.05))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT
     while not pool.clients()[0].is_steward and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [c.is_steward for c in pool.clients()] == [True]

@@ -142,16 +142,22 @@ def test_the_reading_order_names_every_file() -> None:
     assert missing == []
 
 
-def test_no_process_is_given_a_short_limit() -> None:
-    """Beside twenty other busy processes, limits of 20 to 60 s ended seven tests whose programs were only slow."""
-    limit = re.compile(
-        r"(?:capture_output|communicate|subprocess\.run|urlopen|Barrier|deaths\.run)\b.*timeout=(\d+)\b(?! \*)"
-    )
+# How tests write the limit of a wait in seconds.
+LIMITS = re.compile(
+    r"(?:capture_output|communicate|subprocess\.run|urlopen|Barrier|deaths\.run)\b.*timeout=(\d+)\b(?! \*)"
+    r"|\b(?:dump_traceback_later|alarm)\((\d\d+)|\.wait\((\d\d+)\)|wait_until\(.*, (\d+)\)$"
+    r"|^ *(?:deadline|end) = time\.monotonic\(\) \+ (\d\d+)$",
+    re.MULTILINE,
+)
+
+
+def test_no_wait_has_a_short_limit() -> None:
+    """Beside twenty other busy processes, limits of 20 to 60 s ended tests whose programs were only slow."""
     short = [
         f"{path.name}: {found[0].strip()}"
         for path in sorted((ROOT / "tests").rglob("*.py"))
-        for found in limit.finditer(path.read_text())
-        if int(found[1]) < 300
+        for found in LIMITS.finditer(path.read_text())
+        if int(found[found.lastindex or 0]) < 300
     ]
     assert short == [], "take WAIT of tests/conftest.py"
 

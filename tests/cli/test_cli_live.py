@@ -304,7 +304,7 @@ def test_steward_command_ends_with_a_pool_that_nobody_has(pool: bp.Pool) -> None
 def test_steward_command_ends_with_a_signal(pool: bp.Pool, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "bufferpool.cli", "steward", pool.name, "--flush-every", "0.5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as steward:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + WAIT
         while (leader(pool) == 0 or pool.stats().frames.dirty) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert leader(pool) != 0
@@ -352,7 +352,7 @@ def test_a_page_that_was_replaced_under_a_reader_counts_as_retired_everywhere(
 
 async def until(pilot: Pilot[None], holds: Callable[[], bool]) -> None:
     """Waits for what the screen comes to, however slow the machine is."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT
     while not holds():
         assert time.monotonic() < deadline
         await pilot.pause(0.05)

@@ -314,7 +314,7 @@ def test_forks_while_threads_read_and_write(pool, data_file, threads):
                 except BaseException:  # noqa: BLE001
                     os._exit(1)
             waited = []
-            wait_until(lambda pid=pid, waited=waited: _ended(pid, waited), "the forked child ends", 20)
+            wait_until(lambda pid=pid, waited=waited: _ended(pid, waited), "the forked child ends")
             assert waited == [0]
     finally:
         stop.set()

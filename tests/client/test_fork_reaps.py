@@ -14,7 +14,7 @@ _START = """
 import faulthandler, os, subprocess, sys, threading, time
 import bufferpool as bp
 from bufferpool import _core
-faulthandler.dump_traceback_later(60, exit=True)
+faulthandler.dump_traceback_later(300, exit=True)
 name = sys.argv[1]
 pool = bp.Pool.attach(name)
 

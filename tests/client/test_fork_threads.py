@@ -145,7 +145,7 @@ pool = bp.Pool(f"/dev/shm/{sys.argv[1]}", None, None)
 client._core.Segment = stop
 thread = threading.Thread(target=pool.stats, daemon=True)
 thread.start()
-assert there.wait(60)
+assert there.wait(300)
 kid = os.fork()
 client._core.Segment = Segment
 """

@@ -22,7 +22,7 @@ from tests.support.rights import needs_another_user
 
 
 def _fork(function):
-    """The exit code of a forked child that runs the function; it must end within 20 s."""
+    """The exit code of a forked child that runs the function; it must end."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads, from Python 3.12
         pid = os.fork()
@@ -40,7 +40,7 @@ def _fork(function):
         return bool(done)
 
     try:
-        wait_until(ended, "the forked child ends", 20)
+        wait_until(ended, "the forked child ends")
     finally:
         if not waited:
             os.kill(pid, signal.SIGKILL)
@@ -276,7 +276,7 @@ def test_a_client_in_another_pid_namespace_is_seen_alive_and_reaped_when_it_is_k
             process.wait(WAIT)
     with work.write(2, timeout=WAIT) as page:
         page[:] = 1
-    wait_until(lambda: bool(pool.reap()) or pool.stats().clients == 1, "the killed client is reaped", 10)
+    wait_until(lambda: bool(pool.reap()) or pool.stats().clients == 1, "the killed client is reaped")
     assert pins(pool) == 0
 
 

@@ -352,7 +352,7 @@ reading = pressure.read_memory("/dev/shm")
 pool = bp.Pool.open(name)
 steward = pool.start_steward(bp.Settings(interval=0.05))
 import time
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 300
 while not steward.leads and steward.alive and time.monotonic() < deadline:
     time.sleep(0.01)
 time.sleep(0.3)

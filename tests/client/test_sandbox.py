@@ -14,7 +14,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.upkeep.steward import Settings
-from tests.conftest import PAGE, fill, touch
+from tests.conftest import PAGE, WAIT, fill, touch
 from tests.support import sandbox
 
 pytestmark = pytest.mark.skipif(not sandbox.NUMBERS, reason="no numbers of system calls for this machine")
@@ -66,7 +66,7 @@ def test_each_step_works_or_has_the_errno(make_pool, data_file, call, error) -> 
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        signal.alarm(60)
+        signal.alarm(int(WAIT))
         try:
             said = in_the_sandbox(call, error, pool.name, path)
         except BaseException as raised:  # noqa: BLE001  said to the parent

@@ -11,6 +11,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import _core
+from tests.conftest import WAIT
 
 
 def poke(pool: bp.Pool, struct_at: int, field: str, form: str, value: int) -> None:
@@ -68,7 +69,7 @@ def test_a_dead_client_whose_pid_another_process_has_by_now_is_reaped(pool, data
     me = next(c for c in pool.clients() if c.pid == os.getpid())
     poke(pool, slot, "Client.pid", "<I", me.pid)
     poke(pool, slot, "Client.start_time", "<Q", me.start_time)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT
     while not pool.reap() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [c.client for c in pool.clients()] == [me.client]

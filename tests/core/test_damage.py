@@ -241,7 +241,7 @@ typed(pool.check); everything()
 
 @pytest.mark.parametrize("damage", _DAMAGES)
 def test_damage(damage, pool_name, tmp_path):
-    code = f"{_DAMAGE}\nimport faulthandler; faulthandler.dump_traceback_later(60, exit=True)\n{_DAMAGES[damage]}\nos._exit(0)"
+    code = f"{_DAMAGE}\nimport faulthandler; faulthandler.dump_traceback_later(300, exit=True)\n{_DAMAGES[damage]}\nos._exit(0)"
     done = run_python(code, pool_name, str(tmp_path / "data.db"))
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
 

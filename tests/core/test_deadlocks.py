@@ -175,7 +175,7 @@ def test_more_threads_than_operations_load_at_once(make_pool, threads):
 _DEEP = """
 import faulthandler, sys
 import bufferpool as bp
-faulthandler.dump_traceback_later(20, exit=True)
+faulthandler.dump_traceback_later(300, exit=True)
 pool = bp.Pool.create(sys.argv[1], "1MiB", page_size=4096)
 told = []
 def loader(n, out):

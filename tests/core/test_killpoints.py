@@ -74,7 +74,7 @@ class Driver:
             for stream in (self.process.stdin, self.process.stdout):
                 assert stream is not None
                 stream.close()
-            self.process.wait(60)
+            self.process.wait(WAIT)
 
 
 @pytest.fixture(scope="session")

@@ -193,8 +193,8 @@ def test_threads_find_the_pool_closed(pool, threads: Threads):
         return True
 
     try:
-        wait_until(closes, "the pool closes", 20)
-        wait_until(lambda: len(ended) == 4, "the threads find it closed", 20)
+        wait_until(closes, "the pool closes")
+        wait_until(lambda: len(ended) == 4, "the threads find it closed")
     finally:
         stop.set()
     threads.join()

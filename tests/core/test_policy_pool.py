@@ -227,7 +227,7 @@ def test_a_rebuild_after_a_death_loses_order_not_pages(make_pool, child, spawn, 
         space[page]
     ready, forever = spawn.Event(), spawn.Event()
     dying = child(attach_and_wait, pool.name, ready, forever)
-    assert ready.wait(60)
+    assert ready.wait(WAIT)
     clients = [c.client for c in pool.clients() if c.pid == dying.pid]
     dying.kill()
     with open(pool.path, "r+b") as file, mmap.mmap(file.fileno(), 1 << 14) as header:

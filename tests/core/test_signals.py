@@ -246,7 +246,7 @@ from bufferpool.figures.names import Kind
 from bufferpool.spaces.directory import Wanted
 from bufferpool.spaces.space import Space
 from tests.support.memory_store import Memory
-faulthandler.dump_traceback_later(20, exit=True)
+faulthandler.dump_traceback_later(300, exit=True)
 pool = bp.Pool.create(sys.argv[1], "1MiB", page_size=4096)
 told, doing = [], []
 class Interrupted(Memory):

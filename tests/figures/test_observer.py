@@ -19,7 +19,7 @@ from bufferpool.cli import frame_map, main
 from bufferpool.cli.top import figures
 from bufferpool.observer import Observer
 from bufferpool.prometheus.collector import PoolCollector
-from tests.conftest import PAGE, SHM
+from tests.conftest import PAGE, SHM, WAIT
 from tests.support.children import on_small_tmpfs, run_python
 from tests.support.rights import needs_another_user
 from tests.support.scrape import busy_pool, get, read
@@ -105,7 +105,7 @@ def test_commands_that_look_leave_the_dead_where_they_are(pools, child, capsys, 
     """Every slot is a dead client's: what it pinned is still shown, and nobody has reaped it."""
     name, ready = pools.name(), spawn.Event()
     dead = child(create_and_hold, name, ready)
-    assert ready.wait(60)
+    assert ready.wait(WAIT)
     dead.kill()
     before = content(SHM / name)
     for command in LOOKS:

@@ -499,7 +499,7 @@ def read_whole(url: str, given: dict[str, Any], go: Any = None) -> bytes:
     """In a child process."""
     fs = filesystem(given)
     if go is not None:
-        go.wait(60)
+        go.wait(WAIT)
     return bytes(fs.cat_file(url))
 
 
@@ -539,11 +539,11 @@ def test_kill_in_the_middle_of_a_fetch(origin: Any, options: Options, child: Any
     def hang(request: Any) -> None:
         origin.before_body = lambda request: None
         begun.set()
-        end.wait(60)
+        end.wait(WAIT)
 
     origin.before_body = hang
     victim = child(read_whole, url, given)
-    assert begun.wait(60)
+    assert begun.wait(WAIT)
     others = [child(read_whole, url, given) for _ in range(2)]
     wait_until(lambda: origin.count("HEAD") == 3, "the others have asked for the file")
     os.kill(victim.pid, signal.SIGKILL)
@@ -561,7 +561,7 @@ def test_a_failure_is_not_that_of_another_process(origin: Any, options: Options)
     def fail_once(request: Any) -> None:
         origin.before_body = lambda request: None
         begun.set()
-        go.wait(60)
+        go.wait(WAIT)
         raise ConnectionResetError
 
     origin.before_body = fail_once
@@ -575,7 +575,7 @@ def test_a_failure_is_not_that_of_another_process(origin: Any, options: Options)
 
     threads = [threading.Thread(target=read) for _ in range(2)]
     threads[0].start()
-    assert begun.wait(60)
+    assert begun.wait(WAIT)
     threads[1].start()
     wait_until(lambda: origin.count("HEAD") == 2, "the other has asked for the file")
     go.set()

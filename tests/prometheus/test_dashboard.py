@@ -285,7 +285,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
 
 def wait_for_all(server: Prometheus, started: list[subprocess.Popen[bytes]]) -> None:
     """Until the server has seen a round of everything."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + WAIT
     while time.monotonic() < end:
         assert [process.poll() for process in started] == [None, None, None], "a program ended"
         try:

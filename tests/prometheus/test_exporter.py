@@ -170,7 +170,7 @@ def test_the_command_serves_both_formats(pool, make_pool, export):
         assert f'bufferpool_up{{pool="{later.name}"}} 1.0' in text
     assert len(pool.clients()) == 1
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(WAIT) == 130
 
 
 def test_the_command_serves_ipv6(pool, export):
@@ -182,7 +182,7 @@ def test_the_command_serves_ipv6(pool, export):
     text = urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=WAIT).read().decode()
     assert f'bufferpool_up{{pool="{pool.name}"}} 1.0' in text
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    assert process.wait(WAIT) == 143
 
 
 def test_who_hangs_up_is_no_error(pool, export):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from tests.conftest import PAGE, stamp, wait_until
+from tests.conftest import PAGE, WAIT, stamp, wait_until
 
 # ---- here or not ---------------------------------------------------------------------
 
@@ -42,12 +42,12 @@ def test_try_get_waits_for_no_loader(pool, threads):
 
     def load(page_no, out):
         loading.set()
-        assert go.wait(60)
+        assert go.wait(WAIT)
         out[:] = page_no
 
     space = pool.open_derived("slow", 8, load)
     threads.start(lambda: space[1])
-    assert loading.wait(60)
+    assert loading.wait(WAIT)
     try:
         assert space.try_get(1) is None
         assert space.resident([0, 1]).tolist() == [False, False]
@@ -139,7 +139,7 @@ def test_a_loader_that_hangs_delays_no_other_page(pool):
     go = threading.Event()
 
     def load(page_no, out):
-        assert page_no or go.wait(60)
+        assert page_no or go.wait(WAIT)
         out[:] = page_no
 
     space = pool.open_derived("hangs", 64, load)
@@ -164,7 +164,7 @@ def test_a_coroutine_may_give_up(pool):
 
     def load(page_no, out):
         begun.set()
-        assert go.wait(60)
+        assert go.wait(WAIT)
         out[:] = page_no
 
     space = pool.open_derived("slow", 8, load)
@@ -191,7 +191,7 @@ def test_read_many_without_blocking_the_loop(pool):
     go = threading.Event()
 
     def load(page_no, out):
-        assert go.wait(60)
+        assert go.wait(WAIT)
         out[:] = page_no
 
     space = pool.open_derived("slow", 8, load)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WAIT
 from tests.support.scrape import Series
 
 sys.path.insert(0, str(ROOT / "dashboards"))
@@ -57,7 +57,7 @@ class Answers:
         self.port, self.at = port, at
 
     def wait(self, process: "subprocess.Popen[bytes]") -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + WAIT
         while process.poll() is None and time.monotonic() < end:
             try:
                 live.ask(self.port, "/api/v1/query", query="1")

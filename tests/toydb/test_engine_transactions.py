@@ -223,7 +223,7 @@ def test_a_commit_is_one_sync_for_all_who_wait(db: toydb.Database, threads: Thre
             txn.table("t").put(b"%d" % i, b"")
 
     threads.start(put, 0)
-    assert inside.wait(60)
+    assert inside.wait(WAIT)
     for i in range(1, 7):
         threads.start(put, i)
     threads.join()
@@ -275,7 +275,7 @@ def test_nobody_sees_what_is_not_durable(db: toydb.Database, threads: Threads, m
 
     def slow_sync(segment: int) -> None:
         inside.set()
-        assert go_on.wait(60)
+        assert go_on.wait(WAIT)
         sync(segment)
 
     monkeypatch.setattr(engine.log, "sync", slow_sync)
@@ -285,7 +285,7 @@ def test_nobody_sees_what_is_not_durable(db: toydb.Database, threads: Threads, m
             txn.table("t").put(b"000000", b"new")
 
     threads.start(put)
-    assert inside.wait(60)
+    assert inside.wait(WAIT)
     db.pool.log_sync = None
     with db.begin() as txn:
         assert txn.table("t").get(b"000000") == b"0" * 50

@@ -217,7 +217,7 @@ def test_a_reader_that_has_seen_enough(shell):
     running.stdout.readline()
     running.stdout.close()
     assert running.stderr.read() == ""
-    assert running.wait(60) == 1
+    assert running.wait(WAIT) == 1
     running.stderr.close()
 
 
