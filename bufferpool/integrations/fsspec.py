@@ -26,7 +26,7 @@ from itertools import chain
 from typing import Any, ClassVar, cast
 
 from fsspec import filesystem, get_filesystem_class
-from fsspec.asyn import AbstractAsyncStreamedFile, AsyncFileSystem, sync
+from fsspec.asyn import AbstractAsyncStreamedFile, AsyncFileSystem, get_loop, sync
 from fsspec.caching import BaseCache, register_cache
 from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.spec import AbstractBufferedFile
@@ -36,7 +36,7 @@ from bufferpool._locks import Lock
 from bufferpool.errors import PoolMismatch, RemoteChanged
 from bufferpool.integrations.blocks import Block, Blocks, Range
 from bufferpool.integrations.links import Window
-from bufferpool.integrations.origins import Fetches, RemoteFile
+from bufferpool.integrations.origins import Fetches, RemoteFile, of_this_process
 from bufferpool.pool import Pool
 from bufferpool.units import seconds_of
 from bufferpool.upkeep.steward import Settings
@@ -449,12 +449,32 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             raise ValueError(
                 f"the target has asynchronous={fs.asynchronous}, so pass asynchronous={fs.asynchronous} here, too"
             )
-        self.fs = fs
+        self._target = fs
         self.pool_options = PoolOptions(**known)
         self.max_age = seconds_of(max_age, "max_age") or 0.0
         self._absent = "", -math.inf  # the path that the last isfile() has not found, and when
         self._answers: dict[str, tuple[float, dict[str, Any]]] = {}
         self.__dict__["_strip_protocol"] = self._as_target_path  # per instance, because each has another target
+
+    @property
+    def fs(self) -> Any:
+        """The target."""
+        if self._pid != os.getpid():
+            self._follow_fork()
+        return self._target
+
+    @property
+    def loop(self) -> Any:
+        """The event loop of this process; None if the file system is asynchronous."""
+        if self._pid != os.getpid():
+            self._follow_fork()
+        return super().loop
+
+    def _follow_fork(self) -> None:
+        """In a forked child, in which the thread of the parent's event loop does not exist."""
+        if not self.asynchronous:
+            self._target = of_this_process(self._target)
+            self._loop, self._pid = get_loop(), os.getpid()
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:

@@ -12,9 +12,10 @@ import asyncio
 import errno
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fsspec.asyn import sync
@@ -82,6 +83,25 @@ def _origin_of(fs: Any) -> bytes:
     return json.dumps(said, sort_keys=True).encode()
 
 
+_successors: dict[int, tuple[Any, Any]] = {}
+
+
+def of_this_process(fs: Any) -> Any:
+    """The file system that does in this process what ``fs`` does. An asynchronous one has a thread, which a forked child does not have:
+    there it is another one, made in the same way.
+
+    The parent's is kept, because its end would close the connections of the parent.
+    """
+    made_in = getattr(fs, "_pid", None)
+    if not fs.async_impl or fs.asynchronous or made_in == os.getpid():
+        return fs
+    _, found = _successors.get(id(fs), (fs, None))
+    if found is None or found._pid != os.getpid():
+        found = type(fs)(*fs.storage_args, **fs.storage_options)
+        _successors[id(fs)] = fs, found
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class RemoteFile:
     """One version of a remote file."""
@@ -145,8 +165,17 @@ class Fetches:
         self._files = {file.key: file for file in files}
         self._block_size = block_size
         self._loop = loop
+        self._pid = os.getpid()
+
+    def _renew(self) -> None:
+        """In a forked child: the thread of the loop does not exist here."""
+        self._files = {key: replace(file, fs=of_this_process(file.fs)) for key, file in self._files.items()}
+        self._loop = next((getattr(file.fs, "loop", None) for file in self._files.values()), None)
+        self._pid = os.getpid()
 
     def __call__(self, blocks: list[Block]) -> Sequence[Fetched]:
+        if self._pid != os.getpid():
+            self._renew()
         wanted = requests_for(blocks, self._files, self._block_size)
         asynchronous = wanted[0].file.fs.async_impl
         answers = sync(self._loop, _fetch_all, wanted) if asynchronous else [_fetch_plainly(one) for one in wanted]

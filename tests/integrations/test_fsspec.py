@@ -696,6 +696,51 @@ def test_a_forked_child_reads(origin: Any, options: Options, child: Any) -> None
     assert child(read_whole, url, given, context="fork").result() == data
 
 
+@pytest.mark.parametrize("target", ["http", "file"])
+def test_what_the_parent_has_opened_is_read_in_a_forked_child(
+    origin: Any, options: Options, target: str, tmp_path: Path
+) -> None:
+    """torch's workers are forked, with the open files of the dataset. fsspec's file systems raise "not fork-safe" there, and a file that
+    was open waited for ever for the thread of an event loop, which only the parent has."""
+    data = content(8 * BLOCK)
+    path = origin.put("a.bin", data)
+    if target == "file":
+        path = str(tmp_path / "a.bin")
+        Path(path).write_bytes(data)
+    fs = filesystem(options(), target)
+    with fs.open(path) as file:
+        assert file.read(10) == data[:10]
+
+        def read_there(n: int) -> None:
+            """Reads blocks in a child, and in a child of it, which are of other processes than the file system."""
+            file.seek(n * BLOCK)
+            assert file.read(5) == data[n * BLOCK : n * BLOCK + 5]
+            assert (
+                fs.cat_file(path, (n + 1) * BLOCK, (n + 1) * BLOCK + 3) == data[(n + 1) * BLOCK : (n + 1) * BLOCK + 3]
+            )
+            assert fs.cat_ranges([path], [20], [25]) == [data[20:25]]
+            with fs.open(path) as again:
+                assert again.read() == data
+            assert fs.info(path)["size"] == len(data)
+            assert fs.isfile(path)
+
+        for depth in (1, 2):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    signal.alarm(int(WAIT))
+                    if depth == 2:
+                        inner = os.fork()
+                        if inner:
+                            os._exit(os.waitstatus_to_exitcode(os.waitpid(inner, 0)[1]) & 255)
+                    read_there(2 * depth)
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        read_there(6)
+
+
 # ---- the cache type, options ------------------------------------------------------------------
 
 
