@@ -308,12 +308,13 @@ static PyObject* core_begin_writeback(PyObject*, PyObject* arg) {
     Py_END_ALLOW_THREADS return PyLong_FromLong(r);
 }
 
-// move_up(fd) -> the same description under a number above those that programs close in loops
+// move_up(fd) -> the same description under a number above those that programs close in loops. (A file system that
+// hangs may hold the close up, and fstatfs below: no thread of ours may wait for that with the interpreter's lock.)
 static PyObject* core_move_up(PyObject*, PyObject* arg) {
     int fd = int(PyLong_AsLong(arg));
     if (PyErr_Occurred()) return nullptr;
-    fd = prim::move_up(fd);
-    if (fd >= 0) return PyLong_FromLong(fd);
+    Py_BEGIN_ALLOW_THREADS fd = prim::move_up(fd);
+    Py_END_ALLOW_THREADS if (fd >= 0) return PyLong_FromLong(fd);
     errno = -fd;
     return PyErr_SetFromErrno(PyExc_OSError);
 }
@@ -321,8 +322,9 @@ static PyObject* core_move_up(PyObject*, PyObject* arg) {
 static PyObject* core_is_tmpfs(PyObject*, PyObject* arg) {
     int fd = int(PyLong_AsLong(arg));
     if (PyErr_Occurred()) return nullptr;
-    int r = prim::is_tmpfs(fd);
-    if (r >= 0) return PyBool_FromLong(r);
+    int r;
+    Py_BEGIN_ALLOW_THREADS r = prim::is_tmpfs(fd);
+    Py_END_ALLOW_THREADS if (r >= 0) return PyBool_FromLong(r);
     errno = -r;
     return PyErr_SetFromErrno(PyExc_OSError);
 }

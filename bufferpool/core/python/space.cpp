@@ -713,7 +713,9 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
                           &caching, &store, &PyArrayDescr_Type, &dtype, &writable, &discardable, &zero_fill,
                           &is_private))
         return nullptr;
-    Use use(reinterpret_cast<SegmentObject*>(seg));
+    struct stat st{};
+    Py_BEGIN_ALLOW_THREADS if (fd >= 0 && fstat(fd, &st) != 0) st = {};  // a file system that hangs holds up us alone
+    Py_END_ALLOW_THREADS Use use(reinterpret_cast<SegmentObject*>(seg));
     Segment* s = opened(reinterpret_cast<SegmentObject*>(seg));
     if (!s) return nullptr;
     npy_intp item = PyDataType_ELSIZE(dtype);
@@ -744,8 +746,8 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->kind = kind;
     sp->fd = fd;
     sp->caching = caching;
-    struct stat st;
-    if (fd >= 0 && fstat(fd, &st) == 0) sp->device = st.st_dev, sp->inode = st.st_ino;
+    sp->device = st.st_dev;
+    sp->inode = st.st_ino;
     sp->writable = writable;
     sp->discardable = discardable;
     sp->zero_fill = zero_fill;
