@@ -192,6 +192,13 @@ class FileStore:
             try:
                 self._descriptor = OwnDescriptor.opened(self.path, flags)
                 break
+            except BlockingIOError:
+                # Another program has a lease on the file (F_SETLEASE: Samba, an NFS server). The kernel has asked it to give the lease
+                # up, and an open that may wait waits for that: 45 seconds at most (fs.lease-break-time).
+                about = _stat(self.path)
+                if not flags & os.O_NONBLOCK or about is None or not stat.S_ISREG(about.st_mode):
+                    raise
+                flags &= ~os.O_NONBLOCK
             except FileNotFoundError as error:
                 if not may_create:
                     text = f"{error.strerror} (mode='w+' makes the file)"

@@ -1,6 +1,8 @@
 """Files: opened, grown, flushed, replaced; one file is one space."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,16 @@ from bufferpool.errors import (
 )
 from tests.conftest import PAGE, fill, pins, stamp
 from tests.support.memory_store import Memory
+
+_LEASE = """
+import fcntl, os, signal, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+signal.signal(signal.SIGIO, lambda *_: None)
+fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+print("has it", flush=True)
+signal.pause()
+fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+"""
 
 
 def test_mode_r_reads_and_never_writes(pool, data_file):
@@ -194,3 +206,16 @@ def test_a_directory_is_no_file_of_pages(pool, tmp_path):
     with pytest.raises((OSError, StoreError, ValueError)):
         pool.open_file(tmp_path / "dir", "r")
     assert pool.stats().spaces == []
+
+
+def test_a_file_on_which_another_program_has_a_lease_is_opened_when_that_is_given_up(pool, data_file):
+    """Samba and NFS servers take leases on the files of their clients, and give them up when the kernel asks: to open such a file for
+    writing raised BlockingIOError."""
+    path = data_file(4)
+    command = [sys.executable, "-c", _LEASE, path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        if holder.stdout.readline() != "has it\n":
+            pytest.skip("the file system gives no leases (F_SETLEASE)")
+        fill(pool.open_file(path, "r+"), [2], version=1)
+    assert holder.returncode == 0
+    assert pool.flush() == 1
