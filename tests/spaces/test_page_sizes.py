@@ -814,6 +814,49 @@ def test_the_commands_are_about_all_sizes(pool, tmp_path, capsys):
     assert removed["resident_bytes"] == 2 * BIG
 
 
+def test_the_commands_about_frames_take_the_name_of_a_size(pool, capsys):
+    large = pool.open_derived("large", 10, load, page_size=BIG)
+    use(pool.open_derived("small", 30, load), range(30))
+    use(large, range(10))
+    held = large[4]
+    for name, space, pages, size in ((pool.name, "small", 30, PAGE), (f"{pool.name}@64KiB", "large", 10, BIG)):
+        frames = json.loads(shown(capsys, "frames", name, "--json"))
+        assert sum(row["space"] == space for row in frames) == pages
+        extents = json.loads(shown(capsys, "extents", name, "--json"))
+        assert extents
+        assert [row["pid"] for row in json.loads(shown(capsys, "clients", name, "--json"))] == [os.getpid()]
+        assert json.loads(shown(capsys, "stat", name, "--json"))["page_size"] == size
+        shown(capsys, "advise", name)
+    del held
+
+
+def test_a_steward_saves_a_working_set_of_each_size(make_pool, tmp_path):
+    """Each size has a file of its own; a new pool loads them when its spaces have made the sizes."""
+    files = {PAGE: write_file(tmp_path / "small", 40), BIG: write_file(tmp_path / "large", 20, BIG)}
+    first = make_pool(WHOLE)
+    for size, path in files.items():
+        space = first.open_file(path, page_size=size)
+        for n in range(7, 17):
+            assert np.array_equal(space[n], stamp(n, size))
+    first.start_steward(
+        bp.Settings(interval=0.02, working_set=tmp_path / "set", working_set_every=0.05, pressure=False)
+    )
+    sets = {PAGE: tmp_path / "set", BIG: tmp_path / "set@64KiB"}
+    wait_until(lambda: all(path.exists() for path in sets.values()), "both sizes are saved")
+    first.stop_steward()
+    second = make_pool(WHOLE)
+    second.open_file(files[BIG], page_size=BIG)
+    parts_of = second.page_sizes()
+    assert list(parts_of) == [PAGE, BIG]
+    for size, part in parts_of.items():
+        work = part.load_working_set(sets[size])
+        work.wait(WAIT)
+        assert (work.total, work.loaded) == (10, 10)
+        space = second.space(files[size].name)
+        assert list(np.flatnonzero(space.resident(range(20)))) == list(range(7, 17))
+        assert np.array_equal(space[8], stamp(8, size))
+
+
 def test_rm_removes_all_sizes_and_none_alone(make_pool, tmp_path, capsys):
     pool = make_pool(WHOLE)
     with bp.Pool.attach(pool.name) as writer:

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "os/atomic.h"
 
@@ -31,8 +32,10 @@ constexpr float measured_cost(u64 bytes, double seconds, double request_seconds 
 
 // What an object earns for each byte: an estimate of its rate of use, times its cost, divided by its bytes.
 // `idle`: insertions since its last use; `turnover`: how many insertions replace the cache, the number of its objects.
-constexpr double worth(u32 frequency, u32 idle, u32 turnover, u64 bytes, float cost) {
-    return double(frequency) * cost / ((double(idle) + 1 + double(turnover) / 40) * double(bytes));
+// The power 3/4 of the frequency counts, because a large one is often that of an earlier time.
+inline double worth(u32 frequency, u32 idle, u32 turnover, u64 bytes, float cost) {
+    double rate = std::sqrt(double(frequency) * std::sqrt(double(frequency)));
+    return rate * cost / ((double(idle) + 1 + double(turnover) / 40) * double(bytes));
 }
 
 // What is remembered of an evicted object: tag of its hash:20 | frequency:12 | when, in insertions:32. A lost update
