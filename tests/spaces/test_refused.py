@@ -283,6 +283,7 @@ for n in range(6):
 resource.setrlimit(resource.RLIMIT_FSIZE, (6 * 4096 + 1000, resource.RLIM_INFINITY))
 try: pool.flush()
 except bp.errors.StoreError as error: print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))  # for what coverage writes at the end
 """
 
 
