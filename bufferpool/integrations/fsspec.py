@@ -483,6 +483,12 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
     def _as_target_path(self, path: Any) -> Any:
         return self.fs._strip_protocol(type(self)._strip_protocol(path))
 
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        """The target of ``bufferpool://https://…``, the form of URL that :meth:`unstrip_protocol` gives, and DuckDB uses."""
+        protocol, found, _ = path.removeprefix(PREFIX).partition("://")
+        return {"target_protocol": protocol} if found and path.startswith(PREFIX) else {}
+
     @property
     def fsid(self) -> str:
         """The target's identity, because the files are the target's."""

@@ -385,6 +385,41 @@ def test_files_of_an_archive(origin: Any, options: Options) -> None:
             assert file.read() == content(3 * BLOCK)[BLOCK + 5 :]
 
 
+def test_the_url_of_a_path_can_be_opened(origin: Any, options: Options) -> None:
+    """unstrip_protocol() gives bufferpool://http://..., of which fsspec.open() did not find the target; dask and others keep such URLs."""
+    data, given = content(2 * BLOCK), options()
+    path = origin.put("a.bin", data)
+    fs = filesystem(given)
+    url = fs.unstrip_protocol(path)
+    assert url == f"bufferpool://{path}" == fs.unstrip_protocol(url)
+    assert fs.cat_file(url, 0, 5) == data[:5]
+    with fsspec.open(url, bufferpool=given) as file:
+        assert file.read() == data
+
+
+def test_references_to_parts_of_remote_files(origin: Any, options: Options) -> None:
+    """kerchunk and VirtualiZarr name chunks as parts of files: the file system of references reads them through the pool."""
+    data = content(8 * BLOCK)
+    url, given = origin.put("a.bin", data), options()
+    parts = [(n * BLOCK + 10, 2000) for n in (5, 1, 3)]
+    references = {"version": 1, "refs": {f"x/{n}": [url, start, size] for n, (start, size) in enumerate(parts)}}
+    for _ in range(2):
+        fs = fsspec.filesystem("reference", fo=references, fs={"http": filesystem(given)}, skip_instance_cache=True)
+        found = fs.cat([f"x/{n}" for n in range(3)])
+        assert found == {f"x/{n}": data[start : start + size] for n, (start, size) in enumerate(parts)}
+        assert fs.cat_file("x/1") == data[parts[1][0] : sum(parts[1])]
+
+    async def work() -> None:
+        inner = filesystem(given, asynchronous=True)
+        options = {"fs": {"http": inner}, "asynchronous": True, "skip_instance_cache": True}
+        fs = fsspec.filesystem("reference", fo=references, **options)
+        assert await fs._cat_file("x/2") == data[parts[2][0] : sum(parts[2])]
+        await (await inner.fs.set_session()).close()
+
+    asyncio.run(work())
+    assert origin.bytes_sent <= 8 * BLOCK
+
+
 def test_a_full_tmpfs(tmp_path: Path) -> None:
     """Other programs have filled /dev/shm: a cache has no room, and that must not fail a read."""
     code = """
