@@ -58,3 +58,17 @@ def test_the_package_runs_as_a_module() -> None:
         [sys.executable, "-m", "bufferpool", "--version"], cwd=ROOT, capture_output=True, text=True, timeout=WAIT
     )
     assert done.stdout.startswith("bufferpool ")
+
+
+def test_a_module_without_epoll_is_no_obstacle(tmp_path: Path) -> None:
+    """gevent and eventlet remove ``select.epoll`` before a server imports its application: the package could not be imported there."""
+    done = run(f"""
+import select, threading
+del select.epoll
+import bufferpool as bp
+from bufferpool.machine.descriptor import opened
+with opened({str(tmp_path)!r}, 0) as folder:
+    print(folder.fileno() >= 0, type(folder).__name__)
+print(bp.Pool.__name__)
+""")
+    assert (done.stdout, done.stderr) == ("True epoll\nPool\n", "")

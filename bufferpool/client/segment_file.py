@@ -16,7 +16,6 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from select import epoll
 from typing import Any, NamedTuple
 
 from bufferpool import _core
@@ -32,7 +31,7 @@ from bufferpool.errors import (
     caused,
     remedy,
 )
-from bufferpool.machine.descriptor import is_segment, opened
+from bufferpool.machine.descriptor import epoll, is_segment, opened
 from bufferpool.printable import printable
 
 SHM = "/dev/shm"

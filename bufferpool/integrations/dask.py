@@ -10,14 +10,13 @@ import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
-from select import epoll
 from typing import Any
 
 from distributed import WorkerPlugin
 
 from bufferpool._locks import Lock
 from bufferpool.errors import NoWorkerPool, SegmentReplaced
-from bufferpool.machine.descriptor import opened
+from bufferpool.machine.descriptor import epoll, opened
 from bufferpool.pool import Pool
 
 _TRIES = 100

@@ -8,13 +8,25 @@ not stored yet: nothing would close it. So one call of C code opens a file and g
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
-from select import epoll
 from typing import ClassVar
 
 from bufferpool import _core
+
+try:
+    from select import epoll as epoll
+except ImportError:  # gevent and eventlet remove the name from the module: then a new copy of the module has it
+    from importlib.util import module_from_spec
+
+    _spec = sys.modules["select"].__spec__
+    assert _spec is not None
+    assert _spec.loader is not None
+    _copy = module_from_spec(_spec)
+    _spec.loader.exec_module(_copy)
+    epoll = _copy.epoll  # type: ignore[misc]
 
 
 def is_segment(fd: int) -> bool:

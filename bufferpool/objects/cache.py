@@ -7,6 +7,7 @@ import functools
 import inspect
 import os
 import pickle
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ class Cache(_core.CacheBase):
         "_loading", default=frozenset()
     )
     """The keys that this thread, or this task, is loading."""
+    _in_threads: ClassVar[set[tuple[int, LoadOf]]] = set()
+    """The loads that are under way here, with the thread of each, which may run other tasks or greenlets meanwhile."""
     _suppress_gone: ClassVar = contextlib.suppress(PoolClosed, CacheRemoved)
 
     def __new__(cls, pool: "Opens", name: str, settings: "Settings | None" = None) -> Self:
@@ -149,7 +152,7 @@ class Cache(_core.CacheBase):
 
         All callers get the value in the same form, also the one that loads it: a read-only memoryview for bytes
         (``bytes(value)`` copies it), a read-only array for an array. Raises WaitTimeout, and WouldDeadlock if this thread
-        is loading the key already.
+        is loading the key already, in this or another task or greenlet.
         """
         seconds = self._checked(load, timeout, ttl, stale_while_loading)
         value = self.look(key, _MISSING, seconds)
@@ -158,12 +161,17 @@ class Cache(_core.CacheBase):
         load_of = self._load_of(key)
         self._raise_if_loading(load_of)
         loads: list[Any] = []  # begin() adds our load here, so that no exception of a signal's handler loses it
+        in_thread = threading.get_native_id(), load_of
         try:
-            outcome, what = self.begin(key, seconds, True, False, stale_while_loading, loads)
+            here = in_thread in self._in_threads  # by another task or greenlet, which cannot end the load while we wait
+            outcome, what = self.begin(key, 0.0 if here else seconds, True, False, stale_while_loading, loads)
             if outcome in (VALUE, STALE):
                 return cast(_T, what)
+            if here and outcome == LATE:
+                self._raise_own_load(load_of)
             self._raise_unless_load(outcome, what, key, timeout)
             self._loading.set(self._loading.get() | {load_of})
+            self._in_threads.add(in_thread)
             began = time.perf_counter()
             loaded = _require_value(_called(load, key))
             self._store(key, loads, loaded, ttl, began, min(seconds, END_S))
@@ -172,6 +180,7 @@ class Cache(_core.CacheBase):
             raise
         finally:
             self._loading.set(self._loading.get() - {load_of})
+            self._in_threads.discard(in_thread)
         return _as_given(loaded)
 
     async def aget_or_load(
@@ -194,6 +203,7 @@ class Cache(_core.CacheBase):
         self._raise_if_loading(load_of)
         end, pause, waited = time.monotonic() + seconds, _POLL_S, False
         loads: list[Any] = []
+        in_thread = threading.get_native_id(), load_of
         end_s = min(seconds, _ASYNC_END_S)  # here: a block that ends with the interpreter finds no names of the module
         try:
             while True:
@@ -208,6 +218,7 @@ class Cache(_core.CacheBase):
                 pause = min(2 * pause, _POLL_MOST_S)
             self._raise_unless_load(outcome, what, key, timeout)
             self._loading.set(self._loading.get() | {load_of})
+            self._in_threads.add(in_thread)
             began = time.perf_counter()
             loaded = await _require_awaitable(_called(load, key))
             self._store(key, loads, loaded, ttl, began, end_s)
@@ -216,6 +227,7 @@ class Cache(_core.CacheBase):
             raise
         finally:
             self._loading.set(self._loading.get() - {load_of})
+            self._in_threads.discard(in_thread)
         return _as_given(loaded)
 
     @staticmethod
@@ -239,6 +251,12 @@ class Cache(_core.CacheBase):
             raise WouldDeadlock(
                 f"this thread or task is loading {shown(load_of[3])} of cache {self.name!r} already; load another key"
             )
+
+    def _raise_own_load(self, load_of: LoadOf) -> Never:
+        raise WouldDeadlock(
+            f"another task or greenlet of this thread is loading {shown(load_of[3])} of cache {self.name!r}, and cannot end that while "
+            "this one waits: await aget_or_load(), or load the key in another thread"
+        )
 
     def _raise_unless_load(self, outcome: int, what: Any, key: Key, timeout: float | None) -> None:
         """Raises the exception of another caller's load, or WaitTimeout if that load takes too long."""

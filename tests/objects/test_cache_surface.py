@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import bufferpool as bp
-from bufferpool.errors import CacheRemoved, TooManySpaces
+from bufferpool.errors import CacheRemoved, TooManySpaces, WouldDeadlock
 from tests.conftest import WAIT, wait_until
 
 MIB = 1 << 20
@@ -509,3 +509,28 @@ def test_a_key_that_is_nested_too_deep_is_told_so(pool: bp.Pool) -> None:
         cache.put((key,), 1)
     with pytest.raises(ValueError, match="without NUL"):
         pool.cache("a\0b")
+
+
+def test_a_plain_call_does_not_wait_for_a_task_of_its_own_thread(pool: bp.Pool) -> None:
+    """A task that called get_or_load, while another task of its event loop awaited the load of the key, waited for ever: the loop that
+    would have ended the load stood still. Greenlets of one thread did the same."""
+    cache = pool.cache("tasks")
+
+    async def both() -> bytes:
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def load() -> bytes:
+            begun.set()
+            await go_on.wait()
+            return b"value"
+
+        task = asyncio.create_task(cache.aget_or_load("key", load))
+        await begun.wait()
+        with pytest.raises(WouldDeadlock, match="another task or greenlet of this thread is loading 'key'"):
+            cache.get_or_load("key", lambda: b"other", timeout=20.0)
+        assert bytes(cache.get_or_load("another", lambda: b"other")) == b"other"
+        go_on.set()
+        return bytes(await task)
+
+    assert asyncio.run(both()) == b"value"
+    assert bytes(cache.get_or_load("key", lambda: b"other")) == b"value"
