@@ -54,30 +54,31 @@ def pool():
 # ---- limits of the process ------------------------------------------------------------
 
 
+def _lock_what_is_mapped(name: str) -> str:
+    pool = bp.Pool.create(name, "1MiB", page_size=PAGE, max_capacity="8MiB", room="32MiB", max_pages=1 << 20)
+    work = pool.open_scratch("work", 100)
+    fill(work, range(100))
+    work.drop(0, 50)
+    pool.trim()
+    before = kernel_bytes(pool)
+    if ctypes.CDLL(None, use_errno=True).mlockall(1) != 0:  # MCL_CURRENT
+        return "refused"
+    taken = kernel_bytes(pool) - before
+    found = pool.check()
+    given = pool.trim()
+    same = kernel_bytes(pool) == before
+    read = all(work[n].any() for n in range(50, 100))
+    fill(work, range(50))
+    return f"{taken > 32 * MIB} {given == taken} {same} {read} {pool.check()} {'pool.trim() gives it back, except' in str(found)}"
+
+
 @pytest.mark.kernel
-def test_what_a_process_that_locks_its_memory_later_has_given_to_holes_can_be_given_back():
-    """mlockall(MCL_CURRENT) gives memory to the whole room of an open pool, and nothing gave it back but the pool's end."""
-    name = new_name()
+def test_what_a_process_that_locks_its_memory_later_has_given_to_holes_can_be_given_back(pool_name, child):
+    """mlockall(MCL_CURRENT) gives memory to the whole room of an open pool, and nothing gave it back but the pool's end.
 
-    def locked() -> str:
-        pool = bp.Pool.create(name, "1MiB", page_size=PAGE, max_capacity="8MiB", room="32MiB", max_pages=1 << 20)
-        work = pool.open_scratch("work", 100)
-        fill(work, range(100))
-        work.drop(0, 50)
-        pool.trim()
-        before = kernel_bytes(pool)
-        if ctypes.CDLL(None, use_errno=True).mlockall(1) != 0:  # MCL_CURRENT
-            return "refused"
-        taken = kernel_bytes(pool) - before
-        found = pool.check()
-        given = pool.trim()
-        same = kernel_bytes(pool) == before
-        read = all(work[n].any() for n in range(50, 100))
-        fill(work, range(50))
-        return f"{taken > 32 * MIB} {given == taken} {same} {read} {pool.check()} {'pool.trim() gives it back, except' in str(found)}"
-
-    said = in_child(locked)
-    os.unlink(f"/dev/shm/{name}")
+    A process of its own, because a forked child has the segments of all pools that its parent has open: it would fill /dev/shm.
+    """
+    said = child(_lock_what_is_mapped, pool_name).result()
     if said == "refused":
         pytest.skip("may not lock memory (RLIMIT_MEMLOCK)")
     assert said == "True True True True [] True"
