@@ -23,7 +23,7 @@ PER_EXTENT = EXTENT // PAGE
 
 
 def test_nothing_is_allocated_before_it_is_used(make_pool, data_file):
-    pool = make_pool("1GiB", extent_size="256KiB")
+    pool = make_pool("512MiB", extent_size="256KiB")
     assert in_step(pool).kernel_data_bytes == 0
     table = pool.open_file(data_file(10))
     assert in_step(pool).kernel_data_bytes == 0
