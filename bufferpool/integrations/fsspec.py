@@ -290,8 +290,7 @@ class Reader:
         around = range(last + 1, min(last + 1 + window, count))
         if not self._continues:
             step = 1 << ((2 * window // 5).bit_length() - 1)
-            begin = first // step * step
-            around = range(begin, min(begin + 3 * step, count))
+            around = range(first // step * step, min(first + window, count))
         ends = len(around) <= least  # the file ends here
         return () if ends or not link.is_worth(Window(self.file.key, first, last, around)) else around
 
