@@ -195,7 +195,7 @@ def test_a_small_budget_has_small_neighbourhoods(origin: Any, options: Options, 
         reads(fs, url, COLUMNS, given, data)
         asked.append(origin.bytes_sent)
         assert fs.blocks.pool.check() == []
-    assert asked[0] == asked[1]
+    assert asked[1] <= asked[0] + 2 * MIB, "one neighbourhood would be more; with 8 frames a block may be fetched again"
 
 
 def test_the_block_size_of_an_open_file_bounds_the_neighbourhood(origin: Any, options: Options) -> None:
