@@ -315,9 +315,8 @@ struct Segment {
 
     // The first page from `page` on whose entry has memory; `end` if there is none before that.
     u64 next_page(u64 page, u64 end) const {
-        u64 unit = g.os_page / 8;
-        end = std::min(end, g.max_pages);
-        while (page < end) {
+        u64 unit = g.os_page / 8, last = std::min(end, g.max_pages);  // a damaged space may end beyond the entries
+        while (page < last) {
             u64 chunk = page / unit;
             if (has_entry_chunk(chunk)) return page;
             page = entry_chunk_word(chunk / 64) ? (chunk + 1) * unit : (chunk / 64 + 1) * 64 * unit;
