@@ -20,10 +20,10 @@ from tests.support.memory_store import Memory
 _LEASE = """
 import fcntl, os, signal, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)
-signal.signal(signal.SIGIO, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})  # it may come before this process waits for it
 fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
 print("has it", flush=True)
-signal.pause()
+signal.sigwait({signal.SIGIO})
 fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 """
 
