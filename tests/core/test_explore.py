@@ -61,7 +61,7 @@ LARGE = {
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
     "append-append", "append-reopen", "compact-write", "fork-reap", "many-drop", "many-evict", "move-write", "open-fail", "open-open",
-    "reap-drop-load", "reap-flush", "reap-grow", "table-put", "trim-write", "write-pin",
+    "leave-shrink", "reap-drop-load", "reap-flush", "reap-grow", "reap-leave", "table-put", "trim-write", "write-pin",
 }  # fmt: skip
 # With two deaths, of those in which a process reaps.
 LARGE_WITH_TWO = LARGE_WITH_DEATHS | {"reap-write-pin"}
@@ -509,6 +509,54 @@ MUTATIONS = {
         "    remove_owned(s, c);\n",
         "",
         "private-detach",
+    ),
+    "entries given back that a handle may touch": (
+        "growth.h",
+        "if (are_used(s, first, count) || !word.cas_seq_cst(asked, gone)) {",
+        "if (!word.cas_seq_cst(asked, gone)) {",
+        "leave-read",
+    ),
+    "entries given back although a client is about to touch them": (
+        "segment.h",
+        "if (!me || header->leaving.cas_seq_cst(w, 0)) return false;",
+        "return false;",
+        "leave-read",
+    ),
+    "a handle that looks whether an entry has memory before it says that it touches it": (
+        "entry_memory.h",
+        "    Atomic<u64>& word = block_word(s.client(), block);\n",
+        "    Atomic<u64>& word = block_word(s.client(), block);\n    if (s.has_page(page)) return word.or_seq_cst(block_bit(block)), true;\n",
+        "leave-read",
+    ),
+    "entries given back while a client without a handle looks at them": (
+        "entry_memory.h",
+        "        if (slot.looks.load_seq_cst()) return true;\n",
+        "",
+        "leave-look",
+    ),
+    "entries given back while the owner of the memory lock looks at them": (
+        "growth.h",
+        "bool forgotten = forget_elements(s, page, page + count * ENTRY_BLOCK / 8);",
+        "bool forgotten = true;",
+        "leave-shrink",
+    ),
+    "entries given back that the reaper of a dead client needs": (
+        "spaces.h",
+        "        EntryLook look(s);  // if we die, the entries must be there for the reaper of our intent\n",
+        "",
+        "reap-leave",
+    ),
+    "entries that were being given back left so after a death": (
+        "growth.h",
+        "    s.header->leaving.store_seq_cst(0);  // what had no bit any more has left, the rest remains\n",
+        "",
+        "leave-read",
+    ),
+    "entries without memory that are still said to have it": (
+        "growth.h",
+        "for (u64 i = chunk; i < end; i++) s.clear_entry_chunk(i);",
+        "(void)end;",
+        "leave-reopen",
     ),
     "a space closed that another one has followed meanwhile": (
         "spaces.h",

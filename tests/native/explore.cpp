@@ -269,6 +269,7 @@ static void join_crowd(Segment& s) {
 static void run(const Scenario& sc, const std::string& how, u32 max_kills, u64 most, const char* schedule) {
     memset(static_cast<void*>(&world), 0, sizeof world);
     make_segment(sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients, sc.guests, sc.extent_frames);
+    for (Process& p : world.processes) p.segment.keeps_entries = !sc.gives_entries;
     memset(static_cast<void*>(&object_world), 0, sizeof object_world);
     if (sc.objects) make_area(world.processes[0].segment.g);
     u32 n = u32(sc.processes.size());

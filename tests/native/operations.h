@@ -101,7 +101,8 @@ inline u32 move_elsewhere(Segment& s, u32 page) {
     FrameRequest want{};
     u32 g;
     if (take_frame(s, op.intent(), want, g) != Status::OK) return NONE;
-    u64 e = s.entries[page].load_acquire();
+    EntryLook look(s);
+    u64 e = s.has_page(page) ? s.entries[page].load_acquire() : 0;
     bool ours = false;
     if (entry::state(e) == RESIDENT && s.has_frame(entry::frame(e)) && move_page(s, op.intent(), entry::frame(e), g, ours))
         return ours ? entry::frame(e) : NONE;

@@ -75,6 +75,7 @@ inline int byte_is_locked(int fd, off_t at) {
 }
 constexpr u64 HUGE_BYTES = 2 << 20;
 inline void use_huge_pages(void*, u64) {}  // not part of the protocol
+inline void use_small_pages(void*, u64) {}
 inline int plug(int, u64 offset, u64 bytes) {
     model::step();
     return model::plug(offset, bytes);

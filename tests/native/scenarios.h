@@ -91,6 +91,7 @@ struct Scenario {
     bool as_one = false;       // pages 0 and 1 are only written together
     std::function<void(Segment&)> objects = nullptr;  // what is put at the start; null: the pool has no cache
     bool once = false;         // without a death each key is loaded once
+    bool gives_entries = false;  // the memory of entries leaves with their space
 };
 
 static const u64* content_of(Segment& s, u32 page) {
@@ -380,6 +381,13 @@ static Scenario of_spaces(const char* name, std::vector<u32> preload, std::vecto
     return {name, 3, 3, std::move(preload), std::move(processes), 1, true};
 }
 
+// The same, and entries leave with the space, if nobody may touch them.
+static Scenario of_entries(const char* name, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario = of_spaces(name, std::move(preload), std::move(processes));
+    scenario.gives_entries = true;
+    return scenario;
+}
+
 // The pool grows meanwhile: not all of its frames have slots at the start, and a ring that has two elements wraps.
 static Scenario of_growth(const char* name, u32 unready, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
     Scenario scenario{name, 3, 3, std::move(preload), std::move(processes)};
@@ -566,6 +574,13 @@ static std::vector<Scenario> scenarios() {
         of_spaces("open-fail", {}, {{"D", fails_to_reopen()}, {"E", reopens_and_reads()}}),
         of_spaces("reap-append", {0}, {{"A", appends()}, {"B", appends()}, {"X", reaps()}}),
         of_spaces("reap-reopen", {0}, {{"D", reopens_and_reads()}, {"X", reaps()}}),
+        of_entries("leave-read", {}, {{"R", reads_and_lets_go(0)}, {"D", removes()}}),
+        of_entries("leave-again", {0}, {{"R", reads_again_and_lets_go(0)}, {"D", removes()}}),
+        of_entries("leave-reopen", {}, {{"R", reads_and_lets_go(0)}, {"D", reopens_and_reads()}}),
+        of_entries("leave-look", {0}, {{"L", drops_of_space(0)}, {"D", removes()}}),
+        of_entries("leave-shrink", {0}, {{"T", shrinks(true)}, {"D", removes()}}),
+        of_entries("leave-move", {0}, {{"M", moves(0)}, {"D", removes()}}),
+        of_entries("reap-leave", {0}, {{"R", reads_and_lets_go(0)}, {"D", removes()}, {"X", reaps()}}),
         of_growth("grow-load", 1, {0, 1}, {{"L", reads(2)}, {"R", reads(0)}}),
         of_growth("grow-grow", 2, {0}, {{"L", reads(1)}, {"M", reads(2)}}),
         of_growth("grow-write", 1, {0, 1}, {{"W", writes(0)}, {"L", reads(2)}}),

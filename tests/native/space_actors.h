@@ -22,8 +22,18 @@ static bool exists(Segment& s, u64 generation, u32 page) {
     return space_generation(span) == generation && page < space_pages(span);
 }
 
+// What a handle does before it touches an entry of a page. False: the space is gone.
+static bool has_entry(Segment& s, u64 generation, u32 page) {
+    if (s.keeps_entries) return true;
+    while (!use_entry(s, page)) {
+        if (plug_entries(s, s.spaces[0], page, 1, generation)) return false;
+        if (open_generation(s) != generation) return false;
+    }
+    return true;
+}
+
 static void read_of_space(Segment& s, u64 generation, u32 page) {
-    if (!exists(s, generation, page)) return;
+    if (!exists(s, generation, page) || !has_entry(s, generation, page)) return;
     StoredHooks hooks{s, stored_image(generation, page)};
     u32 f;
     u8 appended = world.appended[generation][page];
@@ -133,10 +143,20 @@ static u64 open_another(Segment& s, bool fails = false) {
     return generation;
 }
 
+static void check_entries_gone(Segment& s) {
+    model::require_untouched();
+    if (s.header->leaving.load_relaxed()) violation("entries are left that are being given back");
+    if (s.has_entry_chunk(0) == bool(world.entries_gone)) violation("entries have memory and are not counted, or the reverse");
+    if (s.spaces[0].state.load_relaxed() == SPACE_FREE && !world.entries_gone) violation("entries are left that no space has, and nobody uses");
+}
+
 static void check_spaces(Segment& s) {
     if (!world.kills && s.spaces[0].is_closing()) violation("a closed space is left, and nobody died");
     lock_directory(s);
+    s.removed_here.store_relaxed(1);
     leave_directory(s);
+    if (!s.keeps_entries) check_entries_gone(s);
+    if (world.entries_gone) return;
     SpaceSlot& slot = s.spaces[0];
     u32 state = slot.state.load_relaxed();
     u64 span = slot.span.load_relaxed(), generation = space_generation(span);
@@ -182,6 +202,36 @@ static Program grows_and_writes(u32 pages) {
 static Program reads_space(u32 page, int n = 1) {
     return [=](Segment& s, Process&) {
         for (int i = 0; i < n; i++) read_of_space(s, 1, page);
+    };
+}
+// A handle that lets go of its entries afterwards.
+static Program reads_and_lets_go(u32 page) {
+    return [=](Segment& s, Process&) {
+        read_of_space(s, 1, page);
+        leave_block(s, s.g.entry_block(page));
+    };
+}
+// The same of one that has read before, and knows that the entry has memory.
+static Program reads_again_and_lets_go(u32 page) {
+    return [=](Segment& s, Process&) {
+        if (exists(s, 1, page) && has_entry(s, 1, page)) {
+            StoredHooks hooks{s, stored_image(1, page)};
+            u32 f;
+            Status status = fetch_page(s, page_of(s, 1, page), Access{}, hooks, f);
+            require(status, page);
+            if (status == Status::OK) unpin(s, f);
+            status = fetch_page(s, page_of(s, 1, page), Access{}, hooks, f);
+            require(status, page);
+            if (status == Status::OK) unpin(s, f);
+        }
+        leave_block(s, s.g.entry_block(page));
+    };
+}
+// Looks at an entry without a handle.
+static Program drops_of_space(u32 page) {
+    return [=](Segment& s, Process&) {
+        u32 freed = 0;
+        drop_range(s, page, 1, freed);
     };
 }
 static Program loads_space(u32 page) {

@@ -12,9 +12,10 @@
 
 namespace bp::model {
 void step();
+void touch(const void* word);
 void point(const char* name);
 }
-#define BP_STEP() ::bp::model::step()
+#define BP_STEP() ::bp::model::touch(this)
 #define BP_POINT(name) ::bp::model::point(name)
 
 #include "protocol/check.h"
@@ -52,6 +53,7 @@ struct Process {
 struct World {
     alignas(64) u8 segment[SEGMENT_BYTES];
     u8 plugged[FRAMES];
+    u8 entries_gone;         // the entries have no memory
     u8 refused;              // how many of the next requests for memory of frames the kernel refuses
     u8 byte_owner[16];       // the description that has the lock, + 1
     u8 holders[PROCESSES];   // of each description (the process's own has its number): a bit for each process
@@ -133,6 +135,13 @@ void step() {
     bp_switch(&world.processes[running].sp, scheduler_sp);
 }
 
+// A step, and then an access to a word.
+void touch(const void* word) {
+    step();
+    auto entries = reinterpret_cast<const u8*>(world.processes[0].segment.entries), at = static_cast<const u8*>(word);
+    if (world.entries_gone && at >= entries && at < entries + ENTRIES * 8) violation("an entry without memory was touched");
+}
+
 int lock_byte(int process, long at) {
     u8& owner = world.byte_owner[at - LOCKS_AT];
     if (owner && owner != process + 1) return -EAGAIN;
@@ -148,7 +157,23 @@ bool byte_is_locked(int process, long at) {
     return owner && owner != process + 1;
 }
 
+// What stands in entries without memory: whoever takes it for an entry, or changes it, touches what it must not.
+constexpr u64 NO_ENTRY = entry::FRAME | RESIDENT;
+static void require_untouched() {
+    const Segment& s = world.processes[0].segment;
+    for (u32 page = 0; world.entries_gone && page < ENTRIES; page++)
+        if (s.entries[page].load_relaxed() != NO_ENTRY) violation("entry %u was touched while it had no memory", page);
+}
+static void set_entry_memory(bool gone) {
+    require_untouched();
+    Segment& s = world.processes[0].segment;
+    for (u32 page = 0; gone != bool(world.entries_gone) && page < ENTRIES; page++) s.entries[page].store_relaxed(gone ? NO_ENTRY : 0);
+    world.entries_gone = gone;
+}
+
 static void set_memory(u64 offset, u64 bytes, u8 value) {
+    u64 entries = world.processes[0].segment.g.entries_at;
+    if (offset <= entries && entries < offset + bytes) set_entry_memory(!value);
     if (offset < DATA_AT) return;
     for (u64 f = (offset - DATA_AT) / PAGE_BYTES; f < (offset - DATA_AT + bytes) / PAGE_BYTES; f++) {
         world.plugged[f] = value;

@@ -88,7 +88,7 @@ class Victim(Worker):
         space.remove(discard=True)
         self.touched += 1
         wide = self.pool.open_scratch(f"pool-wide-{os.getpid()}", 1 << 20)  # each time an entry that had no memory yet
-        _ = wide[(self.touched << 13) % (1 << 20)]
+        _ = wide[(self.touched * ((1 << 18) + (1 << 13))) % (1 << 20)]  # in a block of entries that no other space has
         del _
         wide.remove(discard=True)
 

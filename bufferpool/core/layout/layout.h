@@ -11,10 +11,10 @@
 // areas before the data are plugged (given memory) before they are touched:
 // header, clients, events, duel and tops at creation; the tables with an element for each space (slots, texts, and the
 // counters of each client) in steps as spaces are opened; entries in chunks of an OS page
-// when a space needs them (a bitmap records which; chunks are never given back, because an old
-// handle may still use them); frames, pins, sets and rings in chunks as frames are first used. The advice area gets
-// memory at creation for the budgets that a steward may choose, and more when a larger budget is asked for. A zero byte
-// means "never used" everywhere.
+// when a space needs them (a bitmap records which; they are given back in blocks of 2 MiB when no space has a part of
+// the block and no client may touch it: protocol/entry_memory.h); frames, pins, sets and rings in chunks as frames are
+// first used. The advice area gets memory at creation for the budgets that a steward may choose, and more when a larger
+// budget is asked for. A zero byte means "never used" everywhere.
 //
 // Pin counts lie in eight stripes: clients 1, 9, 17, … share a row in the first,
 // clients 2, 10, 18, … in the second, and so on. So the first eight clients never
@@ -47,6 +47,13 @@ constexpr u32 SHARES = 64;  // spaces of a pool that have a limit or a reserve
 constexpr u32 SNAPSHOTS = 32;  // LSNs at which one client reads: protocol/snapshots.h
 // Records of one client's failed loads, for the clients that waited for them: failures.h.
 constexpr u32 FAILURES = 8, FAILURE_WORDS = 24;
+#endif
+// Entries are given back to the kernel in blocks: of a huge page, so that no part of one is given back alone. A client
+// has a bit for each block whose entries it may touch; blocks that many further apart share a bit.
+#ifdef BP_EXPLORE
+constexpr u64 ENTRY_BLOCK = 32, BLOCK_BITS = 64;
+#else
+constexpr u64 ENTRY_BLOCK = 2u << 20, BLOCK_BITS = 512;
 #endif
 constexpr u32 SPACE_STEP = 16;  // spaces whose slots get their memory together
 // A bank: so many stripes of pin counts, for so many clients. It gets its memory as a whole.
@@ -157,6 +164,10 @@ struct alignas(64) Client {
     alignas(64) Intent intents[OPS];
     Atomic<u64> groups[OPS];  // the group word of each operation
     Atomic<u64> snapshot_lsns[SNAPSHOTS], snapshot_counts[SNAPSHOTS];  // protocol/snapshots.h
+    // Which blocks of entries a handle of this client may touch at any time; and how many of its threads look at
+    // entries without a handle: protocol/entry_memory.h.
+    Atomic<u64> blocks[BLOCK_BITS / 64];
+    Atomic<u32> looks;
     Atomic<u64> failed;  // the number of failed loads so far
     Failure failures[FAILURES];
 };
@@ -283,6 +294,10 @@ struct Geometry {
     u32 use_rows() const { return 2 + stripes() / STRIPES * CLIENT_BANK; }
     u64 top_words() const { return set_words(max_frames, SET_LEVELS); }
     u64 chunk_words() const { return (entry_chunks() + 63) / 64; }
+    // The block of a page's entry. Blocks are counted in the segment, and the first and the last one that have entries
+    // may have other data, too.
+    u64 entry_block(u64 page) const { return (entries_at + page * 8) / ENTRY_BLOCK; }
+    u64 first_entry_of(u64 block) const { return (block * ENTRY_BLOCK - entries_at) / 8; }  // of a whole block
     u64 tops_bytes() const { return (SETS * top_words() + CHUNK_COPIES * chunk_words()) * 8; }
 };
 
@@ -320,6 +335,7 @@ struct Header {
     Atomic<u64> advice_frames;
     Atomic<u64> spaces_ready;  // see doubled(): how many spaces have slots with memory (under the growth lock)
     Atomic<u64> removals;      // the number of spaces removed so far
+    Atomic<u64> leaving;       // the blocks of entries that are being given back: namespace leaving
     // see doubled(): how many banks have memory, beyond the first (under the growth lock)
     Atomic<u64> more_banks;
     Atomic<u64> object_bytes;  // the size of the area of the objects; 0: the pool never had a cache
@@ -351,6 +367,21 @@ constexpr u32 lent(u64 w) { return u32(w >> 32); }
 constexpr u32 granted(u64 w) { return u32(w); }
 constexpr u64 word(u32 lent, u32 granted) { return u64(lent) << 32 | granted; }
 }  // namespace loan
+
+// Header::leaving: the blocks of entries that one client, which has the growth lock, gives back to the kernel. ASKED:
+// it looks whether a client may touch them; a client that is about to do so sets the word to 0. GONE: none may.
+//
+//   63  62 61          32 31           0
+//  +------+--------------+--------------+
+//  | state| blocks       | first block  |
+//  +------+--------------+--------------+
+namespace leaving {
+constexpr u64 ASKED = u64(1) << 62, GONE = u64(2) << 62, STATE = u64(3) << 62;
+constexpr u64 word(u64 state, u64 first, u64 count) { return state | count << 32 | first; }
+constexpr u64 first(u64 w) { return u32(w); }
+constexpr u64 count(u64 w) { return (w & ~STATE) >> 32; }
+constexpr bool has(u64 w, u64 block) { return block - first(w) < count(w); }
+}  // namespace leaving
 
 // A count that bounds which memory may be accessed is stored twice in one word, so that
 // damage to the word is detected: an access beyond the true bound might raise SIGBUS.
@@ -479,7 +510,9 @@ inline void place_areas(Geometry& g) {
     g.texts_at = take(MAX_SPACES * sizeof(SpaceTexts));
     g.use_row_bytes = round_up(MAX_SPACES * sizeof(Uses), os);
     g.uses_at = take(g.use_rows() * g.use_row_bytes);
-    g.entries_at = take(g.max_pages * 8);
+    u64 aligned = g.max_pages * 8 >= ENTRY_BLOCK ? ENTRY_BLOCK : os;  // else no block has entries alone
+    at = round_up(at, aligned);
+    g.entries_at = take(round_up(g.max_pages * 8, aligned));
     g.frames_at = take(u64(g.max_frames) * sizeof(FrameSlot));
     g.stripe_bytes = round_up(u64(g.max_frames) * g.stripe_clients * 2, os);
     g.pins_at = take(g.stripes() * g.stripe_bytes);

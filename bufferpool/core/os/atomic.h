@@ -43,6 +43,8 @@ public:
     T add_relaxed(T v) { return __atomic_fetch_add(&value_, v, __ATOMIC_RELAXED); }
     T add_seq_cst(T v) { BP_STEP(); return __atomic_fetch_add(&value_, v, __ATOMIC_SEQ_CST); }
     T sub_seq_cst(T v) { BP_STEP(); return __atomic_fetch_sub(&value_, v, __ATOMIC_SEQ_CST); }
+    T or_seq_cst(T v) { BP_STEP(); return __atomic_fetch_or(&value_, v, __ATOMIC_SEQ_CST); }
+    T and_seq_cst(T v) { BP_STEP(); return __atomic_fetch_and(&value_, v, __ATOMIC_SEQ_CST); }
     T swap_seq_cst(T v) { BP_STEP(); return __atomic_exchange_n(&value_, v, __ATOMIC_SEQ_CST); }
     // On failure `expected` becomes the value found.
     bool cas_seq_cst(T& expected, T desired) {
@@ -81,6 +83,9 @@ public:
 // store by load_acquire(), or by a load before a fence_acquire(), also sees the earlier ones.
 inline void fence_release() { __atomic_thread_fence(__ATOMIC_RELEASE); }
 inline void fence_acquire() { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
+// Between an access of the order seq_cst and a later relaxed load: if another thread stores what that load does not
+// see, that thread's later loads of the order seq_cst see the access.
+inline void fence_seq_cst() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 // Has the processor fetch a cache line, and its address translation, while it does other work. It never faults, so any
 // address may be given: nothing is allocated for a hole.

@@ -367,6 +367,9 @@ inline void use_huge_pages(void* at, u64 bytes) {
     if (madvise(at, bytes, COLLAPSE) != 0) madvise(at, bytes, MADV_NOHUGEPAGE);
 }
 
+// The kernel makes no huge page of this part of a mapping any more: its memory was given back.
+inline void use_small_pages(void* at, u64 bytes) { madvise(at, bytes, MADV_NOHUGEPAGE); }
+
 // Maps memory of this process that is huge pages in fact, aligned as they are. Null if the kernel has none, or cannot
 // say so (before Linux 6.1). A forked child does not inherit the mapping.
 inline u8* map_huge(u64 bytes) {

@@ -225,6 +225,22 @@ public:
         }
     }
 
+    // Makes gaps of the elements of the pages from `first` to before `end`, in the ring's memory from its slot `from`
+    // on, in at most n slots. Returns the next slot; 0: that was the last one.
+    u32 forget(Ring r, u32 from, u32 n, u64 first, u64 end) {
+        RingState& q = ring(r);
+        if (from >= capacity(r)) return 0;
+        u32 stop = capacity(r) - from > n ? from + n : capacity(r);
+        for (; from < stop; from++) {
+            u32 i = from >= q.head ? from - q.head : from + capacity(r) - q.head;
+            u64& e = env_.slots(r)[from];
+            if (i >= q.count || e == GAP || element_page(e) < first || element_page(e) >= end) continue;
+            e = GAP;
+            q.gaps++;
+        }
+        return stop < capacity(r) ? stop : 0;
+    }
+
     // Sets a ring to its first n elements, none of which is a gap.
     void set_count(Ring r, u32 n) {
         ring(r).count = n;

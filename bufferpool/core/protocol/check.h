@@ -179,6 +179,7 @@ inline Status check(Segment& s, int passes, Findings& standing) {
     s.has_frame(s.g.max_frames - 1);
     for (int i = 0; i < passes; i++) {
         Findings now;
+        EntryLook look(s);
         check_frames(s, now);
         check_entries(s, now);
         if (now.lost) return Status::NO_MEMORY;

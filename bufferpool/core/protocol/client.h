@@ -25,6 +25,7 @@ inline void start_client(Segment& s, u32 c) {
     }
     for (Failure& failure : slot.failures) failure.about.store_relaxed(0);
     clear_snapshots(slot);
+    leave_blocks(s, c);
     // A process that sums the counters and sees one of these two stores also sees zeros in the counters.
     slot.generation.store_release(slot.generation.load_relaxed() + 1);
     slot.folded.store_release(0);
@@ -75,6 +76,7 @@ inline bool detach(Segment& s) {
     unlock_memory(s);
     if constexpr (ADVISES) drain(s);
     free_spares(s);
+    leave_blocks(s, s.me);
     remove_owned(s, s.me);
     for (u32 f = 0; s.lent && f < s.ready; f++) s.pin_count(f).store_seq_cst(0);
     sweep_retired(s);
@@ -147,6 +149,11 @@ u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlock
         return 0;
     }
     each_pin([&](u32 f) { s.pin_count_of(c, f).add_seq_cst(1); });
+    // The child has the parent's handles. If this thread forks during an EntryLook (a signal's handler does), the
+    // child's has no end.
+    if (s.keeps_entries) return c;
+    for (u64 i = 0; i < BLOCK_BITS / 64; i++) slot.blocks[i].store_seq_cst(s.client().blocks[i].load_relaxed());
+    if (looking) slot.looks.store_seq_cst(1);
     return c;
 }
 

@@ -15,6 +15,7 @@
 // chain is followed twice, one time after the other; so the whole chain existed at one moment.
 #pragma once
 
+#include "protocol/entry_memory.h"
 #include "protocol/operation.h"
 #include "protocol/wait.h"
 
@@ -62,6 +63,7 @@ constexpr u32 CHAIN_MOST = 256;  // the longest cycle of loads that is found
 // Follows the chain from `page`. Returns how many loads of other threads precede one of this thread; -1 if
 // it does not reach one.
 inline int chain_to_us(Segment& s, u32 page, WaitingLoad* out) {
+    EntryLook look(s);
     for (u32 n = 0; n < CHAIN_MOST; n++) {
         if (!s.has_page(page)) return -1;
         u64 e = s.entries[page].load_seq_cst();

@@ -8,6 +8,7 @@ namespace bp {
 
 // Does this thread load or flush one of these pages? Then a wait for it would never end.
 inline bool thread_uses(Segment& s, u32 first, u64 count) {
+    EntryLook look(s);
     u64 used = s.ops_used.load_acquire(), thread = this_thread(), end = first + count;
     for (u32 i = 0; i < OPS; i++) {
         Intent& in = s.client().intents[i];
@@ -104,6 +105,7 @@ constexpr int PATIENT = 500, HASTY = 5;  // slices of a wait
 inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed, Drop what = Drop::ANY) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
+    EntryLook look(s);
     Status status = Status::OK;
     u64 end = first + count;
     for (u64 page = s.next_page(first, end); page < end && status == Status::OK; page = s.next_page(page + 1, end))
@@ -116,6 +118,7 @@ inline Status drop_range(Segment& s, u32 first, u64 count, u32& freed, Drop what
 inline Status drop_clean(Segment& s, u32 first, u64 count, u32& freed) {
     OpSlot op(s);
     if (!op.valid()) return Status::INTERRUPTED;
+    EntryLook look(s);
     Status status = Status::OK;
     u64 end = first + count;
     for (u64 page = s.next_page(first, end); page < end && status == Status::OK; page = s.next_page(page + 1, end)) {

@@ -5,6 +5,7 @@
 
 #include <utility>
 
+#include "protocol/entry_memory.h"
 #include "protocol/memory.h"
 #include "protocol/object_area.h"
 
@@ -12,8 +13,9 @@ namespace bp {
 
 // Asks the kernel for huge pages for the tables. A random hit in a large pool reads an entry, a frame slot and a pin
 // count, which lie on three OS pages; with huge pages the processor finds their addresses more often. Only memory that
-// is counted gets huge pages, because it is never given back: some kernels return wrong data after a part of a huge
-// page was given back (bufferpool doctor names them). Each process does this for its own mapping, without a lock.
+// is counted gets huge pages, because it is not given back, or in whole huge pages only (entries): some kernels return
+// wrong data after a part of a huge page was given back (bufferpool doctor names them). Each process does this for its
+// own mapping, without a lock.
 inline void use_huge_pages(Segment& s, u64 from, u64 to) {
     u64 first = round_up(from, prim::HUGE_BYTES), end = to / prim::HUGE_BYTES * prim::HUGE_BYTES;
     if (s.g.os_page == 4096 && first < end) prim::use_huge_pages(s.base + first, end - first);
@@ -22,6 +24,7 @@ inline void use_huge_pages(Segment& s, u64 from, u64 to) {
 // Asks for huge pages for all tables that have memory.
 inline void use_huge_tables(Segment& s) {
     if (!s.look_at_ready()) return;
+    EntryLook look(s);  // what has left must not get memory as a huge page
     u64 from = 0, to = 0;  // a range of tables, and of chunks of entries, without a gap
     auto add = [&](u64 at, u64 bytes) {
         if (at != to) use_huge_pages(s, std::exchange(from, at), to);
@@ -29,7 +32,7 @@ inline void use_huge_tables(Segment& s) {
     };
     for (u64 i = 0, n = s.g.entry_chunks(); i < n; i++) {
         if (!s.entry_chunk_word(i / 64)) i |= 63;
-        else if (s.has_entry_chunk(i)) add(s.g.entries_at + i * s.g.os_page, s.g.os_page);
+        else if (s.has_page(u32(i * (s.g.os_page / 8)))) add(s.g.entries_at + i * s.g.os_page, s.g.os_page);
     }
     each_frame_table(s.g, s.stripes(), [&](u64 at, u64, auto bytes) {
         add(at, round_up(bytes(s.ready), s.g.os_page));
@@ -43,7 +46,8 @@ inline void use_huge_entries(Segment& s, u64 i) {
     if (at < s.g.entries_at) return;
     u64 first = (at - s.g.entries_at) / s.g.os_page, end = first + prim::HUGE_BYTES / s.g.os_page;
     if (end > s.g.entry_chunks()) return;
-    while (first < end && s.has_entry_chunk(first)) first++;
+    EntryLook look(s);
+    while (first < end && s.has_page(u32(first * (s.g.os_page / 8)))) first++;
     if (first == end) use_huge_pages(s, at, at + prim::HUGE_BYTES);
 }
 
@@ -72,6 +76,7 @@ inline void repair_growth(Segment& s) {
         if (end > i) s.punch(g.entries_at + i * g.os_page, (end - i) * g.os_page);
         i = end + 1;
     }
+    s.header->leaving.store_seq_cst(0);  // what had no bit any more has left, the rest remains
 }
 
 inline bool try_lock_growth(Segment& s) { return take_if_free(s, s.header->growth); }
@@ -90,9 +95,8 @@ inline bool lock_growth(Segment& s, bool interruptible = true) {
 }
 
 // Gives memory to those entries of the pages `page` to `page + count` of a space that have none, in whole chunks. It
-// does so only if the space in the slot has this generation; the space is not removed while we hold the lock. Entries
-// keep their memory when their space is removed, because a handle, or an intent of a dead client, may still refer to
-// them. Returns 0 or -errno.
+// does so only if the space in the slot has this generation; the space is not removed while we hold the lock. Returns 0
+// or -errno.
 constexpr u64 ANY_GENERATION = ~u64(0);
 inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
@@ -240,6 +244,50 @@ inline int grow_advice(Segment& s, u32 frames) {
     }
     release(s, s.header->growth);
     return r;
+}
+
+// Has the rings forget the pages from `first` to before `end`, whose entries have no memory, as has_page() says. So
+// none of them is in a ring twice later, because its entry does not say any more that it is in one. Each hold of the
+// memory lock is short. False: another client keeps the lock.
+inline bool forget_elements(Segment& s, u64 first, u64 end) {
+    for (Ring r : {RING_COLD, RING_HOT}) {
+        u32 slot = 0;
+        do {
+            if (!lock_memory(s, false, PATIENT_SLICES)) return false;
+            PoolEnv env{s, nullptr, NONE};
+            slot = Alr<PoolEnv>(s.header->policy, env).forget(r, slot, LATER_BATCH, first, end);
+            unlock_memory(s);
+        } while (slot);
+    }
+    return true;
+}
+
+// Gives blocks back to the kernel whose entries no space has, if no client may touch them. Under the directory lock and
+// the growth lock. False: another client keeps the memory lock.
+inline bool give_back_blocks(Segment& s, u64 first, u64 count) {
+    Atomic<u64>& word = s.header->leaving;
+    u64 asked = leaving::word(leaving::ASKED, first, count), gone = leaving::word(leaving::GONE, first, count);
+    word.store_seq_cst(asked);
+    BP_POINT("entries.asked");
+    if (are_used(s, first, count) || !word.cas_seq_cst(asked, gone)) {
+        word.store_seq_cst(0);
+        return true;
+    }
+    BP_POINT("entries.gone");
+    // A client that has the memory lock may have looked before: it has released it then.
+    u64 page = s.g.first_entry_of(first);
+    bool forgotten = forget_elements(s, page, page + count * ENTRY_BLOCK / 8);
+    if (forgotten) {
+        u64 chunks = ENTRY_BLOCK / s.g.os_page, chunk = page * 8 / s.g.os_page;
+        u64 end = std::min(chunk + count * chunks, s.g.entry_chunks());
+        for (u64 i = chunk; i < end; i++) s.clear_entry_chunk(i);
+        BP_POINT("entries.cleared");
+        if (s.punch(first * ENTRY_BLOCK, count * ENTRY_BLOCK) == 0)
+            prim::use_small_pages(s.base + first * ENTRY_BLOCK, count * ENTRY_BLOCK);
+        BP_POINT("entries.punched");
+    }
+    word.store_seq_cst(0);
+    return forgotten;
 }
 
 }  // namespace bp

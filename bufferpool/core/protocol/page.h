@@ -10,6 +10,7 @@
 //   frame   BUSY(me) -> LIVE(page) -> RETIRED(page) -> SETTLING(me) -> BUSY(me)
 #pragma once
 
+#include "protocol/entry_memory.h"
 #include "protocol/failures.h"
 #include "protocol/frames.h"
 #include "protocol/operation.h"
@@ -216,6 +217,7 @@ inline void forget(Segment& s, u32 page) {
 // False: the page cannot be moved now; `g` is still BUSY(me).
 // True: `f` is BUSY(me) if `ours`, else RETIRED until its last reader unpins it.
 inline bool move_page(Segment& s, Intent& intent, u32 f, u32 g, bool& ours) {
+    EntryLook look(s);
     u64 w = s.frames[f].word.load_acquire();
     u32 page = frame::page(w);
     if (frame::state(w) != LIVE || !s.has_page(page)) return false;

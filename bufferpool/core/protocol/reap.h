@@ -13,6 +13,7 @@
 namespace bp {
 
 inline void reap_intent(Segment& s, u32 c, Intent& intent) {
+    EntryLook look(s);
     Op op = Op(intent.op.load_acquire());
     u32 page = intent.page.load_relaxed(), f = intent.frame.load_relaxed(), old = intent.old.load_relaxed();
     u32 victim = intent.victim.load_relaxed();
@@ -97,6 +98,7 @@ void reap_lock(Segment& s, u32 c, LockWord& lock, F repair) {
 // Clears the writer field of entries whose writer is client `c`, and makes the entries that it was loading together
 // ABSENT.
 inline void reap_owned(Segment& s, u32 c) {
+    EntryLook look(s);
     s.look_at_ready();
     for (u32 f = 0; f < s.ready; f++) {
         u64 w = s.frames[f].word.load_acquire();
@@ -156,7 +158,8 @@ inline bool reap_held(Segment& s, u32 c) {
     // 5. Its frames.
     if (!reap_busy(s, c)) return false;
     BP_POINT("reap.frames");
-    // 6. Its scratch spaces.
+    // 6. Its scratch spaces, and the entries that only it might still touch.
+    leave_blocks(s, c);
     remove_owned(s, c);
     BP_POINT("reap.spaces");
     // 7. Its counters, and the slot.

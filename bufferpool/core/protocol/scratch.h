@@ -33,6 +33,7 @@ bool count_pages(Segment& s, u32& n, Wanted wanted) {
         return t.state.load_acquire() != SPACE_FREE && bp::is_kept(t) && wanted(t);
     };
     if (!entry_runs(s, runs, has_kept)) return false;
+    EntryLook look(s);
     n = 0;
     for (const EntryRun& run : runs)
         for (u64 page = s.next_page(run.first, run.end); page < run.end; page = s.next_page(page + 1, run.end)) {

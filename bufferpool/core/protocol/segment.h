@@ -117,6 +117,12 @@ struct Segment {
     prim::Tally claims;  // of entries: counted after the intent, before the CAS
     Sampler sampler{};
     Objects objects{};
+    Atomic<u32> removed_here{};  // 1: this process has removed a space whose entries may still have memory
+#ifdef BP_EXPLORE  // in scenarios that are not about them, entries keep their memory: else each had many more states
+    bool keeps_entries = true;
+#else
+    static constexpr bool keeps_entries = false;
+#endif
 
     void map(u8* at, const Geometry& geometry, u64 bytes = 0) {
         base = at;
@@ -307,10 +313,27 @@ struct Segment {
         if (most < asked) most = asked;
         return most < g.max_frames ? most : g.max_frames;
     }
+    // Under the growth lock.
+    void clear_entry_chunk(u64 i) {
+        u64 now = entry_chunk_word(i / 64) & ~(u64(1) << (i % 64));
+        for (u32 copy = 0; copy < CHUNK_COPIES; copy++) chunk_bits[copy * g.chunk_words() + i / 64].store_relaxed(now);
+    }
+    // Is the memory of this page's entry being given back? If a client has only asked whether it may, the answer is no:
+    // this client is about to touch the entry.
+    bool is_leaving(u64 page) const {
+        u64 w = header->leaving.load_relaxed();
+        while (w && leaving::has(w, g.entry_block(page))) {
+            if ((w & leaving::STATE) != leaving::ASKED) return true;
+            if (!me || header->leaving.cas_seq_cst(w, 0)) return false;  // an observer changes nothing
+        }
+        fence_acquire();  // if it has left, the bitmap of chunks says so
+        return false;
+    }
     // Does this page number have an entry with memory? A number from a damaged word may be within all bounds and lead
-    // to a hole, where an access would allocate uncounted memory, or raise SIGBUS.
+    // to a hole, where an access would allocate uncounted memory, or raise SIGBUS. The answer lasts for as long as this
+    // client has the memory lock or the directory lock, an EntryLook, or the page's block (entry_memory.h).
     bool has_page(u32 page) const {
-        return page < g.max_pages && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3));
+        return page < g.max_pages && !is_leaving(page) && has_entry_chunk(page >> (__builtin_ctz(g.os_page) - 3));
     }
 
     // The first page from `page` on whose entry has memory; `end` if there is none before that.
@@ -318,7 +341,7 @@ struct Segment {
         u64 unit = g.os_page / 8, last = std::min(end, g.max_pages);  // a damaged space may end beyond the entries
         while (page < last) {
             u64 chunk = page / unit;
-            if (has_entry_chunk(chunk)) return page;
+            if (has_page(u32(page))) return page;
             page = entry_chunk_word(chunk / 64) ? (chunk + 1) * unit : (chunk / 64 + 1) * 64 * unit;
         }
         return end;

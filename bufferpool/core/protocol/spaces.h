@@ -26,6 +26,63 @@ inline bool entries_of(const Segment& s, const SpaceSlot& slot, u64& first, u64&
     return first <= s.g.max_pages && n <= s.g.max_pages - first;
 }
 
+// ---- memory of entries ------------------------------------------------------------
+
+// Runs of entries, each of a space.
+struct EntryRun {
+    u64 first, end;
+    u32 space;
+    bool operator<(const EntryRun& other) const { return first < other.first; }
+};
+
+// The runs of all spaces that `wanted(slot)`, in order. False: there is no memory for the list.
+template <class Wanted>
+bool entry_runs(Segment& s, Vec<EntryRun>& out, Wanted wanted) {
+    u32 n = s.space_count();
+    if (!out.reserve(n)) return false;
+    for (u32 i = 0; i < n; i++) {
+        SpaceSlot& t = s.spaces[i];
+        u64 first = t.first_entry.load_relaxed();
+        if (wanted(t) && !out.push({first, first + t.max_pages.load_relaxed(), i})) return false;
+    }
+    std::sort(out.begin(), out.end());
+    return true;
+}
+
+// Which run a page is in; null: in none of them. The runs are in order, and do not overlap.
+inline const EntryRun* run_of(const Vec<EntryRun>& runs, u64 page) {
+    auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{page, 0, 0});
+    return after != runs.begin() && page < after[-1].end ? after - 1 : nullptr;
+}
+
+// Do any entries of this block, which no space has, have memory? And may no client touch them, so far as a look tells?
+inline bool may_leave(Segment& s, const Vec<EntryRun>& runs, u64 block) {
+    u64 first = s.g.first_entry_of(block), end = std::min(first + ENTRY_BLOCK / 8, s.g.max_pages);
+    if (s.next_page(first, end) == end) return false;
+    auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{end - 1, 0, 0});
+    if (after != runs.begin() && after[-1].end > first) return false;
+    for (u32 c = 1; c <= s.g.max_clients; c++)
+        if (block_word(s.clients[c - 1], block).load_relaxed() & block_bit(block)) return false;
+    return true;
+}
+
+// Gives the memory of those entries back to the kernel that no space has, and that no client may touch. Under the
+// directory lock. What cannot leave now, leaves after the next removal of a space, or when this is called again.
+inline void give_back_entries(Segment& s) {
+    const Geometry& g = s.g;
+    Vec<EntryRun> runs;
+    bool listed = entry_runs(s, runs, [](SpaceSlot& t) { return t.state.load_acquire() != SPACE_FREE; });
+    if (!listed || !lock_growth(s)) return;
+    u64 block = round_up(g.entries_at, ENTRY_BLOCK) / ENTRY_BLOCK, end = g.frames_at / ENTRY_BLOCK;
+    for (bool more = true; more && block < end;) {
+        u64 first = block;
+        while (block < end && may_leave(s, runs, block)) block++;
+        if (first < block) more = give_back_blocks(s, first, block - first);
+        else block++;
+    }
+    release(s, s.header->growth);
+}
+
 // ---- removing ---------------------------------------------------------------
 
 // Closes the space whose span was `seen`: its generation ends, so its handles do not work any more.
@@ -48,8 +105,11 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     u64 first, n;
     if (!entries_of(s, slot, first, n)) return false;
     Drop what = how_to_drop(s, slot);
-    for (u64 page = s.next_page(first, first + n); page < first + n; page = s.next_page(page + 1, first + n))
-        if (drop_page(s, op.intent(), u32(page), patience, freed, what) != Status::OK) return false;
+    {
+        EntryLook look(s);  // if we die, the entries must be there for the reaper of our intent
+        for (u64 page = s.next_page(first, first + n); page < first + n; page = s.next_page(page + 1, first + n))
+            if (drop_page(s, op.intent(), u32(page), patience, freed, what) != Status::OK) return false;
+    }
     BP_POINT("remove.empty");
     if (slot.limit.load_relaxed() | slot.reserve.load_relaxed()) {
         if (!lock_memory(s)) return false;
@@ -72,6 +132,7 @@ inline bool remove_space(Segment& s, u32 index, int patience, u32& freed) {
     slot.span.store_seq_cst(slot.span.load_relaxed() & ~(CLOSED | PAGES_MASK));
     slot.state.store_seq_cst(SPACE_FREE);
     s.header->removals.add_seq_cst(1);
+    s.removed_here.store_relaxed(1);
     release(s, s.header->growth);
     BP_POINT("remove.free");
     return true;
@@ -105,6 +166,10 @@ inline u32 sweep_closing(Segment& s) {
 // not wait for the lock: either that client finds the lock free, or we see its closed space.
 inline void leave_directory(Segment& s) {
     for (u32 left = sweep_closing(s);;) {
+        if (!s.keeps_entries && s.removed_here.load_relaxed()) {
+            s.removed_here.store_relaxed(0);
+            give_back_entries(s);
+        }
         release(s, s.header->directory);
         u32 closing = 0;
         for (u32 i = 0, n = s.space_count(); i < n; i++) closing += s.spaces[i].is_closing();
@@ -155,33 +220,6 @@ inline u32 free_slot(Segment& s, int& error) {
         if (t.state.load_acquire() == SPACE_FREE && !used_up) return i;
     }
     return NONE;
-}
-
-// Runs of entries, each of a space.
-struct EntryRun {
-    u64 first, end;
-    u32 space;
-    bool operator<(const EntryRun& other) const { return first < other.first; }
-};
-
-// The runs of all spaces that `wanted(slot)`, in order. False: there is no memory for the list.
-template <class Wanted>
-bool entry_runs(Segment& s, Vec<EntryRun>& out, Wanted wanted) {
-    u32 n = s.space_count();
-    if (!out.reserve(n)) return false;
-    for (u32 i = 0; i < n; i++) {
-        SpaceSlot& t = s.spaces[i];
-        u64 first = t.first_entry.load_relaxed();
-        if (wanted(t) && !out.push({first, first + t.max_pages.load_relaxed(), i})) return false;
-    }
-    std::sort(out.begin(), out.end());
-    return true;
-}
-
-// Which run a page is in; null: in none of them. The runs are in order, and do not overlap.
-inline const EntryRun* run_of(const Vec<EntryRun>& runs, u64 page) {
-    auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{page, 0, 0});
-    return after != runs.begin() && page < after[-1].end ? after - 1 : nullptr;
 }
 
 // A run of entries for `n` pages that no space has: first fit, in whole OS pages. NONE if there is none; and with

@@ -22,12 +22,9 @@ struct FlushItem {
 // the time is seen, even if a publish or a compaction moves it to another frame meanwhile.
 template <class F>
 void each_dirty(Segment& s, u64 first, u64 count, F visit) {
-    u64 end = std::min(first + count, s.g.max_pages), chunk = s.g.os_page / 8;
-    for (u64 page = first; page < end; page++) {
-        if (!s.has_entry_chunk(page / chunk)) {  // rule 9
-            page = (page / chunk + 1) * chunk - 1;
-            continue;
-        }
+    EntryLook look(s);
+    u64 end = std::min(first + count, s.g.max_pages);
+    for (u64 page = s.next_page(first, end); page < end; page = s.next_page(page + 1, end)) {  // rule 9
         for (;;) {
             u64 e = s.entries[page].load_acquire();
             u32 f = entry::frame(e);
@@ -147,6 +144,7 @@ struct FlushTaken {
 // Takes the flusher field and a pin of each page that is asked for. The intent covers them until end_flush. NO_MEMORY:
 // nothing was taken.
 inline Status begin_flush(Segment& s, Intent& intent, const FlushRequest& want, FlushTaken& out) {
+    EntryLook look(s);
     // 1. The candidates, and memory for the list of those that are taken.
     Vec<u32> pages;
     bool room = true;

@@ -27,6 +27,7 @@ constexpr Field fields[] = {
     FIELD(Header, checkpoint_lsn), FIELD(Header, checkpoint_ns), FIELD(Header, refused_clients),
     FIELD(Header, events_posted), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
     FIELD(Header, events), FIELD(Header, spaces_ready), FIELD(Header, removals),
+    FIELD(Header, leaving),
     FIELD(Header, more_banks), FIELD(Header, dropped_aside), FIELD(Header, resident),
     INNER(Header, objects.word, u32), FIELD(Header, object_bytes),
     FIELD(Header, objects_made), FIELD(Header, loan),
@@ -56,7 +57,8 @@ constexpr Field fields[] = {
     FIELD(Client, attached_ns), FIELD(Client, generation),
     FIELD(Client, folded), FIELD(Client, unlocked), FIELD(Client, ending), FIELD(Client, name), FIELD(Client, counters),
     FIELD(Client, intents), FIELD(Client, groups),
-    FIELD(Client, snapshot_lsns), FIELD(Client, snapshot_counts), FIELD(Client, failed), FIELD(Client, failures),
+    FIELD(Client, snapshot_lsns), FIELD(Client, snapshot_counts), FIELD(Client, blocks), FIELD(Client, looks),
+    FIELD(Client, failed), FIELD(Client, failures),
 
     STRUCT(Intent),
     FIELD(Intent, op), FIELD(Intent, page), FIELD(Intent, frame), FIELD(Intent, old), FIELD(Intent, victim),

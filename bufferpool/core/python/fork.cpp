@@ -210,6 +210,7 @@ static void after_fork_child() {
         if (parent) seg->lost = seg->plan.lost;
         seg->forks++;
         seg->active = 0;
+        for (SpaceObject* sp = seg->handles; sp; sp = sp->next) sp->busy = 0;
         seg->writes = 0;
         seg->users.store_seq_cst(0);
         seg->shut.store_seq_cst(0);

@@ -63,8 +63,10 @@ static void let_go(HeldObject* held) {
     if (is_ours(seg, held->forks)) {
         Busy busy(seg);
         seg->active--;
+        bool directory = held->lock == &seg->s->header->directory;
+        if (directory) let_go_of_removed(seg);
         Released unlocked(seg);
-        if (held->lock == &seg->s->header->directory) leave_directory(*seg->s);
+        if (directory) leave_directory(*seg->s);
         else release(*seg->s, *held->lock);
     }
     Py_DECREF(seg);

@@ -42,6 +42,10 @@ PyObject* raise_space_removed(SpaceObject* sp) {
     if (!message) return nullptr;
     raise("SpaceRemoved", "%U", message);
     Py_DECREF(message);
+    if (SegmentObject* seg = sp->seg; seg && seg->s) {
+        let_go_of_removed(seg);
+        give_back_soon(seg);
+    }
     return nullptr;
 }
 
@@ -59,12 +63,86 @@ int bad_page(SpaceObject* sp, u64 span, PyObject* n) {
     return -1;
 }
 
+// Says that this process may touch the entry of a page, if that has memory, and notes it in `backed`.
+bool note_entry(SpaceObject* sp, u64 page_no) {
+    SegmentObject* seg = sp->seg;
+    Segment& s = *seg->s;
+    {
+        Guard guard(lists);
+        u64 block = s.g.entry_block(entry_of(sp, page_no)) % BLOCK_BITS;
+        if (!(sp->blocks[block / 64] & block_bit(block))) {
+            if (!sp->prev) {
+                sp->next = seg->handles;
+                if (sp->next) sp->next->prev = sp;
+                seg->handles = sp->prev = sp;  // of the first one: itself
+            }
+            sp->blocks[block / 64] |= block_bit(block);
+            seg->block_users[block]++;
+        }
+    }
+    if (!use_entry(s, entry_of(sp, page_no))) return false;
+    u64 chunk = page_no >> sp->chunk_shift;
+    sp->backed[chunk / 64].set(u64(1) << (chunk % 64));
+    return true;
+}
+
+// Forgets which entries have memory, so that it may be given back. No thread is in a call that may touch one.
+void let_go(SpaceObject* sp) {
+    SegmentObject* seg = sp->seg;
+    Guard guard(lists);
+    if (!sp->prev) return;
+    for (u64 i = 0; i < sp->backed_words; i++) sp->backed[i] = 0;
+    Segment* s = seg->s;
+    for (u64 block = 0; block < BLOCK_BITS; block++)
+        if ((sp->blocks[block / 64] & block_bit(block)) && --seg->block_users[block] == 0 && s && s->me)
+            leave_block(*s, block);
+    for (u64& word : sp->blocks) word = 0;
+    if (sp->next) sp->next->prev = sp->prev == sp ? sp->next : sp->prev;
+    if (sp->prev == sp) seg->handles = sp->next;
+    else sp->prev->next = sp->next;
+    sp->next = sp->prev = nullptr;
+    if (s && s->me && space_generation(space_slot(sp).span.load_acquire()) != sp->generation)
+        s->removed_here.store_relaxed(1);
+}
+
+// The same of all handles of spaces that have been removed. Without the GIL a hit may be under way in another thread:
+// then only the end of a handle lets go.
+void let_go_of_removed(SegmentObject* seg) {
+    SpaceObject* next = FREE_THREADED ? nullptr : seg->handles;
+    for (SpaceObject* sp; (sp = next) != nullptr;) {
+        next = sp->next;
+        bool removed = space_generation(space_slot(sp).span.load_acquire()) != sp->generation;
+        if (removed && !sp->busy) let_go(sp);
+    }
+}
+
+// Gives entries back whose spaces have been removed, unless another client has the directory lock: it does so, or the
+// next one. It waits for nobody.
+void give_back_soon(SegmentObject* seg) {
+    Segment& s = *seg->s;
+    if (!s.removed_here.load_relaxed() || !s.works || !s.has_descriptor()) return;
+    Released unlocked(seg);
+    Quick quick;
+    Acquired how;
+    if (!try_acquire(s, s.header->directory, how)) return;
+    repair_if_inherited(s, how);
+    leave_directory(s);
+}
+
+// The handle ends.
+void end_use(SpaceObject* sp) {
+    if (!sp->prev) return;
+    Use use(sp->seg);
+    let_go(sp);
+    if (sp->seg->s && !sp->seg->closing) give_back_soon(sp->seg);
+}
+
 // Gives the entry of a page memory, if it has none yet. (The space's span alone does not say that there is such a page:
 // it may be damaged.) 0 or -1.
 int back_entry(SpaceObject* sp, u64 page_no) {
     Segment& s = *sp->seg->s;
     if (page_no >= sp->max_pages) return raise_status(Status::CORRUPT, page_no), -1;
-    if (!s.has_page(sp->first_entry + u32(page_no))) {
+    if (!note_entry(sp, page_no)) {
         if (!may_work(sp->seg)) return -1;
         int r;
         {
@@ -74,10 +152,8 @@ int back_entry(SpaceObject* sp, u64 page_no) {
         if (r == -EINTR) return raise_interrupted("memory for the entry of a page"), -1;
         if (r) return raise_errno(r, "the space's entries cannot be allocated (fallocate)"), -1;
         if (!still_open(sp)) return raise_space_removed(sp), -1;
-        if (!s.has_page(sp->first_entry + u32(page_no))) return raise_status(Status::CORRUPT, page_no), -1;
+        if (!note_entry(sp, page_no)) return raise_status(Status::CORRUPT, page_no), -1;
     }
-    u64 chunk = page_no >> sp->chunk_shift;
-    sp->backed[chunk / 64].set(u64(1) << (chunk % 64));
     return 0;
 }
 
@@ -416,6 +492,7 @@ int read_past(SpaceObject* sp, u64 page_no, void* to) {
 
 int acquire_slowly(SpaceObject* sp, u64 page_no, Access access, u32& frame) {
     Busy busy(sp->seg);
+    Touches touches(sp);
     SpaceHooks hooks{sp, page_no, access.deadline_ns};
     return answer(fetch_page(*sp->seg->s, place_of(sp, page_no), access, hooks, frame), sp, page_no);
 }

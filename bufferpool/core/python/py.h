@@ -33,6 +33,8 @@ struct ForkPlan {
 };
 constexpr int LOST_SLOTS = -1, LOST_DESCRIPTOR = -2;
 
+struct SpaceObject;
+
 struct SegmentObject {
     PyObject_HEAD Shared<Segment*> s;  // null once closed
     PyObject* data;     // numpy.memmap, read-only: (max_frames, page_size)
@@ -52,6 +54,10 @@ struct SegmentObject {
     Atomic<u64> evictions_then, moved_ns;  // when misses last asked for memory of other page sizes: see ask_for_memory
     SegmentObject* next;     // the list of all attached segments, for fork
     ForkPlan plan;
+    // Handles that may touch entries: their list, and how many of them may touch entries of each block (with the same
+    // bit in the client's slot). Guarded by `lists`.
+    SpaceObject* handles;
+    u32 block_users[BLOCK_BITS];
 };
 
 // In SpaceObject::only: no client has such a number, so every use takes the path on which private spaces are refused.
@@ -67,7 +73,11 @@ struct SpaceObject {
     Atomic<u32> checked; // the tick of the last check that it is that file
     u32 index, first_entry, max_pages, kind;
     Shared<u64>* backed;  // which chunks of its entries have memory, as far as we have looked: see is_backed()
+    u64 backed_words;
     u32 chunk_shift;      // of pages in a chunk
+    u64 blocks[BLOCK_BITS / 64];  // where those chunks are: see let_go()
+    SpaceObject *next, *prev;     // the list of the segment's handles
+    Count busy;           // of Touches
     Shared<u32> only;     // the client that the private space belongs to; 0: a shared space; or CLOSED_HANDLE
     int fd;              // of a file; -1: pages are filled by _fill()
     u32 caching;         // how it is read: prim::Caching
@@ -134,7 +144,13 @@ struct Access;  // fetch.h
 enum class Backing { GIVEN, AS_IS };  // whether the entry of a page gets memory, if it has none
 int page_number(SpaceObject* sp, PyObject* n, u64& page_no, bool from_end = false, Backing backing = Backing::GIVEN);
 int back_entry(SpaceObject* sp, u64 page_no);
-// Has the page's entry memory behind it? What is known lasts, because entries keep their memory.
+bool note_entry(SpaceObject* sp, u64 page_no);
+void let_go(SpaceObject* sp);
+void let_go_of_removed(SegmentObject* seg);
+void give_back_soon(SegmentObject* seg);
+void end_use(SpaceObject* sp);
+// Has the page's entry memory behind it? What is known lasts until let_go(), because our client's slot says that we may
+// touch entries of the block.
 inline bool is_backed(SpaceObject* sp, u64 page_no) {
     u64 chunk = page_no >> sp->chunk_shift;
     return page_no < sp->max_pages && sp->backed[chunk / 64] >> (chunk % 64) & 1;
@@ -273,6 +289,20 @@ public:
     Busy(const Busy&) = delete;
     ~Busy() {
         if (seg_->forks == forks_) seg_->active--;  // a forked child starts with none
+    }
+};
+
+// While this object lives, the handle does not let go of its entries (loading.cpp), although other threads run. A call
+// that looks at `backed`, lets other threads run, and then touches an entry needs one from before the look.
+class Touches {
+    SpaceObject* sp_;
+    u32 forks_;
+
+public:
+    explicit Touches(SpaceObject* sp) : sp_(sp), forks_(sp->seg->forks) { sp_->busy++; }
+    Touches(const Touches&) = delete;
+    ~Touches() {
+        if (sp_->seg->forks == forks_) sp_->busy--;
     }
 };
 

@@ -625,6 +625,9 @@ static PyObject* segment_reap(PyObject* self, PyObject*) {
         n = reap_all(*s);
         sweep_retired(*s);
     }
+    let_go_of_removed(S(self));
+    s->removed_here.store_relaxed(1);  // by another process, which could not give the entries back at that time
+    give_back_soon(S(self));
     return PyLong_FromUnsignedLong(n);
 }
 
@@ -748,7 +751,8 @@ static PyMethodDef own_methods[] = {
      "Raises the LSN of the last checkpoint, which never decreases; returns it."},
     {"reap", entered<segment_reap, SegmentEntry>, METH_NOARGS,
      "reap($self, /)\n--\n\n"
-     "Reaps all dead clients that can be reaped now; returns their number."},
+     "Reaps all dead clients that can be reaped now, and gives the memory of entries back that no space has and no\n"
+     "client may touch; returns the number of clients."},
     {"check", entered<segment_check, SegmentEntry>, METH_VARARGS,
      "check($self, timeout=1e999, /)\n--\n\n"
      "Checks every invariant; returns the violations, one sentence each. Raises WaitTimeout."},

@@ -416,6 +416,7 @@ static PyObject* segment_summary(PyObject* self, PyObject*) {
     if (!spaces.look(S(self)) || !sum.space.resize(s->space_count())) return PyErr_NoMemory();
     {
         Released unlocked(S(self));
+        EntryLook look(*s);
         summarize(*s, readable, spaces, sum);
     }
     auto n = [](u64 v) { return static_cast<unsigned long long>(v); };
@@ -516,6 +517,7 @@ static PyObject* segment_count(PyObject* self, PyObject* arg) {
 // A page that operation `among` of client `c` loads together with others, and has not published: one with a frame that
 // is being filled. NONE: there is none.
 static u32 page_being_filled(Segment& s, const Readable& readable, u32 c, u32 among) {
+    EntryLook look(s);
     for (u32 f = 0; f < s.ready; f++) {
         if (!readable.at(s.g.frames_at + f * sizeof(FrameSlot))) continue;
         u64 w = s.frames[f].word.load_acquire();

@@ -318,6 +318,7 @@ static PyObject* segment_space_in_use(PyObject* self, PyObject* arg) {
     if (i >= s->space_count()) return raise("ValueError", "no such space");
     u64 first, n;
     if (!entries_of(*s, s->spaces[i], first, n)) return raise_status(Status::CORRUPT, 0), nullptr;
+    EntryLook look(*s);
     for (u64 page = s->next_page(first, first + n); page < first + n; page = s->next_page(page + 1, first + n)) {
         u64 e = s->entries[page].load_acquire();
         u32 c = entry::owner(e) ? entry::owner(e) : entry::state(e) == RESIDENT ? entry::flusher(e) : 0;
@@ -384,6 +385,7 @@ static PyObject* segment_record_store(PyObject* self, PyObject* args) {
 // The first clean page among the entries [first, first + count) whose first `bytes` differ from the file,
 // counted from `first`; ~0 when there is none. `buffer` has the size of a page.
 static u64 first_changed(Segment& s, u32 first, u64 count, int fd, u32 bytes, u8* buffer) {
+    EntryLook look(s);
     for (u64 page = s.next_page(first, first + count); page < first + count;
          page = s.next_page(page + 1, first + count)) {
         u64 i = page - first;

@@ -98,7 +98,7 @@ static PyObject* space_get(PyObject* self, PyObject* const* args, Py_ssize_t n, 
 
 // Whether the entry of a page has memory; one without is ABSENT.
 static bool has_entry(SpaceObject* sp, u64 page_no) {
-    return is_backed(sp, page_no) || sp->seg->s->has_page(entry_of(sp, page_no));
+    return is_backed(sp, page_no) || note_entry(sp, page_no);
 }
 
 // A page that is there, or None: it waits for nobody, and loads nothing.
@@ -189,12 +189,13 @@ static PyArrayObject* page_numbers(SpaceObject* sp, PyObject* ids, Backing backi
 
 // The page numbers of a call, for as long as it lasts. False: an exception is set.
 struct PageNumbers {
+    Touches touches;
     PyArrayObject* array;
     const npy_int64* v = nullptr;
     npy_intp n = 0;
 
     PageNumbers(SpaceObject* sp, PyObject* ids, Backing backing = Backing::GIVEN)
-        : array(page_numbers(sp, ids, backing)) {
+        : touches(sp), array(page_numbers(sp, ids, backing)) {
         if (array) v = static_cast<const npy_int64*>(PyArray_DATA(array)), n = PyArray_SIZE(array);
     }
     PageNumbers(const PageNumbers&) = delete;
@@ -569,6 +570,7 @@ static int grow_to(SpaceObject* sp, u64 pages, u64 timeout_ns) {
     if (!may_work(sp->seg)) return -1;
     Busy busy(sp->seg);
     if (pages <= space_pages(space_slot(sp).span.load_acquire())) return 0;
+    Touches touches(sp);
     if (back_entry(sp, pages - 1) < 0) return -1;
     PublishHooks hooks{{{sp, pages - 1, prim::now_ns() + timeout_ns}}, sp->seg->forks};
     hooks.edited = false;
@@ -722,7 +724,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     if (index >= s->space_count() || u64(first) + max_pages > s->g.max_pages || item <= 0 || s->g.page_size % u64(item))
         return raise("ValueError", "the dtype's item size must divide the page size");
     u32 chunk_shift = u32(__builtin_ctz(s->g.os_page / 8));
-    u64 backed_bytes = ((u64(max_pages) >> chunk_shift) / 64 + 1) * sizeof(Shared<u64>);
+    u64 backed_words = (u64(max_pages) >> chunk_shift) / 64 + 1, backed_bytes = backed_words * sizeof(Shared<u64>);
     auto backed = static_cast<Shared<u64>*>(prim::allocate(backed_bytes));
     if (!backed) return PyErr_NoMemory();
     memset(static_cast<void*>(backed), 0, backed_bytes);
@@ -742,6 +744,7 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
     sp->first_entry = first;
     sp->max_pages = max_pages;
     sp->backed = backed;
+    sp->backed_words = backed_words;
     sp->chunk_shift = chunk_shift;
     sp->kind = kind;
     sp->fd = fd;
@@ -758,7 +761,9 @@ static PyObject* space_bind(PyObject* self, PyObject* args) {
 
 // _close(): from here on every use of the handle raises; blocks that write, and arrays, are not affected.
 static PyObject* space_close(PyObject* self, PyObject*) {
-    reinterpret_cast<SpaceObject*>(self)->only = CLOSED_HANDLE;
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    sp->only = CLOSED_HANDLE;
+    if (!FREE_THREADED && !sp->busy) let_go(sp);
     Py_RETURN_NONE;
 }
 
@@ -784,6 +789,7 @@ static int space_clear(PyObject* self) {
 static void space_dealloc(SpaceObject* sp) {
     PyObject_GC_UnTrack(sp);
     PyTypeObject* type = Py_TYPE(sp);
+    end_use(sp);
     Py_XDECREF(static_cast<SegmentObject*>(sp->seg));
     Py_XDECREF(sp->store);
     Py_XDECREF(sp->dtype);
