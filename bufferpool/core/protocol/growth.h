@@ -100,6 +100,7 @@ inline bool lock_growth(Segment& s, bool interruptible = true) {
 constexpr u64 ANY_GENERATION = ~u64(0);
 inline int plug_entries(Segment& s, SpaceSlot& slot, u64 page, u64 count, u64 generation = ANY_GENERATION) {
     if (!lock_growth(s)) return -EINTR;
+    if (s.header->leaving.load_relaxed()) s.header->leaving.store_seq_cst(0);  // damaged: nobody else gives back now
     u64 unit = s.g.os_page / 8, first = slot.first_entry.load_relaxed(), to = round_up(page + count, unit);
     // A space that is being removed does not grow.
     u64 span = slot.span.load_acquire();
