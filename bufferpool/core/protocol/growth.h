@@ -70,6 +70,10 @@ inline void repair_growth(Segment& s) {
         u64 used = g.advice_at + round_up(advice_bytes(s.advised), g.os_page);
         if (used < g.spaces_at) s.punch(used, g.spaces_at - used);
     }
+    // The entries are aligned to blocks: what lies before and after them is nobody's.
+    u64 before = g.uses_at + g.use_rows() * g.use_row_bytes, after = g.entries_at + g.entry_chunks() * g.os_page;
+    if (before < g.entries_at) s.punch(before, g.entries_at - before);
+    if (after < g.frames_at) s.punch(after, g.frames_at - after);
     for (u64 i = 0, n = g.entry_chunks(); i < n;) {
         u64 end = i;
         while (end < n && !s.has_entry_chunk(end)) end++;
