@@ -33,7 +33,7 @@ CALLS = {
     ),
     r"__atomic_thread_fence\((rl::\w+)\)": r"rl::atomic_thread_fence(\1, $)",
 }
-TESTS = ["PinEvict", "LoadPin", "PublishUnpin", "Lock", "Reopen", "Fold", "Events"]
+TESTS = ["PinEvict", "LoadPin", "PublishUnpin", "Lock", "Reopen", "Fold", "Events", "Leave"]
 
 # (the test, the functions of core/os/atomic.h, their order instead; the bad outcome then)
 WEAKER = [
@@ -51,6 +51,9 @@ WEAKER = [
     ("Events", "store_release", "RELAXED", "an event has its number before its fields"),
     ("Events", "fence_release", "", "a field of the next event, under the number of the last"),
     ("Events", "fence_acquire", "", "the second look at the number comes before the fields"),
+    ("Leave", "fence_seq_cst", "", "neither the handle nor the one that gives back sees the other"),
+    ("Leave", "fence_acquire", "", "an entry that has left still seems to have memory"),
+    ("Leave", "and_seq_cst", "RELAXED", "the memory leaves before the handle's last access"),
 ]
 
 

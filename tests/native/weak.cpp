@@ -256,6 +256,50 @@ struct Events : rl::test_suite<Events, 2> {
     }
 };
 
+// A client that is about to touch an entry, and one that gives its memory back (use_entry, is_leaving, leave_block,
+// give_back_blocks: entry_memory.h, segment.h, growth.h).
+struct Leave : rl::test_suite<Leave, 2> {
+    static constexpr bool FEW = true;
+    enum : u64 { ASKED = 1, GONE = 2 };
+    Atomic<u64> leaving, bits, chunk;
+    Data memory;  // of the entry
+    void before() {
+        start(leaving, u64(0));
+        start(bits, u64(0));
+        start(chunk, u64(1));
+        write(memory, 1);
+    }
+    bool is_leaving() {
+        u64 w = leaving.load_relaxed();
+        while (w) {
+            if (w == GONE) return true;
+            if (leaving.cas_seq_cst(w, 0)) return false;
+        }
+        fence_acquire();
+        return false;
+    }
+    void thread(unsigned i) {
+        if (i == 0) {
+            bits.or_seq_cst(1);
+            fence_seq_cst();
+            if (!is_leaving() && chunk.load_relaxed()) {
+                require(read(memory) == 1);
+                write(memory, 1);
+            }
+            bits.and_seq_cst(0);
+        } else {
+            u64 asked = ASKED;
+            leaving.store_seq_cst(asked);
+            fence_seq_cst();
+            if (!bits.load_seq_cst() && leaving.cas_seq_cst(asked, GONE)) {
+                chunk.store_relaxed(0);
+                write(memory, 0);
+            }
+            leaving.store_seq_cst(0);
+        }
+    }
+};
+
 // All interleavings where they are few, else many random ones.
 template <class Test>
 static int run(const char* name) {
@@ -277,5 +321,6 @@ int main(int argc, char** argv) {
     TEST(Reopen);
     TEST(Fold);
     TEST(Events);
+    TEST(Leave);
     return 2;
 }

@@ -83,8 +83,8 @@ public:
 // store by load_acquire(), or by a load before a fence_acquire(), also sees the earlier ones.
 inline void fence_release() { __atomic_thread_fence(__ATOMIC_RELEASE); }
 inline void fence_acquire() { __atomic_thread_fence(__ATOMIC_ACQUIRE); }
-// Between an access of the order seq_cst and a later relaxed load: if another thread stores what that load does not
-// see, that thread's later loads of the order seq_cst see the access.
+// Between a store and a later load of another word, in two threads that each store what the other one loads: at least
+// one of them sees the other's store.
 inline void fence_seq_cst() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 // Has the processor fetch a cache line, and its address translation, while it does other work. It never faults, so any

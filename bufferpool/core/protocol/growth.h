@@ -273,6 +273,7 @@ inline bool give_back_blocks(Segment& s, u64 first, u64 count) {
     Atomic<u64>& word = s.header->leaving;
     u64 asked = leaving::word(leaving::ASKED, first, count), gone = leaving::word(leaving::GONE, first, count);
     word.store_seq_cst(asked);
+    fence_seq_cst();
     BP_POINT("entries.asked");
     if (are_used(s, first, count) || !word.cas_seq_cst(asked, gone)) {
         word.store_seq_cst(0);
