@@ -50,7 +50,7 @@ def scenarios(program: Path) -> list[str]:
 
 # Those whose states are too many to visit all of them here, without deaths and with one; the soak visits more.
 LARGE = {
-    "append-append-read", "append-remove", "checkpoint-log", "checkpoint-move", "compact-load", "drop-aside", "flush-aside",
+    "append-append-read", "append-remove", "borrow-borrow", "checkpoint-log", "checkpoint-move", "compact-load", "drop-aside", "flush-aside",
     "flush-evict", "flush-flush", "fork-write", "group-again", "group-checkpoint", "group-evict", "group-flush",
     "group-group", "group-move", "group-swap", "grow-grow", "grow-write", "hurry-load-twice", "hurry-object-again",
     "hurry-object-load", "hurry-object-put", "hurry-renew", "hurry-write-twice", "limit-evict", "many-many",
@@ -863,6 +863,12 @@ MUTATIONS = {
         "    recount_shares(s);\n",
         "",
         "reap-limit",
+    ),
+    "a value evicted although another client has borrowed memory meanwhile": (
+        "object_evict.h",
+        " || object_budget(s) > want.budget) return true;",
+        ") return true;",
+        "borrow-borrow",
     ),
     "a load that another client has not looked at": (
         "object_write.h",

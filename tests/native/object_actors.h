@@ -170,6 +170,13 @@ static void check_objects_at_end(Segment& s, bool once) {
     }
 }
 
+// Each key was put once, and there was room for all.
+static void check_all_are_kept(Segment& s) {
+    const CacheSlot& cache = s.objects.header->caches[0];
+    u32 n = cache.count.load_relaxed(), evicted = u32(cache.evictions.load_relaxed());
+    if (n != KEYS || evicted) violation("%u of %u values are kept, and %u were evicted, although there was room", n, KEYS, evicted);
+}
+
 // ---- programs ----------------------------------------------------------------------------------
 
 static Program gets(u32 key, int n = 1) {

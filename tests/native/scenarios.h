@@ -91,6 +91,7 @@ struct Scenario {
     bool as_one = false;       // pages 0 and 1 are only written together
     std::function<void(Segment&)> objects = nullptr;  // what is put at the start; null: the pool has no cache
     bool once = false;         // without a death each key is loaded once
+    bool has_room = false;     // for a value of each key: none is evicted or refused
     bool gives_entries = false;  // the memory of entries leaves with their space
 };
 
@@ -133,6 +134,7 @@ static void end_check(const Scenario& scenario) {
     if (attach(*s) != Status::OK) violation("nobody can attach any more");
     reap_all(*s);
     if (scenario.objects) check_objects_at_end(*s, scenario.once);
+    if (scenario.has_room && !world.kills) check_all_are_kept(*s);
     if (scenario.limit) check_share(*s);
     if (scenario.opens_spaces) check_spaces(*s);
     else check_content(*s);
@@ -485,6 +487,14 @@ static Scenario of_small_table(const char* name, std::vector<std::pair<const cha
     return scenario;
 }
 
+// Nothing is lent to the objects, and two values have room.
+static Scenario of_loans(const char* name, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario = of_objects(name, 0, std::move(processes));
+    scenario.objects = [](Segment& s) { s.header->loan.store_relaxed(loan::word(0, 0)); };
+    scenario.has_room = true;
+    return scenario;
+}
+
 // The first process gives up so many waits for the lock.
 static Scenario of_hurried_objects(const char* name, u32 words, u32 waits, std::vector<std::pair<const char*, Program>> processes, u64 expires_ns = 0) {
     Scenario scenario = of_objects(name, words, std::move(processes), expires_ns);
@@ -534,6 +544,7 @@ static std::vector<Scenario> scenarios() {
         of_objects("get-evict-put", LARGE, {{"R", gets(0)}, {"E", evicts_and_puts(1, LARGE)}}),
         of_objects("get-strip", LARGE, {{"R", gets(0)}, {"S", strips(0)}}),
         of_objects("put-strip", LARGE, {{"W", puts(1, 1, LARGE)}, {"S", strips(0)}}),
+        of_loans("borrow-borrow", {{"A", puts(0, 1, LARGE)}, {"B", puts(1, 1, LARGE)}}),
         of_log("get-clean", {{"R", gets(0)}, {"C", cleans()}}),
         of_log("put-clean", {{"W", puts_and_deletes(0, SMALL)}, {"C", cleans()}}),
         of_loads("object-load-load", {{"A", loads(0, 1)}, {"B", loads(0, 2)}}, true),

@@ -283,6 +283,7 @@ struct BlockRequest {
                       // false if the block has its memory already
     u64 spare = 0;    // pages of the budget that must remain
     u64 missing = 0;  // out, with EXHAUSTED: pages that the budget lacks
+    u64 budget = 0;   // out, with EXHAUSTED: the budget that lacks them
     int error = 0;    // out, with NO_SPACE
 };
 
@@ -309,6 +310,7 @@ inline Status take_block(Segment& s, BlockRequest& want, u32& out) {
     bool fits = used <= budget || (want.pages <= had && !want.spare);
     if (!fits) {
         want.missing = used - budget;
+        want.budget = budget;
         free_block_locked(s, out);
     } else if (want.pages > had) {
         count_memory(s, out, want.pages);

@@ -221,15 +221,16 @@ inline bool is_log_dirty(Segment& s) {
     return dead > 2 * log_bytes(s) && dead > all / 8;
 }
 
-// Makes room for `pages` more OS pages. `cache`: evict only objects of this cache; NONE: of all caches. Returns false
-// if nothing can be evicted, or a lock could not be taken.
-inline bool make_object_room(Segment& s, u64 pages, u32 cache) {
-    if (cache == NONE && borrow(s, pages)) return true;
-    if (strip_free_blocks(s, pages)) return true;
+// Makes room for the pages that a request lacks. Returns false if nothing can be evicted, or a lock could not be taken.
+// Nothing is evicted if the budget has grown since the request was refused: then another client has borrowed memory,
+// of which this one may have a part.
+inline bool make_object_room(Segment& s, const BlockRequest& want) {
+    if (borrow(s, want.missing) || object_budget(s) > want.budget) return true;
+    if (strip_free_blocks(s, want.missing)) return true;
     if (is_log_dirty(s) && clean_log(s)) return true;
     u64 got = 0;
-    for (u32 i = 0; i < 256 && got < pages * s.g.os_page; i++) {
-        u64 bytes = evict_object(s, cache);
+    for (u32 i = 0; i < 256 && got < want.missing * s.g.os_page; i++) {
+        u64 bytes = evict_object(s, NONE);
         if (!bytes) break;
         got += bytes;
         if (is_log_dirty(s)) break;

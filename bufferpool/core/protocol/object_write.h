@@ -76,7 +76,7 @@ inline Status reserve_object(Segment& s, PutObject& put) {
             if (!make_kernel_room(s, std::max(want.pages, log_pages))) return failed(r);
         } else if (r != Status::EXHAUSTED) {
             return r;
-        } else if (!make_object_room(s, want.missing, NONE)) {
+        } else if (!make_object_room(s, want)) {
             return failed(r);
         }
         if (is_given_up(s)) return Status::INTERRUPTED;
