@@ -512,7 +512,7 @@ class Pool(PoolFigures):
         if cache not in ("pool", "kernel"):
             raise ValueError(f"cache must be 'pool' or 'kernel', not {cache!r}")
         where = name_of_file(path)
-        name = os.path.basename(where) if name is None else name
+        name = (os.path.basename(where) or where) if name is None else name  # "/" is refused below, as all folders are
         options: dict[str, Any] = {"path": where, "mode": "r" if mode == "r" else "r+", "max_pages": max_pages}
         options |= {"checksum": bool(checksum), "repair": repair, "cache": cache}
         wanted = Wanted(name, Kind.FILE, options, patience=seconds_of(timeout))
@@ -619,6 +619,8 @@ class Pool(PoolFigures):
         page_size: int | str | None = None,
     ) -> Space:
         """Opens pages without a store: zeros until they are written.
+
+        A space that exists may have more than ``n_pages`` pages, by ``append`` or ``grow``, and not fewer (SpaceMismatch).
 
         ``lifetime``: "pool" (all processes share the space, until it is removed) or "process" (the space is
         private to this process, and is removed when the process ends in any way). Each process that opens a private
@@ -867,8 +869,9 @@ class Pool(PoolFigures):
 
         Raises StoreError: then no page is marked clean that is not stored, and the other
         spaces were flushed. Raises WaitTimeout, which names the spaces that are not flushed yet,
-        and SpaceRemoved for a space that has been removed.
+        SpaceRemoved for a space that has been removed, and PoolReadOnly.
         """
+        self.client.require_writable("write pages")
         if space is not None:
             self._require_own(space)
         seconds = seconds_of(timeout)

@@ -91,7 +91,11 @@ class Cache(_core.CacheBase):
         return cache
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._pool, self.name)
+        return unpickled, (type(self), self._pool, self.name, self.number)
+
+    def _attach(self) -> None:
+        """Called by the core when an unpickled cache is first used. It is not made again if it was removed (CacheRemoved)."""
+        self.bind(self._client.seg)
 
     def __repr__(self) -> str:
         return f"<Cache {self.name!r} of pool {self._client.name!r}>"
@@ -501,3 +505,10 @@ def _told_error(told: bytes, key: Key) -> Exception:
             if isinstance(error, Exception):
                 return error
     return LoaderFailed(f"the load of {shown(key)} raised {text}")
+
+
+def unpickled(kind: type[Cache], pool: "Opens", name: str, number: int) -> Cache:
+    """An unpickled cache. It attaches when it is first used: reading a pickle must not fail because its pool is gone."""
+    cache = _core.CacheBase.__new__(kind, number)
+    cache.name, cache._client, cache._pool = name, pool.client, pool
+    return cache

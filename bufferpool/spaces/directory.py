@@ -359,9 +359,15 @@ def _refuse_another(wanted: Wanted, record: Record) -> None:
     if wanted.options.get("found") or wanted.generation is not None or wanted.kind is Kind.STORE:
         return
     asked = wanted.options
-    if (wanted.kind is Kind.DERIVED and asked["n_pages"] != record["pages"]) or asked["n_pages"] > record["max_pages"]:
+    few = asked["n_pages"] > record["pages"]  # a scratch space may have more, by append() or grow()
+    if few or (wanted.kind is Kind.DERIVED and asked["n_pages"] != record["pages"]):
+        grow = (
+            f"open it with n_pages={record['pages']}, and make it longer (grow), "
+            if wanted.kind is Kind.SCRATCH
+            else ""
+        )
         raise SpaceMismatch(
-            f"space {wanted.name!r} has {record['pages']} pages, not {asked['n_pages']}; {_other_or_discard(wanted)}"
+            f"space {wanted.name!r} has {record['pages']} pages, not {asked['n_pages']}; {grow}{_other_or_discard(wanted)}"
         )
     if wanted.kind is Kind.SCRATCH:
         has = ("process" if record["owner"] else "pool", bool(record["flags"] & DISCARDABLE))

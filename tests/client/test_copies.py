@@ -12,7 +12,7 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import _locks
-from bufferpool.errors import PoolClosed, PoolReadOnly, SpaceRemoved
+from bufferpool.errors import CacheRemoved, PoolClosed, PoolReadOnly, SegmentNotFound, SegmentReplaced, SpaceRemoved
 from bufferpool.spaces import directory
 from tests.conftest import PAGE, WAIT, stamp
 
@@ -256,3 +256,57 @@ def test_a_copy_makes_nothing_that_it_may_not_need(pool: bp.Pool) -> None:
     space.close()
     with pytest.raises(bp.SpaceClosed):
         pickle.dumps(space)
+
+
+def _value(cache, key):
+    value = cache.get(key)
+    return None if value is None else bytes(value)
+
+
+def test_a_pickle_of_a_pool_that_is_gone_can_be_read(pool_name):
+    """Reading the pickle of a cache attached to the pool, and failed without it. An executor's worker that cannot read its
+    next task ends, and the executor with it (BrokenProcessPool).
+    """
+    other = bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE)
+    cache = other.cache("values")
+    cache.put("key", b"value")
+    data = pickle.dumps({"of": [cache, other.open_scratch("work", 4), other]})
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as workers:
+        assert workers.submit(_value, cache, "key").result(WAIT) == b"value"
+        other.unlink()
+        other.close()
+        workers.submit(os.getpid).result(WAIT)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as workers:
+        read = pickle.loads(data)["of"]
+        with pytest.raises(SegmentNotFound):
+            workers.submit(_value, read[0], "key").result(WAIT)
+        assert workers.submit(len, repr(read)).result(WAIT)
+        again = pickle.loads(pickle.dumps(read))
+    new = bp.Pool.create(pool_name, 64 * PAGE, page_size=PAGE)
+    for use in (lambda: again[0].get("key"), lambda: len(again[0]), lambda: again[1][0], lambda: again[2].stats()):
+        with pytest.raises(SegmentReplaced):
+            use()
+    new.close()
+
+
+def test_a_copy_of_a_cache_that_was_removed_does_not_make_it_again(pool):
+    """A worker that read an old pickle made a new cache of the name, without the ttl and the limit, for all processes."""
+    cache = pool.cache("values", ttl=60)
+    cache.put("key", b"value")
+    data = pickle.dumps(cache)
+    assert _value(pickle.loads(data), "key") == b"value"
+    pool.remove_cache("values")
+    uses = (
+        lambda copy: copy.get("key"),
+        lambda copy: copy.put("key", b"other"),
+        lambda copy: copy.get_or_load("key", lambda: b"other"),
+        lambda copy: "key" in copy,
+        len,
+    )
+    for use in uses:
+        with pytest.raises(CacheRemoved):
+            use(pickle.loads(data))
+    assert pool.caches() == []
+    pool.cache("values").put("key", b"new")
+    with pytest.raises(CacheRemoved):
+        pickle.loads(data).get("key")

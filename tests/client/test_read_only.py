@@ -53,6 +53,8 @@ def test_it_changes_no_page_and_no_setting(pool, file):
             lambda: table.remove(),
             lambda: setattr(reader, "durable_lsn", 5),
             reader.unlink,
+            reader.flush,
+            table.flush,
         ):
             with pytest.raises(bp.PoolReadOnly, match=r"mode='r\+'"):
                 attempt()
@@ -67,6 +69,19 @@ def test_it_changes_no_page_and_no_setting(pool, file):
         before.budget_bytes,
         before.reclaimed_bytes,
     )
+
+
+def test_its_flush_writes_no_file(pool, file):
+    """A pool that was attached for reading wrote the dirty pages of the other processes to their file."""
+    table = pool.open_file(file, "r+")
+    with table.write(5) as page:
+        page[:] = 99
+    with bp.Pool.attach(pool.name, mode="r") as reader:
+        with pytest.raises(bp.PoolReadOnly, match="write pages"):
+            reader.flush()
+        assert file.read_bytes()[5 * PAGE] == 5
+        assert pool.stats().frames.dirty == 1
+    assert pool.flush() == 1
 
 
 def test_it_stays_read_only_through_pickle(pool, file):

@@ -158,6 +158,14 @@ def test_a_path_of_bytes_is_the_same_file(pool, data_file):
     assert os.path.getsize(path + b".set") > 0
 
 
+@pytest.mark.parametrize("mode", ["r", "r+", "w+"])
+@pytest.mark.parametrize("path", ["/", "//", ".", "/dev/.."])
+def test_a_folder_is_no_file(pool, path, mode):
+    """The error of the root was about the name of its space, which would have been empty."""
+    with pytest.raises(NotRegularFile, match="open_store"):
+        pool.open_file(path, mode)
+
+
 def test_a_pipe_by_its_descriptor_is_no_file(pool):
     read, write = os.pipe()
     try:

@@ -132,6 +132,20 @@ def test_a_shared_and_a_private_space_are_not_taken_for_each_other(pool):
         pool.open_scratch("own", 4)
 
 
+@pytest.mark.parametrize("lifetime", ["process", "pool"])
+def test_a_space_that_exists_is_not_shorter_than_asked_for(pool, lifetime):
+    """A caller that asked for 9 pages of a space that had 8 got the 8, without a word."""
+    work = pool.open_scratch("work", 8, lifetime=lifetime)
+    for n_pages in (9, 100):
+        with pytest.raises(
+            SpaceMismatch, match=f"has 8 pages, not {n_pages}; open it with n_pages=8, and make it longer"
+        ):
+            pool.open_scratch("work", n_pages, lifetime=lifetime)
+    work.grow(100)
+    assert len(pool.open_scratch("work", 100, lifetime=lifetime)) == 100
+    assert len(pool.open_scratch("work", 8, lifetime=lifetime)) == 100
+
+
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_private_scratch_does_not_travel(pool, copied):
     """An unpickled handle of a private space read and wrote the pages of the process that had made it."""

@@ -36,10 +36,21 @@ static Segment* ready_cache(CacheObject* cache, double seconds = ALWAYS) {
     return s;
 }
 
+// The segment of a cache; binds an unpickled one first. Null: with an exception.
+static SegmentObject* bound_cache(CacheObject* cache) {
+    if (SegmentObject* seg = cache->seg) return seg;
+    PyObject* r = PyObject_CallMethod(reinterpret_cast<PyObject*>(cache), "_attach", nullptr);
+    if (!r) return nullptr;
+    Py_DECREF(r);
+    if (!cache->seg) raise("PoolClosed", "the cache is not attached to a pool");
+    return cache->seg;
+}
+
 struct CacheEntry {
+    SegmentObject* seg;
     Use use;
-    explicit CacheEntry(PyObject* self) : use(C(self)->seg, HELD) {}
-    bool ok() const { return true; }
+    explicit CacheEntry(PyObject* self) : seg(bound_cache(C(self))), use(seg, HELD) {}
+    bool ok() const { return seg; }
 };
 
 // Writes the key that a method was given to `bytes`. Returns false with an exception.
@@ -500,9 +511,35 @@ static int make_tables(Segment& s) {
     return r ? r : ready_row(s);
 }
 
-// CacheBase(segment, name, timeout): opens the cache of this name, or makes it.
+static PyObject* new_cache(PyTypeObject* type, PyObject* segment, u32 number) {
+    auto self = reinterpret_cast<CacheObject*>(type->tp_alloc(type, 0));
+    if (!self) return nullptr;
+    self->seg = reinterpret_cast<SegmentObject*>(segment);
+    Py_XINCREF(segment);
+    self->cache = number;
+    return reinterpret_cast<PyObject*>(self);
+}
+
+// bind(segment): what `_attach` calls for an unpickled cache. If two threads do so at the same time, the first binding
+// is kept.
+static PyObject* cache_bind(PyObject* self, PyObject* segment) {
+    if (!PyObject_TypeCheck(segment, &SegmentType)) return raise("TypeError", "bind() takes a segment");
+    Critical critical(self);
+    if (!C(self)->seg) {
+        Py_INCREF(segment);
+        C(self)->seg = S(segment);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject* cache_number(PyObject* self, void*) { return PyLong_FromUnsignedLong(C(self)->cache); }
+
+// CacheBase(segment, name, timeout): opens the cache of this name, or makes it. CacheBase(number): an unpickled one.
 static PyObject* cache_new(PyTypeObject* type, PyObject* args, PyObject*) {
     PyObject* segment;
+    unsigned int number;
+    if (PyTuple_GET_SIZE(args) == 1)
+        return PyArg_ParseTuple(args, "I:CacheBase", &number) ? new_cache(type, nullptr, number) : nullptr;
     const char* name;
     double timeout;
     if (!PyArg_ParseTuple(args, "O!sd:CacheBase", &SegmentType, &segment, &name, &timeout)) return nullptr;
@@ -525,12 +562,7 @@ static PyObject* cache_new(PyTypeObject* type, PyObject* args, PyObject*) {
     if (r) return raise_errno(r, "memory for the tables of the objects cannot be allocated");
     if (status == Status::EXHAUSTED)
         return raise("TooManySpaces", "a pool has at most %u caches; remove one (pool.remove_cache())", CACHES);
-    auto self = reinterpret_cast<CacheObject*>(type->tp_alloc(type, 0));
-    if (!self) return nullptr;
-    self->seg = seg;
-    Py_INCREF(seg);
-    self->cache = cache;
-    return reinterpret_cast<PyObject*>(self);
+    return new_cache(type, segment, cache);
 }
 
 static void cache_dealloc(CacheObject* cache) {
@@ -581,7 +613,13 @@ static PyMethodDef cache_methods[] = {
      "configure($self, ttl, jitter, limit, reserve, /)\n--\n\n"
      "Changes settings: ttl in nanoseconds, jitter in 2**-32, limit and reserve in bytes. None leaves one as it\n"
      "is. Raises ValueError."},
+    {"bind", cache_bind, METH_O,
+     "bind($self, segment, /)\n--\n\n"
+     "Attaches an unpickled cache to its segment."},
     {nullptr, nullptr, 0, nullptr}};
+static PyGetSetDef cache_attributes[] = {
+    {"number", cache_number, nullptr, "The number of the cache in its pool, which no later cache has.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 static PySequenceMethods cache_sequence = {};
 PyTypeObject CacheType = {PyVarObject_HEAD_INIT(nullptr, 0)};
@@ -593,7 +631,7 @@ int ready_cache_type() {
     CacheType.tp_new = cache_new;
     CacheType.tp_flags |= Py_TPFLAGS_BASETYPE;
     return ready_type<CacheObject>(CacheType, "bufferpool._core.CacheBase", "The objects of one cache of a pool.",
-                                   cache_dealloc, cache_methods);
+                                   cache_dealloc, cache_methods, cache_attributes);
 }
 
 }  // namespace bp

@@ -10,8 +10,8 @@ namespace bp {
 constexpr u32 OBJECT_PIN = 1u << 31;
 
 struct CacheObject {
-    PyObject_HEAD SegmentObject* seg;
-    u32 cache;  // its number
+    PyObject_HEAD Shared<SegmentObject*> seg;  // null until an unpickled one is first used
+    u32 cache;                                // its number
 };
 
 // The kinds of values. ALIGNED_KIND: they begin at a multiple of 64.
