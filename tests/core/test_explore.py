@@ -816,6 +816,12 @@ MUTATIONS = {
         "bool others = false;",
         "renew-renew",
     ),
+    "a value renewed that was touched before it expired": (
+        "object_read.h",
+        "    same = same && is_expired(entry.expires_ns.load_relaxed());\n",
+        "",
+        "renew-touch",
+    ),
     "the frame of a page that was moved given back with a pin on it": (
         "shrink.h",
         "if (ours && !out.push(f)) free_frame(s, f);",

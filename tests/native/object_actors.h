@@ -114,6 +114,7 @@ static void load_object(Segment& s, u32 key, u32 version, bool stale, bool write
     Begun begun = begin_object(s, want);
     if (begun == Begun::HIT || begun == Begun::STALE) return look_at_value(s, key, want.found, 0);
     if (begun != Begun::LOAD) return;
+    if (object_world.touched[key]) violation("key %u is loaded although its value was touched before it expired", key);
     for (u32 i = 0; !writes && i < PROCESSES; i++) {
         bool lives = world.processes[i].life == READY || world.processes[i].life == WAITING;
         if (int(i) != running && lives && object_world.loading[key] >> i & 1) violation("key %u is loaded by %d and %u at once", key, running, i);
@@ -229,6 +230,17 @@ static Program strips(u32 key) {
     return [=](Segment& s, Process&) {
         if (delete_object(s, object_key(key)) != Status::INTERRUPTED) object_world.floor[key] = 2;
         strip_free_blocks(s, ~0ull);
+    };
+}
+static Program touches(u32 key) {
+    return [=](Segment& s, Process&) {
+        if (set_expiry(s, object_key(key), 0) == Status::OK) object_world.touched[key] = true;
+    };
+}
+static Program lets_time_pass() {
+    return [](Segment&, Process&) {
+        model::step();
+        object_world.passed = 1;
     };
 }
 static Program deletes(u32 key) {

@@ -20,6 +20,7 @@ void write_object(u64 offset, const void* from, u64 bytes);
 int futex_wait(const void* word, u32 expected);
 void require_memory(const void* at);
 u32 process_id();
+u64 coarse_ns();
 bool holds(int description);
 bool lives(u32 pid);
 }  // namespace bp::model
@@ -37,7 +38,7 @@ constexpr int SPINS = 1;
 inline void* allocate(size_t bytes) { return ::operator new(bytes); }
 inline void deallocate(void* at) { ::operator delete(at); }
 
-inline u64 coarse_ns() { return 1; }  // a value that expires at 1 has expired
+inline u64 coarse_ns() { return model::coarse_ns(); }  // a value that expires at 1 has expired
 inline u64 now_ns() { return 0; }
 inline u64 boot_ns() { return 0; }
 inline u64 realtime_ns() { return 0; }

@@ -454,7 +454,7 @@ static Scenario of_groups(const char* name, u32 frames, std::vector<std::pair<co
     return scenario;
 }
 
-// Key 0 has a value at the start, of so many words; `expires_ns` 1: it has expired.
+// Key 0 has a value at the start, of so many words; `expires_ns` 1: it has expired; 2: it expires when time passes.
 static Scenario of_objects(const char* name, u32 words, std::vector<std::pair<const char*, Program>> processes, u64 expires_ns = 0) {
     Scenario scenario{name, 2 * OBJECT_FRAMES, FRAMES, {}, std::move(processes)};
     scenario.objects = [=](Segment& s) {
@@ -551,6 +551,7 @@ static std::vector<Scenario> scenarios() {
         of_loads("object-load-delete", {{"A", loads(0, 1, false, true)}, {"D", deletes(0)}}, false),
         of_loads("object-load-put", {{"A", loads(0, 1, false, true)}, {"W", puts_newer(0)}}, false),
         of_loads("renew-renew", {{"A", loads(0, 2)}, {"B", loads(0, 3, true)}}, true, SMALL),
+        of_objects("renew-touch", SMALL, {{"A", loads(0, 2)}, {"T", touches(0)}, {"P", lets_time_pass()}}, 2),
         of_small_table("table-put", {{"A", extends_table(1)}, {"B", puts_newer(0)}}),
         of_small_table("table-delete", {{"A", extends_table(1)}, {"B", deletes_for_good(0)}}),
         of_hurried_objects("hurry-object-put", LARGE, 1, {{"H", puts(0, 2, SMALL)}, {"W", puts(0, 3, LARGE)}}),

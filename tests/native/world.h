@@ -78,6 +78,8 @@ struct ObjectWorld {
     u8 memory[OBJECT_DATA / OBJECT_OS_PAGE];  // of the data, by OS page
     u8 loading[2];                            // by key: the process that loads it
     u32 loads[2];
+    u64 passed;                               // time
+    bool touched[2];                          // by key: somebody has made a value last for ever that had not expired
     u64 intended[2], floor[2];                // by key: the newest version that somebody puts; the oldest that may be found
 };
 alignas(4096) static ObjectWorld object_world;
@@ -202,6 +204,7 @@ void require_object(const void* at, u64 bytes) {
     for (u64 i = first / OBJECT_OS_PAGE; i <= (first + bytes - 1) / OBJECT_OS_PAGE; i++)
         if (!object_world.memory[i]) violation("an object without memory was touched");
 }
+u64 coarse_ns() { return 1 + object_world.passed; }
 u8* object_at(u64 offset) { return object_world.area + (offset - object_world.begin); }
 int plug(u64 offset, u64 bytes) {
     if (is_object(offset)) return set_object_memory(offset, bytes, 1), 0;

@@ -110,20 +110,21 @@ inline Status claim_load(Segment& s, LoadRequest& want) {
 
 // Begins the load of a new value in place of an expired one, which is kept until then. Its entry names the client that
 // loads. OK: the load is ours. WAIT: another client loads it. In both cases put.entry and put.word name the load.
-// ABSENT: the entry has changed.
+// ABSENT: the entry has changed. (set_expiry leaves the word as it is, so the expiry is looked at again.)
 inline Status claim_renewal(Segment& s, LoadRequest& want) {
     ObjectEntry& entry = s.objects.entries[want.found.entry];
     if (!lock_objects(s)) return Status::INTERRUPTED;
     want.put.entry = want.found.entry;
     want.put.word = want.found.word & ~object::WAITED;
     bool same = (entry.word.load_relaxed() & ~object::WAITED) == want.put.word;
+    same = same && is_expired(entry.expires_ns.load_relaxed());
     if (same && want.put.word & object::LEFT) {
         end_load_locked(s, want.put.entry);  // who waited for it was woken when it was left
         same = false;
     }
     bool others = same && entry.owner.load_relaxed();
     if (same && !others) {
-        entry.expires_ns.store_relaxed(prim::coarse_ns());  // it has expired, and is expired still
+        entry.expires_ns.store_relaxed(prim::coarse_ns());  // when the load began; the value is expired still
         entry.owner.store_seq_cst(u16(s.me));
         BP_POINT("renewal.claimed");
     }

@@ -588,7 +588,8 @@ static PyMethodDef cache_methods[] = {
      "Returns the new value; None if there was no value."},
     {"touch", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(entered<cache_touch, CacheEntry>)),
      METH_FASTCALL | METH_KEYWORDS, "touch($self, /, key, ttl=None)\n--\n\n"
-     "Makes a value expire ``ttl`` seconds from now (None: the cache's ttl). Returns whether there was a value."},
+     "Makes a value expire ``ttl`` seconds from now (None: the cache's ttl). Returns whether there was a value: one\n"
+     "that has expired is none, also while another call loads the next one, which has an expiry of its own."},
     {"delete", entered<cache_delete, CacheEntry>, METH_O, "delete($self, key, /)\n--\n\n"
      "Deletes the value of a key. Returns whether there was one."},
     {"clear", entered<cache_clear, CacheEntry>, METH_NOARGS, "clear($self, /)\n--\n\n"
