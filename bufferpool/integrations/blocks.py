@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,10 +46,11 @@ PLACES_PER_FRAME, LEAST_PLACES = 16, 1 << 16
 MOST_AT_ONCE = 256
 """The most pages that the core asks a loader for at once. It never asks for more than an eighth of the budget."""
 PARTS_AT_ONCE = 4
-LEAST_AT_ONCE = 16
-"""Blocks that one read may hold at once, however small the budget is. A read of more copies them part by part."""
 TRIES = 4
-"""How often a read tries again when another block takes its page at the same time. Then it fetches its block past the pool."""
+"""How often a read tries again when another block takes its page at the same time, or when what it has waited for is not there. Then
+it fetches its block past the pool."""
+FULL_S = 1.0
+"""Seconds after a wait for a frame in vain in which reads of this process wait for no other one."""
 SPACE = "blocks"
 
 
@@ -91,6 +93,7 @@ class Blocks:
         self.pool = pool
         self.block_size = pool.page_size - TRAILER_BYTES
         self._asked = _Asked()
+        self._full_until = 0.0
         self._views: dict[int, weakref.ref[np.ndarray]] = {}
         self._view_numbers = itertools.count()
         self._space = self._open()
@@ -187,25 +190,14 @@ class Blocks:
         self, wanted: list[tuple[Range, list[Block]]], fetch: Fetch, ahead: list[Block]
     ) -> list[bytes | Exception]:
         every = {block.key: block for _, blocks in wanted for block in blocks}
-        order, more = list(every.values()), [block for block in ahead if block.key not in every]
-        most = max(LEAST_AT_ONCE, self.pool.budget_frames // 4)
-        found: dict[bytes, Any] = {}
-        for first in range(0, len(order), most):
-            part = order[first : first + most]
-            contents = self._contents(part, more if first + most >= len(order) else [], fetch)
-            if len(order) > most:  # pins at one time are limited, so that other pages have room
-                contents = {key: page if isinstance(page, Exception) else bytes(page) for key, page in contents.items()}
-            found.update(contents)
-        return [self._joined(asked, [found[block.key] for block in blocks]) for asked, blocks in wanted]
-
-    def _contents(self, blocks: list[Block], ahead: list[Block], fetch: Fetch) -> dict[bytes, Any]:
-        """The contents of blocks by their keys, or for a block that cannot be fetched the exception."""
-        found: dict[bytes, Any] = {block.key: self._resident(block) for block in blocks}
-        missing = {block.key: block for block in blocks if found[block.key] is None}
+        found: dict[bytes, Any] = {key: self._resident(block) for key, block in every.items()}
+        missing = {key: block for key, block in every.items() if found[key] is None}
         if missing:
-            missing |= {block.key: block for block in ahead if self._resident(block) is None}
+            # A read that waits, for a frame or for another client, pins no page: that one may wait for the pinned frame.
+            found = {key: page.tobytes() for key, page in found.items() if page is not None}
+            missing |= {block.key: block for block in ahead if block.key not in every and self._resident(block) is None}
             self._obtain(missing, found, fetch)
-        return found
+        return [self._joined(asked, [found[block.key] for block in blocks]) for asked, blocks in wanted]
 
     def _reopening(self, call: Callable[[], T]) -> T:
         """Returns what ``call`` returns. Opens the space again if it has been removed, by `bufferpool remove` or another program."""
@@ -279,6 +271,8 @@ class Blocks:
                 del missing[key]
             if not missing:
                 return
+            if self._is_full():
+                break
         last = list(missing.values())
         found.update(zip(missing, fetch(last), strict=True))
 
@@ -292,34 +286,72 @@ class Blocks:
     def _load_parts(self, parts: list[dict[int, Block]], fetch: Fetch) -> Iterator[tuple[bytes, Any]]:
         """Loads several parts at the same time, so that a large read waits for its origin once."""
         if len(parts) == 1:
-            yield from self._load_together(parts[0], fetch).items()
+            yield from self._load_part(parts[0], fetch).items()
             return
         with ThreadPoolExecutor(PARTS_AT_ONCE) as threads:
-            for loaded in threads.map(lambda part: self._load_together(part, fetch), parts):
+            for loaded in threads.map(lambda part: self._load_part(part, fetch), parts):
                 yield from loaded.items()
 
-    def _load_together(self, asked: dict[int, Block], fetch: Fetch) -> dict[bytes, Any]:
+    def _load_part(self, asked: dict[int, Block], fetch: Fetch) -> dict[bytes, Any]:
         """Has the pool load pages; returns the contents of the blocks that are there now, and what failed in this thread."""
         mine = self._asked
         mine.blocks, mine.fetch, mine.fetched = asked, fetch, {}
+        found: dict[bytes, Any] = {}
         try:
-            pages = self._pages(list(asked))
+            self._load_what_has_room(dict(asked), found)
         except LoaderFailed as failed:
             if failed.__cause__ is not None and not mine.fetched:
                 raise failed.__cause__ from None
-            return dict(mine.fetched)  # blocks that have failed in another thread or process are fetched here next
+            # Blocks that have failed in another thread or process are fetched here next.
         except SharedMemoryFull:  # other programs have filled the tmpfs: absent blocks are read without the pool
-            return dict(mine.fetched)
+            pass
+        else:
+            return found
         finally:
+            fetched = mine.fetched
             mine.blocks, mine.fetch, mine.fetched = {}, None, {}
-        return {block.key: page for page, block in zip(pages, asked.values(), strict=True) if self._has(page, block)}
+        return found | fetched
 
-    def _pages(self, places: list[int]) -> Sequence[np.ndarray]:
-        """Pages, loaded together: pinned, or copies if too many are pinned already."""
-        try:
-            return self._space.pin_many(places)
-        except PoolExhausted:
-            return list(self._space.read_many(places))
+    def _load_what_has_room(self, left: dict[int, Block], found: dict[bytes, Any]) -> None:
+        """Loads pages, or waits for the clients that load them, and adds their contents to ``found``.
+
+        It waits for a frame only if nothing else can be done, and pins no page then.
+        """
+        waits = 0
+        while left and waits < TRIES:
+            absent = self._space._load_together(list(left))
+            if self._take(left, found):
+                continue
+            waits += 1
+            if absent and self._is_full():
+                return
+            try:
+                self._space._early(next(iter(left)), False, 0)
+            except PoolExhausted:
+                self._full_until = time.monotonic() + FULL_S
+            self._take(left, found)
+
+    def _is_full(self) -> bool:
+        """Whether a read has just waited for a frame in vain. Then absent blocks are fetched past the pool, all of a read together."""
+        return time.monotonic() < self._full_until
+
+    def _take(self, left: dict[int, Block], found: dict[bytes, Any]) -> bool:
+        """Moves the blocks that this thread has fetched, or that are in the pool, from ``left`` to ``found``. Whether there are some.
+
+        What another block has taken the page of is in neither: its reader asks for another page.
+        """
+        n = len(left)
+        for place, block in list(left.items()):
+            page = self._space.try_get(place)  # counts the use
+            fetched = self._asked.fetched.get(block.key)
+            if fetched is not None:
+                found[block.key] = fetched
+            elif page is not None and self._has(page, block):
+                found[block.key] = page.tobytes()
+            elif page is None:
+                continue
+            del left[place]
+        return len(left) < n
 
     def _has(self, page: np.ndarray, block: Block) -> bool:
         return bool(page[self.block_size :][:KEY_BYTES].tobytes() == block.key)

@@ -57,6 +57,8 @@ LARGE_READ_BYTES = 32 << 10
 """A read of so many bytes is expected to be followed by the next bytes of the file, so more are fetched with it."""
 HEADER_PART = 16
 """The first read of an open file, if it is a small one, fetches this part of what arrives in half a latency."""
+AHEAD_PART = 8
+"""What is read ahead takes at most this part of the budget: blocks that others evict before they are read are fetched in vain."""
 BUDGET_PART = 16
 """The neighbourhood of a read takes at most this part of the budget."""
 HTML = "text/html"
@@ -193,6 +195,7 @@ class Reader:
         self.blocks, self.file = blocks, file
         self._fetch = Fetches([file], blocks.block_size, getattr(file.fs, "loop", None))
         self._most = most_ahead // blocks.block_size
+        self._blocks_of_file = -(-file.size // blocks.block_size)
         self._in_order = 0  # blocks that were read one after the other
         self._next = -1  # the block after the last one that was read
         self._continues = False  # whether the last read began where the one before it had ended
@@ -236,21 +239,21 @@ class Reader:
         After a skip, not more are fetched than were read in order before the skip. A reader of one column of a Parquet file, for
         example, skips the other columns again and again. If the link is fast, the neighbourhood is fetched, too.
         """
-        size = self.blocks.block_size
+        size, most = self.blocks.block_size, min(self._most, self.blocks.pool.budget_frames // AHEAD_PART)
         first, last = wanted.start // size, (wanted.end - 1) // size
         rows: list[tuple[int, int]] = []
         begins, self._continues = self._next < 0, first in (self._next - 1, self._next)
         if self._continues:
             self._strides.goes_on(wanted.start, wanted.end)
             self._in_order += max(0, last + 1 - self._next)
-            ahead = min(self._most, max(FIRST_AHEAD_BYTES // size, 2 * self._in_order))
+            ahead = min(most, max(FIRST_AHEAD_BYTES // size, 2 * self._in_order))
         else:
-            rows = self._strides.step(wanted.start, wanted.end, self._most * size)
+            rows = self._strides.step(wanted.start, wanted.end, most * size)
             skips = first > self._next >= 0 and self._run_bytes >= LARGE_READ_BYTES
             self._last_run = self._in_order if skips else 0
             self._in_order, self._run_bytes, ahead = last + 1 - first, 0, 0
             if wanted.end - wanted.start >= LARGE_READ_BYTES and not rows:
-                ahead = min(self._most, max(FIRST_AHEAD_BYTES // size, self._in_order))
+                ahead = min(most, max(FIRST_AHEAD_BYTES // size, self._in_order))
         self._run_bytes += wanted.end - wanted.start
         if self._in_order <= self._last_run:
             ahead = min(ahead, self._last_run - self._in_order)
@@ -269,9 +272,8 @@ class Reader:
             self._neighbourhood(first, last, ahead, part),
             *(range(at // size, (end - 1) // size + 1) for at, end in rows),
         )
-        count = -(-self.file.size // size)
         for number in dict.fromkeys(numbers):
-            if number < count:
+            if number < self._blocks_of_file:
                 yield self.blocks.block(self.file.key, number)
 
     def _neighbourhood(self, first: int, last: int, ahead: int, part: int) -> Iterable[int]:
@@ -282,7 +284,7 @@ class Reader:
         """
         link, size = self.file.link, self.blocks.block_size
         window = min(self._most, link.window_bytes // size, self.blocks.pool.budget_frames // BUDGET_PART)
-        count, least = -(-self.file.size // size), max(ahead, FIRST_AHEAD_BYTES // size)
+        count, least = self._blocks_of_file, max(ahead, FIRST_AHEAD_BYTES // size)
         if not part or window <= least:
             return ()
         if part > 1:

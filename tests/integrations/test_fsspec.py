@@ -9,6 +9,7 @@ import signal
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -637,6 +638,63 @@ def test_the_budget_holds(origin: Any, options: Options) -> None:
             stats = fs.blocks.pool.stats()
             assert stats.resident_bytes <= 2 << 20
     assert fs.blocks.pool.stats().spaces[0].pages >= 16 * 32
+
+
+def read_parts(url: str, given: dict[str, Any], data: bytes, seed: int) -> None:
+    """In a child process: three threads read parts of 24 blocks at random places."""
+
+    def read(seed: int) -> bool:
+        rng = random.Random(seed)
+        with filesystem(given).open(url) as file:
+            for _ in range(2):
+                at = rng.randrange(len(data) - 24 * BLOCK)
+                file.seek(at)
+                if file.read(24 * BLOCK) != data[at : at + 24 * BLOCK]:
+                    return False
+        return True
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(read, range(3 * seed, 3 * seed + 3))) == [True] * 3
+
+
+def test_many_readers_of_a_tiny_pool(origin: Any, options: Options, child: Any) -> None:
+    """Nine readers of 24 blocks at a time, of a pool of 16 frames, pinned what they had while they waited for frames that the others
+    had pinned. Each lack of a frame was half a second, and what one had read ahead another one evicted: seconds became minutes, and the
+    origin sent four times what was asked for."""
+    data = content(200 * BLOCK)
+    url, given = origin.put("a.bin", data), options(budget="1MiB")
+    for each in [child(read_parts, url, given, data, seed) for seed in range(3)]:
+        each.result()
+    assert origin.bytes_sent < 2 * 9 * 2 * 24 * BLOCK
+
+
+def test_a_read_that_fetches_pins_nothing(origin: Any, options: Options) -> None:
+    """What it had pinned was what another read waited for, and the other way round."""
+    data = content(30 * BLOCK)
+    url, fs, pinned = origin.put("a.bin", data), filesystem(options(budget="1MiB")), set[int]()
+    assert fs.cat_file(url, 0, 5 * BLOCK) == data[: 5 * BLOCK]
+    origin.before_body = lambda request: pinned.add(fs.blocks.pool.stats().frames.pinned)
+    assert fs.cat_file(url) == data
+    assert pinned == {0}
+
+
+def test_a_pool_full_of_pins_is_read_past(origin: Any, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a frame each block was a request of its own, and each read waited for half a second."""
+    from bufferpool.integrations import blocks
+
+    monkeypatch.setattr(blocks, "FULL_S", 1e9)
+    data = content(60 * BLOCK)
+    url, fs = origin.put("a.bin", data), filesystem(options(budget="1MiB"))
+    held = fs.blocks.pool.open_derived("held", 16, lambda n, out: out.fill(n), version="1")
+    pages = [held[n] for n in range(16)]
+    assert fs.cat_file(url, 0, 24 * BLOCK) == data[: 24 * BLOCK]
+    assert origin.count("GET") <= 14
+    waits = fs.blocks.pool.stats().exhausted
+    origin.forget()
+    assert fs.cat_file(url, 24 * BLOCK) == data[24 * BLOCK :]
+    assert origin.count("GET") <= 2 + 1
+    assert fs.blocks.pool.stats().exhausted == waits
+    del pages
 
 
 def test_what_users_of_other_caches_have_reported(origin: Any, options: Options) -> None:

@@ -274,7 +274,7 @@ void Together::load_from(npy_intp first) {
     std::fill_n(frames_, count(), NONE);
     if (sp_->zero_fill || count() < 2) return;
     if (!may_work(sp_->seg)) return PyErr_Clear();  // loading the first page raises the error
-    if (!access_.ahead() && !ask_for_memory(sp_->seg)) return;
+    if ((access_.early || !access_.ahead()) && !ask_for_memory(sp_->seg)) return;
     Work* w = make<Work>();
     if (!w) return;
     u32 forks = sp_->seg->forks;

@@ -466,6 +466,21 @@ static PyObject* space_load_ahead(PyObject* self, PyObject* ids) {
     Py_RETURN_NONE;
 }
 
+// Loads what can be loaded together, for uses that follow and are counted then. How many of the pages are absent still.
+static PyObject* space_load_together(PyObject* self, PyObject* ids) {
+    auto sp = reinterpret_cast<SpaceObject*>(self);
+    PageNumbers numbers(sp, ids);
+    if (!numbers) return nullptr;
+    Busy busy(sp->seg);
+    Together together(sp, numbers.v, numbers.n, Access{.counts = false, .early = true}, false);
+    u32 f;
+    for (npy_intp i = 0; i < numbers.n && !PyErr_Occurred(); i += MANY_PAGES) together.load(i, f);
+    if (PyErr_Occurred()) return nullptr;
+    long absent = 0;
+    for (npy_intp i = 0; i < numbers.n; i++) absent += state_of(sp, u64(numbers.v[i])) == ABSENT;
+    return PyLong_FromLong(absent);
+}
+
 // _early(page_no, once, deadline_ns): loads a page for a use that follows, and is counted then; it is not pinned.
 // Whether it was loaded here.
 static PyObject* space_early(PyObject* self, PyObject* args) {
@@ -895,6 +910,11 @@ static PyMethodDef space_methods[] = {
     {"_load_ahead", entered<space_load_ahead, SpaceEntry>, METH_O,
      "_load_ahead($self, ids, /)\n--\n\n"
      "Loads those of the pages that can be read together."},
+    {"_load_together", entered<space_load_together, SpaceEntry>, METH_O,
+     "_load_together($self, ids, /)\n--\n\n"
+     "Loads those of the pages that can be loaded together, without a wait for a frame or for another client. They are\n"
+     "not pinned, and are counted when they are used. Returns how many of the pages are absent still: there was no\n"
+     "frame for them, or only one page is given. Raises what their loader raises."},
     {"_drop_range", entered<space_drop_range, SpaceEntry>, METH_VARARGS,
      "_drop_range($self, first, count, /)\n--\n\n"
      "Drops pages without write-back; returns the number of freed frames."},
