@@ -912,9 +912,9 @@ static PyMethodDef space_methods[] = {
      "Loads those of the pages that can be read together."},
     {"_load_together", entered<space_load_together, SpaceEntry>, METH_O,
      "_load_together($self, ids, /)\n--\n\n"
-     "Loads those of the pages that can be loaded together, without a wait for a frame or for another client. They are\n"
-     "not pinned, and are counted when they are used. Returns how many of the pages are absent still: there was no\n"
-     "frame for them, or only one page is given. Raises what their loader raises."},
+     "Loads those of the pages that can be loaded together, without a wait for a frame or for another client. They\n"
+     "are not pinned, and are counted when they are used. Returns how many of the pages are absent still: there was\n"
+     "no frame for them, or only one page is given. Raises what their loader raises."},
     {"_drop_range", entered<space_drop_range, SpaceEntry>, METH_VARARGS,
      "_drop_range($self, first, count, /)\n--\n\n"
      "Drops pages without write-back; returns the number of freed frames."},
