@@ -319,14 +319,14 @@ class Blocks:
         """
         waits = 0
         while left and waits < TRIES:
-            absent = self._space._load_together(list(left))
+            absent = self._space.load_together(list(left))
             if self._take(left, found):
                 continue
             waits += 1
             if absent and self._is_full():
                 return
             try:
-                self._space._early(next(iter(left)), False, 0)
+                self._space.load_early(next(iter(left)))
             except PoolExhausted:
                 self._full_until = time.monotonic() + FULL_S
             self._take(left, found)

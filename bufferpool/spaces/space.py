@@ -539,6 +539,20 @@ class Space(_core.Space):
         """
         return self._load_many(ids)
 
+    def load_together(self, ids: Ids) -> int:
+        """Loads those pages that can be loaded together, for uses that follow; returns how many are absent still (internal).
+
+        It waits neither for a frame nor for another client, and pins nothing. Raises what their loader raises.
+        """
+        return self._load_together(ids)
+
+    def load_early(self, page_no: int) -> None:
+        """Loads a page for a use that follows, or waits for the client that loads it, and does not pin it (internal).
+
+        Raises what ``space[n]`` raises.
+        """
+        self._early(page_no, False, 0)
+
     def read(self, page_no: int, *, bypass: bool = False, timeout: float | None = None) -> npt.NDArray[Any]:
         """Returns a private copy of a page, of shape ``(page_size // itemsize,)``, which may be changed and kept.
 
