@@ -183,6 +183,45 @@ def test_a_full_tmpfs_does_not_stop_a_cache(tmp_path: Path, before: int, least: 
     assert out == "True 0 0 True []\n"
 
 
+NEWCOMER = """
+import os, sys
+import bufferpool as bp
+
+directory = sys.argv[1]
+with bp.Pool.create("full", 6 << 20, directory=directory, page_size=4096, max_clients=8) as pool:
+    cache = pool.cache("values", limit="5M")
+    n = 0
+    while not cache.stats().evictions:
+        cache.put(n, bytes(20_000))
+        n += 1
+    pool.trim_idle(3600)  # no free block keeps its memory
+    with open(directory + "/other", "wb", buffering=0) as other:  # somebody else takes all that is left
+        try:
+            while other.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            mine = bp.Pool.attach("full", directory=directory).cache("values")
+            code = 0 if mine.put("child", b"value") and mine.get("child") == b"value" else 2
+        except bp.errors.SharedMemoryFull:
+            code = 3
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pool.check())
+    pool.unlink(discard=True)
+"""
+
+
+def test_a_new_client_makes_room_for_its_own_pins(tmp_path: Path) -> None:
+    """A client could evict only after it had memory for its pins, and on a full tmpfs it had none for them: opening the
+    cache raised SharedMemoryFull, unless some block happened to be free."""
+    assert on_small_tmpfs(NEWCOMER, tmp_path, "8m") == "0 []\n"
+
+
 SHARED = """
 import sys
 import bufferpool as bp

@@ -102,8 +102,8 @@ inline void count_eviction(Segment& s, const ObjectEntry& entry) {  // under the
 }
 
 // Evicts one object. Returns the bytes of its record, or 0 if no object can be evicted, or the lock could not be taken.
+// It takes no pin, so that a client that has no memory for its pins yet can make room for them.
 inline u64 evict_object(Segment& s, u32 cache) {
-    if (ready_row(s) != 0) return 0;
     for (u32 tries = 0; tries < 16; tries++) {
         Victim victim = find_victim(s, cache);
         if (victim.entry == NONE) return 0;
