@@ -50,19 +50,21 @@ def scenarios(program: Path) -> list[str]:
 
 # Those whose states are too many to visit all of them here, without deaths and with one; the soak visits more.
 LARGE = {
-    "append-append-read", "append-remove", "borrow-borrow", "checkpoint-log", "checkpoint-move", "compact-load", "drop-aside", "flush-aside",
-    "flush-evict", "flush-flush", "fork-write", "group-again", "group-checkpoint", "group-evict", "group-flush",
-    "group-group", "group-move", "group-swap", "grow-grow", "grow-write", "hurry-load-twice", "hurry-object-again",
-    "hurry-object-load", "hurry-object-put", "hurry-renew", "hurry-write-twice", "limit-evict", "limit-many",
-    "limit-write", "many-many",
-    "many-write", "move-flush", "move-move", "object-load-load", "object-load-put", "private-reopen-write", "put-clean",
-    "read-reopen-twice", "reap-append", "reap-bank-load", "reap-group-flush", "reap-group-read", "reap-group-write",
-    "reap-hurry-load", "reap-load-write", "reap-many", "reap-private-write", "reap-reload",
-    "replace-evict", "replace-write-load", "settle-sweep", "three", "write-remove", "write-reopen-twice",
+    "append-append-read", "append-remove", "borrow-borrow", "checkpoint-log", "checkpoint-move", "compact-load",
+    "drop-aside", "flush-aside", "flush-evict", "flush-flush", "fork-write", "group-again", "group-checkpoint",
+    "group-evict", "group-flush", "group-group", "group-move", "group-swap", "group-sweep", "grow-grow",
+    "grow-write", "hurry-load-twice", "hurry-object-again", "hurry-object-load", "hurry-object-put", "hurry-renew",
+    "hurry-write-twice", "lengthen-append", "lengthen-extend", "lengthen-further", "lengthen-read",
+    "lengthen-reopen", "limit-evict", "limit-many", "limit-write", "many-many", "many-write", "move-flush",
+    "move-move", "object-load-load", "object-load-put", "private-reopen-write", "put-clean", "read-reopen-twice",
+    "reap-append", "reap-bank-load", "reap-group-flush", "reap-group-read", "reap-group-write", "reap-hurry-load",
+    "reap-lengthen", "reap-load-write", "reap-many", "reap-private-write", "reap-reload", "replace-evict",
+    "replace-write-load", "settle-sweep", "three", "write-remove", "write-reopen-twice",
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
-    "append-append", "append-reopen", "compact-write", "fork-reap", "many-drop", "many-evict", "move-write", "open-fail", "open-open",
-    "leave-shrink", "reap-drop-load", "reap-flush", "reap-grow", "reap-leave", "table-put", "trim-write", "write-pin",
+    "append-append", "append-reopen", "compact-write", "fork-reap", "leave-shrink", "many-drop", "many-evict",
+    "move-write", "open-fail", "open-open", "reap-drop-load", "reap-flush", "reap-grow", "reap-leave",
+    "reap-limit-drop", "reap-limit-fail", "table-put", "trim-write", "write-pin",
 }  # fmt: skip
 # With two deaths, of those in which a process reaps.
 LARGE_WITH_TWO = LARGE_WITH_DEATHS | {"reap-write-pin"}

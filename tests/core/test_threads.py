@@ -277,7 +277,10 @@ def test_pools_are_attached_and_closed_in_threads(pool, data_file, threads):
 
 @pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.soak)])
 def test_close_while_others_use_the_pool(pool, data_file, threads, rounds):
-    """close() unmaps the segment: not under a thread that looks at it. It waits for what is short, or refuses."""
+    """close() unmaps the segment: not under a thread that looks at it. It waits for what is short, or refuses.
+
+    The other threads end after some thousand steps: while five of them load pages, a close may be refused for minutes.
+    """
     path = data_file(PAGES)
     for _ in range(rounds):
         mine = bp.Pool.attach(pool.name)
@@ -296,7 +299,7 @@ def test_close_while_others_use_the_pool(pool, data_file, threads, rounds):
             with contextlib.suppress(bp.PoolClosed):
                 if me == 0:
                     close()
-                for step in range(100_000):
+                for step in range(5_000):
                     n = (me * 31 + step) % PAGES
                     if me == 1:
                         mine.stats()
