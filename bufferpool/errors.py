@@ -204,15 +204,22 @@ class PoolMismatch(SegmentError, ValueError):
         return str(self.args[0])
 
 
-class PoolDiffers(UserWarning):
+class _PoolWarning(UserWarning):
+    """The root of the warnings, which escape control characters as the errors do."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in args))
+
+
+class PoolDiffers(_PoolWarning):
     """The pool exists, and differs from the request in a property that can be changed later."""
 
 
-class PoolTooLarge(UserWarning):
+class PoolTooLarge(_PoolWarning):
     """A new pool's capacity is more than its tmpfs can hold."""
 
 
-class PoolNameless(UserWarning):
+class PoolNameless(_PoolWarning):
     """The pool's name has been removed: its pages are lost when the last attached process ends."""
 
 

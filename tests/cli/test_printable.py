@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import unicodedata
+import warnings
 from pathlib import Path
 
 import pytest
 
 import bufferpool as bp
-from bufferpool.errors import BufferPoolError, SegmentNotFound, SpaceNotFound
+from bufferpool.errors import BufferPoolError, PoolDiffers, PoolNameless, PoolTooLarge, SegmentNotFound, SpaceNotFound
 from bufferpool.printable import printable
 from bufferpool.prometheus import server
 from tests.conftest import PAGE, ROOT, WAIT, new_name, write_file
@@ -40,6 +41,24 @@ def test_what_is_escaped_and_what_is_not():
 def test_messages_of_errors(kind):
     assert obeyed(str(kind(f"there is no {EVIL}"))) == []
     assert "\n" not in str(kind(f"there is no {EVIL}"))
+
+
+@pytest.mark.parametrize("kind", [PoolDiffers, PoolNameless, PoolTooLarge])
+def test_messages_of_warnings(kind):
+    """Only errors were escaped: the warning about a pool without a name has the path of its segment."""
+    with pytest.warns(kind) as given:
+        warnings.warn(kind(f"{EVIL} was removed"), stacklevel=1)
+    text = str(given[0].message)
+    assert obeyed(text) == []
+    assert "\n" not in text
+
+
+def test_the_warning_about_a_pool_whose_name_was_removed():
+    with bp.Pool.create(new_name() + EVIL, 64 * PAGE, page_size=PAGE) as pool:
+        os.unlink(pool.path)
+        with pytest.warns(PoolNameless) as given:
+            pool.open_scratch("work", 4)
+    assert obeyed(str(given[0].message)) == []
 
 
 @pytest.fixture
