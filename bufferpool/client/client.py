@@ -100,7 +100,7 @@ def mark_ending() -> None:
 class Client(Inspectable):
     """An attachment to a segment. It attaches when ``seg`` is first read.
 
-    The core calls ``make_room(client, what, pinned, dirty, in_use, error, left)`` when no frame is free: it
+    The core calls ``make_room(client, what, pinned, dirty, in_use, error, left, budget)`` when no frame is free: it
     frees some, or raises. It calls the same, with ``what`` "memory", before a miss in a pool of several page sizes.
 
     Unpickled clients share the attachment that their process already has to the same segment. Each keeps its own mode.

@@ -62,6 +62,8 @@ class Shortage(NamedTuple):
     """The errno of the kernel."""
     left: float
     """Seconds that are left of the caller's timeout."""
+    budget: int
+    """The budget when the core looked, in frames."""
 
 
 class MakesRoom:
@@ -82,6 +84,8 @@ class MakesRoom:
                 self._room = Room()
             make_room(client, self._room, found)
         except PoolExhausted:
+            if client.budget_frames > found.budget:
+                return  # another client has resized the pool since the core looked: it looks once more
             client.seg.count("exhausted")
             raise
 

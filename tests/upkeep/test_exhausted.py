@@ -10,6 +10,7 @@ import pytest
 
 from bufferpool.errors import PoolExhausted
 from bufferpool.figures.names import FrameState
+from bufferpool.upkeep import memory
 from tests.conftest import PAGE, WAIT, fill, pins, stamp, touch
 from tests.support.memory_store import Memory
 
@@ -269,3 +270,35 @@ def test_resize_is_a_remedy_as_far_as_there_is_room(make_pool, data_file, scratc
     assert "fixed at creation" not in str(small.value)
     kept.clear()
     assert pool.check() == []
+
+
+@pytest.mark.parametrize("scratch", [False, True], ids=["pins", "scratch"])
+def test_a_pool_that_another_client_enlarges_meanwhile_is_not_exhausted(
+    make_pool, data_file, attach, monkeypatch, scratch
+):
+    """Between the search for a frame and the error another process had enlarged the pool. The error said of a pool of 37,742
+    frames that 720 scratch pages use up all that there may be.
+    """
+    pool, kept = make_pool(16 * PAGE, max_capacity=16 * PAGE, room=64 * PAGE), []
+    table, work, other = pool.open_file(data_file(40)), pool.open_scratch("work", 40), attach(pool)
+
+    def resized_first(message):
+        def text(*args):
+            other.resize((other.budget_frames + 8) * PAGE)
+            return message(*args)
+
+        return text
+
+    for name in ("exhausted_message", "scratch_message"):
+        monkeypatch.setattr(memory, name, resized_first(getattr(memory, name)))
+    for n in range(40):
+        if scratch:
+            with work.write(n) as page:
+                page[:] = stamp(n)
+        else:
+            kept.append(table[n])
+    for n in range(40):
+        assert np.array_equal((work if scratch else table)[n], stamp(n))
+    assert pool.budget_frames > 16
+    assert pool.stats().exhausted == 0
+    kept.clear()

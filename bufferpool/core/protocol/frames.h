@@ -87,6 +87,7 @@ struct FrameRequest {
     bool once = false;   // read ahead or scanned
     EvictTally tally{};  // out: why pages could not be evicted
     bool limited = false;  // out, with EXHAUSTED: the space has as many pages as it may have
+    u32 budget = 0;        // out: the budget of the pool when the search began
     Counted in_share{};    // the frame that it takes, before it has it
     int error = 0;       // out, with NO_SPACE: why the kernel gave no memory, as -errno
     // Kept over all tries: the miss counts once for the policy, and the wait once among the waits.
@@ -224,6 +225,7 @@ inline Status take_frame(Segment& s, Intent& intent, FrameRequest& want, u32& ou
     Search search;
     Hand hand;
     Step step = Step::NOTHING;
+    want.budget = s.header->budget_frames.load_relaxed();
     while (step != Step::TAKEN) {
         if (step == Step::NOTHING && !lock_memory(s)) step = Step::INTERRUPTED;
         if (step == Step::INTERRUPTED) return uncount(s, want.in_share), Status::INTERRUPTED;

@@ -21,6 +21,7 @@ struct ScratchShare {
     bool is_own;  // in: the page belongs to a private space of this client
     bool own_is_full;  // out, with EXHAUSTED: the private pages of this client use up what one client may have
     u32 used, most;
+    u32 budget;  // out: the budget of the pool at the beginning
     u32 pass;  // out: the pass in which the page was counted
 };
 
@@ -93,6 +94,7 @@ inline Status may_keep_own(Segment& s, ScratchShare& share) {
 
 // May one more page be kept? OK: it is counted. EXHAUSTED: no.
 inline Status may_keep_one(Segment& s, ScratchShare& share) {
+    share.budget = s.header->budget_frames.load_relaxed();
     u32 budget = s.page_budget(), missing;
     share.most = budget - (budget >= 8 ? budget / 8 : 1);
     if (share.is_own)

@@ -249,8 +249,8 @@ Status SpaceHooks::make_room(Status status, FrameRequest& want) {
     }
     u64 now = prim::now_ns();
     double left = !deadline_ns ? Py_HUGE_VAL : deadline_ns > now ? double(deadline_ns - now) / 1e9 : 0.0;
-    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIid", what, want.tally.pinned, want.tally.dirty,
-                                        want.tally.busy, -want.error, left);
+    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "sIIIidI", what, want.tally.pinned, want.tally.dirty,
+                                        want.tally.busy, -want.error, left, want.budget);
     if (!r) return Status::RAISED;
     Py_DECREF(r);
     return opened(seg) ? Status::OK : Status::RAISED;  // a store's code may have forked, and the child found no slot
@@ -275,7 +275,7 @@ bool ask_for_memory(SegmentObject* seg) {
     if (evicted < ASK_AFTER_BYTES || now - seg->moved_ns.load_relaxed() < ASK_EVERY_NS) return true;
     seg->evictions_then.store_relaxed(evictions);
     seg->moved_ns.store_relaxed(now);
-    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "siiiid", "memory", 0, 0, 0, 0, 0.0);
+    PyObject* r = PyObject_CallFunction(seg->on_exhausted, "siiiidi", "memory", 0, 0, 0, 0, 0.0, 0);
     if (!r) return false;
     Py_DECREF(r);
     return opened(seg) != nullptr;

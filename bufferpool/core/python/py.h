@@ -50,7 +50,7 @@ struct SegmentObject {
     bool observing;     // an observer: reads the metadata through a read-only mapping
     Shared<u64>* written;       // of an observer: which OS pages of the metadata have ever been written
     int lost;           // why this forked child cannot use the pool: an errno, or LOST_…; 0 if it can
-    PyObject* on_exhausted;  // called with (status, pinned, dirty, busy): frees a frame or raises
+    PyObject* on_exhausted;  // called with what is wrong (memory.py): frees a frame or raises
     Atomic<u64> evictions_then, moved_ns;  // when misses last asked for memory of other page sizes: see ask_for_memory
     SegmentObject* next;     // the list of all attached segments, for fork
     ForkPlan plan;

@@ -192,7 +192,8 @@ bool may_keep(Version& v) {
         if (status == Status::OK) return v.counted = share, v.is_counted = true;
         if (status == Status::NO_MEMORY) return PyErr_NoMemory(), false;
         const char* what = share.own_is_full ? "own_scratch" : "scratch";
-        PyObject* r = PyObject_CallFunction(sp->seg->on_exhausted, "sIIIid", what, 0, share.used, share.most, 0, 0.0);
+        PyObject* r = PyObject_CallFunction(sp->seg->on_exhausted, "sIIIidI", what, 0, share.used, share.most, 0, 0.0,
+                                            share.budget);
         if (!r) return false;
         Py_DECREF(r);
         if (!opened(sp->seg)) return false;
