@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, Final, Self
 
 import numpy as np
-from zarr import Array
+from zarr import Array, AsyncArray
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.codecs import ShardingCodec
 from zarr.core.chunk_grids import RegularChunkGrid
@@ -431,12 +431,13 @@ class DecodedArray(Array):  # type: ignore[misc]
     Raises ValueError if the array is not read with :class:`DecodedChunks`.
     """
 
-    def __init__(self, array: Array) -> None:
-        if not isinstance(array.async_array.codec_pipeline, DecodedChunks):
+    def __init__(self, array: Array | AsyncArray[Any]) -> None:
+        found = array.async_array if isinstance(array, Array) else array  # zarr's methods make a new array of an AsyncArray
+        if not isinstance(found.codec_pipeline, DecodedChunks):
             raise ValueError(
                 "the array keeps no decoded chunks: set zarr.config.set({'codec_pipeline.path': PIPELINE}) before it is opened"
             )
-        super().__init__(array.async_array)
+        super().__init__(found)
 
     def get_basic_selection(self, selection: Any = ..., *, out: Any = None, **options: Any) -> Any:
         """What zarr.Array.get_basic_selection returns."""

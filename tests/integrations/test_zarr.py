@@ -397,6 +397,17 @@ def test_a_chunk_that_is_deleted_or_of_no_use_any_more(cache: Any, tmp_path: Pat
     assert (DecodedArray(zarr.open_array(store, path="table", mode="r"))[:] == 0).all()
 
 
+def test_an_array_that_a_method_of_zarr_makes_is_a_decoded_one(cache: Any, tmp_path: Path, decoded: None) -> None:
+    """zarr makes the new array by the class of the old one, of an AsyncArray: setting an attribute raised AttributeError."""
+    values = make(tmp_path)
+    array = DecodedArray(zarr.open_array(CachedStore(LocalStore(tmp_path), cache), path="table", mode="r+"))
+    array.attrs["unit"] = "m"
+    assert zarr.open_array(LocalStore(tmp_path), path="table").attrs["unit"] == "m"
+    for made in (array.update_attributes({"unit": "s"}), array.with_config({"order": "F"})):
+        assert type(made) is DecodedArray
+        assert np.array_equal(made[3:17, :5], values[3:17, :5])
+
+
 def test_a_store_without_a_name_of_its_own_needs_one(cache: Any, tmp_path: Path) -> None:
     """The number of a MemoryStore is another store's in another process."""
     with pytest.raises(ValueError, match="name="):
