@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from bufferpool.errors import (
+    BufferPoolError,
     LoaderFailed,
     PoolExhausted,
     SharedMemoryFull,
@@ -52,6 +53,8 @@ it fetches its block past the pool."""
 FULL_S = 1.0
 """Seconds after a wait for a frame in vain in which reads of this process wait for no other one."""
 SPACE = "blocks"
+NAMES = "remote files"
+"""The cache of the names of files that some process has opened."""
 
 
 class Block(NamedTuple):
@@ -222,6 +225,16 @@ class Blocks:
         parts[-1] = parts[-1][:last]
         parts[0] = parts[0][first:]
         return parts
+
+    def is_new(self, name: bytes) -> bool:
+        """Whether this is the first call with the name, by any process, as far as the pool remembers."""
+        first: list[bool] = []
+        try:
+            names = self.pool.cache(NAMES)
+            names.get_or_load(name, lambda: first.append(True))
+            return bool(first) and name in names
+        except BufferPoolError:  # no memory for its table, or somebody removes it
+            return False
 
     # ---- places ----------------------------------------------------------------
 

@@ -36,7 +36,14 @@ from bufferpool._locks import Lock
 from bufferpool.errors import PoolMismatch, RemoteChanged
 from bufferpool.integrations.blocks import Block, Blocks, Range
 from bufferpool.integrations.links import Window
-from bufferpool.integrations.origins import Fetches, RemoteFile, of_this_process
+from bufferpool.integrations.origins import (
+    Early,
+    Fetches,
+    RemoteFile,
+    key_of_any_version,
+    link_of_file,
+    of_this_process,
+)
 from bufferpool.pool import Pool
 from bufferpool.units import seconds_of
 from bufferpool.upkeep.steward import Settings
@@ -61,6 +68,11 @@ AHEAD_PART = 8
 """What is read ahead takes at most this part of the budget: blocks that others evict before they are read are fetched in vain."""
 BUDGET_PART = 16
 """The neighbourhood of a read takes at most this part of the budget."""
+EARLY_FRAMES = 256
+"""A pool of fewer frames asks for no end of a file together with the file's version."""
+READ_FROM_THE_END = (".parquet", ".parq", ".pq", ".orc", ".feather", ".arrow", ".zip")
+TAIL_BLOCKS = 3
+"""The blocks that have the last 64 KiB of a file, which pyarrow reads first."""
 HTML = "text/html"
 ABSENT = (404, 410)
 """The answers of an HTTP server that has no such file."""
@@ -191,9 +203,11 @@ class Strides:
 class Reader:
     """Reads one version of a remote file, and reads ahead while it is read in order, or in strides."""
 
-    def __init__(self, blocks: Blocks, file: RemoteFile, most_ahead: int = AHEAD_BYTES) -> None:
+    def __init__(
+        self, blocks: Blocks, file: RemoteFile, most_ahead: int = AHEAD_BYTES, early: Early | None = None
+    ) -> None:
         self.blocks, self.file = blocks, file
-        self._fetch = Fetches([file], blocks.block_size, getattr(file.fs, "loop", None))
+        self._fetch = Fetches([file], blocks.block_size, getattr(file.fs, "loop", None), early)
         self._most = most_ahead // blocks.block_size
         self._blocks_of_file = -(-file.size // blocks.block_size)
         self._in_order = 0  # blocks that were read one after the other
@@ -271,6 +285,7 @@ class Reader:
             range(last + 1, last + 1 + ahead),
             self._neighbourhood(first, last, ahead, part),
             *(range(at // size, (end - 1) // size + 1) for at, end in rows),
+            self._fetch.early_blocks(self.file),
         )
         for number in dict.fromkeys(numbers):
             if number < self._blocks_of_file:
@@ -515,6 +530,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         if mode != "rb":
             options |= {} if autocommit else {"autocommit": False}
             return self.fs.open(path, mode, **options, **kwargs)
+        early = self._early(path, block_size or AHEAD_BYTES)
         file = self._file(path, self.info(path))
         kwargs.pop("size", None)
         if file is None:
@@ -526,7 +542,28 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             raise TypeError(
                 f"open() of {type(self).__name__} has no options {sorted(kwargs)}; open the file of its target, fs.fs.open()"
             )
-        return BlockFile(self, Reader(self.blocks, file, block_size or AHEAD_BYTES), **options)
+        return BlockFile(self, Reader(self.blocks, file, block_size or AHEAD_BYTES, early), **options)
+
+    def _early(self, path: str, most: int) -> Early | None:
+        """The end of a file that a reader reads first, asked for together with the file's version. None for a file that some process of the
+        machine has opened before: the pool may have its blocks."""
+        fs, blocks = self.fs, self.blocks
+        if (
+            not _is_http(fs)
+            or fs.asynchronous
+            or blocks.pool.budget_frames < EARLY_FRAMES
+            or self._known(path, {}) is not None
+        ):
+            return None
+        path = fs._strip_protocol(path)
+        if not blocks.is_new(key_of_any_version(fs, path)):
+            return None
+        if path.endswith(READ_FROM_THE_END):
+            return Early(fs, path, TAIL_BLOCKS * blocks.block_size, tail=True)
+        window = min(
+            most, link_of_file(fs, path).window_bytes, blocks.pool.budget_frames * blocks.block_size // BUDGET_PART
+        )
+        return Early(fs, path, (1 + window // HEADER_PART // blocks.block_size) * blocks.block_size, tail=False)
 
     async def open_async(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
         """Opens a file for reading by coroutines."""
@@ -672,20 +709,13 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         """What HTTPFileSystem says of a file, without its second request for one that is absent. None: it must be asked itself."""
         if not _is_http(self.fs):
             return None
-        from aiohttp import ClientError, ClientResponseError
-        from fsspec.implementations.http import HTTPFileSystem, _file_info
+        from fsspec.implementations.http import HTTPFileSystem
 
         if type(self.fs)._info is not HTTPFileSystem._info:
             return None
-        session = await self.fs.set_session()
-        try:
-            said = await _file_info(self.fs.encode_url(path), session, size_policy="head", **self.fs.kwargs)
-        except ClientResponseError as error:
-            if error.status in ABSENT:
-                raise FileNotFoundError(errno.ENOENT, "the server has no such file", path) from error
-            return None
-        except (ClientError, TimeoutError):
-            return None
+        found, said = await self._head(path)
+        if found is False:
+            raise FileNotFoundError(errno.ENOENT, "the server has no such file", path)
         return None if said.get("size") is None else {"name": path, **said, "type": "file"}
 
     def _known(self, path: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
@@ -741,8 +771,8 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         absent, when = self._absent
         if absent == _bare(path) and time.monotonic() - when < SAME_MOMENT_S:
             return False
-        found, kind = await self._head(path)
-        if found is False or (found and kind not in ("", HTML)):
+        found, said = await self._head(path)
+        if found is False or (found and said.get("mimetype", "") not in ("", HTML)):
             return False
         return bool(await self._from_target("isdir", _bare(path)))
 
@@ -752,19 +782,21 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         found = {_bare(path): await self._info(path)} if await self._exists(path) else {}
         return found if kwargs.get("detail") else list(found)
 
-    async def _head(self, path: str) -> tuple[bool | None, str]:
-        """Whether an HTTP server has a file, and the file's type. None: the server does not say, or it is no HTTP server."""
+    async def _head(self, path: str) -> tuple[bool | None, dict[str, Any]]:
+        """Whether an HTTP server has a file, and what it says of the file. None: the server does not say, or it is no HTTP server."""
         if not _is_http(self.fs):
-            return None, ""
-        from aiohttp import ClientError
+            return None, {}
+        from aiohttp import ClientError, ClientResponseError
+        from fsspec.implementations.http import _file_info
 
         session = await self.fs.set_session()
         try:
-            async with session.head(self.fs.encode_url(_bare(path)), allow_redirects=True, **self.fs.kwargs) as answer:
-                kind = answer.headers.get("Content-Type", "").partition(";")[0]
-                return True if answer.status < 400 else False if answer.status in ABSENT else None, kind
-        except ClientError:  # the target interprets this answer
-            return None, ""
+            said = await _file_info(self.fs.encode_url(_bare(path)), session, size_policy="head", **self.fs.kwargs)
+        except ClientResponseError as error:
+            return False if error.status in ABSENT else None, {}
+        except (ClientError, TimeoutError):  # the target interprets this answer
+            return None, {}
+        return True, said
 
     def modified(self, path: str) -> datetime:
         """When a file was last changed, from the target or from the answer of an HTTP server."""

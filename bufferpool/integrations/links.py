@@ -58,8 +58,10 @@ class Link:
         self._using = Lock()
 
     def note(self, n_bytes: int, seconds: float) -> None:
-        """A request of so many bytes took so many seconds."""
+        """A request of so many bytes took so many seconds. A clock that has stood still says nothing."""
         with self._using:
+            if seconds <= 0:
+                return
             if n_bytes <= SMALL_BYTES:
                 self._small.append(seconds)
             elif n_bytes >= LARGE_BYTES:
@@ -70,7 +72,7 @@ class Link:
 
     def _estimate(self) -> int:
         small, large = sorted(self._small), list(self._large)
-        if min(len(small), len(large)) < LEAST or small[0] <= 0:
+        if min(len(small), len(large)) < LEAST:
             return 0
         latency_s = small[len(small) // 8]
         # A large request that is hardly slower than a small one says no more than that the rate is not lower than this.

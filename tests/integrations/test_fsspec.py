@@ -25,6 +25,7 @@ fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
 from bufferpool.integrations.blocks import Blocks  # noqa: E402
+from bufferpool.integrations.fsspec import BufferPoolFileSystem  # noqa: E402
 
 Options = Callable[..., dict[str, Any]]
 BLOCK = (64 << 10) - 64
@@ -172,7 +173,77 @@ def test_reading_in_order_reads_ahead(origin: Any, options: Options) -> None:
         for n in (90, 40, 70, 10):
             file.seek(n * BLOCK)
             file.read(100)
-    assert origin.bytes_sent == 4 * BLOCK
+    assert origin.bytes_sent == 5 * BLOCK  # and the first one, which came with the version
+
+
+@pytest.fixture
+def patient_questions(origin: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The question for a file's version waits until the origin has sent so many bytes; a list of that number, which a test may change."""
+    least, ask = [1], BufferPoolFileSystem._info_by_head
+
+    async def waits(fs: Any, path: str) -> Any:
+        for _ in range(int(WAIT / 0.01)):
+            if origin.bytes_sent >= least[0]:
+                return await ask(fs, path)
+            await asyncio.sleep(0.01)
+        raise TimeoutError
+
+    monkeypatch.setattr(BufferPoolFileSystem, "_info_by_head", waits)
+    return least
+
+
+@pytest.mark.parametrize(("name", "at"), [("a.nc", 0), ("a.parquet", -(64 << 10)), ("small.nc", 0), ("small.zip", 0)])
+def test_the_end_of_a_new_file_comes_with_its_version(
+    origin: Any, options: Options, patient_questions: list[int], name: str, at: int
+) -> None:
+    """A reader waited for the version, and then for its first read: twice a latency for each of many small files."""
+    data = content(1000 if "small" in name else 20 * BLOCK + 1000)
+    url, given = origin.put(name, data), options(budget="32MiB")
+    with filesystem(given).open(url) as file:
+        file.seek(at, 2 if at else 0)
+        assert file.read(64 << 10) == data[at:][: 64 << 10]
+        assert (origin.count("HEAD"), origin.count("GET")) == (1, 1 if at or len(data) < BLOCK else 2)
+        file.seek(0)
+        assert file.read() == data
+    assert origin.bytes_sent < len(data) + BLOCK  # the last bytes begin within a block
+    patient_questions[0] = 0  # the second one asks for the version only: the pool may have the blocks
+    origin.forget()
+    with filesystem(given).open(url) as file:
+        assert file.read() == data
+    assert (origin.count("HEAD"), origin.bytes_sent) == (1, 0)
+
+
+def test_an_end_of_another_version_is_not_used(origin: Any, options: Options, patient_questions: list[int]) -> None:
+    """The first bytes are those of a version that is gone when the version is asked for."""
+    data = [content(2 * BLOCK, n) for n in range(2)]
+    url, fs, info = origin.put("a.nc", data[0]), filesystem(options(budget="32MiB")), BufferPoolFileSystem._info_by_head
+
+    async def later(fs: Any, path: str) -> Any:
+        found = await info(fs, path)  # waits for the first bytes
+        origin.put("a.nc", data[1])
+        return found if changes_after else await info(fs, path)
+
+    for changes_after in (True, False):
+        origin.put("a.nc", data[0])
+        patient_questions[0] = origin.bytes_sent + 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(BufferPoolFileSystem, "_info_by_head", later)
+            with fs.open(url.replace("a.nc", "a.nc" + "?" * changes_after)) as file:
+                found = file.read(100)
+        assert found == data[0 if changes_after else 1][:100]
+    with fs.open(url) as file:
+        assert file.read() == data[1]
+
+
+def test_a_file_of_a_server_without_ranges_is_not_read_twice(options: Options) -> None:
+    """Asked for the first bytes, such a server begins to send the whole file."""
+    from integrations.origin import Origin
+
+    with Origin(ranges=False) as origin:
+        data = content(3 * BLOCK)
+        url = origin.put("a.nc", data)
+        with filesystem(options(budget="32MiB")).open(url) as file:
+            assert file.read() == data
 
 
 def test_reading_in_strides_reads_the_next_rows(origin: Any, options: Options) -> None:
