@@ -5,6 +5,7 @@ all processes, kept in shared memory under the pool's budget, and evicted when o
 sample lie there without a copy; so does every buffer that pickle protocol 5 can take out of band.
 """
 
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -103,7 +104,14 @@ class CachedDataset(Dataset[Any]):  # type: ignore[misc]  # torch is not type-ch
         return [self._sample(one) for one in found]
 
     def _key(self, index: Any) -> Key:
-        return (self._version, index if isinstance(index, str | bytes | tuple) else int(index))
+        if isinstance(index, str | bytes | tuple):
+            return (self._version, index)
+        try:
+            return (self._version, int(operator.index(index)))
+        except TypeError:  # int() would take 1.5 for 1, and keep its sample under that index
+            raise TypeError(
+                f"a sample is kept by its index, which is an integer, str, bytes or a tuple, not {type(index).__name__}"
+            ) from None
 
     def _sample(self, kept: Any) -> Any:
         sample = _restored(kept, self._copy)

@@ -207,6 +207,20 @@ def test_what_has_no_index_cannot_be_kept(cache: Any) -> None:
         CachedDataset(Fixed(1), cache, version=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("index", [1.5, None, slice(2), torch.tensor(1.5)], ids=["float", "none", "slice", "tensor"])
+def test_an_index_that_is_none_is_refused(cache: Any, index: Any) -> None:
+    """1.5 was kept as sample 1, and later readers of sample 1 got what the dataset has for 1.5."""
+
+    class Echo(Dataset):  # type: ignore[misc]
+        def __getitem__(self, index: Any) -> Any:
+            return str(index)
+
+    dataset = CachedDataset(Echo(), cache, version=1)
+    with pytest.raises(TypeError, match="index"):
+        dataset[index]
+    assert (dataset[1], dataset[np.int64(1)], dataset["a"], dataset[1, 2]) == ("1", "1", "a", "(1, 2)")
+
+
 def test_an_index_that_does_not_exist_raises_what_the_dataset_raises(cache: Any) -> None:
     with pytest.raises(IndexError):
         CachedDataset(Bounded(), cache, version=1)[3]
