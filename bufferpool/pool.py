@@ -682,9 +682,8 @@ class Pool(PoolFigures):
 
         ``page_size=`` of the calls that open a space gives the space pages of another size than the pool's: a power of two,
         of which 32 pages fit the budget. The first space of a size makes a segment for it, a file beside the
-        pool's (``NAME@64KiB``), which is removed with the pool. All sizes have one budget in bytes: ``capacity``. A steward moves memory to
-        the size where it saves most misses for each byte; without one, memory moves when a size is first used, and when it
-        has no frame left that can be evicted.
+        pool's (``NAME@64KiB``), which is removed with the pool. All sizes have one budget in bytes: ``capacity``. Memory moves to
+        the size where it saves most misses for each byte. A steward moves it; without one, the processes that miss pages do.
 
         Calls on the pool are about all sizes: ``spaces``, ``space``, ``flush``, ``stats``, ``resize``, ``trim``, ``check`` and so on. ``frames``,
         ``extents``, ``clients``, ``advise``, ``data``, ``publish_many`` and working sets are about its own size; the pools that this

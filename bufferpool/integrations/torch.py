@@ -58,7 +58,7 @@ class CachedDataset(Dataset[Any]):  # type: ignore[misc]  # torch is not type-ch
     ``copy``: whether a sample's tensors and arrays are private, so that a transform may change them in place. Without a copy they
     are shared memory, and read-only: a write to an array raises ValueError, and a write to a tensor ends the process, because
     torch knows no read-only tensors. So use ``copy=False`` if samples are only read, as by torch's collate functions. Samples of
-    less than about 8 KiB share a block of the pool's memory with others, and are copied in any case.
+    less than 32 KiB (8 KiB in a pool of less than 32 MiB) share a block of the pool's memory with others, and are copied in any case.
 
     Samples with random augmentations must not be cached: wrap the dataset that decodes, and augment in
     ``transform(sample)``, which is called each time with the cached sample (use copies, if it works in place).

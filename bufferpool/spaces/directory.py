@@ -345,8 +345,9 @@ def no_such_space(client: Client, name: str) -> str:
 
 def _has_another_version(wanted: Wanted, record: Record) -> bool:
     """Whether an existing derived space has another version than the one that is being opened."""
-    found = "version" not in wanted.options or wanted.generation is not None
-    return wanted.kind is Kind.DERIVED and not found and bool(record["version"] != wanted.options["version"])
+    if wanted.kind is not Kind.DERIVED or wanted.generation is not None or "version" not in wanted.options:
+        return False  # it is opened by its name alone, or is an unpickled copy: any version will do
+    return bool(record["version"] != wanted.options["version"])
 
 
 def _other_or_discard(wanted: Wanted) -> str:

@@ -53,8 +53,9 @@ class Shortage(NamedTuple):
     """Why no frame is free, as the core found it."""
 
     what: str
-    """"memory": misses ask for memory of other page sizes; "scratch": there are too many scratch pages; "own_scratch": this client has too many private ones; "no_space": the kernel gives no memory; "limit": the space has as many pages
-    as it may have; else there is no frame."""
+    """"scratch": there are too many scratch pages; "own_scratch": this client has too many private ones; "limit": the space has as
+    many pages as it may have; "no_space": the kernel gives no memory; "memory": nothing is missing yet, and misses ask for memory
+    of other page sizes. Any other text: no frame is free."""
     pinned: int
     dirty: int
     in_use: int
@@ -340,16 +341,11 @@ def post_in_the_way(client: Client, over: int, found: InTheWay) -> None:
         cannot(EventReason.ASKED, 0)
 
 
-def _held(status: dict[str, int]) -> int:
-    """The frames that pages have, and those that are lent to objects."""
-    return status["resident_frames"] + status["lent_frames"]
-
-
 def _shrink_to(client: Client, frames: int, deadline: float) -> int:
     seg, given = client.seg, 0
     jobs: list[Job] = []
     given += seg.fit_objects(None, reason_number("budget"), deadline - time.monotonic())[0] // client.page_size
-    while (over := _held(seg.status()) - frames) > 0:
+    while (over := page_sizes.held_frames(client) - frames) > 0:
         left = deadline - time.monotonic()
         done, _moved, pinned, dirty, busy, refused = seg.shrink(over, reason_number("budget"), True, left)
         given += done

@@ -389,7 +389,6 @@ class Steward:
         reason: EventReason,
         error: BaseException | None = None,
         *,
-        bytes: int = 0,
         value: float = 0,
     ) -> None:
         """Records trouble that later rounds may end: an event and a line in the log, not too often.
@@ -401,7 +400,7 @@ class Steward:
         told = (kind, reason) == (EventKind.FLUSH_FAILED, EventReason.STORE)
         if not told and now - self._told_at.get(kind, float("-inf")) >= AGAIN_S:
             self._told_at[kind] = now
-            self.client.post(NewEvent(kind, reason, bytes=bytes, value=value))
+            self.client.post(NewEvent(kind, reason, value=value))
             if error is not None:
                 LOG.warning("pool %r, %s: %s", self.client.name, kind.name.lower().replace("_", " "), str(error))
 
@@ -544,7 +543,7 @@ class Steward:
         client, status = self.client, self.client.seg.status()
         figures = govern.Pool(
             status["budget_frames"],
-            status["resident_frames"] + status["lent_frames"],
+            page_sizes.held_frames(client),
             status["min_frames"],
             client.max_frames,
             client.page_size,
@@ -554,12 +553,7 @@ class Steward:
             if not page_sizes.set_own_budget(client, decision.frames, self._patience_s):
                 return  # another page size has just been made: the next round looks at both
             client.seg.fit_objects(None, reason_number("budget"), self._patience_s)
-            status = client.seg.status()
-        over = (
-            status["resident_frames"]
-            + status["lent_frames"]
-            - (decision.frames if decision else status["budget_frames"])
-        )
+        over = page_sizes.held_frames(client) - client.budget_frames
         given = self._shrink(over) if over > 0 else 0
         if decision is not None:
             self._post_decision(decision, figures, given)
@@ -589,7 +583,7 @@ class Steward:
             self._told_at[EventKind.CANNOT_SHRINK] = now
             memory.post_in_the_way(self.client, over, self._in_the_way)
 
-    _curve = staticmethod(govern.curve_of)
+    _curve = staticmethod(govern.curve_of)  # an attribute, so that tests can give a steward another curve
 
     def _shrink(self, over: int) -> int:
         """Gives up to ``over`` frames back, a bounded step of them, dirty pages first written; returns the bytes."""

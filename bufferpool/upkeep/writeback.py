@@ -234,7 +234,8 @@ def store_of(client: Client, record: Record) -> Store:
 def flush_part(client: Client, record: Record, which: Selection, *, wait: bool = True) -> Part:
     """Writes the dirty pages of a space that ``which`` selects, in page order, and syncs them.
 
-    Returns None if another client flushes the space and ``wait`` is false. Raises StoreError; all pages are dirty still.
+    Returns a part without pages if another client flushes the space and ``wait`` is false. Raises StoreError: then all pages
+    are still dirty.
     """
     try:
         with telling(client, record):

@@ -4,14 +4,13 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 
 import numpy as np
 import pytest
 
 from bufferpool.errors import SpaceNotFound, SpacePrivate, TooManyClients, WrongProcess
 from tests.conftest import WAIT, pins, stamp, wait_until
-from tests.support.children import run_python
+from tests.support.children import exit_code, forked, run_python
 
 pytestmark = pytest.mark.kernel
 
@@ -305,30 +304,13 @@ def test_forks_while_threads_read_and_write(pool, data_file, threads):
         threads.start(work, seed)
     try:
         for _ in range(30):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads, from Python 3.12
-                pid = os.fork()
-            if pid == 0:
-                try:
-                    os._exit(0 if np.array_equal(table[7], stamp(7)) else 2)
-                except BaseException:  # noqa: BLE001
-                    os._exit(1)
-            waited = []
-            wait_until(lambda pid=pid, waited=waited: _ended(pid, waited), "the forked child ends")
-            assert waited == [0]
+            assert exit_code(forked(lambda: 0 if np.array_equal(table[7], stamp(7)) else 2)) == 0
     finally:
         stop.set()
         threads.join()
     pool.reap()
     assert pins(pool) == 0
     assert pool.stats().clients == 1
-
-
-def _ended(pid, waited):
-    done, status = os.waitpid(pid, os.WNOHANG)
-    if done:
-        waited.append(status)
-    return bool(done)
 
 
 def _killed_by(signum, work):

@@ -9,13 +9,14 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import SegmentError, TooManyClients
 from tests.conftest import WAIT, pins
-from tests.machine.test_descriptors import _forked, _let_go, _tell_and_wait
+from tests.machine.test_descriptors import forked_with_pipes, let_go, tell_and_wait
+from tests.support.children import exit_code, forked
 from tests.support.rights import needs_another_user
 
 
 def _look_at(views, work, error, match):
     """The child: no write of another process changes its views, and the error says why it cannot use the pool."""
-    _tell_and_wait()
+    tell_and_wait()
     assert [set(view.tolist()) for view in views] == [{n + 1} for n in range(len(views))]
     with pytest.raises(error, match=match):
         work[0]
@@ -32,14 +33,14 @@ def _children_look(pool, work, forks, error, match):
         with work.write(n) as page:
             page[:] = n + 1
     views = [work[n] for n in range(3)]
-    kids = [_forked(_look_at, views, work, error, match) for _ in range(forks)]
+    kids = [forked_with_pipes(_look_at, views, work, error, match) for _ in range(forks)]
     views.clear()
     for version in range(100, 110):
         for n in range(16):
             with work.write(n) as page:
                 page[:] = version
     assert pool.check() == []
-    assert [_let_go(*kid) for kid in kids] == [0] * forks
+    assert [let_go(*kid) for kid in kids] == [0] * forks
     pool.reap()
     assert pool.stats().clients == 1
     assert pins(pool) == 0
@@ -89,7 +90,7 @@ def test_views_of_a_child_without_a_descriptor_stay_true(make_pool):
         for n in range(16):
             with work.write(n) as page:
                 page[:] = version
-    assert _let_go(pid, write) == 0
+    assert let_go(pid, write) == 0
     assert pool.reap() == 1
     assert pins(pool) == 0
     assert pool.check() == []
@@ -107,33 +108,21 @@ def test_views_of_a_child_of_a_process_that_became_another_user_stay_true(make_p
     def serve():
         views = [work[n] for n in range(3)]
         os.setuid(65534)
-        kid = _forked_plainly(_look_at, views, work, SegmentError, "Permission denied")
+        kid = forked(_look_at, views, work, SegmentError, "Permission denied")
         views.clear()
-        os._exit(os.waitstatus_to_exitcode(os.waitpid(kid, 0)[1]))
+        os._exit(exit_code(kid))
 
-    server, write = _forked(serve)
+    server, write = forked_with_pipes(serve)
     assert pool.reap() == 0, "both live"
     for version in range(100, 110):
         for n in range(16):
             with work.write(n) as page:
                 page[:] = version
-    assert _let_go(server, write) == 0
+    assert let_go(server, write) == 0
     pool.reap()
     assert pool.stats().clients == 1
     assert pins(pool) == 0
     assert pool.check() == []
-
-
-def _forked_plainly(function, *args):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function(*args)
-            os._exit(0)
-        except BaseException as error:  # noqa: BLE001
-            os.write(2, repr(error).encode())
-            os._exit(1)
-    return pid
 
 
 def test_more_children_than_there_are_slots_for_guests(make_pool):
@@ -144,17 +133,16 @@ def test_more_children_than_there_are_slots_for_guests(make_pool):
         with work.write(n) as page:
             page[:] = n + 1
     views = [work[n] for n in range(3)]
-    kids = [_forked(_look_at, views, work, TooManyClients, "max_clients") for _ in range(20)]
+    kids = [forked_with_pipes(_look_at, views, work, TooManyClients, "max_clients") for _ in range(20)]
     views.clear()
     for version in range(100, 110):
         for n in range(16):
             with work.write(n) as page:
                 page[:] = version
-    assert [_let_go(*kid) for kid in kids] == [0] * 20
+    assert [let_go(*kid) for kid in kids] == [0] * 20
     pool.reap()
     assert pool.stats().clients == 1
-    other = _forked_plainly(lambda: None)
-    os.waitpid(other, 0)
+    assert exit_code(forked(lambda: None)) == 0
     assert pool.check() == []
     name = pool.name
     pool.close()
@@ -173,12 +161,12 @@ def test_three_hundred_clients(make_pool):
     view = work[1]
 
     def hold():
-        _tell_and_wait()
+        tell_and_wait()
         assert (view == 1).all()
         with work.write(2, timeout=WAIT) as page:
             page.view(np.uint64)[:] += 1
 
-    kids = [_forked(hold) for _ in range(299)]
+    kids = [forked_with_pipes(hold) for _ in range(299)]
     assert pool.stats().clients == 300
     assert pool.stats().metadata_bytes > before
     assert pins(pool) == 300
@@ -188,7 +176,7 @@ def test_three_hundred_clients(make_pool):
     for n in range(3, 16):
         with work.write(n) as page:
             page[:] = n
-    assert [_let_go(*kid) for kid in kids] == [0] * 299
+    assert [let_go(*kid) for kid in kids] == [0] * 299
     assert int(work[2].view(np.uint64)[0]) == 299
     pool.reap()
     assert pins(pool) == 0

@@ -4,7 +4,6 @@ CPython ignores what the hooks of a fork raise ("Exception ignored in ..."). A S
 left some locks of the child as they were in its parent: held by threads that the child does not have.
 """
 
-import os
 import signal
 import threading
 
@@ -12,6 +11,7 @@ import pytest
 
 from bufferpool import _locks
 from tests.conftest import WAIT
+from tests.support.children import exit_code, forked
 
 
 class Ringing(_locks.Lock):
@@ -47,11 +47,8 @@ def test_a_handler_that_raises_in_the_midst() -> None:
     thread.start()
     assert held.wait(WAIT)
     before = signal.signal(signal.SIGUSR2, leave)
-    pid = os.fork()
-    if pid == 0:
-        taken = sum(lock.acquire(timeout=0.01) for lock in locks)
-        os._exit(taken)
+    pid = forked(lambda: sum(lock.acquire(timeout=0.01) for lock in locks))
     signal.signal(signal.SIGUSR2, before)
     go_on.set()
     thread.join(WAIT)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == len(locks)
+    assert exit_code(pid) == len(locks)

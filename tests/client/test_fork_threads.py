@@ -4,7 +4,6 @@ import gc
 import os
 import re
 import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,40 +11,10 @@ import pytest
 
 import bufferpool as bp
 from bufferpool import _locks
-from tests.conftest import PAGE, WAIT, pins, wait_until
-from tests.support.children import run_python
+from tests.conftest import PAGE, WAIT, pins
+from tests.support.children import exit_code, forked, run_python
 
 ROOT = Path(bp.__file__).parent
-
-
-def _fork(child):
-    """Forks; the child runs ``child`` and exits with 0, or with 1 if it raises. The child's pid."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads, from Python 3.12
-        pid = os.fork()
-    if pid == 0:
-        try:
-            child()
-            os._exit(0)
-        except BaseException:  # noqa: BLE001
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-    return pid
-
-
-def _exit_code(pid):
-    waited = []
-
-    def ended():
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            waited.append(status)
-        return bool(done)
-
-    wait_until(ended, "the forked child ends", WAIT)
-    return os.waitstatus_to_exitcode(waited[0])
 
 
 class _Held:
@@ -87,7 +56,7 @@ def test_a_child_waits_for_no_lock_of_a_thread_that_it_has_not(pool):
         pool.close()
 
     with _Held(hold):
-        assert _exit_code(_fork(use)) == 0
+        assert exit_code(forked(use)) == 0
     assert (work[1] == 3).all()
     assert pool.check() == []
 
@@ -106,7 +75,7 @@ def test_every_lock_and_event_of_the_package_is_renewed_in_a_child():
         assert event.wait(0)
 
     with _Held(hold):
-        assert _exit_code(_fork(use)) == 0
+        assert exit_code(forked(use)) == 0
         assert not event.is_set()
 
 
@@ -215,7 +184,7 @@ def test_forks_while_threads_attach_and_detach(pool, seed, threads):
     try:
         for _ in range(10):
             stop.wait(float(random.random()) * 0.003)
-            kids.append(_fork(lambda: stop.wait(WAIT)))
+            kids.append(forked(lambda: stop.wait(WAIT)))
     finally:
         stop.set()
         threads.join()

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,37 +14,10 @@ import pytest
 import bufferpool as bp
 from bufferpool.errors import WaitTimeout
 from tests.conftest import ROOT, WAIT, pins, stamp, wait_until
-from tests.support.children import run_python
+from tests.support.children import exit_code, forked, run_python
 from tests.support.rights import needs_another_user
 
 # ---- fork -----------------------------------------------------------------------------------
-
-
-def _fork(function):
-    """The exit code of a forked child that runs the function; it must end."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads, from Python 3.12
-        pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = function() or 0
-        finally:
-            os._exit(code)
-    waited = []
-
-    def ended():
-        done, status = os.waitpid(pid, os.WNOHANG)
-        waited.extend([status] if done else [])
-        return bool(done)
-
-    try:
-        wait_until(ended, "the forked child ends")
-    finally:
-        if not waited:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(waited[0])
 
 
 def test_a_fork_in_the_midst_of_a_load_by_another_thread(pool, threads):
@@ -69,7 +41,7 @@ def test_a_fork_in_the_midst_of_a_load_by_another_thread(pool, threads):
             pool.open_scratch("childs", 4, lifetime="process")
             return 7
 
-        assert _fork(in_child) == 7
+        assert exit_code(forked(in_child)) == 7
         pool.reap()
         assert pool.stats().clients == 1
     finally:
@@ -98,7 +70,7 @@ def test_a_child_forked_inside_write_leaves_the_block_to_its_parent(pool, end):
             return 5
 
         code = {"exit": 5, "exception": 1, "signal": -signal.SIGKILL}[end]
-        assert _fork(in_child) == code
+        assert exit_code(forked(in_child)) == code
         pool.reap()
         assert (view == 0).all()
         assert (work[1] == 1).all()

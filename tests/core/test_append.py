@@ -10,6 +10,7 @@ import pytest
 
 from bufferpool.errors import PageOutOfRange, PoolExhausted, SpaceFull, SpaceReadOnly
 from tests.conftest import PAGE, WAIT, stamp
+from tests.support.memory_store import Forgetful
 
 
 def test_append_adds_a_page_of_zeros_at_the_end(pool, table):
@@ -104,27 +105,10 @@ def test_append_far_beyond_the_first_entries(make_pool):
     space = pool.open_scratch("work", 1)
     space.drop()
     path_pages = 3000  # entries get memory in steps of 512
-    table = pool.open_store("table", _Null(), max_pages=path_pages, mode="r+")
+    table = pool.open_store("table", Forgetful(), max_pages=path_pages, mode="r+")
     for n in range(path_pages):
         assert _append_one(table)[1] == n
     assert pool.check() == []
-
-
-class _Null:
-    """A store that forgets."""
-
-    def read_into(self, offset, buffer):
-        buffer[:] = stamp(offset // PAGE)
-        return buffer.nbytes
-
-    def write_from(self, offset, buffer):
-        return buffer.nbytes
-
-    def sync(self):
-        pass
-
-    def size(self):
-        return 0
 
 
 def test_a_space_that_is_open_for_reading_is_not_written(pool, data_file):

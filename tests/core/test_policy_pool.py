@@ -15,6 +15,7 @@ from tests.conftest import PAGE, ROOT, WAIT
 from tests.support import native_build
 from tests.support.fuzz_damage import FRAME as FRAME_BYTES
 from tests.support.fuzz_damage import FRAME_FIELDS, HEADER, Layout
+from tests.support.memory_store import Forgetful
 
 TRACES = {
     "tpcc": Path(bp.__file__).parent / "replay" / "traces" / "tpcc.npz",
@@ -147,23 +148,6 @@ def test_pages_that_come_back_only_in_scans_never_become_hot(make_pool, tmp_path
     assert not pool.frames()["hot"].any()
 
 
-class Zeros:
-    """A store that forgets: flushing it costs nothing."""
-
-    def read_into(self, offset: int, buffer: Any) -> int:
-        memoryview(buffer).cast("B")[:] = bytes(len(buffer))
-        return len(buffer)
-
-    def write_from(self, offset: int, buffer: Any) -> int:
-        return len(buffer)
-
-    def sync(self) -> None:
-        pass
-
-    def size(self) -> int:
-        return 800 * PAGE
-
-
 def test_a_write_counts_as_a_reference_like_a_read(make_pool) -> None:
     """Two pools see the same trace, one of them with every third access a write: they miss the same."""
     rng = np.random.default_rng(3)
@@ -171,7 +155,7 @@ def test_a_write_counts_as_a_reference_like_a_read(make_pool) -> None:
     misses = []
     for writes in (False, True):
         pool = make_pool(64 * PAGE)
-        space = pool.open_store("zeros", Zeros(), mode="r+")
+        space = pool.open_store("pages", Forgetful(800), mode="r+")
         for i, page in enumerate(trace.tolist()):
             if writes and i % 3 == 0:
                 with space.write(page) as copy:

@@ -24,6 +24,7 @@ from bufferpool.errors import (
 )
 from bufferpool.stores.checksum import seal
 from tests.conftest import PAGE, WAIT, pins, stamp
+from tests.support.memory_store import Forgetful
 
 PAGES = 64
 
@@ -117,31 +118,21 @@ def test_append_many_takes_numbers_for_all_or_none(pool, data_file):
     assert pool.check() == []
 
 
-class Full:
+class Full(Forgetful):
     """A store that takes nothing while it is full."""
 
-    def __init__(self) -> None:
-        self.full = True
-
-    def read_into(self, offset, buffer):
-        buffer[:] = stamp(offset // PAGE)
-        return buffer.nbytes
+    full = True
 
     def write_from(self, offset, buffer):
         if self.full:
             raise OSError(errno.ENOSPC, "full")
-        return buffer.nbytes
-
-    def sync(self): ...
-
-    def size(self):
-        return 4 * PAGE
+        return super().write_from(offset, buffer)
 
 
 def test_appends_that_fail_give_their_numbers_back(make_pool):
     """The store takes nothing and the pool is full of dirty pages: published pages are kept, and the next append comes behind
     them."""
-    pool, store = make_pool(16 * PAGE), Full()
+    pool, store = make_pool(16 * PAGE), Full(4)
     space = pool.open_store("full", store, mode="r+", max_pages=1000)
     with pytest.raises(PoolExhausted, match="disk is full"):
         space.append_many(rows(*range(4, 100)))

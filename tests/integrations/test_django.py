@@ -28,6 +28,7 @@ from django.utils.safestring import SafeString, mark_safe  # noqa: E402
 from bufferpool.integrations.django import PoolCache  # noqa: E402
 from bufferpool.objects.cache import Cache  # noqa: E402
 from tests.conftest import ROOT, WAIT, Pools  # noqa: E402
+from tests.support.children import exit_code, forked  # noqa: E402
 
 SIZE = "8MiB"
 
@@ -40,22 +41,6 @@ class Unpicklable:
 @pytest.fixture
 def cache(name: str) -> PoolCache:
     return PoolCache(name, {"OPTIONS": {"size": SIZE}})
-
-
-def in_child(work: Any) -> int:
-    """Forks a process that runs ``work``, and ends with what it returns."""
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            code = int(work())
-        finally:
-            os._exit(code)
-    return pid
-
-
-def ended(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 class TestValues:
@@ -229,18 +214,18 @@ class TestExpiry:
 
 class TestProcesses:
     def test_a_value_is_seen_by_all(self, cache: PoolCache) -> None:
-        assert ended(in_child(lambda: cache.set("key", "from the child") or 0)) == 0
+        assert exit_code(forked(cache.set, "key", "from the child")) == 0
         assert cache.get("key") == "from the child"
 
     def test_add_succeeds_once(self, cache: PoolCache) -> None:
         """Locks made of ``add`` let two processes in, if two of them can find the key absent."""
-        children = [in_child(lambda: sum(cache.add(f"key-{n}", n) for n in range(40))) for _ in range(4)]
-        assert sum(map(ended, children)) == 40
+        children = [forked(lambda: sum(cache.add(f"key-{n}", n) for n in range(40))) for _ in range(4)]
+        assert sum(map(exit_code, children)) == 40
 
     def test_no_increment_is_lost(self, cache: PoolCache) -> None:
         cache.set("count", 0)
-        children = [in_child(lambda: [cache.incr("count") for _ in range(50)] and 0) for _ in range(4)]
-        assert [ended(child) for child in children] == [0] * 4
+        children = [forked(lambda: [cache.incr("count") for _ in range(50)] and 0) for _ in range(4)]
+        assert [exit_code(child) for child in children] == [0] * 4
         assert cache.get("count") == 200
 
     def test_a_process_that_dies_in_an_increment_stops_nobody(self, cache: PoolCache) -> None:
@@ -254,7 +239,7 @@ class TestProcesses:
         def die() -> None:
             cache.incr("count", Dies(1))
 
-        assert ended(in_child(die)) == -signal.SIGKILL
+        assert exit_code(forked(die)) == -signal.SIGKILL
         assert cache.incr("count") == 1
 
 

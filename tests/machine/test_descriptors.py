@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from bufferpool.machine.pressure import SystemSource
 from bufferpool.observer import Observer
 from bufferpool.stores.base import FileStore
 from tests.conftest import PAGE, WAIT, pins, stamp, wait_until
-from tests.support.children import run_python
+from tests.support.children import exit_code, forked, run_python
 
 STRANGER = b"x" * (1 << 18)
 
@@ -47,22 +46,19 @@ def _strangers(tmp_path, numbers):
     return files
 
 
-def _forked(function, *args):
+def forked_with_pipes(function, *args):
     """Runs a function in a forked child. Returns the child's pid, and a pipe that lets it continue. It exits with 0 unless it
     raises."""
     read, write = os.pipe()
     told, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.dup2(read, 0)
-            os.dup2(tell, 1)
-            os.close(write)
-            function(*args)
-            os._exit(0)
-        except BaseException:  # noqa: BLE001
-            os.write(2, traceback.format_exc().encode())
-            os._exit(1)
+
+    def in_child():
+        os.dup2(read, 0)
+        os.dup2(tell, 1)
+        os.close(write)
+        function(*args)
+
+    pid = forked(in_child)
     os.close(read)
     os.close(tell)
     assert os.read(told, 1) == b"."
@@ -70,24 +66,15 @@ def _forked(function, *args):
     return pid, write
 
 
-def _tell_and_wait():
+def tell_and_wait():
     os.write(1, b".")
     os.read(0, 1)
 
 
-def _let_go(pid, write):
+def let_go(pid, write):
     os.write(write, b".")
     os.close(write)
-    waited = []
-
-    def ended():
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            waited.append(os.waitstatus_to_exitcode(status))
-        return bool(done)
-
-    wait_until(ended, "the forked child ends", WAIT)
-    return waited[0]
+    return exit_code(pid)
 
 
 def _daemonize(pool, work, tmp_path):
@@ -98,7 +85,7 @@ def _daemonize(pool, work, tmp_path):
     assert numbers
     os.closerange(3, 1 << 16)
     files = _strangers(tmp_path, numbers)
-    _tell_and_wait()
+    tell_and_wait()
     time.sleep(0.3)  # misses and writes look at the descriptor eight times a second
     assert (view == 7).all()
     with pytest.raises(DescriptorLost, match="attach it after"):
@@ -136,14 +123,14 @@ def test_a_daemon_that_closed_the_pools_descriptors_harms_nobody(pool, tmp_path)
     work = pool.open_scratch("work", 64)
     with work.write(0) as page:
         page[:] = 7
-    pid, write = _forked(_daemonize, pool, work, tmp_path)
+    pid, write = forked_with_pipes(_daemonize, pool, work, tmp_path)
     assert pool.reap() == 0, "the daemon lives, and its arrays look at the pool"
     assert next(c for c in pool.clients() if c.pid == pid).alive
     for n in range(20):
         with work.write(0) as page:
             page[:] = 8 + n
         assert work[n].size
-    assert _let_go(pid, write) == 0
+    assert let_go(pid, write) == 0
     pool.reap()
     assert pool.stats().clients == 1
     assert pins(pool) == 0
@@ -157,7 +144,7 @@ def _usual_daemon(pool, work):
     assert (work[0] == 7).all()
     with work.write(1) as page:
         page[:] = 5
-    _tell_and_wait()
+    tell_and_wait()
     pool.close()
 
 
@@ -169,9 +156,9 @@ def test_the_descriptors_are_beyond_the_usual_range(pool):
     for number in _descriptors(pool.path):
         assert number > 255
         assert not os.get_inheritable(number)
-    pid, write = _forked(_usual_daemon, pool, work)
+    pid, write = forked_with_pipes(_usual_daemon, pool, work)
     assert (work[1] == 5).all()
-    assert _let_go(pid, write) == 0
+    assert let_go(pid, write) == 0
     assert pool.check() == []
 
 
@@ -423,14 +410,7 @@ def test_a_forked_child_closes_no_strangers_file(source):
     """A child closes the source's descriptors that it inherits: the numbers were the application's by then."""
     waits, numbers = source
     _taken(numbers)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _close_all(numbers)
-            os._exit(0)
-        except BaseException:  # noqa: BLE001
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert exit_code(forked(_close_all, numbers)) == 0
     waits.close()
     _close_all(numbers)
 

@@ -28,6 +28,7 @@ from bufferpool.errors import (
 from bufferpool.prometheus.collector import read_snapshot
 from bufferpool.upkeep import page_sizes
 from tests.conftest import PAGE, SHM, WAIT, stamp, wait_until, write_file
+from tests.support.children import exit_code, forked
 
 BIG = 65536
 WHOLE = 16 << 20
@@ -539,14 +540,13 @@ def test_another_process_finds_the_size_by_name_and_by_pickle(pool, child):
 def test_a_forked_child_uses_all_sizes(pool):
     large = pool.open_derived("b", 60, load, page_size=BIG)
     held = large[3]
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            use(large, range(60))
-            pool.balance()
-            os._exit(0 if held[0] == 3 else 1)
-        os._exit(2)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def in_child():
+        use(large, range(60))
+        pool.balance()
+        assert held[0] == 3
+
+    assert exit_code(forked(in_child)) == 0
     use(large, range(60))
 
 

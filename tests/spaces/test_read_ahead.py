@@ -4,9 +4,7 @@ It started a thread, with a new io_uring, for each window, and while a window wa
 nothing to do: a scan had a third of the device's throughput.
 """
 
-import os
 import threading
-import warnings
 from itertools import islice
 
 import numpy as np
@@ -15,7 +13,8 @@ import pytest
 from bufferpool.client.threads import Worker
 from bufferpool.errors import ThreadRefused
 from bufferpool.spaces import read_ahead
-from tests.conftest import PAGE, WAIT, pins, stamp, wait_until
+from tests.conftest import PAGE, pins, stamp, wait_until
+from tests.support.children import exit_code, forked
 
 PAGES = 600
 
@@ -112,15 +111,9 @@ def test_a_scan_goes_on_in_a_forked_child(space):
     """The child has the generator and none of its threads: it neither waits for them nor asks them for more."""
     scan = space.scan(ahead=32)
     assert is_right(islice(scan, 100))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads, from Python 3.12
-        pid = os.fork()
-    if pid == 0:
-        os._exit(0 if is_right(scan, 100) else 1)
+    pid = forked(lambda: 0 if is_right(scan, 100) else 1)
     assert is_right(scan, 100)
-    ended = []
-    wait_until(lambda: ended.append(os.waitpid(pid, os.WNOHANG)) or ended[-1][0] == pid, "the child ends", WAIT)
-    assert os.waitstatus_to_exitcode(ended[-1][1]) == 0
+    assert exit_code(pid) == 0
     assert space.pool.check() == []
 
 

@@ -42,6 +42,17 @@ def damage(path, offset, data):
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
+def write_one_of_16(pool, table):
+    """Writes page 5 to a file of 16 pages that nobody has written. It is read again, and the others are zeros."""
+    with table.write(5) as page:
+        page[:] = stamp(5)
+    assert pool.flush() == 1
+    table.drop()
+    assert np.array_equal(table[5][:-8], body(5))
+    assert not any(table[n][:-8].any() for n in range(16) if n != 5)
+    assert pool.stats().corrupt_pages == 0
+
+
 def image(path, page_no):
     return path.read_bytes()[page_no * PAGE : (page_no + 1) * PAGE]
 
@@ -215,13 +226,7 @@ def test_a_file_that_was_made_and_never_written_reads_as_zeros(pool, tmp_path, h
         subprocess.run(["fallocate", "--length", str(16 * PAGE), str(path)], check=True)
     table = pool.open_file(path, "r+", checksum=True)
     assert not any(table[n].any() for n in range(16))
-    with table.write(5) as page:
-        page[:] = stamp(5)
-    assert pool.flush() == 1
-    table.drop()
-    assert np.array_equal(table[5][:-8], body(5))
-    assert not any(table[n][:-8].any() for n in range(16) if n != 5)
-    assert pool.stats().corrupt_pages == 0
+    write_one_of_16(pool, table)
 
 
 def test_pages_that_nobody_published_are_sealed_when_the_file_grows_past_them(pool, tmp_path):
@@ -271,14 +276,7 @@ def test_the_neighbours_in_a_large_block_are_sealed(pool, tmp_path, monkeypatch)
     monkeypatch.setattr(os, "fstat", lambda fd: Large(fstat(fd)))
     monkeypatch.setattr(os, "lseek", coarse)
     monkeypatch.setattr(checksum, "_is_reserved", lambda *_: False)
-    table = pool.open_file(path, "r+", checksum=True)
-    with table.write(5) as page:
-        page[:] = stamp(5)
-    assert pool.flush() == 1
-    table.drop()
-    assert np.array_equal(table[5][:-8], body(5))
-    assert not any(table[n][:-8].any() for n in range(16) if n != 5)
-    assert pool.stats().corrupt_pages == 0
+    write_one_of_16(pool, pool.open_file(path, "r+", checksum=True))
 
 
 def test_pages_that_somebody_cut_off_are_damaged_when_the_pool_writes_beyond_them(pool, attach, sealed):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, WAIT
+from tests.support import deaths
 
 
 class ChildFailed(AssertionError):
@@ -107,6 +109,33 @@ def child() -> Iterator[Callable[..., Child]]:
 def spawn() -> Any:
     """The spawn context: events, barriers and values for children."""
     return multiprocessing.get_context("spawn")
+
+
+def forked(function: Callable[..., Any], *args: Any) -> int:
+    """Forks a child that runs a function; returns its pid.
+
+    The child exits with the function's result if that is an int, with 1 if the function raises, and else with 0.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork with threads, from Python 3.12
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            result = function(*args)
+            code = result if type(result) is int else 0
+        except BaseException:  # noqa: BLE001  the exit code shows it
+            os.write(2, traceback.format_exc().encode())
+        finally:
+            os._exit(code)
+    return pid
+
+
+def exit_code(pid: int) -> int:
+    """The exit code of a forked child, or minus the number of the signal that ended it. The test fails if it does not end."""
+    code = deaths.exit_code(pid, WAIT)
+    assert code is not None, "the forked child does not end"
+    return code
 
 
 def run_python(code: str, *args: str, timeout: float = WAIT, prefix: tuple[str, ...] = ()) -> Any:

@@ -149,6 +149,19 @@ def guarded(directory: Path, work: Callable[..., object], *args: Any) -> NoRetur
         os._exit(code)
 
 
+def exit_code(pid: int, timeout_s: float) -> int | None:
+    """How a child ended: its exit code, or minus the number of the signal. One that does not end in time is killed: None."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
 def bury(find: Callable[[str], None], *expected: int) -> bool:
     """Reaps the children that have ended. ``find`` is called with a text about each exit code that is not ``expected``, 0 or SIGKILL's.
 

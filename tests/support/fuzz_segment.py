@@ -44,7 +44,7 @@ from bufferpool.spaces import directory
 from bufferpool.upkeep import memory
 from tests.support import native_build
 from tests.support.fuzz_damage import HEADER_KEPT, Mutator
-from tests.support.fuzz_use import TYPED, Hang, Store, operations
+from tests.support.fuzz_use import TYPED, Hang, Template, operations
 
 HANG_S, STUCK_S = 3.0, 12.0  # an operation that a signal ends; one that no signal ends
 STEPS, MOST = 40, 3  # of a round; words damaged in a step
@@ -81,8 +81,8 @@ class Fuzzed:
 class Rounds:
     """Runs in the child process: announces every operation, reports every finding."""
 
-    def __init__(self, store: Store, say: Callable[[dict[str, Any]], None], note: int) -> None:
-        self.store, self.say, self.note = store, say, note
+    def __init__(self, template: Template, say: Callable[[dict[str, Any]], None], note: int) -> None:
+        self.template, self.say, self.note = template, say, note
         self.kept: list[Any] = []  # what cannot be closed
         self.seed, self.label, self.mutations, self.fresh, self.operations = 0, "", 0, 0, 0
 
@@ -116,22 +116,22 @@ class Rounds:
 
     def round(self, seed: int) -> None:
         self.seed, self.label, self.fresh = seed, "", 0
-        store, name = self.store, f"r{seed}"
-        store.restore_file()
-        fd = store.copy(name)
+        template, name = self.template, f"r{seed}"
+        template.restore_file()
+        fd = template.copy(name)
         spaces: dict[str, Any] = {}
         pools: list[bp.Pool] = []
         try:
-            with mmap.mmap(fd, store.size) as shm:
+            with mmap.mmap(fd, template.size) as shm:
                 self.steps(random.Random(seed), shm, name, spaces, pools)
-                kept = shm[:HEADER_KEPT] == store.runs[0][1][:HEADER_KEPT]
+                kept = shm[:HEADER_KEPT] == template.runs[0][1][:HEADER_KEPT]
             about = os.fstat(fd)
-            if not kept or about.st_size != store.size or about.st_blocks * 512 > store.size:
+            if not kept or about.st_size != template.size or about.st_blocks * 512 > template.size:
                 what = "the header or the size changed"
                 self.say({"seed": seed, "op": "end", "how": "outside", "detail": what, "did": self.label})
         finally:
             os.close(fd)
-            (store.place / name).unlink(missing_ok=True)
+            (template.place / name).unlink(missing_ok=True)
 
     def steps(
         self, rng: random.Random, shm: mmap.mmap, name: str, spaces: dict[str, Any], pools: list[bp.Pool]
@@ -146,11 +146,11 @@ class Rounds:
 
         if early:
             damage()
-        ok = self.run("attach", lambda: pools.append(bp.Pool.attach(name, directory=self.store.place)))
+        ok = self.run("attach", lambda: pools.append(bp.Pool.attach(name, directory=self.template.place)))
         if not pools or not ok:
             return
         pool = pools[0]
-        ops = operations(pool, self.store.place, self.store.file, rng, spaces)
+        ops = operations(pool, self.template.place, self.template.file, rng, spaces)
         for op, do in [] if early else rng.sample(ops, 4):
             ok = ok and self.run(op, do)
 
@@ -194,7 +194,7 @@ def child(place: Path, first: int, limits: "Limits") -> None:
         os.write(out, (json.dumps(finding) + "\n").encode())
 
     signal.signal(signal.SIGALRM, on_alarm)
-    run = Rounds(Store(place), say, note)
+    run = Rounds(Template(place), say, note)
     end = time.monotonic() + limits.seconds
     for seed in range(first, first + limits.rounds):
         run.round(seed)

@@ -27,8 +27,8 @@ def _loader(page_no: int, out: Any) -> None:
     out[:] = page_no % 251
 
 
-class Store:
-    """The template: the sparse content of a segment, and the file behind its file space."""
+class Template:
+    """The sparse content of a segment, and the file behind its file space."""
 
     def __init__(self, place: Path) -> None:
         self.place = place

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 import bufferpool as bp
-from tests.support.deaths import alive, guarded
+from tests.support.deaths import alive, exit_code, guarded
 from tests.support.storm import Storm
 from tests.support.storm_worker import (
     DERIVED_PAGES,
@@ -136,19 +136,6 @@ def victim(directory: str, name: str, point: str, count: int) -> None:
     made.run()
 
 
-def wait(pid: int, seconds: float) -> int | None:
-    """The exit code of a child, None if it does not end."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
-
-
 def start(storm: Storm, function: Any, *args: Any) -> int:
     pid = os.fork()
     if pid == 0:
@@ -178,13 +165,13 @@ def kill_at(point: str, count: int) -> dict[str, Any]:
     storm = Storm(directory, count, GROWN)
     others = {row: start(storm, work, row, 100 * count + row) for row in OTHERS}
     dying = start(storm, victim, point, count)
-    code = wait(dying, REACH_S + 10)
+    code = exit_code(dying, REACH_S + 10)
     storm.ledger.head[PAUSE] = 0
     killed = storm.directory / "killed"
     reached = killed.read_text() if killed.exists() else ""
     stall = go_on(storm, others)
     storm.ledger.head[STOP] = 1
-    codes = [wait(pid, GO_ON_S) for pid in others.values()]
+    codes = [exit_code(pid, GO_ON_S) for pid in others.values()]
     for pid in (dying, *others.values()):  # what they have forked
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)

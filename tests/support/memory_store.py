@@ -1,4 +1,4 @@
-"""A store in memory, for tests that read its pages directly or make it fail."""
+"""Stores for tests: one in memory, whose pages tests read directly and which they make fail, and one that keeps nothing."""
 
 import numpy as np
 
@@ -46,3 +46,23 @@ class Memory:
 
     def size(self):
         return len(self.pages) * PAGE
+
+
+class Forgetful:
+    """A store of ``n_pages`` stamped pages that takes every write and keeps none."""
+
+    def __init__(self, n_pages=0):
+        self.n_pages = n_pages
+
+    def read_into(self, offset, buffer):
+        buffer[:] = stamp(offset // PAGE)
+        return buffer.nbytes
+
+    def write_from(self, offset, buffer):
+        return buffer.nbytes
+
+    def sync(self):
+        pass
+
+    def size(self):
+        return self.n_pages * PAGE

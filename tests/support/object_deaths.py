@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import bufferpool as bp
+from tests.support.deaths import exit_code
 
 MIB = 1 << 20
 REACH_S, GO_ON_S = 60.0, 30.0
@@ -169,17 +170,6 @@ def start(function: Any, *args: Any) -> int:
     return pid
 
 
-def wait(pid: int, seconds: float) -> int:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) * 1000
-
-
 MAKING = ("objects.sized", "objects.written", "objects.plugged")  # passed once in the life of a pool
 
 
@@ -194,7 +184,7 @@ def kill_at(name: str, point: str, count: int) -> dict[str, Any]:
                 pool.cache("deaths", limit=6 * MIB)
             beside = start(neighbour, name, beat)
         os.close(beat)
-        code = wait(start(victim, name, point, count, killed), REACH_S + 10)
+        code = exit_code(start(victim, name, point, count, killed), REACH_S + 10)
         went_on = True
         if beside:
             os.set_blocking(beats, False)
@@ -206,7 +196,7 @@ def kill_at(name: str, point: str, count: int) -> dict[str, Any]:
                     break
             went_on = goes_on(beside, beats)
             os.kill(beside, signal.SIGKILL)
-            wait(beside, GO_ON_S)
+            exit_code(beside, GO_ON_S)
         return {"code": code, "reached": os.path.exists(killed), "went_on": went_on, "findings": audit(name)}
     finally:
         os.close(beats)
