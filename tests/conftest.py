@@ -51,6 +51,25 @@ def write_file(path: Path, n_pages: int, size: int = PAGE, version: int = 0) -> 
     return path
 
 
+def page_of(path: Path, page_no: int) -> bytes:
+    """A page of a file, not read through a pool."""
+    return path.read_bytes()[page_no * PAGE : (page_no + 1) * PAGE]
+
+
+def damage(path: str | os.PathLike[str], offset: int, data: bytes) -> None:
+    """Changes bytes of a file as a disk does: its times do not show it."""
+    about = os.stat(path)
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def client_of(pool: bp.Pool, pid: int) -> bp.ClientInfo:
+    """The client of a process."""
+    return next(client for client in pool.clients() if client.pid == pid)
+
+
 def kernel_bytes(pool: bp.Pool) -> int:
     """Bytes that the kernel counts for the segment."""
     return os.stat(pool.path).st_blocks * 512

@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from bufferpool.errors import SpaceNotFound, SpacePrivate, TooManyClients, WrongProcess
-from tests.conftest import WAIT, pins, stamp, wait_until
+from tests.conftest import WAIT, client_of, pins, stamp, wait_until
 from tests.support.children import exit_code, forked, run_python
 
 pytestmark = pytest.mark.kernel
 
 CONTEXTS = ["fork", "spawn", "forkserver"]
-
-
-def _client_of(pool, pid):
-    return next(client for client in pool.clients() if client.pid == pid)
 
 
 def _look(view, have, go):
@@ -44,13 +40,13 @@ def test_a_view_that_a_fork_inherits_is_pinned_in_the_childs_own_name(pool, data
     looking = child(_look, view, have, go, context="fork")
     assert have.wait(WAIT)
     assert pins(pool) == 2
-    assert _client_of(pool, looking.pid).pins == 1
+    assert client_of(pool, looking.pid).pins == 1
     del view
     if how == "pin":
         del pin
     looking.process._args = ()  # multiprocessing keeps the arguments
-    assert _client_of(pool, os.getpid()).pins == 0
-    assert _client_of(pool, looking.pid).pins == 1
+    assert client_of(pool, os.getpid()).pins == 0
+    assert client_of(pool, looking.pid).pins == 1
     for n in range(100):  # more pages than the pool has: 3 would go if nobody pinned it
         assert np.array_equal(table[n], stamp(n))
     assert pool.check() == []
@@ -76,8 +72,8 @@ def test_views_that_the_child_lets_go_stay_pinned_for_the_parent(pool, data_file
     dropped, go = context.Event(), context.Event()
     dropping = child(_drop_views, views, dropped, go, context="fork")
     assert dropped.wait(WAIT)
-    assert _client_of(pool, dropping.pid).pins == 0
-    assert _client_of(pool, os.getpid()).pins == 3
+    assert client_of(pool, dropping.pid).pins == 0
+    assert client_of(pool, os.getpid()).pins == 3
     go.set()
     assert dropping.result() == 3
     assert np.array_equal(views[1], stamp(2))
@@ -97,7 +93,7 @@ def _use_after_fork(pool, table, work):
     assert pool.flush() == 2
     assert pool.check() == []
     names = [space.name for space in pool.stats().spaces]
-    me = _client_of(pool, os.getpid())
+    me = client_of(pool, os.getpid())
     pool.close()
     return me.client, names
 
@@ -106,7 +102,7 @@ def test_a_pool_works_in_a_forked_child(pool, data_file, child):
     path = data_file(100)
     table, work = pool.open_file(path, "r+"), pool.open_scratch("work", 4)
     client, names = child(_use_after_fork, pool, table, work, context="fork").result()
-    assert client != _client_of(pool, os.getpid()).client
+    assert client != client_of(pool, os.getpid()).client
     assert names == [path.name, "work", "own"]
     assert np.array_equal(table[6], stamp(6, version=1))
     assert np.array_equal(table[100], stamp(100))

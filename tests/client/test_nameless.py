@@ -9,12 +9,8 @@ import pytest
 import bufferpool as bp
 from bufferpool.cli.doctor import Level, examine
 from bufferpool.errors import PoolNameless
-from tests.conftest import PAGE, fill, stamp
+from tests.conftest import PAGE, fill, page_of, stamp
 from tests.support.disks import dirty
-
-
-def page_of(path, n):
-    return path.read_bytes()[n * PAGE : (n + 1) * PAGE]
 
 
 @pytest.mark.parametrize("replaced", [False, True])

@@ -19,10 +19,6 @@ from tests.conftest import WAIT, pins, stamp, wait_until
 CONTEXTS = ["fork", "spawn", "forkserver"]
 
 
-def _client_of(pool, pid):
-    return next(client for client in pool.clients() if client.pid == pid)
-
-
 def _workload(table, work, derived_name, me, barrier):
     pool = table.pool
     derived = pool.open_derived(derived_name, 50, _make)

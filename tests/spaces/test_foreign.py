@@ -23,14 +23,9 @@ from bufferpool.machine.mounts import mount_of
 from bufferpool.spaces import file_changes
 from bufferpool.upkeep import writeback
 from tests.client.test_outlive import _touch
-from tests.conftest import PAGE, WAIT, fill, stamp, wait_until, write_file
+from tests.conftest import PAGE, WAIT, fill, page_of, stamp, wait_until, write_file
 from tests.support.disks import dirty
 from tests.support.loop_disk import LoopDisk
-
-
-def page_of(path, n):
-    """Page ``n`` of a file, not through a pool."""
-    return path.read_bytes()[n * PAGE : (n + 1) * PAGE]
 
 
 def bytes_at(path):

@@ -11,7 +11,7 @@ import bufferpool as bp
 from bufferpool.errors import PageCorrupt, SpaceMismatch, StoreError
 from bufferpool.stores import checksum
 from bufferpool.stores.checksum import is_whole, seal
-from tests.conftest import PAGE, stamp
+from tests.conftest import PAGE, damage, page_of, stamp
 from tests.support.children import run_python
 
 xxhash = pytest.importorskip("xxhash")
@@ -33,15 +33,6 @@ def sealed(tmp_path):
     return path
 
 
-def damage(path, offset, data):
-    """Changes bytes behind the pool's back, and keeps the file's times."""
-    about = os.stat(path)
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(data)
-    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
-
-
 def write_one_of_16(pool, table):
     """Writes page 5 to a file of 16 pages that nobody has written. It is read again, and the others are zeros."""
     with table.write(5) as page:
@@ -51,10 +42,6 @@ def write_one_of_16(pool, table):
     assert np.array_equal(table[5][:-8], body(5))
     assert not any(table[n][:-8].any() for n in range(16) if n != 5)
     assert pool.stats().corrupt_pages == 0
-
-
-def image(path, page_no):
-    return path.read_bytes()[page_no * PAGE : (page_no + 1) * PAGE]
 
 
 # ---- the checksum --------------------------------------------------------------------------
@@ -107,11 +94,11 @@ def _torn(path):
 
 
 def _flipped(path):
-    damage(path, 5 * PAGE + 100, bytes([image(path, 5)[100] ^ 1]))
+    damage(path, 5 * PAGE + 100, bytes([page_of(path, 5)[100] ^ 1]))
 
 
 def _swapped(path):
-    five, six = image(path, 5), image(path, 6)
+    five, six = page_of(path, 5), page_of(path, 6)
     damage(path, 5 * PAGE, six + five)
 
 
@@ -323,16 +310,16 @@ def test_a_page_is_repaired_once_and_a_flush_mends_the_file(pool, sealed, attach
         return stamp(page_no, version=2)
 
     table = pool.open_file(sealed, "r+", checksum=True, repair=repair)
-    torn = image(sealed, 5)
+    torn = page_of(sealed, 5)
     assert np.array_equal(table[5][:-8], body(5, 2))
     assert seen == [(5, torn)]
-    assert image(sealed, 5) == torn  # the store is written by flushes only
+    assert page_of(sealed, 5) == torn  # the store is written by flushes only
     stats = pool.stats()
     assert (stats.corrupt_pages, stats.repaired_pages, stats.frames.dirty) == (1, 1, 1)
     # Another handle, while the page is dirty: no other program has changed the file.
     assert np.array_equal(attach(pool).open_file(sealed, "r+", checksum=True)[5][:-8], body(5, 2))
     assert pool.flush() == 1
-    raw = np.frombuffer(image(sealed, 5), np.uint8)
+    raw = np.frombuffer(page_of(sealed, 5), np.uint8)
     assert is_whole(raw, 5)
     assert np.array_equal(raw[:-8], body(5, 2))
     table.drop()
@@ -423,7 +410,7 @@ def test_a_flush_of_another_process_seals_the_pages_too(pool, sealed, child, att
     with table.write(5) as page:
         page[:] = stamp(5, version=4)
     assert attach(pool).flush() == 1
-    raw = np.frombuffer(image(sealed, 5), np.uint8)
+    raw = np.frombuffer(page_of(sealed, 5), np.uint8)
     assert is_whole(raw, 5)
     assert np.array_equal(raw[:-8], body(5, 4))
 

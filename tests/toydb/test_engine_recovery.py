@@ -10,7 +10,7 @@ import pytest
 
 import bufferpool as bp
 import toydb
-from tests.conftest import ROOT, remove
+from tests.conftest import ROOT, damage, remove
 from tests.toydb.conftest import OpenDatabase, fill, lose_pool
 from toydb.log import ALL
 
@@ -179,15 +179,6 @@ def test_pages_torn_in_the_file_are_whole_again(open_db: OpenDatabase) -> None:
             file.write(os.urandom(512))
     with open_db().begin() as txn:
         assert dict(txn.table("t").scan()) == rows
-
-
-def damage(path: str | os.PathLike[str], offset: int, data: bytes) -> None:
-    """Changes bytes of a file as a disk does: its times do not show it."""
-    about = os.stat(path)
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(data)
-    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
 def test_a_page_damaged_in_the_file_is_repaired_from_the_log_or_reported(open_db: OpenDatabase) -> None:

@@ -24,17 +24,9 @@ from bufferpool.upkeep import steward, working_set
 from bufferpool.upkeep.steward import Settings
 from tests.conftest import stamp, wait_until
 from tests.support.disks import Disk
-from tests.support.hanging import Gate, Hanging, in_time
+from tests.support.hanging import Gate, in_time
 from tests.support.scrape import get, read
 from tests.support.stewards import put
-
-
-@pytest.fixture
-def hung(pool):
-    """A store of 64 pages whose methods can be made to hang; they continue when the test ends."""
-    store = Hanging(64)
-    yield store
-    store.open()
 
 
 def hangs(pool):

@@ -20,14 +20,6 @@ from tests.support.memory_store import Memory
 from tests.support.stewards import put
 
 
-@pytest.fixture
-def hung(pool):
-    """A store of 64 pages whose methods can be made to hang; they continue when the test ends."""
-    store = Hanging(64)
-    yield store
-    store.open()
-
-
 def test_a_store_whose_size_hangs_holds_up_no_other_opening(pool, data_file, hung, threads):
     """A store's size() was asked for under the lock of the directory: while it hung, nobody could open a space."""
     hung.sizes.shut()
