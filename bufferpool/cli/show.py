@@ -315,7 +315,7 @@ def _spaces(args: argparse.Namespace) -> int:
 
 
 def _owner(number: int, clients: dict[int, ClientInfo]) -> str:
-    """Which client a private space belongs to, as text; "" for a space of the pool."""
+    """The client that a private space belongs to, as text; "pool" for a space of the pool."""
     if not number:
         return "pool"
     client = clients.get(number)

@@ -3,7 +3,7 @@
 ::
 
     from prometheus_client import REGISTRY
-    from bufferpool.prometheus.collector import PoolCollector
+    from bufferpool.prometheus import PoolCollector
 
     REGISTRY.register(PoolCollector())  # every pool in /dev/shm that this user may read
 
