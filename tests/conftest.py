@@ -25,6 +25,8 @@ PAGE = 4096
 EXTENT = 16384
 # BP_PATIENCE: the factor of a slow (emulated) machine.
 PATIENCE = float(os.environ.get("BP_PATIENCE", "1"))
+# BP_FIRST_CLIENT: pools that tests create give their clients numbers from this one on (tests/support/client_numbers.py).
+FIRST_CLIENT = int(os.environ.get("BP_FIRST_CLIENT", "1"))
 # No test waits longer for anything, and nothing is measured with it. It is enough beside twenty other busy processes.
 WAIT = 300.0 * PATIENCE
 
@@ -221,6 +223,14 @@ def faulty_package() -> Path:
     from tests.support.native_build import kept
 
     return kept("faulty", ["-O0", "-include", str(ROOT / "tests" / "native" / "faults.h")])
+
+
+@pytest.fixture(autouse=True)
+def _client_numbers() -> Iterator[None]:
+    from tests.support.client_numbers import numbers_from
+
+    with numbers_from(FIRST_CLIENT):
+        yield
 
 
 @pytest.fixture

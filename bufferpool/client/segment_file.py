@@ -38,7 +38,7 @@ SHM = "/dev/shm"
 LEAST_BYTES = 2 << 20  # of a segment: its pages begin at 2 MiB or later
 FLOCK = struct.Struct("@hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 OS_PAGE = os.sysconf("SC_PAGESIZE")
-MIN_FRAMES, MANY_FRAMES = 4, 2**31  # the least frames of a budget, and the bound of those of a segment
+MIN_FRAMES = 4  # the least frames of a budget
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class Plan(NamedTuple):
     most_frames: int
     max_clients: int
     max_pages: int
+
+
+def most_bytes(page_size: int, extent_size: int) -> int:
+    """The largest budget, and the largest room, of a segment with pages of this size, in bytes."""
+    extent = max(1, extent_size // page_size)
+    return _core.FRAMES_LIMIT // extent * extent * page_size
 
 
 def plan(asked: Sizes) -> Plan:
@@ -103,8 +109,11 @@ def plan(asked: Sizes) -> Plan:
 
     def whole_extents(size: int, what: str) -> int:
         frames = -(-size // (page_size * extent_frames)) * extent_frames
-        if frames >= MANY_FRAMES:
-            raise ValueError(f"{what} must be below 2**31 pages; use a larger page_size than {page_size}")
+        if frames > _core.FRAMES_LIMIT:
+            raise ValueError(
+                f"{what} must be at most {most_bytes(page_size, extent_size)} bytes with pages of {page_size} bytes, because "
+                f"a pool has at most {_core.FRAMES_LIMIT} frames; use a larger page_size"
+            )
         return frames
 
     return Plan(
@@ -125,7 +134,7 @@ def _room_for(wanted: Plan, fd: int) -> int:
         return wanted.room_frames
     space = os.fstatvfs(fd)
     size = space.f_blocks * space.f_frsize or os.sysconf("SC_PHYS_PAGES") * OS_PAGE
-    frames = min(size // wanted.page_size, MANY_FRAMES - 1)
+    frames = min(size // wanted.page_size, _core.FRAMES_LIMIT)
     while frames > wanted.most_frames:
         frames = frames // wanted.extent_frames * wanted.extent_frames
         if _may_map(wanted, frames):

@@ -416,7 +416,7 @@ def _ages(touched: npt.NDArray[np.uint32], has_page: npt.NDArray[np.bool_]) -> n
 
 
 def read_pins(pool: Inspectable) -> npt.NDArray[np.uint16]:
-    """Pin counts, shape (frames with slots, max_clients), uint16; column c is client c + 1."""
+    """Pin counts, shape (frames with slots, slots of clients that have memory), uint16; column c is client c + 1."""
     return pool.seg.raw_pins()
 
 
@@ -437,11 +437,12 @@ def read_frames(pool: Inspectable) -> npt.NDArray[np.void]:
     live = out["state"] == FrameState.LIVE
     entries = np.zeros(len(slots), np.uint64)
     entries[live] = pool.seg.entry_words(pages[live])  # of live frames only: other entries may have no memory
-    named = live & ((entries & np.uint64(3)) == 2) & ((entries >> np.uint64(32)) == out["frame"])
+    named = live & ((entries & np.uint64(3)) == 2) & ((entries >> np.uint64(_core.ENTRY_FRAME_SHIFT)) == out["frame"])
     out["dirty"] = named & ((entries >> np.uint64(3)) & np.uint64(1)).astype(bool)
     out["hot"] = named & (((entries >> np.uint64(4)) & np.uint64(3)) == 2)
-    out["writer"] = np.where(named, (entries >> np.uint64(8)) & np.uint64(511), 0)
-    out["flusher"] = np.where(named, (entries >> np.uint64(17)) & np.uint64(511), 0)
+    clients = np.uint64(_core.CLIENTS_LIMIT)
+    out["writer"] = np.where(named, (entries >> np.uint64(_core.ENTRY_OWNER_SHIFT)) & clients, 0)
+    out["flusher"] = np.where(named, (entries >> np.uint64(_core.ENTRY_FLUSHER_SHIFT)) & clients, 0)
     out["pins"] = pins.sum(axis=1, dtype=np.uint32)
     out["pinners"] = np.count_nonzero(pins, axis=1)
     out["lsn"] = np.where(live, slots["lsn"], 0)
@@ -475,6 +476,7 @@ def read_extents(pool: Inspectable) -> npt.NDArray[np.void]:
 
 def read_clients(pool: Inspectable) -> list[ClientInfo]:
     """The attached clients, and how many frames each pins."""
+    found = pool.seg.clients()
     pins, steward, held = read_pins(pool), pool.seg.steward(), dict(pool.seg.held_objects())
     return [
         ClientInfo(
@@ -489,8 +491,13 @@ def read_clients(pool: Inspectable) -> list[ClientInfo]:
             held_bytes=held.get(client, 0),
             is_steward=client == steward,
         )
-        for client, pid, start, attached, name, alive in pool.seg.clients()
+        for client, pid, start, attached, name, alive in found
     ]
+
+
+def _is_guest(pool: Inspectable, client: int) -> bool:
+    before = pool.geometry["before_guests"]
+    return bool(before < client <= before + pool.geometry["guests"])
 
 
 class Counters(NamedTuple):
@@ -675,7 +682,7 @@ def stats_of(pool: Inspectable, counters: Counters, summary: Summary) -> PoolSta
         hits=int(counters.spaces[:, 0].sum()),
         misses=int(counters.spaces[:, 1].sum()),
         reclaimed_bytes=counters.reclaimed_bytes,
-        clients=sum(client[0] <= pool.geometry["max_clients"] for client in pool.seg.clients()),  # without guests
+        clients=sum(not _is_guest(pool, client[0]) for client in pool.seg.clients()),
         durable_lsn=status["durable_lsn"],
         checkpoint_lsn=status["checkpoint_lsn"],
         policy_mode=mode_name(status["policy_mode"]),

@@ -210,14 +210,16 @@ def _plan(home: Client, page_size: int) -> segment_file.Plan:
     """The geometry of the segment of another page size. Raises ValueError."""
     geometry, status, whole = home.geometry, home.seg.status(), whole_bytes(home)
     least = MIN_FRAMES * page_size
+    extent_size = max(geometry["extent_frames"] * home.page_size, page_size)
     most = max(whole, status["max_frames"] * home.page_size, least)
+    most = min(most, segment_file.most_bytes(page_size, extent_size))
     plan = segment_file.plan(
         segment_file.Sizes(
             least,
             page_size=page_size,
             min_capacity=least,
             max_capacity=most,
-            extent_size=max(geometry["extent_frames"] * home.page_size, page_size),
+            extent_size=extent_size,
             max_clients=geometry["max_clients"],
             max_pages=geometry["max_pages"],
         )

@@ -55,15 +55,20 @@ def test_views_of_a_child_without_a_client_slot_stay_true(make_pool, forks):
     _children_look(pool, pool.open_scratch("work", 16), forks, TooManyClients, "max_clients")
 
 
-def test_views_of_a_child_without_a_descriptor_stay_true(make_pool):
-    """No descriptor was left for the child (EMFILE): it holds no byte lock, and is alive while its process is."""
-    pool = make_pool(max_clients=8)
+@pytest.mark.parametrize("max_clients", [8, 4000])
+def test_views_of_a_child_without_a_descriptor_stay_true(make_pool, max_clients):
+    """No descriptor was left for the child (EMFILE): it holds no byte lock, and is alive while its process is.
+
+    Its slot was one of the last of the pool, so that all clients there could be got memory for their pins.
+    """
+    pool = make_pool(max_clients=max_clients)
     work = pool.open_scratch("work", 16)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for n in range(3):
         with work.write(n) as page:
             page[:] = n + 1
     views = [work[n] for n in range(3)]
+    memory = pool.stats().metadata_bytes
     read, write = os.pipe()
     told, tell = os.pipe()
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
@@ -86,6 +91,7 @@ def test_views_of_a_child_without_a_descriptor_stay_true(make_pool):
     os.close(told)
     views.clear()
     assert pool.reap() == 0, "the child lives"
+    assert pool.stats().metadata_bytes == memory
     for version in range(100, 110):
         for n in range(16):
             with work.write(n) as page:

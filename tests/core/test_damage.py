@@ -37,6 +37,7 @@ _DAMAGE = """
 import mmap, os, struct, sys
 import numpy as np
 import bufferpool as bp
+from bufferpool import _core
 from bufferpool.errors import BufferPoolError
 from tests.support.fuzz_damage import bitmap_words, CLIENT, FRAME, HEADER, HEADER_KEPT, INTENTS, SPACE, SPACE_FIELDS, Layout, fields
 name, path = sys.argv[1:]
@@ -62,8 +63,9 @@ def header(field, value):
     put(HEADER[field][0], value, HEADER[field][1])
 def space(i, field, value):
     put(at.spaces_at + i * SPACE + SPACE_FIELDS[field][0], value, SPACE_FIELDS[field][1])
-def entry(page, value):
-    put(at.entries_at + 8 * page, value)
+def entry(page, state, owner=0, flusher=0, frame=0):
+    high = (frame << _core.ENTRY_FRAME_SHIFT) % 2**64
+    put(at.entries_at + 8 * page, high | flusher << _core.ENTRY_FLUSHER_SHIFT | owner << _core.ENTRY_OWNER_SHIFT | state)
 def typed(use):
     try:
         use()
@@ -103,17 +105,17 @@ for n in range(48):  # more than the pool has frames: it flushes the others
     with table.write(n) as page:
         page[:] = 1
 """,
-    "a page loaded by us": "entry(40, 1 | ME << 8); assert table[40].sum() == 0",
-    "a page evicted by us": "entry(40, 3 | ME << 8 | 7 << 32); typed(lambda: table[40])",
-    "a page flushed by us": "entry(40, 2 | ME << 17 | 4 << 32); typed(lambda: table.drop(40, 1)); everything()",
+    "a page loaded by us": "entry(40, 1, owner=ME); assert table[40].sum() == 0",
+    "a page evicted by us": "entry(40, 3, owner=ME, frame=7); typed(lambda: table[40])",
+    "a page flushed by us": "entry(40, 2, flusher=ME, frame=4); typed(lambda: table.drop(40, 1)); everything()",
     "a page loaded by nobody": "entry(40, 1); typed(lambda: table[40])",
-    "a page loaded by a client that cannot be": "entry(40, 1 | 400 << 8); typed(lambda: table[40])",
-    "a page loaded by a dead client without an intent": "entry(40, 1 | 7 << 8); typed(lambda: table[40])",
-    "a page evicted by nobody": "entry(40, 3 | 7 << 32); typed(lambda: table[40])",
-    "a page evicted from a frame that is none": "entry(40, 3 | 9 << 8 | 0xffffffff << 32); typed(lambda: table[40])",
-    "a page in a frame that is none": "entry(40, 2 | 0xffffffff << 32); everything()",
-    "a page written by a client that cannot be": "entry(40, 2 | 400 << 8 | 4 << 32); typed(lambda: table.drop(40, 1)); everything()",
-    "a page flushed by a client that cannot be": "entry(40, 2 | 400 << 17 | 4 << 32); typed(lambda: table.drop(40, 1)); everything()",
+    "a page loaded by a client that cannot be": "entry(40, 1, owner=400); typed(lambda: table[40])",
+    "a page loaded by a dead client without an intent": "entry(40, 1, owner=7); typed(lambda: table[40])",
+    "a page evicted by nobody": "entry(40, 3, frame=7); typed(lambda: table[40])",
+    "a page evicted from a frame that is none": "entry(40, 3, owner=9, frame=0xffffffff); typed(lambda: table[40])",
+    "a page in a frame that is none": "entry(40, 2, frame=0xffffffff); everything()",
+    "a page written by a client that cannot be": "entry(40, 2, owner=400, frame=4); typed(lambda: table.drop(40, 1)); everything()",
+    "a page flushed by a client that cannot be": "entry(40, 2, flusher=400, frame=4); typed(lambda: table.drop(40, 1)); everything()",
     "a space whose remover died at once": """
 held = [work[n] for n in range(8)]; del held
 span = int.from_bytes(shm[at.spaces_at + SPACE : at.spaces_at + SPACE + 8], "little")
@@ -146,7 +148,7 @@ assert os.stat(pool.path).st_blocks <= before + 64, "memory beyond the entries"
     "a page whose frame changes during its write": """
 def write():
     with work.write(0) as page:
-        entry(FIRST, 2 | 1 << 8 | 0xfffffff0 << 32)
+        entry(FIRST, 2, owner=1, frame=0x3fffff0)
 typed(write)
 """,
     "an endless count of entries, and a changed file": """

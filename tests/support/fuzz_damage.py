@@ -96,27 +96,31 @@ class Mutator:
 
     def client(self) -> int:
         """The number of a client that does not live and never will, because an operation may wait for a living one."""
-        return self.rng.choice([0, 7, 8, 9, 200, 511, DEAD if self.early else 8])
+        return self.rng.choice([0, 7, 8, 9, 200, _core.CLIENTS_LIMIT, DEAD if self.early else 8])
 
     def never_living(self, entry: int) -> int:
         """The entry word without an owner or flusher that may live."""
-        for shift in (8, 17):
-            if 1 <= (entry >> shift & 511) <= 6 and not (self.early and (entry >> shift & 511) == DEAD):
-                entry ^= (entry >> shift & 511 ^ 7) << shift
+        for shift in (_core.ENTRY_OWNER_SHIFT, _core.ENTRY_FLUSHER_SHIFT):
+            client = entry >> shift & _core.CLIENTS_LIMIT
+            if 1 <= client <= 6 and not (self.early and client == DEAD):
+                entry ^= (client ^ 7) << shift
         return entry
 
     def entry(self) -> int:
         r = self.rng
-        frame = r.choice([0, r.randrange(FRAMES), r.randrange(MOST), MOST, MOST - 1, 128, 2**32 - 1, r.getrandbits(32)])
+        most = _core.FRAMES_LIMIT
+        frame = r.choice([0, r.randrange(FRAMES), r.randrange(MOST), MOST, MOST - 1, 128, most, r.randrange(most)])
         flusher = r.choice([0, 0, self.client()])
         op = r.choice([0, 0, r.getrandbits(6)])
-        return frame << 32 | op << 26 | flusher << 17 | self.client() << 8 | r.getrandbits(8)
+        high = frame << _core.ENTRY_FRAME_SHIFT | op << _core.ENTRY_OP_SHIFT
+        owner = self.client() << _core.ENTRY_OWNER_SHIFT
+        return high | flusher << _core.ENTRY_FLUSHER_SHIFT | owner | r.getrandbits(8)
 
     def frame(self) -> int:
         r = self.rng
         page = r.choice([0, r.randrange(64), r.randrange(PAGES), PAGES, 2**32 - 1, r.getrandbits(32)])
         op = r.choice([0, 0, r.getrandbits(6)])
-        return page << 32 | op << 12 | self.client() << 3 | r.getrandbits(3)
+        return page << 32 | op << _core.FRAME_OP_SHIFT | self.client() << _core.FRAME_CLIENT_SHIFT | r.getrandbits(3)
 
     def number(self, bits: int) -> int:
         r = self.rng

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 import bufferpool as bp
+from tests.support.client_numbers import take_what_is_free_below
 from tests.support.deaths import alive, exit_code, guarded
 from tests.support.storm import Storm
 from tests.support.storm_worker import (
@@ -35,18 +36,20 @@ from tests.support.storm_worker import (
 
 OTHERS = (1, 2)  # the rows of the processes in the ledger
 GROWN = 1000  # frames
+BANKS = 5  # of client slots
 REACH_S, GO_ON_S = 120.0, 60.0  # more than a loaded machine needs
 MIX = (
     "read", "write", "orphan", "append", "failing_load", "grow", "scan", "own_scratch", "read_many", "flush", "shrink", "derived",
     "trim", "pool_scratch", "shared", "write", "again", "fork", "resize", "hold", "idle", "reap", "as_one", "lengthen",
+    "beyond",
 )  # fmt: skip
 
 
 class Victim(Worker):
     """Performs all operations in turn, so that it soon passes every point."""
 
-    grown = touched = 0
-    alone = False  # the pool is grown while the others pause
+    grown = touched = banks = 0
+    alone = False  # the pool is grown, and gets slots, while the others pause
 
     def run(self) -> None:
         end = time.monotonic() + REACH_S
@@ -106,6 +109,17 @@ class Victim(Worker):
         space.remove(discard=True)
         self.ledger.head[PAUSE] = 0
 
+    def beyond(self) -> None:
+        """One more client, where all slots that have memory are taken."""
+        if self.alone and not self.banks:
+            self.let_others_pause()
+        with open(self.pool.path, "r+b") as file:
+            while self.banks + 1 < BANKS:
+                self.banks += 1
+                take_what_is_free_below(file.fileno(), self.banks * bp._core.CLIENT_BANK + 1)
+                bp.Pool.attach(self.name).close()
+        self.ledger.head[PAUSE] = 0
+
     def let_others_pause(self) -> None:
         self.ledger.head[PAUSE] = 1
         end = time.monotonic() + REACH_S
@@ -132,7 +146,7 @@ def victim(directory: str, name: str, point: str, count: int) -> None:
     os.environ["BUFFERPOOL_KILLED"] = f"{directory}/killed"
     os.environ["BUFFERPOOL_KILL"] = f"{point}:{count}"
     made = Victim(directory, name, 0, count)
-    made.alone = point.startswith("grow.")
+    made.alone = point.startswith("grow.") or point == "attach.slots"
     made.run()
 
 
@@ -162,7 +176,7 @@ def go_on(storm: Storm, others: dict[int, int]) -> float:
 
 def kill_at(point: str, count: int) -> dict[str, Any]:
     directory = tempfile.mkdtemp(prefix="storm-", dir="/dev/shm")
-    storm = Storm(directory, count, GROWN)
+    storm = Storm(directory, count, GROWN, BANKS * bp._core.CLIENT_BANK)
     others = {row: start(storm, work, row, 100 * count + row) for row in OTHERS}
     dying = start(storm, victim, point, count)
     code = exit_code(dying, REACH_S + 10)

@@ -85,7 +85,7 @@ class Report(deaths.Report):
 class Storm(deaths.Storm):
     """Starts the workers, kills them, and checks what they leave."""
 
-    def __init__(self, directory: str, seed: int, most: int = MOST) -> None:
+    def __init__(self, directory: str, seed: int, most: int = MOST, clients: int = CLIENTS[0]) -> None:
         self.directory, self.name = Path(directory), f"{Path(directory).name}-pool"
         self.random, self.seed = random.Random(seed), seed
         self.report = Report()
@@ -98,7 +98,7 @@ class Storm(deaths.Storm):
         for which in range(3):
             (self.directory / f"side{which}.db").write_bytes((self.directory / "table.db").read_bytes()[: 8 * PAGE])
         self.ledger = Ledger(self.directory / "ledger")
-        self.most, self.clients = most, CLIENTS[0]
+        self.most, self.clients = most, clients
         self.create()
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans become ours
         self.group = 0

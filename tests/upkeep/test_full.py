@@ -282,13 +282,13 @@ pool.reap()
     "a superseded frame that is a hole": "put(frame(hole), 4); ballast(0); pool.trim(); pool.trim()",
     "a frame of the dead that is a hole": "die(); put(frame(hole), 2 | 2 << 3); ballast(0); pool.reap()",
     "an entry that names a hole": """
-put(entries, hole << 32 | 2)
+put(entries, hole << _core.ENTRY_FRAME_SHIFT | 2)
 ballast(0)
 corrupt(lambda: table[0])
 corrupt(lambda: table.write(0).__enter__())
 """,
     "an entry that names the frame of another page": """
-put(entries + 8, live << 32 | 2)
+put(entries + 8, live << _core.ENTRY_FRAME_SHIFT | 2)
 corrupt(lambda: table[1])
 """,
     "more frames than there are, in half of the word": "put(ready, 4096, 4); ballast(0)",

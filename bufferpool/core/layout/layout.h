@@ -279,10 +279,12 @@ constexpr u64 set_words(u64 frames, int level) { return (frames + (u64(64) << 6 
 // word neither leads to a chunk without memory, nor hides a chunk that has pages.
 constexpr u32 CHUNK_COPIES = 3;
 
+constexpr u64 round_up(u64 n, u64 to) { return (n + to - 1) / to * to; }
+
 struct Geometry {
     u32 page_size, page_shift, os_page, extent_frames;
     u32 max_frames, max_clients, stripe_clients;
-    u32 guests;  // the last slots of max_clients, for forked children only
+    u32 guests;  // so many of the slots are for forked children only, see before_guests()
     u64 max_pages;
     u64 clients_at, events_at, duel_at, advice_at, spaces_at, texts_at, uses_at, use_row_bytes;
     u64 entries_at, frames_at, pins_at, stripe_bytes;
@@ -292,6 +294,14 @@ struct Geometry {
     u32 stripes() const { return (max_clients + CLIENT_BANK - 1) / CLIENT_BANK * STRIPES; }
     // Rows of uses: two for the totals, then one for each client of each bank.
     u32 use_rows() const { return 2 + stripes() / STRIPES * CLIENT_BANK; }
+    // The slots for guests are the last ones of the first bank, so that a guest needs no memory for pins of another
+    // bank.
+    u32 before_guests() const {
+        u32 own = max_clients - guests;
+        return own + guests < CLIENT_BANK ? own : CLIENT_BANK - guests;
+    }
+    bool is_guest(u32 c) const { return c - before_guests() - 1 < guests; }
+    u64 slots_bytes(u32 n) const { return round_up(clients_at + n * sizeof(Client), os_page) - clients_at; }
     u64 top_words() const { return set_words(max_frames, SET_LEVELS); }
     u64 chunk_words() const { return (entry_chunks() + 63) / 64; }
     // The block of a page's entry. Blocks are counted in the segment, and the first and the last one that have entries
@@ -338,6 +348,8 @@ struct Header {
     Atomic<u64> leaving;       // the blocks of entries that are being given back: namespace leaving
     // see doubled(): how many banks have memory, beyond the first (under the growth lock)
     Atomic<u64> more_banks;
+    Atomic<u64> slots_ready;  // see doubled(): how many slots have memory; 0: those of the first bank
+    Atomic<u64> slots_asked;  // the same, of those for which a process has asked the kernel
     Atomic<u64> object_bytes;  // the size of the area of the objects; 0: the pool never had a cache
     Atomic<u32> objects_made;  // 1: the area of the objects exists
     // The loan, in frames (loans.h). The high half: memory of the budget that is lent to the objects, so that pages may
@@ -402,8 +414,6 @@ constexpr bool DUELS = true;
 #endif
 
 constexpr u64 TICK_SHIFT = 27;
-
-constexpr u64 round_up(u64 n, u64 to) { return (n + to - 1) / to * to; }
 
 #ifdef BP_EXPLORE
 constexpr u32 RING_STEP = 1, RING_SPARE = 2;

@@ -172,6 +172,11 @@ inline u64 row_bytes(const Geometry& g, u64 blocks, bool counters_only = false) 
     return blocks || counters_only ? counters + round_up(blocks * 4, g.os_page) : 0;
 }
 
+// So much of the header is used: it ends with a word for each client that there can be.
+constexpr u64 objects_header_bytes(const Geometry& g) {
+    return sizeof(ObjectsHeader) - (OBJECT_ROWS - g.max_clients - 1) * sizeof(u64);
+}
+
 constexpr u64 OBJECT_LEAST_SHIFT = 15;  // of a block of its own: 32 KiB
 
 inline ObjectPlaces place_objects(const Geometry& g, u64 bytes) {
@@ -190,7 +195,7 @@ inline ObjectPlaces place_objects(const Geometry& g, u64 bytes) {
         at = round_up(at + size, os);
         return here;
     };
-    p.at = take(sizeof(ObjectsHeader));
+    p.at = take(objects_header_bytes(g));
     p.samples_at = take(OBJECT_SAMPLES * sizeof(ObjectSample));
     p.heads_at = take(u64(p.max_entries) * sizeof(ObjectHead));
     p.entries_at = take(u64(p.max_entries) * sizeof(ObjectEntry));

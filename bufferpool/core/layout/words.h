@@ -3,10 +3,12 @@
 //
 // Entry word (64 bits; the low half is also the futex word of its waiters)
 //
-//   63                             32 31   26 25     17 16      8 7 6 5 4 3 2 1 0
-//  +---------------------------------+-------+---------+---------+-+-+---+-+-+---+
-//  | frame, or the ghost's stamp     | op    | flusher | owner   |G|V|rng|D|W|st |
-//  +---------------------------------+-------+---------+---------+-+-+---+-+-+---+
+//   63                   38 37   32 31       20 19        8 7 6 5 4 3 2 1 0
+//  +-----------------------+-------+-----------+-----------+-+-+---+-+-+---+
+//  | frame                 | op    | flusher   | owner     |G|V|rng|D|W|st |
+//  +-----------------------+-------+-----------+-----------+-+-+---+-+-+---+
+//  | the ghost's stamp             |
+//  +-------------------------------+
 //   st   ABSENT, LOADING, RESIDENT, EVICTING; EVICTING and G: PENDING
 //   W    some thread waits on this word: the client that changes the word wakes it
 //   D    dirty: the store does not have this version yet
@@ -20,10 +22,11 @@
 //            LOADING: the number of the owner's operation that loads it with other pages (0: it is loaded alone)
 //   op       PENDING: the owner's operation that publishes the page with others. Its group word says which
 //            version readers see: the new one, in this frame, or the old one, which this frame's word names.
+//            RESIDENT, EVICTING: 0
 //
 // Frame word (64 bits)
 //
-//   63                             32 31     18 17     12 11       3 2     0
+//   63                             32 31     21 20     15 14       3 2     0
 //  +---------------------------------+---------+---------+----------+-------+
 //  | page (index of its entry)       |  0      | op      | client   | state |
 //  +---------------------------------+---------+---------+----------+-------+
@@ -49,21 +52,24 @@ enum EntryState : u64 { ABSENT = 0, LOADING = 1, RESIDENT = 2, EVICTING = 3 };
 enum Ring : u64 { RING_NONE = 0, RING_COLD = 1, RING_HOT = 2 };
 enum FrameState : u64 { HOLE = 0, FREE = 1, BUSY = 2, LIVE = 3, RETIRED = 4, SETTLING = 5, JOINING = 6 };
 
-constexpr int CLIENT_BITS = 9;
+constexpr int CLIENT_BITS = 12;
 constexpr u32 CLIENTS_LIMIT = (1u << CLIENT_BITS) - 1;
 constexpr int OP_BITS = 6;  // of the number of a client's operation, from 0
+constexpr int FRAME_BITS = 32 - OP_BITS;
+constexpr u32 FRAMES_LIMIT = (1u << FRAME_BITS) - 1;  // the most frames; an entry that names NONE has this number
 
 namespace entry {
 
 constexpr u64 STATE = 3, WAITED = 1u << 2, DIRTY = 1u << 3, RING_SHIFT = 4, RING = 3u << RING_SHIFT;
 constexpr u64 VOLATILE = 1u << 6, GHOST = 1u << 7;
 constexpr int OWNER_SHIFT = 8, FLUSHER_SHIFT = OWNER_SHIFT + CLIENT_BITS;
-constexpr int OP_SHIFT = FLUSHER_SHIFT + CLIENT_BITS, FRAME_SHIFT = 32;
+constexpr int OP_SHIFT = 32, FRAME_SHIFT = OP_SHIFT + OP_BITS;
 constexpr u64 CLIENT_MASK = (1u << CLIENT_BITS) - 1;
 constexpr u64 OWNER = CLIENT_MASK << OWNER_SHIFT, FLUSHER = CLIENT_MASK << FLUSHER_SHIFT;
 constexpr u64 OP = u64((1u << OP_BITS) - 1) << OP_SHIFT;
 constexpr u64 FRAME = ~u64(0) << FRAME_SHIFT;
-static_assert(OP_SHIFT + OP_BITS <= FRAME_SHIFT, "the low half is full");
+static_assert(FLUSHER_SHIFT + CLIENT_BITS <= 32, "waiters see the low half only");
+static_assert(FRAME_SHIFT + FRAME_BITS == 64);
 static_assert((STATE & WAITED) == 0 && (RING & VOLATILE) == 0 && (GHOST & OWNER) == 0 && (OWNER & FLUSHER) == 0);
 
 constexpr EntryState state(u64 e) { return EntryState(e & STATE); }
@@ -84,12 +90,13 @@ constexpr bool names(u64 e, u32 f) { return (state(e) == RESIDENT || state(e) ==
 constexpr u64 with_owner(u64 e, u32 c) { return (e & ~OWNER) | u64(c) << OWNER_SHIFT; }
 constexpr u64 with_flusher(u64 e, u32 c) { return (e & ~FLUSHER) | u64(c) << FLUSHER_SHIFT; }
 constexpr u64 with_state(u64 e, EntryState s) { return (e & ~STATE) | s; }
-constexpr u64 with_frame(u64 e, u32 f) { return (e & ~FRAME) | u64(f) << FRAME_SHIFT; }
+// Without a number of an operation, or what a ghost's stamp has there.
+constexpr u64 with_frame(u64 e, u32 f) { return (e & ~(FRAME | OP)) | u64(f) << FRAME_SHIFT; }
 // RESIDENT -> PENDING, dirty, in the frame of the next version; and back, in either frame.
 constexpr u64 pending(u64 e, u32 f, u32 op) {
-    return (with_frame(with_state(e, EVICTING), f) & ~OP) | GHOST | DIRTY | u64(op) << OP_SHIFT;
+    return with_frame(with_state(e, EVICTING), f) | GHOST | DIRTY | u64(op) << OP_SHIFT;
 }
-constexpr u64 settled(u64 e, u32 f) { return with_frame(with_state(e, RESIDENT), f) & ~(GHOST | OP); }
+constexpr u64 settled(u64 e, u32 f) { return with_frame(with_state(e, RESIDENT), f) & ~GHOST; }
 constexpr u64 with_ring(u64 e, Ring r) { return (e & ~RING) | u64(r) << RING_SHIFT; }
 
 }  // namespace entry

@@ -40,7 +40,7 @@ inline const char* name(EntryState s) {
 
 // Whether a client has not been reaped: the state that a dead client has left is no contradiction before that.
 inline bool is_live_client(Segment& s, u32 c) {
-    return c >= 1 && c <= s.g.max_clients && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE;
+    return s.has_slot(c) && s.clients[c - 1].state.load_acquire() == CLIENT_LIVE;
 }
 
 // The frames and pages that an operation under way may be changing.
@@ -48,7 +48,7 @@ struct InMotion {
     Vec<u32> frames, pages;
     bool lost = false;  // there was no memory for some
     explicit InMotion(Segment& s) {
-        for (u32 c = 1; c <= s.g.max_clients; c++) {
+        for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
             if (!is_live_client(s, c)) continue;
             for (Intent& in : s.clients[c - 1].intents) {
                 if (in.op.load_acquire() == u32(Op::NONE)) continue;
@@ -80,11 +80,13 @@ inline void check_frames(Segment& s, Findings& out) {
             if (!entry::names(e, f) && !entry::is_pending(e))
                 out.say("frame %u: LIVE for page %u, whose entry says %s", f, page, name(entry::state(e)));
         }
-        for (u32 k = 1; k <= s.g.max_clients; k++)
-            if (s.has_pins(k) && s.clients[k - 1].state.load_acquire() == CLIENT_FREE &&
-                s.pin_count_of(k, f).load_relaxed())
-                out.say("frame %u: pinned for client %u, which is gone", f, k);
     }
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++)
+        for (u32 f = 0; s.has_pins(c) && f < s.ready; f++) {
+            if (s.clients[c - 1].state.load_acquire() != CLIENT_FREE) break;
+            if (s.pin_count_of(c, f).load_relaxed())
+                out.say("frame %u: pinned for client %u, which is gone", f, c);
+        }
 }
 
 inline void check_entries(Segment& s, Findings& out) {

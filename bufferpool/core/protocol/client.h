@@ -41,11 +41,12 @@ inline void start_client(Segment& s, u32 c) {
 }
 
 // Takes a free slot for the description `fd`, whose lock on the slot's byte
-// shows from now on that the client lives. Returns 0 when there is none. The last slots are for guests: forked
-// children that find no other slot.
-inline u32 claim_slot(Segment& s, int fd, bool guest = false) {
-    u32 own = s.g.max_clients - s.g.guests;
-    for (u32 c = guest ? own + 1 : 1; c <= (guest ? s.g.max_clients : own); c++) {
+// shows from now on that the client lives. Returns 0 when there is none, or no memory for one more (`error`). Some
+// slots are for guests: forked children that find no other slot.
+inline u32 claim_slot(Segment& s, int fd, int& error, bool guest = false) {
+    for (u32 c = 1; c <= s.g.max_clients; c++) {
+        if (s.g.is_guest(c) != guest) continue;
+        if ((error = open_slots(s, fd, c)) != 0) return 0;
         auto& state = s.clients[c - 1].state;
         if (state.load_acquire() != CLIENT_FREE || prim::lock_byte(fd, LOCKS_AT + long(c)) != 0) continue;
         BP_POINT("attach.locked");
@@ -100,8 +101,10 @@ inline bool detach(Segment& s) {
 // Makes this mapping a client, in a free slot or in that of a dead client. `error`: why the byte lock could not be
 // taken, if not because another client has it.
 inline Status attach(Segment& s, int& error) {
-    s.become(claim_slot(s, s.fd));
-    for (u32 c = 1; s.me == 0 && c <= s.g.max_clients - s.g.guests; c++) {
+    int refused = 0;
+    s.become(claim_slot(s, s.fd, refused));
+    for (u32 c = 1, slots = s.slots(); s.me == 0 && c <= slots; c++) {
+        if (s.g.is_guest(c)) continue;
         int r = s.lock_byte(LOCKS_AT + long(c));
         if (r && r != -EAGAIN) error = r;
         if (r) continue;
@@ -119,6 +122,7 @@ inline Status attach(Segment& s, int& error) {
         start_client(s, c);
         s.become(c);
     }
+    if (s.me == 0 && refused) return refused == -EIO ? Status::CORRUPT : Status::NO_SPACE;
     if (s.me == 0) return error ? Status::NO_LOCKS : Status::NO_CLIENT;
     if (int r = open_pins(s, s.me)) return detach(s), r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
     return Status::OK;
@@ -137,8 +141,9 @@ inline Status attach(Segment& s) {
 // none (`unlocked`).
 template <class Each>
 u32 hand_over(Segment& s, int fd, Each each_pin, bool guest = false, bool unlocked = false) {
-    u32 c = claim_slot(s, fd, guest);
-    if (!c && reap_all(s)) c = claim_slot(s, fd, guest);
+    int refused;
+    u32 c = claim_slot(s, fd, refused, guest);
+    if (!c && reap_all(s)) c = claim_slot(s, fd, refused, guest);
     if (!c) return 0;
     Client& slot = s.clients[c - 1];
     if (unlocked) slot.unlocked.store_relaxed(1);

@@ -23,7 +23,7 @@ inline void fold_counters(Segment& s, u32 c) {
     u64 name = u64(c) << 1 | slot.generation.load_relaxed() << 16;
     u64 done = s.header->folded.load_acquire();
     u32 other = u32(done >> 1) & CLIENTS_LIMIT;
-    if (other >= 1 && other <= s.g.max_clients && s.clients[other - 1].generation.load_relaxed() == done >> 16)
+    if (s.has_slot(other) && s.clients[other - 1].generation.load_relaxed() == done >> 16)
         s.clients[other - 1].folded.store_release(1);  // the last fold, should its reaper have died here
     if (slot.folded.load_relaxed()) return;
     u64 copy = done & 1;
@@ -55,7 +55,7 @@ bool each_counted(Segment& s, Begin begin, Visit visit) {
         u64 folded = s.header->folded.load_seq_cst();
         if (!begin()) return false;
         visit(s.header->totals[folded & 1], s.use_row(folded & 1));
-        for (u32 c = 1; c <= s.g.max_clients; c++) {
+        for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
             Client& slot = s.clients[c - 1];
             if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire()) continue;
             if ((u64(c) << 1 | slot.generation.load_acquire() << 16) == (folded & ~u64(1))) continue;

@@ -65,7 +65,7 @@ inline void leave_blocks(Segment& s, u32 c) {
 
 // May some client touch an entry of these blocks?
 inline bool are_used(Segment& s, u64 first, u64 count) {
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         Client& slot = s.clients[c - 1];
         if (slot.looks.load_seq_cst()) return true;
         u64 end = first + std::min(count, BLOCK_BITS);

@@ -61,7 +61,7 @@ inline void tell_failure(Segment& s, FailedPages pages, const char* text) {
 
 // Finds the record of a load by client `c` that has ended: true if it failed; `text` is the reason.
 inline bool find_failure(Segment& s, u32 c, u32 among, u32 page, char (&text)[FAILURE_WORDS * 8 + 1]) {
-    if (c == 0 || c > s.g.max_clients) return false;
+    if (!s.has_slot(c)) return false;
     for (Failure& f : s.clients[c - 1].failures) {
         u64 about = f.about.load_seq_cst();
         if (!is_about(f, about, page, among)) continue;

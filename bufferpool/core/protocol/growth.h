@@ -152,6 +152,35 @@ inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     return r;
 }
 
+// Gives slot `c`, and all before it, memory, in whole banks. This needs no lock, for which the process would need a
+// number: several may do it at the same time, and the memory is never given back. If one dies after it has asked, the
+// next one that attaches or reaps does the rest. Returns 0 or -errno.
+inline int open_slots(Segment& s, int fd, u32 c) {
+    u32 had = s.slots(), to = std::min(u32(round_up(c, CLIENT_BANK)), s.g.max_clients);
+    if (c <= had) return 0;
+    Atomic<u64>&asked = s.header->slots_asked, &ready = s.header->slots_ready;
+    u64 w = asked.load_seq_cst();
+    if (!is_doubled(w) || u32(w) < to) asked.cas_seq_cst(w, doubled(to));
+    u64 from = s.g.slots_bytes(had), end = s.g.slots_bytes(to);
+    if (int r = from < end ? prim::plug(fd, s.g.clients_at + from, end - from) : 0) {
+        w = doubled(to);
+        asked.cas_seq_cst(w, 0);
+        return r;
+    }
+    BP_POINT("attach.slots");
+    for (w = ready.load_seq_cst(); is_doubled(w) && u32(w) < to;)
+        if (ready.cas_seq_cst(w, doubled(to))) break;
+    return c <= s.slots() ? 0 : -EIO;  // the word is damaged
+}
+
+// Completes what a process began that died meanwhile.
+inline void finish_slots(Segment& s) {
+    if (s.g.max_clients <= CLIENT_BANK) return;
+    u64 w = s.header->slots_asked.load_seq_cst();
+    if (is_doubled(w) && u32(w) <= s.g.max_clients && u32(w) > s.slots() && s.has_descriptor())
+        open_slots(s, s.fd, u32(w));
+}
+
 // Gives memory to the tables of `to` frames, of which `from` have it already.
 inline int plug_tables(Segment& s, u32 from, u32 to) {
     const Geometry& g = s.g;

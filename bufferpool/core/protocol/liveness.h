@@ -89,7 +89,7 @@ public:
             if (prim::now_ns() >= end) return;
             prim::nap(100'000);
         }
-        if (c == 0 || c > s.g.max_clients || c == s.me) return;
+        if (!s.has_slot(c) || c == s.me) return;
         nested_ = s.reaping == c;
         held_ = nested_ || s.lock_byte(LOCKS_AT + long(c)) == 0;
         if (held_ && !nested_ && s.still_maps(c)) {
@@ -116,7 +116,7 @@ private:
 
 // A hint: the answer may be outdated when it returns. A decision to reap needs DeadClient.
 inline bool seems_alive(Segment& s, u32 c) {
-    if (c == 0 || c > s.g.max_clients) return false;
+    if (!s.has_slot(c)) return false;
     return c == s.me || s.byte_is_locked(LOCKS_AT + long(c)) != 0 || s.still_maps(c);
 }
 

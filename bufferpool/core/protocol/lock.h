@@ -52,7 +52,7 @@ inline bool take_from(Segment& s, LockWord& lock, u32 seen, u32 flags) {
 // thread had begun to take the lock before the word was read, and none has since: see take().)
 inline bool is_nobodys(Segment& s, LockWord& lock, u32 seen) {
     u32 owner = seen & lock_word::OWNER;
-    if (owner != s.me) return owner > s.g.max_clients;
+    if (owner != s.me) return owner && !s.has_slot(owner);
     Segment::LockUse& use = s.use_of(lock);
     u64 begun = use.begun.value();
     return use.ended.value() == begun && lock.word.load_seq_cst() == seen && use.begun.value() == begun;

@@ -99,7 +99,7 @@ inline void repair_object_tables(Segment& s) {
     cut(p.heads_at, o.heads_ready * u64(sizeof(ObjectHead)), p.entries_at);
     cut(p.entries_at, o.entries_ready * u64(sizeof(ObjectEntry)), p.blocks_at);
     cut(p.blocks_at, o.blocks_ready * u64(sizeof(ObjectBlock)), p.rows_at);
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         Shared<u32> n;
         if (!read_doubled(o.header->rows_ready[c], p.max_blocks, n)) continue;
         u64 row = p.rows_at + (c - 1) * p.row_bytes;

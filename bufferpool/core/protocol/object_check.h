@@ -94,7 +94,7 @@ inline Status check_objects(Segment& s, Findings& out) {
     check_blocks(s, out);
     check_object_entries(s, out);
     unlock_objects(s);
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         if (is_live_client(s, c)) continue;
         u64 w = s.objects.header->rows_ready[c].load_seq_cst();
         for (u32 b = 0; is_doubled(w) && b < u32(w) && u32(w) <= s.objects.at.max_blocks; b++)

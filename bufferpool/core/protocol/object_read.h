@@ -68,7 +68,7 @@ inline void wait_object(Segment& s, u32 e, u64 w) {
     u32 owner = entry.owner.load_relaxed();
     if (prim::futex_wait(&entry.word, u32(plain | object::WAITED), WAIT_SLICE_NS) != -ETIMEDOUT) return;
     if (owner == s.me || seems_alive(s, owner) || !same()) return;
-    if (owner == 0 || owner > s.g.max_clients) {  // damaged: nobody loads it
+    if (!s.has_slot(owner)) {  // damaged: nobody loads it
         end_load(s, e, plain, owner);
         return;
     }
@@ -194,7 +194,7 @@ inline Begun begin_object(Segment& s, LoadRequest& want) {
 // The sum of the counters of all clients for a cache.
 inline void sum_uses(Segment& s, u32 slot, u64 (&sums)[CACHE_USES]) {
     for (u64& sum : sums) sum = 0;
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         u64 w = s.objects.header->rows_ready[c].load_seq_cst();
         if (!is_doubled(w) || !w) continue;
         auto words = reinterpret_cast<Atomic<u64>*>(&s.object_uses(c)[slot]);

@@ -43,7 +43,7 @@ inline int make_objects(Segment& s, u32 log_shift) {
         h.buckets.store_relaxed(FIRST_BUCKETS);
         h.heads_ready.store_relaxed(doubled(FIRST_BUCKETS));
         r = s.has_descriptor() ? prim::extend(s.fd, p.end) : -EBADF;
-        if (r == 0) r = prim::write_at(s.fd, &h, sizeof h, p.at);
+        if (r == 0) r = prim::write_at(s.fd, &h, objects_header_bytes(s.g), p.at);
         BP_POINT("objects.written");
         u64 first = p.heads_at + round_up(FIRST_BUCKETS * sizeof(ObjectHead), s.g.os_page);
         if (r == 0) r = s.plug(p.samples_at, first - p.samples_at);
@@ -192,7 +192,7 @@ inline int ready_row(Segment& s) {
 // Whether any client pins the block. The caller has the lock, and has changed the entry or the block first.
 inline bool any_object_pin(Segment& s, u32 b) {
     Objects& o = s.objects;
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         u64 w = o.header->rows_ready[c].load_seq_cst();
         u32 n = is_doubled(w) ? u32(w) : 0;
         if (b < n && n <= o.at.max_blocks && s.object_pins(c)[b].load_seq_cst()) return true;

@@ -71,7 +71,7 @@ inline void unpin(Segment& s, u32 f) {
     u64 e = word.load_seq_cst();
     if (!entry::is_pending(e)) return Status::WAIT;
     u32 c = entry::owner(e), g = entry::frame(e);
-    if (c == 0 || c > s.g.max_clients || entry::op(e) >= OPS || !s.has_frame(g)) return Status::CORRUPT;
+    if (!s.has_slot(c) || entry::op(e) >= OPS || !s.has_frame(g)) return Status::CORRUPT;
     Atomic<u64>& group = s.clients[c - 1].groups[entry::op(e)];
     u64 before = group.load_seq_cst();
     bool is_new = group::state(before) == group::COMMITTED;

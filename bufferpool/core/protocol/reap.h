@@ -187,7 +187,8 @@ inline bool reap(Segment& s, u32 c) {
 // Reaps every dead client; returns their number. If another client keeps a lock that it needs, the next call continues.
 inline u32 reap_all(Segment& s) {
     u32 n = 0;
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    finish_slots(s);
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         if (c == s.me || s.clients[c - 1].state.load_acquire() != CLIENT_LIVE || seems_alive(s, c)) continue;
         if (!reap(s, c)) break;
         n += s.clients[c - 1].state.load_acquire() == CLIENT_FREE;

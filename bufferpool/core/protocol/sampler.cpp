@@ -22,7 +22,7 @@ Seen seen_by_us(Segment& s) { return seen_in(s, s.my_uses); }
 // The references of all clients, present and past; a fold under way may make it slightly wrong for a moment.
 u64 all_references(Segment& s) {
     Seen n = seen_in(s, s.use_row(s.header->folded.load_acquire() & 1));
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         Client& slot = s.clients[c - 1];
         if (slot.state.load_acquire() != CLIENT_LIVE || slot.folded.load_acquire() || !s.has_pins(c)) continue;
         Seen own = seen_in(s, s.uses_of(c));

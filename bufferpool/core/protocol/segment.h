@@ -75,6 +75,7 @@ struct Segment {
     u32 me = 0;      // client number, from 1; set by become(). 0: none; an observer has none
     u32 works = 0;   // the same; 0 in a forked child that has only its pins
     Atomic<u32> more_banks{};  // the last valid value of the header's word
+    Atomic<u32> slots_ready{};  // the same
     bool lent = false;  // whether our column also has pins of forked children
     u64 handed = 0;  // by guest's slot: handed to a forked child, which shares our lock on its byte until it has run
     Geometry g{};  // a checked private copy: no value in the segment is trusted as an index
@@ -181,6 +182,16 @@ struct Segment {
     Uses* use_row(u32 row) { return reinterpret_cast<Uses*>(base + g.uses_at + row * g.use_row_bytes); }
     Uses* uses_of(u32 c) { return use_row(1 + c); }
     bool has_pins(u32 c) { return stripe_of(c) < stripes(); }
+    // How many slots have memory, from the first one. A client that takes a slot behind them has counted it before it
+    // does anything else (open_slots in growth.h).
+    u32 slots() {
+        if (g.max_clients <= CLIENT_BANK) return g.max_clients;
+        u64 w = header->slots_ready.load_seq_cst();
+        u32 n = std::max(slots_ready.load_relaxed(), CLIENT_BANK);  // no slot was added, or the word is damaged
+        if (is_doubled(w) && u32(w) > n && u32(w) <= g.max_clients) slots_ready.store_relaxed(n = u32(w));
+        return n;
+    }
+    bool has_slot(u32 c) { return c && c <= slots(); }
     Atomic<u16>& pin_count(u32 f) { return my_pins[u64(f) * g.stripe_clients]; }
     // Whether our descriptor still belongs to the segment's file: other code may have closed it. Checked before each
     // use.
@@ -222,11 +233,11 @@ struct Segment {
     }
     // Is our slot still ours? Without a byte lock it may have been reaped, if /proc did not show that we live. With
     // one it is ours, and another generation is damage.
-    bool has_slot() { return me && (client().generation.load_acquire() == generation || has_descriptor()); }
+    bool keeps_slot() { return me && (client().generation.load_acquire() == generation || has_descriptor()); }
 
-    u32 guest_number(u32 c) const { return c - (g.max_clients - g.guests) - 1; }
-    void hand(u32 c) { handed |= u64(1) << guest_number(c) % 64; }
-    bool has_handed(u32 c) const { return guest_number(c) < 64 && handed >> guest_number(c) & 1; }
+    u32 guest_number(u32 c) const { return c - g.before_guests() - 1; }
+    void hand(u32 c) { handed |= u64(1) << guest_number(c); }
+    bool has_handed(u32 c) const { return g.is_guest(c) && handed >> guest_number(c) & 1; }
 
     void become(u32 c, bool guest = false) {
         me = c;

@@ -54,7 +54,7 @@ inline void clear_snapshots(Client& slot) {
 // visit(lsn) for each LSN at which a client reads that lives.
 template <class Visit>
 void each_snapshot(Segment& s, Visit visit) {
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         Client& slot = s.clients[c - 1];
         if (slot.state.load_seq_cst() != CLIENT_LIVE) continue;
         bool lives = false;

@@ -61,7 +61,7 @@ inline bool may_leave(Segment& s, const Vec<EntryRun>& runs, u64 block) {
     if (s.next_page(first, end) == end) return false;
     auto after = std::upper_bound(runs.begin(), runs.end(), EntryRun{end - 1, 0, 0});
     if (after != runs.begin() && after[-1].end > first) return false;
-    for (u32 c = 1; c <= s.g.max_clients; c++)
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++)
         if (block_word(s.clients[c - 1], block).load_relaxed() & block_bit(block)) return false;
     return true;
 }

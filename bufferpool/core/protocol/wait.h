@@ -35,7 +35,7 @@ inline bool has_operation(Segment& s, u32 page, u64 e) {
 // change it), without an intent for it. Only a damaged segment has such an entry.
 inline void disown(Segment& s, u32 page, u64 e, u32 c) {
     DeadClient dead(s, c);
-    if (!dead.held() && c != 0 && c <= s.g.max_clients && c != s.me) return;
+    if (!dead.held() && s.has_slot(c) && c != s.me) return;
     u64 next = entry::flusher(e) == c && entry::is_there(e) ? entry::with_flusher(e, 0) : e;
     if (entry::owner(next) == c) next = entry::with_owner(next, 0);
     u32 f = entry::frame(e);

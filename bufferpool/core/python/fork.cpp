@@ -79,7 +79,7 @@ static bool is_ours(const Segment& s, u32 c) {
 // and has lost its descriptor.
 void disown_former_clients(Segment& s) {
     std::lock_guard<std::mutex> guard(mapped_mutex);
-    for (u32 c = 1; c <= s.g.max_clients; c++) {
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) {
         Client& slot = s.clients[c - 1];
         u32 pid = prim::process_id();
         if (slot.state.load_acquire() != CLIENT_LIVE || slot.pid.load_acquire() != pid || is_ours(s, c)) continue;

@@ -216,7 +216,9 @@ static PyObject* core_create(PyObject*, PyObject* args) {
     h.advice_frames.store_relaxed(doubled(most));
     h.durable_lsn.store_relaxed(~u64(0));
     if (ftruncate(fd, off_t(g.total_bytes)) != 0) return raise_errno(-errno, "the segment cannot be sized");
-    for (auto [at, end] : {std::pair{u64(0), g.advice_at + round_up(advice_bytes(most), g.os_page)},
+    u64 slots_end = g.clients_at + g.slots_bytes(std::min(g.max_clients, CLIENT_BANK));
+    for (auto [at, end] : {std::pair{u64(0), slots_end},
+                           std::pair{g.events_at, g.advice_at + round_up(advice_bytes(most), g.os_page)},
                            std::pair{g.tops_at, round_up(g.tops_at + g.tops_bytes(), g.os_page)}})
         if (int r = prim::plug(fd, at, end - at)) return raise_errno(r, "the segment's own data cannot be allocated");
     int failed = 0;
@@ -257,7 +259,8 @@ bool read_header(int fd, Header& h) {
     bool sane = geometry_sum(g) == h.geometry_sum && g.page_size >= 4096 && (g.page_size & (g.page_size - 1)) == 0 &&
                 g.page_size <= (1u << 30) && g.page_shift == log2_of(g.page_size) && g.max_clients >= 1 &&
                 g.max_clients <= CLIENTS_LIMIT && g.guests < g.max_clients && g.max_frames >= 1 &&
-                g.extent_frames >= 1 && g.max_frames % g.extent_frames == 0 && g.max_pages >= 1 && g.max_pages < NONE;
+                g.max_frames <= FRAMES_LIMIT && g.extent_frames >= 1 && g.max_frames % g.extent_frames == 0 &&
+                g.max_pages >= 1 && g.max_pages < NONE;
     if (sane && g.os_page != u32(sysconf(_SC_PAGESIZE)))
         return raise("LayoutMismatch", "the segment was made for pages of %u bytes by the operating system; remove it",
                      g.os_page),
@@ -284,13 +287,14 @@ bool read_header(int fd, Header& h) {
 
 PyObject* geometry_dict(const Header& h) {
     const Geometry& g = h.geometry;
-    return Py_BuildValue("{s:y#,s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K}", "uuid",
+    return Py_BuildValue("{s:y#,s:y#,s:I,s:I,s:I,s:I,s:K,s:K,s:K,s:K,s:I,s:I}", "uuid",
                          reinterpret_cast<const char*>(h.uuid), Py_ssize_t(16), "home",
                          reinterpret_cast<const char*>(h.home), Py_ssize_t(16), "page_size", g.page_size,
                          "extent_frames", g.extent_frames, "room_frames", g.max_frames, "max_clients",
                          g.max_clients - g.guests, "max_pages", (unsigned long long)g.max_pages, "data_at",
                          (unsigned long long)g.data_at, "total_bytes", (unsigned long long)g.total_bytes,
-                         "created_ns", (unsigned long long)h.created_ns);
+                         "created_ns", (unsigned long long)h.created_ns, "before_guests", g.before_guests(),
+                         "guests", g.guests);
 }
 
 static PyObject* core_geometry(PyObject*, PyObject* arg) {
@@ -457,6 +461,15 @@ PyMODINIT_FUNC PyInit__core() {
     PyModule_AddIntConstant(m, "CACHES", CACHES);
     PyModule_AddIntConstant(m, "NAME_BYTES", NAME_BYTES);
     PyModule_AddIntConstant(m, "CLIENTS_LIMIT", CLIENTS_LIMIT);
+    PyModule_AddIntConstant(m, "CLIENT_BANK", CLIENT_BANK);
+    PyModule_AddIntConstant(m, "LOCKS_AT", LOCKS_AT);
+    PyModule_AddIntConstant(m, "FRAMES_LIMIT", FRAMES_LIMIT);
+    PyModule_AddIntConstant(m, "ENTRY_OWNER_SHIFT", entry::OWNER_SHIFT);
+    PyModule_AddIntConstant(m, "ENTRY_FLUSHER_SHIFT", entry::FLUSHER_SHIFT);
+    PyModule_AddIntConstant(m, "ENTRY_OP_SHIFT", entry::OP_SHIFT);
+    PyModule_AddIntConstant(m, "ENTRY_FRAME_SHIFT", entry::FRAME_SHIFT);
+    PyModule_AddIntConstant(m, "FRAME_CLIENT_SHIFT", frame::CLIENT_SHIFT);
+    PyModule_AddIntConstant(m, "FRAME_OP_SHIFT", frame::OP_SHIFT);
     PyModule_AddIntConstant(m, "LAYOUT_VERSION", LAYOUT_VERSION);
     PyModule_AddIntConstant(m, "TICK_SHIFT", TICK_SHIFT);
     PyModule_AddIntConstant(m, "BUCKETS", BUCKETS);

@@ -112,11 +112,14 @@ bool may_work(SegmentObject* seg) {
 // The process that has most of the client slots, and how many it has.
 static std::pair<u32, u32> largest_owner(Segment& s) {
     std::pair<u32, u32> found{0, 0};
-    for (u32 i = 0; i < s.g.max_clients; i++) {
-        u32 pid = s.clients[i].pid.load_relaxed(), n = 0;
-        for (u32 j = i; j < s.g.max_clients; j++)
-            n += s.clients[j].state.load_relaxed() != CLIENT_FREE && s.clients[j].pid.load_relaxed() == pid;
-        if (n > found.second) found = {pid, n};
+    Vec<u32> pids;
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++)
+        if (s.clients[c - 1].state.load_relaxed() != CLIENT_FREE && !pids.push(s.clients[c - 1].pid.load_relaxed()))
+            return found;  // there is no memory for the list
+    std::sort(pids.begin(), pids.end());
+    for (u32 i = 0, n = 0; i < pids.size(); i++) {
+        n = i && pids[i] == pids[i - 1] ? n + 1 : 1;
+        if (n > found.second) found = {pids[i], n};
     }
     return found;
 }
@@ -171,7 +174,7 @@ static PyObject* segment_new(PyTypeObject* type, PyObject* args, PyObject*) {
     }
     Py_END_ALLOW_THREADS if (status == Status::NO_LOCKS)
         raise_errno(lock_error, "the byte lock that shows that this client lives cannot be taken (fcntl F_OFD_SETLK)");
-    else if (status == Status::NO_SPACE) raise_status(status, 0);
+    else if (status == Status::NO_SPACE || status == Status::CORRUPT) raise_status(status, 0);
     else if (status == Status::INTERRUPTED) raise_interrupted("memory for the pins of one more client");
     else if (status != Status::OK) raise_refused(*seg->s);
     if (status != Status::OK) {
@@ -201,7 +204,7 @@ static void forget(SegmentObject* seg) {
 // Detaches. A client that has lost its byte lock changes nothing: without its mapping it is dead, and is reaped.
 static void leave(Segment* s) {
     if (s->me && s->has_descriptor()) detach(*s);
-    else if (s->has_slot()) s->client().pid.store_relaxed(0);  // clear our pid, because this process may attach again
+    else if (s->keeps_slot()) s->client().pid.store_relaxed(0);  // clear our pid, because this process may attach again
     unmap_client(s);
 }
 
@@ -317,7 +320,7 @@ static PyObject* segment_clients(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
     PyObject* list = PyList_New(0);
-    for (u32 c = 1; list && c <= s->g.max_clients; c++) {
+    for (u32 c = 1, slots = s->slots(); list && c <= slots; c++) {
         Client& slot = s->clients[c - 1];
         if (slot.state.load_acquire() != CLIENT_LIVE) continue;
         char name[sizeof slot.name + 1] = {};
@@ -602,7 +605,7 @@ static PyObject* segment_mark_unlinked(PyObject* self, PyObject*) {
 // From now on the end of this process is no death, even if it cannot detach: a store hangs perhaps, and has its pages.
 static PyObject* segment_mark_ending(PyObject* self, PyObject*) {
     Segment* s = S(self)->s;
-    if (s && s->me && s->has_slot()) s->client().ending.store_relaxed(1);
+    if (s && s->me && s->keeps_slot()) s->client().ending.store_relaxed(1);
     Py_RETURN_NONE;
 }
 
@@ -633,7 +636,7 @@ static PyObject* segment_reap(PyObject* self, PyObject*) {
 
 // Is this thread alone: does no other client live, and is no other thread in the core?
 static bool is_alone(SegmentObject* seg) {
-    for (u32 c = 1; c <= seg->s->g.max_clients; c++)
+    for (u32 c = 1, slots = seg->s->slots(); c <= slots; c++)
         if (c != seg->s->me && is_live_client(*seg->s, c) && seems_alive(*seg->s, c)) return false;
     return seg->active == 0 && seg->writes == 0 && seg->users.load_relaxed() <= 1;  // one user: this thread
 }

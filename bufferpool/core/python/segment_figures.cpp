@@ -62,7 +62,8 @@ static bool refresh(SegmentObject* seg) {
                                      u64(st.st_size) != g.total_bytes + s.header->object_bytes.load_relaxed()))
         return raise_damaged("its size");
     u64 bits = reinterpret_cast<u8*>(s.chunk_bits) - s.base;
-    if (prim::populate(s.base, g.advice_at + g.os_page) != 0 ||
+    if (prim::populate(s.base, g.clients_at + g.slots_bytes(s.slots())) != 0 ||
+        prim::populate(s.base + g.events_at, g.advice_at + g.os_page - g.events_at) != 0 ||
         prim::populate(s.base + bits / g.os_page * g.os_page, bits % g.os_page + CHUNK_COPIES * g.chunk_words() * 8))
         return raise_damaged("its tables");
     Vec<u64> written;
@@ -130,11 +131,12 @@ static ObjectBytes object_bytes(Segment& s) {
     auto add = [&](const Atomic<u64>& ready, u64 size) {
         n.tables += round_up(u32(ready.load_relaxed()) * size, s.g.os_page);
     };
-    n.tables = round_up(sizeof h, s.g.os_page) + round_up(OBJECT_SAMPLES * sizeof(ObjectSample), s.g.os_page);
+    n.tables = round_up(objects_header_bytes(s.g), s.g.os_page) +
+               round_up(OBJECT_SAMPLES * sizeof(ObjectSample), s.g.os_page);
     add(h.heads_ready, sizeof(ObjectHead));
     add(h.entries_ready, sizeof(ObjectEntry));
     add(h.blocks_ready, sizeof(ObjectBlock));
-    for (u32 c = 1; c <= s.g.max_clients; c++) n.tables += row_bytes(s.g, u32(h.rows_ready[c].load_relaxed()));
+    for (u32 c = 1, slots = s.slots(); c <= slots; c++) n.tables += row_bytes(s.g, u32(h.rows_ready[c].load_relaxed()));
     n.data = h.used.load_relaxed() * s.g.os_page;
     return n;
 }
@@ -148,7 +150,7 @@ static PyObject* segment_caches(PyObject* self, PyObject*) {
     ObjectsHeader h;
     if (prim::read_at(s->fd, &h, sizeof h, p.at) != ssize_t(sizeof h)) return list;
     u64 sums[CACHES][CACHE_USES] = {}, row[CACHES][CACHE_USES];
-    for (u32 c = 1; c <= s->g.max_clients; c++) {
+    for (u32 c = 1, slots = s->slots(); c <= slots; c++) {
         u64 w = h.rows_ready[c].load_relaxed();
         bool used = w && is_doubled(w);
         if (!used || prim::read_at(s->fd, row, sizeof row, p.rows_at + (c - 1) * p.row_bytes) < 0) continue;
@@ -171,7 +173,8 @@ static PyObject* segment_caches(PyObject* self, PyObject*) {
 // The bytes that the kernel should count for everything before the data area.
 static u64 metadata_bytes(Segment& s) {
     const Geometry& g = s.g;
-    u64 n = g.advice_at + round_up(advice_bytes(s.look_at_advised()), g.os_page) + round_up(g.tops_bytes(), g.os_page);
+    u64 n = g.clients_at + g.slots_bytes(s.slots()) + (g.advice_at - g.events_at);
+    n += round_up(advice_bytes(s.look_at_advised()), g.os_page) + round_up(g.tops_bytes(), g.os_page);
     s.look_at_ready();
     each_frame_table(g, s.stripes(), [&](u64, u64, auto bytes) { n += round_up(bytes(s.ready), g.os_page); });
     s.look_at_spaces();
@@ -265,26 +268,26 @@ static PyObject* segment_raw_frames(PyObject* self, PyObject*) {
     return out;
 }
 
-// Pin counts: an array of shape (frames with slots, max_clients), uint16.
+// Pin counts: an array of shape (frames with slots, slots of clients that have memory), uint16.
 static PyObject* segment_raw_pins(PyObject* self, PyObject*) {
     Segment* s = seen(S(self));
     if (!s) return nullptr;
     const Geometry& g = s->g;
     s->has_frame(g.max_frames - 1);
-    npy_intp shape[2] = {s->ready, g.max_clients};
+    npy_intp shape[2] = {s->ready, s->slots()};
     PyObject* out = PyArray_ZEROS(2, shape, NPY_UINT16, 0);
     if (!out) return nullptr;
     auto to = static_cast<u16*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(out)));
     Vec<u16> rows;
     if (!rows.resize(u64(shape[0]) * g.stripe_clients)) return Py_DECREF(out), PyErr_NoMemory();
-    for (u32 stripe = 0; stripe < s->stripes(); stripe++) {
+    for (u32 stripe = 0, slots = u32(shape[1]); stripe < s->stripes(); stripe++) {
         u32 first = stripe / STRIPES * CLIENT_BANK + stripe % STRIPES,
-            end = std::min(first / CLIENT_BANK * CLIENT_BANK + CLIENT_BANK, g.max_clients);
+            end = std::min(first / CLIENT_BANK * CLIENT_BANK + CLIENT_BANK, slots);
         if (!copy_table(*s, rows.data(), rows.size() * 2, g.pins_at + stripe * g.stripe_bytes))
             return Py_DECREF(out), nullptr;
         for (u32 f = 0; f < u32(shape[0]); f++)
             for (u32 c = first, i = 0; c < end; c += STRIPES, i++)
-                to[u64(f) * g.max_clients + c] = rows[u64(f) * g.stripe_clients + i];
+                to[u64(f) * slots + c] = rows[u64(f) * g.stripe_clients + i];
     }
     return out;
 }
@@ -549,7 +552,7 @@ static PyObject* segment_operations(PyObject* self, PyObject*) {
     if (!s || !refresh(S(self))) return nullptr;
     Readable readable(S(self));
     PyObject* list = PyList_New(0);
-    for (u32 c = 1; list && c <= s->g.max_clients; c++) {
+    for (u32 c = 1, slots = s->slots(); list && c <= slots; c++) {
         Client& client = s->clients[c - 1];
         if (client.state.load_acquire() != CLIENT_LIVE) continue;
         for (u32 i = 0; list && i < OPS; i++) {
@@ -605,7 +608,7 @@ PyMethodDef observe_methods[] = {
      "The slots of the frames that have ever been used, as bytes (struct FrameSlot)."},
     {"raw_pins", entered<segment_raw_pins, SegmentEntry>, METH_NOARGS,
      "raw_pins($self, /)\n--\n\n"
-     "Pin counts: an array of shape (frames with slots, max_clients), uint16."},
+     "Pin counts: an array of shape (frames with slots, slots of clients that have memory), uint16."},
     {"entry_words", entered<segment_entry_words, SegmentEntry>, METH_O,
      "entry_words($self, pages, /)\n--\n\n"
      "The entry words of the pages in a uint32 array: a uint64 array. An index beyond the table reads as 0."},

@@ -114,7 +114,7 @@ static bool find_value_loads(ObjectTables& tables, Vec<ValueLoad>& out) {
             if (w == 0) return true;  // this entry and all after it were never used: the header is damaged
             u32 client = e.owner.load_relaxed();
             EntryKind state = object::state(w);
-            if (!client || client > tables.s.g.max_clients) continue;
+            if (!tables.s.has_slot(client)) continue;
             if ((state != OBJECT_LOADING && state != OBJECT_LIVE) || w & object::LEFT) continue;
             if (!out.push({first + i, client, e.cache.load_relaxed(), e.key_bytes.load_relaxed(), w,
                            e.place.load_relaxed(), e.expires_ns.load_relaxed()}))
@@ -236,7 +236,7 @@ static PyObject* segment_held_objects(PyObject* self, PyObject*) {
     if (!out) return nullptr;
     ObjectTables tables{*s};
     if (!tables.read()) return out;
-    for (u32 c = 1; c <= s->g.max_clients; c++) {
+    for (u32 c = 1, slots = s->slots(); c <= slots; c++) {
         u64 bytes = held_bytes(tables, c);
         PyObject* row = bytes ? Py_BuildValue("(IK)", c, (unsigned long long)bytes) : nullptr;
         bool failed = bytes && (!row || PyList_Append(out, row) < 0);

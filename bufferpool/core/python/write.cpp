@@ -168,7 +168,7 @@ PyObject* write_enter(PyObject* self, PyObject*) {
 }
 
 void write_abort(WriteObject* w) {
-    if (is_ours(w) && w->space->seg->s->has_slot()) {
+    if (is_ours(w) && w->space->seg->s->keeps_slot()) {
         if (w->kind == WriteKind::APPEND) return_numbers(place_of(w->space, 0), w->page_no, w->page_no + 1);
         else if (w->kind == WriteKind::EDIT && w->open) end_write(*w->space->seg->s, entry_of(w->space, w->page_no));
         if (w->is_counted) not_kept(*w->space->seg->s, w->counted);
