@@ -342,7 +342,7 @@ def post_in_the_way(client: Client, over: int, found: InTheWay) -> None:
 
 
 def _shrink_to(client: Client, frames: int, deadline: float) -> int:
-    seg, given = client.seg, 0
+    seg, given, last_look = client.seg, 0, False
     jobs: list[Job] = []
     given += seg.fit_objects(None, reason_number("budget"), deadline - time.monotonic())[0] // client.page_size
     while (over := page_sizes.held_frames(client) - frames) > 0:
@@ -359,6 +359,10 @@ def _shrink_to(client: Client, frames: int, deadline: float) -> int:
             wrote, failed = write_some(client, jobs, left)
             if wrote:
                 continue
+        if time.monotonic() > deadline and not last_look:
+            last_look = True  # what was in the way may have gone while this waited for a flush
+            seg.reap()
+            continue
         if time.monotonic() > deadline:
             if failed is not None:
                 raise failed

@@ -302,3 +302,22 @@ def test_a_pool_that_another_client_enlarges_meanwhile_is_not_exhausted(
     assert pool.budget_frames > 16
     assert pool.stats().exhausted == 0
     kept.clear()
+
+
+def test_a_resize_looks_once_more_when_its_time_is_over(make_pool, data_file, monkeypatch):
+    """A resize waited for a flush until its timeout was over, and then said that pages were in the way which had long gone."""
+    pool = make_pool()
+    table, work, waits = pool.open_file(data_file(64)), pool.open_scratch("work", 4), []
+    fill(work, [0])
+    kept = [table[n] for n in range(40)]
+
+    def wait(client, jobs, seconds, **_):
+        kept.clear()
+        waits.append(seconds)
+        time.sleep(max(0.0, seconds) + 0.01)
+        return False, None
+
+    monkeypatch.setattr(memory, "write_some", wait)
+    pool.resize(16 * PAGE, timeout=0.1)
+    assert waits
+    assert pool.stats().frames.live <= 16
