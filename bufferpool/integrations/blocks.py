@@ -53,6 +53,8 @@ it fetches its block past the pool."""
 FULL_S = 1.0
 """Seconds after a wait for a frame in vain in which reads of this process wait for no other one."""
 SPACE = "blocks"
+ONCE_S = 5.0
+"""Seconds for which the first read of a file may keep others from opening it."""
 NAMES = "remote files"
 """The cache of the names of files that some process has opened."""
 
@@ -226,15 +228,16 @@ class Blocks:
         parts[0] = parts[0][first:]
         return parts
 
-    def is_new(self, name: bytes) -> bool:
-        """Whether this is the first call with the name, by any process, as far as the pool remembers."""
-        first: list[bool] = []
-        try:
-            names = self.pool.cache(NAMES)
-            names.get_or_load(name, lambda: first.append(True))
-            return bool(first) and name in names
-        except BufferPoolError:  # no memory for its table, or somebody removes it
-            return False
+    def once(self, name: bytes, call: Callable[[], None]) -> None:
+        """Calls ``call`` if no process has called this with the name before, as far as the pool remembers; else waits for that call, up to
+        ONCE_S. ``call`` may not raise."""
+        def called() -> bool:
+            call()
+            return True
+
+        # Without memory for the cache's table, or when somebody removes it, or the other call takes long, nothing is called.
+        with suppress(BufferPoolError):
+            self.pool.cache(NAMES).get_or_load(name, called, timeout=ONCE_S)
 
     # ---- places ----------------------------------------------------------------
 

@@ -203,11 +203,9 @@ class Strides:
 class Reader:
     """Reads one version of a remote file, and reads ahead while it is read in order, or in strides."""
 
-    def __init__(
-        self, blocks: Blocks, file: RemoteFile, most_ahead: int = AHEAD_BYTES, early: Early | None = None
-    ) -> None:
+    def __init__(self, blocks: Blocks, file: RemoteFile, most_ahead: int = AHEAD_BYTES) -> None:
         self.blocks, self.file = blocks, file
-        self._fetch = Fetches([file], blocks.block_size, getattr(file.fs, "loop", None), early)
+        self._fetch = Fetches([file], blocks.block_size, getattr(file.fs, "loop", None))
         self._most = most_ahead // blocks.block_size
         self._blocks_of_file = -(-file.size // blocks.block_size)
         self._in_order = 0  # blocks that were read one after the other
@@ -285,7 +283,6 @@ class Reader:
             range(last + 1, last + 1 + ahead),
             self._neighbourhood(first, last, ahead, part),
             *(range(at // size, (end - 1) // size + 1) for at, end in rows),
-            self._fetch.early_blocks(self.file),
         )
         for number in dict.fromkeys(numbers):
             if number < self._blocks_of_file:
@@ -530,8 +527,7 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
         if mode != "rb":
             options |= {} if autocommit else {"autocommit": False}
             return self.fs.open(path, mode, **options, **kwargs)
-        early = self._early(path, block_size or AHEAD_BYTES)
-        file = self._file(path, self.info(path))
+        file = self._file(path, self._info_and_end(path, block_size or AHEAD_BYTES))
         kwargs.pop("size", None)
         if file is None:
             return self.fs.open(path, mode, **options, **kwargs)
@@ -542,22 +538,38 @@ class BufferPoolFileSystem(AsyncFileSystem, ChainedFileSystem):  # type: ignore[
             raise TypeError(
                 f"open() of {type(self).__name__} has no options {sorted(kwargs)}; open the file of its target, fs.fs.open()"
             )
-        return BlockFile(self, Reader(self.blocks, file, block_size or AHEAD_BYTES, early), **options)
+        return BlockFile(self, Reader(self.blocks, file, block_size or AHEAD_BYTES), **options)
 
-    def _early(self, path: str, most: int) -> Early | None:
-        """The end of a file that a reader reads first, asked for together with the file's version. None for a file that some process of the
-        machine has opened before: the pool may have its blocks."""
+    def _info_and_end(self, path: str, most: int) -> dict[str, Any]:
+        """The target's answer about a file. If no process of the machine has opened the file before, an end of it is asked for at the same
+        time, and is in the pool afterwards; processes that open it meanwhile wait for that."""
         fs, blocks = self.fs, self.blocks
-        if (
-            not _is_http(fs)
-            or fs.asynchronous
-            or blocks.pool.budget_frames < EARLY_FRAMES
-            or self._known(path, {}) is not None
-        ):
-            return None
-        path = fs._strip_protocol(path)
-        if not blocks.is_new(key_of_any_version(fs, path)):
-            return None
+        if not _is_http(fs) or fs.asynchronous or blocks.pool.budget_frames < EARLY_FRAMES or self._known(path, {}):
+            return self.info(path)
+        found: list[dict[str, Any] | Exception] = []
+
+        def open_first() -> None:
+            early = self._early(fs._strip_protocol(path), most)
+            try:
+                info = self.info(path)
+                found.append(info)
+                file = self._file(path, info)
+                if file is not None:
+                    fetch = partial(early.fetch, file, blocks.block_size)
+                    blocks.read([early.range_of(file, blocks.block_size)], fetch)
+            except Exception as error:  # noqa: BLE001 - raised below; those that wait ask for themselves
+                found.append(error)
+
+        blocks.once(key_of_any_version(fs, fs._strip_protocol(path)), open_first)
+        if not found:
+            return self.info(path)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    def _early(self, path: str, most: int) -> Early:
+        """Asks for the end of a file that a reader reads first."""
+        fs, blocks = self.fs, self.blocks
         if path.endswith(READ_FROM_THE_END):
             return Early(fs, path, TAIL_BLOCKS * blocks.block_size, tail=True)
         window = min(

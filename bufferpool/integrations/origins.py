@@ -21,7 +21,7 @@ from typing import Any
 from fsspec.asyn import sync
 
 from bufferpool.errors import RemoteChanged, caused
-from bufferpool.integrations.blocks import Block, Fetched
+from bufferpool.integrations.blocks import Block, Fetched, Range
 from bufferpool.integrations.links import Link, link_of
 
 clock = time.perf_counter
@@ -156,17 +156,15 @@ class Wanted:
     end: int
 
 
-def requests_for(
-    blocks: Sequence[Block], files: dict[bytes, RemoteFile], block_size: int, cut: int = -1
-) -> list[Wanted]:
-    """The requests that fetch blocks. One request fetches neighbouring blocks, up to REQUEST_BYTES, and none on both sides of ``cut``."""
+def requests_for(blocks: Sequence[Block], files: dict[bytes, RemoteFile], block_size: int) -> list[Wanted]:
+    """The requests that fetch blocks. One request fetches neighbouring blocks, up to REQUEST_BYTES."""
     most = max(1, REQUEST_BYTES // block_size)
     found: list[Wanted] = []
     for at in sorted(range(len(blocks)), key=lambda i: blocks[i][:2]):
         block, last = blocks[at], found[-1] if found else None
         file = files[block.file]
         start, end = block.number * block_size, min((block.number + 1) * block_size, file.size)
-        if last is not None and last.file is file and last.end == start != cut and len(last.blocks) < most:
+        if last is not None and last.file is file and last.end == start and len(last.blocks) < most:
             last.blocks.append(at)
             last.end = end
         else:
@@ -174,10 +172,39 @@ def requests_for(
     return found
 
 
+class Fetches:
+    """Fetches blocks of the files of one call. Calls of the file system run in ``loop`` if it is an asynchronous one."""
+
+    def __init__(self, files: Iterable[RemoteFile], block_size: int, loop: asyncio.AbstractEventLoop | None) -> None:
+        self._files = {file.key: file for file in files}
+        self._block_size = block_size
+        self._loop = loop
+        self._pid = os.getpid()
+
+    def _renew(self) -> None:
+        """In a forked child: the thread of the loop does not exist here."""
+        self._files = {key: replace(file, fs=of_this_process(file.fs)) for key, file in self._files.items()}
+        self._loop = next((getattr(file.fs, "loop", None) for file in self._files.values()), None)
+        self._pid = os.getpid()
+
+    def __call__(self, blocks: list[Block]) -> Sequence[Fetched]:
+        if self._pid != os.getpid():
+            self._renew()
+        wanted = requests_for(blocks, self._files, self._block_size)
+        asynchronous = wanted[0].file.fs.async_impl
+        answers = sync(self._loop, _fetch_all, wanted) if asynchronous else [_fetch_plainly(one) for one in wanted]
+        out: list[Fetched] = [b""] * len(blocks)
+        for one, answer in zip(wanted, answers, strict=True):
+            for n, at in enumerate(one.blocks):
+                first = n * self._block_size
+                out[at] = answer if isinstance(answer, Exception) else answer[first : first + self._block_size]
+        return out
+
+
 class Early:
     """An end of a file of an HTTP server, asked for before the server has said which version it has, so that both answers take one latency.
 
-    ``tail``: the last ``n_bytes``, else the first ones. It serves the blocks that lie in it, if it is of the wanted version.
+    ``tail``: the last ``n_bytes``, else the first ones. They are used if they are of the wanted version.
     """
 
     def __init__(self, fs: Any, path: str, n_bytes: int, *, tail: bool) -> None:
@@ -193,81 +220,38 @@ class Early:
         except Exception:  # noqa: BLE001 - a read that needs these bytes asks for them once more, and gets the error
             return None
 
-    def cut(self, size: int, block_size: int) -> int:
-        """Where the blocks begin or end that it has, in a file of so many bytes."""
-        return -(-max(0, size - self._n_bytes) // block_size) * block_size if self._tail else self._n_bytes
+    def range_of(self, file: RemoteFile, block_size: int) -> Range:
+        """The bytes of the blocks that it has as a whole."""
+        if not self._tail:
+            return Range(file.key, 0, min(self._n_bytes // block_size * block_size, file.size))
+        return Range(file.key, -(-self._first(file) // block_size) * block_size, file.size)
 
-    def blocks(self, size: int, block_size: int) -> range:
-        """The numbers of the blocks that it has, of a file of so many bytes."""
-        cut = self.cut(size, block_size) // block_size
-        count = -(-size // block_size)
-        return range(cut, count) if self._tail else range(min(cut, count))
+    def _first(self, file: RemoteFile) -> int:
+        return max(0, file.size - self._n_bytes) if self._tail else 0
 
-    def has(self, one: Wanted, block_size: int) -> bool:
-        """Whether it asked for all bytes of a request."""
-        cut = self.cut(one.file.size, block_size)
-        return one.start >= cut if self._tail else one.end <= cut
+    def fetch(self, file: RemoteFile, block_size: int, blocks: list[Block]) -> Sequence[Fetched]:
+        """The blocks; they are fetched if they did not come, or are not known to be of the wanted version."""
+        content = self._content(file)
+        if content is None:
+            return Fetches([file], block_size, file.fs.loop)(blocks)
+        starts = [block.number * block_size - self._first(file) for block in blocks]
+        return [memoryview(content)[start : start + block_size] for start in starts]
 
-    async def part(self, one: Wanted) -> bytes | None:
-        """The bytes of a request that it has; None if they did not come, or are not known to be of the wanted version."""
-        answer = await asyncio.wrap_future(self._answer)
+    def _content(self, file: RemoteFile) -> bytes | None:
+        answer = self._answer.result()
         if answer is None:
             return None
         headers, content, seconds = answer
-        first = max(0, one.file.size - self._n_bytes) if self._tail else 0
+        first = self._first(file)
         try:
-            same = _same_version(one.file, headers, 206)
+            same = _same_version(file, headers, 206)
         except RemoteChanged:  # it has changed between the two answers
             return None
-        if not same or not headers["Content-Range"].startswith(f"bytes {first}-"):
+        whole = len(content) == min(self._n_bytes, file.size)
+        if not same or not whole or not headers["Content-Range"].startswith(f"bytes {first}-"):
             return None
-        one.file.link.note(len(content), seconds)
-        return content[one.start - first : one.end - first]
-
-
-class Fetches:
-    """Fetches blocks of the files of one call. Calls of the file system run in ``loop`` if it is an asynchronous one."""
-
-    def __init__(
-        self, files: Iterable[RemoteFile], block_size: int, loop: asyncio.AbstractEventLoop | None, early: Early | None = None,
-    ) -> None:  # fmt: skip
-        self._files = {file.key: file for file in files}
-        self._early = early
-        self._block_size = block_size
-        self._loop = loop
-        self._pid = os.getpid()
-
-    def early_blocks(self, file: RemoteFile) -> range:
-        """The numbers of the blocks that were asked for early, and that no read has taken yet."""
-        early = self._early
-        return range(0) if early is None else early.blocks(file.size, self._block_size)
-
-    def _renew(self) -> None:
-        """In a forked child: the thread of the loop does not exist here."""
-        self._files = {key: replace(file, fs=of_this_process(file.fs)) for key, file in self._files.items()}
-        self._loop = next((getattr(file.fs, "loop", None) for file in self._files.values()), None)
-        self._early = None
-        self._pid = os.getpid()
-
-    def __call__(self, blocks: list[Block]) -> Sequence[Fetched]:
-        if self._pid != os.getpid():
-            self._renew()
-        early, size = self._early, self._block_size
-        cut = -1 if early is None else early.cut(self._files[blocks[0].file].size, size)
-        wanted = requests_for(blocks, self._files, size, cut)
-        there = {id(one): early for one in wanted if early is not None and early.has(one, size)}
-        if there:
-            self._early = None
-        if wanted[0].file.fs.async_impl:
-            answers = sync(self._loop, _fetch_all, wanted, there)
-        else:
-            answers = [_fetch_plainly(one) for one in wanted]
-        out: list[Fetched] = [b""] * len(blocks)
-        for one, answer in zip(wanted, answers, strict=True):
-            for n, at in enumerate(one.blocks):
-                first = n * self._block_size
-                out[at] = answer if isinstance(answer, Exception) else answer[first : first + self._block_size]
-        return out
+        file.link.note(len(content), seconds)
+        return content
 
 
 # ---- file systems with plain functions -------------------------------------------
@@ -304,16 +288,11 @@ def _forget_listing(file: RemoteFile) -> None:
 # ---- file systems with coroutines ------------------------------------------------
 
 
-async def _fetch_all(wanted: list[Wanted], there: dict[int, Early]) -> list[Fetched]:
-    """Sends all requests at once, but for those of which ``there`` has the bytes, by their id(). Afterwards it asks once for each file whether
-    its version is still the wanted one."""
+async def _fetch_all(wanted: list[Wanted]) -> list[Fetched]:
+    """Sends all requests at once. Afterwards it asks once for each file whether its version is still the wanted one."""
     unproven: dict[bytes, RemoteFile] = {}
 
     async def fetch(one: Wanted) -> Any:
-        early = there.get(id(one))
-        part = None if early is None else await early.part(one)
-        if part is not None:
-            return part
         begin = clock()
         try:
             got, proven = await _method_of(one.file.fs)(one)

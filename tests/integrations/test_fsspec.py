@@ -619,6 +619,25 @@ def test_four_processes_fetch_each_block_once(origin: Any, options: Options, chi
     assert origin.bytes_sent == len(data)
 
 
+def open_and_read(url: str, given: dict[str, Any], go: Any) -> bytes:
+    """In a child process."""
+    fs = filesystem(given)
+    assert fs.blocks.pool.budget_frames > 256
+    go.wait(WAIT)
+    with fs.open(url) as file:
+        return bytes(file.read())
+
+
+def test_four_processes_open_a_new_file_at_once(origin: Any, options: Options, child: Any, spawn: Any) -> None:
+    """The first one asks for the first block together with the version; the others fetched that block, too, if they came a moment later."""
+    data = content(40 * BLOCK)
+    url, given, go = origin.put("a.nc", data), options(budget="32MiB"), spawn.Barrier(4)
+    origin.latency_s = 0.05
+    children = [child(open_and_read, url, given, go) for _ in range(4)]
+    assert [each.result() for each in children] == [data] * 4
+    assert (origin.bytes_sent, origin.count("HEAD")) == (len(data), 4)
+
+
 def test_a_block_that_another_process_loads_meanwhile_is_not_fetched_again(
     origin: Any, options: Options, child: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
