@@ -69,6 +69,13 @@ class Plan(NamedTuple):
     max_pages: int
 
 
+def check_page_size(page_size: int) -> None:
+    """Raises ValueError if pages cannot have this size in bytes."""
+    least = max(4096, OS_PAGE)
+    if page_size < least or page_size & (page_size - 1) or page_size > 1 << 30:
+        raise ValueError(f"page_size must be a power of two from {least} to 1 GiB, not {page_size}")
+
+
 def most_bytes(page_size: int, extent_size: int) -> int:
     """The largest budget, and the largest room, of a segment with pages of this size, in bytes."""
     extent = max(1, extent_size // page_size)
@@ -82,9 +89,7 @@ def plan(asked: Sizes) -> Plan:
     for name, value in (("max_clients", max_clients), ("max_pages", max_pages)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-    least = max(4096, OS_PAGE)
-    if page_size < least or page_size & (page_size - 1) or page_size > 1 << 30:
-        raise ValueError(f"page_size must be a power of two from {least} to 1 GiB, not {page_size}")
+    check_page_size(page_size)
     if capacity < MIN_FRAMES * page_size:
         raise ValueError(
             f"capacity must be at least {MIN_FRAMES} pages ({MIN_FRAMES * page_size} bytes), not {capacity} bytes"

@@ -210,6 +210,7 @@ def _plan(home: Client, page_size: int) -> segment_file.Plan:
     """The geometry of the segment of another page size. Raises ValueError."""
     geometry, status, whole = home.geometry, home.seg.status(), whole_bytes(home)
     least = MIN_FRAMES * page_size
+    segment_file.check_page_size(page_size)
     extent_size = max(geometry["extent_frames"] * home.page_size, page_size)
     most = max(whole, status["max_frames"] * home.page_size, least)
     most = min(most, segment_file.most_bytes(page_size, extent_size))
