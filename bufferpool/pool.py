@@ -114,6 +114,14 @@ def _warn_if_too_large(path: str, capacity: int) -> None:
         warnings.warn(PoolTooLarge(text), stacklevel=3)
 
 
+def _auto_sizes(path: str, page_size: int, extent_size: int) -> tuple[int, int, int]:
+    """The least, the first and the largest capacity of a pool with capacity="auto": no more than it can have frames for."""
+    segment_file.check_page_size(page_size)
+    found = auto(read_memory(os.path.dirname(path)), LEAST_BYTES, extent_size)
+    bound = segment_file.most_bytes(page_size, extent_size)
+    return min(found.min_capacity, bound), min(found.capacity, bound), min(found.max_capacity, bound)
+
+
 class Pool(PoolFigures):
     """An attached buffer pool.
 
@@ -185,12 +193,14 @@ class Pool(PoolFigures):
         path = segment_file.path_of(name, directory)
         segment_file.check_permissions(permissions, "permissions")
         if capacity == "auto":
-            sizing = auto(read_memory(os.path.dirname(path)), LEAST_BYTES, parse_size(extent_size, "extent_size"))
-            least = sizing.min_capacity if min_capacity is None else parse_size(min_capacity, "min_capacity")
-            most = sizing.max_capacity if max_capacity is None else parse_size(max_capacity, "max_capacity")
+            least, start, most = _auto_sizes(
+                path, parse_size(page_size, "page_size"), parse_size(extent_size, "extent_size")
+            )
+            least = least if min_capacity is None else parse_size(min_capacity, "min_capacity")
+            most = most if max_capacity is None else parse_size(max_capacity, "max_capacity")
             least = min(least, most) if min_capacity is None else least
             most = max(least, most) if max_capacity is None else most
-            capacity, min_capacity, max_capacity = min(max(sizing.capacity, least), most), least, most
+            capacity, min_capacity, max_capacity = min(max(start, least), most), least, most
         sizes = segment_file.Sizes(
             parse_size(capacity, "capacity"),
             page_size=parse_size(page_size, "page_size"),

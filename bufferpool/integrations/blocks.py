@@ -231,6 +231,7 @@ class Blocks:
     def once(self, name: bytes, call: Callable[[], None]) -> None:
         """Calls ``call`` if no process has called this with the name before, as far as the pool remembers; else waits for that call, up to
         ONCE_S. ``call`` may not raise."""
+
         def called() -> bool:
             call()
             return True

@@ -432,7 +432,9 @@ class DecodedArray(Array):  # type: ignore[misc]
     """
 
     def __init__(self, array: Array | AsyncArray[Any]) -> None:
-        found = array.async_array if isinstance(array, Array) else array  # zarr's methods make a new array of an AsyncArray
+        found = (
+            array.async_array if isinstance(array, Array) else array
+        )  # zarr's methods make a new array of an AsyncArray
         if not isinstance(found.codec_pipeline, DecodedChunks):
             raise ValueError(
                 "the array keeps no decoded chunks: set zarr.config.set({'codec_pipeline.path': PIPELINE}) before it is opened"

@@ -71,7 +71,7 @@ class Options:
     """The directory for the file; None: the system's directory for temporary files."""
 
     def __post_init__(self) -> None:
-        capacity = 1 << 40 if self.capacity is None else self.capacity
+        capacity = segment_file.MIN_FRAMES * self.page_size if self.capacity is None else self.capacity
         segment_file.plan(segment_file.Sizes(capacity, self.page_size))
         if not 1 <= self.processes <= _core.CLIENTS_LIMIT - 4:
             raise ValueError(f"processes must be 1 to {_core.CLIENTS_LIMIT - 4}, not {self.processes}")

@@ -6,10 +6,12 @@ import pytest
 
 import bufferpool as bp
 from bufferpool.cli import doctor
+from bufferpool.client import segment_file
 from bufferpool.errors import NotTmpfs, SharedMemoryFull
 from bufferpool.machine import auto_size
 from bufferpool.machine.auto_size import auto
 from bufferpool.machine.pressure import Reading
+from bufferpool.pool import _auto_sizes
 from tests.conftest import PAGE
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -100,6 +102,20 @@ def test_auto_keeps_to_bounds_that_are_given(pools, small):
     assert sizes(pools.create("auto", max_capacity="8MiB")) == (8, 8, 8)
     with pytest.raises(ValueError, match="capacity"):
         pools.create("auto", min_capacity="64MiB", max_capacity="32MiB")
+
+
+@pytest.mark.parametrize(("page_size", "most"), [(4096, 1 << 38), (8192, 1 << 39), (1 << 20, 1 << 41)])
+def test_auto_asks_for_no_more_than_a_pool_can_have(monkeypatch, page_size, most):
+    """On a machine with more memory than a pool can have frames for, a pool could not be made without a capacity."""
+    monkeypatch.setattr(
+        "bufferpool.pool.read_memory", lambda directory: Reading(machine_free=1 << 42, machine_size=1 << 43)
+    )
+    found = _auto_sizes("/dev/shm/any", page_size, 256 << 10)
+    assert list(found) == sorted(found)
+    assert found[2] <= most
+    assert found[2] > most - (1 << 22)
+    sized = segment_file.Sizes(found[1], page_size=page_size, min_capacity=found[0], max_capacity=found[2])
+    assert segment_file.plan(sized).budget_frames == found[1] // page_size
 
 
 def test_auto_without_memory_is_a_typed_error(pools, monkeypatch):

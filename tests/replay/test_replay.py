@@ -159,6 +159,12 @@ def test_bad_options(wrong: dict[str, float]) -> None:
         Options(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("page_size", [4096, 8192, 1 << 30])
+def test_options_need_no_capacity(page_size: int) -> None:
+    """The default was checked as a capacity of 1 TiB, which no pool may have any more: `bufferpool doctor` ended in a traceback."""
+    assert Options(page_size=page_size).capacity is None
+
+
 # ---- the whole -----------------------------------------------------------------------
 
 
