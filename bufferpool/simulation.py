@@ -17,8 +17,11 @@ class Simulation:
     """The hits, misses and evictions of a simulated pool over a trace."""
 
     frames: int
+    """Frames of the simulated pool."""
     hits: int
+    """Accesses to pages that were in the pool."""
     misses: int
+    """Accesses to pages that were not."""
     evictions_cold: int
     """Pages evicted from the cold ring: pages used once, or not for long."""
     evictions_hot: int
@@ -51,12 +54,17 @@ class ObjectSimulation:
     """The hits and misses of a simulated cache of objects over a trace."""
 
     budget: int
+    """Bytes that the objects may take."""
     hits: int
+    """Accesses to objects that were in the cache."""
     misses: int
+    """Accesses to objects that were not."""
     hit_bytes: int
     """Bytes that were found in the cache."""
     missed_bytes: int
+    """Bytes that were not."""
     evictions: int
+    """Objects that were evicted."""
     not_kept: int
     """Misses of objects that are larger than a quarter of the budget."""
 

@@ -4,8 +4,11 @@ The calls had grown apart: a mode was "r" in one call and "r+" in the next, a si
 ``create`` hid its arguments behind ``**options``, and types that calls returned could not be imported.
 """
 
+import ast
 import dataclasses
+import enum
 import inspect
+import textwrap
 from typing import Any
 
 import pytest
@@ -50,6 +53,22 @@ def test_rights_and_users_have_names_of_their_own() -> None:
     assert parameters(bp.Pool.trim)["size"].default is None
     assert parameters(bp.Pool.open_scratch)["lifetime"].default == "pool"
     assert {"lsn", "timeout"} <= set(parameters(bp.Space.write)) & set(parameters(bp.Space.append))
+
+
+@pytest.mark.parametrize("name", sorted(set(bp.__all__) - set(bp.errors.__all__)))
+def test_every_field_of_what_calls_return_is_documented(name: str) -> None:
+    """``help`` and the reference showed the hits of a cache, the steps of the steward's rules and the kinds of spaces without a word."""
+    kind = getattr(bp, name)
+    if not inspect.isclass(kind) or not (dataclasses.is_dataclass(kind) or issubclass(kind, enum.Enum)):
+        return
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    for field, following in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if not isinstance(field, (ast.Assign, ast.AnnAssign)):
+            continue
+        target = field.target if isinstance(field, ast.AnnAssign) else field.targets[0]
+        is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+        assert is_text or ast.unparse(target).startswith("_"), f"{name}.{ast.unparse(target)}"
 
 
 def test_what_calls_return_can_be_imported() -> None:

@@ -32,7 +32,9 @@ class AdvicePoint:
     """One budget, and the hit ratio to expect of it."""
 
     budget_frames: int
+    """The budget, in frames."""
     budget_bytes: int
+    """The budget, in bytes."""
     hit_ratio: float
     """Hits divided by references, 0 to 1."""
     misses_per_s: float

@@ -27,6 +27,7 @@ class CacheAdvicePoint:
     """A size of the cache, and the hit ratios that are expected with it."""
 
     bytes: int
+    """The bytes that the records of the cache would take."""
     hit_ratio: float
     """Lookups that find a value, divided by all lookups."""
     byte_hit_ratio: float
@@ -39,6 +40,7 @@ class CacheAdvice:
     """The hit ratios that a cache would have with more or less memory, from its recent uses."""
 
     name: str
+    """The name of the cache."""
     bytes: int
     """Bytes of its records at present."""
     points: tuple[CacheAdvicePoint, ...]

@@ -34,15 +34,19 @@ class Event:
     """One event."""
 
     number: int
+    """The number of the event in its pool, or page size, from 1."""
     time: float
     """Seconds since the epoch."""
     kind: EventKind
+    """What happened."""
     reason: EventReason
+    """Why it happened."""
     bytes: int
     """Bytes that were given back, or asked for."""
     budget_before: int
-    """The budget in bytes before the event, and after it."""
+    """The budget in bytes before the event."""
     budget_after: int
+    """The budget in bytes after the event."""
     value: float
     """A figure that depends on ``reason``: see :class:`EventReason`."""
     client: int
@@ -54,6 +58,7 @@ class Event:
     page_no: int | None = None
     """For a failure: the page, or the first page of a batch."""
     errno: int = 0
+    """For a failure: the errno of the store's error; 0 if it had none."""
     error: str = ""
     """For a failure of a store: the class of its error, one of ``ERROR_CLASSES``."""
     pid: int = 0

@@ -9,9 +9,13 @@ class Kind(IntEnum):
     """Where the pages of a space come from."""
 
     FILE = 1
+    """A file."""
     DERIVED = 2
+    """A loader, which computes them."""
     SCRATCH = 3
+    """Nowhere: they are zeros until they are written."""
     STORE = 4
+    """A store of the user."""
 
 
 KERNEL_CACHE = 8  # a flag of a file space: the kernel's page cache keeps its pages too
@@ -82,10 +86,15 @@ class FrameState(IntEnum):
     """The state of a frame (docs/design.md)."""
 
     HOLE = 0
+    """It has no memory."""
     FREE = 1
+    """It has memory, and holds no page."""
     BUSY = 2
+    """A client fills it, gives it back, or keeps it for its next write."""
     LIVE = 3
+    """It holds the newest version of a page."""
     RETIRED = 4
+    """It holds a version that was superseded or dropped, and that a reader still pins."""
 
 
 AGE_BANDS = {"1s": 1.0, "10s": 10.0, "1m": 60.0, "10m": 600.0, "1h": 3600.0, "older": float("inf")}
@@ -97,6 +106,7 @@ class EventKind(IntEnum):
     """The kind of an event. The numbers are in segments, so they are never reused."""
 
     CREATED = 1
+    """The pool was created."""
     RESIZED = 2
     """The budget was set by a call of resize()."""
     SHRANK = 3
@@ -110,6 +120,7 @@ class EventKind(IntEnum):
     STEWARD = 7
     """Another client became the steward."""
     FLUSH_FAILED = 9
+    """Pages could not be written, or the engine's log could not be synced."""
     CANNOT_SHRINK = 10
     """Memory could not be given back: pages could not be evicted, or the kernel refused."""
     SAVE_FAILED = 11

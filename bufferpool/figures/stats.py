@@ -162,6 +162,7 @@ class CacheStats:
     """What a cache has, and what its clients have counted so far."""
 
     name: str
+    """The name of the cache in its pool."""
     count: int
     """Values, and loads under way. A value that has expired, and the error of a load that failed, which those who waited
     for it get, count until they are replaced or evicted."""
@@ -172,14 +173,19 @@ class CacheStats:
     reserve: int
     """Bytes that other caches cannot take from it."""
     hits: int
+    """Lookups that found a value."""
     misses: int
+    """Lookups that found none."""
     puts: int
     """Values that were stored, those of loads included."""
     loads: int
+    """Calls of loaders: once for all callers that wait for the same value."""
     load_failures: int
+    """Loads whose loader raised an exception."""
     waits: int
     """Calls that waited for the load of another thread or process."""
     evictions: int
+    """Values that were evicted, so that others have room."""
     refused: int
     """Values that were not kept: too large, or there was no room."""
     superseded: int

@@ -25,8 +25,8 @@ class PoolCache(BaseCache):  # type: ignore[misc]
     ``cache`` (the name of the cache in it, "django" by default).
 
     ``add``, ``incr`` and ``touch`` are atomic among all processes. ``get`` returns bytes as bytes, arrays as read-only arrays without a copy,
-    and other values as pickle makes them. A value that is larger than a quarter of the pool is not kept. The number of values is
-    limited by their bytes, so there is no MAX_ENTRIES: the oldest and least used values are evicted.
+    and other values as pickle makes them. A value that is larger than a quarter of what the cache may take (by default, an eighth of the pool) is not kept. The
+    values are limited by their bytes, so there is no MAX_ENTRIES: those that save the least time for their bytes are evicted.
     """
 
     def __init__(self, location: str, params: dict[str, Any]) -> None:

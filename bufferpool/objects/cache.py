@@ -60,7 +60,7 @@ class Cache(_core.CacheBase):
     overwritten, deleted or evicted.
 
     ``get``, ``put``, ``touch``, ``delete``, ``in``, ``len`` and ``clear`` may be called by any thread of any process. A value that
-    cannot be kept, because it is larger than a quarter of the cache's room or everything is pinned, is not an error:
+    cannot be kept, because it is larger than a quarter of what the cache may take or everything is pinned, is not an error:
     ``put`` returns False, and :meth:`get_or_load` returns the value.
     """
 

@@ -33,18 +33,23 @@ class Rules:
     psi_some_percent: float = 10.0
     """Pressure if some task stalled for memory for this percentage of the last two seconds."""
     psi_full_percent: float = 2.0
-    """Pressure: all tasks did."""
+    """Pressure if all tasks stalled for memory, at the same time, for this percentage of the last two seconds."""
     psi_calm_percent: float = 1.0
     """The budget may grow while the percentage (some) is below this."""
     headroom: float = 0.05
     """The share of the cgroup's limit, of the tmpfs and of the machine's memory that should be free."""
     shrink_step: float = 1 / 8
+    """The share of the budget by which it falls in one step, or by more if more bytes are missing."""
     grow_step: float = 1 / 16
+    """The share of the budget by which it rises in one step."""
     shrink_every_s: float = 0.5
+    """Seconds between two steps down, at least."""
     grow_every_s: float = 2.0
+    """Seconds between two steps up, at least."""
     rest_s: float = 10.0
-    """Seconds between the last pressure and the next growth."""
+    """Seconds between the last pressure and the next growth. They double when growth brings the pressure back."""
     most_rest_s: float = 600.0
+    """The most that these seconds become."""
     pays_per_mib_s: float = 0.1
     """Growth pays if it saves this many misses per second and MiB."""
     yield_s: float = 1.0

@@ -179,18 +179,18 @@ def read_working_set(path: str | os.PathLike[str]) -> WorkingSet:
 
 @dataclass
 class WarmUp:
-    """A working set that is being loaded, in a thread of its own.
-
-    ``done`` of ``total`` pages have been handled; ``loaded`` of them were read, the others
-    were resident already, do not exist any more, or did not fit.
-    """
+    """A working set that is being loaded, in a thread of its own."""
 
     total: int = 0
+    """Pages of the working set that fit into the pool."""
     done: int = 0
+    """Pages that have been handled so far."""
     loaded: int = 0
+    """Those of them that were read. The others were resident already, do not exist any more, or were skipped."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Spaces whose pages could not be loaded, and why."""
     error: BaseException | None = None
+    """What ended it early, if something did."""
     _stop: Event = field(default_factory=Event)
     _thread: Worker | None = None
 

@@ -427,7 +427,7 @@ def test_the_steward_outlives_a_lack_of_descriptors(pool):
 
 
 @needs_another_user
-def test_a_process_that_has_given_up_its_user_is_told_what_to_do(pool):
+def test_a_process_that_has_given_up_its_user_gets_an_error_that_says_what_to_do(pool):
     """A server attached as root and became the user nobody: its first cache raised "Permission denied", without a remedy."""
 
     def opens() -> str:

@@ -217,7 +217,7 @@ def test_after_file_changed_the_pages_can_be_given_up_as_the_message_says(pool, 
     assert bytes(pool.open_file(path, "r+")[7]) == stamp(7, version=3).tobytes()
 
 
-def test_a_handle_that_is_open_while_its_file_is_replaced_is_told(pool, attach, data_file):
+def test_a_handle_that_is_open_while_its_file_is_replaced_raises(pool, attach, data_file):
     path = data_file(10)
     old = pool.open_file(path)
     page = old[3]

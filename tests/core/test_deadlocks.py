@@ -46,7 +46,7 @@ def _ask_around(name, me, ring, begun):
 
 
 @pytest.mark.parametrize("ring", [2, 3])
-def test_loaders_of_processes_that_wait_for_each_other_are_told(pool, child, spawn, ring):
+def test_loaders_of_processes_that_wait_for_each_other_get_an_error(pool, child, spawn, ring):
     begun = spawn.Barrier(ring)
     asking = [child(_ask_around, pool.name, me, ring, begun) for me in range(ring)]
     assert [process.result() for process in asking] == [WouldDeadlock] * ring
@@ -66,7 +66,7 @@ def _ask_for_the_others(name, begun):
         return ask(space, 2)
 
 
-def test_a_ring_of_two_threads_and_a_process_is_told(pool, child, spawn, threads):
+def test_a_ring_of_two_threads_and_a_process_gets_an_error(pool, child, spawn, threads):
     """0 and 1 are loaded by threads of one process, 2 by another one: 0 -> 1 -> 2 -> 0. Which load gets WouldDeadlock, and which
     thread loads the failed page again, is not determined; but one does, and all of them end."""
     begun, ended, came = spawn.Barrier(3), {}, set()
@@ -200,12 +200,12 @@ assert pool.check() == []
 """
 
 
-def test_loaders_that_ask_deeper_than_there_are_operations_are_told(pool_name):
+def test_loaders_that_ask_deeper_than_there_are_operations_get_an_error(pool_name):
     done = run_python(_DEEP, pool_name)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
-def test_threads_that_together_ask_too_deeply_are_told(pool, threads):
+def test_threads_that_together_ask_too_deeply_get_an_error(pool, threads):
     """Each of 64 threads has a load, and its loader asks for one more: none of them could end."""
     begun, ended = threading.Barrier(OPS), []
 

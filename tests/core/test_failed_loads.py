@@ -64,7 +64,7 @@ def test_a_loader_that_fails_does_so_once_for_all_processes_that_wait(pool, chil
     assert int(made[3][0]) == 7, "a caller that comes later loads the page"
 
 
-def test_threads_that_wait_for_a_load_that_fails_are_told_and_the_next_call_loads(pool, threads):
+def test_threads_that_wait_for_a_load_that_fails_get_its_error_and_the_next_call_loads(pool, threads):
     runs, told, gate = [], [], Gate()
 
     def loader(page_no, out):

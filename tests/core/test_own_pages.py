@@ -28,7 +28,7 @@ def why_not(use, *args):
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_loader_that_drops_its_own_page_is_told(pool, use):
+def test_a_loader_that_drops_its_own_page_gets_an_error(pool, use):
     errors = []
 
     def loader(page_no, out):
@@ -67,7 +67,7 @@ class Calling(Memory):
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("where", ["read", "write", "sync"])
-def test_a_store_that_drops_the_page_that_it_is_called_for_is_told(pool, where, use):
+def test_a_store_that_drops_the_page_that_it_is_called_for_gets_an_error(pool, where, use):
     store = Calling(8)
     space = pool.open_store("kept", store, mode="r+")
     store.do = lambda: USES[use](pool, space)
@@ -83,7 +83,7 @@ def test_a_store_that_drops_the_page_that_it_is_called_for_is_told(pool, where, 
 
 
 @pytest.mark.parametrize("use", USES)
-def test_who_drops_a_page_in_the_block_that_writes_it_is_told(pool, use):
+def test_a_drop_of_a_page_in_the_block_that_writes_it_raises(pool, use):
     space = pool.open_scratch("work", 8)
     with space.write(0) as page:
         assert why_not(USES[use], pool, space) is WouldDeadlock
@@ -94,7 +94,7 @@ def test_who_drops_a_page_in_the_block_that_writes_it_is_told(pool, use):
     assert pool.check() == []
 
 
-def test_a_loader_that_drops_a_page_whose_loader_waits_for_it_is_told(pool, threads):
+def test_a_loader_that_drops_a_page_whose_loader_waits_for_it_gets_an_error(pool, threads):
     """0 waits for 1, whose loader drops 0: neither page is the thread's own, and yet neither load would ever end."""
     begun, errors = threading.Barrier(2), []
 

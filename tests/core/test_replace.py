@@ -227,7 +227,7 @@ def test_a_fresh_write_waits_for_another_writer_at_its_end(space, threads):
     assert space.pool.check() == []
 
 
-def test_a_thread_that_would_wait_for_itself_is_told(space):
+def test_a_thread_that_would_wait_for_itself_gets_an_error(space):
     with space.write(3) as page:
         with pytest.raises(WouldDeadlock), space.write(3, fresh=True):
             pass

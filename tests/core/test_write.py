@@ -186,7 +186,7 @@ def test_an_lsn_that_is_none_is_refused(work, lsn, error):
     assert work.pin(3).lsn == 0
 
 
-def test_writing_a_page_twice_in_one_thread_is_told_at_once(work):
+def test_writing_a_page_twice_in_one_thread_raises_at_once(work):
     with work.write(3) as page:
         page[:] = 7
         with pytest.raises(WouldDeadlock, match="page 3"):
@@ -197,7 +197,7 @@ def test_writing_a_page_twice_in_one_thread_is_told_at_once(work):
     assert (work[4] == 8).all()
 
 
-def test_writing_one_page_through_two_handles_in_one_thread_is_told_at_once(pool, work):
+def test_writing_one_page_through_two_handles_in_one_thread_raises_at_once(pool, work):
     again = pool.space("work", "r+")
     with work.write(3), pytest.raises(WouldDeadlock):
         again.write(3, timeout=1000).__enter__()

@@ -159,7 +159,7 @@ bool byte_is_locked(int process, long at) {
     return owner && owner != process + 1;
 }
 
-// What stands in entries without memory: whoever takes it for an entry, or changes it, touches what it must not.
+// What stands in entries without memory: code that takes it for an entry, or changes it, touches what it must not touch.
 constexpr u64 NO_ENTRY = entry::FRAME | RESIDENT;
 static void require_untouched() {
     const Segment& s = world.processes[0].segment;

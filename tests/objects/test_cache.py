@@ -790,7 +790,7 @@ class _Recursive:
         return str, (self.cache.get_or_load("r", lambda: 1),)
 
 
-def test_a_load_that_waits_for_itself_is_told(pool: bp.Pool) -> None:
+def test_a_load_that_waits_for_itself_gets_an_error(pool: bp.Pool) -> None:
     """A value whose pickling asks for its own key, and a coroutine that does, waited for ever."""
     cache = pool.cache("recursion")
     with pytest.raises(bp.WouldDeadlock):

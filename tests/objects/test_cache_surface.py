@@ -498,7 +498,7 @@ def test_coroutines_that_wait_for_a_load_are_counted_once_each(pool: bp.Pool) ->
     assert cache.stats().waits <= 19
 
 
-def test_a_key_that_is_nested_too_deep_is_told_so(pool: bp.Pool) -> None:
+def test_a_key_that_is_nested_too_deep_is_refused(pool: bp.Pool) -> None:
     """The message said that a key may be a tuple, and that this one was a tuple."""
     cache, key = pool.cache("deep"), ("leaf",)
     for _ in range(8):

@@ -176,7 +176,7 @@ def test_a_loader_that_raises_or_overruns_leaves_the_pool_as_it_was(pool, unchan
         pool.space(name).remove()
 
 
-def test_a_loader_that_takes_other_arguments_is_told_by_its_type_error(pool):
+def test_a_loader_that_takes_other_arguments_gets_its_type_error(pool):
     with pytest.raises(LoaderFailed, match="TypeError") as failed:
         pool.open_derived("derived", 4, lambda: None)[1]
     assert isinstance(failed.value.__cause__, TypeError)

@@ -101,7 +101,7 @@ async def _coroutine(n, out):
         lambda n, out: _coroutine(n, out),  # no coroutine function: nothing says that it must be awaited
     ],
 )
-def test_a_loader_that_returns_something_is_told_to_fill_out(pool, loader):
+def test_a_loader_that_returns_something_gets_an_error_that_says_to_fill_out(pool, loader):
     """A loader that returned its page published zeros: the array that it was given had not been touched."""
     space = pool.open_derived("d", 10, loader)
     for use in (lambda: space[3], lambda: space.pin_many([3]), lambda: space.prefetch([3]), lambda: list(space.scan())):
@@ -112,7 +112,7 @@ def test_a_loader_that_returns_something_is_told_to_fill_out(pool, loader):
     assert (pool.open_derived("d", 10, lambda n, out: out.fill(3))[3] == 3).all()
 
 
-def test_a_loader_that_overruns_and_returns_is_told_of_the_overrun(pool):
+def test_a_loader_that_overruns_and_returns_gets_the_error_of_the_overrun(pool):
     def loader(n, out):
         np.lib.stride_tricks.as_strided(out, (PAGE // 2 + 1,))[PAGE // 2] ^= 1
         return out
@@ -288,7 +288,7 @@ def test_ctrl_c_in_a_loader_is_ctrl_c(pool):
     assert pool.stats().frames.busy == 0
 
 
-def test_who_waited_for_a_failing_loader_is_told_and_may_ask_again(pool, threads):
+def test_a_caller_that_waited_for_a_failing_loader_gets_an_error_and_may_ask_again(pool, threads):
     inside, first = threading.Event(), []
 
     def loader(n, out):
@@ -341,7 +341,7 @@ def test_a_loader_that_writes_outside_its_buffer_is_found(pool, how, where):
     assert (space[3] == 7).all()
 
 
-def test_a_loader_that_asks_for_its_own_page_is_told(pool):
+def test_a_loader_that_asks_for_its_own_page_gets_an_error(pool):
     def loader(n, out):
         if n == 3:
             with pytest.raises(WouldDeadlock, match="page 3"):

@@ -601,7 +601,7 @@ def _flush_elsewhere(pool, root):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may call chroot")
-def test_a_process_that_sees_other_paths_is_told_so(pool, data_file, child, tmp_path):
+def test_a_process_that_sees_other_paths_gets_an_error_that_says_so(pool, data_file, child, tmp_path):
     """After chroot, or in another container, a flush said that the file had been deleted, and asked for it to be restored."""
     table = pool.open_file(data_file(4), "r+")
     fill(table, [1], version=1)

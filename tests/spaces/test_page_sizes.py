@@ -396,7 +396,7 @@ def test_all_sizes_are_removed_with_the_pool(make_pool, tmp_path):
     assert space[1].size == BIG  # attached processes can still use the pool
 
 
-def test_whoever_is_attached_keeps_all_sizes_of_a_pool_that_is_removed(make_pool, tmp_path):
+def test_an_attached_process_keeps_all_sizes_of_a_pool_that_is_removed(make_pool, tmp_path):
     """The sizes of a removed pool counted as removed from it: a flush wrote the pages of the pool's own size only."""
     pool = make_pool(WHOLE)
     small = pool.open_file(write_file(tmp_path / "a", 4), "r+")

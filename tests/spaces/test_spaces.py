@@ -193,7 +193,7 @@ def test_remove_flushes_and_old_handles_say_so(pool, attach, data_file):
         other[3]
 
 
-def test_removing_twice_is_told(pool):
+def test_removing_twice_raises(pool):
     work = pool.open_scratch("work", 4)
     work.remove()
     with pytest.raises((SpaceRemoved, SpaceNotFound), match="removed"):

@@ -46,7 +46,7 @@ def test_unlink_refuses_to_lose_dirty_pages_and_says_which(unsaved, attached):
         remover.unlink()
 
 
-def test_unlink_loses_them_where_it_is_told_to(unsaved):
+def test_unlink_loses_them_where_the_caller_asks_for_it(unsaved):
     pool, paths = unsaved
     before = [path.read_bytes() for path in paths]
     pool.unlink(discard=True)

@@ -175,7 +175,7 @@ def test_after_a_failed_fsync_every_page_since_the_last_good_one_is_written_agai
     assert all(path.read_bytes()[n * PAGE : (n + 1) * PAGE] == stamp(n, version=2).tobytes() for n in (2, 3, 9))
 
 
-def test_loaders_of_two_threads_that_wait_for_each_other_are_told(pool, threads):
+def test_loaders_of_two_threads_that_wait_for_each_other_get_an_error(pool, threads):
     begun, recursive = [threading.Event(), threading.Event()], [True]
 
     def loader(page_no, out):

@@ -19,7 +19,7 @@ OPERATIONS = {"lookup": 1, "getattr": 3, "open": 14, "read": 15, "write": 16, "s
 _LOOKUP, _GETATTR, _SETATTR, _OPEN, _READ, _WRITE, _STATFS, _INIT = 1, 3, 4, 14, 15, 16, 17, 26
 _DONE = (18, 20, 25)  # release, fsync, flush
 _UNANSWERED = (2, 36, 42)  # forget one inode, interrupt, forget several
-GIVES_UP_S = 60.0  # then a held request is answered, and the test is told that nobody let it go
+GIVES_UP_S = 60.0  # then a held request is answered, and the test gets an error that says so
 
 
 class HeldDisk:

@@ -221,7 +221,7 @@ def test_a_reader_that_has_seen_enough(shell):
     running.stderr.close()
 
 
-def test_a_transaction_that_is_left_open_is_told(shell):
+def test_a_transaction_that_is_left_open_is_reported(shell):
     shell("CREATE TABLE t(a)", check=0)
     left = shell(stdin="BEGIN; INSERT INTO t VALUES(1);\nexit\nSELECT 1;\n", check=0)
     assert (left.stdout, left.stderr) == ("", "the transaction was not committed: rolled back\n")

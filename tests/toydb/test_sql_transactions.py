@@ -41,7 +41,7 @@ def test_a_failed_statement_leaves_no_trace(con):
     assert rows(con, "SELECT * FROM t") == []
 
 
-def test_an_error_of_the_engine_is_told_as_it_is_and_undoes_the_statement(con):
+def test_an_error_of_the_engine_is_raised_as_it_is_and_undoes_the_statement(con):
     con.execute("CREATE TABLE t(a TEXT PRIMARY KEY); CREATE TABLE u(a INTEGER PRIMARY KEY, b); CREATE INDEX i ON u(b)")
     con.execute("BEGIN; INSERT INTO t VALUES('there')")
     with pytest.raises(apsw.ConstraintError):
@@ -237,7 +237,7 @@ def test_ctrl_c_in_a_statement_undoes_the_statement(con, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["begin", "alone", "block"])
-def test_a_log_that_cannot_be_written_is_told_as_it_is(tmp_path, monkeypatch, form):
+def test_a_log_that_cannot_be_written_raises_the_error_as_it_is(tmp_path, monkeypatch, form):
     def full(*_args):
         raise toydb.LogFailed(28, "the log cannot be written")
 

@@ -68,7 +68,7 @@ def test_a_hook_that_sets_the_durable_lsn_itself_or_gets_less_far(pool):
     assert pool.checkpoint(up_to_lsn=23) == 24
 
 
-def test_what_the_hook_raises_goes_to_whoever_asked_and_nothing_is_written(pool, data_file):
+def test_what_the_hook_raises_is_raised_to_the_caller_and_nothing_is_written(pool, data_file):
     disk = Disk(64)
     table, rest = pool.open_store("disk", disk, mode="r+"), pool.open_file(data_file(200))
     pool.durable_lsn = 0

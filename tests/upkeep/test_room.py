@@ -203,7 +203,7 @@ def test_limits_of_the_creator_leave_less_room(pool_name: str, limit: str):
     assert in_child(create) == "(True, [])"
 
 
-def test_who_may_not_map_the_room_is_told_how_to_make_a_smaller_one(make_pool):
+def test_a_process_that_may_not_map_the_room_learns_how_to_make_a_smaller_one(make_pool):
     """A worker under ulimit -v attaches to a pool that was made with less room, and hears of that where it cannot."""
     code = """
 import resource, sys

@@ -109,7 +109,7 @@ def _last(pool, what):
     return [e for e in pool.events() if e.kind is what][-1]
 
 
-def test_a_store_that_cannot_be_read_is_told_with_its_place(pool, caplog):
+def test_a_store_that_cannot_be_read_is_reported_with_its_place(pool, caplog):
     """EIO reached no event, no log line and no alert: only the caller knew."""
     store = Memory(20)
     store.fail_read = OSError(errno.EIO, "bad sector")
@@ -149,7 +149,7 @@ def test_a_handler_that_keeps_its_records_keeps_no_pages(pool, caplog):
     pool.close()
 
 
-def test_a_file_that_was_cut_is_told(pool, data_file, caplog):
+def test_a_file_that_was_cut_is_reported(pool, data_file, caplog):
     path = data_file(20)
     table = pool.open_file(path)
     os.truncate(path, 10 * PAGE)
@@ -229,7 +229,7 @@ def test_a_loader_that_raises_is_its_callers_business(pool, caplog):
     assert caplog.records == []
 
 
-def test_a_damaged_page_is_told(pool, tmp_path):
+def test_a_damaged_page_is_reported(pool, tmp_path):
     pytest.importorskip("xxhash")
     path = tmp_path / "checked"
     with pool.open_file(path, "w+", checksum=True) as table:
@@ -248,7 +248,7 @@ def test_a_damaged_page_is_told(pool, tmp_path):
         assert (event.space, event.page_no, event.error) == (table.name, 0, "corrupt")
 
 
-def test_a_full_disk_is_told_by_who_flushes(pool, caplog):
+def test_a_full_disk_is_reported_by_the_process_that_flushes(pool, caplog):
     store = Memory(20)
     table = pool.open_store("orders", store, mode="r+")
     fill(table, range(3, 8))

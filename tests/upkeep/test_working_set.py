@@ -92,7 +92,7 @@ def _make(page_no, out):
     out[:] = page_no % 251
 
 
-def test_a_loader_that_raises_is_told_and_the_others_go_on(pool, saved, data_file, tmp_path):
+def test_a_loader_that_raises_is_reported_and_the_others_continue(pool, saved, data_file, tmp_path):
     made, table = pool.open_derived("a", 100, _make), pool.open_file(saved[1])
     touch(made, range(5))
     touch(table, range(5))
