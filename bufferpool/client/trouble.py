@@ -16,6 +16,7 @@ import numpy as np
 
 from bufferpool.client.client import Client
 from bufferpool.errors import FileChanged, PageCorrupt, ShortRead
+from bufferpool.figures import words
 from bufferpool.figures.events import Event, NewEvent, cache_origin, class_code, posted, read_events
 from bufferpool.figures.names import ERROR_CLASSES, RECOVERIES, EventKind, EventReason, OperationKind, error_class
 from bufferpool.figures.operations import LATE_S, Operation, read_operations
@@ -104,8 +105,7 @@ def tell_read(client: Client, unread: list[tuple[dict[str, Any], int]]) -> list[
     for record, page_no in unread:
         if client.current(record) is None:
             continue
-        entry = int(client.seg.entry_words(np.array([record["first_entry"] + page_no], np.uint32))[0])
-        if entry & 3 == _RESIDENT:
+        if words.is_resident(client.seg.entry_words(np.array([record["first_entry"] + page_no], np.uint32))).all():
             origin = (record["index"], record["generation"], 0)
             client.post(NewEvent(EventKind.LOAD_RECOVERED, EventReason.STORE, origin=origin, page=page_no))
         else:
@@ -113,7 +113,6 @@ def tell_read(client: Client, unread: list[tuple[dict[str, Any], int]]) -> list[
     return left
 
 
-_RESIDENT = 2  # the state of a page's entry (docs/design.md)
 _HANGING = (EventReason.HANGS, EventReason.LOG_HANGS)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bufferpool import _core
+from bufferpool.figures import words
 from bufferpool.figures.names import (
     AGE_LIMITS_S,
     COUNTERS,
@@ -432,23 +433,21 @@ def read_frames(pool: Inspectable) -> npt.NDArray[np.void]:
     slots = np.frombuffer(pool.seg.raw_frames(), _SLOT)[: len(pins)]
     pins = pins[: len(slots)]
     word = slots["word"]
-    pages = (word >> np.uint64(32)).astype(np.uint32)
+    pages = words.page_of(word)
     out = np.zeros(len(slots), FRAME)
     out["frame"] = np.arange(len(slots))
-    state = word & np.uint64(7)
-    out["state"] = np.where(
-        state <= FrameState.RETIRED, state, FrameState.BUSY
-    )  # a damaged word: BUSY, which no client uses
+    state = words.state_of(word)
+    # JOINING, while several pages are published as one, is shown as BUSY, and so is a damaged word.
+    out["state"] = np.where(state <= FrameState.RETIRED, state, FrameState.BUSY)
     out["state"][state == _core.SETTLING] = FrameState.RETIRED  # a short state, while a client reads the pins
     live = out["state"] == FrameState.LIVE
     entries = np.zeros(len(slots), np.uint64)
     entries[live] = pool.seg.entry_words(pages[live])  # of live frames only: other entries may have no memory
-    named = live & ((entries & np.uint64(3)) == 2) & ((entries >> np.uint64(_core.ENTRY_FRAME_SHIFT)) == out["frame"])
-    out["dirty"] = named & ((entries >> np.uint64(3)) & np.uint64(1)).astype(bool)
-    out["hot"] = named & (((entries >> np.uint64(4)) & np.uint64(3)) == 2)
-    clients = np.uint64(_core.CLIENTS_LIMIT)
-    out["writer"] = np.where(named, (entries >> np.uint64(_core.ENTRY_OWNER_SHIFT)) & clients, 0)
-    out["flusher"] = np.where(named, (entries >> np.uint64(_core.ENTRY_FLUSHER_SHIFT)) & clients, 0)
+    named = live & words.is_resident(entries) & (words.frame_of(entries) == out["frame"])
+    out["dirty"] = named & words.is_dirty(entries)
+    out["hot"] = named & words.is_hot(entries)
+    out["writer"] = np.where(named, words.writer_of(entries), 0)
+    out["flusher"] = np.where(named, words.flusher_of(entries), 0)
     out["pins"] = pins.sum(axis=1, dtype=np.uint32)
     out["pinners"] = np.count_nonzero(pins, axis=1)
     out["lsn"] = np.where(live, slots["lsn"], 0)

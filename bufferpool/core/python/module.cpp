@@ -464,10 +464,17 @@ PyMODINIT_FUNC PyInit__core() {
     PyModule_AddIntConstant(m, "CLIENT_BANK", CLIENT_BANK);
     PyModule_AddIntConstant(m, "LOCKS_AT", LOCKS_AT);
     PyModule_AddIntConstant(m, "FRAMES_LIMIT", FRAMES_LIMIT);
+    PyModule_AddIntConstant(m, "ENTRY_STATE", entry::STATE);
+    PyModule_AddIntConstant(m, "RESIDENT", RESIDENT);
+    PyModule_AddIntConstant(m, "ENTRY_DIRTY", entry::DIRTY);
+    PyModule_AddIntConstant(m, "ENTRY_RING", entry::RING);
+    PyModule_AddIntConstant(m, "ENTRY_HOT", entry::with_ring(0, RING_HOT));
     PyModule_AddIntConstant(m, "ENTRY_OWNER_SHIFT", entry::OWNER_SHIFT);
     PyModule_AddIntConstant(m, "ENTRY_FLUSHER_SHIFT", entry::FLUSHER_SHIFT);
     PyModule_AddIntConstant(m, "ENTRY_OP_SHIFT", entry::OP_SHIFT);
     PyModule_AddIntConstant(m, "ENTRY_FRAME_SHIFT", entry::FRAME_SHIFT);
+    PyModule_AddIntConstant(m, "FRAME_STATE", frame::STATE);
+    PyModule_AddIntConstant(m, "FRAME_PAGE_SHIFT", frame::PAGE_SHIFT);
     PyModule_AddIntConstant(m, "FRAME_CLIENT_SHIFT", frame::CLIENT_SHIFT);
     PyModule_AddIntConstant(m, "FRAME_OP_SHIFT", frame::OP_SHIFT);
     PyModule_AddIntConstant(m, "LAYOUT_VERSION", LAYOUT_VERSION);
