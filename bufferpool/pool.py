@@ -63,7 +63,7 @@ from bufferpool.spaces.space import (
 )
 from bufferpool.stores.base import Buffer, Cache, Store, name_of_file
 from bufferpool.stores.checksum import Repair, file_store
-from bufferpool.units import flag_of, format_size, lsn_of, parse_size, seconds_of
+from bufferpool.units import flag_of, format_size, is_utf8, lsn_of, parse_size, seconds_of
 from bufferpool.upkeep import memory
 from bufferpool.upkeep import page_sizes as sizes
 from bufferpool.upkeep import working_set as warm
@@ -813,7 +813,7 @@ class Pool(PoolFigures):
         self.client.require_writable("remove a cache")
         if not isinstance(name, str):
             raise TypeError(f"the name of a cache must be a string, not {type(name).__name__}")
-        return self.client.seg.remove_cache(name, CACHE_LOCKED_S)
+        return is_utf8(name) and "\0" not in name and self.client.seg.remove_cache(name, CACHE_LOCKED_S)
 
     def caches(self) -> list[CacheStats]:
         """The figures of all caches of the pool."""

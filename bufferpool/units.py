@@ -90,6 +90,15 @@ def flag_of(value: bool, what: str) -> bool:
     return bool(value)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can encode a text: in Python the bytes of an argument or a file's name that are no UTF-8 are text that it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def lsn_of(value: int) -> int:
     """Checks an LSN, and returns it. Raises TypeError, ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -19,7 +19,7 @@ from bufferpool import _core
 from bufferpool.errors import CacheRemoved, LoaderFailed, PoolClosed, WaitTimeout, WouldDeadlock
 from bufferpool.figures.stats import CacheStats
 from bufferpool.printable import shown
-from bufferpool.units import bad_number, flag_of, is_number, limits_of, refuse_reserve_above, seconds_of
+from bufferpool.units import bad_number, flag_of, is_number, is_utf8, limits_of, refuse_reserve_above, seconds_of
 
 if TYPE_CHECKING:
     from bufferpool.client.client import Client
@@ -82,8 +82,8 @@ class Cache(_core.CacheBase):
         """Opens the cache, or makes it. ``settings`` that are not None replace those that it has."""
         if not isinstance(name, str):
             raise TypeError(f"the name of a cache must be a string, not {type(name).__name__}")
-        if "\0" in name:
-            raise ValueError(f"the name of a cache must be without NUL, not {name!r}")
+        if "\0" in name or not is_utf8(name):
+            raise ValueError(f"the name of a cache must be text that UTF-8 can encode, without NUL, not {name!r}")
         cache = super().__new__(cls, pool.client.seg, name, LOCKED_S)
         cache.name, cache._client, cache._pool = name, pool.client, pool
         if settings is not None:

@@ -33,6 +33,7 @@ from bufferpool.spaces.file_changes import changed, is_unchanged, recorded
 from bufferpool.stores.base import MOST_PAGES, Caching, FileStore, Store, store_pages
 from bufferpool.stores.checksum import CheckedFile, file_store
 from bufferpool.stores.file_state import NO_FILE, FileState
+from bufferpool.units import is_utf8
 
 DISCARDABLE, WRITABLE, CHECKSUM = 1, 2, 4  # flags of a space, as in core/layout/layout.h
 GROWTH_PAGES = 1 << 20  # page numbers that a space which may grow gets, while there are many
@@ -279,7 +280,9 @@ def _same_file(record: Record, state: FileState) -> bool:
 
 def spaces_named(client: Client, name: str) -> list[Record]:
     """The records of all spaces with a name: the shared one, and private ones of all processes."""
-    return [r for r in client.seg.spaces_named(name.encode()) if r["name"] == name]
+    if not isinstance(name, str):
+        raise TypeError(f"a space's name must be a string, not {type(name).__name__}")
+    return [r for r in client.seg.spaces_named(name.encode()) if r["name"] == name] if is_utf8(name) else []
 
 
 def visible(client: Client, name: str, *, private: bool) -> Record | None:

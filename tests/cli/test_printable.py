@@ -138,3 +138,34 @@ def test_metrics_of_evil_names(evil_pool):
     text = server.text_of(evil_pool.name)
     assert obeyed(text) == []
     assert not any(line.startswith("forged") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("command", ["discard", "drop", "remove", "dirty", "pins", "remove-cache"])
+def test_a_name_that_is_no_utf_8_is_not_found(evil_pool, command):
+    """The commands that take the name of a space ended in a traceback of UnicodeEncodeError."""
+    done = run(command, evil_pool.name, "t\udc9b2J", *(["1"] if command == "pins" else []))
+    text = done.stderr.decode(errors="surrogateescape")
+    assert done.returncode == 1
+    assert len(text.splitlines()) == 1
+    assert "t\\" in text
+    assert obeyed(text) == []
+
+
+def test_calls_with_a_name_that_is_no_name(pool):
+    calls = (
+        pool.space,
+        pool.discard,
+        pool.overwrite,
+        lambda name: next(pool.dirty_pages(name)),
+    )
+    for call in calls:
+        for name in ("t\udc9b", "t\0", EVIL, ""):
+            with pytest.raises(SpaceNotFound):
+                call(name)
+        for wrong in (5, None, b"t"):
+            with pytest.raises(TypeError, match="a space's name must be a string"):
+                call(wrong)
+    with pytest.raises(ValueError, match="UTF-8"):
+        pool.cache("c\udc9b")
+    assert not pool.remove_cache("c\udc9b")
+    assert not pool.remove_cache("c\0")
