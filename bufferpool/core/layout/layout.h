@@ -9,7 +9,8 @@
 //
 // Every area starts on an OS page; the data area is aligned to 2 MiB. The
 // areas before the data are plugged (given memory) before they are touched:
-// header, clients, events, duel and tops at creation; the tables with an element for each space (slots, texts, and the
+// header, events, duel and tops at creation; the slots of clients in banks of 64, as clients attach
+// (open_slots in protocol/growth.h); the tables with an element for each space (slots, texts, and the
 // counters of each client) in steps as spaces are opened; entries in chunks of an OS page
 // when a space needs them (a bitmap records which; they are given back in blocks of 2 MiB when no space has a part of
 // the block and no client may touch it: protocol/entry_memory.h); frames, pins, sets and rings in chunks as frames are

@@ -1,6 +1,6 @@
 // A lock between processes that survives the death of its owner.
 //
-//   31     30       29          9 8       0
+//   31     30       29         12 11      0
 //  +------+--------+-------------+---------+
 //  | wait | repair |  0          | owner   |
 //  +------+--------+-------------+---------+
