@@ -178,8 +178,8 @@ class Pool(PoolFigures):
         - ``min_capacity``, ``max_capacity``: a steward moves the budget between them (default: an eighth of the capacity, and
           the capacity).
         - ``extent_size``: bytes given back to the kernel at a time.
-        - ``max_clients``: processes attached at once.
-        - ``max_pages``: pages of all its spaces together.
+        - ``max_clients``: the most processes attached at once, up to 4095.
+        - ``max_pages``: the most pages of all its spaces together.
         - ``room``: how far :meth:`resize` can raise the budget (default: the size of the tmpfs, or as much as the limits of
           this process allow). The room takes address space in every process that attaches, twice, and no memory.
         - ``permissions``: those of the segment's file.
