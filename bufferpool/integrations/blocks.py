@@ -36,6 +36,7 @@ from bufferpool.errors import (
     StoreError,
     WaitTimeout,
 )
+from bufferpool.objects.cache import Cache
 from bufferpool.pool import Pool
 from bufferpool.spaces.space import Space
 
@@ -57,6 +58,8 @@ ONCE_S = 5.0
 """Seconds for which the first read of a file may keep others from opening it."""
 NAMES = "remote files"
 """The cache of the names of files that some process has opened."""
+NAMES_PART, NAMES_LEAST_BYTES = 64, 64 << 10
+"""It takes at most this part of the budget, or so many bytes."""
 
 
 class Block(NamedTuple):
@@ -99,6 +102,7 @@ class Blocks:
         self.block_size = pool.page_size - TRAILER_BYTES
         self._asked = _Asked()
         self._full_until = 0.0
+        self._names: Cache | None = None
         self._views: dict[int, weakref.ref[np.ndarray]] = {}
         self._view_numbers = itertools.count()
         self._space = self._open()
@@ -236,9 +240,17 @@ class Blocks:
             call()
             return True
 
-        # Without memory for the cache's table, or when somebody removes it, or the other call takes long, nothing is called.
-        with suppress(BufferPoolError):
-            self.pool.cache(NAMES).get_or_load(name, called, timeout=ONCE_S)
+        try:
+            names = self._names
+            if names is None:
+                limit = max(NAMES_LEAST_BYTES, self.pool.capacity // NAMES_PART)
+                names = self._names = self.pool.cache(NAMES, limit=limit)
+            try:
+                names.get_or_load(name, called, timeout=ONCE_S)
+            except WaitTimeout:  # that process may be stopped: nobody else waits for it
+                names.put(name, True)
+        except BufferPoolError:  # no memory for the cache's table, or somebody removes the cache
+            self._names = None
 
     # ---- places ----------------------------------------------------------------
 

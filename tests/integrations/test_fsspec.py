@@ -213,6 +213,33 @@ def test_the_end_of_a_new_file_comes_with_its_version(
     assert (origin.count("HEAD"), origin.bytes_sent) == (1, 0)
 
 
+def test_nobody_waits_long_for_the_end_that_another_one_reads(
+    origin: Any, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one to open a file may be stopped, or its request hang. Each open of the others would wait for as long again."""
+    from bufferpool.integrations import blocks
+
+    monkeypatch.setattr(blocks, "ONCE_S", 0.1)
+    data = content(2 * BLOCK)
+    url, given, begun, end = origin.put("a.nc", data), options(budget="32MiB"), threading.Event(), threading.Event()
+
+    def hang(request: Any) -> None:
+        origin.before_body = lambda request: None
+        begun.set()
+        end.wait(WAIT)
+
+    origin.before_body = hang
+    first = threading.Thread(target=lambda: filesystem(given).open(url).close())
+    first.start()
+    assert begun.wait(WAIT)
+    for seconds in (0.1, 1000 * WAIT):  # the second one does not wait
+        monkeypatch.setattr(blocks, "ONCE_S", seconds)
+        filesystem(given).open(url).close()
+        assert first.is_alive()
+    end.set()
+    first.join(WAIT)
+
+
 def test_an_end_of_another_version_is_not_used(origin: Any, options: Options, patient_questions: list[int]) -> None:
     """The first bytes are those of a version that is gone when the version is asked for."""
     data = [content(2 * BLOCK, n) for n in range(2)]
