@@ -39,6 +39,8 @@ def _request(kind: int, byte: int) -> bytes:
 class LockFile:
     """One open file description of the lock file."""
 
+    fd = -1
+
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
@@ -47,6 +49,9 @@ class LockFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def __del__(self) -> None:  # of a database that was dropped, and not closed
+        self.close()
 
     def _set(self, byte: int, kind: int, wait: bool) -> bool:
         try:

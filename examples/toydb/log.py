@@ -173,6 +173,9 @@ class Log:
         while self._fds:
             os.close(self._fds.popitem()[1])
 
+    def __del__(self) -> None:  # of a database that was dropped, and not closed
+        self.close()
+
     # ---- records -------------------------------------------------------------
 
     def _digest(self, start: int, data: bytes) -> bytes:

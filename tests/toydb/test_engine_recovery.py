@@ -1,5 +1,6 @@
 """What is there after closing, crashing, and errors of the disk."""
 
+import gc
 import os
 import pickle
 import random
@@ -39,6 +40,25 @@ def test_open_warm_and_cold(open_db: OpenDatabase) -> None:
     with db.begin() as txn:
         assert dict(txn.table("t").scan()) == rows
         assert txn.stats.misses > 0
+
+
+def test_a_database_that_is_dropped_keeps_no_descriptor(open_db: OpenDatabase) -> None:
+    """The log and the lock file of a handle that was not closed remained open: two descriptors for each, until the process ended."""
+    db = open_db()
+    fill(db, 10)
+    data = pickle.dumps(db)
+
+    def drop_one() -> int:
+        other = pickle.loads(data)
+        with other.begin() as txn:
+            assert len(list(txn.table("t").scan())) == 10
+        other.itself = other  # only the garbage collector frees it
+        del other, txn
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = drop_one()
+    assert max(drop_one() for _ in range(5)) == before
 
 
 def test_no_database(open_db: OpenDatabase, tmp_path: Path) -> None:
