@@ -7,9 +7,9 @@
 // that are equally good stand still. The first lead above half of a miniature's frames changes the mode, with two
 // exceptions:
 //
-// - The recency mode is also entered with a quarter of the lead, if the miniatures agree: theirs are paired samples, of
-//   which the bias cancels out, so that a third of the evidence is enough. Working sets that are replaced give no more
-//   of it before the next one.
+// - The recency mode is also entered with a quarter of the lead, if its miniature misses much less often (by more than
+//   20 %) than that of the present mode. The two see the same sample, so that its bias cancels out, and a third of the
+//   lead is enough. The change of a working set gives no more evidence than that.
 // - The adaptive mode is the best one for most patterns. It is entered again without the 5 %, with a lead of a
 //   miniature's frames.
 //
@@ -32,7 +32,8 @@ namespace bp {
 class Duelling {
     static constexpr double HANDICAP = 0.05;  // the share of the misses that is subtracted
     static constexpr double LEAD = 0.5, LEAD_HOME = 1;  // in frames of a miniature; the second: of the adaptive mode
-    static constexpr double LEAD_PAIR = 0.25, PAIR = 0.35;  // shares of the lead: of the pool, and between miniatures
+    // of the recency mode: shares of the lead over the pool, and between the miniatures, and what is subtracted there
+    static constexpr double LEAD_PAIR = 0.25, PAIR = 0.35, PAIR_HANDICAP = 0.2;
     static constexpr u32 DOUBLINGS_MOST = 4;
     static constexpr u32 CALM = 16;  // a change is "soon" within so many turnovers of a miniature
     Duel& d_;
@@ -107,7 +108,7 @@ private:
     void add_up(u32 now, bool missed, const bool* miss) {
         for (u32 mode = 0; mode < MODES; mode++)
             if (mode != now) add(d_.lead[mode], missed, miss[mode], mode == MODE_ADAPTIVE ? 0 : HANDICAP);
-        if (now != MODE_RECENCY) add(d_.paired, miss[now], miss[MODE_RECENCY], HANDICAP);
+        if (now != MODE_RECENCY) add(d_.paired, miss[now], miss[MODE_RECENCY], PAIR_HANDICAP);
     }
 
     // The mode that has the lead that it needs; the present one if there is none.
