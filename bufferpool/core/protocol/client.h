@@ -122,8 +122,10 @@ inline Status attach(Segment& s, int& error) {
         start_client(s, c);
         s.become(c);
     }
+    if (s.me == 0 && error) return Status::NO_LOCKS;
+    if (s.me == 0 && refused == -EINTR) return Status::INTERRUPTED;
     if (s.me == 0 && refused) return refused == -EIO ? Status::CORRUPT : Status::NO_SPACE;
-    if (s.me == 0) return error ? Status::NO_LOCKS : Status::NO_CLIENT;
+    if (s.me == 0) return Status::NO_CLIENT;
     if (int r = open_pins(s, s.me)) return detach(s), r == -EINTR ? Status::INTERRUPTED : Status::NO_SPACE;
     return Status::OK;
 }

@@ -152,33 +152,65 @@ inline int open_pins(Segment& s, u32 c, bool interruptible = true) {
     return r;
 }
 
-// Gives slot `c`, and all before it, memory, in whole banks. This needs no lock, for which the process would need a
-// number: several may do it at the same time, and the memory is never given back. If one dies after it has asked, the
-// next one that attaches or reaps does the rest. Returns 0 or -errno.
-inline int open_slots(Segment& s, int fd, u32 c) {
-    u32 had = s.slots(), to = std::min(u32(round_up(c, CLIENT_BANK)), s.g.max_clients);
-    if (c <= had) return 0;
+// The memory of slots that are not counted has a lock of its own: the byte of number 0. A process that attaches has no
+// number yet, and so cannot have another one. The kernel drops it with its owner. Threads of one process that have the
+// same description exclude each other by the growth lock.
+#ifdef BP_EXPLORE
+constexpr u32 SLOT_TRIES = 2;
+#else
+constexpr u32 SLOT_TRIES = 1000;
+#endif
+inline bool lock_slots(int fd) {
+    for (u32 tries = 1;; tries++) {
+        int r = prim::lock_byte(fd, LOCKS_AT);
+        if (r != -EAGAIN || tries == SLOT_TRIES) return r == 0;
+        prim::nap(1'000'000);
+    }
+}
+inline void unlock_slots(int fd) { prim::unlock_byte(fd, LOCKS_AT); }
+
+// Gives slots memory up to `to`, and counts them. Under the lock of their memory.
+inline int plug_slots(Segment& s, int fd, u32 to) {
+    u64 from = s.g.slots_bytes(s.slots()), end = s.g.slots_bytes(to);
     Atomic<u64>&asked = s.header->slots_asked, &ready = s.header->slots_ready;
-    u64 w = asked.load_seq_cst();
-    if (!is_doubled(w) || u32(w) < to) asked.cas_seq_cst(w, doubled(to));
-    u64 from = s.g.slots_bytes(had), end = s.g.slots_bytes(to);
+    asked.store_seq_cst(doubled(to));
     if (int r = from < end ? prim::plug(fd, s.g.clients_at + from, end - from) : 0) {
-        w = doubled(to);
-        asked.cas_seq_cst(w, 0);
+        asked.store_seq_cst(0);
         return r;
     }
     BP_POINT("attach.slots");
-    for (w = ready.load_seq_cst(); is_doubled(w) && u32(w) < to;)
+    for (u64 w = ready.load_seq_cst(); is_doubled(w) && u32(w) < to;)
         if (ready.cas_seq_cst(w, doubled(to))) break;
-    return c <= s.slots() ? 0 : -EIO;  // the word is damaged
+    return 0;
+}
+
+// Gives slot `c`, and all before it, memory, in whole banks. If the process dies after it has asked for it, the next
+// one that attaches or reaps does the rest. Returns 0 or -errno; -EINTR: the lock could not be taken (a stopped process
+// has it, perhaps).
+inline int open_slots(Segment& s, int fd, u32 c) {
+    if (c <= s.slots()) return 0;
+    if (!lock_slots(fd)) return -EINTR;
+    u32 to = std::min(u32(round_up(c, CLIENT_BANK)), s.g.max_clients);
+    int r = s.slots() < to ? plug_slots(s, fd, to) : 0;
+    unlock_slots(fd);
+    return r || c <= s.slots() ? r : -EIO;  // the word is damaged
 }
 
 // Completes what a process began that died meanwhile.
 inline void finish_slots(Segment& s) {
     if (s.g.max_clients <= CLIENT_BANK) return;
     u64 w = s.header->slots_asked.load_seq_cst();
-    if (is_doubled(w) && u32(w) <= s.g.max_clients && u32(w) > s.slots() && s.has_descriptor())
-        open_slots(s, s.fd, u32(w));
+    if (!is_doubled(w) || u32(w) > s.g.max_clients || u32(w) <= s.slots() || !try_lock_growth(s)) return;
+    if (s.has_descriptor()) open_slots(s, s.fd, u32(w));
+    release(s, s.header->growth);
+}
+
+// Gives memory back that slots have which are not counted. Under the growth lock.
+inline void punch_slots(Segment& s) {
+    if (s.g.max_clients <= CLIENT_BANK || !s.has_descriptor() || !lock_slots(s.fd)) return;
+    u64 used = s.g.clients_at + s.g.slots_bytes(s.slots());
+    if (used < s.g.events_at) s.punch(used, s.g.events_at - used);
+    unlock_slots(s.fd);
 }
 
 // Gives memory to the tables of `to` frames, of which `from` have it already.

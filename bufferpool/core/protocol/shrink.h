@@ -216,6 +216,7 @@ inline Status shrink(Segment& s, u64 want, Reason reason, bool evict, Reclaimed&
 inline Status punch_holes(Segment& s) {
     if (!lock_growth(s)) return Status::INTERRUPTED;  // so that nobody begins to use what is beyond the counts
     repair_growth(s);
+    punch_slots(s);
     auto punch = [&](u64 from, u64 to) {
         if (from < to) s.punch(from, to - from);
     };
