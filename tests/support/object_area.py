@@ -23,7 +23,9 @@ class Area:
             return -(-(at + size) // os_page) * os_page
 
         self.header = behind(self._geometry("total_bytes"), 0)
-        heads = behind(behind(self.header, FIELDS["ObjectsHeader"][1]), SAMPLES * SAMPLE_BYTES)
+        # The header ends with a word for each client that the pool can have.
+        header_bytes = FIELDS["ObjectsHeader"][1] - (_core.CLIENTS_LIMIT - self._geometry("max_clients")) * 8
+        heads = behind(behind(self.header, header_bytes), SAMPLES * SAMPLE_BYTES)
         self.heads = heads
         self.entries = behind(heads, most_entries * FIELDS["ObjectHead"][1])
         self.blocks = behind(self.entries, most_entries * FIELDS["ObjectEntry"][1])
