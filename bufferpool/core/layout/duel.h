@@ -33,9 +33,8 @@ struct Duel {
     u32 hits_taken;
     Atomic<u32> hits_added;
     Atomic<u32> hits[DUEL_HITS];  // pages, +1; 0: taken, or not written yet
-    u32 left;            // the mode before the present one
+    u32 pad;
     double lead[MODES];  // of the misses that each mode would have saved, over the mode that the pool is in
-    double paired;       // of the misses that the miniature in the recency mode saves over that in the present mode
     PolicyState pool[MODES];
     u64 rings[MODES][2][DUEL_RING];
     u16 index[DUEL_SLOTS];

@@ -106,8 +106,8 @@ constexpr Field fields[] = {
 
     STRUCT(Duel),
     FIELD(Duel, frames), FIELD(Duel, shift), FIELD(Duel, first_free), FIELD(Duel, doublings), FIELD(Duel, misses),
-    FIELD(Duel, hits_taken), FIELD(Duel, hits_added), FIELD(Duel, hits), FIELD(Duel, left), FIELD(Duel, lead),
-    FIELD(Duel, paired), FIELD(Duel, pool), FIELD(Duel, rings), FIELD(Duel, index), FIELD(Duel, rows),
+    FIELD(Duel, hits_taken), FIELD(Duel, hits_added), FIELD(Duel, hits), FIELD(Duel, lead), FIELD(Duel, pool),
+    FIELD(Duel, rings), FIELD(Duel, index), FIELD(Duel, rows),
 
     STRUCT(ObjectEntry),
     FIELD(ObjectEntry, word), FIELD(ObjectEntry, hash), FIELD(ObjectEntry, place), FIELD(ObjectEntry, value),
