@@ -48,7 +48,7 @@ def stuck(directory, name, row, seed):
 
 deaths.Storm.HANGS_S = 0.2
 storm.Storm.strike = lambda self: None
-storm.work = stuck
+storm.work, storm.SPAWNED = stuck, 0  # a new program would run the real work
 storm.storm(seconds=3600).tell()
 """
 
@@ -58,7 +58,8 @@ storm.storm(seconds=3600).tell()
 )
 def test_a_storm_that_finds_a_hang_describes_it(tmp_path: Path, how: str, found: str) -> None:
     """The description asked an observer for its client, which it has not, and for no process: the storm ended with an
-    AttributeError, and neither the hang nor the state of the locks was in its report.
+    AttributeError, and neither the hang nor the state of the locks was in its report. Then the test itself failed now and
+    then: one worker in twenty was a new program, which ran the real work, and an operation of it was the hang that was found.
     """
     command, environment = [sys.executable, "-c", _STUCK, how], {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(

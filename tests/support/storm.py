@@ -62,6 +62,7 @@ from tests.support.storm_worker import (
 CLIENTS = (40, 9, 400)  # client slots of the pools, in turn: enough, too few, and room for a crowd
 CROWD = 300  # clients at once
 PAUSES = 3  # stretches with one pool
+SPAWNED = 0.05  # the share of the workers that begin as a new program, and not as a fork of this process
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Storm(deaths.Storm):
                 continue
             self.seed += 1
             args = (str(self.directory), self.name, row, self.seed)
-            if self.random.random() < 0.05:
+            if self.random.random() < SPAWNED:
                 command = [sys.executable, __file__, "--worker", *map(str, args)]
                 pid = os.posix_spawn(sys.executable, command, os.environ, setpgroup=self.group)
             else:
