@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bufferpool._core import MAX_SPACES, NAME_BYTES
+from bufferpool._core import LONGEST_TEXT, MAX_SPACES
 from bufferpool.client.client import Client, Record
 from bufferpool.errors import (
     SpaceBusy,
@@ -126,9 +126,9 @@ def refuse_unfit(client: Client, wanted: Wanted, dtype: "np.dtype[Any]") -> None
         size = len(name.encode())
     except UnicodeEncodeError:
         raise ValueError(f"a space's name must be text that UTF-8 can encode, not {name!r}; pass name=") from None
-    if not 1 <= size < NAME_BYTES or "\0" in name:
+    if not 1 <= size < LONGEST_TEXT or "\0" in name:
         raise ValueError(
-            f"a space's name must be 1 to {NAME_BYTES - 1} bytes long, without NUL, not {name!r}; pass name="
+            f"a space's name must be 1 to {LONGEST_TEXT - 1} bytes long, without NUL, not {name!r}; pass name="
         )
     if dtype.itemsize == 0 or client.page_size % dtype.itemsize or dtype.hasobject or dtype.subdtype:
         raise ValueError(

@@ -28,6 +28,7 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
     g.clients_at = take(clients * sizeof(Client));
     g.spaces_at = take(sizeof(SpaceSlot) * MAX_SPACES);
     g.texts_at = take(sizeof(SpaceTexts) * MAX_SPACES);
+    g.long_texts_at = take(sizeof(LongTexts) * MAX_SPACES);
     g.use_row_bytes = MAX_SPACES * sizeof(Uses);
     g.uses_at = take(g.use_rows() * g.use_row_bytes);
     g.entries_at = take(ENTRIES * 8);

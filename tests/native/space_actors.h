@@ -130,7 +130,7 @@ static void remove_it(Segment& s, u64 generation) {
 static u64 open_another(Segment& s, bool fails = false) {
     if (!lock_directory(s)) return 0;
     u64 generation = 0;
-    NewPlace at = find_place(s, PAGES);
+    NewPlace at = find_place(s, PAGES, false);
     auto fill = [&](SpaceSlot&) {
         model::step();
         return !fails;

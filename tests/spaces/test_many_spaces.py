@@ -10,6 +10,7 @@ import bufferpool as bp
 from bufferpool import _core
 from tests.client.test_limits import in_child
 from tests.conftest import PAGE, fill, in_step, kernel_bytes, stamp
+from tests.core.test_altered import area, poke
 from tests.support.children import run_python
 
 MANY = 4096
@@ -86,9 +87,13 @@ def test_figures_of_spaces_that_came_later_and_of_clients_that_left(make_pool, a
         assert [(s.misses, s.hits) for s in seen.stats().spaces] == [(4, 1)] * 40
 
 
+LENGTHS = (64, 1022, 1023, 1024, 1025, 2000, 4094, 4095)
+
+
 def test_a_name_may_be_as_long_as_a_path(pool, attach):
-    """File names of 64 bytes and more were refused."""
-    names = ["x" * (_core.NAME_BYTES - 1), "x" * (_core.NAME_BYTES - 2), "ü" * 500, "x" * 64]
+    """File names of 64 bytes and more were refused, then those of 1,024 bytes and more."""
+    names = ["x" * length for length in LENGTHS] + ["ü" * 500, "ü" * 2047]
+    assert max(len(name.encode()) for name in names) == _core.LONGEST_TEXT - 1
     for i, name in enumerate(names):
         fill(pool.open_scratch(name, i + 1), [i])
     other = attach(pool)
@@ -96,6 +101,95 @@ def test_a_name_may_be_as_long_as_a_path(pool, attach):
         assert np.array_equal(other.space(name)[i], stamp(i))
         assert pool.space(name).name == name
     assert {space.name for space in pool.stats().spaces} >= set(names)
+    with bp.observer.Observer(pool.name) as seen:
+        assert {space.name for space in seen.stats().spaces} >= set(names)
+    with pytest.raises(bp.SpaceNotFound):
+        pool.space("x" * 1026)
+    stats = in_step(pool)
+    assert stats.metadata_bytes + stats.resident_bytes == kernel_bytes(pool)
+
+
+def test_a_path_may_be_as_long_as_linux_has_them(pool, attach, tmp_path):
+    """A file whose path had 1,024 bytes or more could not be opened."""
+    folder = tmp_path
+    while len(os.fsencode(folder)) < 4095 - 260:
+        folder /= "f" * 200
+    folder.mkdir(parents=True)
+    path = folder / ("d" * (4094 - len(os.fsencode(folder))))
+    assert len(os.fsencode(path)) == 4095
+    path.write_bytes(stamp(7).tobytes())
+    space = pool.open_file(path, "r+")
+    assert (space.path, space.name) == (str(path), path.name)
+    with space.write(0) as page:
+        page[:] = stamp(8)
+    seen = attach(pool).space(path.name, "r")
+    assert seen.path == str(path)
+    assert np.array_equal(seen[0], stamp(8))
+    assert pool.flush() == 1
+    assert path.read_bytes() == stamp(8).tobytes()
+
+
+def test_a_slot_keeps_the_place_of_a_long_name_and_a_short_one_does_not_read_it(pool):
+    """The next space of the slot must have its own name, also if it is the beginning of the one before."""
+    before = None
+    for length in (4000, 1024, 1023, 8, 3000):
+        space = pool.open_scratch("y" * length, 1)
+        assert pool.space("y" * length).name == "y" * length
+        space.remove()
+        stats = in_step(pool)
+        assert stats.metadata_bytes + stats.resident_bytes == kernel_bytes(pool)
+        assert before in (None, stats.metadata_bytes), "each space took memory for its name anew"
+        before = stats.metadata_bytes
+
+
+SUMMED = (
+    "kind", "flags", "owner", "owner_generation", "first_entry", "max_pages", "version", "name_sum", "path_sum", "long_texts",
+)  # fmt: skip
+
+
+def alter_slot(pool: bp.Pool, field: str, value: int) -> None:
+    """Changes a field of the first space's slot, and its sum (``space_sum`` in ``layout.h``), so that the sum does not show it."""
+    fields, at, total = _core.fields(), area(pool, "spaces_at"), 0xCBF29CE484222325
+    poke(pool, at, f"SpaceSlot.{field}", "<I", value)
+    with open(pool.path, "rb") as file:
+        for name in SUMMED:
+            offset, size = fields[f"SpaceSlot.{name}"]
+            file.seek(at + offset)
+            total = (total ^ int.from_bytes(file.read(size), "little")) * 0x100000001B3 % 2**64
+    poke(pool, at, "SpaceSlot.sum", "<Q", total)
+
+
+def test_a_long_name_that_was_altered_is_damage(pool):
+    """Neither a name that lost its end, nor a number that leads to a place without memory, may be believed."""
+    name = "z" * 2000
+    pool.open_scratch(name, 1)
+    other = pool.open_scratch("other", 1)
+    assert not other[0].any()
+    before = kernel_bytes(pool)
+
+    def is_damage() -> None:
+        with pytest.raises(bp.SegmentCorrupt, match="space slot 0"):
+            pool.space(name)
+        with bp.observer.Observer(pool.name) as seen, pytest.raises(bp.SegmentCorrupt):
+            seen.stats()
+        assert kernel_bytes(pool) == before, "a place without memory was read"
+        assert not other[0].any()
+
+    end = area(pool, "long_texts_at") + 1500
+    poke(pool, end, "LongTexts.name", "<I", 0x777)
+    is_damage()
+    poke(pool, end, "LongTexts.name", "<I", int.from_bytes(b"zzzz", "little"))
+    for number in (0, 2, 4096, 2**32 - 1):
+        alter_slot(pool, "long_texts", number)
+        is_damage()
+    alter_slot(pool, "long_texts", 1)
+    assert pool.space(name).name == name
+    poke(pool, 0, "Header.long_texts", "<Q", 1)  # a count that is not stored twice: the last sound one holds
+    assert pool.space(name).name == name
+    with pytest.raises(bp.SharedMemoryFull):
+        pool.open_scratch("w" * 2000, 1)
+    poke(pool, 0, "Header.long_texts", "<Q", 1 << 32 | 1)
+    assert pool.open_scratch("w" * 2000, 1).name == "w" * 2000
 
 
 def test_a_space_of_millions_of_pages_costs_what_is_used_of_it(make_pool, attach):

@@ -30,7 +30,7 @@ REFUSED = {
     "max_pages of a float": (TypeError, {"max_pages": 10.0}, None),
     "max_pages beyond 32 bits": (ValueError, {"max_pages": 2**40}, None),
     "max_pages beyond the pool's": (SpaceFull, {"max_pages": 1 << 30}, None),
-    "name too long": (ValueError, {"name": "n" * _core.NAME_BYTES}, None),
+    "name too long": (ValueError, {"name": "n" * _core.LONGEST_TEXT}, None),
     "name empty": (ValueError, {"name": ""}, None),
     "name with NUL": (ValueError, {"name": "a\0b"}, None),
     "name no text": (TypeError, {"name": 7}, None),

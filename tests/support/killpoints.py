@@ -94,6 +94,9 @@ class Victim(Worker):
         _ = wide[(self.touched * ((1 << 18) + (1 << 13))) % (1 << 20)]  # in a block of entries that no other space has
         del _
         wide.remove(discard=True)
+        name = "n" * 2000  # too long for the place that each space has
+        for space in [self.pool.open_scratch(f"pool-{name}-{i}-{os.getpid()}", 1) for i in range(3)]:
+            space.remove(discard=True)
 
     def grow(self) -> None:
         """More frames than have ever been used, so that the metadata grows."""

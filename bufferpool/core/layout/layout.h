@@ -36,13 +36,14 @@ constexpr u64 MAGIC = 0x314c4f4f50465542;  // "BUFPOOL1"
 constexpr u32 LAYOUT_VERSION = 4;  // the meaning of the fields; layout_sum() tells other places and sizes apart
 #ifdef BP_EXPLORE  // the explorer keeps its states small
 constexpr u32 MAX_SPACES = 1, OPS = 1, EVENTS = 1, BUCKETS = 1, FAILURES = 1, FAILURE_WORDS = 1;
-constexpr u32 NAME_BYTES = 8, PATH_BYTES = 8;
+constexpr u32 SHORT_TEXT = 8, LONGEST_TEXT = 8;
 constexpr u32 EVENT_KINDS = 1, EVENT_REASONS = 1, SHARES = 1, SNAPSHOTS = 1;
 #else
 constexpr u32 MAX_SPACES = 4096;
 constexpr u32 OPS = 64;  // the most operations of one client under way at once
 constexpr u32 EVENTS = 1024;
-constexpr u32 BUCKETS = 28, NAME_BYTES = 1024, PATH_BYTES = 1024;
+constexpr u32 BUCKETS = 28;
+constexpr u32 SHORT_TEXT = 1024, LONGEST_TEXT = 4096;  // bytes of a name, or of a path, with the zero that ends it
 constexpr u32 EVENT_KINDS = 24, EVENT_REASONS = 32;  // of figures/names.py, with room for more
 constexpr u32 SHARES = 64;  // spaces of a pool that have a limit or a reserve
 constexpr u32 SNAPSHOTS = 32;  // LSNs at which one client reads: protocol/snapshots.h
@@ -194,6 +195,7 @@ struct alignas(64) SpaceSlot {
     Atomic<u64> entries_ready; // no entry from this one on has memory; of those before it, the chunks say which
     Atomic<u32> state, kind, flags, owner;
     Atomic<u32> first_entry, max_pages;
+    Atomic<u32> long_texts;    // 0: the slot never needed LongTexts; else which it has, counted from 1
     LockWord flush_lock;
     Atomic<u32> flush_open;    // 1: a flush has begun and has not recorded the file's new time
     // The file's state after the pool last read or wrote it (file_changes.py); `doubt`: its times may not show a later
@@ -217,10 +219,15 @@ struct alignas(64) SpaceSlot {
     }
 };
 
-// The texts of a space; a search through the slots does not read them.
+// The texts of a space; a search through the slots does not read them. Of a text that is too long for its place, the
+// first bytes stand here without a zero after them, and the whole of it in the LongTexts of the space's slot.
 struct SpaceTexts {
-    char name[NAME_BYTES];
-    char path[PATH_BYTES];
+    char name[SHORT_TEXT];
+    char path[SHORT_TEXT];
+};
+struct LongTexts {
+    char name[LONGEST_TEXT];
+    char path[LONGEST_TEXT];
 };
 
 // The share of a space in the pool: how many frames its pages may have, and how many of these the pages of other spaces
@@ -287,7 +294,7 @@ struct Geometry {
     u32 max_frames, max_clients, stripe_clients;
     u32 guests;  // so many of the slots are for forked children only, see before_guests()
     u64 max_pages;
-    u64 clients_at, events_at, duel_at, advice_at, spaces_at, texts_at, uses_at, use_row_bytes;
+    u64 clients_at, events_at, duel_at, advice_at, spaces_at, texts_at, long_texts_at, uses_at, use_row_bytes;
     u64 entries_at, frames_at, pins_at, stripe_bytes;
     u64 sets_at, set_bytes[SET_LEVELS], rings_at, ring_bytes, tops_at, data_at, total_bytes;
 
@@ -345,6 +352,7 @@ struct Header {
     // See doubled(): the largest budget that the shadows have memory for (under the growth lock and the advice lock).
     Atomic<u64> advice_frames;
     Atomic<u64> spaces_ready;  // see doubled(): how many spaces have slots with memory (under the growth lock)
+    Atomic<u64> long_texts;    // see doubled(): how many LongTexts have memory (under the growth lock)
     Atomic<u64> removals;      // the number of spaces removed so far
     Atomic<u64> leaving;       // the blocks of entries that are being given back: namespace leaving
     // see doubled(): how many banks have memory, beyond the first (under the growth lock)
@@ -454,7 +462,7 @@ void each_frame_table(const Geometry& g, u32 stripes, F visit) {
 template <class F>
 void each_space_table(const Geometry& g, u32 banks, F visit) {
     visit(g.spaces_at, g.texts_at - g.spaces_at, [](u64 n) { return n * sizeof(SpaceSlot); });
-    visit(g.texts_at, g.uses_at - g.texts_at, [](u64 n) { return n * sizeof(SpaceTexts); });
+    visit(g.texts_at, g.long_texts_at - g.texts_at, [](u64 n) { return n * sizeof(SpaceTexts); });
     for (u32 row = 0, used = 2 + banks * CLIENT_BANK; row < g.use_rows(); row++)
         visit(g.uses_at + row * g.use_row_bytes, g.use_row_bytes,
               [is_used = row < used](u64 n) { return is_used ? n * sizeof(Uses) : 0; });
@@ -486,7 +494,7 @@ inline u64 space_sum(const SpaceSlot& t) {
                     t.owner.load_relaxed(),       t.owner_generation.load_relaxed(),
                     t.first_entry.load_relaxed(), t.max_pages.load_relaxed(),
                     t.version.load_relaxed(),     t.name_sum.load_relaxed(),
-                    t.path_sum.load_relaxed()};
+                    t.path_sum.load_relaxed(),    t.long_texts.load_relaxed()};
     return fnv(FNV_START, fields, sizeof fields);
 }
 
@@ -519,6 +527,7 @@ inline void place_areas(Geometry& g) {
     g.advice_at = take(advice_bytes(g.max_frames));
     g.spaces_at = take(MAX_SPACES * sizeof(SpaceSlot));
     g.texts_at = take(MAX_SPACES * sizeof(SpaceTexts));
+    g.long_texts_at = take(MAX_SPACES * sizeof(LongTexts));
     g.use_row_bytes = round_up(MAX_SPACES * sizeof(Uses), os);
     g.uses_at = take(g.use_rows() * g.use_row_bytes);
     u64 aligned = g.max_pages * 8 >= ENTRY_BLOCK ? ENTRY_BLOCK : os;  // else no block has entries alone

@@ -66,6 +66,10 @@ inline void repair_growth(Segment& s) {
             u64 used = round_up(bytes(s.spaces_ready), g.os_page), end = round_up(area, g.os_page);
             if (used < end) s.punch(at + used, end - used);
         });
+    if (s.look_at_long_texts()) {
+        u64 used = g.long_texts_at + round_up(s.long_texts_ready * sizeof(LongTexts), g.os_page);
+        if (used < g.uses_at) s.punch(used, g.uses_at - used);
+    }
     if (s.look_at_advised()) {
         u64 used = g.advice_at + round_up(advice_bytes(s.advised), g.os_page);
         if (used < g.spaces_at) s.punch(used, g.spaces_at - used);
@@ -239,6 +243,32 @@ inline int grow_spaces(Segment& s) {
     BP_POINT("grow.plugged");
     if (r) repair_growth(s);
     else if (from < to) s.header->spaces_ready.store_release(doubled(to));
+    release(s, s.header->growth);
+    return r;
+}
+
+// The LongTexts of a slot; null if it has none, or damage leads to one without memory.
+inline LongTexts* long_texts_of(Segment& s, SpaceSlot& t) {
+    s.look_at_long_texts();
+    u32 n = t.long_texts.load_relaxed();
+    return n - 1 < s.long_texts_ready ? &s.long_texts[n - 1] : nullptr;
+}
+
+// Gives LongTexts to a slot that has none. They remain with it. Under the directory lock. Returns 0 or -errno.
+inline int give_long_texts(Segment& s, SpaceSlot& t) {
+    if (long_texts_of(s, t)) return 0;
+    if (!lock_growth(s)) return -EINTR;
+    u32 from = s.look_at_long_texts() ? u32(s.long_texts_ready) : MAX_SPACES;  // damaged: there are no more
+    auto bytes = [&s](u64 n) { return round_up(n * sizeof(LongTexts), s.g.os_page); };
+    u64 first = bytes(from), end = bytes(from + 1);
+    int r = from == MAX_SPACES ? -ENOSPC : first < end ? s.plug(s.g.long_texts_at + first, end - first) : 0;
+    BP_POINT("texts.plugged");
+    if (r) {
+        repair_growth(s);
+    } else {
+        s.header->long_texts.store_release(doubled(from + 1));
+        t.long_texts.store_relaxed(from + 1);
+    }
     release(s, s.header->growth);
     return r;
 }

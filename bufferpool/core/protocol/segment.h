@@ -84,6 +84,7 @@ struct Segment {
     Client* clients = nullptr;
     SpaceSlot* spaces = nullptr;
     SpaceTexts* texts = nullptr;  // of the spaces
+    LongTexts* long_texts = nullptr;
     Uses* my_uses = nullptr;      // our row
     Event* events = nullptr;
     Atomic<u64>* entries = nullptr;
@@ -98,6 +99,7 @@ struct Segment {
     // Of this process only.
     Shared<u32> ready;                // the last valid value of header->frames_ready
     Shared<u32> spaces_ready;         // the same of header->spaces_ready
+    Shared<u32> long_texts_ready;     // the same of header->long_texts
     Shared<u32> advised;              // the last valid value of header->advice_frames
     Atomic<u64> ops_used{};          // which of our intents are in use
     Atomic<u64> op_thread[OPS] = {};  // the thread that uses each
@@ -134,6 +136,7 @@ struct Segment {
         spaces = reinterpret_cast<SpaceSlot*>(at + g.spaces_at);
         events = reinterpret_cast<Event*>(at + g.events_at);
         texts = reinterpret_cast<SpaceTexts*>(at + g.texts_at);
+        long_texts = reinterpret_cast<LongTexts*>(at + g.long_texts_at);
         advice = at + g.advice_at;
         duel = reinterpret_cast<Duel*>(at + g.duel_at);
         entries = reinterpret_cast<Atomic<u64>*>(at + g.entries_at);
@@ -300,6 +303,13 @@ struct Segment {
     u32 space_count() {
         look_at_spaces();
         return spaces_ready;
+    }
+    // The same for LongTexts.
+    bool look_at_long_texts() {
+        u64 w = header->long_texts.load_acquire();
+        if (!is_doubled(w) || u32(w) > MAX_SPACES) return false;
+        long_texts_ready = u32(w);
+        return true;
     }
     u64 entry_chunk_word(u64 word) const {
         const Atomic<u64>* at = chunk_bits + word;

@@ -245,9 +245,10 @@ struct NewPlace {
     bool no_memory = false;
 };
 
-inline NewPlace find_place(Segment& s, u64 max_pages) {
+inline NewPlace find_place(Segment& s, u64 max_pages, bool needs_long_texts) {
     NewPlace at;
     at.index = free_slot(s, at.error);
+    if (at.index != NONE && needs_long_texts) at.error = give_long_texts(s, s.spaces[at.index]);
     if (at.index != NONE) at.first = free_run(s, max_pages, at.no_memory);
     return at;
 }

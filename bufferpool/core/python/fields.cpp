@@ -26,7 +26,7 @@ constexpr Field fields[] = {
     FIELD(Header, min_frames), FIELD(Header, most_frames), FIELD(Header, asked_frames), FIELD(Header, advice_frames),
     FIELD(Header, checkpoint_lsn), FIELD(Header, checkpoint_ns), FIELD(Header, refused_clients),
     FIELD(Header, events_posted), FIELD(Header, steward), FIELD(Header, steward_ns), FIELD(Header, worth),
-    FIELD(Header, events), FIELD(Header, spaces_ready), FIELD(Header, removals),
+    FIELD(Header, events), FIELD(Header, spaces_ready), FIELD(Header, long_texts), FIELD(Header, removals),
     FIELD(Header, leaving),
     FIELD(Header, more_banks), FIELD(Header, slots_ready), FIELD(Header, slots_asked),
     FIELD(Header, dropped_aside), FIELD(Header, resident),
@@ -47,7 +47,7 @@ constexpr Field fields[] = {
     FIELD(Geometry, max_clients), FIELD(Geometry, stripe_clients), FIELD(Geometry, guests), FIELD(Geometry, max_pages),
     FIELD(Geometry, clients_at), FIELD(Geometry, events_at), FIELD(Geometry, duel_at), FIELD(Geometry, advice_at),
     FIELD(Geometry, spaces_at),
-    FIELD(Geometry, texts_at), FIELD(Geometry, uses_at), FIELD(Geometry, use_row_bytes),
+    FIELD(Geometry, texts_at), FIELD(Geometry, long_texts_at), FIELD(Geometry, uses_at), FIELD(Geometry, use_row_bytes),
     FIELD(Geometry, entries_at), FIELD(Geometry, frames_at),
     FIELD(Geometry, pins_at), FIELD(Geometry, stripe_bytes), FIELD(Geometry, sets_at), FIELD(Geometry, set_bytes),
     FIELD(Geometry, rings_at), FIELD(Geometry, ring_bytes), FIELD(Geometry, tops_at), FIELD(Geometry, data_at),
@@ -69,6 +69,7 @@ constexpr Field fields[] = {
     FIELD(SpaceSlot, span), FIELD(SpaceSlot, allocated), FIELD(SpaceSlot, stored), FIELD(SpaceSlot, entries_ready),
     FIELD(SpaceSlot, state), FIELD(SpaceSlot, kind), FIELD(SpaceSlot, flags), FIELD(SpaceSlot, owner),
     FIELD(SpaceSlot, first_entry), FIELD(SpaceSlot, max_pages), INNER(SpaceSlot, flush_lock.word, u32),
+    FIELD(SpaceSlot, long_texts),
     FIELD(SpaceSlot, flush_open), FIELD(SpaceSlot, flush_since_ns),
     FIELD(SpaceSlot, limit), FIELD(SpaceSlot, reserve),
     FIELD(SpaceSlot, device), FIELD(SpaceSlot, inode), FIELD(SpaceSlot, size_bytes), FIELD(SpaceSlot, mtime_ns),
@@ -80,6 +81,9 @@ constexpr Field fields[] = {
 
     STRUCT(SpaceTexts),
     FIELD(SpaceTexts, name), FIELD(SpaceTexts, path),
+
+    STRUCT(LongTexts),
+    FIELD(LongTexts, name), FIELD(LongTexts, path),
 
     STRUCT(Uses),
     FIELD(Uses, hits), FIELD(Uses, misses),

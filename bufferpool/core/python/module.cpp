@@ -459,7 +459,7 @@ PyMODINIT_FUNC PyInit__core() {
         if (PyModule_AddObjectRef(m, t.name, reinterpret_cast<PyObject*>(t.type)) < 0) return nullptr;
     PyModule_AddIntConstant(m, "MAX_SPACES", MAX_SPACES);
     PyModule_AddIntConstant(m, "CACHES", CACHES);
-    PyModule_AddIntConstant(m, "NAME_BYTES", NAME_BYTES);
+    PyModule_AddIntConstant(m, "LONGEST_TEXT", LONGEST_TEXT);
     PyModule_AddIntConstant(m, "CLIENTS_LIMIT", CLIENTS_LIMIT);
     PyModule_AddIntConstant(m, "CLIENT_BANK", CLIENT_BANK);
     PyModule_AddIntConstant(m, "LOCKS_AT", LOCKS_AT);

@@ -56,6 +56,7 @@ static bool refresh(SegmentObject* seg) {
     const Geometry& g = s.g;
     s.has_frame(g.max_frames - 1);
     s.look_at_spaces();
+    s.look_at_long_texts();
     if (!seg->observing) return true;
     struct stat st;
     if (fstat(s.fd, &st) != 0 || (u64(st.st_size) != g.total_bytes &&
@@ -177,6 +178,8 @@ static u64 metadata_bytes(Segment& s) {
     n += round_up(advice_bytes(s.look_at_advised()), g.os_page) + round_up(g.tops_bytes(), g.os_page);
     s.look_at_ready();
     each_frame_table(g, s.stripes(), [&](u64, u64, auto bytes) { n += round_up(bytes(s.ready), g.os_page); });
+    s.look_at_long_texts();
+    n += round_up(s.long_texts_ready * sizeof(LongTexts), g.os_page);
     s.look_at_spaces();
     each_space_table(g, s.stripes() / STRIPES,
                      [&](u64, u64, auto bytes) { n += round_up(bytes(s.spaces_ready), g.os_page); });

@@ -11,8 +11,25 @@
 
 namespace bp {
 
-static PyObject* text_of(const char* at, size_t most) {
-    return PyUnicode_DecodeUTF8(at, Py_ssize_t(strnlen(at, most)), "surrogateescape");
+// A space's name or path, where the whole of it stands.
+struct Text {
+    const char* at;
+    size_t most;
+
+    u64 sum() const { return text_sum(at, most); }
+    PyObject* string() const { return PyUnicode_DecodeUTF8(at, Py_ssize_t(strnlen(at, most)), "surrogateescape"); }
+};
+
+template <size_t SHORT, size_t LONG>
+Text text_of(SegmentObject* seg, u32 i, char (SpaceTexts::*part)[SHORT], char (LongTexts::*whole)[LONG]) {
+    Segment& s = *seg->s;
+    const char* at = s.texts[i].*part;
+    if (strnlen(at, SHORT) == SHORT)
+        if (LongTexts* texts = long_texts_of(s, s.spaces[i])) {
+            const char* found = texts->*whole;
+            if (sees(seg, u64(reinterpret_cast<const u8*>(found) - s.base))) return {found, LONG};
+        }
+    return {at, SHORT};
 }
 
 // The slots that one may look at: an observer believes the kernel about where there is memory.
@@ -37,13 +54,14 @@ static bool is_overwritten(Segment& s, u32 i) {
 }
 
 // The space in a slot, as a dict. Null without an exception: there is none, or not this one any more.
-static PyObject* space_record(Segment& s, u32 i) {
+static PyObject* space_record(SegmentObject* seg, u32 i) {
+    Segment& s = *seg->s;
     SpaceSlot& t = s.spaces[i];
-    SpaceTexts& texts = s.texts[i];
     u64 span = t.span.load_acquire();
     if (!t.is_live()) return nullptr;
-    bool sound = text_sum(texts.name, sizeof texts.name) == t.name_sum.load_relaxed() &&
-                 text_sum(texts.path, sizeof texts.path) == t.path_sum.load_relaxed();
+    Text name = text_of(seg, i, &SpaceTexts::name, &LongTexts::name);
+    Text path = text_of(seg, i, &SpaceTexts::path, &LongTexts::path);
+    bool sound = name.sum() == t.name_sum.load_relaxed() && path.sum() == t.path_sum.load_relaxed();
     if (is_overwritten(s, i) || (!sound && t.is_live() && t.span.load_acquire() == span))
         return raise_overwritten(i);
     if (!sound) return nullptr;
@@ -54,7 +72,7 @@ static PyObject* space_record(Segment& s, u32 i) {
     auto k = [](const Atomic<u64>& a) { return (unsigned long long)a.load_relaxed(); };
     return Py_BuildValue(
         "{s:I,s:N,s:N,s:I,s:I,s:I,s:K,s:I,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:O,s:I,s:K,s:K,s:K}",
-        "index", i, "name", text_of(texts.name, sizeof texts.name), "path", text_of(texts.path, sizeof texts.path),
+        "index", i, "name", name.string(), "path", path.string(),
         "kind", t.kind.load_relaxed(), "flags", t.flags.load_relaxed(), "owner", t.owner.load_relaxed(), "generation",
         (unsigned long long)space_generation(span), "first_entry", t.first_entry.load_relaxed(), "max_pages",
         t.max_pages.load_relaxed(), "pages", (unsigned long long)space_pages(span), "stored", k(t.stored),
@@ -134,7 +152,7 @@ static PyObject* list_spaces(SegmentObject* seg, Wanted wanted) {
         if (!sees_slot(seg, i)) continue;
         bool bad = is_overwritten(*s, i);
         if (!bad && !wanted(s->spaces[i])) continue;
-        PyObject* d = bad ? raise_overwritten(i) : space_record(*s, i);
+        PyObject* d = bad ? raise_overwritten(i) : space_record(seg, i);
         if (d ? PyList_Append(list, d) < 0 : PyErr_Occurred() != nullptr) Py_CLEAR(list);
         Py_XDECREF(d);
     }
@@ -168,7 +186,7 @@ static PyObject* segment_space(PyObject* self, PyObject* arg) {
     unsigned long i = PyLong_AsUnsignedLong(arg);
     Segment* s = PyErr_Occurred() ? nullptr : seen(S(self));
     if (!s || !refresh_readable(S(self))) return nullptr;
-    PyObject* d = i < s->space_count() && sees_slot(S(self), u32(i)) ? space_record(*s, u32(i)) : nullptr;
+    PyObject* d = i < s->space_count() && sees_slot(S(self), u32(i)) ? space_record(S(self), u32(i)) : nullptr;
     if (d || PyErr_Occurred()) return d;
     Py_RETURN_NONE;
 }
@@ -202,11 +220,11 @@ static PyObject* segment_removals(PyObject* self, PyObject*) {
 }
 
 // A slot for a new space of so many pages, and a run of entries. False: an exception is set.
-static bool has_place(SegmentObject* seg, u64 pages, u64 max_pages, NewPlace& at) {
+static bool has_place(SegmentObject* seg, u64 pages, u64 max_pages, bool needs_long_texts, NewPlace& at) {
     Segment& s = *seg->s;
     {
         Released unlocked(seg);
-        grow_with_room(s, [&] { return at = find_place(s, max_pages), at.error; });
+        grow_with_room(s, [&] { return at = find_place(s, max_pages, needs_long_texts), at.error; });
     }
     if (at.error == -EINTR) return raise_interrupted("memory for the slots of spaces"), false;
     if (at.error) return raise_errno(at.error, "the slots of more spaces cannot be allocated"), false;
@@ -228,6 +246,14 @@ static bool has_place(SegmentObject* seg, u64 pages, u64 max_pages, NewPlace& at
     return true;
 }
 
+// Copies a text to its place, as far as it fits; the rest of the place becomes zeros.
+template <size_t MOST>
+void put_text(char (&place)[MOST], const char* text, size_t bytes) {
+    size_t n = std::min(bytes, MOST);
+    memcpy(place, text, n);
+    memset(place + n, 0, MOST - n);
+}
+
 // add_space(directory.NewSpace) -> index. The directory lock is held.
 static PyObject* segment_add_space(PyObject* self, PyObject* made) {
     const char *name, *path;
@@ -244,18 +270,22 @@ static PyObject* segment_add_space(PyObject* self, PyObject* made) {
         return nullptr;
     Segment* s = opened(S(self));
     if (!s) return nullptr;
-    if (name_n >= Py_ssize_t(NAME_BYTES) || path_n >= Py_ssize_t(PATH_BYTES))
-        return raise("ValueError", "a space's name has at most %u bytes, its path %u", NAME_BYTES - 1, PATH_BYTES - 1);
+    if (name_n >= Py_ssize_t(LONGEST_TEXT) || path_n >= Py_ssize_t(LONGEST_TEXT))
+        return raise("ValueError", "the name and the path of a space have at most %u bytes", LONGEST_TEXT - 1);
+    bool is_long = name_n >= Py_ssize_t(SHORT_TEXT) || path_n >= Py_ssize_t(SHORT_TEXT);
     NewPlace at;
-    if (!has_place(S(self), pages, max_pages, at)) return nullptr;
+    if (!has_place(S(self), pages, max_pages, is_long, at)) return nullptr;
     auto fill = [&](SpaceSlot& t) {
         u64 hits, misses;
         if (!sum_uses(*s, at.index, hits, misses)) return false;
-        SpaceTexts& texts = s->texts[at.index];
-        strncpy(texts.name, name, sizeof texts.name - 1);
-        strncpy(texts.path, path, sizeof texts.path - 1);
-        t.name_sum.store_relaxed(text_sum(texts.name, sizeof texts.name));
-        t.path_sum.store_relaxed(text_sum(texts.path, sizeof texts.path));
+        put_text(s->texts[at.index].name, name, size_t(name_n));
+        put_text(s->texts[at.index].path, path, size_t(path_n));
+        if (LongTexts* texts = is_long ? long_texts_of(*s, t) : nullptr) {
+            put_text(texts->name, name, size_t(name_n));
+            put_text(texts->path, path, size_t(path_n));
+        }
+        t.name_sum.store_relaxed(text_sum(name, size_t(name_n)));
+        t.path_sum.store_relaxed(text_sum(path, size_t(path_n)));
         t.kind.store_relaxed(kind);
         t.flags.store_relaxed(flags);
         t.owner.store_relaxed(owned ? s->me : 0);
