@@ -11,9 +11,13 @@ import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import bufferpool as bp
+from bufferpool.client.client import Client
+from bufferpool.upkeep import page_sizes
 from tests.support import native_build
 
 pytestmark = pytest.mark.skipif(
@@ -58,8 +62,10 @@ LARGE = {
     "lengthen-reopen", "limit-evict", "limit-many", "limit-write", "many-many", "many-write", "move-flush",
     "move-move", "object-load-load", "object-load-put", "private-reopen-write", "put-clean", "read-reopen-twice",
     "reap-append", "reap-bank-load", "reap-group-flush", "reap-group-read", "reap-group-write", "reap-hurry-load",
-    "reap-lengthen", "reap-load-write", "reap-many", "reap-private-write", "reap-reload", "replace-evict",
-    "replace-write-load", "settle-sweep", "three", "write-remove", "write-reopen-twice",
+    "reap-lengthen", "reap-load-write", "reap-many", "reap-private-write", "reap-reload", "reap-sizes",
+    "replace-evict", "replace-write-load", "settle-sweep", "sizes-count", "sizes-grow", "sizes-move-back",
+    "sizes-move-flush", "sizes-move-hold", "sizes-move-move", "sizes-shrink", "three", "write-remove",
+    "write-reopen-twice",
 }  # fmt: skip
 LARGE_WITH_DEATHS = LARGE | {
     "append-append", "append-reopen", "compact-write", "fork-reap", "leave-shrink", "many-drop", "many-evict",
@@ -117,6 +123,64 @@ def test_deeper(explorer: Path) -> None:
         for scenario in scenarios(explorer):  # one by one, because each takes gigabytes
             done = explore(explorer, scenario, deaths, most_states)
             assert done.returncode == 0, f"{scenario}: {done.stdout}{done.stderr}"
+
+
+class _Recorded:
+    """A segment of the core, and the calls of it that change it or take its locks."""
+
+    READS = frozenset({"budget_frames", "caches", "geometry", "page_sizes", "reopen", "spaces", "status", "steward"})
+
+    def __init__(self, segment: Any, size: str, calls: list[str]) -> None:
+        self.segment, self.size, self.calls = segment, size, calls
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.READS:
+            self.calls.append(f"{name} of {self.size}")
+        return getattr(self.segment, name)
+
+
+def _earn(client: Client, step: int, whole: int) -> page_sizes.Earning:
+    """Memory earns most in the other size, and the pool's own has a step of it to give."""
+    is_home = client is client.home()
+    return page_sizes.Earning(client, 0.0, 0.0 if is_home else 1.0, step if is_home else 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "act"),
+    [
+        ("sizes-move", bp.Pool.balance),
+        ("sizes-shrink", lambda pool: page_sizes.set_whole(pool.client, pool.capacity * 3 // 4, 5.0)),
+        ("sizes-grow", lambda pool: page_sizes.set_whole(pool.client, pool.capacity * 2, 5.0)),
+    ],
+    ids=["sizes-move", "sizes-shrink", "sizes-grow"],
+)
+def test_memory_moves_between_page_sizes_as_in_the_package(
+    explorer: Path, make_pool: Any, monkeypatch: pytest.MonkeyPatch, scenario: str, act: Callable[[bp.Pool], object]
+) -> None:
+    """The steps are Python, and the explorer has them in C++: both call the core in the same order.
+
+    In the package all memory is in use by then, as in the explorer.
+    """
+    pool: bp.Pool = make_pool(2 << 20, max_capacity=8 << 20, page_size=65536)
+
+    def load(page_no: int, out: Any) -> None:
+        out[:] = page_no % 251
+
+    large, small = pool.open_derived("a", 100, load), pool.open_derived("b", 1000, load, page_size=8192)
+    for n in [*range(100), *range(1000)]:
+        small[n], large[n % 100]
+    calls: list[str] = []
+    monkeypatch.setattr(page_sizes, "_earning", _earn)
+    monkeypatch.setattr(Client, "post", lambda self, event: None)
+    for client, size in ((large.pool.client, "home"), (small.pool.client, "other")):
+        monkeypatch.setattr(client, "_segment", _Recorded(client.seg, size, calls))
+    act(pool)
+    monkeypatch.undo()
+    schedule = "".join(f" {name}{i}" * 4000 for i, name in enumerate("MLO" if scenario == "sizes-move" else "SLO"))
+    told = run(explorer, scenario, "replay", schedule).stdout
+    assert "VIOLATION" not in told
+    assert calls == re.findall(r"^  0 calls (.*)$", told, re.MULTILINE)
+    assert calls
 
 
 def _pins_before_intents(text: str) -> str:
@@ -231,6 +295,22 @@ def _byte_before_pid(text: str) -> str:
     pid, byte = "    slot.pid.store_seq_cst(prim::process_id());\n", "    s.unlock_byte(LOCKS_AT + long(c));\n"
     assert text.count(pid + byte) == 1
     return text.replace(pid + byte, byte + pid)
+
+
+def _grants_before_it_takes(text: str) -> str:
+    """The taker's part made larger before the giver's is smaller, by what the giver will give."""
+    take = "    take_part(giver, step / giver.g.page_size);\n"
+    assert text.count(take) == 1
+    return text.replace(take, "    grant_part(taker, step);\n" + take)
+
+
+def _parts_before_the_whole(text: str) -> str:
+    """The parts made larger, and then the budget that allows it."""
+    write = "        set_whole_bytes(home, bytes);\n        u64 share"
+    last = "        return grant_part(home, unassigned(home, other, bytes));\n"
+    assert text.count(write) == text.count(last) == 1
+    text = text.replace(write, "        u64 share")
+    return text.replace(last, last.replace("return ", "") + "        return set_whole_bytes(home, bytes);\n")
 
 
 # name: (file, what stands there or a function, what stands there instead, scenario that finds it)
@@ -878,6 +958,42 @@ MUTATIONS = {
         " || object_budget(s) > want.budget) return true;",
         ") return true;",
         "borrow-borrow",
+    ),
+    "a page size that gets memory before the other has given it": (
+        "size_actors.h",
+        _grants_before_it_takes,
+        "",
+        "sizes-move",
+    ),
+    "a page size that gets what another should have given, though its pages are pinned": (
+        "size_actors.h",
+        "    grant_part(taker, std::min<i64>(step, unassigned(home, other, whole)));\n",
+        "    grant_part(taker, step);\n",
+        "sizes-move-hold",
+    ),
+    "what a dead process has taken from a page size not given out": (
+        "size_actors.h",
+        "    grant_part(taker, unassigned(home, other, whole));\n    if (!step)",
+        "    if (!step)",
+        "sizes-move",
+    ),
+    "pages that a dead process has left above a part not given back": (
+        "size_actors.h",
+        "if (held_frames(*s) > part_of(*s)) take_part(*s, 0);",
+        "if (held_frames(*s) > s->g.max_frames) take_part(*s, 0);",
+        "sizes-move",
+    ),
+    "the memory of a page size counted without its memory lock": (
+        "size_actors.h",
+        "    while (!lock_memory(s)) {}\n    u64 held = held_frames(s);\n    unlock_memory(s);\n",
+        "    u64 held = held_frames(s);\n",
+        "sizes-count",
+    ),
+    "a larger budget of all page sizes written after their parts": (
+        "size_actors.h",
+        _parts_before_the_whole,
+        "",
+        "sizes-grow",
     ),
     "a load that another client has not looked at": (
         "object_write.h",

@@ -9,12 +9,13 @@ bool may_give_up() { return running >= 0 && world.processes[running].gives_up; }
 void wrong(const char* what, u32 page) { violation("page %u: %s", page, what); }
 
 static u64* page_words(Segment& s, u32 f) { return reinterpret_cast<u64*>(s.page_data(f)); }
+static u32 last_word(const Segment& s) { return s.g.page_size / 8 - 1; }
 
 static void read_frame(Segment& s, Process& me, u32 page, u32 f, u64 done_before) {
     model::require_memory(s.page_data(f));
     u64 first = page_words(s, f)[0];
     model::step();
-    u64 last = page_words(s, f)[WORDS - 1];
+    u64 last = page_words(s, f)[last_word(s)];
     if (first != last) violation("page %u is mixed: %llx and %llx", page, (unsigned long long)first, (unsigned long long)last);
     if (first >> 32 != page) violation("page %u shows page %u", page, u32(first >> 32));
     u64 version = first & 0xffffffff;
@@ -185,7 +186,7 @@ static void flush_pages(Segment& s, u64 durable, bool alone = false) {
         model::require_memory(s.page_data(it.frame));
         // Into the operating system's cache: not durable before the sync.
         written[it.page] = version;
-        prim::copy_page(world.store[it.page], s.page_data(it.frame), PAGE_BYTES);
+        prim::copy_page(world.store[it.page], s.page_data(it.frame), s.g.page_size);
     }
     model::step();
     for (u32 p = 0; p < PAGES; p++)
@@ -211,7 +212,7 @@ static void check_clean_is_synced(Segment& s) {
         if (entry::state(e) != RESIDENT || (e & entry::DIRTY)) continue;
         u64 version = page_words(s, entry::frame(e))[0] & 0xffffffff;
         if (version > world.synced[page]) violation("page %u is clean at version %u, the store is sure of %u", page, u32(version), u32(world.synced[page]));
-        if (memcmp(world.store[page], page_words(s, entry::frame(e)), PAGE_BYTES)) violation("page %u is clean, and the store has something else", page);
+        if (memcmp(world.store[page], page_words(s, entry::frame(e)), s.g.page_size)) violation("page %u is clean, and the store has something else", page);
     }
 }
 

@@ -48,6 +48,7 @@ static void copy_state(std::vector<u8>& out) {
         if (p.life == UNBORN || p.life == READY || p.life == WAITING) add(p.sp, size_t(stacks[i] + STACK - static_cast<u8*>(p.sp)));
     }
     if (object_world.used) add(&object_world, sizeof object_world);
+    if (other_size.used) add(&other_size, sizeof other_size);
 }
 
 static void restore_state(const std::vector<u8>& in) {
@@ -64,6 +65,7 @@ static void restore_state(const std::vector<u8>& in) {
         if (p.life == UNBORN || p.life == READY || p.life == WAITING) take(p.sp, size_t(stacks[i] + STACK - static_cast<u8*>(p.sp)));
     }
     if (object_world.used) take(&object_world, sizeof object_world);
+    if (other_size.used) take(&other_size, sizeof other_size);
 }
 
 static u64 mixed(u64 h) {
@@ -76,7 +78,7 @@ static u64 mixed(u64 h) {
 // a key for each word (this is NH of the message authentication code UMAC) two states collide by a chance of 2^-64.
 static u64 hash_of(const std::vector<u8>& bytes) {
     static const auto keys = [] {
-        std::array<u64, (sizeof world + sizeof stacks + sizeof object_world) / 8 + 2> made;
+        std::array<u64, (sizeof world + sizeof stacks + sizeof object_world + sizeof other_size) / 8 + 2> made;
         u64 seed = 0;
         for (u64& key : made) key = mixed(seed += 0x9e3779b97f4a7c15);
         return made;
@@ -152,6 +154,7 @@ static void take(Choice c) {
     if (p.life == WAITING) wake(p, c.timeout);
     resume(c.process);
     if (most_pages && pages_with_frames() > most_pages) violation("the space has %u pages, and its limit is %u", pages_with_frames(), most_pages);
+    if (other_size.used) require_within_whole();
 }
 
 // Runs random schedules, each from the start to its end. In most steps the process of the last step continues, and few
@@ -242,12 +245,14 @@ static void replay(const Scenario& scenario, const std::string& schedule) {
         int c = schedule[i + 2] - '0';
         printf("%c%c%d\n", schedule[i], schedule[i + 1], c);
         Process& p = world.processes[c];
+        if (p.life == DONE || p.life == DEAD) continue;  // a schedule may be longer than its processes run
         if (schedule[i] == '!') {
             kill(c);
             continue;
         }
         if (p.life == WAITING) wake(p, schedule[i] == '~');
         resume(c);
+        if (other_size.used) require_within_whole();
         tell_words();
     }
     end_check(scenario);
@@ -268,7 +273,9 @@ static void join_crowd(Segment& s) {
 
 static void run(const Scenario& sc, const std::string& how, u32 max_kills, u64 most, const char* schedule) {
     memset(static_cast<void*>(&world), 0, sizeof world);
-    make_segment(sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients, sc.guests, sc.extent_frames);
+    memset(static_cast<void*>(&other_size), 0, sizeof other_size);
+    make_segment(0, sc.budget, sc.frames, sc.frames - sc.unready, sc.pages, sc.clients, sc.guests, sc.extent_frames);
+    if (sc.other_budget) make_other_size(sc);
     for (Process& p : world.processes) p.segment.keeps_entries = !sc.gives_entries;
     memset(static_cast<void*>(&object_world), 0, sizeof object_world);
     if (sc.objects) make_area(world.processes[0].segment.g);
@@ -280,6 +287,7 @@ static void run(const Scenario& sc, const std::string& how, u32 max_kills, u64 m
         if (attach(s) != Status::OK) abort();
         s.client().pid.store_relaxed(i + 1);
         s.client().start_time.store_relaxed(i + 1);
+        if (sc.other_budget) attach_other(i);
         world.processes[i].hurried = i ? 0 : u8(sc.hurried);
         if (i == sc.owner) own_space(s);
     }
@@ -288,6 +296,12 @@ static void run(const Scenario& sc, const std::string& how, u32 max_kills, u64 m
     for (u32 page : sc.preload) {
         Segment& s = world.processes[0].segment;
         u32 f = fetch(s, page, sc.opens_spaces ? stored_image(1, page) : world.store[page]);
+        if (f == NONE) abort();
+        unpin(s, f);
+    }
+    for (u32 page : sc.other_preload) {
+        Segment& s = other_size.segments[0];
+        u32 f = fetch(s, page, world.store[page]);
         if (f == NONE) abort();
         unpin(s, f);
     }

@@ -11,11 +11,11 @@
 
 namespace bp::model {
 void step();
-int lock_byte(int process, long at);
-void unlock_byte(int process, long at);
-bool byte_is_locked(int process, long at);
-int plug(u64 offset, u64 bytes);
-void punch(u64 offset, u64 bytes);
+int lock_byte(int fd, long at);
+void unlock_byte(int fd, long at);
+bool byte_is_locked(int fd, long at);
+int plug(int fd, u64 offset, u64 bytes);
+void punch(int fd, u64 offset, u64 bytes);
 void write_object(u64 offset, const void* from, u64 bytes);
 int futex_wait(const void* word, u32 expected);
 void require_memory(const void* at);
@@ -77,13 +77,13 @@ inline int byte_is_locked(int fd, off_t at) {
 constexpr u64 HUGE_BYTES = 2 << 20;
 inline void use_huge_pages(void*, u64) {}  // not part of the protocol
 inline void use_small_pages(void*, u64) {}
-inline int plug(int, u64 offset, u64 bytes) {
+inline int plug(int fd, u64 offset, u64 bytes) {
     model::step();
-    return model::plug(offset, bytes);
+    return model::plug(fd, offset, bytes);
 }
-inline int punch(int, u64 offset, u64 bytes) {
+inline int punch(int fd, u64 offset, u64 bytes) {
     model::step();
-    model::punch(offset, bytes);
+    model::punch(fd, offset, bytes);
     return 0;
 }
 // The area of the objects is a part of the world: explore.cpp maps it.

@@ -2,16 +2,19 @@
 #pragma once
 
 #include "object_actors.h"
+#include "size_actors.h"
 #include "space_actors.h"
 
 namespace bp {
 
 // ---- the start -----------------------------------------------------------------------
 
-static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clients, u32 guests, u32 extent_frames) {
+// The pool's segment for `first_fd` 0, that of the other page size for PROCESSES.
+static void make_segment(int first_fd, u32 budget, u32 frames, u32 ready, u32 pages, u32 clients, u32 guests, u32 extent_frames) {
+    FileModel file = file_of(first_fd);
     Geometry g{};
-    g.page_size = PAGE_BYTES;
-    g.page_shift = u32(__builtin_ctz(PAGE_BYTES));
+    g.page_size = file.page_bytes;
+    g.page_shift = u32(__builtin_ctz(file.page_bytes));
     g.os_page = ENTRIES * 8;
     g.extent_frames = extent_frames;
     g.max_frames = frames;
@@ -42,7 +45,7 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
     }
     g.data_at = DATA_AT;
     g.total_bytes = SEGMENT_BYTES;
-    auto h = reinterpret_cast<Header*>(world.segment);
+    auto h = reinterpret_cast<Header*>(file.segment);
     h->budget_frames.store_relaxed(budget);
     h->frames_ready.store_relaxed(doubled(ready));
     h->spaces_ready.store_relaxed(doubled(MAX_SPACES));
@@ -51,14 +54,14 @@ static void make_segment(u32 budget, u32 frames, u32 ready, u32 pages, u32 clien
         if (ready < frames) ring->head = ring->capacity - 1;
     }
     for (u32 i = 0; i < PROCESSES; i++) {
-        Process& p = world.processes[i];
-        new (&p.segment) Segment;
-        p.segment.map(world.segment, g);
-        p.segment.fd = int(i);
-        p.segment.interrupted = [](Segment&) { return running >= 0 && world.processes[running].gives_up; };
-        p.segment.look_at_ready();
+        Segment& s = first_fd ? other_size.segments[i] : world.processes[i].segment;
+        new (&s) Segment;
+        s.map(file.segment, g);
+        s.fd = first_fd + int(i);
+        s.interrupted = [](Segment&) { return running >= 0 && world.processes[running].gives_up; };
+        s.look_at_ready();
     }
-    Segment& s = world.processes[0].segment;
+    Segment& s = first_fd ? other_size.segments[0] : world.processes[0].segment;
     SpaceSlot& slot = s.spaces[0];
     slot.span.store_relaxed(u64(1) << GENERATION_SHIFT | pages);
     slot.allocated.store_relaxed(space_span(1, pages));
@@ -94,7 +97,24 @@ struct Scenario {
     bool once = false;         // without a death each key is loaded once
     bool has_room = false;     // for a value of each key: none is evicted or refused
     bool gives_entries = false;  // the memory of entries leaves with their space
+    u32 other_budget = 0, other_frames = 0;  // of the other page size; 0: there is none
+    std::vector<u32> other_preload;          // its pages: those that the pool's own size does not have
 };
+
+static void make_other_size(const Scenario& sc) {
+    make_segment(PROCESSES, sc.other_budget, sc.other_frames, sc.other_frames, sc.pages, sc.clients, sc.guests, sc.extent_frames);
+    for (Segment& s : other_size.segments) s.keeps_entries = true;
+    other_size.used = true;
+    Header& home = *world.processes[0].segment.header;
+    home.other_sizes.store_relaxed(OTHER_PAGE_BYTES);
+    home.whole_budget_bytes.store_relaxed(u64(sc.budget) * PAGE_BYTES + u64(sc.other_budget) * OTHER_PAGE_BYTES);
+}
+static void attach_other(u32 process) {
+    Segment& s = other_size.segments[process];
+    if (attach(s) != Status::OK) abort();
+    s.client().pid.store_relaxed(process + 1);
+    s.client().start_time.store_relaxed(process + 1);
+}
 
 static const u64* content_of(Segment& s, u32 page) {
     u64 e = s.entries[page].load_relaxed();
@@ -105,9 +125,10 @@ static u64 version_of(Segment& s, u32 page) { return content_of(s, page)[0] & 0x
 static void check_content(Segment& s) {
     check_clean_is_synced(s);
     for (u32 page = 0; page < PAGES; page++) {
+        if (other_size.used && !is_page_of(s, page)) continue;
         const u64* words = content_of(s, page);
         u64 version = words[0] & 0xffffffff;
-        if (words[0] != words[WORDS - 1] || words[0] >> 32 != page) violation("page %u is left damaged", page);
+        if (words[0] != words[last_word(s)] || words[0] >> 32 != page) violation("page %u is left damaged", page);
         if (version < world.done[page] && !world.dropped[page]) violation("page %u: version %u is lost, %u is left", page, u32(world.done[page]), u32(version));
         if (version > world.intended[page]) violation("page %u has a version that nobody wrote", page);
     }
@@ -121,6 +142,37 @@ static void check_share(Segment& s) {
     u32 n = 0, counted = share_frames(s.header->shares.list[0].frames.load_relaxed());
     for (u32 f = 0; f < s.ready; f++) n += frame::state(s.frames[f].word.load_relaxed()) == LIVE;
     if (n != counted) violation("the space has %u pages, and %u are counted", n, counted);
+}
+
+// After the dead of a segment are reaped: nothing of them is left, and the kernel has what the words say.
+static void check_segment(Segment& s, const FileModel& file) {
+    Findings found;
+    if (check(s, 1, found) != Status::OK) abort();
+    for (const Finding& finding : found) violation("%s", finding.text);
+    for (u32 f = 0; f < s.ready; f++) {
+        FrameState state = frame::state(s.frames[f].word.load_relaxed());
+        if (state == BUSY || state == RETIRED) violation("frame %u is left %s", f, name(state));
+        if (any_pin(s, f)) violation("frame %u is left pinned", f);
+        if ((state == HOLE) != !file.plugged[f]) violation("frame %u is %s and the kernel disagrees", f, name(state));
+    }
+    for (u32 c = 1; c <= s.g.max_clients; c++)
+        if (s.clients[c - 1].state.load_relaxed() == CLIENT_LIVE && !file.byte_owner[c]) violation("client %u is dead and not reaped", c);
+    for (u32 page = 0; page < ENTRIES; page++) {
+        u64 e = s.entries[page].load_relaxed();
+        if (entry::state(e) != RESIDENT && entry::state(e) != ABSENT) violation("page %u is left %s", page, name(entry::state(e)));
+        if (entry::owner(e) || entry::flusher(e)) violation("page %u is left owned", page);
+    }
+}
+
+// The other page size at the end, and what both have together after the last process has moved memory, too.
+static void check_sizes(Segment& home) {
+    Segment& other = other_size.segments[home.fd];
+    if (attach(other) != Status::OK) violation("nobody can attach to the other page size any more");
+    reap_all(other);
+    check_content(other);
+    give_out_what_nobody_has(home, other);
+    check_segment(other, file_of(int(PROCESSES)));
+    require_nothing_lost(home, other);
 }
 
 // The last process: reaps, then everything must be in order.
@@ -140,22 +192,8 @@ static void end_check(const Scenario& scenario) {
     if (scenario.opens_spaces) check_spaces(*s);
     else check_content(*s);
     if (scenario.as_one && version_of(*s, 0) != version_of(*s, 1)) violation("pages 0 and 1 were published as one, and are left with versions %u and %u", u32(version_of(*s, 0)), u32(version_of(*s, 1)));
-    Findings found;
-    if (check(*s, 1, found) != Status::OK) abort();
-    for (const Finding& finding : found) violation("%s", finding.text);
-    for (u32 f = 0; f < s->ready; f++) {
-        FrameState state = frame::state(s->frames[f].word.load_relaxed());
-        if (state == BUSY || state == RETIRED) violation("frame %u is left %s", f, name(state));
-        if (any_pin(*s, f)) violation("frame %u is left pinned", f);
-        if ((state == HOLE) != !world.plugged[f]) violation("frame %u is %s and the kernel disagrees", f, name(state));
-    }
-    for (u32 c = 1; c <= s->g.max_clients; c++)
-        if (s->clients[c - 1].state.load_relaxed() == CLIENT_LIVE && !world.byte_owner[c]) violation("client %u is dead and not reaped", c);
-    for (u32 page = 0; page < ENTRIES; page++) {
-        u64 e = s->entries[page].load_relaxed();
-        if (entry::state(e) != RESIDENT && entry::state(e) != ABSENT) violation("page %u is left %s", page, name(entry::state(e)));
-        if (entry::owner(e) || entry::flusher(e)) violation("page %u is left owned", page);
-    }
+    if (other_size.used) check_sizes(*s);
+    check_segment(*s, file_of(0));
 }
 
 // ---- scenarios -----------------------------------------------------------------------------
@@ -503,6 +541,61 @@ static Scenario of_hurried_objects(const char* name, u32 words, u32 waits, std::
     return scenario;
 }
 
+static Program moves_memory(bool to_other) {
+    return [=](Segment& s, Process&) { move_memory(s, to_other); };
+}
+static Program moves_and_reads_other(u32 page) {
+    return [=](Segment& s, Process& me) {
+        move_memory(s, true);
+        read_page(other_of_running(), me, page);
+    };
+}
+static Program resizes_both(u64 bytes) {
+    return [=](Segment& s, Process&) { resize_both(s, bytes); };
+}
+static Program reads_other(u32 page, int n = 1) {
+    return [=](Segment&, Process& me) {
+        for (int i = 0; i < n; i++) read_page(other_of_running(), me, page);
+    };
+}
+static Program writes_other(u32 page) {
+    return [=](Segment&, Process&) { write_page(other_of_running(), page); };
+}
+static Program writes_and_flushes_other(u32 page) {
+    return [=](Segment&, Process&) {
+        write_page(other_of_running(), page);
+        flush_pages(other_of_running(), ~u64(0));
+    };
+}
+static Program holds_both(u32 page, u32 other_page) {
+    return [=](Segment& s, Process& me) { hold_both(s, me, page, other_page); };
+}
+static Program reaps_sizes() {
+    return [](Segment& s, Process&) {
+        reap_all(s);
+        reap_all(other_of_running());
+    };
+}
+static Program holds_all() {
+    return [](Segment& s, Process& me) { hold_all(s, me); };
+}
+
+// Two page sizes with so many frames of 64 and of 32 bytes, and the pages that are in memory.
+static Scenario of_sizes(const char* name, u32 home, u32 other, std::vector<u32> preload, std::vector<u32> other_preload, std::vector<std::pair<const char*, Program>> processes) {
+    Scenario scenario{name, home, 3, std::move(preload), std::move(processes)};
+    scenario.other_budget = other;
+    scenario.other_frames = FRAMES;
+    scenario.other_preload = std::move(other_preload);
+    return scenario;
+}
+// All of the budget is in use: most of it by the pool's own size, or by the other one.
+static Scenario of_large(const char* name, std::vector<std::pair<const char*, Program>> processes) {
+    return of_sizes(name, 2, 1, {0, 1}, {1}, std::move(processes));
+}
+static Scenario of_small(const char* name, std::vector<std::pair<const char*, Program>> processes) {
+    return of_sizes(name, 1, 3, {0}, {1, 2}, std::move(processes));
+}
+
 // The space may have so many pages, fewer than there are frames.
 static Scenario of_limit(const char* name, u32 limit, std::vector<u32> preload, std::vector<std::pair<const char*, Program>> processes) {
     Scenario scenario{name, 3, 3, std::move(preload), std::move(processes)};
@@ -521,6 +614,16 @@ static std::vector<Scenario> scenarios() {
         of_limit("reap-limit", 1, {0}, {{"L", reads(1)}, {"X", reaps()}}),
         of_limit("reap-limit-fail", 2, {2}, {{"A", fails_to_read(0)}, {"X", reaps()}, {"L", reads(1)}}),
         of_limit("reap-limit-drop", 1, {0}, {{"D", drops(0)}, {"X", reaps()}, {"L", reads(1)}}),
+        of_large("sizes-move", {{"M", moves_memory(true)}, {"L", reads_other(2)}}),
+        of_large("sizes-move-hold", {{"M", moves_memory(true)}, {"H", holds_all()}, {"O", reads_other(2)}}),
+        of_large("sizes-move-both", {{"M", moves_memory(true)}, {"B", holds_both(1, 2)}}),
+        of_large("sizes-move-move", {{"M", moves_memory(true)}, {"N", moves_memory(false)}, {"O", reads_other(2)}}),
+        of_small("sizes-move-back", {{"M", moves_memory(false)}, {"L", reads(1)}, {"O", reads_other(2)}}),
+        of_small("sizes-move-flush", {{"M", moves_memory(false)}, {"L", reads(1)}, {"W", writes_and_flushes_other(2)}}),
+        of_sizes("sizes-shrink", 2, 3, {0, 1}, {1, 2}, {{"S", resizes_both(2 * PAGE_BYTES)}, {"L", reads_both(0, 1)}, {"O", writes_other(2)}}),
+        of_small("sizes-grow", {{"S", resizes_both(4 * PAGE_BYTES)}, {"L", reads(1)}, {"O", writes_other(2)}}),
+        of_sizes("sizes-count", 2, 1, {0}, {1}, {{"M", moves_memory(true)}, {"L", reads(1)}, {"N", moves_and_reads_other(2)}}),
+        of_large("reap-sizes", {{"M", moves_memory(true)}, {"O", reads_other(2)}, {"X", reaps_sizes()}}),
         of_groups("group-read", 4, {{"W", writes_as_one(0, 1)}, {"R", reads_as_one(0, 1)}}),
         of_groups("group-read-back", 4, {{"W", writes_as_one(0, 1)}, {"R", reads_as_one(1, 0)}}),
         of_groups("group-group", 4, {{"W", writes_as_one(0, 1)}, {"V", writes_as_one(0, 1)}}),

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <span>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -83,6 +84,30 @@ struct ObjectWorld {
     u64 intended[2], floor[2];                // by key: the newest version that somebody puts; the oldest that may be found
 };
 alignas(4096) static ObjectWorld object_world;
+
+// The segment of another page size, and the lock of the page sizes; part of the states of scenarios that use it. A
+// process's descriptor of it has the number of its description and PROCESSES: both files are open for the same processes.
+constexpr u32 OTHER_PAGE_BYTES = PAGE_BYTES / 2;
+struct OtherSize {
+    alignas(64) u8 segment[SEGMENT_BYTES];
+    u8 plugged[FRAMES];
+    u8 byte_owner[16];
+    u32 sizes_owner;  // the process that has the lock of the page sizes, + 1: a flock, which ends with the process
+    bool used;
+    u64 most_bytes;  // the largest whole budget so far
+    Segment segments[PROCESSES];
+};
+alignas(4096) static OtherSize other_size;
+
+// The kernel's record of a file: its bytes, the memory of its frames, its locks.
+struct FileModel {
+    u8 *segment, *plugged, *byte_owner;
+    u32 page_bytes;
+};
+static FileModel file_of(int fd) {
+    if (fd < int(PROCESSES)) return {world.segment, world.plugged, world.byte_owner, PAGE_BYTES};
+    return {other_size.segment, other_size.plugged, other_size.byte_owner, OTHER_PAGE_BYTES};
+}
 alignas(4096) static u8 stacks[PROCESSES][STACK];
 static int running = -1;
 static void* scheduler_sp;
@@ -144,19 +169,19 @@ void touch(const void* word) {
     if (world.entries_gone && at >= entries && at < entries + ENTRIES * 8) violation("an entry without memory was touched");
 }
 
-int lock_byte(int process, long at) {
-    u8& owner = world.byte_owner[at - LOCKS_AT];
-    if (owner && owner != process + 1) return -EAGAIN;
-    owner = u8(process + 1);
+int lock_byte(int fd, long at) {
+    u8 &owner = file_of(fd).byte_owner[at - LOCKS_AT], ours = u8(fd % int(PROCESSES) + 1);
+    if (owner && owner != ours) return -EAGAIN;
+    owner = ours;
     return 0;
 }
-void unlock_byte(int process, long at) {
-    u8& owner = world.byte_owner[at - LOCKS_AT];
-    if (owner == process + 1) owner = 0;
+void unlock_byte(int fd, long at) {
+    u8& owner = file_of(fd).byte_owner[at - LOCKS_AT];
+    if (owner == fd % int(PROCESSES) + 1) owner = 0;
 }
-bool byte_is_locked(int process, long at) {
-    u8 owner = world.byte_owner[at - LOCKS_AT];
-    return owner && owner != process + 1;
+bool byte_is_locked(int fd, long at) {
+    u8 owner = file_of(fd).byte_owner[at - LOCKS_AT];
+    return owner && owner != fd % int(PROCESSES) + 1;
 }
 
 // What stands in entries without memory: code that takes it for an entry, or changes it, touches what it must not touch.
@@ -173,13 +198,14 @@ static void set_entry_memory(bool gone) {
     world.entries_gone = gone;
 }
 
-static void set_memory(u64 offset, u64 bytes, u8 value) {
+static void set_memory(int fd, u64 offset, u64 bytes, u8 value) {
+    FileModel file = file_of(fd);
     u64 entries = world.processes[0].segment.g.entries_at;
-    if (offset <= entries && entries < offset + bytes) set_entry_memory(!value);
+    if (file.segment == world.segment && offset <= entries && entries < offset + bytes) set_entry_memory(!value);
     if (offset < DATA_AT) return;
-    for (u64 f = (offset - DATA_AT) / PAGE_BYTES; f < (offset - DATA_AT + bytes) / PAGE_BYTES; f++) {
-        world.plugged[f] = value;
-        if (!value) memset(world.segment + DATA_AT + f * PAGE_BYTES, 0, PAGE_BYTES);
+    for (u64 f = (offset - DATA_AT) / file.page_bytes; f < (offset - DATA_AT + bytes) / file.page_bytes; f++) {
+        file.plugged[f] = value;
+        if (!value) memset(file.segment + DATA_AT + f * file.page_bytes, 0, file.page_bytes);
     }
 }
 u32 object_pages() {
@@ -206,15 +232,15 @@ void require_object(const void* at, u64 bytes) {
 }
 u64 coarse_ns() { return 1 + object_world.passed; }
 u8* object_at(u64 offset) { return object_world.area + (offset - object_world.begin); }
-int plug(u64 offset, u64 bytes) {
+int plug(int fd, u64 offset, u64 bytes) {
     if (is_object(offset)) return set_object_memory(offset, bytes, 1), 0;
     if (offset >= DATA_AT && world.refused) return world.refused--, -ENOSPC;
-    set_memory(offset, bytes, 1);
+    set_memory(fd, offset, bytes, 1);
     return 0;
 }
-void punch(u64 offset, u64 bytes) {
+void punch(int fd, u64 offset, u64 bytes) {
     if (is_object(offset)) set_object_memory(offset, bytes, 0);
-    else set_memory(offset, bytes, 0);
+    else set_memory(fd, offset, bytes, 0);
 }
 void write_object(u64 offset, const void* from, u64 bytes) {
     set_object_memory(offset, bytes, 1);
@@ -223,13 +249,16 @@ void write_object(u64 offset, const void* from, u64 bytes) {
 
 void require_memory(const void* at) {
     auto p = static_cast<const u8*>(at);
-    if (p < world.segment + DATA_AT || p >= world.segment + SEGMENT_BYTES) return;
-    if (!world.plugged[u64(p - world.segment - DATA_AT) / PAGE_BYTES]) violation("a frame without memory was touched");
+    for (int fd : {0, int(PROCESSES)}) {
+        FileModel file = file_of(fd);
+        if (p < file.segment + DATA_AT || p >= file.segment + SEGMENT_BYTES) continue;
+        if (!file.plugged[u64(p - file.segment - DATA_AT) / file.page_bytes]) violation("a frame without memory was touched");
+    }
 }
 
 u32 process_id() { return u32(running) + 1; }  // 0: the process that looks at the end
 bool holds(int description) {
-    return running < 0 || (description >= 0 && world.holders[description] >> running & 1);
+    return running < 0 || (description >= 0 && world.holders[description % int(PROCESSES)] >> running & 1);
 }
 bool lives(u32 pid) {
     const Process& p = world.processes[pid - 1];
@@ -295,8 +324,9 @@ static void close_description(int description, int process) {
     u8& holders = world.holders[description];
     holders &= u8(~(1u << process));
     if (holders) return;
-    for (u8& owner : world.byte_owner)
-        if (owner == description + 1) owner = 0;
+    for (int fd : {0, int(PROCESSES)})
+        for (u8& owner : std::span(file_of(fd).byte_owner, sizeof world.byte_owner))
+            if (owner == description + 1) owner = 0;
 }
 
 static void close_all(int i) {
@@ -308,6 +338,7 @@ static void kill(int i) {
     world.processes[i].life = DEAD;
     world.kills++;
     close_all(i);
+    if (other_size.sizes_owner == u32(i) + 1) other_size.sizes_owner = 0;
 }
 
 // At the end of a program: the process ends without detaching.
