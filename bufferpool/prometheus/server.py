@@ -77,6 +77,16 @@ def _text(name: str) -> str:
     return html.escape(printable(name.encode(errors="surrogateescape").decode(errors="replace")))
 
 
+def _head_of(app: WSGIApp, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Answers a HEAD request with the status and the headers of a GET request, the length of its body included."""
+    answers: list[tuple[str, list[tuple[str, str]]]] = []
+    body = app({**environ, "REQUEST_METHOD": "GET"}, lambda status, headers: answers.append((status, headers)))
+    length = str(sum(len(part) for part in body))
+    status, headers = answers[0]
+    start_response(status, [*headers, ("Content-Length", length)])
+    return [b""]
+
+
 def site(registry: CollectorRegistry, names: tuple[str, ...], directory: str | os.PathLike[str] | None) -> WSGIApp:
     """The WSGI application of the exporter: ``/``, ``/metrics`` and ``/healthz``, for GET and HEAD."""
     metrics: WSGIApp = make_wsgi_app(registry)
@@ -90,9 +100,7 @@ def site(registry: CollectorRegistry, names: tuple[str, ...], directory: str | o
             return [b"" if head else body]
 
         if path == "/metrics":
-            if not head:
-                return metrics(environ, start_response)
-            return [b"" for _ in metrics({**environ, "REQUEST_METHOD": "GET"}, start_response)]
+            return metrics(environ, start_response) if not head else _head_of(metrics, environ, start_response)
         if method not in ("GET", "HEAD"):
             return answer("405 Method Not Allowed", "text/plain", b"use GET or HEAD\n")
         if path == "/healthz":  # reads no pool: it says that the exporter answers

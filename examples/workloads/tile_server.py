@@ -22,6 +22,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
@@ -150,13 +151,12 @@ def serve(pipe: Pipe, kind: str, where: Any, listening: socket.socket) -> tuple[
     server = Server(listening, lambda tile: cache(tile, load))
     world.render((0, 0, 0))  # so that what the libraries allocate is not taken for the cache's memory
     pipe.put("ready")
-    serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    serving.start()
+    # A daemon, so that this process ends at once if the parent ends meanwhile.
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     pipe.get()
     pipe.put((server.requests, server.renders))
     pipe.get()  # keeps the cache until it has been measured
     server.shutdown()
-    serving.join()
     return server.requests, server.renders
 
 
@@ -188,7 +188,7 @@ class Users:
 
     def __init__(self, port: int) -> None:
         self.port, self.wrong, self.first, self.sizes = port, 0, dict[Tile, int](), dict[Tile, int]()
-        self.lock = threading.Lock()
+        self.lock, self.left = threading.Lock(), False
 
     def ask(self, tiles: Iterator[Tile], advance: Callable[[int], None]) -> None:
         while True:
@@ -196,15 +196,27 @@ class Users:
                 tile = next(tiles, None)
             if tile is None:
                 return
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-            connection.request("GET", "/" + "/".join(map(str, tile)))
-            answer = connection.getresponse()
-            body = answer.read()
-            connection.close()
+            try:
+                status, body = self.get(tile)
+            except (OSError, http.client.HTTPException):
+                if self.left:
+                    return  # the workload ends before its time, the workers first
+                raise
             with self.lock:
                 self.sizes[tile] = len(body)
-                self.wrong += answer.status != 200 or self.first.setdefault(tile, hash(body)) != hash(body)
+                self.wrong += status != 200 or self.first.setdefault(tile, hash(body)) != hash(body)
                 advance(1)
+
+    def get(self, tile: Tile) -> tuple[int, bytes]:
+        """The status of the answer, and its body."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            connection.request("GET", "/" + "/".join(map(str, tile)))
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def leave(self) -> None:
+        """From now on the users end, if no worker answers them."""
+        self.left = True
 
 
 # ---- the rounds ------------------------------------------------------------------------------
@@ -260,6 +272,7 @@ def measure(run: Run, kind: str, sizes: dict[Tile, int]) -> Round:
     segment = Path(pool.path if pool else "none")
     before = sum(sum(pss(pid, segment)) for pid in pids)
     users, tiles = Users(listening.getsockname()[1]), walks(np.random.default_rng(options.seed), options.requests)
+    run.stack.callback(users.leave)  # before the callbacks that end the workers
     began = time.monotonic()
     with run.progress(f"serving: {kind}", options.requests) as advance:
         threads = [

@@ -121,6 +121,68 @@ def test_a_signal_ends_it_and_leaves_nothing_behind(tmp_path, number, code):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("workload-")]
 
 
+def script_beside(tmp_path, body):
+    """A script that may import the modules of the workloads, and the environment for it."""
+    script = tmp_path / "script.py"
+    script.write_text(body)
+    return script, os.environ | {"PYTHONPATH": str(FOLDER)}
+
+
+def test_a_worker_of_the_tile_server_ends_with_its_parent(tmp_path):
+    """Its serving thread kept it: by SIGTERM, the workload waited five seconds for each of its workers, and killed it."""
+    script, env = script_beside(
+        tmp_path,
+        f"""
+import socket
+import tile_server
+from workload import Worker
+
+if __name__ == "__main__":
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        worker = Worker(tile_server.serve, ("private", 1 << 20, listening))
+        assert worker.get() == "ready"
+        worker.pipe.close()  # as the end of the parent does
+        worker.process.join({WAIT})
+        print(worker.process.exitcode)
+""",
+    )
+    done = run(script, env=env)
+    assert done.stdout == "0\n", done.stderr
+
+
+def test_the_users_of_the_tile_server_do_not_keep_it(tmp_path):
+    """They waited for answers for up to a minute after SIGTERM, and those that got none printed tracebacks."""
+    script, env = script_beside(
+        tmp_path,
+        """
+import http.client
+import itertools
+import threading
+import tile_server
+from workload import main
+
+turns = itertools.count()
+
+class Connection(http.client.HTTPConnection):
+    def getresponse(self):
+        if next(turns) == 0:
+            print("one waits", flush=True)
+            threading.Event().wait()
+        return super().getresponse()
+
+if __name__ == "__main__":
+    http.client.HTTPConnection = Connection
+    main(tile_server.work, workers=(2, 2, ""), cache=(2.0, 2.0, ""), requests=(10**9, 1, ""))
+""",
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, script], text=True, cwd=ROOT, env=env, **pipes) as process:
+        assert "one waits" in iter(process.stdout.readline, "").__next__()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=WAIT)
+    assert (process.returncode, errors) == (143, "")
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("limit", ["cgroup", "tmpfs", "none"])
 def test_elastic_under_each_limit_or_it_says_that_there_is_none(limit):

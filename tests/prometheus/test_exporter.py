@@ -277,11 +277,14 @@ def test_healthz_reads_no_pool(served, monkeypatch):
 
 
 def test_head_works_on_each_page(served):
-    """A HEAD request was answered with 405."""
+    """A HEAD request was answered with 405, and later, for the metrics, with a length of 0."""
     _, port = served
-    for path in ("/", "/metrics", "/healthz"):
-        status, _, body = ask(port, path, "HEAD")
+    for path in ("/", "/metrics?name[]=bufferpool_build_info", "/healthz"):
+        status, headers, body = ask(port, path, "HEAD")
         assert (status, body) == (200, b""), path
+        _, same, text = ask(port, path)
+        assert {**headers, "Date": ""} == {**same, "Date": ""}, path
+        assert headers["Content-Length"] == str(len(text)), path
 
 
 def test_the_exporter_has_its_own_metrics_and_one_family_alone(served):
